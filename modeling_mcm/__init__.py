@@ -41,28 +41,15 @@ AutoModelForPreTraining.register(MCMConfig, MCMForMultiTaskRecommendation, exist
 SEQUENCE_HEADS: Any = (MCMForActionRecommendation, MCMForCustomerPrediction)
 AutoModelForSequenceClassification.register(MCMConfig, SEQUENCE_HEADS, exist_ok=True)
 AutoFeatureExtractor.register(MCMConfig, MCMFeatureExtractor, exist_ok=True)
-PIPELINE_REGISTRY.register_pipeline(
-    "customer-embedding", pipeline_class=CustomerEmbeddingPipeline, pt_model=AutoModel, type="multimodal"
-)
-PIPELINE_REGISTRY.register_pipeline(
-    "customer-forecast", pipeline_class=CustomerForecastPipeline, pt_model=AutoModel, type="multimodal"
-)
-PIPELINE_REGISTRY.register_pipeline(
-    "preference-scores",
-    pipeline_class=PreferenceScoresPipeline,
-    pt_model=MCMForMultiTaskRecommendation,
-    type="multimodal",
-)
-
-PIPELINE_REGISTRY.register_pipeline(
-    "action-scores", pipeline_class=ActionScoresPipeline, pt_model=MCMForActionRecommendation, type="multimodal"
-)
-PIPELINE_REGISTRY.register_pipeline(
-    "customer-prediction",
-    pipeline_class=CustomerPredictionPipeline,
-    pt_model=MCMForCustomerPrediction,
-    type="multimodal",
-)
+PIPELINES: Any = {
+    "customer-embedding": (CustomerEmbeddingPipeline, AutoModel),
+    "customer-forecast": (CustomerForecastPipeline, AutoModel),
+    "preference-scores": (PreferenceScoresPipeline, MCMForMultiTaskRecommendation),
+    "action-scores": (ActionScoresPipeline, MCMForActionRecommendation),
+    "customer-prediction": (CustomerPredictionPipeline, MCMForCustomerPrediction),
+}
+for task, (pipeline, model) in PIPELINES.items():
+    PIPELINE_REGISTRY.register_pipeline(task, pipeline_class=pipeline, pt_model=model, type="multimodal")
 
 __all__ = [
     "ActionScoresPipeline",

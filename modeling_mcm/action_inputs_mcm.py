@@ -23,15 +23,10 @@ NOT_OFFERED = -1
 
 
 class ActionMatcher:
-    """Finds matches: events that have all values of an action row.
-
-    The token type is ignored, because a purchase without the coupon is a purchase too. A row that has only a token
-    type (watch a video) matches events of that type. A value that was never seen in training matches nothing.
-
-    Args:
-        ids (`np.ndarray` of shape `(R, J)`): feature ids of the rows of all actions.
-        token (`int`): index of the token type among the features.
-    """
+    """Finds matches: events that have all values of an action row. The token type is ignored, because a purchase
+    without the coupon is a purchase too. A row that has only a token type (watch a video) matches events of that type.
+    A value that was never seen in training matches nothing. `ids` `(R, J)` are the feature ids of the rows of all
+    actions, `token` is the index of the token type among the features."""
 
     def __init__(self, ids: NDArray[np.int64], token: int):
         present = ids != MISSING_ID
@@ -43,15 +38,8 @@ class ActionMatcher:
         self.numbers = ((ids * present).astype(np.uint64) * self.digits).sum(1)
 
     def __call__(self, events: NDArray[np.int64], rows: NDArray[np.int64]) -> tuple[NDArray, NDArray]:
-        """Finds all matches between events and action rows.
-
-        Args:
-            events (`np.ndarray` of shape `(E, J)`): feature ids of E events.
-            rows (`np.ndarray` of shape `(S,)`): action rows to match, as indices into the R rows.
-
-        Returns:
-            Two arrays with one element for each match: index into `events`, index into `rows`.
-        """
+        """Finds all matches of the feature ids `(E, J)` of E events with the action rows `(S,)`, indices into the R
+        rows. Returns for each match the index into `events` and the index into `rows`."""
         matches: list[tuple[NDArray, NDArray]] = [(np.zeros(0, np.int64), np.zeros(0, np.int64))]
         for kind in np.unique(self.kind_of[rows]):
             if kind < 0:
@@ -70,8 +58,6 @@ class EncodedActions:
     """Actions encoded as feature ids; it makes the model inputs for the actions that a batch is offered.
 
     Args:
-        extractor ([`MCMFeatureExtractor`]): feature extractor of the checkpoint.
-        config ([`MCMConfig`]): configuration of the model.
         action_ids (`Sequence[str]` of length V): name of each action; versions of one action may share a name.
         columns (`Mapping[str, Any]`): raw values of each row, by column of the event log; each of length R.
         row_offsets (`np.ndarray` of shape `(V + 1,)`): action v has the rows `row_offsets[v]` to
@@ -115,18 +101,10 @@ class EncodedActions:
             )
 
     def inputs(self, input_ids: NDArray[np.int64], offered: NDArray[np.int64]) -> dict[str, NDArray]:
-        """Makes the model inputs for the offers of a batch.
-
-        Args:
-            input_ids (`np.ndarray` of shape `(B, L, J)`): feature ids of the histories, the start row first.
-            offered (`np.ndarray` of shape `(B, K)`): index of the action of each offer; negative where a customer has
-                fewer offers.
-
-        Returns:
-            `dict` of arrays: `action_input_ids` `(S, J)`, `action_rows` and `action_weights` `(S,)`, `action_matches`
-            `(M, 3)` and `offered_actions` `(B, K)`, whose values are indices of the batch's distinct actions; see
-            `MCMForActionRecommendation.forward`.
-        """
+        """Makes the model inputs for the offers of a batch, see `MCMForActionRecommendation.forward`. Reads the
+        feature ids `(B, L, J)` of the histories and the offered actions `(B, K)`, negative where a customer has fewer
+        offers. Returns `action_input_ids` `(S, J)`, `action_rows` and `action_weights` `(S,)`, `action_matches`
+        `(M, 3)` and `offered_actions` `(B, K)`, whose values are indices of the batch's distinct actions."""
         distinct = np.unique(offered[offered >= 0])
         among = np.where(offered >= 0, np.searchsorted(distinct, offered), NOT_OFFERED)
         starts, ends = self.row_offsets[distinct], self.row_offsets[distinct + 1]
@@ -168,18 +146,9 @@ def features_of_actions(extractor: MCMFeatureExtractor, columns: Mapping[str, An
 
 
 def read_actions(actions: Any) -> tuple[list[str], dict[str, list[Any]], NDArray[np.int64], NDArray[np.float64]]:
-    """Reads raw actions into the arguments of [`EncodedActions`].
-
-    Args:
-        actions (`Sequence[dict]`): one dict for each row: `action_id`, optionally `weight` (1 by default), and columns
-            of the event log. Rows with the same `action_id` are one action.
-
-    Returns:
-        Action ids in the order in which they first occur, columns, row offsets and weights.
-
-    Raises:
-        ValueError: if there are no actions, or a row is no dict or has no `action_id`.
-    """
+    """Reads raw actions into the arguments of [`EncodedActions`]. Each is a dict with `action_id`, optionally `weight`
+    (1 by default) and columns of the event log; rows with the same `action_id` are one action. Raises `ValueError` if
+    there are no actions, or a row is no dict or has no `action_id`."""
     if not isinstance(actions, Sequence) or isinstance(actions, str) or not len(actions):
         raise ValueError(
             f"Found actions {actions!r}; expected a list of dicts with `action_id` and columns of the log."

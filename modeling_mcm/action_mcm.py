@@ -67,14 +67,8 @@ class MCMActionOutput(ModelOutput):
 
 
 class Standardised(nn.Module):
-    """Standardises numbers by their mean and standard deviation over all training examples so far.
-
-    The statistics of a batch, as batch normalisation takes them, would remove differences between customers, because a
-    batch contains histories of similar length.
-
-    Args:
-        size (`int`): number of numeric features.
-    """
+    """Standardises numbers by mean and standard deviation over all training examples so far. Those of a batch, as in
+    batch normalisation, would remove differences between customers: it has histories of similar length."""
 
     def __init__(self, size: int):
         super().__init__()
@@ -112,14 +106,8 @@ def piecewise_linear(values: torch.Tensor) -> torch.Tensor:
 
 
 def counted_features(config: MCMConfig) -> list[str]:
-    """Features whose values an action shares with a history, and that are counted.
-
-    Args:
-        config ([`MCMConfig`]): configuration of the model.
-
-    Returns:
-        `config.action_features`, or all tasks if it is `None`.
-    """
+    """Features that an action and a history share and that are counted: `config.action_features`, by default all
+    tasks."""
     return list(config.tasks if config.action_features is None else config.action_features)
 
 
@@ -145,7 +133,6 @@ class ActionCounts:
     """Fading counts of a batch of histories at the time of the offers; every count n is returned as log(1 + n).
 
     Args:
-        config ([`MCMConfig`]): configuration of the model.
         input_ids (`torch.LongTensor` of shape `(B, L, J)`): feature ids of each event, the start row first.
         visit_ids (`torch.LongTensor` of shape `(B, L)`, *optional*): visit of each event; `None`: each event is a
             visit.
@@ -187,11 +174,8 @@ class ActionCounts:
         return counts, days
 
     def of_customers(self) -> torch.Tensor:
-        """Counts that do not depend on the action.
-
-        Returns:
-            `torch.FloatTensor` of shape `(B, numbers)`; the second list of `count_names` names the numbers.
-        """
+        """Counts that do not depend on the action. Returns `torch.FloatTensor` of shape `(B, numbers)`; the second
+        list of `count_names` names the numbers."""
         opens = self.is_event & (self.visits != F.pad(self.visits, (1, 0), value=-1)[:, :-1])
         last = self.ages.clamp(max=NEVER).amin(1, keepdim=True)
         numbers = [torch.einsum("bld,bl->bd", self.weights, opens.to(self.weights.dtype)).log1p(), last.log1p()]
@@ -201,17 +185,9 @@ class ActionCounts:
         return torch.cat(numbers, -1)
 
     def of_offers(self, action_ids: torch.Tensor, rows: torch.Tensor, matches: torch.Tensor, count: int):
-        """Counts of the events that match each action, and of the values that action and history share.
-
-        Args:
-            action_ids (`torch.LongTensor` of shape `(R, J)`): feature ids of each action row.
-            rows (`torch.LongTensor` of shape `(R,)`): index of each row's action.
-            matches (`torch.LongTensor` of shape `(M, 3)`): index of customer, event and action of each match.
-            count (`int`): A, the number of actions.
-
-        Returns:
-            `torch.FloatTensor` of shape `(B, A, numbers)`; the first list of `count_names` names the numbers.
-        """
+        """Counts `(B, A, numbers)` of the events that match each action, and of the values that action and history
+        share; the first list of `count_names` names them. `action_ids` `(R, J)` are the feature ids of the action
+        rows, `rows` `(R,)` their actions, and `matches` `(M, 3)` customer, event and action of each match."""
         numbers = self._of_matches(action_ids, rows, matches, count)
         for feature in counted_features(self.config):
             index = self.config.features.index(feature)
@@ -274,9 +250,6 @@ class ActionHead(nn.Module):
     ([`piecewise_linear`]), and f_n a network with one hidden layer. Few customers take an offer. So the N networks are
     small, dropout on their inputs is strong, each is trained on its own, and the score is the mean of their log-odds.
     d and w start at 0 and all g are equal, so that fine-tuning starts from MCM's own ranking.
-
-    Args:
-        config ([`MCMConfig`]): configuration of the model.
     """
 
     def __init__(self, config: MCMConfig):
@@ -376,21 +349,10 @@ class MCMForActionRecommendation(MCMForMultiTaskRecommendation):
         matches: torch.Tensor,
         offered: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Numeric features of the offers.
-
-        Args:
-            logits (`Mapping[str, torch.Tensor]`): MCM's own scores by task, each of shape `(B, V)`.
-            counts ([`ActionCounts`]): counts of the histories at the time of the offers.
-            action_ids (`torch.LongTensor` of shape `(R, J)`): feature ids of each action row.
-            rows (`torch.LongTensor` of shape `(R,)`): index of each row's action.
-            matches (`torch.LongTensor` of shape `(M, 3)`): customer, event and action of each match.
-            offered (`torch.LongTensor` of shape `(B, K)`): index of the action of each offer; negative where a
-                customer has fewer offers.
-
-        Returns:
-            Preferences of shape `(B, K, T)`, and numeric features of shape `(B, K, X)`: the preferences, for each task
-            log(1 + number of the action's labels), and the numbers of `count_names`.
-        """
+        """Preferences `(B, K, T)` and numeric features `(B, K, X)` of the offers: the preferences, for each task log(1
+        + number of the action's labels), and the numbers of `count_names`. `logits` are MCM's own scores by task, each
+        `(B, V)`; `action_ids` `(R, J)`, `rows` `(R,)` and `matches` `(M, 3)` as in [`ActionCounts.of_offers`];
+        `offered` `(B, K)` is negative where a customer has fewer offers."""
         batch, actions_of_offers = torch.arange(len(offered), device=offered.device)[:, None], offered.clamp(min=0)
         number = int(offered.max()) + 1
         preferences, sizes = [], []
@@ -493,10 +455,8 @@ class MCMForActionRecommendation(MCMForMultiTaskRecommendation):
 
 
 def offer_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Binary cross-entropy of offers: the sum over outcomes and observed offers, the mean over customers.
-
-    A first axis of networks, as in log-odds of shape `(N, B, K, O)`, is averaged too; labels below 0 are not observed.
-    """
+    """Binary cross-entropy of offers: the sum over outcomes and observed offers, the mean over customers. A first axis
+    of networks, as in log-odds of shape `(N, B, K, O)`, is averaged too; labels below 0 are not observed."""
     observed, labels = labels >= 0, labels.clamp(min=0).expand_as(logits)
     losses = nn.functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
     return (losses * observed).sum() / logits[..., 0, 0].numel()

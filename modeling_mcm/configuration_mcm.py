@@ -163,8 +163,8 @@ class MCMConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields by name. The features that a state counts are always named, so that they stay the same if a later
-        version has other defaults."""
+        """The fields by name. The counted features are always named, so that they stay the same with other
+        defaults."""
         values = super().to_dict()
         if self.state_size:
             values["state_features"], values["taste_features"] = self.counted_features
@@ -177,8 +177,8 @@ class MCMConfig(PreTrainedConfig):
 
     @property
     def target(self) -> str:
-        """What is predicted: `"next_visit"` (the set of labels of the next visit, at the end of the visit before) or
-        `"next_event"` (the paper)."""
+        """What is predicted: `"next_visit"` (its set of labels, at the end of the visit before) or `"next_event"`
+        (paper)."""
         return "next_visit" if self.encoder_unit == "visit" else "next_event"
 
     @property

@@ -39,20 +39,14 @@ SHRINKAGE = 0.4  # exponent on a label's number of occurrences: followers of rar
 
 
 class Histories(NamedTuple):
-    """The histories of the scored prefixes of a batch.
+    """The histories of the scored prefixes of a batch."""
 
-    Attributes:
-        moments (`torch.LongTensor` of shape `(B, L)`): number of each event's moment. Events of one visit and time
-            share a moment, because their order has no meaning.
-        times (`torch.FloatTensor` of shape `(B, L)`): days from the customer's first event to each event.
-        customers (`torch.LongTensor` of shape `(R,)`): customer of each prefix.
-        ends (`torch.LongTensor` of shape `(R,)`): index of the last event of each prefix.
-    """
-
+    # (B, L): number of each event's moment. Events of one visit and time share a moment, because their order has no
+    # meaning
     moments: torch.Tensor
-    times: torch.Tensor
-    customers: torch.Tensor
-    ends: torch.Tensor
+    times: torch.Tensor  # (B, L): days from the customer's first event to each event
+    customers: torch.Tensor  # (R,): customer of each prefix
+    ends: torch.Tensor  # (R,): index of the last event of each prefix
 
     @classmethod
     def of(
@@ -64,25 +58,17 @@ class Histories(NamedTuple):
 
 
 class Followers(NamedTuple):
-    """Followers of the latest labels of each prefix, from a [`FollowerTable`].
+    """Followers of the latest labels of each prefix, from a [`FollowerTable`]."""
 
-    Attributes:
-        labels (`torch.LongTensor` of shape `(R, A, K)`): label ids of the followers.
-        counts (`torch.FloatTensor` of shape `(R, A, K)`): weighted number of pairs, divided by a power of the latest
-            label's number of occurrences; 0 where a prefix has fewer labels, or a label fewer followers.
-        ages (`torch.FloatTensor` of shape `(R, A)`): days from the latest label's event to the end of the prefix.
-    """
-
-    labels: torch.Tensor
+    labels: torch.Tensor  # (R, A, K): label ids of the followers
+    # (R, A, K): weighted number of pairs, divided by a power of the latest label's number of occurrences; 0 where a
+    # prefix has fewer labels, or a label fewer followers
     counts: torch.Tensor
-    ages: torch.Tensor
+    ages: torch.Tensor  # (R, A): days from the latest label's event to the end of the prefix
 
 
 class FollowerTable(nn.Module):
     """The K most frequent followers of every label of a task.
-
-    Args:
-        labels (`int`): V, the number of labels.
 
     Attributes:
         followers (`torch.IntTensor` of shape `(V, K)`): label ids of each label's followers, ascending; 0 where there
@@ -152,9 +138,6 @@ def _label_indices(is_label: torch.Tensor, number: torch.Tensor) -> torch.Tensor
 class RelatedTable(nn.Module):
     """Sparse weight matrix of a linear model from the labels that a customer met to a score for every label.
 
-    Args:
-        labels (`int`): V, the number of labels.
-
     Attributes:
         related (`torch.IntTensor` of shape `(V, RELATED)`): label ids of each label's related labels.
         weights (`torch.HalfTensor` of shape `(V, RELATED)`): weight from the label to each related label, positive or
@@ -171,14 +154,7 @@ class RelatedTable(nn.Module):
 
     @torch.no_grad()
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Multiplies inputs with the weight matrix, and clips the result at 0.
-
-        Args:
-            inputs (`torch.FloatTensor` of shape `(R, V)`): input of each label, 0 for most.
-
-        Returns:
-            `torch.FloatTensor` of shape `(R, V)`.
-        """
+        """Multiplies inputs `(R, V)` with the weight matrix, and clips the result `(R, V)` at 0."""
         if torch.compiler.is_exporting():  # an exported graph can't depend on the number of labels met
             size = self.weights.shape[0]
             whole = torch.zeros(size, size, device=inputs.device).scatter_add(
@@ -210,11 +186,6 @@ class CountedMemory(nn.Module):
     the customer's habits by those of all customers. Labels not met are ranked by `new_gain` log(1 + m B / .01) alone,
     where m marks the labels met and B is EASE (Steck, WWW 2019), a ridge regression of each label on all others.
     `new_offset` is added for all labels not met. These gains are learned on validation cases at the end of training.
-
-    Args:
-        label_sizes (`Sequence[int]`): number of labels V of each task.
-        followers (`Sequence[bool]`): whether each task has followers.
-        related (`Sequence[bool]`): whether each task has related labels.
     """
 
     habit_gain: torch.Tensor
@@ -249,12 +220,7 @@ class CountedMemory(nn.Module):
 
     @torch.no_grad()
     def grow(self, task: int, number: int) -> None:
-        """Appends new labels to a task, without followers and related labels, and with the rarity of the rarest label.
-
-        Args:
-            task (`int`): index of the task.
-            number (`int`): number of new labels.
-        """
+        """Appends new labels to a task, without followers and related labels; each is as rare as the rarest label."""
         rarity = self.label_rarity(task)
         rarest = rarity[FIRST_LABEL:].max().expand(number)
         self.register_buffer(f"label_rarity_{task}", torch.cat([rarity, rarest]))
@@ -300,9 +266,7 @@ class CountedMemory(nn.Module):
         """Values that followers add to the scores of a task.
 
         Args:
-            task (`int`): index of the task.
             labels (`torch.LongTensor` of shape `(B, L)`): label id of each event.
-            histories ([`Histories`]): moments of the events, and the prefixes.
             sample (`torch.LongTensor` of shape `(V,)`, *optional*): ids of the scored labels, ascending, where labels
                 are sampled. Default: all labels.
             without_own (`bool`): whether to subtract the customer's own pairs from the counts, as training needs.
@@ -356,18 +320,9 @@ class CountedMemory(nn.Module):
         new_gain: torch.Tensor,
         new_offset: torch.Tensor,
     ) -> torch.Tensor:
-        """Adds habits and new labels to the scores of a task with related labels.
-
-        Args:
-            scores (`torch.FloatTensor` of shape `(..., V)`): sum of the other parts.
-            parts (`Mapping[str, torch.Tensor]`): `met`, `habits` and `new`, each of shape `(..., V)`.
-            habit_gain (`torch.FloatTensor` of shape `()`): gain of habits.
-            new_gain (`torch.FloatTensor` of shape `()`): gain of new labels.
-            new_offset (`torch.FloatTensor` of shape `()`): value that is added to all labels not met.
-
-        Returns:
-            `torch.FloatTensor` of shape `(..., V)`: scores, undefined for ids 0 and 1.
-        """
+        """Adds habits and new labels to the scores `(..., V)` of a task with related labels; ids 0 and 1 are
+        undefined. `parts` are `met`, `habits` and `new`, of the same shape; `new_offset` is added to labels not
+        met."""
         real = torch.arange(scores.shape[-1], device=scores.device) >= FIRST_LABEL
         met, unmet = parts["met"] & real, ~parts["met"] & real
 

@@ -45,14 +45,9 @@ class MCMPredictionOutput(ModelOutput):
 
 
 class PredictionHead(nn.Module):
-    """Linear layer on the standardised customer state: W dropout((s - mean) / spread) + b.
-
-    W starts at 0, so that the first prediction is the same for all customers. Mean and standard deviation are those of
-    the training customers' states, which [`MCMForCustomerPrediction.start_from`] sets.
-
-    Args:
-        config ([`MCMConfig`]): configuration of the model.
-    """
+    """Linear layer on the standardised customer state: W dropout((s - mean) / spread) + b. W starts at 0, so that the
+    first prediction is the same for all customers. Mean and standard deviation are those of the training customers'
+    states, which [`MCMForCustomerPrediction.start_from`] sets."""
 
     def __init__(self, config: MCMConfig):
         super().__init__()
@@ -137,8 +132,7 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
         self.model.eval()
 
     def train(self, mode: bool = True):
-        """Sets training or evaluation mode as in torch; a frozen customer state stays in evaluation mode, without
-        dropout."""
+        """Sets the mode as in torch; a frozen customer state stays in evaluation mode, without dropout."""
         super().train(mode)
         if not self._trains_state:
             self.model.eval()

@@ -19,14 +19,8 @@ SMALL_TABLE = 2**16
 
 
 class ValueEmbedding(nn.Embedding):
-    """Embedding table of a feature: one vector for each value id. The vector of the missing value (id 0) is 0.
-
-    It is a class of its own, so that `_init_weights` can recognise it.
-
-    Args:
-        size (`int`): number of ids.
-        hidden_size (`int`): H.
-    """
+    """Embedding table of a feature: one vector for each value id. The vector of the missing value (id 0) is 0. It is a
+    class of its own, so that `_init_weights` can recognise it."""
 
     def __init__(self, size: int, hidden_size: int):
         super().__init__(size, hidden_size, padding_idx=0)
@@ -42,31 +36,19 @@ def grow(module: nn.Module, number: int, like: int | slice) -> None:
 
 
 class JoinedTables(NamedTuple):
-    """Several embedding tables as one, for a single look-up, and the features whose tables stay apart.
+    """Several embedding tables as one, for a single look-up, and the features whose tables stay apart."""
 
-    Attributes:
-        features (`list[int]`): indices of the features whose tables are joined.
-        others (`list[int]`): indices of the other features that the embedding reads.
-        weight (`torch.FloatTensor` of shape `(ids, H)`, *optional*): the joined tables, one below the other.
-        starts (`torch.LongTensor` of shape `(features,)`, *optional*): first row of each joined table.
-    """
-
-    features: list[int]
-    others: list[int]
-    weight: torch.Tensor | None = None
-    starts: torch.Tensor | None = None
+    features: list[int]  # indices of the features whose tables are joined
+    others: list[int]  # indices of the other features that the embedding reads
+    weight: torch.Tensor | None = None  # (ids, H): the joined tables, one below the other
+    starts: torch.Tensor | None = None  # (features,): first row of each joined table
 
 
 class HeterogeneousEmbedding(nn.Embedding):
-    """Heterogeneous embedding (equation 1): the embedding e of an event is the average over its features' vectors.
-
-    It replaces a language model's token embedding, which transformers requires to be an `nn.Embedding`. It has no
-    weight of its own, but one table for each feature, so that a single vocabulary can grow. The tables stand in a
-    list, so that a feature may have any name.
-
-    Args:
-        config ([`MCMConfig`]): configuration of the model.
-    """
+    """Heterogeneous embedding (equation 1): the embedding e of an event is the average over its features' vectors. It
+    replaces a language model's token embedding, which transformers requires to be an `nn.Embedding`. It has no weight
+    of its own, but one table for each feature, so that a single vocabulary can grow. The tables stand in a list, so
+    that a feature may have any name."""
 
     def __init__(self, config: MCMConfig):
         nn.Module.__init__(self)
@@ -205,12 +187,8 @@ def check_inputs(
 
 
 class MCMEmbeddings(nn.Module):
-    """The encoder's input H = E + P: unit embeddings (equation 1) plus positions, then layer norm and dropout as in
-    BERT.
-
-    Args:
-        config ([`MCMConfig`]): configuration of the model.
-    """
+    """The encoder's input H = E + P: unit embeddings (equation 1) plus positions, then BERT's layer norm and
+    dropout."""
 
     def __init__(self, config: MCMConfig):
         super().__init__()
@@ -232,18 +210,9 @@ class MCMEmbeddings(nn.Module):
         A visit's vector is the sum of its events' vectors divided by the square root of their number. The root keeps
         the scale of the vector for every visit size; a mean would shrink with it. Training drops random events of
         visits whole, so that the encoder does not memorise customers; the memories still count these events. A visit
-        keeps at least one event, and events that are units are never dropped.
-
-        Args:
-            events (`torch.FloatTensor` of shape `(B, L, H)`): embedding of each event.
-            attention_mask (`torch.Tensor` of shape `(B, L)`): 1 where an event is real.
-            visit_ids (`torch.LongTensor` of shape `(B, L)`, *optional*): visit of each event.
-
-        Returns:
-            Unit vectors of shape `(B, U, H)`, and a boolean mask of shape `(B, U)`, True where a unit is real.
-
-        Raises:
-            ValueError: if units are visits and there are no `visit_ids`.
+        keeps at least one event, and events that are units are never dropped. Returns unit vectors of shape
+        `(B, U, H)`, and a boolean mask of shape `(B, U)`, True where a unit is real. Raises `ValueError` if units are
+        visits and there are no `visit_ids`.
         """
         weight = attention_mask.to(events.dtype)
         if self.encoder_unit == "event":

@@ -39,12 +39,6 @@ from .times_mcm import EPOCH_WEEKDAY, SECONDS_PER_DAY, SECONDS_PER_HOUR, read_ti
 class Encoding:
     """Raw values to ids. Id 0 means missing, 1 a value that was not seen in training; values and bins follow.
 
-    Args:
-        schema ([`LogSchema`]): what the columns of the log mean.
-        feature_names (`list[str]`): names of all features, in the order of J.
-        vocabularies (`dict[str, list[str]]`): values of each categorical feature.
-        bins (`dict[str, list[float]]`): inner bin edges of each numeric and days_since_visit feature.
-
     Attributes:
         specs (`dict[str, FeatureSpec]`): the features by name.
         columns (`dict[str, str]`): by feature the column that it is read from; derived features have none.
@@ -75,19 +69,9 @@ class Encoding:
         self._edges = {feature: np.array(edges, np.float64) for feature, edges in bins.items()}
 
     def events(self, columns: Mapping[str, Any], count: int) -> dict[str, NDArray[Any]]:
-        """Encodes the events of one customer, in any order, as the columns of a row.
-
-        Args:
-            columns (`Mapping[str, Sequence]`): raw values of all columns that the schema names, by column.
-            count (`int`): number of events.
-
-        Returns:
-            `dict[str, np.ndarray]`: `times`, `visits`, `feature_<name>`, `value_<name>` and `task_<name>`, the oldest
-            event first, end-of-visit events included; see `MCMFeatureExtractor.encode`.
-
-        Raises:
-            ValueError: if a value can't be encoded; the message names the column.
-        """
+        """Encodes the events of one customer, in any order, as the columns `times`, `visits`, `feature_<name>`,
+        `value_<name>` and `task_<name>` of a row, oldest event first, end-of-visit events included; see
+        `MCMFeatureExtractor.encode`. Raises `ValueError` if a value can't be encoded; the message names the column."""
         schema = self.schema
         moments = self._read_moments(columns, count)
         ranks = np.full(count, NO_VISIT)
@@ -198,8 +182,7 @@ class Encoding:
         return ids
 
     def customer_id(self, given: Any, column: Any) -> str | None:
-        """The id as text; the events, where they carry one, must all be this customer's. Raises `ValueError` if there
-        are two ids."""
+        """The id as text. Raises `ValueError` if the events carry the id of another customer."""
         with naming(f"column {self.schema.customer!r}"):
             ids = set(map(to_text, [*as_list(column), *([] if is_missing(given) else [given])]))
             if len(ids) > 1 or None in ids:

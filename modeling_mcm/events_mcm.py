@@ -66,8 +66,7 @@ def is_missing(value: Any) -> bool:
 
 
 def to_text(value: Any) -> str | None:
-    """Converts a categorical value to text; None if it is missing. Raises `ValueError` if the value is of another
-    type, such as a list."""
+    """Converts a categorical value to text; None if missing. Raises `ValueError` for another type, such as a list."""
     if isinstance(value, str):
         return value
     if is_missing(value):
@@ -95,9 +94,8 @@ def split_path(value: Any, separator: str, level: int) -> str | None:
 
 
 def split_values(value: Any, separator: str | None) -> set[str]:
-    """The distinct texts of a value that holds several values; empty texts are left out. Raises `ValueError` if the
-    value is a list although there is a separator, is no list although there is none, or holds a value that `to_text`
-    can't convert."""
+    """The distinct texts of a value that holds several values; empty texts are left out. Raises `ValueError` if a list
+    has a separator, no list has none, or `to_text` can't convert a value."""
     if separator is not None:
         text = to_text(value)
         return set() if text is None else set(text.split(separator)) - {""}
@@ -109,8 +107,7 @@ def split_values(value: Any, separator: str | None) -> set[str]:
 
 
 def to_number(value: Any) -> float:
-    """Converts a numeric value, or a number as text, to a float; NaN if it is missing. Raises `ValueError` if the
-    value is no number."""
+    """Converts a number, also as text, to a float; NaN if missing. Raises `ValueError` if the value is no number."""
     if is_missing(value):
         return math.nan
     if isinstance(value, Real | Decimal | np.bool_ | str):
@@ -135,8 +132,8 @@ def to_values(numbers: NDArray[np.float64]) -> NDArray[np.float32]:
 
 
 def to_place(value: Any) -> int:
-    """Converts the place of an event in its customer's order to a whole number. Raises `ValueError` if the value is no
-    whole number."""
+    """Converts an event's place in its customer's order to an integer. Raises `ValueError` if it is no whole
+    number."""
     if isinstance(value, Integral) and not isinstance(value, bool | np.bool_):
         return int(value)
     if isinstance(value, str) and re.fullmatch("[+-]?[0-9]+", value):
@@ -145,8 +142,7 @@ def to_place(value: Any) -> int:
 
 
 def map_distinct(values: Sequence[Any], function: Callable[[Any], Any], dtype: type) -> NDArray[Any]:
-    """Applies a function to every value of a column, but computes it only once for each distinct value, of shape
-    `(len(values),)`."""
+    """Applies a function to every value of a column, `(len(values),)`, only once for each distinct value."""
     values = as_list(values)
     keys = list(zip(map(type, values), values, strict=True))  # with the type, because True == 1 == 1.0 in Python
     try:
@@ -241,23 +237,16 @@ def rank_visits(column: Any) -> NDArray[np.int64]:
 
 
 class Timeline(NamedTuple):
-    """Order, times and visits of a customer's n events and of the inserted end-of-visit events, m events in all.
+    """Order, times and visits of a customer's n events and of the inserted end-of-visit events, m events in all."""
 
-    Attributes:
-        order (`np.ndarray` of shape `(n,)`): indices of the events in the input, oldest event first.
-        ends (`np.ndarray` of shape `(m - n,)`): indices, in the ordered events, before which end-of-visit events are
-            inserted, as for `numpy.insert`.
-        times (`np.ndarray` of shape `(m,)`): time of each event in seconds since 1970-01-01; an end-of-visit event has
-            the time of its visit's last event.
-        visits (`np.ndarray` of shape `(m,)`): visit of each event, counted from 0.
-        starts (`np.ndarray` of shape `(visits,)`): time of each visit's first event in seconds since 1970-01-01.
-    """
-
-    order: NDArray[np.int64]
+    order: NDArray[np.int64]  # (n,): indices of the events in the input, oldest event first
+    # (m - n,): indices, in the ordered events, before which end-of-visit events are inserted, as for `numpy.insert`
     ends: NDArray[np.int64]
+    # (m,): time of each event in seconds since 1970-01-01; an end-of-visit event has the time of its visit's last
+    # event
     times: NDArray[np.int64]
-    visits: NDArray[np.int32]
-    starts: NDArray[np.int64]
+    visits: NDArray[np.int32]  # (m,): visit of each event, counted from 0
+    starts: NDArray[np.int64]  # (visits,): time of each visit's first event in seconds since 1970-01-01
 
 
 def arrange(

@@ -14,11 +14,8 @@ from contextlib import contextmanager
 
 @contextmanager
 def needs(extra: str) -> Iterator[None]:
-    """Context manager around imports of packages that an extra of setup.py installs, such as `data`.
-
-    Raises:
-        ImportError: if a package is missing; the message names the package and the extra.
-    """
+    """Context manager around imports of packages that an extra of setup.py installs, such as `data`. Raises
+    `ImportError` if a package is missing; the message names the package and the extra."""
     try:
         yield
     except ModuleNotFoundError as error:

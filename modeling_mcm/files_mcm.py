@@ -41,13 +41,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     It yields the path of a temporary file in the same folder. When the block ends, the temporary file is flushed to
     the disk and renamed to `path`. After an error the earlier file is unchanged and the temporary file is removed. If
-    `path` is a symbolic link, the file that it points to is written. An existing file keeps its permissions.
-
-    Args:
-        path (`str` or `os.PathLike`): path of the file; its folder must exist.
-
-    Raises:
-        OSError: if the disk is full or the file may not be written; the message names the path.
+    `path` is a symbolic link, the file that it points to is written. An existing file keeps its permissions. Raises
+    `OSError` if the disk is full or the file may not be written; the message names the path.
     """
     place = Path(os.path.realpath(path))
     machine = re.sub(r"\W", "-", platform.node())  # several machines may write to one disk
@@ -100,14 +95,10 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[tuple[Path, Path]]:
     When the block ends, the filled folder replaces `path`. After an error `path` is as it was. If `path` is a symbolic
     link, the folder that it points to is replaced.
 
-    Args:
-        path (`str` or `os.PathLike`): the folder to write.
-
     Yields:
         `tuple[Path, Path]`: an empty folder to fill, and a scratch folder, which is removed at the end.
 
-    Raises:
-        OSError: if a folder can't be made or renamed.
+    Raises `OSError` if a folder can't be made or renamed.
     """
     place = Path(path).resolve()
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -129,12 +120,7 @@ def flush_folder(folder: Path) -> None:
 
 
 def replace_folder(written: Path, place: Path) -> None:
-    """Flushes a folder to its disk and renames it. An earlier folder at `place` is removed, or stays after an error.
-
-    Args:
-        written (`Path`): the folder, on the disk of `place`.
-        place (`Path`): its new path.
-    """
+    """Flushes a folder to its disk and renames it; an earlier folder at `place` goes, or stays after an error."""
     flush_folder(written)
     replaced = place.with_name(f".{place.name}.{os.getpid()}.replaced")
     try:
@@ -149,19 +135,10 @@ def replace_folder(written: Path, place: Path) -> None:
 
 @contextmanager
 def locked(*paths: Path, wait: bool = True) -> Iterator[None]:
-    """Context manager for changes of files or folders, which keeps out other processes that change the same.
-
-    A lock ends with its process, however that ends, and forked processes do not keep it. The lock of a prepared data
-    set, which is replaced as a folder, is beside it. Any other lock is inside its folder.
-
-    Args:
-        paths (`Path`): what is changed, with all symbolic links resolved.
-        wait (`bool`): whether to wait for the other process.
-
-    Raises:
-        OSError: if the file of a lock can't be made.
-        filelock.Timeout: if another process holds a lock, and `wait` is false.
-    """
+    """Context manager for changes of files or folders, which keeps out other processes that change the same. A lock
+    ends with its process, however that ends, and forked processes do not keep it. The lock of a prepared data set,
+    which is replaced as a folder, is beside it. Any other lock is inside its folder. Raises `OSError` if the file of a
+    lock can't be made. Raises `filelock.Timeout` if another process holds a lock, and `wait` is false."""
     with ExitStack() as locks:
         for path in sorted({_lock_file(path) for path in paths}):  # one order for all, so that none waits forever
             lock = FileLock(path)
@@ -189,14 +166,8 @@ def _unlock(lock: FileLock) -> None:
 
 
 def damage(path: Path) -> str | None:
-    """Says what is wrong with a file of a checkpoint: JSON object, safetensors, or file of torch.
-
-    Args:
-        path (`Path`): path of the file. A folder, as of a sharded state, is not checked.
-
-    Returns:
-        `str` or `None`: a phrase that begins with the path; `None` if the file is whole.
-    """
+    """Says what is wrong with a file of a checkpoint (JSON object, safetensors, or file of torch), in a phrase that
+    begins with the path; `None` if it is whole. A folder, as of a sharded state, is not checked."""
     if path.is_dir():
         return None
     try:
@@ -245,31 +216,16 @@ def write_json(path: str | os.PathLike[str], values: Any, indent: int = 2, **opt
 
 
 def values_digest(stored: Mapping[str, Any]) -> str:
-    """Digest of the vocabularies and bins of a checkpoint, which define the meaning of its ids.
-
-    Args:
-        stored (`Mapping[str, Any]`): content of vocabularies.json: `vocabularies` and `bins` by feature. The digest
-            depends on the order of values and edges, not on the order of features.
-
-    Returns:
-        `str` of 64 hexadecimal digits.
-    """
+    """Digest (64 hexadecimal digits) of the vocabularies and bins of a checkpoint, which define the meaning of its
+    ids. It depends on the order of values and edges, not on the order of features."""
     bins = {name: [float(edge) for edge in edges] for name, edges in dict(stored["bins"]).items()}
     text = json.dumps([dict(stored["vocabularies"]), bins], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def check_values(digest: str | None, values: str, source: Any) -> None:
-    """Checks that a checkpoint's vocabularies are those that its weights were trained with.
-
-    Args:
-        digest (`str`, *optional*): digest in the model's config; `None` if unknown, which gives a warning once.
-        values (`str`): digest of vocabularies.json or of a feature extractor; see [`values_digest`].
-        source (`str` or `os.PathLike`): name of the checkpoint, for messages.
-
-    Raises:
-        ValueError: if the digests differ.
-    """
+    """Checks that a checkpoint's vocabularies are those that its weights were trained with; an unknown digest (`None`)
+    gives a warning once. Raises `ValueError` if the digests differ."""
     if digest is None:
         logger.warning_once(
             f"{source} does not say which values its weights were trained with, as earlier versions did not: make "
@@ -295,17 +251,8 @@ def some(names: list[str]) -> str:
 
 
 def check_loaded(model: Any, source: Any, unexpected: Iterable[str] = (), subfolder: str = "") -> None:
-    """Checks that a model was loaded whole, and from files of one save.
-
-    Args:
-        model ([`MCMPreTrainedModel`]): the model that was loaded.
-        source (`str` or `os.PathLike`): the checkpoint, a folder or a name on the Hub.
-        unexpected (`Iterable[str]`): names of weights that the loader left out.
-        subfolder (`str`): folder of the model inside the checkpoint.
-
-    Raises:
-        ValueError: if weights were left out, or weights, config and vocabularies are not of one save.
-    """
+    """Checks that a model was loaded whole, and from files of one save. Raises `ValueError` if weights were left out
+    (`unexpected`), or weights, config and vocabularies are not of one save."""
     if names := unplaced(model, unexpected):
         raise ValueError(
             f"{source} has {len(names)} weights that {type(model).__name__} has no place for by its config, and would "

@@ -24,35 +24,19 @@ EVENT_COLUMNS = ("times", "visits", "feature_", "value_", "task_")  # columns wi
 
 
 class InputLayout(NamedTuple):
-    """Where the features of a row stand in a model input.
+    """Where the features of a row stand in a model input."""
 
-    Attributes:
-        sizes (`dict[str, int]`): by feature the number of its ids, in the order of the axis J.
-        profile (`frozenset[str]`): names of the customer's features, which stand in the start row.
-        numeric (`tuple[str]`): names of the numeric features of events, in the order of the axis N.
-        start (`tuple[int, int]`): index of the token type on the axis J, and its id in the start row.
-    """
-
-    sizes: dict[str, int]
-    profile: frozenset[str]
-    numeric: tuple[str, ...]
-    start: tuple[int, int]
+    sizes: dict[str, int]  # by feature the number of its ids, in the order of the axis J
+    profile: frozenset[str]  # names of the customer's features, which stand in the start row
+    numeric: tuple[str, ...]  # names of the numeric features of events, in the order of the axis N
+    start: tuple[int, int]  # index of the token type on the axis J, and its id in the start row
 
 
 def first_kept(events: int, window: int) -> int:
-    """Finds the first event of a history that the model reads.
-
-    The model reads at most `window` of the latest events. In longer histories the first event moves in steps of an
-    eighth of the window, so at least seven eighths of the window are read. Between two steps the state of a live
-    customer ([`LiveCustomer`]) stays valid; at a step the whole history is read again.
-
-    Args:
-        events (`int`): number of events of the history.
-        window (`int`): largest number of events that are read.
-
-    Returns:
-        `int`: index of the first event that is read; `events` where the window is 0.
-    """
+    """Index of the first event of a history that the model reads; `events` where the window is 0. The model reads at
+    most `window` of the latest events. In longer histories the first event moves in steps of an eighth of the window,
+    so at least seven eighths of the window are read. Between two steps the state of a live customer ([`LiveCustomer`])
+    stays valid; at a step the whole history is read again."""
     step = max(1, window // 8)
     return max(0, -(-(events - window) // step) * step) if window else events
 
@@ -67,17 +51,13 @@ def pad_rows(
     """Builds model inputs from rows, as numpy arrays; [`MCMFeatureExtractor.pad`] says what they are.
 
     Args:
-        rows (`Sequence[dict]`): rows as the feature extractor or a prepared data set gives them, one per customer.
-        layout (`InputLayout`): where the features stand in an input.
-        window (`int`): largest number of events in an input, the start row included.
-        mask_next (`bool`): whether to add a last event of unknown values.
         now (`Sequence[float]` of length B, *optional*): moment of each row for which the customer is scored, in
             seconds on the clock of `times`.
 
     Returns:
-        `dict[str, NDArray]`: `input_ids` int64 `(B, L, J)`, `attention_mask` int64 `(B, L)`, `visit_ids` int64 `(B,
-        L)` and `event_times` float32 `(B, L)` in days; with numeric features also `event_values` float32 `(B, L, N)`;
-        with `now` also `now` float32 `(B,)` in days.
+        `dict[str, NDArray]`: `input_ids` int64 `(B, L, J)`, `attention_mask` int64 `(B, L)`, `visit_ids` int64
+        `(B, L)` and `event_times` float32 `(B, L)` in days; with numeric features also `event_values` float32
+        `(B, L, N)`; with `now` also `now` float32 `(B,)` in days.
 
     Raises:
         ValueError: if there are no rows or too small a window, a row lacks a column, ids do not fit the vocabularies,

@@ -76,25 +76,15 @@ class Objective:
 
 
 class Targets(NamedTuple):
-    """The targets of a batch as flat lists, one element for each target of any customer and task.
+    """The targets of a batch as flat lists, one element for each target of any customer and task."""
 
-    Attributes:
-        columns (`torch.LongTensor` of shape `(M,)`): column of the target's label in the score matrix.
-        rows (`torch.LongTensor` of shape `(M,)`): row of the prefix that the target followed, in the score matrix.
-        tasks (`torch.LongTensor` of shape `(M,)`): index of the target's task.
-        customers (`torch.LongTensor` of shape `(M,)`): index of the target's customer.
-        weights (`torch.FloatTensor` of shape `(M,)`): weight of the target among its customer's targets.
-        sizes (`Sequence[int]`): number of labels of each task.
-        batch (`int`): B, the number of customers.
-    """
-
-    columns: torch.Tensor
-    rows: torch.Tensor
-    tasks: torch.Tensor
-    customers: torch.Tensor
-    weights: torch.Tensor
-    sizes: Sequence[int]
-    batch: int
+    columns: torch.Tensor  # (M,): column of the target's label in the score matrix
+    rows: torch.Tensor  # (M,): row of the prefix that the target followed, in the score matrix
+    tasks: torch.Tensor  # (M,): index of the target's task
+    customers: torch.Tensor  # (M,): index of the target's customer
+    weights: torch.Tensor  # (M,): weight of the target among its customer's targets
+    sizes: Sequence[int]  # number of labels of each task
+    batch: int  # B, the number of customers
 
     @classmethod
     def find(
@@ -128,11 +118,9 @@ def _total(values: torch.Tensor, index: torch.Tensor, length: int) -> torch.Tens
 
 class WeightedCrossEntropy(torch.autograd.Function):
     """For each task the weighted sum of -log softmax(s)_label over targets, and selected scores for the ranking loss.
-
     One function for both saves memory: forward stores s and its log-sum-exp, and backward writes the gradient of s
     once. It starts from softmax(s) times the weight of each prefix, and then subtracts the targets' weights and adds
-    the gradients of the selected scores in place.
-    """
+    the gradients of the selected scores in place."""
 
     @staticmethod
     def forward(ctx, scores, targets, weights, cells, log_counts=None):
@@ -250,14 +238,7 @@ class RankingPairs:
         self.places, self.task = places, task
 
     def losses(self, selected: torch.Tensor) -> torch.Tensor:
-        """Computes the ranking loss of each task.
-
-        Args:
-            selected (`torch.FloatTensor`): scores at the indices `cells`, with gradient.
-
-        Returns:
-            `torch.FloatTensor` of shape `(T,)`.
-        """
+        """Computes the ranking loss of each task `(T,)` from the scores at the indices `cells`, with gradient."""
         rankings, group = len(self.weight), self.group
         number = self.others.numel()
         other_scores, label_scores = selected[:number].view(self.others), selected[number:]
@@ -278,7 +259,6 @@ def task_losses(
 
     Args:
         scores (`torch.FloatTensor` of shape `(R, V)`): scores s, the labels of all tasks as columns.
-        targets ([`Targets`]): targets of the batch.
         ranking_weight (`float`): weight of the ranking loss; 0: equation 4 alone.
         log_counts (`torch.FloatTensor` of shape `(V,)`, *optional*): logarithm of the number of labels that each
             column represents, where labels are sampled; 0 for targets. Default: all labels are scored.
@@ -304,19 +284,10 @@ class LossInParts(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, losses_of, parts, number, *inputs):
-        """Computes losses and gradients, group by group.
-
-        Args:
-            losses_of (`Callable`): `losses_of(part, *vectors)` returns the share of a group of customers in the task
-                losses, of shape `(T,)`.
-            parts (`list[list[int]]`): groups of customers, as indices into the batch.
-            number (`int`): number of elements of `inputs` that are vectors of customers.
-            inputs (`torch.Tensor`): vectors with the customers as first axis, then the parameters that `losses_of`
-                reads.
-
-        Returns:
-            The total loss, and the task losses of shape `(T,)` without gradient.
-        """
+        """Computes losses and gradients, group by group. Returns the total loss, and the task losses `(T,)` without
+        gradient. `losses_of(part, *vectors)` returns the share of a group of customers in the task losses; `parts` are
+        the groups, as indices into the batch. The first `number` of `inputs` are vectors with the customers as first
+        axis, the others are the parameters that `losses_of` reads."""
         vectors, parameters = inputs[:number], inputs[number:]
         gradients, losses = [None] * len(inputs), []
         device = inputs[0].device.type

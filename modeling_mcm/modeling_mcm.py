@@ -116,20 +116,9 @@ class MCMPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, output_loading_info=False, **kwargs):
-        """Loads a checkpoint as `PreTrainedModel.from_pretrained` does, with the same arguments, and checks it.
-
-        Args:
-            pretrained_model_name_or_path (`str` or `os.PathLike`): folder of the checkpoint, or its name on the Hub.
-            output_loading_info (`bool`): whether to return the loading report beside the model. With it, weights
-                that the model has no place for are reported instead of raised.
-
-        Returns:
-            The model, or the model and a `dict` with the loading report.
-
-        Raises:
-            ValueError: if the checkpoint has weights that the model has no place for, or vocabularies that the
-                weights were not trained with.
-        """
+        """Loads a checkpoint as `PreTrainedModel.from_pretrained` does, with the same arguments, and checks it. Raises
+        `ValueError` if the weights were not trained with its vocabularies or, without `output_loading_info`, which
+        reports them instead, if the model has no place for some weights."""
         model, loading = super().from_pretrained(
             pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
         )
@@ -237,12 +226,7 @@ def check_window(mask: Any, implementation: str | None) -> None:
 class MCMModel(MCMPreTrainedModel):
     # Parameters of the heads: a checkpoint that was saved with a head has them, and this model leaves them out.
     _keys_to_ignore_on_load_unexpected = [
-        r"^readout_",
-        r"^score_scales$",
-        r"^repeat_memory\.",
-        r"^counted_memory\.",
-        r"^label_values_",
-        r"^prediction_head\.",
+        r"^(readout_|score_scales$|repeat_memory\.|counted_memory\.|label_values_|prediction_head\.)"
     ]
 
     def __init__(self, config: MCMConfig):
@@ -412,15 +396,8 @@ class MCMForMultiTaskRecommendation(TaskScores, MCMPreTrainedModel):
                 init.ones_(self.readout_scale)
 
     def label_embeddings(self, task: str) -> torch.Tensor:
-        """Embeddings e_w of a task's labels. With `label_features` they follow equation 1: e_w is the average over the
-        vectors of the label and of its most frequent values.
-
-        Args:
-            task (`str`): name of the task.
-
-        Returns:
-            `torch.FloatTensor` of shape `(V, H)`; the row of a label is its id.
-        """
+        """Embeddings e_w `(V, H)` of a task's labels, in the order of their ids. With `label_features` they follow
+        equation 1: e_w is the average over the vectors of the label and of its most frequent values."""
         index = self.config.tasks.index(task)
         table = self.model.embeddings.events.feature_tables[self.task_features[index]]
         vectors = cast(ValueEmbedding, table).weight
@@ -438,14 +415,8 @@ class MCMForMultiTaskRecommendation(TaskScores, MCMPreTrainedModel):
 
     @torch.no_grad()
     def initialize_from_popularity(self, counts: Mapping[str, torch.Tensor]):
-        """Initialises label biases and label rarities, where the model has them, from the labels' counts.
-
-        With share = (count + 1) / sum of (count + 1), a label's bias is log(share) and its rarity is -log(V share).
-
-        Args:
-            counts (`Mapping[str, torch.Tensor]`): by task the number of occurrences of each label in the training
-                period, of shape `(V,)`.
-        """
+        """Initialises label biases and label rarities, where the model has them, from training counts by task, each
+        `(V,)`. With share = (count + 1) / sum of (count + 1), the bias is log(share) and the rarity -log(V share)."""
         for index, (task, size) in enumerate(self.config.label_sizes.items()):
             shares = counts[task].float() + 1
             log_shares = torch.log(shares / shares[FIRST_LABEL:].sum())
@@ -573,17 +544,10 @@ class MCMForMultiTaskRecommendation(TaskScores, MCMPreTrainedModel):
 
     @torch.no_grad()
     def score_parts(self, tasks: Sequence[str] | None = None, **inputs: Any) -> dict[str, dict[str, torch.Tensor]]:
-        """Parts of the scores after the whole history. A score is their sum, weighted by `score_scales`.
-
-        Args:
-            tasks (`Sequence[str]`, *optional*): names of the tasks. Default: all tasks.
-            inputs (`torch.Tensor`): model inputs by name, as the feature extractor returns them.
-
-        Returns:
-            By task a dict of parts, each of shape `(B, V)`: `readout`, `bias` and, where the model has these memories,
-            `repeats` (repeat memory) and `followers` (counted memory), without `score_scales`. A task with related
-            labels also has `met`, `habits` and `new`; see [`~counted_memory_mcm.CountedMemory`].
-        """
+        """Parts of the scores after the whole history. A score is their sum, weighted by `score_scales`. Returns by
+        task a dict of parts, each of shape `(B, V)`: `readout`, `bias` and, where the model has these memories,
+        `repeats` (repeat memory) and `followers` (counted memory), without `score_scales`. A task with related labels
+        also has `met`, `habits` and `new`; see [`~counted_memory_mcm.CountedMemory`]."""
         batch: dict[str, Any] = {"visit_ids": None, "event_times": None, **inputs}
         if batch.get("attention_mask") is None:
             batch["attention_mask"] = (batch["input_ids"] != 0).any(-1).long()
@@ -653,7 +617,6 @@ class MCMForMultiTaskRecommendation(TaskScores, MCMPreTrainedModel):
         """The k labels of a task with the highest scores for each customer, best first.
 
         Args:
-            task (`str`): name of the task, one of `config.tasks`.
             k (`int`): number of labels; at most all labels of the task are returned.
             return_weights (`bool`): whether to return the readout's attention weights too.
             inputs (`torch.Tensor`): model inputs by name, as the feature extractor returns them.

@@ -32,8 +32,8 @@ class _Numbered(tuple):
 
 
 class _CustomerPipeline(Pipeline):
-    """Base class of the pipelines: encodes one customer at a time and pads batches, whose results do not depend on the
-    batch size."""
+    """Base class of the pipelines: encodes customers one by one and pads batches, whose size does not change
+    results."""
 
     _load_processor: Any = False  # the base class says None
     _load_image_processor: Any = False
@@ -59,17 +59,9 @@ class _CustomerPipeline(Pipeline):
         check_values(config.values_digest, self.feature_extractor.values_digest, source)
 
     def __call__(self, inputs: Any, *args: Any, num_workers: Any = None, batch_size: Any = None, **kwargs: Any) -> Any:
-        """Computes the result of one customer, or a list of results for a list, tuple or generator of customers.
-
-        Args:
-            inputs (`dict`, or list, tuple or generator of `dict`): customers; see [`MCMFeatureExtractor.encode`].
-            num_workers (`int`, *optional*): processes that encode customers, as in transformers.
-            batch_size (`int`, *optional*): customers of one pass of the model, as in transformers.
-            kwargs: options of the pipeline.
-
-        Raises:
-            ValueError: if `inputs` is no customer, a customer can't be encoded, or an option is unknown or invalid.
-        """
+        """Computes the result of one customer, or a list of results for a list, tuple or generator of customers; see
+        [`MCMFeatureExtractor.encode`]. `num_workers` and `batch_size` are as in transformers, `kwargs` are options of
+        the pipeline. Raises `ValueError` if a customer can't be encoded, or an option is unknown or invalid."""
         if isinstance(inputs, str) or inputs is None:
             raise ValueError(f"Found {inputs!r}, expected a customer (a dict with `events`) or a list of customers.")
         if isinstance(inputs, list | tuple):

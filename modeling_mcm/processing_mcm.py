@@ -159,34 +159,14 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         return self._encoding.token_feature
 
     def label_ids(self, task: str, values: Sequence[Any]) -> NDArray[np.int64]:
-        """Encodes values of a task's feature as label ids.
-
-        Args:
-            task (`str`): name of the task.
-            values (`Sequence`): raw values.
-
-        Returns:
-            `np.ndarray` of shape `(len(values),)`, int64: 0 for a missing value, 1 for one not seen in training.
-
-        Raises:
-            ValueError: if there is no such task, or a value is neither text nor number nor boolean.
-        """
+        """Encodes raw values of a task's feature as label ids, int64 of shape `(len(values),)`: 0 for a missing value,
+        1 for one not seen in training. Raises `ValueError` if there is no such task, or a value is of another type."""
         with naming(f"Task {task!r}"):
             return self._encoding.value_ids(self._check_task(task), as_column(values)).astype(np.int64)
 
     def decode_labels(self, task: str, ids: Any) -> list[str]:
-        """Decodes label ids to values.
-
-        Args:
-            task (`str`): name of the task.
-            ids: flat sequence or tensor of label ids.
-
-        Returns:
-            `list[str]`: the values; "[missing]" for id 0, "[unknown]" for id 1.
-
-        Raises:
-            ValueError: if there is no such task or no such id.
-        """
+        """Decodes a flat sequence or tensor of label ids to values: "[missing]" for id 0, "[unknown]" for id 1. Raises
+        `ValueError` if there is no such task or no such id."""
         labels = [MISSING_LABEL, UNKNOWN_LABEL, *self.vocabularies[self._check_task(task)]]
         flat = np.asarray(ids).reshape(-1).tolist()
         for label in flat:
@@ -195,19 +175,10 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         return [labels[label] for label in flat]
 
     def add_values(self, feature: str, values: Sequence[str]) -> None:
-        """Appends new values to the vocabulary of a categorical feature.
-
-        For a checkpoint with a model call the model's `resize_feature_vocabulary`, which calls this method. Features
-        that share the values of a column (`item`) must get the same values, by one call for each.
-
-        Args:
-            feature (`str`): name of the feature.
-            values (`Sequence[str]`): new values.
-
-        Raises:
-            ValueError: if there is no such feature, or a value is present already, repeated or no text. Nothing has
-                changed then.
-        """
+        """Appends new values to the vocabulary of a categorical feature. For a checkpoint with a model call the
+        model's `resize_feature_vocabulary`, which calls this method. Features that share the values of a column
+        (`item`) must get the same values, by one call for each. Raises `ValueError` if there is no such feature, or a
+        value is present already, repeated or no text. Nothing has changed then."""
         if feature not in self.vocabularies:
             raise ValueError(f"Found feature {feature!r}, expected one of {', '.join(self.vocabularies)}.")
         if isinstance(values, str) or not all(isinstance(value, str) and value for value in values):
@@ -235,7 +206,6 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
                 matters only with `order="rows"`); optionally `profile`, a dict, and `customer_id`. An event's keys are
                 columns of the log; an absent key, None or NaN is a missing value. Unknown columns of a DataFrame are
                 ignored with a warning.
-            where (`str`): Name in messages of a customer without `customer_id`.
 
         Returns:
             `dict`: a row as in a prepared data set, with n events, oldest first, end-of-visit events included:
@@ -264,9 +234,8 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
             }
 
     def encode_actions(self, actions: Any) -> NDArray[np.int64]:
-        """Encodes actions, such as offers: events that have not happened yet, with the same features, of shape
-        `(actions, J)`. Raises `ValueError` if a column is unknown or a value can't be encoded; the message names the
-        column."""
+        """Encodes actions, such as offers: future events with the same features, of shape `(actions, J)`. Raises
+        `ValueError` if a column is unknown or a value can't be encoded; the message names the column."""
         return self._encoding.actions(actions)
 
     # --------------------------------------------------------------------------------------------- rows -> model input
@@ -291,7 +260,6 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
                 `profile_<name>`; other keys are ignored.
             max_events (`int`, *optional*): Largest number of events in an input, start row included; see
                 `first_kept`. Default: `max_events` of the feature extractor.
-            return_tensors (`str`, *optional*): "pt", "np" or None.
             mask_next (`bool`): Whether to add a last event of unknown values, the masked next event of BERT4Rec.
             now (`Sequence[float]`, *optional*): Moment of each row for which the customer is scored, in seconds on the
                 clock of `times`. Later events are left out with a warning.
@@ -330,7 +298,6 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         Args:
             customers (`dict` or `Sequence[dict]`): Customers with `events` and optionally `profile` and `customer_id`;
                 see `encode`.
-            return_tensors (`str`, *optional*): "pt", "np" or None.
             now (*optional*): Moment for which customers are scored, or one by customer: ISO 8601 text, a datetime
                 or seconds since 1970-01-01, read as the log's times are. Later events are left out with a warning.
 
@@ -354,8 +321,7 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         )
 
     def check_has_times(self, now: Any) -> None:
-        """Checks that the log has times, so that customers can be scored for a moment. Raises `ValueError` if the log
-        has no times but `order`."""
+        """Raises `ValueError` if the log has no times but `order`, so that customers can't be scored for a moment."""
         if self.order is not None:
             raise ValueError(f"Found the moment `now` {now!r}, and the log has no times but `order`; leave it out.")
 
@@ -373,8 +339,7 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
     # ------------------------------------------------------------------------------------------------------ files
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings of the feature extractor for preprocessor_config.json; vocabularies and bins, which have a file
-        of their own, are left out."""
+        """The settings for preprocessor_config.json, without vocabularies and bins, which have a file of their own."""
         left_out = ("vocabularies", "bins", "model_input_names")
         settings = {k: v for k, v in vars(self).items() if not k.startswith("_") and k not in left_out}
         return copy.deepcopy(settings) | {"feature_extractor_type": type(self).__name__}
@@ -382,19 +347,9 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any
     ) -> list[str]:
-        """Writes preprocessor_config.json and vocabularies.json.
-
-        Args:
-            save_directory (`str` or `os.PathLike`): folder of the checkpoint.
-            push_to_hub (`bool`): whether to upload the folder to the Hub.
-            kwargs: options of the upload, such as `repo_id`.
-
-        Returns:
-            `list[str]`: paths of the files.
-
-        Raises:
-            ValueError: if features that share the values of a column no longer have the same vocabulary.
-        """
+        """Writes preprocessor_config.json and vocabularies.json, and returns their paths. With `push_to_hub` the
+        folder is uploaded with the options `kwargs`, such as `repo_id`. Raises `ValueError` if features that share the
+        values of a column no longer have the same vocabulary."""
         self.schema.check_shared(self.vocabularies)
         folder = Path(save_directory)
         saved = super().save_pretrained(folder)
@@ -409,9 +364,7 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Reads preprocessor_config.json and vocabularies.json; arguments and result are those of the base class.
-
-        Raises `OSError` if a file is missing, and `ValueError` if vocabularies.json is damaged.
-        """
+        Raises `OSError` if a file is missing, and `ValueError` if vocabularies.json is damaged."""
         source = str(pretrained_model_name_or_path)
         names = ("cache_dir", "force_download", "proxies", "subfolder", "token", "local_files_only", "revision")
         options = {key: kwargs[key] for key in names if kwargs.get(key) is not None}

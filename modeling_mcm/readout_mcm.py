@@ -34,33 +34,18 @@ NEARLY_ALL = 0.75
 
 class PackedUnits(NamedTuple):
     """The real units of a batch without padding: the first units of all customers, then all second units, and so on.
+    Each scored unit ends a prefix, and the units before it are the rest of the prefix."""
 
-    Each scored unit ends a prefix, and the units before it are the rest of the prefix.
-
-    Attributes:
-        customers (`torch.LongTensor` of shape `(R,)`): customer of each unit; customers with more units come first.
-        units (`torch.LongTensor` of shape `(R,)`): index of each unit in its customer's history.
-        sizes (`list[int]`): number of customers with a first unit, with a second unit, and so on; the sum is R.
-        scored (`torch.LongTensor` of shape `(A,)`, *optional*): indices of the scored units; `None`: all are scored.
-        score_rows (`torch.LongTensor` of shape `(B, U)`): row of each unit in the score matrix; -1 for units that are
-            not scored.
-    """
-
-    customers: torch.Tensor
-    units: torch.Tensor
-    sizes: list[int]
-    scored: torch.Tensor | None
-    score_rows: torch.Tensor
+    customers: torch.Tensor  # (R,): customer of each unit; customers with more units come first
+    units: torch.Tensor  # (R,): index of each unit in its customer's history
+    sizes: list[int]  # number of customers with a first unit, with a second unit, and so on; the sum is R
+    scored: torch.Tensor | None  # (A,): indices of the scored units; `None`: all are scored
+    score_rows: torch.Tensor  # (B, U): row of each unit in the score matrix; -1 for units that are not scored
 
     @classmethod
     def of(cls, mask: torch.Tensor, prefix_mask: torch.Tensor | None = None) -> "PackedUnits":
-        """Packs the real units of a batch.
-
-        Args:
-            mask (`torch.BoolTensor` of shape `(B, U)`): True where a unit is real; padding is on the right.
-            prefix_mask (`torch.BoolTensor` of shape `(B, U)`, *optional*): True where a prefix ends, so that the unit
-                is scored. Where nearly all are, all units are scored. Default: all units.
-        """
+        """Packs the real units of a batch, True in `mask` `(B, U)`, with padding on the right. `prefix_mask` `(B, U)`
+        is True where a unit is scored (default: all); where nearly all are, all units are scored."""
         longest_first = mask.sum(1).argsort(descending=True, stable=True)
         units, indices = mask[longest_first].T.nonzero(as_tuple=True)
         customers = longest_first[indices]
@@ -82,8 +67,7 @@ def reference_readout(hidden: torch.Tensor, label_embeddings: torch.Tensor, mask
 
 
 def attention_weights(hidden: torch.Tensor, label_embeddings: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Attention weights a_{w,i} of equation 2: the weight of each unit in the score of each label, of shape `(B, V,
-    U)`."""
+    """Attention weights a_{w,i} of equation 2, of shape `(B, V, U)`: the weight of each unit in a label's score."""
     scores = torch.einsum("vh,buh->bvu", label_embeddings, hidden)
     return scores.masked_fill(~mask[:, None], float("-inf")).softmax(-1)
 
@@ -120,17 +104,8 @@ class RunningReadout(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, z, top, sizes, scored=None):
-        """Computes the scores of all scored units.
-
-        Args:
-            z (`torch.FloatTensor` of shape `(R, V)`): z of the packed units.
-            top (`torch.FloatTensor` of shape `()`): maximum of z.
-            sizes (`list[int]`): `sizes` of [`PackedUnits`].
-            scored (`torch.LongTensor` of shape `(A,)`, *optional*): `scored` of [`PackedUnits`].
-
-        Returns:
-            `torch.FloatTensor` of shape `(A, V)`.
-        """
+        """Scores `(A, V)` of the scored units from z `(R, V)`, its maximum `top`, and `sizes`, `scored` of
+        [`PackedUnits`]."""
         dtype = z.dtype
         z, top = (value.float() if dtype.itemsize < 4 else value for value in (z, top))
         n = torch.sub(z, top).exp_()
@@ -156,10 +131,7 @@ class RunningReadout(torch.autograd.Function):
 
 
 def _running_sum(x: torch.Tensor, sizes: Sequence[int], backwards: bool = False) -> torch.Tensor:
-    """Running sum over each customer's units, from the first unit or, if `backwards`, from the last.
-
-    x, of shape `(R, V)`, may be overwritten.
-    """
+    """Running sum over each customer's units, from the first unit or, if `backwards`, from the last."""
     if x.device.type == "cpu" and x.numel() >= LONG_ROW * len(sizes):
         steps = x.split(list(sizes))
         if backwards:
@@ -177,13 +149,10 @@ def _running_sum(x: torch.Tensor, sizes: Sequence[int], backwards: bool = False)
 
 
 class WideRunningReadout(torch.autograd.Function):
-    """As [`RunningReadout`], for z of any range.
-
-    Forward keeps the running log-sum-exp c_t = log sum_{i<=t} exp(z_i) and moves the average by the new term's weight:
-    s_t = s_{t-1} + exp(z_t - c_t) (z_t - s_{t-1}). Since c_t >= z_i for all i <= t, no exponent is ever positive.
-    Backward has exp(z_i - c_i) in the place of exp(z_i - m), and fading sums from the right:
-    G_i = sum_{t>=i} g_t exp(c_i - c_t) and R_i = sum_{t>=i} g_t s_t exp(c_i - c_t).
-    """
+    """As [`RunningReadout`], for z of any range. Forward keeps the running log-sum-exp c_t = log sum_{i<=t} exp(z_i)
+    and moves the average by the new term's weight: s_t = s_{t-1} + exp(z_t - c_t) (z_t - s_{t-1}). Since c_t >= z_i
+    for all i <= t, no exponent is ever positive. Backward has exp(z_i - c_i) in the place of exp(z_i - m), and fading
+    sums from the right: G_i = sum_{t>=i} g_t exp(c_i - c_t) and R_i = sum_{t>=i} g_t s_t exp(c_i - c_t)."""
 
     @staticmethod
     def forward(ctx, z: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
@@ -211,16 +180,8 @@ class WideRunningReadout(torch.autograd.Function):
 
 
 def running_readout(z: torch.Tensor, sizes: Sequence[int], scored: torch.Tensor | None = None) -> torch.Tensor:
-    """Scores of packed units: [`RunningReadout`] where the range of z allows it, else [`WideRunningReadout`].
-
-    Args:
-        z (`torch.FloatTensor` of shape `(R, V)`): z of the packed units.
-        sizes (`Sequence[int]`): `sizes` of [`PackedUnits`].
-        scored (`torch.LongTensor` of shape `(A,)`, *optional*): indices of the scored units. Default: all.
-
-    Returns:
-        `torch.FloatTensor` of shape `(A, V)`.
-    """
+    """Scores `(A, V)` of packed units from z `(R, V)`, and `sizes` and `scored` of [`PackedUnits`]: [`RunningReadout`]
+    where the range of z allows it, else [`WideRunningReadout`]."""
     low, top = torch.aminmax(z.detach())
     if top - low < WIDEST:
         return RunningReadout.apply(z, top, sizes, scored)
@@ -229,16 +190,7 @@ def running_readout(z: torch.Tensor, sizes: Sequence[int], scored: torch.Tensor 
 
 
 def _by_labels(readout, vectors: torch.Tensor, elements: int) -> torch.Tensor:
-    """Scores of all labels, computed for some labels at a time.
-
-    Without gradients every chunk has the same number of labels, and the last one is filled up with zeros. Products of
-    the same size give the same bits, so a label's score does not depend on the number of labels.
-
-    Args:
-        readout: function from label vectors `(v, H)` to scores `(..., v)`.
-        vectors: label vectors, of shape `(V, H)`.
-        elements: size of z for one label.
-    """
+    """Scores of all labels, computed for some labels at a time."""
     if torch.is_grad_enabled():
         size = max(1, CHUNK_ELEMENTS // elements)
         if size >= len(vectors):

@@ -24,10 +24,8 @@ HABITS = 6  # inputs of the network that say how often and how long ago a label 
 
 class FadingCounts(torch.autograd.Function):
     """Fading counts n_u = f_u n_{u-1} + m_u: the previous unit's count, faded by the factor f_u, plus the votes m_u.
-
     One loop over the units takes work that grows linearly with their number; a sum for every prefix would grow with
-    the square. Backward loops in reverse: a_u = g_u + f_{u+1} a_{u+1}, dm_u = sum_k a_u, df_u = sum_w a_u n_{u-1}.
-    """
+    the square. Backward loops in reverse: a_u = g_u + f_{u+1} a_{u+1}, dm_u = sum_k a_u, df_u = sum_w a_u n_{u-1}."""
 
     @staticmethod
     def forward(ctx, votes, fades, customers, units, slots):
@@ -87,13 +85,6 @@ class RepeatMemory(nn.Module):
     log(1 + n exp(b + f r)), log(1 + p), r_w and, each as log(1 + x): the number of units with the label, the units
     since the first and since the last of them, the mean gap between two of them in units, the days since the first and
     since the last.
-
-    Args:
-        label_sizes (`Sequence[int]`): number of labels V of each task.
-        hidden_size (`int`): H.
-        half_lives_days (`Sequence[float]`): initial half-lives of the kernels that fade with days.
-        half_lives_units (`Sequence[float]`): initial half-lives of the kernels that fade with units.
-        network_size (`int`): hidden units of each task's network; 0: no network.
     """
 
     def __init__(
@@ -152,8 +143,8 @@ class RepeatMemory(nn.Module):
         return torch.exp2(-torch.stack(ages, 1) * torch.exp(-self.log_half_life)[:, None])
 
     def decays(self, unit_times: torch.Tensor, unit_ends: torch.Tensor) -> torch.Tensor:
-        """Fading factor 2^(-age / T) from each unit to each prefix end; 0 for units after the prefix, of shape `(B, U,
-        P, K)`."""
+        """Fading factor 2^(-age / T) from each unit to each prefix end, `(B, U, P, K)`; 0 for units after the
+        prefix."""
         index = torch.arange(unit_times.shape[1], device=unit_times.device)[:, None]
         units = (unit_ends[:, None] - index).to(unit_times.dtype)  # (B, U, P)
         days = (unit_times.gather(1, unit_ends)[:, None] - unit_times[..., None]).clamp(min=0)
@@ -172,7 +163,6 @@ class RepeatMemory(nn.Module):
                 ignored.
             event_units (`torch.LongTensor` of shape `(B, L)`): index of each event's unit.
             event_embeddings (`torch.FloatTensor` of shape `(B, L, H)`): embedding e of each event.
-            num_units (`int`): U.
 
         Returns:
             For each task the labels met, of shape `(B, S)`, padded with 0, and their votes m of shape `(B, S, U)`.
@@ -198,8 +188,8 @@ class RepeatMemory(nn.Module):
 
     @staticmethod
     def meetings(unit_ends: torch.Tensor, votes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Number of units of each prefix that have a label, and the first and the last of these units, of shape `(B,
-        S, P)`."""
+        """Of each label and prefix, `(B, S, P)`: the number of units with the label, the first and the last of
+        them."""
         met, slots = votes > 0, votes.shape[1]
         numbers = met.cumsum(2)  # number of units with the label, up to each unit
         index = torch.arange(votes.shape[2], device=votes.device).expand_as(numbers)
@@ -226,7 +216,6 @@ class RepeatMemory(nn.Module):
         before the label's first unit; they are left out to save work.
 
         Args:
-            tasks (`Sequence[int]`): indices of the tasks.
             unit_times (`torch.FloatTensor` of shape `(B, U)`): time of each unit, in days.
             unit_ends (`torch.LongTensor` of shape `(B, P)`): index of the last unit of each prefix.
             met (`Sequence[tuple]`): labels met and votes of each task, as `votes` returns them.
@@ -291,7 +280,6 @@ class RepeatMemory(nn.Module):
         """Computes the values that the memory adds to the scores of N pairs of a prefix and a label that it has.
 
         Args:
-            tasks (`Sequence[int]`): indices of the tasks.
             pairs (`Sequence[int]`): number of pairs of each task. The pairs come task after task.
             counts (`torch.FloatTensor` of shape `(N, K)`): fading counts n at the moment of the scores.
             label_gains (`torch.FloatTensor` of shape `(N, K)`): label gain c of each pair's label.

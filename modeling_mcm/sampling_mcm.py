@@ -22,21 +22,14 @@ from .configuration_mcm import FIRST_LABEL
 
 @dataclass
 class TaskLabels:
-    """Embeddings and parameters of a task's labels, for all labels or for a sample (V is S then).
+    """Embeddings and parameters of a task's labels, for all labels or for a sample (V is S then)."""
 
-    Args:
-        vectors (`torch.FloatTensor` of shape `(V, H)`): embedding e_w of each label.
-        bias (`torch.FloatTensor` of shape `(V,)`, *optional*): bias of each label; `None` if the model has none.
-        memory (*optional*): gains `(V, K)` and rarities `(V, 1)` of the repeat memory; `None` if the model has none.
-        ids (`torch.LongTensor` of shape `(S,)`, *optional*): ids of the sampled labels, ascending; `None`: all labels.
-        log_counts (`torch.FloatTensor` of shape `(S,)`, *optional*): logarithm of the number of labels that each
-            sampled label represents; `None`: all labels.
-    """
-
-    vectors: torch.Tensor
-    bias: torch.Tensor | None = None
+    vectors: torch.Tensor  # (V, H): embedding e_w of each label
+    bias: torch.Tensor | None = None  # (V,): bias of each label; `None` if the model has none
+    # gains `(V, K)` and rarities `(V, 1)` of the repeat memory; `None` if the model has none
     memory: tuple[torch.Tensor, torch.Tensor] | None = None
-    ids: torch.Tensor | None = None
+    ids: torch.Tensor | None = None  # (S,): ids of the sampled labels, ascending; `None`: all labels
+    # (S,): logarithm of the number of labels that each sampled label represents; `None`: all labels
     log_counts: torch.Tensor | None = None
 
     @property
@@ -49,18 +42,9 @@ class TaskLabels:
         return ids if self.ids is None else torch.searchsorted(self.ids, ids.clamp(min=0))
 
     def sample(self, certain: torch.Tensor, number: int) -> "TaskLabels":
-        """Draws a sample of labels.
-
-        It uses torch's global generator, as dropout does, so a resumed training draws the same samples.
-
-        Args:
-            certain (`torch.LongTensor`): ids, of any order and shape, of labels that the sample must contain; ids
-                below 2 are ignored.
-            number (`int`): number of other labels to draw, at least 1.
-
-        Returns:
-            The labels of the sample; all labels if there are no more than `number` others.
-        """
+        """Draws a sample of labels: the ids `certain` (those below 2 are ignored) and `number` others, at least 1; all
+        labels if there are no more than `number` others. It uses torch's global generator, as dropout does, so a
+        resumed training draws the same samples."""
         base = torch.cat([torch.arange(FIRST_LABEL, device=certain.device), certain.flatten().clamp(min=0)]).unique()
         others = len(self.vectors) - len(base)
         if others <= number:

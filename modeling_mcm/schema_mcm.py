@@ -103,11 +103,7 @@ class FeatureSpec:
         return {"name": self.name, "kind": self.kind, "column": self.column, "profile": profile} | self.part
 
     def to_dict(self) -> dict[str, Any]:
-        """Gives the feature as an entry of a schema file, with the keys that apply to its kind.
-
-        Returns:
-            `dict`: the entry, which `read_feature` reads back as an equal feature.
-        """
+        """The feature as an entry of a schema file, with the keys that apply to its kind; see `read_feature`."""
         out: dict[str, Any] = {"name": self.name, "kind": self.kind}
         if not self.is_derived:
             out["column"] = self.column
@@ -124,20 +120,9 @@ def value_indices(specs: Sequence[FeatureSpec]) -> list[int]:
 
 
 def raw_indices(specs: Sequence[FeatureSpec]) -> list[int]:
-    """Finds for each feature the feature that stands for its raw column.
-
-    That is the feature itself or, where several features read the values of one column (`item`), the first of them.
-
-    Args:
-        specs (`Sequence[FeatureSpec]`): all event features, or all profile features.
-
-    Returns:
-        `list[int]`: by feature the index of that feature in `specs`.
-
-    Raises:
-        ValueError: if features of one column with several values differ in `separator`, `min_count` or `max_values`,
-            or read the same `item`.
-    """
+    """Finds for each feature the index in `specs` of the one that stands for its raw column: itself or, where several
+    features read the values of one column (`item`), the first. Raises `ValueError` if features of one such column
+    differ in `separator`, `min_count` or `max_values`, or read the same `item`."""
     first: dict[str | None, int] = {}
     indices: list[int] = []
     for index, spec in enumerate(specs):
@@ -336,9 +321,8 @@ class LogSchema:
     def check_values(
         self, vocabularies: Mapping[str, Sequence[str]], bins: Mapping[str, Sequence[float]], fix: str
     ) -> None:
-        """Checks that each feature has its vocabulary or its bins, and the token types of MCM itself are among them.
-        Raises `ValueError` if a feature lacks its vocabulary or bins, or these are malformed. The message names the
-        feature."""
+        """Checks that each feature has well-formed vocabulary or bins, with the token types of MCM itself. Raises
+        `ValueError` if not; the message names the feature."""
         kinds = {spec.name: spec.kind for spec in (*self.features, *self.profile)}
         for what, values, of_kinds in (("vocabularies", vocabularies, (CATEGORICAL,)), ("bins", bins, BINNED_KINDS)):
             needed = sorted(name for name, kind in kinds.items() if kind in of_kinds)
@@ -357,8 +341,7 @@ class LogSchema:
                 raise ValueError(f"The vocabulary of {token!r} has no {text!r}; {fix}.")
 
     def check_shared(self, vocabularies: Mapping[str, Sequence[str]]) -> None:
-        """Checks that features that read the values of one column have the same vocabulary. Raises `ValueError` if two
-        such vocabularies differ."""
+        """Raises `ValueError` if features that read the values of one column differ in their vocabularies."""
         columns = {spec.name: spec.column for spec in (*self.features, *self.profile)}
         for feature, other in self.shared_vocabularies.items():
             if vocabularies[feature] != vocabularies[other]:

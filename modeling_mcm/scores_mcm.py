@@ -2,9 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Computes the scores of labels as sums of parts, and the losses of score matrices, from hidden vectors.
 
-Training, evaluation and serving share this code. Without gradients, or without labels, each task has a score matrix
-of its own. A training step has one score matrix with the labels of all tasks as columns, and computes its losses from
-it.
+Training, evaluation and serving share this code. Without gradients, or without labels, each task has a score matrix of
+its own. A training step has one score matrix with the labels of all tasks as columns, and computes its losses from it.
 
 Shapes: as in modeling_mcm.py; E labels of the tasks of one score matrix. In [`ScoredRows`] E is the number of scored
 prefixes of the customer with the most, and M that of selected scores.
@@ -30,27 +29,16 @@ Parts = dict[str, Any]
 
 
 class ScoredRows(NamedTuple):
-    """The rows of a batch's score matrix: one row for each scored prefix.
+    """The rows of a batch's score matrix: one row for each scored prefix."""
 
-    Attributes:
-        customers (`torch.LongTensor` of shape `(R,)`): customer of each row.
-        last_events (`torch.LongTensor` of shape `(R,)`): index of the last event of each row's prefix.
-        ends (`torch.LongTensor` of shape `(B, E)`): index of the last unit of each scored prefix, by customer.
-        is_row (`torch.BoolTensor` of shape `(B, E)`, *optional*): whether an element of `ends` is real or padding;
-            `None`: all are real.
-        of_units (`torch.LongTensor` of shape `(B, U)`): row of the prefix that ends at each unit; without meaning
-            where no scored prefix ends.
-        mask (`torch.BoolTensor` of shape `(B, U)`): units that the readout reads.
-        packed (`PackedUnits`, *optional*): the units without padding where prefixes are scored; `None` where only the
-            whole histories are.
-    """
-
-    customers: torch.Tensor
-    last_events: torch.Tensor
-    ends: torch.Tensor
-    is_row: torch.Tensor | None
+    customers: torch.Tensor  # (R,): customer of each row
+    last_events: torch.Tensor  # (R,): index of the last event of each row's prefix
+    ends: torch.Tensor  # (B, E): index of the last unit of each scored prefix, by customer
+    is_row: torch.Tensor | None  # (B, E): whether an element of `ends` is real or padding; `None`: all are real
+    # (B, U): row of the prefix that ends at each unit; without meaning where no scored prefix ends
     of_units: torch.Tensor
-    mask: torch.Tensor
+    mask: torch.Tensor  # (B, U): units that the readout reads
+    # the units without padding where prefixes are scored; `None` where only the whole histories are
     packed: PackedUnits | None
 
     @classmethod
@@ -132,23 +120,7 @@ class TaskScores:
         tasks: Sequence[int],
         side_by_side: bool = False,
     ) -> list[Parts]:
-        """Parts of the scores of some tasks.
-
-        Args:
-            hidden (`torch.FloatTensor` of shape `(B, U, H)`): hidden vector h of each unit after the last layer.
-            events (`torch.FloatTensor` of shape `(B, L, H)`): embedding e of each event.
-            batch (`dict`): model inputs and `unit_mask`.
-            rows ([`ScoredRows`]): rows of the score matrix.
-            scored (`Sequence[TaskLabels]`): labels of each of the tasks.
-            tasks (`Sequence[int]`): indices of the tasks in `config.tasks`.
-            side_by_side (`bool`): whether the labels of all tasks are columns of one matrix, as in a training step. A
-                customer's own pairs are then left out of the counts of followers, because they contain the targets.
-
-        Returns:
-            One dict for each task, or a single one if `side_by_side`: the `PARTS` that the model has, of shape
-            `(R, E)`, or `(E,)` for the bias. Outside of training, a task with related labels also has `met` (boolean),
-            `habits` and `new`.
-        """
+        """Parts of the scores of some tasks."""
         indices = range(len(tasks))
         groups = [list(indices)] if side_by_side else [[index] for index in indices]
         vectors = [labels.vectors for labels in scored]
@@ -236,13 +208,11 @@ class TaskScores:
         )
 
     def joined_scores(self, index: int, parts: Mapping[str, Any]) -> torch.Tensor:
-        """Adds up the parts of a task's scores. Ids 0 and 1 are masked with a large negative value, of shape `(...,
-        V)`."""
+        """Sums the parts of a task's scores, `(..., V)`; ids 0 and 1 are masked with a large negative value."""
         return self._joined([index], parts, [0])
 
     def _joined(self, tasks: Sequence[int], parts: Mapping[str, Any], sizes: Sequence[int]) -> torch.Tensor:
-        """As `joined_scores`, for several tasks in one matrix; `sizes` are their numbers of labels (not read for a
-        single task)."""
+        """As `joined_scores`, for several tasks in one matrix; `sizes` are their numbers of labels."""
         scales = self.score_scales[list(tasks)]
         is_scaled = not self.training or bool((scales != 1).any())  # training starts with 1
         if len(tasks) > 1:

@@ -33,11 +33,7 @@ GAPS = ("days since the last event", "days since the first", "the ratio to the m
 
 
 class MissingForecastsError(ValueError):
-    """Raised where forecasts are requested from a checkpoint that has no trained forecasts.
-
-    Args:
-        name (`str`, *optional*): name or folder of the checkpoint, for the message.
-    """
+    """Raised where forecasts are requested from a checkpoint that has no trained forecasts."""
 
     def __init__(self, name: str | None):
         super().__init__(
@@ -62,9 +58,6 @@ class CustomerState(nn.Module):
 
     A moment later than `longest_silence` days after the last event counts as that late, because training saw no longer
     silence.
-
-    Args:
-        config ([`MCMConfig`]): configuration of the model.
     """
 
     def __init__(self, config: MCMConfig):
@@ -84,8 +77,8 @@ class CustomerState(nn.Module):
         self.bent_out = nn.Linear(HIDDEN, config.state_size, bias=False)
 
     def reset_parameters(self) -> None:
-        """Sets the buffers: mean 0, standard deviation 1, and a silence of any length. Weights start as transformers'
-        linear layers do."""
+        """Sets the buffers: mean 0, standard deviation 1, a silence of any length. Weights start as in
+        transformers."""
         init.zeros_(self.mean)
         init.ones_(self.spread)
         init.constant_(self.longest_silence, ANY_SILENCE)
@@ -98,10 +91,8 @@ class CustomerState(nn.Module):
 
     @property
     def plain_counts(self) -> list[int]:
-        """Indices in z of the counts that the state holds unchanged: gaps, visits, sums and events.
-
-        There are at most half as many as the state has numbers; the first of this order come first.
-        """
+        """Indices in z of the counts that the state holds unchanged: gaps, visits, sums and events. There are at most
+        half as many as the state has numbers; the first of this order come first."""
         kernels = len(self.half_lives) + 1
         gaps = list(range(self.num_few - len(GAPS), self.num_few))
         events, others = list(range(kernels)), list(range(kernels, kernels * (2 + self.num_sums)))
@@ -119,17 +110,10 @@ class CustomerState(nn.Module):
 
     @torch.no_grad()
     def shrink_directions(self, states: torch.Tensor) -> torch.Tensor:
-        """Scales the principal directions of the learned numbers, which come after the plain counts.
-
-        A direction of variance v is scaled by v / (v + 1). The learned numbers are standardised, so 1 is the mean
-        variance. What many numbers say together stays; what few say is mostly noise to a model that reads the state.
-
-        Args:
-            states (`torch.FloatTensor` of shape `(R, S)`): states of a sample of moments.
-
-        Returns:
-            `torch.FloatTensor` of shape `(R, S)`: the states of these moments afterwards.
-        """
+        """Scales the principal directions of the learned numbers, which come after the plain counts, of the states
+        `(R, S)` of a sample of moments, and returns their new states `(R, S)`. A direction of variance v is scaled by
+        v / (v + 1). The learned numbers are standardised, so 1 is the mean variance. What many numbers say together
+        stays; what few say is mostly noise to a model that reads the state."""
         learned = slice(len(self.plain_counts), None)
         numbers = states[:, learned].double()
         mean, spread = numbers.mean(0), numbers.std(0).clamp(min=1e-6)
@@ -239,11 +223,7 @@ class CustomerState(nn.Module):
         return self.joined(few, None if self.taste is None else self.taste(many))
 
     def _with_dropout(self, z: torch.Tensor) -> torch.Tensor:
-        """Dropout on z but for `plain_counts`, which a head reads directly.
-
-        A random byte decides about each number, so the probability is `DROPOUT` to the nearest 256th: random numbers
-        of 32 bits take a CPU several times as long.
-        """
+        """Dropout on z but for `plain_counts`, which a head reads directly."""
         least, size = round(256 * DROPOUT), z.numel()
         numbers = torch.empty(-(-size // 8), dtype=torch.int64, device=z.device).random_(-(2**63), None)
         factors = (numbers.view(torch.uint8)[:size].view(z.shape) >= least).to(z.dtype).mul_(256 / (256 - least))
@@ -257,12 +237,7 @@ class CustomerState(nn.Module):
 
     @torch.no_grad()
     def grow(self, feature: int, number: int) -> None:
-        """Appends new values to a feature. Their weights are 0, so they do not change the state until fine-tuning.
-
-        Args:
-            feature (`int`): index of the feature in `config.features`.
-            number (`int`): number of new values.
-        """
+        """Appends new values to a feature (an index). Their weights are 0, so the state stays until fine-tuning."""
         if feature not in (*self.few, *self.many):
             self.sizes[feature] += number
             return
@@ -289,16 +264,10 @@ def _inserted(values: torch.Tensor, index: int, number: int, value: float) -> to
 
 
 class Forecasts(nn.Module):
-    """Forecasts of a customer's future from a moment on, by linear layers on the customer state.
-
-    For each quantity (visits, events, sums of values) the expected amount between one horizon and the next is
-    exp(a . state + b), and a forecast is the sum up to its horizon. The probability of a visit comes from hazards:
-    among customers without a visit before an interval, the share with a visit in the interval is
-    sigmoid(c . state + d).
-
-    Args:
-        config ([`MCMConfig`]): configuration of the model.
-    """
+    """Forecasts of a customer's future from a moment on, by linear layers on the customer state. For each quantity
+    (visits, events, sums of values) the expected amount between one horizon and the next is exp(a . state + b), and a
+    forecast is the sum up to its horizon. The probability of a visit comes from hazards: among customers without a
+    visit before an interval, the share with a visit in the interval is sigmoid(c . state + d)."""
 
     def __init__(self, config: MCMConfig):
         super().__init__()
@@ -324,22 +293,14 @@ class Forecasts(nn.Module):
         return [*(name for names in of_days for name in names), NEXT_VISIT]
 
     def log_amounts(self, state: torch.Tensor) -> torch.Tensor:
-        """Logarithm of the expected amount of each quantity between one horizon and the next, of shape `(...,
-        horizons, quantities)`."""
+        """Log of the expected amounts between one horizon and the next, of shape `(..., horizons, quantities)`."""
         return self.amounts(state).unflatten(-1, (len(self.days), len(self.quantities)))
 
     def forward(self, state: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Computes all forecasts.
-
-        Args:
-            state (`torch.FloatTensor` of shape `(..., S)`): customer states.
-
-        Returns:
-            `dict[str, torch.FloatTensor]`, each of shape `(...)`: for each horizon, such as 7 days, `visits_7d`,
-            `events_7d` and the sum of each summed feature are expected amounts, and `visit_probability_7d` is the
-            probability of a visit. `days_to_next_visit` is the median number of days to the next visit, at most the
-            longest horizon.
-        """
+        """Computes all forecasts. Returns `dict[str, torch.FloatTensor]`, each of shape `(...)`: for each horizon,
+        such as 7 days, `visits_7d`, `events_7d` and the sum of each summed feature are expected amounts, and
+        `visit_probability_7d` is the probability of a visit. `days_to_next_visit` is the median number of days to the
+        next visit, at most the longest horizon."""
         amounts = self.log_amounts(state.float()).clamp(max=30).exp().cumsum(-2)
         absent = torch.cumsum(F.logsigmoid(-self.hazards(state.float())), -1).exp()  # (..., intervals)
         values = []

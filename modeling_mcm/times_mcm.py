@@ -29,8 +29,7 @@ ZONE_YEARS = (1900, 2200)
 
 
 def to_seconds(value: Any, zone: tzinfo) -> int:
-    """Converts a time to whole seconds since 1970-01-01. Raises `ValueError` if the value is missing, a number, or
-    text that is no time."""
+    """Converts a time to whole seconds since 1970-01-01. Raises `ValueError` if it is missing, a number or no time."""
     fix = f"give a datetime or {TIME_ADVICE}"
     if is_missing(value):
         raise ValueError(f"found no time ({value!r}); {fix}, or leave the event out")

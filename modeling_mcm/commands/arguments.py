@@ -31,11 +31,8 @@ YAML_BOOL = "tag:yaml.org,2002:bool"
 
 @contextmanager
 def exits(*errors: type[Exception]) -> Iterator[None]:
-    """A context in which expected errors end the process with their message instead of a traceback.
-
-    Raises:
-        SystemExit: With the name of the command and the error's message, where one of the errors is raised.
-    """
+    """A context in which expected errors end the process with their message instead of a traceback. Raises
+    `SystemExit` with the name of the command and the error's message, where one of the errors is raised."""
     try:
         yield
     except errors as error:
@@ -131,21 +128,12 @@ def parse_options(
     arguments: Sequence[str] | None = None,
     defaults: Mapping[str, Any] | None = None,
 ) -> tuple[Any, ...]:
-    """Fills one instance of each dataclass from the command line.
+    """Fills one instance of each dataclass, as `HfArgumentParser` does, from the command line.
 
-    Args:
-        option_classes (dataclasses): The classes to fill, as for `HfArgumentParser`. A `ValueError` that one raises
-            is shown as a message.
-        description (`str`): Text that `--help` shows, line by line.
-        arguments (sequence of `str`, *optional*): The command line after the command's name. By default that of this
-            process. If its first word ends in .yaml or .yml, that file's entries are defaults of the flags after it.
-        defaults (`dict[str, Any]`, *optional*): Values of options that neither the file nor a flag sets.
-
-    Returns:
-        `tuple`: One instance of each class, in the order of `option_classes`.
-
-    Raises:
-        SystemExit: With a message, for unknown or missing options and for values that do not fit.
+    `arguments` are the words after the command's name, by default those of this process; if the first ends in .yaml or
+    .yml, that file's entries are defaults of the flags after it. `defaults` are values of options that neither sets.
+    Raises `SystemExit` with a message for unknown or missing options, for values that do not fit, and for a
+    `ValueError` of a dataclass.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     option_classes = (*option_classes, ProgressOptions)
@@ -193,10 +181,7 @@ def _hint(name: str, known: Iterable[str]) -> str:
 
 
 def _as_flags(name: str, value: Any) -> list[str]:
-    """An entry of the YAML file as words of a command line.
-
-    A null sets nothing, so that the option's default stays. A dict becomes JSON, as `TrainingArguments` reads it.
-    """
+    """An entry of the YAML file as words of a command line."""
     if value is None:
         return []
     if isinstance(value, list):

@@ -35,11 +35,9 @@ class ExportOptions:
 
 
 def run(options: ExportOptions) -> str:
-    """Exports a checkpoint, checks that the export equals the model, and writes the folder as a whole.
-
-    Returns a sentence on what was written. Raises `ValueError` if the export differs from the model, the checkpoint
-    can't be read or the folder is in use, and `OSError` if the folder can't be written.
-    """
+    """Exports a checkpoint, checks that the export equals the model, and writes the folder as a whole. Returns a
+    sentence on what was written. Raises `ValueError` if the export differs from the model, the checkpoint can't be
+    read or the folder is in use, and `OSError` if the folder can't be written."""
     with needs("export"):
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401

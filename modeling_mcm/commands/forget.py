@@ -63,10 +63,7 @@ class ForgetOptions:
 
 
 def _read_ids(path: str) -> list[str]:
-    """Reads customer ids from a CSV file in UTF-8, or in UTF-16 with a byte order mark: each once, in its order.
-
-    Raises `OSError` if the file can't be read, and `ValueError` if it is no text, no valid CSV, or holds no id.
-    """
+    """Reads customer ids from a CSV file in UTF-8, or in UTF-16 with a byte order mark: each once, in its order."""
     content = Path(path).read_bytes()
     is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
@@ -87,10 +84,7 @@ def _read_ids(path: str) -> list[str]:
 
 
 def _delete(ids: list[str], places: Places) -> tuple[Whereabouts, bool]:
-    """Deletes customers, and prints for every file or folder how many were deleted.
-
-    Returns which customers were in which place, and whether this run finished an earlier one that was killed.
-    """
+    """Deletes customers, and prints for every file or folder how many were deleted."""
     from modeling_mcm.preparation.deletion import DeletionNote, delete_from_log_and_data, look_for
     from modeling_mcm.preparation.forget import forget_in_cache
 
@@ -116,12 +110,7 @@ def _delete(ids: list[str], places: Places) -> tuple[Whereabouts, bool]:
 
 
 def _run(options: ForgetOptions) -> list[str]:
-    """Deletes customers, or with `check_only` only looks for them, and reads everything again.
-
-    Returns one line for each id that no file holds and for each file that still holds a customer or can't be read;
-    none if it is proven that the customers are gone. Raises `FileNotFoundError` if a path does not exist, and
-    `ValueError` if a file can't be read as the options say.
-    """
+    """Deletes customers, or with `check_only` only looks for them, and reads everything again."""
     from modeling_mcm.files_mcm import locked
     from modeling_mcm.preparation.deletion import Places, look_for
     from modeling_mcm.preparation.forget import find_customers

@@ -30,11 +30,8 @@ def usage() -> str:
 
 
 def main() -> None:
-    """Runs the command that the first word of the command line names.
-
-    Raises:
-        SystemExit: With a message, if there is no such command or a package that it needs is not installed.
-    """
+    """Runs the command that the first word of the command line names. Raises `SystemExit` with a message, if there is
+    no such command or a package that it needs is not installed."""
     name, *words = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
         sys.stdout.write(f"{usage()}\n")

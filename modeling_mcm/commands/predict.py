@@ -94,10 +94,7 @@ class PredictionOptions:
 
 
 def _prepare_log(options: PredictionOptions, extractor: MCMFeatureExtractor, engine: EngineOptions) -> None:
-    """Prepares the raw log `options.events` with the checkpoint's vocabularies, in a folder inside `output_dir`.
-
-    The folder stays until all customers are scored, so that a run after an interruption finds it.
-    """
+    """Prepares the raw log `options.events` with the checkpoint's vocabularies, in a folder inside `output_dir`."""
     from modeling_mcm.preparation import prepare
 
     schema = schema_of(extractor)
@@ -126,11 +123,9 @@ def _session(engine: EngineOptions) -> AbstractContextManager[Any]:
 
 
 def run(options: PredictionOptions, engine: EngineOptions) -> str:
-    """Scores the customers of the missing files; of several processes each takes its share of the files.
-
-    Returns how many customers there are and how many files were written. A `ValueError` is raised if the options, the
-    checkpoint and the data do not fit together.
-    """
+    """Scores the customers of the missing files; of several processes each takes its share of the files. Returns how
+    many customers there are and how many files were written. A `ValueError` is raised if the options, the checkpoint
+    and the data do not fit together."""
     state, folder = PartialState(cpu=not torch.cuda.is_available()), Path(options.output_dir)
     check_launch(state.num_processes)
     if engine.engine == "spark" and state.num_processes > 1:

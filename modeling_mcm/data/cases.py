@@ -29,10 +29,8 @@ def deciding_tasks(tasks: Sequence[str], token_type: str) -> list[str]:
 
 
 def check_cutoff(cutoff: str) -> str:
-    """Checks the name of a cutoff, and names the column that says where the history ends at this cutoff.
-
-    Raises `ValueError` if the cutoff is unknown.
-    """
+    """Checks the name of a cutoff, and names the column that says where the history ends at this cutoff. Raises
+    `ValueError` if the cutoff is unknown."""
     if cutoff not in CUTOFFS:
         raise ValueError(f"Found cutoff {cutoff!r}; expected one of {', '.join(map(repr, CUTOFFS))}.")
     return f"{cutoff}_end"
@@ -44,16 +42,8 @@ def visible_end(row: Mapping[str, Any], cutoff: str) -> int:
 
 
 def flat_values(table: pa.Table, column: str) -> NDArray:
-    """Reads a column as one flat array.
-
-    Args:
-        table (`pyarrow.Table`): prepared rows.
-        column (`str`): name of a list column or of a scalar column.
-
-    Returns:
-        `NDArray` of shape `(values,)`: all values of a list column, one row after the other, or one value for each row
-        of a scalar column.
-    """
+    """One flat array of all values of a list column, row after row, or of one value for each row of a scalar
+    column."""
     array = pa.concat_arrays(table[column].chunks) if table[column].num_chunks else pa.array([], table[column].type)
     if pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
         array = array.flatten()
@@ -67,22 +57,15 @@ def list_lengths(table: pa.Table, column: str) -> NDArray[np.int64]:
 
 
 class CaseEvents(NamedTuple):
-    """The events of some customers at a cutoff, as flat arrays: one customer after the other, oldest event first.
+    """The events of some customers at a cutoff, as flat arrays: one customer after the other, oldest event first."""
 
-    Attributes:
-        row (`NDArray[int64]` of shape `(events,)`): index of the event's customer among the rows.
-        history_end (`NDArray[int64]` of shape `(rows,)`): number of the customer's events before the cutoff.
-        visible (`NDArray[bool]` of shape `(events,)`): whether the event may be read when the cutoff is evaluated. At
-            the validation cutoff these are the events before the test cutoff, at the test cutoff all events.
-        history (`NDArray[bool]` of shape `(events,)`): whether the event is a target event before the cutoff.
-        future (`NDArray[bool]` of shape `(events,)`): whether the event is a visible target event after the cutoff.
-    """
-
-    row: NDArray[np.int64]
-    history_end: NDArray[np.int64]
+    row: NDArray[np.int64]  # (events,): index of the event's customer among the rows
+    history_end: NDArray[np.int64]  # (rows,): number of the customer's events before the cutoff
+    # (events,): whether the event may be read when the cutoff is evaluated. At the validation cutoff these are the
+    # events before the test cutoff, at the test cutoff all events
     visible: NDArray[np.bool_]
-    history: NDArray[np.bool_]
-    future: NDArray[np.bool_]
+    history: NDArray[np.bool_]  # (events,): whether the event is a target event before the cutoff
+    future: NDArray[np.bool_]  # (events,): whether the event is a visible target event after the cutoff
 
     @classmethod
     def read(cls, table: pa.Table, cutoff: str, tasks: Sequence[str], token_type: str) -> "CaseEvents":
@@ -98,13 +81,8 @@ class CaseEvents(NamedTuple):
         return cls(row, end, visible, is_target & is_past, is_target & ~is_past & visible)
 
     def is_case(self, min_history: int, targets: NDArray[np.int64] | None = None) -> NDArray[np.bool_]:
-        """Says for each customer whether the customer is a case.
-
-        Args:
-            min_history (`int`): number of target events that a case needs before the cutoff.
-            targets (`NDArray[int64]` of shape `(targets,)`, *optional*): indices of the events that count as targets
-                after the cutoff. Default: all target events after the cutoff.
-        """
+        """Says for each customer whether the customer is a case. `targets` are indices of the events that count as
+        targets after the cutoff; by default all target events after it."""
         rows = len(self.history_end)
         after = self.row[self.future if targets is None else targets]
         enough = np.bincount(self.row[self.history], minlength=rows) >= min_history

@@ -43,11 +43,6 @@ class PreparedRows(Dataset):
             all rows. Each dict also holds `row`, the row's index among all rows.
         lengths (`ArrayLike` of shape `(N,)`, *optional*): length of each used row, for [`LengthGroupedSampler`]; see
             `unit_counts`.
-
-    Attributes:
-        rows (`datasets.Dataset`): all rows, in Arrow's format.
-        indices (`NDArray[int64]` of shape `(N,)`): indices of the used rows among all rows.
-        lengths (`NDArray` of shape `(N,)`, *optional*): length of each used row.
     """
 
     def __init__(self, rows: datasets.Dataset, indices: ArrayLike | None = None, lengths: ArrayLike | None = None):
@@ -67,17 +62,8 @@ class PreparedRows(Dataset):
 
 
 def numpy_rows(table: pa.Table, numbers: Sequence[int] | NDArray) -> list[dict[str, Any]]:
-    """Reads prepared rows as dicts of numpy arrays.
-
-    Args:
-        table (`pyarrow.Table`): prepared rows.
-        numbers (`Sequence[int]` or `NDArray` of shape `(rows,)`): index of each row of the table among all rows of the
-            data set.
-
-    Returns:
-        `list[dict]`: one dict per row. A list column is an array of shape `(events,)`, any other column a plain value;
-        `row` is the row's index from `numbers`.
-    """
+    """Reads prepared rows as dicts of numpy arrays: a list column is an array of shape `(events,)`, any other a plain
+    value. `row` is the row's index among all rows of the data set, from `numbers` `(rows,)`."""
     batch: list[dict[str, Any]] = [{"row": int(number)} for number in numbers]
     for name in table.column_names:
         column = table[name].combine_chunks()
@@ -93,18 +79,9 @@ def numpy_rows(table: pa.Table, numbers: Sequence[int] | NDArray) -> list[dict[s
 
 
 def unit_counts(rows: datasets.Dataset, ends: ArrayLike, config: MCMConfig, max_events: int) -> NDArray[np.int64]:
-    """Counts the units that the encoder reads of each row, the start row included.
-
-    Args:
-        rows (`datasets.Dataset`): what `load_prepared` returns.
-        ends (`ArrayLike` of shape `(rows,)`): number of events of each row's history.
-        config (`MCMConfig`): config of the model. Only `encoder_unit` is read.
-        max_events (`int`): largest number of events in an input, the start row included. Of a longer history the
-            latest events count.
-
-    Returns:
-        `NDArray[int64]` of shape `(rows,)`: number of events, or of visits where the encoder reads visits.
-    """
+    """Counts the units (events or visits) that the encoder reads of each row, `(rows,)`, the start row included.
+    `ends` `(rows,)` are numbers of events of the histories; of one longer than `max_events` the latest events
+    count."""
     ends = np.asarray(ends)
     if config.encoder_unit == "event":
         return np.minimum(ends + 1, max_events)
@@ -122,23 +99,16 @@ def unit_counts(rows: datasets.Dataset, ends: ArrayLike, config: MCMConfig, max_
 
 
 def batches_by_length(lengths: ArrayLike, size: int) -> list[NDArray[np.int64]]:
-    """Cuts rows into batches of similar length, shortest first, so that little of a batch is padding.
-
-    Args:
-        lengths (`ArrayLike` of shape `(N,)`): length of each row, in the unit that a batch is padded in. Rows of one
-            length stay in their order.
-        size (`int`): number of rows of a batch; the last one may have fewer.
-    """
+    """Cuts rows into batches of `size` rows of similar length, shortest first, so that little of a batch is padding.
+    Rows of one length stay in their order."""
     order = np.argsort(lengths, kind="stable")
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 
 class LengthGroupedSampler(Sampler):
-    """Gives the rows in random order, in groups of similar length, so that little of a batch is padding.
-
-    The order depends on the seed and the epoch alone. A group is as large as a global batch: two processes with half
-    of the batch each read together the rows that one process would read.
-    """
+    """Gives the rows in random order, in groups of similar length, so that little of a batch is padding. The order
+    depends on the seed and the epoch alone. A group is as large as a global batch: two processes with half of the
+    batch each read together the rows that one process would read."""
 
     def __init__(self, lengths: ArrayLike, group_size: int, seed: int, epoch: torch.Tensor):
         self.lengths, self.group_size, self.seed, self.epoch = np.asarray(lengths), group_size, seed, epoch
@@ -161,12 +131,10 @@ class MCMCollator:
     """Turns prepared rows into model inputs.
 
     Args:
-        extractor ([`MCMFeatureExtractor`]): feature extractor of the prepared data set.
         config (`MCMConfig`): config of the model. `augmentation`, `target`, `tasks` and `input_features` are read.
         mode (`str`): "train", "evaluate" or "predict".
         cutoff (`str`): "validation" or "test": where the history ends in the mode "evaluate". Training always stays
             before the validation cutoff.
-        seed (`int`): seed of every draw.
         max_events (`int`, *optional*): largest number of events in an input, the start row included. Default:
             `max_events` of the feature extractor.
         now (`int`, *optional*): moment for which customers are scored in the modes "predict" and "evaluate", in
@@ -217,17 +185,13 @@ class MCMCollator:
         self.deciding_columns = [f"task_{task}" for task in deciding]
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """Makes a batch.
-
-        Returns:
-            `dict[str, torch.Tensor]`: `input_ids`, `attention_mask`, `event_times`, `visit_ids` and, with numeric
-            features, `event_values`, as `MCMFeatureExtractor.pad` gives them; with a moment `now` (not in training)
-            also `now`. The modes "train" and "evaluate" add `labels` int64 `(B, N, T)`, where -100 is ignored.
-            Training with several prefixes or masked events adds `prefix_ends` int64 `(B, P)`, the index of each
-            prefix's last event in the input, and `label_prefixes` int64 `(B, N)`, the index of each label's prefix.
-            Where targets fade, training also adds `label_weights` float32 `(B, N)`; with `between_visits` it adds
-            `prefix_times` float32 `(B, P)`, the moment of each prefix in days on the clock of `event_times`.
-        """
+        """Makes a batch. Returns `dict[str, torch.Tensor]`: `input_ids`, `attention_mask`, `event_times`, `visit_ids`
+        and, with numeric features, `event_values`, as `MCMFeatureExtractor.pad` gives them; with a moment `now` (not
+        in training) also `now`. The modes "train" and "evaluate" add `labels` int64 `(B, N, T)`, where -100 is
+        ignored. Training with several prefixes or masked events adds `prefix_ends` int64 `(B, P)`, the index of each
+        prefix's last event in the input, and `label_prefixes` int64 `(B, N)`, the index of each label's prefix. Where
+        targets fade, training also adds `label_weights` float32 `(B, N)`; with `between_visits` it adds `prefix_times`
+        float32 `(B, P)`, the moment of each prefix in days on the clock of `event_times`."""
         make = {"train": self._train, "evaluate": self._evaluate, "predict": self._predict}[self.mode]
         features = self.config.input_features
         examples = [make(self.extractor.readable(row, features)) for row in rows]
@@ -282,11 +246,7 @@ class MCMCollator:
         return self._all_prefixes(window, whole=start == 0)
 
     def _shuffled(self, history: dict[str, Any], draw: NDArray, start: int, end: int) -> NDArray[np.int64]:
-        """Indices of the events from `start` to `end` of a history whose order within visits is drawn anew.
-
-        `end` is where a visit ends. Events of one visit and time are a set, so their order is random; the event that
-        closes a visit stays last. No event leaves its visit, so only the visits between `start` and `end` are sorted.
-        """
+        """Indices of the events from `start` to `end` of a history whose order within visits is drawn anew."""
         visits = history["visits"]
         first = int(np.searchsorted(visits, visits[start])) if start else 0
         sorted_part = slice(first, end)
@@ -347,10 +307,7 @@ class MCMCollator:
         return {**window, **masked}, hidden + 1, np.arange(len(hidden)), self._labels(window)[hidden]
 
     def _moments(self, row: Mapping[str, Any], window: Mapping[str, Any], ends: NDArray) -> NDArray[np.float64]:
-        """Draws a moment for each prefix, between its last event and the next one, in days from the first event.
-
-        Somebody who asks at a moment of their own, such as a cutoff, asks between two visits.
-        """
+        """Draws a moment for each prefix, between its last event and the next one, in days from the first event."""
         generator = np.random.default_rng([self.seed, int(self.epoch), row["row"], 1])
         times = (window["times"] - window["times"][:1]) / SECONDS_PER_DAY
         last, following = times[np.maximum(ends, 1) - 1], times[np.minimum(ends, len(times) - 1)]

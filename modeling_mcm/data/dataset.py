@@ -32,11 +32,7 @@ FORMAT_VERSION = 2  # version 1 had no values of numeric features
 
 
 def write_table(path: str | Path, table: pa.Table, **options: Any) -> None:
-    """Writes a Parquet file whole or not at all.
-
-    Raises:
-        OSError: naming the file, if its disk is full or it may not be written.
-    """
+    """Writes a Parquet file whole or not at all; an `OSError` of a full or read-only disk names the file."""
     with atomic_write(path) as partial:
         pq.write_table(table, partial, **options)
 
@@ -77,12 +73,8 @@ class PreparedManifest:
 
     @classmethod
     def load(cls, directory: str | Path) -> PreparedManifest:
-        """Reads `manifest.json`.
-
-        Raises:
-            FileNotFoundError: if the folder holds no manifest, so that it is no data set or an unfinished one.
-            ValueError: if the manifest is damaged or has another format version.
-        """
+        """Reads `manifest.json`. Raises `FileNotFoundError` if the folder holds no manifest, so that it is no data set
+        or an unfinished one. Raises `ValueError` if the manifest is damaged or has another format version."""
         path = Path(directory) / MANIFEST_FILE
         if not path.is_file():
             place = path.parent.resolve()
@@ -101,19 +93,13 @@ class PreparedManifest:
             raise ValueError(f"{path} cannot be read ({error}); prepare the data again.") from error
 
     def save(self, directory: str | Path) -> None:
-        """Writes `manifest.json` in one step: another process reads the whole file or none.
-
-        Raises `OSError` if the file can't be written.
-        """
+        """Writes `manifest.json` in one step. Raises `OSError` if the file can't be written."""
         write_json(Path(directory) / MANIFEST_FILE, asdict(self), ensure_ascii=False)
 
 
 def check_shard(path: Path, expected: dict[str, Any], verify: bool) -> pa.Schema:
-    """Checks that a shard is the file that the manifest lists.
-
-    Raises:
-        ValueError: if the file is missing, is no whole Parquet file, or has another size, number of rows or digest.
-    """
+    """Checks that a shard is the file that the manifest lists. Raises `ValueError` if the file is missing, is no whole
+    Parquet file, or has another size, number of rows or digest."""
     advice = "the data set is damaged: prepare the data again."
     if not path.is_file():
         raise ValueError(f"{path} is missing, but the manifest lists it; {advice}")
@@ -131,12 +117,8 @@ def check_shard(path: Path, expected: dict[str, Any], verify: bool) -> pa.Schema
 
 
 def check_shards(directory: str | Path, shards: Sequence[dict[str, Any]], verify: bool = False) -> None:
-    """Compares shards with the manifest and with each other.
-
-    Raises:
-        ValueError: if a shard is missing, differs from what the manifest lists, or has other columns than the first
-            shard.
-    """
+    """Compares shards with the manifest and with each other. Raises `ValueError` if a shard is missing, differs from
+    what the manifest lists, or has other columns than the first shard."""
     first: pa.Schema | None = None
     for shard in shards:
         path = Path(directory) / shard["file"]
@@ -158,7 +140,6 @@ def load_prepared(
     """Opens the shards as one memory-mapped data set with one row per customer, in the order of `customer_id`.
 
     Args:
-        directory (`str` or `Path`): folder that `prepare` wrote.
         cache_dir (`str` or `Path`, *optional*): folder in which `datasets` keeps its Arrow copy of the rows. Default:
             the usual cache folder of `datasets`.
         verify (`bool`): whether to compare the digests of the shards too, which reads every byte.
@@ -190,18 +171,8 @@ def load_prepared(
 
 
 class PreparedData:
-    """A prepared data set. Its manifest is read at once, everything else when it is first used.
-
-    Args:
-        folder (`str` or `Path`): folder that `prepare` wrote.
-
-    Attributes:
-        folder (`Path`): the same folder.
-        manifest ([`PreparedManifest`]): what the data set says of itself.
-
-    Raises:
-        FileNotFoundError, ValueError: as [`PreparedManifest.load`] raises them.
-    """
+    """A prepared data set, a folder that `prepare` wrote. Its manifest is read at once (errors as in
+    [`PreparedManifest.load`]), everything else when it is first used."""
 
     def __init__(self, folder: str | Path):
         self.folder, self.manifest = Path(folder), PreparedManifest.load(folder)
@@ -223,10 +194,8 @@ class PreparedData:
 
 
 def check_vocabularies(directory: str | Path, extractor: MCMFeatureExtractor) -> None:
-    """Checks that the ids of a checkpoint mean the same values as the ids of a prepared data set.
-
-    Raises `ValueError` if features, tasks, vocabularies or bins differ.
-    """
+    """Checks that the ids of a checkpoint mean the same values as the ids of a prepared data set. Raises `ValueError`
+    if features, tasks, vocabularies or bins differ."""
     data = PreparedData(directory).extractor
     for what in ("feature_names", "tasks", "vocabularies", "bins"):
         ours, theirs = getattr(data, what), getattr(extractor, what)

@@ -34,10 +34,8 @@ SEVERAL_FEATURES = ("max_items", "levels")  # an entry of the schema with one of
 
 
 def check_memory_limit(value: Any) -> None:
-    """Checks that `memory_limit` is a size of memory that DuckDB can read, such as 4GB, 512MiB or 80%.
-
-    Raises `ValueError` if the value is no such size.
-    """
+    """Checks that `memory_limit` is a size of memory that DuckDB can read, such as 4GB, 512MiB or 80%. Raises
+    `ValueError` if the value is no such size."""
     pattern = r"\s*([0-9]+(\.[0-9]+)?)\s*(([kmgt]i?)?b|%)\s*"
     match = re.fullmatch(pattern, value, re.IGNORECASE | re.ASCII) if isinstance(value, str) else None
     if match is None or float(match[1]) == 0 or (match[3] == "%" and float(match[1]) > 100):
@@ -45,10 +43,8 @@ def check_memory_limit(value: Any) -> None:
 
 
 def read_feature(given: Mapping[str, Any], where: str) -> FeatureSpec:
-    """Reads one feature of `features` or `profile`.
-
-    Raises `ValueError` if a key or a value is wrong. The message names the entry, the key and the fix.
-    """
+    """Reads one feature of `features` or `profile`. Raises `ValueError` if a key or a value is wrong. The message
+    names the entry, the key and the fix."""
     if not isinstance(given, Mapping):
         raise ValueError(f"{where} is {given!r}; write it as a mapping such as {{name: brand}}.")
     check_keys(given, [f.name for f in fields(FeatureSpec)], where)
@@ -99,10 +95,7 @@ def _check_part(entry: Mapping[str, Any], kind: str, where: str) -> None:
 
 
 def read_features(entries: Sequence[Any], key: str) -> tuple[FeatureSpec, ...]:
-    """Reads all entries of `features` or `profile`.
-
-    Raises `ValueError` if an entry is wrong. The message names the entry, the key and the fix.
-    """
+    """Reads all entries of `features` or `profile`; see [`read_feature`]."""
     features: list[FeatureSpec] = []
     for index, entry in enumerate(entries):
         where = f"Entry {index} of `{key}`"

@@ -38,23 +38,14 @@ MOST_NAMED = 3
 
 @dataclass(frozen=True)
 class CustomerLabels:
-    """Labels of customers, in the order of the table.
+    """Labels of customers, in the order of the table."""
 
-    Attributes:
-        name (`str`): name of the label's column.
-        kind (`str`): "binary", "classes" or "number".
-        customer_ids (`NDArray` of text, shape `(N,)`): id of each label's customer.
-        times (`NDArray[int64]` of shape `(N,)`): moment of each label, in seconds since 1970-01-01.
-        values (`NDArray` of shape `(N,)`): ids of classes (int64), from 0, or numbers (float32).
-        classes (`tuple[str]`): name of each class, in the order of the ids. Empty for numbers.
-    """
-
-    name: str
-    kind: str
-    customer_ids: NDArray
-    times: NDArray[np.int64]
-    values: NDArray[Any]
-    classes: tuple[str, ...] = ()
+    name: str  # name of the label's column
+    kind: str  # "binary", "classes" or "number"
+    customer_ids: NDArray  # (N,): id of each label's customer
+    times: NDArray[np.int64]  # (N,): moment of each label, in seconds since 1970-01-01
+    values: NDArray[Any]  # (N,): ids of classes (int64), from 0, or numbers (float32)
+    classes: tuple[str, ...] = ()  # name of each class, in the order of the ids. Empty for numbers
 
     def __len__(self) -> int:
         return len(self.values)
@@ -76,10 +67,8 @@ class CustomerLabels:
         }
 
     def check_trainable(self, what: str = "training") -> None:
-        """Checks that the labels have at least two different values, so that there is something to learn.
-
-        Raises `ValueError` if all labels are the same, or there is no label.
-        """
+        """Checks that the labels have at least two different values, so that there is something to learn. Raises
+        `ValueError` if all labels are the same, or there is no label."""
         distinct = np.unique(self.values)
         if len(distinct) < 2:
             value = "nowhere known" if not len(distinct) else repr(self._shown(distinct[0]))
@@ -92,10 +81,8 @@ class CustomerLabels:
         return value.item() if self.kind == NUMBER else self.classes[int(value)]
 
     def split(self, share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Splits the labels at random into training and validation.
-
-        All labels of a customer are on one side, and each class gives about the same share of its customers.
-        """
+        """Splits the labels at random into training and validation. All labels of a customer are on one side, and each
+        class gives about the same share of its customers."""
         customers, first, owner = np.unique(self.customer_ids.astype(str), return_index=True, return_inverse=True)
         order = np.random.default_rng(seed).permutation(len(customers))
         if self.kind != NUMBER:
@@ -114,15 +101,8 @@ def load_labels(
     kind: str = AUTO,
     time_zone: str = "UTC",
 ) -> CustomerLabels:
-    """Reads labels from a Parquet or CSV file. The arguments after `path` are those of [`make_labels`].
-
-    Args:
-        path (`str` or `Path`): path of the file.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if the file has another format or is damaged, and where [`make_labels`] raises it.
-    """
+    """Reads labels from a Parquet or CSV file, with the other arguments and errors of [`make_labels`]. Raises
+    `FileNotFoundError` if there is no such file, and `ValueError` if it has another format or is damaged."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} is no file; give a Parquet or CSV file with {customer}, {time} and {label}.")
@@ -154,9 +134,6 @@ def make_labels(
 
     Args:
         table (`pandas.DataFrame`): the table, with one row per customer and moment.
-        label (`str`): name of the label's column.
-        customer (`str`): name of the customer's column.
-        time (`str`): name of the column with the label's moment.
         kind (`str`): kind of the label: "binary", "classes" or "number". With "auto" text and booleans are classes,
             and numbers are numbers, except a column of 0 and 1 alone, which holds two classes.
         time_zone (`str`): time zone to which times with a zone are converted, as in the event schema.
@@ -253,14 +230,8 @@ class LabelledCustomers(Dataset):
     """Labels, each with its customer's history **before** the label's time.
 
     Args:
-        rows (`datasets.Dataset`): what `load_prepared` returns.
-        labels (`CustomerLabels`): the labels.
         on_unknown (`str`): what to do with labels of customers who have no event before the label's time in the data
             set: "error" raises an error, "drop" leaves these labels out.
-
-    Attributes:
-        labels (`CustomerLabels`): the labels that are used.
-        dropped (`int`): number of labels that were left out.
 
     Raises:
         ValueError: with `on_unknown="error"`, if a customer is not in the prepared data set or has no event before the
@@ -301,12 +272,8 @@ class LabelledCustomers(Dataset):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
-        """Reads some labels with their histories.
-
-        Returns:
-            `list[dict]`: by label `history`, a prepared row without the events from the label's time on; `time`, in
-            seconds since 1970-01-01; and `label`, the class id or the number.
-        """
+        """Reads labels as a list of dicts: `history`, a prepared row without the events from the label's time on;
+        `time`, in seconds since 1970-01-01; and `label`, the class id or the number."""
         return [
             {"history": events_before(row, self.labels.times[index]), "time": int(self.labels.times[index])}
             | {"label": self.labels.values[index]}
@@ -348,12 +315,8 @@ class LabelCollator:
         self.extractor, self.config = extractor, config
 
     def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """Makes a batch.
-
-        Returns:
-            `dict[str, torch.Tensor]`: the histories as `MCMFeatureExtractor.pad` gives them, with the label's time as
-            `now`; and `labels` int64 or float32 `(B,)`.
-        """
+        """Makes a batch. Returns `dict[str, torch.Tensor]`: the histories as `MCMFeatureExtractor.pad` gives them,
+        with the label's time as `now`; and `labels` int64 or float32 `(B,)`."""
         histories = [self.extractor.readable(item["history"], self.config.input_features) for item in items]
         batch = dict(self.extractor.pad(histories, now=[item["time"] for item in items]))
         return batch | {"labels": torch.from_numpy(np.array([item["label"] for item in items]))}

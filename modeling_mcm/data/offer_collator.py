@@ -45,11 +45,8 @@ class OfferGroups(Dataset):
         self.rows = PreparedRows(rows, [indices[customer] for customer in customer_ids])
 
     def costs(self, max_events: int) -> NDArray[np.int64]:
-        """Estimates what the time of a training step grows with, for batches of similar histories.
-
-        The estimate is the number of events plus ten times the number of visits: every event is embedded, and every
-        label of every task reads every visit.
-        """
+        """Estimates what the time of a step grows with: the number of events, each of which is embedded, plus ten
+        times the number of visits, each of which every label of every task reads."""
         estimates = np.zeros(len(self), np.int64)
         for start in range(0, len(self), 256):
             items = self.__getitems__(list(range(start, min(start + 256, len(self)))))
@@ -76,17 +73,10 @@ class OfferCollator:
     """Turns groups of offers into inputs of `MCMForActionRecommendation`.
 
     Args:
-        extractor ([`MCMFeatureExtractor`]): feature extractor of the checkpoint.
-        config (`MCMConfig`): config of the model.
-        offers (`Offers`): the offers whose groups are read.
         groups (`ArrayLike` of shape `(groups,)`, *optional*): indices of the groups whose actions are checked.
             Default: all groups.
         max_events (`int`, *optional*): largest number of events in an input, the start row included. Default:
             `max_events` of the feature extractor.
-
-    Attributes:
-        epoch (`torch.Tensor`, int64 of shape `()`): number of the epoch in shared memory, set by the training loop as
-            for [`~collator.MCMCollator`].
 
     Raises:
         ValueError: where `EncodedActions` raises it. Where features are the embedding of an action, also if an action
@@ -111,14 +101,9 @@ class OfferCollator:
         self.actions.check(np.unique(offers.actions[offers.indices(groups)]))
 
     def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """Makes a batch.
-
-        Returns:
-            `dict[str, torch.Tensor]`: the histories as `MCMFeatureExtractor.pad` gives them, the actions as
-            `EncodedActions.inputs` gives them, `days_to_offers` float32 `(B,)`, the days from the customer's last
-            event to the offers, and `labels` float32 `(B, K, O)`: 0 or 1 for each outcome, -100 where the outcome is
-            not known.
-        """
+        """Makes a batch: the histories as `MCMFeatureExtractor.pad` gives them, the actions as `EncodedActions.inputs`
+        gives them, `days_to_offers` float32 `(B,)` from the last event to the offers, and `labels` float32
+        `(B, K, O)`: 0 or 1 for each outcome, -100 where it is not known."""
         histories = [self.extractor.readable(item["history"], self.config.input_features) for item in items]
         batch = dict(self.extractor.pad(histories, self.max_events))
         groups = [item["group"] for item in items]

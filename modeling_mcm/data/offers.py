@@ -35,38 +35,21 @@ OUTCOMES = ("click", "conversion")
 
 @dataclass(frozen=True)
 class Offers:
-    """Offers in groups, in the order of `group_id` and `action_id`, and what is known of the actions.
+    """Offers in groups, in the order of `group_id` and `action_id`, and what is known of the actions."""
 
-    Attributes:
-        group_ids (`NDArray` of text, shape `(G,)`): id of each group.
-        customer_ids (`NDArray` of text, shape `(G,)`): id of the group's customer.
-        splits (`NDArray` of text, shape `(G,)`): "train", "validation" or "test".
-        times (`NDArray[int64]` of shape `(G,)`): time from which on the group's offers can be taken, in seconds since
-            1970-01-01.
-        offsets (`NDArray[int64]` of shape `(G + 1,)`): where groups begin: group g has the offers `offsets[g]` to
-            `offsets[g + 1] - 1`.
-        actions (`NDArray[int64]` of shape `(N,)`): index of each offer's action among the V versions.
-        outcomes (`dict[str, NDArray[float32]]`, each of shape `(N,)`): by outcome 1.0, 0.0, or NaN where it was not
-            observed.
-        action_ids (`NDArray` of text, shape `(V,)`): id of each version's action. The versions of one action have the
-            same id.
-        row_offsets (`NDArray[int64]` of shape `(V + 1,)`): where versions begin: version v has the rows
-            `row_offsets[v]` to `row_offsets[v + 1] - 1`.
-        weights (`NDArray[float64]` of shape `(R,)`): share of each row; the shares of a version sum to 1.
-        columns (`dict[str, list]`, each of length R): by column of the event log the raw values.
-    """
-
-    group_ids: NDArray
-    customer_ids: NDArray
-    splits: NDArray
-    times: NDArray[np.int64]
+    group_ids: NDArray  # (G,): id of each group
+    customer_ids: NDArray  # (G,): id of the group's customer
+    splits: NDArray  # (G,): "train", "validation" or "test"
+    times: NDArray[np.int64]  # (G,): time from which on the group's offers can be taken, in seconds since 1970-01-01
+    # (G + 1,): where groups begin: group g has the offers `offsets[g]` to `offsets[g + 1] - 1`
     offsets: NDArray[np.int64]
-    actions: NDArray[np.int64]
-    outcomes: dict[str, NDArray[np.float32]]
-    action_ids: NDArray
+    actions: NDArray[np.int64]  # (N,): index of each offer's action among the V versions
+    outcomes: dict[str, NDArray[np.float32]]  # each (N,): by outcome 1.0, 0.0, or NaN where it was not observed
+    action_ids: NDArray  # (V,): id of each version's action. The versions of one action have the same id
+    # (V + 1,): where versions begin: version v has the rows `row_offsets[v]` to `row_offsets[v + 1] - 1`
     row_offsets: NDArray[np.int64]
-    weights: NDArray[np.float64]
-    columns: dict[str, list[Any]]
+    weights: NDArray[np.float64]  # (R,): share of each row; the shares of a version sum to 1
+    columns: dict[str, list[Any]]  # length R: by column of the event log the raw values
 
     def groups(self, splits: Sequence[str]) -> NDArray[np.int64]:
         """Finds the groups of some splits."""
@@ -78,15 +61,8 @@ class Offers:
         return np.concatenate([np.zeros(0, np.int64), *parts])
 
     def check_trainable(self, groups: ArrayLike, outcomes: Sequence[str]) -> None:
-        """Checks that each outcome is 0 in some offers and 1 in others, so that there is something to learn.
-
-        Args:
-            groups (`ArrayLike` of shape `(groups,)`): indices of the groups of the training.
-            outcomes (`Sequence[str]`): names of the outcomes that are learned.
-
-        Raises:
-            ValueError: if the offers lack an outcome, or all observed values of an outcome are the same.
-        """
+        """Checks that each outcome is 0 in some offers and 1 in others, so that there is something to learn. Raises
+        `ValueError` if the offers lack an outcome, or all observed values of an outcome are the same."""
         indices = self.indices(groups)
         for name in outcomes:
             if name not in self.outcomes:
@@ -101,12 +77,8 @@ class Offers:
                 )
 
     def check_times(self, training_end: int, learned: ArrayLike, evaluated: ArrayLike) -> None:
-        """Checks that training sees nothing of the time in which the model is evaluated.
-
-        Raises:
-            ValueError: if the pre-training data, or offers of the training, reach into the time of the evaluated
-                offers.
-        """
+        """Checks that training sees nothing of the time in which the model is evaluated. Raises `ValueError` if the
+        pre-training data, or offers of the training, reach into the time of the evaluated offers."""
         learned, starts = np.asarray(learned, np.int64), self.times[np.asarray(evaluated, np.int64)]
         if not len(starts):
             return
@@ -130,15 +102,8 @@ def _day(seconds: int) -> str:
 
 
 def load_offers(folder: str | Path, outcomes: Sequence[str] | None = None, time_zone: str = "UTC") -> Offers:
-    """Reads and checks `offers.parquet` and `actions.parquet`. The other arguments are those of [`make_offers`].
-
-    Args:
-        folder (`str` or `Path`): folder with both files.
-
-    Raises:
-        FileNotFoundError: if a file is missing.
-        ValueError: where [`make_offers`] raises it.
-    """
+    """Reads and checks `offers.parquet` and `actions.parquet` in a folder, with the other arguments and errors of
+    [`make_offers`]. Raises `FileNotFoundError` if a file is missing."""
     tables = {}
     for name in (OFFERS_FILE, ACTIONS_FILE):
         path = Path(folder) / name
@@ -239,11 +204,7 @@ def _zero_or_one(column: pd.Series, name: str) -> NDArray[np.float32]:
 
 
 def _versions(actions: pd.DataFrame, time_zone: str) -> tuple[pd.DataFrame, NDArray[np.float64], dict[str, list[Any]]]:
-    """Reads the actions as versions.
-
-    Returns one row by version (action_id, time, and start, the index of its first row), weights that sum to 1 in each
-    version, and columns of the event log.
-    """
+    """Reads the actions as versions."""
     names = [name for name in actions.columns if name not in ("action_id", "time", "weight")]
     rows = actions[names].copy()
     rows["action_id"] = _texts(actions["action_id"], "action_id")

@@ -79,9 +79,7 @@ class EventSchema(LogSchema):
             It guards against bots.
         on_bad_row (`str`): what to do with lines of a text file, times and numbers that can't be read: "error" or
             "drop".
-        delimiter (`str`, *optional*): character between the fields of a text file, see `TextFormat`.
-        quote (`str`): character around a field of a text file, see `TextFormat`.
-        escape (`str`, *optional*): character before a quote inside a field, see `TextFormat`.
+        delimiter, quote, escape: as in `TextFormat`.
 
     Raises:
         ValueError: if values do not fit together. The message names the key and the fix.
@@ -99,12 +97,8 @@ class EventSchema(LogSchema):
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> EventSchema:
-        """Reads a schema file.
-
-        Raises:
-            ValueError: if the file or a key is wrong. The message names the file, the key and the fix.
-            OSError: if the file can't be opened.
-        """
+        """Reads a schema file. Raises `ValueError` if the file or a key is wrong. The message names the file, the key
+        and the fix. Raises `OSError` if the file can't be opened."""
         content = read_yaml(path)
         try:
             return cls.from_dict(content)
@@ -113,10 +107,8 @@ class EventSchema(LogSchema):
 
     @classmethod
     def from_dict(cls, given: Mapping[str, Any]) -> EventSchema:
-        """Builds a schema from plain values.
-
-        Raises `ValueError` if a key is unknown, missing or has a wrong value. The message names the key and the fix.
-        """
+        """Builds a schema from plain values. Raises `ValueError` if a key is unknown, missing or has a wrong value.
+        The message names the key and the fix."""
         if not isinstance(given, Mapping):
             raise ValueError("The event schema is not a mapping; it needs keys such as `customer: household_id`.")
         keys = [f.name for f in fields(cls)]
@@ -172,10 +164,8 @@ class EventSchema(LogSchema):
         return self.cutoffs == LEAVE_ONE_OUT
 
     def cutoff(self, key: str) -> datetime:
-        """Gives the date of a cutoff.
-
-        Raises `ValueError` if there is no date, because each customer's last visits are held out.
-        """
+        """Gives the date of a cutoff. Raises `ValueError` if there is none, because each customer's last visits are
+        held out."""
         if isinstance(self.cutoffs, str):
             raise ValueError(
                 f"The log was split by `cutoffs: {self.cutoffs}`, and this needs the date of the {key} cutoff; "
@@ -188,12 +178,8 @@ class EventSchema(LogSchema):
         return (self.cutoff(key) - datetime(1970, 1, 1)) // timedelta(seconds=1)
 
     def moment(self, key: str) -> int | None:
-        """Gives the moment at which all customers are scored at a cutoff.
-
-        Returns:
-            `int`, *optional*: the cutoff in seconds since 1970. `None` if there is no common moment, because each
-            customer's last visits are held out or the log has no times: a customer is then scored at the last event.
-        """
+        """Moment at which all customers are scored at a cutoff, in seconds since 1970. `None` where last visits are
+        held out or the log has no times: a customer is then scored at the last event."""
         return None if self.leaves_one_out or self.order is not None else self.cutoff_seconds(key)
 
     def to_dict(self) -> dict[str, Any]:

@@ -29,13 +29,8 @@ class UniqueKeyLoader(yaml.SafeLoader):
 
 
 def read_yaml(path: str | Path, loader: type[yaml.SafeLoader] = UniqueKeyLoader) -> Any:
-    """Reads a YAML file.
-
-    Raises:
-        ValueError: if the file is no valid YAML, is no text in UTF-8, or has a key twice. The message names the file
-            and the line.
-        OSError: if the file can't be opened.
-    """
+    """Reads a YAML file. Raises `ValueError` if the file is no valid YAML, is no text in UTF-8, or has a key twice.
+    The message names the file and the line. Raises `OSError` if the file can't be opened."""
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:

@@ -51,26 +51,14 @@ def label_sums(history: TaskHistory, weights: NDArray, number_of_labels: int) ->
 
 
 class Baseline:
-    """What all baselines share: counts of the labels in the training period, and scores in batches.
-
-    A subclass prepares in `_start`, counts more in `_observe`, computes from the counts in `_finish`, and scores in
-    `_score`.
-    """
+    """What all baselines share: counts of the labels in the training period, and scores in batches. A subclass
+    prepares in `_start`, counts more in `_observe`, computes from the counts in `_finish`, and scores in `_score`."""
 
     fallback = POPULARITY_SHARE  # weight of the most popular label
 
     def fit(self, rows: Any, task: str, number_of_labels: int, cutoff: str = "validation") -> Self:
-        """Counts the events before a cutoff.
-
-        Args:
-            rows (`datasets.Dataset` or `pyarrow.Table`): The prepared rows.
-            task (`str`): Name of the task.
-            number_of_labels (`int`): Number V of labels, with the ids for missing and unknown.
-            cutoff (`str`): The cutoff at which the training period ends, "validation" or "test".
-
-        Raises:
-            ValueError: If the cutoff or the task is unknown, a label id is V or more, or there is nothing to count.
-        """
+        """Counts the events of a task before a cutoff, "validation" or "test". `number_of_labels` is V. Raises
+        `ValueError` if cutoff or task is unknown, a label id is V or more, or there is nothing to count."""
         self.task, self.number_of_labels = task, number_of_labels
         self.popularity = np.zeros(number_of_labels)
         self._start(len(rows))
@@ -92,10 +80,8 @@ class Baseline:
         return self
 
     def score_batches(self, rows: Any, cutoff: str, batch_size: int = 256) -> Iterator[NDArray[np.float32]]:
-        """Yields the scores of batches of customers, of shape `(B, V)`, in the order of the rows.
-
-        `cutoff` is where the histories end, "validation" or "test".
-        """
+        """Yields the scores of batches of customers, of shape `(B, V)`, in the order of the rows. `cutoff` is where
+        the histories end, "validation" or "test"."""
         if not hasattr(self, "popularity"):
             raise ValueError(
                 f"This {type(self).__name__} is not fitted yet; call fit(rows, task, number_of_labels) first."

@@ -34,16 +34,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TargetEvents:
-    """The labels of a task in each case, as one flat array with offsets.
+    """The labels of a task in each case, as one flat array with offsets."""
 
-    Attributes:
-        offsets (`numpy.ndarray`, shape `(cases + 1,)`): Case c has the labels `labels[offsets[c]:offsets[c + 1]]`,
-            none if no event has a label.
-        labels (`numpy.ndarray`, shape `(labels,)`): Label ids, one for each event with a value, so that labels may
-            repeat; 1 means unknown.
-    """
-
+    # (cases + 1,): Case c has the labels `labels[offsets[c]:offsets[c + 1]]`, none if no event has a label
     offsets: NDArray[np.int64]
+    # (labels,): Label ids, one for each event with a value, so that labels may repeat; 1 means unknown
     labels: NDArray[np.int64]
 
     def __len__(self) -> int:
@@ -55,10 +50,8 @@ class TargetEvents:
 
 @dataclass(frozen=True)
 class Horizon:
-    """The days after a cutoff whose labels are the targets, in the place of those of the next visit.
-
-    `start` is the cutoff, in seconds since 1970. A `ValueError` is raised if the days are no positive finite number.
-    """
+    """The days after a cutoff whose labels are the targets, in the place of those of the next visit. `start` is the
+    cutoff, in seconds since 1970. A `ValueError` is raised if the days are no positive finite number."""
 
     days: float
     start: int
@@ -75,30 +68,21 @@ class Horizon:
 
 @dataclass(frozen=True)
 class EvaluationCases:
-    """The cases at one cutoff, in the order of the rows.
-
-    Attributes:
-        cutoff (`str`): "validation" or "test".
-        rows (`numpy.ndarray`, shape `(cases,)`): Index of each case among the prepared rows.
-        customer_ids (`list[str]`): Id of each case's customer.
-        history_end (`numpy.ndarray`, shape `(cases,)`): Number of the customer's stored events before the cutoff.
-        targets (`dict[str, TargetEvents]`): The target labels of each task.
-        history_visits (`numpy.ndarray`, shape `(cases,)`): Number of visits with a target event before the cutoff.
-        horizon_days (`float`, *optional*): Number of days of the horizon; `None` if the target is the next visit.
-        met (`dict[str, TargetEvents]`, *optional*): For each task the distinct labels that each customer had before
-            the cutoff, which are not ranked; `None` if all labels are ranked.
-        moment (`int`, *optional*): Moment at which a model scores the customers, in seconds since 1970, from
-            [`~data.schema.EventSchema.moment`]; `None`: at the last event of each.
-    """
+    """The cases at one cutoff, in the order of the rows."""
 
     cutoff: str
-    rows: NDArray[np.int64]
-    customer_ids: list[str]
-    history_end: NDArray[np.int64]
-    targets: dict[str, TargetEvents]
+    rows: NDArray[np.int64]  # (cases,): Index of each case among the prepared rows
+    customer_ids: list[str]  # Id of each case's customer
+    history_end: NDArray[np.int64]  # (cases,): Number of the customer's stored events before the cutoff
+    targets: dict[str, TargetEvents]  # The target labels of each task
+    # (cases,): Number of visits with a target event before the cutoff
     history_visits: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    horizon_days: float | None = None
+    horizon_days: float | None = None  # Number of days of the horizon; `None` if the target is the next visit
+    # For each task the distinct labels that each customer had before the cutoff, which are not ranked; `None` if all
+    # labels are ranked
     met: dict[str, TargetEvents] | None = None
+    # Moment at which a model scores the customers, in seconds since 1970, from [`~data.schema.EventSchema.moment`];
+    # `None`: at the last event of each
     moment: int | None = None
 
     def __len__(self) -> int:
@@ -116,12 +100,8 @@ def find_cases(
     """Finds the evaluation cases at a cutoff and the target events of all tasks.
 
     Args:
-        rows (`datasets.Dataset` or `pyarrow.Table`): The prepared rows.
-        cutoff (`str`): "validation" or "test".
-        min_history (`int`): Number of target events that a case needs before the cutoff.
         token_type (`str`): Name of the token type feature. As a task it makes no target event, unless it is the only
             task.
-        batch_size (`int`): Number of customers to read at a time.
         horizon (`Horizon`, *optional*): The days whose labels are the targets, each label once; a case then has a
             target event in them. If the horizon ends more than a day after the last event of the data, a warning
             says so. By default the targets are those of the next visit.
@@ -177,11 +157,8 @@ def cases_at(
     min_history: int | None = None,
     horizon_days: float | None = None,
 ) -> EvaluationCases:
-    """Finds the cases of a prepared data set, or of some of its rows, as its schema defines them, with [`find_cases`].
-
-    `min_history` is used in the place of the schema's, and a [`Horizon`] of `horizon_days` in the place of the next
-    visit.
-    """
+    """Finds the cases of a prepared data set, or of some of its rows, as its schema defines them, with [`find_cases`];
+    `min_history` and a [`Horizon`] of `horizon_days` go before the schema's number and the next visit."""
     schema = data.schema
     horizon = Horizon(horizon_days, schema.cutoff_seconds(cutoff)) if horizon_days else None
     rows = data.rows if rows is None else rows

@@ -19,13 +19,7 @@ import torch
 from numpy.typing import NDArray
 from transformers.utils.logging import tqdm
 
-from modeling_mcm.evaluation.baselines import (
-    Baseline,
-    MostPopular,
-    NearestHouseholds,
-    Transitions,
-    VisitFrequency,
-)
+from modeling_mcm.evaluation.baselines import Baseline, MostPopular, NearestHouseholds, Transitions, VisitFrequency
 from modeling_mcm.evaluation.cases import EvaluationCases
 from modeling_mcm.evaluation.gbdt import LightGBMRanker, NothingToLearnError, expected_seconds
 from modeling_mcm.evaluation.histories import select_rows
@@ -68,11 +62,8 @@ def not_installed(baselines: Sequence[str]) -> list[str]:
 
 
 def default_baselines(cases: EvaluationCases, label_sizes: Mapping[str, int]) -> tuple[list[str], list[str]]:
-    """Chooses the strong baselines that make sense for some cases and do not take long.
-
-    Returns the names of the baselines, and a sentence for each baseline that is left out. `label_sizes` is the number
-    of labels of each task.
-    """
+    """Chooses the strong baselines that make sense for some cases and do not take long. Returns their names, and a
+    sentence for each that is left out. `label_sizes` is the number of labels of each task."""
     names, left_out = [*FIRST_BASELINES, *STRONG_BASELINES], []
     if cases.met is not None:
         names.remove("visit_frequency")
@@ -94,16 +85,8 @@ def default_baselines(cases: EvaluationCases, label_sizes: Mapping[str, int]) ->
 def evaluate_baseline(
     baseline: Baseline, rows: Any, cases: EvaluationCases, ks: Sequence[int] = (10,)
 ) -> dict[str, NDArray[np.float64]]:
-    """Computes the metrics of a fitted baseline, as [`TargetRanks.metrics`] does, each of shape `(cases,)`.
-
-    Only one batch of scores is in memory at a time.
-
-    Args:
-        baseline (`Baseline`): A fitted baseline.
-        rows (`datasets.Dataset` or `pyarrow.Table`): The prepared rows that the cases are of.
-        cases (`EvaluationCases`): The cases, from [`find_cases`] or [`unmet_only`].
-        ks (sequence of `int`): Lengths of the ranked list.
-    """
+    """Computes the metrics of a fitted baseline, as [`TargetRanks.metrics`] does, each of shape `(cases,)`. Only one
+    batch of scores is in memory at a time."""
     ranks = TargetRanks(cases, baseline.task)
     start = 0
     for scores in baseline.score_batches(select_rows(rows, cases.rows), cases.cutoff):
@@ -115,23 +98,12 @@ def evaluate_baseline(
 def counting_baselines(
     rows: Any, cases: EvaluationCases, label_sizes: Mapping[str, int], names: Sequence[str], ks: Sequence[int] = (10,)
 ) -> Results:
-    """Fits baselines on the training period and evaluates them.
+    """Fits baselines on the training period and evaluates them: by baseline, task and metric of
+    [`TargetRanks.metrics`] the values, of shape `(cases,)`.
 
-    Args:
-        rows (`datasets.Dataset` or `pyarrow.Table`): The prepared rows that the cases are of.
-        cases (`EvaluationCases`): The cases, from [`find_cases`] or [`unmet_only`].
-        label_sizes (`dict[str, int]`): Number of labels of each task, with the ids for missing and unknown.
-        names (sequence of `str`): Names of the baselines, of `BASELINES`.
-        ks (sequence of `int`): Lengths of the ranked list.
-
-    Returns:
-        `dict`: By baseline, task and metric of [`TargetRanks.metrics`] the values, of shape `(cases,)`. If a baseline
-        has nothing to learn from in a task, as LightGBM if no customer has two visits, the task is left out with a
-        warning.
-
-    Raises:
-        ValueError: If a name is not in `BASELINES`, or the rows lack a task.
-        ImportError: If a baseline's package is not installed.
+    If a baseline has nothing to learn from in a task, as LightGBM if no customer has two visits, the task is left out
+    with a warning. `label_sizes` include the ids for missing and unknown. Raises `ValueError` if a name is not in
+    `BASELINES` or the rows lack a task, and `ImportError` if a baseline's package is not installed.
     """
     if unknown := [name for name in names if name not in BASELINES]:
         raise ValueError(f"No baselines {unknown}; choose from {', '.join(BASELINES)}.")
@@ -174,8 +146,6 @@ def baseline_warnings(
     Args:
         values (`dict[str, dict[str, numpy.ndarray]]`): One metric by method and task, in arrays of shape `(cases,)`,
             from [`values_of`]. All methods have the same cases in the same order; NaN means a case without a target.
-        metric (`str`): Name of the metric, for the sentences.
-        model (`str`): The method that is the model. All others are baselines.
 
     Raises:
         ValueError: If the model is not among the methods, or arrays have different numbers of cases.

@@ -52,23 +52,15 @@ def expected_seconds(cases: int, number_of_labels: int) -> float:
 @dataclass(frozen=True)
 class VisitSets:
     """The label sets of the visits of some customers, in flat arrays and oldest first. A row is one label of one
-    visit.
+    visit."""
 
-    Attributes:
-        first_visit (`numpy.ndarray`, shape `(customers + 1,)`): Customer c has the visits from `first_visit[c]` to
-            before `first_visit[c + 1]`.
-        day (`numpy.ndarray`, shape `(visits,)`): End of each visit, in days since 1970.
-        first_row (`numpy.ndarray`, shape `(visits + 1,)`): Visit v has the rows from `first_row[v]` to before
-            `first_row[v + 1]`.
-        visit (`numpy.ndarray`, shape `(rows,)`): Index of each row's visit.
-        label (`numpy.ndarray`, shape `(rows,)`): Label id of each row.
-    """
-
+    # (customers + 1,): Customer c has the visits from `first_visit[c]` to before `first_visit[c + 1]`
     first_visit: NDArray[np.int64]
-    day: NDArray[np.float64]
+    day: NDArray[np.float64]  # (visits,): End of each visit, in days since 1970
+    # (visits + 1,): Visit v has the rows from `first_row[v]` to before `first_row[v + 1]`
     first_row: NDArray[np.int64]
-    visit: NDArray[np.int64]
-    label: NDArray[np.int64]
+    visit: NDArray[np.int64]  # (rows,): Index of each row's visit
+    label: NDArray[np.int64]  # (rows,): Label id of each row
 
     @classmethod
     def of(cls, history: TaskHistory) -> Self:
@@ -93,12 +85,8 @@ class VisitSets:
 
 
 class LabelStatistics:
-    """Statistics of each label over all customers, as they were at the end of each period of the training time.
-
-    Args:
-        visits (`VisitSets`): The visits of the training period.
-        number_of_labels (`int`): Number V of labels. Five arrays of up to 53 x V numbers are held in memory.
-    """
+    """Statistics of each label over all customers, as they were at the end of each period of the training time. Five
+    arrays of up to 53 x V numbers are held in memory."""
 
     def __init__(self, visits: VisitSets, number_of_labels: int):
         self.start = np.min(visits.day)
@@ -155,19 +143,12 @@ class LabelStatistics:
 
 @dataclass(frozen=True)
 class Candidates:
-    """The candidate labels of all cases; those of one case stand together.
+    """The candidate labels of all cases; those of one case stand together."""
 
-    Attributes:
-        case (`numpy.ndarray`, shape `(N,)`): Index of each candidate's case, ascending.
-        label (`numpy.ndarray`, shape `(N,)`): Label id of each candidate.
-        features (`numpy.ndarray`, shape `(N, F)`): Features in float32; NaN if a feature has no value.
-        names (`list[str]`): Names of the features.
-    """
-
-    case: NDArray[np.int64]
-    label: NDArray[np.int64]
-    features: NDArray[np.float32]
-    names: list[str]
+    case: NDArray[np.int64]  # (N,): Index of each candidate's case, ascending
+    label: NDArray[np.int64]  # (N,): Label id of each candidate
+    features: NDArray[np.float32]  # (N, F): Features in float32; NaN if a feature has no value
+    names: list[str]  # Names of the features
 
 
 def find_candidates(
@@ -176,11 +157,9 @@ def find_candidates(
     """Finds the candidate labels of cases and computes their features, from visits before `end` alone.
 
     Args:
-        visits (`VisitSets`): The visits of the customers.
         customer (`numpy.ndarray`, shape `(C,)`): Index of each case's customer.
         end (`numpy.ndarray`, shape `(C,)`): Index of the visit after each case's history, which has at least one
             visit.
-        statistics (`LabelStatistics`): Statistics of the training period.
         popular (`int`): Number of the most popular labels that are candidates of every case.
     """
     start, now = visits.first_visit[customer], visits.day[end - 1]
@@ -251,11 +230,7 @@ class LightGBMRanker(Baseline):
         visits_a_customer (`int`): Largest number of training cases of one customer.
         max_cases (`int`): Largest number of training cases.
         popular (`int`): Number of the most popular labels that are candidates of every case.
-        trees (`int`): Number of LightGBM's trees.
-        learning_rate (`float`): Learning rate of LightGBM.
-        leaves (`int`): `num_leaves` of LightGBM.
-        min_rows (`int`): `min_data_in_leaf` of LightGBM.
-        seed (`int`): Seed of the drawn cases and of LightGBM.
+        trees, learning_rate, leaves, min_rows, seed: Settings of LightGBM (`num_leaves`, `min_data_in_leaf`).
     """
 
     fallback = 1e-6  # orders what is no candidate, far below every candidate

@@ -22,8 +22,7 @@ from modeling_mcm.events_mcm import check_columns
 
 def arrow_batches(rows: Any, columns: Sequence[str], batch_size: int = 1024) -> Iterator[pa.Table]:
     """Reads some columns of prepared rows (`datasets.Dataset` or `pyarrow.Table`) in batches of customers; a
-    `ValueError` names a missing column.
-    """
+    `ValueError` names a missing column."""
     fix = "Expected prepared rows; check the name of the task, or prepare the data again with a schema that has it."
     check_columns(rows.column_names, columns, "The rows have", fix)
     if isinstance(rows, pa.Table):
@@ -52,21 +51,13 @@ def offsets_of(counts: NDArray) -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class TaskHistory:
-    """The labelled events of one task before a cutoff, of a batch of customers, in flat arrays and oldest first.
-
-    Attributes:
-        customer_ids (`numpy.ndarray`, shape `(B,)`): Ids of the customers.
-        customer (`numpy.ndarray`, shape `(events,)`): Index in the batch of the event's customer.
-        label (`numpy.ndarray`, shape `(events,)`): Label ids, at least 2.
-        time (`numpy.ndarray`, shape `(events,)`): Time of the event, in seconds since 1970.
-        visits_ago (`numpy.ndarray`, shape `(events,)`): Number of the customer's visits with a label after this one's.
-    """
+    """The labelled events of one task before a cutoff, of a batch of customers, in flat arrays and oldest first."""
 
     customer_ids: NDArray
-    customer: NDArray[np.int64]
-    label: NDArray[np.int64]
-    time: NDArray[np.int64]
-    visits_ago: NDArray[np.int64]
+    customer: NDArray[np.int64]  # (events,): Index in the batch of the event's customer
+    label: NDArray[np.int64]  # (events,): Label ids, at least 2
+    time: NDArray[np.int64]  # (events,): Time of the event, in seconds since 1970
+    visits_ago: NDArray[np.int64]  # (events,): Number of the customer's visits with a label after this one's
 
     def __len__(self) -> int:
         return len(self.customer_ids)
@@ -88,10 +79,8 @@ class TaskHistory:
 
 
 def task_histories(rows: Any, task: str, cutoff: str, batch_size: int = 1024) -> Iterator[TaskHistory]:
-    """Reads the labelled events of a task before a cutoff, a batch of customers at a time.
-
-    A `ValueError` is raised if the cutoff is neither "validation" nor "test", or if the rows lack the task.
-    """
+    """Reads the labelled events of a task before a cutoff, a batch of customers at a time. A `ValueError` is raised if
+    the cutoff is neither "validation" nor "test", or if the rows lack the task."""
     end_column = check_cutoff(cutoff)
     for table in arrow_batches(rows, ["customer_id", "times", "visits", end_column, f"task_{task}"], batch_size):
         yield _task_history(table, f"task_{task}", end_column)

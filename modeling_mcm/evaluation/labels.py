@@ -14,11 +14,9 @@ from modeling_mcm.evaluation.offers import weighted_ranking
 
 
 def mean_auc(labels: ArrayLike, scores: ArrayLike) -> float:
-    """Computes the ROC AUC of classes; NaN if fewer than two classes occur.
-
-    With two classes it is that of the second. With more it is the mean over the classes that occur, each against all
-    others. `labels` are ids of classes, of shape `(N,)`, and `scores` of shape `(N, C)`; a larger one is likelier.
-    """
+    """Computes the ROC AUC of classes; NaN if fewer than two classes occur. With two classes it is that of the second.
+    With more it is the mean over the classes that occur, each against all others. `labels` are ids of classes, of
+    shape `(N,)`, and `scores` of shape `(N, C)`; a larger one is likelier."""
     labels, scores = np.asarray(labels), np.asarray(scores, np.float64)
     once = np.ones((1, len(labels)), np.int64)
     if scores.shape[1] == 2:
@@ -32,10 +30,8 @@ def mean_auc(labels: ArrayLike, scores: ArrayLike) -> float:
 
 
 def rank_correlation(labels: ArrayLike, predicted: ArrayLike) -> float:
-    """Computes Spearman's rank correlation of two arrays of shape `(N,)`; NaN if all values of one are equal.
-
-    Equal values share the mean of their ranks.
-    """
+    """Computes Spearman's rank correlation of two arrays of shape `(N,)`; NaN if all values of one are equal. Equal
+    values share the mean of their ranks."""
     first, second = (_ranks(np.asarray(values, np.float64)) for values in (labels, predicted))
     first, second = first - first.mean(), second - second.mean()
     spread = np.sqrt((first**2).sum() * (second**2).sum())
@@ -48,11 +44,8 @@ def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 class LabelMetrics:
-    """Computes the metrics of an evaluation by the Trainer (`compute_metrics`).
-
-    They are `auc` and `accuracy` if the label is a class, and `rank_correlation` and `mae`, the mean absolute error,
-    if it is a number.
-    """
+    """Computes the metrics of an evaluation by the Trainer (`compute_metrics`). They are `auc` and `accuracy` if the
+    label is a class, and `rank_correlation` and `mae`, the mean absolute error, if it is a number."""
 
     def __init__(self, is_number: bool):
         self.is_number = is_number

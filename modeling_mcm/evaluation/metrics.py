@@ -127,7 +127,6 @@ def ndcg_at_k(greater: ArrayLike, ties: ArrayLike, relevant: ArrayLike, k: int) 
             [`tie_ranks`].
         relevant (array, shape `(B, N)`): True, or a positive count, for a target, and false for padding. The targets
             of a customer must be distinct labels.
-        k (`int`): Length of the ranked list, at least 1.
 
     Returns:
         `numpy.ndarray`, shape `(B,)`: The NDCG of each customer; NaN without a target.
@@ -180,7 +179,6 @@ def customer_metrics(
         greater, ties (arrays, shape `(B, N)`): Numbers of labels with a larger and with the same score, from
             [`tie_ranks`].
         counts (array, shape `(B, N)`): Number of the next visit's events that have the label; 0 is padding.
-        ks (sequence of `int`): Lengths of the ranked list.
 
     Returns:
         `dict[str, numpy.ndarray]`: Arrays of shape `(B,)` named as `next_visit_ndcg@10` or `next_event_recall@10`;
@@ -197,10 +195,8 @@ def customer_metrics(
 def set_metrics(
     greater: ArrayLike, ties: ArrayLike, relevant: ArrayLike, ks: Sequence[int], target: str
 ) -> dict[str, NDArray[np.float64]]:
-    """Computes all metrics of a set of distinct labels, named as `horizon_ndcg@10`, one value for each customer.
-
-    The arrays are those of [`ndcg_at_k`]; `target` is the first part of the names, "next_visit" or "horizon".
-    """
+    """Computes all metrics of a set of distinct labels, named as `horizon_ndcg@10`, one value for each customer. The
+    arrays are those of [`ndcg_at_k`]; `target` is the first part of the names, "next_visit" or "horizon"."""
     values: dict[str, NDArray[np.float64]] = {}
     for k in ks:
         for name, metric in LIST_METRICS.items():
@@ -211,11 +207,8 @@ def set_metrics(
 
 def next_event(metric: Metric, greater: NDArray, ties: NDArray, counts: NDArray) -> NDArray[np.float64]:
     """Computes the expectation of a metric `(B,)` if the only target is one event of the visit, each with the same
-    probability.
-
-    `counts` `(B, N)` is the number of events with each label; 0 or less is padding. A customer without a target has
-    NaN. The metric computes `(B,)` from `(greater, ties, relevant)`.
-    """
+    probability. `counts` `(B, N)` is the number of events with each label; 0 or less is padding. A customer without a
+    target has NaN. The metric computes `(B,)` from `(greater, ties, relevant)`."""
     counts = np.maximum(counts, 0)
     alone = metric(greater.reshape(-1, 1), ties.reshape(-1, 1), counts.reshape(-1, 1) > 0).reshape(counts.shape)
     return ratio(np.where(counts > 0, alone * counts, 0.0).sum(axis=1), counts.sum(axis=1))
@@ -238,10 +231,8 @@ class PairedDifference(NamedTuple):
 
 
 def bootstrap_interval(values: ArrayLike, seed: int = 0, resamples: int = RESAMPLES) -> Interval:
-    """Computes the mean of one value for each customer, with its percentile bootstrap interval.
-
-    A customer with NaN (no target) is left out; if none is left, a `ValueError` is raised.
-    """
+    """Computes the mean of one value for each customer, with its percentile bootstrap interval. A customer with NaN
+    (no target) is left out; if none is left, a `ValueError` is raised."""
     matrix = _with_value(np.asarray(values, dtype=np.float64)[None])
     means = _resampled_means(matrix, seed, resamples)
     return _interval(matrix.mean(axis=1)[0], means[0], matrix.shape[1])
@@ -249,10 +240,8 @@ def bootstrap_interval(values: ArrayLike, seed: int = 0, resamples: int = RESAMP
 
 def paired_difference(first: ArrayLike, second: ArrayLike) -> PairedDifference:
     """Computes bootstrap intervals of `first - second` and of `first / second - 1`; customers are resampled in pairs.
-
     Both hold one value for each of the same customers, of shape `(B,)`; a customer with NaN in either is left out. A
-    `ValueError` is raised if the shapes differ or no customer has both values.
-    """
+    `ValueError` is raised if the shapes differ or no customer has both values."""
     first, second = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     if first.shape != second.shape or first.ndim != 1:
         raise ValueError(
@@ -270,11 +259,9 @@ def paired_difference(first: ArrayLike, second: ArrayLike) -> PairedDifference:
 
 
 def average_relative_difference(firsts: ArrayLike, seconds: ArrayLike) -> Interval:
-    """Computes the mean over tasks of `first / second - 1` with its bootstrap interval.
-
-    Values are of shape `(tasks, B)`, for the same tasks and customers. A resample takes the same customers in all
-    tasks, and a customer with any NaN is left out. A `ValueError` is raised if the shapes differ or none is left.
-    """
+    """Computes the mean over tasks of `first / second - 1` with its bootstrap interval. Values are of shape
+    `(tasks, B)`, for the same tasks and customers. A resample takes the same customers in all tasks, and a customer
+    with any NaN is left out. A `ValueError` is raised if the shapes differ or none is left."""
     firsts, seconds = np.asarray(firsts, dtype=np.float64), np.asarray(seconds, dtype=np.float64)
     if firsts.shape != seconds.shape or firsts.ndim != 2:
         raise ValueError(

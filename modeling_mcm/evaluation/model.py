@@ -25,20 +25,8 @@ def model_values(
     ks: Sequence[int] = (10,),
     batch_size: int = 64,
 ) -> dict[str, dict[str, NDArray]]:
-    """Computes every metric of every evaluation case.
-
-    Args:
-        model ([`MCMForMultiTaskRecommendation`]): The model, in evaluation mode.
-        extractor ([`MCMFeatureExtractor`]): The feature extractor of the checkpoint.
-        rows (`datasets.Dataset`): Prepared data, as `load_prepared` returns them.
-        cases ([`EvaluationCases`]): The cases, from `find_cases`; `unmet_only` leaves out labels met before.
-        tasks (sequence of `str`): Names of the tasks.
-        ks (sequence of `int`): Lengths of the ranked list.
-        batch_size (`int`): Number of cases in one batch. Cases of similar length share a batch.
-
-    Returns:
-        `dict`: By task and name of the metric an array with one value for each case, in the order of `cases`.
-    """
+    """Computes every metric of every evaluation case: by task and name an array with one value for each case, in the
+    order of `cases`. The model is in evaluation mode. Cases of similar length share a batch."""
     collator = MCMCollator(extractor, model.config, "evaluate", cutoff=cases.cutoff, now=cases.moment)
     ranks = {task: TargetRanks(cases, task) for task in tasks}
     units = unit_counts(rows, rows[f"{cases.cutoff}_end"], model.config, extractor.max_events)[cases.rows]

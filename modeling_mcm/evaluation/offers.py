@@ -26,18 +26,12 @@ from modeling_mcm.evaluation.metrics import CONFIDENCE, RESAMPLES, Interval, ndc
 
 @dataclass(frozen=True)
 class OfferTruth:
-    """The outcomes of the offers that are evaluated.
+    """The outcomes of the offers that are evaluated."""
 
-    Attributes:
-        customer_ids (`numpy.ndarray`, shape `(G,)`): The customer of each group.
-        offsets (`numpy.ndarray`, shape `(G + 1,)`): Group g has the offers from `offsets[g]` to before
-            `offsets[g + 1]`.
-        taken (`numpy.ndarray`, shape `(N,)`): 1 for an offer that was taken and 0 for one that was not. NaN if the
-            outcome was not observed; such an offer is not evaluated.
-    """
-
-    customer_ids: NDArray
-    offsets: NDArray[np.int64]
+    customer_ids: NDArray  # (G,): The customer of each group
+    offsets: NDArray[np.int64]  # (G + 1,): Group g has the offers from `offsets[g]` to before `offsets[g + 1]`
+    # (N,): 1 for an offer that was taken and 0 for one that was not. NaN if the outcome was not observed; such an
+    # offer is not evaluated
     taken: NDArray[np.float32]
 
     @classmethod
@@ -55,11 +49,8 @@ class OfferTruth:
 
 
 def which_offer(truth: OfferTruth, scores: ArrayLike, ks: Sequence[int] = (10,)) -> dict[str, NDArray[np.float64]]:
-    """Computes `ndcg@k` and `recall@k` of each group, of shape `(G,)`; NaN for a group that takes nothing.
-
-    `scores` has a number for each offer `(N,)`, else a `ValueError` is raised; a larger one is likelier. `ks` are
-    lengths of the ranked list.
-    """
+    """Computes `ndcg@k` and `recall@k` of each group, of shape `(G,)`; NaN for a group that takes nothing. Raises
+    `ValueError` if `scores` are not `(N,)`, one for each offer, larger where it is likelier."""
     scores = np.asarray(scores, np.float64)
     if scores.shape != truth.taken.shape or np.isnan(scores).any():
         raise ValueError(f"Found scores of shape {scores.shape}, NaN or not; expected a number for each offer.")
@@ -81,8 +72,7 @@ def which_offer(truth: OfferTruth, scores: ArrayLike, ks: Sequence[int] = (10,))
 
 def expected_takes(offsets: NDArray[np.int64], scores: ArrayLike) -> NDArray[np.float64]:
     """Computes how many of its offers each group is expected to take, of shape `(G,)`, from the log-odds of each offer
-    `(N,)` and from where the offers of each group begin `(G + 1,)`.
-    """
+    `(N,)` and from where the offers of each group begin `(G + 1,)`."""
     chances = np.exp(-np.logaddexp(0, -np.asarray(scores, np.float64)))
     return np.add.reduceat(chances, np.asarray(offsets)[:-1])
 
@@ -90,11 +80,9 @@ def expected_takes(offsets: NDArray[np.int64], scores: ArrayLike) -> NDArray[np.
 def score_offers(
     model: Any, collator: Any, groups: Any, batch_size: int = 32
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Scores the offers of some `OfferGroups` with an `MCMForActionRecommendation` and an `OfferCollator`.
-
-    Returns the log-odds of each outcome, of shape `(N, outcomes)`, and the scores without the head, of shape `(N,)`,
-    which are sums over tasks of the model's `preferences`. Both are in the order of the groups.
-    """
+    """Scores the offers of some `OfferGroups` with an `MCMForActionRecommendation` and an `OfferCollator`. Returns the
+    log-odds of each outcome, of shape `(N, outcomes)`, and the scores without the head, of shape `(N,)`, which are
+    sums over tasks of the model's `preferences`. Both are in the order of the groups."""
     model.eval()
     logits: list[Any] = [None] * len(groups)
     own: list[Any] = [None] * len(groups)
@@ -135,11 +123,8 @@ class OfferMetrics:
 
 
 def resample_customers(customer_ids: Sequence[str] | NDArray, resamples: int = RESAMPLES) -> NDArray[np.int64]:
-    """Draws S resamples of the customers, each with all of its groups.
-
-    Returns how often each group counts, of shape `(1 + S, G)`. In the first row, which stands for the data themselves,
-    each counts once. `customer_ids` is the customer of each group.
-    """
+    """Draws S resamples of the customers (of each group `customer_ids`), each with all of its groups. Returns how
+    often each group counts, of shape `(1 + S, G)`; the first row stands for the data themselves."""
     generator = np.random.default_rng(0)
     customers, owner = np.unique(np.asarray(customer_ids, dtype=str), return_inverse=True)
     shares = np.full(len(customers), 1 / len(customers))
@@ -153,11 +138,9 @@ def offer_metrics(
     """Computes all metrics on the data and on every resample.
 
     Args:
-        truth (`OfferTruth`): The outcomes of the offers.
         scores (array, shape `(N,)`): Score of each offer.
         group_scores (array, shape `(G,)`): Score of each group, that any of its offers is taken.
         weights (`numpy.ndarray`, shape `(1 + S, G)`): How often each group counts, from [`resample_customers`].
-        k (`int`): Length of the ranked list.
 
     Returns:
         `dict[str, numpy.ndarray]`: `average_precision`, `roc_auc`, `ndcg@k` and `recall@k`, each of shape `(1 + S,)`.
@@ -210,8 +193,7 @@ def weighted_ranking(
 
 def interval(values: ArrayLike, customers: int) -> Interval:
     """Computes the percentile interval of a metric, or of a difference of two methods, from its values on the data and
-    on each resample, of shape `(1 + S,)`.
-    """
+    on each resample, of shape `(1 + S,)`."""
     values = np.asarray(values)
     low, high = np.nanquantile(values[1:], [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Interval(float(values[0]), float(low), float(high), customers)

@@ -22,12 +22,7 @@ from modeling_mcm.evaluation.metrics import customer_metrics, distinct_targets, 
 
 
 class TargetRanks:
-    """Collects the ranks of the targets of one task from batches of scores, which are not stored.
-
-    Args:
-        cases (`EvaluationCases`): The cases with their targets, and the labels that are not ranked.
-        task (`str`): Name of the task.
-    """
+    """Collects the ranks of the targets of one task from batches of scores, which are not stored."""
 
     def __init__(self, cases: EvaluationCases, task: str):
         self.cases, self.task = cases, task
@@ -41,9 +36,7 @@ class TargetRanks:
         self.greater[indices], self.ties[indices] = greater.cpu().numpy(), ties.cpu().numpy()
 
     def masked(self, indices: NDArray[np.int64], scores: torch.Tensor) -> torch.Tensor:
-        """Copies scores `(B, V)`, with minus infinity for labels that are not ranked; without such labels the result
-        is `scores`.
-        """
+        """Scores `(B, V)` with minus infinity for labels that are not ranked; `scores` itself where all are."""
         if self.cases.met is None:
             return scores
         met = self.cases.met[self.task]
@@ -56,35 +49,24 @@ class TargetRanks:
         return masked
 
     def metrics(self, ks: Sequence[int]) -> dict[str, NDArray[np.float64]]:
-        """Computes the metrics of [`customer_metrics`], or with a horizon those of [`set_metrics`], each of shape
-        `(cases,)`.
-        """
+        """The metrics of [`customer_metrics`], or with a horizon those of [`set_metrics`], each of shape
+        `(cases,)`."""
         if self.cases.horizon_days is not None:
             return set_metrics(self.greater, self.ties, self.counts > 0, ks, "horizon")
         return customer_metrics(self.greater, self.ties, self.counts, ks)
 
 
 class StreamingMetrics:
-    """Computes metrics from ranks, for a Trainer with `batch_eval_metrics=True`.
-
-    Between batches only metrics are stored, a few numbers for each customer.
-    """
+    """Computes metrics from ranks, for a Trainer with `batch_eval_metrics=True`. Between batches only metrics are
+    stored, a few numbers for each customer."""
 
     def __init__(self) -> None:
         self._values: dict[str, list[NDArray]] = {}
 
     def __call__(self, prediction: Any, compute_result: bool = True) -> dict[str, float]:
-        """Adds a batch, and after the last one computes the metrics.
-
-        Args:
-            prediction (`EvalPrediction`): `predictions` holds for each task the ranks of [`ranks_from_logits`], and
-                `label_ids` the label ids of shape `(B, N)`, one for each event of the next visit; 0 or -100 is
-                padding.
-            compute_result (`bool`): Whether this is the last batch.
-
-        Returns:
-            `dict[str, float]`: Means over customers, named `<task>_<metric>`; empty before the last batch.
-        """
+        """Adds a batch, and after the last one (`compute_result`) returns the means over customers, named
+        `<task>_<metric>`. `predictions` holds for each task the ranks of [`ranks_from_logits`], and `label_ids`
+        `(B, N)` the label ids, one for each event of the next visit; 0 or -100 is padding."""
         for task, (greater, ties) in prediction.predictions.items():
             arrays = (torch.as_tensor(array).cpu().numpy() for array in (greater, ties, prediction.label_ids[task]))
             for name, values in customer_metrics(*_distinct_ranks(*arrays)).items():

@@ -42,10 +42,8 @@ def markdown_table(table: Sequence[Sequence[str]]) -> list[str]:
 
 
 def replace_part(path: Path, text: str, part: str = RESULTS) -> bool:
-    """Writes a text between the lines `<!-- PART -->` and `<!-- /PART -->` of a page.
-
-    Returns whether there is a page with these lines; without them nothing is written.
-    """
+    """Writes a text between the lines `<!-- PART -->` and `<!-- /PART -->` of a page. Returns whether there is a page
+    with these lines; without them nothing is written."""
     start, end = f"<!-- {part} -->\n", f"<!-- /{part} -->"
     page = path.read_text(encoding="utf-8") if path.exists() else ""
     before, opened, rest = page.partition(start)
@@ -56,11 +54,8 @@ def replace_part(path: Path, text: str, part: str = RESULTS) -> bool:
 
 
 def write_report(table: Sequence[Sequence[str]], caption: str, path: Path) -> None:
-    """Writes a caption and a table below it as Markdown.
-
-    If the page has the lines `<!-- results -->` and `<!-- /results -->`, the text between them is replaced, otherwise
-    the whole page.
-    """
+    """Writes a caption and a table below it as Markdown. If the page has the lines `<!-- results -->` and
+    `<!-- /results -->`, the text between them is replaced, otherwise the whole page."""
     text = "\n".join([caption, "", *markdown_table(table), ""])
     if not replace_part(path, text):
         path.parent.mkdir(parents=True, exist_ok=True)

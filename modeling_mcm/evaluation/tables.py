@@ -25,18 +25,8 @@ HISTORY_GROUPS = {"1-2": (0, 2), "3-5": (3, 5), "6-20": (6, 20), "more": (21, np
 
 def metric_table(results: Results, tasks: Sequence[str], metrics: Sequence[str]) -> list[list[str]]:
     """Makes a table of text with a row for each method, and for each task and metric the mean and half of its
-    interval.
-
-    For the next visit, the metric of the next event stands in brackets. A method without values of a task has "-".
-
-    Args:
-        results (`dict`): Values of every case, by method, task and metric.
-        tasks (sequence of `str`): Tasks, in the order of the columns.
-        metrics (sequence of `str`): Metrics without the target, such as `ndcg@10`.
-
-    Raises:
-        ValueError: If there are no values of a metric.
-    """
+    interval. For the next visit, the metric of the next event stands in brackets. A method without values of a task
+    has "-". Raises `ValueError` if there are no values of a metric."""
     measured = {name for by_task in results.values() for values in by_task.values() for name in values}
     known = {name.removeprefix(f"{target}_") for target in ("next_visit", "horizon") for name in measured}
     known -= measured
@@ -73,16 +63,8 @@ def history_groups(cases: EvaluationCases) -> dict[str, NDArray[np.bool_]]:
 
 
 def by_history(results: Results, cases: EvaluationCases, metrics: Sequence[str]) -> dict[str, Any]:
-    """Computes means and intervals by the length of the history.
-
-    Args:
-        results (`dict`): Values of every case, by method, task and metric.
-        cases (`EvaluationCases`): The cases of the results.
-        metrics (sequence of `str`): Names of metrics with the target, such as `next_visit_ndcg@10`.
-
-    Returns:
-        `dict`: For each group `cases`, their number, and `results`, as [`summary`] gives them.
-    """
+    """Computes means and intervals by the length of the history: for each group `cases`, their number, and `results`,
+    as [`summary`] gives them. `metrics` are names with the target, such as `next_visit_ndcg@10`."""
     groups: dict[str, Any] = {}
     for group, mask in history_groups(cases).items():
         by_method = {
@@ -111,10 +93,8 @@ def history_table(groups: Mapping[str, Any], tasks: Sequence[str], metric: str) 
 
 
 def summary(results: Results) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
-    """Computes the mean, interval and number of customers by method, task and metric, as values for JSON.
-
-    Metrics that no case has a value of are left out.
-    """
+    """Computes the mean, interval and number of customers by method, task and metric, as values for JSON. Metrics that
+    no case has a value of are left out."""
     return {
         method: {
             task: {
@@ -129,10 +109,8 @@ def summary(results: Results) -> dict[str, dict[str, dict[str, dict[str, float]]
 
 
 def write_values(path: Path, customer_ids: Sequence[str], results: Results) -> None:
-    """Writes a Parquet file with one row for each method, task, metric and customer, whole or not at all.
-
-    `value` is NaN for a customer without a target in the task. `customer_ids` are in the order of the cases.
-    """
+    """Writes a Parquet file with one row for each method, task, metric and customer, whole or not at all. `value` is
+    NaN for a customer without a target in the task. `customer_ids` are in the order of the cases."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as partial, pq.ParquetWriter(partial, VALUES_SCHEMA) as writer:
         for method, by_task in results.items():

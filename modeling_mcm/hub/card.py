@@ -103,15 +103,8 @@ def _metric_name(row: Mapping[str, Any]) -> str:
 
 
 def result_rows(evaluation: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """Selects a card's results: one entry for each method, task and metric.
-
-    Args:
-        evaluation (`Mapping[str, Any]`, *optional*): Content of the file of `mcm evaluate --output_file`: `results` by
-            method, task and metric, or metrics by "outcome: method" of a model that was fine-tuned to offers.
-
-    Raises:
-        ValueError: If it is neither.
-    """
+    """Selects a card's results from the file of `mcm evaluate --output_file`: `results` by method, task and metric, or
+    metrics by "outcome: method" of a model that was fine-tuned to offers. Raises `ValueError` if it is neither."""
     if evaluation is None:
         return []
     try:
@@ -178,19 +171,10 @@ def model_card(
     evaluation: Mapping[str, Any] | None = None,
     exposure: Exposure | None = None,
 ) -> ModelCard:
-    """Writes the model card of a checkpoint, with metadata that the Hub's client has validated.
-
-    Args:
-        folder (`Path`): Folder that [`write_upload_folder`] wrote.
-        repo_id (`str`): Name on the Hub.
-        training (`Mapping[str, Any]`, *optional*): Content of pretraining.json or finetuning.json of the checkpoint.
-        evaluation (`Mapping[str, Any]`, *optional*): Content of the file that `mcm evaluate --output_file` wrote.
-        exposure (`Exposure`, *optional*): Number of rare values. Without it the card says that they were not counted.
-
-    Raises:
-        FileNotFoundError: If a file is missing.
-        ValueError: If a file is damaged, or the evaluation is of another kind.
-    """
+    """Writes the model card of a checkpoint, with metadata that the Hub's client has validated. `training` is the
+    content of pretraining.json or finetuning.json, `evaluation` that of the file of `mcm evaluate --output_file`.
+    Without `exposure` the card says that rare values were not counted. Raises `FileNotFoundError` if a file is
+    missing, and `ValueError` if one is damaged or the evaluation is of another kind."""
     config = read_json(Path(folder) / CONFIG_NAME, "the model's config")
     extractor = read_json(Path(folder) / PREPROCESSOR_NAME, "the feature extractor's config")
     stored = read_json(Path(folder) / VOCABULARIES_NAME, "the values of the features")

@@ -69,10 +69,8 @@ def code_files() -> list[Path]:
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
-    """Reads a JSON object from a file; `what` says in the message what the file is.
-
-    Raises `FileNotFoundError` if there is no such file, and `ValueError` if it holds no JSON object.
-    """
+    """Reads a JSON object from a file; `what` says in the message what the file is. Raises `FileNotFoundError` if
+    there is no such file, and `ValueError` if it holds no JSON object."""
     if not path.is_file():
         raise FileNotFoundError(f"{path.parent} has no {path.name}, {what}; give the folder that a training wrote.")
     try:
@@ -86,9 +84,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
 
 def _published_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Selects what is published of a config: MCM's own keys, and the entries of the Auto classes and of the pipelines.
-
-    Raises `ValueError` if the checkpoint is of another model, or names no class of MCM.
-    """
+    Raises `ValueError` if the checkpoint is of another model, or names no class of MCM."""
     architectures = set(config.get("architectures") or [])
     if config.get("model_type") != MCMConfig.model_type or not architectures & set(HEADS):
         raise ValueError(
@@ -109,10 +105,7 @@ def _published_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _published_preprocessor(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Selects what is published of preprocessor_config.json: the feature extractor's own keys and its Auto class.
-
-    Raises `ValueError` if a feature reads the customer column, because its values are customer ids.
-    """
+    """Selects what is published of preprocessor_config.json: the feature extractor's own keys and its Auto class."""
     known = MCMFeatureExtractor().to_dict()
     published = {key: value for key, value in values.items() if key in known}
     published["features"] = [
@@ -138,12 +131,7 @@ def _check_weights(path: Path) -> None:
 
 
 class UploadFolder(NamedTuple):
-    """The files that were written to be published.
-
-    Attributes:
-        files (`list[Path]`): The files, sorted by name.
-        hidden_pairs (`HiddenPairs`): Number of entries of the counted memory that were left out of the weights.
-    """
+    """The written files, sorted by name, and the number of entries of the counted memory that were left out."""
 
     files: list[Path]
     hidden_pairs: HiddenPairs
@@ -193,8 +181,6 @@ def write_upload_folder(
     """Writes what is published of a checkpoint, except for the card.
 
     Args:
-        checkpoint (`Path`): Checkpoint folder, which is not changed.
-        folder (`Path`): Folder to write, new or empty.
         hidden (`dict[str, list[str]]`, *optional*): For each feature the values that are published as placeholders,
             from [`rare_values`]. With it, the weights are published without pairs of labels that too few customers
             have.

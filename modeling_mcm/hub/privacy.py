@@ -37,10 +37,8 @@ def customers_per_value(rows: Any, extractor: MCMFeatureExtractor) -> dict[str, 
     the value.
 
     `rows` are those of the data set that the checkpoint was trained on, from `load_prepared`. Returns for each
-    categorical feature the counts, in the order of its vocabulary.
-
-    Raises:
-        ValueError: If the data set has no column of a feature, or an id that is not in its vocabulary.
+    categorical feature the counts, in the order of its vocabulary. Raises `ValueError` if the data set has no column
+    of a feature, or an id that is not in its vocabulary.
     """
     counts = {
         name: np.zeros(FIRST_VALUE_ID + len(values), np.int64) for name, values in extractor.vocabularies.items()
@@ -80,9 +78,7 @@ def rare_values(
     counts: Mapping[str, NDArray[np.int64]], extractor: MCMFeatureExtractor, min_customers: int
 ) -> dict[str, list[str]]:
     """Selects the values that fewer than `min_customers` customers have, by the counts of [`customers_per_value`].
-
-    Token types that MCM adds itself are left out.
-    """
+    Token types that MCM adds itself are left out."""
     own = set(extractor.schema.reserved_token_types)
     rare = {}
     for name, values in extractor.vocabularies.items():
@@ -95,13 +91,9 @@ def rare_values(
 def hide_values(
     vocabularies: Mapping[str, Sequence[str]], hidden: Mapping[str, Sequence[str]]
 ) -> dict[str, list[str]]:
-    """Replaces hidden values of the vocabularies by placeholders, so that ids and weights stay as they are.
-
-    A hidden value of a customer's event is then read as unknown, and a score of it has the name of the placeholder.
-
-    Raises:
-        ValueError: If a value is not in its vocabulary, or a placeholder is already there.
-    """
+    """Replaces hidden values of the vocabularies by placeholders, so that ids and weights stay as they are. A hidden
+    value of a customer's event is then read as unknown, and a score of it has the name of the placeholder. Raises
+    `ValueError` if a value is not in its vocabulary, or a placeholder is already there."""
     result = {name: list(values) for name, values in vocabularies.items()}
     for name, values in hidden.items():
         indices = {value: index for index, value in enumerate(result.get(name, []))}
@@ -116,11 +108,8 @@ def hide_values(
 
 
 def shared_pairs(followers: pa.Table, min_customers: int) -> dict[str, torch.Tensor]:
-    """Selects for each task the pairs of labels that at least `min_customers` customers have.
-
-    `followers` is `followers.parquet` of the data set that the checkpoint was trained on. A pair is one number, label
-    times `PAIR` plus follower.
-    """
+    """Selects for each task the pairs of labels that at least `min_customers` customers have. `followers` is
+    `followers.parquet` of the training data. A pair is one number, label times `PAIR` plus follower."""
     frequent = followers.filter(pc.greater_equal(followers["customers"], min_customers))
     pairs = torch.as_tensor(frequent["label"].to_numpy().astype(np.int64) * PAIR + frequent["follower"].to_numpy())
     tasks = np.asarray(frequent["task"].to_pylist(), object)
@@ -128,15 +117,10 @@ def shared_pairs(followers: pa.Table, min_customers: int) -> dict[str, torch.Ten
 
 
 class HiddenPairs(NamedTuple):
-    """How many entries of the counted memory are not published.
+    """How many entries of the counted memory are not published."""
 
-    Attributes:
-        followers (`int`): Number of pairs of a label and a follower; each direction counts.
-        related (`int`): Number of weights of related labels from or to a hidden value.
-    """
-
-    followers: int
-    related: int
+    followers: int  # Number of pairs of a label and a follower; each direction counts
+    related: int  # Number of weights of related labels from or to a hidden value
 
 
 def hide_pairs(
@@ -145,17 +129,8 @@ def hide_pairs(
     shared: Mapping[str, torch.Tensor],
     hidden: Mapping[str, Sequence[int]],
 ) -> tuple[dict[str, torch.Tensor], HiddenPairs]:
-    """Removes pairs that too few customers have from the tables of the counted memory.
-
-    A hidden pair leaves no id and no count, and the rows of the tables stay in ascending order. Returns the tables
-    that changed, and the number of hidden entries.
-
-    Args:
-        tables (`dict[str, torch.Tensor]`): Tables of `CountedMemory`, by their names in a checkpoint.
-        tasks (sequence of `str`): Tasks of the model, in their order.
-        shared (`dict[str, torch.Tensor]`): The pairs that stay, from [`shared_pairs`].
-        hidden (`dict[str, list[int]]`): For each feature the ids of hidden values.
-    """
+    """Removes pairs that too few customers have from the tables of the counted memory, without any trace; the rows of
+    the tables stay in ascending order. Returns the tables that changed, and the number of hidden entries."""
     changed: dict[str, torch.Tensor] = {}
     pairs = related = 0
 

@@ -42,14 +42,8 @@ class PublishingError(RuntimeError):
 
 @dataclass(frozen=True)
 class Published:
-    """The result of publishing.
-
-    Args:
-        url (`str`): Page of the checkpoint.
-        commit (`str`): The commit that holds the checkpoint.
-        changed (`bool`): Whether there was anything new. If not, no commit was made.
-        created (`bool`): Whether the repository is new.
-    """
+    """The result of publishing: page and commit of the checkpoint, whether anything was new (if not, no commit was
+    made), and whether the repository is new."""
 
     url: str
     commit: str
@@ -63,11 +57,8 @@ def is_publishable(name: str) -> bool:
 
 
 def files_to_publish(folder: str | Path) -> list[Path]:
-    """Lists the files of an upload folder, sorted by name.
-
-    Raises:
-        PublishingError: If the folder holds another file, or lacks one. No file is left out without a message.
-    """
+    """Lists the files of an upload folder, sorted by name. Raises `PublishingError` if the folder holds another file,
+    or lacks one. No file is left out without a message."""
     paths = sorted(Path(folder).iterdir())
     if wrong := [path.name for path in paths if not path.is_file() or not is_publishable(path.name)]:
         raise PublishingError(
@@ -80,16 +71,11 @@ def files_to_publish(folder: str | Path) -> list[Path]:
 
 
 def publish(
-    folder: str | Path,
-    repo_id: str,
-    token: str | None = None,
-    private: bool = False,
-    create_only: bool = False,
+    folder: str | Path, repo_id: str, token: str | None = None, private: bool = False, create_only: bool = False
 ) -> Published:
     """Publishes an upload folder with its card. A repository that exists gets a new commit if anything changed.
 
     Args:
-        folder (`str` or `Path`): Folder that [`write_upload_folder`] wrote, with the card as README.md.
         repo_id (`str`): Name on the Hub. Without a namespace it is that of the token's user.
         token (`str`, *optional*): The token. By default that of the environment or of `hf auth login`.
         private (`bool`): Whether a new repository is private. It is an error if it exists and is public.

@@ -51,9 +51,11 @@ class Added:
 class LiveCustomer:
     """One customer whose events arrive one by one, with scores, embedding, forecasts and explanations at any moment.
 
+    The methods' `now` is a moment: text, a datetime or a number of seconds; by default the time of the last event.
+    They raise a `ValueError` if it is before the last event.
+
     Args:
         model ([`MCMForMultiTaskRecommendation`]): a trained model, in evaluation mode.
-        feature_extractor ([`MCMFeatureExtractor`]): feature extractor of the same checkpoint.
         profile (`dict`, *optional*): the customer's profile, as for the feature extractor.
         customer_id (`str`, *optional*): name of the customer in error messages.
 
@@ -103,14 +105,8 @@ class LiveCustomer:
         return Added(len(added), self._history.insert(added).late)
 
     def remove(self, event: Mapping[str, Any]) -> None:
-        """Removes one event. All later results are those of a customer who never had it.
-
-        Args:
-            event (`dict`): the event as it was added. Of several equal events the last one is removed.
-
-        Raises:
-            ValueError: if the customer has no such event.
-        """
+        """Removes one event as it was added, of several equal ones the last. All later results are those of a customer
+        who never had it. Raises `ValueError` if the customer has no such event."""
         (target,) = self._history.read([event])
         self._history.encode([target])
         if not self._history.remove(target):
@@ -130,20 +126,9 @@ class LiveCustomer:
     def scores(
         self, now: Any = None, tasks: Sequence[str] | None = None, k: int = 10
     ) -> dict[str, list[dict[str, Any]]]:
-        """The labels that are likely to come next, with their probabilities.
-
-        Args:
-            now (*optional*): moment of the scores: text, a datetime or a number of seconds. The counts of the repeat
-                memory have faded until then. Default: the time of the last event.
-            tasks (`Sequence[str]`, *optional*): names of the tasks. Default: all tasks.
-            k (`int`): number of labels of each task; at most all labels are returned.
-
-        Returns:
-            By task a list of `{"label": value, "score": probability among the task's labels}`, best first.
-
-        Raises:
-            ValueError: if a task is unknown, `k` is below 1, or `now` is before the last event.
-        """
+        """By task (default: all tasks) the `k` labels that are likeliest to come next, best first: `{"label": value,
+        "score": probability among the task's labels}`. The counts of the repeat memory have faded until `now`. Raises
+        `ValueError` if a task is unknown, `k` is below 1, or `now` is before the last event."""
         all_tasks = self.model.config.tasks
         tasks = list(all_tasks if tasks is None else tasks)
         if wrong := [task for task in tasks if task not in all_tasks]:
@@ -161,19 +146,7 @@ class LiveCustomer:
         return result
 
     def logits(self, now: Any = None, tasks: Sequence[str] | None = None) -> dict[str, torch.Tensor]:
-        """Scores of all labels, before the softmax that turns them into probabilities.
-
-        Args:
-            now (*optional*): moment of the scores: text, a datetime or a number of seconds. Default: the time of the
-                last event.
-            tasks (`Sequence[str]`, *optional*): names of the tasks. Default: all tasks.
-
-        Returns:
-            `dict[str, torch.FloatTensor]`: by task the scores, of shape `(V,)`.
-
-        Raises:
-            ValueError: if `now` is before the last event.
-        """
+        """Scores of all labels by task (default: all tasks), of shape `(V,)`, before the softmax."""
         moment = self._moment(now)
         if self._window is not None:
             return self._window.state().logits(self._window.reader, tasks, self._window.days(moment))
@@ -182,18 +155,7 @@ class LiveCustomer:
         return {task: logits[task][0] for task in tasks or self.model.config.tasks}
 
     def embedding(self, now: Any = None) -> NDArray[np.float32]:
-        """The customer embedding.
-
-        Args:
-            now (*optional*): moment of the embedding: text, a datetime or a number of seconds. Default: the time of
-                the last event.
-
-        Returns:
-            `np.ndarray` of shape `(S,)`, float32.
-
-        Raises:
-            ValueError: if `now` is before the last event.
-        """
+        """The customer embedding, float32 of shape `(S,)`."""
         moment = self._moment(now)
         if self._window is not None:
             return self._window.state().embedding(self._window.reader, self._window.days(moment)).numpy().copy()
@@ -201,19 +163,8 @@ class LiveCustomer:
             return self.model.model(**self._inputs(moment)).pooler_output[0].float().cpu().numpy()
 
     def forecast(self, now: Any = None) -> dict[str, float]:
-        """Forecasts of the customer's future.
-
-        Args:
-            now (*optional*): moment from which the forecasts count: text, a datetime or a number of seconds. Default:
-                the time of the last event.
-
-        Returns:
-            `dict[str, float]`: the forecasts by name, as [`CustomerForecastPipeline`] returns them.
-
-        Raises:
-            MissingForecastsError: a `ValueError`, if the checkpoint has no trained forecasts.
-            ValueError: if `now` is before the last event.
-        """
+        """Forecasts from `now` on by name, as [`CustomerForecastPipeline`] returns them. Raises
+        [`MissingForecastsError`], a `ValueError`, if the checkpoint has no trained forecasts."""
         moment, heads = self._moment(now), self.model.model.forecasts
         if heads is None or not heads.is_trained:
             raise MissingForecastsError(self.model.name_or_path)
@@ -225,17 +176,8 @@ class LiveCustomer:
         return {name: value.item() for name, value in forecasts.items()}
 
     def explain(self, task: str, label: Any = None, now: Any = None) -> Explanation:
-        """Explains a label's score by parts, and by shares of visits and events.
-
-        Args:
-            task (`str`): name of the task.
-            label (*optional*): the label, a value of the task's feature. Default: the label with the highest score.
-            now (*optional*): moment of the score: text, a datetime or a number of seconds. Default: the time of the
-                last event.
-
-        Raises:
-            ValueError: if the task or the label is unknown, or `now` is before the last event.
-        """
+        """Explains the score of a label (a value of the task's feature; default: the one with the highest score) by
+        parts, and by shares of visits and events. Raises `ValueError` if the task or the label is unknown."""
         self._moment(now)
         customer = self._history.customer(self.events)
         return explain(self.model, self.feature_extractor, customer, task, label, now)
@@ -244,11 +186,8 @@ class LiveCustomer:
 
     def to_bytes(self, caches: bool = True) -> bytes:
         """Stores the customer as a safetensors file in memory, with the digest of the checkpoint in its metadata.
-
-        Args:
-            caches (`bool`): whether to store the [`~live.state.LiveState`] too. Without it the result contains the
-                events alone, and the first result after `from_bytes` takes the time to read the whole history.
-        """
+        Without `caches`, the [`~live.state.LiveState`], it contains the events alone, and the first result after
+        `from_bytes` takes the time to read the whole history."""
         values: dict[str, Any] = {"events": self.events, "profile": self.profile, "customer_id": self.customer_id}
         state: dict[str, torch.Tensor] = {}
         if caches and self._window is not None:
@@ -259,16 +198,8 @@ class LiveCustomer:
     def from_bytes(
         cls, data: bytes, model: MCMForMultiTaskRecommendation, feature_extractor: MCMFeatureExtractor
     ) -> "LiveCustomer":
-        """Restores a customer that `to_bytes` stored.
-
-        Args:
-            data (`bytes`): result of `to_bytes`.
-            model ([`MCMForMultiTaskRecommendation`]): model of the checkpoint with which the customer was stored.
-            feature_extractor ([`MCMFeatureExtractor`]): feature extractor of the same checkpoint.
-
-        Raises:
-            ValueError: if the bytes are damaged, or the customer was stored with another checkpoint.
-        """
+        """Restores a customer that `to_bytes` stored, with model and feature extractor of the same checkpoint. Raises
+        `ValueError` if the bytes are damaged, or the customer was stored with another checkpoint."""
         values, state = unpack(data, model, feature_extractor)
         live = cls(model, feature_extractor, values["profile"], values["customer_id"])
         live._history.insert(values["events"])

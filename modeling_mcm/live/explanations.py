@@ -128,11 +128,8 @@ def explain(
     it.
 
     Args:
-        model ([`MCMForMultiTaskRecommendation`]): the model, in evaluation mode.
-        feature_extractor ([`MCMFeatureExtractor`]): feature extractor of the same checkpoint.
         customer (`dict`): a customer with `events` and `profile`, as for the feature extractor, or a row as its
             `encode` returns it.
-        task (`str`): name of the task.
         label (*optional*): the label to explain, a value of the task's feature. Default: the label with the highest
             score.
         now (*optional*): moment of the score: text, a datetime or a number of seconds, as for the feature extractor.
@@ -253,8 +250,8 @@ class _History:
         return {name: value.to(self.model.device) for name, value in inputs.items()}
 
     def _without(self, gone: NDArray[np.bool_]) -> dict[str, Any]:
-        """The row without the events marked by `gone`, of shape `(events,)`; visits and the days between them are
-        computed again."""
+        """The row without the events marked by `gone` `(events,)`; visits and the days between them are computed
+        again."""
         extractor = self.extractor
         token = self.row[f"feature_{extractor.token_type_feature}"]
         gone = gone.copy()
@@ -337,11 +334,7 @@ def _label_parts(
 
 
 def _shared(whole: NDArray, deletions: NDArray) -> NDArray[np.float64]:
-    """Shares of visits `(N, P)` in totals of parts `(P,)`, in the order of the visits' deletions.
-
-    `deletions` holds the loss of each part when a visit is deleted, of shape `(N, P)`. The sum of the shares over
-    visits is `whole`.
-    """
+    """Shares of visits `(N, P)` in totals of parts `(P,)`, in the order of the visits' deletions."""
     if not len(deletions):
         return deletions
     rest = whole - deletions.sum(0)

@@ -20,43 +20,26 @@ NEVER = -(2**63)  # before every time
 
 @dataclass(order=True)
 class Visit:
-    """The raw events of a visit. Visits are ordered as in the feature extractor: by start, those without key first.
+    """The raw events of a visit. Visits are ordered as in the feature extractor: by start, those without key first."""
 
-    Attributes:
-        start: start of the visit: seconds since 1970-01-01, or the place of its first event for a log without times.
-        key: whether the visit has a key, and the key as text (empty without one).
-        events: the visit's events in the order in which they were added.
-        opening: the visit's earliest event.
-        end: number of events in an encoded row up to the end of this visit, end-of-visit events included; -1 if the
-            visit has not been encoded.
-    """
-
-    start: int
-    key: tuple[bool, str]
-    events: list[dict[str, Any]] = field(compare=False)
-    opening: dict[str, Any] = field(compare=False)
+    start: int  # start of the visit: seconds since 1970-01-01, or the place of its first event for a log without times
+    key: tuple[bool, str]  # whether the visit has a key, and the key as text (empty without one)
+    events: list[dict[str, Any]] = field(compare=False)  # the visit's events in the order in which they were added
+    opening: dict[str, Any] = field(compare=False)  # the visit's earliest event
+    # number of events in an encoded row up to the end of this visit, end-of-visit events included; -1 if the visit has
+    # not been encoded
     end: int = field(default=-1, compare=False)
 
 
 class Insertion(NamedTuple):
-    """What an insertion of events changed.
+    """What an insertion of events changed."""
 
-    Attributes:
-        late (`bool`): whether a visit before the last one has changed, or has been added.
-        touched (`bool`): whether the last visit has changed.
-    """
-
-    late: bool
-    touched: bool
+    late: bool  # whether a visit before the last one has changed, or has been added
+    touched: bool  # whether the last visit has changed
 
 
 class LiveHistory:
     """A customer's profile and raw events by visit. Events may arrive in any order.
-
-    Args:
-        feature_extractor ([`MCMFeatureExtractor`]): feature extractor that knows the columns of the events.
-        profile (`dict`): the customer's profile.
-        customer_id (`str`, *optional*): name of the customer in error messages.
 
     Attributes:
         visits (`list[Visit]`): the visits, ordered.
@@ -111,11 +94,7 @@ class LiveHistory:
         return [{n: value for n, value in zip(names, row, strict=True) if value is not None} for row in rows]
 
     def insert(self, events: Sequence[dict[str, Any]]) -> Insertion:
-        """Inserts events into their visits.
-
-        Args:
-            events (`Sequence[dict]`): result of `read`.
-        """
+        """Inserts events, a result of `read`, into their visits."""
         last_visit = self.visits[-1] if self.visits else None
         new_visits: set[int] = set()
         late = touched = False

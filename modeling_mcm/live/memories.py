@@ -38,70 +38,42 @@ PRODUCTS = ("habits", "new")  # computed from the rest, so they are not stored
 
 
 class NewUnits(NamedTuple):
-    """New units of a customer, and their events.
+    """New units of a customer, and their events."""
 
-    Attributes:
-        input_ids (`torch.LongTensor` of shape `(L, J)`): feature ids of the events, oldest first.
-        events (`torch.FloatTensor` of shape `(L, H)`): vectors of the events.
-        units (`torch.LongTensor` of shape `(L,)`): unit of each event, counted from 0.
-        visits (`torch.LongTensor` of shape `(L,)`): visit of each event, counted from 0.
-        times (`torch.FloatTensor` of shape `(L,)`): days from the customer's first event to each event.
-        unit_times (`torch.FloatTensor` of shape `(U,)`): days from the customer's first event to each unit.
-    """
-
-    input_ids: torch.Tensor
-    events: torch.Tensor
-    units: torch.Tensor
-    visits: torch.Tensor
-    times: torch.Tensor
-    unit_times: torch.Tensor
+    input_ids: torch.Tensor  # (L, J): feature ids of the events, oldest first
+    events: torch.Tensor  # (L, H): vectors of the events
+    units: torch.Tensor  # (L,): unit of each event, counted from 0
+    visits: torch.Tensor  # (L,): visit of each event, counted from 0
+    times: torch.Tensor  # (L,): days from the customer's first event to each event
+    unit_times: torch.Tensor  # (U,): days from the customer's first event to each unit
 
 
 class Moment(NamedTuple):
-    """A moment for which a customer is scored.
+    """A moment for which a customer is scored."""
 
-    Attributes:
-        units (`int`): number of units until then, the start row included.
-        time (`float`): time of the last event, in days from the customer's first event.
-        wait (`float`): days from the last event to the moment.
-    """
-
-    units: int
-    time: float
-    wait: float
+    units: int  # number of units until then, the start row included
+    time: float  # time of the last event, in days from the customer's first event
+    wait: float  # days from the last event to the moment
 
 
 @dataclass
 class LiveMemories:
-    """What the memories need of a customer's events. "Index of a label" means its index among the labels of all tasks.
+    """What the memories need of a customer's events. A label's index is that among the labels of all tasks."""
 
-    Attributes:
-        labels (`torch.LongTensor` of shape `(S,)`): indices of the labels met, ascending.
-        met (`torch.DoubleTensor` of shape `(S, K + 6)`): for each label met the fading counts, the number of units
-            with it, the first and the last of these units, their times, and its rate, not normalised.
-        label_visits (`torch.LongTensor` of shape `(T,)`): number of visits with a label of each task.
-        latest (`torch.LongTensor` of shape `(T, A)`): label ids of each task's latest labels, the last one at the end;
-            0 where there are fewer.
-        latest_times (`torch.FloatTensor` of shape `(T, A)`): times of the latest labels.
-        habits (`torch.DoubleTensor` of shape `(V,)`): rates of the labels met times the table of habits.
-        new (`torch.DoubleTensor` of shape `(V,)`): labels met times the table of new labels.
-    """
-
-    labels: torch.Tensor
+    labels: torch.Tensor  # (S,): indices of the labels met, ascending
+    # (S, K + 6): for each label met the fading counts, the number of units with it, the first and the last of these
+    # units, their times, and its rate, not normalised
     met: torch.Tensor
-    label_visits: torch.Tensor
+    label_visits: torch.Tensor  # (T,): number of visits with a label of each task
+    # (T, A): label ids of each task's latest labels, the last one at the end; 0 where there are fewer
     latest: torch.Tensor
-    latest_times: torch.Tensor
-    habits: torch.Tensor
-    new: torch.Tensor
+    latest_times: torch.Tensor  # (T, A): times of the latest labels
+    habits: torch.Tensor  # (V,): rates of the labels met times the table of habits
+    new: torch.Tensor  # (V,): labels met times the table of new labels
 
     @classmethod
     def empty(cls, reader: Reader) -> "LiveMemories":
-        """The memories of a customer without events.
-
-        Args:
-            reader ([`Reader`]): parameters of the model.
-        """
+        """The memories of a customer without events."""
         tasks, size = len(reader.tables), reader.labels
         kernels = reader.tables[0].gains.shape[1]
         return cls(
@@ -127,14 +99,8 @@ class LiveMemories:
         return memories
 
     def extend(self, reader: Reader, new: NewUnits, units: int, time: float) -> "LiveMemories":
-        """Adds new units, and returns the new memories; the old ones do not change.
-
-        Args:
-            reader ([`Reader`]): parameters of the model.
-            new ([`NewUnits`]): the new units.
-            units (`int`): number of earlier units.
-            time (`float`): time of the last earlier event.
-        """
+        """Adds new units after `units` earlier ones, the last at `time`, and returns new memories; the old stay as
+        they are."""
         memories = replace(self)
         memory = reader.model.repeat_memory
         votes = torch.ones(len(new.events)) if memory is None else memory.vote(new.events)[:, 0].exp()
@@ -249,16 +215,8 @@ class LiveMemories:
         self.latest, self.latest_times = torch.stack(latest), torch.stack(latest_times)
 
     def parts(self, reader: Reader, table: TaskTables, moment: Moment) -> dict[str, torch.Tensor]:
-        """Parts of a task's scores that come from memories, as `score_parts` of the model returns them.
-
-        Args:
-            reader ([`Reader`]): parameters of the model.
-            table ([`TaskTables`]): the task.
-            moment ([`Moment`]): moment of the scores.
-
-        Returns:
-            `dict[str, torch.Tensor]`: the parts by name, each of shape `(labels,)`.
-        """
+        """Parts of a task's scores that come from memories, each of shape `(labels,)`; see the model's
+        `score_parts`."""
         model, parts = reader.model, {}
         size = table.labels.stop - table.labels.start
         part = self._of_task(table)

@@ -34,52 +34,30 @@ MOST_UNREAD = 64  # number of calls of `extend` after which the readout reads th
 
 @dataclass
 class LiveState:
-    """The summary of a customer's events from which scores, embedding and forecasts are computed.
+    """The summary of a customer's events from which scores, embedding and forecasts are computed. Times are days from
+    the customer's first event."""
 
-    Times are days from the customer's first event.
-
-    Attributes:
-        units (`int`): number of units, the start row included.
-        visits (`int`): number of the last visit; the start row is visit 0.
-        time (`float`): time of the last event.
-        began (`float`): time of the first event, infinite without events.
-        hidden (`torch.FloatTensor` of shape `(H,)`): hidden vector of the last unit, after the last layer.
-        kept (`torch.LongTensor` of shape `(W,)`): numbers of the units whose keys and values are cached.
-        caches (`torch.FloatTensor` of shape `(layers, 2, heads, W, H / heads)`): keys and values of these units.
-        average (`torch.FloatTensor` of shape `(V,)`): readout of each label over all units but the unread ones.
-        weight (`torch.FloatTensor` of shape `(V,)`): log-sum-exp of z of each label over the same units.
-        unread (`tuple[torch.FloatTensor, ...]`, each of shape `(U, H)`): hidden vectors of the latest units, which the
-            readout has not read. It reads them when scores are computed, in these parts, so that the scores have the
-            same bits at any time.
-        memories ([`LiveMemories`]): what the memories need of the events.
-        sums (`torch.DoubleTensor` of shape `(2 + N, half-lives)`): counts of the customer state: the fading numbers of
-            events and visits, and the fading sums.
-        few (`torch.DoubleTensor` of shape `(values, half-lives)`): fading counts of features with few values.
-        many (`torch.DoubleTensor` of shape `(values, 2)`): fading counts of features with many values.
-    """
-
-    units: int
-    visits: int
-    time: float
-    began: float
-    hidden: torch.Tensor
-    kept: torch.Tensor
-    caches: torch.Tensor
-    average: torch.Tensor
-    weight: torch.Tensor
+    units: int  # number of units, the start row included
+    visits: int  # number of the last visit; the start row is visit 0
+    time: float  # time of the last event
+    began: float  # time of the first event, infinite without events
+    hidden: torch.Tensor  # (H,): hidden vector of the last unit, after the last layer
+    kept: torch.Tensor  # (W,): numbers of the units whose keys and values are cached
+    caches: torch.Tensor  # (layers, 2, heads, W, H / heads): keys and values of these units
+    average: torch.Tensor  # (V,): readout of each label over all units but the unread ones
+    weight: torch.Tensor  # (V,): log-sum-exp of z of each label over the same units
+    # each (U, H): hidden vectors of the latest units, which the readout has not read. It reads them when scores are
+    # computed, in these parts, so that the scores have the same bits at any time
     unread: tuple[torch.Tensor, ...]
-    memories: LiveMemories
+    memories: LiveMemories  # what the memories need of the events
+    # (2 + N, half-lives): counts of the customer state: the fading numbers of events and visits, and the fading sums
     sums: torch.Tensor
-    few: torch.Tensor
-    many: torch.Tensor
+    few: torch.Tensor  # (values, half-lives): fading counts of features with few values
+    many: torch.Tensor  # (values, 2): fading counts of features with many values
 
     @classmethod
     def empty(cls, reader: Reader) -> "LiveState":
-        """The state before the start row.
-
-        Args:
-            reader ([`Reader`]): parameters of the model.
-        """
+        """The state before the start row."""
         caches = torch.zeros(len(reader.layers), 2, reader.heads, 0, reader.hidden_size // reader.heads)
         return cls(
             units=0,
@@ -100,11 +78,7 @@ class LiveState:
 
     @torch.inference_mode()
     def tensors(self, reader: Reader) -> dict[str, torch.Tensor]:
-        """The tensors to store, from which `of_tensors` restores the state.
-
-        Args:
-            reader ([`Reader`]): parameters of the model.
-        """
+        """The tensors to store, from which `of_tensors` restores the state."""
         self._read_out(reader)
         tensors = {each.name: getattr(self, each.name) for each in fields(self)}
         tensors = {name: value for name, value in tensors.items() if isinstance(value, torch.Tensor)}
@@ -116,12 +90,7 @@ class LiveState:
 
     @classmethod
     def of_tensors(cls, tensors: dict[str, torch.Tensor], reader: Reader) -> "LiveState":
-        """Restores a state.
-
-        Args:
-            tensors (`dict[str, torch.Tensor]`): result of `tensors`.
-            reader ([`Reader`]): parameters of the same model.
-        """
+        """Restores a state from the result of `tensors`."""
         memories = LiveMemories.of_tensors(tensors, reader)
         values: dict[str, Any] = {name: value for name, value in tensors.items() if name not in memories.tensors()}
         units, visits, time, began = values.pop("numbers").tolist()
@@ -139,8 +108,8 @@ class LiveState:
         visits: torch.Tensor,
         values: torch.Tensor | None = None,
     ) -> "LiveState":
-        """Reads further events, whole visits, and returns the new state. Raises `ValueError` if there are more units
-        than position embeddings."""
+        """Reads whole visits, and returns the new state. Raises `ValueError` if there are more units than position
+        embeddings."""
         size = max(1, SCORES_AT_ONCE // reader.labels)
         if values is None:
             values = torch.zeros(len(visits), max(reader.channels - 2, 0))
@@ -249,17 +218,8 @@ class LiveState:
     def logits(
         self, reader: Reader, tasks: Sequence[str] | None = None, now: float | None = None
     ) -> dict[str, torch.Tensor]:
-        """Scores of all labels, before the softmax.
-
-        Args:
-            reader ([`Reader`]): parameters of the model.
-            tasks (`Sequence[str]`, *optional*): names of the tasks. Default: all tasks.
-            now (`float`, *optional*): moment of the scores, in days from the customer's first event. Default: the time
-                of the last event.
-
-        Returns:
-            `dict[str, torch.FloatTensor]`: by task the scores of its labels, of shape `(labels,)`.
-        """
+        """Scores of all labels before the softmax, by task (default: all tasks) of shape `(labels,)`, at `now` in days
+        from the customer's first event (default: at the last event)."""
         self._read_out(reader)
         moment = Moment(self.units, self.time, 0.0 if now is None else max(now - self.time, 0.0))
         result = {}
@@ -274,16 +234,8 @@ class LiveState:
 
     @torch.inference_mode()
     def embedding(self, reader: Reader, now: float | None = None) -> torch.Tensor:
-        """Customer embedding: the customer state at a moment or, in a model without one, the last hidden vector.
-
-        Args:
-            reader ([`Reader`]): parameters of the model.
-            now (`float`, *optional*): moment in days from the customer's first event, not before the last event.
-                Default: the time of the last event.
-
-        Returns:
-            `torch.FloatTensor` of shape `(embedding size,)`.
-        """
+        """Customer embedding `(embedding size,)`: the customer state at `now`, in days from the customer's first event
+        (default: at the last event), or in a model without one the last hidden vector."""
         if not reader.has_state:
             return self.hidden
         state = cast(Any, reader.model.model.state)
@@ -312,16 +264,7 @@ class LiveState:
 
     @torch.inference_mode()
     def forecast(self, reader: Reader, now: float | None = None) -> dict[str, torch.Tensor]:
-        """Forecasts by name; empty if the model has no trained forecasts.
-
-        Args:
-            reader ([`Reader`]): parameters of the model.
-            now (`float`, *optional*): moment in days from the customer's first event, not before the last event.
-                Default: the time of the last event.
-
-        Returns:
-            `dict[str, torch.FloatTensor]`, each of shape `()`.
-        """
+        """Forecasts by name, each of shape `()`, from `now` on as in `embedding`; empty without trained forecasts."""
         forecasts = cast(Any, reader.model.model.forecasts)
         return forecasts(self.embedding(reader, now)) if forecasts is not None and forecasts.is_trained else {}
 

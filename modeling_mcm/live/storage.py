@@ -36,8 +36,7 @@ def pack(values: Mapping[str, Any], state: Mapping[str, torch.Tensor], checkpoin
 def unpack(
     data: bytes, model: MCMForMultiTaskRecommendation, feature_extractor: MCMFeatureExtractor
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Restores what `pack` stored. Raises `ValueError` if the bytes are damaged, or the customer was stored with
-    another checkpoint."""
+    """Restores what `pack` stored. Raises `ValueError` if the bytes are damaged or of another checkpoint."""
     fix = "add the customer's events to a new LiveCustomer"
     try:
         tensors = load(data)

@@ -17,30 +17,18 @@ from modeling_mcm.state_mcm import TASTE_HALF_LIFE
 
 
 class TaskTables(NamedTuple):
-    """Parameters of one task's labels (V labels of this task).
+    """Parameters of one task's labels (V labels of this task)."""
 
-    Attributes:
-        task (`int`): index of the task.
-        labels (`slice`): the task's labels among the labels of all tasks.
-        bias (`torch.FloatTensor` of shape `(V,)`): bias of each label.
-        gains (`torch.FloatTensor` of shape `(V, K)`): label gains c of the repeat memory.
-        rarity (`torch.FloatTensor` of shape `(V, 1)`): rarities r of the repeat memory.
-    """
-
-    task: int
-    labels: slice
-    bias: torch.Tensor
-    gains: torch.Tensor
-    rarity: torch.Tensor
+    task: int  # index of the task
+    labels: slice  # the task's labels among the labels of all tasks
+    bias: torch.Tensor  # (V,): bias of each label
+    gains: torch.Tensor  # (V, K): label gains c of the repeat memory
+    rarity: torch.Tensor  # (V, 1): rarities r of the repeat memory
 
 
 class Reader:
-    """A model's parameters in the form that live states need; they are computed once, not for every new visit.
-
-    Args:
-        model ([`MCMForMultiTaskRecommendation`]): the model, in evaluation mode, for which [`is_incremental`] is True.
-            Its weights must not change afterwards.
-    """
+    """A model's parameters in the form that live states need; they are computed once, not for every new visit. The
+    model is in evaluation mode, [`is_incremental`] holds for it, and its weights must not change afterwards."""
 
     def __init__(self, model: MCMForMultiTaskRecommendation):
         config = model.config

@@ -22,13 +22,7 @@ from modeling_mcm.times_mcm import SECONDS_PER_DAY
 
 
 class LiveWindow:
-    """The states of a customer, and how far they have read the history.
-
-    Args:
-        reader ([`Reader`]): parameters of the model.
-        history ([`LiveHistory`]): profile and events. Where one is removed, `forget` must follow.
-        start_row (`torch.LongTensor` of shape `(1, J)`): feature ids of the start row.
-    """
+    """The states of a customer, and how far they have read the history. After a removal `forget` must follow."""
 
     _closed: LiveState | None  # state after the finished visits, which are the first `_folded` ones
     _folded: int
@@ -91,8 +85,7 @@ class LiveWindow:
         self._closed = LiveState.of_tensors(tensors, self.reader)
 
     def _read_on(self) -> bool:
-        """Reads the visits that are not in the state; returns False where the window of events has moved, so that the
-        whole history must be read."""
+        """Reads visits that are not in the state; False where the window has moved, so that all must be read again."""
         if not self._folded:
             return False
         first, row = self._ahead or (self._folded - 1, self.history.encode(self._unread()))
@@ -126,8 +119,7 @@ class LiveWindow:
         self._extend(row, self._start, 0)
 
     def _count_rows(self, row: Mapping[str, Any], first: int, skip: int) -> None:
-        """Sets `end` of the visits from `first` on, from a row of their events; the first `skip` visits of `row` are
-        earlier ones."""
+        """Sets `end` of the visits from `first` on, from a row of their events after `skip` earlier visits."""
         counts = np.bincount(row["visits"], minlength=skip + len(self.history.visits) - first)[skip:]
         counts[:1] += self.history.visits[first - 1].end if first else 0
         for visit, end in zip(self.history.visits[first:], counts.cumsum().tolist(), strict=True):

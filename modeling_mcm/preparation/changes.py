@@ -96,11 +96,9 @@ def compare_files(directory: Path, log: Path, manifest: PreparedManifest, correc
 
 
 def new_values(arrived: ir.Table, schema: EventSchema, extractor: MCMFeatureExtractor, least: int) -> dict[str, list]:
-    """Finds the unknown values that join the vocabularies of the categorical event features.
-
-    Where the schema has `max_values`, only as many values join as there is room for. Returns by feature the new
-    values, the most frequent first and equally frequent ones by their text. Features without new values are absent.
-    """
+    """Finds the unknown values that join the vocabularies of the categorical event features. Where the schema has
+    `max_values`, only as many values join as there is room for. Returns by feature the new values, the most frequent
+    first and equally frequent ones by their text. Features without new values are absent."""
     added: dict[str, list] = {}
     sources = raw_indices(schema.features)
     for i, spec in enumerate(schema.features):
@@ -133,10 +131,7 @@ def _with_values(events: ir.Table, schema: EventSchema, added: dict[str, list[st
 
 
 def together(*tables: ir.Table | None) -> ir.Table:
-    """Joins the rows of several tables.
-
-    Returns the rows of all tables that are not None.
-    """
+    """Joins the rows of all tables that are not None."""
     return functools.reduce(ir.Table.union, [table for table in tables if table is not None])
 
 
@@ -156,18 +151,12 @@ class Changes:
     same: ir.Table | None  # their events in unchanged files, from the last visit that stays on
 
     def table(self) -> ir.Table:
-        """Gives the changes as a table of the engine.
-
-        Returns one row per customer, with the columns customer_id, shard and prefix_visits.
-        """
+        """The changes as a table of the engine, one row per customer: customer_id, shard and prefix_visits."""
         columns = {"customer_id": pa.array(self.customers, pa.string()), "shard": pa.array(self.shards)}
         return ibis.memtable(pa.table(columns | {"prefix_visits": pa.array(self.prefix_visits)}))
 
     def select_shard(self, shard: int) -> tuple[pa.Array, NDArray[np.int64]]:
-        """Selects the customers of one shard.
-
-        Returns their ids, and the number of visits that stay of each.
-        """
+        """The ids of a shard's customers, and the number of visits that stay of each."""
         here = np.flatnonzero(self.shards == shard)
         return pa.array([self.customers[index] for index in here], pa.string()), self.prefix_visits[here]
 
@@ -192,10 +181,7 @@ def find_changes(
         same (`ibis.Table` or None): normalised events of the unchanged files.
         arrived (`ibis.Table` or None): normalised events of the new files and the new versions, cached.
         left (`ibis.Table` or None): normalised events of the files that are gone and the earlier versions, cached.
-        added (`dict[str, list[str]]`): by feature the values that joined its vocabulary.
         first_customers (`Sequence[str]`): id of the first customer of each shard, without the first shard.
-        schema (`EventSchema`): event schema of the data set.
-        cache (`Callable`): function that keeps a table in the engine, from `caching`.
     """
     changed = [table for table in (arrived, left) if table is not None]
     changed += _with_values(same, schema, added) if same is not None else []

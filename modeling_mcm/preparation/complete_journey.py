@@ -117,10 +117,8 @@ def _write(table: ir.Table, path: Path) -> None:
 
 
 def build_complete_journey(output_dir: str | Path) -> tuple[Path, Path]:
-    """Writes `events.parquet` and `profile.parquet`, which the schema beside this file ([`SCHEMA`]) reads.
-
-    Returns the path of the event log (columns `EVENT_COLUMNS`), and path of the profile table (one row by household).
-    """
+    """Writes `events.parquet` (columns `EVENT_COLUMNS`) and `profile.parquet` (one row by household), which the schema
+    beside this file ([`SCHEMA`]) reads, and returns their paths."""
     names = ("transactions", "products", "campaigns", "campaign_descriptions", "coupon_redemptions", "demographics")
     with _source_tables(output_dir, *names) as (target, tables):
         transactions, products, campaigns, descriptions, coupons, demographics = tables
@@ -134,10 +132,7 @@ def build_complete_journey(output_dir: str | Path) -> tuple[Path, Path]:
 
 
 def _offers(campaigns: ir.Table, descriptions: ir.Table, coupons: ir.Table, redemptions: ir.Table) -> ir.Table:
-    """One row per household that got a campaign and coupon of the campaign. Conversion is the coupon's redemption.
-
-    Which coupons of a large campaign a household got was not recorded, so all of them count as offered.
-    """
+    """One row per household that got a campaign and coupon of the campaign."""
     sent = campaigns.inner_join(descriptions, "campaign_id")
     known = sent.filter(sent.start_date <= ibis.timestamp(LAST_OFFERS))
     redeemed = redemptions.select("household_id", "campaign_id", "coupon_upc").distinct().mutate(redeemed=True)
@@ -160,10 +155,7 @@ def _offers(campaigns: ir.Table, descriptions: ir.Table, coupons: ir.Table, rede
 
 
 def _actions(coupons: ir.Table, descriptions: ir.Table, products: ir.Table) -> ir.Table:
-    """One row per coupon, start of a campaign with it, and feature values of some of its products; see `offers.py`.
-
-    The products of a coupon differ a little between campaigns, so each start is a version of its own.
-    """
+    """One row per coupon, start of a campaign with it, and feature values of some of its products; see `offers.py`."""
     covered = coupons.inner_join(descriptions, "campaign_id").select("coupon_upc", "start_date", "product_id")
     rows = covered.distinct().left_join(products, "product_id").mutate(manufacturer=lambda t: t.manufacturer_id)
     counts = rows.group_by("coupon_upc", "start_date", *ACTION_COLUMNS).agg(products=lambda t: t.count())

@@ -39,11 +39,8 @@ FOLLOWERS = pa.schema(
 
 
 def shard_events(connection: ibis.BaseBackend, paths: Sequence[Path], schema: EventSchema) -> ir.Table:
-    """Reads the events of shards in the form that [`encode_events`] gives.
-
-    Returns one row per event, with the columns customer_id, visit, period, second (since 1970-01-01), f0, f1 ... (ids
-    of the features), t0, t1 ... (labels of the tasks) and is_target.
-    """
+    """Reads the events of shards in the form that [`encode_events`] gives: customer_id, visit, period, second (since
+    1970-01-01), f0, f1 ... (ids of the features), t0, t1 ... (labels of the tasks) and is_target."""
     table = connection.read_parquet([str(path) for path in paths])
     # Columns are read by their position: DuckDB ignores case in names, and renames one of "feature_type" and
     # "feature_Type".
@@ -60,10 +57,8 @@ def shard_events(connection: ibis.BaseBackend, paths: Sequence[Path], schema: Ev
 
 
 def mark_targets(events: ir.Table, fitted: Vocabularies, schema: EventSchema) -> ir.Table:
-    """Also marks those events of shards as targets that have no label in any task, as in the log.
-
-    An event with an unknown token type stays unmarked, because a shard does not say what the event was.
-    """
+    """Also marks those events of shards as targets that have no label in any task, as in the log. An event with an
+    unknown token type stays unmarked, because a shard does not say what the event was."""
     token = schema.token_feature
     column, values = events[f"f{schema.features.index(token)}"], fitted.values[token.name]
     kinds = [value for value in schema.target_token_types or values if value in values]
@@ -93,10 +88,8 @@ def target_events(events: ir.Table, schema: EventSchema) -> ir.Table:
 def recount(
     connection: ibis.BaseBackend, directory: Path, paths: Sequence[Path], schema: EventSchema
 ) -> tuple[dict[str, Any], ir.Table]:
-    """Counts what the customers of a changed data set did, from its shards, and writes `FOLLOWERS_FILE`.
-
-    Returns the measures for the manifest, empty where nothing is split by time; and the training events.
-    """
+    """Counts what the customers of a changed data set did, from its shards, and writes `FOLLOWERS_FILE`. Returns the
+    measures for the manifest, empty where nothing is split by time; and the training events."""
     events = shard_events(connection, paths, schema)
     training = connection.create_table(ibis.util.gen_name("mcm"), events.filter(events.period == 0), temp=True)
     if schema.cutoffs == NO_CUTOFFS:  # no model is trained on it

@@ -77,9 +77,7 @@ def predictions_files(path: Path) -> list[Path]:
 
 def look_for(ids: Collection[str], places: Places, column: str) -> Whereabouts:
     """Reads the ids of every place. It raises an error where something is wrong with a place, before anything changes.
-
-    Spaces around an id count only where the customers' own ids have them.
-    """
+    Spaces around an id count only where the customers' own ids have them."""
     exact: set[str] = set()
     near: dict[str, set[str]] = {_plain(name): set() for name in ids}
     for path, name in _columns_of(places, column):
@@ -124,9 +122,7 @@ def _columns_of(places: Places, column: str) -> Iterator[tuple[Path, str]]:
 
 class DeletionNote:
     """What a deletion notes beside a data set while the data set does not fit its log: the file `.NAME.deletion.json`.
-
-    The note holds digests of files and the number of the process, and no ids of customers.
-    """
+    The note holds digests of files and the number of the process, and no ids of customers."""
 
     def __init__(self, directory: Path):
         self.directory, self.path = directory, note_of(directory)
@@ -134,9 +130,7 @@ class DeletionNote:
 
     def resume(self) -> bool:
         """Reads the note of a run that was killed, if there is one, and tidies what it left beside the data set.
-
-        Returns whether there was a note.
-        """
+        Returns whether there was a note."""
         if not self.path.is_file():
             return False
         note = json.loads(self.path.read_text(encoding="utf-8"))
@@ -163,11 +157,8 @@ class DeletionNote:
 def delete_from_log_and_data(
     customers: Collection[str], places: Places, column: str, notes: Sequence[DeletionNote]
 ) -> Iterator[tuple[Path, int, int]]:
-    """Deletes customers from the log, then from the data sets made of it.
-
-    Yields a place, the number of rows (of a log) or customers (of a data set) that were deleted, and the number of
-    files of a log that changed.
-    """
+    """Deletes customers from the log, then from the data sets made of it. Yields a place, the number of rows (of a
+    log) or customers (of a data set) that were deleted, and the number of files of a log that changed."""
 
     def record(digests: dict[str, str]) -> None:
         for note in notes:

@@ -48,13 +48,9 @@ def open_engine(
     """Opens a connection to DuckDB or Spark, or uses the connection that is given.
 
     DuckDB spills what does not fit into `memory_limit` into the folder `workspace`. A Spark session that runs already
-    is used and stays running.
-
-    Raises:
-        ValueError: if the engine is unknown, the running Spark session can't change an option any more, or DuckDB
-            finds damaged input.
-        OSError: if DuckDB finds no more memory or disk, or Spark does not start or fails.
-        ImportError: if Spark is not installed.
+    is used and stays running. Raises `ValueError` if the engine is unknown, the running Spark session can't change an
+    option any more, or DuckDB finds damaged input. Raises `OSError` if DuckDB finds no more memory or disk, or Spark
+    does not start or fails. Raises `ImportError` if Spark is not installed.
     """
     if spark_config and engine != "spark":
         raise ValueError(f"Spark's options are given ({', '.join(spark_config)}) and the engine is {engine!r}.")
@@ -162,9 +158,7 @@ def each_group(
 
     Args:
         rows: makes the rows of the groups from `table`; its result has the column `key` too.
-        table: the table, cached.
         key: name of the column with the number of the group, from 0.
-        number: number of groups.
         use: takes the number and the rows of a group, and returns values that JSON can hold.
     """
     connection = table.get_backend()
@@ -190,17 +184,8 @@ def each_group(
 
 
 def link(source: Path, target: Path) -> None:
-    """Puts a file under a second name, as a hard link or, where there are no hard links, as a copy.
-
-    Files of a data set never change, so both names may share their bytes.
-
-    Args:
-        source (`Path`): path of the file.
-        target (`Path`): the second path.
-
-    Raises:
-        OSError: if the file can't be copied.
-    """
+    """Puts a file under a second name, as a hard link or, where there are no hard links, as a copy. Files of a data
+    set never change, so both names may share their bytes. Raises `OSError` if the file can't be copied."""
     try:
         os.link(source, target)
     except OSError:

@@ -54,20 +54,15 @@ def open_profile(source: Any, connection: ibis.BaseBackend, schema: EventSchema,
 
 
 def count_bad(table: ir.Table, read: ir.Table, schema: EventSchema) -> int:
-    """Counts the rows of a log that `normalise_events` left out because a time or a number can't be read.
-
-    Returns the number of these rows; 0 where bad rows are errors.
-    """
+    """Counts the rows of a log that `normalise_events` left out because a time or a number can't be read. Returns the
+    number of these rows; 0 where bad rows are errors."""
     if schema.on_bad_row == "error":
         return 0
     return table.count().to_pyarrow().as_py() - read.count().to_pyarrow().as_py()
 
 
 def _as_text(column: ir.Value, name: str) -> ir.StringValue:
-    """Categorical values as text: 1 and 1.0 are "1", true is "true", NaN is missing, others are as they print.
-
-    Raises `ValueError` if the column has another type than text, numbers, booleans and dates.
-    """
+    """Categorical values as text: 1 and 1.0 are "1", true is "true", NaN is missing, others are as they print."""
     kind = column.type()
     if kind.is_null():
         return column.cast("string")
@@ -197,10 +192,7 @@ def normalise_events(table: ir.Table, schema: EventSchema) -> ir.Table:
 
 
 def _find_unreadable(table: ir.Table, columns: dict[str, ir.Value], schema: EventSchema) -> ir.BooleanValue | None:
-    """Whether each row has a time or a number that can't be read; None where no row has.
-
-    Raises `ValueError` if there is such a row and bad rows are errors.
-    """
+    """Whether each row has a time or a number that can't be read; None where no row has."""
     form = "a whole number" if schema.order else f"a time; write {TIME_ADVICE}"
     read = {schema.order_column or ROW_NUMBER: (columns["second"], form)}
     for i, spec in enumerate(schema.features):
@@ -227,10 +219,8 @@ def _find_unreadable(table: ir.Table, columns: dict[str, ir.Value], schema: Even
 
 
 def normalise_profile(table: ir.Table, schema: EventSchema) -> ir.Table:
-    """Gives the columns of a profile table their internal names and types.
-
-    Returns one row per customer: customer_id (text), and p0, p1 ... (text or number per stored feature).
-    """
+    """Gives the columns of a profile table their internal names and types. Returns one row per customer: customer_id
+    (text), and p0, p1 ... (text or number per stored feature)."""
     check_columns(table.columns, schema.profile_columns, "The profile table has", "The schema names it.")
     values = _raw_features(table, schema.profile, "p")
     out = table.select(customer_id=_as_text(table[schema.customer], schema.customer), **values)
@@ -246,12 +236,9 @@ def normalise_profile(table: ir.Table, schema: EventSchema) -> ir.Table:
 
 
 def keep_latest(events: ir.Table, most: int) -> tuple[ir.Table, dict[str, int]]:
-    """Leaves out all but the latest events of each customer in each period.
-
-    Each period is shortened by itself, so that the events that stay before a cutoff never depend on what comes after
-    it. Returns the events that stay; and `dropped_excess` (number of events left out) and `customers_with_excess`
-    (number of customers that had too many).
-    """
+    """Leaves out all but the latest events of each customer in each period; each period by itself, so that the events
+    before a cutoff never depend on what comes after it. Returns the events that stay; and `dropped_excess` (number of
+    events left out) and `customers_with_excess` (number of customers that had too many)."""
     long = events.group_by("customer_id", "period").agg(number=events.count())
     long = long.filter(long.number > most)
     totals = long.aggregate(events=(long.number - most).sum(), customers=long.customer_id.nunique())
@@ -271,13 +258,10 @@ def keep_latest(events: ir.Table, most: int) -> tuple[ir.Table, dict[str, int]]:
 
 
 def find_visits(events: ir.Table) -> ir.Table:
-    """Finds the visits of all customers.
-
-    A visit that reaches over a cutoff counts as two, so that what lies before a cutoff never depends on what comes
-    after. Returns one row per visit: customer_id, period, visit_key, visit (number of the customer's visit, from 0),
-    start and end (seconds), has_target, and days (from the start of the customer's visit before, null in the first
-    visit).
-    """
+    """Finds the visits of all customers. A visit that reaches over a cutoff counts as two, so that what lies before a
+    cutoff never depends on what comes after. Returns one row per visit: customer_id, period, visit_key, visit (number
+    of the customer's visit, from 0), start and end (seconds), has_target, and days (from the start of the customer's
+    visit before, null in the first visit)."""
     visits = events.group_by("customer_id", "period", "visit_key").agg(
         start=events.second.min(), end=events.second.max(), has_target=events.is_target.max()
     )

@@ -31,9 +31,7 @@ def text_of_float(number: ir.FloatingValue) -> ir.StringValue:
 
 def known_types(table: ir.Table) -> ir.Table:
     """Replaces the types that Ibis does not know: DuckDB's nanoseconds with a zone, and columns without values.
-
-    Returns the table, with UTC timestamps and text in the place of these types.
-    """
+    Returns the table, with UTC timestamps and text in the place of these types."""
     changed = {}
     for name, kind in table.schema().items():
         raw = str(getattr(kind, "raw_type", "")).upper()

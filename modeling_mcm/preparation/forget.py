@@ -54,10 +54,7 @@ def _is_theirs(column: pa.ChunkedArray, customers: Collection[str]) -> pa.Chunke
 
 
 def _files_of(path: Path) -> list[Path]:
-    """The files of a folder at any depth, or the file itself, each once and with symbolic links followed.
-
-    Raises `FileNotFoundError` if there is no such file or folder.
-    """
+    """The files of a folder at any depth, or the file itself, each once and with symbolic links followed."""
     path = path.resolve()
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; check the path.")
@@ -101,10 +98,7 @@ def forget_in_file(
     column: str = CUSTOMER,
     before_replacing: Callable[[Path], Any] | None = None,
 ) -> int:
-    """Writes a Parquet file again without the rows of some customers, if it has any.
-
-    Returns the number of rows that were deleted.
-    """
+    """Writes a Parquet file again without the rows of some customers, if any, and returns their number."""
     path = path.resolve()
     with open_parquet(path, column) as file:
         theirs = _is_theirs(file.read([column])[column], customers)
@@ -122,10 +116,8 @@ def forget_in_file(
 def forget_in_log(
     log: Path, customers: Collection[str], column: str, record: Callable[[dict[str, str]], Any] | None = None
 ) -> tuple[int, dict[str, str]]:
-    """Deletes customers from a Parquet file, or from a folder of such files at any depth.
-
-    Returns the number of rows that were deleted; and by old digest of a changed file its new digest.
-    """
+    """Deletes customers from a Parquet file, or from a folder of such files at any depth. Returns the number of rows
+    that were deleted; and by old digest of a changed file its new digest."""
     rows, digests = 0, {}
     for path in log_files(log):
         old = file_digest(path)
@@ -140,11 +132,8 @@ def forget_in_log(
 
 
 def find_rows(directory: Path, manifest: PreparedManifest, customers: Collection[str]) -> dict[str, pa.ChunkedArray]:
-    """Finds the rows of customers in each shard of a data set, as a mask.
-
-    Raises:
-        ValueError: if a shard is a symbolic link, or no customer would be left.
-    """
+    """Finds the rows of customers in each shard of a data set, as a mask. Raises `ValueError` if a shard is a symbolic
+    link, or no customer would be left."""
     theirs = {}
     for shard in manifest.shards:
         path = directory / shard["file"]
@@ -160,16 +149,9 @@ def find_rows(directory: Path, manifest: PreparedManifest, customers: Collection
 
 
 def forget_in_prepared(directory: Path, customers: Collection[str], digests: Mapping[str, str] | None = None) -> int:
-    """Deletes customers from a prepared data set.
-
-    Returns:
-        `int`: number of customers that were deleted.
-
-    Raises:
-        FileNotFoundError: if there is no such data set.
-        ValueError: if a shard is damaged, or no customer would be left.
-        OSError: if the disk is full or not writable; the data set then is as it was.
-    """
+    """Deletes customers from a prepared data set. Returns `int`: number of customers that were deleted. Raises
+    `FileNotFoundError` if there is no such data set. Raises `ValueError` if a shard is damaged, or no customer would
+    be left. Raises `OSError` if the disk is full or not writable; the data set then is as it was."""
     directory = directory.resolve()
     manifest = PreparedManifest.load(directory)
     for shard in manifest.shards:
@@ -226,10 +208,8 @@ def _with_digests(described: dict[str, Any] | None, digests: Mapping[str, str]) 
 
 def forget_in_cache(customers: Collection[str]) -> int:
     """Removes the Arrow copies of prepared data, in the cache of `datasets`, that hold one of the customers.
-
     `datasets` makes such a copy when a data set is loaded, and makes it again when it is needed. A copy that can't be
-    read, such as that of a run that was killed, is removed too. Returns the number of folders that were removed.
-    """
+    read, such as that of a run that was killed, is removed too. Returns the number of folders that were removed."""
     folders = set()
     for path in Path(datasets.config.HF_DATASETS_CACHE).joinpath("parquet").rglob("*.arrow"):
         try:
@@ -263,16 +243,10 @@ def _count(path: Path, column: str, customers: Collection[str]) -> Iterator[int]
 
 
 def find_customers(folder: Path, customers: Collection[str], column: str = CUSTOMER) -> dict[str, str]:
-    """Looks for customers in every file of a folder, hidden ones too, and in what a killed run left beside it.
-
-    Returns:
-        `dict[str, str]`: by path of a file what is wrong with it: it has rows of the customers, can't be read, was
-        left by a killed run, or is a manifest whose number of customers is not that of the shards. Empty if the
-        customers are forgotten.
-
-    Raises:
-        FileNotFoundError: if there is no such folder.
-    """
+    """Looks for customers in every file of a folder, hidden ones too, and in what a killed run left beside it. Returns
+    `dict[str, str]`: by path of a file what is wrong with it: it has rows of the customers, can't be read, was left by
+    a killed run, or is a manifest whose number of customers is not that of the shards. Empty if the customers are
+    forgotten. Raises `FileNotFoundError` if there is no such folder."""
     reasons: dict[str, str] = {}
     folder = folder.resolve()
     for pattern in ("partial", "replaced"):

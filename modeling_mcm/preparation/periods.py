@@ -30,10 +30,8 @@ def add_target(events: ir.Table, schema: EventSchema) -> ir.Table:
 
 
 def to_predict(events: ir.Table, schema: EventSchema) -> ir.BooleanValue:
-    """Says whether an event is a target and has a label in a task besides the token type.
-
-    Other events have nothing to predict. Where the token type is the only task, every target has something to predict.
-    """
+    """Says whether an event is a target and has a label in a task besides the token type. Other events have nothing to
+    predict. Where the token type is the only task, every target has something to predict."""
     token_index = schema.features.index(schema.token_feature)
     indices = [i for i, spec in enumerate(schema.features) if spec.name in schema.tasks and i != token_index]
     has_label = [has_value(events, schema.features, i) for i in indices] or [ibis.literal(True)]
@@ -41,12 +39,9 @@ def to_predict(events: ir.Table, schema: EventSchema) -> ir.BooleanValue:
 
 
 def add_period(events: ir.Table, schema: EventSchema) -> ir.Table:
-    """Adds `period`: 0, 1 or 2.
-
-    With dates a visit may lie in two periods. With "leave_one_out" it lies in one: of a customer's visits that have
-    something to predict, the last one begins period 2, and the one before it begins period 1. Customers with fewer
-    than three such visits are in period 0 alone.
-    """
+    """Adds `period`: 0, 1 or 2. With dates a visit may lie in two periods. With "leave_one_out" it lies in one: of a
+    customer's visits that have something to predict, the last one begins period 2, and the one before it begins period
+    1. Customers with fewer than three such visits are in period 0 alone."""
     if schema.cutoffs == NO_CUTOFFS:
         return events.mutate(period=ibis.literal(0, "int8"))
     if schema.leaves_one_out:

@@ -68,10 +68,7 @@ LIBRARIES = ("modeling-mcm", "ibis-framework", "duckdb", "pyarrow", "numpy", "tr
 
 
 def versions(connection: ibis.BaseBackend) -> dict[str, str]:
-    """Lists the versions of Python and of the libraries that make a data set.
-
-    Returns the version by name, or "not installed".
-    """
+    """The versions of Python and of the libraries that make a data set, by name, or "not installed"."""
     versions = {"python": platform.python_version()}
     for name in (*LIBRARIES, *([SPARK] if connection.name == SPARK else [])):
         try:
@@ -87,10 +84,7 @@ def _one_row(table: ir.Table) -> dict[str, Any]:
 
 
 def _reusable(output_dir: Path, facts: dict[str, Any], overwrite: bool, reuse: bool) -> PreparedManifest | None:
-    """The manifest of the data set in a folder if it can be reused, None if the folder is to be written.
-
-    Raises `FileExistsError` if the folder holds something else, or may be neither reused nor replaced.
-    """
+    """The manifest of the data set in a folder if it can be reused, None if the folder is to be written."""
     if not output_dir.exists() or (output_dir.is_dir() and not any(output_dir.iterdir())):
         return None
     if not (output_dir / MANIFEST_FILE).is_file():
@@ -195,11 +189,8 @@ def check_profile(profile: Any, schema: EventSchema) -> None:
 def check_events(
     events: ir.Table, schema: EventSchema, cache: Callable[..., ir.Table]
 ) -> tuple[ir.Table, dict[str, Any]]:
-    """Leaves out the events that the schema says, marks targets and periods, and counts both.
-
-    Returns the events that stay, with `is_target` and `period`; and the counts by name, with the texts `first` and
-    `last`.
-    """
+    """Leaves out the events that the schema says, marks targets and periods, and counts both. Returns the events that
+    stay, with `is_target` and `period`; and the counts by name, with the texts `first` and `last`."""
     whole, counts = _drop_and_count(events, schema, cache)
     dated = add_period(add_target(whole, schema), schema)
     if schema.leaves_one_out:
@@ -295,8 +286,8 @@ def prepare(
         reuse (`bool`): whether to return at once if the data set in the folder was made from the same files, schema
             and options.
         memory_limit (`str`): memory that DuckDB may use before it spills to disk, such as "1GB".
-        spark_config (`dict[str, str]`, *optional*): options of the Spark session, such as `{"spark.master":
-            "local[2]"}`.
+        spark_config (`dict[str, str]`, *optional*): options of the Spark session, such as
+            `{"spark.master": "local[2]"}`.
 
     Raises:
         ValueError: if the data do not fit the schema. The message names the column and the fix.

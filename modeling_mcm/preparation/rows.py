@@ -34,12 +34,9 @@ ROWS_PER_ROW_GROUP = 256
 
 
 def customer_rows(encoded: ir.Table, profiles: ir.Table | None, schema: EventSchema) -> ir.Table:
-    """Collects the events of each customer into one row.
-
-    Events are ordered by visit, then time, ids and values, so that nothing depends on the order of the input. They are
-    sorted after they are collected, because not every engine can collect in an order. Returns one row per customer,
-    with the internal columns of `shard_schema` and the number of its `shard`.
-    """
+    """Collects the events of each customer into one row, ordered by visit, time, ids and values, so that nothing
+    depends on the order of the input. Not every engine can collect in an order, so they are sorted afterwards. The
+    rows have the internal columns of `shard_schema` and the number of their `shard`."""
     names = [f"f{i}" for i in range(len(schema.features))]
     value_names = [f"v{i}" for i in value_indices(schema.features)]
     order = ("visit", "closes_visit", "second", *names, "is_target", *value_names)
@@ -74,11 +71,8 @@ def _time(event: ir.StructValue, schema: EventSchema) -> ir.IntegerValue:
 
 
 def shard_schema(schema: EventSchema) -> tuple[list[str], pa.Schema]:
-    """Gives the columns of a shard.
-
-    Returns the internal names of the columns as in `customer_rows`, in the order of a shard; and the shard's own names
-    and types.
-    """
+    """The internal names of a shard's columns, as in `customer_rows` and in their order; and its own names and
+    types."""
     ids = pa.list_(pa.int32())
     columns = [("customer_id", "customer_id", pa.string()), ("times", "times", pa.list_(pa.int64()))]
     columns += [("visits", "visits", ids)]
@@ -93,20 +87,14 @@ def shard_schema(schema: EventSchema) -> tuple[list[str], pa.Schema]:
 
 
 def shard_table(rows: pa.Table, schema: EventSchema) -> pa.Table:
-    """Gives rows the form in which they stand in a shard.
-
-    Returns the rows in the order of `customer_id`.
-    """
+    """Gives rows the form in which they stand in a shard, in the order of `customer_id`."""
     internal, arrow_schema = shard_schema(schema)
     return rows.sort_by("customer_id").select(internal).rename_columns(arrow_schema.names).cast(arrow_schema)
 
 
 def continued(rows: pa.Table, prefix_visits: NDArray[np.int64], others: pa.Table) -> pa.Table:
-    """Continues rows of a shard: their first visits stay, and new events follow.
-
-    Customers without any event are left out. A customer's profile is the newest one. Returns one row per customer, in
-    the order of `customer_id`.
-    """
+    """Continues rows of a shard: their first visits stay, and new events follow. Customers without any event are left
+    out. A customer's profile is the newest one. Returns one row per customer, in the order of `customer_id`."""
     lengths = pc.list_value_length(rows["visits"]).to_numpy()
     owners = np.repeat(np.arange(len(rows)), lengths)
     stays = pc.list_flatten(rows["visits"]).to_numpy() < prefix_visits[owners]
@@ -145,10 +133,7 @@ def _lists(values: pa.ChunkedArray, lengths: NDArray[np.int64], kind: pa.ListTyp
 
 
 def write_shard(table: pa.Table, path: Path) -> dict[str, Any]:
-    """Writes a shard whole or not at all.
-
-    Returns the shard's entry in the manifest: `file`, `rows`, `bytes` and `sha256`.
-    """
+    """Writes a shard whole or not at all, and returns its entry in the manifest: `file`, `rows`, `bytes`, `sha256`."""
     write_table(path, table.combine_chunks(), compression="zstd", row_group_size=ROWS_PER_ROW_GROUP)
     return {"file": path.name, "rows": table.num_rows, "bytes": path.stat().st_size, "sha256": file_digest(path)}
 
@@ -156,11 +141,8 @@ def write_shard(table: pa.Table, path: Path) -> dict[str, Any]:
 def write_shards(
     encoded: ir.Table, profiles: ir.Table | None, schema: EventSchema, directory: Path, number: int
 ) -> Iterator[dict[str, Any]]:
-    """Writes all shards into a folder.
-
-    Yields the entry of each shard in the manifest, in the order of the shards, with the key `cases` added: the
-    evaluation cases of the shard, from `count_cases`.
-    """
+    """Writes all shards into a folder. Yields the entry of each shard in the manifest, in the order of the shards,
+    with the key `cases` added: the evaluation cases of the shard, from `count_cases`."""
     rows = functools.partial(customer_rows, profiles=profiles, schema=schema)
 
     def write(index: int, rows_of_shard: pa.Table) -> dict[str, Any]:
@@ -180,11 +162,8 @@ def write_shards(
 
 
 def popularity(encoded: ir.Table, fitted: Vocabularies, schema: EventSchema) -> pa.Table:
-    """Counts every value in the training period.
-
-    Returns the columns feature, id, value, count (number of events) and target_count (number of target events), in the
-    order of features and ids.
-    """
+    """Counts every value in the training period. Returns the columns feature, id, value, count (number of events) and
+    target_count (number of target events), in the order of features and ids."""
     training = encoded.filter(encoded.period == 0)
     parts = []
     for i, spec in enumerate(schema.features):
@@ -203,10 +182,8 @@ def popularity(encoded: ir.Table, fitted: Vocabularies, schema: EventSchema) -> 
 
 
 def count_ids(encoded: ir.Table, schema: EventSchema) -> dict[str, Any]:
-    """Counts the events of the log with a missing or unknown value, and the events that preparation added.
-
-    Returns `missing` and `unknown`, by feature a number of events; and `ends_of_visit`, the number of added events.
-    """
+    """Counts the events of the log with a missing or unknown value, and the events that preparation added. Returns
+    `missing` and `unknown`, by feature a number of events; and `ends_of_visit`, the number of added events."""
     events = encoded.filter(encoded.closes_visit == 0)
     sums: dict[str, ir.Value] = {}
     for i, _ in enumerate(schema.features):

@@ -35,10 +35,7 @@ SPARK_SETTINGS = {
 
 @contextmanager
 def spark_session(config: Mapping[str, str]) -> Iterator[Any]:
-    """Opens the Spark session that runs in this process, or starts a new one, which is stopped at the end.
-
-    Yields the session.
-    """
+    """Opens the Spark session that runs in this process, or starts a new one, which is stopped at the end."""
     try:
         from pyspark.sql import SparkSession
     except ImportError as error:
@@ -97,10 +94,8 @@ def session_of(connection: Any) -> Any:
 
 
 def read_by_spark(files: InputFiles, connection: Any, what: str) -> Iterator[tuple[ir.Table, frozenset[str]]]:
-    """Reads Parquet files as tables of Spark. Files that this process does not reach are read unchecked.
-
-    Yields a table, and the names of its columns that have no value.
-    """
+    """Reads Parquet files as tables of Spark. Files that this process does not reach are read unchecked. Yields a
+    table, and the names of its columns that have no value."""
     for part, empty in _by_empty_columns(files):
         reader = session_of(connection).read
         if part.partitioned:

@@ -43,8 +43,6 @@ def open_table(
     A CSV file has no types, so each value is read as the text that stands in the file ("007" stays "007").
 
     Args:
-        source (`Any`): the table. Files are a path, an address such as `gs://bucket/log`, or a list of these.
-        connection (`ibis.BaseBackend`): connection from `open_engine`.
         what (`str`): "event" or "profile", for messages.
         columns (`Sequence[str]`): names of the columns that are read, and must be the same in all files. Empty: all
             columns.
@@ -74,10 +72,8 @@ def open_table(
 
 
 def number_rows(table: ir.Table, source: Any, connection: Any, column: str) -> ir.Table:
-    """Adds a column with the number of each row in the files, the data frame or the Arrow table, from 0.
-
-    Files are read in the given order, and the files of a folder in the order of their names.
-    """
+    """Adds a column with the number of each row in the files, the data frame or the Arrow table, from 0. Files are
+    read in the given order, and the files of a folder in the order of their names."""
     if connection.name != "duckdb" or isinstance(source, ir.Table):
         raise ValueError(
             f"`order: rows` needs files, a data frame or an Arrow table that DuckDB reads: the rows of a table of "

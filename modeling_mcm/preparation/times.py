@@ -23,9 +23,7 @@ BLOCK = 10 * SECONDS_PER_DAY  # seconds in which a time zone's offset changes at
 
 def seconds_of(table: ir.Table, name: str, time_zone: str) -> ir.IntegerValue:
     """Whole seconds of the time column. Times with a zone go to the schema's zone, other times stay as they are.
-
-    Returns seconds since 1970-01-01, null where a text is no time.
-    """
+    Returns seconds since 1970-01-01, null where a text is no time."""
     column = table[name]
     kind = column.type()
     if kind.is_date():
@@ -51,10 +49,7 @@ def seconds_of(table: ir.Table, name: str, time_zone: str) -> ir.IntegerValue:
 
 
 def _seconds_of_text(column: ir.StringValue) -> tuple[ir.IntegerValue, ir.BooleanValue]:
-    """Reads times as times_mcm.py does.
-
-    Returns whole seconds, in UTC where the text has a zone, and whether it has a zone.
-    """
+    """Reads times as times_mcm.py does."""
     day, clock, zone = (column.re_extract(TIME_PATTERN, group) for group in (1, 2, 3))
     text = day.replace("/", "-") + " " + ibis.ifelse(clock == "", "00:00", clock)
     text = ibis.ifelse(column.re_search(TIME_PATTERN), text, ibis.null("string"))
@@ -74,12 +69,9 @@ def _seconds_of_text(column: ir.StringValue) -> tuple[ir.IntegerValue, ir.Boolea
 
 
 def offset_steps(zone: tzinfo, ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Finds when a time zone's offset to UTC changes within some ranges of time.
-
-    A change between two ranges counts as one change at the start of the second range. So a log of a few years with one
-    time in another century needs few steps. Returns the second of each change, and the change of the offset in
-    seconds. The first entry has the offset itself.
-    """
+    """Finds when a time zone's offset to UTC changes within some ranges of time: the second of each change, and the
+    change in seconds; the first entry has the offset itself. A change between two ranges counts at the start of the
+    second, so a log of a few years with one time in another century needs few steps."""
     steps: list[tuple[int, int]] = []
     offset = 0
     for first, last in ranges:
@@ -99,10 +91,7 @@ def offset_steps(zone: tzinfo, ranges: Iterable[tuple[int, int]]) -> list[tuple[
 
 
 def epoch_seconds(time: datetime) -> int:
-    """Counts the seconds from 1970-01-01 to a time without a zone.
-
-    Returns whole seconds, rounded down.
-    """
+    """Whole seconds, rounded down, from 1970-01-01 to a time without a zone."""
     return (time - EPOCH) // timedelta(seconds=1)
 
 

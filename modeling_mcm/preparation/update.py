@@ -92,10 +92,7 @@ class _Part:
 
 
 def _encode(events: ir.Table, changes: Changes, fitted: Vocabularies, schema: EventSchema, cache: Cache) -> _Part:
-    """Runs the steps of preparation for the changed visits of the customers in `changes`: those after their prefix.
-
-    The events begin one visit earlier, so that the first changed visit has one before it.
-    """
+    """Runs the steps of preparation for the changed visits of the customers in `changes`: those after their prefix."""
     checked, counts = check_events(events, schema, cache)
     visits = find_visits(checked).inner_join(changes.table(), "customer_id")
     visits = visits.mutate(visit=(visits.visit + ibis.greatest(visits.prefix_visits - 1, 0)).cast("int32"))
@@ -146,11 +143,7 @@ def _first_customers(directory: Path, shards: Sequence[dict[str, Any]]) -> list[
 def _read_log(
     files: LogFiles, schema: EventSchema, connection: Any, cache: Cache
 ) -> tuple[ir.Table | None, ir.Table | None, ir.Table | None, int]:
-    """Reads the events of a log's files: those that are the same, those that arrived, and those that left.
-
-    Returns the normalised events of the three groups, None for a group without files, and how many more bad rows the
-    files that arrived have than those that left.
-    """
+    """Reads the events of a log's files: those that are the same, those that arrived, and those that left."""
     read = [group if group.paths else None for group in (files.same, files.arrived, files.left)]
     tables = [None if group is None else read_files(group, connection) for group in read]
     same, arrived, left = (None if table is None else normalise_events(table, schema) for table in tables)
@@ -166,10 +159,7 @@ def _read_log(
 def _grow_vocabularies(
     extractor: MCMFeatureExtractor, arrived: ir.Table | None, schema: EventSchema, least: int
 ) -> tuple[Vocabularies, Vocabularies, dict[str, list[str]]]:
-    """Adds the values that new files have at least `least` times to the extractor's vocabularies; none if it is 0.
-
-    Returns the vocabularies before and after, and by feature the values that joined its vocabulary.
-    """
+    """Adds the values that new files have at least `least` times to the extractor's vocabularies; none if it is 0."""
     old = vocabularies_of(extractor, schema)
     old = Vocabularies({name: list(values) for name, values in old.values.items()}, old.bins)
     added = new_values(arrived, schema, extractor, least) if least and arrived is not None else {}
@@ -181,10 +171,7 @@ def _grow_vocabularies(
 def _exchange_rows(
     table: pa.Table, customers: pa.Array, prefix_visits: NDArray[np.int64], new_rows: pa.Table
 ) -> tuple[pa.Table, pa.Table, pa.Table]:
-    """Exchanges the rows of changed customers in a shard.
-
-    Returns the rows of the shard, and the changed customers' rows before and after.
-    """
+    """Exchanges the rows of changed customers in a shard."""
     is_changed = pc.is_in(table["customer_id"], customers)
     stood = table.filter(is_changed)
     prefix_visits = prefix_visits[pc.index_in(stood["customer_id"], customers).to_numpy()]
@@ -195,10 +182,7 @@ def _exchange_rows(
 def _write_shards(
     data: PreparedData, target: Path, changed: Collection[int], renew: Callable[[int, pa.Table], pa.Table]
 ) -> list[dict[str, Any]]:
-    """Writes the shards of the new data set. Those that do not change are links to the files of the old one.
-
-    Returns what the manifest says of each shard.
-    """
+    """Writes the shards of the new data set."""
     shards: list[dict[str, Any]] = []  # until the number of shards is known, their files are named by their indices
     for k, shard in enumerate(data.manifest.shards):
         path = data.folder / shard["file"]

@@ -84,12 +84,9 @@ def vocabularies_of(feature_extractor: MCMFeatureExtractor, schema: EventSchema)
 
 
 def fit_values(column: ir.Value, spec: FeatureSpec) -> list[str]:
-    """Finds the values of a feature that are frequent enough.
-
-    The engine leaves out values by their counts alone, and the order is made in this process, so no engine has to sort
-    all values. Returns values with at least `min_count` events, `max_values` at most, the most frequent first and
-    equally frequent ones by their text.
-    """
+    """Finds the values of a feature that are frequent enough. The engine leaves out values by their counts alone, and
+    the order is made in this process, so no engine has to sort all values. Returns values with at least `min_count`
+    events, `max_values` at most, the most frequent first and equally frequent ones by their text."""
     table = column.name("value").as_table()
     counts = table.filter(table.value.notnull()).group_by("value").agg(number=lambda t: t.count())
     least = spec.min_count
@@ -109,20 +106,14 @@ def fit_values(column: ir.Value, spec: FeatureSpec) -> list[str]:
 
 
 def each_value(column: ir.Value, spec: FeatureSpec) -> ir.Value:
-    """Gives each of several values of an event a row of its own.
-
-    Returns the values; the column itself where an event has one value.
-    """
+    """Gives each of several values of an event a row of its own; the column itself where an event has one value."""
     return column if spec.item is None else column.unnest()
 
 
 def fit_bins(column: ir.Value, bins: int) -> list[float]:
-    """Finds the inner edges of quantile bins.
-
-    A quantile lies between the two neighbours of its rank, as numpy defines it. The neighbours are found by counting,
-    which an engine can spill to disk. An engine's own quantile holds the column in memory and rounds in its own way.
-    Returns the edges, strictly increasing; fewer than `bins - 1` where values repeat.
-    """
+    """Finds the inner edges of quantile bins, strictly increasing; fewer than `bins - 1` where values repeat. A
+    quantile lies between the two neighbours of its rank, as numpy defines it. They are found by counting, which an
+    engine can spill to disk; its own quantile holds the column in memory and rounds in its own way."""
     table = column.name("value").as_table()
     finite = table.filter(table.value.abs() < float("inf"))  # `isinf` is always false in Ibis' PySpark backend
     counts = finite.group_by("value").agg(number=lambda t: t.count())
@@ -231,11 +222,7 @@ def _look_up(table: ir.Table, column: str, values: Sequence[str]) -> ir.Table:
 
 
 def _look_up_items(table: ir.Table, column: str, items: dict[str, int], values: Sequence[str]) -> ir.Table:
-    """Replaces a column of lists of texts by ids of the features in `items`, which reads a position each, from 1.
-
-    The column is null where a list would be empty. Known values come first, in the order of their ids, and then the
-    unknown ones.
-    """
+    """Replaces a column of lists of texts by ids of the features in `items`, which reads a position each, from 1."""
     lists, ids = f"{column}_list", f"{column}_ids"
     elements = table.select(**{lists: table[column]}).distinct().mutate(**{column: ibis._[lists].unnest()})
     elements = _look_up(elements.filter(elements[column].notnull()), column, values)
@@ -282,11 +269,9 @@ def _derived(table: ir.Table, spec: FeatureSpec, fitted: Vocabularies, second: s
 
 
 def encode_events(events: ir.Table, visits: ir.Table, fitted: Vocabularies, schema: EventSchema) -> ir.Table:
-    """Computes the ids of all events, and adds the events that close visits.
-
-    Returns one row per event: customer_id, shard, visit, period, closes_visit (1 for an added event), second, f0, f1
-    ... (ids), is_target, and v0, v1 ... (values of numeric features, numbered like the features).
-    """
+    """Computes the ids of all events, and adds the events that close visits. Returns one row per event: customer_id,
+    shard, visit, period, closes_visit (1 for an added event), second, f0, f1 ... (ids), is_target, and v0, v1 ...
+    (values of numeric features, numbered like the features)."""
     joined = events.inner_join(
         visits.select("customer_id", "period", "visit_key", "visit", "days"), ["customer_id", "period", "visit_key"]
     )

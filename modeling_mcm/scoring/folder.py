@@ -33,15 +33,8 @@ def check_folder(folder: Path) -> None:
 
 
 def claim(folder: Path, identity: dict[str, Any]) -> None:
-    """Writes into a folder what its predictions are made of, or checks that its files are made of the same.
-
-    Args:
-        folder (`Path`): folder of predictions; it is made if missing.
-        identity (`dict`): what the predictions are made of, such as the digest of the model.
-
-    Raises:
-        ValueError: if the folder holds predictions that are made of something else. The message names what differs.
-    """
+    """Writes into a folder what its predictions are made of, or checks that its files are made of the same. Raises
+    `ValueError` if the folder holds predictions that are made of something else. The message names what differs."""
     path = folder / IDENTITY_FILE
     if path.is_file():
         try:

@@ -38,13 +38,9 @@ class ScoringJob:
     """What is scored, by which model, and what is written: all that a worker on another machine needs to know.
 
     Args:
-        model (`str`): folder of the checkpoint, or its name on the Hub.
         data (`str`): folder of a prepared data set.
-        output_dir (`str`): folder for the files.
         tasks (`tuple[str]`): names of the tasks that are ranked; empty where only embeddings or forecasts are written.
         top_k (`int`): number of labels that are written for each task.
-        embeddings (`bool`): whether to write the customer embeddings.
-        batch_size (`int`): number of customers in one pass of the model.
         rows_per_file (`int`): number of customers in one file.
         forecasts (`tuple[str]`): names of the forecasts that are written, a column each; see [`~state_mcm.Forecasts`].
         now (`int`, *optional*): moment for which customers are scored, in seconds since 1970-01-01. Default: each
@@ -88,11 +84,7 @@ class ScoringJob:
 
 
 def model_digest(model: torch.nn.Module) -> str:
-    """Computes a digest of the names and bytes of all weights.
-
-    Args:
-        model (`torch.nn.Module`): the model.
-    """
+    """Computes a digest of the names and bytes of all weights."""
     parts = {name: _plain_parts(value) for name, value in model.state_dict().items()}
     return tensors_digest({f"{name} {k}": part for name in parts for k, part in enumerate(parts[name])})
 
@@ -118,9 +110,7 @@ class Scorer:
 
     def write(self, path: Path, indices: range, progress: Callable[[int], Any] = bool) -> None:
         """Scores the customers with these indices in the data set, and writes their file whole or not at all.
-
-        `progress` and the errors are those of [`score`]; an `OSError` is raised if the file can't be written.
-        """
+        `progress` and the errors are those of [`score`]; an `OSError` is raised if the file can't be written."""
         scores = self.score(self.read(indices), progress)
         with atomic_write(path) as partial:
             pq.write_table(scores, partial, compression="zstd")
@@ -139,20 +129,10 @@ class Scorer:
         return PreparedRows(rows).__getitems__(list(range(len(rows))))
 
     def score(self, rows: list[dict[str, Any]], progress: Callable[[int], Any] = bool) -> pa.Table:
-        """Scores some customers. Customers of similar length share a batch.
-
-        Args:
-            rows (`list[dict]`): prepared rows of the customers.
-            progress (`Callable[[int], Any]`): called with the number of customers of each batch that is done.
-
-        Returns:
-            `pyarrow.Table`: one row per customer, in the order of `rows`: `customer_id`; optionally `embedding`, a
-            list of float32; a float32 column per forecast; and by task its best labels, a list of text in the column
-            `<task>`, with their probabilities, a list of float32 in `<task>_scores`.
-
-        Raises:
-            ValueError: if the model gives NaN or infinite numbers.
-        """
+        """Scores some customers. Customers of similar length share a batch. Returns `pyarrow.Table`: one row per
+        customer, in the order of `rows`: `customer_id`; optionally `embedding`, a list of float32; a float32 column
+        per forecast; and by task its best labels, a list of text in the column `<task>`, with their probabilities, a
+        list of float32 in `<task>_scores`. Raises `ValueError` if the model gives NaN or infinite numbers."""
         number = len(rows)
         embeddings = np.zeros((number, self.model.config.embedding_size), np.float32)
         forecasts = np.zeros((number, len(self.job.forecasts)), np.float32)
@@ -202,11 +182,9 @@ def _lists(values: pa.Array, number: int) -> pa.ListArray:
 
 
 def score_on_spark(session: Any, job: ScoringJob, digest: str, parts: Sequence[tuple[Path, range]]) -> None:
-    """Scores parts on the workers of a Spark session, each part as one Spark task.
-
-    The workers must reach the model, the data and the output folder by the same names as this process. An `OSError` is
-    raised if a worker failed, reads a model of another digest, or writes to another disk than this process reads.
-    """
+    """Scores parts on the workers of a Spark session, each part as one Spark task. The workers must reach the model,
+    the data and the output folder by the same names as this process. An `OSError` is raised if a worker failed, reads
+    a model of another digest, or writes to another disk than this process reads."""
     from modeling_mcm.preparation.spark import worker_errors
 
     if not parts:

@@ -1,8 +1,7 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
 """Callbacks of a training run: the collator's epoch, a clock, an average of the weights, early stopping, and a check
-that processes and resumed runs have the same data and options.
-"""
+that processes and resumed runs have the same data and options."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -87,7 +86,6 @@ class WeightAverage(TrainerCallback):
     """Exponential moving average of the weights. It evens out the noise of single steps and does not change them.
 
     Args:
-        model (`torch.nn.Module`): The model whose weights are averaged.
         decay (`float`): Factor on the old average in each step, between 0 and 1. In step n it is (1 + n) / (10 + n)
             if that is less, so that the random weights of the start are soon forgotten.
 
@@ -146,10 +144,8 @@ class RunConsistency(TrainerCallback):
         self.facts, self.options = facts, options or {}
 
     def check(self, step: int, earlier: Mapping[str, Any], config_changes: Sequence[str] = ()) -> None:
-        """Compares this run with the run that wrote a checkpoint. What the checkpoint lacks is not compared.
-
-        Raises `ValueError` if something differs; the message names it.
-        """
+        """Compares this run with the run that wrote a checkpoint. What the checkpoint lacks is not compared. Raises
+        `ValueError` if something differs; the message names it."""
         advice = "Put back what there was, or start anew in another output_dir."
         for name, value in earlier.items():
             if name in self.facts and self.facts[name] != value:
@@ -164,10 +160,7 @@ class RunConsistency(TrainerCallback):
             )
 
     def on_train_begin(self, args, state, control, **kwargs):
-        """Compares the processes, and a resumed run with its checkpoint.
-
-        Raises `ValueError` if something differs; the message names it.
-        """
+        """Raises `ValueError` if processes, or a resumed run and its checkpoint, differ; the message says in what."""
         all_facts = gather_object([self.facts | {self.OPTIONS: self.options}])
         for process, facts in enumerate(all_facts):
             for name in facts:

@@ -28,10 +28,8 @@ CONFIG, EXTRACTOR = "config.json", "preprocessor_config.json"
 
 
 def check_files(folder: str) -> None:
-    """Checks the files of a checkpoint folder. A name on the Hub is not checked.
-
-    Raises `CheckpointError` if the folder or a file of it is missing, incomplete or damaged.
-    """
+    """Checks the files of a checkpoint folder. A name on the Hub is not checked. Raises `CheckpointError` if the
+    folder or a file of it is missing, incomplete or damaged."""
     path = Path(folder)
     if not path.is_dir():
         if path.exists() or folder.startswith((".", "/", "~")) or folder.count("/") > 1:
@@ -57,11 +55,8 @@ def read_checkpoint(model_class: type[PreTrainedModel], folder: str, new: tuple[
     """Reads a model, and checks that the weights of the checkpoint and of the model are the same.
 
     Args:
-        model_class (subclass of `PreTrainedModel`): The class of the model.
-        folder (`str`): Checkpoint folder, or name on the Hub.
         new (`tuple[str]`): Beginnings of the names of weights that the checkpoint may lack, such as those of a new
             head.
-        options (`dict[str, Any]`): Keyword arguments of `from_pretrained`.
 
     Raises:
         CheckpointError: If a file is missing or damaged, or if a weight is missing, of another shape, unknown to the

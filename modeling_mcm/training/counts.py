@@ -27,13 +27,7 @@ MOST_WORK = 2e12  # largest number of multiplications of a regression; it limits
 
 @torch.no_grad()
 def fill_followers(model: MCMForMultiTaskRecommendation, followers: pa.Table, popularity: pa.Table) -> None:
-    """Fills the tables of followers with the counts of the preparation.
-
-    Args:
-        model ([`MCMForMultiTaskRecommendation`]): a model with a counted memory, changed in place.
-        followers (`pa.Table`): columns `task`, `label`, `follower` and `weight`, as `count_followers` returns them.
-        popularity (`pa.Table`): columns `feature`, `id` and `count`: number of training events with each value.
-    """
+    """Fills a model's tables of followers with what `count_followers` and [`popularity`] of the preparation count."""
     memory = cast(CountedMemory, model.counted_memory)
     for task_index, task in enumerate(model.config.tasks):
         if not memory.has_followers(task_index):
@@ -98,18 +92,10 @@ def _keep_largest(table: RelatedTable, weights: torch.Tensor) -> None:
 
 @torch.no_grad()
 def fill_label_values(model: MCMForMultiTaskRecommendation, rows: Any) -> dict[str, list[str]]:
-    """Determines each label's most frequent value of `label_features` in the training period.
-
-    It does so for the features that a task's labels determine: those where at least nine in ten events, over all
-    labels, have their label's most frequent value. Other features stay out of the labels' embeddings.
-
-    Args:
-        model ([`MCMForMultiTaskRecommendation`]): a model with `label_features`, changed in place.
-        rows (`datasets.Dataset`): prepared data, as `load_prepared` returns them.
-
-    Returns:
-        `dict[str, list[str]]`: by task the features that its labels determine.
-    """
+    """Determines each label's most frequent value of `label_features` in the training period. It does so for the
+    features that a task's labels determine: those where at least nine in ten events, over all labels, have their
+    label's most frequent value. Other features stay out of the labels' embeddings. Returns `dict[str, list[str]]`: by
+    task the features that its labels determine."""
     config = model.config
     decided: dict[str, list[str]] = {}
     for task_index, task in enumerate(config.tasks):
@@ -146,16 +132,8 @@ def fill_label_values(model: MCMForMultiTaskRecommendation, rows: Any) -> dict[s
 def training_labels(
     rows: Any, tasks: Sequence[str]
 ) -> Callable[[int], Iterable[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]]:
-    """Reads label ids and visits of training events in batches of random customers, for [`fill_related`].
-
-    Args:
-        rows (`datasets.Dataset`): prepared data, as `load_prepared` returns them.
-        tasks (`Sequence[str]`): tasks of the model.
-
-    Returns:
-        A function from the index of a task to batches of label ids `(B, L)`, visits `(B, L)` and the index of each
-        customer's last event `(B,)`.
-    """
+    """Reads label ids and visits of training events in batches of random customers, for [`fill_related`]: a function
+    from a task's index to batches of label ids `(B, L)`, visits `(B, L)` and indices of the last events `(B,)`."""
     ends = np.asarray(rows["validation_end"])
     customers = np.random.default_rng(0).permutation(np.flatnonzero(ends > 0))
 

@@ -106,10 +106,7 @@ class FineTuningArguments(PretrainingArguments):
 def _read_model(
     options: FineTuningOptions, extractor: MCMFeatureExtractor, offers: Offers
 ) -> MCMForActionRecommendation:
-    """Reads the checkpoint and adds a new head for the outcomes and features of the offers.
-
-    With `from_scratch` only its config is read. Raises `CheckpointError` if the checkpoint can't be read.
-    """
+    """Reads the checkpoint and adds a new head for the outcomes and features of the offers."""
     known: dict[str, Any] = {
         "action_outcomes": list(offers.outcomes),
         "action_features": features_of_actions(extractor, offers.columns),
@@ -124,9 +121,7 @@ def _read_model(
 
 def _with_low_rank_updates(model: MCMForActionRecommendation, rank: int) -> Any:
     """Wraps a model with `peft`, so that the head and updates of the attention of this rank (1 or more) are trained.
-
-    Raises `ImportError` if `peft` is not installed.
-    """
+    Raises `ImportError` if `peft` is not installed."""
     with needs("lora"):
         from peft import LoraConfig, get_peft_model
     whole = [name for name in NEW_PARTS if getattr(model, name) is not None]
@@ -142,12 +137,8 @@ def _with_low_rank_updates(model: MCMForActionRecommendation, rank: int) -> Any:
 
 def fine_tune(options: FineTuningOptions, training: FineTuningArguments) -> None:
     """Fine-tunes a checkpoint to offers and saves the model with its feature extractor. An interrupted run is resumed.
-
-    Raises:
-        ValueError: If the offers, the data and the options do not fit together.
-        CheckpointError: If the checkpoint can't be read.
-        RunError: If the output folder holds another run.
-    """
+    Raises `ValueError` if the offers, the data and the options do not fit together. Raises `CheckpointError` if the
+    checkpoint can't be read. Raises `RunError` if the output folder holds another run."""
     data = PreparedData(str(options.data))
     extractor = MCMFeatureExtractor.from_pretrained(str(options.model))
     check_vocabularies(data.folder, extractor)
@@ -203,11 +194,7 @@ def _train(
     run: dict[str, Any],
     start: Start,
 ) -> None:
-    """Trains a model on offers, and writes the model and the record of the run, finetuning.json.
-
-    `groups` and `evaluated` are indices of the groups of offers to train and to evaluate on, the latter may be empty;
-    `run` holds the digests and options that a resumed run must have in common with this one.
-    """
+    """Trains a model on offers, and writes the model and the record of the run, finetuning.json."""
     used = np.concatenate([groups, evaluated])
     wrapped: Any = _with_low_rank_updates(model, options.lora) if options.lora else model
     trainer = OfferTrainer(

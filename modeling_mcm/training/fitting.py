@@ -1,8 +1,7 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
 """What is fitted outside of the Trainer's steps: counted tables and their gains before them, and after them the scales
-of the parts of a score, the customer state and its forecasts.
-"""
+of the parts of a score, the customer state and its forecasts."""
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -25,14 +24,7 @@ FIT_BATCH = 32  # customers in one batch when gains and scales are fitted
 
 
 def trainable(ends: NDArray) -> NDArray[np.int64]:
-    """Finds the customers with at least two events in the training period.
-
-    Args:
-        ends (`numpy.ndarray`, shape `(customers,)`): Number of each customer's events before the validation cutoff.
-
-    Raises:
-        ValueError: If there is no such customer.
-    """
+    """The customers with at least two events before the validation cutoff. Raises `ValueError` if there is none."""
     several = np.flatnonzero(ends > 1)
     if not len(several):
         raise ValueError(
@@ -43,11 +35,7 @@ def trainable(ends: NDArray) -> NDArray[np.int64]:
 
 
 def popularity(data: PreparedData, config: MCMConfig) -> dict[str, torch.Tensor]:
-    """Reads how often each label was a target in the training period.
-
-    Returns:
-        `dict[str, torch.Tensor]`: For each task the counts, of shape `(labels,)`.
-    """
+    """Reads how often each label was a target in the training period, by task of shape `(labels,)`."""
     table = pq.read_table(data.folder / POPULARITY_FILE).to_pandas()
     counts = {}
     for task, size in config.label_sizes.items():
@@ -60,10 +48,8 @@ def popularity(data: PreparedData, config: MCMConfig) -> dict[str, torch.Tensor]
 
 
 def fit_counted_memory(model: MCMForMultiTaskRecommendation, data: PreparedData, seed: int) -> None:
-    """Fills the tables of the counted memory, and fits how much the followers of a label count in a score.
-
-    Raises `RunError` if the data set has no table of followers and the model needs one.
-    """
+    """Fills the tables of the counted memory, and fits how much the followers of a label count in a score. Raises
+    `RunError` if the data set has no table of followers and the model needs one."""
     config, followers = model.config, data.folder / FOLLOWERS_FILE
     rows = data.rows
     if config.label_features:

@@ -32,34 +32,21 @@ IDEAL_PLACES = 10  # length of the ranked list for NDCG
 
 @dataclass
 class _Examples:
-    """Training examples for the gains of followers: prefixes with one target each.
+    """Training examples for the gains of followers: prefixes with one target each. Only some cells, pairs of an
+    example and a label, have features: the target, the customer's labels and followers. They are stored as flat
+    lists."""
 
-    Only some cells, pairs of an example and a label, have features: the target, the customer's labels and followers.
-    They are stored as flat lists.
-
-    Attributes:
-        cells: the cells, as example * V + label, ascending.
-        targets: index into `cells` of each example's target, of shape `(R,)`.
-        rows: example of each count above 0.
-        positions: which of the example's latest labels the count belongs to, from 0 for the last.
-        follower_cells: index into `cells` of the count's follower.
-        counts: the counts.
-        ages: age of each latest label in days, of shape `(R, A)`.
-        popularity: for each cell the (negative) change of the label's log count without the customer's own events.
-        met: for each cell 1 if the prefix has the label, else 0.
-        own: for each cell the number of the prefix's events with the label, where newer events weigh more.
-    """
-
-    cells: torch.Tensor
-    targets: torch.Tensor
-    rows: torch.Tensor
-    positions: torch.Tensor
-    follower_cells: torch.Tensor
-    counts: torch.Tensor
-    ages: torch.Tensor
+    cells: torch.Tensor  # the cells, as example * V + label, ascending
+    targets: torch.Tensor  # index into `cells` of each example's target, of shape `(R,)`
+    rows: torch.Tensor  # example of each count above 0
+    positions: torch.Tensor  # which of the example's latest labels the count belongs to, from 0 for the last
+    follower_cells: torch.Tensor  # index into `cells` of the count's follower
+    counts: torch.Tensor  # the counts
+    ages: torch.Tensor  # age of each latest label in days, of shape `(R, A)`
+    # for each cell the (negative) change of the label's log count without the customer's own events
     popularity: torch.Tensor
-    met: torch.Tensor
-    own: torch.Tensor
+    met: torch.Tensor  # for each cell 1 if the prefix has the label, else 0
+    own: torch.Tensor  # for each cell the number of the prefix's events with the label, where newer events weigh more
 
 
 OWN_DECAY = 0.9  # weight of an event of a prefix relative to one that is one moment newer
@@ -205,12 +192,8 @@ def _fit_task(
 def validation_parts(
     model: MCMForMultiTaskRecommendation, batches: Iterable[Mapping[str, torch.Tensor]]
 ) -> dict[str, tuple[dict[str, torch.Tensor], torch.Tensor]]:
-    """Computes the parts of the scores of validation cases, and collects the cases' targets.
-
-    Returns:
-        `dict`: by task its parts by name, as `score_parts` of the model returns them, and a tensor that is 1 where a
-        label is a target, else 0; all of shape `(R, V)`.
-    """
+    """Computes by task the parts of the scores of validation cases, named as in the model's `score_parts`, and a
+    tensor that is 1 where a label is a target, else 0; all of shape `(R, V)`."""
     sizes = model.config.label_sizes
     parts: dict[str, list[dict[str, torch.Tensor]]] = {task: [] for task in model.config.tasks}
     followed: dict[str, list[torch.Tensor]] = {task: [] for task in model.config.tasks}
@@ -236,12 +219,10 @@ def validation_parts(
 def fit_scales(
     model: MCMForMultiTaskRecommendation, batches: Iterable[Mapping[str, torch.Tensor]]
 ) -> dict[str, dict[str, float]]:
-    """Learns the scale of each part of a score, and the gains of habits and new labels, on validation cases.
-
-    These few numbers of each task minimise the cross-entropy of the targets, where a target weighs 1 / the best DCG of
-    its case. For a task without related labels, a search then changes the scales in steps while NDCG@10 grows, and one
-    common factor is fitted, so that the scores stay log-probabilities.
-    """
+    """Learns the scale of each part of a score, and the gains of habits and new labels, on validation cases. These few
+    numbers of each task minimise the cross-entropy of the targets, where a target weighs 1 / the best DCG of its case.
+    For a task without related labels, a search then changes the scales in steps while NDCG@10 grows, and one common
+    factor is fitted, so that the scores stay log-probabilities."""
     model.eval()
     return fit_scales_of(model, validation_parts(model, batches))
 
@@ -299,10 +280,7 @@ def _likeliest(
 def _fit_related(
     model: MCMForMultiTaskRecommendation, task_index: int, cases: Mapping[str, torch.Tensor], followed: torch.Tensor
 ) -> dict[str, float]:
-    """Learns a scale for each part, and the gains of habits and new labels, by maximum likelihood.
-
-    They are learned together, because habits are correlated with bias and repeats.
-    """
+    """Learns a scale for each part, and the gains of habits and new labels, by maximum likelihood."""
     memory = cast(CountedMemory, model.counted_memory)
     names, gains = [name for name in PARTS if name in cases], ("habit_gain", "new_gain", "new_offset")
 

@@ -146,12 +146,9 @@ class LabelTrainer(Trainer):
 
 
 def read_labels(data: str, options: LabelOptions) -> LabelledCustomers:
-    """Reads the labels with the histories before them, and warns of labels that are left out.
-
-    Raises:
-        ValueError: If the log has no times, if the table of labels is not as its options say, or if a customer is
-            unknown and `on_unknown` makes that an error.
-    """
+    """Reads the labels with the histories before them, and warns of labels that are left out. Raises `ValueError` if
+    the log has no times, if the table of labels is not as its options say, or if a customer is unknown and
+    `on_unknown` makes that an error."""
     prepared = PreparedData(data)
     schema = prepared.schema
     if schema.order is not None:
@@ -181,10 +178,7 @@ def read_labels(data: str, options: LabelOptions) -> LabelledCustomers:
 def _split(
     labels: CustomerLabels, share: float, seed: int, evaluates: bool
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Splits labels by their customers, and checks that they can be trained on and, if needed, evaluated on.
-
-    Returns the indices of the labels to train on, and those of the `share` of the customers that is held out.
-    """
+    """Splits labels by their customers, and checks that they can be trained on and, if needed, evaluated on."""
     trained_on, held_out = labels.split(share, seed)
     labels.of(trained_on).check_trainable()
     if evaluates and not len(held_out):
@@ -204,11 +198,7 @@ def _start_head(
     trained_on: NDArray[np.int64],
     seed: int,
 ) -> tuple[Any, Any]:
-    """Initialises a model's head from the labels to train on and the states of their customers.
-
-    Returns the data set of all labels, and its collator. The data set holds counts instead of histories if all counts
-    fit into memory; if they do not, the head is initialised from a sample.
-    """
+    """Initialises a model's head from the labels to train on and the states of their customers."""
     dataset: Any = customers
     collate: Any = collator
     if len(customers) * model.model.state.mean.numel() <= MOST_NUMBERS:
@@ -233,13 +223,9 @@ def train_to_labels(
     encoder_lr_factor: float = 0.1,
     max_events: int | None = None,
 ) -> dict[str, float]:
-    """Fine-tunes a checkpoint to a label of customers, and saves it with its feature extractor and its metrics.
-
-    Raises:
-        ValueError: If the labels, the data and the options do not fit together.
-        CheckpointError: If the checkpoint can't be read.
-        RunError: If the output folder holds another run.
-    """
+    """Fine-tunes a checkpoint to a label of customers, and saves it with its feature extractor and its metrics. Raises
+    `ValueError` if the labels, the data and the options do not fit together. Raises `CheckpointError` if the
+    checkpoint can't be read. Raises `RunError` if the output folder holds another run."""
     extractor = MCMFeatureExtractor.from_pretrained(model)
     check_vocabularies(data, extractor)
     if max_events is not None:
@@ -283,11 +269,7 @@ def _train(
     run: dict[str, Any],
     start: Start,
 ) -> dict[str, float]:
-    """Trains a model on labels, and writes the model and the record of the run, finetuning.json.
-
-    `trained_on` and `held_out` are indices of the labels to train and to evaluate on; `run` holds the digests and
-    options that a resumed run must have in common with this one. Returns the metrics on `held_out`.
-    """
+    """Trains a model on labels, and writes the model and the record of the run, finetuning.json."""
     labels, evaluates = customers.labels, training.eval_strategy != "no"
     dataset, collator = _start_head(
         model, customers, LabelCollator(extractor, model.config), trained_on, training.seed

@@ -49,24 +49,14 @@ NO_VISIT = 2**62  # seconds: the time of a next visit that did not come
 
 @dataclass
 class Moments:
-    """Moments and what followed them.
+    """Moments and what followed them."""
 
-    Args:
-        counts (`torch.Tensor`, shape `(R, numbers)`): Counts of each history, from [`CustomerState.counts`].
-        amounts (`torch.Tensor`, shape `(R, D, Q)`): Visits, events and sums of values from one horizon to the next.
-        is_observed (`torch.Tensor`, shape `(R, D)`): Whether the days up to a horizon lie in the training period.
-        next_visit (`torch.Tensor`, shape `(R,)`): Days to the next visit; infinite if the training period has none.
-        observed (`torch.Tensor`, shape `(R,)`): Days from the moment to the end of the training period.
-        followed (`torch.Tensor`, shape `(R, labels)`): 1 for each label of small tasks that came before the middle
-            horizon, else 0.
-    """
-
-    counts: torch.Tensor
-    amounts: torch.Tensor
-    is_observed: torch.Tensor
-    next_visit: torch.Tensor
-    observed: torch.Tensor
-    followed: torch.Tensor
+    counts: torch.Tensor  # (R, numbers): Counts of each history, from [`CustomerState.counts`]
+    amounts: torch.Tensor  # (R, D, Q): Visits, events and sums of values from one horizon to the next
+    is_observed: torch.Tensor  # (R, D): Whether the days up to a horizon lie in the training period
+    next_visit: torch.Tensor  # (R,): Days to the next visit; infinite if the training period has none
+    observed: torch.Tensor  # (R,): Days from the moment to the end of the training period
+    followed: torch.Tensor  # (R, labels): 1 for each label of small tasks that came before the middle horizon, else 0
 
 
 class MomentSampler:
@@ -120,11 +110,9 @@ class MomentSampler:
         return Moments(counts.flatten(0, 1), *columns)
 
     def observed_horizons(self, rows: Sequence[Mapping[str, Any]]) -> list[float]:
-        """Horizons, in days, that the training period of these customers is long enough to learn from.
-
-        A moment observes a horizon that ends before the training period does. The horizon can be learned if on average
-        at least `LEAST_OBSERVED` of a customer's last days, `FORECAST_WINDOW` times the horizon, observe it.
-        """
+        """Horizons, in days, that the training period of these customers is long enough to learn from. A moment
+        observes a horizon that ends before the training period does. The horizon can be learned if on average at least
+        `LEAST_OBSERVED` of a customer's last days, `FORECAST_WINDOW` times the horizon, observe it."""
         periods = [self._period(_before(row, self.extractor.max_events - 1)) for row in rows]
         days = np.array([(end - first) / SECONDS_PER_DAY for first, end in periods]).clip(min=1e-6)
         latest = np.minimum(days, FORECAST_WINDOW * np.array(self.days)[:, None])  # (D, customers)
@@ -173,10 +161,7 @@ class MomentSampler:
 
 
 def _before(row: Mapping[str, Any], longest: int) -> dict[str, Any]:
-    """Takes the latest events before the validation cutoff, at most `longest`.
-
-    Moments begin with the first of these events: an earlier one would know no event.
-    """
+    """Takes the latest events before the validation cutoff, at most `longest`."""
     latest = slice(max(0, row["validation_end"] - longest), row["validation_end"])
     return select_events(row, latest)
 
@@ -191,10 +176,7 @@ def _amounts_loss(log_amounts: torch.Tensor, moments: Moments) -> torch.Tensor:
 
 
 def _counts_loss(log_amounts: torch.Tensor, moments: Moments, sizes: torch.Tensor) -> torch.Tensor:
-    """Mean negative log-likelihood of amounts, in units of `sizes` of shape `(D, Q)`, under a Poisson distribution.
-
-    The mean that it fits is right even if the amounts have another distribution.
-    """
+    """Mean negative log-likelihood of amounts, in units of `sizes` of shape `(D, Q)`, under a Poisson distribution."""
     weights = moments.is_observed.float()[..., None]
     losses = F.poisson_nll_loss(log_amounts - sizes.log(), moments.amounts / sizes, reduction="none") * weights
     return losses.sum() / weights.sum().clamp(min=1)
@@ -224,12 +206,8 @@ def train_state(
     """Trains the customer state and its forecasts, and nothing else of the model.
 
     Args:
-        model (`MCMModel`): A model with a customer state, which is trained in place.
-        extractor (`MCMFeatureExtractor`): The model's feature extractor.
-        rows (`PreparedRows`): The customers, each with an event in the training period.
         cutoff (`float`, *optional*): End of the training period of all customers, in seconds since 1970. `None` if
             each customer's last visits are held out.
-        seed (`int`): Seed of moments, dropout and the order of customers.
 
     Returns:
         `dict[str, float]`: Mean losses of the last tenth of the steps, by name.
@@ -255,10 +233,7 @@ def train_state(
 
 
 def _batches(rows: Any, size: int, seed: int) -> Iterator[list[dict[str, Any]]]:
-    """Yields batches of customers in a new random order in every epoch, without end.
-
-    The customers of a batch have histories of similar length, so that little padding is needed.
-    """
+    """Yields batches of customers in a new random order in every epoch, without end."""
     lengths = np.ones(len(rows)) if rows.lengths is None else rows.lengths
     epoch = torch.zeros((), dtype=torch.int64)
     sampler = LengthGroupedSampler(lengths, size, seed, epoch)

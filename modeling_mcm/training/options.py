@@ -109,9 +109,7 @@ class PretrainingArguments(TrainingArguments):
 
 def check_launch(world_size: int) -> None:
     """Checks that `accelerate launch` started as many processes as its command line says; on CPUs it may start one.
-
-    Raises `RuntimeError` if fewer processes run. The message names a command line that works.
-    """
+    Raises `RuntimeError` if fewer processes run. The message names a command line that works."""
     words = psutil.Process(os.getppid()).cmdline()
     if not any(Path(word).name.startswith("accelerate") for word in words[:3]):
         return

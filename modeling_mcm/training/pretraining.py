@@ -1,8 +1,7 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
 """Pre-training: the choice of a model by the data, the rows that it reads, the training, and a comparison with
-counting baselines.
-"""
+counting baselines."""
 
 import os
 import platform
@@ -84,10 +83,8 @@ def chosen_recipe(options: ModelOptions, named: Collection[str]) -> Recipe:
 
 
 def read_config(options: ModelOptions, extractor: MCMFeatureExtractor, recipe: Recipe | None = None) -> MCMConfig:
-    """Makes the model's config. Overrides go before the recipe's choices, and these before the named config.
-
-    Raises `ValueError` if an override is no field of `MCMConfig`.
-    """
+    """Makes the model's config. Overrides go before the recipe's choices, and these before the named config. Raises
+    `ValueError` if an override is no field of `MCMConfig`."""
     values: dict[str, Any] = {}
     known = MCMConfig().to_dict()
     for override in options.config_overrides:
@@ -130,10 +127,7 @@ def read_rows(data: PreparedData, config: MCMConfig, evaluate: bool) -> tuple[Pr
 
 
 def _compare(data: PreparedData, model: MCMForMultiTaskRecommendation) -> dict[str, dict[str, float]]:
-    """Compares the trained model with baselines on the validation cases, and warns of tasks on which it is worse.
-
-    Returns means of `BEST_METRIC` by method and task, without tasks that have no target; empty if a package lacks.
-    """
+    """Compares the trained model with baselines on the validation cases, and warns of tasks on which it is worse."""
     rows, tasks = data.rows, list(model.config.tasks)
     cases = cases_at(data, "validation", rows)
     names = [*FIRST_BASELINES, *STRONG_BASELINES]
@@ -155,10 +149,8 @@ def _compare(data: PreparedData, model: MCMForMultiTaskRecommendation) -> dict[s
 
 
 def pretrain(options: ModelOptions, objective: Objective, training: PretrainingArguments, recipe: Recipe) -> None:
-    """Trains a model, or resumes an interrupted run, and saves the model with its feature extractor.
-
-    Raises `RunError` if the output folder holds another run, or the data lack a table that the model needs.
-    """
+    """Trains a model, or resumes an interrupted run, and saves the model with its feature extractor. Raises `RunError`
+    if the output folder holds another run, or the data lack a table that the model needs."""
     set_seed(training.seed)
     data = PreparedData(str(options.data))
     extractor = data.extractor
@@ -191,10 +183,7 @@ def _train(
     run: dict[str, Any],
     start: Start,
 ) -> None:
-    """Trains a model, compares it with baselines, and writes it with the record of the run, pretraining.json.
-
-    `run` holds the digest of the data and the options that a resumed run must have in common with this one.
-    """
+    """Trains a model, compares it with baselines, and writes it with the record of the run, pretraining.json."""
     config = model.config
     train_rows, eval_rows = read_rows(data, config, training.eval_strategy != "no")
     trainer = _make_trainer(options, training, data, model, (train_rows, eval_rows), run)

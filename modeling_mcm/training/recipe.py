@@ -33,32 +33,16 @@ EVENTS: dict[str, Any] = {"encoder_unit": "event", "max_position_embeddings": 30
 
 @dataclass(frozen=True)
 class Recipe:
-    """Default settings of pre-training for a data set.
+    """Default settings of pre-training for a data set."""
 
-    Attributes:
-        config (`dict[str, Any]`): fields of `MCMConfig`.
-        training (`dict[str, Any]`): options of `mcm pretrain`.
-        reasons (`list[str]`): a sentence on the reason of each group of settings.
-    """
-
-    config: dict[str, Any] = field(default_factory=dict)
-    training: dict[str, Any] = field(default_factory=dict)
-    reasons: list[str] = field(default_factory=list)
+    config: dict[str, Any] = field(default_factory=dict)  # fields of `MCMConfig`
+    training: dict[str, Any] = field(default_factory=dict)  # options of `mcm pretrain`
+    reasons: list[str] = field(default_factory=list)  # a sentence on the reason of each group of settings
 
 
 def recipe_for(measures: Mapping[str, Any], label_sizes: Mapping[str, int], features: Sequence[str] = ()) -> Recipe:
-    """Chooses the settings of pre-training by the measures of a data set.
-
-    Args:
-        measures (`Mapping[str, Any]`): measures in the manifest of the data set, as
-            `modeling_mcm.preparation.counts.measure` returns them. Without any, nothing is chosen.
-        label_sizes (`Mapping[str, int]`): by task the number of label ids.
-        features (`Sequence[str]`): categorical features of events without the token type; candidates for
-            `label_features`.
-
-    Returns:
-        [`Recipe`].
-    """
+    """Chooses the settings of pre-training by the measures in a data set's manifest; without any, nothing is chosen.
+    `features` are candidates for `label_features`: categorical features of events without the token type."""
     if not measures or not measures["moments"]:
         return Recipe(reasons=["The data set has no measures, so nothing is chosen by them: prepare it again."])
     log, recipe = _Log(measures, label_sizes, features), Recipe({"augmentation": "all_prefixes"})

@@ -35,9 +35,7 @@ FINAL = "final"  # folder in it that the final model is written to
 
 class ResumableTrainer(Trainer):
     """`Trainer` that refuses to resume another run's checkpoint, and writes folders completely or not at all.
-
-    [`remember_run`] sets what a resumed run must have in common with the first; [`finish`] writes the final model.
-    """
+    [`remember_run`] sets what a resumed run must have in common with the first; [`finish`] writes the final model."""
 
     _is_saving = False
     run_consistency: RunConsistency | None = None
@@ -55,10 +53,8 @@ class ResumableTrainer(Trainer):
         self.add_callback(BestCheckpointFinder())
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Trains as `Trainer` does, after a check that the checkpoint to resume is of the same run.
-
-        Raises `ValueError` if the checkpoint was trained with other data or options.
-        """
+        """Trains as `Trainer` does, after a check that the checkpoint to resume is of the same run. Raises
+        `ValueError` if the checkpoint was trained with other data or options."""
         if self.args.should_save:
             shutil.rmtree(Path(str(self.args.output_dir), INCOMPLETE), ignore_errors=True)
         self.accelerator.wait_for_everyone()
@@ -114,11 +110,7 @@ class ResumableTrainer(Trainer):
             self.accelerator.wait_for_everyone()
 
     def _drop_old_checkpoints(self, folder: Path, newest: str) -> None:
-        """Keeps `save_total_limit` checkpoints, with the newest and the best. None is ever deleted in part.
-
-        Checkpoints of later steps than the newest were incomplete when the run was resumed from an earlier one. They
-        are deleted first.
-        """
+        """Keeps `save_total_limit` checkpoints, with the newest and the best."""
         needed = {newest, Path(self.state.best_model_checkpoint or newest).name}
         others = [path for path in checkpoints(folder) if path.name not in needed]
         others.sort(key=lambda path: step_of(path) <= self.state.global_step)  # stable, so by step after that
@@ -128,18 +120,9 @@ class ResumableTrainer(Trainer):
         shutil.rmtree(folder / INCOMPLETE)
 
     def finish(self, record: str, facts: Mapping[str, Any]) -> None:
-        """Writes the final model into the output folder: all of its files or, if that fails, none.
-
-        The record is written first, as of a run that is not finished, and the weights last. If both are there, they
-        are of the same run.
-
-        Args:
-            record (`str`): Name of the file for the record.
-            facts (`dict[str, Any]`): Facts of the run. Its entry `run` holds what a resumed run must have in common.
-
-        Raises:
-            OSError: If the files can't be written; checkpoints stay as they are.
-        """
+        """Writes the final model into the output folder: all of its files or, if that fails, none. The record is
+        written first, as of a run that is not finished, and the weights last. If both are there, they are of the same
+        run. Raises `OSError` if the files can't be written; checkpoints stay as they are."""
         folder = Path(str(self.args.output_dir))
         written = folder / INCOMPLETE / FINAL
         try:

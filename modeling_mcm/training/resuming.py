@@ -57,17 +57,11 @@ class RunError(ValueError):
 
 
 class Start(NamedTuple):
-    """Where a training starts.
+    """Where a training starts."""
 
-    Attributes:
-        checkpoint (`str`, *optional*): Folder of the last complete checkpoint; `None` to start anew.
-        faults (`list[str]`): A phrase for each file that is missing or damaged in newer checkpoints.
-        is_finished (`bool`): Whether nothing is left to train.
-    """
-
-    checkpoint: str | None
-    faults: list[str]
-    is_finished: bool
+    checkpoint: str | None  # Folder of the last complete checkpoint; `None` to start anew
+    faults: list[str]  # A phrase for each file that is missing or damaged in newer checkpoints
+    is_finished: bool  # Whether nothing is left to train
 
 
 def deciding_options(args: TrainingArguments) -> dict[str, Any]:
@@ -171,10 +165,7 @@ def _divergence(folder: Path) -> list[str]:
 
 
 def last_whole_checkpoint(output_dir: str | Path) -> tuple[str | None, list[str]]:
-    """Finds the newest complete checkpoint.
-
-    MCMTrainer itself leaves only complete checkpoints; files may have been damaged or deleted since.
-    """
+    """Finds the newest complete checkpoint; files may have been damaged or deleted since they were written."""
     faults: list[str] = []
     for folder in reversed(checkpoints(output_dir)):
         if not (own := checkpoint_faults(folder)):
@@ -190,11 +181,9 @@ def find_start(output_dir: str | Path, record: str, run: Mapping[str, Any], conf
     """Finds where a training starts that writes to a folder.
 
     Args:
-        output_dir (`str` or `Path`): The output folder, which need not exist.
         record (`str`): Name of the record that a finished run leaves there, `PRETRAINING` or `FINE_TUNING`.
         run (`dict[str, Any]`): What a resumed run must have in common: `data` and other digests, and `options` from
             [`deciding_options`].
-        config (`PreTrainedConfig`): Config of the model that is to be trained, with the digest of its values.
 
     Raises:
         RunError: If the folder holds something else, or a model that was trained with other data or options.
@@ -254,9 +243,7 @@ def _some(phrases: list[str]) -> str:
 @contextmanager
 def output_folder_lock(output_dir: str | Path, is_writer: bool = True) -> Iterator[None]:
     """A context that makes an output folder and locks it, so that no second run trains into it at the same time.
-
-    Raises `RunError` if the folder can't be written to, or another run trains into it.
-    """
+    Raises `RunError` if the folder can't be written to, or another run trains into it."""
     folder, existed = Path(output_dir).resolve(), Path(output_dir).exists()
     if not is_writer:
         yield

@@ -14,15 +14,8 @@ SIZES: dict[str, dict[str, Any]] = {
 
 
 def config_of(name: str) -> dict[str, Any]:
-    """Reads the fields of a config that do not depend on the data.
-
-    Args:
-        name (`str`): `mcm-tiny` or `mcm-base`, a folder with a config.json, or a name on the Hub. If a folder has the
-            name of a built-in config, the folder is read.
-
-    Returns:
-        `dict[str, Any]`: The fields by name.
-    """
+    """The fields of a config that do not depend on the data: of `mcm-tiny` or `mcm-base`, of a folder with a
+    config.json, or of a name on the Hub. A folder goes before a built-in config of its name."""
     if name in SIZES and not Path(name).is_dir():
         return {"model_type": MCMConfig.model_type, **SIZES[name]}
     return MCMConfig.get_config_dict(name)[0]

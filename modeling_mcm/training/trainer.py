@@ -34,8 +34,6 @@ class MCMTrainer(ResumableTrainer):
     """`Trainer` for `MCMForMultiTaskRecommendation`.
 
     Args:
-        model (`MCMForMultiTaskRecommendation`): The model to train.
-        args (`TrainingArguments`): The options of `Trainer`.
         train_collator (`MCMCollator`): Collator of the training rows; its seed must be `args.seed`.
         eval_collator (`MCMCollator`, *optional*): Collator of the evaluation rows, in the mode "evaluate".
         scalar_lr_factor (`float`): Factor on the learning rate of single parameters of the readout and the memory.
@@ -106,18 +104,15 @@ class MCMTrainer(ResumableTrainer):
 
         `Trainer` averages processes and accumulated batches as if all had the same number of customers. In the last
         step of an epoch they do not, and accelerate fills them up with customers of the first step. These customers
-        are cut off here, and the share gives every customer of the step the same weight.
-
-        Raises:
-            RuntimeError: If a worker of the data loader was killed.
+        are cut off here, and the share gives every customer of the step the same weight. Raises `RuntimeError` if a
+        worker of the data loader was killed.
         """
         try:
             samples, number = super().get_batch_samples(*args, **kwargs)
         except (ConnectionError, EOFError) as error:  # torch's own message does not say that
             raise RuntimeError(
                 f"A DataLoader worker was killed while it handed over a batch ({error!r}), most often for want of "
-                "memory: have fewer (dataloader_num_workers). Started again, the run "
-                "goes on from its last checkpoint."
+                "memory: have fewer (dataloader_num_workers). Started again, the run goes on from its last checkpoint."
             ) from error
         batch, processes = self.args.train_batch_size, self.args.world_size
         last = batch * processes
@@ -133,10 +128,7 @@ class MCMTrainer(ResumableTrainer):
         return cut, number
 
     def get_eval_dataloader(self, eval_dataset: Any = None):
-        """Makes the data loader of an evaluation, with the evaluation's collator.
-
-        Raises `ValueError` if the trainer has no `eval_collator`.
-        """
+        """Makes the data loader of an evaluation. Raises `ValueError` if the trainer has no `eval_collator`."""
         if self.eval_collator is None:
             raise ValueError("There is no `eval_collator`: give MCMTrainer an MCMCollator in mode 'evaluate'.")
         train_collator, self.data_collator = self.data_collator, self.eval_collator
