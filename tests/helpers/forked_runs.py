@@ -12,9 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(
-    ["modeling_mcm.training.trainer", "modeling_mcm.evaluation.cases", "pandas"]
-)  # what takes seconds
+CONTEXT.set_forkserver_preload(["modeling_mcm.training.trainer", "modeling_mcm.evaluation.cases", "pandas"])
 
 
 def _run(script, options, log, environment):
@@ -50,21 +48,16 @@ def pretrain(options, log, expect=0):
     return finish(start(options, log), expect, log)
 
 
-def evaluate(options, log, expect=0):
-    """`run_evaluate.py` from its start to its end; gives its output."""
-    return finish(start(options, log, "run_evaluate"), expect, log)
-
-
-def start_two(options, log):
+def start_two(options, log, script="run_pretrain"):
     """Two processes of one run, as torchrun would start them; `options` are a list for each."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    return [start(options[k], f"{log}.{k}", RANK=str(k), LOCAL_RANK=str(k), **shared) for k in range(2)]
+    return [start(options[k], f"{log}.{k}", script, RANK=str(k), LOCAL_RANK=str(k), **shared) for k in range(2)]
 
 
-def pretrain_two(options, log):
-    """A run of two processes from its start to its end; gives the first one's output."""
-    processes = start_two([options, options], log)
-    return [finish(process, log=f"{log}.{k}") for k, process in enumerate(processes)][0]
+def run_two(options, log, script="run_pretrain"):
+    """A run of two processes from its start to its end; gives the output of each."""
+    processes = start_two([options, options], log, script)
+    return [finish(process, log=f"{log}.{k}") for k, process in enumerate(processes)]

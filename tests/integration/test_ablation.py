@@ -20,10 +20,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
-TASK, NDCG = (
-    "aisle",
-    "next_visit_ndcg@10",
-)  # of few labels, so that the most popular ones are hard to tell from the best
+TASK, NDCG = "aisle", "next_visit_ndcg@10"  # of few labels: the most popular are hard to tell from the best
 MODELS = {"BERT4Rec": "bert4rec-aisle", "MCM_Single": "mcm-single-aisle", "MCM_MTL": "mcm-mtl"}
 MODELS |= {"MCM_final": "mcm-final", "ours": "mcm-tiny"}
 

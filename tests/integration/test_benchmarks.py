@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from launched_runs import ONE_PROCESS, run
+from in_process import call
 
 import compare
 import recipe
@@ -24,7 +24,7 @@ def table(folder, name):
 
 @pytest.mark.slow
 def test_preparation_of_large_logs_is_measured_and_projected(tmp_path):
-    run(ONE_PROCESS, "scale", "--events", 20_000, "--results", tmp_path, folder="benchmarks")
+    call("scale", "--events", 20_000, "--results", tmp_path)
     _, small, projected = table(tmp_path, "preparation")
     assert 10_000 < int(small[0].replace(",", "")) < 40_000 and projected[0] == "10,000,000,000, projected"
 
@@ -32,8 +32,7 @@ def test_preparation_of_large_logs_is_measured_and_projected(tmp_path):
 @pytest.mark.slow
 def test_a_plain_bert_is_beside_mcm(prepared, tmp_path):
     short = ["--methods", "BERT of transformers", "MCM", "--hidden", 16, "--rounds", 1, "--seconds", 1, "--length", 20]
-    options = ["--data", prepared, "--task", "items", "--results", tmp_path, *short]
-    run(ONE_PROCESS, "compare", *options, folder="benchmarks")
+    call("compare", "--data", prepared, "--task", "items", "--results", tmp_path, *short)
     _, bert, mcm = table(tmp_path, "speed")
     assert (bert[0], mcm[0]) == ("BERT of transformers", "MCM") and bert[3] == "-" and bert[2] == "1.00x"
     for row in (bert, mcm):

@@ -3,16 +3,17 @@
 """What really goes wrong with data: kills, a full disk, damaged files, files that do not fit, wrong clocks."""
 
 import json
+import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from corner_shop import SCHEMA
 from folders import content
+from forked_runs import CONTEXT
 
 from modeling_mcm.data import EventSchema, PreparedManifest, load_prepared
 from modeling_mcm.preparation import prepare
@@ -21,30 +22,27 @@ from synthetic_stream import StreamSettings, write_event_log
 
 ROOT = Path(__file__).resolve().parents[2]
 CLICKS = ROOT / "configuration" / "schemas" / "clickstream.yaml"
-# Prepares or updates, and is killed (-9) when the given file or folder would be made or renamed the given time.
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-import pyarrow.parquet as pq
-from modeling_mcm.data import EventSchema
-from modeling_mcm.preparation import prepare
-from modeling_mcm.preparation.update import update
-what, moment, folder = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
-done = {"write": 0, "rename": 0}
-def counted(name, call):
-    def wrapper(*args, **options):
-        done[name] += what.endswith(name)
-        if done[name] == moment:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return call(*args, **options)
-    return wrapper
-pq.write_table, Path.rename = counted("write", pq.write_table), counted("rename", Path.rename)
-schema = EventSchema.from_yaml(sys.argv[4])
-if what.startswith("prepare"):
-    prepare(folder / "log", schema, folder / "data", rows_per_shard=10, overwrite=True)
-else:
-    update(folder / "data", folder / "log")
-"""
+
+
+def run_and_die(what, moment, folder):
+    """Prepares or updates, and is killed (-9) when the given file or folder would be made or renamed that time."""
+    done = {"write": 0, "rename": 0}
+
+    def counted(name, call):
+        def wrapper(*args, **options):
+            done[name] += what.endswith(name)
+            if done[name] == moment:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return call(*args, **options)
+
+        return wrapper
+
+    pq.write_table, Path.rename = counted("write", pq.write_table), counted("rename", Path.rename)
+    if what.startswith("prepare"):
+        schema = EventSchema.from_yaml(folder / "schema.yaml")
+        prepare(folder / "log", schema, folder / "data", rows_per_shard=10, overwrite=True)
+    else:
+        update(folder / "data", folder / "log")
 
 
 @pytest.fixture
@@ -65,9 +63,10 @@ def shop(tmp_path):
 def test_a_killed_run_leaves_the_old_data_set_and_is_run_again(shop, what, moment):
     before = content(shop / "data")
     shutil.move(shop / "tomorrow.parquet", shop / "log")
-    command = [sys.executable, "-c", KILLED, what, str(moment), str(shop), str(shop / "schema.yaml")]
-    killed = subprocess.run(command, cwd=ROOT, capture_output=True)
-    assert killed.returncode == -signal.SIGKILL
+    killed = CONTEXT.Process(target=run_and_die, args=(what, moment, shop))
+    killed.start()
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL
     left = sorted(shop.glob(".data.*"))
     assert left
     if (what, moment) == ("prepare rename", 2):  # between the two renames: the error says what to do
@@ -118,15 +117,7 @@ def test_a_damaged_file_of_the_log_is_an_error(shop):
 
 
 CHANGES = {
-    "another type": (
-        lambda log: log.assign(price=log["price"].astype(str)),
-        "'price'.*double in .*a.parquet and string in .*b.parquet",
-    ),
-    "integers with a gap": (lambda log: log.assign(item=range(len(log))), "'item'.*string in .* and int64 in"),
-    "a column is gone": (
-        lambda log: log.drop(columns="aisle"),
-        "'aisle'.*string in .*a.parquet and absent in .*b.parquet",
-    ),
+    "another type": (lambda log: log.assign(item=range(len(log))), "'item'.*string in .*a.parquet and int64 in .*b.p"),
     "a column is renamed": (lambda log: log.rename(columns={"basket": "cart"}), "'basket'.*absent in .*b.parquet"),
 }
 

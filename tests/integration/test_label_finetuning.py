@@ -20,6 +20,7 @@ from transformers import pipeline
 from modeling_mcm import MCMConfig, MCMForCustomerPrediction, MCMForMultiTaskRecommendation
 from modeling_mcm.data import PreparedData
 from modeling_mcm.data.collator import PreparedRows
+from modeling_mcm.training.labels import LabelOptions, read_labels
 from modeling_mcm.training.moments import train_state
 
 finetune = partial(call, "run_finetune")
@@ -93,7 +94,7 @@ def test_a_command_learns_a_label_and_leaves_what_was_found_on_other_customers(t
 
 
 def test_classes_and_numbers_are_learned_from_csv_too(options, tables, tmp_path):
-    given = [*options, "--labels", tables / "labels.csv"]
+    given = [*options, "--labels", tables / "labels.csv", "--num_train_epochs", 1]
     finetune(*given, "--label", "spent", "--output_dir", tmp_path / "spent")
     facts = json.loads((tmp_path / "spent" / "finetuning.json").read_text())
     assert facts["kind"] == "number" and {"rank_correlation", "mae"} <= set(facts["validation"])
@@ -118,8 +119,8 @@ def test_a_frozen_state_stays_and_a_tuned_one_moves(options, tuned, pretrained, 
 
 
 def test_a_killed_run_goes_on_and_ends_the_same(options, tmp_path):
-    steps = ["--label", "likes", "--eval_strategy", "no", "--max_steps", 12, "--save_steps", 6]
-    steps += ["--save_strategy", "steps", "--save_total_limit", 5]
+    steps = ["--label", "likes", "--eval_strategy", "no", "--max_steps", 12]
+    steps += ["--save_strategy", "steps", "--save_steps", 6, "--save_total_limit", 5]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     finetune(*options, *steps, "--output_dir", whole)
     shutil.copytree(whole / "checkpoint-6", killed / "checkpoint-6")
@@ -155,25 +156,29 @@ def test_labels_that_do_not_fit_in_memory_are_counted_step_by_step(options, monk
     assert MCMForCustomerPrediction.from_pretrained(tmp_path / "run").prediction_head.output.weight.any()
 
 
-def test_mistakes_are_refused(options, tables, tmp_path):
-    output = ["--label", "likes", "--output_dir", tmp_path / "run"]
-    for wrong, error, message in [
-        (["--offers", tables], SystemExit, "one of --offers and --labels are needed"),
-        (["--lora", 2], SystemExit, "--lora, --from_scratch, --outcomes and --label_share are for --offers"),
-        (["--label", "churned"], SystemExit, "no column 'churned'; they have who, likes, spent, aisle, day"),
-        (["--validation_share", 0.001], SystemExit, "of 34 customers holds none out to evaluate on"),
-        (["--labels", tables / "absent.csv"], SystemExit, "absent.csv is no file"),
-    ]:
-        with pytest.raises(error, match=message):
-            finetune(*options, *output, *wrong)
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (["--offers", "offers"], "one of --offers and --labels are needed"),
+        (["--lora", 2], "--lora, --from_scratch, --outcomes and --label_share are for --offers"),
+        (["--label", "churned"], "no column 'churned'; they have who, likes, spent, aisle, day"),
+        (["--validation_share", 0.001], "of 34 customers holds none out to evaluate on"),
+        (["--labels", "absent.csv"], "absent.csv is no file"),
+    ],
+)
+def test_wrong_options_are_refused(options, tmp_path, command, wrong, message):
+    command("run_finetune", *options, "--label", "likes", "--output_dir", tmp_path / "run", *wrong, fails=message)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_customer_that_the_log_does_not_know_is_refused_or_left_out(options, tables, tmp_path):
     table = pd.read_parquet(tables / "labels.parquet")
     table.loc[0, "who"] = "nobody"
     table.to_parquet(tmp_path / "unknown.parquet")
-    unknown = ["--labels", tmp_path / "unknown.parquet"]
+    words = [*options, "--label", "likes", "--labels", tmp_path / "unknown.parquet", "--output_dir", tmp_path / "run"]
     with pytest.raises(SystemExit, match="'nobody'.*--on_unknown drop"):
-        finetune(*options, *output, *unknown)
-    assert not (tmp_path / "run").exists()
-    finetune(*options, *output, *unknown, "--on_unknown", "drop")
+        finetune(*words)
+    finetune(*words, "--on_unknown", "drop", "--max_steps", 1)
     assert json.loads((tmp_path / "run" / "finetuning.json").read_text())["left_out"] == 1
 
 
@@ -195,16 +200,10 @@ def test_the_example_learns_churn_and_kids_with_the_plain_trainer(event_log, pre
 def test_labels_need_a_log_with_times(prepare_log, event_log, tmp_path):
     ordered = event_log.assign(place=np.arange(len(event_log))).drop(columns="when")
     changes = {"time": None, "order": "place", "cutoffs": "leave_one_out"}
-    module = importlib.import_module("modeling_mcm.training.labels")
-    data = prepare_log(
-        ordered,
-        **changes,
-        features=[{"name": "type", "column": "action"}, {"name": "items", "column": "item"}],
-        tasks=["items"],
-    )
-    chosen = module.LabelOptions(labels=str(tmp_path / "labels.csv"))
+    features = [{"name": "type", "column": "action"}, {"name": "items", "column": "item"}]
+    data = prepare_log(ordered, **changes, features=features, tasks=["items"])
     with pytest.raises(ValueError, match="has no times but `order`"):
-        module.read_labels(str(data), chosen)
+        read_labels(str(data), LabelOptions(labels=str(tmp_path / "labels.csv")))
 
 
 @pytest.mark.slow

@@ -2,22 +2,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scoring everyone: what is written, from prepared data and from a raw log, through kills and in several processes."""
 
-import os
-import signal
-import subprocess
-import sys
 import time
 from functools import partial
 from pathlib import Path
 
+import forked_runs
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
 from corner_shop import SCHEMA, customer_of, make_profile
 from folders import content
-from launched_runs import TWO_PROCESSES, run
+from in_process import call
 from transformers import pipeline
 
 from modeling_mcm import MCMForMultiTaskRecommendation
@@ -25,17 +23,14 @@ from modeling_mcm.data import NO_CUTOFFS, EventSchema, load_prepared, schema_of
 from modeling_mcm.preparation import prepare
 from modeling_mcm.scoring import ScoringJob, score_on_spark
 
-ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--rows_per_file", "5", "--batch_size", "3"]
-# The script, each file a while after the one before, so that there is time to kill it.
-SLOW = """
-import time
-import pyarrow.parquet as pq
-from modeling_mcm.commands.predict import main
-write = pq.write_table
-pq.write_table = lambda *args, **options: (time.sleep(0.2), write(*args, **options))
-main()
-"""
+
+
+def predict_slowly(options):
+    """The script, each file a while after the one before, so that there is time to kill it."""
+    write = pq.write_table
+    pq.write_table = lambda *args, **options: (time.sleep(0.2), write(*args, **options))
+    call("run_predict", *options)
 
 
 @pytest.fixture
@@ -148,12 +143,12 @@ def test_a_killed_run_resumes_to_the_same_bytes(predict, save, prepared, tmp_pat
     options = ["--model", save(extended=True), "--data", str(prepared), *SMALL]
     predict(*options, "--output_dir", tmp_path / "whole")
     killed = tmp_path / "killed"
-    command = [sys.executable, "-c", SLOW, *options, "--output_dir", str(killed)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL) as process:
-        while len(list(killed.glob("*.parquet"))) < 3 and process.poll() is None:
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
+    process = forked_runs.CONTEXT.Process(target=predict_slowly, args=([*options, "--output_dir", str(killed)],))
+    process.start()
+    while len(list(killed.glob("*.parquet"))) < 3 and process.is_alive():
+        time.sleep(0.01)
+    process.kill()
+    process.join()
     done = {path.name: path.stat().st_mtime_ns for path in killed.glob("*.parquet")}
     assert 3 <= len(done) < 7
     first = killed / sorted(done)[0]
@@ -168,9 +163,8 @@ def test_a_killed_run_resumes_to_the_same_bytes(predict, save, prepared, tmp_pat
 def test_two_processes_write_what_one_does(predict, save, prepared, tmp_path):
     options = ["--model", save(extended=True), "--data", prepared, *SMALL]
     predict(*options, "--output_dir", tmp_path / "one")
-    launcher = [*TWO_PROCESSES, "--multi_gpu", "--main_process_port", "0"]
-    done = run(launcher, "run_predict", *options, "--output_dir", tmp_path / "two")
-    assert done.stdout.count("34 customers") == 1
+    said = forked_runs.run_two([*options, "--output_dir", tmp_path / "two"], tmp_path / "log", "run_predict")
+    assert "".join(said).count("34 customers") == 1
     one, two = (content(tmp_path / name) for name in ("one", "two"))
     assert list(one) == list(two)
     for name in (name for name in one if one[name] != two[name]):  # the last bit of a score is a process's own
@@ -178,10 +172,8 @@ def test_two_processes_write_what_one_does(predict, save, prepared, tmp_path):
         assert list(first) == list(second)
         for column in first:
             left, right = (np.stack(list(of_file[column])) for of_file in (first, second))
-            if left.dtype.kind == "f":
-                np.testing.assert_allclose(left, right, rtol=1e-6)
-            else:
-                assert (left == right).all(), column
+            same = np.allclose(left, right, rtol=1e-6, atol=0) if left.dtype.kind == "f" else (left == right).all()
+            assert same, column
 
 
 def test_at_most_a_batch_is_scored_at_once(predict, save, prepared, tmp_path, monkeypatch):

@@ -10,8 +10,6 @@ import pytest
 from choices import TINY_OVERRIDES
 from folders import weights
 
-from modeling_mcm import MCMConfig
-
 
 @pytest.fixture(scope="module")
 def options(prepared):
@@ -27,15 +25,16 @@ def options(prepared):
 
 @pytest.fixture(scope="module")
 def chosen(options, tmp_path_factory):
-    """The folder of a run by the recipe, and what it said."""
+    """The folder of a run by the recipe, and what it said; patience alone does not say when a run is evaluated."""
     folder = tmp_path_factory.mktemp("chosen")
-    forked_runs.pretrain(options(folder / "run"), folder / "log")
-    return folder / "run", (folder / "log").read_text()
+    said = forked_runs.pretrain(options(folder / "run", "--early_stopping_patience", 7), folder / "log")
+    return folder / "run", said
 
 
 def test_what_the_data_decide_is_said_and_kept(chosen):
     folder, said = chosen
     facts = json.loads((folder / "pretraining.json").read_text())
+    assert facts["run"]["options"]["eval_strategy"] == "epoch"
     assert len(facts["recipe"]) >= 4 and all(reason in said for reason in facts["recipe"])
     config = json.loads((folder / "config.json").read_text())
     assert config["follower_tasks"] or config["related_tasks"]
@@ -44,26 +43,10 @@ def test_what_the_data_decide_is_said_and_kept(chosen):
     assert (weights(folder)["score_scales"] != 1).any()
 
 
-def test_an_option_wins_over_the_recipe(chosen, options, tmp_path):
+def test_an_option_wins_over_the_recipe(options, tmp_path):
     more = ("--max_steps", 2, "--learning_rate", 0.003)
     forked_runs.pretrain(options(tmp_path / "run", *more, overrides=["readout=last"]), tmp_path / "log")
     facts = json.loads((tmp_path / "run" / "pretraining.json").read_text())
     assert json.loads((tmp_path / "run" / "config.json").read_text())["readout"] == "last"
     assert facts["learning_rate"] == 0.003 and facts["steps"] == 2
     assert facts["validation"] == {}  # who says how long says when it is evaluated, too
-
-
-def test_another_patience_leaves_the_recipes_evaluations(options, tmp_path):
-    """Patience alone does not say when the run is evaluated."""
-    forked_runs.pretrain(options(tmp_path / "run", "--early_stopping_patience", 7), tmp_path / "log")
-    facts = json.loads((tmp_path / "run" / "pretraining.json").read_text())
-    assert facts["run"]["options"]["eval_strategy"] == "epoch" and facts["validation"]["MCM"]
-
-
-def test_without_a_recipe_the_config_is_as_it_is(options, tmp_path):
-    forked_runs.pretrain(options(tmp_path / "run", "--recipe", "none", "--max_steps", 1), tmp_path / "log")
-    kept = json.loads((tmp_path / "run" / "config.json").read_text())
-    chosen = ("encoder_unit", "readout", "readout_bias", "repeat_memory", "attention_window", "augmentation")
-    assert {name: kept[name] for name in chosen} == {name: getattr(MCMConfig(), name) for name in chosen}
-    assert kept["follower_tasks"] == kept["related_tasks"] == []
-    assert (weights(tmp_path / "run")["score_scales"] == 1).all()

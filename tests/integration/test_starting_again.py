@@ -28,8 +28,8 @@ from modeling_mcm.training.resuming import (
 def run(prepared):
     """A function that pre-trains for five steps in this process, and gives what was said."""
 
-    def run(folder, *options, data=prepared, overrides=()):
-        words = ["--data", data, "--config", "configuration/mcm-tiny", "--recipe", "none", "--max_steps", 5]
+    def run(folder, *options, overrides=()):
+        words = ["--data", prepared, "--config", "configuration/mcm-tiny", "--recipe", "none", "--max_steps", 5]
         words += ["--per_device_train_batch_size", 8, "--save_strategy", "steps", "--save_steps", 2]
         words += ["--save_total_limit", 9, "--report_to", "none", "--disable_tqdm", "true", "--use_cpu", "true"]
         words += ["--config_overrides", *TINY_OVERRIDES, *overrides, "--output_dir", folder, *options]
@@ -57,42 +57,39 @@ def folder(finished, tmp_path):
     return shutil.copytree(finished, tmp_path / "run")
 
 
-# ------------------------------------------------------------------------------------------------------------ finished
-
-
-@pytest.mark.parametrize(
-    "options", [[], ["--logging_steps", 1, "--save_steps", 1], ["--per_device_eval_batch_size", 3]]
-)
-def test_a_finished_run_is_finished(run, folder, options):
+def test_a_finished_run_is_finished(run, folder):
     before = content(folder)
-    assert "holds this run, which is finished: nothing is left to train" in run(folder, *options)
+    free = ["--logging_steps", 1, "--save_steps", 1, "--per_device_eval_batch_size", 3]
+    assert "holds this run, which is finished: nothing is left to train" in run(folder, *free)
     assert content(folder) == before
+
+
+@pytest.fixture(scope="module")
+def other_data(prepare_log, event_log):
+    return prepare_log(event_log.iloc[:-3])
 
 
 OPTIONS = {
     "learning_rate": (["--learning_rate", 0.1], [], "learning_rate 0.002 and this run has 0.1"),
-    "max_steps": (["--max_steps", 7], [], "max_steps 5 and this run has 7"),
-    "seed": (["--seed", 1], [], "seed 42 and this run has 1"),
     "batch size": (["--per_device_train_batch_size", 4], [], "batch size 8 and this run has 4"),
     "ema_decay": (["--ema_decay", 0.9], [], "ema_decay None and this run has 0.9"),
     "max_events": (["--max_events", 20], [], "max_events 40 and this run has 20"),
     "hidden_size": ([], ["hidden_size=32"], "hidden_size 16 and this run has 32"),
-    "readout": ([], ["readout=last"], "readout attentional and this run has last"),
+    "data": (["--data", "OTHER"], [], r"data\S* "),
 }
 
 
 @pytest.mark.parametrize(("options", "overrides", "found"), OPTIONS.values(), ids=OPTIONS)
-def test_other_options_are_refused_for_a_finished_run_and_an_interrupted_one(run, folder, options, overrides, found):
-    before = content(folder)
-    with pytest.raises(SystemExit, match=re.escape(found)) as refused:
-        run(folder, *options, overrides=overrides)
-    assert re.search("was trained otherwise .* nothing was changed: give another output_dir", str(refused.value.code))
-    assert content(folder) == before
-    remove_files(folder)
-    before = content(folder)
-    with pytest.raises(SystemExit, match=re.escape(found)):
-        run(folder, *options, overrides=overrides)
-    assert content(folder) == before
+def test_other_options_are_refused_for_a_finished_run_and_an_interrupted_one(
+    run, folder, options, overrides, found, other_data
+):
+    options = [other_data if option == "OTHER" else option for option in options]
+    for message in (f"was trained otherwise .*{found}.*nothing was changed: give another output_dir", found):
+        before = content(folder)
+        with pytest.raises(SystemExit, match=message):
+            run(folder, *options, overrides=overrides)
+        assert content(folder) == before
+        remove_files(folder)
 
 
 def test_every_option_that_is_left_alone_exists():
@@ -103,15 +100,6 @@ def test_every_option_that_is_left_alone_exists():
     assert {"learning_rate", "optim", "seed", "bf16", "max_grad_norm"} <= deciding_options(
         TrainingArguments(use_cpu=True)
     ).keys()
-
-
-def test_a_checkpoint_to_go_on_from_can_t_be_named(run, tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        run(tmp_path / "run", "--resume_from_checkpoint", "runs/other/checkpoint-5")
-    assert "--resume_from_checkpoint is not read: a run goes on by itself" in capsys.readouterr().err
-
-
-# --------------------------------------------------------------------------------------------- folders of other things
 
 
 def plain_model(folder, finished):
@@ -129,23 +117,21 @@ def cut_record(folder, finished):
     (folder / PRETRAINING).write_bytes((finished / PRETRAINING).read_bytes()[:100])
 
 
+def other_folder(name):
+    return lambda folder, finished: (folder / name).write_text("{}")
+
+
 FOLDERS = {
-    "a model of unknown origin": (
-        plain_model,
-        r"nothing says what it was trained with \(it has no pretraining.json\)",
-    ),
-    "another kind of training": (another_kind, r"holds the model of another kind of training \(finetuning.json\)"),
+    "unknown": (plain_model, r"nothing says what it was trained with \(it has no pretraining.json\)"),
+    "another kind": (another_kind, r"holds the model of another kind of training \(finetuning.json\)"),
     "a cut record": (cut_record, "nothing says what it was trained with .*pretraining.json has 100 bytes and is cut"),
-    "a prepared data set": (
-        lambda folder, finished: (folder / "manifest.json").write_text("{}"),
-        r"holds a prepared data set \(manifest.json\), and nothing was changed: give another output_dir",
+    "prepared": (
+        other_folder("manifest.json"),
+        r"holds a prepared data set .*, and nothing was changed: give another",
     ),
-    "predictions": (lambda folder, finished: (folder / "_predictions.json").write_text("{}"), "holds predictions"),
-    "an export": (lambda folder, finished: (folder / "mcm_export.json").write_text("{}"), "holds an export"),
-    "a file": (
-        lambda folder, finished: (folder.rmdir(), folder.write_text("")),
-        r"run can't be written to \(File exists\): give another output_dir",
-    ),
+    "predictions": (other_folder("_predictions.json"), "holds predictions"),
+    "an export": (other_folder("mcm_export.json"), "holds an export"),
+    "a file": (lambda folder, _: (folder.rmdir(), folder.write_text("")), "run can't be written to .*: give another"),
 }
 
 
@@ -161,14 +147,6 @@ def test_a_folder_of_something_else_is_left_alone(run, finished, tmp_path, chang
     assert (content(folder) if folder.is_dir() else folder.read_bytes()) == before
 
 
-def test_a_finished_model_of_other_data_is_left_alone(run, folder, prepare_log, event_log):
-    before = content(folder)
-    other = prepare_log(event_log.iloc[:-3])
-    with pytest.raises(SystemExit, match=r"was trained otherwise \(other data.*nothing was changed"):
-        run(folder, data=other)
-    assert content(folder) == before
-
-
 def test_a_lock_ends_with_its_run_and_leaves_nothing(run, tmp_path):
     with output_folder_lock(tmp_path / "run"):
         with pytest.raises(RunError, match="Another run trains into"), output_folder_lock(tmp_path / "run"):
@@ -181,7 +159,10 @@ def test_a_lock_ends_with_its_run_and_leaves_nothing(run, tmp_path):
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["kept"]
 
 
-# ------------------------------------------------------------------------------------------------- damaged checkpoints
+def diverged(folder):
+    tensors = load_file(folder / "model.safetensors")
+    next(iter(tensors.values())).fill_(float("nan"))
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
 
 
 CUT = "has .* bytes and is cut or damaged"
@@ -201,6 +182,7 @@ DAMAGE = {
     "a state that is a list": (rewritten("trainer_state.json", "[]"), "trainer_state.json holds no JSON object"),
     "a cut config": (cut("config.json", 20), f"config.json {CUT}"),
     "cut vocabularies": (cut("vocabularies.json", 0.5), f"vocabularies.json {CUT}"),
+    "NaN": (diverged, "has NaN or infinite numbers"),  # a run that diverged would only go on diverging
 }
 
 
@@ -216,9 +198,7 @@ def test_each_damaged_file_of_a_checkpoint_is_named(folder):
         assert len(faults) == 1 and re.search(message.removeprefix("so not used: .*"), faults[0]), (name, faults)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"), [DAMAGE["no optimizer"], DAMAGE["weights without their last byte"], DAMAGE["a cut state"]]
-)
+@pytest.mark.parametrize(("change", "message"), [DAMAGE["no optimizer"], DAMAGE["NaN"]])
 def test_a_checkpoint_that_is_not_whole_is_named_and_the_last_whole_one_is_taken(
     run, folder, finished, change, message
 ):
@@ -241,45 +221,35 @@ def test_where_no_checkpoint_is_whole_the_run_starts_anew_and_says_why(run, fold
     assert_same_weights(folder, finished)
 
 
-@pytest.mark.parametrize(
-    "damage", [cut("model.safetensors", 0.5), without("model.safetensors"), cut("config.json", 9)]
-)
+@pytest.mark.parametrize("damage", [without("model.safetensors"), cut("config.json", 9)])
 def test_a_finished_model_that_is_damaged_is_written_again_from_its_last_checkpoint(run, folder, finished, damage):
     damage(folder)
     said = run(folder)
     assert str(folder / "checkpoint-5") in said and re.search(r"run(/\S+)? (has|\S+ has).*(cut|no model)", said)
     assert_same_weights(folder, finished)
-    assert sorted(path.name for path in folder.glob("checkpoint-*")) == [
-        "checkpoint-2",
-        "checkpoint-4",
-        "checkpoint-5",
-    ]
+    assert {path.name[-2:] for path in folder.glob("checkpoint-*")} == {"-2", "-4", "-5"}
     assert "which is finished" in run(folder)
 
 
 def test_a_run_that_was_killed_after_its_last_step_makes_no_step_more(run, folder, finished):
     remove_files(folder)
-    before = {name: data for name, data in content(folder).items() if "checkpoint-" in str(name)}
+    before = content(folder)
     assert f"going on from {folder / 'checkpoint-5'}" in run(folder)
     assert_same_weights(folder, finished)
-    assert {name: data for name, data in content(folder).items() if "checkpoint-" in str(name)} == before
+    assert before.items() <= content(folder).items()
     assert json.loads((folder / PRETRAINING).read_text())["steps"] == 5
 
 
-@pytest.mark.parametrize("moment", ["before the weights", "before the comparison"])
-def test_a_run_that_was_killed_while_its_model_was_written_ends_the_same(run, folder, finished, moment):
+def test_a_run_that_was_killed_while_its_model_was_written_ends_the_same(run, folder, finished):
     """With checkpoints, and without any, from the start."""
     facts = json.loads((folder / PRETRAINING).read_text()) | {"finished": False}
-    (folder / PRETRAINING).write_text(json.dumps(facts))
-    if moment == "before the weights":
-        (folder / "model.safetensors").unlink()
-    run(folder)
-    assert_same_weights(folder, finished)
-    for each in folder.glob("checkpoint-*"):
-        shutil.rmtree(each)
-    (folder / PRETRAINING).write_text(json.dumps(facts))
-    assert "starting anew" in run(folder, "--save_strategy", "no")
-    assert_same_weights(folder, finished)
+    (folder / "model.safetensors").unlink()
+    for options in ([], ["--save_strategy", "no"]):
+        (folder / PRETRAINING).write_text(json.dumps(facts))
+        assert ("starting anew" in run(folder, *options)) == bool(options)
+        assert_same_weights(folder, finished)
+        for each in folder.glob("checkpoint-*"):
+            shutil.rmtree(each)
     assert json.loads((folder / PRETRAINING).read_text())["finished"]
 
 
@@ -295,7 +265,7 @@ def test_the_newest_whole_checkpoint_outlives_broken_ones(run, folder, finished)
 
 
 BEST = "--eval_strategy steps --eval_steps 2 --load_best_model_at_end true --save_only_model false".split()
-BEST += "--metric_for_best_model loss --greater_is_better true --max_steps 8".split()  # the first, as the loss falls
+BEST += "--metric_for_best_model loss --greater_is_better true --max_steps 6".split()  # the first, as the loss falls
 
 
 def state_of(folder):
@@ -305,7 +275,7 @@ def state_of(folder):
 def test_the_best_checkpoint_is_found_where_it_lies_now_or_is_said_to_be_lost(run, tmp_path):
     run(tmp_path / "first", *BEST)
     best = state_of(tmp_path / "first")["best_global_step"]
-    later = [4, 6, 8]
+    later = [4, 6]
     assert best == 2
     for name in ("moved", "damaged"):
         folder = shutil.copytree(tmp_path / "first", tmp_path / name)
@@ -321,15 +291,3 @@ def test_the_best_checkpoint_is_found_where_it_lies_now_or_is_said_to_be_lost(ru
     assert re.search(rf"best checkpoint so far, of step {best} .* can't be used .*model.safetensors has 100", said)
     # The first later checkpoint is gone on from, so the others are evaluated again.
     assert state_of(tmp_path / "damaged")["best_global_step"] in later[1:]
-
-
-def test_weights_that_are_no_numbers_are_not_gone_on_from(run, folder):
-    """A run that diverged would only go on diverging."""
-    remove_files(folder)
-    for step in (4, 5):
-        path = folder / f"checkpoint-{step}" / "model.safetensors"
-        tensors = load_file(path)
-        next(iter(tensors.values())).fill_(float("nan"))
-        save_file(tensors, path, {"format": "pt"})
-    said = run(folder)
-    assert "has NaN or infinite numbers" in said and f"going on from {folder / 'checkpoint-2'}" in said

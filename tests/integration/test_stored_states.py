@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from choices import PAPER, of_data
+from choices import PAPER, TINY, of_data
 from corner_shop import customer_of
 from in_process import call
 from transformers import pipeline
@@ -28,17 +28,8 @@ def trained(prepared, tmp_path_factory):
     data = PreparedData(prepared)
     rows, extractor = data.rows, data.extractor
     torch.manual_seed(0)
-    model = MCMForMultiTaskRecommendation(
-        MCMConfig(
-            **of_data(extractor),
-            summed_features=extractor.numeric_features,
-            hidden_size=16,
-            num_attention_heads=2,
-            num_hidden_layers=1,
-            intermediate_size=16,
-            **PAPER | {"augmentation": "all_prefixes", "state_size": 12},
-        )
-    )
+    choices = of_data(extractor) | TINY | PAPER | {"augmentation": "all_prefixes", "state_size": 12}
+    model = MCMForMultiTaskRecommendation(MCMConfig(**choices, summed_features=extractor.numeric_features))
     ends = np.asarray(rows["validation_end"])
     train_state(model.model, extractor, PreparedRows(rows, np.flatnonzero(ends > 1)), CUTOFF)
     model.save_pretrained(folder)

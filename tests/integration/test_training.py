@@ -7,8 +7,8 @@ Golden losses: `pytest tests/integration/test_training.py --update-golden` write
 
 import importlib
 import json
-import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import forked_runs
 import numpy as np
@@ -20,7 +20,6 @@ import yaml
 from choices import EXTENDED, TINY_OVERRIDES
 from folders import assert_same_weights, logged, losses
 from in_process import call
-from launched_runs import ONE_PROCESS, TWO_PROCESSES, run
 
 from modeling_mcm import MCMFeatureExtractor, MCMForMultiTaskRecommendation
 from modeling_mcm.data import PreparedData
@@ -64,7 +63,7 @@ def recipe(prepared, tmp_path_factory):
 def trained(recipe, tmp_path_factory):
     """The folder of a run of 20 steps, uninterrupted."""
     folder = tmp_path_factory.mktemp("trained") / "run"
-    run(ONE_PROCESS, "run_pretrain", recipe, "--output_dir", folder, "--max_steps", STEPS)
+    forked_runs.pretrain([recipe, "--output_dir", folder, "--max_steps", STEPS], folder.parent / "log")
     return folder
 
 
@@ -73,7 +72,8 @@ def test_a_run_leaves_a_checkpoint_with_its_feature_extractor_and_facts(trained,
     extractor, stored = MCMFeatureExtractor.from_pretrained(str(trained)), PreparedData(prepared).extractor
     assert extractor.to_dict() == stored.to_dict() and extractor.vocabularies == stored.vocabularies
     assert model.config.features == extractor.feature_names and model.config.hidden_size == 16
-    assert model.config.augmentation == "all_prefixes"  # of the chosen config
+    assert model.config.augmentation == "all_prefixes"  # of the chosen config, and nothing of a recipe
+    assert model.config.follower_tasks == model.config.related_tasks == [] and (model.score_scales == 1).all()
     facts = json.loads((trained / "pretraining.json").read_text())
     assert (facts["steps"], facts["data"]) == (STEPS, "corner_shop")  # the flag won over the recipe
     assert facts["command"].startswith("run_pretrain.py") and facts["versions"]["torch"] == torch.__version__
@@ -104,26 +104,13 @@ def test_tensorboard_holds_losses_and_ranks_of_every_task(trained):
     np.testing.assert_allclose(per_task, scalars["train/loss"], rtol=1e-3)
 
 
-def test_two_processes_that_sample_labels_go_on_as_they_would_have(recipe, tmp_path):
-    """What is drawn depends on torch's generators alone, which a checkpoint has, one for each process."""
-    options = ["--config_overrides", *TINY_OVERRIDES, "--sampled_labels", 1, "--per_device_train_batch_size", 1]
-    options += ["--save_steps", 2, "--max_steps", 4, "--eval_strategy", "no", "--report_to", "none"]
-    forked_runs.pretrain_two([recipe, "--output_dir", tmp_path / "whole", *options], tmp_path / "first")
-    shutil.copytree(tmp_path / "whole" / "checkpoint-2", tmp_path / "resumed" / "checkpoint-2")
-    text = forked_runs.pretrain_two([recipe, "--output_dir", tmp_path / "resumed", *options], tmp_path / "second")
-    assert "going on from" in text
-    assert losses(tmp_path / "resumed") == losses(tmp_path / "whole")
-    assert_same_weights(tmp_path / "whole", tmp_path / "resumed")
-
-
 @pytest.mark.parametrize("way, batch", [("two processes", 4), ("accumulation", 12)])
 def test_batches_in_parts_give_the_losses_of_whole_ones(recipe, tmp_path, way, batch):
     """Also at the end of an epoch, where of 34 customers two are left, or ten, in unequal parts or for one process."""
     no_dropout = [f"{name}_prob=0.0" for name in ("hidden_dropout", "attention_probs_dropout", "event_dropout")]
     options = ["--config_overrides", *TINY_OVERRIDES, *no_dropout, "--max_steps", "10", "--save_strategy", "no"]
-    options += ["--eval_strategy", "no", "--report_to", "none"]
-    options += ["--per_device_train_batch_size"]
-    whole, pretrain, parts = tmp_path / "whole", forked_runs.pretrain_two, [batch // 2]
+    options += ["--eval_strategy", "no", "--report_to", "none", "--per_device_train_batch_size"]
+    whole, pretrain, parts = tmp_path / "whole", forked_runs.run_two, [batch // 2]
     if way == "accumulation":
         pretrain, parts = forked_runs.pretrain, [*parts, "--gradient_accumulation_steps", 2]
     forked_runs.pretrain([recipe, "--output_dir", whole, *options, batch], tmp_path / "log of one")
@@ -137,72 +124,64 @@ def test_batches_in_parts_give_the_losses_of_whole_ones(recipe, tmp_path, way, b
     assert_same_weights(whole, tmp_path / "parts", tolerance=5e-6)
 
 
-def test_one_process_where_two_were_asked_for_is_refused(recipe, tmp_path):
-    done = run([*TWO_PROCESSES, "--cpu"], "run_pretrain", recipe, "--output_dir", tmp_path / "run", expect=1)
-    assert "2 processes were asked for and 1 runs" in done.stderr
-    assert "accelerate launch --multi_gpu --num_processes 2" in done.stderr
+def test_one_process_where_two_were_asked_for_is_refused(recipe, tmp_path, monkeypatch):
+    """As `accelerate launch --cpu --num_processes 2` starts it."""
+    words = ["accelerate", "launch", "--cpu", "--num_processes", "2"]
+    monkeypatch.setattr("psutil.Process", lambda pid: SimpleNamespace(cmdline=lambda: words))
+    with pytest.raises(RuntimeError, match="2 processes were asked for and 1 runs"):
+        call("run_pretrain", recipe, "--output_dir", tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_evaluation_prints_a_table_and_writes_numbers(trained, prepared, tmp_path):
-    numbers = tmp_path / "out" / "numbers.json"
+def test_evaluation_prints_a_table_and_writes_numbers(trained, prepared, tmp_path, command):
+    numbers, page = tmp_path / "out" / "numbers.json", tmp_path / "page.md"
     options = ["--model", trained, "--data", prepared, "--tasks", "items", "aisle"]
-    said = forked_runs.evaluate([*options, "--output_file", numbers], tmp_path / "log")
+    written = ["--output_file", numbers, "--report_file", page, "--table", "hr@1", "ndcg@3"]
+    said = command("run_evaluate", *options, *written)
     cases = cases_at(PreparedData(prepared), "test")
     assert f"{len(cases)} test cases of corner_shop" in said
     lines = [line.split("  ")[0] for line in said.splitlines() if line.strip()]
     for method in ("most_popular", "visit_frequency", "nearest_households", "transitions", "MCM"):
         assert lines.count(method) == 1
-    page = tmp_path / "page.md"
-    options += ["--baselines", "none", "--report_file", page]
-    forked_runs.evaluate([*options, "--table", "hr@1", "ndcg@3"], tmp_path / "log of the page")
-    head, _, row = [line for line in page.read_text().splitlines() if line.startswith("|")]
+    head, *_, row = [line for line in page.read_text().splitlines() if line.startswith(("| method", "| MCM"))]
     assert head == "| method | items hr@1 | items ndcg@3 | aisle hr@1 | aisle ndcg@3 |"
     report = json.loads(numbers.read_text())
     for metric, cell in zip(head.split(" | ")[1:], row.split(" | ")[1:], strict=True):
         task, name = metric.removesuffix(" |").split()
-        assert cell.startswith(f"{report['results']['MCM'][task][f'next_visit_{name}']['mean']:.3f} ±")
-    refused = forked_runs.evaluate([*options, "--table", "hr@2"], tmp_path / "log of hr@2", expect=1)
-    assert "No metrics ['hr@2'] for the table; measured were" in refused
+        assert cell.strip("*").startswith(f"{report['results']['MCM'][task][f'next_visit_{name}']['mean']:.3f} ±")
     assert report["cases"] == len(cases) and set(report["results"]["MCM"]) == {"items", "aisle"}
     ndcg = report["results"]["MCM"]["items"]["next_visit_ndcg@10"]
     assert 0 < ndcg["low"] <= ndcg["mean"] <= ndcg["high"] <= 1
 
 
-# ----------------------------------------------------------------------------------- the scripts' mistakes, in-process
-
-
 def test_a_checkpoint_of_another_vocabulary_is_refused(trained, prepare_log, event_log):
     renamed = event_log.assign(item=event_log["item"].str.replace("item 00", "apple"))
-    with pytest.raises(
-        SystemExit, match=r"(?s)vocabularies of the data set.*\['items'\].*ids would mean other values"
-    ):
+    with pytest.raises(SystemExit, match=r"(?s)vocabularies of the data set.*\['items'\].*would mean other values"):
         call("run_evaluate", "--model", trained, "--data", prepare_log(renamed))
 
 
-def test_options_that_do_not_exist_are_refused(recipe, prepared, trained, tmp_path, capsys, monkeypatch):
-    output = ["--output_dir", tmp_path / "run"]
-    with pytest.raises(SystemExit):
-        call("run_pretrain", recipe, *output, "--steps_max", 3)
-    assert "unknown option '--steps_max'" in capsys.readouterr().err
-    with pytest.raises(SystemExit, match="--data is missing"):
-        call("run_pretrain", *output)
-    with pytest.raises(SystemExit, match="'hidden=3' is not name=value with a field of MCMConfig"):
-        call("run_pretrain", recipe, *output, "--config_overrides", "hidden=3")
-    with pytest.raises(SystemExit):
-        call("run_evaluate", "--data", prepared)
-    assert "arguments are required: --model" in capsys.readouterr().err
-    with monkeypatch.context() as without, pytest.raises(SystemExit, match=r"lightgbm is not installed: `pip install"):
-        without.setattr(importlib.util, "find_spec", lambda name: None)
-        call("run_evaluate", "--model", trained, "--data", prepared, "--baselines", "lightgbm")
-    with pytest.raises(SystemExit, match=r"No tasks \['colour'\]; the checkpoint has items, aisle, type"):
-        call("run_evaluate", "--model", trained, "--data", prepared, "--tasks", "colour")
-    with pytest.raises(SystemExit, match="holds no manifest.json"):
-        call("run_evaluate", "--model", trained, "--data", tmp_path)
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (["--steps_max", 3], "unknown option '--steps_max'"),
+        (["--data", ""], "--data is missing"),
+        (["--config_overrides", "hidden=3"], "'hidden=3' is not name=value with a field of MCMConfig"),
+        (["--resume_from_checkpoint", "runs"], "--resume_from_checkpoint is not read: a run goes on by itself"),
+        (["--early_stopping_patience", 2, "--eval_strategy", "no"], "early_stopping_patience 2 with eval_strategy"),
+    ],
+)
+def test_wrong_options_of_a_training_are_refused(recipe, tmp_path, command, wrong, message):
+    command("run_pretrain", recipe, "--output_dir", tmp_path / "run", *wrong, fails=message)
     assert not (tmp_path / "run").exists()
 
 
-# ------------------------------------------------------------------------------------------- no effect of the future
+def test_wrong_options_of_an_evaluation_are_refused(prepared, trained, tmp_path, command, monkeypatch):
+    options = ["--model", trained, "--data", prepared]
+    command("run_evaluate", *options[2:], fails="arguments are required: --model")
+    command("run_evaluate", *options, "--tasks", "colour", fails="No tasks ['colour']; the checkpoint has items")
+    command("run_evaluate", *options, "--data", tmp_path, fails="holds no manifest.json")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    command("run_evaluate", *options, "--baselines", "lightgbm", fails="lightgbm is not installed: `pip install")
 
 
 def changed_after(log, cutoff):

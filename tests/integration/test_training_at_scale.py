@@ -30,7 +30,7 @@ from modeling_mcm.training.resumable import INCOMPLETE
 from modeling_mcm.training.resuming import last_whole_checkpoint
 from modeling_mcm.training.trainer import MCMTrainer
 
-STEPS = 24  # in epochs of nine, the last of two customers
+STEPS = 18  # in epochs of nine, the last of two customers
 
 
 @pytest.fixture(scope="module")
@@ -88,15 +88,12 @@ def whole(folder):
     return all((folder / name).is_file() for name in names) and state["global_step"] == int(folder.name[11:])
 
 
-# ------------------------------------------------------------------------------------------------------------- kills
-
-
-def test_ten_kills_lose_no_whole_checkpoint_and_change_no_weight(options, undisturbed, tmp_path):
+def test_eight_kills_lose_no_whole_checkpoint_and_change_no_weight(options, undisturbed, tmp_path):
     """Every other one within the first second, the rest at any moment of a step or of the writing of a checkpoint."""
     folder, log, generator = tmp_path / "run", tmp_path / "log", random.Random(7)
     chosen = options(folder, "save_steps", 1, "dataloader_num_workers", 0)
     reached = 0
-    for kill in range(10):
+    for kill in range(8):
         process = forked_runs.start(chosen, log)
         if kill % 2:
             time.sleep(generator.uniform(0, 1))
@@ -111,7 +108,7 @@ def test_ten_kills_lose_no_whole_checkpoint_and_change_no_weight(options, undist
         step = int(newest.rsplit("-", 1)[1]) if newest else 0
         assert not broken and step >= reached
         reached = step
-    assert 5 <= reached < STEPS
+    assert 4 <= reached < STEPS
     forked_runs.pretrain(chosen, log)
     assert_same_end(folder, undisturbed)
     assert not (folder / INCOMPLETE).exists()
@@ -125,20 +122,21 @@ def test_a_killed_worker_ends_the_run_which_goes_on_when_started_again(options, 
     assert len(workers) == 1
     workers[0].kill()
     text = forked_runs.finish(process, 1, tmp_path / "log")
-    # torch's signal handler says so, unless the loss is met first
-    messages = ["worker .* is killed by signal: Killed", "worker was killed while", "worker .* exited unexpectedly"]
-    assert any(re.search(f"RuntimeError: .*DataLoader {message}", text) for message in messages)
+    assert re.search("RuntimeError: .*DataLoader worker .*(killed|exited unexpectedly)", text)
     assert "going on from" in forked_runs.pretrain(options(folder), tmp_path / "again")
     assert_same_end(folder, undisturbed)
 
 
 def test_two_processes_of_which_one_is_killed_go_on_together(options, tmp_path):
-    """In the middle of an epoch, whose last step is of two customers for one process and of none for the other."""
+    """In the middle of an epoch, whose last step is of two customers for one process and of none for the other.
+
+    What is drawn depends on torch's generators alone, which a checkpoint has, one for each process.
+    """
 
     def chosen(folder):
-        return options(folder, "per_device_train_batch_size", 2, "save_total_limit", 100)
+        return options(folder, "per_device_train_batch_size", 2, "save_total_limit", 100, "sampled_labels", 1)
 
-    forked_runs.pretrain_two(chosen(tmp_path / "undisturbed"), tmp_path / "log")
+    forked_runs.run_two(chosen(tmp_path / "undisturbed"), tmp_path / "log")
     folder = tmp_path / "run"
     processes = forked_runs.start_two([chosen(folder)] * 2, tmp_path / "first")
     wait_for(lambda: (folder / "checkpoint-4").exists())
@@ -151,11 +149,8 @@ def test_two_processes_of_which_one_is_killed_go_on_together(options, tmp_path):
     for later in folder.glob("checkpoint-*"):
         if later.name not in ("checkpoint-2", "checkpoint-4"):
             shutil.rmtree(later)
-    forked_runs.pretrain_two(chosen(folder), tmp_path / "again")
+    forked_runs.run_two(chosen(folder), tmp_path / "again")
     assert_same_end(folder, tmp_path / "undisturbed")
-
-
-# -------------------------------------------------------------------------------------------------- disks and shards
 
 
 def test_a_full_disk_loses_no_checkpoint_and_the_run_goes_on_when_there_is_room(
@@ -164,10 +159,7 @@ def test_a_full_disk_loses_no_checkpoint_and_the_run_goes_on_when_there_is_room(
     of_one = sum(path.stat().st_size for path in (undisturbed / "checkpoint-2").iterdir())
     folder = small_disk(int(2.6 * of_one)) / "run"
     text = forked_runs.pretrain(options(folder), tmp_path / "log", expect=1)
-    message = (
-        r"checkpoint-6 can't be written \(.*; [\d,]+ bytes are free\); checkpoints before it are whole. Make room"
-    )
-    assert re.search(message, text)
+    assert re.search(r"checkpoint-6 can't be written \(.* bytes are free\); checkpoints before it are whole", text)
     assert sorted(path.name for path in folder.iterdir()) == ["checkpoint-2", "checkpoint-4"]
     assert all(whole(each) for each in folder.iterdir())
     small_disk("64m")
@@ -175,39 +167,14 @@ def test_a_full_disk_loses_no_checkpoint_and_the_run_goes_on_when_there_is_room(
     assert_same_end(folder, undisturbed)
 
 
-# ---------------------------------------------------------------------------------------------- versions of the data
-
-
-@pytest.fixture(scope="module")
-def other_data(data, event_log, tmp_path_factory):
-    """The same log with an event more."""
-    folder = tmp_path_factory.mktemp("other") / "data"
+def test_processes_with_other_data_train_nothing(options, data, event_log, tmp_path):
     log = pd.concat([event_log, event_log.tail(1).assign(when=event_log["when"].min())])
-    prepare(log, PreparedData(data).schema, folder, profile=make_profile(log), rows_per_shard=3)
-    return folder
-
-
-def test_processes_with_other_data_train_nothing(options, data, other_data, tmp_path):
-    choices = [options(tmp_path / "run", "data", folder) for folder in (data, other_data)]
+    prepare(log, PreparedData(data).schema, tmp_path / "other", profile=make_profile(log))
+    choices = [options(tmp_path / "run", "data", folder) for folder in (data, tmp_path / "other")]
     for process, log in zip(forked_runs.start_two(choices, tmp_path / "log"), ("log.0", "log.1"), strict=True):
         text = forked_runs.finish(process, 1, tmp_path / log)
         assert re.search(r"Process 1 has data \w{64} and process 0 has \w{64}.*Give every machine the same data", text)
     assert not list(tmp_path.glob("run/checkpoint-*"))
-
-
-@pytest.mark.parametrize(
-    "change, found",
-    [
-        (["data", "other"], r"data \w{64} and this run has \w{64}"),
-        (["per_device_train_batch_size", 3], "batch size 4 and this run has 3"),
-    ],
-)
-def test_a_run_does_not_go_on_in_another_order(options, undisturbed, other_data, tmp_path, change, found):
-    shutil.copytree(undisturbed / "checkpoint-4", tmp_path / "run" / "checkpoint-4")
-    chosen = options(tmp_path / "run", *(other_data if each == "other" else each for each in change))
-    text = forked_runs.pretrain(chosen, tmp_path / "log", expect=1)
-    assert re.search(f"The checkpoint of step 4 was trained with {found}: it would repeat some customers", text)
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoint-4"]
 
 
 def test_a_run_goes_on_with_other_numbers_of_processes_and_workers(options, tmp_path):
@@ -230,9 +197,6 @@ def test_a_run_goes_on_with_other_numbers_of_processes_and_workers(options, tmp_
     assert "going on from" in forked_runs.pretrain(chosen(folders[1]), tmp_path / "again")
     assert len(losses(folders[0])) == STEPS and losses(folders[1]) == pytest.approx(losses(folders[0]), rel=1e-5)
     assert_same_weights(folders[1], folders[0], tolerance=2e-5)
-
-
-# ------------------------------------------------------------------------------------------------ schedules and ends
 
 
 @pytest.fixture(scope="module")
@@ -284,25 +248,14 @@ def test_a_run_ends_early_with_the_average_that_was_evaluated_best(stopping, dat
 
 def test_patience_outlives_a_kill_and_an_early_end_stays_the_end(stopping, tmp_path):
     chosen, folder = stopping
-    end = json.loads((folder / "trainer_state.json").read_text())["global_step"]
-    killed = folder.with_name("killed")
-    shutil.copytree(folder / f"checkpoint-{end - 3}", killed / f"checkpoint-{end - 3}")
-    best = json.loads((folder / "trainer_state.json").read_text())["best_global_step"]
-    for path in (killed, folder):
-        if path == killed:
-            shutil.copytree(folder / f"checkpoint-{best}", killed / f"checkpoint-{best}")
-            rewrite(killed / f"checkpoint-{end - 3}" / "trainer_state.json", str(folder), str(killed))
-        before = weights(folder)
-        said = forked_runs.pretrain(chosen(path.name), tmp_path / path.name)
-        assert (f"checkpoint-{end - 3}" if path == killed else "which is finished: nothing is left to train") in said
-        assert json.loads((path / "trainer_state.json").read_text())["global_step"] == end
+    state = json.loads((folder / "trainer_state.json").read_text())
+    last, killed = f"checkpoint-{state['global_step'] - 3}", folder.with_name("killed")
+    for name in {last, f"checkpoint-{state['best_global_step']}"}:
+        shutil.copytree(folder / name, killed / name)
+    path = killed / last / "trainer_state.json"
+    path.write_text(path.read_text().replace(str(folder), str(killed)))
+    before = weights(folder)
+    for path, words in ((killed, last), (folder, "which is finished: nothing is left to train")):
+        assert words in forked_runs.pretrain(chosen(path.name), tmp_path / path.name)
+        assert json.loads((path / "trainer_state.json").read_text())["global_step"] == state["global_step"]
         assert all(torch.equal(value, before[name]) for name, value in weights(path).items())
-
-
-def rewrite(path, old, new):
-    path.write_text(path.read_text().replace(old, new))
-
-
-def test_early_stopping_without_evaluation_is_refused(options, tmp_path):
-    text = forked_runs.pretrain(options(tmp_path, "early_stopping_patience", 2), tmp_path / "log", expect=2)
-    assert "Found early_stopping_patience 2 with eval_strategy 'no'; expected 1 or more, and evaluations" in text

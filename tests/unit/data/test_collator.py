@@ -274,13 +274,6 @@ def test_events_of_one_time_are_shuffled_and_the_end_of_a_visit_stays_last(colla
     assert len(orders) > 5
 
 
-def test_events_of_different_times_keep_their_order(collator):
-    history = row(0, HISTORY, same_time=False)
-    for epoch in range(5):
-        batch = collator(epoch=epoch, **MODES["all visits"])([history])
-        assert items(batch)[1:] == history["feature_items"].tolist()
-
-
 LONG = [(day, [2 + day, 3 + day], [4 + day]) for day in range(12)]  # 4 events a visit
 
 

@@ -2,13 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """What trains the customer state: moments know what came before, targets what followed, nothing after the cutoff."""
 
+import copy
 import math
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from choices import PAPER
+from choices import PAPER, TINY, of_data
 
 from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMModel
 from modeling_mcm.data import load_prepared
@@ -33,18 +34,8 @@ DAY = 86_400
 
 def make_model(extractor, **changes):
     torch.manual_seed(0)
-    values = {
-        "features": extractor.feature_names,
-        "vocabulary_sizes": extractor.vocabulary_sizes,
-        "tasks": extractor.tasks,
-        "summed_features": extractor.numeric_features,
-        "hidden_size": 16,
-        "num_attention_heads": 2,
-        "num_hidden_layers": 1,
-        "intermediate_size": 16,
-    }
-    choices = PAPER | {"augmentation": "all_prefixes", "state_size": 12}
-    return MCMModel(MCMConfig(**{**values, **choices, **changes}))
+    choices = of_data(extractor) | TINY | PAPER | {"augmentation": "all_prefixes", "state_size": 12}
+    return MCMModel(MCMConfig(**choices | {"summed_features": extractor.numeric_features} | changes))
 
 
 def read(folder):
@@ -53,9 +44,17 @@ def read(folder):
     return PreparedRows(rows, np.flatnonzero(ends > 1), ends[ends > 1])
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def rows(prepared):
     return read(prepared)
+
+
+@pytest.fixture(scope="module")
+def trained(rows, stored_extractor):
+    """A trained model and its losses; tests read it alone."""
+    extractor = MCMFeatureExtractor.from_pretrained(str(stored_extractor))
+    model = make_model(extractor)
+    return model, train_state(model, extractor, rows, CUTOFF)
 
 
 def test_what_followed_is_what_the_log_says(event_log, extractor, rows):
@@ -84,11 +83,10 @@ def test_what_followed_is_what_the_log_says(event_log, extractor, rows):
         np.testing.assert_allclose(observed[place], (CUTOFF - moment) / DAY, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("size", "number"), [(12, 6), (64, 16)])
-def test_the_first_numbers_of_a_trained_state_are_counts(extractor, rows, size, number):
+def test_the_first_numbers_of_a_trained_state_are_counts(extractor, rows, trained):
     """Days since the last event and the like, visits, sums and events; half of a small state at most."""
-    model = make_model(extractor, state_size=size)
-    train_state(model, extractor, rows, CUTOFF)
+    model, number = copy.deepcopy(trained[0]), 6
+    assert len(make_model(extractor, state_size=64).state.plain_counts) == 16
     moments = MomentSampler(model, extractor, CUTOFF).draw([rows[0], rows[3]], 5)
     standardised = model.state.standardised(moments.counts)
     assert len(model.state.plain_counts) == number
@@ -101,7 +99,7 @@ def test_the_first_numbers_of_a_trained_state_are_counts(extractor, rows, size, 
     assert not torch.allclose(in_training[:, number:], state[:, number:])
 
 
-def test_nothing_after_the_cutoff_is_read(event_log, prepare_log, prepared, extractor):
+def test_nothing_after_the_cutoff_is_read(event_log, prepare_log, rows, extractor, trained):
     """Other and fewer events after the validation cutoff: the same counts, the same targets, the same trained state.
 
     Some visits of then are gone, and others come later.
@@ -111,35 +109,17 @@ def test_nothing_after_the_cutoff_is_read(event_log, prepare_log, prepared, extr
     changed.loc[late, "item"] = "item 03"
     changed.loc[late, "price"] = 1000.0
     changed = changed[~late | (np.arange(len(changed)) % 3 == 0)]
-    found = []
-    for folder in (prepared, prepare_log(changed)):
-        customers, model = read(folder), make_model(extractor)
-        moments = MomentSampler(model, extractor, CUTOFF).draw(customers.__getitems__([0, 1, 2]), 6)
-        train_state(model, extractor, customers, CUTOFF)
-        found.append((moments, model.state_dict()))
-    for name in vars(found[0][0]):
-        torch.testing.assert_close(getattr(found[0][0], name), getattr(found[1][0], name))
-    for name, value in found[0][1].items():
-        torch.testing.assert_close(found[1][1][name], value)
+    others, model = read(prepare_log(changed)), make_model(extractor)
+    first, second = (
+        MomentSampler(make_model(extractor), extractor, CUTOFF).draw(each.__getitems__([0, 1, 2]), 6)
+        for each in (rows, others)
+    )
+    for name in vars(first):
+        torch.testing.assert_close(getattr(first, name), getattr(second, name))
+    train_state(model, extractor, others, CUTOFF)
+    for name, value in trained[0].state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], value)
     assert late.any()
-
-
-def test_a_moment_knows_no_later_event(extractor, rows):
-    """The counts of a moment are those of the customer whose history ends there."""
-    extractor.max_events = 500  # the whole history
-    sampler = MomentSampler(make_model(extractor), extractor, CUTOFF)
-    row = rows[5]
-    end = int(np.searchsorted(row["times"], row["times"][row["validation_end"] // 2], "right"))
-    now = float(row["times"][end - 1]) + 1
-    short = {name: value[:end] if isinstance(value, np.ndarray) else value for name, value in row.items()}
-    names = ("input_ids", "attention_mask", "visit_ids", "event_times", "event_values")
-    found = []
-    for history in (row, short):
-        batch = extractor.pad([history])
-        days = torch.tensor([[(now - float(row["times"][0])) / DAY]], dtype=torch.float32)
-        found.append(sampler.state.counts(**{name: batch.get(name) for name in names}, now=days))
-    torch.testing.assert_close(found[0], found[1])
-    assert (row["times"][end:] > now).all()
 
 
 def test_what_comes_after_a_moment_changes_no_count_that_is_drawn_for_it(extractor, rows):
@@ -161,22 +141,22 @@ def test_what_comes_after_a_moment_changes_no_count_that_is_drawn_for_it(extract
     assert not torch.allclose(first.counts[~earlier], second.counts[~earlier])
 
 
-def test_training_lowers_the_losses_and_learns_forecasts(extractor, rows, monkeypatch):
-    model = make_model(extractor)
-    encoder = {name: value.clone() for name, value in model.encoder.state_dict().items()}
-    losses = train_state(model, extractor, rows, CUTOFF)
+def test_training_lowers_the_losses_and_learns_forecasts(extractor, rows, trained, monkeypatch):
+    model, losses = trained
     monkeypatch.setattr("modeling_mcm.training.moments.LEAST_STEPS", 1)
     monkeypatch.setattr("modeling_mcm.training.moments.PASSES", 0)
-    assert sum(losses.values()) < 0.9 * sum(train_state(make_model(extractor), extractor, rows, CUTOFF).values())
+    short = make_model(extractor)
+    encoder = {name: value.clone() for name, value in short.encoder.state_dict().items()}
+    assert sum(losses.values()) < 0.9 * sum(train_state(short, extractor, rows, CUTOFF).values())
     assert model.forecasts.is_trained
-    for name, value in model.encoder.state_dict().items():
-        torch.testing.assert_close(value, encoder[name])
+    for each in (model, short):
+        for name, value in each.encoder.state_dict().items():
+            torch.testing.assert_close(value, encoder[name])
 
 
-def test_expected_amounts_are_right_on_average(extractor, rows):
+def test_expected_amounts_are_right_on_average(extractor, rows, trained):
     """Over the moments that the forecasts are fitted on, the mean forecast is the mean of what followed."""
-    model = make_model(extractor)
-    train_state(model, extractor, rows, CUTOFF)
+    model, _ = trained
     sampler, batches = MomentSampler(model, extractor, CUTOFF, seed=1), _batches(rows, BATCH, 1)
     number = math.ceil(len(rows) / BATCH)
     days = FORECAST_WINDOW * max(model.config.forecast_days)
@@ -225,28 +205,21 @@ def test_overlapping_visits_are_followed_in_the_order_of_time(extractor, rows):
         np.testing.assert_array_equal(value, other)
 
 
-def test_the_same_seed_gives_the_same_state(extractor, rows):
-    found = []
-    for seed in (0, 0, 1):
-        model = make_model(extractor)
-        train_state(model, extractor, rows, CUTOFF, seed)
-        found.append(model.state.direct.weight)
-    assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_same_seed_gives_the_same_state(extractor, rows, trained, seed):
+    model = make_model(extractor)
+    train_state(model, extractor, rows, CUTOFF, seed)
+    assert torch.equal(model.state.direct.weight, trained[0].state.direct.weight) == (seed == 0)
 
 
-def test_a_horizon_longer_than_the_training_period_is_not_learned(extractor, rows):
-    model = make_model(extractor, forecast_days=[7, 3650])
+@pytest.mark.parametrize(("days", "learned"), [([7, 3650], [7]), ([3650], None)])
+def test_a_horizon_longer_than_the_training_period_is_not_learned(extractor, rows, tmp_path, days, learned):
+    model = make_model(extractor, forecast_days=days)
     train_state(model, extractor, rows, CUTOFF)
-    assert model.config.forecast_days == [7]
-    assert "visits_7d" in model.forecasts.names() and "visits_3650d" not in model.forecasts.names()
-
-
-def test_a_training_period_shorter_than_every_horizon_leaves_a_state_without_forecasts(extractor, rows, tmp_path):
-    model = make_model(extractor, forecast_days=[3650])
-    train_state(model, extractor, rows, CUTOFF)
-    assert model.forecasts is None
     model.save_pretrained(tmp_path)
-    assert MCMModel.from_pretrained(tmp_path).forecasts is None
+    loaded = MCMModel.from_pretrained(tmp_path)
+    assert (loaded.forecasts and loaded.config.forecast_days) == learned
+    assert learned is None or "visits_3650d" not in loaded.forecasts.names()
 
 
 def test_where_last_visits_are_held_out_each_customer_has_an_end(extractor, rows):

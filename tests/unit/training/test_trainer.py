@@ -132,6 +132,12 @@ def train(tiny_model, extractor, prepared, tmp_path):
     return make
 
 
+def test_an_average_of_sharded_weights_is_refused(train, monkeypatch):
+    monkeypatch.setattr(MCMTrainer, "is_fsdp_enabled", property(lambda _: True, lambda *_: None), raising=False)
+    with pytest.raises(ValueError, match="ema_decay with FSDP"):
+        train(ema_decay=0.9)
+
+
 @pytest.mark.parametrize(("customers", "accumulate"), [(26, 2), (24, 2), (31, 3), (9, 1), (34, 4)])
 def test_the_loss_of_a_step_is_the_mean_over_its_customers(train, customers, accumulate):
     """Also of the last one of an epoch, whose last batch is short: each batch counts by its customers."""
