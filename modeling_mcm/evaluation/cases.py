@@ -71,13 +71,13 @@ class EvaluationCases:
     """The cases at one cutoff, in the order of the rows."""
 
     cutoff: str
-    rows: NDArray[np.int64]  # (cases,): Index of each case among the prepared rows
-    customer_ids: list[str]  # Id of each case's customer
-    history_end: NDArray[np.int64]  # (cases,): Number of the customer's stored events before the cutoff
-    targets: dict[str, TargetEvents]  # The target labels of each task
+    rows: NDArray[np.int64]  # (cases,): index of each case among the prepared rows
+    customer_ids: list[str]  # id of each case's customer
+    history_end: NDArray[np.int64]  # (cases,): number of the customer's stored events before the cutoff
+    targets: dict[str, TargetEvents]  # the target labels of each task
     # (cases,): Number of visits with a target event before the cutoff
     history_visits: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    horizon_days: float | None = None  # Number of days of the horizon; `None` if the target is the next visit
+    horizon_days: float | None = None  # number of days of the horizon; `None` if the target is the next visit
     # For each task the distinct labels that each customer had before the cutoff, which are not ranked; `None` if all
     # labels are ranked
     met: dict[str, TargetEvents] | None = None

@@ -56,11 +56,11 @@ class VisitSets:
 
     # (customers + 1,): Customer c has the visits from `first_visit[c]` to before `first_visit[c + 1]`
     first_visit: NDArray[np.int64]
-    day: NDArray[np.float64]  # (visits,): End of each visit, in days since 1970
+    day: NDArray[np.float64]  # (visits,): end of each visit, in days since 1970
     # (visits + 1,): Visit v has the rows from `first_row[v]` to before `first_row[v + 1]`
     first_row: NDArray[np.int64]
-    visit: NDArray[np.int64]  # (rows,): Index of each row's visit
-    label: NDArray[np.int64]  # (rows,): Label id of each row
+    visit: NDArray[np.int64]  # (rows,): index of each row's visit
+    label: NDArray[np.int64]  # (rows,): label id of each row
 
     @classmethod
     def of(cls, history: TaskHistory) -> Self:
@@ -145,10 +145,10 @@ class LabelStatistics:
 class Candidates:
     """The candidate labels of all cases; those of one case stand together."""
 
-    case: NDArray[np.int64]  # (N,): Index of each candidate's case, ascending
-    label: NDArray[np.int64]  # (N,): Label id of each candidate
-    features: NDArray[np.float32]  # (N, F): Features in float32; NaN if a feature has no value
-    names: list[str]  # Names of the features
+    case: NDArray[np.int64]  # (N,): index of each candidate's case, ascending
+    label: NDArray[np.int64]  # (N,): label id of each candidate
+    features: NDArray[np.float32]  # (N, F): features in float32; NaN if a feature has no value
+    names: list[str]  # names of the features
 
 
 def find_candidates(

@@ -54,10 +54,10 @@ class TaskHistory:
     """The labelled events of one task before a cutoff, of a batch of customers, in flat arrays and oldest first."""
 
     customer_ids: NDArray
-    customer: NDArray[np.int64]  # (events,): Index in the batch of the event's customer
-    label: NDArray[np.int64]  # (events,): Label ids, at least 2
-    time: NDArray[np.int64]  # (events,): Time of the event, in seconds since 1970
-    visits_ago: NDArray[np.int64]  # (events,): Number of the customer's visits with a label after this one's
+    customer: NDArray[np.int64]  # (events,): index in the batch of the event's customer
+    label: NDArray[np.int64]  # (events,): label ids, at least 2
+    time: NDArray[np.int64]  # (events,): time of the event, in seconds since 1970
+    visits_ago: NDArray[np.int64]  # (events,): number of the customer's visits with a label after this one's
 
     def __len__(self) -> int:
         return len(self.customer_ids)

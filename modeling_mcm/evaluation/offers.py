@@ -28,7 +28,7 @@ from modeling_mcm.evaluation.metrics import CONFIDENCE, RESAMPLES, Interval, ndc
 class OfferTruth:
     """The outcomes of the offers that are evaluated."""
 
-    customer_ids: NDArray  # (G,): The customer of each group
+    customer_ids: NDArray  # (G,): the customer of each group
     offsets: NDArray[np.int64]  # (G + 1,): Group g has the offers from `offsets[g]` to before `offsets[g + 1]`
     # (N,): 1 for an offer that was taken and 0 for one that was not. NaN if the outcome was not observed; such an
     # offer is not evaluated

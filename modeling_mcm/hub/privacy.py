@@ -119,8 +119,8 @@ def shared_pairs(followers: pa.Table, min_customers: int) -> dict[str, torch.Ten
 class HiddenPairs(NamedTuple):
     """How many entries of the counted memory are not published."""
 
-    followers: int  # Number of pairs of a label and a follower; each direction counts
-    related: int  # Number of weights of related labels from or to a hidden value
+    followers: int  # pairs of a label and a follower; each direction counts
+    related: int  # weights of related labels from or to a hidden value
 
 
 def hide_pairs(

@@ -51,11 +51,11 @@ NO_VISIT = 2**62  # seconds: the time of a next visit that did not come
 class Moments:
     """Moments and what followed them."""
 
-    counts: torch.Tensor  # (R, numbers): Counts of each history, from [`CustomerState.counts`]
-    amounts: torch.Tensor  # (R, D, Q): Visits, events and sums of values from one horizon to the next
-    is_observed: torch.Tensor  # (R, D): Whether the days up to a horizon lie in the training period
-    next_visit: torch.Tensor  # (R,): Days to the next visit; infinite if the training period has none
-    observed: torch.Tensor  # (R,): Days from the moment to the end of the training period
+    counts: torch.Tensor  # (R, numbers): counts of each history, from [`CustomerState.counts`]
+    amounts: torch.Tensor  # (R, D, Q): visits, events and sums of values from one horizon to the next
+    is_observed: torch.Tensor  # (R, D): whether the days up to a horizon lie in the training period
+    next_visit: torch.Tensor  # (R,): days to the next visit; infinite if the training period has none
+    observed: torch.Tensor  # (R,): days from the moment to the end of the training period
     followed: torch.Tensor  # (R, labels): 1 for each label of small tasks that came before the middle horizon, else 0
 
 

@@ -59,9 +59,9 @@ class RunError(ValueError):
 class Start(NamedTuple):
     """Where a training starts."""
 
-    checkpoint: str | None  # Folder of the last complete checkpoint; `None` to start anew
-    faults: list[str]  # A phrase for each file that is missing or damaged in newer checkpoints
-    is_finished: bool  # Whether nothing is left to train
+    checkpoint: str | None  # folder of the last complete checkpoint; `None` to start anew
+    faults: list[str]  # a phrase for each file that is missing or damaged in newer checkpoints
+    is_finished: bool  # whether nothing is left to train
 
 
 def deciding_options(args: TrainingArguments) -> dict[str, Any]:
