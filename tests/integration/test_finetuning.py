@@ -151,7 +151,7 @@ def test_what_is_trained_can_be_chosen(options, pretrained, tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (["--offers", ""], "--model, --data and one of --offers and --labels are needed"),
+        (["--labels", "labels.csv"], "--model, --data and one of --offers and --labels are needed"),
         (["--freeze_encoder", "--lora", 2], "--freeze_encoder leaves the encoder as it is and --lora changes it"),
         (["--from_scratch", "--lora", 2], "--from_scratch trains everything"),
         (["--train_splits", "tset"], "No splits ['tset']; choose from train, validation, test"),

@@ -127,7 +127,7 @@ def test_batches_in_parts_give_the_losses_of_whole_ones(recipe, tmp_path, way, b
 def test_one_process_where_two_were_asked_for_is_refused(recipe, tmp_path, monkeypatch):
     """As `accelerate launch --cpu --num_processes 2` starts it."""
     words = ["accelerate", "launch", "--cpu", "--num_processes", "2"]
-    monkeypatch.setattr("psutil.Process", lambda pid: SimpleNamespace(cmdline=lambda: words))
+    monkeypatch.setattr("psutil.Process", lambda *_: SimpleNamespace(cmdline=lambda: words))
     with pytest.raises(RuntimeError, match="2 processes were asked for and 1 runs"):
         call("run_pretrain", recipe, "--output_dir", tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -164,7 +164,6 @@ def test_a_checkpoint_of_another_vocabulary_is_refused(trained, prepare_log, eve
     ("wrong", "message"),
     [
         (["--steps_max", 3], "unknown option '--steps_max'"),
-        (["--data", ""], "--data is missing"),
         (["--config_overrides", "hidden=3"], "'hidden=3' is not name=value with a field of MCMConfig"),
         (["--resume_from_checkpoint", "runs"], "--resume_from_checkpoint is not read: a run goes on by itself"),
         (["--early_stopping_patience", 2, "--eval_strategy", "no"], "early_stopping_patience 2 with eval_strategy"),
@@ -173,6 +172,10 @@ def test_a_checkpoint_of_another_vocabulary_is_refused(trained, prepare_log, eve
 def test_wrong_options_of_a_training_are_refused(recipe, tmp_path, command, wrong, message):
     command("run_pretrain", recipe, "--output_dir", tmp_path / "run", *wrong, fails=message)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_training_needs_data(tmp_path, command):
+    command("run_pretrain", "--output_dir", tmp_path / "run", fails="--data is missing")
 
 
 def test_wrong_options_of_an_evaluation_are_refused(prepared, trained, tmp_path, command, monkeypatch):
