@@ -239,11 +239,12 @@ def last_readout(
 ) -> torch.Tensor:
     """Scores by BERT4Rec's readout, e_w . h_t with the last hidden vector h_t; see [`attentional_readout`]."""
     if prefixes is None:
-        vectors = hidden[torch.arange(len(hidden), device=hidden.device), mask.sum(1) - 1]
+        # shape[0], as len() would fix the number of customers in an export
+        vectors = hidden[torch.arange(hidden.shape[0], device=hidden.device), mask.sum(1) - 1]
     else:
         scored = slice(None) if prefixes.scored is None else prefixes.scored
         vectors = hidden[prefixes.customers[scored], prefixes.units[scored]]
-    return _by_labels(lambda part: torch.matmul(vectors, part.T), label_embeddings, len(vectors))
+    return _by_labels(lambda part: torch.matmul(vectors, part.T), label_embeddings, vectors.shape[0])
 
 
 READOUTS = {"attentional": attentional_readout, "last": last_readout}
