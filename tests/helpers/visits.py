@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Prepared rows of customers whose visits are written down as days and labels, for the tests of evaluation."""
 
+import numpy as np
 import pyarrow as pa
 
 from modeling_mcm.evaluation.cases import Horizon
@@ -28,6 +29,18 @@ def prepared_rows(customers: dict[str, list[Visit]]) -> pa.Table:
             "test_end": pa.array([sum(day < TEST for day in row) for row in days], pa.int32()),
         }
     )
+
+
+def random_customers(seed: int, number: int = 30, fewest: int = 1, most: int = 30) -> dict[str, list[Visit]]:
+    """Random visits, with missing (0) and unknown (1) labels, before, between and after the cutoffs."""
+    generator = np.random.default_rng(seed)
+    return {
+        f"customer {place}": [
+            (int(day), generator.integers(0, LABELS, size=generator.integers(1, 6)).tolist())
+            for day in np.unique(generator.integers(0, 300, size=generator.integers(fewest, most)))
+        ]
+        for place in range(number)
+    }
 
 
 def horizon(days: float, cutoff: str) -> Horizon:

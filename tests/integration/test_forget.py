@@ -2,11 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Customers who ask to be forgotten are in no file any more, and the command says so only where it is true."""
 
-import importlib
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,9 +18,11 @@ import pyarrow.parquet as pq
 import pytest
 from corner_shop import SCHEMA, make_profile
 
+from modeling_mcm.commands import predict
 from modeling_mcm.data import EventSchema, PreparedManifest, load_prepared
 from modeling_mcm.files_mcm import locked
 from modeling_mcm.preparation import prepare
+from modeling_mcm.preparation.forget import forget_in_log
 from modeling_mcm.preparation.update import update
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,18 +60,18 @@ def customers(folder):
     return pd.concat([pd.read_parquet(path) for path in sorted(folder.glob("*customers*.parquet"))])["customer_id"]
 
 
+def still_there(place):
+    """Who of the two customers is in the data set or the log."""
+    return {*THEY} & {*customers(place / "data"), *pd.read_parquet(place / "log")["who"]}
+
+
 def rows(folder):
     return [row for path in sorted(folder.glob("customers*")) for row in pq.read_table(path).to_pylist()]
 
 
-def score(place, model, monkeypatch):
-    script = importlib.import_module("modeling_mcm.commands.predict")
-    options = {"model": model, "data": str(place / "data"), "output_dir": str(place / "scores"), "rows_per_file": 5}
-    script.run(script.PredictionOptions(**options), script.EngineOptions())
-
-
-def test_they_are_gone_from_data_predictions_log_and_cache(place, forget, save, monkeypatch):
-    score(place, save(extended=True), monkeypatch)
+def test_they_are_gone_from_data_predictions_log_and_cache(place, forget, save):
+    options = {"model": save(extended=True), "data": str(place / "data"), "output_dir": str(place / "scores")}
+    predict.run(predict.PredictionOptions(**options, rows_per_file=5), predict.EngineOptions())
     before = rows(place / "data")
     everyone = customers(place / "data").tolist()
     for folder in ("--data data", "--predictions scores"):
@@ -81,7 +81,8 @@ def test_they_are_gone_from_data_predictions_log_and_cache(place, forget, save, 
     broken = place / "cache" / "parquet" / "killed" / "x.arrow"
     broken.parent.mkdir()
     broken.write_bytes(b"cut")
-    said = forget("--data", "data", "--predictions", "scores", "--events", "log", "profile.parquet")
+    everywhere = ("--data", "data", "--predictions", "scores", "--events", "log", "profile.parquet")
+    said = forget(*everywhere)
     assert said.endswith("none of the customers is there\n") and said.count("2 of 2 customers deleted") == 2
     left = [name for name in everyone if name not in THEY]
     assert customers(place / "data").tolist() == left == customers(place / "scores").tolist()
@@ -93,9 +94,8 @@ def test_they_are_gone_from_data_predictions_log_and_cache(place, forget, save, 
     assert json.loads((place / "scores" / "_predictions.json").read_text())["customers"] == len(left)
     assert load_prepared(place / "data", cache_dir=place / "cache", verify=True)["customer_id"][:] == left
     assert rows(place / "data") == [row for row in before if row["customer_id"] not in THEY]
-    again = ("--data", "data", "--predictions", "scores", "--events", "log", "profile.parquet")
-    assert "found nowhere: 'c21'" in forget(*again, fails="found nowhere: 'c05'")
-    assert forget(*again, "--check_only", "=true").endswith("none of the customers is there\n")
+    assert "found nowhere: 'c21'" in forget(*everywhere, fails="found nowhere: 'c05'")
+    assert forget(*everywhere, "--check_only", "=true").endswith("none of the customers is there\n")
 
 
 def test_an_update_does_not_bring_them_back(place, forget, event_log):
@@ -107,28 +107,21 @@ def test_an_update_does_not_bring_them_back(place, forget, event_log):
     assert len(customers(place / "data")) == event_log["who"].nunique() - 2
 
 
-@pytest.mark.parametrize(
-    ("spoil", "found"),
-    [
-        (
-            lambda place: shutil.copy(place / "old.parquet", place / "data" / "extra.parquet"),
-            "extra.parquet: 1 rows of",
-        ),
-        (lambda place: (place / "data" / "x.parquet").write_bytes(b"PAR1 cut"), "x.parquet: can't be read"),
-        (lambda place: (place / ".data.77.partial").mkdir(), ".data.77.partial: left by a run that was killed"),
-        (
-            lambda place: (place / "data" / ".customers-0.parquet.7.partial").touch(),
-            "7.partial: left by a run that was",
-        ),
-        (lambda place: (place / "data" / "backup.zip").write_bytes(b"x"), "backup.zip: neither Parquet"),
-    ],
-    ids=["a copy", "a damaged file", "a killed run", "a killed worker", "another file"],
-)
-def test_what_is_left_is_named(place, forget, spoil, found):
-    shutil.copy(next((place / "data").glob("customers-00000*")), place / "old.parquet")
+LEFT = {
+    "data/extra.parquet": "extra.parquet: 1 rows of",
+    "data/x.parquet": "x.parquet: can't be read",
+    ".data.77.partial": ".data.77.partial: left by a run that was killed",
+    "data/.customers-0.parquet.7.partial": "7.partial: left by a run that was",
+    "data/backup.zip": "backup.zip: neither Parquet",
+}
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_what_is_left_is_named(place, forget, name):
+    old = next((place / "data").glob("customers-00000*")).read_bytes()
     forget("--data", "data")
-    spoil(place)
-    forget("--data", "data", "--check_only", "=true", fails=found)
+    (place / name).write_bytes(old if "extra" in name else b"PAR1 cut")
+    forget("--data", "data", "--check_only", "=true", fails=LEFT[name])
 
 
 def test_a_wrong_number_of_customers_is_found(place, forget):
@@ -141,18 +134,12 @@ def test_a_wrong_number_of_customers_is_found(place, forget):
 def test_bad_options_are_refused(place, forget):
     forget("--events", "log", fails="Give --data or --predictions")
     forget("--predictions", "log", fails="has no column 'customer_id'")
-    (place / "ids.txt").write_text("\n".join(sorted(customers(place / "data"))))
-    forget("--data", "data", fails="Nobody would be left")
-    assert len(customers(place / "data")) == 34
-    (place / "ids.txt").write_text("\n")
-    forget("--data", "data", fails="holds no id")
 
 
 def test_numbers_are_found_as_their_text(tmp_path):
-    module = importlib.import_module("modeling_mcm.preparation.forget")
     for values in ([1, 2, None], [1.0, 2.0, None]):
         pq.write_table(pa.table({"user": values, "x": [0, 1, 2]}), tmp_path / "log.parquet")
-        assert module.forget_in_log(tmp_path / "log.parquet", {"1"}, "user")[0] == 1
+        assert forget_in_log(tmp_path / "log.parquet", {"1"}, "user")[0] == 1
         assert pq.read_table(tmp_path / "log.parquet")["x"].to_pylist() == [1, 2]
 
 
@@ -179,7 +166,7 @@ IDS_FILES = {
 def test_ids_are_read_however_they_are_written(place, forget, content):
     (place / "ids.txt").write_bytes(content)
     assert "2 of 2 customers deleted" in forget(*EVERYWHERE)
-    assert not {*THEY} & {*customers(place / "data"), *pd.read_parquet(place / "log")["who"]}
+    assert not still_there(place)
 
 
 def test_an_id_with_spaces_and_commas_of_its_own_is_found(tmp_path, forget):
@@ -206,11 +193,6 @@ def test_an_id_that_is_nowhere_is_named_and_the_others_go(place, forget, content
     assert re.search(said + "$", told.strip())
     left = {*customers(place / "data")}
     assert "c05" not in left and "c21" in left
-
-
-def test_a_look_names_an_id_that_differs_in_its_case(place, forget):
-    (place / "ids.txt").write_text("C21")
-    forget("--data", "data", "--check_only", "=true", fails="'C21'; is 'c21' meant?")
 
 
 UNREADABLE = {
@@ -255,11 +237,13 @@ def test_symbolic_links_stay_and_what_they_name_is_changed(place, forget, name):
     assert (place / name).is_symlink() and (place / name).resolve() == real
 
 
+OTHER = pd.DataFrame({"other": [1]}).to_parquet()
+
+
 def damage_a_shard(place):
     shard = sorted((place / "data").glob("customers*"))[-1]
-    content = bytearray(shard.read_bytes())
-    content[60:80] = bytes(20)
-    shard.write_bytes(bytes(content))
+    content = shard.read_bytes()
+    shard.write_bytes(content[:60] + bytes(20) + content[80:])
 
 
 def link_a_shard(place):
@@ -268,28 +252,22 @@ def link_a_shard(place):
     shard.symlink_to(place / "shard.parquet")
 
 
+def name_everyone(place):
+    (place / "ids.txt").write_text("\n".join(sorted(customers(place / "data"))))
+
+
+def write(name, content):
+    """A function that writes a file of a place."""
+    return lambda place: (place / name).write_bytes(content)
+
+
 SPOILED = {
-    "a CSV log": (
-        lambda place: pd.read_parquet(place / "log").to_csv(place / "log.csv"),
-        r"log\.csv is a text file, and customers are deleted from",
-    ),
-    "a CSV in the log": (
-        lambda place: pd.read_parquet(place / "log").to_csv(place / "log" / "more.csv.gz"),
-        r"more\.csv\.gz is a text file, and customers are deleted from",
-    ),
-    "everyone": (
-        lambda place: (place / "ids.txt").write_text("\n".join(sorted(customers(place / "data")))),
-        r": remove the folder instead\. Nothing was changed\.",
-    ),
-    "a cut file of the log": (
-        lambda place: (place / "log" / "late" / "z.parquet").write_bytes(b"PAR1 cut"),
-        r"z\.parquet is not a whole Parquet file",
-    ),
+    "a CSV log": (write("log.csv", b"who\nc05\n"), "log.csv is a text file, and customers are deleted from"),
+    "a CSV in the log": (write("log/more.csv.gz", b"who"), "more.csv.gz is a text file, and customers are deleted"),
+    "everyone": (name_everyone, "Nothing was changed"),
+    "a cut file of the log": (write("log/late/z.parquet", b"PAR1 cut"), "z.parquet is not a whole Parquet file"),
     "a damaged shard": (damage_a_shard, "does not have the digest that the manifest lists"),
-    "a file without the customers' column": (
-        lambda place: pq.write_table(pa.table({"other": [1]}), place / "log" / "z.parquet"),
-        r"z\.parquet has no column 'who'; it has other\.",
-    ),
+    "a file without the customers' column": (write("log/z.parquet", OTHER), "z.parquet has no column 'who'"),
     "a shard that is a link": (link_a_shard, ", which would keep the customers"),
 }
 
@@ -335,10 +313,8 @@ def test_a_killed_deletion_is_finished_by_the_same_command(place, forget, moment
     if (place / "data").is_dir() and killed.stdout.count("deleted") == 2:  # the log is done, the data set is not
         with pytest.raises(ValueError, match="`mcm forget` was killed .*: run it again"):
             update(place / "data", place / "log", place / "profile.parquet")
-    said = forget(*EVERYWHERE)
-    assert "none of the customers is there" in said
-    assert not {*THEY} & {*customers(place / "data"), *pd.read_parquet(place / "log")["who"]}
-    assert len(customers(place / "data")) == 32
+    assert "none of the customers is there" in forget(*EVERYWHERE)
+    assert not still_there(place) and len(customers(place / "data")) == 32
     assert update(place / "data", place / "log", place / "profile.parquet").files == []
     assert [path.name for path in place.glob(".*")] == []
 

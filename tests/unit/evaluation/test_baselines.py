@@ -2,48 +2,37 @@
 # SPDX-License-Identifier: Apache-2.0
 """Each baseline counts what its name says, from the training period and the history alone."""
 
+import sys
+from functools import partial
+
 import numpy as np
 import pytest
-from visits import LABELS, TEST, VALIDATION, Visit, prepared_rows
+from visits import LABELS, TEST, VALIDATION, prepared_rows, random_customers
 
 from modeling_mcm.evaluation import customer_metrics, distinct_targets, tie_ranks
-from modeling_mcm.evaluation.baselines import (
-    Baseline,
-    MostPopular,
-    NearestHouseholds,
-    Transitions,
-    VisitFrequency,
-)
+from modeling_mcm.evaluation.baselines import MostPopular, NearestHouseholds, Transitions, VisitFrequency, scipy_sparse
 from modeling_mcm.evaluation.cases import find_cases
 from modeling_mcm.evaluation.comparison import evaluate_baseline
+from modeling_mcm.evaluation.gbdt import LightGBMRanker
 
 BASELINES = [MostPopular, VisitFrequency, Transitions, NearestHouseholds]
+ALL = [*BASELINES, pytest.param(partial(LightGBMRanker, trees=20, leaves=7, min_rows=5), id="LightGBMRanker")]
 
 
 @pytest.fixture
-def customers() -> dict[str, list[Visit]]:
-    """Random visits, with missing (0) and unknown (1) labels, before, between and after the cutoffs."""
-    generator = np.random.default_rng(0)
-    return {
-        f"customer {number}": [
-            (int(day), generator.integers(0, LABELS, size=generator.integers(1, 6)).tolist())
-            for day in np.unique(generator.integers(0, 300, size=generator.integers(1, 30)))
-        ]
-        for number in range(30)
-    }
+def customers():
+    return random_customers(0)
 
 
-def dense(visits: list[Visit], until: int) -> list[np.ndarray]:
+def dense(visits, until):
     """Counts of each known label in the visits before a day that have one."""
     counts = [np.bincount(labels, minlength=LABELS) for day, labels in visits if day < until]
     return [np.where(np.arange(LABELS) >= 2, count, 0) for count in counts if count[2:].any()]
 
 
 @pytest.mark.parametrize("cutoff", ["validation", "test"])
-@pytest.mark.parametrize("kind", BASELINES)
-def test_events_after_the_cutoff_change_no_score(
-    kind: type[Baseline], cutoff: str, customers: dict[str, list[Visit]]
-) -> None:
+@pytest.mark.parametrize("kind", ALL)
+def test_events_after_the_cutoff_change_no_score(kind, cutoff, customers):
     until = {"validation": VALIDATION, "test": TEST}[cutoff]
     changed = {
         name: [(day, labels if day < until else [2, 2, 3]) for day, labels in visits] + [(400, [5])]
@@ -54,16 +43,16 @@ def test_events_after_the_cutoff_change_no_score(
     np.testing.assert_array_equal(other.scores(prepared_rows(changed), cutoff), expected)
 
 
-@pytest.mark.parametrize("kind", BASELINES)
-def test_events_after_training_change_no_fit(kind: type[Baseline], customers: dict[str, list[Visit]]) -> None:
+@pytest.mark.parametrize("kind", ALL)
+def test_events_after_training_change_no_fit(kind, customers):
     before = {name: [visit for visit in visits if visit[0] < VALIDATION] for name, visits in customers.items()}
     rows = prepared_rows(customers)
     baseline, other = (kind().fit(prepared_rows(fitted), "brand", LABELS) for fitted in (customers, before))
     np.testing.assert_array_equal(other.scores(rows, "test"), baseline.scores(rows, "test"))
 
 
-@pytest.mark.parametrize("kind", BASELINES)
-def test_scores_do_not_depend_on_the_batch_size(kind: type[Baseline], customers: dict[str, list[Visit]]) -> None:
+@pytest.mark.parametrize("kind", ALL)
+def test_scores_do_not_depend_on_the_batch_size(kind, customers):
     rows = prepared_rows(customers)
     baseline = kind().fit(rows, "brand", LABELS)
     scores = baseline.scores(rows, "test")
@@ -73,7 +62,7 @@ def test_scores_do_not_depend_on_the_batch_size(kind: type[Baseline], customers:
 
 
 @pytest.mark.parametrize("kind", BASELINES[1:])
-def test_popularity_breaks_ties_and_ranks_for_new_customers(kind: type[Baseline]) -> None:
+def test_popularity_breaks_ties_and_ranks_for_new_customers(kind):
     crowd = {f"c{number}": [(1, [2, 2, 3]), (9, [4, 3, 2])] for number in range(3)}
     rows = prepared_rows({**crowd, "one": [(1, [5])], "new": []})
     scores = kind().fit(rows, "brand", 6).scores(rows, "test")
@@ -81,14 +70,12 @@ def test_popularity_breaks_ties_and_ranks_for_new_customers(kind: type[Baseline]
     assert scores[-1, 2:].min() > 0
 
 
-def test_most_popular_counts_training_events(customers: dict[str, list[Visit]]) -> None:
-    rows = prepared_rows(customers)
+def test_most_popular_counts_training_events(customers):
     expected = sum(sum(dense(visits, VALIDATION), np.zeros(LABELS)) for visits in customers.values())
-    scores = MostPopular().fit(rows, "brand", LABELS).scores(rows, "test")
-    np.testing.assert_array_equal(scores, np.tile(expected, (len(customers), 1)))
+    np.testing.assert_array_equal(MostPopular().fit(prepared_rows(customers), "brand", LABELS).popularity, expected)
 
 
-def reference_vector(visits: list[np.ndarray], size: int, within: float, between: float) -> np.ndarray:
+def reference_vector(visits, size, within, between):
     """The vector of a customer by its definition, visit by visit."""
     total, weight = np.zeros(LABELS), 0.0
     groups = [visits[::-1][start : start + size] for start in range(0, len(visits), size)]
@@ -99,7 +86,7 @@ def reference_vector(visits: list[np.ndarray], size: int, within: float, between
     return total / weight if weight else total
 
 
-def test_nearest_households_equal_a_plain_count(customers: dict[str, list[Visit]]) -> None:
+def test_nearest_households_equal_a_plain_count(customers):
     rows = prepared_rows(customers)
     parameters = {"size": 3, "within": 0.9, "between": 0.7}
     pool = {name: reference_vector(dense(visits, VALIDATION), **parameters) for name, visits in customers.items()}
@@ -115,7 +102,7 @@ def test_nearest_households_equal_a_plain_count(customers: dict[str, list[Visit]
         np.testing.assert_allclose(scores[row], expected, atol=1e-5)
 
 
-def test_the_pool_of_neighbours_is_bounded(customers: dict[str, list[Visit]]) -> None:
+def test_the_pool_of_neighbours_is_bounded(customers):
     rows = prepared_rows(customers)
     baseline = NearestHouseholds(pool=4).fit(rows, "brand", LABELS)
     assert 0 < len(baseline._row_of_customer) <= 4
@@ -123,17 +110,11 @@ def test_the_pool_of_neighbours_is_bounded(customers: dict[str, list[Visit]]) ->
 
 
 @pytest.mark.parametrize("cutoff", ["validation", "test"])
-def test_batched_evaluation_equals_that_of_all_scores(cutoff: str) -> None:
+def test_batched_evaluation_equals_that_of_all_scores(cutoff):
     generator = np.random.default_rng(1)
-    rows = prepared_rows(
-        {
-            str(number): [
-                (day, generator.integers(1, LABELS, size=4).tolist())
-                for day in ((5, 50, 150, 250) if number % 3 else (150, 250))  # every third is no case
-            ]
-            for number in range(600)  # more than one batch
-        }
-    )
+    days = [(150, 250), (5, 50, 150, 250), (5, 50, 150, 250)]  # every third is no case
+    visits = [[(day, generator.integers(1, LABELS, size=4).tolist()) for day in days[n % 3]] for n in range(600)]
+    rows = prepared_rows({str(place): each for place, each in enumerate(visits)})  # more than one batch
     cases = find_cases(rows, cutoff)
     assert 256 < len(cases) < 600
     baseline = VisitFrequency().fit(rows, "brand", LABELS)
@@ -144,13 +125,13 @@ def test_batched_evaluation_equals_that_of_all_scores(cutoff: str) -> None:
         np.testing.assert_array_equal(values, expected[name], err_msg=name)
 
 
-def test_visit_frequency_counts_a_label_once_a_visit() -> None:
+def test_visit_frequency_counts_a_label_once_a_visit():
     rows = prepared_rows({"a": [(10, [2, 2, 2]), (30, [3, 2]), (50, [4])]})
     scores = VisitFrequency(half_lives=[2]).fit(rows, "brand", 5).scores(rows, "test")
     np.testing.assert_allclose(scores[0, 2:], [0.5 + 2**-0.5, 2**-0.5, 1], atol=2e-3)
 
 
-def test_half_life_is_chosen_on_the_last_training_visit() -> None:
+def test_half_life_is_chosen_on_the_last_training_visit():
     latest = {str(n): [(1, [2]), (2, [2]), (3, [3 + n % 3]), (4, [3 + n % 3]), (150, [2])] for n in range(9)}
     most = {str(n): [(1, [3 + n % 3]), (2, [3 + n % 3]), (3, [2]), (4, [3 + n % 3]), (150, [2])] for n in range(9)}
     half_lives = [50, 0.1, 70]
@@ -160,7 +141,7 @@ def test_half_life_is_chosen_on_the_last_training_visit() -> None:
     assert VisitFrequency(half_lives).fit(one_visit, "brand", 6).half_life == 50
 
 
-def slow_transitions(customers: dict[str, list[Visit]], until: int) -> np.ndarray:
+def slow_transitions(customers, until):
     """The scores by their definition, one pair after the other."""
     weights, moments = [1, 0.5, 0.33, 0.25, 0.2, 0.17], {}
     together, count = np.zeros((LABELS, LABELS)), np.zeros(LABELS)
@@ -184,24 +165,21 @@ def slow_transitions(customers: dict[str, list[Visit]], until: int) -> np.ndarra
 
 
 @pytest.mark.parametrize("at_once", [2**24, 20])
-def test_transitions_equal_a_plain_count(
-    at_once: int, customers: dict[str, list[Visit]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_transitions_equal_a_plain_count(at_once, customers, monkeypatch):
     monkeypatch.setattr("modeling_mcm.evaluation.baselines.PAIRS_AT_ONCE", at_once)
     rows = prepared_rows(customers)
     scores = Transitions().fit(rows, "brand", LABELS).scores(rows, "test")
     np.testing.assert_allclose(scores, slow_transitions(customers, TEST), atol=1e-5)
 
 
-def test_a_moment_is_one_time_of_a_visit() -> None:
-    """Two times of one visit are two moments, and events of one time in two visits are two as well."""
+def test_a_moment_is_one_time_of_a_visit():
     rows = prepared_rows({"a": [(1, [2, 3]), (2, [4])], "b": [(1, [5]), (1, [6])]})
     one_visit = rows.set_column(rows.column_names.index("visits"), "visits", [[[0, 0, 0], [0, 1]]])
     scores = Transitions(rarity=0).fit(one_visit, "brand", 7)._together.toarray()
     assert scores[2, 4] == scores[3, 4] == scores[5, 6] == 1 and scores.sum() == 3
 
 
-def test_long_baskets_and_many_pairs_are_bounded(customers: dict[str, list[Visit]]) -> None:
+def test_long_baskets_and_many_pairs_are_bounded(customers):
     rows = prepared_rows(customers)
     whole = Transitions().fit(rows, "brand", LABELS)._together
     bounded = Transitions(max_pairs=40).fit(rows, "brand", LABELS)._together
@@ -211,7 +189,13 @@ def test_long_baskets_and_many_pairs_are_bounded(customers: dict[str, list[Visit
     assert few._count.sum() == visits
 
 
-def test_bad_input_is_refused() -> None:
+def test_a_missing_package_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "scipy.sparse", None)  # not to be found
+    with pytest.raises(ImportError, match=r"modeling-mcm\[evaluation\]"):
+        scipy_sparse()
+
+
+def test_bad_input_is_refused():
     rows = prepared_rows({"a": [(1, [2, 7]), (150, [3])]})
     with pytest.raises(ValueError, match="label id 7; expected ids below number_of_labels = 6"):
         MostPopular().fit(rows, "brand", 6)

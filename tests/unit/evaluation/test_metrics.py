@@ -35,7 +35,7 @@ LABELS = 32  # ids 2 .. 31 are ranked
 
 
 @pytest.fixture(params=[None, 3], ids=["distinct scores", "tied scores"])
-def scores(request: pytest.FixtureRequest) -> np.ndarray:
+def scores(request):
     generator = np.random.default_rng(1)
     if request.param is None:
         return generator.permuted(np.tile(np.arange(LABELS, dtype=np.float64), (40, 1)), axis=1)
@@ -43,23 +43,23 @@ def scores(request: pytest.FixtureRequest) -> np.ndarray:
 
 
 @pytest.fixture
-def events() -> list[np.ndarray]:
+def events():
     """Labels of each customer's next visit, one an event, so some occur twice."""
     generator = np.random.default_rng(2)
     return [generator.integers(2, LABELS, size=size) for size in generator.integers(1, 25, size=40)]
 
 
-def padded(events: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def padded(events):
     return distinct_targets(np.cumsum([0, *map(len, events)]), np.concatenate(events))
 
 
-def metrics_of(scores: np.ndarray, events: list[np.ndarray], ks: tuple[int, ...] = (10,)) -> dict[str, np.ndarray]:
+def metrics_of(scores, events, ks=(10,)):
     labels, counts = padded(events)
     return customer_metrics(*tie_ranks(scores, labels), counts, ks=ks)
 
 
 @pytest.mark.parametrize("k", [1, 3, 10, 100])
-def test_ndcg_equals_scikit_learn_with_and_without_ties(scores: np.ndarray, events: list[np.ndarray], k: int) -> None:
+def test_ndcg_equals_scikit_learn_with_and_without_ties(scores, events, k):
     values = metrics_of(scores, events, (k,))
     for customer, labels in enumerate(events):
         truth = np.zeros((1, LABELS))
@@ -72,7 +72,7 @@ def test_ndcg_equals_scikit_learn_with_and_without_ties(scores: np.ndarray, even
 
 @pytest.mark.parametrize("k", [1, 3, 10])
 @pytest.mark.parametrize("scores", [None], indirect=True)
-def test_other_metrics_equal_torchmetrics_without_ties(scores: np.ndarray, events: list[np.ndarray], k: int) -> None:
+def test_other_metrics_equal_torchmetrics_without_ties(scores, events, k):
     values = metrics_of(scores, events, (k,))
     for customer, labels in enumerate(events):
         truth = torch.zeros(LABELS, dtype=torch.long)
@@ -87,7 +87,7 @@ def test_other_metrics_equal_torchmetrics_without_ties(scores: np.ndarray, event
             assert values[f"next_visit_{name}"][customer] == pytest.approx(value.item()), name
 
 
-def ranking_metrics(order: list[int], targets: set[int], k: int) -> dict[str, float]:
+def ranking_metrics(order, targets, k):
     """The textbook definitions on one strict ranking."""
     places = [place for place, label in enumerate(order) if label in targets]
     inside = [place for place in places if place < k]
@@ -103,24 +103,23 @@ def ranking_metrics(order: list[int], targets: set[int], k: int) -> dict[str, fl
 @pytest.mark.parametrize("k", [1, 2, 4])
 @pytest.mark.parametrize("targets", [[3], [2, 5], [2, 3, 6], [2, 3, 4, 5, 6, 7], [1, 4], [1]])
 @pytest.mark.parametrize("tied", [[0, 0, 0, 0, 0, 0], [1, 0, 1, 0, 1, 0], [2, 1, 1, 1, 1, 0], [0, 0, 1, 2, 2, 2]])
-def test_tied_metrics_are_the_mean_over_all_orders(tied: list[int], targets: list[int], k: int) -> None:
-    orders = [
-        sorted(range(6), key=lambda label: (-tied[label], order[label])) for order in itertools.permutations(range(6))
-    ]
+def test_tied_metrics_are_the_mean_over_all_orders(tied, targets, k):
+    every = itertools.permutations(range(6))
+    orders = [sorted(range(6), key=lambda label: (-tied[label], order[label])) for order in every]
     drawn = [ranking_metrics([label + 2 for label in order], set(targets), k) for order in orders]
     values = metrics_of(np.array([[9, 9, *tied]], dtype=np.float64), [np.array(targets)], (k,))
     for name in drawn[0]:
         assert values[f"next_visit_{name}"][0] == pytest.approx(np.mean([draw[name] for draw in drawn])), name
 
 
-def test_next_event_weighs_a_label_by_its_events() -> None:
+def test_next_event_weighs_a_label_by_its_events():
     scores = np.array([[0, 0, 5, 4, 3, 2.0]])
     values = metrics_of(scores, [np.array([2, 5, 5, 5])], (1,))
     assert values["next_event_recall@1"][0] == pytest.approx(1 / 4)
     assert values["next_visit_recall@1"][0] == pytest.approx(1 / 2)
 
 
-def test_an_unknown_target_is_never_hit_but_counts() -> None:
+def test_an_unknown_target_is_never_hit_but_counts():
     scores = np.array([[100.0, 99.0, 3.0, 2.0]])
     known, with_unknown = metrics_of(scores, [np.array([2])]), metrics_of(scores, [np.array([1, 2])])
     assert known["next_visit_ndcg@10"][0] == 1  # the high scores of pad and unknown push nobody down
@@ -128,16 +127,7 @@ def test_an_unknown_target_is_never_hit_but_counts() -> None:
     assert with_unknown["next_visit_recall@10"][0] == with_unknown["next_event_recall@10"][0] == 0.5
 
 
-def test_relabelling_changes_nothing(scores: np.ndarray, events: list[np.ndarray]) -> None:
-    new_id = np.concatenate([[0, 1], 2 + np.random.default_rng(3).permutation(LABELS - 2)])
-    renamed = np.empty_like(scores)
-    renamed[:, new_id] = scores
-    before, after = metrics_of(scores, events), metrics_of(renamed, [new_id[labels] for labels in events])
-    for name, values in before.items():
-        np.testing.assert_allclose(after[name], values, err_msg=name)
-
-
-def test_padding_values_are_ignored(scores: np.ndarray, events: list[np.ndarray]) -> None:
+def test_padding_values_are_ignored(scores, events):
     labels, counts = padded(events)
     greater, ties = tie_ranks(scores, labels)
     before = customer_metrics(greater, ties, counts)
@@ -147,25 +137,25 @@ def test_padding_values_are_ignored(scores: np.ndarray, events: list[np.ndarray]
         np.testing.assert_array_equal(values, before[name], err_msg=name)
 
 
-def test_a_customer_without_targets_has_no_value() -> None:
+def test_a_customer_without_targets_has_no_value():
     values = metrics_of(np.zeros((2, 5)), [np.array([2]), np.array([], dtype=np.int64)])
     for name, value in values.items():
         np.testing.assert_array_equal(np.isnan(value), [False, True], err_msg=name)
 
 
 @pytest.fixture
-def logits() -> torch.Tensor:
+def logits():
     return torch.randint(0, 9, (12, LABELS), generator=torch.Generator().manual_seed(0)).float() / 8
 
 
 @pytest.fixture
-def labels() -> torch.Tensor:
+def labels():
     return torch.randint(0, LABELS, (12, 30), generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("max_elements", [1, 3 * LABELS, 2**24])
-def test_ranks_equal_a_plain_count(logits, labels, dtype: torch.dtype, max_elements: int) -> None:
+def test_ranks_equal_a_plain_count(logits, labels, dtype, max_elements):
     greater, ties = ranks_from_logits(logits.to(dtype), labels, max_elements)
     of_targets, known = logits.gather(1, labels)[..., None], labels >= 2
     ranked = logits[:, None, 2:]
@@ -176,12 +166,12 @@ def test_ranks_equal_a_plain_count(logits, labels, dtype: torch.dtype, max_eleme
     assert (ranks_from_logits(logits.to(dtype), padding)[0] == UNREACHABLE).all()
 
 
-def test_scores_that_differ_in_double_precision_are_no_ties() -> None:
+def test_scores_that_differ_in_double_precision_are_no_ties():
     greater, ties = tie_ranks([[0, 0, 1.0, 1.0 + 1e-12]], [[2, 3]])
     assert greater.tolist() == [[1, 0]] and ties.tolist() == [[1, 1]]
 
 
-def test_infinite_scores_are_ranked() -> None:
+def test_infinite_scores_are_ranked():
     greater, ties = tie_ranks([[0, 0, np.inf, -np.inf, -np.inf, 1]], [[2, 3, 5, 1, 0]])
     assert greater.tolist() == [[0, 2, 1, UNREACHABLE, UNREACHABLE]]
     assert ties.tolist() == [[1, 2, 1, 1, 1]]
@@ -200,7 +190,7 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
-def test_ranks_hold_nothing_larger_than_the_logits(logits: torch.Tensor, labels: torch.Tensor) -> None:
+def test_ranks_hold_nothing_larger_than_the_logits(logits, labels):
     with LargestTensor() as largest:
         ranks_from_logits(logits, labels)
     assert largest.elements <= logits.numel()
@@ -214,17 +204,17 @@ def test_ranks_hold_nothing_larger_than_the_logits(logits: torch.Tensor, labels:
         (np.array([[0, 0, np.nan]]), np.array([[2]]), "NaN"),
     ],
 )
-def test_ranks_refuse_bad_scores_and_targets(scores: np.ndarray, targets: np.ndarray, message: str) -> None:
+def test_ranks_refuse_bad_scores_and_targets(scores, targets, message):
     with pytest.raises(ValueError, match=message):
         tie_ranks(scores, targets)
 
 
-def expected_means(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+def expected_means(logits, labels):
     values = metrics_of(logits.numpy(), [row[row > 0] for row in labels.numpy()])
     return {name: float(np.nanmean(value)) for name, value in values.items()}
 
 
-def test_streamed_batches_give_the_metrics_of_the_whole(logits: torch.Tensor, labels: torch.Tensor) -> None:
+def test_streamed_batches_give_the_metrics_of_the_whole(logits, labels):
     metrics = StreamingMetrics()
     for _ in range(2):  # the second round shows that the first left nothing behind
         for start in range(0, len(logits), 5):
@@ -240,7 +230,7 @@ def test_streamed_batches_give_the_metrics_of_the_whole(logits: torch.Tensor, la
         assert result == pytest.approx(expected)
 
 
-def test_evaluate_loads_the_module_offline_and_agrees(logits, labels, tmp_path: Path, monkeypatch) -> None:
+def test_evaluate_loads_the_module_offline_and_agrees(logits, labels, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate.config, "HF_EVALUATE_OFFLINE", True)
     monkeypatch.setattr(evaluate.config, "HF_MODULES_CACHE", tmp_path / "modules")
     module = Path(modeling_mcm.evaluation.__file__).parent / "modules" / "next_visit_metrics"
@@ -252,28 +242,25 @@ def test_evaluate_loads_the_module_offline_and_agrees(logits, labels, tmp_path: 
     assert metric.compute(k=10) == pytest.approx(expected_means(logits, labels))
 
 
-def test_distinct_targets_keep_counts_and_empty_customers() -> None:
+def test_distinct_targets_keep_counts_and_empty_customers():
     labels, counts = distinct_targets([0, 3, 3, 5], [7, 2, 7, 1, 1])
     assert labels.tolist() == [[2, 7], [0, 0], [1, 0]]
     assert counts.tolist() == [[1, 2], [0, 0], [2, 0]]
 
 
 @pytest.mark.parametrize("metric", [ndcg_at_k, recall_at_k, precision_at_k, hit_rate_at_k])
-def test_metrics_refuse_an_empty_list_and_different_shapes(metric) -> None:
+def test_metrics_refuse_an_empty_list_different_shapes_and_a_target_twice(metric):
     one = np.ones((1, 1), dtype=int)
     with pytest.raises(ValueError, match="k = 0"):
         metric(one, one, one, 0)
     with pytest.raises(ValueError, match="one shape"):
         metric(one, one, np.ones((1, 2)), 1)
-
-
-def test_repeated_targets_are_refused() -> None:
     twice = np.zeros((1, 2), dtype=int)
     with pytest.raises(ValueError, match="distinct target labels"):
-        hit_rate_at_k(twice, twice + 1, twice + 1, 1)
+        metric(twice, twice + 1, twice + 1, 1)
 
 
-def test_interval_equals_scipy_and_repeats_with_the_seed() -> None:
+def test_interval_equals_scipy_and_repeats_with_the_seed():
     values = np.random.default_rng(5).beta(0.4, 1, size=400)
     interval = bootstrap_interval(np.append(values, np.nan), seed=1, resamples=4000)
     expected = scipy.stats.bootstrap((values,), np.mean, method="percentile", n_resamples=4000, rng=0)
@@ -285,7 +272,7 @@ def test_interval_equals_scipy_and_repeats_with_the_seed() -> None:
     assert interval != bootstrap_interval(values, seed=2, resamples=4000)
 
 
-def test_paired_difference_cancels_what_customers_share() -> None:
+def test_paired_difference_cancels_what_customers_share():
     second = np.random.default_rng(6).random(300)
     first = second + 0.05
     absolute, relative = paired_difference(np.append(first, np.nan), np.append(second, 0.3))
@@ -295,14 +282,14 @@ def test_paired_difference_cancels_what_customers_share() -> None:
     assert relative.low < relative.mean < relative.high
 
 
-def test_intervals_refuse_unpaired_and_missing_values() -> None:
+def test_intervals_refuse_unpaired_and_missing_values():
     with pytest.raises(ValueError, match="same customers, in the same order"):
         paired_difference(np.zeros(3), np.zeros(4))
     with pytest.raises(ValueError, match="None of 2 customers has a value"):
         bootstrap_interval([np.nan, np.nan])
 
 
-def test_average_relative_difference_is_the_mean_of_the_tasks() -> None:
+def test_average_relative_difference_is_the_mean_of_the_tasks():
     rng = np.random.default_rng(0)
     seconds = rng.uniform(0.1, 1.0, size=(2, 300))
     firsts = seconds * [[1.1], [1.3]]

@@ -12,18 +12,18 @@ from modeling_mcm.evaluation.tables import by_history, history_groups, history_t
 VISITS = np.array([1, 2, 2, 3, 5, 6, 20, 21, 400, 4])
 
 
-def cases(visits: np.ndarray) -> EvaluationCases:
+def cases(visits):
     names = [str(number) for number in range(len(visits))]
     return EvaluationCases("test", np.arange(len(visits)), names, visits, {}, visits)
 
 
-def test_each_case_is_in_the_group_of_its_visits() -> None:
+def test_each_case_is_in_the_group_of_its_visits():
     groups = {name: np.flatnonzero(chosen).tolist() for name, chosen in history_groups(cases(VISITS)).items()}
     assert groups == {"1-2": [0, 1, 2], "3-5": [3, 4, 9], "6-20": [5, 6], "more": [7, 8]}
     assert list(history_groups(cases(np.array([1, 30])))) == ["1-2", "more"]
 
 
-def test_means_by_history_are_those_of_the_groups() -> None:
+def test_means_by_history_are_those_of_the_groups():
     values = np.arange(10.0)
     partly = np.where(VISITS > 20, np.nan, values)
     results = {"one": {"a": {"next_visit_ndcg@3": values}}, "other": {"a": {"next_visit_ndcg@3": partly}}}
@@ -39,7 +39,7 @@ def test_means_by_history_are_those_of_the_groups() -> None:
     assert lines[0][3] == lines[0][4] == "1.000 ±1.000" and lines[3][4] == "-"
 
 
-def test_a_table_shows_what_was_measured() -> None:
+def test_a_table_shows_what_was_measured():
     visit = {"next_visit_ndcg@3": np.array([0.5, 1.0]), "next_event_ndcg@3": np.array([0.25, 0.25])}
     table = metric_table({"one": {"a": visit, "b": visit}, "other": {"b": visit}}, ["a", "b"], ["ndcg@3"])
     assert [row[0] for row in table] == ["method", "one", "other"] and table[2][1] == "-"
@@ -50,7 +50,7 @@ def test_a_table_shows_what_was_measured() -> None:
         metric_table(days, ["a"], ["ndcg@2"])
 
 
-def test_a_summary_leaves_out_what_nobody_has() -> None:
+def test_a_summary_leaves_out_what_nobody_has():
     of_task = {"next_visit_ndcg@3": np.array([0.5, np.nan]), "next_event_ndcg@3": np.array([np.nan, np.nan])}
     found = summary({"one": {"a": of_task}})
     assert found == {"one": {"a": {"next_visit_ndcg@3": {"mean": 0.5, "low": 0.5, "high": 0.5, "customers": 1}}}}

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bad schemas, options, files and logs are refused, limits hold, and a kill leaves nothing that looks whole."""
 
-import hashlib
+from unittest.mock import Mock
 
 import duckdb
 import ibis
@@ -11,14 +11,15 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from folders import content
 from synthetic_log import SCHEMA, TEST, VALIDATION, load_extractor, make_log, make_profile, read_rows, run, schema_with
 
 from modeling_mcm.data import EventSchema, FeatureSpec, PreparedManifest, load_prepared
 from modeling_mcm.data.features import check_memory_limit
 from modeling_mcm.preparation import prepare
-from modeling_mcm.preparation import rows as rows_module
 from modeling_mcm.preparation import vocabulary as vocabulary_module
 from modeling_mcm.preparation.complete_journey import build_complete_journey
+from modeling_mcm.preparation.rows import write_shard
 from modeling_mcm.preparation.vocabulary import fit_bins, fit_values
 
 YAML = """customer: user
@@ -49,26 +50,22 @@ SCHEMAS = {
     "half a bin": (schema_text(of_price=", bins: 2.5"), f"bins` is 2.5; {WHOLE} 2"),
     "min_history of 1e30": (schema_text("min_history: 1e30"), f"`min_history` is '1e30'; {WHOLE} 1"),
     "min_history of thirty zeros": (schema_text(f"min_history: 1{'0' * 30}"), "at least 1 and at most 100,000"),
-    "min_history of infinity": (schema_text("min_history: .inf"), f"`min_history` is inf; {WHOLE}"),
     "min_history of true": (schema_text("min_history: true"), f"`min_history` is True; {WHOLE}"),
     "a window of a billion": (schema_text("max_events: 1000000000"), "`max_events` is 1000000000; .* at most 100,000"),
     "events without end": (schema_text("max_events_per_customer: 10000000000"), "10000000000; .* at most 100,000,000"),
+    "less than a window": (schema_text("max_events: 30\nmax_events_per_customer: 29"), f"is 29; {WHOLE} 30"),
     "max_values of a trillion": (schema_text(of_item=", max_values: 1000000000000"), "max_values` is 1000000000000;"),
+    "max_values of nothing": (schema_text(of_item=", max_values: 0"), f"max_values` is 0; {WHOLE} 1"),
+    "max_values of a number": (schema_text(of_price=", max_values: 3"), "`max_values` is for categorical features"),
     "min_count without end": (schema_text(of_item=f", min_count: 1{'0' * 30}"), "at most 1,000,000,000,000"),
     "a million items": (schema_text(of_item=", separator: '|', max_items: 1000000"), f"is 1000000; {WHOLE} 1 and at"),
-    "a token type of true": (
-        schema_text("token_type: kind\ntarget_token_types: [on]"),
-        "has True; write it in quotes",
-    ),
-    "a token type of null": (
-        schema_text("token_type: kind\ntarget_token_types: [null]"),
-        "has None; write it in quot",
-    ),
+    "a token type of true": (schema_text("token_type: kind\ntarget_token_types: [on]"), "has True; write it in"),
+    "a token type of null": (schema_text("token_type: kind\ntarget_token_types: [null]"), "has None; write it in"),
 }
 
 
 @pytest.mark.parametrize(("text", "message"), SCHEMAS.values(), ids=SCHEMAS)
-def test_a_fault_of_a_schema_is_told(tmp_path, text, message):
+def test_a_fault_of_a_schema_is_named(tmp_path, text, message):
     path = tmp_path / "schema.yaml"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ValueError, match=message) as raised:
@@ -82,17 +79,12 @@ def test_a_schema_with_a_byte_order_mark_is_read(tmp_path):
     assert EventSchema.from_yaml(path).customer == "user"
 
 
-SIZES = ["lots", "4", "", "-1GB", "0GB", "1,5GB", "1e3GB", "180%", "4 parsecs"]
-
-
-@pytest.mark.parametrize(
-    ("size", "message"),
-    [*((size, f"`memory_limit` is '{size}'; give a size") for size in SIZES), ("1KB", "no more mem")],
-)
-def test_a_fault_of_a_size_is_told_before_anything_is_made(tmp_path, size, message):
-    with pytest.raises((ValueError, OSError), match=message) as raised:
+@pytest.mark.parametrize("size", ["lots", "4", "", "-1GB", "0GB", "1,5GB", "1e3GB", "180%", "4 parsecs", "1KB"])
+def test_a_bad_size_is_refused_before_anything_is_made(tmp_path, size):
+    message = "no more mem" if size == "1KB" else f"`memory_limit` is '{size}'; give a size"
+    with pytest.raises((ValueError, OSError), match=message):
         run(tmp_path, memory_limit=size)
-    assert "\n" not in str(raised.value) and not list(tmp_path.iterdir())
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("size", ["1GB", "512 MiB", "2.5gb", "80%", "900000000B"])
@@ -107,47 +99,34 @@ def test_rows_of_a_shard_are_a_whole_number_within_limits(tmp_path, rows):
         prepare(make_log(), schema_with(profile=[]), tmp_path / "out", rows_per_shard=rows)
 
 
-def twice(log, path, name):
-    table = pa.Table.from_pandas(log, preserve_index=False)
-    pq.write_table(table.append_column(name, table["item"]), path)
+def with_more(path, *names):
+    """The log in a Parquet file that has the column of the item under more names."""
+    table = pa.Table.from_pandas(make_log(), preserve_index=False)
+    for name in names:
+        table = table.append_column(name, table["item"])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, path)
     return path
 
 
-def in_the_path(log, folder):
-    (folder / "group=a").mkdir(parents=True)
-    log.to_parquet(folder / "group=a" / "log.parquet")
-    return folder
-
-
 COLUMNS = {
-    "a column twice": (lambda log, folder: twice(log, folder / "log.parquet", "item"), "columns 'item' and 'item'"),
-    "another case": (lambda log, folder: twice(log, folder / "log.parquet", "Item"), "columns 'item' and 'Item'"),
-    "of the path too": (lambda log, folder: in_the_path(log, folder / "log"), "columns 'group' and 'group'"),
-    "a frame": (lambda log, folder: pd.concat([log, log[["item"]]], axis=1), "event table has 2 columns 'item' and"),
+    "a column twice": (lambda folder: with_more(folder / "a.parquet", "item"), "columns 'item' and 'item'"),
+    "another case": (lambda folder: with_more(folder / "a.parquet", "Item"), "columns 'item' and 'Item'"),
+    "of the path too": (lambda folder: with_more(folder / "log/group=a/a.parquet").parents[1], "'group' and"),
+    "a frame": (lambda folder: pd.concat([make_log(), make_log()[["item"]]], axis=1), "table has 2 columns 'item'"),
 }
 
 
 @pytest.mark.parametrize(("make", "message"), COLUMNS.values(), ids=COLUMNS)
-def test_columns_that_can_t_be_told_apart_are_refused(tmp_path, make, message):
+def test_two_columns_of_one_name_are_refused(tmp_path, make, message):
     with pytest.raises(ValueError, match=message):
-        run(tmp_path, make(make_log(), tmp_path))
+        run(tmp_path, make(tmp_path))
     assert not (tmp_path / "out").exists()
 
 
-def test_other_columns_may_stand_there_twice(tmp_path):
-    table = pa.Table.from_pandas(make_log(), preserve_index=False)
-    for name in ("note", "note", "Note"):
-        table = table.append_column(name, table["item"])
-    pq.write_table(table, tmp_path / "log.parquet")
-    assert run(tmp_path, tmp_path / "log.parquet").counts["events"] == len(table)
-
-
-def test_a_thousand_bins_are_fitted(tmp_path):
-    log = make_log(visits=30)
-    features = [
-        {**spec, "bins": 1000} if spec["name"] == "price" else spec for spec in schema_with().to_dict()["features"]
-    ]
-    assert run(tmp_path, log, schema_with(features=features)).counts["events"] == len(log)
+def test_other_columns_may_have_one_name(tmp_path):
+    log = with_more(tmp_path / "log.parquet", "note", "note", "Note")
+    assert run(tmp_path, log).counts["events"] == len(make_log())
 
 
 def bot(number, seed=0):
@@ -171,35 +150,28 @@ def test_a_bot_is_cut_to_its_latest_events_of_each_period(tmp_path):
     assert manifest.counts["dropped_excess"] == len(bot(200)) - 90 > 0
     assert manifest.counts["events"] == len(log) - manifest.counts["dropped_excess"]
 
-
-def test_the_cut_depends_neither_on_the_order_nor_on_what_comes_later(tmp_path):
-    log = pd.concat([make_log(), bot(200)])
-    schema = schema_with(max_events=30, max_events_per_customer=30)
-    run(tmp_path, log, schema, name="a")
-    run(tmp_path, log.sample(frac=1, random_state=1), schema, name="b")
-    assert read_rows(tmp_path, "a") == read_rows(tmp_path, "b")
+    # The cut depends neither on the order nor on what comes later.
+    run(tmp_path, log.sample(frac=1, random_state=1), schema, name="shuffled")
+    assert read_rows(tmp_path, "shuffled") == read_rows(tmp_path)
     later = bot(200, seed=1)
-    run(tmp_path, pd.concat([log, later[later["at"] >= VALIDATION]]), schema, name="c")
-    before, after = (read_rows(tmp_path, name)["99"] for name in "ac")
-    end = before["validation_end"]
+    run(tmp_path, pd.concat([log, later[later["at"] >= VALIDATION]]), schema, name="more")
+    after, end = read_rows(tmp_path, "more")["99"], row["validation_end"]
     assert after["validation_end"] == end > 30 and after["test_end"] > end
-    for name, values in before.items():
+    for name, values in row.items():
         if isinstance(values, list):
             assert after[name][:end] == values[:end], name
 
 
-def test_a_window_of_events_is_always_left():
-    with pytest.raises(ValueError, match="`max_events_per_customer` is 29; give a whole number of at least 30"):
-        schema_with(max_events=30, max_events_per_customer=29)
-
-
-def test_only_the_most_frequent_values_are_kept(tmp_path):
+def test_only_the_most_frequent_values_are_kept(tmp_path, monkeypatch):
     features = [{**spec, "max_values": 3} if spec["name"] == "type" else spec for spec in SCHEMA["features"]]
     run(tmp_path, schema=schema_with(features=features))
     vocabularies = load_extractor(tmp_path).vocabularies
     assert 1 <= len(vocabularies["type"]) <= 3
     ids = [value for row in read_rows(tmp_path).values() for value in row["feature_type"]]
     assert set(ids) == set(range(2 + len(vocabularies["type"])))
+    monkeypatch.setattr(vocabulary_module, "MOST_VALUES", 3)
+    with pytest.raises(ValueError, match="'type' has more than 3 values .min_count: 2.; set `max_values`"):
+        run(tmp_path, name="many")
 
 
 def test_values_as_frequent_as_each_other_stay_or_go_together():
@@ -208,23 +180,6 @@ def test_values_as_frequent_as_each_other_stay_or_go_together():
     assert kept == {1: [], 2: ["a", "b"], 3: [*"abd"], 4: [*"abd"], 5: [*"abdce"], 9: [*"abdce"]}
     assert fit_values(column, FeatureSpec("x", min_count=2)) == [*"abd"]
     assert fit_values(column, FeatureSpec("x", min_count=3, max_values=4)) == [*"ab"]
-
-
-def test_more_values_than_a_process_should_hold_are_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(vocabulary_module, "MOST_VALUES", 3)
-    with pytest.raises(ValueError, match="'type' has more than 3 values .min_count: 2.; set `max_values`"):
-        run(tmp_path)
-
-
-@pytest.mark.parametrize("value", [0, "many"])
-def test_limits_are_whole_numbers(value):
-    features = [*SCHEMA["features"][:1], {"name": "type", "column": "item", "max_values": value}]
-    with pytest.raises(ValueError, match=f"Entry 1 .*max_values` is {value!r}"):
-        schema_with(features=features, tasks=["type"])
-    with pytest.raises(ValueError, match="`max_values` is for categorical features"):
-        schema_with(features=[*SCHEMA["features"], {"name": "x", "kind": "numeric", "max_values": 3}])
-    with pytest.raises(ValueError, match="without other keys for the token type"):
-        schema_with(features=[{**SCHEMA["features"][0], "max_values": 3}, *SCHEMA["features"][1:]])
 
 
 @pytest.mark.parametrize("bins", [2, 5, 33])
@@ -272,10 +227,7 @@ BAD_LOGS = {
     "no target": (lambda log: log.assign(kind="view"), "target_token_types.*buy.*'kind'"),
     "reserved token type": (lambda log: log.assign(kind=["end_of_visit", *log.kind[1:]]), "end_of_visit.*rename"),
     "nothing to train on": (lambda log: log[log["at"] >= VALIDATION], "No target event is before.*the log runs from"),
-    "nothing to validate on": (
-        lambda log: log[(log["at"] < VALIDATION) | (log["at"] >= TEST)],
-        "No event is between.*move the cutoffs",
-    ),
+    "nothing to validate on": (lambda log: log[~log["at"].between(VALIDATION, TEST)], "No event is between.*move the"),
     "nothing to test on": (lambda log: log[log["at"] < TEST], "on or after `cutoffs: test`"),
 }
 
@@ -295,25 +247,6 @@ def test_an_event_without_any_value_is_refused(tmp_path):
         run(tmp_path, log, schema)
 
 
-def test_bad_files_are_named(tmp_path):
-    whole, cut, empty = (tmp_path / f"{name}.parquet" for name in ("whole", "cut", "empty"))
-    make_log().to_parquet(whole)
-    cut.write_bytes(whole.read_bytes()[:-200])
-    empty.touch()
-    (tmp_path / "empty.csv").touch()
-    (tmp_path / "log.xlsx").write_text("x")
-    for path, error, message in (
-        (cut, ValueError, "cut.parquet is not a whole Parquet file"),
-        (empty, ValueError, "empty.parquet is empty"),
-        (tmp_path / "empty.csv", ValueError, "empty.csv is empty"),
-        (tmp_path / "log.xlsx", ValueError, "neither .parquet, .csv"),
-        (tmp_path / "none.parquet", FileNotFoundError, "does not exist"),
-    ):
-        with pytest.raises(error, match=message):
-            run(tmp_path, path)
-    assert not (tmp_path / "out").exists()
-
-
 def test_bad_profile_is_refused(tmp_path):
     profile = make_profile()
     for table, message in (
@@ -325,50 +258,26 @@ def test_bad_profile_is_refused(tmp_path):
             prepare(make_log(), schema_with(), tmp_path / "out", profile=table)
 
 
-def test_full_disk_leaves_no_data_set(tmp_path, monkeypatch):
-    write, written = pq.write_table, []
-
-    def fail_at_the_third_file(*args, **kwargs):
-        written.append(args)
-        if len(written) == 3:
-            raise OSError(28, "No space left on device")
-        write(*args, **kwargs)
-
-    monkeypatch.setattr(pq, "write_table", fail_at_the_third_file)
-    with pytest.raises(OSError, match="No space left"):
-        run(tmp_path, rows_per_shard=5)
-    assert len(written) == 3 and not list(tmp_path.iterdir())
-
-
 def test_what_a_lost_worker_left_is_not_in_the_data_set(tmp_path, monkeypatch):
-    write = rows_module.write_shard
-
     def after_another(table, path):
         path.with_name(f".{path.name}.7.partial").touch()
-        return write(table, path)
+        return write_shard(table, path)
 
-    monkeypatch.setattr(rows_module, "write_shard", after_another)
+    monkeypatch.setattr("modeling_mcm.preparation.rows.write_shard", after_another)
     run(tmp_path)
     assert not list((tmp_path / "out").glob(".*"))
 
 
 def test_killed_preparation_leaves_no_data_set_and_keeps_the_old_one(tmp_path, monkeypatch):
     run(tmp_path)
-    before = digests(tmp_path / "out")
+    before = content(tmp_path / "out")
 
-    def killed(*args, **kwargs):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(PreparedManifest, "save", killed)
+    monkeypatch.setattr(PreparedManifest, "save", Mock(side_effect=KeyboardInterrupt))
     for name in ("out", "new"):
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path, make_log(seed=1), name=name, overwrite=True)
-    assert digests(tmp_path / "out") == before
+    assert content(tmp_path / "out") == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-def digests(folder):
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir() if path.is_file()}
 
 
 def test_a_folder_without_manifest_is_no_data_set(tmp_path):
@@ -407,12 +316,9 @@ def test_existing_data_set_is_reused_or_replaced_only_when_asked(tmp_path):
     with pytest.raises(FileExistsError, match="overwrite"):
         prepare(log, schema_with(), out, profile=profile)
     assert prepare(log, schema_with(), out, profile=profile, reuse=True) == manifest
-    for source, schema, reason in (
-        (other, schema_with(), "another input"),
-        (log, schema_with(max_events=9), "schema"),
-    ):
+    for source, changes, reason in ((other, {}, "another input"), (log, {"max_events": 9}, "schema")):
         with pytest.raises(FileExistsError, match=reason):
-            prepare(source, schema, out, profile=profile, reuse=True)
+            prepare(source, schema_with(**changes), out, profile=profile, reuse=True)
     assert (out / "manifest.json").stat().st_mtime_ns == modified
     replaced = prepare(other, schema_with(), out, profile=profile, reuse=True, overwrite=True)
     assert replaced.shards != manifest.shards and PreparedManifest.load(out) == replaced

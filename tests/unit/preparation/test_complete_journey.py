@@ -11,12 +11,8 @@ import pytest
 from modeling_mcm.data.offers import make_offers
 from modeling_mcm.preparation.complete_journey import _actions, _offers
 
-DESCRIPTIONS = pd.DataFrame(
-    {
-        "campaign_id": ["1", "13", "18", "23"],
-        "start_date": [datetime(2017, 3, 3), datetime(2017, 8, 8), datetime(2017, 10, 30), datetime(2017, 12, 28)],
-    }
-)
+STARTS = [datetime(2017, 3, 3), datetime(2017, 8, 8), datetime(2017, 10, 30), datetime(2017, 12, 28)]
+DESCRIPTIONS = pd.DataFrame({"campaign_id": ["1", "13", "18", "23"], "start_date": STARTS})
 CAMPAIGNS = pd.DataFrame({"campaign_id": ["1", "13", "18", "18", "23"], "household_id": [7, 7, 7, 8, 8]})
 COUPONS = pd.DataFrame(
     [("1", 100, 1), ("1", 100, 2), ("1", 200, 3), ("13", 100, 1), ("18", 300, 2), ("18", 300, 4), ("23", 400, 4)],

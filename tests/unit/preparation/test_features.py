@@ -10,16 +10,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from synthetic_log import (
-    TEST,
-    VALIDATION,
-    check_rows,
-    check_same_training_period,
-    load_extractor,
-    make_log,
-    read_rows,
-    run,
-)
+from synthetic_log import TEST, VALIDATION, check_rows, check_same_training_period, load_extractor, make_log, read_rows
 
 from modeling_mcm.data import EventSchema, schema_of
 from modeling_mcm.hub.privacy import customers_per_value, hide_values
@@ -71,34 +62,27 @@ PEOPLE = pa.table(
 PROFILES = {str(row.pop("user")): row for row in PEOPLE.to_pylist()}
 
 
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("form", ["text", "lists"])
-def test_ids_are_those_of_the_feature_extractor(tmp_path, seed, form):
-    log, features = make_films(seed), list(FILM_SCHEMA["features"])
-    if form == "lists":
-        log["genres"] = log["genres"].map(lambda text: text.split("|") + [None], na_action="ignore")
-        features[1] = {"name": "genres", "max_items": 3, "min_count": 40}
-    schema = schema_with(features=features)
-    prepare(log, schema, tmp_path / "out", profile=PEOPLE, rows_per_shard=5)
-    rows = check_rows(tmp_path, log, PROFILES)
-    found = np.concatenate([row["feature_genres_3"] for row in rows.values()])
-    assert {0, 1} < set(found)  # missing, unknown, and known ones
-    assert rows["4"]["profile_likes"] >= 2 and rows["4"]["profile_likes_2"] == 0
-    assert rows["5"]["profile_likes"] >= 2 and rows["5"]["profile_likes_2"] >= 2
-    assert [rows[user]["profile_town"] > 1 for user in "0124567"] == [True, False, True, False, False, False, True]
+@pytest.fixture(scope="module")
+def films(tmp_path_factory):
+    """The folder in which the films are prepared, as out/."""
+    folder = tmp_path_factory.mktemp("films")
+    prepare(make_films(), schema_with(), folder / "out", profile=PEOPLE)
+    return folder
 
 
-def test_values_are_ordered_by_how_common_they_are_in_training(tmp_path):
-    log = make_films()
-    prepare(log, schema_with(), tmp_path / "out", profile=PEOPLE)
-    vocabularies = load_extractor(tmp_path).vocabularies
+@pytest.fixture
+def extractor(films):
+    return load_extractor(films)
+
+
+def test_values_are_ordered_by_how_common_they_are_in_training(extractor):
+    log, vocabularies = make_films(), extractor.vocabularies
     training = log[(log["at"] < VALIDATION) & log["genres"].notna()]
     texts = pd.Series([text for genres in training["genres"] for text in {*genres.split("|")} - {""}])
     counts = texts.value_counts()
     assert vocabularies["genres"] == sorted(counts.index, key=lambda text: (-counts[text], text.encode()))
     assert vocabularies["genres"] == vocabularies["genres_2"] == vocabularies["genres_3"]
     assert "new" not in vocabularies["genres"]
-    extractor = load_extractor(tmp_path)
     first, second, third, *_ = vocabularies["genres"]
     events = {"at": ["2024-01-01"] * 2, "genres": [f"new|{third}||{first}|{second}|{third}", f"new|{second}"]}
     row = extractor.encode({"events": events})
@@ -115,23 +99,19 @@ def test_a_level_is_the_whole_path_up_to_it(tmp_path):
     assert set(vocabularies["department"]) == {"food", "tools"}
     assert set(vocabularies["aisle"]) == {"food.kitchen", "tools.kitchen"}
     assert vocabularies["shelf"] == ["tools.kitchen.knife"]
-    rows = read_rows(tmp_path)
-    seen = {tuple(np.sign(ids)) for row in rows.values() for ids in zip(*levels_of(row), strict=True)}
+    columns = [f"feature_{name}" for name in ("department", "aisle", "shelf")]
+    rows = read_rows(tmp_path).values()
+    seen = {tuple(np.sign(ids)) for row in rows for ids in zip(*(row[name] for name in columns), strict=True)}
     assert seen == {(1, 1, 1), (1, 1, 0), (1, 0, 0)}
     extractor = load_extractor(tmp_path)
     known = extractor.label_ids("aisle", vocabularies["aisle"])
     assert extractor.decode_labels("aisle", known) == vocabularies["aisle"]
 
 
-def levels_of(row):
-    return [row[f"feature_{name}"] for name in ("department", "aisle", "shelf")]
-
-
 def test_nothing_fitted_depends_on_events_after_the_cutoff(tmp_path):
     log = make_films()
     changed = log.copy()
-    late = log["at"] >= VALIDATION
-    changed.loc[late, ["genres", "path"]] = ["sci-fi|later", "b.later"]
+    changed.loc[log["at"] >= VALIDATION, ["genres", "path"]] = ["sci-fi|later", "b.later"]
     for name, table in (("a", log), ("b", changed)):
         prepare(table, schema_with(), tmp_path / name, profile=PEOPLE)
     check_same_training_period(tmp_path)
@@ -145,6 +125,10 @@ def test_a_log_without_a_token_type_has_one(tmp_path):
     extractor = load_extractor(tmp_path)
     assert extractor.vocabularies["token_type"] == ["event", "history_start", "end"]
     rows = check_rows(tmp_path, log, PROFILES)
+    assert {0, 1} < set(np.concatenate([row["feature_genres_3"] for row in rows.values()]))  # missing, unknown, known
+    assert rows["4"]["profile_likes"] >= 2 and rows["4"]["profile_likes_2"] == 0
+    assert rows["5"]["profile_likes"] >= 2 and rows["5"]["profile_likes_2"] >= 2
+    assert [rows[user]["profile_town"] > 1 for user in "0124567"] == [True, False, True, False, False, False, True]
     assert set(np.concatenate([row["feature_token_type"] for row in rows.values()])) == {2, 4}
     inputs = extractor({"events": [{"at": "2024-01-01", "item": 3}]}, return_tensors="np")["input_ids"]
     assert inputs[0, :, 0].tolist() == [3, 2, 4]
@@ -152,23 +136,16 @@ def test_a_log_without_a_token_type_has_one(tmp_path):
     assert "token_type" not in schema.to_dict()["features"][0].values()
 
 
-def test_what_is_saved_reads_back(tmp_path):
-    log = make_films()
-    schema = schema_with()
-    prepare(log, schema, tmp_path / "out", profile=PEOPLE)
+def test_what_is_saved_reads_back(films, extractor, tmp_path):
+    log, schema = make_films(), schema_with()
     assert EventSchema.from_dict(json.loads(json.dumps(schema.to_dict()))) == schema
-    extractor = load_extractor(tmp_path)
     again = schema_of(extractor)
-    keys = ("name", "kind", "column", "separator", "item", "level")
-    for key in keys:
-        for kind in ("features", "profile"):
-            assert [getattr(spec, key) for spec in getattr(again, kind)] == [
-                getattr(spec, key) for spec in getattr(schema, kind)
-            ]
+    for key in ("name", "kind", "column", "separator", "item", "level"):
+        for one, other in ((again.features, schema.features), (again.profile, schema.profile)):
+            assert [getattr(spec, key) for spec in one] == [getattr(spec, key) for spec in other]
     prepare(log, again, tmp_path / "again", profile=PEOPLE, feature_extractor=extractor)
-    assert [row["feature_genres_2"] for row in read_rows(tmp_path, "again").values()] == [
-        row["feature_genres_2"] for row in read_rows(tmp_path).values()
-    ]
+    rows, others = (read_rows(*place).values() for place in ((films,), (tmp_path, "again")))
+    assert [row["feature_genres_2"] for row in rows] == [row["feature_genres_2"] for row in others]
     for changes, message in (
         ({"features": [{**FILM_SCHEMA["features"][0]}, {**GENRES, "separator": ";"}, LEVELS]}, "features are not"),
         ({"token_type": "item", "features": [{"name": "token_type", "column": "item"}, GENRES]}, "`token_type` is"),
@@ -194,9 +171,7 @@ def test_an_update_gives_the_rows_of_a_full_preparation(tmp_path, grow):
     assert read_rows(tmp_path) == read_rows(tmp_path, "full")
 
 
-def test_shared_vocabularies_stay_the_same(tmp_path):
-    prepare(make_films(), schema_with(), tmp_path / "out", profile=PEOPLE)
-    extractor = load_extractor(tmp_path)
+def test_shared_vocabularies_stay_the_same(extractor, tmp_path):
     extractor.add_values("genres", ["western"])
     with pytest.raises(ValueError, match="'genres' and 'genres_2' share the values of column 'genres'.*each"):
         extractor.save_pretrained(tmp_path / "saved")
@@ -209,30 +184,26 @@ def test_shared_vocabularies_stay_the_same(tmp_path):
 
 
 BAD_COLUMNS = {
-    "text for lists": ("likes", ["a"] * 8, "'likes' has type string.*`separator`"),
-    "lists of fractions": ("likes", [[0.5]] * 8, "'likes' has type array<float64>.*whole numbers"),
-    "lists for text": ("home", [["a"]] * 8, "'home' has type array"),
+    "text for lists": ("likes", ["a"], "'likes' has type string.*`separator`"),
+    "lists of fractions": ("likes", [[0.5]], "'likes' has type array<float64>.*whole numbers"),
+    "lists for text": ("home", [["a"]], "'home' has type array"),
+    "lists with a separator": ("genres", [["a"]], "'genres' has type array<string>, which needs no `separator`"),
 }
 
 
-@pytest.mark.parametrize(("column", "values", "message"), BAD_COLUMNS.values(), ids=BAD_COLUMNS.keys())
-def test_a_column_of_another_type_is_refused(tmp_path, column, values, message):
-    people = PEOPLE.set_column(PEOPLE.column_names.index(column), column, pa.array(values))
+@pytest.mark.parametrize(("column", "value", "message"), BAD_COLUMNS.values(), ids=BAD_COLUMNS.keys())
+def test_a_column_of_another_type_is_refused(tmp_path, column, value, message):
+    log, people = make_films(), PEOPLE
+    if column == "genres":
+        log["genres"] = value * len(log)
+    else:
+        people = PEOPLE.set_column(PEOPLE.column_names.index(column), column, pa.array(value * len(PEOPLE)))
     with pytest.raises(ValueError, match=message):
-        prepare(make_films(), schema_with(), tmp_path / "out", profile=people)
+        prepare(log, schema_with(), tmp_path / "out", profile=people)
     assert not list(tmp_path.iterdir())
 
 
-def test_lists_need_no_separator(tmp_path):
-    log = make_films()
-    log["genres"] = [["a"]] * len(log)
-    with pytest.raises(ValueError, match="'genres' has type array<string>, which needs no `separator`"):
-        run(tmp_path, log, schema_with(profile=[]))
-
-
-def test_raw_values_of_another_type_are_refused(tmp_path):
-    prepare(make_films(), schema_with(), tmp_path / "out", profile=PEOPLE)
-    extractor = load_extractor(tmp_path)
+def test_raw_values_of_another_type_are_refused(extractor):
     for event, message in (
         ({"genres": ["drama"]}, "column 'genres': found .'drama'. .list., expected text"),
         ({"path": ["a"]}, "column 'path'.*expected text"),
@@ -244,6 +215,7 @@ def test_raw_values_of_another_type_are_refused(tmp_path):
         extractor.encode({"events": [], "profile": {"likes": "drama"}})
 
 
+FURTHER = {"name": "g", "column": "genres", "separator": "|"}
 MISTAKES = {
     "separator alone": ({"name": "g", "separator": "|"}, "`separator` alone.*max_items.*levels"),
     "both": ({**GENRES, "levels": ["a"]}, "`max_items` or `levels` alone"),
@@ -259,11 +231,8 @@ MISTAKES = {
     "unknown key": ({**GENRES, "max_item": 2, "max_items": None}, "did you mean 'max_items'"),
     "name of an item": ({"name": "genres_2"}, "named 'genres_2'.*NAME_2"),
     "name of a level": ({"name": "aisle"}, "named 'aisle'"),
-    "item twice": ({"name": "g", "column": "genres", "separator": "|", "item": 2}, "Two features read `item` 2"),
-    "items disagree": (
-        {"name": "g", "column": "genres", "separator": "|", "item": 4, "min_count": 2},
-        "'genres' and 'g' share.*`min_count` is 1 and 2",
-    ),
+    "item twice": (FURTHER | {"item": 2}, "Two features read `item` 2"),
+    "items disagree": (FURTHER | {"item": 4, "min_count": 2}, "'genres' and 'g' share.*`min_count` is 1 and 2"),
     "token type": ({"name": "token_type", "column": "kind"}, "no `token_type`.*rename"),
 }
 
@@ -284,11 +253,9 @@ def test_a_log_without_a_token_type_has_none_to_choose():
             schema_with(**changes)
 
 
-def test_a_value_has_its_customers_whatever_its_place(tmp_path):
+def test_a_value_has_its_customers_whatever_its_place(films, extractor):
     log = make_films()
-    prepare(log, schema_with(), tmp_path / "out", profile=PEOPLE)
-    extractor = load_extractor(tmp_path)
-    rows = datasets.Dataset.from_parquet([str(path) for path in (tmp_path / "out").glob("customers-*")])
+    rows = datasets.Dataset.from_parquet([str(path) for path in (films / "out").glob("customers-*")])
     counts = customers_per_value(rows, extractor)
     assert counts["genres"].tolist() == counts["genres_3"].tolist()
     training = log[(log["at"] < VALIDATION) & log["genres"].notna()]

@@ -12,12 +12,8 @@ import pytest
 from modeling_mcm.data import NO_CUTOFFS, EventSchema, PreparedData
 from modeling_mcm.data.dataset import FOLLOWERS_FILE
 from modeling_mcm.preparation import prepare
-from modeling_mcm.preparation.counts import mark_targets, recount, shard_events
-from modeling_mcm.preparation.engine import open_engine
 from modeling_mcm.preparation.forget import forget_in_prepared
-from modeling_mcm.preparation.rows import popularity
 from modeling_mcm.preparation.update import update
-from modeling_mcm.preparation.vocabulary import vocabularies_of
 
 FEATURES = [{"name": "kind"}, {"name": "item"}, {"name": "group"}, {"name": "hour", "kind": "hour"}]
 SCHEMA = {"customer": "user", "time": "at", "token_type": "kind", "features": FEATURES, "tasks": ["item", "group"]}
@@ -42,18 +38,11 @@ def make_log(customers=9, seed=0):
         for place in range(int(generator.integers(20, 45))):
             at += timedelta(hours=int(generator.choice([0, 40, 200])))
             item = f"item {generator.integers(7)}" if place % 9 else f"only {customer}"
-            events.append(
-                {
-                    "user": f"u{customer}",
-                    "at": at,
-                    "place": place,
-                    "session": place // 2,
-                    "kind": "buy" if generator.random() < 0.8 else "view",
-                    "item": item if generator.random() < 0.9 else None,
-                    "group": "abc"[int(generator.integers(3))] if generator.random() < 0.9 else None,
-                }
-            )
-    return pd.DataFrame(events)
+            kind = "buy" if generator.random() < 0.8 else "view"
+            item = item if generator.random() < 0.9 else None
+            group = "abc"[int(generator.integers(3))] if generator.random() < 0.9 else None
+            events.append((f"u{customer}", at, place, place // 2, kind, item, group))
+    return pd.DataFrame(events, columns=["user", "at", "place", "session", "kind", "item", "group"])
 
 
 def schema_with(**changes):
@@ -82,16 +71,12 @@ def test_after_an_update_they_are_those_of_a_full_preparation(tmp_path, changes)
     first = prepare(tmp_path / "log", schema, tmp_path / "data", rows_per_shard=4)
     log[late].to_parquet(tmp_path / "log" / "2.parquet")
     found = update(tmp_path / "data", tmp_path / "log").manifest
-    data = PreparedData(tmp_path / "data")
-    full = prepare(tmp_path / "log", schema, tmp_path / "full", feature_extractor=data.extractor)
-    assert found.measures == full.measures == data.manifest.measures
-    if schema.cutoffs == NO_CUTOFFS:
-        assert full.measures == {} and not (tmp_path / "data" / FOLLOWERS_FILE).exists()
-        return
-    assert full.measures != first.measures
-    tables = [(tmp_path / name / FOLLOWERS_FILE).read_bytes() for name in ("data", "full")]
-    assert tables[0] == tables[1]
-    assert pq.read_table(tmp_path / "full" / FOLLOWERS_FILE).num_rows > 30
+    extractor = PreparedData(tmp_path / "data").extractor
+    prepare(tmp_path / "log", schema, tmp_path / "full", feature_extractor=extractor)
+    measures, followers, _ = counted(tmp_path / "full")
+    assert counted(tmp_path / "data") == counted(tmp_path / "full") and found.measures == measures
+    is_split = schema.cutoffs != NO_CUTOFFS
+    assert (len(followers) > 30) == (measures != first.measures) == bool(measures) == is_split
 
 
 @pytest.mark.parametrize("changes", CHOICES.values(), ids=CHOICES)
@@ -105,16 +90,3 @@ def test_after_a_deletion_they_are_those_of_the_others(tmp_path, changes):
     told = [value for row in [*before[1], *before[2]] for value in row]
     assert "only 2" in told
     assert "only 2" not in [value for part in counted(tmp_path / "data")[1:] for row in part for value in row]
-
-
-@pytest.mark.parametrize("changes", CHOICES.values(), ids=CHOICES)
-def test_shards_tell_what_preparation_counted(tmp_path, changes):
-    schema = schema_with(**changes)
-    manifest = prepare(make_log(seed=3), schema, tmp_path / "data", rows_per_shard=4)
-    paths = [tmp_path / "data" / shard["file"] for shard in manifest.shards]
-    fitted = vocabularies_of(PreparedData(tmp_path / "data").extractor, schema)
-    with open_engine("duckdb", tmp_path) as connection:
-        measures, _ = recount(connection, tmp_path, paths, schema)
-        found = popularity(mark_targets(shard_events(connection, paths, schema), fitted, schema), fitted, schema)
-    assert measures == manifest.measures
-    assert found.equals(pq.read_table(tmp_path / "data" / "popularity.parquet"))

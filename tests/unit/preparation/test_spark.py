@@ -9,17 +9,17 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
+import ibis
 import numpy as np
 import pandas as pd
 import pytest
-from synthetic_log import TEST, make_log, make_profile, run, schema_with
+from synthetic_log import SCHEMA, TEST, make_log, make_profile, run, schema_with
 
-from modeling_mcm.data import EventSchema, FeatureSpec
+from modeling_mcm.data import EventSchema
 from modeling_mcm.preparation import prepare
 from modeling_mcm.preparation.engine import each_group, open_engine
 from modeling_mcm.preparation.events import normalise_events
 from modeling_mcm.preparation.tables import open_table
-from modeling_mcm.preparation.vocabulary import fit_bins, fit_values
 
 FITTED = ("feature_extractor/vocabularies.json", "feature_extractor/preprocessor_config.json", "popularity.parquet")
 
@@ -39,12 +39,14 @@ def awkward_log():
     return pd.concat([log, log.head(12), tied, late, *lost], ignore_index=True)
 
 
-def prepare_twice(folder, events, profile, schema):
-    """The manifests of DuckDB's and Spark's data set."""
-    return [
-        prepare(events, schema, folder / engine, profile=profile, engine=engine, rows_per_shard=5)
-        for engine in ("duckdb", "spark")
-    ]
+def check_same_bytes(folder, events, profile, schema):
+    """DuckDB and Spark write the same data set; gives its manifest."""
+    options = {"profile": profile, "rows_per_shard": 5}
+    duckdb, spark = (prepare(events, schema, folder / name, engine=name, **options) for name in ("duckdb", "spark"))
+    assert spark.versions.pop("pyspark") and spark == duckdb
+    for name in (*FITTED, *(shard["file"] for shard in duckdb.shards)):
+        assert (folder / "spark" / name).read_bytes() == (folder / "duckdb" / name).read_bytes(), name
+    return duckdb
 
 
 @pytest.fixture
@@ -59,12 +61,12 @@ def test_spark_writes_what_duckdb_writes(spark, tmp_path):
     awkward_log().astype({"at": "datetime64[us]"}).to_parquet(tmp_path / "log.parquet")
     profile = make_profile()[:3].assign(user=["\uff5e", "B", "5"])
     profile.to_parquet(tmp_path / "profile.parquet")
-    schema = schema_with(on_null="drop", on_duplicate="drop", max_events=20, max_events_per_customer=20)
-    duckdb, other = prepare_twice(tmp_path, tmp_path / "log.parquet", tmp_path / "profile.parquet", schema)
-    assert other.versions.pop("pyspark") and other == duckdb and len(duckdb.shards) == 3
-    assert min(duckdb.counts[name] for name in ("dropped_null", "dropped_duplicates", "dropped_excess")) > 0
-    for name in (*FITTED, *(shard["file"] for shard in duckdb.shards)):
-        assert (tmp_path / "spark" / name).read_bytes() == (tmp_path / "duckdb" / name).read_bytes(), name
+    features = [spec | ({"max_values": 4} if spec["name"] == "a.b" else {}) for spec in SCHEMA["features"]]
+    choices = {"on_null": "drop", "on_duplicate": "drop", "max_events": 20, "max_events_per_customer": 20}
+    schema = schema_with(features=features, **choices)
+    made = check_same_bytes(tmp_path, tmp_path / "log.parquet", tmp_path / "profile.parquet", schema)
+    assert min(made.counts[name] for name in ("dropped_null", "dropped_duplicates", "dropped_excess")) > 0
+    assert len(made.shards) == 3
     assert not spark.catalog.listTables() and spark.conf.get("spark.sql.caseSensitive") == "false"
 
 
@@ -76,35 +78,13 @@ def test_parts_of_columns_and_order_are_read_alike(spark, tmp_path):
     genres = [("x^|y", "y^|new^|", "", None, "^|z^|x", '\uff5e"^|\\')[place % 6] for place in log.index]
     log["genres"], log["tags"] = genres, [None if text is None else [*text.split("^|"), None] for text in genres]
     log.to_parquet(tmp_path / "log.parquet")
-    schema = EventSchema.from_dict(
-        {
-            "customer": "user",
-            "order": "place",
-            "features": [
-                {"name": "item"},
-                {"name": "genres", "max_items": 2, "min_count": 20, "separator": "^|"},
-                {"name": "tags", "max_items": 2},
-                {"name": "path", "separator": ".", "levels": ["top", "middle"]},
-            ],
-            "tasks": ["item", "genres", "middle"],
-            "cutoffs": "leave_one_out",
-        }
-    )
-    duckdb, other = prepare_twice(tmp_path, tmp_path / "log.parquet", None, schema)
-    assert other.versions.pop("pyspark") and other == duckdb and duckdb.counts["test_cases"] > 5
-    for name in (*FITTED, *(shard["file"] for shard in duckdb.shards)):
-        assert (tmp_path / "spark" / name).read_bytes() == (tmp_path / "duckdb" / name).read_bytes(), name
+    features = [{"name": "item"}, {"name": "genres", "max_items": 2, "min_count": 20, "separator": "^|"}]
+    features += [{"name": "tags", "max_items": 2}, {"name": "path", "separator": ".", "levels": ["top", "middle"]}]
+    schema = {"customer": "user", "order": "place", "features": features, "cutoffs": "leave_one_out"}
+    schema = EventSchema.from_dict(schema | {"tasks": ["item", "genres", "middle"]})
+    assert check_same_bytes(tmp_path, tmp_path / "log.parquet", None, schema).counts["test_cases"] > 5
     with pytest.raises(ValueError, match="the rows of a table of pyspark have no order"):
         prepare(tmp_path / "log.parquet", replace(schema, order="rows"), tmp_path / "rows", engine="spark")
-
-
-def test_vocabularies_and_bins_are_those_of_duckdb(connection, tmp_path):
-    fitted = []
-    for engine in ("duckdb", connection):
-        with open_engine(engine, tmp_path) as opened:
-            log = open_table(awkward_log()[["group", "price"]], opened, "event")
-            fitted.append((fit_values(log.group, FeatureSpec("x", max_values=4)), fit_bins(log.price, 7)))
-    assert fitted[0] == fitted[1] and len(fitted[0][0]) == 4 and len(fitted[0][1]) == 6
 
 
 def test_the_text_of_a_csv_is_read_alike(connection, tmp_path):
@@ -122,16 +102,13 @@ def test_the_text_of_a_csv_is_read_alike(connection, tmp_path):
     assert read[0] == read[1] and len(read[0]) == len(log)
 
 
-@pytest.mark.parametrize(
-    ("column", "text", "message"),
-    [("at", "2024", "'at' has 1 values"), ("at", "12:30:15", "'at' has 1 values"), ("price", "5d", "'price' has 1 ")],
-)
-def test_spark_reads_no_more_than_duckdb(connection, tmp_path, column, text, message):
+@pytest.mark.parametrize(("column", "text"), [("at", "2024"), ("at", "12:30:15"), ("price", "5d")])
+def test_spark_reads_no_more_than_duckdb(connection, tmp_path, column, text):
     log = make_log().astype({column: str})
     log.loc[3, column] = text
     log.to_csv(tmp_path / "log.csv", index=False)
     for engine in ("duckdb", connection):
-        with open_engine(engine, tmp_path) as opened, pytest.raises(ValueError, match=message):
+        with open_engine(engine, tmp_path) as opened, pytest.raises(ValueError, match=f"'{column}' has 1 values"):
             normalise_events(open_table(tmp_path / "log.csv", opened, "event"), schema_with())
 
 
@@ -149,9 +126,8 @@ def test_partitions_lists_and_frames_are_read(connection, tmp_path):
         for opened in (duckdb, connection):
             table = open_table([tmp_path / "log", f"file://{tmp_path}/more.parquet"], opened, "event")
             found = table.to_pandas()
-            assert sorted(found["month"]) == sorted(expected["month"])
-            assert sorted(found["year"]) == sorted(expected["year"]) and len(found) == len(expected)
-            assert found["price"].sum() == pytest.approx(expected["price"].sum())
+            for name in ("year", "month", "price"):
+                assert sorted(found[name].dropna()) == sorted(expected[name].dropna())
     frame = normalise_events(open_table(log, connection, "event"), schema_with()).to_pyarrow()
     assert frame.num_rows == len(log) and frame["f4"].null_count == log["price"].isna().sum()
 
@@ -174,9 +150,7 @@ def test_a_schema_that_changes_between_files_is_refused_where_it_is_read(connect
     assert len(open_table(paths, connection, "event", ["user"]).user.to_pandas()) == 2 * len(log)
 
 
-def test_what_a_worker_raises_is_told_in_a_line(connection):
-    import ibis
-
+def test_the_error_of_a_worker_is_raised(connection):
     def fail(group, rows):
         raise OSError(28, f"No space left on device for group {group}")
 
@@ -186,16 +160,13 @@ def test_what_a_worker_raises_is_told_in_a_line(connection):
 
 
 def test_a_session_that_runs_keeps_its_master(spark, tmp_path):
-    with open_engine(
-        "spark", tmp_path, spark_config={"spark.master": "local[2]", "spark.sql.maxPlanStringLength": "9"}
-    ):
+    options = {"spark.master": "local[2]", "spark.sql.maxPlanStringLength": "9"}
+    with open_engine("spark", tmp_path, spark_config=options):
         pass
     assert spark.conf.get("spark.sql.maxPlanStringLength") != "9"
-    with (
-        pytest.raises(ValueError, match="A Spark session runs already, and spark.master can't be changed"),
-        open_engine("spark", tmp_path, spark_config={"spark.master": "local[9]"}),
-    ):
-        pass
+    with pytest.raises(ValueError, match="A Spark session runs already, and spark.master can't be changed"):
+        with open_engine("spark", tmp_path, spark_config={"spark.master": "local[9]"}):
+            pass
 
 
 def test_spark_without_java_says_what_is_missing(tmp_path):

@@ -12,10 +12,7 @@ import re
 
 import fsspec
 import numpy as np
-import pandas as pd
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet as pq
 import pytest
 from synthetic_log import make_log, read_rows, run, schema_with
 
@@ -49,17 +46,13 @@ def encoded(*parts):
     return b"".join(part if isinstance(part, bytes) else part.encode() for part in parts)
 
 
+SCHEMA = {"customer": "user", "time": "at", "tasks": ["item"]}
+SCHEMA |= {"features": [{"name": "item"}, {"name": "price", "kind": "numeric"}]}
+SCHEMA |= {"cutoffs": {"validation": "2024-03-01", "test": "2024-04-01"}}
+
+
 def schema(**changes):
-    return EventSchema.from_dict(
-        {
-            "customer": "user",
-            "time": "at",
-            "features": [{"name": "item"}, {"name": "price", "kind": "numeric"}],
-            "tasks": ["item"],
-            "cutoffs": {"validation": "2024-03-01", "test": "2024-04-01"},
-            **changes,
-        }
-    )
+    return EventSchema.from_dict(SCHEMA | changes)
 
 
 def values(path, folder, text=None, engine="duckdb"):
@@ -132,30 +125,21 @@ def damaged(data):
     return data[:middle] + bytes(255 - byte for byte in data[middle : middle + 8]) + data[middle + 8 :]
 
 
-def as_parquet():
-    stream = io.BytesIO()
-    make_log().to_parquet(stream)
-    return stream.getvalue()
-
-
 LONG = encoded(HEADING, *(f"u{place},2024-01-01,i{place * 7919 % 1013},{place}\n" for place in range(9000)))
 ZSTD = pa.compress(LONG, "zstd", asbytes=True)
 TEXT = HEADING + GOOD
+PARQUET = make_log().to_parquet()
 FILES = {
     "UTF-16": ("log.csv", TEXT.encode("utf-16"), "log.csv is UTF-16, and a text file in UTF-8 was expected"),
     "UTF-16 without a mark": ("log.csv", TEXT.encode("utf-16-le"), "line 1: a null byte"),
     "UTF-32": ("log.csv", TEXT.encode("utf-32"), "log.csv is UTF-"),
     "Latin-1": ("log.csv", TEXT.replace("price", "caf\xe9").encode("latin-1"), "line 1: byte 0xe9 is no UTF-8"),
-    "Parquet": ("log.csv", as_parquet(), "log.csv is Parquet; name it .parquet"),
+    "Parquet": ("log.csv", PARQUET, "log.csv is Parquet; name it .parquet"),
     "a spreadsheet": ("log.csv", b"PK\x03\x04" + b"\0" * 99, "log.csv is a ZIP archive or a spreadsheet"),
     "nothing": ("log.csv", b"", "log.csv is empty; it needs at least one row"),
     "empty lines": ("log.csv", b"\n\r\n\n", "log.csv is empty; it needs a heading"),
     "a heading alone": ("log.csv", HEADING.strip().encode(), "event table is empty"),
-    "an open quote in the heading": (
-        "log.csv",
-        encoded('"', TEXT),
-        "line 1: a quote opens a field and does not close",
-    ),
+    "an open quote in the heading": ("log.csv", encoded('"', TEXT), "line 1: a quote opens a field and does not"),
     "carriage returns alone": ("log.csv", TEXT.replace("\n", "\r").encode(), "end with a carriage return alone"),
     "no heading": ("log.csv", GOOD.encode(), "no column 'user'"),
     "a column twice": ("log.csv", TEXT.replace("\n", ",x\n").replace(",x", ",item", 1).encode(), "'item' and 'item'"),
@@ -185,69 +169,49 @@ def test_a_gzip_that_is_cut_anywhere_is_found(tmp_path):
             values(path, tmp_path)
 
 
-def write_files(folder, **files):
-    folder.mkdir()
-    for name, text in files.items():
-        (folder / name.replace("_", ".")).write_text(text)
-    return folder
-
-
-def with_parquet(folder):
-    make_log().to_parquet(folder / "z.parquet")
-    return folder
-
-
-def updated(folder):
-    make_log().to_parquet(folder.parent / "log.parquet")
-    run(folder.parent, folder.parent / "log.parquet")
-    update(folder.parent / "out", folder, profile=make_log())
-
-
-WITHOUT_ITEM = "user,at,price\nu1,2024-01-01,1\n"
 SEVERAL = {
     "a column missing in the second": (
-        lambda folder: write_files(folder, a_csv=TEXT, b_csv=WITHOUT_ITEM),
-        "Column 'item' of the event files is string in .*/a.csv and absent in .*/b.csv",
+        {"b.csv": "user,at,price\nu1,2024,1\n"},
+        "'item' .*/a.csv and absent in .*/b.csv",
     ),
     "a bad line in the second": (
-        lambda folder: write_files(folder, a_csv=TEXT, b_csv=HEADING + GOOD.split("\n")[0] + "\nu1\n"),
+        {"b.csv": f"{HEADING}u1,2024-01-01,i1,1\nu1\n"},
         "b.csv, line 3: 1 fields were found",
     ),
-    "Parquet beside CSV": (
-        lambda folder: with_parquet(write_files(folder, a_csv=TEXT)),
-        "files of several kinds, .*/a.csv and .*/z.parquet",
-    ),
-    "CSV beside TSV": (lambda folder: write_files(folder, a_csv=TEXT, b_tsv=TEXT), "files of several kinds"),
-    "an update": (lambda folder: updated(write_files(folder, a_csv=TEXT)), "an update needs Parquet"),
-    "a folder without any": (
-        lambda folder: write_files(folder, a_xlsx="x"),
-        "needs at least one row in a .parquet or",
-    ),
+    "Parquet beside CSV": ({"z.parquet": PARQUET}, "files of several kinds, .*/a.csv and .*/z.parquet"),
+    "CSV beside TSV": ({"b.tsv": TEXT}, "files of several kinds"),
 }
 
 
-@pytest.mark.parametrize(("make", "message"), SEVERAL.values(), ids=SEVERAL.keys())
-def test_what_is_wrong_with_one_of_several_files_is_named(tmp_path, make, message):
+def write_files(folder, files):
+    folder.mkdir()
+    for name, text in files.items():
+        (folder / name).write_bytes(encoded(text))
+    return folder
+
+
+@pytest.mark.parametrize(("files", "message"), SEVERAL.values(), ids=SEVERAL.keys())
+def test_what_is_wrong_with_one_of_several_files_is_named(tmp_path, files, message):
     with pytest.raises(ValueError, match=message):
-        prepare(make(tmp_path / "log"), schema(), tmp_path / "new")
+        prepare(write_files(tmp_path / "log", {"a.csv": TEXT, **files}), schema(), tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"delimiter": "||"}, "`delimiter` is '||'; give one character"),
-        ({"delimiter": ""}, "`delimiter` is ''"),
-        ({"delimiter": "\n"}, r"`delimiter` is '\\n'"),
-        ({"delimiter": "\xa7"}, "`delimiter` is"),
-        ({"quote": "<>"}, "`quote` is '<>'"),
-        ({"delimiter": ",", "quote": ","}, "give different ones"),
-        ({"on_bad_row": "skip"}, "`on_bad_row` is 'skip'; choose error or drop"),
-    ],
-)
-def test_how_text_files_are_written_is_checked(changes, message):
-    with pytest.raises(ValueError, match=re.escape(message) if "|" in message else message):
-        schema(**changes)
+def test_an_update_of_text_is_refused(tmp_path):
+    run(tmp_path, write_files(tmp_path / "log", {"a.parquet": PARQUET}))
+    with pytest.raises(ValueError, match="an update needs Parquet"):
+        update(tmp_path / "out", write_files(tmp_path / "text", {"a.csv": TEXT}), profile=make_log())
+
+
+FORMATS = [("delimiter", "||"), ("delimiter", ""), ("delimiter", "\n"), ("delimiter", "\xa7"), ("quote", "<>")]
+
+
+@pytest.mark.parametrize(("option", "value"), [*FORMATS, ("on_bad_row", "skip")])
+def test_how_text_files_are_written_is_checked(option, value):
+    with pytest.raises(ValueError, match=re.escape(f"`{option}` is {value!r}")):
+        schema(**{option: value})
+    with pytest.raises(ValueError, match="give different ones"):
+        schema(delimiter=",", quote=",")
 
 
 def test_a_folder_of_csv_files_is_read_with_its_parts_and_in_any_order_of_columns(tmp_path):
@@ -266,12 +230,7 @@ def test_a_folder_of_csv_files_is_read_with_its_parts_and_in_any_order_of_column
     assert read_rows(tmp_path) == read_rows(tmp_path, "frame")
 
 
-DIALECTS = {
-    "comma": {"delimiter": ","},
-    "semicolon": {"delimiter": ";"},
-    "tab": {"delimiter": "\t"},
-    "bar": {"delimiter": "|"},
-    "caret, given": {"delimiter": "^"},
+DIALECTS = {f"delimiter {mark!r}": {"delimiter": mark} for mark in ",;\t|^"} | {
     "single quotes, given": {"delimiter": ",", "quotechar": "'"},
     "a backslash, given": {"delimiter": ",", "escapechar": "\\", "doublequote": False},
     "everything in quotes": {"delimiter": ",", "quoting": csv.QUOTE_ALL},
@@ -287,7 +246,6 @@ def random_rows(seed, number):
 
 @pytest.mark.parametrize("dialect", DIALECTS.values(), ids=DIALECTS.keys())
 def test_what_pythons_csv_writes_is_read_back(tmp_path, monkeypatch, dialect):
-    """Random values with delimiters, quotes and line ends in them; an empty field is missing."""
     monkeypatch.setattr(text_files_module, "ROWS_PER_BLOCK", 64)
     rows = random_rows(0, 400)
     if "escapechar" in dialect:  # Python's reader and writer differ in what a backslash before a line end is
@@ -295,18 +253,14 @@ def test_what_pythons_csv_writes_is_read_back(tmp_path, monkeypatch, dialect):
     with open(tmp_path / "log.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, **dialect)
         writer.writerows([["user", "at", "item", "price"], *rows])
-    given = TextFormat(
-        dialect["delimiter"] if dialect["delimiter"] == "^" else None,
-        dialect.get("quotechar", '"'),
-        dialect.get("escapechar"),
-    )
+    delimiter = "^" if dialect["delimiter"] == "^" else None
+    given = TextFormat(delimiter, dialect.get("quotechar", '"'), dialect.get("escapechar"))
     found, dropped = values(tmp_path / "log.csv", tmp_path, given)
     assert dropped == 0
     assert [list(row.values()) for row in found] == [[value or None for value in row] for row in rows]
 
 
 def test_bad_lines_at_random_places_are_dropped(tmp_path):
-    """Among rows with line ends in quotes, empty lines and both line ends; the other rows stay."""
     generator, bad_lines = random.Random(1), [line for line, _ in BAD.values() if encoded(line).endswith(b"\n")]
     lines, expected_rows, bad = [HEADING.encode()], [], 0
     for place in range(300):
@@ -343,39 +297,24 @@ def test_lines_are_counted_across_lines_in_quotes(tmp_path):
         values(tmp_path / "log.csv", tmp_path)
 
 
+PACKED = [(".csv", bytes), (".tsv", bytes), (".CSV", gzip.compress), (".csv.gz", gzip.compress)]
+PACKED += [(".csv.bz2", bz2.compress), (".csv.xz", lzma.compress)]
+PACKED += [(".csv.zst", lambda data: pa.compress(data, "zstd", asbytes=True))]
+
+
 @pytest.mark.parametrize("mark", ["\ufeff", ""], ids=["a byte order mark", "no mark"])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 @pytest.mark.parametrize("last", [True, False], ids=["an end of the last line", "none"])
-@pytest.mark.parametrize(
-    ("suffix", "pack"),
-    [
-        (".csv", bytes),
-        (".csv.gz", gzip.compress),
-        (".csv.bz2", bz2.compress),
-        (".csv.xz", lzma.compress),
-        (".csv.zst", lambda data: pa.compress(data, "zstd", asbytes=True)),
-        (".CSV", gzip.compress),
-        (".tsv", bytes),
-    ],
-)
+@pytest.mark.parametrize(("suffix", "pack"), PACKED)
 def test_the_same_rows_in_every_wrapping(tmp_path, mark, end, last, suffix, pack):
-    text = mark + (HEADING + GOOD).replace("\n", end)
+    text = mark + TEXT.replace("\n", end)
     text = text if last else text.removesuffix(end)
     path = tmp_path / f"log{suffix}"
     path.write_bytes(pack(text.replace(",", "\t" if suffix == ".tsv" else ",").encode()))
     found, _ = values(path, tmp_path)
+    fsspec.filesystem("memory").pipe(f"/{tmp_path.name}/log{suffix}", path.read_bytes())
+    assert values(f"memory://{tmp_path.name}/log{suffix}", tmp_path) == (found, 0)
     assert [list(row.values()) for row in found] == [line.split(",") for line in GOOD.splitlines()]
-
-
-def test_files_of_a_store_are_read_alike(tmp_path):
-    store = fsspec.filesystem("memory")
-    store.store.clear()
-    store.pipe("/bucket/log.csv.gz", gzip.compress((HEADING + GOOD).encode()))
-    store.pipe("/bucket/log/a.csv", (HEADING + GOOD).encode())
-    (tmp_path / "log.csv").write_text(HEADING + GOOD)
-    whole = values(tmp_path / "log.csv", tmp_path)
-    assert values("memory://bucket/log.csv.gz", tmp_path) == values("memory://bucket/log", tmp_path) == whole
-    store.store.clear()
 
 
 def test_a_bad_line_of_a_profile_is_always_an_error(tmp_path):
@@ -392,25 +331,7 @@ def test_spark_writes_the_bytes_of_duckdb_from_bad_text(spark, tmp_path):
     log.to_csv(tmp_path / "log.csv", index=False)
     with open(tmp_path / "log.csv", "a") as file:
         file.write('"7,2024-01-01,,buy\n1,2\n')
-    made = [
-        run(tmp_path, tmp_path / "log.csv", schema_with(on_bad_row="drop"), name=engine, engine=engine)
-        for engine in ("duckdb", "spark")
-    ]
+    dropping = schema_with(on_bad_row="drop")
+    made = [run(tmp_path, tmp_path / "log.csv", dropping, name=name, engine=name) for name in ("duckdb", "spark")]
     assert made[0].shards == made[1].shards and made[0].counts == made[1].counts
     assert made[0].counts["dropped_bad"] == 3
-
-
-def test_the_writer_of_pandas_and_of_arrow_are_read_back(tmp_path):
-    frame = pd.DataFrame({"user": ["a", None, 'q"'], "n": [1.5, None, 3.0], "text": ["x,y", "", "z\n"]})
-    frame.to_csv(tmp_path / "pandas.csv", index=False)
-    pa.csv.write_csv(pa.Table.from_pandas(frame), tmp_path / "arrow.csv")
-    texts = [
-        {"user": "a", "n": "1.5", "text": "x,y"},
-        {"user": None, "n": None, "text": None},
-        {"user": 'q"', "n": "3.0", "text": "z\n"},
-    ]
-    assert values(tmp_path / "pandas.csv", tmp_path)[0] == texts
-    assert [
-        row | {"n": texts[place]["n"]} for place, row in enumerate(values(tmp_path / "arrow.csv", tmp_path)[0])
-    ] == texts
-    assert pq.read_table(next((tmp_path / "text").rglob("*.parquet"))).num_rows == 3

@@ -25,11 +25,6 @@ from modeling_mcm.processing_mcm import MCMFeatureExtractor
 START = TEST + timedelta(days=14)  # the data set's last day, in the test period
 
 
-@pytest.fixture
-def shop(tmp_path):
-    return Shop(tmp_path)
-
-
 class Shop:
     """A log of daily files in the folder log/, and the data set data/ of those that were there at first."""
 
@@ -49,6 +44,13 @@ class Shop:
         self.schema = schema or schema_with()
         options = {"rows_per_shard": 5, "profile": self.profile} | options
         return prepare(self.log, self.schema, self.data, **options)
+
+    def start(self):
+        """Prepares what is before the start; gives the whole log."""
+        log = make_log()
+        self.write(log[log["at"] < START])
+        self.prepare()
+        return log
 
     def update(self, **options):
         return update(self.data, self.log, self.profile, **options)
@@ -71,6 +73,11 @@ class Shop:
         assert all(0 < shard["rows"] < 10 for shard in found.shards)
         assert sorted(path.name for path in self.folder.glob(".*")) == []
         return expected.counts
+
+
+@pytest.fixture
+def shop(tmp_path):
+    return Shop(tmp_path)
 
 
 def rows(folder):
@@ -114,10 +121,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_disk_that_fills_up_leaves_all_as_it_was_and_names_the_file(shop, monkeypatch, change):
-    """Whichever file it is that finds no room any more, half of it written."""
-    log = make_log()
-    shop.write(log[log["at"] < START])
-    shop.prepare()
+    log = shop.start()
     shop.write(log[log["at"] >= START], "new-{:%Y-%m}.parquet")
     if change == "forget":
         shop.update()
@@ -138,9 +142,8 @@ def test_a_disk_that_fills_up_leaves_all_as_it_was_and_names_the_file(shop, monk
                 CHANGES[change](shop)
                 break
             except OSError as error:
-                named.append(
-                    Path(re.search(r"(\S+) can't be written \(No space left on device\)", str(error))[1]).name
-                )
+                path = re.search(r"(\S+) can't be written \(No space left on device\)", str(error))[1]
+                named.append(Path(path).name)
             assert content(shop.folder) == before
     assert len(named) >= 5 and {"manifest.json", "popularity.parquet", "followers.parquet"} <= {*named}
     assert any(name.endswith(".parquet") and name[0] in "c0123456789" for name in named)  # a shard
@@ -155,10 +158,8 @@ def test_shards_without_a_new_event_are_the_same_files(shop):
     shop.write(log[(log["at"] >= START) & (log["user"] == 1)], "new-{:%Y-%m}.parquet")
     done = shop.update()
     assert (done.customers, done.shards) == (1, 1)
-    same = [
-        shard["file"] for shard in done.manifest.shards if (shop.data / shard["file"]).stat().st_ino in inodes.values()
-    ]
-    assert same == [name for name in before if name != list(before)[0]]
+    after = {shard["file"]: (shop.data / shard["file"]).stat().st_ino for shard in done.manifest.shards}
+    assert [name for name, inode in after.items() if inode in inodes.values()] == [*before][1:]
     assert shop.update().files == []  # nothing new, nothing done
     with pytest.raises(FileExistsError, match="another options made it"):  # a full preparation is something else
         shop.prepare(reuse=True)
@@ -190,9 +191,7 @@ def test_a_shard_that_grows_is_divided(shop):
 
 
 def test_corrected_and_removed_files_need_what_was_read(shop, tmp_path):
-    log = make_log()
-    shop.write(log[log["at"] < START])
-    shop.prepare()
+    log = shop.start()
     old = tmp_path / "old"
     old.mkdir()
     shutil.copy(shop.log / "2024-02.parquet", old / "any name.parquet")
@@ -263,9 +262,7 @@ def test_a_log_in_folders_is_followed(shop, tmp_path):
 
 
 def test_a_new_profile_table_reaches_everyone(shop):
-    log = make_log()
-    shop.write(log[log["at"] < START])
-    shop.prepare()
+    shop.start()
     assert shop.update().files == []
     make_profile().assign(age=["young", None, "old"] * 2).to_parquet(shop.profile)
     done = shop.update()
@@ -274,9 +271,7 @@ def test_a_new_profile_table_reaches_everyone(shop):
 
 
 def test_what_cannot_be_updated_is_refused_and_stays(shop):
-    log = make_log()
-    shop.write(log[log["at"] < START])
-    shop.prepare()
+    log = shop.start()
     before = rows(shop.data)
     new = log[log["at"] >= START]
     second = sorted(shop.data.glob("customers-*"))[1]
@@ -308,9 +303,7 @@ def test_what_cannot_be_updated_is_refused_and_stays(shop):
 
 
 def test_the_command_says_what_it_did(shop, command):
-    log = make_log()
-    shop.write(log[log["at"] < START])
-    shop.prepare()
+    log = shop.start()
     log[log["at"] >= START].assign(group="new").to_parquet(shop.log / "later.parquet")
     words = ["--data", shop.data, "--events", shop.log, "--profile", shop.profile, "--grow_vocabularies", 3]
     said = command("modeling_mcm.commands.update", *words)
