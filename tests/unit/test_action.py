@@ -136,17 +136,6 @@ def test_piecewise_linear_codes():
     torch.testing.assert_close(codes @ (widths * bend), (values - 1).clamp(min=0))
 
 
-def test_history_ends_before_the_offers(prepared, extractor, offers, event_log):
-    groups = OfferGroups(load_prepared(prepared), offers)
-    for place in (0, 7):
-        history = groups[place]["history"]
-        log = event_log[event_log["who"] == offers.customer_ids[place]]
-        before = log[log["when"] < pd.Timestamp(int(offers.times[place]), unit="s")]
-        assert 0 < len(before) < len(log)
-        assert (history["feature_items"] > 0).sum() == len(before)
-        assert history["times"].max() < offers.times[place]
-
-
 def test_preferences_are_the_chance_of_the_actions_values(action_model, batch_of, extractor, offers):
     model = action_model(extended=True)
     inputs = batch_of(model, [0])

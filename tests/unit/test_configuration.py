@@ -113,11 +113,6 @@ def test_unknown_choice_is_refused(name):
         make(**{name: "colour"})
 
 
-def test_a_wrong_type_is_refused():
-    with pytest.raises(StrictDataclassError, match="hidden_size"):
-        make(hidden_size="64")
-
-
 @pytest.mark.parametrize(
     ("sizes", "chosen"),
     [

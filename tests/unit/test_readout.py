@@ -36,10 +36,6 @@ def ends():
     return torch.tensor([[0, 3, 8, 8], [3, 0, 2, 1], [0, 0, 0, 0]])
 
 
-def prefix_mask(ends, column):
-    return torch.arange(UNITS) <= ends[:, column, None]
-
-
 def at_ends(readout, hidden, labels, mask, ends):
     """Scores after the prefixes that end at `ends`, of shape `(B, P, V)`."""
     units = PackedUnits.of(mask)
@@ -55,24 +51,6 @@ def test_reference_is_the_paper_for_one_label(inputs):
     h, e = hidden[1, :4], labels[7]
     a = torch.exp(h @ e) / torch.exp(h @ e).sum()
     torch.testing.assert_close(reference_readout(*inputs)[1, 7], (a[:, None] * h).sum(0) @ e, atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.float64, 1e-12)])
-def test_all_prefixes_equal_each_prefix_alone(inputs, ends, dtype, tolerance):
-    hidden, labels, mask = (t if t.dtype == torch.bool else t.to(dtype) for t in inputs)
-    together = at_ends(attentional_readout, hidden, labels, mask, ends)
-    assert together.shape == (BATCH, ends.shape[1], LABELS)
-    for column in range(ends.shape[1]):
-        alone = reference_readout(hidden, labels, prefix_mask(ends, column))
-        torch.testing.assert_close(together[:, column], alone, atol=tolerance, rtol=tolerance)
-
-
-def test_prefix_has_no_gradient_from_later_units(inputs, ends):
-    hidden, labels, mask = inputs
-    hidden.requires_grad_()
-    at_ends(attentional_readout, hidden, labels, mask, ends)[0, 1].sum().backward()  # ends at unit 3
-    assert hidden.grad[0, :4].abs().min() > 0
-    assert not hidden.grad[0, 4:].any() and not hidden.grad[1:].any()
 
 
 SIZES = [3, 3, 2, 1, 1]  # customers of 5, 3 and 2 units
