@@ -27,27 +27,19 @@ from modeling_mcm.modeling_mcm import PARTS
 LABELS, FIRST = 12, 2
 
 
-def pairs_of(moments, labels):
-    counts = Counter()
-    for place, label in enumerate(labels):
-        for other, follower in enumerate(labels):
-            weight = LAG_WEIGHTS.get(moments[other] - moments[place], 0)
-            if weight and label >= FIRST and follower >= FIRST:
-                counts[label, follower] += weight
-    return counts
-
-
-def fill(table, customers, most=FOLLOWERS):
+def fill(table, customers):
     """Fills a table as preparation does: the heaviest followers of each label, by weight and then by id."""
-    counts, totals = Counter(), Counter()
+    counts, totals, rows = Counter(), Counter(), defaultdict(list)
     for moments, labels in customers:
-        counts += pairs_of(moments, labels)
         totals.update(label for label in labels if label >= FIRST)
-    rows = defaultdict(list)
+        for place, other in product(range(len(labels)), repeat=2):
+            weight = LAG_WEIGHTS.get(moments[other] - moments[place], 0)
+            if weight and min(labels[place], labels[other]) >= FIRST:
+                counts[labels[place], labels[other]] += weight
     for (label, follower), weight in counts.items():
         rows[label].append((-weight, follower))
     for label, found in rows.items():
-        kept = sorted((follower, -weight) for weight, follower in sorted(found)[:most])
+        kept = sorted((follower, -weight) for weight, follower in sorted(found)[:FOLLOWERS])
         for column, (follower, weight) in zip(range(FOLLOWERS - len(kept), FOLLOWERS), kept, strict=True):
             table.followers[label, column], table.counts[label, column] = follower, weight
     for label, number in totals.items():

@@ -11,16 +11,8 @@ import torch
 from modeling_mcm import LiveCustomer
 from modeling_mcm.live.explanations import explain
 
-BOUGHT = [
-    ("01-03", 1),
-    ("01-15", 2),
-    ("01-15", 1),
-    ("01-27", 1),
-    ("02-08", 3),
-    ("02-20", 1),
-    ("02-20", 4),
-    ("03-01", 5),
-]
+DAYS = ["01-03", "01-15", "01-15", "01-27", "02-08", "02-20", "02-20", "03-01"]
+BOUGHT = list(zip(DAYS, [1, 2, 1, 1, 3, 1, 4, 5], strict=True))
 EVENTS = [
     {"when": f"2017-{day}T10:00:00", "action": "buy", "item": f"item {item:02}", "aisle": f"aisle {item % 4}"}
     for day, item in BOUGHT

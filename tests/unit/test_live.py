@@ -24,13 +24,8 @@ CONFIGS = {
     "counted": {"extended": True, "max_position_embeddings": None, "attention_window": 4, **COUNTED},
     "customer state": {"extended": True, "attention_window": 4, "max_position_embeddings": None, **STATE},
     "counted, no repeats": {"extended": True, "max_position_embeddings": None, "repeat_memory": False, **COUNTED},
-    "events": {
-        "extended": True,
-        "max_position_embeddings": None,
-        "encoder_unit": "event",
-        "attention_window": 5,
-        "readout": "last",
-    },
+    "events": {"extended": True, "max_position_embeddings": None, "encoder_unit": "event", "attention_window": 5}
+    | {"readout": "last"},
     # What is said of the past changes with every event, so the whole history is read again.
     "bidirectional": {"max_position_embeddings": 200},
 }

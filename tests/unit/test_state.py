@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from choices import PAPER
+from choices import PAPER, TINY
 from huggingface_hub.errors import StrictDataclassError
 
 from modeling_mcm import MCMConfig, MCMForMultiTaskRecommendation, MCMModel
@@ -16,16 +16,8 @@ FEATURES, SIZES = ["token_type", "item", "brand"], [4, 80, 10]
 
 
 def make_config(**changes):
-    values = {
-        "features": FEATURES,
-        "vocabulary_sizes": SIZES,
-        "tasks": ["item", "brand"],
-        "summed_features": ["token_type"],  # which feature is summed is the extractor's business: values are given
-        "hidden_size": 16,
-        "num_attention_heads": 2,
-        "num_hidden_layers": 1,
-        "intermediate_size": 16,
-    }
+    values = TINY | {"features": FEATURES, "vocabulary_sizes": SIZES, "tasks": ["item", "brand"]}
+    values |= {"summed_features": ["token_type"]}  # which feature is summed is the extractor's business
     choices = PAPER | {"augmentation": "all_prefixes", "state_size": 12}
     return MCMConfig(**{**values, **choices, **changes})
 
@@ -48,13 +40,8 @@ def make_inputs(number=3, length=7, seed=0):
     values = torch.rand(number, length, 1, generator=generator) * 5
     values[:, 0] = 0
     mask = torch.ones(number, length, dtype=torch.long)
-    return {
-        "input_ids": ids,
-        "attention_mask": mask,
-        "visit_ids": visits,
-        "event_times": times,
-        "event_values": values,
-    }
+    history = {"input_ids": ids, "attention_mask": mask, "visit_ids": visits}
+    return history | {"event_times": times, "event_values": values}
 
 
 def test_counts_match_a_loop(model):
