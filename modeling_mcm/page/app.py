@@ -131,7 +131,8 @@ class Page:
 
     def alike(self, customer_id: str) -> list[tuple[str, str]]:
         """Lists similar customers as (text, id), with what is expected of each."""
-        main, choices = self.histories.main_task, []
+        main = self.histories.main_task
+        choices: list[tuple[str, str]] = []
         for name, likeness in self.histories.alike(customer_id):
             live = self.histories.household(name).live
             best = [entry["label"] for entry in live.scores(now=self.histories.cutoff, tasks=[main], k=3)[main]]
@@ -143,7 +144,8 @@ class Page:
         if not label:
             return []
         after = self.histories.what_if(customer_id, self.histories.template(task, label), self.histories.cutoff)
-        shown, result = self.histories.main_task, []
+        shown = self.histories.main_task
+        result: list[dict[str, float]] = []
         for live in (self.histories.household(customer_id).live, after):
             scores = live.scores(now=self.histories.cutoff, tasks=[shown], k=COMPARED)[shown]
             result.append({entry["label"]: entry["score"] for entry in scores})
