@@ -133,7 +133,9 @@ def train(tiny_model, extractor, prepared, tmp_path):
 
 
 def test_an_average_of_sharded_weights_is_refused(train, monkeypatch):
-    monkeypatch.setattr(MCMTrainer, "is_fsdp_enabled", property(lambda _: True, lambda *_: None), raising=False)
+    make = MCMTrainer.create_accelerator_and_postprocess
+    sharded = lambda self: (make(self), setattr(self, "is_fsdp_enabled", True))  # noqa: E731
+    monkeypatch.setattr(MCMTrainer, "create_accelerator_and_postprocess", sharded)
     with pytest.raises(ValueError, match="ema_decay with FSDP"):
         train(ema_decay=0.9)
 
