@@ -121,7 +121,7 @@ def _published_preprocessor(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_weights(path: Path) -> None:
-    """Raises `ValueError` if a file is no safetensors file, or if its metadata say more than the library."""
+    """Raises `ValueError` if a file is damaged, or if its metadata say more than the library."""
     if fault := damage(path):
         raise ValueError(f"{fault}; save the model again with save_pretrained.")
     with safe_open(path, "pt") as file:
