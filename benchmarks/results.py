@@ -118,7 +118,7 @@ def page(folder: Path) -> str:
         "one model for each task. (The paper reports +17% over BERT4Rec on its own data.)",
         markdown(all_methods(tables["all_methods"], tables["ours_over"])),
         "## Offers",
-        f"{captions['offers']} Who takes an [offer](offers.md), and which one:",
+        f"{captions['offers']} Who takes an [offer](fine_tuning.md), and which one:",
         rows("offers", "method", *offers),
         "MCM fine-tuned over the others, with a tenth of the labels:",
         rows("offers_fewer_over", "over", *offers, labels="10%"),

@@ -81,7 +81,7 @@ def _remove_abandoned(place: Path, machine: str) -> None:
 
 
 def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(handle)
     finally:
@@ -114,9 +114,12 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[tuple[Path, Path]]:
 
 
 def flush_folder(folder: Path) -> None:
-    """Waits until all files of a folder are on the disk."""
+    """Waits until all files of a folder are on the disk. Raises `OSError` that names a file which is not."""
     for path in [*(path for path in folder.rglob("*") if path.is_file()), folder]:
-        _flush(path)
+        try:
+            _flush(path)
+        except OSError as error:
+            raise OSError(error.errno, f"{path} can't be written ({error.strerror}): make room.") from error
 
 
 def replace_folder(written: Path, place: Path) -> None:

@@ -186,8 +186,10 @@ def test_the_order_of_the_rows_of_many_files_and_threads(tmp_path):
 def test_rows_without_an_order_are_refused(tmp_path):
     log = make_ordered()
     connection = ibis.duckdb.connect()
+    log.to_parquet(tmp_path / "log.parquet")
+    connection.raw_sql(f"CREATE TABLE log AS SELECT * FROM read_parquet('{tmp_path / 'log.parquet'}')")
     with pytest.raises(ValueError, match="`order: rows` needs files, a data frame.*name it as `order`"):
-        prepare(connection.create_table("log", log), schema_with(order="rows"), tmp_path / "out")
+        prepare(connection.table("log"), schema_with(order="rows"), tmp_path / "out")
     connection.raw_sql("SET preserve_insertion_order = false")
     with pytest.raises(ValueError, match="preserve_insertion_order, which is off"):
         prepare(log, schema_with(order="rows"), tmp_path / "out", engine=connection)
