@@ -81,6 +81,10 @@ class MCMConfig(PreTrainedConfig):
     related_tasks (`list[str]`, *optional*):
         Tasks whose scores use related labels, those that occur for the same customers. Default: none. See
         [`~counted_memory_mcm.CountedMemory`].
+    scorer (`bool`):
+        Whether scores come from counts alone, without the encoder's readout: see [`~scorer_mcm.LabelScorer`].
+    kind_feature (`str`, *optional*):
+        Feature by whose most frequent values the scorer tells events apart, the token type. Default: all are alike.
     state_size (`int`):
         Size of the customer state, which is the customer embedding. 0 (the paper): no state; the customer embedding is
         computed from the encoder's hidden vectors. See [`~state_mcm.CustomerState`].
@@ -136,6 +140,8 @@ class MCMConfig(PreTrainedConfig):
     label_features: list[str] = field(default_factory=list)
     follower_tasks: list[str] = field(default_factory=list)
     related_tasks: list[str] = field(default_factory=list)
+    scorer: bool = False
+    kind_feature: str | None = None
     state_size: int = 128
     state_features: list[str] | None = None
     taste_features: list[str] | None = None
@@ -244,11 +250,9 @@ class MCMConfig(PreTrainedConfig):
         for name in ("follower_tasks", "related_tasks"):
             if missing := [task for task in getattr(self, name) if task not in self.tasks]:
                 raise ValueError(f"`{name}` names {missing}, which are not among the tasks {self.tasks}.")
-        if self.action_history_feature not in (None, *self.features):
-            raise ValueError(
-                f"`action_history_feature` is {self.action_history_feature!r}, no feature: expected one of "
-                f"{self.features}."
-            )
+        for name in ("action_history_feature", "kind_feature"):
+            if getattr(self, name) not in (None, *self.features):
+                raise ValueError(f"`{name}` is {getattr(self, name)!r}, no feature: expected one of {self.features}.")
 
     def validate_choices(self):
         """Checks that each choice is a known one and that choices do not contradict; raises a `ValueError` if not."""

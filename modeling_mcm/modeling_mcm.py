@@ -31,6 +31,7 @@ from .losses_mcm import LossInParts, Objective, customers_in_parts
 from .readout_mcm import attention_weights
 from .repeat_memory_mcm import RepeatMemory
 from .sampling_mcm import TaskLabels
+from .scorer_mcm import LabelScorer, LabelTables
 from .scores_mcm import PARTS, TaskScores
 from .state_mcm import CustomerState, Forecasts
 
@@ -226,7 +227,7 @@ def check_window(mask: Any, implementation: str | None) -> None:
 class MCMModel(MCMPreTrainedModel):
     # Parameters of the heads: a checkpoint that was saved with a head has them, and this model leaves them out.
     _keys_to_ignore_on_load_unexpected = [
-        r"^(readout_|score_scales$|repeat_memory\.|counted_memory\.|label_values_|prediction_head\.)"
+        r"^(readout_|score_scales$|repeat_memory\.|counted_memory\.|scorer\.|label_values_|prediction_head\.)"
     ]
 
     def __init__(self, config: MCMConfig):
@@ -377,6 +378,7 @@ class MCMForMultiTaskRecommendation(TaskScores, MCMPreTrainedModel):
                 setattr(self, f"label_values_{index}", nn.Buffer(values))
         flags = [[task in names for task in config.tasks] for names in (config.follower_tasks, config.related_tasks)]
         has_counts = config.follower_tasks or config.related_tasks
+        self.scorer = LabelScorer(list(sizes.values())) if config.scorer else None
         self.counted_memory = CountedMemory(list(sizes.values()), *flags) if has_counts else None
         self.post_init()
 
@@ -441,6 +443,8 @@ class MCMForMultiTaskRecommendation(TaskScores, MCMPreTrainedModel):
             grow(self.repeat_memory.label_gains[index], number, slice(0, 0))
         if self.counted_memory is not None:
             self.counted_memory.grow(index, number)
+        if self.scorer is not None:
+            cast(LabelTables, self.scorer.tables[index]).grow(number)
         if self.config.label_features:
             values = self.label_values(index)
             values = torch.cat([values, values.new_zeros(number, values.shape[1])])

@@ -21,6 +21,7 @@ from .losses_mcm import Objective, Targets, task_losses
 from .readout_mcm import READOUTS, PackedUnits
 from .repeat_memory_mcm import RepeatMemory
 from .sampling_mcm import TaskLabels, indices_of, joined_log_counts
+from .scorer_mcm import LabelScorer, read_histories
 
 # The parts whose sum is a score, in the order of `score_scales`.
 PARTS = ("readout", "bias", "repeats", "followers")
@@ -89,6 +90,7 @@ class TaskScores:
     readout_bias: nn.ParameterList
     repeat_memory: RepeatMemory | None
     counted_memory: CountedMemory | None
+    scorer: LabelScorer | None
     score_scales: torch.Tensor
 
     def _event_units(self, batch: Mapping[str, Any]) -> torch.Tensor:
@@ -121,6 +123,11 @@ class TaskScores:
         side_by_side: bool = False,
     ) -> list[Parts]:
         """Parts of the scores of some tasks."""
+        if self.scorer is not None:
+            if batch.get("prefix_ends") is not None:
+                raise ValueError("A model without an encoder scores whole histories: leave out `prefix_ends`.")
+            found = read_histories(self.config, batch)
+            return [{"readout": self.scorer.score(task, found[task])} for task in tasks]
         indices = range(len(tasks))
         groups = [list(indices)] if side_by_side else [[index] for index in indices]
         vectors = [labels.vectors for labels in scored]

@@ -107,4 +107,5 @@ def is_incremental(model: MCMForMultiTaskRecommendation) -> bool:
     """Whether a model's hidden vectors never change when further units follow, as a [`LiveState`] requires."""
     config = model.config
     reads_all = not config.input_features or set(config.input_features) == set(config.features)
-    return config.encoder_attention == "causal" and config.augmentation != "masked_lm" and reads_all
+    is_causal = config.encoder_attention == "causal" and config.augmentation != "masked_lm"
+    return is_causal and reads_all and not config.scorer

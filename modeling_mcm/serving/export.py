@@ -75,6 +75,8 @@ def export(model: MCMPreTrainedModel) -> Any:
     from transformers.exporters import OnnxConfig, OnnxExporter
 
     config: Any = model.config
+    if config.scorer and not isinstance(model, MCMModel):
+        raise ValueError("A model that scores by counts alone has no graph of a fixed shape: pre-train an encoder.")
     batch, longest = torch.export.Dim("batch", min=1), {}
     if config.encoder_unit == "event" and config.max_position_embeddings:
         longest = {"max": config.max_position_embeddings}

@@ -31,6 +31,12 @@ class ModelOptions:
     config_overrides: list[str] = option(
         [], "Fields of MCMConfig to set, as name=value, such as hidden_size=64 readout=last."
     )
+    encoder: str = option(
+        AUTO,
+        "With none, scores come from counts alone: a small network reads what the history and all customers say of a "
+        "label, and is fitted in seconds. There are embedding and forecasts, and no encoder.",
+        choices=[AUTO, NONE],
+    )
     recipe: str = option(
         AUTO,
         "How choices are made that no option and no --config_overrides makes. With auto, measurements of "

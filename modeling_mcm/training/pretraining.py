@@ -46,6 +46,7 @@ from modeling_mcm.training.resuming import (
     output_folder_lock,
     step_size,
 )
+from modeling_mcm.training.scorer import fit_scorer
 from modeling_mcm.training.sizes import config_of
 from modeling_mcm.training.trainer import BEST_METRIC, MCMTrainer
 
@@ -55,8 +56,11 @@ logger = logging.get_logger(__name__)
 WHEN = {"eval_strategy", "save_strategy", "early_stopping_patience", "save_total_limit", "load_best_model_at_end"}
 HOW_MUCH = {"early_stopping_patience", "save_total_limit"}
 HOW_LONG = {"max_steps", "eval_steps", "save_steps", "eval_delay", "metric_for_best_model"}
+# Config of a model without an encoder.
+COUNTS_ALONE: dict[str, Any] = {"scorer": True, "num_hidden_layers": 0, "hidden_size": 16, "num_attention_heads": 1}
+COUNTS_ALONE |= {"repeat_memory": False, "follower_tasks": [], "related_tasks": [], "label_features": []}
 # Options that decide the weights, besides those of the Trainer and of the model's config.
-DECIDING = ("scalar_lr_factor", "ema_decay")
+DECIDING = ("encoder", "scalar_lr_factor", "ema_decay")
 
 
 def chosen_recipe(options: ModelOptions, named: Collection[str]) -> Recipe:
@@ -95,6 +99,7 @@ def read_config(options: ModelOptions, extractor: MCMFeatureExtractor, recipe: R
     config = (
         config_of(options.config)
         | (recipe.config if recipe else {})
+        | (COUNTS_ALONE | {"kind_feature": extractor.token_type_feature} if options.encoder == NONE else {})
         | {
             "features": extractor.feature_names,
             "vocabulary_sizes": extractor.vocabulary_sizes,
@@ -200,9 +205,13 @@ def _train(
         f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(train_rows):,} customers, "
         + (f"going on from {start.checkpoint}" if start.checkpoint else "starting anew")
     )
-    if start.checkpoint is None and (model.counted_memory is not None or config.label_features):
-        fit_counted_memory(model, data, training.seed)
-    trainer.train(resume_from_checkpoint=start.checkpoint)
+    if model.scorer is not None:
+        for task, value in fit_scorer(model.scorer, data, config, training.seed).items():
+            logger.warning(f"The scorer of {task} is fitted: NDCG@10 on validation {value:.4f}.")
+    else:
+        if start.checkpoint is None and (model.counted_memory is not None or config.label_features):
+            fit_counted_memory(model, data, training.seed)
+        trainer.train(resume_from_checkpoint=start.checkpoint)
     _fit_the_rest(options, data, model, trainer)
     facts = {"run": run, "recipe": recipe.reasons, "validation": {}} | _facts_of_run(options, data, trainer)
     trainer.finish(PRETRAINING, facts)
@@ -253,7 +262,7 @@ def _fit_the_rest(
     """Fits what the trainer does not train: the scales of the scores' parts, and the customer state."""
     cases: Any = trainer.eval_dataset
     collator: Any = trainer.eval_collator
-    has_scales = options.recipe == AUTO or model.counted_memory is not None
+    has_scales = model.scorer is None and options.recipe == AUTO or model.counted_memory is not None
     if has_scales and cases is not None and not trainer.is_fsdp_enabled:
         fit_score_scales(model, collator, cases)
     if model.model.state is not None:

@@ -1,0 +1,543 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Fits the scorer of labels ([`~scorer_mcm.LabelScorer`]) on prefixes of the log's own customers, in seconds.
+
+What is counted over all customers would contain the targets of the examples, so the customers are divided into folds,
+and an example's numbers are computed from the counts of the other folds. Everything comes from the training period.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from transformers.utils import logging
+
+from modeling_mcm.configuration_mcm import FIRST_LABEL, MCMConfig
+from modeling_mcm.data import PreparedData
+from modeling_mcm.data.cases import deciding_tasks, flat_values, list_lengths
+from modeling_mcm.data.collator import MCMCollator, PreparedRows
+from modeling_mcm.evaluation.cases import cases_at
+from modeling_mcm.evaluation.histories import arrow_batches, offsets_of, run_starts
+from modeling_mcm.scorer_mcm import (
+    HABIT_VISITS,
+    Candidates,
+    LabelScorer,
+    LabelTables,
+    candidate_features,
+    read_histories,
+)
+from modeling_mcm.times_mcm import SECONDS_PER_DAY
+
+logger = logging.get_logger(__name__)
+FOLDS = 5
+LAG_WEIGHTS = (1.0, 1 / 2, 1 / 3, 1 / 4, 1 / 5, 1 / 6)  # weight of a transition by its lag in moments
+BACKWARDS, SHRINKAGE = 0.25, 0.4  # weight of a transition's opposite, and exponent on a label's number of occurrences
+MOST_DENSE = 4_000  # number of labels up to which EASE and the ridge regression are computed
+EASE_RIDGE, RATES_RIDGE = 6.0, 1.0  # strengths in units of the mean diagonal
+LATE = 0.9  # quantile of times from which an occurrence is recent
+EXAMPLES, EXAMPLES_OF_CUSTOMER, BATCH = 4_000, 2, 64
+NEGATIVES = 60  # about as many candidates of an example that are no targets are kept, drawn uniformly
+EPOCHS, LEARNING_RATE, WEIGHT_DECAY, EXAMPLES_OF_STEP = 8, 3e-3, 1e-2, 32
+RANKING = 1.5  # weight of the smooth NDCG beside the cross-entropy
+MOST_TARGETS, TEMPERATURE = 12, 2.0  # of the smooth NDCG
+
+
+class LabelEvents(NamedTuple):
+    """The labelled events of a task in the training period, customer after customer, in flat arrays.
+
+    Attributes:
+        customer, label, visit, moment (`NDArray[int64]` of shape `(E,)`): visits and moments are numbered over all
+            customers.
+        day (`NDArray[float64]` of shape `(E,)`): time of the event, in days.
+        size (`int`): number of labels.
+    """
+
+    customer: NDArray[np.int64]
+    label: NDArray[np.int64]
+    visit: NDArray[np.int64]
+    moment: NDArray[np.int64]
+    day: NDArray[np.float64]
+    size: int
+
+    @classmethod
+    def read(cls, rows: Any, task: str, size: int) -> "LabelEvents":
+        """Reads the events of prepared rows before the validation cutoff."""
+        parts, first = [], 0
+        for table in arrow_batches(rows, ["times", "visits", "validation_end", f"feature_{task}"]):
+            lengths = list_lengths(table, "visits")
+            row = np.repeat(np.arange(len(table)), lengths)
+            index = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+            label = flat_values(table, f"feature_{task}").astype(np.int64)
+            kept = (index < flat_values(table, "validation_end")[row]) & (label >= FIRST_LABEL)
+            times, visits = flat_values(table, "times")[kept], flat_values(table, "visits")[kept]
+            parts.append((row[kept] + first, label[kept], visits, times / SECONDS_PER_DAY))
+            first += len(table)
+        customer, label, visit, day = (np.concatenate(part) for part in zip(*parts, strict=True))
+        visits, moments = run_starts(customer, visit), run_starts(customer, visit, day)
+        return cls(customer, label, np.cumsum(visits) - 1, np.cumsum(moments) - 1, day, size)
+
+
+def _expand(starts: NDArray, stops: NDArray) -> tuple[NDArray, NDArray]:
+    """Index of the range, and element, of every element of some ranges."""
+    lengths = stops - starts
+    which = np.repeat(np.arange(len(starts)), lengths)
+    return which, np.arange(len(which)) - offsets_of(lengths)[which] + starts[which]
+
+
+class LabelCounts:
+    """Counts of a task's labels by fold of customers, from which tables without one fold are made.
+
+    Args:
+        events ([`LabelEvents`]): events of the training period.
+        folds (`NDArray[int64]` of shape `(customers,)`): fold of each customer.
+    """
+
+    def __init__(self, events: LabelEvents, folds: NDArray[np.int64]):
+        self.size = events.size
+        self.transitions = [self._transitions(events, folds == fold) for fold in range(FOLDS)]
+        self.counts, self.visits, rates = self._occurrences(events, folds)
+        self.grams = [self._grams(rates, folds == fold) for fold in range(FOLDS)] if self.size <= MOST_DENSE else []
+        same = events.customer[1:] == events.customer[:-1]
+        between = same & (events.moment[1:] != events.moment[:-1])
+        gaps = np.diff(events.day)[between]
+        self.has_times = bool(len(gaps) and (gaps > 0).mean() > 0.5)
+        self.gap = float(np.median(gaps[gaps > 0])) if self.has_times else 1.0
+
+    def _transitions(self, events: LabelEvents, in_fold: NDArray[np.bool_]) -> tuple[NDArray, NDArray]:
+        """Pairs (label x V + next label), ascending, and their weights."""
+        kept = in_fold[events.customer]
+        cells = np.unique(events.moment[kept] * self.size + events.label[kept])  # a label counts once a moment
+        moment, label = cells // self.size, cells % self.size
+        numbers, starts = np.unique(moment, return_index=True)
+        starts = np.append(starts, len(moment))
+        of_moment = np.zeros(events.moment[-1] + 1, np.int64)
+        of_moment[events.moment] = events.customer
+        customer, keys, weights = of_moment[numbers], [], []
+        for lag, weight in enumerate(LAG_WEIGHTS, 1):
+            before = np.flatnonzero(customer[lag:] == customer[:-lag])
+            which, first = _expand(starts[before], starts[before + 1])
+            after = before[which] + lag
+            which, second = _expand(starts[after], starts[after + 1])
+            pairs, number = np.unique(label[first][which] * self.size + label[second], return_counts=True)
+            keys.append(pairs)
+            weights.append(number * weight)
+        return _summed(np.concatenate(keys), np.concatenate(weights))
+
+    def _occurrences(self, events: LabelEvents, folds: NDArray) -> tuple[NDArray, NDArray, tuple[NDArray, ...]]:
+        """Counts `(folds, 4, V)` as `LabelTables.counts` has them, visits by fold, and personal rates."""
+        cells = np.unique(events.visit * self.size + events.label)
+        visit, label = cells // self.size, cells % self.size
+        of_visit, last_day = np.zeros((2, events.visit[-1] + 1))
+        of_visit[events.visit], last_day[events.visit] = events.customer, events.day
+        of_visit = of_visit.astype(np.int64)
+        order = np.lexsort((visit, label, of_visit[visit]))
+        customer, label, visit = of_visit[visit][order], label[order], visit[order]
+        again = ~run_starts(customer, label)
+        at_next = again & (np.diff(visit, prepend=-2) == 1)
+        recent = last_day[visit] >= np.quantile(events.day, LATE)
+        counts = np.zeros((FOLDS, 4, self.size), np.float32)
+        for index, weights in enumerate((None, again, at_next, recent)):
+            np.add.at(counts[:, index], (folds[customer], label), 1 if weights is None else weights)
+        visits = np.bincount(folds[of_visit], minlength=FOLDS)
+        number = np.bincount(of_visit)
+        latest = np.cumsum(number) - 1
+        faded = 0.5 ** ((latest[customer] - visit) / HABIT_VISITS)
+        possible = (1 - 0.5 ** (number / HABIT_VISITS)) / (1 - 0.5 ** (1 / HABIT_VISITS))
+        keys, sums = _summed(customer * self.size + label, faded)
+        return counts, visits, (keys // self.size, keys % self.size, sums / possible[keys // self.size])
+
+    def _grams(self, rates: tuple[NDArray, ...], in_fold: NDArray[np.bool_]) -> torch.Tensor:
+        """Gram matrices of the customers' sets of labels and of their rates, of shape `(2, V, V)`."""
+        kept = in_fold[rates[0]]
+        row = np.unique(rates[0][kept], return_inverse=True)[1]
+        indices = torch.from_numpy(np.stack([row, rates[1][kept]]))
+        result = torch.zeros(2, self.size, self.size)
+        for start in range(0, int(row[-1]) + 1 if len(row) else 0, BATCH**2):
+            part = (indices[0] >= start) & (indices[0] < start + BATCH**2)
+            for gram, values in zip(result, (np.ones(len(row)), rates[2][kept]), strict=True):
+                dense = torch.zeros(BATCH**2, self.size)
+                dense[indices[0, part] - start, indices[1, part]] = torch.from_numpy(values).float()[part]
+                gram.addmm_(dense.T, dense)
+        return result
+
+    def tables(self, without: int | None = None) -> LabelTables:
+        """Tables of the customers of all folds, or of all but one.
+
+        Args:
+            without (`int`, *optional*): the fold that is left out.
+        """
+        folds = [fold for fold in range(FOLDS) if fold != without]
+        tables, size = LabelTables(self.size), self.size
+        counts = self.counts[folds].sum(0)
+        tables.counts.copy_(torch.from_numpy(counts))
+        tables.totals.copy_(torch.tensor([max(float(self.visits[folds].sum()), 1.0), self.gap, float(self.has_times)]))
+        pairs, weights = _summed(
+            *(np.concatenate(part) for part in zip(*(self.transitions[f] for f in folds), strict=True))
+        )
+        first, second = pairs // size, pairs % size
+        _keep_largest(tables, 1, first, second, weights / (counts[0][first] + 1))
+        pairs, weights = _summed(
+            np.concatenate([pairs, second * size + first]), np.concatenate([weights, BACKWARDS * weights])
+        )
+        first, second = pairs // size, pairs % size
+        _keep_largest(tables, 0, first, second, weights / (counts[0][first] + 1) ** SHRINKAGE)
+        if self.grams:
+            sets, rates = torch.stack([self.grams[fold] for fold in folds]).sum(0)
+            for index, gram, ridge in ((2, sets, EASE_RIDGE), (3, rates, RATES_RIDGE)):
+                strength = ridge * gram.diagonal()[FIRST_LABEL:].mean().clamp(min=1e-8)
+                inverse = torch.linalg.inv(gram + strength * torch.eye(size))
+                matrix = torch.eye(size) - strength * inverse
+                if index == 2:
+                    matrix = (-inverse / inverse.diagonal()).fill_diagonal_(0)
+                matrix[:, :FIRST_LABEL] = 0
+                largest = matrix.abs().topk(tables.weights.shape[2], 1).indices
+                tables.neighbours[index], tables.weights[index] = largest, matrix.gather(1, largest)
+        return tables
+
+
+def _summed(keys: NDArray[np.int64], weights: NDArray) -> tuple[NDArray[np.int64], NDArray]:
+    """Distinct keys, ascending, and the sum of the weights of each."""
+    distinct, inverse = np.unique(keys, return_inverse=True)
+    return distinct, np.bincount(inverse, weights, len(distinct))
+
+
+def _keep_largest(tables: LabelTables, index: int, first: NDArray, second: NDArray, weights: NDArray) -> None:
+    """Fills a table with the largest weights of each label."""
+    order = np.lexsort((-weights, first))
+    first, second, weights = first[order], second[order], weights[order]
+    rank = np.arange(len(first)) - np.searchsorted(first, first)
+    kept = rank < tables.weights.shape[2]
+    cells = index, torch.from_numpy(first[kept]), torch.from_numpy(rank[kept])
+    tables.neighbours[cells] = torch.from_numpy(second[kept]).int()
+    tables.weights[cells] = torch.from_numpy(weights[kept]).half()
+
+
+class Case(NamedTuple):
+    """A customer with a cutoff: an example of training, or a validation case.
+
+    Attributes:
+        row (`int`): index of the customer among the prepared rows.
+        end, stop (`int`): number of the customer's events before the cutoff, and before the end of the period in which
+            targets are looked for.
+        wait (`float`): days from the last event before the cutoff to the prediction time.
+    """
+
+    row: int
+    end: int
+    stop: int
+    wait: float
+
+
+class CaseFeatures(NamedTuple):
+    """Candidates of a task in some cases.
+
+    Attributes:
+        candidates ([`Candidates`]): candidates of all cases.
+        is_target (`torch.BoolTensor` of shape `(N,)`): whether a candidate is a target.
+        log_kept (`torch.FloatTensor` of shape `(N,)`): log of the share of such candidates that were kept.
+        targets (`list[torch.LongTensor]`): distinct targets of each case, also those that are no candidates.
+    """
+
+    candidates: Candidates
+    is_target: torch.Tensor
+    log_kept: torch.Tensor
+    targets: list[torch.Tensor]
+
+
+def draw_examples(rows: Any, data: PreparedData, seed: int) -> list[Case]:
+    """Draws starts of visits in the training period as cutoffs; a customer's later visits are likelier.
+
+    Args:
+        rows (`datasets.Dataset`): prepared rows.
+        data (`PreparedData`): the data set; its schema says what a case needs, and whether times mean anything.
+        seed (`int`): seed of the draws.
+    """
+    generator, cases, first = np.random.default_rng(seed), [], 0
+    schema = data.schema
+    columns = [f"task_{task}" for task in deciding_tasks(schema.tasks, schema.token_feature.name)]
+    for table in arrow_batches(rows, ["times", "visits", "validation_end", *columns]):
+        lengths, ends = list_lengths(table, "visits"), flat_values(table, "validation_end").astype(np.int64)
+        row = np.repeat(np.arange(len(table)), lengths)
+        index = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        times, visits = flat_values(table, "times"), flat_values(table, "visits")
+        is_target = np.any([flat_values(table, name) > 0 for name in columns], axis=0) & (index < ends[row])
+        number = np.cumsum(is_target)
+        earlier = number - is_target - (number - is_target)[offsets_of(lengths)[:-1]][row] if len(row) else number
+        opens = np.flatnonzero(is_target)
+        opens = opens[run_starts(row[opens], visits[opens])]
+        opens = opens[(earlier[opens] >= max(schema.min_history, 1)) & (index[opens] > 0)]
+        likely = generator.random(len(opens)) ** (1 / np.maximum(index[opens] / ends[row[opens]], 0.05))
+        order = np.lexsort((-likely, row[opens]))
+        opens = opens[order][np.arange(len(opens)) - np.searchsorted(row[opens], row[opens]) < EXAMPLES_OF_CUSTOMER]
+        waits = generator.random(len(opens)) * (times[opens] - times[opens - 1]) / SECONDS_PER_DAY
+        waits = waits if schema.moment("validation") is not None else np.zeros(len(opens))
+        for at, wait in zip(opens.tolist(), waits.tolist(), strict=True):
+            cases.append(Case(first + int(row[at]), int(index[at]), int(ends[row[at]]), max(wait, 0.0)))
+        first += len(table)
+    chosen = generator.permutation(len(cases))[:EXAMPLES]
+    return [cases[index] for index in np.sort(chosen)]
+
+
+def validation_cases(rows: Any, data: PreparedData, seed: int, most: int = 1500) -> list[Case]:
+    """Draws validation cases."""
+    cases = cases_at(data, "validation", rows)
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(cases))[:most])
+    moment = data.schema.moment("validation")
+    ends = np.asarray(rows["test_end"])
+    result = []
+    for table, index in zip(
+        PreparedRows(rows, cases.rows[chosen]).__getitems__(list(range(len(chosen)))), chosen, strict=True
+    ):
+        row, end = int(cases.rows[index]), int(cases.history_end[index])
+        wait = 0.0 if moment is None or not end else (moment - float(table["times"][:end].max())) / SECONDS_PER_DAY
+        result.append(Case(row, end, int(ends[row]), max(wait, 0.0)))
+    return result
+
+
+class FeatureReader:
+    """Reads cases and computes the candidates' numbers of each task.
+
+    Args:
+        rows (`datasets.Dataset`): prepared rows.
+        data (`PreparedData`): the data set.
+        config ([`MCMConfig`]): config of the model.
+    """
+
+    def __init__(self, rows: Any, data: PreparedData, config: MCMConfig):
+        self.rows, self.config = PreparedRows(rows), config
+        self.collator = MCMCollator(data.extractor, config, "evaluate", cutoff="validation")
+
+    def batches(self, cases: Sequence[Case]) -> Iterator[tuple[NDArray, dict[str, torch.Tensor]]]:
+        """Indices of cases, and their model inputs with `labels` and `now`, cases of similar length together."""
+        order = np.argsort([case.end for case in cases], kind="stable")
+        for start in range(0, len(order), BATCH):
+            chosen = order[start : start + BATCH]
+            rows = self.rows.__getitems__([cases[index].row for index in chosen])
+            ends = [{"validation_end": cases[index].end, "test_end": cases[index].stop} for index in chosen]
+            batch = self.collator([row | end for row, end in zip(rows, ends, strict=True)])
+            waits = torch.tensor([cases[index].wait for index in chosen])
+            batch["now"] = batch["event_times"].amax(1) + waits
+            yield chosen, batch
+
+    def read(
+        self, cases: Sequence[Case], tables: Sequence[LabelTables], negatives: int | None, generator: torch.Generator
+    ) -> list[CaseFeatures]:
+        """Computes the candidates of each task.
+
+        Args:
+            cases (`Sequence[Case]`): the cases.
+            tables (`Sequence[LabelTables]`): counts of each task.
+            negatives (`int`, *optional*): number of candidates of a case, beside targets, that are kept. Default: all.
+            generator (`torch.Generator`): of the draw of candidates.
+        """
+        parts: list[list[CaseFeatures]] = [[] for _ in tables]
+        for chosen, batch in self.batches(cases):
+            for index, (history, table) in enumerate(zip(read_histories(self.config, batch), tables, strict=True)):
+                found = candidate_features(history, table)
+                size = table.counts.shape[1]
+                labels = batch["labels"][..., index]
+                targets = [each[each >= FIRST_LABEL].unique() for each in labels]
+                keys = torch.cat([each + size * row for row, each in enumerate(targets)])
+                is_target = torch.isin(found.customer * size + found.label, keys)
+                number = torch.bincount(found.customer, minlength=len(chosen))[found.customer].float()
+                share = torch.ones_like(number) if negatives is None else (negatives / number).clamp(max=1)
+                kept = is_target | (torch.rand(len(share), generator=generator) < share)
+                candidates = Candidates(torch.from_numpy(chosen)[found.customer[kept]], *(x[kept] for x in found[1:]))
+                log_kept = torch.where(is_target, 0.0, share.log())[kept]
+                parts[index].append(CaseFeatures(candidates, is_target[kept], log_kept, targets))
+        order = np.argsort([case.end for case in cases], kind="stable")
+        return [_joined(part, order) for part in parts]
+
+
+def _joined(parts: Sequence[CaseFeatures], order: NDArray[np.int64]) -> CaseFeatures:
+    """Joins parts, with candidates by case."""
+    columns = [torch.cat(values) for values in zip(*(part.candidates for part in parts), strict=True)]
+    is_target, log_kept = (torch.cat([getattr(part, name) for part in parts]) for name in ("is_target", "log_kept"))
+    targets = [each for part in parts for each in part.targets]
+    by_case = columns[0].argsort(stable=True)
+    ordered: list[torch.Tensor] = [torch.zeros(0)] * len(targets)
+    for case, each in zip(order.tolist(), targets, strict=True):
+        ordered[case] = each
+    candidates = Candidates(*(column[by_case] for column in columns))
+    return CaseFeatures(candidates, is_target[by_case], log_kept[by_case], ordered)
+
+
+def mean_ndcg(found: CaseFeatures, values: torch.Tensor, k: int = 10) -> float:
+    """Mean NDCG at k of the candidates' scores over the cases with a target."""
+    customer = found.candidates.customer
+    order = values.argsort(descending=True, stable=True)
+    order = order[customer[order].argsort(stable=True)]
+    rank = torch.arange(len(order)) - torch.searchsorted(customer, customer) + 2.0
+    gains = torch.where(found.is_target[order] & (rank < k + 2), 1 / rank.log2(), 0.0)
+    numbers = torch.tensor([len(each) for each in found.targets])
+    ideal = torch.cat([torch.zeros(1), (1 / torch.arange(2.0, k + 2).log2()).cumsum(0)])[numbers.clamp(max=k)]
+    dcg = torch.zeros(len(numbers)).index_add(0, customer[order], gains)
+    return float((dcg / ideal)[numbers > 0].mean()) if (numbers > 0).any() else math.nan
+
+
+def fit_network(
+    scorer: LabelScorer, examples: Sequence[CaseFeatures], validation: Sequence[CaseFeatures], seed: int
+) -> list[float]:
+    """Trains the network on examples of all tasks, and keeps the epoch that ranks the validation cases best.
+
+    Returns:
+        `list[float]`: NDCG@10 of each task on validation.
+    """
+    torch.manual_seed(seed)
+    features = torch.cat([found.candidates.features for found in examples])
+    scorer.mean.copy_(features.mean(0))
+    scorer.std.copy_(features.std(0).clamp(min=1e-3))
+    batches = _steps_of(examples)
+    steps = EPOCHS * len(batches)
+    optimizer = torch.optim.AdamW(scorer.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps + 1, pct_start=0.15)
+    generator = np.random.default_rng(seed)
+    best: tuple[float, list[float], dict[str, torch.Tensor]] = (-1.0, [], {})
+    for _ in range(EPOCHS):
+        scorer.train()
+        for task, mask, index in _steps_of(examples, generator):
+            found = examples[task]
+            scores = scorer(task, found.candidates.features[index])
+            loss = ranking_loss(scores, mask, found.is_target[index] & mask, found.log_kept[index])
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(scorer.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+        scorer.eval()
+        with torch.no_grad():
+            values = [mean_ndcg(v, scorer(t, v.candidates.features)) for t, v in enumerate(validation)]
+        if (mean := float(np.nanmean(values))) > best[0]:
+            best = (mean, values, {name: value.clone() for name, value in scorer.state_dict().items()})
+    scorer.load_state_dict(best[2])
+    return best[1]
+
+
+def calibrate(scorer: LabelScorer, task: int, found: CaseFeatures) -> None:
+    """Fits the scale, the offset and the floor of a task by the cross-entropy of the validation targets.
+
+    Args:
+        scorer ([`LabelScorer`]): a scorer whose network is trained; its `calibration` is changed.
+        task (`int`): index of the task.
+        found ([`CaseFeatures`]): all candidates of validation cases.
+    """
+    customer, label, features = found.candidates
+    with torch.no_grad():
+        values, log_shares = scorer(task, features), scorer.log_shares(task)
+    numbers = torch.tensor([len(each) for each in found.targets], dtype=torch.float32)
+    weights = torch.where(numbers > 0, 1 / numbers.clamp(min=1), 0.0) / (numbers > 0).sum().clamp(min=1)
+    zeros = torch.zeros(len(numbers))
+    hits = zeros.index_add(0, customer, found.is_target.float())
+    missed = (weights * (numbers - hits)).sum()  # weight of targets that are no candidates
+    outside = (1 - zeros.index_add(0, customer, log_shares[label].exp())).clamp(min=1e-6).log()
+    target_weights = weights[customer] * found.is_target
+    parameters = scorer.calibration.detach()[task].clone().requires_grad_()
+    optimizer = torch.optim.LBFGS([parameters], max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        logits = scorer.calibrated(parameters, values)
+        largest = zeros.scatter_reduce(0, customer, logits.detach(), "amax", include_self=False)
+        inside = zeros.index_add(0, customer, (logits - largest[customer]).exp()).log() + largest
+        total = torch.logaddexp(inside, parameters[2] + outside)
+        loss = (weights * numbers * total).sum() - (target_weights * logits).sum() - missed * parameters[2]
+        loss = loss + 1e-3 * parameters.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    with torch.no_grad():
+        scorer.calibration[task] = parameters
+
+
+def _steps_of(
+    examples: Sequence[CaseFeatures], generator: np.random.Generator | None = None
+) -> list[tuple[int, torch.Tensor, torch.Tensor]]:
+    """Steps of an epoch: task, mask and indices of candidates, both of shape `(cases, candidates)`."""
+    steps = []
+    for task, found in enumerate(examples):
+        customer = found.candidates.customer
+        has_target = torch.zeros(len(found.targets)).index_add(0, customer, found.is_target.float()) > 0
+        cases = has_target.nonzero()[:, 0].numpy()
+        cases = cases if generator is None else generator.permutation(cases)
+        for start in range(0, len(cases), EXAMPLES_OF_STEP):
+            chosen = torch.from_numpy(cases[start : start + EXAMPLES_OF_STEP])
+            if generator is None:
+                steps.append((task, chosen, chosen))
+                continue
+            begin, end = torch.searchsorted(customer, chosen), torch.searchsorted(customer, chosen, right=True)
+            offset = torch.arange(int((end - begin).max()))
+            mask = offset < (end - begin)[:, None]
+            steps.append((task, mask, torch.where(mask, begin[:, None] + offset, 0)))
+    if generator is not None:
+        steps = [steps[index] for index in generator.permutation(len(steps))]
+    return steps
+
+
+def ranking_loss(
+    scores: torch.Tensor, mask: torch.Tensor, is_target: torch.Tensor, log_kept: torch.Tensor
+) -> torch.Tensor:
+    """Mean cross-entropy of the targets among the candidates, less a smooth NDCG.
+
+    Args:
+        scores (`torch.FloatTensor` of shape `(cases, candidates)`): scores of the candidates.
+        mask, is_target (`torch.BoolTensor` of that shape): whether there is a candidate, and whether it is a target.
+        log_kept (`torch.FloatTensor` of that shape): log of the share of such candidates that were kept.
+    """
+    weighted = (scores - log_kept).masked_fill(~mask, -1e4)  # a kept negative stands for those left out
+    number = is_target.sum(1)
+    entropy = -(weighted.log_softmax(1) * is_target).sum(1) / number
+    most = min(MOST_TARGETS, int(number.max()))
+    has, best = is_target.float().topk(most, 1)
+    lead = torch.sigmoid(TEMPERATURE * (scores[:, None] - scores.gather(1, best)[..., None])) * mask[:, None]
+    rank = 0.5 + lead.sum(2)
+    ideal = (1 / torch.arange(2.0, MOST_TARGETS + 2).log2()).cumsum(0)[(number.clamp(max=most) - 1)]
+    ndcg = (has / (1 + rank).log2()).sum(1) / ideal
+    return (entropy - RANKING * ndcg).mean()
+
+
+def fit_scorer(scorer: LabelScorer, data: PreparedData, config: MCMConfig, seed: int = 0) -> dict[str, float]:
+    """Counts, fits and calibrates a scorer.
+
+    Args:
+        scorer ([`LabelScorer`]): the scorer, changed in place.
+        data (`PreparedData`): the data set.
+        config ([`MCMConfig`]): config of the model.
+        seed (`int`): seed of folds, examples and network.
+
+    Returns:
+        `dict[str, float]`: NDCG@10 of each task on validation cases.
+    """
+    rows = data.rows
+    folds = np.random.default_rng(seed).integers(0, FOLDS, len(rows))
+    counts = [LabelCounts(LabelEvents.read(rows, task, size), folds) for task, size in config.label_sizes.items()]
+    reader, generator = FeatureReader(rows, data, config), torch.Generator().manual_seed(seed)
+    examples = draw_examples(rows, data, seed)
+    parts = []
+    for fold in range(FOLDS):
+        chosen = [case for case in examples if folds[case.row] == fold]
+        parts.append((chosen, reader.read(chosen, [each.tables(fold) for each in counts], NEGATIVES, generator)))
+    tables = [each.tables() for each in counts]
+    for table, each in zip(scorer.tables, tables, strict=True):
+        table.load_state_dict(each.state_dict())
+    found = [_stacked([features[task] for _, features in parts]) for task in range(len(counts))]
+    cases = validation_cases(rows, data, seed)
+    validation = reader.read(cases, tables, None, generator)
+    values = fit_network(scorer, found, validation, seed)
+    for index, features in enumerate(validation):
+        calibrate(scorer, index, features)
+    return dict(zip(config.tasks, values, strict=True))
+
+
+def _stacked(parts: Sequence[CaseFeatures]) -> CaseFeatures:
+    """Joins features of different cases, whose numbers are counted on."""
+    starts = offsets_of(np.array([len(part.targets) for part in parts]))[:-1].tolist()
+    customers = torch.cat([part.candidates.customer + start for part, start in zip(parts, starts, strict=True)])
+    label, features = (torch.cat([part.candidates[index] for part in parts]) for index in (1, 2))
+    is_target, log_kept = (torch.cat([getattr(part, name) for part in parts]) for name in ("is_target", "log_kept"))
+    targets = [each for part in parts for each in part.targets]
+    return CaseFeatures(Candidates(customers, label, features), is_target, log_kept, targets)

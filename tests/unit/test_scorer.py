@@ -1,0 +1,109 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""The scorer that reads counts: its numbers, its folds, its probabilities, and a model of it alone."""
+
+import numpy as np
+import pytest
+import torch
+from choices import of_data
+
+from modeling_mcm import LiveCustomer, MCMConfig, MCMForMultiTaskRecommendation
+from modeling_mcm.data import PreparedData
+from modeling_mcm.data.collator import MCMCollator, PreparedRows
+from modeling_mcm.scorer_mcm import NUM_FEATURES, LabelHistory, candidate_features, read_histories
+from modeling_mcm.training.pretraining import COUNTS_ALONE
+from modeling_mcm.training.scorer import LabelCounts, LabelEvents, draw_examples, fit_scorer
+
+
+@pytest.fixture(scope="module")
+def data(prepared):
+    return PreparedData(str(prepared))
+
+
+@pytest.fixture(scope="module")
+def model(data):
+    """A model without an encoder, fitted on the corner shop."""
+    choices = of_data(data.extractor) | COUNTS_ALONE | {"kind_feature": "type", "state_size": 0}
+    torch.manual_seed(0)
+    fitted = MCMForMultiTaskRecommendation(MCMConfig(**choices)).eval()
+    fit_scorer(fitted.scorer, data, fitted.config, seed=0)
+    return fitted
+
+
+@pytest.fixture(scope="module")
+def batch(data, model):
+    collator = MCMCollator(data.extractor, model.config, "evaluate", cutoff="test")
+    inputs = collator(PreparedRows(data.rows, np.arange(12)).__getitems__(list(range(12))))
+    return {name: value for name, value in inputs.items() if name != "labels"}
+
+
+def test_every_label_has_a_score(model, batch):
+    for scores in model(**batch).logits.values():
+        assert scores.isfinite().all() and (scores[:, 2:].amin(1) > scores[:, :2].amax(1)).all()
+
+
+def test_customers_do_not_change_each_other_and_padding_does_not_matter(model, batch):
+    together = model(**batch).logits
+    for index in range(12):
+        length = int(batch["attention_mask"][index].sum())
+        alone = model(**{name: value[index : index + 1, :length] for name, value in batch.items()}).logits
+        for task, scores in alone.items():
+            torch.testing.assert_close(scores[0], together[task][index], atol=1e-4, rtol=1e-4)
+
+
+def test_candidates_have_as_many_numbers_as_the_network_reads(model, batch):
+    history = read_histories(model.config, batch)[0]
+    found = candidate_features(history, model.scorer.tables_of(0))
+    assert found.features.shape == (len(found.label), NUM_FEATURES) and found.features.isfinite().all()
+    assert (found.label >= 2).all()
+
+
+def test_a_history_without_events_gets_popularity(model, batch):
+    nothing = {name: value[:1, :1] for name, value in batch.items()}
+    for index, scores in enumerate(model(**nothing).logits.values()):
+        counts = model.scorer.tables_of(index).counts[0]
+        assert scores.isfinite().all() and counts[scores[0].argmax()] > 0
+
+
+def test_a_fold_counts_the_other_customers_alone(data):
+    size = dict(zip(data.extractor.feature_names, data.extractor.vocabulary_sizes, strict=True))["items"]
+    events = LabelEvents.read(data.rows, "items", size)
+    folds = np.arange(len(data.rows)) % 5
+    without = LabelCounts(events, folds).tables(0)
+    kept = folds[events.customer] != 0
+    others = LabelCounts(LabelEvents(*(column[kept] for column in events[:-1]), size), folds).tables(None)
+    assert torch.equal(without.counts[:3], others.counts[:3])
+    for index in range(2):
+        assert torch.equal(without.weights[index].sum(1), others.weights[index].sum(1))
+
+
+def test_shares_and_gaps_are_those_of_a_loop():
+    visits, times = torch.tensor([[0, 0, 1, 2, 2, 3]]), torch.tensor([[0.0, 0.0, 2.0, 5.0, 5.0, 9.0]])
+    labels = torch.tensor([[2, 3, 2, 3, 3, 2]])
+    history = LabelHistory.of_batch(labels, visits, times, torch.zeros_like(labels), torch.tensor([10.0]))
+    assert history.visits.tolist() == [3, 3, 2, 1, 1, 0] and history.days.tolist() == [10, 10, 8, 5, 5, 1]
+    assert history.moments.tolist() == history.visits.tolist()
+
+
+def test_examples_come_from_the_training_period(data):
+    examples = draw_examples(data.rows, data, seed=0)
+    ends = np.asarray(data.rows["validation_end"])
+    assert examples and all(0 < case.end < case.stop <= ends[case.row] for case in examples)
+    assert all(case.wait >= 0 for case in examples)
+
+
+def test_a_live_customer_has_the_scores_of_the_whole_history(model, data, event_log):
+    events = event_log[event_log["who"] == "c03"]
+    live, whole = (LiveCustomer(model, data.extractor) for _ in range(2))
+    for _, visit in events.groupby("when", sort=True):
+        live.add(visit)
+    whole.add(events)
+    for task, best in whole.scores().items():
+        assert [each["label"] for each in live.scores()[task]] == [each["label"] for each in best]
+
+
+def test_save_and_load_do_not_change_scores(model, batch, tmp_path):
+    model.save_pretrained(tmp_path)
+    again = MCMForMultiTaskRecommendation.from_pretrained(tmp_path).eval()
+    for task, scores in model(**batch).logits.items():
+        assert torch.equal(scores, again(**batch).logits[task])
