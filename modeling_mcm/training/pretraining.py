@@ -83,7 +83,8 @@ def chosen_recipe(options: ModelOptions, named: Collection[str]) -> Recipe:
         training = {name: value for name, value in training.items() if name not in WHEN}
     if "fsdp" in named or os.environ.get("ACCELERATE_USE_FSDP") == "true":
         training.pop("ema_decay", None)
-    return Recipe(recipe.config, training, recipe.reasons)
+    reasons = ["No encoder is trained: scores come from counts alone."] if options.encoder == NONE else recipe.reasons
+    return Recipe(recipe.config, training, reasons)
 
 
 def read_config(options: ModelOptions, extractor: MCMFeatureExtractor, recipe: Recipe | None = None) -> MCMConfig:

@@ -50,3 +50,14 @@ def test_an_option_wins_over_the_recipe(options, tmp_path):
     assert json.loads((tmp_path / "run" / "config.json").read_text())["readout"] == "last"
     assert facts["learning_rate"] == 0.003 and facts["steps"] == 2
     assert facts["validation"] == {}  # who says how long says when it is evaluated, too
+
+
+def test_without_an_encoder_counts_are_fitted_and_scored(prepared, tmp_path):
+    words = ["--data", prepared, "--encoder", "none", "--output_dir", tmp_path / "run", "--report_to", "none"]
+    said = forked_runs.pretrain([*words, "--disable_tqdm", "true"], tmp_path / "log")
+    assert "scores come from counts alone" in said and "repeat memory" not in said
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (config["scorer"], config["kind_feature"], config["num_hidden_layers"]) == (True, "type", 0)
+    found = json.loads((tmp_path / "run" / "pretraining.json").read_text())["validation"]
+    assert found["MCM"]["items"] > found["most_popular"]["items"]
+    assert "nothing is left to train" in forked_runs.pretrain(words, tmp_path / "log again")
