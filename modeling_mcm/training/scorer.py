@@ -283,7 +283,9 @@ def draw_examples(rows: Any, data: PreparedData, seed: int) -> list[Case]:
 
 
 def validation_cases(rows: Any, data: PreparedData, seed: int, most: int = 1500) -> list[Case]:
-    """Draws validation cases."""
+    """Draws validation cases; none where the data set has none."""
+    if data.manifest.counts.get("validation_cases") == 0:
+        return []
     cases = cases_at(data, "validation", rows)
     chosen = np.sort(np.random.default_rng(seed).permutation(len(cases))[:most])
     moment = data.schema.moment("validation")
@@ -411,7 +413,8 @@ def fit_network(
         scorer.eval()
         with torch.no_grad():
             values = [mean_ndcg(v, scorer(t, v.candidates.features)) for t, v in enumerate(validation)]
-        if (mean := float(np.nanmean(values))) > best[0]:
+        mean = float(np.nanmean(values)) if np.isfinite(values).any() else 0.0  # without cases the last epoch is kept
+        if mean > best[0] or not validation:
             best = (mean, values, {name: value.clone() for name, value in scorer.state_dict().items()})
     scorer.load_state_dict(best[2])
     return best[1]
@@ -517,20 +520,25 @@ def fit_scorer(scorer: LabelScorer, data: PreparedData, config: MCMConfig, seed:
     counts = [LabelCounts(LabelEvents.read(rows, task, size), folds) for task, size in config.label_sizes.items()]
     reader, generator = FeatureReader(rows, data, config), torch.Generator().manual_seed(seed)
     examples = draw_examples(rows, data, seed)
+    if not examples:
+        raise ValueError(
+            f"{data.folder} has no visit in its training period that follows {max(data.schema.min_history, 1)} target "
+            "events, so nothing can be fitted: move the cutoffs of the event schema, or lower min_history."
+        )
     parts = []
     for fold in range(FOLDS):
-        chosen = [case for case in examples if folds[case.row] == fold]
-        parts.append((chosen, reader.read(chosen, [each.tables(fold) for each in counts], NEGATIVES, generator)))
+        if chosen := [case for case in examples if folds[case.row] == fold]:
+            parts.append(reader.read(chosen, [each.tables(fold) for each in counts], NEGATIVES, generator))
     tables = [each.tables() for each in counts]
     for table, each in zip(scorer.tables, tables, strict=True):
         table.load_state_dict(each.state_dict())
-    found = [_stacked([features[task] for _, features in parts]) for task in range(len(counts))]
+    found = [_stacked([features[task] for features in parts]) for task in range(len(counts))]
     cases = validation_cases(rows, data, seed)
-    validation = reader.read(cases, tables, None, generator)
+    validation = reader.read(cases, tables, None, generator) if cases else []
     values = fit_network(scorer, found, validation, seed)
     for index, features in enumerate(validation):
         calibrate(scorer, index, features)
-    return dict(zip(config.tasks, values, strict=True))
+    return dict(zip(config.tasks, values or [math.nan] * len(config.tasks), strict=True))
 
 
 def _stacked(parts: Sequence[CaseFeatures]) -> CaseFeatures:

@@ -3,13 +3,15 @@
 """The scorer that reads counts: its numbers, its folds, its probabilities, and a model of it alone."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from choices import of_data
 
 from modeling_mcm import LiveCustomer, MCMConfig, MCMForMultiTaskRecommendation
-from modeling_mcm.data import PreparedData
+from modeling_mcm.data import EventSchema, PreparedData
 from modeling_mcm.data.collator import MCMCollator, PreparedRows
+from modeling_mcm.preparation import prepare
 from modeling_mcm.scorer_mcm import NUM_FEATURES, LabelHistory, candidate_features, read_histories
 from modeling_mcm.training.pretraining import COUNTS_ALONE
 from modeling_mcm.training.scorer import LabelCounts, LabelEvents, draw_examples, fit_scorer
@@ -100,6 +102,19 @@ def test_a_live_customer_has_the_scores_of_the_whole_history(model, data, event_
     whole.add(events)
     for task, best in whole.scores().items():
         assert [each["label"] for each in live.scores()[task]] == [each["label"] for each in best]
+
+
+@pytest.mark.parametrize(("customers", "items"), [(3, 5), (30, 1)], ids=["three customers", "one label"])
+def test_small_logs_are_fitted(tmp_path, customers, items):
+    log = [(user, place, "buy", f"item {(user + place) % items}") for user in range(customers) for place in range(6)]
+    schema = {"name": "small", "customer": "user", "order": "place", "token_type": "kind", "tasks": ["item"]}
+    schema |= {"features": [{"name": "kind"}, {"name": "item"}], "cutoffs": "leave_one_out", "min_history": 1}
+    frame = pd.DataFrame(log, columns=["user", "place", "kind", "item"])
+    prepare(frame, EventSchema.from_dict(schema), tmp_path / "data")
+    data = PreparedData(str(tmp_path / "data"))
+    choices = of_data(data.extractor) | COUNTS_ALONE | {"kind_feature": "kind", "state_size": 0}
+    model = MCMForMultiTaskRecommendation(MCMConfig(**choices))
+    assert fit_scorer(model.scorer, data, model.config)["item"] > 0
 
 
 def test_save_and_load_do_not_change_scores(model, batch, tmp_path):
