@@ -387,21 +387,26 @@ def fit_network(
     """Trains the network on examples of all tasks, and keeps the epoch that ranks the validation cases best.
 
     Returns:
-        `list[float]`: NDCG@10 of each task on validation.
+        `list[float]`: NDCG@10 of each task on validation; empty without cases, where the last epoch is kept.
+
+    Raises `ValueError` if no target of any example is among its candidates.
     """
     torch.manual_seed(seed)
     features = torch.cat([found.candidates.features for found in examples])
     scorer.mean.copy_(features.mean(0))
     scorer.std.copy_(features.std(0).clamp(min=1e-3))
-    batches = _steps_of(examples)
-    steps = EPOCHS * len(batches)
-    optimizer = torch.optim.AdamW(scorer.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps + 1, pct_start=0.15)
     generator = np.random.default_rng(seed)
+    epoch = _steps_of(examples, generator)
+    if not epoch:
+        raise ValueError("What followed the histories is never among their candidates: the log is too small to fit.")
+    optimizer = torch.optim.AdamW(scorer.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, LEARNING_RATE, total_steps=EPOCHS * len(epoch) + 1, pct_start=0.15
+    )
     best: tuple[float, list[float], dict[str, torch.Tensor]] = (-1.0, [], {})
     for _ in range(EPOCHS):
         scorer.train()
-        for task, mask, index in _steps_of(examples, generator):
+        for task, mask, index in epoch:
             found = examples[task]
             scores = scorer(task, found.candidates.features[index])
             loss = ranking_loss(scores, mask, found.is_target[index] & mask, found.log_kept[index])
@@ -410,10 +415,11 @@ def fit_network(
             nn.utils.clip_grad_norm_(scorer.parameters(), 1.0)
             optimizer.step()
             schedule.step()
+        epoch = _steps_of(examples, generator)
         scorer.eval()
         with torch.no_grad():
             values = [mean_ndcg(v, scorer(t, v.candidates.features)) for t, v in enumerate(validation)]
-        mean = float(np.nanmean(values)) if np.isfinite(values).any() else 0.0  # without cases the last epoch is kept
+        mean = float(np.nanmean(values)) if np.isfinite(values).any() else 0.0
         if mean > best[0] or not validation:
             best = (mean, values, {name: value.clone() for name, value in scorer.state_dict().items()})
     scorer.load_state_dict(best[2])
@@ -458,27 +464,21 @@ def calibrate(scorer: LabelScorer, task: int, found: CaseFeatures) -> None:
 
 
 def _steps_of(
-    examples: Sequence[CaseFeatures], generator: np.random.Generator | None = None
+    examples: Sequence[CaseFeatures], generator: np.random.Generator
 ) -> list[tuple[int, torch.Tensor, torch.Tensor]]:
     """Steps of an epoch: task, mask and indices of candidates, both of shape `(cases, candidates)`."""
     steps = []
     for task, found in enumerate(examples):
         customer = found.candidates.customer
         has_target = torch.zeros(len(found.targets)).index_add(0, customer, found.is_target.float()) > 0
-        cases = has_target.nonzero()[:, 0].numpy()
-        cases = cases if generator is None else generator.permutation(cases)
+        cases = generator.permutation(has_target.nonzero()[:, 0].numpy())
         for start in range(0, len(cases), EXAMPLES_OF_STEP):
             chosen = torch.from_numpy(cases[start : start + EXAMPLES_OF_STEP])
-            if generator is None:
-                steps.append((task, chosen, chosen))
-                continue
             begin, end = torch.searchsorted(customer, chosen), torch.searchsorted(customer, chosen, right=True)
             offset = torch.arange(int((end - begin).max()))
             mask = offset < (end - begin)[:, None]
             steps.append((task, mask, torch.where(mask, begin[:, None] + offset, 0)))
-    if generator is not None:
-        steps = [steps[index] for index in generator.permutation(len(steps))]
-    return steps
+    return [steps[index] for index in generator.permutation(len(steps))]
 
 
 def ranking_loss(
