@@ -249,15 +249,18 @@ def test_distinct_targets_keep_counts_and_empty_customers():
 
 
 @pytest.mark.parametrize("metric", [ndcg_at_k, recall_at_k, precision_at_k, hit_rate_at_k])
-def test_metrics_refuse_an_empty_list_different_shapes_and_a_target_twice(metric):
+def test_metrics_refuse_an_empty_list_and_different_shapes(metric):
     one = np.ones((1, 1), dtype=int)
     with pytest.raises(ValueError, match="k = 0"):
         metric(one, one, one, 0)
     with pytest.raises(ValueError, match="one shape"):
         metric(one, one, np.ones((1, 2)), 1)
+
+
+def test_hit_rate_refuses_a_target_twice():
     twice = np.zeros((1, 2), dtype=int)
     with pytest.raises(ValueError, match="distinct target labels"):
-        metric(twice, twice + 1, twice + 1, 1)
+        hit_rate_at_k(twice, twice + 1, twice + 1, 1)
 
 
 def test_interval_equals_scipy_and_repeats_with_the_seed():
