@@ -8,7 +8,7 @@ import pytest
 import torch
 from choices import of_data
 
-from modeling_mcm import LiveCustomer, MCMConfig, MCMForMultiTaskRecommendation
+from modeling_mcm import LiveCustomer, MCMConfig, MCMFeatureExtractor, MCMForMultiTaskRecommendation
 from modeling_mcm.data import EventSchema, PreparedData
 from modeling_mcm.data.collator import MCMCollator, PreparedRows
 from modeling_mcm.preparation import prepare
@@ -122,3 +122,13 @@ def test_save_and_load_do_not_change_scores(model, batch, tmp_path):
     again = MCMForMultiTaskRecommendation.from_pretrained(tmp_path).eval()
     for task, scores in model(**batch).logits.items():
         assert torch.equal(scores, again(**batch).logits[task])
+
+
+def test_new_labels_are_scored_and_the_best_stay(model, batch, stored_extractor, tmp_path):
+    model.save_pretrained(tmp_path)
+    larger = MCMForMultiTaskRecommendation.from_pretrained(tmp_path).eval()
+    extractor = MCMFeatureExtractor.from_pretrained(str(stored_extractor))
+    larger.resize_feature_vocabulary("items", ["item 98", "item 99"], extractor)
+    before, after = model(**batch).logits["items"], larger(**batch).logits["items"]
+    assert after.shape[1] == before.shape[1] + 2 and after.isfinite().all()
+    assert (after.topk(5).indices == before.topk(5).indices).all()
