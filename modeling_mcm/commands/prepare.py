@@ -4,6 +4,7 @@
 
     mcm prepare --demo complete_journey --output_dir data/prepared
     mcm prepare --demo complete_journey --offers ...        also writes the demo's offers (docs/fine_tuning.md)
+    mcm prepare --demo ta_feng ...              or cdnow, each from a package (docs/event_schema.md)
     mcm prepare --events log.parquet --schema schema.yaml --output_dir data/prepared
     mcm prepare --engine spark --spark_master local[2] ...      on Spark (docs/large_logs.md)
     mcm prepare prepare.yaml --overwrite        # options as keys of one YAML file; flags win
@@ -20,7 +21,8 @@ from modeling_mcm.commands.arguments import MEMORY_LIMIT, EngineOptions, exits, 
 from modeling_mcm.data import EventSchema, PreparedManifest
 from modeling_mcm.option import option
 
-DEMOS = ("complete_journey",)
+WITH_OFFERS = "complete_journey"
+DEMOS = (WITH_OFFERS, "ta_feng", "cdnow")
 
 
 @dataclass
@@ -52,9 +54,10 @@ class PrepareOptions:
     def __post_init__(self) -> None:
         if self.demo is not None and (self.events or self.profile):
             raise ValueError("--demo brings its own --events and --profile; leave these out.")
-        if self.demo is None and self.offers:
+        if self.demo != WITH_OFFERS and self.offers:
             raise ValueError(
-                "--offers writes the offers of a demo: add --demo, or make your own tables (docs/fine_tuning.md)."
+                f"--offers writes the offers of a demo: add --demo {WITH_OFFERS}, or make your own tables "
+                "(docs/fine_tuning.md)."
             )
         if self.demo is None and not (self.events and self.schema):
             raise ValueError("Give --events and --schema, or --demo.")
@@ -98,13 +101,14 @@ def main() -> None:
         from modeling_mcm.preparation import prepare
 
         if options.demo:
-            from modeling_mcm.preparation import complete_journey as demo
+            from modeling_mcm.preparation.complete_journey import build_complete_journey_offers
+            from modeling_mcm.preparation.demos import build_demo
 
             raw = Path(options.output_dir).parent / "raw"
-            events, profile = (str(path) for path in demo.build_complete_journey(raw))
+            events, profile, own_schema = build_demo(options.demo, raw)
             if options.offers:
-                demo.build_complete_journey_offers(raw)
-            schema = schema or demo.SCHEMA
+                build_complete_journey_offers(raw)
+            schema = schema or own_schema
         event_schema = EventSchema.from_yaml(schema)
         if options.cutoffs:
             cutoffs = dict(zip(("validation", "test"), options.cutoffs, strict=True))
