@@ -30,9 +30,22 @@ KINDS = 3  # number of kinds of events, the most frequent ones, that have shares
 RECENT, RECENT_DECAY = 8, 0.6  # number of latest moments whose transitions are looked up, and their decay by moment
 NEIGHBOURS = 200  # K
 # Candidates of a customer: at most so many labels of the history, and the best by each kind of evidence.
-MOST_SEEN, BEST = 120, {"transition": 30, "next": 15, "ease": 30, "ridge": 15}
+MOST_SEEN, BEST = (
+    120,
+    (30, 15, 30, 15),
+)  # by transitions, transitions from the latest moment, EASE and ridge regression
 POPULAR = 50
-NUM_FEATURES = 55  # F
+# Numbers of a label of the customer's history; 0 for labels that are not in it.
+PERSONAL = (
+    "seen", "visits", "share_since_first", "since_visits", "since_moments", "since_days", "several", "overdue_visits",
+    "overdue_days", "irregularity", "third", "in_last_visit",
+    *(f"share_visits_{half_life:g}" for half_life in VISIT_HALF_LIVES),
+    *(f"share_moments_{half_life:g}" for half_life in MOMENT_HALF_LIVES),
+    "share_days", *(f"share_kind_{kind}" for kind in range(KINDS)), *(f"last_kind_{kind}" for kind in range(KINDS)),
+)  # fmt: skip
+RANKED = ("share_visits_5", "share_visits_15", "share_moments_8", "share_days")
+# F: the personal numbers, four of the customer, two of transitions, ratios and ranks, and eight of the label.
+NUM_FEATURES = len(PERSONAL) + 4 + 2 + (4 + len(RANKED)) + (6 + len(RANKED)) + 8
 HIDDEN = (64, 32)
 DROPOUT = 0.1
 FARTHEST = 4.0  # largest absolute value of a standardised number
@@ -106,12 +119,13 @@ class LabelTables(nn.Module):
         labels (`int`): V, the number of labels.
 
     Attributes:
-        neighbours (`torch.IntTensor` of shape `(4, V, K)`): labels that go with each label, for each kind of evidence
-            in `BEST`: transitions in both directions, transitions forwards, EASE (Steck, WWW 2019), and a ridge
+        neighbours (`torch.IntTensor` of shape `(4, V, K)`): labels that go with each label, by four kinds of evidence:
+            transitions in both directions, transitions forwards, EASE (Steck, WWW 2019), and a ridge
             regression of personal rates on themselves.
         weights (`torch.HalfTensor` of shape `(4, V, K)`): weights of these pairs, 0 where there are fewer than K.
-        counts (`torch.FloatTensor` of shape `(4, V)`): visits of the label, those of them that repeat it, that repeat
-            it at the very next visit, and those in the latest tenth of the training period.
+        counts (`torch.FloatTensor` of shape `(5, V)`): visits of the label, those of them that repeat it, that repeat
+            it at the very next visit, and those in the latest part of the training period; and the sum of the gaps, in
+            visits, of those that repeat it.
         totals (`torch.FloatTensor` of shape `(3,)`): number of visits of all customers, median gap of moments in days,
             and whether times say anything (0: days are replaced by moments).
     """
@@ -124,9 +138,9 @@ class LabelTables(nn.Module):
     def __init__(self, labels: int):
         super().__init__()
         width = min(labels, NEIGHBOURS)
-        self.register_buffer("neighbours", torch.zeros(len(BEST), labels, width, dtype=torch.int32))
-        self.register_buffer("weights", torch.zeros(len(BEST), labels, width, dtype=torch.float16))
-        self.register_buffer("counts", torch.zeros(4, labels))
+        self.register_buffer("neighbours", torch.zeros(4, labels, width, dtype=torch.int32))
+        self.register_buffer("weights", torch.zeros(4, labels, width, dtype=torch.float16))
+        self.register_buffer("counts", torch.zeros(5, labels))
         self.register_buffer("totals", torch.ones(3))
 
     @torch.no_grad()
@@ -138,35 +152,36 @@ class LabelTables(nn.Module):
             shape[axis] = number
             self.register_buffer(name, torch.cat([value, value.new_zeros(shape)], axis))
 
-    def evidence(self, history: LabelHistory, seen: torch.Tensor, rates: torch.Tensor) -> dict[str, torch.Tensor]:
-        """What all customers say of each label, given a history: by kind of evidence a tensor of shape `(B, V)`.
+    def evidence(self, history: LabelHistory, seen: torch.Tensor, rates: torch.Tensor) -> torch.Tensor:
+        """What all customers say of each label, given a history: for each table a weighted sum of its rows, by
+        transitions, by transitions from the latest moment, by EASE and by the ridge regression.
 
         Args:
             history ([`LabelHistory`]): the histories.
             seen (`torch.LongTensor` of shape `(P,)`): pairs of a customer and a label of its history, customer x V +
                 label, ascending.
             rates (`torch.FloatTensor` of shape `(P,)`): the personal rate of each pair.
+
+        Returns:
+            `torch.FloatTensor` of shape `(4, B, V)`.
         """
-        labels = self.counts.shape[1]
+        labels, cells = self.counts.shape[1], history.size * self.counts.shape[1]
         recent = history.moments < RECENT
         pairs = (history.customer[recent] * labels + history.label[recent]) * RECENT + history.moments[recent]
         pairs = pairs.unique()  # a label counts once a moment
         latest, ago = pairs // RECENT, pairs % RECENT
-        decay = (RECENT_DECAY ** ago.double()).float()
-        now = ago == 0
-        ones = torch.ones(len(seen), device=seen.device)
-        inputs = {"transition": (latest, decay), "next": (latest[now], decay[now])}
-        inputs |= {"ease": (seen, ones), "ridge": (seen, rates)}
-        shape, result = (history.size, labels), {}
-        for index, (name, (keys, values)) in enumerate(inputs.items()):
-            customer, label = keys // labels, keys % labels
-            if name in ("transition", "next"):
-                values = values / values.new_zeros(history.size).index_add(0, customer, values)[customer]
-            cells = customer[:, None] * labels + self.neighbours[index][label]
-            products = self.weights[index][label].float() * values[:, None]
-            dense = values.new_zeros(history.size * labels).index_add_(0, cells.flatten(), products.flatten())
-            result[name] = dense.view(shape).clamp_(min=0)
-            result[name][:, :FIRST_LABEL] = 0
+        # A row for each table and label whose neighbours are added up, with its weight.
+        keys = torch.cat([latest, latest[ago == 0] + cells, seen + 2 * cells, seen + 3 * cells])
+        ones = torch.ones(len(keys) - len(latest) - len(seen), device=keys.device)
+        values = torch.cat([(RECENT_DECAY ** ago.double()).float(), ones, rates])
+        table, label = keys // cells, keys % labels
+        sums = values.new_zeros(4 * history.size).index_add(0, keys // labels, values)
+        values = torch.where(table < 2, values / sums[keys // labels], values)  # transitions are averages
+        products = self.weights[table, label].float() * values[:, None]
+        columns = (keys - label)[:, None] + self.neighbours[table, label]
+        result = values.new_zeros(4 * cells).index_add_(0, columns.flatten(), products.flatten())
+        result = result.view(4, history.size, labels).clamp_(min=0)
+        result[..., :FIRST_LABEL] = 0
         return result
 
 
@@ -175,7 +190,7 @@ class Candidates(NamedTuple):
 
     Attributes:
         customer, label (`torch.LongTensor` of shape `(N,)`): ascending pairs.
-        features (`torch.FloatTensor` of shape `(N, F)`): the numbers, in the order of `NAMES`.
+        features (`torch.FloatTensor` of shape `(N, F)`): the numbers.
     """
 
     customer: torch.Tensor
@@ -183,109 +198,119 @@ class Candidates(NamedTuple):
     features: torch.Tensor
 
 
-def _steps(pair: torch.Tensor, step: torch.Tensor, size: int) -> tuple[torch.Tensor, ...]:
-    """Distinct steps of each pair, newest first: their pair and step, and by pair number, newest, oldest step and the
-    sum of the squared gaps."""
-    base = step.max() + 1 if len(step) else 1
-    keys = (pair * base + step).unique()
-    of, at = keys // base, (keys % base).float()
-    zeros = at.new_zeros(size)
-    gaps, same = at[1:] - at[:-1], of[1:] == of[:-1]
-    return (
-        of,
-        at,
-        zeros.index_add(0, of, torch.ones_like(at)),
-        zeros.scatter_reduce(0, of, at, "amin", include_self=False),
-        zeros.scatter_reduce(0, of, at, "amax", include_self=False),
-        zeros.index_add(0, of[1:], gaps**2 * same),
-    )
-
-
-def _faded_share(of: torch.Tensor, at: torch.Tensor, half_life: float, lengths: torch.Tensor) -> torch.Tensor:
-    """Share of steps with the pair, newer ones weighing more; `lengths` is each pair's number of possible steps.
+def _faded_shares(
+    of: torch.Tensor, ago: torch.Tensor, half_lives: Sequence[float], possible: torch.Tensor
+) -> torch.Tensor:
+    """Share of each row's steps among the possible ones, `(rows, half-lives)`, newer steps weighing more.
 
     In double precision, so that equal shares are equal to the bit in every batch: their ranks are numbers, too.
+
+    Args:
+        of, ago (`torch.Tensor` of shape `(S,)`): row of each step, and number of the customer's steps after it.
+        half_lives (`Sequence[float]`): half-lives in steps.
+        possible (`torch.Tensor` of shape `(rows,)`): number of the customer's steps.
     """
-    faded = at.new_zeros(len(lengths), dtype=torch.float64).index_add(0, of, torch.exp2(-at.double() / half_life))
-    possible = (1 - torch.exp2(-lengths.double() / half_life)) / (1 - 2 ** (-1 / half_life))
-    return (faded / possible.clamp(min=1e-6)).float()
+    half_life = torch.tensor(half_lives, dtype=torch.float64, device=ago.device)
+    faded = ago.new_zeros(len(possible), len(half_lives), dtype=torch.float64)
+    faded = faded.index_add(0, of, torch.exp2(-ago[:, None] / half_life))
+    sums = (1 - torch.exp2(-possible[:, None] / half_life)) / (1 - torch.exp2(-1 / half_life))
+    return (faded / sums.clamp(min=1e-6)).float()
 
 
-def _personal(history: LabelHistory, pairs: torch.Tensor, pair: torch.Tensor, labels: int, gap: float):
-    """Numbers of each label of each history `(P,)`, and numbers of each customer `(B,)`, by name."""
-    customer, zeros = pairs // labels, history.days.new_zeros(len(pairs))
-    of_customers = history.days.new_zeros(history.size)
+def _personal(
+    history: LabelHistory, pairs: torch.Tensor, pair: torch.Tensor, labels: int, gap: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Numbers of each label of each history, `(P, len(PERSONAL))`, and of each customer, `(B, 4)`."""
+    customer, size = pairs // labels, len(pairs)
+    lengths = torch.stack([history.visits.float(), history.moments.float(), history.days], 1)
+    zeros = lengths.new_zeros(history.size, 3)
+    largest = zeros.scatter_reduce(0, history.customer[:, None].expand(-1, 3), lengths, "amax", include_self=False)
+    silence = zeros[:, 0].scatter_reduce(0, history.customer, history.days, "amin", include_self=False)
+    visits, moments = largest[:, 0] + 1, largest[:, 1] + 1
+    own_gap = ((largest[:, 2] - silence) / (moments - 1).clamp(min=1)).clamp(min=0.02 * gap)
 
-    def extreme(values: torch.Tensor, how: str) -> torch.Tensor:
-        return of_customers.scatter_reduce(0, history.customer, values.float(), how, include_self=False)
+    # Distinct visits (rows 0 to P) and moments (rows P to 2 P) with each pair, newest first.
+    steps = torch.cat([history.visits, history.moments])
+    base = int(steps.max()) + 1 if len(steps) else 1
+    keys = (torch.cat([pair, pair + size]) * base + steps).unique()
+    of, ago = keys // base, (keys % base).double()
+    rows = torch.arange(2 * size, device=of.device)
+    first = torch.searchsorted(of, rows)
+    counts = torch.searchsorted(of, rows, right=True) - first
+    newest, oldest = ago[first].float().view(2, size), ago[first + counts - 1].float().view(2, size)
+    number, moments_of = counts.float().view(2, size)
+    gaps = torch.where(of[1:] == of[:-1], ago[1:] - ago[:-1], 0).float()
+    squares = gaps.new_zeros(2 * size).index_add(0, of[1:], gaps.square())[:size]
+    possible = torch.cat([visits[customer], moments[customer]]).double()
+    shares = _faded_shares(of, ago, (*VISIT_HALF_LIVES, *MOMENT_HALF_LIVES), possible)
 
-    visits, moments = extreme(history.visits, "amax") + 1, extreme(history.moments, "amax") + 1
-    silence = extreme(history.days, "amin")
-    own_gap = ((extreme(history.days, "amax") - silence) / (moments - 1).clamp(min=1)).clamp(min=0.02 * gap)
-    of, at, number, newest, oldest, squares = _steps(pair, history.visits, len(pairs))
-    of_moment, at_moment, met, newest_moment, *_ = _steps(pair, history.moments, len(pairs))
-    last_day = zeros.scatter_reduce(0, pair, history.days, "amin", include_self=False)
-    first_day = zeros.scatter_reduce(0, pair, history.days, "amax", include_self=False)
-    mean_gap, several = (oldest - newest) / (number - 1).clamp(min=1), number > 1
-    day_gap = (first_day - last_day) / (met - 1).clamp(min=1)
-    spread = (squares / (number - 1).clamp(min=1) - mean_gap**2).clamp(min=0).sqrt() / mean_gap.clamp(min=0.5)
-    overdue = ((newest + 1) / mean_gap.clamp(min=0.5)).log()
+    empty = shares.new_zeros(size)
+    last_day = empty.scatter_reduce(0, pair, history.days, "amin", include_self=False)
+    first_day = empty.scatter_reduce(0, pair, history.days, "amax", include_self=False)
+    mean_gap, several = (oldest[0] - newest[0]) / (number - 1).clamp(min=1), number > 1
+    day_gap = (first_day - last_day) / (moments_of - 1).clamp(min=1)
+    deviation = (squares / (number - 1).clamp(min=1) - mean_gap**2).clamp(min=0).sqrt() / mean_gap.clamp(min=0.5)
+    overdue = ((newest[0] + 1) / mean_gap.clamp(min=0.5)).log()
     overdue_days = (last_day / day_gap.clamp(min=0.02 * gap)).clamp(1e-3, 1e3).log()
-    values = {"seen": zeros + 1, "visits": number.log1p()}
-    for half_life in VISIT_HALF_LIVES:
-        values[f"share_visits_{half_life:g}"] = _faded_share(of, at, half_life, visits[customer])
-    for half_life in MOMENT_HALF_LIVES:
-        values[f"share_moments_{half_life:g}"] = _faded_share(of_moment, at_moment, half_life, moments[customer])
-    weights = torch.exp2(-history.days.double() / (GAPS_HALF_LIFE * gap)).float()
-    totals = of_customers.index_add(0, history.customer, weights).clamp(min=1e-9)
-    values |= {
-        "share_days": zeros.index_add(0, pair, weights) / totals[customer],
-        "share_since_first": number / (oldest + 1),
-        "since_visits": newest.log1p(),
-        "since_moments": newest_moment.log1p(),
-        "since_days": (last_day / own_gap[customer]).log1p(),
-        "several": several.float(),
-        "overdue_visits": torch.where(several, overdue, 0.0),
-        "overdue_days": torch.where((met > 1) & (day_gap > 0), overdue_days, 0.0),
-        "regularity": torch.where(number > 2, spread, 0.0),
-        "third": (number > 2).float(),
-        "in_last_visit": (newest == 0).float(),
-    }
+    has_day_gap = (moments_of > 1) & (day_gap > 0)
+
+    # Shares by days, and by kind of event: of the events with each pair, among those of the customer.
+    of_kind = history.kind[:, None] == torch.arange(KINDS, device=pair.device)
     faded = torch.exp2(-history.moments.double() / MOMENT_HALF_LIVES[-1]).float()
-    for kind in range(KINDS):
-        of_kind = faded * (history.kind == kind)
-        totals = of_customers.index_add(0, history.customer, of_kind).clamp(min=0.5)
-        values[f"share_kind_{kind}"] = zeros.index_add(0, pair, of_kind) / totals[customer]
-        is_last = ((history.kind == kind) & (history.moments == 0)).float()
-        values[f"last_kind_{kind}"] = zeros.index_add(0, pair, is_last).clamp(max=1)
-    seen, occurrences = of_customers.index_add(0, customer, zeros + 1), of_customers.index_add(0, customer, number)
-    customers = {
-        "customer_repeats": (occurrences - seen + 0.5) / (occurrences + 1),
-        "customer_labels": (occurrences / visits).log1p(),
-        "customer_moments": moments.log1p(),
-        "customer_silence": (silence / own_gap).log1p(),
-    }
-    return values, customers
+    by_day = torch.exp2(-history.days.double() / (GAPS_HALF_LIFE * gap)).float()
+    weights = torch.cat([by_day[:, None], faded[:, None] * of_kind, (of_kind & (history.moments == 0)[:, None])], 1)
+    totals = weights.new_zeros(history.size, weights.shape[1]).index_add(0, history.customer, weights)
+    least = totals.new_tensor([1e-9, *[0.5] * KINDS, *[1e-9] * KINDS])
+    kinds = weights.new_zeros(size, weights.shape[1]).index_add(0, pair, weights)
+    has_last = kinds[:, 1 + KINDS :].clamp(max=1)
+    kinds = (kinds / totals.clamp(min=least)[customer])[:, : 1 + KINDS]
+
+    columns = [
+        torch.ones_like(empty),
+        number.log1p(),
+        number / (oldest[0] + 1),
+        newest[0].log1p(),
+        newest[1].log1p(),
+        (last_day / own_gap[customer]).log1p(),
+        several.float(),
+        torch.where(several, overdue, 0.0),
+        torch.where(has_day_gap, overdue_days, 0.0),
+        torch.where(number > 2, deviation, 0.0),
+        (number > 2).float(),
+        (newest[0] == 0).float(),
+    ]
+    of_visits, of_moments = shares[:size, : len(VISIT_HALF_LIVES)], shares[size:, len(VISIT_HALF_LIVES) :]
+    seen, occurrences = zeros[:, :2].index_add(0, customer, torch.stack([columns[0], number], 1)).unbind(1)
+    of_customers = [
+        (occurrences - seen + 0.5) / (occurrences + 1),  # share of repeats
+        (occurrences / visits).log1p(),
+        moments.log1p(),
+        (silence / own_gap).log1p(),
+    ]
+    personal = torch.cat([torch.stack(columns, 1), of_visits, of_moments, kinds, has_last], 1)
+    return personal, torch.stack(of_customers, 1)
 
 
 def _ranks(customer: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """Rank from 1 of each value among those of its customer, the largest first. `customer` is ascending."""
-    order = values.argsort(descending=True, stable=True)
-    order = order[customer[order].argsort(stable=True)]
-    rank = torch.empty_like(values)
-    first = torch.searchsorted(customer, customer)
-    rank[order] = torch.arange(1, len(values) + 1, device=values.device, dtype=values.dtype) - first
-    return rank
+    """Rank from 1 of each value among those of its customer and column, the largest first. `customer` `(N,)` is
+    ascending; `values` are `(N, columns)`."""
+    order = values.argsort(dim=0, descending=True, stable=True)
+    order = order.gather(0, customer[order].argsort(dim=0, stable=True))
+    place = torch.arange(1, len(values) + 1, device=values.device) - torch.searchsorted(customer, customer)
+    return torch.empty_like(values).scatter_(0, order, place[:, None].to(values.dtype).expand_as(values))
 
 
 def _relative(customer: torch.Tensor, values: torch.Tensor, size: int) -> torch.Tensor:
-    """Each value divided by the largest of its customer."""
-    largest = values.new_zeros(size).scatter_reduce(0, customer, values, "amax")
+    """Each value `(N, columns)` divided by the largest of its customer and column."""
+    largest = values.new_zeros(size, values.shape[1])
+    largest = largest.scatter_reduce(0, customer[:, None].expand_as(values), values, "amax")
     return values / largest.clamp(min=1e-9)[customer]
 
 
 @torch.no_grad()
-def candidate_features(history: LabelHistory, tables: LabelTables) -> Candidates:
+def candidate_features(
+    history: LabelHistory, tables: LabelTables, counts: torch.Tensor | None = None, visits: torch.Tensor | None = None
+) -> Candidates:
     """Chooses candidate labels of each customer, and computes their numbers.
 
     Candidates are the labels of the history, and of the others the best by each kind of evidence and by popularity.
@@ -293,58 +318,73 @@ def candidate_features(history: LabelHistory, tables: LabelTables) -> Candidates
     Args:
         history ([`LabelHistory`]): the histories up to the prediction time.
         tables ([`LabelTables`]): counts over all customers, or over those of other folds while the scorer is fitted.
+        counts (`torch.FloatTensor` of shape `(B, 5, V)`, *optional*): `tables.counts` as they were at each customer's
+            prediction time. Default: at the end of the training period.
+        visits (`torch.FloatTensor` of shape `(B,)`, *optional*): number of visits of all customers until then.
     """
     labels, size = tables.counts.shape[1], history.size
-    visits_of_all, gap, has_times = tables.totals.tolist()
+    _, gap, has_times = tables.totals.tolist()
+    counts = tables.counts[None] if counts is None else counts
+    visits = tables.totals[:1] if visits is None else visits
     if not has_times:
         history = history._replace(days=history.moments.float())
         gap = 1.0
     pairs, pair = (history.customer * labels + history.label).unique(return_inverse=True)
     personal, of_customers = _personal(history, pairs, pair, labels, gap)
-    evidence = tables.evidence(history, pairs, personal[f"share_visits_{HABIT_VISITS:g}"])
+    rates = personal[:, PERSONAL.index("share_visits_15")]
+    evidence = tables.evidence(history, pairs, rates)
+
     is_seen = torch.zeros(size * labels, dtype=torch.bool, device=pairs.device)
     is_seen[pairs] = True
-    strength = personal[f"share_visits_{HABIT_VISITS:g}"] + personal[f"share_moments_{MOMENT_HALF_LIVES[-1]:g}"]
+    strength = rates + personal[:, PERSONAL.index("share_moments_8")]
     is_candidate = torch.zeros_like(is_seen)
-    is_candidate[pairs[_ranks(pairs // labels, strength) <= MOST_SEEN]] = True
-    is_candidate, seen_labels = is_candidate.view(size, labels), is_seen.view(size, labels)
-    for name, most in BEST.items():
-        best = evidence[name].masked_fill(seen_labels, 0.0).topk(min(most, labels - FIRST_LABEL), 1)
-        is_candidate.scatter_(1, best.indices, is_candidate.gather(1, best.indices) | (best.values > 0))
-    popularity = tables.counts[0]
-    popular = popularity[FIRST_LABEL:].topk(min(POPULAR, labels - FIRST_LABEL)).indices + FIRST_LABEL
-    is_candidate[:, popular] = True
+    is_candidate[pairs[_ranks(pairs // labels, strength[:, None])[:, 0] <= MOST_SEEN]] = True
+    is_candidate = is_candidate.view(size, labels)
+    best = evidence.masked_fill(is_seen.view(size, labels), 0.0).topk(min(max(BEST), labels - FIRST_LABEL), 2)
+    place = torch.arange(best.values.shape[2], device=pairs.device)
+    kind, row, column = ((best.values > 0) & (place < torch.tensor(BEST, device=pairs.device)[:, None, None])).nonzero(
+        as_tuple=True
+    )
+    is_candidate[row, best.indices[kind, row, column]] = True
+    popular = counts[:, 0, FIRST_LABEL:].topk(min(POPULAR, labels - FIRST_LABEL), 1).indices + FIRST_LABEL
+    is_candidate.scatter_(1, popular.expand(size, -1), True)
+
     customer, label = is_candidate.nonzero(as_tuple=True)
-    index = torch.searchsorted(pairs, customer * labels + label).clamp(max=max(len(pairs) - 1, 0))
-    was_seen = is_seen[customer * labels + label]
-
-    def at_candidates(values: torch.Tensor) -> torch.Tensor:
-        return torch.where(was_seen, values[index], 0.0) if len(values) else values.new_zeros(len(label))
-
-    found = {name: at_candidates(values) for name, values in personal.items()}
-    found |= {name: values[customer] for name, values in of_customers.items()}
-    shares = popularity / popularity.sum().clamp(min=1)
-    for name, values in evidence.items():
-        at = values[customer, label]
-        found |= {f"{name}_relative": _relative(customer, at, size), f"{name}_rank": _ranks(customer, at).log2()}
-        if name in ("transition", "next"):
-            found[name] = (30 * at).log1p()
-    count, repeats, next_repeats, recent = tables.counts[:, label]
-    recent_shares = tables.counts[3] / tables.counts[3].sum().clamp(min=1)
-    found |= {
-        "lift": ((evidence["next"][customer, label] + 1e-4) / (shares[label] + 1e-4)).log(),
-        "popularity_rank": _ranks(customer, count).log2(),
-        "popularity": (30 * count / visits_of_all).log1p(),
-        "share": shares[label].clamp(min=1e-7).log(),
-        "trend": ((recent_shares[label] + 1e-4) / (shares[label] + 1e-4)).log(),
-        "repeated": (repeats + 0.5) / (count + 2),
-        "repeated_next": (next_repeats + 0.1) / (count + 2),
-        "since_rank": _ranks(customer, -torch.where(was_seen, found["since_moments"], 1e6)).log2(),
-    }
-    for name in ("share_visits_5", "share_visits_15", "share_moments_8", "share_days"):
-        found |= {f"{name}_rank": _ranks(customer, found[name]).log2()}
-        found |= {f"{name}_relative": _relative(customer, found[name], size)}
-    return Candidates(customer, label, torch.stack(list(found.values()), 1))
+    cell = customer * labels + label
+    was_seen = is_seen[cell]
+    own = personal.new_zeros(len(label), len(PERSONAL))
+    own[was_seen] = personal[torch.searchsorted(pairs, cell[was_seen])]
+    named = dict(zip(PERSONAL, own.unbind(1), strict=True))
+    found = evidence[:, customer, label].T  # (N, 4)
+    of_row = customer if len(counts) > 1 else torch.zeros_like(customer)
+    count, repeats, next_repeats, recent, gaps = counts[of_row, :, label].T
+    sums = counts.sum(2).clamp(min=1)[of_row].T
+    share, recent_share = count / sums[0], recent / sums[3]
+    label_gap = (gaps + 1) / (repeats + 0.5)
+    since = torch.where(was_seen, named["since_moments"], 1e6)
+    shape = torch.stack([named[name] for name in RANKED], 1)
+    ranked = torch.cat([found, count[:, None], -since[:, None], shape], 1)
+    numbers = [
+        own,
+        of_customers[customer],
+        (30 * found[:, :2]).log1p(),  # transitions
+        _relative(customer, torch.cat([found, shape], 1), size),
+        _ranks(customer, ranked).log2(),
+        torch.stack(
+            [
+                ((found[:, 1] + 1e-4) / (share + 1e-4)).log(),  # lift of the latest transitions
+                (30 * count / visits[of_row]).log1p(),
+                share.clamp(min=1e-7).log(),
+                ((recent_share + 1e-4) / (share + 1e-4)).log(),  # trend
+                (repeats + 0.5) / (count + 2),
+                (next_repeats + 0.1) / (count + 2),
+                label_gap.log1p(),
+                torch.where(was_seen, (named["since_visits"].exp() / label_gap).log(), 0.0),  # overdue
+            ],
+            1,
+        ),
+    ]
+    return Candidates(customer, label, torch.cat(numbers, 1))
 
 
 class LabelScorer(nn.Module):

@@ -38,7 +38,10 @@ LAG_WEIGHTS = (1.0, 1 / 2, 1 / 3, 1 / 4, 1 / 5, 1 / 6)  # weight of a transition
 BACKWARDS, SHRINKAGE = 0.25, 0.4  # weight of a transition's opposite, and exponent on a label's number of occurrences
 MOST_DENSE = 4_000  # number of labels up to which EASE and the ridge regression are computed
 EASE_RIDGE, RATES_RIDGE = 6.0, 1.0  # strengths in units of the mean diagonal
-LATE = 0.9  # quantile of times from which an occurrence is recent
+PERIODS, LATE = (
+    26,
+    4,
+)  # parts of the training period at whose ends labels are counted, and latest parts that are recent
 EXAMPLES, EXAMPLES_OF_CUSTOMER, BATCH = 4_000, 2, 64
 NEGATIVES = 60  # about as many candidates of an example that are no targets are kept, drawn uniformly
 EPOCHS, LEARNING_RATE, WEIGHT_DECAY, EXAMPLES_OF_STEP = 8, 3e-3, 1e-2, 32
@@ -99,6 +102,7 @@ class LabelCounts:
     def __init__(self, events: LabelEvents, folds: NDArray[np.int64]):
         self.size = events.size
         self.transitions = [self._transitions(events, folds == fold) for fold in range(FOLDS)]
+        self.start, self.part = events.day.min(), max(np.ptp(events.day), 1e-9) / PERIODS
         self.counts, self.visits, rates = self._occurrences(events, folds)
         self.grams = [self._grams(rates, folds == fold) for fold in range(FOLDS)] if self.size <= MOST_DENSE else []
         same = events.customer[1:] == events.customer[:-1]
@@ -128,27 +132,30 @@ class LabelCounts:
         return _summed(np.concatenate(keys), np.concatenate(weights))
 
     def _occurrences(self, events: LabelEvents, folds: NDArray) -> tuple[NDArray, NDArray, tuple[NDArray, ...]]:
-        """Counts `(folds, 4, V)` as `LabelTables.counts` has them, visits by fold, and personal rates."""
+        """Counts by fold until the end of each part of the period, `(folds, PERIODS + 1, 4, V)`: those of
+        `LabelTables.counts` without the recent ones; such numbers of visits; and personal rates."""
         cells = np.unique(events.visit * self.size + events.label)
         visit, label = cells // self.size, cells % self.size
-        of_visit, last_day = np.zeros((2, events.visit[-1] + 1))
-        of_visit[events.visit], last_day[events.visit] = events.customer, events.day
-        of_visit = of_visit.astype(np.int64)
+        of_visit, period = np.zeros((2, events.visit[-1] + 1), np.int64)
+        of_visit[events.visit], period[events.visit] = events.customer, self.part_of(events.day).clip(max=PERIODS - 1)
         order = np.lexsort((visit, label, of_visit[visit]))
         customer, label, visit = of_visit[visit][order], label[order], visit[order]
-        again = ~run_starts(customer, label)
-        at_next = again & (np.diff(visit, prepend=-2) == 1)
-        recent = last_day[visit] >= np.quantile(events.day, LATE)
-        counts = np.zeros((FOLDS, 4, self.size), np.float32)
-        for index, weights in enumerate((None, again, at_next, recent)):
-            np.add.at(counts[:, index], (folds[customer], label), 1 if weights is None else weights)
-        visits = np.bincount(folds[of_visit], minlength=FOLDS)
+        again, gap = ~run_starts(customer, label), np.diff(visit, prepend=-2)
+        counts = np.zeros((FOLDS, PERIODS + 1, 4, self.size), np.float32)
+        for index, weights in enumerate((1, again, again & (gap == 1), again * gap)):
+            np.add.at(counts[:, :, index], (folds[customer], period[visit] + 1, label), weights)
+        visits = np.zeros((FOLDS, PERIODS + 1), np.float32)
+        np.add.at(visits, (folds[of_visit], period + 1), 1)
         number = np.bincount(of_visit)
         latest = np.cumsum(number) - 1
         faded = 0.5 ** ((latest[customer] - visit) / HABIT_VISITS)
         possible = (1 - 0.5 ** (number / HABIT_VISITS)) / (1 - 0.5 ** (1 / HABIT_VISITS))
         keys, sums = _summed(customer * self.size + label, faded)
-        return counts, visits, (keys // self.size, keys % self.size, sums / possible[keys // self.size])
+        return (
+            counts.cumsum(1),
+            visits.cumsum(1),
+            (keys // self.size, keys % self.size, sums / possible[keys // self.size]),
+        )
 
     def _grams(self, rates: tuple[NDArray, ...], in_fold: NDArray[np.bool_]) -> torch.Tensor:
         """Gram matrices of the customers' sets of labels and of their rates, of shape `(2, V, V)`."""
@@ -164,6 +171,22 @@ class LabelCounts:
                 gram.addmm_(dense.T, dense)
         return result
 
+    def part_of(self, day: NDArray) -> NDArray[np.int64]:
+        """Number of parts of the training period that have ended at each day."""
+        return np.floor((day - self.start) / self.part).astype(np.int64).clip(0, PERIODS)
+
+    def as_of(self, part: int, without: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """`LabelTables.counts` `(5, V)` and number of visits when a part of the training period had ended.
+
+        Args:
+            part (`int`): number of parts that have ended.
+            without (`int`, *optional*): fold that is left out.
+        """
+        folds = [fold for fold in range(FOLDS) if fold != without]
+        counts, visits = self.counts[folds, part].sum(0), float(self.visits[folds, part].sum())
+        recent = counts[0] - self.counts[folds, max(part - LATE, 0), 0].sum(0)
+        return torch.from_numpy(np.stack([*counts[:3], recent, counts[3]])), torch.tensor(max(visits, 1.0))
+
     def tables(self, without: int | None = None) -> LabelTables:
         """Tables of the customers of all folds, or of all but one.
 
@@ -172,9 +195,10 @@ class LabelCounts:
         """
         folds = [fold for fold in range(FOLDS) if fold != without]
         tables, size = LabelTables(self.size), self.size
-        counts = self.counts[folds].sum(0)
-        tables.counts.copy_(torch.from_numpy(counts))
-        tables.totals.copy_(torch.tensor([max(float(self.visits[folds].sum()), 1.0), self.gap, float(self.has_times)]))
+        counts, visits = self.as_of(PERIODS, without)
+        tables.counts.copy_(counts)
+        tables.totals.copy_(torch.tensor([visits, self.gap, float(self.has_times)]))
+        counts = counts.numpy()
         pairs, weights = _summed(
             *(np.concatenate(part) for part in zip(*(self.transitions[f] for f in folds), strict=True))
         )
@@ -224,12 +248,14 @@ class Case(NamedTuple):
         end, stop (`int`): number of the customer's events before the cutoff, and before the end of the period in which
             targets are looked for.
         wait (`float`): days from the last event before the cutoff to the prediction time.
+        day (`float`, *optional*): the prediction time in days, if it is in the training period.
     """
 
     row: int
     end: int
     stop: int
     wait: float
+    day: float | None = None
 
 
 class CaseFeatures(NamedTuple):
@@ -275,8 +301,9 @@ def draw_examples(rows: Any, data: PreparedData, seed: int) -> list[Case]:
         opens = opens[order][np.arange(len(opens)) - np.searchsorted(row[opens], row[opens]) < EXAMPLES_OF_CUSTOMER]
         waits = generator.random(len(opens)) * (times[opens] - times[opens - 1]) / SECONDS_PER_DAY
         waits = waits if schema.moment("validation") is not None else np.zeros(len(opens))
-        for at, wait in zip(opens.tolist(), waits.tolist(), strict=True):
-            cases.append(Case(first + int(row[at]), int(index[at]), int(ends[row[at]]), max(wait, 0.0)))
+        for at, wait in zip(opens.tolist(), waits.clip(min=0).tolist(), strict=True):
+            day = float(times[at - 1]) / SECONDS_PER_DAY + wait
+            cases.append(Case(first + int(row[at]), int(index[at]), int(ends[row[at]]), wait, day))
         first += len(table)
     chosen = generator.permutation(len(cases))[:EXAMPLES]
     return [cases[index] for index in np.sort(chosen)]
@@ -326,27 +353,35 @@ class FeatureReader:
             yield chosen, batch
 
     def read(
-        self, cases: Sequence[Case], tables: Sequence[LabelTables], negatives: int | None, generator: torch.Generator
+        self, cases: Sequence[Case], counts: Sequence[LabelCounts], fold: int | None, generator: torch.Generator
     ) -> list[CaseFeatures]:
         """Computes the candidates of each task.
 
         Args:
             cases (`Sequence[Case]`): the cases.
-            tables (`Sequence[LabelTables]`): counts of each task.
-            negatives (`int`, *optional*): number of candidates of a case, beside targets, that are kept. Default: all.
+            counts (`Sequence[LabelCounts]`): counts of each task.
+            fold (`int`, *optional*): fold of the cases, if they are examples: counts are those of the other folds
+                until the prediction time, and of the candidates that are no targets some `NEGATIVES` are kept.
             generator (`torch.Generator`): of the draw of candidates.
         """
+        tables = [each.tables(fold) for each in counts]
         parts: list[list[CaseFeatures]] = [[] for _ in tables]
         for chosen, batch in self.batches(cases):
             for index, (history, table) in enumerate(zip(read_histories(self.config, batch), tables, strict=True)):
-                found = candidate_features(history, table)
+                then: Any = ()
+                if fold is not None and counts[index].has_times:
+                    then = counts[index].part_of(np.array([cases[case].day for case in chosen]))
+                    parts_ended, of_part = np.unique(then, return_inverse=True)
+                    states = [counts[index].as_of(part, fold) for part in parts_ended]
+                    then = [torch.stack(values)[of_part] for values in zip(*states, strict=True)]
+                found = candidate_features(history, table, *then)
                 size = table.counts.shape[1]
                 labels = batch["labels"][..., index]
                 targets = [each[each >= FIRST_LABEL].unique() for each in labels]
                 keys = torch.cat([each + size * row for row, each in enumerate(targets)])
                 is_target = torch.isin(found.customer * size + found.label, keys)
                 number = torch.bincount(found.customer, minlength=len(chosen))[found.customer].float()
-                share = torch.ones_like(number) if negatives is None else (negatives / number).clamp(max=1)
+                share = torch.ones_like(number) if fold is None else (NEGATIVES / number).clamp(max=1)
                 kept = is_target | (torch.rand(len(share), generator=generator) < share)
                 candidates = Candidates(torch.from_numpy(chosen)[found.customer[kept]], *(x[kept] for x in found[1:]))
                 log_kept = torch.where(is_target, 0.0, share.log())[kept]
@@ -528,13 +563,12 @@ def fit_scorer(scorer: LabelScorer, data: PreparedData, config: MCMConfig, seed:
     parts = []
     for fold in range(FOLDS):
         if chosen := [case for case in examples if folds[case.row] == fold]:
-            parts.append(reader.read(chosen, [each.tables(fold) for each in counts], NEGATIVES, generator))
-    tables = [each.tables() for each in counts]
-    for table, each in zip(scorer.tables, tables, strict=True):
-        table.load_state_dict(each.state_dict())
+            parts.append(reader.read(chosen, counts, fold, generator))
+    for table, each in zip(scorer.tables, counts, strict=True):
+        table.load_state_dict(each.tables().state_dict())
     found = [_stacked([features[task] for features in parts]) for task in range(len(counts))]
     cases = validation_cases(rows, data, seed)
-    validation = reader.read(cases, tables, None, generator) if cases else []
+    validation = reader.read(cases, counts, None, generator) if cases else []
     values = fit_network(scorer, found, validation, seed)
     for index, features in enumerate(validation):
         calibrate(scorer, index, features)
