@@ -56,7 +56,7 @@ class MCMConfig(PreTrainedConfig):
         Probability that training hides an event of a visit from the encoder. A visit never loses all of its events, so
         the field changes nothing where units are events (see `encoder_unit`).
     attention_window (`int`, *optional*):
-        Number of latest units that a unit attends to, itself included, beside the start row. Only the memories know
+        Number of latest units that a unit attends to, itself included, beside the start row. Only the counts know
         earlier units, and a new visit costs the same after ten visits and after a thousand ([`LiveCustomer`]). Only
         for a causal encoder. `None`: a unit attends to all units.
     encoder_unit (`str`):
@@ -69,20 +69,12 @@ class MCMConfig(PreTrainedConfig):
     readout_bias (`bool`):
         Whether to learn a bias for each label and a factor on z = e_w . h_i for each task. A bias starts at the log of
         the label's share in the training period. The paper has neither.
-    repeat_memory (`bool`):
-        Whether to count how often, and how long ago, the customer met each label. See
-        [`~repeat_memory_mcm.RepeatMemory`].
     label_features (`list[str]`, *optional*):
         Features that are determined by a label, such as the category of an item: e_w is then the average over the
         embeddings of the label and of its most frequent values. Default: the label's own embedding alone.
-    follower_tasks (`list[str]`, *optional*):
-        Tasks whose scores use followers, the labels that came next in training. Default: none. See
-        [`~counted_memory_mcm.CountedMemory`].
-    related_tasks (`list[str]`, *optional*):
-        Tasks whose scores use related labels, those that occur for the same customers. Default: none. See
-        [`~counted_memory_mcm.CountedMemory`].
     scorer (`bool`):
-        Whether scores come from counts alone, without the encoder's readout: see [`~scorer_mcm.LabelScorer`].
+        Whether a small network scores the labels from counts and, where there is an encoder, from its readout. Until
+        it is fitted, at the end of pre-training, scores are the readout's. See [`~scorer_mcm.LabelScorer`].
     kind_feature (`str`, *optional*):
         Feature by whose most frequent values the scorer tells events apart, the token type. Default: all are alike.
     state_size (`int`):
@@ -136,11 +128,8 @@ class MCMConfig(PreTrainedConfig):
     encoder_unit: str = "visit"
     readout: str = "attentional"
     readout_bias: bool = True
-    repeat_memory: bool = True
     label_features: list[str] = field(default_factory=list)
-    follower_tasks: list[str] = field(default_factory=list)
-    related_tasks: list[str] = field(default_factory=list)
-    scorer: bool = False
+    scorer: bool = True
     kind_feature: str | None = None
     state_size: int = 128
     state_features: list[str] | None = None
@@ -247,9 +236,6 @@ class MCMConfig(PreTrainedConfig):
         for name in (*lists, "action_features"):
             if missing := [feature for feature in getattr(self, name) or [] if feature not in self.features]:
                 raise ValueError(f"`{name}` names {missing}, which are not among the features {self.features}.")
-        for name in ("follower_tasks", "related_tasks"):
-            if missing := [task for task in getattr(self, name) if task not in self.tasks]:
-                raise ValueError(f"`{name}` names {missing}, which are not among the tasks {self.tasks}.")
         for name in ("action_history_feature", "kind_feature"):
             if getattr(self, name) not in (None, *self.features):
                 raise ValueError(f"`{name}` is {getattr(self, name)!r}, no feature: expected one of {self.features}.")
@@ -259,12 +245,10 @@ class MCMConfig(PreTrainedConfig):
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"`{name}` must be one of {allowed}, got {getattr(self, name)!r}.")
-        if self.augmentation == "masked_lm" and (
-            self.readout != "last" or self.encoder_unit != "event" or self.repeat_memory
-        ):
+        if self.augmentation == "masked_lm" and (self.readout != "last" or self.encoder_unit != "event"):
             raise ValueError(
-                "augmentation='masked_lm' reads the hidden vector of the masked event: set readout='last', "
-                "encoder_unit='event' and repeat_memory=False."
+                "augmentation='masked_lm' reads the hidden vector of the masked event: set readout='last' and "
+                "encoder_unit='event'."
             )
         if not self.action_outcomes:
             raise ValueError("`action_outcomes` is empty: expected at least one outcome of an offer.")

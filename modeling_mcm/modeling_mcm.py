@@ -7,7 +7,6 @@ customer, R scored prefixes of all customers (rows of the score matrix), N targe
 a task. Equation numbers refer to Luo & Wang, RecSys 2023.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -24,15 +23,12 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_mcm import FIRST_LABEL, MCMConfig
-from .counted_memory_mcm import CountedMemory
 from .embeddings_mcm import HeterogeneousEmbedding, MCMEmbeddings, ValueEmbedding, check_inputs, digest_bytes, grow
 from .files_mcm import check_loaded
-from .losses_mcm import LossInParts, Objective, customers_in_parts
-from .readout_mcm import attention_weights
-from .repeat_memory_mcm import RepeatMemory
-from .sampling_mcm import TaskLabels
-from .scorer_mcm import LabelScorer, LabelTables
-from .scores_mcm import PARTS, TaskScores
+from .losses_mcm import LossInParts, Objective, Targets, customers_in_parts, task_losses
+from .readout_mcm import READOUTS, ScoredRows, attention_weights
+from .sampling_mcm import TaskLabels, indices_of, joined_log_counts
+from .scorer_mcm import LabelScorer, LabelTables, read_histories
 from .state_mcm import CustomerState, Forecasts
 
 
@@ -74,7 +70,7 @@ class MCMModelOutput(ModelOutput):
 class MCMRecommendationOutput(ModelOutput):
     r"""
     loss (`torch.FloatTensor` of shape `()`, *optional*, returned when `labels` is given):
-        Loss: equation 4 plus the weighted ranking loss ([`~losses_mcm.Objective`]), summed over the tasks.
+        Loss by equation 4 of the encoder's readout, summed over the tasks.
     logits (`dict[str, torch.FloatTensor]`, *optional*):
         Scores s(w) by task, of shape `(batch_size, labels)`, or `(batch_size, prefixes, labels)` with `prefix_ends`.
         Ids 0 and 1, which are no labels, are masked with a large negative value. `None` in training with `labels`:
@@ -137,7 +133,7 @@ class MCMPreTrainedModel(PreTrainedModel):
                 init.zeros_(module.weight[module.padding_idx])
         elif isinstance(module, MCMEmbeddings):
             init.copy_(module.values_digest, digest_bytes(self.config.values_digest))
-        elif isinstance(module, RepeatMemory | CountedMemory | CustomerState | Forecasts):
+        elif isinstance(module, LabelScorer | CustomerState | Forecasts):
             module.reset_parameters()
         elif isinstance(module, nn.ParameterList):
             for bias in module:
@@ -158,9 +154,7 @@ class MCMPreTrainedModel(PreTrainedModel):
         All present weights and scores stay the same to the bit. Each new value starts with the vector of the unknown
         value. Until now it was read as the unknown value, so visits with it are read as before. (Events of one time
         are ordered by their ids, so an encoder of single events may read them in another order.) As a label, a new
-        value starts like the rarest label: with the smallest bias, the largest rarity and gains of 0. The counted
-        memory knows no followers and no related labels of it. Where related labels have been learned, the scores of
-        all labels that the customer met move by one small number, because new labels get a share of the probability.
+        value starts like the rarest label: with the smallest bias, and nothing is counted of it.
 
         Fine-tuning makes the new values differ from each other; create the optimizer after this call. Model, config
         and feature extractor change together: save model and feature extractor.
@@ -226,9 +220,7 @@ def check_window(mask: Any, implementation: str | None) -> None:
 @auto_docstring(custom_intro="The customer model without a head: hidden states and a customer embedding.")
 class MCMModel(MCMPreTrainedModel):
     # Parameters of the heads: a checkpoint that was saved with a head has them, and this model leaves them out.
-    _keys_to_ignore_on_load_unexpected = [
-        r"^(readout_|score_scales$|repeat_memory\.|counted_memory\.|scorer\.|label_values_|prediction_head\.)"
-    ]
+    _keys_to_ignore_on_load_unexpected = [r"^(readout_|scorer\.|label_values_|prediction_head\.)"]
 
     def __init__(self, config: MCMConfig):
         super().__init__(config)
@@ -355,7 +347,7 @@ PART_ELEMENTS = (2**26, 2**22)
 
 
 @auto_docstring(custom_intro="MCM with the task-aware readout, which gives every label of every task a score.")
-class MCMForMultiTaskRecommendation(TaskScores, MCMPreTrainedModel):
+class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
     accepts_loss_kwargs = False  # the loss is a mean over customers: equal micro-batches average exactly
 
     def __init__(self, config: MCMConfig):
@@ -367,19 +359,13 @@ class MCMForMultiTaskRecommendation(TaskScores, MCMPreTrainedModel):
         self.readout_scale = nn.Parameter(torch.ones(len(sizes))) if config.readout_bias else None
         biases = [nn.Parameter(torch.zeros(n)) for n in sizes.values()] if config.readout_bias else []
         self.readout_bias = nn.ParameterList(biases)
-        self.repeat_memory = RepeatMemory(list(sizes.values()), config.hidden_size) if config.repeat_memory else None
-        # Factor on each of `PARTS` of a score. It is learned on validation cases at the end of training.
-        self.score_scales = nn.Buffer(torch.ones(len(sizes), len(PARTS)))
         # The most frequent value of each of `label_features` for each label, 0 where there is none.
         # `training/counts.py` fills these buffers.
         if config.label_features:
             for index, size in enumerate(sizes.values()):
                 values = torch.zeros(size, len(config.label_features), dtype=torch.int32)
                 setattr(self, f"label_values_{index}", nn.Buffer(values))
-        flags = [[task in names for task in config.tasks] for names in (config.follower_tasks, config.related_tasks)]
-        has_counts = config.follower_tasks or config.related_tasks
         self.scorer = LabelScorer(list(sizes.values())) if config.scorer else None
-        self.counted_memory = CountedMemory(list(sizes.values()), *flags) if has_counts else None
         self.post_init()
 
     def post_init(self):
@@ -391,7 +377,6 @@ class MCMForMultiTaskRecommendation(TaskScores, MCMPreTrainedModel):
     def _init_weights(self, module):
         super()._init_weights(module)
         if module is self:
-            init.ones_(self.score_scales)
             for index in range(len(self.task_features) if self.config.label_features else 0):
                 init.zeros_(self.label_values(index))
             if self.readout_scale is not None:
@@ -417,18 +402,11 @@ class MCMForMultiTaskRecommendation(TaskScores, MCMPreTrainedModel):
 
     @torch.no_grad()
     def initialize_from_popularity(self, counts: Mapping[str, torch.Tensor]):
-        """Initialises label biases and label rarities, where the model has them, from training counts by task, each
-        `(V,)`. With share = (count + 1) / sum of (count + 1), the bias is log(share) and the rarity -log(V share)."""
-        for index, (task, size) in enumerate(self.config.label_sizes.items()):
+        """Initialises label biases, where the model has them, from training counts by task, each `(V,)`: the log of
+        (count + 1) / sum of (count + 1)."""
+        for bias, task in zip(self.readout_bias, self.config.tasks, strict=False):
             shares = counts[task].float() + 1
-            log_shares = torch.log(shares / shares[FIRST_LABEL:].sum())
-            if len(self.readout_bias):
-                self.readout_bias[index].copy_(log_shares)
-            rarity = -(log_shares + math.log(size - FIRST_LABEL))
-            if self.repeat_memory is not None:
-                cast(nn.Embedding, self.repeat_memory.label_rarity[index]).weight.copy_(rarity[:, None])
-            if self.counted_memory is not None:
-                self.counted_memory.label_rarity(index).copy_(rarity)
+            bias.copy_(torch.log(shares / shares[FIRST_LABEL:].sum()))
 
     def _resize_labels(self, feature: str, number: int) -> None:
         if feature not in self.config.tasks:  # such as the token type
@@ -437,12 +415,6 @@ class MCMForMultiTaskRecommendation(TaskScores, MCMPreTrainedModel):
         if len(self.readout_bias):
             bias = self.readout_bias[index]
             self.readout_bias[index] = nn.Parameter(torch.cat([bias, bias[FIRST_LABEL:].min().expand(number)]))
-        if self.repeat_memory is not None:
-            rarity = cast(nn.Embedding, self.repeat_memory.label_rarity[index])
-            grow(rarity, number, FIRST_LABEL + int(rarity.weight[FIRST_LABEL:].argmax()))
-            grow(self.repeat_memory.label_gains[index], number, slice(0, 0))
-        if self.counted_memory is not None:
-            self.counted_memory.grow(index, number)
         if self.scorer is not None:
             cast(LabelTables, self.scorer.tables[index]).grow(number)
         if self.config.label_features:
@@ -464,7 +436,6 @@ class MCMForMultiTaskRecommendation(TaskScores, MCMPreTrainedModel):
         label_weights: torch.FloatTensor | None = None,
         event_values: torch.FloatTensor | None = None,
         now: torch.FloatTensor | None = None,
-        prefix_times: torch.FloatTensor | None = None,
         encoder_outputs: MCMModelOutput | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MCMRecommendationOutput:
@@ -476,11 +447,11 @@ class MCMForMultiTaskRecommendation(TaskScores, MCMPreTrainedModel):
         visit_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
             Visit of each event, counted from 0 for each customer. Required if `config.encoder_unit` is "visit".
         event_times (`torch.FloatTensor` of shape `(batch_size, sequence_length)`, *optional*):
-            Days from the customer's first event to each event, in ascending order. Required by the memories and the
+            Days from the customer's first event to each event, in ascending order. Required by the scorer and the
             customer state.
         prefix_ends (`torch.LongTensor` of shape `(batch_size, prefixes)`, *optional*):
-            Index of the last event of each prefix that is scored. It requires a causal encoder, or a masked event at
-            each prefix end. Default: one prefix, the whole sequence.
+            Index of the last event of each prefix that is scored, by the readout alone. It requires a causal encoder,
+            or a masked event at each prefix end. Default: one prefix, the whole sequence.
         labels (`torch.LongTensor` of shape `(batch_size, num_labels, num_tasks)`, *optional*):
             Label ids of the targets, the events that followed the prefixes. Ids below 2, such as -100, are ignored.
         label_prefixes (`torch.LongTensor` of shape `(batch_size, num_labels)`, *optional*):
@@ -491,12 +462,8 @@ class MCMForMultiTaskRecommendation(TaskScores, MCMPreTrainedModel):
             Values of `config.summed_features` of each event, 0 where one is missing. Required by the customer state
             if the config has summed features.
         now (`torch.FloatTensor` of shape `(batch_size,)`, *optional*):
-            Moment of the scores, in days on the clock of `event_times`: the counts of the repeat memory have faded
-            until then, and the customer state and the forecasts are of this moment. Default: the time of the last
-            event. Evaluation at a cutoff gives the cutoff.
-        prefix_times (`torch.FloatTensor` of shape `(batch_size, prefixes)`, *optional*):
-            Moment of the scores of each prefix, in days on the clock of `event_times`, where `now` is that of the
-            whole history. Default: the time of each prefix's last event. Training draws moments between two visits.
+            Moment of the scores, the customer state and the forecasts, in days on the clock of `event_times`. Default:
+            the time of the last event. Evaluation at a cutoff gives the cutoff.
         encoder_outputs (`MCMModelOutput`, *optional*):
             Output of [`MCMModel`] for these inputs, if it has been computed already.
 
@@ -517,24 +484,24 @@ class MCMForMultiTaskRecommendation(TaskScores, MCMPreTrainedModel):
             outputs = self.model(input_ids, attention_mask=attention_mask, visit_ids=visit_ids, **moment, **kwargs)
         batch = {"input_ids": input_ids, "attention_mask": attention_mask, "unit_mask": outputs.unit_mask.bool()}
         batch |= {"visit_ids": visit_ids, "event_times": event_times, "prefix_ends": prefix_ends}
-        batch |= {"prefix_times": prefix_times, "now": now}
+        batch |= {"now": now}
         batch |= {"labels": labels, "label_prefixes": label_prefixes, "label_weights": label_weights}
-        vectors = (outputs.last_hidden_state, outputs.event_embeddings)
+        hidden = outputs.last_hidden_state
         logits = losses = total = None
         if self.training and labels is not None and torch.is_grad_enabled():
-            total, losses = self._losses_in_parts(*vectors, batch)
+            total, losses = self._losses_in_parts(hidden, batch)
         else:
-            task_labels, score_rows = self._all_labels(), self._rows(batch)
-            task_indices = list(range(len(self.config.tasks)))
-            parts = self._score_parts(*vectors, batch, score_rows, task_labels, task_indices)
-            scores = [self.joined_scores(index, parts[index]) for index in task_indices]
+            task_labels, rows = self._all_labels(), self._rows(batch)
+            scores = [self._readout(hidden, rows, [of_task]) for of_task in task_labels]
             if labels is not None:
-                of_tasks = [self._losses(scores[k], batch, score_rows, [task_labels[k]], [k]) for k in task_indices]
+                of_tasks = [self._losses(scores[k], batch, rows, [task_labels[k]], [k]) for k in range(len(scores))]
                 losses = torch.cat(of_tasks)
                 total = losses.sum()
             if prefix_ends is not None:  # (R, V) to (B, P, V)
-                of_prefixes = score_rows.of_units.gather(1, self._event_units(batch).gather(1, prefix_ends))
+                of_prefixes = rows.of_units.gather(1, self._event_units(batch).gather(1, prefix_ends))
                 scores = [of_task[of_prefixes] for of_task in scores]
+            elif self.scorer is not None and self.scorer.fitted:
+                scores = self.scored(batch, scores)
             logits = dict(zip(self.config.tasks, scores, strict=True))
         return MCMRecommendationOutput(
             loss=total,
@@ -547,35 +514,74 @@ class MCMForMultiTaskRecommendation(TaskScores, MCMPreTrainedModel):
         )
 
     @torch.no_grad()
-    def score_parts(self, tasks: Sequence[str] | None = None, **inputs: Any) -> dict[str, dict[str, torch.Tensor]]:
-        """Parts of the scores after the whole history. A score is their sum, weighted by `score_scales`. Returns by
-        task a dict of parts, each of shape `(B, V)`: `readout`, `bias` and, where the model has these memories,
-        `repeats` (repeat memory) and `followers` (counted memory), without `score_scales`. A task with related labels
-        also has `met`, `habits` and `new`; see [`~counted_memory_mcm.CountedMemory`]."""
-        batch: dict[str, Any] = {"visit_ids": None, "event_times": None, **inputs}
-        if batch.get("attention_mask") is None:
-            batch["attention_mask"] = (batch["input_ids"] != 0).any(-1).long()
-        input_names = ("input_ids", "attention_mask", "visit_ids", "event_times", "event_values", "now")
-        outputs = self.model(**{name: batch[name] for name in input_names if name in batch})
-        batch |= {"unit_mask": outputs.unit_mask.bool(), "prefix_ends": None}
-        names = self.config.tasks if tasks is None else list(tasks)
-        task_indices, labels = [self.config.tasks.index(task) for task in names], self._all_labels()
-        task_labels = [labels[index] for index in task_indices]
-        vectors = (outputs.last_hidden_state, outputs.event_embeddings)
-        result = {}
-        for task, parts in zip(
-            names, self._score_parts(*vectors, batch, self._rows(batch), task_labels, task_indices), strict=True
-        ):
-            if "repeats" in parts:
-                zeros = torch.zeros_like(parts["readout"])
-                cells, added = parts["repeats"]
-                parts["repeats"] = zeros.flatten().scatter_add(0, cells, added.to(zeros.dtype)).view(zeros.shape)
-            result[task] = {name: part.expand(len(batch["input_ids"]), -1) for name, part in parts.items()}
-        return result
+    def readout_scores(self, batch: Mapping[str, Any]) -> list[torch.Tensor]:
+        """Scores of the encoder's readout after whole histories, by task of shape `(B, V)`, from model inputs."""
+        names = ("input_ids", "attention_mask", "visit_ids", "event_times", "event_values", "now")
+        inputs: Any = {name: batch.get(name) for name in names}
+        if inputs["attention_mask"] is None:
+            inputs["attention_mask"] = (batch["input_ids"] != 0).any(-1).long()
+        outputs = self.model(**inputs)
+        inputs |= {"unit_mask": outputs.unit_mask.bool(), "prefix_ends": None}
+        rows = self._rows(inputs)
+        return [self._readout(outputs.last_hidden_state, rows, [each]) for each in self._all_labels()]
 
-    def _losses_in_parts(
-        self, hidden: torch.Tensor, events: torch.Tensor, batch: dict[str, Any]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def scored(self, batch: Mapping[str, Any], readout: Sequence[torch.Tensor] | None) -> list[torch.Tensor]:
+        """Scores of the fitted scorer by task, each of shape `(B, V)`, from model inputs and the readout's scores."""
+        scorer, histories = cast(LabelScorer, self.scorer), read_histories(self.config, batch)
+        readout = readout if self.config.num_hidden_layers else None
+        return [scorer.score(k, each, None if readout is None else readout[k]) for k, each in enumerate(histories)]
+
+    def _event_units(self, batch: Mapping[str, Any]) -> torch.Tensor:
+        """Index of each event's unit, of shape `(B, L)`."""
+        if self.config.encoder_unit == "visit" and batch["visit_ids"] is not None:  # else the embeddings have raised
+            return batch["visit_ids"]
+        shape = batch["input_ids"].shape[:2]
+        return torch.arange(shape[1], device=batch["input_ids"].device).expand(shape)
+
+    def _rows(self, batch: Mapping[str, Any], of_labels: torch.Tensor | None = None) -> ScoredRows:
+        """The rows of a batch's score matrix."""
+        event_units = self._event_units(batch)
+        if batch["prefix_ends"] is None:
+            return ScoredRows.of_histories(batch, event_units)
+        ends = event_units.gather(1, batch["prefix_ends"])
+        is_scored = torch.ones_like(ends)
+        if of_labels is not None:
+            ends, is_scored = ends.gather(1, _prefixes_of_labels(batch)), of_labels.long()
+        is_end = torch.zeros_like(batch["unit_mask"]).long().scatter_add(1, ends, is_scored) > 0
+        return ScoredRows.of_prefixes(batch, event_units, is_end)
+
+    def _readout(self, hidden: torch.Tensor, rows: ScoredRows, scored: Sequence[TaskLabels]) -> torch.Tensor:
+        """Scores `(R, E)` of the readout, the labels of all given tasks as columns. Ids 0 and 1, which are no labels,
+        are masked with a large negative value."""
+        scores = READOUTS[self.config.readout](
+            hidden, torch.cat([labels.vectors for labels in scored]), rows.mask, rows.packed
+        )
+        masked = scores.new_full((FIRST_LABEL,), torch.finfo(scores.dtype).min / 2)
+        offsets = []
+        for labels in scored:
+            bias = scores.new_zeros(len(labels.vectors)) if labels.bias is None else labels.bias.to(scores.dtype)
+            offsets += [masked, bias[FIRST_LABEL:]]
+        return scores + torch.cat(offsets)
+
+    def _losses(
+        self,
+        scores: torch.Tensor,
+        batch: Mapping[str, Any],
+        rows: ScoredRows,
+        scored: Sequence[TaskLabels],
+        tasks: Sequence[int],
+    ) -> torch.Tensor:
+        """Loss of each task, of shape `(T,)`, from a score matrix `(R, E)` with their labels as columns."""
+        target_ids = indices_of(scored, batch["labels"][..., tasks])
+        of_labels = rows.of_units[:, :1].expand(target_ids.shape[:2])
+        if rows.packed is not None:
+            ends = self._event_units(batch).gather(1, batch["prefix_ends"]).gather(1, _prefixes_of_labels(batch))
+            of_labels = rows.of_units.gather(1, ends)
+        sizes = [len(labels.vectors) for labels in scored]
+        targets = Targets.find(target_ids, of_labels, batch["label_weights"], sizes)
+        return task_losses(scores, targets, joined_log_counts(scored))
+
+    def _losses_in_parts(self, hidden: torch.Tensor, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         """Total loss, and loss of each task of shape `(T,)`, computed for some customers at a time to save memory."""
         units, lengths = batch["unit_mask"].sum(1).tolist(), batch["attention_mask"].sum(1).tolist()
         task_labels = self._all_labels()
@@ -585,34 +591,31 @@ class MCMForMultiTaskRecommendation(TaskScores, MCMPreTrainedModel):
             task_labels = [labels.sample(certain[:, index], sample_size) for index, labels in enumerate(task_labels)]
         max_cost = PART_ELEMENTS[hidden.device.type == "cpu"] // sum(len(labels.vectors) for labels in task_labels)
 
-        def losses_of(part: list[int], hidden: torch.Tensor, events: torch.Tensor) -> torch.Tensor:
+        def losses_of(part: list[int], hidden: torch.Tensor) -> torch.Tensor:
             part_batch: dict[str, Any] = {k: None if value is None else value[part] for k, value in batch.items()}
             unit, event = (slice(max(1, *(sizes[index] for index in part))) for sizes in (units, lengths))
             part_batch["unit_mask"] = part_batch["unit_mask"][:, unit]
             for name in ("input_ids", "attention_mask", "visit_ids", "event_times"):
                 part_batch[name] = None if part_batch[name] is None else part_batch[name][:, event]
-            losses = self._losses_side_by_side(hidden[:, unit], events[:, event], part_batch, task_labels)
+            is_target = (indices_of(task_labels, part_batch["labels"]) >= FIRST_LABEL).any(-1)
+            rows = self._rows(part_batch, is_target)  # only the prefixes of targets are scored
+            scores = self._readout(hidden[:, unit], rows, task_labels)
+            losses = self._losses(scores, part_batch, rows, task_labels, list(range(len(task_labels))))
             return losses * (len(hidden) / len(units))  # a loss is a mean over customers
 
         parts = customers_in_parts(units, max_cost)
-        return LossInParts.apply(losses_of, parts, 2, hidden, events, *self._score_parameters(task_labels))
+        tables = [table for labels in task_labels for table in labels.tables]
+        return LossInParts.apply(losses_of, parts, 1, hidden, *tables)
 
     def _all_labels(self) -> list[TaskLabels]:
-        """The labels of each task, with the embeddings and parameters that their scores are computed from."""
-        return [
-            TaskLabels(
-                self.label_embeddings(task),
-                self.readout_bias[index] if len(self.readout_bias) else None,
-                None if self.repeat_memory is None else self.repeat_memory.of_labels(index),
-            )
-            for index, task in enumerate(self.config.tasks)
-        ]
-
-    def _score_parameters(self, task_labels: Sequence[TaskLabels]) -> list[torch.Tensor]:
-        """Parameters of scores and losses, those of embeddings and encoder left out; they may need a gradient."""
-        scale = [] if self.readout_scale is None else [self.readout_scale]
-        memory = [] if self.repeat_memory is None else self.repeat_memory.shared_parameters()
-        return [*scale, *memory, *(table for labels in task_labels for table in labels.tables)]
+        """The labels of each task, with the embeddings and parameters that the readout's scores are computed from."""
+        result = []
+        for index, task in enumerate(self.config.tasks):
+            vectors = self.label_embeddings(task)
+            if self.readout_scale is not None:
+                vectors = vectors * self.readout_scale[index]
+            result.append(TaskLabels(vectors, self.readout_bias[index] if len(self.readout_bias) else None))
+        return result
 
     @torch.no_grad()
     def preferences(
@@ -628,8 +631,8 @@ class MCMForMultiTaskRecommendation(TaskScores, MCMPreTrainedModel):
         Returns:
             `dict`: `labels` (ids) and `scores` (probabilities among the task's labels), both of shape `(B, k)`. With
             `return_weights` also `weights` of shape `(B, k, U)`, a_{w,i} of equation 2, and `unit_mask` of shape
-            `(B, U)`. The weights belong to the readout alone, which is a small part of a score where the model has a
-            memory. [`~live.explanations.explain`] says which visits a score comes from.
+            `(B, U)`. The weights belong to the readout alone; [`~live.explanations.explain`] says which visits a score
+            comes from.
 
         Raises:
             ValueError: if the model has no such task, or `return_weights` is set and the readout has no weights.
@@ -652,3 +655,9 @@ class MCMForMultiTaskRecommendation(TaskScores, MCMPreTrainedModel):
             result["weights"] = weights.gather(1, labels[..., None].expand(-1, -1, weights.shape[-1]))
             result["unit_mask"] = unit_mask
         return result
+
+
+def _prefixes_of_labels(batch: Mapping[str, Any]) -> torch.Tensor:
+    """Prefix of each target, of shape `(B, N)`; the first prefix by default."""
+    prefixes = batch["label_prefixes"]
+    return torch.zeros_like(batch["labels"][..., 0]) if prefixes is None else prefixes

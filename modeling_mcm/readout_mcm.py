@@ -3,7 +3,8 @@
 """The readout: computes one score for each label from the hidden vectors.
 
 Shapes: B customers, U encoder units (events or visits), R real units of all customers, A scored units among them, P
-prefixes of a customer, H hidden size, V labels.
+prefixes of a customer, H hidden size, V labels. In [`ScoredRows`] R is the number of rows of the score matrix, and E
+that of scored prefixes of the customer with the most.
 
 `reference_readout` computes equations 2 and 3 as the paper writes them. `attentional_readout` computes the same
 numbers without r_w: with z_{w,i} = e_w . h_i, equation 3 is s(w) = sum_i softmax_i(z_w)_i z_{w,i}. With `prefixes` it
@@ -11,9 +12,9 @@ scores every prefix of the sequence in one pass: under a causal encoder h_i depe
 needs the same sum over i <= t, and a running softmax computes it for all t.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -56,6 +57,52 @@ class PackedUnits(NamedTuple):
         score_rows = torch.full(mask.shape, -1, device=mask.device)
         score_rows[cells] = torch.arange(len(cells[0]), device=mask.device)
         return cls(customers, units, [size for size in mask.sum(0).tolist() if size], scored, score_rows)
+
+
+class ScoredRows(NamedTuple):
+    """The rows of a batch's score matrix: one row for each scored prefix."""
+
+    customers: torch.Tensor  # (R,): customer of each row
+    last_events: torch.Tensor  # (R,): index of the last event of each row's prefix
+    ends: torch.Tensor  # (B, E): index of the last unit of each scored prefix, by customer
+    is_row: torch.Tensor | None  # (B, E): whether an element of `ends` is real or padding; `None`: all are real
+    # (B, U): row of the prefix that ends at each unit; without meaning where no scored prefix ends
+    of_units: torch.Tensor
+    mask: torch.Tensor  # (B, U): units that the readout reads
+    # the units without padding where prefixes are scored; `None` where only the whole histories are
+    packed: PackedUnits | None
+
+    @classmethod
+    def of_histories(cls, batch: Mapping[str, Any], event_units: torch.Tensor) -> "ScoredRows":
+        """One row for each customer: the whole history is scored."""
+        last_events = batch["attention_mask"].sum(1) - 1
+        customers = torch.arange(last_events.shape[0], device=last_events.device)
+        ends = event_units.gather(1, last_events[:, None])
+        mask = batch["unit_mask"]
+        return cls(customers, last_events, ends, None, customers[:, None].expand_as(mask), mask, None)
+
+    @classmethod
+    def of_prefixes(cls, batch: Mapping[str, Any], event_units: torch.Tensor, is_end: torch.Tensor) -> "ScoredRows":
+        """One row for each prefix that ends at a unit of `is_end`; it reads the events up to the prefix's end.
+
+        Args:
+            batch (`dict`): `attention_mask` of shape `(B, L)` and `unit_mask` of shape `(B, U)`.
+            event_units (`torch.LongTensor` of shape `(B, L)`): index of each event's unit.
+            is_end (`torch.BoolTensor` of shape `(B, U)`): True where a scored prefix ends.
+        """
+        mask = batch["unit_mask"].clone()
+        mask[:, 0] = True  # an empty history needs a row for the look-ups below; its scores are not used
+        packed = PackedUnits.of(mask, is_end)
+        scored = slice(None) if packed.scored is None else packed.scored
+        customers, units = packed.customers[scored], packed.units[scored]
+        event = torch.arange(event_units.shape[1], device=event_units.device).expand_as(event_units)
+        event = event * batch["attention_mask"]
+        last_events = torch.zeros_like(mask).long().scatter_reduce(1, event_units, event, "amax")
+        most = int(is_end.sum(1).max())
+        ends = (~is_end).byte().argsort(dim=1, stable=True)[:, :most]  # ascending for each customer
+        return cls(
+            customers, last_events[customers, units], ends, is_end.gather(1, ends), packed.score_rows, mask, packed
+        )
 
 
 def reference_readout(hidden: torch.Tensor, label_embeddings: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

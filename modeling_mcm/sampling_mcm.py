@@ -9,7 +9,7 @@ over the sample equals the sum over all labels. As ids are ordered by frequency,
 rare labels are drawn. The logarithm of the sum is biased downwards; the bias shrinks with the size of the sample, and
 `benchmarks/sampling.py` measures it.
 
-Shapes: H hidden size, V labels of a task, S labels of a sample, K half-lives.
+Shapes: H hidden size, V labels of a task, S labels of a sample.
 """
 
 from collections.abc import Sequence
@@ -26,8 +26,6 @@ class TaskLabels:
 
     vectors: torch.Tensor  # (V, H): embedding e_w of each label
     bias: torch.Tensor | None = None  # (V,): bias of each label; `None` if the model has none
-    # gains `(V, K)` and rarities `(V, 1)` of the repeat memory; `None` if the model has none
-    memory: tuple[torch.Tensor, torch.Tensor] | None = None
     ids: torch.Tensor | None = None  # (S,): ids of the sampled labels, ascending; `None`: all labels
     # (S,): logarithm of the number of labels that each sampled label represents; `None`: all labels
     log_counts: torch.Tensor | None = None
@@ -35,7 +33,7 @@ class TaskLabels:
     @property
     def tables(self) -> list[torch.Tensor]:
         """All tensors that have one row for each label; they may need a gradient."""
-        return [self.vectors, *([] if self.bias is None else [self.bias]), *(self.memory or ())]
+        return [self.vectors, *([] if self.bias is None else [self.bias])]
 
     def indices(self, ids: torch.Tensor) -> torch.Tensor:
         """Index of each label in the tensors of this object."""
@@ -60,8 +58,7 @@ class TaskLabels:
             return table.index_select(0, ids)
 
         bias = None if self.bias is None else rows(self.bias)
-        memory = None if self.memory is None else (rows(self.memory[0]), rows(self.memory[1]))
-        return TaskLabels(rows(self.vectors), bias, memory, ids, log_counts)
+        return TaskLabels(rows(self.vectors), bias, ids, log_counts)
 
 
 def indices_of(scored: Sequence[TaskLabels], ids: torch.Tensor) -> torch.Tensor:

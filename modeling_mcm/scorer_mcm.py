@@ -1,6 +1,6 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Scores from counts alone: numbers that say the same of any label in any shop, and a small network that reads them.
+"""Scores from counts: numbers that say the same of any label in any shop, and a small network that reads them.
 
 For each candidate label of each customer, [`candidate_features`] gives some fifty numbers: how often, how regularly
 and how long ago the customer had the label (shares of steps, faded by steps and by time, and by kind of event), what
@@ -34,7 +34,7 @@ MOST_SEEN, BEST = (
     120,
     (30, 15, 30, 15),
 )  # by transitions, transitions from the latest moment, EASE and ridge regression
-POPULAR = 50
+POPULAR, MOST_READ = 50, 30  # by popularity, and by the encoder's readout
 # Numbers of a label of the customer's history; 0 for labels that are not in it.
 PERSONAL = (
     "seen", "visits", "share_since_first", "since_visits", "since_moments", "since_days", "several", "overdue_visits",
@@ -44,8 +44,11 @@ PERSONAL = (
     "share_days", *(f"share_kind_{kind}" for kind in range(KINDS)), *(f"last_kind_{kind}" for kind in range(KINDS)),
 )  # fmt: skip
 RANKED = ("share_visits_5", "share_visits_15", "share_moments_8", "share_days")
-# F: the personal numbers, four of the customer, two of transitions, ratios and ranks, and eight of the label.
-NUM_FEATURES = len(PERSONAL) + 4 + 2 + (4 + len(RANKED)) + (6 + len(RANKED)) + 8
+# The personal numbers, four of the customer, two of transitions, ratios and ranks, and eight of the label.
+COUNTED = len(PERSONAL) + 4 + 2 + (4 + len(RANKED)) + (6 + len(RANKED)) + 8
+OF_READOUT = 2  # numbers of the encoder's readout: log-probability, and rank among the candidates
+NUM_FEATURES = COUNTED + OF_READOUT  # F
+MOST_DENSE = 4_000  # number of labels up to which EASE and the ridge regression are computed
 HIDDEN = (64, 32)
 DROPOUT = 0.1
 FARTHEST = 4.0  # largest absolute value of a standardised number
@@ -121,7 +124,7 @@ class LabelTables(nn.Module):
     Attributes:
         neighbours (`torch.IntTensor` of shape `(4, V, K)`): labels that go with each label, by four kinds of evidence:
             transitions in both directions, transitions forwards, EASE (Steck, WWW 2019), and a ridge
-            regression of personal rates on themselves.
+            regression of personal rates on themselves. Above `MOST_DENSE` labels only the first two.
         weights (`torch.HalfTensor` of shape `(4, V, K)`): weights of these pairs, 0 where there are fewer than K.
         counts (`torch.FloatTensor` of shape `(5, V)`): visits of the label, those of them that repeat it, that repeat
             it at the very next visit, and those in the latest part of the training period; and the sum of the gaps, in
@@ -137,9 +140,9 @@ class LabelTables(nn.Module):
 
     def __init__(self, labels: int):
         super().__init__()
-        width = min(labels, NEIGHBOURS)
-        self.register_buffer("neighbours", torch.zeros(4, labels, width, dtype=torch.int32))
-        self.register_buffer("weights", torch.zeros(4, labels, width, dtype=torch.float16))
+        shape = (4 if labels <= MOST_DENSE else 2, labels, min(labels, NEIGHBOURS))
+        self.register_buffer("neighbours", torch.zeros(shape, dtype=torch.int32))
+        self.register_buffer("weights", torch.zeros(shape, dtype=torch.float16))
         self.register_buffer("counts", torch.zeros(5, labels))
         self.register_buffer("totals", torch.ones(3))
 
@@ -171,9 +174,12 @@ class LabelTables(nn.Module):
         pairs = pairs.unique()  # a label counts once a moment
         latest, ago = pairs // RECENT, pairs % RECENT
         # A row for each table and label whose neighbours are added up, with its weight.
-        keys = torch.cat([latest, latest[ago == 0] + cells, seen + 2 * cells, seen + 3 * cells])
-        ones = torch.ones(len(keys) - len(latest) - len(seen), device=keys.device)
-        values = torch.cat([(RECENT_DECAY ** ago.double()).float(), ones, rates])
+        kinds = [latest, latest[ago == 0] + cells]
+        weights = [(RECENT_DECAY ** ago.double()).float(), rates.new_ones(len(kinds[1]))]
+        if len(self.neighbours) == 4:
+            kinds += [seen + 2 * cells, seen + 3 * cells]
+            weights += [torch.ones_like(rates), rates]
+        keys, values = torch.cat(kinds), torch.cat(weights)
         table, label = keys // cells, keys % labels
         sums = values.new_zeros(4 * history.size).index_add(0, keys // labels, values)
         values = torch.where(table < 2, values / sums[keys // labels], values)  # transitions are averages
@@ -309,7 +315,11 @@ def _relative(customer: torch.Tensor, values: torch.Tensor, size: int) -> torch.
 
 @torch.no_grad()
 def candidate_features(
-    history: LabelHistory, tables: LabelTables, counts: torch.Tensor | None = None, visits: torch.Tensor | None = None
+    history: LabelHistory,
+    tables: LabelTables,
+    readout: torch.Tensor | None = None,
+    counts: torch.Tensor | None = None,
+    visits: torch.Tensor | None = None,
 ) -> Candidates:
     """Chooses candidate labels of each customer, and computes their numbers.
 
@@ -318,6 +328,8 @@ def candidate_features(
     Args:
         history ([`LabelHistory`]): the histories up to the prediction time.
         tables ([`LabelTables`]): counts over all customers, or over those of other folds while the scorer is fitted.
+        readout (`torch.FloatTensor` of shape `(B, V)`, *optional*): scores of the encoder's readout; the best become
+            candidates. Default: there is no encoder, and its numbers are 0.
         counts (`torch.FloatTensor` of shape `(B, 5, V)`, *optional*): `tables.counts` as they were at each customer's
             prediction time. Default: at the end of the training period.
         visits (`torch.FloatTensor` of shape `(B,)`, *optional*): number of visits of all customers until then.
@@ -348,6 +360,11 @@ def candidate_features(
     is_candidate[row, best.indices[kind, row, column]] = True
     popular = counts[:, 0, FIRST_LABEL:].topk(min(POPULAR, labels - FIRST_LABEL), 1).indices + FIRST_LABEL
     is_candidate.scatter_(1, popular.expand(size, -1), True)
+
+    if readout is not None:
+        readout = readout[:, FIRST_LABEL:].float().log_softmax(1)
+        best_read = readout.topk(min(MOST_READ, labels - FIRST_LABEL), 1).indices + FIRST_LABEL
+        is_candidate.scatter_(1, best_read, True)
 
     customer, label = is_candidate.nonzero(as_tuple=True)
     cell = customer * labels + label
@@ -384,16 +401,22 @@ def candidate_features(
             1,
         ),
     ]
-    return Candidates(customer, label, torch.cat(numbers, 1))
+    of_readout = own.new_zeros(len(label), OF_READOUT)
+    if readout is not None:
+        of_readout[:, 0] = readout[customer, label - FIRST_LABEL]
+        of_readout[:, 1:] = _ranks(customer, of_readout[:, :1]).log2()
+    return Candidates(customer, label, torch.cat([*numbers, of_readout], 1))
 
 
 class LabelScorer(nn.Module):
-    """Scores the labels of every task from counts alone:
+    """Scores the labels of every task from counts and the encoder's readout:
 
-        s(w) = exp(t) (a . z_w + MLP(z_w)) + b    for a candidate w with the standardised numbers z_w
-        s(w) = log share(w) + f                   for any other label
+        s(w) = exp(t) (a . z_w + MLP(z_w)) + u . x_w + b    for a candidate w
+        s(w) = log share(w) + f                             for any other label
 
-    t, b and f are fitted for each task, so that the softmax over all labels is calibrated.
+    z_w are the standardised numbers that are counted, and x_w log-probability and rank by the readout. The network is
+    trained without x, on training prefixes, whose targets the encoder may know by heart. t, b, f and u are fitted for
+    each task on validation cases, so that the softmax over all labels is calibrated.
 
     Args:
         label_sizes (`Sequence[int]`): number of labels V of each task.
@@ -402,13 +425,14 @@ class LabelScorer(nn.Module):
     def __init__(self, label_sizes: Sequence[int]):
         super().__init__()
         self.tables = nn.ModuleList(LabelTables(size) for size in label_sizes)
-        self.mean, self.std = nn.Buffer(torch.zeros(NUM_FEATURES)), nn.Buffer(torch.ones(NUM_FEATURES))
-        self.linear = nn.Linear(NUM_FEATURES, 1)
+        self.mean, self.std = nn.Buffer(torch.zeros(COUNTED)), nn.Buffer(torch.ones(COUNTED))
+        self.linear = nn.Linear(COUNTED, 1)
         self.task_vectors = nn.Embedding(len(label_sizes), HIDDEN[0])
-        self.first, self.second = nn.Linear(NUM_FEATURES, HIDDEN[0]), nn.Linear(*HIDDEN)
+        self.first, self.second = nn.Linear(COUNTED, HIDDEN[0]), nn.Linear(*HIDDEN)
         self.last = nn.Linear(HIDDEN[1], 1)
-        # t, b and f of each task
-        self.calibration = nn.Buffer(torch.zeros(len(label_sizes), 3))
+        # t, b, f and u of each task
+        self.calibration = nn.Buffer(torch.zeros(len(label_sizes), 3 + OF_READOUT))
+        self.fitted = nn.Buffer(torch.zeros((), dtype=torch.bool))
 
     def tables_of(self, task: int) -> LabelTables:
         """What is counted of a task's labels."""
@@ -418,34 +442,19 @@ class LabelScorer(nn.Module):
         """Empties the buffers; weights start as transformers' linear layers do."""
         for name, value in self.named_buffers():
             init.constant_(value, float(name == "std" or name.endswith("totals")))
-        init.zeros_(self.calibration)
         init.zeros_(self.task_vectors.weight)
 
     def forward(self, task: int, features: torch.Tensor) -> torch.Tensor:
-        """Scores of candidates before calibration, of shape `(...)`, from their numbers of shape `(..., F)`.
+        """Scores of candidates by the network, of shape `(...)`, from their numbers of shape `(..., F)`.
 
         Args:
             task (`int`): index of the task.
             features (`torch.FloatTensor` of shape `(..., F)`): numbers of the candidates.
         """
-        z = ((features - self.mean) / self.std).clamp(-FARTHEST, FARTHEST)
+        z = ((features[..., :COUNTED] - self.mean) / self.std).clamp(-FARTHEST, FARTHEST)
         hidden = F.gelu(self.first(z) + self.task_vectors.weight[task])
         hidden = F.gelu(self.second(F.dropout(hidden, DROPOUT, self.training)))
         return (self.last(hidden) + self.linear(z))[..., 0]
-
-    def spread(self, task: int, candidates: Candidates, values: torch.Tensor, size: int) -> torch.Tensor:
-        """Log probabilities up to a constant of every label, of shape `(B, V)`.
-
-        Args:
-            task (`int`): index of the task.
-            candidates ([`Candidates`]): the candidates.
-            values (`torch.FloatTensor` of shape `(N,)`): their scores, as `forward` gives them.
-            size (`int`): B.
-        """
-        scores = (self.log_shares(task) + self.calibration[task, 2]).expand(size, -1).clone()
-        scores[:, :FIRST_LABEL] = torch.finfo(scores.dtype).min / 2
-        scores[candidates.customer, candidates.label] = self.calibrated(self.calibration[task], values)
-        return scores
 
     def log_shares(self, task: int) -> torch.Tensor:
         """Logarithm of each label's share of the training period, of shape `(V,)`."""
@@ -453,19 +462,31 @@ class LabelScorer(nn.Module):
         return (popularity / popularity[FIRST_LABEL:].sum()).log()
 
     @staticmethod
-    def calibrated(calibration: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        """Scores of candidates on the scale of log probabilities, from t, b and f, and what `forward` gives."""
-        return calibration[0].exp() * values + calibration[1]
+    def calibrated(calibration: torch.Tensor, values: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        """Scores of candidates on the scale of log probabilities.
 
-    def score(self, task: int, history: LabelHistory) -> torch.Tensor:
-        """Scores of every label of a task, of shape `(B, V)`.
+        Args:
+            calibration (`torch.FloatTensor` of shape `(3 + OF_READOUT,)`): t, b, f and u.
+            values (`torch.FloatTensor` of shape `(N,)`): what `forward` gives.
+            features (`torch.FloatTensor` of shape `(N, F)`): numbers of the candidates.
+        """
+        return calibration[0].exp() * values + calibration[1] + features[:, COUNTED:] @ calibration[3:]
+
+    def score(self, task: int, history: LabelHistory, readout: torch.Tensor | None = None) -> torch.Tensor:
+        """Scores of every label of a task, of shape `(B, V)`: log probabilities up to a constant.
 
         Args:
             task (`int`): index of the task.
             history ([`LabelHistory`]): the histories up to the prediction time.
+            readout (`torch.FloatTensor` of shape `(B, V)`, *optional*): scores of the encoder's readout.
         """
-        candidates = candidate_features(history, self.tables_of(task))
-        return self.spread(task, candidates, self(task, candidates.features), history.size)
+        if readout is not None and not self.calibration[task, 3:].any():
+            readout = None  # its best labels are no candidates either
+        customer, label, features = candidate_features(history, self.tables_of(task), readout)
+        scores = (self.log_shares(task) + self.calibration[task, 2]).expand(history.size, -1).clone()
+        scores[:, :FIRST_LABEL] = torch.finfo(scores.dtype).min / 2
+        scores[customer, label] = self.calibrated(self.calibration[task], self(task, features), features)
+        return scores
 
 
 def read_histories(config: MCMConfig, batch: Mapping[str, torch.Tensor]) -> list[LabelHistory]:
@@ -475,6 +496,9 @@ def read_histories(config: MCMConfig, batch: Mapping[str, torch.Tensor]) -> list
         config ([`MCMConfig`]): config of the model.
         batch (`Mapping[str, torch.Tensor]`): model inputs by name, as the feature extractor gives them.
     """
+    for name in ("visit_ids", "event_times"):
+        if batch.get(name) is None:
+            raise ValueError(f"The scorer needs `{name}`: MCMFeatureExtractor gives them.")
     ids = batch["input_ids"][:, 1:]  # the first row is the start row
     kinds = torch.zeros_like(ids[..., 0])
     if config.kind_feature is not None:  # values are numbered by their frequency

@@ -141,8 +141,6 @@ class MCMCollator:
             seconds since 1970-01-01. Default: each customer's last event.
         objective (`Objective`, *optional*): objective of pre-training. `target_half_life_days` (with the augmentation
             "all_prefixes") and `mask_probability` (with "masked_lm") are read. Default: `Objective()`.
-        between_visits (`bool`): whether training with the augmentation "all_prefixes" scores each prefix at a random
-            moment between its last event and the next one, and not at its last event.
 
     Attributes:
         epoch (`torch.Tensor`, int64 of shape `()`): number of the epoch. The training loop sets it. It lies in shared
@@ -162,12 +160,10 @@ class MCMCollator:
         max_events: int | None = None,
         now: int | None = None,
         objective: Objective | None = None,
-        between_visits: bool = False,
     ):
         if mode not in MODES:
             raise ValueError(f"Found mode {mode!r}; expected one of {MODES}.")
         self.extractor, self.config, self.mode, self.seed, self.now = extractor, config, mode, seed, now
-        self.between_visits = between_visits
         # Reading an attribute of a config is slow, and these are read for every row.
         self.augmentation, self.target = config.augmentation, config.target
         self.objective = objective or Objective()
@@ -190,8 +186,7 @@ class MCMCollator:
         in training) also `now`. The modes "train" and "evaluate" add `labels` int64 `(B, N, T)`, where -100 is
         ignored. Training with several prefixes or masked events adds `prefix_ends` int64 `(B, P)`, the index of each
         prefix's last event in the input, and `label_prefixes` int64 `(B, N)`, the index of each label's prefix. Where
-        targets fade, training also adds `label_weights` float32 `(B, N)`; with `between_visits` it adds `prefix_times`
-        float32 `(B, P)`, the moment of each prefix in days on the clock of `event_times`."""
+        targets fade, training also adds `label_weights` float32 `(B, N)`."""
         make = {"train": self._train, "evaluate": self._evaluate, "predict": self._predict}[self.mode]
         features = self.config.input_features
         examples = [make(self.extractor.readable(row, features)) for row in rows]
@@ -209,11 +204,6 @@ class MCMCollator:
         if self.mode == "train" and self.augmentation not in ONE_PREFIX:
             batch["prefix_ends"] = _stack(ends, 0)
             batch["label_prefixes"] = _stack(prefixes, 0)
-            if self.between_visits:
-                drawn = [
-                    self._moments(row, history, end) for row, (history, end, *_) in zip(rows, examples, strict=True)
-                ]
-                batch["prefix_times"] = _stack(drawn, 0, np.float32)
         batch["labels"] = _stack(labels, IGNORED)
         return batch
 
@@ -305,13 +295,6 @@ class MCMCollator:
             if name.startswith(("feature_", "value_"))
         }
         return {**window, **masked}, hidden + 1, np.arange(len(hidden)), self._labels(window)[hidden]
-
-    def _moments(self, row: Mapping[str, Any], window: Mapping[str, Any], ends: NDArray) -> NDArray[np.float64]:
-        """Draws a moment for each prefix, between its last event and the next one, in days from the first event."""
-        generator = np.random.default_rng([self.seed, int(self.epoch), row["row"], 1])
-        times = (window["times"] - window["times"][:1]) / SECONDS_PER_DAY
-        last, following = times[np.maximum(ends, 1) - 1], times[np.minimum(ends, len(times) - 1)]
-        return last + generator.random(len(ends)) * np.maximum(following - last, 0)
 
     def _weights(self, window: Mapping[str, Any], ends: NDArray) -> NDArray[np.float32]:
         """Weight of each label: it halves for every half-life from the label's prefix to the latest prefix."""

@@ -15,8 +15,8 @@ from typing import Any
 import pyarrow as pa
 
 from modeling_mcm.configuration_mcm import FIRST_VALUE_ID, MISSING_ID, UNKNOWN_ID
-from modeling_mcm.counted_memory_mcm import FOLLOWERS as MOST_FOLLOWERS
-from modeling_mcm.counted_memory_mcm import LAG_WEIGHTS
+MOST_FOLLOWERS = 200
+LAG_WEIGHTS = (1.0, 1 / 2, 1 / 3, 1 / 4, 1 / 5, 1 / 6)
 from modeling_mcm.data.cases import ENDS, deciding_tasks
 from modeling_mcm.data.dataset import FOLLOWERS_FILE, write_table
 from modeling_mcm.data.schema import NO_CUTOFFS, EventSchema

@@ -1,26 +1,25 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""What is fitted outside of the Trainer's steps: counted tables and their gains before them, and after them the scales
-of the parts of a score, the customer state and its forecasts."""
+"""What is fitted outside of the Trainer's steps: the labels' usual values before them, the customer state after."""
+
+from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from transformers.utils import logging
 
-from modeling_mcm.configuration_mcm import MCMConfig
+from modeling_mcm.configuration_mcm import FIRST_LABEL, MCMConfig
 from modeling_mcm.data import PreparedData
-from modeling_mcm.data.collator import MCMCollator, PreparedRows
-from modeling_mcm.data.dataset import FOLLOWERS_FILE, POPULARITY_FILE
+from modeling_mcm.data.collator import PreparedRows
+from modeling_mcm.data.dataset import POPULARITY_FILE
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
-from modeling_mcm.training.counts import fill_followers, fill_label_values, fill_related, training_labels
-from modeling_mcm.training.gains import CASES, fit_followers, fit_scales
 from modeling_mcm.training.moments import train_state
-from modeling_mcm.training.resuming import RunError
 
 logger = logging.get_logger(__name__)
-FIT_BATCH = 32  # customers in one batch when gains and scales are fitted
+DECIDED = 0.9  # a label determines a feature if this share of events has the label's most frequent value
 
 
 def trainable(ends: NDArray) -> NDArray[np.int64]:
@@ -47,41 +46,43 @@ def popularity(data: PreparedData, config: MCMConfig) -> dict[str, torch.Tensor]
     return counts
 
 
-def fit_counted_memory(model: MCMForMultiTaskRecommendation, data: PreparedData, seed: int) -> None:
-    """Fills the tables of the counted memory, and fits how much the followers of a label count in a score. Raises
-    `RunError` if the data set has no table of followers and the model needs one."""
-    config, followers = model.config, data.folder / FOLLOWERS_FILE
-    rows = data.rows
-    if config.label_features:
-        for task, decided in fill_label_values(model, rows).items():
-            logger.warning(f"A label of {task} determines: {', '.join(decided) or 'no other feature'}.")
-    if config.related_tasks:
-        logger.warning(f"Computing habits and related labels of {', '.join(config.related_tasks)}.")
-        fill_related(model, training_labels(rows, config.tasks))
-    if config.follower_tasks:
-        if not followers.is_file():
-            words = "prepare it again (mcm prepare --overwrite)."
-            raise RunError(f"{data.folder} has no {FOLLOWERS_FILE}: {words}")
-        fill_followers(model, pq.read_table(followers), pq.read_table(data.folder / POPULARITY_FILE))
-        collator = MCMCollator(data.extractor, config, "train", seed=seed, objective=model.objective)
-        customers = PreparedRows(rows, trainable(np.asarray(rows["validation_end"])))
-        order = np.random.default_rng(seed).permutation(len(customers)).tolist()
-        batches = (
-            collator(customers.__getitems__(order[at : at + FIT_BATCH])) for at in range(0, len(order), FIT_BATCH)
-        )
-        for task, losses in fit_followers(model, batches, popularity(data, config), seed).items():
-            words = f"{losses['before']:.3f} before and {losses['after']:.3f} after their weights were learned"
-            logger.warning(f"Followers of {task}: the mean loss of a target was {words}.")
-
-
-def fit_score_scales(model: MCMForMultiTaskRecommendation, collator: MCMCollator, rows: PreparedRows) -> None:
-    """Fits on validation cases how much each part of a score counts, and logs the scales."""
-    # Sorted, because the rows are sorted by length, so that a batch needs little padding.
-    order = np.sort(np.random.default_rng(0).permutation(len(rows))[:CASES]).tolist()
-    batches = (collator(rows.__getitems__(order[at : at + FIT_BATCH])) for at in range(0, len(order), FIT_BATCH))
-    for task, scales in fit_scales(model, batches).items():
-        words = ", ".join(f"{name} {value:.3g}" for name, value in scales.items())
-        logger.warning(f"Weights of the parts of the scores of {task}, learned on validation cases: {words}.")
+@torch.no_grad()
+def fill_label_values(model: MCMForMultiTaskRecommendation, rows: Any) -> dict[str, list[str]]:
+    """Determines each label's most frequent value of `label_features` in the training period. It does so for the
+    features that a task's labels determine: those where at least nine in ten events, over all labels, have their
+    label's most frequent value. Other features stay out of the labels' embeddings. Returns `dict[str, list[str]]`: by
+    task the features that its labels determine."""
+    config = model.config
+    decided: dict[str, list[str]] = {}
+    for task_index, task in enumerate(config.tasks):
+        size, decided[task] = config.label_sizes[task], []
+        for column, name in enumerate(config.label_features):
+            if name == task:
+                continue
+            values = config.vocabulary_sizes[config.features.index(name)]
+            pairs, counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
+            columns = rows.select_columns([f"task_{task}", f"feature_{name}", "validation_end"]).with_format("arrow")
+            for table in columns.iter(1024):
+                lengths = pc.list_value_length(table[f"task_{task}"]).to_numpy()
+                index_in_row = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+                trained = index_in_row < np.repeat(table["validation_end"].to_numpy(), lengths)
+                label, value = (pc.list_flatten(table[key]).to_numpy() for key in (f"task_{task}", f"feature_{name}"))
+                is_pair = trained & (label >= FIRST_LABEL) & (value >= FIRST_LABEL)
+                keys = np.concatenate([pairs, label[is_pair].astype(np.int64) * values + value[is_pair]])
+                weights = np.concatenate([counts, np.ones(is_pair.sum(), np.int64)])
+                pairs, where = np.unique(keys, return_inverse=True)
+                counts = np.bincount(where, weights, len(pairs)).astype(np.int64)
+            if not len(pairs):
+                continue
+            order = np.lexsort((pairs, -counts, pairs // values))  # by label, most frequent value first
+            labels = (pairs // values)[order]
+            first = order[np.append(True, labels[1:] != labels[:-1])]
+            if counts[first].sum() >= DECIDED * counts.sum():
+                decided[task].append(name)
+                usual = torch.zeros(size, dtype=torch.int32)
+                usual[torch.as_tensor(pairs[first] // values)] = torch.as_tensor(pairs[first] % values).int()
+                model.label_values(task_index)[:, column] = usual
+    return decided
 
 
 def learn_state(model: MCMForMultiTaskRecommendation, data: PreparedData, seed: int) -> None:

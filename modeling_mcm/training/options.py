@@ -40,7 +40,7 @@ class ModelOptions:
     recipe: str = option(
         AUTO,
         "How choices are made that no option and no --config_overrides makes. With auto, measurements of "
-        "the data decide about units, target, losses, memories, sampling and epochs, and the log says why. With "
+        "the data decide about units, target, dropout, sampling and epochs, and the log says why. With "
         "none, the config stays as it is.",
         choices=[AUTO, NONE],
     )
@@ -48,9 +48,7 @@ class ModelOptions:
         None,
         "Largest number of events that are read of a history, the start row included. By default the event schema's.",
     )
-    scalar_lr_factor: float = option(
-        20.0, "Factor on the learning rate of single parameters of the readout and of the memory."
-    )
+    scalar_lr_factor: float = option(20.0, "Factor on the learning rate of single parameters of the readout.")
     ema_decay: float | None = option(
         None,
         "Decay of an exponential moving average of the weights, such as 0.99. The average is evaluated "

@@ -35,8 +35,8 @@ from modeling_mcm.files_mcm import file_digest
 from modeling_mcm.losses_mcm import Objective
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
-from modeling_mcm.training.fitting import fit_counted_memory, fit_score_scales, learn_state, popularity, trainable
-from modeling_mcm.training.options import AUTO, NONE, ModelOptions, PretrainingArguments
+from modeling_mcm.training.fitting import fill_label_values, learn_state, popularity, trainable
+from modeling_mcm.training.options import NONE, ModelOptions, PretrainingArguments
 from modeling_mcm.training.recipe import Recipe, recipe_for
 from modeling_mcm.training.resuming import (
     PRETRAINING,
@@ -46,7 +46,7 @@ from modeling_mcm.training.resuming import (
     output_folder_lock,
     step_size,
 )
-from modeling_mcm.training.scorer import fit_scorer
+from modeling_mcm.training.scorer import ScorerFit
 from modeling_mcm.training.sizes import config_of
 from modeling_mcm.training.trainer import BEST_METRIC, MCMTrainer
 
@@ -58,7 +58,7 @@ HOW_MUCH = {"early_stopping_patience", "save_total_limit"}
 HOW_LONG = {"max_steps", "eval_steps", "save_steps", "eval_delay", "metric_for_best_model"}
 # Config of a model without an encoder.
 COUNTS_ALONE: dict[str, Any] = {"scorer": True, "num_hidden_layers": 0, "hidden_size": 16, "num_attention_heads": 1}
-COUNTS_ALONE |= {"repeat_memory": False, "follower_tasks": [], "related_tasks": [], "label_features": []}
+COUNTS_ALONE |= {"readout_bias": False, "label_features": []}
 # Options that decide the weights, besides those of the Trainer and of the model's config.
 DECIDING = ("encoder", "scalar_lr_factor", "ema_decay")
 
@@ -100,8 +100,9 @@ def read_config(options: ModelOptions, extractor: MCMFeatureExtractor, recipe: R
     config = (
         config_of(options.config)
         | (recipe.config if recipe else {})
-        | (COUNTS_ALONE | {"kind_feature": extractor.token_type_feature} if options.encoder == NONE else {})
+        | (COUNTS_ALONE if options.encoder == NONE else {})
         | {
+            "kind_feature": extractor.token_type_feature,
             "features": extractor.feature_names,
             "vocabulary_sizes": extractor.vocabulary_sizes,
             "values_digest": extractor.values_digest,
@@ -207,13 +208,22 @@ def _train(
         + (f"going on from {start.checkpoint}" if start.checkpoint else "starting anew")
     )
     if model.scorer is not None:
-        for task, value in fit_scorer(model.scorer, data, config, training.seed).items():
-            logger.warning(f"The scorer of {task} is fitted: NDCG@10 on validation {value:.4f}.")
-    else:
-        if start.checkpoint is None and (model.counted_memory is not None or config.label_features):
-            fit_counted_memory(model, data, training.seed)
+        trainer.scorer_fit = fit = ScorerFit(model, data, training.seed)
+        model.scorer.requires_grad_(False)
+        for task, value in zip(config.tasks, fit.counted, strict=True):
+            logger.warning(f"NDCG@10 of {task} on validation by counts alone: {value:.4f}.")
+    if config.num_hidden_layers:
+        if start.checkpoint is None and config.label_features:
+            for task, decided in fill_label_values(model, data.rows).items():
+                logger.warning(f"A label of {task} determines: {', '.join(decided) or 'no other feature'}.")
         trainer.train(resume_from_checkpoint=start.checkpoint)
-    _fit_the_rest(options, data, model, trainer)
+        if model.scorer is not None and not trainer.is_fsdp_enabled:
+            fit.finish()
+    if model.model.state is not None:
+        if trainer.is_fsdp_enabled:
+            logger.warning("The customer state is not trained under FSDP: pre-train it in a run without FSDP.")
+        else:
+            learn_state(model, data, training.seed)
     facts = {"run": run, "recipe": recipe.reasons, "validation": {}} | _facts_of_run(options, data, trainer)
     trainer.finish(PRETRAINING, facts)
     if trainer.is_world_process_zero():
@@ -233,14 +243,7 @@ def _make_trainer(
     """Makes the trainer of a model for the rows to train on and the rows to evaluate on."""
     extractor, config = data.extractor, model.config
     moment = data.schema.moment("validation")
-    train_collator = MCMCollator(
-        extractor,
-        config,
-        "train",
-        seed=training.seed,
-        objective=model.objective,
-        between_visits=moment is not None and config.repeat_memory,
-    )
+    train_collator = MCMCollator(extractor, config, "train", seed=training.seed, objective=model.objective)
     return MCMTrainer(
         model=model,
         args=training,
@@ -255,22 +258,6 @@ def _make_trainer(
         data_version=run["data"],
         run_options=run["options"],
     )
-
-
-def _fit_the_rest(
-    options: ModelOptions, data: PreparedData, model: MCMForMultiTaskRecommendation, trainer: MCMTrainer
-) -> None:
-    """Fits what the trainer does not train: the scales of the scores' parts, and the customer state."""
-    cases: Any = trainer.eval_dataset
-    collator: Any = trainer.eval_collator
-    has_scales = model.scorer is None and options.recipe == AUTO or model.counted_memory is not None
-    if has_scales and cases is not None and not trainer.is_fsdp_enabled:
-        fit_score_scales(model, collator, cases)
-    if model.model.state is not None:
-        if trainer.is_fsdp_enabled:
-            logger.warning("The customer state is not trained under FSDP: pre-train it in a run without FSDP.")
-        else:
-            learn_state(model, data, trainer.args.seed)
 
 
 def _facts_of_run(options: ModelOptions, data: PreparedData, trainer: MCMTrainer) -> dict[str, Any]:

@@ -8,7 +8,7 @@ and an example's numbers are computed from the counts of the other folds. Everyt
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -22,8 +22,11 @@ from modeling_mcm.data.cases import deciding_tasks, flat_values, list_lengths
 from modeling_mcm.data.collator import MCMCollator, PreparedRows
 from modeling_mcm.evaluation.cases import cases_at
 from modeling_mcm.evaluation.histories import arrow_batches, offsets_of, run_starts
+from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.scorer_mcm import (
     HABIT_VISITS,
+    MOST_DENSE,
+    OF_READOUT,
     Candidates,
     LabelScorer,
     LabelTables,
@@ -36,13 +39,13 @@ logger = logging.get_logger(__name__)
 FOLDS = 5
 LAG_WEIGHTS = (1.0, 1 / 2, 1 / 3, 1 / 4, 1 / 5, 1 / 6)  # weight of a transition by its lag in moments
 BACKWARDS, SHRINKAGE = 0.25, 0.4  # weight of a transition's opposite, and exponent on a label's number of occurrences
-MOST_DENSE = 4_000  # number of labels up to which EASE and the ridge regression are computed
 EASE_RIDGE, RATES_RIDGE = 6.0, 1.0  # strengths in units of the mean diagonal
 PERIODS, LATE = (
     26,
     4,
 )  # parts of the training period at whose ends labels are counted, and latest parts that are recent
 EXAMPLES, EXAMPLES_OF_CUSTOMER, BATCH = 4_000, 2, 64
+FEW_EXAMPLES = 200  # below which a log says little of what its labels mean
 NEGATIVES = 60  # about as many candidates of an example that are no targets are kept, drawn uniformly
 EPOCHS, LEARNING_RATE, WEIGHT_DECAY, EXAMPLES_OF_STEP = 8, 3e-3, 1e-2, 32
 RANKING = 1.5  # weight of the smooth NDCG beside the cross-entropy
@@ -353,7 +356,12 @@ class FeatureReader:
             yield chosen, batch
 
     def read(
-        self, cases: Sequence[Case], counts: Sequence[LabelCounts], fold: int | None, generator: torch.Generator
+        self,
+        cases: Sequence[Case],
+        counts: Sequence[LabelCounts],
+        fold: int | None,
+        generator: torch.Generator,
+        encoder: MCMForMultiTaskRecommendation | None = None,
     ) -> list[CaseFeatures]:
         """Computes the candidates of each task.
 
@@ -363,10 +371,12 @@ class FeatureReader:
             fold (`int`, *optional*): fold of the cases, if they are examples: counts are those of the other folds
                 until the prediction time, and of the candidates that are no targets some `NEGATIVES` are kept.
             generator (`torch.Generator`): of the draw of candidates.
+            encoder ([`MCMForMultiTaskRecommendation`], *optional*): model whose readout gives numbers, too.
         """
         tables = [each.tables(fold) for each in counts]
         parts: list[list[CaseFeatures]] = [[] for _ in tables]
         for chosen, batch in self.batches(cases):
+            readout = None if encoder is None else encoder.readout_scores(batch)
             for index, (history, table) in enumerate(zip(read_histories(self.config, batch), tables, strict=True)):
                 then: Any = ()
                 if fold is not None and counts[index].has_times:
@@ -374,7 +384,7 @@ class FeatureReader:
                     parts_ended, of_part = np.unique(then, return_inverse=True)
                     states = [counts[index].as_of(part, fold) for part in parts_ended]
                     then = [torch.stack(values)[of_part] for values in zip(*states, strict=True)]
-                found = candidate_features(history, table, *then)
+                found = candidate_features(history, table, None if readout is None else readout[index], *then)
                 size = table.counts.shape[1]
                 labels = batch["labels"][..., index]
                 targets = [each[each >= FIRST_LABEL].unique() for each in labels]
@@ -461,30 +471,40 @@ def fit_network(
     return best[1]
 
 
-def calibrate(scorer: LabelScorer, task: int, found: CaseFeatures) -> None:
-    """Fits the scale, the offset and the floor of a task by the cross-entropy of the validation targets.
+def calibrate(
+    scorer: LabelScorer, task: int, found: CaseFeatures, with_encoder: bool, cases: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Fits t, b, f and u of a task (see [`LabelScorer`]) by the cross-entropy of the validation targets.
 
     Args:
-        scorer ([`LabelScorer`]): a scorer whose network is trained; its `calibration` is changed.
+        scorer ([`LabelScorer`]): a scorer whose network is trained.
         task (`int`): index of the task.
         found ([`CaseFeatures`]): all candidates of validation cases.
+        with_encoder (`bool`): whether to fit u; otherwise it is 0.
+        cases (`torch.BoolTensor` of shape `(cases,)`, *optional*): the cases to fit on. Default: all.
+
+    Returns:
+        `torch.FloatTensor` of shape `(3 + OF_READOUT,)`.
     """
     customer, label, features = found.candidates
     with torch.no_grad():
         values, log_shares = scorer(task, features), scorer.log_shares(task)
     numbers = torch.tensor([len(each) for each in found.targets], dtype=torch.float32)
-    weights = torch.where(numbers > 0, 1 / numbers.clamp(min=1), 0.0) / (numbers > 0).sum().clamp(min=1)
+    used = numbers > 0 if cases is None else cases & (numbers > 0)
+    weights = torch.where(used, 1 / numbers.clamp(min=1), 0.0) / used.sum().clamp(min=1)
     zeros = torch.zeros(len(numbers))
     hits = zeros.index_add(0, customer, found.is_target.float())
     missed = (weights * (numbers - hits)).sum()  # weight of targets that are no candidates
     outside = (1 - zeros.index_add(0, customer, log_shares[label].exp())).clamp(min=1e-6).log()
     target_weights = weights[customer] * found.is_target
-    parameters = scorer.calibration.detach()[task].clone().requires_grad_()
+    parameters = torch.zeros(3 + OF_READOUT, requires_grad=True)
+    is_fitted = torch.tensor([1.0] * 3 + [float(with_encoder)] * OF_READOUT)
     optimizer = torch.optim.LBFGS([parameters], max_iter=100, line_search_fn="strong_wolfe")
 
+    @torch.enable_grad()
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
-        logits = scorer.calibrated(parameters, values)
+        logits = scorer.calibrated(parameters * is_fitted, values, features)
         largest = zeros.scatter_reduce(0, customer, logits.detach(), "amax", include_self=False)
         inside = zeros.index_add(0, customer, (logits - largest[customer]).exp()).log() + largest
         total = torch.logaddexp(inside, parameters[2] + outside)
@@ -494,8 +514,7 @@ def calibrate(scorer: LabelScorer, task: int, found: CaseFeatures) -> None:
         return loss
 
     optimizer.step(closure)
-    with torch.no_grad():
-        scorer.calibration[task] = parameters
+    return (parameters * is_fitted).detach()
 
 
 def _steps_of(
@@ -538,41 +557,84 @@ def ranking_loss(
     return (entropy - RANKING * ndcg).mean()
 
 
-def fit_scorer(scorer: LabelScorer, data: PreparedData, config: MCMConfig, seed: int = 0) -> dict[str, float]:
-    """Counts, fits and calibrates a scorer.
+class ScorerFit:
+    """Fits a model's scorer: counts and network when it is made, and the encoder's part when the encoder is trained.
 
     Args:
-        scorer ([`LabelScorer`]): the scorer, changed in place.
+        model ([`MCMForMultiTaskRecommendation`]): model with a scorer, which is changed.
         data (`PreparedData`): the data set.
-        config ([`MCMConfig`]): config of the model.
         seed (`int`): seed of folds, examples and network.
 
-    Returns:
-        `dict[str, float]`: NDCG@10 of each task on validation cases.
+    Attributes:
+        counted (`list[float]`): NDCG@10 of each task on validation cases by counts alone, NaN without any.
+
+    Raises:
+        ValueError: if the training period has no example, or no target of any example is a candidate.
     """
-    rows = data.rows
-    folds = np.random.default_rng(seed).integers(0, FOLDS, len(rows))
-    counts = [LabelCounts(LabelEvents.read(rows, task, size), folds) for task, size in config.label_sizes.items()]
-    reader, generator = FeatureReader(rows, data, config), torch.Generator().manual_seed(seed)
-    examples = draw_examples(rows, data, seed)
-    if not examples:
-        raise ValueError(
-            f"{data.folder} has no visit in its training period that follows {max(data.schema.min_history, 1)} target "
-            "events, so nothing can be fitted: move the cutoffs of the event schema, or lower min_history."
-        )
-    parts = []
-    for fold in range(FOLDS):
-        if chosen := [case for case in examples if folds[case.row] == fold]:
-            parts.append(reader.read(chosen, counts, fold, generator))
-    for table, each in zip(scorer.tables, counts, strict=True):
-        table.load_state_dict(each.tables().state_dict())
-    found = [_stacked([features[task] for features in parts]) for task in range(len(counts))]
-    cases = validation_cases(rows, data, seed)
-    validation = reader.read(cases, counts, None, generator) if cases else []
-    values = fit_network(scorer, found, validation, seed)
-    for index, features in enumerate(validation):
-        calibrate(scorer, index, features)
-    return dict(zip(config.tasks, values or [math.nan] * len(config.tasks), strict=True))
+
+    def __init__(self, model: MCMForMultiTaskRecommendation, data: PreparedData, seed: int = 0):
+        self.model, self.seed = model, seed
+        self.scorer, config, rows = cast(LabelScorer, model.scorer), model.config, data.rows
+        folds = np.random.default_rng(seed).integers(0, FOLDS, len(rows))
+        sizes = config.label_sizes.items()
+        self.counts = [LabelCounts(LabelEvents.read(rows, task, size), folds) for task, size in sizes]
+        self.reader, self.generator = FeatureReader(rows, data, config), torch.Generator().manual_seed(seed)
+        examples = draw_examples(rows, data, seed)
+        if not examples:
+            least = max(data.schema.min_history, 1)
+            raise ValueError(
+                f"{data.folder} has no visit in its training period that follows {least} target events, so nothing "
+                "can be fitted: move the cutoffs of the event schema, or lower min_history."
+            )
+        if len(examples) < FEW_EXAMPLES:
+            logger.warning(
+                f"{data.folder} has {len(examples)} visits to learn from: with fewer than {FEW_EXAMPLES} scores say "
+                "little more than what is popular and what a customer repeats."
+            )
+        parts = []
+        for fold in range(FOLDS):
+            if chosen := [case for case in examples if folds[case.row] == fold]:
+                parts.append(self.reader.read(chosen, self.counts, fold, self.generator))
+        for table, each in zip(self.scorer.tables, self.counts, strict=True):
+            table.load_state_dict(each.tables().state_dict())
+        found = [_stacked([features[task] for features in parts]) for task in range(len(self.counts))]
+        self.cases = validation_cases(rows, data, seed)
+        validation = self.reader.read(self.cases, self.counts, None, self.generator) if self.cases else []
+        self.counted = fit_network(self.scorer, found, validation, seed) or [math.nan] * len(found)
+        for task, features in enumerate(validation):
+            self.scorer.calibration[task] = calibrate(self.scorer, task, features, with_encoder=False)
+        self.scorer.fitted.fill_(True)
+
+    def with_encoder(self) -> tuple[list[float], list[torch.Tensor]]:
+        """NDCG@10 of each task with the encoder as it is now, where the encoder's weight u is fitted on the validation
+        cases of other customers; and calibrations that are fitted on all of them."""
+        read = self.reader.read(self.cases, self.counts, None, self.generator, self.model)
+        folds = torch.from_numpy(np.random.default_rng(self.seed).integers(0, FOLDS, len(self.cases)))
+        values, calibrations = [], []
+        for task, found in enumerate(read):
+            with torch.no_grad():
+                counted = self.scorer(task, found.candidates.features)
+            scores = counted.clone()
+            for fold in range(FOLDS):
+                of_fold = folds[found.candidates.customer] == fold
+                fitted = calibrate(self.scorer, task, found, True, folds != fold)
+                scores[of_fold] = self.scorer.calibrated(fitted, counted, found.candidates.features)[of_fold]
+            values.append(mean_ndcg(found, scores))
+            calibrations.append(calibrate(self.scorer, task, found, True))
+        return values, calibrations
+
+    def finish(self) -> None:
+        """Fits the weight of the trained encoder, for each task where it adds to NDCG@10, and says so in the log."""
+        if not self.cases:
+            logger.warning("Without validation cases nobody knows what the encoder is worth, so it is not used.")
+            return
+        values, calibrations = self.with_encoder()
+        for task, name in enumerate(self.model.config.tasks):
+            worth = values[task] - self.counted[task]
+            words = "so it is used" if worth > 0 else "so it is not used"
+            logger.warning(f"The encoder adds {worth:+.4f} to the NDCG@10 of {name} on validation, {words}.")
+            if worth > 0:
+                self.scorer.calibration[task] = calibrations[task]
 
 
 def _stacked(parts: Sequence[CaseFeatures]) -> CaseFeatures:

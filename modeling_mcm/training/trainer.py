@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch.utils.data import Sampler
 from transformers import EvalPrediction, PreTrainedModel
@@ -23,11 +24,12 @@ from modeling_mcm.evaluation.metrics import ranks_from_logits
 from modeling_mcm.evaluation.ranking import StreamingMetrics
 from modeling_mcm.training.callbacks import EarlyStopping, EpochCallback, TrainingClock, WeightAverage
 from modeling_mcm.training.resumable import ResumableTrainer
+from modeling_mcm.training.scorer import ScorerFit
 
 # The metric that decides about early stopping and the best model, as the mean over the tasks.
 BEST_METRIC = "next_visit_ndcg@10"
-# Single parameters, such as logarithms of half-lives. With the learning rate of a matrix they would hardly move.
-FAST_PARAMETERS = ("log_half_life", "log_sensitivity", "memory_gain", "rarity_weight", "readout_scale")
+# Single parameters. With the learning rate of a matrix they would hardly move.
+FAST_PARAMETERS = ("readout_scale",)
 
 
 class MCMTrainer(ResumableTrainer):
@@ -36,7 +38,9 @@ class MCMTrainer(ResumableTrainer):
     Args:
         train_collator (`MCMCollator`): Collator of the training rows; its seed must be `args.seed`.
         eval_collator (`MCMCollator`, *optional*): Collator of the evaluation rows, in the mode "evaluate".
-        scalar_lr_factor (`float`): Factor on the learning rate of single parameters of the readout and the memory.
+        scorer_fit ([`ScorerFit`], *optional*): Fitted scorer. Evaluation is then the NDCG@10 of its scores with the
+            encoder as it is, and the best model is the one whose encoder adds most.
+        scalar_lr_factor (`float`): Factor on the learning rate of single parameters of the readout.
         ema_decay (`float`, *optional*): Decay of a moving average of the weights ([`WeightAverage`]), which is
             evaluated and is the final model. `None` for no average.
         patience (`int`, *optional*): Number of evaluations in a row without a better `metric_for_best_model` after
@@ -58,6 +62,7 @@ class MCMTrainer(ResumableTrainer):
         *,
         train_collator: MCMCollator,
         eval_collator: MCMCollator | None = None,
+        scorer_fit: ScorerFit | None = None,
         scalar_lr_factor: float = 20.0,
         ema_decay: float | None = None,
         patience: int | None = None,
@@ -65,12 +70,10 @@ class MCMTrainer(ResumableTrainer):
         run_options: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ):
-        self.eval_collator, self.scalar_lr_factor = eval_collator, scalar_lr_factor
+        self.eval_collator, self.scorer_fit, self.scalar_lr_factor = eval_collator, scorer_fit, scalar_lr_factor
         self.task_losses: dict[str, list[torch.Tensor]] = defaultdict(list)
         self.clock = TrainingClock(lambda value: self.accelerator.reduce(value, "sum"))
         tasks = train_collator.config.tasks
-        # With two losses the sum is logged under a name of its own.
-        self.loss_name = "loss_with_ranking" if train_collator.objective.ranking_loss_weight else "loss"
         super().__init__(
             model,
             args,
@@ -175,7 +178,18 @@ class MCMTrainer(ResumableTrainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluates as `Trainer` does, with the average of the weights if there is one, while the clock is paused."""
         with self.clock.paused(), self._averaged():
-            return super().evaluate(*args, **kwargs)
+            return super().evaluate(*args, **kwargs) if self.scorer_fit is None else self._evaluate_scorer()
+
+    def _evaluate_scorer(self) -> dict[str, float]:
+        """Evaluates the scorer with the encoder as it is, as `evaluate` reports metrics."""
+        self.scorer_fit.model.eval()
+        values, _ = self.scorer_fit.with_encoder()
+        tasks = self.train_collator.config.tasks
+        metrics = {f"eval_{task}_{BEST_METRIC}": value for task, value in zip(tasks, values, strict=True)}
+        metrics[f"eval_{BEST_METRIC}"] = float(np.nanmean(values))
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
 
     @contextmanager
     def _averaged(self) -> Iterator[None]:
@@ -222,7 +236,7 @@ class MCMTrainer(ResumableTrainer):
         """Logs as `Trainer` does, and adds the losses of the tasks, the seconds and the number of targets."""
         if "loss" in logs:
             for task, values in self.task_losses.items():
-                logs[f"{self.loss_name}_{task}"] = self._mean_over_processes(torch.stack(values).mean())
+                logs[f"loss_{task}"] = self._mean_over_processes(torch.stack(values).mean())
             self.task_losses.clear()
             logs |= {"seconds": self.clock.seconds, "targets": self.clock.targets}
         super().log(logs, *args, **kwargs)
