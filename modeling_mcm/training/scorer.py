@@ -24,6 +24,7 @@ from modeling_mcm.evaluation.cases import cases_at
 from modeling_mcm.evaluation.histories import arrow_batches, offsets_of, run_starts
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.scorer_mcm import (
+    COUNTED,
     HABIT_VISITS,
     MOST_DENSE,
     OF_READOUT,
@@ -438,8 +439,8 @@ def fit_network(
     """
     torch.manual_seed(seed)
     features = torch.cat([found.candidates.features for found in examples])
-    scorer.mean.copy_(features.mean(0))
-    scorer.std.copy_(features.std(0).clamp(min=1e-3))
+    scorer.mean.copy_(features[:, :COUNTED].mean(0))
+    scorer.std.copy_(features[:, :COUNTED].std(0).clamp(min=1e-3))
     generator = np.random.default_rng(seed)
     epoch = _steps_of(examples, generator)
     if not epoch:
