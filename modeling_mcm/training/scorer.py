@@ -41,10 +41,9 @@ FOLDS = 5
 LAG_WEIGHTS = (1.0, 1 / 2, 1 / 3, 1 / 4, 1 / 5, 1 / 6)  # weight of a transition by its lag in moments
 BACKWARDS, SHRINKAGE = 0.25, 0.4  # weight of a transition's opposite, and exponent on a label's number of occurrences
 EASE_RIDGE, RATES_RIDGE = 6.0, 1.0  # strengths in units of the mean diagonal
-PERIODS, LATE = (
-    26,
-    4,
-)  # parts of the training period at whose ends labels are counted, and latest parts that are recent
+# Parts of the training period at whose ends labels are counted; the latest ones, which are recent; and the largest
+# number of parts by which an example's counts are old, because a model is used for some time after its training.
+PERIODS, LATE, STALE = 26, 4, 4
 EXAMPLES, EXAMPLES_OF_CUSTOMER, BATCH = 4_000, 2, 64
 FEW_EXAMPLES = 200  # below which a log says little of what its labels mean
 NEGATIVES = 60  # about as many candidates of an example that are no targets are kept, drawn uniformly
@@ -378,11 +377,13 @@ class FeatureReader:
         parts: list[list[CaseFeatures]] = [[] for _ in tables]
         for chosen, batch in self.batches(cases):
             readout = None if encoder is None else encoder.readout_scores(batch)
+            old = torch.randint(STALE + 1, (len(chosen),), generator=generator).numpy()
             for index, (history, table) in enumerate(zip(read_histories(self.config, batch), tables, strict=True)):
                 then: Any = ()
                 if fold is not None and counts[index].has_times:
-                    then = counts[index].part_of(np.array([cases[case].day for case in chosen]))
-                    parts_ended, of_part = np.unique(then, return_inverse=True)
+                    days = np.array([cases[case].day for case in chosen])
+                    ended = (counts[index].part_of(days) - old).clip(min=0)
+                    parts_ended, of_part = np.unique(ended, return_inverse=True)
                     states = [counts[index].as_of(part, fold) for part in parts_ended]
                     then = [torch.stack(values)[of_part] for values in zip(*states, strict=True)]
                 found = candidate_features(history, table, None if readout is None else readout[index], *then)
