@@ -4,7 +4,7 @@
 
     mcm publish --model runs/quickstart --repo_id org/mcm-base --dry_run --output_dir published
     mcm publish --model runs/quickstart --repo_id org/mcm-base --data data/prepared
-    ... --min_customers 5       hides values and pairs of labels that fewer than 5 customers have (needs --data)
+    ... --min_customers 5       hides values, and pairs of labels, that fewer than 5 customers have (needs --data)
 
 Weights (safetensors), config, feature extractor and code are sent, and nothing else of the checkpoint folder. The card
 takes the training command and its seconds from pretraining.json or finetuning.json, and results from the evaluation. A
@@ -18,10 +18,7 @@ import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
 from modeling_mcm.commands.arguments import exits, parse_options
-from modeling_mcm.data.dataset import FOLLOWERS_FILE
 from modeling_mcm.files_mcm import write_text
 from modeling_mcm.hub import (
     Exposure,
@@ -87,33 +84,27 @@ class PublishingOptions:
             raise ValueError(f"--min_customers is {self.min_customers}; every value has 1 customer, give 2 or more.")
 
 
-def _count_rare(options: PublishingOptions, extractor: MCMFeatureExtractor) -> tuple[dict[str, list[str]], Exposure]:
-    """Finds the rare values of each feature in the data set `options.data`, and their numbers for the card."""
-    from modeling_mcm.data import PreparedData, check_vocabularies
-
-    data = PreparedData(str(options.data))
-    check_vocabularies(data.folder, extractor)
-    least = options.min_customers or RARE_BELOW
-    rare = rare_values(customers_per_value(data.rows, extractor), extractor, least)
-    counted = {name: len(values) for name, values in rare.items()}
-    return rare, Exposure(least, counted, hidden=options.min_customers is not None)
-
-
 def _fill_folder(options: PublishingOptions, folder: Path) -> None:
     """Writes all files that are sent to the Hub into a new folder, with the card."""
     checkpoint = Path(options.model)
     hidden = shared = exposure = None
     if options.data:
-        rare, exposure = _count_rare(options, MCMFeatureExtractor.from_pretrained(str(checkpoint)))
+        from modeling_mcm.data import PreparedData, check_vocabularies
+
+        data, extractor = PreparedData(options.data), MCMFeatureExtractor.from_pretrained(str(checkpoint))
+        check_vocabularies(data.folder, extractor)
+        least = options.min_customers or RARE_BELOW
+        rare = rare_values(customers_per_value(data.rows, extractor), extractor, least)
+        counted = {name: len(values) for name, values in rare.items()}
+        exposure = Exposure(least, counted, hidden=options.min_customers is not None)
         if exposure.hidden:
-            hidden, counted = rare, Path(options.data, FOLLOWERS_FILE)
-            shared = shared_pairs(pq.read_table(counted), exposure.min_customers) if counted.is_file() else None
+            hidden, shared = rare, shared_pairs(data.rows, extractor, least)
     pairs = write_upload_folder(checkpoint, folder, hidden, shared).hidden_pairs
     if exposure and exposure.hidden:
-        exposure = replace(exposure, pairs=pairs.followers)
+        exposure = replace(exposure, pairs=pairs)
         print(
             f"Of fewer than {exposure.min_customers} customers: {sum(exposure.rare.values()):,} values are hidden, "
-            f"{pairs.followers:,} pairs of labels, and {pairs.related:,} weights from or to hidden values"
+            f"and {pairs:,} weights of pairs of labels"
         )
     stored = [path for name in TRAINING_FILES if (path := checkpoint / name).is_file()]
     training = read_json(stored[0], "the record of the training") if stored else None

@@ -27,7 +27,6 @@ MANIFEST_FILE = "manifest.json"
 CUSTOMER = "customer_id"  # the column of rows and of predictions that names the customer
 FEATURE_EXTRACTOR_FOLDER = "feature_extractor"
 POPULARITY_FILE = "popularity.parquet"
-FOLLOWERS_FILE = "followers.parquet"
 FORMAT_VERSION = 2  # version 1 had no values of numeric features
 
 

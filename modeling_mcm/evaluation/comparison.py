@@ -42,20 +42,6 @@ FIRST_BASELINES = ("most_popular",)  # a model that learns is soon better than t
 STRONG_BASELINES = ("visit_frequency", "nearest_households", "transitions")  # the best that take some seconds
 MOST_SECONDS = 300.0  # that LightGBM may take as a default baseline
 
-LONGER = "train longer (`--num_train_epochs`)"
-MEMORY = "turn on the repeat memory where it is off (`repeat_memory`)"
-ADVICE = {
-    "most_popular": f"the model has hardly learned yet: look whether the training loss falls, {LONGER}, change the "
-    "learning rate",
-    "visit_frequency": f"the customers' own habits have too little weight: {MEMORY}, {LONGER}",
-    "nearest_households": f"what customers share has too little weight: {LONGER}, take a larger model "
-    f"(`hidden_size`), {MEMORY}",
-    "transitions": "what comes next depends on the latest events: read events one by one (`encoder_unit=event`) and "
-    f"the last hidden vector (`readout=last`), {LONGER}",
-    "lightgbm": f"regularity and rank have too little weight: {MEMORY}, `--ranking_loss_weight 1`, {LONGER}",
-}
-
-
 def not_installed(baselines: Sequence[str]) -> list[str]:
     """Selects the baselines whose package is not installed."""
     return [name for name in baselines if name in NEEDS and importlib.util.find_spec(name) is None]
@@ -137,7 +123,7 @@ def title_of(metric: str) -> str:
 def baseline_warnings(
     values: Mapping[str, Mapping[str, NDArray]], metric: str = "next_visit_ndcg@10", model: str = "MCM"
 ) -> list[str]:
-    """Writes a sentence for each baseline that a model is not better than: on which tasks, and what to try.
+    """Writes a sentence for each baseline that a model is not better than: on which tasks, and by how much.
 
     Means and their 95% bootstrap intervals are of paired differences, over the same customers. The model is *under* a
     baseline if the whole interval of the difference is below 0. It is *level* with the baseline if its mean is lower
@@ -174,7 +160,7 @@ def baseline_warnings(
             summary = f"{model} is level with {baseline}: lower within noise on {' and '.join(level)}"
         else:
             continue
-        warnings.append(f"{summary}. Measured: {title_of(metric)}. What to try: {ADVICE.get(baseline, LONGER)}.")
+        warnings.append(f"{summary}. Measured: {title_of(metric)}.")
     return warnings
 
 

@@ -4,12 +4,11 @@
 
 from modeling_mcm.hub.card import Exposure, model_card
 from modeling_mcm.hub.folder import UploadFolder, write_upload_folder
-from modeling_mcm.hub.privacy import HiddenPairs, customers_per_value, rare_values, shared_pairs
+from modeling_mcm.hub.privacy import customers_per_value, rare_values, shared_pairs
 from modeling_mcm.hub.publish import Published, PublishingError, check_name, files_to_publish, publish
 
 __all__ = [
     "Exposure",
-    "HiddenPairs",
     "Published",
     "PublishingError",
     "UploadFolder",

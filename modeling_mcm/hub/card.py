@@ -36,7 +36,7 @@ class Exposure:
         min_customers (`int`): Number k of customers; a value of fewer is rare.
         rare (`Mapping[str, int]`): Number of rare values of each categorical feature.
         hidden (`bool`): Whether rare values are published as placeholders.
-        pairs (`int`): Number of rare pairs of labels that were left out of the weights.
+        pairs (`int`): Number of weights of rare pairs of labels that were left out.
     """
 
     min_customers: int

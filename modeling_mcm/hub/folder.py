@@ -20,10 +20,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers.dynamic_module_utils import get_relative_imports
 
-from modeling_mcm.configuration_mcm import FIRST_VALUE_ID, MCMConfig
+from modeling_mcm.configuration_mcm import MCMConfig
 from modeling_mcm.embeddings_mcm import digest_bytes
 from modeling_mcm.files_mcm import VOCABULARIES_NAME, check_values, damage, values_digest, write_json
-from modeling_mcm.hub.privacy import COUNTED, HiddenPairs, hide_pairs, hide_values
+from modeling_mcm.hub.privacy import TABLES, hide_pairs, hide_values
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
 CONFIG_NAME, PREPROCESSOR_NAME, CARD_NAME = "config.json", "preprocessor_config.json", "README.md"
@@ -131,10 +131,10 @@ def _check_weights(path: Path) -> None:
 
 
 class UploadFolder(NamedTuple):
-    """The written files, sorted by name, and the number of entries of the counted memory that were left out."""
+    """The written files, sorted by name, and the number of weights of pairs of labels that were left out."""
 
     files: list[Path]
-    hidden_pairs: HiddenPairs
+    hidden_pairs: int
 
 
 def _hide_pairs(
@@ -142,22 +142,21 @@ def _hide_pairs(
     target: Path,
     config: Mapping[str, Any],
     shared: Mapping[str, torch.Tensor] | None,
-    ids: Mapping[str, Sequence[int]],
-) -> HiddenPairs:
+) -> int:
     """Copies files of weights, without pairs of labels that too few customers have."""
     tables: dict[str, torch.Tensor] = {}
     digests: set[str] = set()
     for path in weights:
         with safe_open(path, framework="pt") as file:
-            tables |= {name: file.get_tensor(name) for name in file.keys() if COUNTED.fullmatch(name)}
+            tables |= {name: file.get_tensor(name) for name in file.keys() if TABLES.fullmatch(name)}
             digests |= {name for name in file.keys() if name.endswith("values_digest")}
     if tables and shared is None:
         raise ValueError(
-            "The weights hold which labels came together, and it is not known how many customers have each pair: give "
-            "the data set that the checkpoint was trained on, with its followers.parquet, or prepare it again."
+            "The weights hold which labels go together, and it is not known how many customers have each pair: give "
+            "`shared`, the pairs that enough customers have."
         )
-    changed, number = hide_pairs(tables, config["tasks"], shared or {}, ids)
-    changed = dict(changed) | {name: digest_bytes(config.get("values_digest")) for name in digests}
+    changed, number = hide_pairs(tables, config["tasks"], shared or {})
+    changed |= {name: digest_bytes(config.get("values_digest")) for name in digests}
     for path in weights:
         with safe_open(path, framework="pt") as file:
             names = set(file.keys()) & set(changed)
@@ -185,7 +184,7 @@ def write_upload_folder(
             from [`rare_values`]. With it, the weights are published without pairs of labels that too few customers
             have.
         shared (`dict[str, torch.Tensor]`, *optional*): The pairs that are published, from [`shared_pairs`]; needed
-            with `hidden` if the checkpoint has a counted memory.
+            with `hidden` if the checkpoint has a scorer.
 
     Raises:
         FileNotFoundError: If the checkpoint lacks weights, config or feature extractor.
@@ -216,14 +215,12 @@ def write_upload_folder(
     target.mkdir(parents=True, exist_ok=True)
     for path in weights:
         _check_weights(path)
-    number = HiddenPairs(0, 0)
+    number = 0
     if hidden is None:
         for path in weights:
             shutil.copyfile(path, target / path.name)
     else:
-        indices = {name: {value: position for position, value in enumerate(known[name])} for name in hidden}
-        ids = {name: [FIRST_VALUE_ID + indices[name][value] for value in hidden[name]] for name in hidden}
-        number = _hide_pairs(weights, target, config, shared, ids)
+        number = _hide_pairs(weights, target, config, shared)
     if len(weights) > 1:
         index = read_json(source / WEIGHTS_INDEX, "which names the file of each weight")
         write_json(target / WEIGHTS_INDEX, {key: index[key] for key in ("metadata", "weight_map")}, sort_keys=True)

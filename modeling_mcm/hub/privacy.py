@@ -5,29 +5,30 @@
 A checkpoint holds no customer, but it lists every value that it knows, such as a brand that one household buys or a
 town that one customer lives in. `min_count` of the event schema does not protect them: it counts events, and one
 customer can have many. A customer is protected by the number of others with the same value (k-anonymity), which can
-only be counted in the prepared data set. The counted memory lists which labels came together, so that even a pair of
-frequent values can reveal one customer.
+only be counted in the prepared data set. The scorer's tables list which labels go together, so that even a pair of
+frequent values can reveal one customer: a pair is published if enough customers have both of its labels.
+
+Not promised: that so many customers had the two labels close to each other or in an order, or that the other weights,
+trained with the rare values too, tell nothing of a customer. That needs differential privacy.
 """
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
 from modeling_mcm.configuration_mcm import FIRST_VALUE_ID
 from modeling_mcm.events_mcm import check_columns
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
+from modeling_mcm.training.scorer import LabelEvents
 
 BATCH = 1024
 PAIR = 2**32  # a pair of ids as one number: the first times this, plus the second
-FOLLOWERS = re.compile(r"((?:.+\.)?counted_memory\.follower_tables\.(\d+)\.)followers")
-RELATED = re.compile(r"((?:.+\.)?counted_memory\.(?:habit|new)_tables\.(\d+)\.)related")
-COUNTED = re.compile(r"(?:.+\.)?counted_memory\.(?:follower|habit|new)_tables\..+")
+LABELS = 64  # number of labels whose pairs are counted at a time, in a matrix of one row a customer
+TABLES = re.compile(r"((?:.+\.)?scorer\.tables\.(\d+)\.)(neighbours|weights|counts)")
 
 
 def customers_per_value(rows: Any, extractor: MCMFeatureExtractor) -> dict[str, NDArray[np.int64]]:
@@ -107,58 +108,44 @@ def hide_values(
     return result
 
 
-def shared_pairs(followers: pa.Table, min_customers: int) -> dict[str, torch.Tensor]:
-    """Selects for each task the pairs of labels that at least `min_customers` customers have. `followers` is
-    `followers.parquet` of the training data. A pair is one number, label times `PAIR` plus follower."""
-    frequent = followers.filter(pc.greater_equal(followers["customers"], min_customers))
-    pairs = torch.as_tensor(frequent["label"].to_numpy().astype(np.int64) * PAIR + frequent["follower"].to_numpy())
-    tasks = np.asarray(frequent["task"].to_pylist(), object)
-    return {task: pairs[torch.as_tensor(tasks == task)] for task in sorted(set(tasks))}
-
-
-class HiddenPairs(NamedTuple):
-    """How many entries of the counted memory are not published."""
-
-    followers: int  # pairs of a label and a follower; each direction counts
-    related: int  # weights of related labels from or to a hidden value
+def shared_pairs(rows: Any, extractor: MCMFeatureExtractor, min_customers: int) -> dict[str, torch.Tensor]:
+    """Selects for each task the pairs of labels of which at least `min_customers` customers have both in the training
+    period; a label and itself are a pair, too. `rows` are as in [`customers_per_value`]. A pair is one number, label
+    times `PAIR` plus label, and both directions are there."""
+    sizes, result = dict(zip(extractor.feature_names, extractor.vocabulary_sizes, strict=True)), {}
+    for task in extractor.tasks:
+        events, size = LabelEvents.read(rows, task, sizes[task]), sizes[task]
+        met = np.unique(events.customer * size + events.label)  # a label counts once a customer
+        customer, label = (torch.from_numpy(each) for each in np.divmod(met, size))
+        cells, shape = torch.stack([label, customer]), (size, len(rows))
+        has = torch.sparse_coo_tensor(cells, torch.ones(len(met)), shape, check_invariants=True)
+        pairs = []
+        for start in range(0, size, LABELS):
+            block = (label >= start) & (label < start + LABELS)
+            dense = torch.zeros(len(rows), LABELS)
+            dense[customer[block], label[block] - start] = 1
+            first, second = (torch.sparse.mm(has, dense).T >= min_customers).nonzero(as_tuple=True)
+            pairs.append((first + start) * PAIR + second)
+        result[task] = torch.cat(pairs)
+    return result
 
 
 def hide_pairs(
-    tables: Mapping[str, torch.Tensor],
-    tasks: Sequence[str],
-    shared: Mapping[str, torch.Tensor],
-    hidden: Mapping[str, Sequence[int]],
-) -> tuple[dict[str, torch.Tensor], HiddenPairs]:
-    """Removes pairs that too few customers have from the tables of the counted memory, without any trace; the rows of
-    the tables stay in ascending order. Returns the tables that changed, and the number of hidden entries."""
+    tables: Mapping[str, torch.Tensor], tasks: Sequence[str], shared: Mapping[str, torch.Tensor]
+) -> tuple[dict[str, torch.Tensor], int]:
+    """Removes pairs that are not in `shared`, which [`shared_pairs`] gives, from the scorer's tables without any
+    trace, and the counts of labels that too few customers have. Returns the tables that changed, and the number of
+    hidden weights."""
     changed: dict[str, torch.Tensor] = {}
-    pairs = related = 0
-
-    def is_hidden(task: str, size: int) -> torch.Tensor:
-        mask = torch.zeros(size, dtype=torch.bool)
-        mask[torch.as_tensor(list(hidden.get(task, ())), dtype=torch.long)] = True
-        return mask
-
+    number = 0
     for name, table in tables.items():
-        if match := FOLLOWERS.fullmatch(name):
-            task, counts_name = tasks[int(match[2])], f"{match[1]}counts"
-            ids, label = table.long(), torch.arange(len(table))[:, None]
-            mask = is_hidden(task, len(table))
-            is_shared = torch.isin(label * PAIR + ids, shared.get(task, torch.zeros(0, dtype=torch.long)))
-            is_shared &= (ids >= FIRST_VALUE_ID) & ~mask[ids] & ~mask[label]
-            number = int(((ids >= FIRST_VALUE_ID) & ~is_shared).sum())
-            if number:
-                order = torch.where(is_shared, ids, 0).argsort(dim=1, stable=True)
-                changed[name] = torch.where(is_shared, table, 0).gather(1, order)
-                changed[counts_name] = torch.where(is_shared, tables[counts_name], 0).gather(1, order)
-            pairs += number
-        elif match := RELATED.fullmatch(name):
-            weights_name = f"{match[1]}weights"
-            mask = is_hidden(tasks[int(match[2])], len(table))
-            gone = (mask[:, None] | mask[table.long()]) & (tables[weights_name] != 0)
-            if gone.any():
-                changed[name], changed[weights_name] = (
-                    tables[key].masked_fill(gone, 0) for key in (name, weights_name)
-                )
-            related += int(gone.sum())
-    return changed, HiddenPairs(pairs, related)
+        match = TABLES.fullmatch(name)
+        if match and match[3] == "neighbours":
+            counts, weights = f"{match[1]}counts", f"{match[1]}weights"
+            pairs, labels = shared[tasks[int(match[2])]], torch.arange(table.shape[1])
+            gone = ~torch.isin(labels[:, None] * PAIR + table, pairs)
+            order = gone.int().argsort(dim=2, stable=True)  # a gap would tell of a pair
+            changed |= {each: tables[each].masked_fill(gone, 0).gather(2, order) for each in (name, weights)}
+            changed[counts] = tables[counts].masked_fill(~torch.isin(labels * PAIR + labels, pairs), 0)
+            number += int((gone & (tables[weights] != 0)).sum())
+    return changed, number

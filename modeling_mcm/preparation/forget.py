@@ -4,9 +4,8 @@
 
 `deletion.py` makes all of it one step. A file takes its place when it is whole, so a run that is killed leaves each
 file or data set either as it was or finished. A symbolic link stays, and the file that it names is written. What was
-counted over training customers is counted again: `followers.parquet`, `popularity.parquet` and the manifest's
-`measures`. The manifest's other counts besides `customers` stay those of the preparation: they are sums over many
-customers.
+counted over training customers is counted again: `popularity.parquet` and the manifest's `measures`. The manifest's
+other counts besides `customers` stay those of the preparation: they are sums over many customers.
 """
 
 from __future__ import annotations
@@ -40,10 +39,12 @@ from modeling_mcm.preparation.files import kind_of
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
 with needs("data"):
-    from modeling_mcm.preparation.counts import mark_targets, recount
+    from modeling_mcm.preparation.counts import mark_targets, measure, shard_events
     from modeling_mcm.preparation.engine import link, open_engine
     from modeling_mcm.preparation.rows import popularity, write_shard
     from modeling_mcm.preparation.vocabulary import vocabularies_of
+
+FOLLOWERS_FILE = "followers.parquet"  # of earlier versions: pairs of customers' labels, which nothing reads any more
 
 
 def _is_theirs(column: pa.ChunkedArray, customers: Collection[str]) -> pa.ChunkedArray:
@@ -167,7 +168,7 @@ def forget_in_prepared(directory: Path, customers: Collection[str], digests: Map
         for path in directory.iterdir():
             if path.is_dir():
                 shutil.copytree(path, target / path.name)
-            elif path.name != MANIFEST_FILE and path.name not in theirs:
+            elif path.name not in (MANIFEST_FILE, FOLLOWERS_FILE, *theirs):
                 shutil.copy2(path, target / path.name)
         for shard in manifest.shards:
             path, number = directory / shard["file"], numbers[shard["file"]]
@@ -187,14 +188,15 @@ def forget_in_prepared(directory: Path, customers: Collection[str], digests: Map
 
 
 def _count_again(directory: Path, scratch: Path, manifest: PreparedManifest) -> dict[str, Any]:
-    """Writes the popularity and followers of the customers who are left, and returns the manifest's measures."""
+    """Writes the popularity of the values among the customers who are left, and returns the manifest's measures."""
     schema = manifest.event_schema
     extractor = MCMFeatureExtractor.from_pretrained(str(directory / FEATURE_EXTRACTOR_FOLDER))
     fitted = vocabularies_of(extractor, schema)
     with open_engine("duckdb", scratch) as connection:
         shards = [directory / shard["file"] for shard in manifest.shards]
-        measures, training = recount(connection, directory, shards, schema)
-        table = popularity(mark_targets(training, fitted, schema), fitted, schema)
+        events = shard_events(connection, shards, schema)
+        measures = measure(events, schema)
+        table = popularity(mark_targets(events, fitted, schema), fitted, schema)
     write_table(directory / POPULARITY_FILE, table)
     return measures
 

@@ -25,7 +25,6 @@ from transformers.utils import logging
 from modeling_mcm.data.cases import CUTOFFS
 from modeling_mcm.data.dataset import (
     FEATURE_EXTRACTOR_FOLDER,
-    FOLLOWERS_FILE,
     MANIFEST_FILE,
     POPULARITY_FILE,
     PreparedManifest,
@@ -44,7 +43,7 @@ with needs("data"):
     import ibis
     import ibis.expr.types as ir
 
-    from modeling_mcm.preparation.counts import count_followers, measure, target_events
+    from modeling_mcm.preparation.counts import measure
     from modeling_mcm.preparation.engine import caching, engine_of, open_engine
     from modeling_mcm.preparation.events import (
         count_bad,
@@ -373,11 +372,7 @@ def _run(
     counts |= count_ids(encoded, schema)
     done("encoded")
     write_table(target / POPULARITY_FILE, popularity(encoded, fitted, schema))
-    measures = {}
-    if schema.cutoffs != NO_CUTOFFS:  # otherwise no model is trained on it
-        targets = cache(target_events(encoded, schema))
-        measures = measure(targets, schema)
-        write_table(target / FOLLOWERS_FILE, count_followers(targets, schema, measures))
+    measures = measure(encoded, schema)
     encoded_profiles = cache(encode_profiles(profiles, fitted, schema)) if profiles is not None else None
     number = math.ceil(counts["customers"] / rows_per_shard)
     done("counted")

@@ -54,7 +54,7 @@ with needs("data"):
         new_values,
         together,
     )
-    from modeling_mcm.preparation.counts import recount
+    from modeling_mcm.preparation.counts import measure, shard_events
     from modeling_mcm.preparation.engine import caching, link, open_engine
     from modeling_mcm.preparation.events import (
         count_bad,
@@ -302,7 +302,7 @@ def _update(
         extractor.save_pretrained(target / FEATURE_EXTRACTOR_FOLDER)
         popular = (pq.read_table(directory / POPULARITY_FILE), before.popularity, after.popularity)
         write_table(target / POPULARITY_FILE, _combined_popularity(*popular, schema))
-        measures, _ = recount(connection, target, [target / piece["file"] for piece in pieces], schema)
+        measures = measure(shard_events(connection, [target / piece["file"] for piece in pieces], schema), schema)
         counts = _updated_counts(manifest, before, after, profiles, more_bad)
         options = manifest.options | {"updates": manifest.options.get("updates", 0) + 1}
         options |= {"vocabularies": extractor.values_digest} if "vocabularies" in options or added else {}

@@ -139,8 +139,7 @@ def check_same_training_period(tmp_path, first="a", second="b"):
 
 
 def check_same_counts(found, expected, folder, other):
-    """Two manifests, and the tables in the folders of their data sets, count the same."""
+    """Two manifests, and the popularity in the folders of their data sets, count the same."""
     assert found.counts == expected.counts and found.measures == expected.measures
-    for name in ("popularity.parquet", "followers.parquet"):
-        one, another = (pq.read_table(each / name) for each in (folder, other))
-        assert one.equals(another)
+    one, another = (pq.read_table(each / "popularity.parquet") for each in (folder, other))
+    assert one.equals(another)

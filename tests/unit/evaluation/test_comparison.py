@@ -71,7 +71,6 @@ def test_a_significant_loss_is_reported_with_its_interval(model):
     found = paired_difference(better, model).absolute
     assert numbers == pytest.approx([found.mean, found.low, found.high], abs=6e-5)
     assert "(342 customers)" in said and "next-visit NDCG@10" in said
-    assert "What to try: the customers' own habits have too little weight: turn on the repeat memory" in said
 
 
 def test_a_loss_within_noise_is_level_and_a_gain_is_silent(model):
@@ -98,4 +97,4 @@ def test_methods_without_common_customers_are_skipped_or_refused(model):
     with pytest.raises(ValueError, match="the same customers"):
         baseline_warnings({"transitions": {"brand": model[1:]}, "MCM": {"brand": model}})
     (said,) = baseline_warnings({"ours": {"a": model - 0.2}, "another": {"a": model}}, "horizon_hr@3", model="ours")
-    assert said.startswith("ours is under another") and "horizon HR@3" in said and "train longer" in said
+    assert said.startswith("ours is under another") and "horizon HR@3" in said

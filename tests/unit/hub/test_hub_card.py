@@ -118,7 +118,7 @@ def test_the_card_of_a_checkpoint_for_offers(published, exposure):
         published(offers=True), "shop/offers", facts, OFFERS, replace(exposure, hidden=True, pairs=7)
     )
     assert 'offer = pipeline("action-scores", model="shop/offers"' in text and "60 groups of offers" in text
-    assert "published as placeholders" in text and "- 7 pairs of labels that came together" in text
+    assert "published as placeholders" in text and "- 7 weights of pairs of labels" in text
     assert "| click | MCM fine-tuned | 0.400 ±0.012 | 0.500 ±0.012 |" in text
     assert {each.task_name for each in metadata.eval_results} == {"offers: click", "offers: conversion"}
 
@@ -178,7 +178,7 @@ def test_rare_values_are_hidden_in_their_place_and_read_as_unknown(
     }
     assert all(kept.min() >= 8 for kept in least.values())
 
-    tiny_model().save_pretrained(tmp_path / "checkpoint")
+    tiny_model(scorer=False).save_pretrained(tmp_path / "checkpoint")
     extractor.save_pretrained(tmp_path / "checkpoint")
     write_upload_folder(tmp_path / "checkpoint", tmp_path / "published", rare)
     text = (tmp_path / "published" / "vocabularies.json").read_text()

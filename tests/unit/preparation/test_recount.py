@@ -10,7 +10,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from modeling_mcm.data import NO_CUTOFFS, EventSchema, PreparedData
-from modeling_mcm.data.dataset import FOLLOWERS_FILE
 from modeling_mcm.preparation import prepare
 from modeling_mcm.preparation.forget import forget_in_prepared
 from modeling_mcm.preparation.update import update
@@ -50,16 +49,27 @@ def schema_with(**changes):
 
 
 def counted(folder):
-    """What is counted in a data set, with labels as values: measures, followers, popularity."""
-    data = PreparedData(folder)
-    pairs = set()
-    if (folder / FOLLOWERS_FILE).is_file():
-        for row in pq.read_table(folder / FOLLOWERS_FILE).to_pylist():
-            values = data.extractor.decode_labels(row["task"], [row["label"], row["follower"]])
-            pairs.add((row["task"], *values, row["weight"], row["customers"]))
-    columns = ["feature", "value", "count", "target_count"]
-    rows = pq.read_table(folder / "popularity.parquet", columns=columns).to_pylist()
-    return data.manifest.measures, pairs, {tuple(row.values()) for row in rows}
+    """What is counted in a data set: measures, and popularity by value."""
+    rows = pq.read_table(folder / "popularity.parquet", columns=["feature", "value", "count", "target_count"])
+    return PreparedData(folder).manifest.measures, {tuple(row.values()) for row in rows.to_pylist()}
+
+
+@pytest.mark.parametrize("order", [None, "place"], ids=["times", "places"])
+def test_the_measures_are_those_of_a_loop(tmp_path, order):
+    log, schema = make_log(), schema_with(**(CHOICES["closed visits"] if order is None else NO_TIMES))
+    if order is None:
+        targets = log[(log["at"] < "2024-03-01") & (log["kind"] == "buy")]
+    else:  # the last two visits with a target are held out
+        targets = log[log["kind"] == "buy"].dropna(subset=["item", "group"], how="all")
+        last = targets.groupby("user")["session"].transform(lambda of_user: sorted(set(of_user))[-2])
+        targets = targets[targets["session"] < last]
+    targets = targets.dropna(subset=["item", "group"], how="all")
+    visits = targets.groupby("user")["session"].nunique()
+    moments = targets.groupby(["user", "session", *(["at"] if order is None else [])])
+    expected = {"customers": len(visits), "one_visit": int((visits == 1).sum()), "visits": int(visits.sum())}
+    expected |= {"moments": moments.ngroups, "targets": len(targets)}
+    assert prepare(log, schema, tmp_path / "data").measures == expected
+    assert expected["moments"] > expected["visits"] or order
 
 
 @pytest.mark.parametrize("changes", CHOICES.values(), ids=CHOICES)
@@ -73,10 +83,9 @@ def test_after_an_update_they_are_those_of_a_full_preparation(tmp_path, changes)
     found = update(tmp_path / "data", tmp_path / "log").manifest
     extractor = PreparedData(tmp_path / "data").extractor
     prepare(tmp_path / "log", schema, tmp_path / "full", feature_extractor=extractor)
-    measures, followers, _ = counted(tmp_path / "full")
+    measures, _ = counted(tmp_path / "full")
     assert counted(tmp_path / "data") == counted(tmp_path / "full") and found.measures == measures
-    is_split = schema.cutoffs != NO_CUTOFFS
-    assert (len(followers) > 30) == (measures != first.measures) == bool(measures) == is_split
+    assert (measures != first.measures) == bool(measures) == (schema.cutoffs != NO_CUTOFFS)
 
 
 @pytest.mark.parametrize("changes", CHOICES.values(), ids=CHOICES)
@@ -87,6 +96,24 @@ def test_after_a_deletion_they_are_those_of_the_others(tmp_path, changes):
     before = counted(tmp_path / "data")
     assert forget_in_prepared(tmp_path / "data", {"u2"}) == 1
     assert counted(tmp_path / "data") == counted(tmp_path / "others") != before
-    told = [value for row in [*before[1], *before[2]] for value in row]
-    assert "only 2" in told
-    assert "only 2" not in [value for part in counted(tmp_path / "data")[1:] for row in part for value in row]
+    assert "only 2" in [value for _, value, *_ in before[1]]
+    assert "only 2" not in [value for _, value, *_ in counted(tmp_path / "data")[1]]
+
+
+@pytest.mark.parametrize("change", ["update", "forget"])
+def test_the_pairs_of_an_earlier_version_are_ignored_and_do_not_outlive_a_change(tmp_path, change):
+    """Earlier versions wrote which of the customers' labels followed which: a change would leave them out of date."""
+    (tmp_path / "log").mkdir()
+    log, left = make_log(), tmp_path / "data" / "followers.parquet"
+    log[log["place"] < 25].to_parquet(tmp_path / "log" / "1.parquet")
+    prepare(tmp_path / "log", schema_with(), tmp_path / "data")
+    left.write_bytes(b"pairs")
+    (tmp_path / "data" / "notes.parquet").write_bytes(b"a person's own")
+    assert len(PreparedData(tmp_path / "data").rows) == 9 and left.is_file()
+    if change == "update":
+        log[log["place"] >= 25].to_parquet(tmp_path / "log" / "2.parquet")
+        assert update(tmp_path / "data", tmp_path / "log").customers > 0
+    else:
+        assert forget_in_prepared(tmp_path / "data", {"u2"}) == 1
+        assert (tmp_path / "data" / "notes.parquet").is_file()
+    assert not left.exists()
