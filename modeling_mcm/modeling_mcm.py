@@ -525,11 +525,17 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         rows = self._rows(inputs)
         return [self._readout(outputs.last_hidden_state, rows, [each]) for each in self._all_labels()]
 
-    def scored(self, batch: Mapping[str, Any], readout: Sequence[torch.Tensor] | None) -> list[torch.Tensor]:
-        """Scores of the fitted scorer by task, each of shape `(B, V)`, from model inputs and the readout's scores."""
-        scorer, histories = cast(LabelScorer, self.scorer), read_histories(self.config, batch)
+    def scored(
+        self, batch: Mapping[str, Any], readout: Sequence[torch.Tensor] | None, tasks: Sequence[str] | None = None
+    ) -> list[torch.Tensor]:
+        """Scores of the fitted scorer by task (default: all tasks), each of shape `(B, V)`, from model inputs and the
+        readout's scores of all tasks."""
+        tasks = self.config.tasks if tasks is None else tasks
+        scorer, histories = cast(LabelScorer, self.scorer), read_histories(self.config, batch, tasks)
         readout = readout if self.config.num_hidden_layers else None
-        return [scorer.score(k, each, None if readout is None else readout[k]) for k, each in enumerate(histories)]
+        indices = [self.config.tasks.index(task) for task in tasks]
+        of_tasks = [None if readout is None else readout[index] for index in indices]
+        return [scorer.score(*each) for each in zip(indices, histories, of_tasks, strict=True)]
 
     def _event_units(self, batch: Mapping[str, Any]) -> torch.Tensor:
         """Index of each event's unit, of shape `(B, L)`."""
