@@ -201,8 +201,8 @@ class MCMPreTrainedModel(PreTrainedModel):
 
 def latest_units(window: int | None, units: int) -> Callable[..., torch.Tensor] | None:
     """Mask function of the attention window: a unit attends to the latest `window` units and to the start row."""
-    if window is None or (not torch.compiler.is_exporting() and units <= window + 1):
-        return None  # an exported graph must hold for any number of units
+    if window is None or units <= window + 1:
+        return None
     return lambda batch, head, query, key: (query - key < window) | (key == 0)
 
 

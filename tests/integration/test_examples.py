@@ -67,7 +67,7 @@ def test_a_preference_is_explained_by_what_its_visits_hold(save, log_file, event
     best = model.preferences("items", k=3, **inputs)
     labels = extractor.decode_labels("items", best["labels"][0])
     assert [line.split(": ")[0].rsplit(" ", 1)[0] for line in said if not line.startswith(" ")] == labels
-    reasons = [line for line in said if " by the visit of " in line]
+    reasons = [line for line in said if " without the visit of " in line]
     assert len(reasons) == 6
     own = set(event_log[event_log["who"] == "c07"]["item"]) | {"no label"}
     for line in reasons:
