@@ -525,6 +525,12 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         rows = self._rows(inputs)
         return [self._readout(outputs.last_hidden_state, rows, [each]) for each in self._all_labels()]
 
+    def needs_readout(self, task: int | slice = slice(None)) -> bool:
+        """Whether the scores of a task (an index; default: of any task) depend on the encoder's readout."""
+        if self.scorer is None or not self.scorer.fitted:
+            return True
+        return self.config.num_hidden_layers > 0 and self.scorer.reads_readout(task)
+
     def scored(
         self, batch: Mapping[str, Any], readout: Sequence[torch.Tensor] | None, tasks: Sequence[str] | None = None
     ) -> list[torch.Tensor]:

@@ -189,8 +189,7 @@ class _History:
         moments = None if self.moment is None else [self.moment] * len(rows)
         inputs = self.extractor.pad(rows, mask_next=mask_next, now=moments)
         inputs = {name: value.to(self.model.device) for name, value in inputs.items()}
-        scorer = self.model.scorer
-        if scorer is None or not scorer.fitted or scorer.reads_readout(self.model.config.tasks.index(task)):
+        if self.model.needs_readout(self.model.config.tasks.index(task)):
             return self.model(**inputs).logits[task]
         return self.model.scored(inputs, None, [task])[0]
 

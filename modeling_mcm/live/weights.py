@@ -19,7 +19,7 @@ class Reader:
     model is in evaluation mode, [`is_incremental`] holds for it, and its weights must not change afterwards."""
 
     def __init__(self, model: MCMForMultiTaskRecommendation):
-        config, scorer = model.config, model.scorer
+        config = model.config
         self.model, self.window = model, config.attention_window
         self.unit, self.reads_last = config.encoder_unit, config.readout == "last"
         self.heads, self.layers = config.num_attention_heads, list(model.model.encoder.layer)
@@ -27,10 +27,9 @@ class Reader:
         self.projections = [_projections(layer) for layer in self.layers]
         self.event_tables = model.model.embeddings.events.joined()
         self.id_type = torch.int16 if max(config.vocabulary_sizes) <= 2**15 else torch.int32
-        self.is_scored = scorer is not None and bool(scorer.fitted)
-        # A scorer may give the encoder's readout no weight; then neither is computed, unless for the embedding.
-        self.reads_readout = not self.is_scored or (bool(self.layers) and scorer.reads_readout())
-        self.encodes = self.reads_readout or model.model.state is None
+        self.is_scored = model.scorer is not None and bool(model.scorer.fitted)
+        self.reads_readout = model.needs_readout()
+        self.encodes = self.reads_readout or model.model.state is None  # the embedding may need it
         labels = dict(zip(config.tasks, model._all_labels(), strict=True)) if self.reads_readout else {}
         vectors = [of_task.vectors.detach() for of_task in labels.values()]
         self.vectors = torch.cat([*vectors, torch.zeros(0, config.hidden_size)])
