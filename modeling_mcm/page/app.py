@@ -204,7 +204,8 @@ def build_page(histories: Histories) -> Any:
         gr.HTML("".join(f"<span style='color: {colour}'>■</span> {name} &emsp;" for name, colour in COLOURS.items()))
         why = gr.HTML(elem_id="why")
         told = "Visits that speak for it"
-        visits = gr.Dataframe(headers=["visit", "without it", "with"], label=told, elem_id="visits", **tables)
+        with gr.Row():  # which is never wider than the page
+            visits = gr.Dataframe(headers=["visit", "without it", "with"], label=told, elem_id="visits", **tables)
         forecast = gr.Dataframe(headers=["forecast", "value"], visible=bool(page.forecast(first)), **tables)
         with gr.Row():
             with gr.Column(min_width=300):
