@@ -96,7 +96,9 @@ class LiveState:
             values = self.event_values.new_zeros(len(visits), self.event_values.shape[1])
         new = {"input_ids": input_ids, "visit_ids": visits, "event_times": times}
         new["event_values"] = values[:, : self.event_values.shape[1]]
-        joined = {name: torch.cat([getattr(self, name), value.to(getattr(self, name))]) for name, value in new.items()}
+        joined: dict[str, Any] = {
+            name: torch.cat([getattr(self, name), value.to(getattr(self, name))]) for name, value in new.items()
+        }
         state = replace(self, **joined)
         if reader.encodes:
             state._encode(reader, input_ids, visits)

@@ -77,7 +77,7 @@ class LiveWindow:
         numbers = [self._folded, self._start, self._base, self._first_visit, ends]
         return numbers, cast(LiveState, self._closed).tensors(self.reader)
 
-    def restore(self, numbers: Sequence[Any], tensors: dict[str, torch.Tensor]) -> None:
+    def restore(self, numbers: Sequence[Any], tensors: dict[str, Any]) -> None:
         """Restores the state of a history that was stored whole."""
         self._folded, self._start, self._base, self._first_visit, ends = numbers
         for visit, end in zip(self.history.visits, ends, strict=True):

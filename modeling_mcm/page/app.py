@@ -94,7 +94,8 @@ class Page:
             f"<h3>Why {escape(label)}, {percent(result.probability)}?</h3><p>Met {escape(result.words)}. With no "
             f"history it would be <b>{percent(result.baseline)}</b>.</p>"
         )
-        visits, changes = [], {}
+        visits: list[Any] = []
+        changes: dict[str, float] = {}
         for visit in result.visits:
             if visit.without is None:
                 continue
