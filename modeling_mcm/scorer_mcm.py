@@ -301,8 +301,7 @@ def _ranks(customer: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     """Rank from 1 of each value among those of its customer and column, the largest first. `customer` `(N,)` is
     ascending; `values` are `(N, columns)`."""
     order = values.argsort(dim=0, descending=True, stable=True)
-    if len(customer) and customer[0] != customer[-1]:  # several customers
-        order = order.gather(0, customer[order].argsort(dim=0, stable=True))
+    order = order.gather(0, customer[order].argsort(dim=0, stable=True))
     place = torch.arange(1, len(values) + 1, device=values.device) - torch.searchsorted(customer, customer)
     return torch.empty_like(values).scatter_(0, order, place[:, None].to(values.dtype).expand_as(values))
 
@@ -350,9 +349,8 @@ def candidate_features(
     is_seen = torch.zeros(size * labels, dtype=torch.bool, device=pairs.device)
     is_seen[pairs] = True
     strength = rates + personal[:, PERSONAL.index("share_moments_8")]
-    is_candidate = is_seen.clone()
-    if len(pairs) > MOST_SEEN:
-        is_candidate[pairs[_ranks(pairs // labels, strength[:, None])[:, 0] > MOST_SEEN]] = False
+    is_candidate = torch.zeros_like(is_seen)
+    is_candidate[pairs[_ranks(pairs // labels, strength[:, None])[:, 0] <= MOST_SEEN]] = True
     is_candidate = is_candidate.view(size, labels)
     best = evidence.masked_fill(is_seen.view(size, labels), 0.0).topk(min(max(BEST), labels - FIRST_LABEL), 2)
     place = torch.arange(best.values.shape[2], device=pairs.device)
