@@ -1,11 +1,11 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Why does a customer get this score? What it is a sum of, and which of their visits it comes from.
+"""Why does a customer get this score? Which of their visits it comes from.
 
     python examples/5_explain_a_preference.py runs/mine log.parquet c07 item
 
-A visit's share says by how much it makes the label more likely, as a logarithm: the model reads the history without
-the visit and is asked again. The shares add up to the score less that of a customer without history.
+The model reads the history without a visit, and is asked again: the probability that the label has then says how much
+the visit matters.
 """
 
 import sys
@@ -18,7 +18,7 @@ LABELS, VISITS = 3, 2  # how many are shown
 
 
 def main(checkpoint, events, customer, task):
-    """Prints the customer's best labels of a task, and the visits that speak most for each."""
+    """Prints the customer's best labels of a task, and the visits that matter most to each."""
     model = MCMForMultiTaskRecommendation.from_pretrained(checkpoint).eval()
     extractor = MCMFeatureExtractor.from_pretrained(checkpoint)
     log = pd.read_parquet(events)
@@ -28,10 +28,9 @@ def main(checkpoint, events, customer, task):
     for best in live.scores(tasks=[task], k=LABELS)[task]:
         why = live.explain(task, best["label"])
         print(f"{why.label} {why.probability:.1%}: {why.words}")
-        print("  " + ", ".join(f"{part} {value:+.2f}" for part, value in why.parts.items() if value))
         for visit in why.visits[:VISITS]:
-            met = sorted({event.values[task] for event in visit.events if task in event.values})
-            print(f"  {visit.share:+.2f} by the visit of {visit.time[:10]} with {', '.join(met) or 'no label'}")
+            met = sorted({event[task] for event in visit.events if task in event})
+            print(f"  {visit.without:.1%} without the visit of {visit.time[:10]} with {', '.join(met) or 'no label'}")
 
 
 if __name__ == "__main__":

@@ -83,8 +83,6 @@ class HeterogeneousEmbedding(nn.Embedding):
                 f"`input_ids` has {input_ids.shape[-1]} features, this checkpoint reads {len(self.feature_tables)}: "
                 "make the inputs with the checkpoint's own feature extractor."
             )
-        if torch.compiler.is_exporting():  # an exported graph can't depend on the number of real events
-            return self.average(input_ids, JoinedTables([], self.read))
         ids = input_ids.flatten(0, -2)
         real = (ids != 0).any(-1).nonzero()[:, 0]
         events = self.average(ids.index_select(0, real), self.joined())
@@ -130,7 +128,7 @@ def check_inputs(
 ) -> None:
     """Checks model inputs that callers made: shapes, types, value ranges and order.
 
-    Training does not call it, because the collator's batches are correct, and exports skip it.
+    Training does not call it, because the collator's batches are correct.
 
     Args:
         attention_mask (`torch.Tensor` of shape `(B, L)`): 1 where an event is real.
@@ -220,8 +218,8 @@ class MCMEmbeddings(nn.Module):
         if visit_ids is None:
             raise ValueError("encoder_unit='visit' needs `visit_ids`: MCMFeatureExtractor and the collator give them.")
         batch, length, hidden = events.shape
-        count = cast(int, visit_ids.max().item()) + 1  # not int(...), which can't be exported
-        torch._check(count >= 1)  # tells an export that it is a size
+        count = cast(int, visit_ids.max().item()) + 1  # not int(...), which can't be compiled
+        torch._check(count >= 1)  # tells a compiler that it is a size
         if self.training and self.event_dropout > 0:
             weight = self._drop_events(weight, visit_ids, count)
         flat = (visit_ids + count * torch.arange(batch, device=events.device)[:, None]).flatten()
@@ -256,7 +254,7 @@ class MCMEmbeddings(nn.Module):
         units, unit_mask = self.units(events, attention_mask, visit_ids)
         if self.position_embeddings is not None:
             length, longest = units.shape[1], self.position_embeddings.num_embeddings
-            torch._check_value(  # an `if` that depends on the data can't be exported
+            torch._check_value(  # an `if` that depends on the data can't be compiled
                 length <= longest,
                 lambda: (
                     f"A sequence has {length} {self.encoder_unit}s, this checkpoint reads {longest} "

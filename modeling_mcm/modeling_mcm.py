@@ -201,8 +201,8 @@ class MCMPreTrainedModel(PreTrainedModel):
 
 def latest_units(window: int | None, units: int) -> Callable[..., torch.Tensor] | None:
     """Mask function of the attention window: a unit attends to the latest `window` units and to the start row."""
-    if window is None or (not torch.compiler.is_exporting() and units <= window + 1):
-        return None  # an exported graph must hold for any number of units
+    if window is None or units <= window + 1:
+        return None
     return lambda batch, head, query, key: (query - key < window) | (key == 0)
 
 
@@ -525,11 +525,23 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         rows = self._rows(inputs)
         return [self._readout(outputs.last_hidden_state, rows, [each]) for each in self._all_labels()]
 
-    def scored(self, batch: Mapping[str, Any], readout: Sequence[torch.Tensor] | None) -> list[torch.Tensor]:
-        """Scores of the fitted scorer by task, each of shape `(B, V)`, from model inputs and the readout's scores."""
-        scorer, histories = cast(LabelScorer, self.scorer), read_histories(self.config, batch)
+    def needs_readout(self, task: int | slice = slice(None)) -> bool:
+        """Whether the scores of a task (an index; default: of any task) depend on the encoder's readout."""
+        if self.scorer is None or not self.scorer.fitted:
+            return True
+        return self.config.num_hidden_layers > 0 and self.scorer.reads_readout(task)
+
+    def scored(
+        self, batch: Mapping[str, Any], readout: Sequence[torch.Tensor] | None, tasks: Sequence[str] | None = None
+    ) -> list[torch.Tensor]:
+        """Scores of the fitted scorer by task (default: all tasks), each of shape `(B, V)`, from model inputs and the
+        readout's scores of all tasks."""
+        tasks = self.config.tasks if tasks is None else tasks
+        scorer, histories = cast(LabelScorer, self.scorer), read_histories(self.config, batch, tasks)
         readout = readout if self.config.num_hidden_layers else None
-        return [scorer.score(k, each, None if readout is None else readout[k]) for k, each in enumerate(histories)]
+        indices = [self.config.tasks.index(task) for task in tasks]
+        of_tasks = [None if readout is None else readout[index] for index in indices]
+        return [scorer.score(*each) for each in zip(indices, histories, of_tasks, strict=True)]
 
     def _event_units(self, batch: Mapping[str, Any]) -> torch.Tensor:
         """Index of each event's unit, of shape `(B, L)`."""

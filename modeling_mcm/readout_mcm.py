@@ -243,8 +243,6 @@ def _by_labels(readout, vectors: torch.Tensor, elements: int) -> torch.Tensor:
         if size >= len(vectors):
             return readout(vectors)
         return torch.cat([checkpoint(readout, part, use_reentrant=False) for part in vectors.split(size)], dim=-1)
-    if torch.compiler.is_exporting():
-        return readout(vectors)
     filled = F.pad(vectors, (0, 0, 0, -len(vectors) % LABELS_AT_ONCE))
     return torch.cat([readout(part) for part in filled.split(LABELS_AT_ONCE)], dim=-1)[..., : len(vectors)]
 
@@ -286,7 +284,6 @@ def last_readout(
 ) -> torch.Tensor:
     """Scores by BERT4Rec's readout, e_w . h_t with the last hidden vector h_t; see [`attentional_readout`]."""
     if prefixes is None:
-        # shape[0], as len() would fix the number of customers in an export
         vectors = hidden[torch.arange(hidden.shape[0], device=hidden.device), mask.sum(1) - 1]
     else:
         scored = slice(None) if prefixes.scored is None else prefixes.scored

@@ -472,6 +472,10 @@ class LabelScorer(nn.Module):
         """
         return calibration[0].exp() * values + calibration[1] + features[:, COUNTED:] @ calibration[3:]
 
+    def reads_readout(self, task: int | slice = slice(None)) -> bool:
+        """Whether the scores of a task (default: of some task) depend on the encoder's readout."""
+        return bool(self.calibration[task, 3:].any())
+
     def score(self, task: int, history: LabelHistory, readout: torch.Tensor | None = None) -> torch.Tensor:
         """Scores of every label of a task, of shape `(B, V)`: log probabilities up to a constant.
 
@@ -480,7 +484,7 @@ class LabelScorer(nn.Module):
             history ([`LabelHistory`]): the histories up to the prediction time.
             readout (`torch.FloatTensor` of shape `(B, V)`, *optional*): scores of the encoder's readout.
         """
-        if readout is not None and not self.calibration[task, 3:].any():
+        if readout is not None and not self.reads_readout(task):
             readout = None  # its best labels are no candidates either
         customer, label, features = candidate_features(history, self.tables_of(task), readout)
         scores = (self.log_shares(task) + self.calibration[task, 2]).expand(history.size, -1).clone()
@@ -489,12 +493,15 @@ class LabelScorer(nn.Module):
         return scores
 
 
-def read_histories(config: MCMConfig, batch: Mapping[str, torch.Tensor]) -> list[LabelHistory]:
+def read_histories(
+    config: MCMConfig, batch: Mapping[str, torch.Tensor], tasks: Sequence[str] | None = None
+) -> list[LabelHistory]:
     """Reads the history of each task from model inputs.
 
     Args:
         config ([`MCMConfig`]): config of the model.
         batch (`Mapping[str, torch.Tensor]`): model inputs by name, as the feature extractor gives them.
+        tasks (`Sequence[str]`, *optional*): names of the tasks to read. Default: all tasks.
     """
     for name in ("visit_ids", "event_times"):
         if batch.get(name) is None:
@@ -506,5 +513,5 @@ def read_histories(config: MCMConfig, batch: Mapping[str, torch.Tensor]) -> list
     visits, times = batch["visit_ids"][:, 1:], batch["event_times"][:, 1:]
     return [
         LabelHistory.of_batch(ids[..., config.features.index(task)], visits, times, kinds, batch.get("now"))
-        for task in config.tasks
+        for task in (config.tasks if tasks is None else tasks)
     ]

@@ -8,9 +8,9 @@
 
 The results are those of the whole history, however the events are split into calls of `add`. After `remove` they are
 those of a customer who never had the event. A `LiveState` holds what the model needs of finished visits, so that a
-result takes as long after a thousand visits as after ten. The last visit may still grow, and is read again. The state
-is computed again from all events where an event belongs before the last visit, or where the history becomes longer
-than the model's input (`first_kept`).
+result takes as long after a thousand visits as after ten. The last visit may still grow, and is read again. All events
+are read again where an event belongs before the last visit, or where the history becomes longer than the model's input
+(`first_kept`).
 
 Shapes: S size of the customer embedding, V labels of a task.
 """
@@ -127,8 +127,8 @@ class LiveCustomer:
         self, now: Any = None, tasks: Sequence[str] | None = None, k: int = 10
     ) -> dict[str, list[dict[str, Any]]]:
         """By task (default: all tasks) the `k` labels that are likeliest to come next, best first: `{"label": value,
-        "score": probability among the task's labels}`. The counts of the repeat memory have faded until `now`. Raises
-        `ValueError` if a task is unknown, `k` is below 1, or `now` is before the last event."""
+        "score": probability among the task's labels}`. Raises `ValueError` if a task is unknown, `k` is below 1, or
+        `now` is before the last event."""
         all_tasks = self.model.config.tasks
         tasks = list(all_tasks if tasks is None else tasks)
         if wrong := [task for task in tasks if task not in all_tasks]:
@@ -177,7 +177,7 @@ class LiveCustomer:
 
     def explain(self, task: str, label: Any = None, now: Any = None) -> Explanation:
         """Explains the score of a label (a value of the task's feature; default: the one with the highest score) by
-        parts, and by shares of visits and events. Raises `ValueError` if the task or the label is unknown."""
+        what it would be without each visit. Raises `ValueError` if the task or the label is unknown."""
         self._moment(now)
         customer = self._history.customer(self.events)
         return explain(self.model, self.feature_extractor, customer, task, label, now)

@@ -77,12 +77,12 @@ class LiveWindow:
         numbers = [self._folded, self._start, self._base, self._first_visit, ends]
         return numbers, cast(LiveState, self._closed).tensors(self.reader)
 
-    def restore(self, numbers: Sequence[Any], tensors: dict[str, torch.Tensor]) -> None:
+    def restore(self, numbers: Sequence[Any], tensors: dict[str, Any]) -> None:
         """Restores the state of a history that was stored whole."""
         self._folded, self._start, self._base, self._first_visit, ends = numbers
         for visit, end in zip(self.history.visits, ends, strict=True):
             visit.end = end
-        self._closed = LiveState.of_tensors(tensors, self.reader)
+        self._closed = LiveState(**tensors)
 
     def _read_on(self) -> bool:
         """Reads visits that are not in the state; False where the window has moved, so that all must be read again."""
@@ -144,9 +144,7 @@ class LiveWindow:
         state = closed = cast(LiveState, self._closed)
         for part in (slice(0, last), slice(last, None)):
             closed = state
-            if part.stop == 0:  # the last visit is the only one
-                continue
-            latest = np.maximum.accumulate(np.maximum(days[part], np.float32(state.time)))
+            latest = np.maximum.accumulate(np.maximum(days[part], state.event_times[-1].numpy()))
             part_inputs = (ids[part], torch.from_numpy(latest), numbers[part], torch.from_numpy(values[part]))
             state = state.extend(self.reader, *part_inputs)
         self._closed, self._folded = closed, max(len(self.history.visits) - 1, 0)

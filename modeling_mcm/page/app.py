@@ -13,7 +13,6 @@ the variables MCM_MODEL, MCM_DATA, MCM_EVENTS and MCM_PROFILE. The page loads no
 # Gradio reads the annotations of functions below while they are defined: they must not become texts.
 import argparse
 import functools
-import math
 import os
 import random
 import sys
@@ -31,7 +30,7 @@ from modeling_mcm.state_mcm import MissingForecastsError
 
 LABELS, COMPARED, MOVES = 6, 1000, 8  # labels of a task that are shown; compared before and after; shown of those
 VISITS, VALUES = 5, 4  # that are listed
-LEAST = 0.05  # of the largest share: a visit with less speaks neither for nor against
+LEAST = 0.05  # of the largest change: a visit with less speaks neither for nor against
 COLOURS = {"speaks for it": "#159ca6", "speaks against it": "#d9622b", "other visit": "#98a3ad", "hidden": "#c7a43a"}
 CSS = """
 .gradio-container { max-width: 1240px !important; margin: 0 auto !important; }
@@ -87,38 +86,35 @@ class Page:
                 choices.setdefault(task, []).append((text, entry["label"]))
         return choices
 
-    def why(self, customer_id: str, task: str, label: str) -> tuple[str, pd.DataFrame, list[Any], list[Any]]:
-        """Explains a label: a sentence as HTML, the timeline, the visits that speak for it, and parts of its score."""
+    def why(self, customer_id: str, task: str, label: str) -> tuple[str, pd.DataFrame, list[Any]]:
+        """Explains a label: a sentence as HTML, the timeline, and the visits that speak for it."""
         household, cutoff = self.histories.household(customer_id), self.histories.cutoff
         result = household.live.explain(task, label, cutoff)
-        factor = math.exp(max(min(result.score - result.baseline, 50), -50))
-        times = f"{factor:,.1f} times more" if factor >= 1 else f"{1 / factor:,.1f} times less"
         sentence = (
-            f"<h3>Why {escape(label)}, {percent(result.probability)}?</h3><p>Met {escape(result.words)}. With this "
-            f"history it is <b>{times}</b> likely than with none.</p>"
+            f"<h3>Why {escape(label)}, {percent(result.probability)}?</h3><p>Met {escape(result.words)}. With no "
+            f"history it would be <b>{percent(result.baseline)}</b>.</p>"
         )
-        visits = []
-        for visit in [visit for visit in result.visits if visit.share > 0][:VISITS]:
-            events = sorted(visit.events, key=lambda event: -event.share)
-            texts = dict.fromkeys(event.values.get(task, "") for event in events if event.share > 0)
-            visits.append([visit.time[:10], f"{visit.share:+.2f}", ", ".join(filter(None, [*texts][:VALUES]))])
-        changes = {name: value - result.baseline_parts.get(name, 0) for name, value in result.parts.items()}
-        parts = [[name, f"{change:+.2f}"] for name, change in changes.items() if abs(change) >= 0.005]
-        shares: dict[str, float] = {}
+        visits: list[Any] = []
+        changes: dict[str, float] = {}
         for visit in result.visits:
-            shares[visit.time] = shares.get(visit.time, 0.0) + visit.share
-        largest = max(map(abs, shares.values()), default=0.0)
+            if visit.without is None:
+                continue
+            change = changes[visit.time] = visit.without - result.probability
+            if change < 0 and len(visits) < VISITS:
+                texts = dict.fromkeys(event[task] for event in visit.events if event.get(task) in self._known[task])
+                first = sorted(texts, key=lambda text: text != label)[:VALUES]
+                visits.append(
+                    [visit.time[:10], f"{percent(result.probability)} → {percent(visit.without)}", ", ".join(first)]
+                )
+        largest = max(map(abs, changes.values()), default=0.0)
         rows = []
         for seen in household.visits:
-            share = shares.get(seen.time, 0.0)
-            side = (
-                "other visit" if abs(share) <= LEAST * largest else next(iter(COLOURS)) if share > 0 else [*COLOURS][1]
-            )
+            change = changes.get(seen.time, 0.0)
+            side = "other visit" if abs(change) <= LEAST * largest else [*COLOURS][change > 0]
             what = ", ".join(seen.values[:VALUES])
-            rows.append(
-                (pd.Timestamp(seen.time), seen.events, side if seen.is_past else "hidden", round(share, 2), what)
-            )
-        return sentence, pd.DataFrame(rows, columns=["time", "events", "visit", "share", "what"]), visits, parts
+            points = f"{100 * change:+.2f}"
+            rows.append((pd.Timestamp(seen.time), seen.events, side if seen.is_past else "hidden", points, what))
+        return sentence, pd.DataFrame(rows, columns=["time", "events", "visit", "points without it", "what"]), visits
 
     def forecast(self, customer_id: str) -> list[list[str]]:
         """Lists the checkpoint's forecasts; none if it has no forecasts."""
@@ -203,20 +199,14 @@ def build_page(histories: Histories) -> Any:
             }
         told = f"Visits; those from {histories.cutoff[:10]} on are hidden from MCM"
         timeline = gr.BarPlot(
-            x="time", y="events", color="visit", color_map=COLOURS, tooltip=["share", "what"], height=280,
+            x="time", y="events", color="visit", color_map=COLOURS, tooltip=["points without it", "what"], height=280,
             x_title=" ", color_title=" ", label=told, elem_id="timeline",
         )  # fmt: skip
         gr.HTML("".join(f"<span style='color: {colour}'>■</span> {name} &emsp;" for name, colour in COLOURS.items()))
         why = gr.HTML(elem_id="why")
-        with gr.Row():
-            visits = gr.Dataframe(
-                headers=["visit", "share", "with"],
-                label="Visits that speak for it",
-                elem_id="visits",
-                scale=3,
-                **tables,
-            )
-            parts = gr.Dataframe(headers=["part of the score", "what history changed"], label="By part", **tables)
+        told = "Visits that speak for it"
+        with gr.Row():  # which is never wider than the page
+            visits = gr.Dataframe(headers=["visit", "without it", "with"], label=told, elem_id="visits", **tables)
         forecast = gr.Dataframe(headers=["forecast", "value"], visible=bool(page.forecast(first)), **tables)
         with gr.Row():
             with gr.Column(min_width=300):
@@ -226,7 +216,7 @@ def build_page(histories: Histories) -> Any:
             moves = gr.Dataframe(headers=[main, "before", "after", "points"], elem_id="moves", scale=2, **tables)
         alike = gr.Radio([], label="Look-alikes, and what is expected of each", elem_id="alike")
 
-        reasons = [why, timeline, visits, parts]
+        reasons = [why, timeline, visits]
         shown = [profile, *radios.values(), *reasons, forecast, alike, moves]
         options: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         blocks.load(show, customer, shown, **options)

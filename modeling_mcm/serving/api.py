@@ -184,10 +184,10 @@ def _add_questions(api: Any, service: CustomerService) -> None:
         customer_id: str,
         task: str,
         label: Annotated[str | None, Query(description="The best one by default.")] = None,
-        visits: Annotated[int, Query(ge=0, le=MOST_LABELS, description="Visits, the largest shares first.")] = 10,
+        visits: Annotated[int, Query(ge=0, le=MOST_LABELS, description="Visits that matter most.")] = 10,
         now: moment = None,
     ) -> dict[str, Any]:
-        """Why a label has its score: the parts of the score, and the share of every past visit."""
+        """Why a label has its score: what its probability would be without each past visit."""
         with service.customer(customer_id) as live:
             explanation = live.explain(task, label, now).to_dict()
             return about(live, now) | {"explanation": explanation | {"visits": explanation["visits"][:visits]}}

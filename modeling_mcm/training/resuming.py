@@ -32,7 +32,6 @@ NEEDED = {  # names of files besides weights and state that a run goes on from, 
 }
 OTHER_FOLDERS = {  # a file that only such a folder holds, and a name for the folder
     "manifest.json": "a prepared data set",
-    "mcm_export.json": "an export",
     "_predictions.json": "predictions",
 }
 SHOWN = 3

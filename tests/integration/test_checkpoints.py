@@ -79,15 +79,13 @@ def test_a_folder_that_is_not_there_is_named(name):
         read_checkpoint(MCMModel, name)
 
 
-@pytest.mark.parametrize(("name", "case"), [("predict", "no config"), ("evaluate", "NaN"), ("export", "no encoder")])
+@pytest.mark.parametrize(("name", "case"), [("predict", "no config"), ("evaluate", "NaN")])
 def test_scripts_say_it_before_they_write(save, prepared, tmp_path, name, case):
-    if name == "export" and torch.__version__ < (2, 11):
-        pytest.skip("transformers' exporters need torch 2.11")
     change, message = DAMAGED[case]
     folder = save(extended=True)
     change(Path(folder))
     words = ["--model", folder, "--output_file" if name == "evaluate" else "--output_dir", str(tmp_path / "out")]
-    words += ["--data", str(prepared)] if name != "export" else []
+    words += ["--data", str(prepared)]
     with pytest.raises(SystemExit, match=message):
         call(f"modeling_mcm.commands.{name}", *words)
     assert not (tmp_path / "out").exists()

@@ -109,7 +109,7 @@ def test_a_walk_through_the_page_with_the_keyboard_alone(browse, histories):
     found = histories.household(WHO).live.explain("items", label, histories.cutoff)
     assert found.words in page.locator("#why").inner_text()
     shown, best = page.locator("#visits").inner_text(), found.visits[0]
-    assert best.share < 0 or (best.time[:10] in shown and f"{best.share:+.2f}" in shown)
+    assert best.without >= found.probability or (best.time[:10] in shown and percent(best.without) in shown)
     assert page.locator("#timeline canvas, #timeline svg").count() > 0
     # what if
     for _ in range(10):  # a list that is still busy takes no choice
@@ -154,12 +154,15 @@ def test_numbers_of_the_page_are_those_of_the_model_and_the_log(histories, event
         if task == "items":
             assert {label for text, label in choices if "next visit" in text} <= set(future["item"])
     label = live.scores(now=histories.cutoff, tasks=["items"], k=1)["items"][0]["label"]
-    _, timeline, visits, _ = page.why(WHO, "items", label)
+    _, timeline, visits = page.why(WHO, "items", label)
     found = live.explain("items", label, histories.cutoff)
-    assert [row[:2] for row in visits] == [[v.time[:10], f"{v.share:+.2f}"] for v in found.visits if v.share > 0][:5]
+    for_it = [visit for visit in found.visits if visit.without < found.probability][:5]
+    change = f"{percent(found.probability)} → "
+    assert for_it and [row[:2] for row in visits] == [[v.time[:10], change + percent(v.without)] for v in for_it]
+    assert all((label in row[2]) == visit.has_label for row, visit in zip(visits, for_it, strict=True))
     assert ((timeline["time"] >= histories.cutoff) == (timeline["visit"] == "hidden")).all()
     assert 0 < (timeline["visit"] == "hidden").sum() < len(timeline)
-    strongest = timeline.loc[timeline["share"].idxmax()]
+    strongest = timeline.loc[timeline["points without it"].astype(float).idxmin()]
     assert strongest["visit"] == "speaks for it" and str(strongest["time"])[:10] == found.visits[0].time[:10]
     after = histories.what_if(WHO, histories.template("items", "item 05"), histories.cutoff)
     chance = {each["label"]: percent(each["score"]) for each in after.scores(tasks=["items"], k=100)["items"]}

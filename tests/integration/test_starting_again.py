@@ -130,7 +130,6 @@ FOLDERS = {
         r"holds a prepared data set .*, and nothing was changed: give another",
     ),
     "predictions": (other_folder("_predictions.json"), "holds predictions"),
-    "an export": (other_folder("mcm_export.json"), "holds an export"),
     "a file": (lambda folder, _: (folder.rmdir(), folder.write_text("")), "run can't be written to .*: give another"),
 }
 

@@ -1,12 +1,13 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Explanations: parts and shares add up, deletions are what the model says of the history without a visit."""
+"""Explanations: the changes are what the model says of the history without a visit."""
 
 import json
 
 import numpy as np
 import pytest
 import torch
+from fitted import fill_scorer
 
 from modeling_mcm import LiveCustomer
 from modeling_mcm.live.explanations import explain
@@ -17,91 +18,76 @@ EVENTS = [
     {"when": f"2017-{day}T10:00:00", "action": "buy", "item": f"item {item:02}", "aisle": f"aisle {item % 4}"}
     for day, item in BOUGHT
 ]
-COUNTED = {"follower_tasks": ["items"], "related_tasks": ["items"]}
+SCORER = {"scorer": True, "kind_feature": "type"}
 CHOICES = {
     "paper": {},
     "extended": {"extended": True},
-    "counted": {"extended": True, **COUNTED},
-    "masked": {"augmentation": "masked_lm", "readout": "last"},
+    "scorer": {"extended": True, **SCORER},
+    "no encoder": {"extended": True, "num_hidden_layers": 0, **SCORER},
+    "masked": {"augmentation": "masked_lm", "readout": "last", **SCORER},
 }
 
 
 @pytest.fixture
 def explained_model(tiny_model):
-    """A function that makes a model of one of CHOICES, whose related labels have something to say."""
+    """A function that makes a model of one of CHOICES, whose counts have something to say."""
 
     def make(name):
         model = tiny_model(**CHOICES[name])
-        if model.counted_memory is not None:
-            table = model.counted_memory.new_tables["0"]
-            table.related[2:, :4] = torch.arange(2, 6).int()
-            table.weights[2:, :4] = 0.05
-            model.counted_memory.new_gain += 0.7
-            model.counted_memory.habit_gain += 0.4
-            model.score_scales *= 0.9
-        return model
+        return model if model.scorer is None else fill_scorer(model, reads_readout=name != "no encoder")
 
     return make
 
 
-def log_probability(model, extractor, events, task, label, profile=None, now=None):
+def probability(model, extractor, events, task, label, profile=None, now=None):
     mask_next = model.config.augmentation == "masked_lm"
     moment = None if now is None else [np.datetime64(now, "s").astype(int)]
     inputs = extractor.pad([extractor.encode({"events": events, "profile": profile})], mask_next=mask_next, now=moment)
     with torch.inference_mode():
-        scores = model(**inputs).logits[task][0].double().log_softmax(-1)
-    return float(scores[int(extractor.label_ids(task, [label])[0])])
+        probabilities = model(**inputs).logits[task][0].double().softmax(-1)
+    return float(probabilities[int(extractor.label_ids(task, [label])[0])])
+
+
+def without(visit):
+    rest = [event for event in EVENTS if event["when"] != visit.time]
+    assert len(rest) < len(EVENTS)
+    return rest
 
 
 @pytest.mark.parametrize("name", CHOICES)
-@pytest.mark.parametrize("label", ["item 01", "item 05", "item 20", None])
-def test_parts_and_shares_add_up(explained_model, extractor, name, label):
-    model = explained_model(name)
-    customer = {"events": EVENTS, "profile": {"age": "old"}}
-    why = explain(model, extractor, customer, "items", label)
-    assert why.score == pytest.approx(log_probability(model, extractor, EVENTS, "items", why.label, {"age": "old"}))
-    assert why.baseline == pytest.approx(log_probability(model, extractor, [], "items", why.label, {"age": "old"}))
-    assert sum(why.parts.values()) == pytest.approx(why.score, abs=1e-5)
-    assert sum(why.baseline_parts.values()) == pytest.approx(why.baseline, abs=1e-5)
-    assert sum(visit.share for visit in why.visits) == pytest.approx(why.score - why.baseline, abs=1e-5)
-    for part, value in why.parts.items():
-        total = sum(visit.parts[part] for visit in why.visits)
-        assert total == pytest.approx(value - why.baseline_parts[part], abs=1e-5)
-    for visit in why.visits:
-        assert sum(event.share for event in visit.events) == pytest.approx(visit.share, abs=1e-5)
-        assert sum(visit.parts.values()) == pytest.approx(visit.share, abs=1e-5)
+@pytest.mark.parametrize("label", ["item 01", "item 20", None])
+def test_changes_are_those_of_the_model_without_a_visit(explained_model, extractor, name, label):
+    model, profile = explained_model(name), {"age": "old"}
+    why = explain(model, extractor, {"events": EVENTS, "profile": profile}, "items", label)
+    for found, events in [
+        (why.probability, EVENTS),
+        (why.baseline, []),
+        *((visit.without, without(visit)) for visit in why.visits),
+    ]:
+        assert found == pytest.approx(probability(model, extractor, events, "items", why.label, profile), rel=1e-4)
+    assert len(why.visits) == len(set(DAYS))
+    changes = [visit.without for visit in why.visits]
+    assert changes == sorted(changes) and changes[0] < changes[-1]  # the visit that matters most comes first
+    assert {visit.time for visit in why.visits if visit.has_label} == {
+        event["when"] for event in EVENTS if event["item"] == why.label
+    }
     json.dumps(why.to_dict(), allow_nan=False)
 
 
-@pytest.mark.parametrize("name", CHOICES)
-def test_deletion_is_the_score_without_the_visit(explained_model, extractor, name):
-    model = explained_model(name)
-    why = explain(model, extractor, {"events": EVENTS}, "items", "item 01")
-    deletions = []
-    for visit in why.visits:
-        rest = [event for event in EVENTS if event["when"] != visit.time]
-        assert len(rest) < len(EVENTS)
-        deletions.append(visit.deletion)
-        without = log_probability(model, extractor, rest, "items", "item 01")
-        assert visit.deletion == pytest.approx(why.score - without, abs=1e-5)
-    assert deletions == sorted(deletions, reverse=True)  # shares are in the order of the deletions
-
-
 def test_explanation_is_as_of_now(explained_model, extractor):
-    model, now = explained_model("counted"), "2017-06-01"
+    model, now = explained_model("scorer"), "2017-06-01"
     why = explain(model, extractor, {"events": EVENTS}, "items", "item 01", now)
-    assert why.score == pytest.approx(log_probability(model, extractor, EVENTS, "items", "item 01", now=now))
-    assert why.score != pytest.approx(log_probability(model, extractor, EVENTS, "items", "item 01"), abs=1e-3)
+    assert why.probability == pytest.approx(probability(model, extractor, EVENTS, "items", "item 01", now=now))
+    assert why.probability != pytest.approx(probability(model, extractor, EVENTS, "items", "item 01"), rel=1e-3)
     last = next(visit for visit in why.visits if visit.time.startswith("2017-03-01"))
-    without = log_probability(model, extractor, EVENTS[:-1], "items", "item 01", now=now)
-    assert last.deletion == pytest.approx(why.score - without, abs=1e-5)
-    assert sum(visit.share for visit in why.visits) == pytest.approx(why.score - why.baseline, abs=1e-5)
+    rest = probability(model, extractor, EVENTS[:-1], "items", "item 01", now=now)
+    assert last.without == pytest.approx(rest, rel=1e-4)
 
 
 @pytest.mark.parametrize(("max_events", "visits"), [(40, 3), (6, 2)])
 def test_events_after_now_are_ignored(explained_model, extractor, max_events, visits):
     extractor.max_events = max_events
-    model, now = explained_model("counted"), "2017-02-01"
+    model, now = explained_model("scorer"), "2017-02-01"
     whole, before = (
         explain(model, extractor, {"events": events}, "items", "item 01", now) for events in (EVENTS, EVENTS[:4])
     )
@@ -109,7 +95,7 @@ def test_events_after_now_are_ignored(explained_model, extractor, max_events, vi
 
 
 def test_live_customer_gives_the_same_explanation(explained_model, extractor):
-    model = explained_model("counted")
+    model = explained_model("scorer")
     live = LiveCustomer(model, extractor)
     live.add(EVENTS)
     assert live.explain("items", "item 01") == explain(model, extractor, {"events": EVENTS}, "items", "item 01")
@@ -120,10 +106,10 @@ def test_live_customer_gives_the_same_explanation(explained_model, extractor):
 
 def test_visits_with_the_label_are_tried_first(explained_model, extractor):
     why = explain(explained_model("extended"), extractor, {"events": EVENTS}, "items", "item 01", most_visits=4)
-    tried = {visit.time[:10] for visit in why.visits if visit.deletion is not None}
-    assert tried == {"2017-01-03", "2017-01-15", "2017-01-27", "2017-02-20"}
-    assert all(visit.share == 0 for visit in why.visits if visit.deletion is None)
-    assert sum(visit.share for visit in why.visits) == pytest.approx(why.score - why.baseline, abs=1e-5)
+    assert {visit.time[:10] for visit in why.visits if visit.without is not None} == {
+        "2017-01-03", "2017-01-15", "2017-01-27", "2017-02-20",
+    }  # fmt: skip
+    assert [visit.without is None for visit in why.visits] == [False] * 4 + [True] * 2
 
 
 def test_words_say_how_often_and_when(explained_model, extractor):
@@ -140,17 +126,16 @@ def test_words_say_how_often_and_when(explained_model, extractor):
 
 
 def test_customer_without_history(explained_model, extractor):
-    why = explain(explained_model("counted"), extractor, {"events": []}, "items")
-    assert why.visits == [] and why.score == why.baseline and why.words == "never yet"
+    why = explain(explained_model("scorer"), extractor, {"events": []}, "items")
+    assert why.visits == [] and why.probability == why.baseline and why.words == "never yet"
 
 
 def test_long_history_is_cut_as_the_model_cuts_it(explained_model, extractor):
     extractor.max_events = 8
-    model = explained_model("extended")
+    model = explained_model("scorer")
     why = explain(model, extractor, {"events": EVENTS}, "items", "item 01")
-    assert why.score == pytest.approx(log_probability(model, extractor, EVENTS, "items", "item 01"))
-    assert len(why.visits) < len({event["when"] for event in EVENTS})
-    assert np.isclose(sum(visit.share for visit in why.visits), why.score - why.baseline)
+    assert why.probability == pytest.approx(probability(model, extractor, EVENTS, "items", "item 01"))
+    assert len(why.visits) < len(set(DAYS))
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def test_answers_are_those_of_the_model(client, events, live):
     explained = client.get("/customers/c03/explain", params={"task": "items", "visits": 2}).json()["explanation"]
     wanted = live.explain("items").to_dict()
     assert (explained["label"], len(explained["visits"])) == (wanted["label"], 2)
-    assert explained["visits"][0]["share"] == pytest.approx(wanted["visits"][0]["share"], abs=1e-5)
+    assert explained["visits"] == wanted["visits"][:2]
 
 
 def test_an_event_sent_again_changes_nothing_and_other_contents_are_refused(client, events):
