@@ -26,7 +26,7 @@ HALF_LIVES = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)  # of the fading coun
 BACK_TESTS = (0.3, 0.5, 0.75)  # shares of the window after which the shop's own past is tested
 BINS = 8  # of the profiles of visits and of first visits over the window
 GRID = 128  # points on which the distribution of the number of visits is computed
-VISIT_HIDDEN, AMOUNT_HIDDEN = 104, 64
+VISIT_HIDDEN, AMOUNT_HIDDEN = 104, 60
 LEAST_AMOUNT = 0.02  # added to amounts, in means of a visit, before the logarithm
 LEAST = 1e-3  # a thousandth of the window
 
@@ -227,7 +227,10 @@ def _back_test(seen: _Seen, share: float) -> list[torch.Tensor]:
     comes, late = (after > 0).to(kept.dtype), silence / exposure.clamp(min=1e-4) > 0.4
     overall = ((comes * is_seen).sum() + 1) / (is_seen.sum() + 2)
     numbers = [((after * is_seen).sum() + 3).log() - ((usual * is_seen).sum() + 3).log(), overall]
-    groups = (repeats == 0, (repeats > 0) & (repeats <= 2), repeats > 2, (repeats > 0) & late, (repeats > 0) & ~late)
+    heavy = before * is_seen
+    numbers.append(((after * heavy).sum() + 3).log() - ((usual * heavy).sum() + 3).log())
+    some = repeats > 0
+    groups = (~some, some & (repeats <= 2), (repeats > 2) & (repeats <= 7), repeats > 7, some & late, some & ~late)
     for group in groups:
         member = is_seen * group
         numbers.append(((after * member).sum() + 3).log() - ((usual * member).sum() + 3).log())
@@ -378,7 +381,7 @@ class VisitForecaster(nn.Module):
     def __init__(self, num_amounts: int = 1):
         super().__init__()
         customer = 18 + 2 * len(HALF_LIVES)
-        self.num_statistics = 7 + 2 * BINS + 3 + 6 + 12 * len(BACK_TESTS)
+        self.num_statistics = 7 + 2 * BINS + 3 + 6 + 15 * len(BACK_TESTS)
         inputs = customer + 4 + self.num_statistics
         self.of_visits = _Network(inputs, VISIT_HIDDEN, 3)
         self.of_amounts = _Network(inputs + 2 + 8, AMOUNT_HIDDEN, 3)

@@ -23,7 +23,7 @@ from modeling_mcm.forecaster_mcm import Distribution, Inputs, VisitForecaster, V
 from modeling_mcm.training.synthetic_shops import Shop, draw_shop
 
 SHIPPED = Path(__file__).resolve().parents[1] / "forecaster.safetensors"
-CUSTOMERS = 48  # of a shop that examples are made of
+CUSTOMERS, HORIZONS = 24, 3  # and horizons of a shop that examples are made of
 STATISTICS_CUSTOMERS = 500  # of a synthetic shop whose visits make its statistics
 LEAST_VISITS, LEAST_CUSTOMERS = 60, 30  # of a shop; another one is drawn in place of a smaller one
 BATCH, LEARNING_RATE, WEIGHT_DECAY, WARM_UP = 1024, 3e-3, 0.02, 0.1
@@ -62,14 +62,18 @@ def make_examples(seed: int, index: int, forecaster: VisitForecaster | None = No
     drawn again."""
     rng = np.random.default_rng([seed, index])
     while True:
-        shop = draw_shop(rng)
+        shop = draw_shop(rng, HORIZONS)
         past = shop.times < shop.window
         known, rows = np.unique(shop.customers[past], return_inverse=True)
         if past.sum() >= LEAST_VISITS and len(known) >= LEAST_CUSTOMERS and past.sum() > len(known):
             break
     forecaster = VisitForecaster() if forecaster is None else forecaster
     order = rng.permutation(len(known))
-    of_statistics, chosen = np.sort(order[:STATISTICS_CUSTOMERS]), np.sort(order[:CUSTOMERS])
+    of_statistics = np.sort(order[:STATISTICS_CUSTOMERS])
+    # Half of them frequent ones, who are few. A choice by what the network reads biases nothing.
+    shares = np.bincount(rows) / len(rows)
+    chosen = rng.choice(len(known), CUSTOMERS // 2, p=shares)
+    chosen = np.unique(np.concatenate([order[: CUSTOMERS // 2], chosen]))
     visits = _of(rows, shop, past, of_statistics)
     forecaster.set_shop(shop.window, shop_statistics(visits, _ends(shop, visits), shop.window))
     visits = _of(rows, shop, past, chosen)

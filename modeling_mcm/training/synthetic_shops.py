@@ -42,7 +42,7 @@ def draw_shop(rng: np.random.Generator, num_ratios: int = 4) -> Shop:
     rates = np.minimum(mean_rate * factors, 600)
     start, arrivals = _arrivals(rng, number, end)
     leaves, most_visits = _departures(rng, factors)
-    paths, grid = _paths(rng, number, start, end)
+    paths, grid = _paths(rng, arrivals, start, end)
     begun = _along(paths, grid, arrivals)  # a customer's own clock, on which the rate is constant
     lasting = np.minimum(arrivals + leaves, end)
     expected = rates * (_along(paths, grid, lasting) - begun)
@@ -76,7 +76,7 @@ def _factors(rng: np.random.Generator, number: int) -> NDArray[np.float64]:
     """Rate of each customer, as a multiple of the shop's mean."""
     kind = rng.random()
     if kind < 0.6:
-        shape = _log_uniform(rng, 0.2, 6)
+        shape = _log_uniform(rng, 0.12, 5)
         factors = rng.gamma(shape, 1 / shape, number)
     else:
         spread = rng.uniform(0.2, 1.6)
@@ -104,9 +104,9 @@ def _departures(rng: np.random.Generator, factors: NDArray) -> tuple[NDArray[np.
     stays, visits = np.full(number, np.inf), np.full(number, MOST_GAPS)
     if rng.random() < 0.15:
         return stays, visits
-    by_time, by_visit, after_first = rng.random(3) < (0.6, 0.45, 0.4)
+    by_time, by_visit, after_first = rng.random(3) < (0.45, 0.45, 0.4)
     if by_time:
-        shape, related = _log_uniform(rng, 0.25, 5), rng.choice([0.0, -0.4, 0.4], p=[0.5, 0.25, 0.25])
+        shape, related = _log_uniform(rng, 0.15, 3), rng.choice([0.0, -0.4, 0.4], p=[0.5, 0.25, 0.25])
         hazard = _log_uniform(rng, 0.05, 3) * rng.gamma(shape, 1 / shape, number) * factors**related
         stays = rng.exponential(1, number) / np.maximum(hazard, 1e-6)
     if by_visit:
@@ -118,14 +118,15 @@ def _departures(rng: np.random.Generator, factors: NDArray) -> tuple[NDArray[np.
     return stays, visits
 
 
-def _paths(rng: np.random.Generator, number: int, start: float, end: float) -> tuple[NDArray, NDArray]:
-    """Each customer's own clock at the edges of blocks, of shape `(N, B + 1)`, and these edges. Its speed wanders, and
-    may have a trend."""
+def _paths(rng: np.random.Generator, arrivals: NDArray, start: float, end: float) -> tuple[NDArray, NDArray]:
+    """Each customer's own clock at the edges of blocks, of shape `(N, B + 1)`, and these edges. Its speed wanders, may
+    have a trend, and may fall for good some time after the first visit."""
+    number = len(arrivals)
     grid = np.linspace(start, end, BLOCKS + 1)
     step = grid[1] - grid[0]
     speed = np.zeros((number, BLOCKS))
-    if rng.random() < 0.7:
-        spread, fade = rng.uniform(0.1, 1.1), math.exp(-step / _log_uniform(rng, 0.05, 2))
+    if rng.random() < 0.6:
+        spread, fade = rng.uniform(0.1, 0.9), math.exp(-step / _log_uniform(rng, 0.05, 2))
         noise = rng.standard_normal((number, BLOCKS))
         for block in range(1, BLOCKS):
             noise[:, block] = fade * noise[:, block - 1] + math.sqrt(1 - fade**2) * noise[:, block]
@@ -133,6 +134,10 @@ def _paths(rng: np.random.Generator, number: int, start: float, end: float) -> t
     if rng.random() < 0.35:
         slopes = rng.normal(rng.normal(0, 0.15), abs(rng.normal(0, 0.4)), number)
         speed += np.clip(slopes[:, None] * (grid[:-1] - 0.5), -1.5, 1.5)
+    if rng.random() < 0.25:  # after a while most customers come more rarely, and a few more often
+        change = arrivals + rng.exponential(_log_uniform(rng, 0.05, 2), number)
+        factor = rng.normal(rng.uniform(-2.5, 0), rng.uniform(0.1, 1), number)
+        speed += factor[:, None] * (grid[:-1] >= change[:, None])
     paths = np.concatenate([np.zeros((number, 1)), np.cumsum(np.exp(speed) * step, 1)], 1)
     return paths, grid
 
