@@ -19,8 +19,8 @@ import torch
 from scipy.optimize import minimize
 from scipy.special import betaln, gammaln, hyp2f1
 
-from modeling_mcm.forecaster_mcm import VisitForecaster, amount_intervals, shop_statistics
-from modeling_mcm.training.forecaster import SHIPPED, load_weights, padded
+from modeling_mcm.forecaster_mcm import Distribution, VisitForecaster, shop_statistics
+from modeling_mcm.training.forecaster import SHIPPED_WEIGHTS, load_weights, padded
 
 SETTINGS = {
     "cdnow": [(273, 273), (182, 364)],
@@ -103,14 +103,13 @@ def judge(name: str, log: pd.DataFrame, window: int, horizon: int, forecaster: V
     now = torch.full((len(by_customer),), float(window))
     forecaster.set_shop(window, shop_statistics(visits, now, window))
     with torch.no_grad():
-        (inputs,) = forecaster.inputs(visits, now, [horizon])
+        inputs = forecaster.inputs(visits, now, [horizon])
         spread = forecaster.distribution(inputs)
-        intervals = spread.intervals().numpy()
-        total, centre, deviation = forecaster.amounts(inputs, spread)
-        comes = -torch.expm1(spread.log_probability(torch.zeros(len(now))))
+        of_amounts = forecaster.amounts(inputs, spread)
+        spread = Distribution(*(value[:, 0] for value in spread))
+        intervals, broken = spread.intervals().numpy(), _broken(spread, torch.tensor(actual)).numpy()
         scale = float(forecaster.amount_statistics[0, 0])
-        of_amounts = (amount_intervals(comes[:, None], centre, deviation)[:, 0] * scale).numpy()
-        broken = _broken(spread, torch.from_numpy(actual)).numpy()
+        spend, spend_intervals = (scale * each[:, 0, 0] for each in (of_amounts.log_expected.exp(), of_amounts.intervals()))
     expected = spread.expected.numpy()
     result = {"log": name, "window": window, "horizon": horizon, "customers": len(actual)}
     result["rmse ratio"] = np.sqrt(((expected - actual) ** 2).mean() / ((other - actual) ** 2).mean())
@@ -119,21 +118,22 @@ def judge(name: str, log: pd.DataFrame, window: int, horizon: int, forecaster: V
         low, high = intervals[:, index].T
         result[f"in {level}"] = ((low <= actual) & (actual <= high)).mean()
         result[f"broken {level}"] = (np.abs(broken - 0.5) <= level / 200).mean()
-        low, high = of_amounts[:, index].T
+        low, high = spend_intervals[:, index].numpy().T
         result[f"spend in {level}"] = ((low <= spent + 1e-9) & (spent <= high + 1e-9)).mean()
-    amounts = total[:, 0].exp().numpy() * scale
-    result["spend total"] = amounts.sum() / spent.sum() - 1
+    result["spend total"] = float(spend.sum()) / spent.sum() - 1
     return result
 
 
-def _broken(spread, actual: torch.Tensor) -> torch.Tensor:
+def _broken(spread: Distribution, actual: torch.Tensor) -> torch.Tensor:
     """Probability of fewer visits than came, plus a random part of that of as many."""
-    below = torch.stack([
-        torch.cat([type(spread)(*(v[i : i + 1, None] for v in spread)).log_probability(torch.arange(n)[None]).exp(), torch.zeros(1, 1)], 1).sum()
-        for i, n in enumerate(actual.tolist())
-    ])
+    numbers = torch.arange(int(actual.max()) + 1)
+    parts = []
+    for start in range(0, len(actual), 1000):
+        part = slice(start, start + 1000)
+        shares = Distribution(*(value[part, None] for value in spread)).log_probability(numbers).exp()
+        parts.append((shares * (numbers < actual[part, None])).sum(1))
     share = torch.rand(len(actual), generator=torch.Generator().manual_seed(0))
-    return below + share * spread.log_probability(actual).exp()
+    return torch.cat(parts) + share * spread.log_probability(actual).exp()
 
 
 def main() -> None:
@@ -141,7 +141,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in SETTINGS:
         parser.add_argument(f"--{name}", help="path of the log")
-    parser.add_argument("--weights", default=str(SHIPPED), type=Path)
+    parser.add_argument("--weights", default=str(SHIPPED_WEIGHTS), type=Path)
     options = parser.parse_args()
     forecaster = VisitForecaster()
     load_weights(forecaster, options.weights)

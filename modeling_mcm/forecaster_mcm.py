@@ -7,18 +7,22 @@ times are divided by the window, and amounts by the shop's mean amount of a visi
 training on a log only fills in the window and the statistics of the shop, from the training period. The weights ship
 with the package (`forecaster.safetensors`; `training/run_pretrain_forecaster.py` makes them).
 
-Shapes: B customers, P places for visits, Q amounts (events and summed features), C shop statistics, H grid points.
+Shapes: B customers, P places for visits, Q amounts (events and summed features), C shop statistics, D horizons.
 """
 
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
 
+from .configuration_mcm import MCMConfig
+from .state_mcm import CHANCE, NEXT_VISIT, Forecasts, interval_edges, median_days
+
+LOG, SHIPPED = "log", "shipped"  # sources of a forecast: learned on the log, or by the network that ships
 LONGEST_RATIO = 2.0  # the longest horizon that is told, as a multiple of the window
 TRAINED_RATIO = 2.2  # the longest horizon of training, as a multiple of the window
 LEVELS = (80, 95)  # of the intervals, in percent
@@ -60,6 +64,12 @@ class Distribution(NamedTuple):
         plain = plain + F.logsigmoid(-self.never)
         return torch.where(number == 0, torch.logaddexp(F.logsigmoid(self.never), plain), plain)
 
+    @property
+    def log_comes(self) -> torch.Tensor:
+        """Logarithm of the probability of a visit."""
+        none = self.log_probability(torch.zeros_like(self.log_mean)).clamp(max=-1e-7)
+        return torch.log(-torch.expm1(none))
+
     def intervals(self) -> torch.Tensor:
         """Lowest and highest number of each of `LEVELS`, of shape `(..., levels, 2)`.
 
@@ -81,43 +91,6 @@ class Distribution(NamedTuple):
             high = differs.argmin(-1, keepdim=True)
             bounds.append(torch.cat([points.gather(-1, low), points.gather(-1, high)], -1))
         return torch.stack(bounds, -2)
-
-
-def read_visits(
-    input_ids: torch.Tensor,
-    is_event: torch.Tensor,
-    visit_ids: torch.Tensor | None,
-    event_times: torch.Tensor,
-    event_values: torch.Tensor | None,
-    deciding: Sequence[int],
-) -> Visits:
-    """Collects visits from events. A visit counts if one of its events has a label, and begins with its first such
-    event.
-
-    Args:
-        input_ids (`torch.LongTensor` of shape `(B, L, J)`): feature ids of each event.
-        is_event (`torch.BoolTensor` of shape `(B, L)`): whether there is an event; the start row is none.
-        visit_ids (`torch.LongTensor` of shape `(B, L)`, *optional*): visit of each event, from 0 on. `None`: each
-            event is a visit.
-        event_times (`torch.FloatTensor` of shape `(B, L)`): days.
-        event_values (`torch.FloatTensor` of shape `(B, L, Q - 1)`, *optional*): values of the summed features.
-        deciding (sequence of `int`): indices of the features whose values make an event a target.
-
-    Returns:
-        `Visits`: with a place for each event; the first amount is the number of target events.
-    """
-    is_target = is_event & (input_ids[..., list(deciding)] > 0).any(-1)
-    values = [is_target.float()[..., None]]
-    if event_values is not None:
-        values.append(event_values.float() * is_event[..., None])
-    amounts = torch.cat(values, -1)
-    if visit_ids is None:
-        return Visits(event_times, is_target, amounts)
-    times = torch.where(is_target, event_times, math.inf)
-    first = torch.full_like(times, math.inf).scatter_reduce(1, visit_ids, times, "amin")
-    amounts = torch.zeros_like(amounts).scatter_add(1, visit_ids[..., None].expand_as(amounts), amounts)
-    is_visit = first < math.inf
-    return Visits(torch.where(is_visit, first, 0.0), is_visit, amounts)
 
 
 class _Seen(NamedTuple):
@@ -369,32 +342,41 @@ class _Network(nn.Module):
 class Inputs(NamedTuple):
     """What the networks read of customers, and what their outputs start from."""
 
-    visits: torch.Tensor  # (B, numbers)
-    base: torch.Tensor  # (B,): logarithm of the rate times the horizon
-    amounts: torch.Tensor  # (B, Q, numbers): numbers of amounts alone; the network reads those of visits before them
-    mean_amounts: torch.Tensor  # (B, Q): logarithm of a customer's mean amount of a visit, in means of the shop
+    visits: torch.Tensor  # (B, D, numbers)
+    base: torch.Tensor  # (B, D): logarithm of the rate times the horizon
+    amounts: torch.Tensor  # (B, D, Q, numbers): those of amounts alone; the network reads those of visits before them
+    mean_amounts: torch.Tensor  # (B, D, Q): logarithm of a customer's mean amount of a visit, in means of the shop
 
 
 class VisitForecaster(nn.Module):
-    """Distributions of visits and amounts within a horizon; see the module."""
+    """Distributions of visits and amounts within horizons; see the module.
 
-    def __init__(self, num_amounts: int = 1):
+    Args:
+        num_amounts (`int`): number of amounts Q.
+        deciding (sequence of `int`): indices of the features whose values make an event a target.
+        types (`dict[int, list[int]]`, *optional*): by index of a feature, the ids of which target events have one.
+    """
+
+    def __init__(
+        self, num_amounts: int = 1, deciding: Sequence[int] = (), types: Mapping[int, Sequence[int]] | None = None
+    ):
         super().__init__()
+        self.deciding, self.types = list(deciding), dict(types or {})
         customer = 18 + 2 * len(HALF_LIVES)
         self.num_statistics = 7 + 2 * BINS + 3 + 6 + 15 * len(BACK_TESTS)
         inputs = customer + 4 + self.num_statistics
         self.of_visits = _Network(inputs, VISIT_HIDDEN, 3)
         self.of_amounts = _Network(inputs + 2 + 8, AMOUNT_HIDDEN, 3)
-        self.window = nn.Buffer(torch.zeros(()))  # 0: the statistics of a shop have not been filled in
+        self.window = nn.Buffer(torch.ones(()))  # days
         self.statistics = nn.Buffer(torch.zeros(self.num_statistics))
         self.mean_rate = nn.Buffer(torch.ones(()))
         self.amount_statistics = nn.Buffer(torch.ones(num_amounts, 4))
 
     def reset_parameters(self) -> None:
-        """Sets the buffers that a shop fills in, and the ranges of inputs, to untrained."""
+        """Sets the statistics of the shop, and the ranges of inputs, to untrained."""
         for name, value in self.named_buffers():
-            is_one = name.endswith(("spread", "mean_rate", "amount_statistics"))
-            (init.ones_ if is_one else init.zeros_)(value)
+            is_zero = name == "statistics" or name.endswith((".mean", ".low", ".high"))
+            (init.zeros_ if is_zero else init.ones_)(value)
 
     @torch.no_grad()
     def set_shop(self, window: float, statistics: ShopStatistics) -> None:
@@ -404,71 +386,213 @@ class VisitForecaster(nn.Module):
         self.mean_rate.copy_(statistics.mean_rate)
         self.amount_statistics.copy_(statistics.amounts)
 
-    def inputs(self, visits: Visits, now: torch.Tensor, days: Sequence[float]) -> list[Inputs]:
-        """What the networks read at `now`, of shape `(B,)`, for each horizon."""
-        visits = Visits(visits.times.float(), visits.is_visit, visits.amounts.float())
+    def read(
+        self,
+        input_ids: torch.Tensor,
+        is_event: torch.Tensor,
+        visit_ids: torch.Tensor | None,
+        event_times: torch.Tensor,
+        event_values: torch.Tensor | None,
+    ) -> Visits:
+        """Collects visits from events. A visit counts if one of its events is a target, and begins with its first one.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(B, L, J)`): feature ids of each event.
+            is_event (`torch.BoolTensor` of shape `(B, L)`): whether there is an event; the start row is none.
+            visit_ids (`torch.LongTensor` of shape `(B, L)`, *optional*): visit of each event, from 0 to at most L - 1.
+                `None`: each event is a visit.
+            event_times (`torch.FloatTensor` of shape `(B, L)`): days.
+            event_values (`torch.FloatTensor` of shape `(B, L, Q - 1)`, *optional*): values of the summed features.
+
+        Returns:
+            `Visits`: with a place for each event. The first amount is the number of target events.
+        """
+        is_target = is_event & (input_ids[..., self.deciding] > 0).any(-1)
+        for index, ids in self.types.items():
+            is_target = is_target & torch.isin(input_ids[..., index], torch.tensor(ids, device=input_ids.device))
+        values = [is_target.float()[..., None]]
+        if event_values is not None:
+            values.append(event_values.float() * is_event[..., None])
+        amounts = torch.cat(values, -1)
+        if visit_ids is None:
+            return Visits(event_times.float(), is_target, amounts)
+        times = torch.where(is_target, event_times.float(), math.inf)
+        first = torch.full_like(times, math.inf).scatter_reduce(1, visit_ids, times, "amin")
+        amounts = torch.zeros_like(amounts).scatter_add(1, visit_ids[..., None].expand_as(amounts), amounts)
+        is_visit = first < math.inf
+        return Visits(torch.where(is_visit, first, 0.0), is_visit, amounts)
+
+    def inputs(self, visits: Visits, now: torch.Tensor, days: Sequence[float]) -> Inputs:
+        """What the networks read at `now`, of shape `(B,)`, in days on the clock of the visits. Later visits are not
+        read."""
         seen = _see(visits, now.float(), self.window)
         customer = _customer_numbers(seen, self.mean_rate)
         rate = _rate(seen, self.mean_rate)
         is_known = seen.number > 0
         # Nothing is known of a customer without visits, who is therefore the average one.
         customer = torch.where(is_known[:, None], customer, self.of_visits.range.mean[: customer.shape[1]])
-        rate = torch.where(is_known, rate, self.mean_rate)
+        rate = torch.where(is_known, rate, self.mean_rate)[:, None]
+        gap = torch.where(seen.number > 1, seen.mean_gap, 1 / rate[:, 0])[:, None].clamp(min=LEAST)
+        ratios = (torch.tensor(days, dtype=torch.float32, device=rate.device) / self.window).clamp(max=TRAINED_RATIO)
+        base = (rate * ratios).log()
+        numbers = [base, ratios.log().expand_as(base), ratios.expand_as(base), (ratios / gap).log1p()]
+        shape = *base.shape, -1
+        known = [customer[:, None].expand(shape), torch.stack(numbers, -1), self.statistics.expand(shape)]
         amounts, mean_amounts = _amount_numbers(seen, self.amount_statistics)
-        shop = self.statistics.expand(len(customer), -1)
-        gap = torch.where(seen.number > 1, seen.mean_gap, 1 / rate)
-        results = []
-        for day in days:
-            ratio = (day / self.window).clamp(max=TRAINED_RATIO)
-            base = (rate * ratio).log()
-            numbers = [base, ratio.log().expand_as(base), ratio.expand_as(base), (ratio / gap.clamp(min=LEAST)).log1p()]
-            inputs = torch.cat([customer, torch.stack(numbers, 1), shop], 1)
-            results.append(Inputs(inputs, base, amounts, mean_amounts))
-        return results
+        amounts = amounts[:, None].expand(*base.shape, *amounts.shape[1:])
+        return Inputs(torch.cat(known, -1), base, amounts, mean_amounts[:, None].expand(amounts.shape[:-1]))
 
     def distribution(self, inputs: Inputs) -> Distribution:
-        """The distribution of the number of visits, each parameter of shape `(B,)`."""
+        """The distribution of the number of visits, each parameter of shape `(B, D)`."""
         shift, size, never = self.of_visits(inputs.visits).unbind(-1)
         log_mean = (inputs.base + shift).clamp(-12, 8)
         return Distribution(log_mean, size.clamp(-4, 5), (never - 2).clamp(-12, 12))
 
-    def amounts(self, inputs: Inputs, visits: Distribution) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Of each amount, in means of a visit, each of shape `(B, Q)`: the logarithm of the expected sum, and mean and
-        standard deviation of the logarithm of a sum that is not 0."""
-        expected = visits.expected.log()
-        comes = _log_comes(visits)
-        known = torch.cat([inputs.visits, torch.stack([expected, comes], 1)], 1)
-        known = known[:, None].expand(-1, inputs.amounts.shape[1], -1)
+    def amounts(self, inputs: Inputs, visits: Distribution) -> "AmountDistribution":
+        """The distributions of the amounts, each parameter of shape `(B, D, Q)`, in means of a visit."""
+        expected, comes = visits.expected.log(), visits.log_comes
+        known = torch.cat([inputs.visits, torch.stack([expected, comes], -1)], -1)
+        known = known[..., None, :].expand(*inputs.amounts.shape[:-1], -1)
         factor, shift, spread = self.of_amounts(torch.cat([known, inputs.amounts], -1)).unbind(-1)
-        log_expected = (expected[:, None] + inputs.mean_amounts + factor).clamp(-14, 14)
+        log_expected = (expected[..., None] + inputs.mean_amounts + factor).clamp(-14, 14)
         deviation = F.softplus(spread + 0.5) + 0.02
-        centre = log_expected - comes[:, None] - deviation.square() / 2 + shift
-        return log_expected, centre, deviation
+        comes = comes[..., None].expand_as(log_expected)
+        return AmountDistribution(log_expected, log_expected - comes - deviation.square() / 2 + shift, deviation, comes)
 
 
-def _log_comes(visits: Distribution) -> torch.Tensor:
-    """Logarithm of the probability of a visit."""
-    none = visits.log_probability(torch.zeros_like(visits.log_mean)).clamp(max=-1e-7)
-    return torch.log(-torch.expm1(none))
+class AmountDistribution(NamedTuple):
+    """Parameters of a sum of amounts, which is 0 without a visit and lognormal with one. All of shape `(...)`."""
 
+    log_expected: torch.Tensor  # logarithm of the expected sum
+    centre: torch.Tensor  # mean of the logarithm of a sum that is not 0
+    deviation: torch.Tensor  # standard deviation of that logarithm
+    log_comes: torch.Tensor  # logarithm of the probability of a visit
 
-def amount_intervals(comes: torch.Tensor, centre: torch.Tensor, deviation: torch.Tensor) -> torch.Tensor:
-    """Intervals of amounts that are 0 without a visit and lognormal with one, of shape `(..., levels, 2)`, from the
-    probability of a visit and what `VisitForecaster.amounts` returns. As in `Distribution.intervals`, where no visit
-    is likelier than half of the rest, an interval begins at 0."""
-    bounds: list[Any] = []
-    for level in LEVELS:
-        rest, none = 1 - level / 100, 1 - comes
-        starts_at_none = none > rest / 2
-        ends = (torch.where(starts_at_none, 0.0, rest / 2), torch.where(starts_at_none, 1 - rest, 1 - rest / 2))
-        shares = [((end - none) / comes.clamp(min=1e-6)).clamp(0, 1 - 1e-6) for end in ends]
-        values = [
-            torch.where(share > 0, (centre + deviation * _normal_quantile(share)).clamp(max=40).exp(), 0.0)
-            for share in shares
-        ]
-        bounds.append(torch.stack(values, -1))
-    return torch.stack(bounds, -2)
+    def intervals(self) -> torch.Tensor:
+        """Lowest and highest sum of each of `LEVELS`, of shape `(..., levels, 2)`; as in `Distribution.intervals`."""
+        bounds = []
+        comes = self.log_comes.exp()
+        for level in LEVELS:
+            rest, none = 1 - level / 100, 1 - comes
+            from_none = none > rest / 2
+            ends = (torch.where(from_none, 0.0, rest / 2), torch.where(from_none, 1 - rest, 1 - rest / 2))
+            shares = [((end - none) / comes.clamp(min=1e-6)).clamp(0, 1 - 1e-6) for end in ends]
+            logs = [self.centre + self.deviation * _normal_quantile(share) for share in shares]
+            pairs = zip(shares, logs, strict=True)
+            bounds.append(torch.stack([torch.where(share > 0, log.clamp(max=40).exp(), 0.0) for share, log in pairs], -1))
+        return torch.stack(bounds, -2)
 
 
 def _normal_quantile(share: torch.Tensor) -> torch.Tensor:
     return math.sqrt(2) * torch.erfinv((2 * share - 1).clamp(-1 + 1e-6, 1 - 1e-6))
+
+
+class CustomerForecasts:
+    """All forecasts of a checkpoint: by the head that was learned on the log for its horizons, by the network for
+    the others, and intervals by the network for all. A checkpoint may lack either of them.
+
+    Where the head forecasts, the network's distribution is moved to the head's expected amount. Beyond the head's
+    horizons an expected amount is at least that of the horizon before.
+    """
+
+    def __init__(self, config: MCMConfig, heads: Forecasts | None, forecaster: VisitForecaster | None):
+        self.heads, self.forecaster = heads, forecaster
+        self.learned = heads.days if heads is not None else []
+        longest = config.forecast_window * LONGEST_RATIO
+        days = sorted(float(day) for day in config.forecast_days)
+        self.days = [day for day in days if day in self.learned or day <= longest]
+        self.quantities = ["visits", "events", *config.summed_features]
+
+    @property
+    def are_trained(self) -> bool:
+        """Whether there are forecasts, and none by weights that were never trained, or were trained for another
+        state."""
+        return bool(self.days) and (self.heads is None or self.heads.is_trained)
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """Source of each horizon, by the name under which it is told, such as `source_7d`."""
+        return {f"source_{day:g}d": LOG if day in self.learned else SHIPPED for day in self.days}
+
+    def names(self) -> list[str]:
+        """Names of the numbers that are told, in the order of `compute`."""
+        names = []
+        for day in self.days:
+            for quantity in self.quantities:
+                names.append(f"{quantity}_{day:g}d")
+                if self.forecaster is not None:
+                    names += [f"{quantity}_{day:g}d_{end}{level}" for level in LEVELS for end in ("low", "high")]
+            names.append(f"{CHANCE}_{day:g}d")
+        return [*names, NEXT_VISIT] if self.days else []
+
+    def compute(
+        self, state: torch.Tensor, visits: Visits | None = None, now: torch.Tensor | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Computes all forecasts.
+
+        Args:
+            state (`torch.FloatTensor` of shape `(B, S)`): customer states at `now`.
+            visits (`Visits`, *optional*): the customers' visits; needed with a forecaster.
+            now (`torch.FloatTensor` of shape `(B,)`, *optional*): prediction times on the clock of the visits.
+
+        Returns:
+            `dict[str, torch.FloatTensor]`: by `names`, each of shape `(B,)`.
+        """
+        if not self.days:
+            return {}
+        told = {} if self.heads is None else self.heads(state)
+        if self.forecaster is not None and visits is not None and now is not None:
+            told |= self._by_network(told, state, visits, now)
+        return {name: told[name] for name in self.names()}
+
+    def _by_network(
+        self, learned: dict[str, torch.Tensor], state: torch.Tensor, visits: Visits, now: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        forecaster: VisitForecaster = self.forecaster  # type: ignore[assignment]
+        start = max(self.learned, default=0.0)
+        later = [edge for edge in interval_edges(self.days) if edge > start]
+        times = [*self.learned, *later]  # `later` ends with the horizons that the log did not allow
+        inputs = forecaster.inputs(visits, now, times)
+        spread = forecaster.distribution(inputs)
+        of_amounts = forecaster.amounts(inputs, spread)
+        means = torch.cat([spread.expected[..., None], of_amounts.log_expected.exp() * self._scales], -1)  # (B, D, Q + 1)
+        expected: list[torch.Tensor] = []
+        for index, day in enumerate(times):
+            if day in self.learned:
+                own = torch.stack([learned[f"{quantity}_{day:g}d"] for quantity in self.quantities], -1)
+                expected.append(own.clamp(min=1e-6))
+            else:
+                expected.append(torch.maximum(means[:, index], expected[-1]) if expected else means[:, index])
+        expected_all = torch.stack(expected, 1)
+        moved = (expected_all / means.clamp(min=1e-9)).log()
+        spread = spread._replace(log_mean=(spread.log_mean + moved[..., 0]).clamp(-14, 8))
+        of_amounts = of_amounts._replace(centre=of_amounts.centre + moved[..., 1:], log_comes=spread.log_comes[..., None])
+        absent = 1 - spread.log_comes.exp()
+        if self.heads is not None:
+            absent = torch.minimum(absent, self.heads.absent(state)[:, -1:])
+        absent = absent.cummin(1).values
+        chosen = [times.index(day) for day in self.days]
+        intervals = Distribution(*(value[:, chosen] for value in spread)).intervals()[:, :, None]
+        of_sums = AmountDistribution(*(value[:, chosen] for value in of_amounts)).intervals() * self._scales[:, None, None]
+        intervals = torch.cat([intervals, of_sums], 2)  # (B, horizons, Q + 1, levels, 2)
+        told = {}
+        for place, (index, day) in enumerate(zip(chosen, self.days, strict=True)):
+            for number, quantity in enumerate(self.quantities):
+                name = f"{quantity}_{day:g}d"
+                if day not in self.learned:
+                    told[name] = expected_all[:, index, number]
+                for level, bounds in zip(LEVELS, intervals[:, place, number].unbind(1), strict=True):
+                    told |= {f"{name}_low{level}": bounds[:, 0], f"{name}_high{level}": bounds[:, 1]}
+            if day not in self.learned:
+                told[f"{CHANCE}_{day:g}d"] = 1 - absent[:, index]
+        if later:
+            shares, edges = absent[:, len(self.learned) :], later
+            if self.heads is not None:
+                shares, edges = torch.cat([self.heads.absent(state), shares], 1), [*self.heads.edges, *later]
+            told[NEXT_VISIT] = median_days(shares, edges)
+        return told
+
+    @property
+    def _scales(self) -> torch.Tensor:
+        """Mean of each amount in a visit, of shape `(Q,)`."""
+        return self.forecaster.amount_statistics[:, 0]  # type: ignore[union-attr]

@@ -145,8 +145,8 @@ def run(options: PredictionOptions, engine: EngineOptions) -> str:
             contents["now"] = to_seconds(options.now, read_zone(extractor.time_zone))
     model_class = MCMForMultiTaskRecommendation if contents["tasks"] else MCMModel
     model = read_checkpoint(model_class, options.model)
-    heads = cast(MCMModel, model.base_model).forecasts
-    contents["forecasts"] = heads.names() if options.forecasts and heads is not None and heads.is_trained else []
+    told = cast(MCMModel, model.base_model).customer_forecasts
+    contents["forecasts"] = told.names() if options.forecasts and told.are_trained else []
     sequences = {name: tuple(contents[name]) for name in ("tasks", "forecasts")}
     job = ScoringJob(options.model, data, str(folder), **contents | sequences)
     digest = model_digest(model)

@@ -13,7 +13,7 @@ The encoder is causal, so the hidden vector of a unit never changes, and everyth
 can be read again when it has grown.
 
 Shapes: L events, J features, U units (events or visits), W cached units, H hidden size, V labels of all tasks, N
-summed features.
+summed features, Q = 1 + N.
 """
 
 import math
@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 
 from modeling_mcm.configuration_mcm import MISSING_ID
+from modeling_mcm.forecaster_mcm import Visits
 from modeling_mcm.live.memories import LiveMemories, Moment, NewUnits
 from modeling_mcm.live.weights import Reader
 
@@ -54,6 +55,8 @@ class LiveState:
     sums: torch.Tensor
     few: torch.Tensor  # (values, half-lives): fading counts of features with few values
     many: torch.Tensor  # (values, 2): fading counts of features with many values
+    visit_times: torch.Tensor  # (visits that the forecaster counts,); none if the model has no forecaster
+    visit_amounts: torch.Tensor  # (those visits, Q): the amounts of each
 
     @classmethod
     def empty(cls, reader: Reader) -> "LiveState":
@@ -74,6 +77,8 @@ class LiveState:
             sums=torch.zeros(reader.channels, len(reader.half_lives), dtype=torch.float64),
             few=torch.zeros(int(reader.few_rows[-1]), len(reader.half_lives), dtype=torch.float64),
             many=torch.zeros(int(reader.many_rows[-1]), 2, dtype=torch.float64),
+            visit_times=torch.zeros(0),
+            visit_amounts=torch.zeros(0, max(reader.channels - 1, 0)),
         )
 
     @torch.inference_mode()
@@ -211,6 +216,14 @@ class LiveState:
         slow = weights[:, reader.slow]
         self.many = _added(self.many * fade[reader.slow], input_ids[:, reader.many], reader.many_rows, slow)
         self.began = min(self.began, float(times[0]))
+        forecaster = reader.model.model.forecaster
+        if forecaster is not None:
+            summed = values[None, :, : reader.channels - 2] if reader.channels > 2 else None
+            event = torch.ones(1, len(times), dtype=torch.bool)
+            numbers = visits.unique_consecutive(return_inverse=True)[1][None]
+            new = forecaster.read(input_ids[None], event, numbers, times[None], summed)
+            self.visit_times = torch.cat([self.visit_times, new.times[new.is_visit]])
+            self.visit_amounts = torch.cat([self.visit_amounts, new.amounts[new.is_visit]])
 
     # ---------------------------------------------------------------------------------------------------- questions
 
@@ -265,8 +278,13 @@ class LiveState:
     @torch.inference_mode()
     def forecast(self, reader: Reader, now: float | None = None) -> dict[str, torch.Tensor]:
         """Forecasts by name, each of shape `()`, from `now` on as in `embedding`; empty without trained forecasts."""
-        forecasts = cast(Any, reader.model.model.forecasts)
-        return forecasts(self.embedding(reader, now)) if forecasts is not None and forecasts.is_trained else {}
+        forecasts = reader.model.model.customer_forecasts
+        if not forecasts.are_trained:
+            return {}
+        visits = Visits(self.visit_times[None], torch.ones(1, len(self.visit_times), dtype=torch.bool), self.visit_amounts[None])
+        moment = torch.tensor([self.time if now is None else now])
+        told = forecasts.compute(self.embedding(reader, now)[None], visits, moment)
+        return {name: value[0] for name, value in told.items()}
 
 
 def _added(counts: torch.Tensor, ids: torch.Tensor, rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

@@ -22,7 +22,7 @@ from modeling_mcm.files_mcm import atomic_write
 from modeling_mcm.forecaster_mcm import Distribution, Inputs, VisitForecaster, Visits, shop_statistics
 from modeling_mcm.training.synthetic_shops import Shop, draw_shop
 
-SHIPPED = Path(__file__).resolve().parents[1] / "forecaster.safetensors"
+SHIPPED_WEIGHTS = Path(__file__).resolve().parents[1] / "forecaster.safetensors"
 CUSTOMERS, HORIZONS = 24, 3  # and horizons of a shop that examples are made of
 STATISTICS_CUSTOMERS = 500  # of a synthetic shop whose visits make its statistics
 LEAST_VISITS, LEAST_CUSTOMERS = 60, 30  # of a shop; another one is drawn in place of a smaller one
@@ -79,17 +79,17 @@ def make_examples(seed: int, index: int, forecaster: VisitForecaster | None = No
     visits = _of(rows, shop, past, chosen)
     scale = float(forecaster.amount_statistics[0, 0])
     place = np.minimum(np.searchsorted(known, shop.customers), len(known) - 1)
-    parts = []
     with torch.no_grad():
         inputs = forecaster.inputs(visits, _ends(shop, visits), (shop.ratios * shop.window).tolist())
-    for ratio, of_horizon in zip(shop.ratios, inputs, strict=True):
+    targets = []
+    for ratio in shop.ratios:
         follows = ~past & (shop.times < (1 + ratio) * shop.window) & (known[place] == shop.customers)
         number = np.bincount(place[follows], minlength=len(known))
         total = np.bincount(place[follows], shop.amounts[follows], minlength=len(known)) / scale
         usual = np.broadcast_to([number.mean(), total.mean()], (len(chosen), 2))
-        targets = [number[chosen], total[chosen], usual, np.full(len(chosen), index)]
-        parts.append([*of_horizon, *(torch.from_numpy(np.array(each, np.float32)) for each in targets)])
-    return Examples(*(torch.cat(column) for column in zip(*parts, strict=True)))
+        targets.append([number[chosen], total[chosen], usual, np.full(len(chosen), index)])
+    columns = [torch.from_numpy(np.stack(column, 1).astype(np.float32)) for column in zip(*targets, strict=True)]
+    return Examples(*(column.flatten(0, 1) for column in (*inputs, *columns)))
 
 
 def _ends(shop: Shop, visits: Visits) -> torch.Tensor:
@@ -139,7 +139,7 @@ def losses_of(forecaster: VisitForecaster, examples: Examples) -> dict[str, torc
     expected = visits.expected
     number, usual = examples.number, examples.usual
     fixed = Distribution(*(value.detach() for value in visits))
-    log_total, centre, deviation = (each[:, 0] for each in forecaster.amounts(inputs, fixed))
+    log_total, centre, deviation, _ = (value[:, 0] for value in forecaster.amounts(inputs, fixed))
     came = ((number > 0) & (examples.total > 0)).float()
     score = (examples.total.clamp(min=1e-6).log() - centre) / deviation
     total = log_total.exp()
@@ -198,7 +198,7 @@ def _learn_ranges(forecaster: VisitForecaster, examples: Examples) -> None:
     forecaster.of_visits.range.learn(examples.visits)
     with torch.no_grad():
         start = forecaster.distribution(inputs)
-    known = torch.stack([start.expected.log(), start.expected.log().clamp(max=0)], 1)
+    known = torch.stack([start.expected.log(), start.log_comes], 1)
     forecaster.of_amounts.range.learn(torch.cat([examples.visits, known, examples.amounts[:, 0]], 1))
 
 
@@ -209,7 +209,7 @@ def save_weights(forecaster: VisitForecaster, path: str | Path) -> None:
         save_file(weights, partial)
 
 
-def load_weights(forecaster: VisitForecaster, path: str | Path = SHIPPED) -> None:
+def load_weights(forecaster: VisitForecaster, path: str | Path = SHIPPED_WEIGHTS) -> None:
     """Reads the weights that `save_weights` wrote. Raises `ValueError` if they are of another network."""
     weights = load_file(path)
     own = {name: value.shape for name, value in forecaster.state_dict().items() if name.startswith("of_")}

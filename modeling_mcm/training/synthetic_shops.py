@@ -102,15 +102,15 @@ def _departures(rng: np.random.Generator, factors: NDArray) -> tuple[NDArray[np.
     several of three reasons: time, visits, and a first visit without a second one."""
     number = len(factors)
     stays, visits = np.full(number, np.inf), np.full(number, MOST_GAPS)
-    if rng.random() < 0.15:
+    if rng.random() < 0.25:
         return stays, visits
-    by_time, by_visit, after_first = rng.random(3) < (0.45, 0.45, 0.4)
+    by_time, by_visit, after_first = rng.random(3) < (0.4, 0.4, 0.3)
     if by_time:
         shape, related = _log_uniform(rng, 0.15, 3), rng.choice([0.0, -0.4, 0.4], p=[0.5, 0.25, 0.25])
-        hazard = _log_uniform(rng, 0.05, 3) * rng.gamma(shape, 1 / shape, number) * factors**related
+        hazard = _log_uniform(rng, 0.03, 2) * rng.gamma(shape, 1 / shape, number) * factors**related
         stays = rng.exponential(1, number) / np.maximum(hazard, 1e-6)
     if by_visit:
-        mean, weight = _log_uniform(rng, 0.004, 0.5), _log_uniform(rng, 0.5, 20)
+        mean, weight = _log_uniform(rng, 0.003, 0.35), _log_uniform(rng, 0.4, 20)
         chance = rng.beta(mean * weight, (1 - mean) * weight, number)
         visits = np.minimum(rng.geometric(np.clip(chance, 1e-6, 0.999)), MOST_GAPS)
     if after_first:
@@ -136,7 +136,7 @@ def _paths(rng: np.random.Generator, arrivals: NDArray, start: float, end: float
         speed += np.clip(slopes[:, None] * (grid[:-1] - 0.5), -1.5, 1.5)
     if rng.random() < 0.25:  # after a while most customers come more rarely, and a few more often
         change = arrivals + rng.exponential(_log_uniform(rng, 0.05, 2), number)
-        factor = rng.normal(rng.uniform(-2.5, 0), rng.uniform(0.1, 1), number)
+        factor = rng.normal(rng.uniform(-2, 0.3), rng.uniform(0.1, 1), number)
         speed += factor[:, None] * (grid[:-1] >= change[:, None])
     paths = np.concatenate([np.zeros((number, 1)), np.cumsum(np.exp(speed) * step, 1)], 1)
     return paths, grid
