@@ -109,7 +109,9 @@ def judge(name: str, log: pd.DataFrame, window: int, horizon: int, forecaster: V
         spread = Distribution(*(value[:, 0] for value in spread))
         intervals, broken = spread.intervals().numpy(), _broken(spread, torch.tensor(actual)).numpy()
         scale = float(forecaster.amount_statistics[0, 0])
-        spend, spend_intervals = (scale * each[:, 0, 0] for each in (of_amounts.log_expected.exp(), of_amounts.intervals()))
+        spend, spend_intervals = (
+            scale * each[:, 0, 0] for each in (of_amounts.log_expected.exp(), of_amounts.intervals())
+        )
     expected = spread.expected.numpy()
     result = {"log": name, "window": window, "horizon": horizon, "customers": len(actual)}
     result["rmse ratio"] = np.sqrt(((expected - actual) ** 2).mean() / ((other - actual) ** 2).mean())

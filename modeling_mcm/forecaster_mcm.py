@@ -457,7 +457,9 @@ class VisitForecaster(nn.Module):
         log_expected = (expected[..., None] + inputs.mean_amounts + factor).clamp(-14, 14)
         deviation = F.softplus(spread + 0.5) + 0.02
         comes = comes[..., None].expand_as(log_expected)
-        return AmountDistribution(log_expected, log_expected - comes - deviation.square() / 2 + shift, deviation, comes)
+        return AmountDistribution(
+            log_expected, log_expected - comes - deviation.square() / 2 + shift, deviation, comes
+        )
 
 
 class AmountDistribution(NamedTuple):
@@ -479,7 +481,9 @@ class AmountDistribution(NamedTuple):
             shares = [((end - none) / comes.clamp(min=1e-6)).clamp(0, 1 - 1e-6) for end in ends]
             logs = [self.centre + self.deviation * _normal_quantile(share) for share in shares]
             pairs = zip(shares, logs, strict=True)
-            bounds.append(torch.stack([torch.where(share > 0, log.clamp(max=40).exp(), 0.0) for share, log in pairs], -1))
+            bounds.append(
+                torch.stack([torch.where(share > 0, log.clamp(max=40).exp(), 0.0) for share, log in pairs], -1)
+            )
         return torch.stack(bounds, -2)
 
 
@@ -555,7 +559,9 @@ class CustomerForecasts:
         inputs = forecaster.inputs(visits, now, times)
         spread = forecaster.distribution(inputs)
         of_amounts = forecaster.amounts(inputs, spread)
-        means = torch.cat([spread.expected[..., None], of_amounts.log_expected.exp() * self._scales], -1)  # (B, D, Q + 1)
+        means = torch.cat(
+            [spread.expected[..., None], of_amounts.log_expected.exp() * self._scales], -1
+        )  # (B, D, Q + 1)
         expected: list[torch.Tensor] = []
         for index, day in enumerate(times):
             if day in self.learned:
@@ -566,14 +572,18 @@ class CustomerForecasts:
         expected_all = torch.stack(expected, 1)
         moved = (expected_all / means.clamp(min=1e-9)).log()
         spread = spread._replace(log_mean=(spread.log_mean + moved[..., 0]).clamp(-14, 8))
-        of_amounts = of_amounts._replace(centre=of_amounts.centre + moved[..., 1:], log_comes=spread.log_comes[..., None])
+        of_amounts = of_amounts._replace(
+            centre=of_amounts.centre + moved[..., 1:], log_comes=spread.log_comes[..., None]
+        )
         absent = 1 - spread.log_comes.exp()
         if self.heads is not None:
             absent = torch.minimum(absent, self.heads.absent(state)[:, -1:])
         absent = absent.cummin(1).values
         chosen = [times.index(day) for day in self.days]
         intervals = Distribution(*(value[:, chosen] for value in spread)).intervals()[:, :, None]
-        of_sums = AmountDistribution(*(value[:, chosen] for value in of_amounts)).intervals() * self._scales[:, None, None]
+        of_sums = (
+            AmountDistribution(*(value[:, chosen] for value in of_amounts)).intervals() * self._scales[:, None, None]
+        )
         intervals = torch.cat([intervals, of_sums], 2)  # (B, horizons, Q + 1, levels, 2)
         told = {}
         for place, (index, day) in enumerate(zip(chosen, self.days, strict=True)):

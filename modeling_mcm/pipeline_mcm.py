@@ -22,6 +22,7 @@ from .action_inputs_mcm import EncodedActions, read_actions
 from .configuration_mcm import FIRST_LABEL
 from .events_mcm import events_before, naming
 from .files_mcm import check_values
+from .forecaster_mcm import CustomerForecasts
 from .inputs_mcm import until
 from .state_mcm import MissingForecastsError
 from .times_mcm import SECONDS_PER_DAY, read_zone, to_seconds
@@ -150,7 +151,7 @@ class CustomerForecastPipeline(_CustomerPipeline):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        if not self.model.customer_forecasts.are_trained:
+        if not self._told.are_trained:
             raise MissingForecastsError(self.model.name_or_path)
 
     def _forward(self, input_tensors: dict[str, Any], **forward_parameters: Any) -> ModelOutput:
@@ -160,7 +161,12 @@ class CustomerForecastPipeline(_CustomerPipeline):
     def postprocess(self, model_outputs: ModelOutput, **postprocess_parameters: Any) -> dict[str, float | str]:
         """Converts the forecasts to numbers, and names their sources."""
         numbers = {name: value[0].item() for name, value in model_outputs.items()}
-        return numbers | self.model.customer_forecasts.sources
+        return numbers | self._told.sources
+
+    @property
+    def _told(self) -> CustomerForecasts:
+        model: Any = self.model
+        return model.customer_forecasts
 
 
 class PreferenceScoresPipeline(_CustomerPipeline):

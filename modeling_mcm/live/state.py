@@ -281,7 +281,9 @@ class LiveState:
         forecasts = reader.model.model.customer_forecasts
         if not forecasts.are_trained:
             return {}
-        visits = Visits(self.visit_times[None], torch.ones(1, len(self.visit_times), dtype=torch.bool), self.visit_amounts[None])
+        visits = Visits(
+            self.visit_times[None], torch.ones(1, len(self.visit_times), dtype=torch.bool), self.visit_amounts[None]
+        )
         moment = torch.tensor([self.time if now is None else now])
         told = forecasts.compute(self.embedding(reader, now)[None], visits, moment)
         return {name: value[0] for name, value in told.items()}

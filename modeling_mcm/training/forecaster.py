@@ -5,7 +5,6 @@
 Shapes: R examples (a customer of a shop at the end of the window, and a horizon), P places for visits.
 """
 
-import math
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path

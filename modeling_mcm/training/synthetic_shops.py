@@ -46,7 +46,9 @@ def draw_shop(rng: np.random.Generator, num_ratios: int = 4) -> Shop:
     begun = _along(paths, grid, arrivals)  # a customer's own clock, on which the rate is constant
     lasting = np.minimum(arrivals + leaves, end)
     expected = rates * (_along(paths, grid, lasting) - begun)
-    regularity = np.clip(_log_uniform(rng, 0.35, 6) * np.exp(rng.normal(0, 0.4, number) * (rng.random() < 0.5)), 0.25, 30)
+    regularity = np.clip(
+        _log_uniform(rng, 0.35, 6) * np.exp(rng.normal(0, 0.4, number) * (rng.random() < 0.5)), 0.25, 30
+    )
     gaps = np.ceil(1.2 * expected + 4 * np.sqrt(expected / regularity) + 5)
     gaps = np.clip(np.minimum(gaps, most_visits), 1, MOST_GAPS).astype(np.int64)
     customers = np.repeat(np.arange(number), gaps)
@@ -93,7 +95,8 @@ def _arrivals(rng: np.random.Generator, number: int, end: float) -> tuple[float,
     start = -_log_uniform(rng, 0.2, 3)
     kind = rng.random()
     last = rng.uniform(0.1, 1) if kind < 0.35 else 1.0 if kind < 0.75 else end
-    within = last * rng.beta(*rng.uniform(0.6, 2.5, 2), number)
+    first, second = rng.uniform(0.6, 2.5, 2)
+    within = last * rng.beta(first, second, number)
     return start, np.where(rng.random(number) < earlier, start * rng.random(number), within)
 
 
