@@ -110,15 +110,16 @@ class _Seen(NamedTuple):
 def _see(visits: Visits, now: torch.Tensor, window: torch.Tensor | float) -> _Seen:
     """Selects the visits of the window before `now`, of shape `(B,)`. A silence longer than the window counts as one
     of its length."""
-    is_past = visits.is_visit & (visits.times <= now[:, None])
-    latest = torch.where(is_past, visits.times, -math.inf).amax(1)
+    times, amounts = F.pad(visits.times, (0, 1)), F.pad(visits.amounts, (0, 0, 0, 1))  # there may be no place at all
+    is_past = F.pad(visits.is_visit, (0, 1)) & (times <= now[:, None])
+    latest = torch.where(is_past, times, -math.inf).amax(1)
     now = torch.minimum(now, torch.where(latest > -math.inf, latest, now) + 0.999 * window)
-    ages = (now[:, None] - visits.times) / window
-    is_visit = is_past & (ages < 1)
+    ages = (now[:, None] - times) / window
+    is_visit = is_past & (ages <= 1 + 1e-6)  # the first moment of the window belongs to it
     ages = torch.where(is_visit, ages, 2.0)
     ages, order = ages.sort(1)
     is_visit = is_visit.gather(1, order)
-    amounts = visits.amounts.gather(1, order[..., None].expand_as(visits.amounts)) * is_visit[..., None]
+    amounts = amounts.gather(1, order[..., None].expand_as(amounts)) * is_visit[..., None]
     number = is_visit.sum(1).to(ages.dtype)
     last = torch.where(number > 0, ages[:, 0].clamp(max=1), 1.0)
     first = torch.where(is_visit, ages, 0.0).amax(1)

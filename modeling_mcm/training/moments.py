@@ -268,7 +268,7 @@ def describe_shop(
     window = 0.0
     if len(days) and extractor.order is None:
         end = float(days.max()) if cutoff is None else cutoff / SECONDS_PER_DAY
-        window = end - float(days.quantile(EARLIEST)) if len(days) < 2**24 else end - float(days.min())
+        window = end - float(days.sort().values[int(EARLIEST * len(days))])
     if window < 1:
         config.forecast_window, config.forecast_days = 0.0, config.head_days
         model.make_forecasts()
