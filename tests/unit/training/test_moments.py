@@ -230,13 +230,17 @@ def test_the_shop_is_described_by_its_target_visits(extractor, rows, trained):
     model, _ = trained
     purchase = extractor.vocabularies["type"].index("buy") + 2
     assert model.config.target_types == {"type": [purchase]}
-    per_customer = [len(np.unique(row["visits"][: row["validation_end"]][_bought(row)])) for row in rows]
+    per_customer = [len(np.unique(row["visits"][_read(row, extractor)][_bought(row, extractor)])) for row in rows]
     repeats = np.mean([number - 1 for number in per_customer if number])
     torch.testing.assert_close(model.forecaster.statistics[2].expm1().item(), repeats, rtol=0.01, atol=0.0)
 
 
-def _bought(row):
-    return row["task_items"][: row["validation_end"]] > 0
+def _read(row, extractor):
+    return slice(max(0, row["validation_end"] - extractor.max_events + 1), row["validation_end"])
+
+
+def _bought(row, extractor):
+    return row["task_items"][_read(row, extractor)] > 0
 
 
 def test_a_log_without_times_has_the_learned_head_alone(extractor, rows):
