@@ -132,7 +132,8 @@ class Page:
                 continue
             text = percent(value) if "probability" in name else f"{value:,.1f}"
             if f"{name}_low80" in result:
-                text += " ({:,.0f} to {:,.0f})".format(result[f"{name}_low80"], result[f"{name}_high80"])
+                low, high = (float(result[f"{name}_{end}80"]) for end in ("low", "high"))
+                text += f" ({low:,.0f} to {high:,.0f})"
             rows.append([name.replace("_", " "), text])
         return rows
 
