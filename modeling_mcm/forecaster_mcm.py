@@ -555,55 +555,46 @@ class CustomerForecasts:
     ) -> dict[str, torch.Tensor]:
         forecaster: VisitForecaster = self.forecaster  # type: ignore[assignment]
         start = max(self.learned, default=0.0)
-        later = [edge for edge in interval_edges(self.days) if edge > start]
-        times = [*self.learned, *later]  # `later` ends with the horizons that the log did not allow
+        later = [
+            edge for edge in interval_edges(self.days) if edge > start
+        ]  # with the days that the log did not allow
+        times = [*self.learned, *later]
         inputs = forecaster.inputs(visits, now, times)
         spread = forecaster.distribution(inputs)
-        of_amounts = forecaster.amounts(inputs, spread)
-        means = torch.cat(
-            [spread.expected[..., None], of_amounts.log_expected.exp() * self._scales], -1
-        )  # (B, D, Q + 1)
+        absent = 1 - spread.log_comes[:, len(self.learned) :].exp()  # (B, later)
+        if self.heads is not None:
+            absent = torch.minimum(absent, self.heads.absent(state)[:, -1:])
+        absent = absent.cummin(1).values if later else absent
+        chosen = [times.index(day) for day in self.days]
+        spread = Distribution(*(value[:, chosen] for value in spread))
+        of_amounts = forecaster.amounts(Inputs(*(value[:, chosen] for value in inputs)), spread)
+        scales = forecaster.amount_statistics[:, 0]
+        means = torch.cat([spread.expected[..., None], of_amounts.log_expected.exp() * scales], -1)  # (B, D, Q + 1)
         expected: list[torch.Tensor] = []
-        for index, day in enumerate(times):
+        for index, day in enumerate(self.days):
             if day in self.learned:
                 own = torch.stack([learned[f"{quantity}_{day:g}d"] for quantity in self.quantities], -1)
                 expected.append(own.clamp(min=1e-6))
             else:
                 expected.append(torch.maximum(means[:, index], expected[-1]) if expected else means[:, index])
-        expected_all = torch.stack(expected, 1)
-        moved = (expected_all / means.clamp(min=1e-9)).log()
+        moved = (torch.stack(expected, 1) / means.clamp(min=1e-9)).log()
         spread = spread._replace(log_mean=(spread.log_mean + moved[..., 0]).clamp(-14, 8))
-        of_amounts = of_amounts._replace(
-            centre=of_amounts.centre + moved[..., 1:], log_comes=spread.log_comes[..., None]
-        )
-        absent = 1 - spread.log_comes.exp()
-        if self.heads is not None:
-            absent = torch.minimum(absent, self.heads.absent(state)[:, -1:])
-        absent = absent.cummin(1).values
-        chosen = [times.index(day) for day in self.days]
-        intervals = Distribution(*(value[:, chosen] for value in spread)).intervals()[:, :, None]
-        of_sums = (
-            AmountDistribution(*(value[:, chosen] for value in of_amounts)).intervals() * self._scales[:, None, None]
-        )
-        intervals = torch.cat([intervals, of_sums], 2)  # (B, horizons, Q + 1, levels, 2)
+        centre, comes = of_amounts.centre + moved[..., 1:], spread.log_comes[..., None]
+        of_sums = of_amounts._replace(centre=centre, log_comes=comes).intervals() * scales[:, None, None]
+        intervals = torch.cat([spread.intervals()[:, :, None], of_sums], 2)  # (B, D, Q + 1, levels, 2)
         told = {}
-        for place, (index, day) in enumerate(zip(chosen, self.days, strict=True)):
+        for place, day in enumerate(self.days):
             for number, quantity in enumerate(self.quantities):
                 name = f"{quantity}_{day:g}d"
                 if day not in self.learned:
-                    told[name] = expected_all[:, index, number]
+                    told[name] = expected[place][:, number]
                 for level, bounds in zip(LEVELS, intervals[:, place, number].unbind(1), strict=True):
                     told |= {f"{name}_low{level}": bounds[:, 0], f"{name}_high{level}": bounds[:, 1]}
             if day not in self.learned:
-                told[f"{CHANCE}_{day:g}d"] = 1 - absent[:, index]
+                told[f"{CHANCE}_{day:g}d"] = 1 - absent[:, later.index(day)]
         if later:
-            shares, edges = absent[:, len(self.learned) :], later
+            shares, edges = absent, later
             if self.heads is not None:
                 shares, edges = torch.cat([self.heads.absent(state), shares], 1), [*self.heads.edges, *later]
             told[NEXT_VISIT] = median_days(shares, edges)
         return told
-
-    @property
-    def _scales(self) -> torch.Tensor:
-        """Mean of each amount in a visit, of shape `(Q,)`."""
-        return self.forecaster.amount_statistics[:, 0]  # type: ignore[union-attr]
