@@ -117,7 +117,7 @@ def _see(visits: Visits, now: torch.Tensor, window: torch.Tensor | float) -> _Se
     ages = (now[:, None] - times) / window
     is_visit = is_past & (ages <= 1 + 1e-6)  # the first moment of the window belongs to it
     ages = torch.where(is_visit, ages, 2.0)
-    ages, order = ages.sort(1)
+    ages, order = torch.sort(ages, 1)
     is_visit = is_visit.gather(1, order)
     amounts = amounts.gather(1, order[..., None].expand_as(amounts)) * is_visit[..., None]
     number = is_visit.sum(1).to(ages.dtype)
@@ -564,7 +564,7 @@ class CustomerForecasts:
         absent = 1 - spread.log_comes[:, len(self.learned) :].exp()  # (B, later)
         if self.heads is not None:
             absent = torch.minimum(absent, self.heads.absent(state)[:, -1:])
-        absent = absent.cummin(1).values if later else absent
+        absent = absent.cummin(1)[0] if later else absent
         chosen = [times.index(day) for day in self.days]
         spread = Distribution(*(value[:, chosen] for value in spread))
         of_amounts = forecaster.amounts(Inputs(*(value[:, chosen] for value in inputs)), spread)

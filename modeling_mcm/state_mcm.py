@@ -197,7 +197,8 @@ class CustomerState(nn.Module):
                 start += self.sizes[feature]
             return of_values.view(batch, values, *event_weights.shape[2:]).permute(0, 2, 1, 3).flatten(2)
 
-        nearest = min(range(kernels), key=lambda k: abs(float(half_lives[k]) - TASTE_HALF_LIFE))
+        days = [*self.half_lives, math.inf]
+        nearest = min(range(kernels), key=lambda k: abs(days[k] - TASTE_HALF_LIFE))
         few, many = by_value(self.few, weights), by_value(self.many, weights[..., [nearest, kernels - 1]])
         since_last, since_first = now - last, now - first
         visits = sums[1][..., -1]  # the unfaded number of visits
