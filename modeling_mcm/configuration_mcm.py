@@ -91,6 +91,15 @@ class MCMConfig(PreTrainedConfig):
         Numeric features that the state and the forecasts sum, such as the price, in the order of `event_values`.
     forecast_days (`list[float]`, *optional*):
         Horizons of the forecasts, in days. See [`~state_mcm.Forecasts`].
+    learned_days (`list[float]`, *optional*):
+        Those horizons that the log was long enough to learn. Pre-training decides it. Default: all.
+    forecast_window (`float`):
+        Number of days that the forecaster, which answers the other horizons and gives intervals, reads before the
+        moment: the length of the training period. 0: there is none. See [`~forecaster_mcm.VisitForecaster`].
+    target_features (`list[str]`, *optional*):
+        Features of whose values an event of a visit that the forecaster counts must have one. Default: the tasks.
+    target_types (`dict[str, list[int]]`, *optional*):
+        By feature, here the token type, the ids of which such an event must have one. Default: any.
     augmentation (`str`):
         Prefixes of a history that training uses, which also decides how the encoder attends. `"all_prefixes"`: all
         prefixes in one pass of a causal encoder. The others have a bidirectional encoder: `"random_prefix"` (the
@@ -136,6 +145,10 @@ class MCMConfig(PreTrainedConfig):
     taste_features: list[str] | None = None
     summed_features: list[str] = field(default_factory=list)
     forecast_days: list[float | int] = field(default_factory=lambda: [7.0, 30.0, 90.0])
+    learned_days: list[float | int] | None = None
+    forecast_window: float | int = 0.0
+    target_features: list[str] = field(default_factory=list)
+    target_types: dict[str, list[int]] = field(default_factory=dict)
     augmentation: str = "all_prefixes"
     values_digest: str | None = None
     action_outcomes: list[str] = field(default_factory=lambda: ["click", "conversion"])
@@ -181,6 +194,12 @@ class MCMConfig(PreTrainedConfig):
         """Number of label ids by task, ids 0 and 1 included."""
         sizes = dict(zip(self.features, self.vocabulary_sizes, strict=True))
         return {task: sizes[task] for task in self.tasks}
+
+    @property
+    def head_days(self) -> list[float]:
+        """Horizons of the head that was learned on the log, in ascending order."""
+        days = self.forecast_days if self.learned_days is None else self.learned_days
+        return sorted(float(day) for day in days)
 
     @property
     def counted_features(self) -> tuple[list[str], list[str]]:
@@ -233,7 +252,7 @@ class MCMConfig(PreTrainedConfig):
                 f"The tasks {missing} are no features; a task is the next value of one of {self.features}."
             )
         lists = ("input_features", "label_features", "state_features", "taste_features", "summed_features")
-        for name in (*lists, "action_features"):
+        for name in (*lists, "action_features", "target_features", "target_types"):
             if missing := [feature for feature in getattr(self, name) or [] if feature not in self.features]:
                 raise ValueError(f"`{name}` names {missing}, which are not among the features {self.features}.")
         for name in ("action_history_feature", "kind_feature"):
@@ -269,6 +288,8 @@ class MCMConfig(PreTrainedConfig):
             )
         if any(not 0 < days < float("inf") for days in self.forecast_days):
             raise ValueError(f"`forecast_days` must be positive numbers of days, got {self.forecast_days}.")
+        if not 0 <= self.forecast_window < float("inf"):
+            raise ValueError(f"`forecast_window` must be 0 or a number of days, got {self.forecast_window}.")
         if self.attention_window is not None and (self.attention_window < 1 or self.encoder_attention != "causal"):
             raise ValueError(
                 f"`attention_window` is {self.attention_window}, and must be at least 1 and of a causal encoder "

@@ -25,6 +25,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .configuration_mcm import FIRST_LABEL, MCMConfig
 from .embeddings_mcm import HeterogeneousEmbedding, MCMEmbeddings, ValueEmbedding, check_inputs, digest_bytes, grow
 from .files_mcm import check_loaded
+from .forecaster_mcm import CustomerForecasts, VisitForecaster
 from .losses_mcm import LossInParts, Objective, Targets, customers_in_parts, task_losses
 from .readout_mcm import READOUTS, ScoredRows, attention_weights
 from .sampling_mcm import TaskLabels, indices_of, joined_log_counts
@@ -43,7 +44,8 @@ class MCMModelOutput(ModelOutput):
         has `config.hidden_size` numbers: h of the last unit for a causal encoder, whose last unit has read all units,
         and the mean of h over all units for a bidirectional one.
     forecasts (`dict[str, torch.FloatTensor]`, *optional*):
-        Forecasts from `now` on by name, each of shape `(batch_size,)`. See [`~state_mcm.Forecasts`].
+        Forecasts from `now` on by name, each of shape `(batch_size,)`. See
+        [`~forecaster_mcm.CustomerForecasts`].
     unit_mask (`torch.LongTensor` of shape `(batch_size, units)`):
         1 where a unit is real, 0 on padding.
     event_embeddings (`torch.FloatTensor` of shape `(batch_size, sequence_length, hidden_size)`):
@@ -133,7 +135,7 @@ class MCMPreTrainedModel(PreTrainedModel):
                 init.zeros_(module.weight[module.padding_idx])
         elif isinstance(module, MCMEmbeddings):
             init.copy_(module.values_digest, digest_bytes(self.config.values_digest))
-        elif isinstance(module, LabelScorer | CustomerState | Forecasts):
+        elif isinstance(module, LabelScorer | CustomerState | Forecasts | VisitForecaster):
             module.reset_parameters()
         elif isinstance(module, nn.ParameterList):
             for bias in module:
@@ -229,8 +231,27 @@ class MCMModel(MCMPreTrainedModel):
         for layer in self.encoder.layer:  # without padding there is no mask, and kernels read this flag
             layer.attention.self.is_causal = config.encoder_attention == "causal"
         self.state = CustomerState(config) if config.state_size else None
-        self.forecasts = Forecasts(config) if config.state_size and config.forecast_days else None
+        self.forecasts: Forecasts | None = None  # learned on the log
+        self.forecaster: VisitForecaster | None = None  # shipped
+        if config.state_size:
+            self.make_forecasts()
         self.post_init()
+
+    def make_forecasts(self) -> None:
+        """Makes the modules that forecast, untrained, as the config says."""
+        config = self.config
+        self.forecasts = Forecasts(config) if config.head_days else None
+        self.forecaster = None
+        if config.forecast_window:
+            deciding = [config.features.index(name) for name in config.target_features or config.tasks]
+            types = {config.features.index(name): ids for name, ids in config.target_types.items()}
+            self.forecaster = VisitForecaster(1 + len(config.summed_features), deciding, types)
+            self.forecaster.requires_grad_(False)
+
+    @property
+    def customer_forecasts(self) -> CustomerForecasts:
+        """All forecasts of this checkpoint."""
+        return CustomerForecasts(self.config, self.forecasts, self.forecaster)
 
     @merge_with_config_defaults
     @capture_outputs
@@ -286,7 +307,7 @@ class MCMModel(MCMPreTrainedModel):
         if self.state is not None:
             moment = (event_times, event_values, now)
             state = self.state(self.state_counts(input_ids, attention_mask, visit_ids, *moment))
-            forecasts = None if self.forecasts is None else self.forecasts(state)
+            forecasts = self.forecast(state, input_ids, attention_mask, visit_ids, *moment)
         return MCMModelOutput(
             last_hidden_state=hidden,
             pooler_output=state,
@@ -333,6 +354,14 @@ class MCMModel(MCMPreTrainedModel):
         unfaded = len(self.state.half_lives)  # index of the number of events
         has_events = counts[:, unfaded, None] > 0
         return torch.where(has_events, counts, self.state.mean)
+
+    def forecast(self, state, input_ids, attention_mask, visit_ids, event_times, event_values, now):
+        """All forecasts; in training those of the learned head alone. `None` if there is none."""
+        if self.forecaster is None or self.training:
+            return None if self.forecasts is None else self.forecasts(state)
+        is_event = attention_mask.bool() & (torch.arange(attention_mask.shape[1], device=state.device) > 0)
+        visits = self.forecaster.read(input_ids, is_event, visit_ids, event_times, event_values)
+        return self.customer_forecasts.compute(state, visits, event_times.amax(1) if now is None else now)
 
     def _pool(self, hidden, unit_mask):
         if self.config.encoder_attention == "causal":

@@ -22,6 +22,7 @@ from .action_inputs_mcm import EncodedActions, read_actions
 from .configuration_mcm import FIRST_LABEL
 from .events_mcm import events_before, naming
 from .files_mcm import check_values
+from .forecaster_mcm import CustomerForecasts
 from .inputs_mcm import until
 from .state_mcm import MissingForecastsError
 from .times_mcm import SECONDS_PER_DAY, read_zone, to_seconds
@@ -137,7 +138,9 @@ class CustomerForecastPipeline(_CustomerPipeline):
 
     The result of a customer is a dict. For each horizon, such as 7 days, `visits_7d`, `events_7d` and `price_7d` (for
     each summed feature such as `price`) are expected numbers and sums, and `visit_probability_7d` is the probability
-    of a visit. `days_to_next_visit` is the median number of days to the next visit.
+    of a visit. `visits_7d_low80` and `visits_7d_high80` are the ends of an interval that holds 80% of such customers,
+    and so on for 95% and the other quantities. `source_7d` is `"log"` where the log was long enough to learn this
+    horizon, else `"shipped"`. `days_to_next_visit` is the median number of days to the next visit.
 
     Options:
         now (text or datetime, *optional*): moment from which the forecasts count, written as the log writes its times.
@@ -148,17 +151,22 @@ class CustomerForecastPipeline(_CustomerPipeline):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        heads = getattr(self.model, "forecasts", None)
-        if heads is None or not heads.is_trained:
+        if not self._told.are_trained:
             raise MissingForecastsError(self.model.name_or_path)
 
     def _forward(self, input_tensors: dict[str, Any], **forward_parameters: Any) -> ModelOutput:
         inputs = self.model_inputs(input_tensors, forward_parameters.get("now"))
         return ModelOutput(self.model(**inputs).forecasts)
 
-    def postprocess(self, model_outputs: ModelOutput, **postprocess_parameters: Any) -> dict[str, float]:
-        """Converts the forecasts to numbers."""
-        return {name: value[0].item() for name, value in model_outputs.items()}
+    def postprocess(self, model_outputs: ModelOutput, **postprocess_parameters: Any) -> dict[str, float | str]:
+        """Converts the forecasts to numbers, and names their sources."""
+        numbers = {name: value[0].item() for name, value in model_outputs.items()}
+        return numbers | self._told.sources
+
+    @property
+    def _told(self) -> CustomerForecasts:
+        model: Any = self.model
+        return model.customer_forecasts
 
 
 class PreferenceScoresPipeline(_CustomerPipeline):

@@ -197,7 +197,8 @@ class CustomerState(nn.Module):
                 start += self.sizes[feature]
             return of_values.view(batch, values, *event_weights.shape[2:]).permute(0, 2, 1, 3).flatten(2)
 
-        nearest = min(range(kernels), key=lambda k: abs(float(half_lives[k]) - TASTE_HALF_LIFE))
+        days = [*self.half_lives, math.inf]
+        nearest = min(range(kernels), key=lambda k: abs(days[k] - TASTE_HALF_LIFE))
         few, many = by_value(self.few, weights), by_value(self.many, weights[..., [nearest, kernels - 1]])
         since_last, since_first = now - last, now - first
         visits = sums[1][..., -1]  # the unfaded number of visits
@@ -271,7 +272,7 @@ class Forecasts(nn.Module):
 
     def __init__(self, config: MCMConfig):
         super().__init__()
-        self.days = sorted(float(day) for day in config.forecast_days)
+        self.days = config.head_days
         self.quantities = ["visits", "events", *config.summed_features]
         self.edges = interval_edges(self.days)
         self.amounts = nn.Linear(config.state_size, len(self.days) * len(self.quantities))
@@ -302,22 +303,27 @@ class Forecasts(nn.Module):
         `visit_probability_7d` is the probability of a visit. `days_to_next_visit` is the median number of days to the
         next visit, at most the longest horizon."""
         amounts = self.log_amounts(state.float()).clamp(max=30).exp().cumsum(-2)
-        absent = torch.cumsum(F.logsigmoid(-self.hazards(state.float())), -1).exp()  # (..., intervals)
+        absent = self.absent(state)
         values = []
         for index, day in enumerate(self.days):
             values += [*amounts[..., index, :].unbind(-1), 1 - absent[..., self.edges.index(day)]]
-        return dict(zip(self.names(), [*values, self._median_days(absent)], strict=True))
+        return dict(zip(self.names(), [*values, median_days(absent, self.edges)], strict=True))
 
-    def _median_days(self, absent: torch.Tensor) -> torch.Tensor:
-        """Median days to the next visit: where the share without a visit falls to a half, by linear interpolation
-        between interval edges; at most the last edge."""
-        edges = torch.tensor([0.0, *self.edges], device=absent.device)
-        shares = torch.cat([torch.ones_like(absent[..., :1]), absent], -1)
-        index = (shares > 0.5).sum(-1).clamp(max=len(self.edges))[..., None]  # the first edge at a half or less
-        high, low = shares.gather(-1, index - 1)[..., 0], shares.gather(-1, index)[..., 0]
-        start, end = edges[index[..., 0] - 1], edges[index[..., 0]]
-        part = ((high - 0.5) / (high - low).clamp(min=1e-6)).clamp(0, 1)
-        return start + part * (end - start)
+    def absent(self, state: torch.Tensor) -> torch.Tensor:
+        """Probability of no visit until the end of each interval, of shape `(..., intervals)`."""
+        return torch.cumsum(F.logsigmoid(-self.hazards(state.float())), -1).exp()
+
+
+def median_days(absent: torch.Tensor, ends: Sequence[float]) -> torch.Tensor:
+    """Median days to the next visit: where the probability of none, `absent` of shape `(..., intervals)`, falls to a
+    half, by linear interpolation between the ends of intervals; at most the last end."""
+    edges = torch.tensor([0.0, *ends], device=absent.device)
+    shares = torch.cat([torch.ones_like(absent[..., :1]), absent], -1)
+    index = (shares > 0.5).sum(-1).clamp(max=len(ends))[..., None]  # the first edge at a half or less
+    high, low = shares.gather(-1, index - 1)[..., 0], shares.gather(-1, index)[..., 0]
+    start, end = edges[index[..., 0] - 1], edges[index[..., 0]]
+    part = ((high - 0.5) / (high - low).clamp(min=1e-6)).clamp(0, 1)
+    return start + part * (end - start)
 
 
 def interval_edges(days: Sequence[float]) -> list[float]:

@@ -7,10 +7,11 @@
     mcm predict --engine spark ...                           scores as a Spark job (docs/large_logs.md)
     accelerate launch --multi_gpu --num_processes 2 training/run_predict.py ...        two processes, on CPUs too
 
-The files have one row a customer: `customer_id`, `embedding`, one column for each forecast (`visits_30d`), and for
-each task its labels, best first (`TASK`), with their probabilities among the task's labels (`TASK_scores`). The model
-reads the whole history, or its latest events where it is longer than the model's window. With --now it reads the
-history up to that time. A raw log is read with the checkpoint's vocabularies.
+The files have one row a customer: `customer_id`, `embedding`, one column for each forecast (`visits_30d`), for each
+end of its intervals (`visits_30d_low80`) and for the source of each horizon (`source_30d`), and for each task its
+labels, best first (`TASK`), with their probabilities among the task's labels (`TASK_scores`). The model reads the
+whole history, or its latest events where it is longer than the model's window. With --now it reads the history up to
+that time. A raw log is read with the checkpoint's vocabularies.
 
 A file holds --rows_per_file customers and appears when it is complete. After an interruption the same command writes
 only the files that are missing, in any number of processes, and the result has the same bytes. Memory holds the
@@ -145,8 +146,8 @@ def run(options: PredictionOptions, engine: EngineOptions) -> str:
             contents["now"] = to_seconds(options.now, read_zone(extractor.time_zone))
     model_class = MCMForMultiTaskRecommendation if contents["tasks"] else MCMModel
     model = read_checkpoint(model_class, options.model)
-    heads = cast(MCMModel, model.base_model).forecasts
-    contents["forecasts"] = heads.names() if options.forecasts and heads is not None and heads.is_trained else []
+    told = cast(MCMModel, model.base_model).customer_forecasts
+    contents["forecasts"] = told.names() if options.forecasts and told.are_trained else []
     sequences = {name: tuple(contents[name]) for name in ("tasks", "forecasts")}
     job = ScoringJob(options.model, data, str(folder), **contents | sequences)
     digest = model_digest(model)

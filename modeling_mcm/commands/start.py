@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fits a model without an encoder in a minute or two: `mcm pretrain --encoder none`, with the same options.
 
-    mcm start --data data/prepared --output_dir runs/start
+mcm start --data data/prepared --output_dir runs/start
 """
 
 import sys

@@ -162,18 +162,18 @@ class LiveCustomer:
         with torch.inference_mode():
             return self.model.model(**self._inputs(moment)).pooler_output[0].float().cpu().numpy()
 
-    def forecast(self, now: Any = None) -> dict[str, float]:
+    def forecast(self, now: Any = None) -> dict[str, float | str]:
         """Forecasts from `now` on by name, as [`CustomerForecastPipeline`] returns them. Raises
         [`MissingForecastsError`], a `ValueError`, if the checkpoint has no trained forecasts."""
-        moment, heads = self._moment(now), self.model.model.forecasts
-        if heads is None or not heads.is_trained:
+        moment, told = self._moment(now), self.model.model.customer_forecasts
+        if not told.are_trained:
             raise MissingForecastsError(self.model.name_or_path)
         if self._window is not None:
             forecasts = self._window.state().forecast(self._window.reader, self._window.days(moment))
         else:
             with torch.inference_mode():
                 forecasts = cast(dict[str, torch.Tensor], self.model.model(**self._inputs(moment)).forecasts)
-        return {name: value.item() for name, value in forecasts.items()}
+        return {name: value.item() for name, value in forecasts.items()} | told.sources
 
     def explain(self, task: str, label: Any = None, now: Any = None) -> Explanation:
         """Explains the score of a label (a value of the task's feature; default: the one with the highest score) by

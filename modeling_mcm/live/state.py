@@ -205,5 +205,8 @@ class LiveState:
     @torch.inference_mode()
     def forecast(self, reader: Reader, now: float | None = None) -> dict[str, torch.Tensor]:
         """Forecasts by name, each of shape `()`, from `now` on as in `embedding`; empty without trained forecasts."""
-        forecasts = reader.model.model.forecasts
-        return forecasts(self.embedding(reader, now)) if forecasts is not None and forecasts.is_trained else {}
+        forecasts = reader.model.model.customer_forecasts
+        if not forecasts.are_trained:
+            return {}
+        told = reader.model.model.forecast(self.embedding(reader, now)[None], **self.inputs(now))
+        return {name: value[0] for name, value in told.items()}

@@ -117,13 +117,21 @@ class Page:
         return sentence, pd.DataFrame(rows, columns=["time", "events", "visit", "points without it", "what"]), visits
 
     def forecast(self, customer_id: str) -> list[list[str]]:
-        """Lists the checkpoint's forecasts; none if it has no forecasts."""
+        """Lists the checkpoint's forecasts, with their intervals of 80%; none if it has no forecasts."""
         try:
             result = self.histories.household(customer_id).live.forecast(self.histories.cutoff)
         except MissingForecastsError:
             return []
-        texts = {name: percent(value) if "probability" in name else f"{value:,.1f}" for name, value in result.items()}
-        return [[name.replace("_", " "), text] for name, text in texts.items()]
+        rows = []
+        for name, value in result.items():
+            if isinstance(value, str) or "_low" in name or "_high" in name:
+                continue
+            text = percent(value) if "probability" in name else f"{value:,.1f}"
+            if f"{name}_low80" in result:
+                low, high = (float(result[f"{name}_{end}80"]) for end in ("low", "high"))
+                text += f" ({low:,.0f} to {high:,.0f})"
+            rows.append([name.replace("_", " "), text])
+        return rows
 
     def alike(self, customer_id: str) -> list[tuple[str, str]]:
         """Lists similar customers as (text, id), with what is expected of each."""

@@ -131,8 +131,9 @@ class Scorer:
     def score(self, rows: list[dict[str, Any]], progress: Callable[[int], Any] = bool) -> pa.Table:
         """Scores some customers. Customers of similar length share a batch. Returns `pyarrow.Table`: one row per
         customer, in the order of `rows`: `customer_id`; optionally `embedding`, a list of float32; a float32 column
-        per forecast; and by task its best labels, a list of text in the column `<task>`, with their probabilities, a
-        list of float32 in `<task>_scores`. Raises `ValueError` if the model gives NaN or infinite numbers."""
+        per forecast, and a column of text per horizon with its source; and by task its best labels, a list of text in
+        the column `<task>`, with their probabilities, a list of float32 in `<task>_scores`. Raises `ValueError` if the
+        model gives NaN or infinite numbers."""
         number = len(rows)
         embeddings = np.zeros((number, self.model.config.embedding_size), np.float32)
         forecasts = np.zeros((number, len(self.job.forecasts)), np.float32)
@@ -161,6 +162,8 @@ class Scorer:
             columns[EMBEDDING] = _lists(pa.array(embeddings.reshape(-1)), number)
         for column, name in enumerate(self.job.forecasts):
             columns[name] = pa.array(forecasts[:, column])
+        sources = self.model.base_model.customer_forecasts.sources if self.job.forecasts else {}
+        columns |= {name: pa.array([source] * number).dictionary_encode() for name, source in sources.items()}
         for task in self.job.tasks:
             columns[task] = _lists(self.values[task].take(pa.array(labels[task].reshape(-1))), number)
             columns[task + SCORES] = _lists(pa.array(scores[task].reshape(-1)), number)

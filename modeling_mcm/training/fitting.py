@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is fitted outside of the Trainer's steps: the labels' usual values before them, the customer state after."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from modeling_mcm.configuration_mcm import FIRST_LABEL, MCMConfig
 from modeling_mcm.data import PreparedData
 from modeling_mcm.data.collator import PreparedRows
 from modeling_mcm.data.dataset import POPULARITY_FILE
+from modeling_mcm.forecaster_mcm import LONGEST_RATIO
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.training.moments import train_state
 
@@ -94,11 +96,21 @@ def learn_state(model: MCMForMultiTaskRecommendation, data: PreparedData, seed: 
     requested = sorted(model.config.forecast_days)
     losses = train_state(model.model, data.extractor, PreparedRows(rows, several, ends[several]), cutoff, seed)
     words = ", ".join(f"{name} {value:.3f}" for name, value in losses.items())
-    learned = model.config.forecast_days = model.model.config.forecast_days
-    days = ", ".join(f"{day:g}" for day in learned) or "no"
-    logger.warning(f"The customer state is trained. Losses: {words}. It has forecasts for {days} days.")
-    if missed := [f"{day:g}" for day in requested if day not in learned]:
+    config, told = model.config, model.model.customer_forecasts
+    for name in ("forecast_days", "learned_days", "forecast_window", "target_features", "target_types"):
+        setattr(config, name, getattr(model.model.config, name))
+    logger.warning(f"The customer state is trained. Losses: {words}. It has forecasts for {_days(config.head_days)}.")
+    if shipped := [day for day in told.days if day not in config.head_days]:
         logger.warning(
-            f"There are no forecasts for {', '.join(missed)} days, because the training period is too short. Choose a "
-            "later validation cutoff, or shorter horizons (--config_overrides 'forecast_days=[7,30]')."
+            f"The training period is too short to learn {_days(shipped)}: the shipped forecaster answers there."
         )
+    if missed := [day for day in requested if day not in told.days]:
+        logger.warning(
+            f"There are no forecasts for {_days(missed)}, because the shipped forecaster goes up to "
+            f"{LONGEST_RATIO:g} times the training period, {config.forecast_window:.0f} days. Choose a later "
+            "validation cutoff, or shorter horizons (--config_overrides 'forecast_days=[7,30]')."
+        )
+
+
+def _days(days: Sequence[float]) -> str:
+    return f"{', '.join(f'{day:g}' for day in days) or 'no'} days"

@@ -8,7 +8,8 @@ follow, and the counts that the state was computed from. After training only the
 Nothing after the validation cutoff is read, and a horizon that ends after it is no target.
 
 At the end the forecasts are fitted again on fixed states, with a penalty, because heads that were trained together
-with the state overfit the training customers. A horizon that too few moments observe has no forecasts.
+with the state overfit the training customers. A horizon that too few moments observe is left to the forecaster that
+ships with the package, which is told the statistics of the shop.
 
 Shapes: B customers, M moments a customer, R = B M moments, D horizons, Q quantities, I intervals of hazards.
 """
@@ -25,13 +26,16 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers.utils import logging
 
+from modeling_mcm.configuration_mcm import FIRST_VALUE_ID
 from modeling_mcm.data.cases import deciding_tasks
 from modeling_mcm.data.collator import LengthGroupedSampler
 from modeling_mcm.events_mcm import select_events
+from modeling_mcm.forecaster_mcm import VisitForecaster, shop_statistics
 from modeling_mcm.modeling_mcm import MCMModel
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.state_mcm import GAPS, CustomerState, Forecasts
 from modeling_mcm.times_mcm import SECONDS_PER_DAY
+from modeling_mcm.training.forecaster import load_weights
 
 MOMENTS, BATCH = 16, 32  # moments of a customer, and customers of a step
 PASSES, LEAST_STEPS, MOST_STEPS = 4, 40, 1500  # passes over all customers, within these numbers of steps
@@ -44,6 +48,8 @@ FORECAST_CUSTOMERS, FORECAST_MOMENTS, PENALTY = 2048, 4, 1e-2  # of the last fit
 # Days of the moments of that fit, as a multiple of the longest horizon, and the least share of them that sees its end.
 # A quarter of so many days does; more days would be older, and a shop's level moves on.
 FORECAST_WINDOW, LEAST_OBSERVED = 4 / 3, 1 / 8
+SHOP_CUSTOMERS = 2048  # customers whose visits describe the shop
+EARLIEST = 1e-3  # share of the visits before the window, which begins there: a wrong date must not stretch it
 NO_VISIT = 2**62  # seconds: the time of a next visit that did not come
 
 
@@ -66,7 +72,7 @@ class MomentSampler:
         config = model.config
         self.state, self.extractor, self.cutoff = cast(CustomerState, model.state), extractor, cutoff
         self.read, self.sums = config.input_features, config.summed_features
-        self.days = sorted(float(day) for day in config.forecast_days)
+        self.days = config.head_days
         self.middle = len(self.days) // 2  # the horizon for sets of labels
         self.generator = np.random.default_rng(seed)
         token = extractor.token_type_feature
@@ -219,10 +225,12 @@ def train_state(
         torch.manual_seed(seed)
         batches = _batches(rows, BATCH, seed)
         customers = [next(batches) for _ in range(math.ceil(min(len(rows), STANDARD_CUSTOMERS) / BATCH))]
-        config, sampler = model.config, MomentSampler(model, extractor, cutoff, seed)
+        config = model.config
+        config.learned_days, config.forecast_window = None, 0.0
+        sampler = MomentSampler(model, extractor, cutoff, seed)
         _standardise(state, (sampler.draw(batch, MOMENTS) for batch in customers))
-        config.forecast_days = sampler.observed_horizons([row for batch in customers for row in batch])
-        model.forecasts = Forecasts(config) if config.forecast_days else None
+        config.learned_days = sampler.observed_horizons([row for batch in customers for row in batch])
+        describe_shop(model, extractor, rows, cutoff, seed)
         losses = _train(model, MomentSampler(model, extractor, cutoff, seed), batches, len(rows))
         moments = _late_moments(model, MomentSampler(model, extractor, cutoff, seed + 1), rows, seed)
         moments.counts = state.shrink_directions(moments.counts)
@@ -230,6 +238,45 @@ def train_state(
             _learn_forecasts(model.forecasts, moments)
     cast(nn.Module, model).to(device)
     return losses
+
+
+def describe_shop(
+    model: MCMModel, extractor: MCMFeatureExtractor, rows: Any, cutoff: float | None, seed: int = 0
+) -> None:
+    """Makes the modules that forecast: a head for the horizons that the log allows, and the shipped forecaster with
+    the statistics of the shop in the training period. A log without times, or with less than a day of visits, has no
+    forecaster. Horizons that neither answers are left out of the config."""
+    config = model.config
+    token = extractor.token_type_feature
+    config.target_features = deciding_tasks(config.tasks, token)
+    known = extractor.vocabularies[token]
+    named = [known.index(name) + FIRST_VALUE_ID for name in extractor.target_token_types if name in known]
+    config.target_types = {token: named} if named else {}
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(rows))[:SHOP_CUSTOMERS]).tolist()
+    longest = extractor.max_events - 1
+    histories = [_before(row, longest) for row in rows.__getitems__(chosen)]
+    batch = extractor.pad([extractor.readable(history, config.input_features) for history in histories])
+    is_event = batch["attention_mask"].bool()
+    is_event[:, 0] = False
+    config.forecast_window = 1.0  # so that there is a forecaster, which reads visits; its length follows
+    model.make_forecasts()
+    forecaster = cast(VisitForecaster, model.forecaster)
+    names = ("visit_ids", "event_times", "event_values")
+    visits = forecaster.read(batch["input_ids"], is_event, *(batch.get(name) for name in names))  # type: ignore[arg-type]
+    starts = torch.tensor([float(history["times"][0]) / SECONDS_PER_DAY for history in histories], dtype=torch.float64)
+    days = (visits.times.double() + starts[:, None])[visits.is_visit]
+    window = 0.0
+    if len(days) and extractor.order is None:
+        end = float(days.max()) if cutoff is None else cutoff / SECONDS_PER_DAY
+        window = end - float(days.sort().values[int(EARLIEST * len(days))])
+    if window < 1:
+        config.forecast_window, config.forecast_days = 0.0, config.head_days
+        model.make_forecasts()
+        return
+    load_weights(forecaster)
+    forecaster.set_shop(window, shop_statistics(visits, (end - starts).float(), window))
+    config.forecast_window = window
+    config.forecast_days = model.customer_forecasts.days
 
 
 def _batches(rows: Any, size: int, seed: int) -> Iterator[list[dict[str, Any]]]:
@@ -309,7 +356,7 @@ def _train(
 
 def _late_moments(model: MCMModel, sampler: MomentSampler, rows: Any, seed: int) -> Moments:
     """Draws moments of the last days, `FORECAST_WINDOW` times the longest horizon, with states in place of counts."""
-    state, days = cast(CustomerState, model.state), model.config.forecast_days
+    state, days = cast(CustomerState, model.state), model.config.head_days
     last_days = FORECAST_WINDOW * max(days) if days else None
     batches, samples = _batches(rows, BATCH, seed + 1), []
     for _ in range(math.ceil(min(len(rows), FORECAST_CUSTOMERS) / BATCH)):

@@ -49,8 +49,12 @@ def test_every_customer_gets_what_the_pipelines_give(trained, prepared, event_lo
         np.testing.assert_allclose(scores["embedding"][name], embed(customer, now=now), atol=1e-5)
         told = forecast(customer, now=now)
         assert {"visits_7d", "events_30d", "a.b_90d", "visit_probability_7d", "days_to_next_visit"} <= set(told)
+        assert {"visits_7d_low80", "events_30d_high95", "a.b_90d_high80", "source_90d"} <= set(told)
         for column, value in told.items():
-            np.testing.assert_allclose(scores[column][name], value, rtol=1e-4)
+            if column.startswith("source_"):
+                assert scores[column][name] == value == "log"
+            else:
+                np.testing.assert_allclose(scores[column][name], value, rtol=1e-4)
     assert forecast(customer, now="2018-03-01") != told  # months without a visit have passed
 
 

@@ -54,7 +54,7 @@ def test_only_the_package_is_installed_and_it_is_whole(tmp_path):
     subprocess.run(command, cwd=source, check=True, capture_output=True)
     assert [path.name for path in built.iterdir()] == ["modeling_mcm"]
     installed = {path.relative_to(built) for path in built.rglob("*") if path.is_file()}
-    kinds = ("*.py", "*.jinja", "*.yaml", "py.typed")
+    kinds = ("*.py", "*.jinja", "*.yaml", "*.safetensors", "py.typed")
     assert installed == {path.relative_to(ROOT) for kind in kinds for path in PACKAGE.rglob(kind)}
 
 

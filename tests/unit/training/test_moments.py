@@ -212,14 +212,42 @@ def test_the_same_seed_gives_the_same_state(extractor, rows, trained, seed):
     assert torch.equal(model.state.direct.weight, trained[0].state.direct.weight) == (seed == 0)
 
 
-@pytest.mark.parametrize(("days", "learned"), [([7, 3650], [7]), ([3650], None)])
+@pytest.mark.parametrize(("days", "learned"), [([7, 365, 3650], [7]), ([365], [])])
 def test_a_horizon_longer_than_the_training_period_is_not_learned(extractor, rows, tmp_path, days, learned):
+    """The shipped forecaster answers it, up to twice the period; longer ones are left out."""
     model = make_model(extractor, forecast_days=days)
     train_state(model, extractor, rows, CUTOFF)
     model.save_pretrained(tmp_path)
     loaded = MCMModel.from_pretrained(tmp_path)
-    assert (loaded.forecasts and loaded.config.forecast_days) == learned
-    assert learned is None or "visits_3650d" not in loaded.forecasts.names()
+    assert loaded.config.head_days == learned and (loaded.forecasts is None) == (not learned)
+    assert loaded.customer_forecasts.days == loaded.config.forecast_days == [*learned, 365]
+    assert loaded.customer_forecasts.sources["source_365d"] == "shipped"
+    assert 250 < loaded.forecaster.window < 280  # from the first visits of 2017 to the cutoff
+
+
+def test_the_shop_is_described_by_its_target_visits(extractor, rows, trained):
+    """Views are none; the statistics are those of the visits that a moment's targets count."""
+    model, _ = trained
+    purchase = extractor.vocabularies["type"].index("buy") + 2
+    assert model.config.target_types == {"type": [purchase]}
+    per_customer = [len(np.unique(row["visits"][_read(row, extractor)][_bought(row, extractor)])) for row in rows]
+    repeats = np.mean([number - 1 for number in per_customer if number])
+    torch.testing.assert_close(model.forecaster.statistics[2].expm1().item(), repeats, rtol=0.01, atol=0.0)
+
+
+def _read(row, extractor):
+    return slice(max(0, row["validation_end"] - extractor.max_events + 1), row["validation_end"])
+
+
+def _bought(row, extractor):
+    return row["task_items"][_read(row, extractor)] > 0
+
+
+def test_a_log_without_times_has_the_learned_head_alone(extractor, rows):
+    model = make_model(extractor, forecast_days=[7, 365])
+    extractor.order = "place"
+    train_state(model, extractor, rows, CUTOFF)
+    assert model.forecaster is None and model.config.forecast_days == [7]
 
 
 def test_where_last_visits_are_held_out_each_customer_has_an_end(extractor, rows):

@@ -1,0 +1,600 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Forecasts for any horizon with intervals, by a small network that was trained on synthetic shops.
+
+The network reads the visits of the last `window` days before the prediction time, and statistics of the shop. All
+times are divided by the window, and amounts by the shop's mean amount of a visit, so it needs no training on a log:
+training on a log only fills in the window and the statistics of the shop, from the training period. The weights ship
+with the package (`forecaster.safetensors`; `training/run_pretrain_forecaster.py` makes them).
+
+Shapes: B customers, P places for visits, Q amounts (events and summed features), C shop statistics, D horizons.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import initialization as init
+
+from .configuration_mcm import MCMConfig
+from .state_mcm import CHANCE, NEXT_VISIT, Forecasts, interval_edges, median_days
+
+LOG, SHIPPED = "log", "shipped"  # sources of a forecast: learned on the log, or by the network that ships
+LONGEST_RATIO = 2.0  # the longest horizon that is told, as a multiple of the window
+TRAINED_RATIO = 2.2  # the longest horizon of training, as a multiple of the window
+LEVELS = (80, 95)  # of the intervals, in percent
+HALF_LIVES = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)  # of the fading counts, as shares of the window
+BACK_TESTS = (0.3, 0.5, 0.75)  # shares of the window after which the shop's own past is tested
+BINS = 8  # of the profiles of visits and of first visits over the window
+GRID = 128  # points on which the distribution of the number of visits is computed
+VISIT_HIDDEN, AMOUNT_HIDDEN = 104, 60
+LEAST_AMOUNT = 0.02  # added to amounts, in means of a visit, before the logarithm
+LEAST = 1e-3  # a thousandth of the window
+
+
+class Visits(NamedTuple):
+    """The visits of some customers. Places may be empty, and need not be in the order of time."""
+
+    times: torch.Tensor  # (B, P): days
+    is_visit: torch.Tensor  # (B, P): whether a place holds a visit
+    amounts: torch.Tensor  # (B, P, Q): amounts of each visit, such as its number of events and its sum of prices
+
+
+class Distribution(NamedTuple):
+    """Parameters of the number of visits in a horizon: 0 with probability `never`, else negative binomial with mean
+    `mean` and variance `mean + mean^2 / size`. All of shape `(...)`."""
+
+    log_mean: torch.Tensor
+    log_size: torch.Tensor
+    never: torch.Tensor  # logit
+
+    @property
+    def expected(self) -> torch.Tensor:
+        """The expected number of visits."""
+        return torch.sigmoid(-self.never) * self.log_mean.exp()
+
+    def log_probability(self, number: torch.Tensor) -> torch.Tensor:
+        """Logarithm of the probability of numbers of visits."""
+        size, log_total = self.log_size.exp(), torch.logaddexp(self.log_size, self.log_mean)
+        ways = torch.lgamma(size + number) - torch.lgamma(size) - torch.lgamma(number + 1)
+        plain = ways + size * (self.log_size - log_total) + number * (self.log_mean - log_total)
+        plain = plain + F.logsigmoid(-self.never)
+        return torch.where(number == 0, torch.logaddexp(F.logsigmoid(self.never), plain), plain)
+
+    @property
+    def log_comes(self) -> torch.Tensor:
+        """Logarithm of the probability of a visit."""
+        none = self.log_probability(torch.zeros_like(self.log_mean)).clamp(max=-1e-7)
+        return torch.log(-torch.expm1(none))
+
+    def intervals(self) -> torch.Tensor:
+        """Lowest and highest number of each of `LEVELS`, of shape `(..., levels, 2)`.
+
+        An interval holds as nearly as whole numbers can the share of its level. Below it lies at most half of the
+        rest; where 0 is likelier than that, the interval begins at 0 and all of the rest lies above it.
+        """
+        mean, size = self.log_mean.exp(), self.log_size.exp()
+        step = ((mean + 6 * (mean + mean.square() / size).sqrt()) / GRID).clamp(min=1).ceil()  # 1 for most customers
+        points = torch.arange(GRID, dtype=mean.dtype, device=mean.device) * step[..., None]
+        spread = Distribution(*(value[..., None] for value in self))
+        shares = spread.log_probability(points).exp() * torch.where(points > 0, step[..., None], 1.0)
+        cumulative = shares.cumsum(-1) / shares.sum(-1, keepdim=True).clamp(min=1e-30)
+        bounds = []
+        for level in LEVELS:
+            rest = 1 - level / 100
+            low = (cumulative <= rest / 2).sum(-1, keepdim=True).clamp(max=GRID - 1)
+            below = F.pad(cumulative, (1, 0)).gather(-1, low)
+            differs = (cumulative - below - level / 100).abs() + 2.0 * (points < points.gather(-1, low))
+            high = differs.argmin(-1, keepdim=True)
+            bounds.append(torch.cat([points.gather(-1, low), points.gather(-1, high)], -1))
+        return torch.stack(bounds, -2)
+
+
+class _Seen(NamedTuple):
+    """What is counted of each customer's visits of the window; times are ages, as shares of the window."""
+
+    ages: torch.Tensor  # (B, P): ascending; an empty place has the age of the first visit
+    is_visit: torch.Tensor  # (B, P): in the same order
+    amounts: torch.Tensor  # (B, P, Q): in the same order
+    number: torch.Tensor  # (B,): visits
+    first: torch.Tensor  # (B,): age of the first visit
+    last: torch.Tensor  # (B,): age of the last visit
+    mean_gap: torch.Tensor  # (B,)
+    longest_gap: torch.Tensor  # (B,)
+    spread: torch.Tensor  # (B,): coefficient of variation of the gaps; 1 where there are fewer than two
+
+
+def _see(visits: Visits, now: torch.Tensor, window: torch.Tensor | float) -> _Seen:
+    """Selects the visits of the window before `now`, of shape `(B,)`. A silence longer than the window counts as one
+    of its length."""
+    times, amounts = F.pad(visits.times, (0, 1)), F.pad(visits.amounts, (0, 0, 0, 1))  # there may be no place at all
+    is_past = F.pad(visits.is_visit, (0, 1)) & (times <= now[:, None])
+    latest = torch.where(is_past, times, -math.inf).amax(1)
+    now = torch.minimum(now, torch.where(latest > -math.inf, latest, now) + 0.999 * window)
+    ages = (now[:, None] - times) / window
+    is_visit = is_past & (ages <= 1 + 1e-6)  # the first moment of the window belongs to it
+    ages = torch.where(is_visit, ages, 2.0)
+    ages, order = torch.sort(ages, 1)
+    is_visit = is_visit.gather(1, order)
+    amounts = amounts.gather(1, order[..., None].expand_as(amounts)) * is_visit[..., None]
+    number = is_visit.sum(1).to(ages.dtype)
+    last = torch.where(number > 0, ages[:, 0].clamp(max=1), 1.0)
+    first = torch.where(is_visit, ages, 0.0).amax(1)
+    first = torch.where(number > 0, first, 1.0)
+    ages = torch.where(is_visit, ages, first[:, None])
+    gaps = ages.diff(dim=1)
+    repeats = (number - 1).clamp(min=0)
+    mean_gap = (first - last) / repeats.clamp(min=1)
+    longest = F.pad(gaps, (1, 0)).amax(1)
+    variance = gaps.square().sum(1) / repeats.clamp(min=1) - mean_gap.square()
+    spread = variance.clamp(min=0).sqrt() / mean_gap.clamp(min=1e-6)
+    spread = torch.where(repeats >= 2, spread, 1.0)
+    return _Seen(ages, is_visit, amounts, number, first, last, mean_gap, longest, spread)
+
+
+def _rate(seen: _Seen, mean_rate: torch.Tensor) -> torch.Tensor:
+    """Visits a window of each customer, smoothed by the shop's mean rate."""
+    return (seen.number - 1).clamp(min=0).add(1) / (seen.first + 1 / mean_rate)
+
+
+def _customer_numbers(seen: _Seen, mean_rate: torch.Tensor) -> torch.Tensor:
+    """What is known of each customer, of shape `(B, numbers)`, whatever the horizon."""
+    repeats, first, last = (seen.number - 1).clamp(min=0), seen.first.clamp(min=1e-4), seen.last
+    half_lives = torch.tensor(HALF_LIVES, device=first.device)
+    kept = seen.is_visit.to(first.dtype)
+    faded = (torch.exp2(-seen.ages[..., None] / half_lives) * kept[..., None]).sum(1)  # (B, half-lives)
+    exposure = half_lives / math.log(2) * (1 - torch.exp2(-first[:, None] / half_lives))
+    gaps, is_gap = seen.ages.diff(dim=1), kept[:, 1:]
+    longer = (((gaps > last[:, None]) * is_gap).sum(1) + 0.5) / (repeats + 1)
+    latest = F.pad(gaps, (0, 1))[:, 0]
+    log_gaps = (gaps + LEAST).log() * is_gap
+    mean_log = log_gaps.sum(1) / repeats.clamp(min=1)
+    bent = (((log_gaps - mean_log[:, None]) * is_gap).square().sum(1) / repeats.clamp(min=1)).sqrt()
+    several, mean_gap = (repeats > 1).to(first.dtype), seen.mean_gap
+    return torch.cat(
+        [
+            torch.stack(
+                [
+                    repeats.log1p(),
+                    (repeats / first).log1p(),
+                    _rate(seen, mean_rate).log(),
+                    last,
+                    first,
+                    last / first,
+                    (last + LEAST).log(),
+                    (mean_gap + 0.01).log(),
+                    seen.spread.clamp(max=8),
+                    bent,
+                    (seen.longest_gap / mean_gap.clamp(min=LEAST)).log1p() * several,
+                    (latest / mean_gap.clamp(min=LEAST)).log1p() * several,
+                    (repeats * last / (first - last).clamp(min=LEAST)).log1p(),
+                    (last / seen.longest_gap.clamp(min=LEAST)).log1p() * (repeats > 0),
+                    longer.log(),
+                    ((seen.ages < first[:, None] / 2) * kept).sum(1).log1p(),
+                    ((seen.ages < 0.25) * kept).sum(1).log1p(),
+                    (repeats == 0).to(first.dtype),
+                ],
+                1,
+            ),
+            faded.log1p(),
+            (faded / exposure.clamp(min=1e-4)).log1p(),
+        ],
+        1,
+    )
+
+
+def _back_test(seen: _Seen, share: float) -> list[torch.Tensor]:
+    """How customers who were seen in the first `share` of the window behaved in the rest of it: their visits beside
+    their rate before, and how many came, of all and by what was known of them; smoothed where they are few."""
+    kept = seen.is_visit.to(seen.ages.dtype)
+    is_before = (seen.ages > 1 - share) * kept
+    before, after = is_before.sum(1), ((seen.ages <= 1 - share) * kept).sum(1)
+    is_seen = (before > 0).to(kept.dtype)
+    exposure = (seen.first - (1 - share)).clamp(min=0)
+    silence = torch.where(is_before > 0, seen.ages, math.inf).amin(1).clamp(max=1) - (1 - share)
+    repeats = (before - 1).clamp(min=0)
+    mean = repeats.sum().clamp(min=0.5) / (exposure * is_seen).sum().clamp(min=1e-3)
+    usual = (repeats + 1) / (exposure + 1 / mean) * (1 - share)
+    comes, late = (after > 0).to(kept.dtype), silence / exposure.clamp(min=1e-4) > 0.4
+    overall = ((comes * is_seen).sum() + 1) / (is_seen.sum() + 2)
+    numbers = [((after * is_seen).sum() + 3).log() - ((usual * is_seen).sum() + 3).log(), overall]
+    heavy = before * is_seen
+    numbers.append(((after * heavy).sum() + 3).log() - ((usual * heavy).sum() + 3).log())
+    some = repeats > 0
+    groups = (~some, some & (repeats <= 2), (repeats > 2) & (repeats <= 7), repeats > 7, some & late, some & ~late)
+    for group in groups:
+        member = is_seen * group
+        numbers.append(((after * member).sum() + 3).log() - ((usual * member).sum() + 3).log())
+        numbers.append(((comes * member).sum() + 3 * overall) / (member.sum() + 3))
+    return numbers
+
+
+class ShopStatistics(NamedTuple):
+    """Statistics of a shop, computed from the visits of its customers."""
+
+    visits: torch.Tensor  # (C,): statistics of the times of visits
+    mean_rate: torch.Tensor  # (): repeat visits of a customer in a window
+    amounts: torch.Tensor  # (Q, 4): of each amount; see `_amount_statistics`
+
+
+@torch.no_grad()
+def shop_statistics(visits: Visits, now: torch.Tensor, window: float) -> ShopStatistics:
+    """Computes the statistics of a shop from its customers' visits in the window before `now`, of shape `(B,)`.
+    Customers without a visit in the window do not count."""
+    seen = _see(visits, now, window)
+    is_known = seen.number > 0
+    if not bool(is_known.any()):
+        raise ValueError("No customer has a visit in the training period, so there is nothing to forecast from.")
+    seen = _Seen(*(value[is_known] for value in seen))
+    kept, repeats = seen.is_visit.to(seen.ages.dtype), seen.number - 1
+    mean_rate = repeats.sum().clamp(min=0.5) / seen.first.sum().clamp(min=1e-3)
+    log_rate = _rate(seen, mean_rate).log()
+    centred = log_rate - log_rate.mean()
+    spread = centred.square().mean().sqrt().clamp(min=1e-3)
+    places = ((1 - seen.ages) * BINS).long().clamp(0, BINS - 1)
+    profile = torch.zeros(BINS).scatter_add(0, places.flatten(), kept.flatten()) + 1
+    arrivals = torch.bincount(((1 - seen.first) * BINS).long().clamp(0, BINS - 1), minlength=BINS) / len(log_rate)
+    several = (repeats >= 3).to(kept.dtype)
+    weight = several / (several.sum() + 1)
+    gap = seen.mean_gap.clamp(min=1e-4)
+    dispersion = (repeats.var(correction=0) / repeats.mean().clamp(min=1e-3)).log1p()
+    numbers = [
+        torch.tensor(float(window)).log(),
+        (repeats == 0).to(kept.dtype).mean(),
+        repeats.mean().log1p(),
+        mean_rate.log(),
+        spread,
+        (centred / spread).pow(3).mean(),
+        dispersion,
+        *(profile / profile.mean()).log(),
+        *arrivals,
+        *((((seen.ages < share) * kept).sum(1) > 0).float().mean() for share in (0.05, 0.1, 0.25)),
+        seen.last.mean(),
+        seen.last.median(),
+        several.mean(),
+        (seen.spread * weight).sum() + 1 / (several.sum() + 1),
+        ((seen.longest_gap / gap).sqrt() * weight).sum() + 2 / (several.sum() + 1),
+        ((seen.last / gap > 3) * weight).sum() + 0.3 / (several.sum() + 1),
+        *(number for share in BACK_TESTS for number in _back_test(seen, share)),
+    ]
+    amounts = torch.stack([_amount_statistics(seen, column, log_rate) for column in seen.amounts.unbind(-1)])
+    return ShopStatistics(torch.stack([number.float() for number in numbers]), mean_rate, amounts)
+
+
+def _amount_statistics(seen: _Seen, amounts: torch.Tensor, log_rate: torch.Tensor) -> torch.Tensor:
+    """Of one amount `(B, P)`: its mean in a visit; the standard deviations of its logarithm within and between
+    customers; and the correlation of a customer's mean logarithm with the logarithm of the rate."""
+    kept = seen.is_visit.to(amounts.dtype)
+    mean = (amounts.clamp(min=0) * kept).sum() / kept.sum()
+    mean = torch.where(mean > 0, mean, 1.0)
+    logs = (amounts.clamp(min=0) / mean + LEAST_AMOUNT).log() * kept
+    customer = logs.sum(1) / seen.number
+    within = (((logs - customer[:, None]) * kept).square().sum() + 0.1) / (kept.sum() - len(kept) + 1)
+    between = (customer.var(correction=0) - (within / seen.number).mean()).clamp(min=1e-3)
+    centred = [each - each.mean() for each in (customer, log_rate)]
+    scale = centred[0].square().mean().sqrt() * centred[1].square().mean().sqrt()
+    return torch.stack([mean, within.sqrt(), between.sqrt(), (centred[0] * centred[1]).mean() / (scale + 1e-6)])
+
+
+def _amount_numbers(seen: _Seen, statistics: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What is known of each customer's amounts, in means of a visit: of shape `(B, Q, numbers)`; and the logarithm of
+    the customer's mean amount, smoothed by the shop's, of shape `(B, Q)`."""
+    mean, within, between, related = statistics.unbind(-1)
+    kept, number = seen.is_visit.to(mean.dtype)[..., None], seen.number[:, None]
+    amounts = seen.amounts.clamp(min=0) / mean
+    prior = within.square() / between.square()
+    smoothed = ((amounts.sum(1) + prior) / (number + prior)).log()
+    logs = (amounts + LEAST_AMOUNT).log() * kept
+    customer = logs.sum(1) / number.clamp(min=1)
+    faded = (amounts * torch.exp2(-4 * seen.ages)[..., None] * kept).sum(1)
+    own = [smoothed, customer, logs[:, 0], faded.log1p(), prior.log().expand_as(customer)]
+    own += [value.expand_as(customer) for value in (within, between, related)]
+    return torch.stack(own, -1), smoothed
+
+
+class _Range(nn.Module):
+    """Standardises inputs, and clips them to the range that training had."""
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.mean, self.spread = nn.Buffer(torch.zeros(size)), nn.Buffer(torch.ones(size))
+        self.low, self.high = nn.Buffer(torch.zeros(size)), nn.Buffer(torch.zeros(size))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Of shape `(..., size)`, like the inputs."""
+        inputs = torch.minimum(torch.maximum(inputs, self.low), self.high)
+        return (inputs - self.mean) / self.spread
+
+    @torch.no_grad()
+    def learn(self, inputs: torch.Tensor) -> None:
+        """Sets the range to that of a sample of inputs `(R, size)`, but for a thousandth on either side."""
+        self.low.copy_(torch.stack([column.kthvalue(1 + len(column) // 1000).values for column in inputs.T]))
+        self.high.copy_(
+            torch.stack([column.kthvalue(len(column) - len(column) // 1000).values for column in inputs.T])
+        )
+        clipped = torch.minimum(torch.maximum(inputs, self.low), self.high)
+        self.mean.copy_(clipped.mean(0))
+        self.spread.copy_(clipped.std(0).clamp(min=1e-2))
+
+
+class _Network(nn.Module):
+    """Two hidden layers beside a linear one, whose outputs are added; all outputs start at 0."""
+
+    def __init__(self, inputs: int, hidden: int, outputs: int):
+        super().__init__()
+        self.range = _Range(inputs)
+        self.first, self.second = nn.Linear(inputs, hidden), nn.Linear(hidden, hidden)
+        self.output, self.direct = nn.Linear(hidden, outputs), nn.Linear(inputs, outputs, bias=False)
+        for layer in (self.output, self.direct):
+            nn.init.zeros_(layer.weight)
+        nn.init.zeros_(self.output.bias)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Of shape `(..., outputs)`."""
+        z = self.range(inputs)
+        hidden = F.gelu(self.first(z))
+        hidden = hidden + F.gelu(self.second(hidden))
+        return self.output(hidden) + self.direct(z)
+
+
+class Inputs(NamedTuple):
+    """What the networks read of customers, and what their outputs start from."""
+
+    visits: torch.Tensor  # (B, D, numbers)
+    base: torch.Tensor  # (B, D): logarithm of the rate times the horizon
+    amounts: torch.Tensor  # (B, D, Q, numbers): those of amounts alone; the network reads those of visits before them
+    mean_amounts: torch.Tensor  # (B, D, Q): logarithm of a customer's mean amount of a visit, in means of the shop
+
+
+class VisitForecaster(nn.Module):
+    """Distributions of visits and amounts within horizons; see the module.
+
+    Args:
+        num_amounts (`int`): number of amounts Q.
+        deciding (sequence of `int`): indices of the features whose values make an event a target.
+        types (`dict[int, list[int]]`, *optional*): by index of a feature, the ids of which target events have one.
+    """
+
+    def __init__(
+        self, num_amounts: int = 1, deciding: Sequence[int] = (), types: Mapping[int, Sequence[int]] | None = None
+    ):
+        super().__init__()
+        self.deciding, self.types = list(deciding), dict(types or {})
+        customer = 18 + 2 * len(HALF_LIVES)
+        self.num_statistics = 7 + 2 * BINS + 3 + 6 + 15 * len(BACK_TESTS)
+        inputs = customer + 4 + self.num_statistics
+        self.of_visits = _Network(inputs, VISIT_HIDDEN, 3)
+        self.of_amounts = _Network(inputs + 2 + 8, AMOUNT_HIDDEN, 3)
+        self.window = nn.Buffer(torch.ones(()))  # days
+        self.statistics = nn.Buffer(torch.zeros(self.num_statistics))
+        self.mean_rate = nn.Buffer(torch.ones(()))
+        self.amount_statistics = nn.Buffer(torch.ones(num_amounts, 4))
+
+    def reset_parameters(self) -> None:
+        """Sets the statistics of the shop, and the ranges of inputs, to untrained."""
+        for name, value in self.named_buffers():
+            is_zero = name == "statistics" or name.endswith((".mean", ".low", ".high"))
+            (init.zeros_ if is_zero else init.ones_)(value)
+
+    @torch.no_grad()
+    def set_shop(self, window: float, statistics: ShopStatistics) -> None:
+        """Fills in the window, in days, and the statistics of the shop."""
+        self.window.fill_(window)
+        self.statistics.copy_(statistics.visits)
+        self.mean_rate.copy_(statistics.mean_rate)
+        self.amount_statistics.copy_(statistics.amounts)
+
+    def read(
+        self,
+        input_ids: torch.Tensor,
+        is_event: torch.Tensor,
+        visit_ids: torch.Tensor | None,
+        event_times: torch.Tensor,
+        event_values: torch.Tensor | None,
+    ) -> Visits:
+        """Collects visits from events. A visit counts if one of its events is a target, and begins with its first one.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(B, L, J)`): feature ids of each event.
+            is_event (`torch.BoolTensor` of shape `(B, L)`): whether there is an event; the start row is none.
+            visit_ids (`torch.LongTensor` of shape `(B, L)`, *optional*): visit of each event, from 0 to at most L - 1.
+                `None`: each event is a visit.
+            event_times (`torch.FloatTensor` of shape `(B, L)`): days.
+            event_values (`torch.FloatTensor` of shape `(B, L, Q - 1)`, *optional*): values of the summed features.
+
+        Returns:
+            `Visits`: with a place for each event. The first amount is the number of target events.
+        """
+        is_target = is_event & (input_ids[..., self.deciding] > 0).any(-1)
+        for index, ids in self.types.items():
+            is_target = is_target & torch.isin(input_ids[..., index], torch.tensor(ids, device=input_ids.device))
+        values = [is_target.float()[..., None]]
+        if event_values is not None:
+            values.append(event_values.float() * is_event[..., None])
+        amounts = torch.cat(values, -1)
+        if visit_ids is None:
+            return Visits(event_times.float(), is_target, amounts)
+        times = torch.where(is_target, event_times.float(), math.inf)
+        first = torch.full_like(times, math.inf).scatter_reduce(1, visit_ids, times, "amin")
+        amounts = torch.zeros_like(amounts).scatter_add(1, visit_ids[..., None].expand_as(amounts), amounts)
+        is_visit = first < math.inf
+        return Visits(torch.where(is_visit, first, 0.0), is_visit, amounts)
+
+    def inputs(self, visits: Visits, now: torch.Tensor, days: Sequence[float]) -> Inputs:
+        """What the networks read at `now`, of shape `(B,)`, in days on the clock of the visits. Later visits are not
+        read."""
+        seen = _see(visits, now.float(), self.window)
+        customer = _customer_numbers(seen, self.mean_rate)
+        rate = _rate(seen, self.mean_rate)
+        is_known = seen.number > 0
+        # Nothing is known of a customer without visits, who is therefore the average one.
+        customer = torch.where(is_known[:, None], customer, self.of_visits.range.mean[: customer.shape[1]])
+        rate = torch.where(is_known, rate, self.mean_rate)[:, None]
+        gap = torch.where(seen.number > 1, seen.mean_gap, 1 / rate[:, 0])[:, None].clamp(min=LEAST)
+        ratios = (torch.tensor(days, dtype=torch.float32, device=rate.device) / self.window).clamp(max=TRAINED_RATIO)
+        base = (rate * ratios).log()
+        numbers = [base, ratios.log().expand_as(base), ratios.expand_as(base), (ratios / gap).log1p()]
+        shape = *base.shape, -1
+        known = [customer[:, None].expand(shape), torch.stack(numbers, -1), self.statistics.expand(shape)]
+        amounts, mean_amounts = _amount_numbers(seen, self.amount_statistics)
+        amounts = amounts[:, None].expand(*base.shape, *amounts.shape[1:])
+        return Inputs(torch.cat(known, -1), base, amounts, mean_amounts[:, None].expand(amounts.shape[:-1]))
+
+    def distribution(self, inputs: Inputs) -> Distribution:
+        """The distribution of the number of visits, each parameter of shape `(B, D)`."""
+        shift, size, never = self.of_visits(inputs.visits).unbind(-1)
+        log_mean = (inputs.base + shift).clamp(-12, 8)
+        return Distribution(log_mean, size.clamp(-4, 5), (never - 2).clamp(-12, 12))
+
+    def amounts(self, inputs: Inputs, visits: Distribution) -> "AmountDistribution":
+        """The distributions of the amounts, each parameter of shape `(B, D, Q)`, in means of a visit."""
+        expected, comes = visits.expected.log(), visits.log_comes
+        known = torch.cat([inputs.visits, torch.stack([expected, comes], -1)], -1)
+        known = known[..., None, :].expand(*inputs.amounts.shape[:-1], -1)
+        factor, shift, spread = self.of_amounts(torch.cat([known, inputs.amounts], -1)).unbind(-1)
+        log_expected = (expected[..., None] + inputs.mean_amounts + factor).clamp(-14, 14)
+        deviation = F.softplus(spread + 0.5) + 0.02
+        comes = comes[..., None].expand_as(log_expected)
+        return AmountDistribution(
+            log_expected, log_expected - comes - deviation.square() / 2 + shift, deviation, comes
+        )
+
+
+class AmountDistribution(NamedTuple):
+    """Parameters of a sum of amounts, which is 0 without a visit and lognormal with one. All of shape `(...)`."""
+
+    log_expected: torch.Tensor  # logarithm of the expected sum
+    centre: torch.Tensor  # mean of the logarithm of a sum that is not 0
+    deviation: torch.Tensor  # standard deviation of that logarithm
+    log_comes: torch.Tensor  # logarithm of the probability of a visit
+
+    def intervals(self) -> torch.Tensor:
+        """Lowest and highest sum of each of `LEVELS`, of shape `(..., levels, 2)`; as in `Distribution.intervals`."""
+        bounds = []
+        comes = self.log_comes.exp()
+        for level in LEVELS:
+            rest, none = 1 - level / 100, 1 - comes
+            from_none = none > rest / 2
+            ends = (torch.where(from_none, 0.0, rest / 2), torch.where(from_none, 1 - rest, 1 - rest / 2))
+            shares = [((end - none) / comes.clamp(min=1e-6)).clamp(0, 1 - 1e-6) for end in ends]
+            logs = [self.centre + self.deviation * _normal_quantile(share) for share in shares]
+            pairs = zip(shares, logs, strict=True)
+            bounds.append(
+                torch.stack([torch.where(share > 0, log.clamp(max=40).exp(), 0.0) for share, log in pairs], -1)
+            )
+        return torch.stack(bounds, -2)
+
+
+def _normal_quantile(share: torch.Tensor) -> torch.Tensor:
+    return math.sqrt(2) * torch.erfinv((2 * share - 1).clamp(-1 + 1e-6, 1 - 1e-6))
+
+
+class CustomerForecasts:
+    """All forecasts of a checkpoint: by the head that was learned on the log for its horizons, by the network for
+    the others, and intervals by the network for all. A checkpoint may lack either of them.
+
+    Where the head forecasts, the network's distribution is moved to the head's expected amount. Beyond the head's
+    horizons an expected amount is at least that of the horizon before.
+    """
+
+    def __init__(self, config: MCMConfig, heads: Forecasts | None, forecaster: VisitForecaster | None):
+        self.heads, self.forecaster = heads, forecaster
+        self.learned = heads.days if heads is not None else []
+        longest = config.forecast_window * LONGEST_RATIO
+        days = sorted(float(day) for day in config.forecast_days)
+        self.days = [day for day in days if day in self.learned or day <= longest]
+        self.quantities = ["visits", "events", *config.summed_features]
+
+    @property
+    def are_trained(self) -> bool:
+        """Whether there are forecasts, and none by weights that were never trained, or were trained for another
+        state."""
+        return bool(self.days) and (self.heads is None or self.heads.is_trained)
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """Source of each horizon, by the name under which it is told, such as `source_7d`."""
+        return {f"source_{day:g}d": LOG if day in self.learned else SHIPPED for day in self.days}
+
+    def names(self) -> list[str]:
+        """Names of the numbers that are told, in the order of `compute`."""
+        names = []
+        for day in self.days:
+            for quantity in self.quantities:
+                names.append(f"{quantity}_{day:g}d")
+                if self.forecaster is not None:
+                    names += [f"{quantity}_{day:g}d_{end}{level}" for level in LEVELS for end in ("low", "high")]
+            names.append(f"{CHANCE}_{day:g}d")
+        return [*names, NEXT_VISIT] if self.days else []
+
+    def compute(
+        self, state: torch.Tensor, visits: Visits | None = None, now: torch.Tensor | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Computes all forecasts.
+
+        Args:
+            state (`torch.FloatTensor` of shape `(B, S)`): customer states at `now`.
+            visits (`Visits`, *optional*): the customers' visits; needed with a forecaster.
+            now (`torch.FloatTensor` of shape `(B,)`, *optional*): prediction times on the clock of the visits.
+
+        Returns:
+            `dict[str, torch.FloatTensor]`: by `names`, each of shape `(B,)`.
+        """
+        if not self.days:
+            return {}
+        told = {} if self.heads is None else self.heads(state)
+        if self.forecaster is not None and visits is not None and now is not None:
+            told |= self._by_network(told, state, visits, now)
+        return {name: told[name] for name in self.names()}
+
+    def _by_network(
+        self, learned: dict[str, torch.Tensor], state: torch.Tensor, visits: Visits, now: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        forecaster: VisitForecaster = self.forecaster  # type: ignore[assignment]
+        start = max(self.learned, default=0.0)
+        later = [
+            edge for edge in interval_edges(self.days) if edge > start
+        ]  # with the days that the log did not allow
+        times = [*self.learned, *later]
+        inputs = forecaster.inputs(visits, now, times)
+        spread = forecaster.distribution(inputs)
+        absent = 1 - spread.log_comes[:, len(self.learned) :].exp()  # (B, later)
+        if self.heads is not None:
+            absent = torch.minimum(absent, self.heads.absent(state)[:, -1:])
+        absent = absent.cummin(1)[0] if later else absent
+        chosen = [times.index(day) for day in self.days]
+        spread = Distribution(*(value[:, chosen] for value in spread))
+        of_amounts = forecaster.amounts(Inputs(*(value[:, chosen] for value in inputs)), spread)
+        scales = forecaster.amount_statistics[:, 0]
+        means = torch.cat([spread.expected[..., None], of_amounts.log_expected.exp() * scales], -1)  # (B, D, Q + 1)
+        expected: list[torch.Tensor] = []
+        for index, day in enumerate(self.days):
+            if day in self.learned:
+                own = torch.stack([learned[f"{quantity}_{day:g}d"] for quantity in self.quantities], -1)
+                expected.append(own.clamp(min=1e-6))
+            else:
+                expected.append(torch.maximum(means[:, index], expected[-1]) if expected else means[:, index])
+        moved = (torch.stack(expected, 1) / means.clamp(min=1e-9)).log()
+        spread = spread._replace(log_mean=(spread.log_mean + moved[..., 0]).clamp(-14, 8))
+        centre, comes = of_amounts.centre + moved[..., 1:], spread.log_comes[..., None]
+        of_sums = of_amounts._replace(centre=centre, log_comes=comes).intervals() * scales[:, None, None]
+        intervals = torch.cat([spread.intervals()[:, :, None], of_sums], 2)  # (B, D, Q + 1, levels, 2)
+        told = {}
+        for place, day in enumerate(self.days):
+            for number, quantity in enumerate(self.quantities):
+                name = f"{quantity}_{day:g}d"
+                if day not in self.learned:
+                    told[name] = expected[place][:, number]
+                for level, bounds in zip(LEVELS, intervals[:, place, number].unbind(1), strict=True):
+                    told |= {f"{name}_low{level}": bounds[:, 0], f"{name}_high{level}": bounds[:, 1]}
+            if day not in self.learned:
+                told[f"{CHANCE}_{day:g}d"] = 1 - absent[:, later.index(day)]
+        if later:
+            shares, edges = absent, later
+            if self.heads is not None:
+                shares, edges = torch.cat([self.heads.absent(state), shares], 1), [*self.heads.edges, *later]
+            told[NEXT_VISIT] = median_days(shares, edges)
+        return told

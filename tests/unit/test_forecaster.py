@@ -1,0 +1,309 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""The forecaster: what it reads, that its distributions are calibrated on shops it never saw, and what is told."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from modeling_mcm import MCMConfig, MCMModel
+from modeling_mcm.forecaster_mcm import (
+    LEVELS,
+    AmountDistribution,
+    Distribution,
+    VisitForecaster,
+    Visits,
+    shop_statistics,
+)
+from modeling_mcm.training.forecaster import draw_examples, load_weights, losses_of, padded
+from modeling_mcm.training.synthetic_shops import draw_shop
+
+WINDOW, DAYS = 200.0, [30.0, 200.0, 400.0]
+
+
+def make_visits(number=40, places=12, seed=0):
+    draw = torch.Generator().manual_seed(seed)
+    times = torch.rand(number, places, generator=draw).mul(WINDOW).sort(1).values
+    is_visit = torch.rand(number, places, generator=draw) < torch.linspace(0.1, 1, number)[:, None]
+    is_visit[:, -1] = True
+    return Visits(times, is_visit, torch.rand(number, places, 2, generator=draw) * 20)
+
+
+def now_of(visits, day=WINDOW):
+    return torch.full((len(visits.times),), day)
+
+
+@pytest.fixture(scope="module")
+def forecaster():
+    """The shipped one, in a shop; tests change nothing in it."""
+    made = VisitForecaster(2)
+    load_weights(made)
+    made.set_shop(WINDOW, shop_of(41))
+    return made.eval()
+
+
+def shop_of(seed):
+    """Statistics of a synthetic shop whose window is stretched to `WINDOW`, with the same amount twice."""
+    shop = draw_shop(np.random.default_rng(seed))
+    past = shop.times < shop.window
+    known, rows = np.unique(shop.customers[past], return_inverse=True)
+    amounts = np.stack([shop.amounts[past]] * 2, 1)
+    visits = padded(rows, shop.times[past] * (WINDOW / shop.window), amounts, len(known))
+    return shop_statistics(visits, now_of(visits), WINDOW)
+
+
+def distributions(forecaster, visits, day=WINDOW, days=DAYS):
+    with torch.no_grad():
+        inputs = forecaster.inputs(visits, now_of(visits, day), days)
+        spread = forecaster.distribution(inputs)
+        return spread, forecaster.amounts(inputs, spread)
+
+
+def assert_same(found, expected):
+    for one, other in zip((*found[0], *found[1]), (*expected[0], *expected[1]), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_visits_after_the_moment_change_nothing(forecaster):
+    visits = make_visits()
+    later = torch.where(visits.times > 120, visits.times + 500, visits.times)
+    more = torch.where((visits.times > 120)[..., None], visits.amounts + 99, visits.amounts)
+    before = distributions(forecaster, visits, 120.0)
+    assert_same(distributions(forecaster, visits._replace(times=later, amounts=more), 120.0), before)
+    past = visits._replace(times=visits.times - 500 * (visits.times < 20))
+    with pytest.raises(AssertionError):  # what came before does
+        assert_same(distributions(forecaster, past, 120.0), before)
+
+
+def test_order_and_empty_places_change_nothing(forecaster):
+    visits = make_visits()
+    order = torch.randperm(visits.times.shape[1], generator=torch.Generator().manual_seed(1))
+    moved = Visits(*(torch.cat([value[:, order], value[:, :3]], 1) for value in visits))
+    moved.is_visit[:, -3:] = False
+    assert_same(distributions(forecaster, moved), distributions(forecaster, visits))
+
+
+def test_a_distribution_is_one():
+    grid = torch.tensor([[-2.0, 0.5, 2.0], [-1.0, 0.0, 3.0], [-3.0, 0.0, 1.0]])
+    spread = Distribution(*grid)
+    numbers = torch.arange(4000.0)[:, None]
+    shares = spread.log_probability(numbers).exp()
+    torch.testing.assert_close(shares.sum(0), torch.ones(3), atol=1e-4, rtol=0)
+    torch.testing.assert_close((shares * numbers).sum(0), spread.expected, rtol=1e-3, atol=0)
+    torch.testing.assert_close(1 - shares[0], spread.log_comes.exp(), rtol=1e-4, atol=1e-6)
+
+
+def test_intervals_hold_what_they_say():
+    """As near to the level as whole numbers come; those of 95% contain those of 80%; no customer has a sum below 0."""
+    draw = torch.Generator().manual_seed(0)
+    spread = Distribution(*(torch.randn(3, 300, generator=draw) * torch.tensor([2.0, 1.0, 2.0])[:, None]))
+    shares = spread.log_probability(torch.arange(3000.0)[:, None]).exp()
+    cumulative = torch.cat([torch.zeros(1, 300), shares.cumsum(0)])
+    bounds = spread.intervals().long()
+    for index, level in enumerate(LEVELS):
+        low, high = bounds[:, index].T
+        inside = cumulative.gather(0, high[None] + 1) - cumulative.gather(0, low[None])
+        likeliest = shares.gather(0, high[None]).maximum(shares.gather(0, high[None] + 1))
+        coarse = spread.expected > 20  # numbers are taken together there
+        assert (((inside - level / 100).abs() <= likeliest[0] + 0.01) | coarse).all()
+        assert abs(inside[0, coarse].mean() - level / 100) < 0.03
+    assert (bounds[:, 1, 0] <= bounds[:, 0, 0]).all() and (bounds[:, 1, 1] >= bounds[:, 0, 1]).all()
+
+    comes = torch.tensor([0.05, 0.5, 1 - 1e-6])
+    amounts = AmountDistribution(torch.zeros(3), torch.zeros(3), torch.ones(3), comes.log()).intervals()
+    assert amounts[0].tolist()[0] == [0, 0] and amounts[1, 0, 0] == 0 < amounts[2, 0, 0]
+    normal = torch.distributions.Normal(0.0, 1.0)
+    inside = 0.5 + 0.5 * normal.cdf(amounts[1, 0, 1].log())
+    torch.testing.assert_close(inside, torch.tensor(0.8), atol=1e-3, rtol=0)
+    inside = normal.cdf(amounts[2, 0, 1].log()) - normal.cdf(amounts[2, 0, 0].log())
+    torch.testing.assert_close(inside, torch.tensor(0.8), atol=1e-3, rtol=0)
+
+
+def test_shops_it_never_saw_are_in_its_intervals(forecaster):
+    """Over synthetic shops of another seed: coverage, totals, and less loss than rates alone have."""
+    examples = draw_examples(60, seed=999)
+    shipped, plain = VisitForecaster(), VisitForecaster()
+    load_weights(shipped)
+    plain.of_visits.range.load_state_dict(shipped.of_visits.range.state_dict())
+    plain.of_amounts.range.load_state_dict(shipped.of_amounts.range.state_dict())
+    with torch.no_grad():
+        spread = shipped.distribution(examples)
+        amounts = shipped.amounts(examples, spread)
+        learned, rates = losses_of(shipped, examples), losses_of(plain, examples)
+    some = spread.expected > 1  # of others, no visit is often likelier than the level
+    for index, level in enumerate(LEVELS):
+        low, high = spread.intervals()[some, index].T
+        inside = ((low <= examples.number[some]) & (examples.number[some] <= high)).float().mean()
+        assert abs(inside - level / 100) < 0.05
+        low, high = amounts.intervals()[some, 0, index].T
+        inside = ((low <= examples.total[some]) & (examples.total[some] <= high)).float().mean()
+        assert abs(inside - level / 100) < 0.06
+    per_shop = spread.expected / (examples.usual[:, 0] + 0.1)
+    assert abs(per_shop.sum() / (examples.number / (examples.usual[:, 0] + 0.1)).sum() - 1) < 0.2
+    for name in ("visits", "mean visits", "mean amounts"):
+        assert learned[name] < rates[name]
+
+
+def test_inputs_are_clipped_to_the_range_of_training(forecaster):
+    limits = forecaster.of_visits.range
+    inputs = torch.stack([limits.low - 1e6, limits.low, limits.high, limits.high + 1e6])
+    clipped = limits(inputs)
+    torch.testing.assert_close(clipped[0], clipped[1])
+    torch.testing.assert_close(clipped[2], clipped[3])
+    assert not torch.allclose(clipped[1], clipped[2])
+    far = VisitForecaster(2)
+    load_weights(far)
+    visits = make_visits(3)
+    far.set_shop(1e6, shop_statistics(visits, now_of(visits), 1e6))
+    assert all(value.isfinite().all() for part in distributions(far, visits, 1e9) for value in part)
+
+
+def test_little_is_known_of_some_customers(forecaster):
+    """No visit, one visit long ago, one now, visits without amounts, a visit before the window."""
+    nothing = Visits(torch.zeros(1, 4), torch.zeros(1, 4, dtype=torch.bool), torch.zeros(1, 4, 2))
+    once = nothing._replace(is_visit=torch.tensor([[True, False, False, False]]))
+    now = once._replace(times=torch.full((1, 4), WINDOW))
+    often = Visits(
+        torch.tensor([[10.0, 80.0, 130.0, 190.0]]), torch.ones(1, 4, dtype=torch.bool), torch.zeros(1, 4, 2)
+    )
+    expected = {}
+    named = {"nothing": nothing, "once": once, "now": now, "often": often}
+    for name, visits in named.items():
+        spread, amounts = distributions(forecaster, visits)
+        assert all(value.isfinite().all() for value in (*spread, *amounts, spread.intervals(), amounts.intervals()))
+        expected[name] = spread.expected[0, 1]
+    assert 0 < expected["once"] < min(expected["now"], expected["often"], expected["nothing"])
+    silent = distributions(forecaster, once, 10 * WINDOW)[0].expected
+    assert (silent <= distributions(forecaster, once, 0.5 * WINDOW)[0].expected).all()
+    with pytest.raises(ValueError, match="No customer has a visit in the training period"):
+        shop_statistics(nothing, now_of(nothing), WINDOW)
+
+
+def test_longer_horizons_have_more_visits(forecaster):
+    spread, amounts = distributions(forecaster, make_visits())
+    assert (spread.expected.diff(dim=1) > 0).all() and (spread.log_comes.diff(dim=1) > -0.02).all()
+    assert (amounts.log_expected.diff(dim=1) > 0).all()
+
+
+def test_a_shop_is_one_log():
+    """Ordered by customer and time, from the start of the window to the end of the horizon; the seed decides."""
+    for seed in range(20):
+        shop, again = (draw_shop(np.random.default_rng(seed)) for _ in range(2))
+        assert all(np.array_equal(one, other) for one, other in zip(shop, again, strict=True))
+        assert (np.diff(shop.customers) >= 0).all()
+        assert (np.diff(shop.times)[np.diff(shop.customers) == 0] >= 0).all()
+        assert (shop.times >= 0).all() and (shop.times <= (1 + shop.ratios[-1]) * shop.window).all()
+        assert (shop.amounts >= 0).all()
+
+
+# ------------------------------------------------------------------------------------------------------- in a model
+
+FEATURES, SIZES = ["kind", "item"], [4, 30]
+
+
+def make_model(**changes):
+    torch.manual_seed(0)
+    choices = {"features": FEATURES, "vocabulary_sizes": SIZES, "tasks": ["item"], "summed_features": ["kind"]}
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    told = {"state_size": 8, "forecast_days": [7, 30, 180], "learned_days": [7], "forecast_window": WINDOW}
+    choices |= sizes | told | {"target_features": ["item"], "target_types": {"kind": [2]}}
+    model = MCMModel(MCMConfig(**choices | changes)).eval()
+    if model.forecaster is not None:
+        load_weights(model.forecaster)
+        visits = make_visits()
+        model.forecaster.set_shop(WINDOW, shop_statistics(visits, now_of(visits), WINDOW))
+    if model.forecasts is not None:
+        torch.nn.init.normal_(model.forecasts.amounts.weight, std=0.1)
+        torch.nn.init.constant_(model.forecasts.hazards.bias, -2.0)
+    return model
+
+
+def make_inputs():
+    ids = torch.tensor([[[2, 0], [2, 5], [2, 6], [3, 7], [2, 8]], [[2, 0], [2, 5], [3, 6], [0, 0], [0, 0]]])
+    times = torch.tensor([[0.0, 0, 0, 20, 90], [0, 0, 1, 1, 1]])
+    visits = torch.tensor([[0, 1, 1, 2, 3], [0, 1, 2, 2, 2]])
+    values = torch.tensor([[0.0, 1, 2, 4, 8], [0, 1, 2, 0, 0]])[..., None]
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+    return {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "visit_ids": visits,
+        "event_times": times,
+        "event_values": values,
+        "now": torch.tensor([100.0, 50.0]),
+    }
+
+
+def test_visits_with_targets_are_read():
+    model, inputs = make_model(), make_inputs()
+    is_event = inputs["attention_mask"].bool()
+    is_event[:, 0] = False
+    names = ("visit_ids", "event_times", "event_values")
+    visits = model.forecaster.read(inputs["input_ids"], is_event, *(inputs[name] for name in names))
+    assert visits.times[visits.is_visit].tolist() == [0, 90, 0]  # the visit of the third day has no target
+    assert visits.amounts[visits.is_visit].tolist() == [[2, 3], [1, 8], [1, 1]]
+
+
+def test_what_is_told_and_by_whom():
+    model = make_model()
+    told = model(**make_inputs()).forecasts
+    forecasts = model.customer_forecasts
+    assert list(told) == forecasts.names() and len(set(told)) == len(told)
+    assert forecasts.sources == {"source_7d": "log", "source_30d": "shipped", "source_180d": "shipped"}
+    heads = model.forecasts(model(**make_inputs()).pooler_output)
+    for name in ("visits_7d", "events_7d", "kind_7d", "visit_probability_7d"):
+        torch.testing.assert_close(told[name], heads[name])
+    for quantity in ("visits", "events", "kind"):
+        horizons = [told[f"{quantity}_{day}d"] for day in (7, 30, 180)]
+        assert (torch.stack(horizons).diff(dim=0) >= 0).all()
+        for day in (7, 30, 180):
+            bounds = [told[f"{quantity}_{day}d_{end}"] for end in ("low95", "low80", "high80", "high95")]
+            assert (torch.stack(bounds).diff(dim=0) >= 0).all() and (bounds[0] >= 0).all()
+    chances = torch.stack([told[f"visit_probability_{day}d"] for day in (7, 30, 180)])
+    assert (chances.diff(dim=0) >= 0).all() and (chances > 0).all() and (chances < 1).all()
+    assert ((told["days_to_next_visit"] > 0) & (told["days_to_next_visit"] <= 180)).all()
+
+
+def test_intervals_move_with_the_learned_head():
+    model, inputs = make_model(), make_inputs()
+    before = model(**inputs).forecasts
+    model.forecasts.amounts.bias.data += math.log(50)
+    after = model(**inputs).forecasts
+    assert (after["visits_7d_high80"] > before["visits_7d_high80"]).all()
+    assert (after["kind_7d_high80"] > before["kind_7d_high80"]).all()
+
+
+def test_a_model_may_have_one_of_both():
+    """Checkpoints of before have no forecaster; a log that is too short for all horizons has no learned head."""
+    before, short = make_model(learned_days=None, forecast_window=0), make_model(learned_days=[])
+    assert before.forecaster is None and short.forecasts is None
+    names = before.customer_forecasts.names()
+    assert names == before.forecasts.names() and list(before(**make_inputs()).forecasts) == names
+    assert set(before.customer_forecasts.sources.values()) == {"log"}
+    told = short(**make_inputs()).forecasts
+    assert short.customer_forecasts.are_trained and set(short.customer_forecasts.sources.values()) == {"shipped"}
+    assert set(names) < set(told) and all(value.isfinite().all() for value in told.values())
+    assert not make_model(learned_days=[], forecast_window=0).customer_forecasts.are_trained
+
+
+def test_horizons_beyond_twice_the_window_are_not_told():
+    forecasts = make_model(forecast_days=[7, 400, 401]).customer_forecasts
+    assert forecasts.days == [7, 400]
+
+
+def test_a_checkpoint_needs_nothing_else(tmp_path):
+    """The weights of the network and the statistics of the shop are part of it."""
+    model, inputs = make_model(), make_inputs()
+    model.save_pretrained(tmp_path)
+    loaded = MCMModel.from_pretrained(tmp_path).eval()
+    for name, value in model(**inputs).forecasts.items():
+        torch.testing.assert_close(loaded(**inputs).forecasts[name], value)
+
+
+def test_nothing_trains_the_network():
+    model = make_model()
+    assert not any(value.requires_grad for value in model.forecaster.parameters())
+    told = model.train()(**make_inputs()).forecasts
+    assert set(told) == set(model.forecasts.names())  # a step takes no longer

@@ -1,0 +1,53 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""The forecaster's training: seeds decide it, it learns, and its weights are one file."""
+
+import pytest
+import torch
+from in_process import call
+from safetensors.torch import load_file, save_file
+
+from modeling_mcm.forecaster_mcm import VisitForecaster
+from modeling_mcm.training.forecaster import (
+    SHIPPED_WEIGHTS,
+    draw_examples,
+    load_weights,
+    losses_of,
+    train_forecaster,
+)
+
+
+def test_processes_change_no_example():
+    for one, other in zip(draw_examples(30, 3, 1), draw_examples(30, 3, 2), strict=True):
+        assert torch.equal(one, other)
+    assert not torch.equal(draw_examples(2, 4).number, draw_examples(2, 5).number)
+
+
+def test_the_seed_decides_the_weights_and_training_lowers_the_losses():
+    examples = draw_examples(80, 0)
+    (first, losses), (second, again) = (train_forecaster(examples, 4, seed=1) for _ in range(2))
+    assert losses == again
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, second.state_dict()[name])
+    start = VisitForecaster()
+    start.of_visits.range, start.of_amounts.range = first.of_visits.range, first.of_amounts.range
+    with torch.no_grad():
+        untrained = losses_of(start, examples)
+        trained = losses_of(first, examples)
+    assert sum(trained.values()) < sum(untrained.values())
+
+
+def test_the_command_writes_what_loads(tmp_path, capsys):
+    path = tmp_path / "weights.safetensors"
+    call("run_pretrain_forecaster", "--output", path, "--shops", "40", "--epochs", "1", "--processes", "1")
+    assert "Losses on shops that were left out" in capsys.readouterr().out
+    made, shipped = load_file(path), load_file(SHIPPED_WEIGHTS)
+    assert {name: value.shape for name, value in made.items()} == {name: v.shape for name, v in shipped.items()}
+    assert SHIPPED_WEIGHTS.stat().st_size < 160_000
+    load_weights(VisitForecaster(3), path)
+
+
+def test_weights_of_another_network_are_refused(tmp_path):
+    save_file({"of_visits.output.bias": torch.zeros(7)}, tmp_path / "weights.safetensors")
+    with pytest.raises(ValueError, match="weights of another network: train it again"):
+        load_weights(VisitForecaster(), tmp_path / "weights.safetensors")
