@@ -42,6 +42,7 @@ FIRST_BASELINES = ("most_popular",)  # a model that learns is soon better than t
 STRONG_BASELINES = ("visit_frequency", "nearest_households", "transitions")  # the best that take some seconds
 MOST_SECONDS = 300.0  # that LightGBM may take as a default baseline
 
+
 def not_installed(baselines: Sequence[str]) -> list[str]:
     """Selects the baselines whose package is not installed."""
     return [name for name in baselines if name in NEEDS and importlib.util.find_spec(name) is None]
