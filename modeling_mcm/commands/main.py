@@ -16,7 +16,6 @@ COMMANDS = {
     "finetune": "fine-tune a checkpoint to offers, or to any label of customers",
     "evaluate": "evaluate a checkpoint and compare it with baselines",
     "predict": "score every customer: embeddings and the best labels of every task",
-    "export": "write a checkpoint as ONNX",
     "serve": "serve a checkpoint over HTTP",
     "publish": "publish a checkpoint on the Hugging Face Hub, with its card",
 }

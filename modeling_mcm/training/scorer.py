@@ -24,6 +24,7 @@ from modeling_mcm.evaluation.cases import cases_at
 from modeling_mcm.evaluation.histories import arrow_batches, offsets_of, run_starts
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.scorer_mcm import (
+    COUNTED,
     HABIT_VISITS,
     MOST_DENSE,
     OF_READOUT,
@@ -437,7 +438,7 @@ def fit_network(
     Raises `ValueError` if no target of any example is among its candidates.
     """
     torch.manual_seed(seed)
-    features = torch.cat([found.candidates.features for found in examples])
+    features = torch.cat([found.candidates.features[:, :COUNTED] for found in examples])
     scorer.mean.copy_(features.mean(0))
     scorer.std.copy_(features.std(0).clamp(min=1e-3))
     generator = np.random.default_rng(seed)

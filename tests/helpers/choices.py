@@ -18,15 +18,14 @@ PAPER: dict[str, Any] = {
     "event_dropout_prob": 0.0,
     "readout": "attentional",
     "readout_bias": False,
-    "repeat_memory": False,
+    "scorer": False,
     "state_size": 0,
 }
-# What goes beyond the paper in mcm-base and mcm-tiny, but for the window and the customer state.
+# What goes beyond the paper in mcm-base and mcm-tiny, but for the window, the scorer and the customer state.
 EXTENDED: dict[str, Any] = PAPER | {
     "augmentation": "all_prefixes",
     "encoder_unit": "visit",
     "readout_bias": True,
-    "repeat_memory": True,
 }
 TINY: dict[str, Any] = {
     "hidden_size": 16,

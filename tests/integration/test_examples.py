@@ -4,12 +4,7 @@
 test_stored_states, 7 in test_finetuning, 8 in test_hub, 9 in test_label_finetuning."""
 
 import importlib
-import json
 import re
-import threading
-import urllib.error
-import urllib.request
-from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -77,37 +72,3 @@ def test_a_preference_is_explained_by_what_its_visits_hold(save, log_file, event
     own = set(event_log[event_log["who"] == "c07"]["item"]) | {"no label"}
     for line in reasons:
         assert set(line.split(" with ")[1].split(", ")) <= own
-
-
-@pytest.mark.skipif(torch.__version__ < (2, 11), reason="transformers' exporters need torch 2.11")
-def test_the_onnx_server_answers_as_the_model_and_names_what_it_cannot_read(save, event_log, extractor, tmp_path):
-    pytest.importorskip("onnxruntime", reason="onnxruntime not installed")
-    folder, script = save(extended=True), importlib.import_module("modeling_mcm.commands.export")
-    script.run(script.ExportOptions(model=folder, output_dir=str(tmp_path / "onnx")))
-    module = importlib.import_module("6_serve_onnx")
-    server = ThreadingHTTPServer(("localhost", 0), module.Handler)
-    server.score = module.scorer(str(tmp_path / "onnx"))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        events = event_log[event_log["who"] == "c07"].astype({"when": str})
-        events = events.astype(object).where(events.notna(), None)
-        customer = {"events": events.to_dict("records"), "profile": {"age": "young"}}
-        found = ask(server, customer)
-        model = MCMForMultiTaskRecommendation.from_pretrained(folder).eval()
-        for task in extractor.tasks:
-            best = model.preferences(task, k=5, **extractor(customer))
-            assert list(found[task]) == extractor.decode_labels(task, best["labels"][0])
-            assert list(found[task].values()) == pytest.approx(best["scores"][0].tolist(), abs=1e-5)
-        with pytest.raises(urllib.error.HTTPError) as caught:
-            ask(server, {"events": [{"colour": "red"}]})
-        assert caught.value.code == 400 and "unknown 'colour'" in json.loads(caught.value.read())["error"]
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
-def ask(server, customer):
-    url = f"http://localhost:{server.server_address[1]}"
-    request = urllib.request.Request(url, json.dumps(customer).encode(), method="POST")
-    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60) as answer:
-        return json.loads(answer.read())

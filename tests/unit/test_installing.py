@@ -68,7 +68,7 @@ def speechless(outcomes):
 
 def test_the_packages_of_the_extras_are_found():
     assert {"ibis", "duckdb", "scipy", "lightgbm", "peft", "pyspark", "sqlalchemy"} <= set(optional_packages())
-    assert {"data", "spark", "evaluation", "gbdt", "lora", "docs", "export"} <= EXTRAS
+    assert {"data", "spark", "evaluation", "gbdt", "lora", "docs"} <= EXTRAS
 
 
 @pytest.mark.parametrize("hidden", CASES, ids=[*CASES[:-1], "all"])
