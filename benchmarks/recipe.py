@@ -141,7 +141,7 @@ def logs(options: Options, folder: Path) -> list[Log]:
     if options.toys:
         schema = folder / "toys.yaml"
         write_text(schema, yaml.safe_dump(TOYS, sort_keys=False))
-        questions = (Question("next item, seen ones filtered", NEXT, ("--filter_seen",)),)
+        questions: tuple[Question, ...] = (Question("next item, seen ones filtered", NEXT, ("--filter_seen",)),)
         questions += (Question("the same, HR@10", HITS, ("--filter_seen",)),)
         result.append(Log("toys", ("item",), questions, ("--events", options.toys, "--schema", str(schema))))
     return result

@@ -202,17 +202,17 @@ class LabelCounts:
         counts, visits = self.as_of(PERIODS, without)
         tables.counts.copy_(counts)
         tables.totals.copy_(torch.tensor([visits, self.gap, float(self.has_times)]))
-        counts = counts.numpy()
+        occurrences = counts[0].numpy()
         pairs, weights = _summed(
             *(np.concatenate(part) for part in zip(*(self.transitions[f] for f in folds), strict=True))
         )
         first, second = pairs // size, pairs % size
-        _keep_largest(tables, 1, first, second, weights / (counts[0][first] + 1))
+        _keep_largest(tables, 1, first, second, weights / (occurrences[first] + 1))
         pairs, weights = _summed(
             np.concatenate([pairs, second * size + first]), np.concatenate([weights, BACKWARDS * weights])
         )
         first, second = pairs // size, pairs % size
-        _keep_largest(tables, 0, first, second, weights / (counts[0][first] + 1) ** SHRINKAGE)
+        _keep_largest(tables, 0, first, second, weights / (occurrences[first] + 1) ** SHRINKAGE)
         if self.grams:
             sets, rates = torch.stack([self.grams[fold] for fold in folds]).sum(0)
             for index, gram, ridge in ((2, sets, EASE_RIDGE), (3, rates, RATES_RIDGE)):
