@@ -57,7 +57,7 @@ SHOP, SHOP_CUSTOMERS = "synthetic_shop", 6000
 MCM, RIVAL = "MCM", "BERT4Rec"
 NEXT, HORIZON, HITS = "next_visit_ndcg@10", "horizon_ndcg@10", "next_visit_hr@10"
 RIVAL_OPTIONS = (  # a model of one task, with a training of its own for each
-    "--config configuration/ablations/bert4rec --recipe none --ranking_loss_weight 0 --max_events 300 "
+    "--config configuration/ablations/bert4rec --recipe none --max_events 300 "
     "--per_device_train_batch_size 16 --learning_rate 0.002 --num_train_epochs 2 --eval_strategy epoch "
     "--save_strategy epoch --save_total_limit 2 --load_best_model_at_end true"
 ).split()
@@ -141,7 +141,7 @@ def logs(options: Options, folder: Path) -> list[Log]:
     if options.toys:
         schema = folder / "toys.yaml"
         write_text(schema, yaml.safe_dump(TOYS, sort_keys=False))
-        questions = (Question("next item, seen ones filtered", NEXT, ("--filter_seen",)),)
+        questions: tuple[Question, ...] = (Question("next item, seen ones filtered", NEXT, ("--filter_seen",)),)
         questions += (Question("the same, HR@10", HITS, ("--filter_seen",)),)
         result.append(Log("toys", ("item",), questions, ("--events", options.toys, "--schema", str(schema))))
     return result

@@ -51,7 +51,6 @@ COSTS = {  # of pretraining.json: title and format
     "max_events": ("window", ",.0f"),
     "learning_rate": ("learning rate", "g"),
 }
-PAPER_OBJECTIVE = {"ranking_loss_weight": 0.0, "target_half_life_days": 0.0}  # equation 4 alone, all times alike
 UNBOUNDED = 1_000_000  # epochs: validation ends a run
 Values = dict[tuple[str, str], NDArray[np.float64]]  # (task, metric) -> one value a customer
 
@@ -147,7 +146,6 @@ def train(run: Run, options: AblationOptions, data: str) -> dict[str, Any]:
     settings: dict[str, Any] = {"max_steps": options.max_steps, "seed": run.seed}
     settings["early_stopping_patience"] = options.patience
     if not model.by_recipe:
-        settings |= PAPER_OBJECTIVE
         settings |= {"per_device_train_batch_size": model.batch_size, "learning_rate": model.learning_rate}
     if model.max_events is not None:
         settings["max_events"] = model.max_events

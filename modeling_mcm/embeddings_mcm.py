@@ -207,7 +207,7 @@ class MCMEmbeddings(nn.Module):
 
         A visit's vector is the sum of its events' vectors divided by the square root of their number. The root keeps
         the scale of the vector for every visit size; a mean would shrink with it. Training drops random events of
-        visits whole, so that the encoder does not memorise customers; the memories still count these events. A visit
+        visits whole, so that the encoder does not memorise customers; the scorer still counts these events. A visit
         keeps at least one event, and events that are units are never dropped. Returns unit vectors of shape
         `(B, U, H)`, and a boolean mask of shape `(B, U)`, True where a unit is real. Raises `ValueError` if units are
         visits and there are no `visit_ids`.

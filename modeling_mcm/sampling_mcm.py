@@ -6,8 +6,7 @@ A sample contains all labels in the batch's histories and targets, and a random 
 in the order of their ids, are cut into strata, and one label of each stratum is drawn. It represents the n labels of
 its stratum: with log n added to its score (log-Q correction; Bengio & Senécal, 2008) the expected sum of exponentials
 over the sample equals the sum over all labels. As ids are ordered by frequency, strata make sure that frequent and
-rare labels are drawn. The logarithm of the sum is biased downwards; the bias shrinks with the size of the sample, and
-`benchmarks/sampling.py` measures it.
+rare labels are drawn. The logarithm of the sum is biased downwards; the bias shrinks with the size of the sample.
 
 Shapes: H hidden size, V labels of a task, S labels of a sample.
 """

@@ -4,7 +4,7 @@
 
 glibc returns a large block of memory as soon as it is freed. A training step frees and allocates dozens of blocks of
 some megabytes. The system then provides each block page by page again, which can take longer than the computation
-(`benchmarks/readout.py --keep_freed_memory false` measures it; docs/log.md has the figures).
+(docs/log.md has the figures).
 """
 
 import ctypes

@@ -208,8 +208,12 @@ def _train(
         + (f"going on from {start.checkpoint}" if start.checkpoint else "starting anew")
     )
     if model.scorer is not None:
-        trainer.scorer_fit = fit = ScorerFit(model, data, training.seed)
+        fit = ScorerFit(model, data, training.seed)
         model.scorer.requires_grad_(False)
+        if trainer.is_fsdp_enabled:  # its weights are sharded
+            logger.warning("Under FSDP the encoder's weight in the scores is not fitted: they come from counts alone.")
+        else:
+            trainer.scorer_fit = fit
         for task, value in zip(config.tasks, fit.counted, strict=True):
             logger.warning(f"NDCG@10 of {task} on validation by counts alone: {value:.4f}.")
     if config.num_hidden_layers:

@@ -201,17 +201,17 @@ class LabelCounts:
         counts, visits = self.as_of(PERIODS, without)
         tables.counts.copy_(counts)
         tables.totals.copy_(torch.tensor([visits, self.gap, float(self.has_times)]))
-        counts = counts.numpy()
+        occurrences = counts[0].numpy()
         pairs, weights = _summed(
             *(np.concatenate(part) for part in zip(*(self.transitions[f] for f in folds), strict=True))
         )
         first, second = pairs // size, pairs % size
-        _keep_largest(tables, 1, first, second, weights / (counts[0][first] + 1))
+        _keep_largest(tables, 1, first, second, weights / (occurrences[first] + 1))
         pairs, weights = _summed(
             np.concatenate([pairs, second * size + first]), np.concatenate([weights, BACKWARDS * weights])
         )
         first, second = pairs // size, pairs % size
-        _keep_largest(tables, 0, first, second, weights / (counts[0][first] + 1) ** SHRINKAGE)
+        _keep_largest(tables, 0, first, second, weights / (occurrences[first] + 1) ** SHRINKAGE)
         if self.grams:
             sets, rates = torch.stack([self.grams[fold] for fold in folds]).sum(0)
             for index, gram, ridge in ((2, sets, EASE_RIDGE), (3, rates, RATES_RIDGE)):
@@ -439,9 +439,9 @@ def fit_network(
     Raises `ValueError` if no target of any example is among its candidates.
     """
     torch.manual_seed(seed)
-    features = torch.cat([found.candidates.features for found in examples])
-    scorer.mean.copy_(features[:, :COUNTED].mean(0))
-    scorer.std.copy_(features[:, :COUNTED].std(0).clamp(min=1e-3))
+    features = torch.cat([found.candidates.features[:, :COUNTED] for found in examples])
+    scorer.mean.copy_(features.mean(0))
+    scorer.std.copy_(features.std(0).clamp(min=1e-3))
     generator = np.random.default_rng(seed)
     epoch = _steps_of(examples, generator)
     if not epoch:

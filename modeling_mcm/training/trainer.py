@@ -178,12 +178,13 @@ class MCMTrainer(ResumableTrainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluates as `Trainer` does, with the average of the weights if there is one, while the clock is paused."""
         with self.clock.paused(), self._averaged():
-            return super().evaluate(*args, **kwargs) if self.scorer_fit is None else self._evaluate_scorer()
+            fit = self.scorer_fit
+            return super().evaluate(*args, **kwargs) if fit is None else self._evaluate_scorer(fit)
 
-    def _evaluate_scorer(self) -> dict[str, float]:
+    def _evaluate_scorer(self, fit: ScorerFit) -> dict[str, float]:
         """Evaluates the scorer with the encoder as it is, as `evaluate` reports metrics."""
-        self.scorer_fit.model.eval()
-        values, _ = self.scorer_fit.with_encoder()
+        fit.model.eval()
+        values, _ = fit.with_encoder()
         tasks = self.train_collator.config.tasks
         metrics = {f"eval_{task}_{BEST_METRIC}": value for task, value in zip(tasks, values, strict=True)}
         metrics[f"eval_{BEST_METRIC}"] = float(np.nanmean(values))

@@ -1,10 +1,10 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The losses of one task, from its scores after each prefix (B, P, V) and its labels (B, N)."""
+"""The loss of one task, from its scores after each prefix (B, P, V) and its labels (B, N)."""
 
 import torch
 
-from modeling_mcm.losses_mcm import RANKED_PLACES, SAMPLED_BELOW, RankingPairs, Targets, task_losses
+from modeling_mcm.losses_mcm import Targets, task_losses
 
 
 def targets_of(scores, labels, label_prefixes=None, label_weights=None):
@@ -18,18 +18,3 @@ def prefix_cross_entropy(scores, labels, label_prefixes=None, label_weights=None
     """Equation 4: -log P(label | prefix), averaged over each customer's targets, then over customers."""
     targets = targets_of(scores, labels, label_prefixes, label_weights)
     return task_losses(scores.flatten(0, 1), targets, log_counts=log_counts)[0]
-
-
-def prefix_ranking_loss(
-    scores,
-    labels,
-    label_prefixes=None,
-    label_weights=None,
-    log_counts=None,
-    places=RANKED_PLACES,
-    sampled=SAMPLED_BELOW,
-):
-    """The ranking loss of `RankingPairs`."""
-    targets = targets_of(scores, labels, label_prefixes, label_weights)
-    pairs = RankingPairs(scores.detach().flatten(0, 1), targets, log_counts, places, sampled)
-    return pairs.losses(scores.flatten()[pairs.cells].float())[0]

@@ -8,7 +8,7 @@ import re
 import forked_runs
 import pytest
 from choices import TINY_OVERRIDES
-from folders import weights
+from folders import logged, weights
 
 
 @pytest.fixture(scope="module")
@@ -35,12 +35,16 @@ def test_what_the_data_decide_is_said_and_kept(chosen):
     folder, said = chosen
     facts = json.loads((folder / "pretraining.json").read_text())
     assert facts["run"]["options"]["eval_strategy"] == "epoch"
-    assert len(facts["recipe"]) >= 4 and all(reason in said for reason in facts["recipe"])
+    assert len(facts["recipe"]) >= 2 and all(reason in said for reason in facts["recipe"])
     config = json.loads((folder / "config.json").read_text())
-    assert config["follower_tasks"] or config["related_tasks"]
+    assert config["scorer"] and config["kind_feature"] == "type"
     assert set(facts["validation"]) >= {"MCM", "most_popular", "visit_frequency", "nearest_households", "transitions"}
-    assert re.search(r"Weights of the parts of the scores of items, learned on validation cases: ", said)
-    assert (weights(folder)["score_scales"] != 1).any()
+    assert weights(folder)["scorer.fitted"]
+    for task, used in zip(config["tasks"], weights(folder)["scorer.calibration"][:, 3:].any(1), strict=True):
+        words = rf"The encoder adds [-+]0\.\d+ to the NDCG@10 of {task} on validation, so it is "
+        assert re.search(words + ("used" if used else "not used"), said)
+    entries = [entry for entry in logged(folder) if "eval_next_visit_ndcg@10" in entry]
+    assert [entry["epoch"] for entry in entries] == [1, 2]  # the scorer's NDCG, with the encoder of each epoch
 
 
 def test_an_option_wins_over_the_recipe(options, tmp_path):
@@ -55,7 +59,7 @@ def test_an_option_wins_over_the_recipe(options, tmp_path):
 def test_without_an_encoder_counts_are_fitted_and_scored(prepared, tmp_path):
     words = ["--data", prepared, "--encoder", "none", "--output_dir", tmp_path / "run", "--report_to", "none"]
     said = forked_runs.pretrain([*words, "--disable_tqdm", "true"], tmp_path / "log")
-    assert "scores come from counts alone" in said and "repeat memory" not in said
+    assert "scores come from counts alone" in said and "The encoder adds" not in said
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert (config["scorer"], config["kind_feature"], config["num_hidden_layers"]) == (True, "type", 0)
     found = json.loads((tmp_path / "run" / "pretraining.json").read_text())["validation"]

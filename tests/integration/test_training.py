@@ -31,7 +31,6 @@ GOLDEN = ROOT / "tests" / "fixtures" / "golden_loss.json"
 STEPS = 20
 # Every choice that goes beyond the paper; not one of configuration/, so that tuning those moves no golden loss.
 CHOICES = {"model_type": "mcm", **EXTENDED, "event_dropout_prob": 0.1}
-OBJECTIVE = {"ranking_loss_weight": 1.0, "target_half_life_days": 30.0}
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +43,6 @@ def recipe(prepared, tmp_path_factory):
         "config": str(path.parent),
         "recipe": "none",
         "config_overrides": TINY_OVERRIDES,
-        **OBJECTIVE,
         "max_steps": 3,
         "per_device_train_batch_size": 4,
         "logging_steps": 1,
@@ -73,7 +71,7 @@ def test_a_run_leaves_a_checkpoint_with_its_feature_extractor_and_facts(trained,
     assert extractor.to_dict() == stored.to_dict() and extractor.vocabularies == stored.vocabularies
     assert model.config.features == extractor.feature_names and model.config.hidden_size == 16
     assert model.config.augmentation == "all_prefixes"  # of the chosen config, and nothing of a recipe
-    assert model.config.follower_tasks == model.config.related_tasks == [] and (model.score_scales == 1).all()
+    assert model.scorer is None
     facts = json.loads((trained / "pretraining.json").read_text())
     assert (facts["steps"], facts["data"]) == (STEPS, "corner_shop")  # the flag won over the recipe
     assert facts["command"].startswith("run_pretrain.py") and facts["versions"]["torch"] == torch.__version__
@@ -96,11 +94,11 @@ def test_tensorboard_holds_losses_and_ranks_of_every_task(trained):
     events = EventAccumulator(str(files[0])).Reload()
     scalars = {tag: [event.value for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
     for task in ("items", "aisle", "type"):
-        assert len(scalars[f"train/loss_with_ranking_{task}"]) == STEPS
+        assert len(scalars[f"train/loss_{task}"]) == STEPS
         for metric in ("next_visit_ndcg@10", "next_event_ndcg@10"):
             found = scalars[f"eval/{task}_{metric}"]
             assert len(found) > 1 and all(0 < value <= 1 for value in found)
-    per_task = np.sum([scalars[f"train/loss_with_ranking_{task}"] for task in ("items", "aisle", "type")], axis=0)
+    per_task = np.sum([scalars[f"train/loss_{task}"] for task in ("items", "aisle", "type")], axis=0)
     np.testing.assert_allclose(per_task, scalars["train/loss"], rtol=1e-3)
 
 
@@ -118,7 +116,7 @@ def test_batches_in_parts_give_the_losses_of_whole_ones(recipe, tmp_path, way, b
     logs = [[entry for entry in logged(folder) if "loss" in entry] for folder in (whole, tmp_path / "parts")]
     assert len(logs[0]) == 10
     for alone, together in zip(*logs, strict=True):
-        for name in ("loss", *(f"loss_with_ranking_{task}" for task in ("items", "aisle", "type")), "grad_norm"):
+        for name in ("loss", *(f"loss_{task}" for task in ("items", "aisle", "type")), "grad_norm"):
             assert together[name] == pytest.approx(alone[name], abs=1e-6, rel=1e-6), name
         assert together["targets"] == alone["targets"]
     assert_same_weights(whole, tmp_path / "parts", tolerance=5e-6)

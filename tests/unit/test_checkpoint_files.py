@@ -151,7 +151,6 @@ def test_published_folder_has_its_own_digest(tied, extractor, tmp_path):
 LEFT_OUT = {
     "no layers": ({"num_hidden_layers": 0}, "encoder.layer.0"),
     "no biases": ({"readout_bias": False}, "readout_bias"),
-    "no memory": ({"repeat_memory": False}, "repeat_mem"),
     "no positions": ({"max_position_embeddings": None}, "position_embeddings"),
 }
 

@@ -19,8 +19,7 @@ from modeling_mcm.training.recipe import recipe_for
 CONFIGURATION = Path(__file__).resolve().parents[2] / "configuration"
 FEATURES = {"type": 5, "items": 9, "a.b": 4, "Age": 3}  # neither alphabetical nor the reverse
 DATA = {"features": list(FEATURES), "vocabulary_sizes": list(FEATURES.values()), "tasks": ["items", "a.b", "type"]}
-MASKED = {"augmentation": "masked_lm", "readout": "last", "encoder_unit": "event", "repeat_memory": False}
-MASKED |= {"attention_window": None}
+MASKED = {"augmentation": "masked_lm", "readout": "last", "encoder_unit": "event", "attention_window": None}
 SIZES = {"hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"}
 
 
@@ -29,12 +28,12 @@ def make(**changes):
 
 
 def test_save_keeps_names_and_order(tmp_path):
-    config = make(related_tasks=["type", "items"], forecast_days=[7, 21.5], readout_bias=False, state_size=64)
+    config = make(label_features=["type", "a.b"], forecast_days=[7, 21.5], readout_bias=False, state_size=64)
     config.save_pretrained(tmp_path)
     for loaded in (MCMConfig.from_pretrained(tmp_path), AutoConfig.from_pretrained(tmp_path)):
         assert type(loaded) is MCMConfig
         assert list(zip(loaded.features, loaded.vocabulary_sizes, strict=True)) == list(FEATURES.items())
-        assert loaded.tasks == ["items", "a.b", "type"] and loaded.related_tasks == ["type", "items"]
+        assert loaded.tasks == ["items", "a.b", "type"] and loaded.label_features == ["type", "a.b"]
         saved, found = ({**c.to_dict(), "_name_or_path": ""} for c in (config, loaded))
         assert found == saved
 
@@ -43,12 +42,10 @@ def test_label_sizes_follow_the_order_of_the_tasks():
     assert list(make().label_sizes.items()) == [("items", 9), ("a.b", 4), ("type", 5)]
 
 
-def test_defaults_are_the_recipe_for_visits_with_repeats():
-    of_task = {"labels": 7, "met": 1000, "repeats": 600}
+def test_defaults_are_the_recipe_for_visits():
     measures = {"customers": 100, "one_visit": 0, "visits": 1000, "moments": 1000, "targets": 9000}
-    recipe = recipe_for(measures | {"tasks": {"items": of_task}}, {"items": 9})
-    chosen = {name: value for name, value in recipe.config.items() if not name.endswith("_tasks")}
-    assert {name: getattr(MCMConfig(), name) for name in chosen} == chosen
+    recipe = recipe_for(measures, {"items": 9})
+    assert {name: getattr(MCMConfig(), name) for name in recipe.config} == recipe.config
     shipped = {field.name: field.default for field in dataclasses.fields(Objective)}
     assert {name: recipe.training.get(name, value) for name, value in shipped.items()} == shipped
     assert (MCMConfig().encoder_attention, MCMConfig().target) == ("causal", "next_visit")
@@ -65,7 +62,7 @@ def test_shipped_configs_differ_in_size_alone(name):
 def test_paper_configs_name_every_difference(name):
     values = json.loads((CONFIGURATION / "ablations" / name / "config.json").read_text())
     names = {"attention_window", "event_dropout_prob", "attention_probs_dropout_prob", "encoder_unit", "readout"}
-    names |= {"max_position_embeddings", "readout_bias", "repeat_memory", "state_size", "augmentation", *SIZES}
+    names |= {"max_position_embeddings", "readout_bias", "scorer", "state_size", "augmentation", *SIZES}
     assert names <= set(values)
     config = MCMConfig(
         **DATA | {k: v for k, v in values.items() if k not in ("model_type", "tasks", "input_features")}
@@ -81,13 +78,12 @@ def test_paper_configs_name_every_difference(name):
         ({"vocabulary_sizes": []}, "0 entries for 4 features.*one size a feature"),
         ({"vocabulary_sizes": [5, 9, 2, 3]}, r"\['a.b'\] have no value.*leave them out"),
         ({"tasks": ["items", "colour"]}, r"\['colour'\] are no features.*'Age'"),
-        ({"follower_tasks": ["Age"]}, r"follower_tasks.*\['Age'\].*not among the tasks"),
+        ({"kind_feature": "colour"}, "`kind_feature` is 'colour', no feature"),
         ({"input_features": ["items", "colour"]}, r"input_features.*\['colour'\].*not among the features"),
         ({"augmentation": "random_prefix"}, "`attention_window` is 64.*augmentation='all_prefixes'"),
         ({"attention_window": 0}, "`attention_window` is 0.*at least 1"),
         (MASKED | {"readout": "attentional"}, "readout='last'"),
         (MASKED | {"encoder_unit": "visit"}, "encoder_unit='event'"),
-        (MASKED | {"repeat_memory": True}, "repeat_memory=False"),
         ({"max_position_embeddings": -1}, "0 or more, got -1.*no position embeddings"),
         ({"action_outcomes": []}, "at least one outcome"),
         ({"hidden_size": 30}, r"hidden_size` \(30\).*num_attention_heads` \(4\)"),
@@ -100,7 +96,7 @@ def test_contradictions_are_refused(changes, message):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"ranking_loss_weight": -1}, {"sampled_labels": -1}, {"mask_probability": 1.5}], ids=str
+    "changes", [{"target_half_life_days": -1}, {"sampled_labels": -1}, {"mask_probability": 1.5}], ids=str
 )
 def test_bad_objective_is_refused(changes):
     with pytest.raises(ValueError, match=f"`{next(iter(changes))}` must be"):

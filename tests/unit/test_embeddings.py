@@ -43,32 +43,6 @@ def test_visit_is_the_scaled_sum_of_its_events(tiny_model, inputs):
             assert_close(units[row, visit], of_visit.sum(0) / math.sqrt(len(of_visit)))
 
 
-@pytest.mark.parametrize("unit", ["event", "visit"])
-@torch.no_grad()
-def test_memory_reads_the_encoders_units(tiny_model, inputs, unit):
-    model = tiny_model(encoder_unit=unit, augmentation="all_prefixes", repeat_memory=True)
-    ends = torch.tensor([[1, 14], [0, 1], [3, 31], [0, 0]])
-    found = model(**inputs, prefix_ends=ends).logits
-    memory, model.repeat_memory = model.repeat_memory, None
-    without = model(**inputs, prefix_ends=ends).logits
-    output = model.model(**{k: inputs[k] for k in ("input_ids", "attention_mask", "visit_ids")})
-    for row in range(4):
-        units = inputs["visit_ids"][row] if unit == "visit" else torch.arange(inputs["visit_ids"].shape[1])
-        real = inputs["attention_mask"][row].bool()
-        days = torch.zeros(1, output.unit_mask.shape[1])  # a unit's time is that of its last event
-        for place in real.nonzero()[:, 0]:
-            days[0, units[place]] = inputs["event_times"][row, place]
-        label_ids = inputs["input_ids"][row, :, model.task_features][None]
-        met = memory.votes(label_ids, units[None], output.event_embeddings[row][None], days.shape[1])
-        remembered = memory(range(len(model.config.tasks)), days, units[ends[row]][None], met)
-        for task, (_, prefixes, labels, added) in zip(model.config.tasks, remembered, strict=True):
-            expected = without[task][row].clone()
-            expected[prefixes, labels] += added
-            assert_close(found[task][row], expected)
-    for task in model.config.tasks:
-        assert not torch.allclose(found[task], without[task], atol=1e-3)
-
-
 def test_labels_share_the_feature_embeddings(tiny_model, inputs):
     model = tiny_model()
     tables = model.model.embeddings.events.feature_tables

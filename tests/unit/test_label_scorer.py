@@ -1,20 +1,27 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The scorer that reads counts: its numbers, its folds, its probabilities, and a model of it alone."""
+"""The scorer of labels: its numbers, its folds, its probabilities, and when it reads the encoder."""
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from choices import of_data
+from choices import EXTENDED, TINY, of_data, perturb
 
 from modeling_mcm import LiveCustomer, MCMConfig, MCMFeatureExtractor, MCMForMultiTaskRecommendation
 from modeling_mcm.data import EventSchema, PreparedData
 from modeling_mcm.data.collator import MCMCollator, PreparedRows
 from modeling_mcm.preparation import prepare
-from modeling_mcm.scorer_mcm import NUM_FEATURES, LabelHistory, candidate_features, read_histories
+from modeling_mcm.scorer_mcm import (
+    COUNTED,
+    NUM_FEATURES,
+    LabelHistory,
+    LabelTables,
+    candidate_features,
+    read_histories,
+)
 from modeling_mcm.training.pretraining import COUNTS_ALONE
-from modeling_mcm.training.scorer import LabelCounts, LabelEvents, draw_examples, fit_scorer
+from modeling_mcm.training.scorer import FeatureReader, LabelCounts, LabelEvents, ScorerFit, draw_examples
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +35,7 @@ def model(data):
     choices = of_data(data.extractor) | COUNTS_ALONE | {"kind_feature": "type", "state_size": 0}
     torch.manual_seed(0)
     fitted = MCMForMultiTaskRecommendation(MCMConfig(**choices)).eval()
-    fit_scorer(fitted.scorer, data, fitted.config, seed=0)
+    ScorerFit(fitted, data, seed=0)
     return fitted
 
 
@@ -79,6 +86,29 @@ def test_a_fold_counts_the_other_customers_alone(data):
         assert torch.equal(without.weights[index].sum(1), others.weights[index].sum(1))
 
 
+def test_an_example_knows_how_popular_labels_were_until_then(data, model):
+    examples = draw_examples(data.rows, data, seed=0)
+    case = sorted(examples, key=lambda case: case.day)[len(examples) // 2]
+    folds = np.arange(len(data.rows)) % 5
+
+    def popularity(change, fold):
+        counts = []
+        for task, size in model.config.label_sizes.items():
+            events = LabelEvents.read(data.rows, task, size)
+            if change:
+                events.label[(events.day >= case.day) & (events.customer != case.row)] = 2
+            counts.append(LabelCounts(events, folds))
+        reader = FeatureReader(data.rows, data, model.config)
+        found = reader.read([case], counts, fold, torch.Generator())[0].candidates
+        rows = found.features[:, COUNTED - 7 : COUNTED].tolist()  # of the label alone, but for its transitions
+        return {label: row for label, row in zip(found.label.tolist(), rows, strict=True)}
+
+    before, after = (popularity(change, int(folds[case.row])) for change in (False, True))
+    shared = before.keys() & after.keys()
+    assert len(shared) > 10 and all(before[label] == after[label] for label in shared)
+    assert popularity(False, None) != popularity(True, None)  # a validation case does know
+
+
 def test_shares_and_gaps_are_those_of_a_loop():
     visits, times = torch.tensor([[0, 0, 1, 2, 2, 3]]), torch.tensor([[0.0, 0.0, 2.0, 5.0, 5.0, 9.0]])
     labels = torch.tensor([[2, 3, 2, 3, 3, 2]])
@@ -114,7 +144,7 @@ def test_small_logs_are_fitted(tmp_path, customers, items):
     data = PreparedData(str(tmp_path / "data"))
     choices = of_data(data.extractor) | COUNTS_ALONE | {"kind_feature": "kind", "state_size": 0}
     model = MCMForMultiTaskRecommendation(MCMConfig(**choices))
-    assert fit_scorer(model.scorer, data, model.config)["item"] > 0
+    assert ScorerFit(model, data).counted[0] > 0
 
 
 def test_save_and_load_do_not_change_scores(model, batch, tmp_path):
@@ -132,3 +162,74 @@ def test_new_labels_are_scored_and_the_best_stay(model, batch, stored_extractor,
     before, after = model(**batch).logits["items"], larger(**batch).logits["items"]
     assert after.shape[1] == before.shape[1] + 2 and after.isfinite().all()
     assert (after.topk(5).indices == before.topk(5).indices).all()
+
+
+# --------------------------------------------------------------------------------------------------------- the encoder
+
+
+@pytest.fixture(scope="module")
+def encoded(data):
+    """A model with an encoder that has learned nothing, and the fit of its scorer."""
+    choices = of_data(data.extractor) | EXTENDED | TINY | {"scorer": True, "kind_feature": "type"}
+    torch.manual_seed(0)
+    model = perturb(MCMForMultiTaskRecommendation(MCMConfig(**choices)).eval())
+    return model, ScorerFit(model, data, seed=0)
+
+
+def test_the_best_labels_of_the_readout_are_candidates_and_give_two_numbers():
+    ids = torch.tensor([[2, 3, 4], [2, 2, 2]])
+    history = LabelHistory.of_batch(ids, torch.arange(3).expand(2, 3), torch.arange(3.0).expand(2, 3), 0 * ids)
+    torch.manual_seed(0)
+    tables, readout = LabelTables(500), torch.randn(2, 500)
+    readout[0, 400], readout[1, 300] = 9, 9
+    alone, found = candidate_features(history, tables), candidate_features(history, tables, readout)
+    assert not torch.isin(alone.label, torch.tensor([300, 400])).any() and not alone.features[:, COUNTED:].any()
+    for customer, label in ((0, 400), (1, 300)):
+        own = found.customer == customer
+        probabilities, ranks = found.features[own, COUNTED:].T
+        expected = readout[customer, 2:].log_softmax(0)[found.label[own] - 2]
+        torch.testing.assert_close(probabilities, expected)
+        torch.testing.assert_close(ranks.exp2(), 1.0 + (expected[None] > expected[:, None]).sum(1))
+        assert found.label[own][ranks == 0].tolist() == [label]
+
+
+def test_an_encoder_without_a_weight_changes_no_score(encoded, batch):
+    model, _ = encoded
+    histories, readout = read_histories(model.config, batch), model.readout_scores(batch)
+    with torch.no_grad():
+        logits = model(**batch).logits
+    for task, name in enumerate(model.config.tasks):
+        scorer = model.scorer
+        assert torch.equal(logits[name], scorer.score(task, histories[task]))
+        weight = scorer.calibration[task, 3:]
+        weight.fill_(1)
+        assert not torch.equal(logits[name], scorer.score(task, histories[task], readout[task]))
+        weight.zero_()
+
+
+@pytest.mark.parametrize("knows", [True, False], ids=["knows the answers", "knows nothing"])
+def test_an_encoder_is_used_where_it_adds_to_the_counts(encoded, monkeypatch, caplog, knows):
+    model, fit = encoded
+    torch.manual_seed(0)
+
+    def readout_scores(batch):
+        result = [torch.randn(len(batch["labels"]), size) for size in model.config.label_sizes.values()]
+        for scores, labels in zip(result, batch["labels"].unbind(-1), strict=True):
+            scores.scatter_add_(1, labels.clamp(min=0), 9.0 * knows * (labels >= 2))
+        return result
+
+    monkeypatch.setattr(model, "readout_scores", readout_scores)
+    calibration = model.scorer.calibration.clone()
+    fit.finish()
+    used = model.scorer.calibration[:, 3:].any(1).tolist()
+    model.scorer.calibration.copy_(calibration)
+    assert used == [knows, knows, False]  # of the types nothing is left to know
+    assert caplog.text.count("so it is used") == 2 * knows
+
+
+def test_until_the_scorer_is_fitted_scores_are_the_readouts(tiny_model, batch):
+    model = tiny_model(extended=True, scorer=True)
+    with torch.no_grad():
+        logits = model(**batch).logits
+    for scores, readout in zip(logits.values(), model.readout_scores(batch), strict=True):
+        assert torch.equal(scores, readout)

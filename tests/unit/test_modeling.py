@@ -14,7 +14,6 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from modeling_mcm import MCMForMultiTaskRecommendation, MCMModel
 from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.inputs_mcm import first_kept
-from modeling_mcm.losses_mcm import Objective
 
 LAYOUTS = {
     f"{attention} {unit}": {"augmentation": augmentation, "encoder_unit": unit}
@@ -27,7 +26,6 @@ SWITCHES = {
     "bias": {"readout_bias": True},
     "one input feature": {"input_features": ["items"]},
     "no positions": {"max_position_embeddings": None},
-    "memory": {"repeat_memory": True},
     "masked events": {"augmentation": "masked_lm", "readout": "last"},
     "eager": {"attn_implementation": "eager"},
     "extended": {"extended": True},
@@ -100,19 +98,6 @@ def test_all_prefixes_equal_each_prefix_alone(tiny_model, inputs, choices):
         assert_close(together[place], score(model, events(rows(inputs, 2), slice(end + 1)))[0])
 
 
-def test_prefix_at_a_time_equals_history_until_then(tiny_model, inputs):
-    model, history = tiny_model(extended=True), rows(inputs, 2)
-    ends = visit_ends(inputs, 2)
-    moments = history["event_times"][0, ends] + torch.arange(len(ends)) % 3 * 20.0
-    prefixes = {"prefix_ends": torch.tensor([ends]), "prefix_times": moments[None]}
-    together = score(model, history, **prefixes)[0]
-    for place, end in enumerate(ends):
-        assert_close(together[place], score(model, events(history, slice(end + 1)), now=moments[place : place + 1])[0])
-    unmoved = score(model, history, prefix_ends=prefixes["prefix_ends"])[0]
-    moved = (together - unmoved).abs().amax(-1) > 1e-4
-    assert moved.tolist() == [place % 3 > 0 and place > 0 for place in range(len(ends))]
-
-
 @every_causal
 def test_later_events_do_not_change_earlier_prefixes(tiny_model, inputs, choices):
     model = tiny_model(**choices)
@@ -169,7 +154,7 @@ def test_customer_embedding_is_pooled_by_attention_type(tiny_model, inputs):
 def test_bad_inputs_are_refused(tiny_model, inputs):
     without_times = {name: value for name, value in inputs.items() if name != "event_times"}
     with pytest.raises(ValueError, match="needs `event_times`: MCMFeatureExtractor"):
-        tiny_model(repeat_memory=True)(**without_times)
+        tiny_model(state_size=8)(**without_times)
     narrow = {**inputs, "input_ids": inputs["input_ids"][..., :5]}
     with pytest.raises(ValueError, match="5 features, this checkpoint reads 7.*own feature extractor"):
         tiny_model()(**narrow)
@@ -253,7 +238,6 @@ def test_fresh_model_gives_labels_equal_chances(tiny_config, inputs):
     torch.manual_seed(0)
     config = tiny_config(hidden_size=64)
     model = MCMForMultiTaskRecommendation(config).eval()
-    model.objective = Objective(ranking_loss_weight=0)
     assert model.label_embeddings("items")[2:].std().item() == pytest.approx(1 / math.sqrt(64), rel=0.1)
     losses = []
     for _ in range(20):
@@ -276,18 +260,6 @@ def test_bias_starts_at_popularity(tiny_config, inputs):
     assert expected.exp().sum().item() == pytest.approx(1)
 
 
-def test_memory_rarity_starts_at_popularity(tiny_model):
-    model = tiny_model(extended=True)
-    rarity, bias = model.repeat_memory.label_rarity[1].weight, model.readout_bias[1]
-    model.initialize_from_popularity({task: torch.ones(size) for task, size in model.config.label_sizes.items()})
-    assert_close(rarity[FIRST_LABEL:], torch.zeros_like(rarity[FIRST_LABEL:]))  # V share is 1
-    counts = {task: torch.full((size,), 10.0) for task, size in model.config.label_sizes.items()}
-    counts["aisle"][FIRST_LABEL] = 1000
-    model.initialize_from_popularity(counts)
-    assert rarity[FIRST_LABEL] < 0 < rarity[FIRST_LABEL + 1]
-    assert rarity[FIRST_LABEL].item() == pytest.approx(-math.log(bias[FIRST_LABEL].exp().item() * (len(bias) - 2)))
-
-
 def test_missing_weights_start_as_in_a_fresh_model(tiny_model, tiny_config, tmp_path):
     """`from_pretrained` builds on the meta device: what nothing fills would hold whatever was in memory."""
     tiny_model(extended=True).model.save_pretrained(tmp_path)
@@ -295,14 +267,6 @@ def test_missing_weights_start_as_in_a_fresh_model(tiny_model, tiny_config, tmp_
     model, info = MCMForMultiTaskRecommendation.from_pretrained(tmp_path, config=config, output_loading_info=True)
     assert model.readout_scale.tolist() == [1.0] * 3
     assert not any(bias.any() for bias in model.readout_bias)
-    memory = model.repeat_memory
-    assert torch.equal(memory.log_half_life, torch.tensor([7.0, 30, 120, 2, 6, 20, 60]).log())
-    assert torch.equal(memory.log_sensitivity, torch.ones(3, 7))
-    assert_close(memory.memory_gain, torch.full((3, 7), 1.2 / 7))
-    assert_close(memory.rarity_weight, torch.full((3, 7), 0.3))
-    silent = (memory.vote, *memory.label_gains, *memory.label_rarity, *memory.network_out)
-    assert len(memory.network_in) == 3
-    assert not any(parameter.any() for module in silent for parameter in module.parameters())
     heads = [name for name in model.state_dict() if not name.startswith("model.")]
     assert sorted(info["missing_keys"]) == sorted(heads)
     # an empty checkpoint: the base model's parameters too

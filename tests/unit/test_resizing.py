@@ -12,7 +12,6 @@ CHOICES = {
     "paper": {},
     "extended": {"extended": True},
     "last": {"readout": "last"},
-    "counted": {"extended": True, "follower_tasks": ["items", "type"], "related_tasks": ["items"]},
     "label features": {"extended": True, "label_features": ["aisle"]},
 }
 NEW = ["kiwi", "plum", "fig"]
@@ -97,18 +96,14 @@ def test_a_new_value_is_read_as_the_unknown_one_was(tiny_model, extractor, custo
     torch.testing.assert_close(after.pooler_output, before.pooler_output, rtol=1e-5, atol=1e-5)
     size = before.logits["items"].shape[1]
     torch.testing.assert_close(after.logits["items"][:, :size], before.logits["items"], rtol=1e-5, atol=1e-5)
-    assert after.logits["items"][0, size + 1] != after.logits["items"][0, size + 2]  # the memory counts it now
 
 
 def test_new_labels_start_as_the_rarest(tiny_model, extractor):
     model = tiny_model(extended=True)
     size = model.config.label_sizes["items"]
     model.resize_feature_vocabulary("items", NEW, extractor)
-    bias, memory = model.readout_bias[0], model.repeat_memory
+    bias = model.readout_bias[0]
     assert bias[size:].tolist() == [bias[FIRST_LABEL:size].min().item()] * 3
-    rarity = memory.label_rarity[0].weight
-    assert rarity[size:, 0].tolist() == [rarity[FIRST_LABEL:size].max().item()] * 3
-    assert not memory.label_gains[0].weight[size:].any() and memory.label_gains[0].weight[:size].any()
     read = model.model.embeddings.events.feature_tables[model.config.features.index("items")].weight
     assert torch.equal(read[size:], read[1].expand(3, -1)) and read[1].any()
 

@@ -5,7 +5,7 @@
 import pytest
 import torch
 from choices import EXTENDED, PAPER, perturb
-from one_task import prefix_cross_entropy, prefix_ranking_loss
+from one_task import prefix_cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -20,7 +20,7 @@ LABELS, CERTAIN = 60, torch.tensor([[9, 1, 0, 41], [-100, 9, 30, 59]])
 @pytest.fixture
 def labels():
     """All labels of a task, with vectors that name them."""
-    return TaskLabels(torch.arange(LABELS)[:, None].double(), torch.arange(LABELS), None)
+    return TaskLabels(torch.arange(LABELS)[:, None].double(), torch.arange(LABELS))
 
 
 def test_sample_has_the_certain_labels(labels):
@@ -51,22 +51,20 @@ def test_partition_function_is_unbiased(labels, number, monkeypatch):
     assert torch.stack(found).std() > 0
 
 
-def test_ranking_loss_weighs_sampled_labels():
+def test_loss_weighs_sampled_labels():
     torch.manual_seed(0)
     scores, labels = torch.randn(30, 1, 12), torch.randint(2, 6, (30, 2))
-    scores[..., :6] += 8  # the first places are those of labels that stand for themselves
     twins = torch.cat([scores, scores[..., 6:]], -1)  # each label from 6 on twice
     log_counts = torch.tensor([1.0] * 6 + [2.0] * 6).log()
-    for loss, every in ((prefix_cross_entropy, {}), (prefix_ranking_loss, {"places": 4, "sampled": 100})):
-        expected = loss(twins, labels, **every).item()
-        assert loss(scores, labels, log_counts=log_counts, **every).item() == pytest.approx(expected, rel=1e-5)
-        assert loss(scores, labels, **every).item() != pytest.approx(expected, rel=1e-4)
+    expected = prefix_cross_entropy(twins, labels).item()
+    assert prefix_cross_entropy(scores, labels, log_counts=log_counts).item() == pytest.approx(expected, rel=1e-5)
+    assert prefix_cross_entropy(scores, labels).item() != pytest.approx(expected, rel=1e-4)
 
 
 # --------------------------------------------------------------------------------------------------------- the model
 
 
-def make(items=200, extended=True, ranking_loss_weight=1.0, sampled_labels=0, **changes):
+def make(items=200, extended=True, sampled_labels=0, **changes):
     """A model without dropout whose every parameter has a say."""
     torch.manual_seed(0)
     no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -74,7 +72,7 @@ def make(items=200, extended=True, ranking_loss_weight=1.0, sampled_labels=0, **
     data = {"features": ["token_type", "item"], "vocabulary_sizes": [5, items], "tasks": ["item", "token_type"]}
     config = MCMConfig(**data | shape | (EXTENDED if extended else PAPER) | no_dropout | changes)
     model = MCMForMultiTaskRecommendation(config).train()
-    model.objective = Objective(ranking_loss_weight=ranking_loss_weight * extended, sampled_labels=sampled_labels)
+    model.objective = Objective(sampled_labels=sampled_labels)
     return perturb(model)
 
 
@@ -117,9 +115,8 @@ def test_sampled_rows_give_the_losses_of_the_tables(changes, one_prefix, monkeyp
 
     def all_of_them(labels, certain, number):
         ids = torch.arange(len(labels.vectors))
-        memory = labels.memory and tuple(table.index_select(0, ids) for table in labels.memory)
         bias = None if labels.bias is None else labels.bias.index_select(0, ids)
-        return TaskLabels(labels.vectors.index_select(0, ids), bias, memory, ids, torch.zeros(len(ids)))
+        return TaskLabels(labels.vectors.index_select(0, ids), bias, ids, torch.zeros(len(ids)))
 
     monkeypatch.setattr(TaskLabels, "sample", all_of_them)
     assert_close(step(make(sampled_labels=8, **changes), batch), whole)
@@ -127,8 +124,8 @@ def test_sampled_rows_give_the_losses_of_the_tables(changes, one_prefix, monkeyp
 
 def test_sampled_losses_are_right_on_average():
     batch = make_batch()
-    expected, gradients = step(make(ranking_loss_weight=0), batch)
-    model = make(ranking_loss_weight=0, sampled_labels=32)
+    expected, gradients = step(make(), batch)
+    model = make(sampled_labels=32)
     steps = [step(model, batch) for _ in range(60)]
     losses = torch.stack([losses["item"] for losses, _ in steps])
     assert losses.std() > 1e-3 and abs(losses.mean() - expected["item"]) < 0.03 * expected["item"]
@@ -181,6 +178,6 @@ def test_million_labels_are_never_scored_at_once():
         losses, _ = step(model, batch)
     assert losses["item"].isfinite()
     tables = {tuple(parameter.shape) for parameter in model.parameters() if len(parameter) == many}
-    assert len(tables) == 4
+    assert len(tables) == 2
     sampled = FIRST_LABEL + 48 + 512
     assert max(torch.Size(shape).numel() for shape in shapes.seen - tables) <= sampled * 32  # vectors; scores: 4 * 6

@@ -59,13 +59,12 @@ def collator(extractor):
         half_life=0,
         masked=0.4,
         now=None,
-        between_visits=False,
         **choices,
     ):
         config = MCMConfig(**of_data(extractor), **PAPER | choices)
         objective = Objective(target_half_life_days=half_life, mask_probability=masked)
         options = {"seed": seed, "max_events": max_events, "now": now, "objective": objective}
-        made = MCMCollator(extractor, config, mode, cutoff, between_visits=between_visits, **options)
+        made = MCMCollator(extractor, config, mode, cutoff, **options)
         made.epoch.fill_(epoch)
         return made
 
@@ -377,23 +376,6 @@ def test_prediction_reads_the_whole_history_and_asks_nothing(collator, rows, nam
     assert batch["input_ids"][0, 1 : length + 1, 0].tolist() == rows[0]["feature_items"].tolist()
     assert int(batch["attention_mask"][0].sum()) == length + 1 + (name == "masked")
     assert set(batch) == {"input_ids", "attention_mask", "visit_ids", "event_times"}
-
-
-@pytest.mark.parametrize("name", ["all events", "all visits"])
-def test_each_prefix_is_scored_between_its_last_event_and_the_next(collator, rows, name):
-    drawn = collator(between_visits=True, **MODES[name])(rows)
-    times, ends = drawn["event_times"], drawn["prefix_ends"]
-    last = times.gather(1, ends)
-    following = times.gather(1, (ends + 1).minimum(drawn["attention_mask"].sum(1, keepdim=True) - 1))
-    assert ((drawn["prefix_times"] >= last) & (drawn["prefix_times"] <= following)).all()
-    between = drawn["prefix_times"][0][following[0] > last[0] + 0.5] - last[0][following[0] > last[0] + 0.5]
-    assert len(between) > 1 and (between > 0).all()
-    again, later = (collator(between_visits=True, epoch=epoch, **MODES[name])(rows) for epoch in (0, 1))
-    assert torch.equal(again["prefix_times"], drawn["prefix_times"])
-    assert not torch.equal(later["prefix_times"], drawn["prefix_times"])
-    alone = collator(between_visits=True, **MODES[name])(rows[:1])["prefix_times"]
-    assert torch.equal(alone[0], drawn["prefix_times"][0, : alone.shape[1]])
-    assert "prefix_times" not in collator(**MODES[name])(rows)
 
 
 @pytest.mark.parametrize("mode", ["evaluate", "predict"])

@@ -165,9 +165,9 @@ def test_a_batch_loses_its_share(train):
 
 
 @pytest.mark.parametrize("factor", [None, 3.0, 1.0])
-def test_scalars_of_readout_and_memory_learn_faster_by_their_factor(train, factor):
+def test_scalars_of_the_readout_learn_faster_by_their_factor(train, factor):
     trainer = train(**({} if factor is None else {"scalar_lr_factor": factor}))
-    trainer.model.probe = torch.nn.ParameterDict({"memory_gain": torch.zeros(2), "other": torch.zeros(2)})
+    trainer.model.probe = torch.nn.ParameterDict({"readout_scale": torch.zeros(2), "other": torch.zeros(2)})
     names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
     found = {
         names[id(parameter)]: (group["lr"], group["weight_decay"])
@@ -176,7 +176,7 @@ def test_scalars_of_readout_and_memory_learn_faster_by_their_factor(train, facto
     }
     assert set(found) == set(names.values())
     fast = {name for name in found if name.rsplit(".", 1)[-1] in FAST_PARAMETERS}
-    assert "probe.memory_gain" in fast
+    assert "probe.readout_scale" in fast
     for name, (rate, decay) in found.items():
         assert rate == (0.25 * (factor or 20.0) if name in fast else 0.25), name
         assert decay == 0.0 or name not in fast
