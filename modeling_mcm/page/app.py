@@ -34,7 +34,7 @@ LEAST = 0.05  # of the largest change: a visit with less speaks neither for nor 
 COLOURS = {"speaks for it": "#159ca6", "speaks against it": "#d9622b", "other visit": "#98a3ad", "hidden": "#c7a43a"}
 CSS = """
 .gradio-container { max-width: 1240px !important; margin: 0 auto !important; }
-#timeline { contain: inline-size; overflow: hidden; }
+#timeline, #visits { contain: inline-size; overflow: hidden; }
 """
 QUICKSTART = {
     "model": "runs/quickstart",
@@ -103,9 +103,7 @@ class Page:
             if change < 0 and len(visits) < VISITS:
                 texts = dict.fromkeys(event[task] for event in visit.events if event.get(task) in self._known[task])
                 first = sorted(texts, key=lambda text: text != label)[:VALUES]
-                visits.append(
-                    [visit.time[:10], f"{percent(result.probability)} → {percent(visit.without)}", ", ".join(first)]
-                )
+                visits.append([visit.time[:10], f"{result.probability:.1%} → {visit.without:.1%}", ", ".join(first)])
         largest = max(map(abs, changes.values()), default=0.0)
         rows = []
         for seen in household.visits:
@@ -213,8 +211,7 @@ def build_page(histories: Histories) -> Any:
         gr.HTML("".join(f"<span style='color: {colour}'>■</span> {name} &emsp;" for name, colour in COLOURS.items()))
         why = gr.HTML(elem_id="why")
         told = "Visits that speak for it"
-        with gr.Row():  # which is never wider than the page
-            visits = gr.Dataframe(headers=["visit", "without it", "with"], label=told, elem_id="visits", **tables)
+        visits = gr.Dataframe(headers=["visit", "without it", "with"], label=told, elem_id="visits", **tables)
         forecast = gr.Dataframe(headers=["forecast", "value"], visible=bool(page.forecast(first)), **tables)
         with gr.Row():
             with gr.Column(min_width=300):

@@ -109,7 +109,7 @@ def test_a_walk_through_the_page_with_the_keyboard_alone(browse, histories):
     found = histories.household(WHO).live.explain("items", label, histories.cutoff)
     assert found.words in page.locator("#why").inner_text()
     shown, best = page.locator("#visits").inner_text(), found.visits[0]
-    assert best.without >= found.probability or (best.time[:10] in shown and percent(best.without) in shown)
+    assert best.without >= found.probability or (best.time[:10] in shown and f"{best.without:.1%}" in shown)
     assert page.locator("#timeline canvas, #timeline svg").count() > 0
     # what if
     for _ in range(10):  # a list that is still busy takes no choice
@@ -157,8 +157,8 @@ def test_numbers_of_the_page_are_those_of_the_model_and_the_log(histories, event
     _, timeline, visits = page.why(WHO, "items", label)
     found = live.explain("items", label, histories.cutoff)
     for_it = [visit for visit in found.visits if visit.without < found.probability][:5]
-    change = f"{percent(found.probability)} → "
-    assert for_it and [row[:2] for row in visits] == [[v.time[:10], change + percent(v.without)] for v in for_it]
+    change = f"{found.probability:.1%} → "
+    assert for_it and [row[:2] for row in visits] == [[v.time[:10], change + f"{v.without:.1%}"] for v in for_it]
     assert all((label in row[2]) == visit.has_label for row, visit in zip(visits, for_it, strict=True))
     assert ((timeline["time"] >= histories.cutoff) == (timeline["visit"] == "hidden")).all()
     assert 0 < (timeline["visit"] == "hidden").sum() < len(timeline)

@@ -220,6 +220,15 @@ def test_stored_state_continues(live_model, extractor, name, caches):
         assert_equal_to_whole(live, events[:given], {"age": "young"})
 
 
+@pytest.mark.parametrize("name", ["no readout", "no encoder"])
+def test_a_state_without_readout_is_small(live_model, extractor, name):
+    live, events = LiveCustomer(live_model(name), extractor), random_events(0, 100)
+    live.add(events)
+    live.scores()
+    assert len(events) > 180 and len(live.to_bytes()) - len(live.to_bytes(caches=False)) < 20_000
+    assert not live._window.state().caches.numel()  # the encoder is not run
+
+
 def test_scores_equal_the_pipelines(live_model, extractor):
     from modeling_mcm import PreferenceScoresPipeline
 
