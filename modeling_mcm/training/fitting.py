@@ -19,6 +19,7 @@ from modeling_mcm.data.dataset import POPULARITY_FILE
 from modeling_mcm.forecaster_mcm import LONGEST_RATIO
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.training.moments import train_state
+from modeling_mcm.training.resuming import FORECAST_FIELDS
 
 logger = logging.get_logger(__name__)
 DECIDED = 0.9  # a label determines a feature if this share of events has the label's most frequent value
@@ -97,7 +98,7 @@ def learn_state(model: MCMForMultiTaskRecommendation, data: PreparedData, seed: 
     losses = train_state(model.model, data.extractor, PreparedRows(rows, several, ends[several]), cutoff, seed)
     words = ", ".join(f"{name} {value:.3f}" for name, value in losses.items())
     config, told = model.config, model.model.customer_forecasts
-    for name in ("forecast_days", "learned_days", "forecast_window", "target_features", "target_types"):
+    for name in FORECAST_FIELDS:
         setattr(config, name, getattr(model.model.config, name))
     logger.warning(f"The customer state is trained. Losses: {words}. It has forecasts for {_days(config.head_days)}.")
     if shipped := [day for day in told.days if day not in config.head_days]:

@@ -170,7 +170,7 @@ def pretrain(options: ModelOptions, objective: Objective, training: PretrainingA
     model.objective = objective
     model.initialize_from_popularity(popularity(data, config))
     own = {name: getattr(options, name) for name in DECIDING} | {"max_events": extractor.max_events}
-    own |= asdict(objective)
+    own |= asdict(objective) | {"forecast_days": config.forecast_days}
     own["batch size"] = step_size(training)
     run = {"data": file_digest(data.folder / MANIFEST_FILE), "options": deciding_options(training) | own}
     with output_folder_lock(str(training.output_dir), training.should_save):

@@ -90,6 +90,10 @@ def changed_options(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[
     ]
 
 
+# Fields of a config that the training of the customer state sets.
+FORECAST_FIELDS = ("forecast_days", "learned_days", "forecast_window", "target_features", "target_types")
+
+
 def changed_config(folder: Path, config: PreTrainedConfig) -> list[str]:
     """A phrase for each field of a config that differs from that in a folder; none if that one can't be read."""
     path = folder / CONFIG
@@ -97,7 +101,8 @@ def changed_config(folder: Path, config: PreTrainedConfig) -> list[str]:
         return []
     earlier = json.loads(json.dumps(type(config).from_pretrained(str(folder)).to_dict(), default=str))
     now = json.loads(json.dumps(config.to_dict(), default=str))
-    own = sorted(type(config).__annotations__)  # MCM's own fields: those of every model depend on how it was made
+    # MCM's own fields: those of every model depend on how it was made, and those of forecasts are learned.
+    own = sorted(set(type(config).__annotations__) - set(FORECAST_FIELDS))
     phrases = changed_options({name: earlier.get(name) for name in own}, {name: now.get(name) for name in own})
     return [phrase if len(phrase) < 200 else f"another {phrase.partition(' ')[0]}" for phrase in phrases]
 

@@ -178,8 +178,10 @@ class MCMTrainer(ResumableTrainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluates as `Trainer` does, with the average of the weights if there is one, while the clock is paused."""
         with self.clock.paused(), self._averaged():
-            fit = self.scorer_fit
-            return super().evaluate(*args, **kwargs) if fit is None else self._evaluate_scorer(fit)
+            fit, metric = self.scorer_fit, self.args.metric_for_best_model or BEST_METRIC
+            if fit is None or not metric.endswith(BEST_METRIC):  # the user's choice, such as eval_loss
+                return super().evaluate(*args, **kwargs)
+            return self._evaluate_scorer(fit)
 
     def _evaluate_scorer(self, fit: ScorerFit) -> dict[str, float]:
         """Evaluates the scorer with the encoder as it is, as `evaluate` reports metrics."""
