@@ -569,7 +569,7 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         scorer, histories = cast(LabelScorer, self.scorer), read_histories(self.config, batch, tasks)
         readout = readout if self.config.num_hidden_layers else None
         indices = [self.config.tasks.index(task) for task in tasks]
-        of_tasks = [None if readout is None else readout[index] for index in indices]
+        of_tasks = [None if readout is None else readout[k] for k in indices]
         return [scorer.score(*each) for each in zip(indices, histories, of_tasks, strict=True)]
 
     def _event_units(self, batch: Mapping[str, Any]) -> torch.Tensor:

@@ -411,7 +411,7 @@ def candidate_features(
 class LabelScorer(nn.Module):
     """Scores the labels of every task from counts and the encoder's readout:
 
-        s(w) = exp(t) (a . z_w + MLP(z_w)) + u . x_w + b    for a candidate w
+        s(w) = exp(t) (a . z_w + MLP(z_w) + u . x_w) + b    for a candidate w
         s(w) = log share(w) + f                             for any other label
 
     z_w are the standardised numbers that are counted, and x_w log-probability and rank by the readout. The network is
@@ -470,7 +470,7 @@ class LabelScorer(nn.Module):
             values (`torch.FloatTensor` of shape `(N,)`): what `forward` gives.
             features (`torch.FloatTensor` of shape `(N, F)`): numbers of the candidates.
         """
-        return calibration[0].exp() * values + calibration[1] + features[:, COUNTED:] @ calibration[3:]
+        return calibration[0].exp() * (values + features[:, COUNTED:] @ calibration[3:]) + calibration[1]
 
     def reads_readout(self, task: int | slice = slice(None)) -> bool:
         """Whether the scores of a task (default: of some task) depend on the encoder's readout."""

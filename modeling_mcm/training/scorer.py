@@ -50,6 +50,8 @@ NEGATIVES = 60  # about as many candidates of an example that are no targets are
 EPOCHS, LEARNING_RATE, WEIGHT_DECAY, EXAMPLES_OF_STEP = 8, 3e-3, 1e-2, 32
 RANKING = 1.5  # weight of the smooth NDCG beside the cross-entropy
 MOST_TARGETS, TEMPERATURE = 12, 2.0  # of the smooth NDCG
+# Weights u of the encoder's log-probability and rank that are tried, none first.
+GRID = torch.tensor([(a, -b) for a in (0.0, 0.05, 0.1, 0.2, 0.4, 0.8) for b in (0.0, 0.1, 0.3)])
 
 
 class LabelEvents(NamedTuple):
@@ -359,6 +361,7 @@ class FeatureReader:
         self,
         cases: Sequence[Case],
         counts: Sequence[LabelCounts],
+        tables: Sequence[LabelTables],
         fold: int | None,
         generator: torch.Generator,
         encoder: MCMForMultiTaskRecommendation | None = None,
@@ -368,12 +371,12 @@ class FeatureReader:
         Args:
             cases (`Sequence[Case]`): the cases.
             counts (`Sequence[LabelCounts]`): counts of each task.
+            tables (`Sequence[LabelTables]`): tables of each task.
             fold (`int`, *optional*): fold of the cases, if they are examples: counts are those of the other folds
                 until the prediction time, and of the candidates that are no targets some `NEGATIVES` are kept.
             generator (`torch.Generator`): of the draw of candidates.
             encoder ([`MCMForMultiTaskRecommendation`], *optional*): model whose readout gives numbers, too.
         """
-        tables = [each.tables(fold) for each in counts]
         parts: list[list[CaseFeatures]] = [[] for _ in tables]
         for chosen, batch in self.batches(cases):
             readout = None if encoder is None else encoder.readout_scores(batch)
@@ -415,8 +418,8 @@ def _joined(parts: Sequence[CaseFeatures], order: NDArray[np.int64]) -> CaseFeat
     return CaseFeatures(candidates, is_target[by_case], log_kept[by_case], ordered)
 
 
-def mean_ndcg(found: CaseFeatures, values: torch.Tensor, k: int = 10) -> float:
-    """Mean NDCG at k of the candidates' scores over the cases with a target."""
+def case_ndcg(found: CaseFeatures, values: torch.Tensor, k: int = 10) -> torch.Tensor:
+    """NDCG at k of the candidates' scores `(N,)` in each case, NaN without a target."""
     customer = found.candidates.customer
     order = values.argsort(descending=True, stable=True)
     order = order[customer[order].argsort(stable=True)]
@@ -424,8 +427,12 @@ def mean_ndcg(found: CaseFeatures, values: torch.Tensor, k: int = 10) -> float:
     gains = torch.where(found.is_target[order] & (rank < k + 2), 1 / rank.log2(), 0.0)
     numbers = torch.tensor([len(each) for each in found.targets])
     ideal = torch.cat([torch.zeros(1), (1 / torch.arange(2.0, k + 2).log2()).cumsum(0)])[numbers.clamp(max=k)]
-    dcg = torch.zeros(len(numbers)).index_add(0, customer[order], gains)
-    return float((dcg / ideal)[numbers > 0].mean()) if (numbers > 0).any() else math.nan
+    return torch.zeros(len(numbers)).index_add(0, customer[order], gains) / ideal
+
+
+def mean_ndcg(found: CaseFeatures, values: torch.Tensor) -> float:
+    """Mean NDCG at 10 of the candidates' scores `(N,)` over the cases with a target."""
+    return case_ndcg(found, values).nanmean().item()
 
 
 def fit_network(
@@ -474,49 +481,47 @@ def fit_network(
 
 
 def calibrate(
-    scorer: LabelScorer, task: int, found: CaseFeatures, with_encoder: bool, cases: torch.Tensor | None = None
+    scorer: LabelScorer, task: int, found: CaseFeatures, weights: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Fits t, b, f and u of a task (see [`LabelScorer`]) by the cross-entropy of the validation targets.
+    """Fits t, b and f of a task (see [`LabelScorer`]) by the cross-entropy of the validation targets.
 
     Args:
         scorer ([`LabelScorer`]): a scorer whose network is trained.
         task (`int`): index of the task.
         found ([`CaseFeatures`]): all candidates of validation cases.
-        with_encoder (`bool`): whether to fit u; otherwise it is 0.
-        cases (`torch.BoolTensor` of shape `(cases,)`, *optional*): the cases to fit on. Default: all.
+        weights (`torch.FloatTensor` of shape `(OF_READOUT,)`, *optional*): u. Default: 0.
 
     Returns:
-        `torch.FloatTensor` of shape `(3 + OF_READOUT,)`.
+        `torch.FloatTensor` of shape `(3 + OF_READOUT,)`: t, b, f and u.
     """
+    of_readout = torch.zeros(OF_READOUT) if weights is None else weights
     customer, label, features = found.candidates
     with torch.no_grad():
         values, log_shares = scorer(task, features), scorer.log_shares(task)
     numbers = torch.tensor([len(each) for each in found.targets], dtype=torch.float32)
-    used = numbers > 0 if cases is None else cases & (numbers > 0)
-    weights = torch.where(used, 1 / numbers.clamp(min=1), 0.0) / used.sum().clamp(min=1)
+    shares = torch.where(numbers > 0, 1 / numbers.clamp(min=1), 0.0) / (numbers > 0).sum().clamp(min=1)
     zeros = torch.zeros(len(numbers))
     hits = zeros.index_add(0, customer, found.is_target.float())
-    missed = (weights * (numbers - hits)).sum()  # weight of targets that are no candidates
+    missed = (shares * (numbers - hits)).sum()  # weight of targets that are no candidates
     outside = (1 - zeros.index_add(0, customer, log_shares[label].exp())).clamp(min=1e-6).log()
-    target_weights = weights[customer] * found.is_target
-    parameters = torch.zeros(3 + OF_READOUT, requires_grad=True)
-    is_fitted = torch.tensor([1.0] * 3 + [float(with_encoder)] * OF_READOUT)
+    target_weights = shares[customer] * found.is_target
+    parameters = torch.zeros(3, requires_grad=True)
     optimizer = torch.optim.LBFGS([parameters], max_iter=100, line_search_fn="strong_wolfe")
 
     @torch.enable_grad()
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
-        logits = scorer.calibrated(parameters * is_fitted, values, features)
+        logits = scorer.calibrated(torch.cat([parameters, of_readout]), values, features)
         largest = zeros.scatter_reduce(0, customer, logits.detach(), "amax", include_self=False)
         inside = zeros.index_add(0, customer, (logits - largest[customer]).exp()).log() + largest
         total = torch.logaddexp(inside, parameters[2] + outside)
-        loss = (weights * numbers * total).sum() - (target_weights * logits).sum() - missed * parameters[2]
+        loss = (shares * numbers * total).sum() - (target_weights * logits).sum() - missed * parameters[2]
         loss = loss + 1e-3 * parameters.square().sum()
         loss.backward()
         return loss
 
     optimizer.step(closure)
-    return (parameters * is_fitted).detach()
+    return torch.cat([parameters.detach(), of_readout])
 
 
 def _steps_of(
@@ -595,34 +600,38 @@ class ScorerFit:
             )
         parts = []
         for fold in range(FOLDS):
+            tables = [each.tables(fold) for each in self.counts]
             if chosen := [case for case in examples if folds[case.row] == fold]:
-                parts.append(self.reader.read(chosen, self.counts, fold, self.generator))
+                parts.append(self.reader.read(chosen, self.counts, tables, fold, self.generator))
         for table, each in zip(self.scorer.tables, self.counts, strict=True):
             table.load_state_dict(each.tables().state_dict())
         found = [_stacked([features[task] for features in parts]) for task in range(len(self.counts))]
         self.cases = validation_cases(rows, data, seed)
-        validation = self.reader.read(self.cases, self.counts, None, self.generator) if self.cases else []
+        tables = [self.scorer.tables_of(task) for task in range(len(self.counts))]
+        validation = self.reader.read(self.cases, self.counts, tables, None, self.generator) if self.cases else []
         self.counted = fit_network(self.scorer, found, validation, seed) or [math.nan] * len(found)
         for task, features in enumerate(validation):
-            self.scorer.calibration[task] = calibrate(self.scorer, task, features, with_encoder=False)
+            self.scorer.calibration[task] = calibrate(self.scorer, task, features)
         self.scorer.fitted.fill_(True)
 
     def with_encoder(self) -> tuple[list[float], list[torch.Tensor]]:
-        """NDCG@10 of each task with the encoder as it is now, where the encoder's weight u is fitted on the validation
-        cases of other customers; and calibrations that are fitted on all of them."""
-        read = self.reader.read(self.cases, self.counts, None, self.generator, self.model)
+        """NDCG@10 of each task with the encoder as it is now, where its weights u are the best of `GRID` for the
+        validation cases of other customers; and calibrations with the best of all cases."""
+        tables = [self.scorer.tables_of(task) for task in range(len(self.counts))]
+        read = self.reader.read(self.cases, self.counts, tables, None, self.generator, self.model)
         folds = torch.from_numpy(np.random.default_rng(self.seed).integers(0, FOLDS, len(self.cases)))
         values, calibrations = [], []
         for task, found in enumerate(read):
             with torch.no_grad():
                 counted = self.scorer(task, found.candidates.features)
-            scores = counted.clone()
-            for fold in range(FOLDS):
-                of_fold = folds[found.candidates.customer] == fold
-                fitted = calibrate(self.scorer, task, found, True, folds != fold)
-                scores[of_fold] = self.scorer.calibrated(fitted, counted, found.candidates.features)[of_fold]
-            values.append(mean_ndcg(found, scores))
-            calibrations.append(calibrate(self.scorer, task, found, True))
+                x = found.candidates.features[:, COUNTED:]
+                ndcg = torch.stack([case_ndcg(found, counted + x @ u) for u in GRID])  # (grid, cases)
+            own = [
+                ndcg[ndcg[:, folds != fold].nanmean(1).nan_to_num().argmax(), folds == fold] for fold in range(FOLDS)
+            ]
+            values.append(torch.cat(own).nanmean().item())
+            best = ndcg.nanmean(1).nan_to_num().argmax()
+            calibrations.append(calibrate(self.scorer, task, found, GRID[best]))
         return values, calibrations
 
     def finish(self) -> None:

@@ -99,7 +99,8 @@ def test_an_example_knows_how_popular_labels_were_until_then(data, model):
                 events.label[(events.day >= case.day) & (events.customer != case.row)] = 2
             counts.append(LabelCounts(events, folds))
         reader = FeatureReader(data.rows, data, model.config)
-        found = reader.read([case], counts, fold, torch.Generator())[0].candidates
+        tables = [each.tables(fold) for each in counts]
+        found = reader.read([case], counts, tables, fold, torch.Generator())[0].candidates
         rows = found.features[:, COUNTED - 7 : COUNTED].tolist()  # of the label alone, but for its transitions
         return {label: row for label, row in zip(found.label.tolist(), rows, strict=True)}
 
