@@ -7,7 +7,7 @@ and an example's numbers are computed from the counts of the other folds. Everyt
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -49,6 +49,7 @@ FEW_EXAMPLES = 200  # below which a log says little of what its labels mean
 NEGATIVES = 60  # about as many candidates of an example that are no targets are kept, drawn uniformly
 EPOCHS, LEARNING_RATE, WEIGHT_DECAY, EXAMPLES_OF_STEP = 8, 3e-3, 1e-2, 32
 RANKING = 1.5  # weight of the smooth NDCG beside the cross-entropy
+LATER_DAYS, LATER = 30.0, 0.4  # labels that come so soon, though not next, and the weight of their cross-entropy
 MOST_TARGETS, TEMPERATURE = 12, 2.0  # of the smooth NDCG
 # Weights u of the encoder's log-probability and rank that are tried, none first.
 GRID = torch.tensor([(a, -b) for a in (0.0, 0.05, 0.1, 0.2, 0.4, 0.8) for b in (0.0, 0.1, 0.3)])
@@ -263,18 +264,23 @@ class Case(NamedTuple):
     day: float | None = None
 
 
+FLAGS = ("is_target", "is_later", "log_kept")  # of the candidates in [`CaseFeatures`]
+
+
 class CaseFeatures(NamedTuple):
     """Candidates of a task in some cases.
 
     Attributes:
         candidates ([`Candidates`]): candidates of all cases.
         is_target (`torch.BoolTensor` of shape `(N,)`): whether a candidate is a target.
+        is_later (`torch.BoolTensor` of shape `(N,)`): whether it is none, and comes within `LATER_DAYS`; of examples.
         log_kept (`torch.FloatTensor` of shape `(N,)`): log of the share of such candidates that were kept.
         targets (`list[torch.LongTensor]`): distinct targets of each case, also those that are no candidates.
     """
 
     candidates: Candidates
     is_target: torch.Tensor
+    is_later: torch.Tensor
     log_kept: torch.Tensor
     targets: list[torch.Tensor]
 
@@ -345,8 +351,8 @@ class FeatureReader:
         self.rows, self.config = PreparedRows(rows), config
         self.collator = MCMCollator(data.extractor, config, "evaluate", cutoff="validation")
 
-    def batches(self, cases: Sequence[Case]) -> Iterator[tuple[NDArray, dict[str, torch.Tensor]]]:
-        """Indices of cases, and their model inputs with `labels` and `now`, cases of similar length together."""
+    def batches(self, cases: Sequence[Case]) -> Iterator[tuple[NDArray, list[Any], dict[str, torch.Tensor]]]:
+        """Indices of cases, their rows, and their model inputs with `labels` and `now`, similar lengths together."""
         order = np.argsort([case.end for case in cases], kind="stable")
         for start in range(0, len(order), BATCH):
             chosen = order[start : start + BATCH]
@@ -355,7 +361,7 @@ class FeatureReader:
             batch = self.collator([row | end for row, end in zip(rows, ends, strict=True)])
             waits = torch.tensor([cases[index].wait for index in chosen])
             batch["now"] = batch["event_times"].amax(1) + waits
-            yield chosen, batch
+            yield chosen, rows, batch
 
     def read(
         self,
@@ -378,7 +384,7 @@ class FeatureReader:
             encoder ([`MCMForMultiTaskRecommendation`], *optional*): model whose readout gives numbers, too.
         """
         parts: list[list[CaseFeatures]] = [[] for _ in tables]
-        for chosen, batch in self.batches(cases):
+        for chosen, rows, batch in self.batches(cases):
             readout = None if encoder is None else encoder.readout_scores(batch)
             old = torch.randint(STALE + 1, (len(chosen),), generator=generator).numpy()
             for index, (history, table) in enumerate(zip(read_histories(self.config, batch), tables, strict=True)):
@@ -393,29 +399,44 @@ class FeatureReader:
                 size = table.counts.shape[1]
                 labels = batch["labels"][..., index]
                 targets = [each[each >= FIRST_LABEL].unique() for each in labels]
-                keys = torch.cat([each + size * row for row, each in enumerate(targets)])
-                is_target = torch.isin(found.customer * size + found.label, keys)
+                cells = found.customer * size + found.label
+                is_target = torch.isin(cells, torch.cat([each + size * row for row, each in enumerate(targets)]))
+                is_later = torch.zeros_like(is_target)
+                if fold is not None and counts[index].has_times:
+                    task = f"task_{self.config.tasks[index]}"
+                    later = [_later(rows[n], cases[case], task) + size * n for n, case in enumerate(chosen)]
+                    is_later = torch.isin(cells, torch.from_numpy(np.concatenate(later))) & ~is_target
                 number = torch.bincount(found.customer, minlength=len(chosen))[found.customer].float()
                 share = torch.ones_like(number) if fold is None else (NEGATIVES / number).clamp(max=1)
-                kept = is_target | (torch.rand(len(share), generator=generator) < share)
+                share = torch.where(is_target | is_later, 1.0, share)
+                kept = torch.rand(len(share), generator=generator) < share
                 candidates = Candidates(torch.from_numpy(chosen)[found.customer[kept]], *(x[kept] for x in found[1:]))
-                log_kept = torch.where(is_target, 0.0, share.log())[kept]
-                parts[index].append(CaseFeatures(candidates, is_target[kept], log_kept, targets))
+                flags = is_target[kept], is_later[kept], share.log()[kept]
+                parts[index].append(CaseFeatures(candidates, *flags, targets))
         order = np.argsort([case.end for case in cases], kind="stable")
         return [_joined(part, order) for part in parts]
+
+
+def _later(row: Mapping[str, Any], case: Case, task: str) -> NDArray[np.int64]:
+    """Labels of a row after a case's cutoff, within `LATER_DAYS` of its prediction time."""
+    times = row["times"]
+    latest = times[case.end - 1] + (case.wait + LATER_DAYS) * SECONDS_PER_DAY
+    stop = case.end + int(np.searchsorted(times[case.end : case.stop], latest, side="right"))
+    labels = np.asarray(row[task][case.end : stop], np.int64)
+    return labels[labels >= FIRST_LABEL]
 
 
 def _joined(parts: Sequence[CaseFeatures], order: NDArray[np.int64]) -> CaseFeatures:
     """Joins parts, with candidates by case."""
     columns = [torch.cat(values) for values in zip(*(part.candidates for part in parts), strict=True)]
-    is_target, log_kept = (torch.cat([getattr(part, name) for part in parts]) for name in ("is_target", "log_kept"))
+    is_target, is_later, log_kept = (torch.cat([getattr(part, name) for part in parts]) for name in FLAGS)
     targets = [each for part in parts for each in part.targets]
     by_case = columns[0].argsort(stable=True)
     ordered: list[torch.Tensor] = [torch.zeros(0)] * len(targets)
     for case, each in zip(order.tolist(), targets, strict=True):
         ordered[case] = each
     candidates = Candidates(*(column[by_case] for column in columns))
-    return CaseFeatures(candidates, is_target[by_case], log_kept[by_case], ordered)
+    return CaseFeatures(candidates, is_target[by_case], is_later[by_case], log_kept[by_case], ordered)
 
 
 def case_ndcg(found: CaseFeatures, values: torch.Tensor, k: int = 10) -> torch.Tensor:
@@ -463,7 +484,8 @@ def fit_network(
         for task, mask, index in epoch:
             found = examples[task]
             scores = scorer(task, found.candidates.features[index])
-            loss = ranking_loss(scores, mask, found.is_target[index] & mask, found.log_kept[index])
+            is_target, is_later = found.is_target[index] & mask, found.is_later[index] & mask
+            loss = ranking_loss(scores, mask, is_target, is_later, found.log_kept[index])
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(scorer.parameters(), 1.0)
@@ -543,13 +565,19 @@ def _steps_of(
 
 
 def ranking_loss(
-    scores: torch.Tensor, mask: torch.Tensor, is_target: torch.Tensor, log_kept: torch.Tensor
+    scores: torch.Tensor,
+    mask: torch.Tensor,
+    is_target: torch.Tensor,
+    is_later: torch.Tensor,
+    log_kept: torch.Tensor,
 ) -> torch.Tensor:
-    """Mean cross-entropy of the targets among the candidates, less a smooth NDCG.
+    """Mean cross-entropy of the targets among the candidates, less a smooth NDCG, and with a small weight the
+    cross-entropy of labels that come later among all that are no targets.
 
     Args:
         scores (`torch.FloatTensor` of shape `(cases, candidates)`): scores of the candidates.
-        mask, is_target (`torch.BoolTensor` of that shape): whether there is a candidate, and whether it is a target.
+        mask, is_target, is_later (`torch.BoolTensor` of that shape): whether there is a candidate, whether it is a
+            target, and whether it is none and comes later.
         log_kept (`torch.FloatTensor` of that shape): log of the share of such candidates that were kept.
     """
     weighted = (scores - log_kept).masked_fill(~mask, -1e4)  # a kept negative stands for those left out
@@ -561,7 +589,9 @@ def ranking_loss(
     rank = 0.5 + lead.sum(2)
     ideal = (1 / torch.arange(2.0, MOST_TARGETS + 2).log2()).cumsum(0)[(number.clamp(max=most) - 1)]
     ndcg = (has / (1 + rank).log2()).sum(1) / ideal
-    return (entropy - RANKING * ndcg).mean()
+    others = weighted.masked_fill(is_target, -1e4).log_softmax(1)
+    later = -(others * is_later).sum(1) / is_later.sum(1).clamp(min=1)
+    return (entropy - RANKING * ndcg + LATER * later).mean()
 
 
 class ScorerFit:
@@ -653,6 +683,6 @@ def _stacked(parts: Sequence[CaseFeatures]) -> CaseFeatures:
     starts = offsets_of(np.array([len(part.targets) for part in parts]))[:-1].tolist()
     customers = torch.cat([part.candidates.customer + start for part, start in zip(parts, starts, strict=True)])
     label, features = (torch.cat([part.candidates[index] for part in parts]) for index in (1, 2))
-    is_target, log_kept = (torch.cat([getattr(part, name) for part in parts]) for name in ("is_target", "log_kept"))
+    is_target, is_later, log_kept = (torch.cat([getattr(part, name) for part in parts]) for name in FLAGS)
     targets = [each for part in parts for each in part.targets]
-    return CaseFeatures(Candidates(customers, label, features), is_target, log_kept, targets)
+    return CaseFeatures(Candidates(customers, label, features), is_target, is_later, log_kept, targets)

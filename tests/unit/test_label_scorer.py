@@ -21,7 +21,16 @@ from modeling_mcm.scorer_mcm import (
     read_histories,
 )
 from modeling_mcm.training.pretraining import COUNTS_ALONE
-from modeling_mcm.training.scorer import FeatureReader, LabelCounts, LabelEvents, ScorerFit, draw_examples
+from modeling_mcm.training.scorer import (
+    Case,
+    FeatureReader,
+    LabelCounts,
+    LabelEvents,
+    ScorerFit,
+    _later,
+    draw_examples,
+    ranking_loss,
+)
 
 
 @pytest.fixture(scope="module")
@@ -234,3 +243,21 @@ def test_until_the_scorer_is_fitted_scores_are_the_readouts(tiny_model, batch):
         logits = model(**batch).logits
     for scores, readout in zip(logits.values(), model.readout_scores(batch), strict=True):
         assert torch.equal(scores, readout)
+
+
+def test_later_labels_come_within_a_month_and_before_the_end_of_the_period():
+    day = 86_400
+    row = {"times": np.array([0, 1, 9, 32, 40, 41]) * day, "task_items": np.array([2, 3, 4, 0, 5, 6])}
+    assert _later(row, Case(row=0, end=2, stop=6, wait=2.0), "task_items").tolist() == [4]  # until day 33
+    assert _later(row, Case(row=0, end=2, stop=6, wait=9.0), "task_items").tolist() == [4, 5]
+    assert _later(row, Case(row=0, end=2, stop=2, wait=9.0), "task_items").tolist() == []
+
+
+def test_the_loss_wants_later_labels_behind_the_targets_and_before_the_others():
+    mask, target, later = torch.ones(1, 4, dtype=torch.bool), torch.zeros(1, 4, dtype=torch.bool), torch.zeros(1, 4)
+    target[0, 0] = True
+    later = later.bool().index_fill(1, torch.tensor([1]), True)
+    scores = torch.zeros(1, 4, requires_grad=True)
+    ranking_loss(scores, mask, target, later, torch.zeros(1, 4)).backward()
+    of_target, of_later, *others = (-scores.grad[0]).tolist()
+    assert of_target > of_later > max(others)
