@@ -648,6 +648,8 @@ class ScorerFit:
         """NDCG@10 of each task with the encoder as it is now, where its weights u are the best of `GRID` for the
         validation cases of other customers; and calibrations with the best of all cases."""
         tables = [self.scorer.tables_of(task) for task in range(len(self.counts))]
+        was_training = self.model.training
+        self.model.eval()
         read = self.reader.read(self.cases, self.counts, tables, None, self.generator, self.model)
         folds = torch.from_numpy(np.random.default_rng(self.seed).integers(0, FOLDS, len(self.cases)))
         values, calibrations = [], []
@@ -662,6 +664,7 @@ class ScorerFit:
             values.append(torch.cat(own).nanmean().item())
             best = ndcg.nanmean(1).nan_to_num().argmax()
             calibrations.append(calibrate(self.scorer, task, found, GRID[best]))
+        self.model.train(was_training)
         return values, calibrations
 
     def finish(self) -> None:

@@ -185,7 +185,6 @@ class MCMTrainer(ResumableTrainer):
 
     def _evaluate_scorer(self, fit: ScorerFit) -> dict[str, float]:
         """Evaluates the scorer with the encoder as it is, as `evaluate` reports metrics."""
-        fit.model.eval()
         values, _ = fit.with_encoder()
         tasks = self.train_collator.config.tasks
         metrics = {f"eval_{task}_{BEST_METRIC}": value for task, value in zip(tasks, values, strict=True)}
