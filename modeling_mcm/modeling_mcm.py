@@ -519,6 +519,8 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         logits = losses = total = None
         if self.training and labels is not None and torch.is_grad_enabled():
             total, losses = self._losses_in_parts(hidden, batch)
+        elif labels is None and prefix_ends is None and not self.needs_readout():
+            logits = dict(zip(self.config.tasks, self.scored(batch, None), strict=True))
         else:
             task_labels, rows = self._all_labels(), self._rows(batch)
             scores = [self._readout(hidden, rows, [of_task]) for of_task in task_labels]
