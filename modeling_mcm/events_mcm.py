@@ -146,7 +146,7 @@ def map_distinct(values: Sequence[Any], function: Callable[[Any], Any], dtype: t
     values = as_list(values)
     keys = list(zip(map(type, values), values, strict=True))  # with the type, because True == 1 == 1.0 in Python
     try:
-        table = {key: function(key[1]) for key in set(keys)}
+        table = {key: function(key[1]) for key in dict.fromkeys(keys)}  # in order, so the first bad value is named
     except TypeError:  # an unhashable value, such as a list: the function raises a message for it
         return np.array([function(value) for value in values], dtype)
     return np.fromiter(map(table.__getitem__, keys), dtype, len(keys))
