@@ -568,11 +568,9 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         """Scores of the fitted scorer by task (default: all tasks), each of shape `(B, V)`, from model inputs and the
         readout's scores of all tasks."""
         tasks = self.config.tasks if tasks is None else tasks
-        scorer, histories = cast(LabelScorer, self.scorer), read_histories(self.config, batch, tasks)
-        readout = readout if self.config.num_hidden_layers else None
         indices = [self.config.tasks.index(task) for task in tasks]
-        of_tasks = [None if readout is None else readout[k] for k in indices]
-        return [scorer.score(*each) for each in zip(indices, histories, of_tasks, strict=True)]
+        used = None if readout is None or not self.config.num_hidden_layers else [readout[k] for k in indices]
+        return cast(LabelScorer, self.scorer).score(indices, read_histories(self.config, batch, tasks), used)
 
     def _event_units(self, batch: Mapping[str, Any]) -> torch.Tensor:
         """Index of each event's unit, of shape `(B, L)`."""

@@ -9,11 +9,14 @@ the label is, and the ranks of these numbers among the candidates. None of them 
 the network ([`LabelScorer`]) is small. `modeling_mcm.training.scorer` fits it in seconds on prefixes of the log's own
 customers. Labels that are no candidates get a floor by their popularity, so that all labels have a probability.
 
-Shapes: B customers, L events, E labelled events of all customers, V labels of a task, P pairs of a customer and a
-label of its history, N candidates of all customers, K stored neighbours of a label, F numbers of a candidate.
+All tasks are computed at once: a row is a task of a customer, task after task.
+
+Shapes: B customers, T tasks, R = T B rows, L events, E labelled events of all rows, V labels of a task, P pairs of a
+row and a label of its history, N candidates of all rows, K stored neighbours of a label, F numbers of a candidate.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import NamedTuple, cast
 
 import torch
@@ -55,18 +58,18 @@ FARTHEST = 4.0  # largest absolute value of a standardised number
 
 
 class LabelHistory(NamedTuple):
-    """The labelled events of one task, of all customers of a batch, customer after customer.
+    """The labelled events of some tasks of all customers of a batch, row after row.
 
     Attributes:
-        customer, label (`torch.LongTensor` of shape `(E,)`): the event's customer and its label, at least 2.
-        visits, moments (`torch.LongTensor` of shape `(E,)`): number of the customer's visits, and of moments, with a
+        row, label (`torch.LongTensor` of shape `(E,)`): the event's row and its label, at least 2.
+        visits, moments (`torch.LongTensor` of shape `(E,)`): number of the row's visits, and of moments, with a
             labelled event after this one's. A moment is the events of one visit and time.
         days (`torch.FloatTensor` of shape `(E,)`): days from the event to the prediction time.
         kind (`torch.LongTensor` of shape `(E,)`): kind of the event, from 0; `KINDS` for all rare ones.
-        size (`int`): B.
+        size (`int`): R.
     """
 
-    customer: torch.Tensor
+    row: torch.Tensor
     label: torch.Tensor
     visits: torch.Tensor
     moments: torch.Tensor
@@ -86,33 +89,46 @@ class LabelHistory(NamedTuple):
         """Reads the histories from model inputs.
 
         Args:
-            labels, visit_ids, kinds (`torch.LongTensor` of shape `(B, L)`): label of each event (below 2: none), its
-                visit and its kind.
+            labels (`torch.LongTensor` of shape `(B, L, T)`): label of each event in each task; below 2: none.
+            visit_ids, kinds (`torch.LongTensor` of shape `(B, L)`): visit of each event, and its kind.
             event_times (`torch.FloatTensor` of shape `(B, L)`): days from the customer's first event to each event.
             now (`torch.FloatTensor` of shape `(B,)`, *optional*): prediction time on the same clock. Default: the time
                 of the customer's last event.
         """
-        customer, event = (labels >= FIRST_LABEL).nonzero(as_tuple=True)
+        labels = labels.permute(2, 0, 1)
+        size = labels.shape[0] * labels.shape[1]
+        row, event = (labels.flatten(0, 1) >= FIRST_LABEL).nonzero(as_tuple=True)
+        customer = row % max(labels.shape[1], 1)
         visit, time = visit_ids[customer, event], event_times[customer, event]
-        size = len(labels)
-        changes = customer.new_ones(len(customer), dtype=torch.bool)
-        same = customer[1:] == customer[:-1]
+        changes = row.new_ones(len(row), dtype=torch.bool)
+        same = row[1:] == row[:-1]
         changes[1:] = ~same | (visit[1:] != visit[:-1])
         visits = changes.cumsum(0)
         changes[1:] |= time[1:] != time[:-1]
         moments = changes.cumsum(0)
-        last = torch.searchsorted(customer, torch.arange(size, device=customer.device), right=True)[customer] - 1
+        last = torch.searchsorted(row, torch.arange(size, device=row.device), right=True)[row] - 1
         if now is None:
-            now = event_times.amax(1) if event_times.shape[1] else event_times.new_zeros(size)
+            now = event_times.amax(1) if event_times.shape[1] else event_times.new_zeros(len(event_times))
         return cls(
-            customer,
-            labels[customer, event],
+            row,
+            labels.flatten(0, 1)[row, event],
             visits[last] - visits,
             moments[last] - moments,
             (now[customer] - time).clamp(min=0),
             kinds[customer, event].clamp(max=KINDS),
             size,
         )
+
+    def split(self, number: int) -> list["LabelHistory"]:
+        """Splits the rows into as many equal parts, such as those of each task, whose rows count from 0."""
+        size = self.size // number
+        ends = torch.searchsorted(self.row, torch.arange(1, number + 1, device=self.row.device) * size).tolist()
+        result = []
+        for index, (start, end) in enumerate(pairwise([0, *ends])):
+            part = {name: getattr(self, name)[start:end] for name in self._fields[:-1]}
+            part["row"] = part["row"] - index * size
+            result.append(self._replace(**part, size=size))
+        return result
 
 
 class LabelTables(nn.Module):
@@ -160,7 +176,7 @@ class LabelTables(nn.Module):
         transitions, by transitions from the latest moment, by EASE and by the ridge regression.
 
         Args:
-            history ([`LabelHistory`]): the histories.
+            history ([`LabelHistory`]): the histories of this task.
             seen (`torch.LongTensor` of shape `(P,)`): pairs of a customer and a label of its history, customer x V +
                 label, ascending.
             rates (`torch.FloatTensor` of shape `(P,)`): the personal rate of each pair.
@@ -170,7 +186,7 @@ class LabelTables(nn.Module):
         """
         labels, cells = self.counts.shape[1], history.size * self.counts.shape[1]
         recent = history.moments < RECENT
-        pairs = (history.customer[recent] * labels + history.label[recent]) * RECENT + history.moments[recent]
+        pairs = (history.row[recent] * labels + history.label[recent]) * RECENT + history.moments[recent]
         pairs = pairs.unique()  # a label counts once a moment
         latest, ago = pairs // RECENT, pairs % RECENT
         # A row for each table and label whose neighbours are added up, with its weight.
@@ -183,8 +199,8 @@ class LabelTables(nn.Module):
         table, label = keys // cells, keys % labels
         sums = values.new_zeros(4 * history.size).index_add(0, keys // labels, values)
         values = torch.where(table < 2, values / sums[keys // labels], values)  # transitions are averages
-        products = self.weights[table, label].float() * values[:, None]
-        columns = (keys - label)[:, None] + self.neighbours[table, label]
+        products = self.weights[table, label].float().mul_(values[:, None])
+        columns = self.neighbours[table, label].add_((keys - label).int()[:, None])  # int32, to move fewer bytes
         result = values.new_zeros(4 * cells).index_add_(0, columns.flatten(), products.flatten())
         result = result.view(4, history.size, labels).clamp_(min=0)
         result[..., :FIRST_LABEL] = 0
@@ -192,14 +208,14 @@ class LabelTables(nn.Module):
 
 
 class Candidates(NamedTuple):
-    """Candidate labels of all customers, and what is known of them.
+    """Candidate labels of all rows, and what is known of them.
 
     Attributes:
-        customer, label (`torch.LongTensor` of shape `(N,)`): ascending pairs.
+        row, label (`torch.LongTensor` of shape `(N,)`): ascending pairs.
         features (`torch.FloatTensor` of shape `(N, F)`): the numbers.
     """
 
-    customer: torch.Tensor
+    row: torch.Tensor
     label: torch.Tensor
     features: torch.Tensor
 
@@ -224,14 +240,20 @@ def _faded_shares(
 
 
 def _personal(
-    history: LabelHistory, pairs: torch.Tensor, pair: torch.Tensor, labels: int, gap: float
+    history: LabelHistory, row: torch.Tensor, pair: torch.Tensor, gap: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Numbers of each label of each history, `(P, len(PERSONAL))`, and of each customer, `(B, 4)`."""
-    customer, size = pairs // labels, len(pairs)
+    """Numbers of each label of each history, `(P, len(PERSONAL))`, and of each row, `(R, 4)`.
+
+    Args:
+        row (`torch.LongTensor` of shape `(P,)`): row of each pair.
+        pair (`torch.LongTensor` of shape `(E,)`): pair of each event.
+        gap (`torch.FloatTensor` of shape `(R,)`): median gap of the task's log.
+    """
+    size = len(row)
     lengths = torch.stack([history.visits.float(), history.moments.float(), history.days], 1)
     zeros = lengths.new_zeros(history.size, 3)
-    largest = zeros.scatter_reduce(0, history.customer[:, None].expand(-1, 3), lengths, "amax", include_self=False)
-    silence = zeros[:, 0].scatter_reduce(0, history.customer, history.days, "amin", include_self=False)
+    largest = zeros.scatter_reduce(0, history.row[:, None].expand(-1, 3), lengths, "amax", include_self=False)
+    silence = zeros[:, 0].scatter_reduce(0, history.row, history.days, "amin", include_self=False)
     visits, moments = largest[:, 0] + 1, largest[:, 1] + 1
     own_gap = ((largest[:, 2] - silence) / (moments - 1).clamp(min=1)).clamp(min=0.02 * gap)
 
@@ -247,7 +269,7 @@ def _personal(
     number, moments_of = counts.float().view(2, size)
     gaps = torch.where(of[1:] == of[:-1], ago[1:] - ago[:-1], 0).float()
     squares = gaps.new_zeros(2 * size).index_add(0, of[1:], gaps.square())[:size]
-    possible = torch.cat([visits[customer], moments[customer]]).double()
+    possible = torch.cat([visits[row], moments[row]]).double()
     shares = _faded_shares(of, ago, (*VISIT_HALF_LIVES, *MOMENT_HALF_LIVES), possible)
 
     empty = shares.new_zeros(size)
@@ -257,19 +279,19 @@ def _personal(
     day_gap = (first_day - last_day) / (moments_of - 1).clamp(min=1)
     deviation = (squares / (number - 1).clamp(min=1) - mean_gap**2).clamp(min=0).sqrt() / mean_gap.clamp(min=0.5)
     overdue = ((newest[0] + 1) / mean_gap.clamp(min=0.5)).log()
-    overdue_days = (last_day / day_gap.clamp(min=0.02 * gap)).clamp(1e-3, 1e3).log()
+    overdue_days = (last_day / day_gap.clamp(min=0.02 * gap[row])).clamp(1e-3, 1e3).log()
     has_day_gap = (moments_of > 1) & (day_gap > 0)
 
     # Shares by days, and by kind of event: of the events with each pair, among those of the customer.
     of_kind = history.kind[:, None] == torch.arange(KINDS, device=pair.device)
     faded = torch.exp2(-history.moments.double() / MOMENT_HALF_LIVES[-1]).float()
-    by_day = torch.exp2(-history.days.double() / (GAPS_HALF_LIFE * gap)).float()
+    by_day = torch.exp2(-history.days.double() / (GAPS_HALF_LIFE * gap[history.row])).float()
     weights = torch.cat([by_day[:, None], faded[:, None] * of_kind, (of_kind & (history.moments == 0)[:, None])], 1)
-    totals = weights.new_zeros(history.size, weights.shape[1]).index_add(0, history.customer, weights)
+    totals = weights.new_zeros(history.size, weights.shape[1]).index_add(0, history.row, weights)
     least = totals.new_tensor([1e-9, *[0.5] * KINDS, *[1e-9] * KINDS])
     kinds = weights.new_zeros(size, weights.shape[1]).index_add(0, pair, weights)
     has_last = kinds[:, 1 + KINDS :].clamp(max=1)
-    kinds = (kinds / totals.clamp(min=least)[customer])[:, : 1 + KINDS]
+    kinds = (kinds / totals.clamp(min=least)[row])[:, : 1 + KINDS]
 
     columns = [
         torch.ones_like(empty),
@@ -277,7 +299,7 @@ def _personal(
         number / (oldest[0] + 1),
         newest[0].log1p(),
         newest[1].log1p(),
-        (last_day / own_gap[customer]).log1p(),
+        (last_day / own_gap[row]).log1p(),
         several.float(),
         torch.where(several, overdue, 0.0),
         torch.where(has_day_gap, overdue_days, 0.0),
@@ -286,111 +308,119 @@ def _personal(
         (newest[0] == 0).float(),
     ]
     of_visits, of_moments = shares[:size, : len(VISIT_HALF_LIVES)], shares[size:, len(VISIT_HALF_LIVES) :]
-    seen, occurrences = zeros[:, :2].index_add(0, customer, torch.stack([columns[0], number], 1)).unbind(1)
-    of_customers = [
+    seen, occurrences = zeros[:, :2].index_add(0, row, torch.stack([columns[0], number], 1)).unbind(1)
+    of_rows = [
         (occurrences - seen + 0.5) / (occurrences + 1),  # share of repeats
         (occurrences / visits).log1p(),
         moments.log1p(),
         (silence / own_gap).log1p(),
     ]
     personal = torch.cat([torch.stack(columns, 1), of_visits, of_moments, kinds, has_last], 1)
-    return personal, torch.stack(of_customers, 1)
+    return personal, torch.stack(of_rows, 1)
 
 
-def _ranks(customer: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """Rank from 1 of each value among those of its customer and column, the largest first. `customer` `(N,)` is
-    ascending; `values` are `(N, columns)`."""
-    order = values.argsort(dim=0, descending=True, stable=True)
-    order = order.gather(0, customer[order].argsort(dim=0, stable=True))
-    place = torch.arange(1, len(values) + 1, device=values.device) - torch.searchsorted(customer, customer)
-    return torch.empty_like(values).scatter_(0, order, place[:, None].to(values.dtype).expand_as(values))
+def _ranks(row: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Rank from 1 of each value among those of its row and column, the largest first. `row` `(N,)` is ascending;
+    `values` are `(N, columns)`."""
+    start = torch.searchsorted(row, row)  # first value of the row
+    position = torch.arange(len(row), device=row.device) - start
+    _, size = row.unique_consecutive(return_counts=True)
+    index = (position == 0).cumsum(0) - 1  # rows without a value are left out
+    padded = values.new_full((len(size), values.shape[1], int(size.max()) if len(size) else 0), -torch.inf)
+    padded[index, :, position] = values
+    order = padded.argsort(dim=2, descending=True, stable=True)
+    places = torch.arange(1, padded.shape[2] + 1, device=row.device).to(values.dtype).expand_as(padded)
+    return torch.empty_like(padded).scatter_(2, order, places)[index, :, position]
 
 
-def _relative(customer: torch.Tensor, values: torch.Tensor, size: int) -> torch.Tensor:
-    """Each value `(N, columns)` divided by the largest of its customer and column."""
+def _relative(row: torch.Tensor, values: torch.Tensor, size: int) -> torch.Tensor:
+    """Each value `(N, columns)` divided by the largest of its row and column."""
     largest = values.new_zeros(size, values.shape[1])
-    largest = largest.scatter_reduce(0, customer[:, None].expand_as(values), values, "amax")
-    return values / largest.clamp(min=1e-9)[customer]
+    largest = largest.scatter_reduce(0, row[:, None].expand_as(values), values, "amax")
+    return values / largest.clamp(min=1e-9)[row]
 
 
 @torch.no_grad()
 def candidate_features(
     history: LabelHistory,
-    tables: LabelTables,
-    readout: torch.Tensor | None = None,
-    counts: torch.Tensor | None = None,
-    visits: torch.Tensor | None = None,
+    tables: Sequence[LabelTables],
+    readout: Sequence[torch.Tensor | None] | None = None,
+    counts: Sequence[torch.Tensor] | None = None,
+    visits: Sequence[torch.Tensor] | None = None,
 ) -> Candidates:
-    """Chooses candidate labels of each customer, and computes their numbers.
+    """Chooses candidate labels of each row, and computes their numbers.
 
     Candidates are the labels of the history, and of the others the best by each kind of evidence and by popularity.
 
     Args:
         history ([`LabelHistory`]): the histories up to the prediction time.
-        tables ([`LabelTables`]): counts over all customers, or over those of other folds while the scorer is fitted.
-        readout (`torch.FloatTensor` of shape `(B, V)`, *optional*): scores of the encoder's readout; the best become
-            candidates. Default: there is no encoder, and its numbers are 0.
-        counts (`torch.FloatTensor` of shape `(B, 5, V)`, *optional*): `tables.counts` as they were at each customer's
-            prediction time. Default: at the end of the training period.
-        visits (`torch.FloatTensor` of shape `(B,)`, *optional*): number of visits of all customers until then.
+        tables (`Sequence[LabelTables]`): counts of each task over all customers, or over those of other folds while
+            the scorer is fitted.
+        readout (`Sequence[torch.FloatTensor]`, *optional*): scores of the encoder's readout by task, of shape
+            `(B, V)`; the best become candidates. `None`: there is no encoder, and its numbers are 0.
+        counts (`Sequence[torch.FloatTensor]`, *optional*): `tables.counts` of each task as they were at each
+            customer's prediction time, of shape `(B, 5, V)`. Default: at the end of the training period.
+        visits (`Sequence[torch.FloatTensor]`, *optional*): number of visits of all customers until then, by task of
+            shape `(B,)`.
     """
-    labels, size = tables.counts.shape[1], history.size
-    _, gap, has_times = tables.totals.tolist()
-    counts = tables.counts[None] if counts is None else counts
-    visits = tables.totals[:1] if visits is None else visits
-    if not has_times:
-        history = history._replace(days=history.moments.float())
-        gap = 1.0
-    pairs, pair = (history.customer * labels + history.label).unique(return_inverse=True)
-    personal, of_customers = _personal(history, pairs, pair, labels, gap)
+    size, most = history.size // len(tables), max(each.counts.shape[1] for each in tables)
+    totals = torch.stack([each.totals for each in tables]).repeat_interleave(size, 0)  # (R, 3)
+    has_times = totals[:, 2] > 0
+    gap = torch.where(has_times, totals[:, 1], 1.0)
+    history = history._replace(days=torch.where(has_times[history.row], history.days, history.moments.float()))
+    pairs, pair = (history.row * most + history.label).unique(return_inverse=True)
+    row_of_pair, label_of_pair = pairs // most, pairs % most
+    personal, of_rows = _personal(history, row_of_pair, pair, gap)
     rates = personal[:, PERSONAL.index("share_visits_15")]
-    evidence = tables.evidence(history, pairs, rates)
-
-    is_seen = torch.zeros(size * labels, dtype=torch.bool, device=pairs.device)
-    is_seen[pairs] = True
     strength = rates + personal[:, PERSONAL.index("share_moments_8")]
-    is_candidate = torch.zeros_like(is_seen)
-    is_candidate[pairs[_ranks(pairs // labels, strength[:, None])[:, 0] <= MOST_SEEN]] = True
-    is_candidate = is_candidate.view(size, labels)
-    best = evidence.masked_fill(is_seen.view(size, labels), 0.0).topk(min(max(BEST), labels - FIRST_LABEL), 2)
-    place = torch.arange(best.values.shape[2], device=pairs.device)
-    kind, row, column = ((best.values > 0) & (place < torch.tensor(BEST, device=pairs.device)[:, None, None])).nonzero(
-        as_tuple=True
-    )
-    is_candidate[row, best.indices[kind, row, column]] = True
-    popular = counts[:, 0, FIRST_LABEL:].topk(min(POPULAR, labels - FIRST_LABEL), 1).indices + FIRST_LABEL
-    is_candidate.scatter_(1, popular.expand(size, -1), True)
+    is_strong = _ranks(row_of_pair, strength[:, None])[:, 0] <= MOST_SEEN
+    starts = torch.searchsorted(pairs, torch.arange(len(tables) + 1, device=pairs.device) * size * most).tolist()
 
-    if readout is not None:
-        readout = readout[:, FIRST_LABEL:].float().log_softmax(1)
-        best_read = readout.topk(min(MOST_READ, labels - FIRST_LABEL), 1).indices + FIRST_LABEL
-        is_candidate.scatter_(1, best_read, True)
+    parts: list[list[torch.Tensor]] = [[] for _ in range(5)]
+    for index, (own, table) in enumerate(zip(history.split(len(tables)), tables, strict=True)):
+        labels, part = table.counts.shape[1], slice(starts[index], starts[index + 1])
+        seen = (row_of_pair[part] - index * size) * labels + label_of_pair[part]
+        evidence = table.evidence(own, seen, rates[part])
+        of_task = table.counts[None] if counts is None else counts[index]  # (1 or B, 5, V)
+        of_readout = None if readout is None or readout[index] is None else readout[index]
+        shares = None if of_readout is None else of_readout[:, FIRST_LABEL:].float().log_softmax(1)
+        is_candidate = _choose(evidence, of_task[:, 0], shares, seen, is_strong[part])
+        customer, label = is_candidate.nonzero(as_tuple=True)
+        known = visits[index] if visits is not None else table.totals[:1]
+        then = customer if len(of_task) > 1 else torch.zeros_like(customer)
+        sums = of_task[:, [0, 3]].sum(2).clamp(min=1)
+        of_labels = torch.cat([of_task[then, :, label], sums[then], known[then, None]], 1)
+        x = evidence.new_zeros(len(label), OF_READOUT)
+        if shares is not None:
+            x[:, 0] = shares[customer, label - FIRST_LABEL]
+            x[:, 1:] = _ranks(customer, x[:, :1]).log2()
+        for column, values in zip(
+            parts, (customer + index * size, label, evidence[:, customer, label].T, of_labels, x), strict=True
+        ):
+            column.append(values)
+    row, label, found, of_labels, x = (torch.cat(column) for column in parts)
 
-    customer, label = is_candidate.nonzero(as_tuple=True)
-    cell = customer * labels + label
-    was_seen = is_seen[cell]
-    own = personal.new_zeros(len(label), len(PERSONAL))
-    own[was_seen] = personal[torch.searchsorted(pairs, cell[was_seen])]
-    named = dict(zip(PERSONAL, own.unbind(1), strict=True))
-    found = evidence[:, customer, label].T  # (N, 4)
-    of_row = customer if len(counts) > 1 else torch.zeros_like(customer)
-    count, repeats, next_repeats, recent, gaps = counts[of_row, :, label].T
-    sums = counts.sum(2).clamp(min=1)[of_row].T
-    share, recent_share = count / sums[0], recent / sums[3]
+    cell = row * most + label
+    place = torch.searchsorted(pairs, cell).clamp(max=max(len(pairs) - 1, 0))
+    own_numbers = personal.new_zeros(len(cell), len(PERSONAL))
+    was_seen = pairs[place] == cell if len(pairs) else torch.zeros_like(cell, dtype=torch.bool)
+    own_numbers[was_seen] = personal[place[was_seen]]
+    named = dict(zip(PERSONAL, own_numbers.unbind(1), strict=True))
+    count, repeats, next_repeats, recent, gaps, occurrences, recent_occurrences, all_visits = of_labels.unbind(1)
+    share, recent_share = count / occurrences, recent / recent_occurrences
     label_gap = (gaps + 1) / (repeats + 0.5)
     since = torch.where(was_seen, named["since_moments"], 1e6)
     shape = torch.stack([named[name] for name in RANKED], 1)
-    ranked = torch.cat([found, count[:, None], -since[:, None], shape], 1)
     numbers = [
-        own,
-        of_customers[customer],
+        own_numbers,
+        of_rows[row],
         (30 * found[:, :2]).log1p(),  # transitions
-        _relative(customer, torch.cat([found, shape], 1), size),
-        _ranks(customer, ranked).log2(),
+        _relative(row, torch.cat([found, shape], 1), history.size),
+        _ranks(row, torch.cat([found, count[:, None], -since[:, None], shape], 1)).log2(),
         torch.stack(
             [
                 ((found[:, 1] + 1e-4) / (share + 1e-4)).log(),  # lift of the latest transitions
-                (30 * count / visits[of_row]).log1p(),
+                (30 * count / all_visits).log1p(),
                 share.clamp(min=1e-7).log(),
                 ((recent_share + 1e-4) / (share + 1e-4)).log(),  # trend
                 (repeats + 0.5) / (count + 2),
@@ -401,11 +431,35 @@ def candidate_features(
             1,
         ),
     ]
-    of_readout = own.new_zeros(len(label), OF_READOUT)
+    return Candidates(row, label, torch.cat([*numbers, x], 1))
+
+
+def _choose(
+    evidence: torch.Tensor,
+    popularity: torch.Tensor,
+    readout: torch.Tensor | None,
+    seen: torch.Tensor,
+    is_strong: torch.Tensor,
+) -> torch.Tensor:
+    """Chooses the candidates of a task, `(B, V)`, from evidence `(4, B, V)`, popularity `(1 or B, V)`, scores of the
+    readout `(B, V - 2)`, the pairs that were seen `(P,)`, and whether they are among a history's strongest."""
+    _, size, labels = evidence.shape
+    result = torch.zeros(size, labels, dtype=torch.bool, device=evidence.device)
+    result.view(-1)[seen] = True
+    number = min(max(BEST), labels - FIRST_LABEL)
+    best = evidence.masked_fill(result, 0.0).topk(number, 2)
+    limits = torch.tensor(BEST, device=evidence.device)[:, None, None]
+    is_best = (best.values > 0) & (torch.arange(number, device=evidence.device) < limits)
+    result.view(-1)[seen] = is_strong
+    for indices in torch.where(is_best, best.indices, 0):
+        result.scatter_(1, indices, True)
+    popular = popularity[:, FIRST_LABEL:].topk(min(POPULAR, labels - FIRST_LABEL), 1).indices + FIRST_LABEL
+    result.scatter_(1, popular.expand(size, -1), True)
     if readout is not None:
-        of_readout[:, 0] = readout[customer, label - FIRST_LABEL]
-        of_readout[:, 1:] = _ranks(customer, of_readout[:, :1]).log2()
-    return Candidates(customer, label, torch.cat([*numbers, of_readout], 1))
+        best_read = readout.topk(min(MOST_READ, labels - FIRST_LABEL), 1).indices + FIRST_LABEL
+        result.scatter_(1, best_read, True)
+    result[:, :FIRST_LABEL] = False
+    return result
 
 
 class LabelScorer(nn.Module):
@@ -444,11 +498,11 @@ class LabelScorer(nn.Module):
             init.constant_(value, float(name == "std" or name.endswith("totals")))
         init.zeros_(self.task_vectors.weight)
 
-    def forward(self, task: int, features: torch.Tensor) -> torch.Tensor:
+    def forward(self, task: int | torch.Tensor, features: torch.Tensor) -> torch.Tensor:
         """Scores of candidates by the network, of shape `(...)`, from their numbers of shape `(..., F)`.
 
         Args:
-            task (`int`): index of the task.
+            task (`int`, or `torch.LongTensor` of shape `(...)`): index of the task.
             features (`torch.FloatTensor` of shape `(..., F)`): numbers of the candidates.
         """
         z = ((features[..., :COUNTED] - self.mean) / self.std).clamp(-FARTHEST, FARTHEST)
@@ -466,37 +520,50 @@ class LabelScorer(nn.Module):
         """Scores of candidates on the scale of log probabilities.
 
         Args:
-            calibration (`torch.FloatTensor` of shape `(3 + OF_READOUT,)`): t, b, f and u.
+            calibration (`torch.FloatTensor` of shape `(3 + OF_READOUT,)` or `(N, 3 + OF_READOUT)`): t, b, f and u.
             values (`torch.FloatTensor` of shape `(N,)`): what `forward` gives.
             features (`torch.FloatTensor` of shape `(N, F)`): numbers of the candidates.
         """
-        return calibration[0].exp() * (values + features[:, COUNTED:] @ calibration[3:]) + calibration[1]
+        t, b, _, *u = calibration.unbind(-1)
+        of_readout = sum(weight * x for weight, x in zip(u, features[:, COUNTED:].unbind(1), strict=True))
+        return t.exp() * (values + of_readout) + b
 
     def reads_readout(self, task: int | slice = slice(None)) -> bool:
         """Whether the scores of a task (default: of some task) depend on the encoder's readout."""
         return bool(self.calibration[task, 3:].any())
 
-    def score(self, task: int, history: LabelHistory, readout: torch.Tensor | None = None) -> torch.Tensor:
-        """Scores of every label of a task, of shape `(B, V)`: log probabilities up to a constant.
+    def score(
+        self, tasks: Sequence[int], history: LabelHistory, readout: Sequence[torch.Tensor] | None = None
+    ) -> list[torch.Tensor]:
+        """Scores of every label by task, each of shape `(B, V)`: log probabilities up to a constant.
 
         Args:
-            task (`int`): index of the task.
-            history ([`LabelHistory`]): the histories up to the prediction time.
-            readout (`torch.FloatTensor` of shape `(B, V)`, *optional*): scores of the encoder's readout.
+            tasks (`Sequence[int]`): indices of the tasks.
+            history ([`LabelHistory`]): the histories of these tasks up to the prediction time.
+            readout (`Sequence[torch.FloatTensor]`, *optional*): scores of the encoder's readout by task, `(B, V)`.
         """
-        if readout is not None and not self.reads_readout(task):
-            readout = None  # its best labels are no candidates either
-        customer, label, features = candidate_features(history, self.tables_of(task), readout)
-        scores = (self.log_shares(task) + self.calibration[task, 2]).expand(history.size, -1).clone()
-        scores[:, :FIRST_LABEL] = torch.finfo(scores.dtype).min / 2
-        scores[customer, label] = self.calibrated(self.calibration[task], self(task, features), features)
-        return scores
+        used = None  # the best labels of a readout without a weight are no candidates either
+        if readout is not None:
+            used = [each if self.reads_readout(task) else None for task, each in zip(tasks, readout, strict=True)]
+        row, label, features = candidate_features(history, [self.tables_of(task) for task in tasks], used)
+        size = history.size // len(tasks)
+        own = torch.tensor(tasks, device=row.device)[row // max(size, 1)]
+        values = self.calibrated(self.calibration[own], self(own, features), features)
+        bounds = torch.searchsorted(row, torch.arange(len(tasks) + 1, device=row.device) * size).tolist()
+        result = []
+        for index, task in enumerate(tasks):
+            scores = (self.log_shares(task) + self.calibration[task, 2]).expand(size, -1).clone()
+            scores[:, :FIRST_LABEL] = torch.finfo(scores.dtype).min / 2
+            part = slice(bounds[index], bounds[index + 1])
+            scores[row[part] - index * size, label[part]] = values[part]
+            result.append(scores)
+        return result
 
 
 def read_histories(
     config: MCMConfig, batch: Mapping[str, torch.Tensor], tasks: Sequence[str] | None = None
-) -> list[LabelHistory]:
-    """Reads the history of each task from model inputs.
+) -> LabelHistory:
+    """Reads the histories of tasks from model inputs.
 
     Args:
         config ([`MCMConfig`]): config of the model.
@@ -510,8 +577,7 @@ def read_histories(
     kinds = torch.zeros_like(ids[..., 0])
     if config.kind_feature is not None:  # values are numbered by their frequency
         kinds = (ids[..., config.features.index(config.kind_feature)] - FIRST_LABEL).clamp(min=0)
-    visits, times = batch["visit_ids"][:, 1:], batch["event_times"][:, 1:]
-    return [
-        LabelHistory.of_batch(ids[..., config.features.index(task)], visits, times, kinds, batch.get("now"))
-        for task in (config.tasks if tasks is None else tasks)
-    ]
+    labels = ids[..., [config.features.index(task) for task in (config.tasks if tasks is None else tasks)]]
+    return LabelHistory.of_batch(
+        labels, batch["visit_ids"][:, 1:], batch["event_times"][:, 1:], kinds, batch.get("now")
+    )

@@ -387,34 +387,45 @@ class FeatureReader:
         for chosen, rows, batch in self.batches(cases):
             readout = None if encoder is None else encoder.readout_scores(batch)
             old = torch.randint(STALE + 1, (len(chosen),), generator=generator).numpy()
-            for index, (history, table) in enumerate(zip(read_histories(self.config, batch), tables, strict=True)):
-                then: Any = ()
-                if fold is not None and counts[index].has_times:
-                    days = np.array([cases[case].day for case in chosen])
-                    ended = (counts[index].part_of(days) - old).clip(min=0)
-                    parts_ended, of_part = np.unique(ended, return_inverse=True)
-                    states = [counts[index].as_of(part, fold) for part in parts_ended]
-                    then = [torch.stack(values)[of_part] for values in zip(*states, strict=True)]
-                found = candidate_features(history, table, None if readout is None else readout[index], *then)
-                size = table.counts.shape[1]
-                labels = batch["labels"][..., index]
-                targets = [each[each >= FIRST_LABEL].unique() for each in labels]
-                cells = found.customer * size + found.label
-                is_target = torch.isin(cells, torch.cat([each + size * row for row, each in enumerate(targets)]))
+            then = ([], []) if fold is None else self._counts_then([cases[n] for n in chosen], counts, fold, old)
+            found = candidate_features(read_histories(self.config, batch), tables, readout, *filter(None, then))
+            bounds = torch.searchsorted(found.row, torch.arange(len(tables) + 1) * len(chosen)).tolist()
+            for index, table in enumerate(tables):
+                row, label, features = (column[bounds[index] : bounds[index + 1]] for column in found)
+                customer, size = row - index * len(chosen), table.counts.shape[1]
+                targets = [each[each >= FIRST_LABEL].unique() for each in batch["labels"][..., index]]
+                cells = customer * size + label
+                is_target = torch.isin(cells, torch.cat([each + size * n for n, each in enumerate(targets)]))
                 is_later = torch.zeros_like(is_target)
                 if fold is not None and counts[index].has_times:
                     task = f"task_{self.config.tasks[index]}"
                     later = [_later(rows[n], cases[case], task) + size * n for n, case in enumerate(chosen)]
                     is_later = torch.isin(cells, torch.from_numpy(np.concatenate(later))) & ~is_target
-                number = torch.bincount(found.customer, minlength=len(chosen))[found.customer].float()
+                number = torch.bincount(customer, minlength=len(chosen))[customer].float()
                 share = torch.ones_like(number) if fold is None else (NEGATIVES / number).clamp(max=1)
                 share = torch.where(is_target | is_later, 1.0, share)
                 kept = torch.rand(len(share), generator=generator) < share
-                candidates = Candidates(torch.from_numpy(chosen)[found.customer[kept]], *(x[kept] for x in found[1:]))
+                candidates = Candidates(torch.from_numpy(chosen)[customer[kept]], label[kept], features[kept])
                 flags = is_target[kept], is_later[kept], share.log()[kept]
                 parts[index].append(CaseFeatures(candidates, *flags, targets))
         order = np.argsort([case.end for case in cases], kind="stable")
         return [_joined(part, order) for part in parts]
+
+    @staticmethod
+    def _counts_then(
+        cases: Sequence[Case], counts: Sequence[LabelCounts], fold: int, old: NDArray[np.int64]
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Counts `(B, 5, V)` and visits `(B,)` of each task without a fold at the cases' prediction times, less some
+        parts of the period by which they are `old` `(B,)`."""
+        days = np.array([case.day for case in cases])
+        found = []
+        for each in counts:
+            ended = (each.part_of(days) - old).clip(min=0) if each.has_times else np.full(len(days), PERIODS)
+            distinct, of_part = np.unique(ended, return_inverse=True)
+            states = zip(*(each.as_of(part, fold) for part in distinct), strict=True)
+            found.append([torch.stack(values)[of_part] for values in states])
+        of_counts, of_visits = zip(*found, strict=True)
+        return list(of_counts), list(of_visits)
 
 
 def _later(row: Mapping[str, Any], case: Case, task: str) -> NDArray[np.int64]:
@@ -441,7 +452,7 @@ def _joined(parts: Sequence[CaseFeatures], order: NDArray[np.int64]) -> CaseFeat
 
 def case_ndcg(found: CaseFeatures, values: torch.Tensor, k: int = 10) -> torch.Tensor:
     """NDCG at k of the candidates' scores `(N,)` in each case, NaN without a target."""
-    customer = found.candidates.customer
+    customer = found.candidates.row
     order = values.argsort(descending=True, stable=True)
     order = order[customer[order].argsort(stable=True)]
     rank = torch.arange(len(order)) - torch.searchsorted(customer, customer) + 2.0
@@ -552,7 +563,7 @@ def _steps_of(
     """Steps of an epoch: task, mask and indices of candidates, both of shape `(cases, candidates)`."""
     steps = []
     for task, found in enumerate(examples):
-        customer = found.candidates.customer
+        customer = found.candidates.row
         has_target = torch.zeros(len(found.targets)).index_add(0, customer, found.is_target.float()) > 0
         cases = generator.permutation(has_target.nonzero()[:, 0].numpy())
         for start in range(0, len(cases), EXAMPLES_OF_STEP):
@@ -684,7 +695,7 @@ class ScorerFit:
 def _stacked(parts: Sequence[CaseFeatures]) -> CaseFeatures:
     """Joins features of different cases, whose numbers are counted on."""
     starts = offsets_of(np.array([len(part.targets) for part in parts]))[:-1].tolist()
-    customers = torch.cat([part.candidates.customer + start for part, start in zip(parts, starts, strict=True)])
+    customers = torch.cat([part.candidates.row + start for part, start in zip(parts, starts, strict=True)])
     label, features = (torch.cat([part.candidates[index] for part in parts]) for index in (1, 2))
     is_target, is_later, log_kept = (torch.cat([getattr(part, name) for part in parts]) for name in FLAGS)
     targets = [each for part in parts for each in part.targets]

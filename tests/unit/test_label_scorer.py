@@ -70,8 +70,7 @@ def test_customers_do_not_change_each_other_and_padding_does_not_matter(model, b
 
 
 def test_candidates_have_as_many_numbers_as_the_network_reads(model, batch):
-    history = read_histories(model.config, batch)[0]
-    found = candidate_features(history, model.scorer.tables_of(0))
+    found = candidate_features(read_histories(model.config, batch), list(model.scorer.tables))
     assert found.features.shape == (len(found.label), NUM_FEATURES) and found.features.isfinite().all()
     assert (found.label >= 2).all()
 
@@ -122,7 +121,7 @@ def test_an_example_knows_how_popular_labels_were_until_then(data, model):
 def test_shares_and_gaps_are_those_of_a_loop():
     visits, times = torch.tensor([[0, 0, 1, 2, 2, 3]]), torch.tensor([[0.0, 0.0, 2.0, 5.0, 5.0, 9.0]])
     labels = torch.tensor([[2, 3, 2, 3, 3, 2]])
-    history = LabelHistory.of_batch(labels, visits, times, torch.zeros_like(labels), torch.tensor([10.0]))
+    history = LabelHistory.of_batch(labels[..., None], visits, times, torch.zeros_like(labels), torch.tensor([10.0]))
     assert history.visits.tolist() == [3, 3, 2, 1, 1, 0] and history.days.tolist() == [10, 10, 8, 5, 5, 1]
     assert history.moments.tolist() == history.visits.tolist()
 
@@ -188,14 +187,16 @@ def encoded(data):
 
 def test_the_best_labels_of_the_readout_are_candidates_and_give_two_numbers():
     ids = torch.tensor([[2, 3, 4], [2, 2, 2]])
-    history = LabelHistory.of_batch(ids, torch.arange(3).expand(2, 3), torch.arange(3.0).expand(2, 3), 0 * ids)
+    history = LabelHistory.of_batch(
+        ids[..., None], torch.arange(3).expand(2, 3), torch.arange(3.0).expand(2, 3), 0 * ids
+    )
     torch.manual_seed(0)
-    tables, readout = LabelTables(500), torch.randn(2, 500)
+    tables, readout = [LabelTables(500)], torch.randn(2, 500)
     readout[0, 400], readout[1, 300] = 9, 9
-    alone, found = candidate_features(history, tables), candidate_features(history, tables, readout)
+    alone, found = candidate_features(history, tables), candidate_features(history, tables, [readout])
     assert not torch.isin(alone.label, torch.tensor([300, 400])).any() and not alone.features[:, COUNTED:].any()
     for customer, label in ((0, 400), (1, 300)):
-        own = found.customer == customer
+        own = found.row == customer
         probabilities, ranks = found.features[own, COUNTED:].T
         expected = readout[customer, 2:].log_softmax(0)[found.label[own] - 2]
         torch.testing.assert_close(probabilities, expected)
@@ -205,16 +206,17 @@ def test_the_best_labels_of_the_readout_are_candidates_and_give_two_numbers():
 
 def test_an_encoder_without_a_weight_changes_no_score(encoded, batch):
     model, _ = encoded
-    histories, readout = read_histories(model.config, batch), model.readout_scores(batch)
+    history, readout = read_histories(model.config, batch), model.readout_scores(batch)
     with torch.no_grad():
         logits = model(**batch).logits
-    for task, name in enumerate(model.config.tasks):
-        scorer = model.scorer
-        assert torch.equal(logits[name], scorer.score(task, histories[task]))
-        weight = scorer.calibration[task, 3:]
-        weight.fill_(1)
-        assert not torch.equal(logits[name], scorer.score(task, histories[task], readout[task]))
-        weight.zero_()
+    scorer, tasks = model.scorer, range(len(model.config.tasks))
+    for name, alone in zip(model.config.tasks, scorer.score(tasks, history), strict=True):
+        assert torch.equal(logits[name], alone)
+    weights = scorer.calibration[:, 3:]
+    weights.fill_(1)
+    for name, scores in zip(model.config.tasks, scorer.score(tasks, history, readout), strict=True):
+        assert not torch.equal(logits[name], scores)
+    weights.zero_()
 
 
 @pytest.mark.parametrize("knows", [True, False], ids=["knows the answers", "knows nothing"])
