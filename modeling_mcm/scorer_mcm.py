@@ -486,6 +486,7 @@ class LabelScorer(nn.Module):
         self.last = nn.Linear(HIDDEN[1], 1)
         # t, b, f and u of each task
         self.calibration = nn.Buffer(torch.zeros(len(label_sizes), 3 + OF_READOUT))
+        self.chance = nn.Buffer(torch.zeros(len(label_sizes), 3))  # see `chances`
         self.fitted = nn.Buffer(torch.zeros((), dtype=torch.bool))
 
     def tables_of(self, task: int) -> LabelTables:
@@ -527,6 +528,17 @@ class LabelScorer(nn.Module):
         t, b, _, *u = calibration.unbind(-1)
         of_readout = sum(weight * x for weight, x in zip(u, features[:, COUNTED:].unbind(1), strict=True))
         return t.exp() * (values + of_readout) + b
+
+    @staticmethod
+    def chances(chance: torch.Tensor, log_probabilities: torch.Tensor) -> torch.Tensor:
+        """Chances that labels occur in the next visit, whose events have several labels: sigmoid(a + b log p + c p).
+
+        Args:
+            chance (`torch.FloatTensor` of shape `(3,)`): a, b and c of the task, fitted on validation cases.
+            log_probabilities (`torch.FloatTensor` of shape `(...)`): log of the labels' probabilities p.
+        """
+        a, b, c = chance
+        return torch.sigmoid(a + b * log_probabilities + c * log_probabilities.exp())
 
     def reads_readout(self, task: int | slice = slice(None)) -> bool:
         """Whether the scores of a task (default: of some task) depend on the encoder's readout."""

@@ -7,11 +7,12 @@ and an example's numbers are computed from the counts of the other folds. Everyt
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import nn
 from transformers.utils import logging
@@ -41,6 +42,7 @@ FOLDS = 5
 LAG_WEIGHTS = (1.0, 1 / 2, 1 / 3, 1 / 4, 1 / 5, 1 / 6)  # weight of a transition by its lag in moments
 BACKWARDS, SHRINKAGE = 0.25, 0.4  # weight of a transition's opposite, and exponent on a label's number of occurrences
 EASE_RIDGE, RATES_RIDGE = 6.0, 1.0  # strengths in units of the mean diagonal
+MOST_FREQUENT = 2_000  # number of labels whose matrices are inverted, the most frequent ones
 # Parts of the training period at whose ends labels are counted; the latest ones, which are recent; and the largest
 # number of parts by which an example's counts are old, because a model is used for some time after its training.
 PERIODS, LATE, STALE = 26, 4, 4
@@ -164,16 +166,19 @@ class LabelCounts:
         )
 
     def _grams(self, rates: tuple[NDArray, ...], in_fold: NDArray[np.bool_]) -> torch.Tensor:
-        """Gram matrices of the customers' sets of labels and of their rates, of shape `(2, V, V)`."""
-        kept = in_fold[rates[0]]
+        """Gram matrices of the customers' sets of labels and of their rates, of shape `(2, W, W)`, where W are the
+        most frequent labels."""
+        size = min(self.size, FIRST_LABEL + MOST_FREQUENT)  # ids are in the order of frequency
+        kept = in_fold[rates[0]] & (rates[1] < size)
         row = np.unique(rates[0][kept], return_inverse=True)[1]
         indices = torch.from_numpy(np.stack([row, rates[1][kept]]))
-        result = torch.zeros(2, self.size, self.size)
+        result = torch.zeros(2, size, size)
         for start in range(0, int(row[-1]) + 1 if len(row) else 0, BATCH**2):
             part = (indices[0] >= start) & (indices[0] < start + BATCH**2)
+            owner, label = indices[0, part] - start, indices[1, part]
             for gram, values in zip(result, (np.ones(len(row)), rates[2][kept]), strict=True):
-                dense = torch.zeros(BATCH**2, self.size)
-                dense[indices[0, part] - start, indices[1, part]] = torch.from_numpy(values).float()[part]
+                dense = torch.zeros(int(owner[-1]) + 1, size)
+                dense[owner, label] = torch.from_numpy(values).float()[part]
                 gram.addmm_(dense.T, dense)
         return result
 
@@ -217,15 +222,17 @@ class LabelCounts:
         _keep_largest(tables, 0, first, second, weights / (occurrences[first] + 1) ** SHRINKAGE)
         if self.grams:
             sets, rates = torch.stack([self.grams[fold] for fold in folds]).sum(0)
+            identity, stored = torch.eye(len(sets)), min(tables.weights.shape[2], len(sets))
             for index, gram, ridge in ((2, sets, EASE_RIDGE), (3, rates, RATES_RIDGE)):
                 strength = ridge * gram.diagonal()[FIRST_LABEL:].mean().clamp(min=1e-8)
-                inverse = torch.linalg.inv(gram + strength * torch.eye(size))
-                matrix = torch.eye(size) - strength * inverse
+                inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram + strength * identity))
+                matrix = identity - strength * inverse
                 if index == 2:
                     matrix = (-inverse / inverse.diagonal()).fill_diagonal_(0)
                 matrix[:, :FIRST_LABEL] = 0
-                largest = matrix.abs().topk(tables.weights.shape[2], 1).indices
-                tables.neighbours[index], tables.weights[index] = largest, matrix.gather(1, largest)
+                largest = matrix.abs().topk(stored, 1).indices
+                tables.neighbours[index, : len(sets), :stored] = largest.int()
+                tables.weights[index, : len(sets), :stored] = matrix.gather(1, largest).half()
         return tables
 
 
@@ -236,14 +243,17 @@ def _summed(keys: NDArray[np.int64], weights: NDArray) -> tuple[NDArray[np.int64
 
 
 def _keep_largest(tables: LabelTables, index: int, first: NDArray, second: NDArray, weights: NDArray) -> None:
-    """Fills a table with the largest weights of each label."""
-    order = np.lexsort((-weights, first))
-    first, second, weights = first[order], second[order], weights[order]
+    """Fills a table with the largest weights of each label; `first` is ascending."""
+    most, starts = tables.weights.shape[2], np.searchsorted(first, np.arange(tables.weights.shape[1] + 1))
+    kept = np.ones(len(first), bool)
+    for label in np.flatnonzero(np.diff(starts) > most):
+        own = slice(starts[label], starts[label + 1])
+        kept[own][np.argpartition(weights[own], -most)[:-most]] = False
+    first, second, weights = first[kept], second[kept], weights[kept]
     rank = np.arange(len(first)) - np.searchsorted(first, first)
-    kept = rank < tables.weights.shape[2]
-    cells = index, torch.from_numpy(first[kept]), torch.from_numpy(rank[kept])
-    tables.neighbours[cells] = torch.from_numpy(second[kept]).int()
-    tables.weights[cells] = torch.from_numpy(weights[kept]).half()
+    cells = index, torch.from_numpy(first), torch.from_numpy(rank)
+    tables.neighbours[cells] = torch.from_numpy(second).int()
+    tables.weights[cells] = torch.from_numpy(weights).half()
 
 
 class Case(NamedTuple):
@@ -515,8 +525,9 @@ def fit_network(
 
 def calibrate(
     scorer: LabelScorer, task: int, found: CaseFeatures, weights: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Fits t, b and f of a task (see [`LabelScorer`]) by the cross-entropy of the validation targets.
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Fits t, b and f of a task (see [`LabelScorer`]) by the cross-entropy of the validation targets, and then the
+    chances of labels by that of the candidates.
 
     Args:
         scorer ([`LabelScorer`]): a scorer whose network is trained.
@@ -525,7 +536,8 @@ def calibrate(
         weights (`torch.FloatTensor` of shape `(OF_READOUT,)`, *optional*): u. Default: 0.
 
     Returns:
-        `torch.FloatTensor` of shape `(3 + OF_READOUT,)`: t, b, f and u.
+        `tuple`: t, b, f and u, `torch.FloatTensor` of shape `(3 + OF_READOUT,)`; and a, b and c of
+        [`~LabelScorer.chances`], of shape `(3,)`.
     """
     of_readout = torch.zeros(OF_READOUT) if weights is None else weights
     customer, label, features = found.candidates
@@ -538,23 +550,43 @@ def calibrate(
     missed = (shares * (numbers - hits)).sum()  # weight of targets that are no candidates
     outside = (1 - zeros.index_add(0, customer, log_shares[label].exp())).clamp(min=1e-6).log()
     target_weights = shares[customer] * found.is_target
-    parameters = torch.zeros(3, requires_grad=True)
-    optimizer = torch.optim.LBFGS([parameters], max_iter=100, line_search_fn="strong_wolfe")
 
-    @torch.enable_grad()
-    def closure() -> torch.Tensor:
-        optimizer.zero_grad()
+    def log_probabilities(parameters: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits of the candidates, and for each case the logarithm of the sum over all labels."""
         logits = scorer.calibrated(torch.cat([parameters, of_readout]), values, features)
         largest = zeros.scatter_reduce(0, customer, logits.detach(), "amax", include_self=False)
         inside = zeros.index_add(0, customer, (logits - largest[customer]).exp()).log() + largest
-        total = torch.logaddexp(inside, parameters[2] + outside)
+        return logits, torch.logaddexp(inside, parameters[2] + outside)
+
+    def loss_of_scores(parameters: torch.Tensor) -> torch.Tensor:
+        logits, total = log_probabilities(parameters)
         loss = (shares * numbers * total).sum() - (target_weights * logits).sum() - missed * parameters[2]
-        loss = loss + 1e-3 * parameters.square().sum()
+        return loss + 1e-3 * parameters.square().sum()
+
+    parameters = _minimize(loss_of_scores, torch.zeros(3))
+    logits, total = log_probabilities(parameters)
+    log_p, is_target = logits - total[customer], found.is_target.float()
+    chance = _minimize(
+        lambda chance: F.binary_cross_entropy(scorer.chances(chance, log_p).clamp(1e-7, 1 - 1e-7), is_target),
+        torch.tensor([0.0, 1.0, 0.0]),
+    )
+    return torch.cat([parameters, of_readout]), chance
+
+
+@torch.enable_grad()
+def _minimize(function: Callable[[torch.Tensor], torch.Tensor], start: torch.Tensor) -> torch.Tensor:
+    """Parameters that minimise a function, by L-BFGS."""
+    parameters = start.clone().requires_grad_()
+    optimizer = torch.optim.LBFGS([parameters], max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        loss = function(parameters)
         loss.backward()
-        return loss
+        return loss.item()
 
     optimizer.step(closure)
-    return torch.cat([parameters.detach(), of_readout])
+    return parameters.detach()
 
 
 def _steps_of(
@@ -652,10 +684,10 @@ class ScorerFit:
         validation = self.reader.read(self.cases, self.counts, tables, None, self.generator) if self.cases else []
         self.counted = fit_network(self.scorer, found, validation, seed) or [math.nan] * len(found)
         for task, features in enumerate(validation):
-            self.scorer.calibration[task] = calibrate(self.scorer, task, features)
+            self.scorer.calibration[task], self.scorer.chance[task] = calibrate(self.scorer, task, features)
         self.scorer.fitted.fill_(True)
 
-    def with_encoder(self) -> tuple[list[float], list[torch.Tensor]]:
+    def with_encoder(self) -> tuple[list[float], list[tuple[torch.Tensor, torch.Tensor]]]:
         """NDCG@10 of each task with the encoder as it is now, where its weights u are the best of `GRID` for the
         validation cases of other customers; and calibrations with the best of all cases."""
         tables = [self.scorer.tables_of(task) for task in range(len(self.counts))]
@@ -689,7 +721,7 @@ class ScorerFit:
             words = "so it is used" if worth > 0 else "so it is not used"
             logger.warning(f"The encoder adds {worth:+.4f} to the NDCG@10 of {name} on validation, {words}.")
             if worth > 0:
-                self.scorer.calibration[task] = calibrations[task]
+                self.scorer.calibration[task], self.scorer.chance[task] = calibrations[task]
 
 
 def _stacked(parts: Sequence[CaseFeatures]) -> CaseFeatures:

@@ -220,7 +220,13 @@ def test_a_run_ends_early_with_the_average_that_was_evaluated_best(stopping, dat
     assert state["best_metric"] == found[best] and state["best_model_checkpoint"].endswith(f"checkpoint-{best}")
     model = weights(folder)
     average = weights(folder / f"checkpoint-{best}", "average.safetensors")
-    trained_last = ("model.state.", "model.forecasts.", "model.forecaster.", "scorer.calibration")  # after the average
+    trained_last = (
+        "model.state.",
+        "model.forecasts.",
+        "model.forecaster.",
+        "scorer.calibration",
+        "scorer.chance",
+    )  # after the average
     of_training = {name: value for name, value in model.items() if not name.startswith(trained_last)}
     assert all(torch.equal(value, average[f"module.{name}"]) for name, value in of_training.items())
     own = weights(folder / f"checkpoint-{best}")

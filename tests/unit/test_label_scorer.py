@@ -30,6 +30,7 @@ from modeling_mcm.training.scorer import (
     _later,
     draw_examples,
     ranking_loss,
+    validation_cases,
 )
 
 
@@ -263,3 +264,14 @@ def test_the_loss_wants_later_labels_behind_the_targets_and_before_the_others():
     ranking_loss(scores, mask, target, later, torch.zeros(1, 4)).backward()
     of_target, of_later, *others = (-scores.grad[0]).tolist()
     assert of_target > of_later > max(others)
+
+
+def test_chances_are_those_of_the_next_visit(model, data):
+    """Over the validation cases, as many labels come as the chances say; a visit has several of the items."""
+    reader, task = FeatureReader(data.rows, data, model.config), model.config.tasks.index("items")
+    expected = found = 0.0
+    for _, _, batch in reader.batches(validation_cases(data.rows, data, seed=0)):
+        log_p = model.scorer.score([task], read_histories(model.config, batch, ["items"]))[0].log_softmax(1)
+        expected += model.scorer.chances(model.scorer.chance[task], log_p)[:, 2:].sum()
+        found += sum(len(each[each >= 2].unique()) for each in batch["labels"][..., task])
+    assert found > 0 and expected == pytest.approx(found, rel=0.1)
