@@ -8,12 +8,14 @@ and an example's numbers are computed from the counts of the other folds. Everyt
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.utils import logging
 
@@ -38,6 +40,9 @@ from modeling_mcm.scorer_mcm import (
 from modeling_mcm.times_mcm import SECONDS_PER_DAY
 
 logger = logging.get_logger(__name__)
+# The network that each fit starts from, and the names of its parts in a scorer.
+SHIPPED_NETWORK = Path(__file__).resolve().parents[1] / "scorer.safetensors"
+NETWORK = ("mean", "std", "linear", "first", "second", "last")
 FOLDS = 5
 LAG_WEIGHTS = (1.0, 1 / 2, 1 / 3, 1 / 4, 1 / 5, 1 / 6)  # weight of a transition by its lag in moments
 BACKWARDS, SHRINKAGE = 0.25, 0.4  # weight of a transition's opposite, and exponent on a label's number of occurrences
@@ -47,9 +52,9 @@ MOST_FREQUENT = 2_000  # number of labels whose matrices are inverted, the most 
 # number of parts by which an example's counts are old, because a model is used for some time after its training.
 PERIODS, LATE, STALE = 26, 4, 4
 EXAMPLES, EXAMPLES_OF_CUSTOMER, BATCH = 4_000, 2, 64
-FEW_EXAMPLES = 200  # below which a log says little of what its labels mean
+FEW_EXAMPLES = 500  # below which the network starts from the shipped one
 NEGATIVES = 60  # about as many candidates of an example that are no targets are kept, drawn uniformly
-EPOCHS, LEARNING_RATE, WEIGHT_DECAY, EXAMPLES_OF_STEP = 8, 3e-3, 1e-2, 32
+START_STD, EPOCHS, LEARNING_RATE, WEIGHT_DECAY, EXAMPLES_OF_STEP = 0.02, 8, 3e-3, 1e-2, 32
 RANKING = 1.5  # weight of the smooth NDCG beside the cross-entropy
 LATER_DAYS, LATER = 30.0, 0.4  # labels that come so soon, though not next, and the weight of their cross-entropy
 MOST_TARGETS, TEMPERATURE = 12, 2.0  # of the smooth NDCG
@@ -295,13 +300,14 @@ class CaseFeatures(NamedTuple):
     targets: list[torch.Tensor]
 
 
-def draw_examples(rows: Any, data: PreparedData, seed: int) -> list[Case]:
+def draw_examples(rows: Any, data: PreparedData, seed: int, most: int = EXAMPLES) -> list[Case]:
     """Draws starts of visits in the training period as cutoffs; a customer's later visits are likelier.
 
     Args:
         rows (`datasets.Dataset`): prepared rows.
         data (`PreparedData`): the data set; its schema says what a case needs, and whether times mean anything.
         seed (`int`): seed of the draws.
+        most (`int`): largest number of examples.
     """
     generator, cases, first = np.random.default_rng(seed), [], 0
     schema = data.schema
@@ -326,7 +332,7 @@ def draw_examples(rows: Any, data: PreparedData, seed: int) -> list[Case]:
             day = float(times[at - 1]) / SECONDS_PER_DAY + wait
             cases.append(Case(first + int(row[at]), int(index[at]), int(ends[row[at]]), wait, day))
         first += len(table)
-    chosen = generator.permutation(len(cases))[:EXAMPLES]
+    chosen = generator.permutation(len(cases))[:most]
     return [cases[index] for index in np.sort(chosen)]
 
 
@@ -477,6 +483,18 @@ def mean_ndcg(found: CaseFeatures, values: torch.Tensor) -> float:
     return case_ndcg(found, values).nanmean().item()
 
 
+def start_network(scorer: LabelScorer, examples: Sequence[CaseFeatures], seed: int) -> None:
+    """Starts the network with small random weights, and computes mean and standard deviation of the numbers."""
+    generator = torch.Generator().manual_seed(seed)
+    for layer in (scorer.linear, scorer.first, scorer.second, scorer.last):
+        nn.init.normal_(layer.weight, std=START_STD, generator=generator)
+        nn.init.zeros_(layer.bias)
+    nn.init.zeros_(scorer.task_vectors.weight)
+    features = torch.cat([found.candidates.features[:, :COUNTED] for found in examples])
+    scorer.mean.copy_(features.mean(0))
+    scorer.std.copy_(features.std(0).clamp(min=1e-3))
+
+
 def fit_network(
     scorer: LabelScorer, examples: Sequence[CaseFeatures], validation: Sequence[CaseFeatures], seed: int
 ) -> list[float]:
@@ -488,9 +506,6 @@ def fit_network(
     Raises `ValueError` if no target of any example is among its candidates.
     """
     torch.manual_seed(seed)
-    features = torch.cat([found.candidates.features[:, :COUNTED] for found in examples])
-    scorer.mean.copy_(features.mean(0))
-    scorer.std.copy_(features.std(0).clamp(min=1e-3))
     generator = np.random.default_rng(seed)
     epoch = _steps_of(examples, generator)
     if not epoch:
@@ -500,9 +515,9 @@ def fit_network(
         optimizer, LEARNING_RATE, total_steps=EPOCHS * len(epoch) + 1, pct_start=0.15
     )
     best: tuple[float, list[float], dict[str, torch.Tensor]] = (-1.0, [], {})
-    for _ in range(EPOCHS):
+    for number in range(EPOCHS + 1):  # the first one is the start
         scorer.train()
-        for task, mask, index in epoch:
+        for task, mask, index in epoch if number else []:
             found = examples[task]
             scores = scorer(task, found.candidates.features[index])
             is_target, is_later = found.is_target[index] & mask, found.is_later[index] & mask
@@ -512,7 +527,7 @@ def fit_network(
             nn.utils.clip_grad_norm_(scorer.parameters(), 1.0)
             optimizer.step()
             schedule.step()
-        epoch = _steps_of(examples, generator)
+        epoch = _steps_of(examples, generator) if number else epoch
         scorer.eval()
         with torch.no_grad():
             values = [mean_ndcg(v, scorer(t, v.candidates.features)) for t, v in enumerate(validation)]
@@ -637,6 +652,72 @@ def ranking_loss(
     return (entropy - RANKING * ndcg + LATER * later).mean()
 
 
+class EncoderWorth(NamedTuple):
+    """What a task gains by the encoder, on validation cases.
+
+    Attributes:
+        ndcg (`float`): mean NDCG@10 where the weights u are the best of `GRID` for other customers.
+        gain, error (`float`): mean of what this adds to the NDCG@10 of counts alone, and its standard error.
+        calibration, chance (`torch.Tensor`): what [`calibrate`] fits with the best weights of all cases.
+    """
+
+    ndcg: float
+    gain: float
+    error: float
+    calibration: torch.Tensor
+    chance: torch.Tensor
+
+
+def read_examples(
+    config: MCMConfig, data: PreparedData, seed: int, generator: torch.Generator, most: int = EXAMPLES
+) -> tuple[list[LabelCounts], FeatureReader, list[CaseFeatures]]:
+    """Counts the labels of a data set, and draws examples from its training period.
+
+    Args:
+        config ([`MCMConfig`]): config of a model for the data set.
+        data (`PreparedData`): the data set.
+        seed (`int`): seed of folds and examples.
+        generator (`torch.Generator`): of the draw of candidates.
+        most (`int`): largest number of examples.
+
+    Returns:
+        `tuple`: counts of each task, a reader of cases, and the examples of each task.
+
+    Raises:
+        ValueError: if the training period has no example.
+    """
+    rows, sizes = data.rows, config.label_sizes.items()
+    folds = np.random.default_rng(seed).integers(0, FOLDS, len(rows))
+    counts = [LabelCounts(LabelEvents.read(rows, task, size), folds) for task, size in sizes]
+    reader, examples = FeatureReader(rows, data, config), draw_examples(rows, data, seed, most)
+    if not examples:
+        least = max(data.schema.min_history, 1)
+        raise ValueError(
+            f"{data.folder} has no visit in its training period that follows {least} target events, so nothing "
+            "can be fitted: move the cutoffs of the event schema, or lower min_history."
+        )
+    parts = []
+    for fold in range(FOLDS):
+        tables = [each.tables(fold) for each in counts]
+        if chosen := [case for case in examples if folds[case.row] == fold]:
+            parts.append(reader.read(chosen, counts, tables, fold, generator))
+    return counts, reader, [_stacked([features[task] for features in parts]) for task in range(len(counts))]
+
+
+def load_network(scorer: LabelScorer) -> None:
+    """Starts a scorer's network from the shipped one, which `training/run_pretrain_scorer.py` fits on several logs."""
+    for name, value in load_file(SHIPPED_NETWORK).items():
+        scorer.get_parameter(name).data.copy_(value) if "." in name else scorer.get_buffer(name).copy_(value)
+    scorer.task_vectors.weight.data.zero_()
+
+
+def save_network(scorer: LabelScorer, path: str | Path) -> None:
+    """Saves a scorer's network for any task: the mean of the task vectors becomes part of the first layer."""
+    tensors = {name: value for name, value in scorer.state_dict().items() if name.split(".")[0] in NETWORK}
+    tensors["first.bias"] = tensors["first.bias"] + scorer.task_vectors.weight.mean(0)
+    save_file(tensors, path)
+
+
 class ScorerFit:
     """Fits a model's scorer: counts and network when it is made, and the encoder's part when the encoder is trained.
 
@@ -654,74 +735,66 @@ class ScorerFit:
 
     def __init__(self, model: MCMForMultiTaskRecommendation, data: PreparedData, seed: int = 0):
         self.model, self.seed = model, seed
-        self.scorer, config, rows = cast(LabelScorer, model.scorer), model.config, data.rows
-        folds = np.random.default_rng(seed).integers(0, FOLDS, len(rows))
-        sizes = config.label_sizes.items()
-        self.counts = [LabelCounts(LabelEvents.read(rows, task, size), folds) for task, size in sizes]
-        self.reader, self.generator = FeatureReader(rows, data, config), torch.Generator().manual_seed(seed)
-        examples = draw_examples(rows, data, seed)
-        if not examples:
-            least = max(data.schema.min_history, 1)
-            raise ValueError(
-                f"{data.folder} has no visit in its training period that follows {least} target events, so nothing "
-                "can be fitted: move the cutoffs of the event schema, or lower min_history."
-            )
-        if len(examples) < FEW_EXAMPLES:
+        self.scorer = cast(LabelScorer, model.scorer)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.counts, self.reader, examples = read_examples(model.config, data, seed, self.generator)
+        number, rows = len(examples[0].targets), data.rows
+        if number < FEW_EXAMPLES:
             logger.warning(
-                f"{data.folder} has {len(examples)} visits to learn from: with fewer than {FEW_EXAMPLES} scores say "
-                "little more than what is popular and what a customer repeats."
+                f"{data.folder} has {number} visits to learn from, fewer than {FEW_EXAMPLES}: scores rest on what was "
+                "learned on other logs. Give a longer log, or one of more customers, for better ones."
             )
-        parts = []
-        for fold in range(FOLDS):
-            tables = [each.tables(fold) for each in self.counts]
-            if chosen := [case for case in examples if folds[case.row] == fold]:
-                parts.append(self.reader.read(chosen, self.counts, tables, fold, self.generator))
+            load_network(self.scorer)
+        else:
+            start_network(self.scorer, examples, seed)
         for table, each in zip(self.scorer.tables, self.counts, strict=True):
             table.load_state_dict(each.tables().state_dict())
-        found = [_stacked([features[task] for features in parts]) for task in range(len(self.counts))]
         self.cases = validation_cases(rows, data, seed)
         tables = [self.scorer.tables_of(task) for task in range(len(self.counts))]
         validation = self.reader.read(self.cases, self.counts, tables, None, self.generator) if self.cases else []
-        self.counted = fit_network(self.scorer, found, validation, seed) or [math.nan] * len(found)
+        self.counted = fit_network(self.scorer, examples, validation, seed) or [math.nan] * len(examples)
         for task, features in enumerate(validation):
             self.scorer.calibration[task], self.scorer.chance[task] = calibrate(self.scorer, task, features)
         self.scorer.fitted.fill_(True)
 
-    def with_encoder(self) -> tuple[list[float], list[tuple[torch.Tensor, torch.Tensor]]]:
-        """NDCG@10 of each task with the encoder as it is now, where its weights u are the best of `GRID` for the
-        validation cases of other customers; and calibrations with the best of all cases."""
+    def with_encoder(self) -> list[EncoderWorth]:
+        """What each task gains by the encoder as it is now."""
         tables = [self.scorer.tables_of(task) for task in range(len(self.counts))]
         was_training = self.model.training
         self.model.eval()
         read = self.reader.read(self.cases, self.counts, tables, None, self.generator, self.model)
         folds = torch.from_numpy(np.random.default_rng(self.seed).integers(0, FOLDS, len(self.cases)))
-        values, calibrations = [], []
+        result = []
         for task, found in enumerate(read):
             with torch.no_grad():
                 counted = self.scorer(task, found.candidates.features)
                 x = found.candidates.features[:, COUNTED:]
                 ndcg = torch.stack([case_ndcg(found, counted + x @ u) for u in GRID])  # (grid, cases)
-            own = [
-                ndcg[ndcg[:, folds != fold].nanmean(1).nan_to_num().argmax(), folds == fold] for fold in range(FOLDS)
-            ]
-            values.append(torch.cat(own).nanmean().item())
-            best = ndcg.nanmean(1).nan_to_num().argmax()
-            calibrations.append(calibrate(self.scorer, task, found, GRID[best]))
+            own = torch.empty(len(self.cases))
+            for fold in range(FOLDS):
+                own[folds == fold] = ndcg[ndcg[:, folds != fold].nanmean(1).nan_to_num().argmax(), folds == fold]
+            gains = (own - ndcg[0])[~own.isnan()]  # the first weight is 0
+            error = gains.std() / max(len(gains), 1) ** 0.5 if len(gains) > 1 else gains.new_zeros(())
+            best = GRID[ndcg.nanmean(1).nan_to_num().argmax()]
+            calibration = calibrate(self.scorer, task, found, best)
+            result.append(EncoderWorth(own.nanmean().item(), gains.mean().item(), error.item(), *calibration))
         self.model.train(was_training)
-        return values, calibrations
+        return result
 
     def finish(self) -> None:
-        """Fits the weight of the trained encoder, for each task where it adds to NDCG@10, and says so in the log."""
+        """Fits the weight of the trained encoder for each task where it adds more to NDCG@10 than its standard error,
+        and says so in the log."""
         if not self.cases:
             logger.warning("Without validation cases nobody knows what the encoder is worth, so it is not used.")
             return
-        values, calibrations = self.with_encoder()
-        for task, name in enumerate(self.model.config.tasks):
-            worth = values[task] - self.counted[task]
-            words = "so it is used" if worth > 0 else "so it is not used"
-            logger.warning(f"The encoder adds {worth:+.4f} to the NDCG@10 of {name} on validation, {words}.")
-            if worth > 0:
-                self.scorer.calibration[task], self.scorer.chance[task] = calibrations[task]
+        for task, found in enumerate(self.with_encoder()):
+            is_used = found.gain > found.error
+            logger.warning(
+                f"The encoder adds {found.gain:+.4f} (standard error {found.error:.4f}) to the NDCG@10 of "
+                f"{self.model.config.tasks[task]} on validation, so it is {'used' if is_used else 'not used'}."
+            )
+            if is_used:
+                self.scorer.calibration[task], self.scorer.chance[task] = found.calibration, found.chance
 
 
 def _stacked(parts: Sequence[CaseFeatures]) -> CaseFeatures:

@@ -41,7 +41,9 @@ def test_what_the_data_decide_is_said_and_kept(chosen):
     assert set(facts["validation"]) >= {"MCM", "most_popular", "visit_frequency", "nearest_households", "transitions"}
     assert weights(folder)["scorer.fitted"]
     for task, used in zip(config["tasks"], weights(folder)["scorer.calibration"][:, 3:].any(1), strict=True):
-        words = rf"The encoder adds [-+]0\.\d+ to the NDCG@10 of {task} on validation, so it is "
+        words = (
+            rf"The encoder adds [-+]0\.\d+ \(standard error 0\.\d+\) to the NDCG@10 of {task} on validation, so it is "
+        )
         assert re.search(words + ("used" if used else "not used"), said)
     entries = [entry for entry in logged(folder) if "eval_next_visit_ndcg@10" in entry]
     assert [entry["epoch"] for entry in entries] == [1, 2]  # the scorer's NDCG, with the encoder of each epoch

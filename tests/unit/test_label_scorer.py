@@ -272,6 +272,6 @@ def test_chances_are_those_of_the_next_visit(model, data):
     expected = found = 0.0
     for _, _, batch in reader.batches(validation_cases(data.rows, data, seed=0)):
         log_p = model.scorer.score([task], read_histories(model.config, batch, ["items"]))[0].log_softmax(1)
-        expected += model.scorer.chances(model.scorer.chance[task], log_p)[:, 2:].sum()
+        expected += model.scorer.chances(model.scorer.chance[task], log_p)[:, 2:].sum().item()
         found += sum(len(each[each >= 2].unique()) for each in batch["labels"][..., task])
     assert found > 0 and expected == pytest.approx(found, rel=0.1)

@@ -1,0 +1,207 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""One call on a data frame: a model of a shop's customers in a notebook.
+
+    model = CustomerModel.fit(events)
+    model.recommend(customers=["7"], k=10)
+    model.save("my-shop")                     # a checkpoint that from_pretrained loads
+
+A thin face over schema, preparation, pre-training and pipelines; each of them has more options.
+"""
+
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+from transformers import pipeline
+from transformers.utils import logging
+
+from modeling_mcm.data.guessing import guess_schema
+from modeling_mcm.data.schema import EventSchema
+from modeling_mcm.events_mcm import to_text
+from modeling_mcm.live import LiveCustomer
+from modeling_mcm.live.explanations import Explanation
+from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
+from modeling_mcm.processing_mcm import MCMFeatureExtractor
+
+logger = logging.get_logger(__name__)
+
+
+class CustomerModel:
+    """A trained model with the events of the customers that it is asked about.
+
+    Args:
+        model ([`MCMForMultiTaskRecommendation`]): the model.
+        feature_extractor ([`MCMFeatureExtractor`]): its feature extractor.
+        events (`pd.DataFrame` or `pa.Table`): the customers' events.
+    """
+
+    def __init__(self, model: MCMForMultiTaskRecommendation, feature_extractor: MCMFeatureExtractor, events: Any):
+        self.model, self.feature_extractor = model.eval(), feature_extractor
+        events = _frame(events)
+        customer = feature_extractor.schema.customer
+        if customer not in events:
+            raise ValueError(
+                f"The events have no column {customer!r}, the customer: they have {list(events.columns)}."
+            )
+        columns = [name for name in events.columns if name in feature_extractor.schema.event_columns]
+        self._histories = {
+            str(to_text(value)): own for value, own in events[columns].groupby(customer, sort=False, observed=True)
+        }
+
+    @classmethod
+    def fit(
+        cls,
+        events: Any,
+        schema: EventSchema | Mapping[str, Any] | None = None,
+        encoder: bool = False,
+        folder: str | Path | None = None,
+        seed: int = 42,
+        **training: Any,
+    ) -> "CustomerModel":
+        """Prepares a log and trains a model on it.
+
+        Args:
+            events (`pd.DataFrame` or `pa.Table`): the log, one row an event.
+            schema (`EventSchema` or `Mapping`, *optional*): what the columns mean, or some keys of it. What is missing
+                is guessed, and the log shows it.
+            encoder (`bool`): whether to train the encoder too: better scores, in minutes to hours.
+            folder (`str`, *optional*): folder of the prepared data and the run. Default: a temporary one.
+            seed (`int`): seed of the training.
+            training: options of `PretrainingArguments`, such as `num_train_epochs=3`.
+
+        Raises:
+            ValueError: if the schema can't be guessed, or the log is too small. The message says what to give.
+        """
+        from modeling_mcm.preparation import prepare  # the extra `data`
+
+        table = _frame(events)
+        if not isinstance(schema, EventSchema):
+            schema = guess_schema(table, schema)
+            text = yaml.safe_dump(schema.to_dict(), sort_keys=False)
+            logger.warning(f"The columns are read as follows; give `schema` to change it.\n{text}")
+        with tempfile.TemporaryDirectory() as temporary:
+            place = Path(folder or temporary)
+            prepare(table, schema, place / "data", reuse=folder is not None)
+            _pretrain(place, encoder, {"seed": seed, "report_to": "none"} | training)
+            return cls.load(place / "run", table)
+
+    @classmethod
+    def load(cls, folder: str | Path, events: Any) -> "CustomerModel":
+        """Loads what `save` or `mcm pretrain` wrote, for the events of some customers."""
+        model = MCMForMultiTaskRecommendation.from_pretrained(str(folder))
+        return cls(model, MCMFeatureExtractor.from_pretrained(str(folder)), events)
+
+    def save(self, folder: str | Path) -> None:
+        """Saves model and feature extractor, without the events. `from_pretrained` and `load` read the folder."""
+        self.model.save_pretrained(str(folder))
+        self.feature_extractor.save_pretrained(str(folder))
+
+    @property
+    def customers(self) -> list[str]:
+        """`list[str]`: ids of the customers, as text."""
+        return list(self._histories)
+
+    def recommend(self, customers: Iterable[Any] | None = None, k: int = 10, **options: Any) -> pd.DataFrame:
+        """The labels of each task with the highest scores, one row each: customer, task, label, score.
+
+        Args:
+            customers (`Iterable`, *optional*): ids of customers. Default: all.
+            k (`int`): number of labels of each task.
+            options: other options of [`PreferenceScoresPipeline`], such as `tasks`.
+        """
+        rows = [
+            {"customer": customer, "task": task, **label}
+            for customer, found in self._ask("preference-scores", customers, top_k=k, **options)
+            for task, labels in found.items()
+            for label in labels
+        ]
+        return pd.DataFrame(rows, columns=None if rows else ["customer", "task", "label", "score"])
+
+    def embed(self, customers: Iterable[Any] | None = None, **options: Any) -> pd.DataFrame:
+        """Customer embeddings, a row each: the index is the customer. Options are those of
+        [`CustomerEmbeddingPipeline`]."""
+        found = dict(self._ask("customer-embedding", customers, **options))
+        return pd.DataFrame(np.stack(list(found.values())), index=pd.Index(found, name="customer"))
+
+    def forecast(
+        self, customers: Iterable[Any] | None = None, days: Sequence[float] | None = None, **options: Any
+    ) -> pd.DataFrame:
+        """Forecasts, a row for each customer: the index is the customer. Options are those of
+        [`CustomerForecastPipeline`].
+
+        Args:
+            customers (`Iterable`, *optional*): ids of customers. Default: all.
+            days (`Sequence[float]`, *optional*): horizons. Default: all that the checkpoint has.
+        """
+        found = dict(self._ask("customer-forecast", customers, **options))
+        table = pd.DataFrame.from_dict(found, orient="index").rename_axis("customer")
+        if days is None:
+            return table
+        wanted = [f"{day:g}d" for day in days]
+        known = sorted({part for name in table for part in name.split("_") if part[:1].isdigit() and part[-1] == "d"})
+        if unknown := [each for each in wanted if each not in known]:
+            raise ValueError(f"No forecasts for {unknown}; this checkpoint has {known}: set forecast_days in fit.")
+        return table[[name for name in table if set(name.split("_")) & set(wanted)]]
+
+    def explain(self, customer: Any, label: Any = None, task: str | None = None, now: Any = None) -> Explanation:
+        """Explains the score of a label for a customer; see [`LiveCustomer.explain`]. The default task is the first
+        one that knows the label."""
+        live = LiveCustomer(self.model, self.feature_extractor, customer_id=str(customer))
+        live.add(self._history(customer))
+        tasks = self.model.config.tasks
+        vocabularies = self.feature_extractor.vocabularies
+        known = [each for each in tasks if label is None or to_text(label) in vocabularies[each]]
+        return live.explain(task or (known or tasks)[0], label, now)
+
+    def _history(self, customer: Any) -> pd.DataFrame:
+        """Events of a customer."""
+        name = str(to_text(customer))
+        if name not in self._histories:
+            raise ValueError(f"No customer {name!r} among the events; they have {len(self._histories)} customers.")
+        return self._histories[name]
+
+    def _ask(self, task: str, customers: Iterable[Any] | None, **options: Any) -> list[tuple[str, Any]]:
+        """What a pipeline says of each customer."""
+        names = self.customers if customers is None else [str(to_text(each)) for each in customers]
+        given = [{"customer_id": name, "events": self._history(name)} for name in names]
+        make: Any = pipeline  # its overloads know transformers' own tasks
+        model = self.model if task == "preference-scores" else self.model.model
+        ask = make(task, model=model, feature_extractor=self.feature_extractor)
+        return list(zip(names, ask(given, batch_size=64, **options), strict=True))
+
+
+def _frame(events: Any) -> pd.DataFrame:
+    """A table as a data frame. Raises `ValueError` if it is none, or has no row."""
+    frame = events.to_pandas() if hasattr(events, "to_pandas") else events
+    if not isinstance(frame, pd.DataFrame):
+        raise ValueError(f"Found {type(events).__name__}, expected a pandas data frame or an Arrow table of events.")
+    if not len(frame):
+        raise ValueError("The table of events has no row: give a log of several customers.")
+    return frame
+
+
+def _pretrain(folder: Path, encoder: bool, values: Mapping[str, Any]) -> None:
+    """Runs what `mcm pretrain` runs on `folder/data`, into `folder/run`."""
+    from modeling_mcm.losses_mcm import Objective
+    from modeling_mcm.training.options import AUTO, NONE, ModelOptions, PretrainingArguments
+    from modeling_mcm.training.pretraining import chosen_recipe, pretrain
+
+    given: dict[str, Any] = {"data": str(folder / "data"), "output_dir": str(folder / "run")} | dict(values)
+    given["encoder"] = AUTO if encoder else NONE
+
+    def make(kind: Any, values: Mapping[str, Any]) -> Any:
+        return kind(**{each.name: values[each.name] for each in fields(kind) if each.name in values})
+
+    kinds = (ModelOptions, Objective, PretrainingArguments)
+    known = {each.name for kind in kinds for each in fields(kind)}
+    if unknown := sorted(given.keys() - known):
+        raise ValueError(f"Unknown options {unknown}; see `mcm pretrain --help`.")
+    recipe = chosen_recipe(make(ModelOptions, given), set(values))
+    options, objective, training = (make(kind, recipe.training | given) for kind in kinds)
+    pretrain(options, objective, training, recipe)
