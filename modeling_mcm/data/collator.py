@@ -12,8 +12,8 @@ All rows of a batch are computed together, in flat arrays: "events" is the numbe
 Shapes: B customers, L events (start row included), P prefixes, N labels of a customer, T tasks.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import datasets
@@ -88,15 +88,15 @@ class PreparedRows(Dataset):
                 ).tolist()
         return RowBatch(columns, np.concatenate([chunk.lengths[start:end] for chunk, start, end in parts]))
 
-    @cached_property
+    @functools.cached_property
     def _chunks(self) -> tuple[NDArray[np.int64], list[pa.RecordBatch]]:
         """Index of each chunk's first row, and of the row after the last; and the chunks."""
         chunks = self.rows.data.to_batches()
         return np.cumsum([0, *map(len, chunks)]), chunks
 
-    @cached_property
+    @functools.cached_property
     def _read_chunk(self) -> Callable[[int], "_Chunk"]:
-        return lru_cache(MOST_CHUNKS)(lambda index: _Chunk.read(self._chunks[1][index]))
+        return functools.lru_cache(MOST_CHUNKS)(lambda index: _Chunk.read(self._chunks[1][index]))
 
 
 class _Chunk(NamedTuple):
@@ -274,7 +274,9 @@ class MCMCollator:
                 ends[i] = generator.choice(visit_ends[visit_ends >= size])
                 starts[i] = ends[i] - size
         draw[history.column(self.token_column) == self.end_of_visit_id] = 2.0
-        order = np.argsort(np.cumsum(groups) + 1j * draw, kind="stable")
+        keys = np.empty(len(row), complex)  # which sort by the real part, then by the imaginary one
+        keys.real, keys.imag = np.cumsum(groups), draw
+        order = np.argsort(keys, kind="stable")
         if is_long.any():
             order = order[(history.index >= starts[row]) & (history.index < ends[row])]
         window = history.select(order)
@@ -341,13 +343,13 @@ class MCMCollator:
         return np.exp2(-days / self.half_life).astype(np.float32)
 
     def _labels(self, batch: RowBatch, events: NDArray[np.int64]) -> NDArray[np.int64]:
-        labels = np.empty((len(events), len(self.task_columns)), np.int64)
+        chosen, labels = batch.select(events), np.empty((len(events), len(self.task_columns)), np.int64)
         for task, column in enumerate(self.task_columns):
-            labels[:, task] = batch.column(column).take(events)
+            labels[:, task] = chosen.column(column)
         return labels
 
     def _is_target(self, batch: RowBatch) -> NDArray[np.bool_]:
-        return np.any([batch.column(column) > 0 for column in self.deciding_columns], axis=0)
+        return functools.reduce(np.logical_or, [batch.column(column) > 0 for column in self.deciding_columns])
 
     def _distinct(self, prefixes: NDArray, labels: NDArray) -> NDArray:
         """Ignores a label that its prefix has already, because the next visit is a set of labels."""
@@ -376,7 +378,7 @@ class _Questions(NamedTuple):
 def _changes(*columns: NDArray) -> NDArray[np.bool_]:
     """Says of each entry whether it differs from the one before in some column; the first does."""
     changes = np.ones(len(columns[0]), bool)
-    changes[1:] = np.any([column[1:] != column[:-1] for column in columns], axis=0)
+    changes[1:] = functools.reduce(np.logical_or, [column[1:] != column[:-1] for column in columns])
     return changes
 
 
