@@ -7,7 +7,8 @@ numeric features of events.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from numbers import Real
 from typing import Any, NamedTuple
 
@@ -30,6 +31,81 @@ class InputLayout(NamedTuple):
     profile: frozenset[str]  # names of the customer's features, which stand in the start row
     numeric: tuple[str, ...]  # names of the numeric features of events, in the order of the axis N
     start: tuple[int, int]  # index of the token type on the axis J, and its id in the start row
+
+
+class RowBatch(Sequence[Mapping[str, Any]]):
+    """Rows of customers, column by column: a column of events is one array, the events of one row after those of the
+    row before. To select events copies none; a column is copied when it is read. As a sequence it gives dicts.
+
+    Args:
+        columns (`dict`): by name an array of shape `(events,)`, or a list with a value for each row.
+        lengths (`np.ndarray` of shape `(rows,)`): number of events of each row.
+        events (`np.ndarray`, *optional*): indices of the rows' events in the columns. Default: all events.
+    """
+
+    def __init__(
+        self,
+        columns: dict[str, Any],
+        lengths: NDArray[np.int64],
+        events: NDArray[np.int64] | slice = slice(None),
+    ):
+        self.columns, self.lengths, self.events = columns, lengths, events
+
+    @classmethod
+    def of(cls, rows: Sequence[Mapping[str, Any]], names: Iterable[str] | None = None) -> "RowBatch":
+        """Joins dicts that have the same columns, of which `names` are kept. Raises `ValueError` if a column of events
+        does not have as many values as there are times, `KeyError` if a row lacks a column of the first one."""
+        if isinstance(rows, cls):
+            return rows
+        columns: dict[str, Any] = {name: [row[name] for row in rows] for name in names or rows[0] if name in rows[0]}
+        lengths = np.array([len(times) for times in columns["times"]])
+        for name in columns:
+            if name.startswith(EVENT_COLUMNS):
+                columns[name] = np.concatenate(columns[name])
+                if len(columns[name]) != lengths.sum():
+                    found = f"Rows have {lengths.sum()} times but {len(columns[name])} values of {name!r}"
+                    raise ValueError(f"{found}; give as many.")
+        return cls(columns, lengths)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: Any) -> dict[str, Any]:
+        end = self.starts[index] + self.lengths[index]
+        events: Any = slice(self.starts[index], end)
+        if not isinstance(self.events, slice):
+            events = self.events[events]
+        return {
+            name: values[events if name.startswith(EVENT_COLUMNS) else index] for name, values in self.columns.items()
+        }
+
+    @cached_property
+    def starts(self) -> NDArray[np.int64]:
+        """Index of each row's first event among all events, `(rows,)`."""
+        return np.cumsum(self.lengths) - self.lengths
+
+    @cached_property
+    def row(self) -> NDArray[np.int64]:
+        """Index of each event's row, `(events,)`."""
+        return np.repeat(np.arange(len(self)), self.lengths)
+
+    @cached_property
+    def index(self) -> NDArray[np.int64]:
+        """Index of each event in its row, `(events,)`."""
+        return np.arange(self.lengths.sum()) - np.repeat(self.starts, self.lengths)
+
+    def column(self, name: str) -> Any:
+        """A column of events, `(events,)`, or the list of the rows' values."""
+        values = self.columns[name]
+        if isinstance(self.events, slice) or not name.startswith(EVENT_COLUMNS):
+            return values
+        return values.take(self.events)  # faster than values[self.events]
+
+    def select(self, events: NDArray[Any]) -> "RowBatch":
+        """Selects events by a mask or by indices, in the order of the rows."""
+        indices = np.flatnonzero(events) if events.dtype == bool else events
+        lengths = np.bincount(self.row[indices], minlength=len(self))
+        return RowBatch(self.columns, lengths, indices if isinstance(self.events, slice) else self.events[indices])
 
 
 def first_kept(events: int, window: int) -> int:
@@ -63,100 +139,98 @@ def pad_rows(
         ValueError: if there are no rows or too small a window, a row lacks a column, ids do not fit the vocabularies,
             or `now` is not one finite number for each row.
     """
-    if now is not None:
-        now = now.tolist() if hasattr(now, "tolist") else now
-        rows = until(rows, now)
     extra = 1 + mask_next  # the start row and, with `mask_next`, the masked last event
     if window < extra or not len(rows):
         raise ValueError(f"Found {len(rows)} rows and max_events {window}; give at least 1 row and {extra} events.")
-    counts = np.array([len(row["times"]) for row in rows])
-    starts = [first_kept(count, window - extra) for count in counts.tolist()]
-    lengths, windows = counts - starts, [slice(start, None) for start in starts]
-    position = np.arange(int(lengths.max()) + extra)
-    attention_mask = (position < lengths[:, None] + extra).astype(np.int64)
-    cells = np.flatnonzero((position > 0) & (position <= lengths[:, None]))  # flat indices of the events
-
-    def join(key: str, since_first: bool = False) -> NDArray[Any]:
-        parts = [row[key][part] for row, part in zip(rows, windows, strict=True)]
-        joined = np.concatenate([part - part[:1] for part in parts] if since_first else parts)
-        if len(joined) != len(cells):
-            raise ValueError(f"Rows have {len(cells)} times but {len(joined)} values of {key!r}; give as many.")
-        return joined
-
-    input_ids = np.zeros((*attention_mask.shape, len(layout.sizes)), np.int64)
-    event_times, visit_ids = np.zeros(attention_mask.shape, np.float32), np.zeros(attention_mask.shape, np.int64)
-    event_values = np.zeros((*attention_mask.shape, len(layout.numeric)), np.float32)
-    last = (np.arange(len(rows)), lengths + 1)
+    columns = {name: ("profile_" if name in layout.profile else "feature_") + name for name in layout.sizes}
+    names = ["times", "visits", *columns.values(), *(f"value_{name}" for name in layout.numeric)]
     try:
-        event_times.reshape(-1)[cells] = join("times", since_first=True) / SECONDS_PER_DAY
-        visit_ids.reshape(-1)[cells] = join("visits", since_first=True) + 1
-        for index, feature in enumerate(layout.numeric):
-            event_values.reshape(-1, event_values.shape[-1])[cells, index] = join(f"value_{feature}")
-        for index, (feature, size) in enumerate(layout.sizes.items()):
-            if feature in layout.profile:
-                ids = input_ids[:, 0, index] = np.array([row[f"profile_{feature}"] for row in rows])
-            else:
-                ids = input_ids.reshape(-1, len(layout.sizes))[cells, index] = join(f"feature_{feature}")
-                if mask_next:
-                    input_ids[(*last, index)] = UNKNOWN_ID
-            if ids.size and (ids.min() < 0 or ids.max() >= size):
-                mismatch = f"Feature {feature!r} has ids from {ids.min()} to {ids.max()}, this checkpoint has {size}"
-                raise ValueError(f"{mismatch}; prepare the data with its feature extractor.")
+        batch = RowBatch.of(rows, [*names, "customer_id"])
+        if now is not None:
+            batch = until(batch, now.tolist() if hasattr(now, "tolist") else now)
+        starts = np.array([first_kept(length, window - extra) for length in batch.lengths.tolist()])
+        if starts.any():
+            batch = batch.select(batch.index >= starts[batch.row])
+        values = {name: batch.column(name) for name in names}
     except KeyError as error:
         fix = "prepare the data with the schema of this checkpoint"
         if str(error.args[0]).startswith("value_"):
             fix = "it was prepared before values of numeric features were kept: prepare the data again"
         raise ValueError(f"A row has no {error}; {fix}.") from None
+    lengths, filled = batch.lengths, batch.starts[batch.lengths > 0]
+    shape = (len(batch), int(lengths.max()) + extra)
+    cells = batch.row * shape[1] + batch.index + 1  # flat indices of the events
+    first_times, first_visits = np.zeros((2, len(batch)), np.int64)
+    first_times[lengths > 0], first_visits[lengths > 0] = values["times"][filled], values["visits"][filled]
+    attention_mask = (np.arange(shape[1]) < lengths[:, None] + extra).astype(np.int64)
+    event_times, visit_ids = np.zeros(shape, np.float32), np.zeros(shape, np.int64)
+    event_times.reshape(-1)[cells] = (values["times"] - first_times[batch.row]) / SECONDS_PER_DAY
+    visit_ids.reshape(-1)[cells] = values["visits"] - first_visits[batch.row] + 1
+    ids_of_events = np.zeros((len(layout.sizes), len(cells)), np.int32)
+    profile = np.zeros((len(batch), len(layout.sizes)), np.int64)
+    for index, (feature, size) in enumerate(layout.sizes.items()):
+        ids = np.asarray(values[columns[feature]])
+        if ids.size and (ids.min() < 0 or ids.max() >= size):
+            mismatch = f"Feature {feature!r} has ids from {ids.min()} to {ids.max()}, this checkpoint has {size}"
+            raise ValueError(f"{mismatch}; prepare the data with its feature extractor.")
+        if feature in layout.profile:
+            profile[:, index] = ids
+        else:
+            ids_of_events[index] = ids
+    input_ids = np.zeros((*shape, len(layout.sizes)), np.int64)
+    input_ids.reshape(-1, len(layout.sizes))[cells] = ids_of_events.T
+    input_ids[:, 0] = profile
+    last = (np.arange(len(batch)), lengths + 1)
     token_index, start_id = layout.start
     input_ids[:, 0, token_index] = start_id
     if mask_next:
+        input_ids[last] = [0 if feature in layout.profile else UNKNOWN_ID for feature in layout.sizes]
         event_times[last] = event_times[last[0], lengths]
         visit_ids[last] = visit_ids[last[0], lengths] + 1
-    event_times = np.maximum.accumulate(event_times, axis=1) * attention_mask.astype(np.float32)
+    if (event_times[:, 1:] < event_times[:, :-1])[attention_mask[:, 1:] > 0].any():
+        event_times = np.maximum.accumulate(event_times, axis=1) * attention_mask.astype(np.float32)
     inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
     inputs |= {"visit_ids": visit_ids, "event_times": event_times}
     if layout.numeric:
-        inputs["event_values"] = event_values
+        inputs["event_values"] = np.zeros((*shape, len(layout.numeric)), np.float32)
+        of_events = np.stack([values[f"value_{name}"] for name in layout.numeric], axis=1)
+        inputs["event_values"].reshape(-1, len(layout.numeric))[cells] = of_events
     if now is not None:
-        firsts = (row["times"][part][:1] for row, part in zip(rows, windows, strict=True))
-        days = [float((moment - first).sum()) / SECONDS_PER_DAY for moment, first in zip(now, firsts, strict=True)]
-        inputs["now"] = np.array(days, np.float32)
+        waited = np.where(lengths > 0, np.asarray(now) - first_times, 0)
+        inputs["now"] = (waited / SECONDS_PER_DAY).astype(np.float32)
     return inputs
+
+
+def has_value(row: Mapping[str, Any], features: Iterable[str]) -> NDArray[np.bool_]:
+    """Says of each event whether it has a value in any of some event features, `(events,)`."""
+    return np.any([row[f"feature_{feature}"] != MISSING_ID for feature in features], axis=0)
 
 
 def readable(row: Mapping[str, Any], features: Sequence[str]) -> dict[str, Any]:
     """Leaves out the events in which all of some event features are missing; see [`MCMFeatureExtractor.readable`]."""
-    keep = np.any([row[f"feature_{feature}"] != MISSING_ID for feature in features], axis=0)
+    keep = has_value(row, features)
     ends = {name: int(keep[: row[name]].sum()) for name in ("validation_end", "test_end") if name in row}
-    return _picked(row, keep) | ends
+    return {name: value[keep] if name.startswith(EVENT_COLUMNS) else value for name, value in row.items()} | ends
 
 
-def _picked(row: Mapping[str, Any], keep: NDArray[np.bool_]) -> dict[str, Any]:
-    """A row with only the events where `keep` is true."""
-    return {name: value[keep] if name.startswith(EVENT_COLUMNS) else value for name, value in row.items()}
-
-
-def until(rows: Sequence[Mapping[str, Any]], now: Sequence[float]) -> list[Mapping[str, Any]]:
+def until(rows: Sequence[Mapping[str, Any]], now: Sequence[float]) -> RowBatch:
     """Leaves out the events that are later than a moment of each row, with a warning. Raises `ValueError` if there is
     not one moment per row, or a moment is no finite number."""
     if len(now) != len(rows):
         raise ValueError(f"Found {len(now)} moments `now` of {len(rows)} rows; give one a row.")
-    past_rows: list[Mapping[str, Any]] = []
-    late = False
-    for index, (row, moment) in enumerate(zip(rows, now, strict=True)):
+    batch = RowBatch.of(rows)
+    for index, moment in enumerate(now):
         if not isinstance(moment, Real) or not math.isfinite(moment):
-            name = "" if row.get("customer_id") is None else f" (customer {row['customer_id']!r})"
+            customer = batch.columns.get("customer_id", [None] * len(batch))[index]
+            name = "" if customer is None else f" (customer {customer!r})"
             raise ValueError(
                 f"Row {index}{name}: `now` is {moment!r}, expected a moment in seconds since 1970-01-01; give one, or "
                 "leave `now` out."
             )
-        stays = row["times"] <= moment
-        if not stays.all():
-            late = True
-            row = _picked(row, stays)
-        past_rows.append(row)
-    if late:
-        logger.warning_once(
-            "Some customers have events later than `now`, which are left out: the model reads histories up to `now`."
-        )
-    return past_rows
+    stays = batch.column("times") <= np.asarray(now)[batch.row]
+    if stays.all():
+        return batch
+    logger.warning_once(
+        "Some customers have events later than `now`, which are left out: the model reads histories up to `now`."
+    )
+    return batch.select(stays)

@@ -12,7 +12,8 @@ the target is the first visit on or after it. All labels are ranked and none is 
 Baselines read the training period and the customer's own history up to the cutoff.
 
 The command prints a table of means over customers, each with half of its 95% bootstrap interval; the same by length
-of history; and a sentence for each baseline that is better than MCM.
+of history; what the lists are like (how much of the catalogue, how popular, how many repeats); and a sentence for each
+baseline that is better than MCM.
 
 With --offers the cases are groups of offers (docs/fine_tuning.md). The metrics say how well the model tells who takes
 an offer, and which one.
@@ -52,7 +53,16 @@ from modeling_mcm.evaluation.offers import (
     score_offers,
 )
 from modeling_mcm.evaluation.reports import text_table, with_half_interval, write_report
-from modeling_mcm.evaluation.tables import by_history, history_table, metric_table, summary, target_of, write_values
+from modeling_mcm.evaluation.tables import (
+    by_history,
+    history_table,
+    list_summary,
+    list_table,
+    metric_table,
+    summary,
+    target_of,
+    write_values,
+)
 from modeling_mcm.files_mcm import write_json
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.option import option
@@ -202,11 +212,13 @@ def _evaluate_visits(options: EvaluationOptions) -> Report:
     names, left_out = default_baselines(cases, label_sizes)
     if options.baselines:
         names, left_out = [name for name in options.baselines if name != "none"], []
+    lists: dict[str, Any] = {}
     try:
-        results = counting_baselines(data.rows, cases, label_sizes, names, options.k)
+        results = counting_baselines(data.rows, cases, label_sizes, names, options.k, lists)
     except ImportError as error:  # the message names the extra that is missing
         raise ImportError(f"{error} Or evaluate with --baselines none.") from error
-    results["MCM"] = model_values(model, extractor, data.rows, cases, tasks, options.k, options.batch_size)
+    own = lists["MCM"] = {}
+    results["MCM"] = model_values(model, extractor, data.rows, cases, tasks, options.k, options.batch_size, own)
 
     target, metrics = target_of(results), options.table or [f"ndcg@{max(options.k)}"]
     table = metric_table(results, tasks, metrics)
@@ -220,12 +232,14 @@ def _evaluate_visits(options: EvaluationOptions) -> Report:
     histories = by_history(results, cases, [f"{target}_{metric}" for metric in metrics])
     history = text_table(history_table(histories, tasks, main_metric))
     below = [f"By visits before the cutoff: {title_of(main_metric)}.", history]
+    properties = list_summary(lists, data.rows, cases, label_sizes)
+    below += [f"The lists of the {max(options.k)} best labels.", text_table(list_table(properties))]
     below += [*left_out, *baseline_warnings(values_of(results, main_metric), main_metric)]
     if options.values_file:
         write_values(Path(options.values_file), cases.customer_ids, results)
     report = {"data": data.schema.name, "cutoff": options.cutoff, "cases": len(cases), "protocol": options.protocol}
     report |= {name: getattr(options, name) for name in ("horizon_days", "filter_seen", "only_new")}
-    return table, caption, report | {"results": summary(results), "by_history": histories}, below
+    return table, caption, report | {"results": summary(results), "by_history": histories, "lists": properties}, below
 
 
 def main() -> None:

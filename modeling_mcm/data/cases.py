@@ -8,8 +8,8 @@ label in any task besides the token type: where nothing else is known of an even
 Preparation and updates count the cases of the shards that they write, and evaluation reads the targets of each case.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -34,11 +34,6 @@ def check_cutoff(cutoff: str) -> str:
     if cutoff not in CUTOFFS:
         raise ValueError(f"Found cutoff {cutoff!r}; expected one of {', '.join(map(repr, CUTOFFS))}.")
     return f"{cutoff}_end"
-
-
-def visible_end(row: Mapping[str, Any], cutoff: str) -> int:
-    """Number of events that may be read when a cutoff is evaluated: up to the test cutoff at validation, else all."""
-    return row[ENDS[1]] if cutoff == CUTOFFS[0] else len(row["visits"])
 
 
 def flat_values(table: pa.Table, column: str) -> NDArray:

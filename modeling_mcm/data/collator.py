@@ -7,22 +7,25 @@ The collator has three modes. `train` draws prefixes of the training period and 
 history. Every draw depends on the seed, the epoch and the row alone, so a run that is resumed or distributed draws the
 same as a run that is neither.
 
+All rows of a batch are computed together, in flat arrays: "events" is the number of all their events.
+
 Shapes: B customers, L events (start row included), P prefixes, N labels of a customer, T tasks.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
 import pyarrow as pa
 import torch
-from numpy.typing import ArrayLike, DTypeLike, NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import Dataset, Sampler
 
 from modeling_mcm.configuration_mcm import FIRST_VALUE_ID, UNKNOWN_ID, MCMConfig
-from modeling_mcm.data.cases import check_cutoff, deciding_tasks, visible_end
-from modeling_mcm.events_mcm import select_events
+from modeling_mcm.data.cases import CUTOFFS, ENDS, check_cutoff, deciding_tasks
+from modeling_mcm.inputs_mcm import EVENT_COLUMNS, RowBatch
 from modeling_mcm.losses_mcm import Objective
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.times_mcm import SECONDS_PER_DAY
@@ -30,12 +33,14 @@ from modeling_mcm.times_mcm import SECONDS_PER_DAY
 MODES = ("train", "evaluate", "predict")
 ONE_PREFIX = ("random_prefix", "last_prefix")
 IGNORED = -100
+MOST_CHUNKS = 2**12  # number of Arrow chunks whose columns are kept open
 POOLED_GROUPS = 64  # number of groups whose rows are sorted by length together
 FADED = 4  # older targets, in half-lives, are left out: they would weigh less than a sixteenth
 
 
 class PreparedRows(Dataset):
-    """Prepared rows as dicts of numpy arrays. They are read from Arrow a batch at a time, and never as Python lists.
+    """Prepared rows, read from Arrow a batch at a time, and never as Python lists. Of each row an event column is an
+    array of shape `(events,)`, any other a plain value.
 
     Args:
         rows (`datasets.Dataset`): what `load_prepared` returns, or some of its columns.
@@ -46,36 +51,69 @@ class PreparedRows(Dataset):
     """
 
     def __init__(self, rows: datasets.Dataset, indices: ArrayLike | None = None, lengths: ArrayLike | None = None):
-        self.rows = rows.with_format("arrow")
+        self.rows = rows if rows._indices is None else rows.flatten_indices()
         self.indices = np.arange(len(rows)) if indices is None else np.asarray(indices)
         self.lengths = None if lengths is None else np.asarray(lengths)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A worker process that is not forked opens the file again."""
+        return {name: value for name, value in vars(self).items() if name not in ("_chunks", "_read_chunk")}
 
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> Mapping[str, Any]:
         return self.__getitems__([index])[0]
 
-    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
+    def __getitems__(self, indices: list[int]) -> RowBatch:
         rows = self.indices[indices]
-        return numpy_rows(self.rows[rows], rows)
+        first_rows, _ = self._chunks
+        chunks = np.searchsorted(first_rows, rows, side="right") - 1
+        # Rows that follow each other in the file are read together.
+        runs = np.flatnonzero((np.diff(rows, prepend=-2) != 1) | (np.diff(chunks, prepend=-1) != 0))
+        starts = rows[runs] - first_rows[chunks[runs]]
+        ends = starts + np.diff(runs, append=len(rows))
+        parts = [
+            (self._read_chunk(chunk), start, end)
+            for chunk, start, end in zip(chunks[runs].tolist(), starts.tolist(), ends.tolist(), strict=True)
+        ]
+        events = [(chunk.columns, chunk.offsets[start], chunk.offsets[end]) for chunk, start, end in parts]
+        columns: dict[str, Any] = {"row": rows.tolist()}
+        for name in self.rows.column_names:
+            if name.startswith(EVENT_COLUMNS):
+                columns[name] = np.concatenate([each[name][start:end] for each, start, end in events])
+            else:
+                columns[name] = np.concatenate(
+                    [chunk.columns[name][start:end] for chunk, start, end in parts]
+                ).tolist()
+        return RowBatch(columns, np.concatenate([chunk.lengths[start:end] for chunk, start, end in parts]))
+
+    @functools.cached_property
+    def _chunks(self) -> tuple[NDArray[np.int64], list[pa.RecordBatch]]:
+        """Index of each chunk's first row, and of the row after the last; and the chunks."""
+        chunks = self.rows.data.to_batches()
+        return np.cumsum([0, *map(len, chunks)]), chunks
+
+    @functools.cached_property
+    def _read_chunk(self) -> Callable[[int], "_Chunk"]:
+        return functools.lru_cache(MOST_CHUNKS)(lambda index: _Chunk.read(self._chunks[1][index]))
 
 
-def numpy_rows(table: pa.Table, numbers: Sequence[int] | NDArray) -> list[dict[str, Any]]:
-    """Reads prepared rows as dicts of numpy arrays: a list column is an array of shape `(events,)`, any other a plain
-    value. `row` is the row's index among all rows of the data set, from `numbers` `(rows,)`."""
-    batch: list[dict[str, Any]] = [{"row": int(number)} for number in numbers]
-    for name in table.column_names:
-        column = table[name].combine_chunks()
-        column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-        if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
-            offsets, values = column.offsets.to_numpy(), column.values.to_numpy(zero_copy_only=False)
-            for row, start, end in zip(batch, offsets[:-1], offsets[1:], strict=True):
-                row[name] = values[start:end]
-        else:
-            for row, value in zip(batch, column.to_pylist(), strict=True):
-                row[name] = value
-    return batch
+class _Chunk(NamedTuple):
+    """The columns of some rows as numpy arrays that point into the file."""
+
+    columns: dict[str, NDArray]  # by name `(events,)` or `(rows,)`
+    lengths: NDArray[np.int64]  # (rows,): number of events of each row
+    offsets: list[int]  # index of each row's first event, and of the event after the last
+
+    @classmethod
+    def read(cls, rows: pa.RecordBatch) -> "_Chunk":
+        lengths, columns = np.zeros(len(rows), np.int64), {}
+        for name, column in zip(rows.schema.names, rows.columns, strict=True):
+            if name.startswith(EVENT_COLUMNS):
+                lengths, column = np.diff(column.offsets.to_numpy()), column.flatten()
+            columns[name] = column.to_numpy(zero_copy_only=False)
+        return cls(columns, lengths, [0, *np.cumsum(lengths).tolist()])
 
 
 def unit_counts(rows: datasets.Dataset, ends: ArrayLike, config: MCMConfig, max_events: int) -> NDArray[np.int64]:
@@ -187,148 +225,174 @@ class MCMCollator:
         ignored. Training with several prefixes or masked events adds `prefix_ends` int64 `(B, P)`, the index of each
         prefix's last event in the input, and `label_prefixes` int64 `(B, N)`, the index of each label's prefix. Where
         targets fade, training also adds `label_weights` float32 `(B, N)`."""
-        make = {"train": self._train, "evaluate": self._evaluate, "predict": self._predict}[self.mode]
         features = self.config.input_features
-        examples = [make(self.extractor.readable(row, features)) for row in rows]
-        masked = self.augmentation == "masked_lm"
-        histories = [history for history, *_ in examples]
-        moments = None if self.now is None or self.mode == "train" else [self.now] * len(rows)
-        masked = masked and self.mode != "train"
-        batch = dict(self.extractor.pad(histories, self.max_events, mask_next=masked, now=moments))
+        batch = RowBatch.of([self.extractor.readable(row, features) for row in rows] if features else rows)
+        train = self.mode == "train"
+        masked = self.augmentation == "masked_lm" and not train
+        moments = None if self.now is None or train else [self.now] * len(batch)
+        asked = {"train": self._train, "evaluate": self._evaluate, "predict": _Questions}[self.mode](batch)
+        inputs = dict(self.extractor.pad(asked.history, self.max_events, mask_next=masked, now=moments))
         if self.mode == "predict":
-            return batch
-        _, ends, prefixes, labels = zip(*examples, strict=True)
-        if self.mode == "train" and self.half_life:
-            weights = [self._weights(history, end[prefix]) for history, end, prefix, _ in examples]
-            batch["label_weights"] = _stack(weights, 0, np.float32)
-        if self.mode == "train" and self.augmentation not in ONE_PREFIX:
-            batch["prefix_ends"] = _stack(ends, 0)
-            batch["label_prefixes"] = _stack(prefixes, 0)
-        batch["labels"] = _stack(labels, IGNORED)
-        return batch
+            return inputs
+        if train and self.half_life:
+            inputs["label_weights"] = _stack(self._weights(asked), asked.rows, len(batch), 0)
+        if train and self.augmentation not in ONE_PREFIX:
+            inputs["prefix_ends"] = _stack(asked.ends, asked.prefix_rows, len(batch), 0)
+            prefixes = asked.prefixes - np.searchsorted(asked.prefix_rows, asked.rows)
+            inputs["label_prefixes"] = _stack(prefixes, asked.rows, len(batch), 0)
+        inputs["labels"] = _stack(asked.labels, asked.rows, len(batch), IGNORED)
+        return inputs
 
-    # Each of the next methods returns a tuple: history (dict), ends of the prefixes (P,), index of each label's prefix
-    # (N,), labels (N, T). The end of a prefix is an index in the padded input, where the start row has index 0 and
-    # event i of the history has index i + 1. So the prefix before event i ends at index i.
+    def _evaluate(self, batch: RowBatch) -> "_Questions":
+        row, index, visits = batch.row, batch.index, batch.column("visits")
+        end = np.array(batch.column(self.end_column))
+        stop = np.array(batch.column(ENDS[1])) if self.cutoff == CUTOFFS[0] else batch.lengths
+        targets = np.flatnonzero(self._is_target(batch) & (index >= end[row]) & (index < stop[row]))
+        first = targets[_changes(row[targets])]
+        next_visit = np.full(len(batch), -1)
+        next_visit[row[first]] = visits[first]
+        targets = targets[visits[targets] == next_visit[row[targets]]]
+        return _Questions(batch.select(index < end[row]), self._labels(batch, targets), row[targets])
 
-    def _predict(self, row: Mapping[str, Any]):
-        return (row,)
-
-    def _evaluate(self, row: Mapping[str, Any]):
-        end = row[self.end_column]
-        is_target = self._is_target(row)
-        is_target[:end] = is_target[visible_end(row, self.cutoff) :] = False
-        next_visit = row["visits"][np.argmax(is_target)] if is_target.any() else -1
-        labels = self._labels(row)[is_target & (row["visits"] == next_visit)]
-        return select_events(row, slice(end)), np.zeros(1, int), np.zeros(len(labels), int), labels
-
-    def _train(self, row: Mapping[str, Any]):
-        generator = np.random.default_rng([self.seed, int(self.epoch), row["row"]])
-        history = select_events(row, slice(row["validation_end"]))
-        number = len(history["times"])
-        draw = generator.random(number)
+    def _train(self, batch: RowBatch) -> "_Questions":
+        history = batch.select(batch.index < np.array(batch.column("validation_end"))[batch.row])
+        row, visits, size = history.row, history.column("visits"), self.max_events - 1
+        groups = _changes(row, visits, history.column("times"))  # whose events have no order
+        is_long = history.lengths > size
+        needs_draw = is_long | (np.bincount(row[~groups], minlength=len(batch)) > 0)
+        if self.augmentation != "all_prefixes":
+            needs_draw[:] = True
+        draw, generators = np.zeros(len(row)), {}
+        starts, ends = np.zeros(len(batch), int), history.lengths.copy()
+        for i in np.flatnonzero(needs_draw).tolist():
+            words = [self.seed, int(self.epoch), batch.column("row")[i]]
+            generator = generators[i] = np.random.default_rng(np.array(words, np.uint32))  # faster than of a list
+            events = slice(history.starts[i], history.starts[i] + history.lengths[i])
+            draw[events] = generator.random(history.lengths[i])
+            if is_long[i] and self.augmentation not in ONE_PREFIX:  # the events before the end of a random visit
+                visit_ends = np.flatnonzero(np.append(_changes(visits[events])[1:], True)) + 1
+                ends[i] = generator.choice(visit_ends[visit_ends >= size])
+                starts[i] = ends[i] - size
+        draw[history.column(self.token_column) == self.end_of_visit_id] = 2.0
+        keys = np.empty(len(row), complex)  # which sort by the real part, then by the imaginary one
+        keys.real, keys.imag = np.cumsum(groups), draw
+        order = np.argsort(keys, kind="stable")
+        if is_long.any():
+            order = order[(history.index >= starts[row]) & (history.index < ends[row])]
+        window = history.select(order)
         if self.augmentation in ONE_PREFIX:
-            return self._one_prefix(select_events(history, self._shuffled(history, draw, 0, number)), generator)
-        start, end = self._window(history["visits"], generator)
-        window = select_events(history, self._shuffled(history, draw, start, end))
+            return self._one_prefix(window, generators)
         if self.augmentation == "masked_lm":
-            return self._masked_events(window, generator)
-        return self._all_prefixes(window, whole=start == 0)
+            return self._masked_events(window, generators)
+        return self._all_prefixes(window, starts == 0)
 
-    def _shuffled(self, history: dict[str, Any], draw: NDArray, start: int, end: int) -> NDArray[np.int64]:
-        """Indices of the events from `start` to `end` of a history whose order within visits is drawn anew."""
-        visits = history["visits"]
-        first = int(np.searchsorted(visits, visits[start])) if start else 0
-        sorted_part = slice(first, end)
-        draw[history[self.token_column] == self.end_of_visit_id] = 2.0
-        order = np.lexsort((draw[sorted_part], history["times"][sorted_part], visits[sorted_part]))
-        return first + order[start - first :]
-
-    def _window(self, visits: NDArray, generator: np.random.Generator) -> tuple[int, int]:
-        """Start and end of the events that fit: all events, or the events before the end of a random visit."""
-        size = self.max_events - 1
-        if len(visits) <= size:
-            return 0, len(visits)
-        visit_ends = np.flatnonzero(np.append(visits[1:] != visits[:-1], True)) + 1
-        end = int(generator.choice(visit_ends[visit_ends >= size]))
-        return end - size, end
-
-    def _prefix_before(self, history: Mapping[str, Any]) -> NDArray:
+    def _prefix_before(self, history: RowBatch) -> NDArray[np.int64]:
         """End of the prefix from which each event is predicted: the event before, or the end of the visit before."""
-        events = np.arange(len(history["visits"]))
-        if self.target == "next_event" or not len(events):
-            return events
-        opens = np.append(True, np.diff(history["visits"]) != 0)
-        return events[opens][np.cumsum(opens) - 1]
+        if self.target == "next_event":
+            return history.index
+        opens = _changes(history.row, history.column("visits"))
+        return history.index[opens][np.cumsum(opens) - 1]
 
-    def _one_prefix(self, history: dict[str, Any], generator: np.random.Generator):
-        ends = self._prefix_before(history)
-        is_target = self._is_target(history)
-        choices = ends[is_target] if self.target == "next_event" else np.unique(ends[is_target])
-        choices = choices[choices > 0] if (choices > 0).any() else choices  # else only the start row is read
-        if self.augmentation == "last_prefix":
-            choices = choices[-1:]
-        end = int(generator.choice(choices)) if len(choices) else 0
-        labels = self._labels(history)[is_target & (ends == end)]
-        prefixes = np.zeros(len(labels), int)
-        return select_events(history, slice(end)), np.array([end]), prefixes, self._distinct(prefixes, labels)
+    def _one_prefix(self, history: RowBatch, generators: Mapping[int, np.random.Generator]) -> "_Questions":
+        ends, is_target = self._prefix_before(history), self._is_target(history)
+        chosen = np.zeros(len(history), int)
+        for i, generator in generators.items():
+            events = slice(history.starts[i], history.starts[i] + history.lengths[i])
+            choices = ends[events][is_target[events]]
+            choices = choices if self.target == "next_event" else np.unique(choices)
+            choices = choices[choices > 0] if (choices > 0).any() else choices  # else only the start row is read
+            if self.augmentation == "last_prefix":
+                choices = choices[-1:]
+            chosen[i] = generator.choice(choices) if len(choices) else 0
+        targets = np.flatnonzero(is_target & (ends == chosen[history.row]))
+        rows = history.row[targets]
+        labels = self._distinct(rows, self._labels(history, targets))
+        return _Questions(history.select(history.index < chosen[history.row]), labels, rows)
 
-    def _all_prefixes(self, window: dict[str, Any], whole: bool):
+    def _all_prefixes(self, window: RowBatch, is_whole: NDArray[np.bool_]) -> "_Questions":
         ends = self._prefix_before(window)
         # Where the history is longer than the window, the start row is not all that came before the first visit.
-        is_target = self._is_target(window) & (whole | (ends > 0))
+        targets = np.flatnonzero(self._is_target(window) & (is_whole[window.row] | (ends > 0)))
         if self.half_life:
-            days = self._days_before_latest(window["times"], window["times"][is_target])
-            is_target &= days <= FADED * self.half_life
-        prefix_ends, prefixes = np.unique(ends[is_target], return_inverse=True)
-        return window, prefix_ends, prefixes, self._distinct(prefixes, self._labels(window)[is_target])
+            days = _days_before_latest(window.column("times")[targets], window.row[targets])
+            targets = targets[days <= FADED * self.half_life]
+        opens = _changes(window.row[targets], ends[targets])
+        first, prefixes = targets[opens], np.cumsum(opens) - 1
+        labels = self._distinct(prefixes, self._labels(window, targets))
+        return _Questions(window, labels, window.row[targets], prefixes, ends[first], window.row[first])
 
-    def _masked_events(self, window: dict[str, Any], generator: np.random.Generator):
-        draw = np.where(self._is_target(window), generator.random(len(window["times"])), 2.0)
-        hidden = np.flatnonzero(draw < max(self.objective.mask_probability, draw.min(initial=2.0) + 1e-12))
-        hidden = hidden[draw[hidden] < 2.0]
-        masked = {
-            name: np.where(
-                np.isin(np.arange(len(value)), hidden), UNKNOWN_ID if name.startswith("feature_") else 0, value
-            )
-            for name, value in window.items()
-            if name.startswith(("feature_", "value_"))
-        }
-        return {**window, **masked}, hidden + 1, np.arange(len(hidden)), self._labels(window)[hidden]
+    def _masked_events(self, window: RowBatch, generators: Mapping[int, np.random.Generator]) -> "_Questions":
+        draw = np.concatenate([generators[i].random(length) for i, length in enumerate(window.lengths)])
+        draw = np.where(self._is_target(window), draw, 2.0)
+        least = np.full(len(window), 2.0)
+        np.minimum.at(least, window.row, draw)
+        hidden = draw < np.minimum(np.maximum(self.objective.mask_probability, least + 1e-12), 2.0)[window.row]
+        columns = {name: window.column(name) for name in window.columns}
+        for name in columns:
+            if name.startswith(("feature_", "value_")):
+                columns[name] = np.where(hidden, UNKNOWN_ID if name.startswith("feature_") else 0, columns[name])
+        history, targets = RowBatch(columns, window.lengths), np.flatnonzero(hidden)
+        rows, prefixes = window.row[targets], np.arange(len(targets))
+        return _Questions(history, self._labels(window, targets), rows, prefixes, window.index[targets] + 1, rows)
 
-    def _weights(self, window: Mapping[str, Any], ends: NDArray) -> NDArray[np.float32]:
+    def _weights(self, asked: "_Questions") -> NDArray[np.float32]:
         """Weight of each label: it halves for every half-life from the label's prefix to the latest prefix."""
-        times = window["times"][np.minimum(ends, len(window["times"]) - 1)]
-        days = self._days_before_latest(times, times)
+        history, rows = asked.history, asked.rows
+        ends = np.minimum(asked.ends[asked.prefixes], history.lengths[rows] - 1)
+        days = _days_before_latest(history.column("times")[history.starts[rows] + ends], rows)
         return np.exp2(-days / self.half_life).astype(np.float32)
 
-    @staticmethod
-    def _days_before_latest(times: NDArray, targets: NDArray) -> NDArray[np.float64]:
-        """Days from each time to the latest target; times and targets are in seconds."""
-        return (targets.max(initial=times.min(initial=0)) - times) / SECONDS_PER_DAY
+    def _labels(self, batch: RowBatch, events: NDArray[np.int64]) -> NDArray[np.int64]:
+        chosen, labels = batch.select(events), np.empty((len(events), len(self.task_columns)), np.int64)
+        for task, column in enumerate(self.task_columns):
+            labels[:, task] = chosen.column(column)
+        return labels
 
-    def _labels(self, row: Mapping[str, Any]) -> NDArray:
-        return np.stack([row[column] for column in self.task_columns], axis=1).astype(np.int64)
-
-    def _is_target(self, row: Mapping[str, Any]) -> NDArray:
-        return np.any([row[column] > 0 for column in self.deciding_columns], axis=0)
+    def _is_target(self, batch: RowBatch) -> NDArray[np.bool_]:
+        return functools.reduce(np.logical_or, [batch.column(column) > 0 for column in self.deciding_columns])
 
     def _distinct(self, prefixes: NDArray, labels: NDArray) -> NDArray:
         """Ignores a label that its prefix has already, because the next visit is a set of labels."""
         if self.target == "next_event":
             return labels
-        tasks = labels.shape[1]
-        met = (prefixes[:, None] * tasks + np.arange(tasks)) * (labels.max(initial=0) + 1) + labels
-        _, first = np.unique(met, return_index=True)  # index of the first event of each prefix, task and label
-        result = np.full_like(labels, IGNORED)
-        result.flat[first] = labels.flat[first]
+        result = labels.copy()
+        for task, ids in enumerate(labels.T):
+            met = prefixes * (ids.max(initial=0) + 1) + ids
+            order = np.argsort(met, kind="stable")
+            result[order[1:][~_changes(met[order])[1:]], task] = IGNORED
         return result
 
 
-def _stack(arrays: Sequence[NDArray], padding: int, dtype: DTypeLike = np.int64) -> torch.Tensor:
-    """Arrays of different lengths as one tensor, padded at the end of their first axis with the value `padding`."""
-    longest = max(1, max(map(len, arrays)))
-    result = np.full((len(arrays), longest, *arrays[0].shape[1:]), padding, dtype)
-    for row, array in zip(result, arrays, strict=True):
-        row[: len(array)] = array
+class _Questions(NamedTuple):
+    """What a batch asks. The end of a prefix is an index in the padded input, where the start row has index 0 and
+    event i of the history has index i + 1. So the prefix before event i ends at index i."""
+
+    history: RowBatch
+    labels: NDArray[np.int64] = np.zeros((0, 0), np.int64)  # (labels, T), those of a row after those of the row before
+    rows: NDArray[np.int64] = np.zeros(0, np.int64)  # (labels,): row of each label
+    prefixes: NDArray[np.int64] = np.zeros(0, np.int64)  # (labels,): index of each label's prefix
+    ends: NDArray[np.int64] = np.zeros(0, np.int64)  # (prefixes,): end of each prefix
+    prefix_rows: NDArray[np.int64] = np.zeros(0, np.int64)  # (prefixes,): row of each prefix
+
+
+def _changes(*columns: NDArray) -> NDArray[np.bool_]:
+    """Says of each entry whether it differs from the one before in some column; the first does."""
+    changes = np.ones(len(columns[0]), bool)
+    changes[1:] = functools.reduce(np.logical_or, [column[1:] != column[:-1] for column in columns])
+    return changes
+
+
+def _days_before_latest(times: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Days from each time, in seconds, to the latest one of its row. Times of one row follow each other."""
+    first = np.flatnonzero(_changes(rows))
+    latest = np.repeat(np.maximum.reduceat(times, first), np.diff(first, append=len(times))) if len(first) else times
+    return (latest - times) / SECONDS_PER_DAY
+
+
+def _stack(values: NDArray, rows: NDArray[np.int64], number: int, padding: int) -> torch.Tensor:
+    """Values of rows, those of a row after those of the row before, as one tensor with `number` rows, padded with the
+    value `padding`."""
+    counts = np.bincount(rows, minlength=number)
+    result = np.full((number, max(1, counts.max()), *values.shape[1:]), padding, values.dtype)
+    result[rows, np.arange(len(rows)) - (np.cumsum(counts) - counts)[rows]] = values
     return torch.from_numpy(result)

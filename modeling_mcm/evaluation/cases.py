@@ -231,6 +231,12 @@ def _concatenated(arrays: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
     return np.concatenate([np.zeros(0, np.int64), *arrays])
 
 
+def met_labels(rows: Any, cutoff: str, task: str) -> TargetEvents:
+    """Finds the distinct labels that the customers of prepared rows had in a task before a cutoff."""
+    histories = task_histories(rows, task, cutoff)
+    return _joined([_ragged(*_distinct(each.customer, each.label), len(each)) for each in histories])
+
+
 def unmet_only(rows: Any, cases: EvaluationCases, tasks: Sequence[str] | None = None) -> EvaluationCases:
     """Removes labels that a customer had before the cutoff from the targets and from the ranking.
 
@@ -244,10 +250,7 @@ def unmet_only(rows: Any, cases: EvaluationCases, tasks: Sequence[str] | None = 
     history_rows = select_rows(rows, cases.rows)
     targets, met = {}, {}
     for task in cases.targets if tasks is None else tasks:
-        parts = []
-        for history in task_histories(history_rows, task, cases.cutoff):
-            parts.append(_ragged(*_distinct(history.customer, history.label), len(history)))
-        known, events = _joined(parts), cases.targets[task]
+        known, events = met_labels(history_rows, cases.cutoff, task), cases.targets[task]
         case = np.repeat(np.arange(len(cases)), np.diff(events.offsets))
         size = int(max(np.max(known.labels, initial=0), np.max(events.labels, initial=0))) + 1
         owner = np.repeat(np.arange(len(cases)), np.diff(known.offsets))

@@ -70,27 +70,39 @@ def default_baselines(cases: EvaluationCases, label_sizes: Mapping[str, int]) ->
 
 
 def evaluate_baseline(
-    baseline: Baseline, rows: Any, cases: EvaluationCases, ks: Sequence[int] = (10,)
+    baseline: Baseline,
+    rows: Any,
+    cases: EvaluationCases,
+    ks: Sequence[int] = (10,),
+    lists: dict[str, NDArray[np.int64]] | None = None,
 ) -> dict[str, NDArray[np.float64]]:
     """Computes the metrics of a fitted baseline, as [`TargetRanks.metrics`] does, each of shape `(cases,)`. Only one
-    batch of scores is in memory at a time."""
-    ranks = TargetRanks(cases, baseline.task)
+    batch of scores is in memory at a time. `lists` gets the lists of the longest `ks` under the task's name."""
+    ranks = TargetRanks(cases, baseline.task, max(ks))
     start = 0
     for scores in baseline.score_batches(select_rows(rows, cases.rows), cases.cutoff):
         ranks.add(np.arange(start, start + len(scores)), torch.from_numpy(scores))
         start += len(scores)
+    if lists is not None:
+        lists[baseline.task] = ranks.lists
     return ranks.metrics(ks)
 
 
 def counting_baselines(
-    rows: Any, cases: EvaluationCases, label_sizes: Mapping[str, int], names: Sequence[str], ks: Sequence[int] = (10,)
+    rows: Any,
+    cases: EvaluationCases,
+    label_sizes: Mapping[str, int],
+    names: Sequence[str],
+    ks: Sequence[int] = (10,),
+    lists: dict[str, dict[str, NDArray[np.int64]]] | None = None,
 ) -> Results:
     """Fits baselines on the training period and evaluates them: by baseline, task and metric of
     [`TargetRanks.metrics`] the values, of shape `(cases,)`.
 
     If a baseline has nothing to learn from in a task, as LightGBM if no customer has two visits, the task is left out
-    with a warning. `label_sizes` include the ids for missing and unknown. Raises `ValueError` if a name is not in
-    `BASELINES` or the rows lack a task, and `ImportError` if a baseline's package is not installed.
+    with a warning. `label_sizes` include the ids for missing and unknown. `lists` gets by baseline and task the lists
+    of the longest `ks`, of shape `(cases, length)`. Raises `ValueError` if a name is not in `BASELINES` or the rows
+    lack a task, and `ImportError` if a baseline's package is not installed.
     """
     if unknown := [name for name in names if name not in BASELINES]:
         raise ValueError(f"No baselines {unknown}; choose from {', '.join(BASELINES)}.")
@@ -101,7 +113,8 @@ def counting_baselines(
         except NothingToLearnError as error:
             logger.warning("%s is left out of task %r: %s", name, task, error)
             continue
-        results.setdefault(name, {})[task] = evaluate_baseline(baseline, rows, cases, ks)
+        own = None if lists is None else lists.setdefault(name, {})
+        results.setdefault(name, {})[task] = evaluate_baseline(baseline, rows, cases, ks, own)
     return results
 
 

@@ -205,6 +205,39 @@ def set_metrics(
     return values
 
 
+def list_properties(
+    lists: NDArray[np.int64], popularity: ArrayLike, offsets: NDArray[np.int64], met: NDArray[np.int64]
+) -> dict[str, float]:
+    """Computes what lists of labels are like, whatever their customers took.
+
+    Args:
+        lists (array, shape `(B, k)`): Label ids of each customer's list; 0 where a list is shorter.
+        popularity (array, shape `(V,)`): Number of events of each label in the training period.
+        offsets, met (arrays, shapes `(B + 1,)` and `(labels,)`): Customer b had the distinct labels
+            `met[offsets[b]:offsets[b + 1]]` before.
+
+    Returns:
+        `dict[str, float]`: `coverage`, the share of all labels that are in a list; and of the places of all lists
+        `popular`, the share with a label of the most popular 1% (at least one label); `novelty`, the mean of
+        -log2(share of the label in the events), in bits; `repeats`, the share with a label that the customer had.
+        NaN without a label to list.
+    """
+    counts = np.maximum(np.asarray(popularity, np.float64)[FIRST_LABEL:], 1)  # a label without an event counts as one
+    labels = len(counts)
+    if not labels or not (lists >= FIRST_LABEL).any():
+        return dict.fromkeys(("coverage", "popular", "novelty", "repeats"), np.nan)
+    customer, place = np.nonzero(lists >= FIRST_LABEL)
+    listed = lists[customer, place] - FIRST_LABEL
+    popular = np.argsort(-counts, kind="stable")[: -(-labels // 100)]
+    had = np.repeat(np.arange(len(lists)), np.diff(offsets)) * labels + met - FIRST_LABEL
+    return {
+        "coverage": len(np.unique(listed)) / labels,
+        "popular": float(np.isin(listed, popular).mean()),
+        "novelty": float(-np.log2(counts[listed] / counts.sum()).mean()),
+        "repeats": float(np.isin(customer * labels + listed, had).mean()),
+    }
+
+
 def next_event(metric: Metric, greater: NDArray, ties: NDArray, counts: NDArray) -> NDArray[np.float64]:
     """Computes the expectation of a metric `(B,)` if the only target is one event of the visit, each with the same
     probability. `counts` `(B, N)` is the number of events with each label; 0 or less is padding. A customer without a

@@ -5,6 +5,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from transformers.utils import logging
@@ -24,11 +25,13 @@ def model_values(
     tasks: Sequence[str],
     ks: Sequence[int] = (10,),
     batch_size: int = 64,
+    lists: dict[str, NDArray[np.int64]] | None = None,
 ) -> dict[str, dict[str, NDArray]]:
     """Computes every metric of every evaluation case: by task and name an array with one value for each case, in the
-    order of `cases`. The model is in evaluation mode. Cases of similar length share a batch."""
+    order of `cases`. `lists` gets by task the lists of the longest `ks`, of shape `(cases, length)`. The model is in
+    evaluation mode. Cases of similar length share a batch."""
     collator = MCMCollator(extractor, model.config, "evaluate", cutoff=cases.cutoff, now=cases.moment)
-    ranks = {task: TargetRanks(cases, task) for task in tasks}
+    ranks = {task: TargetRanks(cases, task, max(ks)) for task in tasks}
     units = unit_counts(rows, rows[f"{cases.cutoff}_end"], model.config, extractor.max_events)[cases.rows]
     prepared = PreparedRows(rows, cases.rows)
     for batch in logging.tqdm(batches_by_length(units, batch_size), desc="MCM", unit="batch"):
@@ -38,4 +41,6 @@ def model_values(
             logits = model(**{name: value.to(model.device) for name, value in inputs.items()}).logits
         for task in tasks:
             ranks[task].add(batch, logits[task])
+    if lists is not None:
+        lists.update({task: ranks[task].lists for task in tasks})
     return {task: ranks[task].metrics(ks) for task in tasks}

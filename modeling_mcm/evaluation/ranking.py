@@ -17,22 +17,29 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.evaluation.cases import EvaluationCases
 from modeling_mcm.evaluation.metrics import customer_metrics, distinct_targets, ranks_from_logits, set_metrics
 
 
 class TargetRanks:
-    """Collects the ranks of the targets of one task from batches of scores, which are not stored."""
+    """Collects the ranks of the targets of one task, and the lists of the `length` best labels, from batches of
+    scores, which are not stored. `lists` `(cases, length)` holds 0 where no more labels are ranked."""
 
-    def __init__(self, cases: EvaluationCases, task: str):
+    def __init__(self, cases: EvaluationCases, task: str, length: int = 10):
         self.cases, self.task = cases, task
+        self.lists = np.zeros((len(cases), length), np.int64)
         events = cases.targets[task]
         self.labels, self.counts = distinct_targets(events.offsets, events.labels)
         self.greater, self.ties = np.zeros_like(self.labels), np.ones_like(self.labels)
 
     def add(self, indices: NDArray[np.int64], scores: torch.Tensor) -> None:
         """Adds the scores `(B, V)` of the cases with these indices `(B,)`."""
-        greater, ties = ranks_from_logits(self.masked(indices, scores), torch.from_numpy(self.labels[indices]))
+        scores = self.masked(indices, scores)
+        greater, ties = ranks_from_logits(scores, torch.from_numpy(self.labels[indices]))
+        best = scores[:, FIRST_LABEL:].topk(min(self.lists.shape[1], scores.shape[1] - FIRST_LABEL))
+        listed = (best.indices + FIRST_LABEL).where(best.values > -torch.inf, 0)
+        self.lists[indices, : listed.shape[1]] = listed.cpu().numpy()
         self.greater[indices], self.ties[indices] = greater.cpu().numpy(), ties.cpu().numpy()
 
     def masked(self, indices: NDArray[np.int64], scores: torch.Tensor) -> torch.Tensor:

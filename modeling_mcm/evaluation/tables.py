@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from modeling_mcm.evaluation.cases import EvaluationCases
-from modeling_mcm.evaluation.metrics import bootstrap_interval
+from modeling_mcm.evaluation.cases import EvaluationCases, met_labels
+from modeling_mcm.evaluation.histories import select_rows, task_histories
+from modeling_mcm.evaluation.metrics import bootstrap_interval, list_properties
 from modeling_mcm.evaluation.reports import with_half_interval
 from modeling_mcm.files_mcm import atomic_write
 
@@ -89,6 +90,37 @@ def history_table(groups: Mapping[str, Any], tasks: Sequence[str], metric: str) 
             if customers:
                 cells = [with_half_interval(interval) if interval else "-" for interval in measured.values()]
                 table.append([task, group, f"{customers:,}", *cells])
+    return table
+
+
+def list_summary(
+    lists: Mapping[str, Mapping[str, NDArray[np.int64]]],
+    rows: Any,
+    cases: EvaluationCases,
+    label_sizes: dict[str, int],
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Computes [`list_properties`] by method and task of lists `(cases, k)`. `rows` are all prepared rows, whose
+    training period says how popular a label is."""
+    properties: dict[str, dict[str, dict[str, float]]] = {method: {} for method in lists}
+    for task, size in label_sizes.items():
+        popularity = np.zeros(size)
+        for history in task_histories(rows, task, "validation"):
+            popularity += np.bincount(history.label, minlength=size)
+        met = met_labels(select_rows(rows, cases.rows), cases.cutoff, task)
+        for method, by_task in lists.items():
+            if task in by_task:
+                properties[method][task] = list_properties(by_task[task], popularity, met.offsets, met.labels)
+    return properties
+
+
+def list_table(properties: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[list[str]]:
+    """Rows of text from [`list_summary`]: a method and task, and its numbers."""
+    table = [["method", "task", "labels in any list", "of the top 1%", "novelty, bits", "repeats"]]
+    for method, by_task in properties.items():
+        for task, values in by_task.items():
+            shares = {name: f"{values[name]:.1%}" for name in ("coverage", "popular", "repeats")}
+            cells = [shares["coverage"], shares["popular"], f"{values['novelty']:.2f}", shares["repeats"]]
+            table.append([method, task, *cells])
     return table
 
 

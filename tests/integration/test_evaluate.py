@@ -45,6 +45,11 @@ def test_a_model_that_learned_nothing_is_reported(evaluate):
         mean = group["results"]["MCM"]["items"]["next_visit_ndcg@10"]["mean"]
         (line,) = [line for line in table if line.startswith("items ") and f" {name} " in line]
         assert f"{mean:.3f} ±" in line
+    lists = numbers["lists"]
+    assert list(lists) == [*COUNTED, "MCM"] and list(lists["MCM"]) == ["items", "aisle"]
+    assert lists["most_popular"]["items"]["novelty"] < lists["MCM"]["items"]["novelty"]
+    assert lists["visit_frequency"]["items"]["repeats"] > lists["most_popular"]["items"]["repeats"]
+    assert "labels in any list" in said
 
 
 def test_filter_seen_leaves_out_labels_met_before(evaluate, prepared, tmp_path):
@@ -57,7 +62,7 @@ def test_filter_seen_leaves_out_labels_met_before(evaluate, prepared, tmp_path):
     has_target = [len(cases.targets["items"][case]) > 0 for case in range(len(cases))]
     assert (~np.isnan(values["value"].to_numpy())).tolist() == 2 * has_target and not all(has_target)
     assert "What the customer met before the cutoff is neither ranked nor a target." in said
-    assert numbers["filter_seen"]
+    assert numbers["filter_seen"] and numbers["lists"]["MCM"]["items"]["repeats"] == 0
 
 
 def test_cases_of_different_lengths_keep_their_values(tiny_model, extractor, prepared):

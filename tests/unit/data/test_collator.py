@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a training row asks, on histories that are small enough to see through, and in which order rows come."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -402,6 +404,8 @@ def test_prepared_rows_come_as_they_are_stored(prepared, tmp_path):
     for found, place in zip([*kept.__getitems__([1, 0]), kept[2]], [2, 5, 9], strict=True):
         assert found.pop("row") == place
         assert {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in found.items()} == expected[place]
+    assert len(pickle.dumps(kept)) < 10_000  # a worker opens the file itself
+    assert pickle.loads(pickle.dumps(kept))[2]["customer_id"] == expected[9]["customer_id"]
 
 
 LENGTHS = np.random.default_rng(0).integers(2, 60, 83)
