@@ -70,7 +70,7 @@ class RowBatch(Sequence[Mapping[str, Any]]):
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def __getitem__(self, index: Any) -> dict[str, Any]:
+    def __getitem__(self, index: Any) -> Any:
         end = self.starts[index] + self.lengths[index]
         events: Any = slice(self.starts[index], end)
         if not isinstance(self.events, slice):
@@ -90,7 +90,7 @@ class RowBatch(Sequence[Mapping[str, Any]]):
         return np.repeat(np.arange(len(self)), self.lengths)
 
     @cached_property
-    def index(self) -> NDArray[np.int64]:
+    def places(self) -> NDArray[np.int64]:
         """Index of each event in its row, `(events,)`."""
         return np.arange(self.lengths.sum()) - np.repeat(self.starts, self.lengths)
 
@@ -150,7 +150,7 @@ def pad_rows(
             batch = until(batch, now.tolist() if hasattr(now, "tolist") else now)
         starts = np.array([first_kept(length, window - extra) for length in batch.lengths.tolist()])
         if starts.any():
-            batch = batch.select(batch.index >= starts[batch.row])
+            batch = batch.select(batch.places >= starts[batch.row])
         values = {name: batch.column(name) for name in names}
     except KeyError as error:
         fix = "prepare the data with the schema of this checkpoint"
@@ -159,7 +159,7 @@ def pad_rows(
         raise ValueError(f"A row has no {error}; {fix}.") from None
     lengths, filled = batch.lengths, batch.starts[batch.lengths > 0]
     shape = (len(batch), int(lengths.max()) + extra)
-    cells = batch.row * shape[1] + batch.index + 1  # flat indices of the events
+    cells = batch.row * shape[1] + batch.places + 1  # flat indices of the events
     first_times, first_visits = np.zeros((2, len(batch)), np.int64)
     first_times[lengths > 0], first_visits[lengths > 0] = values["times"][filled], values["visits"][filled]
     attention_mask = (np.arange(shape[1]) < lengths[:, None] + extra).astype(np.int64)
@@ -189,7 +189,7 @@ def pad_rows(
         visit_ids[last] = visit_ids[last[0], lengths] + 1
     if (event_times[:, 1:] < event_times[:, :-1])[attention_mask[:, 1:] > 0].any():
         event_times = np.maximum.accumulate(event_times, axis=1) * attention_mask.astype(np.float32)
-    inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+    inputs: dict[str, NDArray[Any]] = {"input_ids": input_ids, "attention_mask": attention_mask}
     inputs |= {"visit_ids": visit_ids, "event_times": event_times}
     if layout.numeric:
         inputs["event_values"] = np.zeros((*shape, len(layout.numeric)), np.float32)

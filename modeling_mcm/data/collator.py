@@ -230,7 +230,8 @@ class MCMCollator:
         train = self.mode == "train"
         masked = self.augmentation == "masked_lm" and not train
         moments = None if self.now is None or train else [self.now] * len(batch)
-        asked = {"train": self._train, "evaluate": self._evaluate, "predict": _Questions}[self.mode](batch)
+        ask: Any = {"train": self._train, "evaluate": self._evaluate, "predict": _Questions}[self.mode]
+        asked = ask(batch)
         inputs = dict(self.extractor.pad(asked.history, self.max_events, mask_next=masked, now=moments))
         if self.mode == "predict":
             return inputs
@@ -244,7 +245,7 @@ class MCMCollator:
         return inputs
 
     def _evaluate(self, batch: RowBatch) -> "_Questions":
-        row, index, visits = batch.row, batch.index, batch.column("visits")
+        row, index, visits = batch.row, batch.places, batch.column("visits")
         end = np.array(batch.column(self.end_column))
         stop = np.array(batch.column(ENDS[1])) if self.cutoff == CUTOFFS[0] else batch.lengths
         targets = np.flatnonzero(self._is_target(batch) & (index >= end[row]) & (index < stop[row]))
@@ -255,7 +256,7 @@ class MCMCollator:
         return _Questions(batch.select(index < end[row]), self._labels(batch, targets), row[targets])
 
     def _train(self, batch: RowBatch) -> "_Questions":
-        history = batch.select(batch.index < np.array(batch.column("validation_end"))[batch.row])
+        history = batch.select(batch.places < np.array(batch.column("validation_end"))[batch.row])
         row, visits, size = history.row, history.column("visits"), self.max_events - 1
         groups = _changes(row, visits, history.column("times"))  # whose events have no order
         is_long = history.lengths > size
@@ -278,7 +279,7 @@ class MCMCollator:
         keys.real, keys.imag = np.cumsum(groups), draw
         order = np.argsort(keys, kind="stable")
         if is_long.any():
-            order = order[(history.index >= starts[row]) & (history.index < ends[row])]
+            order = order[(history.places >= starts[row]) & (history.places < ends[row])]
         window = history.select(order)
         if self.augmentation in ONE_PREFIX:
             return self._one_prefix(window, generators)
@@ -289,9 +290,9 @@ class MCMCollator:
     def _prefix_before(self, history: RowBatch) -> NDArray[np.int64]:
         """End of the prefix from which each event is predicted: the event before, or the end of the visit before."""
         if self.target == "next_event":
-            return history.index
+            return history.places
         opens = _changes(history.row, history.column("visits"))
-        return history.index[opens][np.cumsum(opens) - 1]
+        return history.places[opens][np.cumsum(opens) - 1]
 
     def _one_prefix(self, history: RowBatch, generators: Mapping[int, np.random.Generator]) -> "_Questions":
         ends, is_target = self._prefix_before(history), self._is_target(history)
@@ -307,7 +308,7 @@ class MCMCollator:
         targets = np.flatnonzero(is_target & (ends == chosen[history.row]))
         rows = history.row[targets]
         labels = self._distinct(rows, self._labels(history, targets))
-        return _Questions(history.select(history.index < chosen[history.row]), labels, rows)
+        return _Questions(history.select(history.places < chosen[history.row]), labels, rows)
 
     def _all_prefixes(self, window: RowBatch, is_whole: NDArray[np.bool_]) -> "_Questions":
         ends = self._prefix_before(window)
@@ -333,7 +334,7 @@ class MCMCollator:
                 columns[name] = np.where(hidden, UNKNOWN_ID if name.startswith("feature_") else 0, columns[name])
         history, targets = RowBatch(columns, window.lengths), np.flatnonzero(hidden)
         rows, prefixes = window.row[targets], np.arange(len(targets))
-        return _Questions(history, self._labels(window, targets), rows, prefixes, window.index[targets] + 1, rows)
+        return _Questions(history, self._labels(window, targets), rows, prefixes, window.places[targets] + 1, rows)
 
     def _weights(self, asked: "_Questions") -> NDArray[np.float32]:
         """Weight of each label: it halves for every half-life from the label's prefix to the latest prefix."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,7 +115,7 @@ class Scorer:
         with atomic_write(path) as partial:
             pq.write_table(scores, partial, compression="zstd")
 
-    def read(self, indices: range) -> list[dict[str, Any]]:
+    def read(self, indices: range) -> Sequence[Mapping[str, Any]]:
         """Reads the rows of the customers with these indices, as `PreparedRows` gives them; `row` counts from 0."""
         tables, start = [], 0
         for shard in self.shards:
@@ -128,7 +128,7 @@ class Scorer:
         rows = datasets.Dataset(datasets.table.InMemoryTable(pa.concat_tables(tables).combine_chunks()))
         return PreparedRows(rows).__getitems__(list(range(len(rows))))
 
-    def score(self, rows: list[dict[str, Any]], progress: Callable[[int], Any] = bool) -> pa.Table:
+    def score(self, rows: Sequence[Mapping[str, Any]], progress: Callable[[int], Any] = bool) -> pa.Table:
         """Scores some customers. Customers of similar length share a batch. Returns `pyarrow.Table`: one row per
         customer, in the order of `rows`: `customer_id`; optionally `embedding`, a list of float32; a float32 column
         per forecast, and a column of text per horizon with its source; and by task its best labels, a list of text in

@@ -367,14 +367,14 @@ class FeatureReader:
         self.rows, self.config = PreparedRows(rows), config
         self.collator = MCMCollator(data.extractor, config, "evaluate", cutoff="validation")
 
-    def batches(self, cases: Sequence[Case]) -> Iterator[tuple[NDArray, list[Any], dict[str, torch.Tensor]]]:
+    def batches(self, cases: Sequence[Case]) -> Iterator[tuple[NDArray, Sequence[Any], dict[str, torch.Tensor]]]:
         """Indices of cases, their rows, and their model inputs with `labels` and `now`, similar lengths together."""
         order = np.argsort([case.end for case in cases], kind="stable")
         for start in range(0, len(order), BATCH):
             chosen = order[start : start + BATCH]
             rows = self.rows.__getitems__([cases[index].row for index in chosen])
             ends = [{"validation_end": cases[index].end, "test_end": cases[index].stop} for index in chosen]
-            batch = self.collator([row | end for row, end in zip(rows, ends, strict=True)])
+            batch = self.collator([{**row, **end} for row, end in zip(rows, ends, strict=True)])
             waits = torch.tensor([cases[index].wait for index in chosen])
             batch["now"] = batch["event_times"].amax(1) + waits
             yield chosen, rows, batch
