@@ -3,7 +3,8 @@
 """The HTTP service. It takes events, and answers with scores, embeddings, forecasts and explanations of customers.
 
     POST   /events                          stores all events of the body or none; events may be sent again
-    GET    /customers/{id}/scores           the best labels: ?task=&task=&k=&now=
+    GET    /customers/{id}/scores           the best labels: ?task=&task=&k=&now=, and of which ones:
+                                            ?candidate=&candidate=&exclude=&exclude=&exclude_seen=&per_group=
     GET    /customers/{id}/embedding        ?now=
     GET    /customers/{id}/forecast         ?now=
     GET    /customers/{id}/explain          why a label has its score: ?task=&label=&visits=&now=
@@ -150,6 +151,7 @@ def _add_questions(api: Any, service: CustomerService) -> None:
 
     words = "Moment of the question, ISO 8601, not before the last event, which is the default."
     moment = Annotated[str | None, Query(description=words)]
+    of_group = "Largest number of labels of each value of a feature, as category=2."
 
     def about(live: LiveCustomer, now: str | None) -> dict[str, Any]:
         time = service.extractor.time
@@ -162,10 +164,23 @@ def _add_questions(api: Any, service: CustomerService) -> None:
         task: Annotated[list[str] | None, Query(description="All tasks by default.")] = None,
         k: Annotated[int, Query(ge=1, le=MOST_LABELS, description="Labels of a task.")] = 10,
         now: moment = None,
+        candidate: Annotated[list[str], Query(description="Labels to choose from. By default the service's table.")] = [],
+        exclude: Annotated[list[str], Query(description="Labels that are left out.")] = [],
+        exclude_seen: Annotated[bool, Query(description="Leave out the labels of the customer's history.")] = False,
+        per_group: Annotated[str | None, Query(pattern=r"^.+=[1-9][0-9]*$", description=of_group)] = None,
     ) -> dict[str, Any]:
-        """The labels that the customer is most likely to choose next, best first, with their probabilities."""
+        """The candidates that the customer is most likely to choose next, best first, with their probabilities among
+        the candidates."""
+        if exclude and exclude_seen:
+            raise ValueError("`exclude` and `exclude_seen` are both given: give one of them.")
+        name, _, most = (per_group or "").rpartition("=")
+        tasks = tuple(service.model.config.tasks if task is None else task)
+        if wrong := [name for name in tasks if name not in service.model.config.tasks]:
+            raise ValueError(f"No tasks {wrong}: this checkpoint predicts {service.model.config.tasks}.")
+        left_out = "seen" if exclude_seen else tuple(exclude) or None
+        chosen = service.candidate_set(tasks, tuple(candidate), left_out, (name, int(most)) if name else None)
         with service.customer(customer_id) as live:
-            return about(live, now) | {"tasks": live.scores(now=now, tasks=task, k=k)}
+            return about(live, now) | {"tasks": live.scores(now=now, tasks=tasks, k=k, candidates=chosen)}
 
     @api.get("/customers/{customer_id:path}/embedding")
     def embedding(customer_id: str, now: moment = None) -> dict[str, Any]:
