@@ -10,6 +10,8 @@
     GET    /customers/{id}/explain          why a label has its score: ?task=&label=&visits=&now=
     DELETE /customers/{id}                  deletes a customer's events, state and profile
     DELETE /customers/{id}/events/{event}   deletes one event
+    GET    /labels/similar                  labels that are alike: ?task=&label=&k=
+    GET    /labels/together                 labels that go together: ?task=&label=&label=&k=
     GET    /metrics                         numbers for Prometheus
     GET    /healthz                         needs no token; 503 if the store does not answer
     GET    /docs, /openapi.json             a page on these endpoints; needs no token
@@ -25,6 +27,7 @@ from typing import Annotated, Any
 
 from modeling_mcm.extras import needs
 from modeling_mcm.live.customer import LiveCustomer
+from modeling_mcm.live.related import similar, together
 from modeling_mcm.serving.failures import ServiceError
 from modeling_mcm.serving.service import CustomerService, Incoming
 from modeling_mcm.serving.store import MAX_ID
@@ -64,6 +67,7 @@ def create_api(service: CustomerService, token: str) -> Any:
     _answer_errors(api)
     _add_events(guarded, service)
     _add_questions(guarded, service)
+    _add_labels(guarded, service)
     _add_deletions(guarded, service)
     api.include_router(guarded)
     api.add_middleware(BodyLimit)
@@ -206,6 +210,22 @@ def _add_questions(api: Any, service: CustomerService) -> None:
         with service.customer(customer_id) as live:
             explanation = live.explain(task, label, now).to_dict()
             return about(live, now) | {"explanation": explanation | {"visits": explanation["visits"][:visits]}}
+
+
+def _add_labels(api: Any, service: CustomerService) -> None:
+    from fastapi import Query
+
+    number = Annotated[int, Query(ge=1, le=MOST_LABELS)]
+
+    @api.get("/labels/similar")
+    def similar_labels(task: str, label: str, k: number = 10) -> dict[str, Any]:
+        """The labels that are most like a label, best first."""
+        return {"task": task, "labels": similar(service.model, service.extractor, task, label, k)}
+
+    @api.get("/labels/together")
+    def labels_together(task: str, label: Annotated[list[str], Query()], k: number = 10) -> dict[str, Any]:
+        """The labels that go with some labels, such as those of a basket, best first."""
+        return {"task": task, "labels": together(service.model, service.extractor, task, label, k)}
 
 
 def _add_deletions(api: Any, service: CustomerService) -> None:
