@@ -26,7 +26,8 @@ from .events_mcm import as_column, check_columns, map_distinct, naming, to_text
 logger = logging.get_logger(__name__)
 SEEN = "seen"
 MOST_NAMED = 3  # labels in a message
-MOST_ALIKE, SHARPNESS = 50, 8  # known labels that score a new one, and the exponent on how alike they are
+# Known labels that score a new one, the exponent on how alike they are, and the share of the customer's history.
+MOST_ALIKE, SHARPNESS, OWN = 50, 16, 0.1
 AT_ONCE = 2**24  # largest number of pairs of labels that are compared at once
 
 
@@ -116,11 +117,11 @@ def read_table(table: Any) -> dict[str, Sequence[Any]] | None:
 
 
 class NewLabels:
-    """Labels that training never saw, scored by the labels that share their features.
+    """Labels that training never saw, scored by known labels that share their features.
 
-    The probability of a new label is the average over the probabilities of the known labels that are most alike. Two
-    labels are as alike as the features say that they share: a rare value, such as a brand, says more than a frequent
-    one. The known labels keep the ratios of their scores.
+    The probability of a new label is the average over the known labels that are most alike. Two labels are as alike as
+    the features say that they share: a rare value, such as a brand, says more than a frequent one. A tenth of what is
+    averaged is the customer's own history, because where nothing is taken twice the model expects none of it again.
 
     Args:
         values (`Sequence[str]`): the N new labels.
@@ -153,20 +154,30 @@ class NewLabels:
             tops.append(alike.topk(min(MOST_ALIKE, len(known)), 1))
         if not tops or not any(bool(top.values.any()) for top in tops):
             return None
-        weights = torch.cat([top.values for top in tops]) ** SHARPNESS
+        weights = torch.cat([top.values for top in tops])
         found = weights.any(1)
-        weights = weights[found] / weights[found].sum(1, keepdim=True)
+        weights = (weights[found] / weights[found].amax(1, keepdim=True)) ** SHARPNESS
         kept = [value for value, is_found in zip(values, found.tolist(), strict=True) if is_found]
-        return cls(kept, torch.cat([top.indices for top in tops])[found], weights)
+        return cls(kept, torch.cat([top.indices for top in tops])[found], weights / weights.sum(1, keepdim=True))
 
-    def extend(self, scores: torch.Tensor) -> torch.Tensor:
-        """Scores `(B, V + N)`: those of the known labels and of the new ones, from the scores `(B, V)`."""
+    def extend(self, scores: torch.Tensor, seen: Sequence[NDArray[np.int64]] | None = None) -> torch.Tensor:
+        """Log probabilities `(B, V + N)` of the known labels and the new ones, from the scores `(B, V)`.
+
+        Args:
+            scores (`torch.FloatTensor` of shape `(B, V)`): scores of the known labels.
+            seen (`Sequence[NDArray]` of length B, *optional*): label ids of each history.
+        """
         self.alike, self.weights = self.alike.to(scores.device), self.weights.to(scores.device)
         scores = scores.float().log_softmax(1)
-        parts = []
-        for row in scores:  # one customer at a time, to save memory
-            parts.append((row.exp()[self.alike] * self.weights).sum(1))
-        return torch.cat([scores, torch.stack(parts).log()], 1)
+        result = scores.new_empty(len(scores), scores.shape[1] + len(self.values))
+        result[:, : scores.shape[1]] = scores
+        for row, known in enumerate(scores):  # one customer at a time, to save memory
+            chances = known.exp()
+            if seen is not None and len(own := seen[row][seen[row] >= FIRST_LABEL]):
+                share = torch.as_tensor(own.astype(np.int64), device=scores.device).bincount(minlength=len(known))
+                chances = chances.lerp(share / len(own), OWN)
+            result[row, scores.shape[1] :] = (chances[self.alike] * self.weights).sum(1).log()
+        return result
 
 
 class _TaskCandidates(NamedTuple):
@@ -197,6 +208,8 @@ class CandidateSet:
             values, such as `("category", 2)`.
 
     Attributes:
+        needs_seen (`bool`): whether `choose` needs the label ids of each history.
+        needs_customers (`bool`): whether `choose` needs the ids of the customers.
         unknown (`dict[str, list[str]]`): by task the candidates that the model does not know and that share no feature
             with a label that it knows. They are never chosen; a warning names them.
 
@@ -217,20 +230,23 @@ class CandidateSet:
         self.model, self.extractor = model, feature_extractor
         self.tasks = list(model.config.tasks if tasks is None else tasks)
         self.unknown: dict[str, list[str]] = {}
-        self.needs_seen = isinstance(exclude, str) and exclude == SEEN
+        self.excludes_seen = isinstance(exclude, str) and exclude == SEEN
         self.needs_customers = False
         table = None if candidates is None else self._read(candidates, "candidates")
         group, self._most = _read_per_group(per_group)
         self._of_tasks = {task: self._read_candidates(task, table, group) for task in self.tasks}
         if group is not None and all(each.groups is None for each in self._of_tasks.values()):
-            raise ValueError(f"`per_group` names {group!r}, which is the only task: give another feature, or leave it.")
-        if exclude is not None and not self.needs_seen:
+            raise ValueError(
+                f"`per_group` names {group!r}, which is the only task: give another feature, or leave it."
+            )
+        self.needs_seen = self.excludes_seen or any(each.new for each in self._of_tasks.values())
+        if exclude is not None and not self.excludes_seen:
             self._read_excluded(self._read(exclude, "exclude"))
         for task, each in self._of_tasks.items():
             if not each.is_candidate[FIRST_LABEL:].any():
                 raise ValueError(
-                    f"No candidate of {task!r} is left: column {self._column(task, table or {})!r} of the candidates has "
-                    "no label that the checkpoint knows and that is not excluded. Check the column, or exclude less."
+                    f"No candidate of {task!r} is left: column {self._column(task, table or {})!r} of the candidates "
+                    "has no label that the checkpoint knows and that is not excluded. Check the column, or exclude less."
                 )
 
     @classmethod
@@ -244,7 +260,9 @@ class CandidateSet:
         if exclude is not None or per_group is not None:
             raise ValueError("`candidates` is a CandidateSet: give `exclude` and `per_group` where it is made.")
         if missing := [task for task in tasks if task not in candidates.tasks]:
-            raise ValueError(f"`candidates` was made for the tasks {candidates.tasks}, not for {missing}: make another.")
+            raise ValueError(
+                f"`candidates` was made for the tasks {candidates.tasks}, not for {missing}: make another."
+            )
         return candidates
 
     def choose(
@@ -260,18 +278,20 @@ class CandidateSet:
         Args:
             task (`str`): name of a task.
             scores (`torch.FloatTensor` of shape `(B, V)`): scores of the model.
-            seen (`Sequence[NDArray]` of length B, *optional*): label ids of each history; see `needs_seen`.
-            customers (`Sequence[str]` of length B, *optional*): ids of the customers; see `needs_customers`.
+            seen (`Sequence[NDArray]` of length B, *optional*): label ids of each history, for `needs_seen`.
+            customers (`Sequence[str]` of length B, *optional*): their ids, for `needs_customers`.
         """
         own = self._of_tasks[task]
         if own.new is not None:
-            scores = own.new.extend(scores)
+            scores = own.new.extend(scores, seen)
         is_candidate, groups = own.is_candidate.to(scores.device), own.groups
         excluded: Sequence[Any] = [()] * len(scores)
-        if self.needs_seen:
+        if self.excludes_seen:
             excluded = seen if seen is not None else excluded
         elif self.needs_customers:
-            excluded = [own.excluded.get(str(customer), ()) for customer in customers or [None] * len(scores)]
+            if customers is None or None in customers:
+                raise ValueError("`exclude` is a table of customers: give each customer a `customer_id`.")
+            excluded = [own.excluded.get(str(customer), ()) for customer in customers]
         if any(len(each) for each in excluded):
             is_candidate = is_candidate.repeat(len(scores), 1)
             for row, labels in enumerate(excluded):
@@ -287,8 +307,8 @@ class CandidateSet:
     def decode(self, task: str, labels: Sequence[int]) -> list[str]:
         """Values of label ids, new labels included."""
         known, new = self.extractor.vocabularies[task], self._of_tasks[task].new
-        values = [*known, *new.values] if new else known
-        return [values[label - FIRST_LABEL] for label in labels]
+        size = len(known) + FIRST_LABEL
+        return [known[each - FIRST_LABEL] if each < size or not new else new.values[each - size] for each in labels]
 
     def rank(
         self,
@@ -305,7 +325,9 @@ class CandidateSet:
             labels = [label for label in labels if label]
             if not labels:
                 name = f"customer {customers[row]!r}" if customers and customers[row] is not None else "the customer"
-                raise ValueError(f"No candidate of {task!r} is left for {name}: give more candidates, or exclude less.")
+                raise ValueError(
+                    f"No candidate of {task!r} is left for {name}: give more candidates, or exclude less."
+                )
             values = values[: len(labels)]
             texts = self.decode(task, labels)
             lists.append([{"label": text, "score": value} for text, value in zip(texts, values, strict=True)])
@@ -351,7 +373,7 @@ class CandidateSet:
             groups = None if group in (None, task) else self._groups(task, table, [], {}, size, str(group))
             return _TaskCandidates(torch.ones(size, dtype=torch.bool), groups, None, {}, {})
         distinct = list(dict.fromkeys(texts))
-        if len(distinct) < len(texts) and len(table) == 1:
+        if len(distinct) < len(texts) and len(self.tasks) == 1:
             logger.warning(
                 f"`candidates`: {len(texts) - len(distinct):,} of {len(texts):,} rows of column "
                 f"{self._column(task, table)!r} repeat a label, and each label counts once: leave them out."
@@ -372,7 +394,9 @@ class CandidateSet:
         ids = {value: label for value, label in ids.items() if label >= FIRST_LABEL}
         is_candidate = torch.zeros(size + (len(new.values) if new else 0), dtype=torch.bool)
         is_candidate[list(ids.values())] = True
-        groups = None if group in (None, task) else self._groups(task, table, texts, ids, len(is_candidate), str(group))
+        groups = (
+            None if group in (None, task) else self._groups(task, table, texts, ids, len(is_candidate), str(group))
+        )
         return _TaskCandidates(is_candidate, groups, new, ids, {})
 
     def _new_labels(
@@ -457,7 +481,9 @@ class CandidateSet:
                     own.excluded.setdefault(customers[row], []).append(ids[text])
         if unknown:
             shown = ", ".join(map(repr, unknown[:MOST_NAMED]))
-            logger.warning(f"`exclude` names {len(unknown):,} labels that the checkpoint does not know, such as {shown}.")
+            logger.warning(
+                f"`exclude` names {len(unknown):,} labels that the checkpoint does not know, such as {shown}."
+            )
 
 
 def _read_per_group(per_group: Any) -> tuple[str | None, int]:
@@ -465,6 +491,8 @@ def _read_per_group(per_group: Any) -> tuple[str | None, int]:
         return None, 1
     if isinstance(per_group, Sequence) and not isinstance(per_group, str) and len(per_group) == 2:
         name, most = per_group
-        if isinstance(name, str) and isinstance(most, Integral) and not isinstance(most, bool) and most >= 1:
+        if isinstance(name, str) and isinstance(most, Integral) and int(most) >= 1:
             return name, int(most)
-    raise ValueError(f"`per_group` is {per_group!r}; give a feature and a number of at least 1, such as ('category', 2).")
+    raise ValueError(
+        f"`per_group` is {per_group!r}; give a feature and a number of at least 1, such as ('category', 2)."
+    )

@@ -240,7 +240,9 @@ class PreferenceScoresPipeline(_CustomerPipeline):
     ) -> dict[str, list[dict[str, Any]]]:
         """Converts label ids to values."""
         tasks = [name.removeprefix("scores ") for name in model_outputs if name.startswith("scores ")]
-        candidates = postprocess_parameters.get("candidates") or CandidateSet(self.model, self.feature_extractor, tasks)
+        candidates = postprocess_parameters.get("candidates") or CandidateSet(
+            self.model, self.feature_extractor, tasks
+        )
         result = {}
         for task in tasks:
             ids = [label for label in model_outputs[f"labels {task}"][0].tolist() if label]

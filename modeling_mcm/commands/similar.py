@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Names the labels that are most like one label, or those that go with several.
 
-    mcm similar --model runs/quickstart --task product_type --labels "PASTA SAUCE"
-    mcm similar --model runs/quickstart --task product_type --labels "PASTA SAUCE" "SPAGHETTI DRY" --together
+mcm similar --model runs/quickstart --task product_type --labels "PASTA SAUCE"
+mcm similar --model runs/quickstart --task product_type --labels "PASTA SAUCE" "SPAGHETTI DRY" --together
 """
 
 import sys

@@ -10,7 +10,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from modeling_mcm.events_mcm import as_list, is_missing, map_distinct, naming, read_columns, to_number, to_place, to_text
+from modeling_mcm.events_mcm import (
+    as_list,
+    is_missing,
+    map_distinct,
+    naming,
+    read_columns,
+    to_number,
+    to_place,
+    to_text,
+)
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.schema_mcm import ROWS
 from modeling_mcm.times_mcm import read_times, read_zone
@@ -78,7 +87,11 @@ class LiveHistory:
         column = encoding.columns.get(task)  # None for the token type of a log that has none
         is_target = map_distinct([event.get(str(token_type)) for event in self.events], encoding.is_target, bool)
         events = [event for event, each in zip(self.events, is_target, strict=True) if each or token_type is None]
-        return encoding.feature_ids(task, [event.get(column) for event in events]).astype(np.int64) if column else np.zeros(0, np.int64)
+        return (
+            encoding.feature_ids(task, [event.get(column) for event in events]).astype(np.int64)
+            if column
+            else np.zeros(0, np.int64)
+        )
 
     def read(self, events: Any) -> list[dict[str, Any]]:
         """Converts events to dicts of plain values that JSON can hold, without inserting them. Raises `ValueError` if

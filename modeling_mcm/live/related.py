@@ -49,7 +49,9 @@ def similar(model: Any, feature_extractor: Any, task: str, label: Any, k: int = 
     return _best(feature_extractor, task, scores, [index], k)
 
 
-def together(model: Any, feature_extractor: Any, task: str, labels: Sequence[Any], k: int = 10) -> list[dict[str, Any]]:
+def together(
+    model: Any, feature_extractor: Any, task: str, labels: Sequence[Any], k: int = 10
+) -> list[dict[str, Any]]:
     """The labels that go with some labels, such as those of a basket, best first: customers who take these take them
     more often than others do. Arguments, result and errors are those of [`similar`]; the scores have no unit."""
     if isinstance(labels, str) or not len(labels):
@@ -68,7 +70,9 @@ def _tables(model: Any, task: str) -> LabelTables:
     if task not in model.config.tasks:
         raise ValueError(f"No task {task!r}: this checkpoint predicts {model.config.tasks}.")
     if model.scorer is None or not model.scorer.fitted:
-        raise ValueError("This checkpoint has no fitted scorer, so nothing is counted of its labels: mcm start fits one.")
+        raise ValueError(
+            "This checkpoint has no fitted scorer, so nothing is counted of its labels: mcm start fits one."
+        )
     return model.scorer.tables_of(model.config.tasks.index(task))
 
 
@@ -82,9 +86,7 @@ def _ids(feature_extractor: Any, task: str, labels: Sequence[Any]) -> list[int]:
     return ids
 
 
-def _best(
-    feature_extractor: Any, task: str, scores: torch.Tensor, own: Sequence[int], k: int
-) -> list[dict[str, Any]]:
+def _best(feature_extractor: Any, task: str, scores: torch.Tensor, own: Sequence[int], k: int) -> list[dict[str, Any]]:
     is_candidate = scores > 0
     is_candidate[own] = False
     if k < 1:

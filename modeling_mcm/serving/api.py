@@ -168,8 +168,10 @@ def _add_questions(api: Any, service: CustomerService) -> None:
         task: Annotated[list[str] | None, Query(description="All tasks by default.")] = None,
         k: Annotated[int, Query(ge=1, le=MOST_LABELS, description="Labels of a task.")] = 10,
         now: moment = None,
-        candidate: Annotated[list[str], Query(description="Labels to choose from. By default the service's table.")] = [],
-        exclude: Annotated[list[str], Query(description="Labels that are left out.")] = [],
+        candidate: Annotated[
+            list[str] | None, Query(description="Labels to choose from. By default the service's table of candidates.")
+        ] = None,
+        exclude: Annotated[list[str] | None, Query(description="Labels that are left out.")] = None,
         exclude_seen: Annotated[bool, Query(description="Leave out the labels of the customer's history.")] = False,
         per_group: Annotated[str | None, Query(pattern=r"^.+=[1-9][0-9]*$", description=of_group)] = None,
     ) -> dict[str, Any]:
@@ -181,8 +183,8 @@ def _add_questions(api: Any, service: CustomerService) -> None:
         tasks = tuple(service.model.config.tasks if task is None else task)
         if wrong := [name for name in tasks if name not in service.model.config.tasks]:
             raise ValueError(f"No tasks {wrong}: this checkpoint predicts {service.model.config.tasks}.")
-        left_out = "seen" if exclude_seen else tuple(exclude) or None
-        chosen = service.candidate_set(tasks, tuple(candidate), left_out, (name, int(most)) if name else None)
+        left_out = "seen" if exclude_seen else tuple(exclude or ()) or None
+        chosen = service.candidate_set(tasks, tuple(candidate or ()), left_out, (name, int(most)) if name else None)
         with service.customer(customer_id) as live:
             return about(live, now) | {"tasks": live.scores(now=now, tasks=tasks, k=k, candidates=chosen)}
 
