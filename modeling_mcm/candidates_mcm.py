@@ -246,7 +246,7 @@ class CandidateSet:
             if not each.is_candidate[FIRST_LABEL:].any():
                 raise ValueError(
                     f"No candidate of {task!r} is left: column {self._column(task, table or {})!r} of the candidates "
-                    "has no label that the checkpoint knows and that is not excluded. Check the column, or exclude less."
+                    "has no label that the checkpoint knows and that is not excluded. Check it, or exclude less."
                 )
 
     @classmethod
@@ -351,8 +351,8 @@ class CandidateSet:
             return table
 
     def _column(self, task: str, table: Mapping[str, Any]) -> str:
-        """The column of a task's labels: its name, or the column of the log."""
-        spec = next(feature for feature in self.extractor.features if feature["name"] == task)
+        """The column of a feature in a table: its name, or the column of the log."""
+        spec = next((feature for feature in self.extractor.features if feature["name"] == task), {})
         return task if task in table or spec.get("level") or spec.get("item") else spec.get("column") or task
 
     def _texts(self, task: str, table: Mapping[str, Any], what: str) -> list[str] | None:
@@ -432,7 +432,7 @@ class CandidateSet:
     ) -> torch.Tensor:
         """Group of each label `(C,)`. A label of which nothing is said is a group of its own."""
         groups = torch.arange(columns)
-        name = group if table is None or group in table else self._column(group, table)
+        name = self._column(group, table or {})
         if table is not None and name in table:
             with naming(f"`candidates`: column {name!r}"):
                 values = map_distinct(table[name], to_text, object).tolist()

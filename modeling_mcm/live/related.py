@@ -79,9 +79,11 @@ def _tables(model: Any, task: str) -> LabelTables:
 def _ids(feature_extractor: Any, task: str, labels: Sequence[Any]) -> list[int]:
     ids = feature_extractor.label_ids(task, labels).tolist()
     if unknown := [label for label, index in zip(labels, ids, strict=True) if index < FIRST_LABEL]:
-        known = feature_extractor.vocabularies[task]
-        close = difflib.get_close_matches(str(unknown[0]).upper(), known, n=1, cutoff=0.5)
-        hint = f"is {close[0]!r} meant?" if close else f"expected a value such as {known[0]!r}."
+        known = {value.lower(): value for value in feature_extractor.vocabularies[task]}
+        close = difflib.get_close_matches(str(unknown[0]).lower(), known, n=1, cutoff=0.5)
+        hint = (
+            f"is {known[close[0]]!r} meant?" if close else f"expected a value such as {next(iter(known.values()))!r}."
+        )
         raise ValueError(f"The checkpoint knows no label {unknown[0]!r} of {task!r}: {hint}")
     return ids
 
