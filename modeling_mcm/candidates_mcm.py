@@ -352,7 +352,8 @@ class CandidateSet:
 
     def _column(self, task: str, table: Mapping[str, Any]) -> str:
         """The column of a feature in a table: its name, or the column of the log."""
-        spec = next((feature for feature in self.extractor.features if feature["name"] == task), {})
+        specs: list[dict[str, Any]] = [feature for feature in self.extractor.features if feature["name"] == task]
+        spec = specs[0] if specs else {}
         return task if task in table or spec.get("level") or spec.get("item") else spec.get("column") or task
 
     def _texts(self, task: str, table: Mapping[str, Any], what: str) -> list[str] | None:

@@ -227,7 +227,10 @@ class CustomerService:
         kept for further requests until the table changes."""
         stamp = None
         if self.candidates is not None:
-            facts = Path(self.candidates).stat()
+            try:
+                facts = Path(self.candidates).stat()
+            except OSError as error:
+                raise StoreFailure(f"The table of candidates can't be read ({error}): put it back.") from error
             stamp = (facts.st_mtime_ns, facts.st_size, facts.st_ino)
         key = (tasks, candidates, exclude, per_group)
         with self._memory_lock:
