@@ -27,7 +27,7 @@ logger = logging.get_logger(__name__)
 SEEN = "seen"
 MOST_NAMED = 3  # labels in a message
 # Known labels that score a new one, the exponent on how alike they are, and the share of the customer's history.
-MOST_ALIKE, SHARPNESS, OWN = 50, 16, 0.1
+MOST_ALIKE, SHARPNESS, OWN = 500, 16, 0.1
 AT_ONCE = 2**24  # largest number of pairs of labels that are compared at once
 
 

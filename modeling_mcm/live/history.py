@@ -87,11 +87,8 @@ class LiveHistory:
         column = encoding.columns.get(task)  # None for the token type of a log that has none
         is_target = map_distinct([event.get(str(token_type)) for event in self.events], encoding.is_target, bool)
         events = [event for event, each in zip(self.events, is_target, strict=True) if each or token_type is None]
-        return (
-            encoding.feature_ids(task, [event.get(column) for event in events]).astype(np.int64)
-            if column
-            else np.zeros(0, np.int64)
-        )
+        values = [event.get(str(column)) for event in events]
+        return encoding.feature_ids(task, values).astype(np.int64) if column else np.zeros(0, np.int64)
 
     def read(self, events: Any) -> list[dict[str, Any]]:
         """Converts events to dicts of plain values that JSON can hold, without inserting them. Raises `ValueError` if
