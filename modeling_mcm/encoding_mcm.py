@@ -83,7 +83,7 @@ class Encoding:
             ids[TOKEN_TYPE] = np.full(count, self.ids[TOKEN_TYPE][ONE_TOKEN_TYPE], np.int32)
         else:
             with naming(f"column {schema.token_type!r}"):
-                is_target = map_distinct(columns[schema.token_type], self._is_target, np.bool_)
+                is_target = map_distinct(columns[schema.token_type], self.is_target, np.bool_)
         for feature in self.event_features:
             if column := self.columns.get(feature):
                 with naming(f"column {column!r}"):
@@ -91,7 +91,7 @@ class Encoding:
                         numbers = to_numbers(columns[column])
                         ids[feature], values[feature] = self._bin(feature, numbers), to_values(numbers)
                     else:
-                        ids[feature] = self._feature_ids(feature, columns[column])
+                        ids[feature] = self.feature_ids(feature, columns[column])
 
         ties = (list(ids.values()), is_target, bool(schema.end_of_visit), list(values.values()))
         timeline = arrange(moments, ranks, *ties)
@@ -144,7 +144,8 @@ class Encoding:
         days[:1] = np.nan  # the first visit follows none
         return self._bin(feature, days)[timeline.visits]
 
-    def _is_target(self, value: Any) -> bool:
+    def is_target(self, value: Any) -> bool:
+        """Whether events of a token type are targets. Raises `ValueError` if the token type is reserved."""
         text = to_text(value)
         if text in self._reserved_token_types:
             raise ValueError(f"found {text!r}, which MCM adds itself; leave these events out or rename the token type")
@@ -159,7 +160,7 @@ class Encoding:
         ids = {}
         for feature in self.profile_features:
             with naming(f"profile column {self.columns[feature]!r}"):
-                ids[f"profile_{feature}"] = self._feature_ids(feature, [profile.get(self.columns[feature])])[0]
+                ids[f"profile_{feature}"] = self.feature_ids(feature, [profile.get(self.columns[feature])])[0]
         return ids
 
     def actions(self, actions: Any) -> NDArray[np.int64]:
@@ -176,7 +177,7 @@ class Encoding:
             column = self.columns.get(feature)
             if feature in self.event_features and column in columns:
                 with naming(f"column {column!r}"):
-                    ids[:, index] = self._feature_ids(feature, columns[column])
+                    ids[:, index] = self.feature_ids(feature, columns[column])
             elif schema.token_type is None and feature == TOKEN_TYPE:
                 ids[:, index] = self.ids[TOKEN_TYPE][ONE_TOKEN_TYPE]
         return ids
@@ -194,7 +195,8 @@ class Encoding:
         """Ids of values of a categorical feature, without splitting them into parts, of shape `(len(column),)`."""
         return map_distinct(column, lambda value: self._id_of(feature, to_text(value)), np.int32)
 
-    def _feature_ids(self, feature: str, column: Any) -> NDArray[np.int32]:
+    def feature_ids(self, feature: str, column: Any) -> NDArray[np.int32]:
+        """Ids of the values of a feature's column, of shape `(len(column),)`."""
         if self.specs[feature].kind == NUMERIC:
             return self._bin(feature, to_numbers(column))
         spec = self.specs[feature]

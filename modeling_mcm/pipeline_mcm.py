@@ -19,7 +19,7 @@ from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import ModelOutput
 
 from .action_inputs_mcm import EncodedActions, read_actions
-from .configuration_mcm import FIRST_LABEL
+from .candidates_mcm import CandidateSet
 from .events_mcm import events_before, naming
 from .files_mcm import check_values
 from .forecaster_mcm import CustomerForecasts
@@ -173,20 +173,32 @@ class PreferenceScoresPipeline(_CustomerPipeline):
     """Ranks the labels that are likely to come next: `pipeline("preference-scores", model=checkpoint)(customer)`.
 
     The result of a customer has for each task a list of
-    `{"label": value, "score": probability among the task's labels}`, best first.
+    `{"label": value, "score": probability among the candidates}`, best first.
 
     Options:
         tasks (`list[str]`, *optional*): names of the tasks. Default: all tasks.
         top_k (`int`, *optional*): number of labels of each task. Default: 10.
         now (text or datetime, *optional*): moment of the scores, written as the log writes its times. Default: the
             time of each customer's last event.
+        candidates, exclude, per_group (*optional*): which labels may be chosen, see [`CandidateSet`]; `candidates` may
+            be such a set. Default: all labels.
     """
 
     def _sanitize_parameters(
-        self, tasks: list[str] | None = None, top_k: int | None = None, now: Any = None, **unknown: Any
+        self,
+        tasks: list[str] | None = None,
+        top_k: int | None = None,
+        now: Any = None,
+        candidates: Any = None,
+        exclude: Any = None,
+        per_group: tuple[str, int] | None = None,
+        **unknown: Any,
     ):
         if unknown:
-            raise ValueError(f"Unknown options {sorted(unknown)}: preference-scores has `tasks`, `top_k` and `now`.")
+            raise ValueError(
+                f"Unknown options {sorted(unknown)}: preference-scores has `tasks`, `top_k`, `now`, `candidates`, "
+                "`exclude` and `per_group`."
+            )
         all_tasks = self.model.config.tasks
         if tasks is not None and (isinstance(tasks, str) or not isinstance(tasks, Sequence) or not tasks):
             raise ValueError(
@@ -199,15 +211,28 @@ class PreferenceScoresPipeline(_CustomerPipeline):
         if top_k is not None and top_k < 1:
             raise ValueError(f"`top_k` is {top_k}; ask for at least 1 label.")
         options = {"tasks": tasks, "top_k": top_k, "now": None if now is None else self._read_now(now)}
-        return {}, {name: value for name, value in options.items() if value is not None}, {}
+        chosen = {}
+        if (candidates, exclude, per_group) != (None, None, None):
+            chosen["candidates"] = CandidateSet.of(
+                self.model, self.feature_extractor, tasks or all_tasks, candidates, exclude, per_group
+            )
+        return {}, {name: value for name, value in options.items() if value is not None} | chosen, chosen
 
     def _forward(self, input_tensors: dict[str, Any], **forward_parameters: Any) -> ModelOutput:
-        logits = self.model(**self.model_inputs(input_tensors, forward_parameters.get("now"))).logits
+        now, tasks = forward_parameters.get("now"), forward_parameters.get("tasks") or self.model.config.tasks
+        logits = self.model(**self.model_inputs(input_tensors, now)).logits
+        candidates = forward_parameters.get("candidates") or CandidateSet(self.model, self.feature_extractor, tasks)
+        rows = input_tensors["rows"] if isinstance(input_tensors["rows"], list) else [input_tensors["rows"]]
+        rows = rows if now is None else until(rows, [now] * len(rows))
         result = ModelOutput()
-        for task in forward_parameters.get("tasks") or self.model.config.tasks:
-            count = min(forward_parameters.get("top_k", 10), logits[task].shape[-1] - FIRST_LABEL)
-            scores, labels = logits[task].float().softmax(-1).topk(count)
-            result[f"scores {task}"], result[f"labels {task}"] = scores, labels
+        for task in tasks:
+            seen = [row[f"task_{task}"] for row in rows]
+            ids = [row["customer_id"] for row in rows]
+            chosen = candidates.choose(task, logits[task], forward_parameters.get("top_k", 10), seen, ids)
+            if bool((is_empty := ~chosen.labels.any(1)).any()):
+                where = rows[int(is_empty.long().argmax())]["where"]
+                raise ValueError(f"{where}: no candidate of {task!r} is left: give more candidates, or exclude less.")
+            result[f"scores {task}"], result[f"labels {task}"] = chosen.scores, chosen.labels
         return result
 
     def postprocess(
@@ -215,11 +240,14 @@ class PreferenceScoresPipeline(_CustomerPipeline):
     ) -> dict[str, list[dict[str, Any]]]:
         """Converts label ids to values."""
         tasks = [name.removeprefix("scores ") for name in model_outputs if name.startswith("scores ")]
+        candidates = postprocess_parameters.get("candidates") or CandidateSet(
+            self.model, self.feature_extractor, tasks
+        )
         result = {}
         for task in tasks:
-            labels = self.feature_extractor.decode_labels(task, model_outputs[f"labels {task}"][0].tolist())
-            scores = model_outputs[f"scores {task}"][0].tolist()
-            result[task] = [{"label": label, "score": score} for label, score in zip(labels, scores, strict=True)]
+            ids = [label for label in model_outputs[f"labels {task}"][0].tolist() if label]
+            pairs = zip(candidates.decode(task, ids), model_outputs[f"scores {task}"][0].tolist(), strict=False)
+            result[task] = [{"label": label, "score": score} for label, score in pairs]
         return result
 
 

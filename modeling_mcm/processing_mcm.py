@@ -13,6 +13,7 @@ numeric features of events.
 import copy
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -184,7 +185,7 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         if isinstance(values, str) or not all(isinstance(value, str) and value for value in values):
             raise ValueError(f"New values of {feature!r} must be a list of texts that are not empty, got {values!r}.")
         ids = self._encoding.ids[feature]
-        if repeated := sorted({value for value in values if value in ids or list(values).count(value) > 1}):
+        if repeated := sorted(value for value, number in Counter(values).items() if value in ids or number > 1):
             raise ValueError(
                 f"{feature!r} has the values {repeated[:5]} already, or they are given twice: leave them out."
             )

@@ -17,6 +17,7 @@ COMMANDS = {
     "finetune": "fine-tune a checkpoint to offers, or to any label of customers",
     "evaluate": "evaluate a checkpoint and compare it with baselines",
     "predict": "score every customer: embeddings and the best labels of every task",
+    "similar": "name the labels that are alike, or that go together",
     "serve": "serve a checkpoint over HTTP",
     "publish": "publish a checkpoint on the Hugging Face Hub, with its card",
 }

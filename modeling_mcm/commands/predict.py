@@ -4,12 +4,13 @@
 
     mcm predict --model runs/mine --data data/prepared --output_dir scores
     mcm predict --model runs/mine --events log.parquet --output_dir scores      scores the customers of a raw log
+    mcm predict ... --candidates stock.parquet --exclude seen --per_group product_category=2     what to recommend
     mcm predict --engine spark ...                           scores as a Spark job (docs/large_logs.md)
     accelerate launch --multi_gpu --num_processes 2 training/run_predict.py ...        two processes, on CPUs too
 
 The files have one row a customer: `customer_id`, `embedding`, one column for each forecast (`visits_30d`), for each
 end of its intervals (`visits_30d_low80`) and for the source of each horizon (`source_30d`), and for each task its
-labels, best first (`TASK`), with their probabilities among the task's labels (`TASK_scores`). The model reads the
+labels, best first (`TASK`), with their probabilities among the candidates (`TASK_scores`). The model reads the
 whole history, or its latest events where it is longer than the model's window. With --now it reads the history up to
 that time. A raw log is read with the checkpoint's vocabularies.
 
@@ -30,6 +31,7 @@ import torch
 from accelerate import PartialState
 from transformers.utils import logging
 
+from modeling_mcm.candidates_mcm import SEEN
 from modeling_mcm.commands.arguments import EngineOptions, exits, parse_options
 from modeling_mcm.configuration_mcm import MCMConfig
 from modeling_mcm.data import NO_CUTOFFS, EventSchema, PreparedManifest, check_vocabularies, schema_of
@@ -75,6 +77,19 @@ class PredictionOptions:
         "Time to score at, such as 2017-11-01: events up to it are read, and embeddings, forecasts and "
         "scores are those of this moment. By default the time of each customer's last event.",
     )
+    candidates: str | None = option(
+        None,
+        "Table of the labels that may be written, .parquet or .csv, with a column for each task that it restricts. "
+        "Columns of other features score labels that training never saw. By default all labels.",
+    )
+    exclude: str | None = option(
+        None,
+        "Labels that are not written: seen, those of the customer's history, or a table of labels, for each customer "
+        "if it has the customer column.",
+    )
+    per_group: str | None = option(
+        None, "Largest number of labels of each value of a feature, as product_category=2; the candidates name it."
+    )
     batch_size: int = option(64, "Number of customers in one batch of the model.")
     rows_per_file: int = option(2048, "Number of customers in one file.")
     memory_limit: str = option(
@@ -92,6 +107,16 @@ class PredictionOptions:
             raise ValueError("--top_k 0 without --embeddings leaves nothing to write: change one of them.")
         if self.tasks and not self.top_k:
             raise ValueError("--tasks names tasks to rank, but --top_k 0 ranks nothing: leave one of them out.")
+        if not self.top_k and (self.candidates or self.exclude or self.per_group):
+            raise ValueError("--candidates, --exclude and --per_group choose labels, but --top_k 0 writes none.")
+        if self.per_group and not self.per_group.rpartition("=")[2].isdecimal():
+            raise ValueError(f"--per_group is {self.per_group!r}; write FEATURE=NUMBER, such as product_category=2.")
+
+    @property
+    def group(self) -> tuple[str, int] | None:
+        """The feature and number of --per_group."""
+        name, _, number = (self.per_group or "").rpartition("=")
+        return (name, int(number)) if name else None
 
 
 def _prepare_log(options: PredictionOptions, extractor: MCMFeatureExtractor, engine: EngineOptions) -> None:
@@ -148,6 +173,7 @@ def run(options: PredictionOptions, engine: EngineOptions) -> str:
     model = read_checkpoint(model_class, options.model)
     told = cast(MCMModel, model.base_model).customer_forecasts
     contents["forecasts"] = told.names() if options.forecasts and told.are_trained else []
+    contents |= {"candidates": options.candidates, "exclude": options.exclude, "per_group": options.group}
     sequences = {name: tuple(contents[name]) for name in ("tasks", "forecasts")}
     job = ScoringJob(options.model, data, str(folder), **contents | sequences)
     digest = model_digest(model)
@@ -160,6 +186,9 @@ def run(options: PredictionOptions, engine: EngineOptions) -> str:
             customers = sum(shard["rows"] for shard in PreparedManifest.load(job.data).shards)
             if state.is_main_process:
                 digests = {"model": digest, "data": file_digest(Path(job.data) / MANIFEST_FILE)}
+                tables = [name for name in (job.candidates, job.exclude) if name not in (None, SEEN)]
+                contents["tables"] = [file_digest(Path(str(name))) for name in tables]
+                contents["per_group"] = options.per_group  # as JSON keeps it
                 claim(folder, digests | {"options": contents, "customers": customers})
         missing = [part for part in job.parts(customers) if not is_whole(part[0], len(part[1]))]
         state.wait_for_everyone()  # no process writes before all have made the same list of missing files

@@ -53,6 +53,11 @@ class ServeOptions:
     port: int = option(8000, "Port to listen on; 0 for any free port.")
     threads: int = option(1, "Number of torch's threads for one request.")
     in_memory: int = option(1024, "Largest number of customers to keep in memory.")
+    candidates: str | None = option(
+        None,
+        "Table of the labels that may be answered, .parquet or .csv, with a column for each task that it restricts. "
+        "It is read again when the file changes. By default all labels.",
+    )
 
     def __post_init__(self) -> None:
         if small := [name for name in ("threads", "in_memory") if getattr(self, name) <= 0]:
@@ -71,7 +76,7 @@ def _build(options: ServeOptions) -> tuple[Any, CustomerService]:
     extractor = MCMFeatureExtractor.from_pretrained(options.model)
     model = read_checkpoint(MCMForMultiTaskRecommendation, options.model).eval()
     store = EventStore(options.store, checkpoint_digest(model, extractor), options.adopt)
-    service = CustomerService(model, extractor, store, options.in_memory)
+    service = CustomerService(model, extractor, store, options.in_memory, candidates=options.candidates)
     return create_api(service, token), service
 
 

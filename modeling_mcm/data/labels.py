@@ -93,6 +93,28 @@ class CustomerLabels:
         return np.flatnonzero(~is_held_out[owner]), np.flatnonzero(is_held_out[owner])
 
 
+def read_table_file(path: str | Path, as_text: Sequence[str] | None = None) -> pd.DataFrame:
+    """Reads a small table from a Parquet or CSV file. Columns of a CSV file that `as_text` names (default: all) stay
+    text as they are written: 007 is not 7. Raises `FileNotFoundError` if there is no such file, and `ValueError` if it
+    has another format or is damaged."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is no file; give a Parquet or CSV file.")
+    try:
+        if path.suffix.lower() == ".parquet":
+            return pd.read_parquet(path)
+        if path.suffix.lower() != ".csv":
+            raise ValueError(f"the name ends in {path.suffix!r}, expected .parquet or .csv")
+        options = csv.ConvertOptions(strings_can_be_null=True)
+        if as_text is None:
+            with csv.open_csv(path) as reader:
+                as_text = reader.schema.names
+        options.column_types = dict.fromkeys(as_text, pa.string())
+        return csv.read_csv(path, convert_options=options).to_pandas()  # rows of another length are errors
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path} can't be read: {error}") from error
+
+
 def load_labels(
     path: str | Path,
     label: str = "label",
@@ -103,21 +125,7 @@ def load_labels(
 ) -> CustomerLabels:
     """Reads labels from a Parquet or CSV file, with the other arguments and errors of [`make_labels`]. Raises
     `FileNotFoundError` if there is no such file, and `ValueError` if it has another format or is damaged."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is no file; give a Parquet or CSV file with {customer}, {time} and {label}.")
-    try:
-        if path.suffix.lower() == ".parquet":
-            table = pd.read_parquet(path)
-        elif path.suffix.lower() == ".csv":
-            # Ids and times stay text as they are written: 007 is not 7. Rows of another length are errors.
-            as_written = dict.fromkeys((customer, time), pa.string())
-            options = csv.ConvertOptions(column_types=as_written, strings_can_be_null=True)
-            table = csv.read_csv(path, convert_options=options).to_pandas()
-        else:
-            raise ValueError(f"the name ends in {path.suffix!r}, expected .parquet or .csv")
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{path} can't be read: {error}") from error
+    table = read_table_file(path, (customer, time))
     with naming(str(path)):
         return make_labels(table, label, customer, time, kind, time_zone)
 

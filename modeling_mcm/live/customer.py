@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from modeling_mcm.configuration_mcm import FIRST_LABEL
+from modeling_mcm.candidates_mcm import CandidateSet
 from modeling_mcm.live.explanations import Explanation, explain
 from modeling_mcm.live.history import LiveHistory
 from modeling_mcm.live.storage import checkpoint_digest, pack, unpack
@@ -124,25 +124,30 @@ class LiveCustomer:
     # ---------------------------------------------------------------------------------------------------- questions
 
     def scores(
-        self, now: Any = None, tasks: Sequence[str] | None = None, k: int = 10
+        self,
+        now: Any = None,
+        tasks: Sequence[str] | None = None,
+        k: int = 10,
+        candidates: Any = None,
+        exclude: Any = None,
+        per_group: tuple[str, int] | None = None,
     ) -> dict[str, list[dict[str, Any]]]:
         """By task (default: all tasks) the `k` labels that are likeliest to come next, best first: `{"label": value,
-        "score": probability among the task's labels}`. Raises `ValueError` if a task is unknown, `k` is below 1, or
-        `now` is before the last event."""
+        "score": probability among the candidates}`. `candidates`, `exclude` and `per_group` say which labels may be
+        chosen, see [`CandidateSet`]; make a set once for a large table. Raises `ValueError` if a task is unknown, `k`
+        is below 1, no candidate is left, or `now` is before the last event."""
         all_tasks = self.model.config.tasks
         tasks = list(all_tasks if tasks is None else tasks)
         if wrong := [task for task in tasks if task not in all_tasks]:
             raise ValueError(f"No tasks {wrong}: this checkpoint predicts {all_tasks}.")
         if k < 1:
             raise ValueError(f"`k` is {k}; ask for at least 1 label.")
+        chosen = CandidateSet.of(self.model, self.feature_extractor, tasks, candidates, exclude, per_group)
         logits = self.logits(now, tasks)
         result = {}
         for task in tasks:
-            count = min(k, logits[task].shape[-1] - FIRST_LABEL)
-            best = logits[task].float().softmax(-1).topk(count)
-            labels = self.feature_extractor.decode_labels(task, best.indices.tolist())
-            pairs = zip(labels, best.values.tolist(), strict=True)
-            result[task] = [{"label": label, "score": score} for label, score in pairs]
+            seen = [self._history.label_ids(task)] if chosen.needs_seen else None
+            (result[task],) = chosen.rank(task, logits[task][None], k, seen, [self.customer_id])
         return result
 
     def logits(self, now: Any = None, tasks: Sequence[str] | None = None) -> dict[str, torch.Tensor]:

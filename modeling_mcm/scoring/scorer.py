@@ -22,14 +22,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
+from transformers.utils import logging
 
+from modeling_mcm.candidates_mcm import SEEN, CandidateSet
 from modeling_mcm.configuration_mcm import FIRST_VALUE_ID
 from modeling_mcm.data.collator import MCMCollator, PreparedRows, batches_by_length
 from modeling_mcm.data.dataset import CUSTOMER, PreparedManifest
+from modeling_mcm.data.labels import read_table_file
 from modeling_mcm.files_mcm import atomic_write, tensors_digest
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation, MCMModel
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
+logger = logging.get_logger(__name__)
 EMBEDDING, SCORES = "embedding", "_scores"  # the embedding's column; a task's scores are in TASK_scores
 
 
@@ -45,6 +49,8 @@ class ScoringJob:
         forecasts (`tuple[str]`): names of the forecasts that are written, a column each; see [`~state_mcm.Forecasts`].
         now (`int`, *optional*): moment for which customers are scored, in seconds since 1970-01-01. Default: each
             customer's last event.
+        candidates, exclude (`str`, *optional*): files of tables, see [`CandidateSet`]; `exclude` may be "seen".
+        per_group (`tuple[str, int]`, *optional*): largest number of labels of each value of a feature.
 
     Raises:
         ValueError: if two columns of the files would have the same name.
@@ -60,6 +66,9 @@ class ScoringJob:
     rows_per_file: int
     forecasts: tuple[str, ...] = ()
     now: int | None = None
+    candidates: str | None = None
+    exclude: str | None = None
+    per_group: tuple[str, int] | None = None
 
     def __post_init__(self) -> None:
         columns = [CUSTOMER, EMBEDDING, *self.tasks, *(task + SCORES for task in self.tasks), *self.forecasts]
@@ -102,7 +111,10 @@ class Scorer:
     def __init__(self, model: Any, extractor: MCMFeatureExtractor, job: ScoringJob):
         self.model, self.job = model.eval(), job
         self.collator = MCMCollator(extractor, model.config, "predict", now=job.now)
-        self.values = {task: pa.array([None, None, *extractor.vocabularies[task]], pa.string()) for task in job.tasks}
+        candidates = job.candidates and read_table_file(job.candidates)
+        exclude = job.exclude if job.exclude in (None, SEEN) else read_table_file(job.exclude)
+        self.candidates = CandidateSet(model, extractor, job.tasks, candidates, exclude, job.per_group)
+        self.values = {task: pa.array([None, None, *self.candidates.values(task)], pa.string()) for task in job.tasks}
         self.shards = PreparedManifest.load(job.data).shards
 
     def _tops(self, task: str) -> int:
@@ -151,10 +163,11 @@ class Scorer:
                 for column, name in enumerate(self.job.forecasts):
                     forecasts[batch, column] = outputs.forecasts[name].float().cpu().numpy()
                 for task in self.job.tasks:
-                    logits = outputs.logits[task].float()
-                    best = logits.topk(self._tops(task))
-                    labels[task][batch] = best.indices.cpu().numpy()
-                    scores[task][batch] = (best.values - logits.logsumexp(-1, keepdim=True)).exp().cpu().numpy()
+                    seen = [self._seen(row, task) for row in chosen] if self.candidates.needs_seen else None
+                    ids = [row[CUSTOMER] for row in chosen]
+                    best = self.candidates.choose(task, outputs.logits[task], self._tops(task), seen, ids)
+                    labels[task][batch] = best.labels.cpu().numpy()
+                    scores[task][batch] = best.scores.cpu().numpy()
             self._check_finite(chosen, embeddings[batch], forecasts[batch], *(scores[task][batch] for task in scores))
             progress(len(batch))
         columns: dict[str, Any] = {CUSTOMER: pa.array([row["customer_id"] for row in rows], pa.string())}
@@ -165,9 +178,21 @@ class Scorer:
         sources = self.model.base_model.customer_forecasts.sources if self.job.forecasts else {}
         columns |= {name: pa.array([source] * number).dictionary_encode() for name, source in sources.items()}
         for task in self.job.tasks:
-            columns[task] = _lists(self.values[task].take(pa.array(labels[task].reshape(-1))), number)
-            columns[task + SCORES] = _lists(pa.array(scores[task].reshape(-1)), number)
+            is_label = labels[task] > 0
+            if number_empty := int((~is_label.any(1)).sum()):
+                logger.warning(
+                    f"{number_empty} of {number} customers have no candidate of {task!r} left: empty lists."
+                )
+            offsets = pa.array(np.append(0, is_label.sum(1).cumsum()).astype(np.int32))
+            values = self.values[task].take(pa.array(labels[task][is_label]))
+            columns[task] = pa.ListArray.from_arrays(offsets, values)
+            columns[task + SCORES] = pa.ListArray.from_arrays(offsets, pa.array(scores[task][is_label]))
         return pa.table(columns)
+
+    def _seen(self, row: dict[str, Any], task: str) -> NDArray[np.int64]:
+        """Label ids of a customer's history."""
+        labels = row[f"task_{task}"]
+        return labels if self.job.now is None else labels[row["times"] <= self.job.now]
 
     def _check_finite(self, rows: Sequence[dict[str, Any]], *outputs: NDArray[np.float32]) -> None:
         bad = ~np.all([np.isfinite(values).all(axis=1) for values in outputs], axis=0)

@@ -3,12 +3,15 @@
 """The HTTP service. It takes events, and answers with scores, embeddings, forecasts and explanations of customers.
 
     POST   /events                          stores all events of the body or none; events may be sent again
-    GET    /customers/{id}/scores           the best labels: ?task=&task=&k=&now=
+    GET    /customers/{id}/scores           the best labels: ?task=&task=&k=&now=, and of which ones:
+                                            ?candidate=&candidate=&exclude=&exclude=&exclude_seen=&per_group=
     GET    /customers/{id}/embedding        ?now=
     GET    /customers/{id}/forecast         ?now=
     GET    /customers/{id}/explain          why a label has its score: ?task=&label=&visits=&now=
     DELETE /customers/{id}                  deletes a customer's events, state and profile
     DELETE /customers/{id}/events/{event}   deletes one event
+    GET    /labels/similar                  labels that are alike: ?task=&label=&k=
+    GET    /labels/together                 labels that go together: ?task=&label=&label=&k=
     GET    /metrics                         numbers for Prometheus
     GET    /healthz                         needs no token; 503 if the store does not answer
     GET    /docs, /openapi.json             a page on these endpoints; needs no token
@@ -24,6 +27,7 @@ from typing import Annotated, Any
 
 from modeling_mcm.extras import needs
 from modeling_mcm.live.customer import LiveCustomer
+from modeling_mcm.live.related import similar, together
 from modeling_mcm.serving.failures import ServiceError
 from modeling_mcm.serving.service import CustomerService, Incoming
 from modeling_mcm.serving.store import MAX_ID
@@ -63,6 +67,7 @@ def create_api(service: CustomerService, token: str) -> Any:
     _answer_errors(api)
     _add_events(guarded, service)
     _add_questions(guarded, service)
+    _add_labels(guarded, service)
     _add_deletions(guarded, service)
     api.include_router(guarded)
     api.add_middleware(BodyLimit)
@@ -150,6 +155,7 @@ def _add_questions(api: Any, service: CustomerService) -> None:
 
     words = "Moment of the question, ISO 8601, not before the last event, which is the default."
     moment = Annotated[str | None, Query(description=words)]
+    of_group = "Largest number of labels of each value of a feature, as category=2."
 
     def about(live: LiveCustomer, now: str | None) -> dict[str, Any]:
         time = service.extractor.time
@@ -162,10 +168,25 @@ def _add_questions(api: Any, service: CustomerService) -> None:
         task: Annotated[list[str] | None, Query(description="All tasks by default.")] = None,
         k: Annotated[int, Query(ge=1, le=MOST_LABELS, description="Labels of a task.")] = 10,
         now: moment = None,
+        candidate: Annotated[
+            list[str] | None, Query(description="Labels to choose from. By default the service's table of candidates.")
+        ] = None,
+        exclude: Annotated[list[str] | None, Query(description="Labels that are left out.")] = None,
+        exclude_seen: Annotated[bool, Query(description="Leave out the labels of the customer's history.")] = False,
+        per_group: Annotated[str | None, Query(pattern=r"^.+=[1-9][0-9]*$", description=of_group)] = None,
     ) -> dict[str, Any]:
-        """The labels that the customer is most likely to choose next, best first, with their probabilities."""
+        """The candidates that the customer is most likely to choose next, best first, with their probabilities among
+        the candidates."""
+        if exclude and exclude_seen:
+            raise ValueError("`exclude` and `exclude_seen` are both given: give one of them.")
+        name, _, most = (per_group or "").rpartition("=")
+        tasks = tuple(service.model.config.tasks if task is None else task)
+        if wrong := [name for name in tasks if name not in service.model.config.tasks]:
+            raise ValueError(f"No tasks {wrong}: this checkpoint predicts {service.model.config.tasks}.")
+        left_out = "seen" if exclude_seen else tuple(exclude or ()) or None
+        chosen = service.candidate_set(tasks, tuple(candidate or ()), left_out, (name, int(most)) if name else None)
         with service.customer(customer_id) as live:
-            return about(live, now) | {"tasks": live.scores(now=now, tasks=task, k=k)}
+            return about(live, now) | {"tasks": live.scores(now=now, tasks=tasks, k=k, candidates=chosen)}
 
     @api.get("/customers/{customer_id:path}/embedding")
     def embedding(customer_id: str, now: moment = None) -> dict[str, Any]:
@@ -191,6 +212,22 @@ def _add_questions(api: Any, service: CustomerService) -> None:
         with service.customer(customer_id) as live:
             explanation = live.explain(task, label, now).to_dict()
             return about(live, now) | {"explanation": explanation | {"visits": explanation["visits"][:visits]}}
+
+
+def _add_labels(api: Any, service: CustomerService) -> None:
+    from fastapi import Query
+
+    number = Annotated[int, Query(ge=1, le=MOST_LABELS)]
+
+    @api.get("/labels/similar")
+    def similar_labels(task: str, label: str, k: number = 10) -> dict[str, Any]:
+        """The labels that are most like a label, best first."""
+        return {"task": task, "labels": similar(service.model, service.extractor, task, label, k)}
+
+    @api.get("/labels/together")
+    def labels_together(task: str, label: Annotated[list[str], Query()], k: number = 10) -> dict[str, Any]:
+        """The labels that go with some labels, such as those of a basket, best first."""
+        return {"task": task, "labels": together(service.model, service.extractor, task, label, k)}
 
 
 def _add_deletions(api: Any, service: CustomerService) -> None:

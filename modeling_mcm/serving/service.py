@@ -15,8 +15,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
+from modeling_mcm.candidates_mcm import CandidateSet
+from modeling_mcm.data.labels import read_table_file
 from modeling_mcm.events_mcm import naming, to_text
 from modeling_mcm.live.customer import LiveCustomer
 from modeling_mcm.serving.failures import EventConflict, StoreConflict, StoreFailure, UnknownCustomer
@@ -24,6 +27,7 @@ from modeling_mcm.serving.store import NOTHING, Change, EventStore, StoredCustom
 
 TRIES = 8  # of a change that another service was faster than
 LOCKS = 64
+SETS = 64  # of candidates that are kept
 AHEAD = timedelta(seconds=60)  # by which the clock of a shop may be before that of the service
 COUNTED = (
     "events_added",
@@ -69,6 +73,7 @@ class CustomerService:
         keep_every (`int`): Number of new events after which a customer's state is stored again. A reader adds later
             events to the stored state.
         clock (`Callable`): Returns the current time with its zone.
+        candidates (`str`, *optional*): File of a table of candidates, see [`CandidateSet`].
     """
 
     def __init__(
@@ -79,12 +84,16 @@ class CustomerService:
         in_memory: int = 1024,
         keep_every: int = 16,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        candidates: str | None = None,
     ):
         self.model, self.extractor, self.store, self.clock = model, extractor, store, clock
         self.in_memory, self.keep_every = in_memory, keep_every
         self.counts = Counter(dict.fromkeys(COUNTED, 0))
         self._cached: OrderedDict[str, _CachedCustomer] = OrderedDict()
         self._memory_lock = threading.Lock()
+        self.candidates = candidates
+        self._sets: dict[Any, tuple[Any, CandidateSet]] = {}
+        self.candidate_set(tuple(model.config.tasks))  # a bad table stops the service before its first answer
         self._locks = [threading.Lock() for _ in range(LOCKS)]
 
     # ---------------------------------------------------------------------------------------------------- events in
@@ -206,6 +215,35 @@ class CustomerService:
                     f"No customer {customer_id!r} is known: send an event with this customer_id to POST /events first."
                 )
             yield cached.live
+
+    def candidate_set(
+        self,
+        tasks: tuple[str, ...],
+        candidates: tuple[str, ...] = (),
+        exclude: str | tuple[str, ...] | None = None,
+        per_group: tuple[str, int] | None = None,
+    ) -> CandidateSet:
+        """The labels that may be answered: those of a request, or of the table of candidates as it is now. A set is
+        kept for further requests until the table changes."""
+        stamp = None
+        if self.candidates is not None:
+            try:
+                facts = Path(self.candidates).stat()
+            except OSError as error:
+                raise StoreFailure(f"The table of candidates can't be read ({error}): put it back.") from error
+            stamp = (facts.st_mtime_ns, facts.st_size, facts.st_ino)
+        key = (tasks, candidates, exclude, per_group)
+        with self._memory_lock:
+            kept = self._sets.get(key)
+        if kept is None or kept[0] != stamp:
+            table: Any = list(candidates) or (None if stamp is None else read_table_file(str(self.candidates)))
+            excluded = list(exclude) if isinstance(exclude, tuple) else exclude
+            kept = stamp, CandidateSet(self.model, self.extractor, tasks, table, excluded, per_group)
+            with self._memory_lock:
+                if len(self._sets) >= SETS:
+                    self._sets.clear()
+                self._sets[key] = kept
+        return kept[1]
 
     def delete_customer(self, customer_id: str) -> int:
         """Deletes a customer's events, state and profile, and returns the number of events."""

@@ -159,7 +159,7 @@ def test_bad_options_and_customers_are_refused(checkpoint, customers):
     with pytest.raises(ValueError, match=r"Unknown options \['top_k'\]: customer-embedding has"):
         embed(customers[0], top_k=3)
     with pytest.raises(
-        ValueError, match=r"Unknown options \['topk'\]: preference-scores has `tasks`, `top_k` and `now`"
+        ValueError, match=r"Unknown options \['topk'\]: preference-scores has `tasks`, `top_k`, `now`, `cand"
     ):
         score(customers[0], topk=3)
     with pytest.raises(ValueError, match=r"No tasks \['colour'\]: this checkpoint predicts \['items', 'aisle', "):

@@ -1,0 +1,499 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Chooses the best labels among candidates: what is in stock, without what a customer had, a few of each category.
+
+    candidates = CandidateSet(model, feature_extractor, candidates=stock, exclude="seen", per_group=("category", 2))
+    candidates.choose("item", scores, k=10, seen=...)
+
+A table of candidates is resolved to label ids once. [`choose_labels`] is the one function that every list of labels
+comes from. New labels, which training never saw, are scored by the features that they share with other labels.
+
+Shapes: B customers, V labels of a task with the ids 0 and 1, N new labels, C = V + N columns of scores.
+"""
+
+from collections.abc import Mapping, Sequence
+from numbers import Integral
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers.utils import logging
+
+from .configuration_mcm import FIRST_LABEL
+from .events_mcm import as_column, check_columns, map_distinct, naming, to_text
+
+logger = logging.get_logger(__name__)
+SEEN = "seen"
+MOST_NAMED = 3  # labels in a message
+# Known labels that score a new one, the exponent on how alike they are, and the share of the customer's history.
+MOST_ALIKE, SHARPNESS, OWN = 500, 16, 0.1
+AT_ONCE = 2**24  # largest number of pairs of labels that are compared at once
+
+
+class ChosenLabels(NamedTuple):
+    """The best labels of some customers, best first.
+
+    Attributes:
+        labels (`torch.LongTensor` of shape `(B, k)`): label ids; 0 behind the last candidate.
+        scores (`torch.FloatTensor` of shape `(B, k)`): probabilities among the candidates; 0 where there is no label.
+    """
+
+    labels: torch.Tensor
+    scores: torch.Tensor
+
+
+def choose_labels(
+    scores: torch.Tensor,
+    k: int,
+    is_candidate: torch.Tensor | None = None,
+    groups: torch.Tensor | None = None,
+    per_group: int = 1,
+) -> ChosenLabels:
+    """Chooses the k candidates with the highest scores. Of equal scores the smallest id comes first, on any device.
+
+    Args:
+        scores (`torch.FloatTensor` of shape `(B, C)`): log probabilities of the labels up to a constant.
+        k (`int`): number of labels.
+        is_candidate (`torch.BoolTensor` of shape `(C,)` or `(B, C)`, *optional*): default: all labels.
+        groups (`torch.LongTensor` of shape `(C,)`, *optional*): group of each label. Default: no groups.
+        per_group (`int`): largest number of chosen labels of a group.
+    """
+    columns = scores.shape[1]
+    allowed = torch.arange(columns, device=scores.device) >= FIRST_LABEL
+    scores = scores.float().masked_fill(~(allowed if is_candidate is None else allowed & is_candidate), -torch.inf)
+    total = scores.logsumexp(1, keepdim=True)
+    count = min(k, columns)
+    while True:
+        values, labels = _largest(scores, count)
+        is_chosen = values != -torch.inf
+        exhausted = ~is_chosen[:, -1]
+        if groups is not None:
+            is_chosen &= _ranks_in_group(groups[labels]) < per_group
+        if groups is None or count == columns or bool((exhausted | (is_chosen.sum(1) >= k)).all()):
+            break
+        count = min(4 * count, columns)
+    order = (~is_chosen).to(torch.uint8).sort(dim=1, stable=True).indices[:, :k]  # chosen labels first, in their order
+    is_chosen = is_chosen.gather(1, order)
+    labels = torch.where(is_chosen, labels.gather(1, order), 0)
+    return ChosenLabels(labels, torch.where(is_chosen, (values.gather(1, order) - total).exp(), 0.0))
+
+
+def _largest(scores: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The `count` largest scores of each row and their columns; of equal ones the first columns."""
+    values, labels = scores.topk(count, 1)
+    least = values[:, -1:].clamp(min=torch.finfo(values.dtype).min)
+    width = int((scores >= least).sum(1).max()) if len(scores) else count
+    if width > count:  # scores equal to the last one are left out, and `topk` says nothing of which
+        values, labels = scores.topk(width, 1)
+    labels, order = labels.sort(1)
+    values, order = values.gather(1, order).sort(dim=1, descending=True, stable=True)
+    return values[:, :count], labels.gather(1, order)[:, :count]
+
+
+def _ranks_in_group(groups: torch.Tensor) -> torch.Tensor:
+    """Number of earlier columns `(B, m)` of the same group."""
+    ordered, order = groups.sort(dim=1, stable=True)
+    place = torch.arange(groups.shape[1], device=groups.device).expand_as(groups)
+    is_first = torch.ones_like(ordered, dtype=torch.bool)
+    is_first[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    first = torch.where(is_first, place, 0).cummax(1).values
+    return torch.empty_like(groups).scatter_(1, order, place - first)
+
+
+def read_table(table: Any) -> dict[str, Sequence[Any]] | None:
+    """Columns of a data frame, an Arrow table, a dict of columns or a list of dicts; None for a list of labels."""
+    if hasattr(table, "to_pydict"):
+        return table.to_pydict()
+    if hasattr(table, "columns") and hasattr(table, "to_numpy"):
+        return {str(name): as_column(table[name]) for name in table.columns}
+    if isinstance(table, Mapping):
+        return {str(name): as_column(values) for name, values in table.items()}
+    values = as_column(table)
+    if len(values) and all(isinstance(row, Mapping) for row in values):
+        names = dict.fromkeys(name for row in values for name in row)
+        return {str(name): [row.get(name) for row in values] for name in names}
+    return None
+
+
+class NewLabels:
+    """Labels that training never saw, scored by known labels that share their features.
+
+    The probability of a new label is the average over the known labels that are most alike. Two labels are as alike as
+    the features say that they share: a rare value, such as a brand, says more than a frequent one. A tenth of what is
+    averaged is the customer's own history, because where nothing is taken twice the model expects none of it again.
+
+    Args:
+        values (`Sequence[str]`): the N new labels.
+        alike (`torch.LongTensor` of shape `(N, M)`): ids of the known labels that are most alike.
+        weights (`torch.FloatTensor` of shape `(N, M)`): their weights, which add up to 1.
+    """
+
+    def __init__(self, values: Sequence[str], alike: torch.Tensor, weights: torch.Tensor):
+        self.values, self.alike, self.weights = list(values), alike, weights
+
+    @classmethod
+    def from_features(cls, values: Sequence[str], features: torch.Tensor, known: torch.Tensor) -> "NewLabels | None":
+        """Compares new labels with known ones, and keeps those that share a feature with one; None if none does.
+
+        Args:
+            values (`Sequence[str]`): the new labels.
+            features (`torch.LongTensor` of shape `(N, F)`): ids of their features; below 2 where nothing is known.
+            known (`torch.LongTensor` of shape `(V, F)`): ids of the features of the known labels.
+        """
+        sizes = torch.cat([features, known]).amax(0) + 1 if features.shape[1] else features.new_zeros(0)
+        counts = [torch.bincount(column, minlength=size) for column, size in zip(known.T, sizes.tolist(), strict=True)]
+        number = (known >= FIRST_LABEL).any(1).sum().clamp(min=1)
+        tops = []
+        for part in features.split(max(1, AT_ONCE // max(1, len(known)))):
+            alike = torch.zeros(len(part), len(known))
+            for column, count in enumerate(counts):
+                own = part[:, column]
+                told = (number / count[own].clamp(min=1)).log().clamp(min=0) * (own >= FIRST_LABEL)
+                alike += (own[:, None] == known[:, column]) * told[:, None]
+            tops.append(alike.topk(min(MOST_ALIKE, len(known)), 1))
+        if not tops or not any(bool(top.values.any()) for top in tops):
+            return None
+        weights = torch.cat([top.values for top in tops])
+        found = weights.any(1)
+        weights = (weights[found] / weights[found].amax(1, keepdim=True)) ** SHARPNESS
+        kept = [value for value, is_found in zip(values, found.tolist(), strict=True) if is_found]
+        return cls(kept, torch.cat([top.indices for top in tops])[found], weights / weights.sum(1, keepdim=True))
+
+    def extend(self, scores: torch.Tensor, seen: Sequence[NDArray[np.int64]] | None = None) -> torch.Tensor:
+        """Log probabilities `(B, V + N)` of the known labels and the new ones, from the scores `(B, V)`.
+
+        Args:
+            scores (`torch.FloatTensor` of shape `(B, V)`): scores of the known labels.
+            seen (`Sequence[NDArray]` of length B, *optional*): label ids of each history.
+        """
+        self.alike, self.weights = self.alike.to(scores.device), self.weights.to(scores.device)
+        scores = scores.float().log_softmax(1)
+        result = scores.new_empty(len(scores), scores.shape[1] + len(self.values))
+        result[:, : scores.shape[1]] = scores
+        for row, known in enumerate(scores):  # one customer at a time, to save memory
+            chances = known.exp()
+            if seen is not None and len(own := seen[row][seen[row] >= FIRST_LABEL]):
+                share = torch.as_tensor(own.astype(np.int64), device=scores.device).bincount(minlength=len(known))
+                chances = chances.lerp(share / len(own), OWN)
+            result[row, scores.shape[1] :] = (chances[self.alike] * self.weights).sum(1).log()
+        return result
+
+
+class _TaskCandidates(NamedTuple):
+    """Candidates of a task: see [`choose_labels`]. `ids` has the column of each candidate of a table by its value, and
+    `excluded` the columns that are not shown to a customer."""
+
+    is_candidate: torch.Tensor
+    groups: torch.Tensor | None = None
+    new: NewLabels | None = None
+    ids: dict[str, int] = {}
+    excluded: dict[str, list[int]] = {}
+
+
+class CandidateSet:
+    """Which labels may be chosen, resolved to ids once: for all customers, until the candidates change.
+
+    Args:
+        model ([`MCMForMultiTaskRecommendation`]): the model that scores.
+        feature_extractor ([`MCMFeatureExtractor`]): feature extractor of the same checkpoint.
+        tasks (`Sequence[str]`, *optional*): tasks that are ranked. Default: all tasks.
+        candidates (*optional*): a list of labels, for a single task; or a table (data frame, Arrow table, dict of
+            columns or list of dicts) with a row for each label, and a column for each task that is restricted. Its
+            other columns that are features of the checkpoint, such as the category, say the groups of `per_group`,
+            and score labels that training never saw ([`NewLabels`]). Default: all labels.
+        exclude (*optional*): "seen", the labels of the customer's history; a list of labels; or a table with the
+            column of the customers and a column for each task.
+        per_group (`tuple[str, int]`, *optional*): a feature and the largest number of chosen labels of each of its
+            values, such as `("category", 2)`.
+
+    Attributes:
+        needs_seen (`bool`): whether `choose` needs the label ids of each history.
+        needs_customers (`bool`): whether `choose` needs the ids of the customers.
+        unknown (`dict[str, list[str]]`): by task the candidates that the model does not know and that share no feature
+            with a label that it knows. They are never chosen; a warning names them.
+
+    Raises:
+        ValueError: if a column is missing or holds nulls, no candidate is left, or nothing says the group of a label.
+            The message names the column and what to do.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        feature_extractor: Any,
+        tasks: Sequence[str] | None = None,
+        candidates: Any = None,
+        exclude: Any = None,
+        per_group: tuple[str, int] | None = None,
+    ):
+        self.model, self.extractor = model, feature_extractor
+        self.tasks = list(model.config.tasks if tasks is None else tasks)
+        self.unknown: dict[str, list[str]] = {}
+        self.excludes_seen = isinstance(exclude, str) and exclude == SEEN
+        self.needs_customers = False
+        table = None if candidates is None else self._read(candidates, "candidates")
+        group, self._most = _read_per_group(per_group)
+        self._of_tasks = {task: self._read_candidates(task, table, group) for task in self.tasks}
+        if group is not None and all(each.groups is None for each in self._of_tasks.values()):
+            raise ValueError(
+                f"`per_group` names {group!r}, which is the only task: give another feature, or leave it."
+            )
+        self.needs_seen = self.excludes_seen or any(each.new for each in self._of_tasks.values())
+        if exclude is not None and not self.excludes_seen:
+            self._read_excluded(self._read(exclude, "exclude"))
+        for task, each in self._of_tasks.items():
+            if not each.is_candidate[FIRST_LABEL:].any():
+                raise ValueError(
+                    f"No candidate of {task!r} is left: column {self._column(task, table or {})!r} of the candidates "
+                    "has no label that the checkpoint knows and that is not excluded. Check it, or exclude less."
+                )
+
+    @classmethod
+    def of(
+        cls, model: Any, feature_extractor: Any, tasks: Sequence[str], candidates: Any, exclude: Any, per_group: Any
+    ) -> "CandidateSet":
+        """The arguments of a question as a set, which `candidates` may be already. Raises `ValueError` as the class
+        does, or if the set was made for other tasks or has to be changed."""
+        if not isinstance(candidates, cls):
+            return cls(model, feature_extractor, tasks, candidates, exclude, per_group)
+        if exclude is not None or per_group is not None:
+            raise ValueError("`candidates` is a CandidateSet: give `exclude` and `per_group` where it is made.")
+        if missing := [task for task in tasks if task not in candidates.tasks]:
+            raise ValueError(
+                f"`candidates` was made for the tasks {candidates.tasks}, not for {missing}: make another."
+            )
+        return candidates
+
+    def choose(
+        self,
+        task: str,
+        scores: torch.Tensor,
+        k: int = 10,
+        seen: Sequence[NDArray[np.int64]] | None = None,
+        customers: Sequence[str | None] | None = None,
+    ) -> ChosenLabels:
+        """Chooses the best candidates of some customers, as [`choose_labels`] does. Ids from V on are new labels.
+
+        Args:
+            task (`str`): name of a task.
+            scores (`torch.FloatTensor` of shape `(B, V)`): scores of the model.
+            seen (`Sequence[NDArray]` of length B, *optional*): label ids of each history, for `needs_seen`.
+            customers (`Sequence[str]` of length B, *optional*): their ids, for `needs_customers`.
+        """
+        own = self._of_tasks[task]
+        if own.new is not None:
+            scores = own.new.extend(scores, seen)
+        is_candidate, groups = own.is_candidate.to(scores.device), own.groups
+        excluded: Sequence[Any] = [()] * len(scores)
+        if self.excludes_seen:
+            excluded = seen if seen is not None else excluded
+        elif self.needs_customers:
+            if customers is None or None in customers:
+                raise ValueError("`exclude` is a table of customers: give each customer a `customer_id`.")
+            excluded = [own.excluded.get(str(customer), ()) for customer in customers]
+        if any(len(each) for each in excluded):
+            is_candidate = is_candidate.repeat(len(scores), 1)
+            for row, labels in enumerate(excluded):
+                is_candidate[row, torch.as_tensor(np.asarray(labels, np.int64), device=scores.device)] = False
+        groups = None if groups is None else groups.to(scores.device)
+        return choose_labels(scores, k, is_candidate, groups, self._most)
+
+    def values(self, task: str) -> list[str]:
+        """Labels of a task in the order of their ids, from 2 on: those of the checkpoint, and new ones."""
+        new = self._of_tasks[task].new
+        return [*self.extractor.vocabularies[task], *(new.values if new else ())]
+
+    def decode(self, task: str, labels: Sequence[int]) -> list[str]:
+        """Values of label ids, new labels included."""
+        known, new = self.extractor.vocabularies[task], self._of_tasks[task].new
+        size = len(known) + FIRST_LABEL
+        return [known[each - FIRST_LABEL] if each < size or not new else new.values[each - size] for each in labels]
+
+    def rank(
+        self,
+        task: str,
+        scores: torch.Tensor,
+        k: int,
+        seen: Sequence[NDArray[np.int64]] | None = None,
+        customers: Sequence[str | None] | None = None,
+    ) -> list[list[dict[str, Any]]]:
+        """The choice as lists of `{"label": value, "score": probability among the candidates}`, with the arguments of
+        `choose`. Raises `ValueError` if nothing is left for a customer."""
+        chosen, lists = self.choose(task, scores, k, seen, customers), []
+        for row, (labels, values) in enumerate(zip(chosen.labels.tolist(), chosen.scores.tolist(), strict=True)):
+            labels = [label for label in labels if label]
+            if not labels:
+                name = f"customer {customers[row]!r}" if customers and customers[row] is not None else "the customer"
+                raise ValueError(
+                    f"No candidate of {task!r} is left for {name}: give more candidates, or exclude less."
+                )
+            values = values[: len(labels)]
+            texts = self.decode(task, labels)
+            lists.append([{"label": text, "score": value} for text, value in zip(texts, values, strict=True)])
+        return lists
+
+    # ------------------------------------------------------------------------------------------------- reading tables
+
+    def _read(self, given: Any, name: str) -> dict[str, Sequence[Any]]:
+        """Columns of an argument; a list of labels is the column of the single task."""
+        with naming(f"`{name}`"):
+            table = read_table(given)
+            if table is None:
+                if len(self.tasks) > 1:
+                    raise ValueError(
+                        f"found a list of labels for the tasks {self.tasks}: ask for one task, or give a table with a "
+                        "column for each task"
+                    )
+                return {self.tasks[0]: as_column(given)}
+            if not any(self._column(task, table) in table for task in self.tasks):
+                check_columns(list(table), [self._column(task, table) for task in self.tasks], "The table has")
+            return table
+
+    def _column(self, task: str, table: Mapping[str, Any]) -> str:
+        """The column of a feature in a table: its name, or the column of the log."""
+        specs: list[dict[str, Any]] = [feature for feature in self.extractor.features if feature["name"] == task]
+        spec = specs[0] if specs else {}
+        return task if task in table or spec.get("level") or spec.get("item") else spec.get("column") or task
+
+    def _texts(self, task: str, table: Mapping[str, Any], what: str) -> list[str] | None:
+        """The labels of a task's column, None without one. Raises `ValueError` if there are nulls."""
+        column = self._column(task, table)
+        if column not in table:
+            return None
+        with naming(f"{what}: column {column!r}"):
+            texts = map_distinct(table[column], to_text, object).tolist()
+            if missing := texts.count(None):
+                raise ValueError(f"{missing} of {len(texts)} labels are null; fill them, or leave these rows out")
+        return texts
+
+    def _read_candidates(self, task: str, table: Mapping[str, Any] | None, group: str | None) -> "_TaskCandidates":
+        size = self.model.config.label_sizes[task]
+        texts = None if table is None else self._texts(task, table, "`candidates`")
+        if table is None or texts is None:
+            groups = None if group in (None, task) else self._groups(task, table, [], {}, size, str(group))
+            return _TaskCandidates(torch.ones(size, dtype=torch.bool), groups, None, {}, {})
+        distinct = list(dict.fromkeys(texts))
+        if len(distinct) < len(texts) and len(self.tasks) == 1:
+            logger.warning(
+                f"`candidates`: {len(texts) - len(distinct):,} of {len(texts):,} rows of column "
+                f"{self._column(task, table)!r} repeat a label, and each label counts once: leave them out."
+            )
+        ids = dict(zip(distinct, self.extractor.label_ids(task, distinct).tolist(), strict=True))
+        new = self._new_labels(task, table, texts, ids)
+        if new is not None:
+            ids |= {value: size + index for index, value in enumerate(new.values)}
+        unknown = [value for value, label in ids.items() if label < FIRST_LABEL]
+        if unknown:
+            self.unknown[task] = unknown
+            shown = ", ".join(map(repr, unknown[:MOST_NAMED]))
+            logger.warning(
+                f"`candidates`: {len(unknown):,} of {len(distinct):,} labels of column {self._column(task, table)!r} "
+                f"are unknown to the checkpoint and left out, such as {shown}: add columns of features that they "
+                "share with known labels, such as their category, or train again with them."
+            )
+        ids = {value: label for value, label in ids.items() if label >= FIRST_LABEL}
+        is_candidate = torch.zeros(size + (len(new.values) if new else 0), dtype=torch.bool)
+        is_candidate[list(ids.values())] = True
+        groups = (
+            None if group in (None, task) else self._groups(task, table, texts, ids, len(is_candidate), str(group))
+        )
+        return _TaskCandidates(is_candidate, groups, new, ids, {})
+
+    def _new_labels(
+        self, task: str, table: Mapping[str, Any], texts: Sequence[str], ids: Mapping[str, int]
+    ) -> NewLabels | None:
+        """The unknown labels of a table that share features with known labels, of the table or of the checkpoint."""
+        first = {text: row for row, text in reversed(list(enumerate(texts)))}
+        config, encoding = self.model.config, self.extractor._encoding
+        names = [name for name in encoding.event_features if name != task and self._column(name, table) in table]
+        new = [value for value, label in ids.items() if label < FIRST_LABEL]
+        known = torch.zeros(config.label_sizes[task], len(names), dtype=torch.long)
+        features = torch.zeros(len(new), len(names), dtype=torch.long)
+        told = [value for value, label in ids.items() if label >= FIRST_LABEL]
+        for index, name in enumerate(names):
+            column = self._column(name, table)
+            with naming(f"`candidates`: column {column!r}"):
+                values = torch.from_numpy(encoding.feature_ids(name, table[column]).astype(np.int64))
+            if name in config.label_features:
+                usual = self.model.label_values(config.tasks.index(task)).cpu()
+                known[:, index] = usual[:, config.label_features.index(name)]
+            known[[ids[value] for value in told], index] = values[[first[value] for value in told]]
+            features[:, index] = values[[first[value] for value in new]]
+        return NewLabels.from_features(new, features, known) if new else None
+
+    def _groups(
+        self,
+        task: str,
+        table: Mapping[str, Any] | None,
+        texts: Sequence[str],
+        ids: Mapping[str, int],
+        columns: int,
+        group: str,
+    ) -> torch.Tensor:
+        """Group of each label `(C,)`. A label of which nothing is said is a group of its own."""
+        groups = torch.arange(columns)
+        name = self._column(group, table or {})
+        if table is not None and name in table:
+            with naming(f"`candidates`: column {name!r}"):
+                values = map_distinct(table[name], to_text, object).tolist()
+                of_label: dict[str, str] = {}
+                for text, value in zip(texts, values, strict=True):
+                    if value is None or of_label.setdefault(text, value) != value:
+                        found = "null" if value is None else f"{of_label[text]!r} and {value!r}"
+                        raise ValueError(f"{task} {text!r} has {found}; `per_group` needs one value for each label")
+            numbers = {value: columns + number for number, value in enumerate(dict.fromkeys(values))}
+            for text, label in ids.items():
+                groups[label] = numbers[of_label[text]]
+        elif group in self.model.config.label_features:
+            index = self.model.config.label_features.index(group)
+            values = self.model.label_values(self.model.config.tasks.index(task))[:, index].long().cpu()
+            groups[: len(values)] = torch.where(values >= FIRST_LABEL, columns + values, groups[: len(values)])
+        else:
+            raise ValueError(
+                f"`per_group` names {group!r}, and nothing says which {group} a label of {task!r} has: give "
+                f"`candidates` as a table with the columns {task!r} and {group!r}."
+            )
+        return groups
+
+    def _read_excluded(self, table: Mapping[str, Any]) -> None:
+        """Takes excluded labels away: from all customers, or from those that the table names."""
+        customers = None
+        if (name := self.extractor.customer) in table:
+            with naming(f"`exclude`: column {name!r}"):
+                customers = map_distinct(table[name], to_text, object).tolist()
+                if missing := customers.count(None):
+                    raise ValueError(f"{missing} of {len(customers)} customers are null; fill them")
+            self.needs_customers = True
+        unknown: list[str] = []
+        for task in self.tasks:
+            own = self._of_tasks[task]
+            if (texts := self._texts(task, table, "`exclude`")) is None:
+                continue
+            distinct = list(dict.fromkeys(texts))
+            ids = dict(zip(distinct, self.extractor.label_ids(task, distinct).tolist(), strict=True)) | own.ids
+            unknown += [text for text in distinct if ids[text] < FIRST_LABEL]
+            for row, text in enumerate(texts):
+                if ids[text] < FIRST_LABEL:
+                    continue
+                if customers is None:
+                    own.is_candidate[ids[text]] = False
+                else:
+                    own.excluded.setdefault(customers[row], []).append(ids[text])
+        if unknown:
+            shown = ", ".join(map(repr, unknown[:MOST_NAMED]))
+            logger.warning(
+                f"`exclude` names {len(unknown):,} labels that the checkpoint does not know, such as {shown}."
+            )
+
+
+def _read_per_group(per_group: Any) -> tuple[str | None, int]:
+    if per_group is None:
+        return None, 1
+    if isinstance(per_group, Sequence) and not isinstance(per_group, str) and len(per_group) == 2:
+        name, most = per_group
+        if isinstance(name, str) and isinstance(most, Integral) and int(most) >= 1:
+            return name, int(most)
+    raise ValueError(
+        f"`per_group` is {per_group!r}; give a feature and a number of at least 1, such as ('category', 2)."
+    )

@@ -1,0 +1,50 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Names the labels that are most like one label, or those that go with several.
+
+mcm similar --model runs/quickstart --task product_type --labels "PASTA SAUCE"
+mcm similar --model runs/quickstart --task product_type --labels "PASTA SAUCE" "SPAGHETTI DRY" --together
+"""
+
+import sys
+from dataclasses import dataclass
+
+from modeling_mcm.commands.arguments import exits, parse_options
+from modeling_mcm.live.related import similar, together
+from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
+from modeling_mcm.option import option
+from modeling_mcm.processing_mcm import MCMFeatureExtractor
+from modeling_mcm.training.checkpoints import check_files, read_checkpoint
+
+
+@dataclass
+class SimilarOptions:
+    """Which labels are compared, by which checkpoint."""
+
+    model: str = option(help="Checkpoint folder, or name on the Hub.")
+    task: str = option(help="Task whose labels are compared.")
+    labels: list[str] = option([], "The label, or with --together one or more labels.")
+    together: bool = option(False, "Name the labels that go with all of them, in the place of those that are alike.")
+    k: int = option(10, "Number of labels.")
+
+    def __post_init__(self) -> None:
+        if not self.labels or (len(self.labels) > 1 and not self.together):
+            raise ValueError(f"--labels has {len(self.labels)} labels; give one, or several with --together.")
+
+
+def main() -> None:
+    """Reads the options and prints a label and its score in each line."""
+    (options,) = parse_options(SimilarOptions, description=__doc__)
+    with exits(ValueError, OSError):
+        check_files(options.model)
+        extractor = MCMFeatureExtractor.from_pretrained(options.model)
+        model = read_checkpoint(MCMForMultiTaskRecommendation, options.model).eval()
+        if options.together:
+            found = together(model, extractor, options.task, options.labels, options.k)
+        else:
+            found = similar(model, extractor, options.task, options.labels[0], options.k)
+    sys.stdout.write("".join(f"{each['score']:8.3f}  {each['label']}\n" for each in found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Labels that are alike, and labels that go together, as the scorer's counts over all customers say.
+
+Shapes: V labels of a task, K stored neighbours of a label.
+"""
+
+import difflib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from modeling_mcm.candidates_mcm import choose_labels
+from modeling_mcm.configuration_mcm import FIRST_LABEL
+from modeling_mcm.scorer_mcm import LabelTables
+
+TRANSITIONS, EASE = 0, 2  # index of a table of [`LabelTables`]: transitions in both directions, and EASE
+LIFT = 0.3, 0.75  # exponents on a label's popularity, by which the weights of EASE, and of transitions, are divided
+
+
+def similar(model: Any, feature_extractor: Any, task: str, label: Any, k: int = 10) -> list[dict[str, Any]]:
+    """The labels that are most alike, best first: the same labels come before and after them, and they have the same
+    values of `config.label_features`.
+
+    Args:
+        model ([`MCMForMultiTaskRecommendation`]): a model with a fitted scorer.
+        feature_extractor ([`MCMFeatureExtractor`]): feature extractor of the same checkpoint.
+        task (`str`): name of a task.
+        label: a value of the task's feature.
+        k (`int`): number of labels.
+
+    Returns:
+        `list[dict]`: `{"label": value, "score": number}`; 1 is equal.
+
+    Raises:
+        ValueError: if the model has no fitted scorer, or the task or the label is unknown.
+    """
+    tables, (index,) = _tables(model, task), _ids(feature_extractor, task, [label])
+    neighbours, weights = tables.neighbours[TRANSITIONS].long(), tables.weights[TRANSITIONS].float()
+    profile = weights.new_zeros(len(weights)).index_add(0, neighbours[index], weights[index])
+    length = weights.square().sum(1).sqrt().clamp(min=1e-9)
+    scores = (weights * profile[neighbours]).sum(1) / length / length[index]
+    if model.config.label_features:
+        values = model.label_values(model.config.tasks.index(task))
+        has_value = values[index] >= FIRST_LABEL
+        shared = ((values == values[index]) & has_value).float().sum(1) / has_value.sum().clamp(min=1)
+        scores = (scores + shared) / 2 if has_value.any() else scores
+    return _best(feature_extractor, task, scores, [index], k)
+
+
+def together(
+    model: Any, feature_extractor: Any, task: str, labels: Sequence[Any], k: int = 10
+) -> list[dict[str, Any]]:
+    """The labels that go with some labels, such as those of a basket, best first: customers who take these take them
+    more often than others do. Arguments, result and errors are those of [`similar`]; the scores have no unit."""
+    if isinstance(labels, str) or not len(labels):
+        raise ValueError(f"Found {labels!r}, expected a list of at least one label of {task!r}.")
+    tables, ids = _tables(model, task), _ids(feature_extractor, task, labels)
+    has_ease = len(tables.neighbours) > EASE
+    kind, lift = (EASE, LIFT[0]) if has_ease else (TRANSITIONS, LIFT[1])
+    neighbours, weights = tables.neighbours[kind, ids].long(), tables.weights[kind, ids].float().clamp(min=0)
+    weights = weights / weights.sum(1, keepdim=True).clamp(min=1e-9) / len(ids)
+    popularity = tables.counts[0] + 1
+    scores = popularity.new_zeros(len(popularity)).index_add(0, neighbours.flatten(), weights.flatten())
+    return _best(feature_extractor, task, scores / (popularity / popularity.sum()) ** lift, ids, k)
+
+
+def _tables(model: Any, task: str) -> LabelTables:
+    if task not in model.config.tasks:
+        raise ValueError(f"No task {task!r}: this checkpoint predicts {model.config.tasks}.")
+    if model.scorer is None or not model.scorer.fitted:
+        raise ValueError(
+            "This checkpoint has no fitted scorer, so nothing is counted of its labels: mcm start fits one."
+        )
+    return model.scorer.tables_of(model.config.tasks.index(task))
+
+
+def _ids(feature_extractor: Any, task: str, labels: Sequence[Any]) -> list[int]:
+    ids = feature_extractor.label_ids(task, labels).tolist()
+    if unknown := [label for label, index in zip(labels, ids, strict=True) if index < FIRST_LABEL]:
+        known = {value.lower(): value for value in feature_extractor.vocabularies[task]}
+        close = difflib.get_close_matches(str(unknown[0]).lower(), known, n=1, cutoff=0.5)
+        hint = (
+            f"is {known[close[0]]!r} meant?" if close else f"expected a value such as {next(iter(known.values()))!r}."
+        )
+        raise ValueError(f"The checkpoint knows no label {unknown[0]!r} of {task!r}: {hint}")
+    return ids
+
+
+def _best(feature_extractor: Any, task: str, scores: torch.Tensor, own: Sequence[int], k: int) -> list[dict[str, Any]]:
+    is_candidate = scores > 0
+    is_candidate[own] = False
+    if k < 1:
+        raise ValueError(f"`k` is {k}; ask for at least 1 label.")
+    chosen = choose_labels(scores[None], k, is_candidate).labels[0]
+    ids = chosen[chosen > 0]
+    pairs = zip(feature_extractor.decode_labels(task, ids), scores[ids].tolist(), strict=True)
+    return [{"label": label, "score": score} for label, score in pairs]

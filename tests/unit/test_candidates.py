@@ -1,0 +1,224 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Labels are chosen from candidates as one would filter by hand, at every entrance; bad tables are refused."""
+
+import pandas as pd
+import pyarrow as pa
+import pytest
+import torch
+from corner_shop import customer_of
+from fitted import fill_scorer
+from serving_client import as_requests, make_client, make_service
+from transformers import pipeline
+
+from modeling_mcm import LiveCustomer
+from modeling_mcm.candidates_mcm import CandidateSet, choose_labels
+from modeling_mcm.live.related import similar, together
+
+TASK = "items"  # whose column is "item"
+STOCK = {"item": [f"item {number:02}" for number in range(20)], "aisle": [f"aisle {n % 4}" for n in range(20)]}
+
+
+@pytest.fixture
+def model(tiny_model):
+    return fill_scorer(tiny_model(extended=True, scorer=True, kind_feature="type"))
+
+
+@pytest.fixture
+def customer(event_log):
+    return customer_of(event_log, "c03") | {"customer_id": "c03"}
+
+
+def by_hand(scores, k, stock=None, exclude=(), group_of=None, most=None):
+    """Filters a list of all labels with their probabilities: `{"label", "score"}`, best first."""
+    allowed = [e for e in scores if (stock is None or e["label"] in stock) and e["label"] not in exclude]
+    total = sum(each["score"] for each in allowed)
+    kept, counts = [], {}
+    for each in allowed:
+        group = group_of[each["label"]] if group_of else each["label"]
+        counts[group] = counts.get(group, 0) + 1
+        if counts[group] <= (most or 1):
+            kept.append({"label": each["label"], "score": each["score"] / total})
+    return kept[:k]
+
+
+def assert_same(found, expected):
+    assert [each["label"] for each in found] == [each["label"] for each in expected]
+    assert [each["score"] for each in found] == pytest.approx([each["score"] for each in expected], rel=1e-4)
+
+
+def test_choice_equals_a_loop_over_sorted_labels():
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(30):
+        scores = torch.randint(0, 6, (4, 40), generator=generator).float()  # with many ties
+        allowed = torch.rand(4, 40, generator=generator) < 0.5
+        groups, most, k = torch.randint(0, 5, (40,), generator=generator), 2, 7
+        found = choose_labels(scores, k, allowed, groups, most)
+        for row in range(4):
+            ids = [label for label in range(2, 40) if allowed[row, label]]
+            chances = scores[row, ids].softmax(0).tolist()
+            kept = []
+            for label, chance in sorted(zip(ids, chances, strict=True), key=lambda pair: (-pair[1], pair[0])):
+                if sum(groups[label] == groups[other] for other, _ in kept) < most:
+                    kept.append((label, chance))
+            kept = kept[:k] + [(0, 0.0)] * (k - len(kept))
+            assert found.labels[row].tolist() == [label for label, _ in kept]
+            assert found.scores[row].tolist() == pytest.approx([chance for _, chance in kept])
+
+
+def test_every_entrance_chooses_as_filtering_by_hand(
+    model, extractor, customer, event_log, prepared, command, tmp_path
+):
+    live = LiveCustomer(model, extractor, customer["profile"], "c03")
+    live.add(customer["events"])
+    every = live.scores(tasks=[TASK], k=100)[TASK]
+    events = pd.DataFrame(customer["events"])
+    seen = set(events[events["action"].isin(extractor.target_token_types)]["item"].dropna())
+    assert seen and set(STOCK["item"]) - seen
+    groups = dict(zip(STOCK["item"], STOCK["aisle"], strict=True))
+    expected = by_hand(every, 8, set(STOCK["item"]), seen, groups, 2)
+    assert len(expected) > 3
+
+    pipe = pipeline("preference-scores", model=model, feature_extractor=extractor)
+    chosen = {"candidates": STOCK, "exclude": "seen", "per_group": ("aisle", 2)}
+    assert_same(pipe([customer, customer], tasks=[TASK], top_k=8, batch_size=2, **chosen)[1][TASK], expected)
+    for table in (pd.DataFrame(STOCK), pa.table(STOCK), pa.table(STOCK).to_pylist()):
+        assert_same(live.scores(tasks=[TASK], k=8, **chosen | {"candidates": table})[TASK], expected)
+    kept = CandidateSet(model, extractor, [TASK], **chosen)
+    assert_same(live.scores(tasks=[TASK], k=8, candidates=kept)[TASK], expected)
+
+    pd.DataFrame(STOCK).to_csv(tmp_path / "stock.csv", index=False)
+    model.save_pretrained(tmp_path / "model")
+    extractor.save_pretrained(tmp_path / "model")
+    words = ["--model", tmp_path / "model", "--data", prepared, "--output_dir", tmp_path / "out", "--tasks", TASK]
+    words += ["--candidates", tmp_path / "stock.csv", "--exclude", "seen", "--per_group", "aisle=2", "--top_k", 8]
+    command("run_predict", *words)
+    found = pd.read_parquet(tmp_path / "out").set_index("customer_id").loc["c03"]
+    pairs = zip(found[TASK], found[f"{TASK}_scores"], strict=True)
+    assert_same([{"label": label, "score": score} for label, score in pairs], expected)
+    pd.DataFrame(STOCK).head(3).to_csv(tmp_path / "stock.csv", index=False)
+    command("run_predict", *words, fails="holds predictions of another")
+
+
+def test_service_chooses_as_filtering_by_hand(model, extractor, customer, tmp_path):
+    pytest.importorskip("fastapi", reason="FastAPI not installed")
+    stock = tmp_path / "stock.csv"
+    pd.DataFrame(STOCK).to_csv(stock, index=False)
+    service = make_service(model, extractor, tmp_path / "state.db", candidates=str(stock))
+    client = make_client(service)
+    assert client.post("/events", json={"events": as_requests(customer["events"], ["c03"])}).status_code == 200
+
+    def ask(status=200, **options):
+        answer = client.get("/customers/c03/scores", params={"task": TASK, "k": 8, **options})
+        assert answer.status_code == status, answer.text
+        return answer.json()["tasks"][TASK] if status == 200 else answer.json()["detail"]
+
+    with service.customer("c03") as live:
+        every = live.scores(tasks=[TASK], k=100)[TASK]
+    groups = dict(zip(STOCK["item"], STOCK["aisle"], strict=True))
+    assert_same(ask(per_group="aisle=2"), by_hand(every, 8, set(STOCK["item"]), (), groups, 2))
+    few = STOCK["item"][:5]
+    assert_same(ask(candidate=few, exclude=few[:2]), by_hand(every, 8, few[2:]))
+    assert_same(ask(exclude=STOCK["item"][0]), by_hand(every, 8, STOCK["item"][1:]))
+    assert "no label that the checkpoint knows" in ask(422, candidate="nothing")
+    pd.DataFrame(STOCK).head(4).to_csv(stock, index=False)
+    assert_same(ask(), by_hand(every, 8, STOCK["item"][:4]))  # the file is read again
+    parameters = client.get("/openapi.json").json()["paths"]["/customers/{customer_id}/scores"]["get"]["parameters"]
+    assert {"candidate", "exclude", "exclude_seen", "per_group"} <= {each["name"] for each in parameters}
+    answer = client.get("/labels/together", params={"task": TASK, "label": few[:2], "k": 3}).json()["labels"]
+    assert answer == together(model, extractor, TASK, few[:2], 3)
+    answer = client.get("/labels/similar", params={"task": TASK, "label": few[0], "k": 3}).json()["labels"]
+    assert answer == similar(model, extractor, TASK, few[0], 3)
+    service.store.close()
+
+
+def test_labels_are_excluded_for_each_customer(model, extractor, customer):
+    pipe = pipeline("preference-scores", model=model, feature_extractor=extractor)
+    every = pipe(customer, tasks=[TASK], top_k=100)[TASK]
+    best = every[0]["label"]
+    found = pipe(customer, tasks=[TASK], top_k=5, exclude={"who": ["c03", "c04"], "item": [best, every[1]["label"]]})
+    assert_same(found[TASK], by_hand(every, 5, exclude=[best]))
+    with pytest.raises(ValueError, match="customer_id"):
+        nameless = {"events": customer["events"].drop(columns="who")}
+        pipe(nameless, tasks=[TASK], exclude={"who": ["c03"], "item": [best]})
+
+
+def test_a_new_label_has_the_average_of_labels_that_share_its_features(model, extractor, caplog):
+    known = extractor.vocabularies[TASK]
+    table = {
+        "item": [*known, "new", "odd"],
+        "aisle": [*(f"aisle {n % 4}" for n in range(len(known))), "aisle 1", None],
+    }
+    found = CandidateSet(model, extractor, [TASK], table)
+    assert found.unknown == {TASK: ["odd"]}
+    assert "1 of" in caplog.text and "'odd'" in caplog.text
+    scores = torch.randn(3, len(known) + 2)
+    scores[:, :2] = torch.finfo(scores.dtype).min / 2
+    chosen = found.choose(TASK, scores, k=len(known) + 1)
+    alike = [2 + n for n in range(len(known)) if n % 4 == 1]
+    for row in range(3):
+        chances = scores[row].softmax(0)
+        new = chances[alike].mean()
+        by_label = dict(zip(found.decode(TASK, chosen.labels[row].tolist()), chosen.scores[row].tolist(), strict=True))
+        assert by_label["new"] == pytest.approx((new / (1 + new)).item(), rel=1e-4)
+        assert sum(by_label.values()) == pytest.approx(1, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"candidates": {"itm": ["item 01"]}}, "no column 'item'.*'itm' meant"),
+        ({"candidates": {"item": ["item 01", None]}}, "column 'item': 1 of 2 labels are null"),
+        ({"candidates": ["item 01"], "exclude": ["item 01"]}, "No candidate of 'items' is left: column 'items'"),
+        ({"candidates": []}, "No candidate of 'items' is left"),
+        ({"candidates": ["item 01"], "per_group": ("aisle", 1)}, "columns 'items' and 'aisle'"),
+        ({"per_group": ("aisle", 1)}, "columns 'items' and 'aisle'"),
+        ({"per_group": ("aisle", 0)}, "at least 1"),
+        ({"candidates": STOCK | {"aisle": [None] * 20}, "per_group": ("aisle", 1)}, "'aisle'.*has null"),
+        (
+            {"candidates": {"item": ["item 01"] * 2, "aisle": ["aisle 1", "aisle 2"]}, "per_group": ("aisle", 1)},
+            "'aisle 1' and 'aisle 2'.*one value",
+        ),
+        ({"exclude": {"who": [None], "item": ["item 01"]}}, "column 'who': 1 of 1 customers are null"),
+        ({"exclude": "sene"}, "`exclude`: found 'sene'"),
+    ],
+)
+def test_bad_arguments_name_the_column_and_the_fix(model, extractor, options, message):
+    with pytest.raises(ValueError, match=message):
+        CandidateSet(model, extractor, [TASK], **options)
+
+
+def test_duplicates_and_unknown_labels_are_reported(model, extractor, caplog):
+    found = CandidateSet(model, extractor, [TASK], ["item 01", "item 01", "nothing"])
+    assert "1 of 3 rows of column 'items' repeat a label" in caplog.text
+    assert "1 of 2 labels of column 'items' are unknown" in caplog.text
+    assert found.unknown == {TASK: ["nothing"]}
+    with pytest.raises(ValueError, match="ask for one task"):
+        CandidateSet(model, extractor, ["items", "aisle"], ["item 01"])
+    with pytest.raises(ValueError, match="where it is made"):
+        CandidateSet.of(model, extractor, [TASK], found, "seen", None)
+
+
+def test_nothing_left_for_a_customer_is_an_error_that_names_the_customer(model, extractor, customer):
+    live = LiveCustomer(model, extractor, customer_id="c03")
+    live.add(customer["events"])
+    events = pd.DataFrame(customer["events"])
+    bought = events[events["action"].isin(extractor.target_token_types)]["item"].dropna().iloc[0]
+    with pytest.raises(ValueError, match="No candidate of 'items' is left for customer 'c03'"):
+        live.scores(tasks=[TASK], candidates=[bought], exclude="seen")
+
+
+def test_similar_and_together_read_the_counts(model, extractor):
+    tables = model.scorer.tables_of(model.config.tasks.index(TASK))
+    first, second, third = extractor.label_ids(TASK, ["item 01", "item 02", "item 03"])
+    tables.weights.zero_()
+    for label in (first, second):  # the same labels come after both
+        tables.weights[0, label, :2] = torch.tensor([1.0, 2.0]).half()
+        tables.neighbours[0, label, :2] = torch.tensor([third, third + 1]).int()
+    tables.weights[2, first, 0], tables.neighbours[2, first, 0] = 1, int(third)
+    assert similar(model, extractor, TASK, "item 01", 3) == [{"label": "item 02", "score": pytest.approx(1)}]
+    assert [each["label"] for each in together(model, extractor, TASK, ["item 01"], 3)] == ["item 03"]
+    with pytest.raises(ValueError, match="is 'item 01' meant"):
+        similar(model, extractor, TASK, "items 01")
+    with pytest.raises(ValueError, match="at least one label"):
+        together(model, extractor, TASK, [])
