@@ -20,6 +20,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from .action_mcm import MCMForActionRecommendation
 from .configuration_mcm import MCMConfig
 from .customer_mcm import MCMForCustomerPrediction
+from .customer_model import CustomerModel
 from .live import LiveCustomer
 from .modeling_mcm import MCMForMultiTaskRecommendation, MCMModel, MCMPreTrainedModel
 from .pipeline_mcm import (
@@ -56,6 +57,7 @@ __all__ = [
     "CustomerEmbeddingPipeline",
     "CustomerForecastPipeline",
     "CustomerPredictionPipeline",
+    "CustomerModel",
     "LiveCustomer",
     "MCMConfig",
     "MCMFeatureExtractor",

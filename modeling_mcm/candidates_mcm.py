@@ -37,10 +37,13 @@ class ChosenLabels(NamedTuple):
     Attributes:
         labels (`torch.LongTensor` of shape `(B, k)`): label ids; 0 behind the last candidate.
         scores (`torch.FloatTensor` of shape `(B, k)`): probabilities among the candidates; 0 where there is no label.
+        chances (`torch.FloatTensor` of shape `(B, k)`, *optional*): chances that the labels are in the next visit,
+            which has several; whatever the candidates are.
     """
 
     labels: torch.Tensor
     scores: torch.Tensor
+    chances: torch.Tensor | None = None
 
 
 def choose_labels(
@@ -297,7 +300,13 @@ class CandidateSet:
             for row, labels in enumerate(excluded):
                 is_candidate[row, torch.as_tensor(np.asarray(labels, np.int64), device=scores.device)] = False
         groups = None if groups is None else groups.to(scores.device)
-        return choose_labels(scores, k, is_candidate, groups, self._most)
+        chosen = choose_labels(scores, k, is_candidate, groups, self._most)
+        scorer = self.model.scorer
+        chance = None if scorer is None else scorer.chance[self.model.config.tasks.index(task)]
+        if chance is None or not chance.any():  # there was no validation case
+            return chosen
+        log_p = scores.float() if own.new is not None else scores.float().log_softmax(1)
+        return chosen._replace(chances=scorer.chances(chance, log_p.gather(1, chosen.labels)))
 
     def values(self, task: str) -> list[str]:
         """Labels of a task in the order of their ids, from 2 on: those of the checkpoint, and new ones."""
@@ -310,6 +319,17 @@ class CandidateSet:
         size = len(known) + FIRST_LABEL
         return [known[each - FIRST_LABEL] if each < size or not new else new.values[each - size] for each in labels]
 
+    def describe(self, task: str, chosen: ChosenLabels, row: int) -> list[dict[str, Any]]:
+        """A customer's list, best first: `{"label": value, "score": probability among the candidates, "chance": chance
+        that the label is in the next visit}`; without the chance in a checkpoint that had no validation case."""
+        columns = {"score": chosen.scores, "chance": chosen.chances}
+        known = {name: values[row].tolist() for name, values in columns.items() if values is not None}
+        labels = [label for label in chosen.labels[row].tolist() if label]
+        return [
+            {"label": label} | {name: values[place] for name, values in known.items()}
+            for place, label in enumerate(self.decode(task, labels))
+        ]
+
     def rank(
         self,
         task: str,
@@ -318,19 +338,16 @@ class CandidateSet:
         seen: Sequence[NDArray[np.int64]] | None = None,
         customers: Sequence[str | None] | None = None,
     ) -> list[list[dict[str, Any]]]:
-        """The choice as lists of `{"label": value, "score": probability among the candidates}`, with the arguments of
-        `choose`. Raises `ValueError` if nothing is left for a customer."""
-        chosen, lists = self.choose(task, scores, k, seen, customers), []
-        for row, (labels, values) in enumerate(zip(chosen.labels.tolist(), chosen.scores.tolist(), strict=True)):
-            labels = [label for label in labels if label]
+        """The choice as lists, see `describe`, with the arguments of `choose`. Raises `ValueError` if nothing is left
+        for a customer."""
+        chosen = self.choose(task, scores, k, seen, customers)
+        lists = [self.describe(task, chosen, row) for row in range(len(scores))]
+        for row, labels in enumerate(lists):
             if not labels:
                 name = f"customer {customers[row]!r}" if customers and customers[row] is not None else "the customer"
                 raise ValueError(
                     f"No candidate of {task!r} is left for {name}: give more candidates, or exclude less."
                 )
-            values = values[: len(labels)]
-            texts = self.decode(task, labels)
-            lists.append([{"label": text, "score": value} for text, value in zip(texts, values, strict=True)])
         return lists
 
     # ------------------------------------------------------------------------------------------------- reading tables

@@ -19,7 +19,7 @@ from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import ModelOutput
 
 from .action_inputs_mcm import EncodedActions, read_actions
-from .candidates_mcm import CandidateSet
+from .candidates_mcm import CandidateSet, ChosenLabels
 from .events_mcm import events_before, naming
 from .files_mcm import check_values
 from .forecaster_mcm import CustomerForecasts
@@ -172,8 +172,8 @@ class CustomerForecastPipeline(_CustomerPipeline):
 class PreferenceScoresPipeline(_CustomerPipeline):
     """Ranks the labels that are likely to come next: `pipeline("preference-scores", model=checkpoint)(customer)`.
 
-    The result of a customer has for each task a list of
-    `{"label": value, "score": probability among the candidates}`, best first.
+    The result of a customer has for each task a list of `{"label": value, "score": probability among the candidates,
+    "chance": chance that the label is in the next visit}`, best first.
 
     Options:
         tasks (`list[str]`, *optional*): names of the tasks. Default: all tasks.
@@ -222,7 +222,7 @@ class PreferenceScoresPipeline(_CustomerPipeline):
         now, tasks = forward_parameters.get("now"), forward_parameters.get("tasks") or self.model.config.tasks
         logits = self.model(**self.model_inputs(input_tensors, now)).logits
         candidates = forward_parameters.get("candidates") or CandidateSet(self.model, self.feature_extractor, tasks)
-        rows = input_tensors["rows"] if isinstance(input_tensors["rows"], list) else [input_tensors["rows"]]
+        rows: Any = input_tensors["rows"] if isinstance(input_tensors["rows"], list) else [input_tensors["rows"]]
         rows = rows if now is None else until(rows, [now] * len(rows))
         result = ModelOutput()
         for task in tasks:
@@ -232,7 +232,9 @@ class PreferenceScoresPipeline(_CustomerPipeline):
             if bool((is_empty := ~chosen.labels.any(1)).any()):
                 where = rows[int(is_empty.long().argmax())]["where"]
                 raise ValueError(f"{where}: no candidate of {task!r} is left: give more candidates, or exclude less.")
-            result[f"scores {task}"], result[f"labels {task}"] = chosen.scores, chosen.labels
+            for name, values in chosen._asdict().items():
+                if values is not None:
+                    result[f"{name} {task}"] = values
         return result
 
     def postprocess(
@@ -245,9 +247,8 @@ class PreferenceScoresPipeline(_CustomerPipeline):
         )
         result = {}
         for task in tasks:
-            ids = [label for label in model_outputs[f"labels {task}"][0].tolist() if label]
-            pairs = zip(candidates.decode(task, ids), model_outputs[f"scores {task}"][0].tolist(), strict=False)
-            result[task] = [{"label": label, "score": score} for label, score in pairs]
+            columns = [model_outputs.get(f"{name} {task}") for name in ChosenLabels._fields]
+            result[task] = candidates.describe(task, ChosenLabels(*columns), 0)
         return result
 
 

@@ -132,9 +132,9 @@ class LiveCustomer:
         exclude: Any = None,
         per_group: tuple[str, int] | None = None,
     ) -> dict[str, list[dict[str, Any]]]:
-        """By task (default: all tasks) the `k` labels that are likeliest to come next, best first: `{"label": value,
-        "score": probability among the candidates}`. `candidates`, `exclude` and `per_group` say which labels may be
-        chosen, see [`CandidateSet`]; make a set once for a large table. Raises `ValueError` if a task is unknown, `k`
+        """By task (default: all tasks) the `k` labels that are likeliest to come next, best first, see
+        [`CandidateSet.describe`]. `candidates`, `exclude` and `per_group` say which labels may be chosen, see
+        [`CandidateSet`]; make a set once for a large table. Raises `ValueError` if a task is unknown, `k`
         is below 1, no candidate is left, or `now` is before the last event."""
         all_tasks = self.model.config.tasks
         tasks = list(all_tasks if tasks is None else tasks)
