@@ -12,6 +12,7 @@ from transformers.utils import auto_docstring
 CHOICES = {
     "encoder_unit": ("event", "visit"),
     "readout": ("attentional", "last"),
+    "live_state": ("full", "counts"),
     "augmentation": ("random_prefix", "last_prefix", "all_prefixes", "masked_lm"),
 }
 # First ids of every feature, and so of the labels of every task: missing, unknown (too rare, or new), first value.
@@ -77,6 +78,9 @@ class MCMConfig(PreTrainedConfig):
         it is fitted, at the end of pre-training, scores are the readout's. See [`~scorer_mcm.LabelScorer`].
     kind_feature (`str`, *optional*):
         Feature by whose most frequent values the scorer tells events apart, the token type. Default: all are alike.
+    live_state (`str`):
+        What [`LiveCustomer`] keeps: `"full"`, also the keys and values of the encoder, so that its scores are those of
+        the whole history; or `"counts"`, the events alone, some kB: its scores are then those without the encoder.
     state_size (`int`):
         Size of the customer state, which is the customer embedding. 0 (the paper): no state; the customer embedding is
         computed from the encoder's hidden vectors. See [`~state_mcm.CustomerState`].
@@ -140,6 +144,7 @@ class MCMConfig(PreTrainedConfig):
     label_features: list[str] = field(default_factory=list)
     scorer: bool = True
     kind_feature: str | None = None
+    live_state: str = "full"
     state_size: int = 128
     state_features: list[str] | None = None
     taste_features: list[str] | None = None

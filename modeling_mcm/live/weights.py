@@ -28,7 +28,7 @@ class Reader:
         self.event_tables = model.model.embeddings.events.joined()
         self.id_type = torch.int16 if max(config.vocabulary_sizes) <= 2**15 else torch.int32
         self.is_scored = model.scorer is not None and bool(model.scorer.fitted)
-        self.reads_readout = model.needs_readout()
+        self.reads_readout = model.needs_readout() and not (self.is_scored and config.live_state == "counts")
         self.encodes = self.reads_readout or model.model.state is None  # the embedding may need it
         labels = dict(zip(config.tasks, model._all_labels(), strict=True)) if self.reads_readout else {}
         vectors = [of_task.vectors.detach() for of_task in labels.values()]

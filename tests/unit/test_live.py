@@ -354,3 +354,19 @@ def test_changed_byte_is_noticed_or_harmless(live_model, extractor):
             assert LiveCustomer.from_bytes(bytes(damaged), model, extractor).scores() == scores
         except ValueError as error:
             assert "stored state" in str(error)
+
+
+def test_a_state_of_counts_has_no_caches_and_the_scores_without_the_encoder(live_model, extractor):
+    full, counts = live_model("scorer"), live_model("scorer", live_state="counts")
+    counts.load_state_dict(full.state_dict())
+    lives = [LiveCustomer(model, extractor) for model in (full, counts)]
+    for live in lives:
+        live.add(random_events(0, 80))
+    assert len(lives[1].to_bytes()) < len(lives[0].to_bytes())
+    assert [live._window.state().caches.numel() > 0 for live in lives] == [True, False]
+    counts.scorer.calibration[:, 3:] = 0  # the weights of the encoder
+    alone = LiveCustomer(counts, extractor)
+    alone.add(random_events(0, 80))
+    for task, scores in lives[1].logits().items():
+        torch.testing.assert_close(scores, alone.logits()[task])
+        assert not torch.equal(scores, lives[0].logits()[task])
