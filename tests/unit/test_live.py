@@ -357,7 +357,7 @@ def test_changed_byte_is_noticed_or_harmless(live_model, extractor):
 
 
 def test_a_state_of_counts_has_no_caches_and_the_scores_without_the_encoder(live_model, extractor):
-    full, counts = live_model("scorer"), live_model("scorer", live_state="counts")
+    full, counts = live_model("scorer and state"), live_model("scorer and state", live_state="counts")
     counts.load_state_dict(full.state_dict())
     lives = [LiveCustomer(model, extractor) for model in (full, counts)]
     for live in lives:
