@@ -64,7 +64,7 @@ class LiveState:
         )
 
     @classmethod
-    def restored(cls, reader: Reader, tensors: Mapping[str, torch.Tensor]) -> "LiveState":
+    def restored(cls, reader: Reader, tensors: Mapping[str, Any]) -> "LiveState":
         """The state of stored `tensors`. Raises `ValueError` if they are not those of a state of this model."""
         empty = cls.empty(reader)
         names = [each.name for each in fields(cls) if each.name != "unread"]
