@@ -29,7 +29,7 @@ from modeling_mcm.data.dataset import (
     MANIFEST_FILE,
     POPULARITY_FILE,
     PreparedManifest,
-    check_shard,
+    check_shards,
     write_table,
 )
 from modeling_mcm.events_mcm import check_columns, to_text
@@ -161,8 +161,7 @@ def forget_in_prepared(directory: Path, customers: Collection[str], digests: Map
     be left. Raises `OSError` if the disk is full or not writable; the data set then is as it was."""
     directory = directory.resolve()
     manifest = PreparedManifest.load(directory)
-    for shard in manifest.shards:
-        check_shard(directory / shard["file"], shard, verify=True)
+    check_shards(directory, manifest.shards, verify=True)
     theirs = find_rows(directory, manifest, customers)
     numbers = {name: pc.sum(column).as_py() for name, column in theirs.items()}
     forgotten = sum(numbers.values())

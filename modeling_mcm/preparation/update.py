@@ -31,6 +31,7 @@ from modeling_mcm.data.dataset import (
     PreparedData,
     PreparedManifest,
     check_shard,
+    check_shards,
     write_table,
 )
 from modeling_mcm.data.schema import EventSchema
@@ -257,8 +258,7 @@ def _update(
     read = [group for group in (files.same, files.arrived, files.left) if group.paths]
     check_files(read, "event", schema.event_columns)
     extractor = data.extractor
-    for shard in manifest.shards:
-        check_shard(directory / shard["file"], shard, verify=False)
+    check_shards(directory, manifest.shards)
     with (
         atomic_folder(directory) as (target, scratch),
         open_engine("duckdb", scratch, memory_limit) as connection,
