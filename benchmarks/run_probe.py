@@ -35,7 +35,7 @@ from modeling_mcm.evaluation.reports import with_half_interval, with_interval
 from modeling_mcm.extras import needs
 from modeling_mcm.option import option
 from modeling_mcm.times_mcm import SECONDS_PER_DAY
-from modeling_mcm.training.checkpoints import check_files, read_checkpoint
+from modeling_mcm.training.checkpoints import open_checkpoint
 from probing import FEWEST, batches_at, make_learner
 
 INPUTS = ("counts", "embedding", "counts and embedding")
@@ -87,9 +87,7 @@ def read_models(options: ProbeOptions) -> list[tuple[MCMModel, MCMFeatureExtract
     """Reads the checkpoints, each with its feature extractor."""
     models = []
     for path in options.models:
-        check_files(path)
-        model = read_checkpoint(MCMModel, path).eval()
-        extractor = MCMFeatureExtractor.from_pretrained(path)
+        model, extractor = open_checkpoint(MCMModel, path)
         check_vocabularies(str(options.data), extractor)
         models.append((model, extractor))
     return models

@@ -5,8 +5,10 @@
 from dataclasses import field
 from typing import Any
 
+import torch
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
 from transformers.utils import auto_docstring
 
 CHOICES = {
@@ -21,6 +23,18 @@ FIRST_LABEL = FIRST_VALUE_ID  # the name for the same id where values are predic
 # Largest vocabulary that the customer state counts at every half-life, and largest that it counts at all.
 FEW_VALUES, MOST_COUNTED = 64, 2**14
 MOST_TASTES = 4096  # largest number of labels, in all, of the tasks that a customer state counts besides these
+# Least and largest value of sizes: what is outside is a mistake, which would fill the memory or fail far from here.
+LIMITS = {
+    "hidden_size": (1, 2**16),
+    "num_hidden_layers": (0, 2**10),
+    "num_attention_heads": (1, 2**10),
+    "intermediate_size": (1, 2**20),
+    "state_size": (0, 2**16),
+    "max_position_embeddings": (0, 2**24),
+    "attention_window": (1, 2**24),
+}
+SHARES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "event_dropout_prob")
+MOST_IDS = 10_000_002  # of a feature
 # The paper's features. It does not give sizes; these vocabularies have about 30K values, ids 0 and 1 included.
 PAPER_FEATURES = {"token_type": 8, "product_line": 42, "category": 502, "subcategory": 4002, "brand": 25002}
 
@@ -173,6 +187,9 @@ class MCMConfig(PreTrainedConfig):
             self.features = list(PAPER_FEATURES)
             self.vocabulary_sizes = self.vocabulary_sizes or list(PAPER_FEATURES.values())
         self.tasks = self.tasks or [name for name in self.features if name != "token_type"]
+        dtype = getattr(torch, self.dtype, "") if isinstance(self.dtype, str) else self.dtype
+        if not isinstance(dtype, torch.dtype | None):
+            raise ValueError(f"`dtype` is {self.dtype!r}, no type of torch: expected one such as float32.")
         super().__post_init__(**kwargs)
 
     def to_dict(self) -> dict[str, Any]:
@@ -249,9 +266,11 @@ class MCMConfig(PreTrainedConfig):
                 f"`vocabulary_sizes` has {len(self.vocabulary_sizes)} entries for {len(self.features)} features: give "
                 "one size a feature, in the same order (MCMFeatureExtractor.vocabulary_sizes)."
             )
-        if any(size < 3 for size in self.vocabulary_sizes):
-            small = [f for f, size in zip(self.features, self.vocabulary_sizes, strict=True) if size < 3]
-            raise ValueError(f"The features {small} have no value besides padding and unknown: leave them out.")
+        if wrong := {name: size for name, size in self._sizes().items() if not 3 <= size <= MOST_IDS}:
+            raise ValueError(
+                f"`vocabulary_sizes` has {wrong}: expected 3 (padding, unknown and a value) to {MOST_IDS:,}; leave "
+                "out features that have no value."
+            )
         if missing := [task for task in self.tasks if task not in self.features]:
             raise ValueError(
                 f"The tasks {missing} are no features; a task is the next value of one of {self.features}."
@@ -274,29 +293,35 @@ class MCMConfig(PreTrainedConfig):
                 "augmentation='masked_lm' reads the hidden vector of the masked event: set readout='last' and "
                 "encoder_unit='event'."
             )
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(
+                f"`hidden_act` is {self.hidden_act!r}, no activation: one of {', '.join(sorted(ACT2FN))}."
+            )
         if not self.action_outcomes:
             raise ValueError("`action_outcomes` is empty: expected at least one outcome of an offer.")
 
     def validate_sizes(self):
         """Checks that sizes and horizons are in range; raises a `ValueError` if not."""
+        for name, (least, most) in LIMITS.items():
+            if (size := getattr(self, name)) is not None and not least <= size <= most:
+                raise ValueError(f"`{name}` is {size}: expected {least:,} to {most:,}.")
+        for name in SHARES:
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"`{name}` is {getattr(self, name)}: expected 0 or more and less than 1.")
+        if not 0 < self.layer_norm_eps < 1:
+            raise ValueError(f"`layer_norm_eps` is {self.layer_norm_eps}: expected a small positive number.")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"`hidden_size` ({self.hidden_size}) must be a multiple of `num_attention_heads` "
                 f"({self.num_attention_heads})."
             )
-        if self.state_size < 0:
-            raise ValueError(f"`state_size` must be 0 or more, got {self.state_size}: 0 is no customer state.")
-        if (self.max_position_embeddings or 0) < 0:
-            raise ValueError(
-                f"`max_position_embeddings` must be 0 or more, got {self.max_position_embeddings}: None or 0 is no "
-                "position embeddings."
-            )
-        if any(not 0 < days < float("inf") for days in self.forecast_days):
-            raise ValueError(f"`forecast_days` must be positive numbers of days, got {self.forecast_days}.")
+        for name in ("forecast_days", "learned_days"):
+            if any(not 0 < days < float("inf") for days in getattr(self, name) or ()):
+                raise ValueError(f"`{name}` must be positive numbers of days, got {getattr(self, name)}.")
         if not 0 <= self.forecast_window < float("inf"):
             raise ValueError(f"`forecast_window` must be 0 or a number of days, got {self.forecast_window}.")
-        if self.attention_window is not None and (self.attention_window < 1 or self.encoder_attention != "causal"):
+        if self.attention_window is not None and self.encoder_attention != "causal":
             raise ValueError(
-                f"`attention_window` is {self.attention_window}, and must be at least 1 and of a causal encoder "
+                f"`attention_window` is {self.attention_window}, and must be of a causal encoder "
                 f"(augmentation='all_prefixes', got {self.augmentation!r}): None attends to all units."
             )

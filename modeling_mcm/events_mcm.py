@@ -113,9 +113,9 @@ def to_number(value: Any) -> float:
     if isinstance(value, Real | Decimal | np.bool_ | str):
         try:
             return float(value)
-        except ValueError:
+        except (ValueError, OverflowError):  # an integer may be larger than every float
             pass
-    raise ValueError(f"found {value!r} ({type(value).__name__}), expected a number; convert it")
+    raise ValueError(f"found {value!r:.80} ({type(value).__name__}), expected a number; convert it")
 
 
 def to_numbers(column: Any) -> NDArray[np.float64]:
@@ -134,11 +134,13 @@ def to_values(numbers: NDArray[np.float64]) -> NDArray[np.float32]:
 def to_place(value: Any) -> int:
     """Converts an event's place in its customer's order to an integer. Raises `ValueError` if it is no whole
     number."""
-    if isinstance(value, Integral) and not isinstance(value, bool | np.bool_):
-        return int(value)
-    if isinstance(value, str) and re.fullmatch("[+-]?[0-9]+", value):
-        return int(value)
-    raise ValueError(f"found {value!r} ({type(value).__name__}), expected a whole number; give each event its place")
+    is_integer = isinstance(value, Integral) and not isinstance(value, bool | np.bool_)
+    if is_integer or (isinstance(value, str) and re.fullmatch("[+-]?[0-9]{1,19}", value)):
+        if abs(place := int(value)) < 2**63:
+            return place
+    raise ValueError(
+        f"found {value!r:.80} ({type(value).__name__}), expected a whole number of 64 bits; give each event its place"
+    )
 
 
 def map_distinct(values: Sequence[Any], function: Callable[[Any], Any], dtype: type) -> NDArray[Any]:

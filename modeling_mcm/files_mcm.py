@@ -16,7 +16,7 @@ import platform
 import re
 import shutil
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,10 @@ LOCK_SUFFIX = ".lock"  # of hidden files, which readers of folders skip
 SHOWN = 3  # number of names that a message shows
 # Errors that are due to the target's disk or folder. Other errors may come from reading a source.
 OF_THE_PLACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+
+
+class CheckpointError(ValueError):
+    """A checkpoint can't be read. The message says what is wrong with it, and what to do."""
 
 
 @contextmanager
@@ -228,24 +232,18 @@ def values_digest(stored: Mapping[str, Any]) -> str:
 
 def check_values(digest: str | None, values: str, source: Any) -> None:
     """Checks that a checkpoint's vocabularies are those that its weights were trained with; an unknown digest (`None`)
-    gives a warning once. Raises `ValueError` if the digests differ."""
+    gives a warning once. Raises `CheckpointError` if the digests differ."""
     if digest is None:
         logger.warning_once(
             f"{source} does not say which values its weights were trained with, as earlier versions did not: make "
             f"sure that weights, config.json and {VOCABULARIES_NAME} are of one and the same save."
         )
     elif digest != values:
-        raise ValueError(
+        raise CheckpointError(
             f"{source} has other values, or in another order, in {VOCABULARIES_NAME} (digest {values[:8]}) than its "
             f"weights were trained with ({digest[:8]}): labels would be called by each other's names. Take weights, "
             f"config.json and {VOCABULARIES_NAME} from one and the same save."
         )
-
-
-def unplaced(model: Any, unexpected: Iterable[str]) -> list[str]:
-    """Names of weights that the loader left out, sorted. A model without the head for offers may leave its out."""
-    heads = tuple(f"{name}." for name in ACTION_HEAD) if not hasattr(model, ACTION_HEAD[0]) else ()
-    return [key for key in sorted(unexpected) if not key.startswith(heads)]
 
 
 def some(names: list[str]) -> str:
@@ -253,18 +251,63 @@ def some(names: list[str]) -> str:
     return f"{', '.join(names[:SHOWN])}{' ...' if len(names) > SHOWN else ''}"
 
 
-def check_loaded(model: Any, source: Any, unexpected: Iterable[str] = (), subfolder: str = "") -> None:
-    """Checks that a model was loaded whole, and from files of one save. Raises `ValueError` if weights were left out
-    (`unexpected`), or weights, config and vocabularies are not of one save."""
-    if names := unplaced(model, unexpected):
-        raise ValueError(
-            f"{source} has {len(names)} weights that {type(model).__name__} has no place for by its config, and would "
-            f"leave out: {some(names)}. Take both from one and the same save."
+def check_files(folder: Any) -> None:
+    """Checks the files of a checkpoint folder; a name on the Hub is not checked. Raises `CheckpointError` if the
+    folder, its config or its weights are missing, or a file is damaged."""
+    path = Path(folder)
+    if not path.is_dir():
+        if path.exists() or str(folder).startswith((".", "/", "~")) or str(folder).count("/") > 1:
+            raise CheckpointError(
+                f"{folder} is no folder: give a checkpoint folder, or a name on the Hub such as org/name."
+            )
+        return
+    weights = sorted(path.glob("*.safetensors"))
+    extractor = path / "preprocessor_config.json"
+    for file in (path / "config.json", *filter(Path.exists, [extractor]), *weights):
+        if fault := damage(file):
+            raise CheckpointError(f"{fault}: copy it again, or give an earlier checkpoint.")
+    if not weights and not [*path.glob("pytorch_model*.bin"), *path.glob("adapter_model*")]:
+        raise CheckpointError(f"{folder} has no model.safetensors: give the folder that a training wrote.")
+
+
+def check_loaded(model: Any, source: Any, loading: Mapping[str, Any], new: tuple[str, ...]) -> None:
+    """Checks that a model has the weights of its checkpoint, all of them and no others. Weights whose names begin with
+    one of `new`, such as those of a new head, may be missing. Raises `CheckpointError` if not."""
+    name, fix = type(model).__name__, "Take both from one and the same save."
+    missing = [key for key in sorted(loading["missing_keys"]) if not key.startswith(new)]
+    if missing:
+        raise CheckpointError(
+            f"{source} lacks {len(missing)} weights of {name}, which would start at random: {some(missing)}. It was "
+            "saved as another class or by another version: give the folder that a training of this version wrote."
+        )
+    if mismatched := sorted(weight for weight in loading["mismatched_keys"] if not weight[0].startswith(new)):
+        sizes = [f"{key} is {list(stored)} and {list(shape)} was expected" for key, stored, shape in mismatched]
+        raise CheckpointError(
+            f"{len(mismatched)} weights of {source} have other sizes than config.json says: {some(sizes)}. {fix}"
+        )
+    # A model without the head for offers may leave its weights out.
+    heads = tuple(f"{head}." for head in ACTION_HEAD) if not hasattr(model, ACTION_HEAD[0]) else ()
+    if unexpected := [key for key in sorted(loading["unexpected_keys"]) if not key.startswith(heads)]:
+        raise CheckpointError(
+            f"{source} has {len(unexpected)} weights that {name} has no place for by config.json, and would leave "
+            f"out: {some(unexpected)}. {fix}"
+        )
+
+
+def check_weights(model: Any, source: Any, subfolder: str = "") -> None:
+    """Checks that the weights of a loaded model are finite, and of one save with its config and vocabularies. Raises
+    `CheckpointError` if not."""
+    state = {key: value for key, value in model.state_dict().items() if not hasattr(value, "__tensor_flatten__")}
+    floats = {key: value for key, value in state.items() if value.is_floating_point() and not value.is_meta}
+    if bad := [key for key, value in floats.items() if not torch.isfinite(value).all()]:
+        raise CheckpointError(
+            f"{source} has NaN or infinite numbers in {len(bad)} weights: {some(bad)}. Its training diverged: give "
+            "an earlier checkpoint."
         )
     digest_bytes = model.base_model.embeddings.values_digest
     weights = None if digest_bytes.is_meta or not digest_bytes.any() else bytes(digest_bytes.tolist()).hex()
     if weights is not None and model.config.values_digest not in (None, weights):
-        raise ValueError(
+        raise CheckpointError(
             f"{source} has weights that were trained with other values (digest {weights[:8]}) than its config.json "
             f"says ({model.config.values_digest[:8]}): take both from one and the same save."
         )

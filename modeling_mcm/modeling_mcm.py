@@ -7,6 +7,7 @@ customer, R scored prefixes of all customers (rows of the score matrix), N targe
 a task. Equation numbers refer to Luo & Wang, RecSys 2023.
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -24,7 +25,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_mcm import FIRST_LABEL, MCMConfig
 from .embeddings_mcm import HeterogeneousEmbedding, MCMEmbeddings, ValueEmbedding, check_inputs, digest_bytes, grow
-from .files_mcm import check_loaded
+from .files_mcm import check_files, check_loaded, check_weights
 from .forecaster_mcm import CustomerForecasts, VisitForecaster
 from .losses_mcm import LossInParts, Objective, Targets, customers_in_parts, task_losses
 from .readout_mcm import READOUTS, ScoredRows, attention_weights
@@ -116,13 +117,22 @@ class MCMPreTrainedModel(PreTrainedModel):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, output_loading_info=False, **kwargs):
         """Loads a checkpoint as `PreTrainedModel.from_pretrained` does, with the same arguments, and checks it. Raises
-        `ValueError` if the weights were not trained with its vocabularies or, without `output_loading_info`, which
-        reports them instead, if the model has no place for some weights."""
-        model, loading = super().from_pretrained(
-            pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
-        )
-        unexpected = () if output_loading_info else loading["unexpected_keys"]
-        check_loaded(model, pretrained_model_name_or_path, unexpected, kwargs.get("subfolder") or "")
+        [`CheckpointError`], a `ValueError`, if a file is damaged, weights are NaN, infinite or were not trained with
+        its vocabularies or, without `output_loading_info`, which reports them instead, if the model has no place for
+        some weights, or the checkpoint lacks some. A head may be missing as a whole: it is then a new one."""
+        source, subfolder = pretrained_model_name_or_path, kwargs.get("subfolder") or ""
+        if source is not None:
+            check_files(os.path.join(source, subfolder) if subfolder else source)
+        may_differ = kwargs.pop("ignore_mismatched_sizes", False)  # if not, they are refused below with a sentence
+        kwargs["ignore_mismatched_sizes"] = may_differ or not output_loading_info
+        model, loading = super().from_pretrained(source, *model_args, output_loading_info=True, **kwargs)
+        if not output_loading_info:
+            loading = {**loading, "mismatched_keys": () if may_differ else loading["mismatched_keys"]}
+            names, missing = set(model.state_dict()), set(loading["missing_keys"])
+            parts, stored = ({key.partition(".")[0] for key in keys} for keys in (names, names - missing))
+            new = parts - stored - {cls.base_model_prefix} if model is not model.base_model else ()
+            check_loaded(model, source, loading, tuple(new))
+        check_weights(model, source, subfolder)
         return (model, loading) if output_loading_info else model
 
     @torch.no_grad()
@@ -172,13 +182,8 @@ class MCMPreTrainedModel(PreTrainedModel):
                 the feature's values. In these cases nothing has changed.
         """
         config, base = self.config, cast(Any, self.base_model)
+        feature_extractor.check_fits(self)
         sizes = dict(zip(config.features, config.vocabulary_sizes, strict=True))
-        known_sizes = dict(zip(feature_extractor.feature_names, feature_extractor.vocabulary_sizes, strict=True))
-        if known_sizes != sizes:
-            raise ValueError(
-                f"The feature extractor's vocabularies have sizes {known_sizes}, the model's {sizes}: take the "
-                "feature extractor that was saved with this checkpoint."
-            )
         self._check_resizable(feature)
         sizes[feature] = sizes.get(feature, 0) + len(values)
         feature_extractor.add_values(feature, values)

@@ -21,7 +21,6 @@ from transformers.utils import ModelOutput
 from .action_inputs_mcm import EncodedActions, read_actions
 from .candidates_mcm import CandidateSet, ChosenLabels
 from .events_mcm import events_before, naming
-from .files_mcm import check_values
 from .forecaster_mcm import CustomerForecasts
 from .inputs_mcm import until
 from .state_mcm import MissingForecastsError
@@ -46,18 +45,10 @@ class _CustomerPipeline(Pipeline):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        config: Any = self.model.config
-        source = self.model.name_or_path or "The model"
         if self.feature_extractor is None:
+            source = self.model.name_or_path or "The model"
             raise ValueError(f"{source} came without a feature extractor: give `feature_extractor`.")
-        sizes = dict(zip(self.feature_extractor.feature_names, self.feature_extractor.vocabulary_sizes, strict=True))
-        of_model = dict(zip(config.features, config.vocabulary_sizes, strict=True))
-        if list(sizes.items()) != list(of_model.items()):
-            raise ValueError(
-                f"The feature extractor has the features and sizes {sizes}, and {source} was trained with {of_model}: "
-                "take both from one and the same save."
-            )
-        check_values(config.values_digest, self.feature_extractor.values_digest, source)
+        self.feature_extractor.check_fits(self.model)
 
     def __call__(self, inputs: Any, *args: Any, num_workers: Any = None, batch_size: Any = None, **kwargs: Any) -> Any:
         """Computes the result of one customer, or a list of results for a list, tuple or generator of customers; see

@@ -28,7 +28,7 @@ from transformers.utils.hub import cached_file
 from .configuration_mcm import FIRST_VALUE_ID
 from .encoding_mcm import Encoding
 from .events_mcm import as_column, as_list, check_keys, is_missing, naming, read_columns
-from .files_mcm import VOCABULARIES_NAME, values_digest, write_json
+from .files_mcm import VOCABULARIES_NAME, CheckpointError, check_values, values_digest, write_json
 from .inputs_mcm import InputLayout, pad_rows, readable
 from .schema_mcm import (
     DEFAULT_MAX_EVENTS,
@@ -158,6 +158,19 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
     def token_type_feature(self) -> str:
         """Name of the feature that holds the token type."""
         return self._encoding.token_feature
+
+    def check_fits(self, model: Any) -> None:
+        """Checks that ids mean to a model what they mean here. Raises `CheckpointError`, a `ValueError`, if features,
+        their sizes, tasks or values differ."""
+        config, source = model.config, model.name_or_path or "The model"
+        sizes = dict(zip(self.feature_names, self.vocabulary_sizes, strict=True))
+        of_model = dict(zip(config.features, config.vocabulary_sizes, strict=True))
+        if list(sizes.items()) != list(of_model.items()):
+            raise CheckpointError(
+                f"The feature extractor has the features and sizes {sizes}, and {source} was trained with {of_model}: "
+                "take both from one and the same save."
+            )
+        check_values(config.values_digest, self.values_digest, source)
 
     def label_ids(self, task: str, values: Sequence[Any]) -> NDArray[np.int64]:
         """Encodes raw values of a task's feature as label ids, int64 of shape `(len(values),)`: 0 for a missing value,

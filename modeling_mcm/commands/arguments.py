@@ -17,7 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow as pa
 import yaml
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import HfArgumentParser
 from transformers.utils import logging
 
@@ -29,14 +32,21 @@ MEMORY_LIMIT = "Memory that DuckDB may use before it writes temporary data to di
 YAML_BOOL = "tag:yaml.org,2002:bool"
 
 
+EXPLAINED = (ValueError, OSError, ImportError, StrictDataclassError)  # errors whose message is a sentence
+# All errors that input causes. The others say less of themselves, so a message has the name of their type.
+EXPECTED = (*EXPLAINED, RuntimeError, ArithmeticError, MemoryError, SafetensorError, pa.ArrowException)
+
+
 @contextmanager
-def exits(*errors: type[Exception]) -> Iterator[None]:
-    """A context in which expected errors end the process with their message instead of a traceback. Raises
-    `SystemExit` with the name of the command and the error's message, where one of the errors is raised."""
+def exits() -> Iterator[None]:
+    """A context in which errors that input causes end the process with their message instead of a traceback. Raises
+    `SystemExit` with the name of the command and the error's message."""
     try:
         yield
-    except errors as error:
-        raise SystemExit(f"{Path(sys.argv[0]).stem}: {error}") from error
+    except EXPECTED as error:
+        is_own = isinstance(error, EXPLAINED) or type(error).__module__.startswith("modeling_mcm")
+        words = str(error) if is_own else f"{type(error).__name__}: {error}"
+        raise SystemExit(f"{Path(sys.argv[0]).stem}: {words}") from error
 
 
 @dataclass

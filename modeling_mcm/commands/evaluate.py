@@ -63,11 +63,10 @@ from modeling_mcm.evaluation.tables import (
     target_of,
     write_values,
 )
-from modeling_mcm.files_mcm import write_json
+from modeling_mcm.files_mcm import check_files, write_json
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.option import option
-from modeling_mcm.processing_mcm import MCMFeatureExtractor
-from modeling_mcm.training.checkpoints import check_files, read_checkpoint
+from modeling_mcm.training.checkpoints import open_checkpoint
 from modeling_mcm.training.memory import keep_freed_memory
 
 
@@ -164,10 +163,8 @@ def _evaluate_offers(options: EvaluationOptions) -> Report:
     offers = load_offers(str(options.offers), config.action_outcomes if tuned else None, data.schema.time_zone)
     outcomes = list(offers.outcomes)
     new = () if tuned else ("action_head.",)
-    model = read_checkpoint(MCMForActionRecommendation, options.model, new, action_outcomes=outcomes)
-    device: Any = "cuda" if torch.cuda.is_available() else "cpu"
-    model.to(device)
-    extractor = MCMFeatureExtractor.from_pretrained(options.model)
+    model, extractor = open_checkpoint(MCMForActionRecommendation, options.model, new, action_outcomes=outcomes)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
     check_vocabularies(data.folder, extractor)
     groups = offers.groups([options.offers_split])
     offers.check_times(data.schema.cutoff_seconds("validation"), [], groups)
@@ -197,9 +194,8 @@ def _evaluate_offers(options: EvaluationOptions) -> Report:
 def _evaluate_visits(options: EvaluationOptions) -> Report:
     """Evaluates on next visits or on a horizon, and writes the metrics of every customer if the options say so."""
     data = PreparedData(options.data)
-    model = read_checkpoint(MCMForMultiTaskRecommendation, options.model).eval()
+    model, extractor = open_checkpoint(MCMForMultiTaskRecommendation, options.model)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    extractor = MCMFeatureExtractor.from_pretrained(options.model)
     check_vocabularies(data.folder, extractor)
     if wrong := [task for task in options.tasks if task not in model.config.tasks]:
         raise ValueError(f"No tasks {wrong}; the checkpoint has {', '.join(model.config.tasks)}.")
@@ -246,7 +242,7 @@ def main() -> None:
     """Reads the options, evaluates, prints the tables, and writes the files that the options name."""
     keep_freed_memory()
     (options,) = parse_options(EvaluationOptions, description=__doc__)
-    with exits(ValueError, OSError, ImportError):
+    with exits():
         for name in not_installed(options.baselines):
             fix = f"`pip install modeling-mcm[{NEEDS[name]}]`"
             raise ImportError(f"{name} is not installed: {fix}, or name other baselines.")

@@ -23,7 +23,6 @@ from accelerate import PartialState
 from transformers import set_seed
 
 from modeling_mcm.commands.arguments import exits, named_options, parse_options
-from modeling_mcm.training.checkpoints import check_files
 from modeling_mcm.training.finetuning import FineTuningArguments, FineTuningOptions, fine_tune
 from modeling_mcm.training.labels import LabelOptions, label_defaults, train_to_labels
 from modeling_mcm.training.memory import keep_freed_memory
@@ -44,8 +43,7 @@ def main() -> None:
         options.lora or options.from_scratch or options.outcomes or options.label_share < 1
     ):
         raise SystemExit("--lora, --from_scratch, --outcomes and --label_share are for --offers: leave them out.")
-    with exits(ValueError, OSError, ImportError):
-        check_files(options.model)
+    with exits():
         if label_options.labels is None:
             fine_tune(options, training)
         else:

@@ -135,7 +135,7 @@ def _run(options: ForgetOptions) -> list[str]:
 def main() -> None:
     """Reads the options, deletes the customers, and ends with status 1 if it is not proven that all are gone."""
     (options,) = parse_options(ForgetOptions, description=__doc__)
-    with exits(ValueError, OSError, ImportError):
+    with exits():
         problems = _run(options)
     if problems:
         lines = "".join(f"\n  {line}" for line in problems)

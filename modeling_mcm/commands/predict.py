@@ -33,8 +33,7 @@ from transformers.utils import logging
 
 from modeling_mcm.candidates_mcm import SEEN
 from modeling_mcm.commands.arguments import EngineOptions, exits, parse_options
-from modeling_mcm.configuration_mcm import MCMConfig
-from modeling_mcm.data import NO_CUTOFFS, EventSchema, PreparedManifest, check_vocabularies, schema_of
+from modeling_mcm.data import NO_CUTOFFS, EventSchema, PreparedData, check_vocabularies, schema_of
 from modeling_mcm.data.dataset import MANIFEST_FILE
 from modeling_mcm.events_mcm import naming
 from modeling_mcm.extras import needs
@@ -45,7 +44,7 @@ from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.scoring import Scorer, ScoringJob, model_digest, score_on_spark
 from modeling_mcm.scoring.folder import HISTORIES, check_folder, claim, is_whole
 from modeling_mcm.times_mcm import read_zone, to_seconds
-from modeling_mcm.training.checkpoints import check_files, read_checkpoint
+from modeling_mcm.training.checkpoints import open_checkpoint
 from modeling_mcm.training.memory import keep_freed_memory
 from modeling_mcm.training.options import check_launch
 
@@ -156,12 +155,11 @@ def run(options: PredictionOptions, engine: EngineOptions) -> str:
     check_launch(state.num_processes)
     if engine.engine == "spark" and state.num_processes > 1:
         raise ValueError("--engine spark divides the work by itself: start one process, without accelerate launch.")
-    check_files(options.model)
-    extractor = MCMFeatureExtractor.from_pretrained(options.model)
-    config = MCMConfig.from_pretrained(options.model)
-    if wrong := [task for task in options.tasks if task not in config.tasks]:
-        raise ValueError(f"No tasks {wrong}; the checkpoint has {', '.join(config.tasks)}.")
-    contents: dict[str, Any] = {"tasks": (options.tasks or list(config.tasks)) if options.top_k else []}
+    model, extractor = open_checkpoint(MCMForMultiTaskRecommendation if options.top_k else MCMModel, options.model)
+    tasks = model.config.tasks
+    if wrong := [task for task in options.tasks if task not in tasks]:
+        raise ValueError(f"No tasks {wrong}; the checkpoint has {', '.join(tasks)}.")
+    contents: dict[str, Any] = {"tasks": (options.tasks or list(tasks)) if options.top_k else []}
     contents |= {name: getattr(options, name) for name in ("top_k", "embeddings", "batch_size", "rows_per_file")}
     data = options.data or str(folder / HISTORIES)
     contents["now"] = None
@@ -169,8 +167,6 @@ def run(options: PredictionOptions, engine: EngineOptions) -> str:
         extractor.check_has_times(options.now)
         with naming("--now"):
             contents["now"] = to_seconds(options.now, read_zone(extractor.time_zone))
-    model_class = MCMForMultiTaskRecommendation if contents["tasks"] else MCMModel
-    model = read_checkpoint(model_class, options.model)
     told = cast(MCMModel, model.base_model).customer_forecasts
     contents["forecasts"] = told.names() if options.forecasts and told.are_trained else []
     contents |= {"candidates": options.candidates, "exclude": options.exclude, "per_group": options.group}
@@ -183,8 +179,10 @@ def run(options: PredictionOptions, engine: EngineOptions) -> str:
             if options.events:
                 _prepare_log(options, extractor, engine)
             check_vocabularies(job.data, extractor)
-            customers = sum(shard["rows"] for shard in PreparedManifest.load(job.data).shards)
+            prepared = PreparedData(job.data)
+            customers = sum(shard["rows"] for shard in prepared.manifest.shards)
             if state.is_main_process:
+                prepared.check()
                 digests = {"model": digest, "data": file_digest(Path(job.data) / MANIFEST_FILE)}
                 tables = [name for name in (job.candidates, job.exclude) if name not in (None, SEEN)]
                 contents["tables"] = [file_digest(Path(str(name))) for name in tables]
@@ -210,7 +208,7 @@ def main() -> None:
     """Reads the options, scores the customers and prints what was written."""
     keep_freed_memory()
     options, engine = parse_options(PredictionOptions, EngineOptions, description=__doc__)
-    with exits(ValueError, OSError, ImportError, RuntimeError):
+    with exits():
         summary = run(options, engine)
     if PartialState().is_main_process:
         sys.stdout.write(summary + "\n")

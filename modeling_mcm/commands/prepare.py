@@ -97,7 +97,7 @@ def main() -> None:
     options, engine = parse_options(PrepareOptions, EngineOptions, description=__doc__)
     events: str | list[str] = options.events[0] if len(options.events) == 1 else options.events
     profile, schema = options.profile, options.schema
-    with exits(ValueError, OSError, ImportError):
+    with exits():
         from modeling_mcm.preparation import prepare
 
         if options.demo:

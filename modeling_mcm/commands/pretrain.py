@@ -39,9 +39,9 @@ def main() -> None:
     check_launch(training.world_size)
     if options.data is None:
         raise SystemExit("--data is missing: give the folder that mcm prepare wrote.")
-    recipe = chosen_recipe(options, named_options())
-    options, objective, training = parse_options(*option_classes, description=__doc__, defaults=recipe.training)
-    with exits(ValueError, OSError, ImportError):
+    with exits():
+        recipe = chosen_recipe(options, named_options())
+        options, objective, training = parse_options(*option_classes, description=__doc__, defaults=recipe.training)
         pretrain(options, objective, training, recipe)
     PartialState().destroy_process_group()  # its threads sometimes abort the process at its end
 

@@ -122,7 +122,7 @@ def _fill_folder(options: PublishingOptions, folder: Path) -> None:
 def main() -> None:
     """Reads the options, writes the folder, prints its files and sends it."""
     (options,) = parse_options(PublishingOptions, description=__doc__)
-    with exits(PublishingError, ValueError, OSError, ImportError):
+    with exits():
         with tempfile.TemporaryDirectory(prefix="mcm-publish-") as scratch:
             folder = Path(options.output_dir or Path(scratch, "folder"))
             _fill_folder(options, folder)

@@ -29,9 +29,9 @@ from modeling_mcm.extras import needs
 from modeling_mcm.live.storage import checkpoint_digest
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.option import option
-from modeling_mcm.processing_mcm import MCMFeatureExtractor
-from modeling_mcm.serving import CustomerService, EventStore, ServiceError, create_api
-from modeling_mcm.training.checkpoints import check_files, read_checkpoint
+from modeling_mcm.schema_mcm import check_integer
+from modeling_mcm.serving import CustomerService, EventStore, create_api
+from modeling_mcm.training.checkpoints import open_checkpoint
 
 TOKEN = "MCM_TOKEN"
 
@@ -60,8 +60,8 @@ class ServeOptions:
     )
 
     def __post_init__(self) -> None:
-        if small := [name for name in ("threads", "in_memory") if getattr(self, name) <= 0]:
-            raise ValueError(f"--{small[0]} is {getattr(self, small[0])}; give a number above 0.")
+        for name, least, most in (("threads", 1, 1024), ("in_memory", 1, 2**31), ("port", 0, 2**16 - 1)):
+            check_integer(getattr(self, name), f"--{name}", least, most)
 
 
 def _build(options: ServeOptions) -> tuple[Any, CustomerService]:
@@ -72,10 +72,15 @@ def _build(options: ServeOptions) -> tuple[Any, CustomerService]:
             f"{TOKEN} is not set, and every request must carry its value: export {TOKEN}=$(openssl rand -hex 16)."
         )
     torch.set_num_threads(options.threads)
-    check_files(options.model)
-    extractor = MCMFeatureExtractor.from_pretrained(options.model)
-    model = read_checkpoint(MCMForMultiTaskRecommendation, options.model).eval()
-    store = EventStore(options.store, checkpoint_digest(model, extractor), options.adopt)
+    model, extractor = open_checkpoint(MCMForMultiTaskRecommendation, options.model)
+    columns = (
+        extractor.name,
+        extractor.customer,
+        extractor.schema.order_column,
+        extractor.visit,
+        extractor.token_type,
+    )
+    store = EventStore(options.store, checkpoint_digest(model, extractor), ", ".join(map(str, columns)), options.adopt)
     service = CustomerService(model, extractor, store, options.in_memory, candidates=options.candidates)
     return create_api(service, token), service
 
@@ -83,7 +88,7 @@ def _build(options: ServeOptions) -> tuple[Any, CustomerService]:
 def main() -> None:
     """Reads the options and serves until the process gets a signal to stop."""
     (options,) = parse_options(ServeOptions, description=__doc__)
-    with exits(ValueError, OSError, ImportError, ServiceError):
+    with exits():
         with needs("serve"):
             import uvicorn
         api, service = _build(options)

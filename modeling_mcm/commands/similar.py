@@ -13,8 +13,7 @@ from modeling_mcm.commands.arguments import exits, parse_options
 from modeling_mcm.live.related import similar, together
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.option import option
-from modeling_mcm.processing_mcm import MCMFeatureExtractor
-from modeling_mcm.training.checkpoints import check_files, read_checkpoint
+from modeling_mcm.training.checkpoints import open_checkpoint
 
 
 @dataclass
@@ -35,10 +34,8 @@ class SimilarOptions:
 def main() -> None:
     """Reads the options and prints a label and its score in each line."""
     (options,) = parse_options(SimilarOptions, description=__doc__)
-    with exits(ValueError, OSError):
-        check_files(options.model)
-        extractor = MCMFeatureExtractor.from_pretrained(options.model)
-        model = read_checkpoint(MCMForMultiTaskRecommendation, options.model).eval()
+    with exits():
+        model, extractor = open_checkpoint(MCMForMultiTaskRecommendation, options.model)
         if options.together:
             found = together(model, extractor, options.task, options.labels, options.k)
         else:

@@ -70,7 +70,7 @@ def _summary(done: Update, options: UpdateOptions) -> str:
 def main() -> None:
     """Reads the options, updates the data set and prints what was done."""
     (options,) = parse_options(UpdateOptions, description=__doc__)
-    with exits(ValueError, OSError, ImportError):
+    with exits():
         from modeling_mcm.preparation.update import update
 
         done = update(

@@ -8,19 +8,23 @@ A folder is a data set if and only if it holds a manifest, which preparation wri
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from modeling_mcm.data.cases import ENDS, flat_values, list_lengths
 from modeling_mcm.data.schema import EventSchema
 from modeling_mcm.files_mcm import atomic_write, file_digest, write_json
+from modeling_mcm.inputs_mcm import EVENT_COLUMNS
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
 MANIFEST_FILE = "manifest.json"
@@ -133,15 +137,40 @@ def check_shards(directory: str | Path, shards: Sequence[dict[str, Any]], verify
             )
 
 
-def load_prepared(
-    directory: str | Path, cache_dir: str | Path | None = None, verify: bool = False
-) -> datasets.Dataset:
+def row_fault(table: pa.Table, sizes: Mapping[str, int]) -> str | None:
+    """Says what is wrong with the rows of a shard, if anything is; `sizes` are the numbers of ids of features."""
+    lengths = list_lengths(table, "visits")
+    ends = [np.zeros_like(lengths), *(flat_values(table, name) for name in ENDS), lengths]
+    if any((later < earlier).any() for earlier, later in itertools.pairwise(ends)):
+        return f"{' or '.join(ENDS)} outside the row, or in the wrong order"
+    for name in table.column_names:
+        kind, _, feature = name.partition("_")
+        if name.startswith(EVENT_COLUMNS) and not np.array_equal(list_lengths(table, name), lengths):
+            return f"rows with another number of {name} than of visits"
+        if kind in ("feature", "task", "profile"):
+            ids = flat_values(table, name)
+            if len(ids) and not (0 <= ids.min() and ids.max() < sizes[feature]):
+                return f"ids from {ids.min()} to {ids.max()} in {name}, which has {sizes[feature]}"
+    visits, times = flat_values(table, "visits"), flat_values(table, "times")
+    is_first = np.zeros(len(visits), bool)
+    is_first[(np.cumsum(lengths) - lengths)[lengths > 0]] = True
+    opens = np.flatnonzero(is_first | (np.diff(visits, prepend=-1) != 0))  # the first event of each visit
+    steps = np.diff(visits, prepend=-1)
+    if visits[is_first].any() or ((steps != 0) & (steps != 1) & ~is_first).any():
+        return "visits that do not count from 0"
+    in_visit = (steps == 0) & ~is_first
+    if (np.diff(times, prepend=0)[in_visit] < 0).any() or (np.diff(times[opens])[~is_first[opens][1:]] < 0).any():
+        return "times that fall"
+    return None
+
+
+def load_prepared(directory: str | Path, cache_dir: str | Path | None = None) -> datasets.Dataset:
     """Opens the shards as one memory-mapped data set with one row per customer, in the order of `customer_id`.
+    [`PreparedData`] checks first that they are whole.
 
     Args:
         cache_dir (`str` or `Path`, *optional*): folder in which `datasets` keeps its Arrow copy of the rows. Default:
             the usual cache folder of `datasets`.
-        verify (`bool`): whether to compare the digests of the shards too, which reads every byte.
 
     Returns:
         `datasets.Dataset`: one row per customer. `customer_id` is text. The lists `times` (seconds since 1970-01-01),
@@ -156,22 +185,17 @@ def load_prepared(
     directory = Path(directory)
     manifest = PreparedManifest.load(directory)
     entries = manifest.shards
-    check_shards(directory, entries, verify)
+    check_shards(directory, entries)
     files = [str(directory / shard["file"]) for shard in entries]
     # `datasets` finds its copy by path and time. Other data with the same path and time must not get this copy.
     digest = hashlib.sha256("".join(shard["sha256"] for shard in entries).encode()).hexdigest()
     options: Any = {"config_name": f"prepared-{digest[:32]}", "cache_dir": str(cache_dir) if cache_dir else None}
-    try:
-        return datasets.Dataset.from_parquet(files, **options)
-    except datasets.exceptions.DatasetGenerationError:
-        for shard in entries:  # the error does not name the file, so each one is checked
-            check_shard(directory / shard["file"], shard, verify=True)
-        raise
+    return datasets.Dataset.from_parquet(files, **options)
 
 
 class PreparedData:
     """A prepared data set, a folder that `prepare` wrote. Its manifest is read at once (errors as in
-    [`PreparedManifest.load`]), everything else when it is first used."""
+    [`PreparedManifest.load`]), everything else when it is first used; `rows` are checked first."""
 
     def __init__(self, folder: str | Path):
         self.folder, self.manifest = Path(folder), PreparedManifest.load(folder)
@@ -189,7 +213,22 @@ class PreparedData:
     @cached_property
     def rows(self) -> datasets.Dataset:
         """`datasets.Dataset`: all rows, as [`load_prepared`] opens them."""
+        self.check()
         return load_prepared(self.folder)
+
+    def check(self) -> None:
+        """Reads every byte of the shards. Raises `ValueError` if a shard is not the one that the manifest lists, or
+        has rows that preparation does not write: ids that are no values, events out of order, a customer twice."""
+        check_shards(self.folder, self.manifest.shards, verify=True)
+        sizes = dict(zip(self.extractor.feature_names, self.extractor.vocabulary_sizes, strict=True))
+        last: list[str] = []
+        for shard in self.manifest.shards:
+            table = pq.read_table(self.folder / shard["file"])
+            names = last + table[CUSTOMER].to_pylist()
+            fault = row_fault(table, sizes) if names == sorted({*names}) else f"a {CUSTOMER} twice or out of order"
+            if fault:
+                raise ValueError(f"{self.folder / shard['file']} has {fault}: it was edited; prepare the data again.")
+            last = names[-1:]
 
 
 def check_vocabularies(directory: str | Path, extractor: MCMFeatureExtractor) -> None:

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from modeling_mcm.candidates_mcm import CandidateSet
 from modeling_mcm.live.explanations import Explanation, explain
 from modeling_mcm.live.history import LiveHistory
-from modeling_mcm.live.storage import checkpoint_digest, pack, unpack
+from modeling_mcm.live.storage import FIX, checkpoint_digest, pack, unpack
 from modeling_mcm.live.weights import is_incremental, reader_of
 from modeling_mcm.live.window import LiveWindow
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
@@ -70,12 +70,7 @@ class LiveCustomer:
         profile: Mapping[str, Any] | None = None,
         customer_id: str | None = None,
     ):
-        sizes, of_model = feature_extractor.vocabulary_sizes, model.config.vocabulary_sizes
-        if feature_extractor.feature_names != model.config.features or sizes != of_model:
-            raise ValueError(
-                f"The feature extractor's vocabularies have sizes {sizes}, the model's {of_model}: take the feature "
-                "extractor that was saved with this checkpoint."
-            )
+        feature_extractor.check_fits(model)
         self.model, self.feature_extractor = model, feature_extractor
         self.profile, self.customer_id = dict(profile or {}), customer_id
         self._history = LiveHistory(feature_extractor, self.profile, customer_id)
@@ -157,7 +152,7 @@ class LiveCustomer:
             return self._window.state().logits(self._window.reader, tasks, self._window.days(moment))
         with torch.inference_mode():
             logits = self.model(**self._inputs(moment)).logits
-        return {task: logits[task][0] for task in tasks or self.model.config.tasks}
+        return {task: logits[task][0] for task in (self.model.config.tasks if tasks is None else tasks)}
 
     def embedding(self, now: Any = None) -> NDArray[np.float32]:
         """The customer embedding, float32 of shape `(S,)`."""
@@ -206,10 +201,13 @@ class LiveCustomer:
         """Restores a customer that `to_bytes` stored, with model and feature extractor of the same checkpoint. Raises
         `ValueError` if the bytes are damaged, or the customer was stored with another checkpoint."""
         values, state = unpack(data, model, feature_extractor)
-        live = cls(model, feature_extractor, values["profile"], values["customer_id"])
-        live._history.insert(values["events"])
-        if "state" in values and live._window is not None:
-            live._window.restore(values["state"], state)
+        try:
+            live = cls(model, feature_extractor, values["profile"], values["customer_id"])
+            live._history.insert(values["events"])
+            if "state" in values and live._window is not None:
+                live._window.restore(values["state"], state)
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise ValueError(f"A stored state holds something else ({error!r}): {FIX}.") from error
         return live
 
     # ------------------------------------------------------------------------------------------------------- inside

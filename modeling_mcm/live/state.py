@@ -16,7 +16,7 @@ Shapes: L events, the start row included, J features, U units (events or visits)
 labels of all tasks (0 if the scores need no readout), N summed features.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -63,9 +63,31 @@ class LiveState:
             weight=torch.full((len(reader.vectors),), float("-inf")),
         )
 
+    @classmethod
+    def restored(cls, reader: Reader, tensors: Mapping[str, Any]) -> "LiveState":
+        """The state of stored `tensors`. Raises `ValueError` if they are not those of a state of this model."""
+        empty = cls.empty(reader)
+        names = [each.name for each in fields(cls) if each.name != "unread"]
+        if sorted(tensors) != sorted(names):
+            raise ValueError(f"its state has {sorted(tensors)}, expected {sorted(names)}")
+        events, units = len(tensors["visit_ids"]), len(tensors["kept"])
+        for name in names:
+            blank, shape = getattr(empty, name), list(getattr(empty, name).shape)
+            if name in ("input_ids", "visit_ids", "event_times", "event_values"):
+                shape[0] = events
+            elif name in ("kept", "caches"):
+                shape[3 if name == "caches" else 0] = units
+            found = tensors[name]
+            if (found.dtype, list(found.shape)) != (blank.dtype, shape) or found.isnan().any():
+                raise ValueError(f"{name} of its state is {found.dtype} {list(found.shape)}, expected {shape}")
+        sizes = torch.tensor(reader.model.config.vocabulary_sizes)
+        if (tensors["input_ids"] < 0).any() or (tensors["input_ids"] >= sizes).any():
+            raise ValueError("its state has ids that no vocabulary has")
+        return cls(**tensors)
+
     @torch.inference_mode()
     def tensors(self, reader: Reader) -> dict[str, torch.Tensor]:
-        """The tensors to store; `LiveState(**tensors)` restores the state."""
+        """The tensors to store; `restored` takes them."""
         self._read_out(reader)
         return {each.name: getattr(self, each.name).contiguous() for each in fields(self) if each.name != "unread"}
 

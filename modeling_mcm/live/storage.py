@@ -18,6 +18,7 @@ from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
 FORMAT, VERSION = "mcm-live", "3"
+FIX = "add the customer's events to a new LiveCustomer"
 EVENTS = "events"  # name of the tensor of a stored customer that holds the events, as compressed JSON
 STATE = "state."  # prefix of the names of the other tensors of a stored customer
 # The digest of each model's weights, with the versions of the weights that it was computed from.
@@ -37,7 +38,6 @@ def unpack(
     data: bytes, model: MCMForMultiTaskRecommendation, feature_extractor: MCMFeatureExtractor
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """Restores what `pack` stored. Raises `ValueError` if the bytes are damaged or of another checkpoint."""
-    fix = "add the customer's events to a new LiveCustomer"
     try:
         tensors = load(data)
         length = int.from_bytes(data[:8], "little")
@@ -46,12 +46,12 @@ def unpack(
             raise ValueError("its content does not have the digest that was stored with it")
         values = json.loads(zlib.decompress(tensors[EVENTS].numpy().tobytes()))
     except (SafetensorError, ValueError, KeyError, TypeError, zlib.error) as error:
-        raise ValueError(f"A stored state of {len(data):,} bytes is cut or damaged ({error}): {fix}.") from error
+        raise ValueError(f"A stored state of {len(data):,} bytes is cut or damaged ({error}): {FIX}.") from error
     digest = checkpoint_digest(model, feature_extractor)
     if metadata.get("version") != VERSION or metadata.get("checkpoint") != digest:
         raise ValueError(
             f"A stored state is of the checkpoint {str(metadata.get('checkpoint'))[:12]} (format version "
-            f"{metadata.get('version')}), this one is {digest[:12]} (version {VERSION}): {fix}."
+            f"{metadata.get('version')}), this one is {digest[:12]} (version {VERSION}): {FIX}."
         )
     return values, {name.removeprefix(STATE): value for name, value in tensors.items() if name != EVENTS}
 

@@ -78,11 +78,13 @@ class LiveWindow:
         return numbers, cast(LiveState, self._closed).tensors(self.reader)
 
     def restore(self, numbers: Sequence[Any], tensors: dict[str, Any]) -> None:
-        """Restores the state of a history that was stored whole."""
+        """Restores the state of a history that was stored whole. Raises `ValueError` if it is of another one."""
         self._folded, self._start, self._base, self._first_visit, ends = numbers
         for visit, end in zip(self.history.visits, ends, strict=True):
             visit.end = end
-        self._closed = LiveState(**tensors)
+        if not 0 <= self._folded < max(len(ends), 1) or sorted(ends) != ends:
+            raise ValueError(f"its state has read {self._folded} of {len(ends)} visits")
+        self._closed = LiveState.restored(self.reader, tensors)
 
     def _read_on(self) -> bool:
         """Reads visits that are not in the state; False where the window has moved, so that all must be read again."""

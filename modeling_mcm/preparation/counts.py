@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from modeling_mcm.configuration_mcm import FIRST_VALUE_ID, MISSING_ID, UNKNOWN_ID
-from modeling_mcm.data.cases import ENDS, deciding_tasks
+from modeling_mcm.data.cases import CUTOFFS, ENDS, deciding_tasks
 from modeling_mcm.data.schema import NO_CUTOFFS, EventSchema
 from modeling_mcm.extras import needs
 
@@ -19,7 +20,7 @@ with needs("data"):
     import ibis
     import ibis.expr.types as ir
 
-    from modeling_mcm.preparation.rows import shard_schema
+    from modeling_mcm.preparation.rows import count_ids, shard_schema
     from modeling_mcm.preparation.vocabulary import Vocabularies
 
 
@@ -81,3 +82,29 @@ def measure(events: ir.Table, schema: EventSchema) -> dict[str, int]:
         targets=by_customer.targets.sum(),
     )
     return {name: int(value or 0) for name, value in total.to_pyarrow().to_pylist()[0].items()}
+
+
+def count_events(events: ir.Table, fitted: Vocabularies, schema: EventSchema) -> dict[str, Any]:
+    """Counts the events of shards, as preparation counts those of the log."""
+    token, tasks = schema.token_feature, deciding_tasks(schema.tasks, schema.token_feature.name)
+    column = events[f"f{schema.features.index(token)}"]
+    closes = column == (fitted.id_of(token.name, schema.end_of_visit) if schema.end_of_visit else -1)
+    events = mark_targets(events, fitted, schema).mutate(closes_visit=closes.cast("int8"))
+    of_log = events.filter(events.closes_visit == 0)
+    is_target = of_log.is_target == 1
+    labels = [of_log[f"t{schema.tasks.index(task)}"] != MISSING_ID for task in tasks if task != token.name]
+    numbers = {f"{name}_events": (of_log.period == k).sum() for k, name in enumerate(("training", *CUTOFFS))}
+    has_label = ibis.or_(*labels) if labels else ibis.literal(True)
+    numbers |= {"events": of_log.count(), "target_events": is_target.sum()}
+    numbers |= {"training_targets": (is_target & has_label & (of_log.period == 0)).sum()}
+    return of_log.aggregate(**numbers).to_pyarrow().to_pylist()[0] | count_ids(events, schema)
+
+
+def combined(old: dict[str, Any], before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """Updates counts, which are sums over customers: minus what the changed customers were, plus what they are."""
+    return {
+        name: combined(value, before.get(name, {}), after.get(name, {}))
+        if isinstance(value, dict)
+        else value - before.get(name, 0) + after.get(name, 0)
+        for name, value in old.items()
+    }

@@ -59,10 +59,11 @@ def open_engine(
             yield engine
     elif engine == "duckdb":
         check_memory_limit(memory_limit)
-        connection = ibis.duckdb.connect(
-            str(workspace / "engine.duckdb"), memory_limit=memory_limit, temp_directory=str(workspace / "spill")
-        )
+        connection = None
         try:
+            connection = ibis.duckdb.connect(
+                str(workspace / "engine.duckdb"), memory_limit=memory_limit, temp_directory=str(workspace / "spill")
+            )
             yield connection
         except (duckdb.OutOfMemoryException, duckdb.IOException) as error:
             raise OSError(
@@ -74,7 +75,8 @@ def open_engine(
                 f"DuckDB cannot read the input ({_first_line(error)}). If a file is damaged, write it again."
             ) from error
         finally:
-            connection.disconnect()
+            if connection is not None:
+                connection.disconnect()
     elif engine == "spark":
         with spark_session(spark_config or {}) as session:
             connection = ibis.pyspark.connect(session)

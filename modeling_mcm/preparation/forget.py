@@ -4,8 +4,8 @@
 
 `deletion.py` makes all of it one step. A file takes its place when it is whole, so a run that is killed leaves each
 file or data set either as it was or finished. A symbolic link stays, and the file that it names is written. What was
-counted over training customers is counted again: `popularity.parquet` and the manifest's `measures`. The manifest's
-other counts besides `customers` stay those of the preparation: they are sums over many customers.
+counted over customers is counted again: `popularity.parquet`, and the manifest's `measures` and counts. Those of the
+log's rows (`rows`, `duplicates` and what was dropped) stay those of the preparation.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from modeling_mcm.data.cases import count_cases
 from modeling_mcm.data.dataset import (
     CUSTOMER,
     FEATURE_EXTRACTOR_FOLDER,
     MANIFEST_FILE,
     POPULARITY_FILE,
     PreparedManifest,
-    check_shard,
+    check_shards,
     write_table,
 )
 from modeling_mcm.events_mcm import check_columns, to_text
@@ -39,7 +40,7 @@ from modeling_mcm.preparation.files import kind_of
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
 with needs("data"):
-    from modeling_mcm.preparation.counts import mark_targets, measure, shard_events
+    from modeling_mcm.preparation.counts import combined, count_events, mark_targets, measure, shard_events
     from modeling_mcm.preparation.engine import link, open_engine
     from modeling_mcm.preparation.rows import popularity, write_shard
     from modeling_mcm.preparation.vocabulary import vocabularies_of
@@ -49,6 +50,8 @@ FOLLOWERS_FILE = "followers.parquet"  # of earlier versions: pairs of customers'
 
 def _is_theirs(column: pa.ChunkedArray, customers: Collection[str]) -> pa.ChunkedArray:
     """Whether each row belongs to one of the customers; ids are compared as texts, as preparation writes them."""
+    if pa.types.is_dictionary(column.type):  # such as a category of pandas
+        column = column.cast(column.type.value_type)
     values = column.unique()
     matches = [to_text(value) in customers for value in values.to_pylist()]
     return pc.is_in(column, values.filter(pa.array(matches, pa.bool_())))
@@ -89,7 +92,10 @@ def open_parquet(path: Path, column: str) -> pq.ParquetFile:
         columns = pq.read_schema(path).names
     except (OSError, pa.ArrowInvalid) as error:
         raise ValueError(f"{path} is not a whole Parquet file ({error}); remove it or write it again.") from error
-    check_columns(columns, [column], f"{path} has")
+    fix = ""
+    if any(part.startswith(f"{column}=") for part in path.parts):
+        fix = f"The folders {column}=... name the customers: remove theirs yourself, and leave the log out here."
+    check_columns(columns, [column], f"{path} has", fix)
     return pq.ParquetFile(path)
 
 
@@ -155,15 +161,14 @@ def forget_in_prepared(directory: Path, customers: Collection[str], digests: Map
     be left. Raises `OSError` if the disk is full or not writable; the data set then is as it was."""
     directory = directory.resolve()
     manifest = PreparedManifest.load(directory)
-    for shard in manifest.shards:
-        check_shard(directory / shard["file"], shard, verify=True)
+    check_shards(directory, manifest.shards, verify=True)
     theirs = find_rows(directory, manifest, customers)
     numbers = {name: pc.sum(column).as_py() for name, column in theirs.items()}
     forgotten = sum(numbers.values())
     source = {name: _with_digests(files, digests or {}) for name, files in manifest.input.items()}
     if not forgotten and source == manifest.input:
         return 0
-    shards = []
+    shards, gone = [], []
     with atomic_folder(directory) as (target, scratch):
         for path in directory.iterdir():
             if path.is_dir():
@@ -175,20 +180,21 @@ def forget_in_prepared(directory: Path, customers: Collection[str], digests: Map
             if not number:
                 link(path, target / path.name)
                 shards.append(shard)
-            elif number < shard["rows"]:
-                rest = pq.read_table(path).filter(pc.invert(theirs[shard["file"]]))
-                shards.append(write_shard(rest, target / path.name))
-        counts = manifest.counts | {"customers": manifest.counts["customers"] - forgotten}
-        counts["forgotten"] = manifest.counts.get("forgotten", 0) + forgotten
-        changed = replace(manifest, shards=shards, counts=counts, input=source)
+                continue
+            table = pq.read_table(path)
+            gone.append(table.filter(theirs[shard["file"]]))
+            if number < shard["rows"]:
+                shards.append(write_shard(table.filter(pc.invert(theirs[shard["file"]])), target / path.name))
+        changed = replace(manifest, shards=shards, input=source)
         if forgotten:
-            changed = replace(changed, measures=_count_again(target, scratch, changed))
+            changed = _count_again(target, scratch, changed, pa.concat_tables(gone))
         changed.save(target)
     return forgotten
 
 
-def _count_again(directory: Path, scratch: Path, manifest: PreparedManifest) -> dict[str, Any]:
-    """Writes the popularity of the values among the customers who are left, and returns the manifest's measures."""
+def _count_again(directory: Path, scratch: Path, manifest: PreparedManifest, gone: pa.Table) -> PreparedManifest:
+    """Writes the popularity of the values among the customers who are left. Returns the manifest with their counts;
+    `gone` are the rows of the others."""
     schema = manifest.event_schema
     extractor = MCMFeatureExtractor.from_pretrained(str(directory / FEATURE_EXTRACTOR_FOLDER))
     fitted = vocabularies_of(extractor, schema)
@@ -197,8 +203,11 @@ def _count_again(directory: Path, scratch: Path, manifest: PreparedManifest) -> 
         events = shard_events(connection, shards, schema)
         measures = measure(events, schema)
         table = popularity(mark_targets(events, fitted, schema), fitted, schema)
+        pq.write_table(gone, scratch / "gone.parquet")
+        fewer = count_events(shard_events(connection, [scratch / "gone.parquet"], schema), fitted, schema)
     write_table(directory / POPULARITY_FILE, table)
-    return measures
+    fewer |= {"customers": len(gone), "forgotten": -len(gone), **count_cases(gone, schema)}
+    return replace(manifest, counts=combined({"forgotten": 0} | manifest.counts, fewer, {}), measures=measures)
 
 
 def _with_digests(described: dict[str, Any] | None, digests: Mapping[str, str]) -> dict[str, Any] | None:

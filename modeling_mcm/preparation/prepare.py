@@ -238,6 +238,16 @@ def _warn_without_cases(counts: dict[str, Any], schema: EventSchema) -> None:
             )
 
 
+def _warn_without_customers(profiles: ir.Table, events: ir.Table) -> None:
+    """Warns if no profile is of a customer with events: the ids may be written in two ways."""
+    if not profiles.semi_join(events, "customer_id").count().to_pyarrow().as_py():
+        ids = [table.customer_id.min().to_pyarrow().as_py() for table in (profiles, events)]
+        logger.warning(
+            f"No profile is of a customer of the log, so every profile feature is missing: the profiles have ids such "
+            f"as {ids[0]!r}, the events such as {ids[1]!r}. Write them alike."
+        )
+
+
 def _number_shards(visits: ir.Table, rows_per_shard: int) -> ir.Table:
     """The customers with the number of their shard: in the order of their ids, `rows_per_shard` to a shard."""
     customers = visits.select("customer_id").distinct()
@@ -313,7 +323,8 @@ def prepare(
     with (
         atomic_folder(output_dir) as (target, scratch),
         open_engine(engine, scratch, memory_limit, spark_config) as connection,
-        logging.tqdm(total=len(schema.feature_names) + 3, desc="Preparing", unit="step") as bar,
+        # Off (None) where the output is no terminal.
+        logging.tqdm(total=len(schema.feature_names) + 3, desc="Preparing", unit="step", disable=None) as bar,
     ):
         with caching(connection) as cache:
             reading = (schema, feature_extractor)
@@ -356,6 +367,7 @@ def _run(
     if schema.profile:
         profiles = cache(normalise_profile(open_profile(profile, connection, schema, text), schema))
         counts["profiles"] = profiles.count().to_pyarrow().as_py()
+        _warn_without_customers(profiles, checked)
     done("checked")
     visits = cache(find_visits(checked))
     if known is None:

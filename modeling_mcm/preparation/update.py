@@ -31,6 +31,7 @@ from modeling_mcm.data.dataset import (
     PreparedData,
     PreparedManifest,
     check_shard,
+    check_shards,
     write_table,
 )
 from modeling_mcm.data.schema import EventSchema
@@ -54,7 +55,7 @@ with needs("data"):
         new_values,
         together,
     )
-    from modeling_mcm.preparation.counts import measure, shard_events
+    from modeling_mcm.preparation.counts import combined, measure, shard_events
     from modeling_mcm.preparation.engine import caching, link, open_engine
     from modeling_mcm.preparation.events import (
         count_bad,
@@ -101,16 +102,6 @@ def _encode(events: ir.Table, changes: Changes, fitted: Vocabularies, schema: Ev
     encoded = cache(encode_events(sharded, visits, fitted, schema), near="shard")
     counts |= count_ids(encoded, schema)
     return _Part(encoded, counts, popularity(encoded, fitted, schema), Counter())
-
-
-def _combined(old: dict[str, Any], before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
-    """Updates counts, which are sums over customers: minus what the changed customers were, plus what they are."""
-    return {
-        name: _combined(value, before[name], after[name])
-        if isinstance(value, dict)
-        else value - before.get(name, 0) + after.get(name, 0)
-        for name, value in old.items()
-    }
 
 
 def _combined_popularity(old: pa.Table, before: pa.Table, after: pa.Table, schema: EventSchema) -> pa.Table:
@@ -205,7 +196,7 @@ def _updated_counts(
     manifest: PreparedManifest, before: _Part, after: _Part, profiles: ir.Table | None, more_bad: int
 ) -> dict[str, Any]:
     """Updates the counts of a manifest by the events that changed; `more_bad` is how many more bad rows there are."""
-    counts = _combined(manifest.counts, before.counts | before.cases, after.counts | after.cases)
+    counts = combined(manifest.counts, before.counts | before.cases, after.counts | after.cases)
     if profiles is not None:
         counts["profiles"] = profiles.count().to_pyarrow().as_py()
     counts["dropped_bad"] = manifest.counts.get("dropped_bad", 0) + more_bad
@@ -267,8 +258,7 @@ def _update(
     read = [group for group in (files.same, files.arrived, files.left) if group.paths]
     check_files(read, "event", schema.event_columns)
     extractor = data.extractor
-    for shard in manifest.shards:
-        check_shard(directory / shard["file"], shard, verify=False)
+    check_shards(directory, manifest.shards)
     with (
         atomic_folder(directory) as (target, scratch),
         open_engine("duckdb", scratch, memory_limit) as connection,

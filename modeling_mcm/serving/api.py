@@ -24,6 +24,7 @@ import hmac
 import importlib.metadata
 from collections.abc import Iterator
 from typing import Annotated, Any
+from urllib.parse import quote, unquote
 
 from modeling_mcm.extras import needs
 from modeling_mcm.live.customer import LiveCustomer
@@ -52,9 +53,19 @@ def create_api(service: CustomerService, token: str) -> Any:
         from fastapi import APIRouter, Depends, HTTPException
         from fastapi.security import HTTPBearer
         from fastapi_offline import FastAPIOffline
+        from starlette.convertors import StringConvertor, register_url_convertor
 
-    if len(token) < SHORTEST_TOKEN or not token.isascii():
-        raise ValueError(f"The token has {len(token)} characters; give at least {SHORTEST_TOKEN}, all ASCII.")
+    if len(token) < SHORTEST_TOKEN or not token.isascii() or not token.isprintable() or token != token.strip():
+        raise ValueError(
+            f"The token has {len(token)} characters; give at least {SHORTEST_TOKEN}, all ASCII, with no line end "
+            "or space around it."
+        )
+
+    class Identity(StringConvertor):  # of an id in the path, which is still quoted: see `QuotedPath`
+        def convert(self, value: str) -> str:
+            return unquote(value)
+
+    register_url_convertor("id", Identity())
 
     def check_token(sent: Annotated[Any, Depends(HTTPBearer(auto_error=False))]) -> None:
         if sent is None or not hmac.compare_digest(sent.credentials.encode(), token.encode()):
@@ -71,6 +82,7 @@ def create_api(service: CustomerService, token: str) -> Any:
     _add_deletions(guarded, service)
     api.include_router(guarded)
     api.add_middleware(BodyLimit)
+    api.add_middleware(QuotedPath)
     _add_metrics(api, service, dependencies=[Depends(check_token)])
 
     @api.get("/healthz")
@@ -80,6 +92,18 @@ def create_api(service: CustomerService, token: str) -> Any:
         return {"status": "ok", "checkpoint": service.store.digest[:12]}
 
     return api
+
+
+class QuotedPath:
+    """An ASGI application around another one that leaves paths quoted, so that an id may hold a slash (%2F)."""
+
+    def __init__(self, app: Any):
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        raw = scope.get("raw_path")
+        path = raw.decode("ascii") if raw else quote(scope.get("path", ""))
+        await self.app(scope | {"path": path}, receive, send)
 
 
 class BodyLimit:
@@ -115,6 +139,10 @@ def _answer_errors(api: Any) -> None:
     def expected_error(request: Request, error: Any) -> JSONResponse:
         status = 501 if isinstance(error, MissingForecastsError) else getattr(error, "status", 422)
         return JSONResponse({"detail": str(error)}, status, {"Retry-After": "1"} if status == 503 else None)
+
+    @api.exception_handler(Exception)
+    def unexpected_error(request: Request, error: Any) -> JSONResponse:
+        return JSONResponse({"detail": f"The service failed ({type(error).__name__}): its log says where."}, 500)
 
     @api.exception_handler(RequestValidationError)
     def validation_error(request: Request, error: Any) -> JSONResponse:
@@ -162,7 +190,7 @@ def _add_questions(api: Any, service: CustomerService) -> None:
         last = max((event[time] for event in live.events), default=None) if time else None
         return {"customer_id": live.customer_id, "events": len(live.events), "now": now or last}
 
-    @api.get("/customers/{customer_id:path}/scores")
+    @api.get("/customers/{customer_id:id}/scores")
     def scores(
         customer_id: str,
         task: Annotated[list[str] | None, Query(description="All tasks by default.")] = None,
@@ -188,19 +216,19 @@ def _add_questions(api: Any, service: CustomerService) -> None:
         with service.customer(customer_id) as live:
             return about(live, now) | {"tasks": live.scores(now=now, tasks=tasks, k=k, candidates=chosen)}
 
-    @api.get("/customers/{customer_id:path}/embedding")
+    @api.get("/customers/{customer_id:id}/embedding")
     def embedding(customer_id: str, now: moment = None) -> dict[str, Any]:
         """The customer embedding."""
         with service.customer(customer_id) as live:
             return about(live, now) | {"embedding": live.embedding(now).tolist()}
 
-    @api.get("/customers/{customer_id:path}/forecast")
+    @api.get("/customers/{customer_id:id}/forecast")
     def forecast(customer_id: str, now: moment = None) -> dict[str, Any]:
         """What the customer is expected to do within the next days; 501 if the checkpoint has no forecasts."""
         with service.customer(customer_id) as live:
             return about(live, now) | {"forecast": live.forecast(now)}
 
-    @api.get("/customers/{customer_id:path}/explain")
+    @api.get("/customers/{customer_id:id}/explain")
     def explain(
         customer_id: str,
         task: str,
@@ -231,15 +259,13 @@ def _add_labels(api: Any, service: CustomerService) -> None:
 
 
 def _add_deletions(api: Any, service: CustomerService) -> None:
-    """Adds the endpoints that delete. That of one event comes first, for the other one's path would fit it too."""
-
-    @api.delete("/customers/{customer_id:path}/events/{event_id}")
+    @api.delete("/customers/{customer_id:id}/events/{event_id:id}")
     def delete_event(customer_id: str, event_id: str) -> dict[str, Any]:
         """Deletes one event. From then on all answers are those for a customer without the event."""
         service.delete_event(customer_id, event_id)
         return {"customer_id": customer_id, "events": 1}
 
-    @api.delete("/customers/{customer_id:path}")
+    @api.delete("/customers/{customer_id:id}")
     def delete_customer(customer_id: str) -> dict[str, Any]:
         """Deletes a customer's events, state and profile."""
         return {"customer_id": customer_id, "events": service.delete_customer(customer_id)}

@@ -15,7 +15,7 @@ DISK_FULL, LOCK_TIMEOUT = "53100", "55P03"  # of PostgreSQL
 SERIALIZATION, DEADLOCK = "40001", "40P01"
 
 
-class ServiceError(Exception):
+class ServiceError(RuntimeError):
     """An error that the service answers with an HTTP status and a message."""
 
     status = 500

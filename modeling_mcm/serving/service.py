@@ -140,7 +140,8 @@ class CustomerService:
                 cached_customers[customer_id] = cached
                 if new:
                     self._forget(customer_id)  # until the store has the events, memory must not
-                    late = cached.live.add([dict(event.event) for event in new], now=self.clock() + AHEAD).late
+                    now = self.clock() + AHEAD if self.extractor.order is None else None
+                    late = cached.live.add([dict(event.event) for event in new], now=now).late
                     answer["late"] += [customer_id] * late
                 texts = [(event.event_id, canonical(dict(event.event))) for event in new]
                 if new or profile is not None or not before.epoch:
@@ -299,6 +300,8 @@ class CustomerService:
     def _read_state(self, customer_id: str, state: StoredState) -> _CachedCustomer | None:
         try:
             live = LiveCustomer.from_bytes(state.state, self.model, self.extractor)
+            if live.customer_id != customer_id:
+                raise ValueError(f"The state is of customer {live.customer_id!r}.")
         except ValueError:
             self._count("states_damaged")
             return None

@@ -76,25 +76,34 @@ class EventStore:
     Args:
         address (`str`): Path of a SQLite file, which is made if it does not exist, or URL of a database.
         digest (`str`): Digest of the checkpoint that the states are of.
+        log (`str`): What the events are of: name and columns of the log. Empty: not compared.
         adopt (`bool`): Whether to take over a store of another checkpoint: its events stay, its states are deleted.
         timeout (`float`): Longest time, in seconds, to wait for a lock of another process.
 
     Raises:
-        StoreMismatch: If the store has states of another checkpoint, or tables of another program.
+        StoreMismatch: If the store has states of another checkpoint, events of another log, or tables of another
+            program, or the address is none of a SQLite file or a PostgreSQL database.
         StoreFailure: If the store is damaged, locked or full, or can't be reached; nothing was changed.
     """
 
-    def __init__(self, address: str, digest: str, adopt: bool = False, timeout: float = 5.0):
+    def __init__(self, address: str, digest: str, log: str = "", adopt: bool = False, timeout: float = 5.0):
         with needs("serve"):
             import sqlalchemy
 
-        self.sql, self.digest, self.timeout = sqlalchemy, digest, timeout
-        url = address if "://" in address else f"sqlite:///{address}"
-        for name in ("postgresql://", "postgres://"):
-            url = f"postgresql+psycopg://{url.removeprefix(name)}" if url.startswith(name) else url
-        self.is_sqlite = url.startswith("sqlite")
-        self.name = address if "://" not in address else sqlalchemy.make_url(url).render_as_string(hide_password=True)
-        if self.is_sqlite and not Path(url.removeprefix("sqlite:///")).absolute().parent.is_dir():
+        self.sql, self.digest, self.log, self.timeout = sqlalchemy, digest, log, timeout
+        try:
+            url = sqlalchemy.make_url(address if "://" in address else f"sqlite:///{address}")
+        except (sqlalchemy.exc.ArgumentError, ValueError) as error:
+            raise StoreMismatch(f"--store is no address of a database ({error}): correct it.") from error
+        self.name = address if "://" not in address else url.render_as_string(hide_password=True)
+        self.is_sqlite = url.drivername == "sqlite"
+        if url.drivername in ("postgresql", "postgres"):
+            url = url.set(drivername="postgresql+psycopg")
+        elif not self.is_sqlite or url.database in (None, "", ":memory:") or url.database.startswith("file:"):
+            raise StoreMismatch(
+                f"--store is {self.name!r}: expected the path of a SQLite file, or postgresql://user@host/database."
+            )
+        elif not Path(url.database).absolute().parent.is_dir():
             raise StoreMismatch(f"The folder of {self.name} is not there: make it, or give another --store.")
         waits = {"timeout": timeout} if self.is_sqlite else {"connect_timeout": max(2, round(timeout))}
         self.engine = sqlalchemy.create_engine(url, connect_args=waits, pool_pre_ping=not self.is_sqlite)
@@ -184,6 +193,11 @@ class EventStore:
             self.tables.create_all(connection)
             rows = connection.execute(self.sql.select(self.about)).all()
             about = dict(rows) or {"application": APPLICATION, "format": FORMAT, "checkpoint": self.digest}
+            if self.log and about.setdefault("log", self.log) != self.log:
+                raise StoreMismatch(
+                    f"{self.name} has events of the log {about['log']}, and this checkpoint reads {self.log}: give a "
+                    "checkpoint of that log, or another --store. Nothing was changed."
+                )
             if about.get("format") != FORMAT:
                 raise StoreMismatch(
                     f"{self.name} has format {about.get('format')}, and this version reads {FORMAT}: use the version "
@@ -287,7 +301,7 @@ class EventStore:
         before, profile = change.before, change.before.profile or {}
         epoch, sequence = before.epoch, before.sequence + len(change.events)
         if epoch == NO_EPOCH or change.profile is not None:
-            epoch, profile = secrets.token_hex(8), change.profile or profile
+            epoch, profile = secrets.token_hex(8), profile if change.profile is None else change.profile
         values = {"epoch": epoch, "sequence": sequence, "profile": canonical(profile)}
         try:
             if before.epoch == NO_EPOCH:

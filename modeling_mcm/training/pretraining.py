@@ -19,7 +19,7 @@ from transformers.utils import logging
 
 from modeling_mcm import __version__
 from modeling_mcm.configuration_mcm import MCMConfig
-from modeling_mcm.data import PreparedData, load_prepared
+from modeling_mcm.data import PreparedData
 from modeling_mcm.data.collator import MCMCollator, PreparedRows, unit_counts
 from modeling_mcm.data.dataset import MANIFEST_FILE
 from modeling_mcm.evaluation.cases import cases_at
@@ -122,7 +122,7 @@ def read_config(options: ModelOptions, extractor: MCMFeatureExtractor, recipe: R
 def read_rows(data: PreparedData, config: MCMConfig, evaluate: bool) -> tuple[PreparedRows, PreparedRows | None]:
     """Reads the rows to train on and the rows to evaluate on."""
     max_events = data.extractor.max_events
-    rows = load_prepared(data.folder, verify=True)
+    rows = data.rows
     ends = np.asarray(rows["validation_end"])
     units = unit_counts(rows, ends, config, max_events)
     several = trainable(ends)

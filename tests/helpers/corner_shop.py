@@ -68,3 +68,12 @@ def age_of(name: str) -> str:
 def customer_of(log: pd.DataFrame, name: str) -> dict[str, Any]:
     """A customer of a log as pipelines take it."""
     return {"events": log[log["who"] == name], "profile": {"age": age_of(name)}}
+
+
+def without_times(extractor, order):
+    """A feature extractor of the same log without its times."""
+    kept = [feature for feature in extractor.features if feature["name"] not in ("weekday", "gap")]
+    bins = {"a.b": extractor.bins["a.b"]}
+    names = ("customer", "token_type", "visit", "tasks", "target_token_types", "end_of_visit")
+    same = {name: getattr(extractor, name) for name in names}
+    return type(extractor)(kept, extractor.vocabularies, bins, **same, order=order)

@@ -30,7 +30,7 @@ def as_requests(log: pd.DataFrame, customers=None) -> list[dict]:
 
 def make_service(model, extractor, place, **options) -> CustomerService:
     """A service on a store, whose clock stands at the end of the log."""
-    store_options = {name: options.pop(name) for name in ("adopt", "timeout") if name in options}
+    store_options = {name: options.pop(name) for name in ("adopt", "timeout", "log") if name in options}
     store = EventStore(str(place), checkpoint_digest(model, extractor), **store_options)
     return CustomerService(model, extractor, store, **{"clock": lambda: NOW, **options})
 

@@ -19,7 +19,7 @@ import pytest
 from corner_shop import SCHEMA, make_profile
 
 from modeling_mcm.commands import predict
-from modeling_mcm.data import EventSchema, PreparedManifest, load_prepared
+from modeling_mcm.data import EventSchema, PreparedData, PreparedManifest, load_prepared
 from modeling_mcm.files_mcm import locked
 from modeling_mcm.preparation import prepare
 from modeling_mcm.preparation.forget import forget_in_log
@@ -91,11 +91,24 @@ def test_they_are_gone_from_data_predictions_log_and_cache(place, forget, save):
     assert cached and not any(path.exists() for path in [*cached, broken])
     manifest = PreparedManifest.load(place / "data")
     assert (manifest.counts["customers"], manifest.counts["forgotten"]) == (len(left), 2)
+    known = {"profile": place / "profile.parquet", "feature_extractor": PreparedData(place / "data").extractor}
+    again = prepare(place / "log", EventSchema.from_dict(SCHEMA), place / "again", **known).counts
+    names = again.keys() - {"rows", "duplicates", "profiles"}  # of the log's rows, which are not counted again
+    assert {name: manifest.counts[name] for name in names} == {name: again[name] for name in names}
     assert json.loads((place / "scores" / "_predictions.json").read_text())["customers"] == len(left)
-    assert load_prepared(place / "data", cache_dir=place / "cache", verify=True)["customer_id"][:] == left
+    assert load_prepared(place / "data", cache_dir=place / "cache")["customer_id"][:] == left
     assert rows(place / "data") == [row for row in before if row["customer_id"] not in THEY]
     assert "found nowhere: 'c21'" in forget(*everywhere, fails="found nowhere: 'c05'")
     assert forget(*everywhere, "--check_only", "=true").endswith("none of the customers is there\n")
+
+
+def test_ids_may_be_a_category(place, forget):
+    for path in [*(place / "log").rglob("*.parquet"), place / "profile.parquet"]:
+        pd.read_parquet(path).astype({"who": "category"}).to_parquet(path)
+    schema, people = EventSchema.from_dict(SCHEMA), place / "profile.parquet"
+    prepare(place / "log", schema, place / "data", profile=people, overwrite=True)
+    assert "none of the customers is there" in forget(*EVERYWHERE)
+    assert not still_there(place)
 
 
 def test_an_update_does_not_bring_them_back(place, forget, event_log):
@@ -252,6 +265,11 @@ def link_a_shard(place):
     shard.symlink_to(place / "shard.parquet")
 
 
+def name_folders(place):
+    (place / "log" / "who=c05").mkdir()
+    (place / "log" / "who=c05" / "a.parquet").write_bytes(OTHER)
+
+
 def name_everyone(place):
     (place / "ids.txt").write_text("\n".join(sorted(customers(place / "data"))))
 
@@ -268,6 +286,7 @@ SPOILED = {
     "a cut file of the log": (write("log/late/z.parquet", b"PAR1 cut"), "z.parquet is not a whole Parquet file"),
     "a damaged shard": (damage_a_shard, "does not have the digest that the manifest lists"),
     "a file without the customers' column": (write("log/z.parquet", OTHER), "z.parquet has no column 'who'"),
+    "folders of customers": (name_folders, "The folders who=... name the customers: remove theirs yourself"),
     "a shard that is a link": (link_a_shard, ", which would keep the customers"),
 }
 

@@ -3,16 +3,19 @@
 """A customer who is followed live: every answer is that of the whole history, whatever way its events came."""
 
 import json
+import zlib
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from corner_shop import without_times
 from fitted import fill_scorer
 from safetensors.torch import load, save
 
-from modeling_mcm import LiveCustomer, MCMFeatureExtractor
+from modeling_mcm import LiveCustomer
 from modeling_mcm.live.customer import Added
+from modeling_mcm.live.storage import pack
 from modeling_mcm.training.forecaster import load_weights
 
 TOLERANCE = 1e-5
@@ -180,15 +183,6 @@ def test_last_of_equal_events_without_times_is_removed(live_model, extractor):
     assert [event["item"] for event in live.events] == ["item 01", "item 02"]
 
 
-def without_times(extractor, order):
-    """A feature extractor of the same log without its times."""
-    kept = [feature for feature in extractor.features if feature["name"] not in ("weekday", "gap")]
-    bins = {"a.b": extractor.bins["a.b"]}
-    names = ("customer", "token_type", "visit", "tasks", "target_token_types", "end_of_visit")
-    same = {name: getattr(extractor, name) for name in names}
-    return MCMFeatureExtractor(kept, extractor.vocabularies, bins, **same, order=order)
-
-
 @pytest.mark.parametrize("order", ["rows", "place"])
 def test_log_without_times(live_model, extractor, order):
     rows = without_times(extractor, order)
@@ -322,12 +316,41 @@ def _with_another_number(data, model):
     return save(tensors, metadata)
 
 
+def _repacked(change):
+    """Other contents, with a digest that fits them."""
+
+    def run(data, model):
+        tensors = load(data)
+        metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+        values = json.loads(zlib.decompress(tensors.pop("events").numpy().tobytes()))
+        state = {name.removeprefix("state."): value for name, value in tensors.items()}
+        change(values, state)
+        return pack(values, state, metadata["checkpoint"])
+
+    return run
+
+
+OTHER_CONTENTS = {
+    "no profile": lambda values, state: values.pop("profile"),
+    "no events": lambda values, state: values.pop("events"),
+    "an event without time": lambda values, state: values["events"][0].pop("when"),
+    "a list": lambda values, state: values.update(events=[[1, 2]]),
+    "an unknown profile": lambda values, state: values.update(profile={"shoe": 44}),
+    "fewer visits": lambda values, state: values["events"].clear(),
+    "more visits": lambda values, state: values["state"].__setitem__(0, 99),
+    "no tensor": lambda values, state: state.pop("event_times"),
+    "a shorter tensor": lambda values, state: state.update(event_times=state["event_times"][1:]),
+    "another type": lambda values, state: state.update(hidden=state["hidden"].double()),
+    "NaN": lambda values, state: state["event_times"].fill_(float("nan")),
+    "no id": lambda values, state: state["input_ids"].fill_(-1),
+}
 STORED_FAULTS = [
     (_of_another_checkpoint, "is of the checkpoint .* add the customer's events to a new LiveCustomer"),
     (lambda data, model: data[:-100], "is cut or damaged .* add the customer's events to a new LiveCustomer"),
     (lambda data, model: b"", "A stored state of 0 bytes is cut or damaged"),
     (lambda data, model: b"x" * 200, "A stored state of 200 bytes is cut or damaged"),
     (_with_another_number, "its content does not have the digest"),
+    *[(_repacked(change), "A stored state holds something else .*add the") for change in OTHER_CONTENTS.values()],
 ]
 
 

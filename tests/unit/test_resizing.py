@@ -152,7 +152,7 @@ def test_bad_values_change_nothing(tiny_model, extractor, feature, values, messa
 def test_extractor_of_another_checkpoint_is_refused(tiny_model, extractor):
     model = tiny_model()
     extractor.add_values("items", ["kiwi"])
-    with pytest.raises(ValueError, match="vocabularies have sizes .*take the feature extractor that was saved"):
+    with pytest.raises(ValueError, match="has the features and sizes .* take both from one and the same save"):
         model.resize_feature_vocabulary("items", NEW, extractor)
     assert extractor.vocabularies["items"][-1] == "kiwi"
 

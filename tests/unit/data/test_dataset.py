@@ -4,13 +4,16 @@
 
 import os
 import shutil
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from in_process import call
 
 from modeling_mcm.data import PreparedData, PreparedManifest, load_prepared
 from modeling_mcm.evaluation.cases import cases_at, find_cases
+from modeling_mcm.preparation.rows import write_shard
 
 
 def test_other_data_at_the_same_path_and_time_are_not_answered_from_the_copy(prepare_log, event_log, tmp_path):
@@ -48,3 +51,53 @@ def test_prepared_data_have_what_is_read_by_hand(prepared, extractor):
 def test_a_folder_without_a_manifest_is_no_data_set(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"holds no manifest.json, so it is not a \(finished\) prepared"):
         PreparedData(tmp_path / "absent")
+
+
+def flip(table, path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def edited(name, change):
+    """A change of the shard with a manifest that fits: the values of a column's first row, or of a column."""
+
+    def run(table, path):
+        values = table[name].to_pylist()
+        values[0] = change(values[0])
+        index = table.column_names.index(name)
+        changed = table.set_column(index, table.field(name), pa.array(values, table.field(name).type))
+        described = write_shard(changed, path)
+        manifest = PreparedManifest.load(path.parent)
+        shards = [described if shard["file"] == path.name else shard for shard in manifest.shards]
+        replace(manifest, shards=shards).save(path.parent)
+
+    return run
+
+
+BAD_DATA = {
+    "a bit": (flip, "does not have the digest that the manifest lists|is no whole Parquet"),
+    "falling times": (edited("times", lambda times: times[::-1]), "has times that fall"),
+    "an end beyond the row": (edited("test_end", lambda end: 10_000), "test_end outside the row"),
+    "a negative id": (edited("feature_items", lambda ids: [-1, *ids[1:]]), "ids from -1 to .* in feature_items"),
+    "an unknown id": (edited("task_aisle", lambda ids: [10**6, *ids[1:]]), "ids from .* to 1000000 in task_aisle"),
+    "a customer twice": (edited("customer_id", lambda name: "c02"), "has a customer_id twice"),
+    "a shorter list": (edited("feature_type", lambda ids: ids[1:]), "another number of feature_type than of visits"),
+    "a gap of visits": (edited("visits", lambda visits: [*visits[:-1], visits[-1] + 5]), "visits that do not count"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), BAD_DATA.values(), ids=BAD_DATA)
+def test_every_entrance_refuses_damaged_data(prepared, save, tmp_path, change, message):
+    folder, model = tmp_path / "data", save(extended=True)
+    shutil.copytree(prepared, folder)
+    path = sorted(folder.glob("customers-*"))[0]
+    change(pq.read_table(path), path)
+    with pytest.raises(ValueError, match=message):
+        PreparedData(folder).rows  # noqa: B018
+    options = ["--data", folder, "--output_dir", tmp_path / "out"]
+    known = ["--model", model, "--data", folder]
+    for name, words in {"evaluate": known, "predict": [*known, *options[2:]], "start": options}.items():
+        with pytest.raises(SystemExit, match=message):
+            call(f"modeling_mcm.commands.{name}", *words)
+    assert not list(tmp_path.glob("out/*.parquet"))

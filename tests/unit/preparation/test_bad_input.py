@@ -14,7 +14,7 @@ import pytest
 from folders import content
 from synthetic_log import SCHEMA, TEST, VALIDATION, load_extractor, make_log, make_profile, read_rows, run, schema_with
 
-from modeling_mcm.data import EventSchema, FeatureSpec, PreparedManifest, load_prepared
+from modeling_mcm.data import EventSchema, FeatureSpec, PreparedData, PreparedManifest, load_prepared
 from modeling_mcm.data.features import check_memory_limit
 from modeling_mcm.preparation import prepare
 from modeling_mcm.preparation import vocabulary as vocabulary_module
@@ -298,7 +298,7 @@ def test_damaged_shards_are_found(tmp_path):
     for damaged, message in ((whole[:-50], "bytes"), (bytes(flipped), "digest")):
         first.write_bytes(damaged)
         with pytest.raises(ValueError, match=message):
-            load_prepared(tmp_path / "out", cache_dir=tmp_path / "cache", verify=True)
+            PreparedData(tmp_path / "out").check()
     first.write_bytes(whole)
     second.unlink()
     with pytest.raises(ValueError, match="missing.*prepare the data again"):

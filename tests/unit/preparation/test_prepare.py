@@ -16,6 +16,7 @@ from synthetic_log import (
     check_same_training_period,
     load_extractor,
     make_log,
+    make_profile,
     of_customer,
     read_rows,
     run,
@@ -25,6 +26,7 @@ from transformers.utils import logging
 
 from modeling_mcm.data import EventSchema, PreparedManifest, load_prepared
 from modeling_mcm.evaluation.cases import find_cases
+from modeling_mcm.preparation import prepare
 
 ROOT = Path(__file__).parents[3]
 
@@ -105,7 +107,7 @@ def test_shards_are_bounded_and_load_as_one_data_set(tmp_path):
     manifest = run(tmp_path, rows_per_shard=5)
     logging.enable_progress_bar()
     assert [shard["rows"] for shard in manifest.shards] == [5, 5, 2]
-    data = load_prepared(tmp_path / "out", cache_dir=tmp_path / "cache", verify=True)
+    data = load_prepared(tmp_path / "out", cache_dir=tmp_path / "cache")
     assert data["customer_id"][:] == sorted(map(str, range(12)))
     assert PreparedManifest.load(tmp_path / "out") == manifest
     assert manifest.event_schema == schema_with()
@@ -171,3 +173,14 @@ def test_an_event_at_the_second_of_a_cutoff_comes_after_it(tmp_path):
     assert (counts["validation_events"], counts["test_events"]) == (9 + own[0], 6 + own[1])
     found = find_cases(load_prepared(tmp_path / "out"), "test", 1, "token_type")
     assert {"0", "1", "2"} <= {*found.customer_ids}
+
+
+def test_profiles_of_no_customer_give_a_warning_with_both_ids(tmp_path, monkeypatch, capfd):
+    said = []
+    monkeypatch.setattr(logging.get_logger("modeling_mcm.preparation.prepare"), "warning", said.append)
+    run(tmp_path)
+    assert not [words for words in said if "profile" in words]
+    people = make_profile().assign(user=lambda table: "household " + table["user"].astype(str))
+    prepare(make_log(), schema_with(), tmp_path / "other", profile=people)
+    assert "profiles have ids such as 'household 0', the events such as '0'. Write them alike." in said[-1]
+    assert "Preparing" not in capfd.readouterr().err  # no bar where the output is no terminal

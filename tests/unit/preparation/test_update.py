@@ -17,7 +17,7 @@ import pytest
 from folders import content
 from synthetic_log import SCHEMA, TEST, check_same_counts, make_log, make_profile, schema_with
 
-from modeling_mcm.data import PreparedManifest, load_prepared
+from modeling_mcm.data import PreparedData, PreparedManifest
 from modeling_mcm.preparation import prepare
 from modeling_mcm.preparation.forget import forget_in_prepared
 from modeling_mcm.preparation.update import update
@@ -68,7 +68,7 @@ class Shop:
         assert rows(self.data) == rows(full)
         assert found.input == expected.input
         check_same_counts(found, expected, self.data, full)
-        load_prepared(self.data, cache_dir=self.folder / "cache", verify=True)
+        PreparedData(self.data).check()
         files = {shard["file"] for shard in found.shards}
         assert files == {path.name for path in self.data.glob("customers-*")}
         assert all(0 < shard["rows"] < 10 for shard in found.shards)

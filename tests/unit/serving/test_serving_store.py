@@ -10,9 +10,11 @@ import sqlite3
 import subprocess
 import tempfile
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from corner_shop import without_times
 from serving_client import as_requests, assert_same, make_service
 
 from modeling_mcm.live.customer import LiveCustomer
@@ -166,6 +168,34 @@ def test_a_store_belongs_to_one_checkpoint(start, events, tiny_model):
     again = start()  # the same checkpoint, started again, is no other
     again.add(events)
     assert scores(again) == scores(first)
+
+
+def test_a_store_of_another_log_is_refused_even_with_adopt(start, events, tiny_model):
+    start(log="shop, who, when").add(events)
+    other = tiny_model(extended=True, hidden_size=24)
+    with pytest.raises(StoreFailure, match="has events of the log shop, who, when, and this checkpoint reads toys, "):
+        start(model=other, adopt=True, log="toys, user, day")
+    start(model=other, adopt=True, log="shop, who, when")
+
+
+@pytest.mark.parametrize(
+    "address", [":memory:", "", "sqlite://", "mysql://host/shop", "http://host", "postgresql://h:x/d"]
+)
+def test_an_address_of_no_store_is_refused(address):
+    with pytest.raises(StoreFailure, match="--store is "):
+        EventStore(address, "digest" * 8)
+
+
+@pytest.mark.parametrize("order", ["rows", "place"])
+def test_a_log_without_times_is_served(start, events, tiny_model, extractor, order, tmp_path):
+    rows = without_times(extractor, order)
+    model = tiny_model(extended=True, features=rows.feature_names, vocabulary_sizes=rows.vocabulary_sizes)
+    given = [dict(each.event) | ({"place": number} if order == "place" else {}) for number, each in enumerate(events)]
+    given = [replace(each, event=event) for each, event in zip(events, given, strict=True) if event.pop("when")]
+    service = make_service(model, rows, tmp_path / "state.db")
+    service.add(given)
+    assert_same(scores(service), never_had(model, rows, given))
+    service.store.close()
 
 
 def damage(path):
