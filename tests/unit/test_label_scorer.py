@@ -7,6 +7,8 @@ import pandas as pd
 import pytest
 import torch
 from choices import EXTENDED, TINY, of_data, perturb
+from in_process import call
+from safetensors.torch import load_file
 
 from modeling_mcm import LiveCustomer, MCMConfig, MCMFeatureExtractor, MCMForMultiTaskRecommendation
 from modeling_mcm.data import EventSchema, PreparedData
@@ -22,6 +24,7 @@ from modeling_mcm.scorer_mcm import (
 )
 from modeling_mcm.training.pretraining import COUNTS_ALONE
 from modeling_mcm.training.scorer import (
+    SHIPPED_NETWORK,
     Case,
     FeatureReader,
     LabelCounts,
@@ -29,6 +32,7 @@ from modeling_mcm.training.scorer import (
     ScorerFit,
     _later,
     draw_examples,
+    load_network,
     ranking_loss,
     validation_cases,
 )
@@ -275,3 +279,17 @@ def test_chances_are_those_of_the_next_visit(model, data):
         expected += model.scorer.chances(model.scorer.chance[task], log_p)[:, 2:].sum().item()
         found += sum(len(each[each >= 2].unique()) for each in batch["labels"][..., task])
     assert found > 0 and expected == pytest.approx(found, rel=0.1)
+
+
+def test_a_small_log_starts_from_the_shipped_network(data, prepared, tmp_path, capsys, caplog):
+    choices = of_data(data.extractor) | COUNTS_ALONE | {"kind_feature": "type", "state_size": 0}
+    scorer = MCMForMultiTaskRecommendation(MCMConfig(**choices)).scorer
+    load_network(scorer)
+    shipped = load_file(SHIPPED_NETWORK)
+    assert torch.equal(scorer.first.weight, shipped["first.weight"]) and torch.equal(scorer.std, shipped["std"])
+    call("run_pretrain_scorer", "--data", prepared, prepared, "--output", tmp_path / "made.safetensors")
+    assert "examples of 6 tasks" in capsys.readouterr().out
+    made = load_file(tmp_path / "made.safetensors")
+    assert {name: value.shape for name, value in made.items()} == {name: v.shape for name, v in shipped.items()}
+    ScorerFit(MCMForMultiTaskRecommendation(MCMConfig(**choices)), data)
+    assert "rest on what was learned on other logs" in caplog.text
