@@ -12,7 +12,8 @@ quickstart: $(VENV)/demo.done  ## prepares real data, trains a model and evaluat
 	PATH="$(CURDIR)/$(RUN):$$PATH" REPORT="$(REPORT)" bash training/runs/quickstart.sh
 
 app: $(VENV)/app.done  ## after the quickstart: opens a page that shows a customer, what MCM expects next, and why
-	$(RUN)/python -m modeling_mcm.page.app
+	$(RUN)/mcm app --model runs/quickstart --data data/complete_journey/prepared \
+		--events data/complete_journey/raw/events.parquet --profile data/complete_journey/raw/profile.parquet
 
 test: $(VENV)/test.done  ## all tests that take seconds, in parallel; no GPU
 	$(RUN)/python -m pytest -m "not slow" $(PARALLEL)

@@ -389,7 +389,9 @@ class CandidateSet:
         texts = None if table is None else self._texts(task, table, "`candidates`")
         if table is None or texts is None:
             groups = None if group in (None, task) else self._groups(task, table, [], {}, size, str(group))
-            return _TaskCandidates(torch.ones(size, dtype=torch.bool), groups, None, {}, {})
+            is_candidate = torch.ones(size, dtype=torch.bool)
+            is_candidate[self.extractor.own_ids(task)] = False
+            return _TaskCandidates(is_candidate, groups, None, {}, {})
         distinct = list(dict.fromkeys(texts))
         if len(distinct) < len(texts) and len(self.tasks) == 1:
             logger.warning(

@@ -60,7 +60,7 @@ class Encoding:
         self.columns = {name: spec.column for name, spec in self.specs.items() if spec.column}
         self.event_features = [spec.name for spec in schema.features]
         self.profile_features = [spec.name for spec in schema.profile]
-        self.token_feature, self._reserved_token_types = schema.token_feature.name, schema.reserved_token_types
+        self.token_feature, self.reserved_token_types = schema.token_feature.name, schema.reserved_token_types
         self._known_profile = schema.profile_columns
         self.ids = {
             feature: {value: FIRST_VALUE_ID + i for i, value in enumerate(values)}
@@ -147,7 +147,7 @@ class Encoding:
     def is_target(self, value: Any) -> bool:
         """Whether events of a token type are targets. Raises `ValueError` if the token type is reserved."""
         text = to_text(value)
-        if text in self._reserved_token_types:
+        if text in self.reserved_token_types:
             raise ValueError(f"found {text!r}, which MCM adds itself; leave these events out or rename the token type")
         return not self.schema.target_token_types or text in self.schema.target_token_types
 

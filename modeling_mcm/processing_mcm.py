@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from transformers import BatchFeature, FeatureExtractionMixin
 from transformers.utils.hub import cached_file
 
-from .configuration_mcm import FIRST_VALUE_ID
+from .configuration_mcm import FIRST_VALUE_ID, MISSING_ID, UNKNOWN_ID
 from .encoding_mcm import Encoding
 from .events_mcm import as_column, as_list, check_keys, is_missing, naming, read_columns
 from .files_mcm import VOCABULARIES_NAME, CheckpointError, check_values, values_digest, write_json
@@ -187,6 +187,11 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
             if not 0 <= label < len(labels):
                 raise ValueError(f"Task {task!r} has no label id {label}; ids run from 0 to {len(labels) - 1}.")
         return [labels[label] for label in flat]
+
+    def own_ids(self, feature: str) -> list[int]:
+        """Ids of a categorical feature that are no values of the log: missing, unknown, MCM's own token types."""
+        own = self._encoding.reserved_token_types if feature == self.token_type_feature else []
+        return [MISSING_ID, UNKNOWN_ID, *(self._encoding.ids[feature][name] for name in own)]
 
     def add_values(self, feature: str, values: Sequence[str]) -> None:
         """Appends new values to the vocabulary of a categorical feature. For a checkpoint with a model call the

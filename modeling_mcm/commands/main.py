@@ -19,6 +19,7 @@ COMMANDS = {
     "predict": "score every customer: embeddings and the best labels of every task",
     "similar": "name the labels that are alike, or that go together",
     "serve": "serve a checkpoint over HTTP",
+    "app": "show a page of all customers in a browser",
     "publish": "publish a checkpoint on the Hugging Face Hub, with its card",
 }
 

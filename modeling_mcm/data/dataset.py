@@ -31,6 +31,7 @@ MANIFEST_FILE = "manifest.json"
 CUSTOMER = "customer_id"  # the column of rows and of predictions that names the customer
 FEATURE_EXTRACTOR_FOLDER = "feature_extractor"
 POPULARITY_FILE = "popularity.parquet"
+PAGE_FILE = "page.parquet"  # scores of all customers, which `mcm app` stores
 FORMAT_VERSION = 2  # version 1 had no values of numeric features
 
 

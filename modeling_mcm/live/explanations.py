@@ -107,31 +107,54 @@ def explain(
     if now is not None:
         (moment,) = feature_extractor._read_now(now, 1)
         (row,) = until([row], [moment])
-    row = _read_part(feature_extractor.readable(row, model.config.input_features), feature_extractor.max_events)
-    history = _History(model, feature_extractor, row, moment)
+    whole = feature_extractor.readable(row, model.config.input_features)
+    row = _read_part(whole, feature_extractor.max_events)
+    history = _History(model, feature_extractor, row, moment, is_part=len(row["times"]) < len(whole["times"]))
     label_id = history.best(task) if label is None else int(feature_extractor.label_ids(task, [label])[0])
-    if label_id < FIRST_LABEL:
+    if label_id in feature_extractor.own_ids(task):
         raise ValueError(f"Task {task!r} has no label {label!r}: the training period did not have it.")
     return history.explanation(task, label_id, most_visits)
+
+
+def occurrences(
+    row: Mapping[str, Any], task: str, label: int, moment: float | None = None
+) -> tuple[int, float, float]:
+    """When a label, an id, occurred in a row of the feature extractor: number of visits with it, mean days from one to
+    the next, days from the last to `moment` (default: the last event). They are 0 where there is none."""
+    indices = np.flatnonzero(row[f"feature_{task}"] == label)
+    if not len(indices):
+        return 0, 0.0, 0.0
+    _, first = np.unique(row["visits"][indices], return_index=True)
+    times = np.sort(row["times"][indices[first]])
+    last = int(row["times"].max()) if moment is None else moment
+    gap = int(times[-1] - times[0]) / SECONDS_PER_DAY / max(len(times) - 1, 1)
+    return len(times), gap, (last - int(times[-1])) / SECONDS_PER_DAY
+
+
+def is_due(number: int, gap: float, ago: float) -> bool:
+    """Whether the next occurrence is due, from the result of [`occurrences`]."""
+    return number > 1 and ago >= DUE * gap > 0
 
 
 class _History:
     """A customer's history and its variants without a visit, with the model's scores for them."""
 
-    def __init__(self, model, feature_extractor, row: Mapping[str, Any], moment: float | None):
+    def __init__(self, model, feature_extractor, row: Mapping[str, Any], moment: float | None, is_part: bool):
         self.model, self.extractor, self.row, self.moment = model, feature_extractor, dict(row), moment
+        self.is_part = is_part  # of a history that is longer than the model's window
         self.visits = row["visits"]
         self.columns = [name for name, value in row.items() if isinstance(value, np.ndarray) and value.ndim]
 
     def best(self, task: str) -> int:
         """Id of the task's label with the highest score."""
-        return int(self.scores([self.row], task)[0].argmax())
+        scores = self.scores([self.row], task)[0].clone()
+        scores[self.extractor.own_ids(task)] = -torch.inf
+        return int(scores.argmax())
 
     def explanation(self, task: str, label: int, most_visits: int | None) -> Explanation:
         """Explains a label, by its id; the other arguments are those of [`explain`]."""
         number = int(self.visits[-1]) + 1 if len(self.visits) else 0
-        has_label = self._has_label(task, label)
-        with_label = np.isin(np.arange(number), self.visits[has_label])
+        with_label = np.isin(np.arange(number), self.visits[self.row[f"feature_{task}"] == label])
         tried = np.lexsort((-np.arange(number), ~with_label))[:most_visits]
         rows = [self.row, self._without(np.ones(len(self.visits), bool))]
         rows += [self._without(self.visits == visit) for visit in tried]
@@ -144,7 +167,7 @@ class _History:
                 time=_iso(self.row["times"][events[0]]),
                 without=without.get(visit),
                 has_label=bool(with_label[visit]),
-                events=[values[event] for event in events],
+                events=[values[event] for event in events if values[event]],
             )
             visits.append(effect)
         return Explanation(
@@ -157,18 +180,12 @@ class _History:
         )
 
     def words(self, task: str, label: int) -> str:
-        """How often and when the label occurred, in words, from the times of the visits that have it."""
-        indices = np.flatnonzero(self._has_label(task, label))
-        if not len(indices):
-            return "never yet"
-        _, first = np.unique(self.visits[indices], return_index=True)
-        times = np.sort(self.row["times"][indices[first]])
-        last = int(self.row["times"].max()) if self.moment is None else self.moment
-        ago = (last - int(times[-1])) / SECONDS_PER_DAY
-        if len(times) == 1:
-            return f"once, {_ago(ago)}"
-        gap = int(times[-1] - times[0]) / SECONDS_PER_DAY / (len(times) - 1)
-        return f"{len(times)} times, every {_days(gap)}, last {_ago(ago)}" + "; due" * (ago >= DUE * gap > 0)
+        """How often and when the label occurred, in words."""
+        number, gap, ago = occurrences(self.row, task, label, self.moment)
+        words = "never yet" if not number else f"once, {_ago(ago)}"
+        if number > 1:
+            words = f"{number} times, every {_days(gap)}, last {_ago(ago)}" + "; due" * is_due(number, gap, ago)
+        return words + f" (in the latest {len(self.visits):,} events)" * self.is_part
 
     def probabilities(self, rows: Sequence[Mapping[str, Any]], task: str, label: int) -> NDArray[np.float64]:
         """Probability of the label, of shape `(B,)`, for histories of any lengths."""
@@ -207,17 +224,16 @@ class _History:
                 row[f"feature_{feature}"] = extractor._encoding.derived_ids(feature, timeline)
         return row
 
-    def _has_label(self, task: str, label: int) -> NDArray[np.bool_]:
-        return self.row[f"feature_{task}"] == label
-
     def _values(self) -> list[dict[str, str]]:
+        """By event its values by feature, without unknown ones; empty for an event that MCM added."""
         extractor = self.extractor
         values: list[dict[str, str]] = [{} for _ in self.visits]
         for feature, vocabulary in extractor.vocabularies.items():
             if feature in extractor._encoding.event_features:
+                own = extractor.own_ids(feature)
                 for index, value in enumerate(self.row[f"feature_{feature}"].tolist()):
-                    if value:
-                        values[index][feature] = vocabulary[value - FIRST_LABEL] if value > 1 else "[unknown]"
+                    if value not in own:
+                        values[index][feature] = vocabulary[value - FIRST_LABEL]
         return values
 
 

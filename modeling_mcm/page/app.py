@@ -1,53 +1,49 @@
-#!/usr/bin/env python
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""A page that shows what MCM expects of a customer, what the customer really did, and which past visits decided.
+"""A page that lists the customers, and shows what MCM expects of each, what really came, and which visits decided.
 
-    make app                                         after make quickstart; only this machine can open the page
-    python -m modeling_mcm.page.app --model runs/mine --data data/prepared --events log.parquet
-
-In a Space on the Hub, use this file as `app.py`, write `modeling-mcm[app]` into requirements.txt, and set the paths in
-the variables MCM_MODEL, MCM_DATA, MCM_EVENTS and MCM_PROFILE. The page loads nothing from other machines.
+The page loads nothing from other machines. `?customer=17` in its address opens a customer.
 """
 
 # Gradio reads the annotations of functions below while they are defined: they must not become texts.
-import argparse
 import functools
-import os
 import random
-import sys
+import tempfile
 from html import escape
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
-import torch
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
 
+from modeling_mcm.data.dataset import CUSTOMER
 from modeling_mcm.extras import needs
-from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
-from modeling_mcm.page.histories import Histories
-from modeling_mcm.processing_mcm import MCMFeatureExtractor
-from modeling_mcm.state_mcm import MissingForecastsError
+from modeling_mcm.live.explanations import is_due, occurrences
+from modeling_mcm.page.histories import LIKELIEST, RHYTHM, Histories
+from modeling_mcm.scoring.scorer import SCORES
+from modeling_mcm.state_mcm import CHANCE, NEXT_VISIT, MissingForecastsError
 
 LABELS, COMPARED, MOVES = 6, 1000, 8  # labels of a task that are shown; compared before and after; shown of those
 VISITS, VALUES = 5, 4  # that are listed
+ROWS = 500  # of the list that the browser gets; the file has all
+MONTH = 30  # days; amounts are told for the horizon closest to it
 LEAST = 0.05  # of the largest change: a visit with less speaks neither for nor against
-COLOURS = {"speaks for it": "#159ca6", "speaks against it": "#d9622b", "other visit": "#98a3ad", "hidden": "#c7a43a"}
+LEAST_MOVE = 0.0005  # smallest change of a probability that is shown
+COLOURS = {"speaks for it": "#0f7f87", "speaks against it": "#c2410c", "other visit": "#6b7783", "hidden": "#94700d"}
+SPEND = {"price", "amount", "sales", "sales_value", "revenue"}  # features whose sum is what was spent
+BUYING = ("purchase", "buy", "order", "sale", "transaction")  # in token types that are purchases
 CSS = """
 .gradio-container { max-width: 1240px !important; margin: 0 auto !important; }
-#timeline, #visits { contain: inline-size; overflow: hidden; }
+#timeline, #visits, #list { contain: inline-size; overflow: hidden; }
 """
-QUICKSTART = {
-    "model": "runs/quickstart",
-    "data": "data/complete_journey/prepared",
-    "events": "data/complete_journey/raw/events.parquet",
-    "profile": "data/complete_journey/raw/profile.parquet",
-}
-HELP = {
-    "model": "checkpoint folder",
-    "data": "folder of the prepared data set",
-    "events": "the raw log that it was made of, a Parquet file",
-    "profile": "the raw profiles, a Parquet file",
-}
+ADDRESS = """(who) => { if (who) { const url = new URL(location); url.searchParams.set('customer', who);
+history.replaceState(null, '', url); } }"""
+SUGGEST = """() => { for (const id of ['likely', 'label'])
+document.querySelector(`#${id} input`).setAttribute('list', `${id}-labels`); }"""
+SCROLL = "() => document.querySelector('#why').scrollIntoView({behavior: 'smooth', block: 'start'})"
 
 
 def percent(share: float) -> str:
@@ -59,8 +55,11 @@ class Page:
     """What the page shows, as texts and tables."""
 
     def __init__(self, histories: Histories):
-        self.histories, self.tasks = histories, list(histories.extractor.tasks)
-        self._known = {task: set(self.labels(task)) for task in self.tasks}
+        self.histories, self.tasks = histories, histories.tasks
+        days = histories.model.model.customer_forecasts.days
+        self._days = [f"{day:g}" for day in days]
+        self._month = f"{min(days, key=lambda day: abs(day - MONTH)):g}" if days else ""
+        self.customers = self._list()
 
     def labels(self, task: str) -> list[str]:
         """Lists the labels of a task that an event can have."""
@@ -68,32 +67,130 @@ class Page:
         own = extractor.schema.reserved_token_types if task == extractor.token_type_feature else []
         return [label for label in extractor.vocabularies[task] if label not in own]
 
-    def profile(self, customer_id: str) -> str:
-        """Writes the profile and the number of events that MCM knows, as HTML."""
-        live = self.histories.household(customer_id).live
+    # -------------------------------------------------------------------------------------------------- all customers
+
+    def _list(self) -> pd.DataFrame:
+        """A row for each customer, ordered by id: as numbers where all ids are numbers."""
+        scored, main = self.histories.scored, self.histories.main_task
+        table = scored.select([CUSTOMER, *RHYTHM]).to_pandas()
+        table.columns = ["customer", "days since visit", "usual gap"]
+        table["late"] = table["days since visit"] / table["usual gap"].replace(0.0, np.nan)
+        if f"{CHANCE}_{self._month}d" in scored.column_names:
+            told = self._names()
+            for name in [NEXT_VISIT, f"visits_{self._month}d", *self._sums()]:
+                table[told[name]] = scored[name].to_numpy().astype(float)
+            comes = scored[f"{CHANCE}_{self._days[-1]}d"].to_numpy().astype(float)
+            table[f"stays away {self._days[-1]} days, %"] = 100 * (1 - comes)
+        table = table.round({name: 2 if name == "late" else 1 for name in table.columns[1:]})
+        names = np.stack(scored[main].to_numpy()) if len(table) else np.empty((0, 1), object)
+        table["likely next"] = [", ".join(map(str, best)) for best in names[:, :3]]
+        ids = table["customer"]
+        order = np.argsort(ids.astype("uint64") if ids.str.fullmatch(r"\d{1,18}").all() else ids, kind="stable")
+        return table.iloc[order]
+
+    def _sums(self) -> list[str]:
+        """Names of the forecasts of sums, such as what is spent in a month."""
+        return [f"{name}_{self._month}d" for name in self.histories.model.config.summed_features]
+
+    def _words(self) -> dict[str, str]:
+        """Quantities that are told, in words: the sum of a feature that is a price is what a customer spends."""
+        told = self.histories.model.model.customer_forecasts
+        columns = {feature["name"]: feature.get("column") for feature in self.histories.extractor.features}
+        return {
+            name: "spend" if {name, columns.get(name)} & SPEND else name.replace("_", " ") for name in told.quantities
+        } | {CHANCE: "comes"}
+
+    def _names(self) -> dict[str, str]:
+        """Forecasts in words, by name: `price_30d` is "spend in 30 days"."""
+        names = {
+            f"{name}_{day}d": f"{word} in {day} days" for day in self._days for name, word in self._words().items()
+        }
+        return names | {NEXT_VISIT: "days to next visit"}
+
+    def find(self, label: str, column: str, least: float | None, most: float | None, is_falling: bool) -> pd.DataFrame:
+        """Finds customers for whom a label (empty: any) is among the likeliest, and a column is between two limits
+        (None: no limit), ordered by the column. Raises `ValueError` if there is no such label."""
+        table, main = self.customers, self.histories.main_task
+        if label:
+            if label not in self.labels(main):
+                raise ValueError(f"There is no {main.replace('_', ' ')} {label!r}: choose one of the list.")
+            scored = self.histories.scored
+            names, scores = (scored[name].combine_chunks() for name in (main, main + SCORES))
+            at = np.flatnonzero(pc.equal(names.values, label))
+            chances = np.full(len(scored), np.nan)
+            chances[names.value_parent_indices().to_numpy()[at]] = 100 * scores.values.to_numpy()[at]
+            table = table.copy()
+            table.insert(1, f"{label}, %", chances[table.index].round(2))
+            table = table.dropna(subset=f"{label}, %")
+            column = f"{label}, %" if column == "customer" else column
+        if least is not None or most is not None:
+            if column == "customer":
+                raise ValueError("There are limits for no column: order by the one that they are for.")
+            table = table[table[column].between(-np.inf if least is None else least, np.inf if most is None else most)]
+        if column == "customer":
+            return table[:: -1 if is_falling else 1]
+        return table.sort_values(column, ascending=not is_falling, kind="stable")
+
+    # --------------------------------------------------------------------------------------------------- one customer
+
+    def answer(self, customer_id: str) -> str:
+        """Writes what is expected in one sentence, and the profile below it, as HTML."""
+        household = self.histories.household(customer_id)
+        live, parts = household.live, []
+        with_forecast = self._forecast(customer_id)
+        if with_forecast:
+            away, longest, week = with_forecast[NEXT_VISIT], self._days[-1], self._days[0]
+            when = "probably stays away for" if away >= float(longest) else "comes in about"
+            days = longest if away >= float(longest) else f"{max(away, 1):.0f}"
+            when += (
+                f" {days} day{'s' * (days != '1')} ({percent(with_forecast[f'{CHANCE}_{week}d'])} within {week} days)"
+            )
+            for name in self.histories.model.config.summed_features:
+                word, amount = self._words()[name], f"{with_forecast[f'{name}_{self._month}d']:,.0f}"
+                when += f", spends about {amount}" if word == "spend" else f", about {amount} {word}"
+                when += f" in {self._month} days"
+            parts = [when]
+        if due := self.due(customer_id):
+            parts.append(f"due: {', '.join(due)}")
+        sentence = "; ".join(parts) or f"likely next: {', '.join(self._best(customer_id))}"
         values = "".join(f", {escape(name.replace('_', ' '))} {escape(str(v))}" for name, v in live.profile.items())
-        return f"<p>Customer <b>{escape(customer_id)}</b>{values}, {len(live.events):,} events</p>"
+        return (
+            f"<h2>{escape(sentence[0].upper() + sentence[1:])}.</h2>"
+            f"<p>Customer <b>{escape(customer_id)}</b>{values}, {len(live.events):,} events</p>"
+        )
+
+    def due(self, customer_id: str) -> list[str]:
+        """The labels of the main task among the likeliest that are due."""
+        live, main = self.histories.household(customer_id).live, self.histories.main_task
+        labels, extractor = self._best(customer_id, LABELS), self.histories.extractor
+        row = extractor.encode({"events": live.events})
+        ids = extractor.label_ids(main, labels).tolist()
+        moment = float(self.histories.moment)
+        return [
+            name for name, label in zip(labels, ids, strict=True) if is_due(*occurrences(row, main, label, moment))
+        ]
+
+    def _best(self, customer_id: str, number: int = 3) -> list[str]:
+        live, main = self.histories.household(customer_id).live, self.histories.main_task
+        return [entry["label"] for entry in live.scores(self.histories.cutoff, [main], number)[main]]
 
     def expected(self, customer_id: str) -> dict[str, list[tuple[str, str]]]:
         """Lists the best labels of every task as (text, label): the probability, and whether it came true."""
         household = self.histories.household(customer_id)
-        scores = household.live.scores(now=self.histories.cutoff, k=2 * LABELS)
+        scores = household.live.scores(self.histories.cutoff, k=LABELS)
         choices: dict[str, list[tuple[str, str]]] = {}
         for task in self.tasks:
-            for entry in [entry for entry in scores[task] if entry["label"] in self._known[task]][:LABELS]:
+            choices[task] = []
+            for entry in scores[task]:
                 came = household.bought[task].get(entry["label"])
-                text = f"{entry['label']} · {percent(entry['score'])}{f' · ✓ {came}' if came else ''}"
-                choices.setdefault(task, []).append((text, entry["label"]))
+                told = percent(entry.get("chance", entry["score"]))
+                choices[task].append((f"{entry['label']} · {told}{f' · ✓ {came}' if came else ''}", entry["label"]))
         return choices
 
     def why(self, customer_id: str, task: str, label: str) -> tuple[str, pd.DataFrame, list[Any]]:
         """Explains a label: a sentence as HTML, the timeline, and the visits that speak for it."""
         household, cutoff = self.histories.household(customer_id), self.histories.cutoff
         result = household.live.explain(task, label, cutoff)
-        sentence = (
-            f"<h3>Why {escape(label)}, {percent(result.probability)}?</h3><p>Met {escape(result.words)}. With no "
-            f"history it would be <b>{percent(result.baseline)}</b>.</p>"
-        )
         visits: list[Any] = []
         changes: dict[str, float] = {}
         for visit in result.visits:
@@ -101,9 +198,14 @@ class Page:
                 continue
             change = changes[visit.time] = visit.without - result.probability
             if change < 0 and len(visits) < VISITS:
-                texts = dict.fromkeys(event[task] for event in visit.events if event.get(task) in self._known[task])
+                texts = dict.fromkeys(event[task] for event in visit.events if task in event)
                 first = sorted(texts, key=lambda text: text != label)[:VALUES]
                 visits.append([visit.time[:10], f"{result.probability:.1%} → {visit.without:.1%}", ", ".join(first)])
+        decides = f"<b>Without the visit of {visits[0][0]}: {visits[0][1]}.</b> " if visits else ""
+        sentence = (
+            f"<h3>Why {escape(label)}?</h3><p>{decides}{self._verb} {escape(result.words)}. "
+            f"With no history: {result.baseline:.1%} of what comes next.</p>"
+        )
         largest = max(map(abs, changes.values()), default=0.0)
         rows = []
         for seen in household.visits:
@@ -114,47 +216,70 @@ class Page:
             rows.append((pd.Timestamp(seen.time), seen.events, side if seen.is_past else "hidden", points, what))
         return sentence, pd.DataFrame(rows, columns=["time", "events", "visit", "points without it", "what"]), visits
 
-    def forecast(self, customer_id: str) -> list[list[str]]:
-        """Lists the checkpoint's forecasts, with their intervals of 80%; none if it has no forecasts."""
+    @property
+    def _verb(self) -> str:
+        types = " ".join(self.histories.extractor.target_token_types).lower()
+        return "Bought" if any(word in types for word in BUYING) else "Chosen"
+
+    def _forecast(self, customer_id: str) -> dict[str, Any]:
         try:
-            result = self.histories.household(customer_id).live.forecast(self.histories.cutoff)
+            return self.histories.household(customer_id).live.forecast(self.histories.cutoff)
         except MissingForecastsError:
-            return []
-        rows = []
-        for name, value in result.items():
-            if isinstance(value, str) or "_low" in name or "_high" in name:
-                continue
-            text = percent(value) if "probability" in name else f"{value:,.1f}"
-            if f"{name}_low80" in result:
-                low, high = (float(result[f"{name}_{end}80"]) for end in ("low", "high"))
-                text += f" ({low:,.0f} to {high:,.0f})"
-            rows.append([name.replace("_", " "), text])
+            return {}
+
+    def forecast(self, customer_id: str) -> list[list[str]]:
+        """Lists the checkpoint's forecasts by quantity and horizon, with intervals of 80%; none if it has none."""
+        result, rows = self._forecast(customer_id), []
+        for quantity, word in self._words().items() if result else ():
+            rows.append([word])
+            for name in (f"{quantity}_{day}d" for day in self._days):
+                text = percent(result[name]) if quantity == CHANCE else f"{result[name]:,.1f}"
+                if f"{name}_low80" in result:
+                    text += f" ({result[f'{name}_low80']:,.0f} to {result[f'{name}_high80']:,.0f})"
+                rows[-1].append(text)
         return rows
 
     def alike(self, customer_id: str) -> list[tuple[str, str]]:
         """Lists similar customers as (text, id), with what is expected of each."""
-        main = self.histories.main_task
-        choices: list[tuple[str, str]] = []
-        for name, likeness in self.histories.alike(customer_id):
-            live = self.histories.household(name).live
-            best = [entry["label"] for entry in live.scores(now=self.histories.cutoff, tasks=[main], k=3)[main]]
-            choices.append((f"{name} · {likeness:.2f} · {', '.join(best)}", name))
-        return choices
+        close = self.histories.alike(customer_id)
+        return [(f"{name} · {likeness:.2f} · {', '.join(self._best(name))}", name) for name, likeness in close]
 
     def what_if(self, customer_id: str, task: str, label: str) -> list[list[str]]:
-        """Lists the labels whose scores change most if an event with a label happens now, before and after it."""
-        if not label:
-            return []
+        """Lists what changes most if an event with a label happens now: labels with their scores before and after it,
+        and the forecast that moves most. Raises `ValueError` if there is no such label."""
+        if label not in self.labels(task):
+            raise ValueError(f"There is no {task.replace('_', ' ')} {label!r}: choose one of the list.")
         after = self.histories.what_if(customer_id, self.histories.template(task, label), self.histories.cutoff)
-        shown = self.histories.main_task
+        shown, before = self.histories.main_task, self.histories.household(customer_id).live
         result: list[dict[str, float]] = []
-        for live in (self.histories.household(customer_id).live, after):
-            scores = live.scores(now=self.histories.cutoff, tasks=[shown], k=COMPARED)[shown]
-            result.append({entry["label"]: entry["score"] for entry in scores})
-        changes = {name: score - result[0].get(name, 0) for name, score in result[1].items()}
-        order = sorted(changes, key=lambda name: -abs(changes[name]))[:MOVES]
+        for live in (before, after):
+            scores = live.scores(self.histories.cutoff, [shown], COMPARED)[shown]
+            result.append({entry["label"]: entry.get("chance", entry["score"]) for entry in scores})
         old, new = result
-        return [[name, percent(old.get(name, 0)), percent(new[name]), f"{100 * changes[name]:+.1f}"] for name in order]
+        moved = [name for name in new if abs(new[name] - old.get(name, 0)) >= LEAST_MOVE]
+        moved.sort(key=lambda name: -abs(new[name] - old.get(name, 0)))
+        rows = [
+            [name, percent(old.get(name, 0)), percent(new[name]), _ratio(old.get(name, 0), new[name])]
+            for name in moved[:MOVES]
+        ]
+        if told := self._forecast(customer_id):
+            then: dict[str, Any] = after.forecast(self.histories.cutoff)
+            names = self._names()
+            most = max(names, key=lambda name: abs(np.log(max(then[name], 1e-6) / max(told[name], 1e-6))))
+            told_as = percent if most.startswith(CHANCE) else "{:,.1f}".format
+            rows.append([names[most], told_as(told[most]), told_as(then[most]), _ratio(told[most], then[most])])
+        return rows
+
+
+def _ratio(old: float, new: float) -> str:
+    return f"× {new / old:.2g}" if old else "new"
+
+
+def _suggestions(field: str, labels: list[str]) -> str:
+    """Labels that the browser suggests for a field. (In a `gr.Dropdown` Enter takes another label than was typed.)"""
+    return (
+        f"<datalist id='{field}-labels'>{''.join(f'<option>{escape(label)}</option>' for label in labels)}</datalist>"
+    )
 
 
 def build_page(histories: Histories) -> Any:
@@ -167,77 +292,137 @@ def build_page(histories: Histories) -> Any:
         import gradio as gr
 
     page = Page(histories)
-    tasks, main, first = page.tasks, histories.main_task, histories.ids[0]
+    tasks, main, shop = page.tasks, histories.main_task, histories.extractor.name.replace("_", " ")
     tables: dict[str, Any] = {"interactive": False, "wrap": True}
+    files = Path(tempfile.mkdtemp(prefix="mcm-page-"))
+
+    def refuse(why: str, outputs: int) -> list[Any]:
+        gr.Warning(escape(why))
+        return [gr.skip()] * outputs
+
+    def find(label: str, column: str, least: str, most: str, is_falling: bool) -> list[Any]:
+        try:
+            low, high = (float(text) if text.strip() else None for text in (least, most))
+            found = page.find(label.strip(), column, low, high, is_falling)
+        except ValueError as error:
+            return refuse(str(error), 3)
+        pyarrow.csv.write_csv(pa.Table.from_pandas(found, preserve_index=False), files / "customers.csv")
+        told = f"{len(found):,} customers" + f", the first {ROWS} are shown; the CSV has all" * (len(found) > ROWS)
+        table = gr.Dataframe(found.head(ROWS), column_widths=[105] * (found.shape[1] - 1))
+        return [table, told, files / "customers.csv"]
+
+    def open_customer(name: str) -> list[Any]:
+        """Opens a customer by the exact id, and closes the list."""
+        if (name := name.strip()) not in histories.indices:
+            return refuse(f"There is no customer {name!r}.", 3)
+        return [name, "", gr.Accordion(open=False)]
+
+    def start(request: gr.Request) -> list[Any]:
+        asked = request.query_params.get("customer")
+        return open_customer(asked) if asked else [page.customers["customer"].iloc[0], "", gr.Accordion(open=True)]
+
+    def pick(event: gr.SelectData) -> list[Any]:
+        return open_customer(str(event.row_value[0]))
 
     def show(who: str) -> list[Any]:
         choices = page.expected(who)
         best = choices[main][0][1]
         radios = [gr.Radio(choices[name], value=best if name == main else None) for name in tasks]
-        return [
-            page.profile(who),
-            *radios,
-            *page.why(who, main, best),
-            page.forecast(who),
-            gr.Radio(page.alike(who)),
-            [],
-        ]
+        first = [page.answer(who), page.forecast(who), *radios]
+        return [*first, *page.why(who, main, best), gr.Radio(page.alike(who), value=None), []]
 
     def ask(name: str, who: str, chosen: str) -> list[Any]:
         return [*page.why(who, name, chosen), *(gr.Radio(value=None) for other in tasks if other != name)]
 
-    with gr.Blocks(title="MCM: a customer and why", analytics_enabled=False) as blocks:
+    def what_if(who: str, name: str, chosen: str) -> Any:
+        try:
+            return page.what_if(who, name, chosen.strip())
+        except ValueError as error:
+            return refuse(str(error), 1)[0]
+
+    with gr.Blocks(title="MCM: customers and why", analytics_enabled=False) as blocks:
         gr.HTML(
-            f"<h1>What will this customer do next, and why?</h1><p>{len(histories.ids):,} customers of "
-            f"{escape(histories.extractor.name.replace('_', ' '))}. MCM knows what came before "
-            f"{histories.cutoff[:10]}; ✓ marks what came true after it. Choose a label to see why it is expected.</p>"
+            f"<h1>What will customers do next, and why?</h1><p>{len(histories.ids):,} customers of "
+            f"{escape(shop)}. MCM knows what came before {histories.cutoff[:10]}; ✓ marks what came true after it.</p>"
         )
+        with gr.Accordion("All customers", elem_id="all") as everyone:
+            columns = [*page.customers.columns[:-1]]
+            with gr.Row():
+                told = f"Likely to buy (among the {LIKELIEST} likeliest)" if page._verb == "Bought" else "Likely next"
+                likely = gr.Textbox(label=told, max_lines=1, elem_id="likely", scale=2)
+                column = gr.Dropdown(columns, value="customer", label="Order by", elem_id="column")
+                least = gr.Textbox(
+                    label="At least", max_lines=1, elem_id="least", min_width=90
+                )  # an empty gr.Number is 0
+                most = gr.Textbox(label="At most", max_lines=1, elem_id="most", min_width=90)
+                falling = gr.Checkbox(False, label="Largest first", elem_id="falling", min_width=120)
+            number = gr.Markdown(elem_id="number")
+            listed = gr.Dataframe(elem_id="list", max_height=420, label="Choose a customer", **tables)
+            download = gr.DownloadButton("Export as CSV", elem_id="export", size="sm")
         with gr.Row(equal_height=True):
-            customer = gr.Dropdown(
-                histories.ids, value=first, label="Customer (type to look one up)", scale=4, elem_id="customer"
-            )
+            box = gr.Textbox(label="Customer", placeholder="Id, then Enter", max_lines=1, scale=4, elem_id="customer")
             another = gr.Button("Another customer", scale=1, min_width=150, elem_id="another")
-        profile = gr.HTML(elem_id="profile")
+        customer = gr.Textbox(visible="hidden", show_label=False)  # who is shown
+        gr.HTML(_suggestions("likely", page.labels(main)), visible="hidden")
+        suggested = gr.HTML(_suggestions("label", page.labels(main)), visible="hidden")
+        answer = gr.HTML(elem_id="answer")
+        forecast = gr.Dataframe(
+            headers=["forecast", *(f"{day} days" for day in page._days)],
+            visible=bool(page._days),
+            elem_id="forecast",
+            **tables,
+        )
         with gr.Row(elem_id="expectations"):
             radios = {
                 name: gr.Radio([], label=f"Next {name.replace('_', ' ')}", elem_id=f"next-{name}", min_width=300)
                 for name in tasks
             }
+        why = gr.HTML(elem_id="why")
+        visits = gr.Dataframe(
+            headers=["visit", "without it", "with"], label="Visits that speak for it", elem_id="visits", **tables
+        )
         told = f"Visits; those from {histories.cutoff[:10]} on are hidden from MCM"
         timeline = gr.BarPlot(
             x="time", y="events", color="visit", color_map=COLOURS, tooltip=["points without it", "what"], height=280,
-            x_title=" ", color_title=" ", label=told, elem_id="timeline",
+            x_title=" ", y_title="events of the visit", color_title=" ", label=told, elem_id="timeline",
         )  # fmt: skip
         gr.HTML("".join(f"<span style='color: {colour}'>■</span> {name} &emsp;" for name, colour in COLOURS.items()))
-        why = gr.HTML(elem_id="why")
-        told = "Visits that speak for it"
-        visits = gr.Dataframe(headers=["visit", "without it", "with"], label=told, elem_id="visits", **tables)
-        forecast = gr.Dataframe(headers=["forecast", "value"], visible=bool(page.forecast(first)), **tables)
         with gr.Row():
             with gr.Column(min_width=300):
                 task = gr.Dropdown(tasks, value=main, label="What if this happens now?", elem_id="task")
-                label = gr.Dropdown(page.labels(main), value=None, label="Which", elem_id="label")
+                label = gr.Textbox(label="Which", max_lines=1, elem_id="label")
                 add = gr.Button("Show what moves", variant="primary", elem_id="add")
-            moves = gr.Dataframe(headers=[main, "before", "after", "points"], elem_id="moves", scale=2, **tables)
+            moves = gr.Dataframe(
+                headers=[main.replace("_", " "), "before", "after", "ratio"], elem_id="moves", scale=2, **tables
+            )
         alike = gr.Radio([], label="Look-alikes, and what is expected of each", elem_id="alike")
 
         reasons = [why, timeline, visits]
-        shown = [profile, *radios.values(), *reasons, forecast, alike, moves]
-        options: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        blocks.load(show, customer, shown, **options)
+        shown = [answer, forecast, *radios.values(), *reasons, alike, moves]
+        options: dict[str, Any] = {"api_visibility": "private"}
+        filters, result = [likely, column, least, most, falling], [listed, number, download]
+        typed = [event for part in (likely, least, most) for event in (part.submit, part.blur)]
+        gr.on([column.change, falling.change, *typed], find, filters, result, **options)
+        opened = [customer, box, everyone]
+        blocks.load(find, filters, result, **options).then(start, None, opened, **options)
+        box.submit(open_customer, box, opened, **options)
+        listed.select(pick, None, opened, **options)
+        alike.input(open_customer, alike, opened, **options)
+        another.click(lambda: open_customer(random.choice(histories.ids)), None, opened, **options)
         customer.change(show, customer, shown, **options)
-        another.click(lambda: random.choice(histories.ids), None, customer, **options)
-        alike.input(lambda name: name, alike, customer, **options)
+        customer.change(None, customer, None, js=ADDRESS, **options)
         for name, radio in radios.items():
             others = [other for other in radios.values() if other is not radio]
-            radio.input(functools.partial(ask, name), [customer, radio], [*reasons, *others], **options)
-        task.change(lambda name: gr.Dropdown(page.labels(name), value=None), task, label, **options)
-        add.click(page.what_if, [customer, task, label], moves, **options)
+            asked = radio.input(functools.partial(ask, name), [customer, radio], [*reasons, *others], **options)
+            asked.then(None, js=SCROLL, **options)
+        task.change(lambda name: ["", _suggestions("label", page.labels(name))], task, [label, suggested], **options)
+        gr.on([add.click, label.submit], what_if, [customer, task, label], moves, **options)
+        blocks.load(None, js=SUGGEST, **options)
     return blocks
 
 
 def launch_page(blocks: Any, waits: bool = True, **options: Any) -> Any:
-    """Shows the page without files of other machines, and prints its address.
+    """Shows the page without files of other machines.
 
     Args:
         blocks (`gradio.Blocks`): The page.
@@ -252,41 +437,9 @@ def launch_page(blocks: Any, waits: bool = True, **options: Any) -> Any:
 
     theme = gr.themes.Base(
         primary_hue="teal", neutral_hue="slate", font=["system-ui", "sans-serif"], font_mono=["monospace"]
-    )
+    ).set(button_primary_background_fill="*primary_700", button_primary_background_fill_dark="*primary_700")
     options |= {"quiet": True, "ssr_mode": False, "prevent_thread_lock": True}
     launched = blocks.launch(theme=theme, css=CSS, footer_links=[], **options)
-    sys.stdout.write(f"The page is at {launched[1]}\n")
-    sys.stdout.flush()
     if waits:
         blocks.block_thread()
     return launched
-
-
-def main() -> None:
-    """Reads the options and shows the page until the process gets a signal to stop."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in QUICKSTART.items():
-        parser.add_argument(f"--{name}", default=os.environ.get(f"MCM_{name.upper()}", default), help=HELP[name])
-    host = os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1")
-    parser.add_argument("--host", default=host, help="address to listen on")
-    parser.add_argument("--port", type=int, default=None, help="port to listen on; a free one from 7860 by default")
-    options = parser.parse_args()
-    torch.set_num_threads(1)  # of a request
-    try:
-        with needs("app"):
-            import gradio  # noqa: F401
-        if missing := [path for path in (options.model, options.data, options.events) if not os.path.exists(path)]:
-            raise ValueError(
-                f"{missing[0]} is not there: run `make quickstart` first, or give --model, --data, --events."
-            )
-        extractor = MCMFeatureExtractor.from_pretrained(options.model)
-        model = MCMForMultiTaskRecommendation.from_pretrained(options.model).eval()
-        profile = options.profile if options.profile and os.path.exists(options.profile) else None
-        histories = Histories(model, extractor, options.data, options.events, profile, cache=options.model)
-    except (ValueError, OSError, ImportError) as error:
-        sys.exit(f"app: {error}")
-    launch_page(build_page(histories), server_name=options.host, server_port=options.port)
-
-
-if __name__ == "__main__":
-    main()

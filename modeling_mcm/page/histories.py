@@ -1,12 +1,13 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The customers of the page: visits before a cutoff, purchases after it, embeddings and similar customers."""
+"""The customers of the page: scores of all at a cutoff, visits before it, purchases after it, similar customers."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,25 +16,33 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from transformers.utils import logging
 
 from modeling_mcm.configuration_mcm import FIRST_VALUE_ID
-from modeling_mcm.data.collator import PreparedRows, batches_by_length
-from modeling_mcm.data.dataset import PreparedData
+from modeling_mcm.data.cases import deciding_tasks
+from modeling_mcm.data.dataset import (
+    CUSTOMER,
+    MANIFEST_FILE,
+    PAGE_FILE,
+    PreparedManifest,
+    check_vocabularies,
+    write_table,
+)
 from modeling_mcm.events_mcm import check_columns, select_events
-from modeling_mcm.files_mcm import atomic_write
+from modeling_mcm.extras import needs
+from modeling_mcm.files_mcm import file_digest
 from modeling_mcm.live.customer import LiveCustomer
 from modeling_mcm.live.storage import checkpoint_digest
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
-from modeling_mcm.times_mcm import SECONDS_PER_DAY
+from modeling_mcm.scoring.scorer import EMBEDDING, Scorer, ScoringJob
+from modeling_mcm.times_mcm import SECONDS_PER_DAY, read_zone, to_seconds
 
 NEXT_DAYS = 30
-BATCH = 64
+BATCH, ROWS_AT_ONCE = 64, 2048  # customers of a batch, and in memory, while all are scored
+LIKELIEST = 20  # labels of the main task that are kept of each customer
 KEPT_CUSTOMERS = 64  # in memory
-CACHE_FILE = "page_embeddings.safetensors"
+RHYTHM = ("days_since_visit", "days_between_visits")  # columns beside those of `Scorer`
 
 
 @dataclass(frozen=True)
@@ -42,8 +51,8 @@ class Visit:
 
     Args:
         time (`str`): Time of its first event, in ISO 8601.
-        events (`int`): Number of its events.
-        values (`list[str]`): Values of its events, of the task with the most labels.
+        events (`int`): Number of its targets.
+        values (`list[str]`): Their labels, of the task with the most labels.
         is_past (`bool`): Whether it is before the cutoff, so that the model knows it.
     """
 
@@ -75,41 +84,45 @@ class Histories:
     Args:
         model ([`MCMForMultiTaskRecommendation`]): The model, in evaluation mode.
         extractor ([`MCMFeatureExtractor`]): The feature extractor of the same checkpoint.
-        data (`str`): Folder of the prepared data set.
-        events (`str`): The raw log, a Parquet file.
-        profile (`str`, *optional*): The raw profile table, a Parquet file.
-        cache (`str`, *optional*): Folder to store the embeddings of all customers in.
+        data (`str`): Folder of the prepared data set. The scores are stored there, for the next start.
+        events (`str`): The raw log, Parquet or CSV files.
+        profile (`str`, *optional*): The raw profile table.
+
+    Attributes:
+        scored (`pyarrow.Table`): One row for each customer at the cutoff, with the columns of [`Scorer`] and `RHYTHM`.
 
     Raises:
-        ValueError: If the log has no times or no test period.
+        ValueError: If the log has no times or no test period, or is not the log of the prepared data set.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        extractor: MCMFeatureExtractor,
-        data: str,
-        events: str,
-        profile: str | None = None,
-        cache: str | None = None,
-    ):
+    def __init__(self, model: Any, extractor: MCMFeatureExtractor, data: str, events: str, profile: str | None = None):
         if extractor.time is None:
             raise ValueError(f"The log {extractor.name} has no times, and the page draws them.")
         self.model, self.extractor = model, extractor
-        prepared = PreparedData(data)
-        cutoff = prepared.manifest.schema.get("cutoffs", {})
+        cutoff = PreparedManifest.load(data).schema.get("cutoffs", {})
         if not isinstance(cutoff, Mapping) or "test" not in cutoff:
             raise ValueError(f"{data} has no test period: prepare it with `cutoffs`, two dates.")
+        check_vocabularies(data, extractor)
         self.cutoff = str(np.datetime64(str(cutoff["test"]), "s"))
+        # Labels that are numbers to people say little: their tasks come last.
+        variety = {task: self._variety(task) for task in extractor.tasks}
+        self.tasks = sorted(variety, key=lambda task: variety[task] == 1)
+        self.main_task = max(self.tasks, key=lambda task: variety[task])
         self._read_log(events)
         self.profiles = self._read_profiles(profile)
-        rows = PreparedRows(prepared.rows)
-        self.ids, self.embeddings = self._embeddings(rows, Path(cache or data) / CACHE_FILE)
+        scored = self._read_scores(data)
+        self.ids: list[str] = scored[CUSTOMER].to_pylist()
+        if absent := [name for name in self.ids if name not in self._slices]:
+            raise ValueError(
+                f"{events} lacks {len(absent):,} of the {len(self.ids):,} customers of {data}, the first "
+                f"{absent[0]!r}: give the log that was prepared."
+            )
         self.indices = {customer_id: index for index, customer_id in enumerate(self.ids)}
+        self.embeddings = np.stack(scored[EMBEDDING].to_numpy(zero_copy_only=False))
         spread = self.embeddings - self.embeddings.mean(0)
         spread /= np.maximum(spread.std(0), 1e-6)
         self.directions = spread / np.maximum(np.linalg.norm(spread, axis=1, keepdims=True), 1e-6)
-        self.main_task = max(extractor.tasks, key=lambda task: self._variety(task))
+        self.scored = scored.drop_columns([EMBEDDING])
         self.household = functools.lru_cache(KEPT_CUSTOMERS)(self._household)
 
     def _variety(self, task: str) -> int:
@@ -117,13 +130,26 @@ class Histories:
         values = self.extractor.vocabularies[task]
         return len(values) if not all(value.isdigit() for value in values[:20]) else 1
 
+    def _read(self, path: str, what: str, needed: list[str], known: Collection[str]) -> pa.Table:
+        """The known columns of a Parquet or CSV file, without rows that lack one of the `needed` columns."""
+        with needs("data"):
+            from modeling_mcm.preparation.engine import open_engine
+            from modeling_mcm.preparation.tables import open_table
+        with tempfile.TemporaryDirectory() as folder, open_engine("duckdb", Path(folder)) as connection:
+            table = open_table(path, connection, what)
+            check_columns(table.columns, needed, f"{path} has", "Give the file that was prepared.")
+            return table.select(*(name for name in table.columns if name in known)).drop_null(needed).to_pyarrow()
+
     def _read_log(self, path: str) -> None:
         extractor = self.extractor
-        schema = pq.read_schema(path)
-        columns = [name for name in extractor._known_columns if name in schema.names]
-        texts = [name for name in columns if pa.types.is_string(schema.field(name).type)]
-        self.log = pq.read_table(path, columns=columns, read_dictionary=texts)
-        who = pc.cast(self.log[extractor.customer].combine_chunks(), pa.string()).dictionary_encode()
+        needed = [extractor.customer, str(extractor.time)]
+        log = self._read(path, "event", needed, extractor._known_columns)
+        texts = [pa.types.is_string(field.type) for field in log.schema]
+        columns = [
+            column.dictionary_encode() if is_text else column for column, is_text in zip(log, texts, strict=True)
+        ]
+        self.log = pa.table(columns, log.column_names)
+        who = pc.cast(log[extractor.customer].combine_chunks(), pa.string()).dictionary_encode()
         codes = who.indices.to_numpy(zero_copy_only=False)
         self._order = np.argsort(codes, kind="stable")
         bounds = np.searchsorted(codes[self._order], np.arange(len(who.dictionary) + 1))
@@ -132,63 +158,75 @@ class Histories:
     def _read_profiles(self, path: str | None) -> dict[str, dict[str, Any]]:
         if path is None:
             return {}
-        names = pq.read_schema(path).names
-        check_columns(names, [self.extractor.customer], f"{path} has", "Give the profiles of this log (--profile).")
-        columns = [name for name in names if name in self.extractor._known_profile]
-        rows = pq.read_table(path, columns=columns).to_pylist()
-        names = [str(row.pop(self.extractor.customer)) for row in rows]
+        customer = self.extractor.customer
+        rows = self._read(path, "profile", [customer], {*self.extractor._known_profile, customer}).to_pylist()
+        names = [str(row.pop(customer)) for row in rows]
         known = [{key: value for key, value in row.items() if value is not None} for row in rows]
         return dict(zip(names, known, strict=True))
 
-    def _embeddings(self, rows: PreparedRows, path: Path) -> tuple[list[str], NDArray[np.float32]]:
-        """Ids and embeddings of all customers at the cutoff, from the file of an earlier start where it fits."""
-        ids = rows.rows.data.column("customer_id").to_pylist()
-        about = {"checkpoint": checkpoint_digest(self.model, self.extractor), "cutoff": self.cutoff}
-        about["customers"] = str(len(ids))
-        try:
-            with safe_open(path, "np") as file:
-                if file.metadata() == about:
-                    return ids, file.get_tensor("embeddings")
-        except (OSError, SafetensorError):
-            pass
-        ordered: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(ids)
-        moment = int(np.datetime64(self.cutoff, "s").astype(int))
-        lengths = rows.rows.data.column("test_end").to_numpy()
-        for indices in batches_by_length(lengths, BATCH):
-            batch = [self._cut(row) for row in rows.__getitems__(indices.tolist())]
-            inputs = self.extractor.pad(batch, now=[moment] * len(batch))
-            with torch.inference_mode():
-                pooled = self.model.model(**inputs).pooler_output.float().numpy()
-            for index, embedding in zip(indices.tolist(), pooled, strict=True):
-                ordered[index] = embedding
-        embeddings = np.stack(ordered)
+    def _read_scores(self, data: str) -> pa.Table:
+        """Embedding, forecasts, likeliest labels and visits of all customers at the cutoff, or the file of an earlier
+        start where it fits."""
+        path = Path(data) / PAGE_FILE
+        digest = checkpoint_digest(self.model, self.extractor) + file_digest(Path(data) / MANIFEST_FILE)
+        made_of = {b"made_of": digest.encode()}
+        with contextlib.suppress(OSError, pa.ArrowInvalid):
+            if made_of.items() <= (pq.read_schema(path).metadata or {}).items():
+                return pq.read_table(path)
+        told = self.model.model.customer_forecasts
+        job = ScoringJob(
+            str(self.model.name_or_path), data, "", (self.main_task,), LIKELIEST, True, BATCH, ROWS_AT_ONCE,
+            tuple(told.names()) if told.are_trained else (), self.moment,
+        )  # fmt: skip
+        scorer, tables = Scorer(self.model, self.extractor, job), []
+        number = sum(shard["rows"] for shard in scorer.shards)
+        with logging.tqdm(total=number, desc="Scoring", unit="customer") as bar:
+            for _, part in job.parts(number):
+                rows = [select_events(row, slice(row["test_end"])) for row in scorer.read(part)]
+                rhythms = np.array([self._rhythm(row) for row in rows])
+                table = scorer.score(rows, bar.update)
+                for index, name in enumerate(RHYTHM):
+                    table = table.append_column(name, pa.array(rhythms[:, index], from_pandas=True))
+                tables.append(table)
+        scored = pa.concat_tables(tables).replace_schema_metadata(made_of)
         # A place that can't be written: they are computed at the next start too.
-        with contextlib.suppress(OSError), atomic_write(path) as partial:
-            save_file({"embeddings": embeddings}, partial, about)
-        return ids, embeddings
+        with contextlib.suppress(OSError):
+            write_table(path, scored)
+        return scored
 
-    def _cut(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        cut = select_events(row, slice(row["test_end"]))
-        return self.extractor.readable(cut, self.model.config.input_features)
+    def _rhythm(self, row: Mapping[str, Any]) -> list[float]:
+        """Days since the last visit of a row, and mean days between its visits; NaN where there are too few."""
+        is_target = self._is_target(row)
+        _, first = np.unique(row["visits"][is_target], return_index=True)
+        times = np.sort(row["times"][is_target][first]) / SECONDS_PER_DAY
+        if not len(times):
+            return [np.nan, np.nan]
+        gap = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else np.nan
+        return [self.moment / SECONDS_PER_DAY - times[-1], gap]
+
+    @property
+    def moment(self) -> int:
+        """The cutoff in seconds since 1970-01-01."""
+        return int(np.datetime64(self.cutoff, "s").astype(int))
 
     # ------------------------------------------------------------------------------------------------- one customer
 
     def events(self, customer_id: str) -> list[dict[str, Any]]:
-        """Reads the raw events of a customer, oldest first; `ValueError` if the log has no such customer."""
+        """Reads the raw events of a customer as the log has them; `ValueError` if the log has no such customer."""
         if customer_id not in self._slices:
             raise ValueError(f"The log has no customer {customer_id!r}: choose one of the list.")
         start, end = self._slices[customer_id]
         rows = self.log.take(np.sort(self._order[start:end])).to_pylist()
-        time = str(self.extractor.time)
         for row in rows:
             row.pop(self.extractor.customer)
-        events = [{name: value for name, value in row.items() if value is not None} for row in rows]
-        return sorted(events, key=lambda event: event[time])
+        return [{name: value for name, value in row.items() if value is not None} for row in rows]
 
     def _household(self, customer_id: str) -> Household:
         events, time = self.events(customer_id), str(self.extractor.time)
+        zone = read_zone(self.extractor.time_zone)
         for event in events:
-            event[time] = str(np.datetime64(event[time], "s"))
+            event[time] = str(np.datetime64(to_seconds(event[time], zone), "s"))
+        events.sort(key=lambda event: event[time])
         past = [event for event in events if event[time] < self.cutoff]
         live = LiveCustomer(self.model, self.extractor, self.profiles.get(customer_id), customer_id)
         live.add(past)
@@ -196,23 +234,19 @@ class Histories:
         return Household(live, visits, self._bought([event for event in events if event[time] >= self.cutoff]))
 
     def _visits(self, events: list[dict[str, Any]]) -> list[Visit]:
-        """Events by visit, in the order of time, as the feature extractor makes visits of them."""
-        row = self.extractor.encode({"events": events})
-        token, task = self.extractor.token_type_feature, self.main_task
-        kinds, values = row[f"feature_{token}"], row[f"feature_{task}"]
-        visits = []
-        for visit in range(int(row["visits"][-1]) + 1 if len(row["visits"]) else 0):
-            indices = np.flatnonzero(row["visits"] == visit)
-            closing = kinds[indices[-1]] == self._closing
+        """Visits in the order of time, as the feature extractor makes visits of events."""
+        row, visits = self.extractor.encode({"events": events}), []
+        for number in np.unique(row["visits"][self._is_target(row)]):
+            indices = np.flatnonzero(row["visits"] == number)
             first = str(np.datetime64(int(row["times"][indices[0]]), "s"))
-            texts = list(dict.fromkeys(self._texts(task, values[indices])))
-            visits.append(Visit(first, len(indices) - int(closing), texts, first < self.cutoff))
+            texts = list(dict.fromkeys(self._texts(self.main_task, row[f"task_{self.main_task}"][indices])))
+            visits.append(Visit(first, int(self._is_target(row)[indices].sum()), texts, first < self.cutoff))
         return visits
 
-    @property
-    def _closing(self) -> int:
-        token, name = self.extractor.token_type_feature, self.extractor.end_of_visit
-        return FIRST_VALUE_ID + self.extractor.vocabularies[token].index(name) if name else -1
+    def _is_target(self, row: Mapping[str, Any]) -> NDArray[np.bool_]:
+        """Which events of a row are targets. Only visits with one count: a letter that the shop sent is no visit."""
+        tasks = deciding_tasks(self.extractor.tasks, self.extractor.token_type_feature)
+        return np.any([row[f"task_{task}"] > 0 for task in tasks], axis=0)
 
     def _texts(self, feature: str, ids: NDArray[Any]) -> list[str]:
         words = self.extractor.vocabularies[feature]
@@ -223,12 +257,11 @@ class Histories:
         if not future:
             return tasks
         row = self.extractor.encode({"events": future})
-        until = int(np.datetime64(self.cutoff, "s").astype(int)) + NEXT_DAYS * SECONDS_PER_DAY
-        labels = {task: row[f"task_{task}"] for task in tasks}
-        is_target = np.any([ids >= FIRST_VALUE_ID for ids in labels.values()], axis=0)
+        is_target = self._is_target(row)
+        within = is_target & (row["times"] < self.moment + NEXT_DAYS * SECONDS_PER_DAY)
         following = row["visits"][np.argmax(is_target)] if is_target.any() else -1
-        for task, ids in labels.items():
-            within = is_target & (row["times"] < until)
+        for task in tasks:
+            ids = row[f"task_{task}"]
             tasks[task] = dict.fromkeys(self._texts(task, ids[within]), f"within {NEXT_DAYS} days")
             then = self._texts(task, ids[is_target & (row["visits"] == following)])
             tasks[task] |= dict.fromkeys(then, "next visit")

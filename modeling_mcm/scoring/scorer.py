@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 from transformers.utils import logging
 
 from modeling_mcm.candidates_mcm import SEEN, CandidateSet
-from modeling_mcm.configuration_mcm import FIRST_VALUE_ID
 from modeling_mcm.data.collator import MCMCollator, PreparedRows, batches_by_length
 from modeling_mcm.data.dataset import CUSTOMER, PreparedManifest
 from modeling_mcm.data.labels import read_table_file
@@ -118,7 +117,7 @@ class Scorer:
         self.shards = PreparedManifest.load(job.data).shards
 
     def _tops(self, task: str) -> int:
-        return min(self.job.top_k, len(self.values[task]) - FIRST_VALUE_ID)
+        return min(self.job.top_k, len(self.values[task]) - len(self.collator.extractor.own_ids(task)))
 
     def write(self, path: Path, indices: range, progress: Callable[[int], Any] = bool) -> None:
         """Scores the customers with these indices in the data set, and writes their file whole or not at all.

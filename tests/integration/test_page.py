@@ -7,9 +7,11 @@ import dataclasses
 import shutil
 import sys
 
+import pandas as pd
 import pytest
 from corner_shop import make_profile
 
+from modeling_mcm.commands import app as command
 from modeling_mcm.page import app
 from modeling_mcm.page.app import Page, percent
 from modeling_mcm.page.histories import Histories
@@ -18,6 +20,7 @@ pytest.importorskip("gradio", reason="Gradio not installed")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 PATIENCE = 60_000  # milliseconds, on a busy machine
 WHO = "c07"
+STATE = {"state_size": 8, "summed_features": ["a.b"], "state_features": ["type", "aisle", "weekday"]}
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +35,9 @@ def page_files(event_log, tmp_path_factory):
 @pytest.fixture
 def histories(tiny_model, extractor, prepared, page_files, tmp_path):
     files = [str(page_files / f"{name}.parquet") for name in ("events", "profile")]
-    return Histories(tiny_model(extended=True), extractor, str(prepared), *files, cache=str(tmp_path))
+    shutil.copytree(prepared, tmp_path / "data")
+    model = tiny_model(extended=True, **STATE)
+    return Histories(model, extractor, str(tmp_path / "data"), *files)
 
 
 @pytest.fixture
@@ -56,7 +61,7 @@ def browse(address):
         browser = play.chromium.launch(executable_path=path, args=["--no-sandbox"])
         stack.callback(browser.close)
 
-        def run(width=1280, scheme="light"):
+        def run(width=1280, scheme="light", query=""):
             context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
             context.set_default_timeout(PATIENCE)
             others = []
@@ -71,7 +76,7 @@ def browse(address):
             context.route("**/*", route)
             page = context.new_page()
             page.on("pageerror", lambda error: others.append(f"error: {error}"))
-            page.goto(address)
+            page.goto(address + query)
             page.wait_for_selector("#why h3")
             page.wait_for_selector("#expectations input[type=radio]")
             return page, others
@@ -80,12 +85,14 @@ def browse(address):
 
 
 def choose(page, field, value):
-    """Looks a value up in a list, with the keyboard alone."""
     entry = page.locator(f"#{field} input")
-    entry.focus()
     entry.fill(value)
-    page.wait_for_selector(f"ul[role=listbox] li:has-text('{value}')")
-    page.keyboard.press("Enter")
+    entry.press("Enter")
+
+
+def open_customer(page, name):
+    assert page.locator("#customer input").input_value() == ""
+    choose(page, "customer", name)
 
 
 def radio(page, field, value):
@@ -94,8 +101,9 @@ def radio(page, field, value):
 
 def test_a_walk_through_the_page_with_the_keyboard_alone(browse, histories):
     page, others = browse()
-    choose(page, "customer", WHO)
-    page.wait_for_selector(f"#profile:has-text('Customer {WHO}')")
+    open_customer(page, WHO)
+    page.wait_for_selector(f"#answer:has-text('Customer {WHO}')")
+    assert f"customer={WHO}" in page.url
     expected = Page(histories).expected(WHO)
     for task, choices in expected.items():
         assert page.locator(f"#next-{task} label").all_inner_texts() == [text for text, _ in choices]
@@ -104,30 +112,54 @@ def test_a_walk_through_the_page_with_the_keyboard_alone(browse, histories):
     radio(page, "next-items", first).focus()
     page.keyboard.press("Tab")
     page.keyboard.press("Space")
-    page.wait_for_selector(f"#why h3:has-text('Why {label},')")
+    page.wait_for_selector(f"#why h3:has-text('Why {label}?')")
     assert radio(page, "next-items", label).is_checked()
+    page.wait_for_function("document.querySelector('#why').getBoundingClientRect().top < innerHeight / 2")
     found = histories.household(WHO).live.explain("items", label, histories.cutoff)
-    assert found.words in page.locator("#why").inner_text()
+    assert f"Bought {found.words}" in page.locator("#why").inner_text()
     shown, best = page.locator("#visits").inner_text(), found.visits[0]
     assert best.without >= found.probability or (best.time[:10] in shown and f"{best.without:.1%}" in shown)
     assert page.locator("#timeline canvas, #timeline svg").count() > 0
     # what if
-    for _ in range(10):  # a list that is still busy takes no choice
-        choose(page, "label", "item 05")
-        page.locator("#add").press("Enter")
-        page.wait_for_timeout(2000)
-        if page.locator("#moves td:has-text('%')").count():
-            break
-    assert page.locator("#moves td:has-text('%')").count()
+    choose(page, "label", "item 05")
+    for cell in Page(histories).what_if(WHO, "items", "item 05")[0]:
+        page.wait_for_selector(f"#moves [role=gridcell]:has-text('{cell}')")
     # a look-alike
     name = histories.alike(WHO)[0][0]
     radio(page, "alike", name).press("Space")
-    page.wait_for_selector(f"#profile:has-text('Customer {name}')")
+    page.wait_for_selector(f"#answer:has-text('Customer {name}')")
+    assert others == []
+
+
+def test_an_id_opens_its_customer_or_is_refused(browse):
+    page, _ = browse(query="?customer=c21")
+    page.wait_for_selector("#answer:has-text('Customer c21')")
+    open_customer(page, "c2")  # the beginning of ten ids
+    page.wait_for_selector("text=There is no customer 'c2'.")
+    page.wait_for_selector("#answer:has-text('Customer c21')")
+
+
+def test_the_list_finds_opens_and_exports_customers(browse, histories):
+    page, others = browse()
+    table, listed = Page(histories), page.locator("#list")
+    page.wait_for_function("document.querySelector('#list').innerText.includes('c00')")
+    choose(page, "likely", "item 05")
+    found = table.find("item 05", "customer", None, None, True)["customer"].tolist()
+    page.wait_for_selector(f"#number:has-text('{len(found)} customers')")
+    with page.expect_download() as download:
+        page.locator("#export").click()
+    exported = pd.read_csv(download.value.path())
+    assert sorted(exported["customer"]) == sorted(found) and "item 05, %" in exported
+    choose(page, "likely", "item 0")
+    page.wait_for_selector("text=There is no items 'item 0': choose one of the list.")
+    listed.locator("td:visible, [role=gridcell]:visible").filter(has_text=exported["customer"][1]).first.click()
+    page.wait_for_selector(f"#answer:has-text('Customer {exported['customer'][1]}')")
     assert others == []
 
 
 @pytest.mark.parametrize("width", [1280, 390])
 def test_the_page_fits_and_is_light_and_dark(browse, width):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python not installed")
     lights = []
     for scheme in ("light", "dark"):
         page, others = browse(width, scheme)
@@ -139,6 +171,9 @@ def test_the_page_fits_and_is_light_and_dark(browse, width):
         ground, ink = (sum(map(int, colour.partition("(")[2].rstrip(")").split(",")[:3])) for colour in colours)
         lights.append(ground > ink)
         assert abs(ground - ink) > 300 and others == []
+        found = axe.Axe().run(page).response["violations"]
+        serious = [each for each in found if each["impact"] in ("serious", "critical")]
+        assert [node["html"] + node["failureSummary"] for each in serious for node in each["nodes"]] == []
     assert lights == [True, False]
 
 
@@ -147,59 +182,121 @@ def test_numbers_of_the_page_are_those_of_the_model_and_the_log(histories, event
     future = event_log[(event_log["who"] == WHO) & (event_log["when"] >= histories.cutoff)]
     future = future[(future["action"] == "buy") & (future["basket"] == future["basket"].dropna().iloc[0])]
     for task, choices in page.expected(WHO).items():
-        own = histories.extractor.schema.reserved_token_types if task == "type" else []
-        scores = live.scores(now=histories.cutoff, tasks=[task], k=12)[task]
-        best = [(e["label"], percent(e["score"])) for e in scores if e["label"] not in own]
-        assert [(label, text.split(" · ")[1]) for text, label in choices] == best[:6]
+        best = [(e["label"], percent(e["score"])) for e in live.scores(histories.cutoff, [task], 6)[task]]
+        assert [(label, text.split(" · ")[1]) for text, label in choices] == best
         if task == "items":
             assert {label for text, label in choices if "next visit" in text} <= set(future["item"])
     label = live.scores(now=histories.cutoff, tasks=["items"], k=1)["items"][0]["label"]
-    _, timeline, visits = page.why(WHO, "items", label)
+    sentence, timeline, visits = page.why(WHO, "items", label)
     found = live.explain("items", label, histories.cutoff)
     for_it = [visit for visit in found.visits if visit.without < found.probability][:5]
     change = f"{found.probability:.1%} → "
     assert for_it and [row[:2] for row in visits] == [[v.time[:10], change + f"{v.without:.1%}"] for v in for_it]
+    assert f"Without the visit of {for_it[0].time[:10]}: {change}{for_it[0].without:.1%}" in sentence
     assert all((label in row[2]) == visit.has_label for row, visit in zip(visits, for_it, strict=True))
     assert ((timeline["time"] >= histories.cutoff) == (timeline["visit"] == "hidden")).all()
     assert 0 < (timeline["visit"] == "hidden").sum() < len(timeline)
-    strongest = timeline.loc[timeline["points without it"].astype(float).idxmin()]
-    assert strongest["visit"] == "speaks for it" and str(strongest["time"])[:10] == found.visits[0].time[:10]
+    sides = {str(time)[:10]: side for time, side in zip(timeline["time"], timeline["visit"], strict=True)}
+    strongest = next(visit for visit in for_it if visit.time[:10] in sides)  # one without a purchase is not drawn
+    assert sides[strongest.time[:10]] == "speaks for it"
+
+
+def test_what_if_shows_what_moves(histories):
+    page = Page(histories)
     after = histories.what_if(WHO, histories.template("items", "item 05"), histories.cutoff)
-    chance = {each["label"]: percent(each["score"]) for each in after.scores(tasks=["items"], k=100)["items"]}
-    moves = page.what_if(WHO, "items", "item 05")
-    assert len(moves) == 8 and all(new == chance[name] and old != "" for name, old, new, _ in moves)
-    assert page.what_if(WHO, "items", None) == []
+    old, new = (
+        {entry["label"]: entry["score"] for entry in live.scores(histories.cutoff, ["items"], 100)["items"]}
+        for live in (histories.household(WHO).live, after)
+    )
+    *moves, forecast = page.what_if(WHO, "items", "item 05")
+    assert 0 < len(moves) <= 8
+    for name, was, becomes, ratio in moves:
+        assert (was, becomes) == (percent(old[name]), percent(new[name])) and abs(new[name] - old[name]) >= 0.0005
+        assert ratio == f"× {new[name] / old[name]:.2g}"
+    told = histories.household(WHO).live.forecast(histories.cutoff)
+    words = {words: name for name, words in page._names().items()}
+    assert forecast[3] == f"× {after.forecast(histories.cutoff)[words[forecast[0]]] / told[words[forecast[0]]]:.2g}"
+    with pytest.raises(ValueError, match="There is no items 'item': choose one of the list"):
+        page.what_if(WHO, "items", "item")
 
 
-def test_paths_may_be_in_the_environment(monkeypatch, page_files, save, prepared):
-    files = {name: str(page_files / f"{name}.parquet") for name in ("events", "profile")}
-    for name, value in {"model": save(extended=True), "data": str(prepared), **files}.items():
-        monkeypatch.setenv(f"MCM_{name.upper()}", value)
-    shown = []
-    monkeypatch.setattr(app, "launch_page", lambda blocks, **options: shown.append(options))
-    monkeypatch.setattr(sys, "argv", ["app.py"])
-    app.main()
-    assert shown == [{"server_name": "127.0.0.1", "server_port": None}]
+def test_the_list_is_the_predictions_ordered_and_filtered(histories):
+    page = Page(histories)
+    everyone = page.find("", "customer", None, None, False)
+    assert everyone["customer"].tolist() == sorted(histories.ids) and len(everyone) == len(histories.ids)
+    live = histories.household(WHO).live
+    row, told = everyone.set_index("customer").loc[WHO], live.forecast(histories.cutoff)
+    assert row["spend in 30 days"] == pytest.approx(told["a.b_30d"], abs=0.06)
+    assert row["days to next visit"] == pytest.approx(told["days_to_next_visit"], abs=0.06)
+    best = [entry["label"] for entry in live.scores(histories.cutoff, ["items"], 3)["items"]]
+    assert row["likely next"] == ", ".join(best)
+    late = page.find("", "late", 1, None, True)["late"]
+    assert 0 < len(late) == (everyone["late"] >= 1).sum() and late.is_monotonic_decreasing
+    likely = page.find(best[0], "customer", None, None, True)
+    scores = live.scores(histories.cutoff, ["items"], 20)["items"]
+    assert likely.set_index("customer").loc[WHO, f"{best[0]}, %"] == pytest.approx(100 * scores[0]["score"], abs=0.006)
+    assert likely[f"{best[0]}, %"].is_monotonic_decreasing
 
 
-def test_a_page_without_a_quickstart_says_so(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["app.py"])
-    with pytest.raises(SystemExit, match="app: runs/quickstart is not there: run `make quickstart` first"):
-        app.main()
+def test_ids_that_are_numbers_are_ordered_as_numbers(histories):
+    ids = [str(number) for number in range(len(histories.ids), 0, -1)]
+    histories.scored = histories.scored.set_column(0, "customer_id", [ids])
+    assert Page(histories).customers["customer"].tolist() == ids[::-1]
 
 
-def test_embeddings_of_an_earlier_start_are_those_of_the_model(histories, prepared, page_files, tmp_path, extractor):
+def test_the_sentence_on_top_says_what_the_model_forecasts(histories):
+    page, told = Page(histories), histories.household(WHO).live.forecast(histories.cutoff)
+    sentence = page.answer(WHO).partition("</h2>")[0]
+    assert percent(told["visit_probability_7d"]) in sentence
+    assert f"spends about {told['a.b_30d']:,.0f} in 30 days" in sentence
+    rows = {row[0]: row[1:] for row in page.forecast(WHO)}
+    assert rows["comes"] == [percent(told[f"visit_probability_{days}d"]) for days in (7, 30, 90)]
+    best = histories.household(WHO).live.scores(histories.cutoff, ["items"], 6)["items"]
+    due = [e["label"] for e in best if "; due" in histories.household(WHO).live.explain("items", e["label"]).words]
+    assert set(due) <= set(page.due(WHO))  # the cutoff is later than the last event, so more may be due
+
+
+def test_own_tokens_and_unknown_values_appear_nowhere(histories):
+    page = Page(histories)
+    types = histories.household(WHO).live.scores(histories.cutoff, ["type"], 100)["type"]
+    assert {entry["label"] for entry in types} == {"buy", "click"}
+    explained = histories.household(WHO).live.explain("items", None, histories.cutoff).to_dict()
+    told = [page.expected(WHO), page.why(WHO, "type", "buy"), page.answer(WHO), explained, page.labels("type")]
+    assert not any(own in str(told) for own in ("history_start", "end_of_visit", "[unknown]", "[missing]"))
+    with pytest.raises(ValueError, match="has no label 'end_of_visit'"):
+        histories.household(WHO).live.explain("type", "end_of_visit", histories.cutoff)
+
+
+def test_the_command_shows_the_page_of_a_csv_log(monkeypatch, capsys, save, prepared, event_log, tmp_path):
+    event_log.to_csv(tmp_path / "log.csv", index=False)
+    shutil.copytree(prepared, tmp_path / "data")
+    words = ["--model", save(extended=True), "--data", str(tmp_path / "data"), "--events", str(tmp_path / "log.csv")]
+    monkeypatch.setattr(sys, "argv", ["mcm app", *words])
+    monkeypatch.setattr("gradio.Blocks.block_thread", lambda blocks: blocks.close())
+    command.main()
+    assert "The page is at http://127.0.0.1:" in capsys.readouterr().out
+
+
+def test_a_file_that_is_not_there_is_named(monkeypatch, save, prepared):
+    words = ["--model", save(extended=True), "--data", str(prepared), "--events", "nowhere.csv"]
+    monkeypatch.setattr(sys, "argv", ["mcm app", *words])
+    with pytest.raises(SystemExit, match="nowhere.csv"):
+        command.main()
+
+
+def test_scores_of_an_earlier_start_are_those_of_the_model(histories, page_files, tmp_path, extractor, monkeypatch):
     live = histories.household(WHO).live
     assert histories.embeddings[histories.indices[WHO]] == pytest.approx(live.embedding(histories.cutoff), abs=1e-5)
     files = [str(page_files / f"{name}.parquet") for name in ("events", "profile")]
-    again = Histories(histories.model, extractor, str(prepared), *files, cache=str(tmp_path))
-    assert (again.embeddings == histories.embeddings).all()
+    monkeypatch.setattr("modeling_mcm.page.histories.Scorer", None)  # nothing is scored again
+    again = Histories(histories.model, extractor, str(tmp_path / "data"), *files)
+    assert (again.embeddings == histories.embeddings).all() and again.scored.equals(histories.scored)
 
 
 def test_values_of_a_log_cannot_put_code_into_the_page(histories, monkeypatch):
     bad, page, live = "<img src=x onerror=alert(1)>", Page(histories), histories.household(WHO).live
     found = live.explain("items", page.expected(WHO)["items"][0][1], histories.cutoff)
     monkeypatch.setattr(live, "explain", lambda *_: dataclasses.replace(found, words=bad))
+    monkeypatch.setattr(page, "due", lambda _: [bad])
     live.profile["age"] = bad
-    assert "<img" not in page.profile(WHO) and "<img" not in page.why(WHO, "items", bad)[0]
+    assert "<img" not in page.answer(WHO) and "<img" not in page.why(WHO, "items", bad)[0]

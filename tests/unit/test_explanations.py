@@ -135,7 +135,7 @@ def test_long_history_is_cut_as_the_model_cuts_it(explained_model, extractor):
     model = explained_model("scorer")
     why = explain(model, extractor, {"events": EVENTS}, "items", "item 01")
     assert why.probability == pytest.approx(probability(model, extractor, EVENTS, "items", "item 01"))
-    assert len(why.visits) < len(set(DAYS))
+    assert len(why.visits) < len(set(DAYS)) and why.words.endswith(" ago (in the latest 7 events)")
 
 
 @pytest.mark.parametrize(

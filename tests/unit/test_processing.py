@@ -236,6 +236,12 @@ def test_masked_next_event_is_unknown(extractor):
     assert extractor.pad(rows, max_events=3, mask_next=True)["input_ids"].shape[1] == 3
 
 
+def test_own_ids_are_those_of_no_value_of_the_log(extractor):
+    own = extractor.decode_labels("type", extractor.own_ids("type"))
+    assert own == ["[missing]", "[unknown]", *extractor.schema.reserved_token_types]
+    assert extractor.own_ids("items") == [MISSING, UNKNOWN]
+
+
 def test_labels_to_ids_and_back(extractor):
     assert extractor.label_ids("items", ["tea", 7, "coffee", None]).tolist() == [3, 2, UNKNOWN, MISSING]
     assert extractor.decode_labels("items", torch.tensor([3, 2, 1, 0])) == ["tea", "7", "[unknown]", "[missing]"]

@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The customers of the page: the model knows nothing from the cutoff on, and what really came is what the log says."""
 
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -24,11 +26,11 @@ def page(model, extractor, tmp_path):
     """A function that gives the customers of a log and of the data set that was prepared from it."""
 
     def make(log, data, name="page"):
-        (tmp_path / name).mkdir()
+        shutil.copytree(data, tmp_path / name)
         log.to_parquet(tmp_path / name / "log.parquet")
         make_profile(log).to_parquet(tmp_path / name / "profile.parquet")
         files = [str(tmp_path / name / f"{file}.parquet") for file in ("log", "profile")]
-        return Histories(model, extractor, str(data), *files, cache=str(tmp_path / name))
+        return Histories(model, extractor, str(tmp_path / name), *files)
 
     return make
 
@@ -74,6 +76,35 @@ def test_what_really_came_is_what_the_log_says(page, event_log, prepared, extrac
 def test_a_customer_that_the_log_does_not_have_is_named(page, event_log, prepared):
     with pytest.raises(ValueError, match="The log has no customer 'nobody': choose one of the list"):
         page(event_log, prepared).household("nobody")
+
+
+def test_a_csv_log_gives_the_same_answers(page, event_log, prepared, model, extractor, tmp_path):
+    ours = page(event_log, prepared)
+    event_log.to_csv(tmp_path / "log.csv", index=False)
+    make_profile(event_log).to_csv(tmp_path / "profile.csv", index=False)
+    files = [str(tmp_path / f"{name}.csv") for name in ("log", "profile")]
+    theirs = Histories(model, extractor, str(tmp_path / "page"), *files)
+    for who in WHO:
+        assert_same(theirs.household(who).live.scores(), ours.household(who).live.scores())
+        assert theirs.household(who).bought == ours.household(who).bought
+
+
+def test_a_log_that_lacks_customers_of_the_data_is_refused(page, event_log, prepared):
+    with pytest.raises(ValueError, match="lacks 1 of the .* the first 'c05': give the log that was prepared"):
+        page(event_log[event_log["who"] != "c05"], prepared)
+
+
+def test_only_visits_with_a_target_count(page, event_log, prepared):
+    """A letter from the shop is no visit: not in the timeline, nor in the days since the last one."""
+    histories = page(event_log, prepared)
+    for who in WHO:
+        own = event_log[(event_log["who"] == who) & (event_log["action"] == "buy")]
+        days = own.groupby("basket")["when"].min().sort_values()
+        past = days[days < TEST]
+        row = histories.scored.slice(histories.indices[who], 1).to_pylist()[0]
+        assert len(histories.household(who).visits) == len(days)
+        assert row["days_since_visit"] == pytest.approx((pd.Timestamp(TEST) - past.iloc[-1]) / pd.Timedelta(days=1))
+        assert row["days_between_visits"] == pytest.approx(past.diff().mean() / pd.Timedelta(days=1))
 
 
 def test_a_log_without_times_or_without_dates_as_cutoffs_is_refused(page, event_log, prepared, prepare_log, extractor):

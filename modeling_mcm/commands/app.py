@@ -1,0 +1,61 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Shows a page of all customers in a browser: what MCM expects of each, what really came, and which visits decided.
+
+    make app                                         after make quickstart; only this machine can open the page
+    mcm app --model runs/mine --data data/prepared --events log.csv --profile profile.csv
+
+The first start scores all customers at the test cutoff and stores the scores in --data. The page loads nothing from
+other machines.
+"""
+
+import sys
+from dataclasses import dataclass
+
+import torch
+
+from modeling_mcm.commands.arguments import exits, parse_options
+from modeling_mcm.extras import needs
+from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
+from modeling_mcm.option import option
+from modeling_mcm.page.app import build_page, launch_page
+from modeling_mcm.page.histories import Histories
+from modeling_mcm.processing_mcm import MCMFeatureExtractor
+from modeling_mcm.training.checkpoints import read_checkpoint
+
+
+@dataclass
+class AppOptions:
+    """Which checkpoint and whose customers the page shows."""
+
+    model: str = option(help="Checkpoint folder, or name on the Hub.")
+    data: str = option(help="Folder of a prepared data set, whose customers are shown.")
+    events: str = option(help="Raw log that it was prepared from: a .parquet, .csv or .tsv file, or a folder of them.")
+    profile: str | None = option(None, "Profile table of the raw log, with one row a customer.")
+    host: str = option("127.0.0.1", "Network address to listen on.")
+    port: int | None = option(None, "Port to listen on. By default a free one from 7860.")
+
+
+def show(options: AppOptions) -> None:
+    """Shows the page until the process gets a signal to stop."""
+    torch.set_num_threads(1)  # of a request
+    with needs("app"):
+        import gradio  # noqa: F401
+    model = read_checkpoint(MCMForMultiTaskRecommendation, options.model).eval()
+    extractor = MCMFeatureExtractor.from_pretrained(options.model)
+    blocks = build_page(Histories(model, extractor, options.data, options.events, options.profile))
+    _, address, _ = launch_page(blocks, waits=False, server_name=options.host, server_port=options.port)
+    sys.stdout.write(f"The page is at {address}\n")
+    sys.stdout.flush()
+    blocks.block_thread()
+
+
+def main() -> None:
+    """Reads the options and shows the page."""
+    (options,) = parse_options(AppOptions, description=__doc__)
+    with exits():
+        show(options)
+
+
+if __name__ == "__main__":
+    main()
