@@ -20,8 +20,7 @@ from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.option import option
 from modeling_mcm.page.app import build_page, launch_page
 from modeling_mcm.page.histories import Histories
-from modeling_mcm.processing_mcm import MCMFeatureExtractor
-from modeling_mcm.training.checkpoints import read_checkpoint
+from modeling_mcm.training.checkpoints import open_checkpoint
 
 
 @dataclass
@@ -41,8 +40,7 @@ def show(options: AppOptions) -> None:
     torch.set_num_threads(1)  # of a request
     with needs("app"):
         import gradio  # noqa: F401
-    model = read_checkpoint(MCMForMultiTaskRecommendation, options.model).eval()
-    extractor = MCMFeatureExtractor.from_pretrained(options.model)
+    model, extractor = open_checkpoint(MCMForMultiTaskRecommendation, options.model)
     blocks = build_page(Histories(model, extractor, options.data, options.events, options.profile))
     _, address, _ = launch_page(blocks, waits=False, server_name=options.host, server_port=options.port)
     sys.stdout.write(f"The page is at {address}\n")
