@@ -25,6 +25,7 @@ from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
+from transformers.utils import logging
 
 from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.evaluation.baselines import Baseline, scipy_sparse
@@ -33,7 +34,9 @@ from modeling_mcm.evaluation.metrics import ratio
 from modeling_mcm.extras import needs
 from modeling_mcm.times_mcm import SECONDS_PER_DAY
 
+logger = logging.get_logger(__name__)
 HALF_LIVES_VISITS = (5, 10, 20, 40, 80)
+FEW_CASES = 500  # below which the trees have too little to learn from
 PERIOD_DAYS, MAX_PERIODS, RECENT_PERIODS = 7, 52, 4
 COUNTED = ("visits", "share")  # features that begin so are 0 for a label that the customer never met, others NaN
 SECONDS_TO_FIT = 40.0  # of one core of 2024, for the most cases that are trained on
@@ -280,6 +283,11 @@ class LightGBMRanker(Baseline):
             "force_row_wise": True,
             "verbose": -1,
         }
+        if (found := len(np.unique(candidates.case[relevant]))) < FEW_CASES:
+            logger.warning(
+                f"LightGBM learns task {self.task!r} from {found} visits whose labels are among its candidates, fewer "
+                f"than {FEW_CASES}: it may be no better than popularity, so compare with another baseline."
+            )
         sizes, labels = np.bincount(candidates.case, minlength=len(target)), relevant.astype(np.int8)
         given = {"group": sizes, "feature_name": candidates.names, "params": parameters}
         data = self._lightgbm.Dataset(candidates.features, labels, **given)

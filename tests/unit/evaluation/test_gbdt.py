@@ -128,3 +128,11 @@ def test_too_few_visits_and_a_missing_package_are_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "lightgbm", None)  # not to be found
     with pytest.raises(ImportError, match=r"pip install 'modeling-mcm\[gbdt\]'"):
         small().fit(rows, "brand", LABELS)
+
+
+def test_few_cases_give_a_warning(customers, turns, caplog):
+    small().fit(prepared_rows(customers), "brand", LABELS)
+    assert "'brand' from" in caplog.text and "fewer than 500" in caplog.text
+    caplog.clear()
+    small().fit(turns, "brand", LABELS)  # 150 customers of eight visits each
+    assert not caplog.text
