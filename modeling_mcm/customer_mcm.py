@@ -91,12 +91,6 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
         r"^action_vectors\.",
     ]
 
-    # Older checkpoints of classes do not have these buffers, and classes do not need them.
-    _keys_to_ignore_on_load_missing = [
-        *(MCMPreTrainedModel._keys_to_ignore_on_load_missing or []),
-        r"^prediction_head\.label_(mean|std)$",
-    ]
-
     def __init__(self, config: MCMConfig):
         super().__init__(config)
         if not config.state_size:

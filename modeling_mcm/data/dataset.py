@@ -166,8 +166,8 @@ def row_fault(table: pa.Table, sizes: Mapping[str, int]) -> str | None:
 
 
 def load_prepared(directory: str | Path, cache_dir: str | Path | None = None) -> datasets.Dataset:
-    """Opens the shards as one memory-mapped data set with one row per customer, in the order of `customer_id`.
-    [`PreparedData`] checks first that they are whole.
+    """Opens the shards as one memory-mapped data set with one row per customer, in the order of `customer_id`, after
+    [`PreparedData.check`].
 
     Args:
         cache_dir (`str` or `Path`, *optional*): folder in which `datasets` keeps its Arrow copy of the rows. Default:
@@ -180,13 +180,13 @@ def load_prepared(directory: str | Path, cache_dir: str | Path | None = None) ->
 
     Raises:
         FileNotFoundError: if the folder has no manifest.
-        ValueError: if a shard is missing, differs from what the manifest lists, or has other columns than the first
-            shard.
+        ValueError: if a shard is missing or damaged, differs from what the manifest lists, or has other columns than
+            the first shard.
     """
     directory = Path(directory)
-    manifest = PreparedManifest.load(directory)
-    entries = manifest.shards
-    check_shards(directory, entries)
+    data = PreparedData(directory)
+    data.check()
+    entries = data.manifest.shards
     files = [str(directory / shard["file"]) for shard in entries]
     # `datasets` finds its copy by path and time. Other data with the same path and time must not get this copy.
     digest = hashlib.sha256("".join(shard["sha256"] for shard in entries).encode()).hexdigest()
@@ -214,7 +214,6 @@ class PreparedData:
     @cached_property
     def rows(self) -> datasets.Dataset:
         """`datasets.Dataset`: all rows, as [`load_prepared`] opens them."""
-        self.check()
         return load_prepared(self.folder)
 
     def check(self) -> None:

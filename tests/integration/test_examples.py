@@ -53,7 +53,7 @@ def test_your_own_log_goes_from_a_file_to_scores(event_log, tmp_path, capsys, mo
     assert f"34 customers, {len(event_log)} events" in said
     for task in SCHEMA["tasks"]:
         (line,) = (line for line in said.splitlines() if line.startswith(f"{task}: "))
-        assert line.count("%") == 3
+        assert line.count("%") == (2 if task == "type" else 3)  # MCM's own types are no answer
 
 
 @pytest.mark.parametrize("choices", [{}, {"extended": True}], ids=["events", "visits"])

@@ -272,7 +272,7 @@ def test_missing_weights_start_as_in_a_fresh_model(tiny_model, tiny_config, tmp_
     # an empty checkpoint: the base model's parameters too
     (tmp_path / "model.safetensors").unlink()
     MCMForMultiTaskRecommendation(config).save_pretrained(tmp_path, state_dict={"readout_scale": torch.ones(3)})
-    empty = MCMForMultiTaskRecommendation.from_pretrained(tmp_path)
+    empty, _ = MCMForMultiTaskRecommendation.from_pretrained(tmp_path, output_loading_info=True)
     fresh = MCMForMultiTaskRecommendation(config)
     for (name, found), made in zip(empty.named_parameters(), fresh.parameters(), strict=True):
         assert found.isfinite().all(), name

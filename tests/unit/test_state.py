@@ -184,7 +184,7 @@ def test_median_day(model):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"state_size": -1}, "`state_size` must be 0 or more, got -1"),
+        ({"state_size": -1}, "`state_size` is -1: expected 0 to 65,536"),
         ({"forecast_days": [0]}, r"`forecast_days` must be positive numbers of days, got \[0\]"),
         ({"summed_features": ["nope"]}, r"`summed_features` names \['nope'\], which are not among the features"),
     ],
