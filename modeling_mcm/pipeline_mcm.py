@@ -210,7 +210,7 @@ class PreferenceScoresPipeline(_CustomerPipeline):
             raise ValueError(f"`top_k` is {top_k}; ask for at least 1 label.")
         options = {"tasks": tasks, "top_k": top_k, "now": None if now is None else self._read_now(now)}
         chosen = {}
-        if (candidates, exclude, per_group) != (None, None, None):
+        if any(each is not None for each in (candidates, exclude, per_group)):  # tables do not compare
             chosen["candidates"] = CandidateSet.of(
                 self.model, self.feature_extractor, tasks or all_tasks, candidates, exclude, per_group
             )

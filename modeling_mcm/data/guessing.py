@@ -7,6 +7,7 @@ The guess is an [`EventSchema`] like any other: `yaml.safe_dump(schema.to_dict()
 
 import re
 from collections.abc import Mapping
+from datetime import UTC
 from typing import Any
 
 import pandas as pd
@@ -14,7 +15,7 @@ from pandas.api import types
 
 from modeling_mcm.data.schema import EventSchema
 from modeling_mcm.events_mcm import check_columns
-from modeling_mcm.times_mcm import TIME_PATTERN
+from modeling_mcm.times_mcm import TIME_PATTERN, read_zone
 
 # Words of column names by their meaning; the first word that a name has decides, and the first column. A name that
 # has nothing else but words for ids goes before: `user_id` before `user_age`.
@@ -62,9 +63,7 @@ def guess_schema(events: pd.DataFrame, given: Mapping[str, Any] | None = None) -
         raise ValueError(
             f"No column of {list(columns)} is named like a customer: give schema={{'customer': 'COLUMN'}}."
         )
-    if found.get("time") is not None:
-        _check_times(found["time"], events[found["time"]])
-    elif given.get("order") is None:
+    if found.get("time") is None and given.get("order") is None:
         raise ValueError(
             f"No column of {list(columns)} is named like a time: give schema={{'time': 'COLUMN'}}, or "
             "schema={'order': 'rows'} if the rows of a customer are in order."
@@ -77,7 +76,7 @@ def guess_schema(events: pd.DataFrame, given: Mapping[str, Any] | None = None) -
     tasks = sorted(labels, key=lambda name: -labels[name])[:MOST_TASKS]
     schema |= {"features": features, "tasks": tasks, "min_history": 1, "cutoffs": "leave_one_out"}
     if found.get("time") is not None:
-        schema |= _cutoffs(events[found["time"]])
+        schema |= _cutoffs(_read_times(found["time"], events[found["time"]]))
     if not tasks and "tasks" not in given:
         raise ValueError(
             f"No column of {list(columns)} has labels to predict, such as items: give schema={{'tasks': ['COLUMN']}}, "
@@ -91,8 +90,6 @@ def _check_table(events: pd.DataFrame) -> None:
     names = list(events.columns)
     if wrong := [name for name in names if not isinstance(name, str)]:
         raise ValueError(f"Column {wrong[0]!r} has no text as its name: rename it, as in events.rename(columns=...).")
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"Two columns are named {twice[0]!r}: rename or leave out one of them.")
     if len(names) > MOST_COLUMNS:
         raise ValueError(
             f"The table has {len(names)} columns, from {names[0]!r} to {names[-1]!r}, and at most {MOST_COLUMNS} are "
@@ -140,8 +137,8 @@ def _fits(role: str, values: pd.Series, customers: pd.Series | None) -> bool:
     return role != "token_type" or values.nunique() <= MOST_KINDS
 
 
-def _check_times(name: str, times: pd.Series) -> None:
-    """Raises `ValueError` if a column has no times that preparation reads; the message says how to make some."""
+def _read_times(name: str, times: pd.Series) -> pd.Series:
+    """The times of a column. Raises `ValueError` if preparation can't read them; the message says how to make some."""
     known = times.dropna()
     if not len(known):
         raise ValueError(f"Column {name!r} has no time: fill it, or give schema={{'time': 'COLUMN'}}.")
@@ -150,11 +147,17 @@ def _check_times(name: str, times: pd.Series) -> None:
         unit = next((unit for least, unit in reversed(UNITS) if known.abs().max() >= least), None)
         fix += f", unit={unit!r})" if unit and known.abs().max() < 1e20 else ".astype(str))"
         raise ValueError(f"Column {name!r} has numbers such as {known.iloc[0]}, expected times: write {fix}.")
-    texts = [value for value in known.head(1000) if isinstance(value, str) and not re.match(TIME_PATTERN, value)]
-    if texts:
+    if types.is_datetime64_any_dtype(known):
+        return known
+    texts = known.drop_duplicates()
+    if wrong := [value for value in texts if isinstance(value, str) and not re.match(TIME_PATTERN, value)]:
         raise ValueError(
-            f"Column {name!r} has {texts[0]!r}, expected times such as 2024-03-01 12:30: write {fix}, format=...)."
+            f"Column {name!r} has {wrong[0]!r}, expected times such as 2024-03-01 12:30: write {fix}, format=...)."
         )
+    try:
+        return pd.to_datetime(known, format="mixed")
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"Column {name!r} has no times of one kind ({error}): write {fix}, utc=True).") from error
 
 
 def _features(columns: Mapping[str, pd.Series], found: Mapping[str, Any]) -> tuple[list[dict], dict[str, int]]:
@@ -183,14 +186,18 @@ def _features(columns: Mapping[str, pd.Series], found: Mapping[str, Any]) -> tup
     return features, labels
 
 
-def _cutoffs(times: pd.Series) -> dict[str, Any]:
+def _cutoffs(moments: pd.Series) -> dict[str, Any]:
     """Moments that leave the last parts of a log's time for validation and test, and the time zone of the log."""
-    moments = pd.to_datetime(times.dropna())
     zone = moments.dt.tz
-    moments = moments if zone is None else moments.dt.tz_localize(None)
+    if zone is not None:
+        try:
+            read_zone(str(zone))
+        except ValueError:  # an offset
+            zone, moments = UTC, moments.dt.tz_convert(UTC)
+        moments = moments.dt.tz_localize(None)
     last, span = moments.max(), moments.max() - moments.min()
     if not span:
-        raise ValueError(f"Column {times.name!r} has one time only, {last}: give a log of several days.")
+        raise ValueError(f"Column {moments.name!r} has one time only, {last}: give a log of several days.")
     unit = "D" if span > pd.Timedelta(days=30) else "s"
     shares = {"validation": HELD_OUT, "test": TESTED}
     cutoffs = {name: (last - share * span).floor(unit).to_pydatetime() for name, share in shares.items()}
