@@ -146,7 +146,8 @@ class CustomerModel:
 
         Args:
             customers (`Iterable`, *optional*): ids of customers. Default: all.
-            days (`Sequence[float]`, *optional*): horizons, up to twice the training period. Default: those of the config.
+            days (`Sequence[float]`, *optional*): horizons, up to twice the training period. Default: those of the
+                config.
         """
         found = dict(self._ask("customer-forecast", customers, days=days, **options))
         return pd.DataFrame.from_dict(found, orient="index").rename_axis("customer")

@@ -137,8 +137,8 @@ class CustomerForecastPipeline(_CustomerPipeline):
     Options:
         now (text or datetime, *optional*): moment from which the forecasts count, written as the log writes its times.
             Default: the time of each customer's last event.
-        days (`list[float]`, *optional*): horizons, such as `[180, 365]`, up to twice the training period. Default: those
-            of the config.
+        days (`list[float]`, *optional*): horizons, such as `[180, 365]`, up to twice the training period. Default:
+            those of the config.
     """
 
     NAME = "customer-forecast"

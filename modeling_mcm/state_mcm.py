@@ -300,7 +300,7 @@ class Forecasts(nn.Module):
         next visit, at most the longest horizon. Other `days` up to the longest horizon are interpolated."""
         amounts = self.log_amounts(state.float()).clamp(max=30).exp().cumsum(-2).movedim(-2, -1)
         absent = self.absent(state)
-        told = {}
+        told: dict[str, torch.Tensor] = {}
         for day in self.days if days is None else days:
             names = [f"{name}_{day:g}d" for name in self.quantities]
             told |= dict(zip(names, _at_day(amounts, self.days, day).unbind(-1), strict=True))

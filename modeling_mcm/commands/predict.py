@@ -173,7 +173,9 @@ def run(options: PredictionOptions, engine: EngineOptions) -> str:
     contents["forecast_days"] = options.forecast_days or None
     told = cast(MCMModel, model.base_model).forecasts_of(contents["forecast_days"])
     if options.forecast_days and not (options.forecasts and told.are_trained):
-        raise ValueError("--forecast_days asks for forecasts, and none are written: see --forecasts and the checkpoint.")
+        raise ValueError(
+            "--forecast_days asks for forecasts, and none are written: see --forecasts and the checkpoint."
+        )
     contents["forecasts"] = told.names() if options.forecasts and told.are_trained else []
     contents |= {"candidates": options.candidates, "exclude": options.exclude, "per_group": options.group}
     sequences: dict[str, Any] = {name: tuple(contents[name]) for name in ("tasks", "forecasts")}

@@ -26,8 +26,22 @@ WORDS = {
     "token_type": ("event", "action", "activity", "behaviour", "behavior"),
 }
 IDS = ("id", "ids", "code", "number", "no", "key", "sku", "zip", "asin", "type")  # numbers so named are no amounts
-LABELS = ("item", "product", "article", "category", "brand", "track", "movie", "film", "book", "store", "page", "department",
-          "manufacturer", "seller")
+LABELS = (
+    "item",
+    "product",
+    "article",
+    "category",
+    "brand",
+    "track",
+    "movie",
+    "film",
+    "book",
+    "store",
+    "page",
+    "department",
+    "manufacturer",
+    "seller",
+)
 AMOUNTS = ("price", "amount", "quantity", "qty", "value", "revenue", "sales", "cost", "total", "discount", "rating")
 MOST_COLUMNS, MOST_KINDS, MOST_TASKS, ROWS_READ = 40, 30, 5, 200_000
 FEW, MANY = 20, 1_000  # distinct numbers up to which they are names, and labels from which rare ones are left out

@@ -46,11 +46,11 @@ class ScoringJob:
         top_k (`int`): number of labels that are written for each task.
         rows_per_file (`int`): number of customers in one file.
         forecasts (`tuple[str]`): names of the forecasts that are written, a column each; see [`~state_mcm.Forecasts`].
-        forecast_days (`tuple[float]`, *optional*): horizons of the forecasts. Default: those of the checkpoint.
         now (`int`, *optional*): moment for which customers are scored, in seconds since 1970-01-01. Default: each
             customer's last event.
         candidates, exclude (`str`, *optional*): files of tables, see [`CandidateSet`]; `exclude` may be "seen".
         per_group (`tuple[str, int]`, *optional*): largest number of labels of each value of a feature.
+        forecast_days (`tuple[float]`, *optional*): horizons of the forecasts. Default: those of the checkpoint.
 
     Raises:
         ValueError: if two columns of the files would have the same name.
@@ -65,11 +65,11 @@ class ScoringJob:
     batch_size: int
     rows_per_file: int
     forecasts: tuple[str, ...] = ()
-    forecast_days: tuple[float, ...] | None = None
     now: int | None = None
     candidates: str | None = None
     exclude: str | None = None
     per_group: tuple[str, int] | None = None
+    forecast_days: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         columns = [CUSTOMER, EMBEDDING, *self.tasks, *(task + SCORES for task in self.tasks), *self.forecasts]

@@ -83,7 +83,7 @@ def forecast_total(
         raise ValueError(f"No forecasts of {quantity!r}: this checkpoint has those of {told.quantities}.")
     cutoff, step = data.schema.cutoff_seconds("validation"), days * SECONDS_PER_DAY
     prepared = PreparedRows(data.rows)
-    rows = prepared.__getitems__(list(range(len(data.rows))))
+    rows: Any = prepared.__getitems__(list(range(len(data.rows))))
     times = np.concatenate([row["times"] for row in rows])
     end = int(times.max())
     moments = [end - step * number for number in range(1, MOST_PAST + 1) if end - step * number >= cutoff]

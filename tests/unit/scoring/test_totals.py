@@ -5,7 +5,6 @@
 from datetime import datetime
 
 import numpy as np
-import numpy as np
 import pandas as pd
 import pytest
 from choices import EXTENDED, TINY, of_data
