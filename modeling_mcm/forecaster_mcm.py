@@ -493,19 +493,41 @@ def _normal_quantile(share: torch.Tensor) -> torch.Tensor:
 
 
 class CustomerForecasts:
-    """All forecasts of a checkpoint: by the head that was learned on the log for its horizons, by the network for
-    the others, and intervals by the network for all. A checkpoint may lack either of them.
+    """All forecasts of a checkpoint: by the head that was learned on the log up to its longest horizon, by the network
+    beyond it, and intervals by the network for all. A checkpoint may lack either of them.
 
     Where the head forecasts, the network's distribution is moved to the head's expected amount. Beyond the head's
     horizons an expected amount is at least that of the horizon before.
+
+    Args:
+        config ([`MCMConfig`]): the checkpoint's config.
+        heads ([`~state_mcm.Forecasts`], *optional*): the head that was learned on the log.
+        forecaster ([`VisitForecaster`], *optional*): the network.
+        days (sequence of `float`, *optional*): horizons. Default: those of the config that can be told.
+
+    Raises:
+        ValueError: if a horizon of `days` is longer than the checkpoint can tell, or no number of days.
     """
 
-    def __init__(self, config: MCMConfig, heads: Forecasts | None, forecaster: VisitForecaster | None):
+    def __init__(
+        self,
+        config: MCMConfig,
+        heads: Forecasts | None,
+        forecaster: VisitForecaster | None,
+        days: Sequence[float] | None = None,
+    ):
         self.heads, self.forecaster = heads, forecaster
-        self.learned = heads.days if heads is not None else []
-        longest = config.forecast_window * LONGEST_RATIO
-        days = sorted(float(day) for day in config.forecast_days)
-        self.days = [day for day in days if day in self.learned or day <= longest]
+        self.last_learned = max(heads.days) if heads is not None else 0.0
+        longest = max(self.last_learned, config.forecast_window * LONGEST_RATIO)
+        self.usual = sorted(float(day) for day in config.forecast_days if day <= longest)
+        self.days = self.usual if days is None else sorted({float(day) for day in days})
+        if wrong := [day for day in self.days if not 0 < day <= longest]:
+            raise ValueError(
+                f"No forecast for {wrong[0]:g} days: this checkpoint tells those of up to {longest:g} days, because "
+                "the log that it was trained on has no more. Ask for fewer, or train on a longer log."
+            )
+        if days is not None and not self.days:
+            raise ValueError("`days` is empty: give numbers of days such as [30, 365], or leave it out.")
         self.quantities = ["visits", "events", *config.summed_features]
 
     @property
@@ -517,7 +539,7 @@ class CustomerForecasts:
     @property
     def sources(self) -> dict[str, str]:
         """Source of each horizon, by the name under which it is told, such as `source_7d`."""
-        return {f"source_{day:g}d": LOG if day in self.learned else SHIPPED for day in self.days}
+        return {f"source_{day:g}d": LOG if day <= self.last_learned else SHIPPED for day in self.days}
 
     def names(self) -> list[str]:
         """Names of the numbers that are told, in the order of `compute`."""
@@ -545,7 +567,8 @@ class CustomerForecasts:
         """
         if not self.days:
             return {}
-        told = {} if self.heads is None else self.heads(state)
+        earlier = [day for day in self.days if day <= self.last_learned]
+        told = {} if self.heads is None else self.heads(state, [*earlier, self.last_learned])
         if self.forecaster is not None and visits is not None and now is not None:
             told |= self._by_network(told, state, visits, now)
         return {name: told[name] for name in self.names()}
@@ -554,14 +577,13 @@ class CustomerForecasts:
         self, learned: dict[str, torch.Tensor], state: torch.Tensor, visits: Visits, now: torch.Tensor
     ) -> dict[str, torch.Tensor]:
         forecaster: VisitForecaster = self.forecaster  # type: ignore[assignment]
-        start = max(self.learned, default=0.0)
-        later = [
-            edge for edge in interval_edges(self.days) if edge > start
-        ]  # with the days that the log did not allow
-        times = [*self.learned, *later]
+        earlier = [day for day in self.days if day <= self.last_learned]
+        # With the days that the log did not allow.
+        later = [edge for edge in interval_edges([*self.usual, *self.days]) if edge > self.last_learned]
+        times = [*earlier, *later]
         inputs = forecaster.inputs(visits, now, times)
         spread = forecaster.distribution(inputs)
-        absent = 1 - spread.log_comes[:, len(self.learned) :].exp()  # (B, later)
+        absent = 1 - spread.log_comes[:, len(earlier) :].exp()  # (B, later)
         if self.heads is not None:
             absent = torch.minimum(absent, self.heads.absent(state)[:, -1:])
         absent = absent.cummin(1)[0] if later else absent
@@ -570,13 +592,16 @@ class CustomerForecasts:
         of_amounts = forecaster.amounts(Inputs(*(value[:, chosen] for value in inputs)), spread)
         scales = forecaster.amount_statistics[:, 0]
         means = torch.cat([spread.expected[..., None], of_amounts.log_expected.exp() * scales], -1)  # (B, D, Q + 1)
-        expected: list[torch.Tensor] = []
+
+        def by_head(day: float) -> torch.Tensor:
+            own = torch.stack([learned[f"{quantity}_{day:g}d"] for quantity in self.quantities], -1)
+            return own.clamp(min=1e-6)
+
+        expected = []
+        least = by_head(self.last_learned) if learned else torch.zeros_like(means[:, 0])
         for index, day in enumerate(self.days):
-            if day in self.learned:
-                own = torch.stack([learned[f"{quantity}_{day:g}d"] for quantity in self.quantities], -1)
-                expected.append(own.clamp(min=1e-6))
-            else:
-                expected.append(torch.maximum(means[:, index], expected[-1]) if expected else means[:, index])
+            least = torch.maximum(means[:, index], least) if day > self.last_learned else least
+            expected.append(least if day > self.last_learned else by_head(day))
         moved = (torch.stack(expected, 1) / means.clamp(min=1e-9)).log()
         spread = spread._replace(log_mean=(spread.log_mean + moved[..., 0]).clamp(-14, 8))
         centre, comes = of_amounts.centre + moved[..., 1:], spread.log_comes[..., None]
@@ -586,11 +611,11 @@ class CustomerForecasts:
         for place, day in enumerate(self.days):
             for number, quantity in enumerate(self.quantities):
                 name = f"{quantity}_{day:g}d"
-                if day not in self.learned:
+                if day > self.last_learned:
                     told[name] = expected[place][:, number]
                 for level, bounds in zip(LEVELS, intervals[:, place, number].unbind(1), strict=True):
                     told |= {f"{name}_low{level}": bounds[:, 0], f"{name}_high{level}": bounds[:, 1]}
-            if day not in self.learned:
+            if day > self.last_learned:
                 told[f"{CHANCE}_{day:g}d"] = 1 - absent[:, later.index(day)]
         if later:
             shares, edges = absent, later

@@ -256,7 +256,11 @@ class MCMModel(MCMPreTrainedModel):
     @property
     def customer_forecasts(self) -> CustomerForecasts:
         """All forecasts of this checkpoint."""
-        return CustomerForecasts(self.config, self.forecasts, self.forecaster)
+        return self.forecasts_of()
+
+    def forecasts_of(self, days: Sequence[float] | None = None) -> CustomerForecasts:
+        """The forecasts for some horizons, by default those of the config. Raises `ValueError` if one is too long."""
+        return CustomerForecasts(self.config, self.forecasts, self.forecaster, days)
 
     @merge_with_config_defaults
     @capture_outputs
@@ -269,6 +273,7 @@ class MCMModel(MCMPreTrainedModel):
         event_times: torch.FloatTensor | None = None,
         event_values: torch.FloatTensor | None = None,
         now: torch.FloatTensor | None = None,
+        forecast_days: Sequence[float] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MCMModelOutput:
         r"""
@@ -286,6 +291,8 @@ class MCMModel(MCMPreTrainedModel):
         now (`torch.FloatTensor` of shape `(batch_size,)`, *optional*):
             Moment of the customer state and the forecasts, in days on the clock of `event_times`. Neither knows later
             events; the encoder reads all events. Default: the time of the customer's last event.
+        forecast_days (sequence of `float`, *optional*):
+            Horizons of the forecasts. Default: those of `config.forecast_days` that this checkpoint can tell.
 
         Returns:
             [`MCMModelOutput`].
@@ -312,7 +319,7 @@ class MCMModel(MCMPreTrainedModel):
         if self.state is not None:
             moment = (event_times, event_values, now)
             state = self.state(self.state_counts(input_ids, attention_mask, visit_ids, *moment))
-            forecasts = self.forecast(state, input_ids, attention_mask, visit_ids, *moment)
+            forecasts = self.forecast(state, input_ids, attention_mask, visit_ids, *moment, days=forecast_days)
         return MCMModelOutput(
             last_hidden_state=hidden,
             pooler_output=state,
@@ -360,13 +367,14 @@ class MCMModel(MCMPreTrainedModel):
         has_events = counts[:, unfaded, None] > 0
         return torch.where(has_events, counts, self.state.mean)
 
-    def forecast(self, state, input_ids, attention_mask, visit_ids, event_times, event_values, now):
+    def forecast(self, state, input_ids, attention_mask, visit_ids, event_times, event_values, now, days=None):
         """All forecasts; in training those of the learned head alone. `None` if there is none."""
+        told = self.forecasts_of(days)
         if self.forecaster is None or self.training:
-            return None if self.forecasts is None else self.forecasts(state)
+            return None if self.forecasts is None else self.forecasts(state, None if days is None else told.days)
         is_event = attention_mask.bool() & (torch.arange(attention_mask.shape[1], device=state.device) > 0)
         visits = self.forecaster.read(input_ids, is_event, visit_ids, event_times, event_values)
-        return self.customer_forecasts.compute(state, visits, event_times.amax(1) if now is None else now)
+        return told.compute(state, visits, event_times.amax(1) if now is None else now)
 
     def _pool(self, hidden, unit_mask):
         if self.config.encoder_attention == "causal":

@@ -85,7 +85,8 @@ class _CustomerPipeline(Pipeline):
         """Reads the option of a pipeline that has `now` alone."""
         now = options.pop("now", None)
         if options:
-            raise ValueError(f"Unknown options {sorted(options)}: {self.NAME} has `now`.")
+            has = "`now` and `days`" if self.NAME == "customer-forecast" else "`now`"
+            raise ValueError(f"Unknown options {sorted(options)}: {self.NAME} has {has}.")
         return {}, {} if now is None else {"now": self._read_now(now)}, {}
 
     def _read_now(self, now: Any) -> int | None:
@@ -136,28 +137,34 @@ class CustomerForecastPipeline(_CustomerPipeline):
     Options:
         now (text or datetime, *optional*): moment from which the forecasts count, written as the log writes its times.
             Default: the time of each customer's last event.
+        days (`list[float]`, *optional*): horizons, such as `[180, 365]`, up to twice the training period. Default:
+            those of the config.
     """
 
     NAME = "customer-forecast"
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        if not self._told.are_trained:
+        if not self._told().are_trained:
             raise MissingForecastsError(self.model.name_or_path)
 
+    def _sanitize_parameters(self, days: Sequence[float] | None = None, **options: Any):
+        chosen = {} if days is None else {"days": self._told(days).days}
+        _, forward, _ = super()._sanitize_parameters(**options)
+        return {}, forward | chosen, chosen
+
     def _forward(self, input_tensors: dict[str, Any], **forward_parameters: Any) -> ModelOutput:
-        inputs = self.model_inputs(input_tensors, forward_parameters.get("now"))
-        return ModelOutput(self.model(**inputs).forecasts)
+        inputs: Any = self.model_inputs(input_tensors, forward_parameters.get("now"))
+        return ModelOutput(self.model(**inputs, forecast_days=forward_parameters.get("days")).forecasts)
 
     def postprocess(self, model_outputs: ModelOutput, **postprocess_parameters: Any) -> dict[str, float | str]:
         """Converts the forecasts to numbers, and names their sources."""
         numbers = {name: value[0].item() for name, value in model_outputs.items()}
-        return numbers | self._told.sources
+        return numbers | self._told(postprocess_parameters.get("days")).sources
 
-    @property
-    def _told(self) -> CustomerForecasts:
+    def _told(self, days: Sequence[float] | None = None) -> CustomerForecasts:
         model: Any = self.model
-        return model.customer_forecasts
+        return model.forecasts_of(days)
 
 
 class PreferenceScoresPipeline(_CustomerPipeline):
@@ -203,7 +210,7 @@ class PreferenceScoresPipeline(_CustomerPipeline):
             raise ValueError(f"`top_k` is {top_k}; ask for at least 1 label.")
         options = {"tasks": tasks, "top_k": top_k, "now": None if now is None else self._read_now(now)}
         chosen = {}
-        if (candidates, exclude, per_group) != (None, None, None):
+        if any(each is not None for each in (candidates, exclude, per_group)):  # tables do not compare
             chosen["candidates"] = CandidateSet.of(
                 self.model, self.feature_extractor, tasks or all_tasks, candidates, exclude, per_group
             )

@@ -12,6 +12,7 @@ included), V values of a feature, S size of the state.
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import cast
 
@@ -288,30 +289,36 @@ class Forecasts(nn.Module):
         """Whether the forecasts were trained: all weights start at 0."""
         return bool(self.amounts.weight.any())
 
-    def names(self) -> list[str]:
-        """Names of the forecasts, in the order of `forward`."""
-        of_days = [[*(f"{name}_{day:g}d" for name in self.quantities), f"{CHANCE}_{day:g}d"] for day in self.days]
-        return [*(name for names in of_days for name in names), NEXT_VISIT]
-
     def log_amounts(self, state: torch.Tensor) -> torch.Tensor:
         """Log of the expected amounts between one horizon and the next, of shape `(..., horizons, quantities)`."""
         return self.amounts(state).unflatten(-1, (len(self.days), len(self.quantities)))
 
-    def forward(self, state: torch.Tensor) -> dict[str, torch.Tensor]:
+    def forward(self, state: torch.Tensor, days: Sequence[float] | None = None) -> dict[str, torch.Tensor]:
         """Computes all forecasts. Returns `dict[str, torch.FloatTensor]`, each of shape `(...)`: for each horizon,
         such as 7 days, `visits_7d`, `events_7d` and the sum of each summed feature are expected amounts, and
         `visit_probability_7d` is the probability of a visit. `days_to_next_visit` is the median number of days to the
-        next visit, at most the longest horizon."""
-        amounts = self.log_amounts(state.float()).clamp(max=30).exp().cumsum(-2)
+        next visit, at most the longest horizon. Other `days` up to the longest horizon are interpolated."""
+        amounts = self.log_amounts(state.float()).clamp(max=30).exp().cumsum(-2).movedim(-2, -1)
         absent = self.absent(state)
-        values = []
-        for index, day in enumerate(self.days):
-            values += [*amounts[..., index, :].unbind(-1), 1 - absent[..., self.edges.index(day)]]
-        return dict(zip(self.names(), [*values, median_days(absent, self.edges)], strict=True))
+        told: dict[str, torch.Tensor] = {}
+        for day in self.days if days is None else days:
+            names = [f"{name}_{day:g}d" for name in self.quantities]
+            told |= dict(zip(names, _at_day(amounts, self.days, day).unbind(-1), strict=True))
+            told[f"{CHANCE}_{day:g}d"] = _at_day(1 - absent, self.edges, day)
+        return told | {NEXT_VISIT: median_days(absent, self.edges)}
 
     def absent(self, state: torch.Tensor) -> torch.Tensor:
         """Probability of no visit until the end of each interval, of shape `(..., intervals)`."""
         return torch.cumsum(F.logsigmoid(-self.hazards(state.float())), -1).exp()
+
+
+def _at_day(curve: torch.Tensor, ends: Sequence[float], day: float) -> torch.Tensor:
+    """Value at a day of a curve `(..., ends)` that begins at 0, by linear interpolation between its ends."""
+    index = bisect_left(ends, day)
+    if ends[index] == day:
+        return curve[..., index]
+    start, low = (ends[index - 1], curve[..., index - 1]) if index else (0.0, torch.zeros_like(curve[..., 0]))
+    return low + (day - start) / (ends[index] - start) * (curve[..., index] - low)
 
 
 def median_days(absent: torch.Tensor, ends: Sequence[float]) -> torch.Tensor:

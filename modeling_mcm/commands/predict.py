@@ -71,6 +71,9 @@ class PredictionOptions:
     forecasts: bool = option(
         True, "Write the checkpoint's forecasts, such as visits_30d, each in a column of its own."
     )
+    forecast_days: list[float] = option(
+        [], "Horizons of the forecasts, such as 180 365, up to twice the training period. By default the checkpoint's."
+    )
     now: str | None = option(
         None,
         "Time to score at, such as 2017-11-01: events up to it are read, and embeddings, forecasts and "
@@ -167,10 +170,16 @@ def run(options: PredictionOptions, engine: EngineOptions) -> str:
         extractor.check_has_times(options.now)
         with naming("--now"):
             contents["now"] = to_seconds(options.now, read_zone(extractor.time_zone))
-    told = cast(MCMModel, model.base_model).customer_forecasts
+    contents["forecast_days"] = options.forecast_days or None
+    told = cast(MCMModel, model.base_model).forecasts_of(contents["forecast_days"])
+    if options.forecast_days and not (options.forecasts and told.are_trained):
+        raise ValueError(
+            "--forecast_days asks for forecasts, and none are written: see --forecasts and the checkpoint."
+        )
     contents["forecasts"] = told.names() if options.forecasts and told.are_trained else []
     contents |= {"candidates": options.candidates, "exclude": options.exclude, "per_group": options.group}
-    sequences = {name: tuple(contents[name]) for name in ("tasks", "forecasts")}
+    sequences: dict[str, Any] = {name: tuple(contents[name]) for name in ("tasks", "forecasts")}
+    sequences["forecast_days"] = tuple(options.forecast_days) or None
     job = ScoringJob(options.model, data, str(folder), **contents | sequences)
     digest = model_digest(model)
     check_folder(folder)

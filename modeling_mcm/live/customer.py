@@ -162,17 +162,18 @@ class LiveCustomer:
         with torch.inference_mode():
             return self.model.model(**self._inputs(moment)).pooler_output[0].float().cpu().numpy()
 
-    def forecast(self, now: Any = None) -> dict[str, float | str]:
+    def forecast(self, now: Any = None, days: Sequence[float] | None = None) -> dict[str, float | str]:
         """Forecasts from `now` on by name, as [`CustomerForecastPipeline`] returns them. Raises
         [`MissingForecastsError`], a `ValueError`, if the checkpoint has no trained forecasts."""
-        moment, told = self._moment(now), self.model.model.customer_forecasts
+        moment, told = self._moment(now), self.model.model.forecasts_of(days)
         if not told.are_trained:
             raise MissingForecastsError(self.model.name_or_path)
         if self._window is not None:
-            forecasts = self._window.state().forecast(self._window.reader, self._window.days(moment))
+            forecasts = self._window.state().forecast(self._window.reader, self._window.days(moment), days)
         else:
             with torch.inference_mode():
-                forecasts = cast(dict[str, torch.Tensor], self.model.model(**self._inputs(moment)).forecasts)
+                outputs = self.model.model(**self._inputs(moment), forecast_days=days)
+            forecasts = cast(dict[str, torch.Tensor], outputs.forecasts)
         return {name: value.item() for name, value in forecasts.items()} | told.sources
 
     def explain(self, task: str, label: Any = None, now: Any = None) -> Explanation:

@@ -225,10 +225,12 @@ class LiveState:
         return model.state(model.state_counts(**self.inputs(now)))[0]
 
     @torch.inference_mode()
-    def forecast(self, reader: Reader, now: float | None = None) -> dict[str, torch.Tensor]:
+    def forecast(
+        self, reader: Reader, now: float | None = None, days: Sequence[float] | None = None
+    ) -> dict[str, torch.Tensor]:
         """Forecasts by name, each of shape `()`, from `now` on as in `embedding`; empty without trained forecasts."""
         forecasts = reader.model.model.customer_forecasts
         if not forecasts.are_trained:
             return {}
-        told = reader.model.model.forecast(self.embedding(reader, now)[None], **self.inputs(now))
+        told = reader.model.model.forecast(self.embedding(reader, now)[None], **self.inputs(now), days=days)
         return {name: value[0] for name, value in told.items()}

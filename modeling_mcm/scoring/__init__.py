@@ -3,5 +3,15 @@
 """Scores all customers of a data set and writes the scores into a folder of predictions."""
 
 from modeling_mcm.scoring.scorer import SCORES, Scorer, ScoringJob, model_digest, score_on_spark
+from modeling_mcm.scoring.totals import GroupTotal, PastTotal, forecast_total
 
-__all__ = ["SCORES", "Scorer", "ScoringJob", "model_digest", "score_on_spark"]
+__all__ = [
+    "SCORES",
+    "GroupTotal",
+    "PastTotal",
+    "Scorer",
+    "ScoringJob",
+    "forecast_total",
+    "model_digest",
+    "score_on_spark",
+]

@@ -50,6 +50,7 @@ class ScoringJob:
             customer's last event.
         candidates, exclude (`str`, *optional*): files of tables, see [`CandidateSet`]; `exclude` may be "seen".
         per_group (`tuple[str, int]`, *optional*): largest number of labels of each value of a feature.
+        forecast_days (`tuple[float]`, *optional*): horizons of the forecasts. Default: those of the checkpoint.
 
     Raises:
         ValueError: if two columns of the files would have the same name.
@@ -68,6 +69,7 @@ class ScoringJob:
     candidates: str | None = None
     exclude: str | None = None
     per_group: tuple[str, int] | None = None
+    forecast_days: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         columns = [CUSTOMER, EMBEDDING, *self.tasks, *(task + SCORES for task in self.tasks), *self.forecasts]
@@ -155,9 +157,10 @@ class Scorer:
         lengths = [len(np.unique(visits)) if by_visit else len(visits) for visits in read]
         for batch in batches_by_length(lengths, self.job.batch_size):
             chosen = [rows[index] for index in batch]
-            inputs = self.collator(chosen)
+            inputs: Any = self.collator(chosen)
+            inputs = {name: value.to(self.model.device) for name, value in inputs.items()}
             with torch.inference_mode():
-                outputs = self.model(**{name: value.to(self.model.device) for name, value in inputs.items()})
+                outputs = self.model(**inputs, forecast_days=self.job.forecast_days)
                 embeddings[batch] = outputs.pooler_output.float().cpu().numpy()
                 for column, name in enumerate(self.job.forecasts):
                     forecasts[batch, column] = outputs.forecasts[name].float().cpu().numpy()
@@ -174,7 +177,8 @@ class Scorer:
             columns[EMBEDDING] = _lists(pa.array(embeddings.reshape(-1)), number)
         for column, name in enumerate(self.job.forecasts):
             columns[name] = pa.array(forecasts[:, column])
-        sources = self.model.base_model.customer_forecasts.sources if self.job.forecasts else {}
+        told = self.model.base_model.forecasts_of(self.job.forecast_days)
+        sources = told.sources if self.job.forecasts else {}
         columns |= {name: pa.array([source] * number).dictionary_encode() for name, source in sources.items()}
         for task in self.job.tasks:
             is_label = labels[task] > 0

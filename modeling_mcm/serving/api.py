@@ -6,7 +6,7 @@
     GET    /customers/{id}/scores           the best labels: ?task=&task=&k=&now=, and of which ones:
                                             ?candidate=&candidate=&exclude=&exclude=&exclude_seen=&per_group=
     GET    /customers/{id}/embedding        ?now=
-    GET    /customers/{id}/forecast         ?now=
+    GET    /customers/{id}/forecast         ?now=&days=&days=
     GET    /customers/{id}/explain          why a label has its score: ?task=&label=&visits=&now=
     DELETE /customers/{id}                  deletes a customer's events, state and profile
     DELETE /customers/{id}/events/{event}   deletes one event
@@ -223,10 +223,15 @@ def _add_questions(api: Any, service: CustomerService) -> None:
             return about(live, now) | {"embedding": live.embedding(now).tolist()}
 
     @api.get("/customers/{customer_id:id}/forecast")
-    def forecast(customer_id: str, now: moment = None) -> dict[str, Any]:
-        """What the customer is expected to do within the next days; 501 if the checkpoint has no forecasts."""
+    def forecast(
+        customer_id: str,
+        now: moment = None,
+        days: Annotated[list[float] | None, Query(description="Horizons. Those of the checkpoint by default.")] = None,
+    ) -> dict[str, Any]:
+        """What the customer is expected to do within the next days, with intervals that hold 80% and 95% of such
+        customers; 501 if the checkpoint has no forecasts."""
         with service.customer(customer_id) as live:
-            return about(live, now) | {"forecast": live.forecast(now)}
+            return about(live, now) | {"forecast": live.forecast(now, days)}
 
     @api.get("/customers/{customer_id:id}/explain")
     def explain(

@@ -4,6 +4,7 @@
 test_stored_states, 7 in test_finetuning, 8 in test_hub, 9 in test_label_finetuning."""
 
 import importlib
+import json
 import re
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from modeling_mcm import MCMForMultiTaskRecommendation
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+NOTEBOOK = ROOT / "examples" / "shop.ipynb"
 
 
 @pytest.fixture
@@ -72,3 +74,30 @@ def test_a_preference_is_explained_by_what_its_visits_hold(save, log_file, event
     own = set(event_log[event_log["who"] == "c07"]["item"]) | {"no label"}
     for line in reasons:
         assert set(line.split(" with ")[1].split(", ")) <= own
+
+
+def printed(cell):
+    """What a notebook's cell printed, without the blanks at the ends of lines."""
+    lines = "".join("".join(each["text"]) for each in cell["outputs"] if each["output_type"] == "stream").splitlines()
+    return "".join(f"{line.rstrip()}\n" for line in lines)
+
+
+def test_the_notebook_is_short_and_the_readme_shows_a_part_of_it():
+    cells = [cell for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+    assert sum(bool(line.strip()) for cell in cells for line in cell["source"]) <= 60
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = [f"```python\n{''.join(cell['source'])}\n```\n```\n{printed(cell)}```\n" for cell in cells]
+    assert sum(block in readme for block in shown) == 1
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch):
+    nbclient = pytest.importorskip("nbclient", reason="nbclient not installed")
+    nbformat = pytest.importorskip("nbformat", reason="nbformat not installed")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    notebook = nbformat.read(NOTEBOOK, 4)
+    stored = [[each["output_type"] for each in cell.outputs] for cell in notebook.cells[2:] if "outputs" in cell]
+    place = {"metadata": {"path": str(tmp_path)}}
+    nbclient.NotebookClient(notebook, timeout=900, coalesce_streams=True, resources=place).execute()
+    found = [[each["output_type"] for each in cell.outputs] for cell in notebook.cells[2:] if "outputs" in cell]
+    assert found == stored and found.count(["display_data"]) == 2

@@ -280,7 +280,7 @@ def test_a_model_may_have_one_of_both():
     before, short = make_model(learned_days=None, forecast_window=0), make_model(learned_days=[])
     assert before.forecaster is None and short.forecasts is None
     names = before.customer_forecasts.names()
-    assert names == before.forecasts.names() and list(before(**make_inputs()).forecasts) == names
+    assert list(before(**make_inputs()).forecasts) == names
     assert set(before.customer_forecasts.sources.values()) == {"log"}
     told = short(**make_inputs()).forecasts
     assert short.customer_forecasts.are_trained and set(short.customer_forecasts.sources.values()) == {"shipped"}
@@ -289,8 +289,28 @@ def test_a_model_may_have_one_of_both():
 
 
 def test_horizons_beyond_twice_the_window_are_not_told():
-    forecasts = make_model(forecast_days=[7, 400, 401]).customer_forecasts
-    assert forecasts.days == [7, 400]
+    model = make_model(forecast_days=[7, 400, 401])
+    assert model.customer_forecasts.days == [7, 400]
+    with pytest.raises(ValueError, match="No forecast for 401 days: this checkpoint tells those of up to 400 days"):
+        model(**make_inputs(), forecast_days=[401])
+    with pytest.raises(ValueError, match="No forecast for nan days"):
+        model.forecasts_of([float("nan")])
+    with pytest.raises(ValueError, match="`days` is empty"):
+        model.forecasts_of([])
+
+
+@pytest.mark.parametrize("changes", [{}, {"learned_days": None}, {"learned_days": []}], ids=["both", "all", "none"])
+def test_other_horizons_on_request(changes):
+    """They do not change those of the config, and lie between them."""
+    model, inputs = make_model(**changes), make_inputs()
+    usual, asked = model(**inputs).forecasts, model(**inputs, forecast_days=[3, 7, 30, 100, 180, 365]).forecasts
+    for name in usual.keys() - {"days_to_next_visit"}:
+        torch.testing.assert_close(asked[name], usual[name], rtol=1e-4, atol=1e-5)
+    for name in ("visits", "events", "kind", "visit_probability"):
+        horizons = torch.stack([asked[f"{name}_{day}d"] for day in (3, 7, 30, 100, 180, 365)])
+        assert (horizons.diff(dim=0) >= 0).all() and (horizons[0] > 0).all()
+    assert {"kind_365d_low80", "kind_365d_high95", "visits_100d_high80"} < set(asked)
+    assert not any("_100d" in name for name in usual)
 
 
 def test_a_checkpoint_needs_nothing_else(tmp_path):
@@ -306,4 +326,4 @@ def test_nothing_trains_the_network():
     model = make_model()
     assert not any(value.requires_grad for value in model.forecaster.parameters())
     told = model.train()(**make_inputs()).forecasts
-    assert set(told) == set(model.forecasts.names())  # a step takes no longer
+    assert not any("_low" in name for name in told)  # a step takes no longer

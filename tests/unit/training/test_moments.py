@@ -267,5 +267,5 @@ def test_a_log_without_prices_and_with_one_token_type(event_log, prepare_log):
     assert not {"view", "coupon"} & set(extractor.vocabularies["type"])
     model = make_model(extractor)
     train_state(model, extractor, read(folder), CUTOFF)
-    assert model.forecasts.names()[:3] == ["visits_7d", "events_7d", "visit_probability_7d"]
+    assert model.customer_forecasts.names()[0] == "visits_7d"
     assert model.forecasts.is_trained

@@ -1,0 +1,173 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""The total of a group of customers, with the errors that the same forecast made on the log's own past.
+
+Intervals of customers must not be added up: a season or a campaign moves all of them together, and no customer's
+history says by how much. So the same model forecasts the same group from earlier moments, and its totals are compared
+with what came. No moment is before the validation cutoff, because training has read what came before it.
+"""
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+from transformers.utils import logging
+
+from modeling_mcm.data import PreparedData
+from modeling_mcm.data.cases import deciding_tasks
+from modeling_mcm.data.collator import MCMCollator, PreparedRows, batches_by_length
+from modeling_mcm.data.dataset import CUSTOMER
+from modeling_mcm.modeling_mcm import MCMModel
+from modeling_mcm.state_mcm import MissingForecastsError
+from modeling_mcm.times_mcm import EPOCH, SECONDS_PER_DAY
+
+logger = logging.get_logger(__name__)
+MOST_PAST = 12  # moments of the past that are tried
+
+
+class PastTotal(NamedTuple):
+    """A total that was forecast at a moment of the past, and what came."""
+
+    moment: datetime
+    expected: float
+    actual: float
+
+    @property
+    def error(self) -> float:
+        """Error as a share of what came; -0.2 means that a fifth too little was expected."""
+        return self.expected / self.actual - 1 if self.actual else float("inf")
+
+
+class GroupTotal(NamedTuple):
+    """The expected total of a group from a moment on, totals of its past, and the log's weeks without an event."""
+
+    moment: datetime
+    expected: float
+    past: tuple[PastTotal, ...]
+    missing_weeks: tuple[datetime, ...]
+
+
+def forecast_total(
+    model: Any,
+    data: PreparedData,
+    quantity: str = "visits",
+    days: float = 30,
+    customers: Iterable[str] | None = None,
+    batch_size: int = 64,
+) -> GroupTotal:
+    """Forecasts what a group of customers will do in the days after a log's end.
+
+    Args:
+        model ([`MCMModel`] or a model with a head): a checkpoint that was trained on the data set.
+        data ([`PreparedData`]): a data set whose log has times and was split at dates.
+        quantity (`str`): visits, events, or a summed feature such as price.
+        days (`float`): horizon.
+        customers (`Iterable[str]`, *optional*): ids of the group. Default: all customers.
+        batch_size (`int`): number of customers in one batch of the model.
+
+    Returns:
+        [`GroupTotal`]: the total, and `past`, latest first: the same forecast from moments `days` apart, of customers
+        with an event before each.
+
+    Raises:
+        ValueError: if the log ends less than `days` after the validation cutoff, so that the error can't be known; if
+            the quantity or a customer is unknown, or the horizon is too long.
+    """
+    base = cast(MCMModel, model.base_model)
+    told = base.forecasts_of([days])
+    if not told.are_trained:
+        raise MissingForecastsError(model.name_or_path)
+    if quantity not in told.quantities:
+        raise ValueError(f"No forecasts of {quantity!r}: this checkpoint has those of {told.quantities}.")
+    cutoff, step = data.schema.cutoff_seconds("validation"), days * SECONDS_PER_DAY
+    prepared = PreparedRows(data.rows)
+    rows: Any = prepared.__getitems__(list(range(len(data.rows))))
+    times = np.concatenate([row["times"] for row in rows])
+    end = int(times.max())
+    moments = [end - step * number for number in range(1, MOST_PAST + 1) if end - step * number >= cutoff]
+    if not moments:
+        raise ValueError(
+            f"The log ends {(end - cutoff) / SECONDS_PER_DAY:.1f} days after the validation cutoff, so the error of "
+            f"{days:g} days can't be known: ask for fewer days, or prepare and train with an earlier cutoff."
+        )
+    if customers is not None:
+        rows = _chosen(rows, customers)
+    name = f"{quantity}_{days:g}d"
+    sums = [_expected(base, data, rows, name, days, round(moment), batch_size) for moment in (end, *moments)]
+    actual = [_actual(rows, _target_columns(data), quantity, moment, moment + step) for moment in moments]
+    past = zip(map(_date, moments), sums[1:], actual, strict=True)
+    missing = _missing_weeks(times)
+    if missing:
+        logger.warning(
+            f"The log has no event in {len(missing)} weeks, the first from {missing[0]:%Y-%m-%d}: forecasts read them "
+            "as weeks without visits, and the errors of the past may be too small or too large."
+        )
+    return GroupTotal(_date(end), sums[0], tuple(PastTotal(*each) for each in past), missing)
+
+
+def _chosen(rows: Sequence[dict[str, Any]], customers: Iterable[str]) -> list[dict[str, Any]]:
+    """The rows of some customers."""
+    of_customer, names = {row[CUSTOMER]: row for row in rows}, list(dict.fromkeys(map(str, customers)))
+    if unknown := [name for name in names if name not in of_customer]:
+        raise ValueError(f"No customer {unknown[0]!r} in the data set, nor {len(unknown) - 1} others of the group.")
+    if not names:
+        raise ValueError("`customers` is empty: give ids, or leave it out for all customers.")
+    return [of_customer[name] for name in names]
+
+
+def _expected(
+    model: MCMModel,
+    data: PreparedData,
+    rows: Sequence[dict[str, Any]],
+    name: str,
+    days: float,
+    now: int,
+    batch_size: int,
+) -> float:
+    """Sum of a forecast at a moment over the customers with an event until then."""
+    rows = [row for row in rows if row["times"].min() <= now]
+    collator = MCMCollator(data.extractor, model.config, "predict", now=now)
+    total = 0.0
+    for batch in batches_by_length([len(row["times"]) for row in rows], batch_size):
+        inputs: Any = collator([rows[index] for index in batch])
+        inputs = {key: value.to(model.device) for key, value in inputs.items()}
+        with torch.inference_mode():
+            total += float(model(**inputs, forecast_days=[days]).forecasts[name].double().sum())
+    return total
+
+
+def _target_columns(data: PreparedData) -> list[str]:
+    extractor = data.extractor
+    return [f"task_{task}" for task in deciding_tasks(extractor.tasks, extractor.token_type_feature)]
+
+
+def _actual(rows: Sequence[dict[str, Any]], tasks: list[str], quantity: str, start: float, end: float) -> float:
+    """What came after `start` and until `end`, of the customers with an event until `start`."""
+    total = 0.0
+    for row in rows:
+        if row["times"].min() > start:
+            continue
+        within = (row["times"] > start) & (row["times"] <= end)
+        if quantity not in ("visits", "events"):
+            total += float(row[f"value_{quantity}"][within].sum(dtype=np.float64))
+            continue
+        is_target = np.any([row[task] > 0 for task in tasks], axis=0)
+        if quantity == "events":
+            total += int((is_target & within).sum())
+        else:  # a visit begins with its first target event
+            before = row["visits"][is_target & (row["times"] <= start)]
+            total += len(np.setdiff1d(row["visits"][is_target & within], before))
+    return total
+
+
+def _missing_weeks(times: np.ndarray) -> tuple[datetime, ...]:
+    """Starts of the weeks without an event, counted back from the last event."""
+    weeks = (int(times.max()) - times) // (7 * SECONDS_PER_DAY)
+    empty = np.setdiff1d(np.arange(weeks.max()), weeks)[::-1]
+    return tuple(_date(int(times.max()) - (int(week) + 1) * 7 * SECONDS_PER_DAY) for week in empty)
+
+
+def _date(seconds: float) -> datetime:
+    return EPOCH + timedelta(seconds=round(seconds))

@@ -1,0 +1,108 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Totals of a group, and the errors of the same forecast on the log's past."""
+
+from datetime import datetime
+
+import numpy as np
+import pandas as pd
+import pytest
+from choices import EXTENDED, TINY, of_data
+from transformers.utils import logging
+
+from modeling_mcm import MCMConfig, MCMModel
+from modeling_mcm.data import PreparedData
+from modeling_mcm.data.collator import PreparedRows
+from modeling_mcm.scoring import forecast_total
+from modeling_mcm.training.fitting import trainable
+from modeling_mcm.training.moments import train_state
+
+DAYS = 25
+
+
+@pytest.fixture(scope="module")
+def data(prepared):
+    return PreparedData(prepared)
+
+
+@pytest.fixture(scope="module")
+def model(data):
+    """A tiny model whose state is trained on the data set."""
+    sizes = {"state_size": 16, "summed_features": data.extractor.numeric_features, "forecast_days": [7.0, DAYS]}
+    model = MCMModel(MCMConfig(**(of_data(data.extractor) | TINY | EXTENDED | sizes)))
+    rows = PreparedRows(data.rows, trainable(np.asarray(data.rows["validation_end"])))
+    train_state(model, data.extractor, rows, data.schema.cutoff_seconds("validation"))
+    return model.eval()
+
+
+def bought(log, start, end, column=None):
+    """Number of baskets with a purchase in a time, or the sum of a column, of customers who came before."""
+    known = log.loc[log["when"] <= start, "who"].unique()
+    part = log[(log["when"] > start) & (log["when"] <= end) & log["who"].isin(known)]
+    return part["basket"].nunique() if column is None else part[column].sum()
+
+
+def test_a_total_is_the_sum_and_its_past_is_what_came(model, data, event_log):
+    found = forecast_total(model, data, "visits", DAYS)
+    last = event_log["when"].max()
+    assert found.moment == last.to_pydatetime() and found.missing_weeks == ()
+    moments = [last - pd.Timedelta(days=DAYS * number) for number in (1, 2, 3)]
+    assert [each.moment for each in found.past] == moments  # a fourth would be before the validation cutoff
+    clicks = event_log[event_log["basket"].isna()].groupby(["who", "when"]).ngroups  # each is a visit of its own
+    for each in found.past:
+        least = bought(event_log, each.moment, each.moment + pd.Timedelta(days=DAYS))
+        assert least <= each.actual <= least + clicks
+        assert each.error == pytest.approx(each.expected / each.actual - 1) and each.expected > 0
+    prices = forecast_total(model, data, "a.b", DAYS)
+    for each in prices.past:
+        assert each.actual == pytest.approx(
+            bought(event_log, each.moment, each.moment + pd.Timedelta(days=DAYS), "price"), rel=1e-5
+        )
+
+
+def test_groups_add_up_and_batches_do_not_matter(model, data):
+    names = data.rows["customer_id"]
+    whole = forecast_total(model, data, "events", DAYS)
+    parts = [forecast_total(model, data, "events", DAYS, part, batch_size=3) for part in (names[:9], names[9:])]
+    assert whole.expected == pytest.approx(sum(part.expected for part in parts), rel=1e-4)
+    assert whole.past[0].actual == sum(part.past[0].actual for part in parts)
+    assert whole.past[0].expected == pytest.approx(sum(part.past[0].expected for part in parts), rel=1e-4)
+
+
+def test_the_past_does_not_read_its_future(model, data, prepare_log, event_log):
+    before = forecast_total(model, data, "visits", DAYS).past[-1]
+    same_end = (event_log["when"] <= before.moment) | (event_log["when"] == event_log["when"].max())
+    changed = PreparedData(prepare_log(event_log[same_end | (event_log["who"] < "c20")]))
+    changed.__dict__["extractor"] = data.extractor  # as the vocabularies are those of the training period anyway
+    found = forecast_total(model, changed, "visits", DAYS).past[-1]
+    assert found.expected == pytest.approx(before.expected, rel=1e-5) and found.actual < before.actual
+
+
+def test_missing_weeks_are_told(model, prepare_log, event_log, monkeypatch):
+    said = []
+    monkeypatch.setattr(logging.get_logger("modeling_mcm.scoring.totals"), "warning", said.append)
+    gap = event_log["when"].between("2017-05-01", "2017-05-30")
+    found = forecast_total(model, PreparedData(prepare_log(event_log[~gap])), "visits", DAYS)
+    assert len(found.missing_weeks) in (3, 4) and "has no event in" in said[0]
+    assert all(datetime(2017, 4, 30) < week < datetime(2017, 5, 30) for week in found.missing_weeks)
+
+
+WRONG = {
+    "a quantity": ({"quantity": "price"}, "No forecasts of 'price': this checkpoint has those of"),
+    "a long horizon": ({"days": 200}, "The log ends .* days after the validation cutoff, so the error of 200 days"),
+    "too long": ({"days": 9999}, "No forecast for 9999 days"),
+    "a customer": ({"customers": ["nobody"]}, "No customer 'nobody'"),
+    "nobody": ({"customers": []}, "`customers` is empty"),
+}
+
+
+@pytest.mark.parametrize("options, words", WRONG.values(), ids=WRONG)
+def test_a_wrong_question_is_refused(model, data, options, words):
+    with pytest.raises(ValueError, match=words):
+        forecast_total(model, data, **options)
+
+
+def test_a_log_without_dates_is_refused(model, prepare_log, event_log):
+    data = PreparedData(prepare_log(event_log, cutoffs="leave_one_out"))
+    with pytest.raises(ValueError, match="prepare the log with dates"):
+        forecast_total(model, data)
