@@ -280,11 +280,9 @@ class CustomerPredictionPipeline(_CustomerPipeline):
 
     def postprocess(self, model_outputs: ModelOutput, **postprocess_parameters: Any) -> dict[str, float] | float:
         """Converts the scores to probabilities of the classes, or to the predicted number."""
-        config: Any = self.model.config
-        logits = model_outputs["logits"][0]
-        if config.problem_type == "regression" or config.num_labels == 1:
-            return logits[0].item()
-        return {config.id2label[index]: chance for index, chance in enumerate(logits.softmax(-1).tolist())}
+        model: Any = self.model
+        found = {name: value.item() for name, value in model.predictions(model_outputs["logits"]).items()}
+        return found if len(found) > 1 else next(iter(found.values()))
 
 
 class ActionScoresPipeline(_CustomerPipeline):

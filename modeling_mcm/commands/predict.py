@@ -14,6 +14,9 @@ labels, best first (`TASK`), with their probabilities among the candidates (`TAS
 whole history, or its latest events where it is longer than the model's window. With --now it reads the history up to
 that time. A raw log is read with the checkpoint's vocabularies.
 
+A checkpoint that was fine-tuned to a label writes `predicted_CLASS`, the probability of each class, or the number
+alone: `mcm predict --model runs/churn --data data/prepared --output_dir churn`. With --now it reads what was before.
+
 A file holds --rows_per_file customers and appears when it is complete. After an interruption the same command writes
 only the files that are missing, in any number of processes, and the result has the same bytes. Memory holds the
 histories of one file and the scores of one batch, for any number of customers. `pandas.read_parquet(output_dir)` reads
@@ -23,6 +26,7 @@ all files.
 import shutil
 import sys
 from contextlib import AbstractContextManager, nullcontext
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -33,6 +37,7 @@ from transformers.utils import logging
 
 from modeling_mcm.candidates_mcm import SEEN
 from modeling_mcm.commands.arguments import EngineOptions, exits, parse_options
+from modeling_mcm.customer_mcm import MCMForCustomerPrediction
 from modeling_mcm.data import NO_CUTOFFS, EventSchema, PreparedData, check_vocabularies, schema_of
 from modeling_mcm.data.dataset import MANIFEST_FILE
 from modeling_mcm.events_mcm import naming
@@ -44,7 +49,7 @@ from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.scoring import Scorer, ScoringJob, model_digest, score_on_spark
 from modeling_mcm.scoring.folder import HISTORIES, check_folder, claim, is_whole
 from modeling_mcm.times_mcm import read_zone, to_seconds
-from modeling_mcm.training.checkpoints import open_checkpoint
+from modeling_mcm.training.checkpoints import is_of_labels, open_checkpoint
 from modeling_mcm.training.memory import keep_freed_memory
 from modeling_mcm.training.options import check_launch
 
@@ -114,6 +119,17 @@ class PredictionOptions:
         if self.per_group and not self.per_group.rpartition("=")[2].isdecimal():
             raise ValueError(f"--per_group is {self.per_group!r}; write FEATURE=NUMBER, such as product_category=2.")
 
+    def of_labels(self) -> "PredictionOptions":
+        """The options for a checkpoint that was fine-tuned to a label. Raises `ValueError` if they ask for others."""
+        if self.tasks or self.candidates or self.exclude or self.per_group:
+            raise ValueError(
+                f"{self.model} was fine-tuned to a label of customers and ranks no tasks: leave --tasks, "
+                "--candidates, --exclude and --per_group out, or give the checkpoint that it was fine-tuned from."
+            )
+        result = copy(self)
+        result.top_k, result.embeddings, result.forecasts = 0, False, False
+        return result
+
     @property
     def group(self) -> tuple[str, int] | None:
         """The feature and number of --per_group."""
@@ -158,7 +174,10 @@ def run(options: PredictionOptions, engine: EngineOptions) -> str:
     check_launch(state.num_processes)
     if engine.engine == "spark" and state.num_processes > 1:
         raise ValueError("--engine spark divides the work by itself: start one process, without accelerate launch.")
-    model, extractor = open_checkpoint(MCMForMultiTaskRecommendation if options.top_k else MCMModel, options.model)
+    if of_labels := is_of_labels(options.model):
+        options = options.of_labels()
+    head = MCMForMultiTaskRecommendation if options.top_k else MCMModel
+    model, extractor = open_checkpoint(MCMForCustomerPrediction if of_labels else head, options.model)
     tasks = model.config.tasks
     if wrong := [task for task in options.tasks if task not in tasks]:
         raise ValueError(f"No tasks {wrong}; the checkpoint has {', '.join(tasks)}.")
@@ -178,7 +197,8 @@ def run(options: PredictionOptions, engine: EngineOptions) -> str:
         )
     contents["forecasts"] = told.names() if options.forecasts and told.are_trained else []
     contents |= {"candidates": options.candidates, "exclude": options.exclude, "per_group": options.group}
-    sequences: dict[str, Any] = {name: tuple(contents[name]) for name in ("tasks", "forecasts")}
+    contents["predicted"] = [model.config.id2label[index] for index in range(model.num_labels)] if of_labels else []
+    sequences: dict[str, Any] = {name: tuple(contents[name]) for name in ("tasks", "forecasts", "predicted")}
     sequences["forecast_days"] = tuple(options.forecast_days) or None
     job = ScoringJob(options.model, data, str(folder), **contents | sequences)
     digest = model_digest(model)

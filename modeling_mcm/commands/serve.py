@@ -7,9 +7,9 @@
     mcm serve --model runs/quickstart --store postgresql://user@host/database --port 8001
 
     TOKEN="Authorization: Bearer $MCM_TOKEN"
-    curl localhost:8000/events -H "$TOKEN" -H "Content-Type: application/json" --data '{"events": [{"event_id": "1",
+    curl localhost:8000/v1/events -H "$TOKEN" -H "Content-Type: application/json" --data '{"events": [{"event_id": "1",
         "customer_id": "7", "event": {"time": "2017-09-02 17:30", "token_type": "purchase", "brand": "National"}}]}'
-    curl -H "$TOKEN" "localhost:8000/customers/7/scores?task=product_category&k=3"
+    curl -H "$TOKEN" "localhost:8000/v1/customers/7/scores?task=product_category&k=3"
 
 The store keeps every event that was answered with status 200, also through kill -9 and loss of power. It also keeps
 the states of customers, and computes those that are missing. Several services may share one SQLite file on one
@@ -25,13 +25,14 @@ from typing import Any
 import torch
 
 from modeling_mcm.commands.arguments import exits, parse_options
+from modeling_mcm.customer_mcm import MCMForCustomerPrediction
 from modeling_mcm.extras import needs
 from modeling_mcm.live.storage import checkpoint_digest
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.option import option
 from modeling_mcm.schema_mcm import check_integer
-from modeling_mcm.serving import CustomerService, EventStore, create_api
-from modeling_mcm.training.checkpoints import open_checkpoint
+from modeling_mcm.serving import CustomerService, EventStore, ExplainingProcess, create_api
+from modeling_mcm.training.checkpoints import is_of_labels, open_checkpoint
 
 TOKEN = "MCM_TOKEN"
 
@@ -53,6 +54,7 @@ class ServeOptions:
     port: int = option(8000, "Port to listen on; 0 for any free port.")
     threads: int = option(1, "Number of torch's threads for one request.")
     in_memory: int = option(1024, "Largest number of customers to keep in memory.")
+    log_requests: bool = option(False, "Log each request on stderr; its line names the customer.")
     candidates: str | None = option(
         None,
         "Table of the labels that may be answered, .parquet or .csv, with a column for each task that it restricts. "
@@ -72,7 +74,9 @@ def _build(options: ServeOptions) -> tuple[Any, CustomerService]:
             f"{TOKEN} is not set, and every request must carry its value: export {TOKEN}=$(openssl rand -hex 16)."
         )
     torch.set_num_threads(options.threads)
-    model, extractor = open_checkpoint(MCMForMultiTaskRecommendation, options.model)
+    of_labels = is_of_labels(options.model)
+    head = MCMForCustomerPrediction if of_labels else MCMForMultiTaskRecommendation
+    model, extractor = open_checkpoint(head, options.model)
     columns = (
         extractor.name,
         extractor.customer,
@@ -80,9 +84,13 @@ def _build(options: ServeOptions) -> tuple[Any, CustomerService]:
         extractor.visit,
         extractor.token_type,
     )
-    store = EventStore(options.store, checkpoint_digest(model, extractor), ", ".join(map(str, columns)), options.adopt)
+    digest = checkpoint_digest(model, extractor)
+    store = EventStore(options.store, digest, ", ".join(map(str, columns)), options.adopt)
     service = CustomerService(model, extractor, store, options.in_memory, candidates=options.candidates)
-    return create_api(service, token), service
+    api = create_api(service, token)
+    if not of_labels:
+        service.explainer = ExplainingProcess(options.model, digest)
+    return api, service
 
 
 def main() -> None:
@@ -94,8 +102,8 @@ def main() -> None:
         api, service = _build(options)
     sys.stdout.write(f"{options.model}: {service.store.count():,} customers in {service.store.name}\n")
     sys.stdout.flush()
-    uvicorn.run(api, host=options.host, port=options.port, log_level="warning", server_header=False)
-    service.store.close()
+    level = "info" if options.log_requests else "warning"
+    uvicorn.run(api, host=options.host, port=options.port, log_level=level, server_header=False)
 
 
 if __name__ == "__main__":

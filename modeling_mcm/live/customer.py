@@ -24,7 +24,9 @@ import torch
 from numpy.typing import NDArray
 
 from modeling_mcm.candidates_mcm import CandidateSet
-from modeling_mcm.live.explanations import Explanation, explain
+from modeling_mcm.customer_mcm import MCMForCustomerPrediction
+from modeling_mcm.events_mcm import events_before
+from modeling_mcm.live.explanations import Explanation, check_head, explain
 from modeling_mcm.live.history import LiveHistory
 from modeling_mcm.live.storage import FIX, checkpoint_digest, pack, unpack
 from modeling_mcm.live.weights import is_incremental, reader_of
@@ -55,7 +57,7 @@ class LiveCustomer:
     They raise a `ValueError` if it is before the last event.
 
     Args:
-        model ([`MCMForMultiTaskRecommendation`]): a trained model, in evaluation mode.
+        model ([`MCMForMultiTaskRecommendation`] or [`MCMForCustomerPrediction`]): a trained model, in evaluation mode.
         profile (`dict`, *optional*): the customer's profile, as for the feature extractor.
         customer_id (`str`, *optional*): name of the customer in error messages.
 
@@ -65,7 +67,7 @@ class LiveCustomer:
 
     def __init__(
         self,
-        model: MCMForMultiTaskRecommendation,
+        model: MCMForMultiTaskRecommendation | MCMForCustomerPrediction,
         feature_extractor: MCMFeatureExtractor,
         profile: Mapping[str, Any] | None = None,
         customer_id: str | None = None,
@@ -76,7 +78,8 @@ class LiveCustomer:
         self._history = LiveHistory(feature_extractor, self.profile, customer_id)
         start_row = feature_extractor.pad([self._history.encode([])])["input_ids"][0]
         self._window: LiveWindow | None = None  # of a model whose results need the whole history each time
-        if is_incremental(model) and model.device.type == "cpu":
+        ranks = isinstance(model, MCMForMultiTaskRecommendation)
+        if ranks and is_incremental(model) and model.device.type == "cpu":
             self._window = LiveWindow(reader_of(model), self._history, start_row)
 
     # ------------------------------------------------------------------------------------------------ events in, out
@@ -131,6 +134,7 @@ class LiveCustomer:
         [`CandidateSet.describe`]. `candidates`, `exclude` and `per_group` say which labels may be chosen, see
         [`CandidateSet`]; make a set once for a large table. Raises `ValueError` if a task is unknown, `k`
         is below 1, no candidate is left, or `now` is before the last event."""
+        check_head(self.model, MCMForMultiTaskRecommendation)
         all_tasks = self.model.config.tasks
         tasks = list(all_tasks if tasks is None else tasks)
         if wrong := [task for task in tasks if task not in all_tasks]:
@@ -147,6 +151,7 @@ class LiveCustomer:
 
     def logits(self, now: Any = None, tasks: Sequence[str] | None = None) -> dict[str, torch.Tensor]:
         """Scores of all labels by task (default: all tasks), of shape `(V,)`, before the softmax."""
+        check_head(self.model, MCMForMultiTaskRecommendation)
         moment = self._moment(now)
         if self._window is not None:
             return self._window.state().logits(self._window.reader, tasks, self._window.days(moment))
@@ -179,9 +184,20 @@ class LiveCustomer:
     def explain(self, task: str, label: Any = None, now: Any = None) -> Explanation:
         """Explains the score of a label (a value of the task's feature; default: the one with the highest score) by
         what it would be without each visit. Raises `ValueError` if the task or the label is unknown."""
+        return explain(self.model, self.feature_extractor, self.history(now), task, label, now)
+
+    def predict(self, now: Any = None) -> dict[str, float]:
+        """What an [`MCMForCustomerPrediction`] was fine-tuned to: the probability of each class, or the number. As in
+        training, events at `now` are not read. Raises [`MissingHeadError`], a `ValueError`, for another model."""
+        model = check_head(self.model, MCMForCustomerPrediction)
+        with torch.inference_mode():
+            logits = model(**self._inputs(self._moment(now), before=True)).logits
+        return {name: value.item() for name, value in model.predictions(logits).items()}
+
+    def history(self, now: Any = None) -> dict[str, Any]:
+        """The customer's events and profile, as the feature extractor reads customers."""
         self._moment(now)
-        customer = self._history.customer(self.events)
-        return explain(self.model, self.feature_extractor, customer, task, label, now)
+        return self._history.customer(self.events)
 
     # -------------------------------------------------------------------------------------------------------- stored
 
@@ -196,9 +212,7 @@ class LiveCustomer:
         return pack(values, state, checkpoint_digest(self.model, self.feature_extractor))
 
     @classmethod
-    def from_bytes(
-        cls, data: bytes, model: MCMForMultiTaskRecommendation, feature_extractor: MCMFeatureExtractor
-    ) -> "LiveCustomer":
+    def from_bytes(cls, data: bytes, model: Any, feature_extractor: MCMFeatureExtractor) -> "LiveCustomer":
         """Restores a customer that `to_bytes` stored, with model and feature extractor of the same checkpoint. Raises
         `ValueError` if the bytes are damaged, or the customer was stored with another checkpoint."""
         values, state = unpack(data, model, feature_extractor)
@@ -213,8 +227,11 @@ class LiveCustomer:
 
     # ------------------------------------------------------------------------------------------------------- inside
 
-    def _inputs(self, moment: float | None) -> dict[str, torch.Tensor]:
-        row = self.feature_extractor.readable(self._history.encode(self.events), self.model.config.input_features)
+    def _inputs(self, moment: float | None, before: bool = False) -> dict[str, torch.Tensor]:
+        row = self._history.encode(self.events)
+        if before and moment is not None:
+            row = events_before(row, moment)
+        row = self.feature_extractor.readable(row, self.model.config.input_features)
         mask_next = self.model.config.augmentation == "masked_lm"
         inputs = self.feature_extractor.pad([row], mask_next=mask_next, now=None if moment is None else [moment])
         return {name: value.to(self.model.device) for name, value in inputs.items()}

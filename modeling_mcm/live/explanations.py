@@ -29,6 +29,20 @@ MOST_VISITS = 48  # number of visits that are left out, one at a time
 DUE = 0.8  # a label is due after this share of its usual gap
 
 
+class MissingHeadError(ValueError):
+    """The checkpoint has no head for the question: it ranks tasks, or was fine-tuned to a label of customers."""
+
+
+def check_head(model: Any, kind: type[Any]) -> Any:
+    """Returns a model of a class; raises [`MissingHeadError`] if it is of another one."""
+    if not isinstance(model, kind):
+        raise MissingHeadError(
+            f"{model.name_or_path or 'The model'} is an {type(model).__name__}, and this question needs an "
+            f"{kind.__name__}: give such a checkpoint."
+        )
+    return model
+
+
 @dataclass(frozen=True)
 class VisitEffect:
     """What a visit does to the probability of a label.
@@ -73,7 +87,7 @@ class Explanation:
 
 
 def explain(
-    model: MCMForMultiTaskRecommendation,
+    model: Any,
     feature_extractor: MCMFeatureExtractor,
     customer: Mapping[str, Any],
     task: str,
@@ -87,6 +101,7 @@ def explain(
     `most_visits` limits it.
 
     Args:
+        model ([`MCMForMultiTaskRecommendation`]): a trained model, in evaluation mode.
         customer (`dict`): a customer with `events` and `profile`, as for the feature extractor, or a row as its
             `encode` returns it.
         label (*optional*): the label to explain, a value of the task's feature. Default: the label with the highest
@@ -100,6 +115,7 @@ def explain(
         ValueError: if the task or the label is unknown, the customer can't be encoded, or `now` is given for a log
             without times.
     """
+    check_head(model, MCMForMultiTaskRecommendation)
     if task not in model.config.tasks:
         raise ValueError(f"No task {task!r}: this checkpoint predicts {model.config.tasks}.")
     row = customer if "visits" in customer else feature_extractor.encode(customer)

@@ -69,7 +69,7 @@ def together(
 def _tables(model: Any, task: str) -> LabelTables:
     if task not in model.config.tasks:
         raise ValueError(f"No task {task!r}: this checkpoint predicts {model.config.tasks}.")
-    if model.scorer is None or not model.scorer.fitted:
+    if getattr(model, "scorer", None) is None or not model.scorer.fitted:
         raise ValueError(
             "This checkpoint has no fitted scorer, so nothing is counted of its labels: mcm start fits one."
         )

@@ -25,15 +25,18 @@ from numpy.typing import NDArray
 from transformers.utils import logging
 
 from modeling_mcm.candidates_mcm import SEEN, CandidateSet
+from modeling_mcm.customer_mcm import MCMForCustomerPrediction
 from modeling_mcm.data.collator import MCMCollator, PreparedRows, batches_by_length
 from modeling_mcm.data.dataset import CUSTOMER, PreparedManifest
 from modeling_mcm.data.labels import read_table_file
+from modeling_mcm.events_mcm import events_before
 from modeling_mcm.files_mcm import atomic_write, tensors_digest
-from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation, MCMModel
+from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation, MCMModel, MCMPreTrainedModel
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
 logger = logging.get_logger(__name__)
 EMBEDDING, SCORES = "embedding", "_scores"  # the embedding's column; a task's scores are in TASK_scores
+PREDICTED = "predicted_"  # begins the column of a class or number that the model was fine-tuned to
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class ScoringJob:
         candidates, exclude (`str`, *optional*): files of tables, see [`CandidateSet`]; `exclude` may be "seen".
         per_group (`tuple[str, int]`, *optional*): largest number of labels of each value of a feature.
         forecast_days (`tuple[float]`, *optional*): horizons of the forecasts. Default: those of the checkpoint.
+        predicted (`tuple[str]`): what an [`MCMForCustomerPrediction`] predicts, a column `predicted_NAME` each.
 
     Raises:
         ValueError: if two columns of the files would have the same name.
@@ -70,6 +74,7 @@ class ScoringJob:
     exclude: str | None = None
     per_group: tuple[str, int] | None = None
     forecast_days: tuple[float, ...] | None = None
+    predicted: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         columns = [CUSTOMER, EMBEDDING, *self.tasks, *(task + SCORES for task in self.tasks), *self.forecasts]
@@ -81,8 +86,10 @@ class ScoringJob:
             )
 
     @property
-    def model_class(self) -> type[MCMModel] | type[MCMForMultiTaskRecommendation]:
-        """The model's class, with its head if a task is ranked."""
+    def model_class(self) -> type[MCMPreTrainedModel]:
+        """The model's class, with its head if a task is ranked or a label predicted."""
+        if self.predicted:
+            return MCMForCustomerPrediction
         return MCMForMultiTaskRecommendation if self.tasks else MCMModel
 
     def parts(self, customers: int) -> list[tuple[Path, range]]:
@@ -150,6 +157,7 @@ class Scorer:
         number = len(rows)
         embeddings = np.zeros((number, self.model.config.embedding_size), np.float32)
         forecasts = np.zeros((number, len(self.job.forecasts)), np.float32)
+        predicted = np.zeros((number, len(self.job.predicted)), np.float32)
         labels = {task: np.zeros((number, self._tops(task)), np.int64) for task in self.job.tasks}
         scores = {task: np.zeros((number, self._tops(task)), np.float32) for task in self.job.tasks}
         read = [row["visits"][1 - self.collator.max_events :] for row in rows]
@@ -157,11 +165,17 @@ class Scorer:
         lengths = [len(np.unique(visits)) if by_visit else len(visits) for visits in read]
         for batch in batches_by_length(lengths, self.job.batch_size):
             chosen = [rows[index] for index in batch]
+            if self.job.predicted and self.job.now is not None:  # as in training: without events at the label's time
+                chosen = [events_before(row, self.job.now) for row in chosen]
             inputs: Any = self.collator(chosen)
             inputs = {name: value.to(self.model.device) for name, value in inputs.items()}
             with torch.inference_mode():
                 outputs = self.model(**inputs, forecast_days=self.job.forecast_days)
-                embeddings[batch] = outputs.pooler_output.float().cpu().numpy()
+                if self.job.embeddings:
+                    embeddings[batch] = outputs.pooler_output.float().cpu().numpy()
+                if self.job.predicted:
+                    of_labels = self.model.predictions(outputs.logits)
+                    predicted[batch] = torch.stack([of_labels[name] for name in self.job.predicted], 1).cpu().numpy()
                 for column, name in enumerate(self.job.forecasts):
                     forecasts[batch, column] = outputs.forecasts[name].float().cpu().numpy()
                 for task in self.job.tasks:
@@ -170,11 +184,14 @@ class Scorer:
                     best = self.candidates.choose(task, outputs.logits[task], self._tops(task), seen, ids)
                     labels[task][batch] = best.labels.cpu().numpy()
                     scores[task][batch] = best.scores.cpu().numpy()
-            self._check_finite(chosen, embeddings[batch], forecasts[batch], *(scores[task][batch] for task in scores))
+            of_tasks = [scores[task][batch] for task in scores]
+            self._check_finite(chosen, embeddings[batch], forecasts[batch], predicted[batch], *of_tasks)
             progress(len(batch))
         columns: dict[str, Any] = {CUSTOMER: pa.array([row["customer_id"] for row in rows], pa.string())}
         if self.job.embeddings:
             columns[EMBEDDING] = _lists(pa.array(embeddings.reshape(-1)), number)
+        for column, name in enumerate(self.job.predicted):
+            columns[PREDICTED + name] = pa.array(predicted[:, column])
         for column, name in enumerate(self.job.forecasts):
             columns[name] = pa.array(forecasts[:, column])
         told = self.model.base_model.forecasts_of(self.job.forecast_days)

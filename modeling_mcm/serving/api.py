@@ -2,19 +2,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """The HTTP service. It takes events, and answers with scores, embeddings, forecasts and explanations of customers.
 
-    POST   /events                          stores all events of the body or none; events may be sent again
-    GET    /customers/{id}/scores           the best labels: ?task=&task=&k=&now=, and of which ones:
-                                            ?candidate=&candidate=&exclude=&exclude=&exclude_seen=&per_group=
-    GET    /customers/{id}/embedding        ?now=
-    GET    /customers/{id}/forecast         ?now=&days=&days=
-    GET    /customers/{id}/explain          why a label has its score: ?task=&label=&visits=&now=
-    DELETE /customers/{id}                  deletes a customer's events, state and profile
-    DELETE /customers/{id}/events/{event}   deletes one event
-    GET    /labels/similar                  labels that are alike: ?task=&label=&k=
-    GET    /labels/together                 labels that go together: ?task=&label=&label=&k=
-    GET    /metrics                         numbers for Prometheus
-    GET    /healthz                         needs no token; 503 if the store does not answer
-    GET    /docs, /openapi.json             a page on these endpoints; needs no token
+    POST   /v1/events                          stores all events of the body or none; events may be sent again
+    GET    /v1/customers/{id}/scores           the best labels: ?task=&task=&k=&now=, and of which ones:
+                                               ?candidate=&candidate=&exclude=&exclude=&exclude_seen=&per_group=
+    POST   /v1/scores                          the same for the customers of the body
+    GET    /v1/customers/{id}/embedding        ?now=
+    GET    /v1/customers/{id}/forecast         ?now=&days=&days=
+    GET    /v1/customers/{id}/prediction       of a checkpoint that was fine-tuned to a label: ?now=
+    GET    /v1/customers/{id}/explain          why a label has its score: ?task=&label=&visits=&now=
+    DELETE /v1/customers/{id}                  deletes a customer's events, state and profile
+    DELETE /v1/customers/{id}/events/{event}   deletes one event
+    GET    /v1/labels/similar                  labels that are alike: ?task=&label=&k=
+    GET    /v1/labels/together                 labels that go together: ?task=&label=&label=&k=
+    GET    /metrics                            numbers for Prometheus
+    GET    /healthz, /readyz                   the process runs; the store answers, or 503; need no token
+    GET    /docs, /openapi.json                a page on these endpoints; needs no token
 
 Every error is answered with `{"detail": "a sentence"}`.
 """
@@ -22,32 +24,50 @@ Every error is answered with `{"detail": "a sentence"}`.
 # FastAPI reads the annotations of functions below while they are defined: they must not become texts.
 import hmac
 import importlib.metadata
-from collections.abc import Iterator
-from typing import Annotated, Any
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Annotated, Any, cast
 from urllib.parse import quote, unquote
 
 from modeling_mcm.extras import needs
 from modeling_mcm.live.customer import LiveCustomer
+from modeling_mcm.live.explanations import MissingHeadError, check_head
 from modeling_mcm.live.related import similar, together
-from modeling_mcm.serving.failures import ServiceError
+from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
+from modeling_mcm.serving.answers import (
+    Added,
+    Deleted,
+    Embedding,
+    Explained,
+    Forecast,
+    Health,
+    Labels,
+    ManyScores,
+    Prediction,
+    Scores,
+    errors,
+)
+from modeling_mcm.serving.failures import ServiceError, UnknownCustomer
 from modeling_mcm.serving.service import CustomerService, Incoming
 from modeling_mcm.serving.store import MAX_ID
 from modeling_mcm.state_mcm import MissingForecastsError
 
 MOST_BYTES, MOST_EVENTS = 1_000_000, 1_000  # of a request
-MOST_LABELS = 1000
+MOST_LABELS, MOST_CUSTOMERS = 1000, 100  # of an answer
 SHORTEST_TOKEN = 16
 
 
-def create_api(service: CustomerService, token: str) -> Any:
+def create_api(service: CustomerService, tokens: str) -> Any:
     """Makes the service's ASGI application, for uvicorn or another server.
 
     Args:
         service ([`CustomerService`]): The service that answers the requests.
-        token (`str`): The secret that a client must send, at least 16 ASCII characters.
+        tokens (`str`): The secret that a client must send, at least 16 ASCII characters; or several, with commas
+            between them.
 
     Raises:
-        ValueError: If the token is too short or not ASCII.
+        ValueError: If a token is too short or not ASCII.
     """
     with needs("serve"):
         from fastapi import APIRouter, Depends, HTTPException
@@ -55,11 +75,13 @@ def create_api(service: CustomerService, token: str) -> Any:
         from fastapi_offline import FastAPIOffline
         from starlette.convertors import StringConvertor, register_url_convertor
 
-    if len(token) < SHORTEST_TOKEN or not token.isascii() or not token.isprintable() or token != token.strip():
-        raise ValueError(
-            f"The token has {len(token)} characters; give at least {SHORTEST_TOKEN}, all ASCII, with no line end "
-            "or space around it."
-        )
+    known = tokens.split(",")
+    for token in known:
+        if len(token) < SHORTEST_TOKEN or not token.isascii() or not token.isprintable() or token != token.strip():
+            raise ValueError(
+                f"The token has {len(token)} characters; give at least {SHORTEST_TOKEN}, all ASCII, with no line end "
+                "or space around it."
+            )
 
     class Identity(StringConvertor):  # of an id in the path, which is still quoted: see `QuotedPath`
         def convert(self, value: str) -> str:
@@ -68,28 +90,38 @@ def create_api(service: CustomerService, token: str) -> Any:
     register_url_convertor("id", Identity())
 
     def check_token(sent: Annotated[Any, Depends(HTTPBearer(auto_error=False))]) -> None:
-        if sent is None or not hmac.compare_digest(sent.credentials.encode(), token.encode()):
+        if sent is None or not any([hmac.compare_digest(sent.credentials.encode(), one.encode()) for one in known]):
             words = "Send `Authorization: Bearer TOKEN` with the token of this service."
             raise HTTPException(401, words, {"WWW-Authenticate": "Bearer"})
 
-    version = importlib.metadata.version("modeling-mcm")
-    api = FastAPIOffline(title="MCM", version=version, description=__doc__.partition("\n\n")[0], redoc_url=None)
-    guarded = APIRouter(dependencies=[Depends(check_token)])
+    @asynccontextmanager
+    async def closing(api: Any) -> AsyncIterator[None]:
+        yield
+        service.close()
+
+    version, words = importlib.metadata.version("modeling-mcm"), __doc__.partition("\n\n")[0]
+    api = FastAPIOffline(title="MCM", version=version, description=words, redoc_url=None, lifespan=closing)
+    guarded = APIRouter(dependencies=[Depends(check_token)], responses=errors(401, 422, 500, 503))
     _answer_errors(api)
     _add_events(guarded, service)
     _add_questions(guarded, service)
     _add_labels(guarded, service)
     _add_deletions(guarded, service)
-    api.include_router(guarded)
+    api.include_router(guarded, prefix="/v1")
     api.add_middleware(BodyLimit)
     api.add_middleware(QuotedPath)
-    _add_metrics(api, service, dependencies=[Depends(check_token)])
+    _add_metrics(api, service, dependencies=[Depends(check_token)], responses=errors(401))
 
     @api.get("/healthz")
-    def healthz() -> dict[str, str]:
+    def healthz() -> Health:
+        """Says that the process runs; needs no token."""
+        return {"status": "ok", "checkpoint": service.store.digest[:12]}
+
+    @api.get("/readyz", responses=errors(503))
+    def readyz() -> Health:
         """Says whether the service can answer requests; needs no token."""
         service.store.check()
-        return {"status": "ok", "checkpoint": service.store.digest[:12]}
+        return healthz()
 
     return api
 
@@ -137,7 +169,8 @@ def _answer_errors(api: Any) -> None:
     @api.exception_handler(ServiceError)
     @api.exception_handler(ValueError)
     def expected_error(request: Request, error: Any) -> JSONResponse:
-        status = 501 if isinstance(error, MissingForecastsError) else getattr(error, "status", 422)
+        missing = isinstance(error, MissingForecastsError | MissingHeadError)
+        status = 501 if missing else getattr(error, "status", 422)
         return JSONResponse({"detail": str(error)}, status, {"Retry-After": "1"} if status == 503 else None)
 
     @api.exception_handler(Exception)
@@ -167,84 +200,118 @@ def _add_events(api: Any, service: CustomerService) -> None:
     class Events(BaseModel, extra="forbid"):
         events: list[Event] = Field(min_length=1, max_length=MOST_EVENTS)
 
-    @api.post("/events")
-    def post_events(body: Events) -> dict[str, Any]:
+    @api.post("/events", responses=errors(400, 409, 413, 507))
+    def post_events(body: Events) -> Added:
         """Stores the events of one or more customers, all of them or none.
 
         An event is identified by its customer and its event_id. If it is sent again it changes nothing; with other
         contents it is refused (409). After an answer with 200 the events are on the disk. `late` names customers of
         whom an event belongs before their last visit; the answers are as if it had come in time.
         """
-        return service.add([Incoming(**dict(event)) for event in body.events])
+        return cast(Added, service.add([Incoming(**dict(event)) for event in body.events]))
 
 
 def _add_questions(api: Any, service: CustomerService) -> None:
     from fastapi import Query
+    from pydantic import BaseModel, Field
 
     words = "Moment of the question, ISO 8601, not before the last event, which is the default."
     moment = Annotated[str | None, Query(description=words)]
-    of_group = "Largest number of labels of each value of a feature, as category=2."
 
-    def about(live: LiveCustomer, now: str | None) -> dict[str, Any]:
+    class Question(BaseModel, extra="forbid"):
+        task: list[str] | None = Field(None, description="All tasks by default.")
+        k: int = Field(10, ge=1, le=MOST_LABELS, description="Labels of a task.")
+        now: str | None = Field(None, description=words)
+        candidate: list[str] = Field([], description="Labels to choose from, by default the service's candidates.")
+        exclude: list[str] = Field([], description="Labels that are left out.")
+        exclude_seen: bool = Field(False, description="Leave out the labels of the customer's history.")
+        per_group: str | None = Field(
+            None,
+            pattern=r"^.+=[1-9][0-9]*$",
+            description="Largest number of labels of each value of a feature, as category=2.",
+        )
+
+    class Customers(BaseModel, extra="forbid"):
+        customers: list[str] = Field(min_length=1, max_length=MOST_CUSTOMERS)
+
+    def about(live: LiveCustomer, now: str | None) -> Any:
         time = service.extractor.time
         last = max((event[time] for event in live.events), default=None) if time else None
         return {"customer_id": live.customer_id, "events": len(live.events), "now": now or last}
 
-    @api.get("/customers/{customer_id:id}/scores")
-    def scores(
-        customer_id: str,
-        task: Annotated[list[str] | None, Query(description="All tasks by default.")] = None,
-        k: Annotated[int, Query(ge=1, le=MOST_LABELS, description="Labels of a task.")] = 10,
-        now: moment = None,
-        candidate: Annotated[
-            list[str] | None, Query(description="Labels to choose from. By default the service's table of candidates.")
-        ] = None,
-        exclude: Annotated[list[str] | None, Query(description="Labels that are left out.")] = None,
-        exclude_seen: Annotated[bool, Query(description="Leave out the labels of the customer's history.")] = False,
-        per_group: Annotated[str | None, Query(pattern=r"^.+=[1-9][0-9]*$", description=of_group)] = None,
-    ) -> dict[str, Any]:
-        """The candidates that the customer is most likely to choose next, best first, with their probabilities among
-        the candidates."""
-        if exclude and exclude_seen:
+    def scorer(asked: Question) -> Callable[[str], Scores]:
+        """Makes the function that answers a question about a customer."""
+        check_head(service.model, MCMForMultiTaskRecommendation)
+        if asked.exclude and asked.exclude_seen:
             raise ValueError("`exclude` and `exclude_seen` are both given: give one of them.")
-        name, _, most = (per_group or "").rpartition("=")
-        tasks = tuple(service.model.config.tasks if task is None else task)
+        name, _, most = (asked.per_group or "").rpartition("=")
+        tasks = tuple(service.model.config.tasks if asked.task is None else asked.task)
         if wrong := [name for name in tasks if name not in service.model.config.tasks]:
             raise ValueError(f"No tasks {wrong}: this checkpoint predicts {service.model.config.tasks}.")
-        left_out = "seen" if exclude_seen else tuple(exclude or ()) or None
-        chosen = service.candidate_set(tasks, tuple(candidate or ()), left_out, (name, int(most)) if name else None)
-        with service.customer(customer_id) as live:
-            return about(live, now) | {"tasks": live.scores(now=now, tasks=tasks, k=k, candidates=chosen)}
+        left_out = "seen" if asked.exclude_seen else tuple(asked.exclude) or None
+        chosen = service.candidate_set(tasks, tuple(asked.candidate), left_out, (name, int(most)) if name else None)
 
-    @api.get("/customers/{customer_id:id}/embedding")
-    def embedding(customer_id: str, now: moment = None) -> dict[str, Any]:
+        def score(customer_id: str) -> Scores:
+            with service.customer(customer_id) as live:
+                lists = live.scores(now=asked.now, tasks=tasks, k=asked.k, candidates=chosen)
+                return about(live, asked.now) | {"tasks": lists}
+
+        return score
+
+    @api.get("/customers/{customer_id:id}/scores", responses=errors(404, 501))
+    def scores(customer_id: str, asked: Annotated[Question, Query()]) -> Scores:
+        """The candidates that the customer is most likely to choose next, best first, with their probabilities among
+        the candidates."""
+        return scorer(asked)(customer_id)
+
+    @api.post("/scores", responses=errors(400, 413, 501))
+    def many_scores(body: Customers, asked: Annotated[Question, Query()]) -> ManyScores:
+        """The same for many customers; `unknown` are those without an event."""
+        score, answer = scorer(asked), ManyScores(customers=[], unknown=[])
+        for customer_id in dict.fromkeys(body.customers):
+            try:
+                answer["customers"].append(score(customer_id))
+            except UnknownCustomer:
+                answer["unknown"].append(customer_id)
+        return answer
+
+    @api.get("/customers/{customer_id:id}/embedding", responses=errors(404))
+    def embedding(customer_id: str, now: moment = None) -> Embedding:
         """The customer embedding."""
         with service.customer(customer_id) as live:
             return about(live, now) | {"embedding": live.embedding(now).tolist()}
 
-    @api.get("/customers/{customer_id:id}/forecast")
+    @api.get("/customers/{customer_id:id}/forecast", responses=errors(404, 501))
     def forecast(
         customer_id: str,
         now: moment = None,
         days: Annotated[list[float] | None, Query(description="Horizons. Those of the checkpoint by default.")] = None,
-    ) -> dict[str, Any]:
+    ) -> Forecast:
         """What the customer is expected to do within the next days, with intervals that hold 80% and 95% of such
         customers; 501 if the checkpoint has no forecasts."""
         with service.customer(customer_id) as live:
             return about(live, now) | {"forecast": live.forecast(now, days)}
 
-    @api.get("/customers/{customer_id:id}/explain")
+    @api.get("/customers/{customer_id:id}/prediction", responses=errors(404, 501))
+    def prediction(customer_id: str, now: moment = None) -> Prediction:
+        """What the checkpoint was fine-tuned to: the probability of each class, or the number."""
+        with service.customer(customer_id) as live:
+            return about(live, now) | {"prediction": live.predict(now)}
+
+    @api.get("/customers/{customer_id:id}/explain", responses=errors(404, 501))
     def explain(
         customer_id: str,
         task: str,
         label: Annotated[str | None, Query(description="The best one by default.")] = None,
         visits: Annotated[int, Query(ge=0, le=MOST_LABELS, description="Visits that matter most.")] = 10,
         now: moment = None,
-    ) -> dict[str, Any]:
-        """Why a label has its score: what its probability would be without each past visit."""
+    ) -> Explained:
+        """Why a label has its score: what its probability would be without each past visit. A few are computed at a
+        time; for more the answer is 503."""
         with service.customer(customer_id) as live:
-            explanation = live.explain(task, label, now).to_dict()
-            return about(live, now) | {"explanation": explanation | {"visits": explanation["visits"][:visits]}}
+            answer, history = about(live, now), live.history(now)
+        explanation = service.explainer(history, task, label, now)
+        return answer | {"explanation": replace(explanation, visits=explanation.visits[:visits])}
 
 
 def _add_labels(api: Any, service: CustomerService) -> None:
@@ -253,25 +320,25 @@ def _add_labels(api: Any, service: CustomerService) -> None:
     number = Annotated[int, Query(ge=1, le=MOST_LABELS)]
 
     @api.get("/labels/similar")
-    def similar_labels(task: str, label: str, k: number = 10) -> dict[str, Any]:
+    def similar_labels(task: str, label: str, k: number = 10) -> Labels:
         """The labels that are most like a label, best first."""
         return {"task": task, "labels": similar(service.model, service.extractor, task, label, k)}
 
     @api.get("/labels/together")
-    def labels_together(task: str, label: Annotated[list[str], Query()], k: number = 10) -> dict[str, Any]:
+    def labels_together(task: str, label: Annotated[list[str], Query()], k: number = 10) -> Labels:
         """The labels that go with some labels, such as those of a basket, best first."""
         return {"task": task, "labels": together(service.model, service.extractor, task, label, k)}
 
 
 def _add_deletions(api: Any, service: CustomerService) -> None:
-    @api.delete("/customers/{customer_id:id}/events/{event_id:id}")
-    def delete_event(customer_id: str, event_id: str) -> dict[str, Any]:
+    @api.delete("/customers/{customer_id:id}/events/{event_id:id}", responses=errors(404, 507))
+    def delete_event(customer_id: str, event_id: str) -> Deleted:
         """Deletes one event. From then on all answers are those for a customer without the event."""
         service.delete_event(customer_id, event_id)
         return {"customer_id": customer_id, "events": 1}
 
-    @api.delete("/customers/{customer_id:id}")
-    def delete_customer(customer_id: str) -> dict[str, Any]:
+    @api.delete("/customers/{customer_id:id}", responses=errors(404, 507))
+    def delete_customer(customer_id: str) -> Deleted:
         """Deletes a customer's events, state and profile."""
         return {"customer_id": customer_id, "events": service.delete_customer(customer_id)}
 
@@ -279,13 +346,14 @@ def _add_deletions(api: Any, service: CustomerService) -> None:
 def _add_metrics(api: Any, service: CustomerService, **options: Any) -> None:
     with needs("serve"):
         from prometheus_client import CollectorRegistry
-        from prometheus_client.core import CounterMetricFamily
+        from prometheus_client.core import CounterMetricFamily, InfoMetricFamily
         from prometheus_fastapi_instrumentator import Instrumentator
 
     class Counts:
         def collect(self) -> Iterator[Any]:
             for name, number in service.counts.items():
                 yield CounterMetricFamily(f"mcm_{name}", name.replace("_", " "), value=number)
+            yield InfoMetricFamily("mcm_checkpoint", "the checkpoint", {"digest": service.store.digest[:12]})
 
     registry: Any = CollectorRegistry()
     registry.register(Counts())

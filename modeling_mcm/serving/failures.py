@@ -33,6 +33,12 @@ class EventConflict(ServiceError):
     status = 409
 
 
+class Busy(ServiceError):
+    """Too many requests of one kind are being answered."""
+
+    status = 503
+
+
 class StoreFailure(ServiceError):
     """The store can't be read or written at the moment. Nothing of the request was stored."""
 

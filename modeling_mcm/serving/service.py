@@ -10,11 +10,13 @@ events, the customer is computed anew. An answer therefore knows every event tha
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,9 @@ from modeling_mcm.candidates_mcm import CandidateSet
 from modeling_mcm.data.labels import read_table_file
 from modeling_mcm.events_mcm import naming, to_text
 from modeling_mcm.live.customer import LiveCustomer
+from modeling_mcm.live.explanations import Explanation, explain
+from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
+from modeling_mcm.serving.explaining import ExplainingProcess
 from modeling_mcm.serving.failures import EventConflict, StoreConflict, StoreFailure, UnknownCustomer
 from modeling_mcm.serving.store import NOTHING, Change, EventStore, StoredCustomer, StoredState, canonical
 
@@ -37,6 +42,7 @@ COUNTED = (
     "states_made",
     "states_damaged",
     "conflicts",
+    "lock_wait_seconds",
 )
 
 
@@ -66,7 +72,7 @@ class CustomerService:
     """Adds events to a store, and answers requests about its customers.
 
     Args:
-        model ([`MCMForMultiTaskRecommendation`]): The model, in evaluation mode.
+        model ([`MCMForMultiTaskRecommendation`] or [`MCMForCustomerPrediction`]): The model, in evaluation mode.
         extractor ([`MCMFeatureExtractor`]): The feature extractor of the same checkpoint.
         store ([`EventStore`]): A store that was opened with the digest of this checkpoint.
         in_memory (`int`): Largest number of customers to keep in memory.
@@ -74,6 +80,10 @@ class CustomerService:
             events to the stored state.
         clock (`Callable`): Returns the current time with its zone.
         candidates (`str`, *optional*): File of a table of candidates, see [`CandidateSet`].
+
+    Attributes:
+        explainer (`Callable`): Explains a score from customer, task, label and moment: [`explain`] in the request's
+            own thread, or an [`ExplainingProcess`] that is set here.
     """
 
     def __init__(
@@ -88,13 +98,21 @@ class CustomerService:
     ):
         self.model, self.extractor, self.store, self.clock = model, extractor, store, clock
         self.in_memory, self.keep_every = in_memory, keep_every
-        self.counts = Counter(dict.fromkeys(COUNTED, 0))
+        self.explainer: Callable[..., Explanation] = partial(explain, model, extractor)
+        self.counts: Counter[str] = Counter(dict.fromkeys(COUNTED, 0))
         self._cached: OrderedDict[str, _CachedCustomer] = OrderedDict()
         self._memory_lock = threading.Lock()
         self.candidates = candidates
         self._sets: dict[Any, tuple[Any, CandidateSet]] = {}
-        self.candidate_set(tuple(model.config.tasks))  # a bad table stops the service before its first answer
+        if isinstance(model, MCMForMultiTaskRecommendation) or candidates is not None:
+            self.candidate_set(tuple(model.config.tasks))  # a bad table stops the service before its first answer
         self._locks = [threading.Lock() for _ in range(LOCKS)]
+
+    def close(self) -> None:
+        """Closes the store and what explains."""
+        if isinstance(self.explainer, ExplainingProcess):
+            self.explainer.close()
+        self.store.close()
 
     # ---------------------------------------------------------------------------------------------------- events in
 
@@ -323,10 +341,12 @@ class CustomerService:
     def _alone(self, customer_ids: Any) -> Iterator[None]:
         """A context in which no other thread works on these customers."""
         with ExitStack() as stack:
+            start = time.monotonic()
             for index in sorted({hash(customer_id) % LOCKS for customer_id in customer_ids}):
                 stack.enter_context(self._locks[index])
+            self._count("lock_wait_seconds", time.monotonic() - start)
             yield
 
-    def _count(self, name: str, number: int = 1) -> None:
+    def _count(self, name: str, number: float = 1) -> None:
         with self._memory_lock:
             self.counts[name] += number

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -105,6 +106,9 @@ class EventStore:
             )
         elif not Path(url.database).absolute().parent.is_dir():
             raise StoreMismatch(f"The folder of {self.name} is not there: make it, or give another --store.")
+        else:
+            with contextlib.suppress(OSError):  # it is its owner's alone, as are the files that SQLite adds
+                os.close(os.open(url.database, os.O_CREAT | os.O_EXCL, 0o600))
         waits = {"timeout": timeout} if self.is_sqlite else {"connect_timeout": max(2, round(timeout))}
         self.engine = sqlalchemy.create_engine(url, connect_args=waits, pool_pre_ping=not self.is_sqlite)
         if self.is_sqlite:

@@ -12,6 +12,8 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedModel
 
+from modeling_mcm.configuration_mcm import MCMConfig
+from modeling_mcm.customer_mcm import MCMForCustomerPrediction
 from modeling_mcm.files_mcm import CheckpointError, check_loaded
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
@@ -25,6 +27,15 @@ def open_checkpoint(
     extractor = MCMFeatureExtractor.from_pretrained(folder)
     extractor.check_fits(model)
     return model, extractor
+
+
+def is_of_labels(folder: str) -> bool:
+    """Whether a folder says that it holds an [`MCMForCustomerPrediction`]; what can't be read says nothing."""
+    try:
+        architectures: Any = MCMConfig.from_pretrained(folder).architectures
+    except (OSError, ValueError, TypeError, StrictDataclassError):
+        return False
+    return architectures == [MCMForCustomerPrediction.__name__]
 
 
 def read_checkpoint(model_class: type[PreTrainedModel], folder: str, new: tuple[str, ...] = (), **options: Any) -> Any:

@@ -11,6 +11,7 @@ import pandas as pd
 from modeling_mcm.live.storage import checkpoint_digest
 from modeling_mcm.serving import CustomerService, EventStore, create_api
 
+HOST = "http://testserver"
 TOKEN = "a token of the tests"
 HEADERS = {"Authorization": f"Bearer {TOKEN}"}
 NOW = datetime(2018, 1, 1, tzinfo=UTC)
@@ -35,11 +36,12 @@ def make_service(model, extractor, place, **options) -> CustomerService:
     return CustomerService(model, extractor, store, **{"clock": lambda: NOW, **options})
 
 
-def make_client(service: CustomerService):
-    """A client that knows the token; errors of the service are answers."""
+def make_client(service: CustomerService, tokens: str = TOKEN):
+    """A client of /v1 that knows the token; errors of the service are answers."""
     from fastapi.testclient import TestClient
 
-    return TestClient(create_api(service, TOKEN), headers=HEADERS, raise_server_exceptions=False)
+    options = {"headers": HEADERS, "base_url": f"{HOST}/v1", "raise_server_exceptions": False}
+    return TestClient(create_api(service, tokens), **options)
 
 
 def assert_same(found, wanted):

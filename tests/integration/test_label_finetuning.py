@@ -15,11 +15,13 @@ import torch
 from choices import PAPER, TINY, of_data
 from folders import assert_same_weights, changed_weights, weights
 from in_process import call
+from serving_client import as_requests, make_client, make_service
 from transformers import pipeline
 
 from modeling_mcm import MCMConfig, MCMForCustomerPrediction, MCMForMultiTaskRecommendation
 from modeling_mcm.data import PreparedData
 from modeling_mcm.data.collator import PreparedRows
+from modeling_mcm.live.customer import LiveCustomer
 from modeling_mcm.training.labels import LabelOptions, read_labels
 from modeling_mcm.training.moments import train_state
 
@@ -76,6 +78,43 @@ def tuned(options, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tuned") / "run"
     finetune(*options, "--label", "likes", "--output_dir", folder, "--learning_rate", 0.01)
     return folder
+
+
+@pytest.mark.parametrize("now", [None, "2017-10-05"])
+def test_all_customers_are_predicted_as_the_pipeline_does(tuned, prepared, event_log, tmp_path, command, now):
+    words = ["--model", tuned, "--output_dir", tmp_path / "out", "--data", prepared]
+    command("run_predict", *words, *(["--now", now] if now else []))
+    found = pd.read_parquet(tmp_path / "out").set_index("customer_id")
+    assert list(found.columns) == ["predicted_false", "predicted_true"]
+    model, extractor = MCMForCustomerPrediction.from_pretrained(tuned).eval(), PreparedData(prepared).extractor
+    predict = pipeline("customer-prediction", model=str(tuned))
+    for who in ("c03", "c07"):
+        events = event_log[event_log["who"] == who].drop(columns="who").to_dict("records")
+        past = [event for event in events if now is None or event["when"] <= pd.Timestamp(now)]
+        wanted = predict({"events": past, "profile": None}, now=now)
+        live = LiveCustomer(model, extractor)
+        live.add(past)
+        for name in ("false", "true"):
+            assert found.loc[who, f"predicted_{name}"] == pytest.approx(wanted[name], abs=1e-5)
+            assert live.predict(now)[name] == pytest.approx(wanted[name], abs=1e-5)
+    with pytest.raises(ValueError, match="needs an MCMForMultiTaskRecommendation"):
+        live.scores()
+    command("run_predict", *words, "--tasks", "aisle", fails="ranks no tasks")
+
+
+def test_the_service_predicts_a_label(tuned, prepared, event_log, tmp_path):
+    pytest.importorskip("fastapi", reason="FastAPI not installed")
+    model, extractor = MCMForCustomerPrediction.from_pretrained(tuned).eval(), PreparedData(prepared).extractor
+    service = make_service(model, extractor, tmp_path / "state.db")
+    client, events = make_client(service), as_requests(event_log, ["c03"])
+    for part in (events[:30], events[30:]):
+        assert client.post("/events", json={"events": part}).status_code == 200
+        with service.customer("c03") as live:
+            assert client.get("/customers/c03/prediction").json()["prediction"] == live.predict()
+    assert len(client.get("/customers/c03/embedding").json()["embedding"]) == model.config.embedding_size
+    for question in ("scores", "explain?task=aisle", "forecast"):
+        assert client.get(f"/customers/c03/{question}").status_code == 501
+    service.close()
 
 
 def test_a_command_learns_a_label_and_leaves_what_was_found_on_other_customers(tuned, event_log, tables):

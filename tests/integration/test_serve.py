@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import sqlite3
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections import Counter
 from contextlib import closing
@@ -32,6 +34,7 @@ from modeling_mcm.live.customer import LiveCustomer
 
 pytest.importorskip("fastapi", reason="FastAPI not installed")
 ROOT = Path(__file__).resolve().parents[2]
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 PATIENCE = 300  # seconds for a start
 
 
@@ -52,7 +55,7 @@ class Server:
         until = time.monotonic() + PATIENCE
         while time.monotonic() < until and self.process.is_alive():
             try:
-                return self.ask("/healthz")
+                return self.ask("/readyz")
             except OSError:
                 time.sleep(0.1)
         raise AssertionError(f"the service does not answer (status {self.process.exitcode})")
@@ -99,13 +102,61 @@ def test_the_numbers_are_those_of_run_predict(serve, save, event_log, tmp_path):
     requests = [each | {"profile": {"age": ages[each["customer_id"]]}} for each in as_requests(event_log)]
     random.Random(0).shuffle(requests)
     for start in range(0, len(requests), 200):
-        server.ask("/events", {"events": requests[start : start + 200]})
+        server.ask("/v1/events", {"events": requests[start : start + 200]})
     for name, wanted in predicted.iterrows():
-        found = server.ask(f"/customers/{quote(name)}/embedding")["embedding"]
+        found = server.ask(f"/v1/customers/{quote(name)}/embedding")["embedding"]
         np.testing.assert_allclose(found, wanted["embedding"], atol=1e-5)
-        for task, labels in server.ask(f"/customers/{quote(name)}/scores")["tasks"].items():
+        for task, labels in server.ask(f"/v1/customers/{quote(name)}/scores")["tasks"].items():
             assert [each["label"] for each in labels] == list(wanted[task])
             np.testing.assert_allclose([each["score"] for each in labels], wanted[f"{task}_scores"], atol=1e-5)
+
+
+def test_explanations_come_from_another_process_that_ends_with_the_service(serve, save, event_log, tmp_path):
+    server = serve(save(extended=True), tmp_path / "state.db")
+    server.ask("/v1/events", {"events": as_requests(event_log, ["c01"])})
+    answer = server.ask("/v1/customers/c01/explain?task=aisle&visits=2")
+    best = server.ask("/v1/customers/c01/scores?task=aisle&k=1")["tasks"]["aisle"][0]
+    assert answer["explanation"]["label"] == best["label"] and len(answer["explanation"]["visits"]) == 2
+    assert answer["explanation"]["probability"] == pytest.approx(best["score"], abs=1e-5)
+    (explaining,) = (
+        each for each in psutil.Process(server.process.pid).children() if "spawn_main" in " ".join(each.cmdline())
+    )
+    explaining.kill()
+    with pytest.raises(urllib.error.HTTPError, match="503"):
+        server.ask("/v1/customers/c01/explain?task=aisle")
+    assert server.ask("/v1/customers/c01/explain?task=aisle&visits=2") == answer  # of a new process
+    children = psutil.Process(server.process.pid).children()
+    server.stop(signal.SIGKILL)
+    assert not psutil.wait_procs(children, 30)[1]
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.glob("state.db*")} == {0o600}
+
+
+def test_a_browser_opens_the_docs_and_asks_with_the_token(serve, save, event_log, tmp_path):
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if path is None:
+        pytest.skip("no chromium")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright not installed")
+    server = serve(save(extended=True), tmp_path / "state.db")
+    server.ask("/v1/events", {"events": as_requests(event_log, ["c01"])})
+    with (
+        sync_api.sync_playwright() as play,
+        closing(play.chromium.launch(executable_path=path, args=["--no-sandbox"])) as browser,
+    ):
+        page = browser.new_page()
+        page.set_default_timeout(PATIENCE * 1000)
+        page.goto(f"http://127.0.0.1:{server.port}/docs")
+        page.click("button.authorize")
+        page.fill(".modal-ux input", TOKEN)
+        page.click(".modal-ux button.authorize")
+        page.click(".modal-ux button.btn-done")
+        operation = page.locator("#operations-default-embedding_v1_customers__customer_id__embedding_get")
+        operation.locator("button").first.click()
+        operation.locator("button.try-out__btn").click()
+        operation.locator("tr[data-param-name=customer_id] input").fill("c01")
+        operation.locator("button.execute").click()
+        sent = operation.locator(".live-responses-table .response-col_status").first
+        sent.wait_for()
+        assert sent.inner_text().strip().startswith("200")
 
 
 def test_a_body_of_100_mb_is_refused_and_leaves_no_trace(serve, save, tmp_path):
@@ -113,7 +164,7 @@ def test_a_body_of_100_mb_is_refused_and_leaves_no_trace(serve, save, tmp_path):
     memory = psutil.Process(server.process.pid).memory_info
     before = memory().rss
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
-    connection.putrequest("POST", "/events")
+    connection.putrequest("POST", "/v1/events")
     for name, value in {**HEADERS, "Transfer-Encoding": "chunked"}.items():
         connection.putheader(name, value)
     connection.endheaders()
@@ -146,7 +197,7 @@ def test_ten_kills_under_load_lose_no_acknowledged_event_and_double_none(serve, 
                 return
             server = random.choice(servers)
             try:
-                server.ask("/events", {"events": [event]})
+                server.ask("/v1/events", {"events": [event]})
                 acknowledged.add(event["event_id"])
             except (OSError, http.client.HTTPException):  # killed, or not there yet: nobody knows whether it arrived
                 with lock:
@@ -181,7 +232,7 @@ def test_ten_kills_under_load_lose_no_acknowledged_event_and_double_none(serve, 
         whole = LiveCustomer(model, extractor)
         whole.add([json.loads(event) for customer, _, event in rows if customer == name])
         for server in servers:
-            answer = server.ask(f"/customers/{name}/scores?task=aisle")
+            answer = server.ask(f"/v1/customers/{name}/scores?task=aisle")
             assert answer["events"] == len(whole.events)
             found = [each["score"] for each in answer["tasks"]["aisle"]]
             np.testing.assert_allclose(found, [e["score"] for e in whole.scores(tasks=["aisle"])["aisle"]], atol=1e-5)

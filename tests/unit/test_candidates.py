@@ -8,7 +8,7 @@ import pytest
 import torch
 from corner_shop import customer_of
 from fitted import fill_scorer
-from serving_client import as_requests, make_client, make_service
+from serving_client import HOST, as_requests, make_client, make_service
 from transformers import pipeline
 
 from modeling_mcm import LiveCustomer
@@ -123,8 +123,9 @@ def test_service_chooses_as_filtering_by_hand(model, extractor, customer, tmp_pa
     assert "no label that the checkpoint knows" in ask(422, candidate="nothing")
     pd.DataFrame(STOCK).head(4).to_csv(stock, index=False)
     assert_same(ask(), by_hand(every, 8, STOCK["item"][:4]))  # the file is read again
-    parameters = client.get("/openapi.json").json()["paths"]["/customers/{customer_id}/scores"]["get"]["parameters"]
-    assert {"candidate", "exclude", "exclude_seen", "per_group"} <= {each["name"] for each in parameters}
+    paths = client.get(f"{HOST}/openapi.json").json()["paths"]
+    names = {each["name"] for each in paths["/v1/customers/{customer_id}/scores"]["get"]["parameters"]}
+    assert {"candidate", "exclude", "exclude_seen", "per_group"} <= names
     answer = client.get("/labels/together", params={"task": TASK, "label": few[:2], "k": 3}).json()["labels"]
     assert answer == together(model, extractor, TASK, few[:2], 3)
     answer = client.get("/labels/similar", params={"task": TASK, "label": few[0], "k": 3}).json()["labels"]

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 import numpy as np
 import pytest
-from serving_client import HEADERS, as_requests, assert_same, make_client, make_service
+from serving_client import HEADERS, HOST, TOKEN, as_requests, assert_same, make_client, make_service
 
 from modeling_mcm.live.customer import LiveCustomer
 from modeling_mcm.serving import create_api
@@ -187,33 +187,94 @@ def test_many_threads_lose_nothing(client, event_log, model, extractor):
 
 
 def test_the_openapi_page_asks_no_other_machine(client):
-    assert "http" not in client.get("/docs").text.replace("http-equiv", "")
+    assert "http" not in client.get(f"{HOST}/docs").text.replace("http-equiv", "")
 
 
-def test_metrics_count_requests_by_route_and_events(client, events):
+def test_openapi_says_what_is_answered(client):
+    found = client.get(f"{HOST}/openapi.json").json()
+    assert found["components"]["securitySchemes"] == {"HTTPBearer": {"type": "http", "scheme": "bearer"}}
+    guarded = [each for path in found["paths"].values() for each in path.values() if "security" in each]
+    assert len(guarded) == 11
+    for each in guarded:
+        for status, answer in each["responses"].items():
+            (content,) = answer["content"].values()
+            assert status < "4" or content["schema"] == {"$ref": "#/components/schemas/Problem"}
+    asked = found["paths"]["/v1/customers/{customer_id}/scores"]["get"]
+    assert asked["responses"].keys() == {"200", "401", "404", "422", "500", "503"}
+    assert asked["responses"]["200"]["content"]["application/json"]["schema"]["$ref"].endswith("/Scores")
+    assert found["components"]["schemas"]["Label"]["required"] == ["label", "score"]
+
+
+def test_scores_of_many_customers_are_those_of_each(client, event_log):
+    post(client, as_requests(event_log, ["c01", "c02"]))
+    answer = client.post("/scores", params={"k": 3}, json={"customers": ["c02", "nobody", "c01", "c02"]}).json()
+    assert answer["unknown"] == ["nobody"]
+    assert answer["customers"] == [scores(client, name, k=3) for name in ("c02", "c01")]
+    for names, words in (([], "at least 1 item"), (["c01"] * 101, "at most 100 items")):
+        refused = client.post("/scores", json={"customers": names})
+        assert refused.status_code == 422 and words in refused.json()["detail"]
+
+
+def test_an_explanation_stops_nobody_else_of_the_same_customer(client, service, events, live):
+    post(client, events[:-1])
+    explained, go_on = threading.Event(), threading.Event()
+    plain = service.explainer
+
+    def slow(*question):
+        explained.set()
+        assert go_on.wait(60)
+        return plain(*question)
+
+    service.explainer = slow
+    answers = []
+    asking = threading.Thread(target=lambda: answers.append(client.get("/customers/c03/explain?task=items").json()))
+    asking.start()
+    assert explained.wait(60)
+    post(client, events[-1:])
+    assert_same(scores(client)["tasks"], live.scores())
+    go_on.set()
+    asking.join()
+    assert answers[0]["events"] == len(events) - 1
+
+
+def test_metrics_count_requests_by_route_and_events(client, service, events):
     post(client, events)
     scores(client)
     client.get("/customers/nobody/scores")
-    text = client.get("/metrics").text
-    route = 'handler="/customers/{customer_id:id}/scores",method="GET"'
+    text = client.get(f"{HOST}/metrics").text
+    route = 'handler="/v1/customers/{customer_id:id}/scores",method="GET"'
     assert f'http_requests_total{{{route},status="200"}} 1.0' in text
     assert f'http_requests_total{{{route},status="404"}} 1.0' in text
     assert f"mcm_events_added_total {float(len(events))}" in text
+    assert f'mcm_checkpoint_info{{digest="{service.store.digest[:12]}"}} 1.0' in text
     assert "nobody" not in text
 
 
 @pytest.mark.parametrize("sent", [None, "Bearer", "Bearer wrong", "Basic wrong", HEADERS["Authorization"] + "x"])
 def test_every_endpoint_but_healthz_needs_the_token(client, service, events, sent):
-    paths = client.get("/openapi.json").json()["paths"]
-    assert paths.pop("/healthz").keys() == {"get"} and len(paths) == 10
+    paths = client.get(f"{HOST}/openapi.json").json()["paths"]
+    for name in ("healthz", "readyz"):
+        assert paths.pop(f"/{name}").keys() == {"get"}
+    assert len(paths) == 11
     del client.headers["Authorization"]
     for path, methods in paths.items():
         for method in methods:
             body = {"events": events} if method == "post" else None
-            answer = client.request(method, path, json=body, headers=sent and {"Authorization": sent})
+            answer = client.request(method, HOST + path, json=body, headers=sent and {"Authorization": sent})
             assert answer.status_code == 401 and "Send `Authorization: Bearer TOKEN`" in answer.json()["detail"]
     assert service.store.count() == 0
-    assert client.get("/healthz").json()["status"] == "ok"
+    for name in ("healthz", "readyz"):
+        assert client.get(f"{HOST}/{name}").json()["status"] == "ok"
+
+
+def test_each_of_several_tokens_opens_the_service(service):
+    both = f"{TOKEN},another token of the tests"
+    client = make_client(service, both)
+    for token, status in ((TOKEN, 404), ("another token of the tests", 404), (both, 401), ("", 401)):
+        answer = client.get("/customers/nobody/scores", headers={"Authorization": f"Bearer {token}"})
+        assert answer.status_code == status, token
+    with pytest.raises(ValueError, match="The token has 0 characters"):
+        create_api(service, f"{TOKEN},")
 
 
 @pytest.mark.parametrize("token", ["short", "ä" * 16, "a token of the tests\n", " a token of the tests"])
@@ -277,6 +338,7 @@ def test_bad_events_are_refused_and_nothing_of_the_body_is_kept(client, events, 
     [
         (404, "/customers/nobody/scores", "No customer 'nobody' is known: send an event"),
         (422, "/customers/c03/scores?task=nope", "No tasks ['nope']: this checkpoint predicts"),
+        (422, "/customers/c03/scores?topk=3", "query.topk: Extra inputs are not permitted"),
         (422, "/customers/c03/scores?k=0", "query.k: Input should be greater than or equal to 1"),
         (422, "/customers/c03/scores?k=1000000", "query.k: Input should be less than or equal to 1000"),
         (422, "/customers/c03/scores?now=2017-01-01", "the clock went back, or the event lies in the future"),

@@ -1,0 +1,91 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""The answers of the service, as /openapi.json describes them."""
+
+from typing import NotRequired
+
+from typing_extensions import TypedDict  # pydantic reads that of typing from Python 3.12 on
+
+from modeling_mcm.live.explanations import Explanation
+
+
+class Problem(TypedDict):
+    detail: str
+
+
+class Label(TypedDict):
+    label: str
+    score: float
+    chance: NotRequired[float]
+
+
+class Labels(TypedDict):
+    task: str
+    labels: list[Label]
+
+
+class Customer(TypedDict):
+    customer_id: str
+    events: int
+    now: str | None
+
+
+class Scores(Customer):
+    tasks: dict[str, list[Label]]
+
+
+class ManyScores(TypedDict):
+    customers: list[Scores]
+    unknown: list[str]
+
+
+class Embedding(Customer):
+    embedding: list[float]
+
+
+class Forecast(Customer):
+    forecast: dict[str, float | str]
+
+
+class Prediction(Customer):
+    prediction: dict[str, float]
+
+
+class Explained(Customer):
+    explanation: Explanation
+
+
+class Added(TypedDict):
+    added: int
+    known: int
+    late: list[str]
+    customers: dict[str, int]
+
+
+class Deleted(TypedDict):
+    customer_id: str
+    events: int
+
+
+class Health(TypedDict):
+    status: str
+    checkpoint: str
+
+
+ERRORS = {
+    400: "The body can't be read.",
+    401: "The token is missing or wrong.",
+    404: "The customer has no events, or not this one.",
+    409: "The event_id was sent before with other contents.",
+    413: "The body is too large.",
+    422: "The request, or an event in it, is bad. Nothing of it is stored.",
+    500: "The service failed; its log says where.",
+    501: "The checkpoint has no head for this question, or no forecasts.",
+    503: "The store is locked or damaged, or too many explanations are asked for: try again later.",
+    507: "The disk of the store is full. Nothing of the request is stored.",
+}
+
+
+def errors(*statuses: int) -> dict[int | str, dict[str, object]]:
+    """Describes the answers with these statuses, for `responses=` of a route."""
+    return {status: {"model": Problem, "description": ERRORS[status]} for status in statuses}
