@@ -123,7 +123,8 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
     def predictions(self, logits: torch.Tensor) -> dict[str, torch.Tensor]:
         """Names the predictions `(B,)` of `logits` `(B, C)`: the probability of each class, or the number."""
         values = logits.float() if self.problem_type == NUMBER else logits.float().softmax(-1)
-        return {self.config.id2label[index]: values[:, index] for index in range(self.num_labels)}
+        names = cast(dict[int, str], self.config.id2label)
+        return {names[index]: values[:, index] for index in range(self.num_labels)}
 
     def freeze_state(self) -> None:
         """Freezes all parameters but those of the head, which is then a linear model of the pre-trained state."""

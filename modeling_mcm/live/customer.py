@@ -78,8 +78,7 @@ class LiveCustomer:
         self._history = LiveHistory(feature_extractor, self.profile, customer_id)
         start_row = feature_extractor.pad([self._history.encode([])])["input_ids"][0]
         self._window: LiveWindow | None = None  # of a model whose results need the whole history each time
-        ranks = isinstance(model, MCMForMultiTaskRecommendation)
-        if ranks and is_incremental(model) and model.device.type == "cpu":
+        if isinstance(model, MCMForMultiTaskRecommendation) and is_incremental(model) and model.device.type == "cpu":
             self._window = LiveWindow(reader_of(model), self._history, start_row)
 
     # ------------------------------------------------------------------------------------------------ events in, out

@@ -56,7 +56,7 @@ def unpack(
     return values, {name.removeprefix(STATE): value for name, value in tensors.items() if name != EVENTS}
 
 
-def checkpoint_digest(model: MCMForMultiTaskRecommendation, feature_extractor: MCMFeatureExtractor) -> str:
+def checkpoint_digest(model: torch.nn.Module, feature_extractor: MCMFeatureExtractor) -> str:
     """Digest of a model's weights and of its feature extractor's settings; cached for each model."""
     weights = sorted(model.state_dict().items())
     versions = tuple((value.data_ptr(), value._version) for _, value in weights)

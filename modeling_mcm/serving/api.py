@@ -322,12 +322,12 @@ def _add_labels(api: Any, service: CustomerService) -> None:
     @api.get("/labels/similar")
     def similar_labels(task: str, label: str, k: number = 10) -> Labels:
         """The labels that are most like a label, best first."""
-        return {"task": task, "labels": similar(service.model, service.extractor, task, label, k)}
+        return Labels(task=task, labels=cast(Any, similar(service.model, service.extractor, task, label, k)))
 
     @api.get("/labels/together")
     def labels_together(task: str, label: Annotated[list[str], Query()], k: number = 10) -> Labels:
         """The labels that go with some labels, such as those of a basket, best first."""
-        return {"task": task, "labels": together(service.model, service.extractor, task, label, k)}
+        return Labels(task=task, labels=cast(Any, together(service.model, service.extractor, task, label, k)))
 
 
 def _add_deletions(api: Any, service: CustomerService) -> None:

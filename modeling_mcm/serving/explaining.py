@@ -64,7 +64,7 @@ class ExplainingProcess:
         self._pool.shutdown(cancel_futures=True)
 
 
-_checkpoint: Any = None  # model and feature extractor of this process
+_checkpoint: tuple[Any, Any] = (None, None)  # model and feature extractor of this process
 
 
 def _open(folder: str, digest: str, threads: int) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -99,7 +99,7 @@ class CustomerService:
         self.model, self.extractor, self.store, self.clock = model, extractor, store, clock
         self.in_memory, self.keep_every = in_memory, keep_every
         self.explainer: Callable[..., Explanation] = partial(explain, model, extractor)
-        self.counts: Counter[str] = Counter(dict.fromkeys(COUNTED, 0))
+        self.counts: dict[str, float] = dict.fromkeys(COUNTED, 0)
         self._cached: OrderedDict[str, _CachedCustomer] = OrderedDict()
         self._memory_lock = threading.Lock()
         self.candidates = candidates

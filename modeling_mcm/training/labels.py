@@ -9,6 +9,7 @@ computed once for the history of every label, and a training step then takes a m
 import json
 import sys
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,10 +34,11 @@ from modeling_mcm.data.labels import (
     LabelledCustomers,
     load_labels,
 )
-from modeling_mcm.evaluation.labels import LabelMetrics
+from modeling_mcm.evaluation.labels import LabelMetrics, mean_auc
 from modeling_mcm.files_mcm import file_digest, write_json
 from modeling_mcm.option import option
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
+from modeling_mcm.times_mcm import SECONDS_PER_DAY
 from modeling_mcm.training.callbacks import EarlyStopping
 from modeling_mcm.training.checkpoints import read_checkpoint
 from modeling_mcm.training.finetuning import MODEL_PARTS, PRE_TRAINED, digest_of
@@ -214,6 +216,34 @@ def _start_head(
     return dataset, collate
 
 
+def _compute_yardsticks(
+    customers: LabelledCustomers, dataset: Any, trained_on: NDArray[np.int64], held_out: NDArray[np.int64]
+) -> dict[str, float]:
+    """AUC of simple methods on the held-out labels of two classes: days since the last event; and, if scikit-learn is
+    installed and all counts are in memory, logistic regression on the counts that the state reads."""
+
+    def days(indices: NDArray[np.int64]) -> NDArray[np.float64]:
+        items = customers.__getitems__(indices.tolist())
+        return np.array([(item["time"] - item["history"]["times"].max()) / SECONDS_PER_DAY for item in items])
+
+    def auc(indices: NDArray[np.int64], scores: NDArray[np.float64]) -> float:
+        return mean_auc(customers.labels.values[indices], np.stack([-scores, scores], 1))
+
+    sample = trained_on[:SAMPLE]
+    sign = 1.0 if auc(sample, days(sample)) >= 0.5 else -1.0  # for some labels a long absence speaks against it
+    found = {"days since the last event": auc(held_out, sign * days(held_out))}
+    if isinstance(dataset, CountedHistories):
+        with suppress(ImportError):
+            from sklearn.linear_model import LogisticRegression
+            from sklearn.pipeline import make_pipeline
+            from sklearn.preprocessing import StandardScaler
+
+            counts, fitted = dataset.counts.numpy(), make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+            fitted.fit(counts[trained_on], customers.labels.values[trained_on])
+            found["logistic regression of counts"] = auc(held_out, fitted.decision_function(counts[held_out]))
+    return found
+
+
 def train_to_labels(
     model: str,
     data: str,
@@ -304,6 +334,8 @@ def _train(
     values = {name.removeprefix("eval_"): value for name, value in evaluation.items()}
     metrics = {name: value for name, value in values.items() if name in METRICS}
     if trainer.is_world_process_zero():
+        compares = evaluates and len(labels.classes) == 2
+        yardsticks = _compute_yardsticks(customers, dataset, trained_on, held_out) if compares else {}
         facts = {
             "run": run,
             "label": labels.name,
@@ -312,6 +344,7 @@ def _train(
             "labels": len(trained_on),
             "left_out": customers.dropped,
             "validation": metrics | {"labels": len(held_out) if evaluates else 0},
+            "yardsticks": yardsticks,
             "seconds": result.metrics["train_runtime"],
             "steps": trainer.state.global_step,
             "trained_parameters": trained,
@@ -320,7 +353,8 @@ def _train(
             "threads": torch.get_num_threads(),
         }
         write_json(record, facts | {"finished": True})
-    words = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
-    on_held_out = f"On {len(held_out):,} labels of customers that were not trained on: {words}."
-    logger.warning(on_held_out if words else "Saved.")
+        words = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
+        words += "".join(f"; auc of {name} {value:.3f}" for name, value in yardsticks.items())
+        on_held_out = f"On {len(held_out):,} labels of customers that were not trained on: {words}."
+        logger.warning(on_held_out if words else "Saved.")
     return metrics

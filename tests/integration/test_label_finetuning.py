@@ -110,7 +110,8 @@ def test_the_service_predicts_a_label(tuned, prepared, event_log, tmp_path):
     for part in (events[:30], events[30:]):
         assert client.post("/events", json={"events": part}).status_code == 200
         with service.customer("c03") as live:
-            assert client.get("/customers/c03/prediction").json()["prediction"] == live.predict()
+            wanted = live.predict()
+        assert client.get("/customers/c03/prediction").json()["prediction"] == wanted
     assert len(client.get("/customers/c03/embedding").json()["embedding"]) == model.config.embedding_size
     for question in ("scores", "explain?task=aisle", "forecast"):
         assert client.get(f"/customers/c03/{question}").status_code == 501
@@ -122,6 +123,7 @@ def test_a_command_learns_a_label_and_leaves_what_was_found_on_other_customers(t
     assert (facts["label"], facts["kind"], facts["classes"]) == ("likes", "binary", ["false", "true"])
     assert facts["labels"] + facts["validation"]["labels"] == 34 and facts["validation"]["labels"] == 7
     assert facts["left_out"] == 0 and 0 <= facts["validation"]["auc"] <= 1
+    assert 0 <= facts["yardsticks"]["days since the last event"] <= 1
     history = json.loads((tuned / "trainer_state.json").read_text())["log_history"]
     losses = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
     assert min(losses) < np.log(2)  # below what holds for everybody

@@ -111,6 +111,7 @@ def test_the_numbers_are_those_of_run_predict(serve, save, event_log, tmp_path):
             np.testing.assert_allclose([each["score"] for each in labels], wanted[f"{task}_scores"], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_explanations_come_from_another_process_that_ends_with_the_service(serve, save, event_log, tmp_path):
     server = serve(save(extended=True), tmp_path / "state.db")
     server.ask("/v1/events", {"events": as_requests(event_log, ["c01"])})
@@ -154,7 +155,7 @@ def test_a_browser_opens_the_docs_and_asks_with_the_token(serve, save, event_log
         operation.locator("button.try-out__btn").click()
         operation.locator("tr[data-param-name=customer_id] input").fill("c01")
         operation.locator("button.execute").click()
-        sent = operation.locator(".live-responses-table .response-col_status").first
+        sent = operation.locator(".live-responses-table td.response-col_status").first
         sent.wait_for()
         assert sent.inner_text().strip().startswith("200")
 
