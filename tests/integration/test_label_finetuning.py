@@ -107,7 +107,7 @@ def test_the_service_predicts_a_label(tuned, prepared, event_log, tmp_path):
     model, extractor = MCMForCustomerPrediction.from_pretrained(tuned).eval(), PreparedData(prepared).extractor
     service = make_service(model, extractor, tmp_path / "state.db")
     client, events = make_client(service), as_requests(event_log, ["c03"])
-    for part in (events[:30], events[30:]):
+    for part in (events[:5], events[5:]):
         assert client.post("/events", json={"events": part}).status_code == 200
         with service.customer("c03") as live:
             wanted = live.predict()

@@ -155,7 +155,7 @@ def test_a_browser_opens_the_docs_and_asks_with_the_token(serve, save, event_log
         operation.locator("button.try-out__btn").click()
         operation.locator("tr[data-param-name=customer_id] input").fill("c01")
         operation.locator("button.execute").click()
-        sent = operation.locator(".live-responses-table td.response-col_status").first
+        sent = operation.locator(".live-responses-table tbody .response-col_status").first
         sent.wait_for()
         assert sent.inner_text().strip().startswith("200")
 

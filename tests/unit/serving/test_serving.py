@@ -194,13 +194,13 @@ def test_openapi_says_what_is_answered(client):
     found = client.get(f"{HOST}/openapi.json").json()
     assert found["components"]["securitySchemes"] == {"HTTPBearer": {"type": "http", "scheme": "bearer"}}
     guarded = [each for path in found["paths"].values() for each in path.values() if "security" in each]
-    assert len(guarded) == 11
+    assert len(guarded) == 12
     for each in guarded:
         for status, answer in each["responses"].items():
             (content,) = answer["content"].values()
             assert status < "4" or content["schema"] == {"$ref": "#/components/schemas/Problem"}
     asked = found["paths"]["/v1/customers/{customer_id}/scores"]["get"]
-    assert asked["responses"].keys() == {"200", "401", "404", "422", "500", "503"}
+    assert asked["responses"].keys() == {"200", "401", "404", "422", "500", "501", "503"}
     assert asked["responses"]["200"]["content"]["application/json"]["schema"]["$ref"].endswith("/Scores")
     assert found["components"]["schemas"]["Label"]["required"] == ["label", "score"]
 
@@ -255,7 +255,7 @@ def test_every_endpoint_but_healthz_needs_the_token(client, service, events, sen
     paths = client.get(f"{HOST}/openapi.json").json()["paths"]
     for name in ("healthz", "readyz"):
         assert paths.pop(f"/{name}").keys() == {"get"}
-    assert len(paths) == 11
+    assert len(paths) == 12
     del client.headers["Authorization"]
     for path, methods in paths.items():
         for method in methods:
