@@ -59,6 +59,7 @@ setup(
         "jinja2>=3.1",
         "numpy>=2",
         "pyyaml>=6.0.2",
+        "typing-extensions>=4.10",
     ],
     extras_require={
         "app": APP,

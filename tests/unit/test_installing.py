@@ -20,7 +20,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[2]
 # What setup.py always installs, and what that brings with it.
 BASE = {"torch", "transformers", "datasets", "accelerate", "huggingface_hub", "evaluate", "jinja2", "numpy", "yaml"}
-BASE |= {"pandas", "pyarrow", "fsspec", "filelock", "psutil", "safetensors", "tqdm"}
+BASE |= {"pandas", "pyarrow", "fsspec", "filelock", "psutil", "safetensors", "tqdm", "typing_extensions"}
 OWN = {"modeling_mcm", *(path.stem for path in (ROOT / "training").glob("*.py"))}
 EXTRAS = set(re.findall(r'^        "([a-z-]+)": [A-Z]', (ROOT / "setup.py").read_text(), flags=re.MULTILINE))
 SENTENCE = re.compile(r"\w+ is not installed, which comes with an extra: pip install 'modeling-mcm\[(\S+)\]'\.")
