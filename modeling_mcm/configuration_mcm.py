@@ -308,7 +308,7 @@ class MCMConfig(PreTrainedConfig):
         for name in SHARES:
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` is {getattr(self, name)}: expected 0 or more and less than 1.")
-        if not 0 < self.layer_norm_eps < 1:
+        if not 0 < self.layer_norm_eps <= 1:  # transformers' own tests have 1
             raise ValueError(f"`layer_norm_eps` is {self.layer_norm_eps}: expected a small positive number.")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(

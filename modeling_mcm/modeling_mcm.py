@@ -126,7 +126,7 @@ class MCMPreTrainedModel(PreTrainedModel):
         may_differ = kwargs.pop("ignore_mismatched_sizes", False)  # if not, they are refused below with a sentence
         kwargs["ignore_mismatched_sizes"] = may_differ or not output_loading_info
         model, loading = super().from_pretrained(source, *model_args, output_loading_info=True, **kwargs)
-        if not output_loading_info:
+        if not output_loading_info and source is not None:  # without a source the caller gives the weights
             loading = {**loading, "mismatched_keys": () if may_differ else loading["mismatched_keys"]}
             names, missing = set(model.state_dict()), set(loading["missing_keys"])
             parts, stored = ({key.partition(".")[0] for key in keys} for keys in (names, names - missing))
