@@ -1,12 +1,8 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The page of results is what its tables make."""
+"""The tables of the page of results."""
 
 import results
-
-
-def test_the_page_is_drawn_from_the_tables():
-    assert results.PAGE.read_text(encoding="utf-8") == results.page(results.FOLDER)
 
 
 def test_mcm_is_compared_with_the_best_other_method():
