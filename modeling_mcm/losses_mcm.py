@@ -6,11 +6,11 @@ Equation 4, the cross-entropy of the targets, is averaged over a customer's targ
 last. All tasks are computed together: the score matrix has one row for each prefix, and the labels of all tasks as
 columns.
 
-Shapes: B customers, R scored prefixes of all customers, T tasks, V labels of all tasks, M targets of all customers
-and tasks.
+Shapes: B customers, R scored prefixes of all customers, T tasks, V labels of a task or of all tasks, S labels of a
+sample, M targets of all customers and tasks, H hidden size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -61,6 +61,68 @@ class Objective:
                 raise ValueError(f"`{name}` must be 0 or more, got {getattr(self, name)}: 0 is none.")
         if not 0 <= self.mask_probability <= 1:
             raise ValueError(f"`mask_probability` must be from 0 to 1, got {self.mask_probability}: it is a share.")
+
+
+@dataclass
+class TaskLabels:
+    """The labels of a task that a training step scores: all, or a sample if there are very many (V is S then).
+
+    A sample has all labels in the batch's histories and targets, and a random part of the others. The others, in the
+    order of their ids, are cut into strata, and one label of each stratum is drawn. It represents the n labels of its
+    stratum: with log n added to its score (log-Q correction; Bengio & Senécal, 2008) the expected sum of exponentials
+    over the sample equals the sum over all labels. As ids are ordered by frequency, strata make sure that frequent and
+    rare labels are drawn. The logarithm of the sum is biased downwards; the bias shrinks with the size of the sample.
+    """
+
+    vectors: torch.Tensor  # (V, H): embedding e_w of each label
+    bias: torch.Tensor | None = None  # (V,): bias of each label; `None` if the model has none
+    ids: torch.Tensor | None = None  # (S,): ids of the sampled labels, ascending; `None`: all labels
+    # (S,): logarithm of the number of labels that each sampled label represents; `None`: all labels
+    log_counts: torch.Tensor | None = None
+
+    @property
+    def tables(self) -> list[torch.Tensor]:
+        """All tensors that have one row for each label; they may need a gradient."""
+        return [self.vectors, *([] if self.bias is None else [self.bias])]
+
+    def indices(self, ids: torch.Tensor) -> torch.Tensor:
+        """Index of each label in the tensors of this object."""
+        return ids if self.ids is None else torch.searchsorted(self.ids, ids.clamp(min=0))
+
+    def sample(self, certain: torch.Tensor, number: int) -> "TaskLabels":
+        """Draws a sample of labels: the ids `certain` (those below 2 are ignored) and `number` others, at least 1; all
+        labels if there are no more than `number` others. It uses torch's global generator, as dropout does, so a
+        resumed training draws the same samples."""
+        base = torch.cat([torch.arange(FIRST_LABEL, device=certain.device), certain.flatten().clamp(min=0)]).unique()
+        others = len(self.vectors) - len(base)
+        if others <= number:
+            return self
+        edges = torch.arange(number + 1, device=base.device) * others // number
+        counts = edges.diff()
+        draws = edges[:-1] + (torch.rand(number, device=base.device) * counts).long()  # indices among the other labels
+        draws += torch.searchsorted(base - torch.arange(len(base), device=base.device), draws, right=True)
+        ids, order = torch.cat([base, draws]).sort()
+        log_counts = torch.cat([counts.new_zeros(len(base), dtype=torch.float32), counts.float().log()])[order]
+
+        def rows(table: torch.Tensor) -> torch.Tensor:
+            return table.index_select(0, ids)
+
+        bias = None if self.bias is None else rows(self.bias)
+        return TaskLabels(rows(self.vectors), bias, ids, log_counts)
+
+
+def find_indices(scored: Sequence[TaskLabels], ids: torch.Tensor) -> torch.Tensor:
+    """[`TaskLabels.indices`] for several tasks, of shape `(..., T)`."""
+    parts = zip(scored, ids.unbind(-1), strict=True)
+    return torch.stack([labels.indices(task_ids) for labels, task_ids in parts], -1)
+
+
+def join_log_counts(scored: Sequence[TaskLabels]) -> torch.Tensor | None:
+    """Concatenates the `log_counts` of several tasks."""
+    if all(labels.log_counts is None for labels in scored):
+        return None
+    parts = [(labels.vectors.new_zeros(len(labels.vectors)), labels.log_counts) for labels in scored]
+    return torch.cat([zeros if log_counts is None else log_counts for zeros, log_counts in parts])
 
 
 class Targets(NamedTuple):
@@ -161,11 +223,11 @@ class LossInParts(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, losses_of, parts, number, *inputs):
+    def forward(ctx, compute, parts, number, *inputs):
         """Computes losses and gradients, group by group. Returns the total loss, and the task losses `(T,)` without
-        gradient. `losses_of(part, *vectors)` returns the share of a group of customers in the task losses; `parts` are
+        gradient. `compute(part, *vectors)` returns the share of a group of customers in the task losses; `parts` are
         the groups, as indices into the batch. The first `number` of `inputs` are vectors with the customers as first
-        axis, the others are the parameters that `losses_of` reads."""
+        axis, the others are the parameters that `compute` reads."""
         vectors, parameters = inputs[:number], inputs[number:]
         gradients, losses = [None] * len(inputs), []
         device = inputs[0].device.type
@@ -175,7 +237,7 @@ class LossInParts(torch.autograd.Function):
             with torch.enable_grad():
                 cut = [value[part].detach().requires_grad_(value.requires_grad) for value in vectors]
                 variables = [(index, value) for index, value in enumerate((*cut, *parameters)) if value.requires_grad]
-                losses.append(losses_of(part, *cut))
+                losses.append(compute(part, *cut))
                 part_gradients = [None] * len(variables)
                 if losses[-1].requires_grad:
                     total = losses[-1].float().sum() * scale
@@ -204,7 +266,17 @@ class LossInParts(torch.autograd.Function):
         return None, None, None, *(None if value is None else next(scaled) for value in ctx.saved_tensors)
 
 
-def customers_in_parts(costs: Sequence[int], most: int) -> list[list[int]]:
+def compute_in_parts(
+    compute: Callable[..., torch.Tensor], parts: Sequence[list[int]], number: int, *inputs: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Total loss, and task losses `(T,)` without gradient; see [`LossInParts`] for the arguments."""
+    if torch.is_grad_enabled():
+        return LossInParts.apply(compute, parts, number, *inputs)
+    losses = torch.stack([compute(part, *(value[part] for value in inputs[:number])) for part in parts]).sum(0)
+    return losses.sum(), losses
+
+
+def group_customers(costs: Sequence[int], most: int) -> list[list[int]]:
     """Groups customers of similar cost."""
     parts: list[list[int]] = [[]]
     for index in sorted(range(len(costs)), key=costs.__getitem__):

@@ -9,7 +9,7 @@ a task. Equation numbers refer to Luo & Wang, RecSys 2023.
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any, cast
 
 import torch
@@ -27,9 +27,17 @@ from .configuration_mcm import FIRST_LABEL, MCMConfig
 from .embeddings_mcm import HeterogeneousEmbedding, MCMEmbeddings, ValueEmbedding, check_inputs, digest_bytes, grow
 from .files_mcm import check_files, check_loaded, check_weights
 from .forecaster_mcm import CustomerForecasts, VisitForecaster
-from .losses_mcm import LossInParts, Objective, Targets, customers_in_parts, task_losses
-from .readout_mcm import READOUTS, ScoredRows, attention_weights
-from .sampling_mcm import TaskLabels, indices_of, joined_log_counts
+from .losses_mcm import (
+    Objective,
+    Targets,
+    TaskLabels,
+    compute_in_parts,
+    find_indices,
+    group_customers,
+    join_log_counts,
+    task_losses,
+)
+from .readout_mcm import READOUTS, PrefixEnds, attention_weights
 from .scorer_mcm import LabelScorer, LabelTables, read_histories
 from .state_mcm import CustomerState, Forecasts
 
@@ -384,6 +392,35 @@ class MCMModel(MCMPreTrainedModel):
         return (hidden * weight).sum(1) / weight.sum(1).clamp(min=1)
 
 
+@dataclass
+class ScoringInputs:
+    """What scores and losses read beside the hidden vectors. N targets and P prefixes of each customer, see
+    [`~MCMForMultiTaskRecommendation.forward`]."""
+
+    input_ids: torch.Tensor  # (B, L, J)
+    unit_mask: torch.Tensor  # (B, U): True where a unit is real
+    ends: torch.Tensor | None = None  # (B, P): last unit of each prefix; `None`: whole histories are scored
+    labels: torch.Tensor | None = None  # (B, N, T): label ids of the targets, below 2 where there is none
+    label_prefixes: torch.Tensor | None = None  # (B, N): index into `ends`; `None`: the first prefix
+    label_weights: torch.Tensor | None = None  # (B, N); `None`: equal weights
+
+    def select(self, customers: list[int]) -> "ScoringInputs":
+        """The inputs of some customers."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        return replace(self, **{name: value[customers] for name, value in values.items() if value is not None})
+
+    def find_prefixes(self, is_target: torch.Tensor) -> tuple[torch.Tensor, PrefixEnds | None]:
+        """The prefixes that targets `(B, N)` follow, each once, and the index of each target's, of shape `(B, N)`."""
+        customers = torch.arange(len(is_target), device=is_target.device)[:, None].expand_as(is_target)
+        if self.ends is None:
+            return customers, None
+        prefixes = torch.zeros_like(customers) if self.label_prefixes is None else self.label_prefixes
+        units = self.unit_mask.shape[1]
+        cells = customers * units + self.ends.gather(1, prefixes)
+        found = cells[is_target].unique()
+        return torch.searchsorted(found, cells), PrefixEnds(found // units, found % units)
+
+
 # Approximate number of scores that a training step holds at a time: on a GPU, and on a CPU, where more saves no time.
 PART_ELEMENTS = (2**26, 2**22)
 
@@ -520,42 +557,100 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
             attention_mask = (input_ids != 0).any(-1).long()
         if event_times is not None and not self.training:
             check_inputs(attention_mask, event_times=event_times)
+        history = {"input_ids": input_ids, "attention_mask": attention_mask, "visit_ids": visit_ids}
+        history |= {"event_times": event_times, "now": now}
         outputs: Any = encoder_outputs
         if outputs is None:
-            moment = {"event_times": event_times, "event_values": event_values, "now": now}
-            outputs = self.model(input_ids, attention_mask=attention_mask, visit_ids=visit_ids, **moment, **kwargs)
-        batch = {"input_ids": input_ids, "attention_mask": attention_mask, "unit_mask": outputs.unit_mask.bool()}
-        batch |= {"visit_ids": visit_ids, "event_times": event_times, "prefix_ends": prefix_ends}
-        batch |= {"now": now}
-        batch |= {"labels": labels, "label_prefixes": label_prefixes, "label_weights": label_weights}
+            outputs = self.model(**history, event_values=event_values, **kwargs)
         hidden = outputs.last_hidden_state
-        logits = losses = total = None
-        if self.training and labels is not None and torch.is_grad_enabled():
-            total, losses = self._losses_in_parts(hidden, batch)
-        elif labels is None and prefix_ends is None and not self.needs_readout():
-            logits = dict(zip(self.config.tasks, self.scored(batch, None), strict=True))
-        else:
-            task_labels, rows = self._all_labels(), self._rows(batch)
-            scores = [self._readout(hidden, rows, [of_task]) for of_task in task_labels]
-            if labels is not None:
-                of_tasks = [self._losses(scores[k], batch, rows, [task_labels[k]], [k]) for k in range(len(scores))]
-                losses = torch.cat(of_tasks)
-                total = losses.sum()
-            if prefix_ends is not None:  # (R, V) to (B, P, V)
-                of_prefixes = rows.of_units.gather(1, self._event_units(batch).gather(1, prefix_ends))
-                scores = [of_task[of_prefixes] for of_task in scores]
-            elif self.scorer is not None and self.scorer.fitted:
-                scores = self.scored(batch, scores)
-            logits = dict(zip(self.config.tasks, scores, strict=True))
+        ends = None if prefix_ends is None else self._event_units(input_ids, visit_ids).gather(1, prefix_ends)
+        inputs = ScoringInputs(input_ids, outputs.unit_mask.bool(), ends, labels, label_prefixes, label_weights)
+        loss = losses = logits = None
+        if labels is not None:
+            loss, losses = self.compute_losses(hidden, inputs)
+        if labels is None or not self.training:
+            reads_counts = prefix_ends is None and self.scorer is not None and self.scorer.fitted
+            readout = self.compute_scores(hidden, inputs) if not reads_counts or self.needs_readout() else None
+            logits = self.score_candidates(history, readout) if reads_counts else readout
         return MCMRecommendationOutput(
-            loss=total,
-            logits=logits,
+            loss=loss,
+            logits=None if logits is None else dict(zip(self.config.tasks, logits, strict=True)),
             task_losses=None if losses is None else dict(zip(self.config.tasks, losses.detach(), strict=True)),
             pooler_output=outputs.pooler_output,
             forecasts=outputs.forecasts,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+    def compute_scores(self, hidden: torch.Tensor, inputs: ScoringInputs) -> list[torch.Tensor]:
+        """Scores of the readout by task: `(B, V)` after whole histories, `(B, P, V)` after prefixes."""
+        if inputs.ends is None:
+            return [self._read_out(hidden, inputs.unit_mask, [labels]) for labels in self.task_labels()]
+        shape = inputs.ends.shape
+        customers = torch.arange(shape[0], device=hidden.device)[:, None].expand(shape)
+        ends = PrefixEnds(customers.flatten(), inputs.ends.flatten())
+        scores = [self._read_out(hidden, inputs.unit_mask, [labels], ends) for labels in self.task_labels()]
+        return [task_scores.unflatten(0, shape) for task_scores in scores]
+
+    def compute_losses(self, hidden: torch.Tensor, inputs: ScoringInputs) -> tuple[torch.Tensor, torch.Tensor]:
+        """Total loss by equation 4, and the loss of each task, of shape `(T,)`, computed for some customers at a time
+        to save memory."""
+        task_labels = self.task_labels()
+        if sample_size := self.objective.sampled_labels if self.training else 0:
+            certain = torch.cat([inputs.input_ids[..., self.task_features], cast(Any, inputs.labels)], 1).flatten(0, 1)
+            task_labels = [labels.sample(certain[:, task], sample_size) for task, labels in enumerate(task_labels)]
+        sizes = [len(labels.vectors) for labels in task_labels]
+        units = inputs.unit_mask.sum(1).tolist()
+
+        def compute(part: list[int], hidden: torch.Tensor) -> torch.Tensor:
+            """Share of some customers in the losses."""
+            longest = max(1, *(units[customer] for customer in part))
+            part_inputs = inputs.select(part)
+            label_ids = find_indices(task_labels, cast(Any, part_inputs.labels))
+            # Only prefixes with a target are scored. One has many targets, so it is scored once: a row of the scores.
+            rows, ends = part_inputs.find_prefixes((label_ids >= FIRST_LABEL).any(-1))
+            scores = self._read_out(hidden[:, :longest], part_inputs.unit_mask[:, :longest], task_labels, ends)
+            targets = Targets.find(label_ids, rows, part_inputs.label_weights, sizes)
+            losses = task_losses(scores, targets, join_log_counts(task_labels))
+            return losses * (len(part) / len(units))  # a loss is a mean over customers
+
+        parts = group_customers(units, PART_ELEMENTS[hidden.device.type == "cpu"] // sum(sizes))
+        tables = [table for labels in task_labels for table in labels.tables]
+        return compute_in_parts(compute, parts, 1, hidden, *tables)
+
+    def _read_out(
+        self,
+        hidden: torch.Tensor,
+        unit_mask: torch.Tensor,
+        task_labels: Sequence[TaskLabels],
+        ends: PrefixEnds | None = None,
+    ) -> torch.Tensor:
+        """Scores `(B, E)`, or `(R, E)` with `ends`, of the readout, the labels of all given tasks as columns. Ids 0
+        and 1, which are no labels, are masked with a large negative value."""
+        vectors = torch.cat([labels.vectors for labels in task_labels])
+        scores = READOUTS[self.config.readout](hidden, vectors, unit_mask, ends)
+        masked = scores.new_full((FIRST_LABEL,), torch.finfo(scores.dtype).min / 2)
+        offsets = []
+        for labels in task_labels:
+            bias = scores.new_zeros(len(labels.vectors)) if labels.bias is None else labels.bias.to(scores.dtype)
+            offsets += [masked, bias[FIRST_LABEL:]]
+        return scores + torch.cat(offsets)
+
+    def task_labels(self) -> list[TaskLabels]:
+        """The labels of each task, with the embeddings and parameters that the readout's scores are computed from."""
+        result = []
+        for index, task in enumerate(self.config.tasks):
+            vectors = self.label_embeddings(task)
+            if self.readout_scale is not None:
+                vectors = vectors * self.readout_scale[index]
+            result.append(TaskLabels(vectors, self.readout_bias[index] if len(self.readout_bias) else None))
+        return result
+
+    def _event_units(self, input_ids: torch.Tensor, visit_ids: torch.Tensor | None) -> torch.Tensor:
+        """Index of each event's unit, of shape `(B, L)`."""
+        if self.config.encoder_unit == "visit" and visit_ids is not None:  # else the embeddings have raised
+            return visit_ids
+        return torch.arange(input_ids.shape[1], device=input_ids.device).expand(input_ids.shape[:2])
 
     @torch.no_grad()
     def readout_scores(self, batch: Mapping[str, Any]) -> list[torch.Tensor]:
@@ -565,9 +660,9 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         if inputs["attention_mask"] is None:
             inputs["attention_mask"] = (batch["input_ids"] != 0).any(-1).long()
         outputs = self.model(**inputs)
-        inputs |= {"unit_mask": outputs.unit_mask.bool(), "prefix_ends": None}
-        rows = self._rows(inputs)
-        return [self._readout(outputs.last_hidden_state, rows, [each]) for each in self._all_labels()]
+        return self.compute_scores(
+            outputs.last_hidden_state, ScoringInputs(inputs["input_ids"], outputs.unit_mask.bool())
+        )
 
     def needs_readout(self, task: int | slice = slice(None)) -> bool:
         """Whether the scores of a task (an index; default: of any task) depend on the encoder's readout."""
@@ -575,7 +670,7 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
             return True
         return self.config.num_hidden_layers > 0 and self.scorer.reads_readout(task)
 
-    def scored(
+    def score_candidates(
         self, batch: Mapping[str, Any], readout: Sequence[torch.Tensor] | None, tasks: Sequence[str] | None = None
     ) -> list[torch.Tensor]:
         """Scores of the fitted scorer by task (default: all tasks), each of shape `(B, V)`, from model inputs and the
@@ -584,92 +679,6 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         indices = [self.config.tasks.index(task) for task in tasks]
         used = None if readout is None or not self.config.num_hidden_layers else [readout[k] for k in indices]
         return cast(LabelScorer, self.scorer).score(indices, read_histories(self.config, batch, tasks), used)
-
-    def _event_units(self, batch: Mapping[str, Any]) -> torch.Tensor:
-        """Index of each event's unit, of shape `(B, L)`."""
-        if self.config.encoder_unit == "visit" and batch["visit_ids"] is not None:  # else the embeddings have raised
-            return batch["visit_ids"]
-        shape = batch["input_ids"].shape[:2]
-        return torch.arange(shape[1], device=batch["input_ids"].device).expand(shape)
-
-    def _rows(self, batch: Mapping[str, Any], of_labels: torch.Tensor | None = None) -> ScoredRows:
-        """The rows of a batch's score matrix."""
-        event_units = self._event_units(batch)
-        if batch["prefix_ends"] is None:
-            return ScoredRows.of_histories(batch, event_units)
-        ends = event_units.gather(1, batch["prefix_ends"])
-        is_scored = torch.ones_like(ends)
-        if of_labels is not None:
-            ends, is_scored = ends.gather(1, _prefixes_of_labels(batch)), of_labels.long()
-        is_end = torch.zeros_like(batch["unit_mask"]).long().scatter_add(1, ends, is_scored) > 0
-        return ScoredRows.of_prefixes(batch, event_units, is_end)
-
-    def _readout(self, hidden: torch.Tensor, rows: ScoredRows, scored: Sequence[TaskLabels]) -> torch.Tensor:
-        """Scores `(R, E)` of the readout, the labels of all given tasks as columns. Ids 0 and 1, which are no labels,
-        are masked with a large negative value."""
-        scores = READOUTS[self.config.readout](
-            hidden, torch.cat([labels.vectors for labels in scored]), rows.mask, rows.packed
-        )
-        masked = scores.new_full((FIRST_LABEL,), torch.finfo(scores.dtype).min / 2)
-        offsets = []
-        for labels in scored:
-            bias = scores.new_zeros(len(labels.vectors)) if labels.bias is None else labels.bias.to(scores.dtype)
-            offsets += [masked, bias[FIRST_LABEL:]]
-        return scores + torch.cat(offsets)
-
-    def _losses(
-        self,
-        scores: torch.Tensor,
-        batch: Mapping[str, Any],
-        rows: ScoredRows,
-        scored: Sequence[TaskLabels],
-        tasks: Sequence[int],
-    ) -> torch.Tensor:
-        """Loss of each task, of shape `(T,)`, from a score matrix `(R, E)` with their labels as columns."""
-        target_ids = indices_of(scored, batch["labels"][..., tasks])
-        of_labels = rows.of_units[:, :1].expand(target_ids.shape[:2])
-        if rows.packed is not None:
-            ends = self._event_units(batch).gather(1, batch["prefix_ends"]).gather(1, _prefixes_of_labels(batch))
-            of_labels = rows.of_units.gather(1, ends)
-        sizes = [len(labels.vectors) for labels in scored]
-        targets = Targets.find(target_ids, of_labels, batch["label_weights"], sizes)
-        return task_losses(scores, targets, joined_log_counts(scored))
-
-    def _losses_in_parts(self, hidden: torch.Tensor, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Total loss, and loss of each task of shape `(T,)`, computed for some customers at a time to save memory."""
-        units, lengths = batch["unit_mask"].sum(1).tolist(), batch["attention_mask"].sum(1).tolist()
-        task_labels = self._all_labels()
-        if sample_size := self.objective.sampled_labels:
-            met_ids, target_ids = batch["input_ids"][..., self.task_features], batch["labels"]
-            certain = torch.cat([met_ids, target_ids], 1).flatten(0, 1)  # (B (L + N), T)
-            task_labels = [labels.sample(certain[:, index], sample_size) for index, labels in enumerate(task_labels)]
-        max_cost = PART_ELEMENTS[hidden.device.type == "cpu"] // sum(len(labels.vectors) for labels in task_labels)
-
-        def losses_of(part: list[int], hidden: torch.Tensor) -> torch.Tensor:
-            part_batch: dict[str, Any] = {k: None if value is None else value[part] for k, value in batch.items()}
-            unit, event = (slice(max(1, *(sizes[index] for index in part))) for sizes in (units, lengths))
-            part_batch["unit_mask"] = part_batch["unit_mask"][:, unit]
-            for name in ("input_ids", "attention_mask", "visit_ids", "event_times"):
-                part_batch[name] = None if part_batch[name] is None else part_batch[name][:, event]
-            is_target = (indices_of(task_labels, part_batch["labels"]) >= FIRST_LABEL).any(-1)
-            rows = self._rows(part_batch, is_target)  # only the prefixes of targets are scored
-            scores = self._readout(hidden[:, unit], rows, task_labels)
-            losses = self._losses(scores, part_batch, rows, task_labels, list(range(len(task_labels))))
-            return losses * (len(hidden) / len(units))  # a loss is a mean over customers
-
-        parts = customers_in_parts(units, max_cost)
-        tables = [table for labels in task_labels for table in labels.tables]
-        return LossInParts.apply(losses_of, parts, 1, hidden, *tables)
-
-    def _all_labels(self) -> list[TaskLabels]:
-        """The labels of each task, with the embeddings and parameters that the readout's scores are computed from."""
-        result = []
-        for index, task in enumerate(self.config.tasks):
-            vectors = self.label_embeddings(task)
-            if self.readout_scale is not None:
-                vectors = vectors * self.readout_scale[index]
-            result.append(TaskLabels(vectors, self.readout_bias[index] if len(self.readout_bias) else None))
-        return result
 
     @torch.no_grad()
     def preferences(
@@ -709,9 +718,3 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
             result["weights"] = weights.gather(1, labels[..., None].expand(-1, -1, weights.shape[-1]))
             result["unit_mask"] = unit_mask
         return result
-
-
-def _prefixes_of_labels(batch: Mapping[str, Any]) -> torch.Tensor:
-    """Prefix of each target, of shape `(B, N)`; the first prefix by default."""
-    prefixes = batch["label_prefixes"]
-    return torch.zeros_like(batch["labels"][..., 0]) if prefixes is None else prefixes

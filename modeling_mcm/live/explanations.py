@@ -224,7 +224,7 @@ class _History:
         inputs = {name: value.to(self.model.device) for name, value in inputs.items()}
         if self.model.needs_readout(self.model.config.tasks.index(task)):
             return self.model(**inputs).logits[task]
-        return self.model.scored(inputs, None, [task])[0]
+        return self.model.score_candidates(inputs, None, [task])[0]
 
     def _without(self, gone: NDArray[np.bool_]) -> dict[str, Any]:
         """The row without the visits whose events are marked by `gone` `(events,)`; visits and the days between them

@@ -210,7 +210,7 @@ class LiveState:
         of_all = reader.model.config.tasks
         tasks = of_all if tasks is None else tasks
         if reader.is_scored:
-            scores = reader.model.scored(self.inputs(now), readout if reader.reads_readout else None, tasks)
+            scores = reader.model.score_candidates(self.inputs(now), readout if reader.reads_readout else None, tasks)
         else:
             scores = [readout[of_all.index(task)] for task in tasks]
         return {task: of_task[0] for task, of_task in zip(tasks, scores, strict=True)}

@@ -30,7 +30,7 @@ class Reader:
         self.is_scored = model.scorer is not None and bool(model.scorer.fitted)
         self.reads_readout = model.needs_readout() and not (self.is_scored and config.live_state == "counts")
         self.encodes = self.reads_readout or model.model.state is None  # the embedding may need it
-        labels = dict(zip(config.tasks, model._all_labels(), strict=True)) if self.reads_readout else {}
+        labels = dict(zip(config.tasks, model.task_labels(), strict=True)) if self.reads_readout else {}
         vectors = [of_task.vectors.detach() for of_task in labels.values()]
         self.vectors = torch.cat([*vectors, torch.zeros(0, config.hidden_size)])
         # (V,) by task: what is added to each label's readout; ids that are no labels are masked.

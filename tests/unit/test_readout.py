@@ -8,16 +8,12 @@ import torch
 from modeling_mcm import readout_mcm
 from modeling_mcm.readout_mcm import (
     READOUTS,
-    WIDEST,
-    MaskedReadout,
-    PackedUnits,
+    PrefixEnds,
     RunningReadout,
-    WideRunningReadout,
     attention_weights,
     attentional_readout,
     last_readout,
     reference_readout,
-    running_readout,
 )
 
 BATCH, UNITS, HIDDEN, LABELS = 3, 9, 8, 11
@@ -38,8 +34,8 @@ def ends():
 
 def at_ends(readout, hidden, labels, mask, ends):
     """Scores after the prefixes that end at `ends`, of shape `(B, P, V)`."""
-    units = PackedUnits.of(mask)
-    return readout(hidden, labels, mask, units)[units.score_rows.gather(1, ends)]
+    customers = torch.arange(len(ends))[:, None].expand_as(ends)
+    return readout(hidden, labels, mask, PrefixEnds(customers.flatten(), ends.flatten())).unflatten(0, ends.shape)
 
 
 def test_readout_is_equations_2_and_3(inputs):
@@ -53,72 +49,30 @@ def test_reference_is_the_paper_for_one_label(inputs):
     torch.testing.assert_close(reference_readout(*inputs)[1, 7], (a[:, None] * h).sum(0) @ e, atol=1e-5, rtol=1e-5)
 
 
-SIZES = [3, 3, 2, 1, 1]  # customers of 5, 3 and 2 units
-
-
-@pytest.mark.parametrize("scored", [None, [1, 3, 8]], ids=["all", "some"])
-@pytest.mark.parametrize("long_row", [1, 10**6], ids=["rows", "columns"])
-def test_gradients_of_the_running_readout(long_row, scored, monkeypatch):
-    monkeypatch.setattr(readout_mcm, "LONG_ROW", long_row)
+def test_gradients_of_the_running_readout():
     torch.manual_seed(0)
-    z = (3 * torch.randn(10, 3, dtype=torch.float64)).requires_grad_()
-    places = None if scored is None else torch.tensor(scored)
-    assert torch.autograd.gradcheck(RunningReadout.apply, (z, z.detach().max(), SIZES, places))
+    z = (3 * torch.randn(5, 3, 2, dtype=torch.float64)).requires_grad_()
+    assert torch.autograd.gradcheck(RunningReadout.apply, (z,))
 
 
-def test_gradients_of_the_wide_running_readout():
+def test_half_precision_is_summed_in_float32():
     torch.manual_seed(0)
-    z = (3 * torch.randn(10, 3, dtype=torch.float64)).requires_grad_()
-    assert torch.autograd.gradcheck(WideRunningReadout.apply, (z, SIZES))
-
-
-def test_units_are_packed_by_step():
-    mask = torch.arange(5) < torch.tensor([2, 5, 0, 3])[:, None]
-    units = PackedUnits.of(mask)
-    assert units.sizes == SIZES
-    assert units.customers.tolist() == [1, 3, 0, 1, 3, 0, 1, 3, 1, 1]
-    assert units.units.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 3, 4]
-    places = torch.arange(20).view(4, 5)
-    assert torch.equal(places[units.customers, units.units][units.score_rows][mask], places[mask])
-    assert (units.score_rows[~mask] == -1).all() and units.scored is None
-
-
-def test_only_units_that_end_a_prefix_are_scored():
-    mask = torch.arange(5) < torch.tensor([2, 5, 0, 3])[:, None]
-    scored = torch.zeros_like(mask)
-    scored[[1, 1, 3], [1, 4, 0]] = True
-    units = PackedUnits.of(mask, scored)
-    assert units.sizes == SIZES and units.scored.tolist() == [1, 3, 9]  # of customers 3, 1, 1
-    assert units.score_rows[[3, 1, 1], [0, 1, 4]].tolist() == [0, 1, 2] and units.score_rows.sum() == 3 - (20 - 3)
-    assert PackedUnits.of(mask, mask).scored is None
-
-
-@pytest.mark.parametrize("outlier", [0.0, 2 * WIDEST], ids=["narrow", "wide"])
-def test_half_precision_is_summed_in_float32(outlier):
-    torch.manual_seed(0)
-    z = torch.randn(400, 50).bfloat16()
-    z[7, 49] = outlier
-    found = running_readout(z, [1] * 400)
+    hidden, mask = torch.randn(1, 400, 8).bfloat16(), torch.ones(1, 400, dtype=torch.bool)
+    labels, ends = torch.randn(50, 8).bfloat16(), torch.arange(400)[None]
+    found = at_ends(attentional_readout, hidden, labels, mask, ends)[0]
     assert found.dtype == torch.bfloat16
-    exact = z[..., :49].double()
-    expected = torch.stack([(exact[: t + 1].softmax(0) * exact[: t + 1]).sum(0) for t in range(400)])
+    z = (hidden[0] @ labels.T).double()
+    expected = torch.stack([(z[: t + 1].softmax(0) * z[: t + 1]).sum(0) for t in range(400)])
     # rounded once, at the end: three digits; sums of 400 terms in bfloat16 would be off by tenths
-    torch.testing.assert_close(found[..., :49].double(), expected, atol=0.005, rtol=0.005)
-
-
-def test_gradients_of_the_masked_readout():
-    torch.manual_seed(0)
-    z = (3 * torch.randn(2, 5, 3, dtype=torch.float64)).requires_grad_()
-    mask = torch.tensor([[True] * 5, [True, True, False, False, False]])
-    assert torch.autograd.gradcheck(MaskedReadout.apply, (z, mask))
+    torch.testing.assert_close(found.double(), expected, atol=0.02, rtol=0.005)
 
 
 @pytest.mark.parametrize("with_prefixes", [False, True])
 def test_bfloat16_stays_near_float32(inputs, with_prefixes):
     hidden, labels, mask = inputs
-    prefixes = PackedUnits.of(mask) if with_prefixes else None
-    exact = attentional_readout(hidden, labels, mask, prefixes)
-    rough = attentional_readout(hidden.bfloat16(), labels.bfloat16(), mask, prefixes)
+    ends = PrefixEnds(*mask.nonzero(as_tuple=True)) if with_prefixes else None
+    exact = attentional_readout(hidden, labels, mask, ends)
+    rough = attentional_readout(hidden.bfloat16(), labels.bfloat16(), mask, ends)
     assert rough.dtype == torch.bfloat16
     # bfloat16 has 8 bits: z of size 10 is known to 0.04, and its exponential to 4%
     torch.testing.assert_close(rough.float(), exact, atol=0.1, rtol=0.03)
@@ -129,8 +83,7 @@ def test_long_sequences_and_large_scores_are_exact(size):
     torch.manual_seed(0)
     steps = 2000
     z = (size * torch.empty(steps, 5).uniform_(-1, 1)).requires_grad_()
-    s = running_readout(z, [1] * steps)
-    assert s.grad_fn.name().startswith("Wide") == (size > WIDEST)
+    s = RunningReadout.apply(z)
     (gradient,) = torch.autograd.grad(s.sum(), z)
     assert s.isfinite().all() and gradient.isfinite().all()
     exact = z.detach().double()
@@ -144,8 +97,8 @@ def test_long_sequences_and_large_scores_are_exact(size):
 def test_chunking_labels_does_not_change_scores(inputs, ends, monkeypatch):
     hidden, labels, mask = (t if t.dtype == torch.bool else t.requires_grad_() for t in inputs)
     seen = []
-    plain = readout_mcm.running_readout
-    monkeypatch.setattr(readout_mcm, "running_readout", lambda z, *units: seen.append(z.shape[-1]) or plain(z, *units))
+    plain = RunningReadout.apply
+    monkeypatch.setattr(RunningReadout, "apply", lambda z: seen.append(z.shape[-1]) or plain(z))
 
     def run():
         seen.clear()
@@ -153,7 +106,7 @@ def test_chunking_labels_does_not_change_scores(inputs, ends, monkeypatch):
         return scores, list(seen), torch.autograd.grad(scores.square().sum(), (hidden, labels))
 
     whole, whole_parts, whole_gradients = run()
-    monkeypatch.setattr(readout_mcm, "CHUNK_ELEMENTS", 4 * sum(LENGTHS))
+    monkeypatch.setattr(readout_mcm, "CHUNK_ELEMENTS", 4 * BATCH * UNITS)
     chunked, parts, gradients = run()
     assert whole_parts == [LABELS] and parts == [4, 4, 3]
     torch.testing.assert_close(chunked, whole, atol=1e-6, rtol=1e-6)
@@ -203,7 +156,7 @@ def test_the_last_readout_is_the_last_hidden_vector(inputs, ends):
 
 
 @pytest.mark.parametrize("scored", [None, 0.3], ids=["all", "some"])
-@pytest.mark.parametrize("size", [1.0, 60.0], ids=["narrow", "wide"])
+@pytest.mark.parametrize("size", [1.0, 60.0])
 @pytest.mark.parametrize("name", READOUTS)
 def test_prefixes_give_what_each_gives_alone(inputs, name, size, scored):
     hidden, embeddings, mask = inputs
@@ -211,14 +164,12 @@ def test_prefixes_give_what_each_gives_alone(inputs, name, size, scored):
     wanted = mask
     if scored is not None:
         wanted = mask & (torch.rand(mask.shape, generator=torch.Generator().manual_seed(0)) < scored)
-    units = PackedUnits.of(mask, wanted)
-    packed = READOUTS[name](hidden, embeddings, mask, units)
-    assert packed.shape == (int(wanted.sum()), LABELS)
-    packed = packed[units.score_rows[wanted]]
+    together = READOUTS[name](hidden, embeddings, mask, PrefixEnds(*wanted.nonzero(as_tuple=True)))
+    assert together.shape == (int(wanted.sum()), LABELS)
     heads = [mask & (torch.arange(UNITS) <= end) for end in range(UNITS)]
     alone = torch.stack([READOUTS[name](hidden, embeddings, head) for head in heads], 1)[wanted]
-    torch.testing.assert_close(packed, alone, atol=1e-4, rtol=1e-4)
-    weight = torch.randn_like(packed)
-    gradients = (torch.autograd.grad((s * weight).sum(), (hidden, embeddings)) for s in (packed, alone))
+    torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-4)
+    weight = torch.randn_like(together)
+    gradients = (torch.autograd.grad((s * weight).sum(), (hidden, embeddings)) for s in (together, alone))
     for found, expected in zip(*gradients, strict=True):
         torch.testing.assert_close(found, expected, atol=1e-2 * size, rtol=1e-3)

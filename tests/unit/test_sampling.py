@@ -11,8 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from modeling_mcm import MCMConfig, MCMForMultiTaskRecommendation
 from modeling_mcm.configuration_mcm import FIRST_LABEL
-from modeling_mcm.losses_mcm import Objective
-from modeling_mcm.sampling_mcm import TaskLabels
+from modeling_mcm.losses_mcm import Objective, TaskLabels
 
 LABELS, CERTAIN = 60, torch.tensor([[9, 1, 0, 41], [-100, 9, 30, 59]])
 
