@@ -154,7 +154,7 @@ def locked(*paths: Path, wait: bool = True) -> Iterator[None]:
             except Timeout:
                 if not wait:
                     raise
-                logger.warning(f"Another run changes what {path} locks; waiting for its end.")
+                logger.info(f"Another run changes what {path} locks; waiting for its end.")
                 lock.acquire()
             locks.callback(_unlock, lock)
         yield

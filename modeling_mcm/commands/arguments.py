@@ -9,12 +9,13 @@ import argparse
 import dataclasses
 import difflib
 import json
+import logging
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import datasets
 import pyarrow as pa
@@ -22,7 +23,7 @@ import yaml
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import HfArgumentParser
-from transformers.utils import logging
+from transformers.utils import logging as transformers_logging
 
 from modeling_mcm.data.yaml_files import UniqueKeyLoader, read_yaml
 from modeling_mcm.option import option
@@ -39,8 +40,10 @@ EXPECTED = (*EXPLAINED, RuntimeError, ArithmeticError, MemoryError, SafetensorEr
 
 @contextmanager
 def exits() -> Iterator[None]:
-    """A context in which errors that input causes end the process with their message instead of a traceback. Raises
-    `SystemExit` with the name of the command and the error's message."""
+    """A context in which progress is written to standard error, and errors that input causes end the process with
+    their message instead of a traceback. Raises `SystemExit` with the name of the command and the error's message."""
+    logging.getLogger("modeling_mcm").setLevel(logging.INFO)
+    cast(logging.Handler, logging.lastResort).setLevel(logging.INFO)
     try:
         yield
     except EXPECTED as error:
@@ -177,7 +180,7 @@ def parse_options(
     except ValueError as error:
         parser.error(str(error))
     if progress.no_progress:
-        logging.disable_progress_bar()
+        transformers_logging.disable_progress_bar()
         datasets.disable_progress_bars()
         for options in others:
             if hasattr(options, "disable_tqdm"):

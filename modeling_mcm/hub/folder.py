@@ -22,7 +22,7 @@ from transformers.dynamic_module_utils import get_relative_imports
 
 from modeling_mcm.configuration_mcm import MCMConfig
 from modeling_mcm.embeddings_mcm import digest_bytes
-from modeling_mcm.files_mcm import VOCABULARIES_NAME, check_values, damage, values_digest, write_json
+from modeling_mcm.files_mcm import VOCABULARIES_NAME, check_values, damage, some, values_digest, write_json
 from modeling_mcm.hub.privacy import TABLES, hide_pairs, hide_values
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
@@ -121,11 +121,16 @@ def _published_preprocessor(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_weights(path: Path) -> None:
-    """Raises `ValueError` if a file is damaged, or if its metadata say more than the library."""
+    """Raises `ValueError` if a file is damaged, has NaN, or if its metadata say more than the library."""
     if fault := damage(path):
         raise ValueError(f"{fault}; save the model again with save_pretrained.")
     with safe_open(path, "pt") as file:
         header = file.metadata() or {}
+        if bad := [key for key in file.keys() if not torch.isfinite(file.get_tensor(key)).all()]:
+            raise ValueError(
+                f"{path} has NaN or infinite numbers in {len(bad)} weights: {some(bad)}. Its training diverged: "
+                "publish an earlier checkpoint."
+            )
     if extra := sorted(set(header) - {"format"}):
         raise ValueError(f"{path} has notes {extra} in its header, which would be public; save the model again.")
 

@@ -171,7 +171,7 @@ def fine_tune(options: FineTuningOptions, training: FineTuningArguments) -> None
     with output_folder_lock(str(training.output_dir), training.should_save):
         start = find_start(str(training.output_dir), FINE_TUNING, run, model.config)
         if start.is_finished:
-            logger.warning(f"{training.output_dir} holds this run, which is finished: nothing is left to train.")
+            logger.info(f"{training.output_dir} holds this run, which is finished: nothing is left to train.")
         else:
             _train(options, training, data, extractor, model, offers, groups, evaluated, run, start)
 
@@ -215,7 +215,7 @@ def _train(
             f"Interrupted while they were written, or damaged since, so not used: {'; '.join(start.faults)}."
         )
     trained = sum(parameter.numel() for parameter in wrapped.parameters() if parameter.requires_grad)
-    logger.warning(
+    logger.info(
         f"{trained:,} trained parameters, {len(groups):,} groups of offers, "
         + (f"going on from {start.checkpoint}" if start.checkpoint else "starting anew")
     )

@@ -100,9 +100,9 @@ def learn_state(model: MCMForMultiTaskRecommendation, data: PreparedData, seed: 
     config, told = model.config, model.model.customer_forecasts
     for name in FORECAST_FIELDS:
         setattr(config, name, getattr(model.model.config, name))
-    logger.warning(f"The customer state is trained. Losses: {words}. It has forecasts for {_days(config.head_days)}.")
+    logger.info(f"The customer state is trained. Losses: {words}. It has forecasts for {_days(config.head_days)}.")
     if shipped := [day for day in told.days if day not in config.head_days]:
-        logger.warning(
+        logger.info(
             f"The training period is too short to learn {_days(shipped)}: the shipped forecaster answers there."
         )
     if missed := [day for day in requested if day not in told.days]:

@@ -284,7 +284,7 @@ def train_to_labels(
 
 def _finished_metrics(record: Path) -> dict[str, float]:
     """Reads the metrics of a finished run from its record."""
-    logger.warning(f"{record.parent} holds this run, which is finished: nothing is left to train.")
+    logger.info(f"{record.parent} holds this run, which is finished: nothing is left to train.")
     facts = json.loads(record.read_text(encoding="utf-8"))
     return {name: value for name, value in facts["validation"].items() if name in METRICS}
 
@@ -322,7 +322,7 @@ def _train(
     if trainer.is_world_process_zero():
         write_json(record, {"run": run, "finished": False})
     trained = sum(value.numel() for value in model.parameters() if value.requires_grad)
-    logger.warning(
+    logger.info(
         f"{trained:,} trained parameters, {len(trained_on):,} labels to train on and {len(held_out):,} to evaluate "
         f"on, {f'{labels.kind}: ' + ', '.join(labels.classes) if labels.classes else labels.kind}; "
         + (f"going on from {start.checkpoint}" if start.checkpoint else "starting anew")
@@ -356,5 +356,5 @@ def _train(
         words = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
         words += "".join(f"; auc of {name} {value:.3f}" for name, value in yardsticks.items())
         on_held_out = f"On {len(held_out):,} labels of customers that were not trained on: {words}."
-        logger.warning(on_held_out if words else "Saved.")
+        logger.info(on_held_out if words else "Saved.")
     return metrics

@@ -87,7 +87,8 @@ class PretrainingArguments(TrainingArguments):
     early_stopping_patience: int | None = option(
         None,
         "Number of evaluations in a row without a better metric_for_best_model after which training ends, "
-        f"with the best model. In pre-training that metric is by default {BEST_METRIC}, the mean over the tasks.",
+        f"with the best model. In pre-training that metric is by default {BEST_METRIC}, its geometric mean over "
+        "the tasks.",
     )
     best_metric: ClassVar[str] = BEST_METRIC  # the default of metric_for_best_model
 

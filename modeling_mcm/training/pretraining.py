@@ -149,7 +149,7 @@ def _compare(data: PreparedData, model: MCMForMultiTaskRecommendation) -> dict[s
         values = {task: metrics[BEST_METRIC] for task, metrics in by_task.items()}
         means[method] = {task: float(np.nanmean(each)) for task, each in values.items() if not np.isnan(each).all()}
         words = ", ".join(f"{task} {mean:.4f}" for task, mean in means[method].items())
-        logger.warning(f"{BEST_METRIC} on validation, {method}: {words}")
+        logger.info(f"{BEST_METRIC} on validation, {method}: {words}")
     for warning in baseline_warnings(values_of(results, BEST_METRIC)):
         logger.warning(warning)
     return means
@@ -165,7 +165,7 @@ def pretrain(options: ModelOptions, objective: Objective, training: PretrainingA
         extractor.max_events = options.max_events
     config = read_config(options, extractor, recipe)
     for reason in recipe.reasons:
-        logger.warning(reason)
+        logger.info(reason)
     model = MCMForMultiTaskRecommendation(config)
     model.objective = objective
     model.initialize_from_popularity(popularity(data, config))
@@ -176,7 +176,7 @@ def pretrain(options: ModelOptions, objective: Objective, training: PretrainingA
     with output_folder_lock(str(training.output_dir), training.should_save):
         start = find_start(str(training.output_dir), PRETRAINING, run, config)
         if start.is_finished:
-            logger.warning(f"{training.output_dir} holds this run, which is finished: nothing is left to train.")
+            logger.info(f"{training.output_dir} holds this run, which is finished: nothing is left to train.")
         else:
             _train(options, training, data, model, recipe, run, start)
 
@@ -203,7 +203,7 @@ def _train(
         logger.warning(
             f"Interrupted while they were written, or damaged since, so not used: {'; '.join(start.faults)}."
         )
-    logger.warning(
+    logger.info(
         f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(train_rows):,} customers, "
         + (f"going on from {start.checkpoint}" if start.checkpoint else "starting anew")
     )
@@ -215,11 +215,11 @@ def _train(
         elif fit.cases:
             trainer.scorer_fit = fit
         for task, value in zip(config.tasks, fit.counted, strict=True):
-            logger.warning(f"NDCG@10 of {task} on validation by counts alone: {value:.4f}.")
+            logger.info(f"NDCG@10 of {task} on validation by counts alone: {value:.4f}.")
     if config.num_hidden_layers:
         if start.checkpoint is None and config.label_features:
             for task, decided in fill_label_values(model, data.rows).items():
-                logger.warning(f"A label of {task} determines: {', '.join(decided) or 'no other feature'}.")
+                logger.info(f"A label of {task} determines: {', '.join(decided) or 'no other feature'}.")
         trainer.train(resume_from_checkpoint=start.checkpoint)
         if model.scorer is not None and not trainer.is_fsdp_enabled:
             fit.finish()

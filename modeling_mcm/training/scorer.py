@@ -789,7 +789,7 @@ class ScorerFit:
             return
         for task, found in enumerate(self.with_encoder()):
             is_used = found.gain > found.error
-            logger.warning(
+            logger.info(
                 f"The encoder adds {found.gain:+.4f} (standard error {found.error:.4f}) to the NDCG@10 of "
                 f"{self.model.config.tasks[task]} on validation, so it is {'used' if is_used else 'not used'}."
             )

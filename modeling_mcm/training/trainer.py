@@ -26,10 +26,17 @@ from modeling_mcm.training.callbacks import EarlyStopping, EpochCallback, Traini
 from modeling_mcm.training.resumable import ResumableTrainer
 from modeling_mcm.training.scorer import ScorerFit
 
-# The metric that decides about early stopping and the best model, as the mean over the tasks.
+# The metric that decides about early stopping and the best model, as the geometric mean over the tasks: a change by 1%
+# counts alike in a task with few labels and in one with thousands.
 BEST_METRIC = "next_visit_ndcg@10"
+MIN_METRIC = 1e-3  # values below it count as it
 # Single parameters. With the learning rate of a matrix they would hardly move.
 FAST_PARAMETERS = ("readout_scale",)
+
+
+def geometric_mean(values: Sequence[float]) -> float:
+    """Geometric mean of the metrics of tasks, without NaN."""
+    return float(np.exp(np.nanmean(np.log(np.maximum(values, MIN_METRIC)))))
 
 
 class MCMTrainer(ResumableTrainer):
@@ -188,7 +195,7 @@ class MCMTrainer(ResumableTrainer):
         values = [found.ndcg for found in fit.with_encoder()]
         tasks = self.train_collator.config.tasks
         metrics = {f"eval_{task}_{BEST_METRIC}": value for task, value in zip(tasks, values, strict=True)}
-        metrics[f"eval_{BEST_METRIC}"] = float(np.nanmean(values))
+        metrics[f"eval_{BEST_METRIC}"] = geometric_mean(values)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -258,7 +265,7 @@ class TaskMetrics:
         by_task: Any = {task: labels[..., index] for index, task in enumerate(self.tasks)}
         metrics = self.metrics(EvalPrediction(prediction.predictions, by_task), compute_result)
         compared = [metrics[name] for task in self.tasks if (name := f"{task}_{BEST_METRIC}") in metrics]
-        return metrics | ({BEST_METRIC: sum(compared) / len(compared)} if compared else {})
+        return metrics | ({BEST_METRIC: geometric_mean(compared)} if compared else {})
 
 
 def _task_ranks(

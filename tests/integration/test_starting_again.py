@@ -36,7 +36,8 @@ def run(prepared):
         said = []
         with pytest.MonkeyPatch.context() as patch:
             for room in ("pretraining", "finetuning", "fitting", "callbacks"):
-                patch.setattr(logging.get_logger(f"modeling_mcm.training.{room}"), "warning", said.append)
+                for level in ("info", "warning"):
+                    patch.setattr(logging.get_logger(f"modeling_mcm.training.{room}"), level, said.append)
             call("run_pretrain", *words)
         return "\n".join(said)
 

@@ -236,6 +236,7 @@ def test_an_encoder_is_used_where_it_adds_to_the_counts(encoded, monkeypatch, ca
         return result
 
     monkeypatch.setattr(model, "readout_scores", readout_scores)
+    caplog.set_level("INFO")
     calibration = model.scorer.calibration.clone()
     fit.finish()
     used = model.scorer.calibration[:, 3:].any(1).tolist()

@@ -8,7 +8,7 @@ import struct
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from modeling_mcm import MCMForActionRecommendation, MCMForMultiTaskRecommendation
 from modeling_mcm.hub import PublishingError, check_name, files_to_publish, folder, publish, write_upload_folder
@@ -107,6 +107,11 @@ def cut_weights(folder):
     (folder / "model.safetensors").write_bytes(struct.pack("<Q", 10**9) + b"{}")
 
 
+def diverge(folder):
+    weights = load_file(folder / "model.safetensors")
+    save_file(weights | {"readout_scale": torch.full((2,), torch.nan)}, folder / "model.safetensors")
+
+
 def read_customers(folder):
     edit(folder / "preprocessor_config.json", lambda values: values["features"][1].update(column="who"))
 
@@ -122,6 +127,7 @@ def read_customers(folder):
         (lambda folder: edit(folder / "config.json", lambda v: v.update(model_type="bert")), ValueError, "'bert'"),
         (damage_weights, ValueError, "is cut or damaged"),
         (cut_weights, ValueError, "is cut or damaged"),
+        (diverge, ValueError, r"NaN or infinite numbers in 1 weights: readout_scale"),
         (annotate_weights, ValueError, r"has notes \['owner'\]"),
         (read_customers, ValueError, "'items' reads the customer column 'who'"),
     ],
