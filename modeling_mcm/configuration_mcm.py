@@ -159,7 +159,7 @@ class MCMConfig(PreTrainedConfig):
     scorer: bool = True
     kind_feature: str | None = None
     live_state: str = "full"
-    state_size: int = 128
+    state_size: int = 192
     state_features: list[str] | None = None
     taste_features: list[str] | None = None
     summed_features: list[str] = field(default_factory=list)

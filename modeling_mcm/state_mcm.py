@@ -24,7 +24,8 @@ from transformers import initialization as init
 from .configuration_mcm import MISSING_ID, MCMConfig
 
 TASTE_HALF_LIFE = 30.0  # half-life, in days, of the counts of features with many values; they are also counted unfaded
-TASTE_SIZE, HIDDEN = 128, 256  # size of P z (see CustomerState), and hidden size of its network
+TASTE_SIZE, HIDDEN = 128, 256  # learned rows of P (see CustomerState), and hidden size of the network
+COMPONENTS = 64  # largest number of principal components in the state
 DROPOUT = 0.3  # dropout probability on z
 HALF_LIVES_DAYS = (7.0, 30.0, 90.0)  # half-lives of the other counts; they are also counted unfaded
 LEAST_SPREAD, FARTHEST = 0.05, 8.0  # smallest standard deviation, and largest absolute value, of standardised counts
@@ -55,7 +56,9 @@ class CustomerState(nn.Module):
     `state_features`, which have few values, are counted at every half-life. Tasks among the other features, which have
     many values, are counted at one half-life and unfaded (see `MCMConfig.counted_features`). z also contains the
     logarithms of `GAPS`. The start row is no event, so the profile is no part of the state. The first numbers of the
-    state are the z of `plain_counts`, which a linear model of visits or spend would otherwise miss.
+    state are the z of `plain_counts`, which a linear model of visits or spend would otherwise miss. The next ones are
+    the whitened principal components of the unfaded z of many values, the first rows of P: what customers take
+    together says who they are.
 
     A moment later than `longest_silence` days after the last event counts as that late, because training saw no longer
     silence.
@@ -71,8 +74,10 @@ class CustomerState(nn.Module):
         self.spread = nn.Buffer(torch.ones(self.num_few + self.num_many))
         self.longest_silence = nn.Buffer(torch.tensor(ANY_SILENCE))
         # None if all features have few values.
-        self.taste = nn.Linear(self.num_many, TASTE_SIZE, bias=False) if self.many else None
-        inputs = self.num_few + (TASTE_SIZE if self.many else 0)
+        self.components = min(COMPONENTS, config.state_size // 3, self.num_many // 2)
+        projected = TASTE_SIZE + self.components if self.many else 0
+        self.taste = nn.Linear(self.num_many, projected, bias=False) if self.many else None
+        inputs = self.num_few + projected
         self.direct = nn.Linear(inputs, config.state_size)
         self.bent_in = nn.Linear(inputs, HIDDEN)
         self.bent_out = nn.Linear(HIDDEN, config.state_size, bias=False)
@@ -99,23 +104,49 @@ class CustomerState(nn.Module):
         events, others = list(range(kernels)), list(range(kernels, kernels * (2 + self.num_sums)))
         return [*gaps, *others, *events][: self.direct.out_features // 2]
 
+    @property
+    def fixed(self) -> list[int]:
+        """Indices in z' of the numbers that the state holds unchanged: `plain_counts`, and the principal
+        components."""
+        return [*self.plain_counts, *range(self.num_few, self.num_few + self.components)]
+
     @torch.no_grad()
-    def keep_plain_counts(self) -> None:
-        """Sets the weights of the first numbers of the state, so that they are the z of `plain_counts`."""
-        plain = self.plain_counts
-        rows = slice(len(plain))
+    def keep_fixed(self, directions: torch.Tensor | None = None) -> None:
+        """Sets the weights of the first numbers of the state, so that they are those of `fixed`. `directions`
+        `(components, num_many)` are the first rows of P (default: 0), which no other number reads."""
+        fixed = self.fixed
+        rows = slice(len(fixed))
         self.direct.weight[rows] = 0.0
-        self.direct.weight[range(len(plain)), plain] = 1.0
+        self.direct.weight[range(len(fixed)), fixed] = 1.0
         self.direct.bias[rows] = 0.0
         self.bent_out.weight[rows] = 0.0
+        if self.components:
+            components = slice(self.num_few, self.num_few + self.components)
+            self.direct.weight[len(fixed) :, components] = 0.0
+            self.bent_in.weight[:, components] = 0.0
+            cast(nn.Linear, self.taste).weight[: self.components] = 0.0 if directions is None else directions
+
+    @torch.no_grad()
+    def find_components(self, counts: torch.Tensor) -> torch.Tensor | None:
+        """Principal directions of the unfaded counts of many values, from the counts `(R, numbers)` of a sample of
+        customers, scaled so that each component has variance 1: `(components, num_many)`, with 0 for the other
+        counts. `None` without features of many values."""
+        if not self.components:
+            return None
+        unfaded = self.standardised(counts.clone())[:, self.num_few + 1 :: 2]
+        _, sizes, directions = torch.pca_lowrank(unfaded, min(self.components, *unfaded.shape), niter=4)
+        result = counts.new_zeros(self.components, self.num_many)
+        scales = len(unfaded) ** 0.5 / sizes.clamp(min=1e-3 * sizes.max())
+        result[: len(sizes), 1::2] = (directions * scales).T
+        return result
 
     @torch.no_grad()
     def shrink_directions(self, states: torch.Tensor) -> torch.Tensor:
-        """Scales the principal directions of the learned numbers, which come after the plain counts, of the states
+        """Scales the principal directions of the learned numbers, which come after the fixed ones, of the states
         `(R, S)` of a sample of moments, and returns their new states `(R, S)`. A direction of variance v is scaled by
         v / (v + 1). The learned numbers are standardised, so 1 is the mean variance. What many numbers say together
         stays; what few say is mostly noise to a model that reads the state."""
-        learned = slice(len(self.plain_counts), None)
+        learned = slice(len(self.fixed), None)
         numbers = states[:, learned].double()
         mean, spread = numbers.mean(0), numbers.std(0).clamp(min=1e-6)
         z = (numbers - mean) / spread

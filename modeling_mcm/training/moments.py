@@ -231,9 +231,14 @@ def train_state(
         _standardise(state, (sampler.draw(batch, MOMENTS) for batch in customers))
         config.learned_days = sampler.observed_horizons([row for batch in customers for row in batch])
         describe_shop(model, extractor, rows, cutoff, seed)
+        late = _late_moments(model, MomentSampler(model, extractor, cutoff, seed + 2), rows, seed, 1)
+        directions = state.find_components(late.counts)
         losses = _train(model, MomentSampler(model, extractor, cutoff, seed), batches, len(rows))
-        moments = _late_moments(model, MomentSampler(model, extractor, cutoff, seed + 1), rows, seed)
-        moments.counts = state.shrink_directions(moments.counts)
+        # Only now, so that the learned numbers do not depend on the components: they would say less of the rest.
+        state.keep_fixed(directions)
+        moments = _late_moments(model, MomentSampler(model, extractor, cutoff, seed + 1), rows, seed, FORECAST_MOMENTS)
+        with torch.no_grad():
+            moments.counts = state.shrink_directions(state(moments.counts))
         if model.forecasts is not None:
             _learn_forecasts(model.forecasts, moments)
     cast(nn.Module, model).to(device)
@@ -328,7 +333,7 @@ def _train(
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=WARM_UP)
     state.train()
-    state.keep_plain_counts()
+    state.keep_fixed()
     history: list[dict[str, float]] = []
     for _ in logging.tqdm(range(steps), desc="Customer state", unit="step"):
         moments = sampler.draw(next(batches), MOMENTS)
@@ -346,7 +351,7 @@ def _train(
         cast(torch.Tensor, sum(losses.values())).backward()
         nn.utils.clip_grad_norm_(parameters, LONGEST_GRADIENT)
         optimizer.step()
-        state.keep_plain_counts()
+        state.keep_fixed()
         schedule.step()
         history.append({name: value.item() for name, value in losses.items()})
     state.eval()
@@ -354,16 +359,14 @@ def _train(
     return {name: float(np.mean([step_losses[name] for step_losses in last])) for name in history[0]}
 
 
-def _late_moments(model: MCMModel, sampler: MomentSampler, rows: Any, seed: int) -> Moments:
-    """Draws moments of the last days, `FORECAST_WINDOW` times the longest horizon, with states in place of counts."""
-    state, days = cast(CustomerState, model.state), model.config.head_days
+def _late_moments(model: MCMModel, sampler: MomentSampler, rows: Any, seed: int, number: int) -> Moments:
+    """Draws `number` moments of each customer of a sample, of the last days: `FORECAST_WINDOW` times the longest
+    horizon."""
+    days = model.config.head_days
     last_days = FORECAST_WINDOW * max(days) if days else None
     batches, samples = _batches(rows, BATCH, seed + 1), []
     for _ in range(math.ceil(min(len(rows), FORECAST_CUSTOMERS) / BATCH)):
-        moments = sampler.draw(next(batches), FORECAST_MOMENTS, last_days)
-        with torch.no_grad():
-            moments.counts = state(moments.counts)
-        samples.append(moments)
+        samples.append(sampler.draw(next(batches), number, last_days))
     return _joined(samples)
 
 

@@ -123,21 +123,34 @@ def test_silence_is_limited_to_the_longest_of_training(model):
 def test_directions_are_scaled_by_variance():
     """Two numbers that say the same hold twice the mean variance and stay at 2/3; the third, alone, is halved."""
     torch.manual_seed(0)
-    state = MCMModel(make_config(state_size=6)).eval().state
-    plain = len(state.plain_counts)
-    assert plain == 3
+    state = MCMModel(make_config(state_size=18)).eval().state
+    fixed = len(state.fixed)
+    assert fixed == 15
     counts = torch.rand(4000, len(state.mean))
     with torch.no_grad():
         state.bent_out.weight.zero_()
-        state.direct.weight[plain:] = 0.0
-        state.direct.weight[[3, 4], 0], state.direct.weight[5, 1] = 1.0, 1.0
+        state.direct.weight[fixed:] = 0.0
+        state.direct.weight[[15, 16], 0], state.direct.weight[17, 1] = 1.0, 1.0
         before = state(counts)
         after = state.shrink_directions(before)
         torch.testing.assert_close(state(counts), after)
-    torch.testing.assert_close(after[:, :plain], before[:, :plain])
-    ratios = after[:, plain:].std(0) / before[:, plain:].std(0)
+    torch.testing.assert_close(after[:, :fixed], before[:, :fixed])
+    ratios = after[:, fixed:].std(0) / before[:, fixed:].std(0)
     torch.testing.assert_close(ratios, torch.tensor([2 / 3, 2 / 3, 1 / 2]), rtol=0.02, atol=0.0)
     torch.testing.assert_close(after.mean(0), before.mean(0))
+
+
+def test_the_state_holds_principal_components_of_the_counts_of_many_values():
+    torch.manual_seed(0)
+    state = MCMModel(make_config(state_size=18)).eval().state
+    counts = torch.randn(500, 3) @ torch.rand(3, len(state.mean))  # of rank three
+    state.keep_fixed(state.find_components(counts))
+    plain = len(state.plain_counts)
+    found = state(counts)[:, plain : plain + 3]
+    torch.testing.assert_close(found.T @ found / len(found), torch.eye(3), atol=0.1, rtol=0)
+    unfaded = counts[:, state.num_few + 1 :: 2]
+    read = found @ (found.T @ unfaded) / len(found) + unfaded.mean(0)
+    torch.testing.assert_close(read, unfaded, atol=0.2, rtol=0)  # the counts can be read from the components
 
 
 def test_a_state_needs_times_and_values(model):
