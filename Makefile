@@ -6,7 +6,7 @@ RUN := $(VENV)/bin
 PARALLEL := -rs -n logical --maxprocesses 4 --dist loadfile
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: quickstart app test test-slow slow conformance test-oldest check docs figures clean
+.PHONY: quickstart app test test-slow slow conformance test-oldest check docs results clean
 
 quickstart: $(VENV)/demo.done  ## prepares real data, trains a model and evaluates it; REPORT=file.md writes the table there
 	PATH="$(CURDIR)/$(RUN):$$PATH" REPORT="$(REPORT)" bash training/runs/quickstart.sh
@@ -45,8 +45,8 @@ check: $(VENV)/check.done  ## ruff, mypy, the direction of imports, and linters 
 docs: $(VENV)/site.done  ## builds a site with the pages and the API in build/site
 	$(RUN)/zensical build --strict
 
-figures: $(VENV)/test.done  ## measures everything that docs/results.md shows, and makes the page; takes a day
-	PATH="$(CURDIR)/$(RUN):$$PATH" bash benchmarks/runs/figures.sh
+results: $(VENV)/test.done  ## runs what docs/results.md lacks, and draws the page; from nothing it takes days
+	$(RUN)/python benchmarks/run_results.py $(if $(LOGS),--logs $(LOGS))
 
 clean:  ## removes the environment, the data and the runs
 	rm -rf $(VENV) $(VENV)-oldest data runs build dist *.egg-info

@@ -14,7 +14,6 @@ every method once, then every method again. Each trains in one process, without 
 import json
 import os
 import subprocess
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,23 +25,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from measuring import RESULTS, ROOT, is_finished, write_record, write_table
+from environments import PEERS, RECTOOLS, ROOT, install
 from modeling_mcm.commands.arguments import parse_options
 from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.data import PreparedData
 from modeling_mcm.evaluation.cases import EvaluationCases, cases_at
 from modeling_mcm.evaluation.histories import task_histories
 from modeling_mcm.evaluation.metrics import bootstrap_interval, customer_metrics, distinct_targets, tie_ranks
-from modeling_mcm.evaluation.reports import with_half_interval
+from modeling_mcm.evaluation.reports import text_table, with_half_interval
+from modeling_mcm.files_mcm import write_json
 from modeling_mcm.option import option
-
-PEERS, ENVIRONMENTS = ROOT / "benchmarks" / "peers", ROOT / "build" / "peers"
-
 
 # A script in benchmarks/peers, and the packages of its own environment; without any it runs in this one.
 METHODS = {
-    "RecTools BERT4Rec": ("rectools_models", ["rectools[torch]==0.19.0", "pyarrow==20.0.0"]),
-    "RecTools SASRec": ("rectools_models", ["rectools[torch]==0.19.0", "pyarrow==20.0.0"]),
+    "RecTools BERT4Rec": ("rectools_models", RECTOOLS),
+    "RecTools SASRec": ("rectools_models", RECTOOLS),
     "RePlay SASRec": ("replay_sasrec", ["replay-rec[torch]==0.22.0", "pyarrow"]),
     "BERT of transformers": ("hf_bert", []),
     "MCM": ("mcm", []),
@@ -63,24 +60,11 @@ class CompareOptions:
     inference_batch_size: int = option(256, "Number of customers in one batch of inference.")
     hidden: int = option(128, "Width of the encoder: the length of its hidden vectors.")
     threads: int = option(help="Number of torch's threads.", factory=torch.get_num_threads)
-    results: str = option(RESULTS, "Folder of the table.")
+    results: str = option("docs/results", "Folder of the table, speed.json.")
 
     def __post_init__(self) -> None:
         if unknown := [name for name in self.methods if name not in METHODS]:
             raise ValueError(f"No methods {unknown}; there are {', '.join(METHODS)}.")
-
-
-def install(script: str, packages: list[str]) -> str:
-    """Makes the environment of a method if it does not exist, and returns the path of its Python."""
-    if not packages:
-        return sys.executable
-    folder = ENVIRONMENTS / script
-    python = str(folder / "bin" / "python")
-    if not is_finished(folder / "installed.json", {"packages": packages}):
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True)
-        write_record(folder / "installed.json", {"packages": packages})
-    return python
 
 
 def write_sequences(rows: Any, task: str, length: int, path: Path) -> None:
@@ -113,7 +97,7 @@ def run(name: str, options: CompareOptions, sequences: Path, items: int) -> dict
         "more": {"data": options.data, "task": options.task},
     }
     environment = os.environ | {"OMP_NUM_THREADS": str(options.threads)}
-    command = [install(script, packages), str(PEERS / f"{script}.py"), json.dumps(task)]
+    command = [install(packages), str(PEERS / f"{script}.py"), json.dumps(task)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
     if done.returncode:
         raise RuntimeError(f"{name} failed: {done.stderr[-3000:]}")
@@ -176,7 +160,9 @@ def main() -> None:
         f"{options.batch_size} in training and {options.inference_batch_size} in inference, width {options.hidden}, "
         f"{options.threads} threads, torch {torch.__version__}."
     )
-    write_table(options.results, "speed", caption, table)
+    print(f"\n{caption}\n\n{text_table(table)}")
+    Path(options.results).mkdir(parents=True, exist_ok=True)
+    write_json(Path(options.results, "speed.json"), {"caption": caption, "table": table})
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""A synthetic shop: click logs and offers whose true preferences are known, so that what a model finds can be checked.
+"""A synthetic shop: click logs whose true preferences are known, so that what a model finds can be checked.
 
 `configuration/schemas/clickstream.yaml` reads the log as it is:
 
@@ -13,10 +13,9 @@ taste, the softmax of log popularity plus a latent vector of the customer times 
 subcategory an item is drawn by popularity, a Zipf law. Tastes and the subcategories' vectors are normal; subcategories
 of one category are alike.
 
-Shapes: B customers, E events of the longest history, S subcategories, V items, A actions.
+Shapes: B customers, E events of the longest history, S subcategories, V items.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -195,71 +194,6 @@ def make_click_log(customers: int = 10_000, settings: ShopSettings | None = None
     first_event: NDArray[np.int64] = np.concatenate([[0], length.cumsum()])
     catalogue = (subcategory, category, leads_to, within, shares)
     return ClickLog(s, pa.table(columns), *catalogue, tastes, deals, items, seconds[real], first_event)
-
-
-@dataclass(frozen=True)
-class OfferLog:
-    """Offers to the customers of a shop, as `modeling_mcm.data.offers` reads them.
-
-    Offers have also the true `click_probability` and `conversion_probability`; an action is to purchase from a
-    category.
-    """
-
-    offers: pa.Table
-    actions: pa.Table
-
-
-def make_offer_log(log: ClickLog, moments: Mapping[str, str], offers_a_customer: int = 5) -> OfferLog:
-    """Offers some categories to each customer with an event before it, at each moment.
-
-    The more the customer's taste for a category exceeds its popularity, and the more the customer likes deals, the
-    likelier is a click. A conversion needs a click, and is rarer in a category that the customer has not bought from
-    before. `moments` has for each split the time of its offers: `{"train": "2024-03-01", "test": "2024-04-01"}`.
-    """
-    categories = log.settings.categories
-    if not 1 <= offers_a_customer <= categories:
-        raise ValueError(f"Found offers_a_customer {offers_a_customer}; expected 1 to {categories}, the categories.")
-    rng = np.random.default_rng(0)
-    appeal = rng.normal(0.0, 0.5, categories)
-    everyone = np.bincount(log.category, log.shares)
-    liked = np.log(log.category_tastes() / everyone).clip(-3, 3)
-    user = np.repeat(np.arange(len(log.tastes)), np.diff(log.first_event))
-    parts = []
-    for split, moment in moments.items():
-        earlier = log.seconds < seconds_of(moment)
-        met = np.zeros((len(log.tastes), categories), bool)
-        met[user[earlier], log.category[log.subcategory[log.items[earlier]]]] = True
-        recipients = np.flatnonzero(met.any(axis=1))
-        luck = rng.random((len(recipients), categories))
-        action = luck.argpartition(offers_a_customer - 1)[:, :offers_a_customer].ravel()
-        owner = np.repeat(recipients, offers_a_customer)
-        push = liked[owner, action] + 0.7 * log.deals[owner]
-        click = _sigmoid(push + appeal[action] - 1.0)
-        conversion = click * _sigmoid(push - 1.5 * ~met[owner, action])
-        luck = rng.random((2, len(owner)))
-        clicks = luck[0] < click
-        parts.append(
-            {
-                "customer_id": owner.astype(str),
-                "time": np.full(len(owner), seconds_of(moment)),
-                "group_id": np.char.add(owner.astype(str), f" {moment}"),
-                "split": np.full(len(owner), split),
-                "action_id": names_of("buy-category", action),
-                "click": clicks.astype(np.int8),
-                "conversion": (clicks & (luck[1] * click < conversion)).astype(np.int8),
-                "click_probability": click,
-                "conversion_probability": conversion,
-            }
-        )
-    offers = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    offers["time"] = pa.array(offers["time"]).cast(pa.timestamp("s"))
-    every = np.arange(categories)
-    actions = {
-        "action_id": names_of("buy-category", every),
-        "event_type": np.full(categories, PURCHASE),
-        "category_id": names_of("category", every),
-    }
-    return OfferLog(pa.table(offers), pa.table(actions))
 
 
 def names_of(kind: str, numbers: NDArray) -> NDArray:

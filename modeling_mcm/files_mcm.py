@@ -217,7 +217,7 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
-def write_json(path: str | os.PathLike[str], values: Any, indent: int = 2, **options: Any) -> None:
+def write_json(path: str | os.PathLike[str], values: Any, indent: int | None = 2, **options: Any) -> None:
     """Writes a JSON file, whole or not at all, with options of `json.dumps`; see [`atomic_write`]."""
     write_text(path, json.dumps(values, indent=indent, **options) + "\n")
 

@@ -3,37 +3,210 @@
 """The benchmarks measure what they say."""
 
 import json
+import re
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
+from corner_shop import TEST, VALIDATION
 from in_process import call
 
 import compare
-import recipe
+import forecasts
+import page
+import probe
+import run_results
+from logs import LOGS, ROOT, Log, Question
+from methods import best_possible, mcm, rectools
+from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.data import EventSchema, PreparedData
-from modeling_mcm.evaluation.cases import EvaluationCases, TargetEvents
+from modeling_mcm.evaluation.cases import EvaluationCases, TargetEvents, cases_at
+from modeling_mcm.evaluation.comparison import counting_baselines
+from modeling_mcm.evaluation.ranking import TargetRanks
 from modeling_mcm.preparation import prepare
 from synthetic import ShopSettings, make_click_log
 
+MONTH = Question("30 days, never bought", 30.0, only_new=True)
 
-def table(folder, name):
-    return json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))["table"]
+
+@pytest.fixture
+def shop(prepared, monkeypatch):
+    """The tests' log among those of the benchmarks."""
+    log = Log("corner_shop", ("items", "aisle"), (Question("next visit"), MONTH))
+    monkeypatch.setitem(LOGS, log.name, log)
+    monkeypatch.setattr(run_results, "prepared", lambda log, folder: PreparedData(prepared))
+    return log
+
+
+def test_a_run_leaves_what_evaluation_says_and_is_not_made_again(shop, prepared, tmp_path, monkeypatch):
+    results = tmp_path / "results"
+    options = ["--logs", "corner_shop", "--methods", "popularity", "visit frequency", "--results", results]
+    call("run_results", *options)
+    stored = {path.name: json.loads(path.read_text()) for path in results.iterdir()}
+    assert set(stored) == {"corner_shop.popularity.0.json", "corner_shop.visit_frequency.0.json"}
+    assert [*stored["corner_shop.visit_frequency.0.json"]["answers"]] == ["next visit"]
+    assert [*stored["corner_shop.popularity.0.json"]["answers"]] == ["next visit", "30 days, never bought"]
+
+    data = PreparedData(prepared)
+    cases, sizes = cases_at(data, "test"), {"items": len(data.extractor.vocabularies["items"]) + FIRST_LABEL}
+    lists: dict = {}
+    expected = counting_baselines(data.rows, cases, sizes, ["most_popular"], lists=lists)["most_popular"]
+    found = stored["corner_shop.popularity.0.json"]["answers"]["next visit"]["items"]
+    for metric in ("ndcg@10", "recall@10"):
+        assert found[metric]["mean"] == pytest.approx(np.nanmean(expected["items"][f"next_visit_{metric}"]))
+    np.testing.assert_allclose(page.unpack(found["values"]), expected["items"]["next_visit_ndcg@10"], atol=0.0021)
+    assert found["coverage"] == pytest.approx(10 / (sizes["items"] - FIRST_LABEL))
+
+    monkeypatch.setattr(run_results, "run", None)
+    call("run_results", *options)
+    with pytest.raises(SystemExit, match="No SASRec; choose from best possible, popularity"):
+        call("run_results", "--methods", "SASRec")
+
+
+def test_a_log_that_is_not_downloaded_is_left_out(tmp_path, capsys, monkeypatch):
+    options = ["--methods", "popularity", "--data", tmp_path, "--results", tmp_path / "results"]
+    with pytest.raises(SystemExit, match=r"toys/raw/events.parquet is missing; benchmarks/logs.py says how"):
+        call("run_results", *options, "--logs", "toys")
+    monkeypatch.setattr(run_results, "LOGS", {"toys": LOGS["toys"]})
+    call("run_results", *options)
+    assert "toys is left out" in capsys.readouterr().out
+
+
+def answer(values, coverage=0.5):
+    mean = {"mean": float(np.nanmean(values))}
+    return {"ndcg@10": mean, "recall@10": mean, "coverage": coverage, "values": page.pack(np.array(values))}
+
+
+def run_of(method, values, seed=0, data="digest"):
+    return {
+        "log": "corner_shop",
+        "method": method,
+        "seed": seed,
+        "data": data,
+        "answers": {"next visit": {"items": answer(values)}},
+    }
+
+
+def test_the_page_has_means_over_seeds_and_paired_differences(shop, tmp_path):
+    counted = np.array([0.12, 0.32, 0.52, np.nan])
+    folder = tmp_path / "results"
+    folder.mkdir()
+    runs = [run_of("popularity", counted / 2), run_of("neighbours", counted)]
+    runs += [run_of("MCM", counted + more, seed) for seed, more in enumerate((0.1, 0.3))]
+    for index, content in enumerate(runs):
+        (folder / f"{index}.json").write_text(json.dumps(content))
+    page.draw(folder)
+    text = (tmp_path / "results.md").read_text()
+    assert "| corner_shop | items | 0.1600 |  | 0.3200 |" in text and "0.5200 |" in text
+    for table in re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE):
+        assert len({line.count("|") for line in table.splitlines()}) == 1
+    assert "| neighbours | +0.2000 [+0.2000, +0.2000] |  |  |" in text
+    assert "0.520 / 50%" in text and "MCM without encoder: none; MCM: 2" in text and "Not run yet." in text
+    (folder / "other.json").write_text(json.dumps(run_of("transitions", counted, data="changed")))
+    with pytest.raises(ValueError, match=r"Runs of corner_shop read the data \['changed', 'digest'\]"):
+        page.draw(folder)
+
+
+def test_the_page_says_where_the_state_is_below():
+    gains = {"age": "-0.1 [-0.2, -0.1]", "kids": "-0.1 [-0.1, +0.1]", "spend": "+0.1 [+0.1, +0.2]"}
+    found = page.verdict([[], *(["log", name, *[""] * 5, gain] for name, gain in gains.items())])
+    assert "on 2 of 3 targets (age, kids), beyond noise on 1; it is above it beyond noise on 1." in found
 
 
 @pytest.mark.slow
-def test_preparation_of_large_logs_is_measured_and_projected(tmp_path):
-    call("scale", "--events", 20_000, "--results", tmp_path)
-    _, small, projected = table(tmp_path, "preparation")
-    assert 10_000 < int(small[0].replace(",", "")) < 40_000 and projected[0] == "10,000,000,000, projected"
+def test_mcm_and_the_probe_of_its_state_are_run(shop, tmp_path, monkeypatch):
+    monkeypatch.setattr(probe, "FEWEST", 5)
+    monkeypatch.setattr(probe, "SPEND", "a.b")
+    monkeypatch.setitem(probe.SETTINGS, "corner_shop", (("items", "aisle"), None, 3))
+    options = ["--logs", "corner_shop", "--seeds", 0, "--results", tmp_path / "results", "--runs", tmp_path / "runs"]
+    call("run_results", *options, "--methods", "probe")
+    assert not [*(tmp_path / "results").glob("*")]  # no model yet
+    call("run_results", *options, "--methods", mcm.WITHOUT, "probe")
+    stored = json.loads((tmp_path / "results" / "corner_shop.MCM_without_encoder.0.json").read_text())
+    assert stored["versions"]["torch"] == torch.__version__ and stored["seconds"] > 0
+    found = json.loads((tmp_path / "results" / "corner_shop.probe.json").read_text())
+    rows = {row["target"]: row for row in found["rows"]}
+    assert set(rows) == {"spend in 30 days", "visits in 30 days", "comes in 30 days", "age"}
+    assert all(0 <= rows["age"][kind]["mean"] <= 1 for kind in ("counts", "components", "state", "counts and state"))
+    assert "| corner_shop | age | 34 |" in (tmp_path / "results.md").read_text()
+
+
+@pytest.mark.parametrize("cutoff", ["validation", "test"])
+def test_counts_know_nothing_of_what_came_later(event_log, prepared, prepare_log, extractor, cutoff):
+    """Other and fewer events from the cutoff on."""
+    moment = {"validation": VALIDATION, "test": TEST}[cutoff]
+    late = event_log["when"] >= moment
+    changed = event_log.copy()
+    changed.loc[late & (changed["action"] == "buy"), ["item", "aisle"]] = ["item 03", "aisle 0"]
+    changed.loc[late, "price"] = 100.0
+    changed = changed[~late | (np.arange(len(changed)) % 3 == 0)]
+    found = []
+    for folder in (prepared, prepare_log(changed)):
+        parts = list(probe.batches_at(PreparedData(folder), extractor, cutoff, min_events=3))
+        blank = [row for _, rows, _ in parts for row in rows]
+        assert all((row["times"] < pd.Timestamp(moment).timestamp()).all() for row in blank)
+        assert not any(row["profile_age"] for row in blank)
+        found.append(np.concatenate([counts for *_, counts in parts]))
+    assert len(found[0]) > 20 and np.nanmax(found[0]) > 1
+    np.testing.assert_array_equal(*found)
+
+
+def test_targets_of_the_probe_and_days_of_the_forecasts_are_those_of_the_log(event_log, prepared, extractor):
+    cutoff, tasks = pd.Timestamp(TEST), ["task_items", "task_aisle"]
+    data = PreparedData(prepared)
+    bought = event_log[event_log["action"] == "buy"]
+    after = bought[(bought["when"] >= cutoff) & (bought["when"] < cutoff + pd.Timedelta(days=30))]
+    for rows, *_ in probe.batches_at(data, extractor, "test", min_events=3):
+        for row in rows:
+            found = probe.numbers_of(row, int(cutoff.timestamp()), 30 * 86_400, "a.b", tasks)
+            own = after[after["who"] == row["customer_id"]]
+            assert found["visits"] == own["basket"].nunique() and found["comes"] == (len(own) > 0)
+            assert found["spend"] == pytest.approx(own["price"].sum(), rel=1e-5)
+    days = forecasts.daily(data, "a.b")
+    expected = bought.groupby(["who", bought["when"].dt.normalize()])["price"].sum()
+    assert len(days) == len(expected) and days["day"].min() == 0
+    np.testing.assert_allclose(sorted(days["spend"]), sorted(expected), rtol=1e-5)
+    assert forecasts.measure(Log("corner_shop"), data, prepared) is None
+
+
+def test_components_are_those_of_standardised_log_counts():
+    generator = np.random.default_rng(0)
+    labels = [generator.integers(0, 9, 40) for _ in range(30)]  # 0 and 1 are no labels
+    counts = np.log1p([[np.sum(row == label) for label in range(2, 9)] for row in labels])
+    scaled = (counts - counts.mean(0)) / counts.std(0)
+    spread = np.linalg.svd(scaled, compute_uv=False) ** 2
+    found = probe.components({"items": labels})
+    np.testing.assert_allclose((found**2).sum(0), spread[: found.shape[1]], rtol=1e-6)
+    assert found.shape == (30, 6)
+
+
+def test_what_rectools_reads_ends_at_the_test_cutoff(event_log, prepared):
+    found = rectools.history(PreparedData(prepared), "items")
+    bought = event_log[(event_log["action"] == "buy") & (event_log["when"] < TEST)]
+    assert len(found) == len(bought) and found["part"].sum() == (bought["when"] >= VALIDATION).sum()
+    assert (found.groupby("customer")["part"].diff().dropna() >= 0).all()  # later events come last
+    assert found.groupby("customer").size().to_dict() == bought.groupby("who").size().to_dict()
+
+
+def test_recommended_lists_get_the_ndcg_of_their_places():
+    targets = TargetEvents(np.array([0, 2, 3, 5]), np.array([5, 7, 3, 4, 6]))  # labels, of three cases
+    cases = EvaluationCases("validation", np.arange(3), ["a", "b", "c"], np.ones(3, int), {"item": targets})
+    lists = pd.Series({"b": [11, 3, 10], "a": [7, 5, 2]})  # nothing was recommended to c
+    ranks = TargetRanks(cases, "item", 3)
+    ranks.add(np.arange(3), rectools.scores_of(lists, cases.customer_ids, 40))
+    assert ranks.lists.tolist() == [[7, 5, 2], [11, 3, 10], [0, 0, 0]]
+    found = ranks.metrics((3,))["next_visit_ndcg@3"]
+    np.testing.assert_allclose(found[:2], [1, 1 / np.log2(3)])
 
 
 @pytest.mark.slow
 def test_a_plain_bert_is_beside_mcm(prepared, tmp_path):
     short = ["--methods", "BERT of transformers", "MCM", "--hidden", 16, "--rounds", 1, "--seconds", 1, "--length", 20]
     call("compare", "--data", prepared, "--task", "items", "--results", tmp_path, *short)
-    _, bert, mcm = table(tmp_path, "speed")
+    _, bert, mcm = json.loads((tmp_path / "speed.json").read_text())["table"]
     assert (bert[0], mcm[0]) == ("BERT of transformers", "MCM") and bert[3] == "-" and bert[2] == "1.00x"
     for row in (bert, mcm):
         assert float(row[1].replace(",", "")) > 0 and float(row[4].replace(",", "")) > 0
@@ -41,7 +214,7 @@ def test_a_plain_bert_is_beside_mcm(prepared, tmp_path):
     assert float(mcm[3].replace(",", "")) > 0
 
 
-def test_recommended_lists_get_the_ndcg_of_their_places(tmp_path):
+def test_lists_of_a_peer_get_the_ndcg_of_their_places(tmp_path):
     targets = TargetEvents(np.array([0, 2, 3, 5]), np.array([5, 7, 3, 4, 6]))  # labels, of three cases
     cases = EvaluationCases("validation", np.arange(3), ["a", "b", "c"], np.ones(3, int), {"item": targets})
     lists = {"b": [9, 1, 8], "a": [5, 3, 0]}  # items are labels less 2; nothing was recommended to c
@@ -51,27 +224,17 @@ def test_recommended_lists_get_the_ndcg_of_their_places(tmp_path):
     assert float(found.split()[0]) == pytest.approx((1 + 1 / np.log2(3)) / 3, abs=0.0006)
 
 
-def test_the_tables_of_several_logs_are_means_of_seeds_in_pairs():
-    counted = np.array([0.1, 0.3, 0.5, np.nan])
-    answers = recipe.Answers(
-        log="a_shop",
-        question="next visit",
-        tasks=("item",),
-        seeds=[{"MCM": {"item": counted + more}, "popular": {"item": counted}} for more in (0.1, 0.3)],
-        rivals={"BERT4Rec": {"item": counted + 0.4}},
-        truth={"item": np.array([1.0, 1.0, 1.0, np.nan])},
-    )
-    _, popular, rival, ours = recipe.method_table([answers])
-    assert popular[3:6] == ["popular", "0.3000 ±0.2000", "+0.2000 [+0.2000, +0.2000]"]
-    assert rival[5].startswith("-0.2000") and ours[3:6] == ["MCM", "0.5000 ±0.2000", "seeds: 0.4000, 0.6000"]
-    _, best, ours, popular = recipe.truth_table([answers])
-    assert [best[3], ours[3], popular[3]] == ["the best ranking", "MCM", "popular"] and ours[5].startswith("50.0%")
-
-
-def test_the_best_ranking_of_a_shop_is_better_than_the_most_popular(tmp_path):
+def test_the_best_ranking_of_a_shop_is_better_than_the_most_popular(tmp_path, monkeypatch):
     log = make_click_log(300, ShopSettings(items=60, subcategories=12, categories=4))
-    schema = EventSchema.from_yaml(recipe.ROOT / "configuration/schemas/clickstream.yaml")
+    monkeypatch.setattr(best_possible, "make_click_log", lambda customers: log)
+    schema = EventSchema.from_yaml(ROOT / "configuration/schemas/clickstream.yaml")
     prepare(log.events, schema, tmp_path / "prepared")
-    data = PreparedData(tmp_path / "prepared")
-    found = recipe.true_values(log, data, recipe.NEXT)
-    assert set(found) == {"item", "category"} and all(0.2 < np.nanmean(values) < 1 for values in found.values())
+    data, shop = PreparedData(tmp_path / "prepared"), LOGS["synthetic_shop"]
+    method = {method.name: method for method in run_results.find_methods()}
+    best, popular = (
+        run_results.run(shop, data, method[name], 0, tmp_path) for name in ("best possible", "popularity")
+    )
+    for task in shop.tasks:
+        found, other = (one["answers"]["next visit"][task]["ndcg@10"]["mean"] for one in (best, popular))
+        assert other + 0.02 < found < 1
+    assert method["best possible"].fit(LOGS["toys"], data, 0, tmp_path) is None

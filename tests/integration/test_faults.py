@@ -9,6 +9,8 @@ import signal
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from corner_shop import SCHEMA
@@ -18,7 +20,7 @@ from forked_runs import CONTEXT
 from modeling_mcm.data import EventSchema, PreparedManifest, load_prepared
 from modeling_mcm.preparation import prepare
 from modeling_mcm.preparation.update import update
-from synthetic_stream import StreamSettings, write_event_log
+from synthetic import ShopSettings, make_click_log
 
 ROOT = Path(__file__).resolve().parents[2]
 CLICKS = ROOT / "configuration" / "schemas" / "clickstream.yaml"
@@ -48,11 +50,13 @@ def run_and_die(what, moment, folder):
 @pytest.fixture
 def shop(tmp_path):
     """A folder with a log of three files, and a data set of the first two."""
-    settings = StreamSettings(items=50, length_scale=20)
-    write_event_log(tmp_path / "log", 40, settings, files=3)
-    (tmp_path / "log" / "events-00002-of-00003.parquet").rename(tmp_path / "tomorrow.parquet")
+    log = make_click_log(40, ShopSettings(items=50, subcategories=10, categories=5)).events.sort_by("timestamp")
+    (tmp_path / "log").mkdir()
+    third = len(log) // 3
+    for name, start in (("log/0", 0), ("log/1", third), ("tomorrow", 2 * third)):
+        pq.write_table(log.slice(start, third if name != "tomorrow" else None), tmp_path / f"{name}.parquet")
     schema = EventSchema.from_yaml(CLICKS)
-    changed = EventSchema.from_dict(schema.to_dict() | {"cutoffs": {"validation": "2023-06-01", "test": "2023-08-01"}})
+    changed = EventSchema.from_dict(schema.to_dict() | {"cutoffs": {"validation": "2024-01-15", "test": "2024-02-01"}})
     path = tmp_path / "schema.yaml"
     path.write_text(json.dumps(changed.to_dict()))  # JSON is YAML
     prepare(tmp_path / "log", changed, tmp_path / "data", rows_per_shard=10)
@@ -87,13 +91,15 @@ def test_a_full_disk_is_said_and_leaves_what_was_there(shop, small_disk):
     prepare(shop / "log", schema, data)
     before = content(data)
     # A shard that does not fit, and events that DuckDB wants to spill.
-    for customers, memory, message in (
-        (800, "1GB", "No space left on device"),
-        (4000, "60MB", "no more memory or disk"),
+    log = make_click_log(800).events
+    for copies, memory, message in (
+        (12, "1GB", "No space left on device"),
+        (60, "60MB", "no more memory or disk"),
     ):
-        write_event_log(shop / str(customers), customers, files=1)
+        others = [log.set_column(0, "user_id", pc.add(log["user_id"], 800 * copy)) for copy in range(copies)]
+        pq.write_table(pa.concat_tables(others), shop / f"{copies}.parquet")
         with pytest.raises(OSError, match=message):
-            prepare(shop / str(customers), schema, data, overwrite=True, memory_limit=memory)
+            prepare(shop / f"{copies}.parquet", schema, data, overwrite=True, memory_limit=memory)
         assert content(data) == before and [path.name for path in disk.iterdir()] == ["data"]
 
 

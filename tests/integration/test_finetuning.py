@@ -4,9 +4,7 @@
 
 import importlib
 import json
-import re
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -183,57 +181,3 @@ def test_offers_and_data_that_do_not_fit_are_refused(options, offers, pretrained
     with pytest.raises(SystemExit, match="start on 2017-11-05, but the encoder was pre-trained on events before 2017"):
         call("run_evaluate", "--model", again, "--data", late, "--offers", offers)
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.slow
-def test_the_comparison_writes_its_tables_and_keeps_what_is_finished(
-    prepared, offers, pretrained, tmp_path, monkeypatch
-):
-    done = []
-
-    def in_process(command, check):
-        done.append(Path(command[1]).stem)
-        call(done[-1], *command[2:])
-
-    monkeypatch.setattr(importlib.import_module("measuring").subprocess, "run", in_process)
-    for name, recipe in (
-        ("pretraining", f"config: {pretrained}\nmax_steps: 2\nper_device_train_batch_size: 8\n"),
-        ("finetuning", "max_steps: 3\nper_device_train_batch_size: 8\nlearning_rate: 0.01\n"),
-    ):
-        (tmp_path / f"{name}.yaml").write_text(recipe)
-    options = ["--data", prepared, "--offers", offers, "--seeds", 0, "--shares", 0.5, "--trials", 2]
-    options += ["--pretraining", tmp_path / "pretraining.yaml", "--finetuning", tmp_path / "finetuning.yaml"]
-    options += ["--output_dir", tmp_path / "runs", "--results", tmp_path / "tables", "--options", "disable_tqdm=true"]
-    call("run_offers", *options)
-    variants = importlib.import_module("run_offers").VARIANTS
-    assert done.count("run_pretrain") == 1 and done.count("run_finetune") == len(variants) + 2
-    tables = {path.stem: json.loads(path.read_text())["table"] for path in (tmp_path / "tables").iterdir()}
-    methods = {row[0]: row[1:] for row in tables["offers"][1:]}
-    assert {"MCM without fine-tuning", "LightGBM", *variants} == set(methods)
-    for row in methods.values():
-        assert all(0 < float(cell.split()[0]) <= 1 for cell in row) and row[2].split()[0] == row[4]
-    assert [row[0] for row in tables["offers_fewer_over"][1:]] == ["50%", "50%", "100%", "100%"]
-    done.clear()
-    call("run_offers", *options)
-    assert done == []
-    assert tables == {path.stem: json.loads(path.read_text())["table"] for path in (tmp_path / "tables").iterdir()}
-
-
-def test_the_probe_writes_its_tables(prepared, pretrained, tmp_path):
-    few = ["--repeats", 1, "--folds", 3, "--spend", "a.b", "--min_events", 3]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(importlib.import_module("run_probe"), "FEWEST", 5)
-        call("run_probe", "--models", pretrained, "--data", prepared, *few, "--results", tmp_path)
-    table = json.loads((tmp_path / "probe.json").read_text())["table"]
-    rows = {tuple(row[:3]): row[3:] for row in table[1:]}
-    assert {key[:2] for key in rows} == {(c, n) for c in ("validation", "test") for n in ("LightGBM", "linear")}
-    assert ("test", "linear", "spend in 30 days") in rows
-    value, gain = r"-?\d\.\d{3} ±\d\.\d{3}", r"[-+]\d\.\d{3} \[[-+]\d\.\d{3}, [-+]\d\.\d{3}\]"
-    for customers, *cells in rows.values():
-        assert re.fullmatch(rf"{value} {value} {gain} {gain}", " ".join(cells)) and customers[:2].isdigit()
-    assert rows["validation", "LightGBM", "age"][0] == "34, 2 classes"
-    assert json.loads((tmp_path / "forecasts.json").read_text())["table"][0][0] == "cutoff"
-    with pytest.raises(SystemExit, match=r"No features \['colour'\] in the profile; it has age"):
-        call("run_probe", "--models", pretrained, "--data", prepared, "--profile", "colour")
-    with pytest.raises(SystemExit, match="No numeric feature 'money' to sum; there are a.b"):
-        call("run_probe", "--models", pretrained, "--data", prepared, "--spend", "money")

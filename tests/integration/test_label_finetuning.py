@@ -4,7 +4,6 @@
 
 import importlib
 import json
-import re
 import shutil
 from functools import partial
 
@@ -245,18 +244,3 @@ def test_labels_need_a_log_with_times(prepare_log, event_log, tmp_path):
     data = prepare_log(ordered, **changes, features=features, tasks=["items"])
     with pytest.raises(ValueError, match="has no times but `order`"):
         read_labels(str(data), LabelOptions(labels=str(tmp_path / "labels.csv")))
-
-
-@pytest.mark.slow
-def test_the_comparison_with_few_labels_writes_its_table(pretrained, prepared, tmp_path, monkeypatch):
-    pytest.importorskip("lightgbm", reason="LightGBM not installed")
-    script = importlib.import_module("few_labels")
-    monkeypatch.setattr(script, "FEWEST", 5)
-    few = ["--sizes", 12, 20, "--draws", 2, "--profile", "age", "--days", 20, "--min_events", 3]
-    call("few_labels", "--model", pretrained, "--data", prepared, *few, "--results", tmp_path)
-    stored = json.loads((tmp_path / "few_labels.json").read_text())
-    assert "34 customers of corner_shop" in stored["caption"]
-    rows = {tuple(row[:2]): row[3:] for row in stored["table"][1:]}
-    assert set(rows) == {(target, size) for target in ("age", "churn in 20 days") for size in ("12", "20")}
-    values, gain = r"(\d\.\d{3} ±\d\.\d{3} ){4}", r"[-+]\d\.\d{3} \[[-+]\d\.\d{3}, [-+]\d\.\d{3}\]"
-    assert all(re.fullmatch(rf"{values}{gain}", " ".join(cells)) for cells in rows.values())

@@ -44,7 +44,7 @@ def test_files_that_travel_are_flat(path):
 def test_no_benchmark_imports_one_that_is_run():
     texts = {path: path.read_text(encoding="utf-8") for path in (ROOT / "benchmarks").rglob("*.py")}
     programs = {path.stem for path, text in texts.items() if '\nif __name__ == "__main__":\n' in text}
-    assert "run_ablation" in programs
+    assert "run_results" in programs
     assert not [(path.name, module) for path in texts for _, module in imports(path) if module in programs]
 
 

