@@ -9,7 +9,6 @@ needs SciPy (the extra `evaluation`), and the baseline `lightgbm` the extra `gbd
 from modeling_mcm.evaluation.metrics import (
     Interval,
     PairedDifference,
-    average_relative_difference,
     bootstrap_interval,
     customer_metrics,
     distinct_targets,
@@ -25,7 +24,6 @@ from modeling_mcm.evaluation.metrics import (
 __all__ = [
     "Interval",
     "PairedDifference",
-    "average_relative_difference",
     "bootstrap_interval",
     "customer_metrics",
     "distinct_targets",

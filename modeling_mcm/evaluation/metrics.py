@@ -291,23 +291,6 @@ def paired_difference(first: ArrayLike, second: ArrayLike) -> PairedDifference:
     return PairedDifference(absolute, _interval(*relative, customers))
 
 
-def average_relative_difference(firsts: ArrayLike, seconds: ArrayLike) -> Interval:
-    """Computes the mean over tasks of `first / second - 1` with its bootstrap interval. Values are of shape
-    `(tasks, B)`, for the same tasks and customers. A resample takes the same customers in all tasks, and a customer
-    with any NaN is left out. A `ValueError` is raised if the shapes differ or none is left."""
-    firsts, seconds = np.asarray(firsts, dtype=np.float64), np.asarray(seconds, dtype=np.float64)
-    if firsts.shape != seconds.shape or firsts.ndim != 2:
-        raise ValueError(
-            f"Found values of shapes {firsts.shape} and {seconds.shape}; expected (tasks, customers) twice, the same "
-            "of both in the same order. Align both by customer_id first."
-        )
-    matrix = _with_value(np.concatenate([firsts, seconds]))
-    tasks, means, resampled = len(firsts), matrix.mean(axis=1), _resampled_means(matrix)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        mean = (means[:tasks] / means[tasks:] - 1).mean()
-        return _interval(mean, (resampled[:tasks] / resampled[tasks:] - 1).mean(axis=0), matrix.shape[1])
-
-
 def ratio(numerator: NDArray, denominator: NDArray) -> NDArray[np.float64]:
     """Divides; the result is NaN where the denominator is 0 or NaN."""
     return np.divide(numerator, denominator, out=np.full(len(numerator), np.nan), where=denominator > 0)

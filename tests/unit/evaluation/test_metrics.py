@@ -17,7 +17,6 @@ from torchmetrics.functional import retrieval
 
 import modeling_mcm.evaluation
 from modeling_mcm.evaluation import (
-    average_relative_difference,
     bootstrap_interval,
     customer_metrics,
     distinct_targets,
@@ -290,24 +289,6 @@ def test_intervals_refuse_unpaired_and_missing_values():
         paired_difference(np.zeros(3), np.zeros(4))
     with pytest.raises(ValueError, match="None of 2 customers has a value"):
         bootstrap_interval([np.nan, np.nan])
-
-
-def test_average_relative_difference_is_the_mean_of_the_tasks():
-    rng = np.random.default_rng(0)
-    seconds = rng.uniform(0.1, 1.0, size=(2, 300))
-    firsts = seconds * [[1.1], [1.3]]
-    mean, low, high, customers = average_relative_difference(
-        np.column_stack([firsts, [0.5, np.nan]]), np.column_stack([seconds, [0.5, 0.5]])
-    )
-    assert (mean, low, high) == pytest.approx((0.2, 0.2, 0.2)) and customers == 300  # each pair differs by its factor
-    noisy = seconds * rng.uniform(0.8, 1.4, size=seconds.shape)
-    one_task = average_relative_difference(noisy[:1], seconds[:1])
-    assert one_task == pytest.approx(paired_difference(noisy[0], seconds[0]).relative)
-    both = average_relative_difference(noisy, seconds)
-    alone = [paired_difference(*pair).relative.mean for pair in zip(noisy, seconds, strict=True)]
-    assert both.mean == pytest.approx(np.mean(alone)) and both.low < both.mean < both.high
-    with pytest.raises(ValueError, match=r"expected \(tasks, customers\) twice"):
-        average_relative_difference(noisy, seconds[:1])
 
 
 def test_properties_of_lists_worked_out_by_hand():
