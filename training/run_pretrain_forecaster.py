@@ -7,7 +7,7 @@
     python training/run_pretrain_forecaster.py --output mine.safetensors --shops 500 --epochs 4
 
 The same seed gives the same shops, with any number of processes, and on one machine the same weights. Afterwards
-`benchmarks/run_forecaster.py` judges the weights on real logs.
+`benchmarks/forecasts.py` judges the weights on real logs.
 """
 
 import argparse
