@@ -17,6 +17,7 @@ machine, or one PostgreSQL database. By default the service can be reached from 
 to others, put a proxy in front of it, for TLS, limits of requests a second and of slow clients.
 """
 
+import math
 import os
 import sys
 from dataclasses import dataclass
@@ -54,6 +55,7 @@ class ServeOptions:
     port: int = option(8000, "Port to listen on; 0 for any free port.")
     threads: int = option(1, "Number of torch's threads for one request.")
     in_memory: int = option(1024, "Largest number of customers to keep in memory.")
+    limit: float = option(math.inf, "Requests a second that each token may send; more are answered with 429.")
     log_requests: bool = option(False, "Log each request on stderr; its line names the customer.")
     candidates: str | None = option(
         None,
@@ -64,6 +66,8 @@ class ServeOptions:
     def __post_init__(self) -> None:
         for name, least, most in (("threads", 1, 1024), ("in_memory", 1, 2**31), ("port", 0, 2**16 - 1)):
             check_integer(getattr(self, name), f"--{name}", least, most)
+        if not self.limit > 0:
+            raise ValueError(f"--limit is {self.limit}; give requests a second, above 0, or leave it out.")
 
 
 def _build(options: ServeOptions) -> tuple[Any, CustomerService]:
@@ -87,7 +91,7 @@ def _build(options: ServeOptions) -> tuple[Any, CustomerService]:
     digest = checkpoint_digest(model, extractor)
     store = EventStore(options.store, digest, ", ".join(map(str, columns)), options.adopt)
     service = CustomerService(model, extractor, store, options.in_memory, candidates=options.candidates)
-    api = create_api(service, token)
+    api = create_api(service, token, options.limit)
     if not of_labels:
         service.explainer = ExplainingProcess(options.model, digest)
     return api, service

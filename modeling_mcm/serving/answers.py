@@ -79,6 +79,7 @@ ERRORS = {
     409: "The event_id was sent before with other contents.",
     413: "The body is too large.",
     422: "The request, or an event in it, is bad. Nothing of it is stored.",
+    429: "The token has sent more requests a second than `--limit` allows: wait as long as Retry-After says.",
     500: "The service failed; its log says where.",
     501: "The checkpoint has no head for this question, or no forecasts.",
     503: "The store is locked or damaged, or too many explanations are asked for: try again later.",

@@ -24,6 +24,8 @@ Every error is answered with `{"detail": "a sentence"}`.
 # FastAPI reads the annotations of functions below while they are defined: they must not become texts.
 import hmac
 import importlib.metadata
+import math
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -58,13 +60,31 @@ MOST_LABELS, MOST_CUSTOMERS = 1000, 100  # of an answer
 SHORTEST_TOKEN = 16
 
 
-def create_api(service: CustomerService, tokens: str) -> Any:
+class RateLimit:
+    """Lets a client send `rate` requests a second on average, and after a pause as many at once, at least one."""
+
+    def __init__(self, rate: float):
+        self.rate, self.most = rate, max(rate, 1.0)
+        self.left, self.time = self.most, time.monotonic()
+
+    def take(self) -> float:
+        """Takes one request; returns 0, or the seconds to wait before the next one is allowed."""
+        now = time.monotonic()
+        self.left, self.time = min(self.most, self.left + (now - self.time) * self.rate), now
+        if self.left < 1:
+            return (1 - self.left) / self.rate
+        self.left -= 1
+        return 0.0
+
+
+def create_api(service: CustomerService, tokens: str, limit: float = math.inf) -> Any:
     """Makes the service's ASGI application, for uvicorn or another server.
 
     Args:
         service ([`CustomerService`]): The service that answers the requests.
         tokens (`str`): The secret that a client must send, at least 16 ASCII characters; or several, with commas
             between them.
+        limit (`float`): How many requests a second each token may send.
 
     Raises:
         ValueError: If a token is too short or not ASCII.
@@ -88,9 +108,14 @@ def create_api(service: CustomerService, tokens: str) -> Any:
             return unquote(value)
 
     register_url_convertor("id", Identity())
+    limits = [RateLimit(limit) for _ in known] if limit < math.inf else []
 
-    def check_token(sent: Annotated[Any, Depends(HTTPBearer(auto_error=False))]) -> None:
-        if sent is None or not any([hmac.compare_digest(sent.credentials.encode(), one.encode()) for one in known]):
+    async def check_token(sent: Annotated[Any, Depends(HTTPBearer(auto_error=False))]) -> None:
+        fits = [sent is not None and hmac.compare_digest(sent.credentials.encode(), one.encode()) for one in known]
+        if any(fits) and limits and (seconds := limits[fits.index(True)].take()):
+            words = f"This token may send {limit:g} requests a second: wait as long as Retry-After says."
+            raise HTTPException(429, words, {"Retry-After": str(math.ceil(seconds))})
+        if not any(fits):
             words = "Send `Authorization: Bearer TOKEN` with the token of this service."
             raise HTTPException(401, words, {"WWW-Authenticate": "Bearer"})
 
@@ -101,7 +126,7 @@ def create_api(service: CustomerService, tokens: str) -> Any:
 
     version, words = importlib.metadata.version("modeling-mcm"), __doc__.partition("\n\n")[0]
     api = FastAPIOffline(title="MCM", version=version, description=words, redoc_url=None, lifespan=closing)
-    guarded = APIRouter(dependencies=[Depends(check_token)], responses=errors(401, 422, 500, 503))
+    guarded = APIRouter(dependencies=[Depends(check_token)], responses=errors(401, 422, 429, 500, 503))
     _answer_errors(api)
     _add_events(guarded, service)
     _add_questions(guarded, service)
@@ -110,7 +135,7 @@ def create_api(service: CustomerService, tokens: str) -> Any:
     api.include_router(guarded, prefix="/v1")
     api.add_middleware(BodyLimit)
     api.add_middleware(QuotedPath)
-    _add_metrics(api, service, dependencies=[Depends(check_token)], responses=errors(401))
+    _add_metrics(api, service, dependencies=[Depends(check_token)], responses=errors(401, 429))
 
     @api.get("/healthz")
     def healthz() -> Health:
@@ -306,7 +331,7 @@ def _add_questions(api: Any, service: CustomerService) -> None:
         visits: Annotated[int, Query(ge=0, le=MOST_LABELS, description="Visits that matter most.")] = 10,
         now: moment = None,
     ) -> Explained:
-        """Why a label has its score: what its probability would be without each past visit. A few are computed at a
+        """Why a label has its score: what its chance would be without each past visit. A few are computed at a
         time; for more the answer is 503."""
         with service.customer(customer_id) as live:
             answer, history = about(live, now), live.history(now)

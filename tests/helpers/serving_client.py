@@ -36,12 +36,12 @@ def make_service(model, extractor, place, **options) -> CustomerService:
     return CustomerService(model, extractor, store, **{"clock": lambda: NOW, **options})
 
 
-def make_client(service: CustomerService, tokens: str = TOKEN):
+def make_client(service: CustomerService, tokens: str = TOKEN, **limits):
     """A client of /v1 that knows the token; errors of the service are answers."""
     from fastapi.testclient import TestClient
 
     options = {"headers": HEADERS, "base_url": f"{HOST}/v1", "raise_server_exceptions": False}
-    return TestClient(create_api(service, tokens), **options)
+    return TestClient(create_api(service, tokens, **limits), **options)
 
 
 def assert_same(found, wanted):

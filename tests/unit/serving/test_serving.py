@@ -75,6 +75,20 @@ def test_answers_are_those_of_the_model(client, events, live):
     assert explained["visits"] == wanted["visits"][:2]
 
 
+def test_forecasts_are_those_of_the_horizons_that_are_asked_for(tiny_model, extractor, events, tmp_path):
+    model = tiny_model(extended=True, state_size=8, summed_features=["a.b"], state_features=["type", "weekday"])
+    live = LiveCustomer(model, extractor)
+    live.add([each["event"] for each in events])
+    client = make_client(make_service(model, extractor, tmp_path / "forecasts.db"))
+    post(client, events)
+    asked = client.get("/customers/c03/forecast", params={"days": [20, 60]}).json()["forecast"]
+    wanted = live.forecast(days=[20, 60])
+    assert asked.keys() == wanted.keys() and "visits_20d" in asked
+    assert all(asked[name] == pytest.approx(value) for name, value in wanted.items())
+    refused = client.get("/customers/c03/forecast", params={"days": [9999]})
+    assert refused.status_code == 422 and "No forecast for 9999 days" in refused.json()["detail"]
+
+
 def test_an_event_sent_again_changes_nothing_and_other_contents_are_refused(client, events):
     post(client, events)
     before = scores(client)
@@ -200,7 +214,7 @@ def test_openapi_says_what_is_answered(client):
             (content,) = answer["content"].values()
             assert status < "4" or content["schema"] == {"$ref": "#/components/schemas/Problem"}
     asked = found["paths"]["/v1/customers/{customer_id}/scores"]["get"]
-    assert asked["responses"].keys() == {"200", "401", "404", "422", "500", "501", "503"}
+    assert asked["responses"].keys() == {"200", "401", "404", "422", "429", "500", "501", "503"}
     assert asked["responses"]["200"]["content"]["application/json"]["schema"]["$ref"].endswith("/Scores")
     assert found["components"]["schemas"]["Label"]["required"] == ["label", "score"]
 
@@ -275,6 +289,14 @@ def test_each_of_several_tokens_opens_the_service(service):
         assert answer.status_code == status, token
     with pytest.raises(ValueError, match="The token has 0 characters"):
         create_api(service, f"{TOKEN},")
+
+
+def test_each_token_has_its_own_limit(service):
+    client = make_client(service, f"{TOKEN},another token of the tests", limit=0.001)
+    for token, status in ((TOKEN, 404), (TOKEN, 429), ("another token of the tests", 404), ("a wrong token", 401)):
+        answer = client.get("/customers/nobody/scores", headers={"Authorization": f"Bearer {token}"})
+        assert answer.status_code == status, token
+        assert ("Retry-After" in answer.headers) == (status == 429)
 
 
 @pytest.mark.parametrize("token", ["short", "ä" * 16, "a token of the tests\n", " a token of the tests"])
