@@ -88,14 +88,15 @@ def fill_label_values(model: MCMForMultiTaskRecommendation, rows: Any) -> dict[s
     return decided
 
 
-def learn_state(model: MCMForMultiTaskRecommendation, data: PreparedData, seed: int) -> None:
-    """Trains the customer state and its forecasts on moments of the training period."""
+def learn_state(model: MCMForMultiTaskRecommendation, data: PreparedData, seed: int, most: int) -> None:
+    """Trains the customer state and its forecasts on moments of the training period, in at most so many steps."""
     rows, schema = data.rows, data.schema
     ends = np.asarray(rows["validation_end"])
     several = trainable(ends)
     cutoff = None if schema.leaves_one_out else float(schema.cutoff_seconds("validation"))
     requested = sorted(model.config.forecast_days)
-    losses = train_state(model.model, data.extractor, PreparedRows(rows, several, ends[several]), cutoff, seed)
+    prepared = PreparedRows(rows, several, ends[several])
+    losses = train_state(model.model, data.extractor, prepared, cutoff, seed, most)
     words = ", ".join(f"{name} {value:.3f}" for name, value in losses.items())
     config, told = model.config, model.model.customer_forecasts
     for name in FORECAST_FIELDS:

@@ -207,13 +207,19 @@ def _hazard_loss(hazards: torch.Tensor, moments: Moments, edges: Sequence[float]
 
 
 def train_state(
-    model: MCMModel, extractor: MCMFeatureExtractor, rows: Any, cutoff: float | None, seed: int = 0
+    model: MCMModel,
+    extractor: MCMFeatureExtractor,
+    rows: Any,
+    cutoff: float | None,
+    seed: int = 0,
+    most: int = MOST_STEPS,
 ) -> dict[str, float]:
     """Trains the customer state and its forecasts, and nothing else of the model.
 
     Args:
         cutoff (`float`, *optional*): End of the training period of all customers, in seconds since 1970. `None` if
             each customer's last visits are held out.
+        most (`int`): Largest number of steps.
 
     Returns:
         `dict[str, float]`: Mean losses of the last tenth of the steps, by name.
@@ -233,7 +239,7 @@ def train_state(
         describe_shop(model, extractor, rows, cutoff, seed)
         late = _late_moments(model, MomentSampler(model, extractor, cutoff, seed + 2), rows, seed, 1)
         directions = state.find_components(late.counts)
-        losses = _train(model, MomentSampler(model, extractor, cutoff, seed), batches, len(rows))
+        losses = _train(model, MomentSampler(model, extractor, cutoff, seed), batches, len(rows), most)
         # Only now, so that the learned numbers do not depend on the components: they would say less of the rest.
         state.keep_fixed(directions)
         moments = _late_moments(model, MomentSampler(model, extractor, cutoff, seed + 1), rows, seed, FORECAST_MOMENTS)
@@ -317,7 +323,7 @@ def _joined(parts: Sequence[Moments]) -> Moments:
 
 
 def _train(
-    model: MCMModel, sampler: MomentSampler, batches: Iterator[list[dict[str, Any]]], customers: int
+    model: MCMModel, sampler: MomentSampler, batches: Iterator[list[dict[str, Any]]], customers: int, most: int
 ) -> dict[str, float]:
     state, forecasts, size = cast(CustomerState, model.state), model.forecasts, model.config.state_size
     heads = nn.ModuleDict({"counts": nn.Linear(size, len(state.mean))})
@@ -328,8 +334,8 @@ def _train(
             heads["sets"] = nn.Linear(size, sum(sampler.set_sizes))
     modules = [state, heads, *([] if forecasts is None else [forecasts])]
     parameters = [value for module in modules for value in module.parameters()]
-    most = max(min(MOST_STEPS, MOST_COUNTS // len(state.mean)), LEAST_STEPS)
-    steps = min(max(math.ceil(PASSES * customers / BATCH), LEAST_STEPS), most)
+    usual = max(min(MOST_STEPS, MOST_COUNTS // len(state.mean)), LEAST_STEPS)
+    steps = min(max(math.ceil(PASSES * customers / BATCH), LEAST_STEPS), usual, most)
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=WARM_UP)
     state.train()

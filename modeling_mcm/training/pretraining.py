@@ -36,6 +36,7 @@ from modeling_mcm.losses_mcm import Objective
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.training.fitting import fill_label_values, learn_state, popularity, trainable
+from modeling_mcm.training.moments import MOST_STEPS
 from modeling_mcm.training.options import NONE, ModelOptions, PretrainingArguments
 from modeling_mcm.training.recipe import Recipe, recipe_for
 from modeling_mcm.training.resuming import (
@@ -227,7 +228,7 @@ def _train(
         if trainer.is_fsdp_enabled:
             logger.warning("The customer state is not trained under FSDP: pre-train it in a run without FSDP.")
         else:
-            learn_state(model, data, training.seed)
+            learn_state(model, data, training.seed, training.max_steps if training.max_steps > 0 else MOST_STEPS)
     facts = {"run": run, "recipe": recipe.reasons, "validation": {}} | _facts_of_run(options, data, trainer)
     trainer.finish(PRETRAINING, facts)
     if trainer.is_world_process_zero():

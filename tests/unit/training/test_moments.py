@@ -212,6 +212,13 @@ def test_the_same_seed_gives_the_same_state(extractor, rows, trained, seed):
     assert torch.equal(model.state.direct.weight, trained[0].state.direct.weight) == (seed == 0)
 
 
+def test_no_more_steps_than_allowed(extractor, rows, monkeypatch):
+    step, steps = torch.optim.AdamW.step, []
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda *inputs: steps.append(1) or step(*inputs))
+    train_state(make_model(extractor), extractor, rows, CUTOFF, most=3)
+    assert len(steps) == 3
+
+
 @pytest.mark.parametrize(("days", "learned"), [([7, 365, 3650], [7]), ([365], [])])
 def test_a_horizon_longer_than_the_training_period_is_not_learned(extractor, rows, tmp_path, days, learned):
     """The shipped forecaster answers it, up to twice the period; longer ones are left out."""
