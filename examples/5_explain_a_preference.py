@@ -4,8 +4,8 @@
 
     python examples/5_explain_a_preference.py runs/mine log.parquet c07 item
 
-The model reads the history without a visit, and is asked again: the probability that the label has then says how much
-the visit matters.
+The model reads the history without a visit, and is asked again: the chance that the label has then says how much the
+visit matters.
 """
 
 import sys
@@ -27,7 +27,7 @@ def main(checkpoint, events, customer, task):
 
     for best in live.scores(tasks=[task], k=LABELS)[task]:
         why = live.explain(task, best["label"])
-        print(f"{why.label} {why.probability:.1%}: {why.words}")
+        print(f"{why.label} {why.chance:.1%}: {why.words}")
         for visit in why.visits[:VISITS]:
             met = sorted({event[task] for event in visit.events if task in event})
             print(f"  {visit.without:.1%} without the visit of {visit.time[:10]} with {', '.join(met) or 'no label'}")

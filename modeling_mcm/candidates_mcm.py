@@ -301,12 +301,8 @@ class CandidateSet:
                 is_candidate[row, torch.as_tensor(np.asarray(labels, np.int64), device=scores.device)] = False
         groups = None if groups is None else groups.to(scores.device)
         chosen = choose_labels(scores, k, is_candidate, groups, self._most)
-        scorer = self.model.scorer
-        chance = None if scorer is None else scorer.chance[self.model.config.tasks.index(task)]
-        if chance is None or not chance.any():  # there was no validation case
-            return chosen
         log_p = scores.float() if own.new is not None else scores.float().log_softmax(1)
-        return chosen._replace(chances=scorer.chances(chance, log_p.gather(1, chosen.labels)))
+        return chosen._replace(chances=self.model.chances(task, log_p.gather(1, chosen.labels)))
 
     def values(self, task: str) -> list[str]:
         """Labels of a task in the order of their ids, from 2 on: those of the checkpoint, and new ones."""

@@ -20,7 +20,7 @@ from torch import nn
 from transformers import initialization as init
 
 from .configuration_mcm import MCMConfig
-from .state_mcm import CHANCE, NEXT_VISIT, Forecasts, interval_edges, median_days
+from .state_mcm import ALIVE, CHANCE, NEXT_VISIT, Forecasts, interval_edges, median_days
 
 LOG, SHIPPED = "log", "shipped"  # sources of a forecast: learned on the log, or by the network that ships
 LONGEST_RATIO = 2.0  # the longest horizon that is told, as a multiple of the window
@@ -518,7 +518,7 @@ class CustomerForecasts:
     ):
         self.heads, self.forecaster = heads, forecaster
         self.last_learned = max(heads.days) if heads is not None else 0.0
-        longest = max(self.last_learned, config.forecast_window * LONGEST_RATIO)
+        self.longest = longest = max(self.last_learned, config.forecast_window * LONGEST_RATIO)
         self.usual = sorted(float(day) for day in config.forecast_days if day <= longest)
         self.days = self.usual if days is None else sorted({float(day) for day in days})
         if wrong := [day for day in self.days if not 0 < day <= longest]:
@@ -550,7 +550,7 @@ class CustomerForecasts:
                 if self.forecaster is not None:
                     names += [f"{quantity}_{day:g}d_{end}{level}" for level in LEVELS for end in ("low", "high")]
             names.append(f"{CHANCE}_{day:g}d")
-        return [*names, NEXT_VISIT] if self.days else []
+        return [*names, NEXT_VISIT, ALIVE] if self.days else []
 
     def compute(
         self, state: torch.Tensor, visits: Visits | None = None, now: torch.Tensor | None = None
@@ -580,6 +580,9 @@ class CustomerForecasts:
         earlier = [day for day in self.days if day <= self.last_learned]
         # With the days that the log did not allow.
         later = [edge for edge in interval_edges([*self.usual, *self.days]) if edge > self.last_learned]
+        num_later = len(later)
+        if self.longest > max([self.last_learned, *later]):
+            later = [*later, self.longest]  # for `ALIVE` alone
         times = [*earlier, *later]
         inputs = forecaster.inputs(visits, now, times)
         spread = forecaster.distribution(inputs)
@@ -618,8 +621,10 @@ class CustomerForecasts:
             if day > self.last_learned:
                 told[f"{CHANCE}_{day:g}d"] = 1 - absent[:, later.index(day)]
         if later:
-            shares, edges = absent, later
+            told[ALIVE] = 1 - absent[:, -1]
+        if num_later:
+            shares, edges = absent[:, :num_later], later[:num_later]
             if self.heads is not None:
-                shares, edges = torch.cat([self.heads.absent(state), shares], 1), [*self.heads.edges, *later]
+                shares, edges = torch.cat([self.heads.absent(state), shares], 1), [*self.heads.edges, *edges]
             told[NEXT_VISIT] = median_days(shares, edges)
         return told

@@ -680,6 +680,12 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         used = None if readout is None or not self.config.num_hidden_layers else [readout[k] for k in indices]
         return cast(LabelScorer, self.scorer).score(indices, read_histories(self.config, batch, tasks), used)
 
+    def chances(self, task: str, log_probabilities: torch.Tensor) -> torch.Tensor | None:
+        """Chances that labels of a task are in the next visit, which has several, from the logarithms `(...)` of their
+        probabilities; None in a checkpoint that had no validation case to fit them on."""
+        chance = None if self.scorer is None else self.scorer.chance[self.config.tasks.index(task)]
+        return None if chance is None or not chance.any() else LabelScorer.chances(chance, log_probabilities)
+
     @torch.no_grad()
     def preferences(
         self, task: str, k: int = 10, return_weights: bool = False, **inputs: torch.Tensor

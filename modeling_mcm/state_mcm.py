@@ -30,7 +30,7 @@ DROPOUT = 0.3  # dropout probability on z
 HALF_LIVES_DAYS = (7.0, 30.0, 90.0)  # half-lives of the other counts; they are also counted unfaded
 LEAST_SPREAD, FARTHEST = 0.05, 8.0  # smallest standard deviation, and largest absolute value, of standardised counts
 ANY_SILENCE = 1e9  # days: the longest silence before training; a finite number, because infinite weights are refused
-CHANCE, NEXT_VISIT = "visit_probability", "days_to_next_visit"
+CHANCE, NEXT_VISIT, ALIVE = "visit_probability", "days_to_next_visit", "alive_probability"
 GAPS = ("days since the last event", "days since the first", "the ratio to the mean gap", "the mean gap")
 
 
@@ -328,7 +328,8 @@ class Forecasts(nn.Module):
         """Computes all forecasts. Returns `dict[str, torch.FloatTensor]`, each of shape `(...)`: for each horizon,
         such as 7 days, `visits_7d`, `events_7d` and the sum of each summed feature are expected amounts, and
         `visit_probability_7d` is the probability of a visit. `days_to_next_visit` is the median number of days to the
-        next visit, at most the longest horizon. Other `days` up to the longest horizon are interpolated."""
+        next visit, at most the longest horizon, and `alive_probability` the probability of a visit within it. Other
+        `days` up to the longest horizon are interpolated."""
         amounts = self.log_amounts(state.float()).clamp(max=30).exp().cumsum(-2).movedim(-2, -1)
         absent = self.absent(state)
         told: dict[str, torch.Tensor] = {}
@@ -336,7 +337,7 @@ class Forecasts(nn.Module):
             names = [f"{name}_{day:g}d" for name in self.quantities]
             told |= dict(zip(names, _at_day(amounts, self.days, day).unbind(-1), strict=True))
             told[f"{CHANCE}_{day:g}d"] = _at_day(1 - absent, self.edges, day)
-        return told | {NEXT_VISIT: median_days(absent, self.edges)}
+        return told | {NEXT_VISIT: median_days(absent, self.edges), ALIVE: 1 - absent[..., -1]}
 
     def absent(self, state: torch.Tensor) -> torch.Tensor:
         """Probability of no visit until the end of each interval, of shape `(..., intervals)`."""

@@ -5,14 +5,16 @@
     mcm predict --model runs/mine --data data/prepared --output_dir scores
     mcm predict --model runs/mine --events log.parquet --output_dir scores      scores the customers of a raw log
     mcm predict ... --candidates stock.parquet --exclude seen --per_group product_category=2     what to recommend
+    mcm predict ... --total visits price --forecast_days 30     prints totals, and how wrong they were before
     mcm predict --engine spark ...                           scores as a Spark job (docs/large_logs.md)
     accelerate launch --multi_gpu --num_processes 2 training/run_predict.py ...        two processes, on CPUs too
 
 The files have one row a customer: `customer_id`, `embedding`, one column for each forecast (`visits_30d`), for each
 end of its intervals (`visits_30d_low80`) and for the source of each horizon (`source_30d`), and for each task its
-labels, best first (`TASK`), with their probabilities among the candidates (`TASK_scores`). The model reads the
-whole history, or its latest events where it is longer than the model's window. With --now it reads the history up to
-that time. A raw log is read with the checkpoint's vocabularies.
+labels, best first (`TASK`), with their probabilities among the candidates (`TASK_scores`) and the chances that they
+are in the next visit (`TASK_chances`). The model reads the whole history, or its latest events where it is longer than
+the model's window. With --now it reads the history up to that time. A raw log is read with the checkpoint's
+vocabularies.
 
 A checkpoint that was fine-tuned to a label writes `predicted_CLASS`, the probability of each class, or the number
 alone: `mcm predict --model runs/churn --data data/prepared --output_dir churn`. With --now it reads what was before.
@@ -46,12 +48,14 @@ from modeling_mcm.files_mcm import file_digest
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation, MCMModel
 from modeling_mcm.option import option
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
-from modeling_mcm.scoring import Scorer, ScoringJob, model_digest, score_on_spark
+from modeling_mcm.scoring import Scorer, ScoringJob, forecast_total, model_digest, score_on_spark
 from modeling_mcm.scoring.folder import HISTORIES, check_folder, claim, is_whole
 from modeling_mcm.times_mcm import read_zone, to_seconds
 from modeling_mcm.training.checkpoints import is_of_labels, open_checkpoint
 from modeling_mcm.training.memory import keep_freed_memory
 from modeling_mcm.training.options import check_launch
+
+MONTH = 30  # days: the horizon of totals
 
 
 @dataclass
@@ -78,6 +82,11 @@ class PredictionOptions:
     )
     forecast_days: list[float] = option(
         [], "Horizons of the forecasts, such as 180 365, up to twice the training period. By default the checkpoint's."
+    )
+    total: list[str] = option(
+        [],
+        "Quantities, such as visits price, whose totals over all customers are printed, with the errors of the same "
+        "forecast in the log's past, for --forecast_days, by default 30. All histories are read into memory.",
     )
     now: str | None = option(
         None,
@@ -108,6 +117,8 @@ class PredictionOptions:
             raise ValueError("Give --data, a prepared data set, or --events, a raw log.")
         if self.data and (self.profile or self.schema):
             raise ValueError("--profile and --schema belong to --events; leave them out, because --data has both.")
+        if self.total and (not self.data or self.now):
+            raise ValueError("--total forecasts from the end of a prepared log: give --data, and leave out --now.")
         if self.top_k < 0 or self.batch_size < 1 or self.rows_per_file < 1:
             raise ValueError("--top_k must be at least 0, --batch_size and --rows_per_file at least 1.")
         if not self.top_k and not self.embeddings:
@@ -158,6 +169,18 @@ def _prepare_log(options: PredictionOptions, extractor: MCMFeatureExtractor, eng
     )
 
 
+def _totals(options: PredictionOptions, model: Any) -> list[str]:
+    """A line for each quantity and horizon of --total."""
+    lines, data = [], PreparedData(str(options.data))
+    for quantity in options.total:
+        for days in options.forecast_days or [MONTH]:
+            found = forecast_total(model, data, quantity, days, batch_size=options.batch_size)
+            errors = ", ".join(f"{past.error:+.0%} from {past.moment:%Y-%m-%d}" for past in found.past)
+            words = f"{quantity} in {days:g} days from {found.moment:%Y-%m-%d}: {found.expected:,.0f}"
+            lines.append(f"{words}; errors of the same forecast before: {errors}")
+    return lines
+
+
 def _session(engine: EngineOptions) -> AbstractContextManager[Any]:
     if engine.engine != "spark":
         return nullcontext()
@@ -200,6 +223,7 @@ def run(options: PredictionOptions, engine: EngineOptions) -> str:
     contents["predicted"] = [model.config.id2label[index] for index in range(model.num_labels)] if of_labels else []
     sequences: dict[str, Any] = {name: tuple(contents[name]) for name in ("tasks", "forecasts", "predicted")}
     sequences["forecast_days"] = tuple(options.forecast_days) or None
+    totals = _totals(options, model) if state.is_main_process else []
     job = ScoringJob(options.model, data, str(folder), **contents | sequences)
     digest = model_digest(model)
     check_folder(folder)
@@ -230,7 +254,8 @@ def run(options: PredictionOptions, engine: EngineOptions) -> str:
     state.wait_for_everyone()
     if state.is_main_process and options.events:
         shutil.rmtree(folder / HISTORIES)
-    return f"{folder}: {customers:,} customers, {len(missing)} files written, the others were there"
+    summary = f"{folder}: {customers:,} customers, {len(missing)} files written, the others were there"
+    return "\n".join([*totals, summary])
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Explanations of a label's score: what the probability would be if a visit had not happened.
+"""Explanations of a label's score: what its chance would be if a visit had not happened.
 
 The model reads the history again without each visit, so a change is exact, whatever the score is computed from.
 Changes do not add up: each of nine visits with a label can be left out without much loss, all nine can't.
@@ -45,11 +45,11 @@ def check_head(model: Any, kind: type[Any]) -> Any:
 
 @dataclass(frozen=True)
 class VisitEffect:
-    """What a visit does to the probability of a label.
+    """What a visit does to the chance of a label.
 
     Attributes:
         time (`str`): time of the visit's first event, ISO 8601.
-        without (`float`, *optional*): probability of the label if the visit is left out; `None` if it was not tried.
+        without (`float`, *optional*): chance of the label if the visit is left out; `None` if it was not tried.
         has_label (`bool`): whether an event of the visit has the label.
         events (`list[dict[str, str]]`): value of each categorical feature of each event of the visit.
     """
@@ -67,8 +67,9 @@ class Explanation:
     Attributes:
         task (`str`): name of the task.
         label (`str`): the explained label, a value of the task's feature.
-        probability (`float`): probability of the label among the task's labels.
-        baseline (`float`): probability of the label for a customer with this profile and no history.
+        chance (`float`): chance that the label is in the next visit; in a checkpoint that had no validation case, the
+            probability of the label among the task's labels.
+        baseline (`float`): the same for a customer with this profile and no history.
         visits (`list[VisitEffect]`): the visits. The one without which the label is least likely comes first, those
             that were not tried come last.
         words (`str`): how often and when the label occurred, such as "9 times, every 12 days, last 14 days ago; due".
@@ -76,7 +77,7 @@ class Explanation:
 
     task: str
     label: str
-    probability: float
+    chance: float
     baseline: float
     visits: list[VisitEffect] = field(repr=False)
     words: str
@@ -174,7 +175,7 @@ class _History:
         tried = np.lexsort((-np.arange(number), ~with_label))[:most_visits]
         rows = [self.row, self._without(np.ones(len(self.visits), bool))]
         rows += [self._without(self.visits == visit) for visit in tried]
-        probability, baseline, *of_visits = self.probabilities(rows, task, label).tolist()
+        chance, baseline, *of_visits = self.chances(rows, task, label).tolist()
         without = dict(zip(tried.tolist(), of_visits, strict=True))
         values, visits = self._values(), []
         for visit in sorted(range(number), key=lambda visit: (without.get(visit, 2.0), -visit)):
@@ -189,7 +190,7 @@ class _History:
         return Explanation(
             task=task,
             label=self.extractor.decode_labels(task, [label])[0],
-            probability=probability,
+            chance=chance,
             baseline=baseline,
             visits=visits,
             words=self.words(task, label),
@@ -203,16 +204,17 @@ class _History:
             words = f"{number} times, every {_days(gap)}, last {_ago(ago)}" + "; due" * is_due(number, gap, ago)
         return words + f" (in the latest {len(self.visits):,} events)" * self.is_part
 
-    def probabilities(self, rows: Sequence[Mapping[str, Any]], task: str, label: int) -> NDArray[np.float64]:
-        """Probability of the label, of shape `(B,)`, for histories of any lengths."""
+    def chances(self, rows: Sequence[Mapping[str, Any]], task: str, label: int) -> NDArray[np.float64]:
+        """Chance of the label, of shape `(B,)`, for histories of any lengths; see [`Explanation`]."""
         lengths = np.array([len(row["times"]) + 1 for row in rows])
         result = np.empty(len(rows))
         order = np.argsort(-lengths, kind="stable")
         while len(order):
             size = max(1, EVENTS_AT_ONCE // int(lengths[order[0]]))
             batch, order = order[:size], order[size:]
-            scores = self.scores([rows[at] for at in batch], task)
-            result[batch] = scores.double().softmax(-1)[:, label].cpu().numpy()
+            log_p = self.scores([rows[at] for at in batch], task).double().log_softmax(-1)[:, label]
+            chances = self.model.chances(task, log_p)
+            result[batch] = (log_p.exp() if chances is None else chances).cpu().numpy()
         return result
 
     @torch.inference_mode()

@@ -23,8 +23,8 @@ from modeling_mcm.data.dataset import CUSTOMER
 from modeling_mcm.extras import needs
 from modeling_mcm.live.explanations import is_due, occurrences
 from modeling_mcm.page.histories import LIKELIEST, RHYTHM, Histories
-from modeling_mcm.scoring.scorer import SCORES
-from modeling_mcm.state_mcm import CHANCE, NEXT_VISIT, MissingForecastsError
+from modeling_mcm.scoring.scorer import CHANCES, SCORES
+from modeling_mcm.state_mcm import ALIVE, CHANCE, NEXT_VISIT, MissingForecastsError
 
 LABELS, COMPARED, MOVES = 6, 1000, 8  # labels of a task that are shown; compared before and after; shown of those
 VISITS, VALUES = 5, 4  # that are listed
@@ -79,8 +79,7 @@ class Page:
             told = self._names()
             for name in [NEXT_VISIT, f"visits_{self._month}d", *self._sums()]:
                 table[told[name]] = scored[name].to_numpy().astype(float)
-            comes = scored[f"{CHANCE}_{self._days[-1]}d"].to_numpy().astype(float)
-            table[f"stays away {self._days[-1]} days, %"] = 100 * (1 - comes)
+            table["alive, %"] = 100 * scored[ALIVE].to_numpy().astype(float)
         table = table.round({name: 2 if name == "late" else 1 for name in table.columns[1:]})
         names = np.stack(scored[main].to_numpy()) if len(table) else np.empty((0, 1), object)
         table["likely next"] = [", ".join(map(str, best)) for best in names[:, :3]]
@@ -115,10 +114,11 @@ class Page:
             if label not in self.labels(main):
                 raise ValueError(f"There is no {main.replace('_', ' ')} {label!r}: choose one of the list.")
             scored = self.histories.scored
-            names, scores = (scored[name].combine_chunks() for name in (main, main + SCORES))
+            told = main + (CHANCES if main + CHANCES in scored.column_names else SCORES)
+            names, values = (scored[name].combine_chunks() for name in (main, told))
             at = np.flatnonzero(pc.equal(names.values, label))
             chances = np.full(len(scored), np.nan)
-            chances[names.value_parent_indices().to_numpy()[at]] = 100 * scores.values.to_numpy()[at]
+            chances[names.value_parent_indices().to_numpy()[at]] = 100 * values.values.to_numpy()[at]
             table = table.copy()
             table.insert(1, f"{label}, %", chances[table.index].round(2))
             table = table.dropna(subset=f"{label}, %")
@@ -196,15 +196,15 @@ class Page:
         for visit in result.visits:
             if visit.without is None:
                 continue
-            change = changes[visit.time] = visit.without - result.probability
+            change = changes[visit.time] = visit.without - result.chance
             if change < 0 and len(visits) < VISITS:
                 texts = dict.fromkeys(event[task] for event in visit.events if task in event)
                 first = sorted(texts, key=lambda text: text != label)[:VALUES]
-                visits.append([visit.time[:10], f"{result.probability:.1%} → {visit.without:.1%}", ", ".join(first)])
+                visits.append([visit.time[:10], f"{result.chance:.1%} → {visit.without:.1%}", ", ".join(first)])
         decides = f"<b>Without the visit of {visits[0][0]}: {visits[0][1]}.</b> " if visits else ""
         sentence = (
             f"<h3>Why {escape(label)}?</h3><p>{decides}{self._verb} {escape(result.words)}. "
-            f"With no history: {result.baseline:.1%} of what comes next.</p>"
+            f"With no history: {result.baseline:.1%}.</p>"
         )
         largest = max(map(abs, changes.values()), default=0.0)
         rows = []

@@ -35,7 +35,8 @@ from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation, MCMModel, M
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
 logger = logging.get_logger(__name__)
-EMBEDDING, SCORES = "embedding", "_scores"  # the embedding's column; a task's scores are in TASK_scores
+EMBEDDING = "embedding"
+SCORES, CHANCES = "_scores", "_chances"  # end the columns TASK_scores and TASK_chances
 PREDICTED = "predicted_"  # begins the column of a class or number that the model was fine-tuned to
 
 
@@ -77,12 +78,13 @@ class ScoringJob:
     predicted: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        columns = [CUSTOMER, EMBEDDING, *self.tasks, *(task + SCORES for task in self.tasks), *self.forecasts]
+        columns = [CUSTOMER, EMBEDDING, *self.tasks, *self.forecasts]
+        columns += [task + end for task in self.tasks for end in (SCORES, CHANCES)]
         if twice := sorted({name for name in columns if columns.count(name) > 1}):
             raise ValueError(
-                f"The predictions would have two columns {twice[0]!r}: each task makes TASK and TASK{SCORES}, beside "
-                f"{CUSTOMER}, {EMBEDDING} and the forecasts. Give the feature another name in the event schema, or "
-                "leave the task out (--tasks)."
+                f"The predictions would have two columns {twice[0]!r}: each task makes TASK, TASK{SCORES} and "
+                f"TASK{CHANCES}, beside {CUSTOMER}, {EMBEDDING} and the forecasts. Give the feature another name in "
+                "the event schema, or leave the task out (--tasks)."
             )
 
     @property
@@ -152,14 +154,16 @@ class Scorer:
         """Scores some customers. Customers of similar length share a batch. Returns `pyarrow.Table`: one row per
         customer, in the order of `rows`: `customer_id`; optionally `embedding`, a list of float32; a float32 column
         per forecast, and a column of text per horizon with its source; and by task its best labels, a list of text in
-        the column `<task>`, with their probabilities, a list of float32 in `<task>_scores`. Raises `ValueError` if the
-        model gives NaN or infinite numbers."""
+        the column `<task>`, with their probabilities, a list of float32 in `<task>_scores`, and the chances that they
+        are in the next visit in `<task>_chances`, if the checkpoint has them. Raises `ValueError` if the model gives
+        NaN or infinite numbers."""
         number = len(rows)
         embeddings = np.zeros((number, self.model.config.embedding_size), np.float32)
         forecasts = np.zeros((number, len(self.job.forecasts)), np.float32)
         predicted = np.zeros((number, len(self.job.predicted)), np.float32)
         labels = {task: np.zeros((number, self._tops(task)), np.int64) for task in self.job.tasks}
         scores = {task: np.zeros((number, self._tops(task)), np.float32) for task in self.job.tasks}
+        chances: dict[str, NDArray[np.float32]] = {}
         read = [row["visits"][1 - self.collator.max_events :] for row in rows]
         by_visit = self.model.config.encoder_unit == "visit"
         lengths = [len(np.unique(visits)) if by_visit else len(visits) for visits in read]
@@ -184,6 +188,8 @@ class Scorer:
                     best = self.candidates.choose(task, outputs.logits[task], self._tops(task), seen, ids)
                     labels[task][batch] = best.labels.cpu().numpy()
                     scores[task][batch] = best.scores.cpu().numpy()
+                    if best.chances is not None:
+                        chances.setdefault(task, np.zeros_like(scores[task]))[batch] = best.chances.cpu().numpy()
             of_tasks = [scores[task][batch] for task in scores]
             self._check_finite(chosen, embeddings[batch], forecasts[batch], predicted[batch], *of_tasks)
             progress(len(batch))
@@ -206,7 +212,9 @@ class Scorer:
             offsets = pa.array(np.append(0, is_label.sum(1).cumsum()).astype(np.int32))
             values = self.values[task].take(pa.array(labels[task][is_label]))
             columns[task] = pa.ListArray.from_arrays(offsets, values)
-            columns[task + SCORES] = pa.ListArray.from_arrays(offsets, pa.array(scores[task][is_label]))
+            for end, numbers in ((SCORES, scores), (CHANCES, chances)):
+                if task in numbers:
+                    columns[task + end] = pa.ListArray.from_arrays(offsets, pa.array(numbers[task][is_label]))
         return pa.table(columns)
 
     def _seen(self, row: dict[str, Any], task: str) -> NDArray[np.int64]:

@@ -9,7 +9,9 @@ import sys
 
 import pandas as pd
 import pytest
+import torch
 from corner_shop import make_profile
+from fitted import fill_scorer
 
 from modeling_mcm.commands import app as command
 from modeling_mcm.page import app
@@ -36,7 +38,8 @@ def page_files(event_log, tmp_path_factory):
 def histories(tiny_model, extractor, prepared, page_files, tmp_path):
     files = [str(page_files / f"{name}.parquet") for name in ("events", "profile")]
     shutil.copytree(prepared, tmp_path / "data")
-    model = tiny_model(extended=True, **STATE)
+    model = fill_scorer(tiny_model(extended=True, scorer=True, kind_feature="type", **STATE))
+    model.scorer.chance.copy_(torch.tensor([0.5, 0.9, -0.2]))
     return Histories(model, extractor, str(tmp_path / "data"), *files)
 
 
@@ -118,7 +121,7 @@ def test_a_walk_through_the_page_with_the_keyboard_alone(browse, histories):
     found = histories.household(WHO).live.explain("items", label, histories.cutoff)
     assert f"Bought {found.words}" in page.locator("#why").inner_text()
     shown, best = page.locator("#visits").inner_text(), found.visits[0]
-    assert best.without >= found.probability or (best.time[:10] in shown and f"{best.without:.1%}" in shown)
+    assert best.without >= found.chance or (best.time[:10] in shown and f"{best.without:.1%}" in shown)
     assert page.locator("#timeline canvas, #timeline svg").count() > 0
     # what if
     choose(page, "label", "item 05")
@@ -182,15 +185,15 @@ def test_numbers_of_the_page_are_those_of_the_model_and_the_log(histories, event
     future = event_log[(event_log["who"] == WHO) & (event_log["when"] >= histories.cutoff)]
     future = future[(future["action"] == "buy") & (future["basket"] == future["basket"].dropna().iloc[0])]
     for task, choices in page.expected(WHO).items():
-        best = [(e["label"], percent(e["score"])) for e in live.scores(histories.cutoff, [task], 6)[task]]
+        best = [(e["label"], percent(e["chance"])) for e in live.scores(histories.cutoff, [task], 6)[task]]
         assert [(label, text.split(" · ")[1]) for text, label in choices] == best
         if task == "items":
             assert {label for text, label in choices if "next visit" in text} <= set(future["item"])
     label = live.scores(now=histories.cutoff, tasks=["items"], k=1)["items"][0]["label"]
     sentence, timeline, visits = page.why(WHO, "items", label)
     found = live.explain("items", label, histories.cutoff)
-    for_it = [visit for visit in found.visits if visit.without < found.probability][:5]
-    change = f"{found.probability:.1%} → "
+    for_it = [visit for visit in found.visits if visit.without < found.chance][:5]
+    change = f"{found.chance:.1%} → "
     assert for_it and [row[:2] for row in visits] == [[v.time[:10], change + f"{v.without:.1%}"] for v in for_it]
     assert f"Without the visit of {for_it[0].time[:10]}: {change}{for_it[0].without:.1%}" in sentence
     assert all((label in row[2]) == visit.has_label for row, visit in zip(visits, for_it, strict=True))
@@ -205,7 +208,7 @@ def test_what_if_shows_what_moves(histories):
     page = Page(histories)
     after = histories.what_if(WHO, histories.template("items", "item 05"), histories.cutoff)
     old, new = (
-        {entry["label"]: entry["score"] for entry in live.scores(histories.cutoff, ["items"], 100)["items"]}
+        {entry["label"]: entry["chance"] for entry in live.scores(histories.cutoff, ["items"], 100)["items"]}
         for live in (histories.household(WHO).live, after)
     )
     *moves, forecast = page.what_if(WHO, "items", "item 05")
@@ -234,7 +237,9 @@ def test_the_list_is_the_predictions_ordered_and_filtered(histories):
     assert 0 < len(late) == (everyone["late"] >= 1).sum() and late.is_monotonic_decreasing
     likely = page.find(best[0], "customer", None, None, True)
     scores = live.scores(histories.cutoff, ["items"], 20)["items"]
-    assert likely.set_index("customer").loc[WHO, f"{best[0]}, %"] == pytest.approx(100 * scores[0]["score"], abs=0.006)
+    assert likely.set_index("customer").loc[WHO, f"{best[0]}, %"] == pytest.approx(
+        100 * scores[0]["chance"], abs=0.006
+    )
     assert likely[f"{best[0]}, %"].is_monotonic_decreasing
 
 

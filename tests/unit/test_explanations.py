@@ -18,6 +18,7 @@ EVENTS = [
     {"when": f"2017-{day}T10:00:00", "action": "buy", "item": f"item {item:02}", "aisle": f"aisle {item % 4}"}
     for day, item in BOUGHT
 ]
+CHANCE = (0.5, 0.9, -0.2)
 SCORER = {"scorer": True, "kind_feature": "type"}
 CHOICES = {
     "paper": {},
@@ -34,18 +35,25 @@ def explained_model(tiny_model):
 
     def make(name):
         model = tiny_model(**CHOICES[name])
-        return model if model.scorer is None else fill_scorer(model, reads_readout=name != "no encoder")
+        if model.scorer is None:
+            return model
+        model.scorer.chance.copy_(torch.tensor(CHANCE))
+        return fill_scorer(model, reads_readout=name != "no encoder")
 
     return make
 
 
-def probability(model, extractor, events, task, label, profile=None, now=None):
+def chance(model, extractor, events, task, label, profile=None, now=None):
     mask_next = model.config.augmentation == "masked_lm"
     moment = None if now is None else [np.datetime64(now, "s").astype(int)]
     inputs = extractor.pad([extractor.encode({"events": events, "profile": profile})], mask_next=mask_next, now=moment)
     with torch.inference_mode():
-        probabilities = model(**inputs).logits[task][0].double().softmax(-1)
-    return float(probabilities[int(extractor.label_ids(task, [label])[0])])
+        scores = model(**inputs).logits[task][0].double()
+    log_p = scores.log_softmax(-1)[int(extractor.label_ids(task, [label])[0])]
+    if model.scorer is None:  # there is nothing that was fitted on validation cases
+        return float(log_p.exp())
+    a, b, c = CHANCE
+    return float((a + b * log_p + c * log_p.exp()).sigmoid())
 
 
 def without(visit):
@@ -60,11 +68,11 @@ def test_changes_are_those_of_the_model_without_a_visit(explained_model, extract
     model, profile = explained_model(name), {"age": "old"}
     why = explain(model, extractor, {"events": EVENTS, "profile": profile}, "items", label)
     for found, events in [
-        (why.probability, EVENTS),
+        (why.chance, EVENTS),
         (why.baseline, []),
         *((visit.without, without(visit)) for visit in why.visits),
     ]:
-        assert found == pytest.approx(probability(model, extractor, events, "items", why.label, profile), rel=1e-4)
+        assert found == pytest.approx(chance(model, extractor, events, "items", why.label, profile), rel=1e-4)
     assert len(why.visits) == len(set(DAYS))
     changes = [visit.without for visit in why.visits]
     assert changes == sorted(changes) and changes[0] < changes[-1]  # the visit that matters most comes first
@@ -77,10 +85,10 @@ def test_changes_are_those_of_the_model_without_a_visit(explained_model, extract
 def test_explanation_is_as_of_now(explained_model, extractor):
     model, now = explained_model("scorer"), "2017-06-01"
     why = explain(model, extractor, {"events": EVENTS}, "items", "item 01", now)
-    assert why.probability == pytest.approx(probability(model, extractor, EVENTS, "items", "item 01", now=now))
-    assert why.probability != pytest.approx(probability(model, extractor, EVENTS, "items", "item 01"), rel=1e-3)
+    assert why.chance == pytest.approx(chance(model, extractor, EVENTS, "items", "item 01", now=now))
+    assert why.chance != pytest.approx(chance(model, extractor, EVENTS, "items", "item 01"), rel=1e-3)
     last = next(visit for visit in why.visits if visit.time.startswith("2017-03-01"))
-    rest = probability(model, extractor, EVENTS[:-1], "items", "item 01", now=now)
+    rest = chance(model, extractor, EVENTS[:-1], "items", "item 01", now=now)
     assert last.without == pytest.approx(rest, rel=1e-4)
 
 
@@ -101,7 +109,7 @@ def test_live_customer_gives_the_same_explanation(explained_model, extractor):
     assert live.explain("items", "item 01") == explain(model, extractor, {"events": EVENTS}, "items", "item 01")
     best = live.scores(tasks=["items"], k=1)["items"][0]
     why = live.explain("items")
-    assert (why.label, why.probability) == (best["label"], pytest.approx(best["score"], abs=1e-6))
+    assert (why.label, why.chance) == (best["label"], pytest.approx(best["chance"], abs=1e-6))
 
 
 def test_visits_with_the_label_are_tried_first(explained_model, extractor):
@@ -127,14 +135,14 @@ def test_words_say_how_often_and_when(explained_model, extractor):
 
 def test_customer_without_history(explained_model, extractor):
     why = explain(explained_model("scorer"), extractor, {"events": []}, "items")
-    assert why.visits == [] and why.probability == why.baseline and why.words == "never yet"
+    assert why.visits == [] and why.chance == why.baseline and why.words == "never yet"
 
 
 def test_long_history_is_cut_as_the_model_cuts_it(explained_model, extractor):
     extractor.max_events = 8
     model = explained_model("scorer")
     why = explain(model, extractor, {"events": EVENTS}, "items", "item 01")
-    assert why.probability == pytest.approx(probability(model, extractor, EVENTS, "items", "item 01"))
+    assert why.chance == pytest.approx(chance(model, extractor, EVENTS, "items", "item 01"))
     assert len(why.visits) < len(set(DAYS)) and why.words.endswith(" ago (in the latest 7 events)")
 
 

@@ -264,6 +264,9 @@ def test_what_is_told_and_by_whom():
     chances = torch.stack([told[f"visit_probability_{day}d"] for day in (7, 30, 180)])
     assert (chances.diff(dim=0) >= 0).all() and (chances > 0).all() and (chances < 1).all()
     assert ((told["days_to_next_visit"] > 0) & (told["days_to_next_visit"] <= 180)).all()
+    longest = model(**make_inputs(), forecast_days=[400]).forecasts
+    torch.testing.assert_close(told["alive_probability"], longest["visit_probability_400d"])
+    assert (told["alive_probability"] > chances[-1]).all()
 
 
 def test_intervals_move_with_the_learned_head():
@@ -304,7 +307,7 @@ def test_other_horizons_on_request(changes):
     """They do not change those of the config, and lie between them."""
     model, inputs = make_model(**changes), make_inputs()
     usual, asked = model(**inputs).forecasts, model(**inputs, forecast_days=[3, 7, 30, 100, 180, 365]).forecasts
-    for name in usual.keys() - {"days_to_next_visit"}:
+    for name in usual.keys() - {"days_to_next_visit"}:  # `alive_probability` too
         torch.testing.assert_close(asked[name], usual[name], rtol=1e-4, atol=1e-5)
     for name in ("visits", "events", "kind", "visit_probability"):
         horizons = torch.stack([asked[f"{name}_{day}d"] for day in (3, 7, 30, 100, 180, 365)])

@@ -8,6 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from choices import EXTENDED, TINY, of_data
+from corner_shop import customer_of
+from transformers import pipeline
 from transformers.utils import logging
 
 from modeling_mcm import MCMConfig, MCMModel
@@ -76,6 +78,22 @@ def test_the_past_does_not_read_its_future(model, data, prepare_log, event_log):
     changed.__dict__["extractor"] = data.extractor  # as the vocabularies are those of the training period anyway
     found = forecast_total(model, changed, "visits", DAYS).past[-1]
     assert found.expected == pytest.approx(before.expected, rel=1e-5) and found.actual < before.actual
+
+
+def test_the_command_writes_any_horizon_and_prints_the_totals(model, data, command, event_log, tmp_path):
+    for part in (model, data.extractor):
+        part.save_pretrained(tmp_path / "model")
+    options = ["--model", tmp_path / "model", "--data", data.folder, "--output_dir", tmp_path / "out", "--top_k", 0]
+    total, *_ = command("run_predict", *options, "--forecast_days", DAYS, "--total", "visits").splitlines()
+    found = forecast_total(model, data, "visits", DAYS)
+    assert total.startswith(f"visits in {DAYS} days from {found.moment:%Y-%m-%d}: {found.expected:,.0f}; errors ")
+    assert [f"{past.error:+.0%} from {past.moment:%Y-%m-%d}" in total for past in found.past] == [True] * 3
+    row = pd.read_parquet(tmp_path / "out").set_index("customer_id").loc["c07"]
+    told = pipeline("customer-forecast", model=str(tmp_path / "model"))(customer_of(event_log, "c07"), days=[DAYS])
+    numbers = {name: value for name, value in told.items() if not isinstance(value, str)}
+    assert {name: row[name] for name in numbers} == pytest.approx(numbers, rel=1e-4)
+    assert not any("_7d" in name for name in row.index)
+    command("run_predict", *options, "--total", "visits", "--now", "2017-11-01", fails="leave out --now")
 
 
 def test_missing_weeks_are_told(model, prepare_log, event_log, monkeypatch):
