@@ -94,7 +94,7 @@ class MCMConfig(PreTrainedConfig):
         Feature by whose most frequent values the scorer tells events apart, the token type. Default: all are alike.
     live_state (`str`):
         What [`LiveCustomer`] keeps: `"full"`, also the keys and values of the encoder, so that its scores are those of
-        the whole history; or `"counts"`, the events alone, some kB: its scores are then those without the encoder.
+        the whole history; or `"counts"`, the events alone, some 20 kB: its scores are then those without the encoder.
     state_size (`int`):
         Size of the customer state, which is the customer embedding. 0 (the paper): no state; the customer embedding is
         computed from the encoder's hidden vectors. See [`~state_mcm.CustomerState`].
