@@ -223,7 +223,7 @@ def run(options: PredictionOptions, engine: EngineOptions) -> str:
     contents["predicted"] = [model.config.id2label[index] for index in range(model.num_labels)] if of_labels else []
     sequences: dict[str, Any] = {name: tuple(contents[name]) for name in ("tasks", "forecasts", "predicted")}
     sequences["forecast_days"] = tuple(options.forecast_days) or None
-    totals = _totals(options, model) if state.is_main_process else []
+    totals = _totals(options, model) if options.total and state.is_main_process else []
     job = ScoringJob(options.model, data, str(folder), **contents | sequences)
     digest = model_digest(model)
     check_folder(folder)
