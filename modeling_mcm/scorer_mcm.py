@@ -1,22 +1,25 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Scores from counts: numbers that say the same of any label in any shop, and a small network that reads them.
+"""Scores from counts: features that mean the same for any label in any shop, and a small network that reads them.
 
-For each candidate label of each customer, [`candidate_features`] gives some fifty numbers: how often, how regularly
-and how long ago the customer had the label (shares of steps, faded by steps and by time, and by kind of event), what
-usually comes after the customer's latest labels (transitions, EASE, a ridge regression of personal rates), how popular
-the label is, and the ranks of these numbers among the candidates. None of them is a parameter of a single label, so
-the network ([`LabelScorer`]) is small. `modeling_mcm.training.scorer` fits it in seconds on prefixes of the log's own
-customers. Labels that are no candidates get a floor by their popularity, so that all labels have a probability.
+For each candidate label of each customer, [`candidate_features`] computes some fifty numbers: how often, how regularly
+and how long ago the customer had the label, what usually comes after the customer's latest labels (transitions, EASE,
+a ridge regression of personal rates), how popular the label is, and the ranks of these numbers among the candidates.
+None of them is a parameter of a single label, so the network ([`LabelScorer`]) is small; `training/scorer.py` fits it
+in seconds on prefixes of the log's own customers. Labels that are no candidates get a floor by their popularity, so
+that all labels have a probability.
 
-All tasks are computed at once: a row is a task of a customer, task after task.
+All tasks are computed at once: a row is a customer and a task, customer x T + task, and the labels of all tasks are
+the columns of one matrix.
 
-Shapes: B customers, T tasks, R = T B rows, L events, E labelled events of all rows, V labels of a task, P pairs of a
-row and a label of its history, N candidates of all rows, K stored neighbours of a label, F numbers of a candidate.
+Shapes: B customers, T tasks, R = B T rows, L events, E labelled events of all rows, V labels of a task, C labels of
+all tasks, P pairs of a row and a label of its history, N candidates of all rows, K stored neighbours of a label, F
+features.
 """
 
+import math
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from itertools import accumulate
 from typing import NamedTuple, cast
 
 import torch
@@ -27,18 +30,15 @@ from transformers import initialization as init
 from .configuration_mcm import FIRST_LABEL, MCMConfig
 
 VISIT_HALF_LIVES, MOMENT_HALF_LIVES = (2.5, 5.0, 15.0, 40.0), (2.0, 8.0)
-HABIT_VISITS = 15.0  # half-life, in visits, of the personal rates that the ridge regression smooths
+RATE_HALF_LIFE = 15.0  # in visits, of the personal rates that the ridge regression smooths
 GAPS_HALF_LIFE = 8.0  # half-life of shares by time, in median gaps of the log
 KINDS = 3  # number of kinds of events, the most frequent ones, that have shares of their own
 RECENT, RECENT_DECAY = 8, 0.6  # number of latest moments whose transitions are looked up, and their decay by moment
 NEIGHBOURS = 200  # K
-# Candidates of a customer: at most so many labels of the history, and the best by each kind of evidence.
-MOST_SEEN, BEST = (
-    120,
-    (30, 15, 30, 15),
-)  # by transitions, transitions from the latest moment, EASE and ridge regression
-POPULAR, MOST_READ = 50, 30  # by popularity, and by the encoder's readout
-# Numbers of a label of the customer's history; 0 for labels that are not in it.
+# Candidates of a customer: at most so many labels of the history, and the best of the others by transitions,
+# transitions from the latest moment, EASE and ridge regression; by popularity; and by the encoder's readout.
+MOST_SEEN, BEST, POPULAR, MOST_READ = 120, (30, 15, 30, 15), 50, 30
+# Features of a label of the customer's history; 0 for labels that are not in it.
 PERSONAL = (
     "seen", "visits", "share_since_first", "since_visits", "since_moments", "since_days", "several", "overdue_visits",
     "overdue_days", "irregularity", "third", "in_last_visit",
@@ -46,39 +46,43 @@ PERSONAL = (
     *(f"share_moments_{half_life:g}" for half_life in MOMENT_HALF_LIVES),
     "share_days", *(f"share_kind_{kind}" for kind in range(KINDS)), *(f"last_kind_{kind}" for kind in range(KINDS)),
 )  # fmt: skip
-RANKED = ("share_visits_5", "share_visits_15", "share_moments_8", "share_days")
-# The personal numbers, four of the customer, two of transitions, ratios and ranks, and eight of the label.
+RANKED = [PERSONAL.index(name) for name in ("share_visits_5", "share_visits_15", "share_moments_8", "share_days")]
+# The personal features, four of the customer, two of transitions, ratios and ranks, and eight of the label.
 COUNTED = len(PERSONAL) + 4 + 2 + (4 + len(RANKED)) + (6 + len(RANKED)) + 8
-OF_READOUT = 2  # numbers of the encoder's readout: log-probability, and rank among the candidates
+OF_READOUT = 2  # features of the encoder's readout: log-probability, and rank among the candidates
 NUM_FEATURES = COUNTED + OF_READOUT  # F
 MOST_DENSE = 4_000  # number of labels up to which EASE and the ridge regression are computed
 HIDDEN = (64, 32)
 DROPOUT = 0.1
-FARTHEST = 4.0  # largest absolute value of a standardised number
+FARTHEST = 4.0  # largest absolute value of a standardised feature
+# Decays of an event by its visits, moments and median gaps ago, as exponents of 2: columns are the half-lives and
+# `RECENT_DECAY`. Those of visits and moments count an event if it is the first of its visit or moment.
+DECAYS = torch.zeros(3, len(VISIT_HALF_LIVES) + len(MOMENT_HALF_LIVES) + 2, dtype=torch.float64)
+DECAYS[0, : len(VISIT_HALF_LIVES)] = -1 / torch.tensor(VISIT_HALF_LIVES, dtype=torch.float64)
+DECAYS[1, len(VISIT_HALF_LIVES) : -2] = -1 / torch.tensor(MOMENT_HALF_LIVES, dtype=torch.float64)
+DECAYS[2, -2], DECAYS[1, -1] = -1 / GAPS_HALF_LIFE, math.log2(RECENT_DECAY)
 
 
 class LabelHistory(NamedTuple):
-    """The labelled events of some tasks of all customers of a batch, row after row.
+    """The labelled events of all customers of a batch, row after row, and oldest first.
 
     Attributes:
-        row, label (`torch.LongTensor` of shape `(E,)`): the event's row and its label, at least 2.
-        visits, moments (`torch.LongTensor` of shape `(E,)`): number of the row's visits, and of moments, with a
-            labelled event after this one's. A moment is the events of one visit and time.
-        days (`torch.FloatTensor` of shape `(E,)`): days from the event to the prediction time.
-        kind (`torch.LongTensor` of shape `(E,)`): kind of the event, from 0; `KINDS` for all rare ones.
-        size (`int`): R.
+        row, label (`torch.LongTensor` of shape `(E,)`): the event's row, customer x T + task, and its label.
+        steps (`torch.DoubleTensor` of shape `(E, 3)`): number of the row's visits, and of moments, with a labelled
+            event after this one's, and days from the event to the time of the prediction. A moment is the events of
+            one visit and time.
+        kind (`torch.LongTensor` of shape `(E,)`): kind of the event, from 0; above `KINDS` are rare ones.
+        size (`int`): B.
     """
 
     row: torch.Tensor
     label: torch.Tensor
-    visits: torch.Tensor
-    moments: torch.Tensor
-    days: torch.Tensor
+    steps: torch.Tensor
     kind: torch.Tensor
     size: int
 
     @classmethod
-    def of_batch(
+    def from_batch(
         cls,
         labels: torch.Tensor,
         visit_ids: torch.Tensor,
@@ -91,44 +95,26 @@ class LabelHistory(NamedTuple):
         Args:
             labels (`torch.LongTensor` of shape `(B, L, T)`): label of each event in each task; below 2: none.
             visit_ids, kinds (`torch.LongTensor` of shape `(B, L)`): visit of each event, and its kind.
-            event_times (`torch.FloatTensor` of shape `(B, L)`): days from the customer's first event to each event.
-            now (`torch.FloatTensor` of shape `(B,)`, *optional*): prediction time on the same clock. Default: the time
-                of the customer's last event.
+            event_times (`torch.FloatTensor` of shape `(B, L)`): days from the customer's first event to each event,
+                ascending.
+            now (`torch.FloatTensor` of shape `(B,)`, *optional*): time of the prediction on the same clock. Default:
+                the time of the customer's last event.
         """
-        labels = labels.permute(2, 0, 1)
-        size = labels.shape[0] * labels.shape[1]
-        row, event = (labels.flatten(0, 1) >= FIRST_LABEL).nonzero(as_tuple=True)
-        customer = row % max(labels.shape[1], 1)
-        visit, time = visit_ids[customer, event], event_times[customer, event]
-        changes = row.new_ones(len(row), dtype=torch.bool)
-        same = row[1:] == row[:-1]
-        changes[1:] = ~same | (visit[1:] != visit[:-1])
-        visits = changes.cumsum(0)
-        changes[1:] |= time[1:] != time[:-1]
-        moments = changes.cumsum(0)
-        last = torch.searchsorted(row, torch.arange(size, device=row.device), right=True)[row] - 1
+        size, length, tasks = labels.shape
+        by_row = labels.transpose(1, 2).flatten(0, 1)  # (R, L)
+        row, event = (by_row >= FIRST_LABEL).nonzero(as_tuple=True)
+        at = row // tasks * length + event
+        times = event_times.double()
+        # Counts of the changes of row, visit and time, from the last event backwards
+        steps = torch.stack([row.double(), visit_ids.take(at).double(), times.take(at)])
+        changes = (steps.diff(dim=1) != 0).cumsum(0)[1:] > 0
+        counts = F.pad(changes, (1, 0)).cumsum(1)
+        last = torch.searchsorted(row, row, right=True) - 1
         if now is None:
-            now = event_times.amax(1) if event_times.shape[1] else event_times.new_zeros(len(event_times))
-        return cls(
-            row,
-            labels.flatten(0, 1)[row, event],
-            visits[last] - visits,
-            moments[last] - moments,
-            (now[customer] - time).clamp(min=0),
-            kinds[customer, event].clamp(max=KINDS),
-            size,
-        )
-
-    def split(self, number: int) -> list["LabelHistory"]:
-        """Splits the rows into as many equal parts, such as those of each task, whose rows count from 0."""
-        size = self.size // number
-        ends = torch.searchsorted(self.row, torch.arange(1, number + 1, device=self.row.device) * size).tolist()
-        result = []
-        for index, (start, end) in enumerate(pairwise([0, *ends])):
-            part = {name: getattr(self, name)[start:end] for name in self._fields[:-1]}
-            part["row"] = part["row"] - index * size
-            result.append(self._replace(**part, size=size))
-        return result
+            now = event_times.amax(1) if length else event_times.new_zeros(size)
+        days = (now.double()[row // tasks] - steps[2]).clamp(min=0)
+        steps = torch.cat([counts[:, last] - counts, days[None]]).T
+        return cls(row, by_row[row, event], steps, kinds.take(at), size)
 
 
 class LabelTables(nn.Module):
@@ -171,40 +157,20 @@ class LabelTables(nn.Module):
             shape[axis] = number
             self.register_buffer(name, torch.cat([value, value.new_zeros(shape)], axis))
 
-    def evidence(self, history: LabelHistory, seen: torch.Tensor, rates: torch.Tensor) -> torch.Tensor:
-        """What all customers say of each label, given a history: for each table a weighted sum of its rows, by
-        transitions, by transitions from the latest moment, by EASE and by the ridge regression.
-
-        Args:
-            history ([`LabelHistory`]): the histories of this task.
-            seen (`torch.LongTensor` of shape `(P,)`): pairs of a customer and a label of its history, customer x V +
-                label, ascending.
-            rates (`torch.FloatTensor` of shape `(P,)`): the personal rate of each pair.
-
-        Returns:
-            `torch.FloatTensor` of shape `(4, B, V)`.
-        """
-        labels, cells = self.counts.shape[1], history.size * self.counts.shape[1]
-        recent = history.moments < RECENT
-        pairs = (history.row[recent] * labels + history.label[recent]) * RECENT + history.moments[recent]
-        pairs = pairs.unique()  # a label counts once a moment
-        latest, ago = pairs // RECENT, pairs % RECENT
-        # A row for each table and label whose neighbours are added up, with its weight.
-        kinds = [latest, latest[ago == 0] + cells]
-        weights = [(RECENT_DECAY ** ago.double()).float(), rates.new_ones(len(kinds[1]))]
-        if len(self.neighbours) == 4:
-            kinds += [seen + 2 * cells, seen + 3 * cells]
-            weights += [torch.ones_like(rates), rates]
-        keys, values = torch.cat(kinds), torch.cat(weights)
-        table, label = keys // cells, keys % labels
-        sums = values.new_zeros(4 * history.size).index_add(0, keys // labels, values)
-        values = torch.where(table < 2, values / sums[keys // labels], values)  # transitions are averages
-        products = self.weights[table, label].float().mul_(values[:, None])
-        columns = self.neighbours[table, label].add_((keys - label).int()[:, None])  # int32, to move fewer bytes
-        result = values.new_zeros(4 * cells).index_add_(0, columns.flatten(), products.flatten())
-        result = result.view(4, history.size, labels).clamp_(min=0)
-        result[..., :FIRST_LABEL] = 0
-        return result
+    def sum_neighbours(
+        self, customer: torch.Tensor, label: torch.Tensor, weights: torch.Tensor, out: torch.Tensor
+    ) -> None:
+        """Adds up the tables' rows of the labels `(P,)` of customers `(P,)` by the weights `(4, P)` into `out`
+        `(4, B, V)`."""
+        (_, size, labels), kinds = out.shape, len(self.neighbours)
+        kind, pair = weights[:kinds].nonzero(as_tuple=True)
+        rows, offsets = kind * labels + label[pair], (kind * size + customer[pair]) * labels
+        values = self.weights.flatten(0, 1).index_select(0, rows).float().mul_(weights[kind, pair, None])
+        columns = (
+            self.neighbours.flatten(0, 1).index_select(0, rows).add_(offsets.int()[:, None])
+        )  # to move fewer bytes
+        sums = torch.bincount(columns.flatten(), values.flatten(), kinds * size * labels)
+        out[:kinds] = sums.view(kinds, size, labels).clamp(min=0)
 
 
 class Candidates(NamedTuple):
@@ -212,7 +178,7 @@ class Candidates(NamedTuple):
 
     Attributes:
         row, label (`torch.LongTensor` of shape `(N,)`): ascending pairs.
-        features (`torch.FloatTensor` of shape `(N, F)`): the numbers.
+        features (`torch.FloatTensor` of shape `(N, F)`): their features.
     """
 
     row: torch.Tensor
@@ -220,124 +186,101 @@ class Candidates(NamedTuple):
     features: torch.Tensor
 
 
-def _faded_shares(
-    of: torch.Tensor, ago: torch.Tensor, half_lives: Sequence[float], possible: torch.Tensor
-) -> torch.Tensor:
-    """Share of each row's steps among the possible ones, `(rows, half-lives)`, newer steps weighing more.
+class _Pairs(NamedTuple):
+    """The labels of each history."""
 
-    In double precision, so that equal shares are equal to the bit in every batch: their ranks are numbers, too.
-
-    Args:
-        of, ago (`torch.Tensor` of shape `(S,)`): row of each step, and number of the customer's steps after it.
-        half_lives (`Sequence[float]`): half-lives in steps.
-        possible (`torch.Tensor` of shape `(rows,)`): number of the customer's steps.
-    """
-    half_life = torch.tensor(half_lives, dtype=torch.float64, device=ago.device)
-    faded = ago.new_zeros(len(possible), len(half_lives), dtype=torch.float64)
-    faded = faded.index_add(0, of, torch.exp2(-ago[:, None] / half_life))
-    sums = (1 - torch.exp2(-possible[:, None] / half_life)) / (1 - torch.exp2(-1 / half_life))
-    return (faded / sums.clamp(min=1e-6)).float()
+    cell: torch.Tensor  # (P,): customer x C + column, ascending
+    row: torch.Tensor  # (P,)
+    features: torch.Tensor  # (P, len(PERSONAL))
+    recent: torch.Tensor  # (P,): sum of the decayed latest moments with the label
+    of_rows: torch.Tensor  # (R, 4): features of the customers
 
 
-def _personal(
-    history: LabelHistory, row: torch.Tensor, pair: torch.Tensor, gap: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Numbers of each label of each history, `(P, len(PERSONAL))`, and of each row, `(R, 4)`.
+def _describe_pairs(
+    row: torch.Tensor, cell: torch.Tensor, kind: torch.Tensor, steps: torch.Tensor, size: int
+) -> _Pairs:
+    """Computes the personal features from each event's row, cell, kind `(E,)` and steps `(E, 3)`, with median gaps as
+    days. Sums are in double precision and in one order: equal shares are equal to the bit in every batch, and so are
+    their ranks."""
+    # Events by pair, newest first
+    most = max(len(cell), 1)  # more than any number of steps
+    keys, order = (cell * most + steps[:, 1].long()).sort()
+    cells, pair, lengths = (keys // most).unique_consecutive(return_inverse=True, return_counts=True)
+    steps, is_kind = steps[order], kind[order, None] == torch.arange(KINDS, device=cell.device)
+    gaps = (2 * most * pair[:, None] + steps[:, :2]).diff(dim=0, prepend=steps.new_full((1, 2), -most))
+    is_new = (gaps > 0).double()  # whether the event is the pair's first one of a visit, and of a moment
+    gap = gaps[:, :1] * (gaps[:, :1] < most)  # visits since the pair's visit before
 
-    Args:
-        row (`torch.LongTensor` of shape `(P,)`): row of each pair.
-        pair (`torch.LongTensor` of shape `(E,)`): pair of each event.
-        gap (`torch.FloatTensor` of shape `(R,)`): median gap of the task's log.
-    """
-    size = len(row)
-    lengths = torch.stack([history.visits.float(), history.moments.float(), history.days], 1)
-    zeros = lengths.new_zeros(history.size, 3)
-    largest = zeros.scatter_reduce(0, history.row[:, None].expand(-1, 3), lengths, "amax", include_self=False)
-    silence = zeros[:, 0].scatter_reduce(0, history.row, history.days, "amin", include_self=False)
-    visits, moments = largest[:, 0] + 1, largest[:, 1] + 1
-    own_gap = ((largest[:, 2] - silence) / (moments - 1).clamp(min=1)).clamp(min=0.02 * gap)
+    # Sums over each pair's events
+    decays = DECAYS.to(cell.device)
+    decayed = torch.exp2(steps @ decays)
+    weights = torch.addmm((decays[2] < 0).double(), is_new, (decays[:2] < 0).double()) * decayed
+    weights[:, -1] *= steps[:, 1] < RECENT
+    by_kind = decayed[:, -3:-2] * is_kind, is_kind * (steps[:, 1:2] == 0)
+    values = torch.cat([weights, is_new, gap.square(), *by_kind], 1)
+    sums = values.new_zeros(len(cells), values.shape[1]).index_add_(0, pair, values)
+    shares, recent, numbers, squares, kinds = sums.split([decays.shape[1] - 1, 1, 2, 1, 2 * KINDS], 1)
 
-    # Distinct visits (rows 0 to P) and moments (rows P to 2 P) with each pair, newest first.
-    steps = torch.cat([history.visits, history.moments])
-    base = int(steps.max()) + 1 if len(steps) else 1
-    keys = (torch.cat([pair, pair + size]) * base + steps).unique()
-    of, ago = keys // base, (keys % base).double()
-    rows = torch.arange(2 * size, device=of.device)
-    first = torch.searchsorted(of, rows)
-    counts = torch.searchsorted(of, rows, right=True) - first
-    newest, oldest = ago[first].float().view(2, size), ago[first + counts - 1].float().view(2, size)
-    number, moments_of = counts.float().view(2, size)
-    gaps = torch.where(of[1:] == of[:-1], ago[1:] - ago[:-1], 0).float()
-    squares = gaps.new_zeros(2 * size).index_add(0, of[1:], gaps.square())[:size]
-    possible = torch.cat([visits[row], moments[row]]).double()
-    shares = _faded_shares(of, ago, (*VISIT_HALF_LIVES, *MOMENT_HALF_LIVES), possible)
+    # The first and the last event of each pair, and of each row
+    last = lengths.cumsum(0)
+    first = last - lengths
+    newest, oldest, row = steps[first], steps[last - 1], row[order[first]]  # (P, 3)
+    start = steps.new_zeros(size, 3).scatter_reduce(0, row[:, None].expand(-1, 3), oldest, "amax")
+    elapsed = steps.new_zeros(size).scatter_reduce(0, row, newest[:, 2], "amin", include_self=False)
+    own_gap = ((start[:, 2] - elapsed) / start[:, 1].clamp(min=1)).clamp(min=0.02)  # of all moments
+    values = torch.cat([torch.ones_like(recent), numbers[:, :1], shares[:, -1:], kinds[:, :KINDS]], 1)
+    totals = steps.new_zeros(size, 3 + KINDS).index_add_(0, row, values)
 
-    empty = shares.new_zeros(size)
-    last_day = empty.scatter_reduce(0, pair, history.days, "amin", include_self=False)
-    first_day = empty.scatter_reduce(0, pair, history.days, "amax", include_self=False)
-    mean_gap, several = (oldest[0] - newest[0]) / (number - 1).clamp(min=1), number > 1
-    day_gap = (first_day - last_day) / (moments_of - 1).clamp(min=1)
-    deviation = (squares / (number - 1).clamp(min=1) - mean_gap**2).clamp(min=0).sqrt() / mean_gap.clamp(min=0.5)
-    overdue = ((newest[0] + 1) / mean_gap.clamp(min=0.5)).log()
-    overdue_days = (last_day / day_gap.clamp(min=0.02 * gap[row])).clamp(1e-3, 1e3).log()
-    has_day_gap = (moments_of > 1) & (day_gap > 0)
+    # Visits and times between the pair's own visits and moments, (P, 2)
+    repeats = (numbers - 1).clamp(min=1)
+    mean_gaps = (oldest - newest)[:, ::2] / repeats
+    floors = mean_gaps.maximum(steps.new_tensor([0.5, 0.02]))
+    limits = steps.new_tensor([[0.0, 1e-3], [torch.inf, 1e3]])
+    overdue = ((newest[:, ::2] + steps.new_tensor([1.0, 0.0])) / floors).clamp(*limits).log()
+    variance = squares / repeats[:, :1] - mean_gaps[:, :1].square()
+    irregularity = variance.clamp(min=0).sqrt() / floors[:, :1]
+    several, third = numbers > 1, numbers[:, :1] > 2
 
-    # Shares by days, and by kind of event: of the events with each pair, among those of the customer.
-    of_kind = history.kind[:, None] == torch.arange(KINDS, device=pair.device)
-    faded = torch.exp2(-history.moments.double() / MOMENT_HALF_LIVES[-1]).float()
-    by_day = torch.exp2(-history.days.double() / (GAPS_HALF_LIFE * gap[history.row])).float()
-    weights = torch.cat([by_day[:, None], faded[:, None] * of_kind, (of_kind & (history.moments == 0)[:, None])], 1)
-    totals = weights.new_zeros(history.size, weights.shape[1]).index_add(0, history.row, weights)
-    least = totals.new_tensor([1e-9, *[0.5] * KINDS, *[1e-9] * KINDS])
-    kinds = weights.new_zeros(size, weights.shape[1]).index_add(0, pair, weights)
-    has_last = kinds[:, 1 + KINDS :].clamp(max=1)
-    kinds = (kinds / totals.clamp(min=least)[row])[:, : 1 + KINDS]
-
+    # Shares of what was possible
+    full = 1 - torch.exp2((start + 1) @ decays[:, :-2])
+    possible = (full / (1 - torch.exp2(decays[:2, :-2].sum(0)))).clamp(min=1e-6)
+    least = steps.new_tensor([1e-9, *[0.5] * KINDS])
+    possible = torch.cat([possible, totals[:, 2:].clamp(min=least)], 1)[row]
+    logs = torch.cat([numbers[:, :1], newest[:, :2], newest[:, 2:] / own_gap[row, None]], 1).log1p()
     columns = [
-        torch.ones_like(empty),
-        number.log1p(),
-        number / (oldest[0] + 1),
-        newest[0].log1p(),
-        newest[1].log1p(),
-        (last_day / own_gap[row]).log1p(),
-        several.float(),
-        torch.where(several, overdue, 0.0),
-        torch.where(has_day_gap, overdue_days, 0.0),
-        torch.where(number > 2, deviation, 0.0),
-        (number > 2).float(),
-        (newest[0] == 0).float(),
+        torch.ones_like(recent),
+        logs[:, :1],
+        numbers[:, :1] / (oldest[:, :1] + 1),
+        logs[:, 1:],
+        several[:, :1],
+        overdue * (several & (mean_gaps > 0)),
+        irregularity * third,
+        third,
+        newest[:, :1] == 0,
+        torch.cat([shares, kinds[:, :KINDS]], 1) / possible,
+        kinds[:, KINDS:].clamp(max=1),
     ]
-    of_visits, of_moments = shares[:size, : len(VISIT_HALF_LIVES)], shares[size:, len(VISIT_HALF_LIVES) :]
-    seen, occurrences = zeros[:, :2].index_add(0, row, torch.stack([columns[0], number], 1)).unbind(1)
+    seen, occurrences = totals[:, 0], totals[:, 1]
     of_rows = [
         (occurrences - seen + 0.5) / (occurrences + 1),  # share of repeats
-        (occurrences / visits).log1p(),
-        moments.log1p(),
-        (silence / own_gap).log1p(),
+        (occurrences / (start[:, 0] + 1)).log1p(),
+        (start[:, 1] + 1).log1p(),
+        (elapsed / own_gap).log1p(),
     ]
-    personal = torch.cat([torch.stack(columns, 1), of_visits, of_moments, kinds, has_last], 1)
-    return personal, torch.stack(of_rows, 1)
+    return _Pairs(cells, row, torch.cat(columns, 1).float(), recent[:, 0].float(), torch.stack(of_rows, 1).float())
 
 
-def _ranks(row: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """Rank from 1 of each value among those of its row and column, the largest first. `row` `(N,)` is ascending;
-    `values` are `(N, columns)`."""
-    start = torch.searchsorted(row, row)  # first value of the row
-    position = torch.arange(len(row), device=row.device) - start
-    _, size = row.unique_consecutive(return_counts=True)
-    index = (position == 0).cumsum(0) - 1  # rows without a value are left out
+def _compare(row: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Compares values `(N, columns)` within their row and column; `row` `(N,)` is ascending. Returns ranks from 1, the
+    largest first, and the largest value, both `(N, columns)`."""
+    _, index, size = row.unique_consecutive(return_inverse=True, return_counts=True)
+    position = torch.arange(len(row), device=row.device) - (size.cumsum(0) - size)[index]
     padded = values.new_full((len(size), values.shape[1], int(size.max()) if len(size) else 0), -torch.inf)
     padded[index, :, position] = values
     order = padded.argsort(dim=2, descending=True, stable=True)
-    places = torch.arange(1, padded.shape[2] + 1, device=row.device).to(values.dtype).expand_as(padded)
-    return torch.empty_like(padded).scatter_(2, order, places)[index, :, position]
-
-
-def _relative(row: torch.Tensor, values: torch.Tensor, size: int) -> torch.Tensor:
-    """Each value `(N, columns)` divided by the largest of its row and column."""
-    largest = values.new_zeros(size, values.shape[1])
-    largest = largest.scatter_reduce(0, row[:, None].expand_as(values), values, "amax")
-    return values / largest.clamp(min=1e-9)[row]
+    ranks = torch.arange(1, padded.shape[2] + 1, device=row.device).to(values.dtype).expand_as(padded)
+    ranks = torch.empty_like(padded).scatter_(2, order, ranks)
+    return ranks[index, :, position], padded.gather(2, order[..., :1])[..., 0][index]
 
 
 @torch.no_grad()
@@ -348,117 +291,143 @@ def candidate_features(
     counts: Sequence[torch.Tensor] | None = None,
     visits: Sequence[torch.Tensor] | None = None,
 ) -> Candidates:
-    """Chooses candidate labels of each row, and computes their numbers.
+    """Chooses candidate labels of each row, and computes their features.
 
     Candidates are the labels of the history, and of the others the best by each kind of evidence and by popularity.
 
     Args:
-        history ([`LabelHistory`]): the histories up to the prediction time.
+        history ([`LabelHistory`]): the histories up to the time of the prediction.
         tables (`Sequence[LabelTables]`): counts of each task over all customers, or over those of other folds while
             the scorer is fitted.
         readout (`Sequence[torch.FloatTensor]`, *optional*): scores of the encoder's readout by task, of shape
-            `(B, V)`; the best become candidates. `None`: there is no encoder, and its numbers are 0.
-        counts (`Sequence[torch.FloatTensor]`, *optional*): `tables.counts` of each task as they were at each
-            customer's prediction time, of shape `(B, 5, V)`. Default: at the end of the training period.
+            `(B, V)`; the best become candidates. `None`: there is no encoder, and its features are 0.
+        counts (`Sequence[torch.FloatTensor]`, *optional*): `tables.counts` of each task as they were at the time of
+            each customer's prediction, of shape `(B, 5, V)`. Default: at the end of the training period.
         visits (`Sequence[torch.FloatTensor]`, *optional*): number of visits of all customers until then, by task of
             shape `(B,)`.
     """
-    size, most = history.size // len(tables), max(each.counts.shape[1] for each in tables)
-    totals = torch.stack([each.totals for each in tables]).repeat_interleave(size, 0)  # (R, 3)
-    has_times = totals[:, 2] > 0
-    gap = torch.where(has_times, totals[:, 1], 1.0)
-    history = history._replace(days=torch.where(has_times[history.row], history.days, history.moments.float()))
-    pairs, pair = (history.row * most + history.label).unique(return_inverse=True)
-    row_of_pair, label_of_pair = pairs // most, pairs % most
-    personal, of_rows = _personal(history, row_of_pair, pair, gap)
-    rates = personal[:, PERSONAL.index("share_visits_15")]
-    strength = rates + personal[:, PERSONAL.index("share_moments_8")]
-    is_strong = _ranks(row_of_pair, strength[:, None])[:, 0] <= MOST_SEEN
-    starts = torch.searchsorted(pairs, torch.arange(len(tables) + 1, device=pairs.device) * size * most).tolist()
+    size, tasks, device = history.size, len(tables), history.row.device
+    sizes = [table.counts.shape[1] for table in tables]
+    ends = list(accumulate(sizes))
+    labels, starts = ends[-1], torch.tensor([0, *ends[:-1]], device=device)
+    parts = [slice(end - each, end) for end, each in zip(ends, sizes, strict=True)]
 
-    parts: list[list[torch.Tensor]] = [[] for _ in range(5)]
-    for index, (own, table) in enumerate(zip(history.split(len(tables)), tables, strict=True)):
-        labels, part = table.counts.shape[1], slice(starts[index], starts[index + 1])
-        seen = (row_of_pair[part] - index * size) * labels + label_of_pair[part]
-        evidence = table.evidence(own, seen, rates[part])
-        of_task = table.counts[None] if counts is None else counts[index]  # (1 or B, 5, V)
-        of_readout = None if readout is None or readout[index] is None else readout[index]
-        shares = None if of_readout is None else of_readout[:, FIRST_LABEL:].float().log_softmax(1)
-        is_candidate = _choose(evidence, of_task[:, 0], shares, seen, is_strong[part])
-        customer, label = is_candidate.nonzero(as_tuple=True)
-        known = visits[index] if visits is not None else table.totals[:1]
-        then = customer if len(of_task) > 1 else torch.zeros_like(customer)
-        sums = of_task[:, [0, 3]].sum(2).clamp(min=1)
-        of_labels = torch.cat([of_task[then, :, label], sums[then], known[then, None]], 1)
-        x = evidence.new_zeros(len(label), OF_READOUT)
-        if shares is not None:
-            x[:, 0] = shares[customer, label - FIRST_LABEL]
-            x[:, 1:] = _ranks(customer, x[:, :1]).log2()
-        for column, values in zip(
-            parts, (customer + index * size, label, evidence[:, customer, label].T, of_labels, x), strict=True
-        ):
-            column.append(values)
-    row, label, found, of_labels, x = (torch.cat(column) for column in parts)
+    # The labels of the history
+    totals = torch.stack([table.totals for table in tables])  # (T, 3)
+    customer, task = history.row // tasks, history.row % tasks
+    days = torch.where(totals[:, 2] > 0, history.steps[:, 2:] / totals[:, 1], history.steps[:, 1:2])  # (E, T), in gaps
+    steps = torch.cat([history.steps[:, :2], days.gather(1, task[:, None])], 1)
+    cell = customer * labels + starts[task] + history.label
+    pairs = _describe_pairs(history.row, cell, history.kind, steps, size * tasks)
+    rates, moments_share, since_moments = (
+        pairs.features[:, PERSONAL.index(name)] for name in ("share_visits_15", "share_moments_8", "since_moments")
+    )
+    is_strong = torch.ones_like(pairs.row, dtype=torch.bool)
+    if len(is_strong) > MOST_SEEN and torch.bincount(pairs.row).max() > MOST_SEEN:
+        is_strong = _compare(pairs.row, (rates + moments_share)[:, None])[0][:, 0] <= MOST_SEEN
 
-    cell = row * most + label
-    place = torch.searchsorted(pairs, cell).clamp(max=max(len(pairs) - 1, 0))
-    own_numbers = personal.new_zeros(len(cell), len(PERSONAL))
-    was_seen = pairs[place] == cell if len(pairs) else torch.zeros_like(cell, dtype=torch.bool)
-    own_numbers[was_seen] = personal[place[was_seen]]
-    named = dict(zip(PERSONAL, own_numbers.unbind(1), strict=True))
-    count, repeats, next_repeats, recent, gaps, occurrences, recent_occurrences, all_visits = of_labels.unbind(1)
+    # What all customers say of each label
+    averages = torch.stack([pairs.recent, (since_moments == 0).float()])  # transitions are averages over latest labels
+    averages = averages / averages.new_zeros(2, size * tasks).index_add_(1, pairs.row, averages)[:, pairs.row]
+    weights = torch.cat([averages, torch.ones_like(rates)[None], rates[None]])  # (4, P)
+    evidence = rates.new_zeros(4, size, labels)
+    customer, task = pairs.row // tasks, pairs.row % tasks
+    label = pairs.cell % labels - starts[task]
+    for index, (table, part) in enumerate(zip(tables, parts, strict=True)):
+        own = (task == index).nonzero()[:, 0]
+        table.sum_neighbours(customer[own], label[own], weights[:, own], evidence[..., part])
+
+    # Candidates
+    then = [table.counts[None] for table in tables] if counts is None else list(counts)  # of shape (1 or B, 5, V)
+    shares = None
+    if readout is not None and any(scores is not None for scores in readout):
+        shares = evidence.new_zeros(size, labels)
+        for part, scores in zip(parts, readout, strict=True):
+            if scores is not None:
+                shares[:, part.start + FIRST_LABEL : part.stop] = scores[:, FIRST_LABEL:].float().log_softmax(1)
+    is_read = [shares is not None and readout is not None and scores is not None for scores in readout or tables]
+    is_candidate = _choose(evidence, pairs.cell, is_strong, then, shares, parts, is_read)
+    cell = is_candidate.view(-1).nonzero()[:, 0]
+    customer, column = cell // labels, cell % labels
+    task = torch.bucketize(column, starts[1:], right=True)
+    row = customer * tasks + task
+
+    # Their features
+    place = torch.searchsorted(pairs.cell, cell).clamp(max=max(len(pairs.cell) - 1, 0))
+    was_seen = pairs.cell[place] == cell if len(pairs.cell) else torch.zeros_like(cell, dtype=torch.bool)
+    own_features = F.pad(pairs.features, (0, 0, 0, 1))[torch.where(was_seen, place, len(pairs.cell))]
+    since_visits, since_moments = (own_features[:, PERSONAL.index(f"since_{unit}")] for unit in ("visits", "moments"))
+    all_visits = totals[None, :, 0] if visits is None else torch.stack(list(visits), 1)  # (1 or B, T)
+    of_tasks = torch.stack([each[:, [0, 3]].sum(2).clamp(min=1) for each in then], 1)  # (1 or B, T, 2)
+    of_tasks = torch.cat([of_tasks, all_visits[..., None]], 2).expand(size, -1, -1)
+    occurrences, recent_occurrences, all_visits = of_tasks.flatten(0, 1)[row].unbind(1)
+    counted = torch.cat(then, 2).transpose(1, 2)  # (1 or B, C, 5)
+    count, repeats, next_repeats, recent, gaps = counted[customer % len(counted), column].unbind(1)
     share, recent_share = count / occurrences, recent / recent_occurrences
     label_gap = (gaps + 1) / (repeats + 0.5)
-    since = torch.where(was_seen, named["since_moments"], 1e6)
-    shape = torch.stack([named[name] for name in RANKED], 1)
-    numbers = [
-        own_numbers,
-        of_rows[row],
-        (30 * found[:, :2]).log1p(),  # transitions
-        _relative(row, torch.cat([found, shape], 1), history.size),
-        _ranks(row, torch.cat([found, count[:, None], -since[:, None], shape], 1)).log2(),
-        torch.stack(
-            [
-                ((found[:, 1] + 1e-4) / (share + 1e-4)).log(),  # lift of the latest transitions
-                (30 * count / all_visits).log1p(),
-                share.clamp(min=1e-7).log(),
-                ((recent_share + 1e-4) / (share + 1e-4)).log(),  # trend
-                (repeats + 0.5) / (count + 2),
-                (next_repeats + 0.1) / (count + 2),
-                label_gap.log1p(),
-                torch.where(was_seen, (named["since_visits"].exp() / label_gap).log(), 0.0),  # overdue
-            ],
-            1,
-        ),
+    since = torch.where(was_seen, since_moments, 1e6)
+    found = evidence.view(4, -1)[:, cell].T
+    compared = torch.cat([found, own_features[:, RANKED], count[:, None], -since[:, None]], 1)
+    ranks, largest = _compare(row, compared)
+    both = 4 + len(RANKED)  # evidence and personal shares
+    ranks = torch.cat([ranks[:, :4], ranks[:, both:], ranks[:, 4:both]], 1)
+    of_label = [
+        ((found[:, 1] + 1e-4) / (share + 1e-4)).log(),  # lift of the latest transitions
+        (30 * count / all_visits).log1p(),
+        share.clamp(min=1e-7).log(),
+        ((recent_share + 1e-4) / (share + 1e-4)).log(),  # trend
+        (repeats + 0.5) / (count + 2),
+        (next_repeats + 0.1) / (count + 2),
+        label_gap.log1p(),
+        torch.where(was_seen, (since_visits.exp() / label_gap).log(), 0.0),  # overdue
     ]
-    return Candidates(row, label, torch.cat([*numbers, x], 1))
+    of_readout = evidence.new_zeros(len(cell), OF_READOUT)
+    if shares is not None:
+        of_readout[:, 0] = shares.view(-1)[cell]
+        of_readout[:, 1:] = _compare(row, of_readout[:, :1])[0].log2()
+        of_readout *= torch.tensor(is_read, device=device)[task, None]
+    features = [
+        own_features,
+        pairs.of_rows[row],
+        (30 * found[:, :2]).log1p(),  # transitions
+        compared[:, :both] / largest[:, :both].clamp(min=1e-9),
+        ranks.log2(),
+        torch.stack(of_label, 1),
+        of_readout,
+    ]
+    return Candidates(row, column - starts[task], torch.cat(features, 1))
 
 
 def _choose(
     evidence: torch.Tensor,
-    popularity: torch.Tensor,
-    readout: torch.Tensor | None,
     seen: torch.Tensor,
     is_strong: torch.Tensor,
+    counts: Sequence[torch.Tensor],
+    shares: torch.Tensor | None,
+    parts: Sequence[slice],
+    is_read: Sequence[bool],
 ) -> torch.Tensor:
-    """Chooses the candidates of a task, `(B, V)`, from evidence `(4, B, V)`, popularity `(1 or B, V)`, scores of the
-    readout `(B, V - 2)`, the pairs that were seen `(P,)`, and whether they are among a history's strongest."""
+    """Chooses the candidates `(B, C)` from evidence `(4, B, C)`, the seen cells `(P,)`, whether these are among a
+    history's strongest, counts `(1 or B, 5, V)` by task, and log-probabilities by the readout `(B, C)`."""
     _, size, labels = evidence.shape
     result = torch.zeros(size, labels, dtype=torch.bool, device=evidence.device)
     result.view(-1)[seen] = True
-    number = min(max(BEST), labels - FIRST_LABEL)
-    best = evidence.masked_fill(result, 0.0).topk(number, 2)
-    limits = torch.tensor(BEST, device=evidence.device)[:, None, None]
-    is_best = (best.values > 0) & (torch.arange(number, device=evidence.device) < limits)
+    unseen = evidence.masked_fill(result, 0.0)
     result.view(-1)[seen] = is_strong
-    for indices in torch.where(is_best, best.indices, 0):
-        result.scatter_(1, indices, True)
-    popular = popularity[:, FIRST_LABEL:].topk(min(POPULAR, labels - FIRST_LABEL), 1).indices + FIRST_LABEL
-    result.scatter_(1, popular.expand(size, -1), True)
-    if readout is not None:
-        best_read = readout.topk(min(MOST_READ, labels - FIRST_LABEL), 1).indices + FIRST_LABEL
-        result.scatter_(1, best_read, True)
-    result[:, :FIRST_LABEL] = False
+    limits = torch.tensor(BEST, device=evidence.device)[:, None, None]
+    chosen: list[torch.Tensor] = []
+    for part, of_task, reads in zip(parts, counts, is_read, strict=True):
+        first = part.start + FIRST_LABEL
+        number = part.stop - first
+        best = unseen[..., first : part.stop].topk(min(max(BEST), number), 2)
+        is_best = (best.values > 0) & (torch.arange(best.values.shape[2], device=evidence.device) < limits)
+        chosen += torch.where(is_best, best.indices + first, 0).unbind()
+        popular = of_task[:, 0, FIRST_LABEL:].topk(min(POPULAR, number), 1).indices + first
+        chosen.append(popular.expand(size, -1))
+        if reads and shares is not None:
+            chosen.append(shares[:, first : part.stop].topk(min(MOST_READ, number), 1).indices + first)
+    result.scatter_(1, torch.cat(chosen, 1), True)
+    result[:, 0] = False
     return result
 
 
@@ -489,7 +458,7 @@ class LabelScorer(nn.Module):
         self.chance = nn.Buffer(torch.zeros(len(label_sizes), 3))  # see `chances`
         self.fitted = nn.Buffer(torch.zeros((), dtype=torch.bool))
 
-    def tables_of(self, task: int) -> LabelTables:
+    def get_tables(self, task: int) -> LabelTables:
         """What is counted of a task's labels."""
         return cast(LabelTables, self.tables[task])
 
@@ -513,7 +482,7 @@ class LabelScorer(nn.Module):
 
     def log_shares(self, task: int) -> torch.Tensor:
         """Logarithm of each label's share of the training period, of shape `(V,)`."""
-        popularity = self.tables_of(task).counts[0] + 0.5
+        popularity = self.get_tables(task).counts[0] + 0.5
         return (popularity / popularity[FIRST_LABEL:].sum()).log()
 
     @staticmethod
@@ -557,19 +526,18 @@ class LabelScorer(nn.Module):
         used = None  # the best labels of a readout without a weight are no candidates either
         if readout is not None:
             used = [each if self.reads_readout(task) else None for task, each in zip(tasks, readout, strict=True)]
-        row, label, features = candidate_features(history, [self.tables_of(task) for task in tasks], used)
-        size = history.size // len(tasks)
-        own = torch.tensor(tasks, device=row.device)[row // max(size, 1)]
+        tables = [self.get_tables(task) for task in tasks]
+        row, label, features = candidate_features(history, tables, used)
+        own = torch.tensor(tasks, device=row.device)[row % len(tasks)]
         values = self.calibrated(self.calibration[own], self(own, features), features)
-        bounds = torch.searchsorted(row, torch.arange(len(tasks) + 1, device=row.device) * size).tolist()
-        result = []
-        for index, task in enumerate(tasks):
-            scores = (self.log_shares(task) + self.calibration[task, 2]).expand(size, -1).clone()
-            scores[:, :FIRST_LABEL] = torch.finfo(scores.dtype).min / 2
-            part = slice(bounds[index], bounds[index + 1])
-            scores[row[part] - index * size, label[part]] = values[part]
-            result.append(scores)
-        return result
+        floors = [self.log_shares(task) + self.calibration[task, 2] for task in tasks]
+        for floor in floors:
+            floor[:FIRST_LABEL] = torch.finfo(floor.dtype).min / 2
+        sizes = [len(floor) for floor in floors]
+        starts = torch.tensor([0, *accumulate(sizes[:-1])], device=row.device)
+        scores = torch.cat(floors).repeat(history.size, 1)
+        scores[row // len(tasks), starts[row % len(tasks)] + label] = values
+        return list(scores.split(sizes, 1))
 
 
 def read_histories(
@@ -590,6 +558,6 @@ def read_histories(
     if config.kind_feature is not None:  # values are numbered by their frequency
         kinds = (ids[..., config.features.index(config.kind_feature)] - FIRST_LABEL).clamp(min=0)
     labels = ids[..., [config.features.index(task) for task in (config.tasks if tasks is None else tasks)]]
-    return LabelHistory.of_batch(
+    return LabelHistory.from_batch(
         labels, batch["visit_ids"][:, 1:], batch["event_times"][:, 1:], kinds, batch.get("now")
     )

@@ -15,13 +15,8 @@ import torch
 from modeling_mcm import MCMConfig
 from modeling_mcm.data import PreparedData
 from modeling_mcm.scorer_mcm import LabelScorer
-from modeling_mcm.training.scorer import (
-    SHIPPED_NETWORK,
-    fit_network,
-    read_examples,
-    save_network,
-    start_network,
-)
+from modeling_mcm.training.scorer import SHIPPED_NETWORK, fit_network, save_network, start_network
+from modeling_mcm.training.scorer_examples import read_examples
 
 
 def main() -> None:
@@ -49,7 +44,9 @@ def main() -> None:
     start_network(scorer, found, options.seed)
     fit_network(scorer, found, [], options.seed)
     save_network(scorer, options.output)
-    print(f"{options.output}: fitted on {sum(len(each.targets) for each in found):,} examples of {len(found)} tasks.")
+    print(
+        f"{options.output}: fitted on {sum(len(each.num_targets) for each in found):,} examples of {len(found)} tasks."
+    )
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from modeling_mcm.configuration_mcm import FIRST_VALUE_ID
 from modeling_mcm.events_mcm import check_columns
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
-from modeling_mcm.training.scorer import LabelEvents
+from modeling_mcm.training.scorer_counts import LabelEvents
 
 BATCH = 1024
 PAIR = 2**32  # a pair of ids as one number: the first times this, plus the second

@@ -73,7 +73,7 @@ def _tables(model: Any, task: str) -> LabelTables:
         raise ValueError(
             "This checkpoint has no fitted scorer, so nothing is counted of its labels: mcm start fits one."
         )
-    return model.scorer.tables_of(model.config.tasks.index(task))
+    return model.scorer.get_tables(model.config.tasks.index(task))
 
 
 def _ids(feature_extractor: Any, task: str, labels: Sequence[Any]) -> list[int]:

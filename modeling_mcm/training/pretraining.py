@@ -213,7 +213,7 @@ def _train(
         model.scorer.requires_grad_(False)
         if trainer.is_fsdp_enabled:  # its weights are sharded
             logger.warning("Under FSDP the encoder's weight in the scores is not fitted: they come from counts alone.")
-        elif fit.cases:
+        elif fit.validation:
             trainer.scorer_fit = fit
         for task, value in zip(config.tasks, fit.counted, strict=True):
             logger.info(f"NDCG@10 of {task} on validation by counts alone: {value:.4f}.")

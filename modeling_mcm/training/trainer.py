@@ -192,7 +192,7 @@ class MCMTrainer(ResumableTrainer):
 
     def _evaluate_scorer(self, fit: ScorerFit) -> dict[str, float]:
         """Evaluates the scorer with the encoder as it is, as `evaluate` reports metrics."""
-        values = [found.ndcg for found in fit.with_encoder()]
+        values = [found.ndcg for found in fit.measure_encoder()]
         tasks = self.train_collator.config.tasks
         metrics = {f"eval_{task}_{BEST_METRIC}": value for task, value in zip(tasks, values, strict=True)}
         metrics[f"eval_{BEST_METRIC}"] = geometric_mean(values)

@@ -233,7 +233,7 @@ def test_a_run_ends_early_with_the_average_that_was_evaluated_best(stopping, dat
     assert any(not torch.equal(value, own[name]) for name, value in of_training.items())
 
     saved = MCMForMultiTaskRecommendation.from_pretrained(folder)
-    values = [found.ndcg for found in ScorerFit(saved, PreparedData(data), seed=42).with_encoder()]
+    values = [found.ndcg for found in ScorerFit(saved, PreparedData(data), seed=42).measure_encoder()]
     assert np.mean(values) == pytest.approx(found[best], rel=1e-4)  # fitted anew
     entry = next(each for each in logged(folder) if each["step"] == best and "eval_next_visit_ndcg@10" in each)
     tasks = [f"eval_{task}_next_visit_ndcg@10" for task in ("items", "aisle", "type")]

@@ -210,7 +210,7 @@ def test_nothing_left_for_a_customer_is_an_error_that_names_the_customer(model, 
 
 
 def test_similar_and_together_read_the_counts(model, extractor):
-    tables = model.scorer.tables_of(model.config.tasks.index(TASK))
+    tables = model.scorer.get_tables(model.config.tasks.index(TASK))
     first, second, third = extractor.label_ids(TASK, ["item 01", "item 02", "item 03"])
     tables.weights.zero_()
     for label in (first, second):  # the same labels come after both

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from modeling_mcm import LiveCustomer, MCMConfig, MCMFeatureExtractor, MCMForMultiTaskRecommendation
 from modeling_mcm.data import EventSchema, PreparedData
 from modeling_mcm.data.collator import MCMCollator, PreparedRows
+from modeling_mcm.inputs_mcm import RowBatch
 from modeling_mcm.preparation import prepare
 from modeling_mcm.scorer_mcm import (
     COUNTED,
@@ -23,18 +24,14 @@ from modeling_mcm.scorer_mcm import (
     read_histories,
 )
 from modeling_mcm.training.pretraining import COUNTS_ALONE
-from modeling_mcm.training.scorer import (
-    SHIPPED_NETWORK,
-    Case,
-    FeatureReader,
-    LabelCounts,
-    LabelEvents,
-    ScorerFit,
-    _later,
+from modeling_mcm.training.scorer import SHIPPED_NETWORK, ScorerFit, load_network, ranking_loss
+from modeling_mcm.training.scorer_counts import LabelCounts, LabelEvents
+from modeling_mcm.training.scorer_examples import (
+    Example,
+    ExampleReader,
+    _read_later,
     draw_examples,
-    load_network,
-    ranking_loss,
-    validation_cases,
+    draw_validation,
 )
 
 
@@ -83,7 +80,7 @@ def test_candidates_have_as_many_numbers_as_the_network_reads(model, batch):
 def test_a_history_without_events_gets_popularity(model, batch):
     nothing = {name: value[:1, :1] for name, value in batch.items()}
     for index, scores in enumerate(model(**nothing).logits.values()):
-        counts = model.scorer.tables_of(index).counts[0]
+        counts = model.scorer.get_tables(index).counts[0]
         assert scores.isfinite().all() and counts[scores[0].argmax()] > 0
 
 
@@ -91,9 +88,9 @@ def test_a_fold_counts_the_other_customers_alone(data):
     size = dict(zip(data.extractor.feature_names, data.extractor.vocabulary_sizes, strict=True))["items"]
     events = LabelEvents.read(data.rows, "items", size)
     folds = np.arange(len(data.rows)) % 5
-    without = LabelCounts(events, folds).tables(0)
+    without = LabelCounts(events, folds).make_tables(0)
     kept = folds[events.customer] != 0
-    others = LabelCounts(LabelEvents(*(column[kept] for column in events[:-1]), size), folds).tables(None)
+    others = LabelCounts(LabelEvents(*(column[kept] for column in events[:-1]), size), folds).make_tables(None)
     assert torch.equal(without.counts[:3], others.counts[:3])
     for index in range(2):
         assert torch.equal(without.weights[index].sum(1), others.weights[index].sum(1))
@@ -101,7 +98,7 @@ def test_a_fold_counts_the_other_customers_alone(data):
 
 def test_an_example_knows_how_popular_labels_were_until_then(data, model):
     examples = draw_examples(data.rows, data, seed=0)
-    case = sorted(examples, key=lambda case: case.day)[len(examples) // 2]
+    example = sorted(examples, key=lambda example: example.day)[len(examples) // 2]
     folds = np.arange(len(data.rows)) % 5
 
     def popularity(change, fold):
@@ -109,33 +106,33 @@ def test_an_example_knows_how_popular_labels_were_until_then(data, model):
         for task, size in model.config.label_sizes.items():
             events = LabelEvents.read(data.rows, task, size)
             if change:
-                events.label[(events.day >= case.day) & (events.customer != case.row)] = 2
+                events.label[(events.day >= example.day) & (events.customer != example.row)] = 2
             counts.append(LabelCounts(events, folds))
-        reader = FeatureReader(data.rows, data, model.config)
-        tables = [each.tables(fold) for each in counts]
-        found = reader.read([case], counts, tables, fold, torch.Generator())[0].candidates
+        reader = ExampleReader(data.rows, data, model.config)
+        tables = [each.make_tables(fold) for each in counts]
+        found = reader.read([example], tables, torch.Generator(), counts, fold)[0]
         rows = found.features[:, COUNTED - 7 : COUNTED].tolist()  # of the label alone, but for its transitions
         return {label: row for label, row in zip(found.label.tolist(), rows, strict=True)}
 
-    before, after = (popularity(change, int(folds[case.row])) for change in (False, True))
+    before, after = (popularity(change, int(folds[example.row])) for change in (False, True))
     shared = before.keys() & after.keys()
     assert len(shared) > 10 and all(before[label] == after[label] for label in shared)
-    assert popularity(False, None) != popularity(True, None)  # a validation case does know
+    assert popularity(False, None) != popularity(True, None)  # a validation example does know
 
 
 def test_shares_and_gaps_are_those_of_a_loop():
     visits, times = torch.tensor([[0, 0, 1, 2, 2, 3]]), torch.tensor([[0.0, 0.0, 2.0, 5.0, 5.0, 9.0]])
     labels = torch.tensor([[2, 3, 2, 3, 3, 2]])
-    history = LabelHistory.of_batch(labels[..., None], visits, times, torch.zeros_like(labels), torch.tensor([10.0]))
-    assert history.visits.tolist() == [3, 3, 2, 1, 1, 0] and history.days.tolist() == [10, 10, 8, 5, 5, 1]
-    assert history.moments.tolist() == history.visits.tolist()
+    history = LabelHistory.from_batch(labels[..., None], visits, times, torch.zeros_like(labels), torch.tensor([10.0]))
+    assert history.steps[:, 0].tolist() == [3, 3, 2, 1, 1, 0] and history.steps[:, 2].tolist() == [10, 10, 8, 5, 5, 1]
+    assert torch.equal(history.steps[:, 0], history.steps[:, 1])
 
 
 def test_examples_come_from_the_training_period(data):
     examples = draw_examples(data.rows, data, seed=0)
     ends = np.asarray(data.rows["validation_end"])
-    assert examples and all(0 < case.end < case.stop <= ends[case.row] for case in examples)
-    assert all(case.wait >= 0 for case in examples)
+    assert examples and all(0 < example.end < example.stop <= ends[example.row] for example in examples)
+    assert all(example.elapsed >= 0 for example in examples)
 
 
 def test_a_live_customer_has_the_scores_of_the_whole_history(model, data, event_log):
@@ -192,7 +189,7 @@ def encoded(data):
 
 def test_the_best_labels_of_the_readout_are_candidates_and_give_two_numbers():
     ids = torch.tensor([[2, 3, 4], [2, 2, 2]])
-    history = LabelHistory.of_batch(
+    history = LabelHistory.from_batch(
         ids[..., None], torch.arange(3).expand(2, 3), torch.arange(3.0).expand(2, 3), 0 * ids
     )
     torch.manual_seed(0)
@@ -224,7 +221,7 @@ def test_an_encoder_without_a_weight_changes_no_score(encoded, batch):
     weights.zero_()
 
 
-@pytest.mark.parametrize("knows", [True, False], ids=["knows the answers", "knows nothing"])
+@pytest.mark.parametrize("knows", [True, False], ids=["knows the answers", "says the opposite"])
 def test_an_encoder_is_used_where_it_adds_to_the_counts(encoded, monkeypatch, caplog, knows):
     model, fit = encoded
     torch.manual_seed(0)
@@ -232,7 +229,7 @@ def test_an_encoder_is_used_where_it_adds_to_the_counts(encoded, monkeypatch, ca
     def readout_scores(batch):
         result = [torch.randn(len(batch["labels"]), size) for size in model.config.label_sizes.values()]
         for scores, labels in zip(result, batch["labels"].unbind(-1), strict=True):
-            scores.scatter_add_(1, labels.clamp(min=0), 9.0 * knows * (labels >= 2))
+            scores.scatter_add_(1, labels.clamp(min=0), (9.0 if knows else -9.0) * (labels >= 2))
         return result
 
     monkeypatch.setattr(model, "readout_scores", readout_scores)
@@ -254,11 +251,15 @@ def test_until_the_scorer_is_fitted_scores_are_the_readouts(tiny_model, batch):
 
 
 def test_later_labels_come_within_a_month_and_before_the_end_of_the_period():
-    day = 86_400
-    row = {"times": np.array([0, 1, 9, 32, 40, 41]) * day, "task_items": np.array([2, 3, 4, 0, 5, 6])}
-    assert _later(row, Case(row=0, end=2, stop=6, wait=2.0), "task_items").tolist() == [4]  # until day 33
-    assert _later(row, Case(row=0, end=2, stop=6, wait=9.0), "task_items").tolist() == [4, 5]
-    assert _later(row, Case(row=0, end=2, stop=2, wait=9.0), "task_items").tolist() == []
+    columns = {"times": np.array([0, 1, 9, 32, 40, 41]) * 86_400, "task_items": np.array([2, 3, 4, 0, 5, 6])}
+    rows = RowBatch(columns, np.array([6]))
+
+    def later(stop, elapsed):
+        return _read_later(rows, [Example(row=0, end=2, stop=stop, elapsed=elapsed)], "task_items", size=9).tolist()
+
+    assert later(6, 2.0) == [4]  # until day 33
+    assert later(6, 9.0) == [4, 5]
+    assert later(2, 9.0) == []
 
 
 def test_the_loss_wants_later_labels_behind_the_targets_and_before_the_others():
@@ -273,9 +274,9 @@ def test_the_loss_wants_later_labels_behind_the_targets_and_before_the_others():
 
 def test_chances_are_those_of_the_next_visit(model, data):
     """Over the validation cases, as many labels come as the chances say; a visit has several of the items."""
-    reader, task = FeatureReader(data.rows, data, model.config), model.config.tasks.index("items")
+    reader, task = ExampleReader(data.rows, data, model.config), model.config.tasks.index("items")
     expected = found = 0.0
-    for _, _, batch in reader.batches(validation_cases(data.rows, data, seed=0)):
+    for _, _, batch in reader.batches(draw_validation(data.rows, data, seed=0)):
         log_p = model.scorer.score([task], read_histories(model.config, batch, ["items"]))[0].log_softmax(1)
         expected += model.scorer.chances(model.scorer.chance[task], log_p)[:, 2:].sum().item()
         found += sum(len(each[each >= 2].unique()) for each in batch["labels"][..., task])

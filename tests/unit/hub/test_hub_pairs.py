@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from modeling_mcm import MCMFeatureExtractor, MCMForMultiTaskRecommendation
 from modeling_mcm.data import load_prepared
 from modeling_mcm.hub import customers_per_value, rare_values, shared_pairs, write_upload_folder
-from modeling_mcm.training.scorer import LabelCounts, LabelEvents
+from modeling_mcm.training.scorer_counts import LabelCounts, LabelEvents
 
 LEAST = 5
 
@@ -42,7 +42,7 @@ def checkpoint(rows, extractor, tiny_config, tmp_path):
     model = MCMForMultiTaskRecommendation(tiny_config(scorer=True))
     for table, (task, size) in zip(model.scorer.tables, model.config.label_sizes.items(), strict=True):
         counts = LabelCounts(LabelEvents.read(rows, task, size), np.arange(len(rows)) % 5)
-        table.load_state_dict(counts.tables().state_dict())
+        table.load_state_dict(counts.make_tables().state_dict())
     model.save_pretrained(tmp_path / "checkpoint")
     extractor.save_pretrained(tmp_path / "checkpoint")
     return tmp_path / "checkpoint"

@@ -1,0 +1,281 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Draws the examples that the scorer of labels is fitted on, and computes their features.
+
+An example is a customer with a cutoff: the start of a visit in the training period, or a validation case. Its features
+say what was known then: how popular labels were, counted of customers in other folds.
+
+Shapes: B examples of a batch, T tasks, V labels of a task, N candidates of all examples, F features of a candidate.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from modeling_mcm.configuration_mcm import FIRST_LABEL, MCMConfig
+from modeling_mcm.data import PreparedData
+from modeling_mcm.data.cases import deciding_tasks, flat_values, list_lengths
+from modeling_mcm.data.collator import MCMCollator, PreparedRows, batches_by_length
+from modeling_mcm.evaluation.cases import cases_at
+from modeling_mcm.evaluation.histories import arrow_batches, offsets_of, run_starts
+from modeling_mcm.inputs_mcm import RowBatch
+from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
+from modeling_mcm.scorer_mcm import LabelTables, candidate_features, read_histories
+from modeling_mcm.times_mcm import SECONDS_PER_DAY
+from modeling_mcm.training.scorer_counts import FOLDS, PERIODS, LabelCounts, LabelEvents
+
+EXAMPLES, EXAMPLES_OF_CUSTOMER, VALIDATION_EXAMPLES, BATCH = 4_000, 2, 1_500, 64
+NEGATIVES = 60  # about as many candidates of an example that are no targets are kept, drawn uniformly
+LATER_DAYS = 30.0  # labels that come so soon, though not next, are told apart from the others
+STALE = 4  # largest number of parts of the period by which counts are old, because a model is used after its training
+
+
+class Example(NamedTuple):
+    """A customer with a cutoff.
+
+    Attributes:
+        row (`int`): index of the customer among the prepared rows.
+        end, stop (`int`): number of the customer's events before the cutoff, and before the end of the period in which
+            targets are looked for.
+        elapsed (`float`): days from the last event before the cutoff to the time of the prediction.
+        day (`float`, *optional*): that time in days, if it is in the training period.
+    """
+
+    row: int
+    end: int
+    stop: int
+    elapsed: float
+    day: float | None = None
+
+
+class LabelExamples(NamedTuple):
+    """Candidates of a task in some examples.
+
+    Attributes:
+        example, label (`torch.LongTensor` of shape `(N,)`): the candidates; examples are ascending.
+        features (`torch.FloatTensor` of shape `(N, F)`): their features.
+        is_target (`torch.BoolTensor` of shape `(N,)`): whether a candidate is a target.
+        is_later (`torch.BoolTensor` of shape `(N,)`): whether it is none, and comes within `LATER_DAYS`.
+        log_kept (`torch.FloatTensor` of shape `(N,)`): log of the share of such candidates that were kept.
+        num_targets (`torch.LongTensor` of shape `(examples,)`): number of each example's targets, also of those that
+            are no candidates.
+    """
+
+    example: torch.Tensor
+    label: torch.Tensor
+    features: torch.Tensor
+    is_target: torch.Tensor
+    is_later: torch.Tensor
+    log_kept: torch.Tensor
+    num_targets: torch.Tensor
+
+    @classmethod
+    def join(cls, parts: Sequence["LabelExamples"]) -> "LabelExamples":
+        """Joins parts whose examples have different numbers; the last part's `num_targets` are those of all."""
+        columns = [torch.cat(column) for column in zip(*(part[:-1] for part in parts), strict=True)]
+        order = columns[0].argsort(stable=True)
+        return cls(*[*(column[order] for column in columns), parts[-1].num_targets])
+
+    def compute_ndcg(self, scores: torch.Tensor, k: int = 10) -> torch.Tensor:
+        """NDCG at k of the candidates' scores `(N,)` in each example, NaN without a target."""
+        order = scores.argsort(descending=True, stable=True)
+        order = order[self.example[order].argsort(stable=True)]
+        rank = torch.arange(len(order)) - torch.searchsorted(self.example, self.example) + 2.0
+        gains = torch.where(self.is_target[order] & (rank < k + 2), 1 / rank.log2(), 0.0)
+        ideal = torch.cat([torch.zeros(1), (1 / torch.arange(2.0, k + 2).log2()).cumsum(0)])
+        sums = torch.zeros(len(self.num_targets)).index_add(0, self.example[order], gains)
+        return sums / ideal[self.num_targets.clamp(max=k)]
+
+
+def draw_examples(rows: Any, data: PreparedData, seed: int, most: int = EXAMPLES) -> list[Example]:
+    """Draws starts of visits in the training period as cutoffs, at most so many; a customer's later visits are
+    likelier. The schema of the data set says what an example needs, and whether times mean anything."""
+    generator, examples, first = np.random.default_rng(seed), [], 0
+    schema = data.schema
+    columns = [f"task_{task}" for task in deciding_tasks(schema.tasks, schema.token_feature.name)]
+    for table in arrow_batches(rows, ["times", "visits", "validation_end", *columns]):
+        lengths, ends = list_lengths(table, "visits"), flat_values(table, "validation_end").astype(np.int64)
+        row = np.repeat(np.arange(len(table)), lengths)
+        index = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        times, visits = flat_values(table, "times"), flat_values(table, "visits")
+        is_target = np.any([flat_values(table, name) > 0 for name in columns], axis=0) & (index < ends[row])
+        number = np.cumsum(is_target)
+        earlier = number - is_target - (number - is_target)[offsets_of(lengths)[:-1]][row] if len(row) else number
+        opens = np.flatnonzero(is_target)
+        opens = opens[run_starts(row[opens], visits[opens])]
+        opens = opens[(earlier[opens] >= max(schema.min_history, 1)) & (index[opens] > 0)]
+        likely = generator.random(len(opens)) ** (1 / np.maximum(index[opens] / ends[row[opens]], 0.05))
+        order = np.lexsort((-likely, row[opens]))
+        opens = opens[order][np.arange(len(opens)) - np.searchsorted(row[opens], row[opens]) < EXAMPLES_OF_CUSTOMER]
+        elapsed = generator.random(len(opens)) * (times[opens] - times[opens - 1]) / SECONDS_PER_DAY
+        elapsed = elapsed if schema.moment("validation") is not None else np.zeros(len(opens))
+        for at, days in zip(opens.tolist(), elapsed.clip(min=0).tolist(), strict=True):
+            day = float(times[at - 1]) / SECONDS_PER_DAY + days
+            examples.append(Example(first + int(row[at]), int(index[at]), int(ends[row[at]]), days, day))
+        first += len(table)
+    chosen = generator.permutation(len(examples))[:most]
+    return [examples[index] for index in np.sort(chosen)]
+
+
+def draw_validation(rows: Any, data: PreparedData, seed: int, most: int = VALIDATION_EXAMPLES) -> list[Example]:
+    """Draws validation cases; none where the data set has none."""
+    if data.manifest.counts.get("validation_cases") == 0:
+        return []
+    cases = cases_at(data, "validation", rows)
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(cases))[:most])
+    moment = data.schema.moment("validation")
+    ends = np.asarray(rows["test_end"])
+    result = []
+    for table, index in zip(
+        PreparedRows(rows, cases.rows[chosen]).__getitems__(list(range(len(chosen)))), chosen, strict=True
+    ):
+        row, end = int(cases.rows[index]), int(cases.history_end[index])
+        elapsed = 0.0 if moment is None or not end else (moment - float(table["times"][:end].max())) / SECONDS_PER_DAY
+        result.append(Example(row, end, int(ends[row]), max(elapsed, 0.0)))
+    return result
+
+
+class ExampleReader:
+    """Reads examples, and computes the features of their candidates in each task.
+
+    Args:
+        rows (`datasets.Dataset`): prepared rows.
+        data (`PreparedData`): the data set.
+        config ([`MCMConfig`]): config of the model.
+    """
+
+    def __init__(self, rows: Any, data: PreparedData, config: MCMConfig):
+        self.rows, self.config = PreparedRows(rows), config
+        self.collator = MCMCollator(data.extractor, config, "evaluate", cutoff="validation")
+
+    def batches(self, examples: Sequence[Example]) -> Iterator[tuple[NDArray, RowBatch, dict[str, torch.Tensor]]]:
+        """Indices of examples of similar length, their rows, and model inputs with `labels` and `now`."""
+        for chosen in batches_by_length([example.end for example in examples], BATCH):
+            row, end, stop, elapsed, _ = zip(*(examples[index] for index in chosen), strict=True)
+            rows = self.rows.__getitems__(list(row))
+            rows = RowBatch(rows.columns | {"validation_end": list(end), "test_end": list(stop)}, rows.lengths)
+            batch = self.collator(rows)
+            batch["now"] = batch["event_times"].amax(1) + torch.tensor(elapsed)
+            yield chosen, rows, batch
+
+    def read(
+        self,
+        examples: Sequence[Example],
+        tables: Sequence[LabelTables],
+        generator: torch.Generator,
+        counts: Sequence[LabelCounts] = (),
+        fold: int | None = None,
+        encoder: MCMForMultiTaskRecommendation | None = None,
+    ) -> list[LabelExamples]:
+        """Computes the candidates of each task.
+
+        Args:
+            examples (`Sequence[Example]`): the examples.
+            tables (`Sequence[LabelTables]`): tables of each task.
+            generator (`torch.Generator`): of the draw of candidates.
+            counts (`Sequence[LabelCounts]`, *optional*): counts of each task. With a fold, labels are as popular as
+                they were at the time of the prediction.
+            fold (`int`, *optional*): fold of training examples, whose counts are those of the other folds. Of the
+                candidates that are no targets some `NEGATIVES` are kept. Default: all, of validation.
+            encoder ([`MCMForMultiTaskRecommendation`], *optional*): model whose readout gives features, too.
+        """
+        parts: list[list[LabelExamples]] = [[] for _ in tables]
+        num_targets = torch.zeros(len(tables), len(examples), dtype=torch.long)
+        for chosen, rows, batch in self.batches(examples):
+            readout = None if encoder is None else encoder.readout_scores(batch)
+            age = torch.randint(STALE + 1, (len(chosen),), generator=generator).numpy()
+            days = [examples[index].day for index in chosen]
+            then = () if fold is None else zip(*(_read_counts(each, fold, days, age) for each in counts), strict=True)
+            found = candidate_features(read_histories(self.config, batch), tables, readout, *map(list, then))
+            numbers = torch.from_numpy(chosen)
+            for index, (table, task) in enumerate(zip(tables, self.config.tasks, strict=True)):
+                own = (found.row % len(tables) == index).nonzero()[:, 0]
+                customer, size = found.row[own] // len(tables), table.counts.shape[1]
+                cells = customer * size + found.label[own]
+                targets = _read_targets(batch["labels"][..., index], size)
+                num_targets[index, numbers] = torch.bincount(targets // size, minlength=len(chosen))
+                is_target, is_later = torch.isin(cells, targets), torch.zeros(len(cells), dtype=torch.bool)
+                share = torch.ones(len(cells))
+                if fold is not None:
+                    if counts[index].has_times:
+                        later = _read_later(rows, [examples[each] for each in chosen], f"task_{task}", size)
+                        is_later = torch.isin(cells, later) & ~is_target
+                    number = torch.bincount(customer, minlength=len(chosen))[customer].float()
+                    share = torch.where(is_target | is_later, 1.0, (NEGATIVES / number).clamp(max=1))
+                kept = torch.rand(len(share), generator=generator) < share
+                columns = numbers[customer], found.label[own], found.features[own], is_target, is_later, share.log()
+                parts[index].append(LabelExamples(*[*(column[kept] for column in columns), num_targets[index]]))
+        return [LabelExamples.join(part) for part in parts]
+
+
+def _read_counts(
+    counts: LabelCounts, fold: int, days: Sequence[float | None], age: NDArray[np.int64]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Counts `(B, 5, V)` and visits `(B,)` without a fold at some days, less the parts of the period by which they are
+    old `(B,)`."""
+    ended = np.full(len(age), PERIODS)
+    if counts.has_times:
+        ended = (counts.count_parts(np.array(days, float)) - age).clip(min=0)
+    distinct, index = np.unique(ended, return_inverse=True)
+    states = zip(*(counts.read_at(part, fold) for part in distinct), strict=True)
+    of_labels, visits = (torch.stack(values)[index] for values in states)
+    return of_labels, visits
+
+
+def _read_targets(labels: torch.Tensor, size: int) -> torch.Tensor:
+    """Distinct targets, row x V + label, from labels `(B, number)`."""
+    row, at = (labels >= FIRST_LABEL).nonzero(as_tuple=True)
+    return (row * size + labels[row, at]).unique()
+
+
+def _read_later(rows: RowBatch, examples: Sequence[Example], task: str, size: int) -> torch.Tensor:
+    """Labels, row x V + label, after the examples' cutoffs, within `LATER_DAYS` of the predictions."""
+    _, end, stop, elapsed, _ = (np.array(column) for column in zip(*examples, strict=True))
+    row, times, labels = rows.row, rows.column("times"), rows.column(task).astype(np.int64)
+    until = times[rows.starts + end - 1] + (elapsed + LATER_DAYS) * SECONDS_PER_DAY
+    comes = (rows.places >= end[row]) & (rows.places < stop[row]) & (times <= until[row]) & (labels >= FIRST_LABEL)
+    return torch.from_numpy((row * size + labels)[comes])
+
+
+def read_examples(
+    config: MCMConfig, data: PreparedData, seed: int, generator: torch.Generator, most: int = EXAMPLES
+) -> tuple[list[LabelCounts], ExampleReader, list[LabelExamples]]:
+    """Counts the labels of a data set, and draws examples from its training period.
+
+    Args:
+        config ([`MCMConfig`]): config of a model for the data set.
+        data (`PreparedData`): the data set.
+        seed (`int`): seed of folds and examples.
+        generator (`torch.Generator`): of the draw of candidates.
+        most (`int`): largest number of examples.
+
+    Returns:
+        `tuple`: counts of each task, a reader of examples, and the examples of each task.
+
+    Raises:
+        ValueError: if the training period has no example.
+    """
+    rows, sizes = data.rows, config.label_sizes.items()
+    folds = np.random.default_rng(seed).integers(0, FOLDS, len(rows))
+    counts = [LabelCounts(LabelEvents.read(rows, task, size), folds) for task, size in sizes]
+    reader, examples = ExampleReader(rows, data, config), draw_examples(rows, data, seed, most)
+    if not examples:
+        least = max(data.schema.min_history, 1)
+        raise ValueError(
+            f"{data.folder} has no visit in its training period that follows {least} target events, so nothing "
+            "can be fitted: move the cutoffs of the event schema, or lower min_history."
+        )
+    parts: list[list[LabelExamples]] = [[] for _ in counts]
+    number = 0
+    for fold in range(FOLDS):
+        tables = [each.make_tables(fold) for each in counts]
+        if chosen := [example for example in examples if folds[example.row] == fold]:
+            for part, found in zip(parts, reader.read(chosen, tables, generator, counts, fold), strict=True):
+                before = [part[-1].num_targets] if part else []
+                joined = torch.cat([*before, found.num_targets])
+                part.append(found._replace(example=found.example + number, num_targets=joined))
+            number += len(chosen)
+    return counts, reader, [LabelExamples.join(part) for part in parts]
