@@ -34,7 +34,7 @@ from modeling_mcm.data import PreparedData
 from modeling_mcm.data.collator import PreparedRows
 from modeling_mcm.data.offer_collator import events_before
 from modeling_mcm.evaluation.offers import resample_customers, weighted_ranking
-from modeling_mcm.times_mcm import SECONDS_PER_DAY
+from modeling_mcm.events_mcm import SECONDS_PER_DAY
 from modeling_mcm.training.checkpoints import open_checkpoint
 
 SETTINGS = {  # tasks whose labels are counted for the components, features of the profile, events before the cutoff

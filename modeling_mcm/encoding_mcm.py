@@ -15,7 +15,10 @@ from numpy.typing import NDArray
 
 from .configuration_mcm import FIRST_VALUE_ID, MISSING_ID, UNKNOWN_ID
 from .events_mcm import (
+    EPOCH_WEEKDAY,
     NO_VISIT,
+    SECONDS_PER_DAY,
+    SECONDS_PER_HOUR,
     Timeline,
     arrange,
     as_list,
@@ -25,6 +28,8 @@ from .events_mcm import (
     naming,
     rank_visits,
     read_columns,
+    read_times,
+    read_zone,
     split_path,
     split_values,
     to_numbers,
@@ -33,7 +38,6 @@ from .events_mcm import (
     to_values,
 )
 from .schema_mcm import HOUR, NUMERIC, ONE_TOKEN_TYPE, ROWS, TOKEN_TYPE, WEEKDAY, LogSchema
-from .times_mcm import EPOCH_WEEKDAY, SECONDS_PER_DAY, SECONDS_PER_HOUR, read_times, read_zone
 
 
 class Encoding:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from transformers.utils import logging
 
 from .configuration_mcm import MISSING_ID, UNKNOWN_ID
-from .times_mcm import SECONDS_PER_DAY
+from .events_mcm import SECONDS_PER_DAY
 
 logger = logging.get_logger(__name__)
 

@@ -20,11 +20,10 @@ from transformers.utils import ModelOutput
 
 from .action_inputs_mcm import EncodedActions, read_actions
 from .candidates_mcm import CandidateSet, ChosenLabels
-from .events_mcm import events_before, naming
+from .events_mcm import SECONDS_PER_DAY, events_before, naming, read_zone, to_seconds
 from .forecaster_mcm import CustomerForecasts
 from .inputs_mcm import until
 from .state_mcm import MissingForecastsError
-from .times_mcm import SECONDS_PER_DAY, read_zone, to_seconds
 
 
 class _Numbered(tuple):

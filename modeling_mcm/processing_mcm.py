@@ -27,7 +27,7 @@ from transformers.utils.hub import cached_file
 
 from .configuration_mcm import FIRST_VALUE_ID, MISSING_ID, UNKNOWN_ID
 from .encoding_mcm import Encoding
-from .events_mcm import as_column, as_list, check_keys, is_missing, naming, read_columns
+from .events_mcm import as_column, as_list, check_keys, is_missing, naming, read_columns, to_moment
 from .files_mcm import VOCABULARIES_NAME, CheckpointError, check_values, values_digest, write_json
 from .inputs_mcm import InputLayout, pad_rows, readable
 from .schema_mcm import (
@@ -43,7 +43,6 @@ from .schema_mcm import (
     FeatureSpec,
     LogSchema,
 )
-from .times_mcm import to_moment
 
 MISSING_LABEL, UNKNOWN_LABEL = "[missing]", "[unknown]"
 

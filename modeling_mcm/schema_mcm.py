@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .times_mcm import read_zone
+from .events_mcm import read_zone
 
 HISTORY_START, TOKEN_TYPE = "history_start", "token_type"
 ONE_TOKEN_TYPE = "event"  # token type of all events in a log without token types

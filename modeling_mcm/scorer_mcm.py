@@ -419,9 +419,9 @@ def _choose(
     for part, of_task, reads in zip(parts, counts, is_read, strict=True):
         first = part.start + FIRST_LABEL
         number = part.stop - first
-        best = unseen[..., first : part.stop].topk(min(max(BEST), number), 2)
+        best = unseen[..., part].topk(min(max(BEST), number), 2)
         is_best = (best.values > 0) & (torch.arange(best.values.shape[2], device=evidence.device) < limits)
-        chosen += torch.where(is_best, best.indices + first, 0).unbind()
+        chosen += torch.where(is_best, best.indices + part.start, 0).unbind()
         popular = of_task[:, 0, FIRST_LABEL:].topk(min(POPULAR, number), 1).indices + first
         chosen.append(popular.expand(size, -1))
         if reads and shares is not None:

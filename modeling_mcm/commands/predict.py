@@ -42,7 +42,7 @@ from modeling_mcm.commands.arguments import EngineOptions, exits, parse_options
 from modeling_mcm.customer_mcm import MCMForCustomerPrediction
 from modeling_mcm.data import NO_CUTOFFS, EventSchema, PreparedData, check_vocabularies, schema_of
 from modeling_mcm.data.dataset import MANIFEST_FILE
-from modeling_mcm.events_mcm import naming
+from modeling_mcm.events_mcm import naming, read_zone, to_seconds
 from modeling_mcm.extras import needs
 from modeling_mcm.files_mcm import file_digest
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation, MCMModel
@@ -50,7 +50,6 @@ from modeling_mcm.option import option
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.scoring import Scorer, ScoringJob, forecast_total, model_digest, score_on_spark
 from modeling_mcm.scoring.folder import HISTORIES, check_folder, claim, is_whole
-from modeling_mcm.times_mcm import read_zone, to_seconds
 from modeling_mcm.training.checkpoints import is_of_labels, open_checkpoint
 from modeling_mcm.training.memory import keep_freed_memory
 from modeling_mcm.training.options import check_launch

@@ -25,10 +25,10 @@ from torch.utils.data import Dataset, Sampler
 
 from modeling_mcm.configuration_mcm import FIRST_VALUE_ID, UNKNOWN_ID, MCMConfig
 from modeling_mcm.data.cases import CUTOFFS, ENDS, check_cutoff, deciding_tasks
+from modeling_mcm.events_mcm import SECONDS_PER_DAY
 from modeling_mcm.inputs_mcm import EVENT_COLUMNS, RowBatch
 from modeling_mcm.losses_mcm import Objective
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
-from modeling_mcm.times_mcm import SECONDS_PER_DAY
 
 MODES = ("train", "evaluate", "predict")
 ONE_PREFIX = ("random_prefix", "last_prefix")

@@ -14,8 +14,7 @@ import pandas as pd
 from pandas.api import types
 
 from modeling_mcm.data.schema import EventSchema
-from modeling_mcm.events_mcm import check_columns
-from modeling_mcm.times_mcm import TIME_PATTERN, read_zone
+from modeling_mcm.events_mcm import TIME_PATTERN, check_columns, read_zone
 
 # Words of column names by their meaning; the first word that a name has decides, and the first column. A name that
 # has nothing else but words for ids goes before: `user_id` before `user_age`.

@@ -27,9 +27,17 @@ from torch.utils.data import Dataset
 
 from modeling_mcm.configuration_mcm import MCMConfig
 from modeling_mcm.data.collator import PreparedRows
-from modeling_mcm.events_mcm import as_column, check_columns, events_before, naming, to_text
+from modeling_mcm.events_mcm import (
+    SECONDS_PER_DAY,
+    as_column,
+    check_columns,
+    events_before,
+    naming,
+    read_times,
+    read_zone,
+    to_text,
+)
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
-from modeling_mcm.times_mcm import SECONDS_PER_DAY, read_times, read_zone
 
 AUTO, BINARY, CLASSES, NUMBER = KINDS = ("auto", "binary", "classes", "number")
 ERROR, DROP = ON_UNKNOWN = ("error", "drop")

@@ -19,9 +19,8 @@ from modeling_mcm.action_inputs_mcm import NOT_OFFERED, EncodedActions
 from modeling_mcm.configuration_mcm import MCMConfig
 from modeling_mcm.data.collator import IGNORED, PreparedRows
 from modeling_mcm.data.offers import Offers
-from modeling_mcm.events_mcm import events_before
+from modeling_mcm.events_mcm import SECONDS_PER_DAY, events_before
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
-from modeling_mcm.times_mcm import SECONDS_PER_DAY
 
 
 class OfferGroups(Dataset):

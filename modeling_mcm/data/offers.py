@@ -25,8 +25,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from modeling_mcm.events_mcm import as_column, check_columns, naming, to_text
-from modeling_mcm.times_mcm import read_times, read_zone
+from modeling_mcm.events_mcm import as_column, check_columns, naming, read_times, read_zone, to_text
 
 OFFERS_FILE, ACTIONS_FILE = "offers.parquet", "actions.parquet"
 TRAIN, VALIDATION, TEST = SPLITS = ("train", "validation", "test")

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from modeling_mcm.data import PreparedData
 from modeling_mcm.data.cases import ENDS, CaseEvents, check_cutoff, flat_values
 from modeling_mcm.evaluation.histories import arrow_batches, offsets_of, run_starts, select_rows, task_histories
-from modeling_mcm.times_mcm import SECONDS_PER_DAY
+from modeling_mcm.events_mcm import SECONDS_PER_DAY
 
 logger = logging.getLogger(__name__)
 

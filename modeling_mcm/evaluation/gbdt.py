@@ -31,8 +31,8 @@ from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.evaluation.baselines import Baseline, scipy_sparse
 from modeling_mcm.evaluation.histories import TaskHistory, offsets_of, run_starts
 from modeling_mcm.evaluation.metrics import ratio
+from modeling_mcm.events_mcm import SECONDS_PER_DAY
 from modeling_mcm.extras import needs
-from modeling_mcm.times_mcm import SECONDS_PER_DAY
 
 logger = logging.get_logger(__name__)
 HALF_LIVES_VISITS = (5, 10, 20, 40, 80)

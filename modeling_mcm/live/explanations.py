@@ -17,12 +17,11 @@ import torch
 from numpy.typing import NDArray
 
 from modeling_mcm.configuration_mcm import FIRST_LABEL
-from modeling_mcm.events_mcm import Timeline
+from modeling_mcm.events_mcm import SECONDS_PER_DAY, Timeline
 from modeling_mcm.inputs_mcm import first_kept, until
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.schema_mcm import DAYS_SINCE_VISIT
-from modeling_mcm.times_mcm import SECONDS_PER_DAY
 
 EVENTS_AT_ONCE = 2**13  # number of events in a batch of histories
 MOST_VISITS = 48  # number of visits that are left out, one at a time

@@ -16,13 +16,14 @@ from modeling_mcm.events_mcm import (
     map_distinct,
     naming,
     read_columns,
+    read_times,
+    read_zone,
     to_number,
     to_place,
     to_text,
 )
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.schema_mcm import ROWS
-from modeling_mcm.times_mcm import read_times, read_zone
 
 TIME_FIX = "give a datetime or ISO 8601 text such as 2017-03-01T18:30:00, or leave the event out"
 NEVER = -(2**63)  # before every time

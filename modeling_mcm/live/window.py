@@ -14,11 +14,11 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+from modeling_mcm.events_mcm import SECONDS_PER_DAY
 from modeling_mcm.inputs_mcm import first_kept
 from modeling_mcm.live.history import LiveHistory
 from modeling_mcm.live.state import LiveState
 from modeling_mcm.live.weights import Reader
-from modeling_mcm.times_mcm import SECONDS_PER_DAY
 
 
 class LiveWindow:

@@ -29,14 +29,13 @@ from modeling_mcm.data.dataset import (
     check_vocabularies,
     write_table,
 )
-from modeling_mcm.events_mcm import check_columns, select_events
+from modeling_mcm.events_mcm import SECONDS_PER_DAY, check_columns, read_zone, select_events, to_seconds
 from modeling_mcm.extras import needs
 from modeling_mcm.files_mcm import file_digest
 from modeling_mcm.live.customer import LiveCustomer
 from modeling_mcm.live.storage import checkpoint_digest
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.scoring.scorer import EMBEDDING, Scorer, ScoringJob
-from modeling_mcm.times_mcm import SECONDS_PER_DAY, read_zone, to_seconds
 
 NEXT_DAYS = 30
 BATCH, ROWS_AT_ONCE = 64, 2048  # customers of a batch, and in memory, while all are scored

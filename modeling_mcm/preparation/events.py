@@ -18,11 +18,10 @@ from typing import Any
 from transformers.utils import logging
 
 from modeling_mcm.data.schema import EventSchema
-from modeling_mcm.events_mcm import EXACT_FLOAT, check_columns
+from modeling_mcm.events_mcm import EXACT_FLOAT, SECONDS_PER_DAY, TIME_ADVICE, check_columns
 from modeling_mcm.extras import needs
 from modeling_mcm.preparation.text_files import TextFiles
 from modeling_mcm.schema_mcm import CATEGORICAL, NUMERIC, ONE_TOKEN_TYPE, ROWS, FeatureSpec, raw_indices
-from modeling_mcm.times_mcm import SECONDS_PER_DAY, TIME_ADVICE
 
 with needs("data"):
     import ibis

@@ -18,10 +18,10 @@ from modeling_mcm.configuration_mcm import FIRST_VALUE_ID, MISSING_ID, UNKNOWN_I
 from modeling_mcm.data.cases import ENDS, count_cases
 from modeling_mcm.data.dataset import write_table
 from modeling_mcm.data.schema import EventSchema
+from modeling_mcm.events_mcm import SECONDS_PER_DAY
 from modeling_mcm.extras import needs
 from modeling_mcm.files_mcm import file_digest
 from modeling_mcm.schema_mcm import CATEGORICAL, value_indices
-from modeling_mcm.times_mcm import SECONDS_PER_DAY
 
 with needs("data"):
     import ibis

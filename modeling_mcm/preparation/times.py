@@ -1,6 +1,6 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The times of a log as whole seconds since 1970-01-01, as Ibis expressions: what times_mcm.py gives for one value."""
+"""The times of a log as whole seconds since 1970-01-01, as Ibis expressions: events_mcm.py reads one value."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from datetime import datetime, timedelta, tzinfo
 
 from modeling_mcm.data.schema import EventSchema
+from modeling_mcm.events_mcm import EPOCH, SECONDS_PER_DAY, TIME_PATTERN, read_zone, zone_offset
 from modeling_mcm.extras import needs
-from modeling_mcm.times_mcm import EPOCH, SECONDS_PER_DAY, TIME_PATTERN, read_zone, zone_offset
 
 with needs("data"):
     import ibis
@@ -49,7 +49,7 @@ def seconds_of(table: ir.Table, name: str, time_zone: str) -> ir.IntegerValue:
 
 
 def _seconds_of_text(column: ir.StringValue) -> tuple[ir.IntegerValue, ir.BooleanValue]:
-    """Reads times as times_mcm.py does."""
+    """Reads times as events_mcm.py does."""
     day, clock, zone = (column.re_extract(TIME_PATTERN, group) for group in (1, 2, 3))
     text = day.replace("/", "-") + " " + ibis.ifelse(clock == "", "00:00", clock)
     text = ibis.ifelse(column.re_search(TIME_PATTERN), text, ibis.null("string"))

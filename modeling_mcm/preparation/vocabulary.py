@@ -20,11 +20,10 @@ import pyarrow as pa
 from modeling_mcm.configuration_mcm import FIRST_VALUE_ID, MISSING_ID, UNKNOWN_ID
 from modeling_mcm.data.features import MOST_VALUES
 from modeling_mcm.data.schema import EventSchema
-from modeling_mcm.events_mcm import LARGEST_VALUE
+from modeling_mcm.events_mcm import EPOCH_WEEKDAY, LARGEST_VALUE, SECONDS_PER_DAY, SECONDS_PER_HOUR
 from modeling_mcm.extras import needs
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.schema_mcm import CATEGORICAL, HOUR, WEEKDAY, FeatureSpec, raw_indices, value_indices
-from modeling_mcm.times_mcm import EPOCH_WEEKDAY, SECONDS_PER_DAY, SECONDS_PER_HOUR
 
 with needs("data"):
     import ibis

@@ -19,9 +19,9 @@ from modeling_mcm.data import PreparedData
 from modeling_mcm.data.cases import deciding_tasks
 from modeling_mcm.data.collator import MCMCollator, PreparedRows, batches_by_length
 from modeling_mcm.data.dataset import CUSTOMER
+from modeling_mcm.events_mcm import EPOCH, SECONDS_PER_DAY
 from modeling_mcm.modeling_mcm import MCMModel
 from modeling_mcm.state_mcm import MissingForecastsError
-from modeling_mcm.times_mcm import EPOCH, SECONDS_PER_DAY
 
 logger = logging.get_logger(__name__)
 MOST_PAST = 12  # moments of the past that are tried

@@ -35,10 +35,10 @@ from modeling_mcm.data.labels import (
     load_labels,
 )
 from modeling_mcm.evaluation.labels import LabelMetrics, mean_auc
+from modeling_mcm.events_mcm import SECONDS_PER_DAY
 from modeling_mcm.files_mcm import file_digest, write_json
 from modeling_mcm.option import option
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
-from modeling_mcm.times_mcm import SECONDS_PER_DAY
 from modeling_mcm.training.callbacks import EarlyStopping
 from modeling_mcm.training.checkpoints import read_checkpoint
 from modeling_mcm.training.finetuning import MODEL_PARTS, PRE_TRAINED, digest_of

@@ -29,12 +29,11 @@ from transformers.utils import logging
 from modeling_mcm.configuration_mcm import FIRST_VALUE_ID
 from modeling_mcm.data.cases import deciding_tasks
 from modeling_mcm.data.collator import LengthGroupedSampler
-from modeling_mcm.events_mcm import select_events
+from modeling_mcm.events_mcm import SECONDS_PER_DAY, select_events
 from modeling_mcm.forecaster_mcm import VisitForecaster, shop_statistics
 from modeling_mcm.modeling_mcm import MCMModel
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.state_mcm import GAPS, CustomerState, Forecasts
-from modeling_mcm.times_mcm import SECONDS_PER_DAY
 from modeling_mcm.training.forecaster import load_weights
 
 MOMENTS, BATCH = 16, 32  # moments of a customer, and customers of a step

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.data.cases import flat_values, list_lengths
 from modeling_mcm.evaluation.histories import arrow_batches, offsets_of, run_starts
+from modeling_mcm.events_mcm import SECONDS_PER_DAY
 from modeling_mcm.scorer_mcm import MOST_DENSE, RATE_HALF_LIFE, LabelTables
-from modeling_mcm.times_mcm import SECONDS_PER_DAY
 
 FOLDS = 5
 LAG_WEIGHTS = (1.0, 1 / 2, 1 / 3, 1 / 4, 1 / 5, 1 / 6)  # weight of a transition by its lag in moments

@@ -21,10 +21,10 @@ from modeling_mcm.data.cases import deciding_tasks, flat_values, list_lengths
 from modeling_mcm.data.collator import MCMCollator, PreparedRows, batches_by_length
 from modeling_mcm.evaluation.cases import cases_at
 from modeling_mcm.evaluation.histories import arrow_batches, offsets_of, run_starts
+from modeling_mcm.events_mcm import SECONDS_PER_DAY
 from modeling_mcm.inputs_mcm import RowBatch
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.scorer_mcm import LabelTables, candidate_features, read_histories
-from modeling_mcm.times_mcm import SECONDS_PER_DAY
 from modeling_mcm.training.scorer_counts import FOLDS, PERIODS, LabelCounts, LabelEvents
 
 EXAMPLES, EXAMPLES_OF_CUSTOMER, VALIDATION_EXAMPLES, BATCH = 4_000, 2, 1_500, 64

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from modeling_mcm.evaluation.cases import Horizon
-from modeling_mcm.times_mcm import SECONDS_PER_DAY
+from modeling_mcm.events_mcm import SECONDS_PER_DAY
 
 VALIDATION, TEST = 100, 200  # days
 LABELS = 12

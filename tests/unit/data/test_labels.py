@@ -11,7 +11,7 @@ from scipy.stats import spearmanr
 from modeling_mcm.data import load_prepared
 from modeling_mcm.data.labels import LabelCollator, LabelledCustomers, load_labels, make_labels
 from modeling_mcm.evaluation.labels import LabelMetrics, mean_auc, rank_correlation
-from modeling_mcm.times_mcm import SECONDS_PER_DAY
+from modeling_mcm.events_mcm import SECONDS_PER_DAY
 
 
 def make_table(values, time="2017-08-01", customers=None):

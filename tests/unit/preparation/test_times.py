@@ -14,11 +14,11 @@ import pytest
 from synthetic_log import load_extractor, make_log, read_rows, run, schema_with
 
 from modeling_mcm.data import EventSchema
+from modeling_mcm.events_mcm import read_zone, to_seconds
 from modeling_mcm.preparation.engine import open_engine
 from modeling_mcm.preparation.events import normalise_events
 from modeling_mcm.preparation.tables import open_table
 from modeling_mcm.preparation.times import offset_steps
-from modeling_mcm.times_mcm import read_zone, to_seconds
 
 BERLIN = "Europe/Berlin"
 # A time as text -> the time in Berlin. January: an hour ahead of UTC; July: two.
