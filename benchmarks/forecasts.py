@@ -21,9 +21,9 @@ from logs import Log
 from modeling_mcm.data import PreparedData
 from modeling_mcm.data.cases import flat_values, list_lengths
 from modeling_mcm.evaluation.histories import arrow_batches
-from modeling_mcm.forecaster_mcm import Distribution, VisitForecaster, shop_statistics
 from modeling_mcm.events_mcm import SECONDS_PER_DAY
-from modeling_mcm.training.forecaster import SHIPPED_WEIGHTS, load_weights, padded
+from modeling_mcm.forecaster_mcm import Distribution, VisitForecaster, shop_statistics
+from modeling_mcm.training.forecaster import SHIPPED_WEIGHTS, load_weights, pad_visits
 
 SETTINGS = {
     "cdnow": [(273, 273), (182, 364)],
@@ -89,7 +89,7 @@ def judge(log: pd.DataFrame, window: int, horizon: int, forecaster: VisitForecas
     repeats, last, age = (values.to_numpy(float) for values in ends)
     other = BGNBD(repeats, last, age).expected(repeats, last, age, horizon)
     customers = np.repeat(np.arange(len(by_customer)), by_customer["count"])
-    visits = padded(customers, past["day"].to_numpy(), past["spend"].to_numpy(), len(by_customer))
+    visits = pad_visits(customers, past["day"].to_numpy(), past["spend"].to_numpy(), len(by_customer))
     now = torch.full((len(by_customer),), float(window))
     forecaster.set_shop(window, shop_statistics(visits, now, window))
     with torch.no_grad():

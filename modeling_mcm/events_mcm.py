@@ -3,9 +3,9 @@
 """Raw events as users have them, converted to columns, texts, numbers and visits.
 
 `read_columns` turns a list of dicts, a data frame or a dict of columns into columns. The meaning of raw values is
-defined once: `to_text` for categorical values, `to_number` for numeric values, and `to_seconds` for times, which become
-whole seconds since 1970-01-01. They raise a `ValueError` for other values, and the caller adds customer and column to
-the message (`naming`).
+defined once: `to_text` for categorical values, `to_number` for numeric values, and `to_seconds` for times, as whole
+seconds since 1970-01-01. They raise a `ValueError` for other values, and the caller adds customer and column to the
+message (`naming`).
 """
 
 import difflib

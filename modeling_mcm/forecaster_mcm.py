@@ -58,11 +58,10 @@ class Distribution(NamedTuple):
 
     def log_probability(self, number: torch.Tensor) -> torch.Tensor:
         """Logarithm of the probability of numbers of visits."""
-        size, log_total = self.log_size.exp(), torch.logaddexp(self.log_size, self.log_mean)
-        ways = torch.lgamma(size + number) - torch.lgamma(size) - torch.lgamma(number + 1)
-        plain = ways + size * (self.log_size - log_total) + number * (self.log_mean - log_total)
-        plain = plain + F.logsigmoid(-self.never)
-        return torch.where(number == 0, torch.logaddexp(F.logsigmoid(self.never), plain), plain)
+        logits = self.log_mean - self.log_size
+        counts = torch.distributions.NegativeBinomial(self.log_size.exp(), logits=logits, validate_args=False)
+        some = counts.log_prob(number) + F.logsigmoid(-self.never)
+        return torch.where(number == 0, torch.logaddexp(F.logsigmoid(self.never), some), some)
 
     @property
     def log_comes(self) -> torch.Tensor:
@@ -79,8 +78,8 @@ class Distribution(NamedTuple):
         mean, size = self.log_mean.exp(), self.log_size.exp()
         step = ((mean + 6 * (mean + mean.square() / size).sqrt()) / GRID).clamp(min=1).ceil()  # 1 for most customers
         points = torch.arange(GRID, dtype=mean.dtype, device=mean.device) * step[..., None]
-        spread = Distribution(*(value[..., None] for value in self))
-        shares = spread.log_probability(points).exp() * torch.where(points > 0, step[..., None], 1.0)
+        wide = Distribution(*(value[..., None] for value in self))
+        shares = wide.log_probability(points).exp() * torch.where(points > 0, step[..., None], 1.0)
         cumulative = shares.cumsum(-1) / shares.sum(-1, keepdim=True).clamp(min=1e-30)
         bounds = []
         for level in LEVELS:
@@ -93,7 +92,7 @@ class Distribution(NamedTuple):
         return torch.stack(bounds, -2)
 
 
-class _Seen(NamedTuple):
+class _History(NamedTuple):
     """What is counted of each customer's visits of the window; times are ages, as shares of the window."""
 
     ages: torch.Tensor  # (B, P): ascending; an empty place has the age of the first visit
@@ -104,10 +103,10 @@ class _Seen(NamedTuple):
     last: torch.Tensor  # (B,): age of the last visit
     mean_gap: torch.Tensor  # (B,)
     longest_gap: torch.Tensor  # (B,)
-    spread: torch.Tensor  # (B,): coefficient of variation of the gaps; 1 where there are fewer than two
+    irregularity: torch.Tensor  # (B,): coefficient of variation of the gaps; 1 where there are fewer than two
 
 
-def _see(visits: Visits, now: torch.Tensor, window: torch.Tensor | float) -> _Seen:
+def _select(visits: Visits, now: torch.Tensor, window: torch.Tensor | float) -> _History:
     """Selects the visits of the window before `now`, of shape `(B,)`. A silence longer than the window counts as one
     of its length."""
     times, amounts = F.pad(visits.times, (0, 1)), F.pad(visits.amounts, (0, 0, 0, 1))  # there may be no place at all
@@ -130,51 +129,51 @@ def _see(visits: Visits, now: torch.Tensor, window: torch.Tensor | float) -> _Se
     mean_gap = (first - last) / repeats.clamp(min=1)
     longest = F.pad(gaps, (1, 0)).amax(1)
     variance = gaps.square().sum(1) / repeats.clamp(min=1) - mean_gap.square()
-    spread = variance.clamp(min=0).sqrt() / mean_gap.clamp(min=1e-6)
-    spread = torch.where(repeats >= 2, spread, 1.0)
-    return _Seen(ages, is_visit, amounts, number, first, last, mean_gap, longest, spread)
+    irregularity = variance.clamp(min=0).sqrt() / mean_gap.clamp(min=1e-6)
+    irregularity = torch.where(repeats >= 2, irregularity, 1.0)
+    return _History(ages, is_visit, amounts, number, first, last, mean_gap, longest, irregularity)
 
 
-def _rate(seen: _Seen, mean_rate: torch.Tensor) -> torch.Tensor:
+def _smooth_rate(history: _History, mean_rate: torch.Tensor) -> torch.Tensor:
     """Visits a window of each customer, smoothed by the shop's mean rate."""
-    return (seen.number - 1).clamp(min=0).add(1) / (seen.first + 1 / mean_rate)
+    return (history.number - 1).clamp(min=0).add(1) / (history.first + 1 / mean_rate)
 
 
-def _customer_numbers(seen: _Seen, mean_rate: torch.Tensor) -> torch.Tensor:
+def _describe_customers(history: _History, mean_rate: torch.Tensor) -> torch.Tensor:
     """What is known of each customer, of shape `(B, numbers)`, whatever the horizon."""
-    repeats, first, last = (seen.number - 1).clamp(min=0), seen.first.clamp(min=1e-4), seen.last
+    repeats, first, last = (history.number - 1).clamp(min=0), history.first.clamp(min=1e-4), history.last
     half_lives = torch.tensor(HALF_LIVES, device=first.device)
-    kept = seen.is_visit.to(first.dtype)
-    faded = (torch.exp2(-seen.ages[..., None] / half_lives) * kept[..., None]).sum(1)  # (B, half-lives)
+    kept = history.is_visit.to(first.dtype)
+    faded = (torch.exp2(-history.ages[..., None] / half_lives) * kept[..., None]).sum(1)  # (B, half-lives)
     exposure = half_lives / math.log(2) * (1 - torch.exp2(-first[:, None] / half_lives))
-    gaps, is_gap = seen.ages.diff(dim=1), kept[:, 1:]
+    gaps, is_gap = history.ages.diff(dim=1), kept[:, 1:]
     longer = (((gaps > last[:, None]) * is_gap).sum(1) + 0.5) / (repeats + 1)
     latest = F.pad(gaps, (0, 1))[:, 0]
     log_gaps = (gaps + LEAST).log() * is_gap
     mean_log = log_gaps.sum(1) / repeats.clamp(min=1)
-    bent = (((log_gaps - mean_log[:, None]) * is_gap).square().sum(1) / repeats.clamp(min=1)).sqrt()
-    several, mean_gap = (repeats > 1).to(first.dtype), seen.mean_gap
+    std_of_logs = (((log_gaps - mean_log[:, None]) * is_gap).square().sum(1) / repeats.clamp(min=1)).sqrt()
+    several, mean_gap = (repeats > 1).to(first.dtype), history.mean_gap
     return torch.cat(
         [
             torch.stack(
                 [
                     repeats.log1p(),
                     (repeats / first).log1p(),
-                    _rate(seen, mean_rate).log(),
+                    _smooth_rate(history, mean_rate).log(),
                     last,
                     first,
                     last / first,
                     (last + LEAST).log(),
                     (mean_gap + 0.01).log(),
-                    seen.spread.clamp(max=8),
-                    bent,
-                    (seen.longest_gap / mean_gap.clamp(min=LEAST)).log1p() * several,
+                    history.irregularity.clamp(max=8),
+                    std_of_logs,
+                    (history.longest_gap / mean_gap.clamp(min=LEAST)).log1p() * several,
                     (latest / mean_gap.clamp(min=LEAST)).log1p() * several,
                     (repeats * last / (first - last).clamp(min=LEAST)).log1p(),
-                    (last / seen.longest_gap.clamp(min=LEAST)).log1p() * (repeats > 0),
+                    (last / history.longest_gap.clamp(min=LEAST)).log1p() * (repeats > 0),
                     longer.log(),
-                    ((seen.ages < first[:, None] / 2) * kept).sum(1).log1p(),
-                    ((seen.ages < 0.25) * kept).sum(1).log1p(),
+                    ((history.ages < first[:, None] / 2) * kept).sum(1).log1p(),
+                    ((history.ages < 0.25) * kept).sum(1).log1p(),
                     (repeats == 0).to(first.dtype),
                 ],
                 1,
@@ -186,15 +185,15 @@ def _customer_numbers(seen: _Seen, mean_rate: torch.Tensor) -> torch.Tensor:
     )
 
 
-def _back_test(seen: _Seen, share: float) -> list[torch.Tensor]:
-    """How customers who were seen in the first `share` of the window behaved in the rest of it: their visits beside
+def _test_past(history: _History, share: float) -> list[torch.Tensor]:
+    """How customers who came in the first `share` of the window behaved in the rest of it: their visits beside
     their rate before, and how many came, of all and by what was known of them; smoothed where they are few."""
-    kept = seen.is_visit.to(seen.ages.dtype)
-    is_before = (seen.ages > 1 - share) * kept
-    before, after = is_before.sum(1), ((seen.ages <= 1 - share) * kept).sum(1)
+    kept = history.is_visit.to(history.ages.dtype)
+    is_before = (history.ages > 1 - share) * kept
+    before, after = is_before.sum(1), ((history.ages <= 1 - share) * kept).sum(1)
     is_seen = (before > 0).to(kept.dtype)
-    exposure = (seen.first - (1 - share)).clamp(min=0)
-    silence = torch.where(is_before > 0, seen.ages, math.inf).amin(1).clamp(max=1) - (1 - share)
+    exposure = (history.first - (1 - share)).clamp(min=0)
+    silence = torch.where(is_before > 0, history.ages, math.inf).amin(1).clamp(max=1) - (1 - share)
     repeats = (before - 1).clamp(min=0)
     mean = repeats.sum().clamp(min=0.5) / (exposure * is_seen).sum().clamp(min=1e-3)
     usual = (repeats + 1) / (exposure + 1 / mean) * (1 - share)
@@ -217,79 +216,79 @@ class ShopStatistics(NamedTuple):
 
     visits: torch.Tensor  # (C,): statistics of the times of visits
     mean_rate: torch.Tensor  # (): repeat visits of a customer in a window
-    amounts: torch.Tensor  # (Q, 4): of each amount; see `_amount_statistics`
+    amounts: torch.Tensor  # (Q, 4): of each amount; see `_measure_amounts`
 
 
 @torch.no_grad()
 def shop_statistics(visits: Visits, now: torch.Tensor, window: float) -> ShopStatistics:
     """Computes the statistics of a shop from its customers' visits in the window before `now`, of shape `(B,)`.
     Customers without a visit in the window do not count."""
-    seen = _see(visits, now, window)
-    is_known = seen.number > 0
+    history = _select(visits, now, window)
+    is_known = history.number > 0
     if not bool(is_known.any()):
         raise ValueError("No customer has a visit in the training period, so there is nothing to forecast from.")
-    seen = _Seen(*(value[is_known] for value in seen))
-    kept, repeats = seen.is_visit.to(seen.ages.dtype), seen.number - 1
-    mean_rate = repeats.sum().clamp(min=0.5) / seen.first.sum().clamp(min=1e-3)
-    log_rate = _rate(seen, mean_rate).log()
+    history = _History(*(value[is_known] for value in history))
+    kept, repeats = history.is_visit.to(history.ages.dtype), history.number - 1
+    mean_rate = repeats.sum().clamp(min=0.5) / history.first.sum().clamp(min=1e-3)
+    log_rate = _smooth_rate(history, mean_rate).log()
     centred = log_rate - log_rate.mean()
-    spread = centred.square().mean().sqrt().clamp(min=1e-3)
-    places = ((1 - seen.ages) * BINS).long().clamp(0, BINS - 1)
+    std = centred.square().mean().sqrt().clamp(min=1e-3)
+    places = ((1 - history.ages) * BINS).long().clamp(0, BINS - 1)
     profile = torch.zeros(BINS).scatter_add(0, places.flatten(), kept.flatten()) + 1
-    arrivals = torch.bincount(((1 - seen.first) * BINS).long().clamp(0, BINS - 1), minlength=BINS) / len(log_rate)
+    arrivals = torch.bincount(((1 - history.first) * BINS).long().clamp(0, BINS - 1), minlength=BINS) / len(log_rate)
     several = (repeats >= 3).to(kept.dtype)
     weight = several / (several.sum() + 1)
-    gap = seen.mean_gap.clamp(min=1e-4)
+    gap = history.mean_gap.clamp(min=1e-4)
     dispersion = (repeats.var(correction=0) / repeats.mean().clamp(min=1e-3)).log1p()
     numbers = [
         torch.tensor(float(window)).log(),
         (repeats == 0).to(kept.dtype).mean(),
         repeats.mean().log1p(),
         mean_rate.log(),
-        spread,
-        (centred / spread).pow(3).mean(),
+        std,
+        (centred / std).pow(3).mean(),
         dispersion,
         *(profile / profile.mean()).log(),
         *arrivals,
-        *((((seen.ages < share) * kept).sum(1) > 0).float().mean() for share in (0.05, 0.1, 0.25)),
-        seen.last.mean(),
-        seen.last.median(),
+        *((((history.ages < share) * kept).sum(1) > 0).float().mean() for share in (0.05, 0.1, 0.25)),
+        history.last.mean(),
+        history.last.median(),
         several.mean(),
-        (seen.spread * weight).sum() + 1 / (several.sum() + 1),
-        ((seen.longest_gap / gap).sqrt() * weight).sum() + 2 / (several.sum() + 1),
-        ((seen.last / gap > 3) * weight).sum() + 0.3 / (several.sum() + 1),
-        *(number for share in BACK_TESTS for number in _back_test(seen, share)),
+        (history.irregularity * weight).sum() + 1 / (several.sum() + 1),
+        ((history.longest_gap / gap).sqrt() * weight).sum() + 2 / (several.sum() + 1),
+        ((history.last / gap > 3) * weight).sum() + 0.3 / (several.sum() + 1),
+        *(number for share in BACK_TESTS for number in _test_past(history, share)),
     ]
-    amounts = torch.stack([_amount_statistics(seen, column, log_rate) for column in seen.amounts.unbind(-1)])
+    amounts = torch.stack([_measure_amounts(history, column, log_rate) for column in history.amounts.unbind(-1)])
     return ShopStatistics(torch.stack([number.float() for number in numbers]), mean_rate, amounts)
 
 
-def _amount_statistics(seen: _Seen, amounts: torch.Tensor, log_rate: torch.Tensor) -> torch.Tensor:
+def _measure_amounts(history: _History, amounts: torch.Tensor, log_rate: torch.Tensor) -> torch.Tensor:
     """Of one amount `(B, P)`: its mean in a visit; the standard deviations of its logarithm within and between
     customers; and the correlation of a customer's mean logarithm with the logarithm of the rate."""
-    kept = seen.is_visit.to(amounts.dtype)
+    kept = history.is_visit.to(amounts.dtype)
     mean = (amounts.clamp(min=0) * kept).sum() / kept.sum()
     mean = torch.where(mean > 0, mean, 1.0)
     logs = (amounts.clamp(min=0) / mean + LEAST_AMOUNT).log() * kept
-    customer = logs.sum(1) / seen.number
+    customer = logs.sum(1) / history.number
     within = (((logs - customer[:, None]) * kept).square().sum() + 0.1) / (kept.sum() - len(kept) + 1)
-    between = (customer.var(correction=0) - (within / seen.number).mean()).clamp(min=1e-3)
+    between = (customer.var(correction=0) - (within / history.number).mean()).clamp(min=1e-3)
     centred = [each - each.mean() for each in (customer, log_rate)]
     scale = centred[0].square().mean().sqrt() * centred[1].square().mean().sqrt()
     return torch.stack([mean, within.sqrt(), between.sqrt(), (centred[0] * centred[1]).mean() / (scale + 1e-6)])
 
 
-def _amount_numbers(seen: _Seen, statistics: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _describe_amounts(history: _History, statistics: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """What is known of each customer's amounts, in means of a visit: of shape `(B, Q, numbers)`; and the logarithm of
     the customer's mean amount, smoothed by the shop's, of shape `(B, Q)`."""
     mean, within, between, related = statistics.unbind(-1)
-    kept, number = seen.is_visit.to(mean.dtype)[..., None], seen.number[:, None]
-    amounts = seen.amounts.clamp(min=0) / mean
+    kept, number = history.is_visit.to(mean.dtype)[..., None], history.number[:, None]
+    amounts = history.amounts.clamp(min=0) / mean
     prior = within.square() / between.square()
     smoothed = ((amounts.sum(1) + prior) / (number + prior)).log()
     logs = (amounts + LEAST_AMOUNT).log() * kept
     customer = logs.sum(1) / number.clamp(min=1)
-    faded = (amounts * torch.exp2(-4 * seen.ages)[..., None] * kept).sum(1)
+    faded = (amounts * torch.exp2(-4 * history.ages)[..., None] * kept).sum(1)
     own = [smoothed, customer, logs[:, 0], faded.log1p(), prior.log().expand_as(customer)]
     own += [value.expand_as(customer) for value in (within, between, related)]
     return torch.stack(own, -1), smoothed
@@ -426,20 +425,20 @@ class VisitForecaster(nn.Module):
     def inputs(self, visits: Visits, now: torch.Tensor, days: Sequence[float]) -> Inputs:
         """What the networks read at `now`, of shape `(B,)`, in days on the clock of the visits. Later visits are not
         read."""
-        seen = _see(visits, now.float(), self.window)
-        customer = _customer_numbers(seen, self.mean_rate)
-        rate = _rate(seen, self.mean_rate)
-        is_known = seen.number > 0
+        history = _select(visits, now.float(), self.window)
+        customer = _describe_customers(history, self.mean_rate)
+        rate = _smooth_rate(history, self.mean_rate)
+        is_known = history.number > 0
         # Nothing is known of a customer without visits, who is therefore the average one.
         customer = torch.where(is_known[:, None], customer, self.of_visits.range.mean[: customer.shape[1]])
         rate = torch.where(is_known, rate, self.mean_rate)[:, None]
-        gap = torch.where(seen.number > 1, seen.mean_gap, 1 / rate[:, 0])[:, None].clamp(min=LEAST)
+        gap = torch.where(history.number > 1, history.mean_gap, 1 / rate[:, 0])[:, None].clamp(min=LEAST)
         ratios = (torch.tensor(days, dtype=torch.float32, device=rate.device) / self.window).clamp(max=TRAINED_RATIO)
         base = (rate * ratios).log()
         numbers = [base, ratios.log().expand_as(base), ratios.expand_as(base), (ratios / gap).log1p()]
         shape = *base.shape, -1
         known = [customer[:, None].expand(shape), torch.stack(numbers, -1), self.statistics.expand(shape)]
-        amounts, mean_amounts = _amount_numbers(seen, self.amount_statistics)
+        amounts, mean_amounts = _describe_amounts(history, self.amount_statistics)
         amounts = amounts[:, None].expand(*base.shape, *amounts.shape[1:])
         return Inputs(torch.cat(known, -1), base, amounts, mean_amounts[:, None].expand(amounts.shape[:-1]))
 
@@ -454,21 +453,20 @@ class VisitForecaster(nn.Module):
         expected, comes = visits.expected.log(), visits.log_comes
         known = torch.cat([inputs.visits, torch.stack([expected, comes], -1)], -1)
         known = known[..., None, :].expand(*inputs.amounts.shape[:-1], -1)
-        factor, shift, spread = self.of_amounts(torch.cat([known, inputs.amounts], -1)).unbind(-1)
+        factor, shift, raw_std = self.of_amounts(torch.cat([known, inputs.amounts], -1)).unbind(-1)
         log_expected = (expected[..., None] + inputs.mean_amounts + factor).clamp(-14, 14)
-        deviation = F.softplus(spread + 0.5) + 0.02
+        log_std = F.softplus(raw_std + 0.5) + 0.02
         comes = comes[..., None].expand_as(log_expected)
-        return AmountDistribution(
-            log_expected, log_expected - comes - deviation.square() / 2 + shift, deviation, comes
-        )
+        log_mean = log_expected - comes - log_std.square() / 2 + shift
+        return AmountDistribution(log_expected, log_mean, log_std, comes)
 
 
 class AmountDistribution(NamedTuple):
     """Parameters of a sum of amounts, which is 0 without a visit and lognormal with one. All of shape `(...)`."""
 
     log_expected: torch.Tensor  # logarithm of the expected sum
-    centre: torch.Tensor  # mean of the logarithm of a sum that is not 0
-    deviation: torch.Tensor  # standard deviation of that logarithm
+    log_mean: torch.Tensor  # mean of the logarithm of a sum that is not 0
+    log_std: torch.Tensor  # standard deviation of that logarithm
     log_comes: torch.Tensor  # logarithm of the probability of a visit
 
     def intervals(self) -> torch.Tensor:
@@ -480,16 +478,13 @@ class AmountDistribution(NamedTuple):
             from_none = none > rest / 2
             ends = (torch.where(from_none, 0.0, rest / 2), torch.where(from_none, 1 - rest, 1 - rest / 2))
             shares = [((end - none) / comes.clamp(min=1e-6)).clamp(0, 1 - 1e-6) for end in ends]
-            logs = [self.centre + self.deviation * _normal_quantile(share) for share in shares]
+            quantiles = [torch.special.ndtri(share.clamp(5e-7, 1 - 5e-7)) for share in shares]
+            logs = [self.log_mean + self.log_std * quantile for quantile in quantiles]
             pairs = zip(shares, logs, strict=True)
             bounds.append(
                 torch.stack([torch.where(share > 0, log.clamp(max=40).exp(), 0.0) for share, log in pairs], -1)
             )
         return torch.stack(bounds, -2)
-
-
-def _normal_quantile(share: torch.Tensor) -> torch.Tensor:
-    return math.sqrt(2) * torch.erfinv((2 * share - 1).clamp(-1 + 1e-6, 1 - 1e-6))
 
 
 class CustomerForecasts:
@@ -570,10 +565,10 @@ class CustomerForecasts:
         earlier = [day for day in self.days if day <= self.last_learned]
         told = {} if self.heads is None else self.heads(state, [*earlier, self.last_learned])
         if self.forecaster is not None and visits is not None and now is not None:
-            told |= self._by_network(told, state, visits, now)
+            told |= self._add_network(told, state, visits, now)
         return {name: told[name] for name in self.names()}
 
-    def _by_network(
+    def _add_network(
         self, learned: dict[str, torch.Tensor], state: torch.Tensor, visits: Visits, now: torch.Tensor
     ) -> dict[str, torch.Tensor]:
         forecaster: VisitForecaster = self.forecaster  # type: ignore[assignment]
@@ -585,16 +580,17 @@ class CustomerForecasts:
             later = [*later, self.longest]  # for `ALIVE` alone
         times = [*earlier, *later]
         inputs = forecaster.inputs(visits, now, times)
-        spread = forecaster.distribution(inputs)
-        absent = 1 - spread.log_comes[:, len(earlier) :].exp()  # (B, later)
+        distribution = forecaster.distribution(inputs)
+        absent = 1 - distribution.log_comes[:, len(earlier) :].exp()  # (B, later)
         if self.heads is not None:
             absent = torch.minimum(absent, self.heads.absent(state)[:, -1:])
         absent = absent.cummin(1)[0] if later else absent
         chosen = [times.index(day) for day in self.days]
-        spread = Distribution(*(value[:, chosen] for value in spread))
-        of_amounts = forecaster.amounts(Inputs(*(value[:, chosen] for value in inputs)), spread)
+        distribution = Distribution(*(value[:, chosen] for value in distribution))
+        of_amounts = forecaster.amounts(Inputs(*(value[:, chosen] for value in inputs)), distribution)
         scales = forecaster.amount_statistics[:, 0]
-        means = torch.cat([spread.expected[..., None], of_amounts.log_expected.exp() * scales], -1)  # (B, D, Q + 1)
+        sums = of_amounts.log_expected.exp() * scales
+        means = torch.cat([distribution.expected[..., None], sums], -1)  # (B, D, Q + 1)
 
         def by_head(day: float) -> torch.Tensor:
             own = torch.stack([learned[f"{quantity}_{day:g}d"] for quantity in self.quantities], -1)
@@ -606,17 +602,17 @@ class CustomerForecasts:
             least = torch.maximum(means[:, index], least) if day > self.last_learned else least
             expected.append(least if day > self.last_learned else by_head(day))
         moved = (torch.stack(expected, 1) / means.clamp(min=1e-9)).log()
-        spread = spread._replace(log_mean=(spread.log_mean + moved[..., 0]).clamp(-14, 8))
-        centre, comes = of_amounts.centre + moved[..., 1:], spread.log_comes[..., None]
-        of_sums = of_amounts._replace(centre=centre, log_comes=comes).intervals() * scales[:, None, None]
-        intervals = torch.cat([spread.intervals()[:, :, None], of_sums], 2)  # (B, D, Q + 1, levels, 2)
+        distribution = distribution._replace(log_mean=(distribution.log_mean + moved[..., 0]).clamp(-14, 8))
+        log_mean, comes = of_amounts.log_mean + moved[..., 1:], distribution.log_comes[..., None]
+        of_sums = of_amounts._replace(log_mean=log_mean, log_comes=comes).intervals() * scales[:, None, None]
+        intervals = torch.cat([distribution.intervals()[:, :, None], of_sums], 2)  # (B, D, Q + 1, levels, 2)
         told = {}
-        for place, day in enumerate(self.days):
+        for index, day in enumerate(self.days):
             for number, quantity in enumerate(self.quantities):
                 name = f"{quantity}_{day:g}d"
                 if day > self.last_learned:
-                    told[name] = expected[place][:, number]
-                for level, bounds in zip(LEVELS, intervals[:, place, number].unbind(1), strict=True):
+                    told[name] = expected[index][:, number]
+                for level, bounds in zip(LEVELS, intervals[:, index, number].unbind(1), strict=True):
                     told |= {f"{name}_low{level}": bounds[:, 0], f"{name}_high{level}": bounds[:, 1]}
             if day > self.last_learned:
                 told[f"{CHANCE}_{day:g}d"] = 1 - absent[:, later.index(day)]

@@ -43,7 +43,7 @@ class Examples(NamedTuple):
     shop: torch.Tensor  # (R,): index of the shop
 
 
-def padded(customers: NDArray, times: NDArray, amounts: NDArray, number: int) -> Visits:
+def pad_visits(customers: NDArray, times: NDArray, amounts: NDArray, number: int) -> Visits:
     """Pads flat visits, ordered by customer and time, to one row for each of `number` customers; `amounts` is of shape
     `(E,)` or `(E, Q)`."""
     amounts = amounts.reshape(len(times), -1)
@@ -73,9 +73,9 @@ def make_examples(seed: int, index: int, forecaster: VisitForecaster | None = No
     shares = np.bincount(rows) / len(rows)
     chosen = rng.choice(len(known), CUSTOMERS // 2, p=shares)
     chosen = np.unique(np.concatenate([order[: CUSTOMERS // 2], chosen]))
-    visits = _of(rows, shop, past, of_statistics)
+    visits = _select_customers(rows, shop, past, of_statistics)
     forecaster.set_shop(shop.window, shop_statistics(visits, _ends(shop, visits), shop.window))
-    visits = _of(rows, shop, past, chosen)
+    visits = _select_customers(rows, shop, past, chosen)
     scale = float(forecaster.amount_statistics[0, 0])
     place = np.minimum(np.searchsorted(known, shop.customers), len(known) - 1)
     with torch.no_grad():
@@ -95,14 +95,14 @@ def _ends(shop: Shop, visits: Visits) -> torch.Tensor:
     return torch.full((len(visits.times),), shop.window)
 
 
-def _of(rows: NDArray, shop: Shop, past: NDArray, chosen: NDArray) -> Visits:
+def _select_customers(rows: NDArray, shop: Shop, past: NDArray, chosen: NDArray) -> Visits:
     """The visits before the end of the window of some customers."""
     place = np.minimum(np.searchsorted(chosen, rows), len(chosen) - 1)
     keep = chosen[place] == rows
-    return padded(place[keep], shop.times[past][keep], shop.amounts[past][keep], len(chosen))
+    return pad_visits(place[keep], shop.times[past][keep], shop.amounts[past][keep], len(chosen))
 
 
-def _examples_of(task: tuple[int, range]) -> Examples:
+def _make_part(task: tuple[int, range]) -> Examples:
     torch.set_num_threads(1)
     forecaster = VisitForecaster()
     parts = [make_examples(task[0], index, forecaster) for index in task[1]]
@@ -123,14 +123,14 @@ def draw_examples(shops: int, seed: int, processes: int = 1) -> Examples:
 
     if processes > 1:
         with ProcessPoolExecutor(processes) as pool:
-            parts = watched(pool.map(_examples_of, tasks))
+            parts = watched(pool.map(_make_part, tasks))
     else:
-        parts = watched(map(_examples_of, tasks))
+        parts = watched(map(_make_part, tasks))
     bar.close()
     return Examples(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
-def losses_of(forecaster: VisitForecaster, examples: Examples) -> dict[str, torch.Tensor]:
+def compute_losses(forecaster: VisitForecaster, examples: Examples) -> dict[str, torch.Tensor]:
     """Mean losses of examples by name: of distributions, their negative log-likelihood; of expected numbers and
     amounts, that of a Poisson distribution, divided by the shop's mean so that large shops do not weigh more."""
     inputs = Inputs(examples.visits, examples.base, examples.amounts, examples.mean_amounts)
@@ -138,15 +138,15 @@ def losses_of(forecaster: VisitForecaster, examples: Examples) -> dict[str, torc
     expected = visits.expected
     number, usual = examples.number, examples.usual
     fixed = Distribution(*(value.detach() for value in visits))
-    log_total, centre, deviation, _ = (value[:, 0] for value in forecaster.amounts(inputs, fixed))
+    log_total, log_mean, log_std, _ = (value[:, 0] for value in forecaster.amounts(inputs, fixed))
     came = ((number > 0) & (examples.total > 0)).float()
-    score = (examples.total.clamp(min=1e-6).log() - centre) / deviation
+    score = (examples.total.clamp(min=1e-6).log() - log_mean) / log_std
     total = log_total.exp()
     return {
         "visits": -visits.log_probability(number).mean(),
         "mean visits": ((expected - number * expected.log()) / (usual[:, 0] + 0.1)).mean(),
         "mean amounts": AMOUNTS_WEIGHT * ((total - examples.total * log_total) / (usual[:, 1] + 0.1)).mean(),
-        "amounts": AMOUNTS_WEIGHT * ((score.square() / 2 + deviation.log()) * came).sum() / came.sum().clamp(min=1),
+        "amounts": AMOUNTS_WEIGHT * ((score.square() / 2 + log_std.log()) * came).sum() / came.sum().clamp(min=1),
     }
 
 
@@ -180,7 +180,8 @@ def train_forecaster(examples: Examples, epochs: int, seed: int = 0) -> tuple[Vi
             order = torch.randperm(len(training.shop))
             for step in range(steps):
                 part = order[step * BATCH : (step + 1) * BATCH]
-                loss = torch.stack([*losses_of(forecaster, Examples(*(c[part] for c in training))).values()]).sum()
+                losses = compute_losses(forecaster, Examples(*(column[part] for column in training)))
+                loss = torch.stack([*losses.values()]).sum()
                 optimizer.zero_grad()
                 loss.backward()
                 nn.utils.clip_grad_norm_(forecaster.parameters(), 1.0)
@@ -189,7 +190,7 @@ def train_forecaster(examples: Examples, epochs: int, seed: int = 0) -> tuple[Vi
                 bar.update()
         bar.close()
     with torch.no_grad():
-        return forecaster.eval(), {name: float(value) for name, value in losses_of(forecaster, held_out).items()}
+        return forecaster.eval(), {name: float(value) for name, value in compute_losses(forecaster, held_out).items()}
 
 
 def _learn_ranges(forecaster: VisitForecaster, examples: Examples) -> None:

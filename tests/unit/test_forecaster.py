@@ -17,7 +17,7 @@ from modeling_mcm.forecaster_mcm import (
     Visits,
     shop_statistics,
 )
-from modeling_mcm.training.forecaster import draw_examples, load_weights, losses_of, padded
+from modeling_mcm.training.forecaster import compute_losses, draw_examples, load_weights, pad_visits
 from modeling_mcm.training.synthetic_shops import draw_shop
 
 WINDOW, DAYS = 200.0, [30.0, 200.0, 400.0]
@@ -50,7 +50,7 @@ def shop_of(seed):
     past = shop.times < shop.window
     known, rows = np.unique(shop.customers[past], return_inverse=True)
     amounts = np.stack([shop.amounts[past]] * 2, 1)
-    visits = padded(rows, shop.times[past] * (WINDOW / shop.window), amounts, len(known))
+    visits = pad_visits(rows, shop.times[past] * (WINDOW / shop.window), amounts, len(known))
     return shop_statistics(visits, now_of(visits), WINDOW)
 
 
@@ -131,7 +131,7 @@ def test_shops_it_never_saw_are_in_its_intervals(forecaster):
     with torch.no_grad():
         spread = shipped.distribution(examples)
         amounts = shipped.amounts(examples, spread)
-        learned, rates = losses_of(shipped, examples), losses_of(plain, examples)
+        learned, rates = compute_losses(shipped, examples), compute_losses(plain, examples)
     some = spread.expected > 1  # of others, no visit is often likelier than the level
     for index, level in enumerate(LEVELS):
         low, high = spread.intervals()[some, index].T

@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 from modeling_mcm.forecaster_mcm import VisitForecaster
 from modeling_mcm.training.forecaster import (
     SHIPPED_WEIGHTS,
+    compute_losses,
     draw_examples,
     load_weights,
-    losses_of,
     train_forecaster,
 )
 
@@ -32,8 +32,8 @@ def test_the_seed_decides_the_weights_and_training_lowers_the_losses():
     start = VisitForecaster()
     start.of_visits.range, start.of_amounts.range = first.of_visits.range, first.of_amounts.range
     with torch.no_grad():
-        untrained = losses_of(start, examples)
-        trained = losses_of(first, examples)
+        untrained = compute_losses(start, examples)
+        trained = compute_losses(first, examples)
     assert sum(trained.values()) < sum(untrained.values())
 
 
