@@ -19,7 +19,7 @@ features.
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import NamedTuple, cast
 
 import torch
@@ -306,73 +306,100 @@ def candidate_features(
         visits (`Sequence[torch.FloatTensor]`, *optional*): number of visits of all customers until then, by task of
             shape `(B,)`.
     """
-    size, tasks, device = history.size, len(tables), history.row.device
-    sizes = [table.counts.shape[1] for table in tables]
-    ends = list(accumulate(sizes))
-    labels, starts = ends[-1], torch.tensor([0, *ends[:-1]], device=device)
-    parts = [slice(end - each, end) for end, each in zip(ends, sizes, strict=True)]
+    columns = _Columns.read(tables)
+    pairs = _read_pairs(history, columns)
+    evidence = _sum_evidence(history.size, pairs, tables, columns)
+    counts = [table.counts[None] for table in tables] if counts is None else counts  # of shape (1 or B, 5, V)
+    is_read = [False] * len(tables) if readout is None else [scores is not None for scores in readout]
+    shares = evidence.new_zeros(history.size, columns.number)
+    for part, scores in zip(columns.parts, readout or [], strict=False):
+        if scores is not None:
+            shares[:, part.start + FIRST_LABEL : part.stop] = scores[:, FIRST_LABEL:].float().log_softmax(1)
+    cell = _choose(evidence, pairs, counts, shares, columns, is_read).view(-1).nonzero()[:, 0]
+    task = torch.bucketize(cell % columns.number, columns.starts[1:], right=True)
+    row = cell // columns.number * len(tables) + task
+    of_readout = evidence.new_zeros(len(cell), OF_READOUT)
+    if any(is_read):
+        of_readout[:, 0] = shares.view(-1)[cell]
+        of_readout[:, 1:] = _compare(row, of_readout[:, :1])[0].log2()
+        of_readout *= torch.tensor(is_read, device=row.device)[task, None]
+    known = columns.totals[None, :, 0] if visits is None else torch.stack(list(visits), 1)  # (1 or B, T)
+    counted = _describe_candidates(row, cell, pairs, evidence.view(4, -1)[:, cell].T, counts, known)
+    return Candidates(row, cell % columns.number - columns.starts[task], torch.cat([counted, of_readout], 1))
 
-    # The labels of the history
-    totals = torch.stack([table.totals for table in tables])  # (T, 3)
+
+class _Columns(NamedTuple):
+    """The labels of all tasks side by side."""
+
+    number: int  # C
+    parts: list[slice]  # of each task
+    starts: torch.Tensor  # (T,)
+    totals: torch.Tensor  # (T, 3): of the tables
+
+    @classmethod
+    def read(cls, tables: Sequence[LabelTables]) -> "_Columns":
+        ends = list(accumulate(table.counts.shape[1] for table in tables))
+        parts = [slice(start, end) for start, end in pairwise([0, *ends])]
+        totals = torch.stack([table.totals for table in tables])
+        return cls(ends[-1], parts, torch.tensor([0, *ends[:-1]], device=totals.device), totals)
+
+
+def _read_pairs(history: LabelHistory, columns: _Columns) -> _Pairs:
+    """Describes the labels of each history. Without times, days are moments."""
+    tasks, totals = len(columns.parts), columns.totals
     customer, task = history.row // tasks, history.row % tasks
     days = torch.where(totals[:, 2] > 0, history.steps[:, 2:] / totals[:, 1], history.steps[:, 1:2])  # (E, T), in gaps
     steps = torch.cat([history.steps[:, :2], days.gather(1, task[:, None])], 1)
-    cell = customer * labels + starts[task] + history.label
-    pairs = _describe_pairs(history.row, cell, history.kind, steps, size * tasks)
-    rates, moments_share, since_moments = (
-        pairs.features[:, PERSONAL.index(name)] for name in ("share_visits_15", "share_moments_8", "since_moments")
-    )
-    is_strong = torch.ones_like(pairs.row, dtype=torch.bool)
-    if len(is_strong) > MOST_SEEN and torch.bincount(pairs.row).max() > MOST_SEEN:
-        is_strong = _compare(pairs.row, (rates + moments_share)[:, None])[0][:, 0] <= MOST_SEEN
+    cell = customer * columns.number + columns.starts[task] + history.label
+    return _describe_pairs(history.row, cell, history.kind, steps, history.size * tasks)
 
-    # What all customers say of each label
-    averages = torch.stack([pairs.recent, (since_moments == 0).float()])  # transitions are averages over latest labels
-    averages = averages / averages.new_zeros(2, size * tasks).index_add_(1, pairs.row, averages)[:, pairs.row]
-    weights = torch.cat([averages, torch.ones_like(rates)[None], rates[None]])  # (4, P)
-    evidence = rates.new_zeros(4, size, labels)
-    customer, task = pairs.row // tasks, pairs.row % tasks
-    label = pairs.cell % labels - starts[task]
-    for index, (table, part) in enumerate(zip(tables, parts, strict=True)):
+
+def _sum_evidence(size: int, pairs: _Pairs, tables: Sequence[LabelTables], columns: _Columns) -> torch.Tensor:
+    """What all customers say of each label, given the histories, `(4, B, C)`: weighted sums of the tables' rows."""
+    rates, since = (pairs.features[:, PERSONAL.index(name)] for name in ("share_visits_15", "since_moments"))
+    averages = torch.stack([pairs.recent, (since == 0).float()])  # transitions are averages over the latest labels
+    sums = averages.new_zeros(2, len(pairs.of_rows)).index_add_(1, pairs.row, averages)
+    weights = torch.cat([averages / sums[:, pairs.row], torch.ones_like(rates)[None], rates[None]])  # (4, P)
+    evidence = rates.new_zeros(4, size, columns.number)
+    customer, task = pairs.row // len(tables), pairs.row % len(tables)
+    label = pairs.cell % columns.number - columns.starts[task]
+    for index, (table, part) in enumerate(zip(tables, columns.parts, strict=True)):
         own = (task == index).nonzero()[:, 0]
         table.sum_neighbours(customer[own], label[own], weights[:, own], evidence[..., part])
+    return evidence
 
-    # Candidates
-    then = [table.counts[None] for table in tables] if counts is None else list(counts)  # of shape (1 or B, 5, V)
-    shares = None
-    if readout is not None and any(scores is not None for scores in readout):
-        shares = evidence.new_zeros(size, labels)
-        for part, scores in zip(parts, readout, strict=True):
-            if scores is not None:
-                shares[:, part.start + FIRST_LABEL : part.stop] = scores[:, FIRST_LABEL:].float().log_softmax(1)
-    is_read = [shares is not None and readout is not None and scores is not None for scores in readout or tables]
-    is_candidate = _choose(evidence, pairs.cell, is_strong, then, shares, parts, is_read)
-    cell = is_candidate.view(-1).nonzero()[:, 0]
-    customer, column = cell // labels, cell % labels
-    task = torch.bucketize(column, starts[1:], right=True)
-    row = customer * tasks + task
 
-    # Their features
+def _describe_candidates(
+    row: torch.Tensor,
+    cell: torch.Tensor,
+    pairs: _Pairs,
+    evidence: torch.Tensor,
+    counts: Sequence[torch.Tensor],
+    visits: torch.Tensor,
+) -> torch.Tensor:
+    """Computes the counted features `(N, COUNTED)` of candidates from their evidence `(N, 4)`, counts `(1 or B, 5, V)`
+    by task, and the number of visits of all customers `(1 or B, T)`."""
+    tasks = len(counts)
     place = torch.searchsorted(pairs.cell, cell).clamp(max=max(len(pairs.cell) - 1, 0))
     was_seen = pairs.cell[place] == cell if len(pairs.cell) else torch.zeros_like(cell, dtype=torch.bool)
-    own_features = F.pad(pairs.features, (0, 0, 0, 1))[torch.where(was_seen, place, len(pairs.cell))]
-    since_visits, since_moments = (own_features[:, PERSONAL.index(f"since_{unit}")] for unit in ("visits", "moments"))
-    all_visits = totals[None, :, 0] if visits is None else torch.stack(list(visits), 1)  # (1 or B, T)
-    of_tasks = torch.stack([each[:, [0, 3]].sum(2).clamp(min=1) for each in then], 1)  # (1 or B, T, 2)
-    of_tasks = torch.cat([of_tasks, all_visits[..., None]], 2).expand(size, -1, -1)
-    occurrences, recent_occurrences, all_visits = of_tasks.flatten(0, 1)[row].unbind(1)
-    counted = torch.cat(then, 2).transpose(1, 2)  # (1 or B, C, 5)
-    count, repeats, next_repeats, recent, gaps = counted[customer % len(counted), column].unbind(1)
-    share, recent_share = count / occurrences, recent / recent_occurrences
-    label_gap = (gaps + 1) / (repeats + 0.5)
+    personal = F.pad(pairs.features, (0, 0, 0, 1))[torch.where(was_seen, place, len(pairs.cell))]
+    since_visits, since_moments = (personal[:, PERSONAL.index(f"since_{unit}")] for unit in ("visits", "moments"))
+
+    # Counts of the label, and of all labels of its task
+    of_tasks = torch.stack([each[:, [0, 3]].sum(2).clamp(min=1) for each in counts], 1)  # (1 or B, T, 2)
+    of_tasks = torch.cat([of_tasks, visits[..., None]], 2)
+    of_labels = torch.cat(list(counts), 2).transpose(1, 2)  # (1 or B, C, 5)
+    then = row // tasks % len(of_labels)
+    occurrences, recent_occurrences, all_visits = of_tasks[then, row % tasks].unbind(1)
+    count, repeats, next_repeats, recent, gaps = of_labels[then, cell % of_labels.shape[1]].unbind(1)
+    share, recent_share, label_gap = count / occurrences, recent / recent_occurrences, (gaps + 1) / (repeats + 0.5)
+
     since = torch.where(was_seen, since_moments, 1e6)
-    found = evidence.view(4, -1)[:, cell].T
-    compared = torch.cat([found, own_features[:, RANKED], count[:, None], -since[:, None]], 1)
+    compared = torch.cat([evidence, personal[:, RANKED], count[:, None], -since[:, None]], 1)
     ranks, largest = _compare(row, compared)
     both = 4 + len(RANKED)  # evidence and personal shares
-    ranks = torch.cat([ranks[:, :4], ranks[:, both:], ranks[:, 4:both]], 1)
     of_label = [
-        ((found[:, 1] + 1e-4) / (share + 1e-4)).log(),  # lift of the latest transitions
+        ((evidence[:, 1] + 1e-4) / (share + 1e-4)).log(),  # lift of the latest transitions
         (30 * count / all_visits).log1p(),
         share.clamp(min=1e-7).log(),
         ((recent_share + 1e-4) / (share + 1e-4)).log(),  # trend
@@ -381,50 +408,44 @@ def candidate_features(
         label_gap.log1p(),
         torch.where(was_seen, (since_visits.exp() / label_gap).log(), 0.0),  # overdue
     ]
-    of_readout = evidence.new_zeros(len(cell), OF_READOUT)
-    if shares is not None:
-        of_readout[:, 0] = shares.view(-1)[cell]
-        of_readout[:, 1:] = _compare(row, of_readout[:, :1])[0].log2()
-        of_readout *= torch.tensor(is_read, device=device)[task, None]
     features = [
-        own_features,
+        personal,
         pairs.of_rows[row],
-        (30 * found[:, :2]).log1p(),  # transitions
+        (30 * evidence[:, :2]).log1p(),  # transitions
         compared[:, :both] / largest[:, :both].clamp(min=1e-9),
-        ranks.log2(),
+        torch.cat([ranks[:, :4], ranks[:, both:], ranks[:, 4:both]], 1).log2(),
         torch.stack(of_label, 1),
-        of_readout,
     ]
-    return Candidates(row, column - starts[task], torch.cat(features, 1))
+    return torch.cat(features, 1)
 
 
 def _choose(
     evidence: torch.Tensor,
-    seen: torch.Tensor,
-    is_strong: torch.Tensor,
+    pairs: _Pairs,
     counts: Sequence[torch.Tensor],
-    shares: torch.Tensor | None,
-    parts: Sequence[slice],
+    shares: torch.Tensor,
+    columns: _Columns,
     is_read: Sequence[bool],
 ) -> torch.Tensor:
-    """Chooses the candidates `(B, C)` from evidence `(4, B, C)`, the seen cells `(P,)`, whether these are among a
-    history's strongest, counts `(1 or B, 5, V)` by task, and log-probabilities by the readout `(B, C)`."""
-    _, size, labels = evidence.shape
-    result = torch.zeros(size, labels, dtype=torch.bool, device=evidence.device)
-    result.view(-1)[seen] = True
+    """Chooses candidates `(B, C)` from evidence `(4, B, C)`, the labels of the histories, counts `(1 or B, 5, V)` by
+    task, and, where it is read, log-probabilities by the readout `(B, C)`."""
+    result = torch.zeros_like(evidence[0], dtype=torch.bool)
+    result.view(-1)[pairs.cell] = True
     unseen = evidence.masked_fill(result, 0.0)
-    result.view(-1)[seen] = is_strong
+    if len(pairs.row) > MOST_SEEN and torch.bincount(pairs.row).max() > MOST_SEEN:
+        strength = sum(pairs.features[:, PERSONAL.index(name)] for name in ("share_visits_15", "share_moments_8"))
+        result.view(-1)[pairs.cell] = _compare(pairs.row, cast(torch.Tensor, strength)[:, None])[0][:, 0] <= MOST_SEEN
     limits = torch.tensor(BEST, device=evidence.device)[:, None, None]
     chosen: list[torch.Tensor] = []
-    for part, of_task, reads in zip(parts, counts, is_read, strict=True):
+    for part, of_task, reads in zip(columns.parts, counts, is_read, strict=True):
         first = part.start + FIRST_LABEL
         number = part.stop - first
         best = unseen[..., part].topk(min(max(BEST), number), 2)
         is_best = (best.values > 0) & (torch.arange(best.values.shape[2], device=evidence.device) < limits)
         chosen += torch.where(is_best, best.indices + part.start, 0).unbind()
         popular = of_task[:, 0, FIRST_LABEL:].topk(min(POPULAR, number), 1).indices + first
-        chosen.append(popular.expand(size, -1))
-        if reads and shares is not None:
+        chosen.append(popular.expand(len(result), -1))
+        if reads:
             chosen.append(shares[:, first : part.stop].topk(min(MOST_READ, number), 1).indices + first)
     result.scatter_(1, torch.cat(chosen, 1), True)
     result[:, 0] = False
