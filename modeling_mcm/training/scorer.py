@@ -35,7 +35,7 @@ START_STD, EPOCHS, LEARNING_RATE, WEIGHT_DECAY, EXAMPLES_OF_STEP = 0.02, 8, 3e-3
 RANKING, LATER = 1.5, 0.4  # weights of the smooth NDCG, and of the cross-entropy of later labels
 MOST_TARGETS, TEMPERATURE = 12, 2.0  # of the smooth NDCG
 # Weights u of the encoder's log-probability and rank that are tried, none first.
-GRID = torch.tensor([(a, -b) for a in (0.0, 0.05, 0.1, 0.2, 0.4, 0.8) for b in (0.0, 0.1, 0.3)])
+GRID = torch.tensor([(a, -b) for a in (0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6) for b in (0.0, 0.1, 0.3)])
 
 
 def start_network(scorer: LabelScorer, examples: Sequence[LabelExamples], seed: int) -> None:
@@ -212,16 +212,31 @@ class EncoderGain(NamedTuple):
     """What a task gains by the encoder, on validation cases.
 
     Attributes:
-        ndcg (`float`): mean NDCG@10 where the weights u are the best of `GRID` for other customers.
-        gain, error (`float`): mean of what this adds to the NDCG@10 of counts alone, and its standard error.
-        calibration, chance (`torch.Tensor`): what [`calibrate`] fits with the best weights of all cases.
+        ndcg (`float`): mean NDCG@10 where the weights u are those that [`choose_weights`] takes for other customers.
+        alone (`float`): mean NDCG@10 of the encoder's order of the candidates.
+        gain, error (`float`): mean of what the encoder adds to the NDCG@10 of counts alone, and its standard error.
+        calibration, chance (`torch.Tensor`): what [`calibrate`] fits with the weights for all cases.
     """
 
     ndcg: float
+    alone: float
     gain: float
     error: float
     calibration: torch.Tensor
     chance: torch.Tensor
+
+
+def choose_weights(ndcg: torch.Tensor) -> int:
+    """Index of the weights that gain the most over the first, less half the standard error of the gain, so that few
+    cases do not choose weights by chance.
+
+    Args:
+        ndcg (`torch.FloatTensor` of shape `(weights, cases)`): NDCG of each case, NaN without a target.
+    """
+    gains = (ndcg - ndcg[0])[:, ~ndcg[0].isnan()]
+    if gains.shape[1] < 2:
+        return 0
+    return int((gains.mean(1) - 0.5 * gains.std(1) / gains.shape[1] ** 0.5).argmax())
 
 
 def load_network(scorer: LabelScorer) -> None:
@@ -293,12 +308,12 @@ class ScorerFit:
                 ndcg = torch.stack([found.compute_ndcg(counted + x @ u) for u in GRID])  # (grid, cases)
             own = torch.empty(len(self.validation))
             for fold in range(FOLDS):
-                own[folds == fold] = ndcg[ndcg[:, folds != fold].nanmean(1).nan_to_num().argmax(), folds == fold]
+                own[folds == fold] = ndcg[choose_weights(ndcg[:, folds != fold]), folds == fold]
             gains = (own - ndcg[0])[~own.isnan()]  # the first weight is 0
             error = gains.std() / max(len(gains), 1) ** 0.5 if len(gains) > 1 else gains.new_zeros(())
-            best = GRID[ndcg.nanmean(1).nan_to_num().argmax()]
-            calibration = calibrate(self.scorer, task, found, best)
-            result.append(EncoderGain(own.nanmean().item(), gains.mean().item(), error.item(), *calibration))
+            alone = found.compute_ndcg(x[:, 0]).nanmean().item()
+            calibration = calibrate(self.scorer, task, found, GRID[choose_weights(ndcg)])
+            result.append(EncoderGain(own.nanmean().item(), alone, gains.mean().item(), error.item(), *calibration))
         self.model.train(was_training)
         return result
 
@@ -308,7 +323,7 @@ class ScorerFit:
             logger.warning("Without validation cases nobody knows what the encoder is worth, so it is not used.")
             return
         for task, found in enumerate(self.measure_encoder()):
-            is_used = found.gain > 0
+            is_used = found.gain > 0 and bool(found.calibration[-OF_READOUT:].any())
             logger.info(
                 f"The encoder adds {found.gain:+.4f} (standard error {found.error:.4f}) to the NDCG@10 of "
                 f"{self.model.config.tasks[task]} on validation, so it is {'used' if is_used else 'not used'}."
