@@ -90,10 +90,10 @@ def judge(log: pd.DataFrame, window: int, horizon: int, forecaster: VisitForecas
     other = BGNBD(repeats, last, age).expected(repeats, last, age, horizon)
     customers = np.repeat(np.arange(len(by_customer)), by_customer["count"])
     visits = pad_visits(customers, past["day"].to_numpy(), past["spend"].to_numpy(), len(by_customer))
-    now = torch.full((len(by_customer),), float(window))
-    forecaster.set_shop(window, shop_statistics(visits, now, window))
+    as_of = torch.full((len(by_customer),), float(window))
+    forecaster.set_shop(window, shop_statistics(visits, as_of, window))
     with torch.no_grad():
-        spread = forecaster.distribution(forecaster.inputs(visits, now, [horizon]))
+        spread = forecaster.distribution(forecaster.inputs(visits, as_of, [horizon]))
         spread = Distribution(*(value[:, 0] for value in spread))
         broken = _broken(spread, torch.tensor(actual)).numpy()
     result: dict[str, float] = {"window": window, "horizon": horizon, "customers": len(actual)}

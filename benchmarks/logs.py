@@ -65,7 +65,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked: the next visit, or what comes within some days; perhaps only of labels that were never met."""
+    """What is asked: the next visit, or what comes within some days; perhaps only of labels that were never seen."""
 
     name: str
     horizon_days: float | None = None
@@ -82,7 +82,7 @@ class Log:
 
 
 MONTH = Question("30 days", 30.0), Question("30 days, never bought", 30.0, only_new=True)
-UNMET = (Question("next item, not met before", only_new=True),)
+UNMET = (Question("next item, not seen before", only_new=True),)
 LOGS = {
     log.name: log
     for log in (

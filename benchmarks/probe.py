@@ -76,7 +76,7 @@ def read_customers(
     for batch, blank, of_batch in batches_at(data, extractor, "test", min_events):
         counts.append(of_batch)
         for row, past in zip(batch, blank, strict=True):
-            for name, number in numbers_of(row, cutoff, DAYS * SECONDS_PER_DAY, SPEND, tasks).items():
+            for name, number in compute_numbers(row, cutoff, DAYS * SECONDS_PER_DAY, SPEND, tasks).items():
                 targets.setdefault(f"{name} in {DAYS} days", []).append(number)
             for name in names:
                 known = ["", "", *extractor.vocabularies[name]]
@@ -86,7 +86,7 @@ def read_customers(
         for (model, own), of_model in zip(models, states, strict=True):
             readable = [own.readable(row, model.config.input_features) for row in blank]
             with torch.inference_mode():
-                of_model.append(model(**own.pad(readable, now=[cutoff] * len(readable))).pooler_output.numpy())
+                of_model.append(model(**own.pad(readable, as_of=[cutoff] * len(readable))).pooler_output.numpy())
     found = {"counts": [np.nan_to_num(np.concatenate(counts), nan=-1.0)], "components": [components(labels)]}
     found["state"] = [np.concatenate(parts) for parts in states]
     found["counts and state"] = [np.concatenate([found["counts"][0], state], 1) for state in found["state"]]
@@ -106,7 +106,7 @@ def components(labels: dict[str, list[NDArray]]) -> NDArray:
     return PCA(min(COMPONENTS, min(scaled.shape) - 1), svd_solver="arpack", random_state=0).fit_transform(scaled)
 
 
-def numbers_of(row: dict[str, Any], cutoff: int, span: int, spend: str, tasks: list[str]) -> dict[str, Any]:
+def compute_numbers(row: dict[str, Any], cutoff: int, span: int, spend: str, tasks: list[str]) -> dict[str, Any]:
     """Spend, visits and whether there is any of one customer after a cutoff; `tasks` are columns whose labels make a
     visit."""
     times, is_label = row["times"], np.any([row[name] > 0 for name in tasks], axis=0)

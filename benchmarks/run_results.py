@@ -30,9 +30,9 @@ from methods import Method, find_methods
 from modeling_mcm.commands.arguments import parse_options
 from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.data import PreparedData
-from modeling_mcm.evaluation.cases import EvaluationCases, cases_at, unmet_only
+from modeling_mcm.evaluation.cases import EvaluationCases, cases_at, unseen_only
 from modeling_mcm.evaluation.metrics import bootstrap_interval
-from modeling_mcm.evaluation.tables import list_summary, target_of
+from modeling_mcm.evaluation.tables import find_target, list_summary
 from modeling_mcm.files_mcm import write_json
 from modeling_mcm.option import option
 
@@ -53,13 +53,13 @@ class ResultOptions:
     results: str = option(str(RESULTS), "Folder of the results; the page is beside it.")
 
 
-def cases_of(log: Log, data: PreparedData) -> dict[str, EvaluationCases]:
+def select_cases(log: Log, data: PreparedData) -> dict[str, EvaluationCases]:
     """The cases of each question at the test cutoff."""
     found = {}
     for question in log.questions:
         cases = cases_at(data, "test", horizon_days=question.horizon_days)
         cases = replace(cases, targets={task: cases.targets[task] for task in log.tasks})
-        found[question.name] = unmet_only(data.rows, cases) if question.only_new else cases
+        found[question.name] = unseen_only(data.rows, cases) if question.only_new else cases
     return found
 
 
@@ -88,9 +88,9 @@ def run(log: Log, data: PreparedData, method: Method, seed: int, folder: Path) -
         return None
     seconds, answers = None if known else round(time.monotonic() - start, 1), {}  # a model that was there took longer
     sizes = {task: len(data.extractor.vocabularies[task]) + FIRST_LABEL for task in log.tasks}
-    for question, cases in cases_of(log, data).items():
+    for question, cases in select_cases(log, data).items():
         values, lists = ranker(cases)
-        target = target_of({method.name: values})
+        target = find_target({method.name: values})
         properties = list_summary({method.name: lists}, data.rows, cases, sizes)[method.name]
         for task, by_metric in values.items():
             found = {name: bootstrap_interval(by_metric[f"{target}_{name}"])._asdict() for name in METRICS}

@@ -62,7 +62,7 @@ class ShopSettings:
             raise ValueError("return_rate, stay_rate and lead_rate are shares; the last two add up to 1 at most.")
         if self.return_rate > 1 or self.events_a_session < 1:
             raise ValueError("Expected a return_rate of 1 at most and at least one of the events_a_session.")
-        if seconds_of(self.end) - seconds_of(self.start) <= self.max_events * SESSION_SECONDS:
+        if express_seconds(self.end) - express_seconds(self.start) <= self.max_events * SESSION_SECONDS:
             raise ValueError(f"From {self.start} to {self.end} is too short: give an hour for each of the max_events.")
 
 
@@ -103,7 +103,7 @@ class ClickLog:
         probabilities = self.tastes[customers][:, self.subcategory] * self.within
         for row, customer in enumerate(customers):
             before = slice(self.first_event[customer], self.first_event[customer + 1])
-            recent = self.items[before][self.seconds[before] < seconds_of(moment)][-RECENT:]
+            recent = self.items[before][self.seconds[before] < express_seconds(moment)][-RECENT:]
             if not len(recent):
                 raise ValueError(f"Customer {customer} has no event before {moment}; ask for a later moment.")
             probabilities[row] *= 1 - self.settings.return_rate
@@ -157,23 +157,23 @@ def make_click_log(customers: int = 10_000, settings: ShopSettings | None = None
         fresh = np.searchsorted(steps, point).clip(max=s.items - 1)
         recent = item[:, max(step - RECENT, 0) : step]
         back = recent[rows, rng.integers(max(recent.shape[1], 1), size=customers)] if step else fresh
-        item[:, step] = now = np.where(returns[:, step], back, fresh)
+        item[:, step] = as_of = np.where(returns[:, step], back, fresh)
 
         rate = s.return_rate if step else 0.0
-        taste_share = tastes[rows, subcategory[now]]
-        moved = s.stay_rate * (subcategory[now] == last) + s.lead_rate * (subcategory[now] == leads_to[last])
+        taste_share = tastes[rows, subcategory[as_of]]
+        moved = s.stay_rate * (subcategory[as_of] == last) + s.lead_rate * (subcategory[as_of] == leads_to[last])
         subcategory_share = np.where(inside, moved + (1 - s.stay_rate - s.lead_rate) * taste_share, taste_share)
-        returned = (recent == now[:, None]).sum(axis=1) / max(recent.shape[1], 1)
-        probability[:, step] = rate * returned + (1 - rate) * subcategory_share * within[now]
+        returned = (recent == as_of[:, None]).sum(axis=1) / max(recent.shape[1], 1)
+        probability[:, step] = rate * returned + (1 - rate) * subcategory_share * within[as_of]
 
     # Sessions begin an hour apart at least, at as many moments as the history has sessions.
-    span = seconds_of(s.end) - seconds_of(s.start) - shape[1] * SESSION_SECONDS
+    span = express_seconds(s.end) - express_seconds(s.start) - shape[1] * SESSION_SECONDS
     begins = rng.integers(span, size=shape)
     begins[np.arange(shape[1]) > session[rows, length - 1][:, None]] = span
     begins = np.sort(begins, axis=1) + np.arange(shape[1]) * SESSION_SECONDS
     passed = np.where(opens, 0, rng.integers(5, EVENT_SECONDS, size=shape)).cumsum(axis=1)
     passed -= np.maximum.accumulate(np.where(opens, passed, 0), axis=1)
-    seconds = seconds_of(s.start) + np.take_along_axis(begins, session, axis=1) + passed
+    seconds = express_seconds(s.start) + np.take_along_axis(begins, session, axis=1) + passed
     coupon = np.where(rng.random(shape) < _sigmoid(deals - 1.5)[:, None], WITH_COUPON, PURCHASE)
     # who returns to an item puts it into the cart or buys it
     kind = np.where(returns, np.where(rng.random(shape) < 0.5, coupon, "cart"), "click")
@@ -185,9 +185,9 @@ def make_click_log(customers: int = 10_000, settings: ShopSettings | None = None
         "timestamp": pa.array(seconds[real]).cast(pa.timestamp("s")),
         "session_id": user * s.max_events + session[real],
         "event_type": kind[real],
-        "item_id": names_of("item", items),
-        "subcategory_id": names_of("subcategory", subcategory[items]),
-        "category_id": names_of("category", category[subcategory[items]]),
+        "item_id": list_names("item", items),
+        "subcategory_id": list_names("subcategory", subcategory[items]),
+        "category_id": list_names("category", category[subcategory[items]]),
         "price": price[items],
         "true_probability": probability[real],
     }
@@ -196,12 +196,12 @@ def make_click_log(customers: int = 10_000, settings: ShopSettings | None = None
     return ClickLog(s, pa.table(columns), *catalogue, tastes, deals, items, seconds[real], first_event)
 
 
-def names_of(kind: str, numbers: NDArray) -> NDArray:
+def list_names(kind: str, numbers: NDArray) -> NDArray:
     """Writes numbers as names, such as `item-7`."""
     return np.char.add(f"{kind}-", numbers.astype(str))
 
 
-def seconds_of(moment: str) -> int:
+def express_seconds(moment: str) -> int:
     """The seconds from 1970 to a time in ISO 8601."""
     return int((datetime.fromisoformat(moment) - datetime(1970, 1, 1)).total_seconds())
 

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A churn list, and look-alikes of the best customers, from stored states.
 
-    python training/run_predict.py --model runs/mine --data data/prepared --now 2017-11-01 --output_dir scores
+    python training/run_predict.py --model runs/mine --data data/prepared --as_of 2017-11-01 --output_dir scores
     python examples/4_stored_states.py scores churn.csv
 
 Reads what run_predict.py wrote: an embedding and forecasts for every customer, no model. Writes the customers who used

@@ -20,21 +20,21 @@ from modeling_mcm.evaluation.labels import LabelMetrics
 from modeling_mcm.training.labels import CountedHistories
 
 
-def tables(raw, now, days=30):
+def tables(raw, as_of, days=30):
     """Labels at a moment: no purchase in the days after it; kids in the household, where that is known."""
     events, profile = (pd.read_parquet(f"{raw}/{name}.parquet") for name in ("events", "profile"))
     buys = events[events["token_type"].str.startswith("purchase")]
-    back = buys[buys["time"].between(now, now + pd.Timedelta(days=days))]["household_id"]
-    churn = buys[buys["time"] < now].drop_duplicates("household_id")
+    back = buys[buys["time"].between(as_of, as_of + pd.Timedelta(days=days))]["household_id"]
+    churn = buys[buys["time"] < as_of].drop_duplicates("household_id")
     churn = churn.assign(label=~churn["household_id"].isin(back))
     kids = profile.dropna(subset="kids_count").assign(label=lambda table: table["kids_count"] != "0")
-    made = [table.assign(customer_id=table["household_id"], time=now) for table in (churn, kids)]
+    made = [table.assign(customer_id=table["household_id"], time=as_of) for table in (churn, kids)]
     return dict(zip(("churn", "kids"), made, strict=True))
 
 
-def main(checkpoint, data, raw, folder, now="2017-10-01", epochs=10):
+def main(checkpoint, data, raw, folder, as_of="2017-10-01", epochs=10):
     """Trains on four fifths of the customers, prints what was found on the others, and asks about a stranger."""
-    for name, table in tables(raw, pd.Timestamp(now)).items():
+    for name, table in tables(raw, pd.Timestamp(as_of)).items():
         labels = make_labels(table)
         extractor = MCMFeatureExtractor.from_pretrained(checkpoint)
         model = MCMForCustomerPrediction.from_pretrained(checkpoint, **labels.model_options())
@@ -53,7 +53,7 @@ def main(checkpoint, data, raw, folder, now="2017-10-01", epochs=10):
         )
         trainer.train(), trainer.save_model()
         print(f"{name}: AUC {trainer.evaluate()['eval_auc']:.3f} on {len(held_out)} other customers")
-        print(pipeline("customer-prediction", model=f"{folder}/{name}")({"events": []}, now=now))
+        print(pipeline("customer-prediction", model=f"{folder}/{name}")({"events": []}, as_of=as_of))
 
 
 if __name__ == "__main__":

@@ -33,18 +33,18 @@ class ActionMatcher:
         present[:, token] = ~np.delete(present, token, axis=1).any(1)
         # Each row is hashed to one number (mod 2^64), so that equal rows have equal numbers.
         self.digits = np.random.default_rng(0).integers(1, 2**63, ids.shape[1], dtype=np.uint64)
-        self.kinds, kind_of = np.unique(present, axis=0, return_inverse=True)
-        self.kind_of = np.where((present & (ids == UNKNOWN_ID)).any(1), -1, kind_of.reshape(-1))
+        self.kinds, detect_kind = np.unique(present, axis=0, return_inverse=True)
+        self.detect_kind = np.where((present & (ids == UNKNOWN_ID)).any(1), -1, detect_kind.reshape(-1))
         self.numbers = ((ids * present).astype(np.uint64) * self.digits).sum(1)
 
     def __call__(self, events: NDArray[np.int64], rows: NDArray[np.int64]) -> tuple[NDArray, NDArray]:
         """Finds all matches of the feature ids `(E, J)` of E events with the action rows `(S,)`, indices into the R
         rows. Returns for each match the index into `events` and the index into `rows`."""
         matches: list[tuple[NDArray, NDArray]] = [(np.zeros(0, np.int64), np.zeros(0, np.int64))]
-        for kind in np.unique(self.kind_of[rows]):
+        for kind in np.unique(self.detect_kind[rows]):
             if kind < 0:
                 continue
-            same_kind = np.flatnonzero(self.kind_of[rows] == kind)
+            same_kind = np.flatnonzero(self.detect_kind[rows] == kind)
             order = same_kind[np.argsort(self.numbers[rows[same_kind]], kind="stable")]
             sought, numbers = self.numbers[rows[order]], (events * self.kinds[kind]).astype(np.uint64) @ self.digits
             first, last = np.searchsorted(sought, numbers, "left"), np.searchsorted(sought, numbers, "right")
@@ -58,14 +58,14 @@ class EncodedActions:
     """Actions encoded as feature ids; it makes the model inputs for the actions that a batch is offered.
 
     Args:
-        action_ids (`Sequence[str]` of length V): name of each action; versions of one action may share a name.
-        columns (`Mapping[str, Any]`): raw values of each row, by column of the event log; each of length R.
-        row_offsets (`np.ndarray` of shape `(V + 1,)`): action v has the rows `row_offsets[v]` to
+        action_ids (`Sequence[str]` of length V): Name of each action; versions of one action may share a name.
+        columns (`Mapping[str, Any]`): Raw values of each row, by column of the event log; each of length R.
+        row_offsets (`np.ndarray` of shape `(V + 1,)`): Action v has the rows `row_offsets[v]` to
             `row_offsets[v + 1] - 1`.
-        weights (`np.ndarray` of shape `(R,)`): weight of each row in its action.
+        weights (`np.ndarray` of shape `(R,)`): Weight of each row in its action.
 
     Raises:
-        ValueError: if a column is unknown, a value can't be encoded, or the extractor does not belong to the model.
+        ValueError: If a column is unknown, a value can't be encoded, or the extractor does not belong to the model.
     """
 
     def __init__(

@@ -31,11 +31,11 @@ from .modeling_mcm import MCMForMultiTaskRecommendation
 
 NETWORKS, UNITS = 4, 32  # number of small networks whose mean is the score, and hidden units of each
 DROPOUT = 0.4  # dropout probability on the networks' inputs and on their hidden units
-LEAST_SPREAD, FARTHEST = 0.05, 5.0  # smallest standard deviation, and largest absolute value, of standardised numbers
-KNOTS = (-2.0, -1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0, 2.0, 3.0, FARTHEST)  # where the piecewise-linear codes bend
+MIN_STD, LARGEST = 0.05, 5.0  # smallest standard deviation, and largest absolute value, of standardised numbers
+KNOTS = (-2.0, -1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0, 2.0, 3.0, LARGEST)  # where the piecewise-linear codes bend
 # Half-lives of the counts, in days; matches are also counted unfaded.
 HALF_LIVES_DAYS = (14.0, 60.0, 365.0)
-NEVER = 10_000.0  # number of days since an event that never happened
+LONGEST_DAYS = 10_000.0  # number of days since an event that never happened
 LEAST_SHARE = 1e-3  # added to shares of a customer's events before the logarithm
 
 
@@ -93,8 +93,8 @@ class Standardised(nn.Module):
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """Standardises values of shape `(..., size)`; the result has the same shape and is clipped at 5."""
-        spread = (self.square - self.mean.square()).clamp(min=LEAST_SPREAD**2).sqrt()
-        return ((values - self.mean) / spread).clamp(-FARTHEST, FARTHEST)
+        std = (self.square - self.mean.square()).clamp(min=MIN_STD**2).sqrt()
+        return ((values - self.mean) / std).clamp(-LARGEST, LARGEST)
 
 
 def piecewise_linear(values: torch.Tensor) -> torch.Tensor:
@@ -112,7 +112,7 @@ def counted_features(config: MCMConfig) -> list[str]:
 
 
 def count_names(config: MCMConfig) -> tuple[list[str], list[str]]:
-    """Names of the numbers of `ActionCounts.of_offers` and of `ActionCounts.of_customers`, in their order."""
+    """Names of the numbers of `ActionCounts.count_offers` and of `ActionCounts.count_customers`, in their order."""
     fading = [*(f"{days:g}d" for days in HALF_LIVES_DAYS), "all"]
     kinds = ["did", "visits", *(f"{name} of did" for name in config.summed_features)]
     kinds += ["did as asked"] if config.action_history_feature else []
@@ -133,15 +133,15 @@ class ActionCounts:
     """Fading counts of a batch of histories at the time of the offers; every count n is returned as log(1 + n).
 
     Args:
-        input_ids (`torch.LongTensor` of shape `(B, L, J)`): feature ids of each event, the start row first.
-        visit_ids (`torch.LongTensor` of shape `(B, L)`, *optional*): visit of each event; `None`: each event is a
+        input_ids (`torch.LongTensor` of shape `(B, L, J)`): Feature ids of each event, the start row first.
+        visit_ids (`torch.LongTensor` of shape `(B, L)`, *optional*): Visit of each event; `None`: each event is a
             visit.
-        ages (`torch.FloatTensor` of shape `(B, L)`): days from each event to the offers, infinite on padding.
-        event_values (`torch.FloatTensor` of shape `(B, L, N)`, *optional*): values of the summed features; may be
+        ages (`torch.FloatTensor` of shape `(B, L)`): Days from each event to the offers, infinite on padding.
+        event_values (`torch.FloatTensor` of shape `(B, L, N)`, *optional*): Values of the summed features; may be
             `None` if there are no summed features.
 
     Raises:
-        ValueError: if there are summed features and no `event_values`.
+        ValueError: If there are summed features and no `event_values`.
     """
 
     def __init__(
@@ -160,63 +160,65 @@ class ActionCounts:
         if visit_ids is not None:
             self.visits = visit_ids
         half_lives = ages.new_tensor([*HALF_LIVES_DAYS, math.inf])
-        days = ages.clamp(min=0, max=NEVER)[..., None]
+        days = ages.clamp(min=0, max=LONGEST_DAYS)[..., None]
         self.weights = torch.exp2(-days / half_lives) * self.is_event[..., None]  # (B, L, D)
 
-    def of_values(self, feature: str) -> tuple[torch.Tensor, torch.Tensor]:
+    def count_values(self, feature: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Counts of each value of a feature `(B, V, D)`, and days since the latest event with it `(B, V)`."""
         index = self.config.features.index(feature)
         ids, size = self.input_ids[..., index], self.config.vocabulary_sizes[index]
         counts = self.weights.new_zeros(len(ids), size, self.weights.shape[-1])
         counts.scatter_add_(1, ids[..., None].expand_as(self.weights), self.weights)
-        days = self.ages.new_full((len(ids), size), NEVER)
-        days.scatter_reduce_(1, ids, self.ages.clamp(max=NEVER), "amin")
+        days = self.ages.new_full((len(ids), size), LONGEST_DAYS)
+        days.scatter_reduce_(1, ids, self.ages.clamp(max=LONGEST_DAYS), "amin")
         return counts, days
 
-    def of_customers(self) -> torch.Tensor:
+    def count_customers(self) -> torch.Tensor:
         """Counts that do not depend on the action. Returns `torch.FloatTensor` of shape `(B, numbers)`; the second
         list of `count_names` names the numbers."""
         opens = self.is_event & (self.visits != F.pad(self.visits, (1, 0), value=-1)[:, :-1])
-        last = self.ages.clamp(max=NEVER).amin(1, keepdim=True)
+        last = self.ages.clamp(max=LONGEST_DAYS).amin(1, keepdim=True)
         numbers = [torch.einsum("bld,bl->bd", self.weights, opens.to(self.weights.dtype)).log1p(), last.log1p()]
         if self.config.action_history_feature is not None:
-            counts, days = self.of_values(self.config.action_history_feature)
+            counts, days = self.count_values(self.config.action_history_feature)
             numbers += [counts[:, FIRST_LABEL:].log1p().flatten(1), days[:, FIRST_LABEL:].log1p()]
         return torch.cat(numbers, -1)
 
-    def of_offers(self, action_ids: torch.Tensor, rows: torch.Tensor, matches: torch.Tensor, count: int):
+    def count_offers(self, action_ids: torch.Tensor, rows: torch.Tensor, matches: torch.Tensor, count: int):
         """Counts `(B, A, numbers)` of the events that match each action, and of the values that action and history
         share; the first list of `count_names` names them. `action_ids` `(R, J)` are the feature ids of the action
         rows, `rows` `(R,)` their actions, and `matches` `(M, 3)` customer, event and action of each match."""
-        numbers = self._of_matches(action_ids, rows, matches, count)
+        numbers = self._sum_matches(action_ids, rows, matches, count)
         for feature in counted_features(self.config):
             index = self.config.features.index(feature)
-            actions, labels = self.labels_of(index, action_ids, rows)
+            actions, labels = self.find_labels(index, action_ids, rows)
             size = torch.bincount(actions, minlength=count).to(self.weights.dtype)
-            counts, days = self.of_values(feature)
+            counts, days = self.count_values(feature)
             counts[:, :FIRST_LABEL] = 0
             shared = counts.new_zeros(len(counts), count, counts.shape[-1]).index_add(1, actions, counts[:, labels])
             share = shared / counts.sum(1)[:, None].clamp(min=LEAST_SHARE)
-            last = days.new_full((len(days), count), NEVER)
+            last = days.new_full((len(days), count), LONGEST_DAYS)
             last = last.scatter_reduce(1, actions.expand(len(days), -1), days[:, labels], "amin")
             numbers += [shared.log1p(), (share + LEAST_SHARE).log(), last[..., None].log1p()]
             numbers.append(size.log1p()[None, :, None].expand(len(counts), -1, -1))
         return torch.cat(numbers, -1)
 
-    def labels_of(self, index: int, action_ids: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def find_labels(
+        self, index: int, action_ids: torch.Tensor, rows: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Distinct values of a feature in each action: pairs of an action's and a value's index."""
         values = self.config.vocabulary_sizes[index]
         pairs = (rows * values + action_ids[:, index]).unique()
         pairs = pairs[pairs % values >= FIRST_LABEL]
         return pairs // values, pairs % values
 
-    def _of_matches(self, action_ids: torch.Tensor, rows: torch.Tensor, matches: torch.Tensor, count: int):
+    def _sum_matches(self, action_ids: torch.Tensor, rows: torch.Tensor, matches: torch.Tensor, count: int):
         """Counts, visits, sums and age of the matches of each customer and action, each of shape `(B, A, ...)`."""
         batch, length = self.ages.shape
         owners, events, actions = matches.T
         cells, weights = owners * count + actions, self.weights[owners, events]
 
-        def total_of(values: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+        def sum_over(values: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
             """log(1 + sum) over each customer and action, of shape `(B, A, D)`."""
             zeros = values.new_zeros(batch * count, values.shape[-1])
             return zeros.index_add(0, indices, values).view(batch, count, -1).clamp(min=0).log1p()
@@ -224,19 +226,21 @@ class ActionCounts:
         keys, visit_of = (cells * length + self.visits[owners, events]).unique(return_inverse=True)
         once = weights.new_zeros(len(keys), weights.shape[-1])
         once = once.scatter_reduce(0, visit_of[:, None].expand_as(weights), weights, "amax")
-        numbers = [total_of(weights, cells), total_of(once, keys // length)]
+        numbers = [sum_over(weights, cells), sum_over(once, keys // length)]
         if self.event_values is not None:
             values = self.event_values[owners, events]
             numbers += [
-                total_of(weights * values[:, [index]], cells) for index in range(len(self.config.summed_features))
+                sum_over(weights * values[:, [index]], cells) for index in range(len(self.config.summed_features))
             ]
         if self.config.action_history_feature is not None:
             kind = self.config.features.index(self.config.action_history_feature)
             kinds = torch.zeros(count, self.config.vocabulary_sizes[kind], dtype=torch.bool, device=rows.device)
             kinds[rows, action_ids[:, kind]] = True
             same = kinds[actions, self.input_ids[owners, events, kind]]
-            numbers.append(total_of(weights[same], cells[same]))
-        last = self.ages.new_full((batch * count,), NEVER).scatter_reduce(0, cells, self.ages[owners, events], "amin")
+            numbers.append(sum_over(weights[same], cells[same]))
+        last = self.ages.new_full((batch * count,), LONGEST_DAYS).scatter_reduce(
+            0, cells, self.ages[owners, events], "amin"
+        )
         return [*numbers, last.view(batch, count, 1).clamp(min=0).log1p()]
 
 
@@ -265,7 +269,7 @@ class ActionHead(nn.Module):
         self.output = nn.Parameter(torch.empty(NETWORKS, UNITS, outcomes))
         self.bias = nn.Parameter(torch.empty(outcomes))
         self.direct = nn.Parameter(torch.empty(NETWORKS, numbers + self.coded * (len(KNOTS) - 1), outcomes))
-        self.preference_gain = nn.Parameter(torch.empty(outcomes, tasks))
+        self.preference_weight = nn.Parameter(torch.empty(outcomes, tasks))
 
     def reset_parameters(self):
         """Initialises the weights so that the first scores rank actions as MCM does without fine-tuning."""
@@ -273,20 +277,20 @@ class ActionHead(nn.Module):
         init.zeros_(self.output)
         init.zeros_(self.bias)
         init.zeros_(self.direct)
-        init.constant_(self.preference_gain, 1 / self.preference_gain.shape[1])
+        init.constant_(self.preference_weight, 1 / self.preference_weight.shape[1])
 
     def forward(self, hidden, unit_mask, states, actions, offered, preferences, numbers):
         """Computes the log-odds of every network.
 
         Args:
-            hidden (`torch.FloatTensor` of shape `(B, U, H)`): hidden vector h of each unit.
+            hidden (`torch.FloatTensor` of shape `(B, U, H)`): Hidden vector h of each unit.
             unit_mask (`torch.BoolTensor` of shape `(B, U)`): True where a unit is real.
-            states (`torch.FloatTensor` of shape `(B, S)`): customer states.
-            actions (`torch.FloatTensor` of shape `(A, H)`): embedding e_a of each action.
-            offered (`torch.LongTensor` of shape `(B, K)`): index of the action of each offer; negative where a
+            states (`torch.FloatTensor` of shape `(B, S)`): Customer states.
+            actions (`torch.FloatTensor` of shape `(A, H)`): Embedding e_a of each action.
+            offered (`torch.LongTensor` of shape `(B, K)`): Index of the action of each offer; negative where a
                 customer has fewer offers.
             preferences (`torch.FloatTensor` of shape `(B, K, T)`): MCM's own scores of each offer.
-            numbers (`torch.FloatTensor` of shape `(B, K, X)`): numeric features of each offer.
+            numbers (`torch.FloatTensor` of shape `(B, K, X)`): Numeric features of each offer.
 
         Returns:
             `torch.FloatTensor` of shape `(N, B, K, O)`.
@@ -306,7 +310,7 @@ class ActionHead(nn.Module):
         scores = torch.einsum("bknu,nuo->nbko", units, self.output) + torch.einsum(
             "bkx,nxo->nbko", torch.cat([numbers, codes], -1), self.direct
         )
-        return scores + self.bias + preferences @ self.preference_gain.T
+        return scores + self.bias + preferences @ self.preference_weight.T
 
 
 @auto_docstring(custom_intro="MCM fine-tuned to offers: it predicts the log-odds of every outcome of every offer.")
@@ -340,7 +344,7 @@ class MCMForActionRecommendation(MCMForMultiTaskRecommendation):
         embedded = embedded * weights[:, None].to(embedded.dtype)
         return embedded.new_zeros(number, embedded.shape[-1]).index_add(0, rows, embedded)
 
-    def known_of(
+    def list_known(
         self,
         logits: Mapping[str, torch.Tensor],
         counts: ActionCounts,
@@ -351,21 +355,21 @@ class MCMForActionRecommendation(MCMForMultiTaskRecommendation):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Preferences `(B, K, T)` and numeric features `(B, K, X)` of the offers: the preferences, for each task log(1
         + number of the action's labels), and the numbers of `count_names`. `logits` are MCM's own scores by task, each
-        `(B, V)`; `action_ids` `(R, J)`, `rows` `(R,)` and `matches` `(M, 3)` as in [`ActionCounts.of_offers`];
+        `(B, V)`; `action_ids` `(R, J)`, `rows` `(R,)` and `matches` `(M, 3)` as in [`ActionCounts.count_offers`];
         `offered` `(B, K)` is negative where a customer has fewer offers."""
         batch, actions_of_offers = torch.arange(len(offered), device=offered.device)[:, None], offered.clamp(min=0)
         number = int(offered.max()) + 1
         preferences, sizes = [], []
         for index, task in zip(self.task_features, self.config.tasks, strict=True):
-            actions, labels = counts.labels_of(index, action_ids, rows)
+            actions, labels = counts.find_labels(index, action_ids, rows)
             size = torch.bincount(actions, minlength=number)
             chances = logits[task].softmax(-1)[:, labels]
             total = chances.new_zeros(len(chances), number).index_add(1, actions, chances).clamp(1e-9, 1)
             preferences.append(torch.where(size > 0, total.log(), 0.0)[batch, actions_of_offers])
             sizes.append(size.to(total.dtype).log1p()[actions_of_offers])
         own = torch.stack(preferences, -1)
-        of_offers = counts.of_offers(action_ids, rows, matches, number)[batch, actions_of_offers]
-        of_customers = counts.of_customers()[:, None].expand(-1, offered.shape[1], -1)
+        of_offers = counts.count_offers(action_ids, rows, matches, number)[batch, actions_of_offers]
+        of_customers = counts.count_customers()[:, None].expand(-1, offered.shape[1], -1)
         return own, torch.cat([own, torch.stack(sizes, -1), of_offers, of_customers], -1)
 
     @can_return_tuple
@@ -418,18 +422,18 @@ class MCMForActionRecommendation(MCMForMultiTaskRecommendation):
             [`MCMActionOutput`].
 
         Raises:
-            ValueError: if there are no offers, no times, or no `event_values` where the config has summed features.
+            ValueError: If there are no offers, no times, or no `event_values` where the config has summed features.
         """
         if offered_actions is None or event_times is None:
             raise ValueError("There are no offers, or no times of the events: OfferCollator gives both.")
         if attention_mask is None:
             attention_mask = (input_ids != 0).any(-1).long()
-        now = event_times.amax(1)  # padding has time 0
+        as_of = event_times.amax(1)  # padding has time 0
         if days_to_offers is not None:
-            now = now + days_to_offers
-        ages = now[:, None] - event_times
+            as_of = as_of + days_to_offers
+        ages = as_of[:, None] - event_times
         happened = attention_mask.bool() & (torch.arange(ages.shape[1], device=ages.device) > 0)  # not the start row
-        moment = {"event_times": event_times, "event_values": event_values, "now": now}
+        moment = {"event_times": event_times, "event_values": event_values, "as_of": as_of}
         outputs = self.model(input_ids, attention_mask=attention_mask, visit_ids=visit_ids, **moment, **kwargs)
         # MCM's own scores are inputs without gradient: training the readout would cost most, and labels are few.
         with torch.no_grad():
@@ -438,7 +442,7 @@ class MCMForActionRecommendation(MCMForMultiTaskRecommendation):
             happened_at = ages.masked_fill(~happened, torch.inf)
             counts = ActionCounts(self.config, input_ids, visit_ids, happened_at, event_values)
             offers: Any = (action_input_ids, action_rows, action_matches, offered_actions)
-            own, numbers = self.known_of(scores, counts, *offers)
+            own, numbers = self.list_known(scores, counts, *offers)
         actions = self.action_embeddings(action_input_ids, action_rows, action_weights, int(offered_actions.max()) + 1)
         units = (outputs.last_hidden_state, outputs.unit_mask.bool(), outputs.pooler_output)
         own = own.to(actions.dtype)

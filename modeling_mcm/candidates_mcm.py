@@ -35,9 +35,9 @@ class ChosenLabels(NamedTuple):
     """The best labels of some customers, best first.
 
     Attributes:
-        labels (`torch.LongTensor` of shape `(B, k)`): label ids; 0 behind the last candidate.
-        scores (`torch.FloatTensor` of shape `(B, k)`): probabilities among the candidates; 0 where there is no label.
-        chances (`torch.FloatTensor` of shape `(B, k)`, *optional*): chances that the labels are in the next visit,
+        labels (`torch.LongTensor` of shape `(B, k)`): Label ids; 0 behind the last candidate.
+        scores (`torch.FloatTensor` of shape `(B, k)`): Probabilities among the candidates; 0 where there is no label.
+        chances (`torch.FloatTensor` of shape `(B, k)`, *optional*): Chances that the labels are in the next visit,
             which has several; whatever the candidates are.
     """
 
@@ -56,11 +56,11 @@ def choose_labels(
     """Chooses the k candidates with the highest scores. Of equal scores the smallest id comes first, on any device.
 
     Args:
-        scores (`torch.FloatTensor` of shape `(B, C)`): log probabilities of the labels up to a constant.
-        k (`int`): number of labels.
+        scores (`torch.FloatTensor` of shape `(B, C)`): Log probabilities of the labels up to a constant.
+        k (`int`): Number of labels.
         is_candidate (`torch.BoolTensor` of shape `(C,)` or `(B, C)`, *optional*): default: all labels.
-        groups (`torch.LongTensor` of shape `(C,)`, *optional*): group of each label. Default: no groups.
-        per_group (`int`): largest number of chosen labels of a group.
+        groups (`torch.LongTensor` of shape `(C,)`, *optional*): Group of each label. Default: no groups.
+        per_group (`int`): Largest number of chosen labels of a group.
     """
     columns = scores.shape[1]
     allowed = torch.arange(columns, device=scores.device) >= FIRST_LABEL
@@ -127,9 +127,9 @@ class NewLabels:
     averaged is the customer's own history, because where nothing is taken twice the model expects none of it again.
 
     Args:
-        values (`Sequence[str]`): the N new labels.
-        alike (`torch.LongTensor` of shape `(N, M)`): ids of the known labels that are most alike.
-        weights (`torch.FloatTensor` of shape `(N, M)`): their weights, which add up to 1.
+        values (`Sequence[str]`): The N new labels.
+        alike (`torch.LongTensor` of shape `(N, M)`): Ids of the known labels that are most alike.
+        weights (`torch.FloatTensor` of shape `(N, M)`): Their weights, which add up to 1.
     """
 
     def __init__(self, values: Sequence[str], alike: torch.Tensor, weights: torch.Tensor):
@@ -140,9 +140,9 @@ class NewLabels:
         """Compares new labels with known ones, and keeps those that share a feature with one; None if none does.
 
         Args:
-            values (`Sequence[str]`): the new labels.
-            features (`torch.LongTensor` of shape `(N, F)`): ids of their features; below 2 where nothing is known.
-            known (`torch.LongTensor` of shape `(V, F)`): ids of the features of the known labels.
+            values (`Sequence[str]`): The new labels.
+            features (`torch.LongTensor` of shape `(N, F)`): Ids of their features; below 2 where nothing is known.
+            known (`torch.LongTensor` of shape `(V, F)`): Ids of the features of the known labels.
         """
         sizes = torch.cat([features, known]).amax(0) + 1 if features.shape[1] else features.new_zeros(0)
         counts = [torch.bincount(column, minlength=size) for column, size in zip(known.T, sizes.tolist(), strict=True)]
@@ -167,8 +167,8 @@ class NewLabels:
         """Log probabilities `(B, V + N)` of the known labels and the new ones, from the scores `(B, V)`.
 
         Args:
-            scores (`torch.FloatTensor` of shape `(B, V)`): scores of the known labels.
-            seen (`Sequence[NDArray]` of length B, *optional*): label ids of each history.
+            scores (`torch.FloatTensor` of shape `(B, V)`): Scores of the known labels.
+            seen (`Sequence[NDArray]` of length B, *optional*): Label ids of each history.
         """
         self.alike, self.weights = self.alike.to(scores.device), self.weights.to(scores.device)
         scores = scores.float().log_softmax(1)
@@ -198,26 +198,26 @@ class CandidateSet:
     """Which labels may be chosen, resolved to ids once: for all customers, until the candidates change.
 
     Args:
-        model ([`MCMForMultiTaskRecommendation`]): the model that scores.
-        feature_extractor ([`MCMFeatureExtractor`]): feature extractor of the same checkpoint.
-        tasks (`Sequence[str]`, *optional*): tasks that are ranked. Default: all tasks.
-        candidates (*optional*): a list of labels, for a single task; or a table (data frame, Arrow table, dict of
+        model ([`MCMForMultiTaskRecommendation`]): The model that scores.
+        feature_extractor ([`MCMFeatureExtractor`]): Feature extractor of the same checkpoint.
+        tasks (`Sequence[str]`, *optional*): Tasks that are ranked. Default: all tasks.
+        candidates (*optional*): A list of labels, for a single task; or a table (data frame, Arrow table, dict of
             columns or list of dicts) with a row for each label, and a column for each task that is restricted. Its
             other columns that are features of the checkpoint, such as the category, say the groups of `per_group`,
             and score labels that training never saw ([`NewLabels`]). Default: all labels.
         exclude (*optional*): "seen", the labels of the customer's history; a list of labels; or a table with the
             column of the customers and a column for each task.
-        per_group (`tuple[str, int]`, *optional*): a feature and the largest number of chosen labels of each of its
+        per_group (`tuple[str, int]`, *optional*): A feature and the largest number of chosen labels of each of its
             values, such as `("category", 2)`.
 
     Attributes:
-        needs_seen (`bool`): whether `choose` needs the label ids of each history.
-        needs_customers (`bool`): whether `choose` needs the ids of the customers.
-        unknown (`dict[str, list[str]]`): by task the candidates that the model does not know and that share no feature
+        needs_seen (`bool`): Whether `choose` needs the label ids of each history.
+        needs_customers (`bool`): Whether `choose` needs the ids of the customers.
+        unknown (`dict[str, list[str]]`): By task the candidates that the model does not know and that share no feature
             with a label that it knows. They are never chosen; a warning names them.
 
     Raises:
-        ValueError: if a column is missing or holds nulls, no candidate is left, or nothing says the group of a label.
+        ValueError: If a column is missing or holds nulls, no candidate is left, or nothing says the group of a label.
             The message names the column and what to do.
     """
 
@@ -279,10 +279,10 @@ class CandidateSet:
         """Chooses the best candidates of some customers, as [`choose_labels`] does. Ids from V on are new labels.
 
         Args:
-            task (`str`): name of a task.
-            scores (`torch.FloatTensor` of shape `(B, V)`): scores of the model.
-            seen (`Sequence[NDArray]` of length B, *optional*): label ids of each history, for `needs_seen`.
-            customers (`Sequence[str]` of length B, *optional*): their ids, for `needs_customers`.
+            task (`str`): Name of a task.
+            scores (`torch.FloatTensor` of shape `(B, V)`): Scores of the model.
+            seen (`Sequence[NDArray]` of length B, *optional*): Label ids of each history, for `needs_seen`.
+            customers (`Sequence[str]` of length B, *optional*): Their ids, for `needs_customers`.
         """
         own = self._of_tasks[task]
         if own.new is not None:

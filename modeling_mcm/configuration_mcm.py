@@ -101,7 +101,7 @@ class MCMConfig(PreTrainedConfig):
     state_features (`list[str]`, *optional*):
         Features whose values the state counts at every half-life. Default: features of up to 64 ids. Pre-training
         leaves out those of the profile, which no event has.
-    taste_features (`list[str]`, *optional*):
+    projected_features (`list[str]`, *optional*):
         Features of more values, which the state counts at one half-life and unfaded. Default: the smallest tasks of
         more than 64 labels that are not among `state_features`, while they have at most 4,096 labels in all; at least
         one, unless it has more than 16,384. `to_dict` names what the default chose.
@@ -161,7 +161,7 @@ class MCMConfig(PreTrainedConfig):
     live_state: str = "full"
     state_size: int = 192
     state_features: list[str] | None = None
-    taste_features: list[str] | None = None
+    projected_features: list[str] | None = None
     summed_features: list[str] = field(default_factory=list)
     forecast_days: list[float | int] = field(default_factory=lambda: [7.0, 30.0, 90.0])
     learned_days: list[float | int] | None = None
@@ -197,7 +197,7 @@ class MCMConfig(PreTrainedConfig):
         defaults."""
         values = super().to_dict()
         if self.state_size:
-            values["state_features"], values["taste_features"] = self.counted_features
+            values["state_features"], values["projected_features"] = self.counted_features
         return values
 
     @property
@@ -227,15 +227,15 @@ class MCMConfig(PreTrainedConfig):
     def counted_features(self) -> tuple[list[str], list[str]]:
         """Features that the customer state counts: those with few values, at every half-life; and those with many
         values, at one half-life and unfaded."""
-        few, many = self._state_features(), self.taste_features
-        return few, self._default_tastes() if many is None else list(many)
+        few, many = self._state_features(), self.projected_features
+        return few, self._default_projected() if many is None else list(many)
 
     def _state_features(self) -> list[str]:
         if self.state_features is not None:
             return list(self.state_features)
         return [name for name, size in self._sizes().items() if size <= FEW_VALUES]
 
-    def _default_tastes(self) -> list[str]:
+    def _default_projected(self) -> list[str]:
         """Tasks of many labels that a state counts, in the order of the tasks: the smallest, while they have at most
         `MOST_TASTES` in all. The counts of a very large task outnumber all others and teach the state little."""
         few, sizes = self._state_features(), self._sizes()
@@ -275,7 +275,7 @@ class MCMConfig(PreTrainedConfig):
             raise ValueError(
                 f"The tasks {missing} are no features; a task is the next value of one of {self.features}."
             )
-        lists = ("input_features", "label_features", "state_features", "taste_features", "summed_features")
+        lists = ("input_features", "label_features", "state_features", "projected_features", "summed_features")
         for name in (*lists, "action_features", "target_features", "target_types"):
             if missing := [feature for feature in getattr(self, name) or [] if feature not in self.features]:
                 raise ValueError(f"`{name}` names {missing}, which are not among the features {self.features}.")

@@ -36,7 +36,7 @@ class MCMPredictionOutput(ModelOutput):
     logits (`torch.FloatTensor` of shape `(batch_size, num_labels)`):
         For classes the scores before the softmax; for a number the predicted number.
     pooler_output (`torch.FloatTensor` of shape `(batch_size, state_size)`):
-        Customer state at `now`, computed with the fine-tuned weights.
+        Customer state at `as_of`, computed with the fine-tuned weights.
     """
 
     loss: torch.Tensor | None = None
@@ -45,14 +45,14 @@ class MCMPredictionOutput(ModelOutput):
 
 
 class PredictionHead(nn.Module):
-    """Linear layer on the standardised customer state: W dropout((s - mean) / spread) + b. W starts at 0, so that the
+    """Linear layer on the standardised customer state: W dropout((s - mean) / std) + b. W starts at 0, so that the
     first prediction is the same for all customers. Mean and standard deviation are those of the training customers'
     states, which [`MCMForCustomerPrediction.start_from`] sets."""
 
     def __init__(self, config: MCMConfig):
         super().__init__()
         self.mean = nn.Buffer(torch.zeros(config.state_size))
-        self.spread = nn.Buffer(torch.ones(config.state_size))
+        self.std = nn.Buffer(torch.ones(config.state_size))
         # Mean and standard deviation of the training labels if the label is a number; 0 and 1 for classes.
         self.label_mean = nn.Buffer(torch.zeros(()))
         self.label_std = nn.Buffer(torch.ones(()))
@@ -62,7 +62,7 @@ class PredictionHead(nn.Module):
     def reset_parameters(self) -> None:
         """Initialises the head so that all customers get the same prediction."""
         init.zeros_(self.mean)
-        init.ones_(self.spread)
+        init.ones_(self.std)
         init.zeros_(self.label_mean)
         init.ones_(self.label_std)
         init.zeros_(self.output.weight)
@@ -70,7 +70,7 @@ class PredictionHead(nn.Module):
 
     def forward(self, state: torch.Tensor) -> torch.Tensor:
         """Computes scores of shape `(B, C)` from customer states of shape `(B, S)`."""
-        return self.output(self.dropout((state - self.mean) / self.spread))
+        return self.output(self.dropout((state - self.mean) / self.std))
 
 
 @auto_docstring(
@@ -157,8 +157,8 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
         that is trained from 0 together with the state would memorise the training customers.
 
         Args:
-            labels (`torch.Tensor` of shape `(n,)`): labels of the training customers, as in `forward`.
-            states (`torch.FloatTensor` of shape `(n, S)`, *optional*): customer states of the same customers.
+            labels (`torch.Tensor` of shape `(n,)`): Labels of the training customers, as in `forward`.
+            states (`torch.FloatTensor` of shape `(n, S)`, *optional*): Customer states of the same customers.
         """
         head = self.prediction_head
         head.output.weight.zero_()
@@ -171,8 +171,8 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
             head.output.bias.copy_((counts / counts.sum()).log())
         if states is not None:
             head.mean.copy_(states.mean(0))
-            head.spread.copy_(states.std(0).clamp(min=1e-3))
-            self._fit_head(labels, (states.detach() - head.mean) / head.spread)
+            head.std.copy_(states.std(0).clamp(min=1e-3))
+            self._fit_head(labels, (states.detach() - head.mean) / head.std)
 
     @torch.enable_grad()
     def _fit_head(self, labels: torch.Tensor, states: torch.Tensor) -> None:
@@ -197,7 +197,7 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
         return F.cross_entropy(scores, labels, ignore_index=IGNORED)
 
     @can_return_tuple
-    @auto_docstring(custom_intro="Predicts the label of each customer at `now`, and computes the loss.\n")
+    @auto_docstring(custom_intro="Predicts the label of each customer at `as_of`, and computes the loss.\n")
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -205,7 +205,7 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
         visit_ids: torch.LongTensor | None = None,
         event_times: torch.FloatTensor | None = None,
         event_values: torch.FloatTensor | None = None,
-        now: torch.FloatTensor | None = None,
+        as_of: torch.FloatTensor | None = None,
         labels: torch.Tensor | None = None,
         counts: torch.FloatTensor | None = None,
         **kwargs,
@@ -222,7 +222,7 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
             Days from the customer's first event to each event, in ascending order. Required without `counts`.
         event_values (`torch.FloatTensor` of shape `(batch_size, sequence_length, num_values)`, *optional*):
             Values of `config.summed_features` of each event, 0 where one is missing.
-        now (`torch.FloatTensor` of shape `(batch_size,)`, *optional*):
+        as_of (`torch.FloatTensor` of shape `(batch_size,)`, *optional*):
             Moment of the label, in days on the clock of `event_times`. Default: the time of the last event.
         labels (`torch.Tensor` of shape `(batch_size,)`, *optional*):
             Class ids, -100 where a class is unknown; or numbers.
@@ -234,12 +234,12 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
             [`MCMPredictionOutput`].
 
         Raises:
-            ValueError: if there are neither histories nor `counts`, or an input that they require is missing.
+            ValueError: If there are neither histories nor `counts`, or an input that they require is missing.
         """
         if counts is None:
             if input_ids is None:
                 raise ValueError("There is no `input_ids`, and no `counts` in its place: give one of them.")
-            computed = self.model.state_counts(input_ids, attention_mask, visit_ids, event_times, event_values, now)
+            computed = self.model.state_counts(input_ids, attention_mask, visit_ids, event_times, event_values, as_of)
             counts = cast(torch.FloatTensor, computed)
         if self.training and self._trains_state:
             self._forget_forecasts()

@@ -36,9 +36,9 @@ class CustomerModel:
     """A trained model with the events of the customers that it is asked about.
 
     Args:
-        model ([`MCMForMultiTaskRecommendation`]): the model.
-        feature_extractor ([`MCMFeatureExtractor`]): its feature extractor.
-        events (`pd.DataFrame` or `pa.Table`): the customers' events.
+        model ([`MCMForMultiTaskRecommendation`]): The model.
+        feature_extractor ([`MCMFeatureExtractor`]): Its feature extractor.
+        events (`pd.DataFrame` or `pa.Table`): The customers' events.
     """
 
     def __init__(self, model: MCMForMultiTaskRecommendation, feature_extractor: MCMFeatureExtractor, events: Any):
@@ -69,17 +69,17 @@ class CustomerModel:
         """Prepares a log and trains a model on it.
 
         Args:
-            events (`pd.DataFrame` or `pa.Table`): the log, one row an event.
-            schema (`EventSchema` or `Mapping`, *optional*): what the columns mean, or some keys of it. What is missing
+            events (`pd.DataFrame` or `pa.Table`): The log, one row an event.
+            schema (`EventSchema` or `Mapping`, *optional*): What the columns mean, or some keys of it. What is missing
                 is guessed, and the log shows it.
-            encoder (`bool`): whether to train the encoder too: better scores, in minutes to hours.
-            folder (`str`, *optional*): new folder for the prepared data and the run. Default: a temporary one.
-            seed (`int`): seed of the training.
+            encoder (`bool`): Whether to train the encoder too: better scores, in minutes to hours.
+            folder (`str`, *optional*): New folder for the prepared data and the run. Default: a temporary one.
+            seed (`int`): Seed of the training.
             training: options of `PretrainingArguments`, such as `num_train_epochs=3`.
 
         Raises:
-            ValueError: if the schema can't be guessed, or the log is too small. The message says what to give.
-            FileExistsError: if the folder holds something already.
+            ValueError: If the schema can't be guessed, or the log is too small. The message says what to give.
+            FileExistsError: If the folder holds something already.
         """
         from modeling_mcm.preparation import prepare  # the extra `data`
 
@@ -91,7 +91,9 @@ class CustomerModel:
             )
         if not isinstance(schema, EventSchema):
             schema = guess_schema(table, schema)
-            logger.warning(f"The columns are read so; give keys of it as `schema` to change it.\n{_text_of(schema)}")
+            logger.warning(
+                f"The columns are read so; give keys of it as `schema` to change it.\n{_write_yaml(schema)}"
+            )
         with tempfile.TemporaryDirectory() as temporary:
             place = Path(folder or temporary)
             prepare(table, schema, place / "data")
@@ -120,8 +122,8 @@ class CustomerModel:
         """The labels of each task with the highest scores, one row each: customer, task, label, score, chance.
 
         Args:
-            customers (`Iterable`, *optional*): ids of customers. Default: all.
-            k (`int`): number of labels of each task.
+            customers (`Iterable`, *optional*): Ids of customers. Default: all.
+            k (`int`): Number of labels of each task.
             options: other options of [`PreferenceScoresPipeline`], such as `tasks` and `candidates`.
         """
         rows = [
@@ -145,14 +147,14 @@ class CustomerModel:
         [`CustomerForecastPipeline`].
 
         Args:
-            customers (`Iterable`, *optional*): ids of customers. Default: all.
-            days (`Sequence[float]`, *optional*): horizons, up to twice the training period. Default: those of the
+            customers (`Iterable`, *optional*): Ids of customers. Default: all.
+            days (`Sequence[float]`, *optional*): Horizons, up to twice the training period. Default: those of the
                 config.
         """
         found = dict(self._ask("customer-forecast", customers, days=days, **options))
         return pd.DataFrame.from_dict(found, orient="index").rename_axis("customer")
 
-    def explain(self, customer: Any, label: Any = None, task: str | None = None, now: Any = None) -> Explanation:
+    def explain(self, customer: Any, label: Any = None, task: str | None = None, as_of: Any = None) -> Explanation:
         """Explains the score of a label for a customer; see [`LiveCustomer.explain`]. The default task is the first
         one that knows the label."""
         live = LiveCustomer(self.model, self.feature_extractor, customer_id=str(customer))
@@ -162,7 +164,7 @@ class CustomerModel:
         known = [each for each in tasks if label is None or to_text(label) in vocabularies[each]]
         if task is None and not known:
             raise ValueError(f"No task of {list(tasks)} has the label {label!r}: give one that the log has.")
-        return live.explain(task or known[0], label, now)
+        return live.explain(task or known[0], label, as_of)
 
     def _history(self, customer: Any) -> pd.DataFrame:
         """Events of a customer."""
@@ -185,7 +187,7 @@ class CustomerModel:
         return list(zip(names, ask(given, batch_size=64, **options), strict=True))
 
 
-def _text_of(schema: EventSchema) -> str:
+def _write_yaml(schema: EventSchema) -> str:
     """The schema file of a schema, without what has its default."""
     usual = {each.name: each.default for each in fields(EventSchema)}
     kept = {key: value for key, value in schema.to_dict().items() if value not in (None, [], usual[key])}

@@ -70,13 +70,13 @@ class HeterogeneousEmbedding(nn.Embedding):
         of one for each feature.
 
         Args:
-            input_ids (`torch.LongTensor` of shape `(B, L, J)`): feature ids of each event; 0 is missing.
+            input_ids (`torch.LongTensor` of shape `(B, L, J)`): Feature ids of each event; 0 is missing.
 
         Returns:
             `torch.FloatTensor` of shape `(B, L, H)`; 0 on padding.
 
         Raises:
-            ValueError: if `input_ids` does not have J features.
+            ValueError: If `input_ids` does not have J features.
         """
         if input_ids.shape[-1] != len(self.feature_tables):
             raise ValueError(
@@ -132,10 +132,10 @@ def check_inputs(
 
     Args:
         attention_mask (`torch.Tensor` of shape `(B, L)`): 1 where an event is real.
-        visit_ids (`torch.LongTensor` of shape `(B, L)`, *optional*): visit of each event.
-        event_times (`torch.FloatTensor` of shape `(B, L)`, *optional*): days from the first event to each event.
-        input_ids (`torch.LongTensor` of shape `(B, L, J)`, *optional*): feature ids of each event.
-        sizes (`Mapping[str, int]`, *optional*): number of ids of each feature by name, in the order of J. Without this
+        visit_ids (`torch.LongTensor` of shape `(B, L)`, *optional*): Visit of each event.
+        event_times (`torch.FloatTensor` of shape `(B, L)`, *optional*): Days from the first event to each event.
+        input_ids (`torch.LongTensor` of shape `(B, L, J)`, *optional*): Feature ids of each event.
+        sizes (`Mapping[str, int]`, *optional*): Number of ids of each feature by name, in the order of J. Without this
             check an id that is too large would silently read a vector of another feature, as tables are joined.
 
     Raises:
@@ -238,16 +238,16 @@ class MCMEmbeddings(nn.Module):
         """Computes the encoder's input.
 
         Args:
-            input_ids (`torch.LongTensor` of shape `(B, L, J)`): feature ids of each event.
+            input_ids (`torch.LongTensor` of shape `(B, L, J)`): Feature ids of each event.
             attention_mask (`torch.Tensor` of shape `(B, L)`): 1 where an event is real.
-            visit_ids (`torch.LongTensor` of shape `(B, L)`, *optional*): visit of each event.
+            visit_ids (`torch.LongTensor` of shape `(B, L)`, *optional*): Visit of each event.
 
         Returns:
             Unit vectors of shape `(B, U, H)`, a boolean unit mask of shape `(B, U)`, and event embeddings of shape
             `(B, L, H)`.
 
         Raises:
-            ValueError: if there are more units than position embeddings, or units are visits and there are no
+            ValueError: If there are more units than position embeddings, or units are visits and there are no
                 `visit_ids`.
         """
         events = self.events(input_ids)

@@ -44,12 +44,12 @@ class Encoding:
     """Raw values to ids. Id 0 means missing, 1 a value that was not seen in training; values and bins follow.
 
     Attributes:
-        specs (`dict[str, FeatureSpec]`): the features by name.
-        columns (`dict[str, str]`): by feature the column that it is read from; derived features have none.
-        ids (`dict[str, dict[str, int]]`): by categorical feature the id of each value.
-        zone (`tzinfo`, *optional*): time zone of times that name none.
-        event_features, profile_features (`list[str]`): names of the features of events, and of those of the profile.
-        token_feature (`str`): name of the feature that holds the token type.
+        specs (`dict[str, FeatureSpec]`): The features by name.
+        columns (`dict[str, str]`): By feature the column that it is read from; derived features have none.
+        ids (`dict[str, dict[str, int]]`): By categorical feature the id of each value.
+        zone (`tzinfo`, *optional*): Time zone of times that name none.
+        event_features, profile_features (`list[str]`): Names of the features of events, and of those of the profile.
+        token_feature (`str`): Name of the feature that holds the token type.
     """
 
     def __init__(
@@ -197,7 +197,7 @@ class Encoding:
 
     def value_ids(self, feature: str, column: Any) -> NDArray[np.int32]:
         """Ids of values of a categorical feature, without splitting them into parts, of shape `(len(column),)`."""
-        return map_distinct(column, lambda value: self._id_of(feature, to_text(value)), np.int32)
+        return map_distinct(column, lambda value: self._look_up_id(feature, to_text(value)), np.int32)
 
     def feature_ids(self, feature: str, column: Any) -> NDArray[np.int32]:
         """Ids of the values of a feature's column, of shape `(len(column),)`."""
@@ -207,19 +207,21 @@ class Encoding:
         separator, item, level = spec.separator, spec.item, spec.level
         if level is not None:
             return map_distinct(
-                column, lambda value: self._id_of(feature, split_path(value, str(separator), level)), np.int32
+                column, lambda value: self._look_up_id(feature, split_path(value, str(separator), level)), np.int32
             )
         if item is not None:
             texts = [split_values(value, separator) for value in as_list(column)]
             return np.array([self._id_of_item(feature, each, item) for each in texts], np.int32)
         return self.value_ids(feature, column)
 
-    def _id_of(self, feature: str, text: str | None) -> int:
+    def _look_up_id(self, feature: str, text: str | None) -> int:
         return MISSING_ID if text is None else self.ids[feature].get(text, UNKNOWN_ID)
 
     def _id_of_item(self, feature: str, texts: set[str], item: int) -> int:
         """Id number `item`, from 1, among the ids of several values in ascending order, unknown values last."""
-        ids = sorted((self._id_of(feature, text) for text in texts), key=lambda label: (label == UNKNOWN_ID, label))
+        ids = sorted(
+            (self._look_up_id(feature, text) for text in texts), key=lambda label: (label == UNKNOWN_ID, label)
+        )
         return ids[item - 1] if item <= len(ids) else MISSING_ID
 
     def _bin(self, feature: str, numbers: NDArray[np.float64]) -> NDArray[np.int32]:

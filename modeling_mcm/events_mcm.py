@@ -269,14 +269,14 @@ def read_columns(events: Any, known: Sequence[str]) -> tuple[dict[str, Any], int
 
     Args:
         events: a list of dicts, a dict of columns, or a data frame (anything with `columns` and `to_numpy`).
-        known (`Sequence[str]`): allowed columns. Other columns of a data frame are ignored with a warning; elsewhere
+        known (`Sequence[str]`): Allowed columns. Other columns of a data frame are ignored with a warning; elsewhere
             they are an error.
 
     Returns:
         The known columns that occur, by name, and the number of events.
 
     Raises:
-        ValueError: if a key is unknown, or the events have another form or columns of different lengths.
+        ValueError: If a key is unknown, or the events have another form or columns of different lengths.
     """
     columns: dict[str, Any]
     if hasattr(events, "columns") and hasattr(events, "to_numpy"):
@@ -353,13 +353,13 @@ def arrange(
     The order of the input has no effect.
 
     Args:
-        seconds (`np.ndarray` of shape `(n,)`): time of each event in seconds since 1970-01-01.
-        ranks (`np.ndarray` of shape `(n,)`): rank of each event's visit key, as `rank_visits` returns it.
-        ties (`Sequence[np.ndarray]`, each of shape `(n,)`): columns that order events of one visit and time, the most
+        seconds (`np.ndarray` of shape `(n,)`): Time of each event in seconds since 1970-01-01.
+        ranks (`np.ndarray` of shape `(n,)`): Rank of each event's visit key, as `rank_visits` returns it.
+        ties (`Sequence[np.ndarray]`, each of shape `(n,)`): Columns that order events of one visit and time, the most
             important first.
-        is_target (`np.ndarray` of shape `(n,)`): whether an event can be a target.
-        close_visits (`bool`): whether to insert an end-of-visit event after each visit with a target.
-        values (`Sequence[np.ndarray]`, each of shape `(n,)`): columns that order events that are equal in all others,
+        is_target (`np.ndarray` of shape `(n,)`): Whether an event can be a target.
+        close_visits (`bool`): Whether to insert an end-of-visit event after each visit with a target.
+        values (`Sequence[np.ndarray]`, each of shape `(n,)`): Columns that order events that are equal in all others,
             the most important first.
     """
     starts = seconds.copy()

@@ -106,14 +106,14 @@ class _History(NamedTuple):
     irregularity: torch.Tensor  # (B,): coefficient of variation of the gaps; 1 where there are fewer than two
 
 
-def _select(visits: Visits, now: torch.Tensor, window: torch.Tensor | float) -> _History:
-    """Selects the visits of the window before `now`, of shape `(B,)`. A silence longer than the window counts as one
+def _select(visits: Visits, as_of: torch.Tensor, window: torch.Tensor | float) -> _History:
+    """Selects the visits of the window before `as_of`, of shape `(B,)`. A silence longer than the window counts as one
     of its length."""
     times, amounts = F.pad(visits.times, (0, 1)), F.pad(visits.amounts, (0, 0, 0, 1))  # there may be no place at all
-    is_past = F.pad(visits.is_visit, (0, 1)) & (times <= now[:, None])
+    is_past = F.pad(visits.is_visit, (0, 1)) & (times <= as_of[:, None])
     latest = torch.where(is_past, times, -math.inf).amax(1)
-    now = torch.minimum(now, torch.where(latest > -math.inf, latest, now) + 0.999 * window)
-    ages = (now[:, None] - times) / window
+    as_of = torch.minimum(as_of, torch.where(latest > -math.inf, latest, as_of) + 0.999 * window)
+    ages = (as_of[:, None] - times) / window
     is_visit = is_past & (ages <= 1 + 1e-6)  # the first moment of the window belongs to it
     ages = torch.where(is_visit, ages, 2.0)
     ages, order = torch.sort(ages, 1)
@@ -220,10 +220,10 @@ class ShopStatistics(NamedTuple):
 
 
 @torch.no_grad()
-def shop_statistics(visits: Visits, now: torch.Tensor, window: float) -> ShopStatistics:
-    """Computes the statistics of a shop from its customers' visits in the window before `now`, of shape `(B,)`.
+def shop_statistics(visits: Visits, as_of: torch.Tensor, window: float) -> ShopStatistics:
+    """Computes the statistics of a shop from its customers' visits in the window before `as_of`, of shape `(B,)`.
     Customers without a visit in the window do not count."""
-    history = _select(visits, now, window)
+    history = _select(visits, as_of, window)
     is_known = history.number > 0
     if not bool(is_known.any()):
         raise ValueError("No customer has a visit in the training period, so there is nothing to forecast from.")
@@ -299,13 +299,13 @@ class _Range(nn.Module):
 
     def __init__(self, size: int):
         super().__init__()
-        self.mean, self.spread = nn.Buffer(torch.zeros(size)), nn.Buffer(torch.ones(size))
+        self.mean, self.std = nn.Buffer(torch.zeros(size)), nn.Buffer(torch.ones(size))
         self.low, self.high = nn.Buffer(torch.zeros(size)), nn.Buffer(torch.zeros(size))
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Of shape `(..., size)`, like the inputs."""
         inputs = torch.minimum(torch.maximum(inputs, self.low), self.high)
-        return (inputs - self.mean) / self.spread
+        return (inputs - self.mean) / self.std
 
     @torch.no_grad()
     def learn(self, inputs: torch.Tensor) -> None:
@@ -316,7 +316,7 @@ class _Range(nn.Module):
         )
         clipped = torch.minimum(torch.maximum(inputs, self.low), self.high)
         self.mean.copy_(clipped.mean(0))
-        self.spread.copy_(clipped.std(0).clamp(min=1e-2))
+        self.std.copy_(clipped.std(0).clamp(min=1e-2))
 
 
 class _Network(nn.Module):
@@ -326,8 +326,8 @@ class _Network(nn.Module):
         super().__init__()
         self.range = _Range(inputs)
         self.first, self.second = nn.Linear(inputs, hidden), nn.Linear(hidden, hidden)
-        self.output, self.direct = nn.Linear(hidden, outputs), nn.Linear(inputs, outputs, bias=False)
-        for layer in (self.output, self.direct):
+        self.output, self.linear = nn.Linear(hidden, outputs), nn.Linear(inputs, outputs, bias=False)
+        for layer in (self.output, self.linear):
             nn.init.zeros_(layer.weight)
         nn.init.zeros_(self.output.bias)
 
@@ -336,7 +336,7 @@ class _Network(nn.Module):
         z = self.range(inputs)
         hidden = F.gelu(self.first(z))
         hidden = hidden + F.gelu(self.second(hidden))
-        return self.output(hidden) + self.direct(z)
+        return self.output(hidden) + self.linear(z)
 
 
 class Inputs(NamedTuple):
@@ -352,9 +352,9 @@ class VisitForecaster(nn.Module):
     """Distributions of visits and amounts within horizons; see the module.
 
     Args:
-        num_amounts (`int`): number of amounts Q.
-        deciding (sequence of `int`): indices of the features whose values make an event a target.
-        types (`dict[int, list[int]]`, *optional*): by index of a feature, the ids of which target events have one.
+        num_amounts (`int`): Number of amounts Q.
+        deciding (sequence of `int`): Indices of the features whose values make an event a target.
+        types (`dict[int, list[int]]`, *optional*): By index of a feature, the ids of which target events have one.
     """
 
     def __init__(
@@ -365,8 +365,8 @@ class VisitForecaster(nn.Module):
         customer = 18 + 2 * len(HALF_LIVES)
         self.num_statistics = 7 + 2 * BINS + 3 + 6 + 15 * len(BACK_TESTS)
         inputs = customer + 4 + self.num_statistics
-        self.of_visits = _Network(inputs, VISIT_HIDDEN, 3)
-        self.of_amounts = _Network(inputs + 2 + 8, AMOUNT_HIDDEN, 3)
+        self.visit_network = _Network(inputs, VISIT_HIDDEN, 3)
+        self.amount_network = _Network(inputs + 2 + 8, AMOUNT_HIDDEN, 3)
         self.window = nn.Buffer(torch.ones(()))  # days
         self.statistics = nn.Buffer(torch.zeros(self.num_statistics))
         self.mean_rate = nn.Buffer(torch.ones(()))
@@ -397,12 +397,12 @@ class VisitForecaster(nn.Module):
         """Collects visits from events. A visit counts if one of its events is a target, and begins with its first one.
 
         Args:
-            input_ids (`torch.LongTensor` of shape `(B, L, J)`): feature ids of each event.
-            is_event (`torch.BoolTensor` of shape `(B, L)`): whether there is an event; the start row is none.
-            visit_ids (`torch.LongTensor` of shape `(B, L)`, *optional*): visit of each event, from 0 to at most L - 1.
+            input_ids (`torch.LongTensor` of shape `(B, L, J)`): Feature ids of each event.
+            is_event (`torch.BoolTensor` of shape `(B, L)`): Whether there is an event; the start row is none.
+            visit_ids (`torch.LongTensor` of shape `(B, L)`, *optional*): Visit of each event, from 0 to at most L - 1.
                 `None`: each event is a visit.
             event_times (`torch.FloatTensor` of shape `(B, L)`): days.
-            event_values (`torch.FloatTensor` of shape `(B, L, Q - 1)`, *optional*): values of the summed features.
+            event_values (`torch.FloatTensor` of shape `(B, L, Q - 1)`, *optional*): Values of the summed features.
 
         Returns:
             `Visits`: with a place for each event. The first amount is the number of target events.
@@ -422,15 +422,15 @@ class VisitForecaster(nn.Module):
         is_visit = first < math.inf
         return Visits(torch.where(is_visit, first, 0.0), is_visit, amounts)
 
-    def inputs(self, visits: Visits, now: torch.Tensor, days: Sequence[float]) -> Inputs:
-        """What the networks read at `now`, of shape `(B,)`, in days on the clock of the visits. Later visits are not
+    def inputs(self, visits: Visits, as_of: torch.Tensor, days: Sequence[float]) -> Inputs:
+        """What the networks read at `as_of`, of shape `(B,)`, in days on the clock of the visits. Later visits are not
         read."""
-        history = _select(visits, now.float(), self.window)
+        history = _select(visits, as_of.float(), self.window)
         customer = _describe_customers(history, self.mean_rate)
         rate = _smooth_rate(history, self.mean_rate)
         is_known = history.number > 0
         # Nothing is known of a customer without visits, who is therefore the average one.
-        customer = torch.where(is_known[:, None], customer, self.of_visits.range.mean[: customer.shape[1]])
+        customer = torch.where(is_known[:, None], customer, self.visit_network.range.mean[: customer.shape[1]])
         rate = torch.where(is_known, rate, self.mean_rate)[:, None]
         gap = torch.where(history.number > 1, history.mean_gap, 1 / rate[:, 0])[:, None].clamp(min=LEAST)
         ratios = (torch.tensor(days, dtype=torch.float32, device=rate.device) / self.window).clamp(max=TRAINED_RATIO)
@@ -444,7 +444,7 @@ class VisitForecaster(nn.Module):
 
     def distribution(self, inputs: Inputs) -> Distribution:
         """The distribution of the number of visits, each parameter of shape `(B, D)`."""
-        shift, size, never = self.of_visits(inputs.visits).unbind(-1)
+        shift, size, never = self.visit_network(inputs.visits).unbind(-1)
         log_mean = (inputs.base + shift).clamp(-12, 8)
         return Distribution(log_mean, size.clamp(-4, 5), (never - 2).clamp(-12, 12))
 
@@ -453,7 +453,7 @@ class VisitForecaster(nn.Module):
         expected, comes = visits.expected.log(), visits.log_comes
         known = torch.cat([inputs.visits, torch.stack([expected, comes], -1)], -1)
         known = known[..., None, :].expand(*inputs.amounts.shape[:-1], -1)
-        factor, shift, raw_std = self.of_amounts(torch.cat([known, inputs.amounts], -1)).unbind(-1)
+        factor, shift, raw_std = self.amount_network(torch.cat([known, inputs.amounts], -1)).unbind(-1)
         log_expected = (expected[..., None] + inputs.mean_amounts + factor).clamp(-14, 14)
         log_std = F.softplus(raw_std + 0.5) + 0.02
         comes = comes[..., None].expand_as(log_expected)
@@ -495,13 +495,13 @@ class CustomerForecasts:
     horizons an expected amount is at least that of the horizon before.
 
     Args:
-        config ([`MCMConfig`]): the checkpoint's config.
-        heads ([`~state_mcm.Forecasts`], *optional*): the head that was learned on the log.
-        forecaster ([`VisitForecaster`], *optional*): the network.
+        config ([`MCMConfig`]): The checkpoint's config.
+        heads ([`~state_mcm.Forecasts`], *optional*): The head that was learned on the log.
+        forecaster ([`VisitForecaster`], *optional*): The network.
         days (sequence of `float`, *optional*): horizons. Default: those of the config that can be told.
 
     Raises:
-        ValueError: if a horizon of `days` is longer than the checkpoint can tell, or no number of days.
+        ValueError: If a horizon of `days` is longer than the checkpoint can tell, or no number of days.
     """
 
     def __init__(
@@ -548,14 +548,14 @@ class CustomerForecasts:
         return [*names, NEXT_VISIT, ALIVE] if self.days else []
 
     def compute(
-        self, state: torch.Tensor, visits: Visits | None = None, now: torch.Tensor | None = None
+        self, state: torch.Tensor, visits: Visits | None = None, as_of: torch.Tensor | None = None
     ) -> dict[str, torch.Tensor]:
         """Computes all forecasts.
 
         Args:
-            state (`torch.FloatTensor` of shape `(B, S)`): customer states at `now`.
-            visits (`Visits`, *optional*): the customers' visits; needed with a forecaster.
-            now (`torch.FloatTensor` of shape `(B,)`, *optional*): prediction times on the clock of the visits.
+            state (`torch.FloatTensor` of shape `(B, S)`): Customer states at `as_of`.
+            visits (`Visits`, *optional*): The customers' visits; needed with a forecaster.
+            as_of (`torch.FloatTensor` of shape `(B,)`, *optional*): Prediction times on the clock of the visits.
 
         Returns:
             `dict[str, torch.FloatTensor]`: by `names`, each of shape `(B,)`.
@@ -564,12 +564,12 @@ class CustomerForecasts:
             return {}
         earlier = [day for day in self.days if day <= self.last_learned]
         told = {} if self.heads is None else self.heads(state, [*earlier, self.last_learned])
-        if self.forecaster is not None and visits is not None and now is not None:
-            told |= self._add_network(told, state, visits, now)
+        if self.forecaster is not None and visits is not None and as_of is not None:
+            told |= self._add_network(told, state, visits, as_of)
         return {name: told[name] for name in self.names()}
 
     def _add_network(
-        self, learned: dict[str, torch.Tensor], state: torch.Tensor, visits: Visits, now: torch.Tensor
+        self, learned: dict[str, torch.Tensor], state: torch.Tensor, visits: Visits, as_of: torch.Tensor
     ) -> dict[str, torch.Tensor]:
         forecaster: VisitForecaster = self.forecaster  # type: ignore[assignment]
         earlier = [day for day in self.days if day <= self.last_learned]
@@ -579,7 +579,7 @@ class CustomerForecasts:
         if self.longest > max([self.last_learned, *later]):
             later = [*later, self.longest]  # for `ALIVE` alone
         times = [*earlier, *later]
-        inputs = forecaster.inputs(visits, now, times)
+        inputs = forecaster.inputs(visits, as_of, times)
         distribution = forecaster.distribution(inputs)
         absent = 1 - distribution.log_comes[:, len(earlier) :].exp()  # (B, later)
         if self.heads is not None:

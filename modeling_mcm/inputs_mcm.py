@@ -38,9 +38,9 @@ class RowBatch(Sequence[Mapping[str, Any]]):
     row before. To select events copies none; a column is copied when it is read. As a sequence it gives dicts.
 
     Args:
-        columns (`dict`): by name an array of shape `(events,)`, or a list with a value for each row.
-        lengths (`np.ndarray` of shape `(rows,)`): number of events of each row.
-        events (`np.ndarray`, *optional*): indices of the rows' events in the columns. Default: all events.
+        columns (`dict`): By name an array of shape `(events,)`, or a list with a value for each row.
+        lengths (`np.ndarray` of shape `(rows,)`): Number of events of each row.
+        events (`np.ndarray`, *optional*): Indices of the rows' events in the columns. Default: all events.
     """
 
     def __init__(
@@ -122,22 +122,22 @@ def pad_rows(
     layout: InputLayout,
     window: int,
     mask_next: bool = False,
-    now: Sequence[float] | NDArray[Any] | None = None,
+    as_of: Sequence[float] | NDArray[Any] | None = None,
 ) -> dict[str, NDArray[Any]]:
     """Builds model inputs from rows, as numpy arrays; [`MCMFeatureExtractor.pad`] says what they are.
 
     Args:
-        now (`Sequence[float]` of length B, *optional*): moment of each row for which the customer is scored, in
+        as_of (`Sequence[float]` of length B, *optional*): Moment of each row for which the customer is scored, in
             seconds on the clock of `times`.
 
     Returns:
         `dict[str, NDArray]`: `input_ids` int64 `(B, L, J)`, `attention_mask` int64 `(B, L)`, `visit_ids` int64
         `(B, L)` and `event_times` float32 `(B, L)` in days; with numeric features also `event_values` float32
-        `(B, L, N)`; with `now` also `now` float32 `(B,)` in days.
+        `(B, L, N)`; with `as_of` also `as_of` float32 `(B,)` in days.
 
     Raises:
-        ValueError: if there are no rows or too small a window, a row lacks a column, ids do not fit the vocabularies,
-            or `now` is not one finite number for each row.
+        ValueError: If there are no rows or too small a window, a row lacks a column, ids do not fit the vocabularies,
+            or `as_of` is not one finite number for each row.
     """
     extra = 1 + mask_next  # the start row and, with `mask_next`, the masked last event
     if window < extra or not len(rows):
@@ -146,8 +146,8 @@ def pad_rows(
     names = ["times", "visits", *columns.values(), *(f"value_{name}" for name in layout.numeric)]
     try:
         batch = RowBatch.of(rows, [*names, "customer_id"])
-        if now is not None:
-            batch = until(batch, now.tolist() if hasattr(now, "tolist") else now)
+        if as_of is not None:
+            batch = until(batch, as_of.tolist() if hasattr(as_of, "tolist") else as_of)
         starts = np.array([first_kept(length, window - extra) for length in batch.lengths.tolist()])
         if starts.any():
             batch = batch.select(batch.places >= starts[batch.row])
@@ -195,9 +195,9 @@ def pad_rows(
         inputs["event_values"] = np.zeros((*shape, len(layout.numeric)), np.float32)
         of_events = np.stack([values[f"value_{name}"] for name in layout.numeric], axis=1)
         inputs["event_values"].reshape(-1, len(layout.numeric))[cells] = of_events
-    if now is not None:
-        waited = np.where(lengths > 0, np.asarray(now) - first_times, 0)
-        inputs["now"] = (waited / SECONDS_PER_DAY).astype(np.float32)
+    if as_of is not None:
+        waited = np.where(lengths > 0, np.asarray(as_of) - first_times, 0)
+        inputs["as_of"] = (waited / SECONDS_PER_DAY).astype(np.float32)
     return inputs
 
 
@@ -213,24 +213,24 @@ def readable(row: Mapping[str, Any], features: Sequence[str]) -> dict[str, Any]:
     return {name: value[keep] if name.startswith(EVENT_COLUMNS) else value for name, value in row.items()} | ends
 
 
-def until(rows: Sequence[Mapping[str, Any]], now: Sequence[float]) -> RowBatch:
+def until(rows: Sequence[Mapping[str, Any]], as_of: Sequence[float]) -> RowBatch:
     """Leaves out the events that are later than a moment of each row, with a warning. Raises `ValueError` if there is
     not one moment per row, or a moment is no finite number."""
-    if len(now) != len(rows):
-        raise ValueError(f"Found {len(now)} moments `now` of {len(rows)} rows; give one a row.")
+    if len(as_of) != len(rows):
+        raise ValueError(f"Found {len(as_of)} moments `as_of` of {len(rows)} rows; give one a row.")
     batch = RowBatch.of(rows)
-    for index, moment in enumerate(now):
+    for index, moment in enumerate(as_of):
         if not isinstance(moment, Real) or not math.isfinite(moment):
             customer = batch.columns.get("customer_id", [None] * len(batch))[index]
             name = "" if customer is None else f" (customer {customer!r})"
             raise ValueError(
-                f"Row {index}{name}: `now` is {moment!r}, expected a moment in seconds since 1970-01-01; give one, or "
-                "leave `now` out."
+                f"Row {index}{name}: `as_of` is {moment!r}, expected a moment in seconds since 1970-01-01; give one, "
+                "or leave `as_of` out."
             )
-    stays = batch.column("times") <= np.asarray(now)[batch.row]
+    stays = batch.column("times") <= np.asarray(as_of)[batch.row]
     if stays.all():
         return batch
     logger.warning_once(
-        "Some customers have events later than `now`, which are left out: the model reads histories up to `now`."
+        "Some customers have events later than `as_of`, which are left out: the model reads histories up to `as_of`."
     )
     return batch.select(stays)

@@ -26,13 +26,13 @@ class Objective:
     """Settings of the pre-training loss. The config chooses prefixes and targets; these are not saved with the model.
 
     Attributes:
-        target_half_life_days (`float`): age of a target, in days before the customer's latest one, at which it weighs
+        target_half_life_days (`float`): Age of a target, in days before the customer's latest one, at which it weighs
             half as much; 0: all targets weigh the same.
-        sampled_labels (`int`): number of labels of a task that are sampled in a training step; 0: all are scored.
-        mask_probability (`float`): share of the events that are masked with `augmentation="masked_lm"`.
+        sampled_labels (`int`): Number of labels of a task that are sampled in a training step; 0: all are scored.
+        mask_probability (`float`): Share of the events that are masked with `augmentation="masked_lm"`.
 
     Raises:
-        ValueError: if a setting is negative or infinite, or `mask_probability` is above 1.
+        ValueError: If a setting is negative or infinite, or `mask_probability` is above 1.
     """
 
     target_half_life_days: float = field(
@@ -201,9 +201,9 @@ def task_losses(scores: torch.Tensor, targets: Targets, log_counts: torch.Tensor
     """Loss of each task by equation 4.
 
     Args:
-        scores (`torch.FloatTensor` of shape `(R, V)`): scores s, the labels of all tasks as columns.
-        targets ([`Targets`]): targets of the batch.
-        log_counts (`torch.FloatTensor` of shape `(V,)`, *optional*): logarithm of the number of labels that each
+        scores (`torch.FloatTensor` of shape `(R, V)`): Scores s, the labels of all tasks as columns.
+        targets ([`Targets`]): Targets of the batch.
+        log_counts (`torch.FloatTensor` of shape `(V,)`, *optional*): Logarithm of the number of labels that each
             column represents, where labels are sampled; 0 for targets. Default: all labels are scored.
 
     Returns:

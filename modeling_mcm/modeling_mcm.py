@@ -49,11 +49,11 @@ class MCMModelOutput(ModelOutput):
     last_hidden_state (`torch.FloatTensor` of shape `(batch_size, units, hidden_size)`):
         Hidden vector h of each unit after the last layer. A unit is an event or a visit (`config.encoder_unit`).
     pooler_output (`torch.FloatTensor` of shape `(batch_size, embedding_size)`):
-        Customer embedding: the customer state at `now`, of `config.state_size` numbers. In a model without a state it
-        has `config.hidden_size` numbers: h of the last unit for a causal encoder, whose last unit has read all units,
-        and the mean of h over all units for a bidirectional one.
+        Customer embedding: the customer state at `as_of`, of `config.state_size` numbers. In a model without a state
+        it has `config.hidden_size` numbers: h of the last unit for a causal encoder, whose last unit has read all
+        units, and the mean of h over all units for a bidirectional one.
     forecasts (`dict[str, torch.FloatTensor]`, *optional*):
-        Forecasts from `now` on by name, each of shape `(batch_size,)`. See
+        Forecasts from `as_of` on by name, each of shape `(batch_size,)`. See
         [`~forecaster_mcm.CustomerForecasts`].
     unit_mask (`torch.LongTensor` of shape `(batch_size, units)`):
         1 where a unit is real, 0 on padding.
@@ -180,12 +180,12 @@ class MCMPreTrainedModel(PreTrainedModel):
         and feature extractor change together: save model and feature extractor.
 
         Args:
-            feature (`str`): name of a categorical feature.
-            values (`Sequence[str]`): new values of the feature's column.
-            feature_extractor ([`MCMFeatureExtractor`]): feature extractor of this checkpoint; it gets the values too.
+            feature (`str`): Name of a categorical feature.
+            values (`Sequence[str]`): New values of the feature's column.
+            feature_extractor ([`MCMFeatureExtractor`]): Feature extractor of this checkpoint; it gets the values too.
 
         Raises:
-            ValueError: if the feature extractor belongs to another checkpoint, the feature is unknown or not
+            ValueError: If the feature extractor belongs to another checkpoint, the feature is unknown or not
                 categorical, a value is present already or is no text, or the model's shape depends on the number of
                 the feature's values. In these cases nothing has changed.
         """
@@ -199,7 +199,7 @@ class MCMPreTrainedModel(PreTrainedModel):
         grow(base.embeddings.events.feature_tables[index], len(values), FIRST_LABEL - 1)  # like the unknown value
         if base.state is not None:
             # What was chosen by the earlier sizes stays.
-            config.state_features, config.taste_features = config.counted_features
+            config.state_features, config.projected_features = config.counted_features
             base.state.grow(index, len(values))
         self._resize_labels(feature, len(values))
         config.vocabulary_sizes = list(sizes.values())
@@ -264,9 +264,9 @@ class MCMModel(MCMPreTrainedModel):
     @property
     def customer_forecasts(self) -> CustomerForecasts:
         """All forecasts of this checkpoint."""
-        return self.forecasts_of()
+        return self.select_forecasts()
 
-    def forecasts_of(self, days: Sequence[float] | None = None) -> CustomerForecasts:
+    def select_forecasts(self, days: Sequence[float] | None = None) -> CustomerForecasts:
         """The forecasts for some horizons, by default those of the config. Raises `ValueError` if one is too long."""
         return CustomerForecasts(self.config, self.forecasts, self.forecaster, days)
 
@@ -280,7 +280,7 @@ class MCMModel(MCMPreTrainedModel):
         visit_ids: torch.LongTensor | None = None,
         event_times: torch.FloatTensor | None = None,
         event_values: torch.FloatTensor | None = None,
-        now: torch.FloatTensor | None = None,
+        as_of: torch.FloatTensor | None = None,
         forecast_days: Sequence[float] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MCMModelOutput:
@@ -296,7 +296,7 @@ class MCMModel(MCMPreTrainedModel):
         event_values (`torch.FloatTensor` of shape `(batch_size, sequence_length, num_values)`, *optional*):
             Values of `config.summed_features` of each event, 0 where one is missing. Required by the customer state
             if the config has summed features.
-        now (`torch.FloatTensor` of shape `(batch_size,)`, *optional*):
+        as_of (`torch.FloatTensor` of shape `(batch_size,)`, *optional*):
             Moment of the customer state and the forecasts, in days on the clock of `event_times`. Neither knows later
             events; the encoder reads all events. Default: the time of the customer's last event.
         forecast_days (sequence of `float`, *optional*):
@@ -306,7 +306,7 @@ class MCMModel(MCMPreTrainedModel):
             [`MCMModelOutput`].
 
         Raises:
-            ValueError: if ids, visits or times are out of range or in the wrong order (outside of training), or an
+            ValueError: If ids, visits or times are out of range or in the wrong order (outside of training), or an
                 input that the config requires is missing.
         """
         if attention_mask is None:
@@ -325,7 +325,7 @@ class MCMModel(MCMPreTrainedModel):
         hidden = self.encoder(hidden, attention_mask=mask, **kwargs).last_hidden_state
         state, forecasts = self._pool(hidden, unit_mask), None
         if self.state is not None:
-            moment = (event_times, event_values, now)
+            moment = (event_times, event_values, as_of)
             state = self.state(self.state_counts(input_ids, attention_mask, visit_ids, *moment))
             forecasts = self.forecast(state, input_ids, attention_mask, visit_ids, *moment, days=forecast_days)
         return MCMModelOutput(
@@ -343,25 +343,25 @@ class MCMModel(MCMPreTrainedModel):
         visit_ids: torch.Tensor | None = None,
         event_times: torch.Tensor | None = None,
         event_values: torch.Tensor | None = None,
-        now: torch.Tensor | None = None,
+        as_of: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Fading counts from which the customer state is computed. They depend on no weights and need no encoder.
 
         Args:
-            input_ids (`torch.LongTensor` of shape `(B, L, J)`): feature ids of each event, the start row first.
+            input_ids (`torch.LongTensor` of shape `(B, L, J)`): Feature ids of each event, the start row first.
             attention_mask (`torch.Tensor` of shape `(B, L)`, *optional*): 1 where an event is real.
-            visit_ids (`torch.LongTensor` of shape `(B, L)`, *optional*): visit of each event.
-            event_times (`torch.FloatTensor` of shape `(B, L)`): days from the customer's first event to each event.
-            event_values (`torch.FloatTensor` of shape `(B, L, N)`, *optional*): values of `config.summed_features`.
-            now (`torch.FloatTensor` of shape `(B,)`, *optional*): moment of the counts, in days on the clock of
+            visit_ids (`torch.LongTensor` of shape `(B, L)`, *optional*): Visit of each event.
+            event_times (`torch.FloatTensor` of shape `(B, L)`): Days from the customer's first event to each event.
+            event_values (`torch.FloatTensor` of shape `(B, L, N)`, *optional*): Values of `config.summed_features`.
+            as_of (`torch.FloatTensor` of shape `(B,)`, *optional*): Moment of the counts, in days on the clock of
                 `event_times`. Default: the time of the last event.
 
         Returns:
             `torch.FloatTensor` of shape `(B, numbers)`; see [`~state_mcm.CustomerState.counts`]. A customer without
-            events until `now` has the average counts of the training, because nothing is known of the customer.
+            events until `as_of` has the average counts of the training, because nothing is known of the customer.
 
         Raises:
-            ValueError: if the model has no state, or `event_times` are missing.
+            ValueError: If the model has no state, or `event_times` are missing.
         """
         if self.state is None:
             raise ValueError("This checkpoint has no customer state (state_size is 0): pre-train one with a state.")
@@ -369,20 +369,22 @@ class MCMModel(MCMPreTrainedModel):
             raise ValueError("The customer state needs `event_times`: MCMFeatureExtractor gives them.")
         if attention_mask is None:
             attention_mask = (input_ids != 0).any(-1).long()
-        now = event_times.amax(1) if now is None else now
-        counts = self.state.counts(input_ids, attention_mask, visit_ids, event_times, event_values, now[:, None])[:, 0]
+        as_of = event_times.amax(1) if as_of is None else as_of
+        counts = self.state.counts(input_ids, attention_mask, visit_ids, event_times, event_values, as_of[:, None])[
+            :, 0
+        ]
         unfaded = len(self.state.half_lives)  # index of the number of events
         has_events = counts[:, unfaded, None] > 0
         return torch.where(has_events, counts, self.state.mean)
 
-    def forecast(self, state, input_ids, attention_mask, visit_ids, event_times, event_values, now, days=None):
+    def forecast(self, state, input_ids, attention_mask, visit_ids, event_times, event_values, as_of, days=None):
         """All forecasts; in training those of the learned head alone. `None` if there is none."""
-        told = self.forecasts_of(days)
+        told = self.select_forecasts(days)
         if self.forecaster is None or self.training:
             return None if self.forecasts is None else self.forecasts(state, None if days is None else told.days)
         is_event = attention_mask.bool() & (torch.arange(attention_mask.shape[1], device=state.device) > 0)
         visits = self.forecaster.read(input_ids, is_event, visit_ids, event_times, event_values)
-        return told.compute(state, visits, event_times.amax(1) if now is None else now)
+        return told.compute(state, visits, event_times.amax(1) if as_of is None else as_of)
 
     def _pool(self, hidden, unit_mask):
         if self.config.encoder_attention == "causal":
@@ -514,7 +516,7 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         label_prefixes: torch.LongTensor | None = None,
         label_weights: torch.FloatTensor | None = None,
         event_values: torch.FloatTensor | None = None,
-        now: torch.FloatTensor | None = None,
+        as_of: torch.FloatTensor | None = None,
         encoder_outputs: MCMModelOutput | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MCMRecommendationOutput:
@@ -540,7 +542,7 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         event_values (`torch.FloatTensor` of shape `(batch_size, sequence_length, num_values)`, *optional*):
             Values of `config.summed_features` of each event, 0 where one is missing. Required by the customer state
             if the config has summed features.
-        now (`torch.FloatTensor` of shape `(batch_size,)`, *optional*):
+        as_of (`torch.FloatTensor` of shape `(batch_size,)`, *optional*):
             Moment of the scores, the customer state and the forecasts, in days on the clock of `event_times`. Default:
             the time of the last event. Evaluation at a cutoff gives the cutoff.
         encoder_outputs (`MCMModelOutput`, *optional*):
@@ -550,7 +552,7 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
             [`MCMRecommendationOutput`].
 
         Raises:
-            ValueError: if inputs are out of range or in the wrong order (outside of training), or an input that the
+            ValueError: If inputs are out of range or in the wrong order (outside of training), or an input that the
                 config requires is missing.
         """
         if attention_mask is None:
@@ -558,7 +560,7 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         if event_times is not None and not self.training:
             check_inputs(attention_mask, event_times=event_times)
         history = {"input_ids": input_ids, "attention_mask": attention_mask, "visit_ids": visit_ids}
-        history |= {"event_times": event_times, "now": now}
+        history |= {"event_times": event_times, "as_of": as_of}
         outputs: Any = encoder_outputs
         if outputs is None:
             outputs = self.model(**history, event_values=event_values, **kwargs)
@@ -655,7 +657,7 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
     @torch.no_grad()
     def readout_scores(self, batch: Mapping[str, Any]) -> list[torch.Tensor]:
         """Scores of the encoder's readout after whole histories, by task of shape `(B, V)`, from model inputs."""
-        names = ("input_ids", "attention_mask", "visit_ids", "event_times", "event_values", "now")
+        names = ("input_ids", "attention_mask", "visit_ids", "event_times", "event_values", "as_of")
         inputs: Any = {name: batch.get(name) for name in names}
         if inputs["attention_mask"] is None:
             inputs["attention_mask"] = (batch["input_ids"] != 0).any(-1).long()
@@ -693,9 +695,9 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         """The k labels of a task with the highest scores for each customer, best first.
 
         Args:
-            k (`int`): number of labels; at most all labels of the task are returned.
-            return_weights (`bool`): whether to return the readout's attention weights too.
-            inputs (`torch.Tensor`): model inputs by name, as the feature extractor returns them.
+            k (`int`): Number of labels; at most all labels of the task are returned.
+            return_weights (`bool`): Whether to return the readout's attention weights too.
+            inputs (`torch.Tensor`): Model inputs by name, as the feature extractor returns them.
 
         Returns:
             `dict`: `labels` (ids) and `scores` (probabilities among the task's labels), both of shape `(B, k)`. With
@@ -704,7 +706,7 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
             comes from.
 
         Raises:
-            ValueError: if the model has no such task, or `return_weights` is set and the readout has no weights.
+            ValueError: If the model has no such task, or `return_weights` is set and the readout has no weights.
         """
         if task not in self.config.tasks:
             raise ValueError(f"No task {task!r}: this checkpoint predicts {self.config.tasks}.")
@@ -714,7 +716,7 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         scores, labels = self(**inputs).logits[task].softmax(-1).topk(count)
         result = {"labels": labels, "scores": scores}
         if return_weights:
-            names = ("input_ids", "attention_mask", "visit_ids", "event_times", "event_values", "now")
+            names = ("input_ids", "attention_mask", "visit_ids", "event_times", "event_values", "as_of")
             outputs = self.model(**{name: inputs[name] for name in names if name in inputs})
             embeddings = self.label_embeddings(task)
             if self.readout_scale is not None:

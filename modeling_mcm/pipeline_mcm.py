@@ -71,30 +71,30 @@ class _CustomerPipeline(Pipeline):
         row = self.feature_extractor.encode(customer, where)
         return {"rows": self.feature_extractor.readable(row, self.model.config.input_features) | {"where": where}}
 
-    def model_inputs(self, model_inputs: dict[str, Any], now: int | None = None) -> dict[str, torch.Tensor]:
+    def model_inputs(self, model_inputs: dict[str, Any], as_of: int | None = None) -> dict[str, torch.Tensor]:
         """Pads the encoded customers of `preprocess` to tensors on the model's device."""
         rows = model_inputs["rows"]
         rows = rows if isinstance(rows, list) else [rows]
         mask_next = self.model.config.augmentation == "masked_lm"
-        moments = None if now is None else [now] * len(rows)
-        batch = self.feature_extractor.pad(rows, mask_next=mask_next, now=moments)
+        moments = None if as_of is None else [as_of] * len(rows)
+        batch = self.feature_extractor.pad(rows, mask_next=mask_next, as_of=moments)
         return {name: value.to(self.device) for name, value in batch.items()}
 
     def _sanitize_parameters(self, **options: Any):
-        """Reads the option of a pipeline that has `now` alone."""
-        now = options.pop("now", None)
+        """Reads the option of a pipeline that has `as_of` alone."""
+        as_of = options.pop("as_of", None)
         if options:
-            has = "`now` and `days`" if self.NAME == "customer-forecast" else "`now`"
+            has = "`as_of` and `days`" if self.NAME == "customer-forecast" else "`as_of`"
             raise ValueError(f"Unknown options {sorted(options)}: {self.NAME} has {has}.")
-        return {}, {} if now is None else {"now": self._read_now(now)}, {}
+        return {}, {} if as_of is None else {"as_of": self._read_as_of(as_of)}, {}
 
-    def _read_now(self, now: Any) -> int | None:
+    def _read_as_of(self, as_of: Any) -> int | None:
         """Seconds since 1970-01-01 of a moment, which is text, a date or None."""
-        if now is None:
+        if as_of is None:
             return None
-        self.feature_extractor.check_has_times(now)
-        with naming("`now`"):
-            return to_seconds(now, read_zone(self.feature_extractor.time_zone))
+        self.feature_extractor.check_has_times(as_of)
+        with naming("`as_of`"):
+            return to_seconds(as_of, read_zone(self.feature_extractor.time_zone))
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Saves model and feature extractor, and the pipeline's code if the checkpoint uses remote code."""
@@ -109,14 +109,14 @@ class CustomerEmbeddingPipeline(_CustomerPipeline):
     The result of a customer is a float32 array of shape `(S,)`, S being `config.embedding_size`.
 
     Options:
-        now (text or datetime, *optional*): moment of the embedding, written as the log writes its times; later events
-            are not read. Default: the time of each customer's last event.
+        as_of (text or datetime, *optional*): Moment of the embedding, written as the log writes its times; later
+            events are not read. Default: the time of each customer's last event.
     """
 
     NAME = "customer-embedding"
 
     def _forward(self, input_tensors: dict[str, Any], **forward_parameters: Any) -> ModelOutput:
-        inputs = self.model_inputs(input_tensors, forward_parameters.get("now"))
+        inputs = self.model_inputs(input_tensors, forward_parameters.get("as_of"))
         return ModelOutput({"embedding": self.model(**inputs).pooler_output})
 
     def postprocess(self, model_outputs: ModelOutput, **postprocess_parameters: Any) -> NDArray[np.float32]:
@@ -134,9 +134,9 @@ class CustomerForecastPipeline(_CustomerPipeline):
     horizon, else `"shipped"`. `days_to_next_visit` is the median number of days to the next visit.
 
     Options:
-        now (text or datetime, *optional*): moment from which the forecasts count, written as the log writes its times.
-            Default: the time of each customer's last event.
-        days (`list[float]`, *optional*): horizons, such as `[180, 365]`, up to twice the training period. Default:
+        as_of (text or datetime, *optional*): Moment from which the forecasts count, written as the log writes its
+            times. Default: the time of each customer's last event.
+        days (`list[float]`, *optional*): Horizons, such as `[180, 365]`, up to twice the training period. Default:
             those of the config.
     """
 
@@ -153,7 +153,7 @@ class CustomerForecastPipeline(_CustomerPipeline):
         return {}, forward | chosen, chosen
 
     def _forward(self, input_tensors: dict[str, Any], **forward_parameters: Any) -> ModelOutput:
-        inputs: Any = self.model_inputs(input_tensors, forward_parameters.get("now"))
+        inputs: Any = self.model_inputs(input_tensors, forward_parameters.get("as_of"))
         return ModelOutput(self.model(**inputs, forecast_days=forward_parameters.get("days")).forecasts)
 
     def postprocess(self, model_outputs: ModelOutput, **postprocess_parameters: Any) -> dict[str, float | str]:
@@ -163,7 +163,7 @@ class CustomerForecastPipeline(_CustomerPipeline):
 
     def _told(self, days: Sequence[float] | None = None) -> CustomerForecasts:
         model: Any = self.model
-        return model.forecasts_of(days)
+        return model.select_forecasts(days)
 
 
 class PreferenceScoresPipeline(_CustomerPipeline):
@@ -173,11 +173,11 @@ class PreferenceScoresPipeline(_CustomerPipeline):
     "chance": chance that the label is in the next visit}`, best first.
 
     Options:
-        tasks (`list[str]`, *optional*): names of the tasks. Default: all tasks.
-        top_k (`int`, *optional*): number of labels of each task. Default: 10.
-        now (text or datetime, *optional*): moment of the scores, written as the log writes its times. Default: the
+        tasks (`list[str]`, *optional*): Names of the tasks. Default: all tasks.
+        top_k (`int`, *optional*): Number of labels of each task. Default: 10.
+        as_of (text or datetime, *optional*): Moment of the scores, written as the log writes its times. Default: the
             time of each customer's last event.
-        candidates, exclude, per_group (*optional*): which labels may be chosen, see [`CandidateSet`]; `candidates` may
+        candidates, exclude, per_group (*optional*): Which labels may be chosen, see [`CandidateSet`]; `candidates` may
             be such a set. Default: all labels.
     """
 
@@ -185,7 +185,7 @@ class PreferenceScoresPipeline(_CustomerPipeline):
         self,
         tasks: list[str] | None = None,
         top_k: int | None = None,
-        now: Any = None,
+        as_of: Any = None,
         candidates: Any = None,
         exclude: Any = None,
         per_group: tuple[str, int] | None = None,
@@ -193,7 +193,7 @@ class PreferenceScoresPipeline(_CustomerPipeline):
     ):
         if unknown:
             raise ValueError(
-                f"Unknown options {sorted(unknown)}: preference-scores has `tasks`, `top_k`, `now`, `candidates`, "
+                f"Unknown options {sorted(unknown)}: preference-scores has `tasks`, `top_k`, `as_of`, `candidates`, "
                 "`exclude` and `per_group`."
             )
         all_tasks = self.model.config.tasks
@@ -207,7 +207,7 @@ class PreferenceScoresPipeline(_CustomerPipeline):
             raise ValueError(f"`top_k` is {top_k!r} ({type(top_k).__name__}); give a whole number of labels.")
         if top_k is not None and top_k < 1:
             raise ValueError(f"`top_k` is {top_k}; ask for at least 1 label.")
-        options = {"tasks": tasks, "top_k": top_k, "now": None if now is None else self._read_now(now)}
+        options = {"tasks": tasks, "top_k": top_k, "as_of": None if as_of is None else self._read_as_of(as_of)}
         chosen = {}
         if any(each is not None for each in (candidates, exclude, per_group)):  # tables do not compare
             chosen["candidates"] = CandidateSet.of(
@@ -216,11 +216,11 @@ class PreferenceScoresPipeline(_CustomerPipeline):
         return {}, {name: value for name, value in options.items() if value is not None} | chosen, chosen
 
     def _forward(self, input_tensors: dict[str, Any], **forward_parameters: Any) -> ModelOutput:
-        now, tasks = forward_parameters.get("now"), forward_parameters.get("tasks") or self.model.config.tasks
-        logits = self.model(**self.model_inputs(input_tensors, now)).logits
+        as_of, tasks = forward_parameters.get("as_of"), forward_parameters.get("tasks") or self.model.config.tasks
+        logits = self.model(**self.model_inputs(input_tensors, as_of)).logits
         candidates = forward_parameters.get("candidates") or CandidateSet(self.model, self.feature_extractor, tasks)
         rows: Any = input_tensors["rows"] if isinstance(input_tensors["rows"], list) else [input_tensors["rows"]]
-        rows = rows if now is None else until(rows, [now] * len(rows))
+        rows = rows if as_of is None else until(rows, [as_of] * len(rows))
         result = ModelOutput()
         for task in tasks:
             seen = [row[f"task_{task}"] for row in rows]
@@ -255,7 +255,7 @@ class CustomerPredictionPipeline(_CustomerPipeline):
     The result of a customer is `{class: probability}`, or the predicted number.
 
     Options:
-        now (text or datetime, *optional*): moment of the label, written as the log writes its times; events at or
+        as_of (text or datetime, *optional*): Moment of the label, written as the log writes its times; events at or
             after it are not read, as in fine-tuning. Default: right after the last event.
     """
 
@@ -271,11 +271,11 @@ class CustomerPredictionPipeline(_CustomerPipeline):
             )
 
     def _forward(self, input_tensors: dict[str, Any], **forward_parameters: Any) -> ModelOutput:
-        now = forward_parameters.get("now")
+        as_of = forward_parameters.get("as_of")
         rows = input_tensors["rows"] if isinstance(input_tensors["rows"], list) else [input_tensors["rows"]]
-        if now is not None:  # `until` warns of later events, and keeps those at `now` itself
-            rows = [events_before(row, now) for row in until(rows, [now] * len(rows))]
-        return ModelOutput({"logits": self.model(**self.model_inputs({"rows": rows}, now)).logits.float()})
+        if as_of is not None:  # `until` warns of later events, and keeps those at `as_of` itself
+            rows = [events_before(row, as_of) for row in until(rows, [as_of] * len(rows))]
+        return ModelOutput({"logits": self.model(**self.model_inputs({"rows": rows}, as_of)).logits.float()})
 
     def postprocess(self, model_outputs: ModelOutput, **postprocess_parameters: Any) -> dict[str, float] | float:
         """Converts the scores to probabilities of the classes, or to the predicted number."""
@@ -290,9 +290,9 @@ class ActionScoresPipeline(_CustomerPipeline):
     The result of a customer is a list of `{"action_id": ..., outcome: probability, ...}`, in the order of the actions.
 
     Options:
-        actions (`list[dict]`): dicts with `action_id` and columns of the event log. An action that covers several
+        actions (`list[dict]`): Dicts with `action_id` and columns of the event log. An action that covers several
             kinds of events has several dicts with the same `action_id`, each with a `weight` (equal by default).
-        time (text or datetime, *optional*): time of the offers, written as the log writes its times. Default: right
+        time (text or datetime, *optional*): Time of the offers, written as the log writes its times. Default: right
             after each customer's last event.
     """
 

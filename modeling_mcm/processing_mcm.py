@@ -70,7 +70,7 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
             name, order: as [`LogSchema`] has them. `min_history` is kept for the record.
 
     Raises:
-        ValueError: if features, vocabularies, bins and tasks do not fit together, or the time zone does not exist.
+        ValueError: If features, vocabularies, bins and tasks do not fit together, or the time zone does not exist.
     """
 
     model_input_names = ["input_ids", "attention_mask", "visit_ids", "event_times"]
@@ -232,7 +232,7 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
             0 where it has no finite value; `profile_<name>` int32 scalars.
 
         Raises:
-            ValueError: if the customer can't be encoded; the message names the customer and the column.
+            ValueError: If the customer can't be encoded; the message names the customer and the column.
         """
         if not isinstance(customer, Mapping):
             raise ValueError(f"{where}: found {type(customer).__name__}, expected a dict with `events`.")
@@ -269,7 +269,7 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         max_events: int | None = None,
         return_tensors: str | None = "pt",
         mask_next: bool = False,
-        now: Sequence[float] | NDArray[Any] | None = None,
+        as_of: Sequence[float] | NDArray[Any] | None = None,
     ) -> BatchFeature:
         """Builds model inputs from rows of `encode` or of a prepared data set.
 
@@ -279,19 +279,19 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
             max_events (`int`, *optional*): Largest number of events in an input, start row included; see
                 `first_kept`. Default: `max_events` of the feature extractor.
             mask_next (`bool`): Whether to add a last event of unknown values, the masked next event of BERT4Rec.
-            now (`Sequence[float]`, *optional*): Moment of each row for which the customer is scored, in seconds on the
-                clock of `times`. Later events are left out with a warning.
+            as_of (`Sequence[float]`, *optional*): Moment of each row for which the customer is scored, in seconds on
+                the clock of `times`. Later events are left out with a warning.
 
         Returns:
             `BatchFeature`: model inputs with the start row first, padded on the right with 0: `input_ids` int64
             `(B, L, J)`; `attention_mask` int64 `(B, L)`; `event_times` float32 `(B, L)`, days from the first event
             read to the latest event so far (visits may overlap), 0 in the start row; `visit_ids` int64 `(B, L)`, 0
             in the start row, then counted from 1. With numeric features also `event_values` float32 `(B, L, N)`, 0 in
-            the start row. With `now` also `now` float32 `(B,)`, in days on the clock of `event_times`, 0 for customers
-            without events.
+            the start row. With `as_of` also `as_of` float32 `(B,)`, in days on the clock of `event_times`, 0 for
+            customers without events.
 
         Raises:
-            ValueError: if there are no rows, a row lacks a column, ids do not fit the vocabularies, or `now` is not
+            ValueError: If there are no rows, a row lacks a column, ids do not fit the vocabularies, or `as_of` is not
                 one finite number for each row.
         """
         token = self.token_type_feature
@@ -302,29 +302,29 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
             (self.feature_names.index(token), self._encoding.ids[token][HISTORY_START]),
         )
         window = self.max_events if max_events is None else max_events
-        return BatchFeature(pad_rows(rows, layout, window, mask_next, now), tensor_type=return_tensors)
+        return BatchFeature(pad_rows(rows, layout, window, mask_next, as_of), tensor_type=return_tensors)
 
     # trf-ignore: TRF057, as above.
     def __call__(
         self,
         customers: Mapping[str, Any] | Sequence[Mapping[str, Any]],
         return_tensors: str | None = "pt",
-        now: Any = None,
+        as_of: Any = None,
     ) -> BatchFeature:
         """Makes the model inputs of one customer or of a list of customers.
 
         Args:
             customers (`dict` or `Sequence[dict]`): Customers with `events` and optionally `profile` and `customer_id`;
                 see `encode`.
-            now (*optional*): Moment for which customers are scored, or one by customer: ISO 8601 text, a datetime
+            as_of (*optional*): Moment for which customers are scored, or one by customer: ISO 8601 text, a datetime
                 or seconds since 1970-01-01, read as the log's times are. Later events are left out with a warning.
 
         Returns:
             `BatchFeature`: model inputs by name; see `pad`.
 
         Raises:
-            ValueError: if a customer can't be encoded, `now` is no moment, the number of moments differs from that of
-                customers, or the log has no times.
+            ValueError: If a customer can't be encoded, `as_of` is no moment, the number of moments differs from that
+                of customers, or the log has no times.
         """
         if isinstance(customers, Mapping):
             rows = [self.encode(customers)]
@@ -335,23 +335,27 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         else:
             rows = [self.encode(each, f"Customer {index} of the list") for index, each in enumerate(customers)]
         return self.pad(
-            rows, return_tensors=return_tensors, now=None if now is None else self._read_now(now, len(rows))
+            rows, return_tensors=return_tensors, as_of=None if as_of is None else self._read_as_of(as_of, len(rows))
         )
 
-    def check_has_times(self, now: Any) -> None:
+    def check_has_times(self, as_of: Any) -> None:
         """Raises `ValueError` if the log has no times but `order`, so that customers can't be scored for a moment."""
         if self.order is not None:
-            raise ValueError(f"Found the moment `now` {now!r}, and the log has no times but `order`; leave it out.")
+            raise ValueError(
+                f"Found the moment `as_of` {as_of!r}, and the log has no times but `order`; leave it out."
+            )
 
-    def _read_now(self, now: Any, count: int) -> list[float]:
+    def _read_as_of(self, as_of: Any, count: int) -> list[float]:
         """One moment for all of `count` customers or one for each, in seconds."""
-        self.check_has_times(now)
-        with naming("`now`"):
-            if isinstance(now, str) or not (isinstance(now, Sequence) or np.ndim(now)):
-                now = [now] * count
-            moments = [to_moment(moment, self._encoding.zone) for moment in as_list(as_column(now))]
+        self.check_has_times(as_of)
+        with naming("`as_of`"):
+            if isinstance(as_of, str) or not (isinstance(as_of, Sequence) or np.ndim(as_of)):
+                as_of = [as_of] * count
+            moments = [to_moment(moment, self._encoding.zone) for moment in as_list(as_column(as_of))]
         if len(moments) != count:
-            raise ValueError(f"Found {len(moments)} moments `now` of {count} customers; give one, or one a customer.")
+            raise ValueError(
+                f"Found {len(moments)} moments `as_of` of {count} customers; give one, or one a customer."
+            )
         return moments
 
     # ------------------------------------------------------------------------------------------------------ files

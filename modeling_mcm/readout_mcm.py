@@ -95,10 +95,10 @@ def attentional_readout(
     would have more than `CHUNK_ELEMENTS` elements. In that case backward computes it again.
 
     Args:
-        hidden (`torch.FloatTensor` of shape `(B, U, H)`): hidden vector h of each unit; padding is on the right.
-        label_embeddings (`torch.FloatTensor` of shape `(V, H)`): embedding e of each label.
+        hidden (`torch.FloatTensor` of shape `(B, U, H)`): Hidden vector h of each unit; padding is on the right.
+        label_embeddings (`torch.FloatTensor` of shape `(V, H)`): Embedding e of each label.
         mask (`torch.BoolTensor` of shape `(B, U)`): True where a unit is real.
-        ends ([`PrefixEnds`], *optional*): prefixes to score. Only for causal encoders. Default: the whole sequence.
+        ends ([`PrefixEnds`], *optional*): Prefixes to score. Only for causal encoders. Default: the whole sequence.
 
     Returns:
         `torch.FloatTensor`: scores s of shape `(B, V)`; `(R, V)` with `ends`.

@@ -47,21 +47,21 @@ class FeatureSpec:
     """One feature of an event or of a customer's profile.
 
     Args:
-        name (`str`): name of the feature, unique in the schema.
+        name (`str`): Name of the feature, unique in the schema.
         kind (`str`): "categorical"; "numeric" (ids are quantile bins); or derived from the time: "hour", "weekday" or
             "days_since_visit" (days from the start of the visit before to the start of this visit, in bins).
-        column (`str`, *optional*): column of the log. Features derived from the time have none. Default in a schema
+        column (`str`, *optional*): Column of the log. Features derived from the time have none. Default in a schema
             file: the name of the feature.
-        min_count (`int`): values that occur less often in the training period get the unknown id (categorical
+        min_count (`int`): Values that occur less often in the training period get the unknown id (categorical
             features).
-        bins (`int`): number of quantile bins (numeric features and "days_since_visit").
-        max_values (`int`, *optional*): largest number of values in the vocabulary; the most frequent values stay, and
+        bins (`int`): Number of quantile bins (numeric features and "days_since_visit").
+        max_values (`int`, *optional*): Largest number of values in the vocabulary; the most frequent values stay, and
             equally frequent values stay or go together (categorical features). Default: no limit.
-        separator (`str`, *optional*): text between the values or the levels in the column's text.
-        item (`int`, *optional*): for a column with several values in an event, which of them is read, from 1; values
+        separator (`str`, *optional*): Text between the values or the levels in the column's text.
+        item (`int`, *optional*): For a column with several values in an event, which of them is read, from 1; values
             that are more frequent in the training period come first. Without `separator` the column holds lists. The
             features of one column share its vocabulary.
-        level (`int`, *optional*): for a column with paths, how many levels are read, from 1. The value is the path up
+        level (`int`, *optional*): For a column with paths, how many levels are read, from 1. The value is the path up
             to this level, so equal words below different parents differ.
     """
 
@@ -145,28 +145,28 @@ class LogSchema:
     """Says what the columns of a table of events, and optionally of a table of profiles, mean to MCM.
 
     Args:
-        customer (`str`): column of the log with the customer's id.
-        time (`str`, *optional*): column with the time of the event. A log without times has `order` instead.
-        token_type (`str`, *optional*): column that says what the customer did. Without it all events have the token
+        customer (`str`): Column of the log with the customer's id.
+        time (`str`, *optional*): Column with the time of the event. A log without times has `order` instead.
+        token_type (`str`, *optional*): Column that says what the customer did. Without it all events have the token
             type "event", and the feature "token_type" is added before the others.
-        features (`tuple[FeatureSpec]`): event features in the model's order, the token type among them.
-        tasks (`tuple[str]`): names of the categorical event features whose next value is predicted.
-        name (`str`): name of the event log.
-        visit (`str`, *optional*): column whose equal values make one visit. Default: the events of one customer and
+        features (`tuple[FeatureSpec]`): Event features in the model's order, the token type among them.
+        tasks (`tuple[str]`): Names of the categorical event features whose next value is predicted.
+        name (`str`): Name of the event log.
+        visit (`str`, *optional*): Column whose equal values make one visit. Default: the events of one customer and
             time are a visit.
-        profile (`tuple[FeatureSpec]`): features of the profile table, whose customer column is `customer` too.
-        target_token_types (`tuple[str]`): token types of the events that are predicted. Empty: all token types.
-        end_of_visit (`str`, *optional*): token type of the event that preparation adds to close each visit with a
+        profile (`tuple[FeatureSpec]`): Features of the profile table, whose customer column is `customer` too.
+        target_token_types (`tuple[str]`): Token types of the events that are predicted. Empty: all token types.
+        end_of_visit (`str`, *optional*): Token type of the event that preparation adds to close each visit with a
             target event. Default: no such event.
-        max_events (`int`): largest number of events that the model reads, the start row included.
-        min_history (`int`): number of target events that an evaluation case needs before a cutoff.
-        time_zone (`str`): time zone to which times with a zone are converted. Times without a zone stay as they are.
-        order (`str`, *optional*): instead of `time` a column of whole numbers that puts a customer's events in order,
+        max_events (`int`): Largest number of events that the model reads, the start row included.
+        min_history (`int`): Number of target events that an evaluation case needs before a cutoff.
+        time_zone (`str`): Time zone to which times with a zone are converted. Times without a zone stay as they are.
+        order (`str`, *optional*): Instead of `time` a column of whole numbers that puts a customer's events in order,
             or "rows": the events are in the order of the log's rows. Each visit then comes a day after the visit
             before.
 
     Raises:
-        ValueError: if columns, features and tasks do not fit together. The message names the key and the fix.
+        ValueError: If columns, features and tasks do not fit together. The message names the key and the fix.
     """
 
     customer: str

@@ -67,11 +67,11 @@ class LabelHistory(NamedTuple):
     """The labelled events of all customers of a batch, row after row, and oldest first.
 
     Attributes:
-        row, label (`torch.LongTensor` of shape `(E,)`): the event's row, customer x T + task, and its label.
-        steps (`torch.DoubleTensor` of shape `(E, 3)`): number of the row's visits, and of moments, with a labelled
+        row, label (`torch.LongTensor` of shape `(E,)`): The event's row, customer x T + task, and its label.
+        steps (`torch.DoubleTensor` of shape `(E, 3)`): Number of the row's visits, and of moments, with a labelled
             event after this one's, and days from the event to the time of the prediction. A moment is the events of
             one visit and time.
-        kind (`torch.LongTensor` of shape `(E,)`): kind of the event, from 0; above `KINDS` are rare ones.
+        kind (`torch.LongTensor` of shape `(E,)`): Kind of the event, from 0; above `KINDS` are rare ones.
         size (`int`): B.
     """
 
@@ -88,16 +88,16 @@ class LabelHistory(NamedTuple):
         visit_ids: torch.Tensor,
         event_times: torch.Tensor,
         kinds: torch.Tensor,
-        now: torch.Tensor | None = None,
+        as_of: torch.Tensor | None = None,
     ) -> "LabelHistory":
         """Reads the histories from model inputs.
 
         Args:
-            labels (`torch.LongTensor` of shape `(B, L, T)`): label of each event in each task; below 2: none.
-            visit_ids, kinds (`torch.LongTensor` of shape `(B, L)`): visit of each event, and its kind.
-            event_times (`torch.FloatTensor` of shape `(B, L)`): days from the customer's first event to each event,
+            labels (`torch.LongTensor` of shape `(B, L, T)`): Label of each event in each task; below 2: none.
+            visit_ids, kinds (`torch.LongTensor` of shape `(B, L)`): Visit of each event, and its kind.
+            event_times (`torch.FloatTensor` of shape `(B, L)`): Days from the customer's first event to each event,
                 ascending.
-            now (`torch.FloatTensor` of shape `(B,)`, *optional*): time of the prediction on the same clock. Default:
+            as_of (`torch.FloatTensor` of shape `(B,)`, *optional*): Time of the prediction on the same clock. Default:
                 the time of the customer's last event.
         """
         size, length, tasks = labels.shape
@@ -110,9 +110,9 @@ class LabelHistory(NamedTuple):
         changes = (steps.diff(dim=1) != 0).cumsum(0)[1:] > 0
         counts = F.pad(changes, (1, 0)).cumsum(1)
         last = torch.searchsorted(row, row, right=True) - 1
-        if now is None:
-            now = event_times.amax(1) if length else event_times.new_zeros(size)
-        days = (now.double()[row // tasks] - steps[2]).clamp(min=0)
+        if as_of is None:
+            as_of = event_times.amax(1) if length else event_times.new_zeros(size)
+        days = (as_of.double()[row // tasks] - steps[2]).clamp(min=0)
         steps = torch.cat([counts[:, last] - counts, days[None]]).T
         return cls(row, by_row[row, event], steps, kinds.take(at), size)
 
@@ -124,14 +124,14 @@ class LabelTables(nn.Module):
         labels (`int`): V, the number of labels.
 
     Attributes:
-        neighbours (`torch.IntTensor` of shape `(4, V, K)`): labels that go with each label, by four kinds of evidence:
+        neighbours (`torch.IntTensor` of shape `(4, V, K)`): Labels that go with each label, by four kinds of evidence:
             transitions in both directions, transitions forwards, EASE (Steck, WWW 2019), and a ridge
             regression of personal rates on themselves. Above `MOST_DENSE` labels only the first two.
-        weights (`torch.HalfTensor` of shape `(4, V, K)`): weights of these pairs, 0 where there are fewer than K.
-        counts (`torch.FloatTensor` of shape `(5, V)`): visits of the label, those of them that repeat it, that repeat
+        weights (`torch.HalfTensor` of shape `(4, V, K)`): Weights of these pairs, 0 where there are fewer than K.
+        counts (`torch.FloatTensor` of shape `(5, V)`): Visits of the label, those of them that repeat it, that repeat
             it at the very next visit, and those in the latest part of the training period; and the sum of the gaps, in
             visits, of those that repeat it.
-        totals (`torch.FloatTensor` of shape `(3,)`): number of visits of all customers, median gap of moments in days,
+        totals (`torch.FloatTensor` of shape `(3,)`): Number of visits of all customers, median gap of moments in days,
             and whether times say anything (0: days are replaced by moments).
     """
 
@@ -177,8 +177,8 @@ class Candidates(NamedTuple):
     """Candidate labels of all rows, and what is known of them.
 
     Attributes:
-        row, label (`torch.LongTensor` of shape `(N,)`): ascending pairs.
-        features (`torch.FloatTensor` of shape `(N, F)`): their features.
+        row, label (`torch.LongTensor` of shape `(N,)`): Ascending pairs.
+        features (`torch.FloatTensor` of shape `(N, F)`): Their features.
     """
 
     row: torch.Tensor
@@ -296,14 +296,14 @@ def candidate_features(
     Candidates are the labels of the history, and of the others the best by each kind of evidence and by popularity.
 
     Args:
-        history ([`LabelHistory`]): the histories up to the time of the prediction.
-        tables (`Sequence[LabelTables]`): counts of each task over all customers, or over those of other folds while
+        history ([`LabelHistory`]): The histories up to the time of the prediction.
+        tables (`Sequence[LabelTables]`): Counts of each task over all customers, or over those of other folds while
             the scorer is fitted.
-        readout (`Sequence[torch.FloatTensor]`, *optional*): scores of the encoder's readout by task, of shape
+        readout (`Sequence[torch.FloatTensor]`, *optional*): Scores of the encoder's readout by task, of shape
             `(B, V)`; the best become candidates. `None`: there is no encoder, and its features are 0.
         counts (`Sequence[torch.FloatTensor]`, *optional*): `tables.counts` of each task as they were at the time of
             each customer's prediction, of shape `(B, 5, V)`. Default: at the end of the training period.
-        visits (`Sequence[torch.FloatTensor]`, *optional*): number of visits of all customers until then, by task of
+        visits (`Sequence[torch.FloatTensor]`, *optional*): Number of visits of all customers until then, by task of
             shape `(B,)`.
     """
     columns = _Columns.read(tables)
@@ -463,7 +463,7 @@ class LabelScorer(nn.Module):
     each task on validation cases, so that the softmax over all labels is calibrated.
 
     Args:
-        label_sizes (`Sequence[int]`): number of labels V of each task.
+        label_sizes (`Sequence[int]`): Number of labels V of each task.
     """
 
     def __init__(self, label_sizes: Sequence[int]):
@@ -493,8 +493,8 @@ class LabelScorer(nn.Module):
         """Scores of candidates by the network, of shape `(...)`, from their numbers of shape `(..., F)`.
 
         Args:
-            task (`int`, or `torch.LongTensor` of shape `(...)`): index of the task.
-            features (`torch.FloatTensor` of shape `(..., F)`): numbers of the candidates.
+            task (`int`, or `torch.LongTensor` of shape `(...)`): Index of the task.
+            features (`torch.FloatTensor` of shape `(..., F)`): Numbers of the candidates.
         """
         z = ((features[..., :COUNTED] - self.mean) / self.std).clamp(-FARTHEST, FARTHEST)
         hidden = F.gelu(self.first(z) + self.task_vectors.weight[task])
@@ -511,9 +511,9 @@ class LabelScorer(nn.Module):
         """Scores of candidates on the scale of log probabilities.
 
         Args:
-            calibration (`torch.FloatTensor` of shape `(3 + OF_READOUT,)` or `(N, 3 + OF_READOUT)`): t, b, f and u.
-            values (`torch.FloatTensor` of shape `(N,)`): what `forward` gives.
-            features (`torch.FloatTensor` of shape `(N, F)`): numbers of the candidates.
+            calibration (`torch.FloatTensor` of shape `(3 + OF_READOUT,)` or `(N, 3 + OF_READOUT)`): T, b, f and u.
+            values (`torch.FloatTensor` of shape `(N,)`): What `forward` gives.
+            features (`torch.FloatTensor` of shape `(N, F)`): Numbers of the candidates.
         """
         t, b, _, *u = calibration.unbind(-1)
         of_readout = sum(weight * x for weight, x in zip(u, features[:, COUNTED:].unbind(1), strict=True))
@@ -524,8 +524,8 @@ class LabelScorer(nn.Module):
         """Chances that labels occur in the next visit, whose events have several labels: sigmoid(a + b log p + c p).
 
         Args:
-            chance (`torch.FloatTensor` of shape `(3,)`): a, b and c of the task, fitted on validation cases.
-            log_probabilities (`torch.FloatTensor` of shape `(...)`): log of the labels' probabilities p.
+            chance (`torch.FloatTensor` of shape `(3,)`): A, b and c of the task, fitted on validation cases.
+            log_probabilities (`torch.FloatTensor` of shape `(...)`): Log of the labels' probabilities p.
         """
         a, b, c = chance
         return torch.sigmoid(a + b * log_probabilities + c * log_probabilities.exp())
@@ -540,9 +540,9 @@ class LabelScorer(nn.Module):
         """Scores of every label by task, each of shape `(B, V)`: log probabilities up to a constant.
 
         Args:
-            tasks (`Sequence[int]`): indices of the tasks.
-            history ([`LabelHistory`]): the histories of these tasks up to the prediction time.
-            readout (`Sequence[torch.FloatTensor]`, *optional*): scores of the encoder's readout by task, `(B, V)`.
+            tasks (`Sequence[int]`): Indices of the tasks.
+            history ([`LabelHistory`]): The histories of these tasks up to the prediction time.
+            readout (`Sequence[torch.FloatTensor]`, *optional*): Scores of the encoder's readout by task, `(B, V)`.
         """
         used = None  # the best labels of a readout without a weight are no candidates either
         if readout is not None:
@@ -567,9 +567,9 @@ def read_histories(
     """Reads the histories of tasks from model inputs.
 
     Args:
-        config ([`MCMConfig`]): config of the model.
-        batch (`Mapping[str, torch.Tensor]`): model inputs by name, as the feature extractor gives them.
-        tasks (`Sequence[str]`, *optional*): names of the tasks to read. Default: all tasks.
+        config ([`MCMConfig`]): Config of the model.
+        batch (`Mapping[str, torch.Tensor]`): Model inputs by name, as the feature extractor gives them.
+        tasks (`Sequence[str]`, *optional*): Names of the tasks to read. Default: all tasks.
     """
     for name in ("visit_ids", "event_times"):
         if batch.get(name) is None:
@@ -580,5 +580,5 @@ def read_histories(
         kinds = (ids[..., config.features.index(config.kind_feature)] - FIRST_LABEL).clamp(min=0)
     labels = ids[..., [config.features.index(task) for task in (config.tasks if tasks is None else tasks)]]
     return LabelHistory.from_batch(
-        labels, batch["visit_ids"][:, 1:], batch["event_times"][:, 1:], kinds, batch.get("now")
+        labels, batch["visit_ids"][:, 1:], batch["event_times"][:, 1:], kinds, batch.get("as_of")
     )

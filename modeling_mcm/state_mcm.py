@@ -4,7 +4,7 @@
 
 The state is computed from fading counts: the numbers of visits, events and feature values that a customer had, where
 older ones weigh less. Such counts describe a customer better than the encoder's last vector does, and they are
-defined for any moment `now`, also long after the last event. The state is trained to predict what followed random
+defined for any moment `as_of`, also long after the last event. The state is trained to predict what followed random
 moments and to reconstruct the counts (`modeling_mcm.training.moments`).
 
 Shapes: B customers, L events, J features, M moments of a customer, N summed features, K half-lives (the infinite one
@@ -24,11 +24,11 @@ from transformers import initialization as init
 from .configuration_mcm import MISSING_ID, MCMConfig
 
 TASTE_HALF_LIFE = 30.0  # half-life, in days, of the counts of features with many values; they are also counted unfaded
-TASTE_SIZE, HIDDEN = 128, 256  # learned rows of P (see CustomerState), and hidden size of the network
+PROJECTION_SIZE, HIDDEN = 128, 256  # learned rows of P (see CustomerState), and hidden size of the network
 COMPONENTS = 64  # largest number of principal components in the state
 DROPOUT = 0.3  # dropout probability on z
 HALF_LIVES_DAYS = (7.0, 30.0, 90.0)  # half-lives of the other counts; they are also counted unfaded
-LEAST_SPREAD, FARTHEST = 0.05, 8.0  # smallest standard deviation, and largest absolute value, of standardised counts
+MIN_STD, LARGEST = 0.05, 8.0  # smallest standard deviation, and largest absolute value, of standardised counts
 ANY_SILENCE = 1e9  # days: the longest silence before training; a finite number, because infinite weights are refused
 CHANCE, NEXT_VISIT, ALIVE = "visit_probability", "days_to_next_visit", "alive_probability"
 GAPS = ("days since the last event", "days since the first", "the ratio to the mean gap", "the mean gap")
@@ -48,7 +48,7 @@ class CustomerState(nn.Module):
     """The state of a customer at a moment t:
 
         n_{x,k} = sum over events i until t of  x_i 2^(-(t - t_i) / T_k)
-        z = (log(1 + n) - mean) / spread
+        z = (log(1 + n) - mean) / std
         state = A z' + C gelu(D z'),  z' = [z of few values, P z of many values]
 
     For each channel x, x_i is 1 for every event, 1 for the first event of each visit, the value of a summed feature,
@@ -71,22 +71,22 @@ class CustomerState(nn.Module):
         self.num_sums = len(config.summed_features)
         self.few, self.many = ([config.features.index(name) for name in names] for names in config.counted_features)
         self.mean = nn.Buffer(torch.zeros(self.num_few + self.num_many))
-        self.spread = nn.Buffer(torch.ones(self.num_few + self.num_many))
+        self.std = nn.Buffer(torch.ones(self.num_few + self.num_many))
         self.longest_silence = nn.Buffer(torch.tensor(ANY_SILENCE))
         # None if all features have few values.
         self.components = min(COMPONENTS, config.state_size // 3, self.num_many // 2)
-        projected = TASTE_SIZE + self.components if self.many else 0
-        self.taste = nn.Linear(self.num_many, projected, bias=False) if self.many else None
+        projected = PROJECTION_SIZE + self.components if self.many else 0
+        self.item_projection = nn.Linear(self.num_many, projected, bias=False) if self.many else None
         inputs = self.num_few + projected
-        self.direct = nn.Linear(inputs, config.state_size)
-        self.bent_in = nn.Linear(inputs, HIDDEN)
-        self.bent_out = nn.Linear(HIDDEN, config.state_size, bias=False)
+        self.linear = nn.Linear(inputs, config.state_size)
+        self.mlp_in = nn.Linear(inputs, HIDDEN)
+        self.mlp_out = nn.Linear(HIDDEN, config.state_size, bias=False)
 
     def reset_parameters(self) -> None:
         """Sets the buffers: mean 0, standard deviation 1, a silence of any length. Weights start as in
         transformers."""
         init.zeros_(self.mean)
-        init.ones_(self.spread)
+        init.ones_(self.std)
         init.constant_(self.longest_silence, ANY_SILENCE)
 
     @property
@@ -102,7 +102,7 @@ class CustomerState(nn.Module):
         kernels = len(self.half_lives) + 1
         gaps = list(range(self.num_few - len(GAPS), self.num_few))
         events, others = list(range(kernels)), list(range(kernels, kernels * (2 + self.num_sums)))
-        return [*gaps, *others, *events][: self.direct.out_features // 2]
+        return [*gaps, *others, *events][: self.linear.out_features // 2]
 
     @property
     def fixed(self) -> list[int]:
@@ -116,15 +116,15 @@ class CustomerState(nn.Module):
         `(components, num_many)` are the first rows of P (default: 0), which no other number reads."""
         fixed = self.fixed
         rows = slice(len(fixed))
-        self.direct.weight[rows] = 0.0
-        self.direct.weight[range(len(fixed)), fixed] = 1.0
-        self.direct.bias[rows] = 0.0
-        self.bent_out.weight[rows] = 0.0
+        self.linear.weight[rows] = 0.0
+        self.linear.weight[range(len(fixed)), fixed] = 1.0
+        self.linear.bias[rows] = 0.0
+        self.mlp_out.weight[rows] = 0.0
         if self.components:
             components = slice(self.num_few, self.num_few + self.components)
-            self.direct.weight[len(fixed) :, components] = 0.0
-            self.bent_in.weight[:, components] = 0.0
-            cast(nn.Linear, self.taste).weight[: self.components] = 0.0 if directions is None else directions
+            self.linear.weight[len(fixed) :, components] = 0.0
+            self.mlp_in.weight[:, components] = 0.0
+            cast(nn.Linear, self.item_projection).weight[: self.components] = 0.0 if directions is None else directions
 
     @torch.no_grad()
     def find_components(self, counts: torch.Tensor) -> torch.Tensor | None:
@@ -148,15 +148,15 @@ class CustomerState(nn.Module):
         stays; what few say is mostly noise to a model that reads the state."""
         learned = slice(len(self.fixed), None)
         numbers = states[:, learned].double()
-        mean, spread = numbers.mean(0), numbers.std(0).clamp(min=1e-6)
-        z = (numbers - mean) / spread
+        mean, std = numbers.mean(0), numbers.std(0).clamp(min=1e-6)
+        z = (numbers - mean) / std
         variances, directions = torch.linalg.eigh(z.T @ z / len(z))
         shrinking = directions * (variances / (variances + 1)) @ directions.T
-        weights = (spread[:, None] * shrinking / spread).to(states.dtype)  # of shape (learned, learned)
+        weights = (std[:, None] * shrinking / std).to(states.dtype)  # of shape (learned, learned)
         mean = mean.to(states.dtype)
-        self.direct.weight[learned] = weights @ self.direct.weight[learned]
-        self.bent_out.weight[learned] = weights @ self.bent_out.weight[learned]
-        self.direct.bias[learned] = mean + weights @ (self.direct.bias[learned] - mean)
+        self.linear.weight[learned] = weights @ self.linear.weight[learned]
+        self.mlp_out.weight[learned] = weights @ self.mlp_out.weight[learned]
+        self.linear.bias[learned] = mean + weights @ (self.linear.bias[learned] - mean)
         return torch.cat([states[:, : learned.start], mean + (states[:, learned] - mean) @ weights.T], 1)
 
     @property
@@ -177,39 +177,39 @@ class CustomerState(nn.Module):
         visit_ids: torch.Tensor | None,
         event_times: torch.Tensor,
         event_values: torch.Tensor | None,
-        now: torch.Tensor,
+        as_of: torch.Tensor,
     ) -> torch.Tensor:
         """log(1 + n) and the logarithms of the gaps, not standardised.
 
         Args:
-            input_ids (`torch.LongTensor` of shape `(B, L, J)`): feature ids of each event, the start row first.
+            input_ids (`torch.LongTensor` of shape `(B, L, J)`): Feature ids of each event, the start row first.
             attention_mask (`torch.Tensor` of shape `(B, L)`): 1 where an event is real.
-            visit_ids (`torch.LongTensor` of shape `(B, L)`, *optional*): visit of each event; `None`: each event is a
+            visit_ids (`torch.LongTensor` of shape `(B, L)`, *optional*): Visit of each event; `None`: each event is a
                 visit.
-            event_times (`torch.FloatTensor` of shape `(B, L)`): days from the customer's first event to each event.
-            event_values (`torch.FloatTensor` of shape `(B, L, N)`, *optional*): values of the summed features; may be
+            event_times (`torch.FloatTensor` of shape `(B, L)`): Days from the customer's first event to each event.
+            event_values (`torch.FloatTensor` of shape `(B, L, N)`, *optional*): Values of the summed features; may be
                 `None` if there are no summed features.
-            now (`torch.FloatTensor` of shape `(B, M)`): moments, in days on the clock of `event_times`. Events after a
-                moment are not counted. A moment after `longest_silence` counts as the end of that silence.
+            as_of (`torch.FloatTensor` of shape `(B, M)`): Moments, in days on the clock of `event_times`. Events after
+                a moment are not counted. A moment after `longest_silence` counts as the end of that silence.
 
         Returns:
             `torch.FloatTensor` of shape `(B, M, numbers)`, where numbers is `num_few + num_many`.
 
         Raises:
-            ValueError: if there are summed features and no `event_values`.
+            ValueError: If there are summed features and no `event_values`.
         """
         batch, length = input_ids.shape[:2]
-        is_event = attention_mask.bool() & (torch.arange(length, device=now.device) > 0)
+        is_event = attention_mask.bool() & (torch.arange(length, device=as_of.device) > 0)
         opens = is_event
         if visit_ids is not None:
             opens = is_event & (visit_ids != F.pad(visit_ids, (1, 0), value=-1)[:, :-1])
-        past = (event_times[..., None] <= now[:, None, :]) & is_event[..., None]  # (B, L, M)
+        past = (event_times[..., None] <= as_of[:, None, :]) & is_event[..., None]  # (B, L, M)
         is_known = past.any(1)
-        last = torch.where(is_known, torch.where(past, event_times[..., None], -math.inf).amax(1), now)
-        first = torch.where(is_known, torch.where(past, event_times[..., None], math.inf).amin(1), now)
-        now = torch.minimum(now, last + self.longest_silence)
-        ages = now[:, None, :] - event_times[..., None]
-        half_lives = torch.tensor([*self.half_lives, math.inf], device=now.device)
+        last = torch.where(is_known, torch.where(past, event_times[..., None], -math.inf).amax(1), as_of)
+        first = torch.where(is_known, torch.where(past, event_times[..., None], math.inf).amin(1), as_of)
+        as_of = torch.minimum(as_of, last + self.longest_silence)
+        ages = as_of[:, None, :] - event_times[..., None]
+        half_lives = torch.tensor([*self.half_lives, math.inf], device=as_of.device)
         weights = torch.exp2(-ages.clamp(min=0)[..., None] / half_lives) * past[..., None]  # (B, L, M, K)
         kernels = len(half_lives)
         if self.num_sums and event_values is None:
@@ -223,7 +223,7 @@ class CustomerState(nn.Module):
             values, start = sum(self.sizes[feature] for feature in features), 0
             of_values = event_weights.new_zeros(batch * values, event_weights.shape[2] * event_weights.shape[3])
             for feature in features:
-                indices = input_ids[..., feature] + start + values * torch.arange(batch, device=now.device)[:, None]
+                indices = input_ids[..., feature] + start + values * torch.arange(batch, device=as_of.device)[:, None]
                 of_values.index_add_(0, indices.flatten(), event_weights.flatten(2).flatten(0, 1))
                 of_values.view(batch, values, -1)[:, start + MISSING_ID] = 0.0
                 start += self.sizes[feature]
@@ -232,28 +232,28 @@ class CustomerState(nn.Module):
         days = [*self.half_lives, math.inf]
         nearest = min(range(kernels), key=lambda k: abs(days[k] - TASTE_HALF_LIFE))
         few, many = by_value(self.few, weights), by_value(self.many, weights[..., [nearest, kernels - 1]])
-        since_last, since_first = now - last, now - first
+        since_last, since_first = as_of - last, as_of - first
         visits = sums[1][..., -1]  # the unfaded number of visits
         gap = (since_first - since_last) / (visits - 1).clamp(min=1)
         gaps = torch.stack([since_last, since_first, since_last / (gap + 0.5), gap], -1)
         return torch.cat([*sums, few, gaps, many], -1).clamp_(min=0).log1p_()
 
     def standardised(self, counts: torch.Tensor, indices: slice | torch.Tensor = slice(None)) -> torch.Tensor:
-        """Standardises counts: z = (counts - mean) / spread, clipped."""
-        mean, spread = self.mean[indices], self.spread[indices].clamp(min=LEAST_SPREAD)
-        return (counts - mean).div_(spread).clamp_(-FARTHEST, FARTHEST)  # in place: there may be many thousand counts
+        """Standardises counts: z = (counts - mean) / std, clipped."""
+        mean, std = self.mean[indices], self.std[indices].clamp(min=MIN_STD)
+        return (counts - mean).div_(std).clamp_(-LARGEST, LARGEST)  # in place: there may be many thousand counts
 
     def forward(self, counts: torch.Tensor) -> torch.Tensor:
         """Computes the state, of shape `(..., S)`, from counts of shape `(..., numbers)`."""
-        return self.of_standardised(self.standardised(counts))
+        return self.from_standardised(self.standardised(counts))
 
-    def of_standardised(self, z: torch.Tensor) -> torch.Tensor:
+    def from_standardised(self, z: torch.Tensor) -> torch.Tensor:
         """Computes the state, of shape `(..., S)`, from z as `standardised` returns it, of shape `(..., numbers)`."""
-        z = z.to(self.direct.weight.dtype)
+        z = z.to(self.linear.weight.dtype)
         if self.training:
             z = self._with_dropout(z)
         few, many = z.split([self.num_few, self.num_many], -1)
-        return self.joined(few, None if self.taste is None else self.taste(many))
+        return self.joined(few, None if self.item_projection is None else self.item_projection(many))
 
     def _with_dropout(self, z: torch.Tensor) -> torch.Tensor:
         """Dropout on z but for `plain_counts`, which a head reads directly."""
@@ -263,10 +263,10 @@ class CustomerState(nn.Module):
         factors[..., self.plain_counts] = 1.0
         return factors.mul_(z)
 
-    def joined(self, few: torch.Tensor, taste: torch.Tensor | None) -> torch.Tensor:
+    def joined(self, few: torch.Tensor, item_projection: torch.Tensor | None) -> torch.Tensor:
         """Computes the state from the two parts of z, of shape `(..., S)`."""
-        joined = few if taste is None else torch.cat([few, taste], -1)
-        return self.direct(joined) + self.bent_out(F.gelu(self.bent_in(joined)))
+        joined = few if item_projection is None else torch.cat([few, item_projection], -1)
+        return self.linear(joined) + self.mlp_out(F.gelu(self.mlp_in(joined)))
 
     @torch.no_grad()
     def grow(self, feature: int, number: int) -> None:
@@ -281,8 +281,8 @@ class CustomerState(nn.Module):
         index = width * values + (kernels * (2 + self.num_sums) if is_few else self.num_few)
         columns = width * number
         self.mean = nn.Buffer(_inserted(self.mean, index, columns, 0.0))
-        self.spread = nn.Buffer(_inserted(self.spread, index, columns, 1.0))
-        layers = (self.direct, self.bent_in) if is_few else (cast(nn.Linear, self.taste),)
+        self.std = nn.Buffer(_inserted(self.std, index, columns, 1.0))
+        layers = (self.linear, self.mlp_in) if is_few else (cast(nn.Linear, self.item_projection),)
         index -= 0 if is_few else self.num_few
         for layer in layers:
             layer.weight = nn.Parameter(_inserted(layer.weight, index, columns, 0.0))

@@ -21,7 +21,7 @@ from typing import Any  # noqa: E402
 import pandas as pd  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
-from choices import EXTENDED, PAPER, TINY, of_data, perturb  # noqa: E402
+from choices import EXTENDED, PAPER, TINY, from_data, perturb  # noqa: E402
 from corner_shop import SCHEMA, make_log, make_profile  # noqa: E402
 from in_process import call  # noqa: E402
 
@@ -95,7 +95,7 @@ def tiny_config(extractor: MCMFeatureExtractor) -> Callable[..., MCMConfig]:
     """A function that makes a tiny config for the log's features: the paper's choices, with `extended=True` ours."""
 
     def make(extended: bool = False, **changes: Any) -> MCMConfig:
-        return MCMConfig(**(of_data(extractor) | TINY | (EXTENDED if extended else PAPER) | changes))
+        return MCMConfig(**(from_data(extractor) | TINY | (EXTENDED if extended else PAPER) | changes))
 
     return make
 

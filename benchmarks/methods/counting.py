@@ -14,7 +14,7 @@ from modeling_mcm.evaluation.comparison import BASELINES, evaluate_baseline
 NAMES = {
     "popularity": "most_popular",
     "visit frequency": "visit_frequency",
-    "neighbours": "nearest_households",
+    "neighbours": "nearest_customers",
     "transitions": "transitions",
     "LightGBM": "lightgbm",
 }

@@ -38,7 +38,7 @@ def history(data: PreparedData, task: str) -> pd.DataFrame:
     return parts[1].assign(part=(parts[1].groupby("customer").cumcount().to_numpy() >= before).astype(np.int8))
 
 
-def scores_of(lists: pd.Series, customers: list[str], labels: int) -> torch.Tensor:
+def compute_scores(lists: pd.Series, customers: list[str], labels: int) -> torch.Tensor:
     """Scores `(B, V)` that rank the lists of customers as they are; what is in no list has minus infinity."""
     scores = torch.full((len(customers), labels), -torch.inf)
     for row, best in zip(scores, (lists.get(customer) for customer in customers), strict=True):
@@ -74,7 +74,7 @@ def fit(name: str, log: Log, data: PreparedData, seed: int, folder: Path) -> Ran
             for start in range(0, len(cases), AT_ONCE):
                 chosen = np.arange(start, min(start + AT_ONCE, len(cases)))
                 ids = [cases.customer_ids[index] for index in chosen]
-                ranks.add(chosen, scores_of(lists_of[task]["items" if cases.met is None else "new"], ids, size))
+                ranks.add(chosen, compute_scores(lists_of[task]["items" if cases.met is None else "new"], ids, size))
             values[task], lists[task] = ranks.metrics((10,)), ranks.lists
         return values, lists
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from modeling_mcm.commands.arguments import exits, parse_options
+from modeling_mcm.commands.arguments import parse_options, report_errors
 from modeling_mcm.extras import needs
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.option import option
@@ -51,7 +51,7 @@ def show(options: AppOptions) -> None:
 def main() -> None:
     """Reads the options and shows the page."""
     (options,) = parse_options(AppOptions, description=__doc__)
-    with exits():
+    with report_errors():
         show(options)
 
 

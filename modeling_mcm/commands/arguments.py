@@ -39,7 +39,7 @@ EXPECTED = (*EXPLAINED, RuntimeError, ArithmeticError, MemoryError, SafetensorEr
 
 
 @contextmanager
-def exits() -> Iterator[None]:
+def report_errors() -> Iterator[None]:
     """A context in which progress is written to standard error, and errors that input causes end the process with
     their message instead of a traceback. Raises `SystemExit` with the name of the command and the error's message."""
     logging.getLogger("modeling_mcm").setLevel(logging.INFO)

@@ -27,21 +27,21 @@ import numpy as np
 import torch
 
 from modeling_mcm.action_mcm import MCMForActionRecommendation
-from modeling_mcm.commands.arguments import exits, parse_options
+from modeling_mcm.commands.arguments import parse_options, report_errors
 from modeling_mcm.configuration_mcm import MCMConfig
 from modeling_mcm.data import PreparedData, check_vocabularies
 from modeling_mcm.data.offer_collator import OfferCollator, OfferGroups
 from modeling_mcm.data.offers import SPLITS, TEST, load_offers
-from modeling_mcm.evaluation.cases import cases_at, unmet_only
+from modeling_mcm.evaluation.cases import cases_at, unseen_only
 from modeling_mcm.evaluation.comparison import (
     BASELINES,
     NEEDS,
     baseline_warnings,
+    collect_values,
     counting_baselines,
     default_baselines,
     not_installed,
-    title_of,
-    values_of,
+    write_title,
 )
 from modeling_mcm.evaluation.model import model_values
 from modeling_mcm.evaluation.offers import (
@@ -55,12 +55,12 @@ from modeling_mcm.evaluation.offers import (
 from modeling_mcm.evaluation.reports import text_table, with_half_interval, write_report
 from modeling_mcm.evaluation.tables import (
     by_history,
+    find_target,
     history_table,
     list_summary,
     list_table,
     metric_table,
     summary,
-    target_of,
     write_values,
 )
 from modeling_mcm.files_mcm import check_files, write_json
@@ -148,7 +148,7 @@ class EvaluationOptions:
         """What is ranked, and what the targets are if they are not those of the next visit, in words."""
         words = "everything is ranked, nothing is filtered"
         if self.filter_seen or self.only_new:
-            words = "what the customer met before the cutoff is neither ranked nor a target"
+            words = "what the customer seen before the cutoff is neither ranked nor a target"
         return words + (f"; the targets are those of {self.horizon_days:g} days" if self.horizon_days else "")
 
 
@@ -202,7 +202,7 @@ def _evaluate_visits(options: EvaluationOptions) -> Report:
     tasks = options.tasks or list(model.config.tasks)
     cases = cases_at(data, options.cutoff, min_history=options.min_history, horizon_days=options.horizon_days)
     if options.filter_seen or options.only_new:
-        cases = unmet_only(data.rows, cases, tasks)
+        cases = unseen_only(data.rows, cases, tasks)
         tasks = list(cases.targets)  # those that have a target left
     label_sizes = {task: model.config.label_sizes[task] for task in tasks}
     names, left_out = default_baselines(cases, label_sizes)
@@ -216,21 +216,21 @@ def _evaluate_visits(options: EvaluationOptions) -> Report:
     own = lists["MCM"] = {}
     results["MCM"] = model_values(model, extractor, data.rows, cases, tasks, options.k, options.batch_size, own)
 
-    target, metrics = target_of(results), options.table or [f"ndcg@{max(options.k)}"]
+    target, metrics = find_target(results), options.table or [f"ndcg@{max(options.k)}"]
     table = metric_table(results, tasks, metrics)
     metric_names = ", ".join(metric.upper() for metric in metrics)
     caption = f"{len(cases):,} {options.cutoff} cases of {data.schema.name}: {target.replace('_', '-')} {metric_names}"
     caption += ", mean over customers, ± half of its 95% bootstrap interval"
     caption += "." if options.horizon_days else f"; in brackets next-event {metric_names}."
-    if cases.met is not None or options.horizon_days:
+    if cases.seen is not None or options.horizon_days:
         caption += f" {options.protocol[0].upper()}{options.protocol[1:]}."
     main_metric = f"{target}_{metrics[0]}"
     histories = by_history(results, cases, [f"{target}_{metric}" for metric in metrics])
     history = text_table(history_table(histories, tasks, main_metric))
-    below = [f"By visits before the cutoff: {title_of(main_metric)}.", history]
+    below = [f"By visits before the cutoff: {write_title(main_metric)}.", history]
     properties = list_summary(lists, data.rows, cases, label_sizes)
     below += [f"The lists of the {max(options.k)} best labels.", text_table(list_table(properties))]
-    below += [*left_out, *baseline_warnings(values_of(results, main_metric), main_metric)]
+    below += [*left_out, *baseline_warnings(collect_values(results, main_metric), main_metric)]
     if options.values_file:
         write_values(Path(options.values_file), cases.customer_ids, results)
     report = {"data": data.schema.name, "cutoff": options.cutoff, "cases": len(cases), "protocol": options.protocol}
@@ -242,7 +242,7 @@ def main() -> None:
     """Reads the options, evaluates, prints the tables, and writes the files that the options name."""
     keep_freed_memory()
     (options,) = parse_options(EvaluationOptions, description=__doc__)
-    with exits():
+    with report_errors():
         for name in not_installed(options.baselines):
             fix = f"`pip install modeling-mcm[{NEEDS[name]}]`"
             raise ImportError(f"{name} is not installed: {fix}, or name other baselines.")

@@ -22,7 +22,7 @@ YAML file may hold any option, and flags win over it.
 from accelerate import PartialState
 from transformers import set_seed
 
-from modeling_mcm.commands.arguments import exits, named_options, parse_options
+from modeling_mcm.commands.arguments import named_options, parse_options, report_errors
 from modeling_mcm.training.finetuning import FineTuningArguments, FineTuningOptions, fine_tune
 from modeling_mcm.training.labels import LabelOptions, label_defaults, train_to_labels
 from modeling_mcm.training.memory import keep_freed_memory
@@ -43,7 +43,7 @@ def main() -> None:
         options.lora or options.from_scratch or options.outcomes or options.label_share < 1
     ):
         raise SystemExit("--lora, --from_scratch, --outcomes and --label_share are for --offers: leave them out.")
-    with exits():
+    with report_errors():
         if label_options.labels is None:
             fine_tune(options, training)
         else:

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from modeling_mcm.commands.arguments import exits, parse_options
+from modeling_mcm.commands.arguments import parse_options, report_errors
 from modeling_mcm.data.dataset import CUSTOMER
 from modeling_mcm.option import option
 from modeling_mcm.scoring.folder import forget_in_predictions
@@ -135,7 +135,7 @@ def _run(options: ForgetOptions) -> list[str]:
 def main() -> None:
     """Reads the options, deletes the customers, and ends with status 1 if it is not proven that all are gone."""
     (options,) = parse_options(ForgetOptions, description=__doc__)
-    with exits():
+    with report_errors():
         problems = _run(options)
     if problems:
         lines = "".join(f"\n  {line}" for line in problems)

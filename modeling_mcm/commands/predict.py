@@ -13,11 +13,11 @@ The files have one row a customer: `customer_id`, `embedding`, one column for ea
 end of its intervals (`visits_30d_low80`) and for the source of each horizon (`source_30d`), and for each task its
 labels, best first (`TASK`), with their probabilities among the candidates (`TASK_scores`) and the chances that they
 are in the next visit (`TASK_chances`). The model reads the whole history, or its latest events where it is longer than
-the model's window. With --now it reads the history up to that time. A raw log is read with the checkpoint's
+the model's window. With --as_of it reads the history up to that time. A raw log is read with the checkpoint's
 vocabularies.
 
 A checkpoint that was fine-tuned to a label writes `predicted_CLASS`, the probability of each class, or the number
-alone: `mcm predict --model runs/churn --data data/prepared --output_dir churn`. With --now it reads what was before.
+alone: `mcm predict --model runs/churn --data data/prepared --output_dir churn`. With --as_of it reads what was before.
 
 A file holds --rows_per_file customers and appears when it is complete. After an interruption the same command writes
 only the files that are missing, in any number of processes, and the result has the same bytes. Memory holds the
@@ -38,9 +38,9 @@ from accelerate import PartialState
 from transformers.utils import logging
 
 from modeling_mcm.candidates_mcm import SEEN
-from modeling_mcm.commands.arguments import EngineOptions, exits, parse_options
+from modeling_mcm.commands.arguments import EngineOptions, parse_options, report_errors
 from modeling_mcm.customer_mcm import MCMForCustomerPrediction
-from modeling_mcm.data import NO_CUTOFFS, EventSchema, PreparedData, check_vocabularies, schema_of
+from modeling_mcm.data import NO_CUTOFFS, EventSchema, PreparedData, check_vocabularies, read_schema
 from modeling_mcm.data.dataset import MANIFEST_FILE
 from modeling_mcm.events_mcm import naming, read_zone, to_seconds
 from modeling_mcm.extras import needs
@@ -87,7 +87,7 @@ class PredictionOptions:
         "Quantities, such as visits price, whose totals over all customers are printed, with the errors of the same "
         "forecast in the log's past, for --forecast_days, by default 30. All histories are read into memory.",
     )
-    now: str | None = option(
+    as_of: str | None = option(
         None,
         "Time to score at, such as 2017-11-01: events up to it are read, and embeddings, forecasts and "
         "scores are those of this moment. By default the time of each customer's last event.",
@@ -116,8 +116,8 @@ class PredictionOptions:
             raise ValueError("Give --data, a prepared data set, or --events, a raw log.")
         if self.data and (self.profile or self.schema):
             raise ValueError("--profile and --schema belong to --events; leave them out, because --data has both.")
-        if self.total and (not self.data or self.now):
-            raise ValueError("--total forecasts from the end of a prepared log: give --data, and leave out --now.")
+        if self.total and (not self.data or self.as_of):
+            raise ValueError("--total forecasts from the end of a prepared log: give --data, and leave out --as_of.")
         if self.top_k < 0 or self.batch_size < 1 or self.rows_per_file < 1:
             raise ValueError("--top_k must be at least 0, --batch_size and --rows_per_file at least 1.")
         if not self.top_k and not self.embeddings:
@@ -151,7 +151,7 @@ def _prepare_log(options: PredictionOptions, extractor: MCMFeatureExtractor, eng
     """Prepares the raw log `options.events` with the checkpoint's vocabularies, in a folder inside `output_dir`."""
     from modeling_mcm.preparation import prepare
 
-    schema = schema_of(extractor)
+    schema = read_schema(extractor)
     if options.schema:
         schema = replace(EventSchema.from_yaml(options.schema), cutoffs=NO_CUTOFFS)
     prepare(
@@ -206,13 +206,13 @@ def run(options: PredictionOptions, engine: EngineOptions) -> str:
     contents: dict[str, Any] = {"tasks": (options.tasks or list(tasks)) if options.top_k else []}
     contents |= {name: getattr(options, name) for name in ("top_k", "embeddings", "batch_size", "rows_per_file")}
     data = options.data or str(folder / HISTORIES)
-    contents["now"] = None
-    if options.now is not None:
-        extractor.check_has_times(options.now)
-        with naming("--now"):
-            contents["now"] = to_seconds(options.now, read_zone(extractor.time_zone))
+    contents["as_of"] = None
+    if options.as_of is not None:
+        extractor.check_has_times(options.as_of)
+        with naming("--as_of"):
+            contents["as_of"] = to_seconds(options.as_of, read_zone(extractor.time_zone))
     contents["forecast_days"] = options.forecast_days or None
-    told = cast(MCMModel, model.base_model).forecasts_of(contents["forecast_days"])
+    told = cast(MCMModel, model.base_model).select_forecasts(contents["forecast_days"])
     if options.forecast_days and not (options.forecasts and told.are_trained):
         raise ValueError(
             "--forecast_days asks for forecasts, and none are written: see --forecasts and the checkpoint."
@@ -261,7 +261,7 @@ def main() -> None:
     """Reads the options, scores the customers and prints what was written."""
     keep_freed_memory()
     options, engine = parse_options(PredictionOptions, EngineOptions, description=__doc__)
-    with exits():
+    with report_errors():
         summary = run(options, engine)
     if PartialState().is_main_process:
         sys.stdout.write(summary + "\n")

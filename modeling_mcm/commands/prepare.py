@@ -17,7 +17,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from modeling_mcm.commands.arguments import MEMORY_LIMIT, EngineOptions, exits, parse_options
+from modeling_mcm.commands.arguments import MEMORY_LIMIT, EngineOptions, parse_options, report_errors
 from modeling_mcm.data import EventSchema, PreparedManifest
 from modeling_mcm.option import option
 
@@ -97,7 +97,7 @@ def main() -> None:
     options, engine = parse_options(PrepareOptions, EngineOptions, description=__doc__)
     events: str | list[str] = options.events[0] if len(options.events) == 1 else options.events
     profile, schema = options.profile, options.schema
-    with exits():
+    with report_errors():
         from modeling_mcm.preparation import prepare
 
         if options.demo:

@@ -18,7 +18,7 @@ YAML file may hold any option, and flags win over it.
 
 from accelerate import PartialState
 
-from modeling_mcm.commands.arguments import exits, named_options, parse_options
+from modeling_mcm.commands.arguments import named_options, parse_options, report_errors
 from modeling_mcm.losses_mcm import Objective
 from modeling_mcm.training.memory import keep_freed_memory
 from modeling_mcm.training.options import ModelOptions, PretrainingArguments, check_launch
@@ -39,7 +39,7 @@ def main() -> None:
     check_launch(training.world_size)
     if options.data is None:
         raise SystemExit("--data is missing: give the folder that mcm prepare wrote.")
-    with exits():
+    with report_errors():
         recipe = chosen_recipe(options, named_options())
         options, objective, training = parse_options(*option_classes, description=__doc__, defaults=recipe.training)
         pretrain(options, objective, training, recipe)

@@ -18,7 +18,7 @@ import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from modeling_mcm.commands.arguments import exits, parse_options
+from modeling_mcm.commands.arguments import parse_options, report_errors
 from modeling_mcm.files_mcm import write_text
 from modeling_mcm.hub import (
     Exposure,
@@ -122,7 +122,7 @@ def _fill_folder(options: PublishingOptions, folder: Path) -> None:
 def main() -> None:
     """Reads the options, writes the folder, prints its files and sends it."""
     (options,) = parse_options(PublishingOptions, description=__doc__)
-    with exits():
+    with report_errors():
         with tempfile.TemporaryDirectory(prefix="mcm-publish-") as scratch:
             folder = Path(options.output_dir or Path(scratch, "folder"))
             _fill_folder(options, folder)

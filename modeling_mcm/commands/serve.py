@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from modeling_mcm.commands.arguments import exits, parse_options
+from modeling_mcm.commands.arguments import parse_options, report_errors
 from modeling_mcm.customer_mcm import MCMForCustomerPrediction
 from modeling_mcm.extras import needs
 from modeling_mcm.live.storage import checkpoint_digest
@@ -100,7 +100,7 @@ def _build(options: ServeOptions) -> tuple[Any, CustomerService]:
 def main() -> None:
     """Reads the options and serves until the process gets a signal to stop."""
     (options,) = parse_options(ServeOptions, description=__doc__)
-    with exits():
+    with report_errors():
         with needs("serve"):
             import uvicorn
         api, service = _build(options)

@@ -9,7 +9,7 @@ mcm similar --model runs/quickstart --task product_type --labels "PASTA SAUCE" "
 import sys
 from dataclasses import dataclass
 
-from modeling_mcm.commands.arguments import exits, parse_options
+from modeling_mcm.commands.arguments import parse_options, report_errors
 from modeling_mcm.live.related import similar, together
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.option import option
@@ -34,7 +34,7 @@ class SimilarOptions:
 def main() -> None:
     """Reads the options and prints a label and its score in each line."""
     (options,) = parse_options(SimilarOptions, description=__doc__)
-    with exits():
+    with report_errors():
         model, extractor = open_checkpoint(MCMForMultiTaskRecommendation, options.model)
         if options.together:
             found = together(model, extractor, options.task, options.labels, options.k)

@@ -19,7 +19,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from modeling_mcm.commands.arguments import MEMORY_LIMIT, exits, parse_options
+from modeling_mcm.commands.arguments import MEMORY_LIMIT, parse_options, report_errors
 from modeling_mcm.option import option
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def _summary(done: Update, options: UpdateOptions) -> str:
 def main() -> None:
     """Reads the options, updates the data set and prints what was done."""
     (options,) = parse_options(UpdateOptions, description=__doc__)
-    with exits():
+    with report_errors():
         from modeling_mcm.preparation.update import update
 
         done = update(

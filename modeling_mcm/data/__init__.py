@@ -6,7 +6,7 @@ This room needs the base install alone. What makes a data set out of an event lo
 """
 
 from modeling_mcm.data.dataset import PreparedData, PreparedManifest, check_vocabularies, load_prepared
-from modeling_mcm.data.schema import NO_CUTOFFS, EventSchema, schema_of
+from modeling_mcm.data.schema import NO_CUTOFFS, EventSchema, read_schema
 from modeling_mcm.schema_mcm import FeatureSpec
 
 __all__ = [
@@ -17,5 +17,5 @@ __all__ = [
     "PreparedManifest",
     "check_vocabularies",
     "load_prepared",
-    "schema_of",
+    "read_schema",
 ]

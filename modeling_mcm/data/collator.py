@@ -43,10 +43,10 @@ class PreparedRows(Dataset):
     array of shape `(events,)`, any other a plain value.
 
     Args:
-        rows (`datasets.Dataset`): what `load_prepared` returns, or some of its columns.
-        indices (`ArrayLike` of shape `(N,)`, *optional*): indices of the rows that are used, among all rows. Default:
+        rows (`datasets.Dataset`): What `load_prepared` returns, or some of its columns.
+        indices (`ArrayLike` of shape `(N,)`, *optional*): Indices of the rows that are used, among all rows. Default:
             all rows. Each dict also holds `row`, the row's index among all rows.
-        lengths (`ArrayLike` of shape `(N,)`, *optional*): length of each used row, for [`LengthGroupedSampler`]; see
+        lengths (`ArrayLike` of shape `(N,)`, *optional*): Length of each used row, for [`LengthGroupedSampler`]; see
             `unit_counts`.
     """
 
@@ -169,23 +169,23 @@ class MCMCollator:
     """Turns prepared rows into model inputs.
 
     Args:
-        config (`MCMConfig`): config of the model. `augmentation`, `target`, `tasks` and `input_features` are read.
+        config (`MCMConfig`): Config of the model. `augmentation`, `target`, `tasks` and `input_features` are read.
         mode (`str`): "train", "evaluate" or "predict".
         cutoff (`str`): "validation" or "test": where the history ends in the mode "evaluate". Training always stays
             before the validation cutoff.
-        max_events (`int`, *optional*): largest number of events in an input, the start row included. Default:
+        max_events (`int`, *optional*): Largest number of events in an input, the start row included. Default:
             `max_events` of the feature extractor.
-        now (`int`, *optional*): moment for which customers are scored in the modes "predict" and "evaluate", in
+        as_of (`int`, *optional*): Moment for which customers are scored in the modes "predict" and "evaluate", in
             seconds since 1970-01-01. Default: each customer's last event.
-        objective (`Objective`, *optional*): objective of pre-training. `target_half_life_days` (with the augmentation
+        objective (`Objective`, *optional*): Objective of pre-training. `target_half_life_days` (with the augmentation
             "all_prefixes") and `mask_probability` (with "masked_lm") are read. Default: `Objective()`.
 
     Attributes:
-        epoch (`torch.Tensor`, int64 of shape `()`): number of the epoch. The training loop sets it. It lies in shared
+        epoch (`torch.Tensor`, int64 of shape `()`): Number of the epoch. The training loop sets it. It lies in shared
             memory, so that the workers of the data loader read the new number too.
 
     Raises:
-        ValueError: if the mode is unknown.
+        ValueError: If the mode is unknown.
     """
 
     def __init__(
@@ -196,12 +196,12 @@ class MCMCollator:
         cutoff: str = "validation",
         seed: int = 0,
         max_events: int | None = None,
-        now: int | None = None,
+        as_of: int | None = None,
         objective: Objective | None = None,
     ):
         if mode not in MODES:
             raise ValueError(f"Found mode {mode!r}; expected one of {MODES}.")
-        self.extractor, self.config, self.mode, self.seed, self.now = extractor, config, mode, seed, now
+        self.extractor, self.config, self.mode, self.seed, self.as_of = extractor, config, mode, seed, as_of
         # Reading an attribute of a config is slow, and these are read for every row.
         self.augmentation, self.target = config.augmentation, config.target
         self.objective = objective or Objective()
@@ -220,8 +220,8 @@ class MCMCollator:
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """Makes a batch. Returns `dict[str, torch.Tensor]`: `input_ids`, `attention_mask`, `event_times`, `visit_ids`
-        and, with numeric features, `event_values`, as `MCMFeatureExtractor.pad` gives them; with a moment `now` (not
-        in training) also `now`. The modes "train" and "evaluate" add `labels` int64 `(B, N, T)`, where -100 is
+        and, with numeric features, `event_values`, as `MCMFeatureExtractor.pad` gives them; with a moment `as_of` (not
+        in training) also `as_of`. The modes "train" and "evaluate" add `labels` int64 `(B, N, T)`, where -100 is
         ignored. Training with several prefixes or masked events adds `prefix_ends` int64 `(B, P)`, the index of each
         prefix's last event in the input, and `label_prefixes` int64 `(B, N)`, the index of each label's prefix. Where
         targets fade, training also adds `label_weights` float32 `(B, N)`."""
@@ -229,10 +229,10 @@ class MCMCollator:
         batch = RowBatch.of([self.extractor.readable(row, features) for row in rows] if features else rows)
         train = self.mode == "train"
         masked = self.augmentation == "masked_lm" and not train
-        moments = None if self.now is None or train else [self.now] * len(batch)
+        moments = None if self.as_of is None or train else [self.as_of] * len(batch)
         ask: Any = {"train": self._train, "evaluate": self._evaluate, "predict": _Questions}[self.mode]
         asked = ask(batch)
-        inputs = dict(self.extractor.pad(asked.history, self.max_events, mask_next=masked, now=moments))
+        inputs = dict(self.extractor.pad(asked.history, self.max_events, mask_next=masked, as_of=moments))
         if self.mode == "predict":
             return inputs
         if train and self.half_life:
@@ -358,9 +358,9 @@ class MCMCollator:
             return labels
         result = labels.copy()
         for task, ids in enumerate(labels.T):
-            met = prefixes * (ids.max(initial=0) + 1) + ids
-            order = np.argsort(met, kind="stable")
-            result[order[1:][~_changes(met[order])[1:]], task] = IGNORED
+            seen = prefixes * (ids.max(initial=0) + 1) + ids
+            order = np.argsort(seen, kind="stable")
+            result[order[1:][~_changes(seen[order])[1:]], task] = IGNORED
         return result
 
 

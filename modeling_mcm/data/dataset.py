@@ -46,18 +46,18 @@ class PreparedManifest:
     """What a prepared data set says of itself: the content of its `manifest.json`.
 
     Args:
-        schema (`dict`): event schema, as `EventSchema.to_dict` gives it.
-        input (`dict`): by input (`events`, `profile`) its name and the digests of its files, or None for a table in
+        schema (`dict`): Event schema, as `EventSchema.to_dict` gives it.
+        input (`dict`): By input (`events`, `profile`) its name and the digests of its files, or None for a table in
             memory.
-        options (`dict`): options of preparation that change the written files.
-        counts (`dict`): numbers of rows read and dropped, events, customers, cases, and unknown and missing values.
-        seeds (`dict`): random seeds. Preparation draws no random number, so it is empty.
-        versions (`dict`): versions of Python and of the libraries that wrote the data set, by name.
-        shards (`list[dict]`): one dict per shard, with its `file` name, its number of `rows` and `bytes`, and its
+        options (`dict`): Options of preparation that change the written files.
+        counts (`dict`): Numbers of rows read and dropped, events, customers, cases, and unknown and missing values.
+        seeds (`dict`): Random seeds. Preparation draws no random number, so it is empty.
+        versions (`dict`): Versions of Python and of the libraries that wrote the data set, by name.
+        shards (`list[dict]`): One dict per shard, with its `file` name, its number of `rows` and `bytes`, and its
             digest `sha256`.
-        measures (`dict`): what kind of log it is, as `counts.measure` returns it. Empty where no model is trained on
+        measures (`dict`): What kind of log it is, as `counts.measure` returns it. Empty where no model is trained on
             the data set.
-        format_version (`int`): version of the data set's format.
+        format_version (`int`): Version of the data set's format.
     """
 
     schema: dict[str, Any]
@@ -170,7 +170,7 @@ def load_prepared(directory: str | Path, cache_dir: str | Path | None = None) ->
     [`PreparedData.check`].
 
     Args:
-        cache_dir (`str` or `Path`, *optional*): folder in which `datasets` keeps its Arrow copy of the rows. Default:
+        cache_dir (`str` or `Path`, *optional*): Folder in which `datasets` keeps its Arrow copy of the rows. Default:
             the usual cache folder of `datasets`.
 
     Returns:
@@ -179,8 +179,8 @@ def load_prepared(directory: str | Path, cache_dir: str | Path | None = None) ->
         `profile_<name>` is an id. `validation_end` and `test_end` are the numbers of events before each cutoff.
 
     Raises:
-        FileNotFoundError: if the folder has no manifest.
-        ValueError: if a shard is missing or damaged, differs from what the manifest lists, or has other columns than
+        FileNotFoundError: If the folder has no manifest.
+        ValueError: If a shard is missing or damaged, differs from what the manifest lists, or has other columns than
             the first shard.
     """
     directory = Path(directory)

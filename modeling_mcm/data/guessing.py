@@ -52,15 +52,15 @@ def guess_schema(events: pd.DataFrame, given: Mapping[str, Any] | None = None) -
     """Guesses what the columns of an event log mean.
 
     Args:
-        events (`pd.DataFrame`): the log, one row an event.
-        given (`Mapping[str, Any]`, *optional*): keys of the event schema that are known, such as `{"time": "day"}`.
+        events (`pd.DataFrame`): The log, one row an event.
+        given (`Mapping[str, Any]`, *optional*): Keys of the event schema that are known, such as `{"time": "day"}`.
 
     Returns:
         [`EventSchema`]: the guess. Numbers are amounts, other columns are categorical features, and the features of
         most labels are the tasks.
 
     Raises:
-        ValueError: if no column says who the customer is or when an event was, a column has values of several types,
+        ValueError: If no column says who the customer is or when an event was, a column has values of several types,
             or there are too many columns. The message names the column and the fix.
     """
     given = dict(given or {})
@@ -72,7 +72,7 @@ def guess_schema(events: pd.DataFrame, given: Mapping[str, Any] | None = None) -
     for role in WORDS:
         if role not in given and (role != "time" or given.get("order") is None):
             rest = {name: values for name, values in columns.items() if name not in found.values()}
-            found[role] = _column_of(role, rest, columns.get(found.get("customer")))
+            found[role] = _find_column(role, rest, columns.get(found.get("customer")))
     if found["customer"] is None:
         raise ValueError(
             f"No column of {list(columns)} is named like a customer: give schema={{'customer': 'COLUMN'}}."
@@ -124,7 +124,7 @@ def _words(name: str) -> list[str]:
     return [word for part in parts for word in re.sub("(?<=[a-z]{3})(id|code)$", r" \1", part.lower()).split()]
 
 
-def _column_of(role: str, columns: Mapping[str, pd.Series], customers: pd.Series | None) -> str | None:
+def _find_column(role: str, columns: Mapping[str, pd.Series], customers: pd.Series | None) -> str | None:
     """The column that a role is guessed to have."""
     fitting = {name: values for name, values in columns.items() if _fits(role, values, customers)}
     if role == "time":

@@ -149,13 +149,13 @@ def make_labels(
     """Checks a table of labels.
 
     Args:
-        table (`pandas.DataFrame`): the table, with one row per customer and moment.
-        kind (`str`): kind of the label: "binary", "classes" or "number". With "auto" text and booleans are classes,
+        table (`pandas.DataFrame`): The table, with one row per customer and moment.
+        kind (`str`): Kind of the label: "binary", "classes" or "number". With "auto" text and booleans are classes,
             and numbers are numbers, except a column of 0 and 1 alone, which holds two classes.
-        time_zone (`str`): time zone to which times with a zone are converted, as in the event schema.
+        time_zone (`str`): Time zone to which times with a zone are converted, as in the event schema.
 
     Raises:
-        ValueError: if a column is missing or holds values that can't be read, a customer has two labels at one time,
+        ValueError: If a column is missing or holds values that can't be read, a customer has two labels at one time,
             or all labels are the same. The message names the column, the customer and what to do.
     """
     if kind not in KINDS:
@@ -194,7 +194,7 @@ def _read_values(column: pd.Series, name: str, kind: str) -> tuple[str, NDArray[
     values = column.tolist()
     example_by_type: dict[str, Any] = {}
     for value in values:
-        example_by_type.setdefault(_type_of(value, name), value)
+        example_by_type.setdefault(_find_type(value, name), value)
     if len(example_by_type) > 1:
         examples = " and ".join(f"{word} ({value!r})" for word, value in example_by_type.items())
         raise ValueError(f"Label {name!r} holds values of mixed types, {examples}; make them all of one.")
@@ -228,7 +228,7 @@ def _read_values(column: pd.Series, name: str, kind: str) -> tuple[str, NDArray[
     return kind, np.array([indices[text] for text in texts], np.int64), tuple(classes)
 
 
-def _type_of(value: Any, name: str) -> str:
+def _find_type(value: Any, name: str) -> str:
     if isinstance(value, bool | np.bool_):
         return "booleans"
     if isinstance(value, str):
@@ -246,7 +246,7 @@ class LabelledCustomers(Dataset):
     """Labels, each with its customer's history **before** the label's time.
 
     Args:
-        on_unknown (`str`): what to do with labels of customers who have no event before the label's time in the data
+        on_unknown (`str`): What to do with labels of customers who have no event before the label's time in the data
             set: "error" raises an error, "drop" leaves these labels out.
 
     Raises:
@@ -332,7 +332,7 @@ class LabelCollator:
 
     def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """Makes a batch. Returns `dict[str, torch.Tensor]`: the histories as `MCMFeatureExtractor.pad` gives them,
-        with the label's time as `now`; and `labels` int64 or float32 `(B,)`."""
+        with the label's time as `as_of`; and `labels` int64 or float32 `(B,)`."""
         histories = [self.extractor.readable(item["history"], self.config.input_features) for item in items]
-        batch = dict(self.extractor.pad(histories, now=[item["time"] for item in items]))
+        batch = dict(self.extractor.pad(histories, as_of=[item["time"] for item in items]))
         return batch | {"labels": torch.from_numpy(np.array([item["label"] for item in items]))}

@@ -27,7 +27,7 @@ class OfferGroups(Dataset):
     """Groups of offers, each with its customer's history **before** the offers were made.
 
     Raises:
-        ValueError: if a customer is not in the prepared data set. A customer without events before the offers is no
+        ValueError: If a customer is not in the prepared data set. A customer without events before the offers is no
             error: the model then reads the profile and the start row alone.
     """
 
@@ -72,9 +72,9 @@ class OfferCollator:
     """Turns groups of offers into inputs of `MCMForActionRecommendation`.
 
     Args:
-        groups (`ArrayLike` of shape `(groups,)`, *optional*): indices of the groups whose actions are checked.
+        groups (`ArrayLike` of shape `(groups,)`, *optional*): Indices of the groups whose actions are checked.
             Default: all groups.
-        max_events (`int`, *optional*): largest number of events in an input, the start row included. Default:
+        max_events (`int`, *optional*): Largest number of events in an input, the start row included. Default:
             `max_events` of the feature extractor.
 
     Raises:

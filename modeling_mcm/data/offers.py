@@ -118,17 +118,17 @@ def make_offers(
     """Checks both tables, and joins each offer with its action as it was at the time of the offer.
 
     Args:
-        offers (`pandas.DataFrame`): one row per offer. Columns are `customer_id`, `time` and `action_id`; the
+        offers (`pandas.DataFrame`): One row per offer. Columns are `customer_id`, `time` and `action_id`; the
             outcomes; `group_id`, by default the offers of one customer and day; and `split`, by default "train".
-        actions (`pandas.DataFrame`): one row per action, version and combination of feature values. Columns are
+        actions (`pandas.DataFrame`): One row per action, version and combination of feature values. Columns are
             `action_id`; columns of the event log; `time`, from which on the version holds, by default always; and
             `weight`, by default the same for all rows of a version.
-        outcomes (`Sequence[str]`, *optional*): names of the columns of outcomes. Default: "click" and "conversion",
+        outcomes (`Sequence[str]`, *optional*): Names of the columns of outcomes. Default: "click" and "conversion",
             each if one of its values is known.
-        time_zone (`str`): time zone to which times with a zone are converted, as in the event schema.
+        time_zone (`str`): Time zone to which times with a zone are converted, as in the event schema.
 
     Raises:
-        ValueError: if a column is missing or holds a wrong value, a group has several customers, times or splits or
+        ValueError: If a column is missing or holds a wrong value, a group has several customers, times or splits or
             offers an action twice, or an action has no row at the time of an offer. The message names the column, the
             group, the action and what to do.
     """

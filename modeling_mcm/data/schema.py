@@ -70,19 +70,19 @@ class EventSchema(LogSchema):
     """A `LogSchema` with what only preparation needs.
 
     Args:
-        cutoffs (`dict[str, datetime]` or `str`): moments of the keys `validation` and `test`; vocabularies and bins
+        cutoffs (`dict[str, datetime]` or `str`): Moments of the keys `validation` and `test`; vocabularies and bins
             are fitted on what comes before `validation`. Or "leave_one_out": each customer's last visit is for the
             test, and the visit before it for validation.
-        on_null (`str`): what to do with rows without a customer or a time: "error" or "drop".
-        on_duplicate (`str`): what to do with rows that are equal in every column of the schema: "keep" or "drop".
-        max_events_per_customer (`int`): largest number of a customer's events in each period; the latest events stay.
+        on_null (`str`): What to do with rows without a customer or a time: "error" or "drop".
+        on_duplicate (`str`): What to do with rows that are equal in every column of the schema: "keep" or "drop".
+        max_events_per_customer (`int`): Largest number of a customer's events in each period; the latest events stay.
             It guards against bots.
-        on_bad_row (`str`): what to do with lines of a text file, times and numbers that can't be read: "error" or
+        on_bad_row (`str`): What to do with lines of a text file, times and numbers that can't be read: "error" or
             "drop".
         delimiter, quote, escape: as in `TextFormat`.
 
     Raises:
-        ValueError: if values do not fit together. The message names the key and the fix.
+        ValueError: If values do not fit together. The message names the key and the fix.
     """
 
     cutoffs: dict[str, datetime] | str = field(kw_only=True)
@@ -195,7 +195,7 @@ class EventSchema(LogSchema):
         return {"name": out.pop("name"), **out}
 
 
-def schema_of(feature_extractor: MCMFeatureExtractor) -> EventSchema:
+def read_schema(feature_extractor: MCMFeatureExtractor) -> EventSchema:
     """Gives the event schema by which a checkpoint reads a log, with cutoffs that no event reaches."""
     schema = feature_extractor.schema
     values = {entry.name: getattr(schema, entry.name) for entry in fields(schema)}

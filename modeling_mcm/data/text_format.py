@@ -10,15 +10,15 @@ class TextFormat:
     """How text files are written.
 
     Args:
-        delimiter (`str`, *optional*): character between the fields of a row. Default: the character among `,`, `;`,
+        delimiter (`str`, *optional*): Character between the fields of a row. Default: the character among `,`, `;`,
             tab and `|` that divides the heading into most fields.
-        quote (`str`): character around a field that holds a delimiter, a line end or a quote; empty if there is none.
-        escape (`str`, *optional*): character before a quote inside such a field. Default: a quote inside a field is
+        quote (`str`): Character around a field that holds a delimiter, a line end or a quote; empty if there is none.
+        escape (`str`, *optional*): Character before a quote inside such a field. Default: a quote inside a field is
             doubled.
-        on_bad_row (`str`): what to do with a line that does not fit the heading or the format: "error" or "drop".
+        on_bad_row (`str`): What to do with a line that does not fit the heading or the format: "error" or "drop".
 
     Raises:
-        ValueError: if a value is not one ASCII character, two of them are the same, or `on_bad_row` is unknown.
+        ValueError: If a value is not one ASCII character, two of them are the same, or `on_bad_row` is unknown.
     """
 
     delimiter: str | None = None

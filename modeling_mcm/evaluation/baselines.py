@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modeling_mcm.configuration_mcm import FIRST_LABEL
-from modeling_mcm.evaluation.histories import TaskHistory, offsets_of, run_starts, select_rows, task_histories
+from modeling_mcm.evaluation.histories import TaskHistory, compute_offsets, run_starts, select_rows, task_histories
 from modeling_mcm.evaluation.metrics import distinct_targets, ndcg_at_k, tie_ranks
 from modeling_mcm.extras import needs
 
@@ -156,7 +156,7 @@ class VisitFrequency(Baseline):
     def _last_visit_ndcg(self, history: TaskHistory) -> list[float]:
         """Sums for each half-life the NDCG@10 of the customers' last visits. A customer with one visit adds 0."""
         last = history.visits_ago == 0
-        offsets = offsets_of(np.bincount(history.customer[last], minlength=len(history)))
+        offsets = compute_offsets(np.bincount(history.customer[last], minlength=len(history)))
         labels, counts = distinct_targets(offsets, history.label[last])
         before = history.before_last_visit()
         counts[np.bincount(before.customer, minlength=len(history)) == 0] = 0
@@ -174,7 +174,7 @@ class VisitFrequency(Baseline):
         return self._decayed(history, self.half_life)
 
 
-class NearestHouseholds(Baseline):
+class NearestCustomers(Baseline):
     """Mixes a customer's own decayed frequencies with those of similar customers, in the manner of TIFU-KNN.
 
     A customer's visits, latest first, fall into groups of `group_visits`. The weight of a visit `i` back within its

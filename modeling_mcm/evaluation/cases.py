@@ -9,7 +9,7 @@ targets. A target event is one with a label in any task other than the token typ
 else is known is nothing to predict.
 
 There are two variants, for a model and all baselines alike. With a `Horizon` the targets are the labels of all target
-events within some days. `unmet_only` removes the labels that a customer had before the cutoff from the targets and
+events within some days. `unseen_only` removes the labels that a customer had before the cutoff from the targets and
 from the ranking.
 
 Everything is computed on the flat Arrow columns of prepared rows, a batch of customers at a time.
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from modeling_mcm.data import PreparedData
 from modeling_mcm.data.cases import ENDS, CaseEvents, check_cutoff, flat_values
-from modeling_mcm.evaluation.histories import arrow_batches, offsets_of, run_starts, select_rows, task_histories
+from modeling_mcm.evaluation.histories import arrow_batches, compute_offsets, run_starts, select_rows, task_histories
 from modeling_mcm.events_mcm import SECONDS_PER_DAY
 
 logger = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ class EvaluationCases:
     horizon_days: float | None = None  # number of days of the horizon; `None` if the target is the next visit
     # For each task the distinct labels that each customer had before the cutoff, which are not ranked; `None` if all
     # labels are ranked
-    met: dict[str, TargetEvents] | None = None
+    seen: dict[str, TargetEvents] | None = None
     # Moment at which a model scores the customers, in seconds since 1970, from [`~data.schema.EventSchema.moment`];
     # `None`: at the last event of each
     moment: int | None = None
@@ -219,50 +219,50 @@ def _distinct(case: NDArray[np.int64], label: NDArray[np.int64]) -> tuple[NDArra
 
 
 def _ragged(case: NDArray[np.int64], label: NDArray[np.int64], cases: int) -> TargetEvents:
-    return TargetEvents(offsets_of(np.bincount(case, minlength=cases)), label)
+    return TargetEvents(compute_offsets(np.bincount(case, minlength=cases)), label)
 
 
 def _joined(parts: Sequence[TargetEvents]) -> TargetEvents:
     counts, labels = [np.diff(part.offsets) for part in parts], [part.labels for part in parts]
-    return TargetEvents(offsets_of(_concatenated(counts)), _concatenated(labels))
+    return TargetEvents(compute_offsets(_concatenated(counts)), _concatenated(labels))
 
 
 def _concatenated(arrays: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
     return np.concatenate([np.zeros(0, np.int64), *arrays])
 
 
-def met_labels(rows: Any, cutoff: str, task: str) -> TargetEvents:
+def seen_labels(rows: Any, cutoff: str, task: str) -> TargetEvents:
     """Finds the distinct labels that the customers of prepared rows had in a task before a cutoff."""
     histories = task_histories(rows, task, cutoff)
     return _joined([_ragged(*_distinct(each.customer, each.label), len(each)) for each in histories])
 
 
-def unmet_only(rows: Any, cases: EvaluationCases, tasks: Sequence[str] | None = None) -> EvaluationCases:
+def unseen_only(rows: Any, cases: EvaluationCases, tasks: Sequence[str] | None = None) -> EvaluationCases:
     """Removes labels that a customer had before the cutoff from the targets and from the ranking.
 
     All events of the customer before the cutoff count, also those that a model's window leaves out. The unknown id
     stays a target, because nothing says whether the customer had its value before. No ranking contains it.
 
-    Returns the same cases with fewer targets, and with `met`, for some tasks or for all. A task in which no case has a
-    target left is removed, with a warning; a `ValueError` is raised if no task is left. `rows` are the prepared rows
+    Returns the same cases with fewer targets, and with `seen`, for some tasks or for all. A task in which no case has
+    a target left is removed, with a warning; a `ValueError` is raised if no task is left. `rows` are the prepared rows
     that the cases are of.
     """
     history_rows = select_rows(rows, cases.rows)
-    targets, met = {}, {}
+    targets, seen = {}, {}
     for task in cases.targets if tasks is None else tasks:
-        known, events = met_labels(history_rows, cases.cutoff, task), cases.targets[task]
+        known, events = seen_labels(history_rows, cases.cutoff, task), cases.targets[task]
         case = np.repeat(np.arange(len(cases)), np.diff(events.offsets))
         size = int(max(np.max(known.labels, initial=0), np.max(events.labels, initial=0))) + 1
         owner = np.repeat(np.arange(len(cases)), np.diff(known.offsets))
         is_new = ~np.isin(case * size + events.labels, owner * size + known.labels)
         if is_new.any():
-            targets[task], met[task] = _ragged(case[is_new], events.labels[is_new], len(cases)), known
+            targets[task], seen[task] = _ragged(case[is_new], events.labels[is_new], len(cases)), known
         else:
-            logger.warning("Task %r is left out: its customers had met all labels of its targets before.", task)
+            logger.warning("Task %r is left out: its customers had seen all labels of its targets before.", task)
     if not targets:
         raise ValueError(
-            f"None of {len(cases)} cases has a target that its customer had not met before the {cases.cutoff} cutoff; "
-            "expected at least one. Evaluate without --filter_seen and --only_new, choose other tasks, or take a "
-            "longer horizon."
+            f"None of {len(cases)} cases has a target that its customer had not seen before the {cases.cutoff} "
+            "cutoff; expected at least one. Evaluate without --filter_seen and --only_new, choose other tasks, or "
+            "take a longer horizon."
         )
-    return replace(cases, targets=targets, met=met)
+    return replace(cases, targets=targets, seen=seen)

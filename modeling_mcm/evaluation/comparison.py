@@ -4,7 +4,7 @@
 
     results = counting_baselines(rows, cases, {"product_type": number_of_labels}, STRONG_BASELINES)
     results["MCM"] = model_values(model, extractor, rows, cases, ["product_type"])  # model.py
-    warnings = baseline_warnings(values_of(results, "next_visit_ndcg@10"))
+    warnings = baseline_warnings(collect_values(results, "next_visit_ndcg@10"))
 
 To compute metrics, SciPy is needed (the extra `evaluation`), and for `lightgbm` the extra `gbdt`.
 """
@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from transformers.utils.logging import tqdm
 
-from modeling_mcm.evaluation.baselines import Baseline, MostPopular, NearestHouseholds, Transitions, VisitFrequency
+from modeling_mcm.evaluation.baselines import Baseline, MostPopular, NearestCustomers, Transitions, VisitFrequency
 from modeling_mcm.evaluation.cases import EvaluationCases
 from modeling_mcm.evaluation.gbdt import LightGBMRanker, NothingToLearnError, expected_seconds
 from modeling_mcm.evaluation.histories import select_rows
@@ -33,13 +33,13 @@ Results = dict[str, dict[str, dict[str, NDArray]]]  # by method, task and metric
 BASELINES: dict[str, type[Baseline]] = {
     "most_popular": MostPopular,
     "visit_frequency": VisitFrequency,
-    "nearest_households": NearestHouseholds,
+    "nearest_customers": NearestCustomers,
     "transitions": Transitions,
     "lightgbm": LightGBMRanker,
 }
 NEEDS = {"lightgbm": "gbdt"}  # baselines that need a package of their name, and the extra that installs it
 FIRST_BASELINES = ("most_popular",)  # a model that learns is soon better than these
-STRONG_BASELINES = ("visit_frequency", "nearest_households", "transitions")  # the best that take some seconds
+STRONG_BASELINES = ("visit_frequency", "nearest_customers", "transitions")  # the best that take some seconds
 MOST_SECONDS = 300.0  # that LightGBM may take as a default baseline
 
 
@@ -52,9 +52,9 @@ def default_baselines(cases: EvaluationCases, label_sizes: Mapping[str, int]) ->
     """Chooses the strong baselines that make sense for some cases and do not take long. Returns their names, and a
     sentence for each that is left out. `label_sizes` is the number of labels of each task."""
     names, left_out = [*FIRST_BASELINES, *STRONG_BASELINES], []
-    if cases.met is not None:
+    if cases.seen is not None:
         names.remove("visit_frequency")
-        left_out.append("visit_frequency is left out: it counts what the customer met, which is not ranked.")
+        left_out.append("visit_frequency is left out: it counts what the customer seen, which is not ranked.")
     seconds = sum(expected_seconds(len(cases), size) for size in label_sizes.values())
     if not_installed(["lightgbm"]):
         left_out.append("lightgbm is left out, for it is not installed: `pip install modeling-mcm[gbdt]` adds it.")
@@ -118,7 +118,7 @@ def counting_baselines(
     return results
 
 
-def values_of(
+def collect_values(
     results: Mapping[str, Mapping[str, Mapping[str, NDArray]]], metric: str
 ) -> dict[str, dict[str, NDArray]]:
     """Selects the values of one metric, by method and task, from the results of an evaluation."""
@@ -128,7 +128,7 @@ def values_of(
     }
 
 
-def title_of(metric: str) -> str:
+def write_title(metric: str) -> str:
     """Writes the name of a metric in words: `next_visit_ndcg@10` is "next-visit NDCG@10"."""
     target, _, name = metric.rpartition("_")
     return f"{target.replace('_', '-')} {name.upper()}".strip()
@@ -145,7 +145,8 @@ def baseline_warnings(
 
     Args:
         values (`dict[str, dict[str, numpy.ndarray]]`): One metric by method and task, in arrays of shape `(cases,)`,
-            from [`values_of`]. All methods have the same cases in the same order; NaN means a case without a target.
+            from [`collect_values`]. All methods have the same cases in the same order; NaN means a case without a
+            target.
 
     Raises:
         ValueError: If the model is not among the methods, or arrays have different numbers of cases.
@@ -174,7 +175,7 @@ def baseline_warnings(
             summary = f"{model} is level with {baseline}: lower within noise on {' and '.join(level)}"
         else:
             continue
-        warnings.append(f"{summary}. Measured: {title_of(metric)}.")
+        warnings.append(f"{summary}. Measured: {write_title(metric)}.")
     return warnings
 
 

@@ -29,7 +29,7 @@ from transformers.utils import logging
 
 from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.evaluation.baselines import Baseline, scipy_sparse
-from modeling_mcm.evaluation.histories import TaskHistory, offsets_of, run_starts
+from modeling_mcm.evaluation.histories import TaskHistory, compute_offsets, run_starts
 from modeling_mcm.evaluation.metrics import ratio
 from modeling_mcm.events_mcm import SECONDS_PER_DAY
 from modeling_mcm.extras import needs
@@ -38,7 +38,10 @@ logger = logging.get_logger(__name__)
 HALF_LIVES_VISITS = (5, 10, 20, 40, 80)
 FEW_CASES = 500  # below which the trees have too little to learn from
 PERIOD_DAYS, MAX_PERIODS, RECENT_PERIODS = 7, 52, 4
-COUNTED = ("visits", "share")  # features that begin so are 0 for a label that the customer never met, others NaN
+COUNT_FEATURES = (
+    "visits",
+    "share",
+)  # features that begin so are 0 for a label that the customer never seen, others NaN
 SECONDS_TO_FIT = 40.0  # of one core of 2024, for the most cases that are trained on
 SECONDS_A_SCORE = 4e-8  # of a label of a case, its rank and its place in the label statistics included
 
@@ -70,20 +73,20 @@ class VisitSets:
         """Makes the label sets of visits from labelled events."""
         visits = np.zeros(len(history), np.int64)
         np.maximum.at(visits, history.customer, history.visits_ago + 1)
-        first_visit = offsets_of(visits)
+        first_visit = compute_offsets(visits)
         visit = first_visit[history.customer + 1] - 1 - history.visits_ago
         day = np.full(first_visit[-1], -np.inf)
         np.maximum.at(day, visit, history.time / SECONDS_PER_DAY)
         once = history.once_a_visit()
         visit, label = visit[once], history.label[once]
-        return cls(first_visit, day, offsets_of(np.bincount(visit, minlength=len(day))), visit, label)
+        return cls(first_visit, day, compute_offsets(np.bincount(visit, minlength=len(day))), visit, label)
 
     @classmethod
     def joined(cls, parts: list[Self]) -> Self:
         """Joins the customers of several parts, in their order."""
         day, label = (np.concatenate([getattr(part, name) for part in parts]) for name in ("day", "label"))
-        first_visit = offsets_of(np.concatenate([np.diff(part.first_visit) for part in parts]))
-        first_row = offsets_of(np.concatenate([np.diff(part.first_row) for part in parts]))
+        first_visit = compute_offsets(np.concatenate([np.diff(part.first_visit) for part in parts]))
+        first_row = compute_offsets(np.concatenate([np.diff(part.first_row) for part in parts]))
         return cls(first_visit, day, first_row, np.repeat(np.arange(len(day)), np.diff(first_row)), label)
 
 
@@ -97,7 +100,7 @@ class LabelStatistics:
         self.days = max(PERIOD_DAYS, span / MAX_PERIODS)
         self.periods = int(span // self.days) + 1
         period = self.complete_periods(visits.day)
-        self.visits = offsets_of(np.bincount(period, minlength=self.periods))
+        self.visits = compute_offsets(np.bincount(period, minlength=self.periods))
         # Rows of one customer and label come together, oldest first, so the gap to the time before is a difference.
         customer = np.searchsorted(visits.first_visit, visits.visit, side="right") - 1
         order = np.lexsort((visits.visit, visits.label, customer))
@@ -114,7 +117,7 @@ class LabelStatistics:
             cells = sp.coo_array((weights.astype(np.float64), (period[visit] + 1, label)), shape=shape)
             return np.cumsum(cells.toarray(), axis=0)
 
-        self.met = known_by(np.ones(len(order)))
+        self.seen = known_by(np.ones(len(order)))
         self.again = known_by(again)
         self.at_once = known_by(again & (gap_visits == 1))
         self.gap_visits, self.gap_days = known_by(gap_visits), known_by(gap_days)
@@ -125,22 +128,22 @@ class LabelStatistics:
     def popular(self, day: NDArray, number: int) -> NDArray[np.int64]:
         """Finds the most popular labels before times in days since 1970, as ids of shape `(len(day), number)`."""
         periods, period_index = np.unique(self.complete_periods(day), return_inverse=True)
-        met = self.met[periods, FIRST_LABEL:]
-        return FIRST_LABEL + np.argsort(-met, axis=1, kind="stable")[period_index, :number]
+        seen = self.seen[periods, FIRST_LABEL:]
+        return FIRST_LABEL + np.argsort(-seen, axis=1, kind="stable")[period_index, :number]
 
     def features(self, day: NDArray, label: NDArray) -> dict[str, NDArray]:
         """Computes features of labels `(N,)` at times `(N,)`, in days since 1970."""
-        now = self.complete_periods(day)
-        before = np.maximum(now - RECENT_PERIODS, 0)
-        met, again = self.met[now, label], self.again[now, label]
+        as_of = self.complete_periods(day)
+        before = np.maximum(as_of - RECENT_PERIODS, 0)
+        seen, again = self.seen[as_of, label], self.again[as_of, label]
         return {
-            "label_share": met / np.maximum(self.visits[now], 1),
-            "label_recent_share": (met - self.met[before, label])
-            / np.maximum(self.visits[now] - self.visits[before], 1),
-            "label_visits_a_customer": met / np.maximum(met - again, 1),
-            "label_met_at_once": self.at_once[now, label] / np.maximum(met, 1),
-            "label_gap_visits": ratio(self.gap_visits[now, label], again),
-            "label_gap_days": ratio(self.gap_days[now, label], again),
+            "label_share": seen / np.maximum(self.visits[as_of], 1),
+            "label_recent_share": (seen - self.seen[before, label])
+            / np.maximum(self.visits[as_of] - self.visits[before], 1),
+            "label_visits_a_customer": seen / np.maximum(seen - again, 1),
+            "label_met_at_once": self.at_once[as_of, label] / np.maximum(seen, 1),
+            "label_gap_visits": ratio(self.gap_visits[as_of, label], again),
+            "label_gap_days": ratio(self.gap_days[as_of, label], again),
         }
 
 
@@ -165,21 +168,21 @@ def find_candidates(
             visit.
         popular (`int`): Number of the most popular labels that are candidates of every case.
     """
-    start, now = visits.first_visit[customer], visits.day[end - 1]
+    start, as_of = visits.first_visit[customer], visits.day[end - 1]
     own_case, own_label, own = _history_features(visits, start, end)
-    size = statistics.met.shape[1]
+    size = statistics.seen.shape[1]
     own_keys = own_case * size + own_label
-    keys = np.arange(len(end))[:, None] * size + statistics.popular(now, popular)
+    keys = np.arange(len(end))[:, None] * size + statistics.popular(as_of, popular)
     keys = np.concatenate([own_keys, keys[~np.isin(keys, own_keys)]])
     order = np.argsort(keys)
     case, label = np.divmod(keys[order], size)
     columns = {}
     for name, values in own.items():
-        padded = np.full(len(keys), 0.0 if name.startswith(COUNTED) else np.nan)
+        padded = np.full(len(keys), 0.0 if name.startswith(COUNT_FEATURES) else np.nan)
         padded[: len(values)] = values
         columns[name] = padded[order]
     columns |= {name: values[case] for name, values in _customer_features(visits, start, end).items()}
-    columns |= statistics.features(now[case], label)
+    columns |= statistics.features(as_of[case], label)
     features = np.stack([values.astype(np.float32) for values in columns.values()], axis=1)
     return Candidates(case, label, features, list(columns))
 
@@ -197,18 +200,18 @@ def _history_features(
     ago = (end[case] - 1 - visits.visit[row]).astype(np.float64)
     days = visits.day[end[case] - 1] - visits.day[visits.visit[row]]
     length = (end - start)[case[first]]
-    met = last - first + 1
-    gap_visits = ratio(ago[first] - ago[last], met - 1)
-    features: dict[str, NDArray] = {"visits": met}
+    seen = last - first + 1
+    gap_visits = ratio(ago[first] - ago[last], seen - 1)
+    features: dict[str, NDArray] = {"visits": seen}
     for half_life in HALF_LIVES_VISITS:
         everything = (1 - 0.5 ** (length / half_life)) / (1 - 0.5 ** (1 / half_life))
         features[f"share_decayed_{half_life}_visits"] = np.add.reduceat(0.5 ** (ago / half_life), first) / everything
     features |= {
-        "share_since_first": met / (ago[first] + 1),
+        "share_since_first": seen / (ago[first] + 1),
         "since_visits": ago[last],
         "since_days": days[last],
         "gap_visits": gap_visits,
-        "gap_days": ratio(days[first] - days[last], met - 1),
+        "gap_days": ratio(days[first] - days[last], seen - 1),
         "overdue": ratio(ago[last] + 1, gap_visits),
     }
     return case[first], label[first], features
@@ -334,4 +337,4 @@ def _expanded(start: NDArray, end: NDArray) -> tuple[NDArray[np.int64], NDArray[
     """For every number of the ranges from `start` to before `end`: the index of its range, and the number."""
     counts = end - start
     index = np.repeat(np.arange(len(start)), counts)
-    return index, np.arange(len(index)) - offsets_of(counts)[index] + start[index]
+    return index, np.arange(len(index)) - compute_offsets(counts)[index] + start[index]

@@ -44,7 +44,7 @@ def run_starts(*columns: NDArray) -> NDArray[np.bool_]:
     return starts
 
 
-def offsets_of(counts: NDArray) -> NDArray[np.int64]:
+def compute_offsets(counts: NDArray) -> NDArray[np.int64]:
     """Computes where groups of these sizes begin; the last number is where the last group ends."""
     return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 

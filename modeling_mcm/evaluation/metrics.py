@@ -206,15 +206,15 @@ def set_metrics(
 
 
 def list_properties(
-    lists: NDArray[np.int64], popularity: ArrayLike, offsets: NDArray[np.int64], met: NDArray[np.int64]
+    lists: NDArray[np.int64], popularity: ArrayLike, offsets: NDArray[np.int64], seen: NDArray[np.int64]
 ) -> dict[str, float]:
     """Computes what lists of labels are like, whatever their customers took.
 
     Args:
         lists (array, shape `(B, k)`): Label ids of each customer's list; 0 where a list is shorter.
         popularity (array, shape `(V,)`): Number of events of each label in the training period.
-        offsets, met (arrays, shapes `(B + 1,)` and `(labels,)`): Customer b had the distinct labels
-            `met[offsets[b]:offsets[b + 1]]` before.
+        offsets, seen (arrays, shapes `(B + 1,)` and `(labels,)`): Customer b had the distinct labels
+            `seen[offsets[b]:offsets[b + 1]]` before.
 
     Returns:
         `dict[str, float]`: `coverage`, the share of all labels that are in a list; and of the places of all lists
@@ -229,7 +229,7 @@ def list_properties(
     customer, place = np.nonzero(lists >= FIRST_LABEL)
     listed = lists[customer, place] - FIRST_LABEL
     popular = np.argsort(-counts, kind="stable")[: -(-labels // 100)]
-    had = np.repeat(np.arange(len(lists)), np.diff(offsets)) * labels + met - FIRST_LABEL
+    had = np.repeat(np.arange(len(lists)), np.diff(offsets)) * labels + seen - FIRST_LABEL
     return {
         "coverage": len(np.unique(listed)) / labels,
         "popular": float(np.isin(listed, popular).mean()),

@@ -44,13 +44,13 @@ class TargetRanks:
 
     def masked(self, indices: NDArray[np.int64], scores: torch.Tensor) -> torch.Tensor:
         """Scores `(B, V)` with minus infinity for labels that are not ranked; `scores` itself where all are."""
-        if self.cases.met is None:
+        if self.cases.seen is None:
             return scores
-        met = self.cases.met[self.task]
-        counts = np.diff(met.offsets)[indices]
+        seen = self.cases.seen[self.task]
+        counts = np.diff(seen.offsets)[indices]
         row = np.repeat(np.arange(len(indices)), counts)
-        first = np.repeat(met.offsets[indices] - (np.cumsum(counts) - counts), counts)
-        label = met.labels[first + np.arange(len(row))]
+        first = np.repeat(seen.offsets[indices] - (np.cumsum(counts) - counts), counts)
+        label = seen.labels[first + np.arange(len(row))]
         masked = scores.clone()
         masked[torch.from_numpy(row).to(scores.device), torch.from_numpy(label).to(scores.device)] = -torch.inf
         return masked

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from modeling_mcm.evaluation.cases import EvaluationCases, met_labels
+from modeling_mcm.evaluation.cases import EvaluationCases, seen_labels
 from modeling_mcm.evaluation.histories import select_rows, task_histories
 from modeling_mcm.evaluation.metrics import bootstrap_interval, list_properties
 from modeling_mcm.evaluation.reports import with_half_interval
@@ -33,7 +33,7 @@ def metric_table(results: Results, tasks: Sequence[str], metrics: Sequence[str])
     known -= measured
     if wrong := [metric for metric in metrics if metric not in known]:
         raise ValueError(f"No metrics {wrong} for the table; measured were {', '.join(sorted(known))}. See --k.")
-    target = target_of(results)
+    target = find_target(results)
     table = [["method", *(f"{task} {metric}" if len(metrics) > 1 else task for task in tasks for metric in metrics)]]
     for method, by_task in results.items():
         cells = [method]
@@ -50,7 +50,7 @@ def metric_table(results: Results, tasks: Sequence[str], metrics: Sequence[str])
     return table
 
 
-def target_of(results: Results) -> str:
+def find_target(results: Results) -> str:
     """Says which target the results are of: "horizon" or "next_visit"."""
     names = (name for by_task in results.values() for values in by_task.values() for name in values)
     return "horizon" if any(name.startswith("horizon_") for name in names) else "next_visit"
@@ -106,10 +106,10 @@ def list_summary(
         popularity = np.zeros(size)
         for history in task_histories(rows, task, "validation"):
             popularity += np.bincount(history.label, minlength=size)
-        met = met_labels(select_rows(rows, cases.rows), cases.cutoff, task)
+        seen = seen_labels(select_rows(rows, cases.rows), cases.cutoff, task)
         for method, by_task in lists.items():
             if task in by_task:
-                properties[method][task] = list_properties(by_task[task], popularity, met.offsets, met.labels)
+                properties[method][task] = list_properties(by_task[task], popularity, seen.offsets, seen.labels)
     return properties
 
 

@@ -20,7 +20,7 @@ TEMPLATE = Path(__file__).with_name("templates") / "model_card.md.jinja"
 TAGS = ["mcm", "customer-model", "recommendation", "personalization", "sequential-recommendation"]
 PUBLIC = re.compile(r"(?:configuration|training|examples)/")  # files of the project, so their names reveal nothing
 SECRETS = ("token", "secret", "password", "key")
-HIDDEN = "..."
+LEFT_OUT = "..."
 # The metrics that a card shows, of next visits, of visits within a horizon, and of offers.
 HEADLINES = ["next_visit_ndcg", "next_visit_recall", "next_visit_mrr", "next_event_ndcg"]
 HEADLINES += ["horizon_ndcg", "horizon_recall", "horizon_mrr", "average_precision", "roc_auc", "ndcg", "recall"]
@@ -53,7 +53,7 @@ def scrub_command(command: str) -> str:
             continue
         option, separator, value = word.partition("=") if word.startswith("-") else ("", "", word)
         skipping = any(part in option for part in SECRETS)
-        words.append(f"{option}={HIDDEN}" if skipping else option + separator + _scrub_path(value))
+        words.append(f"{option}={LEFT_OUT}" if skipping else option + separator + _scrub_path(value))
     return " ".join(words)
 
 
@@ -61,7 +61,7 @@ def _scrub_path(word: str) -> str:
     """Replaces a path completely: if a folder's name has a space, even its last part may be a private name."""
     parts = re.split(r"[/\\]", word)
     public = PUBLIC.match(word) and ".." not in parts
-    return word if len(parts) == 1 or public else HIDDEN
+    return word if len(parts) == 1 or public else LEFT_OUT
 
 
 def _cell(text: Any) -> str:

@@ -27,7 +27,7 @@ from modeling_mcm.hub.privacy import TABLES, hide_pairs, hide_values
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
 CONFIG_NAME, PREPROCESSOR_NAME, CARD_NAME = "config.json", "preprocessor_config.json", "README.md"
-WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
+WEIGHT_FILES = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 WEIGHTS_NAME, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 CODE_ENDING = "_mcm.py"
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -198,7 +198,7 @@ def write_upload_folder(
             customers is not known, would be published.
     """
     source, target = Path(checkpoint), Path(folder)
-    weights = sorted(path for path in source.glob("*") if WEIGHTS.fullmatch(path.name))
+    weights = sorted(path for path in source.glob("*") if WEIGHT_FILES.fullmatch(path.name))
     if source / WEIGHTS_NAME in weights:  # which is then what loads; parts beside it are an older save's
         weights = [source / WEIGHTS_NAME]
     if not weights:

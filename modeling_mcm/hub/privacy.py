@@ -115,10 +115,10 @@ def shared_pairs(rows: Any, extractor: MCMFeatureExtractor, min_customers: int) 
     sizes, result = dict(zip(extractor.feature_names, extractor.vocabulary_sizes, strict=True)), {}
     for task in extractor.tasks:
         events, size = LabelEvents.read(rows, task, sizes[task]), sizes[task]
-        met = np.unique(events.customer * size + events.label)  # a label counts once a customer
-        customer, label = (torch.from_numpy(each) for each in np.divmod(met, size))
+        seen = np.unique(events.customer * size + events.label)  # a label counts once a customer
+        customer, label = (torch.from_numpy(each) for each in np.divmod(seen, size))
         cells, shape = torch.stack([label, customer]), (size, len(rows))
-        has = torch.sparse_coo_tensor(cells, torch.ones(len(met)), shape, check_invariants=True)
+        has = torch.sparse_coo_tensor(cells, torch.ones(len(seen)), shape, check_invariants=True)
         pairs = []
         for start in range(0, size, LABELS):
             block = (label >= start) & (label < start + LABELS)

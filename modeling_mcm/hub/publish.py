@@ -24,7 +24,7 @@ from modeling_mcm.hub.folder import (
     CONFIG_NAME,
     PREPROCESSOR_NAME,
     VOCABULARIES_NAME,
-    WEIGHTS,
+    WEIGHT_FILES,
     WEIGHTS_INDEX,
     code_files,
 )
@@ -53,7 +53,7 @@ class Published:
 
 def is_publishable(name: str) -> bool:
     """Whether a file of this name is part of a published checkpoint."""
-    return name in NAMED_FILES or bool(WEIGHTS.fullmatch(name)) or name in {path.name for path in code_files()}
+    return name in NAMED_FILES or bool(WEIGHT_FILES.fullmatch(name)) or name in {path.name for path in code_files()}
 
 
 def files_to_publish(folder: str | Path) -> list[Path]:
@@ -110,7 +110,9 @@ def publish(
         there = [file.rfilename for file in (before.siblings or [])] if before is not None else []
         # Code and weights of an earlier version would be read beside the new ones.
         old = {
-            file for file in there if WEIGHTS.fullmatch(file) or file == WEIGHTS_INDEX or file.endswith(CODE_ENDING)
+            file
+            for file in there
+            if WEIGHT_FILES.fullmatch(file) or file == WEIGHTS_INDEX or file.endswith(CODE_ENDING)
         }
         operations: list[Any] = [CommitOperationDelete(file) for file in sorted(old - ours)]
         operations += [CommitOperationAdd(path.name, str(path)) for path in files]

@@ -29,7 +29,7 @@ from modeling_mcm.events_mcm import events_before
 from modeling_mcm.live.explanations import Explanation, check_head, explain
 from modeling_mcm.live.history import LiveHistory
 from modeling_mcm.live.storage import FIX, checkpoint_digest, pack, unpack
-from modeling_mcm.live.weights import is_incremental, reader_of
+from modeling_mcm.live.weights import find_reader, is_incremental
 from modeling_mcm.live.window import LiveWindow
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
@@ -41,8 +41,8 @@ class Added:
     """Result of `LiveCustomer.add`.
 
     Attributes:
-        events (`int`): number of events that were added.
-        late (`bool`): whether some of them belong before the last visit. The state is then computed again from all
+        events (`int`): Number of events that were added.
+        late (`bool`): Whether some of them belong before the last visit. The state is then computed again from all
             events, which takes longer; the results are the same.
     """
 
@@ -53,16 +53,16 @@ class Added:
 class LiveCustomer:
     """One customer whose events arrive one by one, with scores, embedding, forecasts and explanations at any moment.
 
-    The methods' `now` is a moment: text, a datetime or a number of seconds; by default the time of the last event.
+    The methods' `as_of` is a moment: text, a datetime or a number of seconds; by default the time of the last event.
     They raise a `ValueError` if it is before the last event.
 
     Args:
-        model ([`MCMForMultiTaskRecommendation`] or [`MCMForCustomerPrediction`]): a trained model, in evaluation mode.
-        profile (`dict`, *optional*): the customer's profile, as for the feature extractor.
-        customer_id (`str`, *optional*): name of the customer in error messages.
+        model ([`MCMForMultiTaskRecommendation`] or [`MCMForCustomerPrediction`]): A trained model, in evaluation mode.
+        profile (`dict`, *optional*): The customer's profile, as for the feature extractor.
+        customer_id (`str`, *optional*): Name of the customer in error messages.
 
     Raises:
-        ValueError: if model and feature extractor do not belong together, or the profile can't be encoded.
+        ValueError: If model and feature extractor do not belong together, or the profile can't be encoded.
     """
 
     def __init__(
@@ -79,23 +79,23 @@ class LiveCustomer:
         start_row = feature_extractor.pad([self._history.encode([])])["input_ids"][0]
         self._window: LiveWindow | None = None  # of a model whose results need the whole history each time
         if isinstance(model, MCMForMultiTaskRecommendation) and is_incremental(model) and model.device.type == "cpu":
-            self._window = LiveWindow(reader_of(model), self._history, start_row)
+            self._window = LiveWindow(find_reader(model), self._history, start_row)
 
     # ------------------------------------------------------------------------------------------------ events in, out
 
-    def add(self, events: Any, now: Any = None) -> Added:
+    def add(self, events: Any, as_of: Any = None) -> Added:
         """Adds events, in any order; they may be older than present ones.
 
         Args:
             events: one event (`dict`), a list of events, a data frame or a dict of columns, as for the feature
                 extractor.
-            now (*optional*): time of the call; no event may be later.
+            as_of (*optional*): Time of the call; no event may be later.
 
         Raises:
-            ValueError: if an event has no time, is later than `now`, or can't be encoded. Nothing has changed then.
+            ValueError: If an event has no time, is later than `as_of`, or can't be encoded. Nothing has changed then.
         """
         added = self._history.read(events)
-        self._check_past(added, now)
+        self._check_past(added, as_of)
         if self._window is not None:
             return Added(len(added), self._window.add(added))
         self._history.encode(added)  # raises before anything changes
@@ -122,7 +122,7 @@ class LiveCustomer:
 
     def scores(
         self,
-        now: Any = None,
+        as_of: Any = None,
         tasks: Sequence[str] | None = None,
         k: int = 10,
         candidates: Any = None,
@@ -132,7 +132,7 @@ class LiveCustomer:
         """By task (default: all tasks) the `k` labels that are likeliest to come next, best first, see
         [`CandidateSet.describe`]. `candidates`, `exclude` and `per_group` say which labels may be chosen, see
         [`CandidateSet`]; make a set once for a large table. Raises `ValueError` if a task is unknown, `k`
-        is below 1, no candidate is left, or `now` is before the last event."""
+        is below 1, no candidate is left, or `as_of` is before the last event."""
         check_head(self.model, MCMForMultiTaskRecommendation)
         all_tasks = self.model.config.tasks
         tasks = list(all_tasks if tasks is None else tasks)
@@ -141,35 +141,35 @@ class LiveCustomer:
         if k < 1:
             raise ValueError(f"`k` is {k}; ask for at least 1 label.")
         chosen = CandidateSet.of(self.model, self.feature_extractor, tasks, candidates, exclude, per_group)
-        logits = self.logits(now, tasks)
+        logits = self.logits(as_of, tasks)
         result = {}
         for task in tasks:
             seen = [self._history.label_ids(task)] if chosen.needs_seen else None
             (result[task],) = chosen.rank(task, logits[task][None], k, seen, [self.customer_id])
         return result
 
-    def logits(self, now: Any = None, tasks: Sequence[str] | None = None) -> dict[str, torch.Tensor]:
+    def logits(self, as_of: Any = None, tasks: Sequence[str] | None = None) -> dict[str, torch.Tensor]:
         """Scores of all labels by task (default: all tasks), of shape `(V,)`, before the softmax."""
         check_head(self.model, MCMForMultiTaskRecommendation)
-        moment = self._moment(now)
+        moment = self._moment(as_of)
         if self._window is not None:
             return self._window.state().logits(self._window.reader, tasks, self._window.days(moment))
         with torch.inference_mode():
             logits = self.model(**self._inputs(moment)).logits
         return {task: logits[task][0] for task in (self.model.config.tasks if tasks is None else tasks)}
 
-    def embedding(self, now: Any = None) -> NDArray[np.float32]:
+    def embedding(self, as_of: Any = None) -> NDArray[np.float32]:
         """The customer embedding, float32 of shape `(S,)`."""
-        moment = self._moment(now)
+        moment = self._moment(as_of)
         if self._window is not None:
             return self._window.state().embedding(self._window.reader, self._window.days(moment)).numpy().copy()
         with torch.inference_mode():
             return self.model.model(**self._inputs(moment)).pooler_output[0].float().cpu().numpy()
 
-    def forecast(self, now: Any = None, days: Sequence[float] | None = None) -> dict[str, float | str]:
-        """Forecasts from `now` on by name, as [`CustomerForecastPipeline`] returns them. Raises
+    def forecast(self, as_of: Any = None, days: Sequence[float] | None = None) -> dict[str, float | str]:
+        """Forecasts from `as_of` on by name, as [`CustomerForecastPipeline`] returns them. Raises
         [`MissingForecastsError`], a `ValueError`, if the checkpoint has no trained forecasts."""
-        moment, told = self._moment(now), self.model.model.forecasts_of(days)
+        moment, told = self._moment(as_of), self.model.model.select_forecasts(days)
         if not told.are_trained:
             raise MissingForecastsError(self.model.name_or_path)
         if self._window is not None:
@@ -180,22 +180,22 @@ class LiveCustomer:
             forecasts = cast(dict[str, torch.Tensor], outputs.forecasts)
         return {name: value.item() for name, value in forecasts.items()} | told.sources
 
-    def explain(self, task: str, label: Any = None, now: Any = None) -> Explanation:
+    def explain(self, task: str, label: Any = None, as_of: Any = None) -> Explanation:
         """Explains the score of a label (a value of the task's feature; default: the one with the highest score) by
         what it would be without each visit. Raises `ValueError` if the task or the label is unknown."""
-        return explain(self.model, self.feature_extractor, self.history(now), task, label, now)
+        return explain(self.model, self.feature_extractor, self.history(as_of), task, label, as_of)
 
-    def predict(self, now: Any = None) -> dict[str, float]:
+    def predict(self, as_of: Any = None) -> dict[str, float]:
         """What an [`MCMForCustomerPrediction`] was fine-tuned to: the probability of each class, or the number. As in
-        training, events at `now` are not read. Raises [`MissingHeadError`], a `ValueError`, for another model."""
+        training, events at `as_of` are not read. Raises [`MissingHeadError`], a `ValueError`, for another model."""
         model = check_head(self.model, MCMForCustomerPrediction)
         with torch.inference_mode():
-            logits = model(**self._inputs(self._moment(now), before=True)).logits
+            logits = model(**self._inputs(self._moment(as_of), before=True)).logits
         return {name: value.item() for name, value in model.predictions(logits).items()}
 
-    def history(self, now: Any = None) -> dict[str, Any]:
+    def history(self, as_of: Any = None) -> dict[str, Any]:
         """The customer's events and profile, as the feature extractor reads customers."""
-        self._moment(now)
+        self._moment(as_of)
         return self._history.customer(self.events)
 
     # -------------------------------------------------------------------------------------------------------- stored
@@ -232,14 +232,14 @@ class LiveCustomer:
             row = events_before(row, moment)
         row = self.feature_extractor.readable(row, self.model.config.input_features)
         mask_next = self.model.config.augmentation == "masked_lm"
-        inputs = self.feature_extractor.pad([row], mask_next=mask_next, now=None if moment is None else [moment])
+        inputs = self.feature_extractor.pad([row], mask_next=mask_next, as_of=None if moment is None else [moment])
         return {name: value.to(self.model.device) for name, value in inputs.items()}
 
-    def _check_past(self, events: Sequence[Mapping[str, Any]], now: Any) -> None:
-        """Raises a `ValueError` if an event is later than `now`."""
-        if now is None:
+    def _check_past(self, events: Sequence[Mapping[str, Any]], as_of: Any) -> None:
+        """Raises a `ValueError` if an event is later than `as_of`."""
+        if as_of is None:
             return
-        (moment,) = self.feature_extractor._read_now(now, 1)
+        (moment,) = self.feature_extractor._read_as_of(as_of, 1)
         for event in events:
             time = np.datetime64(event[str(self.feature_extractor.time)], "s")
             if time.astype(np.int64) > moment:
@@ -248,11 +248,11 @@ class LiveCustomer:
                     "event's time and its time zone, or leave it out."
                 )
 
-    def _moment(self, now: Any) -> float | None:
-        """Seconds since 1970-01-01 of the moment `now`; raises a `ValueError` if it is before the last event."""
-        if now is None:
+    def _moment(self, as_of: Any) -> float | None:
+        """Seconds since 1970-01-01 of the moment `as_of`; raises a `ValueError` if it is before the last event."""
+        if as_of is None:
             return None
-        (moment,) = self.feature_extractor._read_now(now, 1)
+        (moment,) = self.feature_extractor._read_as_of(as_of, 1)
         if self._history.visits and moment < self._history.latest:
             raise ValueError(
                 f"now is {_iso(moment)}, and {self._history.name} has an event at {_iso(self._history.latest)}: the "

@@ -47,10 +47,10 @@ class VisitEffect:
     """What a visit does to the chance of a label.
 
     Attributes:
-        time (`str`): time of the visit's first event, ISO 8601.
-        without (`float`, *optional*): chance of the label if the visit is left out; `None` if it was not tried.
-        has_label (`bool`): whether an event of the visit has the label.
-        events (`list[dict[str, str]]`): value of each categorical feature of each event of the visit.
+        time (`str`): Time of the visit's first event, ISO 8601.
+        without (`float`, *optional*): Chance of the label if the visit is left out; `None` if it was not tried.
+        has_label (`bool`): Whether an event of the visit has the label.
+        events (`list[dict[str, str]]`): Value of each categorical feature of each event of the visit.
     """
 
     time: str
@@ -64,14 +64,14 @@ class Explanation:
     """Explanation of a label's score by visits.
 
     Attributes:
-        task (`str`): name of the task.
-        label (`str`): the explained label, a value of the task's feature.
-        chance (`float`): chance that the label is in the next visit; in a checkpoint that had no validation case, the
+        task (`str`): Name of the task.
+        label (`str`): The explained label, a value of the task's feature.
+        chance (`float`): Chance that the label is in the next visit; in a checkpoint that had no validation case, the
             probability of the label among the task's labels.
-        baseline (`float`): the same for a customer with this profile and no history.
-        visits (`list[VisitEffect]`): the visits. The one without which the label is least likely comes first, those
+        baseline (`float`): The same for a customer with this profile and no history.
+        visits (`list[VisitEffect]`): The visits. The one without which the label is least likely comes first, those
             that were not tried come last.
-        words (`str`): how often and when the label occurred, such as "9 times, every 12 days, last 14 days ago; due".
+        words (`str`): How often and when the label occurred, such as "9 times, every 12 days, last 14 days ago; due".
     """
 
     task: str
@@ -92,7 +92,7 @@ def explain(
     customer: Mapping[str, Any],
     task: str,
     label: Any = None,
-    now: Any = None,
+    as_of: Any = None,
     most_visits: int | None = MOST_VISITS,
 ) -> Explanation:
     """Explains the score of a label.
@@ -101,18 +101,18 @@ def explain(
     `most_visits` limits it.
 
     Args:
-        model ([`MCMForMultiTaskRecommendation`]): a trained model, in evaluation mode.
-        customer (`dict`): a customer with `events` and `profile`, as for the feature extractor, or a row as its
+        model ([`MCMForMultiTaskRecommendation`]): A trained model, in evaluation mode.
+        customer (`dict`): A customer with `events` and `profile`, as for the feature extractor, or a row as its
             `encode` returns it.
-        label (*optional*): the label to explain, a value of the task's feature. Default: the label with the highest
+        label (*optional*): The label to explain, a value of the task's feature. Default: the label with the highest
             score.
-        now (*optional*): moment of the score: text, a datetime or a number of seconds, as for the feature extractor.
+        as_of (*optional*): Moment of the score: text, a datetime or a number of seconds, as for the feature extractor.
             Later events are not read, and a warning says so. Default: the time of the last event.
-        most_visits (`int`, *optional*): number of visits to try: the latest ones with the label first, then the latest
+        most_visits (`int`, *optional*): Number of visits to try: the latest ones with the label first, then the latest
             others. `None`: all visits.
 
     Raises:
-        ValueError: if the task or the label is unknown, the customer can't be encoded, or `now` is given for a log
+        ValueError: If the task or the label is unknown, the customer can't be encoded, or `as_of` is given for a log
             without times.
     """
     check_head(model, MCMForMultiTaskRecommendation)
@@ -120,8 +120,8 @@ def explain(
         raise ValueError(f"No task {task!r}: this checkpoint predicts {model.config.tasks}.")
     row = customer if "visits" in customer else feature_extractor.encode(customer)
     moment = None
-    if now is not None:
-        (moment,) = feature_extractor._read_now(now, 1)
+    if as_of is not None:
+        (moment,) = feature_extractor._read_as_of(as_of, 1)
         (row,) = until([row], [moment])
     whole = feature_extractor.readable(row, model.config.input_features)
     row = _read_part(whole, feature_extractor.max_events)
@@ -221,7 +221,7 @@ class _History:
         """Scores of the task's labels, of shape `(B, labels)`. An encoder that they do not depend on is not run."""
         mask_next = self.model.config.augmentation == "masked_lm"
         moments = None if self.moment is None else [self.moment] * len(rows)
-        inputs = self.extractor.pad(rows, mask_next=mask_next, now=moments)
+        inputs = self.extractor.pad(rows, mask_next=mask_next, as_of=moments)
         inputs = {name: value.to(self.model.device) for name, value in inputs.items()}
         if self.model.needs_readout(self.model.config.tasks.index(task)):
             return self.model(**inputs).logits[task]

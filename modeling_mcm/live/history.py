@@ -26,7 +26,7 @@ from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.schema_mcm import ROWS
 
 TIME_FIX = "give a datetime or ISO 8601 text such as 2017-03-01T18:30:00, or leave the event out"
-NEVER = -(2**63)  # before every time
+BEFORE_ALL = -(2**63)  # before every time
 
 
 @dataclass(order=True)
@@ -53,14 +53,14 @@ class LiveHistory:
     """A customer's profile and raw events by visit. Events may arrive in any order.
 
     Attributes:
-        visits (`list[Visit]`): the visits, ordered.
-        latest (`int`): time of the latest event, in seconds since 1970-01-01; in a log without times its place.
+        visits (`list[Visit]`): The visits, ordered.
+        latest (`int`): Time of the latest event, in seconds since 1970-01-01; in a log without times its place.
     """
 
     def __init__(self, feature_extractor: MCMFeatureExtractor, profile: dict[str, Any], customer_id: str | None):
         self.feature_extractor, self.profile, self.customer_id = feature_extractor, profile, customer_id
         self.visits: list[Visit] = []
-        self.latest = NEVER
+        self.latest = BEFORE_ALL
         self._by_key: dict[Any, Visit] = {}
         self._arrived = 0
 
@@ -146,7 +146,7 @@ class LiveHistory:
             return False
         events = self.events
         del events[len(events) - 1 - events[::-1].index(event)]
-        self.visits, self._by_key, self._arrived, self.latest = [], {}, 0, NEVER
+        self.visits, self._by_key, self._arrived, self.latest = [], {}, 0, BEFORE_ALL
         self.insert(events)
         return True
 

@@ -24,17 +24,17 @@ def similar(model: Any, feature_extractor: Any, task: str, label: Any, k: int = 
     values of `config.label_features`.
 
     Args:
-        model ([`MCMForMultiTaskRecommendation`]): a model with a fitted scorer.
-        feature_extractor ([`MCMFeatureExtractor`]): feature extractor of the same checkpoint.
-        task (`str`): name of a task.
+        model ([`MCMForMultiTaskRecommendation`]): A model with a fitted scorer.
+        feature_extractor ([`MCMFeatureExtractor`]): Feature extractor of the same checkpoint.
+        task (`str`): Name of a task.
         label: a value of the task's feature.
-        k (`int`): number of labels.
+        k (`int`): Number of labels.
 
     Returns:
         `list[dict]`: `{"label": value, "score": number}`; 1 is equal.
 
     Raises:
-        ValueError: if the model has no fitted scorer, or the task or the label is unknown.
+        ValueError: If the model has no fitted scorer, or the task or the label is unknown.
     """
     tables, (index,) = _tables(model, task), _ids(feature_extractor, task, [label])
     neighbours, weights = tables.neighbours[TRANSITIONS].long(), tables.weights[TRANSITIONS].float()

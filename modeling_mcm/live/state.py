@@ -103,14 +103,14 @@ class LiveState:
         """Reads whole visits, and returns the new state.
 
         Args:
-            reader ([`Reader`]): the model's parameters.
-            input_ids (`torch.LongTensor` of shape `(L, J)`): feature ids of the new events.
-            times (`torch.FloatTensor` of shape `(L,)`): days from the first event to each of them.
-            visits (`torch.LongTensor` of shape `(L,)`): their visits.
-            values (`torch.FloatTensor` of shape `(L, N or more)`, *optional*): their values of numeric features.
+            reader ([`Reader`]): The model's parameters.
+            input_ids (`torch.LongTensor` of shape `(L, J)`): Feature ids of the new events.
+            times (`torch.FloatTensor` of shape `(L,)`): Days from the first event to each of them.
+            visits (`torch.LongTensor` of shape `(L,)`): Their visits.
+            values (`torch.FloatTensor` of shape `(L, N or more)`, *optional*): Their values of numeric features.
 
         Raises:
-            ValueError: if there are more units than position embeddings.
+            ValueError: If there are more units than position embeddings.
         """
         if not len(visits):
             return self
@@ -187,50 +187,53 @@ class LiveState:
 
     # ---------------------------------------------------------------------------------------------------- questions
 
-    def inputs(self, now: float | None = None) -> dict[str, Any]:
-        """Model inputs of the events, a batch of one customer, at `now` in days from the first event."""
+    def inputs(self, as_of: float | None = None) -> dict[str, Any]:
+        """Model inputs of the events, a batch of one customer, at `as_of` in days from the first event."""
         return {
             "input_ids": self.input_ids[None].long(),
             "attention_mask": torch.ones(1, len(self.visit_ids), dtype=torch.long),
             "visit_ids": self.visit_ids[None].long(),
             "event_times": self.event_times[None],
             "event_values": self.event_values[None],
-            "now": None if now is None else torch.tensor([now]),
+            "as_of": None if as_of is None else torch.tensor([as_of]),
         }
 
     @torch.inference_mode()
     def logits(
-        self, reader: Reader, tasks: Sequence[str] | None = None, now: float | None = None
+        self, reader: Reader, tasks: Sequence[str] | None = None, as_of: float | None = None
     ) -> dict[str, torch.Tensor]:
-        """Scores of all labels before the softmax, by task (default: all tasks) of shape `(labels,)`, at `now` in days
-        from the first event (default: at the last event)."""
+        """Scores of all labels before the softmax, by task (default: all tasks) of shape `(labels,)`, at `as_of` in
+        days from the first event (default: at the last event)."""
         self._read_out(reader)
         averages = self.average.split([len(offset) for offset in reader.offsets.values()])
         readout = [(a + b)[None] for a, b in zip(averages, reader.offsets.values(), strict=True)]
         of_all = reader.model.config.tasks
         tasks = of_all if tasks is None else tasks
         if reader.is_scored:
-            scores = reader.model.score_candidates(self.inputs(now), readout if reader.reads_readout else None, tasks)
+            scores = reader.model.score_candidates(
+                self.inputs(as_of), readout if reader.reads_readout else None, tasks
+            )
         else:
             scores = [readout[of_all.index(task)] for task in tasks]
         return {task: of_task[0] for task, of_task in zip(tasks, scores, strict=True)}
 
     @torch.inference_mode()
-    def embedding(self, reader: Reader, now: float | None = None) -> torch.Tensor:
-        """Customer embedding `(embedding size,)`: the customer state at `now`, in days from the first event (default:
-        at the last event), or in a model without one the last hidden vector."""
+    def embedding(self, reader: Reader, as_of: float | None = None) -> torch.Tensor:
+        """Customer embedding `(embedding size,)`: the customer state at `as_of`, in days from the first event
+        (default: at the last event), or in a model without one the last hidden vector."""
         model = reader.model.model
         if model.state is None:
             return self.hidden
-        return model.state(model.state_counts(**self.inputs(now)))[0]
+        return model.state(model.state_counts(**self.inputs(as_of)))[0]
 
     @torch.inference_mode()
     def forecast(
-        self, reader: Reader, now: float | None = None, days: Sequence[float] | None = None
+        self, reader: Reader, as_of: float | None = None, days: Sequence[float] | None = None
     ) -> dict[str, torch.Tensor]:
-        """Forecasts by name, each of shape `()`, from `now` on as in `embedding`; empty without trained forecasts."""
+        """Forecasts by name, each of shape `()`, from `as_of` on as in `embedding`; empty without trained
+        forecasts."""
         forecasts = reader.model.model.customer_forecasts
         if not forecasts.are_trained:
             return {}
-        told = reader.model.model.forecast(self.embedding(reader, now)[None], **self.inputs(now), days=days)
+        told = reader.model.model.forecast(self.embedding(reader, as_of)[None], **self.inputs(as_of), days=days)
         return {name: value[0] for name, value in told.items()}

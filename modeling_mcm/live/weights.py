@@ -45,7 +45,7 @@ class Reader:
 _READERS: WeakKeyDictionary[torch.nn.Module, tuple[Any, Reader]] = WeakKeyDictionary()
 
 
-def reader_of(model: MCMForMultiTaskRecommendation) -> Reader:
+def find_reader(model: MCMForMultiTaskRecommendation) -> Reader:
     """The reader of a model. It is computed once, and again where the weights have changed since."""
     versions = tuple((value.data_ptr(), value._version) for value in model.state_dict().values())
     entry = _READERS.get(model)

@@ -168,7 +168,7 @@ class Histories:
         start where it fits."""
         path = Path(data) / PAGE_FILE
         digest = checkpoint_digest(self.model, self.extractor) + file_digest(Path(data) / MANIFEST_FILE)
-        made_of = {b"scores_of": digest.encode()}
+        made_of = {b"compute_scores": digest.encode()}
         with contextlib.suppress(OSError, pa.ArrowInvalid):
             if made_of.items() <= (pq.read_schema(path).metadata or {}).items():
                 return pq.read_table(path)

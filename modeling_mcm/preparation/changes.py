@@ -39,7 +39,7 @@ ALL_VISITS = 2**31  # no customer has more visits
 Cache = Callable[..., ir.Table]
 
 
-def note_of(directory: Path) -> Path:
+def read_note(directory: Path) -> Path:
     """Path of the note in which a deletion says what it changed in the log and not yet in a data set."""
     return directory.with_name(f".{directory.name}.deletion.json")
 
@@ -68,13 +68,13 @@ def compare_files(directory: Path, log: Path, manifest: PreparedManifest, correc
             f"{log} is a folder of {files.kind} files, and an update needs Parquet: prepare everything, or write the "
             "log as Parquet."
         )
-    then, now = manifest.input["events"]["files"], files.digests()
+    then, as_of = manifest.input["events"]["files"], files.digests()
     old = [path for part in map(Path, corrected) for path in (part.rglob("*.parquet") if part.is_dir() else [part])]
     earlier = {file_digest(path): str(path) for path in old}
-    arrived = [name for name, digest in now.items() if then.get(name) != digest]
-    left = [name for name, digest in then.items() if now.get(name) != digest]
+    arrived = [name for name, digest in as_of.items() if then.get(name) != digest]
+    left = [name for name, digest in then.items() if as_of.get(name) != digest]
     unknown = [name for name in left if then[name] not in earlier]
-    if unknown and (note := note_of(directory)).is_file():
+    if unknown and (note := read_note(directory)).is_file():
         raise ValueError(
             f"{', '.join(unknown[:5])} of {log} changed, and {note} says that a run of `mcm forget` was killed "
             f"between the log and {directory}: run it again with the same options, which finishes it."
@@ -85,13 +85,13 @@ def compare_files(directory: Path, log: Path, manifest: PreparedManifest, correc
             "that was read then as `corrected` (--corrected), so that customers who are in that one alone are "
             "prepared anew too, or prepare everything with `prepare`."
         )
-    paths = dict(zip(now, files.paths, strict=True))
+    paths = dict(zip(as_of, files.paths, strict=True))
     return LogFiles(
         same=replace(files, paths=tuple(path for name, path in paths.items() if name not in arrived)),
         arrived=replace(files, paths=tuple(paths[name] for name in arrived)),
         left=replace(files, paths=tuple(earlier[then[name]] for name in left)),
         names=sorted({*arrived, *left}),
-        log={"name": files.name, "files": now},
+        log={"name": files.name, "files": as_of},
     )
 
 
@@ -178,10 +178,10 @@ def find_changes(
     "leave_one_out" either, because a new visit moves the customer's cutoffs.
 
     Args:
-        same (`ibis.Table` or None): normalised events of the unchanged files.
-        arrived (`ibis.Table` or None): normalised events of the new files and the new versions, cached.
-        left (`ibis.Table` or None): normalised events of the files that are gone and the earlier versions, cached.
-        first_customers (`Sequence[str]`): id of the first customer of each shard, without the first shard.
+        same (`ibis.Table` or None): Normalised events of the unchanged files.
+        arrived (`ibis.Table` or None): Normalised events of the new files and the new versions, cached.
+        left (`ibis.Table` or None): Normalised events of the files that are gone and the earlier versions, cached.
+        first_customers (`Sequence[str]`): Id of the first customer of each shard, without the first shard.
     """
     changed = [table for table in (arrived, left) if table is not None]
     changed += _with_values(same, schema, added) if same is not None else []

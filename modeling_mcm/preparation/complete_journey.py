@@ -173,7 +173,7 @@ def build_complete_journey_offers(output_dir: str | Path) -> tuple[Path, Path]:
     """Writes `offers.parquet` and `actions.parquet`: the coupons that each campaign offered, and who redeemed them.
 
     A group is a household and a campaign (`group_id` is "campaign-household"); its time is the campaign's start. The
-    split depends on that start (`SPLIT_STARTS`): campaigns 24 to 27 and 1 to 12 are for training, 13 to 17 for
+    split depends on that start (`SPLIT_STARTS`): Campaigns 24 to 27 and 1 to 12 are for training, 13 to 17 for
     validation, and 18 to 22 for the test. Campaign 23 starts in the log's last days and is left out. Returns the paths
     of both files, in the format of [`~modeling_mcm.data.offers.load_offers`].
     """

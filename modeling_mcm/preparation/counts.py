@@ -48,7 +48,7 @@ def mark_targets(events: ir.Table, fitted: Vocabularies, schema: EventSchema) ->
     token = schema.token_feature
     column, values = events[f"f{schema.features.index(token)}"], fitted.values[token.name]
     kinds = [value for value in schema.target_token_types or values if value in values]
-    ids = [fitted.id_of(token.name, value) for value in kinds if value not in schema.reserved_token_types]
+    ids = [fitted.look_up_id(token.name, value) for value in kinds if value not in schema.reserved_token_types]
     if not schema.target_token_types:
         ids += [MISSING_ID, UNKNOWN_ID]  # every event of the log is a target, whatever its token type
     return events.mutate(is_target=((events.is_target == 1) | column.isin(ids)).cast("int8"))
@@ -88,7 +88,7 @@ def count_events(events: ir.Table, fitted: Vocabularies, schema: EventSchema) ->
     """Counts the events of shards, as preparation counts those of the log."""
     token, tasks = schema.token_feature, deciding_tasks(schema.tasks, schema.token_feature.name)
     column = events[f"f{schema.features.index(token)}"]
-    closes = column == (fitted.id_of(token.name, schema.end_of_visit) if schema.end_of_visit else -1)
+    closes = column == (fitted.look_up_id(token.name, schema.end_of_visit) if schema.end_of_visit else -1)
     events = mark_targets(events, fitted, schema).mutate(closes_visit=closes.cast("int8"))
     of_log = events.filter(events.closes_visit == 0)
     is_target = of_log.is_target == 1

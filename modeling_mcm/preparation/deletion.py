@@ -23,7 +23,7 @@ import pyarrow as pa
 from modeling_mcm.data.dataset import CUSTOMER, PreparedManifest, check_shard
 from modeling_mcm.events_mcm import to_text
 from modeling_mcm.files_mcm import file_digest, write_json
-from modeling_mcm.preparation.changes import note_of
+from modeling_mcm.preparation.changes import read_note
 from modeling_mcm.preparation.forget import find_rows, forget_in_log, forget_in_prepared, log_files, open_parquet
 
 
@@ -80,8 +80,8 @@ def look_for(ids: Collection[str], places: Places, column: str) -> Whereabouts:
     Spaces around an id count only where the customers' own ids have them."""
     exact: set[str] = set()
     near: dict[str, set[str]] = {_plain(name): set() for name in ids}
-    for path, name in _columns_of(places, column):
-        for value in _values_of(path, name):
+    for path, name in _list_columns(places, column):
+        for value in _read_values(path, name):
             text = to_text(value)
             if text is not None and (plain := _plain(text)) in near:
                 near[plain].add(text)
@@ -99,7 +99,7 @@ def _plain(name: str) -> str:
     return name.strip().casefold()
 
 
-def _values_of(path: Path, column: str) -> Iterator[Any]:
+def _read_values(path: Path, column: str) -> Iterator[Any]:
     with open_parquet(path, column) as file:
         for group in range(file.num_row_groups):
             try:
@@ -109,7 +109,7 @@ def _values_of(path: Path, column: str) -> Iterator[Any]:
             yield from values.to_pylist()
 
 
-def _columns_of(places: Places, column: str) -> Iterator[tuple[Path, str]]:
+def _list_columns(places: Places, column: str) -> Iterator[tuple[Path, str]]:
     for directory in places.data:
         for shard in PreparedManifest.load(directory).shards:
             check_shard(directory / shard["file"], shard, verify=True)
@@ -125,7 +125,7 @@ class DeletionNote:
     The note holds digests of files and the number of the process, and no ids of customers."""
 
     def __init__(self, directory: Path):
-        self.directory, self.path = directory, note_of(directory)
+        self.directory, self.path = directory, read_note(directory)
         self.digests: dict[str, str] = {}  # by old digest of a file of the log its new digest
 
     def resume(self) -> bool:

@@ -29,8 +29,8 @@ with needs("data"):
 
     from modeling_mcm.preparation.spark import (
         SPARK,
-        reason_of,
-        session_of,
+        find_reason,
+        open_session,
         spark_errors,
         spark_session,
         spark_settings,
@@ -84,12 +84,12 @@ def open_engine(
                 with spark_settings(connection):
                     yield connection
             except spark_errors() as error:
-                raise OSError(f"Spark can't go on: {reason_of(error)}") from error
+                raise OSError(f"Spark can't go on: {find_reason(error)}") from error
     else:
         raise ValueError(f"`engine` is {engine!r}; give 'duckdb', 'spark' or an Ibis connection.")
 
 
-def engine_of(events: Any, engine: str | ibis.BaseBackend) -> str | ibis.BaseBackend:
+def choose_engine(events: Any, engine: str | ibis.BaseBackend) -> str | ibis.BaseBackend:
     """The engine that reads a log: that of an Ibis table of a database, and `engine` for anything else."""
     if isinstance(events, ir.Table) and not isinstance(events.op(), ibis.expr.operations.InMemoryTable):
         return events.get_backend()
@@ -129,7 +129,7 @@ def caching(connection: ibis.BaseBackend) -> Iterator[Callable[..., ir.Table]]:
         name = ibis.util.gen_name("mcm")
         if connection.name == SPARK:
             kept = connection.create_view(name, table)
-            session_of(connection).catalog.cacheTable(name)
+            open_session(connection).catalog.cacheTable(name)
         else:
             kept = connection.create_table(name, table.order_by(near) if near else table, temp=True)
         names.append(name)
@@ -140,8 +140,8 @@ def caching(connection: ibis.BaseBackend) -> Iterator[Callable[..., ir.Table]]:
     finally:
         for name in reversed(names):
             if connection.name == SPARK:
-                session_of(connection).catalog.uncacheTable(name)
-                session_of(connection).catalog.dropTempView(name)
+                open_session(connection).catalog.uncacheTable(name)
+                open_session(connection).catalog.dropTempView(name)
             else:
                 connection.raw_sql(f"DROP TABLE {name}")
 
@@ -177,10 +177,10 @@ def each_group(
     connection.create_view(name, rows(table))
     try:
         with worker_errors():
-            frame = session_of(connection).table(name).groupBy(key)
+            frame = open_session(connection).table(name).groupBy(key)
             made = frame.applyInArrow(used, "`group` long, made string").toArrow().sort_by("group")
     finally:
-        session_of(connection).catalog.dropTempView(name)
+        open_session(connection).catalog.dropTempView(name)
     for text in made["made"].to_pylist():
         yield json.loads(text)
 

@@ -29,7 +29,7 @@ with needs("data"):
 
     from modeling_mcm.preparation.expressions import split_text, text_of_float
     from modeling_mcm.preparation.tables import number_rows, open_table
-    from modeling_mcm.preparation.times import seconds_of
+    from modeling_mcm.preparation.times import express_seconds
 
 logger = logging.get_logger(__name__)
 
@@ -153,7 +153,7 @@ def has_value(table: ir.Table, specs: Sequence[FeatureSpec], index: int) -> ir.B
 def _moments(table: ir.Table, schema: EventSchema) -> ir.IntegerValue:
     """What puts events in order: seconds of the time column, or the numbers of a log without times."""
     if schema.order is None:
-        return seconds_of(table, str(schema.time), schema.time_zone)
+        return express_seconds(table, str(schema.time), schema.time_zone)
     column = table[schema.order_column or ROW_NUMBER]
     kind = column.type()
     if kind.is_string():

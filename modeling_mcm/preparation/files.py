@@ -96,7 +96,7 @@ def is_local(filesystem: Any) -> bool:
     return isinstance(filesystem, fsspec.implementations.local.LocalFileSystem)
 
 
-def kind_of(name: str) -> str | None:
+def detect_kind(name: str) -> str | None:
     """Finds the kind of a file by the end of its name; `.csv.gz` is csv.
 
     Returns "parquet", "csv" or "tsv"; None for other files.
@@ -157,7 +157,7 @@ def _find(address: str, what: str) -> InputFiles:
     if not filesystem.exists(path):
         raise FileNotFoundError(f"The {what} file {address} does not exist; check the path.")
     if not filesystem.isdir(path):
-        kind = kind_of(path)
+        kind = detect_kind(path)
         if kind is None:
             raise ValueError(
                 f"The {what} file {address} is neither .parquet, .csv nor .tsv; convert it or pass an Ibis table."
@@ -168,7 +168,7 @@ def _find(address: str, what: str) -> InputFiles:
     kinds = {
         file: kind
         for file, parts in inside.items()
-        if (kind := kind_of(file)) and not any(part.startswith(("_", ".")) for part in parts)
+        if (kind := detect_kind(file)) and not any(part.startswith(("_", ".")) for part in parts)
     }
     if not kinds:
         raise ValueError(f"The {what} file {address} is empty; it needs at least one row in a .parquet or .csv file.")
@@ -216,7 +216,7 @@ def _columns(path: str, files: InputFiles, what: str, text: TextFormat | None = 
         raise ValueError(
             f"The {what} file {path} is not a whole Parquet file ({error}); it may be cut off: write it again."
         ) from error
-    return [(field.name, _kind_of(field.type)) for field in schema] + path_columns
+    return [(field.name, _detect_kind(field.type)) for field in schema] + path_columns
 
 
 def check_names(names: Sequence[str], where: str, columns: Sequence[str] = ()) -> None:
@@ -232,7 +232,7 @@ def check_names(names: Sequence[str], where: str, columns: Sequence[str] = ()) -
             )
 
 
-def _kind_of(kind: pa.DataType) -> str:
+def _detect_kind(kind: pa.DataType) -> str:
     """Name of a type; types that hold the same text have the same name."""
     if pa.types.is_dictionary(kind):
         kind = kind.value_type

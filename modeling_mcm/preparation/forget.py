@@ -36,15 +36,15 @@ from modeling_mcm.data.dataset import (
 from modeling_mcm.events_mcm import check_columns, to_text
 from modeling_mcm.extras import needs
 from modeling_mcm.files_mcm import LOCK_SUFFIX, atomic_folder, atomic_write, file_digest
-from modeling_mcm.preparation.changes import note_of
-from modeling_mcm.preparation.files import kind_of
+from modeling_mcm.preparation.changes import read_note
+from modeling_mcm.preparation.files import detect_kind
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
 with needs("data"):
     from modeling_mcm.preparation.counts import combined, count_events, mark_targets, measure, shard_events
     from modeling_mcm.preparation.engine import link, open_engine
     from modeling_mcm.preparation.rows import popularity, write_shard
-    from modeling_mcm.preparation.vocabulary import vocabularies_of
+    from modeling_mcm.preparation.vocabulary import build_vocabularies
 
 FOLLOWERS_FILE = "followers.parquet"  # of earlier versions: pairs of customers' labels, which nothing reads any more
 
@@ -58,7 +58,7 @@ def _is_theirs(column: pa.ChunkedArray, customers: Collection[str]) -> pa.Chunke
     return pc.is_in(column, values.filter(pa.array(matches, pa.bool_())))
 
 
-def _files_of(path: Path) -> list[Path]:
+def _list_files(path: Path) -> list[Path]:
     """The files of a folder at any depth, or the file itself, each once and with symbolic links followed."""
     path = path.resolve()
     if not path.exists():
@@ -75,8 +75,8 @@ def _files_of(path: Path) -> list[Path]:
 
 def log_files(log: Path) -> list[Path]:
     """Lists the Parquet files of a log."""
-    files = _files_of(log)
-    kinds = {path: kind for path in files if (kind := kind_of(path.name))}
+    files = _list_files(log)
+    kinds = {path: kind for path in files if (kind := detect_kind(path.name))}
     if texts := [path for path, kind in kinds.items() if kind != "parquet"]:
         raise ValueError(
             f"{texts[0]} is a text file, and customers are deleted from Parquet files alone: nothing was changed. "
@@ -198,7 +198,7 @@ def _count_again(directory: Path, scratch: Path, manifest: PreparedManifest, gon
     `gone` are the rows of the others."""
     schema = manifest.event_schema
     extractor = MCMFeatureExtractor.from_pretrained(str(directory / FEATURE_EXTRACTOR_FOLDER))
-    fitted = vocabularies_of(extractor, schema)
+    fitted = build_vocabularies(extractor, schema)
     with open_engine("duckdb", scratch) as connection:
         shards = [directory / shard["file"] for shard in manifest.shards]
         events = shard_events(connection, shards, schema)
@@ -264,9 +264,9 @@ def find_customers(folder: Path, customers: Collection[str], column: str = CUSTO
     for pattern in ("partial", "replaced"):
         for path in folder.parent.glob(f".{folder.name}.*.{pattern}"):
             reasons[str(path)] = "left by a run that was killed, if none is running: remove it"
-    if note_of(folder).is_file():
-        reasons[str(note_of(folder))] = "a deletion was killed: run it again with its options, which finishes it"
-    for path in _files_of(folder):
+    if read_note(folder).is_file():
+        reasons[str(read_note(folder))] = "a deletion was killed: run it again with its options, which finishes it"
+    for path in _list_files(folder):
         if path.suffix == ".partial":
             reasons[str(path)] = "left by a run that was killed, if none is running: remove it"
         elif path.suffix.lower() in (".parquet", ".arrow"):

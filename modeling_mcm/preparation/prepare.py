@@ -44,7 +44,7 @@ with needs("data"):
     import ibis.expr.types as ir
 
     from modeling_mcm.preparation.counts import measure
-    from modeling_mcm.preparation.engine import caching, engine_of, open_engine
+    from modeling_mcm.preparation.engine import caching, choose_engine, open_engine
     from modeling_mcm.preparation.events import (
         count_bad,
         find_visits,
@@ -58,7 +58,13 @@ with needs("data"):
     from modeling_mcm.preparation.rows import count_ids, popularity, write_shards
     from modeling_mcm.preparation.spark import SPARK
     from modeling_mcm.preparation.times import epoch_seconds, moment_text
-    from modeling_mcm.preparation.vocabulary import Vocabularies, encode_events, encode_profiles, fit, vocabularies_of
+    from modeling_mcm.preparation.vocabulary import (
+        Vocabularies,
+        build_vocabularies,
+        encode_events,
+        encode_profiles,
+        fit,
+    )
 
 logger = logging.get_logger(__name__)
 
@@ -279,30 +285,30 @@ def prepare(
     """Prepares an event log: `manifest.json`, `feature_extractor/`, `popularity.parquet` and shards of customers.
 
     Args:
-        events (`Any`): the log, one row per event: a Parquet or CSV file, a folder of them, an address that fsspec
+        events (`Any`): The log, one row per event: a Parquet or CSV file, a folder of them, an address that fsspec
             knows, a list of these, a data frame, an Arrow table or an Ibis table.
-        schema (`EventSchema`): what the columns mean. With the cutoffs `NO_CUTOFFS`, as `schema_of` sets them, nothing
-            is split by time and no period needs an event: such a data set is for scoring only.
-        output_dir (`str` or `Path`): folder to make.
-        profile (`Any`, *optional*): the profile table in any of the same forms; needed if the schema has `profile`.
-        feature_extractor ([`MCMFeatureExtractor`], *optional*): feature extractor of a checkpoint that is to read the
+        schema (`EventSchema`): What the columns mean. With the cutoffs `NO_CUTOFFS`, as `read_schema` sets them,
+            nothing is split by time and no period needs an event: such a data set is for scoring only.
+        output_dir (`str` or `Path`): Folder to make.
+        profile (`Any`, *optional*): The profile table in any of the same forms; needed if the schema has `profile`.
+        feature_extractor ([`MCMFeatureExtractor`], *optional*): Feature extractor of a checkpoint that is to read the
             result. Its vocabularies and bins are used. Default: vocabularies and bins are fitted on the training
             period.
         engine (`str` or `ibis.BaseBackend`): "duckdb", "spark" (docs/large_logs.md), or an Ibis connection. An Ibis
             table of a database is always prepared by that database.
-        rows_per_shard (`int`): largest number of customers in one shard.
-        overwrite (`bool`): whether to replace a prepared data set that is in the folder.
-        reuse (`bool`): whether to return at once if the data set in the folder was made from the same files, schema
+        rows_per_shard (`int`): Largest number of customers in one shard.
+        overwrite (`bool`): Whether to replace a prepared data set that is in the folder.
+        reuse (`bool`): Whether to return at once if the data set in the folder was made from the same files, schema
             and options.
-        memory_limit (`str`): memory that DuckDB may use before it spills to disk, such as "1GB".
-        spark_config (`dict[str, str]`, *optional*): options of the Spark session, such as
+        memory_limit (`str`): Memory that DuckDB may use before it spills to disk, such as "1GB".
+        spark_config (`dict[str, str]`, *optional*): Options of the Spark session, such as
             `{"spark.master": "local[2]"}`.
 
     Raises:
-        ValueError: if the data do not fit the schema. The message names the column and the fix.
-        FileExistsError: if `output_dir` exists and neither `overwrite` nor `reuse` applies.
-        FileNotFoundError: if there is no such input file.
-        OSError: if the disk is full or not writable. Nothing is left behind.
+        ValueError: If the data do not fit the schema. The message names the column and the fix.
+        FileExistsError: If `output_dir` exists and neither `overwrite` nor `reuse` applies.
+        FileNotFoundError: If there is no such input file.
+        OSError: If the disk is full or not writable. Nothing is left behind.
     """
     check_integer(rows_per_shard, "rows_per_shard", 1, MOST_ROWS_PER_SHARD)
     if engine == "duckdb":
@@ -319,7 +325,7 @@ def prepare(
     existing = _reusable(output_dir, facts, overwrite, reuse)
     if existing is not None:
         return existing
-    engine = engine_of(events, engine)
+    engine = choose_engine(events, engine)
     with (
         atomic_folder(output_dir) as (target, scratch),
         open_engine(engine, scratch, memory_limit, spark_config) as connection,
@@ -374,7 +380,7 @@ def _run(
         fitted = fit(checked, visits, profiles, schema, done)
         _save_feature_extractor(fitted, schema, target / FEATURE_EXTRACTOR_FOLDER)
     else:
-        fitted = vocabularies_of(known, schema)
+        fitted = build_vocabularies(known, schema)
         known.save_pretrained(target / FEATURE_EXTRACTOR_FOLDER)
         bar.update(len(schema.feature_names))
     numbers = cache(_number_shards(visits, rows_per_shard))

@@ -59,7 +59,7 @@ def spark_session(config: Mapping[str, str]) -> Iterator[Any]:
         session = builder.getOrCreate()
     except spark_errors() as error:
         raise OSError(
-            f"Spark did not start ({reason_of(error)}); check its options, and JAVA_HOME: Java 17."
+            f"Spark did not start ({find_reason(error)}); check its options, and JAVA_HOME: Java 17."
         ) from error
     try:
         yield session
@@ -73,14 +73,14 @@ def spark_settings(connection: ibis.BaseBackend) -> Iterator[None]:
     if connection.name != SPARK:
         yield
         return
-    settings = session_of(connection).conf
+    settings = open_session(connection).conf
     before = {key: settings.get(key, None) for key in SPARK_SETTINGS}
     for key, value in SPARK_SETTINGS.items():
         settings.set(key, value)
     from pyspark.sql.functions import udf
 
     text = udf(lambda number: None if number is None else repr(float(number)), "string", useArrow=True)
-    session_of(connection).udf.register(shortest_text.__name__, text)
+    open_session(connection).udf.register(shortest_text.__name__, text)
     try:
         yield
     finally:
@@ -88,7 +88,7 @@ def spark_settings(connection: ibis.BaseBackend) -> Iterator[None]:
             settings.unset(key) if value is None else settings.set(key, value)
 
 
-def session_of(connection: Any) -> Any:
+def open_session(connection: Any) -> Any:
     """The Spark session of a connection."""
     return connection._session  # Ibis has no other way to its session
 
@@ -97,14 +97,14 @@ def read_by_spark(files: InputFiles, connection: Any, what: str) -> Iterator[tup
     """Reads Parquet files as tables of Spark. Files that this process does not reach are read unchecked. Yields a
     table, and the names of its columns that have no value."""
     for part, empty in _by_empty_columns(files):
-        reader = session_of(connection).read
+        reader = open_session(connection).read
         if part.partitioned:
             reader = reader.option("basePath", part.root)
         try:
             read = reader.parquet(*part.paths)
         except spark_errors() as error:
             raise ValueError(
-                f"Spark can't read the {what} file {part.root} ({reason_of(error)}); check the path, write times in "
+                f"Spark can't read the {what} file {part.root} ({find_reason(error)}); check the path, write times in "
                 "microseconds where it says NANOS, or give what Hadoop needs for such an address (--spark_config "
                 "spark.jars.packages=..., docs/large_logs.md)."
             ) from error
@@ -135,7 +135,7 @@ def worker_errors() -> Iterator[None]:
     try:
         yield
     except spark_errors() as error:
-        raise OSError(f"A worker of Spark failed: {reason_of(error)}") from error
+        raise OSError(f"A worker of Spark failed: {find_reason(error)}") from error
 
 
 def spark_errors() -> tuple[type[Exception], ...]:
@@ -146,7 +146,7 @@ def spark_errors() -> tuple[type[Exception], ...]:
     return PySparkException, Py4JError
 
 
-def reason_of(error: Exception) -> str:
+def find_reason(error: Exception) -> str:
     """The line of an error message that gives the reason; the other lines are traces of a worker and of Java."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for mark in ("Error: ", "Exception: ") for line in lines if mark in line]

@@ -19,10 +19,10 @@ from modeling_mcm.preparation.files import (
     InputFiles,
     check_files,
     check_names,
+    detect_kind,
     find_files,
     is_files,
     is_local,
-    kind_of,
     merged,
 )
 from modeling_mcm.preparation.text_files import TextFiles, TextFormat
@@ -44,14 +44,14 @@ def open_table(
 
     Args:
         what (`str`): "event" or "profile", for messages.
-        columns (`Sequence[str]`): names of the columns that are read, and must be the same in all files. Empty: all
+        columns (`Sequence[str]`): Names of the columns that are read, and must be the same in all files. Empty: all
             columns.
-        text (`TextFiles`, *optional*): how text files are written and where their values are put. Default: the usual
+        text (`TextFiles`, *optional*): How text files are written and where their values are put. Default: the usual
             format, and a temporary folder of this machine that is removed with the connection.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if a file has an unknown type or is empty or damaged, files differ in `columns`, or the engine
+        FileNotFoundError: If there is no such file.
+        ValueError: If a file has an unknown type or is empty or damaged, files differ in `columns`, or the engine
             can't read an address.
     """
     if isinstance(source, ir.Table):
@@ -116,7 +116,7 @@ def _open_on_spark(
     stored = [
         address
         for address in addresses
-        if "://" in address and not address.startswith("file://") and kind_of(address) in (None, "parquet")
+        if "://" in address and not address.startswith("file://") and detect_kind(address) in (None, "parquet")
     ]
     others = [address for address in addresses if address not in stored]
     found = _as_parquet(find_files(others, what), connection, what, columns, text) if others else []

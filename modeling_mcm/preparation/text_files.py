@@ -107,7 +107,7 @@ class TextReader:
     `bad` counts the rows that were left out so far, and `first_bad` says what was wrong with the first of them.
 
     Raises:
-        ValueError: if the file is no text in UTF-8, is cut off, or has no heading.
+        ValueError: If the file is no text in UTF-8, is cut off, or has no heading.
     """
 
     def __init__(self, path: str, kind: str, filesystem: Any, text: TextFormat, what: str):

@@ -21,7 +21,7 @@ with needs("data"):
 BLOCK = 10 * SECONDS_PER_DAY  # seconds in which a time zone's offset changes at most once
 
 
-def seconds_of(table: ir.Table, name: str, time_zone: str) -> ir.IntegerValue:
+def express_seconds(table: ir.Table, name: str, time_zone: str) -> ir.IntegerValue:
     """Whole seconds of the time column. Times with a zone go to the schema's zone, other times stay as they are.
     Returns seconds since 1970-01-01, null where a text is no time."""
     column = table[name]

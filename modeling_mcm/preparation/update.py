@@ -67,7 +67,7 @@ with needs("data"):
     from modeling_mcm.preparation.prepare import check_events, check_profile, versions
     from modeling_mcm.preparation.rows import continued, count_ids, customer_rows, popularity, shard_table, write_shard
     from modeling_mcm.preparation.tables import read_files
-    from modeling_mcm.preparation.vocabulary import Vocabularies, encode_events, encode_profiles, vocabularies_of
+    from modeling_mcm.preparation.vocabulary import Vocabularies, build_vocabularies, encode_events, encode_profiles
 
 
 @dataclass(frozen=True)
@@ -151,12 +151,12 @@ def _grow_vocabularies(
     extractor: MCMFeatureExtractor, arrived: ir.Table | None, schema: EventSchema, least: int
 ) -> tuple[Vocabularies, Vocabularies, dict[str, list[str]]]:
     """Adds the values that new files have at least `least` times to the extractor's vocabularies; none if it is 0."""
-    old = vocabularies_of(extractor, schema)
+    old = build_vocabularies(extractor, schema)
     old = Vocabularies({name: list(values) for name, values in old.values.items()}, old.bins)
     added = new_values(arrived, schema, extractor, least) if least and arrived is not None else {}
     for name, values in added.items():
         extractor.add_values(name, values)
-    return old, vocabularies_of(extractor, schema), added
+    return old, build_vocabularies(extractor, schema), added
 
 
 def _exchange_rows(
@@ -164,10 +164,10 @@ def _exchange_rows(
 ) -> tuple[pa.Table, pa.Table, pa.Table]:
     """Exchanges the rows of changed customers in a shard."""
     is_changed = pc.is_in(table["customer_id"], customers)
-    stood = table.filter(is_changed)
-    prefix_visits = prefix_visits[pc.index_in(stood["customer_id"], customers).to_numpy()]
-    stand = continued(stood, prefix_visits, new_rows)
-    return pa.concat_tables([table.filter(pc.invert(is_changed)), stand]).sort_by("customer_id"), stood, stand
+    before = table.filter(is_changed)
+    prefix_visits = prefix_visits[pc.index_in(before["customer_id"], customers).to_numpy()]
+    after = continued(before, prefix_visits, new_rows)
+    return pa.concat_tables([table.filter(pc.invert(is_changed)), after]).sort_by("customer_id"), before, after
 
 
 def _write_shards(
@@ -214,21 +214,21 @@ def update(
     """Updates a prepared data set to its log. The new data set replaces the old one if no error occurs.
 
     Args:
-        directory (`str` or `Path`): folder that `prepare` wrote, made from files.
-        events (`str` or `Path`): folder of the log, with the old Parquet files and the new ones.
-        profile (`Any`, *optional*): the current profile table; needed if the schema has `profile`.
-        corrected (`Iterable[str | Path]`): for files of the log that changed or are gone, the versions that were read
+        directory (`str` or `Path`): Folder that `prepare` wrote, made from files.
+        events (`str` or `Path`): Folder of the log, with the old Parquet files and the new ones.
+        profile (`Any`, *optional*): The current profile table; needed if the schema has `profile`.
+        corrected (`Iterable[str | Path]`): For files of the log that changed or are gone, the versions that were read
             before, or folders with these. They are recognised by their digest, and their names do not matter.
-        grow_vocabularies (`int`): number of events in the new files with which an unknown value joins the vocabulary
+        grow_vocabularies (`int`): Number of events in the new files with which an unknown value joins the vocabulary
             of its event feature, after the values that are there and up to `max_values`. With 0 the vocabularies stay
             as they are. Bins always stay.
-        memory_limit (`str`): memory that DuckDB may use before it spills to disk, such as "1GB".
+        memory_limit (`str`): Memory that DuckDB may use before it spills to disk, such as "1GB".
 
     Raises:
-        ValueError: if a file of the log changed or is gone and its earlier version is not in `corrected`, the new
+        ValueError: If a file of the log changed or is gone and its earlier version is not in `corrected`, the new
             events do not fit the schema, or a shard to be changed is damaged.
-        FileNotFoundError: if there is no such data set or log.
-        OSError: if the disk is full or not writable. The data set then is as it was.
+        FileNotFoundError: If there is no such data set or log.
+        OSError: If the disk is full or not writable. The data set then is as it was.
     """
     with locked(directory := Path(directory).resolve()):  # where it is a symbolic link, the folder that it names
         return _update(directory, Path(events), profile, corrected, grow_vocabularies, memory_limit)
@@ -282,9 +282,9 @@ def _update(
             if new_people and profiles is not None:
                 table = _refresh_profiles(table, profiles, schema)
             new_rows = shard_table(rows.filter(rows.shard == k).to_pyarrow(), schema)
-            table, stood, stand = _exchange_rows(table, *changes.select_shard(k), new_rows)
-            before.cases.update(count_cases(stood, schema))
-            after.cases.update(count_cases(stand, schema))
+            table, before, after = _exchange_rows(table, *changes.select_shard(k), new_rows)
+            before.cases.update(count_cases(before, schema))
+            after.cases.update(count_cases(after, schema))
             return table
 
         written = {*range(len(manifest.shards))} if new_people else {*changes.shards.tolist()}

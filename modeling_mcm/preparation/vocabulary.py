@@ -41,12 +41,12 @@ class Vocabularies:
     # By binned feature the inner edges of its bins, strictly increasing.
     bins: dict[str, list[float]] = field(default_factory=dict)
 
-    def id_of(self, name: str, value: str) -> int:
+    def look_up_id(self, name: str, value: str) -> int:
         """Finds the id of a value."""
         return FIRST_VALUE_ID + self.values[name].index(value)
 
 
-def vocabularies_of(feature_extractor: MCMFeatureExtractor, schema: EventSchema) -> Vocabularies:
+def build_vocabularies(feature_extractor: MCMFeatureExtractor, schema: EventSchema) -> Vocabularies:
     """Gives the vocabularies and bins of a checkpoint, to encode another log for it."""
     known = feature_extractor.schema
     if (schema.order is None) != (known.order is None):
@@ -293,7 +293,7 @@ def encode_events(events: ir.Table, visits: ir.Table, fitted: Vocabularies, sche
         if spec.is_derived:
             ids[f"f{i}"] = _derived(closing, spec, fitted, "end")
         elif spec is schema.token_feature:
-            ids[f"f{i}"] = ibis.literal(fitted.id_of(spec.name, schema.end_of_visit), "int32")
+            ids[f"f{i}"] = ibis.literal(fitted.look_up_id(spec.name, schema.end_of_visit), "int32")
         else:
             ids[f"f{i}"] = ibis.literal(MISSING_ID, "int32")
     visit_columns = {"period": closing.period.cast("int8"), "closes_visit": ibis.literal(1, "int8")}

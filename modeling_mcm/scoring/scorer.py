@@ -45,20 +45,20 @@ class ScoringJob:
     """What is scored, by which model, and what is written: all that a worker on another machine needs to know.
 
     Args:
-        data (`str`): folder of a prepared data set.
-        tasks (`tuple[str]`): names of the tasks that are ranked; empty where only embeddings or forecasts are written.
-        top_k (`int`): number of labels that are written for each task.
-        rows_per_file (`int`): number of customers in one file.
-        forecasts (`tuple[str]`): names of the forecasts that are written, a column each; see [`~state_mcm.Forecasts`].
-        now (`int`, *optional*): moment for which customers are scored, in seconds since 1970-01-01. Default: each
+        data (`str`): Folder of a prepared data set.
+        tasks (`tuple[str]`): Names of the tasks that are ranked; empty where only embeddings or forecasts are written.
+        top_k (`int`): Number of labels that are written for each task.
+        rows_per_file (`int`): Number of customers in one file.
+        forecasts (`tuple[str]`): Names of the forecasts that are written, a column each; see [`~state_mcm.Forecasts`].
+        as_of (`int`, *optional*): Moment for which customers are scored, in seconds since 1970-01-01. Default: each
             customer's last event.
-        candidates, exclude (`str`, *optional*): files of tables, see [`CandidateSet`]; `exclude` may be "seen".
-        per_group (`tuple[str, int]`, *optional*): largest number of labels of each value of a feature.
-        forecast_days (`tuple[float]`, *optional*): horizons of the forecasts. Default: those of the checkpoint.
-        predicted (`tuple[str]`): what an [`MCMForCustomerPrediction`] predicts, a column `predicted_NAME` each.
+        candidates, exclude (`str`, *optional*): Files of tables, see [`CandidateSet`]; `exclude` may be "seen".
+        per_group (`tuple[str, int]`, *optional*): Largest number of labels of each value of a feature.
+        forecast_days (`tuple[float]`, *optional*): Horizons of the forecasts. Default: those of the checkpoint.
+        predicted (`tuple[str]`): What an [`MCMForCustomerPrediction`] predicts, a column `predicted_NAME` each.
 
     Raises:
-        ValueError: if two columns of the files would have the same name.
+        ValueError: If two columns of the files would have the same name.
     """
 
     model: str
@@ -70,7 +70,7 @@ class ScoringJob:
     batch_size: int
     rows_per_file: int
     forecasts: tuple[str, ...] = ()
-    now: int | None = None
+    as_of: int | None = None
     candidates: str | None = None
     exclude: str | None = None
     per_group: tuple[str, int] | None = None
@@ -120,7 +120,7 @@ class Scorer:
 
     def __init__(self, model: Any, extractor: MCMFeatureExtractor, job: ScoringJob):
         self.model, self.job = model.eval(), job
-        self.collator = MCMCollator(extractor, model.config, "predict", now=job.now)
+        self.collator = MCMCollator(extractor, model.config, "predict", as_of=job.as_of)
         candidates = job.candidates and read_table_file(job.candidates)
         exclude = job.exclude if job.exclude in (None, SEEN) else read_table_file(job.exclude)
         self.candidates = CandidateSet(model, extractor, job.tasks, candidates, exclude, job.per_group)
@@ -169,8 +169,8 @@ class Scorer:
         lengths = [len(np.unique(visits)) if by_visit else len(visits) for visits in read]
         for batch in batches_by_length(lengths, self.job.batch_size):
             chosen = [rows[index] for index in batch]
-            if self.job.predicted and self.job.now is not None:  # as in training: without events at the label's time
-                chosen = [events_before(row, self.job.now) for row in chosen]
+            if self.job.predicted and self.job.as_of is not None:  # as in training: without events at the label's time
+                chosen = [events_before(row, self.job.as_of) for row in chosen]
             inputs: Any = self.collator(chosen)
             inputs = {name: value.to(self.model.device) for name, value in inputs.items()}
             with torch.inference_mode():
@@ -200,7 +200,7 @@ class Scorer:
             columns[PREDICTED + name] = pa.array(predicted[:, column])
         for column, name in enumerate(self.job.forecasts):
             columns[name] = pa.array(forecasts[:, column])
-        told = self.model.base_model.forecasts_of(self.job.forecast_days)
+        told = self.model.base_model.select_forecasts(self.job.forecast_days)
         sources = told.sources if self.job.forecasts else {}
         columns |= {name: pa.array([source] * number).dictionary_encode() for name, source in sources.items()}
         for task in self.job.tasks:
@@ -220,7 +220,7 @@ class Scorer:
     def _seen(self, row: dict[str, Any], task: str) -> NDArray[np.int64]:
         """Label ids of a customer's history."""
         labels = row[f"task_{task}"]
-        return labels if self.job.now is None else labels[row["times"] <= self.job.now]
+        return labels if self.job.as_of is None else labels[row["times"] <= self.job.as_of]
 
     def _check_finite(self, rows: Sequence[dict[str, Any]], *outputs: NDArray[np.float32]) -> None:
         bad = ~np.all([np.isfinite(values).all(axis=1) for values in outputs], axis=0)

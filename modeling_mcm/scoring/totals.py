@@ -60,23 +60,23 @@ def forecast_total(
     """Forecasts what a group of customers will do in the days after a log's end.
 
     Args:
-        model ([`MCMModel`] or a model with a head): a checkpoint that was trained on the data set.
-        data ([`PreparedData`]): a data set whose log has times and was split at dates.
-        quantity (`str`): visits, events, or a summed feature such as price.
+        model ([`MCMModel`] or a model with a head): A checkpoint that was trained on the data set.
+        data ([`PreparedData`]): A data set whose log has times and was split at dates.
+        quantity (`str`): Visits, events, or a summed feature such as price.
         days (`float`): horizon.
-        customers (`Iterable[str]`, *optional*): ids of the group. Default: all customers.
-        batch_size (`int`): number of customers in one batch of the model.
+        customers (`Iterable[str]`, *optional*): Ids of the group. Default: all customers.
+        batch_size (`int`): Number of customers in one batch of the model.
 
     Returns:
         [`GroupTotal`]: the total, and `past`, latest first: the same forecast from moments `days` apart, of customers
         with an event before each.
 
     Raises:
-        ValueError: if the log ends less than `days` after the validation cutoff, so that the error can't be known; if
+        ValueError: If the log ends less than `days` after the validation cutoff, so that the error can't be known; if
             the quantity or a customer is unknown, or the horizon is too long.
     """
     base = cast(MCMModel, model.base_model)
-    told = base.forecasts_of([days])
+    told = base.select_forecasts([days])
     if not told.are_trained:
         raise MissingForecastsError(model.name_or_path)
     if quantity not in told.quantities:
@@ -109,12 +109,12 @@ def forecast_total(
 
 def _chosen(rows: Sequence[dict[str, Any]], customers: Iterable[str]) -> list[dict[str, Any]]:
     """The rows of some customers."""
-    of_customer, names = {row[CUSTOMER]: row for row in rows}, list(dict.fromkeys(map(str, customers)))
-    if unknown := [name for name in names if name not in of_customer]:
+    find_customer, names = {row[CUSTOMER]: row for row in rows}, list(dict.fromkeys(map(str, customers)))
+    if unknown := [name for name in names if name not in find_customer]:
         raise ValueError(f"No customer {unknown[0]!r} in the data set, nor {len(unknown) - 1} others of the group.")
     if not names:
         raise ValueError("`customers` is empty: give ids, or leave it out for all customers.")
-    return [of_customer[name] for name in names]
+    return [find_customer[name] for name in names]
 
 
 def _expected(
@@ -123,12 +123,12 @@ def _expected(
     rows: Sequence[dict[str, Any]],
     name: str,
     days: float,
-    now: int,
+    as_of: int,
     batch_size: int,
 ) -> float:
     """Sum of a forecast at a moment over the customers with an event until then."""
-    rows = [row for row in rows if row["times"].min() <= now]
-    collator = MCMCollator(data.extractor, model.config, "predict", now=now)
+    rows = [row for row in rows if row["times"].min() <= as_of]
+    collator = MCMCollator(data.extractor, model.config, "predict", as_of=as_of)
     total = 0.0
     for batch in batches_by_length([len(row["times"]) for row in rows], batch_size):
         inputs: Any = collator([rows[index] for index in batch])

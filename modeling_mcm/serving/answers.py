@@ -27,7 +27,7 @@ class Labels(TypedDict):
 class Customer(TypedDict):
     customer_id: str
     events: int
-    now: str | None
+    as_of: str | None
 
 
 class Scores(Customer):

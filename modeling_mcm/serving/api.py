@@ -3,13 +3,13 @@
 """The HTTP service. It takes events, and answers with scores, embeddings, forecasts and explanations of customers.
 
     POST   /v1/events                          stores all events of the body or none; events may be sent again
-    GET    /v1/customers/{id}/scores           the best labels: ?task=&task=&k=&now=, and of which ones:
+    GET    /v1/customers/{id}/scores           the best labels: ?task=&task=&k=&as_of=, and of which ones:
                                                ?candidate=&candidate=&exclude=&exclude=&exclude_seen=&per_group=
     POST   /v1/scores                          the same for the customers of the body
-    GET    /v1/customers/{id}/embedding        ?now=
-    GET    /v1/customers/{id}/forecast         ?now=&days=&days=
-    GET    /v1/customers/{id}/prediction       of a checkpoint that was fine-tuned to a label: ?now=
-    GET    /v1/customers/{id}/explain          why a label has its score: ?task=&label=&visits=&now=
+    GET    /v1/customers/{id}/embedding        ?as_of=
+    GET    /v1/customers/{id}/forecast         ?as_of=&days=&days=
+    GET    /v1/customers/{id}/prediction       of a checkpoint that was fine-tuned to a label: ?as_of=
+    GET    /v1/customers/{id}/explain          why a label has its score: ?task=&label=&visits=&as_of=
     DELETE /v1/customers/{id}                  deletes a customer's events, state and profile
     DELETE /v1/customers/{id}/events/{event}   deletes one event
     GET    /v1/labels/similar                  labels that are alike: ?task=&label=&k=
@@ -69,8 +69,8 @@ class RateLimit:
 
     def take(self) -> float:
         """Takes one request; returns 0, or the seconds to wait before the next one is allowed."""
-        now = time.monotonic()
-        self.left, self.time = min(self.most, self.left + (now - self.time) * self.rate), now
+        as_of = time.monotonic()
+        self.left, self.time = min(self.most, self.left + (as_of - self.time) * self.rate), as_of
         if self.left < 1:
             return (1 - self.left) / self.rate
         self.left -= 1
@@ -246,7 +246,7 @@ def _add_questions(api: Any, service: CustomerService) -> None:
     class Question(BaseModel, extra="forbid"):
         task: list[str] | None = Field(None, description="All tasks by default.")
         k: int = Field(10, ge=1, le=MOST_LABELS, description="Labels of a task.")
-        now: str | None = Field(None, description=words)
+        as_of: str | None = Field(None, description=words)
         candidate: list[str] = Field([], description="Labels to choose from, by default the service's candidates.")
         exclude: list[str] = Field([], description="Labels that are left out.")
         exclude_seen: bool = Field(False, description="Leave out the labels of the customer's history.")
@@ -259,10 +259,10 @@ def _add_questions(api: Any, service: CustomerService) -> None:
     class Customers(BaseModel, extra="forbid"):
         customers: list[str] = Field(min_length=1, max_length=MOST_CUSTOMERS)
 
-    def about(live: LiveCustomer, now: str | None) -> Any:
+    def about(live: LiveCustomer, as_of: str | None) -> Any:
         time = service.extractor.time
         last = max((event[time] for event in live.events), default=None) if time else None
-        return {"customer_id": live.customer_id, "events": len(live.events), "now": now or last}
+        return {"customer_id": live.customer_id, "events": len(live.events), "as_of": as_of or last}
 
     def scorer(asked: Question) -> Callable[[str], Scores]:
         """Makes the function that answers a question about a customer."""
@@ -278,8 +278,8 @@ def _add_questions(api: Any, service: CustomerService) -> None:
 
         def score(customer_id: str) -> Scores:
             with service.customer(customer_id) as live:
-                lists = live.scores(now=asked.now, tasks=tasks, k=asked.k, candidates=chosen)
-                return about(live, asked.now) | {"tasks": lists}
+                lists = live.scores(as_of=asked.as_of, tasks=tasks, k=asked.k, candidates=chosen)
+                return about(live, asked.as_of) | {"tasks": lists}
 
         return score
 
@@ -301,27 +301,27 @@ def _add_questions(api: Any, service: CustomerService) -> None:
         return answer
 
     @api.get("/customers/{customer_id:id}/embedding", responses=errors(404))
-    def embedding(customer_id: str, now: moment = None) -> Embedding:
+    def embedding(customer_id: str, as_of: moment = None) -> Embedding:
         """The customer embedding."""
         with service.customer(customer_id) as live:
-            return about(live, now) | {"embedding": live.embedding(now).tolist()}
+            return about(live, as_of) | {"embedding": live.embedding(as_of).tolist()}
 
     @api.get("/customers/{customer_id:id}/forecast", responses=errors(404, 501))
     def forecast(
         customer_id: str,
-        now: moment = None,
+        as_of: moment = None,
         days: Annotated[list[float] | None, Query(description="Horizons. Those of the checkpoint by default.")] = None,
     ) -> Forecast:
         """What the customer is expected to do within the next days, with intervals that hold 80% and 95% of such
         customers; 501 if the checkpoint has no forecasts."""
         with service.customer(customer_id) as live:
-            return about(live, now) | {"forecast": live.forecast(now, days)}
+            return about(live, as_of) | {"forecast": live.forecast(as_of, days)}
 
     @api.get("/customers/{customer_id:id}/prediction", responses=errors(404, 501))
-    def prediction(customer_id: str, now: moment = None) -> Prediction:
+    def prediction(customer_id: str, as_of: moment = None) -> Prediction:
         """What the checkpoint was fine-tuned to: the probability of each class, or the number."""
         with service.customer(customer_id) as live:
-            return about(live, now) | {"prediction": live.predict(now)}
+            return about(live, as_of) | {"prediction": live.predict(as_of)}
 
     @api.get("/customers/{customer_id:id}/explain", responses=errors(404, 501))
     def explain(
@@ -329,13 +329,13 @@ def _add_questions(api: Any, service: CustomerService) -> None:
         task: str,
         label: Annotated[str | None, Query(description="The best one by default.")] = None,
         visits: Annotated[int, Query(ge=0, le=MOST_LABELS, description="Visits that matter most.")] = 10,
-        now: moment = None,
+        as_of: moment = None,
     ) -> Explained:
         """Why a label has its score: what its chance would be without each past visit. A few are computed at a
         time; for more the answer is 503."""
         with service.customer(customer_id) as live:
-            answer, history = about(live, now), live.history(now)
-        explanation = service.explainer(history, task, label, now)
+            answer, history = about(live, as_of), live.history(as_of)
+        explanation = service.explainer(history, task, label, as_of)
         return answer | {"explanation": replace(explanation, visits=explanation.visits[:visits])}
 
 

@@ -45,13 +45,13 @@ class ExplainingProcess:
         pool.submit(os.getpid)  # starts the process now, so that the first explanation need not wait for it
         return pool
 
-    def __call__(self, customer: Mapping[str, Any], task: str, label: Any, now: Any) -> Explanation:
+    def __call__(self, customer: Mapping[str, Any], task: str, label: Any, as_of: Any) -> Explanation:
         """Explains a score, as [`explain`] does. Raises [`Busy`] if too many others wait, or the process is lost."""
         if not self._free.acquire(blocking=False):
             raise Busy(f"{MOST_WAITING} explanations are being computed: try again in a moment, one after another.")
         pool = self._pool
         try:
-            return pool.submit(_explain, customer, task, label, now).result()
+            return pool.submit(_explain, customer, task, label, as_of).result()
         except BrokenProcessPool as error:
             with self._lock:
                 self._pool = self._start() if self._pool is pool else self._pool
@@ -86,5 +86,5 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _explain(customer: Mapping[str, Any], task: str, label: Any, now: Any) -> Explanation:
-    return explain(*_checkpoint, customer, task, label, now, MOST_VISITS)
+def _explain(customer: Mapping[str, Any], task: str, label: Any, as_of: Any) -> Explanation:
+    return explain(*_checkpoint, customer, task, label, as_of, MOST_VISITS)

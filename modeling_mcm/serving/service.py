@@ -32,9 +32,9 @@ from modeling_mcm.serving.store import NOTHING, Change, EventStore, StoredCustom
 
 TRIES = 8  # of a change that another service was faster than
 LOCKS = 64
-SETS = 64  # of candidates that are kept
+MOST_CANDIDATE_SETS = 64  # of candidates that are kept
 AHEAD = timedelta(seconds=60)  # by which the clock of a shop may be before that of the service
-COUNTED = (
+COUNTERS = (
     "events_added",
     "events_known",
     "customers_late",
@@ -99,7 +99,7 @@ class CustomerService:
         self.model, self.extractor, self.store, self.clock = model, extractor, store, clock
         self.in_memory, self.keep_every = in_memory, keep_every
         self.explainer: Callable[..., Explanation] = partial(explain, model, extractor)
-        self.counts: dict[str, float] = dict.fromkeys(COUNTED, 0)
+        self.counts: dict[str, float] = dict.fromkeys(COUNTERS, 0)
         self._cached: OrderedDict[str, _CachedCustomer] = OrderedDict()
         self._memory_lock = threading.Lock()
         self.candidates = candidates
@@ -158,8 +158,8 @@ class CustomerService:
                 cached_customers[customer_id] = cached
                 if new:
                     self._forget(customer_id)  # until the store has the events, memory must not
-                    now = self.clock() + AHEAD if self.extractor.order is None else None
-                    late = cached.live.add([dict(event.event) for event in new], now=now).late
+                    as_of = self.clock() + AHEAD if self.extractor.order is None else None
+                    late = cached.live.add([dict(event.event) for event in new], as_of=as_of).late
                     answer["late"] += [customer_id] * late
                 texts = [(event.event_id, canonical(dict(event.event))) for event in new]
                 if new or profile is not None or not before.epoch:
@@ -259,7 +259,7 @@ class CustomerService:
             excluded = list(exclude) if isinstance(exclude, tuple) else exclude
             kept = stamp, CandidateSet(self.model, self.extractor, tasks, table, excluded, per_group)
             with self._memory_lock:
-                if len(self._sets) >= SETS:
+                if len(self._sets) >= MOST_CANDIDATE_SETS:
                     self._sets.clear()
                 self._sets[key] = kept
         return kept[1]

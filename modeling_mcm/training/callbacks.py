@@ -72,13 +72,13 @@ class TrainingClock(TrainerCallback):
 
     def on_optimizer_step(self, args, state, control, **kwargs):
         """Adds the seconds and targets of the step, and stores both for the checkpoint."""
-        now = time.perf_counter()
+        as_of = time.perf_counter()
         targets = torch.stack(self._new_targets).sum()
-        added = self.total(torch.tensor([self._passed + now - self._since, targets.item()], device=targets.device))
+        added = self.total(torch.tensor([self._passed + as_of - self._since, targets.item()], device=targets.device))
         self.seconds += added[0].item() / args.world_size
         self.targets += int(added[1].item())
         self._new_targets.clear()
-        self._passed, self._since = 0.0, now
+        self._passed, self._since = 0.0, as_of
         state.stateful_callbacks[self.STATE] = {"seconds": self.seconds, "targets": self.targets}
 
 

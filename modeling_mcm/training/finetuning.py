@@ -164,8 +164,8 @@ def fine_tune(options: FineTuningOptions, training: FineTuningArguments) -> None
     own["batch size"] = step_size(training)
     run = {
         "data": file_digest(data.folder / MANIFEST_FILE),
-        "offers": digest_of(str(options.offers), ("*.parquet",)),
-        PRE_TRAINED: digest_of(str(options.model), MODEL_PARTS),
+        "offers": compute_digest(str(options.offers), ("*.parquet",)),
+        PRE_TRAINED: compute_digest(str(options.model), MODEL_PARTS),
         "options": deciding_options(training) | own,
     }
     with output_folder_lock(str(training.output_dir), training.should_save):
@@ -176,7 +176,7 @@ def fine_tune(options: FineTuningOptions, training: FineTuningArguments) -> None
             _train(options, training, data, extractor, model, offers, groups, evaluated, run, start)
 
 
-def digest_of(folder: str | Path, patterns: Sequence[str]) -> str:
+def compute_digest(folder: str | Path, patterns: Sequence[str]) -> str:
     """Computes one SHA-256 digest of a folder's files."""
     files = [path for pattern in patterns for path in sorted(Path(folder).glob(pattern))]
     return hashlib.sha256(" ".join(map(file_digest, files)).encode()).hexdigest()

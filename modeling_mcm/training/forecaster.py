@@ -154,8 +154,8 @@ def train_forecaster(examples: Examples, epochs: int, seed: int = 0) -> tuple[Vi
     """Trains a forecaster.
 
     Args:
-        examples (`Examples`): of synthetic shops; those of the last shops validate.
-        epochs (`int`): passes over the others.
+        examples (`Examples`): Of synthetic shops; those of the last shops validate.
+        epochs (`int`): Passes over the others.
 
     Returns:
         `tuple[VisitForecaster, dict[str, float]]`: The forecaster, without a shop, and its losses on the shops that
@@ -195,16 +195,16 @@ def train_forecaster(examples: Examples, epochs: int, seed: int = 0) -> tuple[Vi
 
 def _learn_ranges(forecaster: VisitForecaster, examples: Examples) -> None:
     inputs = Inputs(examples.visits, examples.base, examples.amounts, examples.mean_amounts)
-    forecaster.of_visits.range.learn(examples.visits)
+    forecaster.visit_network.range.learn(examples.visits)
     with torch.no_grad():
         start = forecaster.distribution(inputs)
     known = torch.stack([start.expected.log(), start.log_comes], 1)
-    forecaster.of_amounts.range.learn(torch.cat([examples.visits, known, examples.amounts[:, 0]], 1))
+    forecaster.amount_network.range.learn(torch.cat([examples.visits, known, examples.amounts[:, 0]], 1))
 
 
 def save_weights(forecaster: VisitForecaster, path: str | Path) -> None:
     """Writes what does not depend on a shop: the weights of both networks, and the ranges of their inputs."""
-    weights = {name: value.contiguous() for name, value in forecaster.state_dict().items() if name.startswith("of_")}
+    weights = {name: value.contiguous() for name, value in forecaster.state_dict().items() if "_network." in name}
     with atomic_write(path) as partial:
         save_file(weights, partial)
 
@@ -212,7 +212,7 @@ def save_weights(forecaster: VisitForecaster, path: str | Path) -> None:
 def load_weights(forecaster: VisitForecaster, path: str | Path = SHIPPED_WEIGHTS) -> None:
     """Reads the weights that `save_weights` wrote. Raises `ValueError` if they are of another network."""
     weights = load_file(path)
-    own = {name: value.shape for name, value in forecaster.state_dict().items() if name.startswith("of_")}
+    own = {name: value.shape for name, value in forecaster.state_dict().items() if "_network." in name}
     if own != {name: value.shape for name, value in weights.items()}:
         raise ValueError(
             f"{path} holds weights of another network: train it again (training/run_pretrain_forecaster.py)."

@@ -41,7 +41,7 @@ from modeling_mcm.option import option
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.training.callbacks import EarlyStopping
 from modeling_mcm.training.checkpoints import read_checkpoint
-from modeling_mcm.training.finetuning import MODEL_PARTS, PRE_TRAINED, digest_of
+from modeling_mcm.training.finetuning import MODEL_PARTS, PRE_TRAINED, compute_digest
 from modeling_mcm.training.offer_trainer import slow_down
 from modeling_mcm.training.resuming import (
     FINE_TUNING,
@@ -272,7 +272,7 @@ def train_to_labels(
     run = {
         "data": file_digest(Path(data, MANIFEST_FILE)),
         "labels": file_digest(Path(str(options.labels))),
-        PRE_TRAINED: digest_of(model, MODEL_PARTS),
+        PRE_TRAINED: compute_digest(model, MODEL_PARTS),
         "options": deciding_options(training) | own,
     }
     with output_folder_lock(str(training.output_dir), training.should_save):

@@ -42,14 +42,14 @@ MOST_COUNTS = 2**24  # largest number of steps times counts of a moment: minutes
 LEARNING_RATE, WEIGHT_DECAY, WARM_UP, LONGEST_GRADIENT = 4e-3, 0.01, 0.1, 1.0
 RECONSTRUCTION, FUTURE, HAZARD, SETS = 3.0, 0.3, 0.1, 6.0  # weights of the losses
 MOST_SET_LABELS = 512  # tasks with more labels have no head that predicts the labels of the next days
-STANDARD_CUSTOMERS = 512  # customers whose moments give the mean and spread that standardise the counts
+STANDARD_CUSTOMERS = 512  # customers whose moments give the mean and std that standardise the counts
 FORECAST_CUSTOMERS, FORECAST_MOMENTS, PENALTY = 2048, 4, 1e-2  # of the last fit of the forecasts, on fixed states
 # Days of the moments of that fit, as a multiple of the longest horizon, and the least share of them that sees its end.
 # A quarter of so many days does; more days would be older, and a shop's level moves on.
 FORECAST_WINDOW, LEAST_OBSERVED = 4 / 3, 1 / 8
 SHOP_CUSTOMERS = 2048  # customers whose visits describe the shop
 EARLIEST = 1e-3  # share of the visits before the window, which begins there: a wrong date must not stretch it
-NO_VISIT = 2**62  # seconds: the time of a next visit that did not come
+NO_NEXT_VISIT = 2**62  # seconds: the time of a next visit that did not come
 
 
 @dataclass
@@ -108,9 +108,9 @@ class MomentSampler:
             followed.append(self._followed(history, moments, end))
         batch = self.extractor.pad([self.extractor.readable(history, self.read) for history in histories])
         starts = np.array([history["times"][0] for history in histories])
-        now = torch.from_numpy(((np.stack(times) - starts[:, None]) / SECONDS_PER_DAY).astype(np.float32))
+        as_of = torch.from_numpy(((np.stack(times) - starts[:, None]) / SECONDS_PER_DAY).astype(np.float32))
         names = ("input_ids", "attention_mask", "visit_ids", "event_times", "event_values")
-        counts = self.state.counts(**{name: batch.get(name) for name in names}, now=now)  # type: ignore[arg-type]
+        counts = self.state.counts(**{name: batch.get(name) for name in names}, as_of=as_of)  # type: ignore[arg-type]
         columns = [torch.from_numpy(np.concatenate(column)) for column in zip(*followed, strict=True)]
         return Moments(counts.flatten(0, 1), *columns)
 
@@ -144,8 +144,8 @@ class MomentSampler:
             total = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
             amounts.append(np.diff(total[np.searchsorted(at, ends, "right")], axis=1))
         number = np.searchsorted(visit_times, moments, "right")
-        following = np.append(visit_times, NO_VISIT)[number].astype(np.float64)
-        to_next = np.where(following < NO_VISIT, (following - moments) / SECONDS_PER_DAY, np.inf)
+        following = np.append(visit_times, NO_NEXT_VISIT)[number].astype(np.float64)
+        to_next = np.where(following < NO_NEXT_VISIT, (following - moments) / SECONDS_PER_DAY, np.inf)
         last = min(self.middle + 1, len(self.days))
         from_event, to_event = (np.searchsorted(times, ends[:, index], "right") for index in (0, last))
         sets = np.zeros((len(moments), sum(self.set_sizes)), np.float32)
@@ -224,7 +224,7 @@ def train_state(
         `dict[str, float]`: Mean losses of the last tenth of the steps, by name.
     """
     state = cast(CustomerState, model.state)
-    device = state.direct.weight.device
+    device = state.linear.weight.device
     cast(nn.Module, model).cpu()  # counting takes many small steps, which a GPU would not make faster
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -302,7 +302,7 @@ def _batches(rows: Any, size: int, seed: int) -> Iterator[list[dict[str, Any]]]:
 
 
 def _standardise(state: CustomerState, parts: Iterable[Moments]) -> None:
-    """Sets the mean and spread of the counts, and the longest silence, to those of a sample."""
+    """Sets the mean and std of the counts, and the longest silence, to those of a sample."""
     number, longest = 0, 0.0
     since_last = state.num_few - len(GAPS)
     totals, squares = state.mean.new_zeros(2, len(state.mean), dtype=torch.float64)
@@ -313,7 +313,7 @@ def _standardise(state: CustomerState, parts: Iterable[Moments]) -> None:
         longest = max(longest, moments.counts[:, since_last].max().expm1().item())
     mean = totals / number
     state.mean.copy_(mean)
-    state.spread.copy_((squares / number - mean**2).clamp(min=0).sqrt())
+    state.std.copy_((squares / number - mean**2).clamp(min=0).sqrt())
     state.longest_silence.fill_(longest)
 
 
@@ -343,7 +343,7 @@ def _train(
     for _ in logging.tqdm(range(steps), desc="Customer state", unit="step"):
         moments = sampler.draw(next(batches), MOMENTS)
         standardised = state.standardised(moments.counts)
-        states = state.of_standardised(standardised)
+        states = state.from_standardised(standardised)
         losses = {"counts": RECONSTRUCTION * _blockwise_squared_error(heads["counts"](states), standardised, state)}
         if forecasts is not None:
             losses["amounts"] = FUTURE * _amounts_loss(forecasts.log_amounts(states), moments)
@@ -386,11 +386,11 @@ def _learn_forecasts(forecasts: Forecasts, moments: Moments) -> None:
         forecasts.hazards.bias.fill_(-1.0)
     parameters = list(forecasts.parameters())
     optimizer = torch.optim.LBFGS(parameters, max_iter=100, line_search_fn="strong_wolfe")
-    spread = moments.counts.std(0).clamp(min=1e-6)  # so that the penalty does not depend on a number's scale
+    std = moments.counts.std(0).clamp(min=1e-6)  # so that the penalty does not depend on a number's scale
 
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
-        penalty = sum(((layer.weight * spread) ** 2).sum() for layer in (forecasts.amounts, forecasts.hazards))
+        penalty = sum(((layer.weight * std) ** 2).sum() for layer in (forecasts.amounts, forecasts.hazards))
         loss = _counts_loss(forecasts.log_amounts(moments.counts), moments, sizes)
         loss = loss + _hazard_loss(forecasts.hazards(moments.counts), moments, forecasts.edges) + PENALTY * penalty
         loss.backward()

@@ -27,8 +27,8 @@ from modeling_mcm.evaluation.comparison import (
     FIRST_BASELINES,
     STRONG_BASELINES,
     baseline_warnings,
+    collect_values,
     counting_baselines,
-    values_of,
 )
 from modeling_mcm.evaluation.model import model_values
 from modeling_mcm.files_mcm import file_digest
@@ -48,7 +48,7 @@ from modeling_mcm.training.resuming import (
     step_size,
 )
 from modeling_mcm.training.scorer import ScorerFit
-from modeling_mcm.training.sizes import config_of
+from modeling_mcm.training.sizes import make_config
 from modeling_mcm.training.trainer import BEST_METRIC, MCMTrainer
 
 logger = logging.get_logger(__name__)
@@ -99,7 +99,7 @@ def read_config(options: ModelOptions, extractor: MCMFeatureExtractor, recipe: R
             raise ValueError(f"config_overrides: {override!r} is not name=value with a field of MCMConfig.")
         values[name] = yaml.safe_load(value)
     config = (
-        config_of(options.config)
+        make_config(options.config)
         | (recipe.config if recipe else {})
         | (COUNTS_ALONE if options.encoder == NONE else {})
         | {
@@ -116,7 +116,7 @@ def read_config(options: ModelOptions, extractor: MCMFeatureExtractor, recipe: R
         profile = {feature["name"] for feature in extractor.features if feature.get("profile")}
         bare = MCMConfig(features=extractor.feature_names, vocabulary_sizes=extractor.vocabulary_sizes)
         few = [name for name in bare.counted_features[0] if name not in profile]
-        config |= {"state_features": few, "taste_features": None, "summed_features": extractor.numeric_features}
+        config |= {"state_features": few, "projected_features": None, "summed_features": extractor.numeric_features}
     return MCMConfig(**(config | values))
 
 
@@ -151,7 +151,7 @@ def _compare(data: PreparedData, model: MCMForMultiTaskRecommendation) -> dict[s
         means[method] = {task: float(np.nanmean(each)) for task, each in values.items() if not np.isnan(each).all()}
         words = ", ".join(f"{task} {mean:.4f}" for task, mean in means[method].items())
         logger.info(f"{BEST_METRIC} on validation, {method}: {words}")
-    for warning in baseline_warnings(values_of(results, BEST_METRIC)):
+    for warning in baseline_warnings(collect_values(results, BEST_METRIC)):
         logger.warning(warning)
     return means
 
@@ -256,7 +256,7 @@ def _make_trainer(
         eval_dataset=rows[1],
         processing_class=extractor,
         train_collator=train_collator,
-        eval_collator=MCMCollator(extractor, config, "evaluate", cutoff="validation", now=moment),
+        eval_collator=MCMCollator(extractor, config, "evaluate", cutoff="validation", as_of=moment),
         scalar_lr_factor=options.scalar_lr_factor,
         ema_decay=options.ema_decay,
         patience=training.early_stopping_patience,

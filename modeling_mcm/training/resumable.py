@@ -25,7 +25,7 @@ from modeling_mcm.training.resuming import (
     changed_config,
     checkpoints,
     deciding_options,
-    step_of,
+    read_step,
     step_size,
 )
 
@@ -113,7 +113,7 @@ class ResumableTrainer(Trainer):
         """Keeps `save_total_limit` checkpoints, with the newest and the best."""
         needed = {newest, Path(self.state.best_model_checkpoint or newest).name}
         others = [path for path in checkpoints(folder) if path.name not in needed]
-        others.sort(key=lambda path: step_of(path) <= self.state.global_step)  # stable, so by step after that
+        others.sort(key=lambda path: read_step(path) <= self.state.global_step)  # stable, so by step after that
         limit = self.args.save_total_limit or 0
         for path in others[: max(len(others) + len(needed) - limit, 0)] if limit > 0 else ():
             path.rename(folder / INCOMPLETE / path.name)

@@ -81,12 +81,12 @@ def step_size(args: TrainingArguments) -> int:
     return args.train_batch_size * args.world_size * args.gradient_accumulation_steps
 
 
-def changed_options(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def changed_options(earlier: Mapping[str, Any], as_of: Mapping[str, Any]) -> list[str]:
     """A phrase for each option that both runs have and that differs."""
     return [
-        f"{name} {earlier[name]} and this run has {now[name]}"
+        f"{name} {earlier[name]} and this run has {as_of[name]}"
         for name in earlier
-        if name in now and earlier[name] != now[name]
+        if name in as_of and earlier[name] != as_of[name]
     ]
 
 
@@ -100,17 +100,17 @@ def changed_config(folder: Path, config: PreTrainedConfig) -> list[str]:
     if not path.is_file() or damage(path):
         return []
     earlier = json.loads(json.dumps(type(config).from_pretrained(str(folder)).to_dict(), default=str))
-    now = json.loads(json.dumps(config.to_dict(), default=str))
+    as_of = json.loads(json.dumps(config.to_dict(), default=str))
     # MCM's own fields: those of every model depend on how it was made, and those of forecasts are learned.
     own = sorted(set(type(config).__annotations__) - set(FORECAST_FIELDS))
-    phrases = changed_options({name: earlier.get(name) for name in own}, {name: now.get(name) for name in own})
+    phrases = changed_options({name: earlier.get(name) for name in own}, {name: as_of.get(name) for name in own})
     return [phrase if len(phrase) < 200 else f"another {phrase.partition(' ')[0]}" for phrase in phrases]
 
 
 # --------------------------------------------------------------------------------------------------- whole checkpoints
 
 
-def step_of(checkpoint: Path) -> int:
+def read_step(checkpoint: Path) -> int:
     """Reads the step from the name of a checkpoint folder, such as checkpoint-500."""
     return int(checkpoint.name.rsplit("-", 1)[1])
 
@@ -118,7 +118,7 @@ def step_of(checkpoint: Path) -> int:
 def checkpoints(output_dir: str | Path) -> list[Path]:
     """Lists the checkpoint folders in an output folder, sorted by step."""
     paths = [path for path in Path(output_dir).glob("checkpoint-*") if path.name.rsplit("-", 1)[1].isdigit()]
-    return sorted((path for path in paths if path.is_dir()), key=step_of)
+    return sorted((path for path in paths if path.is_dir()), key=read_step)
 
 
 def weight_faults(folder: Path) -> list[str]:
@@ -154,7 +154,7 @@ def _state_faults(checkpoint: Path) -> list[str]:
     if fault := damage(path):
         return [fault]
     step = json.loads(path.read_text(encoding="utf-8")).get("global_step")
-    return [] if step == step_of(checkpoint) else [f"{path} is of step {step}"]
+    return [] if step == read_step(checkpoint) else [f"{path} is of step {step}"]
 
 
 def _divergence(folder: Path) -> list[str]:

@@ -123,10 +123,10 @@ def ranking_loss(
     cross-entropy of labels that come later among all that are no targets.
 
     Args:
-        scores (`torch.FloatTensor` of shape `(B, M)`): scores of the candidates.
-        mask, is_target, is_later (`torch.BoolTensor` of that shape): whether there is a candidate, whether it is a
+        scores (`torch.FloatTensor` of shape `(B, M)`): Scores of the candidates.
+        mask, is_target, is_later (`torch.BoolTensor` of that shape): Whether there is a candidate, whether it is a
             target, and whether it is none and comes later.
-        log_kept (`torch.FloatTensor` of that shape): log of the share of such candidates that were kept.
+        log_kept (`torch.FloatTensor` of that shape): Log of the share of such candidates that were kept.
     """
     weighted = (scores - log_kept).masked_fill(~mask, -1e4)  # a kept negative stands for those left out
     number = is_target.sum(1)
@@ -149,9 +149,9 @@ def calibrate(
     chances of labels by that of the candidates.
 
     Args:
-        scorer ([`LabelScorer`]): a scorer whose network is trained.
-        task (`int`): index of the task.
-        found ([`LabelExamples`]): all candidates of validation cases.
+        scorer ([`LabelScorer`]): A scorer whose network is trained.
+        task (`int`): Index of the task.
+        found ([`LabelExamples`]): All candidates of validation cases.
         weights (`torch.FloatTensor` of shape `(OF_READOUT,)`, *optional*): u. Default: 0.
 
     Returns:
@@ -212,10 +212,10 @@ class EncoderGain(NamedTuple):
     """What a task gains by the encoder, on validation cases.
 
     Attributes:
-        ndcg (`float`): mean NDCG@10 where the weights u are those that [`choose_weights`] takes for other customers.
-        alone (`float`): mean NDCG@10 of the encoder's order of the candidates.
-        gain, error (`float`): mean of what the encoder adds to the NDCG@10 of counts alone, and its standard error.
-        calibration, chance (`torch.Tensor`): what [`calibrate`] fits with the weights for all cases.
+        ndcg (`float`): Mean NDCG@10 where the weights u are those that [`choose_weights`] takes for other customers.
+        alone (`float`): Mean NDCG@10 of the encoder's order of the candidates.
+        gain, error (`float`): Mean of what the encoder adds to the NDCG@10 of counts alone, and its standard error.
+        calibration, chance (`torch.Tensor`): What [`calibrate`] fits with the weights for all cases.
     """
 
     ndcg: float
@@ -257,15 +257,15 @@ class ScorerFit:
     """Fits a model's scorer: counts and network when it is made, and the encoder's part when the encoder is trained.
 
     Args:
-        model ([`MCMForMultiTaskRecommendation`]): model with a scorer, which is changed.
-        data (`PreparedData`): the data set.
-        seed (`int`): seed of folds, examples and network.
+        model ([`MCMForMultiTaskRecommendation`]): Model with a scorer, which is changed.
+        data (`PreparedData`): The data set.
+        seed (`int`): Seed of folds, examples and network.
 
     Attributes:
         counted (`list[float]`): NDCG@10 of each task on validation cases by counts alone, NaN without any.
 
     Raises:
-        ValueError: if the training period has no example, or no target of any example is a candidate.
+        ValueError: If the training period has no example, or no target of any example is a candidate.
     """
 
     def __init__(self, model: MCMForMultiTaskRecommendation, data: PreparedData, seed: int = 0):

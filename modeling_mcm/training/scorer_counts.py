@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.data.cases import flat_values, list_lengths
-from modeling_mcm.evaluation.histories import arrow_batches, offsets_of, run_starts
+from modeling_mcm.evaluation.histories import arrow_batches, compute_offsets, run_starts
 from modeling_mcm.events_mcm import SECONDS_PER_DAY
 from modeling_mcm.scorer_mcm import MOST_DENSE, RATE_HALF_LIFE, LabelTables
 
@@ -31,10 +31,10 @@ class LabelEvents(NamedTuple):
     """The labelled events of a task in the training period, customer after customer, in flat arrays.
 
     Attributes:
-        customer, label, visit, moment (`NDArray[int64]` of shape `(E,)`): visits and moments are numbered over all
+        customer, label, visit, moment (`NDArray[int64]` of shape `(E,)`): Visits and moments are numbered over all
             customers.
-        day (`NDArray[float64]` of shape `(E,)`): time of the event, in days.
-        size (`int`): number of labels.
+        day (`NDArray[float64]` of shape `(E,)`): Time of the event, in days.
+        size (`int`): Number of labels.
     """
 
     customer: NDArray[np.int64]
@@ -66,15 +66,15 @@ def _expand(starts: NDArray, stops: NDArray) -> tuple[NDArray, NDArray]:
     """Index of the range, and element, of every element of some ranges."""
     lengths = stops - starts
     which = np.repeat(np.arange(len(starts)), lengths)
-    return which, np.arange(len(which)) - offsets_of(lengths)[which] + starts[which]
+    return which, np.arange(len(which)) - compute_offsets(lengths)[which] + starts[which]
 
 
 class LabelCounts:
     """Counts of a task's labels by fold of customers, from which tables without one fold are made.
 
     Args:
-        events ([`LabelEvents`]): events of the training period.
-        folds (`NDArray[int64]` of shape `(customers,)`): fold of each customer.
+        events ([`LabelEvents`]): Events of the training period.
+        folds (`NDArray[int64]` of shape `(customers,)`): Fold of each customer.
     """
 
     def __init__(self, events: LabelEvents, folds: NDArray[np.int64]):

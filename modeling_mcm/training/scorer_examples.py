@@ -20,7 +20,7 @@ from modeling_mcm.data import PreparedData
 from modeling_mcm.data.cases import deciding_tasks, flat_values, list_lengths
 from modeling_mcm.data.collator import MCMCollator, PreparedRows, batches_by_length
 from modeling_mcm.evaluation.cases import cases_at
-from modeling_mcm.evaluation.histories import arrow_batches, offsets_of, run_starts
+from modeling_mcm.evaluation.histories import arrow_batches, compute_offsets, run_starts
 from modeling_mcm.events_mcm import SECONDS_PER_DAY
 from modeling_mcm.inputs_mcm import RowBatch
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
@@ -37,11 +37,11 @@ class Example(NamedTuple):
     """A customer with a cutoff.
 
     Attributes:
-        row (`int`): index of the customer among the prepared rows.
-        end, stop (`int`): number of the customer's events before the cutoff, and before the end of the period in which
+        row (`int`): Index of the customer among the prepared rows.
+        end, stop (`int`): Number of the customer's events before the cutoff, and before the end of the period in which
             targets are looked for.
-        elapsed (`float`): days from the last event before the cutoff to the time of the prediction.
-        day (`float`, *optional*): that time in days, if it is in the training period.
+        elapsed (`float`): Days from the last event before the cutoff to the time of the prediction.
+        day (`float`, *optional*): That time in days, if it is in the training period.
     """
 
     row: int
@@ -55,12 +55,12 @@ class LabelExamples(NamedTuple):
     """Candidates of a task in some examples.
 
     Attributes:
-        example, label (`torch.LongTensor` of shape `(N,)`): the candidates; examples are ascending.
-        features (`torch.FloatTensor` of shape `(N, F)`): their features.
-        is_target (`torch.BoolTensor` of shape `(N,)`): whether a candidate is a target.
-        is_later (`torch.BoolTensor` of shape `(N,)`): whether it is none, and comes within `LATER_DAYS`.
-        log_kept (`torch.FloatTensor` of shape `(N,)`): log of the share of such candidates that were kept.
-        num_targets (`torch.LongTensor` of shape `(examples,)`): number of each example's targets, also of those that
+        example, label (`torch.LongTensor` of shape `(N,)`): The candidates; examples are ascending.
+        features (`torch.FloatTensor` of shape `(N, F)`): Their features.
+        is_target (`torch.BoolTensor` of shape `(N,)`): Whether a candidate is a target.
+        is_later (`torch.BoolTensor` of shape `(N,)`): Whether it is none, and comes within `LATER_DAYS`.
+        log_kept (`torch.FloatTensor` of shape `(N,)`): Log of the share of such candidates that were kept.
+        num_targets (`torch.LongTensor` of shape `(examples,)`): Number of each example's targets, also of those that
             are no candidates.
     """
 
@@ -103,7 +103,7 @@ def draw_examples(rows: Any, data: PreparedData, seed: int, most: int = EXAMPLES
         times, visits = flat_values(table, "times"), flat_values(table, "visits")
         is_target = np.any([flat_values(table, name) > 0 for name in columns], axis=0) & (index < ends[row])
         number = np.cumsum(is_target)
-        earlier = number - is_target - (number - is_target)[offsets_of(lengths)[:-1]][row] if len(row) else number
+        earlier = number - is_target - (number - is_target)[compute_offsets(lengths)[:-1]][row] if len(row) else number
         opens = np.flatnonzero(is_target)
         opens = opens[run_starts(row[opens], visits[opens])]
         opens = opens[(earlier[opens] >= max(schema.min_history, 1)) & (index[opens] > 0)]
@@ -142,9 +142,9 @@ class ExampleReader:
     """Reads examples, and computes the features of their candidates in each task.
 
     Args:
-        rows (`datasets.Dataset`): prepared rows.
-        data (`PreparedData`): the data set.
-        config ([`MCMConfig`]): config of the model.
+        rows (`datasets.Dataset`): Prepared rows.
+        data (`PreparedData`): The data set.
+        config ([`MCMConfig`]): Config of the model.
     """
 
     def __init__(self, rows: Any, data: PreparedData, config: MCMConfig):
@@ -152,13 +152,13 @@ class ExampleReader:
         self.collator = MCMCollator(data.extractor, config, "evaluate", cutoff="validation")
 
     def batches(self, examples: Sequence[Example]) -> Iterator[tuple[NDArray, RowBatch, dict[str, torch.Tensor]]]:
-        """Indices of examples of similar length, their rows, and model inputs with `labels` and `now`."""
+        """Indices of examples of similar length, their rows, and model inputs with `labels` and `as_of`."""
         for chosen in batches_by_length([example.end for example in examples], BATCH):
             row, end, stop, elapsed, _ = zip(*(examples[index] for index in chosen), strict=True)
             rows = self.rows.__getitems__(list(row))
             rows = RowBatch(rows.columns | {"validation_end": list(end), "test_end": list(stop)}, rows.lengths)
             batch = self.collator(rows)
-            batch["now"] = batch["event_times"].amax(1) + torch.tensor(elapsed)
+            batch["as_of"] = batch["event_times"].amax(1) + torch.tensor(elapsed)
             yield chosen, rows, batch
 
     def read(
@@ -173,14 +173,14 @@ class ExampleReader:
         """Computes the candidates of each task.
 
         Args:
-            examples (`Sequence[Example]`): the examples.
-            tables (`Sequence[LabelTables]`): tables of each task.
-            generator (`torch.Generator`): of the draw of candidates.
-            counts (`Sequence[LabelCounts]`, *optional*): counts of each task. With a fold, labels are as popular as
+            examples (`Sequence[Example]`): The examples.
+            tables (`Sequence[LabelTables]`): Tables of each task.
+            generator (`torch.Generator`): Of the draw of candidates.
+            counts (`Sequence[LabelCounts]`, *optional*): Counts of each task. With a fold, labels are as popular as
                 they were at the time of the prediction.
-            fold (`int`, *optional*): fold of training examples, whose counts are those of the other folds. Of the
+            fold (`int`, *optional*): Fold of training examples, whose counts are those of the other folds. Of the
                 candidates that are no targets some `NEGATIVES` are kept. Default: all, of validation.
-            encoder ([`MCMForMultiTaskRecommendation`], *optional*): model whose readout gives features, too.
+            encoder ([`MCMForMultiTaskRecommendation`], *optional*): Model whose readout gives features, too.
         """
         parts: list[list[LabelExamples]] = [[] for _ in tables]
         num_targets = torch.zeros(len(tables), len(examples), dtype=torch.long)
@@ -246,17 +246,17 @@ def read_examples(
     """Counts the labels of a data set, and draws examples from its training period.
 
     Args:
-        config ([`MCMConfig`]): config of a model for the data set.
-        data (`PreparedData`): the data set.
-        seed (`int`): seed of folds and examples.
-        generator (`torch.Generator`): of the draw of candidates.
-        most (`int`): largest number of examples.
+        config ([`MCMConfig`]): Config of a model for the data set.
+        data (`PreparedData`): The data set.
+        seed (`int`): Seed of folds and examples.
+        generator (`torch.Generator`): Of the draw of candidates.
+        most (`int`): Largest number of examples.
 
     Returns:
         `tuple`: counts of each task, a reader of examples, and the examples of each task.
 
     Raises:
-        ValueError: if the training period has no example.
+        ValueError: If the training period has no example.
     """
     rows, sizes = data.rows, config.label_sizes.items()
     folds = np.random.default_rng(seed).integers(0, FOLDS, len(rows))

@@ -13,7 +13,7 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 
 
-def config_of(name: str) -> dict[str, Any]:
+def make_config(name: str) -> dict[str, Any]:
     """The fields of a config that do not depend on the data: of `mcm-tiny` or `mcm-base`, of a folder with a
     config.json, or of a name on the Hub. A folder goes before a built-in config of its name."""
     if name in SIZES and not Path(name).is_dir():

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 BUDGET = 9000  # visits of a shop, roughly
 BLOCKS = 32  # of the paths along which the rates of single customers move
 MOST_GAPS = 2500  # of a customer
-LONGEST_RATIO = 2.2  # the longest horizon, as a multiple of the window
+LONGEST_SIMULATED = 2.2  # the longest horizon, as a multiple of the window
 
 
 class Shop(NamedTuple):
@@ -34,7 +34,7 @@ class Shop(NamedTuple):
 def draw_shop(rng: np.random.Generator, num_ratios: int = 4) -> Shop:
     """Draws a shop; the same generator gives the same shop. It may have few visits, or none."""
     window = _log_uniform(rng, 30, 1100)
-    ratios = np.sort(np.exp(rng.uniform(math.log(0.03), math.log(LONGEST_RATIO), num_ratios)))
+    ratios = np.sort(np.exp(rng.uniform(math.log(0.03), math.log(LONGEST_SIMULATED), num_ratios)))
     end = 1 + ratios[-1]
     mean_rate = _log_uniform(rng, 0.1, 80)
     number = int(np.clip(BUDGET / (mean_rate * (1 + ratios[-1]) * 0.7 + 1.5), 100, _log_uniform(rng, 150, 3000)))
@@ -81,8 +81,8 @@ def _factors(rng: np.random.Generator, number: int) -> NDArray[np.float64]:
         shape = _log_uniform(rng, 0.12, 5)
         factors = rng.gamma(shape, 1 / shape, number)
     else:
-        spread = rng.uniform(0.2, 1.6)
-        factors = np.exp(rng.normal(-(spread**2) / 2, spread, number))
+        std = rng.uniform(0.2, 1.6)
+        factors = np.exp(rng.normal(-(std**2) / 2, std, number))
     if kind > 0.9:  # two kinds of customers
         factors *= np.where(rng.random(number) < rng.uniform(0.1, 0.9), _log_uniform(rng, 0.05, 0.5), 1)
     return np.maximum(factors, 1e-3)
@@ -129,11 +129,11 @@ def _paths(rng: np.random.Generator, arrivals: NDArray, start: float, end: float
     step = grid[1] - grid[0]
     speed = np.zeros((number, BLOCKS))
     if rng.random() < 0.6:
-        spread, fade = rng.uniform(0.1, 0.9), math.exp(-step / _log_uniform(rng, 0.05, 2))
+        std, decay = rng.uniform(0.1, 0.9), math.exp(-step / _log_uniform(rng, 0.05, 2))
         noise = rng.standard_normal((number, BLOCKS))
         for block in range(1, BLOCKS):
-            noise[:, block] = fade * noise[:, block - 1] + math.sqrt(1 - fade**2) * noise[:, block]
-        speed += spread * noise - spread**2 / 2
+            noise[:, block] = decay * noise[:, block - 1] + math.sqrt(1 - decay**2) * noise[:, block]
+        speed += std * noise - std**2 / 2
     if rng.random() < 0.35:
         slopes = rng.normal(rng.normal(0, 0.15), abs(rng.normal(0, 0.4)), number)
         speed += np.clip(slopes[:, None] * (grid[:-1] - 0.5), -1.5, 1.5)

@@ -37,7 +37,7 @@ TINY: dict[str, Any] = {
 TINY_OVERRIDES = [f"{name}={value}" for name, value in TINY.items()]
 
 
-def of_data(extractor) -> dict[str, Any]:
+def from_data(extractor) -> dict[str, Any]:
     """The fields of a config that a data set decides."""
     return {
         "features": extractor.feature_names,

@@ -57,17 +57,17 @@ def make_log(customers: int = 34, seed: int = 0) -> pd.DataFrame:
 def make_profile(log: pd.DataFrame) -> pd.DataFrame:
     """The customers of a log with their ages."""
     who = sorted(log["who"].unique())
-    return pd.DataFrame({"who": who, "age": list(map(age_of, who))})
+    return pd.DataFrame({"who": who, "age": list(map(draw_age, who))})
 
 
-def age_of(name: str) -> str:
+def draw_age(name: str) -> str:
     """The age of a customer, by the number in the name."""
     return ("young", "old")[int(name[1:]) % 2]
 
 
-def customer_of(log: pd.DataFrame, name: str) -> dict[str, Any]:
+def find_customer(log: pd.DataFrame, name: str) -> dict[str, Any]:
     """A customer of a log as pipelines take it."""
-    return {"events": log[log["who"] == name], "profile": {"age": age_of(name)}}
+    return {"events": log[log["who"] == name], "profile": {"age": draw_age(name)}}
 
 
 def without_times(extractor, order):

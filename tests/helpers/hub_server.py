@@ -87,12 +87,12 @@ class HubServer:
         self.server.shutdown()
         self.server.server_close()
 
-    def path_of(self, repo: str) -> Path:
+    def find_path(self, repo: str) -> Path:
         return self.folder / "repositories" / f"{repo}.git"
 
     def git(self, repo: str, *words: str, given: bytes = b"", index: Path | None = None) -> bytes:
         """What a git command says in a repository."""
-        environment = {**os.environ, **WHO, "GIT_DIR": str(self.path_of(repo))}
+        environment = {**os.environ, **WHO, "GIT_DIR": str(self.find_path(repo))}
         if index is not None:
             environment["GIT_INDEX_FILE"] = str(index)
         done = subprocess.run(["git", *words], env=environment, input=given, capture_output=True, check=True)
@@ -122,7 +122,7 @@ class HubServer:
     def commit(self, repo: str, message: str, adds: Mapping[str, bytes], deletes: Sequence[str] = ()) -> str:
         """One new commit on main."""
         with self.lock:
-            index = self.path_of(repo) / f"index-{threading.get_ident()}"
+            index = self.find_path(repo) / f"index-{threading.get_ident()}"
             parents = []
             if self.git(repo, "for-each-ref", "refs/heads/main"):
                 parents = ["-p", self.head(repo)]
@@ -154,7 +154,7 @@ class HubServer:
     def may_read(self, request: Request, repo: str) -> None:
         account = self.account(request)
         hidden = repo in self.private and (account is None or repo.split("/")[0] not in account.writes)
-        if hidden or not self.path_of(repo).is_dir():
+        if hidden or not self.find_path(repo).is_dir():
             raise Refusal(404 if account else 401, "Repository not found", "RepoNotFound")
 
     def whoami(self, request: Request) -> dict:
@@ -168,9 +168,9 @@ class HubServer:
         namespace = given.get("organization") or getattr(self.account(request), "name", "")
         self.may_write(request, namespace)
         repo = f"{namespace}/{given['name']}"
-        if self.path_of(repo).exists():
+        if self.find_path(repo).exists():
             raise Refusal(409, "You already created this model repo")
-        subprocess.run(["git", "init", "--quiet", "--bare", "-b", "main", self.path_of(repo)], check=True)
+        subprocess.run(["git", "init", "--quiet", "--bare", "-b", "main", self.find_path(repo)], check=True)
         if given.get("visibility") == "private":
             self.private.add(repo)
         attributes = "".join(f"*{ending} filter=lfs diff=lfs merge=lfs -text\n" for ending in LARGE)
@@ -327,9 +327,9 @@ class Handler(BaseHTTPRequestHandler):
         environment = {
             **os.environ,
             **WHO,
-            "GIT_PROJECT_ROOT": str(self.hub.path_of(repo).parent),
+            "GIT_PROJECT_ROOT": str(self.hub.find_path(repo).parent),
             "GIT_HTTP_EXPORT_ALL": "1",
-            "PATH_INFO": f"/{self.hub.path_of(repo).name}/{rest}",
+            "PATH_INFO": f"/{self.hub.find_path(repo).name}/{rest}",
             "REQUEST_METHOD": request.method,
             "QUERY_STRING": urlsplit(self.path).query,
             "CONTENT_TYPE": request.headers.get("content-type", ""),

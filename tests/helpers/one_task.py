@@ -7,7 +7,7 @@ import torch
 from modeling_mcm.losses_mcm import Targets, task_losses
 
 
-def targets_of(scores, labels, label_prefixes=None, label_weights=None):
+def find_targets(scores, labels, label_prefixes=None, label_weights=None):
     batch, width, size = scores.shape
     first = torch.arange(batch, device=labels.device)[:, None] * width
     rows = (first if label_prefixes is None else first + label_prefixes).expand_as(labels)
@@ -16,5 +16,5 @@ def targets_of(scores, labels, label_prefixes=None, label_weights=None):
 
 def prefix_cross_entropy(scores, labels, label_prefixes=None, label_weights=None, log_counts=None):
     """Equation 4: -log P(label | prefix), averaged over each customer's targets, then over customers."""
-    targets = targets_of(scores, labels, label_prefixes, label_weights)
+    targets = find_targets(scores, labels, label_prefixes, label_weights)
     return task_losses(scores.flatten(0, 1), targets, log_counts=log_counts)[0]

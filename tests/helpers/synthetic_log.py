@@ -83,7 +83,7 @@ def read_rows(tmp_path, name="out"):
     return {row["customer_id"]: row for file in files for row in pq.read_table(file).to_pylist()}
 
 
-def of_customer(log, customer):
+def find_customer(log, customer):
     return records(log[log.user == customer].drop(columns="user"))
 
 
@@ -92,7 +92,7 @@ def records(table):
     return table.astype(object).where(table.notna(), None).to_dict("records")
 
 
-def profiles_of(table):
+def make_profiles(table):
     """The profiles of a table by customer, as the feature extractor takes them."""
     return {str(row.pop("user")): row for row in records(table)}
 
@@ -112,7 +112,7 @@ def check_rows(tmp_path, log, profiles=None, name="out"):
     """The rows of a data set are those of its feature extractor; gives them."""
     extractor, rows = load_extractor(tmp_path, name), read_rows(tmp_path, name)
     for customer, row in rows.items():
-        known = {"events": of_customer(log, int(customer)), "profile": (profiles or {}).get(customer)}
+        known = {"events": find_customer(log, int(customer)), "profile": (profiles or {}).get(customer)}
         check_row(row, extractor.encode({"customer_id": customer, **known}), customer)
     return rows
 

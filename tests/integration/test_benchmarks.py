@@ -161,7 +161,7 @@ def test_targets_of_the_probe_and_days_of_the_forecasts_are_those_of_the_log(eve
     after = bought[(bought["when"] >= cutoff) & (bought["when"] < cutoff + pd.Timedelta(days=30))]
     for rows, *_ in probe.batches_at(data, extractor, "test", min_events=3):
         for row in rows:
-            found = probe.numbers_of(row, int(cutoff.timestamp()), 30 * 86_400, "a.b", tasks)
+            found = probe.compute_numbers(row, int(cutoff.timestamp()), 30 * 86_400, "a.b", tasks)
             own = after[after["who"] == row["customer_id"]]
             assert found["visits"] == own["basket"].nunique() and found["comes"] == (len(own) > 0)
             assert found["spend"] == pytest.approx(own["price"].sum(), rel=1e-5)
@@ -196,7 +196,7 @@ def test_recommended_lists_get_the_ndcg_of_their_places():
     cases = EvaluationCases("validation", np.arange(3), ["a", "b", "c"], np.ones(3, int), {"item": targets})
     lists = pd.Series({"b": [11, 3, 10], "a": [7, 5, 2]})  # nothing was recommended to c
     ranks = TargetRanks(cases, "item", 3)
-    ranks.add(np.arange(3), rectools.scores_of(lists, cases.customer_ids, 40))
+    ranks.add(np.arange(3), rectools.compute_scores(lists, cases.customer_ids, 40))
     assert ranks.lists.tolist() == [[7, 5, 2], [11, 3, 10], [0, 0, 0]]
     found = ranks.metrics((3,))["next_visit_ndcg@3"]
     np.testing.assert_allclose(found[:2], [1, 1 / np.log2(3)])

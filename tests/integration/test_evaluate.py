@@ -11,11 +11,11 @@ import pytest
 from corner_shop import SCHEMA
 
 from modeling_mcm.data import EventSchema, PreparedData
-from modeling_mcm.evaluation.cases import cases_at, unmet_only
+from modeling_mcm.evaluation.cases import cases_at, unseen_only
 from modeling_mcm.evaluation.model import model_values
 from modeling_mcm.preparation import prepare
 
-COUNTED = ["most_popular", "visit_frequency", "nearest_households", "transitions"]
+COUNTED = ["most_popular", "visit_frequency", "nearest_customers", "transitions"]
 
 
 @pytest.fixture
@@ -56,12 +56,12 @@ def test_filter_seen_leaves_out_labels_met_before(evaluate, prepared, tmp_path):
     written = tmp_path / "values.parquet"
     said, numbers = evaluate("--filter_seen", "true", "--values_file", written, "--baselines", "transitions")
     stored = PreparedData(prepared)
-    cases = unmet_only(stored.rows, cases_at(stored, "test"), ["items"])
+    cases = unseen_only(stored.rows, cases_at(stored, "test"), ["items"])
     values = pq.read_table(written, filters=[("task", "=", "items"), ("metric", "=", "next_visit_ndcg@10")])
     assert values["customer_id"].to_pylist() == 2 * cases.customer_ids  # of transitions and of MCM
     has_target = [len(cases.targets["items"][case]) > 0 for case in range(len(cases))]
     assert (~np.isnan(values["value"].to_numpy())).tolist() == 2 * has_target and not all(has_target)
-    assert "What the customer met before the cutoff is neither ranked nor a target." in said
+    assert "What the customer seen before the cutoff is neither ranked nor a target." in said
     assert numbers["filter_seen"] and numbers["lists"]["MCM"]["items"]["repeats"] == 0
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from choices import EXTENDED, TINY, of_data
+from choices import EXTENDED, TINY, from_data
 from folders import assert_same_weights, changed_weights, weights
 from in_process import call
 
@@ -48,7 +48,7 @@ def pretrained(prepared, tmp_path_factory):
     """Folder of a checkpoint as pre-training leaves it."""
     folder = tmp_path_factory.mktemp("pretrained")
     extractor = MCMFeatureExtractor.from_pretrained(str(prepared / "feature_extractor"))
-    config = MCMConfig(**of_data(extractor) | TINY | EXTENDED)
+    config = MCMConfig(**from_data(extractor) | TINY | EXTENDED)
     torch.manual_seed(0)
     MCMForMultiTaskRecommendation(config).save_pretrained(folder)
     extractor.save_pretrained(folder)

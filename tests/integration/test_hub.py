@@ -205,7 +205,7 @@ def test_the_card_on_the_hub_has_results_that_the_client_reads(push, hub, prepar
 
 def test_a_repository_that_another_process_makes_at_the_same_moment_is_not_written_to(push, hub):
     def create_first(request):
-        if request.path == "/api/repos/create" and not hub.path_of(REPO).exists():
+        if request.path == "/api/repos/create" and not hub.find_path(REPO).exists():
             hub.create(request)
         return False
 

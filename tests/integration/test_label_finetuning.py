@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from choices import PAPER, TINY, of_data
+from choices import PAPER, TINY, from_data
 from folders import assert_same_weights, changed_weights, weights
 from in_process import call
 from serving_client import as_requests, make_client, make_service
@@ -35,7 +35,7 @@ def pretrained(prepared, tmp_path_factory):
     data = PreparedData(prepared)
     rows, extractor = data.rows, data.extractor
     config = MCMConfig(
-        **of_data(extractor),
+        **from_data(extractor),
         **TINY | PAPER | {"augmentation": "all_prefixes", "state_size": 12},
         state_features=["type", "items", "aisle"],
         summed_features=extractor.numeric_features,
@@ -52,15 +52,15 @@ def pretrained(prepared, tmp_path_factory):
 @pytest.fixture(scope="module")
 def tables(event_log, tmp_path_factory):
     """Folder of labels at one moment: who buys an item of aisle 0, how much was paid, and a favourite aisle."""
-    folder, now = tmp_path_factory.mktemp("labels"), pd.Timestamp("2017-10-05")
-    before = event_log[(event_log["when"] < now) & (event_log["action"] == "buy")]
+    folder, as_of = tmp_path_factory.mktemp("labels"), pd.Timestamp("2017-10-05")
+    before = event_log[(event_log["when"] < as_of) & (event_log["action"] == "buy")]
     found = before.groupby("who").agg(
         likes=("aisle", lambda aisles: (aisles == "aisle 0").mean()),
         spent=("price", "sum"),
         aisle=("aisle", lambda aisles: aisles.mode()[0]),
     )
     found["likes"] = found["likes"] > found["likes"].median()
-    table = found.reset_index().assign(day=now)
+    table = found.reset_index().assign(day=as_of)
     table.to_parquet(folder / "labels.parquet")
     table.to_csv(folder / "labels.csv", index=False)
     return folder
@@ -79,23 +79,23 @@ def tuned(options, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("now", [None, "2017-10-05"])
-def test_all_customers_are_predicted_as_the_pipeline_does(tuned, prepared, event_log, tmp_path, command, now):
+@pytest.mark.parametrize("as_of", [None, "2017-10-05"])
+def test_all_customers_are_predicted_as_the_pipeline_does(tuned, prepared, event_log, tmp_path, command, as_of):
     words = ["--model", tuned, "--output_dir", tmp_path / "out", "--data", prepared]
-    command("run_predict", *words, *(["--now", now] if now else []))
+    command("run_predict", *words, *(["--as_of", as_of] if as_of else []))
     found = pd.read_parquet(tmp_path / "out").set_index("customer_id")
     assert list(found.columns) == ["predicted_false", "predicted_true"]
     model, extractor = MCMForCustomerPrediction.from_pretrained(tuned).eval(), PreparedData(prepared).extractor
     predict = pipeline("customer-prediction", model=str(tuned))
     for who in ("c03", "c07"):
         events = event_log[event_log["who"] == who].drop(columns="who").to_dict("records")
-        past = [event for event in events if now is None or event["when"] <= pd.Timestamp(now)]
-        wanted = predict({"events": past, "profile": None}, now=now)
+        past = [event for event in events if as_of is None or event["when"] <= pd.Timestamp(as_of)]
+        wanted = predict({"events": past, "profile": None}, as_of=as_of)
         live = LiveCustomer(model, extractor)
         live.add(past)
         for name in ("false", "true"):
             assert found.loc[who, f"predicted_{name}"] == pytest.approx(wanted[name], abs=1e-5)
-            assert live.predict(now)[name] == pytest.approx(wanted[name], abs=1e-5)
+            assert live.predict(as_of)[name] == pytest.approx(wanted[name], abs=1e-5)
     with pytest.raises(ValueError, match="needs an MCMForMultiTaskRecommendation"):
         live.scores()
     command("run_predict", *words, "--tasks", "aisle", fails="ranks no tasks")
@@ -129,7 +129,7 @@ def test_a_command_learns_a_label_and_leaves_what_was_found_on_other_customers(t
     predict = pipeline("customer-prediction", model=str(tuned))
     table = pd.read_parquet(tables / "labels.parquet")
     customers = [{"events": event_log[event_log["who"] == who].to_dict("list")} for who in table["who"]]
-    chances = np.array([found["true"] for found in predict(customers, now="2017-10-05", batch_size=8)])
+    chances = np.array([found["true"] for found in predict(customers, as_of="2017-10-05", batch_size=8)])
     assert chances[table["likes"]].mean() > chances[~table["likes"]].mean() + 0.1
 
 
@@ -142,7 +142,7 @@ def test_classes_and_numbers_are_learned_from_csv_too(options, tables, tmp_path)
     table = pd.read_csv(tables / "labels.csv")
     mean = weights(tmp_path / "spent")["prediction_head.label_mean"].item()
     assert config.problem_type == "regression" and mean == pytest.approx(table["spent"].mean(), rel=0.2)
-    found = pipeline("customer-prediction", model=str(tmp_path / "spent"))({"events": []}, now="2017-10-05")
+    found = pipeline("customer-prediction", model=str(tmp_path / "spent"))({"events": []}, as_of="2017-10-05")
     assert isinstance(found, float)
     whole = ["--eval_strategy", "no", "--validation_share", 0]
     finetune(*given, "--label", "aisle", *whole, "--output_dir", tmp_path / "aisle")

@@ -189,7 +189,7 @@ def test_numbers_of_the_page_are_those_of_the_model_and_the_log(histories, event
         assert [(label, text.split(" · ")[1]) for text, label in choices] == best
         if task == "items":
             assert {label for text, label in choices if "next visit" in text} <= set(future["item"])
-    label = live.scores(now=histories.cutoff, tasks=["items"], k=1)["items"][0]["label"]
+    label = live.scores(as_of=histories.cutoff, tasks=["items"], k=1)["items"][0]["label"]
     sentence, timeline, visits = page.why(WHO, "items", label)
     found = live.explain("items", label, histories.cutoff)
     for_it = [visit for visit in found.visits if visit.without < found.chance][:5]

@@ -13,14 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from corner_shop import SCHEMA, customer_of, make_profile
+from corner_shop import SCHEMA, find_customer, make_profile
 from fitted import fill_scorer
 from folders import content
 from in_process import call
 from transformers import pipeline
 
 from modeling_mcm import MCMForMultiTaskRecommendation
-from modeling_mcm.data import NO_CUTOFFS, EventSchema, load_prepared, schema_of
+from modeling_mcm.data import NO_CUTOFFS, EventSchema, load_prepared, read_schema
 from modeling_mcm.preparation import prepare
 from modeling_mcm.scoring import ScoringJob, score_on_spark
 
@@ -58,7 +58,7 @@ def test_predictions_equal_those_of_the_pipelines(predict, save, prepared, event
     found = pd.read_parquet(tmp_path / "out")
     assert found["customer_id"].tolist() == sorted(event_log["who"].unique())
     chosen = found[found["customer_id"].isin(["c07", "c21"])]
-    customers = [customer_of(event_log, who) for who in chosen["customer_id"]]
+    customers = [find_customer(event_log, who) for who in chosen["customer_id"]]
     embeddings = pipeline("customer-embedding", model=folder)(customers)
     scores = pipeline("preference-scores", model=folder)(customers, top_k=4)
     for (_, row), embedding, score in zip(chosen.iterrows(), embeddings, scores, strict=True):
@@ -75,7 +75,7 @@ def test_chances_are_those_of_the_pipelines(predict, tiny_model, extractor, prep
         part.save_pretrained(tmp_path / "model")
     predict("--model", tmp_path / "model", "--data", prepared, "--output_dir", tmp_path / "out", "--tasks", "aisle")
     row = pd.read_parquet(tmp_path / "out").set_index("customer_id").loc["c07"]
-    scores = pipeline("preference-scores", model=str(tmp_path / "model"))(customer_of(event_log, "c07"))["aisle"]
+    scores = pipeline("preference-scores", model=str(tmp_path / "model"))(find_customer(event_log, "c07"))["aisle"]
     np.testing.assert_allclose(row["aisle_chances"], [each["chance"] for each in scores], atol=1e-6)
     assert not np.allclose(row["aisle_chances"], row["aisle_scores"], atol=0.01)
 
@@ -98,7 +98,7 @@ def test_a_raw_log_is_encoded_as_in_the_pipelines(predict, save, event_log, prof
     predict(*options, "--output_dir", tmp_path / "out", *SMALL)
     found = pd.read_parquet(tmp_path / "out")
     assert not (tmp_path / "out" / "_histories").exists()
-    customers = [customer_of(log, who) for who in found["customer_id"]]
+    customers = [find_customer(log, who) for who in found["customer_id"]]
     expected = pipeline("customer-embedding", model=options[1])(customers)
     np.testing.assert_allclose(np.stack(found["embedding"]), np.stack(expected), atol=1e-5)
     before = content(tmp_path / "out")
@@ -108,7 +108,9 @@ def test_a_raw_log_is_encoded_as_in_the_pipelines(predict, save, event_log, prof
 
 def test_a_log_for_scoring_needs_no_period_and_keeps_the_vocabularies(extractor, event_log, profile_file, tmp_path):
     one = event_log[event_log["who"] == "c07"].tail(3)
-    manifest = prepare(one, schema_of(extractor), tmp_path / "data", profile=profile_file, feature_extractor=extractor)
+    manifest = prepare(
+        one, read_schema(extractor), tmp_path / "data", profile=profile_file, feature_extractor=extractor
+    )
     assert manifest.counts["customers"] == 1 and manifest.event_schema.cutoffs == NO_CUTOFFS
     assert not {"first", "last"} & set(manifest.counts)
     (row,) = load_prepared(tmp_path / "data")
@@ -120,11 +122,11 @@ def test_a_log_for_scoring_needs_no_period_and_keeps_the_vocabularies(extractor,
 
 def test_a_log_prepared_for_another_checkpoint_is_not_reused(extractor, log_file, profile_file, tmp_path):
     options = {"profile": profile_file, "feature_extractor": extractor, "reuse": True}
-    first = prepare(log_file, schema_of(extractor), tmp_path / "data", **options)
-    assert prepare(log_file, schema_of(extractor), tmp_path / "data", **options) == first
+    first = prepare(log_file, read_schema(extractor), tmp_path / "data", **options)
+    assert prepare(log_file, read_schema(extractor), tmp_path / "data", **options) == first
     extractor.vocabularies["items"] = extractor.vocabularies["items"][::-1]
     with pytest.raises(FileExistsError, match="another options made it"):
-        prepare(log_file, schema_of(extractor), tmp_path / "data", **options)
+        prepare(log_file, read_schema(extractor), tmp_path / "data", **options)
 
 
 def test_a_schema_of_other_features_is_refused(extractor, event_log, profile_file, tmp_path):

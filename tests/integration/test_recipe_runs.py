@@ -38,7 +38,7 @@ def test_what_the_data_decide_is_said_and_kept(chosen):
     assert len(facts["recipe"]) >= 2 and all(reason in said for reason in facts["recipe"])
     config = json.loads((folder / "config.json").read_text())
     assert config["scorer"] and config["kind_feature"] == "type"
-    assert set(facts["validation"]) >= {"MCM", "most_popular", "visit_frequency", "nearest_households", "transitions"}
+    assert set(facts["validation"]) >= {"MCM", "most_popular", "visit_frequency", "nearest_customers", "transitions"}
     assert weights(folder)["scorer.fitted"]
     for task, used in zip(config["tasks"], weights(folder)["scorer.calibration"][:, 3:].any(1), strict=True):
         words = (

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from choices import PAPER, TINY, of_data
-from corner_shop import customer_of
+from choices import PAPER, TINY, from_data
+from corner_shop import find_customer
 from in_process import call
 from transformers import pipeline
 
@@ -28,7 +28,7 @@ def trained(prepared, tmp_path_factory):
     data = PreparedData(prepared)
     rows, extractor = data.rows, data.extractor
     torch.manual_seed(0)
-    choices = of_data(extractor) | TINY | PAPER | {"augmentation": "all_prefixes", "state_size": 12}
+    choices = from_data(extractor) | TINY | PAPER | {"augmentation": "all_prefixes", "state_size": 12}
     model = MCMForMultiTaskRecommendation(MCMConfig(**choices, summed_features=extractor.numeric_features))
     ends = np.asarray(rows["validation_end"])
     train_state(model.model, extractor, PreparedRows(rows, np.flatnonzero(ends > 1)), CUTOFF)
@@ -38,16 +38,16 @@ def trained(prepared, tmp_path_factory):
 
 
 def test_every_customer_gets_what_the_pipelines_give(trained, prepared, event_log, tmp_path):
-    now = "2017-11-20"
-    call("run_predict", "--model", trained, "--data", prepared, "--output_dir", tmp_path / "scores", "--now", now)
+    as_of = "2017-11-20"
+    call("run_predict", "--model", trained, "--data", prepared, "--output_dir", tmp_path / "scores", "--as_of", as_of)
     scores = pd.read_parquet(tmp_path / "scores").set_index("customer_id")
     embed, forecast = (
         pipeline(name, model=str(trained), batch_size=8) for name in ("customer-embedding", "customer-forecast")
     )
     for name in ("c03", "c21"):
-        customer = customer_of(event_log, name)
-        np.testing.assert_allclose(scores["embedding"][name], embed(customer, now=now), atol=1e-5)
-        told = forecast(customer, now=now)
+        customer = find_customer(event_log, name)
+        np.testing.assert_allclose(scores["embedding"][name], embed(customer, as_of=as_of), atol=1e-5)
+        told = forecast(customer, as_of=as_of)
         assert {"visits_7d", "events_30d", "a.b_90d", "visit_probability_7d", "days_to_next_visit"} <= set(told)
         assert {"visits_7d_low80", "events_30d_high95", "a.b_90d_high80", "source_90d"} <= set(told)
         for column, value in told.items():
@@ -55,7 +55,7 @@ def test_every_customer_gets_what_the_pipelines_give(trained, prepared, event_lo
                 assert scores[column][name] == value == "log"
             else:
                 np.testing.assert_allclose(scores[column][name], value, rtol=1e-4)
-    assert forecast(customer, now="2018-03-01") != told  # months without a visit have passed
+    assert forecast(customer, as_of="2018-03-01") != told  # months without a visit have passed
 
 
 def test_events_after_the_moment_change_nothing(trained, event_log):
@@ -64,7 +64,7 @@ def test_events_after_the_moment_change_nothing(trained, event_log):
     moment = "2017-08-01"
     before = events[events["when"] < moment]
     assert len(before) < len(events)
-    assert forecast({"events": events}, now=moment) == forecast({"events": before}, now=moment)
+    assert forecast({"events": events}, as_of=moment) == forecast({"events": before}, as_of=moment)
 
 
 def test_forecasts_can_be_left_out(trained, prepared, tmp_path):
@@ -85,8 +85,8 @@ def test_a_checkpoint_without_trained_forecasts_tells_none(prepared, trained, tm
 
 
 def test_the_example_lists_who_may_not_come_again(trained, prepared, tmp_path, capsys):
-    now = ["--now", "2017-12-30"]
-    call("run_predict", "--model", trained, "--data", prepared, "--output_dir", tmp_path / "scores", *now)
+    as_of = ["--as_of", "2017-12-30"]
+    call("run_predict", "--model", trained, "--data", prepared, "--output_dir", tmp_path / "scores", *as_of)
     importlib.import_module("4_stored_states").main(str(tmp_path / "scores"), str(tmp_path / "churn.csv"))
     said = capsys.readouterr().out
     scores, listed = pd.read_parquet(tmp_path / "scores"), pd.read_csv(tmp_path / "churn.csv")

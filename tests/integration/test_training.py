@@ -139,7 +139,7 @@ def test_evaluation_prints_a_table_and_writes_numbers(trained, prepared, tmp_pat
     cases = cases_at(PreparedData(prepared), "test")
     assert f"{len(cases)} test cases of corner_shop" in said
     lines = [line.split("  ")[0] for line in said.splitlines() if line.strip()]
-    for method in ("most_popular", "visit_frequency", "nearest_households", "transitions", "MCM"):
+    for method in ("most_popular", "visit_frequency", "nearest_customers", "transitions", "MCM"):
         assert lines.count(method) == 3  # once in the table, and for each task in that of the lists
     head, *_, row = [line for line in page.read_text().splitlines() if line.startswith(("| method", "| MCM"))]
     assert head == "| method | items hr@1 | items ndcg@3 | aisle hr@1 | aisle ndcg@3 |"

@@ -174,7 +174,7 @@ def test_unknown_values_match_nothing():
     assert (events.tolist(), rows.tolist()) == ([1], [1])
 
 
-def known_of(model, inputs):
+def list_known(model, inputs):
     """The numbers that the head reads, and what each of them is."""
     found = {}
     hook = model.action_head.register_forward_pre_hook(lambda module, arguments: found.update(known=arguments[-1]))
@@ -192,7 +192,7 @@ def test_action_counts_match_sums_by_hand(action_model, batch_of, offers, event_
     )
     groups = [0, 5]
     inputs = batch_of(model, groups)
-    known, names = known_of(model, inputs)
+    known, names = list_known(model, inputs)
     assert known.shape[-1] == len(names) == len(set(names))
     checked = 0
     for place, group in enumerate(groups):

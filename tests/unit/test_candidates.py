@@ -6,7 +6,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
-from corner_shop import customer_of
+from corner_shop import find_customer
 from fitted import fill_scorer
 from serving_client import HOST, as_requests, make_client, make_service
 from transformers import pipeline
@@ -26,7 +26,7 @@ def model(tiny_model):
 
 @pytest.fixture
 def customer(event_log):
-    return customer_of(event_log, "c03") | {"customer_id": "c03"}
+    return find_customer(event_log, "c03") | {"customer_id": "c03"}
 
 
 def by_hand(scores, k, stock=None, exclude=(), group_of=None, most=None):

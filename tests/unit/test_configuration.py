@@ -132,8 +132,8 @@ def test_state_counts_the_smallest_tasks(sizes, chosen):
 
 
 def parameters(folder, features):
-    of_data = {"features": list(features), "vocabulary_sizes": list(features.values()), "tasks": list(features)}
-    config = AutoConfig.from_pretrained(CONFIGURATION / folder, **of_data)
+    from_data = {"features": list(features), "vocabulary_sizes": list(features.values()), "tasks": list(features)}
+    config = AutoConfig.from_pretrained(CONFIGURATION / folder, **from_data)
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in MCMForMultiTaskRecommendation(config).parameters())
 

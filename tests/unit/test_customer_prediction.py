@@ -36,7 +36,7 @@ def inputs(extractor, event_log):
     """Four customers and moments, as the feature extractor gives them."""
     customers = [{"events": event_log[event_log["who"] == f"c0{place}"].to_dict("list")} for place in range(4)]
     rows = [extractor.encode(customer) for customer in customers]
-    return dict(extractor.pad(rows, now=[row["times"][-1] + 86_400 * 5 for row in rows]))
+    return dict(extractor.pad(rows, as_of=[row["times"][-1] + 86_400 * 5 for row in rows]))
 
 
 def learn(model, steps=40, **given):
@@ -215,22 +215,22 @@ def test_pipeline_gives_probabilities_and_ignores_events_after_now(tuned, event_
     folder, model = tuned
     predict = pipeline("customer-prediction", model=str(folder))
     events = event_log[event_log["who"] == "c00"]
-    found = predict({"events": events.to_dict("list")}, now="2018-01-01")
+    found = predict({"events": events.to_dict("list")}, as_of="2018-01-01")
     assert set(found) == {"stays", "leaves"} and sum(found.values()) == pytest.approx(1)
     at = events["when"].iloc[len(events) // 2]
     cut = {"events": events[events["when"] < at].to_dict("list")}
     whole = {"events": events.to_dict("list")}
-    assert predict(whole, now=at) == pytest.approx(predict(cut, now=at)) != pytest.approx(predict(whole))
-    several = predict([whole, cut, {"events": []}], now=at, batch_size=3)
-    assert several[0] == pytest.approx(predict(whole, now=at), abs=1e-6) and len(several) == 3
+    assert predict(whole, as_of=at) == pytest.approx(predict(cut, as_of=at)) != pytest.approx(predict(whole))
+    several = predict([whole, cut, {"events": []}], as_of=at, batch_size=3)
+    assert several[0] == pytest.approx(predict(whole, as_of=at), abs=1e-6) and len(several) == 3
     said, padded, pad = [], [], predict.feature_extractor.pad
     monkeypatch.setattr("modeling_mcm.inputs_mcm.logger.warning_once", said.append)
     monkeypatch.setattr(
         predict.feature_extractor, "pad", lambda rows, **options: padded.append(rows) or pad(rows, **options)
     )
-    predict(whole, now=at)
-    assert len(said) == len(padded) == 1 and "events later than `now`, which are left out" in said[0]
-    with pytest.raises(ValueError, match="customer-prediction has `now`"):
+    predict(whole, as_of=at)
+    assert len(said) == len(padded) == 1 and "events later than `as_of`, which are left out" in said[0]
+    with pytest.raises(ValueError, match="customer-prediction has `as_of`"):
         predict(whole, time=at)
 
 

@@ -35,7 +35,7 @@ def customer(extractor, visits):
         for visit in range(visits)
         for place in range(1 + visit % 2)
     ]
-    return extractor({"events": events, "profile": {"age": "25-34"}}, now="2017-12-24")
+    return extractor({"events": events, "profile": {"age": "25-34"}}, as_of="2017-12-24")
 
 
 @pytest.mark.parametrize("visits", [4, 66])  # the second is longer than the attention window
@@ -45,7 +45,13 @@ def test_the_page_computes_the_forward_pass(task, visits):
     code = re.findall(r"```python\n(.*?)```", FORWARD_PASS.read_text(encoding="utf-8"), flags=re.DOTALL)
     model = MCMForMultiTaskRecommendation.from_pretrained(DUMMY).eval()
     inputs = customer(MCMFeatureExtractor.from_pretrained(DUMMY), visits)
-    names = {"ids": "input_ids", "visits": "visit_ids", "days": "event_times", "values": "event_values", "now": "now"}
+    names = {
+        "ids": "input_ids",
+        "visits": "visit_ids",
+        "days": "event_times",
+        "values": "event_values",
+        "as_of": "as_of",
+    }
     space = {"model": model, "task": task} | {name: inputs[given][0] for name, given in names.items()}
     assert len(space["visits"].unique()) == visits + 1
     exec("\n".join(code), space)

@@ -43,10 +43,12 @@ def explained_model(tiny_model):
     return make
 
 
-def chance(model, extractor, events, task, label, profile=None, now=None):
+def chance(model, extractor, events, task, label, profile=None, as_of=None):
     mask_next = model.config.augmentation == "masked_lm"
-    moment = None if now is None else [np.datetime64(now, "s").astype(int)]
-    inputs = extractor.pad([extractor.encode({"events": events, "profile": profile})], mask_next=mask_next, now=moment)
+    moment = None if as_of is None else [np.datetime64(as_of, "s").astype(int)]
+    inputs = extractor.pad(
+        [extractor.encode({"events": events, "profile": profile})], mask_next=mask_next, as_of=moment
+    )
     with torch.inference_mode():
         scores = model(**inputs).logits[task][0].double()
     log_p = scores.log_softmax(-1)[int(extractor.label_ids(task, [label])[0])]
@@ -83,21 +85,21 @@ def test_changes_are_those_of_the_model_without_a_visit(explained_model, extract
 
 
 def test_explanation_is_as_of_now(explained_model, extractor):
-    model, now = explained_model("scorer"), "2017-06-01"
-    why = explain(model, extractor, {"events": EVENTS}, "items", "item 01", now)
-    assert why.chance == pytest.approx(chance(model, extractor, EVENTS, "items", "item 01", now=now))
+    model, as_of = explained_model("scorer"), "2017-06-01"
+    why = explain(model, extractor, {"events": EVENTS}, "items", "item 01", as_of)
+    assert why.chance == pytest.approx(chance(model, extractor, EVENTS, "items", "item 01", as_of=as_of))
     assert why.chance != pytest.approx(chance(model, extractor, EVENTS, "items", "item 01"), rel=1e-3)
     last = next(visit for visit in why.visits if visit.time.startswith("2017-03-01"))
-    rest = chance(model, extractor, EVENTS[:-1], "items", "item 01", now=now)
+    rest = chance(model, extractor, EVENTS[:-1], "items", "item 01", as_of=as_of)
     assert last.without == pytest.approx(rest, rel=1e-4)
 
 
 @pytest.mark.parametrize(("max_events", "visits"), [(40, 3), (6, 2)])
 def test_events_after_now_are_ignored(explained_model, extractor, max_events, visits):
     extractor.max_events = max_events
-    model, now = explained_model("scorer"), "2017-02-01"
+    model, as_of = explained_model("scorer"), "2017-02-01"
     whole, before = (
-        explain(model, extractor, {"events": events}, "items", "item 01", now) for events in (EVENTS, EVENTS[:4])
+        explain(model, extractor, {"events": events}, "items", "item 01", as_of) for events in (EVENTS, EVENTS[:4])
     )
     assert whole == before and len(whole.visits) == visits
 
@@ -123,8 +125,8 @@ def test_visits_with_the_label_are_tried_first(explained_model, extractor):
 def test_words_say_how_often_and_when(explained_model, extractor):
     model = explained_model("paper")
 
-    def words(label, now=None):
-        return explain(model, extractor, {"events": EVENTS}, "items", label, now).words
+    def words(label, as_of=None):
+        return explain(model, extractor, {"events": EVENTS}, "items", label, as_of).words
 
     assert words("item 01", "2017-03-06T10:00:00") == "4 times, every 16 days, last 14 days ago; due"
     assert words("item 01", "2017-02-21T10:00:00") == "4 times, every 16 days, last 1 day ago"

@@ -31,7 +31,7 @@ def make_visits(number=40, places=12, seed=0):
     return Visits(times, is_visit, torch.rand(number, places, 2, generator=draw) * 20)
 
 
-def now_of(visits, day=WINDOW):
+def read_as_of(visits, day=WINDOW):
     return torch.full((len(visits.times),), day)
 
 
@@ -51,12 +51,12 @@ def shop_of(seed):
     known, rows = np.unique(shop.customers[past], return_inverse=True)
     amounts = np.stack([shop.amounts[past]] * 2, 1)
     visits = pad_visits(rows, shop.times[past] * (WINDOW / shop.window), amounts, len(known))
-    return shop_statistics(visits, now_of(visits), WINDOW)
+    return shop_statistics(visits, read_as_of(visits), WINDOW)
 
 
 def distributions(forecaster, visits, day=WINDOW, days=DAYS):
     with torch.no_grad():
-        inputs = forecaster.inputs(visits, now_of(visits, day), days)
+        inputs = forecaster.inputs(visits, read_as_of(visits, day), days)
         spread = forecaster.distribution(inputs)
         return spread, forecaster.amounts(inputs, spread)
 
@@ -126,8 +126,8 @@ def test_shops_it_never_saw_are_in_its_intervals(forecaster):
     examples = draw_examples(60, seed=999)
     shipped, plain = VisitForecaster(), VisitForecaster()
     load_weights(shipped)
-    plain.of_visits.range.load_state_dict(shipped.of_visits.range.state_dict())
-    plain.of_amounts.range.load_state_dict(shipped.of_amounts.range.state_dict())
+    plain.visit_network.range.load_state_dict(shipped.visit_network.range.state_dict())
+    plain.amount_network.range.load_state_dict(shipped.amount_network.range.state_dict())
     with torch.no_grad():
         spread = shipped.distribution(examples)
         amounts = shipped.amounts(examples, spread)
@@ -147,7 +147,7 @@ def test_shops_it_never_saw_are_in_its_intervals(forecaster):
 
 
 def test_inputs_are_clipped_to_the_range_of_training(forecaster):
-    limits = forecaster.of_visits.range
+    limits = forecaster.visit_network.range
     inputs = torch.stack([limits.low - 1e6, limits.low, limits.high, limits.high + 1e6])
     clipped = limits(inputs)
     torch.testing.assert_close(clipped[0], clipped[1])
@@ -156,7 +156,7 @@ def test_inputs_are_clipped_to_the_range_of_training(forecaster):
     far = VisitForecaster(2)
     load_weights(far)
     visits = make_visits(3)
-    far.set_shop(1e6, shop_statistics(visits, now_of(visits), 1e6))
+    far.set_shop(1e6, shop_statistics(visits, read_as_of(visits), 1e6))
     assert all(value.isfinite().all() for part in distributions(far, visits, 1e9) for value in part)
 
 
@@ -164,21 +164,21 @@ def test_little_is_known_of_some_customers(forecaster):
     """No visit, one visit long ago, one now, visits without amounts, a visit before the window."""
     nothing = Visits(torch.zeros(1, 4), torch.zeros(1, 4, dtype=torch.bool), torch.zeros(1, 4, 2))
     once = nothing._replace(is_visit=torch.tensor([[True, False, False, False]]))
-    now = once._replace(times=torch.full((1, 4), WINDOW))
+    as_of = once._replace(times=torch.full((1, 4), WINDOW))
     often = Visits(
         torch.tensor([[10.0, 80.0, 130.0, 190.0]]), torch.ones(1, 4, dtype=torch.bool), torch.zeros(1, 4, 2)
     )
     expected = {}
-    named = {"nothing": nothing, "once": once, "now": now, "often": often}
+    named = {"nothing": nothing, "once": once, "as_of": as_of, "often": often}
     for name, visits in named.items():
         spread, amounts = distributions(forecaster, visits)
         assert all(value.isfinite().all() for value in (*spread, *amounts, spread.intervals(), amounts.intervals()))
         expected[name] = spread.expected[0, 1]
-    assert 0 < expected["once"] < min(expected["now"], expected["often"], expected["nothing"])
+    assert 0 < expected["once"] < min(expected["as_of"], expected["often"], expected["nothing"])
     silent = distributions(forecaster, once, 10 * WINDOW)[0].expected
     assert (silent <= distributions(forecaster, once, 0.5 * WINDOW)[0].expected).all()
     with pytest.raises(ValueError, match="No customer has a visit in the training period"):
-        shop_statistics(nothing, now_of(nothing), WINDOW)
+        shop_statistics(nothing, read_as_of(nothing), WINDOW)
 
 
 def test_longer_horizons_have_more_visits(forecaster):
@@ -213,7 +213,7 @@ def make_model(**changes):
     if model.forecaster is not None:
         load_weights(model.forecaster)
         visits = make_visits()
-        model.forecaster.set_shop(WINDOW, shop_statistics(visits, now_of(visits), WINDOW))
+        model.forecaster.set_shop(WINDOW, shop_statistics(visits, read_as_of(visits), WINDOW))
     if model.forecasts is not None:
         torch.nn.init.normal_(model.forecasts.amounts.weight, std=0.1)
         torch.nn.init.constant_(model.forecasts.hazards.bias, -2.0)
@@ -232,7 +232,7 @@ def make_inputs():
         "visit_ids": visits,
         "event_times": times,
         "event_values": values,
-        "now": torch.tensor([100.0, 50.0]),
+        "as_of": torch.tensor([100.0, 50.0]),
     }
 
 
@@ -297,9 +297,9 @@ def test_horizons_beyond_twice_the_window_are_not_told():
     with pytest.raises(ValueError, match="No forecast for 401 days: this checkpoint tells those of up to 400 days"):
         model(**make_inputs(), forecast_days=[401])
     with pytest.raises(ValueError, match="No forecast for nan days"):
-        model.forecasts_of([float("nan")])
+        model.select_forecasts([float("nan")])
     with pytest.raises(ValueError, match="`days` is empty"):
-        model.forecasts_of([])
+        model.select_forecasts([])
 
 
 @pytest.mark.parametrize("changes", [{}, {"learned_days": None}, {"learned_days": []}], ids=["both", "all", "none"])

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from choices import EXTENDED, TINY, of_data, perturb
+from choices import EXTENDED, TINY, from_data, perturb
 from in_process import call
 from safetensors.torch import load_file
 
@@ -43,7 +43,7 @@ def data(prepared):
 @pytest.fixture(scope="module")
 def model(data):
     """A model without an encoder, fitted on the corner shop."""
-    choices = of_data(data.extractor) | COUNTS_ALONE | {"kind_feature": "type", "state_size": 0}
+    choices = from_data(data.extractor) | COUNTS_ALONE | {"kind_feature": "type", "state_size": 0}
     torch.manual_seed(0)
     fitted = MCMForMultiTaskRecommendation(MCMConfig(**choices)).eval()
     ScorerFit(fitted, data, seed=0)
@@ -153,7 +153,7 @@ def test_small_logs_are_fitted(tmp_path, customers, items):
     frame = pd.DataFrame(log, columns=["user", "place", "kind", "item"])
     prepare(frame, EventSchema.from_dict(schema), tmp_path / "data")
     data = PreparedData(str(tmp_path / "data"))
-    choices = of_data(data.extractor) | COUNTS_ALONE | {"kind_feature": "kind", "state_size": 0}
+    choices = from_data(data.extractor) | COUNTS_ALONE | {"kind_feature": "kind", "state_size": 0}
     model = MCMForMultiTaskRecommendation(MCMConfig(**choices))
     assert ScorerFit(model, data).counted[0] > 0
 
@@ -181,7 +181,7 @@ def test_new_labels_are_scored_and_the_best_stay(model, batch, stored_extractor,
 @pytest.fixture(scope="module")
 def encoded(data):
     """A model with an encoder that has learned nothing, and the fit of its scorer."""
-    choices = of_data(data.extractor) | EXTENDED | TINY | {"scorer": True, "kind_feature": "type"}
+    choices = from_data(data.extractor) | EXTENDED | TINY | {"scorer": True, "kind_feature": "type"}
     torch.manual_seed(0)
     model = perturb(MCMForMultiTaskRecommendation(MCMConfig(**choices)).eval())
     return model, ScorerFit(model, data, seed=0)
@@ -284,7 +284,7 @@ def test_chances_are_those_of_the_next_visit(model, data):
 
 
 def test_a_small_log_starts_from_the_shipped_network(data, prepared, tmp_path, capsys, caplog):
-    choices = of_data(data.extractor) | COUNTS_ALONE | {"kind_feature": "type", "state_size": 0}
+    choices = from_data(data.extractor) | COUNTS_ALONE | {"kind_feature": "type", "state_size": 0}
     scorer = MCMForMultiTaskRecommendation(MCMConfig(**choices)).scorer
     load_network(scorer)
     shipped = load_file(SHIPPED_NETWORK)

@@ -49,13 +49,13 @@ def live_model(tiny_model):
             fill_scorer(model, reads_readout=name != "no readout")
         if model.model.state is not None:
             generator = torch.Generator().manual_seed(1)
-            model.model.state.spread.uniform_(0.3, 2, generator=generator)
+            model.model.state.std.uniform_(0.3, 2, generator=generator)
             model.model.state.mean.uniform_(0, 1, generator=generator)
             model.model.state.longest_silence.fill_(60.0)  # some moments of the tests come later
             load_weights(model.model.forecaster)
             model.model.forecaster.window.fill_(80.0)
             model.model.forecaster.statistics.copy_(
-                model.model.forecaster.of_visits.range.mean[-len(model.model.forecaster.statistics) :]
+                model.model.forecaster.visit_network.range.mean[-len(model.model.forecaster.statistics) :]
             )
         return model
 
@@ -186,8 +186,8 @@ def test_last_of_equal_events_without_times_is_removed(live_model, extractor):
 @pytest.mark.parametrize("order", ["rows", "place"])
 def test_log_without_times(live_model, extractor, order):
     rows = without_times(extractor, order)
-    of_data = {"features": rows.feature_names, "vocabulary_sizes": rows.vocabulary_sizes}
-    model = live_model("scorer", **of_data)
+    from_data = {"features": rows.feature_names, "vocabulary_sizes": rows.vocabulary_sizes}
+    model = live_model("scorer", **from_data)
     live, given = LiveCustomer(model, rows), []
     for number, event in enumerate(random_events(2, 12)):
         event = {name: value for name, value in event.items() if name != "when"}
@@ -234,7 +234,7 @@ def test_scores_equal_the_pipelines(live_model, extractor):
     assert {task: [each["label"] for each in best] for task, best in here.items()} == {
         task: [each["label"] for each in best] for task, best in there.items()
     }
-    later = PreferenceScoresPipeline(model=model, feature_extractor=extractor)({"events": events}, now="2017-06-01")
+    later = PreferenceScoresPipeline(model=model, feature_extractor=extractor)({"events": events}, as_of="2017-06-01")
     for task, best in live.scores("2017-06-01", k=5).items():
         assert [each["label"] for each in best] == [each["label"] for each in later[task][:5]]
         assert best != live.scores(k=5)[task]
@@ -246,17 +246,17 @@ def test_scores_equal_the_pipelines(live_model, extractor):
 def test_now_counts_as_in_the_pipelines(live_model, extractor, name):
     model, events = live_model(name), random_events(7)
     live = LiveCustomer(model, extractor)
-    for now in ("2017-01-01", "2017-06-01T12:00:00"):
-        inputs = extractor({"events": live.events}, now=now)
+    for as_of in ("2017-01-01", "2017-06-01T12:00:00"):
+        inputs = extractor({"events": live.events}, as_of=as_of)
         with torch.inference_mode():
             outputs = model(**inputs)
-        np.testing.assert_allclose(live.embedding(now), outputs.pooler_output[0].numpy(), rtol=1e-5, atol=1e-5)
-        for task, scores in live.logits(now).items():
-            is_later = now != "2017-01-01" and model.scorer is not None and name != "not fitted"
+        np.testing.assert_allclose(live.embedding(as_of), outputs.pooler_output[0].numpy(), rtol=1e-5, atol=1e-5)
+        for task, scores in live.logits(as_of).items():
+            is_later = as_of != "2017-01-01" and model.scorer is not None and name != "not fitted"
             assert torch.equal(scores, live.logits()[task]) != is_later
             torch.testing.assert_close(scores[2:], outputs.logits[task][0, 2:], rtol=TOLERANCE, atol=TOLERANCE)
         if model.model.state is not None:
-            found, wanted = live.forecast(now), outputs.forecasts
+            found, wanted = live.forecast(as_of), outputs.forecasts
             numbers = {key: value for key, value in found.items() if not key.startswith("source_")}
             assert numbers == pytest.approx({key: value.item() for key, value in wanted.items()}, rel=1e-4, abs=1e-5)
             assert [found[f"source_{day}d"] for day in (7, 30, 90)] == ["log", "shipped", "shipped"]
@@ -264,7 +264,7 @@ def test_now_counts_as_in_the_pipelines(live_model, extractor, name):
             with pytest.raises(
                 ValueError, match=r"no trained forecasts.*Pre-train a checkpoint with a customer state"
             ):
-                live.forecast(now)
+                live.forecast(as_of)
         live.add(events)
 
 
@@ -283,8 +283,8 @@ def test_all_forms_of_events_are_read(live_model, extractor):
 EVENT = {"when": "2017-03-01T10:00:00", "action": "buy", "item": "item 01"}
 FAULTS = [
     (lambda live: live.add({"action": "buy", "item": "item 01"}), r"column 'when': found no time"),
-    (lambda live: live.add(EVENT | {"when": "2017-04-02"}, now="2017-04-01"), r"Customer 'c1' .* is after now"),
-    (lambda live: live.scores(now="2017-02-28"), "the clock went back"),
+    (lambda live: live.add(EVENT | {"when": "2017-04-02"}, as_of="2017-04-01"), r"Customer 'c1' .* is after now"),
+    (lambda live: live.scores(as_of="2017-02-28"), "the clock went back"),
     (lambda live: live.add(EVENT | {"itm": "item 02"}), "unknown 'itm'; did you mean 'item'"),
     (lambda live: live.remove(EVENT | {"item": "item 02"}), "Customer 'c1' has no event .* give all columns"),
     (lambda live: live.scores(tasks=["item"]), r"No tasks \['item'\]: this checkpoint predicts"),

@@ -140,13 +140,13 @@ def test_form_and_order_of_events_do_not_matter(checkpoint, customers, event_log
 
 @pytest.mark.parametrize("task", ["customer-embedding", "preference-scores"])
 def test_events_after_now_are_ignored(checkpoint, event_log, task):
-    """Also where the history is longer than the window, which ends at `now`."""
+    """Also where the history is longer than the window, which ends at `as_of`."""
     answer = pipeline(task, model=checkpoint)
     events = event_log[event_log["who"] == event_log["who"].value_counts().index[0]]
-    now = events["when"].iloc[-15]
-    before = events[events["when"] <= now]
+    as_of = events["when"].iloc[-15]
+    before = events[events["when"] <= as_of]
     assert len(events) > 40 and len(before) < len(events) - 5
-    found, expected = (answer({"events": each}, now=now) for each in (events, before))
+    found, expected = (answer({"events": each}, as_of=as_of) for each in (events, before))
     whole = answer({"events": events})
     if task == "customer-embedding":
         np.testing.assert_array_equal(found, expected)
@@ -160,18 +160,20 @@ def test_bad_options_and_customers_are_refused(checkpoint, customers):
     with pytest.raises(ValueError, match=r"Unknown options \['top_k'\]: customer-embedding has"):
         embed(customers[0], top_k=3)
     with pytest.raises(
-        ValueError, match=r"Unknown options \['topk'\]: preference-scores has `tasks`, `top_k`, `now`, `cand"
+        ValueError, match=r"Unknown options \['topk'\]: preference-scores has `tasks`, `top_k`, `as_of`, `cand"
     ):
         score(customers[0], topk=3)
     with pytest.raises(ValueError, match=r"No tasks \['colour'\]: this checkpoint predicts \['items', 'aisle', "):
         score(customers[0], tasks=["items", "colour"])
     with pytest.raises(ValueError, match="`top_k` is 0; ask for at least 1"):
         score(customers[0], top_k=0)
-    with pytest.raises(ValueError, match=r"`now`.*'next week'"):
-        score(customers[0], now="next week")
+    with pytest.raises(ValueError, match=r"`as_of`.*'next week'"):
+        score(customers[0], as_of="next week")
     embed.feature_extractor.order = "place"
-    with pytest.raises(ValueError, match="Found the moment `now` '2017-10-01', and the log has no times but `order`"):
-        embed(customers[0], now="2017-10-01")
+    with pytest.raises(
+        ValueError, match="Found the moment `as_of` '2017-10-01', and the log has no times but `order`"
+    ):
+        embed(customers[0], as_of="2017-10-01")
     embed.feature_extractor.order = None
     with pytest.raises(ValueError, match="Customer 'c9': .*'colour'"):
         embed({"customer_id": "c9", "events": [{"when": "2017-01-01", "action": "buy", "colour": "red"}]})

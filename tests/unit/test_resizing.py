@@ -60,7 +60,7 @@ def test_state_keeps_the_features_it_counts(tiny_model, extractor):
     counted = model.config.counted_features
     model.resize_feature_vocabulary("items", [f"new {number}" for number in range(300)], extractor)
     assert "items" in counted[0] and model.config.counted_features == counted
-    assert model.model.state.num_few == model.model.state.direct.in_features
+    assert model.model.state.num_few == model.model.state.linear.in_features
 
 
 @torch.no_grad()

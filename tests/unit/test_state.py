@@ -45,15 +45,15 @@ def make_inputs(number=3, length=7, seed=0):
 
 
 def test_counts_match_a_loop(model):
-    inputs, now = make_inputs(), torch.tensor([[9.0, 30.0]] * 3)
-    counts = model.state.counts(**inputs, now=now)
+    inputs, as_of = make_inputs(), torch.tensor([[9.0, 30.0]] * 3)
+    counts = model.state.counts(**inputs, as_of=as_of)
     half_lives = [7.0, 30.0, 90.0, math.inf]
     for customer, moment in ((0, 0), (2, 1)):
         expected_events, expected_visits, expected_sums = [0.0] * 4, [0.0] * 4, [0.0] * 4
         expected_brand = [0.0] * 4
         seen = set()
         for event in range(1, 7):
-            age = now[customer, moment] - inputs["event_times"][customer, event]
+            age = as_of[customer, moment] - inputs["event_times"][customer, event]
             if age < 0:
                 continue
             visit = int(inputs["visit_ids"][customer, event])
@@ -72,21 +72,23 @@ def test_counts_match_a_loop(model):
 
 def test_events_after_now_are_ignored(model):
     inputs = make_inputs()
-    now = inputs["event_times"][:, 4] + 1e-3
+    as_of = inputs["event_times"][:, 4] + 1e-3
     later = copy.deepcopy(inputs)
     later["input_ids"][:, 5:] = 3
     later["event_values"][:, 5:] = 99
     later["event_times"][:, 5:] += 50
-    found = model(**inputs, now=now)
-    torch.testing.assert_close(model(**later, now=now).pooler_output, found.pooler_output)
-    assert not torch.allclose(model(**later, now=now + 90).pooler_output, model(**inputs, now=now + 90).pooler_output)
+    found = model(**inputs, as_of=as_of)
+    torch.testing.assert_close(model(**later, as_of=as_of).pooler_output, found.pooler_output)
+    assert not torch.allclose(
+        model(**later, as_of=as_of + 90).pooler_output, model(**inputs, as_of=as_of + 90).pooler_output
+    )
 
 
 def test_now_defaults_to_the_last_event(model):
     inputs = make_inputs()
     found = model(**inputs).pooler_output
-    torch.testing.assert_close(model(**inputs, now=inputs["event_times"][:, -1]).pooler_output, found)
-    assert not torch.allclose(model(**inputs, now=inputs["event_times"][:, -1] + 30).pooler_output, found)
+    torch.testing.assert_close(model(**inputs, as_of=inputs["event_times"][:, -1]).pooler_output, found)
+    assert not torch.allclose(model(**inputs, as_of=inputs["event_times"][:, -1] + 30).pooler_output, found)
     assert found.shape == (3, 12)
 
 
@@ -105,19 +107,19 @@ def test_padding_and_batch_do_not_change_the_state(model):
 def test_customer_without_events_has_average_counts(model):
     average = model.state(model.state.mean[None])
     inputs = {name: value[:1, :1] for name, value in make_inputs().items()}
-    torch.testing.assert_close(model(**inputs, now=torch.tensor([5.0])).pooler_output, average)
+    torch.testing.assert_close(model(**inputs, as_of=torch.tensor([5.0])).pooler_output, average)
     inputs = {name: value[:1] for name, value in make_inputs().items()}
-    torch.testing.assert_close(model(**inputs, now=torch.tensor([-5.0])).pooler_output, average)  # before any event
-    assert not torch.allclose(model(**inputs, now=torch.tensor([5000.0])).pooler_output, average)  # all faded
+    torch.testing.assert_close(model(**inputs, as_of=torch.tensor([-5.0])).pooler_output, average)  # before any event
+    assert not torch.allclose(model(**inputs, as_of=torch.tensor([5000.0])).pooler_output, average)  # all faded
 
 
 def test_silence_is_limited_to_the_longest_of_training(model):
     inputs = make_inputs()
     last = inputs["event_times"][:, -1]
     model.state.longest_silence.fill_(40.0)
-    longest = model(**inputs, now=last + 40).pooler_output
-    torch.testing.assert_close(model(**inputs, now=last + 4000).pooler_output, longest)
-    assert not torch.allclose(model(**inputs, now=last + 39).pooler_output, longest)
+    longest = model(**inputs, as_of=last + 40).pooler_output
+    torch.testing.assert_close(model(**inputs, as_of=last + 4000).pooler_output, longest)
+    assert not torch.allclose(model(**inputs, as_of=last + 39).pooler_output, longest)
 
 
 def test_directions_are_scaled_by_variance():
@@ -128,9 +130,9 @@ def test_directions_are_scaled_by_variance():
     assert fixed == 15
     counts = torch.rand(4000, len(state.mean))
     with torch.no_grad():
-        state.bent_out.weight.zero_()
-        state.direct.weight[fixed:] = 0.0
-        state.direct.weight[[15, 16], 0], state.direct.weight[17, 1] = 1.0, 1.0
+        state.mlp_out.weight.zero_()
+        state.linear.weight[fixed:] = 0.0
+        state.linear.weight[[15, 16], 0], state.linear.weight[17, 1] = 1.0, 1.0
         before = state(counts)
         after = state.shrink_directions(before)
         torch.testing.assert_close(state(counts), after)

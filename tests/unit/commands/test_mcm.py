@@ -13,7 +13,7 @@ import pytest
 import modeling_mcm
 from modeling_mcm import MCMConfig
 from modeling_mcm.commands import main as mcm
-from modeling_mcm.training.sizes import SIZES, config_of
+from modeling_mcm.training.sizes import SIZES, make_config
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -75,7 +75,7 @@ def test_a_missing_package_is_one_sentence(run, monkeypatch):
 @pytest.mark.parametrize("name", SIZES)
 def test_a_model_by_name_is_that_of_the_configuration(name, tmp_path, monkeypatch):
     folder = ROOT / "configuration" / name
-    assert json.loads((folder / "config.json").read_text(encoding="utf-8")) == config_of(name)
+    assert json.loads((folder / "config.json").read_text(encoding="utf-8")) == make_config(name)
     monkeypatch.chdir(tmp_path)
     MCMConfig(hidden_size=8, num_attention_heads=2).save_pretrained(tmp_path / name)
-    assert config_of(name)["hidden_size"] == 8  # a folder of this name goes first
+    assert make_config(name)["hidden_size"] == 8  # a folder of this name goes first

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.data_loader import BatchSamplerShard
-from choices import PAPER, of_data
+from choices import PAPER, from_data
 from torch.utils.data import BatchSampler
 
 from modeling_mcm import MCMConfig, MCMFeatureExtractor
@@ -60,12 +60,12 @@ def collator(extractor):
         cutoff="validation",
         half_life=0,
         masked=0.4,
-        now=None,
+        as_of=None,
         **choices,
     ):
-        config = MCMConfig(**of_data(extractor), **PAPER | choices)
+        config = MCMConfig(**from_data(extractor), **PAPER | choices)
         objective = Objective(target_half_life_days=half_life, mask_probability=masked)
-        options = {"seed": seed, "max_events": max_events, "now": now, "objective": objective}
+        options = {"seed": seed, "max_events": max_events, "as_of": as_of, "objective": objective}
         made = MCMCollator(extractor, config, mode, cutoff, **options)
         made.epoch.fill_(epoch)
         return made
@@ -382,10 +382,10 @@ def test_prediction_reads_the_whole_history_and_asks_nothing(collator, rows, nam
 
 @pytest.mark.parametrize("mode", ["evaluate", "predict"])
 def test_a_moment_is_on_the_clock_of_the_events(collator, rows, mode):
-    batch = collator(mode, now=30 * DAY)(rows)
-    assert batch["now"].tolist() == [30 - 1, 30 - 1, 30 - 6, 30 - 3]
-    assert "now" not in collator(mode)(rows)
-    assert "now" not in collator("train", now=30 * DAY)(rows)
+    batch = collator(mode, as_of=30 * DAY)(rows)
+    assert batch["as_of"].tolist() == [30 - 1, 30 - 1, 30 - 6, 30 - 3]
+    assert "as_of" not in collator(mode)(rows)
+    assert "as_of" not in collator("train", as_of=30 * DAY)(rows)
 
 
 def test_an_unknown_mode_is_refused(collator):

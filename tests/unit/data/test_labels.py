@@ -141,7 +141,7 @@ def test_a_batch_holds_the_events_before_the_time_and_the_time(rows, extractor, 
     for place, item in enumerate(customers):
         times = item["history"]["times"]
         assert len(times) and (times < labels.times[place]).all()
-        waited = batch["now"][place] - batch["event_times"][place].max()
+        waited = batch["as_of"][place] - batch["event_times"][place].max()
         assert waited.item() == pytest.approx((labels.times[place] - times.max()) / SECONDS_PER_DAY, abs=1e-4)
 
 

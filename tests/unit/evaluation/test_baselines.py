@@ -10,12 +10,12 @@ import pytest
 from visits import LABELS, TEST, VALIDATION, prepared_rows, random_customers
 
 from modeling_mcm.evaluation import customer_metrics, distinct_targets, tie_ranks
-from modeling_mcm.evaluation.baselines import MostPopular, NearestHouseholds, Transitions, VisitFrequency, scipy_sparse
+from modeling_mcm.evaluation.baselines import MostPopular, NearestCustomers, Transitions, VisitFrequency, scipy_sparse
 from modeling_mcm.evaluation.cases import find_cases
 from modeling_mcm.evaluation.comparison import evaluate_baseline
 from modeling_mcm.evaluation.gbdt import LightGBMRanker
 
-BASELINES = [MostPopular, VisitFrequency, Transitions, NearestHouseholds]
+BASELINES = [MostPopular, VisitFrequency, Transitions, NearestCustomers]
 ALL = [*BASELINES, pytest.param(partial(LightGBMRanker, trees=20, leaves=7, min_rows=5), id="LightGBMRanker")]
 
 
@@ -90,7 +90,7 @@ def test_nearest_households_equal_a_plain_count(customers):
     rows = prepared_rows(customers)
     parameters = {"size": 3, "within": 0.9, "between": 0.7}
     pool = {name: reference_vector(dense(visits, VALIDATION), **parameters) for name, visits in customers.items()}
-    baseline = NearestHouseholds(neighbours=4, alpha=0.6, group_visits=3, within_decay=0.9, group_decay=0.7)
+    baseline = NearestCustomers(neighbours=4, alpha=0.6, group_visits=3, within_decay=0.9, group_decay=0.7)
     scores = baseline.fit(rows, "brand", LABELS).scores(rows, "test")
     for row, (name, visits) in enumerate(customers.items()):
         own = reference_vector(dense(visits, TEST), **parameters)
@@ -104,7 +104,7 @@ def test_nearest_households_equal_a_plain_count(customers):
 
 def test_the_pool_of_neighbours_is_bounded(customers):
     rows = prepared_rows(customers)
-    baseline = NearestHouseholds(pool=4).fit(rows, "brand", LABELS)
+    baseline = NearestCustomers(pool=4).fit(rows, "brand", LABELS)
     assert 0 < len(baseline._row_of_customer) <= 4
     assert baseline.scores(rows, "test").shape == (len(customers), LABELS)
 

@@ -91,10 +91,10 @@ def test_a_case_may_have_no_target_in_one_task():
 
 def test_histories_end_at_the_cutoff(rows):
     (history,) = task_histories(rows, "brand", "validation")
-    of_customer = history.customer == list(CUSTOMERS).index("straddles")
-    assert history.label[of_customer].tolist() == [2, 3, 2, 4]
-    assert history.visits_ago[of_customer].tolist() == [2, 2, 1, 0]
-    assert (history.time[of_customer] // 86400).tolist() == [1, 1, 2, 99]
+    find_customer = history.customer == list(CUSTOMERS).index("straddles")
+    assert history.label[find_customer].tolist() == [2, 3, 2, 4]
+    assert history.visits_ago[find_customer].tolist() == [2, 2, 1, 0]
+    assert (history.time[find_customer] // 86400).tolist() == [1, 1, 2, 99]
 
 
 def test_labels_can_count_once_a_visit():

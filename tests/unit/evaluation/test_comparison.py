@@ -11,7 +11,7 @@ import pytest
 from visits import horizon, prepared_rows
 
 from modeling_mcm.evaluation import paired_difference
-from modeling_mcm.evaluation.cases import find_cases, unmet_only
+from modeling_mcm.evaluation.cases import find_cases, unseen_only
 from modeling_mcm.evaluation.comparison import (
     FIRST_BASELINES,
     STRONG_BASELINES,
@@ -31,11 +31,11 @@ def model():
 
 
 @pytest.mark.parametrize("days", [None, 90])
-@pytest.mark.parametrize("unmet", [False, True])
-def test_customers_of_one_or_two_events_are_evaluated(days, unmet):
+@pytest.mark.parametrize("unseen", [False, True])
+def test_customers_of_one_or_two_events_are_evaluated(days, unseen):
     rows = prepared_rows({"a": [(1, [2]), (210, [3])], "b": [(2, [3]), (150, [2]), (220, [2])], "c": [(250, [3])]})
     cases = find_cases(rows, "test", min_history=1, horizon=horizon(days, "test") if days else None)
-    results = counting_baselines(rows, unmet_only(rows, cases) if unmet else cases, {"brand": 4}, COUNTED, (1,))
+    results = counting_baselines(rows, unseen_only(rows, cases) if unseen else cases, {"brand": 4}, COUNTED, (1,))
     assert list(results) == COUNTED
     assert all(len(values) == 2 for by_task in results.values() for values in by_task["brand"].values())
 
@@ -79,7 +79,7 @@ def test_a_loss_within_noise_is_level_and_a_gain_is_silent(model):
     values = {
         "transitions": {"brand": model + 0.001 + 0.5 * noise, "item": model + 0.3},
         "most_popular": {"brand": model - 0.1, "item": model - 0.1},
-        "nearest_households": {"brand": model - 0.001 + 0.5 * noise},
+        "nearest_customers": {"brand": model - 0.001 + 0.5 * noise},
         "lightgbm": {"brand": model + 0.001 + 0.5 * noise},
         "MCM": {"brand": model, "item": model},
     }

@@ -1,6 +1,6 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Targets besides the next visit: the labels of some days, and only labels that were not met before."""
+"""Targets besides the next visit: the labels of some days, and only labels that were not seen before."""
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +10,7 @@ from visits import CUTOFFS, LABELS, TEST, horizon, prepared_rows, random_custome
 
 from modeling_mcm.evaluation import tie_ranks
 from modeling_mcm.evaluation.baselines import MostPopular, Transitions, VisitFrequency
-from modeling_mcm.evaluation.cases import find_cases, unmet_only
+from modeling_mcm.evaluation.cases import find_cases, unseen_only
 from modeling_mcm.evaluation.comparison import evaluate_baseline
 from modeling_mcm.evaluation.ranking import TargetRanks
 
@@ -92,7 +92,7 @@ def test_labels_met_before_are_neither_targets_nor_ranked(cutoff, days, customer
     rows = prepared_rows(customers)
     asked = horizon(days, cutoff) if days else None
     every = find_cases(rows, cutoff, min_history=1, horizon=asked)
-    cases = unmet_only(rows, every)
+    cases = unseen_only(rows, every)
     assert cases.met is not None
     dropped = 0
     for place, name in enumerate(cases.customer_ids):
@@ -117,7 +117,7 @@ def test_labels_met_before_are_neither_targets_nor_ranked(cutoff, days, customer
 
 def test_filtered_metrics_equal_those_of_a_smaller_vocabulary(customers):
     rows = prepared_rows(customers)
-    cases = unmet_only(rows, find_cases(rows, "test", min_history=1))
+    cases = unseen_only(rows, find_cases(rows, "test", min_history=1))
     baseline = Transitions().fit(rows, "brand", LABELS)
     scores = baseline.scores(rows, "test")[cases.rows]
     values = evaluate_baseline(baseline, rows, cases, ks=(3,))
@@ -137,7 +137,7 @@ def test_filtered_metrics_equal_those_of_a_smaller_vocabulary(customers):
 
 def test_an_unknown_target_is_a_miss():
     rows = prepared_rows({"a": [(1, [2, 1]), (210, [2, 1, 3])]})
-    cases = unmet_only(rows, find_cases(rows, "test", min_history=1))
+    cases = unseen_only(rows, find_cases(rows, "test", min_history=1))
     assert cases.targets["brand"][0].tolist() == [1, 3]
     values = evaluate_baseline(VisitFrequency().fit(rows, "brand", 4), rows, cases, ks=(1,))
     assert values["next_visit_recall@1"][0] == 0.5
@@ -146,10 +146,10 @@ def test_an_unknown_target_is_a_miss():
 def test_a_task_without_targets_is_left_out(caplog):
     rows = prepared_rows({"a": [(1, [2, 3]), (210, [2])], "b": [(1, [2]), (220, [2])]})
     cases = find_cases(rows, "test", min_history=1)
-    with pytest.raises(ValueError, match="None of 2 cases has a target that its customer had not met"):
-        unmet_only(rows, cases)
+    with pytest.raises(ValueError, match="None of 2 cases has a target that its customer had not seen"):
+        unseen_only(rows, cases)
     other = rows.append_column("task_colour", pa.array([[2, 2, 3], [2, 2]], pa.list_(pa.int32())))
-    both = unmet_only(other, find_cases(other, "test", min_history=1))
+    both = unseen_only(other, find_cases(other, "test", min_history=1))
     assert list(both.targets) == ["colour"] and "Task 'brand' is left out" in caplog.text
     assert len(both) == 2 and both.targets["colour"][1].tolist() == []
 

@@ -7,7 +7,14 @@ import pytest
 
 from modeling_mcm.evaluation import bootstrap_interval
 from modeling_mcm.evaluation.cases import EvaluationCases
-from modeling_mcm.evaluation.tables import by_history, history_groups, history_table, metric_table, summary, target_of
+from modeling_mcm.evaluation.tables import (
+    by_history,
+    find_target,
+    history_groups,
+    history_table,
+    metric_table,
+    summary,
+)
 
 VISITS = np.array([1, 2, 2, 3, 5, 6, 20, 21, 400, 4])
 
@@ -45,7 +52,7 @@ def test_a_table_shows_what_was_measured():
     assert [row[0] for row in table] == ["method", "one", "other"] and table[2][1] == "-"
     assert table[1][1].endswith("(0.250)") and table[1][1].startswith("0.750 ±")
     days = {"one": {"a": {"horizon_ndcg@3": np.array([0.5, np.nan])}}}
-    assert target_of(days) == "horizon" and metric_table(days, ["a"], ["ndcg@3"])[1][1] == "0.500 ±0.000"
+    assert find_target(days) == "horizon" and metric_table(days, ["a"], ["ndcg@3"])[1][1] == "0.500 ±0.000"
     with pytest.raises(ValueError, match=r"No metrics \['ndcg@2'\] for the table; measured were ndcg@3. See --k"):
         metric_table(days, ["a"], ["ndcg@2"])
 

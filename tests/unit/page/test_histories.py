@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-from corner_shop import TEST, customer_of, make_profile
+from corner_shop import TEST, find_customer, make_profile
 from serving_client import assert_same
 from transformers import pipeline
 
@@ -38,9 +38,9 @@ def page(model, extractor, tmp_path):
 def test_the_model_knows_what_came_before_the_cutoff(page, event_log, prepared, model, extractor):
     histories = page(event_log, prepared)
     before = event_log[event_log["when"] < TEST]
-    customers = [customer_of(before, who) for who in WHO]
+    customers = [find_customer(before, who) for who in WHO]
     scores = pipeline("preference-scores", model=model, feature_extractor=extractor)(customers)
-    embeddings = pipeline("customer-embedding", model=model, feature_extractor=extractor)(customers, now=TEST)
+    embeddings = pipeline("customer-embedding", model=model, feature_extractor=extractor)(customers, as_of=TEST)
     for who, wanted, embedding in zip(WHO, scores, embeddings, strict=True):
         live = histories.household(who).live
         assert len(live.events) == (before["who"] == who).sum() < (event_log["who"] == who).sum()

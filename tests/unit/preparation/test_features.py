@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 from synthetic_log import TEST, VALIDATION, check_rows, check_same_training_period, load_extractor, make_log, read_rows
 
-from modeling_mcm.data import EventSchema, schema_of
+from modeling_mcm.data import EventSchema, read_schema
 from modeling_mcm.hub.privacy import customers_per_value, hide_values
 from modeling_mcm.preparation import prepare
 from modeling_mcm.preparation.update import update
@@ -139,7 +139,7 @@ def test_a_log_without_a_token_type_has_one(tmp_path):
 def test_what_is_saved_reads_back(films, extractor, tmp_path):
     log, schema = make_films(), schema_with()
     assert EventSchema.from_dict(json.loads(json.dumps(schema.to_dict()))) == schema
-    again = schema_of(extractor)
+    again = read_schema(extractor)
     for key in ("name", "kind", "column", "separator", "item", "level"):
         for one, other in ((again.features, schema.features), (again.profile, schema.profile)):
             assert [getattr(spec, key) for spec in one] == [getattr(spec, key) for spec in other]

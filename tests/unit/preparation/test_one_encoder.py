@@ -10,7 +10,7 @@ import pytest
 from synthetic_log import check_row, load_extractor, read_rows
 
 from modeling_mcm import MCMFeatureExtractor
-from modeling_mcm.data import EventSchema, schema_of
+from modeling_mcm.data import EventSchema, read_schema
 from modeling_mcm.preparation import prepare
 
 BERLIN = "Europe/Berlin"
@@ -164,7 +164,7 @@ def test_sql_and_numpy_give_the_same_ids(tmp_path, seed):
     known = MCMFeatureExtractor(**stored)
     other = RandomLog(seed + 100, time_kind, value_kind, edges)
     events, profiles = other.tables()
-    prepare(events, schema_of(known), tmp_path / "scored", profile=profiles, feature_extractor=known)
+    prepare(events, read_schema(known), tmp_path / "scored", profile=profiles, feature_extractor=known)
     occurring = check_same_ids(tmp_path / "scored", other, known)
     for column in (
         "feature_item",

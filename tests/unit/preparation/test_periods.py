@@ -20,11 +20,11 @@ from synthetic_log import (
     load_extractor,
     make_log,
     make_profile,
-    profiles_of,
+    make_profiles,
     read_rows,
 )
 
-from modeling_mcm.data import NO_CUTOFFS, EventSchema, PreparedManifest, schema_of
+from modeling_mcm.data import NO_CUTOFFS, EventSchema, PreparedManifest, read_schema
 from modeling_mcm.evaluation.cases import find_cases
 from modeling_mcm.preparation import prepare
 from modeling_mcm.preparation.update import update
@@ -81,7 +81,7 @@ def test_the_last_visits_of_a_log_with_times_are_held_out(tmp_path, seed):
     log = log[~short]
     schema = EventSchema.from_dict({**SCHEMA, **LEFT_OUT})
     manifest = prepare(log, schema, tmp_path / "out", profile=profile, rows_per_shard=5)
-    rows = check_rows(tmp_path, log, profiles_of(profile))
+    rows = check_rows(tmp_path, log, make_profiles(profile))
     for row in rows.values():
         check_ends(row, ["type", "a.b"])
     counts = manifest.counts
@@ -200,7 +200,7 @@ def test_a_raw_log_is_read_by_a_checkpoint(tmp_path, order):
     log = make_ordered()
     prepare(log, schema_with(order=order), tmp_path / "out")
     extractor = load_extractor(tmp_path)
-    schema = schema_of(extractor)
+    schema = read_schema(extractor)
     assert (schema.order, schema.time, schema.cutoffs) == (order, None, NO_CUTOFFS)
     prepare(log.assign(place=log["place"] + 10**12), schema, tmp_path / "again", feature_extractor=extractor)
     again = read_rows(tmp_path, "again")

@@ -14,10 +14,10 @@ from synthetic_log import (
     TEST,
     VALIDATION,
     check_same_training_period,
+    find_customer,
     load_extractor,
     make_log,
     make_profile,
-    of_customer,
     read_rows,
     run,
     schema_with,
@@ -55,7 +55,7 @@ def test_a_visit_across_a_cutoff_does_not_leak(tmp_path):
     log = pd.DataFrame([{**base, "session": visit, "at": at} for visit, at in zip((1, 2, 1, 9), times, strict=True)])
     run(tmp_path, log)
     row = read_rows(tmp_path)["0"]
-    encoded = load_extractor(tmp_path).encode({"events": of_customer(log[:2], 0)})
+    encoded = load_extractor(tmp_path).encode({"events": find_customer(log[:2], 0)})
     assert row["validation_end"] == len(encoded["times"])
     for column, value in encoded.items():
         if column.startswith("feature_") or column in ("times", "visits"):

@@ -75,7 +75,7 @@ REFUSED = [
 ]
 
 
-def seconds_of(text):
+def express_seconds(text):
     return int(np.datetime64(text, "s").astype(np.int64))
 
 
@@ -98,7 +98,7 @@ def prepared_seconds(texts, folder, engine):
 
 def test_preparation_converts_text(tmp_path):
     found = prepared_seconds(list(READ), tmp_path, "duckdb")
-    assert dict(zip(READ, found, strict=True)) == {text: seconds_of(local) for text, local in READ.items()}
+    assert dict(zip(READ, found, strict=True)) == {text: express_seconds(local) for text, local in READ.items()}
 
 
 @pytest.mark.parametrize("text", REFUSED)
@@ -109,14 +109,14 @@ def test_preparation_refuses_what_it_would_have_to_guess(text, tmp_path):
 
 def test_spark_reads_and_refuses_the_same(spark, tmp_path):
     found = prepared_seconds(list(READ), tmp_path, "spark")
-    assert dict(zip(READ, found, strict=True)) == {text: seconds_of(local) for text, local in READ.items()}
+    assert dict(zip(READ, found, strict=True)) == {text: express_seconds(local) for text, local in READ.items()}
     with pytest.raises(ValueError, match=f"'at' has {len(REFUSED)} values that cannot be read"):
         prepared_seconds(["2024-07-10", *REFUSED], tmp_path, "spark")
 
 
 @pytest.mark.parametrize(("text", "local"), READ.items())
 def test_the_extractor_converts_text(text, local):
-    assert to_seconds(text, read_zone(BERLIN)) == seconds_of(local)
+    assert to_seconds(text, read_zone(BERLIN)) == express_seconds(local)
 
 
 @pytest.mark.parametrize("text", REFUSED)
@@ -130,13 +130,13 @@ ZONES = [BERLIN, "America/New_York", "Australia/Lord_Howe", "Asia/Kathmandu", "A
 
 @pytest.mark.parametrize("zone", ZONES)
 def test_moments_are_those_of_the_time_zone_database(zone):
-    first, last = seconds_of("1965-01-01"), seconds_of("2030-01-01")
+    first, last = express_seconds("1965-01-01"), express_seconds("2030-01-01")
     steps = offset_steps(ZoneInfo(zone), [(first, last)])
     generator = np.random.default_rng(0)
     near = [start + shift for start, _ in steps[1:] for shift in (-1, 0, 1)]
     for second in [*generator.integers(first, last, 200).tolist(), *near]:
         moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=second)
-        local = seconds_of(moment.astimezone(ZoneInfo(zone)).replace(tzinfo=None).isoformat())
+        local = express_seconds(moment.astimezone(ZoneInfo(zone)).replace(tzinfo=None).isoformat())
         assert second + sum(change for start, change in steps if second >= start) == local
         for value in (moment, pd.Timestamp(moment), moment.isoformat(), f"{moment:%Y-%m-%d %H:%M:%S} UTC"):
             assert to_seconds(value, ZoneInfo(zone)) == local
@@ -162,7 +162,7 @@ def test_before_1970_hour_and_weekday_are_those_of_the_calendar(tmp_path, year):
 def test_a_time_of_the_future_is_told(tmp_path, caplog, late):
     log = make_log()
     log["at"] = log["at"].dt.strftime("%Y-%m-%d %H:%M:%S")
-    run(tmp_path, log, name="now")
+    run(tmp_path, log, name="as_of")
     assert "which is not yet" not in caplog.text
     log.loc[3, "at"] = late
     run(tmp_path, log, schema_with(time_zone=BERLIN), name="late")

@@ -1,6 +1,6 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Values of numeric features and the moment `now`: from the log to what a model reads, alike on both ways."""
+"""Values of numeric features and the moment `as_of`: from the log to what a model reads, alike on both ways."""
 
 import json
 from datetime import UTC, datetime, timedelta
@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from choices import PAPER, of_data
-from synthetic_log import check_row, load_extractor, make_log, of_customer, read_rows, run, schema_with
+from choices import PAPER, from_data
+from synthetic_log import check_row, find_customer, load_extractor, make_log, read_rows, run, schema_with
 
 from modeling_mcm import MCMConfig, MCMFeatureExtractor
 from modeling_mcm.data import load_prepared
@@ -80,7 +80,7 @@ def test_preparation_keeps_the_values_that_the_feature_extractor_gives(tmp_path,
     assert extractor.numeric_features == ["price", "cost"]
     rows = read_rows(tmp_path)
     for name, row in rows.items():
-        encoded = extractor.encode({"customer_id": name, "events": of_customer(log, int(name))})
+        encoded = extractor.encode({"customer_id": name, "events": find_customer(log, int(name))})
         check_row(row, encoded, name)
         for column in ("value_price", "value_cost"):
             assert encoded[column].dtype == np.float32 and np.isfinite(encoded[column]).all()
@@ -130,25 +130,25 @@ def test_only_an_extractor_with_numeric_features_names_their_values(extractor, t
 
 def test_now_is_in_days_since_the_first_kept_event(extractor, warnings_of_mcm):
     rows = [extractor.encode(each) for each in (customer([0, 3]), customer([1, 2, 8]), customer([]))]
-    now = [FIRST + 3 * DAY, FIRST + 20.5 * DAY, FIRST]
-    batch = extractor.pad(rows, now=now)
-    assert batch["now"].dtype == torch.float32 and batch["now"].tolist() == [3.0, 19.5, 0.0]
+    as_of = [FIRST + 3 * DAY, FIRST + 20.5 * DAY, FIRST]
+    batch = extractor.pad(rows, as_of=as_of)
+    assert batch["as_of"].dtype == torch.float32 and batch["as_of"].tolist() == [3.0, 19.5, 0.0]
     plain = extractor.pad(rows)
-    assert list(batch) == [*plain, "now"] and all(torch.equal(batch[name], plain[name]) for name in plain)
-    assert extractor.pad(rows, max_events=3, now=now)["now"].tolist() == [0.0, 12.5, 0.0]
-    for given in (np.array(now), torch.tensor(now, dtype=torch.float64)):
-        assert torch.equal(extractor.pad(rows, now=given)["now"], batch["now"])
+    assert list(batch) == [*plain, "as_of"] and all(torch.equal(batch[name], plain[name]) for name in plain)
+    assert extractor.pad(rows, max_events=3, as_of=as_of)["as_of"].tolist() == [0.0, 12.5, 0.0]
+    for given in (np.array(as_of), torch.tensor(as_of, dtype=torch.float64)):
+        assert torch.equal(extractor.pad(rows, as_of=given)["as_of"], batch["as_of"])
     assert not warnings_of_mcm
 
 
 def test_events_later_than_now_are_left_out_before_the_window(extractor, warnings_of_mcm):
     days = [0, 1, 2, 5, 6, 7, 8]
     rows = [extractor.encode(customer(days)), extractor.encode(customer([4]))]
-    batch = extractor.pad(rows, max_events=5, now=[FIRST + 5 * DAY, FIRST + 3 * DAY])
+    batch = extractor.pad(rows, max_events=5, as_of=[FIRST + 5 * DAY, FIRST + 3 * DAY])
     earlier = extractor.pad([extractor.encode(customer(days[:4])), extractor.encode(customer([]))], max_events=5)
     assert all(torch.equal(batch[name], earlier[name]) for name in earlier)
-    assert batch["now"].tolist() == [3.0, 0.0]
-    assert len(warnings_of_mcm) == 1 and "later than `now`" in warnings_of_mcm[0]
+    assert batch["as_of"].tolist() == [3.0, 0.0]
+    assert len(warnings_of_mcm) == 1 and "later than `as_of`" in warnings_of_mcm[0]
     assert len(rows[0]["times"]) == 2 * len(days)  # the caller's row is as it was
 
 
@@ -158,18 +158,18 @@ def test_a_visit_that_goes_on_at_now_has_no_end(extractor):
         {"when": START + timedelta(hours=hour), "action": "buy", "item": 1, "price": hour, "basket": basket}
         for hour, basket in ((0, "a"), (2, "a"), (1, "b"), (3, "b"))
     ]
-    batch = extractor({"events": events}, now=START + timedelta(hours=1))
+    batch = extractor({"events": events}, as_of=START + timedelta(hours=1))
     assert batch["event_values"][0, :, 0].tolist() == [0, 0, 1] and batch["visit_ids"].tolist() == [[0, 1, 2]]
-    assert batch["now"].tolist() == [np.float32(1 / 24)] == batch["event_times"][0, -1:].tolist()
+    assert batch["as_of"].tolist() == [np.float32(1 / 24)] == batch["event_times"][0, -1:].tolist()
 
 
 @pytest.mark.parametrize("moment", [float("nan"), float("inf"), -np.inf, None, "2024-01-01"])
 def test_a_row_whose_now_is_no_moment_is_named(extractor, moment):
     rows = [extractor.encode(customer([1])), extractor.encode(customer([1], customer_id="ann"))]
-    with pytest.raises(ValueError, match="Row 1 .customer 'ann'.: `now` is .*, expected a moment in seconds"):
-        extractor.pad(rows, now=[FIRST, moment])
-    with pytest.raises(ValueError, match="1 moments `now` of 2 rows"):
-        extractor.pad(rows, now=[FIRST])
+    with pytest.raises(ValueError, match="Row 1 .customer 'ann'.: `as_of` is .*, expected a moment in seconds"):
+        extractor.pad(rows, as_of=[FIRST, moment])
+    with pytest.raises(ValueError, match="1 moments `as_of` of 2 rows"):
+        extractor.pad(rows, as_of=[FIRST])
 
 
 NOON = START + timedelta(days=4.5)
@@ -180,29 +180,29 @@ MOMENTS += [np.int64(FIRST + 9 * DAY // 2), NOON.replace(tzinfo=UTC), "2024-01-0
 @pytest.mark.parametrize("moment", MOMENTS, ids=lambda moment: f"{type(moment).__name__} {moment}")
 def test_moments_are_read_as_times_of_the_log_are(extractor, moment):
     customers = [customer([0, 4]), customer([1])]
-    assert extractor(customers, now=moment)["now"].tolist() == [4.5, 3.5]
-    assert extractor(customers[0], now=moment)["now"].tolist() == [4.5]
+    assert extractor(customers, as_of=moment)["as_of"].tolist() == [4.5, 3.5]
+    assert extractor(customers[0], as_of=moment)["as_of"].tolist() == [4.5]
     for each in ([START + timedelta(days=9), moment], pd.Series([START + timedelta(days=9), moment], dtype=object)):
-        assert extractor(customers, now=each)["now"].tolist() == [9.0, 3.5]
+        assert extractor(customers, as_of=each)["as_of"].tolist() == [9.0, 3.5]
 
 
 def test_a_moment_with_a_zone_goes_to_the_zone_of_the_log():
     extractor = make(time_zone="Europe/Berlin")
-    assert extractor(customer([0]), now="2024-01-01T23:00:00Z")["now"].tolist() == [1.0]
+    assert extractor(customer([0]), as_of="2024-01-01T23:00:00Z")["as_of"].tolist() == [1.0]
 
 
 def test_moments_that_cannot_be_read_are_refused(extractor):
-    for moment, words in (("soon", "`now`: found 'soon', which is no time"), (True, "`now`: found True")):
+    for moment, words in (("soon", "`as_of`: found 'soon', which is no time"), (True, "`as_of`: found True")):
         with pytest.raises(ValueError, match=words):
-            extractor(customer([1]), now=moment)
-    with pytest.raises(ValueError, match="Row 0: `now` is nan"):
-        extractor(customer([1]), now=float("nan"))
-    with pytest.raises(ValueError, match="Found 3 moments `now` of 2 customers"):
-        extractor([customer([1]), customer([2])], now=[START] * 3)
+            extractor(customer([1]), as_of=moment)
+    with pytest.raises(ValueError, match="Row 0: `as_of` is nan"):
+        extractor(customer([1]), as_of=float("nan"))
+    with pytest.raises(ValueError, match="Found 3 moments `as_of` of 2 customers"):
+        extractor([customer([1]), customer([2])], as_of=[START] * 3)
     features = [feature for feature in FEATURES if feature["name"] != "gap"]
     bins = {name: [] for name in ("a.b", "amount", "age")}
     with pytest.raises(ValueError, match="has no times but `order`; leave it out"):
-        make(features=features, bins=bins, order="rows")({"events": []}, now=START)
+        make(features=features, bins=bins, order="rows")({"events": []}, as_of=START)
 
 
 @pytest.mark.parametrize("mode", ["train", "evaluate", "predict"])
@@ -214,7 +214,9 @@ def test_values_stay_with_their_events_in_every_batch(tmp_path, mode, augmentati
     extractor = load_extractor(tmp_path)
     rows = PreparedRows(load_prepared(tmp_path / "out", cache_dir=tmp_path / "cache"))
     choices = PAPER | {"augmentation": augmentation} | ({"readout": "last"} if augmentation == "masked_lm" else {})
-    config = MCMConfig(**of_data(extractor), input_features=["type"], **choices)  # which no event without an item has
+    config = MCMConfig(
+        **from_data(extractor), input_features=["type"], **choices
+    )  # which no event without an item has
     collator = MCMCollator(extractor, config, mode, objective=Objective(mask_probability=0.4))
     batch = collator(rows.__getitems__(list(range(len(rows)))))
     ids, values = batch["input_ids"], batch["event_values"][..., 0]

@@ -7,8 +7,8 @@ from datetime import datetime
 import numpy as np
 import pandas as pd
 import pytest
-from choices import EXTENDED, TINY, of_data
-from corner_shop import customer_of
+from choices import EXTENDED, TINY, from_data
+from corner_shop import find_customer
 from transformers import pipeline
 from transformers.utils import logging
 
@@ -31,7 +31,7 @@ def data(prepared):
 def model(data):
     """A tiny model whose state is trained on the data set."""
     sizes = {"state_size": 16, "summed_features": data.extractor.numeric_features, "forecast_days": [7.0, DAYS]}
-    model = MCMModel(MCMConfig(**(of_data(data.extractor) | TINY | EXTENDED | sizes)))
+    model = MCMModel(MCMConfig(**(from_data(data.extractor) | TINY | EXTENDED | sizes)))
     rows = PreparedRows(data.rows, trainable(np.asarray(data.rows["validation_end"])))
     train_state(model, data.extractor, rows, data.schema.cutoff_seconds("validation"))
     return model.eval()
@@ -89,11 +89,11 @@ def test_the_command_writes_any_horizon_and_prints_the_totals(model, data, comma
     assert total.startswith(f"visits in {DAYS} days from {found.moment:%Y-%m-%d}: {found.expected:,.0f}; errors ")
     assert [f"{past.error:+.0%} from {past.moment:%Y-%m-%d}" in total for past in found.past] == [True] * 3
     row = pd.read_parquet(tmp_path / "out").set_index("customer_id").loc["c07"]
-    told = pipeline("customer-forecast", model=str(tmp_path / "model"))(customer_of(event_log, "c07"), days=[DAYS])
+    told = pipeline("customer-forecast", model=str(tmp_path / "model"))(find_customer(event_log, "c07"), days=[DAYS])
     numbers = {name: value for name, value in told.items() if not isinstance(value, str)}
     assert {name: row[name] for name in numbers} == pytest.approx(numbers, rel=1e-4)
     assert not any("_7d" in name for name in row.index)
-    command("run_predict", *options, "--total", "visits", "--now", "2017-11-01", fails="leave out --now")
+    command("run_predict", *options, "--total", "visits", "--as_of", "2017-11-01", fails="leave out --as_of")
 
 
 def test_missing_weeks_are_told(model, prepare_log, event_log, monkeypatch):

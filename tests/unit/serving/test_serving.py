@@ -63,10 +63,10 @@ def test_answers_are_those_of_the_model(client, events, live):
     assert post(client, events) == {"added": len(events), "known": 0, "late": [], "customers": {"c03": len(events)}}
     answer = scores(client, k=4)
     assert (answer["customer_id"], answer["events"]) == ("c03", len(events))
-    assert answer["now"] == max(each["event"]["when"] for each in events).removesuffix(".000")
+    assert answer["as_of"] == max(each["event"]["when"] for each in events).removesuffix(".000")
     assert_same(answer["tasks"], live.scores(k=4))
-    one = scores(client, task="aisle", k=1, now="2018-01-01")
-    assert_same(one["tasks"], live.scores(now="2018-01-01", tasks=["aisle"], k=1))
+    one = scores(client, task="aisle", k=1, as_of="2018-01-01")
+    assert_same(one["tasks"], live.scores(as_of="2018-01-01", tasks=["aisle"], k=1))
     found = client.get("/customers/c03/embedding").json()["embedding"]
     np.testing.assert_allclose(found, live.embedding(), atol=1e-5)
     explained = client.get("/customers/c03/explain", params={"task": "items", "visits": 2}).json()["explanation"]
@@ -363,8 +363,8 @@ def test_bad_events_are_refused_and_nothing_of_the_body_is_kept(client, events, 
         (422, "/customers/c03/scores?topk=3", "query.topk: Extra inputs are not permitted"),
         (422, "/customers/c03/scores?k=0", "query.k: Input should be greater than or equal to 1"),
         (422, "/customers/c03/scores?k=1000000", "query.k: Input should be less than or equal to 1000"),
-        (422, "/customers/c03/scores?now=2017-01-01", "the clock went back, or the event lies in the future"),
-        (422, "/customers/c03/embedding?now=soon", "`now`: found 'soon', which is no time"),
+        (422, "/customers/c03/scores?as_of=2017-01-01", "the clock went back, or the event lies in the future"),
+        (422, "/customers/c03/embedding?as_of=soon", "`as_of`: found 'soon', which is no time"),
         (422, "/customers/c03/explain?task=items&label=nope", "Task 'items' has no label 'nope'"),
         (501, "/customers/c03/forecast", "has no trained forecasts: they would be made up."),
         (404, "/customer/c03", "Not Found"),

@@ -30,7 +30,7 @@ def test_the_seed_decides_the_weights_and_training_lowers_the_losses():
     for name, value in first.state_dict().items():
         assert torch.equal(value, second.state_dict()[name])
     start = VisitForecaster()
-    start.of_visits.range, start.of_amounts.range = first.of_visits.range, first.of_amounts.range
+    start.visit_network.range, start.amount_network.range = first.visit_network.range, first.amount_network.range
     with torch.no_grad():
         untrained = compute_losses(start, examples)
         trained = compute_losses(first, examples)
@@ -48,6 +48,6 @@ def test_the_command_writes_what_loads(tmp_path, capsys):
 
 
 def test_weights_of_another_network_are_refused(tmp_path):
-    save_file({"of_visits.output.bias": torch.zeros(7)}, tmp_path / "weights.safetensors")
+    save_file({"visit_network.output.bias": torch.zeros(7)}, tmp_path / "weights.safetensors")
     with pytest.raises(ValueError, match="weights of another network: train it again"):
         load_weights(VisitForecaster(), tmp_path / "weights.safetensors")

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from choices import PAPER, TINY, of_data
+from choices import PAPER, TINY, from_data
 
 from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMModel
 from modeling_mcm.data import load_prepared
@@ -34,7 +34,7 @@ DAY = 86_400
 
 def make_model(extractor, **changes):
     torch.manual_seed(0)
-    choices = of_data(extractor) | TINY | PAPER | {"augmentation": "all_prefixes", "state_size": 12}
+    choices = from_data(extractor) | TINY | PAPER | {"augmentation": "all_prefixes", "state_size": 12}
     return MCMModel(MCMConfig(**choices | {"summed_features": extractor.numeric_features} | changes))
 
 
@@ -209,7 +209,7 @@ def test_overlapping_visits_are_followed_in_the_order_of_time(extractor, rows):
 def test_the_same_seed_gives_the_same_state(extractor, rows, trained, seed):
     model = make_model(extractor)
     train_state(model, extractor, rows, CUTOFF, seed)
-    assert torch.equal(model.state.direct.weight, trained[0].state.direct.weight) == (seed == 0)
+    assert torch.equal(model.state.linear.weight, trained[0].state.linear.weight) == (seed == 0)
 
 
 def test_no_more_steps_than_allowed(extractor, rows, monkeypatch):

@@ -19,11 +19,11 @@ from modeling_mcm.training.trainer import FAST_PARAMETERS, MCMTrainer
 @pytest.fixture
 def pass_time(monkeypatch):
     """A function that lets seconds pass, for the clock alone."""
-    now = [100.0]
-    monkeypatch.setattr("modeling_mcm.training.callbacks.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    as_of = [100.0]
+    monkeypatch.setattr("modeling_mcm.training.callbacks.time", SimpleNamespace(perf_counter=lambda: as_of[0]))
 
     def pass_time(seconds):
-        now[0] += seconds
+        as_of[0] += seconds
 
     return pass_time
 
