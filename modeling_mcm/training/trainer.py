@@ -30,7 +30,7 @@ from modeling_mcm.training.scorer import ScorerFit
 # counts alike in a task with few labels and in one with thousands.
 BEST_METRIC = "next_visit_ndcg@10"
 MIN_METRIC = 1e-3  # values below it count as it
-# Exponent of the encoder's own NDCG@10 in that metric: an encoder that adds nothing yet but gets better trains on.
+# Exponent of the encoder's own NDCG@10 in that metric while it adds nothing to any task: a better one trains on.
 OF_ENCODER = 0.1
 # Single parameters. With the learning rate of a matrix they would hardly move.
 FAST_PARAMETERS = ("readout_scale",)
@@ -198,8 +198,9 @@ class MCMTrainer(ResumableTrainer):
         gains = fit.measure_encoder()
         for task, found in zip(self.train_collator.config.tasks, gains, strict=True):
             metrics |= {f"eval_{task}_{BEST_METRIC}": found.ndcg, f"eval_{task}_encoder_ndcg@10": found.alone}
-        combined, alone = (geometric_mean([getattr(found, name) for found in gains]) for name in ("ndcg", "alone"))
-        metrics[f"eval_{BEST_METRIC}"] = combined * alone**OF_ENCODER
+        metrics[f"eval_{BEST_METRIC}"] = geometric_mean([found.ndcg for found in gains])
+        if not any(found.gain > found.error for found in gains):
+            metrics[f"eval_{BEST_METRIC}"] *= geometric_mean([found.alone for found in gains]) ** OF_ENCODER
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
