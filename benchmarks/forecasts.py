@@ -19,8 +19,7 @@ from scipy.special import betaln, gammaln, hyp2f1
 
 from logs import Log
 from modeling_mcm.data import PreparedData
-from modeling_mcm.data.cases import flat_values, list_lengths
-from modeling_mcm.evaluation.histories import arrow_batches
+from modeling_mcm.data.cases import arrow_batches, flat_values, list_lengths
 from modeling_mcm.events_mcm import SECONDS_PER_DAY
 from modeling_mcm.forecaster_mcm import Distribution, VisitForecaster, shop_statistics
 from modeling_mcm.training.forecaster import SHIPPED_WEIGHTS, load_weights, pad_visits

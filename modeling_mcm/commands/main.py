@@ -7,7 +7,7 @@ import sys
 
 from modeling_mcm import __version__
 
-# Each name is a module of this folder with a function `main()`.
+# Each name but `start` is a module of this folder with a function `main()`.
 COMMANDS = {
     "prepare": "prepare an event log for training: check it, split it by time, make one row for each customer",
     "update": "add the new files of the log to a prepared data set",
@@ -43,6 +43,8 @@ def main() -> None:
         raise SystemExit(f"mcm: found {name!r}, expected one of {', '.join(COMMANDS)}; see mcm --help.")
     else:
         sys.argv = [f"mcm {name}", *words]
+        if name == "start":  # pre-training without an encoder
+            name, sys.argv = "pretrain", [*sys.argv, "--encoder=none"]
         try:
             importlib.import_module(f"modeling_mcm.commands.{name}").main()
         except ImportError as error:  # the message names the package and its extra

@@ -8,8 +8,8 @@ label in any task besides the token type: where nothing else is known of an even
 Preparation and updates count the cases of the shards that they write, and evaluation reads the targets of each case.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from modeling_mcm.configuration_mcm import MISSING_ID
 from modeling_mcm.data.schema import EventSchema
+from modeling_mcm.events_mcm import check_columns
 
 CUTOFFS = ("validation", "test")
 ENDS = tuple(f"{cutoff}_end" for cutoff in CUTOFFS)  # columns with the number of a row's events before each cutoff
@@ -49,6 +50,35 @@ def list_lengths(table: pa.Table, column: str) -> NDArray[np.int64]:
     """Counts the values in each row's list; a null list counts as empty."""
     lengths = [pc.fill_null(pc.list_value_length(chunk), 0) for chunk in table[column].chunks]
     return np.concatenate([np.zeros(0, np.int64), *(chunk.to_numpy(zero_copy_only=False) for chunk in lengths)])
+
+
+def arrow_batches(rows: Any, columns: Sequence[str], batch_size: int = 1024) -> Iterator[pa.Table]:
+    """Reads some columns of prepared rows (`datasets.Dataset` or `pyarrow.Table`) in batches of customers; a
+    `ValueError` names a missing column."""
+    fix = "Expected prepared rows; check the name of the task, or prepare the data again with a schema that has it."
+    check_columns(rows.column_names, columns, "The rows have", fix)
+    if isinstance(rows, pa.Table):
+        table = rows.select(list(columns))
+        yield from (table.slice(start, batch_size) for start in range(0, len(table), batch_size))
+    else:
+        yield from rows.select_columns(list(columns)).with_format("arrow").iter(batch_size)
+
+
+def select_rows(rows: Any, indices: NDArray[np.int64]) -> Any:
+    """Selects some of the prepared rows; the result has the class of `rows`."""
+    return rows.take(indices) if isinstance(rows, pa.Table) else rows.select(indices)
+
+
+def run_starts(*columns: NDArray) -> NDArray[np.bool_]:
+    """Marks where a run of rows with equal values in all columns begins, in a mask of shape `(rows,)`."""
+    starts = np.ones(len(columns[0]), dtype=bool)
+    starts[1:] = np.any([column[1:] != column[:-1] for column in columns], axis=0)
+    return starts
+
+
+def compute_offsets(counts: NDArray) -> NDArray[np.int64]:
+    """Computes where groups of these sizes begin; the last number is where the last group ends."""
+    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
 
 class CaseEvents(NamedTuple):

@@ -24,7 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modeling_mcm.configuration_mcm import FIRST_LABEL
-from modeling_mcm.evaluation.histories import TaskHistory, compute_offsets, run_starts, select_rows, task_histories
+from modeling_mcm.data.cases import compute_offsets, run_starts, select_rows
+from modeling_mcm.evaluation.histories import TaskHistory, task_histories
 from modeling_mcm.evaluation.metrics import distinct_targets, ndcg_at_k, tie_ranks
 from modeling_mcm.extras import needs
 

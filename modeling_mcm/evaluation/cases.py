@@ -25,8 +25,17 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from modeling_mcm.data import PreparedData
-from modeling_mcm.data.cases import ENDS, CaseEvents, check_cutoff, flat_values
-from modeling_mcm.evaluation.histories import arrow_batches, compute_offsets, run_starts, select_rows, task_histories
+from modeling_mcm.data.cases import (
+    ENDS,
+    CaseEvents,
+    arrow_batches,
+    check_cutoff,
+    compute_offsets,
+    flat_values,
+    run_starts,
+    select_rows,
+)
+from modeling_mcm.evaluation.histories import task_histories
 from modeling_mcm.events_mcm import SECONDS_PER_DAY
 
 logger = logging.getLogger(__name__)

@@ -19,10 +19,10 @@ import torch
 from numpy.typing import NDArray
 from transformers.utils.logging import tqdm
 
+from modeling_mcm.data.cases import select_rows
 from modeling_mcm.evaluation.baselines import Baseline, MostPopular, NearestCustomers, Transitions, VisitFrequency
 from modeling_mcm.evaluation.cases import EvaluationCases
 from modeling_mcm.evaluation.gbdt import LightGBMRanker, NothingToLearnError, expected_seconds
-from modeling_mcm.evaluation.histories import select_rows
 from modeling_mcm.evaluation.metrics import Interval, paired_difference
 from modeling_mcm.evaluation.ranking import TargetRanks
 

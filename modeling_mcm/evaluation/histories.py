@@ -7,7 +7,7 @@ Everything is computed on flat Arrow columns, in which the events of a batch of 
 Shapes: B customers of a batch.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -16,37 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from modeling_mcm.configuration_mcm import FIRST_LABEL
-from modeling_mcm.data.cases import check_cutoff, flat_values, list_lengths
-from modeling_mcm.events_mcm import check_columns
-
-
-def arrow_batches(rows: Any, columns: Sequence[str], batch_size: int = 1024) -> Iterator[pa.Table]:
-    """Reads some columns of prepared rows (`datasets.Dataset` or `pyarrow.Table`) in batches of customers; a
-    `ValueError` names a missing column."""
-    fix = "Expected prepared rows; check the name of the task, or prepare the data again with a schema that has it."
-    check_columns(rows.column_names, columns, "The rows have", fix)
-    if isinstance(rows, pa.Table):
-        table = rows.select(list(columns))
-        yield from (table.slice(start, batch_size) for start in range(0, len(table), batch_size))
-    else:
-        yield from rows.select_columns(list(columns)).with_format("arrow").iter(batch_size)
-
-
-def select_rows(rows: Any, indices: NDArray[np.int64]) -> Any:
-    """Selects some of the prepared rows; the result has the class of `rows`."""
-    return rows.take(indices) if isinstance(rows, pa.Table) else rows.select(indices)
-
-
-def run_starts(*columns: NDArray) -> NDArray[np.bool_]:
-    """Marks where a run of rows with equal values in all columns begins, in a mask of shape `(rows,)`."""
-    starts = np.ones(len(columns[0]), dtype=bool)
-    starts[1:] = np.any([column[1:] != column[:-1] for column in columns], axis=0)
-    return starts
-
-
-def compute_offsets(counts: NDArray) -> NDArray[np.int64]:
-    """Computes where groups of these sizes begin; the last number is where the last group ends."""
-    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+from modeling_mcm.data.cases import arrow_batches, check_cutoff, flat_values, list_lengths, run_starts
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from modeling_mcm.data.cases import select_rows
 from modeling_mcm.evaluation.cases import EvaluationCases, seen_labels
-from modeling_mcm.evaluation.histories import select_rows, task_histories
+from modeling_mcm.evaluation.histories import task_histories
 from modeling_mcm.evaluation.metrics import bootstrap_interval, list_properties
 from modeling_mcm.evaluation.reports import with_half_interval
 from modeling_mcm.files_mcm import atomic_write

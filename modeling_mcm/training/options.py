@@ -13,7 +13,10 @@ from transformers import TrainingArguments
 from transformers.integrations import is_tensorboard_available
 
 from modeling_mcm.option import option
-from modeling_mcm.training.trainer import BEST_METRIC
+
+# The metric that decides about early stopping and the best model, as the geometric mean over the tasks: a change by 1%
+# counts alike in a task with few labels and in one with thousands.
+BEST_METRIC = "next_visit_ndcg@10"
 
 AUTO, NONE = "auto", "none"
 

@@ -37,7 +37,7 @@ from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.training.fitting import fill_label_values, learn_state, popularity, trainable
 from modeling_mcm.training.moments import MOST_STEPS
-from modeling_mcm.training.options import NONE, ModelOptions, PretrainingArguments
+from modeling_mcm.training.options import BEST_METRIC, NONE, ModelOptions, PretrainingArguments
 from modeling_mcm.training.recipe import Recipe, recipe_for
 from modeling_mcm.training.resuming import (
     PRETRAINING,
@@ -49,7 +49,7 @@ from modeling_mcm.training.resuming import (
 )
 from modeling_mcm.training.scorer import ScorerFit
 from modeling_mcm.training.sizes import make_config
-from modeling_mcm.training.trainer import BEST_METRIC, MCMTrainer
+from modeling_mcm.training.trainer import MCMTrainer
 
 logger = logging.get_logger(__name__)
 # Options that say when the recipe evaluates, saves and ends. They belong together: if the command line sets one of

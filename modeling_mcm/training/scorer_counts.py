@@ -13,8 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from modeling_mcm.configuration_mcm import FIRST_LABEL
-from modeling_mcm.data.cases import flat_values, list_lengths
-from modeling_mcm.evaluation.histories import arrow_batches, compute_offsets, run_starts
+from modeling_mcm.data.cases import arrow_batches, compute_offsets, flat_values, list_lengths, run_starts
 from modeling_mcm.events_mcm import SECONDS_PER_DAY
 from modeling_mcm.scorer_mcm import MOST_DENSE, RATE_HALF_LIFE, LabelTables
 

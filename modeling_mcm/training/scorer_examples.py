@@ -17,10 +17,16 @@ from numpy.typing import NDArray
 
 from modeling_mcm.configuration_mcm import FIRST_LABEL, MCMConfig
 from modeling_mcm.data import PreparedData
-from modeling_mcm.data.cases import deciding_tasks, flat_values, list_lengths
+from modeling_mcm.data.cases import (
+    arrow_batches,
+    compute_offsets,
+    deciding_tasks,
+    flat_values,
+    list_lengths,
+    run_starts,
+)
 from modeling_mcm.data.collator import MCMCollator, PreparedRows, batches_by_length
 from modeling_mcm.evaluation.cases import cases_at
-from modeling_mcm.evaluation.histories import arrow_batches, compute_offsets, run_starts
 from modeling_mcm.events_mcm import SECONDS_PER_DAY
 from modeling_mcm.inputs_mcm import RowBatch
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation

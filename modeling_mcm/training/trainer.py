@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence, Sized
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -23,13 +23,13 @@ from modeling_mcm.data.collator import LengthGroupedSampler, MCMCollator
 from modeling_mcm.evaluation.metrics import ranks_from_logits
 from modeling_mcm.evaluation.ranking import StreamingMetrics
 from modeling_mcm.training.callbacks import EarlyStopping, EpochCallback, TrainingClock, WeightAverage
+from modeling_mcm.training.options import BEST_METRIC
 from modeling_mcm.training.resumable import ResumableTrainer
-from modeling_mcm.training.scorer import ScorerFit
 
-# The metric that decides about early stopping and the best model, as the geometric mean over the tasks: a change by 1%
-# counts alike in a task with few labels and in one with thousands.
-BEST_METRIC = "next_visit_ndcg@10"
-MIN_METRIC = 1e-3  # values below it count as it
+if TYPE_CHECKING:
+    from modeling_mcm.training.scorer import ScorerFit
+
+MIN_METRIC = 1e-3  # metrics below it count as it
 # Exponent of the encoder's own NDCG@10 in that metric while it adds nothing to any task: a better one trains on.
 OF_ENCODER = 0.1
 # Single parameters. With the learning rate of a matrix they would hardly move.
@@ -71,7 +71,7 @@ class MCMTrainer(ResumableTrainer):
         *,
         train_collator: MCMCollator,
         eval_collator: MCMCollator | None = None,
-        scorer_fit: ScorerFit | None = None,
+        scorer_fit: "ScorerFit | None" = None,
         scalar_lr_factor: float = 20.0,
         ema_decay: float | None = None,
         patience: int | None = None,
@@ -192,7 +192,7 @@ class MCMTrainer(ResumableTrainer):
                 return super().evaluate(*args, **kwargs)
             return self._evaluate_scorer(fit)
 
-    def _evaluate_scorer(self, fit: ScorerFit) -> dict[str, float]:
+    def _evaluate_scorer(self, fit: "ScorerFit") -> dict[str, float]:
         """Evaluates the scorer with the encoder as it is, as `evaluate` reports metrics."""
         metrics: dict[str, float] = {}
         gains = fit.measure_encoder()

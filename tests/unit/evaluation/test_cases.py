@@ -9,9 +9,10 @@ import pyarrow as pa
 import pytest
 
 from modeling_mcm.data import PreparedData
+from modeling_mcm.data.cases import arrow_batches, select_rows
 from modeling_mcm.data.collator import MCMCollator, PreparedRows
 from modeling_mcm.evaluation.cases import find_cases
-from modeling_mcm.evaluation.histories import arrow_batches, select_rows, task_histories
+from modeling_mcm.evaluation.histories import task_histories
 
 VALIDATION, TEST = 100, 200  # days
 
