@@ -21,7 +21,7 @@ NAMES = {
 OF_REPEATS = (
     "visit_frequency",
     "lightgbm",
-)  # where no label is ranked that the customer met, they have nothing to say
+)  # where no label is ranked that the customer has seen, they have nothing to say
 TUNED = {"visit_frequency": "the half-life, on training data", "lightgbm": "the number of trees, on training data"}
 
 
@@ -34,7 +34,7 @@ def fit(name: str, log: Log, data: PreparedData, seed: int, folder: Path) -> Ran
 
     def rank(cases):
         lists = {}
-        if name == "visit_frequency" and cases.met is not None:
+        if name == "visit_frequency" and cases.seen is not None:
             return {}, lists
         return {task: evaluate_baseline(each, data.rows, cases, (10,), lists) for task, each in fitted.items()}, lists
 

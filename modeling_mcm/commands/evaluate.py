@@ -148,7 +148,7 @@ class EvaluationOptions:
         """What is ranked, and what the targets are if they are not those of the next visit, in words."""
         words = "everything is ranked, nothing is filtered"
         if self.filter_seen or self.only_new:
-            words = "what the customer seen before the cutoff is neither ranked nor a target"
+            words = "what the customer has seen before the cutoff is neither ranked nor a target"
         return words + (f"; the targets are those of {self.horizon_days:g} days" if self.horizon_days else "")
 
 

@@ -54,7 +54,7 @@ def default_baselines(cases: EvaluationCases, label_sizes: Mapping[str, int]) ->
     names, left_out = [*FIRST_BASELINES, *STRONG_BASELINES], []
     if cases.seen is not None:
         names.remove("visit_frequency")
-        left_out.append("visit_frequency is left out: it counts what the customer seen, which is not ranked.")
+        left_out.append("visit_frequency is left out: it counts what the customer has seen, which is not ranked.")
     seconds = sum(expected_seconds(len(cases), size) for size in label_sizes.values())
     if not_installed(["lightgbm"]):
         left_out.append("lightgbm is left out, for it is not installed: `pip install modeling-mcm[gbdt]` adds it.")

@@ -282,9 +282,9 @@ def _update(
             if new_people and profiles is not None:
                 table = _refresh_profiles(table, profiles, schema)
             new_rows = shard_table(rows.filter(rows.shard == k).to_pyarrow(), schema)
-            table, before, after = _exchange_rows(table, *changes.select_shard(k), new_rows)
-            before.cases.update(count_cases(before, schema))
-            after.cases.update(count_cases(after, schema))
+            table, old_rows, changed_rows = _exchange_rows(table, *changes.select_shard(k), new_rows)
+            before.cases.update(count_cases(old_rows, schema))
+            after.cases.update(count_cases(changed_rows, schema))
             return table
 
         written = {*range(len(manifest.shards))} if new_people else {*changes.shards.tolist()}

@@ -61,7 +61,7 @@ def test_filter_seen_leaves_out_labels_met_before(evaluate, prepared, tmp_path):
     assert values["customer_id"].to_pylist() == 2 * cases.customer_ids  # of transitions and of MCM
     has_target = [len(cases.targets["items"][case]) > 0 for case in range(len(cases))]
     assert (~np.isnan(values["value"].to_numpy())).tolist() == 2 * has_target and not all(has_target)
-    assert "What the customer seen before the cutoff is neither ranked nor a target." in said
+    assert "What the customer has seen before the cutoff is neither ranked nor a target." in said
     assert numbers["filter_seen"] and numbers["lists"]["MCM"]["items"]["repeats"] == 0
 
 

@@ -19,7 +19,7 @@ from modeling_mcm import (
     action_mcm,
 )
 from modeling_mcm.action_inputs_mcm import ActionMatcher, EncodedActions, read_actions
-from modeling_mcm.action_mcm import FARTHEST, KNOTS, NEVER, count_names, offer_loss, piecewise_linear
+from modeling_mcm.action_mcm import KNOTS, LARGEST, LONGEST_DAYS, count_names, offer_loss, piecewise_linear
 from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.data import load_prepared
 from modeling_mcm.data.offer_collator import OfferCollator, OfferGroups
@@ -127,7 +127,7 @@ def test_unobserved_outcomes_are_ignored():
 
 
 def test_piecewise_linear_codes():
-    values = torch.linspace(-2, FARTHEST, 29)
+    values = torch.linspace(-2, LARGEST, 29)
     codes = piecewise_linear(values[:, None])
     widths = torch.tensor(KNOTS).diff()
     torch.testing.assert_close(codes @ widths, values)
@@ -229,7 +229,7 @@ def test_action_counts_match_sums_by_hand(action_model, batch_of, offers, event_
                 total = np.log1p((weight * log[column].fillna(0))[either].sum())
                 assert of_two[f"{feature} of did {fading}"] == pytest.approx(total, abs=1e-4)
         assert of_two["days since aisle"] == pytest.approx(np.log1p(days[aisle].min()), abs=1e-4)
-        since = np.log1p(days[either].min()) if either.any() else np.log1p(NEVER)
+        since = np.log1p(days[either].min()) if either.any() else np.log1p(LONGEST_DAYS)
         assert of_two["days since did"] == pytest.approx(since, abs=1e-4)
         assert of_two["all visits all"] == pytest.approx(np.log1p(opens.sum()), abs=1e-4)
         assert of_two["days since any"] == pytest.approx(np.log1p(days.min()), abs=1e-4)

@@ -20,7 +20,7 @@ def customers():
     return random_customers(5, 40, most=12)
 
 
-def met_before(visits, cutoff):
+def seen_before(visits, cutoff):
     return {label for day, labels in visits for label in labels if day < CUTOFFS[cutoff] and label >= 2}
 
 
@@ -93,25 +93,25 @@ def test_labels_met_before_are_neither_targets_nor_ranked(cutoff, days, customer
     asked = horizon(days, cutoff) if days else None
     every = find_cases(rows, cutoff, min_history=1, horizon=asked)
     cases = unseen_only(rows, every)
-    assert cases.met is not None
+    assert cases.seen is not None
     dropped = 0
     for place, name in enumerate(cases.customer_ids):
-        met = met_before(customers[name], cutoff)
-        assert set(cases.met["brand"][place].tolist()) == met
-        left = [label for label in every.targets["brand"][place].tolist() if label not in met]
+        seen = seen_before(customers[name], cutoff)
+        assert set(cases.seen["brand"][place].tolist()) == seen
+        left = [label for label in every.targets["brand"][place].tolist() if label not in seen]
         assert cases.targets["brand"][place].tolist() == left
         dropped += len(every.targets["brand"][place]) - len(left)
     assert dropped > 10
 
-    # Labels that were met have the best scores, and still no other label is ranked behind them.
+    # Labels that were seen have the best scores, and still no other label is ranked behind them.
     scores = torch.rand(len(cases), LABELS, generator=torch.Generator().manual_seed(0))
     for place, name in enumerate(cases.customer_ids):
-        scores[place, sorted(met_before(customers[name], cutoff))] += 10
+        scores[place, sorted(seen_before(customers[name], cutoff))] += 10
     before, places = scores.clone(), np.arange(len(cases))[::-1].copy()
     ranks = TargetRanks(cases, "brand")
     ranks.add(places, scores[places.tolist()])
     assert torch.equal(scores, before)
-    allowed = np.array([LABELS - 2 - len(met_before(customers[name], cutoff)) for name in cases.customer_ids])
+    allowed = np.array([LABELS - 2 - len(seen_before(customers[name], cutoff)) for name in cases.customer_ids])
     assert (ranks.greater[ranks.labels > 1] < np.repeat(allowed, (ranks.labels > 1).sum(axis=1))).all()
 
 
@@ -123,7 +123,7 @@ def test_filtered_metrics_equal_those_of_a_smaller_vocabulary(customers):
     values = evaluate_baseline(baseline, rows, cases, ks=(3,))
     measured = 0
     for place, name in enumerate(cases.customer_ids):
-        left = [label for label in range(2, LABELS) if label not in met_before(customers[name], "test")]
+        left = [label for label in range(2, LABELS) if label not in seen_before(customers[name], "test")]
         targets = np.unique(cases.targets["brand"][place])
         assert np.isnan(values["next_visit_ndcg@3"][place]) == (not len(targets))
         if len(targets) and (targets > 1).all():

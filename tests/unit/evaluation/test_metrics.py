@@ -294,10 +294,10 @@ def test_intervals_refuse_unpaired_and_missing_values():
 def test_properties_of_lists_worked_out_by_hand():
     lists = np.array([[2, 3], [2, 5], [2, 0]])  # the last list has one label
     popularity = [0, 0, 8, 4, 2, 2]  # of ids 2 to 5: 1, 2, 3 and 3 bits
-    offsets, met = np.array([0, 1, 3, 3]), np.array([3, 2, 5])
-    found = list_properties(lists, popularity, offsets, met)
+    offsets, seen = np.array([0, 1, 3, 3]), np.array([3, 2, 5])
+    found = list_properties(lists, popularity, offsets, seen)
     assert found == {"coverage": 3 / 4, "popular": 3 / 5, "novelty": (3 * 1 + 2 + 3) / 5, "repeats": 3 / 5}
     many = np.concatenate([[0, 0], np.arange(150)])  # the top 1% of 150 labels are two, the last ones
     found = list_properties(np.array([[151, 150, 149, 2]]), many, np.array([0, 0]), np.zeros(0, np.int64))
     assert found["popular"] == 1 / 2 and found["repeats"] == 0 and np.isfinite(found["novelty"])
-    assert np.isnan(list(list_properties(lists * 0, popularity, offsets, met).values())).all()
+    assert np.isnan(list(list_properties(lists * 0, popularity, offsets, seen).values())).all()
