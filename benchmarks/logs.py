@@ -82,14 +82,14 @@ class Log:
 
 
 MONTH = Question("30 days", 30.0), Question("30 days, never bought", 30.0, only_new=True)
-UNMET = (Question("next item, not seen before", only_new=True),)
+UNSEEN = (Question("next item, not seen before", only_new=True),)
 LOGS = {
     log.name: log
     for log in (
         Log("complete_journey", ("product_type", "product_category"), (Question("next visit"), *MONTH)),
         Log("ta_feng", ("product_subclass", "product_id")),
-        Log("toys", ("item",), UNMET),
-        Log("movielens_100k", ("item",), UNMET),
+        Log("toys", ("item",), UNSEEN),
+        Log("movielens_100k", ("item",), UNSEEN),
         Log("synthetic_shop", ("item", "category")),
         Log(
             "ta_feng_baskets", ("item",), (Question("next visit"), Question("next visit, never bought", only_new=True))
