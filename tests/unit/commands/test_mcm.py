@@ -33,7 +33,7 @@ def test_help_has_a_line_for_every_command(run, capsys):
     run("--help")
     lines = capsys.readouterr().out.splitlines()
     modules = {path.stem for path in Path(mcm.__file__).parent.glob("*.py")} - {"__init__", "arguments", "main"}
-    assert modules == mcm.COMMANDS.keys() == {line.split()[0] for line in lines if line.startswith("  ")}
+    assert {*modules, "start"} == mcm.COMMANDS.keys() == {line.split()[0] for line in lines if line.startswith("  ")}
 
 
 def test_the_version_is_that_of_the_package(run, capsys):
@@ -79,3 +79,11 @@ def test_a_model_by_name_is_that_of_the_configuration(name, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     MCMConfig(hidden_size=8, num_attention_heads=2).save_pretrained(tmp_path / name)
     assert make_config(name)["hidden_size"] == 8  # a folder of this name goes first
+
+
+def test_start_is_pretraining_without_an_encoder(run, monkeypatch):
+    said = []
+    pretrain = importlib.import_module("modeling_mcm.commands.pretrain")
+    monkeypatch.setattr(pretrain, "main", lambda: said.extend(sys.argv))
+    run("start", "--data", "prepared")
+    assert said == ["mcm start", "--data", "prepared", "--encoder=none"]

@@ -97,7 +97,11 @@ def test_every_entrance_refuses_damaged_data(prepared, save, tmp_path, change, m
         PreparedData(folder).rows  # noqa: B018
     options = ["--data", folder, "--output_dir", tmp_path / "out"]
     known = ["--model", model, "--data", folder]
-    for name, words in {"evaluate": known, "predict": [*known, *options[2:]], "start": options}.items():
+    for name, words in {
+        "evaluate": known,
+        "predict": [*known, *options[2:]],
+        "pretrain": [*options, "--encoder", "none"],
+    }.items():
         with pytest.raises(SystemExit, match=message):
             call(f"modeling_mcm.commands.{name}", *words)
     assert not list(tmp_path.glob("out/*.parquet"))
