@@ -118,7 +118,7 @@ def test_explanations_come_from_another_process_that_ends_with_the_service(serve
     answer = server.ask("/v1/customers/c01/explain?task=aisle&visits=2")
     best = server.ask("/v1/customers/c01/scores?task=aisle&k=1")["tasks"]["aisle"][0]
     assert answer["explanation"]["label"] == best["label"] and len(answer["explanation"]["visits"]) == 2
-    assert answer["explanation"]["probability"] == pytest.approx(best["score"], abs=1e-5)
+    assert answer["explanation"]["chance"] == pytest.approx(best["score"], abs=1e-5)
     (explaining,) = (
         each for each in psutil.Process(server.process.pid).children() if "spawn_main" in " ".join(each.cmdline())
     )
