@@ -460,7 +460,8 @@ class LabelScorer(nn.Module):
 
     z_w are the standardised numbers that are counted, and x_w log-probability and rank by the readout. The network is
     trained without x, on training prefixes, whose targets the encoder may know by heart. t, b, f and u are fitted for
-    each task on validation cases, so that the softmax over all labels is calibrated.
+    each task on validation cases, so that the softmax over all labels is calibrated. For a customer whose unseen
+    candidates score less on average than the most popular label would by the second line, f is smaller.
 
     Args:
         label_sizes (`Sequence[int]`): Number of labels V of each task.
@@ -551,14 +552,19 @@ class LabelScorer(nn.Module):
         row, label, features = candidate_features(history, tables, used)
         own = torch.tensor(tasks, device=row.device)[row % len(tasks)]
         values = self.calibrated(self.calibration[own], self(own, features), features)
-        floors = [self.log_shares(task) + self.calibration[task, 2] for task in tasks]
-        for floor in floors:
-            floor[:FIRST_LABEL] = torch.finfo(floor.dtype).min / 2
-        sizes = [len(floor) for floor in floors]
-        starts = torch.tensor([0, *accumulate(sizes[:-1])], device=row.device)
-        scores = torch.cat(floors).repeat(history.size, 1)
-        scores[row // len(tasks), starts[row % len(tasks)] + label] = values
-        return list(scores.split(sizes, 1))
+        unseen = features[:, PERSONAL.index("seen")] == 0
+        highest = values.new_full((history.size * len(tasks),), torch.inf)
+        highest.scatter_reduce_(0, row[unseen], values[unseen], "mean", include_self=False)
+        scores = []
+        for index, task in enumerate(tasks):
+            log_shares = self.log_shares(task)
+            f = self.calibration[task, 2].minimum(highest[index :: len(tasks), None] - log_shares.max())
+            floor = log_shares + f
+            floor[:, :FIRST_LABEL] = torch.finfo(floor.dtype).min / 2
+            own = row % len(tasks) == index
+            floor[row[own] // len(tasks), label[own]] = values[own]
+            scores.append(floor)
+        return scores
 
 
 def read_histories(

@@ -10,7 +10,7 @@ from choices import EXTENDED, TINY, from_data, perturb
 from in_process import call
 from safetensors.torch import load_file
 
-from modeling_mcm import LiveCustomer, MCMConfig, MCMFeatureExtractor, MCMForMultiTaskRecommendation
+from modeling_mcm import LiveCustomer, MCMConfig, MCMFeatureExtractor, MCMForMultiTaskRecommendation, scorer_mcm
 from modeling_mcm.data import EventSchema, PreparedData
 from modeling_mcm.data.collator import MCMCollator, PreparedRows
 from modeling_mcm.inputs_mcm import RowBatch
@@ -18,6 +18,7 @@ from modeling_mcm.preparation import prepare
 from modeling_mcm.scorer_mcm import (
     COUNTED,
     NUM_FEATURES,
+    PERSONAL,
     LabelHistory,
     LabelTables,
     candidate_features,
@@ -75,6 +76,25 @@ def test_candidates_have_as_many_numbers_as_the_network_reads(model, batch):
     found = candidate_features(read_histories(model.config, batch), list(model.scorer.tables))
     assert found.features.shape == (len(found.label), NUM_FEATURES) and found.features.isfinite().all()
     assert (found.label >= 2).all()
+
+
+def test_popularity_alone_puts_no_label_before_unseen_candidates(model, batch, monkeypatch):
+    monkeypatch.setattr(scorer_mcm, "BEST", (1, 1, 1, 1))
+    monkeypatch.setattr(scorer_mcm, "POPULAR", 1)
+    tasks, history = range(len(model.config.tasks)), read_histories(model.config, batch)
+    row, label, features = candidate_features(history, list(model.scorer.tables))
+    floors, others = model.scorer.calibration[:, 2].clone(), 0
+    model.scorer.calibration[:, 2] = 100.0
+    for task, scores in enumerate(model.scorer.score(tasks, history)):
+        for customer, of_labels in enumerate(scores):
+            own = row == customer * len(tasks) + task
+            candidates, unseen = label[own], label[own][features[own, PERSONAL.index("seen")] == 0]
+            rest = np.setdiff1d(np.arange(2, len(of_labels)), candidates)
+            others += len(rest)
+            if len(rest) and len(unseen):
+                assert of_labels[rest].max() <= of_labels[unseen].mean() + 1e-4
+    model.scorer.calibration[:, 2] = floors
+    assert others
 
 
 def test_a_history_without_events_gets_popularity(model, batch):
