@@ -8,7 +8,6 @@ needs SciPy (the extra `evaluation`), and the baseline `lightgbm` the extra `gbd
 
 from modeling_mcm.evaluation.metrics import (
     Interval,
-    PairedDifference,
     bootstrap_interval,
     customer_metrics,
     distinct_targets,
@@ -23,7 +22,6 @@ from modeling_mcm.evaluation.metrics import (
 
 __all__ = [
     "Interval",
-    "PairedDifference",
     "bootstrap_interval",
     "customer_metrics",
     "distinct_targets",

@@ -164,7 +164,7 @@ def baseline_warnings(
             # NaN is not equal to itself.
             if ours.shape == theirs.shape and not ((ours == ours) & (theirs == theirs)).any():
                 continue
-            difference = paired_difference(ours, theirs).absolute
+            difference = paired_difference(ours, theirs)
             if difference.mean < 0:
                 phrase = f"{task} by {-difference.mean:.4f} {_interval(difference)}"
                 (under if difference.high < 0 else level).append(phrase)

@@ -68,7 +68,7 @@ def test_a_significant_loss_is_reported_with_its_interval(model):
     (said,) = baseline_warnings({"visit_frequency": {"brand": better}, "MCM": {"brand": model}})
     assert said.startswith("MCM is under visit_frequency, beyond noise, on brand by 0.0")
     numbers = [float(number) for number in re.findall(r"0\.\d{4}", said)]
-    found = paired_difference(better, model).absolute
+    found = paired_difference(better, model)
     assert numbers == pytest.approx([found.mean, found.low, found.high], abs=6e-5)
     assert "(342 customers)" in said and "next-visit NDCG@10" in said
 
