@@ -9,7 +9,7 @@ from pathlib import Path
 
 from logs import Log
 from methods import Method, Ranker
-from modeling_mcm import MCMFeatureExtractor, MCMForMultiTaskRecommendation
+from modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.data import PreparedData
 from modeling_mcm.evaluation.model import model_values
 from modeling_mcm.training.checkpoints import open_checkpoint
@@ -33,19 +33,15 @@ def checkpoint(data: PreparedData, seed: int, folder: Path, *more: str) -> str:
     return str(folder)
 
 
-def rank_with(model: MCMForMultiTaskRecommendation, extractor: MCMFeatureExtractor, data: PreparedData) -> Ranker:
-    """Ranks the labels of cases by a model."""
+def fit(more: tuple[str, ...], log: Log, data: PreparedData, seed: int, folder: Path) -> Ranker:
+    """Trains on all tasks of the log."""
+    model, extractor = open_checkpoint(MCMForMultiTaskRecommendation, checkpoint(data, seed, folder, *more))
 
     def rank(cases):
         lists = {}
         return model_values(model, extractor, data.rows, cases, [*cases.targets], (10,), 64, lists), lists
 
     return rank
-
-
-def fit(more: tuple[str, ...], log: Log, data: PreparedData, seed: int, folder: Path) -> Ranker:
-    """Trains on all tasks of the log."""
-    return rank_with(*open_checkpoint(MCMForMultiTaskRecommendation, checkpoint(data, seed, folder, *more)), data)
 
 
 METHODS = [

@@ -211,9 +211,7 @@ def _train(
     if model.scorer is not None:
         fit = ScorerFit(model, data, training.seed)
         model.scorer.requires_grad_(False)
-        if trainer.is_fsdp_enabled:  # its weights are sharded
-            logger.warning("Under FSDP the encoder's weight in the scores is not fitted: they come from counts alone.")
-        elif fit.validation:
+        if fit.validation and not trainer.is_fsdp_enabled:  # which keeps no whole weights to evaluate
             trainer.scorer_fit = fit
         for task, value in zip(config.tasks, fit.counted, strict=True):
             logger.info(f"NDCG@10 of {task} on validation by counts alone: {value:.4f}.")
@@ -222,17 +220,17 @@ def _train(
             for task, decided in fill_label_values(model, data.rows).items():
                 logger.info(f"A label of {task} determines: {', '.join(decided) or 'no other feature'}.")
         trainer.train(resume_from_checkpoint=start.checkpoint)
-        if model.scorer is not None and not trainer.is_fsdp_enabled:
+        if trainer.is_fsdp_enabled:
+            model = trainer.gather_model()
+        if model.scorer is not None:
+            fit.model = model
             fit.finish()
     if model.model.state is not None:
-        if trainer.is_fsdp_enabled:
-            logger.warning("The customer state is not trained under FSDP: pre-train it in a run without FSDP.")
-        else:
-            learn_state(model, data, training.seed, training.max_steps if training.max_steps > 0 else MOST_STEPS)
+        learn_state(model, data, training.seed, training.max_steps if training.max_steps > 0 else MOST_STEPS)
     facts = {"run": run, "recipe": recipe.reasons, "validation": {}} | _facts_of_run(options, data, trainer)
     trainer.finish(PRETRAINING, facts)
     if trainer.is_world_process_zero():
-        if eval_rows is not None and not trainer.is_fsdp_enabled:
+        if eval_rows is not None:
             facts["validation"] = _compare(data, model)
         trainer.write_record(PRETRAINING, facts, is_finished=True)
 

@@ -270,7 +270,6 @@ class ScorerFit:
 
     def __init__(self, model: MCMForMultiTaskRecommendation, data: PreparedData, seed: int = 0):
         self.model, self.seed = model, seed
-        self.scorer = cast(LabelScorer, model.scorer)
         self.generator = torch.Generator().manual_seed(seed)
         counts, self.reader, examples = read_examples(model.config, data, seed, self.generator)
         number, rows = len(examples[0].num_targets), data.rows
@@ -290,6 +289,11 @@ class ScorerFit:
         for task, found in enumerate(validation):
             self.scorer.calibration[task], self.scorer.chance[task] = calibrate(self.scorer, task, found)
         self.scorer.fitted.fill_(True)
+
+    @property
+    def scorer(self) -> LabelScorer:
+        """The model's scorer."""
+        return cast(LabelScorer, self.model.scorer)
 
     def _read_validation(self, encoder: MCMForMultiTaskRecommendation | None = None) -> list[LabelExamples]:
         """The validation cases of each task, none without any, with the features of an encoder."""

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
+from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.utils.data import Sampler
 from transformers import EvalPrediction, PreTrainedModel
 
@@ -22,6 +24,7 @@ from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.data.collator import LengthGroupedSampler, MCMCollator
 from modeling_mcm.evaluation.metrics import ranks_from_logits
 from modeling_mcm.evaluation.ranking import StreamingMetrics
+from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.training.callbacks import EarlyStopping, EpochCallback, TrainingClock, WeightAverage
 from modeling_mcm.training.options import BEST_METRIC
 from modeling_mcm.training.resumable import ResumableTrainer
@@ -171,6 +174,16 @@ class MCMTrainer(ResumableTrainer):
             self.remove_callback(self.weight_average)
             self.weight_average = None
         return result
+
+    def gather_model(self) -> MCMForMultiTaskRecommendation:
+        """Gathers the trained model of FSDP: whole weights in every process. The trainer goes on with these."""
+        options = StateDictOptions(full_state_dict=True)
+        model = MCMForMultiTaskRecommendation(self.train_collator.config)
+        model.load_state_dict(get_model_state_dict(cast(nn.Module, self.model_wrapped), options=options))
+        cast(nn.Module, model).to(self.args.device)
+        self.model = self.model_wrapped = model
+        self.is_fsdp_enabled = False
+        return model
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         if not self.is_fsdp_enabled:
