@@ -76,10 +76,10 @@ def choose_labels(
         if groups is None or count == columns or bool((exhausted | (is_chosen.sum(1) >= k)).all()):
             break
         count = min(4 * count, columns)
-    order = (~is_chosen).to(torch.uint8).sort(dim=1, stable=True).indices[:, :k]  # chosen labels first, in their order
-    is_chosen = is_chosen.gather(1, order)
-    labels = torch.where(is_chosen, labels.gather(1, order), 0)
-    return ChosenLabels(labels, torch.where(is_chosen, (values.gather(1, order) - total).exp(), 0.0))
+    if groups is not None:  # chosen labels first, in their order
+        order = (~is_chosen).to(torch.uint8).sort(dim=1, stable=True).indices[:, :k]
+        values, labels, is_chosen = (each.gather(1, order) for each in (values, labels, is_chosen))
+    return ChosenLabels(torch.where(is_chosen, labels, 0), torch.where(is_chosen, (values - total).exp(), 0.0))
 
 
 def _largest(scores: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -237,7 +237,8 @@ class CandidateSet:
         self.needs_customers = False
         table = None if candidates is None else self._read(candidates, "candidates")
         group, self._most = _read_per_group(per_group)
-        self._of_tasks = {task: self._read_candidates(task, table, group) for task in self.tasks}
+        sizes = model.config.label_sizes
+        self._of_tasks = {task: self._read_candidates(task, table, group, sizes[task]) for task in self.tasks}
         if group is not None and all(each.groups is None for each in self._of_tasks.values()):
             raise ValueError(
                 f"`per_group` names {group!r}, which is the only task: give another feature, or leave it."
@@ -380,8 +381,9 @@ class CandidateSet:
                 raise ValueError(f"{missing} of {len(texts)} labels are null; fill them, or leave these rows out")
         return texts
 
-    def _read_candidates(self, task: str, table: Mapping[str, Any] | None, group: str | None) -> "_TaskCandidates":
-        size = self.model.config.label_sizes[task]
+    def _read_candidates(
+        self, task: str, table: Mapping[str, Any] | None, group: str | None, size: int
+    ) -> "_TaskCandidates":
         texts = None if table is None else self._texts(task, table, "`candidates`")
         if table is None or texts is None:
             groups = None if group in (None, task) else self._groups(task, table, [], {}, size, str(group))

@@ -63,7 +63,7 @@ class HeterogeneousEmbedding(nn.Embedding):
         """Number of features and hidden size, for `print(model)`."""
         return f"{len(self.feature_tables)} features, {self.embedding_dim}"
 
-    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+    def forward(self, input_ids: torch.Tensor, tables: "JoinedTables | None" = None) -> torch.Tensor:
         """Embeds events: the average over the vectors of the features that an event has.
 
         Padding is skipped. Small tables are joined and read by one look-up, which takes one pass over memory instead
@@ -71,6 +71,7 @@ class HeterogeneousEmbedding(nn.Embedding):
 
         Args:
             input_ids (`torch.LongTensor` of shape `(B, L, J)`): Feature ids of each event; 0 is missing.
+            tables ([`JoinedTables`], *optional*): The result of `joined`, if it is there already.
 
         Returns:
             `torch.FloatTensor` of shape `(B, L, H)`; 0 on padding.
@@ -85,7 +86,7 @@ class HeterogeneousEmbedding(nn.Embedding):
             )
         ids = input_ids.flatten(0, -2)
         real = (ids != 0).any(-1).nonzero()[:, 0]
-        events = self.average(ids.index_select(0, real), self.joined())
+        events = self._average(ids.index_select(0, real), self.joined() if tables is None else tables)
         padded = events.new_zeros(len(ids), events.shape[-1]).index_copy(0, real, events)
         return padded.view(*input_ids.shape[:-1], -1)
 
@@ -99,7 +100,7 @@ class HeterogeneousEmbedding(nn.Embedding):
         starts = torch.tensor([0, *(len(table) for table in tables[:-1])], device=tables[0].device).cumsum(0)
         return JoinedTables(small, others, torch.cat(tables), starts)
 
-    def average(self, ids: torch.Tensor, joined: "JoinedTables") -> torch.Tensor:
+    def _average(self, ids: torch.Tensor, joined: "JoinedTables") -> torch.Tensor:
         """Average over the vectors of the features that an event has, of shape `(..., H)`."""
         total: torch.Tensor | int = 0
         if joined.features:
@@ -234,13 +235,15 @@ class MCMEmbeddings(nn.Module):
         number = kept.new_zeros(len(kept), count).scatter_add(1, visit_ids, kept)
         return torch.where(number.gather(1, visit_ids) > 0, kept, weight)
 
-    def forward(self, input_ids, attention_mask, visit_ids=None):
+    def forward(self, input_ids, attention_mask, visit_ids=None, tables=None, units_before: int = 0):
         """Computes the encoder's input.
 
         Args:
             input_ids (`torch.LongTensor` of shape `(B, L, J)`): Feature ids of each event.
             attention_mask (`torch.Tensor` of shape `(B, L)`): 1 where an event is real.
             visit_ids (`torch.LongTensor` of shape `(B, L)`, *optional*): Visit of each event.
+            tables ([`JoinedTables`], *optional*): The joined tables, if they have been joined already.
+            units_before (`int`): Number of units that the encoder has read before these.
 
         Returns:
             Unit vectors of shape `(B, U, H)`, a boolean unit mask of shape `(B, U)`, and event embeddings of shape
@@ -250,10 +253,10 @@ class MCMEmbeddings(nn.Module):
             ValueError: If there are more units than position embeddings, or units are visits and there are no
                 `visit_ids`.
         """
-        events = self.events(input_ids)
+        events = self.events(input_ids, tables)
         units, unit_mask = self.units(events, attention_mask, visit_ids)
         if self.position_embeddings is not None:
-            length, longest = units.shape[1], self.position_embeddings.num_embeddings
+            length, longest = units_before + units.shape[1], self.position_embeddings.num_embeddings
             torch._check_value(  # an `if` that depends on the data can't be compiled
                 length <= longest,
                 lambda: (
@@ -261,5 +264,5 @@ class MCMEmbeddings(nn.Module):
                     "(max_position_embeddings): keep the latest."
                 ),
             )
-            units = units + self.position_embeddings.weight[:length]
+            units = units + self.position_embeddings.weight[units_before:length]
         return self.dropout(self.norm(units)), unit_mask, events

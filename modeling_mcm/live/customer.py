@@ -120,6 +120,7 @@ class LiveCustomer:
 
     # ---------------------------------------------------------------------------------------------------- questions
 
+    @torch.inference_mode()
     def scores(
         self,
         as_of: Any = None,

@@ -17,12 +17,15 @@ labels of all tasks (0 if the scores need no readout), N summed features.
 """
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from transformers import DynamicCache
 
+from modeling_mcm.live.storage import OF_EVENTS
 from modeling_mcm.live.weights import Reader
 
 SCORES_AT_ONCE = 2**22  # largest number of elements of z in memory
@@ -39,8 +42,7 @@ class LiveState:
     event_values: torch.Tensor  # (L, N): values of the summed features
     hidden: torch.Tensor  # (H,): hidden vector of the last unit, after the last layer
     units: torch.Tensor  # (): number of units that the encoder has read, the start row included
-    kept: torch.Tensor  # (W,): numbers of the units whose keys and values are cached
-    caches: torch.Tensor  # (layers, 2, heads, W, H / heads): keys and values of these units
+    cache: DynamicCache  # keys and values of the start row and of the latest units
     average: torch.Tensor  # (V,): readout of each label over all units but the unread ones
     weight: torch.Tensor  # (V,): log-sum-exp of z of each label over the same units
     # each (U, H): hidden vectors of the latest units, which the readout has not read. It reads them when scores are
@@ -50,15 +52,17 @@ class LiveState:
     @classmethod
     def empty(cls, reader: Reader) -> "LiveState":
         """The state before the start row."""
+        config, heads = reader.model.config, reader.model.config.num_attention_heads
         return cls(
-            input_ids=torch.zeros(0, len(reader.model.config.features), dtype=reader.id_type),
+            input_ids=torch.zeros(0, len(config.features), dtype=reader.id_type),
             visit_ids=torch.zeros(0, dtype=torch.int32),
             event_times=torch.zeros(0),
-            event_values=torch.zeros(0, len(reader.model.config.summed_features)),
-            hidden=torch.zeros(reader.hidden_size),
+            event_values=torch.zeros(0, len(config.summed_features)),
+            hidden=torch.zeros(config.hidden_size),
             units=torch.tensor(0),
-            kept=torch.zeros(0, dtype=torch.long),
-            caches=torch.zeros(len(reader.layers), 2, reader.heads, 0, reader.hidden_size // reader.heads),
+            cache=DynamicCache(
+                [tuple(torch.zeros(2, 1, heads, 0, config.hidden_size // heads))] * config.num_hidden_layers
+            ),
             average=torch.zeros(len(reader.vectors)),
             weight=torch.full((len(reader.vectors),), float("-inf")),
         )
@@ -66,30 +70,31 @@ class LiveState:
     @classmethod
     def restored(cls, reader: Reader, tensors: Mapping[str, Any]) -> "LiveState":
         """The state of stored `tensors`. Raises `ValueError` if they are not those of a state of this model."""
-        empty = cls.empty(reader)
-        names = [each.name for each in fields(cls) if each.name != "unread"]
-        if sorted(tensors) != sorted(names):
-            raise ValueError(f"its state has {sorted(tensors)}, expected {sorted(names)}")
-        events, units = len(tensors["visit_ids"]), len(tensors["kept"])
-        for name in names:
-            blank, shape = getattr(empty, name), list(getattr(empty, name).shape)
-            if name in ("input_ids", "visit_ids", "event_times", "event_values"):
-                shape[0] = events
-            elif name in ("kept", "caches"):
-                shape[3 if name == "caches" else 0] = units
-            found = tensors[name]
-            if (found.dtype, list(found.shape)) != (blank.dtype, shape) or found.isnan().any():
+        empty = cls.empty(reader).tensors(reader)
+        if sorted(tensors) != sorted(empty):
+            raise ValueError(f"its state has {sorted(tensors)}, expected {sorted(empty)}")
+        for name, found in tensors.items():
+            shape = list(empty[name].shape)
+            if name in OF_EVENTS:
+                shape[0] = len(tensors["visit_ids"])
+            elif name == "caches" and found.dim() == len(shape) == 5:
+                shape[3] = found.shape[3]
+            if (found.dtype, list(found.shape)) != (empty[name].dtype, shape) or found.isnan().any():
                 raise ValueError(f"{name} of its state is {found.dtype} {list(found.shape)}, expected {shape}")
         sizes = torch.tensor(reader.model.config.vocabulary_sizes)
         if (tensors["input_ids"] < 0).any() or (tensors["input_ids"] >= sizes).any():
             raise ValueError("its state has ids that no vocabulary has")
-        return cls(**tensors)
+        cache = DynamicCache([tuple(layer[:, None]) for layer in tensors["caches"]])
+        return cls(**{name: value for name, value in tensors.items() if name != "caches"}, cache=cache)
 
     @torch.inference_mode()
     def tensors(self, reader: Reader) -> dict[str, torch.Tensor]:
         """The tensors to store; `restored` takes them."""
         self._read_out(reader)
-        return {each.name: getattr(self, each.name).contiguous() for each in fields(self) if each.name != "unread"}
+        layers = [torch.cat([layer.keys, layer.values]) for layer in self.cache.layers]
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        tensors = {name: value.contiguous() for name, value in values.items() if isinstance(value, torch.Tensor)}
+        return tensors | {"caches": torch.stack(layers) if layers else torch.zeros(0)}
 
     @torch.inference_mode()
     def extend(
@@ -128,47 +133,27 @@ class LiveState:
 
     def _encode(self, reader: Reader, input_ids: torch.Tensor, visits: torch.Tensor) -> None:
         """Computes hidden vectors of new units, and caches their keys and values."""
-        embeddings = reader.model.model.embeddings
-        x, before = embeddings.events.average(input_ids, reader.event_tables), int(self.units)
-        if reader.unit == "visit":
-            _, units, sizes = visits.unique_consecutive(return_inverse=True, return_counts=True)
-            x = x.new_zeros(len(sizes), x.shape[1]).index_add(0, units, x) / sizes.sqrt()[:, None]
-        count = len(x)
-        numbers = torch.arange(before, before + count)
-        if embeddings.position_embeddings is not None:
-            longest = embeddings.position_embeddings.num_embeddings
-            if before + count > longest:
-                raise ValueError(
-                    f"A sequence has {before + count} {reader.unit}s, this checkpoint reads {longest} "
-                    "(max_position_embeddings): keep the latest."
-                )
-            x = x + embeddings.position_embeddings.weight[numbers]
-        x = embeddings.norm(x)[None]
-        cached = torch.cat([self.kept, numbers])
-        window = reader.window
-        mask = None
+        core, before, window = reader.model.model, int(self.units), reader.window
+        visit_ids = (visits - visits[0])[None]
+        x, *_ = core.embeddings(input_ids[None], torch.ones_like(visit_ids), visit_ids, reader.event_tables, before)
+        count, mask = x.shape[1], None
         if count > 1:
-            age = numbers[:, None] - cached
-            mask = age >= 0
+            length = self.cache.get_seq_length() + count
+            hides = torch.ones(count, length, dtype=torch.bool).triu(length - count + 1)
             if window is not None:
-                mask &= (age < window) | (cached == 0)
-        caches = [self.caches.new_zeros(0, *self.caches.shape[1:3], len(cached), self.caches.shape[4])]
-        for index, (layer, projections) in enumerate(zip(reader.layers, reader.projections, strict=True)):
-            # Queries, keys and values, of shape (3, heads, U, H / heads).
-            new = F.linear(x[0], *projections).view(count, 3, reader.heads, -1).permute(1, 2, 0, 3)
-            cache = torch.cat([self.caches[index], new[1:]], 2)
-            scale = layer.attention.self.scaling
-            attention = F.scaled_dot_product_attention(new[:1], cache[:1], cache[1:], mask, scale=scale)
-            attention = attention[0].transpose(0, 1).reshape(1, count, -1)
-            x = layer.feed_forward_chunk(layer.attention.output(attention, x))
-            caches.append(cache[None])
-        self.kept, self.caches, self.units = cached, torch.cat(caches), self.units + count
-        if window is not None and len(cached) > window:  # drop units before the window, but not the start row
-            keep = ((cached == 0) | (before + count - cached < window)).nonzero()[:, 0]
-            self.kept, self.caches = cached[keep], self.caches.index_select(3, keep)
-        self.hidden = x[0, -1]
+                hides |= torch.ones_like(hides).tril(length - count - window)
+            hides[:, 0] = False  # every unit reads the start row
+            mask = x.new_zeros(1, 1, *hides.shape).masked_fill(hides, torch.finfo(x.dtype).min)
+        self.cache = copy(self.cache)  # the old state keeps its layers
+        self.cache.layers = [copy(layer) for layer in self.cache.layers]
+        x = core.encoder(x, mask, cache=self.cache).last_hidden_state[0]
+        if window is not None and (length := self.cache.get_seq_length()) > window:
+            kept = torch.tensor([0, *range(length - window + 1, length)])  # the start row and the latest units
+            for layer in self.cache.layers:
+                layer.keys, layer.values = layer.keys.index_select(2, kept), layer.values.index_select(2, kept)
+        self.units, self.hidden = self.units + count, x[-1]
         if reader.reads_readout:
-            self.unread = (*self.unread, x[0])
+            self.unread = (*self.unread, x)
             if len(self.unread) > MOST_UNREAD:
                 self._read_out(reader)
 

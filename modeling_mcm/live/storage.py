@@ -17,7 +17,7 @@ from modeling_mcm.files_mcm import tensors_digest
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
-FORMAT, VERSION = "mcm-live", "4"
+FORMAT, VERSION = "mcm-live", "5"
 FIX = "add the customer's events to a new LiveCustomer"
 EVENTS = "events"  # name of the tensor of a stored customer that holds the events, as compressed JSON
 STATE = "state."  # prefix of the names of the other tensors of a stored customer

@@ -21,10 +21,7 @@ class Reader:
     def __init__(self, model: MCMForMultiTaskRecommendation):
         config = model.config
         self.model, self.window = model, config.attention_window
-        self.unit, self.reads_last = config.encoder_unit, config.readout == "last"
-        self.heads, self.layers = config.num_attention_heads, list(model.model.encoder.layer)
-        self.hidden_size = config.hidden_size
-        self.projections = [_projections(layer) for layer in self.layers]
+        self.reads_last = config.readout == "last"
         self.event_tables = model.model.embeddings.events.joined()
         self.id_type = torch.int16 if max(config.vocabulary_sizes) <= 2**15 else torch.int32
         self.is_scored = model.scorer is not None and bool(model.scorer.fitted)
@@ -52,13 +49,6 @@ def find_reader(model: MCMForMultiTaskRecommendation) -> Reader:
     if entry is None or entry[0] != versions:
         entry = _READERS[model] = (versions, Reader(model))
     return entry[1]
-
-
-def _projections(layer: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weight and bias of a layer's queries, keys and values, as one product, of shape `(3 H, H)` and `(3 H,)`."""
-    heads = layer.attention.self
-    three = (heads.query, heads.key, heads.value)
-    return torch.cat([each.weight.detach() for each in three]), torch.cat([each.bias.detach() for each in three])
 
 
 def is_incremental(model: MCMForMultiTaskRecommendation) -> bool:

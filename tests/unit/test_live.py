@@ -220,7 +220,7 @@ def test_a_state_without_readout_is_small(live_model, extractor, name):
     live.add(events)
     live.scores()
     assert len(events) > 180 and len(live.to_bytes()) - len(live.to_bytes(caches=False)) < 4_000
-    assert not live._window.state().caches.numel()  # the encoder is not run
+    assert not live._window.state().cache.get_seq_length()  # the encoder is not run
 
 
 def test_scores_equal_the_pipelines(live_model, extractor):
@@ -387,7 +387,7 @@ def test_a_state_of_counts_has_no_caches_and_the_scores_without_the_encoder(live
     for live in lives:
         live.add(random_events(0, 80))
     assert len(lives[1].to_bytes()) < len(lives[0].to_bytes())
-    assert [live._window.state().caches.numel() > 0 for live in lives] == [True, False]
+    assert [live._window.state().cache.get_seq_length() > 0 for live in lives] == [True, False]
     counts.scorer.calibration[:, 3:] = 0  # the weights of the encoder
     alone = LiveCustomer(counts, extractor)
     alone.add(random_events(0, 80))
