@@ -21,8 +21,8 @@ from logs import Log
 from modeling_mcm.data import PreparedData
 from modeling_mcm.data.cases import arrow_batches, flat_values, list_lengths
 from modeling_mcm.events_mcm import SECONDS_PER_DAY
-from modeling_mcm.forecaster_mcm import Distribution, VisitForecaster, shop_statistics
-from modeling_mcm.training.forecaster import SHIPPED_WEIGHTS, load_weights, pad_visits
+from modeling_mcm.forecaster_mcm import Distribution, VisitForecaster
+from modeling_mcm.training.forecaster import SHIPPED_WEIGHTS, load_weights, pad_visits, set_shop
 
 SETTINGS = {
     "cdnow": [(273, 273), (182, 364)],
@@ -90,7 +90,7 @@ def judge(log: pd.DataFrame, window: int, horizon: int, forecaster: VisitForecas
     customers = np.repeat(np.arange(len(by_customer)), by_customer["count"])
     visits = pad_visits(customers, past["day"].to_numpy(), past["spend"].to_numpy(), len(by_customer))
     as_of = torch.full((len(by_customer),), float(window))
-    forecaster.set_shop(window, shop_statistics(visits, as_of, window))
+    set_shop(forecaster, visits, as_of, window)
     with torch.no_grad():
         spread = forecaster.distribution(forecaster.inputs(visits, as_of, [horizon]))
         spread = Distribution(*(value[:, 0] for value in spread))

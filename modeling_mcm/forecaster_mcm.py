@@ -27,8 +27,7 @@ LONGEST_RATIO = 2.0  # the longest horizon that is told, as a multiple of the wi
 TRAINED_RATIO = 2.2  # the longest horizon of training, as a multiple of the window
 LEVELS = (80, 95)  # of the intervals, in percent
 HALF_LIVES = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)  # of the fading counts, as shares of the window
-BACK_TESTS = (0.3, 0.5, 0.75)  # shares of the window after which the shop's own past is tested
-BINS = 8  # of the profiles of visits and of first visits over the window
+SHOP_STATISTICS = 77  # numbers, see [`~training.forecaster.set_shop`]
 GRID = 128  # points on which the distribution of the number of visits is computed
 VISIT_HIDDEN, AMOUNT_HIDDEN = 104, 60
 LEAST_AMOUNT = 0.02  # added to amounts, in means of a visit, before the logarithm
@@ -92,7 +91,7 @@ class Distribution(NamedTuple):
         return torch.stack(bounds, -2)
 
 
-class _History(NamedTuple):
+class VisitHistory(NamedTuple):
     """What is counted of each customer's visits of the window; times are ages, as shares of the window."""
 
     ages: torch.Tensor  # (B, P): ascending; an empty place has the age of the first visit
@@ -106,7 +105,7 @@ class _History(NamedTuple):
     irregularity: torch.Tensor  # (B,): coefficient of variation of the gaps; 1 where there are fewer than two
 
 
-def _select(visits: Visits, as_of: torch.Tensor, window: torch.Tensor | float) -> _History:
+def select_visits(visits: Visits, as_of: torch.Tensor, window: torch.Tensor | float) -> VisitHistory:
     """Selects the visits of the window before `as_of`, of shape `(B,)`. A silence longer than the window counts as one
     of its length."""
     times, amounts = F.pad(visits.times, (0, 1)), F.pad(visits.amounts, (0, 0, 0, 1))  # there may be no place at all
@@ -131,15 +130,15 @@ def _select(visits: Visits, as_of: torch.Tensor, window: torch.Tensor | float) -
     variance = gaps.square().sum(1) / repeats.clamp(min=1) - mean_gap.square()
     irregularity = variance.clamp(min=0).sqrt() / mean_gap.clamp(min=1e-6)
     irregularity = torch.where(repeats >= 2, irregularity, 1.0)
-    return _History(ages, is_visit, amounts, number, first, last, mean_gap, longest, irregularity)
+    return VisitHistory(ages, is_visit, amounts, number, first, last, mean_gap, longest, irregularity)
 
 
-def _smooth_rate(history: _History, mean_rate: torch.Tensor) -> torch.Tensor:
+def smooth_rate(history: VisitHistory, mean_rate: torch.Tensor) -> torch.Tensor:
     """Visits a window of each customer, smoothed by the shop's mean rate."""
     return (history.number - 1).clamp(min=0).add(1) / (history.first + 1 / mean_rate)
 
 
-def _describe_customers(history: _History, mean_rate: torch.Tensor) -> torch.Tensor:
+def _describe_customers(history: VisitHistory, mean_rate: torch.Tensor) -> torch.Tensor:
     """What is known of each customer, of shape `(B, numbers)`, whatever the horizon."""
     repeats, first, last = (history.number - 1).clamp(min=0), history.first.clamp(min=1e-4), history.last
     half_lives = torch.tensor(HALF_LIVES, device=first.device)
@@ -159,7 +158,7 @@ def _describe_customers(history: _History, mean_rate: torch.Tensor) -> torch.Ten
                 [
                     repeats.log1p(),
                     (repeats / first).log1p(),
-                    _smooth_rate(history, mean_rate).log(),
+                    smooth_rate(history, mean_rate).log(),
                     last,
                     first,
                     last / first,
@@ -185,100 +184,7 @@ def _describe_customers(history: _History, mean_rate: torch.Tensor) -> torch.Ten
     )
 
 
-def _test_past(history: _History, share: float) -> list[torch.Tensor]:
-    """How customers who came in the first `share` of the window behaved in the rest of it: their visits beside
-    their rate before, and how many came, of all and by what was known of them; smoothed where they are few."""
-    kept = history.is_visit.to(history.ages.dtype)
-    is_before = (history.ages > 1 - share) * kept
-    before, after = is_before.sum(1), ((history.ages <= 1 - share) * kept).sum(1)
-    is_seen = (before > 0).to(kept.dtype)
-    exposure = (history.first - (1 - share)).clamp(min=0)
-    silence = torch.where(is_before > 0, history.ages, math.inf).amin(1).clamp(max=1) - (1 - share)
-    repeats = (before - 1).clamp(min=0)
-    mean = repeats.sum().clamp(min=0.5) / (exposure * is_seen).sum().clamp(min=1e-3)
-    usual = (repeats + 1) / (exposure + 1 / mean) * (1 - share)
-    comes, late = (after > 0).to(kept.dtype), silence / exposure.clamp(min=1e-4) > 0.4
-    overall = ((comes * is_seen).sum() + 1) / (is_seen.sum() + 2)
-    numbers = [((after * is_seen).sum() + 3).log() - ((usual * is_seen).sum() + 3).log(), overall]
-    heavy = before * is_seen
-    numbers.append(((after * heavy).sum() + 3).log() - ((usual * heavy).sum() + 3).log())
-    some = repeats > 0
-    groups = (~some, some & (repeats <= 2), (repeats > 2) & (repeats <= 7), repeats > 7, some & late, some & ~late)
-    for group in groups:
-        member = is_seen * group
-        numbers.append(((after * member).sum() + 3).log() - ((usual * member).sum() + 3).log())
-        numbers.append(((comes * member).sum() + 3 * overall) / (member.sum() + 3))
-    return numbers
-
-
-class ShopStatistics(NamedTuple):
-    """Statistics of a shop, computed from the visits of its customers."""
-
-    visits: torch.Tensor  # (C,): statistics of the times of visits
-    mean_rate: torch.Tensor  # (): repeat visits of a customer in a window
-    amounts: torch.Tensor  # (Q, 4): of each amount; see `_measure_amounts`
-
-
-@torch.no_grad()
-def shop_statistics(visits: Visits, as_of: torch.Tensor, window: float) -> ShopStatistics:
-    """Computes the statistics of a shop from its customers' visits in the window before `as_of`, of shape `(B,)`.
-    Customers without a visit in the window do not count."""
-    history = _select(visits, as_of, window)
-    is_known = history.number > 0
-    if not bool(is_known.any()):
-        raise ValueError("No customer has a visit in the training period, so there is nothing to forecast from.")
-    history = _History(*(value[is_known] for value in history))
-    kept, repeats = history.is_visit.to(history.ages.dtype), history.number - 1
-    mean_rate = repeats.sum().clamp(min=0.5) / history.first.sum().clamp(min=1e-3)
-    log_rate = _smooth_rate(history, mean_rate).log()
-    centred = log_rate - log_rate.mean()
-    std = centred.square().mean().sqrt().clamp(min=1e-3)
-    places = ((1 - history.ages) * BINS).long().clamp(0, BINS - 1)
-    profile = torch.zeros(BINS).scatter_add(0, places.flatten(), kept.flatten()) + 1
-    arrivals = torch.bincount(((1 - history.first) * BINS).long().clamp(0, BINS - 1), minlength=BINS) / len(log_rate)
-    several = (repeats >= 3).to(kept.dtype)
-    weight = several / (several.sum() + 1)
-    gap = history.mean_gap.clamp(min=1e-4)
-    dispersion = (repeats.var(correction=0) / repeats.mean().clamp(min=1e-3)).log1p()
-    numbers = [
-        torch.tensor(float(window)).log(),
-        (repeats == 0).to(kept.dtype).mean(),
-        repeats.mean().log1p(),
-        mean_rate.log(),
-        std,
-        (centred / std).pow(3).mean(),
-        dispersion,
-        *(profile / profile.mean()).log(),
-        *arrivals,
-        *((((history.ages < share) * kept).sum(1) > 0).float().mean() for share in (0.05, 0.1, 0.25)),
-        history.last.mean(),
-        history.last.median(),
-        several.mean(),
-        (history.irregularity * weight).sum() + 1 / (several.sum() + 1),
-        ((history.longest_gap / gap).sqrt() * weight).sum() + 2 / (several.sum() + 1),
-        ((history.last / gap > 3) * weight).sum() + 0.3 / (several.sum() + 1),
-        *(number for share in BACK_TESTS for number in _test_past(history, share)),
-    ]
-    amounts = torch.stack([_measure_amounts(history, column, log_rate) for column in history.amounts.unbind(-1)])
-    return ShopStatistics(torch.stack([number.float() for number in numbers]), mean_rate, amounts)
-
-
-def _measure_amounts(history: _History, amounts: torch.Tensor, log_rate: torch.Tensor) -> torch.Tensor:
-    """Of one amount `(B, P)`: its mean in a visit; the standard deviations of its logarithm within and between
-    customers; and the correlation of a customer's mean logarithm with the logarithm of the rate."""
-    kept = history.is_visit.to(amounts.dtype)
-    mean = (amounts.clamp(min=0) * kept).sum() / kept.sum()
-    mean = torch.where(mean > 0, mean, 1.0)
-    logs = (amounts.clamp(min=0) / mean + LEAST_AMOUNT).log() * kept
-    customer = logs.sum(1) / history.number
-    within = (((logs - customer[:, None]) * kept).square().sum() + 0.1) / (kept.sum() - len(kept) + 1)
-    between = (customer.var(correction=0) - (within / history.number).mean()).clamp(min=1e-3)
-    centred = [each - each.mean() for each in (customer, log_rate)]
-    scale = centred[0].square().mean().sqrt() * centred[1].square().mean().sqrt()
-    return torch.stack([mean, within.sqrt(), between.sqrt(), (centred[0] * centred[1]).mean() / (scale + 1e-6)])
-
-
-def _describe_amounts(history: _History, statistics: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _describe_amounts(history: VisitHistory, statistics: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """What is known of each customer's amounts, in means of a visit: of shape `(B, Q, numbers)`; and the logarithm of
     the customer's mean amount, smoothed by the shop's, of shape `(B, Q)`."""
     mean, within, between, related = statistics.unbind(-1)
@@ -294,7 +200,7 @@ def _describe_amounts(history: _History, statistics: torch.Tensor) -> tuple[torc
     return torch.stack(own, -1), smoothed
 
 
-class _Range(nn.Module):
+class InputRange(nn.Module):
     """Standardises inputs, and clips them to the range that training had."""
 
     def __init__(self, size: int):
@@ -304,19 +210,8 @@ class _Range(nn.Module):
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Of shape `(..., size)`, like the inputs."""
-        inputs = torch.minimum(torch.maximum(inputs, self.low), self.high)
+        inputs = inputs.clamp(self.low, self.high)
         return (inputs - self.mean) / self.std
-
-    @torch.no_grad()
-    def learn(self, inputs: torch.Tensor) -> None:
-        """Sets the range to that of a sample of inputs `(R, size)`, but for a thousandth on either side."""
-        self.low.copy_(torch.stack([column.kthvalue(1 + len(column) // 1000).values for column in inputs.T]))
-        self.high.copy_(
-            torch.stack([column.kthvalue(len(column) - len(column) // 1000).values for column in inputs.T])
-        )
-        clipped = torch.minimum(torch.maximum(inputs, self.low), self.high)
-        self.mean.copy_(clipped.mean(0))
-        self.std.copy_(clipped.std(0).clamp(min=1e-2))
 
 
 class _Network(nn.Module):
@@ -324,7 +219,7 @@ class _Network(nn.Module):
 
     def __init__(self, inputs: int, hidden: int, outputs: int):
         super().__init__()
-        self.range = _Range(inputs)
+        self.range = InputRange(inputs)
         self.first, self.second = nn.Linear(inputs, hidden), nn.Linear(hidden, hidden)
         self.output, self.linear = nn.Linear(hidden, outputs), nn.Linear(inputs, outputs, bias=False)
         for layer in (self.output, self.linear):
@@ -363,12 +258,11 @@ class VisitForecaster(nn.Module):
         super().__init__()
         self.deciding, self.types = list(deciding), dict(types or {})
         customer = 18 + 2 * len(HALF_LIVES)
-        self.num_statistics = 7 + 2 * BINS + 3 + 6 + 15 * len(BACK_TESTS)
-        inputs = customer + 4 + self.num_statistics
+        inputs = customer + 4 + SHOP_STATISTICS
         self.visit_network = _Network(inputs, VISIT_HIDDEN, 3)
         self.amount_network = _Network(inputs + 2 + 8, AMOUNT_HIDDEN, 3)
         self.window = nn.Buffer(torch.ones(()))  # days
-        self.statistics = nn.Buffer(torch.zeros(self.num_statistics))
+        self.statistics = nn.Buffer(torch.zeros(SHOP_STATISTICS))
         self.mean_rate = nn.Buffer(torch.ones(()))
         self.amount_statistics = nn.Buffer(torch.ones(num_amounts, 4))
 
@@ -378,14 +272,6 @@ class VisitForecaster(nn.Module):
             is_zero = name == "statistics" or name.endswith((".mean", ".low", ".high"))
             (init.zeros_ if is_zero else init.ones_)(value)
 
-    @torch.no_grad()
-    def set_shop(self, window: float, statistics: ShopStatistics) -> None:
-        """Fills in the window, in days, and the statistics of the shop."""
-        self.window.fill_(window)
-        self.statistics.copy_(statistics.visits)
-        self.mean_rate.copy_(statistics.mean_rate)
-        self.amount_statistics.copy_(statistics.amounts)
-
     def read(
         self,
         input_ids: torch.Tensor,
@@ -394,19 +280,9 @@ class VisitForecaster(nn.Module):
         event_times: torch.Tensor,
         event_values: torch.Tensor | None,
     ) -> Visits:
-        """Collects visits from events. A visit counts if one of its events is a target, and begins with its first one.
-
-        Args:
-            input_ids (`torch.LongTensor` of shape `(B, L, J)`): Feature ids of each event.
-            is_event (`torch.BoolTensor` of shape `(B, L)`): Whether there is an event; the start row is none.
-            visit_ids (`torch.LongTensor` of shape `(B, L)`, *optional*): Visit of each event, from 0 to at most L - 1.
-                `None`: each event is a visit.
-            event_times (`torch.FloatTensor` of shape `(B, L)`): days.
-            event_values (`torch.FloatTensor` of shape `(B, L, Q - 1)`, *optional*): Values of the summed features.
-
-        Returns:
-            `Visits`: with a place for each event. The first amount is the number of target events.
-        """
+        """Collects visits from the inputs of [`MCMModel`]: `is_event` `(B, L)` says where an event is, the start row is
+        none. A visit counts if one of its events is a target, and begins with its first one. Returns a place for each
+        event; the first amount is the number of target events."""
         is_target = is_event & (input_ids[..., self.deciding] > 0).any(-1)
         for index, ids in self.types.items():
             is_target = is_target & torch.isin(input_ids[..., index], torch.tensor(ids, device=input_ids.device))
@@ -425,9 +301,9 @@ class VisitForecaster(nn.Module):
     def inputs(self, visits: Visits, as_of: torch.Tensor, days: Sequence[float]) -> Inputs:
         """What the networks read at `as_of`, of shape `(B,)`, in days on the clock of the visits. Later visits are not
         read."""
-        history = _select(visits, as_of.float(), self.window)
+        history = select_visits(visits, as_of.float(), self.window)
         customer = _describe_customers(history, self.mean_rate)
-        rate = _smooth_rate(history, self.mean_rate)
+        rate = smooth_rate(history, self.mean_rate)
         is_known = history.number > 0
         # Nothing is known of a customer without visits, who is therefore the average one.
         customer = torch.where(is_known[:, None], customer, self.visit_network.range.mean[: customer.shape[1]])

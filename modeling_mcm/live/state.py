@@ -19,7 +19,7 @@ labels of all tasks (0 if the scores need no readout), N summed features.
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -91,7 +91,7 @@ class LiveState:
     def tensors(self, reader: Reader) -> dict[str, torch.Tensor]:
         """The tensors to store; `restored` takes them."""
         self._read_out(reader)
-        layers = [torch.cat([layer.keys, layer.values]) for layer in self.cache.layers]
+        layers = [torch.cat([layer.keys, layer.values]) for layer in cast(Any, self.cache.layers)]
         values = {each.name: getattr(self, each.name) for each in fields(self)}
         tensors = {name: value.contiguous() for name, value in values.items() if isinstance(value, torch.Tensor)}
         return tensors | {"caches": torch.stack(layers) if layers else torch.zeros(0)}
@@ -149,7 +149,7 @@ class LiveState:
         x = core.encoder(x, mask, cache=self.cache).last_hidden_state[0]
         if window is not None and (length := self.cache.get_seq_length()) > window:
             kept = torch.tensor([0, *range(length - window + 1, length)])  # the start row and the latest units
-            for layer in self.cache.layers:
+            for layer in cast(Any, self.cache.layers):
                 layer.keys, layer.values = layer.keys.index_select(2, kept), layer.values.index_select(2, kept)
         self.units, self.hidden = self.units + count, x[-1]
         if reader.reads_readout:

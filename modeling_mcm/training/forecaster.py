@@ -1,10 +1,12 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Trains the forecaster on synthetic shops, and reads the weights that ship with the package.
+"""Trains the forecaster on synthetic shops, reads the weights that ship with the package, and measures a shop.
 
-Shapes: R examples (a customer of a shop at the end of the window, and a horizon), P places for visits.
+Shapes: B customers, Q amounts, P places for visits, R examples (a customer of a shop at the end of the window, and a
+horizon).
 """
 
+import math
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -18,7 +20,17 @@ from torch import nn
 from transformers.utils import logging
 
 from modeling_mcm.files_mcm import atomic_write
-from modeling_mcm.forecaster_mcm import Distribution, Inputs, VisitForecaster, Visits, shop_statistics
+from modeling_mcm.forecaster_mcm import (
+    LEAST_AMOUNT,
+    Distribution,
+    InputRange,
+    Inputs,
+    VisitForecaster,
+    VisitHistory,
+    Visits,
+    select_visits,
+    smooth_rate,
+)
 from modeling_mcm.training.synthetic_shops import Shop, draw_shop
 
 SHIPPED_WEIGHTS = Path(__file__).resolve().parents[1] / "forecaster.safetensors"
@@ -28,6 +40,8 @@ LEAST_VISITS, LEAST_CUSTOMERS = 60, 30  # of a shop; another one is drawn in pla
 BATCH, LEARNING_RATE, WEIGHT_DECAY, WARM_UP = 1024, 3e-3, 0.02, 0.1
 VALIDATION = 0.06  # share of the shops that validate
 AMOUNTS_WEIGHT = 0.5
+BACK_TESTS = (0.3, 0.5, 0.75)  # shares of the window after which the shop's own past is tested
+BINS = 8  # of the profiles of visits and of first visits over the window
 
 
 class Examples(NamedTuple):
@@ -41,6 +55,95 @@ class Examples(NamedTuple):
     total: torch.Tensor  # (R,): amount in the horizon, in means of a visit
     usual: torch.Tensor  # (R, 2): means of number and total over the customers of the shop, at the same horizon
     shop: torch.Tensor  # (R,): index of the shop
+
+
+@torch.no_grad()
+def set_shop(forecaster: VisitForecaster, visits: Visits, as_of: torch.Tensor, window: float) -> None:
+    """Fills in the window, in days, and the statistics of the shop, computed from its customers' visits in the window
+    before `as_of`, of shape `(B,)`. Customers without a visit in the window do not count. Raises `ValueError` if no
+    customer has one."""
+    history = select_visits(visits, as_of, window)
+    is_known = history.number > 0
+    if not bool(is_known.any()):
+        raise ValueError("No customer has a visit in the training period, so there is nothing to forecast from.")
+    history = VisitHistory(*(value[is_known] for value in history))
+    kept, repeats = history.is_visit.to(history.ages.dtype), history.number - 1
+    mean_rate = repeats.sum().clamp(min=0.5) / history.first.sum().clamp(min=1e-3)
+    log_rate = smooth_rate(history, mean_rate).log()
+    centred = log_rate - log_rate.mean()
+    std = centred.square().mean().sqrt().clamp(min=1e-3)
+    places = ((1 - history.ages) * BINS).long().clamp(0, BINS - 1)
+    profile = torch.zeros(BINS).scatter_add(0, places.flatten(), kept.flatten()) + 1
+    arrivals = torch.bincount(((1 - history.first) * BINS).long().clamp(0, BINS - 1), minlength=BINS) / len(log_rate)
+    several = (repeats >= 3).to(kept.dtype)
+    weight = several / (several.sum() + 1)
+    gap = history.mean_gap.clamp(min=1e-4)
+    dispersion = (repeats.var(correction=0) / repeats.mean().clamp(min=1e-3)).log1p()
+    numbers = [
+        torch.tensor(float(window)).log(),
+        (repeats == 0).to(kept.dtype).mean(),
+        repeats.mean().log1p(),
+        mean_rate.log(),
+        std,
+        (centred / std).pow(3).mean(),
+        dispersion,
+        *(profile / profile.mean()).log(),
+        *arrivals,
+        *((((history.ages < share) * kept).sum(1) > 0).float().mean() for share in (0.05, 0.1, 0.25)),
+        history.last.mean(),
+        history.last.median(),
+        several.mean(),
+        (history.irregularity * weight).sum() + 1 / (several.sum() + 1),
+        ((history.longest_gap / gap).sqrt() * weight).sum() + 2 / (several.sum() + 1),
+        ((history.last / gap > 3) * weight).sum() + 0.3 / (several.sum() + 1),
+        *(number for share in BACK_TESTS for number in _test_past(history, share)),
+    ]
+    amounts = torch.stack([_measure_amounts(history, column, log_rate) for column in history.amounts.unbind(-1)])
+    forecaster.window.fill_(window)
+    forecaster.statistics.copy_(torch.stack([number.float() for number in numbers]))
+    forecaster.mean_rate.copy_(mean_rate)
+    forecaster.amount_statistics.copy_(amounts)
+
+
+def _test_past(history: VisitHistory, share: float) -> list[torch.Tensor]:
+    """How customers who came in the first `share` of the window behaved in the rest of it: their visits beside
+    their rate before, and how many came, of all and by what was known of them; smoothed where they are few."""
+    kept = history.is_visit.to(history.ages.dtype)
+    is_before = (history.ages > 1 - share) * kept
+    before, after = is_before.sum(1), ((history.ages <= 1 - share) * kept).sum(1)
+    is_seen = (before > 0).to(kept.dtype)
+    exposure = (history.first - (1 - share)).clamp(min=0)
+    silence = torch.where(is_before > 0, history.ages, math.inf).amin(1).clamp(max=1) - (1 - share)
+    repeats = (before - 1).clamp(min=0)
+    mean = repeats.sum().clamp(min=0.5) / (exposure * is_seen).sum().clamp(min=1e-3)
+    usual = (repeats + 1) / (exposure + 1 / mean) * (1 - share)
+    comes, late = (after > 0).to(kept.dtype), silence / exposure.clamp(min=1e-4) > 0.4
+    overall = ((comes * is_seen).sum() + 1) / (is_seen.sum() + 2)
+    numbers = [((after * is_seen).sum() + 3).log() - ((usual * is_seen).sum() + 3).log(), overall]
+    heavy = before * is_seen
+    numbers.append(((after * heavy).sum() + 3).log() - ((usual * heavy).sum() + 3).log())
+    some = repeats > 0
+    groups = (~some, some & (repeats <= 2), (repeats > 2) & (repeats <= 7), repeats > 7, some & late, some & ~late)
+    for group in groups:
+        member = is_seen * group
+        numbers.append(((after * member).sum() + 3).log() - ((usual * member).sum() + 3).log())
+        numbers.append(((comes * member).sum() + 3 * overall) / (member.sum() + 3))
+    return numbers
+
+
+def _measure_amounts(history: VisitHistory, amounts: torch.Tensor, log_rate: torch.Tensor) -> torch.Tensor:
+    """Of one amount `(B, P)`: its mean in a visit; the standard deviations of its logarithm within and between
+    customers; and the correlation of a customer's mean logarithm with the logarithm of the rate."""
+    kept = history.is_visit.to(amounts.dtype)
+    mean = (amounts.clamp(min=0) * kept).sum() / kept.sum()
+    mean = torch.where(mean > 0, mean, 1.0)
+    logs = (amounts.clamp(min=0) / mean + LEAST_AMOUNT).log() * kept
+    customer = logs.sum(1) / history.number
+    within = (((logs - customer[:, None]) * kept).square().sum() + 0.1) / (kept.sum() - len(kept) + 1)
+    between = (customer.var(correction=0) - (within / history.number).mean()).clamp(min=1e-3)
+    centred = [each - each.mean() for each in (customer, log_rate)]
+    scale = centred[0].square().mean().sqrt() * centred[1].square().mean().sqrt()
+    return torch.stack([mean, within.sqrt(), between.sqrt(), (centred[0] * centred[1]).mean() / (scale + 1e-6)])
 
 
 def pad_visits(customers: NDArray, times: NDArray, amounts: NDArray, number: int) -> Visits:
@@ -74,7 +177,7 @@ def make_examples(seed: int, index: int, forecaster: VisitForecaster | None = No
     chosen = rng.choice(len(known), CUSTOMERS // 2, p=shares)
     chosen = np.unique(np.concatenate([order[: CUSTOMERS // 2], chosen]))
     visits = _select_customers(rows, shop, past, of_statistics)
-    forecaster.set_shop(shop.window, shop_statistics(visits, _ends(shop, visits), shop.window))
+    set_shop(forecaster, visits, _ends(shop, visits), shop.window)
     visits = _select_customers(rows, shop, past, chosen)
     scale = float(forecaster.amount_statistics[0, 0])
     place = np.minimum(np.searchsorted(known, shop.customers), len(known) - 1)
@@ -195,11 +298,22 @@ def train_forecaster(examples: Examples, epochs: int, seed: int = 0) -> tuple[Vi
 
 def _learn_ranges(forecaster: VisitForecaster, examples: Examples) -> None:
     inputs = Inputs(examples.visits, examples.base, examples.amounts, examples.mean_amounts)
-    forecaster.visit_network.range.learn(examples.visits)
+    _learn_range(forecaster.visit_network.range, examples.visits)
     with torch.no_grad():
         start = forecaster.distribution(inputs)
     known = torch.stack([start.expected.log(), start.log_comes], 1)
-    forecaster.amount_network.range.learn(torch.cat([examples.visits, known, examples.amounts[:, 0]], 1))
+    _learn_range(forecaster.amount_network.range, torch.cat([examples.visits, known, examples.amounts[:, 0]], 1))
+
+
+@torch.no_grad()
+def _learn_range(limits: InputRange, inputs: torch.Tensor) -> None:
+    """Sets the range to that of a sample of inputs `(R, size)`, but for a thousandth on either side."""
+    skipped = len(inputs) // 1000
+    limits.low.copy_(inputs.kthvalue(1 + skipped, 0).values)
+    limits.high.copy_(inputs.kthvalue(len(inputs) - skipped, 0).values)
+    clipped = inputs.clamp(limits.low, limits.high)
+    limits.mean.copy_(clipped.mean(0))
+    limits.std.copy_(clipped.std(0).clamp(min=1e-2))
 
 
 def save_weights(forecaster: VisitForecaster, path: str | Path) -> None:

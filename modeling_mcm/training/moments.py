@@ -30,11 +30,11 @@ from modeling_mcm.configuration_mcm import FIRST_VALUE_ID
 from modeling_mcm.data.cases import deciding_tasks
 from modeling_mcm.data.collator import LengthGroupedSampler
 from modeling_mcm.events_mcm import SECONDS_PER_DAY, select_events
-from modeling_mcm.forecaster_mcm import VisitForecaster, shop_statistics
+from modeling_mcm.forecaster_mcm import VisitForecaster
 from modeling_mcm.modeling_mcm import MCMModel
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.state_mcm import GAPS, CustomerState, Forecasts
-from modeling_mcm.training.forecaster import load_weights
+from modeling_mcm.training.forecaster import load_weights, set_shop
 
 MOMENTS, BATCH = 16, 32  # moments of a customer, and customers of a step
 PASSES, LEAST_STEPS, MOST_STEPS = 4, 40, 1500  # passes over all customers, within these numbers of steps
@@ -284,7 +284,7 @@ def describe_shop(
         model.make_forecasts()
         return
     load_weights(forecaster)
-    forecaster.set_shop(window, shop_statistics(visits, (end - starts).float(), window))
+    set_shop(forecaster, visits, (end - starts).float(), window)
     config.forecast_window = window
     config.forecast_days = model.customer_forecasts.days
 

@@ -15,9 +15,8 @@ from modeling_mcm.forecaster_mcm import (
     Distribution,
     VisitForecaster,
     Visits,
-    shop_statistics,
 )
-from modeling_mcm.training.forecaster import compute_losses, draw_examples, load_weights, pad_visits
+from modeling_mcm.training.forecaster import compute_losses, draw_examples, load_weights, pad_visits, set_shop
 from modeling_mcm.training.synthetic_shops import draw_shop
 
 WINDOW, DAYS = 200.0, [30.0, 200.0, 400.0]
@@ -40,18 +39,18 @@ def forecaster():
     """The shipped one, in a shop; tests change nothing in it."""
     made = VisitForecaster(2)
     load_weights(made)
-    made.set_shop(WINDOW, shop_of(41))
+    set_synthetic_shop(made, 41)
     return made.eval()
 
 
-def shop_of(seed):
-    """Statistics of a synthetic shop whose window is stretched to `WINDOW`, with the same amount twice."""
+def set_synthetic_shop(forecaster, seed):
+    """Sets a synthetic shop whose window is stretched to `WINDOW`, with the same amount twice."""
     shop = draw_shop(np.random.default_rng(seed))
     past = shop.times < shop.window
     known, rows = np.unique(shop.customers[past], return_inverse=True)
     amounts = np.stack([shop.amounts[past]] * 2, 1)
     visits = pad_visits(rows, shop.times[past] * (WINDOW / shop.window), amounts, len(known))
-    return shop_statistics(visits, read_as_of(visits), WINDOW)
+    set_shop(forecaster, visits, read_as_of(visits), WINDOW)
 
 
 def distributions(forecaster, visits, day=WINDOW, days=DAYS):
@@ -156,7 +155,7 @@ def test_inputs_are_clipped_to_the_range_of_training(forecaster):
     far = VisitForecaster(2)
     load_weights(far)
     visits = make_visits(3)
-    far.set_shop(1e6, shop_statistics(visits, read_as_of(visits), 1e6))
+    set_shop(far, visits, read_as_of(visits), 1e6)
     assert all(value.isfinite().all() for part in distributions(far, visits, 1e9) for value in part)
 
 
@@ -178,7 +177,7 @@ def test_little_is_known_of_some_customers(forecaster):
     silent = distributions(forecaster, once, 10 * WINDOW)[0].expected
     assert (silent <= distributions(forecaster, once, 0.5 * WINDOW)[0].expected).all()
     with pytest.raises(ValueError, match="No customer has a visit in the training period"):
-        shop_statistics(nothing, read_as_of(nothing), WINDOW)
+        set_shop(VisitForecaster(2), nothing, read_as_of(nothing), WINDOW)
 
 
 def test_longer_horizons_have_more_visits(forecaster):
@@ -213,7 +212,7 @@ def make_model(**changes):
     if model.forecaster is not None:
         load_weights(model.forecaster)
         visits = make_visits()
-        model.forecaster.set_shop(WINDOW, shop_statistics(visits, read_as_of(visits), WINDOW))
+        set_shop(model.forecaster, visits, read_as_of(visits), WINDOW)
     if model.forecasts is not None:
         torch.nn.init.normal_(model.forecasts.amounts.weight, std=0.1)
         torch.nn.init.constant_(model.forecasts.hazards.bias, -2.0)
