@@ -28,6 +28,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_mcm import FIRST_LABEL, MCMConfig
 from .modeling_mcm import MCMForMultiTaskRecommendation
+from .state_mcm import decay_weights, sum_by_value
 
 NETWORKS, UNITS = 4, 32  # number of small networks whose mean is the score, and hidden units of each
 DROPOUT = 0.4  # dropout probability on the networks' inputs and on their hidden units
@@ -159,19 +160,16 @@ class ActionCounts:
         self.visits = torch.arange(ages.shape[1], device=ages.device).expand_as(ages)
         if visit_ids is not None:
             self.visits = visit_ids
-        half_lives = ages.new_tensor([*HALF_LIVES_DAYS, math.inf])
-        days = ages.clamp(min=0, max=LONGEST_DAYS)[..., None]
-        self.weights = torch.exp2(-days / half_lives) * self.is_event[..., None]  # (B, L, D)
+        half_lives = [*HALF_LIVES_DAYS, math.inf]
+        self.weights = decay_weights(ages.clamp(max=LONGEST_DAYS), half_lives, self.is_event)  # (B, L, D)
 
     def count_values(self, feature: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Counts of each value of a feature `(B, V, D)`, and days since the latest event with it `(B, V)`."""
         index = self.config.features.index(feature)
         ids, size = self.input_ids[..., index], self.config.vocabulary_sizes[index]
-        counts = self.weights.new_zeros(len(ids), size, self.weights.shape[-1])
-        counts.scatter_add_(1, ids[..., None].expand_as(self.weights), self.weights)
         days = self.ages.new_full((len(ids), size), LONGEST_DAYS)
         days.scatter_reduce_(1, ids, self.ages.clamp(max=LONGEST_DAYS), "amin")
-        return counts, days
+        return sum_by_value(ids, self.weights, size), days
 
     def count_customers(self) -> torch.Tensor:
         """Counts that do not depend on the action. Returns `torch.FloatTensor` of shape `(B, numbers)`; the second

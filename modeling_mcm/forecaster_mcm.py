@@ -20,7 +20,7 @@ from torch import nn
 from transformers import initialization as init
 
 from .configuration_mcm import MCMConfig
-from .state_mcm import ALIVE, CHANCE, NEXT_VISIT, Forecasts, interval_edges, median_days
+from .state_mcm import ALIVE, CHANCE, NEXT_VISIT, Forecasts, decay_weights, interval_edges, median_days
 
 LOG, SHIPPED = "log", "shipped"  # sources of a forecast: learned on the log, or by the network that ships
 LONGEST_RATIO = 2.0  # the longest horizon that is told, as a multiple of the window
@@ -143,7 +143,7 @@ def _describe_customers(history: VisitHistory, mean_rate: torch.Tensor) -> torch
     repeats, first, last = (history.number - 1).clamp(min=0), history.first.clamp(min=1e-4), history.last
     half_lives = torch.tensor(HALF_LIVES, device=first.device)
     kept = history.is_visit.to(first.dtype)
-    faded = (torch.exp2(-history.ages[..., None] / half_lives) * kept[..., None]).sum(1)  # (B, half-lives)
+    faded = decay_weights(history.ages, HALF_LIVES, history.is_visit).sum(1)  # (B, half-lives)
     exposure = half_lives / math.log(2) * (1 - torch.exp2(-first[:, None] / half_lives))
     gaps, is_gap = history.ages.diff(dim=1), kept[:, 1:]
     longer = (((gaps > last[:, None]) * is_gap).sum(1) + 0.5) / (repeats + 1)
@@ -194,7 +194,7 @@ def _describe_amounts(history: VisitHistory, statistics: torch.Tensor) -> tuple[
     smoothed = ((amounts.sum(1) + prior) / (number + prior)).log()
     logs = (amounts + LEAST_AMOUNT).log() * kept
     customer = logs.sum(1) / number.clamp(min=1)
-    faded = (amounts * torch.exp2(-4 * history.ages)[..., None] * kept).sum(1)
+    faded = (amounts * decay_weights(history.ages, [0.25], history.is_visit)).sum(1)
     own = [smoothed, customer, logs[:, 0], faded.log1p(), prior.log().expand_as(customer)]
     own += [value.expand_as(customer) for value in (within, between, related)]
     return torch.stack(own, -1), smoothed
@@ -281,8 +281,8 @@ class VisitForecaster(nn.Module):
         event_values: torch.Tensor | None,
     ) -> Visits:
         """Collects visits from the inputs of [`MCMModel`]: `is_event` `(B, L)` says where an event is, the start row is
-        none. A visit counts if one of its events is a target, and begins with its first one. Returns a place for each
-        event; the first amount is the number of target events."""
+        none. A visit counts if one of its events is a target, and begins with its first one. Returns a place for
+        each event; the first amount is the number of target events."""
         is_target = is_event & (input_ids[..., self.deciding] > 0).any(-1)
         for index, ids in self.types.items():
             is_target = is_target & torch.isin(input_ids[..., index], torch.tensor(ids, device=input_ids.device))

@@ -23,7 +23,9 @@ from transformers import initialization as init
 
 from .configuration_mcm import MISSING_ID, MCMConfig
 
-TASTE_HALF_LIFE = 30.0  # half-life, in days, of the counts of features with many values; they are also counted unfaded
+PROJECTED_HALF_LIFE = (
+    30.0  # half-life, in days, of the counts of features with many values; they are also counted unfaded
+)
 PROJECTION_SIZE, HIDDEN = 128, 256  # learned rows of P (see CustomerState), and hidden size of the network
 COMPONENTS = 64  # largest number of principal components in the state
 DROPOUT = 0.3  # dropout probability on z
@@ -32,6 +34,22 @@ MIN_STD, LARGEST = 0.05, 8.0  # smallest standard deviation, and largest absolut
 ANY_SILENCE = 1e9  # days: the longest silence before training; a finite number, because infinite weights are refused
 CHANCE, NEXT_VISIT, ALIVE = "visit_probability", "days_to_next_visit", "alive_probability"
 GAPS = ("days since the last event", "days since the first", "the ratio to the mean gap", "the mean gap")
+
+
+def decay_weights(ages: torch.Tensor, half_lives: Sequence[float], is_counted: torch.Tensor) -> torch.Tensor:
+    """Weights 2^(-age / half-life) of shape `(..., K)`, of ages of shape `(...)` in any unit; a negative age counts as
+    0. They are 0 where `is_counted` `(...)` is False."""
+    scales = torch.tensor([*half_lives], dtype=ages.dtype, device=ages.device)
+    return torch.exp2(-ages.clamp(min=0)[..., None] / scales) * is_counted[..., None]
+
+
+def sum_by_value(ids: torch.Tensor, weights: torch.Tensor, size: int) -> torch.Tensor:
+    """Sums of weights of events `(B, L, ...)` over the events with each value id, of shape `(B, size, ...)`; `ids` are
+    of shape `(B, L)`."""
+    rows = ids + size * torch.arange(len(ids), device=ids.device)[:, None]
+    weights_by_event = weights.flatten(2).flatten(0, 1)
+    sums = weights_by_event.new_zeros(len(ids) * size, weights_by_event.shape[1])
+    return sums.index_add_(0, rows.flatten(), weights_by_event).view(len(ids), size, *weights.shape[2:])
 
 
 class MissingForecastsError(ValueError):
@@ -198,8 +216,7 @@ class CustomerState(nn.Module):
         Raises:
             ValueError: If there are summed features and no `event_values`.
         """
-        batch, length = input_ids.shape[:2]
-        is_event = attention_mask.bool() & (torch.arange(length, device=as_of.device) > 0)
+        is_event = attention_mask.bool() & (torch.arange(input_ids.shape[1], device=as_of.device) > 0)
         opens = is_event
         if visit_ids is not None:
             opens = is_event & (visit_ids != F.pad(visit_ids, (1, 0), value=-1)[:, :-1])
@@ -209,34 +226,30 @@ class CustomerState(nn.Module):
         first = torch.where(is_known, torch.where(past, event_times[..., None], math.inf).amin(1), as_of)
         as_of = torch.minimum(as_of, last + self.longest_silence)
         ages = as_of[:, None, :] - event_times[..., None]
-        half_lives = torch.tensor([*self.half_lives, math.inf], device=as_of.device)
-        weights = torch.exp2(-ages.clamp(min=0)[..., None] / half_lives) * past[..., None]  # (B, L, M, K)
-        kernels = len(half_lives)
+        days = [*self.half_lives, math.inf]
+        weights = decay_weights(ages, days, past)  # (B, L, M, K)
         if self.num_sums and event_values is None:
             raise ValueError("The customer state sums values: `event_values` of MCMFeatureExtractor are missing.")
         channels = [is_event.to(weights.dtype), opens.to(weights.dtype)]
         channels += [] if event_values is None else list(event_values[..., : self.num_sums].unbind(-1))
         sums = [torch.einsum("blmk,bl->bmk", weights, channel) for channel in channels]
 
-        def by_value(features: Sequence[int], event_weights: torch.Tensor) -> torch.Tensor:
-            """Sums of event weights `(B, L, M, k)` by the features' values, of shape `(B, M, values k)`."""
-            values, start = sum(self.sizes[feature] for feature in features), 0
-            of_values = event_weights.new_zeros(batch * values, event_weights.shape[2] * event_weights.shape[3])
+        def by_value(features: Sequence[int], event_weights: torch.Tensor) -> list[torch.Tensor]:
+            """Sums of event weights `(B, L, M, k)` by the features' values, each of shape `(B, M, values k)`."""
+            parts = []
             for feature in features:
-                indices = input_ids[..., feature] + start + values * torch.arange(batch, device=as_of.device)[:, None]
-                of_values.index_add_(0, indices.flatten(), event_weights.flatten(2).flatten(0, 1))
-                of_values.view(batch, values, -1)[:, start + MISSING_ID] = 0.0
-                start += self.sizes[feature]
-            return of_values.view(batch, values, *event_weights.shape[2:]).permute(0, 2, 1, 3).flatten(2)
+                sums = sum_by_value(input_ids[..., feature], event_weights, self.sizes[feature])
+                sums[:, MISSING_ID] = 0.0
+                parts.append(sums.transpose(1, 2).flatten(2))
+            return parts
 
-        days = [*self.half_lives, math.inf]
-        nearest = min(range(kernels), key=lambda k: abs(days[k] - TASTE_HALF_LIFE))
-        few, many = by_value(self.few, weights), by_value(self.many, weights[..., [nearest, kernels - 1]])
+        nearest = min(range(len(days)), key=lambda k: abs(days[k] - PROJECTED_HALF_LIFE))
+        few, many = by_value(self.few, weights), by_value(self.many, weights[..., [nearest, -1]])
         since_last, since_first = as_of - last, as_of - first
         visits = sums[1][..., -1]  # the unfaded number of visits
         gap = (since_first - since_last) / (visits - 1).clamp(min=1)
         gaps = torch.stack([since_last, since_first, since_last / (gap + 0.5), gap], -1)
-        return torch.cat([*sums, few, gaps, many], -1).clamp_(min=0).log1p_()
+        return torch.cat([*sums, *few, gaps, *many], -1).clamp_(min=0).log1p_()
 
     def standardised(self, counts: torch.Tensor, indices: slice | torch.Tensor = slice(None)) -> torch.Tensor:
         """Standardises counts: z = (counts - mean) / std, clipped."""
