@@ -28,14 +28,14 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_mcm import FIRST_LABEL, MCMConfig
 from .modeling_mcm import MCMForMultiTaskRecommendation
-from .state_mcm import decay_weights, sum_by_value
+from .state_mcm import MIN_STD, decay_weights, sum_by_value
 
-NETWORKS, UNITS = 4, 32  # number of small networks whose mean is the score, and hidden units of each
-DROPOUT = 0.4  # dropout probability on the networks' inputs and on their hidden units
-MIN_STD, LARGEST = 0.05, 5.0  # smallest standard deviation, and largest absolute value, of standardised numbers
-KNOTS = (-2.0, -1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0, 2.0, 3.0, LARGEST)  # where the piecewise-linear codes bend
+NETWORKS, HIDDEN_UNITS = 4, 32  # number of small networks whose mean is the score, and hidden units of each
+HEAD_DROPOUT = 0.4  # dropout probability on the networks' inputs and on their hidden units
+CLIPPED = 5.0  # largest absolute value of standardised numbers
+KNOTS = (-2.0, -1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0, 2.0, 3.0, CLIPPED)  # where the piecewise-linear codes bend
 # Half-lives of the counts, in days; matches are also counted unfaded.
-HALF_LIVES_DAYS = (14.0, 60.0, 365.0)
+OFFER_HALF_LIVES = (14.0, 60.0, 365.0)
 LONGEST_DAYS = 10_000.0  # number of days since an event that never happened
 LEAST_SHARE = 1e-3  # added to shares of a customer's events before the logarithm
 
@@ -95,7 +95,7 @@ class Standardised(nn.Module):
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """Standardises values of shape `(..., size)`; the result has the same shape and is clipped at 5."""
         std = (self.square - self.mean.square()).clamp(min=MIN_STD**2).sqrt()
-        return ((values - self.mean) / std).clamp(-LARGEST, LARGEST)
+        return ((values - self.mean) / std).clamp(-CLIPPED, CLIPPED)
 
 
 def piecewise_linear(values: torch.Tensor) -> torch.Tensor:
@@ -114,7 +114,7 @@ def counted_features(config: MCMConfig) -> list[str]:
 
 def count_names(config: MCMConfig) -> tuple[list[str], list[str]]:
     """Names of the numbers of `ActionCounts.count_offers` and of `ActionCounts.count_customers`, in their order."""
-    fading = [*(f"{days:g}d" for days in HALF_LIVES_DAYS), "all"]
+    fading = [*(f"{days:g}d" for days in OFFER_HALF_LIVES), "all"]
     kinds = ["did", "visits", *(f"{name} of did" for name in config.summed_features)]
     kinds += ["did as asked"] if config.action_history_feature else []
     names = [f"{kind} {each}" for kind in kinds for each in fading] + ["days since did"]
@@ -160,7 +160,7 @@ class ActionCounts:
         self.visits = torch.arange(ages.shape[1], device=ages.device).expand_as(ages)
         if visit_ids is not None:
             self.visits = visit_ids
-        half_lives = [*HALF_LIVES_DAYS, math.inf]
+        half_lives = [*OFFER_HALF_LIVES, math.inf]
         self.weights = decay_weights(ages.clamp(max=LONGEST_DAYS), half_lives, self.is_event)  # (B, L, D)
 
     def count_values(self, feature: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -261,10 +261,10 @@ class ActionHead(nn.Module):
         numbers = self.coded + config.embedding_size
         self.query = nn.Linear(hidden, hidden, bias=False)
         self.standardised = Standardised(numbers)
-        self.dense = nn.Linear(3 * hidden + numbers, NETWORKS * UNITS)
+        self.dense = nn.Linear(3 * hidden + numbers, NETWORKS * HIDDEN_UNITS)
         self.activation = nn.GELU()
-        self.dropout = nn.Dropout(DROPOUT)
-        self.output = nn.Parameter(torch.empty(NETWORKS, UNITS, outcomes))
+        self.dropout = nn.Dropout(HEAD_DROPOUT)
+        self.output = nn.Parameter(torch.empty(NETWORKS, HIDDEN_UNITS, outcomes))
         self.bias = nn.Parameter(torch.empty(outcomes))
         self.direct = nn.Parameter(torch.empty(NETWORKS, numbers + self.coded * (len(KNOTS) - 1), outcomes))
         self.preference_weight = nn.Parameter(torch.empty(outcomes, tasks))
@@ -303,7 +303,7 @@ class ActionHead(nn.Module):
         codes = self.dropout(piecewise_linear(numbers[..., : self.coded]))
         numbers = self.dropout(numbers)
         vectors = self.dropout(torch.cat([readout, vectors, readout * vectors], -1))
-        units = self.activation(self.dense(torch.cat([vectors, numbers], -1))).unflatten(-1, (NETWORKS, UNITS))
+        units = self.activation(self.dense(torch.cat([vectors, numbers], -1))).unflatten(-1, (NETWORKS, HIDDEN_UNITS))
         units = self.dropout(units)
         scores = torch.einsum("bknu,nuo->nbko", units, self.output) + torch.einsum(
             "bkx,nxo->nbko", torch.cat([numbers, codes], -1), self.direct

@@ -21,9 +21,10 @@ from transformers.utils.generic import can_return_tuple
 from .configuration_mcm import MCMConfig
 from .modeling_mcm import MCMModel, MCMPreTrainedModel
 
-NUMBER, CLASSES = "regression", "single_label_classification"  # transformers' names of the two kinds of labels
+# transformers' names of the two kinds of labels
+REGRESSION, CLASSIFYING = "regression", "single_label_classification"
 IGNORED = -100  # id of an unknown class
-PENALTY = 50.0  # weight of the squared weights when the head is initialised, divided by the number of labels
+HEAD_PENALTY = 50.0  # weight of the squared weights when the head is initialised, divided by the number of labels
 
 
 @auto_docstring(custom_intro="Output of [`MCMForCustomerPrediction`].")
@@ -99,14 +100,15 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
                 "one with a state."
             )
         self.num_labels = int(config.num_labels or 0)
-        self.problem_type = config.problem_type or (NUMBER if self.num_labels == 1 else CLASSES)
-        if self.problem_type not in (NUMBER, CLASSES) or self.num_labels < 1 + (self.problem_type == CLASSES):
+        self.problem_type = config.problem_type or (REGRESSION if self.num_labels == 1 else CLASSIFYING)
+        least = 1 + (self.problem_type == CLASSIFYING)
+        if self.problem_type not in (REGRESSION, CLASSIFYING) or self.num_labels < least:
             raise ValueError(
-                f"Found problem_type {self.problem_type!r} with {self.num_labels} labels; expected {NUMBER!r}, or "
-                f"{CLASSES!r} with 2 or more. Several labels of a customer are several models."
+                f"Found problem_type {self.problem_type!r} with {self.num_labels} labels; expected {REGRESSION!r}, or "
+                f"{CLASSIFYING!r} with 2 or more. Several labels of a customer are several models."
             )
-        if self.problem_type == NUMBER and self.num_labels != 1:
-            raise ValueError(f"Found {NUMBER!r} with num_labels {self.num_labels}; a model predicts 1 number.")
+        if self.problem_type == REGRESSION and self.num_labels != 1:
+            raise ValueError(f"Found {REGRESSION!r} with num_labels {self.num_labels}; a model predicts 1 number.")
         self.model = MCMModel(config)
         for unused in (self.model.embeddings, self.model.encoder, self.model.forecasts):
             if unused is not None:
@@ -122,7 +124,7 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
 
     def predictions(self, logits: torch.Tensor) -> dict[str, torch.Tensor]:
         """Names the predictions `(B,)` of `logits` `(B, C)`: the probability of each class, or the number."""
-        values = logits.float() if self.problem_type == NUMBER else logits.float().softmax(-1)
+        values = logits.float() if self.problem_type == REGRESSION else logits.float().softmax(-1)
         names = cast(dict[int, str], self.config.id2label)
         return {names[index]: values[:, index] for index in range(self.num_labels)}
 
@@ -163,7 +165,7 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
         head = self.prediction_head
         head.output.weight.zero_()
         head.output.bias.zero_()
-        if self.problem_type == NUMBER:
+        if self.problem_type == REGRESSION:
             head.label_mean.fill_(labels.double().mean())
             head.label_std.fill_(float(labels.double().std()) or 1.0)
         else:
@@ -182,7 +184,7 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
 
         def closure() -> torch.Tensor:
             optimizer.zero_grad()
-            loss = self._loss(layer(states), labels) + PENALTY / len(labels) * (layer.weight**2).sum()
+            loss = self._loss(layer(states), labels) + HEAD_PENALTY / len(labels) * (layer.weight**2).sum()
             loss.backward()
             return loss
 
@@ -190,7 +192,7 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
         optimizer.zero_grad()
 
     def _loss(self, scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        if self.problem_type == NUMBER:
+        if self.problem_type == REGRESSION:
             head = self.prediction_head
             numbers = (labels.to(scores.dtype) - head.label_mean) / head.label_std
             return F.mse_loss(scores[:, 0], numbers)
@@ -246,6 +248,6 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
         state = self.model.state(counts)
         scores = self.prediction_head(state)
         loss = None if labels is None else self._loss(scores, labels)
-        if self.problem_type == NUMBER:
+        if self.problem_type == REGRESSION:
             scores = scores * self.prediction_head.label_std + self.prediction_head.label_mean
         return MCMPredictionOutput(loss=loss, logits=scores, pooler_output=state)

@@ -26,12 +26,12 @@ LOG, SHIPPED = "log", "shipped"  # sources of a forecast: learned on the log, or
 LONGEST_RATIO = 2.0  # the longest horizon that is told, as a multiple of the window
 TRAINED_RATIO = 2.2  # the longest horizon of training, as a multiple of the window
 LEVELS = (80, 95)  # of the intervals, in percent
-HALF_LIVES = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)  # of the fading counts, as shares of the window
+WINDOW_HALF_LIVES = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)  # of the fading counts, as shares of the window
 SHOP_STATISTICS = 77  # numbers, see [`~training.forecaster.set_shop`]
-GRID = 128  # points on which the distribution of the number of visits is computed
+POINTS = 128  # points on which the distribution of the number of visits is computed
 VISIT_HIDDEN, AMOUNT_HIDDEN = 104, 60
 LEAST_AMOUNT = 0.02  # added to amounts, in means of a visit, before the logarithm
-LEAST = 1e-3  # a thousandth of the window
+LEAST_TIME = 1e-3  # a thousandth of the window
 
 
 class Visits(NamedTuple):
@@ -75,15 +75,15 @@ class Distribution(NamedTuple):
         rest; where 0 is likelier than that, the interval begins at 0 and all of the rest lies above it.
         """
         mean, size = self.log_mean.exp(), self.log_size.exp()
-        step = ((mean + 6 * (mean + mean.square() / size).sqrt()) / GRID).clamp(min=1).ceil()  # 1 for most customers
-        points = torch.arange(GRID, dtype=mean.dtype, device=mean.device) * step[..., None]
+        step = ((mean + 6 * (mean + mean.square() / size).sqrt()) / POINTS).clamp(min=1).ceil()  # 1 for most customers
+        points = torch.arange(POINTS, dtype=mean.dtype, device=mean.device) * step[..., None]
         wide = Distribution(*(value[..., None] for value in self))
         shares = wide.log_probability(points).exp() * torch.where(points > 0, step[..., None], 1.0)
         cumulative = shares.cumsum(-1) / shares.sum(-1, keepdim=True).clamp(min=1e-30)
         bounds = []
         for level in LEVELS:
             rest = 1 - level / 100
-            low = (cumulative <= rest / 2).sum(-1, keepdim=True).clamp(max=GRID - 1)
+            low = (cumulative <= rest / 2).sum(-1, keepdim=True).clamp(max=POINTS - 1)
             below = F.pad(cumulative, (1, 0)).gather(-1, low)
             differs = (cumulative - below - level / 100).abs() + 2.0 * (points < points.gather(-1, low))
             high = differs.argmin(-1, keepdim=True)
@@ -141,14 +141,14 @@ def smooth_rate(history: VisitHistory, mean_rate: torch.Tensor) -> torch.Tensor:
 def _describe_customers(history: VisitHistory, mean_rate: torch.Tensor) -> torch.Tensor:
     """What is known of each customer, of shape `(B, numbers)`, whatever the horizon."""
     repeats, first, last = (history.number - 1).clamp(min=0), history.first.clamp(min=1e-4), history.last
-    half_lives = torch.tensor(HALF_LIVES, device=first.device)
+    half_lives = torch.tensor(WINDOW_HALF_LIVES, device=first.device)
     kept = history.is_visit.to(first.dtype)
-    faded = decay_weights(history.ages, HALF_LIVES, history.is_visit).sum(1)  # (B, half-lives)
+    faded = decay_weights(history.ages, WINDOW_HALF_LIVES, history.is_visit).sum(1)  # (B, half-lives)
     exposure = half_lives / math.log(2) * (1 - torch.exp2(-first[:, None] / half_lives))
     gaps, is_gap = history.ages.diff(dim=1), kept[:, 1:]
     longer = (((gaps > last[:, None]) * is_gap).sum(1) + 0.5) / (repeats + 1)
     latest = F.pad(gaps, (0, 1))[:, 0]
-    log_gaps = (gaps + LEAST).log() * is_gap
+    log_gaps = (gaps + LEAST_TIME).log() * is_gap
     mean_log = log_gaps.sum(1) / repeats.clamp(min=1)
     std_of_logs = (((log_gaps - mean_log[:, None]) * is_gap).square().sum(1) / repeats.clamp(min=1)).sqrt()
     several, mean_gap = (repeats > 1).to(first.dtype), history.mean_gap
@@ -162,14 +162,14 @@ def _describe_customers(history: VisitHistory, mean_rate: torch.Tensor) -> torch
                     last,
                     first,
                     last / first,
-                    (last + LEAST).log(),
+                    (last + LEAST_TIME).log(),
                     (mean_gap + 0.01).log(),
                     history.irregularity.clamp(max=8),
                     std_of_logs,
-                    (history.longest_gap / mean_gap.clamp(min=LEAST)).log1p() * several,
-                    (latest / mean_gap.clamp(min=LEAST)).log1p() * several,
-                    (repeats * last / (first - last).clamp(min=LEAST)).log1p(),
-                    (last / history.longest_gap.clamp(min=LEAST)).log1p() * (repeats > 0),
+                    (history.longest_gap / mean_gap.clamp(min=LEAST_TIME)).log1p() * several,
+                    (latest / mean_gap.clamp(min=LEAST_TIME)).log1p() * several,
+                    (repeats * last / (first - last).clamp(min=LEAST_TIME)).log1p(),
+                    (last / history.longest_gap.clamp(min=LEAST_TIME)).log1p() * (repeats > 0),
                     longer.log(),
                     ((history.ages < first[:, None] / 2) * kept).sum(1).log1p(),
                     ((history.ages < 0.25) * kept).sum(1).log1p(),
@@ -257,7 +257,7 @@ class VisitForecaster(nn.Module):
     ):
         super().__init__()
         self.deciding, self.types = list(deciding), dict(types or {})
-        customer = 18 + 2 * len(HALF_LIVES)
+        customer = 18 + 2 * len(WINDOW_HALF_LIVES)
         inputs = customer + 4 + SHOP_STATISTICS
         self.visit_network = _Network(inputs, VISIT_HIDDEN, 3)
         self.amount_network = _Network(inputs + 2 + 8, AMOUNT_HIDDEN, 3)
@@ -280,8 +280,8 @@ class VisitForecaster(nn.Module):
         event_times: torch.Tensor,
         event_values: torch.Tensor | None,
     ) -> Visits:
-        """Collects visits from the inputs of [`MCMModel`]: `is_event` `(B, L)` says where an event is, the start row is
-        none. A visit counts if one of its events is a target, and begins with its first one. Returns a place for
+        """Collects visits from the inputs of [`MCMModel`]: `is_event` `(B, L)` says where an event is; the start row
+        is none. A visit counts if one of its events is a target, and begins with its first one. Returns a place for
         each event; the first amount is the number of target events."""
         is_target = is_event & (input_ids[..., self.deciding] > 0).any(-1)
         for index, ids in self.types.items():
@@ -308,7 +308,7 @@ class VisitForecaster(nn.Module):
         # Nothing is known of a customer without visits, who is therefore the average one.
         customer = torch.where(is_known[:, None], customer, self.visit_network.range.mean[: customer.shape[1]])
         rate = torch.where(is_known, rate, self.mean_rate)[:, None]
-        gap = torch.where(history.number > 1, history.mean_gap, 1 / rate[:, 0])[:, None].clamp(min=LEAST)
+        gap = torch.where(history.number > 1, history.mean_gap, 1 / rate[:, 0])[:, None].clamp(min=LEAST_TIME)
         ratios = (torch.tensor(days, dtype=torch.float32, device=rate.device) / self.window).clamp(max=TRAINED_RATIO)
         base = (rate * ratios).log()
         numbers = [base, ratios.log().expand_as(base), ratios.expand_as(base), (ratios / gap).log1p()]

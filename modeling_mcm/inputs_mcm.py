@@ -21,7 +21,7 @@ from .events_mcm import SECONDS_PER_DAY
 
 logger = logging.get_logger(__name__)
 
-EVENT_COLUMNS = ("times", "visits", "feature_", "value_", "task_")  # columns with an entry per event
+PER_EVENT = ("times", "visits", "feature_", "value_", "task_")  # columns with an entry per event
 
 
 class InputLayout(NamedTuple):
@@ -60,7 +60,7 @@ class RowBatch(Sequence[Mapping[str, Any]]):
         columns: dict[str, Any] = {name: [row[name] for row in rows] for name in names or rows[0] if name in rows[0]}
         lengths = np.array([len(times) for times in columns["times"]])
         for name in columns:
-            if name.startswith(EVENT_COLUMNS):
+            if name.startswith(PER_EVENT):
                 columns[name] = np.concatenate(columns[name])
                 if len(columns[name]) != lengths.sum():
                     found = f"Rows have {lengths.sum()} times but {len(columns[name])} values of {name!r}"
@@ -75,9 +75,7 @@ class RowBatch(Sequence[Mapping[str, Any]]):
         events: Any = slice(self.starts[index], end)
         if not isinstance(self.events, slice):
             events = self.events[events]
-        return {
-            name: values[events if name.startswith(EVENT_COLUMNS) else index] for name, values in self.columns.items()
-        }
+        return {name: values[events if name.startswith(PER_EVENT) else index] for name, values in self.columns.items()}
 
     @cached_property
     def starts(self) -> NDArray[np.int64]:
@@ -97,7 +95,7 @@ class RowBatch(Sequence[Mapping[str, Any]]):
     def column(self, name: str) -> Any:
         """A column of events, `(events,)`, or the list of the rows' values."""
         values = self.columns[name]
-        if isinstance(self.events, slice) or not name.startswith(EVENT_COLUMNS):
+        if isinstance(self.events, slice) or not name.startswith(PER_EVENT):
             return values
         return values.take(self.events)  # faster than values[self.events]
 
@@ -210,7 +208,7 @@ def readable(row: Mapping[str, Any], features: Sequence[str]) -> dict[str, Any]:
     """Leaves out the events in which all of some event features are missing; see [`MCMFeatureExtractor.readable`]."""
     keep = has_value(row, features)
     ends = {name: int(keep[: row[name]].sum()) for name in ("validation_end", "test_end") if name in row}
-    return {name: value[keep] if name.startswith(EVENT_COLUMNS) else value for name, value in row.items()} | ends
+    return {name: value[keep] if name.startswith(PER_EVENT) else value for name, value in row.items()} | ends
 
 
 def until(rows: Sequence[Mapping[str, Any]], as_of: Sequence[float]) -> RowBatch:

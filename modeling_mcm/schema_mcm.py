@@ -20,11 +20,11 @@ ROWS = "rows"  # value of `order` where the rows of a log without times are in o
 
 CATEGORICAL, NUMERIC = RAW_KINDS = ("categorical", "numeric")
 HOUR, WEEKDAY, DAYS_SINCE_VISIT = DERIVED_KINDS = ("hour", "weekday", "days_since_visit")
-KINDS = (*RAW_KINDS, *DERIVED_KINDS)
+FEATURE_KINDS = (*RAW_KINDS, *DERIVED_KINDS)
 BINNED_KINDS = (NUMERIC, DAYS_SINCE_VISIT)
 PART_KEYS = ("separator", "item", "level")  # keys that say which part of its column a feature reads
 DEFAULT_NAME, DEFAULT_ZONE, DEFAULT_MAX_EVENTS, DEFAULT_MIN_HISTORY, DEFAULT_BINS = "event_log", "UTC", 300, 5, 16
-MOST_EVENTS = 100_000  # events of a customer in a period; people have fewer, and a row must fit in memory
+MOST_PERIOD_EVENTS = 100_000  # events of a customer in a period; people have fewer, and a row must fit in memory
 
 
 def check_integer(value: Any, key: str, least: int, most: int) -> None:
@@ -191,7 +191,7 @@ class LogSchema:
         for key in ("time", "order", "token_type", "visit", "end_of_visit"):
             if getattr(self, key) is not None:
                 check_text(getattr(self, key), key)
-        check_integer(self.max_events, "max_events", self.FEWEST_EVENTS, MOST_EVENTS)
+        check_integer(self.max_events, "max_events", self.FEWEST_EVENTS, MOST_PERIOD_EVENTS)
         read_zone(self.time_zone)
         if self.token_type is None:
             self._add_token_type()
@@ -243,7 +243,7 @@ class LogSchema:
                     f"Two features are named {name!r}; names of `features` and `profile` must be unique, those among "
                     "them that `levels` gives and that `max_items` gives (NAME, NAME_2, NAME_3 ...)."
                 )
-        for specs, kinds in ((self.features, KINDS), (self.profile, RAW_KINDS)):
+        for specs, kinds in ((self.features, FEATURE_KINDS), (self.profile, RAW_KINDS)):
             for spec in specs:
                 if spec.kind not in kinds:
                     where = " of the profile" if specs is self.profile else ""

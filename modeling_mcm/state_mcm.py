@@ -26,11 +26,11 @@ from .configuration_mcm import MISSING_ID, MCMConfig
 PROJECTED_HALF_LIFE = (
     30.0  # half-life, in days, of the counts of features with many values; they are also counted unfaded
 )
-PROJECTION_SIZE, HIDDEN = 128, 256  # learned rows of P (see CustomerState), and hidden size of the network
+PROJECTION_SIZE, MLP_HIDDEN = 128, 256  # learned rows of P (see CustomerState), and hidden size of the network
 COMPONENTS = 64  # largest number of principal components in the state
-DROPOUT = 0.3  # dropout probability on z
-HALF_LIVES_DAYS = (7.0, 30.0, 90.0)  # half-lives of the other counts; they are also counted unfaded
-MIN_STD, LARGEST = 0.05, 8.0  # smallest standard deviation, and largest absolute value, of standardised counts
+STATE_DROPOUT = 0.3  # dropout probability on z
+STATE_HALF_LIVES = (7.0, 30.0, 90.0)  # half-lives of the other counts; they are also counted unfaded
+MIN_STD, LARGEST_Z = 0.05, 8.0  # smallest standard deviation, and largest absolute value, of standardised counts
 ANY_SILENCE = 1e9  # days: the longest silence before training; a finite number, because infinite weights are refused
 CHANCE, NEXT_VISIT, ALIVE = "visit_probability", "days_to_next_visit", "alive_probability"
 GAPS = ("days since the last event", "days since the first", "the ratio to the mean gap", "the mean gap")
@@ -85,7 +85,7 @@ class CustomerState(nn.Module):
     def __init__(self, config: MCMConfig):
         super().__init__()
         self.sizes = list(config.vocabulary_sizes)
-        self.half_lives = list(HALF_LIVES_DAYS)
+        self.half_lives = list(STATE_HALF_LIVES)
         self.num_sums = len(config.summed_features)
         self.few, self.many = ([config.features.index(name) for name in names] for names in config.counted_features)
         self.mean = nn.Buffer(torch.zeros(self.num_few + self.num_many))
@@ -97,8 +97,8 @@ class CustomerState(nn.Module):
         self.item_projection = nn.Linear(self.num_many, projected, bias=False) if self.many else None
         inputs = self.num_few + projected
         self.linear = nn.Linear(inputs, config.state_size)
-        self.mlp_in = nn.Linear(inputs, HIDDEN)
-        self.mlp_out = nn.Linear(HIDDEN, config.state_size, bias=False)
+        self.mlp_in = nn.Linear(inputs, MLP_HIDDEN)
+        self.mlp_out = nn.Linear(MLP_HIDDEN, config.state_size, bias=False)
 
     def reset_parameters(self) -> None:
         """Sets the buffers: mean 0, standard deviation 1, a silence of any length. Weights start as in
@@ -254,7 +254,7 @@ class CustomerState(nn.Module):
     def standardised(self, counts: torch.Tensor, indices: slice | torch.Tensor = slice(None)) -> torch.Tensor:
         """Standardises counts: z = (counts - mean) / std, clipped."""
         mean, std = self.mean[indices], self.std[indices].clamp(min=MIN_STD)
-        return (counts - mean).div_(std).clamp_(-LARGEST, LARGEST)  # in place: there may be many thousand counts
+        return (counts - mean).div_(std).clamp_(-LARGEST_Z, LARGEST_Z)  # in place: there may be many thousand counts
 
     def forward(self, counts: torch.Tensor) -> torch.Tensor:
         """Computes the state, of shape `(..., S)`, from counts of shape `(..., numbers)`."""
@@ -270,7 +270,7 @@ class CustomerState(nn.Module):
 
     def _with_dropout(self, z: torch.Tensor) -> torch.Tensor:
         """Dropout on z but for `plain_counts`, which a head reads directly."""
-        least, size = round(256 * DROPOUT), z.numel()
+        least, size = round(256 * STATE_DROPOUT), z.numel()
         numbers = torch.empty(-(-size // 8), dtype=torch.int64, device=z.device).random_(-(2**63), None)
         factors = (numbers.view(torch.uint8)[:size].view(z.shape) >= least).to(z.dtype).mul_(256 / (256 - least))
         factors[..., self.plain_counts] = 1.0

@@ -26,7 +26,7 @@ from torch.utils.data import Dataset, Sampler
 from modeling_mcm.configuration_mcm import FIRST_VALUE_ID, UNKNOWN_ID, MCMConfig
 from modeling_mcm.data.cases import CUTOFFS, ENDS, check_cutoff, deciding_tasks
 from modeling_mcm.events_mcm import SECONDS_PER_DAY
-from modeling_mcm.inputs_mcm import EVENT_COLUMNS, RowBatch
+from modeling_mcm.inputs_mcm import PER_EVENT, RowBatch
 from modeling_mcm.losses_mcm import Objective
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
@@ -80,7 +80,7 @@ class PreparedRows(Dataset):
         events = [(chunk.columns, chunk.offsets[start], chunk.offsets[end]) for chunk, start, end in parts]
         columns: dict[str, Any] = {"row": rows.tolist()}
         for name in self.rows.column_names:
-            if name.startswith(EVENT_COLUMNS):
+            if name.startswith(PER_EVENT):
                 columns[name] = np.concatenate([each[name][start:end] for each, start, end in events])
             else:
                 columns[name] = np.concatenate(
@@ -110,7 +110,7 @@ class _Chunk(NamedTuple):
     def read(cls, rows: pa.RecordBatch) -> "_Chunk":
         lengths, columns = np.zeros(len(rows), np.int64), {}
         for name, column in zip(rows.schema.names, rows.columns, strict=True):
-            if name.startswith(EVENT_COLUMNS):
+            if name.startswith(PER_EVENT):
                 lengths, column = np.diff(column.offsets.to_numpy()), column.flatten()
             columns[name] = column.to_numpy(zero_copy_only=False)
         return cls(columns, lengths, [0, *np.cumsum(lengths).tolist()])

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from modeling_mcm.data.cases import ENDS, flat_values, list_lengths
 from modeling_mcm.data.schema import EventSchema
 from modeling_mcm.files_mcm import atomic_write, file_digest, write_json
-from modeling_mcm.inputs_mcm import EVENT_COLUMNS
+from modeling_mcm.inputs_mcm import PER_EVENT
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
 MANIFEST_FILE = "manifest.json"
@@ -146,7 +146,7 @@ def row_fault(table: pa.Table, sizes: Mapping[str, int]) -> str | None:
         return f"{' or '.join(ENDS)} outside the row, or in the wrong order"
     for name in table.column_names:
         kind, _, feature = name.partition("_")
-        if name.startswith(EVENT_COLUMNS) and not np.array_equal(list_lengths(table, name), lengths):
+        if name.startswith(PER_EVENT) and not np.array_equal(list_lengths(table, name), lengths):
             return f"rows with another number of {name} than of visits"
         if kind in ("feature", "task", "profile"):
             ids = flat_values(table, name)

@@ -19,7 +19,7 @@ from modeling_mcm.schema_mcm import (
     CATEGORICAL,
     DEFAULT_BINS,
     DERIVED_KINDS,
-    KINDS,
+    FEATURE_KINDS,
     PART_KEYS,
     FeatureSpec,
     check_integer,
@@ -53,8 +53,8 @@ def read_feature(given: Mapping[str, Any], where: str) -> FeatureSpec:
     check_text(given["name"], f"{where}: name")
     where = f"{where} ({given['name']})"
     kind = given.get("kind", CATEGORICAL)
-    if kind not in KINDS:
-        raise ValueError(f"{where}: `kind` is {kind!r}; choose one of {', '.join(KINDS)}.")
+    if kind not in FEATURE_KINDS:
+        raise ValueError(f"{where}: `kind` is {kind!r}; choose one of {', '.join(FEATURE_KINDS)}.")
     if kind in DERIVED_KINDS and given.get("column") is not None:
         raise ValueError(f"{where}: kind {kind!r} is computed from the time; remove `column`.")
     for key in ("min_count", "max_values"):

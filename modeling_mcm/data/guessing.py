@@ -25,7 +25,7 @@ WORDS = {
     "token_type": ("event", "action", "activity", "behaviour", "behavior"),
 }
 IDS = ("id", "ids", "code", "number", "no", "key", "sku", "zip", "asin", "type")  # numbers so named are no amounts
-LABELS = (
+LABEL_NAMES = (
     "item",
     "product",
     "article",
@@ -45,7 +45,7 @@ AMOUNTS = ("price", "amount", "quantity", "qty", "value", "revenue", "sales", "c
 MOST_COLUMNS, MOST_KINDS, MOST_TASKS, ROWS_READ = 40, 30, 5, 200_000
 FEW, MANY = 20, 1_000  # distinct numbers up to which they are names, and labels from which rare ones are left out
 HELD_OUT, TESTED = 0.15, 0.07  # shares of the log's time after the validation cutoff and after the test cutoff
-UNITS = ((1e8, "s"), (1e11, "ms"), (1e14, "us"), (1e17, "ns"))  # of times in numbers, by their least size
+TIME_UNITS = ((1e8, "s"), (1e11, "ms"), (1e14, "us"), (1e17, "ns"))  # of times in numbers, by their least size
 
 
 def guess_schema(events: pd.DataFrame, given: Mapping[str, Any] | None = None) -> EventSchema:
@@ -158,7 +158,7 @@ def _read_times(name: str, times: pd.Series) -> pd.Series:
         raise ValueError(f"Column {name!r} has no time: fill it, or give schema={{'time': 'COLUMN'}}.")
     fix = f"events[{name!r}] = pd.to_datetime(events[{name!r}]"
     if types.is_numeric_dtype(times):
-        unit = next((unit for least, unit in reversed(UNITS) if known.abs().max() >= least), None)
+        unit = next((unit for least, unit in reversed(TIME_UNITS) if known.abs().max() >= least), None)
         fix += f", unit={unit!r})" if unit and known.abs().max() < 1e20 else ".astype(str))"
         raise ValueError(f"Column {name!r} has numbers such as {known.iloc[0]}, expected times: write {fix}.")
     if types.is_datetime64_any_dtype(known):
@@ -187,7 +187,7 @@ def _features(columns: Mapping[str, pd.Series], found: Mapping[str, Any]) -> tup
             continue
         words, kind = set(_words(name)), types.infer_dtype(values, skipna=True)
         is_number = (types.is_numeric_dtype(values) and not types.is_bool_dtype(values)) or kind == "decimal"
-        is_id = not is_number or bool(words & {*IDS, *LABELS})
+        is_id = not is_number or bool(words & {*IDS, *LABEL_NAMES})
         if is_number and (words & set(AMOUNTS) or not (is_id or number <= FEW)):
             features.append({"name": name, "kind": "numeric"})
         elif number <= max(FEW, len(values) / 2):  # else it is different in each event, such as a remark

@@ -39,7 +39,7 @@ from modeling_mcm.events_mcm import (
 )
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
-AUTO, BINARY, CLASSES, NUMBER = KINDS = ("auto", "binary", "classes", "number")
+AUTO, BINARY, CLASSES, NUMBER = LABEL_KINDS = ("auto", "binary", "classes", "number")
 ERROR, DROP = ON_UNKNOWN = ("error", "drop")
 MOST_NAMED = 3
 
@@ -158,8 +158,8 @@ def make_labels(
         ValueError: If a column is missing or holds values that can't be read, a customer has two labels at one time,
             or all labels are the same. The message names the column, the customer and what to do.
     """
-    if kind not in KINDS:
-        raise ValueError(f"The kind of label is {kind!r}; expected one of {', '.join(KINDS)}.")
+    if kind not in LABEL_KINDS:
+        raise ValueError(f"The kind of label is {kind!r}; expected one of {', '.join(LABEL_KINDS)}.")
     fix = "Name yours with --label, --customer_column and --time_column."
     check_columns(table.columns, (customer, time, label), "The labels have", fix)
     if twice := [name for name in (customer, time, label) if list(table.columns).count(name) > 1]:

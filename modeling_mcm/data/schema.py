@@ -19,7 +19,7 @@ from modeling_mcm.data.text_format import TextFormat
 from modeling_mcm.data.yaml_files import read_yaml
 from modeling_mcm.events_mcm import check_keys, to_text
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
-from modeling_mcm.schema_mcm import MOST_EVENTS, ROWS, LogSchema, check_integer
+from modeling_mcm.schema_mcm import MOST_PERIOD_EVENTS, ROWS, LogSchema, check_integer
 
 NO_CUTOFFS = {"validation": datetime(9999, 1, 1), "test": datetime(9999, 1, 2)}
 """Cutoffs that no event reaches, for a schema by which nothing is split by time."""
@@ -88,7 +88,7 @@ class EventSchema(LogSchema):
     cutoffs: dict[str, datetime] | str = field(kw_only=True)
     on_null: str = "error"
     on_duplicate: str = "keep"
-    max_events_per_customer: int = MOST_EVENTS
+    max_events_per_customer: int = MOST_PERIOD_EVENTS
     on_bad_row: str = "error"
     delimiter: str | None = None
     quote: str = '"'
@@ -129,7 +129,7 @@ class EventSchema(LogSchema):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_integer(self.min_history, "min_history", 1, MOST_EVENTS)
+        check_integer(self.min_history, "min_history", 1, MOST_PERIOD_EVENTS)
         check_integer(
             self.max_events_per_customer, "max_events_per_customer", self.max_events, MOST_EVENTS_PER_CUSTOMER
         )

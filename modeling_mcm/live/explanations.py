@@ -24,7 +24,7 @@ from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.schema_mcm import DAYS_SINCE_VISIT
 
 EVENTS_AT_ONCE = 2**13  # number of events in a batch of histories
-MOST_VISITS = 48  # number of visits that are left out, one at a time
+LEFT_OUT_VISITS = 48  # number of visits that are left out, one at a time
 DUE = 0.8  # a label is due after this share of its usual gap
 
 
@@ -93,7 +93,7 @@ def explain(
     task: str,
     label: Any = None,
     as_of: Any = None,
-    most_visits: int | None = MOST_VISITS,
+    most_visits: int | None = LEFT_OUT_VISITS,
 ) -> Explanation:
     """Explains the score of a label.
 

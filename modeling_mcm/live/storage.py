@@ -17,10 +17,10 @@ from modeling_mcm.files_mcm import tensors_digest
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
-FORMAT, VERSION = "mcm-live", "5"
+LIVE_FORMAT, VERSION = "mcm-live", "5"
 FIX = "add the customer's events to a new LiveCustomer"
 EVENTS = "events"  # name of the tensor of a stored customer that holds the events, as compressed JSON
-STATE = "state."  # prefix of the names of the other tensors of a stored customer
+PREFIX = "state."  # prefix of the names of the other tensors of a stored customer
 OF_EVENTS = ("input_ids", "visit_ids", "event_times", "event_values")  # of the state; compressed to a sixth
 # The digest of each model's weights, with the versions of the weights that it was computed from.
 _DIGESTS: WeakKeyDictionary[torch.nn.Module, tuple[Any, str]] = WeakKeyDictionary()
@@ -28,12 +28,13 @@ _DIGESTS: WeakKeyDictionary[torch.nn.Module, tuple[Any, str]] = WeakKeyDictionar
 
 def pack(values: Mapping[str, Any], state: Mapping[str, torch.Tensor], checkpoint: str) -> bytes:
     """Stores a customer as a safetensors file in memory."""
-    tensors = {STATE + name: value for name, value in state.items() if name not in OF_EVENTS}
+    tensors = {PREFIX + name: value for name, value in state.items() if name not in OF_EVENTS}
     parts = {EVENTS: json.dumps(values, separators=(",", ":"), allow_nan=False).encode()}
-    parts[STATE + EVENTS] = save({name: state[name] for name in OF_EVENTS if name in state})
+    parts[PREFIX + EVENTS] = save({name: state[name] for name in OF_EVENTS if name in state})
     for name, part in parts.items():
         tensors[name] = torch.frombuffer(bytearray(zlib.compress(part)), dtype=torch.uint8)
-    metadata = {"format": FORMAT, "version": VERSION, "checkpoint": checkpoint, "content": tensors_digest(tensors)}
+    metadata = {"format": LIVE_FORMAT, "version": VERSION, "checkpoint": checkpoint}
+    metadata["content"] = tensors_digest(tensors)
     return save(tensors, metadata)
 
 
@@ -45,9 +46,9 @@ def unpack(
         tensors = load(data)
         length = int.from_bytes(data[:8], "little")
         metadata = json.loads(data[8 : 8 + length]).get("__metadata__", {})
-        if metadata.get("format") != FORMAT or metadata.get("content") != tensors_digest(tensors):
+        if metadata.get("format") != LIVE_FORMAT or metadata.get("content") != tensors_digest(tensors):
             raise ValueError("its content does not have the digest that was stored with it")
-        parts = [zlib.decompress(tensors.pop(name).numpy().tobytes()) for name in (EVENTS, STATE + EVENTS)]
+        parts = [zlib.decompress(tensors.pop(name).numpy().tobytes()) for name in (EVENTS, PREFIX + EVENTS)]
         values, of_events = json.loads(parts[0]), load(parts[1])
     except (SafetensorError, ValueError, KeyError, TypeError, zlib.error) as error:
         raise ValueError(f"A stored state of {len(data):,} bytes is cut or damaged ({error}): {FIX}.") from error
@@ -57,7 +58,7 @@ def unpack(
             f"A stored state is of the checkpoint {str(metadata.get('checkpoint'))[:12]} (format version "
             f"{metadata.get('version')}), this one is {digest[:12]} (version {VERSION}): {FIX}."
         )
-    return values, of_events | {name.removeprefix(STATE): value for name, value in tensors.items()}
+    return values, of_events | {name.removeprefix(PREFIX): value for name, value in tensors.items()}
 
 
 def checkpoint_digest(model: torch.nn.Module, feature_extractor: MCMFeatureExtractor) -> str:

@@ -34,11 +34,11 @@ from modeling_mcm.forecaster_mcm import (
 from modeling_mcm.training.synthetic_shops import Shop, draw_shop
 
 SHIPPED_WEIGHTS = Path(__file__).resolve().parents[1] / "forecaster.safetensors"
-CUSTOMERS, HORIZONS = 24, 3  # and horizons of a shop that examples are made of
+EXAMPLE_CUSTOMERS, HORIZONS = 24, 3  # and horizons of a shop that examples are made of
 STATISTICS_CUSTOMERS = 500  # of a synthetic shop whose visits make its statistics
 LEAST_VISITS, LEAST_CUSTOMERS = 60, 30  # of a shop; another one is drawn in place of a smaller one
-BATCH, LEARNING_RATE, WEIGHT_DECAY, WARM_UP = 1024, 3e-3, 0.02, 0.1
-VALIDATION = 0.06  # share of the shops that validate
+STEP_EXAMPLES, FORECASTER_LR, FORECASTER_DECAY, WARM_UP = 1024, 3e-3, 0.02, 0.1
+VALIDATION_SHARE = 0.06  # share of the shops that validate
 AMOUNTS_WEIGHT = 0.5
 BACK_TESTS = (0.3, 0.5, 0.75)  # shares of the window after which the shop's own past is tested
 BINS = 8  # of the profiles of visits and of first visits over the window
@@ -174,8 +174,8 @@ def make_examples(seed: int, index: int, forecaster: VisitForecaster | None = No
     of_statistics = np.sort(order[:STATISTICS_CUSTOMERS])
     # Half of them frequent ones, who are few. A choice by what the network reads biases nothing.
     shares = np.bincount(rows) / len(rows)
-    chosen = rng.choice(len(known), CUSTOMERS // 2, p=shares)
-    chosen = np.unique(np.concatenate([order[: CUSTOMERS // 2], chosen]))
+    chosen = rng.choice(len(known), EXAMPLE_CUSTOMERS // 2, p=shares)
+    chosen = np.unique(np.concatenate([order[: EXAMPLE_CUSTOMERS // 2], chosen]))
     visits = _select_customers(rows, shop, past, of_statistics)
     set_shop(forecaster, visits, _ends(shop, visits), shop.window)
     visits = _select_customers(rows, shop, past, chosen)
@@ -267,22 +267,22 @@ def train_forecaster(examples: Examples, epochs: int, seed: int = 0) -> tuple[Vi
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         forecaster = VisitForecaster()
-        first = examples.shop.max() * (1 - VALIDATION)
+        first = examples.shop.max() * (1 - VALIDATION_SHARE)
         training, held_out = (
             Examples(*(column[part] for column in examples))
             for part in (examples.shop <= first, examples.shop > first)
         )
         _learn_ranges(forecaster, training)
-        steps = max(1, len(training.shop) // BATCH)
-        optimizer = torch.optim.AdamW(forecaster.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+        steps = max(1, len(training.shop) // STEP_EXAMPLES)
+        optimizer = torch.optim.AdamW(forecaster.parameters(), FORECASTER_LR, weight_decay=FORECASTER_DECAY)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, LEARNING_RATE, total_steps=epochs * steps + 1, pct_start=WARM_UP
+            optimizer, FORECASTER_LR, total_steps=epochs * steps + 1, pct_start=WARM_UP
         )
         bar = logging.tqdm(total=epochs * steps, desc="Forecaster", unit="step")
         for _ in range(epochs):
             order = torch.randperm(len(training.shop))
             for step in range(steps):
-                part = order[step * BATCH : (step + 1) * BATCH]
+                part = order[step * STEP_EXAMPLES : (step + 1) * STEP_EXAMPLES]
                 losses = compute_losses(forecaster, Examples(*(column[part] for column in training)))
                 loss = torch.stack([*losses.values()]).sum()
                 optimizer.zero_grad()

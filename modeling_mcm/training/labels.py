@@ -26,7 +26,7 @@ from modeling_mcm.data.dataset import MANIFEST_FILE, PreparedData, check_vocabul
 from modeling_mcm.data.labels import (
     AUTO,
     ERROR,
-    KINDS,
+    LABEL_KINDS,
     NUMBER,
     ON_UNKNOWN,
     CustomerLabels,
@@ -56,7 +56,7 @@ logger = logging.get_logger(__name__)
 NEW = ("prediction_head.",)
 MOST_NUMBERS = 2**29  # that the counts of all histories may have to be held in memory: 2 GB
 COUNT_BATCH = 64  # histories that are counted at a time
-SAMPLE = 2**14  # labels that the head is initialised from, if not all counts fit into memory
+SAMPLED_EXAMPLES = 2**14  # labels that the head is initialised from, if not all counts fit into memory
 # Defaults that suit a few hundred labels. Those of one dict belong together: none is used if one of them is set.
 DEFAULTS: tuple[dict[str, Any], ...] = (
     {"eval_strategy": "epoch", "save_strategy": "epoch", "early_stopping_patience": 2},
@@ -89,7 +89,7 @@ class LabelOptions:
     label_kind: str = option(
         AUTO,
         "Kind of the label. With auto, a label of 0 and 1, of booleans or of text is a class, and any other a number.",
-        choices=list(KINDS),
+        choices=list(LABEL_KINDS),
     )
     validation_share: float = option(
         0.2, "Share of the customers whose labels are not trained on but evaluated; 0 for none."
@@ -207,7 +207,7 @@ def _start_head(
         dataset, collate = CountedHistories(model, customers, collator), default_data_collator
         sampled, counts = trained_on, dataset.counts[trained_on]
     else:
-        sampled = np.random.default_rng(seed).permutation(trained_on)[:SAMPLE]
+        sampled = np.random.default_rng(seed).permutation(trained_on)[:SAMPLED_EXAMPLES]
         counts = CountedHistories(model, Subset(customers, sampled.tolist()), collator).counts
     model.eval()
     with torch.no_grad():
@@ -229,7 +229,7 @@ def _compute_yardsticks(
     def auc(indices: NDArray[np.int64], scores: NDArray[np.float64]) -> float:
         return mean_auc(customers.labels.values[indices], np.stack([-scores, scores], 1))
 
-    sample = trained_on[:SAMPLE]
+    sample = trained_on[:SAMPLED_EXAMPLES]
     sign = 1.0 if auc(sample, days(sample)) >= 0.5 else -1.0  # for some labels a long absence speaks against it
     found = {"days since the last event": auc(held_out, sign * days(held_out))}
     if isinstance(dataset, CountedHistories):

@@ -12,7 +12,7 @@ import sys
 
 # Names and numbers of options as in glibc's malloc.h
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
-LARGEST, PAD = 2**31 - 1, 2**26
+NEVER_TRIM, PAD = 2**31 - 1, 2**26
 
 
 def keep_freed_memory() -> bool:
@@ -23,5 +23,5 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError):  # musl has none
         return False
-    options = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: LARGEST, M_TOP_PAD: PAD}
+    options = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: NEVER_TRIM, M_TOP_PAD: PAD}
     return all([mallopt(name, value) for name, value in options.items()])

@@ -36,14 +36,14 @@ from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.state_mcm import GAPS, CustomerState, Forecasts
 from modeling_mcm.training.forecaster import load_weights, set_shop
 
-MOMENTS, BATCH = 16, 32  # moments of a customer, and customers of a step
+MOMENTS, STEP_CUSTOMERS = 16, 32  # moments of a customer, and customers of a step
 PASSES, LEAST_STEPS, MOST_STEPS = 4, 40, 1500  # passes over all customers, within these numbers of steps
 MOST_COUNTS = 2**24  # largest number of steps times counts of a moment: minutes on one core for 12,000 items
-LEARNING_RATE, WEIGHT_DECAY, WARM_UP, LONGEST_GRADIENT = 4e-3, 0.01, 0.1, 1.0
+MOMENTS_LR, MOMENTS_DECAY, WARM_UP, LONGEST_GRADIENT = 4e-3, 0.01, 0.1, 1.0
 RECONSTRUCTION, FUTURE, HAZARD, SETS = 3.0, 0.3, 0.1, 6.0  # weights of the losses
 MOST_SET_LABELS = 512  # tasks with more labels have no head that predicts the labels of the next days
 STANDARD_CUSTOMERS = 512  # customers whose moments give the mean and std that standardise the counts
-FORECAST_CUSTOMERS, FORECAST_MOMENTS, PENALTY = 2048, 4, 1e-2  # of the last fit of the forecasts, on fixed states
+FORECAST_CUSTOMERS, FORECAST_MOMENTS, RIDGE = 2048, 4, 1e-2  # of the last fit of the forecasts, on fixed states
 # Days of the moments of that fit, as a multiple of the longest horizon, and the least share of them that sees its end.
 # A quarter of so many days does; more days would be older, and a shop's level moves on.
 FORECAST_WINDOW, LEAST_OBSERVED = 4 / 3, 1 / 8
@@ -228,8 +228,8 @@ def train_state(
     cast(nn.Module, model).cpu()  # counting takes many small steps, which a GPU would not make faster
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        batches = _batches(rows, BATCH, seed)
-        customers = [next(batches) for _ in range(math.ceil(min(len(rows), STANDARD_CUSTOMERS) / BATCH))]
+        batches = _batches(rows, STEP_CUSTOMERS, seed)
+        customers = [next(batches) for _ in range(math.ceil(min(len(rows), STANDARD_CUSTOMERS) / STEP_CUSTOMERS))]
         config = model.config
         config.learned_days, config.forecast_window = None, 0.0
         sampler = MomentSampler(model, extractor, cutoff, seed)
@@ -334,9 +334,9 @@ def _train(
     modules = [state, heads, *([] if forecasts is None else [forecasts])]
     parameters = [value for module in modules for value in module.parameters()]
     usual = max(min(MOST_STEPS, MOST_COUNTS // len(state.mean)), LEAST_STEPS)
-    steps = min(max(math.ceil(PASSES * customers / BATCH), LEAST_STEPS), usual, most)
-    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=WARM_UP)
+    steps = min(max(math.ceil(PASSES * customers / STEP_CUSTOMERS), LEAST_STEPS), usual, most)
+    optimizer = torch.optim.AdamW(parameters, lr=MOMENTS_LR, weight_decay=MOMENTS_DECAY, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, MOMENTS_LR, total_steps=steps, pct_start=WARM_UP)
     state.train()
     state.keep_fixed()
     history: list[dict[str, float]] = []
@@ -369,8 +369,8 @@ def _late_moments(model: MCMModel, sampler: MomentSampler, rows: Any, seed: int,
     horizon."""
     days = model.config.head_days
     last_days = FORECAST_WINDOW * max(days) if days else None
-    batches, samples = _batches(rows, BATCH, seed + 1), []
-    for _ in range(math.ceil(min(len(rows), FORECAST_CUSTOMERS) / BATCH)):
+    batches, samples = _batches(rows, STEP_CUSTOMERS, seed + 1), []
+    for _ in range(math.ceil(min(len(rows), FORECAST_CUSTOMERS) / STEP_CUSTOMERS)):
         samples.append(sampler.draw(next(batches), number, last_days))
     return _joined(samples)
 
@@ -392,7 +392,7 @@ def _learn_forecasts(forecasts: Forecasts, moments: Moments) -> None:
         optimizer.zero_grad()
         penalty = sum(((layer.weight * std) ** 2).sum() for layer in (forecasts.amounts, forecasts.hazards))
         loss = _counts_loss(forecasts.log_amounts(moments.counts), moments, sizes)
-        loss = loss + _hazard_loss(forecasts.hazards(moments.counts), moments, forecasts.edges) + PENALTY * penalty
+        loss = loss + _hazard_loss(forecasts.hazards(moments.counts), moments, forecasts.edges) + RIDGE * penalty
         loss.backward()
         return loss
 

@@ -61,7 +61,7 @@ HOW_LONG = {"max_steps", "eval_steps", "save_steps", "eval_delay", "metric_for_b
 COUNTS_ALONE: dict[str, Any] = {"scorer": True, "num_hidden_layers": 0, "hidden_size": 16, "num_attention_heads": 1}
 COUNTS_ALONE |= {"readout_bias": False, "label_features": []}
 # Options that decide the weights, besides those of the Trainer and of the model's config.
-DECIDING = ("encoder", "scalar_lr_factor", "ema_decay")
+PRETRAINING_OPTIONS = ("encoder", "scalar_lr_factor", "ema_decay")
 
 
 def chosen_recipe(options: ModelOptions, named: Collection[str]) -> Recipe:
@@ -170,7 +170,7 @@ def pretrain(options: ModelOptions, objective: Objective, training: PretrainingA
     model = MCMForMultiTaskRecommendation(config)
     model.objective = objective
     model.initialize_from_popularity(popularity(data, config))
-    own = {name: getattr(options, name) for name in DECIDING} | {"max_events": extractor.max_events}
+    own = {name: getattr(options, name) for name in PRETRAINING_OPTIONS} | {"max_events": extractor.max_events}
     own |= asdict(objective) | {"forecast_days": config.forecast_days}
     own["batch size"] = step_size(training)
     run = {"data": file_digest(data.folder / MANIFEST_FILE), "options": deciding_options(training) | own}

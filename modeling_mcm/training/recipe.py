@@ -16,16 +16,16 @@ ONE_VISIT = 0.5
 # Mean number of target events of a moment above which a visit is read as a set, and of a visit above which it is one
 # unit.
 SET, SEVERAL = 2.0, 1.5
-MANY_LABELS, SAMPLE = 8_000, 2_000  # number of labels from which training samples labels, and size of the sample
+MANY_LABELS, SAMPLED = 8_000, 2_000  # number of labels from which training samples labels, and size of the sample
 SHORT = 50  # mean number of target events of a customer below which batches are large
 # Encoders of visits need no positions: a feature gives the days since the visit before.
-VISITS: dict[str, Any] = {"encoder_unit": "visit", "max_position_embeddings": None, "attention_window": 64}
-VISITS |= {"readout": "attentional", "event_dropout_prob": 0.2, "hidden_dropout_prob": 0.1}
-VISITS |= {"attention_probs_dropout_prob": 0.0}
+BY_VISIT: dict[str, Any] = {"encoder_unit": "visit", "max_position_embeddings": None, "attention_window": 64}
+BY_VISIT |= {"readout": "attentional", "event_dropout_prob": 0.2, "hidden_dropout_prob": 0.1}
+BY_VISIT |= {"attention_probs_dropout_prob": 0.0}
 # Encoders of events. `mcm pretrain` replaces 300 by the longest input of the data.
-EVENTS: dict[str, Any] = {"encoder_unit": "event", "max_position_embeddings": 300, "attention_window": None}
-EVENTS |= {"readout": "last", "event_dropout_prob": 0.0, "hidden_dropout_prob": 0.3}
-EVENTS |= {"attention_probs_dropout_prob": 0.1}
+BY_EVENT: dict[str, Any] = {"encoder_unit": "event", "max_position_embeddings": 300, "attention_window": None}
+BY_EVENT |= {"readout": "last", "event_dropout_prob": 0.0, "hidden_dropout_prob": 0.3}
+BY_EVENT |= {"attention_probs_dropout_prob": 0.1}
 # Training ends after so many evaluations (epochs) in a row in which the encoder adds nothing.
 TRAINING: dict[str, Any] = {"learning_rate": 0.001, "ema_decay": 0.99, "lr_scheduler_type": "constant_with_warmup"}
 TRAINING |= {"eval_strategy": "epoch", "save_strategy": "epoch", "save_total_limit": 2, "load_best_model_at_end": True}
@@ -51,19 +51,22 @@ def recipe_for(measures: Mapping[str, Any], label_sizes: Mapping[str, int], feat
     one_visit = measures["one_visit"] / customers
     reason = f"A visit has {of_visit:.1f} events to predict and {one_visit:.0%} of the customers have one visit: "
     if (of_moment > SET or of_visit > SEVERAL) and one_visit < ONE_VISIT:
-        config, training = dict(VISITS), TRAINING | {"per_device_train_batch_size": 16, "target_half_life_days": 30.0}
+        config, training = (
+            dict(BY_VISIT),
+            TRAINING | {"per_device_train_batch_size": 16, "target_half_life_days": 30.0},
+        )
         reasons = [reason + "visits are read, and the next visit is predicted."]
     else:
-        config = EVENTS | {"label_features": list(features)}
+        config = BY_EVENT | {"label_features": list(features)}
         training = TRAINING | {"per_device_train_batch_size": 64 if targets < SHORT * customers else 32}
         reasons = [reason + "events are read and predicted."]
         if features:
             words = "A label's embedding includes the features that it determines, such as an item's category."
             reasons.append(words)
     if max(label_sizes.values(), default=0) > MANY_LABELS:
-        training["sampled_labels"] = SAMPLE
+        training["sampled_labels"] = SAMPLED
         words = f"Some tasks have more than {MANY_LABELS:,} labels: a training step scores those of its batch and "
-        reasons.append(words + f"{SAMPLE:,} others.")
+        reasons.append(words + f"{SAMPLED:,} others.")
     reasons.append(
         f"At most {training['num_train_epochs']:g} epochs; {training['early_stopping_patience']} in a row in which "
         "the encoder adds nothing to the NDCG on validation end the training."

@@ -20,7 +20,7 @@ from transformers import Trainer
 from modeling_mcm.files_mcm import flush_folder, replace_folder, write_json
 from modeling_mcm.training.callbacks import BestCheckpointFinder, RunConsistency
 from modeling_mcm.training.resuming import (
-    STATE,
+    TRAINER_STATE,
     WEIGHTS,
     changed_config,
     checkpoints,
@@ -62,7 +62,7 @@ class ResumableTrainer(Trainer):
             isinstance(resume_from_checkpoint, str) and self.run_consistency is not None
         ):  # earlier than torch's error on shapes
             folder = Path(resume_from_checkpoint)
-            state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+            state = json.loads((folder / TRAINER_STATE).read_text(encoding="utf-8"))
             earlier = state.get("stateful_callbacks", {}).get(RunConsistency.STATE, {})
             model: Any = self.model
             config = getattr(model, "config", None)
@@ -104,7 +104,7 @@ class ResumableTrainer(Trainer):
                 self.state.best_model_checkpoint = str(folder / name)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                self.state.save_to_json(str(folder / INCOMPLETE / name / STATE))
+                self.state.save_to_json(str(folder / INCOMPLETE / name / TRAINER_STATE))
                 replace_folder(folder / INCOMPLETE / name, folder / name)
                 self._drop_old_checkpoints(folder, name)
             self.accelerator.wait_for_everyone()
@@ -128,7 +128,7 @@ class ResumableTrainer(Trainer):
         try:
             self.save_model(str(written), _internal_call=True)
             if self.args.should_save:
-                self.state.save_to_json(str(written / STATE))
+                self.state.save_to_json(str(written / TRAINER_STATE))
                 flush_folder(written)
         except (OSError, RuntimeError, SafetensorError) as error:
             shutil.rmtree(folder / INCOMPLETE, ignore_errors=True)

@@ -21,8 +21,8 @@ from modeling_mcm.files_mcm import damage, locked
 
 PRETRAINING, FINE_TUNING = "pretraining.json", "finetuning.json"  # records, which a run writes as its last file
 RECORDS = (PRETRAINING, FINE_TUNING)
-STATE, CONFIG, VALUES = "trainer_state.json", "config.json", "vocabularies.json"
-JSON_FILES = (CONFIG, "preprocessor_config.json", VALUES, "model.safetensors.index.json")
+TRAINER_STATE, CONFIG, VOCABULARIES = "trainer_state.json", "config.json", "vocabularies.json"
+JSON_FILES = (CONFIG, "preprocessor_config.json", VOCABULARIES, "model.safetensors.index.json")
 WEIGHTS: tuple[str, ...] = ("*.safetensors", "pytorch_model*")
 MODEL_FILES = (CONFIG, "adapter_config.json", *WEIGHTS)
 NEEDED = {  # names of files besides weights and state that a run goes on from, with all patterns of such files
@@ -148,9 +148,9 @@ def _damages(paths: Iterable[Path]) -> list[str]:
 
 
 def _state_faults(checkpoint: Path) -> list[str]:
-    path = checkpoint / STATE
+    path = checkpoint / TRAINER_STATE
     if not path.is_file():
-        return [f"{checkpoint} has no {STATE}"]
+        return [f"{checkpoint} has no {TRAINER_STATE}"]
     if fault := damage(path):
         return [fault]
     step = json.loads(path.read_text(encoding="utf-8")).get("global_step")

@@ -19,7 +19,7 @@ from modeling_mcm import (
     action_mcm,
 )
 from modeling_mcm.action_inputs_mcm import ActionMatcher, EncodedActions, read_actions
-from modeling_mcm.action_mcm import KNOTS, LARGEST, LONGEST_DAYS, count_names, offer_loss, piecewise_linear
+from modeling_mcm.action_mcm import CLIPPED, KNOTS, LONGEST_DAYS, count_names, offer_loss, piecewise_linear
 from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.data import load_prepared
 from modeling_mcm.data.offer_collator import OfferCollator, OfferGroups
@@ -127,7 +127,7 @@ def test_unobserved_outcomes_are_ignored():
 
 
 def test_piecewise_linear_codes():
-    values = torch.linspace(-2, LARGEST, 29)
+    values = torch.linspace(-2, CLIPPED, 29)
     codes = piecewise_linear(values[:, None])
     widths = torch.tensor(KNOTS).diff()
     torch.testing.assert_close(codes @ widths, values)
@@ -186,7 +186,7 @@ def list_known(model, inputs):
 
 
 def test_action_counts_match_sums_by_hand(action_model, batch_of, offers, event_log, extractor, monkeypatch):
-    monkeypatch.setattr(action_mcm, "HALF_LIVES_DAYS", (20.0,))
+    monkeypatch.setattr(action_mcm, "OFFER_HALF_LIVES", (20.0,))
     model = action_model(
         action_history_feature="type", action_features=["items", "aisle"], summed_features=extractor.numeric_features
     )

@@ -17,9 +17,9 @@ from modeling_mcm.data.collator import PreparedRows
 from modeling_mcm.data.dataset import FEATURE_EXTRACTOR_FOLDER
 from modeling_mcm.events_mcm import select_events
 from modeling_mcm.training.moments import (
-    BATCH,
     FORECAST_MOMENTS,
     FORECAST_WINDOW,
+    STEP_CUSTOMERS,
     Moments,
     MomentSampler,
     _batches,
@@ -157,8 +157,8 @@ def test_training_lowers_the_losses_and_learns_forecasts(extractor, rows, traine
 def test_expected_amounts_are_right_on_average(extractor, rows, trained):
     """Over the moments that the forecasts are fitted on, the mean forecast is the mean of what followed."""
     model, _ = trained
-    sampler, batches = MomentSampler(model, extractor, CUTOFF, seed=1), _batches(rows, BATCH, 1)
-    number = math.ceil(len(rows) / BATCH)
+    sampler, batches = MomentSampler(model, extractor, CUTOFF, seed=1), _batches(rows, STEP_CUSTOMERS, 1)
+    number = math.ceil(len(rows) / STEP_CUSTOMERS)
     days = FORECAST_WINDOW * max(model.config.forecast_days)
     moments = _joined([sampler.draw(next(batches), FORECAST_MOMENTS, last_days=days) for _ in range(number)])
     with torch.no_grad():
