@@ -21,7 +21,7 @@ from modeling_mcm.training.labels import CountedHistories
 
 
 def tables(raw, as_of, days=30):
-    """Labels at a moment: no purchase in the days after it; kids in the household, where that is known."""
+    """Labels at a time: no purchase in the days after it; kids in the household, where that is known."""
     events, profile = (pd.read_parquet(f"{raw}/{name}.parquet") for name in ("events", "profile"))
     buys = events[events["token_type"].str.startswith("purchase")]
     back = buys[buys["time"].between(as_of, as_of + pd.Timedelta(days=days))]["household_id"]

@@ -431,8 +431,8 @@ class MCMForActionRecommendation(MCMForMultiTaskRecommendation):
             as_of = as_of + days_to_offers
         ages = as_of[:, None] - event_times
         happened = attention_mask.bool() & (torch.arange(ages.shape[1], device=ages.device) > 0)  # not the start row
-        moment = {"event_times": event_times, "event_values": event_values, "as_of": as_of}
-        outputs = self.model(input_ids, attention_mask=attention_mask, visit_ids=visit_ids, **moment, **kwargs)
+        timing = {"event_times": event_times, "event_values": event_values, "as_of": as_of}
+        outputs = self.model(input_ids, attention_mask=attention_mask, visit_ids=visit_ids, **timing, **kwargs)
         # MCM's own scores are inputs without gradient: training the readout would cost most, and labels are few.
         with torch.no_grad():
             inputs = (input_ids, attention_mask, visit_ids, event_times)

@@ -112,8 +112,8 @@ class MCMConfig(PreTrainedConfig):
     learned_days (`list[float]`, *optional*):
         Those horizons that the log was long enough to learn. Pre-training decides it. Default: all.
     forecast_window (`float`):
-        Number of days that the forecaster, which answers the other horizons and gives intervals, reads before the
-        moment: the length of the training period. 0: there is none. See [`~forecaster_mcm.VisitForecaster`].
+        Number of days that the forecaster, which answers the other horizons and gives intervals, reads before
+        `as_of`: the length of the training period. 0: there is none. See [`~forecaster_mcm.VisitForecaster`].
     target_features (`list[str]`, *optional*):
         Features of whose values an event of a visit that the forecaster counts must have one. Default: the tasks.
     target_types (`dict[str, list[int]]`, *optional*):

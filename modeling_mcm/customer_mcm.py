@@ -1,6 +1,6 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The head for a label of a customer at a moment, such as whether they will leave, have children, or what they spend.
+"""The head for a label of a customer at a time, such as whether they will leave, have children, or what they spend.
 
 It reads only the customer state, so the encoder does not run: a training step takes a few milliseconds, and a few
 hundred labels are enough.
@@ -76,7 +76,7 @@ class PredictionHead(nn.Module):
 
 @auto_docstring(
     custom_intro="""
-    MCM fine-tuned to one label of a customer at a moment: two classes, several classes or a number.
+    MCM fine-tuned to one label of a customer at a time: two classes, several classes or a number.
 
     The kind of label is set in the config by transformers' own fields: `num_labels`, `id2label` and `problem_type`,
     which is `"single_label_classification"` or `"regression"` and follows from `num_labels` by default. The checkpoint
@@ -214,7 +214,7 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
     ) -> MCMPredictionOutput:
         r"""
         input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length, num_features)`, *optional*):
-            Feature ids of each event before the moment, oldest event first, padded on the right with 0. The first row
+            Feature ids of each event before `as_of`, oldest event first, padded on the right with 0. The first row
             is the start row. Required without `counts`.
         attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*):
             1 where an event is real, 0 on padding. Default: 1 where any feature is present.
@@ -225,7 +225,7 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
         event_values (`torch.FloatTensor` of shape `(batch_size, sequence_length, num_values)`, *optional*):
             Values of `config.summed_features` of each event, 0 where one is missing.
         as_of (`torch.FloatTensor` of shape `(batch_size,)`, *optional*):
-            Moment of the label, in days on the clock of `event_times`. Default: the time of the last event.
+            Time of the label, in days on the clock of `event_times`. Default: the time of the last event.
         labels (`torch.Tensor` of shape `(batch_size,)`, *optional*):
             Class ids, -100 where a class is unknown; or numbers.
         counts (`torch.FloatTensor` of shape `(batch_size, numbers)`, *optional*):

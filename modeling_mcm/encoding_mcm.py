@@ -77,7 +77,7 @@ class Encoding:
         `value_<name>` and `task_<name>` of a row, oldest event first, end-of-visit events included; see
         `MCMFeatureExtractor.encode`. Raises `ValueError` if a value can't be encoded; the message names the column."""
         schema = self.schema
-        moments = self._read_moments(columns, count)
+        positions = self._read_positions(columns, count)
         ranks = np.full(count, NO_VISIT)
         if schema.visit:
             with naming(f"column {schema.visit!r}"):
@@ -98,7 +98,7 @@ class Encoding:
                         ids[feature] = self.feature_ids(feature, columns[column])
 
         ties = (list(ids.values()), is_target, bool(schema.end_of_visit), list(values.values()))
-        timeline = arrange(moments, ranks, *ties)
+        timeline = arrange(positions, ranks, *ties)
         order, ends = timeline.order, timeline.ends
         closing_id = self.ids[self.token_feature].get(schema.end_of_visit or "", MISSING_ID)
         times = timeline.times if schema.order is None else timeline.visits.astype(np.int64) * SECONDS_PER_DAY
@@ -127,7 +127,7 @@ class Encoding:
             row[f"task_{task}"] = in_order(np.where(is_target, ids[task], MISSING_ID), MISSING_ID)
         return row
 
-    def _read_moments(self, columns: Mapping[str, Any], count: int) -> NDArray[np.int64]:
+    def _read_positions(self, columns: Mapping[str, Any], count: int) -> NDArray[np.int64]:
         """What puts the events in order: seconds since 1970-01-01, or their places."""
         schema = self.schema
         if schema.order == ROWS:

@@ -192,8 +192,8 @@ def to_seconds(value: Any, zone: tzinfo) -> int:
     return seconds if value.tzinfo is None else seconds + zone_offset(seconds, zone)
 
 
-def to_moment(value: Any, zone: tzinfo) -> float:
-    """Converts a moment to seconds since 1970-01-01. Raises `ValueError` if the value is no time."""
+def read_as_of(value: Any, zone: tzinfo) -> float:
+    """Converts a time to seconds since 1970-01-01. Raises `ValueError` if the value is no time."""
     is_number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
     return float(value) if is_number else to_seconds(value, zone)
 
@@ -215,8 +215,8 @@ def _read_time_text(text: str) -> tuple[int, bool]:
     year, month, day_of_month = map(int, re.split("[-/]", day))
     hour, minute, second = map(int, f"{clock or '0:00'}:00".split(":")[:3])
     # A year may have five digits, which `datetime` does not take.
-    moment = np.datetime64(f"{year:04}-{month:02}-{day_of_month:02}T{hour:02}:{minute:02}:{second:02}", "s")
-    seconds = int(moment.astype(np.int64))
+    local = np.datetime64(f"{year:04}-{month:02}-{day_of_month:02}T{hour:02}:{minute:02}:{second:02}", "s")
+    seconds = int(local.astype(np.int64))
     if zone and zone[0] in "+-":
         parts = zone[1:].replace(":", "").ljust(6, "0")
         ahead = int(parts[:2]) * 3600 + int(parts[2:4]) * 60 + int(parts[4:])
@@ -237,10 +237,10 @@ def read_zone(name: str) -> tzinfo:
 def zone_offset(seconds: int, zone: tzinfo) -> int:
     """Number of seconds that a time zone is ahead of UTC."""
     first, last = (datetime(year, 1, 1, tzinfo=UTC) for year in ZONE_YEARS)
-    moment = EPOCH.replace(tzinfo=UTC) + timedelta(
+    local = EPOCH.replace(tzinfo=UTC) + timedelta(
         seconds=min(max(seconds, int(first.timestamp())), int(last.timestamp()) - 1)
     )
-    return int((moment.astimezone(zone).utcoffset() or timedelta()).total_seconds())
+    return int((local.astimezone(zone).utcoffset() or timedelta()).total_seconds())
 
 
 def as_column(values: Any) -> Any:

@@ -113,7 +113,7 @@ def select_visits(visits: Visits, as_of: torch.Tensor, window: torch.Tensor | fl
     latest = torch.where(is_past, times, -math.inf).amax(1)
     as_of = torch.minimum(as_of, torch.where(latest > -math.inf, latest, as_of) + 0.999 * window)
     ages = (as_of[:, None] - times) / window
-    is_visit = is_past & (ages <= 1 + 1e-6)  # the first moment of the window belongs to it
+    is_visit = is_past & (ages <= 1 + 1e-6)  # the first second of the window belongs to it
     ages = torch.where(is_visit, ages, 2.0)
     ages, order = torch.sort(ages, 1)
     is_visit = is_visit.gather(1, order)

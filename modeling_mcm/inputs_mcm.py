@@ -1,6 +1,6 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""From rows of ids to model inputs: the window that is read, padding, the start row, the moment of the prediction.
+"""From rows of ids to model inputs: the window that is read, padding, the start row, the prediction time.
 
 Shapes: B customers, L events of the longest input (start row included), J features in the order of `features`, N
 numeric features of events.
@@ -125,7 +125,7 @@ def pad_rows(
     """Builds model inputs from rows, as numpy arrays; [`MCMFeatureExtractor.pad`] says what they are.
 
     Args:
-        as_of (`Sequence[float]` of length B, *optional*): Moment of each row for which the customer is scored, in
+        as_of (`Sequence[float]` of length B, *optional*): Time of each row at which the customer is scored, in
             seconds on the clock of `times`.
 
     Returns:
@@ -212,17 +212,17 @@ def readable(row: Mapping[str, Any], features: Sequence[str]) -> dict[str, Any]:
 
 
 def until(rows: Sequence[Mapping[str, Any]], as_of: Sequence[float]) -> RowBatch:
-    """Leaves out the events that are later than a moment of each row, with a warning. Raises `ValueError` if there is
-    not one moment per row, or a moment is no finite number."""
+    """Leaves out the events that are later than the time of each row, with a warning. Raises `ValueError` if there is
+    not one time per row, or a time is no finite number."""
     if len(as_of) != len(rows):
-        raise ValueError(f"Found {len(as_of)} moments `as_of` of {len(rows)} rows; give one a row.")
+        raise ValueError(f"Found {len(as_of)} times `as_of` of {len(rows)} rows; give one a row.")
     batch = RowBatch.of(rows)
-    for index, moment in enumerate(as_of):
-        if not isinstance(moment, Real) or not math.isfinite(moment):
+    for index, time in enumerate(as_of):
+        if not isinstance(time, Real) or not math.isfinite(time):
             customer = batch.columns.get("customer_id", [None] * len(batch))[index]
             name = "" if customer is None else f" (customer {customer!r})"
             raise ValueError(
-                f"Row {index}{name}: `as_of` is {moment!r}, expected a moment in seconds since 1970-01-01; give one, "
+                f"Row {index}{name}: `as_of` is {time!r}, expected a time in seconds since 1970-01-01; give one, "
                 "or leave `as_of` out."
             )
     stays = batch.column("times") <= np.asarray(as_of)[batch.row]

@@ -297,7 +297,7 @@ class MCMModel(MCMPreTrainedModel):
             Values of `config.summed_features` of each event, 0 where one is missing. Required by the customer state
             if the config has summed features.
         as_of (`torch.FloatTensor` of shape `(batch_size,)`, *optional*):
-            Moment of the customer state and the forecasts, in days on the clock of `event_times`. Neither knows later
+            Time of the customer state and the forecasts, in days on the clock of `event_times`. Neither knows later
             events; the encoder reads all events. Default: the time of the customer's last event.
         forecast_days (sequence of `float`, *optional*):
             Horizons of the forecasts. Default: those of `config.forecast_days` that this checkpoint can tell.
@@ -325,9 +325,9 @@ class MCMModel(MCMPreTrainedModel):
         hidden = self.encoder(hidden, attention_mask=mask, **kwargs).last_hidden_state
         state, forecasts = self._pool(hidden, unit_mask), None
         if self.state is not None:
-            moment = (event_times, event_values, as_of)
-            state = self.state(self.state_counts(input_ids, attention_mask, visit_ids, *moment))
-            forecasts = self.forecast(state, input_ids, attention_mask, visit_ids, *moment, days=forecast_days)
+            timing = (event_times, event_values, as_of)
+            state = self.state(self.state_counts(input_ids, attention_mask, visit_ids, *timing))
+            forecasts = self.forecast(state, input_ids, attention_mask, visit_ids, *timing, days=forecast_days)
         return MCMModelOutput(
             last_hidden_state=hidden,
             pooler_output=state,
@@ -353,7 +353,7 @@ class MCMModel(MCMPreTrainedModel):
             visit_ids (`torch.LongTensor` of shape `(B, L)`, *optional*): Visit of each event.
             event_times (`torch.FloatTensor` of shape `(B, L)`): Days from the customer's first event to each event.
             event_values (`torch.FloatTensor` of shape `(B, L, N)`, *optional*): Values of `config.summed_features`.
-            as_of (`torch.FloatTensor` of shape `(B,)`, *optional*): Moment of the counts, in days on the clock of
+            as_of (`torch.FloatTensor` of shape `(B,)`, *optional*): Time of the counts, in days on the clock of
                 `event_times`. Default: the time of the last event.
 
         Returns:
@@ -543,7 +543,7 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
             Values of `config.summed_features` of each event, 0 where one is missing. Required by the customer state
             if the config has summed features.
         as_of (`torch.FloatTensor` of shape `(batch_size,)`, *optional*):
-            Moment of the scores, the customer state and the forecasts, in days on the clock of `event_times`. Default:
+            Time of the scores, the customer state and the forecasts, in days on the clock of `event_times`. Default:
             the time of the last event. Evaluation at a cutoff gives the cutoff.
         encoder_outputs (`MCMModelOutput`, *optional*):
             Output of [`MCMModel`] for these inputs, if it has been computed already.

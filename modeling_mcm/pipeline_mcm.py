@@ -76,8 +76,8 @@ class _CustomerPipeline(Pipeline):
         rows = model_inputs["rows"]
         rows = rows if isinstance(rows, list) else [rows]
         mask_next = self.model.config.augmentation == "masked_lm"
-        moments = None if as_of is None else [as_of] * len(rows)
-        batch = self.feature_extractor.pad(rows, mask_next=mask_next, as_of=moments)
+        times = None if as_of is None else [as_of] * len(rows)
+        batch = self.feature_extractor.pad(rows, mask_next=mask_next, as_of=times)
         return {name: value.to(self.device) for name, value in batch.items()}
 
     def _sanitize_parameters(self, **options: Any):
@@ -89,7 +89,7 @@ class _CustomerPipeline(Pipeline):
         return {}, {} if as_of is None else {"as_of": self._read_as_of(as_of)}, {}
 
     def _read_as_of(self, as_of: Any) -> int | None:
-        """Seconds since 1970-01-01 of a moment, which is text, a date or None."""
+        """Seconds since 1970-01-01 of a time, which is text, a date or None."""
         if as_of is None:
             return None
         self.feature_extractor.check_has_times(as_of)
@@ -109,7 +109,7 @@ class CustomerEmbeddingPipeline(_CustomerPipeline):
     The result of a customer is a float32 array of shape `(S,)`, S being `config.embedding_size`.
 
     Options:
-        as_of (text or datetime, *optional*): Moment of the embedding, written as the log writes its times; later
+        as_of (text or datetime, *optional*): Time of the embedding, written as the log writes its times; later
             events are not read. Default: the time of each customer's last event.
     """
 
@@ -134,7 +134,7 @@ class CustomerForecastPipeline(_CustomerPipeline):
     horizon, else `"shipped"`. `days_to_next_visit` is the median number of days to the next visit.
 
     Options:
-        as_of (text or datetime, *optional*): Moment from which the forecasts count, written as the log writes its
+        as_of (text or datetime, *optional*): Time from which the forecasts count, written as the log writes its
             times. Default: the time of each customer's last event.
         days (`list[float]`, *optional*): Horizons, such as `[180, 365]`, up to twice the training period. Default:
             those of the config.
@@ -175,7 +175,7 @@ class PreferenceScoresPipeline(_CustomerPipeline):
     Options:
         tasks (`list[str]`, *optional*): Names of the tasks. Default: all tasks.
         top_k (`int`, *optional*): Number of labels of each task. Default: 10.
-        as_of (text or datetime, *optional*): Moment of the scores, written as the log writes its times. Default: the
+        as_of (text or datetime, *optional*): Time of the scores, written as the log writes its times. Default: the
             time of each customer's last event.
         candidates, exclude, per_group (*optional*): Which labels may be chosen, see [`CandidateSet`]; `candidates` may
             be such a set. Default: all labels.
@@ -255,7 +255,7 @@ class CustomerPredictionPipeline(_CustomerPipeline):
     The result of a customer is `{class: probability}`, or the predicted number.
 
     Options:
-        as_of (text or datetime, *optional*): Moment of the label, written as the log writes its times; events at or
+        as_of (text or datetime, *optional*): Time of the label, written as the log writes its times; events at or
             after it are not read, as in fine-tuning. Default: right after the last event.
     """
 

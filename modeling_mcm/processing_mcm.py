@@ -27,7 +27,7 @@ from transformers.utils.hub import cached_file
 
 from .configuration_mcm import FIRST_VALUE_ID, MISSING_ID, UNKNOWN_ID
 from .encoding_mcm import Encoding
-from .events_mcm import as_column, as_list, check_keys, is_missing, naming, read_columns, to_moment
+from .events_mcm import as_column, as_list, check_keys, is_missing, naming, read_as_of, read_columns
 from .files_mcm import VOCABULARIES_NAME, CheckpointError, check_values, values_digest, write_json
 from .inputs_mcm import InputLayout, pad_rows, readable
 from .schema_mcm import (
@@ -279,7 +279,7 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
             max_events (`int`, *optional*): Largest number of events in an input, start row included; see
                 `first_kept`. Default: `max_events` of the feature extractor.
             mask_next (`bool`): Whether to add a last event of unknown values, the masked next event of BERT4Rec.
-            as_of (`Sequence[float]`, *optional*): Moment of each row for which the customer is scored, in seconds on
+            as_of (`Sequence[float]`, *optional*): Time of each row at which the customer is scored, in seconds on
                 the clock of `times`. Later events are left out with a warning.
 
         Returns:
@@ -316,14 +316,14 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         Args:
             customers (`dict` or `Sequence[dict]`): Customers with `events` and optionally `profile` and `customer_id`;
                 see `encode`.
-            as_of (*optional*): Moment for which customers are scored, or one by customer: ISO 8601 text, a datetime
+            as_of (*optional*): Time at which customers are scored, or one by customer: ISO 8601 text, a datetime
                 or seconds since 1970-01-01, read as the log's times are. Later events are left out with a warning.
 
         Returns:
             `BatchFeature`: model inputs by name; see `pad`.
 
         Raises:
-            ValueError: If a customer can't be encoded, `as_of` is no moment, the number of moments differs from that
+            ValueError: If a customer can't be encoded, `as_of` is no time, the number of times differs from that
                 of customers, or the log has no times.
         """
         if isinstance(customers, Mapping):
@@ -339,24 +339,20 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         )
 
     def check_has_times(self, as_of: Any) -> None:
-        """Raises `ValueError` if the log has no times but `order`, so that customers can't be scored for a moment."""
+        """Raises `ValueError` if the log has no times but `order`, so that customers can't be scored at a time."""
         if self.order is not None:
-            raise ValueError(
-                f"Found the moment `as_of` {as_of!r}, and the log has no times but `order`; leave it out."
-            )
+            raise ValueError(f"Found `as_of` {as_of!r}, and the log has no times but `order`; leave it out.")
 
     def _read_as_of(self, as_of: Any, count: int) -> list[float]:
-        """One moment for all of `count` customers or one for each, in seconds."""
+        """One time for all of `count` customers or one for each, in seconds."""
         self.check_has_times(as_of)
         with naming("`as_of`"):
             if isinstance(as_of, str) or not (isinstance(as_of, Sequence) or np.ndim(as_of)):
                 as_of = [as_of] * count
-            moments = [to_moment(moment, self._encoding.zone) for moment in as_list(as_column(as_of))]
-        if len(moments) != count:
-            raise ValueError(
-                f"Found {len(moments)} moments `as_of` of {count} customers; give one, or one a customer."
-            )
-        return moments
+            times = [read_as_of(time, self._encoding.zone) for time in as_list(as_column(as_of))]
+        if len(times) != count:
+            raise ValueError(f"Found {len(times)} times `as_of` of {count} customers; give one, or one a customer.")
+        return times
 
     # ------------------------------------------------------------------------------------------------------ files
 

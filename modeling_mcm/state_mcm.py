@@ -1,13 +1,13 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The customer state, a vector that describes a customer at a moment, and forecasts from that moment on.
+"""The customer state, a vector that describes a customer at a time, and forecasts from then on.
 
 The state is computed from fading counts: the numbers of visits, events and feature values that a customer had, where
 older ones weigh less. Such counts describe a customer better than the encoder's last vector does, and they are
-defined for any moment `as_of`, also long after the last event. The state is trained to predict what followed random
-moments and to reconstruct the counts (`modeling_mcm.training.moments`).
+defined for any time `as_of`, also long after the last event. The state is trained to predict what followed random
+times and to reconstruct the counts (`modeling_mcm.training.moments`).
 
-Shapes: B customers, L events, J features, M moments of a customer, N summed features, K half-lives (the infinite one
+Shapes: B customers, L events, J features, M times of a customer, N summed features, K half-lives (the infinite one
 included), V values of a feature, S size of the state.
 """
 
@@ -63,7 +63,7 @@ class MissingForecastsError(ValueError):
 
 
 class CustomerState(nn.Module):
-    """The state of a customer at a moment t:
+    """The state of a customer at a time t:
 
         n_{x,k} = sum over events i until t of  x_i 2^(-(t - t_i) / T_k)
         z = (log(1 + n) - mean) / std
@@ -78,7 +78,7 @@ class CustomerState(nn.Module):
     the whitened principal components of the unfaded z of many values, the first rows of P: what customers take
     together says who they are.
 
-    A moment later than `longest_silence` days after the last event counts as that late, because training saw no longer
+    A time later than `longest_silence` days after the last event counts as that late, because training saw no longer
     silence.
     """
 
@@ -161,7 +161,7 @@ class CustomerState(nn.Module):
     @torch.no_grad()
     def shrink_directions(self, states: torch.Tensor) -> torch.Tensor:
         """Scales the principal directions of the learned numbers, which come after the fixed ones, of the states
-        `(R, S)` of a sample of moments, and returns their new states `(R, S)`. A direction of variance v is scaled by
+        `(R, S)` of a sample of times, and returns their new states `(R, S)`. A direction of variance v is scaled by
         v / (v + 1). The learned numbers are standardised, so 1 is the mean variance. What many numbers say together
         stays; what few say is mostly noise to a model that reads the state."""
         learned = slice(len(self.fixed), None)
@@ -207,8 +207,8 @@ class CustomerState(nn.Module):
             event_times (`torch.FloatTensor` of shape `(B, L)`): Days from the customer's first event to each event.
             event_values (`torch.FloatTensor` of shape `(B, L, N)`, *optional*): Values of the summed features; may be
                 `None` if there are no summed features.
-            as_of (`torch.FloatTensor` of shape `(B, M)`): Moments, in days on the clock of `event_times`. Events after
-                a moment are not counted. A moment after `longest_silence` counts as the end of that silence.
+            as_of (`torch.FloatTensor` of shape `(B, M)`): Times, in days on the clock of `event_times`. Events after
+                a time are not counted. A time after `longest_silence` counts as the end of that silence.
 
         Returns:
             `torch.FloatTensor` of shape `(B, M, numbers)`, where numbers is `num_few + num_many`.
@@ -310,7 +310,7 @@ def _inserted(values: torch.Tensor, index: int, number: int, value: float) -> to
 
 
 class Forecasts(nn.Module):
-    """Forecasts of a customer's future from a moment on, by linear layers on the customer state. For each quantity
+    """Forecasts of a customer's future from a time on, by linear layers on the customer state. For each quantity
     (visits, events, sums of values) the expected amount between one horizon and the next is exp(a . state + b), and a
     forecast is the sum up to its horizon. The probability of a visit comes from hazards: among customers without a
     visit before an interval, the share with a visit in the interval is sigmoid(c . state + d)."""

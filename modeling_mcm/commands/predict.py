@@ -174,8 +174,8 @@ def _totals(options: PredictionOptions, model: Any) -> list[str]:
     for quantity in options.total:
         for days in options.forecast_days or [MONTH]:
             found = forecast_total(model, data, quantity, days, batch_size=options.batch_size)
-            errors = ", ".join(f"{past.error:+.0%} from {past.moment:%Y-%m-%d}" for past in found.past)
-            words = f"{quantity} in {days:g} days from {found.moment:%Y-%m-%d}: {found.expected:,.0f}"
+            errors = ", ".join(f"{past.error:+.0%} from {past.as_of:%Y-%m-%d}" for past in found.past)
+            words = f"{quantity} in {days:g} days from {found.as_of:%Y-%m-%d}: {found.expected:,.0f}"
             lines.append(f"{words}; errors of the same forecast before: {errors}")
     return lines
 

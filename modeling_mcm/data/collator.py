@@ -175,7 +175,7 @@ class MCMCollator:
             before the validation cutoff.
         max_events (`int`, *optional*): Largest number of events in an input, the start row included. Default:
             `max_events` of the feature extractor.
-        as_of (`int`, *optional*): Moment for which customers are scored in the modes "predict" and "evaluate", in
+        as_of (`int`, *optional*): Time at which customers are scored in the modes "predict" and "evaluate", in
             seconds since 1970-01-01. Default: each customer's last event.
         objective (`Objective`, *optional*): Objective of pre-training. `target_half_life_days` (with the augmentation
             "all_prefixes") and `mask_probability` (with "masked_lm") are read. Default: `Objective()`.
@@ -220,7 +220,7 @@ class MCMCollator:
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """Makes a batch. Returns `dict[str, torch.Tensor]`: `input_ids`, `attention_mask`, `event_times`, `visit_ids`
-        and, with numeric features, `event_values`, as `MCMFeatureExtractor.pad` gives them; with a moment `as_of` (not
+        and, with numeric features, `event_values`, as `MCMFeatureExtractor.pad` gives them; with `as_of` (not
         in training) also `as_of`. The modes "train" and "evaluate" add `labels` int64 `(B, N, T)`, where -100 is
         ignored. Training with several prefixes or masked events adds `prefix_ends` int64 `(B, P)`, the index of each
         prefix's last event in the input, and `label_prefixes` int64 `(B, N)`, the index of each label's prefix. Where
@@ -229,10 +229,10 @@ class MCMCollator:
         batch = RowBatch.of([self.extractor.readable(row, features) for row in rows] if features else rows)
         train = self.mode == "train"
         masked = self.augmentation == "masked_lm" and not train
-        moments = None if self.as_of is None or train else [self.as_of] * len(batch)
+        times = None if self.as_of is None or train else [self.as_of] * len(batch)
         ask: Any = {"train": self._train, "evaluate": self._evaluate, "predict": _Questions}[self.mode]
         asked = ask(batch)
-        inputs = dict(self.extractor.pad(asked.history, self.max_events, mask_next=masked, as_of=moments))
+        inputs = dict(self.extractor.pad(asked.history, self.max_events, mask_next=masked, as_of=times))
         if self.mode == "predict":
             return inputs
         if train and self.half_life:

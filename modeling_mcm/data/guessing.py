@@ -200,18 +200,18 @@ def _features(columns: Mapping[str, pd.Series], found: Mapping[str, Any]) -> tup
     return features, labels
 
 
-def _cutoffs(moments: pd.Series) -> dict[str, Any]:
-    """Moments that leave the last parts of a log's time for validation and test, and the time zone of the log."""
-    zone = moments.dt.tz
+def _cutoffs(times: pd.Series) -> dict[str, Any]:
+    """Times that leave the last parts of a log's time for validation and test, and the time zone of the log."""
+    zone = times.dt.tz
     if zone is not None:
         try:
             read_zone(str(zone))
         except ValueError:  # an offset
-            zone, moments = UTC, moments.dt.tz_convert(UTC)
-        moments = moments.dt.tz_localize(None)
-    last, span = moments.max(), moments.max() - moments.min()
+            zone, times = UTC, times.dt.tz_convert(UTC)
+        times = times.dt.tz_localize(None)
+    last, span = times.max(), times.max() - times.min()
     if not span:
-        raise ValueError(f"Column {moments.name!r} has one time only, {last}: give a log of several days.")
+        raise ValueError(f"Column {times.name!r} has one time only, {last}: give a log of several days.")
     unit = "D" if span > pd.Timedelta(days=30) else "s"
     shares = {"validation": HELD_OUT, "test": TESTED}
     cutoffs = {name: (last - share * span).floor(unit).to_pydatetime() for name, share in shares.items()}

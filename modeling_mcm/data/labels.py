@@ -1,9 +1,9 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Labels of customers at moments: a table of customer, time and label, and the histories before those times.
+"""Labels of customers at times: a table of customer, time and label, and the histories before those times.
 
     customer_id    as in the event log
-    time           the moment of the label: events at or after it are not read
+    time           the time of the label: events at or after it are not read
     churned        the label, under any name: two classes, several classes, or a number
 
 What is wrong in the table is reported here, before anything is trained. `docs/fine_tuning.md` has a worked example.
@@ -51,7 +51,7 @@ class CustomerLabels:
     name: str  # name of the label's column
     kind: str  # "binary", "classes" or "number"
     customer_ids: NDArray  # (N,): id of each label's customer
-    times: NDArray[np.int64]  # (N,): moment of each label, in seconds since 1970-01-01
+    times: NDArray[np.int64]  # (N,): time of each label, in seconds since 1970-01-01
     values: NDArray[Any]  # (N,): ids of classes (int64), from 0, or numbers (float32)
     classes: tuple[str, ...] = ()  # name of each class, in the order of the ids. Empty for numbers
 
@@ -149,7 +149,7 @@ def make_labels(
     """Checks a table of labels.
 
     Args:
-        table (`pandas.DataFrame`): The table, with one row per customer and moment.
+        table (`pandas.DataFrame`): The table, with one row per customer and time.
         kind (`str`): Kind of the label: "binary", "classes" or "number". With "auto" text and booleans are classes,
             and numbers are numbers, except a column of 0 and 1 alone, which holds two classes.
         time_zone (`str`): Time zone to which times with a zone are converted, as in the event schema.
@@ -181,7 +181,7 @@ def make_labels(
     if repeats.any():
         index = int(repeats.argmax())
         raise ValueError(
-            f"Customer {ids[index]!r} has two labels at {_moment(times[index])}, and {int(repeats.sum())} rows repeat "
+            f"Customer {ids[index]!r} has two labels at {_iso(times[index])}, and {int(repeats.sum())} rows repeat "
             "a customer and time; keep one row of each."
         )
     kind, values, classes = _read_values(table[label], label, kind)
@@ -238,7 +238,7 @@ def _find_type(value: Any, name: str) -> str:
     raise ValueError(f"Label {name!r} holds {value!r} ({type(value).__name__}); expected text, booleans or numbers.")
 
 
-def _moment(seconds: int) -> str:
+def _iso(seconds: int) -> str:
     return str(np.datetime64(int(seconds), "s")).replace("T", " ").removesuffix(" 00:00:00")
 
 
@@ -262,8 +262,8 @@ class LabelledCustomers(Dataset):
         first, end = _first_and_last(rows)
         if len(late := np.flatnonzero(labels.times > end + SECONDS_PER_DAY)):
             raise ValueError(
-                f"{len(late)} labels are of times that the log does not reach: it ends on {_moment(end)}, customer "
-                f"{labels.customer_ids[late[0]]!r} has a label of {_moment(labels.times[late[0]])}. What came between "
+                f"{len(late)} labels are of times that the log does not reach: it ends on {_iso(end)}, customer "
+                f"{labels.customer_ids[late[0]]!r} has a label of {_iso(labels.times[late[0]])}. What came between "
                 "would be missing from the history; prepare the log up to the labels, or leave these rows out."
             )
         row_indices = np.array([indices.get(customer, -1) for customer in labels.customer_ids])
@@ -307,7 +307,7 @@ def _refuse(labels: CustomerLabels, is_known: NDArray[np.bool_], has_history: ND
     index = np.flatnonzero(~has_history)[0]
     raise ValueError(
         f"{int((~has_history).sum())} labels are of times before any event of their customer, such as "
-        f"{_moment(labels.times[index])} of {labels.customer_ids[index]!r}, so that nothing is known of them: {way}"
+        f"{_iso(labels.times[index])} of {labels.customer_ids[index]!r}, so that nothing is known of them: {way}"
     )
 
 

@@ -70,7 +70,7 @@ class EventSchema(LogSchema):
     """A `LogSchema` with what only preparation needs.
 
     Args:
-        cutoffs (`dict[str, datetime]` or `str`): Moments of the keys `validation` and `test`; vocabularies and bins
+        cutoffs (`dict[str, datetime]` or `str`): Times of the keys `validation` and `test`; vocabularies and bins
             are fitted on what comes before `validation`. Or "leave_one_out": each customer's last visit is for the
             test, and the visit before it for validation.
         on_null (`str`): What to do with rows without a customer or a time: "error" or "drop".
@@ -177,8 +177,8 @@ class EventSchema(LogSchema):
         """Gives a cutoff in seconds since 1970-01-01, as are the `times` of prepared rows; see [`cutoff`]."""
         return (self.cutoff(key) - datetime(1970, 1, 1)) // timedelta(seconds=1)
 
-    def moment(self, key: str) -> int | None:
-        """Moment at which all customers are scored at a cutoff, in seconds since 1970. `None` where last visits are
+    def scoring_time(self, key: str) -> int | None:
+        """Time at which all customers are scored at a cutoff, in seconds since 1970. `None` where last visits are
         held out or the log has no times: a customer is then scored at the last event."""
         return None if self.leaves_one_out or self.order is not None else self.cutoff_seconds(key)
 

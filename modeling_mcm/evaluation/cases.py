@@ -71,7 +71,7 @@ class Horizon:
 
     @property
     def end(self) -> float:
-        """The first moment after the horizon, in seconds since 1970."""
+        """The first time after the horizon, in seconds since 1970."""
         return self.start + self.days * SECONDS_PER_DAY
 
 
@@ -90,9 +90,9 @@ class EvaluationCases:
     # For each task the distinct labels that each customer had before the cutoff, which are not ranked; `None` if all
     # labels are ranked
     seen: dict[str, TargetEvents] | None = None
-    # Moment at which a model scores the customers, in seconds since 1970, from [`~data.schema.EventSchema.moment`];
+    # Time at which a model scores the customers, in seconds since 1970, of [`~data.schema.EventSchema.scoring_time`];
     # `None`: at the last event of each
-    moment: int | None = None
+    as_of: int | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -173,7 +173,7 @@ def cases_at(
     rows = data.rows if rows is None else rows
     min_history = schema.min_history if min_history is None else min_history
     cases = find_cases(rows, cutoff, min_history, schema.token_feature.name, horizon=horizon)
-    return replace(cases, moment=schema.moment(cutoff))
+    return replace(cases, as_of=schema.scoring_time(cutoff))
 
 
 def _cases_of_batch(

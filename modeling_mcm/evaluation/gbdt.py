@@ -9,7 +9,7 @@ visit:
 - of the label in the customer's history: visits with it; its share of the visits, decayed with several half-lives in
   visits; visits and days since the last time; its share of the visits since the first time; the mean gap in visits
   and days, and how overdue it is: the visits since the last time divided by that gap;
-- of the label among all customers, in the periods of the training that were complete at that moment: share of
+- of the label among all customers, in the periods of the training that were complete by then: share of
   visits and recent share, visits with it of a customer who has any, how often the very next visit has it again, the
   mean gap in visits and days;
 - of the customer: number of visits, days between visits, labels a visit.

@@ -30,7 +30,7 @@ def model_values(
     """Computes every metric of every evaluation case: by task and name an array with one value for each case, in the
     order of `cases`. `lists` gets by task the lists of the longest `ks`, of shape `(cases, length)`. The model is in
     evaluation mode. Cases of similar length share a batch."""
-    collator = MCMCollator(extractor, model.config, "evaluate", cutoff=cases.cutoff, as_of=cases.moment)
+    collator = MCMCollator(extractor, model.config, "evaluate", cutoff=cases.cutoff, as_of=cases.as_of)
     ranks = {task: TargetRanks(cases, task, max(ks)) for task in tasks}
     units = unit_counts(rows, rows[f"{cases.cutoff}_end"], model.config, extractor.max_events)[cases.rows]
     prepared = PreparedRows(rows, cases.rows)

@@ -51,9 +51,9 @@ class Added:
 
 
 class LiveCustomer:
-    """One customer whose events arrive one by one, with scores, embedding, forecasts and explanations at any moment.
+    """One customer whose events arrive one by one, with scores, embedding, forecasts and explanations at any time.
 
-    The methods' `as_of` is a moment: text, a datetime or a number of seconds; by default the time of the last event.
+    The methods' `as_of` is a time: text, a datetime or a number of seconds; by default the time of the last event.
     They raise a `ValueError` if it is before the last event.
 
     Args:
@@ -152,32 +152,32 @@ class LiveCustomer:
     def logits(self, as_of: Any = None, tasks: Sequence[str] | None = None) -> dict[str, torch.Tensor]:
         """Scores of all labels by task (default: all tasks), of shape `(V,)`, before the softmax."""
         check_head(self.model, MCMForMultiTaskRecommendation)
-        moment = self._moment(as_of)
+        seconds = self._read_as_of(as_of)
         if self._window is not None:
-            return self._window.state().logits(self._window.reader, tasks, self._window.days(moment))
+            return self._window.state().logits(self._window.reader, tasks, self._window.days(seconds))
         with torch.inference_mode():
-            logits = self.model(**self._inputs(moment)).logits
+            logits = self.model(**self._inputs(seconds)).logits
         return {task: logits[task][0] for task in (self.model.config.tasks if tasks is None else tasks)}
 
     def embedding(self, as_of: Any = None) -> NDArray[np.float32]:
         """The customer embedding, float32 of shape `(S,)`."""
-        moment = self._moment(as_of)
+        seconds = self._read_as_of(as_of)
         if self._window is not None:
-            return self._window.state().embedding(self._window.reader, self._window.days(moment)).numpy().copy()
+            return self._window.state().embedding(self._window.reader, self._window.days(seconds)).numpy().copy()
         with torch.inference_mode():
-            return self.model.model(**self._inputs(moment)).pooler_output[0].float().cpu().numpy()
+            return self.model.model(**self._inputs(seconds)).pooler_output[0].float().cpu().numpy()
 
     def forecast(self, as_of: Any = None, days: Sequence[float] | None = None) -> dict[str, float | str]:
         """Forecasts from `as_of` on by name, as [`CustomerForecastPipeline`] returns them. Raises
         [`MissingForecastsError`], a `ValueError`, if the checkpoint has no trained forecasts."""
-        moment, told = self._moment(as_of), self.model.model.select_forecasts(days)
+        seconds, told = self._read_as_of(as_of), self.model.model.select_forecasts(days)
         if not told.are_trained:
             raise MissingForecastsError(self.model.name_or_path)
         if self._window is not None:
-            forecasts = self._window.state().forecast(self._window.reader, self._window.days(moment), days)
+            forecasts = self._window.state().forecast(self._window.reader, self._window.days(seconds), days)
         else:
             with torch.inference_mode():
-                outputs = self.model.model(**self._inputs(moment), forecast_days=days)
+                outputs = self.model.model(**self._inputs(seconds), forecast_days=days)
             forecasts = cast(dict[str, torch.Tensor], outputs.forecasts)
         return {name: value.item() for name, value in forecasts.items()} | told.sources
 
@@ -191,12 +191,12 @@ class LiveCustomer:
         training, events at `as_of` are not read. Raises [`MissingHeadError`], a `ValueError`, for another model."""
         model = check_head(self.model, MCMForCustomerPrediction)
         with torch.inference_mode():
-            logits = model(**self._inputs(self._moment(as_of), before=True)).logits
+            logits = model(**self._inputs(self._read_as_of(as_of), before=True)).logits
         return {name: value.item() for name, value in model.predictions(logits).items()}
 
     def history(self, as_of: Any = None) -> dict[str, Any]:
         """The customer's events and profile, as the feature extractor reads customers."""
-        self._moment(as_of)
+        self._read_as_of(as_of)
         return self._history.customer(self.events)
 
     # -------------------------------------------------------------------------------------------------------- stored
@@ -227,39 +227,39 @@ class LiveCustomer:
 
     # ------------------------------------------------------------------------------------------------------- inside
 
-    def _inputs(self, moment: float | None, before: bool = False) -> dict[str, torch.Tensor]:
+    def _inputs(self, seconds: float | None, before: bool = False) -> dict[str, torch.Tensor]:
         row = self._history.encode(self.events)
-        if before and moment is not None:
-            row = events_before(row, moment)
+        if before and seconds is not None:
+            row = events_before(row, seconds)
         row = self.feature_extractor.readable(row, self.model.config.input_features)
         mask_next = self.model.config.augmentation == "masked_lm"
-        inputs = self.feature_extractor.pad([row], mask_next=mask_next, as_of=None if moment is None else [moment])
+        inputs = self.feature_extractor.pad([row], mask_next=mask_next, as_of=None if seconds is None else [seconds])
         return {name: value.to(self.model.device) for name, value in inputs.items()}
 
     def _check_past(self, events: Sequence[Mapping[str, Any]], as_of: Any) -> None:
         """Raises a `ValueError` if an event is later than `as_of`."""
         if as_of is None:
             return
-        (moment,) = self.feature_extractor._read_as_of(as_of, 1)
+        (seconds,) = self.feature_extractor._read_as_of(as_of, 1)
         for event in events:
             time = np.datetime64(event[str(self.feature_extractor.time)], "s")
-            if time.astype(np.int64) > moment:
+            if time.astype(np.int64) > seconds:
                 raise ValueError(
-                    f"{self._history.name} has an event at {time}, which is after now, {_iso(moment)}: check the "
+                    f"{self._history.name} has an event at {time}, which is after now, {_iso(seconds)}: check the "
                     "event's time and its time zone, or leave it out."
                 )
 
-    def _moment(self, as_of: Any) -> float | None:
-        """Seconds since 1970-01-01 of the moment `as_of`; raises a `ValueError` if it is before the last event."""
+    def _read_as_of(self, as_of: Any) -> float | None:
+        """Seconds since 1970-01-01 of `as_of`; raises a `ValueError` if it is before the last event."""
         if as_of is None:
             return None
-        (moment,) = self.feature_extractor._read_as_of(as_of, 1)
-        if self._history.visits and moment < self._history.latest:
+        (seconds,) = self.feature_extractor._read_as_of(as_of, 1)
+        if self._history.visits and seconds < self._history.latest:
             raise ValueError(
-                f"now is {_iso(moment)}, and {self._history.name} has an event at {_iso(self._history.latest)}: the "
-                "clock went back, or the event lies in the future. Ask at the last event or later."
+                f"`as_of` is {_iso(seconds)}, and {self._history.name} has an event at {_iso(self._history.latest)}: "
+                "the clock went back, or the event lies in the future. Ask at the last event or later."
             )
-        return moment
+        return seconds
 
 
 def _iso(seconds: float) -> str:

@@ -106,7 +106,7 @@ def explain(
             `encode` returns it.
         label (*optional*): The label to explain, a value of the task's feature. Default: the label with the highest
             score.
-        as_of (*optional*): Moment of the score: text, a datetime or a number of seconds, as for the feature extractor.
+        as_of (*optional*): Time of the score: text, a datetime or a number of seconds, as for the feature extractor.
             Later events are not read, and a warning says so. Default: the time of the last event.
         most_visits (`int`, *optional*): Number of visits to try: the latest ones with the label first, then the latest
             others. `None`: all visits.
@@ -119,30 +119,28 @@ def explain(
     if task not in model.config.tasks:
         raise ValueError(f"No task {task!r}: this checkpoint predicts {model.config.tasks}.")
     row = customer if "visits" in customer else feature_extractor.encode(customer)
-    moment = None
+    seconds = None
     if as_of is not None:
-        (moment,) = feature_extractor._read_as_of(as_of, 1)
-        (row,) = until([row], [moment])
+        (seconds,) = feature_extractor._read_as_of(as_of, 1)
+        (row,) = until([row], [seconds])
     whole = feature_extractor.readable(row, model.config.input_features)
     row = _read_part(whole, feature_extractor.max_events)
-    history = _History(model, feature_extractor, row, moment, is_part=len(row["times"]) < len(whole["times"]))
+    history = _History(model, feature_extractor, row, seconds, is_part=len(row["times"]) < len(whole["times"]))
     label_id = history.best(task) if label is None else int(feature_extractor.label_ids(task, [label])[0])
     if label_id in feature_extractor.own_ids(task):
         raise ValueError(f"Task {task!r} has no label {label!r}: the training period did not have it.")
     return history.explanation(task, label_id, most_visits)
 
 
-def occurrences(
-    row: Mapping[str, Any], task: str, label: int, moment: float | None = None
-) -> tuple[int, float, float]:
+def occurrences(row: Mapping[str, Any], task: str, label: int, as_of: float | None = None) -> tuple[int, float, float]:
     """When a label, an id, occurred in a row of the feature extractor: number of visits with it, mean days from one to
-    the next, days from the last to `moment` (default: the last event). They are 0 where there is none."""
+    the next, days from the last to `as_of` (default: the last event). They are 0 where there is none."""
     indices = np.flatnonzero(row[f"feature_{task}"] == label)
     if not len(indices):
         return 0, 0.0, 0.0
     _, first = np.unique(row["visits"][indices], return_index=True)
     times = np.sort(row["times"][indices[first]])
-    last = int(row["times"].max()) if moment is None else moment
+    last = int(row["times"].max()) if as_of is None else as_of
     gap = int(times[-1] - times[0]) / SECONDS_PER_DAY / max(len(times) - 1, 1)
     return len(times), gap, (last - int(times[-1])) / SECONDS_PER_DAY
 
@@ -155,8 +153,8 @@ def is_due(number: int, gap: float, ago: float) -> bool:
 class _History:
     """A customer's history and its variants without a visit, with the model's scores for them."""
 
-    def __init__(self, model, feature_extractor, row: Mapping[str, Any], moment: float | None, is_part: bool):
-        self.model, self.extractor, self.row, self.moment = model, feature_extractor, dict(row), moment
+    def __init__(self, model, feature_extractor, row: Mapping[str, Any], as_of: float | None, is_part: bool):
+        self.model, self.extractor, self.row, self.as_of = model, feature_extractor, dict(row), as_of
         self.is_part = is_part  # of a history that is longer than the model's window
         self.visits = row["visits"]
         self.columns = [name for name, value in row.items() if isinstance(value, np.ndarray) and value.ndim]
@@ -197,7 +195,7 @@ class _History:
 
     def words(self, task: str, label: int) -> str:
         """How often and when the label occurred, in words."""
-        number, gap, ago = occurrences(self.row, task, label, self.moment)
+        number, gap, ago = occurrences(self.row, task, label, self.as_of)
         words = "never yet" if not number else f"once, {_ago(ago)}"
         if number > 1:
             words = f"{number} times, every {_days(gap)}, last {_ago(ago)}" + "; due" * is_due(number, gap, ago)
@@ -220,8 +218,8 @@ class _History:
     def scores(self, rows: Sequence[Mapping[str, Any]], task: str) -> torch.Tensor:
         """Scores of the task's labels, of shape `(B, labels)`. An encoder that they do not depend on is not run."""
         mask_next = self.model.config.augmentation == "masked_lm"
-        moments = None if self.moment is None else [self.moment] * len(rows)
-        inputs = self.extractor.pad(rows, mask_next=mask_next, as_of=moments)
+        times = None if self.as_of is None else [self.as_of] * len(rows)
+        inputs = self.extractor.pad(rows, mask_next=mask_next, as_of=times)
         inputs = {name: value.to(self.model.device) for name, value in inputs.items()}
         if self.model.needs_readout(self.model.config.tasks.index(task)):
             return self.model(**inputs).logits[task]

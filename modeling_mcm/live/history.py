@@ -119,17 +119,17 @@ class LiveHistory:
         new_visits: set[int] = set()
         late = touched = False
         for event in events:
-            known_by, moment, key = self._placed(event)
-            self._arrived, self.latest = self._arrived + 1, max(self.latest, moment)
+            known_by, position, key = self._placed(event)
+            self._arrived, self.latest = self._arrived + 1, max(self.latest, position)
             visit = self._by_key.get(known_by)
             is_old = visit is not None and id(visit) not in new_visits
             if visit is None:
-                visit = self._by_key[known_by] = Visit(moment, (key is not None, key or ""), [], event)
+                visit = self._by_key[known_by] = Visit(position, (key is not None, key or ""), [], event)
                 new_visits.add(id(visit))
                 insort(self.visits, visit)
-            elif moment < visit.start:  # a new earliest event moves the visit
+            elif position < visit.start:  # a new earliest event moves the visit
                 self.visits.remove(visit)
-                visit.start, visit.opening = moment, event
+                visit.start, visit.opening = position, event
                 insort(self.visits, visit)
                 late |= is_old
             visit.events.append(event)
@@ -154,11 +154,11 @@ class LiveHistory:
         """Identifier of an event's visit, position of the event (seconds or a place), and key of the visit, if any."""
         extractor = self.feature_extractor
         if extractor.time is not None:
-            moment = int(np.datetime64(event[extractor.time], "s").astype(np.int64))
+            position = int(np.datetime64(event[extractor.time], "s").astype(np.int64))
         else:
-            moment = self._arrived if extractor.order == ROWS else to_place(event[str(extractor.order)])
+            position = self._arrived if extractor.order == ROWS else to_place(event[str(extractor.order)])
         key = to_text(event.get(extractor.visit)) if extractor.visit else None
-        return (moment if key is None else (key,)), moment, key
+        return (position if key is None else (key,)), position, key
 
 
 def _plain(value: Any) -> Any:

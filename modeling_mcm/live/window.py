@@ -64,11 +64,11 @@ class LiveWindow:
             self._read_all()
         return cast(LiveState, self._tip)
 
-    def days(self, moment: float | None) -> float | None:
-        """A moment in days on the clock of the state, from the first event that the model reads."""
-        if moment is None or not self.history.visits:
+    def days(self, seconds: float | None) -> float | None:
+        """A time in days on the clock of the state, from the first event that the model reads."""
+        if seconds is None or not self.history.visits:
             return None
-        return float(np.float32((moment - self._base) / SECONDS_PER_DAY))
+        return float(np.float32((seconds - self._base) / SECONDS_PER_DAY))
 
     def stored(self) -> tuple[list[Any], dict[str, torch.Tensor]]:
         """What `restore` takes: numbers that JSON can hold, and the tensors of the state after the finished visits."""

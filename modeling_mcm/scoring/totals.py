@@ -3,8 +3,8 @@
 """The total of a group of customers, with the errors that the same forecast made on the log's own past.
 
 Intervals of customers must not be added up: a season or a campaign moves all of them together, and no customer's
-history says by how much. So the same model forecasts the same group from earlier moments, and its totals are compared
-with what came. No moment is before the validation cutoff, because training has read what came before it.
+history says by how much. So the same model forecasts the same group from earlier times, and its totals are compared
+with what came. No time is before the validation cutoff, because training has read what came before it.
 """
 
 from collections.abc import Iterable, Sequence
@@ -24,13 +24,13 @@ from modeling_mcm.modeling_mcm import MCMModel
 from modeling_mcm.state_mcm import MissingForecastsError
 
 logger = logging.get_logger(__name__)
-MOST_PAST = 12  # moments of the past that are tried
+MOST_PAST = 12  # times of the past that are tried
 
 
 class PastTotal(NamedTuple):
-    """A total that was forecast at a moment of the past, and what came."""
+    """A total that was forecast at a time of the past, and what came."""
 
-    moment: datetime
+    as_of: datetime
     expected: float
     actual: float
 
@@ -41,9 +41,9 @@ class PastTotal(NamedTuple):
 
 
 class GroupTotal(NamedTuple):
-    """The expected total of a group from a moment on, totals of its past, and the log's weeks without an event."""
+    """The expected total of a group from a time on, totals of its past, and the log's weeks without an event."""
 
-    moment: datetime
+    as_of: datetime
     expected: float
     past: tuple[PastTotal, ...]
     missing_weeks: tuple[datetime, ...]
@@ -68,7 +68,7 @@ def forecast_total(
         batch_size (`int`): Number of customers in one batch of the model.
 
     Returns:
-        [`GroupTotal`]: the total, and `past`, latest first: the same forecast from moments `days` apart, of customers
+        [`GroupTotal`]: the total, and `past`, latest first: the same forecast from times `days` apart, of customers
         with an event before each.
 
     Raises:
@@ -86,8 +86,8 @@ def forecast_total(
     rows: Any = prepared.__getitems__(list(range(len(data.rows))))
     times = np.concatenate([row["times"] for row in rows])
     end = int(times.max())
-    moments = [end - step * number for number in range(1, MOST_PAST + 1) if end - step * number >= cutoff]
-    if not moments:
+    starts = [end - step * number for number in range(1, MOST_PAST + 1) if end - step * number >= cutoff]
+    if not starts:
         raise ValueError(
             f"The log ends {(end - cutoff) / SECONDS_PER_DAY:.1f} days after the validation cutoff, so the error of "
             f"{days:g} days can't be known: ask for fewer days, or prepare and train with an earlier cutoff."
@@ -95,9 +95,9 @@ def forecast_total(
     if customers is not None:
         rows = _chosen(rows, customers)
     name = f"{quantity}_{days:g}d"
-    sums = [_expected(base, data, rows, name, days, round(moment), batch_size) for moment in (end, *moments)]
-    actual = [_actual(rows, _target_columns(data), quantity, moment, moment + step) for moment in moments]
-    past = zip(map(_date, moments), sums[1:], actual, strict=True)
+    sums = [_expected(base, data, rows, name, days, round(start), batch_size) for start in (end, *starts)]
+    actual = [_actual(rows, _target_columns(data), quantity, start, start + step) for start in starts]
+    past = zip(map(_date, starts), sums[1:], actual, strict=True)
     missing = _missing_weeks(times)
     if missing:
         logger.warning(
@@ -126,7 +126,7 @@ def _expected(
     as_of: int,
     batch_size: int,
 ) -> float:
-    """Sum of a forecast at a moment over the customers with an event until then."""
+    """Sum of a forecast at a time over the customers with an event until then."""
     rows = [row for row in rows if row["times"].min() <= as_of]
     collator = MCMCollator(data.extractor, model.config, "predict", as_of=as_of)
     total = 0.0

@@ -89,7 +89,7 @@ def fill_label_values(model: MCMForMultiTaskRecommendation, rows: Any) -> dict[s
 
 
 def learn_state(model: MCMForMultiTaskRecommendation, data: PreparedData, seed: int, most: int) -> None:
-    """Trains the customer state and its forecasts on moments of the training period, in at most so many steps."""
+    """Trains the customer state and its forecasts at times of the training period, in at most so many steps."""
     rows, schema = data.rows, data.schema
     ends = np.asarray(rows["validation_end"])
     several = trainable(ends)

@@ -245,7 +245,7 @@ def _make_trainer(
 ) -> MCMTrainer:
     """Makes the trainer of a model for the rows to train on and the rows to evaluate on."""
     extractor, config = data.extractor, model.config
-    moment = data.schema.moment("validation")
+    as_of = data.schema.scoring_time("validation")
     train_collator = MCMCollator(extractor, config, "train", seed=training.seed, objective=model.objective)
     return MCMTrainer(
         model=model,
@@ -254,7 +254,7 @@ def _make_trainer(
         eval_dataset=rows[1],
         processing_class=extractor,
         train_collator=train_collator,
-        eval_collator=MCMCollator(extractor, config, "evaluate", cutoff="validation", as_of=moment),
+        eval_collator=MCMCollator(extractor, config, "evaluate", cutoff="validation", as_of=as_of),
         scalar_lr_factor=options.scalar_lr_factor,
         ema_decay=options.ema_decay,
         patience=training.early_stopping_patience,

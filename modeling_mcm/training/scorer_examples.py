@@ -117,7 +117,7 @@ def draw_examples(rows: Any, data: PreparedData, seed: int, most: int = EXAMPLES
         order = np.lexsort((-likely, row[opens]))
         opens = opens[order][np.arange(len(opens)) - np.searchsorted(row[opens], row[opens]) < EXAMPLES_OF_CUSTOMER]
         elapsed = generator.random(len(opens)) * (times[opens] - times[opens - 1]) / SECONDS_PER_DAY
-        elapsed = elapsed if schema.moment("validation") is not None else np.zeros(len(opens))
+        elapsed = elapsed if schema.scoring_time("validation") is not None else np.zeros(len(opens))
         for at, days in zip(opens.tolist(), elapsed.clip(min=0).tolist(), strict=True):
             day = float(times[at - 1]) / SECONDS_PER_DAY + days
             examples.append(Example(first + int(row[at]), int(index[at]), int(ends[row[at]]), days, day))
@@ -132,7 +132,7 @@ def draw_validation(rows: Any, data: PreparedData, seed: int, most: int = VALIDA
         return []
     cases = cases_at(data, "validation", rows)
     chosen = np.sort(np.random.default_rng(seed).permutation(len(cases))[:most])
-    moment = data.schema.moment("validation")
+    moment = data.schema.scoring_time("validation")
     ends = np.asarray(rows["test_end"])
     result = []
     for table, index in zip(

@@ -206,7 +206,7 @@ def _amounts(rng: np.random.Generator, customers: NDArray, times: NDArray, facto
 
 
 def _recorded(rng: np.random.Generator, customers: NDArray, times: NDArray, amounts: NDArray) -> tuple[NDArray, ...]:
-    """How the log was written: whole days with one visit a day, or moments; and perhaps of frequent customers only."""
+    """How the log was written: whole days with one visit each, or times of day; perhaps of frequent customers only."""
     if rng.random() < 0.65 and len(times):
         key = customers * 2**24 + np.floor(times).astype(np.int64)
         _, first, place = np.unique(key, return_index=True, return_inverse=True)

@@ -170,9 +170,7 @@ def test_bad_options_and_customers_are_refused(checkpoint, customers):
     with pytest.raises(ValueError, match=r"`as_of`.*'next week'"):
         score(customers[0], as_of="next week")
     embed.feature_extractor.order = "place"
-    with pytest.raises(
-        ValueError, match="Found the moment `as_of` '2017-10-01', and the log has no times but `order`"
-    ):
+    with pytest.raises(ValueError, match="Found `as_of` '2017-10-01', and the log has no times but `order`"):
         embed(customers[0], as_of="2017-10-01")
     embed.feature_extractor.order = None
     with pytest.raises(ValueError, match="Customer 'c9': .*'colour'"):

@@ -45,7 +45,7 @@ def test_prepared_data_have_what_is_read_by_hand(prepared, extractor):
         cases = cases_at(data, "test", chosen, min_history)
         assert cases.customer_ids == find_cases(chosen, "test", min_history or 3, "type").customer_ids
     assert cases_at(data, "test").customer_ids == find_cases(rows, "test", 3, "type").customer_ids
-    assert cases_at(data, "test").moment == data.schema.cutoff_seconds("test")
+    assert cases_at(data, "test").as_of == data.schema.cutoff_seconds("test")
 
 
 def test_a_folder_without_a_manifest_is_no_data_set(tmp_path):

@@ -316,4 +316,4 @@ def test_what_needs_a_date_says_so():
     assert EventSchema.from_dict(json.loads(json.dumps(schema.to_dict()))) == schema
     with pytest.raises(ValueError, match="split by `cutoffs: leave_one_out`.*prepare the log with dates"):
         schema.cutoff("validation")
-    assert schema.moment("validation") is None
+    assert schema.scoring_time("validation") is None

@@ -166,9 +166,9 @@ def test_a_visit_that_goes_on_at_now_has_no_end(extractor):
 @pytest.mark.parametrize("moment", [float("nan"), float("inf"), -np.inf, None, "2024-01-01"])
 def test_a_row_whose_now_is_no_moment_is_named(extractor, moment):
     rows = [extractor.encode(customer([1])), extractor.encode(customer([1], customer_id="ann"))]
-    with pytest.raises(ValueError, match="Row 1 .customer 'ann'.: `as_of` is .*, expected a moment in seconds"):
+    with pytest.raises(ValueError, match="Row 1 .customer 'ann'.: `as_of` is .*, expected a time in seconds"):
         extractor.pad(rows, as_of=[FIRST, moment])
-    with pytest.raises(ValueError, match="1 moments `as_of` of 2 rows"):
+    with pytest.raises(ValueError, match="1 times `as_of` of 2 rows"):
         extractor.pad(rows, as_of=[FIRST])
 
 
@@ -197,7 +197,7 @@ def test_moments_that_cannot_be_read_are_refused(extractor):
             extractor(customer([1]), as_of=moment)
     with pytest.raises(ValueError, match="Row 0: `as_of` is nan"):
         extractor(customer([1]), as_of=float("nan"))
-    with pytest.raises(ValueError, match="Found 3 moments `as_of` of 2 customers"):
+    with pytest.raises(ValueError, match="Found 3 times `as_of` of 2 customers"):
         extractor([customer([1]), customer([2])], as_of=[START] * 3)
     features = [feature for feature in FEATURES if feature["name"] != "gap"]
     bins = {name: [] for name in ("a.b", "amount", "age")}

@@ -47,18 +47,18 @@ def bought(log, start, end, column=None):
 def test_a_total_is_the_sum_and_its_past_is_what_came(model, data, event_log):
     found = forecast_total(model, data, "visits", DAYS)
     last = event_log["when"].max()
-    assert found.moment == last.to_pydatetime() and found.missing_weeks == ()
+    assert found.as_of == last.to_pydatetime() and found.missing_weeks == ()
     moments = [last - pd.Timedelta(days=DAYS * number) for number in (1, 2, 3)]
-    assert [each.moment for each in found.past] == moments  # a fourth would be before the validation cutoff
+    assert [each.as_of for each in found.past] == moments  # a fourth would be before the validation cutoff
     clicks = event_log[event_log["basket"].isna()].groupby(["who", "when"]).ngroups  # each is a visit of its own
     for each in found.past:
-        least = bought(event_log, each.moment, each.moment + pd.Timedelta(days=DAYS))
+        least = bought(event_log, each.as_of, each.as_of + pd.Timedelta(days=DAYS))
         assert least <= each.actual <= least + clicks
         assert each.error == pytest.approx(each.expected / each.actual - 1) and each.expected > 0
     prices = forecast_total(model, data, "a.b", DAYS)
     for each in prices.past:
         assert each.actual == pytest.approx(
-            bought(event_log, each.moment, each.moment + pd.Timedelta(days=DAYS), "price"), rel=1e-5
+            bought(event_log, each.as_of, each.as_of + pd.Timedelta(days=DAYS), "price"), rel=1e-5
         )
 
 
@@ -73,7 +73,7 @@ def test_groups_add_up_and_batches_do_not_matter(model, data):
 
 def test_the_past_does_not_read_its_future(model, data, prepare_log, event_log):
     before = forecast_total(model, data, "visits", DAYS).past[-1]
-    same_end = (event_log["when"] <= before.moment) | (event_log["when"] == event_log["when"].max())
+    same_end = (event_log["when"] <= before.as_of) | (event_log["when"] == event_log["when"].max())
     changed = PreparedData(prepare_log(event_log[same_end | (event_log["who"] < "c20")]))
     changed.__dict__["extractor"] = data.extractor  # as the vocabularies are those of the training period anyway
     found = forecast_total(model, changed, "visits", DAYS).past[-1]
@@ -86,8 +86,8 @@ def test_the_command_writes_any_horizon_and_prints_the_totals(model, data, comma
     options = ["--model", tmp_path / "model", "--data", data.folder, "--output_dir", tmp_path / "out", "--top_k", 0]
     total, *_ = command("run_predict", *options, "--forecast_days", DAYS, "--total", "visits").splitlines()
     found = forecast_total(model, data, "visits", DAYS)
-    assert total.startswith(f"visits in {DAYS} days from {found.moment:%Y-%m-%d}: {found.expected:,.0f}; errors ")
-    assert [f"{past.error:+.0%} from {past.moment:%Y-%m-%d}" in total for past in found.past] == [True] * 3
+    assert total.startswith(f"visits in {DAYS} days from {found.as_of:%Y-%m-%d}: {found.expected:,.0f}; errors ")
+    assert [f"{past.error:+.0%} from {past.as_of:%Y-%m-%d}" in total for past in found.past] == [True] * 3
     row = pd.read_parquet(tmp_path / "out").set_index("customer_id").loc["c07"]
     told = pipeline("customer-forecast", model=str(tmp_path / "model"))(find_customer(event_log, "c07"), days=[DAYS])
     numbers = {name: value for name, value in told.items() if not isinstance(value, str)}
