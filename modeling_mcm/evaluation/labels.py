@@ -8,7 +8,8 @@ Shapes: N labels, C classes, S resamples.
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+import pandas as pd
+from numpy.typing import ArrayLike
 
 from modeling_mcm.evaluation.offers import weighted_ranking
 
@@ -30,17 +31,8 @@ def mean_auc(labels: ArrayLike, scores: ArrayLike) -> float:
 
 
 def rank_correlation(labels: ArrayLike, predicted: ArrayLike) -> float:
-    """Computes Spearman's rank correlation of two arrays of shape `(N,)`; NaN if all values of one are equal. Equal
-    values share the mean of their ranks."""
-    first, second = (_ranks(np.asarray(values, np.float64)) for values in (labels, predicted))
-    first, second = first - first.mean(), second - second.mean()
-    spread = np.sqrt((first**2).sum() * (second**2).sum())
-    return float((first * second).sum() / spread) if spread else float("nan")
-
-
-def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    _, index, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[index]
+    """Computes Spearman's rank correlation of two arrays of shape `(N,)`; NaN if all values of one are equal."""
+    return float(pd.DataFrame({"label": labels, "predicted": predicted}).corr("spearman").iloc[0, 1])
 
 
 class LabelMetrics:
