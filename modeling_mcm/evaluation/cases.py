@@ -24,7 +24,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from modeling_mcm.data import PreparedData
 from modeling_mcm.data.cases import (
     ENDS,
     CaseEvents,
@@ -35,6 +34,7 @@ from modeling_mcm.data.cases import (
     run_starts,
     select_rows,
 )
+from modeling_mcm.data.dataset import PreparedData
 from modeling_mcm.evaluation.histories import task_histories
 from modeling_mcm.events_mcm import SECONDS_PER_DAY
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import gather_object
@@ -16,8 +16,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.utils import logging
 
-from modeling_mcm.data.collator import MCMCollator
 from modeling_mcm.training.resuming import changed_options, weight_faults
+
+if TYPE_CHECKING:
+    from modeling_mcm.data.collator import MCMCollator
 
 logger = logging.get_logger(__name__)
 
@@ -25,7 +27,7 @@ logger = logging.get_logger(__name__)
 class EpochCallback(TrainerCallback):
     """Sets the epoch of the training collator, also when a run is resumed."""
 
-    def __init__(self, collator: MCMCollator):
+    def __init__(self, collator: "MCMCollator"):
         self.collator = collator
 
     def on_epoch_begin(self, args, state, control, **kwargs):
@@ -72,13 +74,13 @@ class TrainingClock(TrainerCallback):
 
     def on_optimizer_step(self, args, state, control, **kwargs):
         """Adds the seconds and targets of the step, and stores both for the checkpoint."""
-        as_of = time.perf_counter()
+        now = time.perf_counter()
         targets = torch.stack(self._new_targets).sum()
-        added = self.total(torch.tensor([self._passed + as_of - self._since, targets.item()], device=targets.device))
+        added = self.total(torch.tensor([self._passed + now - self._since, targets.item()], device=targets.device))
         self.seconds += added[0].item() / args.world_size
         self.targets += int(added[1].item())
         self._new_targets.clear()
-        self._passed, self._since = 0.0, as_of
+        self._passed, self._since = 0.0, now
         state.stateful_callbacks[self.STATE] = {"seconds": self.seconds, "targets": self.targets}
 
 
