@@ -10,7 +10,7 @@ values, and counts of the customer's events that match the action ([`ActionCount
 Shapes: B customers, L events, U encoder units, H hidden size, J features, T tasks; A actions of the batch, R action
 rows (an action that covers several kinds of events has one row for each kind), M matches (events that did what an
 action asks for), X numeric features of an offer, K offers of the customer with the most, O outcomes, N networks. In
-the counts N are summed features, D half-lives with the infinite one of unfaded counts, V values of a feature.
+the counts N are summed features, D half-lives with the infinite one of undecayed counts, V values of a feature.
 """
 
 import math
@@ -34,7 +34,7 @@ NETWORKS, HIDDEN_UNITS = 4, 32  # number of small networks whose mean is the sco
 HEAD_DROPOUT = 0.4  # dropout probability on the networks' inputs and on their hidden units
 CLIPPED = 5.0  # largest absolute value of standardised numbers
 KNOTS = (-2.0, -1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0, 2.0, 3.0, CLIPPED)  # where the piecewise-linear codes bend
-# Half-lives of the counts, in days; matches are also counted unfaded.
+# Half-lives of the counts, in days; matches are also counted undecayed.
 OFFER_HALF_LIVES = (14.0, 60.0, 365.0)
 LONGEST_DAYS = 10_000.0  # number of days since an event that never happened
 LEAST_SHARE = 1e-3  # added to shares of a customer's events before the logarithm
@@ -114,24 +114,24 @@ def counted_features(config: MCMConfig) -> list[str]:
 
 def count_names(config: MCMConfig) -> tuple[list[str], list[str]]:
     """Names of the numbers of `ActionCounts.count_offers` and of `ActionCounts.count_customers`, in their order."""
-    fading = [*(f"{days:g}d" for days in OFFER_HALF_LIVES), "all"]
+    half_lives = [*(f"{days:g}d" for days in OFFER_HALF_LIVES), "all"]
     kinds = ["did", "visits", *(f"{name} of did" for name in config.summed_features)]
     kinds += ["did as asked"] if config.action_history_feature else []
-    names = [f"{kind} {each}" for kind in kinds for each in fading] + ["days since did"]
+    names = [f"{kind} {each}" for kind in kinds for each in half_lives] + ["days since did"]
     for feature in counted_features(config):
-        names += [f"{kind} {feature} {each}" for kind in ("shared", "share of") for each in fading]
+        names += [f"{kind} {feature} {each}" for kind in ("shared", "share of") for each in half_lives]
         names += [f"days since {feature}", f"values of {feature}"]
-    of_customers = [f"all visits {each}" for each in fading] + ["days since any"]
+    of_customers = [f"all visits {each}" for each in half_lives] + ["days since any"]
     if (kind_of_event := config.action_history_feature) is not None:
         size = config.vocabulary_sizes[config.features.index(kind_of_event)]
         ids = range(FIRST_LABEL, size)
-        of_customers += [f"{kind_of_event} {value} {each}" for value in ids for each in fading]
+        of_customers += [f"{kind_of_event} {value} {each}" for value in ids for each in half_lives]
         of_customers += [f"days since {feature} {value}" for value in ids]
     return names, of_customers
 
 
 class ActionCounts:
-    """Fading counts of a batch of histories at the time of the offers; every count n is returned as log(1 + n).
+    """Decayed counts of a batch of histories at the time of the offers; every count n is returned as log(1 + n).
 
     Args:
         input_ids (`torch.LongTensor` of shape `(B, L, J)`): Feature ids of each event, the start row first.

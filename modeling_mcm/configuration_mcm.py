@@ -102,7 +102,7 @@ class MCMConfig(PreTrainedConfig):
         Features whose values the state counts at every half-life. Default: features of up to 64 ids. Pre-training
         leaves out those of the profile, which no event has.
     projected_features (`list[str]`, *optional*):
-        Features of more values, which the state counts at one half-life and unfaded. Default: the smallest tasks of
+        Features of more values, which the state counts at one half-life and undecayed. Default: the smallest tasks of
         more than 64 labels that are not among `state_features`, while they have at most 4,096 labels in all; at least
         one, unless it has more than 16,384. `to_dict` names what the default chose.
     summed_features (`list[str]`, *optional*):
@@ -226,7 +226,7 @@ class MCMConfig(PreTrainedConfig):
     @property
     def counted_features(self) -> tuple[list[str], list[str]]:
         """Features that the customer state counts: those with few values, at every half-life; and those with many
-        values, at one half-life and unfaded."""
+        values, at one half-life and undecayed."""
         few, many = self._state_features(), self.projected_features
         return few, self._default_projected() if many is None else list(many)
 

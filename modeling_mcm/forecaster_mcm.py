@@ -26,7 +26,7 @@ LOG, SHIPPED = "log", "shipped"  # sources of a forecast: learned on the log, or
 LONGEST_RATIO = 2.0  # the longest horizon that is told, as a multiple of the window
 TRAINED_RATIO = 2.2  # the longest horizon of training, as a multiple of the window
 LEVELS = (80, 95)  # of the intervals, in percent
-WINDOW_HALF_LIVES = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)  # of the fading counts, as shares of the window
+WINDOW_HALF_LIVES = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)  # of the decayed counts, as shares of the window
 SHOP_STATISTICS = 77  # numbers, see [`~training.forecaster.set_shop`]
 POINTS = 128  # points on which the distribution of the number of visits is computed
 VISIT_HIDDEN, AMOUNT_HIDDEN = 104, 60
@@ -143,7 +143,7 @@ def _describe_customers(history: VisitHistory, mean_rate: torch.Tensor) -> torch
     repeats, first, last = (history.number - 1).clamp(min=0), history.first.clamp(min=1e-4), history.last
     half_lives = torch.tensor(WINDOW_HALF_LIVES, device=first.device)
     kept = history.is_visit.to(first.dtype)
-    faded = decay_weights(history.ages, WINDOW_HALF_LIVES, history.is_visit).sum(1)  # (B, half-lives)
+    decayed = decay_weights(history.ages, WINDOW_HALF_LIVES, history.is_visit).sum(1)  # (B, half-lives)
     exposure = half_lives / math.log(2) * (1 - torch.exp2(-first[:, None] / half_lives))
     gaps, is_gap = history.ages.diff(dim=1), kept[:, 1:]
     longer = (((gaps > last[:, None]) * is_gap).sum(1) + 0.5) / (repeats + 1)
@@ -177,8 +177,8 @@ def _describe_customers(history: VisitHistory, mean_rate: torch.Tensor) -> torch
                 ],
                 1,
             ),
-            faded.log1p(),
-            (faded / exposure.clamp(min=1e-4)).log1p(),
+            decayed.log1p(),
+            (decayed / exposure.clamp(min=1e-4)).log1p(),
         ],
         1,
     )
@@ -194,8 +194,8 @@ def _describe_amounts(history: VisitHistory, statistics: torch.Tensor) -> tuple[
     smoothed = ((amounts.sum(1) + prior) / (number + prior)).log()
     logs = (amounts + LEAST_AMOUNT).log() * kept
     customer = logs.sum(1) / number.clamp(min=1)
-    faded = (amounts * decay_weights(history.ages, [0.25], history.is_visit)).sum(1)
-    own = [smoothed, customer, logs[:, 0], faded.log1p(), prior.log().expand_as(customer)]
+    decayed = (amounts * decay_weights(history.ages, [0.25], history.is_visit)).sum(1)
+    own = [smoothed, customer, logs[:, 0], decayed.log1p(), prior.log().expand_as(customer)]
     own += [value.expand_as(customer) for value in (within, between, related)]
     return torch.stack(own, -1), smoothed
 

@@ -345,7 +345,7 @@ class MCMModel(MCMPreTrainedModel):
         event_values: torch.Tensor | None = None,
         as_of: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Fading counts from which the customer state is computed. They depend on no weights and need no encoder.
+        """Decayed counts from which the customer state is computed. They depend on no weights and need no encoder.
 
         Args:
             input_ids (`torch.LongTensor` of shape `(B, L, J)`): Feature ids of each event, the start row first.
@@ -373,8 +373,8 @@ class MCMModel(MCMPreTrainedModel):
         counts = self.state.counts(input_ids, attention_mask, visit_ids, event_times, event_values, as_of[:, None])[
             :, 0
         ]
-        unfaded = len(self.state.half_lives)  # index of the number of events
-        has_events = counts[:, unfaded, None] > 0
+        undecayed = len(self.state.half_lives)  # index of the number of events
+        has_events = counts[:, undecayed, None] > 0
         return torch.where(has_events, counts, self.state.mean)
 
     def forecast(self, state, input_ids, attention_mask, visit_ids, event_times, event_values, as_of, days=None):
@@ -657,14 +657,14 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
     @torch.no_grad()
     def readout_scores(self, batch: Mapping[str, Any]) -> list[torch.Tensor]:
         """Scores of the encoder's readout after whole histories, by task of shape `(B, V)`, from model inputs."""
+        outputs = self._read_history(batch)
+        inputs = ScoringInputs(batch["input_ids"], outputs.unit_mask.bool())
+        return self.compute_scores(outputs.last_hidden_state, inputs)
+
+    def _read_history(self, batch: Mapping[str, Any]) -> Any:
+        """Output of [`MCMModel`] for whole histories, from model inputs among others."""
         names = ("input_ids", "attention_mask", "visit_ids", "event_times", "event_values", "as_of")
-        inputs: Any = {name: batch.get(name) for name in names}
-        if inputs["attention_mask"] is None:
-            inputs["attention_mask"] = (batch["input_ids"] != 0).any(-1).long()
-        outputs = self.model(**inputs)
-        return self.compute_scores(
-            outputs.last_hidden_state, ScoringInputs(inputs["input_ids"], outputs.unit_mask.bool())
-        )
+        return self.model(**{name: batch[name] for name in names if name in batch})
 
     def needs_readout(self, task: int | slice = slice(None)) -> bool:
         """Whether the scores of a task (an index; default: of any task) depend on the encoder's readout."""
@@ -716,8 +716,7 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         scores, labels = self(**inputs).logits[task].softmax(-1).topk(count)
         result = {"labels": labels, "scores": scores}
         if return_weights:
-            names = ("input_ids", "attention_mask", "visit_ids", "event_times", "event_values", "as_of")
-            outputs = self.model(**{name: inputs[name] for name in names if name in inputs})
+            outputs = self._read_history(inputs)
             embeddings = self.label_embeddings(task)
             if self.readout_scale is not None:
                 embeddings = embeddings * self.readout_scale[self.config.tasks.index(task)]

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The customer state, a vector that describes a customer at a time, and forecasts from then on.
 
-The state is computed from fading counts: the numbers of visits, events and feature values that a customer had, where
+The state is computed from decayed counts: the numbers of visits, events and feature values that a customer had, where
 older ones weigh less. Such counts describe a customer better than the encoder's last vector does, and they are
 defined for any time `as_of`, also long after the last event. The state is trained to predict what followed random
 times and to reconstruct the counts (`modeling_mcm.training.moments`).
@@ -23,13 +23,12 @@ from transformers import initialization as init
 
 from .configuration_mcm import MISSING_ID, MCMConfig
 
-PROJECTED_HALF_LIFE = (
-    30.0  # half-life, in days, of the counts of features with many values; they are also counted unfaded
-)
+# Half-life, in days, of the counts of features with many values; they are also counted undecayed.
+PROJECTED_HALF_LIFE = 30.0
 PROJECTION_SIZE, MLP_HIDDEN = 128, 256  # learned rows of P (see CustomerState), and hidden size of the network
 COMPONENTS = 64  # largest number of principal components in the state
 STATE_DROPOUT = 0.3  # dropout probability on z
-STATE_HALF_LIVES = (7.0, 30.0, 90.0)  # half-lives of the other counts; they are also counted unfaded
+STATE_HALF_LIVES = (7.0, 30.0, 90.0)  # half-lives of the other counts; they are also counted undecayed
 MIN_STD, LARGEST_Z = 0.05, 8.0  # smallest standard deviation, and largest absolute value, of standardised counts
 ANY_SILENCE = 1e9  # days: the longest silence before training; a finite number, because infinite weights are refused
 CHANCE, NEXT_VISIT, ALIVE = "visit_probability", "days_to_next_visit", "alive_probability"
@@ -70,12 +69,12 @@ class CustomerState(nn.Module):
         state = A z' + C gelu(D z'),  z' = [z of few values, P z of many values]
 
     For each channel x, x_i is 1 for every event, 1 for the first event of each visit, the value of a summed feature,
-    or 1 where a feature has one certain value. One of the half-lives T_k is infinite: that count does not fade.
+    or 1 where a feature has one certain value. One of the half-lives T_k is infinite: that count does not decay.
     `state_features`, which have few values, are counted at every half-life. Tasks among the other features, which have
-    many values, are counted at one half-life and unfaded (see `MCMConfig.counted_features`). z also contains the
+    many values, are counted at one half-life and undecayed (see `MCMConfig.counted_features`). z also contains the
     logarithms of `GAPS`. The start row is no event, so the profile is no part of the state. The first numbers of the
     state are the z of `plain_counts`, which a linear model of visits or spend would otherwise miss. The next ones are
-    the whitened principal components of the unfaded z of many values, the first rows of P: what customers take
+    the whitened principal components of the undecayed z of many values, the first rows of P: what customers take
     together says who they are.
 
     A time later than `longest_silence` days after the last event counts as that late, because training saw no longer
@@ -146,15 +145,15 @@ class CustomerState(nn.Module):
 
     @torch.no_grad()
     def find_components(self, counts: torch.Tensor) -> torch.Tensor | None:
-        """Principal directions of the unfaded counts of many values, from the counts `(R, numbers)` of a sample of
+        """Principal directions of the undecayed counts of many values, from the counts `(R, numbers)` of a sample of
         customers, scaled so that each component has variance 1: `(components, num_many)`, with 0 for the other
         counts. `None` without features of many values."""
         if not self.components:
             return None
-        unfaded = self.standardised(counts.clone())[:, self.num_few + 1 :: 2]
-        _, sizes, directions = torch.pca_lowrank(unfaded, min(self.components, *unfaded.shape), niter=4)
+        undecayed = self.standardised(counts.clone())[:, self.num_few + 1 :: 2]
+        _, sizes, directions = torch.pca_lowrank(undecayed, min(self.components, *undecayed.shape), niter=4)
         result = counts.new_zeros(self.components, self.num_many)
-        scales = len(unfaded) ** 0.5 / sizes.clamp(min=1e-3 * sizes.max())
+        scales = len(undecayed) ** 0.5 / sizes.clamp(min=1e-3 * sizes.max())
         result[: len(sizes), 1::2] = (directions * scales).T
         return result
 
@@ -246,7 +245,7 @@ class CustomerState(nn.Module):
         nearest = min(range(len(days)), key=lambda k: abs(days[k] - PROJECTED_HALF_LIFE))
         few, many = by_value(self.few, weights), by_value(self.many, weights[..., [nearest, -1]])
         since_last, since_first = as_of - last, as_of - first
-        visits = sums[1][..., -1]  # the unfaded number of visits
+        visits = sums[1][..., -1]  # the undecayed number of visits
         gap = (since_first - since_last) / (visits - 1).clamp(min=1)
         gaps = torch.stack([since_last, since_first, since_last / (gap + 0.5), gap], -1)
         return torch.cat([*sums, *few, gaps, *many], -1).clamp_(min=0).log1p_()

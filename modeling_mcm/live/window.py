@@ -24,12 +24,12 @@ from modeling_mcm.live.weights import Reader
 class LiveWindow:
     """The states of a customer, and how far they have read the history. After a removal `forget` must follow."""
 
-    _closed: LiveState | None  # state after the finished visits, which are the first `_folded` ones
-    _folded: int
-    _tip: LiveState | None  # state after all visits
-    _ahead: tuple[int, dict[str, Any]] | None  # number of the first visit of `_unread()`, and its encoded row
-    _start: int  # index of the first event that the model reads
-    _base: int  # time of this event, in seconds since 1970-01-01
+    _finished: LiveState | None  # state after the finished visits, which are the first `_num_finished` ones
+    _num_finished: int
+    _current: LiveState | None  # state after all visits
+    _encoded: tuple[int, dict[str, Any]] | None  # number of the first visit of `_unread()`, and its encoded row
+    _first_event: int  # index of the first event that the model reads
+    _first_time: int  # time of this event, in seconds since 1970-01-01
     _first_visit: int  # visit of this event
 
     def __init__(self, reader: Reader, history: LiveHistory, start_row: torch.Tensor):
@@ -38,73 +38,73 @@ class LiveWindow:
 
     def forget(self) -> None:
         """Forgets the states, so that the next one is computed from all events."""
-        self._closed = self._tip = self._ahead = None
-        self._folded = self._start = self._base = self._first_visit = 0
+        self._finished = self._current = self._encoded = None
+        self._num_finished = self._first_event = self._first_time = self._first_visit = 0
 
     def add(self, events: Sequence[dict[str, Any]]) -> bool:
         """Inserts events; whether the state must be computed again. If one can't be encoded, nothing changes."""
         row = self.history.encode([*self._unread(), *events])  # raises before anything changes
-        first, before = self._folded - 1, len(self.history.visits)
+        first, before = self._num_finished - 1, len(self.history.visits)
         late, touched = self.history.insert(events)
         if events:
-            self._ahead = None
+            self._encoded = None
         if late:
             self.forget()
         elif touched:
-            self._tip = None
-        elif self._tip is not None and events:  # the last visit is finished as it was read
-            self._closed, self._folded, self._tip = self._tip, before, None
+            self._current = None
+        elif self._current is not None and events:  # the last visit is finished as it was read
+            self._finished, self._num_finished, self._current = self._current, before, None
         if not late and first >= 0:
-            self._ahead = first, row
+            self._encoded = first, row
         return late
 
     def state(self) -> LiveState:
         """The state after the last event."""
-        if self._tip is None and not (self._closed is not None and self._read_on()):
+        if self._current is None and not (self._finished is not None and self._read_on()):
             self._read_all()
-        return cast(LiveState, self._tip)
+        return cast(LiveState, self._current)
 
     def days(self, seconds: float | None) -> float | None:
         """A time in days on the clock of the state, from the first event that the model reads."""
         if seconds is None or not self.history.visits:
             return None
-        return float(np.float32((seconds - self._base) / SECONDS_PER_DAY))
+        return float(np.float32((seconds - self._first_time) / SECONDS_PER_DAY))
 
     def stored(self) -> tuple[list[Any], dict[str, torch.Tensor]]:
         """What `restore` takes: numbers that JSON can hold, and the tensors of the state after the finished visits."""
         self.state()
         ends = [visit.end for visit in self.history.visits]
-        numbers = [self._folded, self._start, self._base, self._first_visit, ends]
-        return numbers, cast(LiveState, self._closed).tensors(self.reader)
+        numbers = [self._num_finished, self._first_event, self._first_time, self._first_visit, ends]
+        return numbers, cast(LiveState, self._finished).tensors(self.reader)
 
     def restore(self, numbers: Sequence[Any], tensors: dict[str, Any]) -> None:
         """Restores the state of a history that was stored whole. Raises `ValueError` if it is of another one."""
-        self._folded, self._start, self._base, self._first_visit, ends = numbers
+        self._num_finished, self._first_event, self._first_time, self._first_visit, ends = numbers
         for visit, end in zip(self.history.visits, ends, strict=True):
             visit.end = end
-        if not 0 <= self._folded < max(len(ends), 1) or sorted(ends) != ends:
-            raise ValueError(f"its state has read {self._folded} of {len(ends)} visits")
-        self._closed = LiveState.restored(self.reader, tensors)
+        if not 0 <= self._num_finished < max(len(ends), 1) or sorted(ends) != ends:
+            raise ValueError(f"its state has read {self._num_finished} of {len(ends)} visits")
+        self._finished = LiveState.restored(self.reader, tensors)
 
     def _read_on(self) -> bool:
         """Reads visits that are not in the state; False where the window has moved, so that all must be read again."""
-        if not self._folded:
+        if not self._num_finished:
             return False
-        first, row = self._ahead or (self._folded - 1, self.history.encode(self._unread()))
+        first, row = self._encoded or (self._num_finished - 1, self.history.encode(self._unread()))
         self._count_rows(row, first + 1, 1)
         visits, length = self.history.visits, self.history.feature_extractor.max_events - 1
         before = visits[-2].end if len(visits) > 1 else 0
-        if self._start > before or first_kept(visits[-1].end, length) != self._start:
+        if self._first_event > before or first_kept(visits[-1].end, length) != self._first_event:
             return False
-        self._extend(row, int(np.searchsorted(row["visits"], self._folded - first)), first)
+        self._extend(row, int(np.searchsorted(row["visits"], self._num_finished - first)), first)
         return True
 
     def _unread(self) -> list[dict[str, Any]]:
         """The events of visits that are not in the state, after the opening event of the visit before, from which the
         days since the last visit are computed."""
-        if not self._folded:
+        if not self._num_finished:
             return []
-        last, *unread = self.history.visits[self._folded - 1 :]
+        last, *unread = self.history.visits[self._num_finished - 1 :]
         return [last.opening, *(event for visit in unread for event in visit.events)]
 
     def _read_all(self) -> None:
@@ -112,13 +112,13 @@ class LiveWindow:
         row = self.history.encode(self.history.events)
         self._count_rows(row, 0, 0)
         number = len(row["times"])
-        self._start = first_kept(number, self.history.feature_extractor.max_events - 1)
-        self._base = int(row["times"][self._start]) if self._start < number else 0
-        self._first_visit = int(row["visits"][self._start]) if self._start < number else 0
+        self._first_event = first_kept(number, self.history.feature_extractor.max_events - 1)
+        self._first_time = int(row["times"][self._first_event]) if self._first_event < number else 0
+        self._first_visit = int(row["visits"][self._first_event]) if self._first_event < number else 0
         nothing = torch.zeros(1)
-        self._closed = LiveState.empty(self.reader).extend(self.reader, self._start_row, nothing, nothing.long())
-        self._folded = 0
-        self._extend(row, self._start, 0)
+        self._finished = LiveState.empty(self.reader).extend(self.reader, self._start_row, nothing, nothing.long())
+        self._num_finished = 0
+        self._extend(row, self._first_event, 0)
 
     def _count_rows(self, row: Mapping[str, Any], first: int, skip: int) -> None:
         """Sets `end` of the visits from `first` on, from a row of their events after `skip` earlier visits."""
@@ -132,7 +132,7 @@ class LiveWindow:
         extractor = self.history.feature_extractor
         visits = row["visits"][skip:].astype(np.int64) + first
         times = row["times"][skip:] if extractor.order is None else visits * SECONDS_PER_DAY
-        days = ((times - self._base) / SECONDS_PER_DAY).astype(np.float32)
+        days = ((times - self._first_time) / SECONDS_PER_DAY).astype(np.float32)
         input_ids = np.zeros((len(visits), len(extractor.feature_names)), np.int64)
         for index, feature in enumerate(extractor.feature_names):
             if f"feature_{feature}" in row:
@@ -143,11 +143,11 @@ class LiveWindow:
             values[:, index] = row[f"value_{feature}"][skip:]
         last = int(np.searchsorted(visits, len(self.history.visits) - 1))
         numbers = torch.from_numpy(visits - self._first_visit + 1)
-        state = closed = cast(LiveState, self._closed)
+        state = closed = cast(LiveState, self._finished)
         for part in (slice(0, last), slice(last, None)):
             closed = state
             latest = np.maximum.accumulate(np.maximum(days[part], state.event_times[-1].numpy()))
             part_inputs = (ids[part], torch.from_numpy(latest), numbers[part], torch.from_numpy(values[part]))
             state = state.extend(self.reader, *part_inputs)
-        self._closed, self._folded = closed, max(len(self.history.visits) - 1, 0)
-        self._tip = state
+        self._finished, self._num_finished = closed, max(len(self.history.visits) - 1, 0)
+        self._current = state

@@ -110,7 +110,7 @@ def test_customer_without_events_has_average_counts(model):
     torch.testing.assert_close(model(**inputs, as_of=torch.tensor([5.0])).pooler_output, average)
     inputs = {name: value[:1] for name, value in make_inputs().items()}
     torch.testing.assert_close(model(**inputs, as_of=torch.tensor([-5.0])).pooler_output, average)  # before any event
-    assert not torch.allclose(model(**inputs, as_of=torch.tensor([5000.0])).pooler_output, average)  # all faded
+    assert not torch.allclose(model(**inputs, as_of=torch.tensor([5000.0])).pooler_output, average)  # all decayed
 
 
 def test_silence_is_limited_to_the_longest_of_training(model):
@@ -150,9 +150,9 @@ def test_the_state_holds_principal_components_of_the_counts_of_many_values():
     plain = len(state.plain_counts)
     found = state(counts)[:, plain : plain + 3]
     torch.testing.assert_close(found.T @ found / len(found), torch.eye(3), atol=0.1, rtol=0)
-    unfaded = counts[:, state.num_few + 1 :: 2]
-    read = found @ (found.T @ unfaded) / len(found) + unfaded.mean(0)
-    torch.testing.assert_close(read, unfaded, atol=0.2, rtol=0)  # the counts can be read from the components
+    undecayed = counts[:, state.num_few + 1 :: 2]
+    read = found @ (found.T @ undecayed) / len(found) + undecayed.mean(0)
+    torch.testing.assert_close(read, undecayed, atol=0.2, rtol=0)  # the counts can be read from the components
 
 
 def test_a_state_needs_times_and_values(model):
