@@ -146,14 +146,15 @@ class LiveState:
             mask = x.new_zeros(1, 1, *hides.shape).masked_fill(hides, torch.finfo(x.dtype).min)
         self.cache = copy(self.cache)  # the old state keeps its layers
         self.cache.layers = [copy(layer) for layer in self.cache.layers]
-        x = core.encoder(x, mask, cache=self.cache).last_hidden_state[0]
+        for layer in core.encoder.layer:  # BertEncoder's own wrappers take a fifth of the time
+            x = layer.feed_forward_chunk(layer.attention(x, mask, cache=self.cache)[0])
         if window is not None and (length := self.cache.get_seq_length()) > window:
             kept = torch.tensor([0, *range(length - window + 1, length)])  # the start row and the latest units
             for layer in cast(Any, self.cache.layers):
                 layer.keys, layer.values = layer.keys.index_select(2, kept), layer.values.index_select(2, kept)
-        self.units, self.hidden = self.units + count, x[-1]
+        self.units, self.hidden = self.units + count, x[0, -1]
         if reader.reads_readout:
-            self.unread = (*self.unread, x)
+            self.unread = (*self.unread, x[0])
             if len(self.unread) > MOST_UNREAD:
                 self._read_out(reader)
 
