@@ -4,12 +4,12 @@
 
 from datetime import datetime
 
-import ibis
+import duckdb
 import pandas as pd
 import pytest
 
 from modeling_mcm.data.offers import make_offers
-from modeling_mcm.preparation.complete_journey import _actions, _offers
+from modeling_mcm.preparation.complete_journey import ACTIONS, OFFERS
 
 STARTS = [datetime(2017, 3, 3), datetime(2017, 8, 8), datetime(2017, 10, 30), datetime(2017, 12, 28)]
 DESCRIPTIONS = pd.DataFrame({"campaign_id": ["1", "13", "18", "23"], "start_date": STARTS})
@@ -31,11 +31,11 @@ PRODUCTS = pd.DataFrame(
 @pytest.fixture(scope="module")
 def tables():
     """Offers and actions as the demo writes them."""
-    campaigns, descriptions, coupons, redemptions, products = (
-        ibis.memtable(frame) for frame in (CAMPAIGNS, DESCRIPTIONS, COUPONS, REDEMPTIONS, PRODUCTS)
-    )
-    offers = _offers(campaigns, descriptions, coupons, redemptions)
-    return offers.to_pandas(), _actions(coupons, descriptions, products).to_pandas()
+    frames = {"campaigns": CAMPAIGNS, "campaign_descriptions": DESCRIPTIONS, "coupons": COUPONS}
+    with duckdb.connect() as connection:
+        for name, frame in (frames | {"coupon_redemptions": REDEMPTIONS, "products": PRODUCTS}).items():
+            connection.register(name, frame)
+        return connection.sql(OFFERS).df(), connection.sql(ACTIONS).df()
 
 
 def test_every_coupon_of_a_campaign_is_an_offer_to_every_household_that_got_it(tables):
