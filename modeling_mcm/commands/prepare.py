@@ -101,8 +101,7 @@ def main() -> None:
         from modeling_mcm.preparation import prepare
 
         if options.demo:
-            from modeling_mcm.preparation.complete_journey import build_complete_journey_offers
-            from modeling_mcm.preparation.demos import build_demo
+            from modeling_mcm.preparation.demos import build_complete_journey_offers, build_demo
 
             raw = Path(options.output_dir).parent / "raw"
             events, profile, own_schema = build_demo(options.demo, raw)

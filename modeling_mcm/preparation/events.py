@@ -1,6 +1,9 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""From any table to checked, normalised events and their visits, as Ibis expressions.
+"""From any table to checked, normalised events with their periods and visits, as Ibis expressions.
+
+A period is 0 training, 1 validation, 2 test, either by dates or by each customer's last visits. Everything that is
+fitted comes from period 0. The events of one period stand together in a customer's row.
 
 Columns get internal names by their position (`f0`, `f1` ... for features, `p0` ... for the profile), because feature
 names such as "a.b", or "Type" beside "type", are legal in a schema but not in every engine. Times are seconds since
@@ -17,7 +20,7 @@ from typing import Any
 
 from transformers.utils import logging
 
-from modeling_mcm.data.schema import EventSchema
+from modeling_mcm.data.schema import NO_CUTOFFS, EventSchema
 from modeling_mcm.events_mcm import EXACT_FLOAT, SECONDS_PER_DAY, TIME_ADVICE, check_columns
 from modeling_mcm.extras import needs
 from modeling_mcm.preparation.text_files import TextFiles
@@ -37,6 +40,7 @@ logger = logging.get_logger(__name__)
 NO_NUMBER = r"\d\.?[dDfF]\s*$|^\s*[+-][+-]"
 NOT_A_NUMBER = r"(?i)^\s*[+-]?nan\s*$"  # such a text is a missing number, and no error
 WHOLE_NUMBER = r"^[+-]?\d+$"
+LEAST_TARGET_VISITS = 3  # one for training, one for validation and one for the test
 ROW_NUMBER = "number of the row"  # name of the added column in a log whose rows are in order
 
 
@@ -232,6 +236,49 @@ def normalise_profile(table: ir.Table, schema: EventSchema) -> ir.Table:
             "keep one row a customer."
         )
     return out
+
+
+def add_target(events: ir.Table, schema: EventSchema) -> ir.Table:
+    """Adds `is_target`: 1 where the token type is one of `target_token_types`, or the schema names none; else 0."""
+    token = events[f"f{schema.features.index(schema.token_feature)}"]
+    is_target = token.isin(schema.target_token_types) if schema.target_token_types else ibis.literal(True)
+    return events.mutate(is_target=ibis.coalesce(is_target, False).cast("int8"))
+
+
+def to_predict(events: ir.Table, schema: EventSchema) -> ir.BooleanValue:
+    """Says whether an event is a target and has a label in a task besides the token type. Other events have nothing to
+    predict. Where the token type is the only task, every target has something to predict."""
+    token_index = schema.features.index(schema.token_feature)
+    indices = [i for i, spec in enumerate(schema.features) if spec.name in schema.tasks and i != token_index]
+    has_label = [has_value(events, schema.features, i) for i in indices] or [ibis.literal(True)]
+    return (events.is_target == 1) & functools.reduce(operator.or_, has_label)
+
+
+def add_period(events: ir.Table, schema: EventSchema) -> ir.Table:
+    """Adds `period`: 0, 1 or 2. With dates a visit may lie in two periods. With "leave_one_out" it lies in one: of a
+    customer's visits that have something to predict, the last one begins period 2, and the one before it begins period
+    1. Customers with fewer than three such visits are in period 0 alone."""
+    if schema.cutoffs == NO_CUTOFFS:
+        return events.mutate(period=ibis.literal(0, "int8"))
+    if schema.leaves_one_out:
+        return _leave_one_out(events, schema)
+    cutoffs = [schema.cutoff_seconds(key) for key in ("validation", "test")]
+    return events.mutate(period=sum((events.second >= cutoff).cast("int8") for cutoff in cutoffs))
+
+
+def _leave_one_out(events: ir.Table, schema: EventSchema) -> ir.Table:
+    marked = events.mutate(to_predict=to_predict(events, schema).cast("int8"))
+    visits = marked.group_by("customer_id", "visit_key").agg(start=marked.second.min(), target=marked.to_predict.max())
+    so_far = ibis.window(
+        group_by="customer_id", order_by=[visits.start, visits.visit_key], preceding=None, following=0
+    )
+    visits = visits.mutate(
+        passed=visits.target.sum().over(so_far), targets=visits.target.sum().over(ibis.window(group_by="customer_id"))
+    )
+    period = ibis.greatest(visits.passed - visits.targets + 2, 0)
+    visits = visits.mutate(period=ibis.ifelse(visits.targets >= LEAST_TARGET_VISITS, period, 0).cast("int8"))
+    keys = ["customer_id", "visit_key"]
+    return events.inner_join(visits.select(*keys, "period"), keys)
 
 
 def keep_latest(events: ir.Table, most: int) -> tuple[ir.Table, dict[str, int]]:

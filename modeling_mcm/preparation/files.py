@@ -38,12 +38,9 @@ class InputFiles:
     partitioned: bool = False  # whether parts of the paths below the root are columns
 
     def empty_columns(self) -> dict[str, frozenset[str]]:
-        """Finds the columns without any value, which have the type null in a Parquet file.
-
-        Returns by file the names of its empty columns.
-        """
+        """Finds by file the columns without any value, which have the type null in a Parquet file."""
         if self.kind != "parquet":
-            return {path: frozenset() for path in self.paths}
+            return dict.fromkeys(self.paths, frozenset())
         with ThreadPoolExecutor() as pool:
             read = pool.map(lambda path: _columns(path, self, "input"), self.paths)
             return {
@@ -57,10 +54,7 @@ class InputFiles:
         return PurePosixPath(self.root).name
 
     def digests(self) -> dict[str, str]:
-        """Finds for each file what tells it from another version.
-
-        Returns by name of the file below the root the SHA-256 digest of a local file, or the store's checksum.
-        """
+        """Finds by name below the root the SHA-256 digest of each local file, or the store's checksum."""
         inside = len(self.root) + 1
         names = {path: path[inside:] or PurePosixPath(path).name for path in self.paths}
         if is_local(self.filesystem):
@@ -69,11 +63,8 @@ class InputFiles:
 
 
 def describe(source: Any) -> dict[str, Any] | None:
-    """Describes the files of a source for the manifest.
-
-    Returns `name`, and `files`, by name of the file its digest. None for a table in memory, and for files that only
-    the engine reaches.
-    """
+    """Describes the files of a source for the manifest: `name`, and `files`, by name of the file its digest. None for
+    a table in memory, and for files that only the engine reaches."""
     if not is_files(source):
         return None
     try:
@@ -97,10 +88,7 @@ def is_local(filesystem: Any) -> bool:
 
 
 def detect_kind(name: str) -> str | None:
-    """Finds the kind of a file by the end of its name; `.csv.gz` is csv.
-
-    Returns "parquet", "csv" or "tsv"; None for other files.
-    """
+    """Finds the kind of a file by its name, "parquet", "csv" or "tsv"; `.csv.gz` is csv, and None any other file."""
     path = PurePosixPath(name.lower())
     packed = path.suffix in PACKED
     kind = SUFFIXES.get((path.with_suffix("") if packed else path).suffix)
@@ -127,10 +115,7 @@ def find_files(source: str | Path | Sequence[str | Path], what: str) -> list[Inp
 def check_files(
     parts: Sequence[InputFiles], what: str, columns: Sequence[str] = (), text: TextFormat | None = None
 ) -> None:
-    """Checks that all files have the same columns with the same types.
-
-    In a file in which a column has no value, the column fits any type.
-    """
+    """Checks that all files have the same columns with the same types. An empty column fits any type."""
     kinds_by_column: dict[str, dict[str, str]] = {}  # by column and type the first file with it
     first = parts[0].paths[0]
     with ThreadPoolExecutor() as pool:  # a store answers slowly, so many files are read at once
@@ -184,10 +169,7 @@ def _find(address: str, what: str) -> InputFiles:
 
 
 def merged(parts: list[InputFiles]) -> list[InputFiles]:
-    """Joins files into as few groups as possible, because an engine reads a group at once.
-
-    Returns the same files; those with columns in their paths stay by themselves.
-    """
+    """Joins files that an engine reads at once; those with columns in their paths stay by themselves."""
     merged: dict[Any, InputFiles] = {}
     for index, files in enumerate(parts):
         key = index if files.partitioned else (files.kind, id(files.filesystem))

@@ -41,9 +41,16 @@ from modeling_mcm.preparation.files import detect_kind
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
 with needs("data"):
-    from modeling_mcm.preparation.counts import combined, count_events, mark_targets, measure, shard_events
     from modeling_mcm.preparation.engine import link, open_engine
-    from modeling_mcm.preparation.rows import popularity, write_shard
+    from modeling_mcm.preparation.rows import (
+        combined,
+        count_events,
+        mark_targets,
+        measure,
+        popularity,
+        shard_events,
+        write_shard,
+    )
     from modeling_mcm.preparation.vocabulary import build_vocabularies
 
 FOLLOWERS_FILE = "followers.parquet"  # of earlier versions: pairs of customers' labels, which nothing reads any more

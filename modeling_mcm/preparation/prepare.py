@@ -43,9 +43,11 @@ with needs("data"):
     import ibis
     import ibis.expr.types as ir
 
-    from modeling_mcm.preparation.counts import measure
     from modeling_mcm.preparation.engine import caching, choose_engine, open_engine
     from modeling_mcm.preparation.events import (
+        LEAST_TARGET_VISITS,
+        add_period,
+        add_target,
         count_bad,
         find_visits,
         keep_latest,
@@ -53,9 +55,9 @@ with needs("data"):
         normalise_profile,
         open_events,
         open_profile,
+        to_predict,
     )
-    from modeling_mcm.preparation.periods import LEAST_TARGET_VISITS, add_period, add_target, to_predict
-    from modeling_mcm.preparation.rows import count_ids, popularity, write_shards
+    from modeling_mcm.preparation.rows import count_ids, measure, popularity, write_shards
     from modeling_mcm.preparation.spark import SPARK
     from modeling_mcm.preparation.times import epoch_seconds, moment_text
     from modeling_mcm.preparation.vocabulary import (

@@ -38,21 +38,17 @@ with needs("data"):
 def open_table(
     source: Any, connection: ibis.BaseBackend, what: str, columns: Sequence[str] = (), text: TextFiles | None = None
 ) -> ir.Table:
-    """Opens Parquet or CSV files, a folder of them, a data frame, an Arrow table or an Ibis table.
-
-    A CSV file has no types, so each value is read as the text that stands in the file ("007" stays "007").
+    """Opens Parquet or CSV files, a folder of them, a data frame, an Arrow table or an Ibis table. Values of CSV files
+    are text ("007" stays "007").
 
     Args:
         what (`str`): "event" or "profile", for messages.
-        columns (`Sequence[str]`): Names of the columns that are read, and must be the same in all files. Empty: all
-            columns.
+        columns (`Sequence[str]`): Names of the columns that are read. Empty: all.
         text (`TextFiles`, *optional*): How text files are written and where their values are put. Default: the usual
-            format, and a temporary folder of this machine that is removed with the connection.
+            format, and a temporary folder that is removed with the connection.
 
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If a file has an unknown type or is empty or damaged, files differ in `columns`, or the engine
-            can't read an address.
+    Raises `FileNotFoundError` if there is no such file. Raises `ValueError` if a file has an unknown type or is empty
+    or damaged, files differ in `columns`, or the engine can't read an address.
     """
     if isinstance(source, ir.Table):
         table = known_types(source)

@@ -63,10 +63,8 @@ class TextFiles:
     _written: int = field(default=0, repr=False)
 
     def to_parquet(self, files: Any, what: str, columns: Sequence[str]) -> Any:
-        """Writes the values of `InputFiles` as Parquet, in the same order; folders such as `year=2024` stay.
-
-        Returns the new files. They have the `columns`, or all columns where none is named.
-        """
+        """Writes the `columns` of `InputFiles`, or all where none is named, as Parquet in the same order; folders such
+        as `year=2024` stay. Returns the new files."""
         self._written += 1
         folder, written = self.folder / f"text-{self._written}", []
         for index, path in enumerate(files.paths):

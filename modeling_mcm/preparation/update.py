@@ -55,7 +55,6 @@ with needs("data"):
         new_values,
         together,
     )
-    from modeling_mcm.preparation.counts import combined, measure, shard_events
     from modeling_mcm.preparation.engine import caching, link, open_engine
     from modeling_mcm.preparation.events import (
         count_bad,
@@ -65,7 +64,17 @@ with needs("data"):
         open_profile,
     )
     from modeling_mcm.preparation.prepare import check_events, check_profile, versions
-    from modeling_mcm.preparation.rows import continued, count_ids, customer_rows, popularity, shard_table, write_shard
+    from modeling_mcm.preparation.rows import (
+        combined,
+        continued,
+        count_ids,
+        customer_rows,
+        measure,
+        popularity,
+        shard_events,
+        shard_table,
+        write_shard,
+    )
     from modeling_mcm.preparation.tables import read_files
     from modeling_mcm.preparation.vocabulary import Vocabularies, build_vocabularies, encode_events, encode_profiles
 

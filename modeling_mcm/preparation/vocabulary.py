@@ -48,18 +48,12 @@ class Vocabularies:
 
 def build_vocabularies(feature_extractor: MCMFeatureExtractor, schema: EventSchema) -> Vocabularies:
     """Gives the vocabularies and bins of a checkpoint, to encode another log for it."""
-    known = feature_extractor.schema
-    if (schema.order is None) != (known.order is None):
-        raise ValueError(
-            f"`order` is {schema.order!r} in the schema and {known.order!r} in the checkpoint, and only one of them "
-            "reads times: take the schema that the checkpoint was trained with."
-        )
-    for name in ("end_of_visit", "target_token_types", "time_zone"):
-        if getattr(schema, name) != getattr(known, name):
-            raise ValueError(
-                f"`{name}` is {getattr(schema, name)!r} in the schema and {getattr(known, name)!r} in the checkpoint: "
-                "take the schema that the checkpoint was trained with."
-            )
+    known, fix = feature_extractor.schema, "take the schema that the checkpoint was trained with."
+    for name in ("order", "end_of_visit", "target_token_types", "time_zone", "token_type"):
+        given, expected = getattr(schema, name), getattr(known, name)
+        has_any = name in ("order", "token_type")  # the name of the column may differ
+        if (given is None) != (expected is None) if has_any else given != expected:
+            raise ValueError(f"`{name}` is {given!r} in the schema and {expected!r} in the checkpoint: {fix}")
     ours, theirs = (
         [
             (spec.name, spec.kind, where, *spec.part.items())
@@ -68,16 +62,11 @@ def build_vocabularies(feature_extractor: MCMFeatureExtractor, schema: EventSche
         ]
         for read in (schema, known)
     )
-    if (schema.token_type is None) != (known.token_type is None):
-        raise ValueError(
-            f"`token_type` is {schema.token_type!r} in the schema and {known.token_type!r} in the checkpoint, and "
-            "only one of them has token types: take the schema that the checkpoint was trained with."
-        )
     if ours != theirs:
-        extra, expected = sorted(set(ours) - set(theirs)), sorted(set(theirs) - set(ours))
+        extra, absent = sorted(set(ours) - set(theirs)), sorted(set(theirs) - set(ours))
         raise ValueError(
             f"The schema's features are not the checkpoint's, or in another order: {extra} in the schema alone, "
-            f"{expected} in the checkpoint alone. Take the schema that the checkpoint was trained with."
+            f"{absent} in the checkpoint alone: {fix}"
         )
     return Vocabularies(dict(feature_extractor.vocabularies), dict(feature_extractor.bins))
 
@@ -147,29 +136,23 @@ def fit(
     """Fits the vocabulary or the bins of every feature on the training period (period 0)."""
     fitted = Vocabularies()
     training = events.filter(events.period == 0)
-    sources = raw_indices(schema.features)
-    for i, spec in enumerate(schema.features):
-        if sources[i] != i:  # it shares the values of a column with an earlier feature
-            fitted.values[spec.name] = list(fitted.values[schema.features[sources[i]].name])
-        elif spec.kind == CATEGORICAL:
-            fitted.values[spec.name] = fit_values(each_value(training[f"f{i}"], spec), spec)
-        elif not spec.is_derived:
-            fitted.bins[spec.name] = fit_bins(training[f"f{i}"], spec.bins)
-        elif spec.kind not in (HOUR, WEEKDAY):
-            fitted.bins[spec.name] = fit_bins(visits.filter(visits.period == 0).days, spec.bins)
-        on_feature(spec.name)
-    fitted.values[schema.token_feature.name] += schema.reserved_token_types
+    tables = [("f", training, schema.features)]
     if profiles is not None:
         members = profiles.semi_join(training.select("customer_id").distinct(), "customer_id")
-        sources = raw_indices(schema.profile)
-        for i, spec in enumerate(schema.profile):
-            if sources[i] != i:
-                fitted.values[spec.name] = list(fitted.values[schema.profile[sources[i]].name])
+        tables.append(("p", members, schema.profile))
+    for letter, table, specs in tables:
+        sources = raw_indices(specs)
+        for i, spec in enumerate(specs):
+            if sources[i] != i:  # it shares the values of a column with an earlier feature
+                fitted.values[spec.name] = list(fitted.values[specs[sources[i]].name])
             elif spec.kind == CATEGORICAL:
-                fitted.values[spec.name] = fit_values(each_value(members[f"p{i}"], spec), spec)
-            else:
-                fitted.bins[spec.name] = fit_bins(members[f"p{i}"], spec.bins)
+                fitted.values[spec.name] = fit_values(each_value(table[f"{letter}{i}"], spec), spec)
+            elif not spec.is_derived:
+                fitted.bins[spec.name] = fit_bins(table[f"{letter}{i}"], spec.bins)
+            elif spec.kind not in (HOUR, WEEKDAY):
+                fitted.bins[spec.name] = fit_bins(visits.filter(visits.period == 0).days, spec.bins)
             on_feature(spec.name)
+    fitted.values[schema.token_feature.name] += schema.reserved_token_types
     return fitted
 
 
@@ -189,19 +172,9 @@ def _value(number: ir.NumericValue) -> ir.FloatingValue:
     return ibis.ifelse(value == nothing, nothing, value)  # -0 is 0
 
 
-def _hour_id(second: ir.IntegerValue) -> ir.IntegerValue:
-    """2 plus the hour of the day of a time, in seconds since 1970-01-01."""
-    return (FIRST_VALUE_ID + _remainder(second // SECONDS_PER_HOUR, 24)).cast("int32")
-
-
-def _weekday_id(second: ir.IntegerValue) -> ir.IntegerValue:
-    """2 for Monday to 8 for Sunday, of a time in seconds since 1970-01-01."""
-    return (FIRST_VALUE_ID + _remainder(second // SECONDS_PER_DAY + EPOCH_WEEKDAY, 7)).cast("int32")
-
-
-def _remainder(number: ir.IntegerValue, divisor: int) -> ir.IntegerValue:
-    """A remainder from 0 to divisor - 1, also for negative numbers such as hours before 1970, unlike SQL's %."""
-    return (number % divisor + divisor) % divisor
+def _cycle_id(number: ir.IntegerValue, length: int) -> ir.IntegerValue:
+    """2 plus the remainder, also of negative numbers such as hours before 1970, unlike SQL's %."""
+    return (FIRST_VALUE_ID + (number % length + length) % length).cast("int32")
 
 
 def _look_up(table: ir.Table, column: str, values: Sequence[str]) -> ir.Table:
@@ -261,9 +234,9 @@ def encode_profiles(profiles: ir.Table, fitted: Vocabularies, schema: EventSchem
 
 def _derived(table: ir.Table, spec: FeatureSpec, fitted: Vocabularies, second: str) -> ir.IntegerValue:
     if spec.kind == HOUR:
-        return _hour_id(table[second])
-    if spec.kind == WEEKDAY:
-        return _weekday_id(table[second])
+        return _cycle_id(table[second] // SECONDS_PER_HOUR, 24)
+    if spec.kind == WEEKDAY:  # from Monday
+        return _cycle_id(table[second] // SECONDS_PER_DAY + EPOCH_WEEKDAY, 7)
     return _bin_id(table.days, fitted.bins[spec.name])
 
 

@@ -3,7 +3,7 @@
 """The recipe: chooses the encoder's unit and its training settings from measures of the log.
 
 A log of visits with many events (groceries) and a log of single events (clicks, reviews, films) need different
-encoders. Preparation computes the measures (`modeling_mcm.preparation.counts.measure`), and only this file reads them.
+encoders. Preparation computes the measures (`modeling_mcm.preparation.rows.measure`), and only this file reads them.
 `mcm pretrain` prints a sentence for every choice; its options override the choices.
 """
 

@@ -18,7 +18,7 @@ from modeling_mcm.data import EventSchema, FeatureSpec, PreparedData, PreparedMa
 from modeling_mcm.data.features import check_memory_limit
 from modeling_mcm.preparation import prepare
 from modeling_mcm.preparation import vocabulary as vocabulary_module
-from modeling_mcm.preparation.complete_journey import build_complete_journey
+from modeling_mcm.preparation.demos import build_complete_journey
 from modeling_mcm.preparation.rows import write_shard
 from modeling_mcm.preparation.vocabulary import fit_bins, fit_values
 

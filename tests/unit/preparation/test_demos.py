@@ -1,15 +1,19 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Ta-Feng and CDNOW, from small files as their packages have them."""
+"""The demo logs, from small files and tables as their packages have them."""
 
+from datetime import datetime
 from importlib.metadata import PackageNotFoundError
 from zipfile import ZipFile
 
+import duckdb
+import pandas as pd
 import pytest
 from synthetic_log import read_rows
 
 from modeling_mcm.commands.prepare import DEMOS, PrepareOptions
 from modeling_mcm.data import EventSchema
+from modeling_mcm.data.offers import make_offers
 from modeling_mcm.preparation import demos, prepare
 
 NAMES = "TRANSACTION_DT CUSTOMER_ID AGE_GROUP PIN_CODE PRODUCT_SUBCLASS PRODUCT_ID AMOUNT ASSET SALES_PRICE".split()
@@ -111,3 +115,51 @@ def test_the_command_knows_every_demo_and_which_one_has_offers():
     assert DEMOS == tuple(demos.BUILDERS)
     with pytest.raises(ValueError, match="add --demo complete_journey"):
         PrepareOptions("out", demo="ta_feng", offers=True)
+
+
+STARTS = [datetime(2017, 3, 3), datetime(2017, 8, 8), datetime(2017, 10, 30), datetime(2017, 12, 28)]
+DESCRIPTIONS = pd.DataFrame({"campaign_id": ["1", "13", "18", "23"], "start_date": STARTS})
+CAMPAIGNS = pd.DataFrame({"campaign_id": ["1", "13", "18", "18", "23"], "household_id": [7, 7, 7, 8, 8]})
+COUPONS = pd.DataFrame(
+    [("1", 100, 1), ("1", 100, 2), ("1", 200, 3), ("13", 100, 1), ("18", 300, 2), ("18", 300, 4), ("23", 400, 4)],
+    columns=["campaign_id", "coupon_upc", "product_id"],
+)
+REDEMPTIONS = pd.DataFrame(
+    [(7, 200, "1"), (7, 200, "1"), (8, 300, "18")], columns=["household_id", "coupon_upc", "campaign_id"]
+)
+PRODUCTS = pd.DataFrame(
+    [(1, "GROCERY", "SOUP", "CAN", "National", 5), (2, "GROCERY", "SOUP", "CAN", "National", 5)]
+    + [(3, "MEAT", "BEEF", "ROAST", "Private", 6), (4, "MEAT", "BEEF", None, "Private", 6)],
+    columns=["product_id", "department", "product_category", "product_type", "brand", "manufacturer_id"],
+)
+
+
+@pytest.fixture(scope="module")
+def tables():
+    """Offers and actions as the demo writes them."""
+    frames = {"campaigns": CAMPAIGNS, "campaign_descriptions": DESCRIPTIONS, "coupons": COUPONS}
+    with duckdb.connect() as connection:
+        for name, frame in (frames | {"coupon_redemptions": REDEMPTIONS, "products": PRODUCTS}).items():
+            connection.register(name, frame)
+        return connection.sql(demos.OFFERS).df(), connection.sql(demos.ACTIONS).df()
+
+
+def test_every_coupon_of_a_campaign_is_an_offer_to_every_household_that_got_it(tables):
+    offers = tables[0].set_index(["group_id", "action_id"]).sort_index()
+    assert list(offers.index) == [("1-7", "100"), ("1-7", "200"), ("13-7", "100"), ("18-7", "300"), ("18-8", "300")]
+    assert offers["conversion"].tolist() == [0, 1, 0, 0, 1] and offers["click"].isna().all()
+    assert offers["split"].tolist() == ["train", "train", "validation", "test", "test"]
+    assert offers["time"].tolist()[2] == datetime(2017, 8, 8)
+
+
+def test_an_action_has_a_row_for_each_kind_of_its_products(tables):
+    made = make_offers(*tables)
+    parts = [slice(start, end) for start, end in zip(made.row_offsets[:-1], made.row_offsets[1:], strict=True)]
+    of_coupon = {
+        made.action_ids[action]: (made.weights[parts[action]].tolist(), made.columns["product_type"][parts[action]])
+        for action in made.actions  # sorted by campaign, so the latest version stays
+    }
+    assert of_coupon["200"] == ([1.0], ["ROAST"])
+    assert sorted(of_coupon["300"][0]) == [0.5, 0.5] and set(of_coupon["300"][1]) == {"CAN", None}
+    assert of_coupon["100"] == ([1.0], ["CAN"])  # of the latest campaign: one product
+    assert set(made.columns["token_type"]) == {"purchase_with_coupon"}
