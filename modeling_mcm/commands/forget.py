@@ -34,7 +34,7 @@ from modeling_mcm.option import option
 from modeling_mcm.scoring.folder import forget_in_predictions
 
 if TYPE_CHECKING:
-    from modeling_mcm.preparation.deletion import Places, Whereabouts
+    from modeling_mcm.preparation.forget import Places, Whereabouts
 
 
 @dataclass
@@ -85,8 +85,7 @@ def _read_ids(path: str) -> list[str]:
 
 def _delete(ids: list[str], places: Places) -> tuple[Whereabouts, bool]:
     """Deletes customers, and prints for every file or folder how many were deleted."""
-    from modeling_mcm.preparation.deletion import DeletionNote, delete_from_log_and_data, look_for
-    from modeling_mcm.preparation.forget import forget_in_cache
+    from modeling_mcm.preparation.forget import DeletionNote, delete_from_log_and_data, forget_in_cache, look_for
 
     notes = [DeletionNote(folder) for folder in places.data]
     is_resumed = any([note.resume() for note in notes])
@@ -112,8 +111,7 @@ def _delete(ids: list[str], places: Places) -> tuple[Whereabouts, bool]:
 def _run(options: ForgetOptions) -> list[str]:
     """Deletes customers, or with `check_only` only looks for them, and reads everything again."""
     from modeling_mcm.files_mcm import locked
-    from modeling_mcm.preparation.deletion import Places, look_for
-    from modeling_mcm.preparation.forget import find_customers
+    from modeling_mcm.preparation.forget import Places, find_customers, look_for
 
     ids = _read_ids(options.customers)
     places = Places.resolved(options.data, options.predictions, options.events)

@@ -55,8 +55,7 @@ def claim(folder: Path, identity: dict[str, Any]) -> None:
 
 def forget_in_predictions(folder: Path, customers: Collection[str]) -> int:
     """Deletes customers from a folder of predictions, or from one file, and returns the number of rows deleted."""
-    from modeling_mcm.preparation.deletion import predictions_files
-    from modeling_mcm.preparation.forget import forget_in_file
+    from modeling_mcm.preparation.forget import forget_in_file, predictions_files
 
     files = predictions_files(folder)
     rows = sum(forget_in_file(path, customers) for path in files)

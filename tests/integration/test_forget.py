@@ -22,7 +22,7 @@ from modeling_mcm.commands import predict
 from modeling_mcm.data import EventSchema, PreparedData, PreparedManifest, load_prepared
 from modeling_mcm.files_mcm import locked
 from modeling_mcm.preparation import prepare
-from modeling_mcm.preparation.forget import forget_in_log
+from modeling_mcm.preparation.forget import forget_in_file
 from modeling_mcm.preparation.update import update
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -152,7 +152,7 @@ def test_bad_options_are_refused(place, forget):
 def test_numbers_are_found_as_their_text(tmp_path):
     for values in ([1, 2, None], [1.0, 2.0, None]):
         pq.write_table(pa.table({"user": values, "x": [0, 1, 2]}), tmp_path / "log.parquet")
-        assert forget_in_log(tmp_path / "log.parquet", {"1"}, "user")[0] == 1
+        assert forget_in_file(tmp_path / "log.parquet", {"1"}, "user") == 1
         assert pq.read_table(tmp_path / "log.parquet")["x"].to_pylist() == [1, 2]
 
 
