@@ -9,7 +9,6 @@ The first start scores all customers at the test cutoff and stores the scores in
 other machines.
 """
 
-import sys
 from dataclasses import dataclass
 
 import torch
@@ -43,8 +42,7 @@ def show(options: AppOptions) -> None:
     model, extractor = open_checkpoint(MCMForMultiTaskRecommendation, options.model)
     blocks = build_page(Histories(model, extractor, options.data, options.events, options.profile))
     _, address, _ = launch_page(blocks, waits=False, server_name=options.host, server_port=options.port)
-    sys.stdout.write(f"The page is at {address}\n")
-    sys.stdout.flush()
+    print(f"The page is at {address}", flush=True)
     blocks.block_thread()
 
 

@@ -113,13 +113,6 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
             return words
         return super()._get_help_string(action)
 
-    def _format_action_invocation(self, action: argparse.Action) -> str:
-        """Writes what an option takes once, behind all its names, as Python 3.13 does."""
-        if not action.option_strings or action.nargs == 0:
-            return super()._format_action_invocation(action)
-        taken = self._format_args(action, self._get_default_metavar_for_optional(action))
-        return f"{', '.join(action.option_strings)} {taken}"
-
 
 def named_options() -> set[str]:
     """Names of the options that the command line of this process sets, in its YAML file or as flags."""

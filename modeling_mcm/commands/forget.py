@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING
 from modeling_mcm.commands.arguments import parse_options, report_errors
 from modeling_mcm.data.dataset import CUSTOMER
 from modeling_mcm.option import option
-from modeling_mcm.scoring.folder import forget_in_predictions
+from modeling_mcm.scoring.scorer import forget_in_predictions
 
 if TYPE_CHECKING:
     from modeling_mcm.preparation.forget import Places, Whereabouts
@@ -94,17 +94,15 @@ def _delete(ids: list[str], places: Places) -> tuple[Whereabouts, bool]:
     for path, number, files in delete_from_log_and_data(whereabouts.there, places, column, notes):
         is_log = path in places.events
         deleted = f"rows deleted from {files} files" if is_log else f"of {len(ids):,} customers deleted"
-        sys.stdout.write(f"{path}: {number:,} {deleted}\n")
+        print(f"{path}: {number:,} {deleted}")
     for path in places.predictions:
         number = forget_in_predictions(path, whereabouts.there)
-        sys.stdout.write(f"{path}: {number:,} of {len(ids):,} customers deleted\n")
-    sys.stdout.write(f"{forget_in_cache(whereabouts.there | {*ids})} Arrow copies removed\n")
+        print(f"{path}: {number:,} of {len(ids):,} customers deleted")
+    print(f"{forget_in_cache(whereabouts.there | {*ids})} Arrow copies removed")
     for note in notes:
         note.close()
     if is_resumed:
-        sys.stdout.write(
-            "This finished a run that was killed. An id that no file holds was deleted by that run, or is misspelt\n"
-        )
+        print("This finished a run that was killed. An id that no file holds was deleted by that run, or is misspelt")
     return whereabouts, is_resumed
 
 
@@ -136,9 +134,8 @@ def main() -> None:
     with report_errors():
         problems = _run(options)
     if problems:
-        lines = "".join(f"\n  {line}" for line in problems)
-        sys.exit(f"{Path(sys.argv[0]).stem}: not proven that the customers are gone:{lines}")
-    sys.stdout.write("All files were read again: none of the customers is there\n")
+        sys.exit("\n  ".join([f"{Path(sys.argv[0]).stem}: not proven that the customers are gone:", *problems]))
+    print("All files were read again: none of the customers is there")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,6 @@ all files.
 """
 
 import shutil
-import sys
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from dataclasses import dataclass, replace
@@ -49,7 +48,7 @@ from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation, MCMModel
 from modeling_mcm.option import option
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.scoring import Scorer, ScoringJob, forecast_total, model_digest, score_on_spark
-from modeling_mcm.scoring.folder import HISTORIES, check_folder, claim, is_whole
+from modeling_mcm.scoring.scorer import HISTORIES, check_folder, claim, is_whole
 from modeling_mcm.training.checkpoints import is_of_labels, open_checkpoint
 from modeling_mcm.training.memory import keep_freed_memory
 from modeling_mcm.training.options import check_launch
@@ -264,7 +263,7 @@ def main() -> None:
     with report_errors():
         summary = run(options, engine)
     if PartialState().is_main_process:
-        sys.stdout.write(summary + "\n")
+        print(summary)
     PartialState().destroy_process_group()  # its threads sometimes abort the process at its end
 
 

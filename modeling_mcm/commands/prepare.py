@@ -13,7 +13,6 @@ docs/event_schema.md explains the schema. If the output folder holds a complete 
 --reuse leaves it as it is if the same files, schema and options made it; otherwise the command ends with an error.
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -124,7 +123,7 @@ def main() -> None:
             memory_limit=options.memory_limit,
             rows_per_shard=options.rows_per_shard,
         )
-    sys.stdout.write(_summary(manifest, options.output_dir) + "\n")
+    print(_summary(manifest, options.output_dir))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ Prefer this command to `Trainer.push_to_hub`, which also sends a pickle of the t
 """
 
 import tempfile
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from modeling_mcm.commands.arguments import parse_options, report_errors
@@ -33,6 +33,7 @@ from modeling_mcm.hub import (
     write_upload_folder,
 )
 from modeling_mcm.hub.folder import CARD_NAME, read_json
+from modeling_mcm.option import option
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
 RARE_BELOW = 5  # customers: a value of fewer is rare in the card, if --min_customers does not say otherwise
@@ -43,32 +44,24 @@ TRAINING_FILES = ("finetuning.json", "pretraining.json")
 class PublishingOptions:
     """Which checkpoint is published under which name, and what its card is written from."""
 
-    model: str = field(metadata={"help": "Folder of the checkpoint to publish."})
-    repo_id: str = field(metadata={"help": "Name of the repository on the Hub, such as org/mcm-base."})
-    evaluation: str | None = field(
-        default=None,
-        metadata={
-            "help": "JSON file that `mcm evaluate --output_file` wrote, for the card's results. By default "
-            "evaluation.json in the checkpoint folder, if it is there."
-        },
+    model: str = option(help="Folder of the checkpoint to publish.")
+    repo_id: str = option(help="Name of the repository on the Hub, such as org/mcm-base.")
+    evaluation: str | None = option(
+        None,
+        "JSON file that `mcm evaluate --output_file` wrote, for the card's results. By default evaluation.json in the "
+        "checkpoint folder, if it is there.",
     )
-    data: str | None = field(
-        default=None,
-        metadata={"help": "Folder of the prepared data set of the training, to count the customers of each value."},
+    data: str | None = option(
+        None, "Folder of the prepared data set of the training, to count the customers of each value."
     )
-    min_customers: int | None = field(
-        default=None,
-        metadata={"help": "Hide values and pairs of labels that fewer customers than this have; needs --data."},
+    min_customers: int | None = option(
+        None, "Hide values and pairs of labels that fewer customers than this have; needs --data."
     )
-    private: bool = field(
-        default=False, metadata={"help": "Make a private repository; refused if a public one exists."}
-    )
-    create_only: bool = field(default=False, metadata={"help": "Refuse to publish to a repository that exists."})
-    dry_run: bool = field(default=False, metadata={"help": "Show what would be sent, and send nothing."})
-    output_dir: str | None = field(
-        default=None, metadata={"help": "New folder to write the files to. By default a temporary one."}
-    )
-    card: str | None = field(default=None, metadata={"help": "File to write the model card to as well."})
+    private: bool = option(False, "Make a private repository; refused if a public one exists.")
+    create_only: bool = option(False, "Refuse to publish to a repository that exists.")
+    dry_run: bool = option(False, "Show what would be sent, and send nothing.")
+    output_dir: str | None = option(None, "New folder to write the files to. By default a temporary one.")
+    card: str | None = option(None, "File to write the model card to as well.")
 
     def __post_init__(self) -> None:
         if self.min_customers is not None and not self.data:

@@ -19,7 +19,6 @@ to others, put a proxy in front of it, for TLS, limits of requests a second and 
 
 import math
 import os
-import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,8 +103,7 @@ def main() -> None:
         with needs("serve"):
             import uvicorn
         api, service = _build(options)
-    sys.stdout.write(f"{options.model}: {service.store.count():,} customers in {service.store.name}\n")
-    sys.stdout.flush()
+    print(f"{options.model}: {service.store.count():,} customers in {service.store.name}", flush=True)
     level = "info" if options.log_requests else "warning"
     uvicorn.run(api, host=options.host, port=options.port, log_level=level, server_header=False)
 

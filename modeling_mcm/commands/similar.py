@@ -6,7 +6,6 @@ mcm similar --model runs/quickstart --task product_type --labels "PASTA SAUCE"
 mcm similar --model runs/quickstart --task product_type --labels "PASTA SAUCE" "SPAGHETTI DRY" --together
 """
 
-import sys
 from dataclasses import dataclass
 
 from modeling_mcm.commands.arguments import parse_options, report_errors
@@ -40,7 +39,8 @@ def main() -> None:
             found = together(model, extractor, options.task, options.labels, options.k)
         else:
             found = similar(model, extractor, options.task, options.labels[0], options.k)
-    sys.stdout.write("".join(f"{each['score']:8.3f}  {each['label']}\n" for each in found))
+    for each in found:
+        print(f"{each['score']:8.3f}  {each['label']}")
 
 
 if __name__ == "__main__":

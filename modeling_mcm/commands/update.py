@@ -15,7 +15,6 @@ and when to prepare everything instead.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -81,7 +80,7 @@ def main() -> None:
             grow_vocabularies=options.grow_vocabularies,
             memory_limit=options.memory_limit,
         )
-    sys.stdout.write(_summary(done, options) + "\n")
+    print(_summary(done, options))
 
 
 if __name__ == "__main__":

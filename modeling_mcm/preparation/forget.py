@@ -61,8 +61,6 @@ with needs("data"):
     )
     from modeling_mcm.preparation.vocabulary import build_vocabularies
 
-FOLLOWERS_FILE = "followers.parquet"  # of earlier versions: pairs of customers' labels, which nothing reads any more
-
 
 def _is_theirs(column: pa.ChunkedArray, customers: Collection[str]) -> pa.ChunkedArray:
     """Whether each row belongs to one of the customers; ids are compared as texts, as preparation writes them."""
@@ -171,7 +169,7 @@ def forget_in_prepared(directory: Path, customers: Collection[str], digests: Map
         for path in directory.iterdir():
             if path.is_dir():
                 shutil.copytree(path, target / path.name)
-            elif path.name not in (MANIFEST_FILE, FOLLOWERS_FILE, PAGE_FILE, *theirs):
+            elif path.name not in (MANIFEST_FILE, PAGE_FILE, *theirs):
                 shutil.copy2(path, target / path.name)
         for shard in manifest.shards:
             path, number = directory / shard["file"], numbers[shard["file"]]

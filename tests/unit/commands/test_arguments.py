@@ -111,7 +111,7 @@ def test_help_keeps_the_lines_of_the_description_and_shows_defaults(parse, capsy
     shown = capsys.readouterr().out
     assert "Line one.\n    line two\n" in shown and "A number. (default: 0.5)" in shown
     assert "--no_shuffle, --no-shuffle Switches --shuffle off." in " ".join(shown.split())
-    assert "--output_dir, --output-dir OUTPUT_DIR Required." in " ".join(shown.split())
+    assert "--output-dir OUTPUT_DIR Required." in " ".join(shown.split())
 
 
 def test_undecodable_yaml_is_answered(parse, tmp_path, capsys):

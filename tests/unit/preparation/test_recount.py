@@ -101,11 +101,10 @@ def test_after_a_deletion_they_are_those_of_the_others(tmp_path, changes):
 
 
 @pytest.mark.parametrize("change", ["update", "forget"])
-@pytest.mark.parametrize("name", ["followers.parquet", "page.parquet"])
-def test_what_was_computed_from_the_data_is_ignored_and_does_not_outlive_a_change(tmp_path, change, name):
-    """The page's scores, and the pairs of labels that earlier versions wrote, would be out of date."""
+def test_what_was_computed_from_the_data_is_ignored_and_does_not_outlive_a_change(tmp_path, change):
+    """The page's scores would be out of date."""
     (tmp_path / "log").mkdir()
-    log, left = make_log(), tmp_path / "data" / name
+    log, left = make_log(), tmp_path / "data" / "page.parquet"
     log[log["place"] < 25].to_parquet(tmp_path / "log" / "1.parquet")
     prepare(tmp_path / "log", schema_with(), tmp_path / "data")
     left.write_bytes(b"pairs")
