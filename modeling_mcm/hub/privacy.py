@@ -32,10 +32,8 @@ TABLES = re.compile(r"((?:.+\.)?scorer\.tables\.(\d+)\.)(neighbours|weights|coun
 
 
 def customers_per_value(rows: Any, extractor: MCMFeatureExtractor) -> dict[str, NDArray[np.int64]]:
-    """Counts how many customers have each value of each categorical feature in the training period.
-
-    Features that share the values of a column are counted together, because each of them tells that the customer has
-    the value.
+    """Counts how many customers have each value in the training period. Features that share the values of a column
+    are counted together, because each of them tells that the customer has the value.
 
     `rows` are those of the data set that the checkpoint was trained on, from `load_prepared`. Returns for each
     categorical feature the counts, in the order of its vocabulary. Raises `ValueError` if the data set has no column

@@ -176,11 +176,8 @@ def find_changes(
     than `max_events_per_customer`, no visit stays, because the choice of events may change. No visit stays with
     "leave_one_out" either, because a new visit moves the customer's cutoffs.
 
-    Args:
-        same (`ibis.Table` or None): Normalised events of the unchanged files.
-        arrived (`ibis.Table` or None): Normalised events of the new files and the new versions, cached.
-        left (`ibis.Table` or None): Normalised events of the files that are gone and the earlier versions, cached.
-        first_customers (`Sequence[str]`): Id of the first customer of each shard, without the first shard.
+    `same`, `arrived` and `left` are normalised events as in [`LogFiles`], the last two cached. `first_customers` are
+    the ids of the first customer of each shard, without the first shard.
     """
     changed = [table for table in (arrived, left) if table is not None]
     changed += _with_values(same, schema, added) if same is not None else []

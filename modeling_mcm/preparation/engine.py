@@ -116,13 +116,8 @@ def _in_utc(connection: ibis.BaseBackend) -> Iterator[None]:
 
 @contextmanager
 def caching(connection: ibis.BaseBackend) -> Iterator[Callable[..., ir.Table]]:
-    """Gives a function that keeps a table in the engine. The tables are dropped at the end.
-
-    Yields:
-        `Callable[[ibis.Table, str | None], ibis.Table]`: the function. It takes the table and, as `near`, optionally a
-        column whose equal rows should lie together on disk. Spark ignores `near`, because it brings such rows together
-        when they are read.
-    """
+    """Yields a function that keeps a table in the engine until the end. Its argument `near` is a column whose equal
+    rows should lie together on disk; Spark ignores it, because it brings such rows together when they are read."""
     names: list[str] = []
 
     def cache(table: ir.Table, near: str | None = None) -> ir.Table:
@@ -153,16 +148,9 @@ def each_group(
     number: int,
     use: Callable[[int, pa.Table], dict[str, Any]],
 ) -> Iterator[dict[str, Any]]:
-    """Applies a function to each group of rows, and gives its results in the order of the groups.
-
-    On DuckDB one group after the other comes into this process. On Spark each group goes to a worker, and only the
-    result of `use` comes into this process.
-
-    Args:
-        rows: makes the rows of the groups from `table`; its result has the column `key` too.
-        key: name of the column with the number of the group, from 0.
-        use: takes the number and the rows of a group, and returns values that JSON can hold.
-    """
+    """Applies `use` to each group of rows, and gives what it returns, values that JSON can hold, in the order of the
+    groups. On DuckDB one group after the other comes into this process, on Spark each goes to a worker. `rows` makes
+    the rows from `table`; both have the column `key` with the number of the group, from 0."""
     connection = table.get_backend()
     if connection.name != SPARK:
         for group in range(number):

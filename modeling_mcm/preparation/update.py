@@ -11,8 +11,9 @@ the result has the same rows in the same order as a full preparation with the sa
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from numpy.typing import NDArray
 from modeling_mcm.configuration_mcm import MISSING_ID
 from modeling_mcm.data.cases import count_cases
 from modeling_mcm.data.dataset import (
+    CUSTOMER,
     FEATURE_EXTRACTOR_FOLDER,
     POPULARITY_FILE,
     PreparedData,
@@ -135,11 +137,6 @@ def _refresh_profiles(table: pa.Table, profiles: ir.Table, schema: EventSchema) 
     return table
 
 
-def _first_customers(directory: Path, shards: Sequence[dict[str, Any]]) -> list[str]:
-    files = (pq.ParquetFile(directory / shard["file"]) for shard in shards)
-    return [file.read_row_group(0, columns=["customer_id"])["customer_id"][0].as_py() for file in files]
-
-
 def _read_log(
     files: LogFiles, schema: EventSchema, connection: Any, cache: Cache
 ) -> tuple[ir.Table | None, ir.Table | None, ir.Table | None, int]:
@@ -160,8 +157,7 @@ def _grow_vocabularies(
     extractor: MCMFeatureExtractor, arrived: ir.Table | None, schema: EventSchema, least: int
 ) -> tuple[Vocabularies, Vocabularies, dict[str, list[str]]]:
     """Adds the values that new files have at least `least` times to the extractor's vocabularies; none if it is 0."""
-    old = build_vocabularies(extractor, schema)
-    old = Vocabularies({name: list(values) for name, values in old.values.items()}, old.bins)
+    old = copy.deepcopy(build_vocabularies(extractor, schema))
     added = new_values(arrived, schema, extractor, least) if least and arrived is not None else {}
     for name, values in added.items():
         extractor.add_values(name, values)
@@ -199,17 +195,6 @@ def _write_shards(
         shard["file"] = f"customers-{k:05d}-of-{len(shards):05d}.parquet"
         (target / f"{k}.parquet").rename(target / shard["file"])
     return shards
-
-
-def _updated_counts(
-    manifest: PreparedManifest, before: _Part, after: _Part, profiles: ir.Table | None, more_bad: int
-) -> dict[str, Any]:
-    """Updates the counts of a manifest by the events that changed; `more_bad` is how many more bad rows there are."""
-    counts = combined(manifest.counts, before.counts | before.cases, after.counts | after.cases)
-    if profiles is not None:
-        counts["profiles"] = profiles.count().to_pyarrow().as_py()
-    counts["dropped_bad"] = manifest.counts.get("dropped_bad", 0) + more_bad
-    return counts
 
 
 def update(
@@ -275,8 +260,9 @@ def _update(
     ):
         same, arrived, left, more_bad = _read_log(files, schema, connection, cache)
         old, fitted, added = _grow_vocabularies(extractor, arrived, schema, grow_vocabularies)
-        bounds = _first_customers(directory, manifest.shards)
-        changes = find_changes(same, arrived, left, added, bounds[1:], schema, cache)
+        shards = [pq.ParquetFile(directory / shard["file"]) for shard in manifest.shards[1:]]
+        bounds = [shard.read_row_group(0, [CUSTOMER])[CUSTOMER][0].as_py() for shard in shards]
+        changes = find_changes(same, arrived, left, added, bounds, schema, cache)
         after = _encode(together(changes.same, arrived), changes, fitted, schema, cache)
         before = _encode(together(changes.same, left), changes, old, schema, cache)
         profiles = None
@@ -302,7 +288,10 @@ def _update(
         popular = (pq.read_table(directory / POPULARITY_FILE), before.popularity, after.popularity)
         write_table(target / POPULARITY_FILE, _combined_popularity(*popular, schema))
         measures = measure(shard_events(connection, [target / piece["file"] for piece in pieces], schema), schema)
-        counts = _updated_counts(manifest, before, after, profiles, more_bad)
+        counts = combined(manifest.counts, before.counts | before.cases, after.counts | after.cases)
+        counts["dropped_bad"] = manifest.counts.get("dropped_bad", 0) + more_bad
+        if profiles is not None:
+            counts["profiles"] = profiles.count().to_pyarrow().as_py()
         options = manifest.options | {"updates": manifest.options.get("updates", 0) + 1}
         options |= {"vocabularies": extractor.values_digest} if "vocabularies" in options or added else {}
         facts: dict[str, Any] = {"options": options, "counts": counts, "shards": pieces, "measures": measures}
