@@ -230,29 +230,18 @@ def test_a_folder_of_csv_files_is_read_with_its_parts_and_in_any_order_of_column
     assert read_rows(tmp_path) == read_rows(tmp_path, "frame")
 
 
-DIALECTS = {f"delimiter {mark!r}": {"delimiter": mark} for mark in ",;\t|^"} | {
-    "single quotes, given": {"delimiter": ",", "quotechar": "'"},
-    "a backslash, given": {"delimiter": ",", "escapechar": "\\", "doublequote": False},
-    "everything in quotes": {"delimiter": ",", "quoting": csv.QUOTE_ALL},
-    "line feeds": {"delimiter": ",", "lineterminator": "\n"},
-}
-PIECES = ["", "a", "007", "\xe9", "\U0001f600", " b ", '"', '""', *",;\t|^'\n#", "\r\n", "x\ny"]
+DIALECTS = [{"delimiter": mark} for mark in ",;\t|^"]
+DIALECTS += [{"delimiter": ",", "quotechar": "'"}, {"delimiter": ",", "escapechar": "\\", "doublequote": False}]
 
 
-def random_rows(seed, number):
-    generator = random.Random(seed)
-    return [["".join(generator.choices(PIECES, k=generator.randrange(4))) for _ in "abcd"] for _ in range(number)]
-
-
-@pytest.mark.parametrize("dialect", DIALECTS.values(), ids=DIALECTS.keys())
+@pytest.mark.parametrize("dialect", DIALECTS, ids=str)
 def test_what_pythons_csv_writes_is_read_back(tmp_path, monkeypatch, dialect):
-    monkeypatch.setattr(text_files_module, "ROWS_PER_BLOCK", 64)
-    rows = random_rows(0, 400)
-    if "escapechar" in dialect:  # Python's reader and writer differ in what a backslash before a line end is
-        rows = [[value.replace("\r", "").replace("\n", "") for value in row] for row in rows]
+    monkeypatch.setattr(text_files_module, "ROWS_PER_BLOCK", 2)
+    rows = [["a", "007", " b ", "\xe9\U0001f600"], ["'", 'say "x"', '""', "#"], [*",;\t|"], ["^", "", "x y", ""]]
+    if "escapechar" not in dialect:  # Python's reader and writer differ in what a backslash before a line end is
+        rows.append(["x\ny", "\r\n", "'\n'", '"\n'])
     with open(tmp_path / "log.csv", "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, **dialect)
-        writer.writerows([["user", "at", "item", "price"], *rows])
+        csv.writer(file, **dialect).writerows([["user", "at", "item", "price"], *rows])
     delimiter = "^" if dialect["delimiter"] == "^" else None
     given = TextFormat(delimiter, dialect.get("quotechar", '"'), dialect.get("escapechar"))
     found, dropped = values(tmp_path / "log.csv", tmp_path, given)

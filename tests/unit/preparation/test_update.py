@@ -15,9 +15,9 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from folders import content
-from synthetic_log import SCHEMA, TEST, check_same_counts, make_log, make_profile, schema_with
+from synthetic_log import SCHEMA, TEST, VALIDATION, check_same_counts, make_log, make_profile, schema_with
 
-from modeling_mcm.data import PreparedData, PreparedManifest
+from modeling_mcm.data import NO_CUTOFFS, PreparedData, PreparedManifest
 from modeling_mcm.preparation import prepare
 from modeling_mcm.preparation.forget import forget_in_prepared
 from modeling_mcm.preparation.update import update
@@ -89,7 +89,7 @@ def rows(folder):
 
 FEW = {"max_events": 6, "max_events_per_customer": 6}
 CHOICES = [{}, {"visit": None, "end_of_visit": None, "on_duplicate": "drop"} | FEW]
-CHOICES += [{"tasks": ["token_type"], "target_token_types": []}]
+CHOICES += [{"tasks": ["token_type"], "target_token_types": []}, {"cutoffs": NO_CUTOFFS}]
 
 
 @pytest.mark.parametrize(("seed", "choices"), enumerate(CHOICES))
@@ -111,6 +111,58 @@ def test_updates_give_the_rows_of_a_full_preparation(shop, seed, choices):
     assert shop.update().manifest.options == {"rows_per_shard": 5, "updates": 2}
     assert bool(shop.check()["dropped_excess"]) == ("max_events_per_customer" in choices)
     assert len(rows(shop.data)) == 14
+
+
+LEFT_OUT = {"time": None, "order": "place", "cutoffs": "leave_one_out", "features": SCHEMA["features"][:5]}
+
+
+@pytest.mark.parametrize("choices", [*CHOICES, LEFT_OUT])
+def test_after_a_deletion_the_counts_are_those_of_the_others(tmp_path, choices):
+    log, schema = make_log(), schema_with(**choices)
+    log = log.assign(place=log["at"].rank(method="dense").astype(int))
+    log.loc[log["user"] == 2, "group"] = "of one alone"
+    for name, part in (("data", log), ("others", log[log["user"] != 2])):
+        prepare(part, schema, tmp_path / name, profile=make_profile(), rows_per_shard=4)
+    before = PreparedManifest.load(tmp_path / "data")
+    assert forget_in_prepared(tmp_path / "data", {"2"}) == 1
+    tables = [pq.read_table(tmp_path / name / "popularity.parquet").to_pylist() for name in ("data", "others")]
+    by_value = [{(row["feature"], row["value"]): row["target_count"] for row in table} for table in tables]
+    assert by_value[0] == by_value[1] and "of one alone" not in {value for _, value in by_value[0]}
+    after, expected = (PreparedManifest.load(tmp_path / name) for name in ("data", "others"))
+    assert after.measures == expected.measures != before.measures or schema.cutoffs == NO_CUTOFFS
+
+
+@pytest.mark.parametrize("closes", [True, False], ids=["times", "places"])
+def test_the_measures_are_those_of_a_loop(tmp_path, closes):
+    log = make_log()
+    log = log.assign(place=log["session"].fillna(99).astype(int))
+    targets = log[log["kind"] == "buy"].dropna(subset=["item", "group"], how="all")
+    schema = schema_with(profile=[])
+    if closes:
+        targets = targets[targets["at"] < VALIDATION]
+        own = targets["at"].astype(str).where(targets["session"].isna(), targets["session"].astype(str))
+    else:  # the last two visits with a target are held out
+        schema = schema_with(profile=[], **LEFT_OUT, visit=None)
+        last = targets.groupby("user")["place"].transform(lambda of_user: sorted(set(of_user))[-2])
+        targets = targets[targets["place"] < last]
+        own = targets["place"]
+    targets = targets[targets["item"].notna() | targets["group"].notna()].assign(own=own)
+    visits = targets.groupby("user")["own"].nunique()
+    moments = targets.groupby(["user", "own", *(["at"] if closes else [])]).ngroups
+    expected = {"customers": len(visits), "one_visit": int((visits == 1).sum()), "visits": int(visits.sum())}
+    assert prepare(log, schema, tmp_path / "data").measures == expected | {"moments": moments, "targets": len(targets)}
+
+
+@pytest.mark.parametrize("change", ["update", "forget"])
+def test_scores_of_the_page_do_not_outlive_a_change(shop, change):
+    log = shop.start()
+    (shop.data / "page.parquet").write_bytes(b"of before")
+    (shop.data / "notes.parquet").write_bytes(b"a person's own")
+    assert len(PreparedData(shop.data).rows) == 12
+    shop.write(log[log["at"] >= START], "new-{:%Y-%m}.parquet")
+    CHANGES[change](shop)
+    assert not (shop.data / "page.parquet").exists()
+    assert (shop.data / "notes.parquet").exists() == (change == "forget")
 
 
 CHANGES = {
