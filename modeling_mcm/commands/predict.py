@@ -44,10 +44,11 @@ from modeling_mcm.data.dataset import MANIFEST_FILE
 from modeling_mcm.events_mcm import naming, read_zone, to_seconds
 from modeling_mcm.extras import needs
 from modeling_mcm.files_mcm import file_digest
+from modeling_mcm.live.storage import checkpoint_digest
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation, MCMModel
 from modeling_mcm.option import option
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
-from modeling_mcm.scoring import Scorer, ScoringJob, forecast_total, model_digest, score_on_spark
+from modeling_mcm.scoring import Scorer, ScoringJob, forecast_total, score_on_spark
 from modeling_mcm.scoring.scorer import HISTORIES, check_folder, claim, is_whole
 from modeling_mcm.training.checkpoints import is_of_labels, open_checkpoint
 from modeling_mcm.training.memory import keep_freed_memory
@@ -223,7 +224,7 @@ def run(options: PredictionOptions, engine: EngineOptions) -> str:
     sequences["forecast_days"] = tuple(options.forecast_days) or None
     totals = _totals(options, model) if options.total and state.is_main_process else []
     job = ScoringJob(options.model, data, str(folder), **contents | sequences)
-    digest = model_digest(model)
+    digest = checkpoint_digest(model, extractor)
     check_folder(folder)
     with _session(engine) as session:
         with state.main_process_first():

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scores all customers of a data set and writes the scores into a folder of predictions."""
 
-from modeling_mcm.scoring.scorer import SCORES, Scorer, ScoringJob, model_digest, score_on_spark
+from modeling_mcm.scoring.scorer import SCORES, Scorer, ScoringJob, score_on_spark
 from modeling_mcm.scoring.totals import GroupTotal, PastTotal, forecast_total
 
 __all__ = [
@@ -12,6 +12,5 @@ __all__ = [
     "Scorer",
     "ScoringJob",
     "forecast_total",
-    "model_digest",
     "score_on_spark",
 ]

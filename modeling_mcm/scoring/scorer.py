@@ -32,7 +32,8 @@ from modeling_mcm.data.collator import MCMCollator, PreparedRows, batches_by_len
 from modeling_mcm.data.dataset import CUSTOMER, PreparedManifest
 from modeling_mcm.data.labels import read_table_file
 from modeling_mcm.events_mcm import events_before
-from modeling_mcm.files_mcm import atomic_write, tensors_digest, write_json
+from modeling_mcm.files_mcm import atomic_write, write_json
+from modeling_mcm.live.storage import checkpoint_digest
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation, MCMModel, MCMPreTrainedModel
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
@@ -157,19 +158,6 @@ def forget_in_predictions(folder: Path, customers: Collection[str]) -> int:
     return rows
 
 
-def model_digest(model: torch.nn.Module) -> str:
-    """Computes a digest of the names and bytes of all weights."""
-    parts = {name: _plain_parts(value) for name, value in model.state_dict().items()}
-    return tensors_digest({f"{name} {k}": part for name in parts for k, part in enumerate(parts[name])})
-
-
-def _plain_parts(value: Any) -> list[torch.Tensor]:
-    """The tensors that a weight consists of: the weight itself, or the numbers and scales of a quantised weight."""
-    if not hasattr(value, "__tensor_flatten__"):
-        return [value]
-    return [part for name in value.__tensor_flatten__()[0] for part in _plain_parts(getattr(value, name))]
-
-
 class Scorer:
     """Computes the columns of the output from prepared rows, with a model of the class that the job names."""
 
@@ -212,64 +200,56 @@ class Scorer:
         the column `<task>`, with their probabilities, a list of float32 in `<task>_scores`, and the chances that they
         are in the next visit in `<task>_chances`, if the checkpoint has them. Raises `ValueError` if the model gives
         NaN or infinite numbers."""
-        number = len(rows)
-        embeddings = np.zeros((number, self.model.config.embedding_size), np.float32)
-        forecasts = np.zeros((number, len(self.job.forecasts)), np.float32)
-        predicted = np.zeros((number, len(self.job.predicted)), np.float32)
-        labels = {task: np.zeros((number, self._tops(task)), np.int64) for task in self.job.tasks}
-        scores = {task: np.zeros((number, self._tops(task)), np.float32) for task in self.job.tasks}
-        chances: dict[str, NDArray[np.float32]] = {}
+        number, job = len(rows), self.job
+        found: dict[str, NDArray] = {}  # values of all customers by column
         read = [row["visits"][1 - self.collator.max_events :] for row in rows]
         by_visit = self.model.config.encoder_unit == "visit"
         lengths = [len(np.unique(visits)) if by_visit else len(visits) for visits in read]
-        for batch in batches_by_length(lengths, self.job.batch_size):
+        for batch in batches_by_length(lengths, job.batch_size):
             chosen = [rows[index] for index in batch]
-            if self.job.predicted and self.job.as_of is not None:  # as in training: without events at the label's time
-                chosen = [events_before(row, self.job.as_of) for row in chosen]
+            if job.predicted and job.as_of is not None:  # as in training: without events at the label's time
+                chosen = [events_before(row, job.as_of) for row in chosen]
             inputs: Any = self.collator(chosen)
             inputs = {name: value.to(self.model.device) for name, value in inputs.items()}
             with torch.inference_mode():
-                outputs = self.model(**inputs, forecast_days=self.job.forecast_days)
-                if self.job.embeddings:
-                    embeddings[batch] = outputs.pooler_output.float().cpu().numpy()
-                if self.job.predicted:
+                outputs = self.model(**inputs, forecast_days=job.forecast_days)
+                of_batch = {EMBEDDING: outputs.pooler_output} if job.embeddings else {}
+                if job.predicted:
                     of_labels = self.model.predictions(outputs.logits)
-                    predicted[batch] = torch.stack([of_labels[name] for name in self.job.predicted], 1).cpu().numpy()
-                for column, name in enumerate(self.job.forecasts):
-                    forecasts[batch, column] = outputs.forecasts[name].float().cpu().numpy()
-                for task in self.job.tasks:
+                    of_batch |= {PREDICTED + name: of_labels[name] for name in job.predicted}
+                of_batch |= {name: outputs.forecasts[name] for name in job.forecasts}
+                for task in job.tasks:
                     seen = [self._seen(row, task) for row in chosen] if self.candidates.needs_seen else None
                     ids = [row[CUSTOMER] for row in chosen]
                     best = self.candidates.choose(task, outputs.logits[task], self._tops(task), seen, ids)
-                    labels[task][batch] = best.labels.cpu().numpy()
-                    scores[task][batch] = best.scores.cpu().numpy()
-                    if best.chances is not None:
-                        chances.setdefault(task, np.zeros_like(scores[task]))[batch] = best.chances.cpu().numpy()
-            of_tasks = [scores[task][batch] for task in scores]
-            self._check_finite(chosen, embeddings[batch], forecasts[batch], predicted[batch], *of_tasks)
+                    of_batch |= {task: best.labels, task + SCORES: best.scores, task + CHANCES: best.chances}
+            for name, tensor in of_batch.items():
+                if tensor is not None:
+                    values = (tensor.float() if tensor.is_floating_point() else tensor).cpu().numpy()
+                    found.setdefault(name, np.zeros((number, *values.shape[1:]), values.dtype))[batch] = values
+            self._check_finite(chosen, [each[batch] for name, each in found.items() if not name.endswith(CHANCES)])
             progress(len(batch))
         columns: dict[str, Any] = {CUSTOMER: pa.array([row["customer_id"] for row in rows], pa.string())}
-        if self.job.embeddings:
-            columns[EMBEDDING] = _lists(pa.array(embeddings.reshape(-1)), number)
-        for column, name in enumerate(self.job.predicted):
-            columns[PREDICTED + name] = pa.array(predicted[:, column])
-        for column, name in enumerate(self.job.forecasts):
-            columns[name] = pa.array(forecasts[:, column])
-        told = self.model.base_model.select_forecasts(self.job.forecast_days)
-        sources = told.sources if self.job.forecasts else {}
+        if job.embeddings:
+            columns[EMBEDDING] = pa.array(list(found[EMBEDDING]))
+        columns |= {
+            name: pa.array(found[name]) for name in [*(PREDICTED + name for name in job.predicted), *job.forecasts]
+        }
+        told = self.model.base_model.select_forecasts(job.forecast_days)
+        sources = told.sources if job.forecasts else {}
         columns |= {name: pa.array([source] * number).dictionary_encode() for name, source in sources.items()}
-        for task in self.job.tasks:
-            is_label = labels[task] > 0
+        for task in job.tasks:
+            is_label = found[task] > 0
             if number_empty := int((~is_label.any(1)).sum()):
                 logger.warning(
                     f"{number_empty} of {number} customers have no candidate of {task!r} left: empty lists."
                 )
             offsets = pa.array(np.append(0, is_label.sum(1).cumsum()).astype(np.int32))
-            values = self.values[task].take(pa.array(labels[task][is_label]))
+            values = self.values[task].take(pa.array(found[task][is_label]))
             columns[task] = pa.ListArray.from_arrays(offsets, values)
-            for end, numbers in ((SCORES, scores), (CHANCES, chances)):
-                if task in numbers:
-                    columns[task + end] = pa.ListArray.from_arrays(offsets, pa.array(numbers[task][is_label]))
+            for name in (task + SCORES, task + CHANCES):
+                if name in found:
+                    columns[name] = pa.ListArray.from_arrays(offsets, pa.array(found[name][is_label]))
         return pa.table(columns)
 
     def _seen(self, row: dict[str, Any], task: str) -> NDArray[np.int64]:
@@ -277,19 +257,14 @@ class Scorer:
         labels = row[f"task_{task}"]
         return labels if self.job.as_of is None else labels[row["times"] <= self.job.as_of]
 
-    def _check_finite(self, rows: Sequence[dict[str, Any]], *outputs: NDArray[np.float32]) -> None:
-        bad = ~np.all([np.isfinite(values).all(axis=1) for values in outputs], axis=0)
+    def _check_finite(self, rows: Sequence[dict[str, Any]], outputs: Sequence[NDArray]) -> None:
+        bad = ~np.all([np.isfinite(values.reshape(len(rows), -1)).all(axis=1) for values in outputs], axis=0)
         if bad.any():
             raise ValueError(
                 f"{self.job.model} gives NaN or infinite numbers for {bad.sum()} of {len(rows)} customers, the first "
                 f"{rows[int(bad.argmax())][CUSTOMER]!r}: its training has diverged, or its weights are damaged. Give "
                 "an earlier checkpoint."
             )
-
-
-def _lists(values: pa.Array, number: int) -> pa.ListArray:
-    offsets = np.linspace(0, len(values), number + 1).round().astype(np.int32)
-    return pa.ListArray.from_arrays(pa.array(offsets), values)
 
 
 def score_on_spark(session: Any, job: ScoringJob, digest: str, parts: Sequence[tuple[Path, range]]) -> None:
@@ -313,10 +288,10 @@ def score_on_spark(session: Any, job: ScoringJob, digest: str, parts: Sequence[t
 @functools.lru_cache(maxsize=1)
 def _scorer(job: ScoringJob, digest: str) -> Scorer:
     """The scorer of a worker, which stays in memory for the worker's other parts."""
-    model = job.model_class.from_pretrained(job.model)
-    if model_digest(model) != digest:
+    model, extractor = job.model_class.from_pretrained(job.model), MCMFeatureExtractor.from_pretrained(job.model)
+    if checkpoint_digest(model, extractor) != digest:
         raise ValueError(f"A worker finds another model at {job.model}: give a folder that all machines share.")
-    return Scorer(model, MCMFeatureExtractor.from_pretrained(job.model), job)
+    return Scorer(model, extractor, job)
 
 
 def _write_parts(

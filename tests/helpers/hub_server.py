@@ -5,10 +5,10 @@
     with HubServer(folder, tokens={"hf_ann": Account("ann", ["ann", "org"])}) as hub:
         ...  # HF_ENDPOINT=hub.url HF_HUB_DISABLE_XET=1 HF_TOKEN=hf_ann
 
-Repositories are bare git repositories, so `git clone` reads them through git's own CGI program. Large files are stored
-by their digest and stand in the repository as LFS pointers, as on the Hub. Every request is kept with its body, so a
-test can look at each byte that was sent; `hub.interrupt` makes the server vanish in the middle of a call, or refuse
-it where it raises a `Refusal`.
+Repositories are bare git repositories, whose files `git clone` reads. Large files are stored by their digest, and stand
+in the repository as LFS pointers, as on the Hub. Every request is kept with its body, so a test can look at each byte
+that was sent; `hub.interrupt` makes the server vanish in the middle of a call, or refuse it where it raises a
+`Refusal`.
 """
 
 import base64
@@ -135,6 +135,7 @@ class HubServer:
             tree = self.git(repo, "write-tree", index=index).decode().strip()
             new = self.git(repo, "commit-tree", tree, *parents, "-m", message).decode().strip()
             self.git(repo, "update-ref", "refs/heads/main", new)
+            self.git(repo, "update-server-info")
             index.unlink()
             return new
 
@@ -292,7 +293,7 @@ class Handler(BaseHTTPRequestHandler):
                 return
             if resolved := re.fullmatch(rf"/{REPO}/resolve/(?P<revision>[^/]+)/(?P<file>.+)", path):
                 return self.answer_file(request, **resolved.groupdict())
-            if git := re.fullmatch(rf"/{REPO}(\.git)?/(?P<rest>info/refs|git-upload-pack)", path):
+            if git := re.fullmatch(rf"/{REPO}(\.git)?/(?P<rest>HEAD|info/refs|objects/.*)", path):
                 return self.answer_git(request, git["repo"], git["rest"])
             for method, pattern, answer in self.ROUTES:
                 if method == self.command and (found := re.fullmatch(pattern, path)):
@@ -322,26 +323,12 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(200, data, {"ETag": f'"{etag}"', "X-Repo-Commit": commit, "Content-Type": "text/plain"})
 
     def answer_git(self, request: Request, repo: str, rest: str) -> None:
-        """Lets git's own server program answer; it is called with CGI variables and says a header, then a body."""
+        """The files of a repository, as `git clone` reads them where a server knows nothing of git."""
         self.hub.may_read(request, repo)
-        environment = {
-            **os.environ,
-            **WHO,
-            "GIT_PROJECT_ROOT": str(self.hub.find_path(repo).parent),
-            "GIT_HTTP_EXPORT_ALL": "1",
-            "PATH_INFO": f"/{self.hub.find_path(repo).name}/{rest}",
-            "REQUEST_METHOD": request.method,
-            "QUERY_STRING": urlsplit(self.path).query,
-            "CONTENT_TYPE": request.headers.get("content-type", ""),
-            "CONTENT_LENGTH": str(len(request.body)),
-            "HTTP_CONTENT_ENCODING": request.headers.get("content-encoding", ""),
-        }
-        done = subprocess.run(
-            ["git", "http-backend"], env=environment, input=request.body, capture_output=True, check=True
-        )
-        head, _, body = done.stdout.partition(b"\r\n\r\n")
-        headers = dict(line.split(": ", 1) for line in head.decode().split("\r\n"))
-        self.answer(int(headers.pop("Status", "200").split()[0]), body, headers)
+        path = self.hub.find_path(repo) / rest
+        if not path.is_file():
+            raise Refusal(404, "No such file")
+        self.answer(200, path.read_bytes(), {"Content-Type": "text/plain"})
 
     def log_message(self, *words: object) -> None:
         """Says nothing: a test looks at `hub.requests`."""

@@ -4,7 +4,7 @@
 
 import fsspec
 import pytest
-from synthetic_log import load_extractor, make_log, make_profile, read_rows, run, schema_with
+from synthetic_log import make_log, make_profile, read_rows, run, schema_with
 
 from modeling_mcm.preparation import prepare
 from modeling_mcm.preparation.files import check_files, describe, find_files
@@ -39,16 +39,6 @@ def test_folders_lists_and_addresses_give_the_same_rows(store, tmp_path):
     for place, source in enumerate((folder, f"file://{folder}", "memory://bucket/log", files, several)):
         run(tmp_path, source, name=str(place))
         assert read_rows(tmp_path, str(place)) == read_rows(tmp_path, "frame"), source
-
-
-def test_a_part_of_a_path_is_a_column_of_text(tmp_path):
-    log = make_log()
-    write_months(log, tmp_path / "log")
-    changed = schema_with(features=[*schema_with().to_dict()["features"], {"name": "month"}])
-    run(tmp_path, tmp_path / "log", changed)
-    run(tmp_path, log.assign(month=log["at"].dt.strftime("%m")), changed, name="frame")
-    assert read_rows(tmp_path) == read_rows(tmp_path, "frame")
-    assert "01" in load_extractor(tmp_path).vocabularies["month"]  # and not "1"
 
 
 def test_what_is_wrong_with_one_file_of_many_is_named(store, tmp_path):

@@ -15,7 +15,6 @@ import pytest
 from synthetic_log import (
     SCHEMA,
     check_rows,
-    check_same_counts,
     check_same_training_period,
     load_extractor,
     make_log,
@@ -24,7 +23,7 @@ from synthetic_log import (
     read_rows,
 )
 
-from modeling_mcm.data import NO_CUTOFFS, EventSchema, PreparedManifest, read_schema
+from modeling_mcm.data import NO_CUTOFFS, EventSchema, read_schema
 from modeling_mcm.evaluation.cases import find_cases
 from modeling_mcm.preparation import prepare
 from modeling_mcm.preparation.update import update
@@ -210,26 +209,6 @@ def test_a_raw_log_is_read_by_a_checkpoint(tmp_path, order):
     timed = schema_with(order=None, time="at", cutoffs=SCHEMA["cutoffs"])
     with pytest.raises(ValueError, match="`order` is None in the schema"):
         prepare(make_log(), timed, tmp_path / "other", feature_extractor=extractor)
-
-
-@pytest.mark.parametrize("seed", range(2))
-@pytest.mark.parametrize("kind", ["order", "time"])
-def test_updates_give_the_rows_of_a_full_preparation(tmp_path, seed, kind):
-    log, schema, first = make_ordered(seed, customers=16), schema_with(), "place"
-    if kind == "time":
-        log, schema, first = make_log(seed=seed), EventSchema.from_dict({**SCHEMA, **LEFT_OUT, "profile": []}), "at"
-    generator = np.random.default_rng(seed)
-    late = (log[first] > log[first].quantile(0.7)) | (generator.random(len(log)) < 0.05) | (log["user"] == 4)
-    late &= log["user"] != 6  # whose row stays as it is
-    (tmp_path / "log").mkdir()
-    log[~late].to_parquet(tmp_path / "log" / "1.parquet")
-    prepare(tmp_path / "log", schema, tmp_path / "out", rows_per_shard=5)
-    log[late].to_parquet(tmp_path / "log" / "2.parquet")
-    update(tmp_path / "out", tmp_path / "log")
-    extractor = load_extractor(tmp_path)
-    full = prepare(tmp_path / "log", schema, tmp_path / "full", feature_extractor=extractor)
-    assert read_rows(tmp_path) == read_rows(tmp_path, "full")
-    check_same_counts(PreparedManifest.load(tmp_path / "out"), full, tmp_path / "out", tmp_path / "full")
 
 
 def test_rows_in_order_are_not_updated(tmp_path):

@@ -14,7 +14,7 @@ import fsspec
 import numpy as np
 import pyarrow as pa
 import pytest
-from synthetic_log import make_log, read_rows, run, schema_with
+from synthetic_log import load_extractor, make_log, read_rows, run, schema_with
 
 from modeling_mcm.data import EventSchema
 from modeling_mcm.preparation import prepare
@@ -228,6 +228,7 @@ def test_a_folder_of_csv_files_is_read_with_its_parts_and_in_any_order_of_column
     frame = log.assign(month=log["at"].dt.strftime("%m"), flag=log["flag"].astype(str))
     run(tmp_path, frame, changed, name="frame")
     assert read_rows(tmp_path) == read_rows(tmp_path, "frame")
+    assert "01" in load_extractor(tmp_path).vocabularies["month"]  # and not "1"
 
 
 DIALECTS = [{"delimiter": mark} for mark in ",;\t|^"]
