@@ -5,8 +5,8 @@
     with HubServer(folder, tokens={"hf_ann": Account("ann", ["ann", "org"])}) as hub:
         ...  # HF_ENDPOINT=hub.url HF_HUB_DISABLE_XET=1 HF_TOKEN=hf_ann
 
-Repositories are bare git repositories, whose files `git clone` reads. Large files are stored by their digest, and stand
-in the repository as LFS pointers, as on the Hub. Every request is kept with its body, so a test can look at each byte
+Repositories are bare git repositories, whose files `git clone` reads. Large files are stored by their digest and
+are LFS pointers in the repository, as on the Hub. Every request is kept with its body, so a test can look at each byte
 that was sent; `hub.interrupt` makes the server vanish in the middle of a call, or refuse it where it raises a
 `Refusal`.
 """
