@@ -24,6 +24,7 @@ from modeling_mcm.files_mcm import file_digest
 from modeling_mcm.schema_mcm import CATEGORICAL, value_indices
 
 with needs("data"):
+    import duckdb
     import ibis
     import ibis.expr.types as ir
 
@@ -95,41 +96,28 @@ def shard_table(rows: pa.Table, schema: EventSchema) -> pa.Table:
 def continued(rows: pa.Table, prefix_visits: NDArray[np.int64], others: pa.Table) -> pa.Table:
     """Continues rows of a shard: their first visits stay, and new events follow. Customers without any event are left
     out. A customer's profile is the newest one. Returns one row per customer, in the order of `customer_id`."""
-    lengths = pc.list_value_length(rows["visits"]).to_numpy()
-    owners = np.repeat(np.arange(len(rows)), lengths)
+    owners = np.repeat(np.arange(len(rows)), pc.list_value_length(rows["visits"]).to_numpy())
     stays = pc.list_flatten(rows["visits"]).to_numpy() < prefix_visits[owners]
-    lengths = np.bincount(owners[stays], minlength=len(rows))
-    mask = pa.array(stays)
-    for index, column in enumerate(rows.schema):
-        if pa.types.is_list(column.type):
-            values = pc.list_flatten(rows[column.name]).filter(mask)
-            rows = rows.set_column(index, column, _lists(values, lengths, column.type))
-        elif column.name in ENDS:  # a row's events are in the order of their periods
-            rows = rows.set_column(index, column, pa.array(np.minimum(rows[column.name], lengths), column.type))
-    both = pa.concat_tables([rows, others])
-    both = both.take(pc.sort_indices(both, [("customer_id", "ascending")]))  # stable: new events come last
-    lengths = pc.list_value_length(both["visits"]).to_numpy()
-    both = both.filter(pa.array(lengths > 0))
-    if not len(both):
-        return both
-    ids = both["customer_id"].to_numpy()
-    first = np.flatnonzero(np.append(True, ids[1:] != ids[:-1]))
-    lengths = np.add.reduceat(lengths[lengths > 0], first)
+    kept = pa.array(np.bincount(owners[stays], minlength=len(rows)))
+    # By position: DuckDB ignores case in names.
+    names = {name: f"c{index}" for index, name in enumerate(rows.column_names)}
     columns = []
-    for column in both.schema:
-        whole = both[column.name]
-        if pa.types.is_list(column.type):
-            columns.append(_lists(pc.list_flatten(whole), lengths, column.type))
-        elif column.name in ENDS:
-            columns.append(pa.array(np.add.reduceat(whole.to_numpy(), first), column.type))
-        else:  # the newest profile counts
-            columns.append(whole.take(np.append(first[1:], len(both)) - 1))
-    return pa.table(columns, both.schema)
-
-
-def _lists(values: pa.ChunkedArray, lengths: NDArray[np.int64], kind: pa.ListType) -> pa.ListArray:
-    offsets = pa.array(np.append(0, lengths.cumsum()), pa.int32())
-    return pa.ListArray.from_arrays(offsets, values.combine_chunks()).cast(kind)
+    for field in rows.schema:
+        old, new = (f"{table}.{names[field.name]}" for table in ("old", "new"))
+        if pa.types.is_list(field.type):
+            columns.append(f"list_concat(coalesce({old}[:kept], []), coalesce({new}, []))")
+        elif field.name in ENDS:  # a row's events are in the order of their periods
+            columns.append(f"coalesce(least({old}, kept), 0) + coalesce({new}, 0)")
+        else:
+            columns.append(f"coalesce({new}, {old})")
+    with duckdb.connect() as connection:
+        connection.register("old", rows.rename_columns(names).append_column("kept", kept))
+        connection.register("new", others.rename_columns(names))
+        joined = connection.sql(
+            f"""SELECT {", ".join(f"{value} AS c{k}" for k, value in enumerate(columns))}
+            FROM old FULL JOIN new USING (c0) WHERE kept > 0 OR len(new.{names["visits"]}) > 0 ORDER BY 1"""
+        ).to_arrow_table()
+    return joined.rename_columns(rows.column_names).cast(rows.schema)
 
 
 def write_shard(table: pa.Table, path: Path) -> dict[str, Any]:
