@@ -1,6 +1,6 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""A synthetic shop is what its settings say, and its truth can be recovered from its log."""
+"""A synthetic shop is what its settings say, its truth is in its log, and its best ranking is as good as it says."""
 
 from dataclasses import replace
 
@@ -8,13 +8,26 @@ import numpy as np
 import pytest
 
 from synthetic import ClickLog, ShopSettings, make_click_log
+from synthetic_truth import session_gains
 
 SMALL = ShopSettings(items=300, subcategories=30, categories=6)
+MOMENT = "2024-02-01"
+SECONDS = int(np.datetime64(MOMENT, "s").astype(int))
 
 
 @pytest.fixture(scope="module")
 def log() -> ClickLog:
     return make_click_log(2000, SMALL, seed=3)
+
+
+def asked_of(log: ClickLog) -> tuple[np.ndarray, np.ndarray]:
+    """Customers with events before the moment and a session that begins after it, and that session's first event."""
+    session, found = log.events["session_id"].to_numpy(), []
+    for customer, (start, stop) in enumerate(zip(log.first_event[:-1], log.first_event[1:], strict=True)):
+        first = start + int((log.seconds[start:stop] < SECONDS).sum())
+        if start < first < stop and session[first] != session[first - 1]:
+            found.append((customer, first))
+    return tuple(np.array(found).T)
 
 
 def expected(hits, probabilities):
@@ -43,22 +56,15 @@ def test_sizes_and_times_are_those_of_the_settings(log: ClickLog) -> None:
 
 def test_events_are_as_likely_as_they_say(log: ClickLog) -> None:
     """Calibration: where the truth gives an item about p, it comes about as often; so does each session's first."""
-    moment = "2024-02-01"
-    bounds = zip(log.first_event[:-1], log.first_event[1:], strict=True)
-    before = np.array(
-        [(log.seconds[start:stop] < np.datetime64(moment, "s").astype(int)).sum() for start, stop in bounds]
-    )
-    session = log.events["session_id"].to_numpy()
-    after = np.minimum(log.first_event[:-1] + before, len(log.items) - 1)
-    asked = np.flatnonzero((before > 0) & (before < np.diff(log.first_event)) & (session[after] != session[after - 1]))
-    probabilities = log.first_item_probabilities(asked, moment)
+    asked, after = asked_of(log)
+    probabilities, places = log.first_item_probabilities(asked, MOMENT), np.arange(len(asked))
     np.testing.assert_allclose(probabilities.sum(axis=1), 1)
-    happened = probabilities[np.arange(len(asked)), log.items[after[asked]]]
-    np.testing.assert_allclose(happened, log.events["true_probability"].to_numpy()[after[asked]])
+    happened = probabilities[places, log.items[after]]
+    np.testing.assert_allclose(happened, log.events["true_probability"].to_numpy()[after])
     best = probabilities.argmax(axis=1)
-    assert len(asked) > 1000 and expected(best == log.items[after[asked]], probabilities.max(axis=1))
-    returned = log.items[after[asked]] == log.items[after[asked] - 1]
-    assert expected(returned, probabilities[np.arange(len(asked)), log.items[after[asked] - 1]])
+    assert len(asked) > 1000 and expected(best == log.items[after], probabilities.max(axis=1))
+    returned = log.items[after] == log.items[after - 1]
+    assert expected(returned, probabilities[places, log.items[after - 1]])
 
 
 @pytest.mark.parametrize(
@@ -81,3 +87,29 @@ def test_misuse_is_named(log: ClickLog) -> None:
         make_click_log(0, SMALL)
     with pytest.raises(ValueError, match="Customer 0 has no event before 2023-10-01"):
         log.first_item_probabilities([0], "2023-10-01")
+
+
+def test_sessions_of_one_event_gain_their_probability() -> None:
+    log = make_click_log(200, replace(SMALL, events_a_session=1), seed=1)
+    customers, _ = asked_of(log)
+    items, _ = session_gains(log, customers, SECONDS, np.arange(300), sessions=2)
+    np.testing.assert_allclose(items, log.first_item_probabilities(customers, MOMENT))
+
+
+@pytest.mark.parametrize("kind", ["items", "categories"])
+def test_the_ranking_has_the_ndcg_that_it_expects(kind) -> None:
+    log = make_click_log(3000, SMALL, seed=3)
+    customers, first = asked_of(log)
+    session = log.events["session_id"].to_numpy()
+    gains = session_gains(log, customers, SECONDS, np.arange(300), sessions=200)[kind == "categories"]
+    of_item = np.arange(300) if kind == "items" else log.category[log.subcategory]
+    discounts = 1 / np.log2(np.arange(10) + 2.0)[: gains.shape[1]]
+    best = np.argsort(-gains, axis=1)[:, :10]
+    promised = (np.take_along_axis(gains, best, 1) * discounts).sum(1)
+    happened = np.zeros(len(customers))
+    for row, event in enumerate(first):
+        wanted = np.unique(of_item[log.items[session == session[event]]])
+        happened[row] = (np.isin(best[row], wanted) * discounts).sum() / discounts[: len(wanted)].sum()
+    error = (happened - promised).std() / np.sqrt(len(customers))
+    assert len(customers) > 1000
+    assert abs(happened.mean() - promised.mean()) < 4 * error

@@ -1,6 +1,6 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Totals of a group, and the errors of the same forecast on the log's past."""
+"""Totals of a group, the errors of the same forecast on the log's past, and columns that would make no table."""
 
 from datetime import datetime
 
@@ -15,7 +15,7 @@ from transformers.utils import logging
 from modeling_mcm import MCMConfig, MCMModel
 from modeling_mcm.data import PreparedData
 from modeling_mcm.data.collator import PreparedRows
-from modeling_mcm.scoring import forecast_total
+from modeling_mcm.scoring import ScoringJob, forecast_total
 from modeling_mcm.training.fitting import trainable
 from modeling_mcm.training.moments import train_state
 
@@ -124,3 +124,19 @@ def test_a_log_without_dates_is_refused(model, prepare_log, event_log):
     data = PreparedData(prepare_log(event_log, cutoffs="leave_one_out"))
     with pytest.raises(ValueError, match="prepare the log with dates"):
         forecast_total(model, data)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "twice"),
+    [
+        (("customer_id",), "customer_id"),
+        (("item", "embedding"), "embedding"),
+        (("item", "item_scores"), "item_scores"),
+        (("embedding_scores", "embedding"), "embedding"),
+    ],
+)
+def test_a_task_that_would_overwrite_a_column_is_refused(tasks, twice):
+    kept = {"top_k": 1, "embeddings": False, "batch_size": 1, "rows_per_file": 1}
+    with pytest.raises(ValueError, match=f"two columns '{twice}'.*another name"):
+        ScoringJob("model", "data", "scores", tasks=tasks, **kept)
+    assert ScoringJob("model", "data", "scores", tasks=("item", "items_scores"), **kept)
