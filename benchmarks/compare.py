@@ -21,17 +21,20 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
 from environments import PEERS, RECTOOLS, ROOT, install
+from methods.rectools import AT_ONCE, compute_scores
 from modeling_mcm.commands.arguments import parse_options
 from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.data import PreparedData
 from modeling_mcm.evaluation.cases import EvaluationCases, cases_at
 from modeling_mcm.evaluation.histories import task_histories
-from modeling_mcm.evaluation.metrics import bootstrap_interval, customer_metrics, distinct_targets, tie_ranks
+from modeling_mcm.evaluation.metrics import bootstrap_interval
+from modeling_mcm.evaluation.ranking import TargetRanks
 from modeling_mcm.evaluation.reports import text_table, with_half_interval
 from modeling_mcm.files_mcm import write_json
 from modeling_mcm.option import option
@@ -105,19 +108,12 @@ def run(name: str, options: CompareOptions, sequences: Path, items: int) -> dict
 
 
 def accuracy(path: Path, cases: EvaluationCases, task: str, labels: int) -> str:
-    """Next-visit NDCG@10 of recommended lists on validation cases, with half of its interval; 0 without a list."""
-    table = pq.read_table(path)
-    lists = dict(zip(table["customer"].to_pylist(), table["items"].to_pylist(), strict=True))
-    scores = np.zeros((len(cases), labels), np.float32)
-    for row, customer in zip(scores, cases.customer_ids, strict=True):
-        best = np.asarray(lists.get(customer, []), int)
-        row[best + FIRST_LABEL] = np.arange(len(best), 0, -1)
-    targets, counts = distinct_targets(cases.targets[task].offsets, cases.targets[task].labels)
-    greater, ties = tie_ranks(scores, targets)
-    outside = np.take_along_axis(scores, targets, 1) == 0  # not recommended: out of every list, each at its own place
-    greater = np.where(outside, labels + np.arange(targets.shape[1]), greater)
-    values = customer_metrics(greater, np.where(outside, 1, ties), counts)["next_visit_ndcg@10"]
-    return with_half_interval(bootstrap_interval(values))
+    """Next-visit NDCG@10 of recommended lists on validation cases, with half of its interval."""
+    lists, ranks = pd.read_parquet(path).set_index("customer")["items"] + FIRST_LABEL, TargetRanks(cases, task)
+    for chosen in np.array_split(np.arange(len(cases)), len(cases) // AT_ONCE + 1):
+        ids = [cases.customer_ids[index] for index in chosen]
+        ranks.add(chosen, compute_scores(lists, ids, labels))
+    return with_half_interval(bootstrap_interval(ranks.metrics((10,))["next_visit_ndcg@10"]))
 
 
 def result_table(runs: dict[str, list[dict[str, float]]], ndcg: dict[str, str], task: str) -> list[list[str]]:
