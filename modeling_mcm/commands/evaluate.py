@@ -6,17 +6,11 @@
     mcm evaluate --model runs/mine --data data/prepared --horizon_days 30 --only_new
     mcm evaluate --model runs/offers --data data/offers/prepared --offers data/offers/raw
 
-A case is a customer with enough history before the cutoff and a visit after it. The history runs up to the cutoff, and
-the target is the first visit on or after it. All labels are ranked and none is filtered out, unless --filter_seen,
---only_new or --horizon_days says otherwise; they hold for the model and for all baselines (docs/evaluation.md).
-Baselines read the training period and the customer's own history up to the cutoff.
-
-The command prints a table of means over customers, each with half of its 95% bootstrap interval; the same by length
-of history; what the lists are like (how much of the catalogue, how popular, how many repeats); and a sentence for each
-baseline that is better than MCM.
-
-With --offers the cases are groups of offers (docs/fine_tuning.md). The metrics say how well the model tells who takes
-an offer, and which one.
+A case is a customer with enough history before the cutoff and a visit after it, whose labels are the targets. All
+labels are ranked, unless --filter_seen, --only_new or --horizon_days says otherwise (docs/evaluation.md). The command
+prints means over customers, each with half of its 95% bootstrap interval; the same by length of history; what the
+lists are like (how much of the catalogue, how popular, how many repeats); and a sentence for each baseline that is
+better than MCM. With --offers the cases are groups of offers (docs/fine_tuning.md).
 """
 
 from dataclasses import dataclass

@@ -7,14 +7,11 @@
     mcm forget --customers ids.txt --data data/prepared --check_only true
 
 `ids.txt` is read as CSV: one id a line, or ids separated by commas. An id that holds a comma, a quote or a line break
-stands in double quotes. All files are read before any is changed; if one can't be read, nothing is deleted. An id that
-no file holds is named, and the exit status is 1, but the other customers are deleted. Give --events, too; otherwise
-the customers come back with the next preparation or update of the data.
-
-After the deletion every file is read again. If one still holds a customer, or can't be read, it is named and the exit
-status is 1. If the command was killed, start it again to finish. Symbolic links are followed, and Arrow copies in the
-cache of `datasets` that hold the customers are removed. Model weights, vocabularies (docs/operations.md says what that
-means), backups and other copies are not touched.
+stands in double quotes. All files are read before any is changed, and again after the deletion. The exit status is 1
+if a file can't be read or still holds a customer, or no file holds an id; the other customers are deleted. Give
+--events, too; otherwise the customers come back with the next preparation or update of the data. If the command was
+killed, start it again to finish. Model weights, vocabularies (docs/operations.md says what that means), backups and
+other copies are not touched.
 """
 
 from __future__ import annotations

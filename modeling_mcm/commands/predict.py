@@ -12,17 +12,12 @@
 The files have one row a customer: `customer_id`, `embedding`, one column for each forecast (`visits_30d`), for each
 end of its intervals (`visits_30d_low80`) and for the source of each horizon (`source_30d`), and for each task its
 labels, best first (`TASK`), with their probabilities among the candidates (`TASK_scores`) and the chances that they
-are in the next visit (`TASK_chances`). The model reads the whole history, or its latest events where it is longer than
-the model's window. With --as_of it reads the history up to that time. A raw log is read with the checkpoint's
-vocabularies.
-
-A checkpoint that was fine-tuned to a label writes `predicted_CLASS`, the probability of each class, or the number
-alone: `mcm predict --model runs/churn --data data/prepared --output_dir churn`. With --as_of it reads what was before.
+are in the next visit (`TASK_chances`). A checkpoint that was fine-tuned to a label writes `predicted_CLASS`, the
+probability of each class, or the number alone. `pandas.read_parquet(output_dir)` reads all files.
 
 A file holds --rows_per_file customers and appears when it is complete. After an interruption the same command writes
 only the files that are missing, in any number of processes, and the result has the same bytes. Memory holds the
-histories of one file and the scores of one batch, for any number of customers. `pandas.read_parquet(output_dir)` reads
-all files.
+histories of one file and the scores of one batch, for any number of customers.
 """
 
 import shutil

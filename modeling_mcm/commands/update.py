@@ -6,11 +6,9 @@
     mcm update --data data/prepared --events log --grow_vocabularies 20
     mcm update --data data/prepared --events log --corrected old/2024-03-07.parquet
 
-The log is a folder of Parquet files, such as one a day. The command finds new files by their name and digest, and
-prepares only visits that they change and later visits of the same customers. The result has the rows of a full
-preparation with the same vocabularies and cutoffs. Events that arrive late may stand in any new file. For a file that
-was written again or removed, give its earlier version with --corrected. docs/large_logs.md says what an update costs,
-and when to prepare everything instead.
+The log is a folder of Parquet files, such as one a day. The result has the rows of a full preparation with the same
+vocabularies and cutoffs. Events that arrive late may stand in any new file. For a file that was written again or
+removed, give its earlier version with --corrected. docs/large_logs.md says what an update costs.
 """
 
 from __future__ import annotations

@@ -284,7 +284,7 @@ def find_customers(folder: Path, customers: Collection[str], column: str = CUSTO
 
 @dataclass
 class Places:
-    """The places from which customers are deleted. Every path is one without symbolic links."""
+    """The places from which customers are deleted; paths without symbolic links."""
 
     data: list[Path]  # folders of prepared data sets
     predictions: list[Path]  # folders or files

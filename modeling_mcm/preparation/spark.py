@@ -52,11 +52,8 @@ def spark_session(config: Mapping[str, str]) -> Iterator[Any]:
         return
     if config.get("spark.master", "local").startswith("local"):  # workers on this machine use this Python
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-    builder = SparkSession.builder.appName("MCM")
-    for key, value in config.items():
-        builder = builder.config(key, value)
     try:
-        session = builder.getOrCreate()
+        session = SparkSession.builder.appName("MCM").config(map=dict(config)).getOrCreate()
     except spark_errors() as error:
         raise OSError(
             f"Spark did not start ({find_reason(error)}); check its options, and JAVA_HOME: Java 17."
