@@ -14,8 +14,6 @@ killed, start it again to finish. Model weights, vocabularies (docs/operations.m
 other copies are not touched.
 """
 
-from __future__ import annotations
-
 import codecs
 import csv
 import io
@@ -80,7 +78,7 @@ def _read_ids(path: str) -> list[str]:
     return list(dict.fromkeys(ids))
 
 
-def _delete(ids: list[str], places: Places) -> tuple[Whereabouts, bool]:
+def _delete(ids: list[str], places: "Places") -> tuple["Whereabouts", bool]:
     """Deletes customers, and prints for every file or folder how many were deleted."""
     from modeling_mcm.preparation.forget import DeletionNote, delete_from_log_and_data, forget_in_cache, look_for
 

@@ -11,8 +11,6 @@ vocabularies and cutoffs. Events that arrive late may stand in any new file. For
 removed, give its earlier version with --corrected. docs/large_logs.md says what an update costs.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -51,7 +49,7 @@ class UpdateOptions:
             raise ValueError(f"--grow_vocabularies is {self.grow_vocabularies}; give 0 or more.")
 
 
-def _summary(done: Update, options: UpdateOptions) -> str:
+def _summary(done: "Update", options: UpdateOptions) -> str:
     """Writes a few lines on what was updated."""
     shards = done.manifest.shards
     contents = " and ".join(f"{done.manifest.counts[name]:,} {name}" for name in ("customers", "events"))

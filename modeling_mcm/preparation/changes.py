@@ -5,8 +5,6 @@
 Everything before that visit stays as it is in the customer's row. On most days that is all but one or two visits.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace

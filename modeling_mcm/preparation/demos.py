@@ -10,8 +10,6 @@ its customers first bought in one quarter. Their packages require much that MCM 
 read, and the package is never imported.
 """
 
-from __future__ import annotations
-
 import importlib.util
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, distribution

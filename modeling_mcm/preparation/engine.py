@@ -7,8 +7,6 @@ expressions. On DuckDB one process does the work, and what does not fit in memor
 workers do the work, and write the shards themselves.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -10,8 +10,6 @@ names such as "a.b", or "Type" beside "type", are legal in a schema but not in e
 1970-01-01.
 """
 
-from __future__ import annotations
-
 import functools
 import operator
 from collections.abc import Sequence

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ibis expressions that mean the same on every engine, though each has its own ways with texts, numbers and types."""
 
-from __future__ import annotations
-
 import functools
 import operator
 import re

@@ -6,8 +6,6 @@ Below a folder, parts of a path such as `year=2024` are columns of the table ("h
 text. Files and folders whose names begin with `_` or `.` are skipped, as every engine does.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor

@@ -14,15 +14,13 @@ A symbolic link stays, and the file that it names is written. What was counted o
 was dropped) stay those of the preparation.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import datasets
 import pyarrow as pa
@@ -291,7 +289,7 @@ class Places:
     events: list[Path]  # files or folders that the data sets were made from: log and profile
 
     @classmethod
-    def resolved(cls, data: Iterable[str], predictions: Iterable[str], events: Iterable[str]) -> Places:
+    def resolved(cls, data: Iterable[str], predictions: Iterable[str], events: Iterable[str]) -> Self:
         """Makes the places from the paths that a person names, and follows their symbolic links."""
         return cls(*([Path(path).resolve() for path in paths] for paths in (data, predictions, events)))
 

@@ -8,8 +8,6 @@ is written into a folder beside its place, which is renamed at the end. So a ful
 is killed leaves only a hidden folder that ends in `.partial`.
 """
 
-from __future__ import annotations
-
 import importlib.metadata
 import math
 import platform

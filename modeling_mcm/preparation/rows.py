@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """From encoded events to what lies on disk: one row per customer in Parquet shards, popularity, counts."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path

@@ -5,8 +5,6 @@
 Nothing of Spark is imported before it is used, because it is an extra of its own.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Iterator, Mapping

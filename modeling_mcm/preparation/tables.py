@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Opens what a person names as a log as a table: files, a data frame, an Arrow table or a table of an engine."""
 
-from __future__ import annotations
-
 import functools
 import shutil
 import tempfile

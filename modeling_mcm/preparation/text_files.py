@@ -5,8 +5,6 @@
 Each row has as many fields as the heading. A bad line is reported by file, line and reason, or counted and left out.
 """
 
-from __future__ import annotations
-
 import bz2
 import csv
 import gzip
@@ -18,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Self
 
 import fsspec
 import pyarrow as pa
@@ -77,7 +75,7 @@ class TextFiles:
         local = fsspec.filesystem("file")
         return replace(files, root=str(folder), paths=tuple(written), kind="parquet", filesystem=local)
 
-    def _write(self, reader: TextReader, target: Path, columns: Sequence[str]) -> None:
+    def _write(self, reader: "TextReader", target: Path, columns: Sequence[str]) -> None:
         # Where a column is absent all are written, because the error about it names them.
         some = {*columns} if {*columns} <= {*reader.names} else {*reader.names}
         indices = [index for index, name in enumerate(reader.names) if not columns or name in some]
@@ -123,7 +121,7 @@ class TextReader:
             self._file.close()
             raise
 
-    def __enter__(self) -> TextReader:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: Any) -> None:

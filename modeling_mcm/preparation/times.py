@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The times of a log as whole seconds since 1970-01-01, as Ibis expressions: events_mcm.py reads one value."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from datetime import datetime, timedelta, tzinfo
 

@@ -9,8 +9,6 @@ so do shards without a changed customer. A late event, or a visit that continues
 the result has the same rows in the same order as a full preparation with the same vocabularies and cutoffs.
 """
 
-from __future__ import annotations
-
 import copy
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable

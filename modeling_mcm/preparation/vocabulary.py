@@ -6,8 +6,6 @@ Ids of every feature: 0 is missing, 1 is unknown (never seen in training, or too
 the ids from 2 on.
 """
 
-from __future__ import annotations
-
 import math
 import operator
 from collections.abc import Callable, Sequence

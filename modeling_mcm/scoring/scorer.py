@@ -7,8 +7,6 @@ and writes it. So the bytes of a file do not depend on how many processes share 
 customers are never in memory together.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import math
