@@ -28,7 +28,7 @@ with needs("data"):
     import ibis.expr.types as ir
 
     from modeling_mcm.preparation.events import add_period, add_target, find_visits
-    from modeling_mcm.preparation.vocabulary import each_value
+    from modeling_mcm.preparation.vocabulary import each_value, fit_values
 
 VISIT = ["customer_id", "period", "visit_key"]
 ALL_VISITS = 2**31  # no customer has more visits
@@ -93,9 +93,8 @@ def compare_files(directory: Path, log: Path, manifest: PreparedManifest, correc
 
 
 def new_values(arrived: ir.Table, schema: EventSchema, extractor: MCMFeatureExtractor, least: int) -> dict[str, list]:
-    """Finds the unknown values that join the vocabularies of the categorical event features. Where the schema has
-    `max_values`, only as many values join as there is room for. Returns by feature the new values, the most frequent
-    first and equally frequent ones by their text. Features without new values are absent."""
+    """Finds the unknown values that join the vocabularies of the categorical event features, as [`fit_values`] does.
+    Where the schema has `max_values`, only as many values join as there is room for. Features without are absent."""
     added: dict[str, list] = {}
     sources = raw_indices(schema.features)
     for i, spec in enumerate(schema.features):
@@ -103,15 +102,14 @@ def new_values(arrived: ir.Table, schema: EventSchema, extractor: MCMFeatureExtr
             if shared := added.get(schema.features[sources[i]].name):
                 added[spec.name] = list(shared)
         elif spec.kind == CATEGORICAL and not spec.is_constant:
-            known = ibis.memtable(pa.table({"known": pa.array(extractor.vocabularies[spec.name], pa.string())}))
+            known = extractor.vocabularies[spec.name]
+            room = spec.max_values and spec.max_values - len(known)
+            old = ibis.memtable(pa.table({"known": pa.array(known, pa.string())}))
             values = arrived.select(value=each_value(arrived[f"f{i}"], spec))
-            by_value = values.filter(values.value.length() > 0).group_by("value")
-            counts = by_value.agg(number=lambda t: t.count()).anti_join(known, ibis._.value == known.known)
-            frequent = counts.filter(counts.number >= least).order_by(ibis.desc("number"), ibis.asc("value"))
-            if spec.max_values:
-                frequent = frequent.limit(max(spec.max_values - len(extractor.vocabularies[spec.name]), 0))
-            if new := frequent.value.to_pyarrow().to_pylist():
-                added[spec.name] = new
+            values = values.filter(values.value.length() > 0).anti_join(old, ibis._.value == old.known)
+            if room is None or room > 0:
+                if new := fit_values(values.value, replace(spec, min_count=least, max_values=room)):
+                    added[spec.name] = new
     return added
 
 
