@@ -14,6 +14,7 @@ A symbolic link stays, and the file that it names is written. What was counted o
 was dropped) stay those of the preparation.
 """
 
+import copy
 import json
 import os
 import shutil
@@ -159,7 +160,9 @@ def forget_in_prepared(directory: Path, customers: Collection[str], digests: Map
     theirs = find_rows(directory, manifest, customers)
     numbers = {name: pc.sum(column).as_py() for name, column in theirs.items()}
     forgotten = sum(numbers.values())
-    source = {name: _with_digests(files, digests or {}) for name, files in manifest.input.items()}
+    source, new = copy.deepcopy(manifest.input), digests or {}
+    for described in filter(None, source.values()):
+        described["files"] = {name: new.get(digest, digest) for name, digest in described["files"].items()}
     if not forgotten and source == manifest.input:
         return 0
     shards, gone = [], []
@@ -202,13 +205,6 @@ def _count_again(directory: Path, scratch: Path, manifest: PreparedManifest, gon
     write_table(directory / POPULARITY_FILE, table)
     fewer |= {"customers": len(gone), "forgotten": -len(gone), **count_cases(gone, schema)}
     return replace(manifest, counts=combined({"forgotten": 0} | manifest.counts, fewer, {}), measures=measures)
-
-
-def _with_digests(described: dict[str, Any] | None, digests: Mapping[str, str]) -> dict[str, Any] | None:
-    if not described:
-        return described
-    files = {name: digests.get(digest, digest) for name, digest in described["files"].items()}
-    return described | {"files": files}
 
 
 def forget_in_cache(customers: Collection[str]) -> int:

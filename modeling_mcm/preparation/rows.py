@@ -48,9 +48,11 @@ def customer_rows(encoded: ir.Table, profiles: ir.Table | None, schema: EventSch
     columns: dict[str, ir.Value] = {
         "customer_id": rows.customer_id,
         "shard": rows.shard,
-        "times": rows.events.map(lambda event: _time(event, schema)),
+        "times": rows.events.map(lambda event: event["second"]),
         "visits": rows.events.map(lambda event: event["visit"]),
     }
+    if schema.order is not None:  # without times each visit comes a day after the visit before
+        columns["times"] = rows.events.map(lambda event: event["visit"].cast("int64") * SECONDS_PER_DAY)
     columns |= {name: rows.events.map(lambda event, name=name: event[name]) for name in (*names, *value_names)}
     event_names = [spec.name for spec in schema.features]
     for k, task in enumerate(schema.tasks):
@@ -62,11 +64,6 @@ def customer_rows(encoded: ir.Table, profiles: ir.Table | None, schema: EventSch
         filled = {f"p{i}": ibis.coalesce(joined[f"p{i}"], MISSING_ID) for i in range(len(schema.profile))}
         rows = joined.mutate(**filled).select(*rows.columns, *filled)
     return rows
-
-
-def _time(event: ir.StructValue, schema: EventSchema) -> ir.IntegerValue:
-    """Seconds since 1970-01-01; in a log without times each visit comes a day after the visit before."""
-    return event["second"] if schema.order is None else event["visit"].cast("int64") * SECONDS_PER_DAY
 
 
 def shard_schema(schema: EventSchema) -> tuple[list[str], pa.Schema]:

@@ -96,7 +96,9 @@ def forecast_total(
         rows = _chosen(rows, customers)
     name = f"{quantity}_{days:g}d"
     sums = [_expected(base, data, rows, name, days, round(start), batch_size) for start in (end, *starts)]
-    actual = [_actual(rows, _target_columns(data), quantity, start, start + step) for start in starts]
+    tasks = deciding_tasks(data.extractor.tasks, data.extractor.token_type_feature)
+    columns = [f"task_{task}" for task in tasks]
+    actual = [_actual(rows, columns, quantity, start, start + step) for start in starts]
     past = zip(map(_date, starts), sums[1:], actual, strict=True)
     missing = _missing_weeks(times)
     if missing:
@@ -136,11 +138,6 @@ def _expected(
         with torch.inference_mode():
             total += float(model(**inputs, forecast_days=[days]).forecasts[name].double().sum())
     return total
-
-
-def _target_columns(data: PreparedData) -> list[str]:
-    extractor = data.extractor
-    return [f"task_{task}" for task in deciding_tasks(extractor.tasks, extractor.token_type_feature)]
 
 
 def _actual(rows: Sequence[dict[str, Any]], tasks: list[str], quantity: str, start: float, end: float) -> float:
