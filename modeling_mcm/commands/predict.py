@@ -38,8 +38,7 @@ from modeling_mcm.data import NO_CUTOFFS, EventSchema, PreparedData, check_vocab
 from modeling_mcm.data.dataset import MANIFEST_FILE
 from modeling_mcm.events_mcm import naming, read_zone, to_seconds
 from modeling_mcm.extras import needs
-from modeling_mcm.files_mcm import file_digest
-from modeling_mcm.live.storage import checkpoint_digest
+from modeling_mcm.files_mcm import file_digest, tensors_digest
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation, MCMModel
 from modeling_mcm.option import option
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
@@ -219,7 +218,7 @@ def run(options: PredictionOptions, engine: EngineOptions) -> str:
     sequences["forecast_days"] = tuple(options.forecast_days) or None
     totals = _totals(options, model) if options.total and state.is_main_process else []
     job = ScoringJob(options.model, data, str(folder), **contents | sequences)
-    digest = checkpoint_digest(model, extractor)
+    digest = tensors_digest(model.state_dict())
     check_folder(folder)
     with _session(engine) as session:
         with state.main_process_first():

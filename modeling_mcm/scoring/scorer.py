@@ -30,8 +30,7 @@ from modeling_mcm.data.collator import MCMCollator, PreparedRows, batches_by_len
 from modeling_mcm.data.dataset import CUSTOMER, PreparedManifest
 from modeling_mcm.data.labels import read_table_file
 from modeling_mcm.events_mcm import events_before
-from modeling_mcm.files_mcm import atomic_write, write_json
-from modeling_mcm.live.storage import checkpoint_digest
+from modeling_mcm.files_mcm import atomic_write, tensors_digest, write_json
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation, MCMModel, MCMPreTrainedModel
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
@@ -287,7 +286,7 @@ def score_on_spark(session: Any, job: ScoringJob, digest: str, parts: Sequence[t
 def _scorer(job: ScoringJob, digest: str) -> Scorer:
     """The scorer of a worker, which stays in memory for the worker's other parts."""
     model, extractor = job.model_class.from_pretrained(job.model), MCMFeatureExtractor.from_pretrained(job.model)
-    if checkpoint_digest(model, extractor) != digest:
+    if tensors_digest(model.state_dict()) != digest:
         raise ValueError(f"A worker finds another model at {job.model}: give a folder that all machines share.")
     return Scorer(model, extractor, job)
 
