@@ -13,10 +13,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from .configuration_mcm import MISSING_ID, UNKNOWN_ID, MCMConfig
-from .events_mcm import naming
+from .events_mcm import SECONDS_PER_DAY, naming
 from .processing_mcm import MCMFeatureExtractor
 
 NOT_OFFERED = -1
@@ -84,7 +85,8 @@ class EncodedActions:
                 f"{dict(zip(config.features, config.vocabulary_sizes, strict=True))}: they are of different schemas. "
                 "Load both from one checkpoint."
             )
-        self.config, self.action_ids, self.row_offsets, self.weights = config, action_ids, row_offsets, weights
+        self.extractor, self.config = extractor, config
+        self.action_ids, self.row_offsets, self.weights = action_ids, row_offsets, weights
         with naming("The actions"):
             self.ids = extractor.encode_actions(columns)
         self.matcher = ActionMatcher(self.ids, names.index(extractor.token_type_feature))
@@ -99,6 +101,27 @@ class EncodedActions:
             raise ValueError(
                 f"Action {self.action_ids[wrong[0]]!r} has no value in any feature; add some to the actions."
             )
+
+    def batch(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        offered: NDArray[np.int64],
+        times: Sequence[float | None],
+        max_events: int | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """Makes the model inputs of histories, rows of `MCMFeatureExtractor.encode` or of a prepared data set, which
+        are offered the actions `offered` `(B, K)` at these times, in seconds on the clock of the rows; `None` is right
+        after the last event."""
+        readable = [self.extractor.readable(row, self.config.input_features) for row in rows]
+        batch = dict(self.extractor.pad(readable, max_events))
+        arrays = self.inputs(batch["input_ids"].numpy(), offered)
+        # The latest event is not the end of a row where visits overlap.
+        waited = [
+            0.0 if time is None or not len(row["times"]) else (time - row["times"].max()) / SECONDS_PER_DAY
+            for row, time in zip(rows, times, strict=True)
+        ]
+        arrays["days_to_offers"] = np.array(waited, np.float32)
+        return batch | {name: torch.from_numpy(array) for name, array in arrays.items()}
 
     def inputs(self, input_ids: NDArray[np.int64], offered: NDArray[np.int64]) -> dict[str, NDArray]:
         """Makes the model inputs for the offers of a batch, see `MCMForActionRecommendation.forward`. Reads the
@@ -143,6 +166,14 @@ def features_of_actions(extractor: MCMFeatureExtractor, columns: Mapping[str, An
     profile = {feature["name"] for feature in extractor.features if feature.get("profile")}
     has_values = zip(extractor.feature_names, has_value, strict=True)
     return [name for name, is_read in has_values if is_read and name not in profile]
+
+
+def encode_actions(extractor: MCMFeatureExtractor, config: MCMConfig, actions: Any) -> EncodedActions:
+    """Reads raw actions, as [`read_actions`] does, and encodes them. Raises `ValueError` if one has no value."""
+    names, columns, offsets, weights = read_actions(actions)
+    encoded = EncodedActions(extractor, config, names, columns, offsets, weights)
+    encoded.check(np.arange(len(names)))
+    return encoded
 
 
 def read_actions(actions: Any) -> tuple[list[str], dict[str, list[Any]], NDArray[np.int64], NDArray[np.float64]]:

@@ -18,9 +18,9 @@ from transformers import Pipeline
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import ModelOutput
 
-from .action_inputs_mcm import EncodedActions, read_actions
+from .action_inputs_mcm import encode_actions
 from .candidates_mcm import CandidateSet, ChosenLabels
-from .events_mcm import SECONDS_PER_DAY, events_before, naming, read_zone, to_seconds
+from .events_mcm import events_before, naming, read_zone, to_seconds
 from .forecaster_mcm import CustomerForecasts
 from .inputs_mcm import until
 from .state_mcm import MissingForecastsError
@@ -310,37 +310,28 @@ class ActionScoresPipeline(_CustomerPipeline):
             raise ValueError(f"Unknown options {sorted(unknown)}: action-scores has `actions` and `time`.")
         if actions is None:
             return {}, {}, {}
-        names, columns, offsets, weights = read_actions(actions)
         config: Any = self.model.config
-        encoded = EncodedActions(self.feature_extractor, config, names, columns, offsets, weights)
-        encoded.check(np.arange(len(names)))
+        encoded = encode_actions(self.feature_extractor, config, actions)
         seconds = None
         if time is not None:
             with naming("`time`"):
                 seconds = to_seconds(time, read_zone(self.feature_extractor.time_zone))
-        return {}, {"encoded": encoded, "seconds": seconds}, {"names": names}
+        return {}, {"encoded": encoded, "seconds": seconds}, {"names": encoded.action_ids}
 
     def _forward(self, input_tensors: dict[str, Any], **forward_parameters: Any) -> ModelOutput:
         encoded = forward_parameters.get("encoded")
         if encoded is None:
             raise ValueError("There are no `actions`: give a list of dicts with `action_id` and columns of the log.")
         rows = input_tensors["rows"] if isinstance(input_tensors["rows"], list) else [input_tensors["rows"]]
-        inputs = self.model_inputs(input_tensors)
+        seconds = forward_parameters["seconds"]
+        for row in rows:
+            if seconds is not None and (row["times"] >= seconds).any():
+                name = row["where"] if row["customer_id"] is None else f"Customer {row['customer_id']!r}"
+                raise ValueError(f"{name} has events at or after the `time` of the offers; leave these events out.")
         offered = np.tile(np.arange(len(encoded.action_ids)), (len(rows), 1))
-        arrays = encoded.inputs(inputs["input_ids"].cpu().numpy(), offered)
-        arrays["days_to_offers"] = np.array([self._days(row, forward_parameters["seconds"]) for row in rows])
-        tensors = {name: torch.from_numpy(array).to(self.device) for name, array in arrays.items()}
-        return ModelOutput({"chances": self.model(**inputs, **tensors).logits.float().sigmoid()})
-
-    def _days(self, row: dict[str, Any], seconds: int | None) -> np.float32:
-        """Days from a customer's last event to the time of the offers."""
-        if seconds is None or not len(row["times"]):
-            return np.float32(0)
-        latest = row["times"].max()  # which is not the end of the row where visits overlap
-        if latest >= seconds:
-            name = row["where"] if row["customer_id"] is None else f"Customer {row['customer_id']!r}"
-            raise ValueError(f"{name} has events at or after the `time` of the offers; leave these events out.")
-        return np.float32((seconds - latest) / SECONDS_PER_DAY)
+        inputs = encoded.batch(rows, offered, [seconds] * len(rows))
+        inputs = {name: value.to(self.device) for name, value in inputs.items()}
+        return ModelOutput({"chances": self.model(**inputs).logits.float().sigmoid()})
 
     def postprocess(self, model_outputs: ModelOutput, **postprocess_parameters: Any) -> list[dict[str, Any]]:
         """Pairs the probabilities with the names of actions and outcomes."""

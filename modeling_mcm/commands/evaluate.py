@@ -241,9 +241,6 @@ def main() -> None:
             fix = f"`pip install modeling-mcm[{NEEDS[name]}]`"
             raise ImportError(f"{name} is not installed: {fix}, or name other baselines.")
         check_files(options.model)
-        architectures = MCMConfig.from_pretrained(options.model).architectures or []
-        if "MCMForActionRecommendation" in architectures and not options.offers:
-            raise ValueError(f"{options.model} is fine-tuned to offers: name the folder of the offers with --offers.")
         table, caption, report, below = (_evaluate_offers if options.offers else _evaluate_visits)(options)
         print(f"\n{caption}", text_table(table), *below, sep="\n\n")
         if options.report_file:

@@ -13,7 +13,9 @@ The files have one row a customer: `customer_id`, `embedding`, one column for ea
 end of its intervals (`visits_30d_low80`) and for the source of each horizon (`source_30d`), and for each task its
 labels, best first (`TASK`), with their probabilities among the candidates (`TASK_scores`) and the chances that they
 are in the next visit (`TASK_chances`). A checkpoint that was fine-tuned to a label writes `predicted_CLASS`, the
-probability of each class, or the number alone. `pandas.read_parquet(output_dir)` reads all files.
+probability of each class, or the number alone. One that was fine-tuned to offers ranks the actions of --actions, as
+labels of a task: `OUTCOME` has the actions, likeliest first, and `OUTCOME_scores` the probabilities of an offer at
+--as_of, or right after the last event. `pandas.read_parquet(output_dir)` reads all files.
 
 A file holds --rows_per_file customers and appears when it is complete. After an interruption the same command writes
 only the files that are missing, in any number of processes, and the result has the same bytes. Memory holds the
@@ -31,6 +33,7 @@ import torch
 from accelerate import PartialState
 from transformers.utils import logging
 
+from modeling_mcm.action_mcm import MCMForActionRecommendation
 from modeling_mcm.candidates_mcm import SEEN
 from modeling_mcm.commands.arguments import EngineOptions, parse_options, report_errors
 from modeling_mcm.customer_mcm import MCMForCustomerPrediction
@@ -44,7 +47,7 @@ from modeling_mcm.option import option
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.scoring import Scorer, ScoringJob, forecast_total, score_on_spark
 from modeling_mcm.scoring.scorer import HISTORIES, check_folder, claim, is_whole
-from modeling_mcm.training.checkpoints import is_of_labels, open_checkpoint
+from modeling_mcm.training.checkpoints import find_head, open_checkpoint
 from modeling_mcm.training.memory import keep_freed_memory
 from modeling_mcm.training.options import check_launch
 
@@ -99,6 +102,10 @@ class PredictionOptions:
     per_group: str | None = option(
         None, "Largest number of labels of each value of a feature, as product_category=2; the candidates name it."
     )
+    actions: str | None = option(
+        None,
+        "Table of the actions that a checkpoint for offers scores, .parquet or .csv: action_id, columns of the log.",
+    )
     batch_size: int = option(64, "Number of customers in one batch of the model.")
     rows_per_file: int = option(2048, "Number of customers in one file.")
     memory_limit: str = option(
@@ -123,15 +130,29 @@ class PredictionOptions:
         if self.per_group and not self.per_group.rpartition("=")[2].isdecimal():
             raise ValueError(f"--per_group is {self.per_group!r}; write FEATURE=NUMBER, such as product_category=2.")
 
-    def of_labels(self) -> "PredictionOptions":
-        """The options for a checkpoint that was fine-tuned to a label. Raises `ValueError` if they ask for others."""
+    def of_head(self, head: Any) -> "PredictionOptions":
+        """The options for a checkpoint of a class. Raises `ValueError` if they ask for what it does not have."""
+        of_offers = head is MCMForActionRecommendation
+        if of_offers != (self.actions is not None):
+            raise ValueError(
+                f"{self.model} is an {head.__name__}: "
+                + (
+                    "name the table of the actions that it scores with --actions."
+                    if of_offers
+                    else "it scores no offers; leave --actions out, or give a checkpoint of `mcm finetune --offers`."
+                )
+            )
+        if of_offers and not self.top_k:
+            raise ValueError("--top_k 0 leaves no action to write: give at least 1, or leave it out.")
+        if head is MCMForMultiTaskRecommendation:
+            return self
         if self.tasks or self.candidates or self.exclude or self.per_group:
             raise ValueError(
-                f"{self.model} was fine-tuned to a label of customers and ranks no tasks: leave --tasks, "
-                "--candidates, --exclude and --per_group out, or give the checkpoint that it was fine-tuned from."
+                f"{self.model} is an {head.__name__} and ranks no tasks: leave --tasks, --candidates, --exclude and "
+                "--per_group out, or give the checkpoint that it was fine-tuned from."
             )
         result = copy(self)
-        result.top_k, result.embeddings, result.forecasts = 0, False, False
+        result.embeddings, result.forecasts = False, False
         return result
 
     @property
@@ -190,14 +211,13 @@ def run(options: PredictionOptions, engine: EngineOptions) -> str:
     check_launch(state.num_processes)
     if engine.engine == "spark" and state.num_processes > 1:
         raise ValueError("--engine spark divides the work by itself: start one process, without accelerate launch.")
-    if of_labels := is_of_labels(options.model):
-        options = options.of_labels()
-    head = MCMForMultiTaskRecommendation if options.top_k else MCMModel
-    model, extractor = open_checkpoint(MCMForCustomerPrediction if of_labels else head, options.model)
+    head = find_head(options.model)
+    options, of_tasks = options.of_head(head), head is MCMForMultiTaskRecommendation
+    model, extractor = open_checkpoint(MCMModel if of_tasks and not options.top_k else head, options.model)
     tasks = model.config.tasks
     if wrong := [task for task in options.tasks if task not in tasks]:
         raise ValueError(f"No tasks {wrong}; the checkpoint has {', '.join(tasks)}.")
-    contents: dict[str, Any] = {"tasks": (options.tasks or list(tasks)) if options.top_k else []}
+    contents: dict[str, Any] = {"tasks": (options.tasks or list(tasks)) if of_tasks and options.top_k else []}
     contents |= {name: getattr(options, name) for name in ("top_k", "embeddings", "batch_size", "rows_per_file")}
     data = options.data or str(folder / HISTORIES)
     contents["as_of"] = None
@@ -213,8 +233,11 @@ def run(options: PredictionOptions, engine: EngineOptions) -> str:
         )
     contents["forecasts"] = told.names() if options.forecasts and told.are_trained else []
     contents |= {"candidates": options.candidates, "exclude": options.exclude, "per_group": options.group}
+    of_labels, contents["actions"] = head is MCMForCustomerPrediction, options.actions
     contents["predicted"] = [model.config.id2label[index] for index in range(model.num_labels)] if of_labels else []
-    sequences: dict[str, Any] = {name: tuple(contents[name]) for name in ("tasks", "forecasts", "predicted")}
+    contents["outcomes"] = list(model.config.action_outcomes) if options.actions else []
+    several = ("tasks", "forecasts", "predicted", "outcomes")
+    sequences: dict[str, Any] = {name: tuple(contents[name]) for name in several}
     sequences["forecast_days"] = tuple(options.forecast_days) or None
     totals = _totals(options, model) if options.total and state.is_main_process else []
     job = ScoringJob(options.model, data, str(folder), **contents | sequences)
@@ -230,7 +253,7 @@ def run(options: PredictionOptions, engine: EngineOptions) -> str:
             if state.is_main_process:
                 prepared.check()
                 digests = {"model": digest, "data": file_digest(Path(job.data) / MANIFEST_FILE)}
-                tables = [name for name in (job.candidates, job.exclude) if name not in (None, SEEN)]
+                tables = [name for name in (job.candidates, job.exclude, job.actions) if name not in (None, SEEN)]
                 contents["tables"] = [file_digest(Path(str(name))) for name in tables]
                 contents["per_group"] = options.per_group  # as JSON keeps it
                 claim(folder, digests | {"options": contents, "customers": customers})

@@ -25,14 +25,13 @@ from typing import Any
 import torch
 
 from modeling_mcm.commands.arguments import parse_options, report_errors
-from modeling_mcm.customer_mcm import MCMForCustomerPrediction
 from modeling_mcm.extras import needs
 from modeling_mcm.live.storage import checkpoint_digest
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.option import option
 from modeling_mcm.schema_mcm import check_integer
 from modeling_mcm.serving import CustomerService, EventStore, ExplainingProcess, create_api
-from modeling_mcm.training.checkpoints import is_of_labels, open_checkpoint
+from modeling_mcm.training.checkpoints import find_head, open_checkpoint
 
 TOKEN = "MCM_TOKEN"
 
@@ -77,8 +76,7 @@ def _build(options: ServeOptions) -> tuple[Any, CustomerService]:
             f"{TOKEN} is not set, and every request must carry its value: export {TOKEN}=$(openssl rand -hex 16)."
         )
     torch.set_num_threads(options.threads)
-    of_labels = is_of_labels(options.model)
-    head = MCMForCustomerPrediction if of_labels else MCMForMultiTaskRecommendation
+    head = find_head(options.model)
     model, extractor = open_checkpoint(head, options.model)
     columns = (
         extractor.name,
@@ -91,7 +89,7 @@ def _build(options: ServeOptions) -> tuple[Any, CustomerService]:
     store = EventStore(options.store, digest, ", ".join(map(str, columns)), options.adopt)
     service = CustomerService(model, extractor, store, options.in_memory, candidates=options.candidates)
     api = create_api(service, token, options.limit)
-    if not of_labels:
+    if head is MCMForMultiTaskRecommendation:
         service.explainer = ExplainingProcess(options.model, digest)
     return api, service
 

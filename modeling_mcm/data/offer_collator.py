@@ -19,7 +19,7 @@ from modeling_mcm.action_inputs_mcm import NOT_OFFERED, EncodedActions
 from modeling_mcm.configuration_mcm import MCMConfig
 from modeling_mcm.data.collator import IGNORED, PreparedRows
 from modeling_mcm.data.offers import Offers
-from modeling_mcm.events_mcm import SECONDS_PER_DAY, events_before
+from modeling_mcm.events_mcm import events_before
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
 
@@ -103,18 +103,14 @@ class OfferCollator:
         """Makes a batch: the histories as `MCMFeatureExtractor.pad` gives them, the actions as `EncodedActions.inputs`
         gives them, `days_to_offers` float32 `(B,)` from the last event to the offers, and `labels` float32
         `(B, K, O)`: 0 or 1 for each outcome, -100 where it is not known."""
-        histories = [self.extractor.readable(item["history"], self.config.input_features) for item in items]
-        batch = dict(self.extractor.pad(histories, self.max_events))
         groups = [item["group"] for item in items]
         sizes = np.diff(self.offers.offsets)[groups]
         cells, indices = np.arange(sizes.max()) < sizes[:, None], self.offers.indices(groups)
         offered = np.full(cells.shape, NOT_OFFERED)
         offered[cells] = self.offers.actions[indices]
-        arrays = self.actions.inputs(batch["input_ids"].numpy(), offered)
-        waited = [self.offers.times[g] - item["history"]["times"] for g, item in zip(groups, items, strict=True)]
-        days = np.array([wait.min() / SECONDS_PER_DAY if wait.size else 0 for wait in waited], np.float32)
-        arrays |= {"days_to_offers": days, "labels": self._labels(indices, cells)}
-        return batch | {name: torch.from_numpy(array) for name, array in arrays.items()}
+        histories, times = [item["history"] for item in items], self.offers.times[groups].tolist()
+        batch = self.actions.batch(histories, offered, times, self.max_events)
+        return batch | {"labels": torch.from_numpy(self._labels(indices, cells))}
 
     def _labels(self, indices: NDArray, cells: NDArray[np.bool_]) -> NDArray[np.float32]:
         labels = np.full((*cells.shape, len(self.config.action_outcomes)), IGNORED, np.float32)

@@ -25,6 +25,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from modeling_mcm.action_inputs_mcm import EncodedActions
+from modeling_mcm.data.labels import read_table_file
 from modeling_mcm.events_mcm import as_column, check_columns, naming, read_times, read_zone, to_text
 
 OFFERS_FILE, ACTIONS_FILE = "offers.parquet", "actions.parquet"
@@ -110,6 +112,32 @@ def load_offers(folder: str | Path, outcomes: Sequence[str] | None = None, time_
             raise FileNotFoundError(f"{folder} has no {name}; give the folder with {OFFERS_FILE} and {ACTIONS_FILE}.")
         tables[name] = pd.read_parquet(path, dtype_backend="numpy_nullable")
     return make_offers(tables[OFFERS_FILE], tables[ACTIONS_FILE], outcomes, time_zone)
+
+
+def load_actions(
+    path: str | Path, extractor: Any, config: Any, as_of: int | None = None
+) -> tuple[EncodedActions, NDArray[np.int64]]:
+    """Reads a table of actions, Parquet or CSV with the columns of actions.parquet, to offer each of them to anybody.
+
+    Returns:
+        `tuple`: The actions, encoded for a feature extractor and the config of its model; and, in the order of
+        `action_id`, the index of the version of each that holds at `as_of`, in seconds since 1970-01-01 (default: the
+        latest version).
+
+    Raises:
+        ValueError: If the table can't be read, an action has no value in any feature, or no row that holds then.
+    """
+    with naming(str(path)):
+        table = read_table_file(path)
+        check_columns(table.columns, ("action_id",), "The actions have")
+        versions, weights, columns = _versions(table, extractor.time_zone)
+        names = versions["action_id"].drop_duplicates().to_numpy(object)
+        moment = np.iinfo(np.int64).max if as_of is None else as_of
+        offered = _at_that_time(pd.DataFrame({"action_id": names, "time": moment}), versions)
+        offsets = np.append(versions["start"].to_numpy(np.int64), len(weights))
+        actions = EncodedActions(extractor, config, versions["action_id"].to_numpy(object), columns, offsets, weights)
+        actions.check(offered)
+    return actions, offered
 
 
 def make_offers(

@@ -23,6 +23,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from modeling_mcm.action_inputs_mcm import EncodedActions, encode_actions
+from modeling_mcm.action_mcm import MCMForActionRecommendation
 from modeling_mcm.candidates_mcm import CandidateSet
 from modeling_mcm.customer_mcm import MCMForCustomerPrediction
 from modeling_mcm.events_mcm import events_before
@@ -57,7 +59,8 @@ class LiveCustomer:
     They raise a `ValueError` if it is before the last event.
 
     Args:
-        model ([`MCMForMultiTaskRecommendation`] or [`MCMForCustomerPrediction`]): A trained model, in evaluation mode.
+        model ([`MCMForMultiTaskRecommendation`], [`MCMForCustomerPrediction`] or [`MCMForActionRecommendation`]): A
+            trained model, in evaluation mode.
         profile (`dict`, *optional*): The customer's profile, as for the feature extractor.
         customer_id (`str`, *optional*): Name of the customer in error messages.
 
@@ -67,7 +70,7 @@ class LiveCustomer:
 
     def __init__(
         self,
-        model: MCMForMultiTaskRecommendation | MCMForCustomerPrediction,
+        model: MCMForMultiTaskRecommendation | MCMForCustomerPrediction | MCMForActionRecommendation,
         feature_extractor: MCMFeatureExtractor,
         profile: Mapping[str, Any] | None = None,
         customer_id: str | None = None,
@@ -78,7 +81,7 @@ class LiveCustomer:
         self._history = LiveHistory(feature_extractor, self.profile, customer_id)
         start_row = feature_extractor.pad([self._history.encode([])])["input_ids"][0]
         self._window: LiveWindow | None = None  # of a model whose results need the whole history each time
-        if isinstance(model, MCMForMultiTaskRecommendation) and is_incremental(model) and model.device.type == "cpu":
+        if is_incremental(model) and model.device.type == "cpu":
             self._window = LiveWindow(find_reader(model), self._history, start_row)
 
     # ------------------------------------------------------------------------------------------------ events in, out
@@ -193,6 +196,30 @@ class LiveCustomer:
         with torch.inference_mode():
             logits = model(**self._inputs(self._read_as_of(as_of), before=True)).logits
         return {name: value.item() for name, value in model.predictions(logits).items()}
+
+    def offers(self, actions: Any, as_of: Any = None) -> list[dict[str, Any]]:
+        """The outcomes of offers that are made at `as_of` (default: right after the last event), for each action a
+        dict of `action_id` and each outcome's probability, in the order of the actions. As in training, events at
+        `as_of` are not read. Raises [`MissingHeadError`], a `ValueError`, unless the model is an
+        [`MCMForActionRecommendation`].
+
+        Args:
+            actions: dicts with `action_id` and columns of the event log, see [`ActionScoresPipeline`]; or what
+                `encode_actions` makes of them, once for many customers.
+        """
+        model, moment = check_head(self.model, MCMForActionRecommendation), self._moment(as_of)
+        if not isinstance(actions, EncodedActions):
+            actions = encode_actions(self.feature_extractor, model.config, actions)
+        row = self._history.encode(self.events)
+        row = row if moment is None else events_before(row, moment)
+        inputs = actions.batch([row], np.arange(len(actions.action_ids))[None], [moment])
+        with torch.inference_mode():
+            logits = model(**{name: value.to(model.device) for name, value in inputs.items()}).logits
+        outcomes, chances = model.config.action_outcomes, logits[0].float().sigmoid().tolist()
+        return [
+            {"action_id": name} | dict(zip(outcomes, of_action, strict=True))
+            for name, of_action in zip(actions.action_ids, chances, strict=True)
+        ]
 
     def history(self, as_of: Any = None) -> dict[str, Any]:
         """The customer's events and profile, as the feature extractor reads customers."""

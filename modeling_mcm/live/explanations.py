@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from modeling_mcm.action_mcm import MCMForActionRecommendation
 from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.events_mcm import SECONDS_PER_DAY, Timeline
 from modeling_mcm.inputs_mcm import first_kept, until
@@ -29,12 +30,19 @@ DUE = 0.8  # a label is due after this share of its usual gap
 
 
 class MissingHeadError(ValueError):
-    """The checkpoint has no head for the question: it ranks tasks, or was fine-tuned to a label of customers."""
+    """The checkpoint has no head for the question: it ranks tasks, or was fine-tuned to a label or to offers."""
+
+
+def has_head(model: Any, kind: type[Any]) -> bool:
+    """Whether a model is of a class and trained as such: a model for offers has the layers that rank tasks, but its
+    encoder was trained without them."""
+    of_offers = isinstance(model, MCMForActionRecommendation)
+    return isinstance(model, kind) and (not of_offers or kind is MCMForActionRecommendation)
 
 
 def check_head(model: Any, kind: type[Any]) -> Any:
     """Returns a model of a class; raises [`MissingHeadError`] if it is of another one."""
-    if not isinstance(model, kind):
+    if not has_head(model, kind):
         raise MissingHeadError(
             f"{model.name_or_path or 'The model'} is an {type(model).__name__}, and this question needs an "
             f"{kind.__name__}: give such a checkpoint."

@@ -24,11 +24,13 @@ import torch
 from numpy.typing import NDArray
 from transformers.utils import logging
 
+from modeling_mcm.action_mcm import MCMForActionRecommendation
 from modeling_mcm.candidates_mcm import SEEN, CandidateSet
 from modeling_mcm.customer_mcm import MCMForCustomerPrediction
 from modeling_mcm.data.collator import MCMCollator, PreparedRows, batches_by_length
 from modeling_mcm.data.dataset import CUSTOMER, PreparedManifest
 from modeling_mcm.data.labels import read_table_file
+from modeling_mcm.data.offers import load_actions
 from modeling_mcm.events_mcm import events_before
 from modeling_mcm.files_mcm import atomic_write, tensors_digest, write_json
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation, MCMModel, MCMPreTrainedModel
@@ -38,6 +40,7 @@ logger = logging.get_logger(__name__)
 EMBEDDING = "embedding"
 IDENTITY_FILE, HISTORIES = "_predictions.json", "_histories"  # readers of Parquet folders skip such names
 SCORES, CHANCES = "_scores", "_chances"  # end the columns TASK_scores and TASK_chances
+OFFERS_AT_ONCE = 4096  # offers in a batch of the model
 PREDICTED = "predicted_"  # begins the column of a class or number that the model was fine-tuned to
 
 
@@ -57,6 +60,8 @@ class ScoringJob:
         per_group (`tuple[str, int]`, *optional*): Largest number of labels of each value of a feature.
         forecast_days (`tuple[float]`, *optional*): Horizons of the forecasts. Default: those of the checkpoint.
         predicted (`tuple[str]`): What an [`MCMForCustomerPrediction`] predicts, a column `predicted_NAME` each.
+        actions (`str`, *optional*): File of the table of actions that an [`MCMForActionRecommendation`] scores.
+        outcomes (`tuple[str]`): Its outcomes; each ranks the actions as a task ranks its labels.
 
     Raises:
         ValueError: If two columns of the files would have the same name.
@@ -77,10 +82,12 @@ class ScoringJob:
     per_group: tuple[str, int] | None = None
     forecast_days: tuple[float, ...] | None = None
     predicted: tuple[str, ...] = ()
+    actions: str | None = None
+    outcomes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        columns = [CUSTOMER, EMBEDDING, *self.tasks, *self.forecasts]
-        columns += [task + end for task in self.tasks for end in (SCORES, CHANCES)]
+        columns = [CUSTOMER, EMBEDDING, *self.ranked, *self.forecasts]
+        columns += [name + end for name in self.ranked for end in (SCORES, CHANCES)]
         if twice := sorted({name for name in columns if columns.count(name) > 1}):
             raise ValueError(
                 f"The predictions would have two columns {twice[0]!r}: each task makes TASK, TASK{SCORES} and "
@@ -89,8 +96,15 @@ class ScoringJob:
             )
 
     @property
+    def ranked(self) -> tuple[str, ...]:
+        """What is ranked: tasks, or outcomes of offers."""
+        return (*self.tasks, *self.outcomes)
+
+    @property
     def model_class(self) -> type[MCMPreTrainedModel]:
-        """The model's class, with its head if a task is ranked or a label predicted."""
+        """The model's class, with its head if a task is ranked, a label predicted or offers scored."""
+        if self.outcomes:
+            return MCMForActionRecommendation
         if self.predicted:
             return MCMForCustomerPrediction
         return MCMForMultiTaskRecommendation if self.tasks else MCMModel
@@ -165,10 +179,17 @@ class Scorer:
         exclude = job.exclude if job.exclude in (None, SEEN) else read_table_file(job.exclude)
         self.candidates = CandidateSet(model, extractor, job.tasks, candidates, exclude, job.per_group)
         self.values = {task: pa.array([None, None, *self.candidates.values(task)], pa.string()) for task in job.tasks}
+        self.batch_size = job.batch_size
+        if job.actions is not None:
+            self.actions, self.offered = load_actions(job.actions, extractor, model.config, job.as_of)
+            names = pa.array(np.asarray(self.actions.action_ids)[self.offered], pa.string())
+            self.values |= {name: pa.concat_arrays([pa.nulls(1, pa.string()), names]) for name in job.outcomes}
+            self.batch_size = max(1, min(job.batch_size, OFFERS_AT_ONCE // len(names)))
         self.shards = PreparedManifest.load(job.data).shards
 
     def _tops(self, task: str) -> int:
-        return min(self.job.top_k, len(self.values[task]) - len(self.collator.extractor.own_ids(task)))
+        no_label = 1 if task in self.job.outcomes else len(self.collator.extractor.own_ids(task))
+        return min(self.job.top_k, len(self.values[task]) - no_label)
 
     def write(self, path: Path, indices: range, progress: Callable[[int], Any] = bool) -> None:
         """Scores the customers with these indices in the data set, and writes their file whole or not at all.
@@ -195,22 +216,33 @@ class Scorer:
         customer, in the order of `rows`: `customer_id`; optionally `embedding`, a list of float32; a float32 column
         per forecast, and a column of text per horizon with its source; and by task its best labels, a list of text in
         the column `<task>`, with their probabilities, a list of float32 in `<task>_scores`, and the chances that they
-        are in the next visit in `<task>_chances`, if the checkpoint has them. Raises `ValueError` if the model gives
-        NaN or infinite numbers."""
+        are in the next visit in `<task>_chances`, if the checkpoint has them; outcomes rank the actions likewise.
+        Raises `ValueError` if the model gives NaN or infinite numbers."""
         number, job = len(rows), self.job
         found: dict[str, NDArray] = {}  # values of all customers by column
+        days = {} if job.outcomes else {"forecast_days": job.forecast_days}
         read = [row["visits"][1 - self.collator.max_events :] for row in rows]
+        days = {} if self.job.outcomes else {"forecast_days": self.job.forecast_days}
         by_visit = self.model.config.encoder_unit == "visit"
         lengths = [len(np.unique(visits)) if by_visit else len(visits) for visits in read]
-        for batch in batches_by_length(lengths, job.batch_size):
+        for batch in batches_by_length(lengths, self.batch_size):
             chosen = [rows[index] for index in batch]
-            if job.predicted and job.as_of is not None:  # as in training: without events at the label's time
-                chosen = [events_before(row, job.as_of) for row in chosen]
-            inputs: Any = self.collator(chosen)
+            if (job.predicted or job.outcomes) and job.as_of is not None:
+                chosen = [events_before(row, job.as_of) for row in chosen]  # as in training
+            inputs: Any
+            if job.outcomes:
+                offered = np.tile(self.offered, (len(chosen), 1))
+                inputs = self.actions.batch(chosen, offered, [job.as_of] * len(chosen))
+            else:
+                inputs = self.collator(chosen)
             inputs = {name: value.to(self.model.device) for name, value in inputs.items()}
             with torch.inference_mode():
-                outputs = self.model(**inputs, forecast_days=job.forecast_days)
+                outputs = self.model(**inputs, **days)
                 of_batch = {EMBEDDING: outputs.pooler_output} if job.embeddings else {}
+                for column, name in enumerate(job.outcomes):
+                    order = outputs.logits[..., column].float().sigmoid().sort(dim=1, descending=True, stable=True)
+                    of_batch[name] = order.indices[:, : self._tops(name)] + 1
+                    of_batch[name + SCORES] = order.values[:, : self._tops(name)]
                 if job.predicted:
                     of_labels = self.model.predictions(outputs.logits)
                     of_batch |= {PREDICTED + name: of_labels[name] for name in job.predicted}
@@ -235,7 +267,7 @@ class Scorer:
         told = self.model.base_model.select_forecasts(job.forecast_days)
         sources = told.sources if job.forecasts else {}
         columns |= {name: pa.array([source] * number).dictionary_encode() for name, source in sources.items()}
-        for task in job.tasks:
+        for task in job.ranked:
             is_label = found[task] > 0
             if number_empty := int((~is_label.any(1)).sum()):
                 logger.warning(

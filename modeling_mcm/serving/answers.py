@@ -51,6 +51,15 @@ class Prediction(Customer):
     prediction: dict[str, float]
 
 
+class Offers(Customer):
+    offers: list[dict[str, float | str]]
+
+
+class ManyOffers(TypedDict):
+    customers: list[Offers]
+    unknown: list[str]
+
+
 class Explained(Customer):
     explanation: Explanation
 

@@ -9,6 +9,7 @@
     GET    /v1/customers/{id}/embedding        ?as_of=
     GET    /v1/customers/{id}/forecast         ?as_of=&days=&days=
     GET    /v1/customers/{id}/prediction       of a checkpoint that was fine-tuned to a label: ?as_of=
+    POST   /v1/offers                          of one that was fine-tuned to offers: actions for customers; ?as_of=
     GET    /v1/customers/{id}/explain          why a label has its score: ?task=&label=&visits=&as_of=
     DELETE /v1/customers/{id}                  deletes a customer's events, state and profile
     DELETE /v1/customers/{id}/events/{event}   deletes one event
@@ -32,6 +33,8 @@ from dataclasses import replace
 from typing import Annotated, Any, cast
 from urllib.parse import quote, unquote
 
+from modeling_mcm.action_inputs_mcm import encode_actions
+from modeling_mcm.action_mcm import MCMForActionRecommendation
 from modeling_mcm.extras import needs
 from modeling_mcm.live.customer import LiveCustomer
 from modeling_mcm.live.explanations import MissingHeadError, check_head
@@ -45,7 +48,9 @@ from modeling_mcm.serving.answers import (
     Forecast,
     Health,
     Labels,
+    ManyOffers,
     ManyScores,
+    Offers,
     Prediction,
     Scores,
     errors,
@@ -259,6 +264,11 @@ def _add_questions(api: Any, service: CustomerService) -> None:
     class Customers(BaseModel, extra="forbid"):
         customers: list[str] = Field(min_length=1, max_length=MOST_CUSTOMERS)
 
+    class Offered(Customers):
+        actions: list[dict[str, Any]] = Field(
+            min_length=1, max_length=MOST_LABELS, description="Dicts with `action_id` and columns of the event log."
+        )
+
     def about(live: LiveCustomer, as_of: str | None) -> Any:
         time = service.extractor.time
         last = max((event[time] for event in live.events), default=None) if time else None
@@ -283,6 +293,16 @@ def _add_questions(api: Any, service: CustomerService) -> None:
 
         return score
 
+    def of_each(customers: list[str], answer: Callable[[str], Any]) -> dict[str, Any]:
+        """The answers for the customers that have an event, and the others."""
+        found, unknown = [], []
+        for customer_id in dict.fromkeys(customers):
+            try:
+                found.append(answer(customer_id))
+            except UnknownCustomer:
+                unknown.append(customer_id)
+        return {"customers": found, "unknown": unknown}
+
     @api.get("/customers/{customer_id:id}/scores", responses=errors(404, 501))
     def scores(customer_id: str, asked: Annotated[Question, Query()]) -> Scores:
         """The candidates that the customer is most likely to choose next, best first, with their probabilities among
@@ -292,13 +312,7 @@ def _add_questions(api: Any, service: CustomerService) -> None:
     @api.post("/scores", responses=errors(400, 413, 501))
     def many_scores(body: Customers, asked: Annotated[Question, Query()]) -> ManyScores:
         """The same for many customers; `unknown` are those without an event."""
-        score, answer = scorer(asked), ManyScores(customers=[], unknown=[])
-        for customer_id in dict.fromkeys(body.customers):
-            try:
-                answer["customers"].append(score(customer_id))
-            except UnknownCustomer:
-                answer["unknown"].append(customer_id)
-        return answer
+        return cast(ManyScores, of_each(body.customers, scorer(asked)))
 
     @api.get("/customers/{customer_id:id}/embedding", responses=errors(404))
     def embedding(customer_id: str, as_of: moment = None) -> Embedding:
@@ -322,6 +336,19 @@ def _add_questions(api: Any, service: CustomerService) -> None:
         """What the checkpoint was fine-tuned to: the probability of each class, or the number."""
         with service.customer(customer_id) as live:
             return about(live, as_of) | {"prediction": live.predict(as_of)}
+
+    @api.post("/offers", responses=errors(400, 413, 501))
+    def offers(body: Offered, as_of: moment = None) -> ManyOffers:
+        """How likely each customer takes each action, if the checkpoint was fine-tuned to offers: the probability of
+        each outcome. `unknown` are the customers without an event."""
+        model = check_head(service.model, MCMForActionRecommendation)
+        actions = encode_actions(service.extractor, model.config, body.actions)
+
+        def offer(customer_id: str) -> Offers:
+            with service.customer(customer_id) as live:
+                return about(live, as_of) | {"offers": live.offers(actions, as_of)}
+
+        return cast(ManyOffers, of_each(body.customers, offer))
 
     @api.get("/customers/{customer_id:id}/explain", responses=errors(404, 501))
     def explain(

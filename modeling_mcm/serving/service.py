@@ -24,7 +24,7 @@ from modeling_mcm.candidates_mcm import CandidateSet
 from modeling_mcm.data.labels import read_table_file
 from modeling_mcm.events_mcm import naming, to_text
 from modeling_mcm.live.customer import LiveCustomer
-from modeling_mcm.live.explanations import Explanation, explain
+from modeling_mcm.live.explanations import Explanation, check_head, explain, has_head
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.serving.explaining import ExplainingProcess
 from modeling_mcm.serving.failures import EventConflict, StoreConflict, StoreFailure, UnknownCustomer
@@ -72,7 +72,8 @@ class CustomerService:
     """Adds events to a store, and answers requests about its customers.
 
     Args:
-        model ([`MCMForMultiTaskRecommendation`] or [`MCMForCustomerPrediction`]): The model, in evaluation mode.
+        model ([`MCMForMultiTaskRecommendation`], [`MCMForCustomerPrediction`] or [`MCMForActionRecommendation`]): The
+            model, in evaluation mode.
         extractor ([`MCMFeatureExtractor`]): The feature extractor of the same checkpoint.
         store ([`EventStore`]): A store that was opened with the digest of this checkpoint.
         in_memory (`int`): Largest number of customers to keep in memory.
@@ -104,7 +105,8 @@ class CustomerService:
         self._memory_lock = threading.Lock()
         self.candidates = candidates
         self._sets: dict[Any, tuple[Any, CandidateSet]] = {}
-        if isinstance(model, MCMForMultiTaskRecommendation) or candidates is not None:
+        if has_head(model, MCMForMultiTaskRecommendation) or candidates is not None:
+            check_head(model, MCMForMultiTaskRecommendation)
             self.candidate_set(tuple(model.config.tasks))  # a bad table stops the service before its first answer
         self._locks = [threading.Lock() for _ in range(LOCKS)]
 

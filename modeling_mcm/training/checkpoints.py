@@ -12,30 +12,47 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedModel
 
+from modeling_mcm.action_mcm import MCMForActionRecommendation
 from modeling_mcm.configuration_mcm import MCMConfig
 from modeling_mcm.customer_mcm import MCMForCustomerPrediction
 from modeling_mcm.files_mcm import CheckpointError, check_loaded
+from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
+
+HEADS: dict[type[PreTrainedModel], str] = {
+    MCMForMultiTaskRecommendation: "`mcm predict`, `mcm evaluate`, `mcm serve` and `mcm app`",
+    MCMForCustomerPrediction: "`mcm predict` and `mcm serve`",
+    MCMForActionRecommendation: "`mcm predict --actions`, `mcm evaluate --offers` and `mcm serve`",
+}  # the commands that take each
 
 
 def open_checkpoint(
     model_class: type[PreTrainedModel], folder: str, new: tuple[str, ...] = (), **options: Any
 ) -> tuple[Any, MCMFeatureExtractor]:
     """Reads a model in evaluation mode, as [`read_checkpoint`] does, and the feature extractor that was saved with it.
-    Raises [`CheckpointError`] if one of them can't be read, or they do not belong together."""
+    Raises [`CheckpointError`] if one of them can't be read, it is a model of another class, or they do not belong
+    together."""
+    found = find_head(folder)
+    if model_class in HEADS and found is not model_class and not new:
+        raise CheckpointError(
+            f"{folder} is an {found.__name__}, for {HEADS[found]}; this needs an {model_class.__name__}, such as the "
+            "checkpoint that it was fine-tuned from."
+        )
     model = read_checkpoint(model_class, folder, new, **options).eval()
     extractor = MCMFeatureExtractor.from_pretrained(folder)
     extractor.check_fits(model)
     return model, extractor
 
 
-def is_of_labels(folder: str) -> bool:
-    """Whether a folder says that it holds an [`MCMForCustomerPrediction`]; what can't be read says nothing."""
+def find_head(folder: str) -> type[PreTrainedModel]:
+    """The class of the model that a folder says it holds, if that is one of `HEADS`; else, also if the folder can't be
+    read, [`MCMForMultiTaskRecommendation`]."""
     try:
-        architectures: Any = MCMConfig.from_pretrained(folder).architectures
+        architectures: Any = MCMConfig.from_pretrained(folder).architectures or []
     except (OSError, ValueError, TypeError, StrictDataclassError):
-        return False
-    return architectures == [MCMForCustomerPrediction.__name__]
+        architectures = []
+    found = [head for head in HEADS if [head.__name__] == architectures]
+    return found[0] if found else MCMForMultiTaskRecommendation
 
 
 def read_checkpoint(model_class: type[PreTrainedModel], folder: str, new: tuple[str, ...] = (), **options: Any) -> Any:

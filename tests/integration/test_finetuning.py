@@ -12,11 +12,15 @@ import pytest
 import torch
 import yaml
 from choices import EXTENDED, TINY, from_data
+from corner_shop import make_profile
 from folders import assert_same_weights, changed_weights, weights
 from in_process import call
+from serving_client import as_requests, make_client, make_service
+from transformers import pipeline
 
 from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForActionRecommendation, MCMForMultiTaskRecommendation
 from modeling_mcm.data import PreparedManifest
+from modeling_mcm.training.checkpoints import CheckpointError, open_checkpoint
 
 ITEMS = [f"item {number:02}" for number in (0, 3, 7, 20)]
 QUICK = ["--per_device_train_batch_size", 8, "--report_to", "none", "--disable_tqdm", "True", "--learning_rate", 0.01]
@@ -127,7 +131,61 @@ def test_evaluation_prints_and_writes_a_table(tuned, pretrained, prepared, offer
         assert all(0 <= m["low"] <= m["mean"] <= m["high"] <= 1 for m in metrics.values())
     assert "| conversion: MCM fine-tuned | " in (tmp_path / "table.md").read_text()
     assert "MCM fine-tuned" not in command("run_evaluate", "--model", pretrained, *options)  # the zero-shot baseline
-    command("run_evaluate", "--model", tuned, *options[:2], fails="is fine-tuned to offers: ")
+    said = command("run_evaluate", "--model", tuned, *options[:2], fails="is an MCMForActionRecommendation")
+    assert "`mcm evaluate --offers`" in said
+
+
+@pytest.mark.parametrize("as_of", [None, "2017-11-05"])
+def test_all_customers_are_scored_as_the_pipeline_and_the_service_do(
+    tuned, prepared, offers, event_log, tmp_path, command, as_of
+):
+    words = ["--model", tuned, "--data", prepared, "--output_dir", tmp_path / "out"]
+    given = [*words, "--actions", offers / "actions.parquet", *(["--as_of", as_of] if as_of else [])]
+    command("run_predict", *given)
+    found = pd.read_parquet(tmp_path / "out").set_index("customer_id")
+    assert list(found.columns) == ["conversion", "conversion_scores"] and len(found) == 34
+    actions = pd.read_parquet(offers / "actions.parquet").to_dict("records")
+    ask = pipeline("action-scores", model=str(tuned))
+    model, extractor = open_checkpoint(MCMForActionRecommendation, str(tuned))
+    service = make_service(model, extractor, tmp_path / "state.db")
+    client = make_client(service)
+    ages = dict(make_profile(event_log).itertuples(index=False))
+    requests = as_requests(event_log, ["c03", "c07"])
+    requests = [each | {"profile": {"age": ages[each["customer_id"]]}} for each in requests]
+    if as_of:
+        requests = [each for each in requests if each["event"]["when"] < as_of]
+    assert client.post("/events", json={"events": requests}).status_code == 200
+    body = {"customers": ["c07", "nobody", "c03"], "actions": actions}
+    answer = client.post("/offers", json=body, params={"as_of": as_of} if as_of else {}).json()
+    assert answer["unknown"] == ["nobody"]
+    for each in answer["customers"]:
+        own = event_log[event_log["who"] == each["customer_id"]].drop(columns="who")
+        own = {"events": own[own["when"] < (as_of or "2019")], "profile": {"age": ages[each["customer_id"]]}}
+        wanted = {row["action_id"]: row["conversion"] for row in ask(own, actions=actions, time=as_of)}
+        assert {row["action_id"]: row["conversion"] for row in each["offers"]} == pytest.approx(wanted, abs=1e-5)
+        row = found.loc[each["customer_id"]]
+        assert dict(zip(*row, strict=True)) == pytest.approx(wanted, abs=1e-5)
+        assert sorted(row["conversion_scores"], reverse=True) == list(row["conversion_scores"])
+    assert client.get("/customers/c03/scores").status_code == 501
+    wrong = client.post("/offers", json=body | {"actions": [{"action_id": "a", "colour": "red"}]})
+    assert wrong.status_code == 422 and "colour" in wrong.json()["detail"]
+    service.close()
+
+
+def test_a_checkpoint_and_options_that_do_not_fit_are_named(tuned, pretrained, prepared, offers, tmp_path, command):
+    words = ["--data", prepared, "--output_dir", tmp_path / "out"]
+    said = "is an MCMForActionRecommendation: name the table of the actions that it scores with --actions"
+    command("run_predict", "--model", tuned, *words, fails=said)
+    actions = ["--actions", offers / "actions.parquet"]
+    said = "is an MCMForMultiTaskRecommendation: it scores no offers"
+    command("run_predict", "--model", pretrained, *words, *actions, fails=said)
+    command("run_predict", "--model", tuned, *words, *actions, "--tasks", "items", fails="ranks no tasks")
+    later = pd.read_parquet(offers / "actions.parquet").assign(time=pd.Timestamp("2018-01-01"))
+    later.to_parquet(tmp_path / "later.parquet")
+    late = ["--actions", tmp_path / "later.parquet", "--as_of", "2017-11-05"]
+    command("run_predict", "--model", tuned, *words, *late, fails="has no row in the actions that holds then")
+    with pytest.raises(CheckpointError, match="is an MCMForActionRecommendation, for `mcm predict --actions`"):
+        open_checkpoint(MCMForMultiTaskRecommendation, str(tuned))
 
 
 def test_what_is_trained_can_be_chosen(options, pretrained, tmp_path):
