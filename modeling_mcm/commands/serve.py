@@ -25,12 +25,13 @@ from typing import Any
 import torch
 
 from modeling_mcm.commands.arguments import parse_options, report_errors
+from modeling_mcm.data import PreparedManifest, check_vocabularies
 from modeling_mcm.extras import needs
 from modeling_mcm.live.storage import checkpoint_digest
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.option import option
 from modeling_mcm.schema_mcm import check_integer
-from modeling_mcm.serving import CustomerService, EventStore, ExplainingProcess, create_api
+from modeling_mcm.serving import CustomerService, EventStore, WorkerProcess, create_api
 from modeling_mcm.training.checkpoints import find_head, open_checkpoint
 
 TOKEN = "MCM_TOKEN"
@@ -55,6 +56,11 @@ class ServeOptions:
     in_memory: int = option(1024, "Largest number of customers to keep in memory.")
     limit: float = option(math.inf, "Requests a second that each token may send; more are answered with 429.")
     log_requests: bool = option(False, "Log each request on stderr; its line names the customer.")
+    data: str | None = option(
+        None,
+        "Folder of the prepared data set that the checkpoint was trained on. POST /v1/totals checks forecasts on what "
+        "came after its validation cutoff; of the folder only the date is read.",
+    )
     candidates: str | None = option(
         None,
         "Table of the labels that may be answered, .parquet or .csv, with a column for each task that it restricts. "
@@ -88,9 +94,12 @@ def _build(options: ServeOptions) -> tuple[Any, CustomerService]:
     digest = checkpoint_digest(model, extractor)
     store = EventStore(options.store, digest, ", ".join(map(str, columns)), options.adopt)
     service = CustomerService(model, extractor, store, options.in_memory, candidates=options.candidates)
+    if options.data is not None:
+        check_vocabularies(options.data, extractor)
+        service.trained_until = PreparedManifest.load(options.data).event_schema.cutoff_seconds("validation")
     api = create_api(service, token, options.limit)
     if head is MCMForMultiTaskRecommendation:
-        service.explainer = ExplainingProcess(options.model, digest)
+        service.worker = WorkerProcess(options.model, digest)
     return api, service
 
 

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scores all customers of a data set and writes the scores into a folder of predictions."""
 
+from modeling_mcm.evaluation.totals import GroupTotal, PastTotal, forecast_total
 from modeling_mcm.scoring.scorer import SCORES, Scorer, ScoringJob, score_on_spark
-from modeling_mcm.scoring.totals import GroupTotal, PastTotal, forecast_total
 
 __all__ = [
     "SCORES",

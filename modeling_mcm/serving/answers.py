@@ -60,6 +60,23 @@ class ManyOffers(TypedDict):
     unknown: list[str]
 
 
+class PastOfTotal(TypedDict):
+    as_of: str
+    expected: float
+    actual: float
+    error: float | None
+
+
+class Total(TypedDict):
+    customers: int
+    as_of: str
+    quantity: str
+    days: float
+    expected: float
+    past: list[PastOfTotal]
+    weeks_without_event: list[str]
+
+
 class Explained(Customer):
     explanation: Explanation
 
@@ -90,8 +107,8 @@ ERRORS = {
     422: "The request, or an event in it, is bad. Nothing of it is stored.",
     429: "The token has sent more requests a second than `--limit` allows: wait as long as Retry-After says.",
     500: "The service failed; its log says where.",
-    501: "The checkpoint has no head for this question, or no forecasts.",
-    503: "The store is locked or damaged, or too many explanations are asked for: try again later.",
+    501: "The checkpoint has no head for this question, or no forecasts; or the service was started without --data.",
+    503: "The store is locked or damaged, or too many explanations or totals are asked for: try again later.",
     507: "The disk of the store is full. Nothing of the request is stored.",
 }
 

@@ -10,6 +10,7 @@
     GET    /v1/customers/{id}/forecast         ?as_of=&days=&days=
     GET    /v1/customers/{id}/prediction       of a checkpoint that was fine-tuned to a label: ?as_of=
     POST   /v1/offers                          of one that was fine-tuned to offers: actions for customers; ?as_of=
+    POST   /v1/totals                          what a group will do in all, and how wrong that was in its past
     GET    /v1/customers/{id}/explain          why a label has its score: ?task=&label=&visits=&as_of=
     DELETE /v1/customers/{id}                  deletes a customer's events, state and profile
     DELETE /v1/customers/{id}/events/{event}   deletes one event
@@ -35,9 +36,11 @@ from urllib.parse import quote, unquote
 
 from modeling_mcm.action_inputs_mcm import encode_actions
 from modeling_mcm.action_mcm import MCMForActionRecommendation
+from modeling_mcm.evaluation.totals import total_of_histories
 from modeling_mcm.extras import needs
 from modeling_mcm.live.customer import LiveCustomer
 from modeling_mcm.live.explanations import MissingHeadError, check_head
+from modeling_mcm.live.explanations import explain as explain_score
 from modeling_mcm.live.related import similar, together
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.serving.answers import (
@@ -51,8 +54,10 @@ from modeling_mcm.serving.answers import (
     ManyOffers,
     ManyScores,
     Offers,
+    PastOfTotal,
     Prediction,
     Scores,
+    Total,
     errors,
 )
 from modeling_mcm.serving.failures import ServiceError, UnknownCustomer
@@ -61,7 +66,8 @@ from modeling_mcm.serving.store import MAX_ID
 from modeling_mcm.state_mcm import MissingForecastsError
 
 MOST_BYTES, MOST_EVENTS = 1_000_000, 1_000  # of a request
-MOST_LABELS, MOST_CUSTOMERS = 1000, 100  # of an answer
+MOST_LABELS, MOST_CUSTOMERS, LARGEST_GROUP = 1000, 100, 1000  # of an answer
+MOST_VISITS = 16  # that an explanation leaves out, one at a time
 SHORTEST_TOKEN = 16
 
 
@@ -242,7 +248,7 @@ def _add_events(api: Any, service: CustomerService) -> None:
 
 
 def _add_questions(api: Any, service: CustomerService) -> None:
-    from fastapi import Query
+    from fastapi import HTTPException, Query
     from pydantic import BaseModel, Field
 
     words = "Moment of the question, ISO 8601, not before the last event, which is the default."
@@ -263,6 +269,12 @@ def _add_questions(api: Any, service: CustomerService) -> None:
 
     class Customers(BaseModel, extra="forbid"):
         customers: list[str] = Field(min_length=1, max_length=MOST_CUSTOMERS)
+
+    class Group(BaseModel, extra="forbid"):
+        customers: list[str] = Field(min_length=1, max_length=LARGEST_GROUP)
+        quantity: str = Field("visits", description="visits, events, or a summed feature such as price.")
+        days: float = Field(30, gt=0, description="Horizon.")
+        as_of: str | None = Field(None, description=words)
 
     class Offered(Customers):
         actions: list[dict[str, Any]] = Field(
@@ -350,6 +362,38 @@ def _add_questions(api: Any, service: CustomerService) -> None:
 
         return cast(ManyOffers, of_each(body.customers, offer))
 
+    @api.post("/totals", responses=errors(400, 404, 413, 501))
+    def totals(body: Group) -> Total:
+        """What the customers of a group are expected to do in all, and how wrong the same forecast was from earlier
+        moments. A few are computed at a time; for more the answer is 503."""
+        if service.trained_until is None:
+            raise HTTPException(501, "The service was started without --data: it can't tell what training has read.")
+        histories = []
+        for customer_id in dict.fromkeys(body.customers):
+            with service.customer(customer_id) as live:
+                histories.append(live.history(body.as_of))
+        found = service.worker(
+            total_of_histories, histories, service.trained_until, body.as_of, body.quantity, body.days
+        )
+        past = [
+            PastOfTotal(
+                as_of=each.as_of.isoformat(),
+                expected=each.expected,
+                actual=each.actual,
+                error=each.error if each.actual else None,
+            )
+            for each in found.past
+        ]
+        return Total(
+            customers=len(histories),
+            as_of=found.as_of.isoformat(),
+            quantity=body.quantity,
+            days=body.days,
+            expected=found.expected,
+            past=past,
+            weeks_without_event=[week.isoformat() for week in found.missing_weeks],
+        )
+
     @api.get("/customers/{customer_id:id}/explain", responses=errors(404, 501))
     def explain(
         customer_id: str,
@@ -362,7 +406,7 @@ def _add_questions(api: Any, service: CustomerService) -> None:
         time; for more the answer is 503."""
         with service.customer(customer_id) as live:
             answer, history = about(live, as_of), live.history(as_of)
-        explanation = service.explainer(history, task, label, as_of)
+        explanation = service.worker(explain_score, history, task, label, as_of, MOST_VISITS)
         return answer | {"explanation": replace(explanation, visits=explanation.visits[:visits])}
 
 

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +23,11 @@ from modeling_mcm.candidates_mcm import CandidateSet
 from modeling_mcm.data.labels import read_table_file
 from modeling_mcm.events_mcm import naming, to_text
 from modeling_mcm.live.customer import LiveCustomer
-from modeling_mcm.live.explanations import Explanation, check_head, explain, has_head
+from modeling_mcm.live.explanations import check_head, has_head
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
-from modeling_mcm.serving.explaining import ExplainingProcess
 from modeling_mcm.serving.failures import EventConflict, StoreConflict, StoreFailure, UnknownCustomer
 from modeling_mcm.serving.store import NOTHING, Change, EventStore, StoredCustomer, StoredState, canonical
+from modeling_mcm.serving.worker import WorkerProcess
 
 TRIES = 8  # of a change that another service was faster than
 LOCKS = 64
@@ -83,8 +82,10 @@ class CustomerService:
         candidates (`str`, *optional*): File of a table of candidates, see [`CandidateSet`].
 
     Attributes:
-        explainer (`Callable`): Explains a score from customer, task, label and moment: [`explain`] in the request's
-            own thread, or an [`ExplainingProcess`] that is set here.
+        worker (`Callable`): Calls a slow function with the model, the feature extractor and its values: in the
+            request's own thread, or in a [`WorkerProcess`] that is set here.
+        trained_until (`int`, *optional*): Validation cutoff of the training, in seconds since 1970-01-01; totals are
+            checked on what came after it.
     """
 
     def __init__(
@@ -99,7 +100,8 @@ class CustomerService:
     ):
         self.model, self.extractor, self.store, self.clock = model, extractor, store, clock
         self.in_memory, self.keep_every = in_memory, keep_every
-        self.explainer: Callable[..., Explanation] = partial(explain, model, extractor)
+        self.worker: Callable[..., Any] = lambda function, *values: function(model, extractor, *values)
+        self.trained_until: int | None = None
         self.counts: dict[str, float] = dict.fromkeys(COUNTERS, 0)
         self._cached: OrderedDict[str, _CachedCustomer] = OrderedDict()
         self._memory_lock = threading.Lock()
@@ -111,9 +113,9 @@ class CustomerService:
         self._locks = [threading.Lock() for _ in range(LOCKS)]
 
     def close(self) -> None:
-        """Closes the store and what explains."""
-        if isinstance(self.explainer, ExplainingProcess):
-            self.explainer.close()
+        """Closes the store and the worker."""
+        if isinstance(self.worker, WorkerProcess):
+            self.worker.close()
         self.store.close()
 
     # ---------------------------------------------------------------------------------------------------- events in

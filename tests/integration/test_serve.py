@@ -112,17 +112,20 @@ def test_the_numbers_are_those_of_run_predict(serve, save, event_log, tmp_path):
 
 
 @pytest.mark.slow
-def test_explanations_come_from_another_process_that_ends_with_the_service(serve, save, event_log, tmp_path):
-    server = serve(save(extended=True), tmp_path / "state.db")
+def test_slow_answers_come_from_another_process_that_ends_with_the_service(serve, save, prepared, event_log, tmp_path):
+    state = {"state_size": 8, "summed_features": ["a.b"], "state_features": ["type", "weekday"]}
+    server = serve(save(extended=True, **state), tmp_path / "state.db", "--data", prepared)
     server.ask("/v1/events", {"events": as_requests(event_log, ["c01"])})
     answer = server.ask("/v1/customers/c01/explain?task=aisle&visits=2")
     best = server.ask("/v1/customers/c01/scores?task=aisle&k=1")["tasks"]["aisle"][0]
     assert answer["explanation"]["label"] == best["label"] and len(answer["explanation"]["visits"]) == 2
     assert answer["explanation"]["chance"] == pytest.approx(best["score"], abs=1e-5)
-    (explaining,) = (
+    total = server.ask("/v1/totals", {"customers": ["c01"], "days": 25})
+    assert total["expected"] > 0 and total["past"]
+    (worker,) = (
         each for each in psutil.Process(server.process.pid).children() if "spawn_main" in " ".join(each.cmdline())
     )
-    explaining.kill()
+    worker.kill()
     with pytest.raises(urllib.error.HTTPError, match="503"):
         server.ask("/v1/customers/c01/explain?task=aisle")
     assert server.ask("/v1/customers/c01/explain?task=aisle&visits=2") == answer  # of a new process

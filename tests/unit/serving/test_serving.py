@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from serving_client import HEADERS, HOST, TOKEN, as_requests, assert_same, make_client, make_service
 
+from modeling_mcm.data import PreparedData
 from modeling_mcm.live.customer import LiveCustomer
+from modeling_mcm.scoring import forecast_total
 from modeling_mcm.serving import create_api
 
 pytest.importorskip("fastapi", reason="FastAPI not installed")
@@ -208,7 +210,7 @@ def test_openapi_says_what_is_answered(client):
     found = client.get(f"{HOST}/openapi.json").json()
     assert found["components"]["securitySchemes"] == {"HTTPBearer": {"type": "http", "scheme": "bearer"}}
     guarded = [each for path in found["paths"].values() for each in path.values() if "security" in each]
-    assert len(guarded) == 12
+    assert len(guarded) == 14
     for each in guarded:
         for status, answer in each["responses"].items():
             (content,) = answer["content"].values()
@@ -229,17 +231,46 @@ def test_scores_of_many_customers_are_those_of_each(client, event_log):
         assert refused.status_code == 422 and words in refused.json()["detail"]
 
 
+def test_a_total_is_that_of_the_data_set(tiny_model, extractor, event_log, prepared, tmp_path):
+    model = tiny_model(extended=True, state_size=8, summed_features=["a.b"], state_features=["type", "weekday"])
+    service, data = make_service(model, extractor, tmp_path / "totals.db"), PreparedData(prepared)
+    client, names = make_client(service), sorted(event_log["who"].unique())
+    requests = as_requests(event_log)
+    for start in range(0, len(requests), 1000):
+        post(client, requests[start : start + 1000])
+    body = {"customers": names, "quantity": "a.b", "days": 25}
+    refused = client.post("/totals", json=body)
+    assert refused.status_code == 501 and "without --data" in refused.json()["detail"]
+    service.trained_until = data.schema.cutoff_seconds("validation")
+    end = event_log["when"].max().isoformat()
+    for group, as_of in ((names, None), (names[3:9], end)):
+        found = client.post("/totals", json=body | {"customers": group, "as_of": as_of}).json()
+        wanted = forecast_total(model, data, "a.b", 25, group)
+        assert (found["customers"], found["as_of"], found["days"]) == (len(group), end, 25)
+        assert found["expected"] == pytest.approx(wanted.expected, rel=1e-4) and len(found["past"]) == 3
+        for each, past in zip(found["past"], wanted.past, strict=True):
+            assert each == {
+                "as_of": past.as_of.isoformat(),
+                "expected": pytest.approx(past.expected, rel=1e-4),
+                "actual": pytest.approx(past.actual, rel=1e-5),
+                "error": pytest.approx(past.error, rel=1e-3),
+            }
+    for change, status in (({"customers": ["nobody"]}, 404), ({"days": 200}, 422), ({"quantity": "price"}, 422)):
+        assert client.post("/totals", json=body | change).status_code == status
+    service.close()
+
+
 def test_an_explanation_stops_nobody_else_of_the_same_customer(client, service, events, live):
     post(client, events[:-1])
     explained, go_on = threading.Event(), threading.Event()
-    plain = service.explainer
+    plain = service.worker
 
     def slow(*question):
         explained.set()
         assert go_on.wait(60)
         return plain(*question)
 
-    service.explainer = slow
+    service.worker = slow
     answers = []
     asking = threading.Thread(target=lambda: answers.append(client.get("/customers/c03/explain?task=items").json()))
     asking.start()
@@ -269,7 +300,7 @@ def test_every_endpoint_but_healthz_needs_the_token(client, service, events, sen
     paths = client.get(f"{HOST}/openapi.json").json()["paths"]
     for name in ("healthz", "readyz"):
         assert paths.pop(f"/{name}").keys() == {"get"}
-    assert len(paths) == 12
+    assert len(paths) == 14
     del client.headers["Authorization"]
     for path, methods in paths.items():
         for method in methods:

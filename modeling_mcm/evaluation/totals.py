@@ -7,7 +7,7 @@ history says by how much. So the same model forecasts the same group from earlie
 with what came. No time is before the validation cutoff, because training has read what came before it.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple, cast
 
@@ -19,8 +19,9 @@ from modeling_mcm.data import PreparedData
 from modeling_mcm.data.cases import deciding_tasks
 from modeling_mcm.data.collator import MCMCollator, PreparedRows, batches_by_length
 from modeling_mcm.data.dataset import CUSTOMER
-from modeling_mcm.events_mcm import EPOCH, SECONDS_PER_DAY
+from modeling_mcm.events_mcm import EPOCH, SECONDS_PER_DAY, read_zone, to_seconds
 from modeling_mcm.modeling_mcm import MCMModel
+from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.state_mcm import MissingForecastsError
 
 logger = logging.get_logger(__name__)
@@ -75,41 +76,74 @@ def forecast_total(
         ValueError: If the log ends less than `days` after the validation cutoff, so that the error can't be known; if
             the quantity or a customer is unknown, or the horizon is too long.
     """
-    base = cast(MCMModel, model.base_model)
-    told = base.select_forecasts([days])
-    if not told.are_trained:
-        raise MissingForecastsError(model.name_or_path)
-    if quantity not in told.quantities:
-        raise ValueError(f"No forecasts of {quantity!r}: this checkpoint has those of {told.quantities}.")
-    cutoff, step = data.schema.cutoff_seconds("validation"), days * SECONDS_PER_DAY
-    prepared = PreparedRows(data.rows)
+    cutoff, prepared = data.schema.cutoff_seconds("validation"), PreparedRows(data.rows)
     rows: Any = prepared.__getitems__(list(range(len(data.rows))))
     times = np.concatenate([row["times"] for row in rows])
-    end = int(times.max())
-    starts = [end - step * number for number in range(1, MOST_PAST + 1) if end - step * number >= cutoff]
-    if not starts:
-        raise ValueError(
-            f"The log ends {(end - cutoff) / SECONDS_PER_DAY:.1f} days after the validation cutoff, so the error of "
-            f"{days:g} days can't be known: ask for fewer days, or prepare and train with an earlier cutoff."
-        )
     if customers is not None:
         rows = _chosen(rows, customers)
-    name = f"{quantity}_{days:g}d"
-    sums = [_expected(base, data, rows, name, days, round(start), batch_size) for start in (end, *starts)]
-    tasks = deciding_tasks(data.extractor.tasks, data.extractor.token_type_feature)
-    columns = [f"task_{task}" for task in tasks]
-    actual = [_actual(rows, columns, quantity, start, start + step) for start in starts]
-    past = zip(map(_date, starts), sums[1:], actual, strict=True)
+    found = total_of_rows(model, data.extractor, rows, cutoff, int(times.max()), quantity, days, batch_size)
     missing = _missing_weeks(times)
     if missing:
         logger.warning(
             f"The log has no event in {len(missing)} weeks, the first from {missing[0]:%Y-%m-%d}: forecasts read them "
             "as weeks without visits, and the errors of the past may be too small or too large."
         )
+    return found._replace(missing_weeks=missing)
+
+
+def total_of_rows(
+    model: Any,
+    extractor: MCMFeatureExtractor,
+    rows: Sequence[Mapping[str, Any]],
+    cutoff: int,
+    end: int,
+    quantity: str = "visits",
+    days: float = 30,
+    batch_size: int = 64,
+) -> GroupTotal:
+    """Forecasts the total of the customers of some rows, of a prepared data set or of `MCMFeatureExtractor.encode`.
+    `cutoff` is the validation cutoff, and `end` the end of the log, in seconds since 1970-01-01. The result, its
+    errors and the other arguments are those of [`forecast_total`]; its missing weeks are those of the rows."""
+    base = cast(MCMModel, model.base_model)
+    told = base.select_forecasts([days])
+    if not told.are_trained:
+        raise MissingForecastsError(model.name_or_path)
+    if quantity not in told.quantities:
+        raise ValueError(f"No forecasts of {quantity!r}: this checkpoint has those of {told.quantities}.")
+    step = days * SECONDS_PER_DAY
+    starts = [end - step * number for number in range(1, MOST_PAST + 1) if end - step * number >= cutoff]
+    if not starts:
+        raise ValueError(
+            f"The log ends {(end - cutoff) / SECONDS_PER_DAY:.1f} days after the validation cutoff, so the error of "
+            f"{days:g} days can't be known: ask for fewer days, or prepare and train with an earlier cutoff."
+        )
+    name = f"{quantity}_{days:g}d"
+    sums = [_expected(base, extractor, rows, name, days, round(start), batch_size) for start in (end, *starts)]
+    targets = [f"task_{task}" for task in deciding_tasks(extractor.tasks, extractor.token_type_feature)]
+    actual = [_actual(rows, targets, quantity, start, start + step) for start in starts]
+    past = zip(map(_date, starts), sums[1:], actual, strict=True)
+    missing = _missing_weeks(np.concatenate([row["times"] for row in rows]))
     return GroupTotal(_date(end), sums[0], tuple(PastTotal(*each) for each in past), missing)
 
 
-def _chosen(rows: Sequence[dict[str, Any]], customers: Iterable[str]) -> list[dict[str, Any]]:
+def total_of_histories(
+    model: Any,
+    extractor: MCMFeatureExtractor,
+    customers: Sequence[Mapping[str, Any]],
+    cutoff: int,
+    as_of: Any,
+    quantity: str,
+    days: float,
+) -> GroupTotal:
+    """The same for customers as the feature extractor reads them, from `as_of` on (default: their last event)."""
+    rows = [extractor.encode(customer) for customer in customers]
+    end = max(int(row["times"].max()) for row in rows)
+    if as_of is not None:
+        end = to_seconds(as_of, read_zone(extractor.time_zone))
+    return total_of_rows(model, extractor, rows, cutoff, end, quantity, days)
+
+
+def _chosen(rows: Sequence[Mapping[str, Any]], customers: Iterable[str]) -> list[Mapping[str, Any]]:
     """The rows of some customers."""
     find_customer, names = {row[CUSTOMER]: row for row in rows}, list(dict.fromkeys(map(str, customers)))
     if unknown := [name for name in names if name not in find_customer]:
@@ -121,8 +155,8 @@ def _chosen(rows: Sequence[dict[str, Any]], customers: Iterable[str]) -> list[di
 
 def _expected(
     model: MCMModel,
-    data: PreparedData,
-    rows: Sequence[dict[str, Any]],
+    extractor: MCMFeatureExtractor,
+    rows: Sequence[Mapping[str, Any]],
     name: str,
     days: float,
     as_of: int,
@@ -130,7 +164,7 @@ def _expected(
 ) -> float:
     """Sum of a forecast at a time over the customers with an event until then."""
     rows = [row for row in rows if row["times"].min() <= as_of]
-    collator = MCMCollator(data.extractor, model.config, "predict", as_of=as_of)
+    collator = MCMCollator(extractor, model.config, "predict", as_of=as_of)
     total = 0.0
     for batch in batches_by_length([len(row["times"]) for row in rows], batch_size):
         inputs: Any = collator([rows[index] for index in batch])
@@ -140,7 +174,7 @@ def _expected(
     return total
 
 
-def _actual(rows: Sequence[dict[str, Any]], tasks: list[str], quantity: str, start: float, end: float) -> float:
+def _actual(rows: Sequence[Mapping[str, Any]], tasks: list[str], quantity: str, start: float, end: float) -> float:
     """What came after `start` and until `end`, of the customers with an event until `start`."""
     total = 0.0
     for row in rows:

@@ -1,32 +1,30 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Explanations in a process of their own. One takes as long as dozens of scores, and in a thread of the service it
-would hold up every other request."""
+"""Explanations and totals in a process of their own. One takes as long as dozens of scores, and in a thread of the
+service it would hold up every other request."""
 
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 import torch
 
-from modeling_mcm.live.explanations import Explanation, explain
 from modeling_mcm.live.storage import checkpoint_digest
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.serving.failures import Busy
 from modeling_mcm.training.checkpoints import open_checkpoint
 
-MOST_WAITING = 4  # explanations at a time, with the one that is computed; each holds a thread of the service
-MOST_VISITS = 16  # number of visits that are left out, one at a time
+MOST_WAITING = 4  # calls at a time, with the one that is computed; each holds a thread of the service
 LOWEST_PRIORITY = 19
 
 
-class ExplainingProcess:
-    """A process that explains scores with the lowest priority.
+class WorkerProcess:
+    """A process that computes slow answers with the lowest priority.
 
     Args:
         folder (`str`): Checkpoint, which the process opens itself.
@@ -42,25 +40,30 @@ class ExplainingProcess:
     def _start(self) -> ProcessPoolExecutor:
         context = multiprocessing.get_context("spawn")
         pool = ProcessPoolExecutor(1, context, _open, (*self._checkpoint, torch.get_num_threads()))
-        pool.submit(os.getpid)  # starts the process now, so that the first explanation need not wait for it
+        pool.submit(os.getpid)  # starts the process now, so that the first call need not wait for it
         return pool
 
-    def __call__(self, customer: Mapping[str, Any], task: str, label: Any, as_of: Any) -> Explanation:
-        """Explains a score, as [`explain`] does. Raises [`Busy`] if too many others wait, or the process is lost."""
+    def __call__(self, function: Callable[..., Any], *values: Any) -> Any:
+        """Calls a function with the model, the feature extractor and these values, which the process receives as
+        pickles. Raises [`Busy`] if too many others wait, or the process is lost."""
         if not self._free.acquire(blocking=False):
-            raise Busy(f"{MOST_WAITING} explanations are being computed: try again in a moment, one after another.")
+            raise Busy(
+                f"{MOST_WAITING} explanations or totals are being computed: try again in a moment, one after another."
+            )
         pool = self._pool
         try:
-            return pool.submit(_explain, customer, task, label, as_of).result()
+            return pool.submit(_call, function, values).result()
         except BrokenProcessPool as error:
             with self._lock:
                 self._pool = self._start() if self._pool is pool else self._pool
-            raise Busy("The process of explanations stopped, and starts again; the service's log says why.") from error
+            raise Busy(
+                "The process of explanations and totals stopped, and starts again; the service's log says why."
+            ) from error
         finally:
             self._free.release()
 
     def close(self) -> None:
-        """Stops the process after the explanation that it computes."""
+        """Stops the process after what it computes."""
         self._pool.shutdown(cancel_futures=True)
 
 
@@ -86,5 +89,5 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _explain(customer: Mapping[str, Any], task: str, label: Any, as_of: Any) -> Explanation:
-    return explain(*_checkpoint, customer, task, label, as_of, MOST_VISITS)
+def _call(function: Callable[..., Any], values: tuple[Any, ...]) -> Any:
+    return function(*_checkpoint, *values)

@@ -98,7 +98,7 @@ def test_the_command_writes_any_horizon_and_prints_the_totals(model, data, comma
 
 def test_missing_weeks_are_told(model, prepare_log, event_log, monkeypatch):
     said = []
-    monkeypatch.setattr(logging.get_logger("modeling_mcm.scoring.totals"), "warning", said.append)
+    monkeypatch.setattr(logging.get_logger("modeling_mcm.evaluation.totals"), "warning", said.append)
     gap = event_log["when"].between("2017-05-01", "2017-05-30")
     found = forecast_total(model, PreparedData(prepare_log(event_log[~gap])), "visits", DAYS)
     assert len(found.missing_weeks) in (3, 4) and "has no event in" in said[0]
