@@ -1,4 +1,4 @@
-# Preparation, training on CPUs and scoring, as a user without rights: docker build --tag mcm .
+# The command mcm with the service, on CPUs, as a user without rights: docker build --tag mcm .
 # pip takes torch with its GPU libraries from the usual index; for a smaller image give the index of CPU wheels as
 # --build-arg PIP_EXTRA_INDEX_URL=... . What a release pins stands in docs/operations.md.
 FROM python:3.11-slim
@@ -12,16 +12,16 @@ WORKDIR /mcm
 COPY setup.py pyproject.toml README.md LICENSE constraints*.txt ./
 COPY modeling_mcm/__init__.py modeling_mcm/__init__.py
 # hadolint ignore=DL3013
-RUN touch constraints.txt && pip install --no-cache-dir --constraint constraints.txt ".[demo]"
+RUN touch constraints.txt && pip install --no-cache-dir --constraint constraints.txt ".[demo,serve]"
 
 COPY modeling_mcm modeling_mcm
 RUN pip install --no-cache-dir --no-deps .
 COPY configuration configuration
-COPY training training
 
 USER 10001
 # No models of others, no telemetry; the cache of `datasets` holds customers' histories: it lies with the data.
 ENV HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 HF_HOME=/data/cache
 VOLUME /data
-ENTRYPOINT ["python"]
-CMD ["training/prepare_data.py", "--help"]
+EXPOSE 8000
+ENTRYPOINT ["mcm"]
+CMD ["--help"]

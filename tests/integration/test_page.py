@@ -160,6 +160,20 @@ def test_the_list_finds_opens_and_exports_customers(browse, histories):
     assert others == []
 
 
+def test_the_browser_gets_the_first_rows_and_the_file_has_all(browse, histories, monkeypatch):
+    """However many customers there are, the list travels as `ROWS` of them."""
+    monkeypatch.setattr(app, "ROWS", 5)
+    page, _ = browse()
+    page.wait_for_selector("#number:has-text('34 customers, the first 5 are shown; the CSV has all')")
+    with page.expect_response(lambda answer: "queue/data" in answer.url) as answer:
+        page.locator("#falling input").click()
+    sent, ids = answer.value.text(), sorted(histories.ids, reverse=True)
+    assert [name for name in ids if f'"{name}"' in sent] == ids[:5]
+    with page.expect_download() as download:
+        page.locator("#export").click()
+    assert pd.read_csv(download.value.path())["customer"].tolist() == ids
+
+
 @pytest.mark.parametrize("width", [1280, 390])
 def test_the_page_fits_and_is_light_and_dark(browse, width):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python not installed")
