@@ -4,12 +4,14 @@
 
     make app                                         after make quickstart; only this machine can open the page
     mcm app --model runs/mine --data data/prepared --events log.csv --profile profile.csv
+    mcm app ... --tuned runs/churn runs/offers --actions coupons.csv      the list has their predictions too
 
 The first start scores all customers at the test cutoff and stores the scores in --data. The page loads nothing from
 other machines.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -19,7 +21,7 @@ from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.option import option
 from modeling_mcm.page.app import build_page, launch_page
 from modeling_mcm.page.histories import Histories
-from modeling_mcm.training.checkpoints import open_checkpoint
+from modeling_mcm.training.checkpoints import find_head, open_checkpoint
 
 
 @dataclass
@@ -30,6 +32,8 @@ class AppOptions:
     data: str = option(help="Folder of a prepared data set, whose customers are shown.")
     events: str = option(help="Raw log that it was prepared from: a .parquet, .csv or .tsv file, or a folder of them.")
     profile: str | None = option(None, "Profile table of the raw log, with one row a customer.")
+    tuned: list[str] = option([], "Checkpoints of `mcm finetune`, whose predictions of all customers the list shows.")
+    actions: str | None = option(None, "Table of actions, .parquet or .csv, that a checkpoint for offers scores.")
     host: str = option("127.0.0.1", "Network address to listen on.")
     port: int | None = option(None, "Port to listen on. By default a free one from 7860.")
 
@@ -40,7 +44,11 @@ def show(options: AppOptions) -> None:
     with needs("app"):
         import gradio  # noqa: F401
     model, extractor = open_checkpoint(MCMForMultiTaskRecommendation, options.model)
-    blocks = build_page(Histories(model, extractor, options.data, options.events, options.profile))
+    tuned = {Path(folder).name: open_checkpoint(find_head(folder), folder) for folder in options.tuned}
+    if len(tuned) < len(options.tuned):
+        raise ValueError(f"Two folders of --tuned have one name: {', '.join(options.tuned)}. Rename one of them.")
+    histories = Histories(model, extractor, options.data, options.events, options.profile, tuned, options.actions)
+    blocks = build_page(histories)
     _, address, _ = launch_page(blocks, waits=False, server_name=options.host, server_port=options.port)
     print(f"The page is at {address}", flush=True)
     blocks.block_thread()

@@ -80,7 +80,10 @@ class Page:
             for name in [NEXT_VISIT, f"visits_{self._month}d", *self._sums()]:
                 table[told[name]] = scored[name].to_numpy().astype(float)
             table["alive, %"] = 100 * scored[ALIVE].to_numpy().astype(float)
-        table = table.round({name: 2 if name == "late" else 1 for name in table.columns[1:]})
+        for name in self.histories.predictions:
+            table[name] = scored[name].to_numpy()
+        fine = {"late", *self.histories.predictions}
+        table = table.round({name: 2 if name in fine else 1 for name in table.columns[1:]})
         names = np.stack(scored[main].to_numpy()) if len(table) else np.empty((0, 1), object)
         table["likely next"] = [", ".join(map(str, best)) for best in names[:, :3]]
         ids = table["customer"]

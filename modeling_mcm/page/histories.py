@@ -8,7 +8,7 @@ import contextlib
 import functools
 import tempfile
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from transformers.utils import logging
 
+from modeling_mcm.action_mcm import MCMForActionRecommendation
 from modeling_mcm.configuration_mcm import FIRST_VALUE_ID
+from modeling_mcm.customer_mcm import MCMForCustomerPrediction
 from modeling_mcm.data.cases import deciding_tasks
 from modeling_mcm.data.dataset import (
     CUSTOMER,
@@ -35,12 +37,13 @@ from modeling_mcm.files_mcm import file_digest
 from modeling_mcm.live.customer import LiveCustomer
 from modeling_mcm.live.storage import checkpoint_digest
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
-from modeling_mcm.scoring.scorer import EMBEDDING, Scorer, ScoringJob
+from modeling_mcm.scoring.scorer import EMBEDDING, PREDICTED, SCORES, Scorer, ScoringJob
 
 NEXT_DAYS = 30
 BATCH, ROWS_AT_ONCE = 64, 2048  # customers of a batch, and in memory, while all are scored
 LIKELIEST = 20  # labels of the main task that are kept of each customer
 KEPT_CUSTOMERS = 64  # in memory
+MOST_COLUMNS = 12  # of predictions of fine-tuned checkpoints
 RHYTHM = ("days_since_visit", "days_between_visits")  # columns beside those of `Scorer`
 
 
@@ -86,15 +89,29 @@ class Histories:
         data (`str`): Folder of the prepared data set. The scores are stored there, for the next start.
         events (`str`): The raw log, Parquet or CSV files.
         profile (`str`, *optional*): The raw profile table.
+        tuned (`dict[str, tuple]`): Fine-tuned models with their feature extractors, by a name for their predictions.
+        actions (`str`, *optional*): The table of actions that those for offers score.
 
     Attributes:
-        scored (`pyarrow.Table`): One row for each customer at the cutoff, with the columns of [`Scorer`] and `RHYTHM`.
+        scored (`pyarrow.Table`): One row for each customer at the cutoff, with the columns of [`Scorer`], `RHYTHM` and
+            `predictions`.
+        predictions (`list[str]`): Names of the columns that the fine-tuned models predict.
 
     Raises:
-        ValueError: If the log has no times or no test period, or is not the log of the prepared data set.
+        ValueError: If the log has no times or no test period, or is not the log of the prepared data set; or if one
+            of `tuned` is no fine-tuned model, or `actions` are missing or too many.
     """
 
-    def __init__(self, model: Any, extractor: MCMFeatureExtractor, data: str, events: str, profile: str | None = None):
+    def __init__(
+        self,
+        model: Any,
+        extractor: MCMFeatureExtractor,
+        data: str,
+        events: str,
+        profile: str | None = None,
+        tuned: Mapping[str, tuple[Any, MCMFeatureExtractor]] | None = None,
+        actions: str | None = None,
+    ):
         if extractor.time is None:
             raise ValueError(f"The log {extractor.name} has no times, and the page draws them.")
         self.model, self.extractor = model, extractor
@@ -109,7 +126,9 @@ class Histories:
         self.main_task = max(self.tasks, key=lambda task: variety[task])
         self._read_log(events)
         self.profiles = self._read_profiles(profile)
-        scored = self._read_scores(data)
+        scorers = {name: self._tuned_scorer(*each, data, actions) for name, each in (tuned or {}).items()}
+        scored = self._read_scores(data, scorers)
+        self.predictions = [column for column in scored.column_names if column.partition(": ")[0] in scorers]
         self.ids: list[str] = scored[CUSTOMER].to_pylist()
         if absent := [name for name in self.ids if name not in self._slices]:
             raise ValueError(
@@ -163,11 +182,34 @@ class Histories:
         known = [{key: value for key, value in row.items() if value is not None} for row in rows]
         return dict(zip(names, known, strict=True))
 
-    def _read_scores(self, data: str) -> pa.Table:
+    def _tuned_scorer(self, model: Any, extractor: MCMFeatureExtractor, data: str, actions: str | None) -> Scorer:
+        """The scorer of a fine-tuned model, which predicts as of the cutoff."""
+        check_vocabularies(data, extractor)
+        source = str(model.name_or_path)
+        job = ScoringJob(source, data, "", (), MOST_COLUMNS, False, BATCH, ROWS_AT_ONCE, as_of=self.moment)
+        if isinstance(model, MCMForCustomerPrediction):
+            names: Any = model.config.id2label
+            return Scorer(model, extractor, replace(job, predicted=tuple(names.values())))
+        if not isinstance(model, MCMForActionRecommendation):
+            raise ValueError(f"{source} is an {type(model).__name__}: the list adds predictions of `mcm finetune`.")
+        if actions is None:
+            raise ValueError(f"{source} is an {type(model).__name__}: name the table of the actions that it scores.")
+        scorer = Scorer(model, extractor, replace(job, actions=actions, outcomes=tuple(model.config.action_outcomes)))
+        if len(scorer.offered) * len(scorer.job.outcomes) > MOST_COLUMNS:
+            raise ValueError(
+                f"{actions} has {len(scorer.offered)} actions with {len(scorer.job.outcomes)} outcomes each, and the "
+                f"list has room for {MOST_COLUMNS} columns: give fewer actions, or use `mcm predict --actions`."
+            )
+        return scorer
+
+    def _read_scores(self, data: str, scorers: Mapping[str, Scorer]) -> pa.Table:
         """Embedding, forecasts, likeliest labels and visits of all customers at the cutoff, or the file of an earlier
         start where it fits."""
         path = Path(data) / PAGE_FILE
         digest = checkpoint_digest(self.model, self.extractor) + file_digest(Path(data) / MANIFEST_FILE)
+        for name, scorer in scorers.items():
+            digest += name + checkpoint_digest(scorer.model, scorer.collator.extractor)
+            digest += file_digest(Path(scorer.job.actions)) if scorer.job.actions else ""
         made_of = {b"compute_scores": digest.encode()}
         with contextlib.suppress(OSError, pa.ArrowInvalid):
             if made_of.items() <= (pq.read_schema(path).metadata or {}).items():
@@ -186,6 +228,9 @@ class Histories:
                 table = scorer.score(rows, bar.update)
                 for index, name in enumerate(RHYTHM):
                     table = table.append_column(name, pa.array(rhythms[:, index], from_pandas=True))
+                for name, tuned in scorers.items():
+                    for column, values in _predictions(tuned.job, tuned.score(rows)).items():
+                        table = table.append_column(f"{name}: {column}", pa.array(values))
                 tables.append(table)
         scored = pa.concat_tables(tables).replace_schema_metadata(made_of)
         # A place that can't be written: they are computed at the next start too.
@@ -298,3 +343,18 @@ class Histories:
         own = {visit: "what if"} if visit else {}
         after.add([*before.events, {**event, **own, time: moment}])
         return after
+
+
+def _predictions(job: ScoringJob, table: pa.Table) -> dict[str, NDArray[Any]]:
+    """Columns of what a fine-tuned model predicts, by class or by action and outcome; probabilities in percent."""
+    if len(job.predicted) == 1:
+        return {job.predicted[0]: table[PREDICTED + job.predicted[0]].to_numpy()}
+    told = job.predicted[len(job.predicted) == 2 :]  # of two classes the second says all
+    columns = {f"{name}, %": 100 * table[PREDICTED + name].to_numpy() for name in told}
+    for outcome in job.outcomes:
+        actions, chances = (np.stack(table[name].to_numpy()) for name in (outcome, outcome + SCORES))
+        order = np.argsort(actions, axis=1)  # from the likeliest first to one column for each action
+        actions, chances = (np.take_along_axis(each, order, 1) for each in (actions, chances))
+        for place, action in enumerate(actions[0]):
+            columns[f"{action} {outcome}, %"] = 100 * chances[:, place]
+    return columns

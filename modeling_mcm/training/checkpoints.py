@@ -21,8 +21,8 @@ from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
 HEADS: dict[type[PreTrainedModel], str] = {
     MCMForMultiTaskRecommendation: "`mcm predict`, `mcm evaluate`, `mcm serve` and `mcm app`",
-    MCMForCustomerPrediction: "`mcm predict` and `mcm serve`",
-    MCMForActionRecommendation: "`mcm predict --actions`, `mcm evaluate --offers` and `mcm serve`",
+    MCMForCustomerPrediction: "`mcm predict`, `mcm serve` and `mcm app --tuned`",
+    MCMForActionRecommendation: "`mcm predict --actions`, `mcm evaluate --offers`, `mcm serve` and `mcm app --tuned`",
 }  # the commands that take each
 
 

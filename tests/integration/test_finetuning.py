@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 from choices import EXTENDED, TINY, from_data
-from corner_shop import make_profile
+from corner_shop import TEST, make_profile
 from folders import assert_same_weights, changed_weights, weights
 from in_process import call
 from serving_client import as_requests, make_client, make_service
@@ -20,6 +20,8 @@ from transformers import pipeline
 
 from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForActionRecommendation, MCMForMultiTaskRecommendation
 from modeling_mcm.data import PreparedManifest
+from modeling_mcm.page.app import Page
+from modeling_mcm.page.histories import Histories
 from modeling_mcm.training.checkpoints import CheckpointError, open_checkpoint
 
 ITEMS = [f"item {number:02}" for number in (0, 3, 7, 20)]
@@ -170,6 +172,35 @@ def test_all_customers_are_scored_as_the_pipeline_and_the_service_do(
     wrong = client.post("/offers", json=body | {"actions": [{"action_id": "a", "colour": "red"}]})
     assert wrong.status_code == 422 and "colour" in wrong.json()["detail"]
     service.close()
+
+
+def test_the_page_lists_who_takes_which_offer(
+    tuned, pretrained, prepared, offers, event_log, tmp_path, command, monkeypatch
+):
+    data, actions = shutil.copytree(prepared, tmp_path / "data"), offers / "actions.parquet"
+    event_log.to_parquet(tmp_path / "log.parquet")
+    words = ["--model", tuned, "--data", data, "--actions", actions, "--as_of", TEST]
+    command("run_predict", *words, "--output_dir", tmp_path / "out")
+    wanted = pd.read_parquet(tmp_path / "out").set_index("customer_id").loc["c07"]
+    base = open_checkpoint(MCMForMultiTaskRecommendation, str(pretrained))
+    given = [*base, str(data), str(tmp_path / "log.parquet"), None]
+    heads = {"coupons": open_checkpoint(MCMForActionRecommendation, str(tuned))}
+    for _ in range(2):
+        page = Page(Histories(*given, heads, str(actions)))
+        found = page.customers.set_index("customer").loc["c07"]
+        for action, chance in zip(*wanted, strict=True):
+            assert found[f"coupons: {action} conversion, %"] == pytest.approx(100 * chance, abs=0.006)
+        monkeypatch.setattr("modeling_mcm.scoring.scorer.Scorer.score", None)  # the second start reads them
+    listed = page.find("", "coupons: item 03 conversion, %", None, None, True)
+    assert listed["coupons: item 03 conversion, %"].is_monotonic_decreasing and len(listed) == 34
+    with pytest.raises(ValueError, match="is an MCMForActionRecommendation: name the table of the actions"):
+        Histories(*given, heads)
+    with pytest.raises(ValueError, match="is an MCMForMultiTaskRecommendation: the list adds"):
+        Histories(*given, {"other": base})
+    many = pd.DataFrame({"action_id": [f"item {n:02}" for n in range(13)]})
+    many.assign(action="buy", item=many["action_id"]).to_csv(tmp_path / "many.csv", index=False)
+    with pytest.raises(ValueError, match="has 13 actions with 1 outcomes each, and the list has room for 12"):
+        Histories(*given, heads, str(tmp_path / "many.csv"))
 
 
 def test_a_checkpoint_and_options_that_do_not_fit_are_named(tuned, pretrained, prepared, offers, tmp_path, command):

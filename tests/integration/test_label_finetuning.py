@@ -5,6 +5,7 @@
 import importlib
 import json
 import shutil
+import sys
 from functools import partial
 
 import numpy as np
@@ -12,15 +13,18 @@ import pandas as pd
 import pytest
 import torch
 from choices import PAPER, TINY, from_data
+from corner_shop import TEST
 from folders import assert_same_weights, changed_weights, weights
 from in_process import call
 from serving_client import as_requests, make_client, make_service
 from transformers import pipeline
 
 from modeling_mcm import MCMConfig, MCMForCustomerPrediction, MCMForMultiTaskRecommendation
+from modeling_mcm.commands import app
 from modeling_mcm.data import PreparedData
 from modeling_mcm.data.collator import PreparedRows
 from modeling_mcm.live.customer import LiveCustomer
+from modeling_mcm.page.app import Page
 from modeling_mcm.training.labels import LabelOptions, read_labels
 from modeling_mcm.training.moments import train_state
 
@@ -99,6 +103,29 @@ def test_all_customers_are_predicted_as_the_pipeline_does(tuned, prepared, event
     with pytest.raises(ValueError, match="needs an MCMForMultiTaskRecommendation"):
         live.scores()
     command("run_predict", *words, "--tasks", "aisle", fails="ranks no tasks")
+
+
+def test_the_command_shows_a_page_with_the_label_of_all_customers(
+    tuned, pretrained, prepared, event_log, tmp_path, command, monkeypatch
+):
+    pytest.importorskip("gradio", reason="Gradio not installed")
+    data = shutil.copytree(prepared, tmp_path / "data")
+    event_log.to_parquet(tmp_path / "log.parquet")
+    pages = []
+    monkeypatch.setattr(app, "build_page", pages.append)
+    monkeypatch.setattr(app, "launch_page", lambda *_, **__: sys.exit("shown"))
+    words = ["--data", data, "--events", tmp_path / "log.parquet"]
+    command("modeling_mcm.commands.app", "--model", pretrained, *words, "--tuned", tuned, fails="shown")
+    command("run_predict", "--model", tuned, "--data", data, "--as_of", TEST, "--output_dir", tmp_path / "out")
+    wanted = 100 * pd.read_parquet(tmp_path / "out").set_index("customer_id")["predicted_true"]
+    found = Page(pages[0]).find("", "run: true, %", None, None, True).set_index("customer")["run: true, %"]
+    assert found.is_monotonic_decreasing and found.to_dict() == pytest.approx(wanted.to_dict(), abs=0.006)
+    said = command("modeling_mcm.commands.app", "--model", tuned, *words, fails="is an MCMForCustomerPrediction")
+    assert "`mcm app --tuned`; this needs an MCMForMultiTaskRecommendation" in said
+    twice = ["--tuned", tuned, tuned]
+    command(
+        "modeling_mcm.commands.app", "--model", pretrained, *words, *twice, fails="Two folders of --tuned have one"
+    )
 
 
 def test_the_service_predicts_a_label(tuned, prepared, event_log, tmp_path):
