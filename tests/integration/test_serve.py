@@ -97,7 +97,7 @@ def test_the_numbers_are_those_of_run_predict(serve, save, event_log, tmp_path):
     command += ["--events", str(tmp_path / "log.parquet"), "--profile", str(tmp_path / "profile.parquet")]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     predicted = pd.read_parquet(tmp_path / "scores").set_index("customer_id")
-    server = serve(folder, tmp_path / "state.db")
+    server = serve(folder, tmp_path / "state.db", "--log_requests")
     ages = dict(profile.itertuples(index=False))
     requests = [each | {"profile": {"age": ages[each["customer_id"]]}} for each in as_requests(event_log)]
     random.Random(0).shuffle(requests)
@@ -109,6 +109,7 @@ def test_the_numbers_are_those_of_run_predict(serve, save, event_log, tmp_path):
         for task, labels in server.ask(f"/v1/customers/{quote(name)}/scores")["tasks"].items():
             assert [each["label"] for each in labels] == list(wanted[task])
             np.testing.assert_allclose([each["score"] for each in labels], wanted[f"{task}_scores"], atol=1e-5)
+    assert '"GET /v1/customers/c01/scores HTTP/1.1" 200' in (tmp_path / f"{server.port}.log").read_text()
 
 
 @pytest.mark.slow

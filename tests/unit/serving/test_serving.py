@@ -13,7 +13,7 @@ from serving_client import HEADERS, HOST, TOKEN, as_requests, assert_same, make_
 from modeling_mcm.data import PreparedData
 from modeling_mcm.live.customer import LiveCustomer
 from modeling_mcm.scoring import forecast_total
-from modeling_mcm.serving import create_api
+from modeling_mcm.serving import EventStore, create_api
 
 pytest.importorskip("fastapi", reason="FastAPI not installed")
 pytestmark = pytest.mark.filterwarnings("ignore:.*httpx")
@@ -290,7 +290,7 @@ def test_metrics_count_requests_by_route_and_events(client, service, events):
     route = 'handler="/v1/customers/{customer_id:id}/scores",method="GET"'
     assert f'http_requests_total{{{route},status="200"}} 1.0' in text
     assert f'http_requests_total{{{route},status="404"}} 1.0' in text
-    assert f"mcm_events_added_total {float(len(events))}" in text
+    assert f"mcm_events_added_total {float(len(events))}" in text and "mcm_lock_wait_seconds_total " in text
     assert f'mcm_checkpoint_info{{digest="{service.store.digest[:12]}"}} 1.0' in text
     assert "nobody" not in text
 
@@ -310,6 +310,13 @@ def test_every_endpoint_but_healthz_needs_the_token(client, service, events, sen
     assert service.store.count() == 0
     for name in ("healthz", "readyz"):
         assert client.get(f"{HOST}/{name}").json()["status"] == "ok"
+
+
+def test_a_service_whose_store_another_checkpoint_took_is_alive_and_not_ready(client, service):
+    EventStore(service.store.name, "another checkpoint", adopt=True).close()
+    assert client.get(f"{HOST}/healthz").status_code == 200
+    answer = client.get(f"{HOST}/readyz")
+    assert answer.status_code == 503 and "was taken over by checkpoint another" in answer.json()["detail"]
 
 
 def test_each_of_several_tokens_opens_the_service(service):
