@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from modeling_mcm.data.offer_collator import events_before
-from modeling_mcm.data.offers import load_offers, make_offers
+from modeling_mcm.data.offers import load_actions, load_offers, make_offers
 from modeling_mcm.evaluation.offers import (
     OfferTruth,
     expected_takes,
@@ -203,6 +203,19 @@ def test_many_weights_at_once_give_what_scikit_learn_gives_one_by_one():
     for name, reference in (("average_precision", average_precision_score), ("roc_auc", roc_auc_score)):
         expected = [reference(positive, scores, sample_weight=row) for row in weights]
         np.testing.assert_allclose(found[name], expected)
+
+
+def test_each_action_is_offered_in_the_version_that_holds(extractor, tiny_config, tmp_path):
+    table = pd.DataFrame({"action_id": ["a", "a", "b"], "action": "buy", "item": ["item 03", "item 07", "item 20"]})
+    table.assign(time=["2017-01-01", "2017-06-01", "2017-02-01"]).to_csv(tmp_path / "actions.csv", index=False)
+    items = extractor.feature_names.index("items")
+    for as_of, wanted in ((None, ["item 07", "item 20"]), (seconds("2017-03-01"), ["item 03", "item 20"])):
+        actions, offered = load_actions(tmp_path / "actions.csv", extractor, tiny_config(), as_of)
+        ids = actions.ids[actions.row_offsets[offered], items]
+        assert ids.tolist() == extractor.label_ids("items", wanted).tolist()
+        assert [actions.action_ids[version] for version in offered] == ["a", "b"]
+    with pytest.raises(ValueError, match="Action 'b', offered on 2017-01-05, has no row in the actions that holds"):
+        load_actions(tmp_path / "actions.csv", extractor, tiny_config(), seconds("2017-01-05"))
 
 
 def test_a_resample_without_takers_has_no_say():
