@@ -132,8 +132,8 @@ def load_actions(
         check_columns(table.columns, ("action_id",), "The actions have")
         versions, weights, columns = _versions(table, extractor.time_zone)
         names = versions["action_id"].drop_duplicates().to_numpy(object)
-        moment = np.iinfo(np.int64).max if as_of is None else as_of
-        offered = _at_that_time(pd.DataFrame({"action_id": names, "time": moment}), versions)
+        time = np.iinfo(np.int64).max if as_of is None else as_of
+        offered = _at_that_time(pd.DataFrame({"action_id": names, "time": time}), versions)
         offsets = np.append(versions["start"].to_numpy(np.int64), len(weights))
         actions = EncodedActions(extractor, config, versions["action_id"].to_numpy(object), columns, offsets, weights)
         actions.check(offered)

@@ -207,12 +207,12 @@ class LiveCustomer:
             actions: dicts with `action_id` and columns of the event log, see [`ActionScoresPipeline`]; or what
                 `encode_actions` makes of them, once for many customers.
         """
-        model, moment = check_head(self.model, MCMForActionRecommendation), self._moment(as_of)
+        model, seconds = check_head(self.model, MCMForActionRecommendation), self._read_as_of(as_of)
         if not isinstance(actions, EncodedActions):
             actions = encode_actions(self.feature_extractor, model.config, actions)
         row = self._history.encode(self.events)
-        row = row if moment is None else events_before(row, moment)
-        inputs = actions.batch([row], np.arange(len(actions.action_ids))[None], [moment])
+        row = row if seconds is None else events_before(row, seconds)
+        inputs = actions.batch([row], np.arange(len(actions.action_ids))[None], [seconds])
         with torch.inference_mode():
             logits = model(**{name: value.to(model.device) for name, value in inputs.items()}).logits
         outcomes, chances = model.config.action_outcomes, logits[0].float().sigmoid().tolist()

@@ -365,7 +365,7 @@ def _add_questions(api: Any, service: CustomerService) -> None:
     @api.post("/totals", responses=errors(400, 404, 413, 501))
     def totals(body: Group) -> Total:
         """What the customers of a group are expected to do in all, and how wrong the same forecast was from earlier
-        moments. A few are computed at a time; for more the answer is 503."""
+        times. A few are computed at a time; for more the answer is 503."""
         if service.trained_until is None:
             raise HTTPException(501, "The service was started without --data: it can't tell what training has read.")
         histories = []
