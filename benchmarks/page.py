@@ -101,7 +101,7 @@ def differences(runs: Runs, methods: list[str]) -> Table:
         best = max(others, key=lambda name: float(np.nanmean(found[name])), default="")
         pairs = ((WITH, best), (WITHOUT, best), (WITH, WITHOUT))
         cells = [
-            with_interval(paired_difference(found[one], found[other]).absolute, "+.4f")
+            with_interval(paired_difference(found[one], found[other]), "+.4f")
             if one in found and other in found
             else ""
             for one, other in pairs
