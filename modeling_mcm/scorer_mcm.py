@@ -522,14 +522,16 @@ class LabelScorer(nn.Module):
 
     @staticmethod
     def chances(chance: torch.Tensor, log_probabilities: torch.Tensor) -> torch.Tensor:
-        """Chances that labels occur in the next visit, whose events have several labels: sigmoid(a + b log p + c p).
+        """Chances that labels occur in the next visit, whose events have several labels: sigmoid(a + b log p + c p),
+        which does not fall beyond its largest value.
 
         Args:
             chance (`torch.FloatTensor` of shape `(3,)`): A, b and c of the task, fitted on validation cases.
             log_probabilities (`torch.FloatTensor` of shape `(...)`): Log of the labels' probabilities p.
         """
         a, b, c = chance
-        return torch.sigmoid(a + b * log_probabilities + c * log_probabilities.exp())
+        log_p = log_probabilities.clamp(max=(-b / c).log() if c < 0 < b else 0.0)  # beyond it, the chance would fall
+        return torch.sigmoid(a + b * log_p + c * log_p.exp())
 
     def reads_readout(self, task: int | slice = slice(None)) -> bool:
         """Whether the scores of a task (default: of some task) depend on the encoder's readout."""

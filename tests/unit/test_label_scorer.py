@@ -20,6 +20,7 @@ from modeling_mcm.scorer_mcm import (
     NUM_FEATURES,
     PERSONAL,
     LabelHistory,
+    LabelScorer,
     LabelTables,
     candidate_features,
     read_histories,
@@ -301,6 +302,12 @@ def test_chances_are_those_of_the_next_visit(model, data):
         expected += model.scorer.chances(model.scorer.chance[task], log_p)[:, 2:].sum().item()
         found += sum(len(each[each >= 2].unique()) for each in batch["labels"][..., task])
     assert found > 0 and expected == pytest.approx(found, rel=0.1)
+
+
+@pytest.mark.parametrize("c", [-7.6, 0.0, 2.0])
+def test_a_likelier_label_has_no_smaller_chance(c):
+    chances = LabelScorer.chances(torch.tensor([3.3, 1.2, c]), torch.linspace(1e-4, 1, 1000).log())
+    assert (chances.diff() >= 0).all() and chances[0] < chances[100] < 1
 
 
 def test_a_small_log_starts_from_the_shipped_network(data, prepared, tmp_path, capsys, caplog):
