@@ -25,9 +25,9 @@ from modeling_mcm.events_mcm import check_columns
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.training.scorer_counts import LabelEvents
 
-BATCH = 1024
+CUSTOMERS_AT_ONCE = 1024
 PAIR = 2**32  # a pair of ids as one number: the first times this, plus the second
-LABELS = 64  # number of labels whose pairs are counted at a time, in a matrix of one row a customer
+LABELS_AT_ONCE = 64  # number of labels whose pairs are counted at a time, in a matrix of one row a customer
 TABLES = re.compile(r"((?:.+\.)?scorer\.tables\.(\d+)\.)(neighbours|weights|counts)")
 
 
@@ -47,7 +47,7 @@ def customers_per_value(rows: Any, extractor: MCMFeatureExtractor) -> dict[str, 
     shared = extractor.shared_vocabularies
     fix = "Give the one that the checkpoint was trained on."
     check_columns(rows.column_names, columns.values(), "The data set has", fix)
-    for batch in rows.with_format("arrow").iter(batch_size=BATCH):
+    for batch in rows.with_format("arrow").iter(batch_size=CUSTOMERS_AT_ONCE):
         ends = batch["validation_end"].to_numpy()
         pairs: dict[str, list[NDArray[np.int64]]] = {}
         for name, column in columns.items():
@@ -118,9 +118,9 @@ def shared_pairs(rows: Any, extractor: MCMFeatureExtractor, min_customers: int) 
         cells, shape = torch.stack([label, customer]), (size, len(rows))
         has = torch.sparse_coo_tensor(cells, torch.ones(len(seen)), shape, check_invariants=True)
         pairs = []
-        for start in range(0, size, LABELS):
-            block = (label >= start) & (label < start + LABELS)
-            dense = torch.zeros(len(rows), LABELS)
+        for start in range(0, size, LABELS_AT_ONCE):
+            block = (label >= start) & (label < start + LABELS_AT_ONCE)
+            dense = torch.zeros(len(rows), LABELS_AT_ONCE)
             dense[customer[block], label[block] - start] = 1
             first, second = (torch.sparse.mm(has, dense).T >= min_customers).nonzero(as_tuple=True)
             pairs.append((first + start) * PAIR + second)

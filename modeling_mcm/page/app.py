@@ -26,9 +26,13 @@ from modeling_mcm.page.histories import LIKELIEST, RHYTHM, Histories
 from modeling_mcm.scoring.scorer import CHANCES, SCORES
 from modeling_mcm.state_mcm import ALIVE, CHANCE, NEXT_VISIT, MissingForecastsError
 
-LABELS, COMPARED, MOVES = 6, 1000, 8  # labels of a task that are shown; compared before and after; shown of those
+SHOWN_LABELS, COMPARED, MOVES = (
+    6,
+    1000,
+    8,
+)  # labels of a task that are shown; compared before and after; shown of those
 VISITS, VALUES = 5, 4  # that are listed
-ROWS = 500  # of the list that the browser gets; the file has all
+LISTED = 500  # of the list that the browser gets; the file has all
 MONTH = 30  # days; amounts are told for the horizon closest to it
 LEAST = 0.05  # of the largest change: a visit with less speaks neither for nor against
 LEAST_MOVE = 0.0005  # smallest change of a probability that is shown
@@ -165,7 +169,7 @@ class Page:
     def due(self, customer_id: str) -> list[str]:
         """The labels of the main task among the likeliest that are due."""
         live, main = self.histories.household(customer_id).live, self.histories.main_task
-        labels, extractor = self._best(customer_id, LABELS), self.histories.extractor
+        labels, extractor = self._best(customer_id, SHOWN_LABELS), self.histories.extractor
         row = extractor.encode({"events": live.events})
         ids = extractor.label_ids(main, labels).tolist()
         moment = float(self.histories.moment)
@@ -180,7 +184,7 @@ class Page:
     def expected(self, customer_id: str) -> dict[str, list[tuple[str, str]]]:
         """Lists the best labels of every task as (text, label): the probability, and whether it came true."""
         household = self.histories.household(customer_id)
-        scores = household.live.scores(self.histories.cutoff, k=LABELS)
+        scores = household.live.scores(self.histories.cutoff, k=SHOWN_LABELS)
         choices: dict[str, list[tuple[str, str]]] = {}
         for task in self.tasks:
             choices[task] = []
@@ -310,8 +314,8 @@ def build_page(histories: Histories) -> Any:
         except ValueError as error:
             return refuse(str(error), 3)
         pyarrow.csv.write_csv(pa.Table.from_pandas(found, preserve_index=False), files / "customers.csv")
-        told = f"{len(found):,} customers" + f", the first {ROWS} are shown; the CSV has all" * (len(found) > ROWS)
-        table = gr.Dataframe(found.head(ROWS), column_widths=[105] * (found.shape[1] - 1))
+        told = f"{len(found):,} customers" + f", the first {LISTED} are shown; the CSV has all" * (len(found) > LISTED)
+        table = gr.Dataframe(found.head(LISTED), column_widths=[105] * (found.shape[1] - 1))
         return [table, told, files / "customers.csv"]
 
     def open_customer(name: str) -> list[Any]:

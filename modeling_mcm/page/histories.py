@@ -43,7 +43,7 @@ NEXT_DAYS = 30
 BATCH, ROWS_AT_ONCE = 64, 2048  # customers of a batch, and in memory, while all are scored
 LIKELIEST = 20  # labels of the main task that are kept of each customer
 KEPT_CUSTOMERS = 64  # in memory
-MOST_COLUMNS = 12  # of predictions of fine-tuned checkpoints
+ACTION_COLUMNS = 12  # of predictions of fine-tuned checkpoints
 RHYTHM = ("days_since_visit", "days_between_visits")  # columns beside those of `Scorer`
 
 
@@ -186,7 +186,7 @@ class Histories:
         """The scorer of a fine-tuned model, which predicts as of the cutoff."""
         check_vocabularies(data, extractor)
         source = str(model.name_or_path)
-        job = ScoringJob(source, data, "", (), MOST_COLUMNS, False, BATCH, ROWS_AT_ONCE, as_of=self.moment)
+        job = ScoringJob(source, data, "", (), ACTION_COLUMNS, False, BATCH, ROWS_AT_ONCE, as_of=self.moment)
         if isinstance(model, MCMForCustomerPrediction):
             names: Any = model.config.id2label
             return Scorer(model, extractor, replace(job, predicted=tuple(names.values())))
@@ -195,10 +195,10 @@ class Histories:
         if actions is None:
             raise ValueError(f"{source} is an {type(model).__name__}: name the table of the actions that it scores.")
         scorer = Scorer(model, extractor, replace(job, actions=actions, outcomes=tuple(model.config.action_outcomes)))
-        if len(scorer.offered) * len(scorer.job.outcomes) > MOST_COLUMNS:
+        if len(scorer.offered) * len(scorer.job.outcomes) > ACTION_COLUMNS:
             raise ValueError(
                 f"{actions} has {len(scorer.offered)} actions with {len(scorer.job.outcomes)} outcomes each, and the "
-                f"list has room for {MOST_COLUMNS} columns: give fewer actions, or use `mcm predict --actions`."
+                f"list has room for {ACTION_COLUMNS} columns: give fewer actions, or use `mcm predict --actions`."
             )
         return scorer
 

@@ -27,7 +27,7 @@ with needs("data"):
 INSTALL = "pip install --no-deps --ignore-requires-python"
 # A line without units (a refund, a fee) has no price. A mailing belongs to no visit. Of a redemption only the day is
 # known, so it is in the household's last basket of that day.
-EVENTS = """
+EVENTS_QUERY = """
 SELECT household_id, transaction_timestamp::TIMESTAMP AS time, basket_id,
     IF(coupon_disc > 0 OR coupon_match_disc > 0, 'purchase_with_coupon', 'purchase') AS token_type,
     department, product_category, product_type, brand, manufacturer_id AS manufacturer,
@@ -94,7 +94,7 @@ def _write_queries(output_dir: str | Path, **queries: str) -> tuple[Path, ...]:
 def build_complete_journey(output_dir: str | Path) -> tuple[Path, ...]:
     """Writes `events.parquet` and `profile.parquet` (one row by household), which the schema beside this file reads,
     and returns their paths."""
-    return _write_queries(output_dir, events=EVENTS, profile="FROM demographics")
+    return _write_queries(output_dir, events=EVENTS_QUERY, profile="FROM demographics")
 
 
 def build_complete_journey_offers(output_dir: str | Path) -> tuple[Path, ...]:

@@ -19,7 +19,7 @@ from modeling_mcm.files_mcm import CheckpointError, check_loaded
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
-HEADS: dict[type[PreTrainedModel], str] = {
+COMMANDS_OF: dict[type[PreTrainedModel], str] = {
     MCMForMultiTaskRecommendation: "`mcm predict`, `mcm evaluate`, `mcm serve` and `mcm app`",
     MCMForCustomerPrediction: "`mcm predict`, `mcm serve` and `mcm app --tuned`",
     MCMForActionRecommendation: "`mcm predict --actions`, `mcm evaluate --offers`, `mcm serve` and `mcm app --tuned`",
@@ -33,10 +33,10 @@ def open_checkpoint(
     Raises [`CheckpointError`] if one of them can't be read, it is a model of another class, or they do not belong
     together."""
     found = find_head(folder)
-    if model_class in HEADS and found is not model_class and not new:
+    if model_class in COMMANDS_OF and found is not model_class and not new:
         raise CheckpointError(
-            f"{folder} is an {found.__name__}, for {HEADS[found]}; this needs an {model_class.__name__}, such as the "
-            "checkpoint that it was fine-tuned from."
+            f"{folder} is an {found.__name__}, for {COMMANDS_OF[found]}; this needs an {model_class.__name__}, such "
+            "as the checkpoint that it was fine-tuned from."
         )
     model = read_checkpoint(model_class, folder, new, **options).eval()
     extractor = MCMFeatureExtractor.from_pretrained(folder)
@@ -45,13 +45,13 @@ def open_checkpoint(
 
 
 def find_head(folder: str) -> type[PreTrainedModel]:
-    """The class of the model that a folder says it holds, if that is one of `HEADS`; else, also if the folder can't be
-    read, [`MCMForMultiTaskRecommendation`]."""
+    """The class of the model that a folder says it holds, if that is one of `COMMANDS_OF`; else, also if the folder
+    can't be read, [`MCMForMultiTaskRecommendation`]."""
     try:
         architectures: Any = MCMConfig.from_pretrained(folder).architectures or []
     except (OSError, ValueError, TypeError, StrictDataclassError):
         architectures = []
-    found = [head for head in HEADS if [head.__name__] == architectures]
+    found = [head for head in COMMANDS_OF if [head.__name__] == architectures]
     return found[0] if found else MCMForMultiTaskRecommendation
 
 

@@ -161,8 +161,8 @@ def test_the_list_finds_opens_and_exports_customers(browse, histories):
 
 
 def test_the_browser_gets_the_first_rows_and_the_file_has_all(browse, histories, monkeypatch):
-    """However many customers there are, the list travels as `ROWS` of them."""
-    monkeypatch.setattr(app, "ROWS", 5)
+    """However many customers there are, the list travels as `LISTED` of them."""
+    monkeypatch.setattr(app, "LISTED", 5)
     page, _ = browse()
     page.wait_for_selector("#number:has-text('34 customers, the first 5 are shown; the CSV has all')")
     with page.expect_response(lambda answer: "queue/data" in answer.url) as answer:

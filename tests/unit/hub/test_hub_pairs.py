@@ -118,7 +118,7 @@ def test_pairs_are_counted_by_customers_and_in_the_training_period(data, rows, e
 
 def test_many_labels_are_counted_in_parts(rows, extractor, monkeypatch):
     whole = shared_pairs(rows, extractor, LEAST)
-    monkeypatch.setattr("modeling_mcm.hub.privacy.LABELS", 7)
+    monkeypatch.setattr("modeling_mcm.hub.privacy.LABELS_AT_ONCE", 7)
     for task, pairs in shared_pairs(rows, extractor, LEAST).items():
         assert len(pairs) and set(pairs.tolist()) == set(whole[task].tolist())
 
