@@ -19,14 +19,13 @@ from typing import Any
 import datasets
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import torch
 from numpy.typing import ArrayLike, NDArray
-from pyarrow import csv
 from torch.utils.data import Dataset
 
 from modeling_mcm.configuration_mcm import MCMConfig
 from modeling_mcm.data.collator import PreparedRows
+from modeling_mcm.data.tables import read_table_file
 from modeling_mcm.events_mcm import (
     SECONDS_PER_DAY,
     as_column,
@@ -99,28 +98,6 @@ class CustomerLabels:
         # Customers at equal distances in this order are held out, so that each class gives its share.
         is_held_out[order] = np.diff(np.floor(np.arange(len(order) + 1) * share + 0.5)) > 0
         return np.flatnonzero(~is_held_out[owner]), np.flatnonzero(is_held_out[owner])
-
-
-def read_table_file(path: str | Path, as_text: Sequence[str] | None = None) -> pd.DataFrame:
-    """Reads a small table from a Parquet or CSV file. Columns of a CSV file that `as_text` names (default: all) stay
-    text as they are written: 007 is not 7. Raises `FileNotFoundError` if there is no such file, and `ValueError` if it
-    has another format or is damaged."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is no file; give a Parquet or CSV file.")
-    try:
-        if path.suffix.lower() == ".parquet":
-            return pd.read_parquet(path)
-        if path.suffix.lower() != ".csv":
-            raise ValueError(f"the name ends in {path.suffix!r}, expected .parquet or .csv")
-        options = csv.ConvertOptions(strings_can_be_null=True)
-        if as_text is None:
-            with csv.open_csv(path) as reader:
-                as_text = reader.schema.names
-        options.column_types = dict.fromkeys(as_text, pa.string())
-        return csv.read_csv(path, convert_options=options).to_pandas()  # rows of another length are errors
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{path} can't be read: {error}") from error
 
 
 def load_labels(

@@ -26,7 +26,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from modeling_mcm.action_inputs_mcm import EncodedActions
-from modeling_mcm.data.labels import read_table_file
+from modeling_mcm.data.tables import read_table_file
 from modeling_mcm.events_mcm import as_column, check_columns, naming, read_times, read_zone, to_text
 
 OFFERS_FILE, ACTIONS_FILE = "offers.parquet", "actions.parquet"

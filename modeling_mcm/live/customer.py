@@ -28,7 +28,7 @@ from modeling_mcm.action_mcm import MCMForActionRecommendation
 from modeling_mcm.candidates_mcm import CandidateSet
 from modeling_mcm.customer_mcm import MCMForCustomerPrediction
 from modeling_mcm.events_mcm import events_before
-from modeling_mcm.live.explanations import Explanation, check_head, explain
+from modeling_mcm.live.explanations import Explanation, check_head, explain, has_head
 from modeling_mcm.live.history import LiveHistory
 from modeling_mcm.live.storage import FIX, checkpoint_digest, pack, unpack
 from modeling_mcm.live.weights import find_reader, is_incremental
@@ -81,7 +81,7 @@ class LiveCustomer:
         self._history = LiveHistory(feature_extractor, self.profile, customer_id)
         start_row = feature_extractor.pad([self._history.encode([])])["input_ids"][0]
         self._window: LiveWindow | None = None  # of a model whose results need the whole history each time
-        if is_incremental(model) and model.device.type == "cpu":
+        if has_head(model, MCMForMultiTaskRecommendation) and is_incremental(model) and model.device.type == "cpu":
             self._window = LiveWindow(find_reader(model), self._history, start_row)
 
     # ------------------------------------------------------------------------------------------------ events in, out

@@ -10,7 +10,7 @@ Shapes: B histories, N visits.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeGuard, TypeVar
 
 import numpy as np
 import torch
@@ -28,12 +28,14 @@ EVENTS_AT_ONCE = 2**13  # number of events in a batch of histories
 LEFT_OUT_VISITS = 48  # number of visits that are left out, one at a time
 DUE = 0.8  # a label is due after this share of its usual gap
 
+Head = TypeVar("Head")
+
 
 class MissingHeadError(ValueError):
     """The checkpoint has no head for the question: it ranks tasks, or was fine-tuned to a label or to offers."""
 
 
-def has_head(model: Any, kind: type[Any]) -> bool:
+def has_head(model: Any, kind: type[Head]) -> TypeGuard[Head]:
     """Whether a model is of a class and trained as such: a model for offers has the layers that rank tasks, but its
     encoder was trained without them."""
     of_offers = isinstance(model, MCMForActionRecommendation)

@@ -5,13 +5,12 @@
 Shapes: H hidden size, V labels of a task.
 """
 
-from typing import Any, TypeGuard
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 
 from modeling_mcm.configuration_mcm import FIRST_LABEL
-from modeling_mcm.live.explanations import has_head
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 
 
@@ -52,11 +51,8 @@ def find_reader(model: MCMForMultiTaskRecommendation) -> Reader:
     return entry[1]
 
 
-def is_incremental(model: Any) -> TypeGuard[MCMForMultiTaskRecommendation]:
-    """Whether a model ranks tasks, and its hidden vectors never change when further units follow, as a [`LiveState`]
-    requires."""
-    if not has_head(model, MCMForMultiTaskRecommendation):
-        return False
+def is_incremental(model: MCMForMultiTaskRecommendation) -> bool:
+    """Whether a model's hidden vectors never change when further units follow, as a [`LiveState`] requires."""
     config = model.config
     reads_all = not config.input_features or set(config.input_features) == set(config.features)
     return reads_all and config.encoder_attention == "causal"

@@ -29,8 +29,8 @@ from modeling_mcm.candidates_mcm import SEEN, CandidateSet
 from modeling_mcm.customer_mcm import MCMForCustomerPrediction
 from modeling_mcm.data.collator import MCMCollator, PreparedRows, batches_by_length
 from modeling_mcm.data.dataset import CUSTOMER, PreparedManifest
-from modeling_mcm.data.labels import read_table_file
 from modeling_mcm.data.offers import load_actions
+from modeling_mcm.data.tables import read_table_file
 from modeling_mcm.events_mcm import events_before
 from modeling_mcm.files_mcm import atomic_write, tensors_digest, write_json
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation, MCMModel, MCMPreTrainedModel

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from modeling_mcm.candidates_mcm import CandidateSet
-from modeling_mcm.data.labels import read_table_file
+from modeling_mcm.data.tables import read_table_file
 from modeling_mcm.events_mcm import naming, to_text
 from modeling_mcm.live.customer import LiveCustomer
 from modeling_mcm.live.explanations import check_head, has_head

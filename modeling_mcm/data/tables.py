@@ -1,0 +1,32 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Reads a small table that a user gives: labels of customers, actions, candidates."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+from pyarrow import csv
+
+
+def read_table_file(path: str | Path, as_text: Sequence[str] | None = None) -> pd.DataFrame:
+    """Reads a small table from a Parquet or CSV file. Columns of a CSV file that `as_text` names (default: all) stay
+    text as they are written: 007 is not 7. Raises `FileNotFoundError` if there is no such file, and `ValueError` if it
+    has another format or is damaged."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is no file; give a Parquet or CSV file.")
+    try:
+        if path.suffix.lower() == ".parquet":
+            return pd.read_parquet(path)
+        if path.suffix.lower() != ".csv":
+            raise ValueError(f"the name ends in {path.suffix!r}, expected .parquet or .csv")
+        options = csv.ConvertOptions(strings_can_be_null=True)
+        if as_text is None:
+            with csv.open_csv(path) as reader:
+                as_text = reader.schema.names
+        options.column_types = dict.fromkeys(as_text, pa.string())
+        return csv.read_csv(path, convert_options=options).to_pandas()  # rows of another length are errors
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path} can't be read: {error}") from error
