@@ -42,9 +42,11 @@ class TaskHistory:
 
     def once_a_visit(self) -> NDArray[np.bool_]:
         """Marks the first event of each label within a visit in a mask of shape `(events,)`."""
-        keys = np.stack([self.customer, self.visits_ago, self.label])
         first = np.zeros(len(self.label), dtype=bool)
-        first[np.unique(keys, axis=1, return_index=True)[1]] = True
+        if len(first):
+            shape = [values.max() + 1 for values in (self.customer, self.visits_ago, self.label)]
+            keys = np.ravel_multi_index((self.customer, self.visits_ago, self.label), shape)
+            first[np.unique(keys, return_index=True)[1]] = True
         return first
 
 

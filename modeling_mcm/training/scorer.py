@@ -83,6 +83,8 @@ def fit_network(
             optimizer.step()
             schedule.step()
         steps = _draw_steps(examples, generator) if epoch else steps
+        if 0 < epoch <= EPOCHS // 2:
+            continue  # the learning rate is still high: these epochs are seldom the best
         scorer.eval()
         with torch.no_grad():
             values = [
