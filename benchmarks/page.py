@@ -135,6 +135,24 @@ def forecast_table(others: dict[str, dict[str, Any]]) -> Table:
     return table
 
 
+def chance_table(others: dict[str, dict[str, Any]]) -> Table:
+    """A row for each bin of a tenth, with two columns for each task."""
+    found = {
+        (log, row["task"]): [each for each in others[f"{log}.chance"]["rows"] if each["task"] == row["task"]]
+        for log in LOGS
+        for row in others.get(f"{log}.chance", {"rows": []})["rows"]
+    }
+    table = [["chance", *(f"{log} {task}" for log, task in found)]]
+    for tenth in range(10):
+        bins = [next((row for row in rows if int(row["chance"] * 10) == tenth), None) for rows in found.values()]
+        cells = [
+            "" if row is None else f"{row['chance']:.3f} / **{row['came']:.3f}** of {row['labels']:,}" for row in bins
+        ]
+        if any(cells):
+            table.append([f"{tenth / 10:.1f} to {(tenth + 1) / 10:.1f}", *cells])
+    return table
+
+
 def probe_table(others: dict[str, dict[str, Any]]) -> Table:
     """A row for each target of the probe."""
     kinds = ["counts", "components", "state", "counts and state"]
@@ -185,6 +203,7 @@ def draw(folder: Path) -> None:
         "lists": _table(by_method(main, [name for name in shown if name in IN_LISTS], lists)),
         "shares": _table(share_table(runs, shown)),
         "forecasts": _table(forecast_table(others)),
+        "chance": _table(chance_table(others)),
         "verdict": verdict(probe) if len(probe) > 1 else "",
         "probe": _table(probe),
         "speed": f"{speed['caption']}\n\n{_table(speed['table'])}",

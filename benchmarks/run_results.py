@@ -10,7 +10,7 @@
 A run leaves `LOG.METHOD.SEED.json` in docs/results, and is made again when that is removed. It holds for each question
 and task the means, the NDCG@10 of every customer (`page.pack`), the digest of the prepared data, versions, seconds of
 fitting, and what was tuned. Methods are in methods/, a file each; logs are in logs.py. Intervals resample customers;
-those of differences resample them in pairs. `forecasts` and `probe` are not rankings, and have files of their own.
+those of differences resample them in pairs. `chance`, `forecasts` and `probe` are not rankings, and have files of their own.
 """
 
 import hashlib
@@ -22,6 +22,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import chance
 import forecasts
 import page
 import probe
@@ -37,7 +38,7 @@ from modeling_mcm.files_mcm import write_json
 from modeling_mcm.option import option
 
 RESULTS = Path("docs/results")
-STUDIES = {"forecasts": forecasts, "probe": probe}
+STUDIES = {"chance": chance, "forecasts": forecasts, "probe": probe}
 METRICS = ("ndcg@10", "recall@10")
 
 

@@ -521,6 +521,14 @@ class LabelScorer(nn.Module):
         return t.exp() * (values + of_readout) + b
 
     @staticmethod
+    def average_unseen(row: torch.Tensor, values: torch.Tensor, features: torch.Tensor, rows: int) -> torch.Tensor:
+        """Mean score `(rows,)` of each row's candidates that are not in its history, infinite where there are none:
+        that of the most popular label that is no candidate is at most as large."""
+        unseen = features[:, PERSONAL.index("seen")] == 0
+        result = values.new_full((rows,), torch.inf)
+        return result.scatter_reduce(0, row[unseen], values[unseen], "mean", include_self=False)
+
+    @staticmethod
     def chances(chance: torch.Tensor, log_probabilities: torch.Tensor) -> torch.Tensor:
         """Chances that labels occur in the next visit, whose events have several labels: sigmoid(a + b log p + c p),
         which does not fall beyond its largest value.
@@ -554,9 +562,7 @@ class LabelScorer(nn.Module):
         row, label, features = candidate_features(history, tables, used)
         own = torch.tensor(tasks, device=row.device)[row % len(tasks)]
         values = self.calibrated(self.calibration[own], self(own, features), features)
-        unseen = features[:, PERSONAL.index("seen")] == 0
-        highest = values.new_full((history.size * len(tasks),), torch.inf)
-        highest.scatter_reduce_(0, row[unseen], values[unseen], "mean", include_self=False)
+        highest = self.average_unseen(row, values, features, history.size * len(tasks))
         scores = []
         for index, task in enumerate(tasks):
             log_shares = self.log_shares(task)

@@ -168,37 +168,42 @@ def calibrate(
     shares = torch.where(numbers > 0, 1 / numbers.clamp(min=1), 0.0) / (numbers > 0).sum().clamp(min=1)
     zeros = torch.zeros(len(numbers))
     hits = zeros.index_add(0, example, found.is_target.float())
-    missed = (shares * (numbers - hits)).sum()  # weight of targets that are no candidates
+    missed = shares * (numbers - hits)  # weight of targets that are no candidates
     outside = (1 - zeros.index_add(0, example, log_shares[label].exp())).clamp(min=1e-6).log()
     target_weights = shares[example] * found.is_target
 
-    def log_probabilities(parameters: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits of the candidates, and for each case the logarithm of the sum over all labels."""
+    def log_probabilities(parameters: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Logits of the candidates; and for each case f, and the logarithm of the sum over all labels."""
         logits = scorer.calibrated(torch.cat([parameters, of_readout]), values, features)
+        highest = scorer.average_unseen(example, logits, features, len(numbers))
+        f = parameters[2].minimum(highest - log_shares.max())
         largest = zeros.scatter_reduce(0, example, logits.detach(), "amax", include_self=False)
         inside = zeros.index_add(0, example, (logits - largest[example]).exp()).log() + largest
-        return logits, torch.logaddexp(inside, parameters[2] + outside)
+        return logits, f, torch.logaddexp(inside, f + outside)
 
     def loss_of_scores(parameters: torch.Tensor) -> torch.Tensor:
-        logits, total = log_probabilities(parameters)
-        loss = (shares * numbers * total).sum() - (target_weights * logits).sum() - missed * parameters[2]
+        logits, f, total = log_probabilities(parameters)
+        loss = (shares * numbers * total - missed * f).sum() - (target_weights * logits).sum()
         return loss + 1e-3 * parameters.square().sum()
 
     parameters = _minimize(loss_of_scores, torch.zeros(3))
-    logits, total = log_probabilities(parameters)
-    log_p, is_target = logits - total[example], found.is_target.float()
+    logits, _, total = log_probabilities(parameters)
+    log_p, is_target = (logits - total[example]).double(), found.is_target.double()
     chance = _minimize(
         lambda chance: F.binary_cross_entropy(scorer.chances(chance, log_p).clamp(1e-7, 1 - 1e-7), is_target),
-        torch.tensor([0.0, 1.0, 0.0]),
+        torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64),
     )
-    return torch.cat([parameters, of_readout]), chance
+    return torch.cat([parameters, of_readout]), chance.float()
 
 
 @torch.enable_grad()
 def _minimize(function: Callable[[torch.Tensor], torch.Tensor], start: torch.Tensor) -> torch.Tensor:
     """Parameters that minimise a function, by L-BFGS."""
     parameters = start.clone().requires_grad_()
-    optimizer = torch.optim.LBFGS([parameters], max_iter=100, line_search_fn="strong_wolfe")
+    # Gradients are small, because most candidates are unlikely: the default tolerances would end the search at once.
+    optimizer = torch.optim.LBFGS(
+        [parameters], max_iter=200, tolerance_grad=1e-9, tolerance_change=1e-12, line_search_fn="strong_wolfe"
+    )
 
     def closure() -> float:
         optimizer.zero_grad()

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import torch.nn.functional as F
 from choices import EXTENDED, TINY, from_data, perturb
 from in_process import call
 from safetensors.torch import load_file
@@ -26,7 +27,7 @@ from modeling_mcm.scorer_mcm import (
     read_histories,
 )
 from modeling_mcm.training.pretraining import COUNTS_ALONE
-from modeling_mcm.training.scorer import SHIPPED_NETWORK, ScorerFit, load_network, ranking_loss
+from modeling_mcm.training.scorer import SHIPPED_NETWORK, ScorerFit, _minimize, load_network, ranking_loss
 from modeling_mcm.training.scorer_counts import LabelCounts, LabelEvents
 from modeling_mcm.training.scorer_examples import (
     Example,
@@ -293,15 +294,35 @@ def test_the_loss_wants_later_labels_behind_the_targets_and_before_the_others():
     assert of_target > of_later > max(others)
 
 
+@torch.no_grad()
 def test_chances_are_those_of_the_next_visit(model, data):
-    """Over the validation cases, as many labels come as the chances say; a visit has several of the items."""
+    """Over the validation cases, candidates come as often as the chances say: all of them, and the likely ones."""
     reader, task = ExampleReader(data.rows, data, model.config), model.config.tasks.index("items")
-    expected = found = 0.0
-    for _, _, batch in reader.batches(draw_validation(data.rows, data, seed=0)):
-        log_p = model.scorer.score([task], read_histories(model.config, batch, ["items"]))[0].log_softmax(1)
-        expected += model.scorer.chances(model.scorer.chance[task], log_p)[:, 2:].sum().item()
-        found += sum(len(each[each >= 2].unique()) for each in batch["labels"][..., task])
-    assert found > 0 and expected == pytest.approx(found, rel=0.1)
+    examples, tables = draw_validation(data.rows, data, seed=0), [*model.scorer.tables]
+    log_p = torch.zeros(len(examples), model.config.label_sizes["items"])
+    for chosen, _, batch in reader.batches(examples):
+        history = read_histories(model.config, batch, ["items"])
+        log_p[chosen] = model.scorer.score([task], history)[0].log_softmax(1)
+    found = reader.read(examples, tables, torch.Generator())[task]
+    log_p = log_p[found.example, found.label]
+    chances = model.scorer.chances(model.scorer.chance[task], log_p)
+    for weights in (torch.ones_like(log_p), log_p.exp()):  # the conditions of the best a and c
+        came = (weights * found.is_target).sum().item()
+        assert (weights * chances).sum().item() == pytest.approx(came, rel=0.02) and came > 0
+
+
+def test_the_fit_of_chances_ends_at_the_minimum_though_most_labels_are_unlikely():
+    """The derivative by c is tiny from the start, because p is."""
+    generator = torch.Generator().manual_seed(0)
+    log_p = -3 - 2.5 * torch.rand(100_000, generator=generator, dtype=torch.float64) ** 0.5
+    comes = torch.rand(len(log_p), generator=generator) < LabelScorer.chances(torch.tensor([3.9, 1.3, -12.0]), log_p)
+
+    def loss(chance):
+        return F.binary_cross_entropy(LabelScorer.chances(chance, log_p), comes.double())
+
+    chances = LabelScorer.chances(_minimize(loss, torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64)), log_p)
+    came = (log_p.exp() * comes).sum().item()
+    assert (log_p.exp() * chances).sum().item() == pytest.approx(came, rel=1e-4)
 
 
 @pytest.mark.parametrize("c", [-7.6, 0.0, 2.0])
