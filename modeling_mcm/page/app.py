@@ -36,12 +36,14 @@ LISTED = 500  # of the list that the browser gets; the file has all
 MONTH = 30  # days; amounts are told for the horizon closest to it
 LEAST = 0.05  # of the largest change: a visit with less speaks neither for nor against
 LEAST_MOVE = 0.0005  # smallest change of a probability that is shown
-COLOURS = {"speaks for it": "#0f7f87", "speaks against it": "#c2410c", "other visit": "#6b7783", "hidden": "#94700d"}
+MARGIN = 0.1  # of the map's width, between the outermost customers and its border
+COLOURS = {"speaks for it": "#0f7f87", "speaks against it": "#c8450f", "other visit": "#6b7783", "hidden": "#94700d"}
+THIRDS = {"lowest third": "#6b7783", "middle third": "#0f7f87", "highest third": "#c8450f"}  # of the map
 SPEND = {"price", "amount", "sales", "sales_value", "revenue"}  # features whose sum is what was spent
 BUYING = ("purchase", "buy", "order", "sale", "transaction")  # in token types that are purchases
 CSS = """
 .gradio-container { max-width: 1240px !important; margin: 0 auto !important; }
-#timeline, #visits, #list { contain: inline-size; overflow: hidden; }
+#timeline, #visits, #list, #map { contain: inline-size; overflow: hidden; }
 """
 ADDRESS = """(who) => { if (who) { const url = new URL(location); url.searchParams.set('customer', who);
 history.replaceState(null, '', url); } }"""
@@ -138,6 +140,24 @@ class Page:
             return table[:: -1 if is_falling else 1]
         return table.sort_values(column, ascending=not is_falling, kind="stable")
 
+    @functools.cached_property
+    def places(self) -> np.ndarray:
+        """Where the customers are on a map, as the list's index has them: similar ones are close."""
+        centred = self.histories.directions - self.histories.directions.mean(0)
+        _, axes = np.linalg.eigh(centred.T @ centred)
+        return centred @ axes[:, -2:]
+
+    def map(self, found: pd.DataFrame, column: str) -> pd.DataFrame:
+        """Places customers of the list on a map, with a value and its third: of the column, or in the order of ids of
+        what they spend, or of how late they are."""
+        if column == "customer":
+            column = next((name for name in found if name.startswith("spend ")), "late")
+        found = found.dropna(subset=column)
+        x, y = self.places[found.index].T
+        thirds = pd.cut(found[column].rank(pct=True), [0, 1 / 3, 2 / 3, 1], labels=[*THIRDS]).astype(str)
+        placed = {"x": x, "y": y, "customer": found["customer"], "value": found[column]}
+        return pd.DataFrame(placed | {column: thirds})
+
     # --------------------------------------------------------------------------------------------------- one customer
 
     def answer(self, customer_id: str) -> str:
@@ -200,8 +220,9 @@ class Page:
         result = household.live.explain(task, label, cutoff)
         visits: list[Any] = []
         changes: dict[str, float] = {}
+        times = {visit.time for visit in household.visits}
         for visit in result.visits:
-            if visit.without is None:
+            if visit.without is None or visit.time not in times:  # a letter that the shop sent is no visit
                 continue
             change = changes[visit.time] = visit.without - result.chance
             if change < 0 and len(visits) < VISITS:
@@ -274,7 +295,8 @@ class Page:
             names = self._names()
             most = max(names, key=lambda name: abs(np.log(max(then[name], 1e-6) / max(told[name], 1e-6))))
             told_as = percent if most.startswith(CHANCE) else "{:,.1f}".format
-            rows.append([names[most], told_as(told[most]), told_as(then[most]), _ratio(told[most], then[most])])
+            if told_as(told[most]) != told_as(then[most]):
+                rows.append([names[most], told_as(told[most]), told_as(then[most]), _ratio(told[most], then[most])])
         return rows
 
 
@@ -312,11 +334,17 @@ def build_page(histories: Histories) -> Any:
             low, high = (float(text) if text.strip() else None for text in (least, most))
             found = page.find(label.strip(), column, low, high, is_falling)
         except ValueError as error:
-            return refuse(str(error), 3)
+            return refuse(str(error), 4)
         pyarrow.csv.write_csv(pa.Table.from_pandas(found, preserve_index=False), files / "customers.csv")
         told = f"{len(found):,} customers" + f", the first {LISTED} are shown; the CSV has all" * (len(found) > LISTED)
-        table = gr.Dataframe(found.head(LISTED), column_widths=[105] * (found.shape[1] - 1))
-        return [table, told, files / "customers.csv"]
+        first = found.head(LISTED)
+        table = gr.Dataframe(first, column_widths=[105] * (found.shape[1] - 1))
+        return [table, told, files / "customers.csv", draw(first, column)]
+
+    def draw(found: pd.DataFrame, column: str) -> Any:
+        placed = page.map(found, column)
+        colour = str(placed.columns[-1])
+        return gr.ScatterPlot(placed, color=colour, color_title=colour, tooltip=["customer", "value"])
 
     def open_customer(name: str) -> list[Any]:
         """Opens a customer by the exact id, and closes the list."""
@@ -357,7 +385,7 @@ def build_page(histories: Histories) -> Any:
             with gr.Row():
                 told = f"Likely to buy (among the {LIKELIEST} likeliest)" if page._verb == "Bought" else "Likely next"
                 likely = gr.Textbox(label=told, max_lines=1, elem_id="likely", scale=2)
-                column = gr.Dropdown(columns, value="customer", label="Order by", elem_id="column")
+                column = gr.Dropdown(columns, value="customer", label="Order and colour by", elem_id="column")
                 least = gr.Textbox(
                     label="At least", max_lines=1, elem_id="least", min_width=90
                 )  # an empty gr.Number is 0
@@ -366,6 +394,13 @@ def build_page(histories: Histories) -> Any:
             number = gr.Markdown(elem_id="number")
             listed = gr.Dataframe(elem_id="list", max_height=420, label="Choose a customer", **tables)
             download = gr.DownloadButton("Export as CSV", elem_id="export", size="sm")
+            around = MARGIN * (page.places.max(0) - page.places.min(0))
+            borders = np.stack([page.places.min(0) - around, page.places.max(0) + around], 1).tolist()
+            places = gr.ScatterPlot(
+                x="x", y="y", x_lim=borders[0], y_lim=borders[1], x_title=" ", y_title=" ", color_map=THIRDS,
+                x_axis_labels_visible=False, height=320,
+                label="Map of the customers of the list: similar ones are close", elem_id="map",
+            )  # fmt: skip
         with gr.Row(equal_height=True):
             box = gr.Textbox(label="Customer", placeholder="Id, then Enter", max_lines=1, scale=4, elem_id="customer")
             another = gr.Button("Another customer", scale=1, min_width=150, elem_id="another")
@@ -407,7 +442,7 @@ def build_page(histories: Histories) -> Any:
         reasons = [why, timeline, visits]
         shown = [answer, forecast, *radios.values(), *reasons, alike, moves]
         options: dict[str, Any] = {"api_visibility": "private"}
-        filters, result = [likely, column, least, most, falling], [listed, number, download]
+        filters, result = [likely, column, least, most, falling], [listed, number, download, places]
         typed = [event for part in (likely, least, most) for event in (part.submit, part.blur)]
         gr.on([column.change, falling.change, *typed], find, filters, result, **options)
         opened = [customer, box, everyone]
@@ -444,7 +479,12 @@ def launch_page(blocks: Any, waits: bool = True, **options: Any) -> Any:
 
     theme = gr.themes.Base(
         primary_hue="teal", neutral_hue="slate", font=["system-ui", "sans-serif"], font_mono=["monospace"]
-    ).set(button_primary_background_fill="*primary_700", button_primary_background_fill_dark="*primary_700")
+    ).set(
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_dark="*primary_700",
+        input_placeholder_color="*neutral_600",
+        input_placeholder_color_dark="*neutral_300",
+    )
     options |= {"quiet": True, "ssr_mode": False, "prevent_thread_lock": True}
     launched = blocks.launch(theme=theme, css=CSS, footer_links=[], **options)
     if waits:
