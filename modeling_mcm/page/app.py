@@ -9,6 +9,7 @@ The page loads nothing from other machines. `?customer=17` in its address opens 
 import functools
 import random
 import tempfile
+from collections.abc import Callable, Iterator
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -26,13 +27,10 @@ from modeling_mcm.page.histories import LIKELIEST, RHYTHM, Histories
 from modeling_mcm.scoring.scorer import CHANCES, SCORES
 from modeling_mcm.state_mcm import ALIVE, CHANCE, NEXT_VISIT, MissingForecastsError
 
-SHOWN_LABELS, COMPARED, MOVES = (
-    6,
-    1000,
-    8,
-)  # labels of a task that are shown; compared before and after; shown of those
+SHOWN_LABELS = 6  # of a task
+COMPARED, MOVES = 1000, 8  # labels that are compared before and after; shown of those
 VISITS, VALUES = 5, 4  # that are listed
-LISTED = 500  # of the list that the browser gets; the file has all
+LISTED = 100  # customers that the browser gets: of 500 a table takes twice as long; the file has all
 MONTH = 30  # days; amounts are told for the horizon closest to it
 LEAST = 0.05  # of the largest change: a visit with less speaks neither for nor against
 LEAST_MOVE = 0.0005  # smallest change of a probability that is shown
@@ -44,6 +42,7 @@ BUYING = ("purchase", "buy", "order", "sale", "transaction")  # in token types t
 CSS = """
 .gradio-container { max-width: 1240px !important; margin: 0 auto !important; }
 #timeline, #visits, #list, #map { contain: inline-size; overflow: hidden; }
+[role=tab] { color: var(--body-text-color) !important; }
 """
 ADDRESS = """(who) => { if (who) { const url = new URL(location); url.searchParams.set('customer', who);
 history.replaceState(null, '', url); } }"""
@@ -147,16 +146,16 @@ class Page:
         _, axes = np.linalg.eigh(centred.T @ centred)
         return centred @ axes[:, -2:]
 
-    def map(self, found: pd.DataFrame, column: str) -> pd.DataFrame:
-        """Places customers of the list on a map, with a value and its third: of the column, or in the order of ids of
-        what they spend, or of how late they are."""
+    def map(self, found: pd.DataFrame, column: str) -> tuple[pd.DataFrame, str]:
+        """Places customers of the list on a map, with the values and thirds of a column, and says which: the one that
+        orders the list; in the order of ids what they spend, or how late they are."""
         if column == "customer":
             column = next((name for name in found if name.startswith("spend ")), "late")
         found = found.dropna(subset=column)
         x, y = self.places[found.index].T
         thirds = pd.cut(found[column].rank(pct=True), [0, 1 / 3, 2 / 3, 1], labels=[*THIRDS]).astype(str)
-        placed = {"x": x, "y": y, "customer": found["customer"], "value": found[column]}
-        return pd.DataFrame(placed | {column: thirds})
+        placed = {"x": x, "y": y, "customer": found["customer"], "value": found[column], "third": thirds}
+        return pd.DataFrame(placed), column
 
     # --------------------------------------------------------------------------------------------------- one customer
 
@@ -169,9 +168,8 @@ class Page:
             away, longest, week = with_forecast[NEXT_VISIT], self._days[-1], self._days[0]
             when = "probably stays away for" if away >= float(longest) else "comes in about"
             days = longest if away >= float(longest) else f"{max(away, 1):.0f}"
-            when += (
-                f" {days} day{'s' * (days != '1')} ({percent(with_forecast[f'{CHANCE}_{week}d'])} within {week} days)"
-            )
+            share = percent(with_forecast[f"{CHANCE}_{week}d"])
+            when += f" {days} day{'s' * (days != '1')} ({share} within {week} days)"
             for name in self.histories.model.config.summed_features:
                 word, amount = self._words()[name], f"{with_forecast[f'{name}_{self._month}d']:,.0f}"
                 when += f", spends about {amount}" if word == "spend" else f", about {amount} {word}"
@@ -270,7 +268,10 @@ class Page:
     def alike(self, customer_id: str) -> list[tuple[str, str]]:
         """Lists similar customers as (text, id), with what is expected of each."""
         close = self.histories.alike(customer_id)
-        return [(f"{name} · {likeness:.2f} · {', '.join(self._best(name))}", name) for name, likeness in close]
+        likely = self.customers["likely next"]
+        return [
+            (f"{name} · {likeness:.2f} · {likely[self.histories.indices[name]]}", name) for name, likeness in close
+        ]
 
     def what_if(self, customer_id: str, task: str, label: str) -> list[list[str]]:
         """Lists what changes most if an event with a label happens now: labels with their scores before and after it,
@@ -286,29 +287,25 @@ class Page:
         old, new = result
         moved = [name for name in new if abs(new[name] - old.get(name, 0)) >= LEAST_MOVE]
         moved.sort(key=lambda name: -abs(new[name] - old.get(name, 0)))
-        rows = [
-            [name, percent(old.get(name, 0)), percent(new[name]), _ratio(old.get(name, 0), new[name])]
-            for name in moved[:MOVES]
-        ]
+        rows = [_move(name, old.get(name, 0), new[name], percent) for name in moved[:MOVES]]
         if told := self._forecast(customer_id):
             then: dict[str, Any] = after.forecast(self.histories.cutoff)
             names = self._names()
             most = max(names, key=lambda name: abs(np.log(max(then[name], 1e-6) / max(told[name], 1e-6))))
             told_as = percent if most.startswith(CHANCE) else "{:,.1f}".format
-            if told_as(told[most]) != told_as(then[most]):
-                rows.append([names[most], told_as(told[most]), told_as(then[most]), _ratio(told[most], then[most])])
+            move = _move(names[most], told[most], then[most], told_as)
+            rows += [move] * (move[1] != move[2])
         return rows
 
 
-def _ratio(old: float, new: float) -> str:
-    return f"× {new / old:.2g}" if old else "new"
+def _move(name: str, old: float, new: float, told_as: Callable[[float], str]) -> list[str]:
+    return [name, told_as(old), told_as(new), f"× {new / old:.2g}" if old else "new"]
 
 
 def _suggestions(field: str, labels: list[str]) -> str:
     """Labels that the browser suggests for a field. (In a `gr.Dropdown` Enter takes another label than was typed.)"""
-    return (
-        f"<datalist id='{field}-labels'>{''.join(f'<option>{escape(label)}</option>' for label in labels)}</datalist>"
-    )
+    options = "".join(f"<option>{escape(label)}</option>" for label in labels)
+    return f"<datalist id='{field}-labels'>{options}</datalist>"
 
 
 def build_page(histories: Histories) -> Any:
@@ -324,27 +321,37 @@ def build_page(histories: Histories) -> Any:
     tasks, main, shop = page.tasks, histories.main_task, histories.extractor.name.replace("_", " ")
     tables: dict[str, Any] = {"interactive": False, "wrap": True}
     files = Path(tempfile.mkdtemp(prefix="mcm-page-"))
+    outermost = np.stack([page.places.min(0), page.places.max(0)], 1)
+    borders = (outermost + MARGIN * np.ptp(outermost, 1)[:, None] * [-1, 1]).tolist()
 
     def refuse(why: str, outputs: int) -> list[Any]:
         gr.Warning(escape(why))
         return [gr.skip()] * outputs
 
-    def find(label: str, column: str, least: str, most: str, is_falling: bool) -> list[Any]:
+    def find(label: str, column: str, least: str, most: str, is_falling: bool) -> Iterator[list[Any]]:
+        """The first customers, and then the file of all, which takes longer."""
         try:
             low, high = (float(text) if text.strip() else None for text in (least, most))
             found = page.find(label.strip(), column, low, high, is_falling)
         except ValueError as error:
-            return refuse(str(error), 4)
-        pyarrow.csv.write_csv(pa.Table.from_pandas(found, preserve_index=False), files / "customers.csv")
-        told = f"{len(found):,} customers" + f", the first {LISTED} are shown; the CSV has all" * (len(found) > LISTED)
-        first = found.head(LISTED)
-        table = gr.Dataframe(first, column_widths=[105] * (found.shape[1] - 1))
-        return [table, told, files / "customers.csv", draw(first, column)]
+            yield refuse(str(error), 4)
+            return
+        number, table, drawn = draw(found, column)
+        yield [number, gr.Dataframe(**table), gr.ScatterPlot(**drawn), gr.DownloadButton(interactive=False)]
+        yield [*[gr.skip()] * 3, gr.DownloadButton(value=write(found), interactive=True)]
 
-    def draw(found: pd.DataFrame, column: str) -> Any:
-        placed = page.map(found, column)
-        colour = str(placed.columns[-1])
-        return gr.ScatterPlot(placed, color=colour, color_title=colour, tooltip=["customer", "value"])
+    def draw(found: pd.DataFrame, column: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
+        """How many customers there are, and the table and the map of the first."""
+        number, first = f"{len(found):,} customers", found.head(LISTED)
+        if len(found) > LISTED:
+            number += f", the first {LISTED} are shown; the CSV has all"
+        placed, title = page.map(first, column)
+        widths = [105] * (found.shape[1] - 1)
+        return number, {"value": first, "column_widths": widths}, {"value": placed, "color_title": title}
+
+    def write(found: pd.DataFrame) -> Path:
+        pyarrow.csv.write_csv(pa.Table.from_pandas(found, preserve_index=False), files / "customers.csv")
+        return files / "customers.csv"
 
     def open_customer(name: str) -> list[Any]:
         """Opens a customer by the exact id, and closes the list."""
@@ -386,21 +393,21 @@ def build_page(histories: Histories) -> Any:
                 told = f"Likely to buy (among the {LIKELIEST} likeliest)" if page._verb == "Bought" else "Likely next"
                 likely = gr.Textbox(label=told, max_lines=1, elem_id="likely", scale=2)
                 column = gr.Dropdown(columns, value="customer", label="Order and colour by", elem_id="column")
-                least = gr.Textbox(
-                    label="At least", max_lines=1, elem_id="least", min_width=90
-                )  # an empty gr.Number is 0
+                # an empty gr.Number is 0
+                least = gr.Textbox(label="At least", max_lines=1, elem_id="least", min_width=90)
                 most = gr.Textbox(label="At most", max_lines=1, elem_id="most", min_width=90)
                 falling = gr.Checkbox(False, label="Largest first", elem_id="falling", min_width=120)
-            number = gr.Markdown(elem_id="number")
-            listed = gr.Dataframe(elem_id="list", max_height=420, label="Choose a customer", **tables)
-            download = gr.DownloadButton("Export as CSV", elem_id="export", size="sm")
-            around = MARGIN * (page.places.max(0) - page.places.min(0))
-            borders = np.stack([page.places.min(0) - around, page.places.max(0) + around], 1).tolist()
-            places = gr.ScatterPlot(
-                x="x", y="y", x_lim=borders[0], y_lim=borders[1], x_title=" ", y_title=" ", color_map=THIRDS,
-                x_axis_labels_visible=False, height=320,
-                label="Map of the customers of the list: similar ones are close", elem_id="map",
-            )  # fmt: skip
+            told, table, drawn = draw(page.customers, "customer")
+            number = gr.Markdown(told, elem_id="number")
+            with gr.Tab("Table"):
+                listed = gr.Dataframe(**table, max_height=420, label="Choose a customer", elem_id="list", **tables)
+            with gr.Tab("Map"):  # drawn when it is chosen, since that takes a second
+                places = gr.ScatterPlot(
+                    **drawn, x="x", y="y", color="third", color_map=THIRDS, x_lim=borders[0], y_lim=borders[1],
+                    x_title=" ", y_title=" ", x_axis_labels_visible=False, tooltip=["customer", "value"], height=320,
+                    elem_id="map", label="Map of the customers of the table: similar ones are close",
+                )  # fmt: skip
+            download = gr.DownloadButton("Export as CSV", write(page.customers), elem_id="export", size="sm")
         with gr.Row(equal_height=True):
             box = gr.Textbox(label="Customer", placeholder="Id, then Enter", max_lines=1, scale=4, elem_id="customer")
             another = gr.Button("Another customer", scale=1, min_width=150, elem_id="another")
@@ -408,12 +415,8 @@ def build_page(histories: Histories) -> Any:
         gr.HTML(_suggestions("likely", page.labels(main)), visible="hidden")
         suggested = gr.HTML(_suggestions("label", page.labels(main)), visible="hidden")
         answer = gr.HTML(elem_id="answer")
-        forecast = gr.Dataframe(
-            headers=["forecast", *(f"{day} days" for day in page._days)],
-            visible=bool(page._days),
-            elem_id="forecast",
-            **tables,
-        )
+        headers = ["forecast", *(f"{day} days" for day in page._days)]
+        forecast = gr.Dataframe(headers=headers, visible=bool(page._days), elem_id="forecast", **tables)
         with gr.Row(elem_id="expectations"):
             radios = {
                 name: gr.Radio([], label=f"Next {name.replace('_', ' ')}", elem_id=f"next-{name}", min_width=300)
@@ -442,11 +445,11 @@ def build_page(histories: Histories) -> Any:
         reasons = [why, timeline, visits]
         shown = [answer, forecast, *radios.values(), *reasons, alike, moves]
         options: dict[str, Any] = {"api_visibility": "private"}
-        filters, result = [likely, column, least, most, falling], [listed, number, download, places]
+        filters, result = [likely, column, least, most, falling], [number, listed, places, download]
         typed = [event for part in (likely, least, most) for event in (part.submit, part.blur)]
-        gr.on([column.change, falling.change, *typed], find, filters, result, **options)
+        gr.on([column.change, falling.change, *typed], find, filters, result, trigger_mode="always_last", **options)
         opened = [customer, box, everyone]
-        blocks.load(find, filters, result, **options).then(start, None, opened, **options)
+        blocks.load(start, None, opened, **options)
         box.submit(open_customer, box, opened, **options)
         listed.select(pick, None, opened, **options)
         alike.input(open_customer, alike, opened, **options)

@@ -49,14 +49,8 @@ RHYTHM = ("days_since_visit", "days_between_visits")  # columns beside those of 
 
 @dataclass(frozen=True)
 class Visit:
-    """A visit in the page's timeline.
-
-    Args:
-        time (`str`): Time of its first event, in ISO 8601.
-        events (`int`): Number of its targets.
-        values (`list[str]`): Their labels, of the task with the most labels.
-        is_past (`bool`): Whether it is before the cutoff, so that the model knows it.
-    """
+    """A visit in the page's timeline: the time of its first event in ISO 8601, the number of its targets, their labels
+    of the task with the most labels, and whether it is before the cutoff, so that the model knows it."""
 
     time: str
     events: int
@@ -66,14 +60,8 @@ class Visit:
 
 @dataclass(frozen=True)
 class Household:
-    """A customer that the page shows.
-
-    Args:
-        live ([`LiveCustomer`]): The customer with the events before the cutoff.
-        visits (`list[Visit]`): All visits, oldest first.
-        bought (`dict[str, dict[str, str]]`): By task and label, when the customer really chose it: "next visit", or
-            within the next 30 days.
-    """
+    """A customer of the page, with the events before the cutoff; all visits, oldest first; and by task and
+    label when the customer really chose it: "next visit", or within the next 30 days."""
 
     live: LiveCustomer
     visits: list[Visit]
@@ -130,7 +118,7 @@ class Histories:
         scored = self._read_scores(data, scorers)
         self.predictions = [column for column in scored.column_names if column.partition(": ")[0] in scorers]
         self.ids: list[str] = scored[CUSTOMER].to_pylist()
-        if absent := [name for name in self.ids if name not in self._slices]:
+        if absent := [name for name in self.ids if name not in self._rows]:
             raise ValueError(
                 f"{events} lacks {len(absent):,} of the {len(self.ids):,} customers of {data}, the first "
                 f"{absent[0]!r}: give the log that was prepared."
@@ -162,25 +150,19 @@ class Histories:
         extractor = self.extractor
         needed = [extractor.customer, str(extractor.time)]
         log = self._read(path, "event", needed, extractor._known_columns)
-        texts = [pa.types.is_string(field.type) for field in log.schema]
-        columns = [
-            column.dictionary_encode() if is_text else column for column, is_text in zip(log, texts, strict=True)
-        ]
+        columns = [column.dictionary_encode() if pa.types.is_string(column.type) else column for column in log]
         self.log = pa.table(columns, log.column_names)
-        who = pc.cast(log[extractor.customer].combine_chunks(), pa.string()).dictionary_encode()
-        codes = who.indices.to_numpy(zero_copy_only=False)
-        self._order = np.argsort(codes, kind="stable")
-        bounds = np.searchsorted(codes[self._order], np.arange(len(who.dictionary) + 1))
-        self._slices = dict(zip(who.dictionary.to_pylist(), zip(bounds[:-1], bounds[1:], strict=True), strict=True))
+        who = pc.cast(log[extractor.customer], pa.string()).to_pandas()
+        self._rows: dict[Any, NDArray[Any]] = who.groupby(who).indices
 
     def _read_profiles(self, path: str | None) -> dict[str, dict[str, Any]]:
         if path is None:
             return {}
         customer = self.extractor.customer
         rows = self._read(path, "profile", [customer], {*self.extractor._known_profile, customer}).to_pylist()
-        names = [str(row.pop(customer)) for row in rows]
-        known = [{key: value for key, value in row.items() if value is not None} for row in rows]
-        return dict(zip(names, known, strict=True))
+        return {
+            str(row.pop(customer)): {key: value for key, value in row.items() if value is not None} for row in rows
+        }
 
     def _tuned_scorer(self, model: Any, extractor: MCMFeatureExtractor, data: str, actions: str | None) -> Scorer:
         """The scorer of a fine-tuned model, which predicts as of the cutoff."""
@@ -257,10 +239,9 @@ class Histories:
 
     def events(self, customer_id: str) -> list[dict[str, Any]]:
         """Reads the raw events of a customer as the log has them; `ValueError` if the log has no such customer."""
-        if customer_id not in self._slices:
+        if customer_id not in self._rows:
             raise ValueError(f"The log has no customer {customer_id!r}: choose one of the list.")
-        start, end = self._slices[customer_id]
-        rows = self.log.take(np.sort(self._order[start:end])).to_pylist()
+        rows = self.log.take(self._rows[customer_id]).to_pylist()
         for row in rows:
             row.pop(self.extractor.customer)
         return [{name: value for name, value in row.items() if value is not None} for row in rows]
@@ -274,8 +255,7 @@ class Histories:
         past = [event for event in events if event[time] < self.cutoff]
         live = LiveCustomer(self.model, self.extractor, self.profiles.get(customer_id), customer_id)
         live.add(past)
-        visits = self._visits(events)
-        return Household(live, visits, self._bought([event for event in events if event[time] >= self.cutoff]))
+        return Household(live, self._visits(events), self._bought(events[len(past) :]))
 
     def _visits(self, events: list[dict[str, Any]]) -> list[Visit]:
         """Visits in the order of time, as the feature extractor makes visits of events."""
