@@ -2,25 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The HTTP service. It takes events, and answers with scores, embeddings, forecasts and explanations of customers.
 
-    POST   /v1/events                          stores all events of the body or none; events may be sent again
-    GET    /v1/customers/{id}/scores           the best labels: ?task=&task=&k=&as_of=, and of which ones:
-                                               ?candidate=&candidate=&exclude=&exclude=&exclude_seen=&per_group=
-    POST   /v1/scores                          the same for the customers of the body
-    GET    /v1/customers/{id}/embedding        ?as_of=
-    GET    /v1/customers/{id}/forecast         ?as_of=&days=&days=
-    GET    /v1/customers/{id}/prediction       of a checkpoint that was fine-tuned to a label: ?as_of=
-    POST   /v1/offers                          of one that was fine-tuned to offers: actions for customers; ?as_of=
-    POST   /v1/totals                          what a group will do in all, and how wrong that was in its past
-    GET    /v1/customers/{id}/explain          why a label has its score: ?task=&label=&visits=&as_of=
-    DELETE /v1/customers/{id}                  deletes a customer's events, state and profile
-    DELETE /v1/customers/{id}/events/{event}   deletes one event
-    GET    /v1/labels/similar                  labels that are alike: ?task=&label=&k=
-    GET    /v1/labels/together                 labels that go together: ?task=&label=&label=&k=
-    GET    /metrics                            numbers for Prometheus
-    GET    /healthz, /readyz                   the process runs; the store answers, or 503; need no token
-    GET    /docs, /openapi.json                a page on these endpoints; needs no token
-
-Every error is answered with `{"detail": "a sentence"}`.
+/docs and docs/service.md list the endpoints. Every error is answered with `{"detail": "a sentence"}`.
 """
 
 # FastAPI reads the annotations of functions below while they are defined: they must not become texts.
@@ -43,23 +25,8 @@ from modeling_mcm.live.explanations import MissingHeadError, check_head
 from modeling_mcm.live.explanations import explain as explain_score
 from modeling_mcm.live.related import similar, together
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
-from modeling_mcm.serving.answers import (
-    Added,
-    Deleted,
-    Embedding,
-    Explained,
-    Forecast,
-    Health,
-    Labels,
-    ManyOffers,
-    ManyScores,
-    Offers,
-    PastOfTotal,
-    Prediction,
-    Scores,
-    Total,
-    errors,
-)
+from modeling_mcm.serving import answers
+from modeling_mcm.serving.answers import Deleted, Scores, errors
 from modeling_mcm.serving.failures import ServiceError, UnknownCustomer
 from modeling_mcm.serving.service import CustomerService, Incoming
 from modeling_mcm.serving.store import MAX_ID
@@ -149,12 +116,12 @@ def create_api(service: CustomerService, tokens: str, limit: float = math.inf) -
     _add_metrics(api, service, dependencies=[Depends(check_token)], responses=errors(401, 429))
 
     @api.get("/healthz")
-    def healthz() -> Health:
+    def healthz() -> answers.Health:
         """Says that the process runs; needs no token."""
         return {"status": "ok", "checkpoint": service.store.digest[:12]}
 
     @api.get("/readyz", responses=errors(503))
-    def readyz() -> Health:
+    def readyz() -> answers.Health:
         """Says whether the service can answer requests; needs no token."""
         service.store.check()
         return healthz()
@@ -237,14 +204,14 @@ def _add_events(api: Any, service: CustomerService) -> None:
         events: list[Event] = Field(min_length=1, max_length=MOST_EVENTS)
 
     @api.post("/events", responses=errors(400, 409, 413, 507))
-    def post_events(body: Events) -> Added:
+    def post_events(body: Events) -> answers.Added:
         """Stores the events of one or more customers, all of them or none.
 
         An event is identified by its customer and its event_id. If it is sent again it changes nothing; with other
         contents it is refused (409). After an answer with 200 the events are on the disk. `late` names customers of
         whom an event belongs before their last visit; the answers are as if it had come in time.
         """
-        return cast(Added, service.add([Incoming(**dict(event)) for event in body.events]))
+        return cast(answers.Added, service.add([Incoming(**dict(event)) for event in body.events]))
 
 
 def _add_questions(api: Any, service: CustomerService) -> None:
@@ -322,12 +289,12 @@ def _add_questions(api: Any, service: CustomerService) -> None:
         return scorer(asked)(customer_id)
 
     @api.post("/scores", responses=errors(400, 413, 501))
-    def many_scores(body: Customers, asked: Annotated[Question, Query()]) -> ManyScores:
+    def many_scores(body: Customers, asked: Annotated[Question, Query()]) -> answers.ManyScores:
         """The same for many customers; `unknown` are those without an event."""
-        return cast(ManyScores, of_each(body.customers, scorer(asked)))
+        return cast(answers.ManyScores, of_each(body.customers, scorer(asked)))
 
     @api.get("/customers/{customer_id:id}/embedding", responses=errors(404))
-    def embedding(customer_id: str, as_of: moment = None) -> Embedding:
+    def embedding(customer_id: str, as_of: moment = None) -> answers.Embedding:
         """The customer embedding."""
         with service.customer(customer_id) as live:
             return about(live, as_of) | {"embedding": live.embedding(as_of).tolist()}
@@ -337,33 +304,33 @@ def _add_questions(api: Any, service: CustomerService) -> None:
         customer_id: str,
         as_of: moment = None,
         days: Annotated[list[float] | None, Query(description="Horizons. Those of the checkpoint by default.")] = None,
-    ) -> Forecast:
+    ) -> answers.Forecast:
         """What the customer is expected to do within the next days, with intervals that hold 80% and 95% of such
         customers; 501 if the checkpoint has no forecasts."""
         with service.customer(customer_id) as live:
             return about(live, as_of) | {"forecast": live.forecast(as_of, days)}
 
     @api.get("/customers/{customer_id:id}/prediction", responses=errors(404, 501))
-    def prediction(customer_id: str, as_of: moment = None) -> Prediction:
+    def prediction(customer_id: str, as_of: moment = None) -> answers.Prediction:
         """What the checkpoint was fine-tuned to: the probability of each class, or the number."""
         with service.customer(customer_id) as live:
             return about(live, as_of) | {"prediction": live.predict(as_of)}
 
     @api.post("/offers", responses=errors(400, 413, 501))
-    def offers(body: Offered, as_of: moment = None) -> ManyOffers:
+    def offers(body: Offered, as_of: moment = None) -> answers.ManyOffers:
         """How likely each customer takes each action, if the checkpoint was fine-tuned to offers: the probability of
         each outcome. `unknown` are the customers without an event."""
         model = check_head(service.model, MCMForActionRecommendation)
         actions = encode_actions(service.extractor, model.config, body.actions)
 
-        def offer(customer_id: str) -> Offers:
+        def offer(customer_id: str) -> answers.Offers:
             with service.customer(customer_id) as live:
                 return about(live, as_of) | {"offers": live.offers(actions, as_of)}
 
-        return cast(ManyOffers, of_each(body.customers, offer))
+        return cast(answers.ManyOffers, of_each(body.customers, offer))
 
     @api.post("/totals", responses=errors(400, 404, 413, 501))
-    def totals(body: Group) -> Total:
+    def totals(body: Group) -> answers.Total:
         """What the customers of a group are expected to do in all, and how wrong the same forecast was from earlier
         times. A few are computed at a time; for more the answer is 503."""
         if service.trained_until is None:
@@ -372,27 +339,16 @@ def _add_questions(api: Any, service: CustomerService) -> None:
         for customer_id in dict.fromkeys(body.customers):
             with service.customer(customer_id) as live:
                 histories.append(live.history(body.as_of))
-        found = service.worker(
-            total_of_histories, histories, service.trained_until, body.as_of, body.quantity, body.days
-        )
+        asked = body.as_of, body.quantity, body.days
+        found = service.worker(total_of_histories, histories, service.trained_until, *asked)
         past = [
-            PastOfTotal(
-                as_of=each.as_of.isoformat(),
-                expected=each.expected,
-                actual=each.actual,
-                error=each.error if each.actual else None,
-            )
+            each._asdict() | {"as_of": each.as_of.isoformat(), "error": each.error if each.actual else None}
             for each in found.past
         ]
-        return Total(
-            customers=len(histories),
-            as_of=found.as_of.isoformat(),
-            quantity=body.quantity,
-            days=body.days,
-            expected=found.expected,
-            past=past,
-            weeks_without_event=[week.isoformat() for week in found.missing_weeks],
-        )
+        weeks = [week.isoformat() for week in found.missing_weeks]
+        total = {"customers": len(histories), "as_of": found.as_of.isoformat(), "weeks_without_event": weeks}
+        total |= {"quantity": body.quantity, "days": body.days, "expected": found.expected, "past": past}
+        return cast(answers.Total, total)
 
     @api.get("/customers/{customer_id:id}/explain", responses=errors(404, 501))
     def explain(
@@ -401,7 +357,7 @@ def _add_questions(api: Any, service: CustomerService) -> None:
         label: Annotated[str | None, Query(description="The best one by default.")] = None,
         visits: Annotated[int, Query(ge=0, le=MOST_LABELS, description="Visits that matter most.")] = 10,
         as_of: moment = None,
-    ) -> Explained:
+    ) -> answers.Explained:
         """Why a label has its score: what its chance would be without each past visit. A few are computed at a
         time; for more the answer is 503."""
         with service.customer(customer_id) as live:
@@ -416,14 +372,14 @@ def _add_labels(api: Any, service: CustomerService) -> None:
     number = Annotated[int, Query(ge=1, le=MOST_LABELS)]
 
     @api.get("/labels/similar")
-    def similar_labels(task: str, label: str, k: number = 10) -> Labels:
+    def similar_labels(task: str, label: str, k: number = 10) -> answers.Labels:
         """The labels that are most like a label, best first."""
-        return Labels(task=task, labels=cast(Any, similar(service.model, service.extractor, task, label, k)))
+        return {"task": task, "labels": cast(Any, similar(service.model, service.extractor, task, label, k))}
 
     @api.get("/labels/together")
-    def labels_together(task: str, label: Annotated[list[str], Query()], k: number = 10) -> Labels:
+    def labels_together(task: str, label: Annotated[list[str], Query()], k: number = 10) -> answers.Labels:
         """The labels that go with some labels, such as those of a basket, best first."""
-        return Labels(task=task, labels=cast(Any, together(service.model, service.extractor, task, label, k)))
+        return {"task": task, "labels": cast(Any, together(service.model, service.extractor, task, label, k))}
 
 
 def _add_deletions(api: Any, service: CustomerService) -> None:

@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-SQLITE_BUSY, SQLITE_LOCKED, SQLITE_READONLY, SQLITE_IOERR, SQLITE_CORRUPT = 5, 6, 8, 10, 11
-SQLITE_FULL, SQLITE_CANTOPEN, SQLITE_NOTADB = 13, 14, 26
 DISK_FULL, LOCK_TIMEOUT = "53100", "55P03"  # of PostgreSQL
 SERIALIZATION, DEADLOCK = "40001", "40P01"
 
@@ -84,14 +82,14 @@ def _read_error(original: Any, store: str, words: str) -> StoreFailure:
     effect = "nothing of this request was kept, and what was acknowledged before is still there"
     if state in (SERIALIZATION, DEADLOCK):
         return StoreConflict(f"{store} was changed by another process meanwhile.")
-    if code in (SQLITE_BUSY, SQLITE_LOCKED) or state == LOCK_TIMEOUT:
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED) or state == LOCK_TIMEOUT:
         return StoreFailure(f"{store} is locked by another process ({words}): {effect}. Try again in a moment.")
-    if code == SQLITE_FULL or state == DISK_FULL:
+    if code == sqlite3.SQLITE_FULL or state == DISK_FULL:
         return StoreFull(f"{store} has no room left ({words}): {effect}. Free space on its disk, then send it again.")
-    if code in (SQLITE_CORRUPT, SQLITE_NOTADB):
+    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
         return damaged(store, words)
-    if code in (SQLITE_READONLY, SQLITE_CANTOPEN):
+    if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN):
         return StoreFailure(f"{store} can't be written ({words}): check the path and the rights. Otherwise {effect}.")
-    if code == SQLITE_IOERR:
+    if code == sqlite3.SQLITE_IOERR:
         return StoreFailure(f"The disk of {store} does not answer ({words}): {effect}.")
     return StoreFailure(f"{store} can't be used now ({' '.join(words.split())}): {effect}.")

@@ -34,15 +34,9 @@ LOCKS = 64
 MOST_CANDIDATE_SETS = 64  # of candidates that are kept
 AHEAD = timedelta(seconds=60)  # by which the clock of a shop may be before that of the service
 COUNTERS = (
-    "events_added",
-    "events_known",
-    "customers_late",
-    "states_read",
-    "states_made",
-    "states_damaged",
-    "conflicts",
+    "events_added", "events_known", "customers_late", "states_read", "states_made", "states_damaged", "conflicts",
     "lock_wait_seconds",
-)
+)  # fmt: skip
 
 
 @dataclass
@@ -136,15 +130,11 @@ class CustomerService:
         grouped: dict[str, list[Incoming]] = {}
         for event in events:
             grouped.setdefault(event.customer_id, []).append(self._without_customer(event))
-        for left in reversed(range(TRIES)):
-            try:
-                with self._alone(grouped):
-                    return self._add(grouped)
-            except StoreConflict:
-                self._count("conflicts")
-                if not left:
-                    raise
-        raise StoreFailure("No try is left.")
+        for _ in range(TRIES):
+            with suppress(StoreConflict), self._alone(grouped):
+                return self._add(grouped)
+            self._count("conflicts")
+        raise StoreConflict(f"{self.store.name} was changed by other services {TRIES} times meanwhile: try again.")
 
     def _add(self, grouped: Mapping[str, Sequence[Incoming]]) -> dict[str, Any]:
         answer: dict[str, Any] = {"added": 0, "known": 0, "late": [], "customers": {}}
@@ -156,7 +146,9 @@ class CustomerService:
                 cached = self._up_to_date(customer_id)
                 before = cached.customer if cached else StoredCustomer()
                 if cached is None or (profile is not None and profile != before.profile):
-                    cached = self._start(customer_id, cached, profile)
+                    live = LiveCustomer(self.model, self.extractor, profile, customer_id)
+                    live.add(cached.live.events if cached else [])
+                    cached = _CachedCustomer(live, before)
                 else:
                     profile = None
                 cached_customers[customer_id] = cached
@@ -198,15 +190,6 @@ class CustomerService:
             if (owner := to_text(event.event[column])) not in (None, event.customer_id):
                 raise ValueError(f"found customer {owner!r}; give an event one customer, or leave the column out")
         return replace(event, event={name: value for name, value in event.event.items() if name != column})
-
-    def _start(
-        self, customer_id: str, cached: _CachedCustomer | None, profile: dict[str, Any] | None
-    ) -> _CachedCustomer:
-        """A new customer, or one with another profile."""
-        live = LiveCustomer(self.model, self.extractor, profile, customer_id)
-        if cached is not None and cached.live.events:
-            live.add(cached.live.events)
-        return _CachedCustomer(live, cached.customer if cached else StoredCustomer())
 
     def _new_events(self, customer_id: str, events: Sequence[Incoming]) -> list[Incoming]:
         """The events that are not stored yet, each once."""

@@ -124,34 +124,21 @@ class EventStore:
 
     def _declare(self) -> None:
         sql, tables = self.sql, self.sql.MetaData()
-        name, text, number = sql.String(MAX_ID), sql.Text, sql.BigInteger
-        column, table = sql.Column, sql.Table
-        self.about = table("mcm_store", tables, column("name", name, primary_key=True), column("value", text))
-        self.customers = table(
-            "mcm_customers",
-            tables,
-            column("customer_id", name, primary_key=True),
-            column("epoch", name, nullable=False),
-            column("sequence", number, nullable=False),
-            column("profile", text, nullable=False),
-        )
-        self.events = table(
-            "mcm_events",
-            tables,
-            column("customer_id", name, primary_key=True),
-            column("sequence", number, primary_key=True, autoincrement=False),
-            column("event_id", name, nullable=False),
-            column("event", text, nullable=False),
-            sql.UniqueConstraint("customer_id", "event_id"),
-        )
-        self.states = table(
-            "mcm_states",
-            tables,
-            column("customer_id", name, primary_key=True),
-            column("epoch", name, nullable=False),
-            column("sequence", number, nullable=False),
-            column("state", sql.LargeBinary, nullable=False),
-        )
+        name, text, number, table = sql.String(MAX_ID), sql.Text, sql.BigInteger, sql.Table
+
+        def column(title: str, kind: Any) -> Any:
+            return sql.Column(title, kind, nullable=False)
+
+        def key(title: str, kind: Any = name) -> Any:
+            return sql.Column(title, kind, primary_key=True, autoincrement=False)
+
+        self.about = table("mcm_store", tables, key("name"), sql.Column("value", text))
+        of_customer = column("epoch", name), column("sequence", number), column("profile", text)
+        self.customers = table("mcm_customers", tables, key("customer_id"), *of_customer)
+        of_event = column("event_id", name), column("event", text), sql.UniqueConstraint("customer_id", "event_id")
+        self.events = table("mcm_events", tables, key("customer_id"), key("sequence", number), *of_event)
+        of_state = column("epoch", name), column("sequence", number), column("state", sql.LargeBinary)
+        self.states = table("mcm_states", tables, key("customer_id"), *of_state)
         self.tables = tables
 
     def _open_sqlite(self, connection: Any, record: Any) -> None:
