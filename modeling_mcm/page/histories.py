@@ -317,11 +317,11 @@ class Histories:
 
     def what_if(self, customer_id: str, event: Mapping[str, Any], moment: str) -> LiveCustomer:
         """Makes the customer as if an event, raw values by column, had happened at a moment."""
-        before = self.household(customer_id).live
+        before, visit = self.household(customer_id).live, self.extractor.visit
         after = LiveCustomer(self.model, self.extractor, before.profile, customer_id)
-        time, visit = str(self.extractor.time), self.extractor.visit
-        own = {visit: "what if"} if visit else {}
-        after.add([*before.events, {**event, **own, time: moment}])
+        after.add(
+            [*before.events, {**event, **({visit: "what if"} if visit else {}), str(self.extractor.time): moment}]
+        )
         return after
 
 

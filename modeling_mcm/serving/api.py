@@ -6,6 +6,7 @@
 """
 
 # FastAPI reads the annotations of functions below while they are defined: they must not become texts.
+import functools
 import hmac
 import importlib.metadata
 import math
@@ -106,10 +107,8 @@ def create_api(service: CustomerService, tokens: str, limit: float = math.inf) -
     api = FastAPIOffline(title="MCM", version=version, description=words, redoc_url=None, lifespan=closing)
     guarded = APIRouter(dependencies=[Depends(check_token)], responses=errors(401, 422, 429, 500, 503))
     _answer_errors(api)
-    _add_events(guarded, service)
+    _add_changes(guarded, service)
     _add_questions(guarded, service)
-    _add_labels(guarded, service)
-    _add_deletions(guarded, service)
     api.include_router(guarded, prefix="/v1")
     api.add_middleware(BodyLimit)
     api.add_middleware(QuotedPath)
@@ -189,7 +188,7 @@ def _answer_errors(api: Any) -> None:
         return JSONResponse({"detail": words}, 422)
 
 
-def _add_events(api: Any, service: CustomerService) -> None:
+def _add_changes(api: Any, service: CustomerService) -> None:
     from pydantic import BaseModel, Field
 
     identity = Field(min_length=1, max_length=MAX_ID, pattern=r"^[^\x00-\x1f]+$")
@@ -212,6 +211,17 @@ def _add_events(api: Any, service: CustomerService) -> None:
         whom an event belongs before their last visit; the answers are as if it had come in time.
         """
         return cast(answers.Added, service.add([Incoming(**dict(event)) for event in body.events]))
+
+    @api.delete("/customers/{customer_id:id}/events/{event_id:id}", responses=errors(404, 507))
+    def delete_event(customer_id: str, event_id: str) -> Deleted:
+        """Deletes one event. From then on all answers are those for a customer without the event."""
+        service.delete_event(customer_id, event_id)
+        return {"customer_id": customer_id, "events": 1}
+
+    @api.delete("/customers/{customer_id:id}", responses=errors(404, 507))
+    def delete_customer(customer_id: str) -> Deleted:
+        """Deletes a customer's events, state and profile."""
+        return {"customer_id": customer_id, "events": service.delete_customer(customer_id)}
 
 
 def _add_questions(api: Any, service: CustomerService) -> None:
@@ -248,10 +258,12 @@ def _add_questions(api: Any, service: CustomerService) -> None:
             min_length=1, max_length=MOST_LABELS, description="Dicts with `action_id` and columns of the event log."
         )
 
-    def about(live: LiveCustomer, as_of: str | None) -> Any:
-        time = service.extractor.time
-        last = max((event[time] for event in live.events), default=None) if time else None
-        return {"customer_id": live.customer_id, "events": len(live.events), "as_of": as_of or last}
+    def ask(customer_id: str, as_of: str | None, name: str, question: Callable[[LiveCustomer], Any]) -> Any:
+        """Answers a question about a customer, under a name."""
+        with service.customer(customer_id) as live:
+            time, found = service.extractor.time, question(live)
+            last = max((event[time] for event in live.events), default=None) if time else None
+            return {"customer_id": customer_id, "events": len(live.events), "as_of": as_of or last, name: found}
 
     def scorer(asked: Question) -> Callable[[str], Scores]:
         """Makes the function that answers a question about a customer."""
@@ -264,13 +276,8 @@ def _add_questions(api: Any, service: CustomerService) -> None:
             raise ValueError(f"No tasks {wrong}: this checkpoint predicts {service.model.config.tasks}.")
         left_out = "seen" if asked.exclude_seen else tuple(asked.exclude) or None
         chosen = service.candidate_set(tasks, tuple(asked.candidate), left_out, (name, int(most)) if name else None)
-
-        def score(customer_id: str) -> Scores:
-            with service.customer(customer_id) as live:
-                lists = live.scores(as_of=asked.as_of, tasks=tasks, k=asked.k, candidates=chosen)
-                return about(live, asked.as_of) | {"tasks": lists}
-
-        return score
+        options: Any = {"as_of": asked.as_of, "tasks": tasks, "k": asked.k, "candidates": chosen}
+        return lambda customer_id: ask(customer_id, asked.as_of, "tasks", lambda live: live.scores(**options))
 
     def of_each(customers: list[str], answer: Callable[[str], Any]) -> dict[str, Any]:
         """The answers for the customers that have an event, and the others."""
@@ -296,8 +303,7 @@ def _add_questions(api: Any, service: CustomerService) -> None:
     @api.get("/customers/{customer_id:id}/embedding", responses=errors(404))
     def embedding(customer_id: str, as_of: moment = None) -> answers.Embedding:
         """The customer embedding."""
-        with service.customer(customer_id) as live:
-            return about(live, as_of) | {"embedding": live.embedding(as_of).tolist()}
+        return ask(customer_id, as_of, "embedding", lambda live: live.embedding(as_of).tolist())
 
     @api.get("/customers/{customer_id:id}/forecast", responses=errors(404, 501))
     def forecast(
@@ -307,14 +313,12 @@ def _add_questions(api: Any, service: CustomerService) -> None:
     ) -> answers.Forecast:
         """What the customer is expected to do within the next days, with intervals that hold 80% and 95% of such
         customers; 501 if the checkpoint has no forecasts."""
-        with service.customer(customer_id) as live:
-            return about(live, as_of) | {"forecast": live.forecast(as_of, days)}
+        return ask(customer_id, as_of, "forecast", lambda live: live.forecast(as_of, days))
 
     @api.get("/customers/{customer_id:id}/prediction", responses=errors(404, 501))
     def prediction(customer_id: str, as_of: moment = None) -> answers.Prediction:
         """What the checkpoint was fine-tuned to: the probability of each class, or the number."""
-        with service.customer(customer_id) as live:
-            return about(live, as_of) | {"prediction": live.predict(as_of)}
+        return ask(customer_id, as_of, "prediction", lambda live: live.predict(as_of))
 
     @api.post("/offers", responses=errors(400, 413, 501))
     def offers(body: Offered, as_of: moment = None) -> answers.ManyOffers:
@@ -322,12 +326,8 @@ def _add_questions(api: Any, service: CustomerService) -> None:
         each outcome. `unknown` are the customers without an event."""
         model = check_head(service.model, MCMForActionRecommendation)
         actions = encode_actions(service.extractor, model.config, body.actions)
-
-        def offer(customer_id: str) -> answers.Offers:
-            with service.customer(customer_id) as live:
-                return about(live, as_of) | {"offers": live.offers(actions, as_of)}
-
-        return cast(answers.ManyOffers, of_each(body.customers, offer))
+        answer = functools.partial(ask, as_of=as_of, name="offers", question=lambda live: live.offers(actions, as_of))
+        return cast(answers.ManyOffers, of_each(body.customers, answer))
 
     @api.post("/totals", responses=errors(400, 404, 413, 501))
     def totals(body: Group) -> answers.Total:
@@ -360,39 +360,21 @@ def _add_questions(api: Any, service: CustomerService) -> None:
     ) -> answers.Explained:
         """Why a label has its score: what its chance would be without each past visit. A few are computed at a
         time; for more the answer is 503."""
-        with service.customer(customer_id) as live:
-            answer, history = about(live, as_of), live.history(as_of)
-        explanation = service.worker(explain_score, history, task, label, as_of, MOST_VISITS)
-        return answer | {"explanation": replace(explanation, visits=explanation.visits[:visits])}
+        answer = ask(customer_id, as_of, "explanation", lambda live: live.history(as_of))
+        found = service.worker(explain_score, answer["explanation"], task, label, as_of, MOST_VISITS)
+        return answer | {"explanation": replace(found, visits=found.visits[:visits])}
 
-
-def _add_labels(api: Any, service: CustomerService) -> None:
-    from fastapi import Query
-
-    number = Annotated[int, Query(ge=1, le=MOST_LABELS)]
+    count = Annotated[int, Query(ge=1, le=MOST_LABELS)]
 
     @api.get("/labels/similar")
-    def similar_labels(task: str, label: str, k: number = 10) -> answers.Labels:
+    def similar_labels(task: str, label: str, k: count = 10) -> answers.Labels:
         """The labels that are most like a label, best first."""
         return {"task": task, "labels": cast(Any, similar(service.model, service.extractor, task, label, k))}
 
     @api.get("/labels/together")
-    def labels_together(task: str, label: Annotated[list[str], Query()], k: number = 10) -> answers.Labels:
+    def labels_together(task: str, label: Annotated[list[str], Query()], k: count = 10) -> answers.Labels:
         """The labels that go with some labels, such as those of a basket, best first."""
         return {"task": task, "labels": cast(Any, together(service.model, service.extractor, task, label, k))}
-
-
-def _add_deletions(api: Any, service: CustomerService) -> None:
-    @api.delete("/customers/{customer_id:id}/events/{event_id:id}", responses=errors(404, 507))
-    def delete_event(customer_id: str, event_id: str) -> Deleted:
-        """Deletes one event. From then on all answers are those for a customer without the event."""
-        service.delete_event(customer_id, event_id)
-        return {"customer_id": customer_id, "events": 1}
-
-    @api.delete("/customers/{customer_id:id}", responses=errors(404, 507))
-    def delete_customer(customer_id: str) -> Deleted:
-        """Deletes a customer's events, state and profile."""
-        return {"customer_id": customer_id, "events": service.delete_customer(customer_id)}
 
 
 def _add_metrics(api: Any, service: CustomerService, **options: Any) -> None:
