@@ -308,6 +308,10 @@ def _suggestions(field: str, labels: list[str]) -> str:
     return f"<datalist id='{field}-labels'>{options}</datalist>"
 
 
+def _legend(colours: dict[str, str]) -> str:
+    return "".join(f"<span style='color: {colour}'>■</span> {name} &emsp;" for name, colour in colours.items())
+
+
 def build_page(histories: Histories) -> Any:
     """Makes the page as Gradio Blocks, which [`launch_page`] shows.
 
@@ -407,6 +411,7 @@ def build_page(histories: Histories) -> Any:
                     x_title=" ", y_title=" ", x_axis_labels_visible=False, tooltip=["customer", "value"], height=320,
                     elem_id="map", label="Map of the customers of the table: similar ones are close",
                 )  # fmt: skip
+                gr.HTML(_legend(THIRDS))
             download = gr.DownloadButton("Export as CSV", write(page.customers), elem_id="export", size="sm")
         with gr.Row(equal_height=True):
             box = gr.Textbox(label="Customer", placeholder="Id, then Enter", max_lines=1, scale=4, elem_id="customer")
@@ -431,7 +436,7 @@ def build_page(histories: Histories) -> Any:
             x="time", y="events", color="visit", color_map=COLOURS, tooltip=["points without it", "what"], height=280,
             x_title=" ", y_title="events of the visit", color_title=" ", label=told, elem_id="timeline",
         )  # fmt: skip
-        gr.HTML("".join(f"<span style='color: {colour}'>■</span> {name} &emsp;" for name, colour in COLOURS.items()))
+        gr.HTML(_legend(COLOURS))
         with gr.Row():
             with gr.Column(min_width=300):
                 task = gr.Dropdown(tasks, value=main, label="What if this happens now?", elem_id="task")

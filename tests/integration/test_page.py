@@ -187,6 +187,7 @@ def test_the_map_names_customers_and_has_none_on_its_border(browse, histories):
         box = mark.bounding_box()
         assert left + 5 < box["x"] < box["x"] + box["width"] < right - 5
         assert top + 2 < box["y"] < box["y"] + box["height"] < bottom - 2
+    page.wait_for_selector("#all :text('highest third')")
     marks.first.hover(force=True)
     page.wait_for_selector("#vg-tooltip-element:has-text('customer')")
     assert any(name in page.locator("#vg-tooltip-element").inner_text() for name in histories.ids)
