@@ -10,7 +10,7 @@
 A run leaves `LOG.METHOD.SEED.json` in docs/results, and is made again when that is removed. It holds for each question
 and task the means, the NDCG@10 of every customer (`page.pack`), the digest of the prepared data, versions, seconds of
 fitting, and what was tuned. Methods are in methods/, a file each; logs are in logs.py. Intervals resample customers;
-those of differences resample them in pairs. `chance`, `forecasts` and `probe` are not rankings, and have files of their own.
+those of differences resample them in pairs. The studies `chance`, `forecasts` and `probe` have files of their own.
 """
 
 import hashlib
