@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,6 +23,7 @@ from modeling_mcm.files_mcm import write_text
 
 STEPS, MISSING = 250, 255  # of a stored value from 0 to 1; an error of .002 of a customer is none of a mean
 IN_LISTS = ("popularity", "neighbours", "transitions", "RecTools SASRec", WITHOUT, WITH)  # whose lists are described
+FEWEST = 30  # labels of a bin that is drawn
 Runs = dict[tuple[str, str], list[dict[str, Any]]]  # by log and method, a run for each seed
 Table = list[list[str]]
 
@@ -135,14 +137,31 @@ def forecast_table(others: dict[str, dict[str, Any]]) -> Table:
     return table
 
 
-def chance_table(others: dict[str, dict[str, Any]]) -> Table:
-    """A row for each bin of a tenth, with two columns for each task."""
-    found = {
-        (log, row["task"]): [each for each in others[f"{log}.chance"]["rows"] if each["task"] == row["task"]]
-        for log in LOGS
-        for row in others.get(f"{log}.chance", {"rows": []})["rows"]
-    }
-    table = [["chance", *(f"{log} {task}" for log, task in found)]]
+def chances(others: dict[str, dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The bins of each log and task."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for log in LOGS:
+        for row in others.get(f"{log}.chance", {"rows": []})["rows"]:
+            found.setdefault(f"{log} {row['task']}", []).append(row)
+    return found
+
+
+def chance_picture(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """Draws the share that came by the chance, with its 95% interval."""
+    axes = plt.subplots(figsize=(5, 4), layout="constrained")[1]
+    for name, rows in found.items():
+        many = [row for row in rows if row["labels"] >= FEWEST]
+        chance, came, number = (np.array([row[key] for row in many]) for key in ("chance", "came", "labels"))
+        axes.errorbar(chance, came, 1.96 * (came * (1 - came) / number) ** 0.5, label=name, marker="o", capsize=2)
+    axes.plot([0, 0.5], [0, 0.5], color="grey", linestyle="dotted")
+    axes.set(xlabel="chance", ylabel="came in the next visit")
+    axes.legend()
+    plt.savefig(path, metadata={"Software": None})
+
+
+def chance_table(found: dict[str, list[dict[str, Any]]]) -> Table:
+    """A row for each bin of a tenth, a column for each task."""
+    table = [["chance", *found]]
     for tenth in range(10):
         bins = [next((row for row in rows if int(row["chance"] * 10) == tenth), None) for rows in found.values()]
         cells = [
@@ -203,11 +222,15 @@ def draw(folder: Path) -> None:
         "lists": _table(by_method(main, [name for name in shown if name in IN_LISTS], lists)),
         "shares": _table(share_table(runs, shown)),
         "forecasts": _table(forecast_table(others)),
-        "chance": _table(chance_table(others)),
+        "chance": _table(chance_table(chances(others))),
         "verdict": verdict(probe) if len(probe) > 1 else "",
         "probe": _table(probe),
         "speed": f"{speed['caption']}\n\n{_table(speed['table'])}",
     }
+    if found := chances(others):
+        pictures = folder.with_name("pictures")
+        pictures.mkdir(exist_ok=True)
+        chance_picture(found, pictures / "chance.png")
     text = Path(__file__).with_suffix(".md").read_text(encoding="utf-8")
     write_text(folder.with_suffix(".md"), text.format(**parts))
 
