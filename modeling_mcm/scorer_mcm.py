@@ -54,6 +54,7 @@ NUM_FEATURES = COUNTED + OF_READOUT  # F
 MOST_DENSE = 4_000  # number of labels up to which EASE and the ridge regression are computed
 HIDDEN = (64, 32)
 DROPOUT = 0.1
+LEAST_RISE = 0.05  # see `LabelScorer.chances`
 FARTHEST = 4.0  # largest absolute value of a standardised feature
 # Decays of an event by its visits, moments and median gaps ago, as exponents of 2: columns are the half-lives and
 # `RECENT_DECAY`. Those of visits and moments count an event if it is the first of its visit or moment.
@@ -530,8 +531,8 @@ class LabelScorer(nn.Module):
 
     @staticmethod
     def chances(chance: torch.Tensor, log_probabilities: torch.Tensor) -> torch.Tensor:
-        """Chances that labels occur in the next visit, whose events have several labels: sigmoid(a + b log p + c p),
-        which does not fall beyond its largest value.
+        """Chances that labels occur in the next visit, whose events have several labels: sigmoid(a + b log p + c p);
+        beyond its largest value the argument rises by `LEAST_RISE` log p, so that no two labels tie.
 
         Args:
             chance (`torch.FloatTensor` of shape `(3,)`): A, b and c of the task, fitted on validation cases.
@@ -539,7 +540,7 @@ class LabelScorer(nn.Module):
         """
         a, b, c = chance
         log_p = log_probabilities.clamp(max=(-b / c).log() if c < 0 < b else 0.0)  # beyond it, the chance would fall
-        return torch.sigmoid(a + b * log_p + c * log_p.exp())
+        return torch.sigmoid(a + b * log_p + c * log_p.exp() + LEAST_RISE * (log_probabilities - log_p))
 
     def reads_readout(self, task: int | slice = slice(None)) -> bool:
         """Whether the scores of a task (default: of some task) depend on the encoder's readout."""
