@@ -47,7 +47,7 @@ def count(data: PreparedData, folder: Path, tasks: tuple[str, ...], cutoff: str 
 
 
 def measure(log: Log, data: PreparedData, runs: Path) -> dict[str, Any] | None:
-    """A row for each bin and task of a log; None for a log without times."""
+    """A row for each bin and task of a log; None for other logs, and without a model."""
     folders = sorted((runs / log.name).glob(f"{WITHOUT.replace(' ', '_')}.*"))
     if log.name not in LOGS or not folders:
         return None

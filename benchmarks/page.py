@@ -157,6 +157,7 @@ def chance_picture(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
     axes.set(xlabel="chance", ylabel="came in the next visit")
     axes.legend()
     plt.savefig(path, metadata={"Software": None})
+    plt.close()
 
 
 def chance_table(found: dict[str, list[dict[str, Any]]]) -> Table:
