@@ -37,8 +37,8 @@ class ChosenLabels(NamedTuple):
     Attributes:
         labels (`torch.LongTensor` of shape `(B, k)`): Label ids; 0 behind the last candidate.
         scores (`torch.FloatTensor` of shape `(B, k)`): Probabilities among the candidates; 0 where there is no label.
-        chances (`torch.FloatTensor` of shape `(B, k)`, *optional*): Chances that the labels are in the next visit,
-            which has several; whatever the candidates are.
+        chances (`torch.FloatTensor` of shape `(B, k)`, *optional*): Chances that the labels come, of which there
+            are several; whatever the candidates are.
     """
 
     labels: torch.Tensor
@@ -276,6 +276,7 @@ class CandidateSet:
         k: int = 10,
         seen: Sequence[NDArray[np.int64]] | None = None,
         customers: Sequence[str | None] | None = None,
+        horizon_days: float | None = None,
     ) -> ChosenLabels:
         """Chooses the best candidates of some customers, as [`choose_labels`] does. Ids from V on are new labels.
 
@@ -284,6 +285,7 @@ class CandidateSet:
             scores (`torch.FloatTensor` of shape `(B, V)`): Scores of the model.
             seen (`Sequence[NDArray]` of length B, *optional*): Label ids of each history, for `needs_seen`.
             customers (`Sequence[str]` of length B, *optional*): Their ids, for `needs_customers`.
+            horizon_days (`float`, *optional*): That of the scores; the chances are there for the next visit and 30.
         """
         own = self._of_tasks[task]
         if own.new is not None:
@@ -303,7 +305,7 @@ class CandidateSet:
         groups = None if groups is None else groups.to(scores.device)
         chosen = choose_labels(scores, k, is_candidate, groups, self._most)
         log_p = scores.float() if own.new is not None else scores.float().log_softmax(1)
-        return chosen._replace(chances=self.model.chances(task, log_p.gather(1, chosen.labels)))
+        return chosen._replace(chances=self.model.chances(task, log_p.gather(1, chosen.labels), horizon_days))
 
     def values(self, task: str) -> list[str]:
         """Labels of a task in the order of their ids, from 2 on: those of the checkpoint, and new ones."""
@@ -318,7 +320,7 @@ class CandidateSet:
 
     def describe(self, task: str, chosen: ChosenLabels, row: int) -> list[dict[str, Any]]:
         """A customer's list, best first: `{"label": value, "score": probability among the candidates, "chance": chance
-        that the label is in the next visit}`; without the chance in a checkpoint that had no validation case."""
+        that the label comes}`; without the chance where the model has none ([`chances`])."""
         columns = {"score": chosen.scores, "chance": chosen.chances}
         known = {name: values[row].tolist() for name, values in columns.items() if values is not None}
         labels = [label for label in chosen.labels[row].tolist() if label]
@@ -334,10 +336,11 @@ class CandidateSet:
         k: int,
         seen: Sequence[NDArray[np.int64]] | None = None,
         customers: Sequence[str | None] | None = None,
+        horizon_days: float | None = None,
     ) -> list[list[dict[str, Any]]]:
         """The choice as lists, see `describe`, with the arguments of `choose`. Raises `ValueError` if nothing is left
         for a customer."""
-        chosen = self.choose(task, scores, k, seen, customers)
+        chosen = self.choose(task, scores, k, seen, customers, horizon_days)
         lists = [self.describe(task, chosen, row) for row in range(len(scores))]
         for row, labels in enumerate(lists):
             if not labels:

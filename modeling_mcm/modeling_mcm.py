@@ -7,6 +7,7 @@ customer, R scored prefixes of all customers (rows of the score matrix), N targe
 a task. Equation numbers refer to Luo & Wang, RecSys 2023.
 """
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -38,7 +39,7 @@ from .losses_mcm import (
     task_losses,
 )
 from .readout_mcm import READOUTS, PrefixEnds, attention_weights
-from .scorer_mcm import LabelScorer, LabelTables, read_histories
+from .scorer_mcm import HORIZON_DAYS, NEXT_VISIT, WITHIN, LabelScorer, LabelTables, read_histories
 from .state_mcm import CustomerState, Forecasts
 
 
@@ -518,6 +519,7 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         event_values: torch.FloatTensor | None = None,
         as_of: torch.FloatTensor | None = None,
         encoder_outputs: MCMModelOutput | None = None,
+        horizon_days: float | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MCMRecommendationOutput:
         r"""
@@ -547,6 +549,9 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
             the time of the last event. Evaluation at a cutoff gives the cutoff.
         encoder_outputs (`MCMModelOutput`, *optional*):
             Output of [`MCMModel`] for these inputs, if it has been computed already.
+        horizon_days (`float`, *optional*):
+            Scores are those of labels that come within so many days, which the fitted scorer has learned for 30.
+            Default: of labels that come in the next visit.
 
         Returns:
             [`MCMRecommendationOutput`].
@@ -573,7 +578,7 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         if labels is None or not self.training:
             reads_counts = prefix_ends is None and self.scorer is not None and self.scorer.fitted
             readout = self.compute_scores(hidden, inputs) if not reads_counts or self.needs_readout() else None
-            logits = self.score_candidates(history, readout) if reads_counts else readout
+            logits = self.score_candidates(history, readout, horizon_days=horizon_days) if reads_counts else readout
         return MCMRecommendationOutput(
             loss=loss,
             logits=None if logits is None else dict(zip(self.config.tasks, logits, strict=True)),
@@ -673,20 +678,32 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         return self.config.num_hidden_layers > 0 and self.scorer.reads_readout(task)
 
     def score_candidates(
-        self, batch: Mapping[str, Any], readout: Sequence[torch.Tensor] | None, tasks: Sequence[str] | None = None
+        self,
+        batch: Mapping[str, Any],
+        readout: Sequence[torch.Tensor] | None,
+        tasks: Sequence[str] | None = None,
+        horizon_days: float | None = None,
     ) -> list[torch.Tensor]:
         """Scores of the fitted scorer by task (default: all tasks), each of shape `(B, V)`, from model inputs and the
         readout's scores of all tasks."""
+        if horizon_days is not None and not 0 < horizon_days < math.inf:
+            raise ValueError(f"`horizon_days` is {horizon_days}; give a positive number of days, such as 30.")
+        question = NEXT_VISIT if horizon_days is None else WITHIN
         tasks = self.config.tasks if tasks is None else tasks
         indices = [self.config.tasks.index(task) for task in tasks]
         used = None if readout is None or not self.config.num_hidden_layers else [readout[k] for k in indices]
-        return cast(LabelScorer, self.scorer).score(indices, read_histories(self.config, batch, tasks), used)
+        return cast(LabelScorer, self.scorer).score(indices, read_histories(self.config, batch, tasks), used, question)
 
-    def chances(self, task: str, log_probabilities: torch.Tensor) -> torch.Tensor | None:
-        """Chances that labels of a task are in the next visit, which has several, from the logarithms `(...)` of their
-        probabilities; None in a checkpoint that had no validation case to fit them on."""
-        chance = None if self.scorer is None else self.scorer.chance[self.config.tasks.index(task)]
-        return None if chance is None or not chance.any() else LabelScorer.chances(chance, log_probabilities)
+    def chances(
+        self, task: str, log_probabilities: torch.Tensor, horizon_days: float | None = None
+    ) -> torch.Tensor | None:
+        """Chances that labels of a task are in the next visit, which has several, or come within 30 days, from the
+        logarithms `(...)` of their probabilities; None in a checkpoint that had no validation cases to fit them on,
+        and for another horizon."""
+        if self.scorer is None or horizon_days not in (None, HORIZON_DAYS):
+            return None
+        chance = self.scorer.chance[self.config.tasks.index(task), NEXT_VISIT if horizon_days is None else WITHIN]
+        return LabelScorer.chances(chance, log_probabilities) if chance.any() else None
 
     @torch.no_grad()
     def preferences(

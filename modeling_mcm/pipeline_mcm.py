@@ -170,7 +170,7 @@ class PreferenceScoresPipeline(_CustomerPipeline):
     """Ranks the labels that are likely to come next: `pipeline("preference-scores", model=checkpoint)(customer)`.
 
     The result of a customer has for each task a list of `{"label": value, "score": probability among the candidates,
-    "chance": chance that the label is in the next visit}`, best first.
+    "chance": chance that the label comes}`, best first.
 
     Options:
         tasks (`list[str]`, *optional*): Names of the tasks. Default: all tasks.
@@ -179,6 +179,8 @@ class PreferenceScoresPipeline(_CustomerPipeline):
             time of each customer's last event.
         candidates, exclude, per_group (*optional*): Which labels may be chosen, see [`CandidateSet`]; `candidates` may
             be such a set. Default: all labels.
+        horizon_days (`float`, *optional*): Ranks the labels that are likely to come within so many days, such as 30.
+            Default: those of the next visit.
     """
 
     def _sanitize_parameters(
@@ -189,12 +191,13 @@ class PreferenceScoresPipeline(_CustomerPipeline):
         candidates: Any = None,
         exclude: Any = None,
         per_group: tuple[str, int] | None = None,
+        horizon_days: float | None = None,
         **unknown: Any,
     ):
         if unknown:
             raise ValueError(
                 f"Unknown options {sorted(unknown)}: preference-scores has `tasks`, `top_k`, `as_of`, `candidates`, "
-                "`exclude` and `per_group`."
+                "`exclude`, `per_group` and `horizon_days`."
             )
         all_tasks = self.model.config.tasks
         if tasks is not None and (isinstance(tasks, str) or not isinstance(tasks, Sequence) or not tasks):
@@ -207,7 +210,7 @@ class PreferenceScoresPipeline(_CustomerPipeline):
             raise ValueError(f"`top_k` is {top_k!r} ({type(top_k).__name__}); give a whole number of labels.")
         if top_k is not None and top_k < 1:
             raise ValueError(f"`top_k` is {top_k}; ask for at least 1 label.")
-        options = {"tasks": tasks, "top_k": top_k, "as_of": None if as_of is None else self._read_as_of(as_of)}
+        options = {"tasks": tasks, "top_k": top_k, "as_of": self._read_as_of(as_of), "horizon_days": horizon_days}
         chosen = {}
         if any(each is not None for each in (candidates, exclude, per_group)):  # tables do not compare
             chosen["candidates"] = CandidateSet.of(
@@ -217,7 +220,8 @@ class PreferenceScoresPipeline(_CustomerPipeline):
 
     def _forward(self, input_tensors: dict[str, Any], **forward_parameters: Any) -> ModelOutput:
         as_of, tasks = forward_parameters.get("as_of"), forward_parameters.get("tasks") or self.model.config.tasks
-        logits = self.model(**self.model_inputs(input_tensors, as_of)).logits
+        horizon_days = forward_parameters.get("horizon_days")
+        logits = self.model(**self.model_inputs(input_tensors, as_of), horizon_days=horizon_days).logits
         candidates = forward_parameters.get("candidates") or CandidateSet(self.model, self.feature_extractor, tasks)
         rows: Any = input_tensors["rows"] if isinstance(input_tensors["rows"], list) else [input_tensors["rows"]]
         rows = rows if as_of is None else until(rows, [as_of] * len(rows))
@@ -225,7 +229,9 @@ class PreferenceScoresPipeline(_CustomerPipeline):
         for task in tasks:
             seen = [row[f"task_{task}"] for row in rows]
             ids = [row["customer_id"] for row in rows]
-            chosen = candidates.choose(task, logits[task], forward_parameters.get("top_k", 10), seen, ids)
+            chosen = candidates.choose(
+                task, logits[task], forward_parameters.get("top_k", 10), seen, ids, horizon_days
+            )
             if bool((is_empty := ~chosen.labels.any(1)).any()):
                 where = rows[int(is_empty.long().argmax())]["where"]
                 raise ValueError(f"{where}: no candidate of {task!r} is left: give more candidates, or exclude less.")

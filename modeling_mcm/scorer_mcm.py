@@ -10,11 +10,12 @@ in seconds on prefixes of the log's own customers. Labels that are no candidates
 that all labels have a probability.
 
 All tasks are computed at once: a row is a customer and a task, customer x T + task, and the labels of all tasks are
-the columns of one matrix.
+the columns of one matrix. The network has an output for each question: what comes in the next visit, and what comes
+within a month.
 
-Shapes: B customers, T tasks, R = B T rows, L events, E labelled events of all rows, V labels of a task, C labels of
-all tasks, P pairs of a row and a label of its history, N candidates of all rows, K stored neighbours of a label, F
-features.
+Shapes: B customers, T tasks, Q questions, R = B T rows, L events, E labelled events of all rows, V labels of a task, C
+labels of all tasks, P pairs of a row and a label of its history, N candidates of all rows, K stored neighbours of a
+label, F features.
 """
 
 import math
@@ -49,6 +50,8 @@ PERSONAL = (
 RANKED = [PERSONAL.index(name) for name in ("share_visits_5", "share_visits_15", "share_moments_8", "share_days")]
 # The personal features, four of the customer, two of transitions, ratios and ranks, and eight of the label.
 COUNTED = len(PERSONAL) + 4 + 2 + (4 + len(RANKED)) + (6 + len(RANKED)) + 8
+NEXT_VISIT, WITHIN = 0, 1  # questions Q: which labels come in the next visit, and which within `HORIZON_DAYS`
+QUESTIONS, HORIZON_DAYS = 2, 30.0
 OF_READOUT = 2  # features of the encoder's readout: log-probability, and rank among the candidates
 NUM_FEATURES = COUNTED + OF_READOUT  # F
 MOST_DENSE = 4_000  # number of labels up to which EASE and the ridge regression are computed
@@ -461,8 +464,8 @@ class LabelScorer(nn.Module):
 
     z_w are the standardised numbers that are counted, and x_w log-probability and rank by the readout. The network is
     trained without x, on training prefixes, whose targets the encoder may know by heart. t, b, f and u are fitted for
-    each task on validation cases, so that the softmax over all labels is calibrated. For a customer whose unseen
-    candidates score less on average than the most popular label would by the second line, f is smaller.
+    each task and question on validation cases, so that the softmax over all labels is calibrated. For a customer whose
+    unseen candidates score less on average than the most popular label would by the second line, f is smaller.
 
     Args:
         label_sizes (`Sequence[int]`): Number of labels V of each task.
@@ -472,13 +475,13 @@ class LabelScorer(nn.Module):
         super().__init__()
         self.tables = nn.ModuleList(LabelTables(size) for size in label_sizes)
         self.mean, self.std = nn.Buffer(torch.zeros(COUNTED)), nn.Buffer(torch.ones(COUNTED))
-        self.linear = nn.Linear(COUNTED, 1)
+        self.linear = nn.Linear(COUNTED, QUESTIONS)
         self.task_vectors = nn.Embedding(len(label_sizes), HIDDEN[0])
         self.first, self.second = nn.Linear(COUNTED, HIDDEN[0]), nn.Linear(*HIDDEN)
-        self.last = nn.Linear(HIDDEN[1], 1)
-        # t, b, f and u of each task
-        self.calibration = nn.Buffer(torch.zeros(len(label_sizes), 3 + OF_READOUT))
-        self.chance = nn.Buffer(torch.zeros(len(label_sizes), 3))  # see `chances`
+        self.last = nn.Linear(HIDDEN[1], QUESTIONS)
+        # t, b, f and u of each task and question
+        self.calibration = nn.Buffer(torch.zeros(len(label_sizes), QUESTIONS, 3 + OF_READOUT))
+        self.chance = nn.Buffer(torch.zeros(len(label_sizes), QUESTIONS, 3))  # see `chances`
         self.fitted = nn.Buffer(torch.zeros((), dtype=torch.bool))
 
     def get_tables(self, task: int) -> LabelTables:
@@ -492,7 +495,7 @@ class LabelScorer(nn.Module):
         init.zeros_(self.task_vectors.weight)
 
     def forward(self, task: int | torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-        """Scores of candidates by the network, of shape `(...)`, from their numbers of shape `(..., F)`.
+        """Scores of candidates by the network, of shape `(..., Q)`, from their numbers of shape `(..., F)`.
 
         Args:
             task (`int`, or `torch.LongTensor` of shape `(...)`): Index of the task.
@@ -501,7 +504,7 @@ class LabelScorer(nn.Module):
         z = ((features[..., :COUNTED] - self.mean) / self.std).clamp(-FARTHEST, FARTHEST)
         hidden = F.gelu(self.first(z) + self.task_vectors.weight[task])
         hidden = F.gelu(self.second(F.dropout(hidden, DROPOUT, self.training)))
-        return (self.last(hidden) + self.linear(z))[..., 0]
+        return self.last(hidden) + self.linear(z)
 
     def log_shares(self, task: int) -> torch.Tensor:
         """Logarithm of each label's share of the training period, of shape `(V,)`."""
@@ -531,23 +534,27 @@ class LabelScorer(nn.Module):
 
     @staticmethod
     def chances(chance: torch.Tensor, log_probabilities: torch.Tensor) -> torch.Tensor:
-        """Chances that labels occur in the next visit, whose events have several labels: sigmoid(a + b log p + c p);
-        beyond its largest value the argument rises by `LEAST_RISE` log p, so that no two labels tie.
+        """Chances that labels come, of which there are several: sigmoid(a + b log p + c p). Beyond its largest value
+        the argument rises by `LEAST_RISE` log p, so that no two labels tie.
 
         Args:
-            chance (`torch.FloatTensor` of shape `(3,)`): A, b and c of the task, fitted on validation cases.
+            chance (`torch.FloatTensor` of shape `(3,)`): A, b and c of task and question, fitted on validation cases.
             log_probabilities (`torch.FloatTensor` of shape `(...)`): Log of the labels' probabilities p.
         """
         a, b, c = chance
         log_p = log_probabilities.clamp(max=(-b / c).log() if c < 0 < b else 0.0)  # beyond it, the chance would fall
         return torch.sigmoid(a + b * log_p + c * log_p.exp() + LEAST_RISE * (log_probabilities - log_p))
 
-    def reads_readout(self, task: int | slice = slice(None)) -> bool:
-        """Whether the scores of a task (default: of some task) depend on the encoder's readout."""
-        return bool(self.calibration[task, 3:].any())
+    def reads_readout(self, task: int | slice = slice(None), question: int | slice = slice(None)) -> bool:
+        """Whether the scores of a task and question (default: of any) depend on the encoder's readout."""
+        return bool(self.calibration[task, question, 3:].any())
 
     def score(
-        self, tasks: Sequence[int], history: LabelHistory, readout: Sequence[torch.Tensor] | None = None
+        self,
+        tasks: Sequence[int],
+        history: LabelHistory,
+        readout: Sequence[torch.Tensor] | None = None,
+        question: int = NEXT_VISIT,
     ) -> list[torch.Tensor]:
         """Scores of every label by task, each of shape `(B, V)`: log probabilities up to a constant.
 
@@ -555,19 +562,23 @@ class LabelScorer(nn.Module):
             tasks (`Sequence[int]`): Indices of the tasks.
             history ([`LabelHistory`]): The histories of these tasks up to the prediction time.
             readout (`Sequence[torch.FloatTensor]`, *optional*): Scores of the encoder's readout by task, `(B, V)`.
+            question (`int`): `NEXT_VISIT` or `WITHIN`.
         """
         used = None  # the best labels of a readout without a weight are no candidates either
         if readout is not None:
-            used = [each if self.reads_readout(task) else None for task, each in zip(tasks, readout, strict=True)]
+            used = [
+                each if self.reads_readout(task, question) else None for task, each in zip(tasks, readout, strict=True)
+            ]
         tables = [self.get_tables(task) for task in tasks]
         row, label, features = candidate_features(history, tables, used)
         own = torch.tensor(tasks, device=row.device)[row % len(tasks)]
-        values = self.calibrated(self.calibration[own], self(own, features), features)
+        calibration = self.calibration[:, question]
+        values = self.calibrated(calibration[own], self(own, features)[:, question], features)
         highest = self.average_unseen(row, values, features, history.size * len(tasks))
         scores = []
         for index, task in enumerate(tasks):
             log_shares = self.log_shares(task)
-            f = self.calibration[task, 2].minimum(highest[index :: len(tasks), None] - log_shares.max())
+            f = calibration[task, 2].minimum(highest[index :: len(tasks), None] - log_shares.max())
             floor = log_shares + f
             floor[:, :FIRST_LABEL] = torch.finfo(floor.dtype).min / 2
             own = row % len(tasks) == index

@@ -1,6 +1,6 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""SASRec and BERT4Rec of RecTools by its default settings, one model for each task, in an environment of their own.
+"""SASRec, eSASRec and BERT4Rec of RecTools by its default settings, one model for each task, in an environment of their own.
 
 Sessions are as long as 95% of the histories, at most 100; training ends after five epochs without a lower loss of
 each customer's first event after the validation cutoff, and the best epoch counts.
@@ -24,7 +24,7 @@ from modeling_mcm.evaluation.histories import task_histories
 from modeling_mcm.evaluation.ranking import TargetRanks
 
 AT_ONCE = 256  # cases whose scores are in memory
-NAMES = ("RecTools SASRec", "RecTools BERT4Rec")
+NAMES = ("RecTools SASRec", "RecTools eSASRec", "RecTools BERT4Rec")
 
 
 def history(data: PreparedData, task: str) -> pd.DataFrame:

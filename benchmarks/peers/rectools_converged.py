@@ -1,6 +1,6 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""SASRec or BERT4Rec of RecTools, trained until the loss of a held-out item stops to fall.
+"""SASRec, eSASRec or BERT4Rec of RecTools, trained until the loss of a held-out item stops to fall.
 
 `python benchmarks/peers/rectools_converged.py '{"method": ...}'` reads `events`, a Parquet file with customer, item
 and part (0 training, 1 after the validation cutoff), oldest first. It writes `lists`: for each customer
@@ -9,6 +9,7 @@ the best ten items of all (`items`), and of those that the customer did not have
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,15 @@ from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from rectools import Columns
 from rectools.dataset import Dataset
 from rectools.models import BERT4RecModel, SASRecModel
+from rectools.models.nn.transformers.ligr import LiGRLayers
 
-MODELS = {"RecTools SASRec": SASRecModel, "RecTools BERT4Rec": BERT4RecModel}
+# eSASRec (RecSys 2025) is SASRec with other layers and a sampled softmax.
+MORE = {"loss": "sampled_softmax", "n_negatives": 256, "transformer_layers_type": LiGRLayers}
+MODELS: dict[str, Any] = {
+    "RecTools SASRec": SASRecModel,
+    "RecTools eSASRec": partial(SASRecModel, **MORE),
+    "RecTools BERT4Rec": BERT4RecModel,
+}
 MOST_EPOCHS, PATIENCE, TOP = 200, 5, 10
 
 

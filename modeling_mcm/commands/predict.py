@@ -12,16 +12,17 @@
 The files have one row a customer: `customer_id`, `embedding`, one column for each forecast (`visits_30d`), for each
 end of its intervals (`visits_30d_low80`) and for the source of each horizon (`source_30d`), and for each task its
 labels, best first (`TASK`), with their probabilities among the candidates (`TASK_scores`) and the chances that they
-are in the next visit (`TASK_chances`). A checkpoint that was fine-tuned to a label writes `predicted_CLASS`, the
-probability of each class, or the number alone. One that was fine-tuned to offers ranks the actions of --actions, as
-labels of a task: `OUTCOME` has the actions, likeliest first, and `OUTCOME_scores` the probabilities of an offer at
---as_of, or right after the last event. `pandas.read_parquet(output_dir)` reads all files.
+come in the next visit, or within --horizon_days 30 (`TASK_chances`). A checkpoint that was fine-tuned to a label
+writes `predicted_CLASS`, the probability of each class, or the number alone. One that was fine-tuned to offers ranks
+the actions of --actions, as labels of a task: `OUTCOME` has the actions, likeliest first, and `OUTCOME_scores` the
+probabilities of an offer at --as_of, or right after the last event. `pandas.read_parquet(output_dir)` reads all files.
 
 A file holds --rows_per_file customers and appears when it is complete. After an interruption the same command writes
 only the files that are missing, in any number of processes, and the result has the same bytes. Memory holds the
 histories of one file and the scores of one batch, for any number of customers.
 """
 
+import math
 import shutil
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
@@ -102,6 +103,9 @@ class PredictionOptions:
     per_group: str | None = option(
         None, "Largest number of labels of each value of a feature, as product_category=2; the candidates name it."
     )
+    horizon_days: float | None = option(
+        None, "Rank the labels that come within so many days, such as 30. By default those of the next visit."
+    )
     actions: str | None = option(
         None,
         "Table of the actions that a checkpoint for offers scores, .parquet or .csv: action_id, columns of the log.",
@@ -125,8 +129,12 @@ class PredictionOptions:
             raise ValueError("--top_k 0 without --embeddings leaves nothing to write: change one of them.")
         if self.tasks and not self.top_k:
             raise ValueError("--tasks names tasks to rank, but --top_k 0 ranks nothing: leave one of them out.")
-        if not self.top_k and (self.candidates or self.exclude or self.per_group):
-            raise ValueError("--candidates, --exclude and --per_group choose labels, but --top_k 0 writes none.")
+        if not self.top_k and (self.candidates or self.exclude or self.per_group or self.horizon_days):
+            raise ValueError(
+                "--candidates, --exclude, --per_group and --horizon_days choose labels, but --top_k 0 writes none."
+            )
+        if self.horizon_days is not None and not 0 < self.horizon_days < math.inf:
+            raise ValueError(f"--horizon_days is {self.horizon_days:g}; give a positive number of days, such as 30.")
         if self.per_group and not self.per_group.rpartition("=")[2].isdecimal():
             raise ValueError(f"--per_group is {self.per_group!r}; write FEATURE=NUMBER, such as product_category=2.")
 
@@ -146,10 +154,10 @@ class PredictionOptions:
             raise ValueError("--top_k 0 leaves no action to write: give at least 1, or leave it out.")
         if head is MCMForMultiTaskRecommendation:
             return self
-        if self.tasks or self.candidates or self.exclude or self.per_group:
+        if self.tasks or self.candidates or self.exclude or self.per_group or self.horizon_days:
             raise ValueError(
-                f"{self.model} is an {head.__name__} and ranks no tasks: leave --tasks, --candidates, --exclude and "
-                "--per_group out, or give the checkpoint that it was fine-tuned from."
+                f"{self.model} is an {head.__name__} and ranks no tasks: leave --tasks, --candidates, --exclude, "
+                "--per_group and --horizon_days out, or give the checkpoint that it was fine-tuned from."
             )
         result = copy(self)
         result.embeddings, result.forecasts = False, False
@@ -233,6 +241,7 @@ def run(options: PredictionOptions, engine: EngineOptions) -> str:
         )
     contents["forecasts"] = told.names() if options.forecasts and told.are_trained else []
     contents |= {"candidates": options.candidates, "exclude": options.exclude, "per_group": options.group}
+    contents["horizon_days"] = options.horizon_days
     of_labels, contents["actions"] = head is MCMForCustomerPrediction, options.actions
     contents["predicted"] = [model.config.id2label[index] for index in range(model.num_labels)] if of_labels else []
     contents["outcomes"] = list(model.config.action_outcomes) if options.actions else []

@@ -38,7 +38,8 @@ def model_values(
         inputs = collator(prepared.__getitems__(batch.tolist()))
         inputs.pop("labels")
         with torch.inference_mode():
-            logits = model(**{name: value.to(model.device) for name, value in inputs.items()}).logits
+            inputs = {name: value.to(model.device) for name, value in inputs.items()}
+            logits = model(**inputs, horizon_days=cases.horizon_days).logits
         for task in tasks:
             ranks[task].add(batch, logits[task])
     if lists is not None:

@@ -132,11 +132,12 @@ class LiveCustomer:
         candidates: Any = None,
         exclude: Any = None,
         per_group: tuple[str, int] | None = None,
+        horizon_days: float | None = None,
     ) -> dict[str, list[dict[str, Any]]]:
-        """By task (default: all tasks) the `k` labels that are likeliest to come next, best first, see
-        [`CandidateSet.describe`]. `candidates`, `exclude` and `per_group` say which labels may be chosen, see
-        [`CandidateSet`]; make a set once for a large table. Raises `ValueError` if a task is unknown, `k`
-        is below 1, no candidate is left, or `as_of` is before the last event."""
+        """By task (default: all tasks) the `k` labels that are likeliest to come in the next visit, or within
+        `horizon_days`, best first, see [`CandidateSet.describe`]. `candidates`, `exclude` and `per_group` say which
+        labels may be chosen, see [`CandidateSet`]; make a set once for a large table. Raises `ValueError` if a task is
+        unknown, `k` is below 1, no candidate is left, or `as_of` is before the last event."""
         check_head(self.model, MCMForMultiTaskRecommendation)
         all_tasks = self.model.config.tasks
         tasks = list(all_tasks if tasks is None else tasks)
@@ -145,21 +146,23 @@ class LiveCustomer:
         if k < 1:
             raise ValueError(f"`k` is {k}; ask for at least 1 label.")
         chosen = CandidateSet.of(self.model, self.feature_extractor, tasks, candidates, exclude, per_group)
-        logits = self.logits(as_of, tasks)
+        logits = self.logits(as_of, tasks, horizon_days)
         result = {}
         for task in tasks:
             seen = [self._history.label_ids(task)] if chosen.needs_seen else None
-            (result[task],) = chosen.rank(task, logits[task][None], k, seen, [self.customer_id])
+            (result[task],) = chosen.rank(task, logits[task][None], k, seen, [self.customer_id], horizon_days)
         return result
 
-    def logits(self, as_of: Any = None, tasks: Sequence[str] | None = None) -> dict[str, torch.Tensor]:
+    def logits(
+        self, as_of: Any = None, tasks: Sequence[str] | None = None, horizon_days: float | None = None
+    ) -> dict[str, torch.Tensor]:
         """Scores of all labels by task (default: all tasks), of shape `(V,)`, before the softmax."""
         check_head(self.model, MCMForMultiTaskRecommendation)
         seconds = self._read_as_of(as_of)
         if self._window is not None:
-            return self._window.state().logits(self._window.reader, tasks, self._window.days(seconds))
+            return self._window.state().logits(self._window.reader, tasks, self._window.days(seconds), horizon_days)
         with torch.inference_mode():
-            logits = self.model(**self._inputs(seconds)).logits
+            logits = self.model(**self._inputs(seconds), horizon_days=horizon_days).logits
         return {task: logits[task][0] for task in (self.model.config.tasks if tasks is None else tasks)}
 
     def embedding(self, as_of: Any = None) -> NDArray[np.float32]:

@@ -186,10 +186,14 @@ class LiveState:
 
     @torch.inference_mode()
     def logits(
-        self, reader: Reader, tasks: Sequence[str] | None = None, as_of: float | None = None
+        self,
+        reader: Reader,
+        tasks: Sequence[str] | None = None,
+        as_of: float | None = None,
+        horizon_days: float | None = None,
     ) -> dict[str, torch.Tensor]:
         """Scores of all labels before the softmax, by task (default: all tasks) of shape `(labels,)`, at `as_of` in
-        days from the first event (default: at the last event)."""
+        days from the first event (default: at the last event), of the next visit or of `horizon_days`."""
         self._read_out(reader)
         averages = self.average.split([len(offset) for offset in reader.offsets.values()])
         readout = [(a + b)[None] for a, b in zip(averages, reader.offsets.values(), strict=True)]
@@ -197,7 +201,7 @@ class LiveState:
         tasks = of_all if tasks is None else tasks
         if reader.is_scored:
             scores = reader.model.score_candidates(
-                self.inputs(as_of), readout if reader.reads_readout else None, tasks
+                self.inputs(as_of), readout if reader.reads_readout else None, tasks, horizon_days
             )
         else:
             scores = [readout[of_all.index(task)] for task in tasks]

@@ -58,6 +58,7 @@ class ScoringJob:
             customer's last event.
         candidates, exclude (`str`, *optional*): Files of tables, see [`CandidateSet`]; `exclude` may be "seen".
         per_group (`tuple[str, int]`, *optional*): Largest number of labels of each value of a feature.
+        horizon_days (`float`, *optional*): Labels are ranked that come within so many days, not in the next visit.
         forecast_days (`tuple[float]`, *optional*): Horizons of the forecasts. Default: those of the checkpoint.
         predicted (`tuple[str]`): What an [`MCMForCustomerPrediction`] predicts, a column `predicted_NAME` each.
         actions (`str`, *optional*): File of the table of actions that an [`MCMForActionRecommendation`] scores.
@@ -80,6 +81,7 @@ class ScoringJob:
     candidates: str | None = None
     exclude: str | None = None
     per_group: tuple[str, int] | None = None
+    horizon_days: float | None = None
     forecast_days: tuple[float, ...] | None = None
     predicted: tuple[str, ...] = ()
     actions: str | None = None
@@ -216,13 +218,13 @@ class Scorer:
         customer, in the order of `rows`: `customer_id`; optionally `embedding`, a list of float32; a float32 column
         per forecast, and a column of text per horizon with its source; and by task its best labels, a list of text in
         the column `<task>`, with their probabilities, a list of float32 in `<task>_scores`, and the chances that they
-        are in the next visit in `<task>_chances`, if the checkpoint has them; outcomes rank the actions likewise.
+        come in `<task>_chances`, if the checkpoint has them; outcomes rank the actions likewise.
         Raises `ValueError` if the model gives NaN or infinite numbers."""
         number, job = len(rows), self.job
         found: dict[str, NDArray] = {}  # values of all customers by column
-        days = {} if job.outcomes else {"forecast_days": job.forecast_days}
         read = [row["visits"][1 - self.collator.max_events :] for row in rows]
-        days = {} if self.job.outcomes else {"forecast_days": self.job.forecast_days}
+        days: dict[str, Any] = {} if job.outcomes else {"forecast_days": job.forecast_days}
+        days |= {"horizon_days": job.horizon_days} if job.tasks else {}
         by_visit = self.model.config.encoder_unit == "visit"
         lengths = [len(np.unique(visits)) if by_visit else len(visits) for visits in read]
         for batch in batches_by_length(lengths, self.batch_size):
@@ -250,7 +252,8 @@ class Scorer:
                 for task in job.tasks:
                     seen = [self._seen(row, task) for row in chosen] if self.candidates.needs_seen else None
                     ids = [row[CUSTOMER] for row in chosen]
-                    best = self.candidates.choose(task, outputs.logits[task], self._tops(task), seen, ids)
+                    logits, top = outputs.logits[task], self._tops(task)
+                    best = self.candidates.choose(task, logits, top, seen, ids, job.horizon_days)
                     of_batch |= {task: best.labels, task + SCORES: best.scores, task + CHANCES: best.chances}
             for name, tensor in of_batch.items():
                 if tensor is not None:

@@ -243,6 +243,9 @@ def _add_questions(api: Any, service: CustomerService) -> None:
             pattern=r"^.+=[1-9][0-9]*$",
             description="Largest number of labels of each value of a feature, as category=2.",
         )
+        horizon_days: float | None = Field(
+            None, gt=0, description="What comes within so many days, as 30; by default what comes in the next visit."
+        )
 
     class Customers(BaseModel, extra="forbid"):
         customers: list[str] = Field(min_length=1, max_length=MOST_CUSTOMERS)
@@ -277,6 +280,7 @@ def _add_questions(api: Any, service: CustomerService) -> None:
         left_out = "seen" if asked.exclude_seen else tuple(asked.exclude) or None
         chosen = service.candidate_set(tasks, tuple(asked.candidate), left_out, (name, int(most)) if name else None)
         options: Any = {"as_of": asked.as_of, "tasks": tasks, "k": asked.k, "candidates": chosen}
+        options["horizon_days"] = asked.horizon_days
         return lambda customer_id: ask(customer_id, asked.as_of, "tasks", lambda live: live.scores(**options))
 
     def of_each(customers: list[str], answer: Callable[[str], Any]) -> dict[str, Any]:

@@ -21,8 +21,9 @@ from torch import nn
 from transformers.utils import logging
 
 from modeling_mcm.data import PreparedData
+from modeling_mcm.events_mcm import SECONDS_PER_DAY
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
-from modeling_mcm.scorer_mcm import COUNTED, OF_READOUT, LabelScorer
+from modeling_mcm.scorer_mcm import COUNTED, HORIZON_DAYS, NEXT_VISIT, OF_READOUT, QUESTIONS, LabelScorer
 from modeling_mcm.training.scorer_counts import FOLDS
 from modeling_mcm.training.scorer_examples import LabelExamples, draw_validation, read_examples
 
@@ -32,7 +33,7 @@ SHIPPED_NETWORK = Path(__file__).resolve().parents[1] / "scorer.safetensors"
 NETWORK = ("mean", "std", "linear", "first", "second", "last")
 FEW_EXAMPLES = 500  # below which the network starts from the shipped one
 START_STD, EPOCHS, LEARNING_RATE, WEIGHT_DECAY, EXAMPLES_OF_STEP = 0.02, 8, 3e-3, 1e-2, 32
-RANKING, LATER = 1.5, 0.4  # weights of the smooth NDCG, and of the cross-entropy of later labels
+RANKING = 1.5  # weight of the smooth NDCG
 MOST_TARGETS, TEMPERATURE = 12, 2.0  # of the smooth NDCG
 # Weights u of the encoder's log-probability and rank that are tried, none first.
 GRID = torch.tensor([(a, -b) for a in (0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6) for b in (0.0, 0.1, 0.3)])
@@ -75,8 +76,7 @@ def fit_network(
         for task, mask, index in steps if epoch else []:
             found = examples[task]
             scores = scorer(task, found.features[index])
-            is_target, is_later = found.is_target[index] & mask, found.is_later[index] & mask
-            loss = ranking_loss(scores, mask, is_target, is_later, found.log_kept[index])
+            loss = ranking_loss(scores, mask, found.is_target[index] & mask[..., None], found.log_kept[index])
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(scorer.parameters(), 1.0)
@@ -87,8 +87,9 @@ def fit_network(
             continue  # the learning rate is still high: these epochs are seldom the best
         scorer.eval()
         with torch.no_grad():
+            scores = [scorer(t, each.features)[:, NEXT_VISIT] for t, each in enumerate(validation)]
             values = [
-                each.compute_ndcg(scorer(t, each.features)).nanmean().item() for t, each in enumerate(validation)
+                each.compute_ndcg(of_task).nanmean().item() for each, of_task in zip(validation, scores, strict=True)
             ]
         mean = float(np.nanmean(values)) if np.isfinite(values).any() else 0.0
         if mean > best[0] or not validation:
@@ -103,8 +104,8 @@ def _draw_steps(
     """Draws the steps of an epoch: task, mask and indices of candidates, both of shape `(B, M)`."""
     steps = []
     for task, found in enumerate(examples):
-        has_target = torch.zeros(len(found.num_targets)).index_add(0, found.example, found.is_target.float()) > 0
-        order = generator.permutation(has_target.nonzero()[:, 0].numpy())
+        hits = torch.zeros(len(found.num_targets)).index_add(0, found.example, found.is_target[:, NEXT_VISIT].float())
+        order = generator.permutation(hits.nonzero()[:, 0].numpy())
         for start in range(0, len(order), EXAMPLES_OF_STEP):
             chosen = torch.from_numpy(order[start : start + EXAMPLES_OF_STEP])
             begin, end = (torch.searchsorted(found.example, chosen, right=right) for right in (False, True))
@@ -115,44 +116,38 @@ def _draw_steps(
 
 
 def ranking_loss(
-    scores: torch.Tensor,
-    mask: torch.Tensor,
-    is_target: torch.Tensor,
-    is_later: torch.Tensor,
-    log_kept: torch.Tensor,
+    scores: torch.Tensor, mask: torch.Tensor, is_target: torch.Tensor, log_kept: torch.Tensor
 ) -> torch.Tensor:
-    """Mean cross-entropy of the targets among the candidates, less a smooth NDCG, and with a small weight the
-    cross-entropy of labels that come later among all that are no targets.
+    """Mean over examples of the sum over questions of the cross-entropy of the targets among the candidates, less a
+    smooth NDCG of the targets with the highest scores.
 
     Args:
-        scores (`torch.FloatTensor` of shape `(B, M)`): Scores of the candidates.
-        mask, is_target, is_later (`torch.BoolTensor` of that shape): Whether there is a candidate, whether it is a
-            target, and whether it is none and comes later.
-        log_kept (`torch.FloatTensor` of that shape): Log of the share of such candidates that were kept.
+        scores (`torch.FloatTensor` of shape `(B, M, Q)`): Scores of the candidates.
+        mask (`torch.BoolTensor` of shape `(B, M)`): Whether there is a candidate.
+        is_target (`torch.BoolTensor` of shape `(B, M, Q)`): Whether it is a target of each question.
+        log_kept (`torch.FloatTensor` of shape `(B, M)`): Log of the share of such candidates that were kept.
     """
-    weighted = (scores - log_kept).masked_fill(~mask, -1e4)  # a kept negative stands for those left out
-    number = is_target.sum(1)
+    mask, number = mask[..., None], is_target.sum(1)  # (B, Q)
+    weighted = (scores - log_kept[..., None]).masked_fill(~mask, -1e4)  # a kept negative stands for those left out
     entropy = -(weighted.log_softmax(1) * is_target).sum(1) / number
     most = min(MOST_TARGETS, int(number.max()))
-    has, best = is_target.float().topk(most, 1)
-    lead = torch.sigmoid(TEMPERATURE * (scores[:, None] - scores.gather(1, best)[..., None])) * mask[:, None]
-    rank = 0.5 + lead.sum(2)
-    ideal = (1 / torch.arange(2.0, MOST_TARGETS + 2).log2()).cumsum(0)[(number.clamp(max=most) - 1)]
-    ndcg = (has / (1 + rank).log2()).sum(1) / ideal
-    others = weighted.masked_fill(is_target, -1e4).log_softmax(1)
-    later = -(others * is_later).sum(1) / is_later.sum(1).clamp(min=1)
-    return (entropy - RANKING * ndcg + LATER * later).mean()
+    best = scores.detach().masked_fill(~is_target, -torch.inf).topk(most, 1).indices  # (B, most, Q)
+    differences = scores[:, None] - scores.gather(1, best)[:, :, None]  # (B, most, M, Q)
+    rank = 0.5 + (torch.sigmoid(TEMPERATURE * differences) * mask[:, None]).sum(2)
+    ideal = (1 / torch.arange(2.0, MOST_TARGETS + 2).log2()).cumsum(0)[number.clamp(max=most) - 1]
+    ndcg = (is_target.gather(1, best) / (1 + rank).log2()).sum(1) / ideal
+    return (entropy - RANKING * ndcg).sum(1).mean()
 
 
 def calibrate(
-    scorer: LabelScorer, task: int, found: LabelExamples, weights: torch.Tensor | None = None
+    scorer: LabelScorer, task: int, question: int, found: LabelExamples, weights: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Fits t, b and f of a task (see [`LabelScorer`]) by the cross-entropy of the validation targets, and then the
-    chances of labels by that of the candidates.
+    """Fits t, b and f of a task and question (see [`LabelScorer`]) by the cross-entropy of the validation targets, and
+    then the chances of labels by that of the candidates.
 
     Args:
         scorer ([`LabelScorer`]): A scorer whose network is trained.
-        task (`int`): Index of the task.
+        task, question (`int`): Index of the task, and of the question.
         found ([`LabelExamples`]): All candidates of validation cases.
         weights (`torch.FloatTensor` of shape `(OF_READOUT,)`, *optional*): u. Default: 0.
 
@@ -163,14 +158,14 @@ def calibrate(
     of_readout = torch.zeros(OF_READOUT) if weights is None else weights
     example, label, features = found[:3]
     with torch.no_grad():
-        values, log_shares = scorer(task, features), scorer.log_shares(task)
-    numbers = found.num_targets.float()
+        values, log_shares = scorer(task, features)[:, question], scorer.log_shares(task)
+    numbers, is_target = found.num_targets[:, question].float(), found.is_target[:, question].double()
     shares = torch.where(numbers > 0, 1 / numbers.clamp(min=1), 0.0) / (numbers > 0).sum().clamp(min=1)
     zeros = torch.zeros(len(numbers))
-    hits = zeros.index_add(0, example, found.is_target.float())
+    hits = zeros.index_add(0, example, is_target.float())
     missed = shares * (numbers - hits)  # weight of targets that are no candidates
     outside = (1 - zeros.index_add(0, example, log_shares[label].exp())).clamp(min=1e-6).log()
-    target_weights = shares[example] * found.is_target
+    target_weights = shares[example] * is_target.float()
 
     def log_probabilities(parameters: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Logits of the candidates; and for each case f, and the logarithm of the sum over all labels."""
@@ -188,7 +183,7 @@ def calibrate(
 
     parameters = _minimize(loss_of_scores, torch.zeros(3))
     logits, _, total = log_probabilities(parameters)
-    log_p, is_target = (logits - total[example]).double(), found.is_target.double()
+    log_p = (logits - total[example]).double()
     chance = _minimize(
         lambda chance: F.binary_cross_entropy(scorer.chances(chance, log_p).clamp(1e-7, 1 - 1e-7), is_target),
         torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64),
@@ -222,15 +217,16 @@ class EncoderGain(NamedTuple):
         ndcg (`float`): Mean NDCG@10 where the weights u are those that [`choose_weights`] takes for other customers.
         alone (`float`): Mean NDCG@10 of the encoder's order of the candidates.
         gain, error (`float`): Mean of what the encoder adds to the NDCG@10 of counts alone, and its standard error.
-        calibration, chance (`torch.Tensor`): What [`calibrate`] fits with the weights for all cases.
+        weights (`torch.FloatTensor` of shape `(Q, OF_READOUT)`): The weights u for all cases, by question.
+        cases ([`LabelExamples`]): The cases.
     """
 
     ndcg: float
     alone: float
     gain: float
     error: float
-    calibration: torch.Tensor
-    chance: torch.Tensor
+    weights: torch.Tensor
+    cases: LabelExamples
 
 
 def choose_weights(ndcg: torch.Tensor) -> int:
@@ -293,8 +289,12 @@ class ScorerFit:
         self.validation = draw_validation(rows, data, seed)
         validation = self._read_validation()
         self.counted = fit_network(self.scorer, examples, validation, seed) or [math.nan] * len(examples)
+        # Whether validation says what comes within `HORIZON_DAYS`
+        start, end = (data.schema.scoring_time(cutoff) for cutoff in ("validation", "test"))
+        self.sees_horizon = start is not None and end is not None and end - start >= HORIZON_DAYS * SECONDS_PER_DAY
         for task, found in enumerate(validation):
-            self.scorer.calibration[task], self.scorer.chance[task] = calibrate(self.scorer, task, found)
+            for question in range(QUESTIONS):
+                self._calibrate(task, question, found)
         self.scorer.fitted.fill_(True)
 
     @property
@@ -307,6 +307,12 @@ class ScorerFit:
         tables = [self.scorer.get_tables(task) for task in range(len(self.scorer.tables))]
         return self.reader.read(self.validation, tables, self.generator, encoder=encoder) if self.validation else []
 
+    def _calibrate(self, task: int, question: int, found: LabelExamples, weights: torch.Tensor | None = None) -> None:
+        calibration, chance = calibrate(self.scorer, task, question, found, weights)
+        self.scorer.calibration[task, question] = calibration
+        if question == NEXT_VISIT or self.sees_horizon:
+            self.scorer.chance[task, question] = chance
+
     def measure_encoder(self) -> list[EncoderGain]:
         """Measures what each task gains by the encoder as it is now."""
         was_training = self.model.training
@@ -314,17 +320,21 @@ class ScorerFit:
         folds = torch.from_numpy(np.random.default_rng(self.seed).integers(0, FOLDS, len(self.validation)))
         result = []
         for task, found in enumerate(self._read_validation(self.model)):
+            x = found.features[:, COUNTED:]
             with torch.no_grad():
-                counted, x = self.scorer(task, found.features), found.features[:, COUNTED:]
-                ndcg = torch.stack([found.compute_ndcg(counted + x @ u) for u in GRID])  # (grid, cases)
-            own = torch.empty(len(self.validation))
+                counted = self.scorer(task, found.features).T  # (Q, N)
+                of_questions = [
+                    torch.stack([found.compute_ndcg(scores + x @ u, question) for u in GRID])
+                    for question, scores in enumerate(counted)
+                ]  # each (grid, cases)
+            ndcg, own = of_questions[NEXT_VISIT], torch.empty(len(self.validation))
             for fold in range(FOLDS):
                 own[folds == fold] = ndcg[choose_weights(ndcg[:, folds != fold]), folds == fold]
             gains = (own - ndcg[0])[~own.isnan()]  # the first weight is 0
             error = gains.std() / max(len(gains), 1) ** 0.5 if len(gains) > 1 else gains.new_zeros(())
             alone = found.compute_ndcg(x[:, 0]).nanmean().item()
-            calibration = calibrate(self.scorer, task, found, GRID[choose_weights(ndcg)])
-            result.append(EncoderGain(own.nanmean().item(), alone, gains.mean().item(), error.item(), *calibration))
+            weights = torch.stack([GRID[choose_weights(each)] for each in of_questions])
+            result.append(EncoderGain(own.nanmean().item(), alone, gains.mean().item(), error.item(), weights, found))
         self.model.train(was_training)
         return result
 
@@ -334,10 +344,11 @@ class ScorerFit:
             logger.warning("Without validation cases nobody knows what the encoder is worth, so it is not used.")
             return
         for task, found in enumerate(self.measure_encoder()):
-            is_used = found.gain > 0 and bool(found.calibration[-OF_READOUT:].any())
+            is_used = found.gain > 0 and bool(found.weights[NEXT_VISIT].any())
             logger.info(
                 f"The encoder adds {found.gain:+.4f} (standard error {found.error:.4f}) to the NDCG@10 of "
                 f"{self.model.config.tasks[task]} on validation, so it is {'used' if is_used else 'not used'}."
             )
-            if is_used:
-                self.scorer.calibration[task], self.scorer.chance[task] = found.calibration, found.chance
+            for question, weights in enumerate(found.weights):
+                if is_used and weights.any():
+                    self._calibrate(task, question, found.cases, weights)

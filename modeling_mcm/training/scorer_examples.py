@@ -30,12 +30,19 @@ from modeling_mcm.evaluation.cases import cases_at
 from modeling_mcm.events_mcm import SECONDS_PER_DAY
 from modeling_mcm.inputs_mcm import RowBatch
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
-from modeling_mcm.scorer_mcm import LabelTables, candidate_features, read_histories
+from modeling_mcm.scorer_mcm import (
+    HORIZON_DAYS,
+    NEXT_VISIT,
+    QUESTIONS,
+    WITHIN,
+    LabelTables,
+    candidate_features,
+    read_histories,
+)
 from modeling_mcm.training.scorer_counts import FOLDS, PERIODS, LabelCounts, LabelEvents
 
 EXAMPLES, EXAMPLES_OF_CUSTOMER, VALIDATION_EXAMPLES, BATCH = 4_000, 2, 1_500, 64
 NEGATIVES = 60  # about as many candidates of an example that are no targets are kept, drawn uniformly
-LATER_DAYS = 30.0  # labels that come so soon, though not next, are told apart from the others
 STALE = 4  # largest number of parts of the period by which counts are old, because a model is used after its training
 
 
@@ -63,10 +70,10 @@ class LabelExamples(NamedTuple):
     Attributes:
         example, label (`torch.LongTensor` of shape `(N,)`): The candidates; examples are ascending.
         features (`torch.FloatTensor` of shape `(N, F)`): Their features.
-        is_target (`torch.BoolTensor` of shape `(N,)`): Whether a candidate is a target.
-        is_later (`torch.BoolTensor` of shape `(N,)`): Whether it is none, and comes within `LATER_DAYS`.
+        is_target (`torch.BoolTensor` of shape `(N, Q)`): Whether a candidate is a target of each question: it comes in
+            the next visit, or within `HORIZON_DAYS`.
         log_kept (`torch.FloatTensor` of shape `(N,)`): Log of the share of such candidates that were kept.
-        num_targets (`torch.LongTensor` of shape `(examples,)`): Number of each example's targets, also of those that
+        num_targets (`torch.LongTensor` of shape `(examples, Q)`): Number of each example's targets, also of those that
             are no candidates.
     """
 
@@ -74,7 +81,6 @@ class LabelExamples(NamedTuple):
     label: torch.Tensor
     features: torch.Tensor
     is_target: torch.Tensor
-    is_later: torch.Tensor
     log_kept: torch.Tensor
     num_targets: torch.Tensor
 
@@ -85,15 +91,15 @@ class LabelExamples(NamedTuple):
         order = columns[0].argsort(stable=True)
         return cls(*[*(column[order] for column in columns), parts[-1].num_targets])
 
-    def compute_ndcg(self, scores: torch.Tensor, k: int = 10) -> torch.Tensor:
-        """NDCG at k of the candidates' scores `(N,)` in each example, NaN without a target."""
+    def compute_ndcg(self, scores: torch.Tensor, question: int = NEXT_VISIT, k: int = 10) -> torch.Tensor:
+        """NDCG at k of the candidates' scores `(N,)` for a question in each example, NaN without a target."""
         order = scores.argsort(descending=True, stable=True)
         order = order[self.example[order].argsort(stable=True)]
         rank = torch.arange(len(order)) - torch.searchsorted(self.example, self.example) + 2.0
-        gains = torch.where(self.is_target[order] & (rank < k + 2), 1 / rank.log2(), 0.0)
+        gains = torch.where(self.is_target[order, question] & (rank < k + 2), 1 / rank.log2(), 0.0)
         ideal = torch.cat([torch.zeros(1), (1 / torch.arange(2.0, k + 2).log2()).cumsum(0)])
         sums = torch.zeros(len(self.num_targets)).index_add(0, self.example[order], gains)
-        return sums / ideal[self.num_targets.clamp(max=k)]
+        return sums / ideal[self.num_targets[:, question].clamp(max=k)]
 
 
 def draw_examples(rows: Any, data: PreparedData, seed: int, most: int = EXAMPLES) -> list[Example]:
@@ -189,7 +195,7 @@ class ExampleReader:
             encoder ([`MCMForMultiTaskRecommendation`], *optional*): Model whose readout gives features, too.
         """
         parts: list[list[LabelExamples]] = [[] for _ in tables]
-        num_targets = torch.zeros(len(tables), len(examples), dtype=torch.long)
+        num_targets = torch.zeros(len(tables), len(examples), QUESTIONS, dtype=torch.long)
         for chosen, rows, batch in self.batches(examples):
             readout = None if encoder is None else encoder.readout_scores(batch)
             age = torch.randint(STALE + 1, (len(chosen),), generator=generator).numpy()
@@ -201,18 +207,19 @@ class ExampleReader:
                 own = (found.row % len(tables) == index).nonzero()[:, 0]
                 customer, size = found.row[own] // len(tables), table.counts.shape[1]
                 cells = customer * size + found.label[own]
-                targets = _read_targets(batch["labels"][..., index], size)
-                num_targets[index, numbers] = torch.bincount(targets // size, minlength=len(chosen))
-                is_target, is_later = torch.isin(cells, targets), torch.zeros(len(cells), dtype=torch.bool)
+                targets = [_read_targets(batch["labels"][..., index], size)] * QUESTIONS
+                if table.totals[2]:  # times mean something
+                    later = _read_later(rows, [examples[each] for each in chosen], f"task_{task}", size)
+                    targets[WITHIN] = torch.cat([targets[NEXT_VISIT], later]).unique()
+                for question, each in enumerate(targets):
+                    num_targets[index, numbers, question] = torch.bincount(each // size, minlength=len(chosen))
+                is_target = torch.stack([torch.isin(cells, each) for each in targets], 1)
                 share = torch.ones(len(cells))
                 if fold is not None:
-                    if counts[index].has_times:
-                        later = _read_later(rows, [examples[each] for each in chosen], f"task_{task}", size)
-                        is_later = torch.isin(cells, later) & ~is_target
                     number = torch.bincount(customer, minlength=len(chosen))[customer].float()
-                    share = torch.where(is_target | is_later, 1.0, (NEGATIVES / number).clamp(max=1))
+                    share = torch.where(is_target.any(1), 1.0, (NEGATIVES / number).clamp(max=1))
                 kept = torch.rand(len(share), generator=generator) < share
-                columns = numbers[customer], found.label[own], found.features[own], is_target, is_later, share.log()
+                columns = numbers[customer], found.label[own], found.features[own], is_target, share.log()
                 parts[index].append(LabelExamples(*[*(column[kept] for column in columns), num_targets[index]]))
         return [LabelExamples.join(part) for part in parts]
 
@@ -238,10 +245,10 @@ def _read_targets(labels: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def _read_later(rows: RowBatch, examples: Sequence[Example], task: str, size: int) -> torch.Tensor:
-    """Labels, row x V + label, after the examples' cutoffs, within `LATER_DAYS` of the predictions."""
+    """Labels, row x V + label, after the examples' cutoffs, within `HORIZON_DAYS` of the predictions."""
     _, end, stop, elapsed, _ = (np.array(column) for column in zip(*examples, strict=True))
     row, times, labels = rows.row, rows.column("times"), rows.column(task).astype(np.int64)
-    until = times[rows.starts + end - 1] + (elapsed + LATER_DAYS) * SECONDS_PER_DAY
+    until = times[rows.starts + end - 1] + (elapsed + HORIZON_DAYS) * SECONDS_PER_DAY
     comes = (rows.places >= end[row]) & (rows.places < stop[row]) & (times <= until[row]) & (labels >= FIRST_LABEL)
     return torch.from_numpy((row * size + labels)[comes])
 

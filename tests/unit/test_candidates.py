@@ -14,6 +14,7 @@ from transformers import pipeline
 from modeling_mcm import LiveCustomer
 from modeling_mcm.candidates_mcm import CandidateSet, choose_labels
 from modeling_mcm.live.related import similar, together
+from modeling_mcm.scorer_mcm import WITHIN
 
 TASK = "items"  # whose column is "item"
 STOCK = {"item": [f"item {number:02}" for number in range(20)], "aisle": [f"aisle {n % 4}" for n in range(20)]}
@@ -98,6 +99,42 @@ def test_every_entrance_chooses_as_filtering_by_hand(
     assert_same([{"label": label, "score": score} for label, score in pairs], expected)
     pd.DataFrame(STOCK).head(3).to_csv(tmp_path / "stock.csv", index=False)
     command("run_predict", *words, fails="holds predictions of another")
+
+
+def test_every_entrance_ranks_what_comes_within_a_month(model, extractor, customer, prepared, command, tmp_path):
+    pytest.importorskip("fastapi", reason="FastAPI not installed")
+    model.scorer.chance[:, WITHIN] = torch.tensor([0.5, 0.9, -0.2])
+    month = {"horizon_days": 30}
+    with torch.no_grad():
+        scores, labels = model(**extractor(customer), **month).logits[TASK][0].softmax(0).topk(8)
+    chances = model.chances(TASK, scores.log(), **month).tolist()
+    names = [extractor.vocabularies[TASK][label - 2] for label in labels.tolist()]
+    expected = [{"label": name, "score": score} for name, score in zip(names, scores.tolist(), strict=True)]
+    live = LiveCustomer(model, extractor, customer["profile"], "c03")
+    live.add(customer["events"])
+    assert [each["label"] for each in live.scores(tasks=[TASK], k=8)[TASK]] != names
+    pipe = pipeline("preference-scores", model=model, feature_extractor=extractor)
+    client = make_client(make_service(model, extractor, tmp_path / "state.db"))
+    first, *others = as_requests(customer["events"], ["c03"])
+    client.post("/events", json={"events": [first | {"profile": customer["profile"]}, *others]})
+    for found in (
+        pipe(customer, tasks=[TASK], top_k=8, **month)[TASK],
+        live.scores(tasks=[TASK], k=8, **month)[TASK],
+        client.get("/customers/c03/scores", params={"task": TASK, "k": 8, **month}).json()["tasks"][TASK],
+    ):
+        assert_same(found, expected)
+        assert [each["chance"] for each in found] == pytest.approx(chances, abs=1e-5)
+    assert "chance" not in live.scores(tasks=[TASK], horizon_days=7)[TASK][0]  # fitted for 30 days alone
+
+    for part in (model, extractor):
+        part.save_pretrained(tmp_path / "model")
+    words = ["--model", tmp_path / "model", "--data", prepared, "--output_dir", tmp_path / "out", "--tasks", TASK]
+    command("run_predict", *words, "--top_k", 8, "--horizon_days", 30)
+    found = pd.read_parquet(tmp_path / "out").set_index("customer_id").loc["c03"]
+    assert list(found[TASK]) == names and list(found[f"{TASK}_chances"]) == pytest.approx(chances, abs=1e-5)
+    with pytest.raises(ValueError, match="positive number of days"):
+        live.scores(horizon_days=-1)
+    command("run_predict", *words, "--horizon_days", -1, fails="positive number of days")
 
 
 def test_service_chooses_as_filtering_by_hand(model, extractor, customer, tmp_path):

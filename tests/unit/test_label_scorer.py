@@ -18,8 +18,11 @@ from modeling_mcm.inputs_mcm import RowBatch
 from modeling_mcm.preparation import prepare
 from modeling_mcm.scorer_mcm import (
     COUNTED,
+    NEXT_VISIT,
     NUM_FEATURES,
     PERSONAL,
+    QUESTIONS,
+    WITHIN,
     LabelHistory,
     LabelScorer,
     LabelTables,
@@ -85,8 +88,8 @@ def test_popularity_alone_puts_no_label_before_unseen_candidates(model, batch, m
     monkeypatch.setattr(scorer_mcm, "POPULAR", 1)
     tasks, history = range(len(model.config.tasks)), read_histories(model.config, batch)
     row, label, features = candidate_features(history, list(model.scorer.tables))
-    floors, others = model.scorer.calibration[:, 2].clone(), 0
-    model.scorer.calibration[:, 2] = 100.0
+    floors, others = model.scorer.calibration[..., 2].clone(), 0
+    model.scorer.calibration[..., 2] = 100.0
     for task, scores in enumerate(model.scorer.score(tasks, history)):
         for customer, of_labels in enumerate(scores):
             own = row == customer * len(tasks) + task
@@ -95,7 +98,7 @@ def test_popularity_alone_puts_no_label_before_unseen_candidates(model, batch, m
             others += len(rest)
             if len(rest) and len(unseen):
                 assert of_labels[rest].max() <= of_labels[unseen].mean() + 1e-4
-    model.scorer.calibration[:, 2] = floors
+    model.scorer.calibration[..., 2] = floors
     assert others
 
 
@@ -236,7 +239,7 @@ def test_an_encoder_without_a_weight_changes_no_score(encoded, batch):
     scorer, tasks = model.scorer, range(len(model.config.tasks))
     for name, alone in zip(model.config.tasks, scorer.score(tasks, history), strict=True):
         assert torch.equal(logits[name], alone)
-    weights = scorer.calibration[:, 3:]
+    weights = scorer.calibration[..., 3:]
     weights.fill_(1)
     for name, scores in zip(model.config.tasks, scorer.score(tasks, history, readout), strict=True):
         assert not torch.equal(logits[name], scores)
@@ -258,7 +261,7 @@ def test_an_encoder_is_used_where_it_adds_to_the_counts(encoded, monkeypatch, ca
     caplog.set_level("INFO")
     calibration = model.scorer.calibration.clone()
     fit.finish()
-    used = model.scorer.calibration[:, 3:].any(1).tolist()
+    used = model.scorer.calibration[:, NEXT_VISIT, 3:].any(1).tolist()
     model.scorer.calibration.copy_(calibration)
     assert used == [knows, knows, False]  # of the types nothing is left to know
     assert caplog.text.count("so it is used") == 2 * knows
@@ -284,30 +287,31 @@ def test_later_labels_come_within_a_month_and_before_the_end_of_the_period():
     assert later(2, 9.0) == []
 
 
-def test_the_loss_wants_later_labels_behind_the_targets_and_before_the_others():
-    mask, target, later = torch.ones(1, 4, dtype=torch.bool), torch.zeros(1, 4, dtype=torch.bool), torch.zeros(1, 4)
-    target[0, 0] = True
-    later = later.bool().index_fill(1, torch.tensor([1]), True)
-    scores = torch.zeros(1, 4, requires_grad=True)
-    ranking_loss(scores, mask, target, later, torch.zeros(1, 4)).backward()
-    of_target, of_later, *others = (-scores.grad[0]).tolist()
-    assert of_target > of_later > max(others)
+def test_the_loss_wants_the_targets_of_each_question_first():
+    mask, is_target = torch.ones(1, 4, dtype=torch.bool), torch.zeros(1, 4, QUESTIONS, dtype=torch.bool)
+    is_target[0, 0] = is_target[0, 1, WITHIN] = True
+    scores = torch.zeros(1, 4, QUESTIONS, requires_grad=True)
+    ranking_loss(scores, mask, is_target, torch.zeros(1, 4)).backward()
+    next_visit, within = -scores.grad[0].T
+    assert next_visit[0] > 0 > next_visit[1:].max()
+    assert within[:2].min() > 0 > within[2:].max()
 
 
 @torch.no_grad()
-def test_chances_are_those_of_the_next_visit(model, data):
+@pytest.mark.parametrize("question", [NEXT_VISIT, WITHIN])
+def test_chances_are_those_of_the_question(model, data, question):
     """Over the validation cases, candidates come as often as the chances say: all of them, and the likely ones."""
     reader, task = ExampleReader(data.rows, data, model.config), model.config.tasks.index("items")
     examples, tables = draw_validation(data.rows, data, seed=0), [*model.scorer.tables]
     log_p = torch.zeros(len(examples), model.config.label_sizes["items"])
     for chosen, _, batch in reader.batches(examples):
         history = read_histories(model.config, batch, ["items"])
-        log_p[chosen] = model.scorer.score([task], history)[0].log_softmax(1)
+        log_p[chosen] = model.scorer.score([task], history, question=question)[0].log_softmax(1)
     found = reader.read(examples, tables, torch.Generator())[task]
     log_p = log_p[found.example, found.label]
-    chances = model.scorer.chances(model.scorer.chance[task], log_p)
+    chances = model.scorer.chances(model.scorer.chance[task, question], log_p)
     for weights in (torch.ones_like(log_p), log_p.exp()):  # the conditions of the best a and c
-        came = (weights * found.is_target).sum().item()
+        came = (weights * found.is_target[:, question]).sum().item()
         assert (weights * chances).sum().item() == pytest.approx(came, rel=0.02) and came > 0
 
 
