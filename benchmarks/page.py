@@ -202,7 +202,7 @@ def draw(folder: Path) -> None:
     methods = sorted(
         (method.name for method in find_methods()), key=lambda name: (name.startswith("MCM"), name == WITH)
     )
-    shown = [name for name in methods if name != BEST]
+    shown = [name for name in methods if name != BEST and any(method == name for _, method in runs)]
     main = [row for row in asked(runs) if row[1] == LOGS[row[0]].questions[0].name]
 
     def ndcg(row, method):

@@ -89,10 +89,6 @@ class ClickLog:
     seconds: NDArray[np.int64]  # (events,), since 1970
     first_event: NDArray[np.int64]  # (B + 1,), customer b has the events from b's to before b + 1's
 
-    def category_tastes(self) -> NDArray[np.float64]:
-        """Sums the tastes by category, in an array of shape `(B, categories)`."""
-        return self.tastes @ np.eye(self.settings.categories)[self.category]
-
     def first_item_probabilities(self, customers: ArrayLike, moment: str) -> NDArray[np.float64]:
         """Each item's probability of being the first of a customer's next session, given all events before a moment.
 
