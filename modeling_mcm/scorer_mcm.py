@@ -6,12 +6,10 @@ For each candidate label of each customer, [`candidate_features`] computes some 
 and how long ago the customer had the label, what usually comes after the customer's latest labels (transitions, EASE,
 a ridge regression of personal rates), how popular the label is, and the ranks of these numbers among the candidates.
 None of them is a parameter of a single label, so the network ([`LabelScorer`]) is small; `training/scorer.py` fits it
-in seconds on prefixes of the log's own customers. Labels that are no candidates get a floor by their popularity, so
-that all labels have a probability.
+in seconds on prefixes of the log's own customers.
 
 All tasks are computed at once: a row is a customer and a task, customer x T + task, and the labels of all tasks are
-the columns of one matrix. The network has an output for each question: what comes in the next visit, and what comes
-within a month.
+the columns of one matrix. The network answers two questions: what comes in the next visit, and within a month?
 
 Shapes: B customers, T tasks, Q questions, R = B T rows, L events, E labelled events of all rows, V labels of a task, C
 labels of all tasks, P pairs of a row and a label of its history, N candidates of all rows, K stored neighbours of a
@@ -155,11 +153,10 @@ class LabelTables(nn.Module):
     @torch.no_grad()
     def grow(self, number: int) -> None:
         """Appends new labels, of which nothing is known."""
-        for name, axis in (("neighbours", 1), ("weights", 1), ("counts", 1)):
+        for name in ("neighbours", "weights", "counts"):
             value = self.get_buffer(name)
-            shape = list(value.shape)
-            shape[axis] = number
-            self.register_buffer(name, torch.cat([value, value.new_zeros(shape)], axis))
+            new = value.new_zeros(len(value), number, *value.shape[2:])
+            self.register_buffer(name, torch.cat([value, new], 1))
 
     def sum_neighbours(
         self, customer: torch.Tensor, label: torch.Tensor, weights: torch.Tensor, out: torch.Tensor
@@ -170,9 +167,8 @@ class LabelTables(nn.Module):
         kind, pair = weights[:kinds].nonzero(as_tuple=True)
         rows, offsets = kind * labels + label[pair], (kind * size + customer[pair]) * labels
         values = self.weights.flatten(0, 1).index_select(0, rows).float().mul_(weights[kind, pair, None])
-        columns = (
-            self.neighbours.flatten(0, 1).index_select(0, rows).add_(offsets.int()[:, None])
-        )  # to move fewer bytes
+        columns = self.neighbours.flatten(0, 1).index_select(0, rows)
+        columns += offsets.int()[:, None]  # 32 bits, to move fewer bytes
         sums = torch.bincount(columns.flatten(), values.flatten(), kinds * size * labels)
         out[:kinds] = sums.view(kinds, size, labels).clamp(min=0)
 
@@ -479,8 +475,7 @@ class LabelScorer(nn.Module):
         self.task_vectors = nn.Embedding(len(label_sizes), HIDDEN[0])
         self.first, self.second = nn.Linear(COUNTED, HIDDEN[0]), nn.Linear(*HIDDEN)
         self.last = nn.Linear(HIDDEN[1], QUESTIONS)
-        # t, b, f and u of each task and question
-        self.calibration = nn.Buffer(torch.zeros(len(label_sizes), QUESTIONS, 3 + OF_READOUT))
+        self.calibration = nn.Buffer(torch.zeros(len(label_sizes), QUESTIONS, 3 + OF_READOUT))  # t, b, f and u
         self.chance = nn.Buffer(torch.zeros(len(label_sizes), QUESTIONS, 3))  # see `chances`
         self.fitted = nn.Buffer(torch.zeros((), dtype=torch.bool))
 
@@ -495,12 +490,8 @@ class LabelScorer(nn.Module):
         init.zeros_(self.task_vectors.weight)
 
     def forward(self, task: int | torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-        """Scores of candidates by the network, of shape `(..., Q)`, from their numbers of shape `(..., F)`.
-
-        Args:
-            task (`int`, or `torch.LongTensor` of shape `(...)`): Index of the task.
-            features (`torch.FloatTensor` of shape `(..., F)`): Numbers of the candidates.
-        """
+        """Scores of candidates by the network, of shape `(..., Q)`, from the indices of their tasks, `(...)` or one
+        for all, and their numbers, `(..., F)`."""
         z = ((features[..., :COUNTED] - self.mean) / self.std).clamp(-FARTHEST, FARTHEST)
         hidden = F.gelu(self.first(z) + self.task_vectors.weight[task])
         hidden = F.gelu(self.second(F.dropout(hidden, DROPOUT, self.training)))
@@ -564,11 +555,9 @@ class LabelScorer(nn.Module):
             readout (`Sequence[torch.FloatTensor]`, *optional*): Scores of the encoder's readout by task, `(B, V)`.
             question (`int`): `NEXT_VISIT` or `WITHIN`.
         """
-        used = None  # the best labels of a readout without a weight are no candidates either
-        if readout is not None:
-            used = [
-                each if self.reads_readout(task, question) else None for task, each in zip(tasks, readout, strict=True)
-            ]
+        # The best labels of a readout without a weight are no candidates either
+        reads = [self.reads_readout(task, question) for task in tasks]
+        used = None if readout is None else [s if is_read else None for s, is_read in zip(readout, reads, strict=True)]
         tables = [self.get_tables(task) for task in tasks]
         row, label, features = candidate_features(history, tables, used)
         own = torch.tensor(tasks, device=row.device)[row % len(tasks)]
@@ -578,8 +567,7 @@ class LabelScorer(nn.Module):
         scores = []
         for index, task in enumerate(tasks):
             log_shares = self.log_shares(task)
-            f = calibration[task, 2].minimum(highest[index :: len(tasks), None] - log_shares.max())
-            floor = log_shares + f
+            floor = log_shares + calibration[task, 2].minimum(highest[index :: len(tasks), None] - log_shares.max())
             floor[:, :FIRST_LABEL] = torch.finfo(floor.dtype).min / 2
             own = row % len(tasks) == index
             floor[row[own] // len(tasks), label[own]] = values[own]
@@ -593,7 +581,6 @@ def read_histories(
     """Reads the histories of tasks from model inputs.
 
     Args:
-        config ([`MCMConfig`]): Config of the model.
         batch (`Mapping[str, torch.Tensor]`): Model inputs by name, as the feature extractor gives them.
         tasks (`Sequence[str]`, *optional*): Names of the tasks to read. Default: all tasks.
     """
