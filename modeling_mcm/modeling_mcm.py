@@ -520,6 +520,7 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         as_of: torch.FloatTensor | None = None,
         encoder_outputs: MCMModelOutput | None = None,
         horizon_days: float | None = None,
+        tasks: Sequence[str] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MCMRecommendationOutput:
         r"""
@@ -552,6 +553,8 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         horizon_days (`float`, *optional*):
             Scores are those of labels that come within so many days, which the fitted scorer has learned for 30.
             Default: of labels that come in the next visit.
+        tasks (`Sequence[str]`, *optional*):
+            Tasks whose labels the fitted scorer scores; fewer take less time. Default: all tasks.
 
         Returns:
             [`MCMRecommendationOutput`].
@@ -573,15 +576,19 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         ends = None if prefix_ends is None else self._event_units(input_ids, visit_ids).gather(1, prefix_ends)
         inputs = ScoringInputs(input_ids, outputs.unit_mask.bool(), ends, labels, label_prefixes, label_weights)
         loss = losses = logits = None
+        scored = self.config.tasks
         if labels is not None:
             loss, losses = self.compute_losses(hidden, inputs)
         if labels is None or not self.training:
             reads_counts = prefix_ends is None and self.scorer is not None and self.scorer.fitted
             readout = self.compute_scores(hidden, inputs) if not reads_counts or self.needs_readout() else None
-            logits = self.score_candidates(history, readout, horizon_days=horizon_days) if reads_counts else readout
+            logits = readout
+            if reads_counts:
+                scored = scored if tasks is None else list(tasks)
+                logits = self.score_candidates(history, readout, scored, horizon_days)
         return MCMRecommendationOutput(
             loss=loss,
-            logits=None if logits is None else dict(zip(self.config.tasks, logits, strict=True)),
+            logits=None if logits is None else dict(zip(scored, logits, strict=True)),
             task_losses=None if losses is None else dict(zip(self.config.tasks, losses.detach(), strict=True)),
             pooler_output=outputs.pooler_output,
             forecasts=outputs.forecasts,

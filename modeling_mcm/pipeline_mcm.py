@@ -221,7 +221,8 @@ class PreferenceScoresPipeline(_CustomerPipeline):
     def _forward(self, input_tensors: dict[str, Any], **forward_parameters: Any) -> ModelOutput:
         as_of, tasks = forward_parameters.get("as_of"), forward_parameters.get("tasks") or self.model.config.tasks
         horizon_days = forward_parameters.get("horizon_days")
-        logits = self.model(**self.model_inputs(input_tensors, as_of), horizon_days=horizon_days).logits
+        inputs = self.model_inputs(input_tensors, as_of)
+        logits = self.model(**inputs, horizon_days=horizon_days, tasks=tasks).logits
         candidates = forward_parameters.get("candidates") or CandidateSet(self.model, self.feature_extractor, tasks)
         rows: Any = input_tensors["rows"] if isinstance(input_tensors["rows"], list) else [input_tensors["rows"]]
         rows = rows if as_of is None else until(rows, [as_of] * len(rows))

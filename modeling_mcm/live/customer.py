@@ -162,7 +162,7 @@ class LiveCustomer:
         if self._window is not None:
             return self._window.state().logits(self._window.reader, tasks, self._window.days(seconds), horizon_days)
         with torch.inference_mode():
-            logits = self.model(**self._inputs(seconds), horizon_days=horizon_days).logits
+            logits = self.model(**self._inputs(seconds), horizon_days=horizon_days, tasks=tasks).logits
         return {task: logits[task][0] for task in (self.model.config.tasks if tasks is None else tasks)}
 
     def embedding(self, as_of: Any = None) -> NDArray[np.float32]:

@@ -223,8 +223,8 @@ class Scorer:
         number, job = len(rows), self.job
         found: dict[str, NDArray] = {}  # values of all customers by column
         read = [row["visits"][1 - self.collator.max_events :] for row in rows]
-        days: dict[str, Any] = {} if job.outcomes else {"forecast_days": job.forecast_days}
-        days |= {"horizon_days": job.horizon_days} if job.tasks else {}
+        options: dict[str, Any] = {} if job.outcomes else {"forecast_days": job.forecast_days}
+        options |= {"horizon_days": job.horizon_days, "tasks": job.tasks} if job.tasks else {}
         by_visit = self.model.config.encoder_unit == "visit"
         lengths = [len(np.unique(visits)) if by_visit else len(visits) for visits in read]
         for batch in batches_by_length(lengths, self.batch_size):
@@ -239,7 +239,7 @@ class Scorer:
                 inputs = self.collator(chosen)
             inputs = {name: value.to(self.model.device) for name, value in inputs.items()}
             with torch.inference_mode():
-                outputs = self.model(**inputs, **days)
+                outputs = self.model(**inputs, **options)
                 of_batch = {EMBEDDING: outputs.pooler_output} if job.embeddings else {}
                 for column, name in enumerate(job.outcomes):
                     order = outputs.logits[..., column].float().sigmoid().sort(dim=1, descending=True, stable=True)

@@ -77,6 +77,12 @@ def test_customers_do_not_change_each_other_and_padding_does_not_matter(model, b
             torch.testing.assert_close(scores[0], together[task][index], atol=1e-4, rtol=1e-4)
 
 
+def test_one_task_has_the_scores_that_it_has_among_all(model, batch):
+    ((name, scores),) = model(**batch, tasks=["items"]).logits.items()
+    torch.testing.assert_close(scores, model(**batch).logits["items"])
+    assert name == "items"
+
+
 def test_candidates_have_as_many_numbers_as_the_network_reads(model, batch):
     found = candidate_features(read_histories(model.config, batch), list(model.scorer.tables))
     assert found.features.shape == (len(found.label), NUM_FEATURES) and found.features.isfinite().all()
