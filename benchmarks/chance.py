@@ -34,7 +34,7 @@ def count(data: PreparedData, folder: Path, tasks: tuple[str, ...], cutoff: str 
         inputs = collator(rows.__getitems__(chosen.tolist()))
         inputs.pop("labels")
         with torch.inference_mode():
-            logits = model(**inputs).logits
+            logits = model(**inputs, tasks=tasks).logits
             chances = [model.chances(task, logits[task][:, FIRST_LABEL:].log_softmax(1)).numpy() for task in tasks]
         for sums, task, found in zip(result, tasks, chances, strict=True):
             comes = np.zeros_like(found, bool)
