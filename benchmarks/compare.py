@@ -7,8 +7,8 @@
     python benchmarks/compare.py --seconds 420 --rounds 1         how well the lists rank after a longer training
 
 The peers are installed into environments of their own under build/peers (some gigabytes). Each reads one task's labels
-as its items; MCM reads the same histories with all their features and trains and ranks all tasks. Runs alternate:
-every method once, then every method again. Each trains in one process, without workers, from nothing.
+as its items; MCM reads the same histories with all their features, trains all tasks and ranks that one. Runs
+alternate: every method once, then every method again. Each trains in one process, without workers, from nothing.
 """
 
 import json

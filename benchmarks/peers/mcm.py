@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """MCM, through training/run_pretrain.py and what training/run_predict.py scores with; it reads the prepared data set.
 
-All tasks are trained and all are ranked; the items that are written are those of one.
+All tasks are trained, and the one is ranked that the others know.
 """
 
 import json
@@ -70,7 +70,7 @@ def before_validation(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def predict(task: Task, model: MCMForMultiTaskRecommendation) -> dict[str, float]:
-    """Customers a second, from prepared rows to the best labels of every task."""
+    """Customers a second, from prepared rows to the best labels of the task."""
     data = PreparedData(task.more["data"])
     extractor = data.extractor
     extractor.max_events = task.length + 1
@@ -78,7 +78,7 @@ def predict(task: Task, model: MCMForMultiTaskRecommendation) -> dict[str, float
         model="",
         data=task.more["data"],
         output_dir="",
-        tasks=tuple(model.config.tasks),
+        tasks=(task.more["task"],),
         top_k=task.top,
         embeddings=False,
         batch_size=task.inference_batch_size,
