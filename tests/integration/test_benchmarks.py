@@ -98,7 +98,7 @@ def test_the_page_has_means_over_seeds_and_paired_differences(shop, tmp_path):
         (folder / f"{index}.json").write_text(json.dumps(content))
     page.draw(folder)
     text = (tmp_path / "results.md").read_text()
-    assert "| corner_shop | items | 0.1600 |  | 0.3200 |" in text and "0.5200 |" in text
+    assert "| corner_shop | items | 0.1600 | 0.3200 |" in text and "0.5200 |" in text
     for table in re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE):
         assert len({line.count("|") for line in table.splitlines()}) == 1
     assert "| neighbours | +0.2000 [+0.2000, +0.2000] |  |  |" in text
