@@ -23,7 +23,7 @@ from transformers.utils import logging
 from modeling_mcm.data import PreparedData
 from modeling_mcm.events_mcm import SECONDS_PER_DAY
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
-from modeling_mcm.scorer_mcm import COUNTED, HORIZON_DAYS, NEXT_VISIT, OF_READOUT, QUESTIONS, LabelScorer
+from modeling_mcm.scorer_mcm import COUNTED, HORIZON_DAYS, NEXT_VISIT, OF_READOUT, QUESTIONS, WITHIN, LabelScorer
 from modeling_mcm.training.scorer_counts import FOLDS
 from modeling_mcm.training.scorer_examples import LabelExamples, draw_validation, read_examples
 
@@ -217,7 +217,7 @@ class EncoderGain(NamedTuple):
         ndcg (`float`): Mean NDCG@10 where the weights u are those that [`choose_weights`] takes for other customers.
         alone (`float`): Mean NDCG@10 of the encoder's order of the candidates.
         gain, error (`float`): Mean of what the encoder adds to the NDCG@10 of counts alone, and its standard error.
-        weights (`torch.FloatTensor` of shape `(Q, OF_READOUT)`): The weights u for all cases, by question.
+        weights (`torch.FloatTensor` of shape `(OF_READOUT,)`): The weights u of the next visit for all cases.
         cases ([`LabelExamples`]): The cases.
     """
 
@@ -320,23 +320,22 @@ class ScorerFit:
         folds = torch.from_numpy(np.random.default_rng(self.seed).integers(0, FOLDS, len(self.validation)))
         result = []
         for task, found in enumerate(self._read_validation(self.model)):
-            x = found.features[:, COUNTED:]
-            with torch.no_grad():
-                counted = self.scorer(task, found.features).T  # (Q, N)
-                of_questions = [
-                    torch.stack([found.compute_ndcg(scores + x @ u, question) for u in GRID])
-                    for question, scores in enumerate(counted)
-                ]  # each (grid, cases)
-            ndcg, own = of_questions[NEXT_VISIT], torch.empty(len(self.validation))
+            ndcg, own = self._try_weights(task, NEXT_VISIT, found), torch.empty(len(self.validation))
             for fold in range(FOLDS):
                 own[folds == fold] = ndcg[choose_weights(ndcg[:, folds != fold]), folds == fold]
             gains = (own - ndcg[0])[~own.isnan()]  # the first weight is 0
             error = gains.std() / max(len(gains), 1) ** 0.5 if len(gains) > 1 else gains.new_zeros(())
-            alone = found.compute_ndcg(x[:, 0]).nanmean().item()
-            weights = torch.stack([GRID[choose_weights(each)] for each in of_questions])
+            alone = found.compute_ndcg(found.features[:, COUNTED]).nanmean().item()
+            weights = GRID[choose_weights(ndcg)]
             result.append(EncoderGain(own.nanmean().item(), alone, gains.mean().item(), error.item(), weights, found))
         self.model.train(was_training)
         return result
+
+    @torch.no_grad()
+    def _try_weights(self, task: int, question: int, found: LabelExamples) -> torch.Tensor:
+        """NDCG@10 of each case with each weight of `GRID`, of shape `(weights, cases)`."""
+        counted, x = self.scorer(task, found.features)[:, question], found.features[:, COUNTED:]
+        return torch.stack([found.compute_ndcg(counted + x @ u, question) for u in GRID])
 
     def finish(self) -> None:
         """Sets the weight of the trained encoder for each task where it adds to NDCG@10, and says so in the log."""
@@ -344,11 +343,13 @@ class ScorerFit:
             logger.warning("Without validation cases nobody knows what the encoder is worth, so it is not used.")
             return
         for task, found in enumerate(self.measure_encoder()):
-            is_used = found.gain > 0 and bool(found.weights[NEXT_VISIT].any())
+            is_used = found.gain > 0 and bool(found.weights.any())
             logger.info(
                 f"The encoder adds {found.gain:+.4f} (standard error {found.error:.4f}) to the NDCG@10 of "
                 f"{self.model.config.tasks[task]} on validation, so it is {'used' if is_used else 'not used'}."
             )
-            for question, weights in enumerate(found.weights):
-                if is_used and weights.any():
-                    self._calibrate(task, question, found.cases, weights)
+            if is_used:
+                self._calibrate(task, NEXT_VISIT, found.cases, found.weights)
+                weights = GRID[choose_weights(self._try_weights(task, WITHIN, found.cases))]
+                if weights.any():
+                    self._calibrate(task, WITHIN, found.cases, weights)

@@ -267,9 +267,9 @@ def test_an_encoder_is_used_where_it_adds_to_the_counts(encoded, monkeypatch, ca
     caplog.set_level("INFO")
     calibration = model.scorer.calibration.clone()
     fit.finish()
-    used = model.scorer.calibration[:, NEXT_VISIT, 3:].any(1).tolist()
+    used, of_month = model.scorer.calibration[..., 3:].any(2).T.tolist()
     model.scorer.calibration.copy_(calibration)
-    assert used == [knows, knows, False]  # of the types nothing is left to know
+    assert used == of_month == [knows, knows, False]  # of the types nothing is left to know
     assert caplog.text.count("so it is used") == 2 * knows
 
 
