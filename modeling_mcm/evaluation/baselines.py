@@ -14,39 +14,25 @@ multiple of the popularity is added, which ranks labels with equal counts or non
 Shapes: B customers of a batch, M moments, V labels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
-from types import ModuleType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
+import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.data.cases import compute_offsets, run_starts, select_rows
 from modeling_mcm.evaluation.histories import TaskHistory, task_histories
 from modeling_mcm.evaluation.metrics import distinct_targets, ndcg_at_k, tie_ranks
-from modeling_mcm.extras import needs
-
-if TYPE_CHECKING:
-    import scipy.sparse as sp
 
 POPULARITY_SHARE = 1e-3  # weight of the most popular label beside one personal event
 MAX_DENSE = 2**25  # elements of a dense block, 256 MiB in double precision
 PAIRS_AT_ONCE = 2**24  # of labels that are multiplied out at a time
 
 
-def scipy_sparse() -> ModuleType:
-    """Imports SciPy's sparse arrays when they are needed; an `ImportError` names the extra."""
-    with needs("evaluation"):
-        import scipy.sparse
-    return scipy.sparse
-
-
 def label_sums(history: TaskHistory, weights: NDArray, number_of_labels: int) -> sp.csr_array:
     """Sums the weights of events `(events,)` by customer and label, in a sparse array of shape `(B, V)`."""
-    sp = scipy_sparse()
     shape = (len(history), number_of_labels)
     return sp.coo_array((np.asarray(weights, np.float64), (history.customer, history.label)), shape=shape).tocsr()
 
@@ -225,7 +211,6 @@ class NearestCustomers(Baseline):
         self._pool_ids.append(history.customer_ids[known])
 
     def _finish(self) -> None:
-        sp = scipy_sparse()
         self._pool = sp.csr_array(sp.vstack(self._pool_parts))
         self._pool_directions = _unit_rows(self._pool)
         self._row_of_customer = {customer: index for index, customer in enumerate(np.concatenate(self._pool_ids))}
@@ -267,11 +252,10 @@ class NearestCustomers(Baseline):
             members.append(member)
             rows.append(np.full(len(member), index))
         row, member = np.concatenate(rows), np.concatenate(members)
-        return scipy_sparse().coo_array((np.full(len(row), 1 / count), (row, member)), shape=similar.shape).tocsr()
+        return sp.coo_array((np.full(len(row), 1 / count), (row, member)), shape=similar.shape).tocsr()
 
 
 def _unit_rows(vectors: sp.csr_array) -> sp.csr_array:
-    sp = scipy_sparse()
     lengths = np.sqrt(vectors.multiply(vectors).sum(axis=1))
     return sp.csr_array(sp.diags_array(1 / np.where(lengths > 0, lengths, 1)) @ vectors)
 
@@ -311,7 +295,7 @@ class Transitions(Baseline):
         self.moment_labels, self.max_pairs = moment_labels, max_pairs
 
     def _start(self, customers: int) -> None:
-        self._together = scipy_sparse().csr_array((self.number_of_labels, self.number_of_labels))
+        self._together = sp.csr_array((self.number_of_labels, self.number_of_labels))
         self._count = np.zeros(self.number_of_labels)
         self._tie_break_rank = np.random.default_rng(0).permutation(self.number_of_labels)
         self._label_of_rank = np.argsort(self._tie_break_rank)
@@ -330,7 +314,7 @@ class Transitions(Baseline):
         is_first = np.arange(len(moment)) - np.searchsorted(moment, moment) < self.moment_labels
         label = self._label_of_rank[rank[is_first]]
         shape = (int(starts.sum()), self.number_of_labels)
-        moments = scipy_sparse().coo_array((np.ones(len(label)), (moment[is_first], label)), shape=shape).tocsr()
+        moments = sp.coo_array((np.ones(len(label)), (moment[is_first], label)), shape=shape).tocsr()
         return moments, customer[starts]
 
     def _observe(self, history: TaskHistory) -> None:
@@ -351,10 +335,10 @@ class Transitions(Baseline):
             pairs = self._together.tocoo()
             largest = np.argpartition(-pairs.data, self.max_pairs // 2)[: self.max_pairs // 2]
             largest_pairs = (pairs.data[largest], (pairs.row[largest], pairs.col[largest]))
-            self._together = scipy_sparse().coo_array(largest_pairs, shape=self._together.shape).tocsr()
+            self._together = sp.coo_array(largest_pairs, shape=self._together.shape).tocsr()
 
     def _finish(self) -> None:
-        self._transition = scipy_sparse().diags_array((self._count + 1) ** -self.rarity) @ self._together
+        self._transition = sp.diags_array((self._count + 1) ** -self.rarity) @ self._together
 
     def _score(self, history: TaskHistory) -> NDArray:
         if not len(history.label):
@@ -364,5 +348,5 @@ class Transitions(Baseline):
         ago = np.cumsum(moments_of_customer)[customer] - 1 - np.arange(len(customer))
         latest = np.flatnonzero(ago < self.last_moments)
         weights = (self.decay ** ago[latest], (customer[latest], latest))
-        last = scipy_sparse().coo_array(weights, shape=(len(history), len(customer))).tocsr() @ moments
+        last = sp.coo_array(weights, shape=(len(history), len(customer))).tocsr() @ moments
         return (last @ self._transition).toarray()

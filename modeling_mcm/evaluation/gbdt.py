@@ -24,12 +24,13 @@ from types import ModuleType
 from typing import Self
 
 import numpy as np
+import scipy.sparse as sp
 from numpy.typing import NDArray
 from transformers.utils import logging
 
 from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.data.cases import compute_offsets, run_starts
-from modeling_mcm.evaluation.baselines import Baseline, scipy_sparse
+from modeling_mcm.evaluation.baselines import Baseline
 from modeling_mcm.evaluation.histories import TaskHistory
 from modeling_mcm.evaluation.metrics import ratio
 from modeling_mcm.events_mcm import SECONDS_PER_DAY
@@ -109,8 +110,6 @@ class LabelStatistics:
         again = ~run_starts(customer, label)
         gap_visits = np.diff(visit, prepend=0) * again
         gap_days = np.diff(visits.day[visit], prepend=0) * again
-
-        sp = scipy_sparse()
 
         def known_by(weights: NDArray) -> NDArray[np.float64]:
             """Sums by period and label of everything before each period, of shape `(periods + 1, V)`."""

@@ -72,11 +72,13 @@ def fit_network(
     )
     best: tuple[float, list[float], dict[str, torch.Tensor]] = (-1.0, [], {})
     for epoch in range(EPOCHS + 1):  # the first one is the start
-        scorer.train()
         for task, mask, index in steps if epoch else []:
             found = examples[task]
-            scores = scorer(task, found.features[index])
-            loss = ranking_loss(scores, mask, found.is_target[index] & mask[..., None], found.log_kept[index])
+            columns = scorer(task, found.features[index]), found.is_target[index], found.log_kept[index, None]
+            scores, is_target, log_kept = (value.new_zeros(value.shape[1], *mask.shape) for value in columns)
+            for padded, value in zip((scores, is_target, log_kept), columns, strict=True):
+                padded[:, mask] = value.T
+            loss = ranking_loss(scores, mask, is_target, log_kept)
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(scorer.parameters(), 1.0)
@@ -85,7 +87,6 @@ def fit_network(
         steps = _draw_steps(examples, generator) if epoch else steps
         if 0 < epoch <= EPOCHS // 2:
             continue  # the learning rate is still high: these epochs are seldom the best
-        scorer.eval()
         with torch.no_grad():
             scores = [scorer(t, each.features)[:, NEXT_VISIT] for t, each in enumerate(validation)]
             values = [
@@ -101,7 +102,7 @@ def fit_network(
 def _draw_steps(
     examples: Sequence[LabelExamples], generator: np.random.Generator
 ) -> list[tuple[int, torch.Tensor, torch.Tensor]]:
-    """Draws the steps of an epoch: task, mask and indices of candidates, both of shape `(B, M)`."""
+    """Draws the steps of an epoch: task, mask `(B, M)` of candidates, and their indices `(mask.sum(),)`."""
     steps = []
     for task, found in enumerate(examples):
         hits = torch.zeros(len(found.num_targets)).index_add(0, found.example, found.is_target[:, NEXT_VISIT].float())
@@ -111,7 +112,7 @@ def _draw_steps(
             begin, end = (torch.searchsorted(found.example, chosen, right=right) for right in (False, True))
             offset = torch.arange(int((end - begin).max()))
             mask = offset < (end - begin)[:, None]
-            steps.append((task, mask, torch.where(mask, begin[:, None] + offset, 0)))
+            steps.append((task, mask, (begin[:, None] + offset)[mask]))
     return [steps[index] for index in generator.permutation(len(steps))]
 
 
@@ -122,21 +123,21 @@ def ranking_loss(
     smooth NDCG of the targets with the highest scores.
 
     Args:
-        scores (`torch.FloatTensor` of shape `(B, M, Q)`): Scores of the candidates.
+        scores (`torch.FloatTensor` of shape `(Q, B, M)`): Scores of the candidates.
         mask (`torch.BoolTensor` of shape `(B, M)`): Whether there is a candidate.
-        is_target (`torch.BoolTensor` of shape `(B, M, Q)`): Whether it is a target of each question.
-        log_kept (`torch.FloatTensor` of shape `(B, M)`): Log of the share of such candidates that were kept.
+        is_target (`torch.BoolTensor` of shape `(Q, B, M)`): Whether it is a target of each question.
+        log_kept (`torch.FloatTensor` of shape `(1, B, M)`): Log of the share of such candidates that were kept.
     """
-    mask, number = mask[..., None], is_target.sum(1)  # (B, Q)
-    weighted = (scores - log_kept[..., None]).masked_fill(~mask, -1e4)  # a kept negative stands for those left out
-    entropy = -(weighted.log_softmax(1) * is_target).sum(1) / number
+    number = is_target.sum(2)  # (Q, B)
+    weighted = (scores - log_kept).masked_fill(~mask, -1e4)  # a kept negative stands for those left out
+    entropy = -(weighted.log_softmax(2) * is_target).sum(2) / number
     most = min(MOST_TARGETS, int(number.max()))
-    best = scores.detach().masked_fill(~is_target, -torch.inf).topk(most, 1).indices  # (B, most, Q)
-    differences = scores[:, None] - scores.gather(1, best)[:, :, None]  # (B, most, M, Q)
-    rank = 0.5 + (torch.sigmoid(TEMPERATURE * differences) * mask[:, None]).sum(2)
+    best = scores.detach().masked_fill(~is_target, -torch.inf).topk(most, 2).indices  # (Q, B, most)
+    differences = scores[:, :, None] - scores.gather(2, best)[..., None]  # (Q, B, most, M)
+    rank = 0.5 + (torch.sigmoid(TEMPERATURE * differences) * mask[:, None]).sum(3)
     ideal = (1 / torch.arange(2.0, MOST_TARGETS + 2).log2()).cumsum(0)[number.clamp(max=most) - 1]
-    ndcg = (is_target.gather(1, best) / (1 + rank).log2()).sum(1) / ideal
-    return (entropy - RANKING * ndcg).sum(1).mean()
+    ndcg = (is_target.gather(2, best) / (1 + rank).log2()).sum(2) / ideal
+    return (entropy - RANKING * ndcg).sum(0).mean()
 
 
 def calibrate(

@@ -6,14 +6,16 @@ The counts over all customers would contain the targets of the scorer's own exam
 folds, and an example's features are computed from the counts of the other folds.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.sparse import csr_array, diags_array
 
 from modeling_mcm.configuration_mcm import FIRST_LABEL
-from modeling_mcm.data.cases import arrow_batches, compute_offsets, flat_values, list_lengths, run_starts
+from modeling_mcm.data.cases import arrow_batches, flat_values, list_lengths, run_starts
 from modeling_mcm.events_mcm import SECONDS_PER_DAY
 from modeling_mcm.scorer_mcm import MOST_DENSE, RATE_HALF_LIFE, LabelTables
 
@@ -61,13 +63,6 @@ class LabelEvents(NamedTuple):
         return cls(customer, label, np.cumsum(visits) - 1, np.cumsum(moments) - 1, day, size)
 
 
-def _expand(starts: NDArray, stops: NDArray) -> tuple[NDArray, NDArray]:
-    """Index of the range, and element, of every element of some ranges."""
-    lengths = stops - starts
-    which = np.repeat(np.arange(len(starts)), lengths)
-    return which, np.arange(len(which)) - compute_offsets(lengths)[which] + starts[which]
-
-
 class LabelCounts:
     """Counts of a task's labels by fold of customers, from which tables without one fold are made.
 
@@ -78,79 +73,58 @@ class LabelCounts:
 
     def __init__(self, events: LabelEvents, folds: NDArray[np.int64]):
         self.size = events.size
-        self.transitions = [self._count_transitions(events, folds == fold) for fold in range(FOLDS)]
         self.start, self.part = events.day.min(), max(np.ptp(events.day), 1e-9) / PERIODS
+        self.transitions = self._count_transitions(events, folds)
         self.counts, self.visits, rates = self._count_occurrences(events, folds)
-        self.grams = [self._multiply(rates, folds == fold) for fold in range(FOLDS)] if self.size <= MOST_DENSE else []
+        self.grams = [self._multiply(rates[folds == fold]) for fold in range(FOLDS)] if self.size <= MOST_DENSE else []
         same = events.customer[1:] == events.customer[:-1]
         between = same & (events.moment[1:] != events.moment[:-1])
         gaps = np.diff(events.day)[between]
         self.has_times = bool(len(gaps) and (gaps > 0).mean() > 0.5)
         self.gap = float(np.median(gaps[gaps > 0])) if self.has_times else 1.0
 
-    def _count_transitions(self, events: LabelEvents, in_fold: NDArray[np.bool_]) -> tuple[NDArray, NDArray]:
-        """Pairs (label x V + next label), ascending, and their weights."""
-        kept = in_fold[events.customer]
-        cells = np.unique(events.moment[kept] * self.size + events.label[kept])  # a label counts once a moment
-        moment, label = cells // self.size, cells % self.size
-        numbers, starts = np.unique(moment, return_index=True)
-        starts = np.append(starts, len(moment))
-        customer_of_moment = np.zeros(events.moment[-1] + 1, np.int64)
-        customer_of_moment[events.moment] = events.customer
-        customer, keys, weights = customer_of_moment[numbers], [], []
-        for lag, weight in enumerate(LAG_WEIGHTS, 1):
-            before = np.flatnonzero(customer[lag:] == customer[:-lag])
-            which, first = _expand(starts[before], starts[before + 1])
-            after = before[which] + lag
-            which, second = _expand(starts[after], starts[after + 1])
-            pairs, number = np.unique(label[first][which] * self.size + label[second], return_counts=True)
-            keys.append(pairs)
-            weights.append(number * weight)
-        return _sum_by_key(np.concatenate(keys), np.concatenate(weights))
+    def _count_transitions(self, events: LabelEvents, folds: NDArray[np.int64]) -> list[csr_array]:
+        """Weights of pairs of a label and one of the next moments, `(V, V)`, by fold."""
+        moments = _read_sets(events.moment, events.label, self.size)
+        customer = np.zeros(moments.shape[0], np.int64)
+        customer[events.moment] = events.customer
+        lags = range(1, min(len(LAG_WEIGHTS), len(customer) - 1) + 1)
+        same = [weight * (customer[lag:] == customer[:-lag]) for lag, weight in zip(lags, LAG_WEIGHTS, strict=False)]
+        shape = len(customer), len(customer)
+        next_moments = diags_array(same, offsets=lags, shape=shape, format="csr") @ moments if same else moments * 0
+        fold = folds[customer]
+        return [csr_array(moments[fold == each].T @ next_moments[fold == each]) for each in range(FOLDS)]
 
-    def _count_occurrences(self, events: LabelEvents, folds: NDArray) -> tuple[NDArray, NDArray, tuple[NDArray, ...]]:
-        """Counts by fold until the end of each part of the period, `(folds, PERIODS + 1, 4, V)`: those of
-        `LabelTables.counts` without the recent ones; such numbers of visits; and personal rates."""
-        cells = np.unique(events.visit * self.size + events.label)
-        visit, label = cells // self.size, cells % self.size
-        customer_of_visit, period = np.zeros((2, events.visit[-1] + 1), np.int64)
-        customer_of_visit[events.visit], period[events.visit] = (
-            events.customer,
-            self.count_parts(events.day).clip(max=PERIODS - 1),
-        )
-        order = np.lexsort((visit, label, customer_of_visit[visit]))
-        customer, label, visit = customer_of_visit[visit][order], label[order], visit[order]
+    def _count_occurrences(self, events: LabelEvents, folds: NDArray) -> tuple[NDArray, NDArray, csr_array]:
+        """Counts by fold until the end of each part of the period, `(4, folds, PERIODS + 1, V)`: those of
+        `LabelTables.counts` without the recent ones; such numbers of visits; and personal rates `(customers, V)`."""
+        visits = _read_sets(events.visit, events.label, self.size).tocsc()
+        visit, label = visits.indices, np.repeat(np.arange(self.size), np.diff(visits.indptr))
+        customer_of_visit, period = np.zeros((2, visits.shape[0]), np.int64)
+        customer_of_visit[events.visit] = events.customer
+        period[events.visit] = self.count_parts(events.day).clip(max=PERIODS - 1)
+        fold, customer = folds[customer_of_visit], customer_of_visit[visit]
         again, gap = ~run_starts(customer, label), np.diff(visit, prepend=-2)
-        counts = np.zeros((FOLDS, PERIODS + 1, 4, self.size), np.float32)
-        for index, weights in enumerate((1, again, again & (gap == 1), again * gap)):
-            np.add.at(counts[:, :, index], (folds[customer], period[visit] + 1, label), weights)
-        visits = np.zeros((FOLDS, PERIODS + 1), np.float32)
-        np.add.at(visits, (folds[customer_of_visit], period + 1), 1)
+        shape = FOLDS, PERIODS + 1, self.size
+        counts, cells = np.zeros((4, math.prod(shape)), np.float32), (fold[visit], period[visit] + 1, label)
+        for values, weights in zip(counts, (again >= 0, again, again & (gap == 1), again * gap), strict=True):
+            np.add.at(values, np.ravel_multi_index(cells, shape), weights.astype(np.float32))
+        number_of_visits = np.zeros(shape[:2], np.float32)
+        np.add.at(number_of_visits, (fold, period + 1), 1)
         number = np.bincount(customer_of_visit)
-        latest = np.cumsum(number) - 1
-        faded = 0.5 ** ((latest[customer] - visit) / RATE_HALF_LIFE)
+        faded = 0.5 ** ((np.cumsum(number)[customer] - 1 - visit) / RATE_HALF_LIFE)
         possible = (1 - 0.5 ** (number / RATE_HALF_LIFE)) / (1 - 0.5 ** (1 / RATE_HALF_LIFE))
-        keys, sums = _sum_by_key(customer * self.size + label, faded)
-        return (
-            counts.cumsum(1),
-            visits.cumsum(1),
-            (keys // self.size, keys % self.size, sums / possible[keys // self.size]),
-        )
+        rates = csr_array((faded / possible[customer], (customer, label)), shape=(len(folds), self.size))
+        return counts.reshape(4, *shape).cumsum(2), number_of_visits.cumsum(1), rates
 
-    def _multiply(self, rates: tuple[NDArray, ...], in_fold: NDArray[np.bool_]) -> torch.Tensor:
+    def _multiply(self, rates: csr_array) -> torch.Tensor:
         """Gram matrices `(2, W, W)` of the customers' sets of labels and of their rates; W are the most frequent."""
         size = min(self.size, FIRST_LABEL + MOST_FREQUENT)  # ids are in the order of frequency
-        kept = in_fold[rates[0]] & (rates[1] < size)
-        row = np.unique(rates[0][kept], return_inverse=True)[1]
-        indices = torch.from_numpy(np.stack([row, rates[1][kept]]))
         result = torch.zeros(2, size, size)
-        for start in range(0, int(row[-1]) + 1 if len(row) else 0, CUSTOMERS):
-            part = (indices[0] >= start) & (indices[0] < start + CUSTOMERS)
-            owner, label = indices[0, part] - start, indices[1, part]
-            for gram, values in zip(result, (np.ones(len(row)), rates[2][kept]), strict=True):
-                dense = torch.zeros(int(owner[-1]) + 1, size)
-                dense[owner, label] = torch.from_numpy(values).float()[part]
-                gram.addmm_(dense.T, dense)
+        for start in range(0, rates.shape[0], CUSTOMERS):
+            dense = torch.from_numpy(rates[start : start + CUSTOMERS, :size].toarray()).float()
+            for gram, values in zip(result, ((dense > 0).float(), dense), strict=True):
+                gram.addmm_(values.T, values)
         return result
 
     def count_parts(self, day: NDArray) -> NDArray[np.int64]:
@@ -161,28 +135,21 @@ class LabelCounts:
         """Reads `LabelTables.counts` `(5, V)` and the number of visits at the end of so many parts of the training
         period, of all folds but one."""
         folds = [fold for fold in range(FOLDS) if fold != without]
-        counts, visits = self.counts[folds, part].sum(0), float(self.visits[folds, part].sum())
-        recent = counts[0] - self.counts[folds, max(part - LATE, 0), 0].sum(0)
+        counts, visits = self.counts[:, folds, part].sum(1), float(self.visits[folds, part].sum())
+        recent = counts[0] - self.counts[0, folds, max(part - LATE, 0)].sum(0)
         return torch.from_numpy(np.stack([*counts[:3], recent, counts[3]])), torch.tensor(max(visits, 1.0))
 
     def make_tables(self, without: int | None = None) -> LabelTables:
         """Makes the tables of all folds, or of all but one."""
         folds = [fold for fold in range(FOLDS) if fold != without]
-        tables, size = LabelTables(self.size), self.size
+        tables = LabelTables(self.size)
         counts, visits = self.read_at(PERIODS, without)
         tables.counts.copy_(counts)
         tables.totals.copy_(torch.tensor([visits, self.gap, float(self.has_times)]))
         occurrences = counts[0].numpy()
-        pairs, weights = _sum_by_key(
-            *(np.concatenate(part) for part in zip(*(self.transitions[f] for f in folds), strict=True))
-        )
-        first, second = pairs // size, pairs % size
-        _keep_largest(tables, 1, first, second, weights / (occurrences[first] + 1))
-        pairs, weights = _sum_by_key(
-            np.concatenate([pairs, second * size + first]), np.concatenate([weights, BACKWARDS * weights])
-        )
-        first, second = pairs // size, pairs % size
-        _keep_largest(tables, 0, first, second, weights / (occurrences[first] + 1) ** SHRINKAGE)
+        pairs = csr_array(sum(self.transitions[fold] for fold in folds))
+        _keep_largest(tables, 0, pairs + BACKWARDS * pairs.T, (occurrences + 1) ** SHRINKAGE)
+        _keep_largest(tables, 1, pairs, occurrences + 1)
         if self.grams:
             sets, rates = torch.stack([self.grams[fold] for fold in folds]).sum(0)
             identity, stored = torch.eye(len(sets)), min(tables.weights.shape[2], len(sets))
@@ -199,21 +166,23 @@ class LabelCounts:
         return tables
 
 
-def _sum_by_key(keys: NDArray[np.int64], weights: NDArray) -> tuple[NDArray[np.int64], NDArray]:
-    """Distinct keys, ascending, and the sum of the weights of each."""
-    distinct, inverse = np.unique(keys, return_inverse=True)
-    return distinct, np.bincount(inverse, weights, len(distinct))
+def _read_sets(group: NDArray[np.int64], label: NDArray[np.int64], size: int) -> csr_array:
+    """The distinct labels of groups of events, as ones in an array of shape `(groups, V)`."""
+    sets = csr_array((np.ones(len(label)), (group, label)), shape=(int(group[-1]) + 1, size))
+    sets.data[:] = 1
+    return sets
 
 
-def _keep_largest(tables: LabelTables, index: int, first: NDArray, second: NDArray, weights: NDArray) -> None:
-    """Fills a table with the largest weights of each label; `first` is ascending."""
-    most, starts = tables.weights.shape[2], np.searchsorted(first, np.arange(tables.weights.shape[1] + 1))
-    kept = np.ones(len(first), bool)
+def _keep_largest(tables: LabelTables, index: int, pairs: csr_array, divisors: NDArray) -> None:
+    """Fills a table with the largest weights of each label: those of the pairs `(V, V)` by the label's divisor."""
+    pairs = csr_array(pairs)
+    pairs.sort_indices()
+    most, starts = tables.weights.shape[2], pairs.indptr
+    kept = np.ones(pairs.nnz, bool)
     for label in np.flatnonzero(np.diff(starts) > most):
         own = slice(starts[label], starts[label + 1])
-        kept[own][np.argpartition(weights[own], -most)[:-most]] = False
-    first, second, weights = first[kept], second[kept], weights[kept]
-    rank = np.arange(len(first)) - np.searchsorted(first, first)
-    cells = index, torch.from_numpy(first), torch.from_numpy(rank)
-    tables.neighbours[cells] = torch.from_numpy(second).int()
-    tables.weights[cells] = torch.from_numpy(weights).half()
+        kept[own][np.argpartition(pairs.data[own], -most)[:-most]] = False
+    first = np.repeat(np.arange(len(divisors)), np.diff(starts))[kept]
+    cells = index, torch.from_numpy(first), torch.from_numpy(np.arange(len(first)) - np.searchsorted(first, first))
+    tables.neighbours[cells] = torch.from_numpy(pairs.indices[kept]).int()
+    tables.weights[cells] = torch.from_numpy(pairs.data[kept] / divisors[first]).half()

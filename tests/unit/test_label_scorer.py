@@ -294,11 +294,11 @@ def test_later_labels_come_within_a_month_and_before_the_end_of_the_period():
 
 
 def test_the_loss_wants_the_targets_of_each_question_first():
-    mask, is_target = torch.ones(1, 4, dtype=torch.bool), torch.zeros(1, 4, QUESTIONS, dtype=torch.bool)
-    is_target[0, 0] = is_target[0, 1, WITHIN] = True
-    scores = torch.zeros(1, 4, QUESTIONS, requires_grad=True)
-    ranking_loss(scores, mask, is_target, torch.zeros(1, 4)).backward()
-    next_visit, within = -scores.grad[0].T
+    mask, is_target = torch.ones(1, 4, dtype=torch.bool), torch.zeros(QUESTIONS, 1, 4, dtype=torch.bool)
+    is_target[:, 0, 0] = is_target[WITHIN, 0, 1] = True
+    scores = torch.zeros(QUESTIONS, 1, 4, requires_grad=True)
+    ranking_loss(scores, mask, is_target, torch.zeros(1, 1, 4)).backward()
+    next_visit, within = -scores.grad[:, 0]
     assert next_visit[0] > 0 > next_visit[1:].max()
     assert within[:2].min() > 0 > within[2:].max()
 

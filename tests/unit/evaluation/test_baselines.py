@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Each baseline counts what its name says, from the training period and the history alone."""
 
-import sys
 from functools import partial
 
 import numpy as np
@@ -10,7 +9,7 @@ import pytest
 from visits import LABELS, TEST, VALIDATION, prepared_rows, random_customers
 
 from modeling_mcm.evaluation import customer_metrics, distinct_targets, tie_ranks
-from modeling_mcm.evaluation.baselines import MostPopular, NearestCustomers, Transitions, VisitFrequency, scipy_sparse
+from modeling_mcm.evaluation.baselines import MostPopular, NearestCustomers, Transitions, VisitFrequency
 from modeling_mcm.evaluation.cases import find_cases
 from modeling_mcm.evaluation.comparison import evaluate_baseline
 from modeling_mcm.evaluation.gbdt import LightGBMRanker
@@ -187,12 +186,6 @@ def test_long_baskets_and_many_pairs_are_bounded(customers):
     few = Transitions(moment_labels=1).fit(rows, "brand", LABELS)
     visits = sum(len(dense(each, VALIDATION)) for each in customers.values())
     assert few._count.sum() == visits
-
-
-def test_a_missing_package_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "scipy.sparse", None)  # not to be found
-    with pytest.raises(ImportError, match=r"modeling-mcm\[evaluation\]"):
-        scipy_sparse()
 
 
 def test_bad_input_is_refused():
