@@ -54,6 +54,7 @@ OF_READOUT = 2  # features of the encoder's readout: log-probability, and rank a
 NUM_FEATURES = COUNTED + OF_READOUT  # F
 MOST_DENSE = 4_000  # number of labels up to which EASE and the ridge regression are computed
 HIDDEN = (64, 32)
+DROPOUT = 0.1
 LEAST_RISE = 0.05  # see `LabelScorer.chances`
 FARTHEST = 4.0  # largest absolute value of a standardised feature
 # Decays of an event by its visits, moments and median gaps ago, as exponents of 2: columns are the half-lives and
@@ -492,7 +493,9 @@ class LabelScorer(nn.Module):
         """Scores of candidates by the network, of shape `(..., Q)`, from the indices of their tasks, `(...)` or one
         for all, and their numbers, `(..., F)`."""
         z = ((features[..., :COUNTED] - self.mean) / self.std).clamp(-FARTHEST, FARTHEST)
-        hidden = F.gelu(self.second(F.gelu(self.first(z) + self.task_vectors.weight[task])))
+        hidden = F.gelu(self.first(z) + self.task_vectors.weight[task])
+        kept = F.dropout(torch.ones_like(self.first.bias), DROPOUT, self.training)  # one draw for all rows: fast
+        hidden = F.gelu(self.second(hidden * kept))
         return self.last(hidden) + self.linear(z)
 
     def log_shares(self, task: int) -> torch.Tensor:

@@ -72,6 +72,7 @@ def fit_network(
     )
     best: tuple[float, list[float], dict[str, torch.Tensor]] = (-1.0, [], {})
     for epoch in range(EPOCHS + 1):  # the first one is the start
+        scorer.train()
         for task, mask, index in steps if epoch else []:
             found = examples[task]
             columns = scorer(task, found.features[index]), found.is_target[index], found.log_kept[index, None]
@@ -87,6 +88,7 @@ def fit_network(
         steps = _draw_steps(examples, generator) if epoch else steps
         if 0 < epoch <= EPOCHS // 2:
             continue  # the learning rate is still high: these epochs are seldom the best
+        scorer.eval()
         with torch.no_grad():
             scores = [scorer(t, each.features)[:, NEXT_VISIT] for t, each in enumerate(validation)]
             values = [

@@ -42,7 +42,7 @@ from modeling_mcm.scorer_mcm import (
 from modeling_mcm.training.scorer_counts import FOLDS, PERIODS, LabelCounts, LabelEvents
 
 EXAMPLES, EXAMPLES_OF_CUSTOMER, VALIDATION_EXAMPLES, BATCH = 4_000, 2, 1_500, 64
-NEGATIVES = 30  # about as many candidates of an example that are no targets are kept, drawn uniformly
+NEGATIVES = 60  # about as many candidates of an example that are no targets are kept, drawn uniformly
 STALE = 4  # largest number of parts of the period by which counts are old, because a model is used after its training
 
 
