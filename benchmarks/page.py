@@ -187,10 +187,10 @@ def probe_table(others: dict[str, dict[str, Any]]) -> Table:
 
 def verdict(table: Table) -> str:
     """Says on which targets of the probe the state is under the best of counts and components."""
-    gains = {row[1]: [float(word.strip("[],")) for word in row[-1].split()] for row in table[1:]}
-    under = [name for name, (mean, _, _) in gains.items() if mean < 0]
-    clear = [name for name, (_, _, high) in gains.items() if high < 0]
-    better = sum(low > 0 for _, low, _ in gains.values())
+    gains = [(f"{row[1]} of {row[0]}", *(float(word.strip("[],")) for word in row[-1].split())) for row in table[1:]]
+    under = [name for name, mean, *_ in gains if mean < 0]
+    clear = [name for name, _, _, high in gains if high < 0]
+    better = sum(low > 0 for _, _, low, _ in gains)
     words = f"The state is under the best of counts and components on {len(under)} of {len(gains)} targets"
     words += f" ({', '.join(under)}), beyond noise on {len(clear)}" if under else ""
     return f"{words}; it is above it beyond noise on {better}."
