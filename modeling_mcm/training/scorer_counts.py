@@ -88,12 +88,16 @@ class LabelCounts:
         moments = _read_sets(events.moment, events.label, self.size)
         customer = np.zeros(moments.shape[0], np.int64)
         customer[events.moment] = events.customer
-        lags = range(1, min(len(LAG_WEIGHTS), len(customer) - 1) + 1)
-        same = [weight * (customer[lag:] == customer[:-lag]) for lag, weight in zip(lags, LAG_WEIGHTS, strict=False)]
-        shape = len(customer), len(customer)
-        next_moments = diags_array(same, offsets=lags, shape=shape, format="csr") @ moments if same else moments * 0
-        fold = folds[customer]
-        return [csr_array(moments[fold == each].T @ next_moments[fold == each]) for each in range(FOLDS)]
+        result = []
+        for fold in range(FOLDS):
+            own = folds[customer] == fold
+            sets, owner = moments[own], customer[own]
+            lags = range(1, min(len(LAG_WEIGHTS), len(owner) - 1) + 1)
+            same = [weight * (owner[lag:] == owner[:-lag]) for lag, weight in zip(lags, LAG_WEIGHTS, strict=False)]
+            shape = len(owner), len(owner)
+            next_sets = diags_array(same, offsets=lags, shape=shape, format="csr") @ sets if same else sets * 0
+            result.append(csr_array(sets.T @ next_sets))
+        return result
 
     def _count_occurrences(self, events: LabelEvents, folds: NDArray) -> tuple[NDArray, NDArray, csr_array]:
         """Counts by fold until the end of each part of the period, `(4, folds, PERIODS + 1, V)`: those of
