@@ -23,6 +23,7 @@ FIRST_LABEL = FIRST_VALUE_ID  # the name for the same id where values are predic
 # Largest vocabulary that the customer state counts at every half-life, and largest that it counts at all.
 FEW_VALUES, MOST_COUNTED = 64, 2**14
 MOST_TASTES = 4096  # largest number of labels, in all, of the tasks that a customer state counts besides these
+MOST_FREQUENT = 1024  # number of labels of each other task that its principal components read
 # Least and largest value of sizes: what is outside is a mistake, which would fill the memory or fail far from here.
 LIMITS = {
     "hidden_size": (1, 2**16),
@@ -105,6 +106,9 @@ class MCMConfig(PreTrainedConfig):
         Features of more values, which the state counts at one half-life and undecayed. Default: the smallest tasks of
         more than 64 labels that are not among `state_features`, while they have at most 4,096 labels in all; at least
         one, unless it has more than 16,384. `to_dict` names what the default chose.
+    component_features (`dict[str, int]`, *optional*):
+        Features that only the principal components in the state read, undecayed, with the number of ids that are
+        counted, the most frequent ones. Default: up to 1,024 ids of each other task of more than 64 labels.
     summed_features (`list[str]`, *optional*):
         Numeric features that the state and the forecasts sum, such as the price, in the order of `event_values`.
     forecast_days (`list[float]`, *optional*):
@@ -162,6 +166,7 @@ class MCMConfig(PreTrainedConfig):
     state_size: int = 192
     state_features: list[str] | None = None
     projected_features: list[str] | None = None
+    component_features: dict[str, int] | None = None
     summed_features: list[str] = field(default_factory=list)
     forecast_days: list[float | int] = field(default_factory=lambda: [7.0, 30.0, 90.0])
     learned_days: list[float | int] | None = None
@@ -197,7 +202,7 @@ class MCMConfig(PreTrainedConfig):
         defaults."""
         values = super().to_dict()
         if self.state_size:
-            values["state_features"], values["projected_features"] = self.counted_features
+            values |= self.counted_features
         return values
 
     @property
@@ -224,11 +229,15 @@ class MCMConfig(PreTrainedConfig):
         return sorted(float(day) for day in days)
 
     @property
-    def counted_features(self) -> tuple[list[str], list[str]]:
-        """Features that the customer state counts: those with few values, at every half-life; and those with many
-        values, at one half-life and undecayed."""
-        few, many = self._state_features(), self.projected_features
-        return few, self._default_projected() if many is None else list(many)
+    def counted_features(self) -> dict[str, Any]:
+        """What the customer state counts: `state_features`, `projected_features` and `component_features`, as given
+        or by default."""
+        few, many, frequent = self._state_features(), self.projected_features, self.component_features
+        many = self._default_projected() if many is None else list(many)
+        if frequent is None:
+            sizes = {task: self._sizes().get(task, 0) for task in self.tasks if task not in (*few, *many)}
+            frequent = {task: min(size, MOST_FREQUENT) for task, size in sizes.items() if size > FEW_VALUES}
+        return {"state_features": few, "projected_features": many, "component_features": dict(frequent)}
 
     def _state_features(self) -> list[str]:
         if self.state_features is not None:
@@ -279,6 +288,13 @@ class MCMConfig(PreTrainedConfig):
         for name in (*lists, "action_features", "target_features", "target_types"):
             if missing := [feature for feature in getattr(self, name) or [] if feature not in self.features]:
                 raise ValueError(f"`{name}` names {missing}, which are not among the features {self.features}.")
+        sizes = self._sizes()
+        for name, number in (self.component_features or {}).items():
+            if not FIRST_VALUE_ID <= number <= sizes.get(name, 0):
+                raise ValueError(
+                    f"`component_features` counts {number} ids of {name!r}, which has {sizes.get(name, 0)}: expected "
+                    "2 or more, and no more than it has."
+                )
         for name in ("action_history_feature", "kind_feature"):
             if getattr(self, name) not in (None, *self.features):
                 raise ValueError(f"`{name}` is {getattr(self, name)!r}, no feature: expected one of {self.features}.")

@@ -200,7 +200,8 @@ class MCMPreTrainedModel(PreTrainedModel):
         grow(base.embeddings.events.feature_tables[index], len(values), FIRST_LABEL - 1)  # like the unknown value
         if base.state is not None:
             # What was chosen by the earlier sizes stays.
-            config.state_features, config.projected_features = config.counted_features
+            for name, counted in config.counted_features.items():
+                setattr(config, name, counted)
             base.state.grow(index, len(values))
         self._resize_labels(feature, len(values))
         config.vocabulary_sizes = list(sizes.values())

@@ -13,7 +13,7 @@ included), V values of a feature, S size of the state.
 
 import math
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import torch
@@ -25,7 +25,7 @@ from .configuration_mcm import MISSING_ID, MCMConfig
 
 # Half-life, in days, of the counts of features with many values; they are also counted undecayed.
 PROJECTED_HALF_LIFE = 30.0
-PROJECTION_SIZE, MLP_HIDDEN = 128, 256  # learned rows of P (see CustomerState), and hidden size of the network
+PROJECTION_SIZE, MLP_HIDDEN = 128, 256  # rows of P (see CustomerState), and hidden size of the network
 COMPONENTS = 64  # largest number of principal components in the state
 STATE_DROPOUT = 0.3  # dropout probability on z
 STATE_HALF_LIVES = (7.0, 30.0, 90.0)  # half-lives of the other counts; they are also counted undecayed
@@ -66,16 +66,17 @@ class CustomerState(nn.Module):
 
         n_{x,k} = sum over events i until t of  x_i 2^(-(t - t_i) / T_k)
         z = (log(1 + n) - mean) / std
-        state = A z' + C gelu(D z'),  z' = [z of few values, P z of many values]
+        learned = A z' + C gelu(D z'),  z' = [z of few values, P z of many values]
+        state = [plain counts, components, learned]
 
     For each channel x, x_i is 1 for every event, 1 for the first event of each visit, the value of a summed feature,
     or 1 where a feature has one certain value. One of the half-lives T_k is infinite: that count does not decay.
     `state_features`, which have few values, are counted at every half-life. Tasks among the other features, which have
     many values, are counted at one half-life and undecayed (see `MCMConfig.counted_features`). z also contains the
-    logarithms of `GAPS`. The start row is no event, so the profile is no part of the state. The first numbers of the
-    state are the z of `plain_counts`, which a linear model of visits or spend would otherwise miss. The next ones are
-    the whitened principal components of the undecayed z of many values, the first rows of P: what customers take
-    together says who they are.
+    logarithms of `GAPS`. The start row is no event, so the profile is no part of the state. The plain counts are the z
+    of `plain_counts`, which a linear model of visits or spend would otherwise miss. The components are the whitened
+    principal components of the undecayed z of many values, and of the most frequent labels of larger tasks, which
+    nothing else reads: what customers take together says who they are.
 
     A time later than `longest_silence` days after the last event counts as that late, because training saw no longer
     silence.
@@ -86,23 +87,30 @@ class CustomerState(nn.Module):
         self.sizes = list(config.vocabulary_sizes)
         self.half_lives = list(STATE_HALF_LIVES)
         self.num_sums = len(config.summed_features)
-        self.few, self.many = ([config.features.index(name) for name in names] for names in config.counted_features)
-        self.mean = nn.Buffer(torch.zeros(self.num_few + self.num_many))
-        self.std = nn.Buffer(torch.ones(self.num_few + self.num_many))
+        counted = config.counted_features
+        self.few = [config.features.index(name) for name in counted["state_features"]]
+        self.many = [config.features.index(name) for name in counted["projected_features"]]
+        self.frequent = {config.features.index(name): size for name, size in counted["component_features"].items()}
+        numbers = self.num_few + self.num_many + sum(self.frequent.values())
+        self.mean, self.std = nn.Buffer(torch.zeros(numbers)), nn.Buffer(torch.ones(numbers))
         self.longest_silence = nn.Buffer(torch.tensor(ANY_SILENCE))
+        self.size = config.state_size
+        undecayed = numbers - self.num_few - self.num_many // 2
+        self.components = min(COMPONENTS, self.size // 3, undecayed)
+        self.directions = nn.Buffer(torch.zeros(self.components, undecayed))
         # None if all features have few values.
-        self.components = min(COMPONENTS, config.state_size // 3, self.num_many // 2)
-        projected = PROJECTION_SIZE + self.components if self.many else 0
-        self.item_projection = nn.Linear(self.num_many, projected, bias=False) if self.many else None
-        inputs = self.num_few + projected
-        self.linear = nn.Linear(inputs, config.state_size)
+        self.item_projection = nn.Linear(self.num_many, PROJECTION_SIZE, bias=False) if self.many else None
+        inputs = self.num_few + (PROJECTION_SIZE if self.many else 0)
+        learned = self.size - len(self.plain_counts) - self.components
+        self.linear = nn.Linear(inputs, learned)
         self.mlp_in = nn.Linear(inputs, MLP_HIDDEN)
-        self.mlp_out = nn.Linear(MLP_HIDDEN, config.state_size, bias=False)
+        self.mlp_out = nn.Linear(MLP_HIDDEN, learned, bias=False)
 
     def reset_parameters(self) -> None:
-        """Sets the buffers: mean 0, standard deviation 1, a silence of any length. Weights start as in
+        """Sets the buffers: mean 0, standard deviation 1, no components, a silence of any length. Weights start as in
         transformers."""
         init.zeros_(self.mean)
+        init.zeros_(self.directions)
         init.ones_(self.std)
         init.constant_(self.longest_silence, ANY_SILENCE)
 
@@ -119,51 +127,30 @@ class CustomerState(nn.Module):
         kernels = len(self.half_lives) + 1
         gaps = list(range(self.num_few - len(GAPS), self.num_few))
         events, others = list(range(kernels)), list(range(kernels, kernels * (2 + self.num_sums)))
-        return [*gaps, *others, *events][: self.linear.out_features // 2]
+        return [*gaps, *others, *events][: self.size // 2]
 
-    @property
-    def fixed(self) -> list[int]:
-        """Indices in z' of the numbers that the state holds unchanged: `plain_counts`, and the principal
-        components."""
-        return [*self.plain_counts, *range(self.num_few, self.num_few + self.components)]
+    def undecayed(self, z: torch.Tensor) -> torch.Tensor:
+        """The undecayed z of many values, and of frequent labels, of shape `(..., undecayed)`."""
+        return torch.cat([z[..., self.num_few + 1 : self.num_few + self.num_many : 2], z[..., sum(self.blocks) :]], -1)
 
     @torch.no_grad()
-    def keep_fixed(self, directions: torch.Tensor | None = None) -> None:
-        """Sets the weights of the first numbers of the state, so that they are those of `fixed`. `directions`
-        `(components, num_many)` are the first rows of P (default: 0), which no other number reads."""
-        fixed = self.fixed
-        rows = slice(len(fixed))
-        self.linear.weight[rows] = 0.0
-        self.linear.weight[range(len(fixed)), fixed] = 1.0
-        self.linear.bias[rows] = 0.0
-        self.mlp_out.weight[rows] = 0.0
+    def find_components(self, undecayed: torch.Tensor) -> torch.Tensor:
+        """Principal directions of the `undecayed` numbers `(R, undecayed)` of a sample of customers, scaled so that
+        each component has variance 1, of shape `(components, undecayed)`."""
+        result = torch.zeros_like(self.directions)
         if self.components:
-            components = slice(self.num_few, self.num_few + self.components)
-            self.linear.weight[len(fixed) :, components] = 0.0
-            self.mlp_in.weight[:, components] = 0.0
-            cast(nn.Linear, self.item_projection).weight[: self.components] = 0.0 if directions is None else directions
-
-    @torch.no_grad()
-    def find_components(self, counts: torch.Tensor) -> torch.Tensor | None:
-        """Principal directions of the undecayed counts of many values, from the counts `(R, numbers)` of a sample of
-        customers, scaled so that each component has variance 1: `(components, num_many)`, with 0 for the other
-        counts. `None` without features of many values."""
-        if not self.components:
-            return None
-        undecayed = self.standardised(counts.clone())[:, self.num_few + 1 :: 2]
-        _, sizes, directions = torch.pca_lowrank(undecayed, min(self.components, *undecayed.shape), niter=4)
-        result = counts.new_zeros(self.components, self.num_many)
-        scales = len(undecayed) ** 0.5 / sizes.clamp(min=1e-3 * sizes.max())
-        result[: len(sizes), 1::2] = (directions * scales).T
+            _, sizes, directions = torch.pca_lowrank(undecayed, min(self.components, *undecayed.shape), niter=4)
+            scales = len(undecayed) ** 0.5 / sizes.clamp(min=1e-3 * sizes.max())
+            result[: len(sizes)] = (directions * scales).T
         return result
 
     @torch.no_grad()
     def shrink_directions(self, states: torch.Tensor) -> torch.Tensor:
-        """Scales the principal directions of the learned numbers, which come after the fixed ones, of the states
-        `(R, S)` of a sample of times, and returns their new states `(R, S)`. A direction of variance v is scaled by
+        """Scales the principal directions of the learned numbers, which come last, of the states `(R, S)` of a sample
+        of times, and returns their new states `(R, S)`. A direction of variance v is scaled by
         v / (v + 1). The learned numbers are standardised, so 1 is the mean variance. What many numbers say together
         stays; what few say is mostly noise to a model that reads the state."""
-        learned = slice(len(self.fixed), None)
+        learned = slice(states.shape[1] - self.linear.out_features, None)
         numbers = states[:, learned].double()
         mean, std = numbers.mean(0), numbers.std(0).clamp(min=1e-6)
         z = (numbers - mean) / std
@@ -171,9 +158,9 @@ class CustomerState(nn.Module):
         shrinking = directions * (variances / (variances + 1)) @ directions.T
         weights = (std[:, None] * shrinking / std).to(states.dtype)  # of shape (learned, learned)
         mean = mean.to(states.dtype)
-        self.linear.weight[learned] = weights @ self.linear.weight[learned]
-        self.mlp_out.weight[learned] = weights @ self.mlp_out.weight[learned]
-        self.linear.bias[learned] = mean + weights @ (self.linear.bias[learned] - mean)
+        self.linear.weight.copy_(weights @ self.linear.weight)
+        self.mlp_out.weight.copy_(weights @ self.mlp_out.weight)
+        self.linear.bias.copy_(mean + weights @ (self.linear.bias - mean))
         return torch.cat([states[:, : learned.start], mean + (states[:, learned] - mean) @ weights.T], 1)
 
     @property
@@ -183,7 +170,7 @@ class CustomerState(nn.Module):
 
     @property
     def blocks(self) -> list[int]:
-        """Sizes of the blocks of z: the first part, then one block for each feature with many values."""
+        """Sizes of the blocks of z that learned numbers read: the first part, and a block a feature of many values."""
         return [self.num_few, *(2 * self.sizes[j] for j in self.many)]
 
     @torch.no_grad()
@@ -210,7 +197,7 @@ class CustomerState(nn.Module):
                 a time are not counted. A time after `longest_silence` counts as the end of that silence.
 
         Returns:
-            `torch.FloatTensor` of shape `(B, M, numbers)`, where numbers is `num_few + num_many`.
+            `torch.FloatTensor` of shape `(B, M, numbers)`, where numbers are those of `mean`.
 
         Raises:
             ValueError: If there are summed features and no `event_values`.
@@ -233,22 +220,24 @@ class CustomerState(nn.Module):
         channels += [] if event_values is None else list(event_values[..., : self.num_sums].unbind(-1))
         sums = [torch.einsum("blmk,bl->bmk", weights, channel) for channel in channels]
 
-        def by_value(features: Sequence[int], event_weights: torch.Tensor) -> list[torch.Tensor]:
-            """Sums of event weights `(B, L, M, k)` by the features' values, each of shape `(B, M, values k)`."""
+        def by_value(sizes: Mapping[int, int], event_weights: torch.Tensor) -> list[torch.Tensor]:
+            """Sums of event weights `(B, L, M, k)` by the first ids of features, each of shape `(B, M, ids k)`."""
             parts = []
-            for feature in features:
-                sums = sum_by_value(input_ids[..., feature], event_weights, self.sizes[feature])
+            for feature, size in sizes.items():
+                ids = input_ids[..., feature]
+                sums = sum_by_value(torch.where(ids < size, ids, MISSING_ID), event_weights, size)
                 sums[:, MISSING_ID] = 0.0
                 parts.append(sums.transpose(1, 2).flatten(2))
             return parts
 
         nearest = min(range(len(days)), key=lambda k: abs(days[k] - PROJECTED_HALF_LIFE))
-        few, many = by_value(self.few, weights), by_value(self.many, weights[..., [nearest, -1]])
+        few, many = ({j: self.sizes[j] for j in features} for features in (self.few, self.many))
+        values = [*by_value(many, weights[..., [nearest, -1]]), *by_value(self.frequent, weights[..., [-1]])]
         since_last, since_first = as_of - last, as_of - first
         visits = sums[1][..., -1]  # the undecayed number of visits
         gap = (since_first - since_last) / (visits - 1).clamp(min=1)
         gaps = torch.stack([since_last, since_first, since_last / (gap + 0.5), gap], -1)
-        return torch.cat([*sums, *few, gaps, *many], -1).clamp_(min=0).log1p_()
+        return torch.cat([*sums, *by_value(few, weights), gaps, *values], -1).clamp_(min=0).log1p_()
 
     def standardised(self, counts: torch.Tensor, indices: slice | torch.Tensor = slice(None)) -> torch.Tensor:
         """Standardises counts: z = (counts - mean) / std, clipped."""
@@ -264,8 +253,10 @@ class CustomerState(nn.Module):
         z = z.to(self.linear.weight.dtype)
         if self.training:
             z = self._with_dropout(z)
-        few, many = z.split([self.num_few, self.num_many], -1)
-        return self.joined(few, None if self.item_projection is None else self.item_projection(many))
+        few, many = z[..., : self.num_few], z[..., self.num_few : sum(self.blocks)]
+        read = few if self.item_projection is None else torch.cat([few, self.item_projection(many)], -1)
+        learned = self.linear(read) + self.mlp_out(F.gelu(self.mlp_in(read)))
+        return torch.cat([z[..., self.plain_counts], F.linear(self.undecayed(z), self.directions), learned], -1)
 
     def _with_dropout(self, z: torch.Tensor) -> torch.Tensor:
         """Dropout on z but for `plain_counts`, which a head reads directly."""
@@ -274,11 +265,6 @@ class CustomerState(nn.Module):
         factors = (numbers.view(torch.uint8)[:size].view(z.shape) >= least).to(z.dtype).mul_(256 / (256 - least))
         factors[..., self.plain_counts] = 1.0
         return factors.mul_(z)
-
-    def joined(self, few: torch.Tensor, item_projection: torch.Tensor | None) -> torch.Tensor:
-        """Computes the state from the two parts of z, of shape `(..., S)`."""
-        joined = few if item_projection is None else torch.cat([few, item_projection], -1)
-        return self.linear(joined) + self.mlp_out(F.gelu(self.mlp_in(joined)))
 
     @torch.no_grad()
     def grow(self, feature: int, number: int) -> None:
@@ -295,7 +281,9 @@ class CustomerState(nn.Module):
         self.mean = nn.Buffer(_inserted(self.mean, index, columns, 0.0))
         self.std = nn.Buffer(_inserted(self.std, index, columns, 1.0))
         layers = (self.linear, self.mlp_in) if is_few else (cast(nn.Linear, self.item_projection),)
-        index -= 0 if is_few else self.num_few
+        if not is_few:
+            index -= self.num_few
+            self.directions = nn.Buffer(_inserted(self.directions, index // 2, number, 0.0))
         for layer in layers:
             layer.weight = nn.Parameter(_inserted(layer.weight, index, columns, 0.0))
             layer.in_features += columns

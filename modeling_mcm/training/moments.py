@@ -43,6 +43,7 @@ MOMENTS_LR, MOMENTS_DECAY, WARM_UP, LONGEST_GRADIENT = 4e-3, 0.01, 0.1, 1.0
 RECONSTRUCTION, FUTURE, HAZARD, SETS = 3.0, 0.3, 0.1, 6.0  # weights of the losses
 MOST_SET_LABELS = 512  # tasks with more labels have no head that predicts the labels of the next days
 STANDARD_CUSTOMERS = 512  # customers whose moments give the mean and std that standardise the counts
+COMPONENT_CUSTOMERS, COMPONENT_COUNTS = 2**14, 2**26  # whose counts give the components; largest number of counts
 FORECAST_CUSTOMERS, FORECAST_MOMENTS, RIDGE = 2048, 4, 1e-2  # of the last fit of the forecasts, on fixed states
 # Days of the moments of that fit, as a multiple of the longest horizon, and the least share of them that sees its end.
 # A quarter of so many days does; more days would be older, and a shop's level moves on.
@@ -189,6 +190,7 @@ def _counts_loss(log_amounts: torch.Tensor, moments: Moments, sizes: torch.Tenso
 
 def _blockwise_squared_error(predicted: torch.Tensor, actual: torch.Tensor, state: CustomerState) -> torch.Tensor:
     """Mean squared error of counts, in which every block of counts has the same weight, whatever its size."""
+    actual = actual[..., : sum(state.blocks)]
     blocks = zip(predicted.split(state.blocks, -1), actual.split(state.blocks, -1), strict=True)
     return torch.stack([F.mse_loss(*block) for block in blocks]).mean()
 
@@ -236,12 +238,16 @@ def train_state(
         _standardise(state, (sampler.draw(batch, MOMENTS) for batch in customers))
         config.learned_days = sampler.observed_horizons([row for batch in customers for row in batch])
         describe_shop(model, extractor, rows, cutoff, seed)
-        late = _late_moments(model, MomentSampler(model, extractor, cutoff, seed + 2), rows, seed, 1)
-        directions = state.find_components(late.counts)
+        number = min(COMPONENT_CUSTOMERS, COMPONENT_COUNTS // max(1, state.directions.shape[1]))
+        whole = _late_moments(MomentSampler(model, extractor, cutoff, seed + 2), rows, seed, number, 1, 0.0)
+        undecayed = [state.undecayed(state.standardised(moments.counts)) for moments in whole]
+        directions = state.find_components(torch.cat(undecayed))
         losses = _train(model, MomentSampler(model, extractor, cutoff, seed), batches, len(rows), most)
         # Only now, so that the learned numbers do not depend on the components: they would say less of the rest.
-        state.keep_fixed(directions)
-        moments = _late_moments(model, MomentSampler(model, extractor, cutoff, seed + 1), rows, seed, FORECAST_MOMENTS)
+        state.directions.copy_(directions)
+        days = FORECAST_WINDOW * max(config.head_days) if config.head_days else None
+        sampler = MomentSampler(model, extractor, cutoff, seed + 1)
+        moments = _joined([*_late_moments(sampler, rows, seed, FORECAST_CUSTOMERS, FORECAST_MOMENTS, days)])
         with torch.no_grad():
             moments.counts = state.shrink_directions(state(moments.counts))
         if model.forecasts is not None:
@@ -325,7 +331,7 @@ def _train(
     model: MCMModel, sampler: MomentSampler, batches: Iterator[list[dict[str, Any]]], customers: int, most: int
 ) -> dict[str, float]:
     state, forecasts, size = cast(CustomerState, model.state), model.forecasts, model.config.state_size
-    heads = nn.ModuleDict({"counts": nn.Linear(size, len(state.mean))})
+    heads = nn.ModuleDict({"counts": nn.Linear(size, sum(state.blocks))})
     if forecasts is not None:
         nn.init.normal_(forecasts.amounts.weight, std=size**-0.5)
         nn.init.normal_(forecasts.hazards.weight, std=size**-0.5)
@@ -338,7 +344,6 @@ def _train(
     optimizer = torch.optim.AdamW(parameters, lr=MOMENTS_LR, weight_decay=MOMENTS_DECAY, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, MOMENTS_LR, total_steps=steps, pct_start=WARM_UP)
     state.train()
-    state.keep_fixed()
     history: list[dict[str, float]] = []
     for _ in logging.tqdm(range(steps), desc="Customer state", unit="step"):
         moments = sampler.draw(next(batches), MOMENTS)
@@ -356,7 +361,6 @@ def _train(
         cast(torch.Tensor, sum(losses.values())).backward()
         nn.utils.clip_grad_norm_(parameters, LONGEST_GRADIENT)
         optimizer.step()
-        state.keep_fixed()
         schedule.step()
         history.append({name: value.item() for name, value in losses.items()})
     state.eval()
@@ -364,15 +368,13 @@ def _train(
     return {name: float(np.mean([step_losses[name] for step_losses in last])) for name in history[0]}
 
 
-def _late_moments(model: MCMModel, sampler: MomentSampler, rows: Any, seed: int, number: int) -> Moments:
-    """Draws `number` moments of each customer of a sample, of the last days: `FORECAST_WINDOW` times the longest
-    horizon."""
-    days = model.config.head_days
-    last_days = FORECAST_WINDOW * max(days) if days else None
-    batches, samples = _batches(rows, STEP_CUSTOMERS, seed + 1), []
-    for _ in range(math.ceil(min(len(rows), FORECAST_CUSTOMERS) / STEP_CUSTOMERS)):
-        samples.append(sampler.draw(next(batches), number, last_days))
-    return _joined(samples)
+def _late_moments(
+    sampler: MomentSampler, rows: Any, seed: int, customers: int, number: int, last_days: float | None
+) -> Iterator[Moments]:
+    """Draws `number` moments of each customer of a sample, from so many last days of the training period."""
+    batches = _batches(rows, STEP_CUSTOMERS, seed + 1)
+    for _ in range(math.ceil(min(len(rows), customers) / STEP_CUSTOMERS)):
+        yield sampler.draw(next(batches), number, last_days)
 
 
 def _learn_forecasts(forecasts: Forecasts, moments: Moments) -> None:

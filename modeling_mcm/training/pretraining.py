@@ -115,8 +115,13 @@ def read_config(options: ModelOptions, extractor: MCMFeatureExtractor, recipe: R
     if config.get("state_size", MCMConfig.state_size):
         profile = {feature["name"] for feature in extractor.features if feature.get("profile")}
         bare = MCMConfig(features=extractor.feature_names, vocabulary_sizes=extractor.vocabulary_sizes)
-        few = [name for name in bare.counted_features[0] if name not in profile]
-        config |= {"state_features": few, "projected_features": None, "summed_features": extractor.numeric_features}
+        few = [name for name in bare.counted_features["state_features"] if name not in profile]
+        config |= {
+            "state_features": few,
+            "projected_features": None,
+            "component_features": None,
+            "summed_features": extractor.numeric_features,
+        }
     return MCMConfig(**(config | values))
 
 

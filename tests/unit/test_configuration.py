@@ -12,7 +12,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
 from modeling_mcm import MCMConfig, MCMForMultiTaskRecommendation
-from modeling_mcm.configuration_mcm import CHOICES, MOST_TASTES
+from modeling_mcm.configuration_mcm import CHOICES, MOST_FREQUENT, MOST_TASTES
 from modeling_mcm.losses_mcm import Objective
 from modeling_mcm.training.recipe import recipe_for
 
@@ -117,18 +117,20 @@ def test_unknown_choice_is_refused(name):
 
 
 @pytest.mark.parametrize(
-    ("sizes", "chosen"),
+    ("sizes", "chosen", "frequent"),
     [
-        ({"maker": 3719, "type": 2163, "category": 300}, ["type", "category"]),
-        ({"item": MOST_TASTES + 1}, ["item"]),  # the smallest is counted in any case,
-        ({"item": 2**14 + 1}, []),  # unless there are too many to count at all
-        ({"item": 3000, "brand": 1000}, ["item", "brand"]),
-        ({"item": 3000, "aisle": 64}, ["item"]),  # so few are counted at every half-life
+        ({"maker": 3719, "type": 2163, "category": 300}, ["type", "category"], {"maker": MOST_FREQUENT}),
+        ({"item": MOST_TASTES + 1}, ["item"], {}),  # the smallest is counted in any case,
+        ({"item": 2**14 + 1}, [], {"item": MOST_FREQUENT}),  # unless there are too many to count at all
+        ({"item": 3000, "brand": 1000}, ["item", "brand"], {}),
+        ({"item": 3000, "aisle": 64}, ["item"], {}),  # so few are counted at every half-life
     ],
 )
-def test_state_counts_the_smallest_tasks(sizes, chosen):
+def test_state_counts_the_smallest_tasks(sizes, chosen, frequent):
     config = MCMConfig(features=list(sizes), vocabulary_sizes=list(sizes.values()))
-    assert config.counted_features == ([name for name in sizes if sizes[name] <= 64], chosen)
+    few = [name for name in sizes if sizes[name] <= 64]
+    expected = {"state_features": few, "projected_features": chosen, "component_features": frequent}
+    assert config.counted_features == expected
 
 
 def parameters(folder, features):

@@ -27,6 +27,7 @@ def model():
     torch.manual_seed(0)
     model = MCMModel(make_config()).eval()
     torch.nn.init.normal_(model.state.mean)
+    torch.nn.init.normal_(model.state.directions)
     return model
 
 
@@ -126,13 +127,13 @@ def test_directions_are_scaled_by_variance():
     """Two numbers that say the same hold twice the mean variance and stay at 2/3; the third, alone, is halved."""
     torch.manual_seed(0)
     state = MCMModel(make_config(state_size=18)).eval().state
-    fixed = len(state.fixed)
+    fixed = len(state.plain_counts) + state.components
     assert fixed == 15
     counts = torch.rand(4000, len(state.mean))
     with torch.no_grad():
         state.mlp_out.weight.zero_()
-        state.linear.weight[fixed:] = 0.0
-        state.linear.weight[[15, 16], 0], state.linear.weight[17, 1] = 1.0, 1.0
+        state.linear.weight.zero_()
+        state.linear.weight[[0, 1], 0], state.linear.weight[2, 1] = 1.0, 1.0
         before = state(counts)
         after = state.shrink_directions(before)
         torch.testing.assert_close(state(counts), after)
@@ -142,15 +143,17 @@ def test_directions_are_scaled_by_variance():
     torch.testing.assert_close(after.mean(0), before.mean(0))
 
 
-def test_the_state_holds_principal_components_of_the_counts_of_many_values():
+@pytest.mark.parametrize("projected", [["item"], []])  # [] leaves the items to the components alone
+def test_the_state_holds_principal_components_of_the_counts_of_many_values(projected):
     torch.manual_seed(0)
-    state = MCMModel(make_config(state_size=18)).eval().state
+    state = MCMModel(make_config(state_size=18, projected_features=projected)).eval().state
     counts = torch.randn(500, 3) @ torch.rand(3, len(state.mean))  # of rank three
-    state.keep_fixed(state.find_components(counts))
+    undecayed = state.undecayed(counts)
+    assert undecayed.shape[1] == 80
+    state.directions.copy_(state.find_components(undecayed))
     plain = len(state.plain_counts)
-    found = state(counts)[:, plain : plain + 3]
+    found = state(counts.clone())[:, plain : plain + 3]
     torch.testing.assert_close(found.T @ found / len(found), torch.eye(3), atol=0.1, rtol=0)
-    undecayed = counts[:, state.num_few + 1 :: 2]
     read = found @ (found.T @ undecayed) / len(found) + undecayed.mean(0)
     torch.testing.assert_close(read, undecayed, atol=0.2, rtol=0)  # the counts can be read from the components
 
@@ -161,6 +164,15 @@ def test_a_state_needs_times_and_values(model):
         model(**{name: value for name, value in inputs.items() if name != "event_times"})
     with pytest.raises(ValueError, match="event_values"):
         model(**{name: value for name, value in inputs.items() if name != "event_values"})
+
+
+def test_components_count_the_first_ids_of_large_tasks_undecayed():
+    choices = {"projected_features": [], "component_features": {"item": 20}}
+    state, every = MCMModel(make_config(**choices)).state, MCMModel(make_config()).state
+    inputs, as_of = make_inputs(), torch.tensor([[9.0, 30.0]] * 3)
+    found, expected = (each.undecayed(each.counts(**inputs, as_of=as_of)) for each in (state, every))
+    torch.testing.assert_close(found, expected[..., :20])
+    assert expected.count_nonzero() > found.count_nonzero() > 0
 
 
 def test_new_values_do_not_change_the_state(model):
@@ -200,6 +212,7 @@ def test_median_day(model):
     ("changes", "words"),
     [
         ({"state_size": -1}, "`state_size` is -1: expected 0 to 65,536"),
+        ({"component_features": {"item": 81}}, "`component_features` counts 81 ids of 'item', which has 80"),
         ({"forecast_days": [0]}, r"`forecast_days` must be positive numbers of days, got \[0\]"),
         ({"summed_features": ["nope"]}, r"`summed_features` names \['nope'\], which are not among the features"),
     ],
