@@ -61,6 +61,14 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         "min_history": 1,
     },
 }
+# Logs with the files of another and a schema with changes: what is left out of a split by time, or added to it.
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "movielens_100k_by_time": (
+        "movielens_100k",
+        {"order": None, "time": "time", "cutoffs": {"validation": "1998-02-01", "test": "1998-03-01"}},
+    ),
+    "ta_feng_leave_one_out": ("ta_feng", {"cutoffs": "leave_one_out"}),
+}
 
 
 @dataclass(frozen=True)
@@ -88,8 +96,10 @@ LOGS = {
     for log in (
         Log("complete_journey", ("product_type", "product_category"), (Question("next visit"), *MONTH)),
         Log("ta_feng", ("product_subclass", "product_id")),
+        Log("ta_feng_leave_one_out", ("product_subclass", "product_id")),
         Log("toys", ("item",), UNSEEN),
         Log("movielens_100k", ("item",), UNSEEN),
+        Log("movielens_100k_by_time", ("item",), UNSEEN),
         Log("synthetic_shop", ("item", "category")),
         Log(
             "ta_feng_baskets", ("item",), (Question("next visit"), Question("next visit, never bought", only_new=True))
@@ -103,7 +113,9 @@ def prepared(log: Log, folder: str | Path) -> PreparedData:
     """Opens the prepared data of a log, which it makes where they are missing."""
     output = Path(folder, log.name, "prepared")
     if not (output / "manifest.json").is_file():
-        events, profile, schema = _raw(log.name, output.with_name("raw"), Path(folder, "wheels"))
+        source, changes = VARIANTS.get(log.name, (log.name, {}))
+        events, profile, schema = _raw(source, Path(folder, source, "raw"), Path(folder, "wheels"))
+        schema = EventSchema.from_dict(schema.to_dict() | changes)
         prepare(str(events), schema, output, profile=profile)
     return PreparedData(output)
 
@@ -139,11 +151,13 @@ def _find(requirement: str, folder: Path) -> None:
 
 
 def _films(folder: Any) -> pd.DataFrame:
-    """Ratings, each customer's in their order, with the film and its first genre: columns user_id, item_id, genre."""
+    """Ratings, each customer's in their order, with the film, its first genre and the time: columns user_id, item_id,
+    genre and time."""
     ratings, films = (
         pd.read_csv(f"{folder}/ml-100k.{kind}", sep="\t", dtype=str).rename(columns=lambda name: name.split(":")[0])
         for kind in ("inter", "item")
     )
     films["genre"] = films["class"].str.split(" ").str[0]
     ratings = ratings.assign(time=ratings["timestamp"].astype(float)).sort_values(["user_id", "time"], kind="stable")
-    return ratings.merge(films, on="item_id", how="left")[["user_id", "item_id", "genre"]]
+    ratings["time"] = pd.to_datetime(ratings["time"], unit="s")
+    return ratings.merge(films, on="item_id", how="left")[["user_id", "item_id", "genre", "time"]]
