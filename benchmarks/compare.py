@@ -4,7 +4,6 @@
 """MCM beside RecTools, RePlay and a plain BERT of transformers, on the same customers and the same histories.
 
     python benchmarks/compare.py
-    python benchmarks/compare.py --seconds 420 --rounds 1         how well the lists rank after a longer training
 
 The peers are installed into environments of their own under build/peers (some gigabytes). Each reads one task's labels
 as its items; MCM reads the same histories with all their features, trains all tasks and ranks that one. Runs
@@ -21,21 +20,16 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
 from environments import PEERS, RECTOOLS, ROOT, install
-from methods.rectools import AT_ONCE, compute_scores
 from modeling_mcm.commands.arguments import parse_options
 from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.data import PreparedData
-from modeling_mcm.evaluation.cases import EvaluationCases, cases_at
 from modeling_mcm.evaluation.histories import task_histories
-from modeling_mcm.evaluation.metrics import bootstrap_interval
-from modeling_mcm.evaluation.ranking import TargetRanks
-from modeling_mcm.evaluation.reports import text_table, with_half_interval
+from modeling_mcm.evaluation.reports import text_table
 from modeling_mcm.files_mcm import write_json
 from modeling_mcm.option import option
 
@@ -72,26 +66,22 @@ class CompareOptions:
 
 def write_sequences(rows: Any, task: str, length: int, path: Path) -> None:
     """Writes the last `length` + 1 items of every customer before the validation cutoff, with ids from 0."""
-    customers: list[str] = []
     items: list[np.ndarray] = []
     for history in task_histories(rows, task, "validation"):
         counts = np.bincount(history.customer, minlength=len(history))
         labels_by_customer = np.split(history.label - FIRST_LABEL, np.cumsum(counts)[:-1])
-        indices = [index for index, labels in enumerate(labels_by_customer) if len(labels) > 1]
-        customers += [history.customer_ids[index] for index in indices]
-        items += [labels_by_customer[index][-length - 1 :] for index in indices]
-    pq.write_table(pa.table({"customer": customers, "items": pa.array(items, pa.list_(pa.int64()))}), path)
+        items += [labels[-length - 1 :] for labels in labels_by_customer if len(labels) > 1]
+    pq.write_table(pa.table({"items": pa.array(items, pa.list_(pa.int64()))}), path)
 
 
 def run(name: str, options: CompareOptions, sequences: Path, items: int) -> dict[str, float]:
-    """Runs a method once. Returns its figures; its recommendations are in recommended.parquet beside the sequences."""
+    """Runs a method once. Returns its figures."""
     script, packages = METHODS[name]
     task = {
         "method": name,
         "sequences": str(sequences),
         "items": items,
         "seconds": options.seconds,
-        "recommend_to": str(sequences.with_name("recommended.parquet")),
         "batch_size": options.batch_size,
         "inference_batch_size": options.inference_batch_size,
         "length": options.length,
@@ -107,43 +97,31 @@ def run(name: str, options: CompareOptions, sequences: Path, items: int) -> dict
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def accuracy(path: Path, cases: EvaluationCases, task: str, labels: int) -> str:
-    """Next-visit NDCG@10 of recommended lists on validation cases, with half of its interval."""
-    lists, ranks = pd.read_parquet(path).set_index("customer")["items"] + FIRST_LABEL, TargetRanks(cases, task)
-    for chosen in np.array_split(np.arange(len(cases)), len(cases) // AT_ONCE + 1):
-        ids = [cases.customer_ids[index] for index in chosen]
-        ranks.add(chosen, compute_scores(lists, ids, labels))
-    return with_half_interval(bootstrap_interval(ranks.metrics((10,))["next_visit_ndcg@10"]))
-
-
-def result_table(runs: dict[str, list[dict[str, float]]], ndcg: dict[str, str], task: str) -> list[list[str]]:
-    """Makes a table of medians, their ratios to the first method's, and the accuracy after the last run."""
+def result_table(runs: dict[str, list[dict[str, float]]]) -> list[list[str]]:
+    """Makes a table of medians, and of their ratios to the first method's."""
     rows = [["method", "training: sequences/s", "training: ratio to the first", "targets/s"]]
-    rows[0] += ["inference: customers/s", "inference: ratio to the first", f"next-visit NDCG@10 of {task}, validation"]
+    rows[0] += ["inference: customers/s", "inference: ratio to the first"]
     middle = {name: {key: median(run[key] for run in runs[name]) for key in runs[name][0]} for name in runs}
     first = next(iter(middle.values()))
     for name, values in middle.items():
         rates = {key: [f"{values[key]:,.0f}", f"{values[key] / first[key]:.2f}x"] for key in ("training", "inference")}
         targets = f"{values['targets']:,.0f}" if "targets" in values else "-"
-        rows.append([name, *rates["training"], targets, *rates["inference"], ndcg[name]])
+        rows.append([name, *rates["training"], targets, *rates["inference"]])
     return rows
 
 
 def compare(options: CompareOptions, scratch: Path) -> list[list[str]]:
     """Runs all methods and makes the table."""
-    data = PreparedData(options.data)
-    rows, cases = data.rows, cases_at(data, "validation")
+    rows = PreparedData(options.data).rows
     sequences = scratch / "sequences.parquet"
     write_sequences(rows, options.task, options.length, sequences)
     labels = 1 + max(int(np.max(row, initial=0)) for row in rows.with_format("numpy")[f"task_{options.task}"])
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in options.methods}
-    ndcg: dict[str, str] = {}
     for _ in range(options.rounds):
         for name in options.methods:
             runs[name].append(run(name, options, sequences, labels - FIRST_LABEL))
             print(name, runs[name][-1], flush=True)
-            ndcg[name] = accuracy(sequences.with_name("recommended.parquet"), cases, options.task, labels)
-    return result_table(runs, ndcg, options.task)
+    return result_table(runs)
 
 
 def main() -> None:

@@ -85,15 +85,10 @@ def predict(task: Task, model: MCMForMultiTaskRecommendation) -> dict[str, float
         rows_per_file=1,
     )
     scorer = Scorer(model, extractor, job)
-    rows, customers = PreparedRows(data.rows), set(task.read()[0])
+    rows = PreparedRows(data.rows)
     start = time.perf_counter()
-    scores = scorer.score([before_validation(row) for row in rows.__getitems__(range(len(rows)))])
-    inference = len(rows) / (time.perf_counter() - start)
-    names = {name: index for index, name in enumerate(extractor.vocabularies[task.more["task"]])}
-    lists = zip(scores["customer_id"].to_pylist(), scores[task.more["task"]].to_pylist(), strict=True)
-    best = {customer: [names[name] for name in labels] for customer, labels in lists if customer in customers}
-    task.write(list(best), np.array(list(best.values())))
-    return {"inference": inference}
+    scorer.score([before_validation(row) for row in rows.__getitems__(range(len(rows)))])
+    return {"inference": len(rows) / (time.perf_counter() - start)}
 
 
 if __name__ == "__main__":

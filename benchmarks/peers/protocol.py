@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 WARM_UP = 3  # steps that are not counted
@@ -25,10 +24,9 @@ class Task:
     """A run of one method."""
 
     method: str  # its name in the table
-    sequences: str  # Parquet file with `customer` and `items`, ids from 0, oldest first, at most `length` + 1 of each
+    sequences: str  # Parquet file with `items` of each customer, ids from 0, oldest first, at most `length` + 1
     items: int  # how many there are
     seconds: float  # of training
-    recommend_to: str  # Parquet file for `customer` and `items`, the best `top`, best first
     batch_size: int = 32
     inference_batch_size: int = 256
     length: int = 100
@@ -38,20 +36,14 @@ class Task:
     dropout: float = 0.2
     learning_rate: float = 1e-3
     threads: int = 2
-    top: int = 10
+    top: int = 10  # recommended items of each customer
     more: dict[str, Any] = field(default_factory=dict)  # what only MCM reads
 
-    def read(self) -> tuple[list[str], list[np.ndarray]]:
-        """Customers and their items."""
-        table = pq.read_table(self.sequences)
-        column = table["items"].combine_chunks()
+    def read(self) -> list[np.ndarray]:
+        """The items of each customer."""
+        column = pq.read_table(self.sequences)["items"].combine_chunks()
         values, offsets = column.values.to_numpy(), column.offsets.to_numpy()
-        return table["customer"].to_pylist(), np.split(values, offsets[1:-1])
-
-    def write(self, customers: list[str], best: np.ndarray) -> None:
-        """Writes the best items of each customer, of shape `(customers, top)`."""
-        items = pa.FixedSizeListArray.from_arrays(pa.array(best.reshape(-1).astype(np.int32)), best.shape[1])
-        pq.write_table(pa.table({"customer": pa.array(customers, pa.string()), "items": items}), self.recommend_to)
+        return np.split(values, offsets[1:-1])
 
 
 class Clock:

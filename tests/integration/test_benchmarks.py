@@ -12,7 +12,6 @@ import torch
 from corner_shop import TEST, VALIDATION
 from in_process import call
 
-import compare
 import forecasts
 import page
 import probe
@@ -190,7 +189,7 @@ def test_what_rectools_reads_ends_at_the_test_cutoff(event_log, prepared):
     assert found.groupby("customer").size().to_dict() == bought.groupby("who").size().to_dict()
 
 
-def test_recommended_lists_get_the_ndcg_of_their_places(tmp_path):
+def test_recommended_lists_get_the_ndcg_of_their_places():
     targets = TargetEvents(np.array([0, 2, 3, 5]), np.array([5, 7, 3, 4, 6]))  # labels, of three cases
     cases = EvaluationCases("validation", np.arange(3), ["a", "b", "c"], np.ones(3, int), {"item": targets})
     lists = pd.Series({"b": [11, 3, 10], "a": [7, 5, 2]})  # nothing was recommended to c
@@ -199,10 +198,6 @@ def test_recommended_lists_get_the_ndcg_of_their_places(tmp_path):
     assert ranks.lists.tolist() == [[7, 5, 2], [11, 3, 10], [0, 0, 0]]
     found = ranks.metrics((3,))["next_visit_ndcg@3"]
     np.testing.assert_allclose(found[:2], [1, 1 / np.log2(3)])
-    items = {"customer": list(lists.index), "items": [np.array(labels) - 2 for labels in lists]}  # as peers write them
-    pd.DataFrame(items).to_parquet(tmp_path / "lists.parquet")
-    mean = compare.accuracy(tmp_path / "lists.parquet", cases, "item", 4000)
-    assert float(mean.split()[0]) == pytest.approx((1 + 1 / np.log2(3)) / 3, abs=0.002)
 
 
 @pytest.mark.slow
@@ -213,7 +208,6 @@ def test_a_plain_bert_is_beside_mcm(prepared, tmp_path):
     assert (bert[0], mcm[0]) == ("BERT of transformers", "MCM") and bert[3] == "-" and bert[2] == "1.00x"
     for row in (bert, mcm):
         assert float(row[1].replace(",", "")) > 0 and float(row[4].replace(",", "")) > 0
-        assert 0 <= float(row[6].split()[0]) <= 1
     assert float(mcm[3].replace(",", "")) > 0
 
 
