@@ -26,7 +26,7 @@ from .configuration_mcm import MISSING_ID, MCMConfig
 # Half-life, in days, of the counts of features with many values; they are also counted undecayed.
 PROJECTED_HALF_LIFE = 30.0
 PROJECTION_SIZE, MLP_HIDDEN = 128, 256  # rows of P (see CustomerState), and hidden size of the network
-COMPONENTS = 64  # largest number of principal components in the state
+COMPONENTS = 32  # largest number of principal components in the state
 STATE_DROPOUT = 0.3  # dropout probability on z
 STATE_HALF_LIVES = (7.0, 30.0, 90.0)  # half-lives of the other counts; they are also counted undecayed
 MIN_STD, LARGEST_Z = 0.05, 8.0  # smallest standard deviation, and largest absolute value, of standardised counts
