@@ -95,13 +95,17 @@ def titles(row: tuple[str, str, str]) -> list[str]:
 
 
 def differences(runs: Runs, methods: list[str]) -> Table:
-    """MCM with and without its encoder less the best of the others, and with less without, paired by customer."""
-    table = [["log, question", "task", "best other", f"{WITH} less it", f"{WITHOUT} less it", "what the encoder adds"]]
+    """MCM with and without its encoder less the best other method, with it less the best of RecTools and less without
+    it; paired by customer."""
+    table = [["log, question", "task", "best other", f"{WITH} less it", f"{WITHOUT} less it"]]
+    table[0] += [f"{WITH} less the best of RecTools", "what the encoder adds"]
     for row in asked(runs):
         found = {name: of_method for name in methods if (of_method := values(runs, row, name)) is not None}
         others = [name for name in found if name not in (WITH, WITHOUT, BEST)]
-        best = max(others, key=lambda name: float(np.nanmean(found[name])), default="")
-        pairs = ((WITH, best), (WITHOUT, best), (WITH, WITHOUT))
+        others.sort(key=lambda name: -float(np.nanmean(found[name])))
+        best = next(iter(others), "")
+        peer = next((name for name in others if name.startswith("RecTools")), "")
+        pairs = ((WITH, best), (WITHOUT, best), (WITH, peer), (WITH, WITHOUT))
         cells = [
             with_interval(paired_difference(found[one], found[other]), "+.4f")
             if one in found and other in found

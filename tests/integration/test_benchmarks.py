@@ -91,7 +91,7 @@ def test_the_page_has_means_over_seeds_and_paired_differences(shop, tmp_path):
     counted = np.array([0.12, 0.32, 0.52, np.nan])
     folder = tmp_path / "results"
     folder.mkdir()
-    runs = [run_of("popularity", counted / 2), run_of("neighbours", counted)]
+    runs = [run_of("popularity", counted / 2), run_of("neighbours", counted), run_of("RecTools SASRec", counted / 4)]
     runs += [run_of("MCM", counted + more, seed) for seed, more in enumerate((0.1, 0.3))]
     for index, content in enumerate(runs):
         (folder / f"{index}.json").write_text(json.dumps(content))
@@ -100,7 +100,7 @@ def test_the_page_has_means_over_seeds_and_paired_differences(shop, tmp_path):
     assert "| corner_shop | items | 0.1600 | 0.3200 |" in text and "0.5200 |" in text
     for table in re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE):
         assert len({line.count("|") for line in table.splitlines()}) == 1
-    assert "| neighbours | +0.2000 [+0.2000, +0.2000] |  |  |" in text
+    assert "| neighbours | +0.2000 [+0.2000, +0.2000] |  | +0.4400 [" in text
     assert "0.520 / 50%" in text and "MCM without encoder: none; MCM: 2" in text and "Not run yet." in text
     (folder / "other.json").write_text(json.dumps(run_of("transitions", counted, data="changed")))
     with pytest.raises(ValueError, match=r"Runs of corner_shop read the data \['changed', 'digest'\]"):
