@@ -49,6 +49,7 @@ class ResultOptions:
     logs: list[str] = option([], f"Logs, any of {', '.join(LOGS)}; all by default.")
     methods: list[str] = option([], f"Methods by name, {' or '.join(STUDIES)}; all by default, or none.")
     seeds: list[int] = option([0, 1, 2], "Seeds of the methods that depend on them.")
+    tasks: list[str] = option([], "Tasks of the logs, of those that the page shows; all by default.")
     data: str = option("data", "Folder of the logs, a folder each.")
     runs: str = option("runs/results", "Folder of the trained models.")
     results: str = option(str(RESULTS), "Folder of the results; the page is beside it.")
@@ -123,6 +124,7 @@ def main() -> None:
             raise SystemExit(f"No {', '.join(wrong)}; choose from {', '.join(known)}.")
     results, runs = Path(options.results), Path(options.runs)
     for log in (LOGS[name] for name in options.logs or LOGS):
+        log = replace(log, tasks=tuple(task for task in log.tasks if task in (options.tasks or log.tasks)))
         for path, name, seed in missing(log, options, methods):
             try:
                 data = prepared(log, options.data)

@@ -22,10 +22,13 @@ def make_config(**changes):
     return MCMConfig(**{**values, **choices, **changes})
 
 
+FIRST_IDS = {"projected_features": [], "component_features": {"item": 20}}
+
+
 @pytest.fixture
-def model():
+def model(request):
     torch.manual_seed(0)
-    model = MCMModel(make_config()).eval()
+    model = MCMModel(make_config(**getattr(request, "param", {}))).eval()
     torch.nn.init.normal_(model.state.mean)
     torch.nn.init.normal_(model.state.directions)
     return model
@@ -167,14 +170,14 @@ def test_a_state_needs_times_and_values(model):
 
 
 def test_components_count_the_first_ids_of_large_tasks_undecayed():
-    choices = {"projected_features": [], "component_features": {"item": 20}}
-    state, every = MCMModel(make_config(**choices)).state, MCMModel(make_config()).state
+    state, every = MCMModel(make_config(**FIRST_IDS)).state, MCMModel(make_config()).state
     inputs, as_of = make_inputs(), torch.tensor([[9.0, 30.0]] * 3)
     found, expected = (each.undecayed(each.counts(**inputs, as_of=as_of)) for each in (state, every))
     torch.testing.assert_close(found, expected[..., :20])
     assert expected.count_nonzero() > found.count_nonzero() > 0
 
 
+@pytest.mark.parametrize("model", [{}, FIRST_IDS], indirect=True)
 def test_new_values_do_not_change_the_state(model):
     inputs = make_inputs()
     found = model(**inputs).pooler_output
