@@ -27,15 +27,16 @@ AT_ONCE = 256  # cases whose scores are in memory
 NAMES = ("RecTools SASRec", "RecTools eSASRec", "RecTools BERT4Rec")
 
 
-def history(data: PreparedData, task: str) -> pd.DataFrame:
-    """The labelled events before the test cutoff: columns customer, item and part, 1 after the validation cutoff."""
+def history(data: PreparedData, task: str, seed: int) -> pd.DataFrame:
+    """The labelled events before the test cutoff, oldest first: columns customer, time, item and part, 1 after the
+    validation cutoff. Labels of one time are there once, in random order: a file sorts a basket by item, say."""
     parts = []
     for cutoff in ("validation", "test"):
-        each = list(task_histories(data.rows, task, cutoff))
-        customers = np.concatenate([one.customer_ids[one.customer] for one in each])
-        parts.append(pd.DataFrame({"customer": customers, "item": np.concatenate([one.label for one in each])}))
-    before = parts[0].groupby("customer").size().reindex(parts[1]["customer"], fill_value=0).to_numpy()
-    return parts[1].assign(part=(parts[1].groupby("customer").cumcount().to_numpy() >= before).astype(np.int8))
+        for one in task_histories(data.rows, task, cutoff):
+            columns = {"customer": one.customer_ids[one.customer], "time": one.time, "item": one.label}
+            parts.append(pd.DataFrame(columns).assign(part=np.int8(cutoff == "test")))
+    events = pd.concat(parts).sample(frac=1, random_state=seed).sort_values("part", kind="stable")
+    return events.drop_duplicates(["customer", "time", "item"]).sort_values(["customer", "time"], kind="stable")
 
 
 def compute_scores(lists: pd.Series, customers: list[str], labels: int) -> torch.Tensor:
@@ -55,7 +56,7 @@ def fit(name: str, log: Log, data: PreparedData, seed: int, folder: Path) -> Ran
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
             events = path.with_name("events.parquet")
-            history(data, task).to_parquet(events)
+            history(data, task, seed).to_parquet(events, index=False)
             words = {
                 "method": name,
                 "events": str(events),
