@@ -54,7 +54,8 @@ class Example(NamedTuple):
         end, stop (`int`): Number of the customer's events before the cutoff, and before the end of the period in which
             targets are looked for.
         elapsed (`float`): Days from the last event before the cutoff to the time of the prediction.
-        day (`float`, *optional*): That time in days, if it is in the training period.
+        day (`float`, *optional*): That time in days, if it is in the training period and other customers' later events
+            are not counted. Those of a log that leaves one out are, as they are when the model is used.
     """
 
     row: int
@@ -123,9 +124,10 @@ def draw_examples(rows: Any, data: PreparedData, seed: int, most: int = EXAMPLES
         order = np.lexsort((-likely, row[opens]))
         opens = opens[order][np.arange(len(opens)) - np.searchsorted(row[opens], row[opens]) < EXAMPLES_OF_CUSTOMER]
         elapsed = generator.random(len(opens)) * (times[opens] - times[opens - 1]) / SECONDS_PER_DAY
-        elapsed = elapsed if schema.scoring_time("validation") is not None else np.zeros(len(opens))
-        for at, days in zip(opens.tolist(), elapsed.clip(min=0).tolist(), strict=True):
-            day = float(times[at - 1]) / SECONDS_PER_DAY + days
+        leaves_one_out = schema.scoring_time("validation") is None
+        elapsed = np.zeros(len(opens)) if leaves_one_out else elapsed.clip(min=0)
+        for at, days in zip(opens.tolist(), elapsed.tolist(), strict=True):
+            day = None if leaves_one_out else float(times[at - 1]) / SECONDS_PER_DAY + days
             examples.append(Example(first + int(row[at]), int(index[at]), int(ends[row[at]]), days, day))
         first += len(table)
     chosen = generator.permutation(len(examples))[:most]
@@ -228,9 +230,9 @@ def _read_counts(
     counts: LabelCounts, fold: int, days: Sequence[float | None], age: NDArray[np.int64]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Counts `(B, 5, V)` and visits `(B,)` without a fold at some days, less the parts of the period by which they are
-    old `(B,)`."""
+    old `(B,)`; at the end of the period without days."""
     ended = np.full(len(age), PERIODS)
-    if counts.has_times:
+    if counts.has_times and None not in days:
         ended = (counts.count_parts(np.array(days, float)) - age).clip(min=0)
     distinct, index = np.unique(ended, return_inverse=True)
     states = zip(*(counts.read_at(part, fold) for part in distinct), strict=True)

@@ -151,6 +151,20 @@ def test_an_example_knows_how_popular_labels_were_until_then(data, model):
     assert popularity(False, None) != popularity(True, None)  # a validation example does know
 
 
+def test_leaving_one_out_counts_the_whole_period_as_in_use(event_log, prepare_log):
+    data = PreparedData(prepare_log(event_log, cutoffs="leave_one_out"))
+    config = MCMConfig(**from_data(data.extractor) | COUNTS_ALONE | {"kind_feature": "type", "state_size": 0})
+    folds = np.zeros(len(data.rows), int)
+    folds[: len(folds) // 2] = 1
+    counts = [LabelCounts(LabelEvents.read(data.rows, *task), folds) for task in config.label_sizes.items()]
+    tables = [each.make_tables(0) for each in counts]
+    examples = [one for one in draw_examples(data.rows, data, seed=0) if folds[one.row] == 0]
+    reader = ExampleReader(data.rows, data, config)
+    for table, found in zip(tables, reader.read(examples, tables, torch.Generator(), counts, 0), strict=True):
+        share = table.counts[0] / table.counts[0].sum()
+        torch.testing.assert_close(found.features[:, COUNTED - 6], share[found.label].clamp(min=1e-7).log())
+
+
 def test_shares_and_gaps_are_those_of_a_loop():
     visits, times = torch.tensor([[0, 0, 1, 2, 2, 3]]), torch.tensor([[0.0, 0.0, 2.0, 5.0, 5.0, 9.0]])
     labels = torch.tensor([[2, 3, 2, 3, 3, 2]])
