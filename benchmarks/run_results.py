@@ -119,7 +119,9 @@ def main() -> None:
     """Reads the options, runs what is missing, and draws the page."""
     (options,) = parse_options(ResultOptions, description=__doc__)
     methods = {method.name: method for method in find_methods()}
-    for given, known in ((options.logs, LOGS), (options.methods, methods | STUDIES | {"none": None})):
+    tasks = dict.fromkeys(task for log in LOGS.values() for task in log.tasks)
+    choices = (options.logs, LOGS), (options.methods, methods | STUDIES | {"none": None}), (options.tasks, tasks)
+    for given, known in choices:
         if wrong := sorted({*given} - {*known}):
             raise SystemExit(f"No {', '.join(wrong)}; choose from {', '.join(known)}.")
     results, runs = Path(options.results), Path(options.runs)

@@ -191,7 +191,7 @@ class ExampleReader:
             tables (`Sequence[LabelTables]`): Tables of each task.
             generator (`torch.Generator`): Of the draw of candidates.
             counts (`Sequence[LabelCounts]`, *optional*): Counts of each task. With a fold, labels are as popular as
-                they were at the time of the prediction.
+                they were on an example's day.
             fold (`int`, *optional*): Fold of training examples, whose counts are those of the other folds. Of the
                 candidates that are no targets some `NEGATIVES` are kept. Default: all, of validation.
             encoder ([`MCMForMultiTaskRecommendation`], *optional*): Model whose readout gives features, too.
