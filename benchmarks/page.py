@@ -74,8 +74,10 @@ def each(runs: Runs, row: tuple[str, str, str], method: str, name: str) -> list[
     return [answer[name] for answer in answers if answer]
 
 
-def values(runs: Runs, row: tuple[str, str, str], method: str) -> NDArray | None:
-    """NDCG@10 of each customer, the mean over seeds."""
+def values(runs: Runs, row: tuple[str, str, str], method: str, like: str | None = None) -> NDArray | None:
+    """NDCG@10 of each customer, the mean over seeds, or over those that another method has, too."""
+    seeds = {run["seed"] for run in runs.get((row[0], like or method), [])}
+    runs = {key: [run for run in found if run["seed"] in seeds] for key, found in runs.items()}
     found = [unpack(text) for text in each(runs, row, method, "values")]
     return np.mean(found, axis=0) if found else None
 
@@ -95,8 +97,8 @@ def titles(row: tuple[str, str, str]) -> list[str]:
 
 
 def differences(runs: Runs, methods: list[str]) -> Table:
-    """MCM with and without its encoder less the best other method, with it less the best of RecTools and less without
-    it; paired by customer."""
+    """MCM with and without its encoder less the best other method, with it less the best of RecTools, and with it less
+    without it by the same seeds; paired by customer."""
     table = [["log, question", "task", "best other", f"{WITH} less it", f"{WITHOUT} less it"]]
     table[0] += [f"{WITH} less the best of RecTools", "what the encoder adds"]
     for row in asked(runs):
@@ -105,11 +107,10 @@ def differences(runs: Runs, methods: list[str]) -> Table:
         others.sort(key=lambda name: -float(np.nanmean(found[name])))
         best = next(iter(others), "")
         peer = next((name for name in others if name.startswith("RecTools")), "")
-        pairs = ((WITH, best), (WITHOUT, best), (WITH, peer), (WITH, WITHOUT))
+        pairs = [(found.get(one), found.get(other)) for one, other in ((WITH, best), (WITHOUT, best), (WITH, peer))]
+        pairs.append((values(runs, row, WITH, WITHOUT), values(runs, row, WITHOUT, WITH)))
         cells = [
-            with_interval(paired_difference(found[one], found[other]), "+.4f")
-            if one in found and other in found
-            else ""
+            "" if one is None or other is None else with_interval(paired_difference(one, other), "+.4f")
             for one, other in pairs
         ]
         table.append([*titles(row), best, *cells])

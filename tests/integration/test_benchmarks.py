@@ -93,6 +93,7 @@ def test_the_page_has_means_over_seeds_and_paired_differences(shop, tmp_path):
     folder.mkdir()
     runs = [run_of("popularity", counted / 2), run_of("neighbours", counted), run_of("RecTools SASRec", counted / 4)]
     runs += [run_of("MCM", counted + more, seed) for seed, more in enumerate((0.1, 0.3))]
+    runs.append(run_of(mcm.WITHOUT, counted + 0.2, seed=1))  # less which MCM has .1, by the same seed
     for index, content in enumerate(runs):
         (folder / f"{index}.json").write_text(json.dumps(content))
     page.draw(folder)
@@ -100,8 +101,8 @@ def test_the_page_has_means_over_seeds_and_paired_differences(shop, tmp_path):
     assert "| corner_shop | items | 0.1600 | 0.3200 |" in text and "0.5200 |" in text
     for table in re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE):
         assert len({line.count("|") for line in table.splitlines()}) == 1
-    assert "| neighbours | +0.2000 [+0.2000, +0.2000] |  | +0.4400 [" in text
-    assert "0.520 / 50%" in text and "MCM without encoder: none; MCM: 2" in text and "Not run yet." in text
+    assert "| neighbours | +0.2000 [+0.2000, +0.2000] | +0.2000 [" in text and "| +0.1000 [+0.1000, +0.1000] |" in text
+    assert "0.520 / 50%" in text and "MCM without encoder: 1; MCM: 2" in text and "Not run yet." in text
     (folder / "other.json").write_text(json.dumps(run_of("transitions", counted, data="changed")))
     with pytest.raises(ValueError, match=r"Runs of corner_shop read the data \['changed', 'digest'\]"):
         page.draw(folder)
