@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """SASRec, eSASRec and BERT4Rec of RecTools by its defaults, one model for each task, in an environment of their own.
 
-Sessions are as long as 95% of the histories, at most 100; training ends after five epochs without a higher NDCG@10 of
-each customer's first event after the validation cutoff, and the best epoch counts.
+Sessions are as long as 95% of the histories, at most 100; training ends after five epochs, at least 200 steps,
+without a higher NDCG@10 of each customer's first event after the validation cutoff, and the best epoch counts.
 """
 
 import json

@@ -8,6 +8,7 @@ the best ten items of all (`items`), and of those that the customer did not have
 """
 
 import json
+import math
 import sys
 from functools import partial
 from pathlib import Path
@@ -32,7 +33,8 @@ MODELS: dict[str, Any] = {
     "RecTools eSASRec": partial(SASRecModel, **MORE),
     "RecTools BERT4Rec": BERT4RecModel,
 }
-MOST_EPOCHS, PATIENCE, TOP = 200, 5, 10
+MOST_EPOCHS, TOP, BATCH = 200, 10, 128
+PATIENCE, LEAST_STEPS = 5, 200  # epochs without a rise that end the training, and how many steps these are at least
 WATCHED: dict[str, Any] = {"monitor": "ndcg", "mode": "max"}
 
 
@@ -77,18 +79,19 @@ def main() -> None:
     fitted = Dataset.construct(whole[held_out(whole) | (whole[Columns.Weight] == 1)])
     folder = Path(task["lists"]).parent
     best = ModelCheckpoint(folder, "best", save_weights_only=True, enable_version_counter=False, **WATCHED)
+    patience = max(PATIENCE, math.ceil(LEAST_STEPS / math.ceil(log["customer"].nunique() / BATCH)))
 
     def trainer() -> Trainer:
         return Trainer(
             max_epochs=MOST_EPOCHS, accelerator="cpu",
-            callbacks=[EarlyStopping(**WATCHED, patience=PATIENCE, verbose=True), best],
+            callbacks=[EarlyStopping(**WATCHED, patience=patience, verbose=True), best],
             logger=False, enable_progress_bar=False, enable_model_summary=False,
         )  # fmt: skip
 
     longest = int(log.groupby("customer").size().quantile(0.95))
     model = MODELS[task["method"]](
-        session_max_len=min(max(longest, 20), 100), get_val_mask_func=held_out, get_trainer_func=trainer,
-        lightning_module_type=LabelledModule,
+        session_max_len=min(max(longest, 20), 100), batch_size=BATCH, lightning_module_type=LabelledModule,
+        get_val_mask_func=held_out, get_trainer_func=trainer,
     )  # fmt: skip
     model.fit(fitted)
     epochs = model.fit_trainer.current_epoch
