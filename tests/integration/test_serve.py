@@ -64,7 +64,7 @@ class Server:
         data = None if body is None else json.dumps(body).encode()
         headers = HEADERS | {"Content-Type": "application/json"}
         request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", data, headers)
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=120) as answer:
             return json.load(answer)
 
     def stop(self, how=signal.SIGTERM):
