@@ -35,8 +35,9 @@ KINDS = 3  # number of kinds of events, the most frequent ones, that have shares
 RECENT, RECENT_DECAY = 8, 0.6  # number of latest moments whose transitions are looked up, and their decay by moment
 NEIGHBOURS = 200  # K
 # Candidates of a customer: at most so many labels of the history, and the best of the others by transitions,
-# transitions from the latest moment, EASE and ridge regression; by popularity; and by the encoder's readout.
-MOST_SEEN, BEST, POPULAR, MOST_READ = 120, (30, 15, 30, 15), 50, 30
+# transitions from the latest moment, EASE and ridge regression; by popularity, and by the recent one; and by the
+# encoder's readout.
+MOST_SEEN, BEST, POPULAR, MOST_READ = 120, (30, 15, 30, 15), (50, 30), 30
 # Features of a label of the customer's history; 0 for labels that are not in it.
 PERSONAL = (
     "seen", "visits", "share_since_first", "since_visits", "since_moments", "since_days", "several", "overdue_visits",
@@ -47,7 +48,7 @@ PERSONAL = (
 )  # fmt: skip
 RANKED = [PERSONAL.index(name) for name in ("share_visits_5", "share_visits_15", "share_moments_8", "share_days")]
 # The personal features, four of the customer, two of transitions, ratios and ranks, and eight of the label.
-COUNTED = len(PERSONAL) + 4 + 2 + (4 + len(RANKED)) + (6 + len(RANKED)) + 8
+COUNTED = len(PERSONAL) + 4 + 2 + (4 + len(RANKED)) + (7 + len(RANKED)) + 8
 NEXT_VISIT, WITHIN = 0, 1  # questions Q: which labels come in the next visit, and which within `HORIZON_DAYS`
 QUESTIONS, HORIZON_DAYS = 2, 30.0
 OF_READOUT = 2  # features of the encoder's readout: log-probability, and rank among the candidates
@@ -395,7 +396,7 @@ def _describe_candidates(
     share, recent_share, label_gap = count / occurrences, recent / recent_occurrences, (gaps + 1) / (repeats + 0.5)
 
     since = torch.where(was_seen, since_moments, 1e6)
-    compared = torch.cat([evidence, personal[:, RANKED], count[:, None], -since[:, None]], 1)
+    compared = torch.cat([evidence, personal[:, RANKED], count[:, None], -since[:, None], recent[:, None]], 1)
     ranks, largest = _compare(row, compared)
     both = 4 + len(RANKED)  # evidence and personal shares
     of_label = [
@@ -443,8 +444,9 @@ def _choose(
         best = unseen[..., part].topk(min(max(BEST), number), 2)
         is_best = (best.values > 0) & (torch.arange(best.values.shape[2], device=evidence.device) < limits)
         chosen += torch.where(is_best, best.indices + part.start, 0).unbind()
-        popular = of_task[:, 0, FIRST_LABEL:].topk(min(POPULAR, number), 1).indices + first
-        chosen.append(popular.expand(len(result), -1))
+        for of_labels, most in zip(of_task[:, [0, 3], FIRST_LABEL:].unbind(1), POPULAR, strict=True):
+            popular = of_labels.topk(min(most, number), 1).indices + first
+            chosen.append(popular.expand(len(result), -1))
         if reads:
             chosen.append(shares[:, first : part.stop].topk(min(MOST_READ, number), 1).indices + first)
     result.scatter_(1, torch.cat(chosen, 1), True)

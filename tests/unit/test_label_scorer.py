@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The scorer of labels: its numbers, its folds, its probabilities, and when it reads the encoder."""
 
+from collections import Counter
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -91,7 +93,7 @@ def test_candidates_have_as_many_numbers_as_the_network_reads(model, batch):
 
 def test_popularity_alone_puts_no_label_before_unseen_candidates(model, batch, monkeypatch):
     monkeypatch.setattr(scorer_mcm, "BEST", (1, 1, 1, 1))
-    monkeypatch.setattr(scorer_mcm, "POPULAR", 1)
+    monkeypatch.setattr(scorer_mcm, "POPULAR", (1, 1))
     tasks, history = range(len(model.config.tasks)), read_histories(model.config, batch)
     row, label, features = candidate_features(history, list(model.scorer.tables))
     floors, others = model.scorer.calibration[..., 2].clone(), 0
@@ -178,6 +180,31 @@ def test_examples_come_from_the_training_period(data):
     ends = np.asarray(data.rows["validation_end"])
     assert examples and all(0 < example.end < example.stop <= ends[example.row] for example in examples)
     assert all(example.elapsed >= 0 for example in examples)
+
+
+def test_visits_after_a_long_time_are_drawn_as_cutoffs_at_any_moment_draw_them(tmp_path):
+    """Customers who come back once, 20 to 60 days after a session of single events."""
+    log = [(user, place, "2020-01-01") for user in range(40) for place in range(30)]
+    log = [(user, pd.Timestamp(day) + pd.Timedelta(minutes=place), f"item {place}") for user, place, day in log]
+    log += [(user, pd.Timestamp("2020-01-21") + pd.Timedelta(days=user), "item 7") for user in range(40)]
+    log += [(0, pd.Timestamp(day), "item 7") for day in ("2020-04-02", "2020-05-02")]
+    schema = {"name": "returns", "customer": "user", "time": "time", "features": [{"name": "item"}], "tasks": ["item"]}
+    schema |= {"cutoffs": {"validation": "2020-04-01", "test": "2020-05-01"}, "min_history": 1}
+    prepare(pd.DataFrame(log, columns=["user", "time", "item"]), EventSchema.from_dict(schema), tmp_path / "data")
+    data = PreparedData(str(tmp_path / "data"))
+    for most, number in ((80, 2), (400, 10)):
+        examples = draw_examples(data.rows, data, seed=0, most=most)
+        assert len(examples) == most and sum(example.end == 30 for example in examples) == 40
+        assert all(0 < example.elapsed < 60 for example in examples if example.end == 30)
+        assert Counter(example.row for example in examples) == dict.fromkeys(range(40), number)
+
+
+def test_labels_that_were_popular_lately_are_candidates(monkeypatch):
+    monkeypatch.setattr(scorer_mcm, "POPULAR", (2, 1))
+    table, nothing = LabelTables(9), torch.zeros(1, 0, dtype=torch.long)
+    table.counts[0], table.counts[3, 6] = torch.arange(9.0), 5.0
+    history = LabelHistory.from_batch(nothing[..., None], nothing, nothing.float(), nothing)
+    assert candidate_features(history, [table]).label.tolist() == [6, 7, 8]
 
 
 def test_a_live_customer_has_the_scores_of_the_whole_history(model, data, event_log):
