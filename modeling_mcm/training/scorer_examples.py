@@ -8,7 +8,6 @@ say what was known then: how popular labels were, counted of customers in other 
 Shapes: B examples of a batch, T tasks, V labels of a task, N candidates of all examples, F features of a candidate.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -42,8 +41,6 @@ from modeling_mcm.scorer_mcm import (
 )
 from modeling_mcm.training.scorer_counts import FOLDS, PERIODS, LabelCounts, LabelEvents
 
-# At most so many of a customer, or more where there are too few customers for all examples
-EXAMPLES_OF_CUSTOMER = 2
 EXAMPLES, VALIDATION_EXAMPLES, BATCH = 4_000, 1_500, 64
 NEGATIVES = 60  # about as many candidates of an example that are no targets are kept, drawn uniformly
 STALE = 4  # largest number of parts of the period by which counts are old, because a model is used after its training
@@ -107,13 +104,12 @@ class LabelExamples(NamedTuple):
 
 
 def draw_examples(rows: Any, data: PreparedData, seed: int, most: int = EXAMPLES) -> list[Example]:
-    """Draws starts of visits in the training period as cutoffs, at most so many. The longer the time before a visit,
-    the likelier it is, as it is the next one for a cutoff at any moment then; and later visits of a customer are
-    likelier. The schema of the data set says what an example needs, and whether times mean anything."""
-    generator, examples, first = np.random.default_rng(seed), [], 0
-    schema = data.schema
+    """Draws as many cutoffs as there are starts of visits in the training period, at most so many. Later visits of a
+    customer are likelier. A cutoff at any moment falls into a gap as often as the gap is long, so visits after long
+    ones are likelier, too; where one visit of each customer is left out, customers are equally likely instead. The
+    schema of the data set says that, and what an example needs."""
+    generator, parts, first, schema = np.random.default_rng(seed), [np.zeros((6, 0))], 0, data.schema
     leaves_one_out = schema.scoring_time("validation") is None
-    of_customer = max(EXAMPLES_OF_CUSTOMER, math.ceil(most / len(rows)))
     columns = [f"task_{task}" for task in deciding_tasks(schema.tasks, schema.token_feature.name)]
     for table in arrow_batches(rows, ["times", "visits", "validation_end", *columns]):
         lengths, ends = list_lengths(table, "visits"), flat_values(table, "validation_end").astype(np.int64)
@@ -126,19 +122,23 @@ def draw_examples(rows: Any, data: PreparedData, seed: int, most: int = EXAMPLES
         opens = np.flatnonzero(is_target)
         opens = opens[run_starts(row[opens], visits[opens])]
         opens = opens[(earlier[opens] >= max(schema.min_history, 1)) & (index[opens] > 0)]
-        weights = np.maximum(index[opens] / ends[row[opens]], 0.05)
-        if not leaves_one_out:
-            weights *= np.maximum(times[opens] - times[opens - 1], 1)
-        order = np.lexsort((generator.exponential(size=len(opens)) / weights, row[opens]))
-        opens = opens[order][np.arange(len(opens)) - np.searchsorted(row[opens], row[opens]) < of_customer]
-        elapsed = generator.random(len(opens)) * (times[opens] - times[opens - 1]) / SECONDS_PER_DAY
-        elapsed = np.zeros(len(opens)) if leaves_one_out else elapsed.clip(min=0)
-        for at, days in zip(opens.tolist(), elapsed.tolist(), strict=True):
-            day = None if leaves_one_out else float(times[at - 1]) / SECONDS_PER_DAY + days
-            examples.append(Example(first + int(row[at]), int(index[at]), int(ends[row[at]]), days, day))
+        row, end, before = row[opens], index[opens], times[opens - 1] / SECONDS_PER_DAY
+        gap = (times[opens] / SECONDS_PER_DAY - before).clip(min=1 / SECONDS_PER_DAY)
+        weights = np.maximum(end / ends[row], 0.05)
+        weights *= 1 / np.bincount(row, weights)[row] if leaves_one_out else gap
+        parts.append(np.stack([row + first, end, ends[row], before, gap, weights]))
         first += len(table)
-    chosen = generator.permutation(len(examples))[:most]
-    return [examples[index] for index in np.sort(chosen)]
+    joined = np.concatenate(parts, axis=1)
+    total = joined.shape[1]
+    if not total:
+        return []
+    weights = joined[5] / joined[5].sum()
+    drawn = joined[:, np.sort(generator.choice(total, min(most, total), p=weights))]
+    share = generator.random(drawn.shape[1]) * (not leaves_one_out)
+    return [
+        Example(int(row), int(end), int(stop), days, None if leaves_one_out else before + days)
+        for row, end, stop, before, days in zip(*drawn[:4].tolist(), (share * drawn[4]).tolist(), strict=True)
+    ]
 
 
 def draw_validation(rows: Any, data: PreparedData, seed: int, most: int = VALIDATION_EXAMPLES) -> list[Example]:

@@ -17,9 +17,10 @@ import page
 import probe
 import run_results
 from logs import LOGS, ROOT, Log, Question
-from methods import best_possible, mcm, rectools
+from methods import best_possible, mcm, recent, rectools
 from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.data import EventSchema, PreparedData
+from modeling_mcm.evaluation.baselines import MostPopular
 from modeling_mcm.evaluation.cases import EvaluationCases, TargetEvents, cases_at
 from modeling_mcm.evaluation.comparison import counting_baselines
 from modeling_mcm.evaluation.ranking import TargetRanks
@@ -229,3 +230,13 @@ def test_the_best_ranking_of_a_shop_is_better_than_the_most_popular(tmp_path, mo
         found, other = (one["answers"]["next visit"][task]["ndcg@10"]["mean"] for one in (best, popular))
         assert other + 0.02 < found < 1
     assert method["best possible"].fit(LOGS["toys"], data, 0, tmp_path) is None
+
+
+def test_recent_popularity_counts_the_latest_days_alone(shop, prepared, tmp_path):
+    data = PreparedData(prepared)
+    size = len(data.extractor.vocabularies["items"]) + FIRST_LABEL
+    few, many = (recent.RecentlyPopular(days).fit(data.rows, "items", size).popularity for days in (7, 10_000))
+    assert 0 < few.sum() < many.sum() and (few <= many).all()
+    assert np.array_equal(many, MostPopular().fit(data.rows, "items", size).popularity)
+    answers = run_results.run(shop, data, recent.METHODS[0], 0, tmp_path)["answers"]
+    assert 0 < answers["next visit"]["items"]["ndcg@10"]["mean"] < 1

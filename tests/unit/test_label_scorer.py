@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The scorer of labels: its numbers, its folds, its probabilities, and when it reads the encoder."""
 
-from collections import Counter
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -182,7 +180,7 @@ def test_examples_come_from_the_training_period(data):
     assert all(example.elapsed >= 0 for example in examples)
 
 
-def test_visits_after_a_long_time_are_drawn_as_cutoffs_at_any_moment_draw_them(tmp_path):
+def test_cutoffs_at_any_moment_fall_into_long_gaps(tmp_path):
     """Customers who come back once, 20 to 60 days after a session of single events."""
     log = [(user, place, "2020-01-01") for user in range(40) for place in range(30)]
     log = [(user, pd.Timestamp(day) + pd.Timedelta(minutes=place), f"item {place}") for user, place, day in log]
@@ -192,11 +190,9 @@ def test_visits_after_a_long_time_are_drawn_as_cutoffs_at_any_moment_draw_them(t
     schema |= {"cutoffs": {"validation": "2020-04-01", "test": "2020-05-01"}, "min_history": 1}
     prepare(pd.DataFrame(log, columns=["user", "time", "item"]), EventSchema.from_dict(schema), tmp_path / "data")
     data = PreparedData(str(tmp_path / "data"))
-    for most, number in ((80, 2), (400, 10)):
-        examples = draw_examples(data.rows, data, seed=0, most=most)
-        assert len(examples) == most and sum(example.end == 30 for example in examples) == 40
-        assert all(0 < example.elapsed < 60 for example in examples if example.end == 30)
-        assert Counter(example.row for example in examples) == dict.fromkeys(range(40), number)
+    examples = draw_examples(data.rows, data, seed=0, most=100)
+    assert len(examples) == 100 and len({example.row for example in examples}) > 30
+    assert all(example.end == 30 and 0 < example.elapsed < 60 for example in examples)
 
 
 def test_labels_that_were_popular_lately_are_candidates(monkeypatch):
