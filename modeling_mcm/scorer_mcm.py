@@ -48,7 +48,7 @@ PERSONAL = (
 )  # fmt: skip
 RANKED = [PERSONAL.index(name) for name in ("share_visits_5", "share_visits_15", "share_moments_8", "share_days")]
 # The personal features, four of the customer, two of transitions, ratios and ranks, and eight of the label.
-COUNTED = len(PERSONAL) + 4 + 2 + (4 + len(RANKED)) + (7 + len(RANKED)) + 8
+COUNTED = len(PERSONAL) + 4 + 2 + (4 + len(RANKED)) + (6 + len(RANKED)) + 8
 NEXT_VISIT, WITHIN = 0, 1  # questions Q: which labels come in the next visit, and which within `HORIZON_DAYS`
 QUESTIONS, HORIZON_DAYS = 2, 30.0
 OF_READOUT = 2  # features of the encoder's readout: log-probability, and rank among the candidates
@@ -396,7 +396,7 @@ def _describe_candidates(
     share, recent_share, label_gap = count / occurrences, recent / recent_occurrences, (gaps + 1) / (repeats + 0.5)
 
     since = torch.where(was_seen, since_moments, 1e6)
-    compared = torch.cat([evidence, personal[:, RANKED], count[:, None], -since[:, None], recent[:, None]], 1)
+    compared = torch.cat([evidence, personal[:, RANKED], count[:, None], -since[:, None]], 1)
     ranks, largest = _compare(row, compared)
     both = 4 + len(RANKED)  # evidence and personal shares
     of_label = [
