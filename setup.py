@@ -59,7 +59,7 @@ setup(
         "numpy>=2",
         "pyyaml>=6.0.2",
         "scipy>=1.13",
-        "typing-extensions>=4.10",
+        "typing-extensions>=4.15",
     ],
     extras_require={
         "app": APP,
