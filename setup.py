@@ -55,10 +55,10 @@ setup(
         "filelock>=4",
         "huggingface-hub>=2.4",
         "evaluate>=0.4.6",
-        "jinja2>=3.1",
+        "jinja2>=3.1.5",
         "numpy>=2",
         "pyyaml>=6.0.2",
-        "scipy>=1.13",
+        "scipy>=1.15",
         "typing-extensions>=4.15",
     ],
     extras_require={
