@@ -1,0 +1,158 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Scores and chances of two models: the same through every entrance, and the same as before a change.
+
+`pytest tests/integration/test_golden_scores.py --update-golden` writes tests/fixtures/golden_scores.json anew, from
+the forward pass.
+"""
+
+import json
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from corner_shop import make_log
+from fitted import fill_scorer
+from in_process import call
+from transformers import pipeline
+from tutorial import DUMMY
+
+from modeling_mcm import CustomerModel, LiveCustomer, MCMFeatureExtractor, MCMForMultiTaskRecommendation
+
+GOLDEN = Path(__file__).resolve().parents[1] / "fixtures" / "golden_scores.json"
+STORED = 2  # number of best labels of a task in the file
+QUESTIONS = {"next visit": {}, "within a month": {"as_of": "2018-02-01", "horizon_days": 30.0}}
+
+
+def make_small_shop_log(extractor):
+    """Histories of 50 customers of the dummy checkpoint's shop, of 1 to 30 visits, some of them on one day."""
+    generator, events = np.random.default_rng(0), []
+    products = np.array(extractor.vocabularies["product_category"])
+    for customer in range(50):
+        days = np.sort(generator.integers(0, 330, 1 + customer * 3 % 30))
+        for visit, day in enumerate(days):
+            for product in generator.choice(products[: 3 + customer % 10], generator.integers(1, 4)):
+                events.append((f"c{customer:02}", pd.Timestamp("2017-02-01") + pd.Timedelta(days=day), visit, product))
+    log = pd.DataFrame(events, columns=["household_id", "time", "basket_id", "product_category"])
+    departments = np.array(extractor.vocabularies["department"])[log["product_category"].map(hash_text) % 4]
+    return log.assign(token_type="purchase", department=departments, price=1 + np.arange(len(log)) % 7 / 2)
+
+
+def hash_text(text):
+    return zlib.crc32(text.encode())
+
+
+@pytest.fixture(params=["trained, as stored", "weights drawn by name"])
+def shop(request, tmp_path):
+    """Name of a model, its folder, and a log of 50 customers."""
+    if request.param == "trained, as stored":
+        return request.param, DUMMY, make_small_shop_log(MCMFeatureExtractor.from_pretrained(str(DUMMY)))
+    make_model, extractor = (request.getfixturevalue(name) for name in ("tiny_model", "extractor"))
+    model = fill_scorer(make_model(extended=True, scorer=True, kind_feature="type"))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():  # so that a part's weights do not depend on other parts
+            parameter.normal_(0, 0.3, generator=torch.Generator().manual_seed(hash_text(name)))
+        for table in model.model.embeddings.events.feature_tables:
+            table.weight[0] = 0  # padding
+        model.scorer.chance.copy_(torch.tensor([0.5, 0.9, -0.2]))
+    for part in (model, extractor):
+        part.save_pretrained(tmp_path / "model")
+    return request.param, tmp_path / "model", make_log(customers=50, seed=1)
+
+
+def load(folder):
+    return (each.from_pretrained(str(folder)) for each in (MCMForMultiTaskRecommendation, MCMFeatureExtractor))
+
+
+# Each entrance gives {customer: {task: {label: (score, chance)}}} of at least the best labels.
+
+
+def ask_forward(folder, log, customers, _, as_of=None, horizon_days=None):
+    model, extractor = load(folder)
+    inputs = extractor([{"events": events} for _, events in customers], as_of=as_of and [as_of] * len(customers))
+    with torch.no_grad():
+        logits = model.eval()(**inputs, horizon_days=horizon_days).logits
+    result = {name: {} for name, _ in customers}
+    for task, scores in logits.items():
+        chances = model.chances(task, scores.double().log_softmax(1), horizon_days)
+        scores[:, extractor.own_ids(task)] = -torch.inf  # they get no share of the scores
+        for answer, row, chance in zip(result.values(), scores.softmax(1), chances, strict=True):
+            best = row.topk(STORED).indices
+            values = zip(row[best].tolist(), chance[best].tolist(), strict=True)
+            answer[task] = dict(zip(extractor.decode_labels(task, best.tolist()), values, strict=True))
+    return result
+
+
+def ask_pipeline(folder, log, customers, _, **question):
+    given = [{"events": events} for _, events in customers]
+    answers = pipeline("preference-scores", model=str(folder))(given, batch_size=16, **question)
+    return {name: read(answer) for (name, _), answer in zip(customers, answers, strict=True)}
+
+
+def ask_live_customers(folder, log, customers, _, **question):
+    model, extractor = load(folder)
+    result = {}
+    for name, events in customers[::5]:
+        live = LiveCustomer(model.eval(), extractor)
+        live.add(events)
+        result[name] = read(live.scores(**question))
+    return result
+
+
+def read(answer):
+    return {task: {each["label"]: (each["score"], each["chance"]) for each in best} for task, best in answer.items()}
+
+
+def ask_customer_model(folder, log, customers, _, **question):
+    result = {}
+    for row in CustomerModel.load(folder, log).recommend(**question).itertuples():
+        result.setdefault(row.customer, {}).setdefault(row.task, {})[row.label] = row.score, row.chance
+    return result
+
+
+def ask_predict(folder, log, customers, place, **question):
+    log.to_parquet(place / "log.parquet")
+    nothing = pd.DataFrame({log.columns[0]: [name for name, _ in customers], "age": pd.NA}, dtype="string")
+    nothing.to_parquet(place / "profile.parquet")
+    options = ["--model", folder, "--events", place / "log.parquet", "--profile", place / "profile.parquet"]
+    options += ["--output_dir", place / "predictions"]
+    for name, value in question.items():
+        options += [f"--{name}", value]
+    call("run_predict", *options, "--embeddings", "false", "--forecasts", "false")
+    result = {}
+    for row in pd.read_parquet(place / "predictions").to_dict("records"):
+        tasks = [name.removesuffix("_scores") for name in row if name.endswith("_scores")]
+        result[row["customer_id"]] = {
+            task: dict(zip(row[task], zip(row[f"{task}_scores"], row[f"{task}_chances"], strict=True), strict=True))
+            for task in tasks
+        }
+    return result
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+@pytest.mark.parametrize("ask", [ask_forward, ask_pipeline, ask_live_customers, ask_customer_model, ask_predict])
+def test_scores_and_chances_are_golden(shop, ask, question, tmp_path, request):
+    name, folder, log = shop
+    customer = MCMFeatureExtractor.from_pretrained(str(folder)).customer
+    found = ask(folder, log, list(log.groupby(customer)), tmp_path, **QUESTIONS[question])
+    stored = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
+    if request.config.getoption("update_golden") and ask is ask_forward:
+        kept = {
+            customer: {
+                task: {label: [round(value, 6) for value in values] for label, values in best.items()}
+                for task, best in answer.items()
+            }
+            for customer, answer in found.items()
+        }
+        stored.setdefault(name, {})[question] = kept
+        GOLDEN.write_text(json.dumps(stored).replace("}}, ", "}},\n") + "\n")  # a line for each customer
+    expected = stored[name][question]
+    assert len(found) >= 10 and len(expected) == 50
+    for customer, answer in found.items():
+        assert answer.keys() == expected[customer].keys()
+        for task, best in expected[customer].items():
+            for label, values in best.items():
+                assert answer[task][label] == pytest.approx(values, abs=1e-5), (customer, task, label)
