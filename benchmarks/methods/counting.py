@@ -34,7 +34,7 @@ def fit(name: str, log: Log, data: PreparedData, seed: int, folder: Path) -> Ran
 
     def rank(cases):
         lists = {}
-        if name == "visit_frequency" and cases.seen is not None:
+        if name == "visit_frequency" and cases.seen:
             return {}, lists
         return {task: evaluate_baseline(each, data.rows, cases, (10,), lists) for task, each in fitted.items()}, lists
 

@@ -75,7 +75,7 @@ def fit(name: str, log: Log, data: PreparedData, seed: int, folder: Path) -> Ran
             for start in range(0, len(cases), AT_ONCE):
                 chosen = np.arange(start, min(start + AT_ONCE, len(cases)))
                 ids = [cases.customer_ids[index] for index in chosen]
-                ranks.add(chosen, compute_scores(lists_of[task]["items" if cases.seen is None else "new"], ids, size))
+                ranks.add(chosen, compute_scores(lists_of[task]["items" if not cases.seen else "new"], ids, size))
             values[task], lists[task] = ranks.metrics((10,)), ranks.lists
         return values, lists
 

@@ -26,7 +26,7 @@ from modeling_mcm.configuration_mcm import MCMConfig
 from modeling_mcm.data import PreparedData, check_vocabularies
 from modeling_mcm.data.offer_collator import OfferCollator, OfferGroups
 from modeling_mcm.data.offers import SPLITS, TEST, load_offers
-from modeling_mcm.evaluation.cases import cases_at, unseen_only
+from modeling_mcm.evaluation.cases import EvaluationCases, comparison_cases, unseen_only
 from modeling_mcm.evaluation.comparison import (
     BASELINES,
     NEEDS,
@@ -137,13 +137,14 @@ class EvaluationOptions:
         if wrong := [name for name in self.baselines if name not in BASELINES and name != "none"]:
             raise ValueError(f"No baselines {wrong}; choose from {', '.join(BASELINES)} or none.")
 
-    @property
-    def protocol(self) -> str:
-        """What is ranked, and what the targets are if they are not those of the next visit, in words."""
-        words = "everything is ranked, nothing is filtered"
-        if self.filter_seen or self.only_new:
-            words = "what the customer has seen before the cutoff is neither ranked nor a target"
-        return words + (f"; the targets are those of {self.horizon_days:g} days" if self.horizon_days else "")
+
+def write_protocol(cases: EvaluationCases, tasks: list[str]) -> str:
+    """Writes what is ranked, and what the targets are if they are not those of the next visit."""
+    words = "Everything is ranked, nothing is filtered"
+    if filtered := [task for task in tasks if task in cases.seen]:
+        where = "" if filtered == tasks else f"in {' and '.join(filtered)} "
+        words = f"What the customer has seen before the cutoff is {where}neither ranked nor a target"
+    return words + (f"; the targets are those of {cases.horizon_days:g} days." if cases.horizon_days else ".")
 
 
 Report = tuple[list[list[str]], str, dict[str, Any], list[str]]  # table, caption, all results, what is printed below
@@ -194,10 +195,10 @@ def _evaluate_visits(options: EvaluationOptions) -> Report:
     if wrong := [task for task in options.tasks if task not in model.config.tasks]:
         raise ValueError(f"No tasks {wrong}; the checkpoint has {', '.join(model.config.tasks)}.")
     tasks = options.tasks or list(model.config.tasks)
-    cases = cases_at(data, options.cutoff, min_history=options.min_history, horizon_days=options.horizon_days)
+    cases = comparison_cases(data, options.cutoff, options.min_history, options.horizon_days)
     if options.filter_seen or options.only_new:
         cases = unseen_only(data.rows, cases, tasks)
-        tasks = list(cases.targets)  # those that have a target left
+    tasks = [task for task in tasks if task in cases.targets]  # those that have a target left
     label_sizes = {task: model.config.label_sizes[task] for task in tasks}
     names, left_out = default_baselines(cases, label_sizes)
     if options.baselines:
@@ -216,8 +217,9 @@ def _evaluate_visits(options: EvaluationOptions) -> Report:
     caption = f"{len(cases):,} {options.cutoff} cases of {data.schema.name}: {target.replace('_', '-')} {metric_names}"
     caption += ", mean over customers, ± half of its 95% bootstrap interval"
     caption += "." if options.horizon_days else f"; in brackets next-event {metric_names}."
-    if cases.seen is not None or options.horizon_days:
-        caption += f" {options.protocol[0].upper()}{options.protocol[1:]}."
+    protocol = write_protocol(cases, tasks)
+    if cases.seen or options.horizon_days:
+        caption += f" {protocol}"
     main_metric = f"{target}_{metrics[0]}"
     histories = by_history(results, cases, [f"{target}_{metric}" for metric in metrics])
     history = text_table(history_table(histories, tasks, main_metric))
@@ -227,7 +229,7 @@ def _evaluate_visits(options: EvaluationOptions) -> Report:
     below += [*left_out, *baseline_warnings(collect_values(results, main_metric), main_metric)]
     if options.values_file:
         write_values(Path(options.values_file), cases.customer_ids, results)
-    report = {"data": data.schema.name, "cutoff": options.cutoff, "cases": len(cases), "protocol": options.protocol}
+    report = {"data": data.schema.name, "cutoff": options.cutoff, "cases": len(cases), "protocol": protocol}
     report |= {name: getattr(options, name) for name in ("horizon_days", "filter_seen", "only_new")}
     return table, caption, report | {"results": summary(results), "by_history": histories, "lists": properties}, below
 

@@ -10,7 +10,7 @@ else is known is nothing to predict.
 
 There are two variants, for a model and all baselines alike. With a `Horizon` the targets are the labels of all target
 events within some days. `unseen_only` removes the labels that a customer had before the cutoff from the targets and
-from the ranking.
+from the ranking; `comparison_cases` does so in tasks in which nobody has a label twice.
 
 Everything is computed on the flat Arrow columns of prepared rows, a batch of customers at a time.
 """
@@ -87,9 +87,9 @@ class EvaluationCases:
     # (cases,): Number of visits with a target event before the cutoff
     history_visits: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     horizon_days: float | None = None  # number of days of the horizon; `None` if the target is the next visit
-    # For each task the distinct labels that each customer had before the cutoff, which are not ranked; `None` if all
-    # labels are ranked
-    seen: dict[str, TargetEvents] | None = None
+    # For each task in which not all labels are ranked, the distinct labels that each customer had before the cutoff,
+    # which are not
+    seen: dict[str, TargetEvents] = field(default_factory=dict)
     # Time at which a model scores the customers, in seconds since 1970, of [`~data.schema.EventSchema.scoring_time`];
     # `None`: at the last event of each
     as_of: int | None = None
@@ -252,12 +252,12 @@ def unseen_only(rows: Any, cases: EvaluationCases, tasks: Sequence[str] | None =
     All events of the customer before the cutoff count, also those that a model's window leaves out. The unknown id
     stays a target, because nothing says whether the customer had its value before. No ranking contains it.
 
-    Returns the same cases with fewer targets, and with `seen`, for some tasks or for all. A task in which no case has
+    Returns the same cases with fewer targets, and with `seen`, in some tasks or in all. A task in which no case has
     a target left is removed, with a warning; a `ValueError` is raised if no task is left. `rows` are the prepared rows
     that the cases are of.
     """
     history_rows = select_rows(rows, cases.rows)
-    targets, seen = {}, {}
+    targets, seen = dict(cases.targets), {}
     for task in cases.targets if tasks is None else tasks:
         known, events = seen_labels(history_rows, cases.cutoff, task), cases.targets[task]
         case = np.repeat(np.arange(len(cases)), np.diff(events.offsets))
@@ -267,6 +267,7 @@ def unseen_only(rows: Any, cases: EvaluationCases, tasks: Sequence[str] | None =
         if is_new.any():
             targets[task], seen[task] = _ragged(case[is_new], events.labels[is_new], len(cases)), known
         else:
+            del targets[task]
             logger.warning("Task %r is left out: its customers had seen all labels of its targets before.", task)
     if not targets:
         raise ValueError(
@@ -275,3 +276,31 @@ def unseen_only(rows: Any, cases: EvaluationCases, tasks: Sequence[str] | None =
             "take a longer horizon."
         )
     return replace(cases, targets=targets, seen=seen)
+
+
+def tasks_without_repeats(rows: Any, tasks: Sequence[str]) -> list[str]:
+    """Selects the tasks in which customers don't have a label again, such as films that nobody rates twice: in the
+    training period less than one in 100 labels of later visits, of at least 100, is one that the customer had in an
+    earlier visit."""
+    selected = []
+    for task in tasks:
+        later = repeats = 0
+        for history in task_histories(rows, task, "validation"):
+            once = history.once_a_visit()
+            customer, visits_ago = history.customer[once], history.visits_ago[once]
+            first = np.zeros(len(history), np.int64)
+            np.maximum.at(first, customer, visits_ago)
+            later += int((visits_ago < first[customer]).sum())
+            repeats += len(customer) - len(_distinct(customer, history.label[once])[0])
+        if repeats < later // 100:
+            selected.append(task)
+    return selected
+
+
+def comparison_cases(
+    data: PreparedData, cutoff: str, min_history: int | None = None, horizon_days: float | None = None
+) -> EvaluationCases:
+    """Finds the cases on which methods are compared: those of [`cases_at`], and in [`tasks_without_repeats`] as
+    [`unseen_only`] makes them, so that all methods rank what can be a target."""
+    cases = cases_at(data, cutoff, min_history=min_history, horizon_days=horizon_days)
+    return unseen_only(data.rows, cases, tasks_without_repeats(data.rows, list(cases.targets)))

@@ -52,7 +52,7 @@ def default_baselines(cases: EvaluationCases, label_sizes: Mapping[str, int]) ->
     """Chooses the strong baselines that make sense for some cases and do not take long. Returns their names, and a
     sentence for each that is left out. `label_sizes` is the number of labels of each task."""
     names, left_out = [*FIRST_BASELINES, *STRONG_BASELINES], []
-    if cases.seen is not None:
+    if cases.seen.keys() >= label_sizes.keys():
         names.remove("visit_frequency")
         left_out.append("visit_frequency is left out: it counts what the customer has seen, which is not ranked.")
     seconds = sum(expected_seconds(len(cases), size) for size in label_sizes.values())

@@ -44,9 +44,9 @@ class TargetRanks:
 
     def masked(self, indices: NDArray[np.int64], scores: torch.Tensor) -> torch.Tensor:
         """Scores `(B, V)` with minus infinity for labels that are not ranked; `scores` itself where all are."""
-        if self.cases.seen is None:
+        seen = self.cases.seen.get(self.task)
+        if seen is None:
             return scores
-        seen = self.cases.seen[self.task]
         counts = np.diff(seen.offsets)[indices]
         row = np.repeat(np.arange(len(indices)), counts)
         first = np.repeat(seen.offsets[indices] - (np.cumsum(counts) - counts), counts)

@@ -22,7 +22,7 @@ from modeling_mcm.configuration_mcm import MCMConfig
 from modeling_mcm.data import PreparedData
 from modeling_mcm.data.collator import MCMCollator, PreparedRows, unit_counts
 from modeling_mcm.data.dataset import MANIFEST_FILE
-from modeling_mcm.evaluation.cases import cases_at
+from modeling_mcm.evaluation.cases import cases_at, comparison_cases
 from modeling_mcm.evaluation.comparison import (
     FIRST_BASELINES,
     STRONG_BASELINES,
@@ -141,15 +141,15 @@ def read_rows(data: PreparedData, config: MCMConfig, evaluate: bool) -> tuple[Pr
 
 def _compare(data: PreparedData, model: MCMForMultiTaskRecommendation) -> dict[str, dict[str, float]]:
     """Compares the trained model with baselines on the validation cases, and warns of tasks on which it is worse."""
-    rows, tasks = data.rows, list(model.config.tasks)
-    cases = cases_at(data, "validation", rows)
+    rows, cases = data.rows, comparison_cases(data, "validation")
+    sizes = {task: size for task, size in model.config.label_sizes.items() if task in cases.targets}
     names = [*FIRST_BASELINES, *STRONG_BASELINES]
     try:
-        results: Any = counting_baselines(rows, cases, model.config.label_sizes, names)
+        results: Any = counting_baselines(rows, cases, sizes, names)
     except ImportError as error:
         logger.warning(f"The model is not compared with counting: {error}")
         return {}
-    results["MCM"] = model_values(model.eval(), data.extractor, rows, cases, tasks)
+    results["MCM"] = model_values(model.eval(), data.extractor, rows, cases, list(sizes))
     means: dict[str, dict[str, float]] = {}
     for method, by_task in results.items():
         values = {task: metrics[BEST_METRIC] for task, metrics in by_task.items()}

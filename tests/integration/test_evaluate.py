@@ -34,7 +34,7 @@ def evaluate(save, prepared, tmp_path, command):
 
 def test_a_model_that_learned_nothing_is_reported(evaluate):
     said, numbers = evaluate("--baselines", *COUNTED)
-    assert list(numbers["results"]) == [*COUNTED, "MCM"] and numbers["protocol"].startswith("everything is ranked")
+    assert list(numbers["results"]) == [*COUNTED, "MCM"] and numbers["protocol"].startswith("Everything is ranked")
     warnings = [line for line in said.splitlines() if line.startswith("MCM is ")]
     assert any(line.startswith("MCM is under visit_frequency, beyond noise, on items by") for line in warnings)
     table = said[said.index("By visits before the cutoff: next-visit NDCG@10.") :].splitlines()

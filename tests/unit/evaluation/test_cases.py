@@ -8,11 +8,12 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from modeling_mcm.data import PreparedData
+from modeling_mcm.data import EventSchema, PreparedData
 from modeling_mcm.data.cases import arrow_batches, select_rows
 from modeling_mcm.data.collator import MCMCollator, PreparedRows
-from modeling_mcm.evaluation.cases import find_cases
+from modeling_mcm.evaluation.cases import comparison_cases, find_cases
 from modeling_mcm.evaluation.histories import task_histories
+from modeling_mcm.preparation import prepare
 
 VALIDATION, TEST = 100, 200  # days
 
@@ -122,6 +123,17 @@ def test_batches_and_selections_hold_the_rows_in_order(rows):
     assert type(chosen) is type(rows)
     (batch,) = arrow_batches(chosen, ["customer_id"])
     assert batch["customer_id"].to_pylist() == [list(CUSTOMERS)[place] for place in (5, 0, 2)]
+
+
+def test_what_nobody_has_twice_is_not_ranked_where_methods_are_compared(tmp_path):
+    generator = np.random.default_rng(0)
+    films = [[user, film, film % 3] for user in range(60) for film in generator.permutation(12)[:5]]
+    schema = {"customer": "user", "order": "rows", "features": [{"name": "film"}, {"name": "genre"}]}
+    schema |= {"tasks": ["film", "genre"], "cutoffs": "leave_one_out", "min_history": 1}
+    prepare(pd.DataFrame(films, columns=["user", "film", "genre"]), EventSchema.from_dict(schema), tmp_path / "films")
+    cases = comparison_cases(PreparedData(tmp_path / "films"), "validation")
+    assert list(cases.seen) == ["film"] and set(cases.targets) == {"film", "genre"}
+    assert np.diff(cases.seen["film"].offsets).tolist() == [3] * 60
 
 
 @pytest.mark.parametrize("cutoff", ["validation", "test"])
