@@ -177,6 +177,7 @@ class WeightedCrossEntropy(torch.autograd.Function):
         partition = torch.stack([part.logsumexp(-1) for part in logits.split(targets.sizes, 1)], 1).to(scores.dtype)
         ctx.save_for_backward(scores, partition, weights, log_counts)
         ctx.targets = targets
+        # In float32: thousands of shares that are added up in half precision would stand still.
         losses = weights * (partition[targets.rows, targets.tasks] - scores[targets.rows, targets.columns])
         return _total(losses, targets.tasks, len(targets.sizes))
 
@@ -185,7 +186,7 @@ class WeightedCrossEntropy(torch.autograd.Function):
         """Computes the gradient of the scores from that of the losses."""
         scores, partition, weights, log_counts = ctx.saved_tensors
         targets = ctx.targets
-        weights = weights * gradient[targets.tasks]
+        weights = (weights * gradient[targets.tasks]).to(scores.dtype)
         of_row = torch.zeros_like(partition).index_put_((targets.rows, targets.tasks), weights, accumulate=True)
         out = torch.empty_like(scores)
         for index, (part, result) in enumerate(zip(*(x.split(targets.sizes, 1) for x in (scores, out)), strict=True)):
@@ -207,9 +208,9 @@ def task_losses(scores: torch.Tensor, targets: Targets, log_counts: torch.Tensor
             column represents, where labels are sampled; 0 for targets. Default: all labels are scored.
 
     Returns:
-        `torch.FloatTensor` of shape `(T,)`; 0 for a task without targets.
+        `torch.FloatTensor` of shape `(T,)`, in float32 or more; 0 for a task without targets.
     """
-    shares = targets.shares(targets.weights, targets.customers, targets.tasks).to(scores.dtype)
+    shares = targets.shares(targets.weights, targets.customers, targets.tasks)
     return WeightedCrossEntropy.apply(scores, targets, shares, log_counts)
 
 

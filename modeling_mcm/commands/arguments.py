@@ -164,7 +164,7 @@ def parse_options(
                 parser.error(f"{recipe} has an unknown option {name!r}{_hint(str(name), known)}")
         # As flags, so that argparse checks types and choices alike. They come first, because a later flag wins.
         words = [word for name, value in values.items() for word in _as_flags(name, value)] + words
-    words = [word for name, value in (defaults or {}).items() for word in _as_flags(name, value)] + words
+    parser.set_defaults(**(defaults or {}))
     _, unknown = parser.parse_known_args(words)
     if unknown:
         parser.error(f"unknown option {unknown[0]!r}{_hint(unknown[0].lstrip('-').partition('=')[0], known)}")

@@ -23,19 +23,16 @@ from modeling_mcm.losses_mcm import Objective
 from modeling_mcm.training.memory import keep_freed_memory
 from modeling_mcm.training.options import ModelOptions, PretrainingArguments, check_launch
 from modeling_mcm.training.pretraining import chosen_recipe, pretrain
+from modeling_mcm.training.recipe import TRAINING
 
 
 def main() -> None:
     """Reads the options, trains or goes on training, and saves the model with its feature extractor."""
     keep_freed_memory()
     option_classes = (ModelOptions, Objective, PretrainingArguments)
-    # The recipe depends on --data, so the options are read twice. These two are the same in every recipe, and without
-    # them a patience alone would be a mistake.
-    every_epoch = {"eval_strategy": "epoch", "save_strategy": "epoch"}
-    has_own = bool(every_epoch.keys() & named_options())
-    options, _, training = parse_options(
-        *option_classes, description=__doc__, defaults=None if has_own else every_epoch
-    )
+    # The recipe depends on --data, so the options are read twice, first with what most recipes have, as --help shows.
+    has_own = {"eval_strategy", "save_strategy"} & named_options()
+    options, _, training = parse_options(*option_classes, description=__doc__, defaults={} if has_own else TRAINING)
     check_launch(training.world_size)
     if options.data is None:
         raise SystemExit("--data is missing: give the folder that mcm prepare wrote.")

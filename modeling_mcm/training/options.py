@@ -43,8 +43,9 @@ class ModelOptions:
     recipe: str = option(
         AUTO,
         "How choices are made that no option and no --config_overrides makes. With auto, measurements of "
-        "the data decide about units, target, dropout, sampling and epochs, and the log says why. With "
-        "none, the config stays as it is.",
+        "the data decide about units, target, dropout, sampling and epochs, and the log says why: batches, for "
+        "example, are smaller where customers have many events. With none, the config stays as it is, and training is "
+        "as PretrainingArguments says.",
         choices=[AUTO, NONE],
     )
     max_events: int | None = option(
@@ -54,8 +55,8 @@ class ModelOptions:
     scalar_lr_factor: float = option(20.0, "Factor on the learning rate of single parameters of the readout.")
     ema_decay: float | None = option(
         None,
-        "Decay of an exponential moving average of the weights, such as 0.99. The average is evaluated "
-        "and saved in the place of the weights. By default there is none.",
+        "Decay of an exponential moving average of the weights. The average is evaluated and saved in the place of "
+        "the weights. With --recipe none there is none.",
     )
 
 

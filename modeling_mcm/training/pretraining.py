@@ -261,7 +261,7 @@ def _make_trainer(
         train_collator=train_collator,
         eval_collator=MCMCollator(extractor, config, "evaluate", cutoff="validation", as_of=as_of),
         scalar_lr_factor=options.scalar_lr_factor,
-        ema_decay=options.ema_decay,
+        ema_decay=options.ema_decay if config.num_hidden_layers else None,
         patience=training.early_stopping_patience,
         data_version=run["data"],
         run_options=run["options"],

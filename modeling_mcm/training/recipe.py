@@ -30,6 +30,7 @@ BY_EVENT |= {"attention_probs_dropout_prob": 0.1}
 TRAINING: dict[str, Any] = {"learning_rate": 0.001, "ema_decay": 0.99, "lr_scheduler_type": "constant_with_warmup"}
 TRAINING |= {"eval_strategy": "epoch", "save_strategy": "epoch", "save_total_limit": 2, "load_best_model_at_end": True}
 TRAINING |= {"early_stopping_patience": 3, "num_train_epochs": 60.0, "target_half_life_days": 0.0}
+TRAINING |= {"per_device_train_batch_size": 64}
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def recipe_for(measures: Mapping[str, Any], label_sizes: Mapping[str, int], feat
         reasons = [reason + "visits are read, and the next visit is predicted."]
     else:
         config = BY_EVENT | {"label_features": list(features)}
-        training = TRAINING | {"per_device_train_batch_size": 64 if targets < SHORT * customers else 32}
+        training = TRAINING | ({} if targets < SHORT * customers else {"per_device_train_batch_size": 32})
         reasons = [reason + "events are read and predicted."]
         if features:
             words = "A label's embedding includes the features that it determines, such as an item's category."

@@ -64,6 +64,7 @@ def test_without_an_encoder_counts_are_fitted_and_scored(prepared, tmp_path):
     assert "scores come from counts alone" in said and "The encoder adds" not in said
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert (config["scorer"], config["kind_feature"], config["num_hidden_layers"]) == (True, "type", 0)
+    assert [path.name for path in (tmp_path / "run").glob("*.safetensors")] == ["model.safetensors"]
     found = json.loads((tmp_path / "run" / "pretraining.json").read_text())["validation"]
     assert found["MCM"]["items"] > found["most_popular"]["items"]
     assert "nothing is left to train" in forked_runs.pretrain(words, tmp_path / "log again")

@@ -91,6 +91,15 @@ def test_large_scores_stay_finite(asked):
     assert loss.isfinite() and gradient.isfinite().all()
 
 
+def test_thousands_of_shares_add_up_in_half_precision():
+    torch.manual_seed(0)
+    scores, labels = torch.randn(64, 200), torch.randint(FIRST_LABEL, 200, (64, 100))
+    rows = torch.arange(64)[:, None].expand(labels.shape)
+    targets = Targets.find(labels[..., None], rows, None, [200])
+    exact = task_losses(scores, targets)
+    torch.testing.assert_close(task_losses(scores.bfloat16(), targets).float(), exact, rtol=1e-3, atol=0)
+
+
 def quadratic(vectors, weight):
     """A `losses_of` of two tasks: a customer's squares, weighed."""
     return lambda part, cut: torch.stack([(cut**2 * weight).sum(), (cut * weight**3).sum()])

@@ -13,6 +13,7 @@ import pytest
 import modeling_mcm
 from modeling_mcm import MCMConfig
 from modeling_mcm.commands import main as mcm
+from modeling_mcm.training.recipe import TRAINING
 from modeling_mcm.training.sizes import SIZES, make_config
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -51,6 +52,14 @@ def test_each_command_shows_its_options(run, capsys, name):
     with pytest.raises(SystemExit) as end:
         run(name, "--help")
     assert end.value.code == 0 and f"usage: mcm {name} [recipe.yaml]" in capsys.readouterr().out
+
+
+def test_help_of_pretraining_shows_what_the_recipe_takes(run, capsys):
+    with pytest.raises(SystemExit):
+        run("pretrain", "--help")
+    words = " ".join(capsys.readouterr().out.split())
+    for name in ("learning_rate", "num_train_epochs", "per_device_train_batch_size", "ema_decay", "lr_scheduler_type"):
+        assert re.search(rf"--{name} .*?\(default: (.*?)\)", words)[1] == str(TRAINING[name]), name
 
 
 def test_a_script_only_calls_a_command():
