@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from .configuration_mcm import MISSING_ID, UNKNOWN_ID, MCMConfig
-from .events_mcm import SECONDS_PER_DAY, naming
+from .events_mcm import SECONDS_PER_DAY, naming, to_ids
 from .processing_mcm import MCMFeatureExtractor
 
 NOT_OFFERED = -1
@@ -188,7 +188,7 @@ def read_actions(actions: Any) -> tuple[list[str], dict[str, list[Any]], NDArray
     for index, row in enumerate(actions):
         if not isinstance(row, Mapping) or row.get("action_id") is None:
             raise ValueError(f"Action {index} is {row!r}; expected a dict with `action_id` and columns of the log.")
-        rows.setdefault(str(row["action_id"]), []).append(row)
+        rows.setdefault(to_ids([row["action_id"]])[0], []).append(row)
     ordered = [row for of_action in rows.values() for row in of_action]
     names = dict.fromkeys(name for row in ordered for name in row if name not in ("action_id", "weight"))
     offsets = np.concatenate([[0], np.cumsum([len(of_action) for of_action in rows.values()])])

@@ -11,7 +11,8 @@ comes from. New labels, which training never saw, are scored by the features tha
 Shapes: B customers, V labels of a task with the ids 0 and 1, N new labels, C = V + N columns of scores.
 """
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 from typing import Any, NamedTuple
 
@@ -21,10 +22,11 @@ from numpy.typing import NDArray
 from transformers.utils import logging
 
 from .configuration_mcm import FIRST_LABEL
-from .events_mcm import as_column, check_columns, map_distinct, naming, to_text
+from .events_mcm import as_column, check_columns, check_keys, map_distinct, naming, to_ids, to_text
 
 logger = logging.get_logger(__name__)
 SEEN = "seen"
+CUSTOMER = "customer_id"  # as predictions name the column of the customer
 MOST_NAMED = 3  # labels in a message
 # Known labels that score a new one, the exponent on how alike they are, and the share of the customer's history.
 MOST_ALIKE, SHARPNESS, OWN = 500, 16, 0.1
@@ -203,10 +205,10 @@ class CandidateSet:
         tasks (`Sequence[str]`, *optional*): Tasks that are ranked. Default: all tasks.
         candidates (*optional*): A list of labels, for a single task; or a table (data frame, Arrow table, dict of
             columns or list of dicts) with a row for each label, and a column for each task that is restricted. Its
-            other columns that are features of the checkpoint, such as the category, say the groups of `per_group`,
+            other columns are features of the checkpoint, such as the category. They say the groups of `per_group`,
             and score labels that training never saw ([`NewLabels`]). Default: all labels.
-        exclude (*optional*): "seen", the labels of the customer's history; a list of labels; or a table with the
-            column of the customers and a column for each task.
+        exclude (*optional*): "seen", the labels of the customer's history; a list of labels; or a table with a column
+            for each task, and for labels of some customers that of the customer, named as in the log or `customer_id`.
         per_group (`tuple[str, int]`, *optional*): A feature and the largest number of chosen labels of each of its
             values, such as `("category", 2)`.
 
@@ -217,8 +219,8 @@ class CandidateSet:
             with a label that it knows. They are never chosen; a warning names them.
 
     Raises:
-        ValueError: If a column is missing or holds nulls, no candidate is left, or nothing says the group of a label.
-            The message names the column and what to do.
+        ValueError: If a column is missing, unknown or holds nulls, no candidate is left, or nothing says the group of
+            a label. The message names the column and what to do.
     """
 
     def __init__(
@@ -245,7 +247,8 @@ class CandidateSet:
             )
         self.needs_seen = self.excludes_seen or any(each.new for each in self._of_tasks.values())
         if exclude is not None and not self.excludes_seen:
-            self._read_excluded(self._read(exclude, "exclude"))
+            customers = (feature_extractor.customer, CUSTOMER)
+            self._read_excluded(self._read(exclude, "exclude", customers), customers)
         for task, each in self._of_tasks.items():
             if not each.is_candidate[FIRST_LABEL:].any():
                 raise ValueError(
@@ -258,7 +261,7 @@ class CandidateSet:
         cls, model: Any, feature_extractor: Any, tasks: Sequence[str], candidates: Any, exclude: Any, per_group: Any
     ) -> "CandidateSet":
         """The arguments of a question as a set, which `candidates` may be already. Raises `ValueError` as the class
-        does, or if the set was made for other tasks or has to be changed."""
+        does, or if the set was made for other tasks or values, or has to be changed."""
         if not isinstance(candidates, cls):
             return cls(model, feature_extractor, tasks, candidates, exclude, per_group)
         if exclude is not None or per_group is not None:
@@ -267,6 +270,11 @@ class CandidateSet:
             raise ValueError(
                 f"`candidates` was made for the tasks {candidates.tasks}, not for {missing}: make another."
             )
+        if candidates.model is not model:
+            if candidates.extractor.values_digest != feature_extractor.values_digest:
+                raise ValueError("`candidates` was made for a checkpoint with other values: make another.")
+            candidates = copy.copy(candidates)
+            candidates.model = model  # which knows the chances
         return candidates
 
     def choose(
@@ -297,7 +305,7 @@ class CandidateSet:
         elif self.needs_customers:
             if customers is None or None in customers:
                 raise ValueError("`exclude` is a table of customers: give each customer a `customer_id`.")
-            excluded = [own.excluded.get(str(customer), ()) for customer in customers]
+            excluded = [own.excluded.get(customer, ()) for customer in to_ids(customers)]
         if any(len(each) for each in excluded):
             is_candidate = is_candidate.repeat(len(scores), 1)
             for row, labels in enumerate(excluded):
@@ -352,8 +360,9 @@ class CandidateSet:
 
     # ------------------------------------------------------------------------------------------------- reading tables
 
-    def _read(self, given: Any, name: str) -> dict[str, Sequence[Any]]:
-        """Columns of an argument; a list of labels is the column of the single task."""
+    def _read(self, given: Any, name: str, others: Sequence[str] = ()) -> dict[str, Sequence[Any]]:
+        """Columns of an argument; a list of labels is the column of the single task. Raises `ValueError` if a column
+        is no feature and none of `others`: a customer column of another name would be passed over."""
         with naming(f"`{name}`"):
             table = read_table(given)
             if table is None:
@@ -365,6 +374,9 @@ class CandidateSet:
                 return {self.tasks[0]: as_column(given)}
             if not any(self._column(task, table) in table for task in self.tasks):
                 check_columns(list(table), [self._column(task, table) for task in self.tasks], "The table has")
+            names = self.extractor._encoding.event_features
+            known = dict.fromkeys([*names, *(self._column(each, {}) for each in names), *others])
+            check_keys(table, [*known], "columns of the table" if others else "columns of the table for all customers")
             return table
 
     def _column(self, task: str, table: Mapping[str, Any]) -> str:
@@ -376,13 +388,8 @@ class CandidateSet:
     def _texts(self, task: str, table: Mapping[str, Any], what: str) -> list[str] | None:
         """The labels of a task's column, None without one. Raises `ValueError` if there are nulls."""
         column = self._column(task, table)
-        if column not in table:
-            return None
         with naming(f"{what}: column {column!r}"):
-            texts = map_distinct(table[column], to_text, object).tolist()
-            if missing := texts.count(None):
-                raise ValueError(f"{missing} of {len(texts)} labels are null; fill them, or leave these rows out")
-        return texts
+            return to_ids(table[column]) if column in table else None
 
     def _read_candidates(
         self, task: str, table: Mapping[str, Any] | None, group: str | None, size: int
@@ -476,14 +483,12 @@ class CandidateSet:
             )
         return groups
 
-    def _read_excluded(self, table: Mapping[str, Any]) -> None:
+    def _read_excluded(self, table: Mapping[str, Any], names: Iterable[str]) -> None:
         """Takes excluded labels away: from all customers, or from those that the table names."""
         customers = None
-        if (name := self.extractor.customer) in table:
+        if name := next((name for name in names if name in table), None):
             with naming(f"`exclude`: column {name!r}"):
-                customers = map_distinct(table[name], to_text, object).tolist()
-                if missing := customers.count(None):
-                    raise ValueError(f"{missing} of {len(customers)} customers are null; fill them")
+                customers = to_ids(table[name])
             self.needs_customers = True
         unknown: list[str] = []
         for task in self.tasks:

@@ -23,7 +23,7 @@ from transformers.utils import logging
 
 from modeling_mcm.data.guessing import guess_schema
 from modeling_mcm.data.schema import EventSchema
-from modeling_mcm.events_mcm import check_columns, to_text
+from modeling_mcm.events_mcm import check_columns, naming, to_ids, to_text
 from modeling_mcm.live import LiveCustomer
 from modeling_mcm.live.explanations import Explanation
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
@@ -46,15 +46,10 @@ class CustomerModel:
         events, schema = _frame(events), feature_extractor.schema
         customer = schema.customer
         check_columns(list(events), schema.event_columns, "The events have")
-        if missing := int(events[customer].isna().sum()):
-            raise ValueError(
-                f"Column {customer!r} is null in {missing} of {len(events)} events: leave these out, as in "
-                f"events.dropna(subset=[{customer!r}])."
-            )
+        with naming(f"column {customer!r} of the events"):
+            ids = np.array(to_ids(events[customer]), object)
         columns = [name for name in events if name in schema.event_columns]
-        self._histories = {
-            str(to_text(value)): own for value, own in events[columns].groupby(customer, sort=False, observed=True)
-        }
+        self._histories: dict[Any, pd.DataFrame] = dict(iter(events[columns].groupby(ids, sort=False)))
 
     @classmethod
     def fit(
@@ -157,7 +152,7 @@ class CustomerModel:
     def explain(self, customer: Any, label: Any = None, task: str | None = None, as_of: Any = None) -> Explanation:
         """Explains the score of a label for a customer; see [`LiveCustomer.explain`]. The default task is the first
         one that knows the label."""
-        live = LiveCustomer(self.model, self.feature_extractor, customer_id=str(customer))
+        live = LiveCustomer(self.model, self.feature_extractor, customer_id=customer)
         live.add(self._history(customer))
         tasks = self.model.config.tasks
         vocabularies = self.feature_extractor.vocabularies
@@ -168,7 +163,7 @@ class CustomerModel:
 
     def _history(self, customer: Any) -> pd.DataFrame:
         """Events of a customer."""
-        name = str(to_text(customer))
+        (name,) = to_ids([customer])
         if name not in self._histories:
             raise ValueError(f"No customer {name!r} among the events; they have {len(self._histories)} customers.")
         return self._histories[name]
@@ -177,7 +172,7 @@ class CustomerModel:
         """What a pipeline says of each customer."""
         if isinstance(customers, str) or not isinstance(customers, Iterable | None):
             raise ValueError(f"`customers` is {customers!r}, expected a list of ids: write [{customers!r}].")
-        names = self.customers if customers is None else list(dict.fromkeys(str(to_text(each)) for each in customers))
+        names = self.customers if customers is None else list(dict.fromkeys(to_ids([*customers])))
         if not names:
             raise ValueError("`customers` is empty: give ids, or leave it out for all customers.")
         given = [{"customer_id": name, "events": self._history(name)} for name in names]

@@ -3,9 +3,9 @@
 """Raw events as users have them, converted to columns, texts, numbers and visits.
 
 `read_columns` turns a list of dicts, a data frame or a dict of columns into columns. The meaning of raw values is
-defined once: `to_text` for categorical values, `to_number` for numeric values, and `to_seconds` for times, as whole
-seconds since 1970-01-01. They raise a `ValueError` for other values, and the caller adds customer and column to the
-message (`naming`).
+defined once: `to_text` for categorical values, `to_ids` for those that name something, `to_number` for numeric values,
+and `to_seconds` for times, as whole seconds since 1970-01-01. They raise a `ValueError` for other values, and the
+caller adds customer and column to the message (`naming`).
 """
 
 import difflib
@@ -82,7 +82,8 @@ def is_missing(value: Any) -> bool:
 
 
 def to_text(value: Any) -> str | None:
-    """Converts a categorical value to text; None if missing. Raises `ValueError` for another type, such as a list."""
+    """Converts a categorical value to text; None if missing. A time with a zone is written in UTC. Raises
+    `ValueError` for another type, such as a list."""
     if isinstance(value, str):
         return value
     if is_missing(value):
@@ -94,11 +95,23 @@ def to_text(value: Any) -> str | None:
     if isinstance(value, Real | Decimal):
         number = float(value)
         return str(int(number)) if number.is_integer() and abs(number) < EXACT_FLOAT else repr(number)
-    if isinstance(value, np.datetime64):
-        value = value.astype("datetime64[us]").item()
-    if isinstance(value, date | UUID):
+    if isinstance(value, UUID):
         return str(value)
+    if isinstance(value, date | np.datetime64):  # as engines write times: without zeros at the end of a fraction
+        if isinstance(value, datetime) and value.tzinfo is not None:
+            value = value.astimezone(UTC).replace(tzinfo=None)
+        text = str(value).replace("T", " ")
+        return text.rstrip("0").rstrip(".") if "." in text else text
     raise ValueError(f"found {value!r} ({type(value).__name__}), expected text, a number or a boolean; convert it")
+
+
+def to_ids(column: Any) -> list[str]:
+    """Converts a column of ids, such as those of customers, to texts: 7, 7.0 and "7" are one customer. Raises
+    `ValueError` if one is missing or of another type."""
+    texts = map_distinct(as_column(column), to_text, object).tolist()
+    if missing := texts.count(None):
+        raise ValueError(f"null in {missing} of {len(texts)} rows; fill them, or leave these rows out")
+    return texts
 
 
 def split_path(value: Any, separator: str, level: int) -> str | None:

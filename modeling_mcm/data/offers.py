@@ -27,7 +27,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from modeling_mcm.action_inputs_mcm import EncodedActions
 from modeling_mcm.data.tables import read_table_file
-from modeling_mcm.events_mcm import as_column, check_columns, naming, read_times, read_zone, to_text
+from modeling_mcm.events_mcm import as_column, check_columns, naming, read_times, read_zone, to_ids
 
 OFFERS_FILE, ACTIONS_FILE = "offers.parquet", "actions.parquet"
 TRAIN, VALIDATION, TEST = SPLITS = ("train", "validation", "test")
@@ -210,11 +210,7 @@ def make_offers(
 
 def _texts(column: pd.Series, name: str) -> NDArray:
     with naming(f"column {name!r}"):
-        texts = {value: to_text(value) for value in column.dropna().unique()}
-    ids = column.map(texts).to_numpy(object)
-    if column.isna().any():
-        raise ValueError(f"Column {name!r} is null in {int(column.isna().sum())} rows; fill it, or leave them out.")
-    return ids
+        return np.array(to_ids(column), object)
 
 
 def _seconds(column: pd.Series, time_zone: str) -> NDArray[np.int64]:

@@ -27,7 +27,7 @@ from modeling_mcm.action_inputs_mcm import EncodedActions, encode_actions
 from modeling_mcm.action_mcm import MCMForActionRecommendation
 from modeling_mcm.candidates_mcm import CandidateSet
 from modeling_mcm.customer_mcm import MCMForCustomerPrediction
-from modeling_mcm.events_mcm import events_before
+from modeling_mcm.events_mcm import events_before, to_text
 from modeling_mcm.live.explanations import Explanation, check_head, explain, has_head
 from modeling_mcm.live.history import LiveHistory
 from modeling_mcm.live.storage import FIX, checkpoint_digest, pack, unpack
@@ -62,7 +62,7 @@ class LiveCustomer:
         model ([`MCMForMultiTaskRecommendation`], [`MCMForCustomerPrediction`] or [`MCMForActionRecommendation`]): A
             trained model, in evaluation mode.
         profile (`dict`, *optional*): The customer's profile, as for the feature extractor.
-        customer_id (`str`, *optional*): Name of the customer in error messages.
+        customer_id (*optional*): Id of the customer, as text in error messages and tables of what to exclude.
 
     Raises:
         ValueError: If model and feature extractor do not belong together, or the profile can't be encoded.
@@ -73,12 +73,12 @@ class LiveCustomer:
         model: MCMForMultiTaskRecommendation | MCMForCustomerPrediction | MCMForActionRecommendation,
         feature_extractor: MCMFeatureExtractor,
         profile: Mapping[str, Any] | None = None,
-        customer_id: str | None = None,
+        customer_id: Any = None,
     ):
         feature_extractor.check_fits(model)
         self.model, self.feature_extractor = model, feature_extractor
-        self.profile, self.customer_id = dict(profile or {}), customer_id
-        self._history = LiveHistory(feature_extractor, self.profile, customer_id)
+        self.profile, self.customer_id = dict(profile or {}), to_text(customer_id)
+        self._history = LiveHistory(feature_extractor, self.profile, self.customer_id)
         start_row = feature_extractor.pad([self._history.encode([])])["input_ids"][0]
         self._window: LiveWindow | None = None  # of a model whose results need the whole history each time
         if has_head(model, MCMForMultiTaskRecommendation) and is_incremental(model) and model.device.type == "cpu":

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -31,7 +32,7 @@ from modeling_mcm.data.dataset import (
     check_vocabularies,
     write_table,
 )
-from modeling_mcm.events_mcm import SECONDS_PER_DAY, check_columns, read_zone, select_events, to_seconds
+from modeling_mcm.events_mcm import SECONDS_PER_DAY, check_columns, read_zone, select_events, to_ids, to_seconds
 from modeling_mcm.extras import needs
 from modeling_mcm.files_mcm import file_digest
 from modeling_mcm.live.customer import LiveCustomer
@@ -39,6 +40,7 @@ from modeling_mcm.live.storage import checkpoint_digest
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.scoring.scorer import EMBEDDING, PREDICTED, SCORES, Scorer, ScoringJob
 
+logger = logging.get_logger(__name__)
 NEXT_DAYS = 30
 BATCH, ROWS_AT_ONCE = 64, 2048  # customers of a batch, and in memory, while all are scored
 LIKELIEST = 20  # labels of the main task that are kept of each customer
@@ -152,17 +154,23 @@ class Histories:
         log = self._read(path, "event", needed, extractor._known_columns)
         columns = [column.dictionary_encode() if pa.types.is_string(column.type) else column for column in log]
         self.log = pa.table(columns, log.column_names)
-        who = pc.cast(log[extractor.customer], pa.string()).to_pandas()
-        self._rows: dict[Any, NDArray[Any]] = who.groupby(who).indices
+        coded = log[extractor.customer].combine_chunks().dictionary_encode()
+        who = np.array(to_ids(coded.dictionary.to_pylist()), object)[coded.indices.to_numpy()]
+        self._rows: dict[Any, NDArray[Any]] = pd.Series(who).groupby(who).indices
 
     def _read_profiles(self, path: str | None) -> dict[str, dict[str, Any]]:
         if path is None:
             return {}
         customer = self.extractor.customer
         rows = self._read(path, "profile", [customer], {*self.extractor._known_profile, customer}).to_pylist()
-        return {
-            str(row.pop(customer)): {key: value for key, value in row.items() if value is not None} for row in rows
-        }
+        ids = to_ids([row.pop(customer) for row in rows])
+        if not self._rows.keys() & set(ids):
+            logger.warning(
+                f"No profile is of a customer of the log: {path} has ids such as {ids[:1]}, the log such as "
+                f"{[*self._rows][:1]}. Write them alike."
+            )
+        values = ({key: value for key, value in row.items() if value is not None} for row in rows)
+        return dict(zip(ids, values, strict=True))
 
     def _tuned_scorer(self, model: Any, extractor: MCMFeatureExtractor, data: str, actions: str | None) -> Scorer:
         """The scorer of a fine-tuned model, which predicts as of the cutoff."""

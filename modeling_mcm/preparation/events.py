@@ -63,7 +63,8 @@ def count_bad(table: ir.Table, read: ir.Table, schema: EventSchema) -> int:
 
 
 def _as_text(column: ir.Value, name: str) -> ir.StringValue:
-    """Categorical values as text: 1 and 1.0 are "1", true is "true", NaN is missing, others are as they print."""
+    """Categorical values as text: 1 and 1.0 are "1", true is "true", NaN is missing, times are in UTC, others are as
+    they print."""
     kind = column.type()
     if kind.is_null():
         return column.cast("string")
@@ -73,7 +74,10 @@ def _as_text(column: ir.Value, name: str) -> ir.StringValue:
         whole = (integer.cast("float64") == number) & (number.abs() < EXACT_FLOAT)
         text = ibis.ifelse(whole, integer.cast("string"), text_of_float(number))
         return ibis.ifelse(number.isnan(), ibis.null("string"), text)
-    if kind.is_string() or kind.is_integer() or kind.is_temporal() or kind.is_boolean() or kind.is_uuid():
+    is_time = kind.is_date() or kind.is_timestamp()
+    if kind.is_timestamp() and kind.timezone is not None:
+        column = column.cast("timestamp")
+    if kind.is_string() or kind.is_integer() or is_time or kind.is_boolean() or kind.is_uuid():
         return column.cast("string")
     raise ValueError(f"Column {name!r} has type {kind}; a categorical value needs text, numbers, booleans or dates.")
 

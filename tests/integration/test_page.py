@@ -45,6 +45,15 @@ def histories(tiny_model, extractor, prepared, page_files, tmp_path):
     return Histories(model, extractor, str(tmp_path / "data"), *files)
 
 
+def test_profiles_are_found_whatever_type_their_ids_have(histories, tmp_path, caplog):
+    path, histories._rows = tmp_path / "profile.parquet", {"1": [], "2": []}
+    pd.DataFrame({"who": [1.0, 3.0], "age": ["old", "young"]}).to_parquet(path)
+    assert histories._read_profiles(str(path))["1"] == {"age": "old"} and not caplog.text
+    histories._rows = {"c1": []}
+    histories._read_profiles(str(path))
+    assert "No profile is of a customer of the log" in caplog.text
+
+
 @pytest.fixture
 def address(histories):
     """Where the page is shown."""

@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Labels are chosen from candidates as one would filter by hand, at every entrance; bad tables are refused."""
 
+import copy
+
 import pandas as pd
 import pyarrow as pa
 import pytest
@@ -174,11 +176,25 @@ def test_labels_are_excluded_for_each_customer(model, extractor, customer):
     pipe = pipeline("preference-scores", model=model, feature_extractor=extractor)
     every = pipe(customer, tasks=[TASK], top_k=100)[TASK]
     best = every[0]["label"]
-    found = pipe(customer, tasks=[TASK], top_k=5, exclude={"who": ["c03", "c04"], "item": [best, every[1]["label"]]})
-    assert_same(found[TASK], by_hand(every, 5, exclude=[best]))
+    for name in ("who", "customer_id"):  # as the log and as predictions call it
+        exclude = {name: ["c03", "c04"], "item": [best, every[1]["label"]]}
+        found = pipe(customer, tasks=[TASK], top_k=5, exclude=exclude)
+        assert_same(found[TASK], by_hand(every, 5, exclude=[best]))
     with pytest.raises(ValueError, match="customer_id"):
         nameless = {"events": customer["events"].drop(columns="who")}
         pipe(nameless, tasks=[TASK], exclude={"who": ["c03"], "item": [best]})
+
+
+def test_a_set_serves_another_model_of_the_same_values_alone(model, extractor, customer, tiny_model):
+    kept, other = CandidateSet(model, extractor, [TASK]), tiny_model(extended=True, scorer=True, kind_feature="type")
+    fill_scorer(other).scorer.chance[:] = 0.5
+    live = LiveCustomer(other, extractor, customer["profile"])
+    live.add(customer["events"])
+    assert live.scores(tasks=[TASK], candidates=kept) == live.scores(tasks=[TASK])
+    renamed = copy.deepcopy(extractor)
+    renamed.vocabularies[TASK].reverse()
+    with pytest.raises(ValueError, match="other values: make another"):
+        CandidateSet.of(other, renamed, [TASK], kept, None, None)
 
 
 def test_a_new_label_has_the_average_of_labels_that_share_its_features(model, extractor, caplog):
@@ -206,7 +222,7 @@ def test_a_new_label_has_the_average_of_labels_that_share_its_features(model, ex
     ("options", "message"),
     [
         ({"candidates": {"itm": ["item 01"]}}, "no column 'item'.*'itm' meant"),
-        ({"candidates": {"item": ["item 01", None]}}, "column 'item': 1 of 2 labels are null"),
+        ({"candidates": {"item": ["item 01", None]}}, "column 'item': null in 1 of 2 rows"),
         ({"candidates": ["item 01"], "exclude": ["item 01"]}, "No candidate of 'items' is left: column 'items'"),
         ({"candidates": []}, "No candidate of 'items' is left"),
         ({"candidates": ["item 01"], "per_group": ("aisle", 1)}, "columns 'items' and 'aisle'"),
@@ -217,7 +233,9 @@ def test_a_new_label_has_the_average_of_labels_that_share_its_features(model, ex
             {"candidates": {"item": ["item 01"] * 2, "aisle": ["aisle 1", "aisle 2"]}, "per_group": ("aisle", 1)},
             "'aisle 1' and 'aisle 2'.*one value",
         ),
-        ({"exclude": {"who": [None], "item": ["item 01"]}}, "column 'who': 1 of 1 customers are null"),
+        ({"exclude": {"who": [None], "item": ["item 01"]}}, "column 'who': null in 1 of 1 rows"),
+        ({"exclude": {"user": ["c03"], "item": ["item 01"]}}, "`exclude`: .* unknown 'user'.*item.*who, customer_id"),
+        ({"candidates": {"who": ["c03"], "item": ["item 01"]}}, "for all customers: unknown 'who'"),
         ({"exclude": "sene"}, "`exclude`: found 'sene'"),
     ],
 )

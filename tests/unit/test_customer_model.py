@@ -204,6 +204,16 @@ def test_embeddings_and_forecasts_have_a_row_for_each_customer(fitted):
     assert "visits_7d" in model.forecast(["c07"])
 
 
+def test_7_and_its_text_are_one_customer(fitted, log):
+    model, own = fitted[0], log[log["who"] == "c07"]
+    ids = [(7, "7", 7.0)[index % 3] for index in range(len(own))]
+    mixed = CustomerModel(model.model, model.feature_extractor, own.assign(who=pd.Series(ids, own.index, object)))
+    assert mixed.customers == ["7"]
+    np.testing.assert_allclose(mixed.embed([7.0]), model.embed(["c07"]), rtol=1e-5)
+    lists = [mixed.recommend([7], tasks=["item"], exclude={"item": ["item 03"]} | who) for who in ({}, {"who": [7.0]})]
+    pd.testing.assert_frame_equal(*lists)
+
+
 def test_a_score_is_explained(fitted):
     explanation = fitted[0].explain("c07", "aisle 1")
     assert explanation.task == "aisle" and explanation.label == "aisle 1"
@@ -247,5 +257,5 @@ def test_a_wrong_fit_is_refused(fitted, log):
 def test_events_of_another_log_are_refused(fitted, log):
     with pytest.raises(ValueError, match="The events have no column 'price'"):
         CustomerModel.load(fitted[2] / "run", log.drop(columns="price"))
-    with pytest.raises(ValueError, match="Column 'who' is null in 1 of"):
+    with pytest.raises(ValueError, match="column 'who' of the events: null in 1 of"):
         CustomerModel.load(fitted[2] / "run", log.assign(who=log["who"].where(log.index > 0)))

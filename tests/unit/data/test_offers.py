@@ -98,7 +98,7 @@ def test_tables_come_from_a_folder(tmp_path):
     [
         ({"conversion": [1, 0, 2, 1, 0]}, "Outcome 'conversion' is 2 in row 2; expected 0, 1 or null"),
         ({"conversion": [None] * 5}, "Found 5 offers with outcomes .*; expected at least one of each"),
-        ({"customer_id": [1, None, 2, 2, 1]}, "Column 'customer_id' is null in 1 rows"),
+        ({"customer_id": [1, None, 2, 2, 1]}, "column 'customer_id': null in 1 of 5 rows"),
         ({"time": [None, *OFFERS["time"][1:]]}, "[Cc]olumn 'time': found no time"),
         ({"time": ["soon", *OFFERS["time"][1:]]}, "[Cc]olumn 'time': found 'soon', which is no time"),
         ({"action_id": ["b", "b", "a", "b", "a"]}, "Group '1 2017-03-01' offers action 'b' twice; keep one row"),

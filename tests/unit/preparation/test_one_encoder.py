@@ -143,6 +143,22 @@ def check_same_ids(folder, log, extractor):
     return occurring
 
 
+def test_times_as_categories_have_the_same_ids(tmp_path):
+    moments = [datetime(2024, 1, 1, 10, 0, 0, 250_000 * (k % 3)) for k in range(30)]
+    kinds = {"zone": pa.timestamp("us", "Europe/Berlin"), "plain": pa.timestamp("ns"), "day": pa.date32()}
+    log = {name: pa.array(moments).cast("timestamp[us]").cast(kind, safe=False) for name, kind in kinds.items()}
+    log |= {"who": [str(k % 3) for k in range(30)], "when": [datetime(2024, 1, 1 + k) for k in range(30)]}
+    cutoffs = {"validation": "2024-01-20", "test": "2024-01-25"}
+    schema = {"customer": "who", "time": "when", "features": [{"name": name} for name in kinds], "tasks": ["zone"]}
+    prepare(pa.table(log), EventSchema.from_dict(schema | {"cutoffs": cutoffs}), tmp_path / "data")
+    rows, extractor = read_rows(tmp_path, "data"), load_extractor(tmp_path, "data")
+    for events in (pa.table(log).to_pylist(), pa.table(log).to_pandas().to_dict("records")):
+        for customer, row in rows.items():
+            encoded = extractor.encode({"events": [event for event in events if event["who"] == customer]})
+            for name in kinds:
+                assert encoded[f"feature_{name}"].tolist() == list(row[f"feature_{name}"])
+
+
 TYPES = [("text", "text"), ("zone", "float"), ("plain", "single"), ("text", "whole"), ("zone", "boolean")]
 
 
