@@ -112,12 +112,10 @@ class MCMConfig(PreTrainedConfig):
     summed_features (`list[str]`, *optional*):
         Numeric features that the state and the forecasts sum, such as the price, in the order of `event_values`.
     forecast_days (`list[float]`, *optional*):
-        Horizons of the forecasts, in days. See [`~state_mcm.Forecasts`].
-    learned_days (`list[float]`, *optional*):
-        Those horizons that the log was long enough to learn. Pre-training decides it. Default: all.
+        Horizons of the forecasts, in days. See [`~forecaster_mcm.CustomerForecasts`].
     forecast_window (`float`):
-        Number of days that the forecaster, which answers the other horizons and gives intervals, reads before
-        `as_of`: the length of the training period. 0: there is none. See [`~forecaster_mcm.VisitForecaster`].
+        Number of days that the forecaster reads before `as_of`: the length of the training period. 0: there is no
+        forecaster. See [`~forecaster_mcm.VisitForecaster`].
     target_features (`list[str]`, *optional*):
         Features of whose values an event of a visit that the forecaster counts must have one. Default: the tasks.
     target_types (`dict[str, list[int]]`, *optional*):
@@ -169,7 +167,6 @@ class MCMConfig(PreTrainedConfig):
     component_features: dict[str, int] | None = None
     summed_features: list[str] = field(default_factory=list)
     forecast_days: list[float | int] = field(default_factory=lambda: [7.0, 30.0, 90.0])
-    learned_days: list[float | int] | None = None
     forecast_window: float | int = 0.0
     target_features: list[str] = field(default_factory=list)
     target_types: dict[str, list[int]] = field(default_factory=dict)
@@ -221,12 +218,6 @@ class MCMConfig(PreTrainedConfig):
         """Number of label ids by task, ids 0 and 1 included."""
         sizes = dict(zip(self.features, self.vocabulary_sizes, strict=True))
         return {task: sizes[task] for task in self.tasks}
-
-    @property
-    def head_days(self) -> list[float]:
-        """Horizons of the head that was learned on the log, in ascending order."""
-        days = self.forecast_days if self.learned_days is None else self.learned_days
-        return sorted(float(day) for day in days)
 
     @property
     def counted_features(self) -> dict[str, Any]:
@@ -331,9 +322,8 @@ class MCMConfig(PreTrainedConfig):
                 f"`hidden_size` ({self.hidden_size}) must be a multiple of `num_attention_heads` "
                 f"({self.num_attention_heads})."
             )
-        for name in ("forecast_days", "learned_days"):
-            if any(not 0 < days < float("inf") for days in getattr(self, name) or ()):
-                raise ValueError(f"`{name}` must be positive numbers of days, got {getattr(self, name)}.")
+        if any(not 0 < days < float("inf") for days in self.forecast_days):
+            raise ValueError(f"`forecast_days` must be positive numbers of days, got {self.forecast_days}.")
         if not 0 <= self.forecast_window < float("inf"):
             raise ValueError(f"`forecast_window` must be 0 or a number of days, got {self.forecast_window}.")
         if self.attention_window is not None and self.encoder_attention != "causal":

@@ -110,9 +110,8 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
         if self.problem_type == REGRESSION and self.num_labels != 1:
             raise ValueError(f"Found {REGRESSION!r} with num_labels {self.num_labels}; a model predicts 1 number.")
         self.model = MCMModel(config)
-        for unused in (self.model.embeddings, self.model.encoder, self.model.forecasts):
-            if unused is not None:
-                unused.requires_grad_(False)
+        for unused in (self.model.embeddings, self.model.encoder):
+            unused.requires_grad_(False)
         self.prediction_head = PredictionHead(config)
         self.post_init()
 
@@ -143,12 +142,6 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
     @property
     def _trains_state(self) -> bool:
         return any(value.requires_grad for value in self.model.state.parameters())
-
-    @torch.no_grad()
-    def _forget_forecasts(self) -> None:
-        """Sets the forecasts to untrained (all 0), because they fit only the pre-trained state."""
-        for value in self.model.forecasts.parameters() if self.model.forecasts is not None else ():
-            value.zero_()
 
     @torch.no_grad()
     def start_from(self, labels: torch.Tensor, states: torch.Tensor | None = None) -> None:
@@ -243,8 +236,6 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
                 raise ValueError("There is no `input_ids`, and no `counts` in its place: give one of them.")
             computed = self.model.state_counts(input_ids, attention_mask, visit_ids, event_times, event_values, as_of)
             counts = cast(torch.FloatTensor, computed)
-        if self.training and self._trains_state:
-            self._forget_forecasts()
         state = self.model.state(counts)
         scores = self.prediction_head(state)
         loss = None if labels is None else self._loss(scores, labels)

@@ -20,9 +20,9 @@ from torch import nn
 from transformers import initialization as init
 
 from .configuration_mcm import MCMConfig
-from .state_mcm import ALIVE, CHANCE, NEXT_VISIT, Forecasts, decay_weights, interval_edges, median_days
+from .state_mcm import decay_weights
 
-LOG, SHIPPED = "log", "shipped"  # sources of a forecast: learned on the log, or by the network that ships
+CHANCE, NEXT_VISIT, ALIVE = "visit_probability", "days_to_next_visit", "alive_probability"
 LONGEST_RATIO = 2.0  # the longest horizon that is told, as a multiple of the window
 TRAINED_RATIO = 2.2  # the longest horizon of training, as a multiple of the window
 LEVELS = (80, 95)  # of the intervals, in percent
@@ -32,6 +32,16 @@ POINTS = 128  # points on which the distribution of the number of visits is comp
 VISIT_HIDDEN, AMOUNT_HIDDEN = 104, 60
 LEAST_AMOUNT = 0.02  # added to amounts, in means of a visit, before the logarithm
 LEAST_TIME = 1e-3  # a thousandth of the window
+
+
+class MissingForecastsError(ValueError):
+    """Raised where forecasts are requested from a checkpoint that has no trained forecasts."""
+
+    def __init__(self, name: str | None):
+        super().__init__(
+            f"{name or 'The model'} has no trained forecasts: they would be made up. Pre-train a checkpoint with a "
+            "customer state (mcm pretrain)."
+        )
 
 
 class Visits(NamedTuple):
@@ -68,8 +78,8 @@ class Distribution(NamedTuple):
         none = self.log_probability(torch.zeros_like(self.log_mean)).clamp(max=-1e-7)
         return torch.log(-torch.expm1(none))
 
-    def intervals(self) -> torch.Tensor:
-        """Lowest and highest number of each of `LEVELS`, of shape `(..., levels, 2)`.
+    def intervals(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The median `(...)`, and the lowest and highest number of each of `LEVELS`, of shape `(..., levels, 2)`.
 
         An interval holds as nearly as whole numbers can the share of its level. Below it lies at most half of the
         rest; where 0 is likelier than that, the interval begins at 0 and all of the rest lies above it.
@@ -88,7 +98,8 @@ class Distribution(NamedTuple):
             differs = (cumulative - below - level / 100).abs() + 2.0 * (points < points.gather(-1, low))
             high = differs.argmin(-1, keepdim=True)
             bounds.append(torch.cat([points.gather(-1, low), points.gather(-1, high)], -1))
-        return torch.stack(bounds, -2)
+        middle = (cumulative < 0.5).sum(-1, keepdim=True).clamp(max=POINTS - 1)
+        return points.gather(-1, middle)[..., 0], torch.stack(bounds, -2)
 
 
 class VisitHistory(NamedTuple):
@@ -345,57 +356,50 @@ class AmountDistribution(NamedTuple):
     log_std: torch.Tensor  # standard deviation of that logarithm
     log_comes: torch.Tensor  # logarithm of the probability of a visit
 
-    def intervals(self) -> torch.Tensor:
-        """Lowest and highest sum of each of `LEVELS`, of shape `(..., levels, 2)`; as in `Distribution.intervals`."""
+    def intervals(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The median `(...)`, and the lowest and highest sum of each of `LEVELS`, of shape `(..., levels, 2)`; as in
+        `Distribution.intervals`."""
+        none = 1 - self.log_comes.exp()
         bounds = []
-        comes = self.log_comes.exp()
         for level in LEVELS:
-            rest, none = 1 - level / 100, 1 - comes
+            rest = 1 - level / 100
             from_none = none > rest / 2
             ends = (torch.where(from_none, 0.0, rest / 2), torch.where(from_none, 1 - rest, 1 - rest / 2))
-            shares = [((end - none) / comes.clamp(min=1e-6)).clamp(0, 1 - 1e-6) for end in ends]
-            quantiles = [torch.special.ndtri(share.clamp(5e-7, 1 - 5e-7)) for share in shares]
-            logs = [self.log_mean + self.log_std * quantile for quantile in quantiles]
-            pairs = zip(shares, logs, strict=True)
-            bounds.append(
-                torch.stack([torch.where(share > 0, log.clamp(max=40).exp(), 0.0) for share, log in pairs], -1)
-            )
-        return torch.stack(bounds, -2)
+            bounds.append(torch.stack([self._quantile(end, none) for end in ends], -1))
+        return self._quantile(torch.full_like(none, 0.5), none), torch.stack(bounds, -2)
+
+    def _quantile(self, share: torch.Tensor, none: torch.Tensor) -> torch.Tensor:
+        """The sum `(...)` below which a share `(...)` lies, where `none` is the probability of no visit."""
+        share = ((share - none) / (1 - none).clamp(min=1e-6)).clamp(0, 1 - 1e-6)
+        log = self.log_mean + self.log_std * torch.special.ndtri(share.clamp(5e-7, 1 - 5e-7))
+        return torch.where(share > 0, log.clamp(max=40).exp(), 0.0)
 
 
 class CustomerForecasts:
-    """All forecasts of a checkpoint: by the head that was learned on the log up to its longest horizon, by the network
-    beyond it, and intervals by the network for all. A checkpoint may lack either of them.
+    """All forecasts of a checkpoint for some horizons.
 
-    Where the head forecasts, the network's distribution is moved to the head's expected amount. Beyond the head's
-    horizons an expected amount is at least that of the horizon before.
+    What is expected up to a horizon is at least what is expected up to an earlier one; so is the probability of a
+    visit. Both are therefore computed at the same ends of intervals, whichever horizons are asked for.
 
     Args:
         config ([`MCMConfig`]): The checkpoint's config.
-        heads ([`~state_mcm.Forecasts`], *optional*): The head that was learned on the log.
-        forecaster ([`VisitForecaster`], *optional*): The network.
+        forecaster ([`VisitForecaster`], *optional*): The network; `None`: there are no forecasts.
         days (sequence of `float`, *optional*): horizons. Default: those of the config that can be told.
 
     Raises:
         ValueError: If a horizon of `days` is longer than the checkpoint can tell, or no number of days.
     """
 
-    def __init__(
-        self,
-        config: MCMConfig,
-        heads: Forecasts | None,
-        forecaster: VisitForecaster | None,
-        days: Sequence[float] | None = None,
-    ):
-        self.heads, self.forecaster = heads, forecaster
-        self.last_learned = max(heads.days) if heads is not None else 0.0
-        self.longest = longest = max(self.last_learned, config.forecast_window * LONGEST_RATIO)
+    def __init__(self, config: MCMConfig, forecaster: VisitForecaster | None, days: Sequence[float] | None = None):
+        self.forecaster = forecaster
+        self.longest = longest = config.forecast_window * LONGEST_RATIO
         self.usual = sorted(float(day) for day in config.forecast_days if day <= longest)
         self.days = self.usual if days is None else sorted({float(day) for day in days})
         if wrong := [day for day in self.days if not 0 < day <= longest]:
             raise ValueError(
-                f"No forecast for {wrong[0]:g} days: this checkpoint tells those of up to {longest:g} days, because "
-                "the log that it was trained on has no more. Ask for fewer, or train on a longer log."
+                f"No forecast for {wrong[0]:g} days: this checkpoint tells those of up to {longest:g} days, twice the "
+                "training period of its log. Ask for a positive number of at most so many days, or train on a longer "
+                "log that has times."
             )
         if days is not None and not self.days:
             raise ValueError("`days` is empty: give numbers of days such as [30, 365], or leave it out.")
@@ -403,100 +407,79 @@ class CustomerForecasts:
 
     @property
     def are_trained(self) -> bool:
-        """Whether there are forecasts, and none by weights that were never trained, or were trained for another
-        state."""
-        return bool(self.days) and (self.heads is None or self.heads.is_trained)
-
-    @property
-    def sources(self) -> dict[str, str]:
-        """Source of each horizon, by the name under which it is told, such as `source_7d`."""
-        return {f"source_{day:g}d": LOG if day <= self.last_learned else SHIPPED for day in self.days}
+        """Whether there are forecasts."""
+        return self.forecaster is not None and bool(self.days)
 
     def names(self) -> list[str]:
         """Names of the numbers that are told, in the order of `compute`."""
         names = []
         for day in self.days:
             for quantity in self.quantities:
-                names.append(f"{quantity}_{day:g}d")
-                if self.forecaster is not None:
-                    names += [f"{quantity}_{day:g}d_{end}{level}" for level in LEVELS for end in ("low", "high")]
+                names += [f"{quantity}_{day:g}d", f"{quantity}_{day:g}d_median"]
+                names += [f"{quantity}_{day:g}d_{end}{level}" for level in LEVELS for end in ("low", "high")]
             names.append(f"{CHANCE}_{day:g}d")
         return [*names, NEXT_VISIT, ALIVE] if self.days else []
 
-    def compute(
-        self, state: torch.Tensor, visits: Visits | None = None, as_of: torch.Tensor | None = None
-    ) -> dict[str, torch.Tensor]:
+    def compute(self, visits: Visits, as_of: torch.Tensor) -> dict[str, torch.Tensor]:
         """Computes all forecasts.
 
         Args:
-            state (`torch.FloatTensor` of shape `(B, S)`): Customer states at `as_of`.
-            visits (`Visits`, *optional*): The customers' visits; needed with a forecaster.
-            as_of (`torch.FloatTensor` of shape `(B,)`, *optional*): Prediction times on the clock of the visits.
+            visits (`Visits`): The customers' visits.
+            as_of (`torch.FloatTensor` of shape `(B,)`): Prediction times on the clock of the visits.
 
         Returns:
-            `dict[str, torch.FloatTensor]`: by `names`, each of shape `(B,)`.
+            `dict[str, torch.FloatTensor]`: by `names`, each of shape `(B,)`: for each quantity and horizon, such as
+            visits in 7 days, the expected number `visits_7d`, the median `visits_7d_median`, and the ends of the
+            intervals, such as `visits_7d_low80`; `visit_probability_7d`; the median number of days to the next visit,
+            at most the longest horizon; and the probability of a visit in the longest time that can be told.
         """
-        if not self.days:
+        if self.forecaster is None or not self.days:
             return {}
-        earlier = [day for day in self.days if day <= self.last_learned]
-        told = {} if self.heads is None else self.heads(state, [*earlier, self.last_learned])
-        if self.forecaster is not None and visits is not None and as_of is not None:
-            told |= self._add_network(told, state, visits, as_of)
-        return {name: told[name] for name in self.names()}
-
-    def _add_network(
-        self, learned: dict[str, torch.Tensor], state: torch.Tensor, visits: Visits, as_of: torch.Tensor
-    ) -> dict[str, torch.Tensor]:
-        forecaster: VisitForecaster = self.forecaster  # type: ignore[assignment]
-        earlier = [day for day in self.days if day <= self.last_learned]
-        # With the days that the log did not allow.
-        later = [edge for edge in interval_edges([*self.usual, *self.days]) if edge > self.last_learned]
-        num_later = len(later)
-        if self.longest > max([self.last_learned, *later]):
-            later = [*later, self.longest]  # for `ALIVE` alone
-        times = [*earlier, *later]
-        inputs = forecaster.inputs(visits, as_of, times)
-        distribution = forecaster.distribution(inputs)
-        absent = 1 - distribution.log_comes[:, len(earlier) :].exp()  # (B, later)
-        if self.heads is not None:
-            absent = torch.minimum(absent, self.heads.absent(state)[:, -1:])
-        absent = absent.cummin(1)[0] if later else absent
+        edges = interval_edges([*self.usual, *self.days])
+        times = [*edges, self.longest] if self.longest > edges[-1] else edges
+        inputs = self.forecaster.inputs(visits, as_of, times)
+        distribution = self.forecaster.distribution(inputs)
+        absent = (1 - distribution.log_comes.exp()).cummin(1)[0]  # (B, times)
+        of_amounts = self.forecaster.amounts(inputs, distribution)
+        means = torch.cat([distribution.expected[..., None], of_amounts.log_expected.exp()], -1)  # (B, times, Q + 1)
+        scales = torch.cat([means.new_ones(1), self.forecaster.amount_statistics[:, 0]])
+        expected = means.cummax(1)[0] * scales
+        expected[..., 1] = expected[..., 1].maximum(expected[..., 0])  # a visit has at least one event
         chosen = [times.index(day) for day in self.days]
+        expected, means = expected[:, chosen], means[:, chosen] * scales
+        moved = (expected / means.clamp(min=1e-9)).log()
         distribution = Distribution(*(value[:, chosen] for value in distribution))
-        of_amounts = forecaster.amounts(Inputs(*(value[:, chosen] for value in inputs)), distribution)
-        scales = forecaster.amount_statistics[:, 0]
-        sums = of_amounts.log_expected.exp() * scales
-        means = torch.cat([distribution.expected[..., None], sums], -1)  # (B, D, Q + 1)
+        distribution = distribution._replace(log_mean=distribution.log_mean + moved[..., 0])
+        of_amounts = AmountDistribution(*(value[:, chosen] for value in of_amounts))
+        of_amounts = of_amounts._replace(log_mean=of_amounts.log_mean + moved[..., 1:])
+        quantiles = zip(distribution.intervals(), of_amounts.intervals(), strict=True)
+        medians, bounds = (torch.cat([number[:, :, None], sums], 2) for number, sums in quantiles)
+        medians, bounds = (
+            medians * scales,
+            bounds * scales[:, None, None],
+        )  # (B, D, Q + 1) and (B, D, Q + 1, levels, 2)
+        columns: list[torch.Tensor] = []
+        for index, place in enumerate(chosen):
+            quantities = torch.cat([torch.stack([expected, medians], -1)[:, index], bounds[:, index].flatten(2)], -1)
+            columns += [*quantities.flatten(1).unbind(1), 1 - absent[:, place]]
+        columns += [median_days(absent[:, : len(edges)], edges), 1 - absent[:, -1]]
+        return dict(zip(self.names(), columns, strict=True))
 
-        def by_head(day: float) -> torch.Tensor:
-            own = torch.stack([learned[f"{quantity}_{day:g}d"] for quantity in self.quantities], -1)
-            return own.clamp(min=1e-6)
 
-        expected = []
-        least = by_head(self.last_learned) if learned else torch.zeros_like(means[:, 0])
-        for index, day in enumerate(self.days):
-            least = torch.maximum(means[:, index], least) if day > self.last_learned else least
-            expected.append(least if day > self.last_learned else by_head(day))
-        moved = (torch.stack(expected, 1) / means.clamp(min=1e-9)).log()
-        distribution = distribution._replace(log_mean=(distribution.log_mean + moved[..., 0]).clamp(-14, 8))
-        log_mean, comes = of_amounts.log_mean + moved[..., 1:], distribution.log_comes[..., None]
-        of_sums = of_amounts._replace(log_mean=log_mean, log_comes=comes).intervals() * scales[:, None, None]
-        intervals = torch.cat([distribution.intervals()[:, :, None], of_sums], 2)  # (B, D, Q + 1, levels, 2)
-        told = {}
-        for index, day in enumerate(self.days):
-            for number, quantity in enumerate(self.quantities):
-                name = f"{quantity}_{day:g}d"
-                if day > self.last_learned:
-                    told[name] = expected[index][:, number]
-                for level, bounds in zip(LEVELS, intervals[:, index, number].unbind(1), strict=True):
-                    told |= {f"{name}_low{level}": bounds[:, 0], f"{name}_high{level}": bounds[:, 1]}
-            if day > self.last_learned:
-                told[f"{CHANCE}_{day:g}d"] = 1 - absent[:, later.index(day)]
-        if later:
-            told[ALIVE] = 1 - absent[:, -1]
-        if num_later:
-            shares, edges = absent[:, :num_later], later[:num_later]
-            if self.heads is not None:
-                shares, edges = torch.cat([self.heads.absent(state), shares], 1), [*self.heads.edges, *edges]
-            told[NEXT_VISIT] = median_days(shares, edges)
-        return told
+def median_days(absent: torch.Tensor, ends: Sequence[float]) -> torch.Tensor:
+    """Median days to the next visit: where the probability of none, `absent` of shape `(..., intervals)`, falls to a
+    half, by linear interpolation between the ends of intervals; at most the last end."""
+    edges = torch.tensor([0.0, *ends], device=absent.device)
+    shares = torch.cat([torch.ones_like(absent[..., :1]), absent], -1)
+    index = (shares > 0.5).sum(-1).clamp(max=len(ends))[..., None]  # the first edge at a half or less
+    high, low = shares.gather(-1, index - 1)[..., 0], shares.gather(-1, index)[..., 0]
+    start, end = edges[index[..., 0] - 1], edges[index[..., 0]]
+    part = ((high - 0.5) / (high - low).clamp(min=1e-6)).clamp(0, 1)
+    return start + part * (end - start)
+
+
+def interval_edges(days: Sequence[float]) -> list[float]:
+    """Ends of intervals up to the last of some days, these among them. Each end is about a third later than the one
+    before."""
+    grid = [1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 14.0, 21.0, 30.0, 45.0, 60.0, 90.0, 135.0, 180.0, 270.0, 365.0]
+    return sorted({*(edge for edge in grid if edge < max(days)), *map(float, days)})

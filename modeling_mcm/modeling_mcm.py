@@ -40,7 +40,7 @@ from .losses_mcm import (
 )
 from .readout_mcm import READOUTS, PrefixEnds, attention_weights
 from .scorer_mcm import HORIZON_DAYS, NEXT_VISIT, WITHIN, LabelScorer, LabelTables, read_histories
-from .state_mcm import CustomerState, Forecasts
+from .state_mcm import CustomerState
 
 
 @auto_docstring(custom_intro="Output of [`MCMModel`].")
@@ -154,7 +154,7 @@ class MCMPreTrainedModel(PreTrainedModel):
                 init.zeros_(module.weight[module.padding_idx])
         elif isinstance(module, MCMEmbeddings):
             init.copy_(module.values_digest, digest_bytes(self.config.values_digest))
-        elif isinstance(module, LabelScorer | CustomerState | Forecasts | VisitForecaster):
+        elif isinstance(module, LabelScorer | CustomerState | VisitForecaster):
             module.reset_parameters()
         elif isinstance(module, nn.ParameterList):
             for bias in module:
@@ -246,18 +246,14 @@ class MCMModel(MCMPreTrainedModel):
         for layer in self.encoder.layer:  # without padding there is no mask, and kernels read this flag
             layer.attention.self.is_causal = config.encoder_attention == "causal"
         self.state = CustomerState(config) if config.state_size else None
-        self.forecasts: Forecasts | None = None  # learned on the log
-        self.forecaster: VisitForecaster | None = None  # shipped
-        if config.state_size:
-            self.make_forecasts()
+        self.make_forecaster()
         self.post_init()
 
-    def make_forecasts(self) -> None:
-        """Makes the modules that forecast, untrained, as the config says."""
+    def make_forecaster(self) -> None:
+        """Makes the forecaster, untrained, if the config has one."""
         config = self.config
-        self.forecasts = Forecasts(config) if config.head_days else None
-        self.forecaster = None
-        if config.forecast_window:
+        self.forecaster: VisitForecaster | None = None
+        if config.state_size and config.forecast_window:
             deciding = [config.features.index(name) for name in config.target_features or config.tasks]
             types = {config.features.index(name): ids for name, ids in config.target_types.items()}
             self.forecaster = VisitForecaster(1 + len(config.summed_features), deciding, types)
@@ -270,7 +266,7 @@ class MCMModel(MCMPreTrainedModel):
 
     def select_forecasts(self, days: Sequence[float] | None = None) -> CustomerForecasts:
         """The forecasts for some horizons, by default those of the config. Raises `ValueError` if one is too long."""
-        return CustomerForecasts(self.config, self.forecasts, self.forecaster, days)
+        return CustomerForecasts(self.config, self.forecaster, days)
 
     @merge_with_config_defaults
     @capture_outputs
@@ -329,7 +325,8 @@ class MCMModel(MCMPreTrainedModel):
         if self.state is not None:
             timing = (event_times, event_values, as_of)
             state = self.state(self.state_counts(input_ids, attention_mask, visit_ids, *timing))
-            forecasts = self.forecast(state, input_ids, attention_mask, visit_ids, *timing, days=forecast_days)
+            if not self.training:
+                forecasts = self.forecast(input_ids, attention_mask, visit_ids, *timing, days=forecast_days)
         return MCMModelOutput(
             last_hidden_state=hidden,
             pooler_output=state,
@@ -379,14 +376,14 @@ class MCMModel(MCMPreTrainedModel):
         has_events = counts[:, undecayed, None] > 0
         return torch.where(has_events, counts, self.state.mean)
 
-    def forecast(self, state, input_ids, attention_mask, visit_ids, event_times, event_values, as_of, days=None):
-        """All forecasts; in training those of the learned head alone. `None` if there is none."""
+    def forecast(self, input_ids, attention_mask, visit_ids, event_times, event_values, as_of, days=None):
+        """All forecasts, see [`~forecaster_mcm.CustomerForecasts`]; `None` if there is none."""
         told = self.select_forecasts(days)
-        if self.forecaster is None or self.training:
-            return None if self.forecasts is None else self.forecasts(state, None if days is None else told.days)
-        is_event = attention_mask.bool() & (torch.arange(attention_mask.shape[1], device=state.device) > 0)
+        if self.forecaster is None:
+            return None
+        is_event = attention_mask.bool() & (torch.arange(attention_mask.shape[1], device=input_ids.device) > 0)
         visits = self.forecaster.read(input_ids, is_event, visit_ids, event_times, event_values)
-        return told.compute(state, visits, event_times.amax(1) if as_of is None else as_of)
+        return told.compute(visits, event_times.amax(1) if as_of is None else as_of)
 
     def _pool(self, hidden, unit_mask):
         if self.config.encoder_attention == "causal":

@@ -21,9 +21,8 @@ from transformers.utils import ModelOutput
 from .action_inputs_mcm import encode_actions
 from .candidates_mcm import CandidateSet, ChosenLabels
 from .events_mcm import events_before, naming, read_zone, to_seconds
-from .forecaster_mcm import CustomerForecasts
+from .forecaster_mcm import CustomerForecasts, MissingForecastsError
 from .inputs_mcm import until
-from .state_mcm import MissingForecastsError
 
 
 class _Numbered(tuple):
@@ -128,10 +127,10 @@ class CustomerForecastPipeline(_CustomerPipeline):
     """Forecasts the future of customers: `pipeline("customer-forecast", model=checkpoint)(customer)`.
 
     The result of a customer is a dict. For each horizon, such as 7 days, `visits_7d`, `events_7d` and `price_7d` (for
-    each summed feature such as `price`) are expected numbers and sums, and `visit_probability_7d` is the probability
-    of a visit. `visits_7d_low80` and `visits_7d_high80` are the ends of an interval that holds 80% of such customers,
-    and so on for 95% and the other quantities. `source_7d` is `"log"` where the log was long enough to learn this
-    horizon, else `"shipped"`. `days_to_next_visit` is the median number of days to the next visit.
+    each summed feature such as `price`) are expected numbers and sums: means, which may be added up over customers.
+    `visits_7d_median` is the median, which lies between `visits_7d_low80` and `visits_7d_high80`, the ends of an
+    interval that holds 80% of such customers; and so on for 95% and the other quantities. `visit_probability_7d` is
+    the probability of a visit, and `days_to_next_visit` the median number of days to the next one.
 
     Options:
         as_of (text or datetime, *optional*): Time from which the forecasts count, written as the log writes its
@@ -150,16 +149,15 @@ class CustomerForecastPipeline(_CustomerPipeline):
     def _sanitize_parameters(self, days: Sequence[float] | None = None, **options: Any):
         chosen = {} if days is None else {"days": self._told(days).days}
         _, forward, _ = super()._sanitize_parameters(**options)
-        return {}, forward | chosen, chosen
+        return {}, forward | chosen, {}
 
     def _forward(self, input_tensors: dict[str, Any], **forward_parameters: Any) -> ModelOutput:
         inputs: Any = self.model_inputs(input_tensors, forward_parameters.get("as_of"))
         return ModelOutput(self.model(**inputs, forecast_days=forward_parameters.get("days")).forecasts)
 
-    def postprocess(self, model_outputs: ModelOutput, **postprocess_parameters: Any) -> dict[str, float | str]:
-        """Converts the forecasts to numbers, and names their sources."""
-        numbers = {name: value[0].item() for name, value in model_outputs.items()}
-        return numbers | self._told(postprocess_parameters.get("days")).sources
+    def postprocess(self, model_outputs: ModelOutput, **postprocess_parameters: Any) -> dict[str, float]:
+        """Converts the forecasts to numbers."""
+        return {name: value[0].item() for name, value in model_outputs.items()}
 
     def _told(self, days: Sequence[float] | None = None) -> CustomerForecasts:
         model: Any = self.model

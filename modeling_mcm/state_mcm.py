@@ -1,6 +1,6 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The customer state, a vector that describes a customer at a time, and forecasts from then on.
+"""The customer state, a vector that describes a customer at a time.
 
 The state is computed from decayed counts: the numbers of visits, events and feature values that a customer had, where
 older ones weigh less. Such counts describe a customer better than the encoder's last vector does, and they are
@@ -12,7 +12,6 @@ included), V values of a feature, S size of the state.
 """
 
 import math
-from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from typing import cast
 
@@ -31,7 +30,6 @@ STATE_DROPOUT = 0.3  # dropout probability on z
 STATE_HALF_LIVES = (7.0, 30.0, 90.0)  # half-lives of the other counts; they are also counted undecayed
 MIN_STD, LARGEST_Z = 0.05, 8.0  # smallest standard deviation, and largest absolute value, of standardised counts
 ANY_SILENCE = 1e9  # days: the longest silence before training; a finite number, because infinite weights are refused
-CHANCE, NEXT_VISIT, ALIVE = "visit_probability", "days_to_next_visit", "alive_probability"
 GAPS = ("days since the last event", "days since the first", "the ratio to the mean gap", "the mean gap")
 
 
@@ -49,16 +47,6 @@ def sum_by_value(ids: torch.Tensor, weights: torch.Tensor, size: int) -> torch.T
     weights_by_event = weights.flatten(2).flatten(0, 1)
     sums = weights_by_event.new_zeros(len(ids) * size, weights_by_event.shape[1])
     return sums.index_add_(0, rows.flatten(), weights_by_event).view(len(ids), size, *weights.shape[2:])
-
-
-class MissingForecastsError(ValueError):
-    """Raised where forecasts are requested from a checkpoint that has no trained forecasts."""
-
-    def __init__(self, name: str | None):
-        super().__init__(
-            f"{name or 'The model'} has no trained forecasts: they would be made up. Pre-train a checkpoint with a "
-            "customer state (mcm pretrain)."
-        )
 
 
 class CustomerState(nn.Module):
@@ -294,78 +282,3 @@ def _inserted(values: torch.Tensor, index: int, number: int, value: float) -> to
     """Inserts `number` elements of one value before the element `index` of the last axis."""
     new = values.new_full((*values.shape[:-1], number), value)
     return torch.cat([values[..., :index], new, values[..., index:]], -1)
-
-
-class Forecasts(nn.Module):
-    """Forecasts of a customer's future from a time on, by linear layers on the customer state. For each quantity
-    (visits, events, sums of values) the expected amount between one horizon and the next is exp(a . state + b), and a
-    forecast is the sum up to its horizon. The probability of a visit comes from hazards: among customers without a
-    visit before an interval, the share with a visit in the interval is sigmoid(c . state + d)."""
-
-    def __init__(self, config: MCMConfig):
-        super().__init__()
-        self.days = config.head_days
-        self.quantities = ["visits", "events", *config.summed_features]
-        self.edges = interval_edges(self.days)
-        self.amounts = nn.Linear(config.state_size, len(self.days) * len(self.quantities))
-        self.hazards = nn.Linear(config.state_size, len(self.edges))
-
-    def reset_parameters(self) -> None:
-        """Sets all weights to 0, which marks the forecasts as untrained."""
-        for parameter in self.parameters():
-            init.zeros_(parameter)
-
-    @property
-    def is_trained(self) -> bool:
-        """Whether the forecasts were trained: all weights start at 0."""
-        return bool(self.amounts.weight.any())
-
-    def log_amounts(self, state: torch.Tensor) -> torch.Tensor:
-        """Log of the expected amounts between one horizon and the next, of shape `(..., horizons, quantities)`."""
-        return self.amounts(state).unflatten(-1, (len(self.days), len(self.quantities)))
-
-    def forward(self, state: torch.Tensor, days: Sequence[float] | None = None) -> dict[str, torch.Tensor]:
-        """Computes all forecasts. Returns `dict[str, torch.FloatTensor]`, each of shape `(...)`: for each horizon,
-        such as 7 days, `visits_7d`, `events_7d` and the sum of each summed feature are expected amounts, and
-        `visit_probability_7d` is the probability of a visit. `days_to_next_visit` is the median number of days to the
-        next visit, at most the longest horizon, and `alive_probability` the probability of a visit within it. Other
-        `days` up to the longest horizon are interpolated."""
-        amounts = self.log_amounts(state.float()).clamp(max=30).exp().cumsum(-2).movedim(-2, -1)
-        absent = self.absent(state)
-        told: dict[str, torch.Tensor] = {}
-        for day in self.days if days is None else days:
-            names = [f"{name}_{day:g}d" for name in self.quantities]
-            told |= dict(zip(names, _at_day(amounts, self.days, day).unbind(-1), strict=True))
-            told[f"{CHANCE}_{day:g}d"] = _at_day(1 - absent, self.edges, day)
-        return told | {NEXT_VISIT: median_days(absent, self.edges), ALIVE: 1 - absent[..., -1]}
-
-    def absent(self, state: torch.Tensor) -> torch.Tensor:
-        """Probability of no visit until the end of each interval, of shape `(..., intervals)`."""
-        return torch.cumsum(F.logsigmoid(-self.hazards(state.float())), -1).exp()
-
-
-def _at_day(curve: torch.Tensor, ends: Sequence[float], day: float) -> torch.Tensor:
-    """Value at a day of a curve `(..., ends)` that begins at 0, by linear interpolation between its ends."""
-    index = bisect_left(ends, day)
-    if ends[index] == day:
-        return curve[..., index]
-    start, low = (ends[index - 1], curve[..., index - 1]) if index else (0.0, torch.zeros_like(curve[..., 0]))
-    return low + (day - start) / (ends[index] - start) * (curve[..., index] - low)
-
-
-def median_days(absent: torch.Tensor, ends: Sequence[float]) -> torch.Tensor:
-    """Median days to the next visit: where the probability of none, `absent` of shape `(..., intervals)`, falls to a
-    half, by linear interpolation between the ends of intervals; at most the last end."""
-    edges = torch.tensor([0.0, *ends], device=absent.device)
-    shares = torch.cat([torch.ones_like(absent[..., :1]), absent], -1)
-    index = (shares > 0.5).sum(-1).clamp(max=len(ends))[..., None]  # the first edge at a half or less
-    high, low = shares.gather(-1, index - 1)[..., 0], shares.gather(-1, index)[..., 0]
-    start, end = edges[index[..., 0] - 1], edges[index[..., 0]]
-    part = ((high - 0.5) / (high - low).clamp(min=1e-6)).clamp(0, 1)
-    return start + part * (end - start)
-
-
-def interval_edges(days: Sequence[float]) -> list[float]:
-    """Ends of the hazard intervals, in days. Each end is about a third later than the one before."""
-    grid = [1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 14.0, 21.0, 30.0, 45.0, 60.0, 90.0, 135.0, 180.0, 270.0, 365.0]
-    return sorted({*(edge for edge in grid if edge < max(days)), *map(float, days)})

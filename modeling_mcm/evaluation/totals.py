@@ -20,9 +20,9 @@ from modeling_mcm.data.cases import deciding_tasks
 from modeling_mcm.data.collator import MCMCollator, PreparedRows, batches_by_length
 from modeling_mcm.data.dataset import CUSTOMER
 from modeling_mcm.events_mcm import EPOCH, SECONDS_PER_DAY, read_zone, to_seconds
+from modeling_mcm.forecaster_mcm import MissingForecastsError
 from modeling_mcm.modeling_mcm import MCMModel
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
-from modeling_mcm.state_mcm import MissingForecastsError
 
 logger = logging.get_logger(__name__)
 MOST_PAST = 12  # times of the past that are tried

@@ -28,6 +28,7 @@ from modeling_mcm.action_mcm import MCMForActionRecommendation
 from modeling_mcm.candidates_mcm import CandidateSet
 from modeling_mcm.customer_mcm import MCMForCustomerPrediction
 from modeling_mcm.events_mcm import events_before, to_text
+from modeling_mcm.forecaster_mcm import MissingForecastsError
 from modeling_mcm.live.explanations import Explanation, check_head, explain, has_head
 from modeling_mcm.live.history import LiveHistory
 from modeling_mcm.live.storage import FIX, checkpoint_digest, pack, unpack
@@ -35,7 +36,6 @@ from modeling_mcm.live.weights import find_reader, is_incremental
 from modeling_mcm.live.window import LiveWindow
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
-from modeling_mcm.state_mcm import MissingForecastsError
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ class LiveCustomer:
         with torch.inference_mode():
             return self.model.model(**self._inputs(seconds)).pooler_output[0].float().cpu().numpy()
 
-    def forecast(self, as_of: Any = None, days: Sequence[float] | None = None) -> dict[str, float | str]:
+    def forecast(self, as_of: Any = None, days: Sequence[float] | None = None) -> dict[str, float]:
         """Forecasts from `as_of` on by name, as [`CustomerForecastPipeline`] returns them. Raises
         [`MissingForecastsError`], a `ValueError`, if the checkpoint has no trained forecasts."""
         seconds, told = self._read_as_of(as_of), self.model.model.select_forecasts(days)
@@ -185,7 +185,7 @@ class LiveCustomer:
             with torch.inference_mode():
                 outputs = self.model.model(**self._inputs(seconds), forecast_days=days)
             forecasts = cast(dict[str, torch.Tensor], outputs.forecasts)
-        return {name: value.item() for name, value in forecasts.items()} | told.sources
+        return {name: value.item() for name, value in forecasts.items()}
 
     def explain(self, task: str, label: Any = None, as_of: Any = None) -> Explanation:
         """Explains the score of a label (a value of the task's feature; default: the one with the highest score) by

@@ -225,5 +225,5 @@ class LiveState:
         forecasts = reader.model.model.customer_forecasts
         if not forecasts.are_trained:
             return {}
-        told = reader.model.model.forecast(self.embedding(reader, as_of)[None], **self.inputs(as_of), days=days)
+        told = reader.model.model.forecast(**self.inputs(as_of), days=days)
         return {name: value[0] for name, value in told.items()}

@@ -22,10 +22,10 @@ import pyarrow.csv
 
 from modeling_mcm.data.dataset import CUSTOMER
 from modeling_mcm.extras import needs
+from modeling_mcm.forecaster_mcm import ALIVE, CHANCE, NEXT_VISIT, MissingForecastsError
 from modeling_mcm.live.explanations import is_due, occurrences
 from modeling_mcm.page.histories import LIKELIEST, RHYTHM, Histories
 from modeling_mcm.scoring.scorer import CHANCES, SCORES
-from modeling_mcm.state_mcm import ALIVE, CHANCE, NEXT_VISIT, MissingForecastsError
 
 SHOWN_LABELS = 6  # of a task
 COMPARED, MOVES = 1000, 8  # labels that are compared before and after; shown of those

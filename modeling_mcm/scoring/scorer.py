@@ -53,7 +53,8 @@ class ScoringJob:
         tasks (`tuple[str]`): Names of the tasks that are ranked; empty where only embeddings or forecasts are written.
         top_k (`int`): Number of labels that are written for each task.
         rows_per_file (`int`): Number of customers in one file.
-        forecasts (`tuple[str]`): Names of the forecasts that are written, a column each; see [`~state_mcm.Forecasts`].
+        forecasts (`tuple[str]`): Names of the forecasts that are written, a column each; see
+            [`~forecaster_mcm.CustomerForecasts`].
         as_of (`int`, *optional*): Moment for which customers are scored, in seconds since 1970-01-01. Default: each
             customer's last event.
         candidates, exclude (`str`, *optional*): Files of tables, see [`CandidateSet`]; `exclude` may be "seen".
@@ -267,9 +268,6 @@ class Scorer:
         columns |= {
             name: pa.array(found[name]) for name in [*(PREDICTED + name for name in job.predicted), *job.forecasts]
         }
-        told = self.model.base_model.select_forecasts(job.forecast_days)
-        sources = told.sources if job.forecasts else {}
-        columns |= {name: pa.array([source] * number).dictionary_encode() for name, source in sources.items()}
         for task in job.ranked:
             is_label = found[task] > 0
             if number_empty := int((~is_label.any(1)).sum()):

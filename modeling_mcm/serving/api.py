@@ -21,6 +21,7 @@ from modeling_mcm.action_inputs_mcm import encode_actions
 from modeling_mcm.action_mcm import MCMForActionRecommendation
 from modeling_mcm.evaluation.totals import total_of_histories
 from modeling_mcm.extras import needs
+from modeling_mcm.forecaster_mcm import MissingForecastsError
 from modeling_mcm.live.customer import LiveCustomer
 from modeling_mcm.live.explanations import MissingHeadError, check_head
 from modeling_mcm.live.explanations import explain as explain_score
@@ -31,7 +32,6 @@ from modeling_mcm.serving.answers import Deleted, Scores, errors
 from modeling_mcm.serving.failures import ServiceError, UnknownCustomer
 from modeling_mcm.serving.service import CustomerService, Incoming
 from modeling_mcm.serving.store import MAX_ID
-from modeling_mcm.state_mcm import MissingForecastsError
 
 MOST_BYTES, MOST_EVENTS = 1_000_000, 1_000  # of a request
 MOST_LABELS, MOST_CUSTOMERS, LARGEST_GROUP = 1000, 100, 1000  # of an answer

@@ -2,8 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is fitted outside of the Trainer's steps: the labels' usual values before them, the customer state after."""
 
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow.compute as pc
@@ -12,16 +11,22 @@ import torch
 from numpy.typing import NDArray
 from transformers.utils import logging
 
-from modeling_mcm.configuration_mcm import FIRST_LABEL, MCMConfig
+from modeling_mcm.configuration_mcm import FIRST_LABEL, FIRST_VALUE_ID, MCMConfig
 from modeling_mcm.data import PreparedData
+from modeling_mcm.data.cases import deciding_tasks
 from modeling_mcm.data.collator import PreparedRows
 from modeling_mcm.data.dataset import POPULARITY_FILE
-from modeling_mcm.forecaster_mcm import LONGEST_RATIO
-from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
-from modeling_mcm.training.moments import train_state
+from modeling_mcm.events_mcm import SECONDS_PER_DAY
+from modeling_mcm.forecaster_mcm import LONGEST_RATIO, VisitForecaster
+from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation, MCMModel
+from modeling_mcm.processing_mcm import MCMFeatureExtractor
+from modeling_mcm.training.forecaster import load_weights, pad_visits, set_shop
+from modeling_mcm.training.moments import latest_events, train_state
 from modeling_mcm.training.resuming import FORECAST_FIELDS
 
 logger = logging.get_logger(__name__)
+SHOP_CUSTOMERS, READ_AT_ONCE = 2**15, 512  # customers whose visits describe the shop, and of whom so many are padded
+EARLIEST = 1e-3  # share of the visits before the window, which begins there: a wrong date must not stretch it
 DECIDED = 0.9  # a label determines a feature if this share of events has the label's most frequent value
 
 
@@ -89,30 +94,82 @@ def fill_label_values(model: MCMForMultiTaskRecommendation, rows: Any) -> dict[s
 
 
 def learn_state(model: MCMForMultiTaskRecommendation, data: PreparedData, seed: int, most: int) -> None:
-    """Trains the customer state and its forecasts at times of the training period, in at most so many steps."""
-    rows, schema = data.rows, data.schema
-    ends = np.asarray(rows["validation_end"])
-    several = trainable(ends)
-    cutoff = None if schema.leaves_one_out else float(schema.cutoff_seconds("validation"))
-    requested = sorted(model.config.forecast_days)
-    prepared = PreparedRows(rows, several, ends[several])
+    """Trains the customer state in at most so many steps, and describes the shop to the forecaster. Both read every
+    customer with an event before the validation cutoff: of those who came once, most do not come again."""
+    ends = np.asarray(data.rows["validation_end"])
+    several = np.flatnonzero(ends > 0)
+    cutoff = None if data.schema.leaves_one_out else float(data.schema.cutoff_seconds("validation"))
+    prepared = PreparedRows(data.rows, several, ends[several])
     losses = train_state(model.model, data.extractor, prepared, cutoff, seed, most)
     words = ", ".join(f"{name} {value:.3f}" for name, value in losses.items())
-    config, told = model.config, model.model.customer_forecasts
+    logger.info(f"The customer state is trained. Losses: {words}.")
+    requested = sorted(model.config.forecast_days)
+    window = describe_shop(model.model, data.extractor, prepared, cutoff)
     for name in FORECAST_FIELDS:
-        setattr(config, name, getattr(model.model.config, name))
-    logger.info(f"The customer state is trained. Losses: {words}. It has forecasts for {_days(config.head_days)}.")
-    if shipped := [day for day in told.days if day not in config.head_days]:
-        logger.info(
-            f"The training period is too short to learn {_days(shipped)}: the shipped forecaster answers there."
-        )
-    if missed := [day for day in requested if day not in told.days]:
+        setattr(model.config, name, getattr(model.model.config, name))
+    missed = ", ".join(f"{day:g}" for day in requested if day not in model.config.forecast_days)
+    if data.extractor.order is not None:
+        logger.warning("There are no forecasts, because the log has no times: name its `time` in the event schema.")
+    elif not model.config.forecast_window:
         logger.warning(
-            f"There are no forecasts for {_days(missed)}, because the shipped forecaster goes up to "
-            f"{LONGEST_RATIO:g} times the training period, {config.forecast_window:.0f} days. Choose a later "
-            "validation cutoff, or shorter horizons (--config_overrides 'forecast_days=[7,30]')."
+            f"There are no forecasts, because the training period has {24 * window:.1f} hours, no whole day."
+        )
+    elif missed:
+        logger.warning(
+            f"There are no forecasts for {missed} days: the longest horizon is {LONGEST_RATIO:g} times the training "
+            f"period of {window:.1f} days. Choose a later validation cutoff."
         )
 
 
-def _days(days: Sequence[float]) -> str:
-    return f"{', '.join(f'{day:g}' for day in days) or 'no'} days"
+@torch.no_grad()
+def describe_shop(model: MCMModel, extractor: MCMFeatureExtractor, rows: Any, cutoff: float | None) -> float:
+    """Makes the forecaster, with the shipped weights and the statistics of the shop in the training period: those of
+    all customers, or of `SHOP_CUSTOMERS` of them. A log without times, or with less than a day of visits, has no
+    forecaster. Horizons that are too long are left out of the config.
+
+    Args:
+        rows ([`PreparedRows`]): The customers with an event in the training period.
+        cutoff (`float`, *optional*): Its end, in seconds since 1970. `None`: each customer's last visits are held out.
+
+    Returns:
+        `float`: Days of the training period.
+    """
+    config, token = model.config, extractor.token_type_feature
+    config.target_features = deciding_tasks(config.tasks, token)
+    known = extractor.vocabularies[token]
+    named = [known.index(name) + FIRST_VALUE_ID for name in extractor.target_token_types if name in known]
+    config.target_types = {token: named} if named else {}
+    config.forecast_window = 1.0  # so that there is a forecaster, which reads visits; its length follows
+    model.make_forecaster()
+    forecaster = cast(VisitForecaster, model.forecaster)
+    chosen = np.sort(np.random.default_rng(0).permutation(len(rows))[:SHOP_CUSTOMERS])
+    customers, times, amounts = [], [], []
+    for start in range(0, len(chosen), READ_AT_ONCE):
+        read = [
+            latest_events(row, extractor.max_events - 1)
+            for row in rows.__getitems__(chosen[start:][:READ_AT_ONCE].tolist())
+        ]
+        batch = extractor.pad([extractor.readable(history, config.input_features) for history in read])
+        is_event = batch["attention_mask"].bool()
+        is_event[:, 0] = False
+        inputs = (batch.get(name) for name in ("visit_ids", "event_times", "event_values"))
+        visits = forecaster.read(batch["input_ids"], is_event, *inputs)  # type: ignore[arg-type]
+        starts = torch.tensor([float(history["times"][0]) / SECONDS_PER_DAY for history in read], dtype=torch.float64)
+        customers.append(start + visits.is_visit.nonzero()[:, 0])
+        times.append((visits.times.double() + starts[:, None])[visits.is_visit])
+        amounts.append(visits.amounts[visits.is_visit])
+    customer, days = torch.cat(customers), torch.cat(times)
+    window = 0.0
+    if len(days) and extractor.order is None:
+        end = float(days.max()) if cutoff is None else cutoff / SECONDS_PER_DAY
+        window = end - float(days.sort().values[int(EARLIEST * len(days))])
+    if window < 1:
+        config.forecast_window, config.forecast_days = 0.0, []
+        model.make_forecaster()
+        return window
+    load_weights(forecaster)
+    visits = pad_visits(customer.numpy(), (days - end).float().numpy(), torch.cat(amounts).numpy(), len(chosen))
+    set_shop(forecaster, visits, torch.zeros(len(chosen)), window)
+    config.forecast_window = window
+    config.forecast_days = model.customer_forecasts.days
+    return window

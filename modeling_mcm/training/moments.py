@@ -4,12 +4,8 @@
 
 A moment is a customer and a time t. The state at t is computed from the events up to t. From the state, linear heads
 predict the visits, events and sums of values of the next days, when the next visit comes, which labels of small tasks
-follow, and the counts that the state was computed from. After training only the forecasts are kept of these heads.
-Nothing after the validation cutoff is read, and a horizon that ends after it is no target.
-
-At the end the forecasts are fitted again on fixed states, with a penalty, because heads that were trained together
-with the state overfit the training customers. A horizon that too few moments observe is left to the forecaster that
-ships with the package, which is told the statistics of the shop.
+follow, and the counts that the state was computed from. None of the heads is kept. Nothing after the validation cutoff
+is read, and a horizon that ends after it, or that too few moments observe, is no target.
 
 Shapes: B customers, M moments a customer, R = B M moments, D horizons, Q quantities, I intervals of hazards.
 """
@@ -26,15 +22,13 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers.utils import logging
 
-from modeling_mcm.configuration_mcm import FIRST_VALUE_ID
 from modeling_mcm.data.cases import deciding_tasks
 from modeling_mcm.data.collator import LengthGroupedSampler
 from modeling_mcm.events_mcm import SECONDS_PER_DAY, select_events
-from modeling_mcm.forecaster_mcm import VisitForecaster
+from modeling_mcm.forecaster_mcm import interval_edges
 from modeling_mcm.modeling_mcm import MCMModel
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
-from modeling_mcm.state_mcm import GAPS, CustomerState, Forecasts
-from modeling_mcm.training.forecaster import load_weights, set_shop
+from modeling_mcm.state_mcm import GAPS, CustomerState
 
 MOMENTS, STEP_CUSTOMERS = 16, 32  # moments of a customer, and customers of a step
 PASSES, LEAST_STEPS, MOST_STEPS = 4, 40, 1500  # passes over all customers, within these numbers of steps
@@ -44,12 +38,9 @@ RECONSTRUCTION, FUTURE, HAZARD, SETS = 3.0, 0.3, 0.1, 6.0  # weights of the loss
 MOST_SET_LABELS = 512  # tasks with more labels have no head that predicts the labels of the next days
 STANDARD_CUSTOMERS = 512  # customers whose moments give the mean and std that standardise the counts
 COMPONENT_CUSTOMERS, COMPONENT_COUNTS = 2**14, 2**26  # whose counts give the components; largest number of counts
-FORECAST_CUSTOMERS, FORECAST_MOMENTS, RIDGE = 2048, 4, 1e-2  # of the last fit of the forecasts, on fixed states
-# Days of the moments of that fit, as a multiple of the longest horizon, and the least share of them that sees its end.
-# A quarter of so many days does; more days would be older, and a shop's level moves on.
-FORECAST_WINDOW, LEAST_OBSERVED = 4 / 3, 1 / 8
-SHOP_CUSTOMERS = 2048  # customers whose visits describe the shop
-EARLIEST = 1e-3  # share of the visits before the window, which begins there: a wrong date must not stretch it
+# Of the moments whose states say which directions of the learned numbers are noise: customers, moments of each, and
+# their days as a multiple of the longest horizon, of which at least a share must see a horizon's end to be a target.
+LATE_CUSTOMERS, LATE_MOMENTS, LATE_DAYS, LEAST_OBSERVED = 2048, 4, 4 / 3, 1 / 8
 NO_NEXT_VISIT = 2**62  # seconds: the time of a next visit that did not come
 
 
@@ -68,11 +59,18 @@ class Moments:
 class MomentSampler:
     """Draws moments of customers, with what followed each."""
 
-    def __init__(self, model: MCMModel, extractor: MCMFeatureExtractor, cutoff: float | None, seed: int = 0):
+    def __init__(
+        self,
+        model: MCMModel,
+        extractor: MCMFeatureExtractor,
+        cutoff: float | None,
+        days: Sequence[float],
+        seed: int = 0,
+    ):
         config = model.config
         self.state, self.extractor, self.cutoff = cast(CustomerState, model.state), extractor, cutoff
         self.read, self.sums = config.input_features, config.summed_features
-        self.days = config.head_days
+        self.days = sorted(float(day) for day in days)
         self.middle = len(self.days) // 2  # the horizon for sets of labels
         self.generator = np.random.default_rng(seed)
         token = extractor.token_type_feature
@@ -96,7 +94,7 @@ class MomentSampler:
             `Moments`: The moments, those of one customer after the other.
         """
         longest = self.extractor.max_events - 1  # the start row takes one position
-        histories = [_before(row, longest) for row in rows]
+        histories = [latest_events(row, longest) for row in rows]
         times, followed = [], []
         for history in histories:
             first, end = self._period(history)
@@ -118,10 +116,10 @@ class MomentSampler:
     def observed_horizons(self, rows: Sequence[Mapping[str, Any]]) -> list[float]:
         """Horizons, in days, that the training period of these customers is long enough to learn from. A moment
         observes a horizon that ends before the training period does. The horizon can be learned if on average at least
-        `LEAST_OBSERVED` of a customer's last days, `FORECAST_WINDOW` times the horizon, observe it."""
-        periods = [self._period(_before(row, self.extractor.max_events - 1)) for row in rows]
+        `LEAST_OBSERVED` of a customer's last days, `LATE_DAYS` times the horizon, observe it."""
+        periods = [self._period(latest_events(row, self.extractor.max_events - 1)) for row in rows]
         days = np.array([(end - first) / SECONDS_PER_DAY for first, end in periods]).clip(min=1e-6)
-        latest = np.minimum(days, FORECAST_WINDOW * np.array(self.days)[:, None])  # (D, customers)
+        latest = np.minimum(days, LATE_DAYS * np.array(self.days)[:, None])  # (D, customers)
         shares = ((latest - np.array(self.days)[:, None]) / latest).clip(min=0).mean(1)
         return [day for day, share in zip(self.days, shares, strict=True) if share >= LEAST_OBSERVED]
 
@@ -166,7 +164,7 @@ class MomentSampler:
         )
 
 
-def _before(row: Mapping[str, Any], longest: int) -> dict[str, Any]:
+def latest_events(row: Mapping[str, Any], longest: int) -> dict[str, Any]:
     """Takes the latest events before the validation cutoff, at most `longest`."""
     latest = slice(max(0, row["validation_end"] - longest), row["validation_end"])
     return select_events(row, latest)
@@ -178,13 +176,6 @@ def _amounts_loss(log_amounts: torch.Tensor, moments: Moments) -> torch.Tensor:
     expected = log_amounts.clamp(max=20).exp().cumsum(1).log1p()
     actual = moments.amounts.cumsum(1).log1p()
     losses = F.smooth_l1_loss(expected, actual, reduction="none") * weights
-    return losses.sum() / weights.sum().clamp(min=1)
-
-
-def _counts_loss(log_amounts: torch.Tensor, moments: Moments, sizes: torch.Tensor) -> torch.Tensor:
-    """Mean negative log-likelihood of amounts, in units of `sizes` of shape `(D, Q)`, under a Poisson distribution."""
-    weights = moments.is_observed.float()[..., None]
-    losses = F.poisson_nll_loss(log_amounts - sizes.log(), moments.amounts / sizes, reduction="none") * weights
     return losses.sum() / weights.sum().clamp(min=1)
 
 
@@ -215,7 +206,7 @@ def train_state(
     seed: int = 0,
     most: int = MOST_STEPS,
 ) -> dict[str, float]:
-    """Trains the customer state and its forecasts, and nothing else of the model.
+    """Trains the customer state, and nothing else of the model.
 
     Args:
         cutoff (`float`, *optional*): End of the training period of all customers, in seconds since 1970. `None` if
@@ -232,67 +223,23 @@ def train_state(
         torch.manual_seed(seed)
         batches = _batches(rows, STEP_CUSTOMERS, seed)
         customers = [next(batches) for _ in range(math.ceil(min(len(rows), STANDARD_CUSTOMERS) / STEP_CUSTOMERS))]
-        config = model.config
-        config.learned_days, config.forecast_window = None, 0.0
-        sampler = MomentSampler(model, extractor, cutoff, seed)
+        sampler = MomentSampler(model, extractor, cutoff, model.config.forecast_days, seed)
         _standardise(state, (sampler.draw(batch, MOMENTS) for batch in customers))
-        config.learned_days = sampler.observed_horizons([row for batch in customers for row in batch])
-        describe_shop(model, extractor, rows, cutoff, seed)
+        days = sampler.observed_horizons([row for batch in customers for row in batch])
         number = min(COMPONENT_CUSTOMERS, COMPONENT_COUNTS // max(1, state.directions.shape[1]))
-        whole = _late_moments(MomentSampler(model, extractor, cutoff, seed + 2), rows, seed, number, 1, 0.0)
+        whole = _late_moments(MomentSampler(model, extractor, cutoff, days, seed + 2), rows, seed, number, 1, 0.0)
         undecayed = [state.undecayed(state.standardised(moments.counts)) for moments in whole]
         directions = state.find_components(torch.cat(undecayed))
-        losses = _train(model, MomentSampler(model, extractor, cutoff, seed), batches, len(rows), most)
+        losses = _train(model, MomentSampler(model, extractor, cutoff, days, seed), batches, len(rows), most)
         # Only now, so that the learned numbers do not depend on the components: they would say less of the rest.
         state.directions.copy_(directions)
-        days = FORECAST_WINDOW * max(config.head_days) if config.head_days else None
-        sampler = MomentSampler(model, extractor, cutoff, seed + 1)
-        moments = _joined([*_late_moments(sampler, rows, seed, FORECAST_CUSTOMERS, FORECAST_MOMENTS, days)])
+        last_days = LATE_DAYS * max(days) if days else None
+        sampler = MomentSampler(model, extractor, cutoff, days, seed + 1)
+        late = _late_moments(sampler, rows, seed, LATE_CUSTOMERS, LATE_MOMENTS, last_days)
         with torch.no_grad():
-            moments.counts = state.shrink_directions(state(moments.counts))
-        if model.forecasts is not None:
-            _learn_forecasts(model.forecasts, moments)
+            state.shrink_directions(torch.cat([state(moments.counts) for moments in late]))
     cast(nn.Module, model).to(device)
     return losses
-
-
-def describe_shop(
-    model: MCMModel, extractor: MCMFeatureExtractor, rows: Any, cutoff: float | None, seed: int = 0
-) -> None:
-    """Makes the modules that forecast: a head for the horizons that the log allows, and the shipped forecaster with
-    the statistics of the shop in the training period. A log without times, or with less than a day of visits, has no
-    forecaster. Horizons that neither answers are left out of the config."""
-    config = model.config
-    token = extractor.token_type_feature
-    config.target_features = deciding_tasks(config.tasks, token)
-    known = extractor.vocabularies[token]
-    named = [known.index(name) + FIRST_VALUE_ID for name in extractor.target_token_types if name in known]
-    config.target_types = {token: named} if named else {}
-    chosen = np.sort(np.random.default_rng(seed).permutation(len(rows))[:SHOP_CUSTOMERS]).tolist()
-    longest = extractor.max_events - 1
-    histories = [_before(row, longest) for row in rows.__getitems__(chosen)]
-    batch = extractor.pad([extractor.readable(history, config.input_features) for history in histories])
-    is_event = batch["attention_mask"].bool()
-    is_event[:, 0] = False
-    config.forecast_window = 1.0  # so that there is a forecaster, which reads visits; its length follows
-    model.make_forecasts()
-    forecaster = cast(VisitForecaster, model.forecaster)
-    names = ("visit_ids", "event_times", "event_values")
-    visits = forecaster.read(batch["input_ids"], is_event, *(batch.get(name) for name in names))  # type: ignore[arg-type]
-    starts = torch.tensor([float(history["times"][0]) / SECONDS_PER_DAY for history in histories], dtype=torch.float64)
-    days = (visits.times.double() + starts[:, None])[visits.is_visit]
-    window = 0.0
-    if len(days) and extractor.order is None:
-        end = float(days.max()) if cutoff is None else cutoff / SECONDS_PER_DAY
-        window = end - float(days.sort().values[int(EARLIEST * len(days))])
-    if window < 1:
-        config.forecast_window, config.forecast_days = 0.0, config.head_days
-        model.make_forecasts()
-        return
-    load_weights(forecaster)
-    set_shop(forecaster, visits, (end - starts).float(), window)
-    config.forecast_window = window
-    config.forecast_days = model.customer_forecasts.days
 
 
 def _batches(rows: Any, size: int, seed: int) -> Iterator[list[dict[str, Any]]]:
@@ -323,22 +270,21 @@ def _standardise(state: CustomerState, parts: Iterable[Moments]) -> None:
     state.longest_silence.fill_(longest)
 
 
-def _joined(parts: Sequence[Moments]) -> Moments:
-    return Moments(*(torch.cat([getattr(part, name) for part in parts]) for name in Moments.__dataclass_fields__))
-
-
 def _train(
     model: MCMModel, sampler: MomentSampler, batches: Iterator[list[dict[str, Any]]], customers: int, most: int
 ) -> dict[str, float]:
-    state, forecasts, size = cast(CustomerState, model.state), model.forecasts, model.config.state_size
+    state, size, days = cast(CustomerState, model.state), model.config.state_size, sampler.days
     heads = nn.ModuleDict({"counts": nn.Linear(size, sum(state.blocks))})
-    if forecasts is not None:
-        nn.init.normal_(forecasts.amounts.weight, std=size**-0.5)
-        nn.init.normal_(forecasts.hazards.weight, std=size**-0.5)
+    edges = interval_edges(days) if days else []
+    if days:
+        quantities = 2 + len(sampler.sums)  # visits, events and sums
+        heads.update({"amounts": nn.Linear(size, len(days) * quantities), "hazards": nn.Linear(size, len(edges))})
+        for name in ("amounts", "hazards"):
+            nn.init.normal_(cast(nn.Linear, heads[name]).weight, std=size**-0.5)
+            nn.init.zeros_(cast(nn.Linear, heads[name]).bias)
         if sampler.set_sizes:
             heads["sets"] = nn.Linear(size, sum(sampler.set_sizes))
-    modules = [state, heads, *([] if forecasts is None else [forecasts])]
-    parameters = [value for module in modules for value in module.parameters()]
+    parameters = [*state.parameters(), *heads.parameters()]
     usual = max(min(MOST_STEPS, MOST_COUNTS // len(state.mean)), LEAST_STEPS)
     steps = min(max(math.ceil(PASSES * customers / STEP_CUSTOMERS), LEAST_STEPS), usual, most)
     optimizer = torch.optim.AdamW(parameters, lr=MOMENTS_LR, weight_decay=MOMENTS_DECAY, fused=True)
@@ -350,9 +296,10 @@ def _train(
         standardised = state.standardised(moments.counts)
         states = state.from_standardised(standardised)
         losses = {"counts": RECONSTRUCTION * _blockwise_squared_error(heads["counts"](states), standardised, state)}
-        if forecasts is not None:
-            losses["amounts"] = FUTURE * _amounts_loss(forecasts.log_amounts(states), moments)
-            losses["hazards"] = HAZARD * _hazard_loss(forecasts.hazards(states), moments, forecasts.edges)
+        if days:
+            log_amounts = heads["amounts"](states).unflatten(-1, (len(days), -1))
+            losses["amounts"] = FUTURE * _amounts_loss(log_amounts, moments)
+            losses["hazards"] = HAZARD * _hazard_loss(heads["hazards"](states), moments, edges)
         if "sets" in heads:
             is_observed = moments.is_observed[:, sampler.middle, None].float()
             entropies = F.binary_cross_entropy_with_logits(heads["sets"](states), moments.followed, reduction="none")
@@ -375,27 +322,3 @@ def _late_moments(
     batches = _batches(rows, STEP_CUSTOMERS, seed + 1)
     for _ in range(math.ceil(min(len(rows), customers) / STEP_CUSTOMERS)):
         yield sampler.draw(next(batches), number, last_days)
-
-
-def _learn_forecasts(forecasts: Forecasts, moments: Moments) -> None:
-    """Fits the forecasts on moments whose `counts` are fixed states."""
-    weights = moments.is_observed.float()[..., None]
-    sizes = ((moments.amounts * weights).sum(0) / weights.sum(0).clamp(min=1)).clamp(min=1e-6)  # (D, Q)
-    with torch.no_grad():
-        forecasts.amounts.bias.copy_(sizes.log().flatten())
-        for layer in (forecasts.amounts, forecasts.hazards):
-            layer.weight.zero_()
-        forecasts.hazards.bias.fill_(-1.0)
-    parameters = list(forecasts.parameters())
-    optimizer = torch.optim.LBFGS(parameters, max_iter=100, line_search_fn="strong_wolfe")
-    std = moments.counts.std(0).clamp(min=1e-6)  # so that the penalty does not depend on a number's scale
-
-    def closure() -> torch.Tensor:
-        optimizer.zero_grad()
-        penalty = sum(((layer.weight * std) ** 2).sum() for layer in (forecasts.amounts, forecasts.hazards))
-        loss = _counts_loss(forecasts.log_amounts(moments.counts), moments, sizes)
-        loss = loss + _hazard_loss(forecasts.hazards(moments.counts), moments, forecasts.edges) + RIDGE * penalty
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)

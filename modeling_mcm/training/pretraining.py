@@ -202,9 +202,8 @@ def _train(
     trainer = _make_trainer(options, training, data, model, (train_rows, eval_rows), run)
     if trainer.is_fsdp_enabled:
         # No loss of the Trainer reaches them, and a sharded optimizer without a state for a weight can't be loaded.
-        for part in (model.model.state, model.model.forecasts):
-            if part is not None:
-                part.requires_grad_(False)
+        if model.model.state is not None:
+            model.model.state.requires_grad_(False)
     if start.faults:
         logger.warning(
             f"Interrupted while they were written, or damaged since, so not used: {'; '.join(start.faults)}."

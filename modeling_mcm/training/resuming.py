@@ -91,7 +91,7 @@ def changed_options(earlier: Mapping[str, Any], as_of: Mapping[str, Any]) -> lis
 
 
 # Fields of a config that the training of the customer state sets.
-FORECAST_FIELDS = ("forecast_days", "learned_days", "forecast_window", "target_features", "target_types")
+FORECAST_FIELDS = ("forecast_days", "forecast_window", "target_features", "target_types")
 
 
 def changed_config(folder: Path, config: PreTrainedConfig) -> list[str]:

@@ -199,7 +199,7 @@ def test_embeddings_and_forecasts_have_a_row_for_each_customer(fitted):
     assert model.embed().shape == (34, model.model.config.embedding_size)
     table = model.forecast(["c07", "c03"], days=[30, 365])
     assert list(table.index) == ["c07", "c03"]
-    assert {"price_365d", "price_365d_low80", "visit_probability_30d", "source_365d"} < set(table)
+    assert {"price_365d", "price_365d_low80", "visit_probability_30d", "visits_365d_median"} < set(table)
     assert not any("_7d" in name for name in table) and (table["price_365d"] >= table["price_30d"]).all()
     assert "visits_7d" in model.forecast(["c07"])
 

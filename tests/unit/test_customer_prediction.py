@@ -96,20 +96,16 @@ def test_head_starts_as_a_penalised_linear_model(make_model, number):
 
 def test_training_changes_state_and_head_alone(make_model, inputs):
     model = make_model(num_labels=2)
-    torch.nn.init.ones_(model.model.forecasts.amounts.weight)
     before = copy.deepcopy(model.state_dict())
     losses = learn(model, labels=torch.tensor([0, 1, 0, 1]), **inputs)
     assert losses[0] == pytest.approx(0.693, abs=1e-3) and losses[-1] < 0.3
     moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert {name.split(".")[0] for name in moved} == {"prediction_head", "model"}
-    assert all(name.startswith(("model.state.", "model.forecasts.", "prediction_head.output.")) for name in moved)
-    # The forecasts are linear in the state of before, so they are no longer told.
-    assert not model.model.forecasts.is_trained
+    assert all(name.startswith(("model.state.", "prediction_head.output.")) for name in moved)
 
 
-def test_frozen_state_keeps_forecasts(make_model, inputs):
+def test_frozen_state_stays(make_model, inputs):
     model = make_model(num_labels=2, hidden_dropout_prob=0.0)
-    torch.nn.init.ones_(model.model.forecasts.amounts.weight)
     model.freeze_state()
     before = copy.deepcopy(model.model.state_dict())
     learn(model, labels=torch.tensor([0, 1, 0, 1]), **inputs)

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The forecaster: what it reads, that its distributions are calibrated on shops it never saw, and what is told."""
 
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -15,6 +13,7 @@ from modeling_mcm.forecaster_mcm import (
     Distribution,
     VisitForecaster,
     Visits,
+    median_days,
 )
 from modeling_mcm.training.forecaster import compute_losses, draw_examples, load_weights, pad_visits, set_shop
 from modeling_mcm.training.synthetic_shops import draw_shop
@@ -100,7 +99,10 @@ def test_intervals_hold_what_they_say():
     spread = Distribution(*(torch.randn(3, 300, generator=draw) * torch.tensor([2.0, 1.0, 2.0])[:, None]))
     shares = spread.log_probability(torch.arange(3000.0)[:, None]).exp()
     cumulative = torch.cat([torch.zeros(1, 300), shares.cumsum(0)])
-    bounds = spread.intervals().long()
+    median, bounds = (each.long() for each in spread.intervals())
+    below, until = (cumulative.gather(0, median[None] + more)[0] for more in (0, 1))
+    assert ((below < 0.5) & (until >= 0.499) | (spread.log_mean.exp() > 5)).all()
+    assert (bounds[:, 0, 0] <= median).all() and (median <= bounds[:, 0, 1]).all()
     for index, level in enumerate(LEVELS):
         low, high = bounds[:, index].T
         inside = cumulative.gather(0, high[None] + 1) - cumulative.gather(0, low[None])
@@ -111,13 +113,18 @@ def test_intervals_hold_what_they_say():
     assert (bounds[:, 1, 0] <= bounds[:, 0, 0]).all() and (bounds[:, 1, 1] >= bounds[:, 0, 1]).all()
 
     comes = torch.tensor([0.05, 0.5, 1 - 1e-6])
-    amounts = AmountDistribution(torch.zeros(3), torch.zeros(3), torch.ones(3), comes.log()).intervals()
+    amounts = AmountDistribution(torch.zeros(3), torch.zeros(3), torch.ones(3), comes.log()).intervals()[1]
     assert amounts[0].tolist()[0] == [0, 0] and amounts[1, 0, 0] == 0 < amounts[2, 0, 0]
     normal = torch.distributions.Normal(0.0, 1.0)
     inside = 0.5 + 0.5 * normal.cdf(amounts[1, 0, 1].log())
     torch.testing.assert_close(inside, torch.tensor(0.8), atol=1e-3, rtol=0)
     inside = normal.cdf(amounts[2, 0, 1].log()) - normal.cdf(amounts[2, 0, 0].log())
     torch.testing.assert_close(inside, torch.tensor(0.8), atol=1e-3, rtol=0)
+
+
+def test_median_day():
+    absent = torch.tensor([[0.5, 0.25, 0.1], [0.9, 0.7, 0.2], [1.0, 0.9, 0.8]])
+    torch.testing.assert_close(median_days(absent, [1.0, 2.0, 12.0]), torch.tensor([1.0, 6.0, 12.0]))
 
 
 def test_shops_it_never_saw_are_in_its_intervals(forecaster):
@@ -133,10 +140,10 @@ def test_shops_it_never_saw_are_in_its_intervals(forecaster):
         learned, rates = compute_losses(shipped, examples), compute_losses(plain, examples)
     some = spread.expected > 1  # of others, no visit is often likelier than the level
     for index, level in enumerate(LEVELS):
-        low, high = spread.intervals()[some, index].T
+        low, high = spread.intervals()[1][some, index].T
         inside = ((low <= examples.number[some]) & (examples.number[some] <= high)).float().mean()
         assert abs(inside - level / 100) < 0.05
-        low, high = amounts.intervals()[some, 0, index].T
+        low, high = amounts.intervals()[1][some, 0, index].T
         inside = ((low <= examples.total[some]) & (examples.total[some] <= high)).float().mean()
         assert abs(inside - level / 100) < 0.06
     per_shop = spread.expected / (examples.usual[:, 0] + 0.1)
@@ -171,7 +178,7 @@ def test_little_is_known_of_some_customers(forecaster):
     named = {"nothing": nothing, "once": once, "as_of": as_of, "often": often}
     for name, visits in named.items():
         spread, amounts = distributions(forecaster, visits)
-        assert all(value.isfinite().all() for value in (*spread, *amounts, spread.intervals(), amounts.intervals()))
+        assert all(value.isfinite().all() for value in (*spread, *amounts, *spread.intervals(), *amounts.intervals()))
         expected[name] = spread.expected[0, 1]
     assert 0 < expected["once"] < min(expected["as_of"], expected["often"], expected["nothing"])
     silent = distributions(forecaster, once, 10 * WINDOW)[0].expected
@@ -206,16 +213,13 @@ def make_model(**changes):
     torch.manual_seed(0)
     choices = {"features": FEATURES, "vocabulary_sizes": SIZES, "tasks": ["item"], "summed_features": ["kind"]}
     sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
-    told = {"state_size": 8, "forecast_days": [7, 30, 180], "learned_days": [7], "forecast_window": WINDOW}
+    told = {"state_size": 8, "forecast_days": [7, 30, 180], "forecast_window": WINDOW}
     choices |= sizes | told | {"target_features": ["item"], "target_types": {"kind": [2]}}
     model = MCMModel(MCMConfig(**choices | changes)).eval()
     if model.forecaster is not None:
         load_weights(model.forecaster)
         visits = make_visits()
         set_shop(model.forecaster, visits, read_as_of(visits), WINDOW)
-    if model.forecasts is not None:
-        torch.nn.init.normal_(model.forecasts.amounts.weight, std=0.1)
-        torch.nn.init.constant_(model.forecasts.hazards.bias, -2.0)
     return model
 
 
@@ -245,20 +249,19 @@ def test_visits_with_targets_are_read():
     assert visits.amounts[visits.is_visit].tolist() == [[2, 3], [1, 8], [1, 1]]
 
 
-def test_what_is_told_and_by_whom():
+def test_what_is_told():
     model = make_model()
     told = model(**make_inputs()).forecasts
     forecasts = model.customer_forecasts
     assert list(told) == forecasts.names() and len(set(told)) == len(told)
-    assert forecasts.sources == {"source_7d": "log", "source_30d": "shipped", "source_180d": "shipped"}
-    heads = model.forecasts(model(**make_inputs()).pooler_output)
-    for name in ("visits_7d", "events_7d", "kind_7d", "visit_probability_7d"):
-        torch.testing.assert_close(told[name], heads[name])
+    for day in (7, 30, 180):
+        assert (told[f"visit_probability_{day}d"] <= told[f"visits_{day}d"]).all()
+        assert (told[f"visits_{day}d"] <= told[f"events_{day}d"]).all()
     for quantity in ("visits", "events", "kind"):
         horizons = [told[f"{quantity}_{day}d"] for day in (7, 30, 180)]
         assert (torch.stack(horizons).diff(dim=0) >= 0).all()
         for day in (7, 30, 180):
-            bounds = [told[f"{quantity}_{day}d_{end}"] for end in ("low95", "low80", "high80", "high95")]
+            bounds = [told[f"{quantity}_{day}d_{end}"] for end in ("low95", "low80", "median", "high80", "high95")]
             assert (torch.stack(bounds).diff(dim=0) >= 0).all() and (bounds[0] >= 0).all()
     chances = torch.stack([told[f"visit_probability_{day}d"] for day in (7, 30, 180)])
     assert (chances.diff(dim=0) >= 0).all() and (chances > 0).all() and (chances < 1).all()
@@ -266,28 +269,6 @@ def test_what_is_told_and_by_whom():
     longest = model(**make_inputs(), forecast_days=[400]).forecasts
     torch.testing.assert_close(told["alive_probability"], longest["visit_probability_400d"])
     assert (told["alive_probability"] > chances[-1]).all()
-
-
-def test_intervals_move_with_the_learned_head():
-    model, inputs = make_model(), make_inputs()
-    before = model(**inputs).forecasts
-    model.forecasts.amounts.bias.data += math.log(50)
-    after = model(**inputs).forecasts
-    assert (after["visits_7d_high80"] > before["visits_7d_high80"]).all()
-    assert (after["kind_7d_high80"] > before["kind_7d_high80"]).all()
-
-
-def test_a_model_may_have_one_of_both():
-    """Checkpoints of before have no forecaster; a log that is too short for all horizons has no learned head."""
-    before, short = make_model(learned_days=None, forecast_window=0), make_model(learned_days=[])
-    assert before.forecaster is None and short.forecasts is None
-    names = before.customer_forecasts.names()
-    assert list(before(**make_inputs()).forecasts) == names
-    assert set(before.customer_forecasts.sources.values()) == {"log"}
-    told = short(**make_inputs()).forecasts
-    assert short.customer_forecasts.are_trained and set(short.customer_forecasts.sources.values()) == {"shipped"}
-    assert set(names) < set(told) and all(value.isfinite().all() for value in told.values())
-    assert not make_model(learned_days=[], forecast_window=0).customer_forecasts.are_trained
 
 
 def test_horizons_beyond_twice_the_window_are_not_told():
@@ -299,12 +280,14 @@ def test_horizons_beyond_twice_the_window_are_not_told():
         model.select_forecasts([float("nan")])
     with pytest.raises(ValueError, match="`days` is empty"):
         model.select_forecasts([])
+    nothing = make_model(forecast_window=0)
+    assert nothing.forecaster is None and not nothing.customer_forecasts.are_trained
+    assert nothing(**make_inputs()).forecasts is None
 
 
-@pytest.mark.parametrize("changes", [{}, {"learned_days": None}, {"learned_days": []}], ids=["both", "all", "none"])
-def test_other_horizons_on_request(changes):
+def test_other_horizons_on_request():
     """They do not change those of the config, and lie between them."""
-    model, inputs = make_model(**changes), make_inputs()
+    model, inputs = make_model(), make_inputs()
     usual, asked = model(**inputs).forecasts, model(**inputs, forecast_days=[3, 7, 30, 100, 180, 365]).forecasts
     for name in usual.keys() - {"days_to_next_visit"}:  # `alive_probability` too
         torch.testing.assert_close(asked[name], usual[name], rtol=1e-4, atol=1e-5)
@@ -327,5 +310,4 @@ def test_a_checkpoint_needs_nothing_else(tmp_path):
 def test_nothing_trains_the_network():
     model = make_model()
     assert not any(value.requires_grad for value in model.forecaster.parameters())
-    told = model.train()(**make_inputs()).forecasts
-    assert not any("_low" in name for name in told)  # a step takes no longer
+    assert model.train()(**make_inputs()).forecasts is None  # a step takes no longer

@@ -192,25 +192,6 @@ def test_new_values_do_not_change_the_state(model):
     assert model(**known).pooler_output.isfinite().all()
 
 
-def test_forecasts_grow_with_the_horizon(model):
-    torch.nn.init.normal_(model.forecasts.hazards.bias, -1)
-    found = model(**make_inputs()).forecasts
-    for quantity in ("visits", "events", "token_type"):
-        assert (found[f"{quantity}_7d"] < found[f"{quantity}_30d"]).all()
-        assert (found[f"{quantity}_30d"] < found[f"{quantity}_90d"]).all()
-    chances = torch.stack([found[f"visit_probability_{day}d"] for day in (7, 30, 90)])
-    assert (chances.diff(dim=0) >= 0).all() and (chances > 0).all() and (chances < 1).all()
-    assert ((found["days_to_next_visit"] > 0) & (found["days_to_next_visit"] <= 90)).all()
-
-
-def test_median_day(model):
-    torch.nn.init.zeros_(model.forecasts.hazards.weight)
-    torch.nn.init.zeros_(model.forecasts.hazards.bias)  # half come in each interval: the first ends after a day
-    found = model(**make_inputs()).forecasts
-    torch.testing.assert_close(found["days_to_next_visit"], torch.ones(3))
-    torch.testing.assert_close(found["visit_probability_7d"], torch.full((3,), 1 - 0.5**5))
-
-
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -225,10 +206,9 @@ def test_bad_config_is_refused(changes, words):
         make_config(**changes)
 
 
-def test_head_returns_state_and_forecasts():
+def test_head_returns_the_state():
     torch.manual_seed(0)
     model = MCMForMultiTaskRecommendation(make_config()).eval()
     inputs = make_inputs()
     found, base = model(**inputs), model.model(**inputs)
     torch.testing.assert_close(found.pooler_output, base.pooler_output)
-    torch.testing.assert_close(found.forecasts["visits_30d"], base.forecasts["visits_30d"])

@@ -16,8 +16,7 @@ from modeling_mcm import MCMConfig, MCMModel
 from modeling_mcm.data import PreparedData
 from modeling_mcm.data.collator import PreparedRows
 from modeling_mcm.scoring import ScoringJob, forecast_total
-from modeling_mcm.training.fitting import trainable
-from modeling_mcm.training.moments import train_state
+from modeling_mcm.training.fitting import describe_shop, trainable
 
 DAYS = 25
 
@@ -29,11 +28,11 @@ def data(prepared):
 
 @pytest.fixture(scope="module")
 def model(data):
-    """A tiny model whose state is trained on the data set."""
+    """A tiny model whose forecaster knows the shop of the data set."""
     sizes = {"state_size": 16, "summed_features": data.extractor.numeric_features, "forecast_days": [7.0, DAYS]}
     model = MCMModel(MCMConfig(**(from_data(data.extractor) | TINY | EXTENDED | sizes)))
     rows = PreparedRows(data.rows, trainable(np.asarray(data.rows["validation_end"])))
-    train_state(model, data.extractor, rows, data.schema.cutoff_seconds("validation"))
+    describe_shop(model, data.extractor, rows, data.schema.cutoff_seconds("validation"))
     return model.eval()
 
 

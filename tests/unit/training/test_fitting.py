@@ -1,13 +1,17 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""What labels decide: their usual values of other features."""
+"""What labels decide, and what the forecaster is told of a shop."""
 
 import datasets
+import numpy as np
+import pandas as pd
 import pyarrow as pa
+import pytest
 import torch
 
-from modeling_mcm.data import load_prepared
-from modeling_mcm.training.fitting import fill_label_values
+from modeling_mcm.data import PreparedData, load_prepared
+from modeling_mcm.data.collator import PreparedRows
+from modeling_mcm.training.fitting import describe_shop, fill_label_values, learn_state
 
 
 def with_one_aisle_later(rows):
@@ -51,3 +55,61 @@ def test_labels_decide_the_features_that_never_change_with_them(prepared, tiny_m
     known = [vector for k, vector in enumerate(others) if model.label_values(place)[label, k] > 0]
     wanted = (tables["items"].weight[label] + sum(known)) / (1 + len(known))
     torch.testing.assert_close(vectors[label], wanted)
+
+
+CUTOFF = pd.Timestamp("2017-10-01").timestamp()
+
+
+def describe(folder, model, extractor):
+    rows = load_prepared(folder)
+    known = PreparedRows(rows, np.flatnonzero(np.asarray(rows["validation_end"]) > 0))
+    describe_shop(model, extractor, known, CUTOFF)
+    return known
+
+
+@pytest.fixture
+def shop_model(tiny_model, extractor):
+    """A function that makes a tiny model with a state, for a shop."""
+
+    def make(**changes):
+        return tiny_model(extended=True, state_size=12, summed_features=extractor.numeric_features, **changes).model
+
+    return make
+
+
+def test_the_shop_is_described_by_its_target_visits(prepared, shop_model, extractor):
+    """Views are none; the statistics are those of the visits that the log's targets make."""
+    model = shop_model(forecast_days=[7, 365, 3650])
+    rows = describe(prepared, model, extractor)
+    purchase = extractor.vocabularies["type"].index("buy") + 2
+    assert model.config.target_types == {"type": [purchase]}
+    numbers = []
+    for row in rows:
+        read = slice(max(0, row["validation_end"] - extractor.max_events + 1), row["validation_end"])
+        numbers.append(len(np.unique(row["visits"][read][row["task_items"][read] > 0])))
+    repeats = np.mean([number - 1 for number in numbers if number])
+    torch.testing.assert_close(model.forecaster.statistics[2].expm1().item(), repeats, rtol=0.01, atol=0.0)
+    assert model.config.forecast_days == [7, 365]  # at most twice the period from the first visits of 2017
+    assert 250 < model.forecaster.window < 280
+
+
+def test_a_customer_who_came_once_describes_the_shop(event_log, prepare_log, tiny_model, extractor):
+    """Where most come once, a customer with one visit is not expected back soon. Without them all had come again."""
+    once = event_log[event_log["who"].isin(["c01", "c02"])].groupby("who").head(1)
+    many = [once.assign(who=once["who"] + f"{copy:03}", when="2017-02-01", action="buy") for copy in range(150)]
+    folder = prepare_log(pd.concat([event_log, *many]).astype({"when": event_log["when"].dtype}))
+    data = PreparedData(folder)
+    choices = {"state_size": 12, "summed_features": data.extractor.numeric_features}
+    model = tiny_model(extended=True, vocabulary_sizes=data.extractor.vocabulary_sizes, **choices)
+    learn_state(model, data, seed=0, most=2)
+    assert model.model.forecaster.statistics[1] > 0.8  # share of customers with one visit
+    row = data.extractor.encode({"events": many[0].iloc[:1].to_dict("list")}, "it")
+    told = model.model(**data.extractor.pad([row], as_of=[round(CUTOFF)])).forecasts
+    assert told["visit_probability_30d"] < 0.05 and told["visits_90d"] < 0.1
+
+
+def test_a_log_without_times_has_no_forecasts(prepared, shop_model, extractor):
+    model = shop_model(forecast_days=[7, 365])
+    extractor.order = "place"
+    describe(prepared, model, extractor)
+    assert model.forecaster is None and model.config.forecast_days == []

@@ -16,20 +16,17 @@ from modeling_mcm.data import load_prepared
 from modeling_mcm.data.collator import PreparedRows
 from modeling_mcm.data.dataset import FEATURE_EXTRACTOR_FOLDER
 from modeling_mcm.events_mcm import select_events
+from modeling_mcm.training.fitting import describe_shop
 from modeling_mcm.training.moments import (
-    FORECAST_MOMENTS,
-    FORECAST_WINDOW,
-    STEP_CUSTOMERS,
     Moments,
     MomentSampler,
-    _batches,
     _hazard_loss,
-    _joined,
     train_state,
 )
 
 CUTOFF = pd.Timestamp("2017-10-01").timestamp()
 DAY = 86_400
+DAYS = [7, 30, 90]
 
 
 def make_model(extractor, **changes):
@@ -59,7 +56,7 @@ def trained(rows, stored_extractor):
 
 def test_what_followed_is_what_the_log_says(event_log, extractor, rows):
     """Visits, events and sums of a moment's next days, counted in the log by hand."""
-    sampler = MomentSampler(make_model(extractor), extractor, CUTOFF)
+    sampler = MomentSampler(make_model(extractor), extractor, CUTOFF, DAYS)
     row = rows[3]
     history = {name: value[: row["validation_end"]] for name, value in row.items() if isinstance(value, np.ndarray)}
     moments = np.array([pd.Timestamp(day).timestamp() for day in ("2017-02-01", "2017-06-15", "2017-09-20")])
@@ -87,7 +84,7 @@ def test_the_first_numbers_of_a_trained_state_are_counts(extractor, rows, traine
     """Days since the last event and the like, visits, sums and events; half of a small state at most."""
     model, number = copy.deepcopy(trained[0]), 6
     assert len(make_model(extractor, state_size=64).state.plain_counts) == 16
-    moments = MomentSampler(model, extractor, CUTOFF).draw([rows[0], rows[3]], 5)
+    moments = MomentSampler(model, extractor, CUTOFF, DAYS).draw([rows[0], rows[3]], 5)
     standardised = model.state.standardised(moments.counts)
     assert len(model.state.plain_counts) == number
     with torch.no_grad():
@@ -111,7 +108,7 @@ def test_nothing_after_the_cutoff_is_read(event_log, prepare_log, rows, extracto
     changed = changed[~late | (np.arange(len(changed)) % 3 == 0)]
     others, model = read(prepare_log(changed)), make_model(extractor)
     first, second = (
-        MomentSampler(make_model(extractor), extractor, CUTOFF).draw(each.__getitems__([0, 1, 2]), 6)
+        MomentSampler(make_model(extractor), extractor, CUTOFF, DAYS).draw(each.__getitems__([0, 1, 2]), 6)
         for each in (rows, others)
     )
     for name in vars(first):
@@ -131,7 +128,7 @@ def test_what_comes_after_a_moment_changes_no_count_that_is_drawn_for_it(extract
         later = row["times"] >= middle
         changed.append({k: np.where(later, 2, v) if k.startswith("feature_") else v for k, v in row.items()})
         changed[-1] |= {k: np.where(later, v + 9, v) for k, v in row.items() if k.startswith("value_")}
-    samplers = [MomentSampler(make_model(extractor), extractor, CUTOFF) for _ in range(2)]
+    samplers = [MomentSampler(make_model(extractor), extractor, CUTOFF, DAYS) for _ in range(2)]
     first, second = (
         sampler.draw(each, 16) for sampler, each in zip(samplers, (rows.__getitems__([0, 1, 2]), changed), strict=True)
     )
@@ -141,38 +138,16 @@ def test_what_comes_after_a_moment_changes_no_count_that_is_drawn_for_it(extract
     assert not torch.allclose(first.counts[~earlier], second.counts[~earlier])
 
 
-def test_training_lowers_the_losses_and_learns_forecasts(extractor, rows, trained, monkeypatch):
+def test_training_lowers_the_losses_and_leaves_the_encoder(extractor, rows, trained, monkeypatch):
     model, losses = trained
     monkeypatch.setattr("modeling_mcm.training.moments.LEAST_STEPS", 1)
     monkeypatch.setattr("modeling_mcm.training.moments.PASSES", 0)
     short = make_model(extractor)
     encoder = {name: value.clone() for name, value in short.encoder.state_dict().items()}
     assert sum(losses.values()) < 0.9 * sum(train_state(short, extractor, rows, CUTOFF).values())
-    assert model.forecasts.is_trained
     for each in (model, short):
         for name, value in each.encoder.state_dict().items():
             torch.testing.assert_close(value, encoder[name])
-
-
-def test_expected_amounts_are_right_on_average(extractor, rows, trained):
-    """Over the moments that the forecasts are fitted on, the mean forecast is the mean of what followed."""
-    model, _ = trained
-    sampler, batches = MomentSampler(model, extractor, CUTOFF, seed=1), _batches(rows, STEP_CUSTOMERS, 1)
-    number = math.ceil(len(rows) / STEP_CUSTOMERS)
-    days = FORECAST_WINDOW * max(model.config.forecast_days)
-    moments = _joined([sampler.draw(next(batches), FORECAST_MOMENTS, last_days=days) for _ in range(number)])
-    with torch.no_grad():
-        state = model.state(moments.counts)
-        expected, chances = model.forecasts.log_amounts(state).exp(), model.forecasts(state)
-    assert model.config.forecast_days == [7, 30, 90]
-    for place, day in enumerate(model.config.forecast_days):
-        seen = moments.is_observed[:, place]
-        assert seen.any()
-        torch.testing.assert_close(
-            expected[seen, place].mean(0), moments.amounts[seen, place].mean(0), rtol=0.02, atol=0.0
-        )
-        comes = (moments.next_visit <= day)[seen].float().mean()
-        torch.testing.assert_close(chances[f"visit_probability_{day:g}d"][seen].mean(), comes, rtol=0.05, atol=0.0)
 
 
 def test_an_interval_that_training_did_not_see_the_end_of_has_no_loss():
@@ -187,14 +162,14 @@ def test_an_interval_that_training_did_not_see_the_end_of_has_no_loss():
 
 @pytest.mark.parametrize(("days", "horizons"), [(400, [7, 30, 90]), (130, [7, 30, 90]), (100, [7, 30]), (7, [])])
 def test_a_horizon_needs_a_training_period_that_is_longer(extractor, days, horizons):
-    sampler = MomentSampler(make_model(extractor), extractor, None)
+    sampler = MomentSampler(make_model(extractor), extractor, None, DAYS)
     times = np.array([0, days * DAY])
     assert sampler.observed_horizons([{"times": times, "validation_end": 2}] * 2) == horizons
 
 
 def test_overlapping_visits_are_followed_in_the_order_of_time(extractor, rows):
     """Rows keep the events of a visit together; what followed does not depend on that."""
-    sampler = MomentSampler(make_model(extractor), extractor, CUTOFF)
+    sampler = MomentSampler(make_model(extractor), extractor, CUTOFF, DAYS)
     history = select_events(rows[3], slice(0, rows[3]["validation_end"]))
     moments = np.quantile(history["times"], [0.1, 0.5, 0.9])
     swapped = np.arange(len(history["times"]))
@@ -219,47 +194,9 @@ def test_no_more_steps_than_allowed(extractor, rows, monkeypatch):
     assert len(steps) == 3
 
 
-@pytest.mark.parametrize(("days", "learned"), [([7, 365, 3650], [7]), ([365], [])])
-def test_a_horizon_longer_than_the_training_period_is_not_learned(extractor, rows, tmp_path, days, learned):
-    """The shipped forecaster answers it, up to twice the period; longer ones are left out."""
-    model = make_model(extractor, forecast_days=days)
-    train_state(model, extractor, rows, CUTOFF)
-    model.save_pretrained(tmp_path)
-    loaded = MCMModel.from_pretrained(tmp_path)
-    assert loaded.config.head_days == learned and (loaded.forecasts is None) == (not learned)
-    assert loaded.customer_forecasts.days == loaded.config.forecast_days == [*learned, 365]
-    assert loaded.customer_forecasts.sources["source_365d"] == "shipped"
-    assert 250 < loaded.forecaster.window < 280  # from the first visits of 2017 to the cutoff
-
-
-def test_the_shop_is_described_by_its_target_visits(extractor, rows, trained):
-    """Views are none; the statistics are those of the visits that a moment's targets count."""
-    model, _ = trained
-    purchase = extractor.vocabularies["type"].index("buy") + 2
-    assert model.config.target_types == {"type": [purchase]}
-    per_customer = [len(np.unique(row["visits"][_read(row, extractor)][_bought(row, extractor)])) for row in rows]
-    repeats = np.mean([number - 1 for number in per_customer if number])
-    torch.testing.assert_close(model.forecaster.statistics[2].expm1().item(), repeats, rtol=0.01, atol=0.0)
-
-
-def _read(row, extractor):
-    return slice(max(0, row["validation_end"] - extractor.max_events + 1), row["validation_end"])
-
-
-def _bought(row, extractor):
-    return row["task_items"][_read(row, extractor)] > 0
-
-
-def test_a_log_without_times_has_the_learned_head_alone(extractor, rows):
-    model = make_model(extractor, forecast_days=[7, 365])
-    extractor.order = "place"
-    train_state(model, extractor, rows, CUTOFF)
-    assert model.forecaster is None and model.config.forecast_days == [7]
-
-
 def test_where_last_visits_are_held_out_each_customer_has_an_end(extractor, rows):
     """Without a cutoff for all, what is seen of a customer ends with the last training event."""
-    sampler = MomentSampler(make_model(extractor), extractor, None)
+    sampler = MomentSampler(make_model(extractor), extractor, None, DAYS)
     moments = sampler.draw(rows.__getitems__([0, 1]), 8)
     assert (moments.observed >= 0).all()
     train_state(make_model(extractor), extractor, rows, None)
@@ -274,5 +211,5 @@ def test_a_log_without_prices_and_with_one_token_type(event_log, prepare_log):
     assert not {"view", "coupon"} & set(extractor.vocabularies["type"])
     model = make_model(extractor)
     train_state(model, extractor, read(folder), CUTOFF)
+    describe_shop(model, extractor, read(folder), CUTOFF)
     assert model.customer_forecasts.names()[0] == "visits_7d"
-    assert model.forecasts.is_trained
