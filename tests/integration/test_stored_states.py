@@ -70,7 +70,8 @@ def test_forecasts_can_be_left_out(trained, prepared, tmp_path):
 
 def test_a_checkpoint_without_trained_forecasts_tells_none(prepared, trained, tmp_path):
     model = MCMForMultiTaskRecommendation.from_pretrained(trained)
-    torch.nn.init.zeros_(model.model.forecasts.amounts.weight)
+    model.config.forecast_window = model.model.config.forecast_window = 0.0
+    model.model.make_forecaster()
     model.save_pretrained(tmp_path / "model")
     MCMFeatureExtractor.from_pretrained(trained).save_pretrained(tmp_path / "model")
     with pytest.raises(ValueError, match="no trained forecasts"):

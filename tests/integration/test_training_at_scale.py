@@ -222,7 +222,6 @@ def test_a_run_ends_early_with_the_average_that_was_evaluated_best(stopping, dat
     average = weights(folder / f"checkpoint-{best}", "average.safetensors")
     trained_last = (
         "model.state.",
-        "model.forecasts.",
         "model.forecaster.",
         "scorer.calibration",
         "scorer.chance",
