@@ -1,48 +1,43 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Whether labels are as often in the next visit as their `chance` says: bins of a tenth, by MCM without encoder.
+"""Whether labels are as often in the next visit as their `chance` says: bins of a tenth, by `mcm predict`.
 
-Every label of every test case is counted; the mean of the models that are there.
+The best 50 labels of each test case by MCM without encoder are counted; the mean of the models that are there.
 """
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from transformers.utils import logging
+import pandas as pd
 
-from logs import Log
+from logs import Log, run_mcm
+from methods import FIRST_LABEL
 from methods.mcm import WITHOUT
-from modeling_mcm import MCMForMultiTaskRecommendation
-from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.data import PreparedData
-from modeling_mcm.data.collator import MCMCollator, PreparedRows, batches_by_length
-from modeling_mcm.evaluation.cases import cases_at
-from modeling_mcm.training.checkpoints import open_checkpoint
+from modeling_mcm.evaluation import comparison_cases
 
-LOGS, BINS = ("complete_journey", "ta_feng"), 10
+LOGS, BINS, TOP = ("complete_journey", "ta_feng"), 10, 50
 
 
-def count(data: PreparedData, folder: Path, tasks: tuple[str, ...], cutoff: str = "test") -> np.ndarray:
+def count(data: PreparedData, model: Path, tasks: tuple[str, ...]) -> np.ndarray:
     """Number of labels in each bin, the sum of their chances, and how many came, of shape `(tasks, 3, BINS)`."""
-    model, extractor = open_checkpoint(MCMForMultiTaskRecommendation, str(folder))
-    cases = cases_at(data, cutoff)
-    collator = MCMCollator(extractor, model.config, "evaluate", cutoff=cutoff, as_of=cases.as_of)
-    rows, result = PreparedRows(data.rows, cases.rows), np.zeros((len(tasks), 3, BINS))
-    for chosen in logging.tqdm(batches_by_length(cases.history_end, 64), desc="Chances", unit="batch"):
-        inputs = collator(rows.__getitems__(chosen.tolist()))
-        inputs.pop("labels")
-        with torch.inference_mode():
-            logits = model(**inputs, tasks=tasks).logits
-            chances = [model.chances(task, logits[task][:, FIRST_LABEL:].log_softmax(1)).numpy() for task in tasks]
-        for sums, task, found in zip(result, tasks, chances, strict=True):
-            comes = np.zeros_like(found, bool)
-            for of_case, case in zip(comes, chosen, strict=True):
-                labels = cases.targets[task][case]
-                of_case[labels[labels >= FIRST_LABEL] - FIRST_LABEL] = True
-            index = (found * BINS).astype(int).clip(max=BINS - 1).ravel()
-            sums += [np.bincount(index, each, BINS) for each in (np.ones(len(index)), found.ravel(), comes.ravel())]
+    cases, result = comparison_cases(data, "test"), np.zeros((len(tasks), 3, BINS))
+    before = pd.Timestamp(cases.as_of - 1, unit="s")  # an event at the cutoff is one of those to come
+    with tempfile.TemporaryDirectory() as folder:
+        flags = ["--no_embeddings", "--no_forecasts"]
+        run_mcm(
+            "predict", *flags, model=model, data=data.folder, output_dir=folder, tasks=tasks, top_k=TOP, as_of=before
+        )
+        found = pd.read_parquet(folder).set_index("customer_id").loc[cases.customer_ids]
+    for sums, task in zip(result, tasks, strict=True):
+        names = dict(enumerate(data.extractor.vocabularies[task], FIRST_LABEL))
+        came = [{names.get(label) for label in cases.targets[task][case]} for case in range(len(cases))]
+        came = np.concatenate([[label in own for label in best] for own, best in zip(came, found[task], strict=True)])
+        chances = np.concatenate(found[f"{task}_chances"].to_numpy())
+        index = (chances * BINS).astype(int).clip(max=BINS - 1)
+        sums += [np.bincount(index, each, BINS) for each in (np.ones(len(index)), chances, came)]
     return result
 
 

@@ -17,21 +17,15 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
+import pandas as pd
 import torch
+from transformers import HfArgumentParser
+from transformers.hf_argparser import HfArg
 
 from environments import PEERS, RECTOOLS, ROOT, install
-from modeling_mcm.commands.arguments import parse_options
-from modeling_mcm.configuration_mcm import FIRST_LABEL
+from methods import FIRST_LABEL, labelled_events
 from modeling_mcm.data import PreparedData
-from modeling_mcm.evaluation.histories import task_histories
-from modeling_mcm.evaluation.reports import text_table
-from modeling_mcm.files_mcm import write_json
-from modeling_mcm.option import option
 
 # A script in benchmarks/peers, and the packages of its own environment; without any it runs in this one.
 METHODS = {
@@ -47,31 +41,28 @@ METHODS = {
 class CompareOptions:
     """Which methods are compared, for how long, and on which data."""
 
-    data: str = option("data/complete_journey/prepared", "Folder of a prepared data set.")
-    task: str = option("product_type", "Task whose labels are the items that the other methods recommend.")
-    methods: list[str] = option(list(METHODS), "Methods to compare, the rows of the table.")
-    rounds: int = option(3, "Number of runs of each method, whose median is printed.")
-    seconds: float = option(15.0, "Seconds of training in each run.")
-    length: int = option(100, "Number of each customer's latest events that are read.")
-    batch_size: int = option(32, "Number of customers in one training step.")
-    inference_batch_size: int = option(256, "Number of customers in one batch of inference.")
-    hidden: int = option(128, "Width of the encoder: the length of its hidden vectors.")
-    threads: int = option(help="Number of torch's threads.", factory=torch.get_num_threads)
-    results: str = option("docs/results", "Folder of the table, speed.json.")
+    data: str = HfArg(default="data/complete_journey/prepared", help="Folder of a prepared data set.")
+    task: str = HfArg(default="product_type", help="Task whose labels are the items that the other methods recommend.")
+    methods: list[str] = HfArg(default_factory=lambda: [*METHODS], help="Methods to compare, the rows of the table.")
+    rounds: int = HfArg(default=3, help="Number of runs of each method, whose median is printed.")
+    seconds: float = HfArg(default=15.0, help="Seconds of training in each run.")
+    length: int = HfArg(default=100, help="Number of each customer's latest events that are read.")
+    batch_size: int = HfArg(default=32, help="Number of customers in one training step.")
+    inference_batch_size: int = HfArg(default=256, help="Number of customers in one batch of inference.")
+    hidden: int = HfArg(default=128, help="Width of the encoder: the length of its hidden vectors.")
+    threads: int = HfArg(default_factory=torch.get_num_threads, help="Number of torch's threads.")
+    results: str = HfArg(default="docs/results", help="Folder of the table, speed.json.")
 
     def __post_init__(self) -> None:
         if unknown := [name for name in self.methods if name not in METHODS]:
             raise ValueError(f"No methods {unknown}; there are {', '.join(METHODS)}.")
 
 
-def write_sequences(rows: Any, task: str, length: int, path: Path) -> None:
+def write_sequences(data: PreparedData, task: str, length: int, path: Path) -> None:
     """Writes the last `length` + 1 items of every customer before the validation cutoff, with ids from 0."""
-    items: list[np.ndarray] = []
-    for history in task_histories(rows, task, "validation"):
-        counts = np.bincount(history.customer, minlength=len(history))
-        labels_by_customer = np.split(history.label - FIRST_LABEL, np.cumsum(counts)[:-1])
-        items += [labels[-length - 1 :] for labels in labels_by_customer if len(labels) > 1]
-    pq.write_table(pa.table({"items": pa.array(items, pa.list_(pa.int64()))}), path)
+    events = labelled_events(data, task).query("part == 0")
+    items = (events["item"] - FIRST_LABEL).groupby(events["customer"]).agg(list)
+    pd.DataFrame({"items": [own[-length - 1 :] for own in items if len(own) > 1]}).to_parquet(path)
 
 
 def run(name: str, options: CompareOptions, sequences: Path, items: int) -> dict[str, float]:
@@ -112,21 +103,21 @@ def result_table(runs: dict[str, list[dict[str, float]]]) -> list[list[str]]:
 
 def compare(options: CompareOptions, scratch: Path) -> list[list[str]]:
     """Runs all methods and makes the table."""
-    rows = PreparedData(options.data).rows
+    data = PreparedData(options.data)
     sequences = scratch / "sequences.parquet"
-    write_sequences(rows, options.task, options.length, sequences)
-    labels = 1 + max(int(np.max(row, initial=0)) for row in rows.with_format("numpy")[f"task_{options.task}"])
+    write_sequences(data, options.task, options.length, sequences)
+    items = len(data.extractor.vocabularies[options.task])
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in options.methods}
     for _ in range(options.rounds):
         for name in options.methods:
-            runs[name].append(run(name, options, sequences, labels - FIRST_LABEL))
+            runs[name].append(run(name, options, sequences, items))
             print(name, runs[name][-1], flush=True)
     return result_table(runs)
 
 
 def main() -> None:
     """Reads the options, compares, and writes the table."""
-    (options,) = parse_options(CompareOptions, description=__doc__)
+    (options,) = HfArgumentParser(CompareOptions, description=__doc__).parse_args_into_dataclasses()
     with tempfile.TemporaryDirectory() as scratch:
         table = compare(options, Path(scratch))
     caption = (
@@ -134,9 +125,9 @@ def main() -> None:
         f"{options.batch_size} in training and {options.inference_batch_size} in inference, width {options.hidden}, "
         f"{options.threads} threads, torch {torch.__version__}."
     )
-    print(f"\n{caption}\n\n{text_table(table)}")
+    print(f"\n{caption}\n\n{pd.DataFrame(table[1:], columns=table[0]).to_string(index=False)}")
     Path(options.results).mkdir(parents=True, exist_ok=True)
-    write_json(Path(options.results, "speed.json"), {"caption": caption, "table": table})
+    Path(options.results, "speed.json").write_text(json.dumps({"caption": caption, "table": table}), encoding="utf-8")
 
 
 if __name__ == "__main__":

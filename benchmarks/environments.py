@@ -7,8 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-from modeling_mcm.files_mcm import write_json
-
 ROOT = Path(__file__).resolve().parents[1]
 PEERS, ENVIRONMENTS = ROOT / "benchmarks" / "peers", ROOT / "build" / "peers"
 RECTOOLS = ["rectools[torch]==0.19.0", "pyarrow==20.0.0"]
@@ -24,5 +22,5 @@ def install(packages: list[str]) -> str:
     if not record.is_file() or json.loads(record.read_text(encoding="utf-8")) != packages:
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
         subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True)
-        write_json(record, packages)  # last, so that it stands for a whole environment
+        record.write_text(json.dumps(packages), encoding="utf-8")  # last, so that it stands for a whole environment
     return python

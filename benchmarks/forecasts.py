@@ -1,11 +1,12 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Judges the shipped forecaster beside BG/NBD, which is fitted on each log by maximum likelihood.
+"""Forecasts of visits and spend as a user gets them, beside BG/NBD, which is fitted by maximum likelihood.
 
-A setting is a log, a window and a horizon in days. Both methods read the days of visits in the window, from the start
-of the log, and forecast the visits of each customer in the horizon: the errors (RMSE) and each total over the actual
-one; and the share of customers in the forecaster's intervals, with whole numbers broken at random, which a calibrated
-distribution has at its level.
+`CustomerModel.fit` reads the events before a cutoff, and is asked at the cutoff about the days after it. Both methods
+see the same visits of the same customers, all of those who came before the cutoff: errors (RMSE) and totals over the
+actual ones, what is spent, and the share of customers whose number of visits is in MCM's interval, ends included. An
+interval of 0 alone can't be narrower, although no visit may be likelier than its level: of those who do not come it
+then counts the share that makes it its level, by the chance of no visit that is told beside it.
 """
 
 from pathlib import Path
@@ -13,39 +14,18 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from scipy.optimize import minimize
 from scipy.special import betaln, gammaln, hyp2f1
 
-from logs import Log
-from modeling_mcm.data import PreparedData
-from modeling_mcm.data.cases import arrow_batches, flat_values, list_lengths
-from modeling_mcm.events_mcm import SECONDS_PER_DAY
-from modeling_mcm.forecaster_mcm import Distribution, VisitForecaster
-from modeling_mcm.training.forecaster import SHIPPED_WEIGHTS, load_weights, pad_visits, set_shop
+from logs import Log, RawLog, read_raw
+from modeling_mcm import CustomerModel
+from modeling_mcm.data import EventSchema, PreparedData
 
-SETTINGS = {
-    "cdnow": [(273, 273), (182, 364)],
-    "ta_feng": [(75, 45), (60, 60), (40, 80)],
-    "complete_journey": [(302, 55), (180, 180), (120, 240)],
+CUTOFFS = {  # and the horizons in days
+    "cdnow": {"1997-10-01": (30, 90, 180, 273)},
+    "ta_feng": {"2001-01-15": (7, 14, 30, 45)},
+    "complete_journey": {"2017-07-01": (30, 90, 180)},
 }
-AMOUNTS = {"cdnow": "dollar_value"}  # where it is not the price
-
-
-def daily(data: PreparedData, amount: str) -> pd.DataFrame:
-    """One row a day with a labelled event: columns customer, day from the log's first, and spend."""
-    tasks = [f"task_{task}" for task in data.schema.tasks if task != data.extractor.token_type_feature]
-    parts, first = [], 0
-    for table in arrow_batches(data.rows, ["times", f"value_{amount}", *tasks]):
-        chosen = np.any([flat_values(table, task) > 0 for task in tasks], axis=0)
-        customer = first + np.repeat(np.arange(len(table)), list_lengths(table, "times"))
-        days = flat_values(table, "times") // SECONDS_PER_DAY
-        spend = flat_values(table, f"value_{amount}")
-        parts.append(pd.DataFrame({"customer": customer, "day": days, "spend": spend})[chosen])
-        first += len(table)
-    log = pd.concat(parts)
-    log["day"] -= log["day"].min()
-    return log.groupby(["customer", "day"], as_index=False)["spend"].sum()
 
 
 class BGNBD:
@@ -78,47 +58,39 @@ class BGNBD:
         return (a + b + x - 1) / (a - 1) * grows / (1 + np.where(x > 0, odds, 0))
 
 
-def judge(log: pd.DataFrame, window: int, horizon: int, forecaster: VisitForecaster) -> dict[str, float]:
-    """Measures one setting."""
-    past = log[log["day"] < window]
-    follows = log[(log["day"] >= window) & (log["day"] < window + horizon)]
-    by_customer = past.groupby("customer")["day"].agg(["count", "min", "max"])
-    actual = follows.groupby("customer")["day"].size().reindex(by_customer.index, fill_value=0).to_numpy()
-    ends = (by_customer["count"] - 1, by_customer["max"] - by_customer["min"], window - by_customer["min"])
-    repeats, last, age = (values.to_numpy(float) for values in ends)
-    other = BGNBD(repeats, last, age).expected(repeats, last, age, horizon)
-    customers = np.repeat(np.arange(len(by_customer)), by_customer["count"])
-    visits = pad_visits(customers, past["day"].to_numpy(), past["spend"].to_numpy(), len(by_customer))
-    as_of = torch.full((len(by_customer),), float(window))
-    set_shop(forecaster, visits, as_of, window)
-    with torch.no_grad():
-        spread = forecaster.distribution(forecaster.inputs(visits, as_of, [horizon]))
-        spread = Distribution(*(value[:, 0] for value in spread))
-        broken = _broken(spread, torch.tensor(actual)).numpy()
-    result: dict[str, float] = {"window": window, "horizon": horizon, "customers": len(actual)}
-    for name, expected in (("MCM", spread.expected.numpy()), ("BG/NBD", other)):
-        result[f"{name} RMSE"] = float(np.sqrt(((expected - actual) ** 2).mean()))
-        result[f"{name} total"] = float(expected.sum() / actual.sum())
-    return result | {f"in {level}%": float((np.abs(broken - 0.5) <= level / 200).mean()) for level in (80, 95)}
-
-
-def _broken(spread: Distribution, actual: torch.Tensor) -> torch.Tensor:
-    """Probability of fewer visits than came, plus a random part of that of as many."""
-    numbers = torch.arange(int(actual.max()) + 1)
-    parts = []
-    for start in range(0, len(actual), 1000):
-        part = slice(start, start + 1000)
-        shares = Distribution(*(value[part, None] for value in spread)).log_probability(numbers).exp()
-        parts.append((shares * (numbers < actual[part, None])).sum(1))
-    share = torch.rand(len(actual), generator=torch.Generator().manual_seed(0))
-    return torch.cat(parts) + share * spread.log_probability(actual).exp()
+def judge(schema: EventSchema, raw: RawLog, cutoff: pd.Timestamp, horizons: tuple[int, ...]) -> list[dict[str, Any]]:
+    """Measures each horizon from a cutoff."""
+    known = {key: value for key, value in schema.to_dict().items() if key not in ("cutoffs", "profile")}
+    model = CustomerModel.fit(raw.events[raw.events[schema.time] < cutoff], known, disable_tqdm=True)
+    days = raw.visits.assign(day=(raw.visits["time"] - cutoff) / pd.Timedelta(days=1))
+    past = days[days["day"] < 0].groupby("customer")["day"].agg(["count", "min", "max"])
+    told = model.forecast(past.index, days=horizons, as_of=cutoff)
+    ends = [values.to_numpy(float) for values in (past["count"] - 1, past["max"] - past["min"], -past["min"])]
+    other, rows = BGNBD(*ends), []
+    for horizon in horizons:
+        follows = (
+            days[days["day"].between(0, horizon, inclusive="left")].groupby("customer")["spend"].agg(["size", "sum"])
+        )
+        visits, spend = follows.reindex(past.index, fill_value=0).to_numpy().T
+        row = {"window": round(-past["min"].min()), "horizon": horizon, "customers": len(past)}
+        forecasts = {"MCM": told[f"visits_{horizon}d"], "BG/NBD": other.expected(*ends, horizon)}
+        for name, expected in forecasts.items():
+            row[f"{name} RMSE"] = float(np.sqrt(((expected - visits) ** 2).mean()))
+            row[f"{name} total"] = float(expected.sum() / visits.sum())
+        absent = 1 - told[f"visit_probability_{horizon}d"]
+        for level in (80, 95):
+            low, high = (told[f"visits_{horizon}d_{end}{level}"] for end in ("low", "high"))
+            share = (level / 100 / absent).clip(upper=1).where(high == 0, 1.0)
+            row[f"in {level}%"] = float((share * ((low <= visits) & (visits <= high))).mean())
+        row |= {"spend": float(told[f"{raw.spend}_{horizon}d"].sum()), "actual spend": float(spend.sum())}
+        rows.append(row)
+    return rows
 
 
 def measure(log: Log, data: PreparedData, runs: Path) -> dict[str, Any] | None:
-    """A row for each setting of a log; None for a log without any."""
-    if log.name not in SETTINGS:
+    """A row for each cutoff and horizon of a log; None for a log without any."""
+    if log.name not in CUTOFFS:
         return None
-    forecaster = VisitForecaster()
-    load_weights(forecaster, SHIPPED_WEIGHTS)
-    visits = daily(data, AMOUNTS.get(log.name, "price"))
-    return {"log": log.name, "rows": [judge(visits, *days, forecaster) for days in SETTINGS[log.name]]}
+    raw = read_raw(data)
+    rows = [judge(data.schema, raw, pd.Timestamp(cutoff), days) for cutoff, days in CUTOFFS[log.name].items()]
+    return {"log": log.name, "rows": sum(rows, [])}

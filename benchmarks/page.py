@@ -17,9 +17,7 @@ from logs import LOGS
 from methods import find_methods
 from methods.best_possible import BEST
 from methods.mcm import WITH, WITHOUT
-from modeling_mcm.evaluation.metrics import paired_difference
-from modeling_mcm.evaluation.reports import markdown_table, with_interval
-from modeling_mcm.files_mcm import write_text
+from modeling_mcm.evaluation import paired_difference
 
 STEPS, MISSING = 250, 255  # of a stored value from 0 to 1; an error of .002 of a customer is none of a mean
 IN_LISTS = ("popularity", "neighbours", "transitions", "RecTools SASRec", WITHOUT, WITH)  # whose lists are described
@@ -90,6 +88,11 @@ def by_method(rows: list[tuple[str, str, str]], methods: list[str], cell: Callab
     ]
 
 
+def with_interval(value: dict[str, float], form: str) -> str:
+    """Writes a mean and its interval: `+0.323 [+0.311, +0.335]`."""
+    return f"{value['mean']:{form}} [{value['low']:{form}}, {value['high']:{form}}]"
+
+
 def titles(row: tuple[str, str, str]) -> list[str]:
     """The first cells of a row."""
     log, question, task = row
@@ -110,7 +113,7 @@ def differences(runs: Runs, methods: list[str]) -> Table:
         pairs = [(found.get(one), found.get(other)) for one, other in ((WITH, best), (WITHOUT, best), (WITH, peer))]
         pairs.append((values(runs, row, WITH, WITHOUT), values(runs, row, WITHOUT, WITH)))
         cells = [
-            "" if one is None or other is None else with_interval(paired_difference(one, other), "+.4f")
+            "" if one is None or other is None else with_interval(paired_difference(one, other)._asdict(), "+.4f")
             for one, other in pairs
         ]
         table.append([*titles(row), best, *cells])
@@ -130,15 +133,17 @@ def share_table(runs: Runs, methods: list[str]) -> Table:
 
 def forecast_table(others: dict[str, dict[str, Any]]) -> Table:
     """A row for each setting of the forecasts."""
-    table = [
-        ["log", "window", "horizon", "customers", "RMSE: MCM", "BG/NBD", "total: MCM", "BG/NBD", "in 80%", "in 95%"]
-    ]
+    table = [["log", "window", "horizon", "customers", "RMSE: MCM", "BG/NBD", "total: MCM", "BG/NBD"]]
+    table[0] += ["in 80%", "in 95%", "spend", "actual spend"]
     for log in LOGS:
         for row in others.get(f"{log}.forecasts", {"rows": []})["rows"]:
             sizes = [f"{row['window']}", f"{row['horizon']}", f"{row['customers']:,}"]
             errors = [f"{row[name + ' RMSE']:.3f}" for name in ("MCM", "BG/NBD")]
             totals = [f"{row[name + ' total'] - 1:+.0%}" for name in ("MCM", "BG/NBD")]
-            table.append([log, *sizes, *errors, *totals, *(f"{row[name]:.1%}" for name in ("in 80%", "in 95%"))])
+            shares = [f"{row[name]:.1%}" for name in ("in 80%", "in 95%")]
+            table.append(
+                [log, *sizes, *errors, *totals, *shares, f"{row['spend']:,.0f}", f"{row['actual spend']:,.0f}"]
+            )
     return table
 
 
@@ -238,8 +243,11 @@ def draw(folder: Path) -> None:
         pictures.mkdir(exist_ok=True)
         chance_picture(found, pictures / "chance.png")
     text = Path(__file__).with_suffix(".md").read_text(encoding="utf-8")
-    write_text(folder.with_suffix(".md"), text.format(**parts))
+    folder.with_suffix(".md").write_text(text.format(**parts), encoding="utf-8")
 
 
 def _table(table: Table) -> str:
-    return "\n".join(markdown_table(table)) if len(table) > 1 else "Not run yet."
+    if len(table) < 2:
+        return "Not run yet."
+    heading, *lines = [f"| {' | '.join(row)} |" for row in table]
+    return "\n".join([heading, "|" + " --- |" * len(table[0]), *lines])

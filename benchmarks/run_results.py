@@ -14,6 +14,7 @@ those of differences resample them in pairs. The studies `chance`, `forecasts` a
 """
 
 import hashlib
+import json
 import subprocess
 import time
 from collections.abc import Iterator
@@ -22,47 +23,32 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from transformers import HfArgumentParser
+from transformers.hf_argparser import HfArg
+
 import chance
 import forecasts
 import page
 import probe
 from logs import LOGS, Log, prepared
 from methods import Method, find_methods
-from modeling_mcm.commands.arguments import parse_options
-from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.data import PreparedData
-from modeling_mcm.evaluation.cases import EvaluationCases, cases_at, unseen_only
-from modeling_mcm.evaluation.metrics import bootstrap_interval
-from modeling_mcm.evaluation.tables import find_target, list_summary
-from modeling_mcm.files_mcm import write_json
-from modeling_mcm.option import option
+from modeling_mcm.evaluation import bootstrap_interval
 
-RESULTS = Path("docs/results")
 STUDIES = {"chance": chance, "forecasts": forecasts, "probe": probe}
-METRICS = ("ndcg@10", "recall@10")
 
 
 @dataclass
 class ResultOptions:
     """What is run, and where its files are."""
 
-    logs: list[str] = option([], f"Logs, any of {', '.join(LOGS)}; all by default.")
-    methods: list[str] = option([], f"Methods by name, {' or '.join(STUDIES)}; all by default, or none.")
-    seeds: list[int] = option([0, 1, 2], "Seeds of the methods that depend on them.")
-    tasks: list[str] = option([], "Tasks of the logs, of those that the page shows; all by default.")
-    data: str = option("data", "Folder of the logs, a folder each.")
-    runs: str = option("runs/results", "Folder of the trained models.")
-    results: str = option(str(RESULTS), "Folder of the results; the page is beside it.")
-
-
-def select_cases(log: Log, data: PreparedData) -> dict[str, EvaluationCases]:
-    """The cases of each question at the test cutoff."""
-    found = {}
-    for question in log.questions:
-        cases = cases_at(data, "test", horizon_days=question.horizon_days)
-        cases = replace(cases, targets={task: cases.targets[task] for task in log.tasks})
-        found[question.name] = unseen_only(data.rows, cases) if question.only_new else cases
-    return found
+    logs: list[str] = HfArg(default_factory=list, help=f"Logs, any of {', '.join(LOGS)}; all by default.")
+    methods: list[str] = HfArg(default_factory=list, help=f"Names, {' or '.join(STUDIES)}; all by default, or none.")
+    seeds: list[int] = HfArg(default_factory=lambda: [0, 1, 2], help="Seeds of the methods that depend on them.")
+    tasks: list[str] = HfArg(default_factory=list, help="Tasks of those that the page shows; all by default.")
+    data: str = HfArg(default="data", help="Folder of the logs, a folder each.")
+    runs: str = HfArg(default="runs/results", help="Folder of the trained models.")
+    results: str = HfArg(default="docs/results", help="Folder of the results; the page is beside it.")
 
 
 def digest(data: PreparedData) -> str:
@@ -85,21 +71,19 @@ def versions(packages: tuple[str, ...]) -> dict[str, str]:
 def run(log: Log, data: PreparedData, method: Method, seed: int, folder: Path) -> dict[str, Any] | None:
     """Fits a method and asks it the questions of a log; None if it has no answer."""
     start, known = time.monotonic(), folder.is_dir()
-    ranker = method.fit(log, data, seed, folder)
-    if ranker is None:
+    answer = method.fit(log, data, seed, folder)
+    if answer is None:
         return None
-    seconds, answers = None if known else round(time.monotonic() - start, 1), {}  # a model that was there took longer
-    sizes = {task: len(data.extractor.vocabularies[task]) + FIRST_LABEL for task in log.tasks}
-    for question, cases in select_cases(log, data).items():
-        values, lists = ranker(cases)
-        target = find_target({method.name: values})
-        properties = list_summary({method.name: lists}, data.rows, cases, sizes)[method.name]
-        for task, by_metric in values.items():
-            found = {name: bootstrap_interval(by_metric[f"{target}_{name}"])._asdict() for name in METRICS}
-            found |= {"coverage": properties[task]["coverage"], "values": page.pack(by_metric[f"{target}_ndcg@10"])}
-            answers.setdefault(question, {})[task] = found
     facts = {"log": log.name, "method": method.name, "seed": seed, "data": digest(data), "tuned": method.tuned}
-    return facts | {"seconds": seconds, "versions": versions(method.packages), "answers": answers}
+    facts["seconds"] = None if known else round(time.monotonic() - start, 1)  # a model that was there took longer
+    answers: dict[str, Any] = {question.name: {} for question in log.questions}
+    for question in log.questions:
+        for task, found in answer(question).items():
+            means = {"ndcg@10": bootstrap_interval(found.ndcg), "recall@10": bootstrap_interval(found.recall)}
+            means = {name: interval._asdict() for name, interval in means.items()}
+            answers[question.name][task] = means | {"coverage": found.coverage, "values": page.pack(found.ndcg)}
+    answers = {name: found for name, found in answers.items() if found}
+    return facts | {"versions": versions(method.packages), "answers": answers}
 
 
 def missing(log: Log, options: ResultOptions, methods: dict[str, Method]) -> Iterator[tuple[Path, str, int]]:
@@ -117,7 +101,7 @@ def missing(log: Log, options: ResultOptions, methods: dict[str, Method]) -> Ite
 
 def main() -> None:
     """Reads the options, runs what is missing, and draws the page."""
-    (options,) = parse_options(ResultOptions, description=__doc__)
+    (options,) = HfArgumentParser(ResultOptions, description=__doc__).parse_args_into_dataclasses()
     methods = {method.name: method for method in find_methods()}
     tasks = dict.fromkeys(task for log in LOGS.values() for task in log.tasks)
     choices = (options.logs, LOGS), (options.methods, methods | STUDIES | {"none": None}), (options.tasks, tasks)
@@ -141,7 +125,7 @@ def main() -> None:
                 found = run(log, data, methods[name], seed, runs / log.name / path.stem.partition(".")[2])
             if found is not None:
                 results.mkdir(parents=True, exist_ok=True)
-                write_json(path, found, indent=None)  # a line: the values are not for reading
+                path.write_text(json.dumps(found), encoding="utf-8")
                 page.draw(results)
     page.draw(results)
 

@@ -6,42 +6,32 @@ does not tell, so no model reaches it."""
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from logs import SHOP_CUSTOMERS, Log
-from methods import Method, Ranker
-from modeling_mcm.configuration_mcm import FIRST_LABEL
+from methods import FIRST_LABEL, TOP, Method, answer_with_lists
 from modeling_mcm.data import PreparedData
-from modeling_mcm.evaluation.ranking import TargetRanks
 from synthetic import make_click_log
 from synthetic_truth import session_gains
 
 BEST = "best possible"
 
 
-def fit(log: Log, data: PreparedData, seed: int, folder: Path) -> Ranker | None:
+def fit(log: Log, data: PreparedData, seed: int, folder: Path):
     """Draws the log again, whose customers it knows."""
     if log.name != "synthetic_shop":
         return None
-    shop, vocabularies = make_click_log(customers=SHOP_CUSTOMERS), data.extractor.vocabularies
+    shop, labels = make_click_log(customers=SHOP_CUSTOMERS), {}
+    for task, number in {"item": shop.settings.items, "category": shop.settings.categories}.items():
+        ids = {value: index for index, value in enumerate(data.extractor.vocabularies[task], FIRST_LABEL)}
+        labels[task] = np.array([ids.get(f"{task}-{label}", FIRST_LABEL - 1) for label in range(number)])
 
-    def rank(cases):
-        labels, values, lists = {}, {}, {}
-        for task, number in {"item": shop.settings.items, "category": shop.settings.categories}.items():
-            ids = {value: index for index, value in enumerate(vocabularies[task], FIRST_LABEL)}
-            labels[task] = np.array([ids.get(f"{task}-{label}", FIRST_LABEL - 1) for label in range(number)])
+    def make_lists(cases, task):
         customers = np.array(cases.customer_ids).astype(int)
-        gains_by_task = session_gains(shop, customers, data.schema.cutoff_seconds("test"), labels["item"])
-        for (task, task_labels), gains in zip(labels.items(), gains_by_task, strict=True):
-            scores = np.full((len(cases), len(vocabularies[task]) + FIRST_LABEL), -np.inf)
-            known = task_labels >= FIRST_LABEL
-            scores[:, task_labels[known]] = gains[:, known]
-            ranks = TargetRanks(cases, task)
-            ranks.add(np.arange(len(cases)), torch.from_numpy(scores))
-            values[task], lists[task] = ranks.metrics((10,)), ranks.lists
-        return values, lists
+        gains = dict(zip(labels, session_gains(shop, customers, cases.as_of, labels["item"]), strict=True))[task]
+        known = labels[task] >= FIRST_LABEL
+        return labels[task][known][np.argsort(-gains[:, known], axis=1)[:, :TOP]]
 
-    return rank
+    return answer_with_lists(data, log.tasks, make_lists)
 
 
 METHODS = [Method(BEST, fit)]

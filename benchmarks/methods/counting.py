@@ -1,52 +1,47 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The baselines of `mcm evaluate`: four that count, and LightGBM on counts."""
+"""The baselines of `mcm evaluate`, beside MCM without encoder: four that count, and LightGBM on counts."""
 
 from functools import partial
 from pathlib import Path
 
-from logs import Log
-from methods import Method, Ranker
-from modeling_mcm.configuration_mcm import FIRST_LABEL
+from logs import Log, Question
+from methods import Answers, Method, evaluate
+from methods.mcm import WITHOUT, train
 from modeling_mcm.data import PreparedData
-from modeling_mcm.evaluation.comparison import BASELINES, evaluate_baseline
 
-NAMES = {
+COUNTING = {
     "popularity": "most_popular",
     "visit frequency": "visit_frequency",
     "neighbours": "nearest_customers",
     "transitions": "transitions",
-    "LightGBM": "lightgbm",
 }
-OF_REPEATS = (
-    "visit_frequency",
-    "lightgbm",
-)  # where no label is ranked that the customer has seen, they have nothing to say
-TUNED = {"visit_frequency": "the half-life, on training data", "lightgbm": "the number of trees, on training data"}
+TREES = {"LightGBM": "lightgbm"}
+OF_REPEATS = ("visit frequency", "LightGBM")  # of what a customer never had they know nothing
+TUNED = {"visit frequency": "the half-life, on training data", "LightGBM": "the number of trees, on training data"}
 
 
-def fit(name: str, log: Log, data: PreparedData, seed: int, folder: Path) -> Ranker | None:
-    """Fits a baseline to each task."""
+def fit(name: str, log: Log, data: PreparedData, seed: int, folder: Path):
+    """Finds the model beside which the baselines are evaluated."""
     if name in OF_REPEATS and log.questions[0].only_new:
         return None
-    sizes = {task: len(data.extractor.vocabularies[task]) + FIRST_LABEL for task in log.tasks}
-    fitted = {task: BASELINES[name]().fit(data.rows, task, size) for task, size in sizes.items()}
+    model = train(WITHOUT, data, 0, folder.with_name(f"{WITHOUT.replace(' ', '_')}.0"))
+    group = COUNTING if name in COUNTING else TREES
 
-    def rank(cases):
-        lists = {}
-        if name == "visit_frequency" and cases.seen:
-            return {}, lists
-        return {task: evaluate_baseline(each, data.rows, cases, (10,), lists) for task, each in fitted.items()}, lists
+    def answer(question: Question) -> Answers:
+        if name == "visit frequency" and question.only_new:
+            return {}
+        return evaluate(data.folder, model, log.tasks, question, *group.values())[group[name]]
 
-    return rank
+    return answer
 
 
 METHODS = [
     Method(
-        title,
+        name,
         partial(fit, name),
         tuned=TUNED.get(name, "nothing"),
-        packages=("numpy", *(["lightgbm"] * (name == "lightgbm"))),
+        packages=("numpy", *(["lightgbm"] * (name in TREES))),
     )
-    for title, name in NAMES.items()
+    for name in COUNTING | TREES
 ]

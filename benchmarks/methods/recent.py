@@ -5,57 +5,44 @@
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from logs import Log
-from methods import Method, Ranker
-from modeling_mcm.configuration_mcm import FIRST_LABEL
+from methods import TOP, Method, answer_with_lists, judge, labelled_events, select_cases
 from modeling_mcm.data import PreparedData
-from modeling_mcm.evaluation.baselines import MostPopular
-from modeling_mcm.evaluation.cases import cases_at, unseen_only
-from modeling_mcm.evaluation.comparison import evaluate_baseline
-from modeling_mcm.events_mcm import SECONDS_PER_DAY
 
 DAYS = (3, 7, 14, 30, 90)  # of which the best on validation are taken
+SECONDS_PER_DAY = 86_400
 
 
-class RecentlyPopular(MostPopular):
-    """Labels by their events in the latest days before the end of the training period."""
-
-    def __init__(self, days: int):
-        self.days = days
-
-    def _start(self, customers: int) -> None:
-        self._parts: list[np.ndarray] = []
-
-    def _observe(self, history) -> None:
-        self._parts.append(np.stack([history.time, history.label]))
-
-    def _finish(self) -> None:
-        time, label = np.concatenate(self._parts, axis=1)
-        is_recent = time > time.max() - self.days * SECONDS_PER_DAY
-        self.popularity = np.bincount(label[is_recent], minlength=self.number_of_labels).astype(float)
+def rank(events, days: int) -> NDArray[np.int64]:
+    """Labels by their events in the latest days before the validation cutoff, the most frequent first."""
+    past = events[events["part"] == 0]
+    return past["item"][past["time"] > past["time"].max() - days * SECONDS_PER_DAY].value_counts().index.to_numpy()
 
 
-def fit(log: Log, data: PreparedData, seed: int, folder: Path) -> Ranker | None:
+def take(ranking: NDArray[np.int64], cases, task: str) -> NDArray[np.int64]:
+    """The first ten labels for each case, of those that it may have."""
+    lists = np.zeros((len(cases), TOP), np.int64)
+    for index, row in enumerate(lists):
+        seen = cases.seen[task][index] if task in cases.seen else []
+        first = ranking[: TOP + len(seen)]
+        first = first[~np.isin(first, seen)][:TOP]
+        row[: len(first)] = first
+    return lists
+
+
+def fit(log: Log, data: PreparedData, seed: int, folder: Path):
     """Counts each task in the days that rank the validation cases of the main question best; None without times."""
     if data.schema.scoring_time("validation") is None:
         return None
-    question = log.questions[0]
-    validation = cases_at(data, "validation", horizon_days=question.horizon_days)
-    if question.only_new:
-        validation = unseen_only(data.rows, validation)
-    best = {}
+    validation, best = select_cases(data, log.questions[0], "validation"), {}
     for task in log.tasks:
-        size = len(data.extractor.vocabularies[task]) + FIRST_LABEL
-        each = [RecentlyPopular(days).fit(data.rows, task, size) for days in DAYS]
-        found = [evaluate_baseline(one, data.rows, validation)["next_visit_ndcg@10"] for one in each]
-        best[task] = each[int(np.argmax([np.nanmean(values) for values in found]))]
-
-    def rank(cases):
-        lists = {}
-        return {task: evaluate_baseline(one, data.rows, cases, (10,), lists) for task, one in best.items()}, lists
-
-    return rank
+        events = labelled_events(data, task)
+        rankings = [rank(events, days) for days in DAYS]
+        found = [judge(data, validation, task, take(one, validation, task)).ndcg for one in rankings]
+        best[task] = rankings[int(np.argmax([np.nanmean(values) for values in found]))]
+    return answer_with_lists(data, log.tasks, lambda cases, task: take(best[task], cases, task))
 
 
 METHODS = [Method("recent popularity", fit, tuned="the number of days, on validation cases")]

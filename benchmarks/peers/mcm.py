@@ -18,7 +18,6 @@ import numpy as np
 
 from modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.data import PreparedData
-from modeling_mcm.data.collator import PreparedRows
 from modeling_mcm.scoring import Scorer, ScoringJob
 
 from protocol import Task, run
@@ -71,8 +70,7 @@ def before_validation(row: dict[str, Any]) -> dict[str, Any]:
 
 def predict(task: Task, model: MCMForMultiTaskRecommendation) -> dict[str, float]:
     """Customers a second, from prepared rows to the best labels of the task."""
-    data = PreparedData(task.more["data"])
-    extractor = data.extractor
+    extractor = PreparedData(task.more["data"]).extractor
     extractor.max_events = task.length + 1
     job = ScoringJob(
         model="",
@@ -85,9 +83,9 @@ def predict(task: Task, model: MCMForMultiTaskRecommendation) -> dict[str, float
         rows_per_file=1,
     )
     scorer = Scorer(model, extractor, job)
-    rows = PreparedRows(data.rows)
     start = time.perf_counter()
-    scorer.score([before_validation(row) for row in rows.__getitems__(range(len(rows)))])
+    rows = [before_validation(row) for row in scorer.read(range(sys.maxsize))]
+    scorer.score(rows)
     return {"inference": len(rows) / (time.perf_counter() - start)}
 
 

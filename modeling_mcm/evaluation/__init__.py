@@ -2,10 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Evaluation: cases and their targets, ranking metrics, baselines, and comparisons with them.
 
-This file imports the metrics only. Every module here can be imported with the base installation. Fitting a baseline
-needs SciPy (the extra `evaluation`), and the baseline `lightgbm` the extra `gbdt`.
+This file imports the cases and the metrics. Every module here can be imported with the base installation. Fitting a
+baseline needs SciPy (the extra `evaluation`), and the baseline `lightgbm` the extra `gbdt`.
 """
 
+from modeling_mcm.evaluation.cases import comparison_cases, unseen_only
 from modeling_mcm.evaluation.metrics import (
     Interval,
     bootstrap_interval,
@@ -23,6 +24,7 @@ from modeling_mcm.evaluation.metrics import (
 __all__ = [
     "Interval",
     "bootstrap_interval",
+    "comparison_cases",
     "customer_metrics",
     "distinct_targets",
     "hit_rate_at_k",
@@ -32,4 +34,5 @@ __all__ = [
     "precision_at_k",
     "recall_at_k",
     "tie_ranks",
+    "unseen_only",
 ]

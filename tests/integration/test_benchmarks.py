@@ -4,43 +4,57 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from corner_shop import TEST, VALIDATION
+from corner_shop import TEST, VALIDATION, make_profile
 from in_process import call
+from sklearn.metrics import roc_auc_score
 
+import chance
 import forecasts
+import logs
 import page
 import probe
 import run_results
-from logs import LOGS, ROOT, Log, Question
-from methods import best_possible, mcm, recent, rectools
+from logs import LOGS, ROOT, Log, Question, read_raw
+from methods import best_possible, counting, judge, mcm, recent, rectools
 from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.data import EventSchema, PreparedData
 from modeling_mcm.evaluation.baselines import MostPopular
 from modeling_mcm.evaluation.cases import EvaluationCases, TargetEvents, cases_at
 from modeling_mcm.evaluation.comparison import counting_baselines
-from modeling_mcm.evaluation.ranking import TargetRanks
 from modeling_mcm.preparation import prepare
 from synthetic import ShopSettings, make_click_log
 
 MONTH = Question("30 days, never bought", 30.0, only_new=True)
 
 
+def run_here(line, **_):
+    """Runs a command of `mcm` in this process."""
+    script, flags = ("pretrain", ["--encoder", "none"]) if line[3] == "start" else (line[3], [])
+    call(f"run_{script}", *line[4:], *flags)
+
+
 @pytest.fixture
-def shop(prepared, monkeypatch):
-    """The tests' log among those of the benchmarks."""
-    log = Log("corner_shop", ("items", "aisle"), (Question("next visit"), MONTH))
+def shop(prepared, event_log, monkeypatch):
+    """The tests' log among those of the benchmarks, with its raw files, and commands that run in this process."""
+    log, raw = Log("corner_shop", ("items", "aisle"), (Question("next visit"), MONTH)), prepared.with_name("raw")
+    raw.mkdir(exist_ok=True)
+    event_log.to_parquet(raw / "events.parquet")
+    make_profile(event_log).to_parquet(raw / "profile.parquet")
     monkeypatch.setitem(LOGS, log.name, log)
     monkeypatch.setattr(run_results, "prepared", lambda log, folder: PreparedData(prepared))
+    monkeypatch.setattr(logs, "subprocess", SimpleNamespace(run=run_here))
     return log
 
 
-def test_a_run_leaves_what_evaluation_says_and_is_not_made_again(shop, prepared, tmp_path, monkeypatch):
-    results = tmp_path / "results"
+def test_a_run_leaves_what_evaluation_says_and_is_not_made_again(shop, prepared, save, tmp_path, monkeypatch):
+    results, checkpoint = tmp_path / "results", save()
+    monkeypatch.setattr(counting, "train", lambda *_: checkpoint)
     options = ["--logs", "corner_shop", "--methods", "popularity", "visit frequency", "--results", results]
     call("run_results", *options)
     stored = {path.name: json.loads(path.read_text()) for path in results.iterdir()}
@@ -117,70 +131,76 @@ def test_the_page_says_where_the_state_is_below():
 
 
 @pytest.mark.slow
-def test_mcm_and_the_probe_of_its_state_are_run(shop, tmp_path, monkeypatch):
+def test_mcm_and_the_studies_are_run_through_its_entrances(shop, tmp_path, monkeypatch):
     monkeypatch.setattr(probe, "FEWEST", 5)
-    monkeypatch.setattr(probe, "SPEND", "a.b")
-    monkeypatch.setitem(probe.SETTINGS, "corner_shop", (("items", "aisle"), None, 3))
+    monkeypatch.setattr(chance, "LOGS", ("corner_shop",))
+    monkeypatch.setitem(probe.SETTINGS, "corner_shop", (("item", "aisle"), None))
+    monkeypatch.setitem(forecasts.CUTOFFS, "corner_shop", {VALIDATION: (14, 30)})
     options = ["--logs", "corner_shop", "--seeds", 0, "--results", tmp_path / "results", "--runs", tmp_path / "runs"]
-    call("run_results", *options, "--methods", "probe")
+    call("run_results", *options, "--methods", "probe", "chance")
     assert not [*(tmp_path / "results").glob("*")]  # no model yet
-    call("run_results", *options, "--methods", mcm.WITHOUT, "probe")
+    call("run_results", *options, "--methods", mcm.WITHOUT, "probe", "chance", "forecasts")
     stored = json.loads((tmp_path / "results" / "corner_shop.MCM_without_encoder.0.json").read_text())
     assert stored["versions"]["torch"] == torch.__version__ and stored["seconds"] > 0
-    found = json.loads((tmp_path / "results" / "corner_shop.probe.json").read_text())
-    rows = {row["target"]: row for row in found["rows"]}
+    of = {
+        name: json.loads((tmp_path / "results" / f"corner_shop.{name}.json").read_text())
+        for name in run_results.STUDIES
+    }
+    rows = {row["target"]: row for row in of["probe"]["rows"]}
     assert set(rows) == {"spend in 30 days", "visits in 30 days", "comes in 30 days", "age"}
     assert all(0 <= rows["age"][kind]["mean"] <= 1 for kind in ("counts", "components", "state", "counts and state"))
     assert "| corner_shop | age | 34 |" in (tmp_path / "results.md").read_text()
+    assert {row["task"] for row in of["chance"]["rows"]} == {"items", "aisle"}
+    assert all(0 <= row["came"] <= 1 for row in of["chance"]["rows"])
+    assert [row["horizon"] for row in of["forecasts"]["rows"]] == [14, 30]
+    assert all(0 <= row["in 80%"] <= row["in 95%"] <= 1 and row["BG/NBD total"] > 0 for row in of["forecasts"]["rows"])
 
 
-@pytest.mark.parametrize("cutoff", ["validation", "test"])
-def test_counts_know_nothing_of_what_came_later(event_log, prepared, prepare_log, extractor, cutoff):
-    """Other and fewer events from the cutoff on."""
-    moment = {"validation": VALIDATION, "test": TEST}[cutoff]
-    late = event_log["when"] >= moment
+def test_inputs_of_the_probe_know_nothing_of_what_came_later(shop, prepared, event_log):
+    data, raw = PreparedData(prepared), prepared.with_name("raw") / "events.parquet"
+    before, _ = probe.read_customers(data, [], ("item", "aisle"), None)
+    late = event_log["when"] >= TEST
     changed = event_log.copy()
     changed.loc[late & (changed["action"] == "buy"), ["item", "aisle"]] = ["item 03", "aisle 0"]
     changed.loc[late, "price"] = 100.0
-    changed = changed[~late | (np.arange(len(changed)) % 3 == 0)]
-    found = []
-    for folder in (prepared, prepare_log(changed)):
-        parts = list(probe.batches_at(PreparedData(folder), extractor, cutoff, min_events=3))
-        blank = [row for _, rows, _ in parts for row in rows]
-        assert all((row["times"] < pd.Timestamp(moment).timestamp()).all() for row in blank)
-        assert not any(row["profile_age"] for row in blank)
-        found.append(np.concatenate([counts for *_, counts in parts]))
-    assert len(found[0]) > 20 and np.nanmax(found[0]) > 1
-    np.testing.assert_array_equal(*found)
+    changed[~late | (np.arange(len(changed)) % 3 == 0)].to_parquet(raw)
+    after, _ = probe.read_customers(data, [], ("item", "aisle"), None)
+    assert len(before["counts"][0]) > 20
+    for name in ("counts", "components"):
+        np.testing.assert_array_equal(before[name][0], after[name][0])
 
 
-def test_targets_of_the_probe_and_days_of_the_forecasts_are_those_of_the_log(event_log, prepared, extractor):
-    cutoff, tasks = pd.Timestamp(TEST), ["task_items", "task_aisle"]
-    data = PreparedData(prepared)
-    bought = event_log[event_log["action"] == "buy"]
-    after = bought[(bought["when"] >= cutoff) & (bought["when"] < cutoff + pd.Timedelta(days=30))]
-    for rows, *_ in probe.batches_at(data, extractor, "test", min_events=3):
-        for row in rows:
-            found = probe.compute_numbers(row, int(cutoff.timestamp()), 30 * 86_400, "a.b", tasks)
-            own = after[after["who"] == row["customer_id"]]
-            assert found["visits"] == own["basket"].nunique() and found["comes"] == (len(own) > 0)
-            assert found["spend"] == pytest.approx(own["price"].sum(), rel=1e-5)
-    days = forecasts.daily(data, "a.b")
-    expected = bought.groupby(["who", bought["when"].dt.normalize()])["price"].sum()
-    assert len(days) == len(expected) and days["day"].min() == 0
-    np.testing.assert_allclose(sorted(days["spend"]), sorted(expected), rtol=1e-5)
-    assert forecasts.measure(Log("corner_shop"), data, prepared) is None
+def test_targets_of_the_studies_are_what_came(shop, prepared, event_log):
+    cutoff, bought = pd.Timestamp(TEST), event_log[event_log["action"] == "buy"]
+    after = bought[(bought["when"] >= cutoff) & (bought["when"] < cutoff + pd.Timedelta(days=30))].groupby("who")
+    found = probe.read_customers(PreparedData(prepared), [], ("item",), None)[1]
+    assert (found["visits in 30 days"] == after["basket"].nunique().reindex(found.index, fill_value=0)).all()
+    assert (found["comes in 30 days"] == (found["visits in 30 days"] > 0)).all()
+    assert (found["age"] == make_profile(event_log).set_index("who")["age"].reindex(found.index)).all()
+    spent = after["price"].sum().reindex(found.index, fill_value=0.0)
+    np.testing.assert_allclose(found["spend in 30 days"], spent)
+    visits = read_raw(PreparedData(prepared)).visits
+    assert len(visits) == bought["basket"].nunique() and visits["spend"].sum() == pytest.approx(bought["price"].sum())
+    assert forecasts.measure(Log("corner_shop"), PreparedData(prepared), prepared) is None
 
 
 def test_components_are_those_of_standardised_log_counts():
     generator = np.random.default_rng(0)
-    labels = [generator.integers(0, 9, 40) for _ in range(30)]  # 0 and 1 are no labels
-    counts = np.log1p([[np.sum(row == label) for label in range(2, 9)] for row in labels])
-    scaled = (counts - counts.mean(0)) / counts.std(0)
-    spread = np.linalg.svd(scaled, compute_uv=False) ** 2
-    found = probe.components({"items": labels})
+    events = pd.DataFrame({"who": np.repeat(np.arange(30), 40), "item": generator.integers(0, 9, 1200)})
+    events.loc[1199, "item"] = 9  # too rare
+    counts = np.log1p(pd.crosstab(events["who"], events["item"]).to_numpy()[:, :9])
+    spread = np.linalg.svd((counts - counts.mean(0)) / counts.std(0), compute_uv=False) ** 2
+    found = probe.components(events, "who", ("item",)).to_numpy()
     np.testing.assert_allclose((found**2).sum(0), spread[: found.shape[1]], rtol=1e-6)
-    assert found.shape == (30, 6)
+    assert found.shape == (30, 8)
+
+
+def test_areas_are_those_of_scikit_learn():
+    generator = np.random.default_rng(0)
+    is_one, scores = generator.random(60) < 0.4, generator.integers(0, 9, 60)
+    weights = generator.integers(0, 3, (2, 60))
+    expected = [roc_auc_score(is_one, scores, sample_weight=each) for each in weights]
+    np.testing.assert_allclose(probe.compute_auc(is_one, scores, weights), expected)
 
 
 def test_rectools_reads_each_label_of_a_time_once_until_the_test_cutoff(event_log, prepared):
@@ -194,15 +214,15 @@ def test_rectools_reads_each_label_of_a_time_once_until_the_test_cutoff(event_lo
     assert other["time"].tolist() == found["time"].tolist() and other["item"].tolist() != found["item"].tolist()
 
 
-def test_recommended_lists_get_the_ndcg_of_their_places():
-    targets = TargetEvents(np.array([0, 2, 3, 5]), np.array([5, 7, 3, 4, 6]))  # labels, of three cases
-    cases = EvaluationCases("validation", np.arange(3), ["a", "b", "c"], np.ones(3, int), {"item": targets})
-    lists = pd.Series({"b": [11, 3, 10], "a": [7, 5, 2]})  # nothing was recommended to c
-    ranks = TargetRanks(cases, "item", 3)
-    ranks.add(np.arange(3), rectools.compute_scores(lists, cases.customer_ids, 40))
-    assert ranks.lists.tolist() == [[7, 5, 2], [11, 3, 10], [0, 0, 0]]
-    found = ranks.metrics((3,))["next_visit_ndcg@3"]
-    np.testing.assert_allclose(found[:2], [1, 1 / np.log2(3)])
+def test_lists_get_the_ndcg_of_their_places():
+    targets = TargetEvents(np.array([0, 2, 3, 5]), np.array([5, 7, 3, 4, 1]))  # labels, of three cases; 1 is unknown
+    cases = EvaluationCases("test", np.arange(3), ["a", "b", "c"], np.ones(3, int), {"item": targets})
+    data = SimpleNamespace(extractor=SimpleNamespace(vocabularies={"item": "abcdefghij"}))
+    lists = np.zeros((3, 10), int)  # nothing is recommended to c
+    lists[0, :3], lists[1, :3] = [7, 5, 2], [11, 3, 10]
+    found = judge(data, cases, "item", lists)
+    np.testing.assert_allclose(found.ndcg, [1, 1 / np.log2(3), 0])
+    assert found.recall.tolist() == [1, 1, 0] and found.coverage == pytest.approx(0.6)
 
 
 @pytest.mark.slow
@@ -224,7 +244,7 @@ def test_the_best_ranking_of_a_shop_is_better_than_the_most_popular(tmp_path, mo
     data, shop = PreparedData(tmp_path / "prepared"), LOGS["synthetic_shop"]
     method = {method.name: method for method in run_results.find_methods()}
     best, popular = (
-        run_results.run(shop, data, method[name], 0, tmp_path) for name in ("best possible", "popularity")
+        run_results.run(shop, data, method[name], 0, tmp_path) for name in ("best possible", "recent popularity")
     )
     for task in shop.tasks:
         found, other = (one["answers"]["next visit"][task]["ndcg@10"]["mean"] for one in (best, popular))
@@ -234,9 +254,11 @@ def test_the_best_ranking_of_a_shop_is_better_than_the_most_popular(tmp_path, mo
 
 def test_recent_popularity_counts_the_latest_days_alone(shop, prepared, tmp_path):
     data = PreparedData(prepared)
+    events = recent.labelled_events(data, "items")
+    few, many = (recent.rank(events, days) for days in (7, 10_000))
+    assert 0 < len(few) < len(many)
     size = len(data.extractor.vocabularies["items"]) + FIRST_LABEL
-    few, many = (recent.RecentlyPopular(days).fit(data.rows, "items", size).popularity for days in (7, 10_000))
-    assert 0 < few.sum() < many.sum() and (few <= many).all()
-    assert np.array_equal(many, MostPopular().fit(data.rows, "items", size).popularity)
+    popularity = MostPopular().fit(data.rows, "items", size).popularity
+    assert (np.diff(popularity[many]) <= 0).all() and len(many) == (popularity > 0).sum()
     answers = run_results.run(shop, data, recent.METHODS[0], 0, tmp_path)["answers"]
     assert 0 < answers["next visit"]["items"]["ndcg@10"]["mean"] < 1

@@ -3,6 +3,7 @@
 """Rules that ruff and import-linter (pyproject.toml) cannot hold: what travels to the Hub, and what is installed."""
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -46,6 +47,20 @@ def test_no_benchmark_imports_one_that_is_run():
     programs = {path.stem for path, text in texts.items() if '\nif __name__ == "__main__":\n' in text}
     assert "run_results" in programs
     assert not [(path.name, module) for path in texts for _, module in imports(path) if module in programs]
+
+
+def test_benchmarks_go_through_public_entrances():
+    """Those of packages that docs/api.md shows, or commands; nothing below them, and nothing private."""
+    shown = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    for path in (ROOT / "benchmarks").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("modeling_mcm"):
+                public = importlib.import_module(node.module)
+                assert hasattr(public, "__path__") and f"::: {node.module}" in shown, (path.name, node.module)
+                assert {alias.name for alias in node.names} <= {*public.__all__}, (path.name, node.module)
+            assert not (isinstance(node, ast.Import) and any("modeling_mcm" in each.name for each in node.names)), path
+            name = node.attr if isinstance(node, ast.Attribute) else ""
+            assert not re.match("_[a-z]", name) or name == "_asdict", (path.name, name)
 
 
 def test_only_the_package_is_installed_and_it_is_whole(tmp_path):
