@@ -1,22 +1,19 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Scores from counts: features that mean the same for any label in any shop, and a small network that reads them.
+"""Scores from counts: a small network that reads the numbers of candidate labels.
 
-For each candidate label of each customer, [`candidate_features`] computes some fifty numbers: how often, how regularly
-and how long ago the customer had the label, what usually comes after the customer's latest labels (transitions, EASE,
-a ridge regression of personal rates), how popular the label is, and the ranks of these numbers among the candidates.
-None of them is a parameter of a single label, so the network ([`LabelScorer`]) is small; `training/scorer.py` fits it
-in seconds on prefixes of the log's own customers.
+[`candidate_features`] chooses candidate labels of each customer, and computes the numbers of `features_mcm.py`. None
+of them is a parameter of a single label, so the network ([`LabelScorer`]) is small; `training/scorer.py` fits it in
+seconds on prefixes of the log's own customers.
 
 All tasks are computed at once: a row is a customer and a task, customer x T + task, and the labels of all tasks are
 the columns of one matrix. The network answers two questions: what comes in the next visit, and within a month?
 
 Shapes: B customers, T tasks, Q questions, R = B T rows, L events, E labelled events of all rows, V labels of a task, C
 labels of all tasks, P pairs of a row and a label of its history, N candidates of all rows, K stored neighbours of a
-label, F features.
+label, F numbers of a candidate.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
 from typing import NamedTuple, cast
@@ -27,97 +24,33 @@ from torch import nn
 from transformers import initialization as init
 
 from .configuration_mcm import FIRST_LABEL, MCMConfig
+from .features_mcm import (
+    COUNTED,
+    EVIDENCE,
+    FEATURES,
+    NUM_FEATURES,
+    PLACES,
+    LabelHistory,
+    SeenLabels,
+    compare,
+    describe_candidates,
+    describe_histories,
+)
 
-VISIT_HALF_LIVES, MOMENT_HALF_LIVES = (2.5, 5.0, 15.0, 40.0), (2.0, 8.0)
 RATE_HALF_LIFE = 15.0  # in visits, of the personal rates that the ridge regression smooths
-GAPS_HALF_LIFE = 8.0  # half-life of shares by time, in median gaps of the log
-KINDS = 3  # number of kinds of events, the most frequent ones, that have shares of their own
-RECENT, RECENT_DECAY = 8, 0.6  # number of latest moments whose transitions are looked up, and their decay by moment
 NEIGHBOURS = 200  # K
 # Candidates of a customer: at most so many labels of the history, and the best of the others by transitions,
 # transitions from the latest moment, EASE and ridge regression; by popularity, and by the recent one; and by the
 # encoder's readout.
 MOST_SEEN, BEST, POPULAR, MOST_READ = 120, (30, 15, 30, 15), (50, 30), 30
-# Features of a label of the customer's history; 0 for labels that are not in it.
-PERSONAL = (
-    "seen", "visits", "share_since_first", "since_visits", "since_moments", "since_days", "several", "overdue_visits",
-    "overdue_days", "irregularity", "third", "in_last_visit",
-    *(f"share_visits_{half_life:g}" for half_life in VISIT_HALF_LIVES),
-    *(f"share_moments_{half_life:g}" for half_life in MOMENT_HALF_LIVES),
-    "share_days", *(f"share_kind_{kind}" for kind in range(KINDS)), *(f"last_kind_{kind}" for kind in range(KINDS)),
-)  # fmt: skip
-RANKED = [PERSONAL.index(name) for name in ("share_visits_5", "share_visits_15", "share_moments_8", "share_days")]
-# The personal features, four of the customer, two of transitions, ratios and ranks, and eight of the label.
-COUNTED = len(PERSONAL) + 4 + 2 + (4 + len(RANKED)) + (6 + len(RANKED)) + 8
 NEXT_VISIT, WITHIN = 0, 1  # questions Q: which labels come in the next visit, and which within `HORIZON_DAYS`
 QUESTIONS, HORIZON_DAYS = 2, 30.0
-OF_READOUT = 2  # features of the encoder's readout: log-probability, and rank among the candidates
-NUM_FEATURES = COUNTED + OF_READOUT  # F
+OF_READOUT = NUM_FEATURES - COUNTED  # numbers of the encoder's readout: log-probability, and rank
 MOST_DENSE = 4_000  # number of labels up to which EASE and the ridge regression are computed
 HIDDEN = (64, 32)
 DROPOUT = 0.1
 LEAST_RISE = 0.05  # see `LabelScorer.chances`
 FARTHEST = 4.0  # largest absolute value of a standardised feature
-# Decays of an event by its visits, moments and median gaps ago, as exponents of 2: columns are the half-lives and
-# `RECENT_DECAY`. Those of visits and moments count an event if it is the first of its visit or moment.
-DECAYS = torch.zeros(3, len(VISIT_HALF_LIVES) + len(MOMENT_HALF_LIVES) + 2, dtype=torch.float64)
-DECAYS[0, : len(VISIT_HALF_LIVES)] = -1 / torch.tensor(VISIT_HALF_LIVES, dtype=torch.float64)
-DECAYS[1, len(VISIT_HALF_LIVES) : -2] = -1 / torch.tensor(MOMENT_HALF_LIVES, dtype=torch.float64)
-DECAYS[2, -2], DECAYS[1, -1] = -1 / GAPS_HALF_LIFE, math.log2(RECENT_DECAY)
-
-
-class LabelHistory(NamedTuple):
-    """The labelled events of all customers of a batch, row after row, and oldest first.
-
-    Attributes:
-        row, label (`torch.LongTensor` of shape `(E,)`): The event's row, customer x T + task, and its label.
-        steps (`torch.DoubleTensor` of shape `(E, 3)`): Number of the row's visits, and of moments, with a labelled
-            event after this one's, and days from the event to the time of the prediction. A moment is the events of
-            one visit and time.
-        kind (`torch.LongTensor` of shape `(E,)`): Kind of the event, from 0; above `KINDS` are rare ones.
-        size (`int`): B.
-    """
-
-    row: torch.Tensor
-    label: torch.Tensor
-    steps: torch.Tensor
-    kind: torch.Tensor
-    size: int
-
-    @classmethod
-    def from_batch(
-        cls,
-        labels: torch.Tensor,
-        visit_ids: torch.Tensor,
-        event_times: torch.Tensor,
-        kinds: torch.Tensor,
-        as_of: torch.Tensor | None = None,
-    ) -> "LabelHistory":
-        """Reads the histories from model inputs.
-
-        Args:
-            labels (`torch.LongTensor` of shape `(B, L, T)`): Label of each event in each task; below 2: none.
-            visit_ids, kinds (`torch.LongTensor` of shape `(B, L)`): Visit of each event, and its kind.
-            event_times (`torch.FloatTensor` of shape `(B, L)`): Days from the customer's first event to each event,
-                ascending.
-            as_of (`torch.FloatTensor` of shape `(B,)`, *optional*): Time of the prediction on the same clock. Default:
-                the time of the customer's last event.
-        """
-        size, length, tasks = labels.shape
-        by_row = labels.transpose(1, 2).flatten(0, 1)  # (R, L)
-        row, event = (by_row >= FIRST_LABEL).nonzero(as_tuple=True)
-        at = row // tasks * length + event
-        times = event_times.double()
-        # Counts of the changes of row, visit and time, from the last event backwards
-        steps = torch.stack([row.double(), visit_ids.take(at).double(), times.take(at)])
-        changes = (steps.diff(dim=1) != 0).cumsum(0)[1:] > 0
-        counts = F.pad(changes, (1, 0)).cumsum(1)
-        last = torch.searchsorted(row, row, right=True) - 1
-        if as_of is None:
-            as_of = event_times.amax(1) if length else event_times.new_zeros(size)
-        days = (as_of.double()[row // tasks] - steps[2]).clamp(min=0)
-        steps = torch.cat([counts[:, last] - counts, days[None]]).T
-        return cls(row, by_row[row, event], steps, kinds.take(at), size)
 
 
 class LabelTables(nn.Module):
@@ -187,103 +120,6 @@ class Candidates(NamedTuple):
     features: torch.Tensor
 
 
-class _Pairs(NamedTuple):
-    """The labels of each history."""
-
-    cell: torch.Tensor  # (P,): customer x C + column, ascending
-    row: torch.Tensor  # (P,)
-    features: torch.Tensor  # (P, len(PERSONAL))
-    recent: torch.Tensor  # (P,): sum of the decayed latest moments with the label
-    of_rows: torch.Tensor  # (R, 4): features of the customers
-
-
-def _describe_pairs(
-    row: torch.Tensor, cell: torch.Tensor, kind: torch.Tensor, steps: torch.Tensor, size: int
-) -> _Pairs:
-    """Computes the personal features from each event's row, cell, kind `(E,)` and steps `(E, 3)`, with median gaps as
-    days. Sums are in double precision and in one order: equal shares are equal to the bit in every batch, and so are
-    their ranks."""
-    # Events by pair, newest first
-    most = max(len(cell), 1)  # more than any number of steps
-    keys, order = (cell * most + steps[:, 1].long()).sort()
-    cells, pair, lengths = (keys // most).unique_consecutive(return_inverse=True, return_counts=True)
-    steps, is_kind = steps[order], kind[order, None] == torch.arange(KINDS, device=cell.device)
-    gaps = (2 * most * pair[:, None] + steps[:, :2]).diff(dim=0, prepend=steps.new_full((1, 2), -most))
-    is_new = (gaps > 0).double()  # whether the event is the pair's first one of a visit, and of a moment
-    gap = gaps[:, :1] * (gaps[:, :1] < most)  # visits since the pair's visit before
-
-    # Sums over each pair's events
-    decays = DECAYS.to(cell.device)
-    decayed = torch.exp2(steps @ decays)
-    weights = torch.addmm((decays[2] < 0).double(), is_new, (decays[:2] < 0).double()) * decayed
-    weights[:, -1] *= steps[:, 1] < RECENT
-    by_kind = decayed[:, -3:-2] * is_kind, is_kind * (steps[:, 1:2] == 0)
-    values = torch.cat([weights, is_new, gap.square(), *by_kind], 1)
-    sums = values.new_zeros(len(cells), values.shape[1]).index_add_(0, pair, values)
-    shares, recent, numbers, squares, kinds = sums.split([decays.shape[1] - 1, 1, 2, 1, 2 * KINDS], 1)
-
-    # The first and the last event of each pair, and of each row
-    last = lengths.cumsum(0)
-    first = last - lengths
-    newest, oldest, row = steps[first], steps[last - 1], row[order[first]]  # (P, 3)
-    start = steps.new_zeros(size, 3).scatter_reduce(0, row[:, None].expand(-1, 3), oldest, "amax")
-    elapsed = steps.new_zeros(size).scatter_reduce(0, row, newest[:, 2], "amin", include_self=False)
-    own_gap = ((start[:, 2] - elapsed) / start[:, 1].clamp(min=1)).clamp(min=0.02)  # of all moments
-    values = torch.cat([torch.ones_like(recent), numbers[:, :1], shares[:, -1:], kinds[:, :KINDS]], 1)
-    totals = steps.new_zeros(size, 3 + KINDS).index_add_(0, row, values)
-
-    # Visits and times between the pair's own visits and moments, (P, 2)
-    repeats = (numbers - 1).clamp(min=1)
-    mean_gaps = (oldest - newest)[:, ::2] / repeats
-    floors = mean_gaps.maximum(steps.new_tensor([0.5, 0.02]))
-    limits = steps.new_tensor([[0.0, 1e-3], [torch.inf, 1e3]])
-    overdue = ((newest[:, ::2] + steps.new_tensor([1.0, 0.0])) / floors).clamp(*limits).log()
-    variance = squares / repeats[:, :1] - mean_gaps[:, :1].square()
-    irregularity = variance.clamp(min=0).sqrt() / floors[:, :1]
-    several, third = numbers > 1, numbers[:, :1] > 2
-
-    # Shares of what was possible
-    full = 1 - torch.exp2((start + 1) @ decays[:, :-2])
-    possible = (full / (1 - torch.exp2(decays[:2, :-2].sum(0)))).clamp(min=1e-6)
-    least = steps.new_tensor([1e-9, *[0.5] * KINDS])
-    possible = torch.cat([possible, totals[:, 2:].clamp(min=least)], 1)[row]
-    logs = torch.cat([numbers[:, :1], newest[:, :2], newest[:, 2:] / own_gap[row, None]], 1).log1p()
-    columns = [
-        torch.ones_like(recent),
-        logs[:, :1],
-        numbers[:, :1] / (oldest[:, :1] + 1),
-        logs[:, 1:],
-        several[:, :1],
-        overdue * (several & (mean_gaps > 0)),
-        irregularity * third,
-        third,
-        newest[:, :1] == 0,
-        torch.cat([shares, kinds[:, :KINDS]], 1) / possible,
-        kinds[:, KINDS:].clamp(max=1),
-    ]
-    seen, occurrences = totals[:, 0], totals[:, 1]
-    of_rows = [
-        (occurrences - seen + 0.5) / (occurrences + 1),  # share of repeats
-        (occurrences / (start[:, 0] + 1)).log1p(),
-        (start[:, 1] + 1).log1p(),
-        (elapsed / own_gap).log1p(),
-    ]
-    return _Pairs(cells, row, torch.cat(columns, 1).float(), recent[:, 0].float(), torch.stack(of_rows, 1).float())
-
-
-def _compare(row: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compares values `(N, columns)` within their row and column; `row` `(N,)` is ascending. Returns ranks from 1, the
-    largest first, and the largest value, both `(N, columns)`."""
-    _, index, size = row.unique_consecutive(return_inverse=True, return_counts=True)
-    position = torch.arange(len(row), device=row.device) - (size.cumsum(0) - size)[index]
-    padded = values.new_full((len(size), values.shape[1], int(size.max()) if len(size) else 0), -torch.inf)
-    padded[index, :, position] = values
-    order = padded.argsort(dim=2, descending=True, stable=True)
-    ranks = torch.arange(1, padded.shape[2] + 1, device=row.device).to(values.dtype).expand_as(padded)
-    ranks = torch.empty_like(padded).scatter_(2, order, ranks)
-    return ranks[index, :, position], padded.gather(2, order[..., :1])[..., 0][index]
-
-
 @torch.no_grad()
 def candidate_features(
     history: LabelHistory,
@@ -307,26 +143,28 @@ def candidate_features(
         visits (`Sequence[torch.FloatTensor]`, *optional*): Number of visits of all customers until then, by task of
             shape `(B,)`.
     """
-    columns = _Columns.read(tables)
-    pairs = _read_pairs(history, columns)
-    evidence = _sum_evidence(history.size, pairs, tables, columns)
+    labels = _Columns.read(tables)
+    seen = _describe_seen(history, labels)
+    evidence = _sum_evidence(history.size, seen, tables, labels)
     counts = [table.counts[None] for table in tables] if counts is None else counts  # of shape (1 or B, 5, V)
     is_read = [False] * len(tables) if readout is None else [scores is not None for scores in readout]
-    shares = evidence.new_zeros(history.size, columns.number)
-    for part, scores in zip(columns.parts, readout or [], strict=False):
+    shares = evidence.new_zeros(history.size, labels.number)
+    for part, scores in zip(labels.parts, readout or [], strict=False):
         if scores is not None:
             shares[:, part.start + FIRST_LABEL : part.stop] = scores[:, FIRST_LABEL:].float().log_softmax(1)
-    cell = _choose(evidence, pairs, counts, shares, columns, is_read).view(-1).nonzero()[:, 0]
-    task = torch.bucketize(cell % columns.number, columns.starts[1:], right=True)
-    row = cell // columns.number * len(tables) + task
-    of_readout = evidence.new_zeros(len(cell), OF_READOUT)
+    cell = _choose(evidence, seen, counts, shares, labels, is_read).view(-1).nonzero()[:, 0]
+    task = torch.bucketize(cell % labels.number, labels.starts[1:], right=True)
+    row = cell // labels.number * len(tables) + task
+    known = labels.totals[None, :, 0] if visits is None else torch.stack(list(visits), 1)  # (1 or B, T)
+    columns = describe_candidates(row, cell, seen, evidence.view(len(EVIDENCE), -1)[:, cell], counts, known)
+    of_readout = evidence.new_zeros(OF_READOUT, len(cell))
     if any(is_read):
-        of_readout[:, 0] = shares.view(-1)[cell]
-        of_readout[:, 1:] = _compare(row, of_readout[:, :1])[0].log2()
-        of_readout *= torch.tensor(is_read, device=row.device)[task, None]
-    known = columns.totals[None, :, 0] if visits is None else torch.stack(list(visits), 1)  # (1 or B, T)
-    counted = _describe_candidates(row, cell, pairs, evidence.view(4, -1)[:, cell].T, counts, known)
-    return Candidates(row, cell % columns.number - columns.starts[task], torch.cat([counted, of_readout], 1))
+        of_readout[0] = shares.view(-1)[cell]
+        of_readout[1:] = compare(row, of_readout[:1])[0].log2()
+        of_readout *= torch.tensor(is_read, device=row.device)[task]
+    columns |= zip(("readout", "readout_rank"), of_readout, strict=True)
+    features = torch.stack([columns[feature.name] for feature in FEATURES]).T.contiguous()
+    return Candidates(row, cell % labels.number - labels.starts[task], features)
 
 
 class _Columns(NamedTuple):
@@ -345,84 +183,35 @@ class _Columns(NamedTuple):
         return cls(ends[-1], parts, torch.tensor([0, *ends[:-1]], device=totals.device), totals)
 
 
-def _read_pairs(history: LabelHistory, columns: _Columns) -> _Pairs:
+def _describe_seen(history: LabelHistory, columns: _Columns) -> SeenLabels:
     """Describes the labels of each history. Without times, days are moments."""
     tasks, totals = len(columns.parts), columns.totals
     customer, task = history.row // tasks, history.row % tasks
-    days = torch.where(totals[:, 2] > 0, history.steps[:, 2:] / totals[:, 1], history.steps[:, 1:2])  # (E, T), in gaps
-    steps = torch.cat([history.steps[:, :2], days.gather(1, task[:, None])], 1)
+    days = torch.where(totals[:, 2:] > 0, history.ago[2] / totals[:, 1:2], history.ago[1])  # (T, E), in gaps
+    ago = torch.cat([history.ago[:2], days.gather(0, task[None])])
     cell = customer * columns.number + columns.starts[task] + history.label
-    return _describe_pairs(history.row, cell, history.kind, steps, history.size * tasks)
+    return describe_histories(history.row, cell, history.kind, ago, history.size * tasks)
 
 
-def _sum_evidence(size: int, pairs: _Pairs, tables: Sequence[LabelTables], columns: _Columns) -> torch.Tensor:
+def _sum_evidence(size: int, seen: SeenLabels, tables: Sequence[LabelTables], columns: _Columns) -> torch.Tensor:
     """What all customers say of each label, given the histories, `(4, B, C)`: weighted sums of the tables' rows."""
-    rates, since = (pairs.features[:, PERSONAL.index(name)] for name in ("share_visits_15", "since_moments"))
-    averages = torch.stack([pairs.recent, (since == 0).float()])  # transitions are averages over the latest labels
-    sums = averages.new_zeros(2, len(pairs.of_rows)).index_add_(1, pairs.row, averages)
-    weights = torch.cat([averages / sums[:, pairs.row], torch.ones_like(rates)[None], rates[None]])  # (4, P)
-    evidence = rates.new_zeros(4, size, columns.number)
-    customer, task = pairs.row // len(tables), pairs.row % len(tables)
-    label = pairs.cell % columns.number - columns.starts[task]
+    rates, in_last = seen.columns["share_visits_15"], (seen.columns["since_moments"] == 0).float()
+    averages = torch.stack([seen.recent, in_last])  # transitions are averages over the latest labels
+    rows = len(seen.customers["customer_moments"])
+    sums = averages.new_zeros(2, rows).index_add_(1, seen.row, averages)
+    weights = torch.cat([averages / sums[:, seen.row], torch.ones_like(rates)[None], rates[None]])  # (4, P)
+    evidence = rates.new_zeros(len(EVIDENCE), size, columns.number)
+    customer, task = seen.row // len(tables), seen.row % len(tables)
+    label = seen.cell % columns.number - columns.starts[task]
     for index, (table, part) in enumerate(zip(tables, columns.parts, strict=True)):
         own = (task == index).nonzero()[:, 0]
         table.sum_neighbours(customer[own], label[own], weights[:, own], evidence[..., part])
     return evidence
 
 
-def _describe_candidates(
-    row: torch.Tensor,
-    cell: torch.Tensor,
-    pairs: _Pairs,
-    evidence: torch.Tensor,
-    counts: Sequence[torch.Tensor],
-    visits: torch.Tensor,
-) -> torch.Tensor:
-    """Computes the counted features `(N, COUNTED)` of candidates from their evidence `(N, 4)`, counts `(1 or B, 5, V)`
-    by task, and the number of visits of all customers `(1 or B, T)`."""
-    tasks = len(counts)
-    place = torch.searchsorted(pairs.cell, cell).clamp(max=max(len(pairs.cell) - 1, 0))
-    was_seen = pairs.cell[place] == cell if len(pairs.cell) else torch.zeros_like(cell, dtype=torch.bool)
-    personal = F.pad(pairs.features, (0, 0, 0, 1))[torch.where(was_seen, place, len(pairs.cell))]
-    since_visits, since_moments = (personal[:, PERSONAL.index(f"since_{unit}")] for unit in ("visits", "moments"))
-
-    # Counts of the label, and of all labels of its task
-    of_tasks = torch.stack([each[:, [0, 3]].sum(2).clamp(min=1) for each in counts], 1)  # (1 or B, T, 2)
-    of_tasks = torch.cat([of_tasks, visits[..., None]], 2)
-    of_labels = torch.cat(list(counts), 2).transpose(1, 2)  # (1 or B, C, 5)
-    then = row // tasks % len(of_labels)
-    occurrences, recent_occurrences, all_visits = of_tasks[then, row % tasks].unbind(1)
-    count, repeats, next_repeats, recent, gaps = of_labels[then, cell % of_labels.shape[1]].unbind(1)
-    share, recent_share, label_gap = count / occurrences, recent / recent_occurrences, (gaps + 1) / (repeats + 0.5)
-
-    since = torch.where(was_seen, since_moments, 1e6)
-    compared = torch.cat([evidence, personal[:, RANKED], count[:, None], -since[:, None]], 1)
-    ranks, largest = _compare(row, compared)
-    both = 4 + len(RANKED)  # evidence and personal shares
-    of_label = [
-        ((evidence[:, 1] + 1e-4) / (share + 1e-4)).log(),  # lift of the latest transitions
-        (30 * count / all_visits).log1p(),
-        share.clamp(min=1e-7).log(),
-        ((recent_share + 1e-4) / (share + 1e-4)).log(),  # trend
-        (repeats + 0.5) / (count + 2),
-        (next_repeats + 0.1) / (count + 2),
-        label_gap.log1p(),
-        torch.where(was_seen, (since_visits.exp() / label_gap).log(), 0.0),  # overdue
-    ]
-    features = [
-        personal,
-        pairs.of_rows[row],
-        (30 * evidence[:, :2]).log1p(),  # transitions
-        compared[:, :both] / largest[:, :both].clamp(min=1e-9),
-        torch.cat([ranks[:, :4], ranks[:, both:], ranks[:, 4:both]], 1).log2(),
-        torch.stack(of_label, 1),
-    ]
-    return torch.cat(features, 1)
-
-
 def _choose(
     evidence: torch.Tensor,
-    pairs: _Pairs,
+    seen: SeenLabels,
     counts: Sequence[torch.Tensor],
     shares: torch.Tensor,
     columns: _Columns,
@@ -431,11 +220,11 @@ def _choose(
     """Chooses candidates `(B, C)` from evidence `(4, B, C)`, the labels of the histories, counts `(1 or B, 5, V)` by
     task, and, where it is read, log-probabilities by the readout `(B, C)`."""
     result = torch.zeros_like(evidence[0], dtype=torch.bool)
-    result.view(-1)[pairs.cell] = True
+    result.view(-1)[seen.cell] = True
     unseen = evidence.masked_fill(result, 0.0)
-    if len(pairs.row) > MOST_SEEN and torch.bincount(pairs.row).max() > MOST_SEEN:
-        strength = sum(pairs.features[:, PERSONAL.index(name)] for name in ("share_visits_15", "share_moments_8"))
-        result.view(-1)[pairs.cell] = _compare(pairs.row, cast(torch.Tensor, strength)[:, None])[0][:, 0] <= MOST_SEEN
+    if len(seen.row) > MOST_SEEN and torch.bincount(seen.row).max() > MOST_SEEN:
+        strength = seen.columns["share_visits_15"] + seen.columns["share_moments_8"]
+        result.view(-1)[seen.cell] = compare(seen.row, strength[None])[0][0] <= MOST_SEEN
     limits = torch.tensor(BEST, device=evidence.device)[:, None, None]
     chosen: list[torch.Tensor] = []
     for part, of_task, reads in zip(columns.parts, counts, is_read, strict=True):
@@ -522,7 +311,7 @@ class LabelScorer(nn.Module):
     def average_unseen(row: torch.Tensor, values: torch.Tensor, features: torch.Tensor, rows: int) -> torch.Tensor:
         """Mean score `(rows,)` of each row's candidates that are not in its history, infinite where there are none:
         that of the most popular label that is no candidate is at most as large."""
-        unseen = features[:, PERSONAL.index("seen")] == 0
+        unseen = features[:, PLACES["seen"]] == 0
         result = values.new_full((rows,), torch.inf)
         return result.scatter_reduce(0, row[unseen], values[unseen], "mean", include_self=False)
 

@@ -22,8 +22,9 @@ from transformers.utils import logging
 
 from modeling_mcm.data import PreparedData
 from modeling_mcm.events_mcm import SECONDS_PER_DAY
+from modeling_mcm.features_mcm import COUNTED
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
-from modeling_mcm.scorer_mcm import COUNTED, HORIZON_DAYS, NEXT_VISIT, OF_READOUT, QUESTIONS, WITHIN, LabelScorer
+from modeling_mcm.scorer_mcm import HORIZON_DAYS, NEXT_VISIT, OF_READOUT, QUESTIONS, WITHIN, LabelScorer
 from modeling_mcm.training.scorer_counts import FOLDS
 from modeling_mcm.training.scorer_examples import LabelExamples, draw_validation, read_examples
 

@@ -14,16 +14,13 @@ from safetensors.torch import load_file
 from modeling_mcm import LiveCustomer, MCMConfig, MCMFeatureExtractor, MCMForMultiTaskRecommendation, scorer_mcm
 from modeling_mcm.data import EventSchema, PreparedData
 from modeling_mcm.data.collator import MCMCollator, PreparedRows
+from modeling_mcm.features_mcm import COUNTED, FEATURES, NUM_FEATURES, PLACES, LabelHistory
 from modeling_mcm.inputs_mcm import RowBatch
 from modeling_mcm.preparation import prepare
 from modeling_mcm.scorer_mcm import (
-    COUNTED,
     NEXT_VISIT,
-    NUM_FEATURES,
-    PERSONAL,
     QUESTIONS,
     WITHIN,
-    LabelHistory,
     LabelScorer,
     LabelTables,
     candidate_features,
@@ -99,7 +96,7 @@ def test_popularity_alone_puts_no_label_before_unseen_candidates(model, batch, m
     for task, scores in enumerate(model.scorer.score(tasks, history)):
         for customer, of_labels in enumerate(scores):
             own = row == customer * len(tasks) + task
-            candidates, unseen = label[own], label[own][features[own, PERSONAL.index("seen")] == 0]
+            candidates, unseen = label[own], label[own][features[own, PLACES["seen"]] == 0]
             rest = np.setdiff1d(np.arange(2, len(of_labels)), candidates)
             others += len(rest)
             if len(rest) and len(unseen):
@@ -142,7 +139,8 @@ def test_an_example_knows_how_popular_labels_were_until_then(data, model):
         reader = ExampleReader(data.rows, data, model.config)
         tables = [each.make_tables(fold) for each in counts]
         found = reader.read([example], tables, torch.Generator(), counts, fold)[0]
-        rows = found.features[:, COUNTED - 7 : COUNTED].tolist()  # of the label alone, but for its transitions
+        names = [each.name for each in FEATURES if each.group == "popularity" and each.name != "lift"]
+        rows = found.features[:, [PLACES[name] for name in names]].tolist()
         return {label: row for label, row in zip(found.label.tolist(), rows, strict=True)}
 
     before, after = (popularity(change, int(folds[example.row])) for change in (False, True))
@@ -162,15 +160,7 @@ def test_leaving_one_out_counts_the_whole_period_as_in_use(event_log, prepare_lo
     reader = ExampleReader(data.rows, data, config)
     for table, found in zip(tables, reader.read(examples, tables, torch.Generator(), counts, 0), strict=True):
         share = table.counts[0] / table.counts[0].sum()
-        torch.testing.assert_close(found.features[:, COUNTED - 6], share[found.label].clamp(min=1e-7).log())
-
-
-def test_shares_and_gaps_are_those_of_a_loop():
-    visits, times = torch.tensor([[0, 0, 1, 2, 2, 3]]), torch.tensor([[0.0, 0.0, 2.0, 5.0, 5.0, 9.0]])
-    labels = torch.tensor([[2, 3, 2, 3, 3, 2]])
-    history = LabelHistory.from_batch(labels[..., None], visits, times, torch.zeros_like(labels), torch.tensor([10.0]))
-    assert history.steps[:, 0].tolist() == [3, 3, 2, 1, 1, 0] and history.steps[:, 2].tolist() == [10, 10, 8, 5, 5, 1]
-    assert torch.equal(history.steps[:, 0], history.steps[:, 1])
+        torch.testing.assert_close(found.features[:, PLACES["label_share"]], share[found.label].clamp(min=1e-7).log())
 
 
 def test_examples_come_from_the_training_period(data):
