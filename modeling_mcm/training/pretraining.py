@@ -37,7 +37,7 @@ from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.training.fitting import fill_label_values, learn_state, popularity, trainable
 from modeling_mcm.training.moments import MOST_STEPS
-from modeling_mcm.training.options import BEST_METRIC, NONE, ModelOptions, PretrainingArguments
+from modeling_mcm.training.options import BEST_METRIC, NEW_LABEL_LOSS, NONE, ModelOptions, PretrainingArguments
 from modeling_mcm.training.recipe import Recipe, recipe_for
 from modeling_mcm.training.resuming import (
     PRETRAINING,
@@ -217,8 +217,13 @@ def _train(
         model.scorer.requires_grad_(False)
         if fit.validation and not trainer.is_fsdp_enabled:  # which keeps no whole weights to evaluate
             trainer.scorer_fit = fit
-        for task, value in zip(config.tasks, fit.counted, strict=True):
-            logger.info(f"NDCG@10 of {task} on validation by counts alone: {value:.4f}.")
+        words = ", ".join(f"{task} {value:.4f}" for task, value in zip(config.tasks, fit.counted, strict=True))
+        logger.info(
+            f"Counts alone rank validation cases with an NDCG@10 of {words}. Targets are the labels that training "
+            "knows; the comparison at the end counts the others, too, as missed."
+        )
+    if trainer.scorer_fit is None and training.metric_for_best_model == NEW_LABEL_LOSS:
+        training.metric_for_best_model, training.greater_is_better = BEST_METRIC, True
     if config.num_hidden_layers:
         if start.checkpoint is None and config.label_features:
             for task, decided in fill_label_values(model, data.rows).items():

@@ -7,6 +7,7 @@ encoders. Preparation computes the measures (`modeling_mcm.preparation.rows.meas
 `mcm pretrain` prints a sentence for every choice; its options override the choices.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,10 +27,11 @@ BY_VISIT |= {"attention_probs_dropout_prob": 0.0}
 BY_EVENT: dict[str, Any] = {"encoder_unit": "event", "max_position_embeddings": 300, "attention_window": None}
 BY_EVENT |= {"readout": "last", "event_dropout_prob": 0.0, "hidden_dropout_prob": 0.3}
 BY_EVENT |= {"attention_probs_dropout_prob": 0.1}
-# Training ends after so many evaluations (epochs) in a row in which the encoder adds nothing.
+# Training ends after so many epochs in a row without a better one, and at least so many steps.
+PATIENCE, PATIENT_STEPS = 3, 1_000
 TRAINING: dict[str, Any] = {"learning_rate": 0.001, "ema_decay": 0.99, "lr_scheduler_type": "constant_with_warmup"}
 TRAINING |= {"eval_strategy": "epoch", "save_strategy": "epoch", "save_total_limit": 2, "load_best_model_at_end": True}
-TRAINING |= {"early_stopping_patience": 3, "num_train_epochs": 60.0, "target_half_life_days": 0.0}
+TRAINING |= {"early_stopping_patience": PATIENCE, "num_train_epochs": 60.0, "target_half_life_days": 0.0}
 TRAINING |= {"per_device_train_batch_size": 64}
 
 
@@ -68,8 +70,10 @@ def recipe_for(measures: Mapping[str, Any], label_sizes: Mapping[str, int], feat
         training["sampled_labels"] = SAMPLED
         words = f"Some tasks have more than {MANY_LABELS:,} labels: a training step scores those of its batch and "
         reasons.append(words + f"{SAMPLED:,} others.")
+    epochs = math.ceil(PATIENT_STEPS * training["per_device_train_batch_size"] / customers)
+    training["early_stopping_patience"] = max(PATIENCE, epochs)
     reasons.append(
-        f"At most {training['num_train_epochs']:g} epochs; {training['early_stopping_patience']} in a row in which "
-        "the encoder adds nothing to the NDCG on validation end the training."
+        f"At most {training['num_train_epochs']:g} epochs; {training['early_stopping_patience']} in a row without a "
+        "lower loss on the labels of validation that are new to their customers end the training."
     )
     return Recipe({"augmentation": "all_prefixes", **config}, training, reasons)

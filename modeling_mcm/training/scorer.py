@@ -21,6 +21,7 @@ from torch import nn
 from transformers.utils import logging
 
 from modeling_mcm.data import PreparedData
+from modeling_mcm.evaluation.cases import tasks_without_repeats
 from modeling_mcm.events_mcm import SECONDS_PER_DAY
 from modeling_mcm.features_mcm import COUNTED
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
@@ -218,15 +219,12 @@ class EncoderGain(NamedTuple):
     """What a task gains by the encoder, on validation cases.
 
     Attributes:
-        ndcg (`float`): Mean NDCG@10 where the weights u are those that [`choose_weights`] takes for other customers.
-        alone (`float`): Mean NDCG@10 of the encoder's order of the candidates.
-        gain, error (`float`): Mean of what the encoder adds to the NDCG@10 of counts alone, and its standard error.
+        gain, error (`float`): Mean of what the encoder adds to the NDCG@10 of counts alone where the weights u are
+            those that [`choose_weights`] takes for other customers, and its standard error.
         weights (`torch.FloatTensor` of shape `(OF_READOUT,)`): The weights u of the next visit for all cases.
         cases ([`LabelExamples`]): The cases.
     """
 
-    ndcg: float
-    alone: float
     gain: float
     error: float
     weights: torch.Tensor
@@ -270,6 +268,7 @@ class ScorerFit:
 
     Attributes:
         counted (`list[float]`): NDCG@10 of each task on validation cases by counts alone, NaN without any.
+        without_repeats (`list[str]`): Tasks in which customers don't have a label again.
 
     Raises:
         ValueError: If the training period has no example, or no target of any example is a candidate.
@@ -291,6 +290,7 @@ class ScorerFit:
         for table, each in zip(self.scorer.tables, counts, strict=True):
             table.load_state_dict(each.make_tables().state_dict())
         self.validation = draw_validation(rows, data, seed)
+        self.without_repeats = tasks_without_repeats(rows, model.config.tasks)
         validation = self._read_validation()
         self.counted = fit_network(self.scorer, examples, validation, seed) or [math.nan] * len(examples)
         # Whether validation says what comes within `HORIZON_DAYS`
@@ -319,7 +319,6 @@ class ScorerFit:
 
     def measure_encoder(self) -> list[EncoderGain]:
         """Measures what each task gains by the encoder as it is now."""
-        was_training = self.model.training
         self.model.eval()
         folds = torch.from_numpy(np.random.default_rng(self.seed).integers(0, FOLDS, len(self.validation)))
         result = []
@@ -329,10 +328,7 @@ class ScorerFit:
                 own[folds == fold] = ndcg[choose_weights(ndcg[:, folds != fold]), folds == fold]
             gains = (own - ndcg[0])[~own.isnan()]  # the first weight is 0
             error = gains.std() / max(len(gains), 1) ** 0.5 if len(gains) > 1 else gains.new_zeros(())
-            alone = found.compute_ndcg(found.features[:, COUNTED]).nanmean().item()
-            weights = GRID[choose_weights(ndcg)]
-            result.append(EncoderGain(own.nanmean().item(), alone, gains.mean().item(), error.item(), weights, found))
-        self.model.train(was_training)
+            result.append(EncoderGain(gains.mean().item(), error.item(), GRID[choose_weights(ndcg)], found))
         return result
 
     @torch.no_grad()

@@ -26,15 +26,14 @@ from modeling_mcm.evaluation.metrics import ranks_from_logits
 from modeling_mcm.evaluation.ranking import StreamingMetrics
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.training.callbacks import EarlyStopping, EpochCallback, TrainingClock, WeightAverage
-from modeling_mcm.training.options import BEST_METRIC
+from modeling_mcm.training.options import BEST_METRIC, NEW_LABEL_LOSS
 from modeling_mcm.training.resumable import ResumableTrainer
 
 if TYPE_CHECKING:
     from modeling_mcm.training.scorer import ScorerFit
 
 MIN_METRIC = 1e-3  # metrics below it count as it
-# Exponent of the encoder's own NDCG@10 in that metric while it adds nothing to any task: a better one trains on.
-OF_ENCODER = 0.1
+ENCODER = "encoder_"  # first part of the names of metrics of the encoder by itself
 # Single parameters. With the learning rate of a matrix they would hardly move.
 FAST_PARAMETERS = ("readout_scale",)
 
@@ -50,8 +49,8 @@ class MCMTrainer(ResumableTrainer):
     Args:
         train_collator (`MCMCollator`): Collator of the training rows; its seed must be `args.seed`.
         eval_collator (`MCMCollator`, *optional*): Collator of the evaluation rows, in the mode "evaluate".
-        scorer_fit ([`ScorerFit`], *optional*): Fitted scorer. Evaluation is then the NDCG@10 of its scores with the
-            encoder as it is, and the best model is the one whose encoder adds most.
+        scorer_fit ([`ScorerFit`], *optional*): Fitted scorer. Evaluation is then that of the encoder by itself on the
+            fit's validation cases, because the scorer learns of the encoder at the end.
         scalar_lr_factor (`float`): Factor on the learning rate of single parameters of the readout.
         ema_decay (`float`, *optional*): Decay of a moving average of the weights ([`WeightAverage`]), which is
             evaluated and is the final model. `None` for no average.
@@ -200,23 +199,39 @@ class MCMTrainer(ResumableTrainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluates as `Trainer` does, with the average of the weights if there is one, while the clock is paused."""
         with self.clock.paused(), self._averaged():
-            fit, metric = self.scorer_fit, self.args.metric_for_best_model or BEST_METRIC
-            if fit is None or not metric.endswith(BEST_METRIC):  # the user's choice, such as eval_loss
+            metric = self.args.metric_for_best_model or NEW_LABEL_LOSS
+            if self.scorer_fit is None or not metric.removeprefix("eval_").startswith((NEW_LABEL_LOSS, ENCODER)):
                 return super().evaluate(*args, **kwargs)
-            return self._evaluate_scorer(fit)
+            metrics = self._evaluate_encoder(self.scorer_fit)
+            self.log(metrics)
+            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+            return metrics
 
-    def _evaluate_scorer(self, fit: "ScorerFit") -> dict[str, float]:
-        """Evaluates the scorer with the encoder as it is, as `evaluate` reports metrics."""
-        metrics: dict[str, float] = {}
-        gains = fit.measure_encoder()
-        for task, found in zip(self.train_collator.config.tasks, gains, strict=True):
-            metrics |= {f"eval_{task}_{BEST_METRIC}": found.ndcg, f"eval_{task}_encoder_ndcg@10": found.alone}
-        metrics[f"eval_{BEST_METRIC}"] = geometric_mean([found.ndcg for found in gains])
-        if not any(found.gain > found.error for found in gains):
-            metrics[f"eval_{BEST_METRIC}"] *= geometric_mean([found.alone for found in gains]) ** OF_ENCODER
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
+    @torch.no_grad()
+    def _evaluate_encoder(self, fit: "ScorerFit") -> dict[str, float]:
+        """Evaluates the encoder's readout by itself: `NEW_LABEL_LOSS`, of all labels if no label is new, and the
+        NDCG@10 of each task, in which labels that customers have had are left out where none comes again."""
+        model, tasks = cast(MCMForMultiTaskRecommendation, self.model).eval(), self.train_collator.config.tasks
+        losses, ranked, nothing = torch.zeros(2, 2), TaskMetrics(tasks), torch.zeros(0, 1, len(tasks))
+        for _, _, inputs in fit.reader.batches(fit.validation):
+            batch = self._prepare_inputs(inputs)
+            labels, scores = batch["labels"], model.readout_scores(batch)
+            for index, (task, of_task) in enumerate(zip(tasks, scores, strict=True)):
+                none = torch.zeros_like(of_task, dtype=torch.bool)
+                had = none.scatter(1, batch["input_ids"][:, 1:, model.task_features[index]], True)
+                is_target = none.scatter(1, labels[..., index].clamp(min=0), True)
+                is_target[:, :FIRST_LABEL] = False
+                loss = -of_task.float().log_softmax(1)
+                for total, chosen in zip(losses, (is_target & ~had, is_target), strict=True):
+                    total += torch.stack([loss[chosen].sum(), chosen.sum()]).cpu()
+                if task in fit.without_repeats:
+                    scores[index] = of_task.masked_fill(had, -torch.inf)
+            ranks = _task_ranks(tasks, dict(zip(tasks, scores, strict=True)), labels)
+            ranked(EvalPrediction(cast(Any, ranks), cast(Any, labels)), compute_result=False)
+        metrics = ranked(EvalPrediction(cast(Any, {}), cast(Any, nothing)))
+        total, number = losses[0] if losses[0, 1] else losses[1]
+        values = {f"eval_{ENCODER}{name}": value for name, value in metrics.items() if name.endswith(BEST_METRIC)}
+        return values | {f"eval_{NEW_LABEL_LOSS}": (total / number).item()}
 
     @contextmanager
     def _averaged(self) -> Iterator[None]:

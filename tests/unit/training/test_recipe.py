@@ -7,7 +7,7 @@ import pytest
 from modeling_mcm import MCMConfig
 from modeling_mcm.training.options import ModelOptions
 from modeling_mcm.training.pretraining import read_config
-from modeling_mcm.training.recipe import MANY_LABELS, recipe_for
+from modeling_mcm.training.recipe import MANY_LABELS, PATIENCE, PATIENT_STEPS, recipe_for
 
 SIZES = {"item": 502}
 FEATURES = {"features": ["item"], "vocabulary_sizes": [502], "tasks": ["item"]}
@@ -38,6 +38,14 @@ def test_a_kind_of_log_has_its_choices(found, unit, half_life, label_features):
 def test_very_many_labels_are_sampled():
     assert recipe_for(REVIEWS, {"item": MANY_LABELS + 1}).training["sampled_labels"]
     assert "sampled_labels" not in recipe_for(REVIEWS, {"item": MANY_LABELS}).training
+
+
+@pytest.mark.parametrize("number", [90, 900, 20_000])
+def test_few_customers_train_as_many_steps_before_it_ends(number):
+    found = measures(900, 900, 900) | {"customers": number}
+    training = recipe_for(found, SIZES).training
+    steps = training["early_stopping_patience"] * number / training["per_device_train_batch_size"]
+    assert training["early_stopping_patience"] >= PATIENCE and steps >= min(PATIENT_STEPS, 3 * 20_000 / 64)
 
 
 def test_data_without_measures_choose_nothing_and_say_so():
