@@ -56,7 +56,7 @@ logger = logging.get_logger(__name__)
 # them, except for the two numbers in HOW_MUCH, the recipe sets none of the others.
 WHEN = {"eval_strategy", "save_strategy", "early_stopping_patience", "save_total_limit", "load_best_model_at_end"}
 HOW_MUCH = {"early_stopping_patience", "save_total_limit"}
-HOW_LONG = {"max_steps", "eval_steps", "save_steps", "eval_delay", "metric_for_best_model"}
+HOW_LONG = {"max_steps", "eval_steps", "save_steps", "eval_delay"}
 # Config of a model without an encoder.
 COUNTS_ALONE: dict[str, Any] = {"scorer": True, "num_hidden_layers": 0, "hidden_size": 16, "num_attention_heads": 1}
 COUNTS_ALONE |= {"readout_bias": False, "label_features": []}

@@ -6,7 +6,7 @@ import pytest
 
 from modeling_mcm import MCMConfig
 from modeling_mcm.training.options import ModelOptions
-from modeling_mcm.training.pretraining import read_config
+from modeling_mcm.training.pretraining import WHEN, chosen_recipe, read_config
 from modeling_mcm.training.recipe import MANY_LABELS, PATIENCE, PATIENT_STEPS, recipe_for
 
 SIZES = {"item": 502}
@@ -46,6 +46,10 @@ def test_few_customers_train_as_many_steps_before_it_ends(number):
     training = recipe_for(found, SIZES).training
     steps = training["early_stopping_patience"] * number / training["per_device_train_batch_size"]
     assert training["early_stopping_patience"] >= PATIENCE and steps >= min(PATIENT_STEPS, 3 * 20_000 / 64)
+
+
+def test_another_metric_of_the_best_epoch_leaves_the_rest_to_the_recipe(prepared):
+    assert WHEN <= chosen_recipe(ModelOptions(data=prepared), {"metric_for_best_model"}).training.keys()
 
 
 def test_data_without_measures_choose_nothing_and_say_so():
