@@ -134,6 +134,8 @@ def explain(
         (seconds,) = feature_extractor._read_as_of(as_of, 1)
         (row,) = until([row], [seconds])
     whole = feature_extractor.readable(row, model.config.input_features)
+    if seconds is None and len(whole["times"]):
+        seconds = float(whole["times"].max())  # one time for all variants: without the last visit, too
     row = _read_part(whole, feature_extractor.max_events)
     history = _History(model, feature_extractor, row, seconds, is_part=len(row["times"]) < len(whole["times"]))
     label_id = history.best(task) if label is None else int(feature_extractor.label_ids(task, [label])[0])

@@ -74,7 +74,8 @@ def test_changes_are_those_of_the_model_without_a_visit(explained_model, extract
         (why.baseline, []),
         *((visit.without, without(visit)) for visit in why.visits),
     ]:
-        assert found == pytest.approx(chance(model, extractor, events, "items", why.label, profile), rel=1e-4)
+        expected = chance(model, extractor, events, "items", why.label, profile, EVENTS[-1]["when"])
+        assert found == pytest.approx(expected, rel=1e-4)
     assert len(why.visits) == len(set(DAYS))
     changes = [visit.without for visit in why.visits]
     assert changes == sorted(changes) and changes[0] < changes[-1]  # the visit that matters most comes first
