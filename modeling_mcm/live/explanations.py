@@ -26,7 +26,6 @@ from modeling_mcm.schema_mcm import DAYS_SINCE_VISIT
 
 EVENTS_AT_ONCE = 2**13  # number of events in a batch of histories
 LEFT_OUT_VISITS = 48  # number of visits that are left out, one at a time
-DUE = 0.8  # a label is due after this share of its usual gap
 
 Head = TypeVar("Head")
 
@@ -81,7 +80,7 @@ class Explanation:
         baseline (`float`): The same for a customer with this profile and no history.
         visits (`list[VisitEffect]`): The visits. The one without which the label is least likely comes first, those
             that were not tried come last.
-        words (`str`): How often and when the label occurred, such as "9 times, every 12 days, last 14 days ago; due".
+        words (`str`): How often and when the label occurred, such as "9 times, every 12 days, last 14 days ago".
     """
 
     task: str
@@ -144,22 +143,15 @@ def explain(
     return history.explanation(task, label_id, most_visits)
 
 
-def occurrences(row: Mapping[str, Any], task: str, label: int, as_of: float | None = None) -> tuple[int, float, float]:
-    """When a label, an id, occurred in a row of the feature extractor: number of visits with it, mean days from one to
-    the next, days from the last to `as_of` (default: the last event). They are 0 where there is none."""
-    indices = np.flatnonzero(row[f"feature_{task}"] == label)
-    if not len(indices):
-        return 0, 0.0, 0.0
-    _, first = np.unique(row["visits"][indices], return_index=True)
-    times = np.sort(row["times"][indices[first]])
-    last = int(row["times"].max()) if as_of is None else as_of
-    gap = int(times[-1] - times[0]) / SECONDS_PER_DAY / max(len(times) - 1, 1)
-    return len(times), gap, (last - int(times[-1])) / SECONDS_PER_DAY
-
-
-def is_due(number: int, gap: float, ago: float) -> bool:
-    """Whether the next occurrence is due, from the result of [`occurrences`]."""
-    return number > 1 and ago >= DUE * gap > 0
+def visit_rhythm(row: Mapping[str, Any], is_counted: NDArray[np.bool_]) -> tuple[int, float, float]:
+    """Of the visits of a row of the feature extractor that have a counted event: their number, mean days from one to
+    the next, and time of the last one in seconds. For the mean, visits of one day are one: two baskets at one till are
+    no rhythm. NaN where there are too few."""
+    _, first = np.unique(row["visits"][is_counted], return_index=True)
+    times = np.sort(row["times"][is_counted][first])
+    days = np.unique(times // SECONDS_PER_DAY)
+    gap = float(days[-1] - days[0]) / (len(days) - 1) if len(days) > 1 else np.nan
+    return len(times), gap, float(times[-1]) if len(times) else np.nan
 
 
 class _History:
@@ -207,10 +199,12 @@ class _History:
 
     def words(self, task: str, label: int) -> str:
         """How often and when the label occurred, in words."""
-        number, gap, ago = occurrences(self.row, task, label, self.as_of)
-        words = "never yet" if not number else f"once, {_ago(ago)}"
-        if number > 1:
-            words = f"{number} times, every {_days(gap)}, last {_ago(ago)}" + "; due" * is_due(number, gap, ago)
+        number, gap, last = visit_rhythm(self.row, self.row[f"feature_{task}"] == label)
+        words = f"{number} times" if number > 1 else "once" if number else "never yet"
+        if np.isfinite(gap):
+            words += f", every {_days(gap)}"
+        if number and self.as_of is not None:
+            words += f", {'last ' * (number > 1)}{_ago((self.as_of - last) / SECONDS_PER_DAY)}"
         return words + f" (in the latest {len(self.visits):,} events)" * self.is_part
 
     def chances(self, rows: Sequence[Mapping[str, Any]], task: str, label: int) -> NDArray[np.float64]:

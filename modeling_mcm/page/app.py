@@ -23,7 +23,6 @@ import pyarrow.csv
 from modeling_mcm.data.dataset import CUSTOMER
 from modeling_mcm.extras import needs
 from modeling_mcm.forecaster_mcm import ALIVE, CHANCE, NEXT_VISIT, MissingForecastsError
-from modeling_mcm.live.explanations import is_due, occurrences
 from modeling_mcm.page.histories import LIKELIEST, RHYTHM, Histories
 from modeling_mcm.scoring.scorer import CHANCES, SCORES
 
@@ -79,16 +78,16 @@ class Page:
         scored, main = self.histories.scored, self.histories.main_task
         table = scored.select([CUSTOMER, *RHYTHM]).to_pandas()
         table.columns = ["customer", "days since visit", "usual gap"]
-        table["late"] = table["days since visit"] / table["usual gap"].replace(0.0, np.nan)
+        table["days late"] = table["days since visit"] - table["usual gap"]
         if f"{CHANCE}_{self._month}d" in scored.column_names:
-            told = self._names()
+            told, comes = self._names(), f"{CHANCE}_{self._days[0]}d"
+            table[f"{told[comes]}, %"] = 100 * scored[comes].to_numpy().astype(float)
             for name in [NEXT_VISIT, f"visits_{self._month}d", *self._sums()]:
                 table[told[name]] = scored[name].to_numpy().astype(float)
             table["alive, %"] = 100 * scored[ALIVE].to_numpy().astype(float)
         for name in self.histories.predictions:
             table[name] = scored[name].to_numpy()
-        fine = {"late", *self.histories.predictions}
-        table = table.round({name: 2 if name in fine else 1 for name in table.columns[1:]})
+        table = table.round({name: 2 if name in self.histories.predictions else 1 for name in table.columns[1:]})
         names = np.stack(scored[main].to_numpy()) if len(table) else np.empty((0, 1), object)
         table["likely next"] = [", ".join(map(str, best)) for best in names[:, :3]]
         ids = table["customer"]
@@ -150,7 +149,7 @@ class Page:
         """Places customers of the list on a map, with the values and thirds of a column, and says which: the one that
         orders the list; in the order of ids what they spend, or how late they are."""
         if column == "customer":
-            column = next((name for name in found if name.startswith("spend ")), "late")
+            column = next((name for name in found if name.startswith("spend ")), "days late")
         found = found.dropna(subset=column)
         x, y = self.places[found.index].T
         thirds = pd.cut(found[column].rank(pct=True), [0, 1 / 3, 2 / 3, 1], labels=[*THIRDS]).astype(str)
@@ -175,29 +174,14 @@ class Page:
                 when += f", spends about {amount}" if word == "spend" else f", about {amount} {word}"
                 when += f" in {self._month} days"
             parts = [when]
-        if due := self.due(customer_id):
-            parts.append(f"due: {', '.join(due)}")
-        sentence = "; ".join(parts) or f"likely next: {', '.join(self._best(customer_id))}"
+        (likely,) = live.scores(self.histories.cutoff, [self.histories.main_task], 3).values()
+        parts.append(f"likely next: {', '.join(entry['label'] for entry in likely)}")
+        sentence = "; ".join(parts)
         values = "".join(f", {escape(name.replace('_', ' '))} {escape(str(v))}" for name, v in live.profile.items())
         return (
             f"<h2>{escape(sentence[0].upper() + sentence[1:])}.</h2>"
             f"<p>Customer <b>{escape(customer_id)}</b>{values}, {len(live.events):,} events</p>"
         )
-
-    def due(self, customer_id: str) -> list[str]:
-        """The labels of the main task among the likeliest that are due."""
-        live, main = self.histories.household(customer_id).live, self.histories.main_task
-        labels, extractor = self._best(customer_id, SHOWN_LABELS), self.histories.extractor
-        row = extractor.encode({"events": live.events})
-        ids = extractor.label_ids(main, labels).tolist()
-        moment = float(self.histories.moment)
-        return [
-            name for name, label in zip(labels, ids, strict=True) if is_due(*occurrences(row, main, label, moment))
-        ]
-
-    def _best(self, customer_id: str, number: int = 3) -> list[str]:
-        live, main = self.histories.household(customer_id).live, self.histories.main_task
-        return [entry["label"] for entry in live.scores(self.histories.cutoff, [main], number)[main]]
 
     def expected(self, customer_id: str) -> dict[str, list[tuple[str, str]]]:
         """Lists the best labels of every task as (text, label): the probability, and whether it came true."""

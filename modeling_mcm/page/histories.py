@@ -36,6 +36,7 @@ from modeling_mcm.events_mcm import SECONDS_PER_DAY, check_columns, read_zone, s
 from modeling_mcm.extras import needs
 from modeling_mcm.files_mcm import file_digest
 from modeling_mcm.live.customer import LiveCustomer
+from modeling_mcm.live.explanations import visit_rhythm
 from modeling_mcm.live.storage import checkpoint_digest
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.scoring.scorer import EMBEDDING, PREDICTED, SCORES, Scorer, ScoringJob
@@ -230,13 +231,8 @@ class Histories:
 
     def _rhythm(self, row: Mapping[str, Any]) -> list[float]:
         """Days since the last visit of a row, and mean days between its visits; NaN where there are too few."""
-        is_target = self._is_target(row)
-        _, first = np.unique(row["visits"][is_target], return_index=True)
-        times = np.sort(row["times"][is_target][first]) / SECONDS_PER_DAY
-        if not len(times):
-            return [np.nan, np.nan]
-        gap = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else np.nan
-        return [self.moment / SECONDS_PER_DAY - times[-1], gap]
+        _, gap, last = visit_rhythm(row, self._is_target(row))
+        return [(self.moment - last) / SECONDS_PER_DAY, gap]
 
     @property
     def moment(self) -> int:

@@ -203,7 +203,7 @@ def test_the_map_names_customers_and_has_none_on_its_border(browse, histories):
     placed, column = Page(histories).map(Page(histories).customers, "customer")
     most = placed.groupby("third")["value"].max()
     assert column == "spend in 30 days" and most.loc[[*app.THIRDS]].is_monotonic_increasing
-    assert Page(histories).map(Page(histories).customers, "late")[1] == "late"
+    assert Page(histories).map(Page(histories).customers, "days late")[1] == "days late"
 
 
 def test_work_that_takes_long_is_seen(browse, monkeypatch):
@@ -320,8 +320,10 @@ def test_the_list_is_the_predictions_ordered_and_filtered(histories):
     assert row["days to next visit"] == pytest.approx(told["days_to_next_visit"], abs=0.06)
     best = [entry["label"] for entry in live.scores(histories.cutoff, ["items"], 3)["items"]]
     assert row["likely next"] == ", ".join(best)
-    late = page.find("", "late", 1, None, True)["late"]
-    assert 0 < len(late) == (everyone["late"] >= 1).sum() and late.is_monotonic_decreasing
+    assert row["comes in 7 days, %"] == pytest.approx(100 * told["visit_probability_7d"], abs=0.06)
+    assert row["days late"] == pytest.approx(row["days since visit"] - row["usual gap"], abs=0.11)
+    late = page.find("", "days late", 1, None, True)["days late"]
+    assert 0 < len(late) == (everyone["days late"] >= 1).sum() and late.is_monotonic_decreasing
     likely = page.find(best[0], "customer", None, None, True)
     scores = live.scores(histories.cutoff, ["items"], 20)["items"]
     assert likely.set_index("customer").loc[WHO, f"{best[0]}, %"] == pytest.approx(
@@ -343,9 +345,8 @@ def test_the_sentence_on_top_says_what_the_model_forecasts(histories):
     assert f"spends about {told['a.b_30d']:,.0f} in 30 days" in sentence
     rows = {row[0]: row[1:] for row in page.forecast(WHO)}
     assert rows["comes"] == [percent(told[f"visit_probability_{days}d"]) for days in (7, 30, 90)]
-    best = histories.household(WHO).live.scores(histories.cutoff, ["items"], 6)["items"]
-    due = [e["label"] for e in best if "; due" in histories.household(WHO).live.explain("items", e["label"]).words]
-    assert set(due) <= set(page.due(WHO))  # the cutoff is later than the last event, so more may be due
+    best = histories.household(WHO).live.scores(histories.cutoff, ["items"], 3)["items"]
+    assert sentence.endswith(f"; likely next: {', '.join(entry['label'] for entry in best)}.")
 
 
 def test_own_tokens_and_unknown_values_appear_nowhere(histories):
@@ -389,6 +390,6 @@ def test_values_of_a_log_cannot_put_code_into_the_page(histories, monkeypatch):
     bad, page, live = "<img src=x onerror=alert(1)>", Page(histories), histories.household(WHO).live
     found = live.explain("items", page.expected(WHO)["items"][0][1], histories.cutoff)
     monkeypatch.setattr(live, "explain", lambda *_: dataclasses.replace(found, words=bad))
-    monkeypatch.setattr(page, "due", lambda _: [bad])
+    monkeypatch.setattr(live, "scores", lambda *_: {"items": [{"label": bad}]})
     live.profile["age"] = bad
     assert "<img" not in page.answer(WHO) and "<img" not in page.why(WHO, "items", bad)[0]

@@ -129,7 +129,7 @@ def test_words_say_how_often_and_when(explained_model, extractor):
     def words(label, as_of=None):
         return explain(model, extractor, {"events": EVENTS}, "items", label, as_of).words
 
-    assert words("item 01", "2017-03-06T10:00:00") == "4 times, every 16 days, last 14 days ago; due"
+    assert words("item 01", "2017-03-06T10:00:00") == "4 times, every 16 days, last 14 days ago"
     assert words("item 01", "2017-02-21T10:00:00") == "4 times, every 16 days, last 1 day ago"
     assert words("item 05") == "once, less than a day ago"
     assert words("item 03") == "once, 21 days ago"

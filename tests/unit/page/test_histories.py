@@ -104,7 +104,22 @@ def test_only_visits_with_a_target_count(page, event_log, prepared):
         row = histories.scored.slice(histories.indices[who], 1).to_pylist()[0]
         assert len(histories.household(who).visits) == len(days)
         assert row["days_since_visit"] == pytest.approx((pd.Timestamp(TEST) - past.iloc[-1]) / pd.Timedelta(days=1))
-        assert row["days_between_visits"] == pytest.approx(past.diff().mean() / pd.Timedelta(days=1))
+        assert row["days_between_visits"] == pytest.approx(past.dt.normalize().drop_duplicates().diff().dt.days.mean())
+
+
+def test_visits_of_one_day_are_one_in_the_usual_gap(page, event_log, prepared, extractor):
+    """Else two baskets seconds apart make a customer who is late a hundred thousand times."""
+    histories = page(event_log, prepared)
+
+    def usual_gap(*times):
+        events = [
+            {"when": when, "basket": str(number), "action": "buy", "item": "item 01", "aisle": "aisle 1"}
+            for number, when in enumerate(times)
+        ]
+        return histories._rhythm(extractor.encode({"events": events}))[1]
+
+    twice = ["2017-01-03T10:00:00", "2017-01-03T10:00:09"]
+    assert np.isnan(usual_gap(*twice)) and usual_gap(*twice, "2017-01-10T09:00:00") == 7
 
 
 def test_a_log_without_times_or_without_dates_as_cutoffs_is_refused(page, event_log, prepared, prepare_log, extractor):
