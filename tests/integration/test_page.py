@@ -24,7 +24,12 @@ pytest.importorskip("gradio", reason="Gradio not installed")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 PATIENCE = 60_000  # milliseconds, on a busy machine
 WHO = "c07"
-STATE = {"state_size": 8, "forecast_window": 80, "summed_features": ["a.b"], "state_features": ["type", "aisle", "weekday"]}
+STATE = {
+    "state_size": 8,
+    "forecast_window": 80,
+    "summed_features": ["a.b"],
+    "state_features": ["type", "aisle", "weekday"],
+}
 
 
 @pytest.fixture(scope="module")
