@@ -7,7 +7,8 @@ Preparation encodes whole tables by the same rules, with Ibis; tests compare the
 Shapes: J features.
 """
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ from .events_mcm import (
     read_zone,
     split_path,
     split_values,
+    to_number,
     to_numbers,
     to_place,
     to_text,
@@ -96,6 +98,10 @@ class Encoding:
                         ids[feature], values[feature] = self._bin(feature, numbers), to_values(numbers)
                     else:
                         ids[feature] = self.feature_ids(feature, columns[column])
+        if schema.on_duplicate == "drop":
+            kept = self._first_of_equals(columns, positions, ranks)
+            positions, ranks, is_target, count = positions[kept], ranks[kept], is_target[kept], len(kept)
+            ids, values = ({name: each[kept] for name, each in read.items()} for read in (ids, values))
 
         ties = (list(ids.values()), is_target, bool(schema.end_of_visit), list(values.values()))
         timeline = arrange(positions, ranks, *ties)
@@ -126,6 +132,19 @@ class Encoding:
         for task in schema.tasks:
             row[f"task_{task}"] = in_order(np.where(is_target, ids[task], MISSING_ID), MISSING_ID)
         return row
+
+    def _first_of_equals(
+        self, columns: Mapping[str, Any], positions: NDArray[np.int64], ranks: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """Indices of the events without those that equal an earlier one in all that is read of them."""
+        read = [
+            map_distinct(columns[self.columns[feature]], self._reader(feature), object).tolist()
+            for feature in self.event_features
+            if feature in self.columns
+        ]
+        keys = [*zip(positions.tolist(), ranks.tolist(), *read, strict=True)]
+        first = {key: len(keys) - 1 - index for index, key in enumerate(reversed(keys))}
+        return np.sort(np.fromiter(first.values(), np.int64))
 
     def _read_positions(self, columns: Mapping[str, Any], count: int) -> NDArray[np.int64]:
         """What puts the events in order: seconds since 1970-01-01, or their places."""
@@ -203,21 +222,26 @@ class Encoding:
         """Ids of the values of a feature's column, of shape `(len(column),)`."""
         if self.specs[feature].kind == NUMERIC:
             return self._bin(feature, to_numbers(column))
-        spec = self.specs[feature]
-        separator, item, level = spec.separator, spec.item, spec.level
-        if level is not None:
-            return map_distinct(
-                column, lambda value: self._look_up_id(feature, split_path(value, str(separator), level)), np.int32
-            )
+        read, item = self._reader(feature), self.specs[feature].item
         if item is not None:
-            texts = [split_values(value, separator) for value in as_list(column)]
-            return np.array([self._id_of_item(feature, each, item) for each in texts], np.int32)
-        return self.value_ids(feature, column)
+            return map_distinct(column, lambda value: self._id_of_item(feature, read(value), item), np.int32)
+        return map_distinct(column, lambda value: self._look_up_id(feature, read(value)), np.int32)
+
+    def _reader(self, feature: str) -> Callable[[Any], Any]:
+        """What a feature reads of a value of its column: a number, a text or a set of texts; None if missing."""
+        spec = self.specs[feature]
+        if spec.kind == NUMERIC:
+            return lambda value: None if np.isnan(number := to_number(value)) else number
+        if spec.level is not None:
+            return functools.partial(split_path, separator=str(spec.separator), level=spec.level)
+        if spec.item is not None:
+            return functools.partial(split_values, separator=spec.separator)
+        return to_text
 
     def _look_up_id(self, feature: str, text: str | None) -> int:
         return MISSING_ID if text is None else self.ids[feature].get(text, UNKNOWN_ID)
 
-    def _id_of_item(self, feature: str, texts: set[str], item: int) -> int:
+    def _id_of_item(self, feature: str, texts: frozenset[str], item: int) -> int:
         """Id number `item`, from 1, among the ids of several values in ascending order, unknown values last."""
         ids = sorted(
             (self._look_up_id(feature, text) for text in texts), key=lambda label: (label == UNKNOWN_ID, label)

@@ -122,17 +122,17 @@ def split_path(value: Any, separator: str, level: int) -> str | None:
     return separator.join(parts) if len(parts) == level and all(parts) else None
 
 
-def split_values(value: Any, separator: str | None) -> set[str]:
+def split_values(value: Any, separator: str | None) -> frozenset[str]:
     """The distinct texts of a value that holds several values; empty texts are left out. Raises `ValueError` if a list
     has a separator, no list has none, or `to_text` can't convert a value."""
     if separator is not None:
         text = to_text(value)
-        return set() if text is None else set(text.split(separator)) - {""}
+        return frozenset() if text is None else frozenset(text.split(separator)) - {""}
     if isinstance(value, str) or not isinstance(value, Sequence | np.ndarray):
         if is_missing(value):
-            return set()
+            return frozenset()
         raise ValueError(f"found {value!r} ({type(value).__name__}), expected a list of values; make it one")
-    return {text for text in map(to_text, as_list(value)) if text}
+    return frozenset(text for text in map(to_text, as_list(value)) if text)
 
 
 def to_number(value: Any) -> float:

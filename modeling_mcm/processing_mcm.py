@@ -67,7 +67,7 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         bins (`dict[str, list[float]]`): Strictly increasing inner bin edges of each numeric and days_since_visit
             feature. A value on an edge belongs to the bin above it.
         customer, time, token_type, visit, time_zone, tasks, target_token_types, end_of_visit, max_events, min_history,
-            name, order: as [`LogSchema`] has them. `min_history` is kept for the record.
+            name, order, on_duplicate: as [`LogSchema`] has them. `min_history` is kept for the record.
 
     Raises:
         ValueError: If features, vocabularies, bins and tasks do not fit together, or the time zone does not exist.
@@ -92,6 +92,7 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         min_history: int = DEFAULT_MIN_HISTORY,
         name: str = DEFAULT_NAME,
         order: str | None = None,
+        on_duplicate: str = "keep",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -100,6 +101,7 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         self.bins = {feature: [float(edge) for edge in edges] for feature, edges in bins.items()}
         self.time: str | None = time if order is None else None
         self.order: str | None = order
+        self.on_duplicate = on_duplicate
         self.customer, self.token_type, self.visit = customer, token_type, visit
         self.time_zone, self.tasks, self.target_token_types = time_zone, list(tasks), list(target_token_types)
         self.end_of_visit, self.max_events, self.min_history = end_of_visit, max_events, min_history

@@ -42,6 +42,12 @@ def check_text(value: Any, key: str) -> None:
         raise ValueError(f"`{key}` is {value!r}; give a name in quotes.")
 
 
+def check_choice(value: Any, key: str, choices: Sequence[str]) -> None:
+    """Raises `ValueError` if a value is none of the choices."""
+    if value not in choices:
+        raise ValueError(f"`{key}` is {value!r}; choose {' or '.join(choices)}.")
+
+
 @dataclass(frozen=True)
 class FeatureSpec:
     """One feature of an event or of a customer's profile.
@@ -164,6 +170,7 @@ class LogSchema:
         order (`str`, *optional*): Instead of `time` a column of whole numbers that puts a customer's events in order,
             or "rows": the events are in the order of the log's rows. Each visit then comes a day after the visit
             before.
+        on_duplicate (`str`): What to do with events that are equal in every column of the schema: "keep" or "drop".
 
     Raises:
         ValueError: If columns, features and tasks do not fit together. The message names the key and the fix.
@@ -183,6 +190,7 @@ class LogSchema:
     min_history: int = DEFAULT_MIN_HISTORY
     time_zone: str = DEFAULT_ZONE
     order: str | None = None
+    on_duplicate: str = "keep"
     FEWEST_EVENTS: ClassVar[int] = 1  # the start row alone
 
     def __post_init__(self) -> None:
@@ -193,6 +201,7 @@ class LogSchema:
                 check_text(getattr(self, key), key)
         check_integer(self.max_events, "max_events", self.FEWEST_EVENTS, MOST_PERIOD_EVENTS)
         read_zone(self.time_zone)
+        check_choice(self.on_duplicate, "on_duplicate", ("keep", "drop"))
         if self.token_type is None:
             self._add_token_type()
         self._check_order()
@@ -208,6 +217,10 @@ class LogSchema:
             )
         if self.time is not None and self.order is not None:
             raise ValueError("The event schema has `time` and `order`; `order` is for logs without times: keep one.")
+        if self.order == ROWS and self.on_duplicate == "drop":
+            raise ValueError(
+                f"`on_duplicate: drop` with `order: {ROWS}`: rows at two places are two events; remove one of them."
+            )
         for spec in self.features:
             if spec.is_derived and self.order is not None:
                 raise ValueError(

@@ -68,8 +68,8 @@ class PredictionOptions:
     profile: str | None = option(None, "Profile table of the raw log, with one row a customer; needs --events.")
     schema: str | None = option(
         None,
-        "Event schema of the raw log, a YAML file, whose on_null and on_duplicate are used. By default "
-        "the checkpoint's.",
+        "Event schema of the raw log, a YAML file, whose on_null and on_bad_row are used. By default that of "
+        "the checkpoint.",
     )
     tasks: list[str] = option([], "Tasks whose best labels are written. By default all tasks.")
     top_k: int = option(10, "Number of labels to write for each task; 0 to write embeddings alone.")

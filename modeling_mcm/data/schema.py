@@ -19,7 +19,7 @@ from modeling_mcm.data.text_format import TextFormat
 from modeling_mcm.data.yaml_files import read_yaml
 from modeling_mcm.events_mcm import check_keys, to_text
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
-from modeling_mcm.schema_mcm import MOST_PERIOD_EVENTS, ROWS, LogSchema, check_integer
+from modeling_mcm.schema_mcm import MOST_PERIOD_EVENTS, LogSchema, check_choice, check_integer
 
 NO_CUTOFFS = {"validation": datetime(9999, 1, 1), "test": datetime(9999, 1, 2)}
 """Cutoffs that no event reaches, for a schema by which nothing is split by time."""
@@ -74,7 +74,6 @@ class EventSchema(LogSchema):
             are fitted on what comes before `validation`. Or "leave_one_out": each customer's last visit is for the
             test, and the visit before it for validation.
         on_null (`str`): What to do with rows without a customer or a time: "error" or "drop".
-        on_duplicate (`str`): What to do with rows that are equal in every column of the schema: "keep" or "drop".
         max_events_per_customer (`int`): Largest number of a customer's events in each period; the latest events stay.
             It guards against bots.
         on_bad_row (`str`): What to do with lines of a text file, times and numbers that can't be read: "error" or
@@ -87,7 +86,6 @@ class EventSchema(LogSchema):
 
     cutoffs: dict[str, datetime] | str = field(kw_only=True)
     on_null: str = "error"
-    on_duplicate: str = "keep"
     max_events_per_customer: int = MOST_PERIOD_EVENTS
     on_bad_row: str = "error"
     delimiter: str | None = None
@@ -133,9 +131,7 @@ class EventSchema(LogSchema):
         check_integer(
             self.max_events_per_customer, "max_events_per_customer", self.max_events, MOST_EVENTS_PER_CUSTOMER
         )
-        for key, choices in (("on_null", ("error", "drop")), ("on_duplicate", ("keep", "drop"))):
-            if getattr(self, key) not in choices:
-                raise ValueError(f"`{key}` is {getattr(self, key)!r}; choose {' or '.join(choices)}.")
+        check_choice(self.on_null, "on_null", ("error", "drop"))
         TextFormat(self.delimiter, self.quote, self.escape, self.on_bad_row)  # raises where a value is wrong
         if not self.tasks:
             raise ValueError("`tasks` is empty; name at least one categorical event feature to predict.")
@@ -147,10 +143,6 @@ class EventSchema(LogSchema):
         if self.order is not None and not self.leaves_one_out and self.cutoffs != NO_CUTOFFS:
             raise ValueError(
                 f"`order` is for logs without times, so `cutoffs` can't be dates; write `cutoffs: {LEAVE_ONE_OUT}`."
-            )
-        if self.order == ROWS and self.on_duplicate == "drop":
-            raise ValueError(
-                f"`on_duplicate: drop` with `order: {ROWS}`: rows at two places are two events; remove one of them."
             )
 
     @property

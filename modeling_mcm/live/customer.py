@@ -147,9 +147,9 @@ class LiveCustomer:
             raise ValueError(f"`k` is {k}; ask for at least 1 label.")
         chosen = CandidateSet.of(self.model, self.feature_extractor, tasks, candidates, exclude, per_group)
         logits = self.logits(as_of, tasks, horizon_days)
-        result = {}
+        result, row = {}, self._history.encode(self.events) if chosen.needs_seen else None
         for task in tasks:
-            seen = [self._history.label_ids(task)] if chosen.needs_seen else None
+            seen = None if row is None else [row[f"task_{task}"]]
             (result[task],) = chosen.rank(task, logits[task][None], k, seen, [self.customer_id], horizon_days)
         return result
 

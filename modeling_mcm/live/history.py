@@ -8,12 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from modeling_mcm.events_mcm import (
     as_list,
     is_missing,
-    map_distinct,
     naming,
     read_columns,
     read_times,
@@ -81,15 +79,6 @@ class LiveHistory:
     def encode(self, events: list[dict[str, Any]]) -> dict[str, Any]:
         """Encodes the customer with some events as a row. Raises `ValueError` if an event can't be encoded."""
         return self.feature_extractor.encode(self.customer(events))
-
-    def label_ids(self, task: str) -> NDArray[np.int64]:
-        """Label ids of a task in all events that are targets, 0 where one has none."""
-        encoding, token_type = self.feature_extractor._encoding, self.feature_extractor.token_type
-        column = encoding.columns.get(task)  # None for the token type of a log that has none
-        is_target = map_distinct([event.get(str(token_type)) for event in self.events], encoding.is_target, bool)
-        events = [event for event, each in zip(self.events, is_target, strict=True) if each or token_type is None]
-        values = [event.get(str(column)) for event in events]
-        return encoding.feature_ids(task, values).astype(np.int64) if column else np.zeros(0, np.int64)
 
     def read(self, events: Any) -> list[dict[str, Any]]:
         """Converts events to dicts of plain values that JSON can hold, without inserting them. Raises `ValueError` if

@@ -103,6 +103,21 @@ def assert_equal_to_whole(live, events, profile=None):
     torch.testing.assert_close(torch.from_numpy(live.embedding()), embedding, rtol=tolerance, atol=tolerance)
 
 
+def test_an_event_that_comes_twice_counts_once_where_the_checkpoint_says_so(live_model, extractor):
+    stored = extractor.to_dict() | {"vocabularies": extractor.vocabularies, "bins": extractor.bins}
+    once = type(extractor)(**stored | {"on_duplicate": "drop"})
+    model, events = live_model("scorer"), [*{str(each): each for each in random_events(3)}.values()]
+    live = LiveCustomer(model, once)
+    for event in [*events, *events[:20], events[-1] | {"item": "unknown"}]:
+        live.add([event, event])
+    alone = LiveCustomer(model, extractor)
+    alone.add([*events, events[-1] | {"item": "unknown"}])
+    for options in ({}, {"tasks": ["aisle"], "candidates": {"aisle": ["aisle 1", "new"], "type": ["buy", "buy"]}}):
+        assert live.scores(**options) == alone.scores(**options)
+    live.remove(events[0])  # the other one of the two stays
+    assert live.scores() == alone.scores()
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("max_events", [2048, 40, 4])
 def test_events_in_parts_equal_the_whole_history(live_model, extractor, name, max_events):

@@ -34,6 +34,7 @@ SCHEMA = {
     "cutoffs": {"validation": "2024-04-15", "test": "2024-11-15"},
     "min_history": 2,
     "time_zone": BERLIN,
+    "on_duplicate": "drop",
 }
 # Moments at which a zone's clock changes, midnight and the hours around 1970 and around the first year of the zone.
 CHANGES = ["1900-01-01", "1916-04-30T22:00", "1969-12-31", "1970-01-01", "2024-03-31T01:00", "2024-10-27T01:00"]
@@ -83,6 +84,8 @@ class RandomLog:
         time = times(self.generator, time_kind)
         instants = [time() for _ in range(60)]
         self.events = [self.event(instants, time) for _ in range(customers * 12)]
+        repeated = np.random.default_rng(seed).choice(self.events, customers * 2)
+        self.events += [event | {"paid": event["paid"] and f" {event['paid']}"} for event in repeated]
         some = self.generator.permutation(customers)[: customers * 2 // 3].tolist()
         self.profiles = [self.profile(f"customer {place}") for place in some]
 
