@@ -101,7 +101,8 @@ class Encoding:
         if schema.on_duplicate == "drop":
             kept = self._first_of_equals(columns, positions, ranks)
             positions, ranks, is_target, count = positions[kept], ranks[kept], is_target[kept], len(kept)
-            ids, values = ({name: each[kept] for name, each in read.items()} for read in (ids, values))
+            ids = {feature: column[kept] for feature, column in ids.items()}
+            values = {feature: column[kept] for feature, column in values.items()}
 
         ties = (list(ids.values()), is_target, bool(schema.end_of_visit), list(values.values()))
         timeline = arrange(positions, ranks, *ties)

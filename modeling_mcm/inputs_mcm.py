@@ -31,6 +31,8 @@ class InputLayout(NamedTuple):
     profile: frozenset[str]  # names of the customer's features, which stand in the start row
     numeric: tuple[str, ...]  # names of the numeric features of events, in the order of the axis N
     start: tuple[int, int]  # index of the token type on the axis J, and its id in the start row
+    closing: int  # token type of the event that closes a visit, -1 where none does
+    targets: frozenset[int]  # token types of targets, with one of which a visit is closed
 
 
 class RowBatch(Sequence[Mapping[str, Any]]):
@@ -145,7 +147,8 @@ def pad_rows(
     try:
         batch = RowBatch.of(rows, [*names, "customer_id"])
         if as_of is not None:
-            batch = until(batch, as_of.tolist() if hasattr(as_of, "tolist") else as_of)
+            batch = until(batch, as_of.tolist() if hasattr(as_of, "tolist") else as_of, layout)
+        batch = close_visits(batch, np.ones(int(batch.lengths.sum()), bool), layout)
         starts = np.array([first_kept(length, window - extra) for length in batch.lengths.tolist()])
         if starts.any():
             batch = batch.select(batch.places >= starts[batch.row])
@@ -211,9 +214,44 @@ def readable(row: Mapping[str, Any], features: Sequence[str]) -> dict[str, Any]:
     return {name: value[keep] if name.startswith(PER_EVENT) else value for name, value in row.items()} | ends
 
 
-def until(rows: Sequence[Mapping[str, Any]], as_of: Sequence[float]) -> RowBatch:
-    """Leaves out the events that are later than the time of each row, with a warning. Raises `ValueError` if there is
-    not one time per row, or a time is no finite number."""
+def close_visits(batch: RowBatch, stays: NDArray[np.bool_], layout: InputLayout) -> RowBatch:
+    """Selects events, and gives each visit the end that it would have if there were no others. Preparation closes a
+    visit at a cutoff that falls into it, which is no end where what follows is read; and where a visit's last events
+    are left out, it ends before them.
+
+    Args:
+        stays (`np.ndarray` of shape `(events,)`): Which events are selected, those that close a visit aside.
+    """
+    token = f"feature_{list(layout.sizes)[layout.start[0]]}"
+    kinds = batch.column(token)
+    closes, index = kinds == layout.closing, np.arange(len(kinds))
+    if not closes.any():
+        return batch if stays.all() else batch.select(stays)
+    visits = batch.column("visits")
+    visit = np.cumsum((np.diff(visits, prepend=-1) != 0) | (batch.places == 0)) - 1
+    last, has_end = np.full(visit[-1] + 1, -1), np.ones(visit[-1] + 1, bool)
+    has_end[visit[~stays & ~closes]] = False  # unless there is a target before
+    stays = stays & ~closes
+    last[visit[stays]] = index[stays]  # of several the latest is kept
+    has_end[visit[stays & np.isin(kinds, [*layout.targets])]] = True
+    ends = np.flatnonzero(closes & has_end[visit] & (index > last[visit]))
+    ends = ends[np.diff(visit[ends], prepend=-1) != 0]
+    stays[ends] = True
+    moved = np.cumsum(stays)[ends[ends - last[visit[ends]] > 1]] - 1
+    batch = batch.select(stays)
+    if not len(moved):
+        return batch
+    columns = {name: batch.column(name) for name in batch.columns}
+    for name in columns:
+        if name == "times" or name.startswith("feature_") and name != token:
+            columns[name] = columns[name].copy()
+            columns[name][moved] = np.where(columns[name][moved] != 0, columns[name][moved - 1], 0)
+    return RowBatch(columns, batch.lengths)
+
+
+def until(rows: Sequence[Mapping[str, Any]], as_of: Sequence[float], layout: InputLayout | None = None) -> RowBatch:
+    """Leaves out the events that are later than the time of each row, with a warning, and closes visits before them
+    where a layout is given. Raises `ValueError` if there is not one time per row, or a time is no finite number."""
     if len(as_of) != len(rows):
         raise ValueError(f"Found {len(as_of)} times `as_of` of {len(rows)} rows; give one a row.")
     batch = RowBatch.of(rows)
@@ -231,4 +269,4 @@ def until(rows: Sequence[Mapping[str, Any]], as_of: Sequence[float]) -> RowBatch
     logger.warning_once(
         "Some customers have events later than `as_of`, which are left out: the model reads histories up to `as_of`."
     )
-    return batch.select(stays)
+    return batch.select(stays) if layout is None else close_visits(batch, stays, layout)

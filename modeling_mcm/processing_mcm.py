@@ -296,15 +296,23 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
             ValueError: If there are no rows, a row lacks a column, ids do not fit the vocabularies, or `as_of` is not
                 one finite number for each row.
         """
+        window = self.max_events if max_events is None else max_events
+        return BatchFeature(pad_rows(rows, self.layout, window, mask_next, as_of), tensor_type=return_tensors)
+
+    @property
+    def layout(self) -> InputLayout:
+        """What rows mean in a model input."""
         token = self.token_type_feature
-        layout = InputLayout(
+        ids, own = self._encoding.ids[token], self.own_ids(token)[2:]
+        targets = [ids[name] for name in self.target_token_types if name in ids]
+        return InputLayout(
             dict(zip(self.feature_names, self.vocabulary_sizes, strict=True)),
             frozenset(self._encoding.profile_features),
             tuple(self.numeric_features),
-            (self.feature_names.index(token), self._encoding.ids[token][HISTORY_START]),
+            (self.feature_names.index(token), ids[HISTORY_START]),
+            ids.get(self.end_of_visit or "", -1),
+            frozenset(targets if self.target_token_types else {MISSING_ID, UNKNOWN_ID, *ids.values()}.difference(own)),
         )
-        window = self.max_events if max_events is None else max_events
-        return BatchFeature(pad_rows(rows, layout, window, mask_next, as_of), tensor_type=return_tensors)
 
     # trf-ignore: TRF057, as above.
     def __call__(

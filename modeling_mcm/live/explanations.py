@@ -131,7 +131,7 @@ def explain(
     seconds = None
     if as_of is not None:
         (seconds,) = feature_extractor._read_as_of(as_of, 1)
-        (row,) = until([row], [seconds])
+        (row,) = until([row], [seconds], feature_extractor.layout)
     whole = feature_extractor.readable(row, model.config.input_features)
     if seconds is None and len(whole["times"]):
         seconds = float(whole["times"].max())  # one time for all variants: without the last visit, too

@@ -167,8 +167,8 @@ def find_changes(
 ) -> Changes:
     """Finds the customers with new, removed or newly read events, and the first visit of each that these change.
 
-    Visits are numbered by their period, start and key. So all visits before the first changed one have the same number
-    as before, and the events of a new day change only a customer's last visits. Where a period may have more events
+    Visits are numbered by their period, start and key. So all visits before the one before the first changed one stay
+    as they are, and the events of a new day change only a customer's last visits. Where a period may have more events
     than `max_events_per_customer`, no visit stays, because the choice of events may change. No visit stays with
     "leave_one_out" either, because a new visit moves the customer's cutoffs.
 
@@ -202,7 +202,8 @@ def find_changes(
         firsts.append(long.select("customer_id", prefix_visits=ibis.literal(0, "int64")))
     least = together(*firsts).group_by("customer_id").agg(prefix_visits=ibis._.prefix_visits.min()).to_pyarrow()
     owners = np.searchsorted(names, np.array(least["customer_id"].to_pylist(), object))
-    changes.prefix_visits[owners] = least["prefix_visits"].to_numpy()
+    # Also the visit before: it goes on over a cutoff, unless a new one comes between.
+    changes.prefix_visits[owners] = np.maximum(least["prefix_visits"].to_numpy() - 1, 0)
     if same is not None and not schema.leaves_one_out:  # otherwise all visits of these customers are read again
         late = visits[0].inner_join(changes.table(), "customer_id")
         late = late.filter(late.visit >= late.prefix_visits - 1)

@@ -306,15 +306,27 @@ def keep_latest(events: ir.Table, most: int) -> tuple[ir.Table, dict[str, int]]:
 
 
 def find_visits(events: ir.Table) -> ir.Table:
-    """Finds the visits of all customers. A visit that reaches over a cutoff counts as two, so that what lies before a
-    cutoff never depends on what comes after. Returns one row per visit: customer_id, period, visit_key, visit (number
-    of the customer's visit, from 0), start and end (seconds), has_target, and days (from the start of the customer's
-    visit before, null in the first visit)."""
+    """Finds the visits of all customers. A visit that reaches over a cutoff has a part before and one after, so that
+    what lies before a cutoff never depends on what comes after. Both have one number, unless another visit lies
+    between; then they count as two. Returns one row per part: customer_id, period, visit_key, visit (number of the
+    customer's visit, from 0), start and end (seconds), has_target (in the visit so far), and days (from the start of
+    the customer's visit before, null in the first visit)."""
     visits = events.group_by("customer_id", "period", "visit_key").agg(
         start=events.second.min(), end=events.second.max(), has_target=events.is_target.max()
     )
-    order = ibis.window(group_by="customer_id", order_by=[visits.period, visits.start, visits.visit_key])
-    return visits.mutate(
-        visit=ibis.row_number().over(order).cast("int32"),
-        days=(visits.start - visits.start.lag().over(order)).cast("float64") / SECONDS_PER_DAY,
+    ordered = {"group_by": "customer_id", "order_by": ["period", "start", "visit_key"]}
+    opens = ibis.coalesce(visits.visit_key != visits.visit_key.lag().over(ibis.window(**ordered)), True)
+    visits = visits.mutate(opens=opens.cast("int32"))
+    so_far = ibis.window(**ordered, preceding=None, following=0)
+    visits = visits.mutate(visit=(visits.opens.sum().over(so_far) - 1).cast("int32"))
+    of_visit = {"group_by": ["customer_id", "visit"]}
+    visits = visits.mutate(
+        whole_start=visits.start.min().over(ibis.window(**of_visit)),
+        has_target=visits.has_target.max().over(
+            ibis.window(**of_visit, order_by="period", preceding=None, following=0)
+        ),
     )
+    seconds = visits.whole_start - visits.whole_start.lag().over(ibis.window(**ordered))
+    visits = visits.mutate(days=ibis.ifelse(visits.opens == 1, seconds, ibis.null("int64")))
+    visits = visits.mutate(days=visits.days.max().over(ibis.window(**of_visit)).cast("float64") / SECONDS_PER_DAY)
+    return visits.drop("opens", "whole_start")

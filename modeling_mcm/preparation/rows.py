@@ -38,7 +38,7 @@ def customer_rows(encoded: ir.Table, profiles: ir.Table | None, schema: EventSch
     rows have the internal columns of `shard_schema` and the number of their `shard`."""
     names = [f"f{i}" for i in range(len(schema.features))]
     value_names = [f"v{i}" for i in value_indices(schema.features)]
-    order = ("visit", "closes_visit", "second", *names, "is_target", *value_names)
+    order = ("visit", "period", "closes_visit", "second", *names, "is_target", *value_names)
     rows = encoded.group_by("customer_id", "shard").agg(
         events=ibis.struct({name: encoded[name] for name in order}).collect(),
         validation_end=(encoded.period < 1).sum().cast("int32"),

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta, timezone
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from synthetic_log import check_row, load_extractor, read_rows
 
 from modeling_mcm import MCMFeatureExtractor
@@ -160,6 +161,41 @@ def test_times_as_categories_have_the_same_ids(tmp_path):
             encoded = extractor.encode({"events": [event for event in events if event["who"] == customer]})
             for name in kinds:
                 assert encoded[f"feature_{name}"].tolist() == list(row[f"feature_{name}"])
+
+
+def test_a_visit_over_a_cutoff_is_one_where_both_parts_are_read(tmp_path):
+    generator, events = np.random.default_rng(0), []
+    for customer in range(20):  # a visit a day, some of which go on after midnight
+        for day in range(30):
+            start = datetime(2024, 4, 1 if day < 15 else 2) + timedelta(
+                days=day, hours=float(generator.uniform(14, 22))
+            )
+            for minutes in np.cumsum(generator.integers(1, 200, generator.integers(1, 5))).tolist():
+                event = {"who": f"c{customer}", "when": start + timedelta(minutes=minutes), "basket": day}
+                kind = {"action": ("view", "buy")[generator.integers(2)], "item": f"i{generator.integers(5)}"}
+                events.append(event | kind)
+    features = [each for each in FEATURES if each["name"] in ("action", "item", "hour", "gap")]
+    cutoffs = {"validation": "2024-04-11", "test": "2024-04-24"}
+    schema = SCHEMA | {"features": features, "profile": [], "tasks": ["item"], "cutoffs": cutoffs, "time_zone": "UTC"}
+    prepare(pa.Table.from_pylist(events), EventSchema.from_dict(schema), tmp_path / "data")
+    rows, extractor, cut = read_rows(tmp_path, "data"), load_extractor(tmp_path, "data"), 0
+    for customer, row in rows.items():
+        own = [event for event in events if event["who"] == customer]
+        row = {name: np.array(value) if isinstance(value, list) else value for name, value in row.items()}
+        whole = extractor.encode({"events": own})
+        for time, end in [
+            (cutoffs["validation"], "validation_end"),
+            (cutoffs["test"], "test_end"),
+            ("2025-01-01", ""),
+        ]:
+            before = [event for event in own if event["when"] < datetime.fromisoformat(time)]
+            part = {name: value[: row.get(end)] for name, value in row.items() if isinstance(value, np.ndarray)}
+            expected, second = extractor({"events": before}), int(np.datetime64(time, "s").astype(int)) - 1
+            at_time = [extractor.pad([each], as_of=[second]) for each in (row, whole)]
+            for found in (extractor.pad([part]), *at_time):
+                assert all(torch.equal(found[name], value) for name, value in expected.items()), (customer, time)
+            cut += len(part["times"]) < len(row["times"]) and before[-1]["basket"] == own[len(before)]["basket"]
+    assert cut > 5
 
 
 TYPES = [("text", "text"), ("zone", "float"), ("plain", "single"), ("text", "whole"), ("zone", "boolean")]
