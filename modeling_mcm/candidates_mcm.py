@@ -190,10 +190,10 @@ class _TaskCandidates(NamedTuple):
     `excluded` the columns that are not shown to a customer."""
 
     is_candidate: torch.Tensor
-    groups: torch.Tensor | None = None
-    new: NewLabels | None = None
-    ids: dict[str, int] = {}
-    excluded: dict[str, list[int]] = {}
+    groups: torch.Tensor | None
+    new: NewLabels | None
+    ids: dict[str, int]
+    excluded: dict[str, list[int]]
 
 
 class CandidateSet:
@@ -237,10 +237,9 @@ class CandidateSet:
         self.unknown: dict[str, list[str]] = {}
         self.excludes_seen = isinstance(exclude, str) and exclude == SEEN
         self.needs_customers = False
-        table = None if candidates is None else self._read(candidates, "candidates")
+        table = {} if candidates is None else self._read(candidates, "candidates")
         group, self._most = _read_per_group(per_group)
-        sizes = model.config.label_sizes
-        self._of_tasks = {task: self._read_candidates(task, table, group, sizes[task]) for task in self.tasks}
+        self._of_tasks = {task: self._read_candidates(task, table, group) for task in self.tasks}
         if group is not None and all(each.groups is None for each in self._of_tasks.values()):
             raise ValueError(
                 f"`per_group` names {group!r}, which is the only task: give another feature, or leave it."
@@ -252,7 +251,7 @@ class CandidateSet:
         for task, each in self._of_tasks.items():
             if not each.is_candidate[FIRST_LABEL:].any():
                 raise ValueError(
-                    f"No candidate of {task!r} is left: column {self._column(task, table or {})!r} of the candidates "
+                    f"No candidate of {task!r} is left: column {self._column(task, table)!r} of the candidates "
                     "has no label that the checkpoint knows and that is not excluded. Check it, or exclude less."
                 )
 
@@ -391,15 +390,25 @@ class CandidateSet:
         with naming(f"{what}: column {column!r}"):
             return to_ids(table[column]) if column in table else None
 
-    def _read_candidates(
-        self, task: str, table: Mapping[str, Any] | None, group: str | None, size: int
-    ) -> "_TaskCandidates":
-        texts = None if table is None else self._texts(task, table, "`candidates`")
-        if table is None or texts is None:
-            groups = None if group in (None, task) else self._groups(task, table, [], {}, size, str(group))
-            is_candidate = torch.ones(size, dtype=torch.bool)
+    def _read_candidates(self, task: str, table: Mapping[str, Any], group: str | None) -> "_TaskCandidates":
+        new: NewLabels | None = None
+        size, ids = self.model.config.label_sizes[task], dict[str, int]()
+        if (texts := self._texts(task, table, "`candidates`")) is None:
+            table, is_candidate = {}, torch.ones(size, dtype=torch.bool)
             is_candidate[self.extractor.own_ids(task)] = False
-            return _TaskCandidates(is_candidate, groups, None, {}, {})
+        else:
+            new, ids = self._resolve(task, table, texts)
+            is_candidate = torch.zeros(size + (len(new.values) if new else 0), dtype=torch.bool)
+            is_candidate[list(ids.values())] = True
+        columns = len(is_candidate)
+        groups = None if group in (None, task) else self._groups(task, table, texts or [], ids, columns, str(group))
+        return _TaskCandidates(is_candidate, groups, new, ids, {})
+
+    def _resolve(
+        self, task: str, table: Mapping[str, Any], texts: Sequence[str]
+    ) -> tuple[NewLabels | None, dict[str, int]]:
+        """The new labels of a task's column, and the columns of its candidates by their values. Warns of repeated and
+        of unknown ones."""
         distinct = list(dict.fromkeys(texts))
         if len(distinct) < len(texts) and len(self.tasks) == 1:
             logger.warning(
@@ -409,7 +418,7 @@ class CandidateSet:
         ids = dict(zip(distinct, self.extractor.label_ids(task, distinct).tolist(), strict=True))
         new = self._new_labels(task, table, texts, ids)
         if new is not None:
-            ids |= {value: size + index for index, value in enumerate(new.values)}
+            ids |= {value: self.model.config.label_sizes[task] + index for index, value in enumerate(new.values)}
         unknown = [value for value, label in ids.items() if label < FIRST_LABEL]
         if unknown:
             self.unknown[task] = unknown
@@ -419,13 +428,7 @@ class CandidateSet:
                 f"are unknown to the checkpoint and left out, such as {shown}: add columns of features that they "
                 "share with known labels, such as their category, or train again with them."
             )
-        ids = {value: label for value, label in ids.items() if label >= FIRST_LABEL}
-        is_candidate = torch.zeros(size + (len(new.values) if new else 0), dtype=torch.bool)
-        is_candidate[list(ids.values())] = True
-        groups = (
-            None if group in (None, task) else self._groups(task, table, texts, ids, len(is_candidate), str(group))
-        )
-        return _TaskCandidates(is_candidate, groups, new, ids, {})
+        return new, {value: label for value, label in ids.items() if label >= FIRST_LABEL}
 
     def _new_labels(
         self, task: str, table: Mapping[str, Any], texts: Sequence[str], ids: Mapping[str, int]
@@ -452,7 +455,7 @@ class CandidateSet:
     def _groups(
         self,
         task: str,
-        table: Mapping[str, Any] | None,
+        table: Mapping[str, Any],
         texts: Sequence[str],
         ids: Mapping[str, int],
         columns: int,
@@ -460,8 +463,8 @@ class CandidateSet:
     ) -> torch.Tensor:
         """Group of each label `(C,)`. A label of which nothing is said is a group of its own."""
         groups = torch.arange(columns)
-        name = self._column(group, table or {})
-        if table is not None and name in table:
+        name = self._column(group, table)
+        if name in table:
             with naming(f"`candidates`: column {name!r}"):
                 values = map_distinct(table[name], to_text, object).tolist()
                 of_label: dict[str, str] = {}

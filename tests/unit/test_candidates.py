@@ -244,6 +244,11 @@ def test_bad_arguments_name_the_column_and_the_fix(model, extractor, options, me
         CandidateSet(model, extractor, [TASK], **options)
 
 
+def test_a_task_without_a_column_has_the_groups_of_the_checkpoint(model, extractor):
+    with pytest.raises(ValueError, match="nothing says which items a label of 'aisle' has"):
+        CandidateSet(model, extractor, [TASK, "aisle"], {"item": STOCK["item"]}, None, (TASK, 1))
+
+
 def test_duplicates_and_unknown_labels_are_reported(model, extractor, caplog):
     found = CandidateSet(model, extractor, [TASK], ["item 01", "item 01", "nothing"])
     assert "1 of 3 rows of column 'items' repeat a label" in caplog.text
