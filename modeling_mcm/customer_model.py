@@ -12,6 +12,7 @@ A thin face over schema, preparation, pre-training and pipelines; each of them h
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from transformers.utils import logging
 
 from modeling_mcm.data.guessing import guess_schema
 from modeling_mcm.data.schema import EventSchema
-from modeling_mcm.events_mcm import check_columns, naming, to_ids, to_text
+from modeling_mcm.events_mcm import check_columns, naming, read_times, read_zone, to_ids, to_text
 from modeling_mcm.live import LiveCustomer
 from modeling_mcm.live.explanations import Explanation
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
@@ -39,6 +40,10 @@ class CustomerModel:
         model ([`MCMForMultiTaskRecommendation`]): The model.
         feature_extractor ([`MCMFeatureExtractor`]): Its feature extractor.
         events (`pd.DataFrame` or `pa.Table`): The customers' events.
+
+    Attributes:
+        as_of (`datetime`, *optional*): Time of the latest of these events, from which answers count unless another
+            `as_of` is given: a customer who has been away until then has been away. None in a log without times.
     """
 
     def __init__(self, model: MCMForMultiTaskRecommendation, feature_extractor: MCMFeatureExtractor, events: Any):
@@ -48,6 +53,11 @@ class CustomerModel:
         check_columns(list(events), schema.event_columns, "The events have")
         with naming(f"column {customer!r} of the events"):
             ids = np.array(to_ids(events[customer]), object)
+        self.as_of = None
+        if schema.time is not None:
+            with naming(f"column {schema.time!r} of the events"):
+                times = read_times(events[schema.time], read_zone(feature_extractor.time_zone))
+            self.as_of = datetime.fromtimestamp(int(times.max()), UTC)
         columns = [name for name in events if name in schema.event_columns]
         self._histories: dict[Any, pd.DataFrame] = dict(iter(events[columns].groupby(ids, sort=False)))
 
@@ -159,7 +169,7 @@ class CustomerModel:
         known = [each for each in tasks if label is None or to_text(label) in vocabularies[each]]
         if task is None and not known:
             raise ValueError(f"No task of {list(tasks)} has the label {label!r}: give one that the log has.")
-        return live.explain(task or known[0], label, as_of)
+        return live.explain(task or known[0], label, self.as_of if as_of is None else as_of)
 
     def _history(self, customer: Any) -> pd.DataFrame:
         """Events of a customer."""
@@ -179,6 +189,8 @@ class CustomerModel:
         make: Any = pipeline  # its overloads know transformers' own tasks
         model = self.model if task == "preference-scores" else self.model.model
         ask = make(task, model=model, feature_extractor=self.feature_extractor)
+        if options.get("as_of") is None:
+            options["as_of"] = self.as_of
         return list(zip(names, ask(given, batch_size=64, **options), strict=True))
 
 

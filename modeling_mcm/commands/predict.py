@@ -9,13 +9,13 @@
     mcm predict --engine spark ...                           scores as a Spark job (docs/large_logs.md)
     accelerate launch --multi_gpu --num_processes 2 training/run_predict.py ...        two processes, on CPUs too
 
-The files have one row a customer: `customer_id`, `embedding`, one column for each forecast (`visits_30d`), for each
-end of its intervals (`visits_30d_low80`) and for the source of each horizon (`source_30d`), and for each task its
-labels, best first (`TASK`), with their probabilities among the candidates (`TASK_scores`) and the chances that they
-come in the next visit, or within --horizon_days 30 (`TASK_chances`). A checkpoint that was fine-tuned to a label
+The files have one row a customer: `customer_id`, `embedding`, columns for each forecast, that is its mean
+(`visits_30d`), its median (`visits_30d_median`) and the ends of its intervals (`visits_30d_low80`), and for each task
+its labels, best first (`TASK`), with their probabilities among the candidates (`TASK_scores`) and the chances that
+they come in the next visit, or within --horizon_days 30 (`TASK_chances`). A checkpoint that was fine-tuned to a label
 writes `predicted_CLASS`, the probability of each class, or the number alone. One that was fine-tuned to offers ranks
 the actions of --actions, as labels of a task: `OUTCOME` has the actions, likeliest first, and `OUTCOME_scores` the
-probabilities of an offer at --as_of, or right after the last event. `pandas.read_parquet(output_dir)` reads all files.
+probabilities of an offer at --as_of. `pandas.read_parquet(output_dir)` reads all files.
 
 A file holds --rows_per_file customers and appears when it is complete. After an interruption the same command writes
 only the files that are missing, in any number of processes, and the result has the same bytes. Memory holds the
@@ -30,6 +30,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import torch
 from accelerate import PartialState
 from transformers.utils import logging
@@ -88,7 +90,7 @@ class PredictionOptions:
     as_of: str | None = option(
         None,
         "Time to score at, such as 2017-11-01: events up to it are read, and embeddings, forecasts and "
-        "scores are those of this moment. By default the time of each customer's last event.",
+        "scores are those of this time. By default the time of the log's last event.",
     )
     candidates: str | None = option(
         None,
@@ -211,6 +213,12 @@ def _session(engine: EngineOptions) -> AbstractContextManager[Any]:
     return spark_session(engine.spark)
 
 
+def _last_event(data: PreparedData) -> int:
+    """Time of a data set's last event, in seconds since 1970."""
+    files = (data.folder / shard["file"] for shard in data.manifest.shards)
+    return max(pc.max(pc.list_flatten(pq.read_table(file, columns=["times"])["times"])).as_py() for file in files)
+
+
 def run(options: PredictionOptions, engine: EngineOptions) -> str:
     """Scores the customers of the missing files; of several processes each takes its share of the files. Returns how
     many customers there are and how many files were written. A `ValueError` is raised if the options, the checkpoint
@@ -258,6 +266,10 @@ def run(options: PredictionOptions, engine: EngineOptions) -> str:
                 _prepare_log(options, extractor, engine)
             check_vocabularies(job.data, extractor)
             prepared = PreparedData(job.data)
+            if options.as_of is None and extractor.order is None:
+                # What was fine-tuned reads the events before a time, and else those until a time.
+                contents["as_of"] = _last_event(prepared) + (not of_tasks)
+                job = replace(job, as_of=contents["as_of"])
             customers = sum(shard["rows"] for shard in prepared.manifest.shards)
             if state.is_main_process:
                 prepared.check()

@@ -24,7 +24,7 @@ from modeling_mcm import CustomerModel, LiveCustomer, MCMFeatureExtractor, MCMFo
 
 GOLDEN = Path(__file__).resolve().parents[1] / "fixtures" / "golden_scores.json"
 STORED = 2  # number of best labels of a task in the file
-QUESTIONS = {"next visit": {}, "within a month": {"as_of": "2018-02-01", "horizon_days": 30.0}}
+QUESTIONS = {"next visit": {"as_of": "2018-01-15"}, "within a month": {"as_of": "2018-02-01", "horizon_days": 30.0}}
 
 
 def make_small_shop_log(extractor):

@@ -75,7 +75,8 @@ def test_chances_are_those_of_the_pipelines(predict, tiny_model, extractor, prep
         part.save_pretrained(tmp_path / "model")
     predict("--model", tmp_path / "model", "--data", prepared, "--output_dir", tmp_path / "out", "--tasks", "aisle")
     row = pd.read_parquet(tmp_path / "out").set_index("customer_id").loc["c07"]
-    scores = pipeline("preference-scores", model=str(tmp_path / "model"))(find_customer(event_log, "c07"))["aisle"]
+    ask, last = pipeline("preference-scores", model=str(tmp_path / "model")), event_log["when"].max()
+    scores = ask(find_customer(event_log, "c07"), as_of=last)["aisle"]  # by default predictions are at the log's end
     np.testing.assert_allclose(row["aisle_chances"], [each["chance"] for each in scores], atol=1e-6)
     assert not np.allclose(row["aisle_chances"], row["aisle_scores"], atol=0.01)
 

@@ -209,7 +209,8 @@ def test_7_and_its_text_are_one_customer(fitted, log):
     ids = [(7, "7", 7.0)[index % 3] for index in range(len(own))]
     mixed = CustomerModel(model.model, model.feature_extractor, own.assign(who=pd.Series(ids, own.index, object)))
     assert mixed.customers == ["7"]
-    np.testing.assert_allclose(mixed.embed([7.0]), model.embed(["c07"]), rtol=1e-5)
+    assert mixed.as_of == own["when"].max().tz_localize("UTC") < model.as_of
+    np.testing.assert_allclose(mixed.embed([7.0], as_of=model.as_of), model.embed(["c07"]), rtol=1e-5)
     lists = [mixed.recommend([7], tasks=["item"], exclude={"item": ["item 03"]} | who) for who in ({}, {"who": [7.0]})]
     pd.testing.assert_frame_equal(*lists)
 
