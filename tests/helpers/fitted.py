@@ -1,8 +1,10 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""A scorer that has something to say, without a log to fit it on."""
+"""A scorer and a forecaster that have something to say, without a log to fit them on."""
 
 import torch
+
+from modeling_mcm.training.forecaster import load_weights
 
 
 @torch.no_grad()
@@ -19,4 +21,14 @@ def fill_scorer(model, reads_readout=True):
     if not reads_readout:
         scorer.calibration[..., 3:] = 0
     scorer.fitted.fill_(True)
+    return model
+
+
+@torch.no_grad()
+def fill_forecaster(model):
+    """Gives a model's forecaster the shipped weights and the statistics of an average shop; gives the model."""
+    forecaster = model.base_model.forecaster
+    load_weights(forecaster)
+    forecaster.window.fill_(model.config.forecast_window)
+    forecaster.statistics.copy_(forecaster.visit_network.range.mean[-len(forecaster.statistics) :])
     return model

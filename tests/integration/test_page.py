@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from corner_shop import make_profile
-from fitted import fill_scorer
+from fitted import fill_forecaster, fill_scorer
 
 from modeling_mcm.commands import app as command
 from modeling_mcm.page import app
@@ -24,12 +24,8 @@ pytest.importorskip("gradio", reason="Gradio not installed")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 PATIENCE = 60_000  # milliseconds, on a busy machine
 WHO = "c07"
-STATE = {
-    "state_size": 8,
-    "forecast_window": 80,
-    "summed_features": ["a.b"],
-    "state_features": ["type", "aisle", "weekday"],
-}
+STATE = {"state_size": 8, "summed_features": ["a.b"], "state_features": ["type", "aisle", "weekday"]}
+STATE |= {"forecast_window": 300.0}
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +41,7 @@ def page_files(event_log, tmp_path_factory):
 def histories(tiny_model, extractor, prepared, page_files, tmp_path):
     files = [str(page_files / f"{name}.parquet") for name in ("events", "profile")]
     shutil.copytree(prepared, tmp_path / "data")
-    model = fill_scorer(tiny_model(extended=True, scorer=True, kind_feature="type", **STATE))
+    model = fill_forecaster(fill_scorer(tiny_model(extended=True, scorer=True, kind_feature="type", **STATE)))
     model.scorer.chance.copy_(torch.tensor([0.5, 0.9, -0.2]))
     return Histories(model, extractor, str(tmp_path / "data"), *files)
 

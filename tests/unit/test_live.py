@@ -10,13 +10,12 @@ import pandas as pd
 import pytest
 import torch
 from corner_shop import without_times
-from fitted import fill_scorer
+from fitted import fill_forecaster, fill_scorer
 from safetensors.torch import load, save
 
 from modeling_mcm import LiveCustomer
 from modeling_mcm.live.customer import Added
 from modeling_mcm.live.storage import pack
-from modeling_mcm.training.forecaster import load_weights
 
 TOLERANCE = 1e-5
 STATE = {"state_size": 8, "summed_features": ["a.b"], "state_features": ["type", "aisle", "weekday"]}
@@ -52,11 +51,7 @@ def live_model(tiny_model):
             model.model.state.std.uniform_(0.3, 2, generator=generator)
             model.model.state.mean.uniform_(0, 1, generator=generator)
             model.model.state.longest_silence.fill_(60.0)  # some moments of the tests come later
-            load_weights(model.model.forecaster)
-            model.model.forecaster.window.fill_(80.0)
-            model.model.forecaster.statistics.copy_(
-                model.model.forecaster.visit_network.range.mean[-len(model.model.forecaster.statistics) :]
-            )
+            fill_forecaster(model)
         return model
 
     return make
