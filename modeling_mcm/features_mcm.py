@@ -63,10 +63,17 @@ FEATURES = (
     Feature("since_moments", "recency", "log(1 + moments)", "Number of moments after the last one with the label."),
     Feature("since_days", "recency", "log(1 + own gaps)", "Time since the last event with the label."),
     Feature("several", "frequency", "0 or 1", "At least two visits have the label."),
-    Feature("overdue_visits", "gaps", "log ratio", "Visits since the label, by the mean between two visits with it."),
-    Feature("overdue_days", "gaps", "log ratio", "Time since the label, by the mean between two moments with it."),
     Feature(
-        "irregularity", "gaps", "ratio", "Standard deviation of the visits between two with the label, by the mean."
+        "overdue_visits",
+        "gaps",
+        "log ratio",
+        "Visits since the label, over the mean number between two visits with it.",
+    ),
+    Feature(
+        "overdue_days", "gaps", "log ratio", "Time since the label, over the mean time between two moments with it."
+    ),
+    Feature(
+        "irregularity", "gaps", "ratio", "Standard deviation of the visits between two with the label, over the mean."
     ),
     Feature("third", "frequency", "0 or 1", "At least three visits have the label."),
     Feature("in_last_visit", "recency", "0 or 1", "The last visit has the label."),
@@ -100,23 +107,23 @@ FEATURES = (
     Feature("customer_since", "customer", "log(1 + own gaps)", "Time since the customer's last event."),
     *(Feature(name, "evidence", "log(1 + 30 x)", f"{what}.") for name, what in [*EVIDENCE.items()][:2]),
     *(
-        Feature(f"{name}_ratio", "comparison", "ratio", f"{what}, by the largest of the candidates.")
+        Feature(f"{name}_ratio", "comparison", "ratio", f"{what}, over the largest among the candidates.")
         for name, what in (EVIDENCE | {name: f"`{name}`" for name in COMPARED}).items()
     ),
     *(
         Feature(f"{name}_rank", "comparison", "log2 of the rank", f"Rank among the candidates by {name}.")
         for name in (*EVIDENCE, "popularity", "recency", *COMPARED)
     ),
-    Feature("lift", "popularity", "log ratio", "Weight after the labels of the last moment, by the label's share."),
+    Feature("lift", "popularity", "log ratio", "Weight after the labels of the last moment, over the label's share."),
     Feature("label_rate", "popularity", "log(1 + 30 x)", "Share of all customers' visits that have the label."),
     Feature("label_share", "popularity", "log", "Share of the label among those of all customers' visits."),
     Feature(
-        "trend", "popularity", "log ratio", "This share in the latest part of the training period, by that in all."
+        "trend", "popularity", "log ratio", "This share in the latest part of the training period, over that in all."
     ),
     Feature("label_repeats", "popularity", "share", "Share of its visits that repeat the label."),
     Feature("label_next_repeats", "popularity", "share", "Share of its visits that repeat it from the visit before."),
     Feature("label_gap", "popularity", "log(1 + visits)", "Mean number of visits between two with the label."),
-    Feature("label_overdue", "popularity", "log ratio", "Visits since the label in the history, by this mean."),
+    Feature("label_overdue", "popularity", "log ratio", "Visits since the label in the history, over this mean."),
     Feature("readout", "readout", "log", "Probability of the label by the encoder's readout."),
     Feature("readout_rank", "readout", "log2 of the rank", "Rank by it among the candidates."),
 )
@@ -338,8 +345,8 @@ def describe_candidates(
     columns = dict(zip(seen.columns, personal, strict=True))
     columns |= {name: values[row] for name, values in seen.customers.items()}
     columns |= zip(EVIDENCE, (30 * evidence[:2]).log1p(), strict=False)
-    popularity, count = _describe_popularity(row, cell, counts, visits, columns, evidence[1])
-    return columns | popularity | _compare_candidates(row, columns, evidence, count)
+    columns |= _describe_popularity(row, cell, counts, visits, columns, evidence[1])
+    return columns | _compare_candidates(row, columns, evidence)
 
 
 def _describe_popularity(
@@ -349,16 +356,15 @@ def _describe_popularity(
     visits: torch.Tensor,
     personal: Columns,
     next_transitions: torch.Tensor,
-) -> tuple[Columns, torch.Tensor]:
-    """How popular the labels are, and their counts `(N,)`."""
+) -> Columns:
+    """How popular the labels are, and whether one is late by what all customers do."""
     tasks, of_labels = len(counts), torch.cat(list(counts), 2)  # (1 or B, 5, C)
     of_tasks = torch.stack([each[:, [0, 3]].sum(2).clamp(min=1) for each in counts], 1)  # (1 or B, T, 2)
     then, task = row // tasks % len(of_labels), row % tasks
     count, repeats, next_repeats, recent, gaps = of_labels[then, :, cell % of_labels.shape[2]].T
     share, recent_share = torch.stack([count, recent]) / of_tasks[then, task].T
     gap = (gaps + 1) / (repeats + 0.5)
-    overdue = (personal["since_visits"].exp() / gap).log()
-    columns = {
+    return {
         "lift": ((next_transitions + 1e-4) / (share + 1e-4)).log(),
         "label_rate": (30 * count / visits[then, task]).log1p(),
         "label_share": share.clamp(min=1e-7).log(),
@@ -366,20 +372,20 @@ def _describe_popularity(
         "label_repeats": (repeats + 0.5) / (count + 2),
         "label_next_repeats": (next_repeats + 0.1) / (count + 2),
         "label_gap": gap.log1p(),
-        "label_overdue": overdue * personal["seen"],
+        "label_overdue": (personal["since_visits"].exp() / gap).log() * personal["seen"],
     }
-    return columns, count
 
 
-def _compare_candidates(row: torch.Tensor, personal: Columns, evidence: torch.Tensor, count: torch.Tensor) -> Columns:
+def _compare_candidates(row: torch.Tensor, columns: Columns, evidence: torch.Tensor) -> Columns:
     """How a label compares with the other candidates of its row."""
-    values = dict(zip(EVIDENCE, evidence, strict=True)) | {name: personal[name] for name in COMPARED}
-    recency = torch.where(personal["seen"] > 0, -personal["since_moments"], -1e6)
-    ranks, largest = compare(row, torch.stack([*values.values(), count, recency]))
-    ratios = torch.stack([*values.values()]) / largest[: len(values)].clamp(min=1e-9)
-    names = (f"{name}_rank" for name in (*values, "popularity", "recency"))
-    result = dict(zip(names, ranks.log2(), strict=True))
-    return result | dict(zip((f"{name}_ratio" for name in values), ratios, strict=True))
+    values = torch.cat([evidence, torch.stack([columns[name] for name in COMPARED])])
+    recency = torch.where(columns["seen"] > 0, -columns["since_moments"], -1e6)
+    ranks, largest = compare(row, torch.cat([values, columns["label_rate"][None], recency[None]]))
+    ratios, names = values / largest[: len(values)].clamp(min=1e-9), (*EVIDENCE, *COMPARED)
+    result = dict(zip((f"{name}_ratio" for name in names), ratios, strict=True))
+    return result | dict(
+        zip((f"{name}_rank" for name in (*names, "popularity", "recency")), ranks.log2(), strict=True)
+    )
 
 
 def compare(row: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -36,7 +36,9 @@ torch.set_num_threads(1)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--update-golden", action="store_true", help="write the golden files of tests/fixtures anew")
+    parser.addoption(
+        "--update-golden", action="store_true", help="write what tests compare with anew: golden files, tables"
+    )
     parser.addoption("--mount", action="store_true", help="mount small disks in memory, to fill them; needs root")
 
 

@@ -1,0 +1,213 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""The numbers of candidate labels are those of plain loops over events, one by one, and a page shows their table.
+
+`pytest tests/unit/test_features.py --update-golden` writes the table into docs/numbers.md.
+"""
+
+from math import log, log1p, log2
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from modeling_mcm.features_mcm import COMPARED, EVIDENCE, FEATURES, LabelHistory
+from modeling_mcm.scorer_mcm import LabelTables, candidate_features
+
+SIZES, VISITS, GAP = (9, 7), 300, 2.5  # labels of each task; visits of all customers, and their median gap
+PADDED = 24
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "numbers.md"
+
+
+def draw_customer(generator, length):
+    """Events (labels, visit, time, kind): visits on one day, visits of several moments, and events without a label."""
+    visit, time, events = 0, 0.0, []
+    for _ in range(length):
+        if step := generator.integers(4):
+            visit += int(step > 1)
+            time += float(generator.choice([0, 0, 0.01, 0.25, 1, 6.5, 30]))
+        labels = [int(generator.integers(2, size - 1)) * int(generator.random() < 0.8) for size in SIZES]
+        events.append((labels, visit, time, int(generator.choice([0, 0, 1, 2, 3]))))
+    return events
+
+
+def draw_tables(generator, has_times):
+    tables = [LabelTables(size) for size in SIZES]
+    for table, size in zip(tables, SIZES, strict=True):
+        table.neighbours.copy_(torch.from_numpy(generator.integers(2, size, table.neighbours.shape)))
+        table.weights.copy_(torch.from_numpy(generator.normal(0.3, 0.5, table.weights.shape)))
+        table.counts.copy_(torch.from_numpy(generator.integers(0, 60, table.counts.shape)))
+        table.totals.copy_(torch.tensor([VISITS, GAP, has_times]))
+    return tables
+
+
+def read_steps(events, task, as_of, has_times):
+    """The task's labelled events as (label, kind, visits ago, moments ago, gaps ago)."""
+    kept = [(labels[task], visit, time, kind) for labels, visit, time, kind in events if labels[task] >= 2]
+    result = []
+    for label, visit, time, kind in kept:
+        visits = len({other[1] for other in kept if other[1] > visit})
+        moments = len({other[1:3] for other in kept if other[1:3] > (visit, time)})
+        result.append((label, kind, visits, moments, max(as_of - time, 0) / GAP if has_times else moments))
+    return result
+
+
+def describe_label(steps, label):
+    """The numbers that the history alone gives of a label."""
+    own = [step for step in steps if step[0] == label]
+    if not own:
+        return {}
+    kinds, visits, moments, gaps = ([step[place] for step in own] for place in range(1, 5))
+    values = {"seen": 1.0, "since_visits": log1p(min(visits)), "since_moments": log1p(min(moments))}
+    values["in_last_visit"] = float(0 in visits)
+    values["since_days"] = log1p(min(gaps) / own_gap(steps))
+    for kind in range(3):
+        faded = [(name, 0.5 ** (ago / 8)) for name, each, _, ago, _ in steps if each == kind]
+        values[f"share_kind_{kind}"] = sum(x for name, x in faded if name == label) / max(
+            sum(x for _, x in faded), 0.5
+        )
+        values[f"last_kind_{kind}"] = float((kind, 0) in zip(kinds, moments, strict=True))
+    values["share_days"] = sum(0.5 ** (gap / 8) for gap in gaps) / sum(0.5 ** (step[4] / 8) for step in steps)
+    mean_gap = (max(gaps) - min(gaps)) / max(len(set(moments)) - 1, 1)
+    if len(set(moments)) > 1 and mean_gap:
+        values["overdue_days"] = log(min(max(min(gaps) / max(mean_gap, 0.02), 1e-3), 1e3))
+    visits, moments = sorted(set(visits)), sorted(set(moments))
+    for half_life in (2.5, 5, 15, 40):
+        values[f"share_visits_{half_life:g}"] = fade(visits, half_life) / fade({step[2] for step in steps}, half_life)
+    for half_life in (2, 8):
+        values[f"share_moments_{half_life:g}"] = fade(moments, half_life) / fade({s[3] for s in steps}, half_life)
+    values |= {"visits": log1p(len(visits)), "share_since_first": len(visits) / (visits[-1] + 1)}
+    values |= {"several": float(len(visits) > 1), "third": float(len(visits) > 2)}
+    if len(visits) > 1:
+        values["overdue_visits"] = log((visits[0] + 1) / np.diff(visits).mean())
+    if len(visits) > 2:
+        values["irregularity"] = np.diff(visits).std() / np.diff(visits).mean()
+    return values
+
+
+def fade(steps, half_life):
+    return sum(0.5 ** (step / half_life) for step in steps)
+
+
+def own_gap(steps):
+    gaps, moments = [step[4] for step in steps], [step[3] for step in steps]
+    return max((max(gaps) - min(gaps)) / max(*moments, 1), 0.02) if steps else 0.02
+
+
+def describe_customer(steps):
+    """The numbers that are the same for all labels."""
+    labels = {step[0] for step in steps}
+    choices = len({(step[0], step[2]) for step in steps})
+    return {
+        "customer_repeats": (choices - len(labels) + 0.5) / (choices + 1),
+        "customer_labels": log1p(choices / max(len({step[2] for step in steps}), 1)),
+        "customer_moments": log1p(max(len({step[3] for step in steps}), 1)),
+        "customer_since": log1p(min((step[4] for step in steps), default=0) / own_gap(steps)),
+    }
+
+
+def sum_evidence(steps, table):
+    """Evidence for all labels, `(4, V)`."""
+    result = np.zeros((4, table.counts.shape[1]))
+    labels = {step[0] for step in steps}
+    recent = {label: sum(0.6**ago for ago in {s[3] for s in steps if s[0] == label} if ago < 8) for label in labels}
+    last = {label: float(any(step[0] == label and step[3] == 0 for step in steps)) for label in labels}
+    for label in labels:
+        weights = recent[label] / sum(recent.values()), last[label] / sum(last.values()), 1.0
+        weights += (describe_label(steps, label)["share_visits_15"],)
+        for kind, weight in enumerate(weights):
+            for other, value in zip(table.neighbours[kind, label], table.weights[kind, label], strict=True):
+                result[kind, other] += weight * float(value)
+    return result.clip(min=0)
+
+
+def describe_popularity(counts, visits, label, personal, next_transitions):
+    counts = counts.double().numpy()
+    count, repeats, next_repeats, recent, gaps = counts[:, label]
+    share, recent_share = count / max(counts[0].sum(), 1), recent / max(counts[3].sum(), 1)
+    gap = (gaps + 1) / (repeats + 0.5)
+    return {
+        "lift": log((next_transitions + 1e-4) / (share + 1e-4)),
+        "label_rate": log1p(30 * count / visits),
+        "label_share": log(max(share, 1e-7)),
+        "trend": log((recent_share + 1e-4) / (share + 1e-4)),
+        "label_repeats": (repeats + 0.5) / (count + 2),
+        "label_next_repeats": (next_repeats + 0.1) / (count + 2),
+        "label_gap": log1p(gap),
+        "label_overdue": log(np.exp(personal["since_visits"]) / gap) if personal else 0.0,
+    }
+
+
+def describe_row(steps, table, labels, counts, visits, readout):
+    """The numbers of a row's candidates, by name, each a list."""
+    evidence = sum_evidence(steps, table)
+    rows, compared = [], []
+    for label in labels:
+        personal = describe_label(steps, label)
+        values = dict.fromkeys((each.name for each in FEATURES), 0.0) | describe_customer(steps) | personal
+        values |= {name: log1p(30 * evidence[place, label]) for place, name in enumerate(EVIDENCE) if place < 2}
+        values |= describe_popularity(counts, visits, label, personal, evidence[1, label])
+        number = dict(zip(EVIDENCE, evidence[:, label], strict=True)) | {name: values[name] for name in COMPARED}
+        number |= {"popularity": float(counts[0, label]), "recency": -values["since_moments"] if personal else -1e6}
+        if readout is not None:
+            values["readout"] = number["readout"] = float(readout[2:].log_softmax(0)[label - 2])
+        rows.append(values)
+        compared.append(number)
+    for name in compared[0] if compared else ():
+        numbers = [round(number[name], 7) for number in compared]
+        for place, values in enumerate(rows):  # of equal ones the first is ahead
+            ahead = sum(other > numbers[place] for other in numbers) + numbers[:place].count(numbers[place])
+            values[f"{name}_rank"] = log2(1 + ahead)
+            if f"{name}_ratio" in values:
+                values[f"{name}_ratio"] = compared[place][name] / max(*(each[name] for each in compared), 1e-9)
+    return rows
+
+
+@pytest.mark.parametrize("has_times", [True, False], ids=["times", "no times"])
+@pytest.mark.parametrize("counted", ["at the end", "for each customer, and an encoder"])
+def test_each_number_is_that_of_a_loop(has_times, counted):
+    generator = np.random.default_rng(7)
+    customers = [draw_customer(generator, length) for length in (0, 1, 1, 2, 3, 5, 8, 13, *[PADDED] * 8)]
+    ends = [(events[-1][2] if events else 0.0) + float(generator.integers(3)) * 4 for events in customers]
+    tables, number = draw_tables(generator, has_times), len(customers)
+    labels, visit_ids = torch.zeros(number, PADDED, 2, dtype=torch.long), torch.zeros(number, PADDED, dtype=torch.long)
+    times, kinds = torch.zeros(number, PADDED), torch.zeros(number, PADDED, dtype=torch.long)
+    for place, events in enumerate(customers):
+        for column, values in zip((labels, visit_ids, times, kinds), zip(*events, strict=True), strict=False):
+            column[place, : len(events)] = torch.tensor(values)
+    readout, counts, visits = None, [table.counts.expand(number, -1, -1) for table in tables], [[VISITS] * number] * 2
+    given = {}
+    if counted != "at the end":
+        counts = [torch.from_numpy(generator.integers(0, 60, (number, 5, size))).float() for size in SIZES]
+        visits = [torch.from_numpy(generator.integers(50, 400, number)).float() for _ in SIZES]
+        readout = [torch.from_numpy(generator.normal(size=(number, SIZES[0]))).float(), None]
+        given = {"counts": counts, "visits": visits, "readout": readout}
+    history = LabelHistory.from_batch(labels, visit_ids, times, kinds, torch.tensor(ends))
+    found = candidate_features(history, tables, **given)
+    assert len(found.label) == number * (sum(SIZES) - 4)  # so few labels are all candidates
+    for row in range(2 * number):
+        customer, task = divmod(row, 2)
+        steps = read_steps(customers[customer], task, ends[customer], has_times)
+        own = found.row == row
+        scores = None if readout is None or readout[task] is None else readout[task][customer]
+        arguments = counts[task][customer], float(visits[task][customer]), scores
+        expected = describe_row(steps, tables[task], found.label[own].tolist(), *arguments)
+        for label, values, numbers in zip(found.label[own].tolist(), expected, found.features[own], strict=True):
+            assert values.keys() == {each.name for each in FEATURES}
+            for each, value in zip(FEATURES, numbers.tolist(), strict=True):
+                assert value == pytest.approx(values[each.name], rel=1e-4, abs=2e-5), (row, label, each.name)
+
+
+def test_the_page_shows_the_table(request):
+    groups = list(dict.fromkeys(each.group for each in FEATURES))
+    rows = [
+        f"| `{each.name}` | {each.group} | {each.unit} | {each.meaning} |\n"
+        for each in sorted(FEATURES, key=lambda each: groups.index(each.group))
+    ]
+    head, line, table = PAGE.read_text(encoding="utf-8").partition("| --- | --- | --- | --- |\n")
+    if request.config.getoption("update_golden"):
+        table = "".join(rows)
+        PAGE.write_text(head + line + table, encoding="utf-8")
+    assert table == "".join(rows)
+    assert len({each.name for each in FEATURES}) == len(FEATURES)
