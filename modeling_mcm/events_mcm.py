@@ -207,8 +207,11 @@ def to_seconds(value: Any, zone: tzinfo) -> int:
 
 def read_as_of(value: Any, zone: tzinfo) -> float:
     """Converts a time to seconds since 1970-01-01. Raises `ValueError` if the value is no time."""
-    is_number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
-    return float(value) if is_number else to_seconds(value, zone)
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        return to_seconds(value, zone)
+    if not abs(value) < EXACT_FLOAT:  # nor is NaN
+        raise ValueError(f"found {value!r}, which is no time; give seconds since 1970-01-01, or a datetime")
+    return float(value)
 
 
 def read_times(column: Any, zone: tzinfo) -> NDArray[np.int64]:

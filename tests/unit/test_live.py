@@ -3,6 +3,7 @@
 """A customer who is followed live: every answer is that of the whole history, whatever way its events came."""
 
 import json
+import math
 import zlib
 
 import numpy as np
@@ -290,7 +291,11 @@ def test_all_forms_of_events_are_read(live_model, extractor):
 
 
 EVENT = {"when": "2017-03-01T10:00:00", "action": "buy", "item": "item 01"}
+NO_TIMES = [math.nan, math.inf, -math.inf, 1e300, np.datetime64("NaT"), pd.NaT]
 FAULTS = [
+    *((lambda live, time=time: live.scores(as_of=time), "`as_of`: found .*no time") for time in NO_TIMES),
+    *((lambda live, time=time: live.forecast(time), "`as_of`: found .*no time") for time in NO_TIMES),
+    (lambda live: live.add(EVENT, as_of=math.nan), "`as_of`: found nan, which is no time"),
     (lambda live: live.add({"action": "buy", "item": "item 01"}), r"column 'when': found no time"),
     (lambda live: live.add(EVENT | {"when": "2017-04-02"}, as_of="2017-04-01"), r"Customer 'c1' .* is after now"),
     (lambda live: live.scores(as_of="2017-02-28"), "the clock went back"),
