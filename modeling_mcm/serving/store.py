@@ -71,6 +71,15 @@ def canonical(value: Any) -> str:
         raise ValueError("holds NaN or infinity, which JSON does not have: leave the value out") from None
 
 
+def identity(path: Path) -> tuple[int, int] | None:
+    """Device and inode of a file, which another file at the same path does not have; `None` if there is none."""
+    try:
+        facts = path.stat()
+    except OSError:
+        return None
+    return facts.st_dev, facts.st_ino
+
+
 class EventStore:
     """A SQLite file or a PostgreSQL database with events and states of customers.
 
@@ -96,6 +105,7 @@ class EventStore:
             url = sqlalchemy.make_url(address if "://" in address else f"sqlite:///{address}")
         except (sqlalchemy.exc.ArgumentError, ValueError) as error:
             raise StoreMismatch(f"--store is no address of a database ({error}): correct it.") from error
+        self._file: tuple[Path, tuple[int, int] | None, bool] | None = None  # path, identity, whether it has a log
         self.name = address if "://" not in address else url.render_as_string(hide_password=True)
         self.is_sqlite = url.drivername == "sqlite"
         if url.drivername in ("postgresql", "postgres"):
@@ -117,7 +127,9 @@ class EventStore:
         self._declare()
         try:
             self._claim(adopt)
-            self._sqlite("journal_mode=WAL")  # a log in which readers and a writer do not stop each other
+            if self.is_sqlite:  # a log in which readers and a writer do not stop each other
+                path, has_log = Path(str(url.database)).absolute(), self._sqlite("journal_mode=WAL") == [("wal",)]
+                self._file = path, identity(path), has_log
         except BaseException:
             self.engine.dispose()
             raise
@@ -164,7 +176,20 @@ class EventStore:
         with failure(self.name), self.engine.connect().execution_options(**options) as connection, connection.begin():
             if not self.is_sqlite:
                 connection.exec_driver_sql(f"SET LOCAL lock_timeout = {round(self.timeout * 1000)}")
-            yield connection
+            try:
+                yield connection
+            finally:
+                self._check_file()
+
+    def _check_file(self) -> None:
+        """Raises `StoreFailure` if the SQLite file is no longer at its path: its connections go on without it."""
+        if self._file is not None:
+            path, opened, has_log = self._file
+            if identity(path) != opened or (has_log and identity(path.with_name(f"{path.name}-wal")) is None):
+                raise StoreFailure(
+                    f"{self.name}, or the -wal file beside it, was removed or replaced while this service ran, and "
+                    "nothing of this request was kept: put it back as it was, or start the service again."
+                )
 
     def _claim(self, adopt: bool) -> None:
         """Makes the tables, or checks that those there belong to this checkpoint."""
@@ -206,11 +231,10 @@ class EventStore:
             connection.execute(self.about.delete())
             connection.execute(self.about.insert(), [{"name": key, "value": value} for key, value in about.items()])
 
-    def _sqlite(self, pragma: str) -> None:
-        """A setting of a SQLite file that is made outside of transactions."""
-        if self.is_sqlite:
-            with failure(self.name), contextlib.closing(self.engine.raw_connection()) as connection:
-                connection.execute(f"PRAGMA {pragma}").fetchall()
+    def _sqlite(self, pragma: str) -> list[Any]:
+        """Makes a setting of a SQLite file outside of transactions, and returns what SQLite says."""
+        with failure(self.name), contextlib.closing(self.engine.raw_connection()) as connection:
+            return connection.execute(f"PRAGMA {pragma}").fetchall()
 
     def close(self) -> None:
         """Closes the connections; SQLite then moves its write-ahead log into the file."""
@@ -351,4 +375,5 @@ class EventStore:
     def _forget_log(self) -> None:
         """Empties SQLite's write-ahead log, which still has deleted data, unless a reader uses it."""
         with contextlib.suppress(StoreFailure):
-            self._sqlite("wal_checkpoint(TRUNCATE)")
+            if self.is_sqlite:
+                self._sqlite("wal_checkpoint(TRUNCATE)")

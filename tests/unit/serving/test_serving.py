@@ -4,6 +4,7 @@
 
 import json
 import threading
+from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
@@ -317,6 +318,25 @@ def test_a_service_whose_store_another_checkpoint_took_is_alive_and_not_ready(cl
     assert client.get(f"{HOST}/healthz").status_code == 200
     answer = client.get(f"{HOST}/readyz")
     assert answer.status_code == 503 and "was taken over by checkpoint another" in answer.json()["detail"]
+
+
+def replace_file(path):
+    path.rename(path.with_name("moved"))
+    EventStore(str(path), "digest" * 8).close()
+
+
+@pytest.mark.parametrize(
+    "remove",
+    [Path.unlink, lambda path: path.with_name("state.db-wal").unlink(), replace_file],
+    ids=["removed", "its log removed", "replaced"],
+)
+def test_a_service_whose_file_is_gone_acknowledges_nothing(client, service, events, remove):
+    post(client, events[:1])
+    remove(Path(service.store.name))
+    answers = [client.get(f"{HOST}/readyz"), client.get("/customers/c03/scores")]
+    answers.append(client.post("/events", json={"events": events[1:2]}))
+    for answer in answers:
+        assert answer.status_code == 503 and "removed or replaced while this service ran" in answer.json()["detail"]
 
 
 def test_each_of_several_tokens_opens_the_service(service):
