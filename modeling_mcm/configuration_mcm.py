@@ -11,6 +11,8 @@ from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.utils import auto_docstring
 
+from .files_mcm import DIGESTS
+
 CHOICES = {
     "encoder_unit": ("event", "visit"),
     "readout": ("attentional", "last"),
@@ -192,6 +194,7 @@ class MCMConfig(PreTrainedConfig):
         dtype = getattr(torch, self.dtype, "") if isinstance(self.dtype, str) else self.dtype
         if not isinstance(dtype, torch.dtype | None):
             raise ValueError(f"`dtype` is {self.dtype!r}, no type of torch: expected one such as float32.")
+        kwargs.pop(DIGESTS, None)  # a note on the files beside config.json, not on the model
         super().__post_init__(**kwargs)
 
     def to_dict(self) -> dict[str, Any]:

@@ -5,7 +5,7 @@
 A file that is written in place is cut if the disk is full or the process is killed, and its earlier content is lost.
 So a temporary file or folder in the same place is written, flushed to the disk and renamed. A digest of the
 vocabularies ties weights, config and vocabularies of a checkpoint together, so that files of different saves are
-noticed.
+noticed. config.json has the digest of each file of weights beside it, so that a bit that flipped since is noticed.
 """
 
 import errno
@@ -24,10 +24,11 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
-from transformers.utils import logging
+from transformers.utils import CONFIG_NAME, logging
 
 logger = logging.get_logger(__name__)
 VOCABULARIES_NAME = "vocabularies.json"
+DIGESTS = "weights_sha256"  # key of config.json: by file of weights its digest; files of other origins have none
 ACTION_PARTS = "action_head", "action_vectors"  # weights of the head for offers; models without it leave them out
 LOCK_SUFFIX = ".lock"  # of hidden files, which readers of folders skip
 SHOWN = 3  # number of names that a message shows
@@ -184,6 +185,11 @@ def damage(path: Path) -> str | None:
         elif path.suffix == ".safetensors":
             with safe_open(path, "pt"):
                 pass
+            if (noted := _noted_digests(path.parent).get(path.name)) and noted != file_digest(path):
+                return (
+                    f"{path} is not the file whose digest {CONFIG_NAME} has ({DIGESTS}), so it is damaged, edited or "
+                    "not from one and the same save"
+                )
         else:  # a file of torch is a zip file with a checksum of each part
             with zipfile.ZipFile(path) as file:
                 if (part := file.testzip()) is not None:
@@ -194,6 +200,19 @@ def damage(path: Path) -> str | None:
             return f"{path} is missing"
         return f"{path} has {path.stat().st_size:,} bytes and is cut or damaged ({error})"
     return None
+
+
+def _noted_digests(folder: Path) -> Mapping[str, str]:
+    with suppress(OSError, ValueError, LookupError, TypeError):
+        return dict(json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))[DIGESTS])
+    return {}
+
+
+def note_digests(folder: str | os.PathLike[str]) -> None:
+    """Writes the digest of each file of weights of a folder into its config.json, where [`damage`] finds it."""
+    path = Path(folder, CONFIG_NAME)
+    digests = {file.name: file_digest(file) for file in path.parent.glob("*.safetensors")}
+    write_json(path, json.loads(path.read_text(encoding="utf-8")) | {DIGESTS: digests}, sort_keys=True)
 
 
 def file_digest(path: str | os.PathLike[str]) -> str:
@@ -263,7 +282,7 @@ def check_files(folder: Any) -> None:
         return
     weights = sorted(path.glob("*.safetensors"))
     extractor = path / "preprocessor_config.json"
-    for file in (path / "config.json", *filter(Path.exists, [extractor]), *weights):
+    for file in (path / CONFIG_NAME, *filter(Path.exists, [extractor]), *weights):
         if fault := damage(file):
             raise CheckpointError(f"{fault}: copy it again, or give an earlier checkpoint.")
     if not weights and not [*path.glob("pytorch_model*.bin"), *path.glob("adapter_model*")]:

@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -20,13 +21,13 @@ from transformers import initialization as init
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 from transformers.models.bert.modeling_bert import BertEncoder, BertLayer, BertSelfAttention
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs, auto_docstring
+from transformers.utils import CONFIG_NAME, ModelOutput, TransformersKwargs, auto_docstring, cached_file
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_mcm import FIRST_LABEL, MCMConfig
 from .embeddings_mcm import HeterogeneousEmbedding, MCMEmbeddings, ValueEmbedding, check_inputs, digest_bytes, grow
-from .files_mcm import check_files, check_loaded, check_weights
+from .files_mcm import check_files, check_loaded, check_weights, note_digests
 from .forecaster_mcm import CustomerForecasts, VisitForecaster
 from .losses_mcm import (
     Objective,
@@ -41,6 +42,8 @@ from .losses_mcm import (
 from .readout_mcm import READOUTS, PrefixEnds, attention_weights
 from .scorer_mcm import HORIZON_DAYS, NEXT_VISIT, WITHIN, LabelScorer, LabelTables, read_histories
 from .state_mcm import CustomerState
+
+HUB_OPTIONS = "repo_id", "commit_message", "private", "token", "create_pr"  # of `save_pretrained(push_to_hub=True)`
 
 
 @auto_docstring(custom_intro="Output of [`MCMModel`].")
@@ -142,7 +145,23 @@ class MCMPreTrainedModel(PreTrainedModel):
             new = parts - stored - {cls.base_model_prefix} if model is not model.base_model else ()
             check_loaded(model, source, loading, tuple(new))
         check_weights(model, source, subfolder)
+        if source is not None and not os.path.isdir(source):  # of the Hub, whose files are in the cache by now
+            options = {name: kwargs.get(name) for name in ("cache_dir", "revision")}
+            path = cached_file(source, CONFIG_NAME, subfolder=subfolder, local_files_only=True, **options)
+            check_files(os.path.dirname(path))
         return (model, loading) if output_loading_info else model
+
+    def save_pretrained(self, save_directory, is_main_process=True, *args, push_to_hub=False, **kwargs):
+        """Writes config.json and weights as `PreTrainedModel.save_pretrained` does, with the same arguments, and the
+        digests of the weights, which `from_pretrained` compares, into config.json."""
+        hub = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
+        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
+        if not self.should_save_on_this_rank(is_main_process):
+            return
+        if Path(save_directory, CONFIG_NAME).is_file():  # not in a folder of an adapter alone
+            note_digests(save_directory)
+        if push_to_hub:  # not in the base class, which would upload before the digests are written
+            self.push_to_hub(hub.pop("repo_id", Path(save_directory).name), **hub)
 
     @torch.no_grad()
     def _init_weights(self, module):

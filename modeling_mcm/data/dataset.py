@@ -11,7 +11,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,9 @@ CUSTOMER = "customer_id"  # the column of rows and of predictions that names the
 FEATURE_EXTRACTOR_FOLDER = "feature_extractor"
 POPULARITY_FILE = "popularity.parquet"
 PAGE_FILE = "page.parquet"  # scores of all customers, which `mcm app` stores
+PAGE_NOTE = "page.json"  # what they were made of, and the digest of their file
+CONTENT = "digest"  # key of the manifest's own digest
+DAMAGED = "the data set is damaged: prepare the data again."
 FORMAT_VERSION = 2  # version 1 had no values of numeric features
 
 
@@ -58,6 +61,7 @@ class PreparedManifest:
         measures (`dict`): What kind of log it is, as `counts.measure` returns it. Empty where no model is trained on
             the data set.
         format_version (`int`): Version of the data set's format.
+        files (`dict[str, str]`): By path in the folder the SHA-256 digests of the other files, which `save` finds.
     """
 
     schema: dict[str, Any]
@@ -69,6 +73,7 @@ class PreparedManifest:
     shards: list[dict[str, Any]]
     measures: dict[str, Any] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
+    files: dict[str, str] = field(default_factory=dict)
 
     @property
     def event_schema(self) -> EventSchema:
@@ -77,8 +82,9 @@ class PreparedManifest:
 
     @classmethod
     def load(cls, directory: str | Path) -> PreparedManifest:
-        """Reads `manifest.json`. Raises `FileNotFoundError` if the folder holds no manifest, so that it is no data set
-        or an unfinished one. Raises `ValueError` if the manifest is damaged or has another format version."""
+        """Reads `manifest.json`, and compares the digests of what is beside the shards. Raises `FileNotFoundError` if
+        the folder holds no manifest, so that it is no data set or an unfinished one. Raises `ValueError` if the
+        manifest has another format version, or one of these files is damaged."""
         path = Path(directory) / MANIFEST_FILE
         if not path.is_file():
             place = path.parent.resolve()
@@ -92,31 +98,48 @@ class PreparedManifest:
             content = json.loads(path.read_text(encoding="utf-8"))
             if content["format_version"] != FORMAT_VERSION:
                 raise ValueError(f"format {content['format_version']} was found and {FORMAT_VERSION} is read")
-            return cls(**content)
+            if content.pop(CONTENT, None) not in (None, _content_digest(content)):
+                raise ValueError("it does not have the digest that was written with it: it was damaged or edited")
+            manifest = cls(**content)
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} cannot be read ({error}); prepare the data again.") from error
+        for name, digest in manifest.files.items():
+            beside = path.parent / name
+            if not beside.is_file() or file_digest(beside) != digest:
+                raise ValueError(f"{beside} is missing or not the file of the manifest; {DAMAGED}")
+        return manifest
 
-    def save(self, directory: str | Path) -> None:
-        """Writes `manifest.json` in one step. Raises `OSError` if the file can't be written."""
-        write_json(Path(directory) / MANIFEST_FILE, asdict(self), ensure_ascii=False)
+    def save(self, directory: str | Path) -> PreparedManifest:
+        """Writes `manifest.json` in one step, and returns it with the digests of the other files. Raises `OSError` if
+        the file can't be written."""
+        folder = Path(directory)
+        paths = [*folder.glob(POPULARITY_FILE), *folder.glob(f"{FEATURE_EXTRACTOR_FOLDER}/*.json")]
+        digests = {path.relative_to(folder).as_posix(): file_digest(path) for path in sorted(paths)}
+        saved = replace(self, files=self.files | digests)
+        content = json.loads(json.dumps(asdict(saved)))
+        write_json(folder / MANIFEST_FILE, content | {CONTENT: _content_digest(content)}, ensure_ascii=False)
+        return saved
+
+
+def _content_digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def check_shard(path: Path, expected: dict[str, Any], verify: bool) -> pa.Schema:
     """Checks that a shard is the file that the manifest lists. Raises `ValueError` if the file is missing, is no whole
     Parquet file, or has another size, number of rows or digest."""
-    advice = "the data set is damaged: prepare the data again."
     if not path.is_file():
-        raise ValueError(f"{path} is missing, but the manifest lists it; {advice}")
+        raise ValueError(f"{path} is missing, but the manifest lists it; {DAMAGED}")
     if path.stat().st_size != expected["bytes"]:
-        raise ValueError(f"{path} has {path.stat().st_size} bytes and {expected['bytes']} were written; {advice}")
+        raise ValueError(f"{path} has {path.stat().st_size} bytes and {expected['bytes']} were written; {DAMAGED}")
     try:
         metadata = pq.read_metadata(path)
     except (OSError, pa.ArrowInvalid) as error:
-        raise ValueError(f"{path} is no whole Parquet file ({error}); {advice}") from error
+        raise ValueError(f"{path} is no whole Parquet file ({error}); {DAMAGED}") from error
     if metadata.num_rows != expected["rows"]:
-        raise ValueError(f"{path} does not have the {expected['rows']} rows that the manifest lists; {advice}")
+        raise ValueError(f"{path} does not have the {expected['rows']} rows that the manifest lists; {DAMAGED}")
     if verify and file_digest(path) != expected["sha256"]:
-        raise ValueError(f"{path} does not have the digest that the manifest lists; {advice}")
+        raise ValueError(f"{path} does not have the digest that the manifest lists; {DAMAGED}")
     return metadata.schema.to_arrow_schema().remove_metadata()
 
 

@@ -22,7 +22,15 @@ from transformers.dynamic_module_utils import get_relative_imports
 
 from modeling_mcm.configuration_mcm import MCMConfig
 from modeling_mcm.embeddings_mcm import digest_bytes
-from modeling_mcm.files_mcm import VOCABULARIES_NAME, check_values, damage, some, values_digest, write_json
+from modeling_mcm.files_mcm import (
+    VOCABULARIES_NAME,
+    check_values,
+    damage,
+    note_digests,
+    some,
+    values_digest,
+    write_json,
+)
 from modeling_mcm.hub.privacy import TABLES, hide_pairs, hide_values
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
@@ -231,6 +239,7 @@ def write_upload_folder(
         write_json(target / WEIGHTS_INDEX, {key: index[key] for key in ("metadata", "weight_map")}, sort_keys=True)
     # Keys are sorted as transformers does, but not those of vocabularies.
     write_json(target / CONFIG_NAME, config, sort_keys=True)
+    note_digests(target)
     write_json(target / PREPROCESSOR_NAME, preprocessor, sort_keys=True)
     write_json(target / VOCABULARIES_NAME, vocabularies, indent=1)
     for path in code_files():

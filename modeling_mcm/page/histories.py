@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import tempfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
@@ -28,13 +29,14 @@ from modeling_mcm.data.dataset import (
     CUSTOMER,
     MANIFEST_FILE,
     PAGE_FILE,
+    PAGE_NOTE,
     PreparedManifest,
     check_vocabularies,
     write_table,
 )
 from modeling_mcm.events_mcm import SECONDS_PER_DAY, check_columns, read_zone, select_events, to_ids, to_seconds
 from modeling_mcm.extras import needs
-from modeling_mcm.files_mcm import file_digest
+from modeling_mcm.files_mcm import file_digest, write_json
 from modeling_mcm.live.customer import LiveCustomer
 from modeling_mcm.live.explanations import visit_rhythm
 from modeling_mcm.live.storage import checkpoint_digest
@@ -196,14 +198,13 @@ class Histories:
     def _read_scores(self, data: str, scorers: Mapping[str, Scorer]) -> pa.Table:
         """Embedding, forecasts, likeliest labels and visits of all customers at the cutoff, or the file of an earlier
         start where it fits."""
-        path = Path(data) / PAGE_FILE
+        path, note = Path(data) / PAGE_FILE, Path(data) / PAGE_NOTE
         digest = checkpoint_digest(self.model, self.extractor) + file_digest(Path(data) / MANIFEST_FILE)
         for name, scorer in scorers.items():
             digest += name + checkpoint_digest(scorer.model, scorer.collator.extractor)
             digest += file_digest(Path(scorer.job.actions)) if scorer.job.actions else ""
-        made_of = {b"compute_scores": digest.encode()}
-        with contextlib.suppress(OSError, pa.ArrowInvalid):
-            if made_of.items() <= (pq.read_schema(path).metadata or {}).items():
+        with contextlib.suppress(OSError, ValueError):
+            if json.loads(note.read_text(encoding="utf-8")) == {"made_of": digest, "sha256": file_digest(path)}:
                 return pq.read_table(path)
         told = self.model.model.customer_forecasts
         job = ScoringJob(
@@ -223,10 +224,11 @@ class Histories:
                     for column, values in _predictions(tuned.job, tuned.score(rows)).items():
                         table = table.append_column(f"{name}: {column}", pa.array(values))
                 tables.append(table)
-        scored = pa.concat_tables(tables).replace_schema_metadata(made_of)
+        scored = pa.concat_tables(tables)
         # A place that can't be written: they are computed at the next start too.
         with contextlib.suppress(OSError):
             write_table(path, scored)
+            write_json(note, {"made_of": digest, "sha256": file_digest(path)})
         return scored
 
     def _rhythm(self, row: Mapping[str, Any]) -> list[float]:

@@ -34,6 +34,7 @@ from modeling_mcm.data.dataset import (
     FEATURE_EXTRACTOR_FOLDER,
     MANIFEST_FILE,
     PAGE_FILE,
+    PAGE_NOTE,
     POPULARITY_FILE,
     PreparedManifest,
     check_shard,
@@ -170,7 +171,7 @@ def forget_in_prepared(directory: Path, customers: Collection[str], digests: Map
         for path in directory.iterdir():
             if path.is_dir():
                 shutil.copytree(path, target / path.name)
-            elif path.name not in (MANIFEST_FILE, PAGE_FILE, *theirs):
+            elif path.name not in (MANIFEST_FILE, PAGE_FILE, PAGE_NOTE, *theirs):
                 shutil.copy2(path, target / path.name)
         for shard in manifest.shards:
             path, number = directory / shard["file"], numbers[shard["file"]]

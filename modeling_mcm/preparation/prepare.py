@@ -336,7 +336,7 @@ def prepare(
             reading = (schema, feature_extractor)
             text = TextFiles(schema.text_format, scratch)
             manifest = _run(events, profile, *reading, connection, cache, target, rows_per_shard, bar, facts, text)
-        manifest.save(target)
+        manifest = manifest.save(target)
     return manifest
 
 

@@ -295,5 +295,5 @@ def _update(
         facts: dict[str, Any] = {"options": options, "counts": counts, "shards": pieces, "measures": measures}
         source = {"events": files.log, "profile": people}
         result = replace(manifest, input=source, versions=versions(connection), **facts)
-        result.save(target)
+        result = result.save(target)
     return Update(result, files.names, len(changes.customers), after.counts["events"], len(written), added)

@@ -118,6 +118,7 @@ class WeightAverage(TrainerCallback):
 
     def save(self, folder: str | Path) -> None:
         """Writes the average to the file `average.safetensors` of a checkpoint folder."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
         save_file(self.average.state_dict(), Path(folder, self.FILE))
 
     def load(self, folder: str | Path) -> None:

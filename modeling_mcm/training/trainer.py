@@ -249,9 +249,9 @@ class MCMTrainer(ResumableTrainer):
         return self.clock.paused()
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        super()._save(output_dir, state_dict)
         if self.weight_average is not None and self.args.should_save:  # a resume needs weights and average
             self.weight_average.save(str(output_dir or self.args.output_dir))
+        super()._save(output_dir, state_dict)  # last, as it notes the digests of both
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from corner_shop import make_profile
 from fitted import fill_forecaster, fill_scorer
+from flips import flipped_bits
 
 from modeling_mcm.commands import app as command
 from modeling_mcm.page import app
@@ -387,6 +388,9 @@ def test_scores_of_an_earlier_start_are_those_of_the_model(histories, page_files
     monkeypatch.setattr("modeling_mcm.page.histories.Scorer", None)  # nothing is scored again
     again = Histories(histories.model, extractor, str(tmp_path / "data"), *files)
     assert (again.embeddings == histories.embeddings).all() and again.scored.equals(histories.scored)
+    for _ in flipped_bits(tmp_path / "data" / "page.parquet", 8):
+        with pytest.raises(TypeError):  # it would be scored again
+            Histories(histories.model, extractor, str(tmp_path / "data"), *files)
 
 
 def test_values_of_a_log_cannot_put_code_into_the_page(histories, monkeypatch):

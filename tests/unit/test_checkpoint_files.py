@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from flips import flipped_bits
 from handmade_extractor import CUSTOMER, FEATURES, SETTINGS, batches_equal, make
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import pipeline
 
@@ -20,7 +22,7 @@ from modeling_mcm import (
     MCMForMultiTaskRecommendation,
     MCMModel,
 )
-from modeling_mcm.files_mcm import VOCABULARIES_NAME
+from modeling_mcm.files_mcm import DIGESTS, VOCABULARIES_NAME, note_digests
 from modeling_mcm.hub.folder import write_upload_folder
 from modeling_mcm.training.checkpoints import CheckpointError, read_checkpoint
 
@@ -180,9 +182,47 @@ def test_every_class_reads_checkpoints_of_the_others(tied, tmp_path):
 def test_foreign_weight_is_refused(tied):
     tensors = load_file(tied / "model.safetensors") | {"model.encoder.layer.7.new": torch.ones(2)}
     save_file(tensors, tied / "model.safetensors", {"format": "pt"})
+    note_digests(tied)
     for model_class in CLASSES:
         with pytest.raises(ValueError, match=r"has 1 weights that .* no place for .*layer\.7\.new"):
             model_class.from_pretrained(tied)
+
+
+@pytest.mark.parametrize("place", ["a folder", "the cache of the Hub"])
+def test_a_flipped_bit_of_the_weights_is_found(tied, tmp_path, place):
+    source, options = tied, {}
+    if place == "the cache of the Hub":
+        source, options = "org/name", {"cache_dir": tmp_path / "cache"}
+        repository, commit = tmp_path / "cache" / "models--org--name", "0" * 40
+        shutil.copytree(tied, repository / "snapshots" / commit)
+        (repository / "refs").mkdir()
+        (repository / "refs" / "main").write_text(commit)
+        tied = repository / "snapshots" / commit
+    for _ in flipped_bits(tied / "model.safetensors"):
+        with pytest.raises((CheckpointError, SafetensorError)):
+            MCMForMultiTaskRecommendation.from_pretrained(source, **options)
+    MCMForMultiTaskRecommendation.from_pretrained(source, **options)
+
+
+def test_weights_of_other_origins_have_no_digest_and_are_read(tied, tmp_path):
+    config = json.loads((tied / "config.json").read_text())
+    assert config.pop(DIGESTS)
+    (tied / "config.json").write_text(json.dumps(config))
+    save_file(load_file(tied / "model.safetensors"), tied / "model.safetensors", {"format": "pt", "by": "another"})
+    assert DIGESTS not in MCMModel.from_pretrained(tied).config.to_dict()
+
+
+def test_saving_over_a_checkpoint_in_parts_and_pushing_keep_the_digests_right(tied, monkeypatch):
+    pushed = []
+    monkeypatch.setattr(MCMModel, "push_to_hub", lambda self, name, **options: pushed.append((name, options)))
+    model = MCMModel.from_pretrained(tied)
+    model.save_pretrained(tied, max_shard_size="5KB", push_to_hub=True, repo_id="org/name", private=True)
+    (tied / "model.safetensors").unlink()
+    assert len(MCMModel.from_pretrained(tied).state_dict()) == len(model.state_dict())
+    model.save_pretrained(tied, state_dict=model.state_dict())
+    noted = json.loads((tied / "config.json").read_text())[DIGESTS]
+    assert list(noted) == ["model.safetensors"] and pushed == [("org/name", {"private": True})]
+    MCMModel.from_pretrained(tied)
 
 
 def test_saved_extractor_is_loaded_equal(tmp_path):

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from flips import flipped_bits
 from in_process import call
 
 from modeling_mcm.data import PreparedData, PreparedManifest, load_prepared
@@ -53,10 +54,21 @@ def test_a_folder_without_a_manifest_is_no_data_set(tmp_path):
         PreparedData(tmp_path / "absent")
 
 
+BESIDE_SHARDS = ["manifest.json", "popularity.parquet", "feature_extractor/preprocessor_config.json"]
+BESIDE_SHARDS += ["feature_extractor/vocabularies.json"]
+
+
+@pytest.mark.parametrize("name", BESIDE_SHARDS)
+def test_a_flipped_bit_beside_the_shards_is_found(prepared, tmp_path, name):
+    shutil.copytree(prepared, tmp_path / "data")
+    for _ in flipped_bits(tmp_path / "data" / name, 100):
+        with pytest.raises(ValueError, match="prepare the data again"):
+            PreparedData(tmp_path / "data")
+    PreparedData(tmp_path / "data")
+
+
 def flip(table, path):
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(bytes(data))
+    next(flipped_bits(path))
 
 
 def edited(name, change):

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from modeling_mcm import MCMForActionRecommendation, MCMForMultiTaskRecommendation
+from modeling_mcm.files_mcm import note_digests
 from modeling_mcm.hub import PublishingError, check_name, files_to_publish, folder, publish, write_upload_folder
 from modeling_mcm.hub.publish import LOGIN, _explain, _redact
 
@@ -101,6 +102,7 @@ def damage_weights(folder):
 
 def annotate_weights(folder):
     save_file({"a": torch.zeros(1)}, folder / "model.safetensors", metadata={"owner": "ann"})
+    note_digests(folder)
 
 
 def cut_weights(folder):
@@ -110,6 +112,7 @@ def cut_weights(folder):
 def diverge(folder):
     weights = load_file(folder / "model.safetensors")
     save_file(weights | {"readout_scale": torch.full((2,), torch.nan)}, folder / "model.safetensors")
+    note_digests(folder)
 
 
 def read_customers(folder):
