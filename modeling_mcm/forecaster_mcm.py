@@ -119,14 +119,15 @@ class VisitHistory(NamedTuple):
 def select_visits(visits: Visits, as_of: torch.Tensor, window: torch.Tensor | float) -> VisitHistory:
     """Selects the visits of the window before `as_of`, of shape `(B,)`. A silence longer than the window counts as one
     of its length."""
-    times, amounts = F.pad(visits.times, (0, 1)), F.pad(visits.amounts, (0, 0, 0, 1))  # there may be no place at all
-    is_past = F.pad(visits.is_visit, (0, 1)) & (times <= as_of[:, None])
+    times, is_visit, amounts = (value.flip(1) for value in visits)  # of visits of one age, the later is the newer one
+    times, amounts = F.pad(times, (0, 1)), F.pad(amounts, (0, 0, 0, 1))  # there may be no place at all
+    is_past = F.pad(is_visit, (0, 1)) & (times <= as_of[:, None])
     latest = torch.where(is_past, times, -math.inf).amax(1)
     as_of = torch.minimum(as_of, torch.where(latest > -math.inf, latest, as_of) + 0.999 * window)
     ages = (as_of[:, None] - times) / window
     is_visit = is_past & (ages <= 1 + 1e-6)  # the first second of the window belongs to it
     ages = torch.where(is_visit, ages, 2.0)
-    ages, order = torch.sort(ages, 1)
+    ages, order = torch.sort(ages, dim=1, stable=True)  # in each batch the same
     is_visit = is_visit.gather(1, order)
     amounts = amounts.gather(1, order[..., None].expand_as(amounts)) * is_visit[..., None]
     number = is_visit.sum(1).to(ages.dtype)
