@@ -3,6 +3,7 @@
 """What a folder holds and what a training left in it, and ways to damage it."""
 
 import json
+import random
 
 import torch
 from safetensors.torch import load_file
@@ -73,6 +74,17 @@ def flipped(name):
         (folder / name).write_bytes(bytes(data))
 
     return change
+
+
+def flipped_bits(path, number=25):
+    """Flips one bit of a file at each of some places, yields the place, and puts the file right again."""
+    whole = path.read_bytes()
+    for place in random.Random(path.name).sample(range(8 * len(whole)), number):
+        changed = bytearray(whole)
+        changed[place // 8] ^= 1 << place % 8
+        path.write_bytes(changed)
+        yield place
+    path.write_bytes(whole)
 
 
 def rewritten(name, text):

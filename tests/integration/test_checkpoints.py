@@ -21,6 +21,7 @@ from modeling_mcm import (
     MCMForMultiTaskRecommendation,
     MCMModel,
 )
+from modeling_mcm.files_mcm import note_digests
 from modeling_mcm.training.checkpoints import CheckpointError, read_checkpoint
 
 
@@ -37,6 +38,7 @@ def weights(edit):
         tensors = load_file(folder / "model.safetensors")
         edit(tensors)
         save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+        note_digests(folder)
 
     return change
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from corner_shop import make_profile
 from fitted import fill_forecaster, fill_scorer
-from flips import flipped_bits
+from folders import flipped_bits
 
 from modeling_mcm.commands import app as command
 from modeling_mcm.page import app

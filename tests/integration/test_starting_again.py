@@ -13,6 +13,7 @@ from in_process import call
 from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 
+from modeling_mcm.files_mcm import note_digests
 from modeling_mcm.training.resuming import (
     FREE,
     PRETRAINING,
@@ -163,12 +164,14 @@ def diverged(folder):
     tensors = load_file(folder / "model.safetensors")
     next(iter(tensors.values())).fill_(float("nan"))
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    note_digests(folder)
 
 
 CUT = "has .* bytes and is cut or damaged"
 DAMAGE = {
     "no optimizer": (without("optimizer.pt"), "so not used: .*checkpoint-4 has no optimizer.pt"),
     "a cut optimizer": (cut("optimizer.pt", 0.5), f"optimizer.pt {CUT}"),
+    "a flipped bit of the weights": (flipped("model.safetensors"), "model.safetensors is not the file whose digest"),
     "a damaged optimizer": (flipped("optimizer.pt"), r"optimizer.pt is damaged \(the checksum of .* does not fit"),
     "an optimizer without its last byte": (cut("optimizer.pt", -1), f"optimizer.pt {CUT}"),
     "no scheduler": (without("scheduler.pt"), "checkpoint-4 has no scheduler.pt"),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from flips import flipped_bits
+from folders import flipped_bits
 from handmade_extractor import CUSTOMER, FEATURES, SETTINGS, batches_equal, make
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from flips import flipped_bits
+from folders import flipped_bits
 from in_process import call
 
 from modeling_mcm.data import PreparedData, PreparedManifest, load_prepared
