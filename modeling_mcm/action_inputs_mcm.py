@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from .configuration_mcm import MISSING_ID, UNKNOWN_ID, MCMConfig
-from .events_mcm import SECONDS_PER_DAY, naming, to_ids
+from .events_mcm import SECONDS_PER_DAY, naming, to_ids, to_number
 from .processing_mcm import MCMFeatureExtractor
 
 NOT_OFFERED = -1
@@ -66,7 +66,8 @@ class EncodedActions:
         weights (`np.ndarray` of shape `(R,)`): Weight of each row in its action.
 
     Raises:
-        ValueError: If a column is unknown, a value can't be encoded, or the extractor does not belong to the model.
+        ValueError: If there are no rows or columns, a column is unknown, a value can't be encoded, a weight is not
+            positive, or the extractor does not belong to the model.
     """
 
     def __init__(
@@ -84,6 +85,14 @@ class EncodedActions:
                 f"The feature extractor has the features {dict(zip(names, sizes, strict=True))}, the checkpoint "
                 f"{dict(zip(config.features, config.vocabulary_sizes, strict=True))}: they are of different schemas. "
                 "Load both from one checkpoint."
+            )
+        if not columns or not len(weights):
+            raise ValueError(f"Found {len(weights)} actions with columns {[*columns]}; give columns of the event log.")
+        if len(wrong := np.flatnonzero(~((weights > 0) & (weights < np.inf)))):
+            action = np.searchsorted(row_offsets, wrong[0], side="right") - 1
+            raise ValueError(
+                f"Action {action_ids[action]!r} has the weight {weights[wrong[0]]}; give a number above 0, or leave "
+                "`weight` out."
             )
         self.extractor, self.config = extractor, config
         self.action_ids, self.row_offsets, self.weights = action_ids, row_offsets, weights
@@ -192,5 +201,6 @@ def read_actions(actions: Any) -> tuple[list[str], dict[str, list[Any]], NDArray
     ordered = [row for of_action in rows.values() for row in of_action]
     names = dict.fromkeys(name for row in ordered for name in row if name not in ("action_id", "weight"))
     offsets = np.concatenate([[0], np.cumsum([len(of_action) for of_action in rows.values()])])
-    weights = np.array([row.get("weight", 1.0) for row in ordered], np.float64)
+    with naming("`weight` of the actions"):
+        weights = np.array([to_number(row.get("weight", 1.0)) for row in ordered], np.float64)
     return list(rows), {name: [row.get(name) for row in ordered] for name in names}, offsets, weights

@@ -127,6 +127,8 @@ def explain(
     check_head(model, MCMForMultiTaskRecommendation)
     if task not in model.config.tasks:
         raise ValueError(f"No task {task!r}: this checkpoint predicts {model.config.tasks}.")
+    if most_visits is not None and (not isinstance(most_visits, int) or most_visits < 0):
+        raise ValueError(f"`most_visits` is {most_visits!r}: give a whole number from 0 on, or None for all.")
     row = customer if "visits" in customer else feature_extractor.encode(customer)
     seconds = None
     if as_of is not None:

@@ -85,7 +85,7 @@ class LiveHistory:
         an event has no time, or a value that can't be read."""
         extractor = self.feature_extractor
         with naming(self.name):
-            if isinstance(events, Mapping) and not any(_is_column(value) for value in events.values()):
+            if isinstance(events, Mapping) and not (events and all(map(_is_column, events.values()))):  # one event
                 events = [events]
             columns, count = read_columns(events, extractor._known_columns)
         if count and extractor.time is not None and extractor.time not in columns:

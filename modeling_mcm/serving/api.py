@@ -122,7 +122,7 @@ def create_api(service: CustomerService, tokens: str, limit: float = math.inf) -
     @api.get("/readyz", responses=errors(503))
     def readyz() -> answers.Health:
         """Says whether the service can answer requests; needs no token."""
-        service.store.check()
+        service.check()
         return healthz()
 
     return api

@@ -112,6 +112,12 @@ class CustomerService:
             self.worker.close()
         self.store.close()
 
+    def check(self) -> None:
+        """Raises `ServiceError` unless requests can be answered: the store, or the table of candidates, is gone."""
+        self.store.check()
+        if self.candidates is not None:
+            self.candidate_set(tuple(self.model.config.tasks))
+
     # ---------------------------------------------------------------------------------------------------- events in
 
     def add(self, events: Sequence[Incoming]) -> dict[str, Any]:
@@ -216,7 +222,7 @@ class CustomerService:
         """Reads a customer as the store has it now, for one request; `UnknownCustomer` if it has no event."""
         with self._alone([customer_id]):
             cached = self._up_to_date(customer_id)
-            if cached is None:
+            if cached is None or not cached.live.events:  # those of a customer may all have been deleted
                 raise UnknownCustomer(
                     f"No customer {customer_id!r} is known: send an event with this customer_id to POST /events first."
                 )

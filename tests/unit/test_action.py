@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The head for offers: what it computes, what it may not depend on, what it learns, how it is stored and used."""
 
+import math
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -379,6 +381,13 @@ def test_bad_actions_are_refused(action_model, extractor, tiny_config, offers, t
         encoded(tiny_config(), three, {"action_id": "empty", "item": None})
     with pytest.raises(ValueError, match="The actions: .*'colour'"):
         encoded(tiny_config(), three | {"colour": "red"})
+    with pytest.raises(ValueError, match=r"Found 1 actions with columns \[\]; give columns of the event log"):
+        encoded(tiny_config(), {"action_id": "three"})
+    for weight in (0, None, math.nan, -1, math.inf):
+        with pytest.raises(ValueError, match="Action 'heavy' has the weight .*give a number above 0"):
+            encoded(tiny_config(), three, three | {"action_id": "heavy", "weight": weight})
+    with pytest.raises(ValueError, match="`weight` of the actions: found 'x'"):
+        encoded(tiny_config(), three | {"weight": "x"})
     with pytest.raises(ValueError, match="Action 0 is .* expected a dict with `action_id`"):
         encoded(tiny_config(), {"item": "item 03"})
     with pytest.raises(ValueError, match="expected a list of dicts"):

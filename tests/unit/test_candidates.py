@@ -162,6 +162,10 @@ def test_service_chooses_as_filtering_by_hand(model, extractor, customer, tmp_pa
     assert "no label that the checkpoint knows" in ask(422, candidate="nothing")
     pd.DataFrame(STOCK).head(4).to_csv(stock, index=False)
     assert_same(ask(), by_hand(every, 8, STOCK["item"][:4]))  # the file is read again
+    assert client.get(f"{HOST}/readyz").status_code == 200
+    stock.unlink()
+    assert "The table of candidates can't be read" in ask(503)
+    assert client.get(f"{HOST}/readyz").status_code == 503
     paths = client.get(f"{HOST}/openapi.json").json()["paths"]
     names = {each["name"] for each in paths["/v1/customers/{customer_id}/scores"]["get"]["parameters"]}
     assert {"candidate", "exclude", "exclude_seen", "per_group"} <= names

@@ -16,6 +16,7 @@ from safetensors.torch import load, save
 
 from modeling_mcm import LiveCustomer
 from modeling_mcm.live.customer import Added
+from modeling_mcm.live.explanations import explain
 from modeling_mcm.live.storage import pack
 
 TOLERANCE = 1e-5
@@ -302,6 +303,8 @@ FAULTS = [
     (lambda live: live.add(EVENT | {"itm": "item 02"}), "unknown 'itm'; did you mean 'item'"),
     (lambda live: live.remove(EVENT | {"item": "item 02"}), "Customer 'c1' has no event .* give all columns"),
     (lambda live: live.scores(tasks=["item"]), r"No tasks \['item'\]: this checkpoint predicts"),
+    (lambda live: live.add(EVENT | {"item": ["item 01"]}), r"column 'item': found \['item 01'\]"),
+    (lambda live: explain(live.model, live.feature_extractor, live.history(), "items", most_visits=-1), "is -1: give"),
     (lambda live: live.explain("items", "item 99"), "Task 'items' has no label 'item 99'"),
     (lambda live: LiveCustomer(live.model, live.feature_extractor, {"height": 180}), "profile: unknown 'height'"),
 ]

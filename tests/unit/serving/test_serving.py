@@ -146,6 +146,14 @@ def test_deletion_leaves_no_trace(client, events, model, extractor, tmp_path):
     assert_same(scores(client)["tasks"], never.scores())
 
 
+@pytest.mark.parametrize("question", ["scores", "embedding", "explain?task=items"])
+def test_a_customer_whose_last_event_was_deleted_is_unknown(client, events, question):
+    post(client, events[:1])
+    assert client.delete(f"/customers/c03/events/{events[0]['event_id']}").status_code == 200
+    answer = client.get(f"/customers/c03/{question}")
+    assert answer.status_code == 404 and "No customer 'c03' is known" in answer.json()["detail"]
+
+
 def test_a_new_profile_changes_the_scores(client, events, model, extractor):
     post(client, events[:5])
     before = scores(client)["tasks"]
