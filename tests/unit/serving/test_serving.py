@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 import numpy as np
 import pytest
+from fitted import fill_forecaster
 from serving_client import HEADERS, HOST, TOKEN, as_requests, assert_same, make_client, make_service
 
 from modeling_mcm.data import PreparedData
@@ -18,6 +19,8 @@ from modeling_mcm.serving import EventStore, create_api
 
 pytest.importorskip("fastapi", reason="FastAPI not installed")
 pytestmark = pytest.mark.filterwarnings("ignore:.*httpx")
+
+FORECASTS = {"state_size": 8, "summed_features": ["a.b"], "state_features": ["type", "weekday"], "forecast_window": 80}
 
 
 @pytest.fixture
@@ -79,7 +82,7 @@ def test_answers_are_those_of_the_model(client, events, live):
 
 
 def test_forecasts_are_those_of_the_horizons_that_are_asked_for(tiny_model, extractor, events, tmp_path):
-    model = tiny_model(extended=True, state_size=8, summed_features=["a.b"], state_features=["type", "weekday"])
+    model = fill_forecaster(tiny_model(extended=True, **FORECASTS))
     live = LiveCustomer(model, extractor)
     live.add([each["event"] for each in events])
     client = make_client(make_service(model, extractor, tmp_path / "forecasts.db"))
@@ -241,7 +244,7 @@ def test_scores_of_many_customers_are_those_of_each(client, event_log):
 
 
 def test_a_total_is_that_of_the_data_set(tiny_model, extractor, event_log, prepared, tmp_path):
-    model = tiny_model(extended=True, state_size=8, summed_features=["a.b"], state_features=["type", "weekday"])
+    model = fill_forecaster(tiny_model(extended=True, **FORECASTS))
     service, data = make_service(model, extractor, tmp_path / "totals.db"), PreparedData(prepared)
     client, names = make_client(service), sorted(event_log["who"].unique())
     requests = as_requests(event_log)
