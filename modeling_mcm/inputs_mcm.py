@@ -21,7 +21,7 @@ from .events_mcm import SECONDS_PER_DAY
 
 logger = logging.get_logger(__name__)
 
-PER_EVENT = ("times", "visits", "feature_", "value_", "task_")  # columns with an entry per event
+PER_EVENT = ("times", "visits", "feature_", "value_", "task_", "unseen_")  # columns with an entry per event
 
 
 class InputLayout(NamedTuple):

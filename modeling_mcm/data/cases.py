@@ -16,11 +16,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from modeling_mcm.configuration_mcm import MISSING_ID
+from modeling_mcm.configuration_mcm import MISSING_ID, UNKNOWN_ID
 from modeling_mcm.data.schema import EventSchema
 from modeling_mcm.events_mcm import check_columns
 
 CUTOFFS = ("validation", "test")
+IGNORED = -100  # label that no loss and no metric reads
 ENDS = tuple(f"{cutoff}_end" for cutoff in CUTOFFS)  # columns with the number of a row's events before each cutoff
 
 
@@ -76,9 +77,24 @@ def run_starts(*columns: NDArray) -> NDArray[np.bool_]:
     return starts
 
 
+def count_pairs(first: NDArray, second: NDArray) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Counts pairs of whole numbers, of which the first is at least 0: both numbers of each distinct pair in ascending
+    order, and how often the pair is there."""
+    low = int(np.min(second, initial=0))
+    size = int(np.max(second, initial=0)) - low + 1
+    pairs, counts = np.unique(first * size + (second - low), return_counts=True)
+    return pairs // size, pairs % size + low, counts
+
+
 def compute_offsets(counts: NDArray) -> NDArray[np.int64]:
     """Computes where groups of these sizes begin; the last number is where the last group ends."""
     return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+
+
+def tell_unseen(labels: NDArray, checksums: NDArray) -> NDArray[np.int64]:
+    """Gives each label that training has never seen an id of its own, below `IGNORED`, in the place of the unknown id:
+    by the checksum of its text, which stands in the columns `unseen_<task>` of prepared rows."""
+    return np.where(labels == UNKNOWN_ID, IGNORED - 1 - checksums.astype(np.int64), labels)
 
 
 class CaseEvents(NamedTuple):

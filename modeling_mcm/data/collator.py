@@ -24,7 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import Dataset, Sampler
 
 from modeling_mcm.configuration_mcm import FIRST_VALUE_ID, UNKNOWN_ID, MCMConfig
-from modeling_mcm.data.cases import CUTOFFS, ENDS, check_cutoff, deciding_tasks
+from modeling_mcm.data.cases import CUTOFFS, ENDS, IGNORED, check_cutoff, deciding_tasks, tell_unseen
 from modeling_mcm.events_mcm import SECONDS_PER_DAY
 from modeling_mcm.inputs_mcm import PER_EVENT, RowBatch
 from modeling_mcm.losses_mcm import Objective
@@ -32,7 +32,6 @@ from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
 MODES = ("train", "evaluate", "predict")
 ONE_PREFIX = ("random_prefix", "last_prefix")
-IGNORED = -100
 MOST_CHUNKS = 2**12  # number of Arrow chunks whose columns are kept open
 POOLED_GROUPS = 64  # number of groups whose rows are sorted by length together
 FADED = 4  # older targets, in half-lives, are left out: they would weigh less than a sixteenth
@@ -253,7 +252,11 @@ class MCMCollator:
         next_visit = np.full(len(batch), -1)
         next_visit[row[first]] = visits[first]
         targets = targets[visits[targets] == next_visit[row[targets]]]
-        return _Questions(batch.select(index < end[row]), self._labels(batch, targets), row[targets])
+        labels, chosen = self._labels(batch, targets), batch.select(targets)
+        for task, name in enumerate(self.config.tasks):
+            if f"unseen_{name}" in chosen.columns:
+                labels[:, task] = tell_unseen(labels[:, task], chosen.column(f"unseen_{name}"))
+        return _Questions(batch.select(index < end[row]), labels, row[targets])
 
     def _train(self, batch: RowBatch) -> "_Questions":
         history = batch.select(batch.places < np.array(batch.column("validation_end"))[batch.row])

@@ -198,8 +198,9 @@ def load_prepared(directory: str | Path, cache_dir: str | Path | None = None) ->
 
     Returns:
         `datasets.Dataset`: one row per customer. `customer_id` is text. The lists `times` (seconds since 1970-01-01),
-        `visits`, `feature_<name>`, `task_<name>` and, of numeric features, `value_<name>` have one entry per event.
-        `profile_<name>` is an id. `validation_end` and `test_end` are the numbers of events before each cutoff.
+        `visits`, `feature_<name>`, `task_<name>`, `unseen_<task>` and, of numeric features, `value_<name>` have one
+        entry per event. `profile_<name>` is an id. `validation_end` and `test_end` are the numbers of events before
+        each cutoff.
 
     Raises:
         FileNotFoundError: If the folder has no manifest.

@@ -24,15 +24,18 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.data.cases import (
     ENDS,
     CaseEvents,
     arrow_batches,
     check_cutoff,
     compute_offsets,
+    count_pairs,
     flat_values,
     run_starts,
     select_rows,
+    tell_unseen,
 )
 from modeling_mcm.data.dataset import PreparedData
 from modeling_mcm.evaluation.histories import task_histories
@@ -47,7 +50,8 @@ class TargetEvents:
 
     # (cases + 1,): Case c has the labels `labels[offsets[c]:offsets[c + 1]]`, none if no event has a label
     offsets: NDArray[np.int64]
-    # (labels,): Label ids, one for each event with a value, so that labels may repeat; 1 means unknown
+    # (labels,): Label ids, one for each event with a value, so that labels may repeat; those that training has never
+    # seen are negative
     labels: NDArray[np.int64]
 
     def __len__(self) -> int:
@@ -125,7 +129,9 @@ def find_cases(
             f"The rows have no task column; their columns are {', '.join(rows.column_names)}. Expected prepared rows "
             "with columns such as task_product_type."
         )
-    columns = ["customer_id", "visits", *ENDS, *(f"task_{task}" for task in tasks), *(["times"] if horizon else [])]
+    columns = ["customer_id", "visits", *ENDS, *(["times"] if horizon else [])]
+    columns += [f"task_{task}" for task in tasks]
+    columns += [name for name in (f"unseen_{task}" for task in tasks) if name in rows.column_names]
     parts, first_row, latest = [], 0, -np.inf
     for table in arrow_batches(rows, columns, batch_size):
         part, until = _cases_of_batch(table, cutoff, tasks, token_type, min_history, first_row, horizon)
@@ -212,19 +218,15 @@ def _cases_of_batch(
         label = flat_values(table, f"task_{task}")
         with_label = targeted[label[targeted] > 0]
         case, case_labels = case_of_row[row[with_label]], label[with_label].astype(np.int64)
+        if f"unseen_{task}" in table.column_names:
+            case_labels = tell_unseen(case_labels, flat_values(table, f"unseen_{task}")[with_label])
         if horizon:
-            case, case_labels = _distinct(case, case_labels)
+            case, case_labels, _ = count_pairs(case, case_labels)
         targets[task] = _ragged(case, case_labels, len(rows))
     customer_ids = table["customer_id"].take(rows).to_pylist()
     history_end = events.history_end[rows]
     cases = EvaluationCases(cutoff, first_row + rows, customer_ids, history_end, targets, history_visits[rows])
     return cases, latest
-
-
-def _distinct(case: NDArray[np.int64], label: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    size = int(np.max(label, initial=0)) + 1
-    pairs = np.unique(case * size + label)
-    return pairs // size, pairs % size
 
 
 def _ragged(case: NDArray[np.int64], label: NDArray[np.int64], cases: int) -> TargetEvents:
@@ -243,14 +245,14 @@ def _concatenated(arrays: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
 def seen_labels(rows: Any, cutoff: str, task: str) -> TargetEvents:
     """Finds the distinct labels that the customers of prepared rows had in a task before a cutoff."""
     histories = task_histories(rows, task, cutoff)
-    return _joined([_ragged(*_distinct(each.customer, each.label), len(each)) for each in histories])
+    return _joined([_ragged(*count_pairs(each.customer, each.label)[:2], len(each)) for each in histories])
 
 
 def unseen_only(rows: Any, cases: EvaluationCases, tasks: Sequence[str] | None = None) -> EvaluationCases:
     """Removes labels that a customer had before the cutoff from the targets and from the ranking.
 
-    All events of the customer before the cutoff count, also those that a model's window leaves out. The unknown id
-    stays a target, because nothing says whether the customer had its value before. No ranking contains it.
+    All events of the customer before the cutoff count, also those that a model's window leaves out. A label that
+    training has never seen stays a target, because nothing says whether the customer had it before. No ranking has it.
 
     Returns the same cases with fewer targets, and with `seen`, in some tasks or in all. A task in which no case has
     a target left is removed, with a warning; a `ValueError` is raised if no task is left. `rows` are the prepared rows
@@ -263,7 +265,7 @@ def unseen_only(rows: Any, cases: EvaluationCases, tasks: Sequence[str] | None =
         case = np.repeat(np.arange(len(cases)), np.diff(events.offsets))
         size = int(max(np.max(known.labels, initial=0), np.max(events.labels, initial=0))) + 1
         owner = np.repeat(np.arange(len(cases)), np.diff(known.offsets))
-        is_new = ~np.isin(case * size + events.labels, owner * size + known.labels)
+        is_new = ~np.isin(case * size + events.labels, owner * size + known.labels) | (events.labels < FIRST_LABEL)
         if is_new.any():
             targets[task], seen[task] = _ragged(case[is_new], events.labels[is_new], len(cases)), known
         else:
@@ -291,7 +293,7 @@ def tasks_without_repeats(rows: Any, tasks: Sequence[str]) -> list[str]:
             first = np.zeros(len(history), np.int64)
             np.maximum.at(first, customer, visits_ago)
             later += int((visits_ago < first[customer]).sum())
-            repeats += len(customer) - len(_distinct(customer, history.label[once])[0])
+            repeats += len(customer) - len(count_pairs(customer, history.label[once])[0])
         if repeats < later // 100:
             selected.append(task)
     return selected

@@ -5,7 +5,8 @@
 A ranking enters only through two numbers for each target label: how many labels score higher (`greater`) and how many
 score the same, the target included (`ties`). Where labels are tied, every metric is its exact expectation under
 uniformly random tie-breaking, so the order of the label ids never matters. Ids 0 (pad) and 1 (unknown) are never
-ranked: an unknown target counts in the ideal DCG and in recall's denominator and can't be hit.
+ranked. Each distinct label that training has never seen, with a negative id of its own, is a target as others are: it
+counts in the ideal DCG and in recall's denominator, and can't be hit.
 
 Two targets are measured. The **next visit** is the set of the visit's distinct labels; its ideal DCG has
 `min(set size, k)` labels. The **next event** is one event of that visit, chosen uniformly; its metrics are the exact
@@ -24,6 +25,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from modeling_mcm.configuration_mcm import FIRST_LABEL
+from modeling_mcm.data.cases import count_pairs
 
 CONFIDENCE, RESAMPLES = 0.95, 2000  # of bootstrap intervals
 UNREACHABLE = int(np.iinfo(np.int32).max)  # `greater` of a target that no ranking can hold
@@ -91,11 +93,9 @@ def tie_ranks(scores: ArrayLike, targets: ArrayLike) -> tuple[NDArray[np.int64],
 def distinct_targets(offsets: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Turns target labels, one for each event, into padded distinct labels and their numbers of events.
 
-    Values that are not in the vocabulary all have the unknown id, so they count as one distinct label.
-
     Args:
         offsets (array, shape `(B + 1,)`): Customer b has the events `labels[offsets[b]:offsets[b + 1]]`.
-        labels (array, shape `(events,)`): Label ids, at least 1.
+        labels (array, shape `(events,)`): Label ids, not 0.
 
     Returns:
         `tuple`: Labels and counts, int64 arrays of shape `(B, N)`, in ascending order of the label; 0 is padding in
@@ -103,12 +103,9 @@ def distinct_targets(offsets: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np.
     """
     offsets, labels = np.asarray(offsets), np.asarray(labels, dtype=np.int64)
     customers = len(offsets) - 1
-    size = int(labels.max(initial=0)) + 1
-    customer = np.repeat(np.arange(customers, dtype=np.int64), np.diff(offsets))
-    pairs, pair_counts = np.unique(customer * size + labels, return_counts=True)
-    owner, label = np.divmod(pairs, size)
+    owner, label, pair_counts = count_pairs(np.repeat(np.arange(customers), np.diff(offsets)), labels)
     sizes = np.bincount(owner, minlength=customers)
-    index = np.arange(len(pairs)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    index = np.arange(len(owner)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     padded = np.zeros((customers, int(np.max(sizes, initial=0))), dtype=np.int64)
     counts = np.zeros_like(padded)
     padded[owner, index] = label

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from modeling_mcm.configuration_mcm import FIRST_LABEL
+from modeling_mcm.data.cases import IGNORED
 from modeling_mcm.evaluation.cases import EvaluationCases
 from modeling_mcm.evaluation.metrics import customer_metrics, distinct_targets, ranks_from_logits, set_metrics
 
@@ -73,7 +74,7 @@ class StreamingMetrics:
     def __call__(self, prediction: Any, compute_result: bool = True) -> dict[str, float]:
         """Adds a batch, and after the last one (`compute_result`) returns the means over customers, named
         `<task>_<metric>`. `predictions` holds for each task the ranks of [`ranks_from_logits`], and `label_ids`
-        `(B, N)` the label ids, one for each event of the next visit; 0 or -100 is padding."""
+        `(B, N)` the label ids, one for each event of the next visit; 0 or `IGNORED` is padding."""
         for task, (greater, ties) in prediction.predictions.items():
             arrays = (torch.as_tensor(array).cpu().numpy() for array in (greater, ties, prediction.label_ids[task]))
             for name, values in customer_metrics(*_distinct_ranks(*arrays)).items():
@@ -95,4 +96,4 @@ def _distinct_ranks(greater: NDArray, ties: NDArray, labels: NDArray) -> tuple[N
     flat = np.flatnonzero(starts)
     counts = np.zeros(labels.size, dtype=np.int64)
     counts[flat] = np.diff(np.append(flat, labels.size))
-    return greater, ties, np.where(labels > 0, counts.reshape(labels.shape), 0)
+    return greater, ties, np.where(np.isin(labels, (0, IGNORED)), 0, counts.reshape(labels.shape))

@@ -3,6 +3,7 @@
 """From encoded events to what lies on disk: one row per customer in Parquet shards, popularity, counts."""
 
 import functools
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ with needs("data"):
     import ibis.expr.types as ir
 
     from modeling_mcm.preparation.engine import each_group
-    from modeling_mcm.preparation.vocabulary import Vocabularies
+    from modeling_mcm.preparation.vocabulary import Vocabularies, task_indices
 
 ROWS_PER_ROW_GROUP = 256
 
@@ -38,7 +39,8 @@ def customer_rows(encoded: ir.Table, profiles: ir.Table | None, schema: EventSch
     rows have the internal columns of `shard_schema` and the number of their `shard`."""
     names = [f"f{i}" for i in range(len(schema.features))]
     value_names = [f"v{i}" for i in value_indices(schema.features)]
-    order = ("visit", "period", "closes_visit", "second", *names, "is_target", *value_names)
+    unseen_names = [f"u{k}" for k in range(len(schema.tasks))]
+    order = ("visit", "period", "closes_visit", "second", *names, "is_target", *value_names, *unseen_names)
     rows = encoded.group_by("customer_id", "shard").agg(
         events=ibis.struct({name: encoded[name] for name in order}).collect(),
         validation_end=(encoded.period < 1).sum().cast("int32"),
@@ -53,10 +55,10 @@ def customer_rows(encoded: ir.Table, profiles: ir.Table | None, schema: EventSch
     }
     if schema.order is not None:  # without times each visit comes a day after the visit before
         columns["times"] = rows.events.map(lambda event: event["visit"].cast("int64") * SECONDS_PER_DAY)
-    columns |= {name: rows.events.map(lambda event, name=name: event[name]) for name in (*names, *value_names)}
-    event_names = [spec.name for spec in schema.features]
-    for k, task in enumerate(schema.tasks):
-        source = names[event_names.index(task)]
+    lists = (*names, *value_names, *unseen_names)
+    columns |= {name: rows.events.map(lambda event, name=name: event[name]) for name in lists}
+    for k, index in enumerate(task_indices(schema)):
+        source = names[index]
         columns[f"t{k}"] = rows.events.map(lambda event, source=source: event[source] * event["is_target"])
     rows = rows.select(**columns, validation_end=rows.validation_end, test_end=rows.test_end)
     if profiles is not None:
@@ -77,14 +79,24 @@ def shard_schema(schema: EventSchema) -> tuple[list[str], pa.Schema]:
         (f"v{i}", f"value_{schema.features[i].name}", pa.list_(pa.float32())) for i in value_indices(schema.features)
     ]
     columns += [(f"t{k}", f"task_{task}", ids) for k, task in enumerate(schema.tasks)]
+    columns += [(f"u{k}", f"unseen_{task}", ids) for k, task in enumerate(schema.tasks)]
     columns += [(f"p{i}", f"profile_{spec.name}", pa.int32()) for i, spec in enumerate(schema.profile)]
     columns += [(name, name, pa.int32()) for name in ENDS]
     return [internal for internal, _, _ in columns], pa.schema([(name, kind) for _, name, kind in columns])
 
 
 def shard_table(rows: pa.Table, schema: EventSchema) -> pa.Table:
-    """Gives rows the form in which they stand in a shard, in the order of `customer_id`."""
+    """Gives rows the form in which they stand in a shard, in the order of `customer_id`. A checksum stands for the
+    text of an unseen label, so that evaluation can tell one from another."""
     internal, arrow_schema = shard_schema(schema)
+    for k in range(len(schema.tasks)):
+        texts = pa.concat_arrays(rows[f"u{k}"].chunks)
+        distinct = texts.flatten().dictionary_encode()
+        checksums = pa.array([zlib.crc32(text.encode()) >> 1 for text in distinct.dictionary.to_pylist()], pa.int32())
+        lists = pa.ListArray.from_arrays(
+            pc.subtract(texts.offsets, texts.offsets[0]), checksums.take(distinct.indices)
+        )
+        rows = rows.set_column(rows.column_names.index(f"u{k}"), f"u{k}", lists)
     return rows.sort_by("customer_id").select(internal).rename_columns(arrow_schema.names).cast(arrow_schema)
 
 

@@ -238,21 +238,36 @@ def _derived(table: ir.Table, spec: FeatureSpec, fitted: Vocabularies, second: s
     return _bin_id(table.days, fitted.bins[spec.name])
 
 
+def task_indices(schema: EventSchema) -> list[int]:
+    """Finds the index of each task's feature."""
+    names = [spec.name for spec in schema.features]
+    return [names.index(task) for task in schema.tasks]
+
+
 def encode_events(events: ir.Table, visits: ir.Table, fitted: Vocabularies, schema: EventSchema) -> ir.Table:
     """Computes the ids of all events, and adds the events that close visits. Returns one row per event: customer_id,
-    shard, visit, period, closes_visit (1 for an added event), second, f0, f1 ... (ids), is_target, and v0, v1 ...
-    (values of numeric features, numbered like the features)."""
+    shard, visit, period, closes_visit (1 for an added event), second, f0, f1 ... (ids), is_target, v0, v1 ... (values
+    of numeric features, numbered like the features), and u0, u1 ... (of targets the texts that the vocabularies of the
+    tasks don't have, else "")."""
     joined = events.inner_join(
         visits.select("customer_id", "period", "visit_key", "visit", "days"), ["customer_id", "period", "visit_key"]
     )
     value_names = [f"v{i}" for i in value_indices(schema.features)]
     joined = joined.mutate(**{name: _value(joined[f"f{name[1:]}"]) for name in value_names})
+    labels = {f"u{k}": f"f{index}" for k, index in enumerate(task_indices(schema))}
+    texts = {name: joined[f"f{raw_indices(schema.features)[int(label[1:])]}"] for name, label in labels.items()}
+    joined = joined.mutate(
+        **{name: text.join("\n") if text.type().is_array() else text for name, text in texts.items()}
+    )
     joined = _encode_raw(joined, schema.features, "f", fitted)
+    is_unseen = {name: (joined[label] == UNKNOWN_ID) & (joined.is_target == 1) for name, label in labels.items()}
+    joined = joined.mutate(**{name: ibis.ifelse(where, joined[name], "") for name, where in is_unseen.items()})
     for i, spec in enumerate(schema.features):
         if spec.is_derived:
             joined = joined.mutate(**{f"f{i}": _derived(joined, spec, fitted, "second")})
     names = [f"f{i}" for i in range(len(schema.features))]
-    order = ("customer_id", "shard", "visit", "period", "closes_visit", "second", *names, "is_target", *value_names)
+    order = ("customer_id", "shard", "visit", "period", "closes_visit", "second", *names, "is_target")
+    order += (*value_names, *labels)
     # Both tables get the same types, because an engine may have widened one of them.
     event_columns = {"period": joined.period.cast("int8"), "closes_visit": ibis.literal(0, "int8")}
     encoded = joined.mutate(**event_columns).select(*order)
@@ -260,6 +275,7 @@ def encode_events(events: ir.Table, visits: ir.Table, fitted: Vocabularies, sche
         return encoded
     closing = visits.filter(visits.has_target == 1)
     ids: dict[str, ir.Value] = {name: ibis.literal(0, "float32") for name in value_names}
+    ids |= {name: ibis.literal("") for name in labels}
     for i, spec in enumerate(schema.features):
         if spec.is_derived:
             ids[f"f{i}"] = _derived(closing, spec, fitted, "end")

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from modeling_mcm.configuration_mcm import FIRST_LABEL, MCMConfig
 from modeling_mcm.data import PreparedData
 from modeling_mcm.data.cases import (
+    IGNORED,
     arrow_batches,
     compute_offsets,
     deciding_tasks,
@@ -76,6 +77,8 @@ class LabelExamples(NamedTuple):
         log_kept (`torch.FloatTensor` of shape `(N,)`): Log of the share of such candidates that were kept.
         num_targets (`torch.LongTensor` of shape `(examples, Q)`): Number of each example's targets, also of those that
             are no candidates.
+        num_unseen (`torch.LongTensor` of shape `(examples,)`): Number of values in the next visit that training has
+            never seen. They are further targets, which no score reaches.
     """
 
     example: torch.Tensor
@@ -84,13 +87,15 @@ class LabelExamples(NamedTuple):
     is_target: torch.Tensor
     log_kept: torch.Tensor
     num_targets: torch.Tensor
+    num_unseen: torch.Tensor
 
     @classmethod
     def join(cls, parts: Sequence["LabelExamples"]) -> "LabelExamples":
-        """Joins parts whose examples have different numbers; the last part's `num_targets` are those of all."""
-        columns = [torch.cat(column) for column in zip(*(part[:-1] for part in parts), strict=True)]
+        """Joins parts whose examples have different numbers; the numbers of targets of the last part are those of
+        all."""
+        columns = [torch.cat(column) for column in zip(*(part[:-2] for part in parts), strict=True)]
         order = columns[0].argsort(stable=True)
-        return cls(*[*(column[order] for column in columns), parts[-1].num_targets])
+        return cls(*(column[order] for column in columns), *parts[-1][-2:])
 
     def compute_ndcg(self, scores: torch.Tensor, question: int = NEXT_VISIT, k: int = 10) -> torch.Tensor:
         """NDCG at k of the candidates' scores `(N,)` for a question in each example, NaN without a target."""
@@ -100,7 +105,7 @@ class LabelExamples(NamedTuple):
         gains = torch.where(self.is_target[order, question] & (rank < k + 2), 1 / rank.log2(), 0.0)
         ideal = torch.cat([torch.zeros(1), (1 / torch.arange(2.0, k + 2).log2()).cumsum(0)])
         sums = torch.zeros(len(self.num_targets)).index_add(0, self.example[order], gains)
-        return sums / ideal[self.num_targets[:, question].clamp(max=k)]
+        return sums / ideal[(self.num_targets[:, question] + self.num_unseen).clamp(max=k)]
 
 
 def draw_examples(rows: Any, data: PreparedData, seed: int, most: int = EXAMPLES) -> list[Example]:
@@ -205,6 +210,7 @@ class ExampleReader:
         """
         parts: list[list[LabelExamples]] = [[] for _ in tables]
         num_targets = torch.zeros(len(tables), len(examples), QUESTIONS, dtype=torch.long)
+        num_unseen = torch.zeros(len(tables), len(examples), dtype=torch.long)
         for chosen, rows, batch in self.batches(examples):
             readout = None if encoder is None else encoder.readout_scores(batch)
             age = torch.randint(STALE + 1, (len(chosen),), generator=generator).numpy()
@@ -222,6 +228,9 @@ class ExampleReader:
                     targets[WITHIN] = torch.cat([targets[NEXT_VISIT], later]).unique()
                 for question, each in enumerate(targets):
                     num_targets[index, numbers, question] = torch.bincount(each // size, minlength=len(chosen))
+                ordered = batch["labels"][..., index].sort(1).values
+                is_new = ordered.diff(dim=1, prepend=ordered.new_zeros(len(ordered), 1)) != 0
+                num_unseen[index, numbers] = (is_new & (ordered < IGNORED)).sum(1)
                 is_target = torch.stack([torch.isin(cells, each) for each in targets], 1)
                 share = torch.ones(len(cells))
                 if fold is not None:
@@ -229,7 +238,9 @@ class ExampleReader:
                     share = torch.where(is_target.any(1), 1.0, (NEGATIVES / number).clamp(max=1))
                 kept = torch.rand(len(share), generator=generator) < share
                 columns = numbers[customer], found.label[own], found.features[own], is_target, share.log()
-                parts[index].append(LabelExamples(*[*(column[kept] for column in columns), num_targets[index]]))
+                parts[index].append(
+                    LabelExamples(*(column[kept] for column in columns), num_targets[index], num_unseen[index])
+                )
         return [LabelExamples.join(part) for part in parts]
 
 
@@ -296,8 +307,8 @@ def read_examples(
         tables = [each.make_tables(fold) for each in counts]
         if chosen := [example for example in examples if folds[example.row] == fold]:
             for part, found in zip(parts, reader.read(chosen, tables, generator, counts, fold), strict=True):
-                before = [part[-1].num_targets] if part else []
-                joined = torch.cat([*before, found.num_targets])
-                part.append(found._replace(example=found.example + number, num_targets=joined))
+                joined = [torch.cat(each) for each in zip(*(one[-2:] for one in (*part[-1:], found)), strict=True)]
+                found = found._replace(example=found.example + number)
+                part.append(LabelExamples(*found[:-2], *joined))
             number += len(chosen)
     return counts, reader, [LabelExamples.join(part) for part in parts]

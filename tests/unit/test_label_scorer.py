@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 from modeling_mcm import LiveCustomer, MCMConfig, MCMFeatureExtractor, MCMForMultiTaskRecommendation, scorer_mcm
 from modeling_mcm.data import EventSchema, PreparedData
 from modeling_mcm.data.collator import MCMCollator, PreparedRows
+from modeling_mcm.evaluation.cases import cases_at
+from modeling_mcm.evaluation.model import model_values
 from modeling_mcm.features_mcm import COUNTED, FEATURES, NUM_FEATURES, PLACES, LabelHistory
 from modeling_mcm.inputs_mcm import RowBatch
 from modeling_mcm.preparation import prepare
@@ -214,6 +216,21 @@ def test_small_logs_are_fitted(tmp_path, customers, items):
     choices = from_data(data.extractor) | COUNTS_ALONE | {"kind_feature": "kind", "state_size": 0}
     model = MCMForMultiTaskRecommendation(MCMConfig(**choices))
     assert ScorerFit(model, data).counted[0] > 0
+
+
+def test_the_figure_of_counts_alone_is_that_of_evaluation(tmp_path):
+    generator = np.random.default_rng(0)
+    log = [(user, int(item)) for user in range(60) for item in generator.integers(0, 40, 6) ** 2 // 40]
+    schema = {"customer": "user", "order": "rows", "features": [{"name": "item", "min_count": 9}], "tasks": ["item"]}
+    schema |= {"cutoffs": "leave_one_out", "min_history": 1}
+    prepare(pd.DataFrame(log, columns=["user", "item"]), EventSchema.from_dict(schema), tmp_path / "data")
+    data = PreparedData(str(tmp_path / "data"))
+    choices = from_data(data.extractor) | COUNTS_ALONE | {"kind_feature": "token_type", "state_size": 0}
+    model = MCMForMultiTaskRecommendation(MCMConfig(**choices)).eval()
+    (counted,), cases = ScorerFit(model, data).counted, cases_at(data, "validation")
+    assert min(cases.targets["item"].labels) < 0
+    values = model_values(model, data.extractor, data.rows, cases, ["item"])["item"]["next_visit_ndcg@10"]
+    assert counted == pytest.approx(np.nanmean(values), abs=1e-6)
 
 
 def test_save_and_load_do_not_change_scores(model, batch, tmp_path):

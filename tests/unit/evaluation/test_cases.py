@@ -7,12 +7,17 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+import torch
+from transformers import EvalPrediction
 
+from modeling_mcm import MCMConfig
 from modeling_mcm.data import EventSchema, PreparedData
-from modeling_mcm.data.cases import arrow_batches, select_rows
+from modeling_mcm.data.cases import IGNORED, arrow_batches, select_rows
 from modeling_mcm.data.collator import MCMCollator, PreparedRows
-from modeling_mcm.evaluation.cases import comparison_cases, find_cases
+from modeling_mcm.evaluation.cases import cases_at, comparison_cases, find_cases
 from modeling_mcm.evaluation.histories import task_histories
+from modeling_mcm.evaluation.metrics import ranks_from_logits
+from modeling_mcm.evaluation.ranking import StreamingMetrics, TargetRanks
 from modeling_mcm.preparation import prepare
 
 VALIDATION, TEST = 100, 200  # days
@@ -149,4 +154,36 @@ def test_the_collator_has_the_targets_of_the_cases(event_log, prepare_log, tiny_
     for case, labels in enumerate(batch["labels"][..., place]):
         expected = cases.targets["items"]
         start, end = expected.offsets[case : case + 2]
-        assert sorted(labels[labels > 0].tolist()) == sorted(expected.labels[start:end].tolist())
+        assert sorted(labels[(labels != 0) & (labels != IGNORED)].tolist()) == sorted(
+            expected.labels[start:end].tolist()
+        )
+
+
+@pytest.mark.parametrize("item", ["item", ["item"]], ids=["one value", "a list"])
+@pytest.mark.parametrize("days", [None, 30])
+def test_each_value_that_training_has_never_seen_is_a_target(tmp_path, item, days):
+    new = {"a": ["x", "y", "y", "milk", "z"], "b": ["x", "bread", "bread"], "c": ["y"]}
+    visits = [(user, day, item) for user in new for day in ("2024-01-01", "2024-02-02") for item in ("milk", "bread")]
+    visits += [(user, "2024-03-01", item) for user, items in new.items() for item in items]
+    log = pd.DataFrame(visits, columns=["user", "day", "item"])
+    several = isinstance(item, list)
+    log["item"] = log["item"].map(lambda value: [value] if several else value)
+    feature = {"name": "item"} | ({"max_items": 2} if several else {})
+    schema = {"customer": "user", "time": "day", "features": [feature], "tasks": ["item"], "min_history": 1}
+    schema["cutoffs"] = {"validation": "2024-02-01", "test": "2024-03-01"}
+    prepare(log, EventSchema.from_dict(schema), tmp_path / "log")
+    data = PreparedData(tmp_path / "log")
+    cases = cases_at(data, "test", horizon_days=days)
+    scores = torch.zeros(3, 4)
+    ranks = TargetRanks(cases, "item")
+    ranks.add(np.arange(3), scores)
+    recall = ranks.metrics((10,))[f"{'horizon' if days else 'next_visit'}_recall@10"]
+    expected = [len({*items} & {"milk", "bread"}) / len({*items}) for items in new.values()]
+    assert recall.tolist() == expected == [1 / 4, 1 / 2, 0]
+
+    extractor = data.extractor
+    config = MCMConfig(features=extractor.feature_names, vocabulary_sizes=extractor.vocabulary_sizes, tasks=["item"])
+    rows = PreparedRows(data.rows, cases.rows).__getitems__([0, 1, 2])
+    labels = MCMCollator(extractor, config, "evaluate", "test")(rows)["labels"][..., 0]
+    prediction = EvalPrediction({"item": ranks_from_logits(scores, labels)}, {"item": labels})
+    assert StreamingMetrics()(prediction)["item_next_visit_recall@10"] == np.mean(expected)
