@@ -95,7 +95,7 @@ class LabelExamples(NamedTuple):
         all."""
         columns = [torch.cat(column) for column in zip(*(part[:-2] for part in parts), strict=True)]
         order = columns[0].argsort(stable=True)
-        return cls(*(column[order] for column in columns), *parts[-1][-2:])
+        return cls(*[*(column[order] for column in columns), *parts[-1][-2:]])
 
     def compute_ndcg(self, scores: torch.Tensor, question: int = NEXT_VISIT, k: int = 10) -> torch.Tensor:
         """NDCG at k of the candidates' scores `(N,)` for a question in each example, NaN without a target."""
@@ -238,9 +238,8 @@ class ExampleReader:
                     share = torch.where(is_target.any(1), 1.0, (NEGATIVES / number).clamp(max=1))
                 kept = torch.rand(len(share), generator=generator) < share
                 columns = numbers[customer], found.label[own], found.features[own], is_target, share.log()
-                parts[index].append(
-                    LabelExamples(*(column[kept] for column in columns), num_targets[index], num_unseen[index])
-                )
+                every = [*(column[kept] for column in columns), num_targets[index], num_unseen[index]]
+                parts[index].append(LabelExamples(*every))
         return [LabelExamples.join(part) for part in parts]
 
 
