@@ -112,7 +112,7 @@ class MCMConfig(PreTrainedConfig):
         Features that only the principal components in the state read, undecayed, with the number of ids that are
         counted, the most frequent ones. Default: up to 1,024 ids of each other task of more than 64 labels.
     summed_features (`list[str]`, *optional*):
-        Numeric features that the state and the forecasts sum, such as the price, in the order of `event_values`.
+        Numeric features that the state and the forecasts sum, such as what was paid, in the order of `event_values`.
     forecast_days (`list[float]`, *optional*):
         Horizons of the forecasts, in days. See [`~forecaster_mcm.CustomerForecasts`].
     forecast_window (`float`):

@@ -94,7 +94,7 @@ class Encoding:
             if column := self.columns.get(feature):
                 with naming(f"column {column!r}"):
                     if self.specs[feature].kind == NUMERIC:
-                        numbers = to_numbers(columns[column])
+                        numbers = self.read_numbers(feature, columns)
                         ids[feature], values[feature] = self._bin(feature, numbers), to_values(numbers)
                     else:
                         ids[feature] = self.feature_ids(feature, columns[column])
@@ -201,7 +201,10 @@ class Encoding:
             column = self.columns.get(feature)
             if feature in self.event_features and column in columns:
                 with naming(f"column {column!r}"):
-                    ids[:, index] = self.feature_ids(feature, columns[column])
+                    if self.specs[feature].kind == NUMERIC:
+                        ids[:, index] = self._bin(feature, self.read_numbers(feature, columns))
+                    else:
+                        ids[:, index] = self.feature_ids(feature, columns[column])
             elif schema.token_type is None and feature == TOKEN_TYPE:
                 ids[:, index] = self.ids[TOKEN_TYPE][ONE_TOKEN_TYPE]
         return ids
@@ -214,6 +217,13 @@ class Encoding:
                 first_ids = ", ".join(sorted(map(str, ids))[:5])
                 raise ValueError(f"found the customers {first_ids}; give each customer a dict of its own")
         return next(iter(ids), None)
+
+    def read_numbers(self, feature: str, columns: Mapping[str, Any]) -> NDArray[np.float64]:
+        """Numbers of a numeric feature, of shape `(count,)`, NaN where one is missing."""
+        names = self.specs[feature].columns
+        numbers = [to_numbers(columns[name]) if name in columns else np.array([np.nan]) for name in names]
+        with np.errstate(over="ignore", invalid="ignore"):  # as in SQL
+            return functools.reduce(np.multiply, numbers)
 
     def value_ids(self, feature: str, column: Any) -> NDArray[np.int32]:
         """Ids of values of a categorical feature, without splitting them into parts, of shape `(len(column),)`."""

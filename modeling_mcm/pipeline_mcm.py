@@ -126,8 +126,8 @@ class CustomerEmbeddingPipeline(_CustomerPipeline):
 class CustomerForecastPipeline(_CustomerPipeline):
     """Forecasts the future of customers: `pipeline("customer-forecast", model=checkpoint)(customer)`.
 
-    The result of a customer is a dict. For each horizon, such as 7 days, `visits_7d`, `events_7d` and `price_7d` (for
-    each summed feature such as `price`) are expected numbers and sums: means, which may be added up over customers.
+    The result of a customer is a dict. For each horizon, such as 7 days, `visits_7d`, `events_7d` and `amount_7d` (for
+    the amount, by its name) are expected numbers and sums: means, which may be added up over customers.
     `visits_7d_median` is the median, which lies between `visits_7d_low80` and `visits_7d_high80`, the ends of an
     interval that holds 80% of such customers; and so on for 95% and the other quantities. `visit_probability_7d` is
     the probability of a visit, and `days_to_next_visit` the median number of days to the next one.

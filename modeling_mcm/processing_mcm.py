@@ -37,7 +37,6 @@ from .schema_mcm import (
     DEFAULT_ZONE,
     HISTORY_START,
     HOUR,
-    NUMERIC,
     TOKEN_TYPE,
     WEEKDAY,
     FeatureSpec,
@@ -67,7 +66,7 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         bins (`dict[str, list[float]]`): Strictly increasing inner bin edges of each numeric and days_since_visit
             feature. A value on an edge belongs to the bin above it.
         customer, time, token_type, visit, time_zone, tasks, target_token_types, end_of_visit, max_events, min_history,
-            name, order, on_duplicate: as [`LogSchema`] has them. `min_history` is kept for the record.
+            name, order, on_duplicate, amount: as [`LogSchema`] has them. `min_history` is kept for the record.
 
     Raises:
         ValueError: If features, vocabularies, bins and tasks do not fit together, or the time zone does not exist.
@@ -93,6 +92,7 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         name: str = DEFAULT_NAME,
         order: str | None = None,
         on_duplicate: str = "keep",
+        amount: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -102,6 +102,7 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         self.time: str | None = time if order is None else None
         self.order: str | None = order
         self.on_duplicate = on_duplicate
+        self.amount: str | None = amount
         self.customer, self.token_type, self.visit = customer, token_type, visit
         self.time_zone, self.tasks, self.target_token_types = time_zone, list(tasks), list(target_token_types)
         self.end_of_visit, self.max_events, self.min_history = end_of_visit, max_events, min_history
@@ -109,7 +110,7 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         schema = self.schema
         self._encoding = Encoding(schema, self.feature_names, self.vocabularies, self.bins)
         self._known_columns, self._known_profile = schema.event_columns, schema.profile_columns
-        if self.numeric_features:
+        if self.summed_features:
             self.model_input_names = [*type(self).model_input_names, "event_values"]
         fix = f"take preprocessor_config.json and {VOCABULARIES_NAME} from one and the same save"
         schema.check_values(self.vocabularies, self.bins, fix)
@@ -132,9 +133,10 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         return [feature["name"] for feature in self.features]
 
     @property
-    def numeric_features(self) -> list[str]:
-        """Names of the numeric event features, whose values are model inputs beside their bins, in the order of N."""
-        return [feature for feature in self._encoding.event_features if self._encoding.specs[feature].kind == NUMERIC]
+    def summed_features(self) -> list[str]:
+        """Names of the event features whose values are model inputs beside their bins, in the order of N: the amount,
+        if there is one."""
+        return [self.amount] if self.amount else []
 
     @property
     def vocabulary_sizes(self) -> list[int]:
@@ -288,7 +290,7 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
             `BatchFeature`: model inputs with the start row first, padded on the right with 0: `input_ids` int64
             `(B, L, J)`; `attention_mask` int64 `(B, L)`; `event_times` float32 `(B, L)`, days from the first event
             read to the latest event so far (visits may overlap), 0 in the start row; `visit_ids` int64 `(B, L)`, 0
-            in the start row, then counted from 1. With numeric features also `event_values` float32 `(B, L, N)`, 0 in
+            in the start row, then counted from 1. With an amount also `event_values` float32 `(B, L, N)`, 0 in
             the start row. With `as_of` also `as_of` float32 `(B,)`, in days on the clock of `event_times`, 0 for
             customers without events.
 
@@ -308,7 +310,7 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         return InputLayout(
             dict(zip(self.feature_names, self.vocabulary_sizes, strict=True)),
             frozenset(self._encoding.profile_features),
-            tuple(self.numeric_features),
+            tuple(self.summed_features),
             (self.feature_names.index(token), ids[HISTORY_START]),
             ids.get(self.end_of_visit or "", -1),
             frozenset(targets if self.target_token_types else {MISSING_ID, UNKNOWN_ID, *ids.values()}.difference(own)),

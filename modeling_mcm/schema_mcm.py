@@ -67,6 +67,8 @@ class FeatureSpec:
         item (`int`, *optional*): For a column with several values in an event, which of them is read, from 1; values
             that are more frequent in the training period come first. Without `separator` the column holds lists. The
             features of one column share its vocabulary.
+        factor (`str`, *optional*): Second column of a numeric feature: the number is the product of both, such as a
+            price times a quantity, and missing where one of them is.
         level (`int`, *optional*): For a column with paths, how many levels are read, from 1. The value is the path up
             to this level, so equal words below different parents differ.
     """
@@ -80,6 +82,12 @@ class FeatureSpec:
     separator: str | None = None
     item: int | None = None
     level: int | None = None
+    factor: str | None = None
+
+    @property
+    def columns(self) -> list[str]:
+        """`list[str]`: the columns of the log that are read."""
+        return [column for column in (self.column, self.factor) if column]
 
     @property
     def is_derived(self) -> bool:
@@ -102,11 +110,12 @@ class FeatureSpec:
         name, kind = feature["name"], feature.get("kind", CATEGORICAL)
         is_added = token_type is None and not feature.get("profile") and name == TOKEN_TYPE
         column = None if kind in DERIVED_KINDS or is_added else feature.get("column") or name
-        return cls(name, kind, column, **{key: feature[key] for key in PART_KEYS if key in feature})
+        return cls(name, kind, column, **{key: feature[key] for key in (*PART_KEYS, "factor") if key in feature})
 
     def to_saved(self, profile: bool) -> dict[str, Any]:
         """Gives the feature as a checkpoint stores it."""
-        return {"name": self.name, "kind": self.kind, "column": self.column, "profile": profile} | self.part
+        saved = {"name": self.name, "kind": self.kind, "column": self.column, "profile": profile} | self.part
+        return saved | ({"factor": self.factor} if self.factor else {})
 
     def to_dict(self) -> dict[str, Any]:
         """The feature as an entry of a schema file, with the keys that apply to its kind; see `read_feature`."""
@@ -117,7 +126,7 @@ class FeatureSpec:
             out |= {"min_count": self.min_count, "max_values": self.max_values} | self.part
         if self.kind in BINNED_KINDS:
             out["bins"] = self.bins
-        return out
+        return out | ({"factor": self.factor} if self.factor else {})
 
 
 def value_indices(specs: Sequence[FeatureSpec]) -> list[int]:
@@ -171,6 +180,9 @@ class LogSchema:
             or "rows": the events are in the order of the log's rows. Each visit then comes a day after the visit
             before.
         on_duplicate (`str`): What to do with events that are equal in every column of the schema: "keep" or "drop".
+        amount (`str`, *optional*): Name of the numeric event feature that says what was paid for the event: for all
+            units of its product, and less than 0 where money was given back. The state and the forecasts sum it; a
+            missing value adds nothing.
 
     Raises:
         ValueError: If columns, features and tasks do not fit together. The message names the key and the fix.
@@ -191,6 +203,7 @@ class LogSchema:
     time_zone: str = DEFAULT_ZONE
     order: str | None = None
     on_duplicate: str = "keep"
+    amount: str | None = None
     FEWEST_EVENTS: ClassVar[int] = 1  # the start row alone
 
     def __post_init__(self) -> None:
@@ -275,6 +288,12 @@ class LogSchema:
             raise ValueError(f"`end_of_visit` is {self.end_of_visit!r}, which has another meaning; choose another.")
 
     def _check_tasks(self) -> None:
+        numeric = [spec.name for spec in self.features if spec.kind == NUMERIC]
+        if self.amount is not None and self.amount not in numeric:
+            raise ValueError(
+                f"`amount` is {self.amount!r}, which is no numeric event feature ({', '.join(numeric) or 'there is none'}); "
+                f"name one, or add {{name: {self.amount}, kind: numeric}} to `features`."
+            )
         categorical = [spec.name for spec in self.features if spec.kind == CATEGORICAL]
         for task in self.tasks:
             if task not in categorical:
@@ -303,13 +322,14 @@ class LogSchema:
     @property
     def event_columns(self) -> list[str]:
         """`list[str]`: names of the columns of the event table that are read."""
-        columns = [self.customer, self.order_column, self.visit, *(spec.column for spec in self.features)]
+        columns = [self.customer, self.order_column, self.visit]
+        columns += [column for spec in self.features for column in spec.columns]
         return [column for column in dict.fromkeys(columns) if column]
 
     @property
     def profile_columns(self) -> list[str]:
         """`list[str]`: names of the columns of the profile table that are read."""
-        return list(dict.fromkeys([self.customer, *(spec.column for spec in self.profile if spec.column)]))
+        return list(dict.fromkeys([self.customer, *(column for spec in self.profile for column in spec.columns)]))
 
     @property
     def reserved_token_types(self) -> list[str]:

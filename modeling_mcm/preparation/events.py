@@ -132,7 +132,9 @@ def _as_feature(table: ir.Table, spec: FeatureSpec) -> ir.Value:
         return ibis.literal(ONE_TOKEN_TYPE)
     column = table[spec.column]
     if spec.kind != CATEGORICAL:
-        return _as_number(column, spec.name)
+        number, *factors = [_as_number(table[name], spec.name) for name in spec.columns]
+        product = functools.reduce(operator.mul, factors, number)
+        return ibis.ifelse(product.isnan(), ibis.null("float64"), product) if factors else number
     if spec.item is not None:
         return _as_values(column, spec)
     if spec.level is not None:
@@ -200,12 +202,10 @@ def _find_unreadable(table: ir.Table, columns: dict[str, ir.Value], schema: Even
     """Whether each row has a time or a number that can't be read; None where no row has."""
     form = "a whole number" if schema.order else f"a time; write {TIME_ADVICE}"
     read = {schema.order_column or ROW_NUMBER: (columns["second"], form)}
-    for i, spec in enumerate(schema.features):
-        if spec.kind == NUMERIC and spec.column:
-            read[spec.column] = (
-                columns[f"f{i}"],
-                "a number; correct it, or leave the field empty where it is missing",
-            )
+    form = "a number; correct it, or leave the field empty where it is missing"
+    for spec in schema.features:
+        if spec.kind == NUMERIC:
+            read |= {name: (_as_number(table[name], spec.name), form) for name in spec.columns}
     rows = []
     for name, (value, form) in read.items():
         if table[name].type().is_string():

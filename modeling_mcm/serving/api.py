@@ -252,7 +252,7 @@ def _add_questions(api: Any, service: CustomerService) -> None:
 
     class Group(BaseModel, extra="forbid"):
         customers: list[str] = Field(min_length=1, max_length=LARGEST_GROUP)
-        quantity: str = Field("visits", description="visits, events, or a summed feature such as price.")
+        quantity: str = Field("visits", description="visits, events, or or the amount.")
         days: float = Field(30, gt=0, description="Horizon.")
         as_of: str | None = Field(None, description=words)
 

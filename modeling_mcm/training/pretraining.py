@@ -120,7 +120,7 @@ def read_config(options: ModelOptions, extractor: MCMFeatureExtractor, recipe: R
             "state_features": few,
             "projected_features": None,
             "component_features": None,
-            "summed_features": extractor.numeric_features,
+            "summed_features": extractor.summed_features,
         }
     return MCMConfig(**(config | values))
 

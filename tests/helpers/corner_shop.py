@@ -24,6 +24,7 @@ SCHEMA: dict[str, Any] = {
         {"name": "gap", "kind": "days_since_visit", "bins": 4},
     ],
     "profile": [{"name": "age"}],
+    "amount": "a.b",
     "tasks": ["items", "aisle", "type"],
     "target_token_types": ["buy"],
     "end_of_visit": "end_of_visit",

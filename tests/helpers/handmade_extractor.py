@@ -35,6 +35,7 @@ SETTINGS: dict[str, Any] = {
     "time": "when",
     "token_type": "action",
     "visit": "basket",
+    "amount": "a.b",
     "tasks": ["items", "type"],
     "target_token_types": ["buy"],
     "end_of_visit": "close",

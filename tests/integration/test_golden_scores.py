@@ -38,7 +38,7 @@ def make_small_shop_log(extractor):
                 events.append((f"c{customer:02}", pd.Timestamp("2017-02-01") + pd.Timedelta(days=day), visit, product))
     log = pd.DataFrame(events, columns=["household_id", "time", "basket_id", "product_category"])
     departments = np.array(extractor.vocabularies["department"])[log["product_category"].map(hash_text) % 4]
-    return log.assign(token_type="purchase", department=departments, price=1 + np.arange(len(log)) % 7 / 2)
+    return log.assign(token_type="purchase", department=departments, amount=1 + np.arange(len(log)) % 7 / 2)
 
 
 def hash_text(text):

@@ -42,7 +42,7 @@ def pretrained(prepared, tmp_path_factory):
         **from_data(extractor),
         **TINY | PAPER | {"augmentation": "all_prefixes", "state_size": 12},
         state_features=["type", "items", "aisle"],
-        summed_features=extractor.numeric_features,
+        summed_features=extractor.summed_features,
         forecast_days=[7.0],
     )
     torch.manual_seed(0)

@@ -28,7 +28,7 @@ def trained(prepared, tmp_path_factory):
     extractor = data.extractor
     torch.manual_seed(0)
     choices = from_data(extractor) | TINY | PAPER | {"augmentation": "all_prefixes", "state_size": 12}
-    model = MCMForMultiTaskRecommendation(MCMConfig(**choices, summed_features=extractor.numeric_features))
+    model = MCMForMultiTaskRecommendation(MCMConfig(**choices, summed_features=extractor.summed_features))
     learn_state(model, data, seed=0, most=40)
     model.save_pretrained(folder)
     extractor.save_pretrained(folder)

@@ -190,7 +190,7 @@ def list_known(model, inputs):
 def test_action_counts_match_sums_by_hand(action_model, batch_of, offers, event_log, extractor, monkeypatch):
     monkeypatch.setattr(action_mcm, "OFFER_HALF_LIVES", (20.0,))
     model = action_model(
-        action_history_feature="type", action_features=["items", "aisle"], summed_features=extractor.numeric_features
+        action_history_feature="type", action_features=["items", "aisle"], summed_features=extractor.summed_features
     )
     groups = [0, 5]
     inputs = batch_of(model, groups)
@@ -226,7 +226,7 @@ def test_action_counts_match_sums_by_hand(action_model, batch_of, offers, event_
                 assert of_two[f"{name} {fading}"] == pytest.approx(expected, abs=1e-4), name
             share = weight[aisle].sum() / weight[log["aisle"].notna()].sum()
             assert of_two[f"share of aisle {fading}"] == pytest.approx(np.log(share + 1e-3), abs=1e-4)
-            for feature in extractor.numeric_features:
+            for feature in extractor.summed_features:
                 column = next(each["column"] for each in extractor.features if each["name"] == feature)
                 total = np.log1p((weight * log[column].fillna(0))[either].sum())
                 assert of_two[f"{feature} of did {fading}"] == pytest.approx(total, abs=1e-4)
@@ -240,7 +240,7 @@ def test_action_counts_match_sums_by_hand(action_model, batch_of, offers, event_
 
 
 def test_events_after_the_offers_are_ignored(action_model, prepared, extractor, offers):
-    model = action_model(extended=True, summed_features=extractor.numeric_features, action_history_feature="type")
+    model = action_model(extended=True, summed_features=extractor.summed_features, action_history_feature="type")
     collator, groups = OfferCollator(extractor, model.config, offers), OfferGroups(load_prepared(prepared), offers)
     whole = groups.rows.__getitems__([0, 7])
     assert all((row["times"] >= offers.times[place]).any() for row, place in zip(whole, (0, 7), strict=True))

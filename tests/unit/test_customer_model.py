@@ -51,11 +51,30 @@ def test_groceries_with_baskets_are_guessed():
     schema = guess_schema(GROCERIES)
     assert roles(schema) == {"customer": "customer_id", "time": "time", "visit": "basket_id", "token_type": None}
     amounts = {"quantity": "numeric", "price": "numeric"}
-    assert kinds(schema) == {"product": "categorical", "category": "categorical"} | amounts
+    assert kinds(schema) == {"product": "categorical", "category": "categorical"} | amounts | {"amount": "numeric"}
     assert schema.tasks == ("product", "category")  # most labels first
     cutoffs = [str(schema.cutoff(key).date()) for key in ("validation", "test")]
     assert cutoffs == ["2024-06-18", "2024-07-04"]  # 30 and 14 of 200 days
     assert EventSchema.from_dict(yaml.safe_load(yaml.safe_dump(schema.to_dict()))) == schema
+
+
+PAID = {
+    "a price times a quantity": ({}, {}, "amount", ["price", "quantity"]),
+    "what was paid": ({"SalesValue": 1.5}, {}, "SalesValue", ["SalesValue"]),
+    "no discount": ({"quantity": None, "total_discount": 2.5}, {}, None, []),
+    "a price alone": ({"quantity": None}, {}, None, []),
+    "a given one": ({}, {"amount": "price"}, "price", ["price"]),
+    "none": ({}, {"amount": None}, None, []),
+}
+
+
+@pytest.mark.parametrize(("columns", "given", "amount", "read"), PAID.values(), ids=PAID)
+def test_what_was_paid_is_no_unit_price(columns, given, amount, read, caplog):
+    more = {name: draw(1000) / 10 if value else None for name, value in columns.items()}
+    schema = guess_schema(GROCERIES.assign(**more).dropna(axis="columns"), given)
+    assert schema.amount == amount
+    assert [column for each in schema.features if each.name == amount for column in each.columns] == read
+    assert ("is read as price x quantity" in caplog.text) == (len(read) == 2)
 
 
 def test_clicks_with_numbers_as_ids_are_guessed():
@@ -161,14 +180,14 @@ def fitted(log, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(logger, "warning", said.append)
         folder = tmp_path_factory.mktemp("fitted") / "shop"
-        model = CustomerModel.fit(pa.Table.from_pandas(log), folder=folder, disable_tqdm=True)
+        model = CustomerModel.fit(pa.Table.from_pandas(log), {"amount": "price"}, folder=folder, disable_tqdm=True)
     return model, said[0], folder
 
 
 def test_the_guess_is_shown_as_a_schema_file(fitted, log):
     _, said, _ = fitted
     shown = EventSchema.from_dict(yaml.safe_load(said.partition("\n")[2]))
-    assert shown == guess_schema(log) and shown.tasks == ("item", "aisle")
+    assert shown == guess_schema(log, {"amount": "price"}) and shown.tasks == ("item", "aisle")
 
 
 def test_lists_have_the_labels_of_the_pipeline(fitted, log):

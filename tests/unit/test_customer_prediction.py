@@ -25,7 +25,7 @@ def make_model(tiny_config, extractor):
 
     def make(model_class=MCMForCustomerPrediction, **changes):
         torch.manual_seed(0)
-        known = {"state_size": 12, "summed_features": extractor.numeric_features, "forecast_days": [7.0]}
+        known = {"state_size": 12, "summed_features": extractor.summed_features, "forecast_days": [7.0]}
         return model_class(tiny_config(extended=True, **known | changes)).eval()
 
     return make

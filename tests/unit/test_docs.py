@@ -30,7 +30,7 @@ def customer(extractor, visits):
             "basket_id": visit,
             "token_type": "purchase",
             "product_category": products[(visit + place) % 5],
-            "price": 1.5 + place,
+            "amount": 1.5 + place,
         }
         for visit in range(visits)
         for place in range(1 + visit % 2)

@@ -77,6 +77,8 @@ MISTAKES = {
     "no such choice": ({"on_null": "ignore"}, "error or drop"),
     "window of one": ({"max_events": 1}, "`max_events` is 1"),
     "history of none": ({"min_history": 0}, "`min_history` is 0"),
+    "a category as amount": ({"amount": "item"}, "`amount` is 'item', which is no numeric event feature"),
+    "factor of a category": ({"features": [TOKEN, {"name": "item", "factor": "n"}]}, "`factor` is for numeric"),
     "reserved end of visit": ({"end_of_visit": "history_start"}, "another meaning"),
 }
 

@@ -29,7 +29,7 @@ def data(prepared):
 @pytest.fixture(scope="module")
 def model(data):
     """A tiny model whose forecaster knows the shop of the data set."""
-    sizes = {"state_size": 16, "summed_features": data.extractor.numeric_features, "forecast_days": [7.0, DAYS]}
+    sizes = {"state_size": 16, "summed_features": data.extractor.summed_features, "forecast_days": [7.0, DAYS]}
     model = MCMModel(MCMConfig(**(from_data(data.extractor) | TINY | EXTENDED | sizes)))
     rows = PreparedRows(data.rows, trainable(np.asarray(data.rows["validation_end"])))
     describe_shop(model, data.extractor, rows, data.schema.cutoff_seconds("validation"))

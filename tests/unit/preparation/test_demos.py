@@ -61,12 +61,12 @@ def prepare_demo(name, folder):
     return manifest.counts, read_rows(folder)
 
 
-def test_ta_feng_has_a_visit_for_each_day_and_prices_of_one_unit(installed, tmp_path):
+def test_ta_feng_has_a_visit_for_each_day_and_what_was_paid(installed, tmp_path):
     counts, rows = prepare_demo("ta_feng", tmp_path)
     assert counts["events"] == 5 and counts["profiles"] == 2
     assert counts["validation_cases"] == counts["test_cases"] == 1
     assert rows["007"]["visits"] == [0, 0, 0, 1, 1, 2, 2]  # the last of each is the end of the visit
-    assert sorted(rows["007"]["value_price"]) == [0, 0, 0, 15, 15, 16, 46]
+    assert sorted(rows["007"]["value_amount"]) == [0, 0, 0, 15, 30, 46, 64]
 
 
 def test_cdnow_has_a_visit_for_each_day_and_the_dollars_of_each_purchase(installed, tmp_path):
@@ -74,7 +74,20 @@ def test_cdnow_has_a_visit_for_each_day_and_the_dollars_of_each_purchase(install
     assert counts["events"] == 5 and counts["customers"] == 2
     assert counts["validation_cases"] == counts["test_cases"] == 1
     assert rows["00002"]["visits"] == [0, 0, 1, 2]
-    assert rows["00002"]["value_dollar_value"] == [12, 77, 177.5, 0]
+    assert rows["00002"]["value_amount"] == [12, 77, 177.5, 0]
+
+
+def test_the_complete_journey_has_what_was_paid_for_all_units_of_a_line():
+    line = {"household_id": 7, "transaction_timestamp": datetime(2017, 3, 3), "basket_id": 1, "product_id": 1}
+    line |= {"coupon_disc": 0.0, "coupon_match_disc": 0.0}
+    lines = pd.DataFrame([line | {"quantity": 3, "sales_value": 6.0}, line | {"quantity": 0, "sales_value": -1.5}])
+    frames = {"transactions": lines, "products": PRODUCTS, "campaigns": CAMPAIGNS, "coupon_redemptions": REDEMPTIONS}
+    frames["coupon_redemptions"] = REDEMPTIONS.assign(redemption_date=datetime(2017, 4, 4))
+    with duckdb.connect() as connection:
+        for name, frame in (frames | {"campaign_descriptions": DESCRIPTIONS}).items():
+            connection.register(name, frame)
+        log = connection.sql(demos.EVENTS_QUERY).df()
+    assert sorted(log["amount"].dropna()) == [-1.5, 6.0]
 
 
 @pytest.mark.parametrize("demo", PACKAGES)

@@ -17,6 +17,7 @@ from modeling_mcm.preparation import prepare
 BERLIN = "Europe/Berlin"
 FEATURES = [{"name": "action"}, {"name": "item", "min_count": 2}, {"name": "genres", "separator": "|", "max_items": 3}]
 FEATURES += [{"name": "price", "kind": "numeric", "bins": 5}, {"name": "paid", "kind": "numeric", "bins": 3}]
+FEATURES += [{"name": "product", "kind": "numeric", "column": "price", "factor": "paid", "bins": 4}]
 FEATURES += [{"name": "tags", "max_items": 2}, {"name": "path", "separator": ".", "levels": ["department", "aisle"]}]
 FEATURES += [{"name": "hour", "kind": "hour"}, {"name": "weekday", "kind": "weekday"}]
 FEATURES += [{"name": "gap", "kind": "days_since_visit", "bins": 4}]
@@ -29,6 +30,7 @@ SCHEMA = {
     "token_type": "action",
     "features": FEATURES,
     "profile": PROFILE,
+    "amount": "product",
     "tasks": ["item", "genres", "aisle", "action"],
     "target_token_types": ["buy"],
     "end_of_visit": "close",

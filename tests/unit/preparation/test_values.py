@@ -38,6 +38,7 @@ def make(**changes):
         "token_type": "action",
         "tasks": ["items"],
         "end_of_visit": "close",
+        "amount": "amount",
     }
     return MCMFeatureExtractor(**settings | changes)
 
@@ -72,12 +73,12 @@ def test_preparation_keeps_the_values_that_the_feature_extractor_gives(tmp_path,
         log[name] = log[name].mask(generator.random(len(log)) < 0.6 * bool(seed))
     log["flag"] = log["flag"].astype(object).where(log["flag"].notna(), None)
     features = [*schema_with().to_dict()["features"], {"name": "cost", "column": "price", "kind": "numeric"}]
-    schema = schema_with(features=features, profile=[], **({"end_of_visit": None} if seed == 2 else {}))
+    schema = schema_with(features=features, amount="cost", profile=[], **({"end_of_visit": None} if seed == 2 else {}))
     made = run(tmp_path, log, schema, rows_per_shard=5)
     shuffled = run(tmp_path, log.sample(frac=1, random_state=seed), schema, name="shuffled", rows_per_shard=5)
     assert made.shards == shuffled.shards and made.counts == shuffled.counts
     extractor = load_extractor(tmp_path)
-    assert extractor.numeric_features == ["price", "cost"]
+    assert extractor.summed_features == ["cost"]
     rows = read_rows(tmp_path)
     for name, row in rows.items():
         encoded = extractor.encode({"customer_id": name, "events": find_customer(log, int(name))})
@@ -110,17 +111,16 @@ def test_a_model_gets_values_beside_ids(extractor):
     batch = extractor([customer([0, 3]), customer([1])])
     assert list(batch) == extractor.model_input_names
     values = batch["event_values"]
-    assert values.dtype == torch.float32 and values.shape == (2, 5, 2)
-    assert values[0].tolist() == [[0, 0], [0.5, 0], [0, 0], [3.5, -3], [0, 0]]
-    assert values[1].tolist() == [[0, 0], [1.5, -1], [0, 0], [0, 0], [0, 0]]
+    assert values.dtype == torch.float32 and values.shape == (2, 5, 1)
+    assert values[..., 0].tolist() == [[0, 0, 0, -3, 0], [0, -1, 0, 0, 0]]
     rows = [extractor.encode(customer(range(9)))]
     latest = extractor.pad(rows, max_events=5, mask_next=True)["event_values"][0]
-    assert latest.tolist() == [[0, 0], [0, 0], [8.5, -8], [0, 0], [0, 0]]
+    assert latest[:, 0].tolist() == [0, 0, -8, 0, 0]
 
 
-def test_only_an_extractor_with_numeric_features_names_their_values(extractor, tmp_path):
-    plain = make(features=FEATURES[:2], bins={})
-    assert plain.numeric_features == [] and extractor.numeric_features == ["a.b", "amount"]
+def test_only_an_extractor_with_an_amount_names_their_values(extractor, tmp_path):
+    plain = make(features=FEATURES[:2], bins={}, amount=None)
+    assert plain.summed_features == [] and extractor.summed_features == ["amount"]
     names = ["input_ids", "attention_mask", "visit_ids", "event_times"]
     assert MCMFeatureExtractor.model_input_names == plain.model_input_names == names == list(plain({"events": []}))
     extractor.save_pretrained(tmp_path)
@@ -153,7 +153,7 @@ def test_events_later_than_now_are_left_out_before_the_window(extractor, warning
 
 
 def test_a_visit_that_goes_on_at_now_has_no_end(extractor):
-    extractor = make(visit="basket")
+    extractor = make(visit="basket", amount="a.b")
     events = [
         {"when": START + timedelta(hours=hour), "action": "buy", "item": 1, "price": hour, "basket": basket}
         for hour, basket in ((0, "a"), (2, "a"), (1, "b"), (3, "b"))
@@ -210,7 +210,7 @@ def test_moments_that_cannot_be_read_are_refused(extractor):
 def test_values_stay_with_their_events_in_every_batch(tmp_path, mode, augmentation):
     log = make_log()
     log["price"] = log["item"].fillna(99) + 1  # so that an event's value tells what it is
-    run(tmp_path, log, schema_with(profile=[], max_events=20))
+    run(tmp_path, log, schema_with(profile=[], max_events=20, amount="price"))
     extractor = load_extractor(tmp_path)
     rows = PreparedRows(load_prepared(tmp_path / "out", cache_dir=tmp_path / "cache"))
     choices = PAPER | {"augmentation": augmentation} | ({"readout": "last"} if augmentation == "masked_lm" else {})

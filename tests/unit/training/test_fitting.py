@@ -72,7 +72,7 @@ def shop_model(tiny_model, extractor):
     """A function that makes a tiny model with a state, for a shop."""
 
     def make(**changes):
-        return tiny_model(extended=True, state_size=12, summed_features=extractor.numeric_features, **changes).model
+        return tiny_model(extended=True, state_size=12, summed_features=extractor.summed_features, **changes).model
 
     return make
 
@@ -99,7 +99,7 @@ def test_a_customer_who_came_once_describes_the_shop(event_log, prepare_log, tin
     many = [once.assign(who=once["who"] + f"{copy:03}", when="2017-02-01", action="buy") for copy in range(150)]
     folder = prepare_log(pd.concat([event_log, *many]).astype({"when": event_log["when"].dtype}))
     data = PreparedData(folder)
-    choices = {"state_size": 12, "summed_features": data.extractor.numeric_features}
+    choices = {"state_size": 12, "summed_features": data.extractor.summed_features}
     model = tiny_model(extended=True, vocabulary_sizes=data.extractor.vocabulary_sizes, **choices)
     learn_state(model, data, seed=0, most=2)
     assert model.model.forecaster.statistics[1] > 0.8  # share of customers with one visit

@@ -32,7 +32,7 @@ DAYS = [7, 30, 90]
 def make_model(extractor, **changes):
     torch.manual_seed(0)
     choices = from_data(extractor) | TINY | PAPER | {"augmentation": "all_prefixes", "state_size": 12}
-    return MCMModel(MCMConfig(**choices | {"summed_features": extractor.numeric_features} | changes))
+    return MCMModel(MCMConfig(**choices | {"summed_features": extractor.summed_features} | changes))
 
 
 def read(folder):
@@ -205,9 +205,9 @@ def test_where_last_visits_are_held_out_each_customer_has_an_end(extractor, rows
 def test_a_log_without_prices_and_with_one_token_type(event_log, prepare_log):
     log = event_log.assign(action="buy").drop(columns="price")
     features = [{"name": "type", "column": "action"}, {"name": "items", "column": "item"}]
-    folder = prepare_log(log, features=features, tasks=["items"])
+    folder = prepare_log(log, features=features, amount=None, tasks=["items"])
     extractor = MCMFeatureExtractor.from_pretrained(str(folder / FEATURE_EXTRACTOR_FOLDER))
-    assert not extractor.numeric_features and extractor.vocabularies["type"][0] == "buy"
+    assert not extractor.summed_features and extractor.vocabularies["type"][0] == "buy"
     assert not {"view", "coupon"} & set(extractor.vocabularies["type"])
     model = make_model(extractor)
     train_state(model, extractor, read(folder), CUTOFF)
