@@ -141,22 +141,21 @@ class RawLog(NamedTuple):
 
     events: pd.DataFrame
     visits: pd.DataFrame  # customer, time and spend of each visit with a target event
-    spend: str  # the feature that is spent
+    spend: str  # the feature that says what was paid
 
 
 def read_raw(data: PreparedData) -> RawLog:
     """Reads the events that prepared data were made of."""
     schema, events = data.schema, pd.read_parquet(data.folder.with_name("raw") / "events.parquet")
     columns = {spec.name: spec.column for spec in schema.features}
-    spend = next(spec.name for spec in schema.features if spec.kind == "numeric")
     targets = events.dropna(
         subset=[columns[task] for task in schema.tasks if columns[task] != schema.token_type], how="all"
     )
     if schema.target_token_types:
         targets = targets[targets[schema.token_type].isin(schema.target_token_types)]
     by_visit = targets.groupby([targets[schema.customer].astype(str), schema.visit or schema.time])
-    visits = by_visit.agg(time=(schema.time, "min"), spend=(columns[spend], "sum"))
-    return RawLog(events, visits.rename_axis(["customer", None]).reset_index(0).reset_index(drop=True), spend)
+    visits = by_visit.agg(time=(schema.time, "min"), spend=(columns[schema.amount], "sum"))
+    return RawLog(events, visits.rename_axis(["customer", None]).reset_index(0).reset_index(drop=True), schema.amount)
 
 
 def _make(name: str, raw: Path) -> dict[str, Any]:

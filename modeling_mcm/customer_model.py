@@ -198,9 +198,8 @@ def _write_yaml(schema: EventSchema) -> str:
     """The schema file of a schema, without what has its default."""
     usual = {each.name: each.default for each in fields(EventSchema)}
     kept = {key: value for key, value in schema.to_dict().items() if value not in (None, [], usual[key])}
-    shown = ("name", "kind", "column", "factor", "min_count")
     kept["features"] = [
-        {key: each[key] for key in shown if key == "name" or each.get(key) not in (None, 1, each["name"])}
+        {key: each[key] for key in ("name", "kind", "column", "factor", "min_count") if each.get(key) not in (None, 1)}
         for each in kept["features"]
     ]
     return yaml.safe_dump(kept, sort_keys=False, default_flow_style=None)

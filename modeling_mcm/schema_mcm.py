@@ -291,8 +291,8 @@ class LogSchema:
         numeric = [spec.name for spec in self.features if spec.kind == NUMERIC]
         if self.amount is not None and self.amount not in numeric:
             raise ValueError(
-                f"`amount` is {self.amount!r}, which is no numeric event feature ({', '.join(numeric) or 'there is none'}); "
-                f"name one, or add {{name: {self.amount}, kind: numeric}} to `features`."
+                f"`amount` is {self.amount!r}, which is no numeric event feature; name one "
+                f"({', '.join(numeric) or 'there is none'}), or add it to `features`, with `kind: numeric`."
             )
         categorical = [spec.name for spec in self.features if spec.kind == CATEGORICAL]
         for task in self.tasks:
