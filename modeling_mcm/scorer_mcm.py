@@ -3,8 +3,8 @@
 """Scores from counts: a small network that reads the numbers of candidate labels.
 
 [`candidate_features`] chooses candidate labels of each customer, and computes the numbers of `features_mcm.py`. None
-of them is a parameter of a single label, so the network ([`LabelScorer`]) is small; `training/scorer.py` fits it in
-seconds on prefixes of the log's own customers.
+of them is a parameter of a single label, so the network ([`LabelScorer`]) is small; `training/scorer.py` fits it
+on prefixes of the log's own customers.
 
 All tasks are computed at once: a row is a customer and a task, customer x T + task, and the labels of all tasks are
 the columns of one matrix. The network answers two questions: what comes in the next visit, and within a month?

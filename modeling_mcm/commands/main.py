@@ -12,7 +12,7 @@ COMMANDS = {
     "prepare": "prepare an event log for training: check it, split it by time, make one row for each customer",
     "update": "add the new files of the log to a prepared data set",
     "forget": "delete customers from prepared data, predictions and the log, and check that they are gone",
-    "start": "fit a model without an encoder in a minute: scores, embeddings and forecasts",
+    "start": "fit a model without an encoder: scores, embeddings and forecasts",
     "pretrain": "pre-train a model on a prepared data set",
     "finetune": "fine-tune a checkpoint to offers, or to any label of customers",
     "evaluate": "evaluate a checkpoint and compare it with baselines",

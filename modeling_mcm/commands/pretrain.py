@@ -3,7 +3,7 @@
 """Pre-trains MCM on a prepared data set.
 
     mcm pretrain --data data/prepared --config mcm-tiny
-    mcm pretrain --data data/prepared --encoder none            scores from counts alone, in minutes
+    mcm pretrain --data data/prepared --encoder none            scores from counts alone
     mcm pretrain recipe.yaml --output_dir runs/mine             options as keys of one YAML file; flags win
     accelerate launch -m modeling_mcm.commands.pretrain ...     the same with accelerate's settings
     accelerate launch training/run_pretrain.py ...              the same, in a checkout

@@ -41,7 +41,7 @@ class ModelOptions:
     encoder: str = option(
         AUTO,
         "With none, scores come from counts alone: a small network reads what the history and all customers say of a "
-        "label, and is fitted in seconds. There are embedding and forecasts, and no encoder.",
+        "label. There are embedding and forecasts, and no encoder.",
         choices=[AUTO, NONE],
     )
     recipe: str = option(

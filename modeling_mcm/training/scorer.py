@@ -1,6 +1,6 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Fits the scorer of labels ([`~scorer_mcm.LabelScorer`]) on prefixes of the log's own customers, in seconds.
+"""Fits the scorer of labels ([`~scorer_mcm.LabelScorer`]) on prefixes of the log's own customers.
 
 Everything comes from the training period, but for the calibration and the weight of the encoder: those come from
 validation cases, whose targets the encoder has not seen.
