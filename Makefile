@@ -6,7 +6,7 @@ RUN := $(VENV)/bin
 PARALLEL := -rs -n logical --maxprocesses 4 --dist loadfile
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: quickstart app test test-slow slow conformance test-oldest check docs results clean
+.PHONY: quickstart app test test-slow slow conformance test-oldest check docs outputs results clean
 
 quickstart: $(VENV)/demo.done  ## prepares real data, trains a model and evaluates it; REPORT=file.md writes the table there
 	PATH="$(CURDIR)/$(RUN):$$PATH" REPORT="$(REPORT)" bash training/runs/quickstart.sh
@@ -44,6 +44,9 @@ check: $(VENV)/check.done  ## ruff, mypy, the direction of imports, and linters 
 
 docs: $(VENV)/site.done  ## builds a site with the pages and the API in build/site
 	$(RUN)/zensical build --strict
+
+outputs: $(VENV)/test.done  ## writes what the programs in README.md, docs/tutorial.md and examples/shop.ipynb print; ten minutes
+	$(RUN)/python tests/helpers/tutorial.py
 
 results: $(VENV)/test.done  ## runs what docs/results.md lacks, and draws the page; from nothing it takes days
 	$(RUN)/python benchmarks/run_results.py $(if $(LOGS),--logs $(LOGS))

@@ -1,12 +1,13 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Runs the blocks of docs/tutorial.md, and makes from them what needs no training afterwards.
+"""Writes what the pages' programs print: no printed output is typed by hand. `make outputs` runs all of it.
 
-    python tests/helpers/tutorial.py                   two minutes on one core
-    python tests/helpers/tutorial.py checkpoint        the checkpoint and the README alone
+    python tests/helpers/tutorial.py checkpoint page notebook
 
-writes what the blocks print into the page, trains the page's model again with few weights into
-tests/fixtures/mcm-dummy, and writes what examples/1_first_scores.py prints with that checkpoint into README.md.
+- checkpoint: trains the model of docs/tutorial.md with few weights into tests/fixtures/mcm-dummy, and writes what
+  examples/1_first_scores.py prints with it into README.md
+- page: runs the blocks of docs/tutorial.md, and writes what they print into the page
+- notebook: runs examples/shop.ipynb, keeps its outputs, and writes those of the cell that README.md shows there
 """
 
 import os
@@ -15,11 +16,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE, README, EXAMPLE = ROOT / "docs" / "tutorial.md", ROOT / "README.md", ROOT / "examples" / "1_first_scores.py"
+NOTEBOOK = ROOT / "examples" / "shop.ipynb"
 DUMMY = ROOT / "tests" / "fixtures" / "mcm-dummy"
 FILES = ("config.json", "model.safetensors", "preprocessor_config.json", "vocabularies.json")
 # A block of code, its title if it has one, and the block of output that follows at once, if one does.
@@ -91,10 +94,7 @@ def remake_checkpoint() -> None:
         DUMMY.mkdir(exist_ok=True)
         for name in FILES:
             shutil.copyfile(Path(folder) / "run" / name, DUMMY / name)
-    said = run([sys.executable, str(EXAMPLE)], ROOT)
-    readme = README.read_text(encoding="utf-8")
-    head, tail = readme.split(example_code() + "```\n```\n")
-    README.write_text(f"{head}{example_code()}```\n```\n{said}{tail[tail.index('```') :]}", encoding="utf-8")
+    write_output(example_code(), run([sys.executable, str(EXAMPLE)], ROOT))
 
 
 def example_code() -> str:
@@ -103,7 +103,43 @@ def example_code() -> str:
     return example[example.index("from transformers import pipeline") :]
 
 
+def write_output(code: str, said: str) -> None:
+    """Writes what a block of the README prints below it, if the README has the block."""
+    head, block, tail = README.read_text(encoding="utf-8").partition(f"```python\n{code}```\n```\n")
+    if block:
+        README.write_text(f"{head}{block}{said}{tail[tail.index('```') :]}", encoding="utf-8")
+
+
+def run_notebook(folder: Path) -> Any:
+    """The notebook with what its cells give in a folder."""
+    import nbclient
+    import nbformat
+
+    notebook, place = nbformat.read(NOTEBOOK, 4), {"metadata": {"path": str(folder)}}
+    nbclient.NotebookClient(notebook, timeout=900, coalesce_streams=True, resources=place).execute()
+    return notebook
+
+
+def printed(cell: Mapping[str, Any]) -> str:
+    """What a notebook's cell printed, without the blanks at the ends of lines."""
+    streams = ["".join(each["text"]) for each in cell["outputs"] if each["output_type"] == "stream"]
+    return "".join(f"{line.rstrip()}\n" for line in "".join(streams).splitlines())
+
+
+def remake_notebook() -> None:
+    """Writes what the notebook's cells give into it, and into the README what it shows of them."""
+    import nbformat
+
+    with tempfile.TemporaryDirectory() as folder:
+        notebook = run_notebook(Path(folder))
+    nbformat.write(notebook, NOTEBOOK)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            write_output(f"{cell.source}\n", printed(cell))
+
+
+PARTS = {"checkpoint": remake_checkpoint, "page": remake_outputs, "notebook": remake_notebook}
+
 if __name__ == "__main__":
-    remake_checkpoint()
-    if sys.argv[1:] != ["checkpoint"]:
-        remake_outputs()
+    for part in sys.argv[1:] or PARTS:
+        PARTS[part]()
