@@ -178,7 +178,8 @@ def test_a_visit_over_a_cutoff_is_one_where_both_parts_are_read(tmp_path):
                 events.append(event | kind)
     features = [each for each in FEATURES if each["name"] in ("action", "item", "hour", "gap")]
     cutoffs = {"validation": "2024-04-11", "test": "2024-04-24"}
-    schema = SCHEMA | {"features": features, "profile": [], "tasks": ["item"], "cutoffs": cutoffs, "time_zone": "UTC"}
+    schema = SCHEMA | {"features": features, "profile": [], "tasks": ["item"], "cutoffs": cutoffs}
+    schema |= {"time_zone": "UTC", "amount": None}
     prepare(pa.Table.from_pylist(events), EventSchema.from_dict(schema), tmp_path / "data")
     rows, extractor, cut = read_rows(tmp_path, "data"), load_extractor(tmp_path, "data"), 0
     for customer, row in rows.items():
