@@ -9,7 +9,7 @@ a task. Equation numbers refer to Luo & Wang, RecSys 2023.
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, cast
@@ -44,6 +44,7 @@ from .scorer_mcm import HORIZON_DAYS, NEXT_VISIT, WITHIN, LabelScorer, LabelTabl
 from .state_mcm import CustomerState
 
 HUB_OPTIONS = "repo_id", "commit_message", "private", "token", "create_pr"  # of `save_pretrained(push_to_hub=True)`
+PARTS = ("encoder", "embedding", "forecasts")  # of [`MCMModel`]
 
 
 @auto_docstring(custom_intro="Output of [`MCMModel`].")
@@ -299,6 +300,7 @@ class MCMModel(MCMPreTrainedModel):
         event_values: torch.FloatTensor | None = None,
         as_of: torch.FloatTensor | None = None,
         forecast_days: Sequence[float] | None = None,
+        parts: Collection[str] = PARTS,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MCMModelOutput:
         r"""
@@ -318,6 +320,9 @@ class MCMModel(MCMPreTrainedModel):
             events; the encoder reads all events. Default: the time of the customer's last event.
         forecast_days (sequence of `float`, *optional*):
             Horizons of the forecasts. Default: those of `config.forecast_days` that this checkpoint can tell.
+        parts (collection of `str`):
+            What is computed, of "encoder", "embedding" and "forecasts"; the others take no time, and their outputs
+            are None. Default: everything.
 
         Returns:
             [`MCMModelOutput`].
@@ -331,6 +336,25 @@ class MCMModel(MCMPreTrainedModel):
         if not self.training:
             sizes = dict(zip(self.config.features, self.config.vocabulary_sizes, strict=True))
             check_inputs(attention_mask, visit_ids, input_ids=input_ids, sizes=sizes)
+        timing = (event_times, event_values, as_of)
+        outputs = MCMModelOutput()
+        if "encoder" in parts or ("embedding" in parts and self.state is None):
+            outputs = self.encode(input_ids, attention_mask, visit_ids, **kwargs)
+        if self.state is not None and "embedding" in parts:
+            counts = self.state_counts(input_ids, attention_mask, visit_ids, *timing)
+            outputs.pooler_output = self.state(counts)
+        if self.state is not None and "forecasts" in parts and not self.training:
+            outputs.forecasts = self.forecast(input_ids, attention_mask, visit_ids, *timing, days=forecast_days)
+        return outputs
+
+    def encode(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        visit_ids: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> MCMModelOutput:
+        """The encoder's part of `forward`, whose arguments these are."""
         hidden, unit_mask, events = self.embeddings(input_ids, attention_mask, visit_ids)
         if self.config.encoder_attention == "causal":
             window = latest_units(self.config.attention_window, hidden.shape[1])
@@ -340,16 +364,9 @@ class MCMModel(MCMPreTrainedModel):
         else:
             mask = create_bidirectional_mask(self.config, hidden, unit_mask.long())
         hidden = self.encoder(hidden, attention_mask=mask, **kwargs).last_hidden_state
-        state, forecasts = self._pool(hidden, unit_mask), None
-        if self.state is not None:
-            timing = (event_times, event_values, as_of)
-            state = self.state(self.state_counts(input_ids, attention_mask, visit_ids, *timing))
-            if not self.training:
-                forecasts = self.forecast(input_ids, attention_mask, visit_ids, *timing, days=forecast_days)
         return MCMModelOutput(
             last_hidden_state=hidden,
-            pooler_output=state,
-            forecasts=forecasts,
+            pooler_output=self._pool(hidden, unit_mask) if self.state is None else None,
             unit_mask=unit_mask.long(),
             event_embeddings=events,
         )
@@ -538,6 +555,7 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         encoder_outputs: MCMModelOutput | None = None,
         horizon_days: float | None = None,
         tasks: Sequence[str] | None = None,
+        parts: Collection[str] = PARTS,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MCMRecommendationOutput:
         r"""
@@ -572,6 +590,9 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
             Default: of labels that come in the next visit.
         tasks (`Sequence[str]`, *optional*):
             Tasks whose labels the fitted scorer scores; fewer take less time. Default: all tasks.
+        parts (collection of `str`):
+            As in [`MCMModel`]. The encoder runs if it is among the parts, or if the scores of the tasks read it;
+            nothing else is computed in training with `labels`.
 
         Returns:
             [`MCMRecommendationOutput`].
@@ -586,23 +607,25 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
             check_inputs(attention_mask, event_times=event_times)
         history = {"input_ids": input_ids, "attention_mask": attention_mask, "visit_ids": visit_ids}
         history |= {"event_times": event_times, "as_of": as_of}
+        scored = list(self.config.tasks if tasks is None else tasks)
+        reads_counts = prefix_ends is None and self.scorer is not None and bool(self.scorer.fitted)
         outputs: Any = encoder_outputs
         if outputs is None:
-            outputs = self.model(**history, event_values=event_values, **kwargs)
+            parts = () if labels is not None and self.training else parts
+            if labels is not None or not reads_counts or self.needs_readout(scored):
+                parts = {*parts, "encoder"}
+            outputs = self.model(**history, event_values=event_values, parts=parts, **kwargs)
         hidden = outputs.last_hidden_state
         ends = None if prefix_ends is None else self._event_units(input_ids, visit_ids).gather(1, prefix_ends)
-        inputs = ScoringInputs(input_ids, outputs.unit_mask.bool(), ends, labels, label_prefixes, label_weights)
-        loss = losses = logits = None
-        scored = self.config.tasks
+        loss = losses = logits = readout = None
+        if hidden is not None:
+            inputs = ScoringInputs(input_ids, outputs.unit_mask.bool(), ends, labels, label_prefixes, label_weights)
         if labels is not None:
             loss, losses = self.compute_losses(hidden, inputs)
         if labels is None or not self.training:
-            reads_counts = prefix_ends is None and self.scorer is not None and self.scorer.fitted
-            readout = self.compute_scores(hidden, inputs) if not reads_counts or self.needs_readout() else None
-            logits = readout
-            if reads_counts:
-                scored = scored if tasks is None else list(tasks)
-                logits = self.score_candidates(history, readout, scored, horizon_days)
+            if not reads_counts or self.needs_readout(scored):
+                readout = self.compute_scores(hidden, inputs, scored)
+            logits = self.score_candidates(history, readout, scored, horizon_days) if reads_counts else readout
         return MCMRecommendationOutput(
             loss=loss,
             logits=None if logits is None else dict(zip(scored, logits, strict=True)),
@@ -613,14 +636,18 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
             attentions=outputs.attentions,
         )
 
-    def compute_scores(self, hidden: torch.Tensor, inputs: ScoringInputs) -> list[torch.Tensor]:
-        """Scores of the readout by task: `(B, V)` after whole histories, `(B, P, V)` after prefixes."""
+    def compute_scores(
+        self, hidden: torch.Tensor, inputs: ScoringInputs, tasks: Sequence[str] | None = None
+    ) -> list[torch.Tensor]:
+        """Scores of the readout by task (default: all tasks): `(B, V)` after whole histories, `(B, P, V)` after
+        prefixes."""
+        task_labels = self.task_labels(tasks)
         if inputs.ends is None:
-            return [self._read_out(hidden, inputs.unit_mask, [labels]) for labels in self.task_labels()]
+            return [self._read_out(hidden, inputs.unit_mask, [labels]) for labels in task_labels]
         shape = inputs.ends.shape
         customers = torch.arange(shape[0], device=hidden.device)[:, None].expand(shape)
         ends = PrefixEnds(customers.flatten(), inputs.ends.flatten())
-        scores = [self._read_out(hidden, inputs.unit_mask, [labels], ends) for labels in self.task_labels()]
+        scores = [self._read_out(hidden, inputs.unit_mask, [labels], ends) for labels in task_labels]
         return [task_scores.unflatten(0, shape) for task_scores in scores]
 
     def compute_losses(self, hidden: torch.Tensor, inputs: ScoringInputs) -> tuple[torch.Tensor, torch.Tensor]:
@@ -667,10 +694,12 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
             offsets += [masked, bias[FIRST_LABEL:]]
         return scores + torch.cat(offsets)
 
-    def task_labels(self) -> list[TaskLabels]:
-        """The labels of each task, with the embeddings and parameters that the readout's scores are computed from."""
+    def task_labels(self, tasks: Sequence[str] | None = None) -> list[TaskLabels]:
+        """The labels of each task (default: of all), with the embeddings and parameters that the readout's scores are
+        computed from."""
         result = []
-        for index, task in enumerate(self.config.tasks):
+        for task in self.config.tasks if tasks is None else tasks:
+            index = self.config.tasks.index(task)
             vectors = self.label_embeddings(task)
             if self.readout_scale is not None:
                 vectors = vectors * self.readout_scale[index]
@@ -695,11 +724,12 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         names = ("input_ids", "attention_mask", "visit_ids", "event_times", "event_values", "as_of")
         return self.model(**{name: batch[name] for name in names if name in batch})
 
-    def needs_readout(self, task: int | slice = slice(None)) -> bool:
-        """Whether the scores of a task (an index; default: of any task) depend on the encoder's readout."""
+    def needs_readout(self, tasks: Sequence[str] | None = None) -> bool:
+        """Whether the scores of any of some tasks (default: of all) depend on the encoder's readout."""
         if self.scorer is None or not self.scorer.fitted:
             return True
-        return self.config.num_hidden_layers > 0 and self.scorer.reads_readout(task)
+        indices = [self.config.tasks.index(task) for task in (self.config.tasks if tasks is None else tasks)]
+        return self.config.num_hidden_layers > 0 and any(map(self.scorer.reads_readout, indices))
 
     def score_candidates(
         self,
@@ -709,13 +739,13 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         horizon_days: float | None = None,
     ) -> list[torch.Tensor]:
         """Scores of the fitted scorer by task (default: all tasks), each of shape `(B, V)`, from model inputs and the
-        readout's scores of all tasks."""
+        readout's scores of these tasks."""
         if horizon_days is not None and not 0 < horizon_days < math.inf:
             raise ValueError(f"`horizon_days` is {horizon_days}; give a positive number of days, such as 30.")
         question = NEXT_VISIT if horizon_days is None else WITHIN
         tasks = self.config.tasks if tasks is None else tasks
         indices = [self.config.tasks.index(task) for task in tasks]
-        used = None if readout is None or not self.config.num_hidden_layers else [readout[k] for k in indices]
+        used = readout if self.config.num_hidden_layers else None
         return cast(LabelScorer, self.scorer).score(indices, read_histories(self.config, batch, tasks), used, question)
 
     def chances(

@@ -116,7 +116,7 @@ class CustomerEmbeddingPipeline(_CustomerPipeline):
 
     def _forward(self, input_tensors: dict[str, Any], **forward_parameters: Any) -> ModelOutput:
         inputs = self.model_inputs(input_tensors, forward_parameters.get("as_of"))
-        return ModelOutput({"embedding": self.model(**inputs).pooler_output})
+        return ModelOutput({"embedding": self.model(**inputs, parts=("embedding",)).pooler_output})
 
     def postprocess(self, model_outputs: ModelOutput, **postprocess_parameters: Any) -> NDArray[np.float32]:
         """Converts the embedding to a float32 array."""
@@ -153,7 +153,8 @@ class CustomerForecastPipeline(_CustomerPipeline):
 
     def _forward(self, input_tensors: dict[str, Any], **forward_parameters: Any) -> ModelOutput:
         inputs: Any = self.model_inputs(input_tensors, forward_parameters.get("as_of"))
-        return ModelOutput(self.model(**inputs, forecast_days=forward_parameters.get("days")).forecasts)
+        outputs = self.model(**inputs, forecast_days=forward_parameters.get("days"), parts=("forecasts",))
+        return ModelOutput(outputs.forecasts)
 
     def postprocess(self, model_outputs: ModelOutput, **postprocess_parameters: Any) -> dict[str, float]:
         """Converts the forecasts to numbers."""
@@ -220,7 +221,7 @@ class PreferenceScoresPipeline(_CustomerPipeline):
         as_of, tasks = forward_parameters.get("as_of"), forward_parameters.get("tasks") or self.model.config.tasks
         horizon_days = forward_parameters.get("horizon_days")
         inputs = self.model_inputs(input_tensors, as_of)
-        logits = self.model(**inputs, horizon_days=horizon_days, tasks=tasks).logits
+        logits = self.model(**inputs, horizon_days=horizon_days, tasks=tasks, parts=()).logits
         candidates = forward_parameters.get("candidates") or CandidateSet(self.model, self.feature_extractor, tasks)
         rows: Any = input_tensors["rows"] if isinstance(input_tensors["rows"], list) else [input_tensors["rows"]]
         rows = rows if as_of is None else until(rows, [as_of] * len(rows))

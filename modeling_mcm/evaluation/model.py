@@ -39,7 +39,7 @@ def model_values(
         inputs.pop("labels")
         with torch.inference_mode():
             inputs = {name: value.to(model.device) for name, value in inputs.items()}
-            logits = model(**inputs, horizon_days=cases.horizon_days, tasks=tasks).logits
+            logits = model(**inputs, horizon_days=cases.horizon_days, tasks=tasks, parts=()).logits
         for task in tasks:
             ranks[task].add(batch, logits[task])
     if lists is not None:

@@ -170,7 +170,7 @@ def _expected(
         inputs: Any = collator([rows[index] for index in batch])
         inputs = {key: value.to(model.device) for key, value in inputs.items()}
         with torch.inference_mode():
-            total += float(model(**inputs, forecast_days=[days]).forecasts[name].double().sum())
+            total += float(model(**inputs, forecast_days=[days], parts=("forecasts",)).forecasts[name].double().sum())
     return total
 
 

@@ -162,7 +162,7 @@ class LiveCustomer:
         if self._window is not None:
             return self._window.state().logits(self._window.reader, tasks, self._window.days(seconds), horizon_days)
         with torch.inference_mode():
-            logits = self.model(**self._inputs(seconds), horizon_days=horizon_days, tasks=tasks).logits
+            logits = self.model(**self._inputs(seconds), horizon_days=horizon_days, tasks=tasks, parts=()).logits
         return {task: logits[task][0] for task in (self.model.config.tasks if tasks is None else tasks)}
 
     def embedding(self, as_of: Any = None) -> NDArray[np.float32]:
@@ -171,7 +171,9 @@ class LiveCustomer:
         if self._window is not None:
             return self._window.state().embedding(self._window.reader, self._window.days(seconds)).numpy().copy()
         with torch.inference_mode():
-            return self.model.model(**self._inputs(seconds)).pooler_output[0].float().cpu().numpy()
+            return (
+                self.model.model(**self._inputs(seconds), parts=("embedding",)).pooler_output[0].float().cpu().numpy()
+            )
 
     def forecast(self, as_of: Any = None, days: Sequence[float] | None = None) -> dict[str, float]:
         """Forecasts from `as_of` on by name, as [`CustomerForecastPipeline`] returns them. Raises
@@ -183,7 +185,7 @@ class LiveCustomer:
             forecasts = self._window.state().forecast(self._window.reader, self._window.days(seconds), days)
         else:
             with torch.inference_mode():
-                outputs = self.model.model(**self._inputs(seconds), forecast_days=days)
+                outputs = self.model.model(**self._inputs(seconds), forecast_days=days, parts=("forecasts",))
             forecasts = cast(dict[str, torch.Tensor], outputs.forecasts)
         return {name: value.item() for name, value in forecasts.items()}
 

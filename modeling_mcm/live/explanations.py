@@ -229,9 +229,7 @@ class _History:
         times = None if self.as_of is None else [self.as_of] * len(rows)
         inputs = self.extractor.pad(rows, mask_next=mask_next, as_of=times)
         inputs = {name: value.to(self.model.device) for name, value in inputs.items()}
-        if self.model.needs_readout(self.model.config.tasks.index(task)):
-            return self.model(**inputs).logits[task]
-        return self.model.score_candidates(inputs, None, [task])[0]
+        return self.model(**inputs, tasks=[task], parts=()).logits[task]
 
     def _without(self, gone: NDArray[np.bool_]) -> dict[str, Any]:
         """The row without the visits whose events are marked by `gone` `(events,)`; visits and the days between them

@@ -195,16 +195,15 @@ class LiveState:
         """Scores of all labels before the softmax, by task (default: all tasks) of shape `(labels,)`, at `as_of` in
         days from the first event (default: at the last event), of the next visit or of `horizon_days`."""
         self._read_out(reader)
-        averages = self.average.split([len(offset) for offset in reader.offsets.values()])
-        readout = [(a + b)[None] for a, b in zip(averages, reader.offsets.values(), strict=True)]
-        of_all = reader.model.config.tasks
-        tasks = of_all if tasks is None else tasks
+        tasks, readout = reader.model.config.tasks if tasks is None else tasks, None
+        if reader.reads_readout or not reader.is_scored:
+            averages = self.average.split([len(offset) for offset in reader.offsets.values()])
+            pairs = zip(averages, reader.offsets.values(), strict=True)
+            by_task = dict(zip(reader.model.config.tasks, ((a + b)[None] for a, b in pairs), strict=True))
+            readout = [by_task[task] for task in tasks]
+        scores: Any = readout
         if reader.is_scored:
-            scores = reader.model.score_candidates(
-                self.inputs(as_of), readout if reader.reads_readout else None, tasks, horizon_days
-            )
-        else:
-            scores = [readout[of_all.index(task)] for task in tasks]
+            scores = reader.model.score_candidates(self.inputs(as_of), readout, tasks, horizon_days)
         return {task: of_task[0] for task, of_task in zip(tasks, scores, strict=True)}
 
     @torch.inference_mode()

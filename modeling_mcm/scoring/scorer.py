@@ -224,7 +224,10 @@ class Scorer:
         number, job = len(rows), self.job
         found: dict[str, NDArray] = {}  # values of all customers by column
         read = [row["visits"][1 - self.collator.max_events :] for row in rows]
-        options: dict[str, Any] = {} if job.outcomes else {"forecast_days": job.forecast_days}
+        options: dict[str, Any] = {}
+        if not job.outcomes and not job.predicted:
+            parts = {"embedding": job.embeddings, "forecasts": job.forecasts}
+            options |= {"forecast_days": job.forecast_days, "parts": [part for part, asked in parts.items() if asked]}
         options |= {"horizon_days": job.horizon_days, "tasks": job.tasks} if job.tasks else {}
         by_visit = self.model.config.encoder_unit == "visit"
         lengths = [len(np.unique(visits)) if by_visit else len(visits) for visits in read]
