@@ -277,6 +277,9 @@ class VisitForecaster(nn.Module):
         self.statistics = nn.Buffer(torch.zeros(SHOP_STATISTICS))
         self.mean_rate = nn.Buffer(torch.ones(()))
         self.amount_statistics = nn.Buffer(torch.ones(num_amounts, 4))
+        self.most = nn.Buffer(
+            torch.ones(1 + num_amounts)
+        )  # visits of a customer in the window, and amounts of a visit
 
     def reset_parameters(self) -> None:
         """Sets the statistics of the shop, and the ranges of inputs, to untrained."""
@@ -380,7 +383,9 @@ class CustomerForecasts:
     """All forecasts of a checkpoint for some horizons.
 
     What is expected up to a horizon is at least what is expected up to an earlier one; so is the probability of a
-    visit. Both are therefore computed at the same ends of intervals, whichever horizons are asked for.
+    visit. Both are therefore computed at the same ends of intervals, whichever horizons are asked for. No customer is
+    expected to come more often, in a time as long as the window, than any customer of the shop did, nor to spend more
+    in a visit.
 
     Args:
         config ([`MCMConfig`]): The checkpoint's config.
@@ -442,12 +447,14 @@ class CustomerForecasts:
         distribution = self.forecaster.distribution(inputs)
         absent = (1 - distribution.log_comes.exp()).cummin(1)[0]  # (B, times)
         of_amounts = self.forecaster.amounts(inputs, distribution)
-        means = torch.cat([distribution.expected[..., None], of_amounts.log_expected.exp()], -1)  # (B, times, Q + 1)
-        scales = torch.cat([means.new_ones(1), self.forecaster.amount_statistics[:, 0]])
-        expected = means.cummax(1)[0] * scales
+        scales = torch.cat([absent.new_ones(1), self.forecaster.amount_statistics[:, 0]])
+        means = torch.cat([distribution.expected[..., None], of_amounts.log_expected.exp()], -1) * scales
+        most, windows = self.forecaster.most, (means.new_tensor(times) / self.forecaster.window).clamp(min=1)
+        number = means[..., :1].minimum(windows[:, None] * most[0])
+        expected = torch.cat([number, means[..., 1:].minimum(number * most[1:])], -1).cummax(1)[0]
         expected[..., 1] = expected[..., 1].maximum(expected[..., 0])  # a visit has at least one event
         chosen = [times.index(day) for day in self.days]
-        expected, means = expected[:, chosen], means[:, chosen] * scales
+        expected, means = expected[:, chosen], means[:, chosen]  # (B, D, Q + 1)
         moved = (expected / means.clamp(min=1e-9)).log()
         distribution = Distribution(*(value[:, chosen] for value in distribution))
         distribution = distribution._replace(log_mean=distribution.log_mean + moved[..., 0])

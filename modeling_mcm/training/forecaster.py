@@ -103,6 +103,7 @@ def set_shop(forecaster: VisitForecaster, visits: Visits, as_of: torch.Tensor, w
     forecaster.statistics.copy_(torch.stack([number.float() for number in numbers]))
     forecaster.mean_rate.copy_(mean_rate)
     forecaster.amount_statistics.copy_(amounts)
+    forecaster.most.copy_(torch.cat([history.number.max()[None], history.amounts.flatten(0, 1).amax(0)]))
 
 
 def _test_past(history: VisitHistory, share: float) -> list[torch.Tensor]:

@@ -30,5 +30,6 @@ def fill_forecaster(model):
     forecaster = model.base_model.forecaster
     load_weights(forecaster)
     forecaster.window.fill_(model.config.forecast_window)
+    forecaster.most.fill_(1000.0)
     forecaster.statistics.copy_(forecaster.visit_network.range.mean[-len(forecaster.statistics) :])
     return model

@@ -10,6 +10,7 @@ from modeling_mcm import MCMConfig, MCMModel
 from modeling_mcm.forecaster_mcm import (
     LEVELS,
     AmountDistribution,
+    CustomerForecasts,
     Distribution,
     VisitForecaster,
     Visits,
@@ -297,6 +298,27 @@ def test_horizons_beyond_twice_the_window_are_not_told():
     nothing = make_model(forecast_window=0)
     assert nothing.forecaster is None and not nothing.customer_forecasts.are_trained
     assert nothing(**make_inputs()).forecasts is None
+
+
+def test_no_more_is_expected_than_any_customer_did():
+    """A customer whose 300 visits are of the last hours will not go on at that rate."""
+    often = torch.linspace(0, WINDOW, 20)
+    times = torch.stack([torch.linspace(0.999 * WINDOW, WINDOW, 300), torch.cat([often, often.new_zeros(280)])])
+    is_visit = torch.stack([torch.ones(300), (torch.arange(300) < 20).float()]).bool()
+    visits = Visits(times, is_visit, torch.ones(2, 300, 2) * torch.tensor([1.0, 5.0]))
+    forecaster = VisitForecaster(2)
+    load_weights(forecaster)
+    set_shop(forecaster, visits, read_as_of(visits), WINDOW)
+    config = MCMConfig(forecast_window=WINDOW, forecast_days=DAYS, features=FEATURES, vocabulary_sizes=SIZES)
+    forecasts = CustomerForecasts(config, forecaster)
+    forecasts.quantities += ["kind"]
+    told = forecasts.compute(visits, read_as_of(visits))
+    for days, windows in zip(DAYS, (1, 1, 2), strict=True):
+        assert (told[f"visits_{days:g}d"] <= 300 * windows).all()
+        assert (told[f"kind_{days:g}d"] <= told[f"visits_{days:g}d"] * 5 * (1 + 1e-6)).all()
+        assert (told[f"visits_{days:g}d_median"] <= 600 * windows).all()
+    uncapped = forecaster.distribution(forecaster.inputs(visits, read_as_of(visits), [WINDOW])).expected
+    assert uncapped[0, 0] > 600
 
 
 def test_other_horizons_on_request():
