@@ -268,6 +268,6 @@ def test_labels_need_a_log_with_times(prepare_log, event_log, tmp_path):
     ordered = event_log.assign(place=np.arange(len(event_log))).drop(columns="when")
     changes = {"time": None, "order": "place", "cutoffs": "leave_one_out"}
     features = [{"name": "type", "column": "action"}, {"name": "items", "column": "item"}]
-    data = prepare_log(ordered, **changes, features=features, tasks=["items"])
+    data = prepare_log(ordered, **changes, features=features, amount=None, tasks=["items"])
     with pytest.raises(ValueError, match="has no times but `order`"):
         read_labels(str(data), LabelOptions(labels=str(tmp_path / "labels.csv")))
