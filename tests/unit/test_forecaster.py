@@ -321,6 +321,27 @@ def test_no_more_is_expected_than_any_customer_did():
     assert uncapped[0, 0] > 600
 
 
+def test_silence_seldom_raises_a_forecast():
+    """In small shops of 30 customers and 60 days, after 35 days in which nobody was seen."""
+    ratios = []
+    for seed in range(8):
+        draw = np.random.default_rng(seed)
+        numbers = np.maximum(draw.poisson(draw.lognormal(2, 0.8, 30)), 1)
+        customers = np.repeat(np.arange(30), numbers)
+        times = draw.uniform(np.repeat(draw.uniform(0, 15, 30), numbers), 60)
+        visits = pad_visits(customers, times, np.ones(len(times)), 30)
+        forecaster = VisitForecaster()
+        load_weights(forecaster)
+        set_shop(forecaster, visits, read_as_of(visits, 60.0), 60.0)
+        config = MCMConfig(forecast_window=60.0, forecast_days=[30], features=FEATURES, vocabulary_sizes=SIZES)
+        now, later = (
+            CustomerForecasts(config, forecaster).compute(visits, read_as_of(visits, day)) for day in (60, 95)
+        )
+        ratios.append(later["visits_30d"] / now["visits_30d"])
+    rises = (torch.cat(ratios) > 1.2).float().mean()
+    assert rises < 0.1 and torch.cat(ratios).median() < 0.9
+
+
 def test_other_horizons_on_request():
     """They do not change those of the config, and lie between them."""
     model, inputs = make_model(), make_inputs()
