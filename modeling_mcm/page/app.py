@@ -105,10 +105,9 @@ class Page:
         }
 
     def _names(self) -> dict[str, str]:
-        """Forecasts in words, by name: `amount_30d` is "spend in 30 days"."""
-        names = {
-            f"{name}_{day}d": f"{word} in {day} days" for day in self._days for name, word in self._words().items()
-        }
+        """Forecasts in words, by name: `amount_30d` is "mean spend in 30 days"."""
+        words = {name: word if name == CHANCE else f"mean {word}" for name, word in self._words().items()}
+        names = {f"{name}_{day}d": f"{word} in {day} days" for day in self._days for name, word in words.items()}
         return names | {NEXT_VISIT: "days to next visit"}
 
     def find(self, label: str, column: str, least: float | None, most: float | None, is_falling: bool) -> pd.DataFrame:
@@ -147,7 +146,7 @@ class Page:
         """Places customers of the list on a map, with the values and thirds of a column, and says which: the one that
         orders the list; in the order of ids what they spend, or how late they are."""
         if column == "customer":
-            column = next((name for name in found if name.startswith("spend ")), "days late")
+            column = next((name for name in found if name.startswith("mean spend ")), "days late")
         found = found.dropna(subset=column)
         x, y = self.places[found.index].T
         thirds = pd.cut(found[column].rank(pct=True), [0, 1 / 3, 2 / 3, 1], labels=[*THIRDS]).astype(str)
@@ -169,8 +168,8 @@ class Page:
             when += f" {days} day{'s' * (days != '1')} ({share} within {week} days)"
             for name in self.histories.model.config.summed_features:
                 word, amount = self._words()[name], f"{with_forecast[f'{name}_{self._month}d']:,.0f}"
-                when += f", spends about {amount}" if word == "spend" else f", about {amount} {word}"
-                when += f" in {self._month} days"
+                when += f", spends {amount}" if word == "spend" else f", {amount} {word}"
+                when += f" on average in {self._month} days"
             parts = [when]
         (likely,) = live.scores(self.histories.cutoff, [self.histories.main_task], 3).values()
         parts.append(f"likely next: {', '.join(entry['label'] for entry in likely)}")
@@ -236,15 +235,18 @@ class Page:
             return {}
 
     def forecast(self, customer_id: str) -> list[list[str]]:
-        """Lists the checkpoint's forecasts by quantity and horizon, with intervals of 80%; none if it has none."""
+        """Lists the checkpoint's forecasts by quantity and horizon, the median with its interval of 80% and the mean;
+        none if it has none."""
         result, rows = self._forecast(customer_id), []
         for quantity, word in self._words().items() if result else ():
-            rows.append([word])
-            for name in (f"{quantity}_{day}d" for day in self._days):
-                text = percent(result[name]) if quantity == CHANCE else f"{result[name]:,.1f}"
-                if f"{name}_low80" in result:
-                    text += f" ({result[f'{name}_low80']:,.0f} to {result[f'{name}_high80']:,.0f})"
-                rows[-1].append(text)
+            names = [f"{quantity}_{day}d" for day in self._days]
+            if quantity == CHANCE:
+                rows.append([word, *(percent(result[name]) for name in names)])
+                continue
+            medians = [[result[f"{name}_{what}"] for what in ("median", "low80", "high80")] for name in names]
+            told = "{:,.0f} ({:,.0f} to {:,.0f})".format
+            rows.append([f"{word}, median (80% of such customers)", *(told(*values) for values in medians)])
+            rows.append([f"{word}, mean", *(f"{result[name]:,.1f}" for name in names)])
         return rows
 
     def alike(self, customer_id: str) -> list[tuple[str, str]]:

@@ -204,7 +204,7 @@ def test_the_map_names_customers_and_has_none_on_its_border(browse, histories):
     assert any(name in page.locator("#vg-tooltip-element").inner_text() for name in histories.ids)
     placed, column = Page(histories).map(Page(histories).customers, "customer")
     most = placed.groupby("third")["value"].max()
-    assert column == "spend in 30 days" and most.loc[[*app.THIRDS]].is_monotonic_increasing
+    assert column == "mean spend in 30 days" and most.loc[[*app.THIRDS]].is_monotonic_increasing
     assert Page(histories).map(Page(histories).customers, "days late")[1] == "days late"
 
 
@@ -320,7 +320,7 @@ def test_the_list_is_the_predictions_ordered_and_filtered(histories):
     assert everyone["customer"].tolist() == sorted(histories.ids) and len(everyone) == len(histories.ids)
     live = histories.household(WHO).live
     row, told = everyone.set_index("customer").loc[WHO], live.forecast(histories.cutoff)
-    assert row["spend in 30 days"] == pytest.approx(told["a.b_30d"], abs=0.06)
+    assert row["mean spend in 30 days"] == pytest.approx(told["a.b_30d"], abs=0.06)
     assert row["days to next visit"] == pytest.approx(told["days_to_next_visit"], abs=0.06)
     best = [entry["label"] for entry in live.scores(histories.cutoff, ["items"], 3)["items"]]
     assert row["likely next"] == ", ".join(best)
@@ -346,9 +346,14 @@ def test_the_sentence_on_top_says_what_the_model_forecasts(histories):
     page, told = Page(histories), histories.household(WHO).live.forecast(histories.cutoff)
     sentence = page.answer(WHO).partition("</h2>")[0]
     assert percent(told["visit_probability_7d"]) in sentence
-    assert f"spends about {told['a.b_30d']:,.0f} in 30 days" in sentence
+    assert f"spends {told['a.b_30d']:,.0f} on average in 30 days" in sentence
     rows = {row[0]: row[1:] for row in page.forecast(WHO)}
     assert rows["comes"] == [percent(told[f"visit_probability_{days}d"]) for days in (7, 30, 90)]
+    assert rows["spend, mean"] == [f"{told[f'a.b_{days}d']:,.1f}" for days in (7, 30, 90)]
+    for name in ("visits", "events", "spend"):  # an interval holds the number beside it
+        for text in rows[f"{name}, median (80% of such customers)"]:
+            median, low, high = (float(number.replace(",", "")) for number in re.findall(r"[\d,.]+", text))
+            assert low <= median <= high
     best = histories.household(WHO).live.scores(histories.cutoff, ["items"], 3)["items"]
     assert sentence.endswith(f"; likely next: {', '.join(entry['label'] for entry in best)}.")
 
