@@ -10,6 +10,7 @@ The first start scores all customers at the test cutoff and stores the scores in
 other machines.
 """
 
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,6 +58,7 @@ def show(options: AppOptions) -> None:
 def main() -> None:
     """Reads the options and shows the page."""
     (options,) = parse_options(AppOptions, description=__doc__)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what was exported is removed at the end
     with report_errors():
         show(options)
 

@@ -6,8 +6,11 @@ The page loads nothing from other machines. `?customer=17` in its address opens 
 """
 
 # Gradio reads the annotations of functions below while they are defined: they must not become texts.
+import atexit
 import functools
+import os
 import random
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from html import escape
@@ -308,7 +311,9 @@ def build_page(histories: Histories) -> Any:
     page = Page(histories)
     tasks, main, shop = page.tasks, histories.main_task, histories.extractor.name.replace("_", " ")
     tables: dict[str, Any] = {"interactive": False, "wrap": True}
-    files = Path(tempfile.mkdtemp(prefix="mcm-page-"))
+    files = Path(tempfile.mkdtemp(prefix="mcm-page-"))  # nobody else may read it
+    atexit.register(shutil.rmtree, files, ignore_errors=True)
+    os.environ["GRADIO_TEMP_DIR"] = str(files / "gradio")  # where Gradio copies what the browser downloads
     outermost = np.stack([page.places.min(0), page.places.max(0)], 1)
     borders = (outermost + MARGIN * np.ptp(outermost, 1)[:, None] * [-1, 1]).tolist()
 

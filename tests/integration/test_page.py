@@ -4,8 +4,10 @@
 
 import contextlib
 import dataclasses
+import os
 import re
 import shutil
+import subprocess
 import sys
 import threading
 
@@ -377,6 +379,22 @@ def test_the_command_shows_the_page_of_a_csv_log(monkeypatch, capsys, save, prep
     monkeypatch.setattr("gradio.Blocks.block_thread", lambda blocks: blocks.close())
     command.main()
     assert "The page is at http://127.0.0.1:" in capsys.readouterr().out
+
+
+def test_what_is_exported_is_private_and_gone_at_the_end(save, prepared, page_files, tmp_path):
+    shutil.copytree(prepared, tmp_path / "data")
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    words = ["--model", save(extended=True), "--data", tmp_path / "data", "--events", page_files / "events.parquet"]
+    command = [sys.executable, "-m", "modeling_mcm.commands.app", *map(str, words)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(temporary)}
+    ) as page:
+        assert "The page is at" in page.stdout.readline()
+        exported = [path.relative_to(temporary) for path in temporary.rglob("customers.csv")]
+        assert exported and not any((temporary / path.parts[0]).stat().st_mode & 0o077 for path in exported)
+        page.terminate()
+    assert list(temporary.rglob("*.csv")) == []
 
 
 def test_a_file_that_is_not_there_is_named(monkeypatch, save, prepared):
