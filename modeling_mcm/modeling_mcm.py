@@ -713,11 +713,12 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         return torch.arange(input_ids.shape[1], device=input_ids.device).expand(input_ids.shape[:2])
 
     @torch.no_grad()
-    def readout_scores(self, batch: Mapping[str, Any]) -> list[torch.Tensor]:
-        """Scores of the encoder's readout after whole histories, by task of shape `(B, V)`, from model inputs."""
+    def readout_scores(self, batch: Mapping[str, Any], tasks: Sequence[str] | None = None) -> list[torch.Tensor]:
+        """Scores of the encoder's readout after whole histories, by task (default: all tasks) of shape `(B, V)`, from
+        model inputs."""
         outputs = self._read_history(batch)
         inputs = ScoringInputs(batch["input_ids"], outputs.unit_mask.bool())
-        return self.compute_scores(outputs.last_hidden_state, inputs)
+        return self.compute_scores(outputs.last_hidden_state, inputs, tasks)
 
     def _read_history(self, batch: Mapping[str, Any]) -> Any:
         """Output of [`MCMModel`] for whole histories, from model inputs among others."""
@@ -737,16 +738,17 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         readout: Sequence[torch.Tensor] | None,
         tasks: Sequence[str] | None = None,
         horizon_days: float | None = None,
+        left_out: Sequence[str] = (),
     ) -> list[torch.Tensor]:
         """Scores of the fitted scorer by task (default: all tasks), each of shape `(B, V)`, from model inputs and the
-        readout's scores of these tasks."""
+        readout's scores of these tasks. `left_out` is that of [`~scorer_mcm.LabelScorer`]'s `score`."""
         if horizon_days is not None and not 0 < horizon_days < math.inf:
             raise ValueError(f"`horizon_days` is {horizon_days}; give a positive number of days, such as 30.")
         question = NEXT_VISIT if horizon_days is None else WITHIN
         tasks = self.config.tasks if tasks is None else tasks
         indices = [self.config.tasks.index(task) for task in tasks]
-        used = readout if self.config.num_hidden_layers else None
-        return cast(LabelScorer, self.scorer).score(indices, read_histories(self.config, batch, tasks), used, question)
+        used, history = readout if self.config.num_hidden_layers else None, read_histories(self.config, batch, tasks)
+        return cast(LabelScorer, self.scorer).score(indices, history, used, question, left_out)
 
     def chances(
         self, task: str, log_probabilities: torch.Tensor, horizon_days: float | None = None

@@ -338,6 +338,7 @@ class LabelScorer(nn.Module):
         history: LabelHistory,
         readout: Sequence[torch.Tensor] | None = None,
         question: int = NEXT_VISIT,
+        left_out: Sequence[str] = (),
     ) -> list[torch.Tensor]:
         """Scores of every label by task, each of shape `(B, V)`: log probabilities up to a constant.
 
@@ -346,6 +347,7 @@ class LabelScorer(nn.Module):
             history ([`LabelHistory`]): The histories of these tasks up to the prediction time.
             readout (`Sequence[torch.FloatTensor]`, *optional*): Scores of the encoder's readout by task, `(B, V)`.
             question (`int`): `NEXT_VISIT` or `WITHIN`.
+            left_out (`Sequence[str]`): By customer, a group of numbers in whose place the network reads their means.
         """
         # The best labels of a readout without a weight are no candidates either
         reads = [self.reads_readout(task, question) for task in tasks]
@@ -353,8 +355,11 @@ class LabelScorer(nn.Module):
         tables = [self.get_tables(task) for task in tasks]
         row, label, features = candidate_features(history, tables, used)
         own = torch.tensor(tasks, device=row.device)[row % len(tasks)]
-        calibration = self.calibration[:, question]
-        values = self.calibrated(calibration[own], self(own, features)[:, question], features)
+        calibration, read = self.calibration[:, question], features
+        if left_out:
+            is_left = torch.tensor([[each.group == group for each in FEATURES] for group in left_out]).to(row.device)
+            read = torch.where(is_left[row // len(tasks)], F.pad(self.mean, (0, OF_READOUT)), features)
+        values = self.calibrated(calibration[own], self(own, read)[:, question], features)
         highest = self.average_unseen(row, values, features, history.size * len(tasks))
         scores = []
         for index, task in enumerate(tasks):

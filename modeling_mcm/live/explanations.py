@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from modeling_mcm.action_mcm import MCMForActionRecommendation
 from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.events_mcm import SECONDS_PER_DAY, Timeline
+from modeling_mcm.features_mcm import COUNTED, FEATURES
 from modeling_mcm.inputs_mcm import first_kept, until
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
@@ -81,6 +82,8 @@ class Explanation:
         visits (`list[VisitEffect]`): The visits. The one without which the label is least likely comes first, those
             that were not tried come last.
         words (`str`): How often and when the label occurred, such as "9 times, every 12 days, last 14 days ago".
+        groups (`dict[str, float]`): By group of the numbers that are counted of a label (docs/numbers.md), the chance
+            if all labels had the mean ones; empty in a checkpoint without a fitted scorer.
     """
 
     task: str
@@ -89,6 +92,7 @@ class Explanation:
     baseline: float
     visits: list[VisitEffect] = field(repr=False)
     words: str
+    groups: dict[str, float] = field(repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Converts the explanation to nested dicts and lists, for JSON."""
@@ -197,7 +201,16 @@ class _History:
             baseline=baseline,
             visits=visits,
             words=self.words(task, label),
+            groups=self.groups(task, label),
         )
+
+    def groups(self, task: str, label: int) -> dict[str, float]:
+        """Chance of the label without each group of numbers."""
+        if self.model.scorer is None or not self.model.scorer.fitted:
+            return {}
+        names = [*dict.fromkeys(each.group for each in FEATURES[:COUNTED])]
+        chances = self.chances([self.row] * len(names), task, label, names)
+        return dict(zip(names, chances.tolist(), strict=True))
 
     def words(self, task: str, label: int) -> str:
         """How often and when the label occurred, in words."""
@@ -209,27 +222,34 @@ class _History:
             words += f", {'last ' * (number > 1)}{_ago((self.as_of - last) / SECONDS_PER_DAY)}"
         return words + f" (in the latest {len(self.visits):,} events)" * self.is_part
 
-    def chances(self, rows: Sequence[Mapping[str, Any]], task: str, label: int) -> NDArray[np.float64]:
-        """Chance of the label, of shape `(B,)`, for histories of any lengths; see [`Explanation`]."""
+    def chances(
+        self, rows: Sequence[Mapping[str, Any]], task: str, label: int, left_out: Sequence[str] = ()
+    ) -> NDArray[np.float64]:
+        """Chance of the label, of shape `(B,)`, for histories of any lengths, each without a group of numbers if
+        `left_out` names them; see [`Explanation`]."""
         lengths = np.array([len(row["times"]) + 1 for row in rows])
         result = np.empty(len(rows))
         order = np.argsort(-lengths, kind="stable")
         while len(order):
             size = max(1, EVENTS_AT_ONCE // int(lengths[order[0]]))
             batch, order = order[:size], order[size:]
-            log_p = self.scores([rows[at] for at in batch], task).double().log_softmax(-1)[:, label]
+            groups = [left_out[at] for at in batch] if left_out else ()
+            log_p = self.scores([rows[at] for at in batch], task, groups).double().log_softmax(-1)[:, label]
             chances = self.model.chances(task, log_p)
             result[batch] = (log_p.exp() if chances is None else chances).cpu().numpy()
         return result
 
     @torch.inference_mode()
-    def scores(self, rows: Sequence[Mapping[str, Any]], task: str) -> torch.Tensor:
+    def scores(self, rows: Sequence[Mapping[str, Any]], task: str, left_out: Sequence[str] = ()) -> torch.Tensor:
         """Scores of the task's labels, of shape `(B, labels)`. An encoder that they do not depend on is not run."""
         mask_next = self.model.config.augmentation == "masked_lm"
         times = None if self.as_of is None else [self.as_of] * len(rows)
         inputs = self.extractor.pad(rows, mask_next=mask_next, as_of=times)
         inputs = {name: value.to(self.model.device) for name, value in inputs.items()}
-        return self.model(**inputs, tasks=[task], parts=()).logits[task]
+        if not left_out:
+            return self.model(**inputs, tasks=[task], parts=()).logits[task]
+        readout = self.model.readout_scores(inputs, [task]) if self.model.needs_readout([task]) else None
+        return self.model.score_candidates(inputs, readout, [task], left_out=left_out)[0]
 
     def _without(self, gone: NDArray[np.bool_]) -> dict[str, Any]:
         """The row without the visits whose events are marked by `gone` `(events,)`; visits and the days between them

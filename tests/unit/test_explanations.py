@@ -10,6 +10,7 @@ import torch
 from fitted import fill_scorer
 
 from modeling_mcm import LiveCustomer
+from modeling_mcm.features_mcm import FEATURES
 from modeling_mcm.live.explanations import explain
 
 DAYS = ["01-03", "01-15", "01-15", "01-27", "02-08", "02-20", "02-20", "03-01"]
@@ -155,3 +156,16 @@ def test_long_history_is_cut_as_the_model_cuts_it(explained_model, extractor):
 def test_unknown_tasks_and_labels_are_named(explained_model, extractor, task, label, says):
     with pytest.raises(ValueError, match=says):
         explain(explained_model("paper"), extractor, {"events": EVENTS}, task, label)
+
+
+@pytest.mark.parametrize("name", ["scorer", "no encoder", "paper"])
+def test_chances_without_a_group_are_those_of_a_network_that_does_not_read_it(explained_model, extractor, name):
+    model = explained_model(name)
+    why = explain(model, extractor, {"events": EVENTS}, "items", "item 01")
+    assert len(why.groups) == (0 if name == "paper" else 8)
+    for group, found in why.groups.items():
+        blind = explained_model(name)
+        places = [place for place, feature in enumerate(FEATURES) if feature.group == group]
+        blind.scorer.linear.weight.data[:, places] = blind.scorer.first.weight.data[:, places] = 0
+        assert found == pytest.approx(chance(blind, extractor, EVENTS, "items", "item 01"), rel=1e-4), group
+        assert found != pytest.approx(why.chance, rel=1e-4), group
