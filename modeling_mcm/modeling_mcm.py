@@ -39,7 +39,7 @@ from .losses_mcm import (
     join_log_counts,
     task_losses,
 )
-from .readout_mcm import READOUTS, PrefixEnds, attention_weights
+from .readout_mcm import READOUTS, PrefixEnds
 from .scorer_mcm import HORIZON_DAYS, NEXT_VISIT, WITHIN, LabelScorer, LabelTables, read_histories
 from .state_mcm import CustomerState
 
@@ -760,41 +760,3 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
             return None
         chance = self.scorer.chance[self.config.tasks.index(task), NEXT_VISIT if horizon_days is None else WITHIN]
         return LabelScorer.chances(chance, log_probabilities) if chance.any() else None
-
-    @torch.no_grad()
-    def preferences(
-        self, task: str, k: int = 10, return_weights: bool = False, **inputs: torch.Tensor
-    ) -> dict[str, torch.Tensor]:
-        """The k labels of a task with the highest scores for each customer, best first.
-
-        Args:
-            k (`int`): Number of labels; at most all labels of the task are returned.
-            return_weights (`bool`): Whether to return the readout's attention weights too.
-            inputs (`torch.Tensor`): Model inputs by name, as the feature extractor returns them.
-
-        Returns:
-            `dict`: `labels` (ids) and `scores` (probabilities among the task's labels), both of shape `(B, k)`. With
-            `return_weights` also `weights` of shape `(B, k, U)`, a_{w,i} of equation 2, and `unit_mask` of shape
-            `(B, U)`. The weights belong to the readout alone; [`~live.explanations.explain`] says which visits a score
-            comes from.
-
-        Raises:
-            ValueError: If the model has no such task, or `return_weights` is set and the readout has no weights.
-        """
-        if task not in self.config.tasks:
-            raise ValueError(f"No task {task!r}: this checkpoint predicts {self.config.tasks}.")
-        if return_weights and self.config.readout != "attentional":
-            raise ValueError("Only the attentional readout has weights a_{w,i}; this checkpoint's is 'last'.")
-        count = min(k, self.config.label_sizes[task] - FIRST_LABEL)
-        scores, labels = self(**inputs).logits[task].softmax(-1).topk(count)
-        result = {"labels": labels, "scores": scores}
-        if return_weights:
-            outputs = self._read_history(inputs)
-            embeddings = self.label_embeddings(task)
-            if self.readout_scale is not None:
-                embeddings = embeddings * self.readout_scale[self.config.tasks.index(task)]
-            unit_mask = outputs.unit_mask.bool()
-            weights = attention_weights(outputs.last_hidden_state, embeddings, unit_mask)
-            result["weights"] = weights.gather(1, labels[..., None].expand(-1, -1, weights.shape[-1]))
-            result["unit_mask"] = unit_mask
-        return result

@@ -66,8 +66,7 @@ def test_a_preference_is_explained_by_what_its_visits_hold(save, log_file, event
     said = capsys.readouterr().out.splitlines()
     model = MCMForMultiTaskRecommendation.from_pretrained(folder).eval()
     inputs = extractor({"events": event_log[event_log["who"] == "c07"]})
-    best = model.preferences("items", k=3, **inputs)
-    labels = extractor.decode_labels("items", best["labels"][0])
+    labels = extractor.decode_labels("items", model(**inputs).logits["items"][0].topk(3).indices)
     assert [line.split(": ")[0].rsplit(" ", 1)[0] for line in said if not line.startswith(" ")] == labels
     reasons = [line for line in said if " without the visit of " in line]
     assert len(reasons) == 6
