@@ -4,10 +4,10 @@
 
 Shapes: B customers, U encoder units (events or visits), R scored prefixes of all customers, H hidden size, V labels.
 
-`reference_readout` computes equations 2 and 3 as the paper writes them. `attentional_readout` computes the same
-numbers without r_w: with z_{w,i} = e_w . h_i, equation 3 is s(w) = sum_i softmax_i(z_w)_i z_{w,i}. It scores all
-prefixes of a sequence in one pass: under a causal encoder h_i depends on events up to i only, so prefix t needs the
-same sum over i <= t, and a running softmax computes it for all t.
+With z_{w,i} = e_w . h_i, equations 2 and 3 of the paper are r_w = sum_i softmax_i(z_w)_i h_i and s(w) = e_w . r_w.
+`attentional_readout` computes the same without r_w: s(w) = sum_i softmax_i(z_w)_i z_{w,i}. It scores all prefixes of a
+sequence in one pass: under a causal encoder h_i depends on events up to i only, so prefix t needs the same sum over
+i <= t, and a running softmax computes it for all t.
 """
 
 from collections.abc import Callable
@@ -28,19 +28,6 @@ class PrefixEnds(NamedTuple):
 
     customers: torch.Tensor  # (R,): customer of each prefix
     units: torch.Tensor  # (R,): last unit of each prefix
-
-
-def attention_weights(hidden: torch.Tensor, label_embeddings: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Attention weights a_{w,i} of equation 2, of shape `(B, V, U)`: the weight of each unit in a label's score,
-    exactly 0 on padding."""
-    scores = torch.einsum("vh,buh->bvu", label_embeddings, hidden)
-    return scores.masked_fill(~mask[:, None], float("-inf")).softmax(-1)
-
-
-def reference_readout(hidden: torch.Tensor, label_embeddings: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Equations 2 and 3, term by term, for tests and readers. It needs memory for r_w, of shape `(B, V, H)`."""
-    readout = torch.einsum("bvu,buh->bvh", attention_weights(hidden, label_embeddings, mask), hidden)  # r_w
-    return torch.einsum("bvh,vh->bv", readout, label_embeddings)  # s(w)
 
 
 class RunningReadout(torch.autograd.Function):

@@ -10,10 +10,8 @@ from modeling_mcm.readout_mcm import (
     READOUTS,
     PrefixEnds,
     RunningReadout,
-    attention_weights,
     attentional_readout,
     last_readout,
-    reference_readout,
 )
 
 BATCH, UNITS, HIDDEN, LABELS = 3, 9, 8, 11
@@ -30,6 +28,19 @@ def inputs():
 @pytest.fixture
 def ends():
     return torch.tensor([[0, 3, 8, 8], [3, 0, 2, 1], [0, 0, 0, 0]])
+
+
+def attention_weights(hidden: torch.Tensor, label_embeddings: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Attention weights a_{w,i} of equation 2, of shape `(B, V, U)`: the weight of each unit in a label's score,
+    exactly 0 on padding."""
+    scores = torch.einsum("vh,buh->bvu", label_embeddings, hidden)
+    return scores.masked_fill(~mask[:, None], float("-inf")).softmax(-1)
+
+
+def reference_readout(hidden: torch.Tensor, label_embeddings: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Equations 2 and 3, term by term."""
+    readout = torch.einsum("bvu,buh->bvh", attention_weights(hidden, label_embeddings, mask), hidden)  # r_w
+    return torch.einsum("bvh,vh->bv", readout, label_embeddings)  # s(w)
 
 
 def at_ends(readout, hidden, labels, mask, ends):
