@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Forecasts of visits and spend as a user gets them, beside BG/NBD, which is fitted by maximum likelihood.
 
-`CustomerModel.fit` reads the events before a cutoff, and is asked at the cutoff about the days after it. Both methods
-see the same visits of the same customers, all of those who came before the cutoff: errors (RMSE) and totals over the
+`CustomerModel.fit` trains on the events before a cutoff, the log's validation cutoff, and is asked at the cutoff about
+the days after it. Both methods see the same visits of the same customers, all of those who came before the cutoff: errors (RMSE) and totals over the
 actual ones, what is spent, and the share of customers whose number of visits is in MCM's interval, ends included. An
 interval of 0 alone can't be narrower, although no visit may be likelier than its level: of those who do not come it
 then counts the share that makes it its level, by the chance of no visit that is told beside it.
@@ -60,8 +60,9 @@ class BGNBD:
 
 def judge(schema: EventSchema, raw: RawLog, cutoff: pd.Timestamp, horizons: tuple[int, ...]) -> list[dict[str, Any]]:
     """Measures each horizon from a cutoff."""
-    known = {key: value for key, value in schema.to_dict().items() if key not in ("cutoffs", "profile")}
-    model = CustomerModel.fit(raw.events[raw.events[schema.time] < cutoff], known, disable_tqdm=True)
+    known = {key: value for key, value in schema.to_dict().items() if key != "profile"}
+    cutoffs = {"validation": str(cutoff), "test": str(cutoff + pd.Timedelta(days=max(horizons)))}
+    model = CustomerModel.fit(raw.events, known | {"cutoffs": cutoffs}, disable_tqdm=True)
     days = raw.visits.assign(day=(raw.visits["time"] - cutoff) / pd.Timedelta(days=1))
     past = days[days["day"] < 0].groupby("customer")["day"].agg(["count", "min", "max"])
     told = model.forecast(past.index, days=horizons, as_of=cutoff)

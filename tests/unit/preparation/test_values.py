@@ -152,14 +152,15 @@ def test_events_later_than_now_are_left_out_before_the_window(extractor, warning
     assert len(rows[0]["times"]) == 2 * len(days)  # the caller's row is as it was
 
 
-def test_a_visit_that_goes_on_at_now_has_no_end(extractor):
+def test_a_visit_that_goes_on_at_a_time_ends_there_as_at_a_cutoff(extractor):
     extractor = make(visit="basket", amount="a.b")
     events = [
         {"when": START + timedelta(hours=hour), "action": "buy", "item": 1, "price": hour, "basket": basket}
         for hour, basket in ((0, "a"), (2, "a"), (1, "b"), (3, "b"))
     ]
     batch = extractor({"events": events}, as_of=START + timedelta(hours=1))
-    assert batch["event_values"][0, :, 0].tolist() == [0, 0, 1] and batch["visit_ids"].tolist() == [[0, 1, 2]]
+    assert batch["event_values"][0, :, 0].tolist() == [0, 0, 0, 1, 0]  # a closing event after each of both visits
+    assert batch["visit_ids"].tolist() == [[0, 1, 1, 2, 2]]
     assert batch["as_of"].tolist() == [np.float32(1 / 24)] == batch["event_times"][0, -1:].tolist()
 
 
@@ -195,7 +196,7 @@ def test_moments_that_cannot_be_read_are_refused(extractor):
     for moment, words in (("soon", "`as_of`: found 'soon', which is no time"), (True, "`as_of`: found True")):
         with pytest.raises(ValueError, match=words):
             extractor(customer([1]), as_of=moment)
-    with pytest.raises(ValueError, match="Row 0: `as_of` is nan"):
+    with pytest.raises(ValueError, match="`as_of`: found nan, which is no time"):
         extractor(customer([1]), as_of=float("nan"))
     with pytest.raises(ValueError, match="Found 3 times `as_of` of 2 customers"):
         extractor([customer([1]), customer([2])], as_of=[START] * 3)
