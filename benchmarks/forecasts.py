@@ -3,10 +3,11 @@
 """Forecasts of visits and spend as a user gets them, beside BG/NBD, which is fitted by maximum likelihood.
 
 `CustomerModel.fit` trains on the events before a cutoff, the log's validation cutoff, and is asked at the cutoff about
-the days after it. Both methods see the same visits of the same customers, all of those who came before the cutoff: errors (RMSE) and totals over the
-actual ones, what is spent, and the share of customers whose number of visits is in MCM's interval, ends included. An
-interval of 0 alone can't be narrower, although no visit may be likelier than its level: of those who do not come it
-then counts the share that makes it its level, by the chance of no visit that is told beside it.
+the days after it. Both methods see the same visits of the same customers, all of those who came before the cutoff:
+errors (RMSE) and totals over the actual ones, what is spent, and the share of customers whose number of visits is in
+MCM's interval, ends included. An interval of 0 alone can't be narrower, although no visit may be likelier than its
+level: of those who do not come it then counts the share that makes it its level, by the chance of no visit that is
+told beside it.
 """
 
 from pathlib import Path
