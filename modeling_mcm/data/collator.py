@@ -254,8 +254,7 @@ class MCMCollator:
         targets = targets[visits[targets] == next_visit[row[targets]]]
         labels, chosen = self._labels(batch, targets), batch.select(targets)
         for task, name in enumerate(self.config.tasks):
-            if f"unseen_{name}" in chosen.columns:
-                labels[:, task] = tell_unseen(labels[:, task], chosen.column(f"unseen_{name}"))
+            labels[:, task] = tell_unseen(labels[:, task], chosen.column(f"unseen_{name}"))
         return _Questions(batch.select(index < end[row]), labels, row[targets])
 
     def _train(self, batch: RowBatch) -> "_Questions":

@@ -35,7 +35,7 @@ PAGE_FILE = "page.parquet"  # scores of all customers, which `mcm app` stores
 PAGE_NOTE = "page.json"  # what they were made of, and the digest of their file
 CONTENT = "digest"  # key of the manifest's own digest
 DAMAGED = "the data set is damaged: prepare the data again."
-FORMAT_VERSION = 2  # version 1 had no values of numeric features
+FORMAT_VERSION = 3  # version 2 could not tell one unseen label from another, and had no amount
 
 
 def write_table(path: str | Path, table: pa.Table, **options: Any) -> None:

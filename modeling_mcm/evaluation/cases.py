@@ -130,8 +130,7 @@ def find_cases(
             "with columns such as task_product_type."
         )
     columns = ["customer_id", "visits", *ENDS, *(["times"] if horizon else [])]
-    columns += [f"task_{task}" for task in tasks]
-    columns += [name for name in (f"unseen_{task}" for task in tasks) if name in rows.column_names]
+    columns += [f"{kind}_{task}" for kind in ("task", "unseen") for task in tasks]
     parts, first_row, latest = [], 0, -np.inf
     for table in arrow_batches(rows, columns, batch_size):
         part, until = _cases_of_batch(table, cutoff, tasks, token_type, min_history, first_row, horizon)
@@ -217,9 +216,8 @@ def _cases_of_batch(
     for task in tasks:
         label = flat_values(table, f"task_{task}")
         with_label = targeted[label[targeted] > 0]
-        case, case_labels = case_of_row[row[with_label]], label[with_label].astype(np.int64)
-        if f"unseen_{task}" in table.column_names:
-            case_labels = tell_unseen(case_labels, flat_values(table, f"unseen_{task}")[with_label])
+        unseen = flat_values(table, f"unseen_{task}")[with_label]
+        case, case_labels = case_of_row[row[with_label]], tell_unseen(label[with_label], unseen)
         if horizon:
             case, case_labels, _ = count_pairs(case, case_labels)
         targets[task] = _ragged(case, case_labels, len(rows))

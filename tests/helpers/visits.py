@@ -5,11 +5,13 @@
 import numpy as np
 import pyarrow as pa
 
+from modeling_mcm.data.cases import IGNORED
 from modeling_mcm.evaluation.cases import Horizon
 from modeling_mcm.events_mcm import SECONDS_PER_DAY
 
 VALIDATION, TEST = 100, 200  # days
 LABELS = 12
+UNSEEN = IGNORED - 1  # id of the unknown label
 CUTOFFS = {"validation": VALIDATION, "test": TEST}
 
 Visit = tuple[int, list[int]]  # day, labels of its events
@@ -25,6 +27,7 @@ def prepared_rows(customers: dict[str, list[Visit]]) -> pa.Table:
             "times": pa.array([[day * SECONDS_PER_DAY for day in row] for row in days], pa.list_(pa.int64())),
             "visits": pa.array(places, pa.list_(pa.int32())),
             "task_brand": pa.array(labels, pa.list_(pa.int32())),
+            "unseen_brand": pa.array([[0] * len(row) for row in labels], pa.list_(pa.int32())),
             "validation_end": pa.array([sum(day < VALIDATION for day in row) for row in days], pa.int32()),
             "test_end": pa.array([sum(day < TEST for day in row) for row in days], pa.int32()),
         }

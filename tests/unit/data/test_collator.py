@@ -92,6 +92,8 @@ def row(number, visits, validation=10_000, test=20_000, same_time=True):
         "feature_type": kinds.astype(np.int32),
         "task_items": np.where(target, items, 0).astype(np.int32),
         "task_type": np.where(target, kinds, 0).astype(np.int32),
+        "unseen_items": np.zeros(len(items), np.int32),
+        "unseen_type": np.zeros(len(items), np.int32),
         "validation_end": int((times < validation * DAY).sum()),
         "test_end": int((times < test * DAY).sum()),
     }

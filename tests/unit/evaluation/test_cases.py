@@ -21,6 +21,7 @@ from modeling_mcm.evaluation.ranking import StreamingMetrics, TargetRanks
 from modeling_mcm.preparation import prepare
 
 VALIDATION, TEST = 100, 200  # days
+UNSEEN = IGNORED - 1  # id of the unknown label of `prepared_rows`
 
 
 def prepared_rows(customers):
@@ -30,6 +31,8 @@ def prepared_rows(customers):
     columns["times"] = pa.array([[day * 86400 for day, *_ in events] for events in every], pa.list_(pa.int64()))
     for place, name in enumerate(("visits", "task_brand", "task_token_type"), start=1):
         columns[name] = pa.array([[event[place] for event in events] for events in every], pa.list_(pa.int32()))
+    for name in ("unseen_brand", "unseen_token_type"):
+        columns[name] = pa.array([[0] * len(events) for events in every], pa.list_(pa.int32()))
     for name, end in (("validation_end", VALIDATION), ("test_end", TEST)):
         columns[name] = pa.array([sum(day < end for day, *_ in events) for events in every], pa.int32())
     return pa.table(columns)
@@ -61,7 +64,7 @@ def rows(request):
 
 
 EXPECTED = {
-    "validation": {"plain": [4, 5, 4], "not a target": [1], "only a token type": [8], "straddles": [5]},
+    "validation": {"plain": [4, 5, 4], "not a target": [UNSEEN], "only a token type": [8], "straddles": [5]},
     "test": {"plain": [7], "too short": [4], "straddles": [7, 8], "returns late": [9]},
 }
 

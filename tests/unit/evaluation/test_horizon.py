@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from visits import CUTOFFS, LABELS, TEST, horizon, prepared_rows, random_customers
+from visits import CUTOFFS, LABELS, TEST, UNSEEN, horizon, prepared_rows, random_customers
 
 from modeling_mcm.evaluation import tie_ranks
 from modeling_mcm.evaluation.baselines import MostPopular, Transitions, VisitFrequency
@@ -28,7 +28,8 @@ def within(visits, cutoff, days):
     """The targets of a horizon, event by event."""
     start = CUTOFFS[cutoff]
     stop = min(start + days, TEST) if cutoff == "validation" else start + days
-    return {label for day, labels in visits for label in labels if start <= day < stop and label >= 1}
+    targets = {label for day, labels in visits for label in labels if start <= day < stop and label >= 1}
+    return {UNSEEN if label == 1 else label for label in targets}
 
 
 def plain_ndcg(greater):
@@ -137,7 +138,7 @@ def test_filtered_metrics_equal_those_of_a_smaller_vocabulary(customers):
 def test_an_unknown_target_is_a_miss():
     rows = prepared_rows({"a": [(1, [2, 1]), (210, [2, 1, 3])]})
     cases = unseen_only(rows, find_cases(rows, "test", min_history=1))
-    assert cases.targets["brand"][0].tolist() == [1, 3]
+    assert cases.targets["brand"][0].tolist() == [UNSEEN, 3]
     values = evaluate_baseline(VisitFrequency().fit(rows, "brand", 4), rows, cases, ks=(1,))
     assert values["next_visit_recall@1"][0] == 0.5
 
@@ -148,6 +149,7 @@ def test_a_task_without_targets_is_left_out(caplog):
     with pytest.raises(ValueError, match="None of 2 cases has a target that its customer had not seen"):
         unseen_only(rows, cases)
     other = rows.append_column("task_colour", pa.array([[2, 2, 3], [2, 2]], pa.list_(pa.int32())))
+    other = other.append_column("unseen_colour", rows["unseen_brand"])
     both = unseen_only(other, find_cases(other, "test", min_history=1))
     assert list(both.targets) == ["colour"] and "Task 'brand' is left out" in caplog.text
     assert len(both) == 2 and both.targets["colour"][1].tolist() == []
