@@ -209,7 +209,7 @@ def read_as_of(value: Any, zone: tzinfo) -> float:
     """Converts a time to seconds since 1970-01-01. Raises `ValueError` if the value is no time."""
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         return to_seconds(value, zone)
-    if not abs(value) < EXACT_FLOAT:  # nor is NaN
+    if not abs(float(value)) < EXACT_FLOAT:  # nor is NaN
         raise ValueError(f"found {value!r}, which is no time; give seconds since 1970-01-01, or a datetime")
     return float(value)
 
