@@ -42,7 +42,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["modeling_mcm", "modeling_mcm.*"]),
     package_data={
-        "modeling_mcm": ["py.typed", "forecaster.safetensors", "scorer.safetensors"],
+        "modeling_mcm": ["py.typed", "forecaster.safetensors"],
         "modeling_mcm.hub": ["templates/*.jinja"],
         "modeling_mcm.preparation": ["*.yaml"],
     },

@@ -195,6 +195,17 @@ def probe_table(others: dict[str, dict[str, Any]]) -> Table:
     return table
 
 
+def small_table(others: dict[str, dict[str, Any]]) -> Table:
+    """A row for each task and number of visits of the small logs."""
+    table = [["log", "task", "visits", "cases", "best of counting", "its NDCG@10", WITHOUT, "difference ± error"]]
+    for log in LOGS:
+        for row in others.get(f"{log}.small_logs", {"rows": []})["rows"]:
+            cells = [row["task"], str(row["visits"]), str(row["cases"]), row["best"].replace("_", " ")]
+            cells += [f"{row['counting']:.4f}", f"{row['MCM']:.4f}", f"{row['gain']:+.4f} ± {row['error']:.4f}"]
+            table.append([log, *cells])
+    return table
+
+
 def verdict(table: Table) -> str:
     """Says on which targets of the probe the state is under the best of counts and components."""
     gains = [(f"{row[1]} of {row[0]}", *(float(word.strip("[],")) for word in row[-1].split())) for row in table[1:]]
@@ -234,6 +245,7 @@ def draw(folder: Path) -> None:
         "shares": _table(share_table(runs, shown)),
         "forecasts": _table(forecast_table(others)),
         "chance": _table(chance_table(chances(others))),
+        "small": _table(small_table(others)),
         "verdict": verdict(probe) if len(probe) > 1 else "",
         "probe": _table(probe),
         "speed": f"{speed['caption']}\n\n{_table(speed['table'])}",

@@ -51,6 +51,15 @@ HIDDEN = (64, 32)
 DROPOUT = 0.1
 LEAST_RISE = 0.05  # see `LabelScorer.chances`
 FARTHEST = 4.0  # largest absolute value of a standardised feature
+# The mix of rates whose logarithm a score starts from, before anything is fitted. The first two are the weights of
+# nearest customers, in whose place are all; the others tell labels apart that are equally popular.
+MIX = {
+    "share_visits_15": 0.7,
+    "label_rate": 0.3,
+    "transitions": 0.012,
+    "next_transitions": 0.012,
+    "rates_ratio": 0.02,
+}
 
 
 class LabelTables(nn.Module):
@@ -246,10 +255,11 @@ def _choose(
 class LabelScorer(nn.Module):
     """Scores the labels of every task from counts and the encoder's readout:
 
-        s(w) = exp(t) (a . z_w + MLP(z_w) + u . x_w) + b    for a candidate w
-        s(w) = log share(w) + f                             for any other label
+        s(w) = exp(t) (log m_w + a . z_w + MLP(z_w) + u . x_w) + b    for a candidate w
+        s(w) = log share(w) + f                                       for any other label
 
-    z_w are the standardised numbers that are counted, and x_w log-probability and rank by the readout. The network is
+    m_w is a fixed mix of rates (`MIX`), z_w are the standardised numbers that are counted, and x_w log-probability and
+    rank by the readout. The network starts at 0, so that it adds to m_w what the log's own examples tell. It is
     trained without x, on training prefixes, whose targets the encoder may know by heart. t, b, f and u are fitted for
     each task and question on validation cases, so that the softmax over all labels is calibrated. For a customer whose
     unseen candidates score less on average than the most popular label would by the second line, f is smaller.
@@ -287,7 +297,14 @@ class LabelScorer(nn.Module):
         hidden = F.gelu(self.first(z) + self.task_vectors.weight[task])
         kept = F.dropout(torch.ones_like(self.first.bias), DROPOUT, self.training)  # one draw for all rows: fast
         hidden = F.gelu(self.second(hidden * kept))
-        return self.last(hidden) + self.linear(z)
+        return self.last(hidden) + self.linear(z) + self.log_mix(features)[..., None]
+
+    @staticmethod
+    def log_mix(features: torch.Tensor) -> torch.Tensor:
+        """Logarithm of the mix of rates `MIX` of candidates, of shape `(...)`, from their numbers `(..., F)`."""
+        rates = {name: features[..., PLACES[name]] for name in MIX}
+        rates |= {name: rates[name].expm1() / 30 for name in MIX if FEATURES[PLACES[name]].unit == "log(1 + 30 x)"}
+        return (sum(weight * rates[name] for name, weight in MIX.items()) + 1e-9).log()
 
     def log_shares(self, task: int) -> torch.Tensor:
         """Logarithm of each label's share of the training period, of shape `(V,)`."""

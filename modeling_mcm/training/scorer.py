@@ -10,30 +10,24 @@ Shapes: B examples of a step, M candidates of the longest of them, N candidates 
 
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NamedTuple, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.utils import logging
 
 from modeling_mcm.data import PreparedData
 from modeling_mcm.evaluation.cases import tasks_without_repeats
 from modeling_mcm.events_mcm import SECONDS_PER_DAY
-from modeling_mcm.features_mcm import COUNTED
+from modeling_mcm.features_mcm import COUNTED, PLACES
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.scorer_mcm import HORIZON_DAYS, NEXT_VISIT, OF_READOUT, QUESTIONS, WITHIN, LabelScorer
 from modeling_mcm.training.scorer_counts import FOLDS
-from modeling_mcm.training.scorer_examples import LabelExamples, draw_validation, read_examples
+from modeling_mcm.training.scorer_examples import EXAMPLES, LabelExamples, draw_validation, read_examples
 
 logger = logging.get_logger(__name__)
-# The network that each fit starts from, and the names of its parts in a scorer.
-SHIPPED_NETWORK = Path(__file__).resolve().parents[1] / "scorer.safetensors"
-NETWORK = ("mean", "std", "linear", "first", "second", "last")
-FEW_EXAMPLES = 500  # below which the network starts from the shipped one
 START_STD, EPOCHS, LEARNING_RATE, WEIGHT_DECAY, EXAMPLES_OF_STEP = 0.02, 8, 3e-3, 1e-2, 32
 RANKING = 1.5  # weight of the smooth NDCG
 MOST_TARGETS, TEMPERATURE = 12, 2.0  # of the smooth NDCG
@@ -42,10 +36,12 @@ GRID = torch.tensor([(a, -b) for a in (0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6) for b
 
 
 def start_network(scorer: LabelScorer, examples: Sequence[LabelExamples], seed: int) -> None:
-    """Starts the network with small random weights, and computes mean and standard deviation of the numbers."""
+    """Starts the network at 0, with small random weights in its hidden layers, and computes mean and standard
+    deviation of the numbers."""
     generator = torch.Generator().manual_seed(seed)
-    for layer in (scorer.linear, scorer.first, scorer.second, scorer.last):
-        nn.init.normal_(layer.weight, std=START_STD, generator=generator)
+    stds = {scorer.linear: 0.0, scorer.first: START_STD, scorer.second: START_STD, scorer.last: 0.0}
+    for layer, std in stds.items():
+        nn.init.normal_(layer.weight, std=std, generator=generator)
         nn.init.zeros_(layer.bias)
     nn.init.zeros_(scorer.task_vectors.weight)
     features = torch.cat([found.features[:, :COUNTED] for found in examples])
@@ -54,9 +50,14 @@ def start_network(scorer: LabelScorer, examples: Sequence[LabelExamples], seed: 
 
 
 def fit_network(
-    scorer: LabelScorer, examples: Sequence[LabelExamples], validation: Sequence[LabelExamples], seed: int
+    scorer: LabelScorer,
+    examples: Sequence[LabelExamples],
+    validation: Sequence[LabelExamples],
+    seed: int,
+    without_repeats: Sequence[int] = (),
 ) -> list[float]:
-    """Trains the network on examples of all tasks, and keeps the epoch that ranks the validation cases best.
+    """Trains the network on examples of all tasks, and keeps the epoch that ranks the validation cases best. Seen
+    labels come last in that, in the tasks `without_repeats`.
 
     Returns:
         `list[float]`: NDCG@10 of each task on validation; empty without cases, where the last epoch is kept.
@@ -68,9 +69,11 @@ def fit_network(
     steps = _draw_steps(examples, generator)
     if not steps:
         raise ValueError("What followed the histories is never among their candidates: the log is too small to fit.")
-    optimizer = torch.optim.AdamW(scorer.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    # Adam's steps are as long by few examples as by many: shorter ones keep few from moving the network far
+    learning_rate = LEARNING_RATE * min(len(examples[0].num_targets) / EXAMPLES, 1) ** 0.5
+    optimizer = torch.optim.AdamW(scorer.parameters(), learning_rate, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, LEARNING_RATE, total_steps=EPOCHS * len(steps) + 1, pct_start=0.15
+        optimizer, learning_rate, total_steps=EPOCHS * len(steps) + 1, pct_start=0.15
     )
     best: tuple[float, list[float], dict[str, torch.Tensor]] = (-1.0, [], {})
     for epoch in range(EPOCHS + 1):  # the first one is the start
@@ -93,6 +96,8 @@ def fit_network(
         scorer.eval()
         with torch.no_grad():
             scores = [scorer(t, each.features)[:, NEXT_VISIT] for t, each in enumerate(validation)]
+            for task in without_repeats if validation else []:
+                scores[task] -= 1e4 * validation[task].features[:, PLACES["seen"]]
             values = [
                 each.compute_ndcg(of_task).nanmean().item() for each, of_task in zip(validation, scores, strict=True)
             ]
@@ -244,20 +249,6 @@ def choose_weights(ndcg: torch.Tensor) -> int:
     return int((gains.mean(1) - 0.5 * gains.std(1) / gains.shape[1] ** 0.5).argmax())
 
 
-def load_network(scorer: LabelScorer) -> None:
-    """Starts a scorer's network from the shipped one, which `training/run_pretrain_scorer.py` fits on several logs."""
-    for name, value in load_file(SHIPPED_NETWORK).items():
-        scorer.get_parameter(name).data.copy_(value) if "." in name else scorer.get_buffer(name).copy_(value)
-    scorer.task_vectors.weight.data.zero_()
-
-
-def save_network(scorer: LabelScorer, path: str | Path) -> None:
-    """Saves a scorer's network for any task: the mean of the task vectors becomes part of the first layer."""
-    tensors = {name: value for name, value in scorer.state_dict().items() if name.split(".")[0] in NETWORK}
-    tensors["first.bias"] = tensors["first.bias"] + scorer.task_vectors.weight.mean(0)
-    save_file(tensors, path)
-
-
 class ScorerFit:
     """Fits a model's scorer: counts and network when it is made, and the encoder's part when the encoder is trained.
 
@@ -278,21 +269,15 @@ class ScorerFit:
         self.model, self.seed = model, seed
         self.generator = torch.Generator().manual_seed(seed)
         counts, self.reader, examples = read_examples(model.config, data, seed, self.generator)
-        number, rows = len(examples[0].num_targets), data.rows
-        if number < FEW_EXAMPLES:
-            logger.warning(
-                f"{data.folder} has {number} visits to learn from, fewer than {FEW_EXAMPLES}: scores rest on what was "
-                "learned on other logs. Give a longer log, or one of more customers, for better ones."
-            )
-            load_network(self.scorer)
-        else:
-            start_network(self.scorer, examples, seed)
+        start_network(self.scorer, examples, seed)
         for table, each in zip(self.scorer.tables, counts, strict=True):
             table.load_state_dict(each.make_tables().state_dict())
-        self.validation = draw_validation(rows, data, seed)
-        self.without_repeats = tasks_without_repeats(rows, model.config.tasks)
+        self.validation = draw_validation(data.rows, data, seed)
+        self.without_repeats = tasks_without_repeats(data.rows, model.config.tasks)
         validation = self._read_validation()
-        self.counted = fit_network(self.scorer, examples, validation, seed) or [math.nan] * len(examples)
+        unseen = [model.config.tasks.index(task) for task in self.without_repeats]
+        ndcg = fit_network(self.scorer, examples, validation, seed, unseen)
+        self.counted = ndcg or [math.nan] * len(examples)
         # Whether validation says what comes within `HORIZON_DAYS`
         start, end = (data.schema.scoring_time(cutoff) for cutoff in ("validation", "test"))
         self.sees_horizon = start is not None and end is not None and end - start >= HORIZON_DAYS * SECONDS_PER_DAY

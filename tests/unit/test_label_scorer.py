@@ -8,13 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from choices import EXTENDED, TINY, from_data, perturb
-from in_process import call
-from safetensors.torch import load_file
 
 from modeling_mcm import LiveCustomer, MCMConfig, MCMFeatureExtractor, MCMForMultiTaskRecommendation, scorer_mcm
 from modeling_mcm.data import EventSchema, PreparedData
 from modeling_mcm.data.collator import MCMCollator, PreparedRows
 from modeling_mcm.evaluation.cases import cases_at
+from modeling_mcm.evaluation.comparison import STRONG_BASELINES, counting_baselines
 from modeling_mcm.evaluation.model import model_values
 from modeling_mcm.features_mcm import COUNTED, FEATURES, NUM_FEATURES, PLACES, LabelHistory
 from modeling_mcm.inputs_mcm import RowBatch
@@ -29,7 +28,7 @@ from modeling_mcm.scorer_mcm import (
     read_histories,
 )
 from modeling_mcm.training.pretraining import COUNTS_ALONE
-from modeling_mcm.training.scorer import SHIPPED_NETWORK, ScorerFit, _minimize, load_network, ranking_loss
+from modeling_mcm.training.scorer import ScorerFit, _minimize, ranking_loss
 from modeling_mcm.training.scorer_counts import LabelCounts, LabelEvents
 from modeling_mcm.training.scorer_examples import (
     Example,
@@ -233,6 +232,35 @@ def test_the_figure_of_counts_alone_is_that_of_evaluation(tmp_path):
     assert counted == pytest.approx(np.nanmean(values), abs=1e-6)
 
 
+@pytest.mark.parametrize("seed", [0, 2])
+def test_a_small_log_is_not_ranked_worse_than_by_counting(tmp_path, seed):
+    generator, days = np.random.default_rng(seed), pd.date_range("2024-01-01", freq="7D", periods=6)
+    popularity = np.arange(1, 301) ** -0.8
+    popularity /= popularity.sum()
+    parts = []
+    for customer in range(30):
+        own = generator.choice(300, 30, replace=False, p=popularity)
+        shares = generator.dirichlet(np.full(30, 0.5))
+        for day in days:
+            number = generator.poisson(10) + 1
+            usual, any_ = generator.choice(own, number, p=shares), generator.choice(300, number, p=popularity)
+            labels = np.unique(np.where(generator.random(number) < 0.6, usual, any_))
+            parts.append(pd.DataFrame({"user": f"{customer:02}", "time": day, "kind": "buy", "item": labels}))
+    schema = {"name": "small", "customer": "user", "time": "time", "token_type": "kind", "tasks": ["item"]}
+    schema |= {"features": [{"name": "kind"}, {"name": "item"}], "min_history": 1}
+    schema |= {"cutoffs": {"validation": str(days[-2].date()), "test": str(days[-1].date())}}
+    prepare(pd.concat(parts), EventSchema.from_dict(schema), tmp_path / "data")
+    data = PreparedData(str(tmp_path / "data"))
+    choices = from_data(data.extractor) | COUNTS_ALONE | {"kind_feature": "kind", "state_size": 0}
+    model = MCMForMultiTaskRecommendation(MCMConfig(**choices)).eval()
+    ScorerFit(model, data)
+    cases = cases_at(data, "test")
+    found = counting_baselines(data.rows, cases, model.config.label_sizes, STRONG_BASELINES)
+    found["MCM"] = model_values(model, data.extractor, data.rows, cases, ["item"])
+    ndcg = {name: np.mean(values["item"]["next_visit_ndcg@10"]) for name, values in found.items()}
+    assert ndcg["MCM"] > max(ndcg[name] for name in STRONG_BASELINES) - 0.01
+
+
 def test_save_and_load_do_not_change_scores(model, batch, tmp_path):
     model.save_pretrained(tmp_path)
     again = MCMForMultiTaskRecommendation.from_pretrained(tmp_path).eval()
@@ -383,17 +411,3 @@ def test_the_fit_of_chances_ends_at_the_minimum_though_most_labels_are_unlikely(
 def test_a_likelier_label_has_a_larger_chance(c):
     chances = LabelScorer.chances(torch.tensor([3.3, 1.2, c]).double(), torch.linspace(1e-4, 1, 1000).double().log())
     assert (chances.diff() > 0).all() and chances[-1] < 1
-
-
-def test_a_small_log_starts_from_the_shipped_network(data, prepared, tmp_path, capsys, caplog):
-    choices = from_data(data.extractor) | COUNTS_ALONE | {"kind_feature": "type", "state_size": 0}
-    scorer = MCMForMultiTaskRecommendation(MCMConfig(**choices)).scorer
-    load_network(scorer)
-    shipped = load_file(SHIPPED_NETWORK)
-    assert torch.equal(scorer.first.weight, shipped["first.weight"]) and torch.equal(scorer.std, shipped["std"])
-    call("run_pretrain_scorer", "--data", prepared, prepared, "--output", tmp_path / "made.safetensors")
-    assert "examples of 6 tasks" in capsys.readouterr().out
-    made = load_file(tmp_path / "made.safetensors")
-    assert {name: value.shape for name, value in made.items()} == {name: v.shape for name, v in shipped.items()}
-    ScorerFit(MCMForMultiTaskRecommendation(MCMConfig(**choices)), data)
-    assert "rest on what was learned on other logs" in caplog.text
