@@ -304,7 +304,7 @@ class LabelScorer(nn.Module):
         """Logarithm of the mix of rates `MIX` of candidates, of shape `(...)`, from their numbers `(..., F)`."""
         rates = {name: features[..., PLACES[name]] for name in MIX}
         rates |= {name: rates[name].expm1() / 30 for name in MIX if FEATURES[PLACES[name]].unit == "log(1 + 30 x)"}
-        return (sum(weight * rates[name] for name, weight in MIX.items()) + 1e-9).log()
+        return (torch.stack([weight * rates[name] for name, weight in MIX.items()]).sum(0) + 1e-9).log()
 
     def log_shares(self, task: int) -> torch.Tensor:
         """Logarithm of each label's share of the training period, of shape `(V,)`."""

@@ -4,6 +4,7 @@
 
 import json
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,6 +21,7 @@ import logs
 import page
 import probe
 import run_results
+import small_logs
 from logs import LOGS, ROOT, Log, Question, read_raw
 from methods import best_possible, counting, judge, mcm, recent, rectools
 from modeling_mcm.configuration_mcm import FIRST_LABEL
@@ -131,7 +133,13 @@ def test_the_page_says_where_the_state_is_below():
 
 
 @pytest.mark.slow
-def test_mcm_and_the_studies_are_run_through_its_entrances(shop, tmp_path, monkeypatch):
+def test_mcm_and_the_studies_are_run_through_its_entrances(shop, prepared, event_log, tmp_path, monkeypatch):
+    monkeypatch.setattr(small_logs, "LOGS", ("corner_shop",))
+    monkeypatch.setattr(small_logs, "VISITS", (20,))
+    monkeypatch.setattr(small_logs, "DRAWS", 1)
+    raw = Path(prepared).with_name("raw")
+    raw.mkdir(exist_ok=True)
+    event_log.to_parquet(raw / "events.parquet")
     monkeypatch.setattr(probe, "FEWEST", 5)
     monkeypatch.setattr(chance, "LOGS", ("corner_shop",))
     monkeypatch.setitem(probe.SETTINGS, "corner_shop", (("item", "aisle"), None))
@@ -139,7 +147,7 @@ def test_mcm_and_the_studies_are_run_through_its_entrances(shop, tmp_path, monke
     options = ["--logs", "corner_shop", "--seeds", 0, "--results", tmp_path / "results", "--runs", tmp_path / "runs"]
     call("run_results", *options, "--methods", "probe", "chance")
     assert not [*(tmp_path / "results").glob("*")]  # no model yet
-    call("run_results", *options, "--methods", mcm.WITHOUT, "probe", "chance", "forecasts")
+    call("run_results", *options, "--methods", mcm.WITHOUT, *run_results.STUDIES)
     stored = json.loads((tmp_path / "results" / "corner_shop.MCM_without_encoder.0.json").read_text())
     assert stored["versions"]["torch"] == torch.__version__ and stored["seconds"] > 0
     of = {
@@ -153,6 +161,9 @@ def test_mcm_and_the_studies_are_run_through_its_entrances(shop, tmp_path, monke
     assert {row["task"] for row in of["chance"]["rows"]} == {"items", "aisle"}
     assert all(0 <= row["came"] <= 1 for row in of["chance"]["rows"])
     assert [row["horizon"] for row in of["forecasts"]["rows"]] == [14, 30]
+    for row in of["small_logs"]["rows"]:
+        assert row["visits"] == 20 and row["gain"] == pytest.approx(row["MCM"] - row["counting"])
+    assert {row["task"] for row in of["small_logs"]["rows"]} == {"items", "aisle"}
     assert all(0 <= row["in 80%"] <= row["in 95%"] <= 1 and row["BG/NBD total"] > 0 for row in of["forecasts"]["rows"])
 
 
