@@ -62,7 +62,8 @@ class BGNBD:
 def judge(schema: EventSchema, raw: RawLog, cutoff: pd.Timestamp, horizons: tuple[int, ...]) -> list[dict[str, Any]]:
     """Measures each horizon from a cutoff."""
     known = {key: value for key, value in schema.to_dict().items() if key != "profile"}
-    cutoffs = {"validation": str(cutoff), "test": str(cutoff + pd.Timedelta(days=max(horizons)))}
+    last = raw.visits["time"].max().floor("D")
+    cutoffs = {"validation": str(cutoff), "test": str(min(cutoff + pd.Timedelta(days=max(horizons)), last))}
     model = CustomerModel.fit(raw.events, known | {"cutoffs": cutoffs}, disable_tqdm=True)
     days = raw.visits.assign(day=(raw.visits["time"] - cutoff) / pd.Timedelta(days=1))
     past = days[days["day"] < 0].groupby("customer")["day"].agg(["count", "min", "max"])
