@@ -9,7 +9,7 @@
 `ids.txt` is read as CSV: one id a line, or ids separated by commas. An id that holds a comma, a quote or a line break
 stands in double quotes. All files are read before any is changed, and again after the deletion. The exit status is 1
 if a file can't be read or still holds a customer, or no file holds an id; the other customers are deleted. Give
---events, too; otherwise the customers come back with the next preparation or update of the data. If the command was
+--events, too; otherwise the customers come back with the next preparation of the data. If the command was
 killed, start it again to finish. Model weights, vocabularies (docs/operations.md says what that means), backups and
 other copies are not touched.
 """

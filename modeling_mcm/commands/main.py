@@ -10,7 +10,6 @@ from modeling_mcm import __version__
 # Each name but `start` is a module of this folder with a function `main()`.
 COMMANDS = {
     "prepare": "prepare an event log for training: check it, split it by time, make one row for each customer",
-    "update": "add the new files of the log to a prepared data set",
     "forget": "delete customers from prepared data, predictions and the log, and check that they are gone",
     "start": "fit a model without an encoder: scores, embeddings and forecasts",
     "pretrain": "pre-train a model on a prepared data set",

@@ -6,19 +6,25 @@
     mcm prepare --demo complete_journey --offers ...        also writes the demo's offers (docs/fine_tuning.md)
     mcm prepare --demo ta_feng ...              or cdnow, each from a package (docs/event_schema.md)
     mcm prepare --events log.parquet --schema schema.yaml --output_dir data/prepared
+    mcm prepare --model runs/mine --events log.parquet --output_dir data/today      what runs/mine can score
     mcm prepare --engine spark --spark_master local[2] ...      on Spark (docs/large_logs.md)
     mcm prepare prepare.yaml --overwrite        # options as keys of one YAML file; flags win
 
-docs/event_schema.md explains the schema. If the output folder holds a complete data set, --overwrite replaces it, and
---reuse leaves it as it is if the same files, schema and options made it; otherwise the command ends with an error.
+docs/event_schema.md explains the schema. With --model the vocabularies and bins are those of a checkpoint, and the
+command says how many events have a value that it does not know. Its schema is used unless --schema is given, and
+nothing is held out unless --schema or --cutoffs says so.
+
+If the output folder holds a complete data set, --overwrite replaces it, and --reuse leaves it as it is if the same
+files, schema and options made it; otherwise the command ends with an error.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from modeling_mcm.commands.arguments import MEMORY_LIMIT, EngineOptions, parse_options, report_errors
-from modeling_mcm.data import EventSchema, PreparedManifest
+from modeling_mcm.data import EventSchema, PreparedManifest, read_schema
 from modeling_mcm.option import option
+from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
 WITH_OFFERS = "complete_journey"
 DEMOS = (WITH_OFFERS, "ta_feng", "cdnow")
@@ -34,6 +40,9 @@ class PrepareOptions:
     )
     profile: str | None = option(None, "Profile table, with one row a customer. Needed if the schema has `profile`.")
     schema: str | None = option(None, "Event schema, a YAML file such as configuration/schemas/clickstream.yaml.")
+    model: str | None = option(
+        None, "Checkpoint that is to read the data: its vocabularies and bins, and by default its schema, are used."
+    )
     cutoffs: list[str] = option([], "Two dates, of the validation and the test cutoff, in the place of the schema's.")
     demo: str | None = option(
         None,
@@ -58,8 +67,8 @@ class PrepareOptions:
                 f"--offers writes the offers of a demo: add --demo {WITH_OFFERS}, or make your own tables "
                 "(docs/fine_tuning.md)."
             )
-        if self.demo is None and not (self.events and self.schema):
-            raise ValueError("Give --events and --schema, or --demo.")
+        if self.demo is None and not (self.events and (self.schema or self.model)):
+            raise ValueError("Give --events, and --schema or --model; or give --demo.")
         if len(self.cutoffs) not in (0, 2):
             raise ValueError(f"--cutoffs has {len(self.cutoffs)} dates; give two, validation and test.")
 
@@ -95,7 +104,7 @@ def main() -> None:
     """Reads the options, prepares the data set and prints what it holds."""
     options, engine = parse_options(PrepareOptions, EngineOptions, description=__doc__)
     events: str | list[str] = options.events[0] if len(options.events) == 1 else options.events
-    profile, schema = options.profile, options.schema
+    profile, schema, extractor = options.profile, options.schema, None
     with report_errors():
         from modeling_mcm.preparation import prepare
 
@@ -107,7 +116,9 @@ def main() -> None:
             if options.offers:
                 build_complete_journey_offers(raw)
             schema = schema or own_schema
-        event_schema = EventSchema.from_yaml(schema)
+        if options.model:
+            extractor = MCMFeatureExtractor.from_pretrained(options.model)
+        event_schema = EventSchema.from_yaml(schema) if schema else read_schema(extractor)
         if options.cutoffs:
             cutoffs = dict(zip(("validation", "test"), options.cutoffs, strict=True))
             event_schema = EventSchema.from_dict(event_schema.to_dict() | {"cutoffs": cutoffs})
@@ -116,6 +127,7 @@ def main() -> None:
             event_schema,
             options.output_dir,
             profile=profile,
+            feature_extractor=extractor,
             engine=engine.engine,
             spark_config=engine.spark,
             overwrite=options.overwrite,

@@ -5,7 +5,7 @@
 A case is a customer with at least `min_history` target events before a cutoff and at least one target event after it.
 For the validation cutoff, that target event must also come before the test cutoff. A target event is an event with a
 label in any task besides the token type: where nothing else is known of an event, there is nothing to predict.
-Preparation and updates count the cases of the shards that they write, and evaluation reads the targets of each case.
+Preparation counts the cases of the shards that it writes, and evaluation reads the targets of each case.
 """
 
 from collections.abc import Iterator, Sequence

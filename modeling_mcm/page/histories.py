@@ -34,6 +34,7 @@ from modeling_mcm.data.dataset import (
     check_vocabularies,
     write_table,
 )
+from modeling_mcm.data.schema import NO_CUTOFFS
 from modeling_mcm.events_mcm import SECONDS_PER_DAY, check_columns, read_zone, select_events, to_ids, to_seconds
 from modeling_mcm.extras import needs
 from modeling_mcm.files_mcm import file_digest, write_json
@@ -108,11 +109,11 @@ class Histories:
         if extractor.time is None:
             raise ValueError(f"The log {extractor.name} has no times, and the page draws them.")
         self.model, self.extractor = model, extractor
-        cutoff = PreparedManifest.load(data).schema.get("cutoffs", {})
-        if not isinstance(cutoff, Mapping) or "test" not in cutoff:
+        cutoffs = PreparedManifest.load(data).event_schema.cutoffs
+        if not isinstance(cutoffs, Mapping) or cutoffs == NO_CUTOFFS:
             raise ValueError(f"{data} has no test period: prepare it with `cutoffs`, two dates.")
         check_vocabularies(data, extractor)
-        self.cutoff = str(np.datetime64(str(cutoff["test"]), "s"))
+        self.cutoff = str(np.datetime64(str(cutoffs["test"]), "s"))
         # Labels that are numbers to people say little: their tasks come last.
         variety = {task: self._variety(task) for task in extractor.tasks}
         self.tasks = sorted(variety, key=lambda task: variety[task] == 1)

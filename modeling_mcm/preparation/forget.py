@@ -7,7 +7,7 @@ A plan reads all named places, and raises an error where something stands agains
 sets and the predictions are written, under locks. A file takes its place when it is whole, so a run that is killed
 leaves each file or data set either as it was or finished. It may be killed between a log and its data set. So before
 each file of the log is replaced, a note beside the data set says which digest replaces which. With the note, the same
-command finishes when it is run again, and an update knows the new files.
+command finishes when it is run again.
 
 A symbolic link stays, and the file that it names is written. What was counted over customers is counted again:
 `popularity.parquet`, and the manifest's `measures` and counts. Those of the log's rows (`rows`, `duplicates` and what
@@ -44,19 +44,18 @@ from modeling_mcm.data.dataset import (
 from modeling_mcm.events_mcm import check_columns, to_text
 from modeling_mcm.extras import needs
 from modeling_mcm.files_mcm import LOCK_SUFFIX, atomic_folder, atomic_write, file_digest, write_json
-from modeling_mcm.preparation.changes import read_note
 from modeling_mcm.preparation.files import detect_kind
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
 with needs("data"):
     from modeling_mcm.preparation.engine import link, open_engine
     from modeling_mcm.preparation.rows import (
-        combined,
         count_events,
         mark_targets,
         measure,
         popularity,
         shard_events,
+        subtracted,
         write_shard,
     )
     from modeling_mcm.preparation.vocabulary import build_vocabularies
@@ -205,7 +204,7 @@ def _count_again(directory: Path, scratch: Path, manifest: PreparedManifest, gon
         fewer = count_events(shard_events(connection, [scratch / "gone.parquet"], schema), fitted, schema)
     write_table(directory / POPULARITY_FILE, table)
     fewer |= {"customers": len(gone), "forgotten": -len(gone), **count_cases(gone, schema)}
-    return replace(manifest, counts=combined({"forgotten": 0} | manifest.counts, fewer, {}), measures=measures)
+    return replace(manifest, counts=subtracted({"forgotten": 0} | manifest.counts, fewer), measures=measures)
 
 
 def forget_in_cache(customers: Collection[str]) -> int:
@@ -368,6 +367,11 @@ def _list_columns(places: Places, column: str) -> Iterator[tuple[Path, str]]:
         yield from ((path, CUSTOMER) for path in predictions_files(folder))
     for log in places.events:
         yield from ((path, column) for path in log_files(log))
+
+
+def read_note(directory: Path) -> Path:
+    """Path of the note in which a deletion says what it changed in the log and not yet in a data set."""
+    return directory.with_name(f".{directory.name}.deletion.json")
 
 
 class DeletionNote:

@@ -72,7 +72,7 @@ ROWS_PER_SHARD, MOST_ROWS_PER_SHARD = 1024, 1_000_000  # the rows of a shard are
 LIBRARIES = ("modeling-mcm", "ibis-framework", "duckdb", "pyarrow", "numpy", "transformers", "datasets")
 
 
-def versions(connection: ibis.BaseBackend) -> dict[str, str]:
+def _versions(connection: ibis.BaseBackend) -> dict[str, str]:
     """The versions of Python and of the libraries that make a data set, by name, or "not installed"."""
     versions = {"python": platform.python_version()}
     for name in (*LIBRARIES, *([SPARK] if connection.name == SPARK else [])):
@@ -183,7 +183,7 @@ def _count_periods(events: ir.Table, schema: EventSchema) -> dict[str, Any]:
     return counts
 
 
-def check_profile(profile: Any, schema: EventSchema) -> None:
+def _check_profile(profile: Any, schema: EventSchema) -> None:
     """Raises `ValueError` if the schema has features of a profile table and none is given."""
     if schema.profile and profile is None:
         raise ValueError(
@@ -191,7 +191,7 @@ def check_profile(profile: Any, schema: EventSchema) -> None:
         )
 
 
-def check_events(
+def _check_events(
     events: ir.Table, schema: EventSchema, cache: Callable[..., ir.Table]
 ) -> tuple[ir.Table, dict[str, Any]]:
     """Leaves out the events that the schema says, marks targets and periods, and counts both. Returns the events that
@@ -313,7 +313,7 @@ def prepare(
     check_integer(rows_per_shard, "rows_per_shard", 1, MOST_ROWS_PER_SHARD)
     if engine == "duckdb":
         check_memory_limit(memory_limit)
-    check_profile(profile, schema)
+    _check_profile(profile, schema)
     output_dir = Path(output_dir)
     facts = {
         "schema": schema.to_dict(),
@@ -362,7 +362,7 @@ def _run(
     table = open_events(events, connection, schema, text)
     read = normalise_events(table, schema)
     bad = text.dropped + count_bad(table, read, schema)
-    checked, counts = check_events(read, schema, cache)
+    checked, counts = _check_events(read, schema, cache)
     counts["dropped_bad"] = bad
     if not counts["rows"]:
         left = f" besides the {bad:,} that `on_bad_row: drop` left out" if bad else ""
@@ -402,5 +402,5 @@ def _run(
         done(f"shard {len(shards)} of {number}")
     counts |= cases
     _warn_without_cases(counts, schema)
-    own_versions = versions(connection)
+    own_versions = _versions(connection)
     return PreparedManifest(counts=counts, seeds={}, versions=own_versions, shards=shards, measures=measures, **facts)

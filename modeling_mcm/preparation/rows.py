@@ -8,10 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from modeling_mcm.configuration_mcm import FIRST_VALUE_ID, MISSING_ID, UNKNOWN_ID
 from modeling_mcm.data.cases import CUTOFFS, ENDS, count_cases, deciding_tasks
@@ -23,7 +21,6 @@ from modeling_mcm.files_mcm import file_digest
 from modeling_mcm.schema_mcm import CATEGORICAL, value_indices
 
 with needs("data"):
-    import duckdb
     import ibis
     import ibis.expr.types as ir
 
@@ -98,33 +95,6 @@ def shard_table(rows: pa.Table, schema: EventSchema) -> pa.Table:
         )
         rows = rows.set_column(rows.column_names.index(f"u{k}"), f"u{k}", lists)
     return rows.sort_by("customer_id").select(internal).rename_columns(arrow_schema.names).cast(arrow_schema)
-
-
-def continued(rows: pa.Table, prefix_visits: NDArray[np.int64], others: pa.Table) -> pa.Table:
-    """Continues rows of a shard: their first visits stay, and new events follow. Customers without any event are left
-    out. A customer's profile is the newest one. Returns one row per customer, in the order of `customer_id`."""
-    owners = np.repeat(np.arange(len(rows)), pc.list_value_length(rows["visits"]).to_numpy())
-    stays = pc.list_flatten(rows["visits"]).to_numpy() < prefix_visits[owners]
-    kept = pa.array(np.bincount(owners[stays], minlength=len(rows)))
-    # By position: DuckDB ignores case in names.
-    names = {name: f"c{index}" for index, name in enumerate(rows.column_names)}
-    columns = []
-    for field in rows.schema:
-        old, new = (f"{table}.{names[field.name]}" for table in ("old", "new"))
-        if pa.types.is_list(field.type):
-            columns.append(f"list_concat(coalesce({old}[:kept], []), coalesce({new}, []))")
-        elif field.name in ENDS:  # a row's events are in the order of their periods
-            columns.append(f"coalesce(least({old}, kept), 0) + coalesce({new}, 0)")
-        else:
-            columns.append(f"coalesce({new}, {old})")
-    with duckdb.connect() as connection:
-        connection.register("old", rows.rename_columns(names).append_column("kept", kept))
-        connection.register("new", others.rename_columns(names))
-        joined = connection.sql(
-            f"""SELECT {", ".join(f"{value} AS c{k}" for k, value in enumerate(columns))}
-            FROM old FULL JOIN new USING (c0) WHERE kept > 0 OR len(new.{names["visits"]}) > 0 ORDER BY 1"""
-        ).to_arrow_table()
-    return joined.rename_columns(rows.column_names).cast(rows.schema)
 
 
 def write_shard(table: pa.Table, path: Path) -> dict[str, Any]:
@@ -273,11 +243,9 @@ def count_events(events: ir.Table, fitted: Vocabularies, schema: EventSchema) ->
     return of_log.aggregate(**numbers).to_pyarrow().to_pylist()[0] | count_ids(events, schema)
 
 
-def combined(old: dict[str, Any], before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
-    """Updates counts, which are sums over customers: minus what the changed customers were, plus what they are."""
+def subtracted(counts: dict[str, Any], fewer: dict[str, Any]) -> dict[str, Any]:
+    """Subtracts from counts, which are sums over customers, those of some customers."""
     return {
-        name: combined(value, before.get(name, {}), after.get(name, {}))
-        if isinstance(value, dict)
-        else value - before.get(name, 0) + after.get(name, 0)
-        for name, value in old.items()
+        name: subtracted(value, fewer.get(name, {})) if isinstance(value, dict) else value - fewer.get(name, 0)
+        for name, value in counts.items()
     }

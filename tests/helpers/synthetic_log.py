@@ -136,10 +136,3 @@ def check_same_training_period(tmp_path, first="a", second="b"):
             elif column.startswith("profile_"):
                 assert others[customer][column] == value
     return others
-
-
-def check_same_counts(found, expected, folder, other):
-    """Two manifests, and the popularity in the folders of their data sets, count the same."""
-    assert found.counts == expected.counts and found.measures == expected.measures
-    one, another = (pq.read_table(each / "popularity.parquet") for each in (folder, other))
-    assert one.equals(another)

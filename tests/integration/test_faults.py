@@ -19,7 +19,6 @@ from forked_runs import CONTEXT
 
 from modeling_mcm.data import EventSchema, PreparedManifest, load_prepared
 from modeling_mcm.preparation import prepare
-from modeling_mcm.preparation.update import update
 from synthetic import ShopSettings, make_click_log
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,12 +26,12 @@ CLICKS = ROOT / "configuration" / "schemas" / "clickstream.yaml"
 
 
 def run_and_die(what, moment, folder):
-    """Prepares or updates, and is killed (-9) when the given file or folder would be made or renamed that time."""
+    """Prepares, and is killed (-9) when the given file or folder would be made or renamed that time."""
     done = {"write": 0, "rename": 0}
 
     def counted(name, call):
         def wrapper(*args, **options):
-            done[name] += what.endswith(name)
+            done[name] += what == name
             if done[name] == moment:
                 os.kill(os.getpid(), signal.SIGKILL)
             return call(*args, **options)
@@ -40,11 +39,12 @@ def run_and_die(what, moment, folder):
         return wrapper
 
     pq.write_table, Path.rename = counted("write", pq.write_table), counted("rename", Path.rename)
-    if what.startswith("prepare"):
-        schema = EventSchema.from_yaml(folder / "schema.yaml")
-        prepare(folder / "log", schema, folder / "data", rows_per_shard=10, overwrite=True)
-    else:
-        update(folder / "data", folder / "log")
+    prepare_again(folder)
+
+
+def prepare_again(folder):
+    schema = EventSchema.from_yaml(folder / "schema.yaml")
+    return prepare(folder / "log", schema, folder / "data", rows_per_shard=10, overwrite=True)
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def shop(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize(("what", "moment"), [("prepare write", 3), ("prepare rename", 2), ("update rename", 1)])
+@pytest.mark.parametrize(("what", "moment"), [("write", 3), ("rename", 2), ("rename", 1)])
 def test_a_killed_run_leaves_the_old_data_set_and_is_run_again(shop, what, moment):
     before = content(shop / "data")
     shutil.move(shop / "tomorrow.parquet", shop / "log")
@@ -73,14 +73,14 @@ def test_a_killed_run_leaves_the_old_data_set_and_is_run_again(shop, what, momen
     assert killed.exitcode == -signal.SIGKILL
     left = sorted(shop.glob(".data.*"))
     assert left
-    if (what, moment) == ("prepare rename", 2):  # between the two renames: the error says what to do
+    if (what, moment) == ("rename", 2):  # between the two renames: the error says what to do
         with pytest.raises(FileNotFoundError, match="a run was killed .* rename .*replaced to it"):
             PreparedManifest.load(shop / "data")
         next(path for path in left if path.suffix == ".replaced").rename(shop / "data")
     assert content(shop / "data") == before
     customers = PreparedManifest.load(shop / "data").counts["customers"]
     assert len(load_prepared(shop / "data", cache_dir=shop / "cache")) == customers
-    assert update(shop / "data", shop / "log").customers > 0
+    prepare_again(shop)
     assert content(shop / "data") != before
 
 

@@ -24,10 +24,14 @@ from modeling_mcm.data import EventSchema, PreparedData, PreparedManifest, load_
 from modeling_mcm.files_mcm import locked
 from modeling_mcm.preparation import prepare
 from modeling_mcm.preparation.forget import forget_in_file
-from modeling_mcm.preparation.update import update
 
 ROOT = Path(__file__).resolve().parents[2]
 THEY = ["c05", "c21"]
+
+
+def prepare_log(place, **options):
+    options |= {"profile": place / "profile.parquet", "rows_per_shard": 20}
+    return prepare(place / "log", EventSchema.from_dict(SCHEMA), place / "data", **options)
 
 
 @pytest.fixture
@@ -37,8 +41,7 @@ def place(tmp_path, event_log, monkeypatch):
     for name, part in (("a", event_log["when"] < "2017-06-01"), ("late/b", event_log["when"] >= "2017-06-01")):
         event_log[part].to_parquet(tmp_path / "log" / f"{name}.parquet")
     make_profile(event_log).to_parquet(tmp_path / "profile.parquet")
-    schema, people = EventSchema.from_dict(SCHEMA), tmp_path / "profile.parquet"
-    prepare(tmp_path / "log", schema, tmp_path / "data", profile=people, rows_per_shard=20)
+    prepare_log(tmp_path)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     load_prepared(tmp_path / "data", cache_dir=tmp_path / "cache")
     (tmp_path / "ids.txt").write_text("\n".join([*THEY, ""]))
@@ -106,19 +109,9 @@ def test_they_are_gone_from_data_predictions_log_and_cache(place, forget, save):
 def test_ids_may_be_a_category(place, forget):
     for path in [*(place / "log").rglob("*.parquet"), place / "profile.parquet"]:
         pd.read_parquet(path).astype({"who": "category"}).to_parquet(path)
-    schema, people = EventSchema.from_dict(SCHEMA), place / "profile.parquet"
-    prepare(place / "log", schema, place / "data", profile=people, overwrite=True)
+    prepare_log(place, overwrite=True)
     assert "none of the customers is there" in forget(*EVERYWHERE)
     assert not still_there(place)
-
-
-def test_an_update_does_not_bring_them_back(place, forget, event_log):
-    forget("--data", "data", "--events", "log", "profile.parquet")
-    new = event_log[event_log["who"].isin(["c01", "c30"])].tail(20).assign(when=pd.Timestamp("2018-01-01"))
-    new.to_parquet(place / "log" / "c.parquet")
-    assert update(place / "data", place / "log", place / "profile.parquet").customers == new["who"].nunique()
-    forget("--data", "data", "--events", "log", "--check_only", "=true")
-    assert len(customers(place / "data")) == event_log["who"].nunique() - 2
 
 
 LEFT = {
@@ -243,12 +236,6 @@ def test_symbolic_links_stay_and_what_they_name_is_changed(place, forget, name):
         for column in {"customer_id", "who"} & {*table.column_names}:
             assert not {*THEY} & {*table[column].to_pylist()}, path
     assert not [*place.rglob(".*.lock")]
-    if name == "log/late":  # preparation follows links to files, and not to folders inside a log
-        return
-    new = pd.read_parquet(place / "log").tail(5).assign(when=pd.Timestamp("2018-01-01"))
-    new.to_parquet(place / "log" / "c.parquet")
-    update(place / "data", place / "log", place / "profile.parquet")
-    assert (place / name).is_symlink() and (place / name).resolve() == real
 
 
 OTHER = pd.DataFrame({"other": [1]}).to_parquet()
@@ -330,12 +317,9 @@ def test_a_killed_deletion_is_finished_by_the_same_command(place, forget, moment
     words, environment = command(place, "ids.txt", "-c", KILLED, str(moment))
     killed = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    if (place / "data").is_dir() and killed.stdout.count("deleted") == 2:  # the log is done, the data set is not
-        with pytest.raises(ValueError, match="`mcm forget` was killed .*: run it again"):
-            update(place / "data", place / "log", place / "profile.parquet")
     assert "none of the customers is there" in forget(*EVERYWHERE)
     assert not still_there(place) and len(customers(place / "data")) == 32
-    assert update(place / "data", place / "log", place / "profile.parquet").files == []
+    assert prepare_log(place, reuse=True).counts["forgotten"] == len(THEY)  # it fits the log
     assert [path.name for path in place.glob(".*")] == []
 
 
@@ -362,4 +346,4 @@ def test_no_deletion_of_many_at_once_is_lost(place):
     assert not {*names} & {*customers(place / "data"), *pd.read_parquet(place / "log")["who"]}
     counts = PreparedManifest.load(place / "data").counts
     assert len(customers(place / "data")) == counts["customers"] == 34 - counts["forgotten"] == 34 - len(names)
-    assert update(place / "data", place / "log", place / "profile.parquet").files == []
+    assert prepare_log(place, reuse=True).counts["forgotten"] == len(names)  # it fits the log

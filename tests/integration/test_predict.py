@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scoring everyone: what is written, from prepared data and from a raw log, through kills and in several processes."""
 
+import re
 import time
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from in_process import call
 from transformers import pipeline
 
 from modeling_mcm import MCMForMultiTaskRecommendation
-from modeling_mcm.data import NO_CUTOFFS, EventSchema, load_prepared, read_schema
+from modeling_mcm.data import NO_CUTOFFS, EventSchema, PreparedManifest, load_prepared, read_schema
 from modeling_mcm.preparation import prepare
 from modeling_mcm.scoring import ScoringJob, score_on_spark
 
@@ -107,11 +108,16 @@ def test_a_raw_log_is_encoded_as_in_the_pipelines(predict, save, event_log, prof
     assert content(tmp_path / "out") == before
 
 
-def test_a_log_for_scoring_needs_no_period_and_keeps_the_vocabularies(extractor, event_log, profile_file, tmp_path):
+def test_data_prepared_for_a_checkpoint_are_encoded_as_it_encodes(
+    command, save, extractor, event_log, profile_file, tmp_path
+):
     one = event_log[event_log["who"] == "c07"].tail(3)
-    manifest = prepare(
-        one, read_schema(extractor), tmp_path / "data", profile=profile_file, feature_extractor=extractor
-    )
+    one = pd.concat([one, one.tail(1).assign(item="item of tomorrow")])
+    one.to_parquet(tmp_path / "today.parquet")
+    words = ["--model", save(), "--events", tmp_path / "today.parquet", "--profile", profile_file]
+    said = command("modeling_mcm.commands.prepare", *words, "--output_dir", tmp_path / "data")
+    assert re.search(r"Unknown +items 1\n", said)
+    manifest = PreparedManifest.load(tmp_path / "data")
     assert manifest.counts["customers"] == 1 and manifest.event_schema.cutoffs == NO_CUTOFFS
     assert not {"first", "last"} & set(manifest.counts)
     (row,) = load_prepared(tmp_path / "data")
@@ -119,6 +125,8 @@ def test_a_log_for_scoring_needs_no_period_and_keeps_the_vocabularies(extractor,
     for name, values in encoded.items():
         if name.startswith("feature_"):
             assert list(row[name]) == list(values), name
+    words += ["--output_dir", tmp_path / "data", "--cutoffs", "2018-01-01", "2018-01-02"]
+    assert "No event is between" in command("modeling_mcm.commands.prepare", *words, "--overwrite", fails="prepare: ")
 
 
 def test_a_log_prepared_for_another_checkpoint_is_not_reused(extractor, log_file, profile_file, tmp_path):

@@ -75,9 +75,9 @@ def test_a_missing_package_is_one_sentence(run, monkeypatch):
     def missing():
         raise ImportError("ibis is not installed, which comes with an extra: pip install 'modeling-mcm[data]'.")
 
-    monkeypatch.setattr(importlib.import_module("modeling_mcm.commands.update"), "main", missing)
-    with pytest.raises(SystemExit, match=r"^mcm update: ibis is not installed.*modeling-mcm\[data\]'\.$"):
-        run("update")
+    monkeypatch.setattr(importlib.import_module("modeling_mcm.commands.prepare"), "main", missing)
+    with pytest.raises(SystemExit, match=r"^mcm prepare: ibis is not installed.*modeling-mcm\[data\]'\.$"):
+        run("prepare")
 
 
 @pytest.mark.parametrize("name", SIZES)

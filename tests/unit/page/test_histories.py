@@ -11,6 +11,7 @@ from corner_shop import TEST, find_customer, make_profile
 from serving_client import assert_same
 from transformers import pipeline
 
+from modeling_mcm.data import NO_CUTOFFS
 from modeling_mcm.page.histories import NEXT_DAYS, Histories
 
 WHO = ["c05", "c07", "c21"]
@@ -123,8 +124,9 @@ def test_visits_of_one_day_are_one_in_the_usual_gap(page, event_log, prepared, e
 
 
 def test_a_log_without_times_or_without_dates_as_cutoffs_is_refused(page, event_log, prepared, prepare_log, extractor):
-    with pytest.raises(ValueError, match="has no test period: prepare it with `cutoffs`, two dates"):
-        page(event_log, prepare_log(event_log, cutoffs="leave_one_out"))
+    for cutoffs in ("leave_one_out", NO_CUTOFFS):
+        with pytest.raises(ValueError, match="has no test period: prepare it with `cutoffs`, two dates"):
+            page(event_log, prepare_log(event_log, cutoffs=cutoffs))
     extractor.time = None
     with pytest.raises(ValueError, match="has no times, and the page draws them"):
         page(event_log, prepared, "other")

@@ -3,7 +3,6 @@
 """Features that read a part of a column, and logs without a token type: read alike by preparation and extractor."""
 
 import json
-from datetime import timedelta
 
 import datasets
 import numpy as np
@@ -15,7 +14,6 @@ from synthetic_log import TEST, VALIDATION, check_rows, check_same_training_peri
 from modeling_mcm.data import EventSchema, read_schema
 from modeling_mcm.hub.privacy import customers_per_value, hide_values
 from modeling_mcm.preparation import prepare
-from modeling_mcm.preparation.update import update
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
 GENRES = {"name": "genres", "separator": "|", "max_items": 3}
@@ -153,22 +151,6 @@ def test_what_is_saved_reads_back(films, extractor, tmp_path):
         other = schema_with(**changes, tasks=["genres"])
         with pytest.raises(ValueError, match=message):
             prepare(log, other, tmp_path / "other", profile=PEOPLE, feature_extractor=extractor)
-
-
-@pytest.mark.parametrize("grow", [0, 2])
-def test_an_update_gives_the_rows_of_a_full_preparation(tmp_path, grow):
-    log, schema = make_films(), schema_with(profile=[])
-    (tmp_path / "log").mkdir()
-    early = log["at"] < TEST + timedelta(days=14)
-    log[early].to_parquet(tmp_path / "log" / "1.parquet")
-    prepare(tmp_path / "log", schema, tmp_path / "out")
-    log[~early].to_parquet(tmp_path / "log" / "2.parquet")
-    done = update(tmp_path / "out", tmp_path / "log", grow_vocabularies=grow)
-    extractor = load_extractor(tmp_path)
-    assert ("genres" in done.added) == bool(grow)
-    assert extractor.vocabularies["genres"] == extractor.vocabularies["genres_3"]
-    prepare(tmp_path / "log", schema, tmp_path / "full", feature_extractor=extractor)
-    assert read_rows(tmp_path) == read_rows(tmp_path, "full")
 
 
 def test_shared_vocabularies_stay_the_same(extractor, tmp_path):

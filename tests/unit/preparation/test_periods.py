@@ -26,7 +26,6 @@ from synthetic_log import (
 from modeling_mcm.data import NO_CUTOFFS, EventSchema, read_schema
 from modeling_mcm.evaluation.cases import find_cases
 from modeling_mcm.preparation import prepare
-from modeling_mcm.preparation.update import update
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
 ROOT = Path(__file__).parents[3]
@@ -209,15 +208,6 @@ def test_a_raw_log_is_read_by_a_checkpoint(tmp_path, order):
     timed = schema_with(order=None, time="at", cutoffs=SCHEMA["cutoffs"])
     with pytest.raises(ValueError, match="`order` is None in the schema"):
         prepare(make_log(), timed, tmp_path / "other", feature_extractor=extractor)
-
-
-def test_rows_in_order_are_not_updated(tmp_path):
-    (tmp_path / "log").mkdir()
-    make_ordered().to_parquet(tmp_path / "log" / "1.parquet")
-    prepare(tmp_path / "log", schema_with(order="rows"), tmp_path / "out")
-    make_ordered(1).to_parquet(tmp_path / "log" / "2.parquet")
-    with pytest.raises(ValueError, match="`order: rows`.*name it as `order`"):
-        update(tmp_path / "out", tmp_path / "log")
 
 
 def test_the_latest_events_of_each_period_are_kept(tmp_path):

@@ -9,6 +9,7 @@ import ibis
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
+import pytest
 from synthetic_log import (
     SCHEMA,
     TEST,
@@ -184,3 +185,25 @@ def test_profiles_of_no_customer_give_a_warning_with_both_ids(tmp_path, monkeypa
     prepare(make_log(), schema_with(), tmp_path / "other", profile=people)
     assert "profiles have ids such as 'household 0', the events such as '0'. Write them alike." in said[-1]
     assert "Preparing" not in capfd.readouterr().err  # no bar where the output is no terminal
+
+
+@pytest.mark.parametrize("closes", [True, False], ids=["times", "places"])
+def test_the_measures_are_those_of_a_loop(tmp_path, closes):
+    log = make_log()
+    log = log.assign(place=log["session"].fillna(99).astype(int))
+    targets = log[log["kind"] == "buy"].dropna(subset=["item", "group"], how="all")
+    schema = schema_with(profile=[])
+    if closes:
+        targets = targets[targets["at"] < VALIDATION]
+        own = targets["at"].astype(str).where(targets["session"].isna(), targets["session"].astype(str))
+    else:  # the last two visits with a target are held out
+        places = {"time": None, "order": "place", "cutoffs": "leave_one_out", "features": SCHEMA["features"][:5]}
+        schema = schema_with(profile=[], **places, visit=None)
+        last = targets.groupby("user")["place"].transform(lambda of_user: sorted(set(of_user))[-2])
+        targets = targets[targets["place"] < last]
+        own = targets["place"]
+    targets = targets[targets["item"].notna() | targets["group"].notna()].assign(own=own)
+    visits = targets.groupby("user")["own"].nunique()
+    moments = targets.groupby(["user", "own", *(["at"] if closes else [])]).ngroups
+    expected = {"customers": len(visits), "one_visit": int((visits == 1).sum()), "visits": int(visits.sum())}
+    assert prepare(log, schema, tmp_path / "data").measures == expected | {"moments": moments, "targets": len(targets)}

@@ -22,7 +22,6 @@ from modeling_mcm.preparation import text_files as text_files_module
 from modeling_mcm.preparation.engine import open_engine
 from modeling_mcm.preparation.tables import open_table
 from modeling_mcm.preparation.text_files import TextFiles, TextFormat
-from modeling_mcm.preparation.update import update
 
 HEADING = "user,at,item,price\n"
 GOOD = "".join(f"u{place:03},2024-0{1 + place % 4}-0{1 + place % 9},i{place % 7},{place}.5\n" for place in range(50))
@@ -102,7 +101,7 @@ def test_bad_lines_and_values_are_counted_in_the_manifest(tmp_path, caplog):
         prepare(path, dropping, tmp_path / "none")
 
 
-def test_unreadable_text_in_parquet_is_dropped_and_an_update_counts_it(tmp_path):
+def test_unreadable_text_in_parquet_is_dropped_and_counted(tmp_path):
     log = make_log()
     log["at"] = log["at"].dt.strftime("%Y-%m-%d %H:%M:%S")
     (tmp_path / "log").mkdir()
@@ -111,13 +110,8 @@ def test_unreadable_text_in_parquet_is_dropped_and_an_update_counts_it(tmp_path)
         part.loc[: bad - 1, "at"] = "gestern"
         part.to_parquet(tmp_path / "log" / f"{place}.parquet")
     dropping = schema_with(on_bad_row="drop", profile=[])
-    whole = run(tmp_path, tmp_path / "log", dropping, name="whole")
-    second = (tmp_path / "log" / "1.parquet").rename(tmp_path / "1.parquet")
-    assert run(tmp_path, tmp_path / "log", dropping).counts["dropped_bad"] == 2
-    second.rename(tmp_path / "log" / "1.parquet")
-    updated = update(tmp_path / "out", tmp_path / "log").manifest
-    assert updated.counts["dropped_bad"] == whole.counts["dropped_bad"] == 5
-    assert updated.counts["events"] == whole.counts["events"] == len(log) - 5
+    counts = run(tmp_path, tmp_path / "log", dropping).counts
+    assert (counts["dropped_bad"], counts["events"]) == (5, len(log) - 5)
 
 
 def damaged(data):
@@ -195,12 +189,6 @@ def test_what_is_wrong_with_one_of_several_files_is_named(tmp_path, files, messa
     with pytest.raises(ValueError, match=message):
         prepare(write_files(tmp_path / "log", {"a.csv": TEXT, **files}), schema(), tmp_path / "new")
     assert not (tmp_path / "new").exists()
-
-
-def test_an_update_of_text_is_refused(tmp_path):
-    run(tmp_path, write_files(tmp_path / "log", {"a.parquet": PARQUET}))
-    with pytest.raises(ValueError, match="an update needs Parquet"):
-        update(tmp_path / "out", write_files(tmp_path / "text", {"a.csv": TEXT}), profile=make_log())
 
 
 FORMATS = [("delimiter", "||"), ("delimiter", ""), ("delimiter", "\n"), ("delimiter", "\xa7"), ("quote", "<>")]
