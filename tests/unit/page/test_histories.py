@@ -124,9 +124,9 @@ def test_visits_of_one_day_are_one_in_the_usual_gap(page, event_log, prepared, e
 
 
 def test_a_log_without_times_or_without_dates_as_cutoffs_is_refused(page, event_log, prepared, prepare_log, extractor):
-    for cutoffs in ("leave_one_out", NO_CUTOFFS):
+    for name, cutoffs in (("customers", "leave_one_out"), ("none", NO_CUTOFFS)):
         with pytest.raises(ValueError, match="has no test period: prepare it with `cutoffs`, two dates"):
-            page(event_log, prepare_log(event_log, cutoffs=cutoffs))
+            page(event_log, prepare_log(event_log, cutoffs=cutoffs), name)
     extractor.time = None
     with pytest.raises(ValueError, match="has no times, and the page draws them"):
         page(event_log, prepared, "other")
