@@ -118,7 +118,7 @@ def main() -> None:
             schema = schema or own_schema
         if options.model:
             extractor = MCMFeatureExtractor.from_pretrained(options.model)
-        event_schema = EventSchema.from_yaml(schema) if schema else read_schema(extractor)
+        event_schema = EventSchema.from_yaml(schema) if schema or extractor is None else read_schema(extractor)
         if options.cutoffs:
             cutoffs = dict(zip(("validation", "test"), options.cutoffs, strict=True))
             event_schema = EventSchema.from_dict(event_schema.to_dict() | {"cutoffs": cutoffs})
