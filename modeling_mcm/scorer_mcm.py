@@ -39,10 +39,9 @@ from .features_mcm import (
 
 RATE_HALF_LIFE = 15.0  # in visits, of the personal rates that the ridge regression smooths
 NEIGHBOURS = 200  # K
-# Candidates of a customer: at most so many labels of the history, and the best of the others by transitions,
-# transitions from the latest moment, EASE and ridge regression; by popularity, and by the recent one; and by the
-# encoder's readout.
-MOST_SEEN, BEST, POPULAR, MOST_READ = 120, (30, 15, 30, 15), (50, 30), 30
+# Candidates of a customer: all labels of the history, and the best of the others by transitions, transitions from the
+# latest moment, EASE and ridge regression; by popularity, and by the recent one; and by the encoder's readout.
+BEST, POPULAR, MOST_READ = (30, 15, 30, 15), (50, 30), 30
 NEXT_VISIT, WITHIN = 0, 1  # questions Q: which labels come in the next visit, and which within `HORIZON_DAYS`
 QUESTIONS, HORIZON_DAYS = 2, 30.0
 OF_READOUT = NUM_FEATURES - COUNTED  # numbers of the encoder's readout: log-probability, and rank
@@ -231,9 +230,6 @@ def _choose(
     result = torch.zeros_like(evidence[0], dtype=torch.bool)
     result.view(-1)[seen.cell] = True
     unseen = evidence.masked_fill(result, 0.0)
-    if len(seen.row) > MOST_SEEN and torch.bincount(seen.row).max() > MOST_SEEN:
-        strength = seen.columns["share_visits_15"] + seen.columns["share_moments_8"]
-        result.view(-1)[seen.cell] = compare(seen.row, strength[None])[0][0] <= MOST_SEEN
     limits = torch.tensor(BEST, device=evidence.device)[:, None, None]
     chosen: list[torch.Tensor] = []
     for part, of_task, reads in zip(columns.parts, counts, is_read, strict=True):
@@ -255,14 +251,15 @@ def _choose(
 class LabelScorer(nn.Module):
     """Scores the labels of every task from counts and the encoder's readout:
 
-        s(w) = exp(t) (log m_w + a . z_w + MLP(z_w) + u . x_w) + b    for a candidate w
-        s(w) = log share(w) + f                                       for any other label
+        s(w) = exp(t) (log m_w + a . z_w + MLP(z_w) + u . x_w)    for a candidate w
+        s(w) = log share(w) + f                                   for any other label
 
     m_w is a fixed mix of rates (`MIX`), z_w are the standardised numbers that are counted, and x_w log-probability and
     rank by the readout. The network starts at 0, so that it adds to m_w what the log's own examples tell. It is
-    trained without x, on training prefixes, whose targets the encoder may know by heart. t, b, f and u are fitted for
-    each task and question on validation cases, so that the softmax over all labels is calibrated. For a customer whose
-    unseen candidates score less on average than the most popular label would by the second line, f is smaller.
+    trained without x, on training prefixes, whose targets the encoder may know by heart. t and u are fitted for each
+    task and question on validation cases, so that the softmax over all labels is calibrated. f is of each customer:
+    the most popular of the other labels has the mean score of the candidates that the customer has not had, so that a
+    label that is a candidate no longer does not fall far.
 
     Args:
         label_sizes (`Sequence[int]`): Number of labels V of each task.
@@ -276,7 +273,7 @@ class LabelScorer(nn.Module):
         self.task_vectors = nn.Embedding(len(label_sizes), HIDDEN[0])
         self.first, self.second = nn.Linear(COUNTED, HIDDEN[0]), nn.Linear(*HIDDEN)
         self.last = nn.Linear(HIDDEN[1], QUESTIONS)
-        self.calibration = nn.Buffer(torch.zeros(len(label_sizes), QUESTIONS, 3 + OF_READOUT))  # t, b, f and u
+        self.calibration = nn.Buffer(torch.zeros(len(label_sizes), QUESTIONS, 1 + OF_READOUT))  # t and u
         self.chance = nn.Buffer(torch.zeros(len(label_sizes), QUESTIONS, 3))  # see `chances`
         self.fitted = nn.Buffer(torch.zeros((), dtype=torch.bool))
 
@@ -316,21 +313,28 @@ class LabelScorer(nn.Module):
         """Scores of candidates on the scale of log probabilities.
 
         Args:
-            calibration (`torch.FloatTensor` of shape `(3 + OF_READOUT,)` or `(N, 3 + OF_READOUT)`): T, b, f and u.
+            calibration (`torch.FloatTensor` of shape `(1 + OF_READOUT,)` or `(N, 1 + OF_READOUT)`): T and u.
             values (`torch.FloatTensor` of shape `(N,)`): What `forward` gives.
             features (`torch.FloatTensor` of shape `(N, F)`): Numbers of the candidates.
         """
-        t, b, _, *u = calibration.unbind(-1)
+        t, *u = calibration.unbind(-1)
         of_readout = sum(weight * x for weight, x in zip(u, features[:, COUNTED:].unbind(1), strict=True))
-        return t.exp() * (values + of_readout) + b
+        return t.exp() * (values + of_readout)
 
     @staticmethod
     def average_unseen(row: torch.Tensor, values: torch.Tensor, features: torch.Tensor, rows: int) -> torch.Tensor:
-        """Mean score `(rows,)` of each row's candidates that are not in its history, infinite where there are none:
-        that of the most popular label that is no candidate is at most as large."""
+        """Mean score `(rows,)` of each row's candidates that are not in its history; where there are none, the lowest
+        score of a candidate."""
         unseen = features[:, PLACES["seen"]] == 0
-        result = values.new_full((rows,), torch.inf)
-        return result.scatter_reduce(0, row[unseen], values[unseen], "mean", include_self=False)
+        lowest = values.new_zeros(rows).scatter_reduce(0, row, values, "amin", include_self=False)
+        return lowest.scatter_reduce(0, row[unseen], values[unseen], "mean", include_self=False)
+
+    def other_shares(self, task: int, row: torch.Tensor, label: torch.Tensor, rows: int) -> torch.Tensor:
+        """Log shares `(rows, V)` of the labels that are no candidates of each row, less the largest of them; minus
+        infinity for candidates `(N,)`."""
+        shares = self.log_shares(task).repeat(rows, 1)
+        shares[:, :FIRST_LABEL] = shares[row, label] = -torch.inf
+        return shares - shares.amax(1, keepdim=True).nan_to_num(neginf=0.0)
 
     @staticmethod
     def chances(chance: torch.Tensor, log_probabilities: torch.Tensor) -> torch.Tensor:
@@ -347,7 +351,7 @@ class LabelScorer(nn.Module):
 
     def reads_readout(self, task: int | slice = slice(None), question: int | slice = slice(None)) -> bool:
         """Whether the scores of a task and question (default: of any) depend on the encoder's readout."""
-        return bool(self.calibration[task, question, 3:].any())
+        return bool(self.calibration[task, question, 1:].any())
 
     def score(
         self,
@@ -377,15 +381,15 @@ class LabelScorer(nn.Module):
             is_left = torch.tensor([[each.group == group for each in FEATURES] for group in left_out]).to(row.device)
             read = torch.where(is_left[row // len(tasks)], F.pad(self.mean, (0, OF_READOUT)), features)
         values = self.calibrated(calibration[own], self(own, read)[:, question], features)
-        highest = self.average_unseen(row, values, features, history.size * len(tasks))
+        average = self.average_unseen(row, values, features, history.size * len(tasks))
         scores = []
         for index, task in enumerate(tasks):
-            log_shares = self.log_shares(task)
-            floor = log_shares + calibration[task, 2].minimum(highest[index :: len(tasks), None] - log_shares.max())
-            floor[:, :FIRST_LABEL] = torch.finfo(floor.dtype).min / 2
             own = row % len(tasks) == index
-            floor[row[own] // len(tasks), label[own]] = values[own]
-            scores.append(floor)
+            cells = row[own] // len(tasks), label[own]
+            of_task = self.other_shares(task, *cells, history.size) + average[index :: len(tasks), None]
+            of_task[:, :FIRST_LABEL] = torch.finfo(of_task.dtype).min / 2
+            of_task[cells] = values[own]
+            scores.append(of_task)
         return scores
 
 

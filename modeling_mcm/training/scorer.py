@@ -31,6 +31,7 @@ logger = logging.get_logger(__name__)
 START_STD, EPOCHS, LEARNING_RATE, WEIGHT_DECAY, EXAMPLES_OF_STEP = 0.02, 8, 3e-3, 1e-2, 32
 RANKING = 1.5  # weight of the smooth NDCG
 MOST_TARGETS, TEMPERATURE = 12, 2.0  # of the smooth NDCG
+CASES_AT_ONCE = 64  # whose shares of all labels are in memory
 # Weights u of the encoder's log-probability and rank that are tried, none first.
 GRID = torch.tensor([(a, -b) for a in (0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6) for b in (0.0, 0.1, 0.3)])
 
@@ -152,7 +153,7 @@ def ranking_loss(
 def calibrate(
     scorer: LabelScorer, task: int, question: int, found: LabelExamples, weights: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Fits t, b and f of a task and question (see [`LabelScorer`]) by the cross-entropy of the validation targets, and
+    """Fits t of a task and question (see [`LabelScorer`]) by the cross-entropy of the validation targets, and
     then the chances of labels by that of the candidates.
 
     Args:
@@ -162,43 +163,48 @@ def calibrate(
         weights (`torch.FloatTensor` of shape `(OF_READOUT,)`, *optional*): u. Default: 0.
 
     Returns:
-        `tuple`: t, b, f and u, `torch.FloatTensor` of shape `(3 + OF_READOUT,)`; and a, b and c of
+        `tuple`: t and u, `torch.FloatTensor` of shape `(1 + OF_READOUT,)`; and a, b and c of
         [`~LabelScorer.chances`], of shape `(3,)`.
     """
     of_readout = torch.zeros(OF_READOUT) if weights is None else weights
     example, label, features = found[:3]
     with torch.no_grad():
-        values, log_shares = scorer(task, features)[:, question], scorer.log_shares(task)
+        values = scorer(task, features)[:, question]
+        parts = []  # log of the sum of the other labels' shares by case
+        for start in range(0, len(found.num_targets), CASES_AT_ONCE):
+            own = example // CASES_AT_ONCE == start // CASES_AT_ONCE
+            size = min(CASES_AT_ONCE, len(found.num_targets) - start)
+            parts.append(scorer.other_shares(task, example[own] - start, label[own], size).logsumexp(1))
+        outside = torch.cat(parts)
     numbers, is_target = found.num_targets[:, question].float(), found.is_target[:, question].double()
     shares = torch.where(numbers > 0, 1 / numbers.clamp(min=1), 0.0) / (numbers > 0).sum().clamp(min=1)
     zeros = torch.zeros(len(numbers))
     hits = zeros.index_add(0, example, is_target.float())
     missed = shares * (numbers - hits)  # weight of targets that are no candidates
-    outside = (1 - zeros.index_add(0, example, log_shares[label].exp())).clamp(min=1e-6).log()
     target_weights = shares[example] * is_target.float()
 
-    def log_probabilities(parameters: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Logits of the candidates; and for each case f, and the logarithm of the sum over all labels."""
-        logits = scorer.calibrated(torch.cat([parameters, of_readout]), values, features)
-        highest = scorer.average_unseen(example, logits, features, len(numbers))
-        f = parameters[2].minimum(highest - log_shares.max())
+    def log_probabilities(t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Logits of the candidates; and for each case the largest one of another label, and the logarithm of the sum
+        over all labels."""
+        logits = scorer.calibrated(torch.cat([t, of_readout]), values, features)
+        average = scorer.average_unseen(example, logits, features, len(numbers))
         largest = zeros.scatter_reduce(0, example, logits.detach(), "amax", include_self=False)
         inside = zeros.index_add(0, example, (logits - largest[example]).exp()).log() + largest
-        return logits, f, torch.logaddexp(inside, f + outside)
+        return logits, average, torch.logaddexp(inside, average + outside)
 
-    def loss_of_scores(parameters: torch.Tensor) -> torch.Tensor:
-        logits, f, total = log_probabilities(parameters)
-        loss = (shares * numbers * total - missed * f).sum() - (target_weights * logits).sum()
-        return loss + 1e-3 * parameters.square().sum()
+    def loss_of_scores(t: torch.Tensor) -> torch.Tensor:
+        logits, average, total = log_probabilities(t)
+        loss = (shares * numbers * total - missed * average).sum() - (target_weights * logits).sum()
+        return loss + 1e-3 * t.square().sum()
 
-    parameters = _minimize(loss_of_scores, torch.zeros(3))
-    logits, _, total = log_probabilities(parameters)
+    t = _minimize(loss_of_scores, torch.zeros(1))
+    logits, _, total = log_probabilities(t)
     log_p = (logits - total[example]).double()
     chance = _minimize(
         lambda chance: F.binary_cross_entropy(scorer.chances(chance, log_p).clamp(1e-7, 1 - 1e-7), is_target),
         torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64),
     )
-    return torch.cat([parameters, of_readout]), chance.float()
+    return torch.cat([t, of_readout]), chance.float()
 
 
 @torch.enable_grad()

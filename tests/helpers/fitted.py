@@ -19,7 +19,7 @@ def fill_scorer(model, reads_readout=True):
         table.totals.copy_(torch.tensor([300.0, 2.0, 1.0]))
     scorer.calibration.uniform_(0.1, 0.5, generator=generator)
     if not reads_readout:
-        scorer.calibration[..., 3:] = 0
+        scorer.calibration[..., 1:] = 0
     scorer.fitted.fill_(True)
     return model
 

@@ -92,8 +92,7 @@ def test_popularity_alone_puts_no_label_before_unseen_candidates(model, batch, m
     monkeypatch.setattr(scorer_mcm, "POPULAR", (1, 1))
     tasks, history = range(len(model.config.tasks)), read_histories(model.config, batch)
     row, label, features = candidate_features(history, list(model.scorer.tables))
-    floors, others = model.scorer.calibration[..., 2].clone(), 0
-    model.scorer.calibration[..., 2] = 100.0
+    others = 0
     for task, scores in enumerate(model.scorer.score(tasks, history)):
         for customer, of_labels in enumerate(scores):
             own = row == customer * len(tasks) + task
@@ -102,8 +101,34 @@ def test_popularity_alone_puts_no_label_before_unseen_candidates(model, batch, m
             others += len(rest)
             if len(rest) and len(unseen):
                 assert of_labels[rest].max() <= of_labels[unseen].mean() + 1e-4
-    model.scorer.calibration[..., 2] = floors
     assert others
+
+
+def test_one_more_label_moves_no_unrelated_label_far():
+    """With 120 candidates of a history at most, what one more label pushed out fell below labels never bought."""
+    generator, size = np.random.default_rng(0), 600
+    scorer = LabelScorer([size]).eval().requires_grad_(False)
+    scorer.reset_parameters()
+    for parameter in scorer.parameters():  # the mix of rates alone
+        parameter.zero_()
+    table = scorer.get_tables(0)
+    table.totals.copy_(torch.tensor([9_000.0, 2.0, 1.0]))
+    visits = torch.from_numpy(generator.geometric(0.01, size)).float()
+    table.counts.copy_(visits * torch.tensor([1, 0.5, 0.2, 0.1, 3])[:, None])
+    for number in generator.integers(100, 300, 20):
+        bought = generator.integers(2, size, number)
+        days = np.sort(generator.integers(0, 200, number))
+        added = generator.choice(np.setdiff1d(np.arange(2, size), bought))
+        chances = []
+        for labels, times in [(bought, days), (np.append(bought, added), np.append(days, 200))]:
+            labels, times = torch.from_numpy(labels)[None, :, None], torch.from_numpy(times)[None]
+            history = LabelHistory.from_batch(
+                labels, times + 1, times.float(), torch.zeros_like(times), torch.tensor([200.0])
+            )
+            chances.append(scorer.score([0], history)[0][0].softmax(0))
+        others = np.setdiff1d(np.arange(2, size), [added, *bought[days == days[-1]]])  # not of the last visit so far
+        before, after = (values[others] for values in chances)
+        assert (after / before).log().abs().max() < np.log(3)
 
 
 def test_a_history_without_events_gets_popularity(model, batch):
@@ -317,7 +342,7 @@ def test_an_encoder_without_a_weight_changes_no_score(encoded, batch):
     scorer, tasks = model.scorer, range(len(model.config.tasks))
     for name, alone in zip(model.config.tasks, scorer.score(tasks, history), strict=True):
         assert torch.equal(logits[name], alone)
-    weights = scorer.calibration[..., 3:]
+    weights = scorer.calibration[..., 1:]
     weights.fill_(1)
     for name, scores in zip(model.config.tasks, scorer.score(tasks, history, readout), strict=True):
         assert not torch.equal(logits[name], scores)
@@ -339,7 +364,7 @@ def test_an_encoder_is_used_where_it_adds_to_the_counts(encoded, monkeypatch, ca
     caplog.set_level("INFO")
     calibration = model.scorer.calibration.clone()
     fit.finish()
-    used, of_month = model.scorer.calibration[..., 3:].any(2).T.tolist()
+    used, of_month = model.scorer.calibration[..., 1:].any(2).T.tolist()
     model.scorer.calibration.copy_(calibration)
     assert used == of_month == [knows, knows, False]  # of the types nothing is left to know
     assert caplog.text.count("so it is used") == 2 * knows

@@ -405,7 +405,7 @@ def test_a_state_of_counts_has_no_caches_and_the_scores_without_the_encoder(live
         live.add(random_events(0, 80))
     assert len(lives[1].to_bytes()) < len(lives[0].to_bytes())
     assert [live._window.state().cache.get_seq_length() > 0 for live in lives] == [True, False]
-    counts.scorer.calibration[..., 3:] = 0  # the weights of the encoder
+    counts.scorer.calibration[..., 1:] = 0  # the weights of the encoder
     alone = LiveCustomer(counts, extractor)
     alone.add(random_events(0, 80))
     for task, scores in lives[1].logits().items():
