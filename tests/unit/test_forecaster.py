@@ -5,6 +5,8 @@
 import numpy as np
 import pytest
 import torch
+from run_pretrain_forecaster import compute_losses, draw_examples
+from synthetic_shops import draw_shop
 
 from modeling_mcm import MCMConfig, MCMModel
 from modeling_mcm.forecaster_mcm import (
@@ -16,8 +18,7 @@ from modeling_mcm.forecaster_mcm import (
     Visits,
     median_days,
 )
-from modeling_mcm.training.forecaster import compute_losses, draw_examples, load_weights, pad_visits, set_shop
-from modeling_mcm.training.synthetic_shops import draw_shop
+from modeling_mcm.training.forecaster import load_weights, pad_visits, set_shop
 
 WINDOW, DAYS = 200.0, [30.0, 200.0, 400.0]
 

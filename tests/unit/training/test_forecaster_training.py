@@ -5,16 +5,11 @@
 import pytest
 import torch
 from in_process import call
+from run_pretrain_forecaster import compute_losses, draw_examples, train_forecaster
 from safetensors.torch import load_file, save_file
 
 from modeling_mcm.forecaster_mcm import VisitForecaster
-from modeling_mcm.training.forecaster import (
-    SHIPPED_WEIGHTS,
-    compute_losses,
-    draw_examples,
-    load_weights,
-    train_forecaster,
-)
+from modeling_mcm.training.forecaster import SHIPPED_WEIGHTS, load_weights
 
 
 def test_processes_change_no_example():
