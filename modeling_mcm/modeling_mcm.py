@@ -118,6 +118,7 @@ class MCMRecommendationOutput(ModelOutput):
 class MCMPreTrainedModel(PreTrainedModel):
     config: MCMConfig
     base_model_prefix = "model"
+    _input_embed_layer = "events"  # of `MCMModel.embeddings`
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
     _no_split_modules = ["BertLayer"]
@@ -179,14 +180,6 @@ class MCMPreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.ParameterList):
             for bias in module:
                 init.zeros_(bias)
-
-    def get_input_embeddings(self) -> nn.Module:
-        """Returns the [`HeterogeneousEmbedding`], which embeds events."""
-        return cast(Any, self.base_model).embeddings.events
-
-    def set_input_embeddings(self, value: nn.Module):
-        """Replaces the module that embeds events."""
-        cast(Any, self.base_model).embeddings.events = value
 
     @torch.no_grad()
     def resize_feature_vocabulary(self, feature: str, values: Sequence[str], feature_extractor: Any) -> None:
@@ -716,14 +709,10 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
     def readout_scores(self, batch: Mapping[str, Any], tasks: Sequence[str] | None = None) -> list[torch.Tensor]:
         """Scores of the encoder's readout after whole histories, by task (default: all tasks) of shape `(B, V)`, from
         model inputs."""
-        outputs = self._read_history(batch)
+        names = ("input_ids", "attention_mask", "visit_ids", "event_times", "event_values", "as_of")
+        outputs = self.model(**{name: batch[name] for name in names if name in batch})
         inputs = ScoringInputs(batch["input_ids"], outputs.unit_mask.bool())
         return self.compute_scores(outputs.last_hidden_state, inputs, tasks)
-
-    def _read_history(self, batch: Mapping[str, Any]) -> Any:
-        """Output of [`MCMModel`] for whole histories, from model inputs among others."""
-        names = ("input_ids", "attention_mask", "visit_ids", "event_times", "event_values", "as_of")
-        return self.model(**{name: batch[name] for name in names if name in batch})
 
     def needs_readout(self, tasks: Sequence[str] | None = None) -> bool:
         """Whether the scores of any of some tasks (default: of all) depend on the encoder's readout."""

@@ -56,7 +56,6 @@ class ModelOptions:
         None,
         "Largest number of events that are read of a history, the start row included. By default the event schema's.",
     )
-    scalar_lr_factor: float = option(20.0, "Factor on the learning rate of single parameters of the readout.")
     ema_decay: float | None = option(
         None,
         "Decay of an exponential moving average of the weights. The average is evaluated and saved in the place of "

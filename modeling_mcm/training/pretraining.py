@@ -61,7 +61,7 @@ HOW_LONG = {"max_steps", "eval_steps", "save_steps", "eval_delay"}
 COUNTS_ALONE: dict[str, Any] = {"scorer": True, "num_hidden_layers": 0, "hidden_size": 16, "num_attention_heads": 1}
 COUNTS_ALONE |= {"readout_bias": False, "label_features": []}
 # Options that decide the weights, besides those of the Trainer and of the model's config.
-PRETRAINING_OPTIONS = ("encoder", "scalar_lr_factor", "ema_decay")
+PRETRAINING_OPTIONS = ("encoder", "ema_decay")
 
 
 def chosen_recipe(options: ModelOptions, named: Collection[str]) -> Recipe:
@@ -264,7 +264,6 @@ def _make_trainer(
         processing_class=extractor,
         train_collator=train_collator,
         eval_collator=MCMCollator(extractor, config, "evaluate", cutoff="validation", as_of=as_of),
-        scalar_lr_factor=options.scalar_lr_factor,
         ema_decay=options.ema_decay if config.num_hidden_layers else None,
         patience=training.early_stopping_patience,
         data_version=run["data"],

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 MIN_METRIC = 1e-3  # metrics below it count as it
 ENCODER = "encoder_"  # first part of the names of metrics of the encoder by itself
-# Single parameters. With the learning rate of a matrix they would hardly move.
-FAST_PARAMETERS = ("readout_scale",)
+# Single parameters, and the factor on their learning rate: with that of a matrix they would hardly move.
+FAST_PARAMETERS, FAST_FACTOR = ("readout_scale",), 20.0
 
 
 def geometric_mean(values: Sequence[float]) -> float:
@@ -51,7 +51,6 @@ class MCMTrainer(ResumableTrainer):
         eval_collator (`MCMCollator`, *optional*): Collator of the evaluation rows, in the mode "evaluate".
         scorer_fit ([`ScorerFit`], *optional*): Fitted scorer. Evaluation is then that of the encoder by itself on the
             fit's validation cases, because the scorer learns of the encoder at the end.
-        scalar_lr_factor (`float`): Factor on the learning rate of single parameters of the readout.
         ema_decay (`float`, *optional*): Decay of a moving average of the weights ([`WeightAverage`]), which is
             evaluated and is the final model. `None` for no average.
         patience (`int`, *optional*): Number of evaluations in a row without a better `metric_for_best_model` after
@@ -74,14 +73,13 @@ class MCMTrainer(ResumableTrainer):
         train_collator: MCMCollator,
         eval_collator: MCMCollator | None = None,
         scorer_fit: "ScorerFit | None" = None,
-        scalar_lr_factor: float = 20.0,
         ema_decay: float | None = None,
         patience: int | None = None,
         data_version: str | None = None,
         run_options: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ):
-        self.eval_collator, self.scorer_fit, self.scalar_lr_factor = eval_collator, scorer_fit, scalar_lr_factor
+        self.eval_collator, self.scorer_fit = eval_collator, scorer_fit
         self.task_losses: dict[str, list[torch.Tensor]] = defaultdict(list)
         self.clock = TrainingClock(lambda value: self.accelerator.reduce(value, "sum"))
         tasks = train_collator.config.tasks
@@ -106,7 +104,7 @@ class MCMTrainer(ResumableTrainer):
         if patience is not None:
             self.add_callback(EarlyStopping(patience))
         facts: dict[str, Any] = {"data": data_version, "seed": self.args.seed, "batch size": self.group_size}
-        own = {"scalar_lr_factor": scalar_lr_factor, "ema_decay": ema_decay, "early_stopping_patience": patience}
+        own = {"ema_decay": ema_decay, "early_stopping_patience": patience}
         self.remember_run(facts, own | dict(run_options or {}))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
@@ -161,7 +159,7 @@ class MCMTrainer(ResumableTrainer):
             moved += [p for p in group["params"] if id(p) in fast]
             group["params"] = [p for p in group["params"] if id(p) not in fast]
         if moved:
-            rate = self.args.learning_rate * self.scalar_lr_factor
+            rate = self.args.learning_rate * FAST_FACTOR
             optimizer.add_param_group({"params": moved, "weight_decay": 0.0, "lr": rate})
         return optimizer
 

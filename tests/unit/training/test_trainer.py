@@ -13,7 +13,7 @@ from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.data import load_prepared
 from modeling_mcm.data.collator import MCMCollator, PreparedRows
 from modeling_mcm.training.callbacks import TrainingClock, WeightAverage
-from modeling_mcm.training.trainer import FAST_PARAMETERS, MCMTrainer
+from modeling_mcm.training.trainer import FAST_FACTOR, FAST_PARAMETERS, MCMTrainer
 
 
 @pytest.fixture
@@ -164,9 +164,8 @@ def test_a_batch_loses_its_share(train):
     assert trainer.compute_loss(model, {**batch, "share": 0.4}).item() == pytest.approx(0.4 * whole.item(), rel=1e-6)
 
 
-@pytest.mark.parametrize("factor", [None, 3.0, 1.0])
-def test_scalars_of_the_readout_learn_faster_by_their_factor(train, factor):
-    trainer = train(**({} if factor is None else {"scalar_lr_factor": factor}))
+def test_scalars_of_the_readout_learn_faster(train):
+    trainer = train()
     trainer.model.probe = torch.nn.ParameterDict({"readout_scale": torch.zeros(2), "other": torch.zeros(2)})
     names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
     found = {
@@ -178,7 +177,7 @@ def test_scalars_of_the_readout_learn_faster_by_their_factor(train, factor):
     fast = {name for name in found if name.rsplit(".", 1)[-1] in FAST_PARAMETERS}
     assert "probe.readout_scale" in fast
     for name, (rate, decay) in found.items():
-        assert rate == (0.25 * (factor or 20.0) if name in fast else 0.25), name
+        assert rate == (0.25 * FAST_FACTOR if name in fast else 0.25), name
         assert decay == 0.0 or name not in fast
 
 
