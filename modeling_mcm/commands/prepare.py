@@ -23,6 +23,7 @@ from pathlib import Path
 
 from modeling_mcm.commands.arguments import MEMORY_LIMIT, EngineOptions, parse_options, report_errors
 from modeling_mcm.data import EventSchema, PreparedManifest, read_schema
+from modeling_mcm.files_mcm import check_files
 from modeling_mcm.option import option
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
@@ -117,6 +118,7 @@ def main() -> None:
                 build_complete_journey_offers(raw)
             schema = schema or own_schema
         if options.model:
+            check_files(options.model)
             extractor = MCMFeatureExtractor.from_pretrained(options.model)
         event_schema = EventSchema.from_yaml(schema) if schema or extractor is None else read_schema(extractor)
         if options.cutoffs:

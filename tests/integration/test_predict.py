@@ -125,8 +125,10 @@ def test_data_prepared_for_a_checkpoint_are_encoded_as_it_encodes(
     for name, values in encoded.items():
         if name.startswith("feature_"):
             assert list(row[name]) == list(values), name
-    words += ["--output_dir", tmp_path / "data", "--cutoffs", "2018-01-01", "2018-01-02"]
-    assert "No event is between" in command("modeling_mcm.commands.prepare", *words, "--overwrite", fails="prepare: ")
+    words += ["--output_dir", tmp_path / "data", "--overwrite"]
+    for more in (["--cutoffs", "2018-01-01", "2018-01-02"], ["--model", tmp_path / "nowhere"]):
+        said = command("modeling_mcm.commands.prepare", *words, *more, fails="prepare: ")
+        assert "No event is between" in said or "nowhere is no folder: give a checkpoint" in said
 
 
 def test_a_log_prepared_for_another_checkpoint_is_not_reused(extractor, log_file, profile_file, tmp_path):
