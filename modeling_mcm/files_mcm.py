@@ -28,7 +28,7 @@ from transformers.utils import CONFIG_NAME, logging
 
 logger = logging.get_logger(__name__)
 VOCABULARIES_NAME = "vocabularies.json"
-DIGESTS = "weights_sha256"  # key of config.json: by file of weights its digest; files of other origins have none
+DIGESTS = "weights_sha256"  # key of config.json: by file of weights its size and digest; other origins have none
 ACTION_PARTS = "action_head", "action_vectors"  # weights of the head for offers; models without it leave them out
 LOCK_SUFFIX = ".lock"  # of hidden files, which readers of folders skip
 SHOWN = 3  # number of names that a message shows
@@ -185,7 +185,8 @@ def damage(path: Path) -> str | None:
         elif path.suffix == ".safetensors":
             with safe_open(path, "pt"):
                 pass
-            if (noted := _noted_digests(path.parent).get(path.name)) and noted != file_digest(path):
+            noted, size = _noted_digests(path.parent).get(path.name, ""), f"{path.stat().st_size} "
+            if noted.startswith(size) and noted != size + file_digest(path):  # of another size it is another save's
                 return (
                     f"{path} is not the file whose digest {CONFIG_NAME} has ({DIGESTS}), so it is damaged, edited or "
                     "not from one and the same save"
@@ -209,9 +210,11 @@ def _noted_digests(folder: Path) -> Mapping[str, str]:
 
 
 def note_digests(folder: str | os.PathLike[str]) -> None:
-    """Writes the digest of each file of weights of a folder into its config.json, where [`damage`] finds it."""
+    """Writes size and digest of each file of weights of a folder into its config.json, where [`damage`] finds them. A
+    file of another size was put in the place of the one that was saved, and is checked by its weights alone."""
     path = Path(folder, CONFIG_NAME)
-    digests = {file.name: file_digest(file) for file in path.parent.glob("*.safetensors")}
+    files = path.parent.glob("*.safetensors")
+    digests = {file.name: f"{file.stat().st_size} {file_digest(file)}" for file in files}
     write_json(path, json.loads(path.read_text(encoding="utf-8")) | {DIGESTS: digests}, sort_keys=True)
 
 
