@@ -237,7 +237,8 @@ def close_visits(batch: RowBatch, stays: NDArray[np.bool_], layout: InputLayout)
     ends = np.flatnonzero(closes & has_end[visit] & (index > last[visit]))
     ends = ends[np.diff(visit[ends], prepend=-1) != 0]
     stays[ends] = True
-    moved = np.cumsum(stays)[ends[ends - last[visit[ends]] > 1]] - 1
+    before = last[visit[ends]]  # -1 where the window holds nothing of the visit but its end
+    moved = np.cumsum(stays)[ends[(before >= 0) & (ends - before > 1)]] - 1
     batch = batch.select(stays)
     if not len(moved):
         return batch

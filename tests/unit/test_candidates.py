@@ -95,6 +95,7 @@ def test_every_entrance_chooses_as_filtering_by_hand(
     extractor.save_pretrained(tmp_path / "model")
     words = ["--model", tmp_path / "model", "--data", prepared, "--output_dir", tmp_path / "out", "--tasks", TASK]
     words += ["--candidates", tmp_path / "stock.csv", "--exclude", "seen", "--per_group", "aisle=2", "--top_k", 8]
+    words += ["--as_of", events["when"].max()]
     command("run_predict", *words)
     found = pd.read_parquet(tmp_path / "out").set_index("customer_id").loc["c03"]
     pairs = zip(found[TASK], found[f"{TASK}_scores"], strict=True)
@@ -131,7 +132,8 @@ def test_every_entrance_ranks_what_comes_within_a_month(model, extractor, custom
     for part in (model, extractor):
         part.save_pretrained(tmp_path / "model")
     words = ["--model", tmp_path / "model", "--data", prepared, "--output_dir", tmp_path / "out", "--tasks", TASK]
-    command("run_predict", *words, "--top_k", 8, "--horizon_days", 30)
+    as_of = max(customer["events"]["when"])
+    command("run_predict", *words, "--top_k", 8, "--horizon_days", 30, "--as_of", as_of)
     found = pd.read_parquet(tmp_path / "out").set_index("customer_id").loc["c03"]
     assert list(found[TASK]) == names and list(found[f"{TASK}_chances"]) == pytest.approx(chances, abs=1e-5)
     with pytest.raises(ValueError, match="positive number of days"):
