@@ -65,7 +65,7 @@ def run(command: list[str], folder: Path) -> str:
     """What a command prints, with this Python first on the path; a RuntimeError where it fails."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=1800)
     if done.returncode:
         raise RuntimeError(f"{command} failed: {done.stderr[-3000:]}")
     return done.stdout
@@ -116,7 +116,7 @@ def run_notebook(folder: Path) -> Any:
     import nbformat
 
     notebook, place = nbformat.read(NOTEBOOK, 4), {"metadata": {"path": str(folder)}}
-    nbclient.NotebookClient(notebook, timeout=900, coalesce_streams=True, resources=place).execute()
+    nbclient.NotebookClient(notebook, timeout=1800, coalesce_streams=True, resources=place).execute()
     return notebook
 
 
