@@ -114,7 +114,7 @@ def test_the_numbers_are_those_of_run_predict(serve, save, event_log, tmp_path):
 
 @pytest.mark.slow
 def test_slow_answers_come_from_another_process_that_ends_with_the_service(serve, save, prepared, event_log, tmp_path):
-    state = {"state_size": 8, "summed_features": ["a.b"], "state_features": ["type", "weekday"]}
+    state = {"state_size": 8, "summed_features": ["a.b"], "state_features": ["type", "weekday"], "forecast_window": 80}
     server = serve(save(extended=True, **state), tmp_path / "state.db", "--data", prepared)
     server.ask("/v1/events", {"events": as_requests(event_log, ["c01"])})
     answer = server.ask("/v1/customers/c01/explain?task=aisle&visits=2")

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The numbers of candidate labels are those of plain loops over events, one by one, and a page shows their table.
 
-`pytest tests/unit/test_features.py --update-golden` writes the table into docs/numbers.md.
+`pytest tests/unit/test_label_features.py --update-golden` writes the table into docs/numbers.md.
 """
 
 from math import log, log1p, log2
