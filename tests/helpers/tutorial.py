@@ -115,6 +115,7 @@ def run_notebook(folder: Path) -> Any:
     import nbclient
     import nbformat
 
+    os.environ["PYTHONWARNINGS"] = "ignore"  # they name files of this machine
     notebook, place = nbformat.read(NOTEBOOK, 4), {"metadata": {"path": str(folder)}}
     nbclient.NotebookClient(notebook, timeout=1800, coalesce_streams=True, resources=place).execute()
     return notebook
