@@ -329,12 +329,13 @@ class ScorerFit:
         return torch.stack([found.compute_ndcg(counted + x @ u, question) for u in GRID])
 
     def finish(self) -> None:
-        """Sets the weight of the trained encoder for each task where it adds to NDCG@10, and says so in the log."""
+        """Sets the weight of the trained encoder for each task where it adds more to NDCG@10 than the standard error of
+        that, and says so in the log."""
         if not self.validation:
             logger.warning("Without validation cases nobody knows what the encoder is worth, so it is not used.")
             return
         for task, found in enumerate(self.measure_encoder()):
-            is_used = found.gain > 0 and bool(found.weights.any())
+            is_used = found.gain > found.error and bool(found.weights.any())
             logger.info(
                 f"The encoder adds {found.gain:+.4f} (standard error {found.error:.4f}) to the NDCG@10 of "
                 f"{self.model.config.tasks[task]} on validation, so it is {'used' if is_used else 'not used'}."
