@@ -66,7 +66,8 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         bins (`dict[str, list[float]]`): Strictly increasing inner bin edges of each numeric and days_since_visit
             feature. A value on an edge belongs to the bin above it.
         customer, time, token_type, visit, time_zone, tasks, target_token_types, end_of_visit, max_events, min_history,
-            name, order, on_duplicate, amount: as [`LogSchema`] has them. `min_history` is kept for the record.
+            name, order, on_duplicate, amount, currency: as [`LogSchema`] has them. `min_history` is kept for the
+            record.
 
     Raises:
         ValueError: If features, vocabularies, bins and tasks do not fit together, or the time zone does not exist.
@@ -93,6 +94,7 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         order: str | None = None,
         on_duplicate: str = "keep",
         amount: str | None = None,
+        currency: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -102,7 +104,7 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         self.time: str | None = time if order is None else None
         self.order: str | None = order
         self.on_duplicate = on_duplicate
-        self.amount: str | None = amount
+        self.amount, self.currency = amount, currency
         self.customer, self.token_type, self.visit = customer, token_type, visit
         self.time_zone, self.tasks, self.target_token_types = time_zone, list(tasks), list(target_token_types)
         self.end_of_visit, self.max_events, self.min_history = end_of_visit, max_events, min_history

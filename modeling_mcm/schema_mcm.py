@@ -183,6 +183,7 @@ class LogSchema:
         amount (`str`, *optional*): Name of the numeric event feature that says what was paid for the event: for all
             units of its product, and less than 0 where money was given back. The state and the forecasts sum it; a
             missing value adds nothing.
+        currency (`str`, *optional*): What amounts are in, such as "EUR", which is said beside them.
 
     Raises:
         ValueError: If columns, features and tasks do not fit together. The message names the key and the fix.
@@ -204,12 +205,13 @@ class LogSchema:
     order: str | None = None
     on_duplicate: str = "keep"
     amount: str | None = None
+    currency: str | None = None
     FEWEST_EVENTS: ClassVar[int] = 1  # the start row alone
 
     def __post_init__(self) -> None:
         for key in ("name", "customer", "time_zone"):
             check_text(getattr(self, key), key)
-        for key in ("time", "order", "token_type", "visit", "end_of_visit"):
+        for key in ("time", "order", "token_type", "visit", "end_of_visit", "currency"):
             if getattr(self, key) is not None:
                 check_text(getattr(self, key), key)
         check_integer(self.max_events, "max_events", self.FEWEST_EVENTS, MOST_PERIOD_EVENTS)

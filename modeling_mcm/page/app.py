@@ -102,8 +102,9 @@ class Page:
 
     def _words(self) -> dict[str, str]:
         """Quantities that are told, in words: the sum of amounts is what a customer spends."""
-        told, amount = self.histories.model.model.customer_forecasts, self.histories.extractor.amount
-        return {name: "spend" if name == amount else name.replace("_", " ") for name in told.quantities} | {
+        told, extractor = self.histories.model.model.customer_forecasts, self.histories.extractor
+        spend = f"spend ({extractor.currency})" if extractor.currency else "spend"
+        return {name: spend if name == extractor.amount else name.replace("_", " ") for name in told.quantities} | {
             CHANCE: "comes"
         }
 
@@ -149,7 +150,7 @@ class Page:
         """Places customers of the list on a map, with the values and thirds of a column, and says which: the one that
         orders the list; in the order of ids what they spend, or how late they are."""
         if column == "customer":
-            column = next((name for name in found if name.startswith("mean spend ")), "days late")
+            column = next((name for name in found if name.startswith("mean spend")), "days late")
         found = found.dropna(subset=column)
         x, y = self.places[found.index].T
         thirds = pd.cut(found[column].rank(pct=True), [0, 1 / 3, 2 / 3, 1], labels=[*THIRDS]).astype(str)
@@ -170,8 +171,8 @@ class Page:
             share = percent(with_forecast[f"{CHANCE}_{week}d"])
             when += f" {days} day{'s' * (days != '1')} ({share} within {week} days)"
             for name in self.histories.model.config.summed_features:
-                word, amount = self._words()[name], f"{with_forecast[f'{name}_{self._month}d']:,.0f}"
-                when += f", spends {amount}" if word == "spend" else f", {amount} {word}"
+                amount = f"{with_forecast[f'{name}_{self._month}d']:,.0f}"
+                when += f", spends {amount} {self.histories.extractor.currency or ''}".rstrip()
                 when += f" on average in {self._month} days"
             parts = [when]
         (likely,) = live.scores(self.histories.cutoff, [self.histories.main_task], 3).values()

@@ -47,7 +47,8 @@ class Vocabularies:
 def build_vocabularies(feature_extractor: MCMFeatureExtractor, schema: EventSchema) -> Vocabularies:
     """Gives the vocabularies and bins of a checkpoint, to encode another log for it."""
     known, fix = feature_extractor.schema, "take the schema that the checkpoint was trained with."
-    for name in ("order", "end_of_visit", "target_token_types", "time_zone", "token_type", "on_duplicate", "amount"):
+    keys = "order", "end_of_visit", "target_token_types", "time_zone", "token_type", "on_duplicate"
+    for name in (*keys, "amount", "currency"):
         given, expected = getattr(schema, name), getattr(known, name)
         has_any = name in ("order", "token_type")  # the name of the column may differ
         if (given is None) != (expected is None) if has_any else given != expected:

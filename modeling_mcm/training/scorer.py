@@ -329,8 +329,8 @@ class ScorerFit:
         return torch.stack([found.compute_ndcg(counted + x @ u, question) for u in GRID])
 
     def finish(self) -> None:
-        """Sets the weight of the trained encoder for each task where it adds more to NDCG@10 than the standard error of
-        that, and says so in the log."""
+        """Sets the weight of the trained encoder for each task where it adds more to NDCG@10 than the standard error
+        of that, and says so in the log."""
         if not self.validation:
             logger.warning("Without validation cases nobody knows what the encoder is worth, so it is not used.")
             return

@@ -356,6 +356,9 @@ def test_the_sentence_on_top_says_what_the_model_forecasts(histories):
         for text in rows[f"{name}, median (80% of such customers)"]:
             median, low, high = (float(number.replace(",", "")) for number in re.findall(r"[\d,.]+", text))
             assert low <= median <= high
+    histories.extractor.currency = "EUR"
+    assert f"spends {told['a.b_30d']:,.0f} EUR on average" in page.answer(WHO)
+    assert "spend (EUR), mean" in [row[0] for row in page.forecast(WHO)]
     best = histories.household(WHO).live.scores(histories.cutoff, ["items"], 3)["items"]
     assert sentence.endswith(f"; likely next: {', '.join(entry['label'] for entry in best)}.")
 
