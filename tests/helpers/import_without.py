@@ -68,7 +68,7 @@ def outcomes():
 def main():
     """Writes the report."""
     path, cases = Path(sys.argv[1]), sys.argv[2:]
-    sys.path[0] = str(ROOT)
+    sys.path[:1] = [str(ROOT), str(ROOT / "training")]
     hide(",".join(cases))
     for name in ("torch", "transformers", "transformers.pipelines", "datasets", "accelerate", "evaluate", "pandas"):
         importlib.import_module(name)
