@@ -1,27 +1,19 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Callbacks of a training run: the collator's epoch, a clock, an average of the weights, early stopping, and a check
-that processes and resumed runs have the same data and options."""
+"""Callbacks of a training run: the collator's epoch, a clock, an average of the weights, and early stopping."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import EarlyStoppingCallback, TrainerCallback
-from transformers.utils import logging
-
-from modeling_mcm.training.resuming import changed_options, weight_faults
 
 if TYPE_CHECKING:
     from modeling_mcm.data.collator import MCMCollator
-
-logger = logging.get_logger(__name__)
 
 
 class EpochCallback(TrainerCallback):
@@ -50,37 +42,34 @@ class TrainingClock(TrainerCallback):
         self.total = total
         self.seconds, self.targets = 0.0, 0
         self._new_targets: list[torch.Tensor] = []
-        self._passed, self._since = 0.0, time.perf_counter()
+        self._since = time.perf_counter()
 
     def count_targets(self, targets: torch.Tensor) -> None:
         """Adds the number of targets of a batch, a tensor of shape `()`, to those of the current step."""
         self._new_targets.append(targets)
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """A context whose time is not counted."""
-        self._passed += time.perf_counter() - self._since
-        try:
-            yield
-        finally:
-            self._since = time.perf_counter()
 
     def on_train_begin(self, args, state, control, **kwargs):
         """Starts the clock, at the values of the checkpoint if a run is resumed."""
         earlier = state.stateful_callbacks.get(self.STATE, {}) if state.global_step else {}
         self.seconds, self.targets = earlier.get("seconds", 0.0), earlier.get("targets", 0)
         self._new_targets.clear()
-        self._passed, self._since = 0.0, time.perf_counter()
+        self._since = time.perf_counter()
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        """Leaves out the time since the last step, which was spent on evaluation or on a checkpoint."""
+        self._since = time.perf_counter()
+
+    on_save = on_evaluate
 
     def on_optimizer_step(self, args, state, control, **kwargs):
         """Adds the seconds and targets of the step, and stores both for the checkpoint."""
         now = time.perf_counter()
         targets = torch.stack(self._new_targets).sum()
-        added = self.total(torch.tensor([self._passed + now - self._since, targets.item()], device=targets.device))
+        added = self.total(torch.tensor([now - self._since, targets.item()], device=targets.device))
         self.seconds += added[0].item() / args.world_size
         self.targets += int(added[1].item())
         self._new_targets.clear()
-        self._passed, self._since = 0.0, now
+        self._since = now
         state.stateful_callbacks[self.STATE] = {"seconds": self.seconds, "targets": self.targets}
 
 
@@ -130,71 +119,6 @@ class WeightAverage(TrainerCallback):
                 "or start anew in another output_dir."
             )
         self.average.load_state_dict(load_file(path))
-
-
-class RunConsistency(TrainerCallback):
-    """Refuses to train if the processes, or a checkpoint and the run that resumes it, have different data or options.
-
-    Args:
-        facts (`dict[str, Any]`): What must be the same, by name, such as the digest of the data's manifest. The values
-            must be of JSON's types.
-        options (`dict[str, Any]`, *optional*): Options that decide the weights, by name, such as the learning rate.
-    """
-
-    STATE, OPTIONS = "same_run", "options"
-
-    def __init__(self, facts: dict[str, Any], options: dict[str, Any] | None = None):
-        self.facts, self.options = facts, options or {}
-
-    def check(self, step: int, earlier: Mapping[str, Any], config_changes: Sequence[str] = ()) -> None:
-        """Compares this run with the run that wrote a checkpoint. What the checkpoint lacks is not compared. Raises
-        `ValueError` if something differs; the message names it."""
-        advice = "Put back what there was, or start anew in another output_dir."
-        for name, value in earlier.items():
-            if name in self.facts and self.facts[name] != value:
-                raise ValueError(
-                    f"The checkpoint of step {step} was trained with {name} {value} and this run has "
-                    f"{self.facts[name]}: it would repeat some customers and skip others. {advice}"
-                )
-        if changes := [*changed_options(earlier.get(self.OPTIONS, {}), self.options), *config_changes]:
-            raise ValueError(
-                f"The checkpoint of step {step} was trained with {', and '.join(changes)}: a run that goes on would "
-                f"ignore it, or be a mixture of both. {advice}"
-            )
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        """Raises `ValueError` if processes, or a resumed run and its checkpoint, differ; the message says in what."""
-        all_facts = gather_object([self.facts | {self.OPTIONS: self.options}])
-        for process, facts in enumerate(all_facts):
-            for name in facts:
-                if facts[name] != all_facts[0][name]:
-                    raise ValueError(
-                        f"Process {process} has {name} {facts[name]} and process 0 has {all_facts[0][name]}: one "
-                        "model can't be trained on both. Give every machine the same data and options."
-                    )
-        if state.global_step:
-            self.check(state.global_step, state.stateful_callbacks.get(self.STATE, {}))
-        state.stateful_callbacks[self.STATE] = self.facts | {self.OPTIONS: self.options}
-        if state.global_step >= state.max_steps > 0:  # the run ended after its last step, so no step is left
-            control.should_training_stop = True
-
-
-class BestCheckpointFinder(TrainerCallback):
-    """When a run is resumed, finds its best checkpoint, also in a folder that was moved, and warns if it is lost."""
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        """Sets the path of the best checkpoint, or forgets it if its files are missing or damaged."""
-        if not state.global_step or state.best_metric is None or not args.load_best_model_at_end:
-            return
-        folder = Path(args.output_dir, f"checkpoint-{state.best_global_step}")
-        if not (faults := weight_faults(folder)):
-            state.best_model_checkpoint = str(folder)
-            return
-        logger.warning(
-            f"The best checkpoint so far, of step {state.best_global_step} with {state.best_metric:.4f}, can't be "
-            f"used ({faults[0]}): the best of those that follow is kept."
-        )
-        state.best_metric = state.best_global_step = state.best_model_checkpoint = None
 
 
 class EarlyStopping(EarlyStoppingCallback):

@@ -36,7 +36,6 @@ from modeling_mcm.training.resuming import (
     deciding_options,
     find_start,
     output_folder_lock,
-    step_size,
 )
 
 logger = logging.get_logger(__name__)
@@ -161,19 +160,16 @@ def fine_tune(options: FineTuningOptions, training: FineTuningArguments) -> None
         model.freeze_encoder()
 
     own = {name: getattr(options, name) for name in DECIDING} | {"max_events": extractor.max_events}
-    own["batch size"] = step_size(training)
     run = {
         "data": file_digest(data.folder / MANIFEST_FILE),
         "offers": compute_digest(str(options.offers), ("*.parquet",)),
         PRE_TRAINED: compute_digest(str(options.model), MODEL_PARTS),
-        "options": deciding_options(training) | own,
+        "options": deciding_options(training, model.config, own),
     }
     with output_folder_lock(str(training.output_dir), training.should_save):
-        start = find_start(str(training.output_dir), FINE_TUNING, run, model.config)
-        if start.is_finished:
-            logger.info(f"{training.output_dir} holds this run, which is finished: nothing is left to train.")
-        else:
-            _train(options, training, data, extractor, model, offers, groups, evaluated, run, start)
+        start = find_start(training, FINE_TUNING, run)
+        if not start.is_finished:
+            _train(options, training, data, extractor, model, offers, groups, evaluated, start)
 
 
 def compute_digest(folder: str | Path, patterns: Sequence[str]) -> str:
@@ -191,7 +187,6 @@ def _train(
     offers: Any,
     groups: NDArray[np.int64],
     evaluated: NDArray[np.int64],
-    run: dict[str, Any],
     start: Start,
 ) -> None:
     """Trains a model on offers, and writes the model and the record of the run, finetuning.json."""
@@ -207,23 +202,13 @@ def _train(
         compute_metrics=OfferMetrics(list(offers.outcomes)),
         preprocess_logits_for_metrics=_first_output,
         encoder_lr_factor=1.0 if options.from_scratch else options.encoder_lr_factor,
-        data_version=" ".join(digest for name, digest in run.items() if name != "options"),
-        run_options=run["options"],
     )
-    if start.faults:
-        logger.warning(
-            f"Interrupted while they were written, or damaged since, so not used: {'; '.join(start.faults)}."
-        )
     trained = sum(parameter.numel() for parameter in wrapped.parameters() if parameter.requires_grad)
-    logger.info(
-        f"{trained:,} trained parameters, {len(groups):,} groups of offers, "
-        + (f"going on from {start.checkpoint}" if start.checkpoint else "starting anew")
-    )
+    logger.info(f"{trained:,} trained parameters, {len(groups):,} groups of offers, {start}")
     result = trainer.train(resume_from_checkpoint=start.checkpoint)
     if options.lora:
         trainer.model = wrapped.merge_and_unload()
     facts: dict[str, Any] = {
-        "run": run,
         "seconds": result.metrics["train_runtime"],
         "groups": len(groups),
         "steps": trainer.state.global_step,
@@ -233,9 +218,8 @@ def _train(
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "threads": torch.get_num_threads(),
     }
-    trainer.finish(FINE_TUNING, facts)
-    if trainer.is_world_process_zero():
-        trainer.write_record(FINE_TUNING, facts, is_finished=True)
+    trainer.save_final()
+    trainer.write_record(FINE_TUNING, facts)
 
 
 def _first_output(outputs: Any, labels: torch.Tensor) -> torch.Tensor:

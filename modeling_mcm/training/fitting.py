@@ -22,7 +22,6 @@ from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation, MCMModel
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.training.forecaster import load_weights, pad_visits, set_shop
 from modeling_mcm.training.moments import latest_events, train_state
-from modeling_mcm.training.resuming import FORECAST_FIELDS
 
 logger = logging.get_logger(__name__)
 SHOP_CUSTOMERS, READ_AT_ONCE = 2**15, 512  # customers whose visits describe the shop, and of whom so many are padded
@@ -105,7 +104,7 @@ def learn_state(model: MCMForMultiTaskRecommendation, data: PreparedData, seed: 
     logger.info(f"The customer state is trained. Losses: {words}.")
     requested = sorted(model.config.forecast_days)
     window = describe_shop(model.model, data.extractor, prepared, cutoff)
-    for name in FORECAST_FIELDS:
+    for name in ("forecast_days", "forecast_window", "target_features", "target_types"):
         setattr(model.config, name, getattr(model.model.config, name))
     missed = ", ".join(f"{day:g}" for day in requested if day not in model.config.forecast_days)
     if data.extractor.order is not None:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset, Subset
-from transformers import Trainer, default_data_collator
+from transformers import default_data_collator
 from transformers.utils import logging
 
 from modeling_mcm.customer_mcm import MCMForCustomerPrediction
@@ -36,7 +36,7 @@ from modeling_mcm.data.labels import (
 )
 from modeling_mcm.evaluation.labels import LabelMetrics, mean_auc
 from modeling_mcm.events_mcm import SECONDS_PER_DAY
-from modeling_mcm.files_mcm import file_digest, write_json
+from modeling_mcm.files_mcm import file_digest
 from modeling_mcm.option import option
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.training.callbacks import EarlyStopping
@@ -45,11 +45,11 @@ from modeling_mcm.training.finetuning import MODEL_PARTS, PRE_TRAINED, compute_d
 from modeling_mcm.training.offer_trainer import slow_down
 from modeling_mcm.training.resuming import (
     FINE_TUNING,
+    ResumableTrainer,
     Start,
     deciding_options,
     find_start,
     output_folder_lock,
-    step_size,
 )
 
 logger = logging.get_logger(__name__)
@@ -131,7 +131,7 @@ class CountedHistories(Dataset):
         return {"counts": self.counts[index], "labels": self.labels[index]}
 
 
-class LabelTrainer(Trainer):
+class LabelTrainer(ResumableTrainer):
     """`Trainer` with a learning rate of its own for the customer state, which pre-training has trained."""
 
     def __init__(self, *args: Any, encoder_lr_factor: float, **kwargs: Any):
@@ -267,24 +267,23 @@ def train_to_labels(
     if is_frozen:
         tuned.freeze_state()
     own = asdict(options) | {"freeze_encoder": is_frozen, "encoder_lr_factor": encoder_lr_factor}
-    own |= {"max_events": extractor.max_events, "batch size": step_size(training)}
+    own |= {"max_events": extractor.max_events}
     del own["labels"]  # where the file lies does not matter, but what it holds
     run = {
         "data": file_digest(Path(data, MANIFEST_FILE)),
         "labels": file_digest(Path(str(options.labels))),
         PRE_TRAINED: compute_digest(model, MODEL_PARTS),
-        "options": deciding_options(training) | own,
+        "options": deciding_options(training, tuned.config, own),
     }
     with output_folder_lock(str(training.output_dir), training.should_save):
-        start = find_start(str(training.output_dir), FINE_TUNING, run, tuned.config)
+        start = find_start(training, FINE_TUNING, run)
         if start.is_finished:
             return _finished_metrics(Path(str(training.output_dir), FINE_TUNING))
-        return _train(tuned, extractor, customers, trained_on, held_out, training, run, start)
+        return _train(tuned, extractor, customers, trained_on, held_out, training, encoder_lr_factor, start)
 
 
 def _finished_metrics(record: Path) -> dict[str, float]:
     """Reads the metrics of a finished run from its record."""
-    logger.info(f"{record.parent} holds this run, which is finished: nothing is left to train.")
     facts = json.loads(record.read_text(encoding="utf-8"))
     return {name: value for name, value in facts["validation"].items() if name in METRICS}
 
@@ -296,7 +295,7 @@ def _train(
     trained_on: NDArray[np.int64],
     held_out: NDArray[np.int64],
     training: Any,
-    run: dict[str, Any],
+    encoder_lr_factor: float,
     start: Start,
 ) -> dict[str, float]:
     """Trains a model on labels, and writes the model and the record of the run, finetuning.json."""
@@ -312,49 +311,38 @@ def _train(
         eval_dataset=Subset(dataset, held_out.tolist()) if evaluates else None,
         processing_class=extractor,
         compute_metrics=LabelMetrics(labels.kind == NUMBER),
-        encoder_lr_factor=run["options"]["encoder_lr_factor"],
+        encoder_lr_factor=encoder_lr_factor,
     )
-    if start.faults:
-        logger.warning(
-            f"Interrupted while they were written, or damaged since, so not used: {'; '.join(start.faults)}."
-        )
-    record = Path(training.output_dir, FINE_TUNING)
-    if trainer.is_world_process_zero():
-        write_json(record, {"run": run, "finished": False})
     trained = sum(value.numel() for value in model.parameters() if value.requires_grad)
     logger.info(
         f"{trained:,} trained parameters, {len(trained_on):,} labels to train on and {len(held_out):,} to evaluate "
-        f"on, {f'{labels.kind}: ' + ', '.join(labels.classes) if labels.classes else labels.kind}; "
-        + (f"going on from {start.checkpoint}" if start.checkpoint else "starting anew")
+        f"on, {f'{labels.kind}: ' + ', '.join(labels.classes) if labels.classes else labels.kind}; {start}"
     )
     result = trainer.train(resume_from_checkpoint=start.checkpoint)
-    trainer.save_model()
-    trainer.save_state()
+    trainer.save_final()
     evaluation = trainer.evaluate() if evaluates else {}
     values = {name.removeprefix("eval_"): value for name, value in evaluation.items()}
     metrics = {name: value for name, value in values.items() if name in METRICS}
-    if trainer.is_world_process_zero():
-        compares = evaluates and len(labels.classes) == 2
-        yardsticks = _compute_yardsticks(customers, dataset, trained_on, held_out) if compares else {}
-        facts = {
-            "run": run,
-            "label": labels.name,
-            "kind": labels.kind,
-            "classes": list(labels.classes),
-            "labels": len(trained_on),
-            "left_out": customers.dropped,
-            "validation": metrics | {"labels": len(held_out) if evaluates else 0},
-            "yardsticks": yardsticks,
-            "seconds": result.metrics["train_runtime"],
-            "steps": trainer.state.global_step,
-            "trained_parameters": trained,
-            "seed": training.seed,
-            "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-            "threads": torch.get_num_threads(),
-        }
-        write_json(record, facts | {"finished": True})
-        words = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
-        words += "".join(f"; auc of {name} {value:.3f}" for name, value in yardsticks.items())
-        on_held_out = f"On {len(held_out):,} labels of customers that were not trained on: {words}."
-        logger.info(on_held_out if words else "Saved.")
+    compares = evaluates and len(labels.classes) == 2 and trainer.is_world_process_zero()
+    yardsticks = _compute_yardsticks(customers, dataset, trained_on, held_out) if compares else {}
+    facts = {
+        "label": labels.name,
+        "kind": labels.kind,
+        "classes": list(labels.classes),
+        "labels": len(trained_on),
+        "left_out": customers.dropped,
+        "validation": metrics | {"labels": len(held_out) if evaluates else 0},
+        "yardsticks": yardsticks,
+        "seconds": result.metrics["train_runtime"],
+        "steps": trainer.state.global_step,
+        "trained_parameters": trained,
+        "seed": training.seed,
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "threads": torch.get_num_threads(),
+    }
+    trainer.write_record(FINE_TUNING, facts)
+    words = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
+    words += "".join(f"; auc of {name} {value:.3f}" for name, value in yardsticks.items())
+    on_held_out = f"On {len(held_out):,} labels of customers that were not trained on: {words}."
+    logger.info(on_held_out if words else "Saved.")
     return metrics

@@ -2,14 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Trainer that fine-tunes a model to offers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch.utils.data import Sampler
 
 from modeling_mcm.data.collator import LengthGroupedSampler
 from modeling_mcm.training.callbacks import EarlyStopping, EpochCallback
-from modeling_mcm.training.resumable import ResumableTrainer
+from modeling_mcm.training.resuming import ResumableTrainer, step_size
 
 # Modules that a model for offers adds. All of their weights are trained, also if the encoder has low-rank updates.
 NEW_PARTS = ("action_head",)
@@ -36,8 +36,6 @@ class OfferTrainer(ResumableTrainer):
         self,
         *args: Any,
         encoder_lr_factor: float,
-        data_version: str | None = None,
-        run_options: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ):
         self.encoder_lr_factor = encoder_lr_factor
@@ -46,13 +44,11 @@ class OfferTrainer(ResumableTrainer):
         self.add_callback(EpochCallback(self.offer_collator))
         if (patience := kwargs["args"].early_stopping_patience) is not None:
             self.add_callback(EarlyStopping(patience))
-        facts = {"data": data_version, "seed": self.args.seed, "batch size": self.group_size}
-        self.remember_run(facts, {"encoder_lr_factor": encoder_lr_factor, **(run_options or {})})
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
         dataset: Any = self.train_dataset if train_dataset is None else train_dataset
         costs = dataset.costs(self.offer_collator.max_events)
-        return LengthGroupedSampler(costs, self.group_size, self.args.seed, self.offer_collator.epoch)
+        return LengthGroupedSampler(costs, step_size(self.args), self.args.seed, self.offer_collator.epoch)
 
     def create_optimizer(self, model: Any = None):
         """Makes the Trainer's optimizer, with groups of parameters of their own for the pre-trained weights."""

@@ -176,15 +176,12 @@ def pretrain(options: ModelOptions, objective: Objective, training: PretrainingA
     model.objective = objective
     model.initialize_from_popularity(popularity(data, config))
     own = {name: getattr(options, name) for name in PRETRAINING_OPTIONS} | {"max_events": extractor.max_events}
-    own |= asdict(objective) | {"forecast_days": config.forecast_days}
-    own["batch size"] = step_size(training)
-    run = {"data": file_digest(data.folder / MANIFEST_FILE), "options": deciding_options(training) | own}
+    own |= asdict(objective)
+    run = {"data": file_digest(data.folder / MANIFEST_FILE), "options": deciding_options(training, config, own)}
     with output_folder_lock(str(training.output_dir), training.should_save):
-        start = find_start(str(training.output_dir), PRETRAINING, run, config)
-        if start.is_finished:
-            logger.info(f"{training.output_dir} holds this run, which is finished: nothing is left to train.")
-        else:
-            _train(options, training, data, model, recipe, run, start)
+        start = find_start(training, PRETRAINING, run)
+        if not start.is_finished:
+            _train(options, training, data, model, recipe, start)
 
 
 def _train(
@@ -193,25 +190,17 @@ def _train(
     data: PreparedData,
     model: MCMForMultiTaskRecommendation,
     recipe: Recipe,
-    run: dict[str, Any],
     start: Start,
 ) -> None:
     """Trains a model, compares it with baselines, and writes it with the record of the run, pretraining.json."""
     config = model.config
     train_rows, eval_rows = read_rows(data, config, training.eval_strategy != "no")
-    trainer = _make_trainer(options, training, data, model, (train_rows, eval_rows), run)
+    trainer = _make_trainer(options, training, data, model, (train_rows, eval_rows))
     if trainer.is_fsdp_enabled:
         # No loss of the Trainer reaches them, and a sharded optimizer without a state for a weight can't be loaded.
         if model.model.state is not None:
             model.model.state.requires_grad_(False)
-    if start.faults:
-        logger.warning(
-            f"Interrupted while they were written, or damaged since, so not used: {'; '.join(start.faults)}."
-        )
-    logger.info(
-        f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(train_rows):,} customers, "
-        + (f"going on from {start.checkpoint}" if start.checkpoint else "starting anew")
-    )
+    logger.info(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(train_rows):,} customers, {start}")
     if model.scorer is not None:
         fit = ScorerFit(model, data, training.seed)
         model.scorer.requires_grad_(False)
@@ -236,12 +225,11 @@ def _train(
             fit.finish()
     if model.model.state is not None:
         learn_state(model, data, training.seed, training.max_steps if training.max_steps > 0 else MOST_STEPS)
-    facts = {"run": run, "recipe": recipe.reasons, "validation": {}} | _facts_of_run(options, data, trainer)
-    trainer.finish(PRETRAINING, facts)
-    if trainer.is_world_process_zero():
-        if eval_rows is not None:
-            facts["validation"] = _compare(data, model)
-        trainer.write_record(PRETRAINING, facts, is_finished=True)
+    trainer.save_final()
+    has_cases = eval_rows is not None and trainer.is_world_process_zero()
+    validation = _compare(data, model) if has_cases else {}
+    facts = {"recipe": recipe.reasons, "validation": validation} | _facts_of_run(options, data, trainer)
+    trainer.write_record(PRETRAINING, facts)
 
 
 def _make_trainer(
@@ -250,7 +238,6 @@ def _make_trainer(
     data: PreparedData,
     model: MCMForMultiTaskRecommendation,
     rows: tuple[Any, Any],
-    run: dict[str, Any],
 ) -> MCMTrainer:
     """Makes the trainer of a model for the rows to train on and the rows to evaluate on."""
     extractor, config = data.extractor, model.config
@@ -266,8 +253,6 @@ def _make_trainer(
         eval_collator=MCMCollator(extractor, config, "evaluate", cutoff="validation", as_of=as_of),
         ema_decay=options.ema_decay if config.num_hidden_layers else None,
         patience=training.early_stopping_patience,
-        data_version=run["data"],
-        run_options=run["options"],
     )
 
 

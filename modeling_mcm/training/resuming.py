@@ -1,30 +1,38 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Where a training starts: anew, from its last complete checkpoint, or not at all.
+"""Trainings that can be killed at any time and started again: anew, from the last whole checkpoint, or not at all.
 
-It does not start if it is finished, if its folder holds something else, or if its options or data are not those that
-the folder's model was trained with: a resumed run would ignore some of them and mix others.
+A run writes what decides its weights into its folder first (run.json), and its record last. It does not start if it is
+finished, if its folder holds something else, or if its options or data are not those of run.json: a resumed run would
+ignore some of them and mix others. `Trainer` writes checkpoints in place, so one that a kill cut, or that was damaged
+since, is found by its files.
 """
 
 import json
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from accelerate.utils import gather_object
 from filelock import Timeout
-from safetensors import safe_open
-from transformers import PreTrainedConfig, TrainingArguments
+from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedConfig, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import logging
 
-from modeling_mcm.files_mcm import damage, locked
+from modeling_mcm.files_mcm import damage, locked, write_json
 
+logger = logging.get_logger(__name__)
 PRETRAINING, FINE_TUNING = "pretraining.json", "finetuning.json"  # records, which a run writes as its last file
-RECORDS = (PRETRAINING, FINE_TUNING)
-TRAINER_STATE, CONFIG, VOCABULARIES = "trainer_state.json", "config.json", "vocabularies.json"
-JSON_FILES = (CONFIG, "preprocessor_config.json", VOCABULARIES, "model.safetensors.index.json")
-WEIGHTS: tuple[str, ...] = ("*.safetensors", "pytorch_model*")
-MODEL_FILES = (CONFIG, "adapter_config.json", *WEIGHTS)
+RUN = "run.json"  # what a run is, which it writes as its first file
+UNUSED = "unused-"  # beginning of the name that a checkpoint gets which no run can go on from
+TRAINER_STATE = "trainer_state.json"
+JSON_FILES = ("config.json", "preprocessor_config.json", "vocabularies.json", "model.safetensors.index.json")
+WEIGHTS = ("*.safetensors", "pytorch_model*")
+MODEL_FILES = ("config.json", "adapter_config.json", "checkpoint-*", *WEIGHTS)
 NEEDED = {  # names of files besides weights and state that a run goes on from, with all patterns of such files
     "optimizer.pt": ("optimizer.pt", "optimizer.bin", "optimizer_*", "global_step*", "rank*-of-*-optimizer.pt"),
     "scheduler.pt": ("scheduler.pt",),
@@ -35,19 +43,11 @@ OTHER_FOLDERS = {  # a file that only such a folder holds, and a name for the fo
     "_predictions.json": "predictions",
 }
 SHOWN = 3
-
-# Options of `TrainingArguments` that do not change the weights: where and how often something is written, and how the
-# work is divided. The size of a step is compared separately, in customers.
-FREE = {"output_dir", "per_device_train_batch_size", "gradient_accumulation_steps", "per_device_eval_batch_size"}
-FREE |= {"report_to", "run_name", "project", "disable_tqdm", "use_cpu", "debug", "deepspeed", "parallelism_config"}
-FREE |= {"do_train", "do_eval", "do_predict", "resume_from_checkpoint", "local_rank", "full_determinism", "use_cache"}
-FREE |= {"skip_memory_metrics", "auto_find_batch_size", "accelerator_config", "torch_empty_cache_steps", "label_names"}
-FREE |= {"restore_callback_states_from_checkpoint", "enable_jit_checkpoint", "include_for_metrics", "eval_on_start"}
-FREE |= {"prediction_loss_only", "bf16_full_eval", "fp16_full_eval", "include_num_input_tokens_seen"}
-FREE_BEGINNINGS: tuple[str, ...] = ("_", "ddp_", "dataloader_", "eval_accumulation", "eval_do_concat", "eval_use")
-FREE_BEGINNINGS += ("fsdp", "gradient_checkpointing", "activation_checkpointing", "hub_", "log_", "logging_")
-FREE_BEGINNINGS += ("push_to_hub", "save_", "torch_compile", "trackio_")
-# Options that decide which checkpoint is the best. They change the final weights only with load_best_model_at_end.
+# Beginnings of the options of `TrainingArguments` that decide the weights. The size of a step is compared as
+# "batch size", in customers. Those of the best decide which checkpoint that is.
+DECIDING = """adam_ bf16 data_seed dataloader_drop_last early_stopping fp16 ignore_data_skip label_smoothing
+learning_rate load_best lr_ max_ neftune num_train optim seed tf32 train_sampling use_liger warmup
+weight_decay""".split()
 OF_THE_BEST = ("eval_strategy", "eval_steps", "eval_delay", "metric_for_best_model", "greater_is_better")
 
 
@@ -59,20 +59,20 @@ class Start(NamedTuple):
     """Where a training starts."""
 
     checkpoint: str | None  # folder of the last complete checkpoint; `None` to start anew
-    faults: list[str]  # a phrase for each file that is missing or damaged in newer checkpoints
-    is_finished: bool  # whether nothing is left to train
+    is_finished: bool = False  # whether nothing is left to train
+
+    def __str__(self) -> str:
+        return f"going on from {self.checkpoint}" if self.checkpoint else "starting anew"
 
 
-def deciding_options(args: TrainingArguments) -> dict[str, Any]:
-    """The options that decide the final weights of a training, by name, with values as JSON stores them."""
-    facts = {
-        name: value
-        for name, value in args.to_dict().items()
-        if name not in FREE and not name.startswith(FREE_BEGINNINGS)
-    }
-    facts["dataloader_drop_last"] = args.dataloader_drop_last
-    if not args.load_best_model_at_end:
-        facts = {name: value for name, value in facts.items() if name not in OF_THE_BEST}
+def deciding_options(args: TrainingArguments, config: PreTrainedConfig, own: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that decide the final weights of a training, by name, with values as JSON stores them: those of the
+    `Trainer`, of the model's config before it is trained, and a command's `own`."""
+    beginnings = (*DECIDING, *(OF_THE_BEST if args.load_best_model_at_end else ()))
+    facts = {name: value for name, value in args.to_dict().items() if name.startswith(beginnings)}
+    fields = config.to_dict()  # of these MCM's own: those of every model depend on how it was made
+    facts |= {name: fields.get(name) for name in type(config).__annotations__} | dict(own)
+    facts["batch size"] = step_size(args)
     return json.loads(json.dumps(facts, default=lambda value: value.value if isinstance(value, Enum) else str(value)))
 
 
@@ -81,44 +81,7 @@ def step_size(args: TrainingArguments) -> int:
     return args.train_batch_size * args.world_size * args.gradient_accumulation_steps
 
 
-def changed_options(earlier: Mapping[str, Any], as_of: Mapping[str, Any]) -> list[str]:
-    """A phrase for each option that both runs have and that differs."""
-    return [
-        f"{name} {earlier[name]} and this run has {as_of[name]}"
-        for name in earlier
-        if name in as_of and earlier[name] != as_of[name]
-    ]
-
-
-# Fields of a config that the training of the customer state sets.
-FORECAST_FIELDS = ("forecast_days", "forecast_window", "target_features", "target_types")
-
-
-def changed_config(folder: Path, config: PreTrainedConfig) -> list[str]:
-    """A phrase for each field of a config that differs from that in a folder; none if that one can't be read."""
-    path = folder / CONFIG
-    if not path.is_file() or damage(path):
-        return []
-    earlier = json.loads(json.dumps(type(config).from_pretrained(str(folder)).to_dict(), default=str))
-    as_of = json.loads(json.dumps(config.to_dict(), default=str))
-    # MCM's own fields: those of every model depend on how it was made, and those of forecasts are learned.
-    own = sorted(set(type(config).__annotations__) - set(FORECAST_FIELDS))
-    phrases = changed_options({name: earlier.get(name) for name in own}, {name: as_of.get(name) for name in own})
-    return [phrase if len(phrase) < 200 else f"another {phrase.partition(' ')[0]}" for phrase in phrases]
-
-
 # --------------------------------------------------------------------------------------------------- whole checkpoints
-
-
-def read_step(checkpoint: Path) -> int:
-    """Reads the step from the name of a checkpoint folder, such as checkpoint-500."""
-    return int(checkpoint.name.rsplit("-", 1)[1])
-
-
-def checkpoints(output_dir: str | Path) -> list[Path]:
-    """Lists the checkpoint folders in an output folder, sorted by step."""
-    paths = [path for path in Path(output_dir).glob("checkpoint-*") if path.name.rsplit("-", 1)[1].isdigit()]
-    return sorted((path for path in paths if path.is_dir()), key=read_step)
 
 
 def weight_faults(folder: Path) -> list[str]:
@@ -154,7 +117,7 @@ def _state_faults(checkpoint: Path) -> list[str]:
     if fault := damage(path):
         return [fault]
     step = json.loads(path.read_text(encoding="utf-8")).get("global_step")
-    return [] if step == read_step(checkpoint) else [f"{path} is of step {step}"]
+    return [] if checkpoint.name == f"checkpoint-{step}" else [f"{path} is of step {step}"]
 
 
 def _divergence(folder: Path) -> list[str]:
@@ -168,21 +131,25 @@ def _divergence(folder: Path) -> list[str]:
     return []
 
 
-def last_whole_checkpoint(output_dir: str | Path) -> tuple[str | None, list[str]]:
-    """Finds the newest complete checkpoint; files may have been damaged or deleted since they were written."""
-    faults: list[str] = []
-    for folder in reversed(checkpoints(output_dir)):
-        if not (own := checkpoint_faults(folder)):
-            return str(folder), faults
-        faults += own
-    return None, faults
+def last_whole_checkpoint(output_dir: Path) -> str | None:
+    """Finds the newest complete checkpoint. Those after it, which were cut by a kill or damaged since, are named and
+    set aside under another name; what a kill cut, before its last file was written, is removed."""
+    while (newest := get_last_checkpoint(str(output_dir))) and (faults := checkpoint_faults(Path(newest))):
+        logger.warning(f"Interrupted while they were written, or damaged since, so not used: {'; '.join(faults)}.")
+        aside = Path(newest).with_name(UNUSED + Path(newest).name)
+        shutil.rmtree(aside, ignore_errors=True)
+        if Path(newest, TRAINER_STATE).exists():
+            Path(newest).rename(aside)
+        else:
+            shutil.rmtree(newest)
+    return newest
 
 
-# ---------------------------------------------------------------------------------------------------- finished folders
+# ----------------------------------------------------------------------------------------------------------- the start
 
 
-def find_start(output_dir: str | Path, record: str, run: Mapping[str, Any], config: PreTrainedConfig) -> Start:
-    """Finds where a training starts that writes to a folder.
+def find_start(args: TrainingArguments, record: str, run: Mapping[str, Any]) -> Start:
+    """Finds where a training starts that writes to `args.output_dir`, and writes there what the run is.
 
     Args:
         record (`str`): Name of the record that a finished run leaves there, `PRETRAINING` or `FINE_TUNING`.
@@ -190,53 +157,55 @@ def find_start(output_dir: str | Path, record: str, run: Mapping[str, Any], conf
             [`deciding_options`].
 
     Raises:
-        RunError: If the folder holds something else, or a model that was trained with other data or options.
+        RunError: If the folder holds something else, or a model that was trained with other data or options; or if
+            the processes of this run have different ones.
     """
-    folder = Path(output_dir)
-    _check_folder(folder, record)
-    checkpoint, faults = last_whole_checkpoint(folder)
-    path = folder / record
-    if path.exists() and not (damaged := damage(path)):
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        if changes := _changes(folder, facts, run, config):
+    for process, other in enumerate(gather_object([run])):
+        if changes := _changes(other, run):
             raise RunError(
-                f"{folder} holds a model that was trained otherwise ({_some(changes)}), and nothing was changed: give "
-                "another output_dir, or remove that folder."
+                f"Process {process} has {_some(changes)}: one model can't be trained on both. Give every machine the "
+                "same data and options."
             )
-        if facts.get("finished") and not (faults_of_weights := weight_faults(folder)):
-            return Start(checkpoint, [], True)
-        faults = (faults_of_weights if facts.get("finished") else []) + faults
-    elif has_model(folder) and checkpoint is None:
-        reason = damaged if path.exists() else f"it has no {record}"
-        raise RunError(
-            f"{folder} holds a model, and nothing says what it was trained with ({reason}); nothing was changed: give "
-            "another output_dir, or remove that folder."
-        )
-    return Start(checkpoint, faults, False)
+    with args.main_process_first(local=False):
+        return _find_start(Path(str(args.output_dir)), record, run, args.should_save)
 
 
-def has_model(folder: Path) -> bool:
-    """Whether a folder holds files of a model, complete or not."""
-    return any(any(folder.glob(pattern)) for pattern in MODEL_FILES)
-
-
-def _check_folder(folder: Path, record: str) -> None:
+def _find_start(folder: Path, record: str, run: Mapping[str, Any], is_writer: bool) -> Start:
+    advice = "and nothing was changed: give another output_dir"
     for name, what in OTHER_FOLDERS.items():
         if (folder / name).exists():
-            raise RunError(f"{folder} holds {what} ({name}), and nothing was changed: give another output_dir.")
-    for other in RECORDS:
-        if other != record and (folder / other).exists():
+            raise RunError(f"{folder} holds {what} ({name}), {advice}.")
+    if others := [other for other in (PRETRAINING, FINE_TUNING) if other != record and (folder / other).exists()]:
+        raise RunError(f"{folder} holds the model of another kind of training ({others[0]}), {advice}.")
+    path = folder / RUN
+    if fault := damage(path):
+        if any(any(folder.glob(pattern)) for pattern in MODEL_FILES):
             raise RunError(
-                f"{folder} holds the model of another kind of training ({other}), and nothing was changed: give "
-                "another output_dir."
+                f"{folder} holds a model, and nothing says what it was trained with ({fault}), {advice}, or remove "
+                "that folder."
             )
+    elif changes := _changes(json.loads(path.read_text(encoding="utf-8")), run):
+        raise RunError(
+            f"{folder} holds a model that was trained otherwise ({_some(changes)}), {advice}, or remove that folder."
+        )
+    elif (folder / record).exists():
+        if not (faults := weight_faults(folder) + _damages([folder / record])):
+            logger.info(f"{folder} holds this run, which is finished: nothing is left to train.")
+            return Start(None, is_finished=True)
+        logger.warning(f"The model is damaged, so it is written again: {'; '.join(faults)}.")
+    if is_writer:
+        write_json(path, run)
+        (folder / record).unlink(missing_ok=True)
+    return Start(last_whole_checkpoint(folder))
 
 
-def _changes(folder: Path, facts: Mapping[str, Any], run: Mapping[str, Any], config: Any) -> list[str]:
-    """Names the data and options of a finished model that this run does not have."""
-    earlier = facts.get("run", {})
+def _changes(earlier: Mapping[str, Any], run: Mapping[str, Any]) -> list[str]:
+    """A phrase for each of the data and options of another run that differs from this run's."""
+    options = earlier.get("options", {})
+    changed = {name: value for name, value in run["options"].items() if options.get(name) != value}
+    phrases = [f"{name} {options.get(name)} and this run has {value}" for name, value in changed.items()]
     digests = [f"other {name}" for name in run if name != "options" and earlier.get(name) != run[name]]
-    return digests + changed_options(earlier.get("options", {}), run["options"]) + changed_config(folder, config)
+    return digests + [phrase if len(phrase) < 200 else f"another {phrase.partition(' ')[0]}" for phrase in phrases]
 
 
 def _some(phrases: list[str]) -> str:
@@ -252,16 +221,83 @@ def output_folder_lock(output_dir: str | Path, is_writer: bool = True) -> Iterat
     if not is_writer:
         yield
         return
-    with ExitStack() as stack:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(locked(folder, wait=False))
-        except Timeout:
-            raise RunError(
-                f"Another run trains into {folder}: wait for its end, or give another output_dir."
-            ) from None
-        except OSError as error:
-            raise RunError(f"{folder} can't be written to ({error.strerror}): give another output_dir.") from error
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = locked(folder, wait=False)
+        lock.__enter__()
+    except Timeout:
+        raise RunError(f"Another run trains into {folder}: wait for its end, or give another output_dir.") from None
+    except OSError as error:
+        raise RunError(f"{folder} can't be written to ({error.strerror}): give another output_dir.") from error
+    try:
         yield
-    if not existed and not any(folder.iterdir()):
-        folder.rmdir()
+    finally:
+        lock.__exit__(None, None, None)
+        if not existed and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+# ------------------------------------------------------------------------------------------------------------- trainer
+
+
+class BestCheckpointFinder(TrainerCallback):
+    """When a run is resumed, finds its best checkpoint, also in a folder that was moved, and warns if it is lost."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Sets the path of the best checkpoint, or leaves it out if its files are missing or damaged. Ends a run that
+        has made all of its steps."""
+        if state.global_step >= state.max_steps > 0:
+            control.should_training_stop = True
+        if not state.global_step or state.best_metric is None or not args.load_best_model_at_end:
+            return
+        folder = Path(args.output_dir, f"checkpoint-{state.best_global_step}")
+        if not (faults := weight_faults(folder)):
+            state.best_model_checkpoint = str(folder)
+            return
+        logger.warning(
+            f"The best checkpoint so far, of step {state.best_global_step} with {state.best_metric:.4f}, can't be "
+            f"used ({faults[0]}): the best of those that follow is kept."
+        )
+        state.best_metric = state.best_global_step = state.best_model_checkpoint = None
+
+
+class ResumableTrainer(Trainer):
+    """`Trainer` that makes no step more where the resumed run has ended, and says what a full disk leaves."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.add_callback(BestCheckpointFinder())
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if not self.control.should_training_stop:  # true if the resumed run has ended
+            super()._run_epoch(*args, **kwargs)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Trains as `Trainer` does. Raises `OSError` if a checkpoint can't be written; those before it stay."""
+        with self._naming_full_disk():
+            return super().train(*args, **kwargs)
+
+    def save_final(self) -> None:
+        """Writes the trained model into the output folder. Raises `OSError` if it can't be written."""
+        with self._naming_full_disk():
+            self.save_model()
+            self.save_state()
+
+    def write_record(self, record: str, facts: Mapping[str, Any]) -> None:
+        """Writes the record of a run, which is finished with that."""
+        if self.args.should_save:
+            write_json(Path(str(self.args.output_dir), record), facts)
+
+    @contextmanager
+    def _naming_full_disk(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, RuntimeError, SafetensorError) as error:
+            if isinstance(error, RuntimeError) and "inline_container" not in str(error):  # of torch.save
+                raise
+            folder = Path(str(self.args.output_dir))
+            raise OSError(
+                f"{folder} can't be written to ({error}; {shutil.disk_usage(folder).free:,} bytes are free); earlier "
+                "checkpoints are whole. Make room on the disk, or keep fewer (save_total_limit), and start the run "
+                "again: it goes on from the last one."
+            ) from error

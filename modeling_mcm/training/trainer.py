@@ -8,8 +8,8 @@ Import it from `modeling_mcm.training.trainer`, because inference does not need 
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence, Sized
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator, Sequence, Sized
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -27,7 +27,7 @@ from modeling_mcm.evaluation.ranking import StreamingMetrics
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.training.callbacks import EarlyStopping, EpochCallback, TrainingClock, WeightAverage
 from modeling_mcm.training.options import BEST_METRIC, NEW_LABEL_LOSS
-from modeling_mcm.training.resumable import ResumableTrainer
+from modeling_mcm.training.resuming import ResumableTrainer, step_size
 
 if TYPE_CHECKING:
     from modeling_mcm.training.scorer import ScorerFit
@@ -55,10 +55,6 @@ class MCMTrainer(ResumableTrainer):
             evaluated and is the final model. `None` for no average.
         patience (`int`, *optional*): Number of evaluations in a row without a better `metric_for_best_model` after
             which training ends. `None` for no early stopping.
-        data_version (`str`, *optional*): Digest of the data's manifest. A resumed run and all processes must have the
-            same.
-        run_options (`dict[str, Any]`, *optional*): Further options that decide the weights. A resumed run must have
-            the same.
         kwargs (`dict`): Further arguments of `Trainer`. `train_dataset` must be a `PreparedRows`.
 
     Raises:
@@ -75,8 +71,6 @@ class MCMTrainer(ResumableTrainer):
         scorer_fit: "ScorerFit | None" = None,
         ema_decay: float | None = None,
         patience: int | None = None,
-        data_version: str | None = None,
-        run_options: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ):
         self.eval_collator, self.scorer_fit = eval_collator, scorer_fit
@@ -103,13 +97,10 @@ class MCMTrainer(ResumableTrainer):
             self.add_callback(self.weight_average)
         if patience is not None:
             self.add_callback(EarlyStopping(patience))
-        facts: dict[str, Any] = {"data": data_version, "seed": self.args.seed, "batch size": self.group_size}
-        own = {"ema_decay": ema_decay, "early_stopping_patience": patience}
-        self.remember_run(facts, own | dict(run_options or {}))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
         dataset: Any = self.train_dataset if train_dataset is None else train_dataset
-        return LengthGroupedSampler(dataset.lengths, self.group_size, self.args.seed, self.train_collator.epoch)
+        return LengthGroupedSampler(dataset.lengths, step_size(self.args), self.args.seed, self.train_collator.epoch)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """Reads the batches of a step, and adds to each its share: the factor that its mean loss is multiplied by.
@@ -163,14 +154,25 @@ class MCMTrainer(ResumableTrainer):
             optimizer.add_param_group({"params": moved, "weight_decay": 0.0, "lr": rate})
         return optimizer
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Trains as `Trainer` does. With an average of the weights, the model has the average's weights afterwards."""
-        result = super().train(*args, **kwargs)
-        if self.weight_average is not None:  # the average is the final model
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Trains as `Trainer` does. With an average of the weights, which a checkpoint has beside the weights, the
+        model has the average's weights afterwards: those of the best checkpoint, if that is to be loaded."""
+        if self.weight_average is not None and isinstance(resume_from_checkpoint, str):
+            self.weight_average.load(resume_from_checkpoint)
+        result = super().train(resume_from_checkpoint, *args, **kwargs)
+        if self.weight_average is not None:
+            if self.args.load_best_model_at_end and self.state.best_model_checkpoint:
+                self.weight_average.load(self.state.best_model_checkpoint)
             self.weight_average.swap()
             self.remove_callback(self.weight_average)
             self.weight_average = None
         return result
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Saves the model as `Trainer` does, and the average of the weights beside it, if there is one."""
+        if self.weight_average is not None and self.args.should_save:
+            self.weight_average.save(str(output_dir or self.args.output_dir))
+        super().save_model(output_dir, _internal_call)  # last, as it notes the digests of both
 
     def gather_model(self) -> MCMForMultiTaskRecommendation:
         """Gathers the trained model of FSDP: whole weights in every process. The trainer goes on with these."""
@@ -195,8 +197,8 @@ class MCMTrainer(ResumableTrainer):
             del model.get_input_embeddings
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Evaluates as `Trainer` does, with the average of the weights if there is one, while the clock is paused."""
-        with self.clock.paused(), self._averaged():
+        """Evaluates as `Trainer` does, with the average of the weights if there is one."""
+        with self._averaged():
             metric = self.args.metric_for_best_model or NEW_LABEL_LOSS
             if self.scorer_fit is None or not metric.removeprefix("eval_").startswith((NEW_LABEL_LOSS, ENCODER)):
                 return super().evaluate(*args, **kwargs)
@@ -242,24 +244,6 @@ class MCMTrainer(ResumableTrainer):
             yield
         finally:
             self.weight_average.swap()
-
-    def _uncounted(self) -> AbstractContextManager[None]:
-        return self.clock.paused()
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        if self.weight_average is not None and self.args.should_save:  # a resume needs weights and average
-            self.weight_average.save(str(output_dir or self.args.output_dir))
-        super()._save(output_dir, state_dict)  # last, as it notes the digests of both
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if self.weight_average is not None:
-            self.weight_average.load(resume_from_checkpoint)
-
-    def _load_best_model(self) -> None:
-        super()._load_best_model()
-        if self.weight_average is not None:  # the final model is the best average
-            self.weight_average.load(str(self.state.best_model_checkpoint))
 
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
         """Computes the loss of a batch times its share, and keeps the losses of the tasks for the log."""

@@ -44,9 +44,9 @@ def assert_same_weights(folder, other, tolerance=0.0):
 
 
 def remove_files(folder):
-    """Leaves the folders in a folder alone, as a run does that is killed before its model is written."""
+    """Leaves what a run does that is killed before its model is written: the folders, and what the run is."""
     for path in folder.iterdir():
-        if path.is_file():
+        if path.is_file() and path.name != "run.json":
             path.unlink()
 
 

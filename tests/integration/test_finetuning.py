@@ -117,6 +117,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(options, tuned, tmp_path, more):
     if more:
         call("run_finetune", *options, "--output_dir", whole, *more, *STEPS)
     shutil.copytree(whole / "checkpoint-10", killed / "checkpoint-10")
+    shutil.copy(whole / "run.json", killed)
     call("run_finetune", *options, "--output_dir", killed, *more, *STEPS)
     assert_same_weights(killed, whole, tolerance=2e-6)
 

@@ -34,7 +34,7 @@ def chosen(options, tmp_path_factory):
 def test_what_the_data_decide_is_said_and_kept(chosen):
     folder, said = chosen
     facts = json.loads((folder / "pretraining.json").read_text())
-    assert facts["run"]["options"]["eval_strategy"] == "epoch"
+    assert json.loads((folder / "run.json").read_text())["options"]["eval_strategy"] == "epoch"
     assert len(facts["recipe"]) >= 2 and all(reason in said for reason in facts["recipe"])
     config = json.loads((folder / "config.json").read_text())
     assert config["scorer"] and config["kind_feature"] == "type"
