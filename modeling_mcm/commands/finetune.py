@@ -7,11 +7,9 @@
     accelerate launch -m modeling_mcm.commands.finetune ...     the same with accelerate's settings
     accelerate launch training/run_finetune.py ...              the same, in a checkout
     ... --freeze_encoder        trains the new head only
-    ... --lora 8                trains low-rank updates of the encoder's attention and the head; needs `peft`
-    ... --from_scratch          trains the same model without its pre-trained weights
 
 --data is the data set that the checkpoint was pre-trained on; histories come from it. --labels is a table of customer,
-time and label; of the last three options above it works with --freeze_encoder only. --offers is a folder with
+time and label. --offers is a folder with
 offers.parquet and actions.parquet; each history is read up to the time of the offers (docs/fine_tuning.md).
 Evaluate a model of offers with `mcm evaluate --offers`.
 
@@ -39,10 +37,8 @@ def main() -> None:
     if options.model is None or options.data is None or (options.offers is None) == (label_options.labels is None):
         raise SystemExit("--model, --data and one of --offers and --labels are needed: see --help.")
     set_seed(training.seed)
-    if label_options.labels is not None and (
-        options.lora or options.from_scratch or options.outcomes or options.label_share < 1
-    ):
-        raise SystemExit("--lora, --from_scratch, --outcomes and --label_share are for --offers: leave them out.")
+    if label_options.labels is not None and options.outcomes:
+        raise SystemExit("--outcomes is for --offers: leave it out.")
     with report_errors():
         if label_options.labels is None:
             fine_tune(options, training)

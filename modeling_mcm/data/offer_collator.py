@@ -93,7 +93,6 @@ class OfferCollator:
     ):
         self.extractor, self.config, self.offers = extractor, config, offers
         self.max_events = extractor.max_events if max_events is None else max_events
-        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         actions = (offers.action_ids, offers.columns, offers.row_offsets, offers.weights)
         self.actions = EncodedActions(extractor, config, *actions)
         groups = np.arange(len(offers.group_ids)) if groups is None else groups

@@ -20,8 +20,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from transformers.utils import logging
 
+from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.data.collator import batches_by_length
-from modeling_mcm.evaluation.metrics import CONFIDENCE, RESAMPLES, Interval, ndcg_at_k, ratio, recall_at_k
+from modeling_mcm.evaluation.metrics import CONFIDENCE, RESAMPLES, Interval, ndcg_at_k, ratio, recall_at_k, tie_ranks
 
 
 @dataclass(frozen=True)
@@ -54,20 +55,16 @@ def which_offer(truth: OfferTruth, scores: ArrayLike, ks: Sequence[int] = (10,))
     scores = np.asarray(scores, np.float64)
     if scores.shape != truth.taken.shape or np.isnan(scores).any():
         raise ValueError(f"Found scores of shape {scores.shape}, NaN or not; expected a number for each offer.")
-    groups = len(truth.customer_ids)
-    longest = int(np.add.reduceat(np.nan_to_num(truth.taken), truth.offsets[:-1]).max(initial=1))
-    greater, ties = np.zeros((groups, longest), np.int64), np.ones((groups, longest), np.int64)
-    relevant = np.zeros((groups, longest), bool)
-    for group in np.flatnonzero(truth.responds).tolist():
-        part = slice(truth.offsets[group], truth.offsets[group + 1])
-        observed = ~np.isnan(truth.taken[part])
-        ordered, targets = np.sort(scores[part][observed]), scores[part][truth.taken[part] == 1]
-        above = len(ordered) - np.searchsorted(ordered, targets, side="right")
-        greater[group, : len(targets)] = above
-        ties[group, : len(targets)] = len(ordered) - above - np.searchsorted(ordered, targets, side="left")
-        relevant[group, : len(targets)] = True
+    sizes = np.diff(truth.offsets)
+    cells = np.arange(sizes.max(initial=0)) < sizes[:, None]
+    padded, taken = np.full_like(cells, -np.inf, dtype=np.float64), np.zeros_like(cells)
+    padded[cells] = np.where(np.isnan(truth.taken), -np.inf, scores)
+    taken[cells] = truth.taken == 1
+    # Offers stand for the labels of a task, whose ids begin with FIRST_LABEL.
+    places = np.where(taken, np.arange(cells.shape[-1]) + FIRST_LABEL, 0)
+    greater, ties = tie_ranks(np.pad(padded, ((0, 0), (FIRST_LABEL, 0))), places)
     metrics = {"ndcg": ndcg_at_k, "recall": recall_at_k}
-    return {f"{name}@{k}": metric(greater, ties, relevant, k) for k in ks for name, metric in metrics.items()}
+    return {f"{name}@{k}": metric(greater, ties, taken, k) for k in ks for name, metric in metrics.items()}
 
 
 def expected_takes(offsets: NDArray[np.int64], scores: ArrayLike) -> NDArray[np.float64]:

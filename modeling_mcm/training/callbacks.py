@@ -5,21 +5,18 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import EarlyStoppingCallback, TrainerCallback
 
-if TYPE_CHECKING:
-    from modeling_mcm.data.collator import MCMCollator
-
 
 class EpochCallback(TrainerCallback):
-    """Sets the epoch of the training collator, also when a run is resumed."""
+    """Sets the epoch of a training collator, or of what else has an `epoch`, also when a run is resumed."""
 
-    def __init__(self, collator: "MCMCollator"):
+    def __init__(self, collator: Any):
         self.collator = collator
 
     def on_epoch_begin(self, args, state, control, **kwargs):

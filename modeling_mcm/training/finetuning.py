@@ -16,19 +16,16 @@ from transformers.utils import logging
 
 from modeling_mcm.action_inputs_mcm import features_of_actions
 from modeling_mcm.action_mcm import MCMForActionRecommendation
-from modeling_mcm.configuration_mcm import MCMConfig
 from modeling_mcm.data import PreparedData, check_vocabularies
 from modeling_mcm.data.dataset import MANIFEST_FILE
 from modeling_mcm.data.offer_collator import OfferCollator, OfferGroups
 from modeling_mcm.data.offers import SPLITS, TEST, TRAIN, VALIDATION, Offers, load_offers
 from modeling_mcm.evaluation.offers import OfferMetrics
-from modeling_mcm.extras import needs
 from modeling_mcm.files_mcm import file_digest
 from modeling_mcm.option import option
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.training.checkpoints import read_checkpoint
-from modeling_mcm.training.fitting import popularity
-from modeling_mcm.training.offer_trainer import NEW_PARTS, OfferTrainer
+from modeling_mcm.training.head_trainer import HeadTrainer
 from modeling_mcm.training.options import PretrainingArguments
 from modeling_mcm.training.resuming import (
     FINE_TUNING,
@@ -39,10 +36,9 @@ from modeling_mcm.training.resuming import (
 )
 
 logger = logging.get_logger(__name__)
-# Layers of BertSelfAttention that get low-rank updates. The head has a `query`, too, but all its weights are trained.
-ADAPTED = ["query", "value"]
+HEAD = "action_head."
 # Options that decide the weights, besides those of the Trainer and of the model's config.
-DECIDING = ("outcomes", "train_splits", "label_share", "freeze_encoder", "lora", "from_scratch", "encoder_lr_factor")
+DECIDING = ("outcomes", "train_splits", "freeze_encoder", "encoder_lr_factor")
 
 # The model that is fine-tuned: its name among the digests of a run, and its files.
 PRE_TRAINED, MODEL_PARTS = "pre-trained model", ("*.safetensors", "config.json")
@@ -62,14 +58,7 @@ class FineTuningOptions:
     )
     train_splits: list[str] = option([TRAIN, VALIDATION], "Splits of the offers to train on.")
     eval_split: str = option(TEST, "Split of the offers to evaluate on if --eval_strategy is set.", choices=SPLITS)
-    label_share: float = option(
-        1.0, "Share of the training groups of offers to use, drawn with --seed: above 0, at most 1."
-    )
     freeze_encoder: bool = option(False, "Train the new head only, and leave the pre-trained weights as they are.")
-    lora: int = option(0, "Rank of low-rank updates of the encoder's attention (LoRA); 0 for none.")
-    from_scratch: bool = option(
-        False, "Use the checkpoint's config and start from random weights, to measure pre-training's use."
-    )
     encoder_lr_factor: float = option(
         0.1, "Factor on the learning rate of the pre-trained weights; the head's has the factor 1."
     )
@@ -79,14 +68,8 @@ class FineTuningOptions:
     )
 
     def __post_init__(self) -> None:
-        if self.freeze_encoder and self.lora:
-            raise ValueError("--freeze_encoder leaves the encoder as it is and --lora changes it; choose one.")
-        if self.from_scratch and (self.freeze_encoder or self.lora):
-            raise ValueError("--from_scratch trains everything; leave out --freeze_encoder and --lora.")
         if wrong := sorted(set(self.train_splits) - set(SPLITS)):
             raise ValueError(f"No splits {wrong}; choose from {', '.join(SPLITS)}.")
-        if not 0 < self.label_share <= 1 or self.lora < 0:
-            raise ValueError("--label_share is above 0 and at most 1, --lora at least 0.")
 
 
 @dataclass
@@ -111,27 +94,7 @@ def _read_model(
         "action_features": features_of_actions(extractor, offers.columns),
         "action_history_feature": extractor.token_type_feature,
     }
-    if not options.from_scratch:
-        return read_checkpoint(MCMForActionRecommendation, str(options.model), ("action_head.",), **known)
-    model = MCMForActionRecommendation(MCMConfig.from_pretrained(str(options.model), **known))
-    model.initialize_from_popularity(popularity(PreparedData(str(options.data)), model.config))
-    return model
-
-
-def _with_low_rank_updates(model: MCMForActionRecommendation, rank: int) -> Any:
-    """Wraps a model with `peft`, so that the head and updates of the attention of this rank (1 or more) are trained.
-    Raises `ImportError` if `peft` is not installed."""
-    with needs("lora"):
-        from peft import LoraConfig, get_peft_model
-    whole = [name for name in NEW_PARTS if getattr(model, name) is not None]
-    low_rank = LoraConfig(
-        r=rank,
-        lora_alpha=2 * rank,
-        target_modules=ADAPTED,
-        exclude_modules=f"({'|'.join(whole)}).*",
-        modules_to_save=whole,
-    )
-    return get_peft_model(model, low_rank)
+    return read_checkpoint(MCMForActionRecommendation, str(options.model), (HEAD,), **known)
 
 
 def fine_tune(options: FineTuningOptions, training: FineTuningArguments) -> None:
@@ -149,11 +112,6 @@ def fine_tune(options: FineTuningOptions, training: FineTuningArguments) -> None
     evaluated = offers.groups([options.eval_split]) if training.eval_strategy != "no" else groups[:0]
     training_end = data.schema.cutoff_seconds("validation")
     offers.check_times(training_end, groups, evaluated)
-    if options.label_share < 1:
-        sample = np.random.default_rng(training.seed).permutation(len(groups))[
-            : round(options.label_share * len(groups))
-        ]
-        groups = groups[np.sort(sample)]
     offers.check_trainable(groups, outcomes)
     model = _read_model(options, extractor, offers)
     if options.freeze_encoder:
@@ -191,9 +149,9 @@ def _train(
 ) -> None:
     """Trains a model on offers, and writes the model and the record of the run, finetuning.json."""
     used = np.concatenate([groups, evaluated])
-    wrapped: Any = _with_low_rank_updates(model, options.lora) if options.lora else model
-    trainer = OfferTrainer(
-        model=wrapped,
+    trainer = HeadTrainer(
+        head=HEAD,
+        model=model,
         args=training,
         data_collator=OfferCollator(extractor, model.config, offers, used),
         train_dataset=OfferGroups(data.rows, offers, groups),
@@ -201,13 +159,11 @@ def _train(
         processing_class=extractor,
         compute_metrics=OfferMetrics(list(offers.outcomes)),
         preprocess_logits_for_metrics=_first_output,
-        encoder_lr_factor=1.0 if options.from_scratch else options.encoder_lr_factor,
+        encoder_lr_factor=options.encoder_lr_factor,
     )
-    trained = sum(parameter.numel() for parameter in wrapped.parameters() if parameter.requires_grad)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     logger.info(f"{trained:,} trained parameters, {len(groups):,} groups of offers, {start}")
     result = trainer.train(resume_from_checkpoint=start.checkpoint)
-    if options.lora:
-        trainer.model = wrapped.merge_and_unload()
     facts: dict[str, Any] = {
         "seconds": result.metrics["train_runtime"],
         "groups": len(groups),

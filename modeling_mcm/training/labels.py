@@ -39,13 +39,11 @@ from modeling_mcm.events_mcm import SECONDS_PER_DAY
 from modeling_mcm.files_mcm import file_digest
 from modeling_mcm.option import option
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
-from modeling_mcm.training.callbacks import EarlyStopping
 from modeling_mcm.training.checkpoints import read_checkpoint
 from modeling_mcm.training.finetuning import MODEL_PARTS, PRE_TRAINED, compute_digest
-from modeling_mcm.training.offer_trainer import slow_down
+from modeling_mcm.training.head_trainer import HeadTrainer
 from modeling_mcm.training.resuming import (
     FINE_TUNING,
-    ResumableTrainer,
     Start,
     deciding_options,
     find_start,
@@ -53,7 +51,7 @@ from modeling_mcm.training.resuming import (
 )
 
 logger = logging.get_logger(__name__)
-NEW = ("prediction_head.",)
+NEW = "prediction_head."
 MOST_NUMBERS = 2**29  # that the counts of all histories may have to be held in memory: 2 GB
 COUNT_BATCH = 64  # histories that are counted at a time
 SAMPLED_EXAMPLES = 2**14  # labels that the head is initialised from, if not all counts fit into memory
@@ -129,22 +127,6 @@ class CountedHistories(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         return {"counts": self.counts[index], "labels": self.labels[index]}
-
-
-class LabelTrainer(ResumableTrainer):
-    """`Trainer` with a learning rate of its own for the customer state, which pre-training has trained."""
-
-    def __init__(self, *args: Any, encoder_lr_factor: float, **kwargs: Any):
-        self.encoder_lr_factor = encoder_lr_factor
-        super().__init__(*args, **kwargs)
-        if (patience := kwargs["args"].early_stopping_patience) is not None:
-            self.add_callback(EarlyStopping(patience))
-
-    def create_optimizer(self, model: Any = None):
-        """Makes the Trainer's optimizer, with groups of parameters of their own for the pre-trained weights."""
-        optimizer = super().create_optimizer() if model is None else super().create_optimizer(model)
-        rate = self.args.learning_rate * self.encoder_lr_factor
-        return slow_down(optimizer, self.model if model is None else model, NEW, rate)
 
 
 def read_labels(data: str, options: LabelOptions) -> LabelledCustomers:
@@ -263,7 +245,9 @@ def train_to_labels(
     customers = read_labels(data, options)
     labels, evaluates = customers.labels, training.eval_strategy != "no"
     trained_on, held_out = _split(labels, options.validation_share, training.seed, evaluates)
-    tuned: MCMForCustomerPrediction = read_checkpoint(MCMForCustomerPrediction, model, NEW, **labels.model_options())
+    tuned: MCMForCustomerPrediction = read_checkpoint(
+        MCMForCustomerPrediction, model, (NEW,), **labels.model_options()
+    )
     if is_frozen:
         tuned.freeze_state()
     own = asdict(options) | {"freeze_encoder": is_frozen, "encoder_lr_factor": encoder_lr_factor}
@@ -303,7 +287,8 @@ def _train(
     dataset, collator = _start_head(
         model, customers, LabelCollator(extractor, model.config), trained_on, training.seed
     )
-    trainer = LabelTrainer(
+    trainer = HeadTrainer(
+        head=NEW,
         model=model,
         args=training,
         data_collator=collator,

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Imports every public module and asks every script for `--help` while packages are hidden; run by test_installing.
 
-    python tests/helpers/import_without.py report.json peft lightgbm,sklearn
+    python tests/helpers/import_without.py report.json ibis lightgbm,sklearn
 
 Each argument after the first is a case: packages, separated by commas, that are as if they were not installed. The
 report has by case and by module or script null where it worked, and otherwise the kind of the error and its words.

@@ -111,14 +111,11 @@ def test_the_example_fine_tunes_with_the_plain_trainer(pretrained, prepared, off
     assert added and all(name.startswith("action_head.") for name in added)
 
 
-@pytest.mark.parametrize("more", [[], ["--lora", 2]], ids=["whole", "low-rank updates"])
-def test_a_killed_run_goes_on_and_ends_the_same(options, tuned, tmp_path, more):
-    whole, killed = tmp_path / "whole" if more else tuned, tmp_path / "killed"
-    if more:
-        call("run_finetune", *options, "--output_dir", whole, *more, *STEPS)
+def test_a_killed_run_goes_on_and_ends_the_same(options, tuned, tmp_path):
+    whole, killed = tuned, tmp_path / "killed"
     shutil.copytree(whole / "checkpoint-10", killed / "checkpoint-10")
     shutil.copy(whole / "run.json", killed)
-    call("run_finetune", *options, "--output_dir", killed, *more, *STEPS)
+    call("run_finetune", *options, "--output_dir", killed, *STEPS)
     assert_same_weights(killed, whole, tolerance=2e-6)
 
 
@@ -226,25 +223,15 @@ def test_what_is_trained_can_be_chosen(options, pretrained, tmp_path):
     call("run_finetune", *options, *short, "--output_dir", tmp_path / "frozen", "--freeze_encoder")
     assert changed_weights(pretrained, tmp_path / "frozen") == set()
     assert weights(pretrained).keys() < weights(tmp_path / "frozen").keys()
-    call("run_finetune", *options, *short, "--output_dir", tmp_path / "lora", "--lora", 2)
-    changed = changed_weights(pretrained, tmp_path / "lora")
-    assert changed and all(name.endswith(("self.query.weight", "self.value.weight")) for name in changed)
-    call("run_finetune", *options, *short, "--output_dir", tmp_path / "scratch", "--from_scratch")
-    assert any("feature_tables" in name for name in changed_weights(pretrained, tmp_path / "scratch"))
-    fewer = ["--label_share", 0.5, "--max_events", 30]
-    call("run_finetune", *options, *short, "--output_dir", tmp_path / "fewer", *fewer)
+    call("run_finetune", *options, *short, "--output_dir", tmp_path / "fewer", "--max_events", 30)
     assert MCMFeatureExtractor.from_pretrained(str(tmp_path / "fewer")).max_events == 30
-    assert json.loads((tmp_path / "fewer" / "finetuning.json").read_text())["groups"] == 34
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
         (["--labels", "labels.csv"], "--model, --data and one of --offers and --labels are needed"),
-        (["--freeze_encoder", "--lora", 2], "--freeze_encoder leaves the encoder as it is and --lora changes it"),
-        (["--from_scratch", "--lora", 2], "--from_scratch trains everything"),
         (["--train_splits", "tset"], "No splits ['tset']; choose from train, validation, test"),
-        (["--label_share", 2], "--label_share is above 0 and at most 1"),
         (["--outcomes", "purchase"], "The offers have no column 'purchase'"),
         (
             ["--train_splits", "test", "--eval_strategy", "epoch"],

@@ -228,7 +228,7 @@ def test_labels_that_do_not_fit_in_memory_are_counted_step_by_step(options, monk
     ("wrong", "message"),
     [
         (["--offers", "offers"], "one of --offers and --labels are needed"),
-        (["--lora", 2], "--lora, --from_scratch, --outcomes and --label_share are for --offers"),
+        (["--outcomes", "click"], "--outcomes is for --offers"),
         (["--label", "churned"], "no column 'churned'; they have who, likes, spent, aisle, day"),
         (["--validation_share", 0.001], "of 34 customers holds none out to evaluate on"),
         (["--labels", "absent.csv"], "absent.csv is no file"),

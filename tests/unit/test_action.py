@@ -301,27 +301,6 @@ def test_a_frozen_encoder_does_not_move(action_model, batch_of):
     assert trained == {"action_head"}
 
 
-def test_lora_trains_and_merges(action_model, batch_of):
-    from peft import LoraConfig, get_peft_model
-
-    model = action_model(extended=True)
-    inputs = batch_of(model, range(3))
-    before = model(**inputs).logits
-    lora = LoraConfig(
-        r=2, target_modules=["query", "value"], exclude_modules="action_head.*", modules_to_save=["action_head"]
-    )
-    adapted = get_peft_model(model, lora)
-    torch.testing.assert_close(adapted(**inputs).logits, before)  # LoRA starts at no change
-    optimizer = torch.optim.Adam([p for p in adapted.parameters() if p.requires_grad], 0.05)
-    adapted(**inputs).loss.backward()
-    optimizer.step()
-    after = adapted.eval()(**inputs).logits
-    merged = adapted.merge_and_unload()
-    assert type(merged) is MCMForActionRecommendation
-    torch.testing.assert_close(merged(**inputs).logits, after, atol=1e-5, rtol=1e-4)
-    assert not torch.allclose(after, before)
-
-
 def test_unseen_action_is_scored_by_its_features(action_model, extractor, event_log, tmp_path):
     model = action_model(extended=True)
     model.save_pretrained(tmp_path)

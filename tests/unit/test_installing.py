@@ -67,8 +67,8 @@ def speechless(outcomes):
 
 
 def test_the_packages_of_the_extras_are_found():
-    assert {"ibis", "duckdb", "lightgbm", "peft", "pyspark", "sqlalchemy"} <= set(optional_packages())
-    assert {"data", "spark", "gbdt", "lora", "docs"} <= EXTRAS
+    assert {"ibis", "duckdb", "lightgbm", "pyspark", "sqlalchemy"} <= set(optional_packages())
+    assert {"data", "spark", "gbdt", "docs"} <= EXTRAS
 
 
 @pytest.mark.parametrize("hidden", CASES, ids=[*CASES[:-1], "all"])

@@ -113,7 +113,7 @@ def test_the_card_of_a_pretrained_checkpoint(published, exposure):
 
 
 def test_the_card_of_a_checkpoint_for_offers(published, exposure):
-    facts = {"seconds": 8000.0, "groups": 60, "steps": 8, "seed": 1, "command": "run_finetune.py --lora 8"}
+    facts = {"seconds": 8000.0, "groups": 60, "steps": 8, "seed": 1, "command": "run_finetune.py --freeze_encoder"}
     metadata, text = written(
         published(offers=True), "shop/offers", facts, OFFERS, replace(exposure, hidden=True, pairs=7)
     )
