@@ -5,15 +5,12 @@
 import json
 
 import numpy as np
-import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from corner_shop import SCHEMA
 
-from modeling_mcm.data import EventSchema, PreparedData
+from modeling_mcm.data import PreparedData
 from modeling_mcm.evaluation.cases import cases_at, unseen_only
 from modeling_mcm.evaluation.model import model_values
-from modeling_mcm.preparation import prepare
 
 COUNTED = ["most_popular", "visit_frequency", "nearest_customers", "transitions"]
 
@@ -85,33 +82,13 @@ def test_new_labels_of_a_month_are_targets_of_all_methods(evaluate):
     assert "the targets are those of 30 days" in said
 
 
-def test_customers_of_one_or_two_events_can_be_cases(evaluate, event_log, extractor, tmp_path):
-    data = tmp_path / "data"
-    bought = event_log[event_log["action"] == "buy"].sort_values("when")
-    few = [f"c{number:02}" for number in range(10)]
-    first = bought[bought["who"].isin(few)].groupby("who").head(1)
-    second = bought[bought["who"].isin(few[:5])].groupby("who").nth(1)
-    later = event_log[event_log["who"].isin(few) & (event_log["when"] >= "2017-11-01")]
-    log = pd.concat([event_log[~event_log["who"].isin(few)], first, second, later])
-    ages = pd.DataFrame({"who": sorted(log["who"].unique()), "age": "young"})
-    prepare(log, EventSchema.from_dict(SCHEMA), data, profile=ages, feature_extractor=extractor, rows_per_shard=20)
-    for options in ([], ["--filter_seen", "true"], ["--horizon_days", 30, "--only_new", "true"]):
-        at_least_three = evaluate("--baselines", "none", *options, data=data)[1]
-        said, numbers = evaluate("--baselines", *COUNTED, "--min_history", 1, *options, data=data)
-        assert numbers["cases"] > at_least_three["cases"] and numbers["by_history"]["1-2"]["cases"] >= 3
-        (line,) = [line.split() for line in said.splitlines() if line.startswith("items  1-2 ")]
-        assert int(line[2]) >= 3
-
-
 @pytest.mark.parametrize(
     "options, message",
     [
         (["--horizon_days", "0"], "--horizon_days is 0; give a positive number of days"),
-        (["--horizon_days", "-2"], "--horizon_days is -2; give a positive number"),
         (["--min_history", "0"], "--min_history is 0; a case needs at least 1 event"),
         (["--k", "0"], "--k and --batch_size must be at least 1"),
         (["--offers", "somewhere", "--filter_seen", "true"], "are not for --offers"),
-        (["--baselines", "popular"], "No baselines ['popular']; choose from most_popular"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(evaluate, options, message, capsys):

@@ -232,30 +232,8 @@ def test_what_is_trained_can_be_chosen(options, pretrained, tmp_path):
     [
         (["--labels", "labels.csv"], "--model, --data and one of --offers and --labels are needed"),
         (["--train_splits", "tset"], "No splits ['tset']; choose from train, validation, test"),
-        (["--outcomes", "purchase"], "The offers have no column 'purchase'"),
-        (
-            ["--train_splits", "test", "--eval_strategy", "epoch"],
-            "is trained on and starts on 2017-11-05, when",
-        ),
     ],
 )
 def test_wrong_options_are_refused(options, tmp_path, command, wrong, message):
     command("run_finetune", *options, "--output_dir", tmp_path / "run", *wrong, fails=message)
-    assert not (tmp_path / "run").exists()
-
-
-def test_offers_and_data_that_do_not_fit_are_refused(options, offers, pretrained, prepare_log, event_log, tmp_path):
-    output = ["--output_dir", tmp_path / "run"]
-    one_class = shutil.copytree(offers, tmp_path / "one_class")
-    pd.read_parquet(offers / "offers.parquet").assign(conversion=0).to_parquet(one_class / "offers.parquet")
-    with pytest.raises(SystemExit, match="Outcome 'conversion' is .* in all 272 observed training offers"):
-        call("run_finetune", *options, *output, "--offers", one_class)
-    renamed = event_log.assign(item=event_log["item"].str.replace("item 00", "apple"))
-    with pytest.raises(SystemExit, match=r"(?s)vocabularies of the data set.*\['items'\].*would mean other values"):
-        call("run_finetune", *options, *output, "--data", prepare_log(renamed))
-    late = prepare_log(event_log, cutoffs={"validation": "2017-11-10", "test": "2017-12-01"})
-    again = shutil.copytree(pretrained, tmp_path / "late")
-    MCMFeatureExtractor.from_pretrained(str(late / "feature_extractor")).save_pretrained(again)
-    with pytest.raises(SystemExit, match="start on 2017-11-05, but the encoder was pre-trained on events before 2017"):
-        call("run_evaluate", "--model", again, "--data", late, "--offers", offers)
     assert not (tmp_path / "run").exists()

@@ -229,25 +229,12 @@ def test_labels_that_do_not_fit_in_memory_are_counted_step_by_step(options, monk
     [
         (["--offers", "offers"], "one of --offers and --labels are needed"),
         (["--outcomes", "click"], "--outcomes is for --offers"),
-        (["--label", "churned"], "no column 'churned'; they have who, likes, spent, aisle, day"),
         (["--validation_share", 0.001], "of 34 customers holds none out to evaluate on"),
-        (["--labels", "absent.csv"], "absent.csv is no file"),
     ],
 )
 def test_wrong_options_are_refused(options, tmp_path, command, wrong, message):
     command("run_finetune", *options, "--label", "likes", "--output_dir", tmp_path / "run", *wrong, fails=message)
     assert not (tmp_path / "run").exists()
-
-
-def test_a_customer_that_the_log_does_not_know_is_refused_or_left_out(options, tables, tmp_path):
-    table = pd.read_parquet(tables / "labels.parquet")
-    table.loc[0, "who"] = "nobody"
-    table.to_parquet(tmp_path / "unknown.parquet")
-    words = [*options, "--label", "likes", "--labels", tmp_path / "unknown.parquet", "--output_dir", tmp_path / "run"]
-    with pytest.raises(SystemExit, match="'nobody'.*--on_unknown drop"):
-        finetune(*words)
-    finetune(*words, "--on_unknown", "drop", "--max_steps", 1)
-    assert json.loads((tmp_path / "run" / "finetuning.json").read_text())["left_out"] == 1
 
 
 def test_the_example_learns_churn_and_kids_with_the_plain_trainer(event_log, pretrained, prepared, tmp_path, capsys):

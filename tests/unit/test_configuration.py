@@ -3,7 +3,6 @@
 """MCMConfig: it survives a file, refuses choices that contradict each other, and makes models of the promised size."""
 
 import dataclasses
-import json
 from pathlib import Path
 
 import pytest
@@ -50,24 +49,6 @@ def test_defaults_are_the_recipe_for_visits():
     assert {name: recipe.training.get(name, value) for name, value in shipped.items()} == shipped
     assert (MCMConfig().encoder_attention, MCMConfig().target) == ("causal", "next_visit")
     assert MCMConfig().tasks == ["product_line", "category", "subcategory", "brand"]
-
-
-@pytest.mark.parametrize("name", ["mcm-base", "mcm-tiny"])
-def test_shipped_configs_differ_in_size_alone(name):
-    values = json.loads((CONFIGURATION / name / "config.json").read_text())
-    assert set(values) == {"model_type", *SIZES}
-
-
-@pytest.mark.parametrize("name", ["bert4rec", "mcm-single", "mcm-mtl", "mcm-final"])
-def test_paper_configs_name_every_difference(name):
-    values = json.loads((CONFIGURATION / "ablations" / name / "config.json").read_text())
-    names = {"attention_window", "event_dropout_prob", "attention_probs_dropout_prob", "encoder_unit", "readout"}
-    names |= {"max_position_embeddings", "readout_bias", "scorer", "state_size", "augmentation", *SIZES}
-    assert names <= set(values)
-    config = MCMConfig(
-        **DATA | {k: v for k, v in values.items() if k not in ("model_type", "tasks", "input_features")}
-    )
-    assert (config.encoder_attention, config.target) == ("bidirectional", "next_event")
 
 
 @pytest.mark.parametrize(

@@ -254,10 +254,8 @@ ASKED = {
     "a text": (lambda model: model.recommend("c07"), r"`customers` is 'c07', expected a list of ids: write \['c07'\]"),
     "a number": (lambda model: model.recommend(7), "`customers` is 7, expected a list"),
     "nobody": (lambda model: model.embed([]), "`customers` is empty"),
-    "far days": (lambda model: model.forecast(["c07"], days=[9999]), "No forecast for 9999 days"),
     "unknown label": (lambda model: model.explain("c07", "item 99"), "No task of .* has the label 'item 99'"),
     "unknown option": (lambda model: model.recommend(["c07"], most=3), r"Unknown options \['most'\]"),
-    "no labels": (lambda model: model.recommend(["c07"], k=0), "`top_k` is 0"),
 }
 
 

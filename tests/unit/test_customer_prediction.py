@@ -153,14 +153,10 @@ def test_bad_configs_are_refused(make_model, changes, message):
         make_model(**changes)
 
 
-def test_missing_inputs_are_named(make_model, inputs):
+def test_missing_inputs_are_named(make_model):
     model = make_model(num_labels=2)
     with pytest.raises(ValueError, match="no `input_ids`, and no `counts`"):
         model(labels=torch.tensor([1]))
-    with pytest.raises(ValueError, match="needs `event_times`"):
-        model(input_ids=inputs["input_ids"])
-    with pytest.raises(ValueError, match="`event_values` of MCMFeatureExtractor are missing"):
-        model(**{name: value for name, value in inputs.items() if name != "event_values"})
 
 
 @pytest.fixture

@@ -21,14 +21,6 @@ def test_the_readme_shows_an_example_and_what_it_prints(monkeypatch, capsys):
     assert code in README.read_text(encoding="utf-8")
 
 
-def test_one_page_says_how_long_a_start_takes():
-    """And what the time grows with."""
-    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "modeling_mcm" / "commands").glob("*.py")]
-    lines = {page.stem: re.findall(r'.*(?:mcm start|"start":).*', page.read_text("utf-8")) for page in pages}
-    assert not [(page, line) for page, said in lines.items() for line in said if re.search(r"\b(minute|second)", line)]
-    assert "Its time grows with" in (ROOT / "docs" / "recipe.md").read_text("utf-8")
-
-
 def customer(extractor, visits):
     """Inputs of a customer who buys two of the toy shop's products in turns, every five days."""
     products = list(extractor.vocabularies["product_category"])

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 from clean_copy import clean_copy
-from packaging.version import Version
 from transformers.dynamic_module_utils import get_imports
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -71,11 +70,3 @@ def test_only_the_package_is_installed_and_it_is_whole(tmp_path):
     installed = {path.relative_to(built) for path in built.rglob("*") if path.is_file()}
     kinds = ("*.py", "*.jinja", "*.yaml", "*.safetensors", "py.typed")
     assert installed == {path.relative_to(ROOT) for kind in kinds for path in PACKAGE.rglob(kind)}
-
-
-def test_the_oldest_versions_are_those_of_setup():
-    lines = (ROOT / "tests" / "oldest.txt").read_text(encoding="utf-8").splitlines()
-    pinned = dict(line.split("==") for line in lines if not line.startswith("#"))
-    text = (ROOT / "setup.py").read_text(encoding="utf-8")
-    required = re.findall(r'^        "([\w-]+)>=([\d.]+)[^"]*",$', text, flags=re.MULTILINE)
-    assert {name: Version(least) for name, least in required} == {name: Version(pinned[name]) for name in pinned}

@@ -64,17 +64,9 @@ def frame(**columns):
         ({"events": None}, "there is no `events`; give an empty list"),
         (7, "found int, expected a dict with `events`"),
         (event(colour="red"), "event 0: unknown 'colour'.*Known are: "),
-        (event(when=float("nan")), r"column 'when': found no time \(nan\)"),
-        (event(item=["a"]), r"column 'item': found \['a'\] \(list\), expected text, a number or a boolean"),
-        (event(action=b"buy"), r"column 'action': found b'buy' \(bytes\)"),
         (frame(price=[1, "cheap", None]), r"column 'price': found 'cheap' \(str\), expected a number"),
-        (frame(when=["2017-03-01", 5, 6]), r"column 'when': found 5 \(int\), expected a time"),
-        (
-            {"events": pd.DataFrame([["2017-03-01", "a", "b"]], columns=["when", "item", "item"])},
-            r"column 'item': found an array of shape \(1, 2\)",
-        ),
     ],
-    ids="text,no events,number,unknown column,no time,list,bytes,mixed types,mixed times,column twice".split(","),
+    ids="text,no events,number,unknown column,mixed types".split(","),
 )
 @pytest.mark.parametrize("form", [list, iter])
 def test_the_bad_one_of_a_hundred_is_named(score, customer, message, form):
