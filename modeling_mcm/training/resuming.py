@@ -29,11 +29,11 @@ logger = logging.get_logger(__name__)
 PRETRAINING, FINE_TUNING = "pretraining.json", "finetuning.json"  # records, which a run writes as its last file
 RUN = "run.json"  # what a run is, which it writes as its first file
 UNUSED = "unused-"  # beginning of the name that a checkpoint gets which no run can go on from
-TRAINER_STATE = "trainer_state.json"
+TRAINER_STATE, PROCESSES = "trainer_state.json", "processes"  # file, and its key for the number of processes
 JSON_FILES = ("config.json", "preprocessor_config.json", "vocabularies.json", "model.safetensors.index.json")
 WEIGHTS = ("*.safetensors", "pytorch_model*")
 MODEL_FILES = ("config.json", "adapter_config.json", "checkpoint-*", *WEIGHTS)
-NEEDED = {  # names of files besides weights and state that a run goes on from, with all patterns of such files
+NEEDED = {  # names of files besides weights and states that a run goes on from, with all patterns of such files
     "optimizer.pt": ("optimizer.pt", "optimizer.bin", "optimizer_*", "global_step*", "rank*-of-*-optimizer.pt"),
     "scheduler.pt": ("scheduler.pt",),
     "rng_state.pth": ("rng_state*.pth",),
@@ -116,8 +116,13 @@ def _state_faults(checkpoint: Path) -> list[str]:
         return [f"{checkpoint} has no {TRAINER_STATE}"]
     if fault := damage(path):
         return [fault]
-    step = json.loads(path.read_text(encoding="utf-8")).get("global_step")
-    return [] if checkpoint.name == f"checkpoint-{step}" else [f"{path} is of step {step}"]
+    state = json.loads(path.read_text(encoding="utf-8"))
+    if checkpoint.name != f"checkpoint-{state.get('global_step')}":
+        return [f"{path} is of step {state.get('global_step')}"]
+    processes, states = state.get("stateful_callbacks", {}).get(PROCESSES, 1), [*checkpoint.glob("rng_state*.pth")]
+    if 0 < len(states) < processes:
+        return [f"{checkpoint} has random states of {len(states)} processes, and {processes} ran"]
+    return []
 
 
 def _divergence(folder: Path) -> list[str]:
@@ -246,6 +251,7 @@ class BestCheckpointFinder(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         """Sets the path of the best checkpoint, or leaves it out if its files are missing or damaged. Ends a run that
         has made all of its steps."""
+        state.stateful_callbacks[PROCESSES] = args.world_size
         if state.global_step >= state.max_steps > 0:
             control.should_training_stop = True
         if not state.global_step or state.best_metric is None or not args.load_best_model_at_end:

@@ -132,12 +132,11 @@ def test_two_processes_of_which_one_is_killed_go_on_together(options, tmp_path):
     forked_runs.run_two(chosen(tmp_path / "undisturbed"), tmp_path / "log")
     folder = tmp_path / "run"
     processes = forked_runs.start_two([chosen(folder)] * 2, tmp_path / "first")
-    wait_for(lambda: (folder / "checkpoint-4").exists())
+    wait_for(lambda: not checkpoint_faults(folder / "checkpoint-4"))
     os.kill(processes[1].pid, signal.SIGKILL)
     for process in processes:
         process.join(60)
         assert process.exitcode not in (0, None)
-    assert whole(folder / "checkpoint-4")
     for later in folder.glob("checkpoint-*"):
         if later.name not in ("checkpoint-2", "checkpoint-4"):
             shutil.rmtree(later)
@@ -164,7 +163,7 @@ def test_processes_with_other_data_train_nothing(options, data, event_log, tmp_p
     choices = [options(tmp_path / "run", "data", folder) for folder in (data, tmp_path / "other")]
     for process, log in zip(forked_runs.start_two(choices, tmp_path / "log"), ("log.0", "log.1"), strict=True):
         text = forked_runs.finish(process, 1, tmp_path / log)
-        assert re.search(r"Process [01] has other data: .*Give every machine the same data", text)
+        assert re.search(r"Process [01] has other data.*Give every machine the same data", text)
     assert not list(tmp_path.glob("run/checkpoint-*"))
 
 
@@ -179,7 +178,7 @@ def test_a_run_goes_on_with_other_numbers_of_processes_and_workers(options, tmp_
     forked_runs.pretrain(chosen(folders[0]), tmp_path / "log")
     both = chosen(folders[1], "per_device_train_batch_size", 2, "dataloader_num_workers", 2)
     processes = forked_runs.start_two([both, both], tmp_path / "log")
-    wait_for(lambda: (folders[1] / "checkpoint-5").exists())
+    wait_for(lambda: not checkpoint_faults(folders[1] / "checkpoint-5"))
     for process in processes:
         os.kill(process.pid, signal.SIGKILL)
         process.join()

@@ -1,6 +1,6 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The demo logs, from small files and tables as their packages have them."""
+"""The demo log, from small tables as its package has them."""
 
 from datetime import datetime
 
