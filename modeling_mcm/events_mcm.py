@@ -14,6 +14,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta, tzinfo
 from decimal import Decimal
 from numbers import Integral, Real
@@ -26,7 +27,9 @@ from numpy.typing import NDArray
 
 EXACT_FLOAT = 2**53  # below it floats represent every integer exactly
 LARGEST_VALUE = float(np.finfo(np.float32).max)
-NO_VISIT = -1
+NO_RANK = -1
+NO_TIME = np.iinfo(np.int64).min  # what numpy makes of NaT
+PERIODS = 3  # training, validation, test
 SECONDS_PER_DAY, SECONDS_PER_HOUR = 86_400, 3600
 EPOCH = datetime(1970, 1, 1)
 EPOCH_WEEKDAY = 3  # 1970-01-01 was a Thursday; Monday is 0
@@ -172,15 +175,50 @@ def to_place(value: Any) -> int:
     )
 
 
+@dataclass(frozen=True)
+class Distinct:
+    """A column as its distinct values and, for each event, the index of its value, of shape `(events,)`."""
+
+    values: list[Any]
+    codes: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, column: Any) -> "Distinct":
+        """Finds the distinct values of a column, in the order of their first events."""
+        if isinstance(column, Distinct):
+            return column
+        values = as_list(column)
+        keys = list(zip(map(type, values), values, strict=True))  # with the type: True == 1 == 1.0 in Python
+        try:
+            codes = {key: code for code, key in enumerate(dict.fromkeys(keys))}
+        except TypeError:  # an unhashable value, such as a list
+            return cls(values, np.arange(len(values)))
+        return cls([value for _, value in codes], np.fromiter(map(codes.__getitem__, keys), np.int64, len(keys)))
+
+    def map(self, function: Callable[[Any], Any]) -> "Distinct":
+        """Applies a function to each distinct value."""
+        return Distinct(list(map(function, self.values)), self.codes)
+
+    def expand(self, dtype: type) -> NDArray[Any]:
+        """The values of all events, of shape `(events,)`."""
+        return np.fromiter(self.values, dtype, len(self.values))[self.codes]
+
+    def number(self) -> NDArray[np.int64]:
+        """Numbers the values, so that events have one number if their values are equal, of shape `(events,)`."""
+        numbers: dict[Any, int] = {}
+        return Distinct([numbers.setdefault(value, len(numbers)) for value in self.values], self.codes).expand(
+            np.int64
+        )
+
+    def rank(self) -> NDArray[np.int64]:
+        """Rank of each event's text among the texts, of shape `(events,)`; `NO_RANK` where there is none."""
+        ranks: dict[Any, int] = {text: rank for rank, text in enumerate(sorted({*self.values} - {None}))}
+        return self.map(lambda text: ranks.get(text, NO_RANK)).expand(np.int64)
+
+
 def map_distinct(values: Sequence[Any], function: Callable[[Any], Any], dtype: type) -> NDArray[Any]:
     """Applies a function to every value of a column, `(len(values),)`, only once for each distinct value."""
-    values = as_list(values)
-    keys = list(zip(map(type, values), values, strict=True))  # with the type, because True == 1 == 1.0 in Python
-    try:
-        table = {key: function(key[1]) for key in dict.fromkeys(keys)}  # in order, so the first bad value is named
-    except TypeError:  # an unhashable value, such as a list: the function raises a message for it
-        return np.array([function(value) for value in values], dtype)
-    return np.fromiter(map(table.__getitem__, keys), dtype, len(keys))
+    return Distinct.of(values).map(function).expand(dtype)
 
 
 def to_seconds(value: Any, zone: tzinfo) -> int:
@@ -257,6 +295,20 @@ def zone_offset(seconds: int, zone: tzinfo) -> int:
         seconds=min(max(seconds, int(first.timestamp())), int(last.timestamp()) - 1)
     )
     return int((local.astimezone(zone).utcoffset() or timedelta()).total_seconds())
+
+
+def to_local(seconds: NDArray[np.int64], zone: tzinfo) -> NDArray[np.int64]:
+    """Converts moments, seconds since 1970-01-01 in UTC, to what the clocks of a time zone show."""
+    hours, places = np.unique(seconds // SECONDS_PER_HOUR, return_inverse=True)
+    first = hours * SECONDS_PER_HOUR
+    offsets, at_end = (
+        np.array([zone_offset(second, zone) for second in ends.tolist()], np.int64)
+        for ends in (first, first + SECONDS_PER_HOUR - 1)
+    )
+    local = seconds + offsets[places]
+    for place in np.flatnonzero((offsets != at_end)[places]):  # the clocks change within the hour
+        local[place] = seconds[place] + zone_offset(int(seconds[place]), zone)
+    return local
 
 
 def as_column(values: Any) -> Any:
@@ -336,24 +388,21 @@ def events_before(row: Mapping[str, Any], time: float) -> dict[str, Any]:
     return select_events(row, row["times"] < time)
 
 
-def rank_visits(column: Any) -> NDArray[np.int64]:
-    """Rank of each event's visit key, compared as text, among the keys of the customer, of shape `(events,)`."""
-    texts = [to_text(value) for value in as_list(column)]
-    ranks = {text: rank for rank, text in enumerate(sorted({text for text in texts if text is not None}))}
-    return np.array([NO_VISIT if text is None else ranks[text] for text in texts], np.int64)
-
-
 class Timeline(NamedTuple):
-    """Order, times and visits of a customer's n events and of the inserted end-of-visit events, m events in all."""
+    """Order and visits of the n events of some customers and of the inserted end-of-visit events, m events in all."""
 
-    order: NDArray[np.int64]  # (n,): indices of the events in the input, oldest event first
-    # (m - n,): indices, in the ordered events, before which end-of-visit events are inserted, as for `numpy.insert`
-    ends: NDArray[np.int64]
-    # (m,): time of each event in seconds since 1970-01-01; an end-of-visit event has the time of its visit's last
-    # event
-    times: NDArray[np.int64]
-    visits: NDArray[np.int32]  # (m,): visit of each event, counted from 0
-    starts: NDArray[np.int64]  # (visits,): time of each visit's first event in seconds since 1970-01-01
+    # (m,): index in the input of each event; an end-of-visit event has that of its visit's last event
+    indices: NDArray[np.int64]
+    closes: NDArray[np.bool_]  # (m,): whether the event is an end-of-visit event
+    visits: NDArray[np.int32]  # (m,): visit of each event, counted from 0 for each customer
+    days: NDArray[np.float64]  # (m,): days between the starts of the visit before and of this one, NaN in the first
+
+
+def days_between(starts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Days from the start of the visit before to that of each visit, NaN for the first one, of shape `(visits,)`."""
+    days = np.diff(starts, prepend=0) / SECONDS_PER_DAY
+    days[:1] = np.nan
+    return days
 
 
 def arrange(
@@ -362,36 +411,57 @@ def arrange(
     ties: Sequence[NDArray[Any]],
     is_target: NDArray[np.bool_],
     close_visits: bool,
-    values: Sequence[NDArray[Any]] = (),
+    customers: NDArray[np.int64],
+    periods: NDArray[np.int64],
 ) -> Timeline:
-    """Orders the events of a customer by start of the visit, visit, time, `ties` and `values`.
+    """Orders events by customer, period, start of the visit, visit, time and `ties`, and finds the visits.
 
-    The order of the input has no effect.
+    The order of the input has no effect. A visit that reaches over the end of a period has a part before and one
+    after, so that what lies before never depends on what comes after. Both have one number, unless another visit lies
+    between; then they count as two.
 
     Args:
         seconds (`np.ndarray` of shape `(n,)`): Time of each event in seconds since 1970-01-01.
-        ranks (`np.ndarray` of shape `(n,)`): Rank of each event's visit key, as `rank_visits` returns it.
+        ranks (`np.ndarray` of shape `(n,)`): Rank of each event's visit key, `NO_RANK` where the events of one time
+            are a visit.
         ties (`Sequence[np.ndarray]`, each of shape `(n,)`): Columns that order events of one visit and time, the most
             important first.
         is_target (`np.ndarray` of shape `(n,)`): Whether an event can be a target.
-        close_visits (`bool`): Whether to insert an end-of-visit event after each visit with a target.
-        values (`Sequence[np.ndarray]`, each of shape `(n,)`): Columns that order events that are equal in all others,
-            the most important first.
+        close_visits (`bool`): Whether to insert an end-of-visit event after each visit with a target, and after each
+            of its parts.
+        customers, periods (`np.ndarray` of shape `(n,)`): Customer of each event, and its period, 0 to 2.
     """
-    starts = seconds.copy()
-    keyed = ranks != NO_VISIT
-    earliest = np.full(int(np.max(ranks, initial=NO_VISIT)) + 1, np.iinfo(np.int64).max)
-    np.minimum.at(earliest, ranks[keyed], seconds[keyed])
-    starts[keyed] = earliest[ranks[keyed]]
+    parts, starts = customers * PERIODS + periods, seconds.copy()
+    keyed = ranks != NO_RANK
+    distinct, places = np.unique(parts[keyed] * (np.max(ranks, initial=0) + 1) + ranks[keyed], return_inverse=True)
+    earliest = np.full(len(distinct), np.iinfo(np.int64).max)
+    np.minimum.at(earliest, places, seconds[keyed])
+    starts[keyed] = earliest[places]
 
-    order = np.lexsort((*reversed(values), is_target, *reversed(ties), seconds, ranks, starts))
-    seconds, ranks, starts = (values[order] for values in (seconds, ranks, starts))
-    opens_visit = np.ones(len(order), bool)
-    opens_visit[1:] = (ranks[1:] != ranks[:-1]) | (starts[1:] != starts[:-1])
-    first = np.flatnonzero(opens_visit)
+    order = np.lexsort((*reversed(ties), seconds, ranks, starts, parts))
+    customers, parts, starts, ranks = (values[order] for values in (customers, parts, starts, ranks))
+    first = np.flatnonzero(run_starts(parts, starts, ranks))  # of each part of a visit
+    goes_on = (ranks[first] != NO_RANK) & ~run_starts(ranks[first], customers[first])
+    visit = np.cumsum(~goes_on) - 1
+    days = days_between(starts[first][~goes_on])
+    opens_customer = run_starts(customers[first])
+    days[visit[opens_customer]] = np.nan
+    numbers = visit - np.maximum.accumulate(np.where(opens_customer, visit, 0))
     closed = first[:0]
     if close_visits and len(order):
-        closed = np.flatnonzero(np.logical_or.reduceat(is_target[order], first))
+        has_target = np.logical_or.reduceat(is_target[order], first)
+        for _ in range(1, PERIODS):  # a target of an earlier part
+            has_target[1:] |= goes_on[1:] & has_target[:-1]
+        closed = np.flatnonzero(has_target)
+    of_event = np.repeat(np.arange(len(first)), np.diff(first, append=len(order)))
     ends = np.append(first[1:], len(order))[closed]
-    visits = np.insert(np.cumsum(opens_visit) - 1, ends, closed).astype(np.int32)
-    return Timeline(order, ends, np.insert(seconds, ends, seconds[ends - 1]), visits, starts[first])
+    indices, closes = np.insert(order, ends, order[ends - 1]), np.insert(np.zeros(len(order), bool), ends, True)
+    of_event = np.insert(of_event, ends, closed)
+    return Timeline(indices, closes, numbers[of_event].astype(np.int32), days[visit[of_event]])
+
+
+def run_starts(*columns: NDArray[Any]) -> NDArray[np.bool_]:
+    """Marks where a run of rows with equal values in all columns begins, in a mask of shape `(rows,)`."""
+    starts = np.ones(len(columns[0]), dtype=bool)
+    starts[1:] = np.any([column[1:] != column[:-1] for column in columns], axis=0)
+    return starts

@@ -70,13 +70,6 @@ def select_rows(rows: Any, indices: NDArray[np.int64]) -> Any:
     return rows.take(indices) if isinstance(rows, pa.Table) else rows.select(indices)
 
 
-def run_starts(*columns: NDArray) -> NDArray[np.bool_]:
-    """Marks where a run of rows with equal values in all columns begins, in a mask of shape `(rows,)`."""
-    starts = np.ones(len(columns[0]), dtype=bool)
-    starts[1:] = np.any([column[1:] != column[:-1] for column in columns], axis=0)
-    return starts
-
-
 def count_pairs(first: NDArray, second: NDArray) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Counts pairs of whole numbers, of which the first is at least 0: both numbers of each distinct pair in ascending
     order, and how often the pair is there."""

@@ -22,9 +22,10 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from modeling_mcm.configuration_mcm import FIRST_LABEL
-from modeling_mcm.data.cases import compute_offsets, run_starts, select_rows
+from modeling_mcm.data.cases import compute_offsets, select_rows
 from modeling_mcm.evaluation.histories import TaskHistory, task_histories
 from modeling_mcm.evaluation.metrics import distinct_targets, ndcg_at_k, tie_ranks
+from modeling_mcm.events_mcm import run_starts
 
 POPULARITY_SHARE = 1e-3  # weight of the most popular label beside one personal event
 MAX_DENSE = 2**25  # elements of a dense block, 256 MiB in double precision

@@ -33,13 +33,12 @@ from modeling_mcm.data.cases import (
     compute_offsets,
     count_pairs,
     flat_values,
-    run_starts,
     select_rows,
     tell_unseen,
 )
 from modeling_mcm.data.dataset import PreparedData
 from modeling_mcm.evaluation.histories import task_histories
-from modeling_mcm.events_mcm import SECONDS_PER_DAY
+from modeling_mcm.events_mcm import SECONDS_PER_DAY, run_starts
 
 logger = logging.getLogger(__name__)
 

@@ -29,11 +29,11 @@ from numpy.typing import NDArray
 from transformers.utils import logging
 
 from modeling_mcm.configuration_mcm import FIRST_LABEL
-from modeling_mcm.data.cases import compute_offsets, run_starts
+from modeling_mcm.data.cases import compute_offsets
 from modeling_mcm.evaluation.baselines import Baseline
 from modeling_mcm.evaluation.histories import TaskHistory
 from modeling_mcm.evaluation.metrics import ratio
-from modeling_mcm.events_mcm import SECONDS_PER_DAY
+from modeling_mcm.events_mcm import SECONDS_PER_DAY, run_starts
 from modeling_mcm.extras import needs
 
 logger = logging.get_logger(__name__)

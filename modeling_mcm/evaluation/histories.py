@@ -16,7 +16,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from modeling_mcm.configuration_mcm import FIRST_LABEL
-from modeling_mcm.data.cases import arrow_batches, check_cutoff, flat_values, list_lengths, run_starts
+from modeling_mcm.data.cases import arrow_batches, check_cutoff, flat_values, list_lengths
+from modeling_mcm.events_mcm import run_starts
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from modeling_mcm.action_mcm import MCMForActionRecommendation
 from modeling_mcm.configuration_mcm import FIRST_LABEL
-from modeling_mcm.events_mcm import SECONDS_PER_DAY, Timeline
+from modeling_mcm.events_mcm import SECONDS_PER_DAY, days_between
 from modeling_mcm.features_mcm import COUNTED, FEATURES
 from modeling_mcm.inputs_mcm import first_kept, until
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
@@ -259,10 +259,10 @@ class _History:
         distinct, row["visits"] = np.unique(row["visits"], return_inverse=True)
         row["visits"] = row["visits"].astype(np.int32)
         first = np.searchsorted(row["visits"], np.arange(len(distinct)))
-        timeline = Timeline(first, first[:0], row["times"], row["visits"], row["times"][first])
+        days = days_between(row["times"][first])[row["visits"]]
         for feature in extractor._encoding.event_features:
             if extractor._encoding.specs[feature].kind == DAYS_SINCE_VISIT:
-                row[f"feature_{feature}"] = extractor._encoding.derived_ids(feature, timeline)
+                row[f"feature_{feature}"] = extractor._encoding.derived_ids(feature, row["times"], days)
         return row
 
     def _values(self) -> list[dict[str, str]]:

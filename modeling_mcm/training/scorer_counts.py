@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array, diags_array
 
 from modeling_mcm.configuration_mcm import FIRST_LABEL
-from modeling_mcm.data.cases import arrow_batches, flat_values, list_lengths, run_starts
-from modeling_mcm.events_mcm import SECONDS_PER_DAY
+from modeling_mcm.data.cases import arrow_batches, flat_values, list_lengths
+from modeling_mcm.events_mcm import SECONDS_PER_DAY, run_starts
 from modeling_mcm.scorer_mcm import MOST_DENSE, RATE_HALF_LIFE, LabelTables
 
 FOLDS = 5

@@ -24,11 +24,10 @@ from modeling_mcm.data.cases import (
     deciding_tasks,
     flat_values,
     list_lengths,
-    run_starts,
 )
 from modeling_mcm.data.collator import MCMCollator, PreparedRows, batches_by_length
 from modeling_mcm.evaluation.cases import cases_at
-from modeling_mcm.events_mcm import SECONDS_PER_DAY
+from modeling_mcm.events_mcm import SECONDS_PER_DAY, run_starts
 from modeling_mcm.inputs_mcm import RowBatch
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.scorer_mcm import (

@@ -288,7 +288,7 @@ MISTAKES = {
     "unknown customer key": ({"event": []}, ["'event'", "did you mean 'events'"]),
     "customer is a list": ([event()], ["found list", "dict with `events`"]),
     "unknown profile key": ({"events": [], "profile": {"Age": 3}}, ["profile", "'Age'", "did you mean 'age'"]),
-    "wrong profile value": ({"events": [], "profile": {"Income": "much"}}, ["profile column 'Income'", "'much'"]),
+    "wrong profile value": ({"events": [], "profile": {"Income": "much"}}, ["profile: column 'Income'", "'much'"]),
     "profile is a list": ({"events": [], "profile": [3]}, ["profile is list", "expected a dict"]),
 }
 

@@ -193,7 +193,7 @@ def test_raw_values_of_another_type_are_refused(extractor):
     ):
         with pytest.raises(ValueError, match=message):
             extractor.encode({"events": [{"at": "2024-01-01", **event}]})
-    with pytest.raises(ValueError, match="profile column 'likes': found 'drama' .str., expected a list"):
+    with pytest.raises(ValueError, match="profile: column 'likes': found 'drama' .str., expected a list"):
         extractor.encode({"events": [], "profile": {"likes": "drama"}})
 
 
