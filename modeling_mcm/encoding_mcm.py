@@ -65,6 +65,10 @@ class Events:
     # By feature what was read of its column: `Distinct` texts or sets of texts, or an array of numbers.
     values: dict[str, Any]
 
+    def rank_visits(self) -> NDArray[np.int64]:
+        """Rank of the key of each event's visit, of shape `(events,)`; `NO_RANK` where it has none."""
+        return np.full(len(self.positions), NO_RANK) if self.visits is None else self.visits.rank()
+
     def without_duplicates(self) -> "Events":
         """Leaves out the events that equal an earlier one in all that is read of them."""
         keys = [self.positions] if self.visits is None else [self.positions, self.visits.number()]
@@ -248,13 +252,14 @@ class Encoding:
                     values[feature] = to_values(column)
         ties = [*ids.values(), events.is_target, *values.values()]
         for task in schema.tasks if customers is not None else ():
-            texts = events.values[self.sources[task]].map(_one_text) if task in self.sources else None
-            if texts is not None:
+            sums = nothing  # the one token type of a log without token types is never unseen
+            if task in self.sources:
+                texts = events.values[self.sources[task]].map(_one_text)
                 ties.append(texts.rank())
-                sums = texts.map(lambda text: zlib.crc32(text.encode()) >> 1).expand(np.int32)
+                sums = texts.map(lambda text: zlib.crc32(text.encode()) >> 1).expand(np.int64)
             is_unseen = (ids[task] == UNKNOWN_ID) & events.is_target
-            unseen[task] = np.where(is_unseen, sums, 0)
-        ranks = np.full(count, NO_RANK) if events.visits is None else events.visits.rank()
+            unseen[task] = np.where(is_unseen, sums, 0).astype(np.int32)
+        ranks = events.rank_visits()
         customers, periods = (nothing if each is None else each for each in (customers, periods))
         closing = bool(schema.end_of_visit)
         timeline = arrange(events.positions, ranks, ties, events.is_target, closing, customers, periods)
@@ -280,8 +285,7 @@ class Encoding:
             row[f"value_{feature}"] = in_order(of_events)
         for task in schema.tasks:
             row[f"task_{task}"] = in_order(np.where(events.is_target, ids[task], MISSING_ID), MISSING_ID)
-        for task, sums in unseen.items():
-            row[f"unseen_{task}"] = in_order(sums)
+        row |= {f"unseen_{task}": in_order(of_task) for task, of_task in unseen.items()}
         return row, timeline
 
     def derived_ids(self, feature: str, times: NDArray[np.int64], days: NDArray[np.float64]) -> NDArray[np.int32]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import tempfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,7 +35,6 @@ from modeling_mcm.data.dataset import (
 )
 from modeling_mcm.data.schema import NO_CUTOFFS
 from modeling_mcm.events_mcm import SECONDS_PER_DAY, check_columns, read_zone, select_events, to_ids, to_seconds
-from modeling_mcm.extras import needs
 from modeling_mcm.files_mcm import file_digest, write_json
 from modeling_mcm.live.customer import LiveCustomer
 from modeling_mcm.live.explanations import visit_rhythm
@@ -144,13 +142,14 @@ class Histories:
 
     def _read(self, path: str, what: str, needed: list[str], known: Collection[str]) -> pa.Table:
         """The known columns of a Parquet or CSV file, without rows that lack one of the `needed` columns."""
-        with needs("data"):
-            from modeling_mcm.preparation.engine import open_engine
-            from modeling_mcm.preparation.tables import open_table
-        with tempfile.TemporaryDirectory() as folder, open_engine("duckdb", Path(folder)) as connection:
-            table = open_table(path, connection, what)
-            check_columns(table.columns, needed, f"{path} has", "Give the file that was prepared.")
-            return table.select(*(name for name in table.columns if name in known)).drop_null(needed).to_pyarrow()
+        from modeling_mcm.preparation.tables import SourceTable  # the extra `data`
+
+        table = SourceTable(path, what)
+        check_columns(table.names, needed, f"{path} has", "Give the file that was prepared.")
+        names = [name for name in table.names if name in known]
+        blocks = [pa.Table.from_batches([block]) for block in table.blocks(names)]
+        rows = pa.concat_tables(blocks, promote_options="default")  # a column may be empty in some of the files
+        return rows.filter(functools.reduce(pc.and_, [pc.is_valid(rows[name]) for name in needed]))
 
     def _read_log(self, path: str) -> None:
         extractor = self.extractor

@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where preparation runs and writes: DuckDB or Spark, tables that are kept there.
 
-What differs between engines is in this file, spark.py, tables.py and expressions.py; all other steps are Ibis
-expressions. On DuckDB one process does the work, and what does not fit in memory is spilled to disk. On Spark its
-workers do the work, and write the shards themselves.
+What differs between engines is in this file and in spark.py; all other steps on tables are Ibis expressions. On DuckDB
+one process does the work, and what does not fit in memory is spilled to disk. On Spark its workers do the work, and
+write the shards themselves.
 """
 
 import json
@@ -41,7 +41,7 @@ def open_engine(
     memory_limit: str = "1GB",
     spark_config: Mapping[str, str] | None = None,
 ) -> Iterator[ibis.BaseBackend]:
-    """Opens a connection to DuckDB or Spark, or uses the connection that is given.
+    """Opens a connection to DuckDB or Spark, or uses the connection to Spark that is given.
 
     DuckDB spills what does not fit into `memory_limit` into the folder `workspace`. A Spark session that runs already
     is used and stays running. Raises `ValueError` if the engine is unknown, the running Spark session can't change an
@@ -50,8 +50,8 @@ def open_engine(
     """
     if spark_config and engine != "spark":
         raise ValueError(f"Spark's options are given ({', '.join(spark_config)}) and the engine is {engine!r}.")
-    if not isinstance(engine, str):
-        with spark_settings(engine), _in_utc(engine):
+    if not isinstance(engine, str) and engine.name == SPARK:
+        with spark_settings(engine):
             yield engine
     elif engine == "duckdb":
         check_memory_limit(memory_limit)
@@ -82,32 +82,18 @@ def open_engine(
             except spark_errors() as error:
                 raise OSError(f"Spark can't go on: {find_reason(error)}") from error
     else:
-        raise ValueError(f"`engine` is {engine!r}; give 'duckdb', 'spark' or an Ibis connection.")
+        raise ValueError(f"`engine` is {engine!r}; give 'duckdb', 'spark' or an Ibis connection to Spark.")
 
 
 def choose_engine(events: Any, engine: str | ibis.BaseBackend) -> str | ibis.BaseBackend:
-    """The engine that reads a log: that of an Ibis table of a database, and `engine` for anything else."""
-    if isinstance(events, ir.Table) and not isinstance(events.op(), ibis.expr.operations.InMemoryTable):
-        return events.get_backend()
+    """The engine that prepares a log: Spark for a table of Spark, and `engine` for anything else."""
+    if isinstance(events, ir.Table) and (backend := events.get_backend()).name == SPARK:
+        return backend
     return engine
 
 
 def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0]
-
-
-@contextmanager
-def _in_utc(connection: ibis.BaseBackend) -> Iterator[None]:
-    """Sets a DuckDB session to UTC and back: in another zone times with a zone would be shifted by some hours."""
-    if connection.name != "duckdb":
-        yield
-        return
-    (before,) = connection.raw_sql("SELECT current_setting('TimeZone')").fetchone()
-    connection.raw_sql("SET TimeZone = 'UTC'")
-    try:
-        yield
-    finally:
-        connection.raw_sql(f"SET TimeZone = '{before}'")
 
 
 @contextmanager

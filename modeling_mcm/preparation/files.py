@@ -9,19 +9,22 @@ text. Files and folders whose names begin with `_` or `.` are skipped, as every 
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import unquote
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from modeling_mcm.data.text_format import TextFormat
 from modeling_mcm.files_mcm import file_digest
-from modeling_mcm.preparation.text_files import TextFormat, heading
+from modeling_mcm.preparation.text_files import heading
 
 SUFFIXES = {".parquet": "parquet", ".csv": "csv", ".tsv": "tsv"}
 PACKED = (".gz", ".bz2", ".xz", ".zst")  # suffixes of compressed text files
+NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"  # in a path where the column has no value
 ABSENT, NULL = "absent", "null"  # in the place of a type: the file lacks the column; the column has no value
 
 
@@ -45,6 +48,12 @@ class InputFiles:
                 path: frozenset(name for name, kind in columns if kind == NULL)
                 for path, columns in zip(self.paths, read, strict=True)
             }
+
+    def path_columns(self, path: str) -> dict[str, str | None]:
+        """The columns that the path of a file gives, by name, with their values."""
+        inside = PurePosixPath(path[len(self.root) + 1 :]).parts[:-1] if self.partitioned else ()
+        parts = [part.partition("=") for part in inside if "=" in part]
+        return {name: None if value == NO_PARTITION else unquote(value) for name, _, value in parts}
 
     @property
     def name(self) -> str:
@@ -112,8 +121,9 @@ def find_files(source: str | Path | Sequence[str | Path], what: str) -> list[Inp
 
 def check_files(
     parts: Sequence[InputFiles], what: str, columns: Sequence[str] = (), text: TextFormat | None = None
-) -> None:
-    """Checks that all files have the same columns with the same types. An empty column fits any type."""
+) -> list[str]:
+    """Checks that all files have the same columns with the same types, and names the columns. An empty column fits any
+    type."""
     kinds_by_column: dict[str, dict[str, str]] = {}  # by column and type the first file with it
     first = parts[0].paths[0]
     with ThreadPoolExecutor() as pool:  # a store answers slowly, so many files are read at once
@@ -122,7 +132,7 @@ def check_files(
             for path, columns_of in zip(files.paths, read, strict=True):
                 check_names([name for name, _ in columns_of], f"The {what} file {path}", columns)
                 kinds = dict(columns_of)
-                for name in {*kinds, *kinds_by_column}:
+                for name in dict.fromkeys([*kinds, *kinds_by_column]):
                     known = kinds_by_column.setdefault(name, {} if path == first else {ABSENT: first})
                     known.setdefault(kinds.get(name, ABSENT), path)
     for name, types in sorted(kinds_by_column.items()):
@@ -133,6 +143,7 @@ def check_files(
                 f"Column {name!r} of the {what} files is {ways}: the files have different columns or types ({name}), "
                 "and the schema of the log has changed; write them alike."
             )
+    return list(kinds_by_column)
 
 
 def _find(address: str, what: str) -> InputFiles:
@@ -166,16 +177,6 @@ def _find(address: str, what: str) -> InputFiles:
     return InputFiles(_address(filesystem, root), paths, next(iter(firsts)), filesystem, partitioned)
 
 
-def merged(parts: list[InputFiles]) -> list[InputFiles]:
-    """Joins files that an engine reads at once; those with columns in their paths stay by themselves."""
-    merged: dict[Any, InputFiles] = {}
-    for index, files in enumerate(parts):
-        key = index if files.partitioned else (files.kind, id(files.filesystem))
-        earlier = merged.get(key)
-        merged[key] = replace(earlier, paths=earlier.paths + files.paths) if earlier else files
-    return list(merged.values())
-
-
 def _address(filesystem: Any, path: str) -> str:
     return path if is_local(filesystem) else str(filesystem.unstrip_protocol(path))
 
@@ -184,8 +185,7 @@ def _columns(path: str, files: InputFiles, what: str, text: TextFormat | None = 
     """Names and types of the columns of a file and of its path. In a text file all columns are text."""
     if files.filesystem.size(path) == 0:
         raise ValueError(f"The {what} file {path} is empty; it needs at least one row.")
-    inside = PurePosixPath(path).parts[:-1] if files.partitioned else ()
-    path_columns = [(part.partition("=")[0], "string") for part in inside if "=" in part]
+    path_columns = [(name, "string") for name in files.path_columns(path)]
     if files.kind != "parquet":
         names = heading(path, files.kind, files.filesystem, text or TextFormat(), what)
         return [(name, "string") for name in names] + path_columns

@@ -2,22 +2,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """From an event log to a prepared data set: check, split by time, fit on the training period, write customers.
 
-All steps on events are Ibis expressions that no engine needs its own form of (expressions.py). DuckDB runs them by
-default and spills to disk what does not fit in memory; Spark runs the same expressions on many machines. The data set
-is written into a folder beside its place, which is renamed at the end. So a full disk leaves nothing, and a run that
-is killed leaves only a hidden folder that ends in `.partial`.
+The encoding of the feature extractor gives raw values their meaning when they are read, and ids when shards are
+written. Between the two are Ibis expressions. DuckDB runs them by default and spills to disk what does not fit in
+memory; Spark runs them on many machines. The data set is written into a folder beside its place, which is renamed at
+the end. So a full disk leaves nothing, and a run that is killed leaves only a hidden folder that ends in `.partial`.
 """
 
 import importlib.metadata
 import math
 import platform
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import fields
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transformers.utils import logging
 
 from modeling_mcm.data.cases import CUTOFFS
@@ -30,12 +31,12 @@ from modeling_mcm.data.dataset import (
 )
 from modeling_mcm.data.features import check_memory_limit
 from modeling_mcm.data.schema import NO_CUTOFFS, EventSchema
+from modeling_mcm.events_mcm import SECONDS_PER_DAY
 from modeling_mcm.extras import needs
 from modeling_mcm.files_mcm import atomic_folder
 from modeling_mcm.preparation.files import describe
-from modeling_mcm.preparation.text_files import TextFiles
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
-from modeling_mcm.schema_mcm import LogSchema, check_integer
+from modeling_mcm.schema_mcm import DAYS_SINCE_VISIT, LogSchema, check_integer
 
 with needs("data"):
     import ibis
@@ -45,26 +46,14 @@ with needs("data"):
     from modeling_mcm.preparation.events import (
         LEAST_TARGET_VISITS,
         add_period,
-        add_target,
-        count_bad,
-        find_visits,
+        check_profiles,
         keep_latest,
-        normalise_events,
-        normalise_profile,
-        open_events,
-        open_profile,
-        to_predict,
+        open_rows,
     )
-    from modeling_mcm.preparation.rows import count_ids, measure, popularity, write_shards
+    from modeling_mcm.preparation.reading import RowReader
+    from modeling_mcm.preparation.rows import ShardEncoder, count_days, popularity, write_shards
     from modeling_mcm.preparation.spark import SPARK
-    from modeling_mcm.preparation.times import epoch_seconds, moment_text
-    from modeling_mcm.preparation.vocabulary import (
-        Vocabularies,
-        build_vocabularies,
-        encode_events,
-        encode_profiles,
-        fit,
-    )
+    from modeling_mcm.preparation.vocabulary import Vocabularies, build_vocabularies, fit
 
 logger = logging.get_logger(__name__)
 
@@ -120,9 +109,7 @@ def _reusable(output_dir: Path, facts: dict[str, Any], overwrite: bool, reuse: b
 def _drop_and_count(
     events: ir.Table, schema: EventSchema, cache: Callable[..., ir.Table]
 ) -> tuple[ir.Table, dict[str, int]]:
-    """Counts duplicates and rows without a customer or a time, and leaves out those that the schema says; cached."""
-    if schema.on_duplicate == "keep":
-        events = cache(events)
+    """Counts duplicates and rows without a customer or a time, and leaves out those that the schema says."""
     is_whole = events.customer_id.notnull() & events.second.notnull()
     counts = _one_row(
         events.aggregate(
@@ -151,8 +138,6 @@ def _drop_and_count(
 
 def _count_periods(events: ir.Table, schema: EventSchema) -> dict[str, Any]:
     """Counts customers and the events of each period, and finds the times of the first and the last event."""
-    token_index = schema.features.index(schema.token_feature)
-    events = events.mutate(to_predict=to_predict(events, schema))
     counts = _one_row(
         events.aggregate(
             customers=events.customer_id.nunique(),
@@ -162,24 +147,20 @@ def _count_periods(events: ir.Table, schema: EventSchema) -> dict[str, Any]:
             validation_events=(events.period == 1).sum(),
             test_events=(events.period == 2).sum(),
             target_events=events.is_target.sum(),
-            reserved=events[f"f{token_index}"].isin(schema.reserved_token_types).sum(),
-            first=moment_text(events.second.min(), schema),
-            last=moment_text(events.second.max(), schema),
-            latest=events.second.max(),
+            first=events.second.min(),
+            last=events.second.max(),
         )
     )
-    latest = counts.pop("latest")
-    if counts.pop("reserved"):
-        raise ValueError(
-            f"Column {schema.token_type!r} holds {' or '.join(map(repr, schema.reserved_token_types))}, token types "
-            "that MCM adds itself; rename them in the log, or choose another `end_of_visit`."
-        )
-    tomorrow = datetime.now(UTC).replace(tzinfo=None) + timedelta(days=1)
-    if schema.order is None and latest > epoch_seconds(tomorrow):
-        logger.warning(
-            f"The log has events of {counts['last']}, which is not yet: the clock of a source may be wrong. They "
-            "count as their customers' latest; correct them, or leave them out."
-        )
+    tomorrow = int(datetime.now(UTC).timestamp()) + SECONDS_PER_DAY
+    if schema.order is None:
+        latest = counts["last"]
+        for key in ("first", "last"):
+            counts[key] = str(np.datetime64(counts[key], "s")).replace("T", " ")
+        if latest > tomorrow:
+            logger.warning(
+                f"The log has events of {counts['last']}, which is not yet: the clock of a source may be wrong. They "
+                "count as their customers' latest; correct them, or leave them out."
+            )
     return counts
 
 
@@ -194,10 +175,10 @@ def _check_profile(profile: Any, schema: EventSchema) -> None:
 def _check_events(
     events: ir.Table, schema: EventSchema, cache: Callable[..., ir.Table]
 ) -> tuple[ir.Table, dict[str, Any]]:
-    """Leaves out the events that the schema says, marks targets and periods, and counts both. Returns the events that
-    stay, with `is_target` and `period`; and the counts by name, with the texts `first` and `last`."""
+    """Leaves out the events that the schema says, finds the periods, and counts. Returns the events that stay, with
+    `period`; and the counts by name, with the texts `first` and `last`."""
     whole, counts = _drop_and_count(events, schema, cache)
-    dated = add_period(add_target(whole, schema), schema)
+    dated = add_period(whole, schema)
     if schema.leaves_one_out:
         dated = cache(dated)  # the periods need a join
     latest, excess = keep_latest(dated, schema.max_events_per_customer)
@@ -254,11 +235,11 @@ def _warn_without_customers(profiles: ir.Table, events: ir.Table) -> None:
         )
 
 
-def _number_shards(visits: ir.Table, rows_per_shard: int) -> ir.Table:
-    """The customers with the number of their shard: in the order of their ids, `rows_per_shard` to a shard."""
-    customers = visits.select("customer_id").distinct()
+def _add_shard(events: ir.Table, rows_per_shard: int) -> ir.Table:
+    """Adds the number of the customer's shard: in the order of the ids, `rows_per_shard` customers to a shard."""
+    customers = events.select("customer_id").distinct()
     index = ibis.row_number().over(ibis.window(order_by=customers.customer_id))
-    return customers.mutate(shard=(index // rows_per_shard).cast("int64"))
+    return events.inner_join(customers.mutate(shard=(index // rows_per_shard).cast("int64")), "customer_id")
 
 
 def _save_feature_extractor(fitted: Vocabularies, schema: EventSchema, directory: Path) -> None:
@@ -330,12 +311,11 @@ def prepare(
         atomic_folder(output_dir) as (target, scratch),
         open_engine(engine, scratch, memory_limit, spark_config) as connection,
         # Off (None) where the output is no terminal.
-        logging.tqdm(total=len(schema.feature_names) + 3, desc="Preparing", unit="step", disable=None) as bar,
+        logging.tqdm(total=len(schema.feature_names) + 2, desc="Preparing", unit="step", disable=None) as bar,
     ):
         with caching(connection) as cache:
             reading = (schema, feature_extractor)
-            text = TextFiles(schema.text_format, scratch)
-            manifest = _run(events, profile, *reading, connection, cache, target, rows_per_shard, bar, facts, text)
+            manifest = _run(events, profile, *reading, connection, cache, target, scratch, rows_per_shard, bar, facts)
         manifest = manifest.save(target)
     return manifest
 
@@ -348,10 +328,10 @@ def _run(
     connection: ibis.BaseBackend,
     cache: Callable[..., ir.Table],
     target: Path,
+    scratch: Path,
     rows_per_shard: int,
     bar: Any,
     facts: dict[str, Any],
-    text: TextFiles,
 ) -> PreparedManifest:
     """Runs the steps in their order. Every table is an Ibis expression, cached where several steps read it."""
 
@@ -359,9 +339,7 @@ def _run(
         bar.set_postfix_str(step)
         bar.update()
 
-    table = open_events(events, connection, schema, text)
-    read = normalise_events(table, schema)
-    bad = text.dropped + count_bad(table, read, schema)
+    read, bad = open_rows(events, connection, schema, scratch)
     checked, counts = _check_events(read, schema, cache)
     counts["dropped_bad"] = bad
     if not counts["rows"]:
@@ -371,36 +349,39 @@ def _run(
     del counts["first"], counts["last"]
     profiles = None
     if schema.profile:
-        profiles = cache(normalise_profile(open_profile(profile, connection, schema, text), schema))
+        profiles = check_profiles(open_rows(profile, connection, schema, scratch, profile=True)[0], schema.customer)
         counts["profiles"] = profiles.count().to_pyarrow().as_py()
         _warn_without_customers(profiles, checked)
     done("checked")
-    visits = cache(find_visits(checked))
+    number = math.ceil(counts["customers"] / rows_per_shard)
+    # The rows of a shard lie together, so that reading one shard skips the rest of the table.
+    sharded = cache(_add_shard(checked, rows_per_shard), near="shard")
     if known is None:
-        fitted = fit(checked, visits, profiles, schema, done)
+        has_days = any(spec.kind == DAYS_SINCE_VISIT for spec in schema.features)
+        days = count_days(sharded, RowReader(schema), number) if has_days else {}
+        fitted = fit(sharded, profiles, schema, days, done)
         _save_feature_extractor(fitted, schema, target / FEATURE_EXTRACTOR_FOLDER)
     else:
         fitted = build_vocabularies(known, schema)
         known.save_pretrained(target / FEATURE_EXTRACTOR_FOLDER)
         bar.update(len(schema.feature_names))
-    numbers = cache(_number_shards(visits, rows_per_shard))
-    sharded, visits = (table.inner_join(numbers, "customer_id") for table in (checked, visits))
-    # The rows of a shard lie together, so that reading one shard skips the rest of the table.
-    encoded = cache(encode_events(sharded, visits, fitted, schema), near="shard")
-    counts |= count_ids(encoded, schema)
-    done("encoded")
-    write_table(target / POPULARITY_FILE, popularity(encoded, fitted, schema))
-    measures = measure(encoded, schema)
-    encoded_profiles = cache(encode_profiles(profiles, fitted, schema)) if profiles is not None else None
-    number = math.ceil(counts["customers"] / rows_per_shard)
-    done("counted")
-    bar.total = len(schema.feature_names) + 3 + number  # set, because a bar that is off has no total to increase
-    shards, cases = [], Counter({f"{cutoff}_cases": 0 for cutoff in CUTOFFS})
-    for entry in write_shards(encoded, encoded_profiles, schema, target, number):
-        cases.update(entry.pop("cases"))
+    bar.total = len(schema.feature_names) + 2 + number  # set, because a bar that is off has no total to increase
+    shards, values, totals = [], [], defaultdict[str, Counter[str]](Counter)
+    for entry, counted in write_shards(sharded, profiles, ShardEncoder(schema, fitted), target, number):
         shards.append(entry)
+        values.append(counted.pop("values"))
+        for kind, numbers in counted.items():
+            totals[kind].update(numbers)
         done(f"shard {len(shards)} of {number}")
-    counts |= cases
+    if empty := totals["events"].pop("empty"):
+        raise ValueError(
+            f"{empty} events have no value in any feature; leave them out of the log, or add a feature that is always "
+            "there, such as {name: hour, kind: hour}."
+        )
+    write_table(target / POPULARITY_FILE, popularity(values, fitted))
+    counts |= {kind: dict(totals[kind]) for kind in ("missing", "unknown")}
+    counts |= dict(totals["events"]) | dict(totals["cases"])
     _warn_without_cases(counts, schema)
-    own_versions = _versions(connection)
-    return PreparedManifest(counts=counts, seeds={}, versions=own_versions, shards=shards, measures=measures, **facts)
+    done("counted")
+    measures, versions = dict(totals["measures"]), _versions(connection)
+    return PreparedManifest(counts=counts, seeds={}, versions=versions, shards=shards, measures=measures, **facts)

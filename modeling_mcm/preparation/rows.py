@@ -1,100 +1,134 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""From encoded events to what lies on disk: one row per customer in Parquet shards, popularity, counts."""
+"""From checked events to what lies on disk: one row per customer in Parquet shards, and what is counted in them."""
 
-import functools
-import zlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from modeling_mcm.configuration_mcm import FIRST_VALUE_ID, MISSING_ID, UNKNOWN_ID
-from modeling_mcm.data.cases import ENDS, count_cases, deciding_tasks
+from modeling_mcm.data.cases import ENDS, compute_offsets, count_cases, deciding_tasks
 from modeling_mcm.data.dataset import write_table
 from modeling_mcm.data.schema import NO_CUTOFFS, EventSchema
-from modeling_mcm.events_mcm import SECONDS_PER_DAY
+from modeling_mcm.encoding_mcm import Encoding
+from modeling_mcm.events_mcm import arrange, run_starts
 from modeling_mcm.extras import needs
 from modeling_mcm.files_mcm import file_digest
-from modeling_mcm.schema_mcm import CATEGORICAL, value_indices
+from modeling_mcm.preparation.reading import RowReader, from_arrow, to_events
+from modeling_mcm.schema_mcm import CATEGORICAL
 
 with needs("data"):
-    import ibis
     import ibis.expr.types as ir
 
     from modeling_mcm.preparation.engine import each_group
-    from modeling_mcm.preparation.vocabulary import Vocabularies, task_indices
+    from modeling_mcm.preparation.vocabulary import Vocabularies
 
 ROWS_PER_ROW_GROUP = 256
 
 
-def customer_rows(encoded: ir.Table, profiles: ir.Table | None, schema: EventSchema) -> ir.Table:
-    """Collects the events of each customer into one row, ordered by visit, time, ids and values, so that nothing
-    depends on the order of the input. Not every engine can collect in an order, so they are sorted afterwards. The
-    rows have the internal columns of `shard_schema` and the number of their `shard`."""
-    names = [f"f{i}" for i in range(len(schema.features))]
-    value_names = [f"v{i}" for i in value_indices(schema.features)]
-    unseen_names = [f"u{k}" for k in range(len(schema.tasks))]
-    order = ("visit", "period", "closes_visit", "second", *names, "is_target", *value_names, *unseen_names)
-    rows = encoded.group_by("customer_id", "shard").agg(
-        events=ibis.struct({name: encoded[name] for name in order}).collect(),
-        validation_end=(encoded.period < 1).sum().cast("int32"),
-        test_end=(encoded.period < 2).sum().cast("int32"),
-    )
-    rows = rows.mutate(events=rows.events.sort())
-    columns: dict[str, ir.Value] = {
-        "customer_id": rows.customer_id,
-        "shard": rows.shard,
-        "times": rows.events.map(lambda event: event["second"]),
-        "visits": rows.events.map(lambda event: event["visit"]),
-    }
-    if schema.order is not None:  # without times each visit comes a day after the visit before
-        columns["times"] = rows.events.map(lambda event: event["visit"].cast("int64") * SECONDS_PER_DAY)
-    lists = (*names, *value_names, *unseen_names)
-    columns |= {name: rows.events.map(lambda event, name=name: event[name]) for name in lists}
-    for k, index in enumerate(task_indices(schema)):
-        source = names[index]
-        columns[f"t{k}"] = rows.events.map(lambda event, source=source: event[source] * event["is_target"])
-    rows = rows.select(**columns, validation_end=rows.validation_end, test_end=rows.test_end)
-    if profiles is not None:
-        joined = rows.left_join(profiles, "customer_id")
-        filled = {f"p{i}": ibis.coalesce(joined[f"p{i}"], MISSING_ID) for i in range(len(schema.profile))}
-        rows = joined.mutate(**filled).select(*rows.columns, *filled)
-    return rows
+def number_customers(rows: pa.Table) -> tuple[list[str], NDArray[np.int64]]:
+    """The ids of the customers in order, and the number of each event's customer, of shape `(events,)`."""
+    coded = rows["customer_id"].combine_chunks().dictionary_encode()
+    names = coded.dictionary.to_pylist()
+    customers = sorted(names)
+    numbers = {name: number for number, name in enumerate(customers)}
+    return customers, np.array([numbers[name] for name in names])[coded.indices.to_numpy()]
 
 
-def shard_schema(schema: EventSchema) -> tuple[list[str], pa.Schema]:
-    """The internal names of a shard's columns, as in `customer_rows` and in their order; and its own names and
-    types."""
-    ids = pa.list_(pa.int32())
-    columns = [("customer_id", "customer_id", pa.string()), ("times", "times", pa.list_(pa.int64()))]
-    columns += [("visits", "visits", ids)]
-    columns += [(f"f{i}", f"feature_{spec.name}", ids) for i, spec in enumerate(schema.features)]
-    columns += [
-        (f"v{i}", f"value_{schema.features[i].name}", pa.list_(pa.float32())) for i in value_indices(schema.features)
-    ]
-    columns += [(f"t{k}", f"task_{task}", ids) for k, task in enumerate(schema.tasks)]
-    columns += [(f"u{k}", f"unseen_{task}", ids) for k, task in enumerate(schema.tasks)]
-    columns += [(f"p{i}", f"profile_{spec.name}", pa.int32()) for i, spec in enumerate(schema.profile)]
-    columns += [(name, name, pa.int32()) for name in ENDS]
-    return [internal for internal, _, _ in columns], pa.schema([(name, kind) for _, name, kind in columns])
+class ShardEncoder:
+    """Makes the rows of a shard from the events of its customers."""
 
+    def __init__(self, schema: EventSchema, fitted: Vocabularies):
+        self.schema, self.encoding = schema, Encoding(schema, schema.feature_names, fitted.values, fitted.bins)
+        self.events, self.profiles = RowReader(schema), RowReader(schema, profile=True)
 
-def shard_table(rows: pa.Table, schema: EventSchema) -> pa.Table:
-    """Gives rows the form in which they stand in a shard, in the order of `customer_id`. A checksum stands for the
-    text of an unseen label, so that evaluation can tell one from another."""
-    internal, arrow_schema = shard_schema(schema)
-    for k in range(len(schema.tasks)):
-        texts = pa.concat_arrays(rows[f"u{k}"].chunks)
-        distinct = texts.flatten().dictionary_encode()
-        checksums = pa.array([zlib.crc32(text.encode()) >> 1 for text in distinct.dictionary.to_pylist()], pa.int32())
-        lists = pa.ListArray.from_arrays(
-            pc.subtract(texts.offsets, texts.offsets[0]), checksums.take(distinct.indices)
-        )
-        rows = rows.set_column(rows.column_names.index(f"u{k}"), f"u{k}", lists)
-    return rows.sort_by("customer_id").select(internal).rename_columns(arrow_schema.names).cast(arrow_schema)
+    def encode(self, rows: pa.Table) -> tuple[pa.Table, dict[str, Any]]:
+        """Encodes events with their periods and, if there are profiles, the stored columns of their customers'
+        profiles. Returns one row per customer, ordered by id, and what is counted; see [`count`]."""
+        names, customers = number_customers(rows)
+        periods = rows["period"].to_numpy().astype(np.int64)
+        events = to_events(rows, self.events)
+        row, timeline = self.encoding.encode(events, customers, periods)
+        customers_of_row, periods_of_row = customers[timeline.indices], periods[timeline.indices]
+        offsets = pa.array(compute_offsets(np.bincount(customers_of_row)), pa.int32())
+        columns: dict[str, Any] = {"customer_id": pa.array(names, pa.string())}
+        columns |= {name: pa.ListArray.from_arrays(offsets, pa.array(values)) for name, values in row.items()}
+        if self.profiles.stored and {*self.profiles.stored} <= {*rows.column_names}:
+            first = rows.take(np.unique(customers, return_index=True)[1])
+            values = {spec.name: from_arrow(first[name]) for name, spec in self.profiles.stored.items()}
+            ids = self.encoding.encode_features(self.encoding.profile_features, values)
+            columns |= {f"profile_{feature}": pa.array(of_feature) for feature, of_feature in ids.items()}
+        for period, name in enumerate(ENDS, 1):
+            ends = np.bincount(customers_of_row, weights=periods_of_row < period)
+            columns[name] = pa.array(ends.astype(np.int32))
+        table = pa.table(columns)
+        is_target = events.is_target[timeline.indices] & ~timeline.closes
+        counts = self.count(row, timeline.closes, is_target, periods_of_row == 0, customers_of_row)
+        return table, counts | {"cases": count_cases(table, self.schema)}
+
+    def count(
+        self,
+        row: dict[str, NDArray[Any]],
+        closes: NDArray[np.bool_],
+        is_target: NDArray[np.bool_],
+        is_training: NDArray[np.bool_],
+        customers: NDArray[np.int64],
+    ) -> dict[str, Any]:
+        """Counts in the columns of rows.
+
+        Returns:
+            `missing` and `unknown`, by feature the number of the log's events; `events`: `ends_of_visit`, the number
+            of added events, and `empty`, of events without any value; `values`, by categorical feature the ids that occur
+            in the training period, their numbers of events, and of target events; and `measures`, see [`measure`].
+        """
+        ids = {feature: row[f"feature_{feature}"] for feature in self.encoding.event_features}
+        is_empty = ~np.any([*ids.values()], axis=0) & ~closes
+        values = {}
+        for spec in self.schema.features:
+            if spec.kind == CATEGORICAL:
+                known, places = np.unique(ids[spec.name][is_training], return_inverse=True)
+                of_target = np.bincount(places, weights=is_target[is_training], minlength=len(known))
+                counted = np.stack([known, np.bincount(places, minlength=len(known)), of_target.astype(int)])
+                values[spec.name] = counted[:, known >= FIRST_VALUE_ID].tolist()
+        return {
+            "missing": {name: int(((column == MISSING_ID) & ~closes).sum()) for name, column in ids.items()},
+            "unknown": {name: int(((column == UNKNOWN_ID) & ~closes).sum()) for name, column in ids.items()},
+            "events": {"ends_of_visit": int(closes.sum()), "empty": int(is_empty.sum())},
+            "values": values,
+            "measures": self.measure(row, is_target & is_training, customers),
+        }
+
+    def measure(
+        self, row: dict[str, NDArray[Any]], is_target: NDArray[np.bool_], customers: NDArray[np.int64]
+    ) -> dict[str, int]:
+        """Measures what kind of log it is by the target events of the training period; the recipe of pre-training
+        reads the measures.
+
+        Only targets with a known label count, and the token type is a label only if it is the only task. In a log
+        without times a visit has one moment, as for the model: a shard does not hold the order inside a visit. Returns
+        `customers`, `one_visit` (number of customers with a single visit), `visits`, `moments` and `targets` (number
+        of events); empty where nothing is split by time, because no model is trained on such a data set.
+        """
+        if self.schema.cutoffs == NO_CUTOFFS:
+            return {}
+        tasks = deciding_tasks(self.schema.tasks, self.encoding.token_feature)
+        is_labelled = np.any([row[f"feature_{task}"] >= FIRST_VALUE_ID for task in tasks], axis=0)
+        targets = np.flatnonzero(is_target & is_labelled)
+        customers, visits, times = customers[targets], row["visits"][targets], row["times"][targets]
+        opens_visit = run_starts(customers, visits)
+        visits_of_customers = np.bincount(customers[opens_visit])
+        return {
+            "customers": int((visits_of_customers > 0).sum()),
+            "one_visit": int((visits_of_customers == 1).sum()),
+            "visits": int(opens_visit.sum()),
+            "moments": int(run_starts(customers, visits, times).sum()),
+            "targets": len(targets),
+        }
 
 
 def write_shard(table: pa.Table, path: Path) -> dict[str, Any]:
@@ -104,94 +138,61 @@ def write_shard(table: pa.Table, path: Path) -> dict[str, Any]:
 
 
 def write_shards(
-    encoded: ir.Table, profiles: ir.Table | None, schema: EventSchema, directory: Path, number: int
-) -> Iterator[dict[str, Any]]:
-    """Writes all shards into a folder. Yields the entry of each shard in the manifest, in the order of the shards,
-    with the key `cases` added: the evaluation cases of the shard, from `count_cases`."""
-    rows = functools.partial(customer_rows, profiles=profiles, schema=schema)
+    events: ir.Table, profiles: ir.Table | None, encoder: ShardEncoder, directory: Path, number: int
+) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Writes all shards into a folder. Yields the entry of each shard in the manifest, in the order of the shards, and
+    what was counted in it."""
+
+    def rows(events: ir.Table) -> ir.Table:
+        return events if profiles is None else events.left_join(profiles, "customer_id").drop("customer_id_right")
 
     def write(index: int, rows_of_shard: pa.Table) -> dict[str, Any]:
-        table = shard_table(rows_of_shard, schema)
+        table, counts = encoder.encode(rows_of_shard)
         entry = write_shard(table, directory / f"customers-{index:05d}-of-{number:05d}.parquet")
-        return entry | {"cases": count_cases(table, schema)}
+        return {"entry": entry, "counts": counts}
 
-    for entry in each_group(rows, encoded, "shard", number, write):
-        if not (directory / entry["file"]).is_file():
+    for written in each_group(rows, events, "shard", number, write):
+        if not (directory / written["entry"]["file"]).is_file():
             raise OSError(
-                f"{entry['file']} was written by a worker and is not in {directory.parent.parent}: give an output "
-                "folder on storage that all machines of the cluster share."
+                f"{written['entry']['file']} was written by a worker and is not in {directory.parent.parent}: give an "
+                "output folder on storage that all machines of the cluster share."
             )
-        yield entry
+        yield written["entry"], written["counts"]
     for partial in directory.glob(".*.partial"):  # left by a lost worker, whose shard another worker wrote
         partial.unlink()
 
 
-def popularity(encoded: ir.Table, fitted: Vocabularies, schema: EventSchema) -> pa.Table:
-    """Counts every value in the training period. Returns the columns feature, id, value, count (number of events) and
-    target_count (number of target events), in the order of features and ids."""
-    training = encoded.filter(encoded.period == 0)
+def count_days(events: ir.Table, reader: RowReader, number: int) -> Counter[float]:
+    """Counts the days between the starts of visits in the training period."""
+
+    def count(_: int, rows: pa.Table) -> dict[str, Any]:
+        customers, read = number_customers(rows)[1], to_events(rows, reader)
+        ranks, nothing = read.rank_visits(), np.zeros(len(customers), np.int64)
+        timeline = arrange(read.positions, ranks, (), read.is_target, False, customers, nothing)
+        opens = run_starts(customers[timeline.indices], timeline.visits)
+        days, counts = np.unique(timeline.days[opens], return_counts=True)
+        return {"days": days[~np.isnan(days)].tolist(), "counts": counts[~np.isnan(days)].tolist()}
+
+    columns = ["customer_id", "shard", "second", "visit_key", "is_target"]
+    training = events.filter(events.period == 0).select(*columns)
+    total: Counter[float] = Counter()
+    for counted in each_group(lambda table: table, training, "shard", number, count):
+        total.update(dict(zip(counted["days"], counted["counts"], strict=True)))
+    return total
+
+
+def popularity(values: Sequence[dict[str, Any]], fitted: Vocabularies) -> pa.Table:
+    """Adds up the `values` of shards, see [`ShardEncoder.count`]. Returns the columns feature, id, value, count
+    (number of events) and target_count (number of target events), in the order of features and ids."""
     parts = []
-    for i, spec in enumerate(schema.features):
-        if spec.kind == CATEGORICAL:
-            values_of_feature = training.filter(training[f"f{i}"] >= FIRST_VALUE_ID).group_by(id=training[f"f{i}"])
-            table = values_of_feature.agg(count=lambda t: t.count(), target_count=lambda t: t.is_target.sum())
-            counts = table.to_pyarrow().cast(
-                pa.schema([("id", pa.int32()), ("count", pa.int64()), ("target_count", pa.int64())])
-            )
-            counts = counts.sort_by("id")
-            values = [fitted.values[spec.name][k - FIRST_VALUE_ID] for k in counts["id"].to_pylist()]
-            columns = {"feature": pa.array([spec.name] * len(values), pa.string()), "id": counts["id"]}
-            columns |= {"value": pa.array(values, pa.string()), "count": counts["count"]}
-            parts.append(pa.table(columns | {"target_count": counts["target_count"]}))
+    for feature in values[0]:
+        counts = np.zeros((2, FIRST_VALUE_ID + len(fitted.values[feature])), np.int64)
+        for of_shard in values:
+            ids, *numbers = of_shard[feature]
+            counts[:, ids] += np.array(numbers, np.int64).reshape(2, -1)
+        ids = np.flatnonzero(counts[0])
+        texts = [fitted.values[feature][label - FIRST_VALUE_ID] for label in ids]
+        columns = {"feature": pa.array([feature] * len(ids), pa.string()), "id": pa.array(ids, pa.int32())}
+        columns |= {"value": pa.array(texts, pa.string())}
+        parts.append(pa.table(columns | {"count": counts[0, ids], "target_count": counts[1, ids]}))
     return pa.concat_tables(parts)
-
-
-def count_ids(encoded: ir.Table, schema: EventSchema) -> dict[str, Any]:
-    """Counts the events of the log with a missing or unknown value, and the events that preparation added. Returns
-    `missing` and `unknown`, by feature a number of events; and `ends_of_visit`, the number of added events."""
-    events = encoded.filter(encoded.closes_visit == 0)
-    sums: dict[str, ir.Value] = {}
-    for i, _ in enumerate(schema.features):
-        sums |= {f"m{i}": (events[f"f{i}"] == MISSING_ID).sum(), f"u{i}": (events[f"f{i}"] == UNKNOWN_ID).sum()}
-    empty = events.filter(*(events[f"f{i}"] == MISSING_ID for i in range(len(schema.features)))).count()
-    counts = events.aggregate(**sums, empty=empty.as_scalar()).to_pyarrow().to_pylist()[0]
-    if counts["empty"]:
-        raise ValueError(
-            f"{counts['empty']} events have no value in any feature; leave them out of the log, or add a feature that "
-            "is always there, such as {name: hour, kind: hour}."
-        )
-    return {
-        "missing": {spec.name: counts[f"m{i}"] or 0 for i, spec in enumerate(schema.features)},
-        "unknown": {spec.name: counts[f"u{i}"] or 0 for i, spec in enumerate(schema.features)},
-        "ends_of_visit": (encoded.closes_visit == 1).sum().to_pyarrow().as_py() or 0,
-    }
-
-
-def measure(events: ir.Table, schema: EventSchema) -> dict[str, int]:
-    """Measures what kind of log it is by the target events of the training period. The recipe of pre-training reads
-    the measures.
-
-    Only targets with a known label count, and the token type is a label only if it is the only task. In a log without
-    times a visit has one moment, as for the model: a shard does not hold the order inside a visit. Returns
-    `customers`, `one_visit` (number of customers with a single visit), `visits`, `moments` and `targets` (number of
-    events); empty where nothing is split by time, because no model is trained on such a data set.
-    """
-    if schema.cutoffs == NO_CUTOFFS:
-        return {}
-    columns = {spec.name: f"f{i}" for i, spec in enumerate(schema.features)}
-    labels = [events[columns[task]] for task in deciding_tasks(schema.tasks, schema.token_feature.name)]
-    is_labelled = ibis.or_(*(label >= FIRST_VALUE_ID for label in labels))
-    targets = events.filter((events.period == 0) & (events.is_target == 1) & is_labelled)
-    of_moment = ["customer_id", "visit", *(["second"] if schema.order is None else [])]
-    moments = targets.group_by(of_moment).agg(targets=targets.count())
-    by_customer = moments.group_by("customer_id").agg(
-        visits=moments.visit.nunique(), moments=moments.count(), targets=moments.targets.sum()
-    )
-    total = by_customer.aggregate(
-        customers=by_customer.count(),
-        one_visit=(by_customer.visits == 1).sum(),
-        visits=by_customer.visits.sum(),
-        moments=by_customer.moments.sum(),
-        targets=by_customer.targets.sum(),
-    )
-    return {name: int(value or 0) for name, value in total.to_pyarrow().to_pylist()[0].items()}

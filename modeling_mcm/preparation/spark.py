@@ -5,6 +5,7 @@
 Nothing of Spark is imported before it is used, because it is an extra of its own.
 """
 
+import functools
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -12,8 +13,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import pyarrow as pa
+
+from modeling_mcm.events_mcm import check_columns
 from modeling_mcm.extras import needs
-from modeling_mcm.preparation.files import InputFiles
+from modeling_mcm.preparation.files import InputFiles, check_files, detect_kind, find_files, is_files
+from modeling_mcm.preparation.reading import RowReader
 
 with needs("data"):
     import ibis
@@ -28,6 +33,14 @@ SPARK_SETTINGS = {
     "spark.sql.sources.partitionColumnTypeInference.enabled": "false",
     "spark.sql.ansi.enabled": "true",
     "spark.sql.execution.arrow.pyspark.enabled": "true",
+}
+
+SPARK_TYPES = {
+    pa.string(): "string",
+    pa.int64(): "long",
+    pa.float64(): "double",
+    pa.bool_(): "boolean",
+    pa.list_(pa.string()): "array<string>",
 }
 
 
@@ -64,7 +77,7 @@ def spark_session(config: Mapping[str, str]) -> Iterator[Any]:
 
 @contextmanager
 def spark_settings(connection: ibis.BaseBackend) -> Iterator[None]:
-    """Sets the options of `SPARK_SETTINGS` and registers `shortest_text` on Spark, and sets the options back."""
+    """Sets the options of `SPARK_SETTINGS`, and sets them back."""
     if connection.name != SPARK:
         yield
         return
@@ -72,10 +85,6 @@ def spark_settings(connection: ibis.BaseBackend) -> Iterator[None]:
     before = {key: settings.get(key, None) for key in SPARK_SETTINGS}
     for key, value in SPARK_SETTINGS.items():
         settings.set(key, value)
-    from pyspark.sql.functions import udf
-
-    text = udf(lambda number: None if number is None else repr(float(number)), "string", useArrow=True)
-    open_session(connection).udf.register(shortest_text.__name__, text)
     try:
         yield
     finally:
@@ -88,24 +97,53 @@ def open_session(connection: Any) -> Any:
     return connection._session  # Ibis has no other way to its session
 
 
-def read_by_spark(files: InputFiles, connection: Any, what: str) -> Iterator[tuple[ir.Table, frozenset[str]]]:
-    """Reads Parquet files as tables of Spark. Files that this process does not reach are read unchecked. Yields a
-    table, and the names of its columns that have no value."""
-    for part, empty in _by_empty_columns(files):
-        reader = open_session(connection).read
-        if part.partitioned:
-            reader = reader.option("basePath", part.root)
-        try:
-            read = reader.parquet(*part.paths)
-        except spark_errors() as error:
-            raise ValueError(
-                f"Spark can't read the {what} file {part.root} ({find_reason(error)}); check the path, write times in "
-                "microseconds where it says NANOS, or give what Hadoop needs for such an address (--spark_config "
-                "spark.jars.packages=..., docs/large_logs.md)."
-            ) from error
-        name = ibis.util.gen_name("mcm")
-        read.createOrReplaceTempView(name)
-        yield connection.table(name), empty
+def read_on_spark(source: Any, connection: Any, what: str, reader: RowReader) -> ir.Table | None:
+    """Reads Parquet files or a table of Spark on its workers, as `reader` does. Spark reads stores itself (by Hadoop),
+    so it gets these addresses as they are, unchecked. None for a source that this process has to read."""
+    session = open_session(connection)
+    if isinstance(source, ir.Table):
+        if source.get_backend().name != SPARK:
+            return None
+        frames = [session.sql(str(ibis.to_sql(source, dialect="pyspark")))]
+    elif not is_files(source):
+        return None
+    else:
+        addresses = [str(part) for part in (source if isinstance(source, list | tuple) else [source])]
+        stored = [address for address in addresses if "://" in address and not address.startswith("file://")]
+        parts = find_files(others, what) if (others := [part for part in addresses if part not in stored]) else []
+        kinds = {detect_kind(address) or "parquet" for address in stored} | {files.kind for files in parts}
+        if kinds != {"parquet"}:
+            return None
+        check_files(parts, what, reader.columns)
+        parts += [InputFiles(address, (address,), "parquet", None) for address in stored]
+        frames = [
+            _read_parquet(part, empty, session, what) for files in parts for part, empty in _by_empty_columns(files)
+        ]
+    columns = ", ".join(f"`{field.name}` {SPARK_TYPES[field.type]}" for field in reader.schema)
+    rows = []
+    for frame in frames:
+        check_columns(frame.columns, reader.columns, f"The {what} table has", "The schema names it.")
+        chosen = frame.select(*(f"`{name}`" for name in reader.columns))
+        rows.append(chosen.mapInArrow(reader.read, columns))
+    name = ibis.util.gen_name("mcm")
+    functools.reduce(lambda frame, other: frame.unionAll(other), rows).createOrReplaceTempView(name)
+    return connection.table(name)
+
+
+def _read_parquet(files: InputFiles, empty: frozenset[str], session: Any, what: str) -> Any:
+    """Reads Parquet files as a frame of Spark, in which the columns that are `empty` are text."""
+    reader = session.read.option("basePath", files.root) if files.partitioned else session.read
+    try:
+        frame = reader.parquet(*files.paths)
+    except spark_errors() as error:
+        raise ValueError(
+            f"Spark can't read the {what} file {files.root} ({find_reason(error)}); check the path, write times in "
+            "microseconds where it says NANOS, or give what Hadoop needs for such an address (--spark_config "
+            "spark.jars.packages=..., docs/large_logs.md)."
+        ) from error
+    from pyspark.sql.functions import lit
+
+    return frame.withColumns({name: lit(None).cast("string") for name in empty}) if empty else frame
 
 
 def _by_empty_columns(files: InputFiles) -> list[tuple[InputFiles, frozenset[str]]]:
@@ -117,11 +155,6 @@ def _by_empty_columns(files: InputFiles) -> list[tuple[InputFiles, frozenset[str
         (replace(files, paths=tuple(path for path in files.paths if empty[path] == names)), names)
         for names in dict.fromkeys(empty.values())
     ]
-
-
-@ibis.udf.scalar.builtin
-def shortest_text(number: float) -> str:  # type: ignore[empty-body]
-    """Writes a number as its shortest exact text. `spark_settings` registers this function in Spark."""
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""CSV and TSV files: Python's csv reads them, and engines read the values as Parquet.
+"""CSV and TSV files, read by Python's csv.
 
 Each row has as many fields as the heading. A bad line is reported by file, line and reason, or counted and left out.
 """
@@ -14,13 +14,10 @@ import lzma
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
 import fsspec
 import pyarrow as pa
-import pyarrow.parquet as pq
 from transformers.utils import logging
 
 from modeling_mcm.data.text_format import TextFormat
@@ -28,7 +25,6 @@ from modeling_mcm.data.text_format import TextFormat
 logger = logging.get_logger(__name__)
 
 DELIMITERS = {"csv": ",;\t|", "tsv": "\t,;|"}  # by kind of file, the usual delimiter first
-ROWS_PER_BLOCK = 65_536  # rows that are written at once
 LONGEST_LINE = 1_000_000  # bytes; a longer line is read in pieces, so that a file without line ends fits in memory
 OPENED: dict[bytes, tuple[str, Callable[[Any], Any]]] = {  # by the first bytes of a compressed file
     b"\x1f\x8b": ("gzip", gzip.open),
@@ -49,46 +45,6 @@ REASONS = {  # by how the message of csv begins
     "field larger": OPEN_QUOTE,
     "new-line character": "a carriage return stands inside a field; put the field in quotes.",
 }
-
-
-@dataclass
-class TextFiles:
-    """Reads text files for an engine, by writing their values as Parquet."""
-
-    format: TextFormat
-    folder: Path  # for the Parquet files; all machines of a cluster must reach it
-    dropped: int = 0  # number of lines that were left out so far
-    _written: int = field(default=0, repr=False)
-
-    def to_parquet(self, files: Any, what: str, columns: Sequence[str]) -> Any:
-        """Writes the `columns` of `InputFiles`, or all where none is named, as Parquet in the same order; folders such
-        as `year=2024` stay. Returns the new files."""
-        self._written += 1
-        folder, written = self.folder / f"text-{self._written}", []
-        for index, path in enumerate(files.paths):
-            inside = PurePosixPath(path[len(files.root) + 1 :]).parent if path != files.root else PurePosixPath()
-            target = folder / inside / f"{index:06d}.parquet"
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with TextReader(path, files.kind, files.filesystem, self.format, what) as reader:
-                self._write(reader, target, columns)
-            written.append(str(target))
-        local = fsspec.filesystem("file")
-        return replace(files, root=str(folder), paths=tuple(written), kind="parquet", filesystem=local)
-
-    def _write(self, reader: "TextReader", target: Path, columns: Sequence[str]) -> None:
-        # Where a column is absent all are written, because the error about it names them.
-        some = {*columns} if {*columns} <= {*reader.names} else {*reader.names}
-        indices = [index for index, name in enumerate(reader.names) if not columns or name in some]
-        schema = pa.schema([(reader.names[index], pa.string()) for index in indices])
-        rows = reader.rows()
-        with pq.ParquetWriter(target, schema, compression="zstd", compression_level=1) as writer:
-            while block := list(itertools.islice(rows, ROWS_PER_BLOCK)):
-                values = list(zip(*block, strict=True))
-                arrays = [pa.array([value or None for value in values[index]], pa.string()) for index in indices]
-                writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
-        if reader.bad:
-            self.dropped += reader.bad
-            logger.warning(f"{reader.bad:,} lines of {reader.path} are left out, the first: {reader.first_bad}")
 
 
 def heading(path: str, kind: str, filesystem: Any, text: TextFormat, what: str) -> list[str]:
@@ -184,6 +140,18 @@ class TextReader:
             except UnicodeDecodeError as error:
                 self._fault = f"byte 0x{raw[error.start]:02x} is no UTF-8; if the file is Latin-1, save it as UTF-8."
                 yield raw.decode(errors="replace")
+
+    def blocks(self, columns: Sequence[str], rows_per_block: int) -> Iterator[pa.RecordBatch]:
+        """Reads the good rows in blocks with those of the `columns` that the file has; an empty field is missing. Says
+        how many rows were left out."""
+        indices = {name: self.names.index(name) for name in columns if name in self.names}
+        rows = self.rows()
+        while block := list(itertools.islice(rows, rows_per_block)):
+            values = list(zip(*block, strict=True))
+            arrays = [pa.array([value or None for value in values[index]], pa.string()) for index in indices.values()]
+            yield pa.RecordBatch.from_arrays(arrays, list(indices))
+        if self.bad:
+            logger.warning(f"{self.bad:,} lines of {self.path} are left out, the first: {self.first_bad}")
 
     def rows(self) -> Iterator[list[str]]:
         """Reads the good rows."""
