@@ -98,29 +98,26 @@ def _first_line(error: Exception) -> str:
 
 @contextmanager
 def caching(connection: ibis.BaseBackend) -> Iterator[Callable[..., ir.Table]]:
-    """Yields a function that keeps a table in the engine until the end. Its argument `near` is a column whose equal
-    rows should lie together on disk; Spark ignores it, because it brings such rows together when they are read."""
+    """Yields a function that keeps a table in the engine: on Spark until the end, on DuckDB until its connection is
+    closed. Its argument `near` is a column whose equal rows should lie together on disk; Spark ignores it, because it
+    brings such rows together when they are read."""
     names: list[str] = []
 
     def cache(table: ir.Table, near: str | None = None) -> ir.Table:
         name = ibis.util.gen_name("mcm")
-        if connection.name == SPARK:
-            kept = connection.create_view(name, table)
-            open_session(connection).catalog.cacheTable(name)
-        else:
-            kept = connection.create_table(name, table.order_by(near) if near else table, temp=True)
+        if connection.name != SPARK:
+            return connection.create_table(name, table.order_by(near) if near else table, temp=True)
         names.append(name)
+        kept = connection.create_view(name, table)
+        open_session(connection).catalog.cacheTable(name)
         return kept
 
     try:
         yield cache
     finally:
         for name in reversed(names):
-            if connection.name == SPARK:
-                open_session(connection).catalog.uncacheTable(name)
-                open_session(connection).catalog.dropTempView(name)
-            else:
-                connection.raw_sql(f"DROP TABLE {name}")
+            open_session(connection).catalog.uncacheTable(name)
+            open_session(connection).catalog.dropTempView(name)
 
 
 def each_group(

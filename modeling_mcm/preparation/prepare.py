@@ -275,8 +275,8 @@ def prepare(
         feature_extractor ([`MCMFeatureExtractor`], *optional*): Feature extractor of a checkpoint that is to read the
             result. Its vocabularies and bins are used. Default: vocabularies and bins are fitted on the training
             period.
-        engine (`str` or `ibis.BaseBackend`): "duckdb", "spark" (docs/large_logs.md), or an Ibis connection. An Ibis
-            table of a database is always prepared by that database.
+        engine (`str` or `ibis.BaseBackend`): "duckdb", "spark" (docs/large_logs.md), or an Ibis connection to Spark.
+            An Ibis table of Spark is always prepared by Spark.
         rows_per_shard (`int`): Largest number of customers in one shard.
         overwrite (`bool`): Whether to replace a prepared data set that is in the folder.
         reuse (`bool`): Whether to return at once if the data set in the folder was made from the same files, schema
@@ -340,6 +340,8 @@ def _run(
         bar.update()
 
     read, bad = open_rows(events, connection, schema, scratch)
+    if connection.name == SPARK:  # where each step would read the log again
+        read = cache(read)
     checked, counts = _check_events(read, schema, cache)
     counts["dropped_bad"] = bad
     if not counts["rows"]:

@@ -83,8 +83,9 @@ class ShardEncoder:
 
         Returns:
             `missing` and `unknown`, by feature the number of the log's events; `events`: `ends_of_visit`, the number
-            of added events, and `empty`, of events without any value; `values`, by categorical feature the ids that occur
-            in the training period, their numbers of events, and of target events; and `measures`, see [`measure`].
+            of added events, and `empty`, that of events without any value; `values`, by categorical feature the ids
+            that occur in the training period, their numbers of events, and those of target events; and `measures`, see
+            [`measure`].
         """
         ids = {feature: row[f"feature_{feature}"] for feature in self.encoding.event_features}
         is_empty = ~np.any([*ids.values()], axis=0) & ~closes

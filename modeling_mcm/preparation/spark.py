@@ -114,7 +114,8 @@ def read_on_spark(source: Any, connection: Any, what: str, reader: RowReader) ->
         kinds = {detect_kind(address) or "parquet" for address in stored} | {files.kind for files in parts}
         if kinds != {"parquet"}:
             return None
-        check_files(parts, what, reader.columns)
+        if parts:
+            check_files(parts, what, reader.columns)
         parts += [InputFiles(address, (address,), "parquet", None) for address in stored]
         frames = [
             _read_parquet(part, empty, session, what) for files in parts for part, empty in _by_empty_columns(files)

@@ -11,6 +11,8 @@ import pyarrow.parquet as pq
 from modeling_mcm import MCMFeatureExtractor
 from modeling_mcm.data import EventSchema
 from modeling_mcm.preparation import prepare
+from modeling_mcm.preparation.engine import open_engine
+from modeling_mcm.preparation.events import open_rows
 
 VALIDATION, TEST = datetime(2024, 3, 1), datetime(2024, 4, 1)
 SCHEMA = {
@@ -76,6 +78,14 @@ def run(tmp_path, log=None, schema=None, name="out", **options):
     log = make_log() if log is None else log
     profile = make_profile() if schema.profile else None
     return prepare(log, schema, tmp_path / name, profile=profile, **options)
+
+
+def read_log(source, schema, folder, engine="duckdb"):
+    """The events that preparation reads of a log, in an order of their own, and how many rows were left out."""
+    with open_engine(engine, folder) as opened:
+        table, dropped = open_rows(source, opened, schema, folder)
+        events = table.to_pyarrow()
+    return events.sort_by([(name, "ascending") for name in events.column_names]), dropped
 
 
 def read_rows(tmp_path, name="out"):

@@ -3,6 +3,7 @@
 """Leave-one-out instead of dates, and logs whose events have an order and no time."""
 
 import json
+from datetime import datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from synthetic_log import (
     SCHEMA,
     check_rows,
@@ -188,9 +190,6 @@ def test_rows_without_an_order_are_refused(tmp_path):
     connection.raw_sql(f"CREATE TABLE log AS SELECT * FROM read_parquet('{tmp_path / 'log.parquet'}')")
     with pytest.raises(ValueError, match="`order: rows` needs files, a data frame.*name it as `order`"):
         prepare(connection.table("log"), schema_with(order="rows"), tmp_path / "out")
-    connection.raw_sql("SET preserve_insertion_order = false")
-    with pytest.raises(ValueError, match="preserve_insertion_order, which is off"):
-        prepare(log, schema_with(order="rows"), tmp_path / "out", engine=connection)
 
 
 @pytest.mark.parametrize("order", ["place", "rows"])
@@ -228,7 +227,7 @@ def test_the_latest_events_of_each_period_are_kept(tmp_path):
 
 
 BAD_LOGS = {
-    "fractions": (lambda log: log.assign(place=0.5), "'place' .order. has type float64.*whole numbers"),
+    "fractions": (lambda log: log.assign(place=0.5), "'place' has .*found 0.5 .float., expected a whole number"),
     "text": (lambda log: log.assign(place=["1.5", *log["place"].astype(str)[1:]]), "1 values.*'1.5'.*whole number"),
     "no place": (lambda log: log.assign(place=pd.array([pd.NA, *log["place"][1:]], "Int64")), "'place' is null in 1"),
     "nothing to hold out": (lambda log: log[log["user"] < 2], "No customer has 3 visits.*set dates"),
@@ -286,3 +285,40 @@ def test_what_needs_a_date_says_so():
     with pytest.raises(ValueError, match="split by `cutoffs: leave_one_out`.*prepare the log with dates"):
         schema.cutoff("validation")
     assert schema.scoring_time("validation") is None
+
+
+def test_a_visit_over_a_cutoff_is_one_where_both_parts_are_read(tmp_path):
+    generator, events = np.random.default_rng(0), []
+    for customer in range(20):  # a visit a day, some of which go on after midnight
+        for day in range(30):
+            start = datetime(2024, 4, 1 if day < 15 else 2) + timedelta(
+                days=day, hours=float(generator.uniform(14, 22))
+            )
+            for minutes in np.cumsum(generator.integers(1, 200, generator.integers(1, 5))).tolist():
+                event = {"who": f"c{customer}", "when": start + timedelta(minutes=minutes), "basket": day}
+                kind = {"action": ("view", "buy")[generator.integers(2)], "item": f"i{generator.integers(5)}"}
+                events.append(event | kind)
+    features = [{"name": "action"}, {"name": "item", "min_count": 2}, {"name": "hour", "kind": "hour"}]
+    features += [{"name": "gap", "kind": "days_since_visit", "bins": 4}]
+    cutoffs = {"validation": "2024-04-11", "test": "2024-04-24"}
+    schema = {"customer": "who", "time": "when", "visit": "basket", "token_type": "action", "features": features}
+    schema |= {"tasks": ["item"], "target_token_types": ["buy"], "end_of_visit": "close", "cutoffs": cutoffs}
+    prepare(pa.Table.from_pylist(events), EventSchema.from_dict(schema), tmp_path / "data")
+    rows, extractor, cut = read_rows(tmp_path, "data"), load_extractor(tmp_path, "data"), 0
+    for customer, row in rows.items():
+        own = [event for event in events if event["who"] == customer]
+        row = {name: np.array(value) if isinstance(value, list) else value for name, value in row.items()}
+        whole = extractor.encode({"events": own})
+        for time, end in [
+            (cutoffs["validation"], "validation_end"),
+            (cutoffs["test"], "test_end"),
+            ("2025-01-01", ""),
+        ]:
+            before = [event for event in own if event["when"] < datetime.fromisoformat(time)]
+            part = {name: value[: row.get(end)] for name, value in row.items() if isinstance(value, np.ndarray)}
+            expected, second = extractor({"events": before}), int(np.datetime64(time, "s").astype(int)) - 1
+            at_time = [extractor.pad([each], as_of=[second]) for each in (row, whole)]
+            for found in (extractor.pad([part]), *at_time):
+                assert all(torch.equal(found[name], value) for name, value in expected.items()), (customer, time)
+            cut += len(part["times"]) < len(row["times"]) and before[-1]["basket"] == own[len(before)]["basket"]
+    assert cut > 5

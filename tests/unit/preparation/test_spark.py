@@ -10,16 +10,13 @@ from datetime import timedelta
 from pathlib import Path
 
 import ibis
-import numpy as np
 import pandas as pd
 import pytest
-from synthetic_log import SCHEMA, TEST, make_log, make_profile, run, schema_with
+from synthetic_log import SCHEMA, TEST, make_log, make_profile, read_log, run, schema_with
 
 from modeling_mcm.data import EventSchema
 from modeling_mcm.preparation import prepare
 from modeling_mcm.preparation.engine import each_group, open_engine
-from modeling_mcm.preparation.events import normalise_events
-from modeling_mcm.preparation.tables import open_table
 
 FITTED = ("feature_extractor/vocabularies.json", "feature_extractor/preprocessor_config.json", "popularity.parquet")
 
@@ -87,31 +84,6 @@ def test_parts_of_columns_and_order_are_read_alike(spark, tmp_path):
         prepare(tmp_path / "log.parquet", replace(schema, order="rows"), tmp_path / "rows", engine="spark")
 
 
-def test_the_text_of_a_csv_is_read_alike(connection, tmp_path):
-    log = awkward_log().dropna(subset=["user", "at"])
-    zones = np.array(["", "Z", "+02:00", "-05:30"])[np.arange(len(log)) % 4]
-    log["at"] = log["at"].map(lambda time: time.isoformat()) + zones
-    log["group"] = log["group"].mask(log.index % 5 == 0, "two\nlines")
-    log.to_csv(tmp_path / "log.csv", index=False)
-    read = []
-    for engine in ("duckdb", connection):
-        with open_engine(engine, tmp_path) as opened:
-            table = open_table(tmp_path / "log.csv", opened, "event")
-            events = normalise_events(table, schema_with(time_zone="Europe/Berlin")).to_pyarrow()
-            read.append(events.sort_by([(name, "ascending") for name in events.column_names]).to_pylist())
-    assert read[0] == read[1] and len(read[0]) == len(log)
-
-
-@pytest.mark.parametrize(("column", "text"), [("at", "2024"), ("at", "12:30:15"), ("price", "5d")])
-def test_spark_reads_no_more_than_duckdb(connection, tmp_path, column, text):
-    log = make_log().astype({column: str})
-    log.loc[3, column] = text
-    log.to_csv(tmp_path / "log.csv", index=False)
-    for engine in ("duckdb", connection):
-        with open_engine(engine, tmp_path) as opened, pytest.raises(ValueError, match=f"'{column}' has 1 values"):
-            normalise_events(open_table(tmp_path / "log.csv", opened, "event"), schema_with())
-
-
 def test_partitions_lists_and_frames_are_read(connection, tmp_path):
     log = make_log()
     for month, part in log.groupby(log["at"].dt.month):
@@ -122,22 +94,18 @@ def test_partitions_lists_and_frames_are_read(connection, tmp_path):
     more = make_log(seed=1).assign(year="2025", month="01")
     more.to_parquet(tmp_path / "more.parquet")
     expected = pd.concat([log.assign(year="2024", month=log["at"].dt.strftime("%m")), more])
-    with open_engine("duckdb", tmp_path) as duckdb:
-        for opened in (duckdb, connection):
-            table = open_table([tmp_path / "log", f"file://{tmp_path}/more.parquet"], opened, "event")
-            found = table.to_pandas()
-            for name in ("year", "month", "price"):
-                assert sorted(found[name].dropna()) == sorted(expected[name].dropna())
-    frame = normalise_events(open_table(log, connection, "event"), schema_with()).to_pyarrow()
-    assert frame.num_rows == len(log) and frame["f4"].null_count == log["price"].isna().sum()
+    sources = [tmp_path / "log", f"file://{tmp_path}/more.parquet"]
+    schema = schema_with(features=[*schema_with().to_dict()["features"], {"name": "year"}, {"name": "month"}])
+    found = read_log(sources, schema, tmp_path, connection)[0]
+    assert found == read_log(sources, schema, tmp_path)[0] == read_log(expected, schema, tmp_path, connection)[0]
 
 
 def test_what_spark_cannot_read_is_named(connection, tmp_path):
     with pytest.raises(ValueError, match="Spark can't read the event file memory://log .*No FileSystem for scheme"):
-        open_table("memory://log", connection, "event")
+        read_log("memory://log", schema_with(), tmp_path, connection)
     make_log().astype({"at": "datetime64[ns]"}).to_parquet(tmp_path / "log.parquet")
     with pytest.raises(ValueError, match="log.parquet .*NANOS.* write times in microseconds"):
-        open_table(tmp_path / "log.parquet", connection, "event")
+        read_log(tmp_path / "log.parquet", schema_with(), tmp_path, connection)
 
 
 def test_a_schema_that_changes_between_files_is_refused_where_it_is_read(connection, tmp_path):
@@ -146,8 +114,9 @@ def test_a_schema_that_changes_between_files_is_refused_where_it_is_read(connect
     log.astype({"price": str}).to_parquet(tmp_path / "b.parquet")
     paths = [tmp_path / "a.parquet", f"file://{tmp_path}/b.parquet"]
     with pytest.raises(ValueError, match="'price' of the event files is double in .*a.parquet and string in .*b.parq"):
-        open_table(paths, connection, "event", ["user", "price"])
-    assert len(open_table(paths, connection, "event", ["user"]).user.to_pandas()) == 2 * len(log)
+        read_log(paths, schema_with(), tmp_path, connection)
+    features = [spec for spec in SCHEMA["features"] if spec["name"] != "price"]
+    assert len(read_log(paths, schema_with(features=features), tmp_path, connection)[0]) == 2 * len(log)
 
 
 def test_the_error_of_a_worker_is_raised(connection):

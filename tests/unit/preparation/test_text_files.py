@@ -17,11 +17,10 @@ import pytest
 from synthetic_log import load_extractor, make_log, read_rows, run, schema_with
 
 from modeling_mcm.data import EventSchema
+from modeling_mcm.data.text_format import TextFormat
 from modeling_mcm.preparation import prepare
-from modeling_mcm.preparation import text_files as text_files_module
-from modeling_mcm.preparation.engine import open_engine
-from modeling_mcm.preparation.tables import open_table
-from modeling_mcm.preparation.text_files import TextFiles, TextFormat
+from modeling_mcm.preparation import tables as tables_module
+from modeling_mcm.preparation.tables import SourceTable
 
 HEADING = "user,at,item,price\n"
 GOOD = "".join(f"u{place:03},2024-0{1 + place % 4}-0{1 + place % 9},i{place % 7},{place}.5\n" for place in range(50))
@@ -54,12 +53,10 @@ def schema(**changes):
     return EventSchema.from_dict(SCHEMA | changes)
 
 
-def values(path, folder, text=None, engine="duckdb"):
-    """The rows that an engine reads, and how many lines were left out."""
-    files = TextFiles(text or TextFormat(), folder / "text")
-    with open_engine(engine, folder) as opened:
-        table = open_table(path, opened, "event", text=files).to_pyarrow()
-    return table.to_pylist(), files.dropped
+def values(path, text=None):
+    """The rows that are read, and how many lines were left out."""
+    table = SourceTable(path, "event", text=text)
+    return [row for block in table.blocks(table.names) for row in block.to_pylist()], table.dropped
 
 
 def with_line(line):
@@ -74,14 +71,14 @@ def test_a_bad_line_is_named_or_dropped_and_counted(tmp_path, line, message):
     with pytest.raises(ValueError, match=rf"log\.csv, {message}.*on_bad_row: drop") as raised:
         prepare(path, schema(), tmp_path / "out")
     assert "\n" not in str(raised.value) and [each.name for each in tmp_path.iterdir()] == ["log.csv"]
-    found, dropped = values(path, tmp_path, TextFormat(on_bad_row="drop"))
+    found, dropped = values(path, TextFormat(on_bad_row="drop"))
     path.write_bytes(encoded(HEADING, GOOD, GOOD))
-    assert (found, dropped) == (values(path, tmp_path)[0], 1)
+    assert (found, dropped) == (values(path)[0], 1)
 
 
 def test_a_quote_inside_a_field_without_quotes_is_a_part_of_the_value(tmp_path):
     (tmp_path / "log.csv").write_text('item,size\nscreen,27" wide\n')
-    assert values(tmp_path / "log.csv", tmp_path)[0] == [{"item": "screen", "size": '27" wide'}]
+    assert values(tmp_path / "log.csv")[0] == [{"item": "screen", "size": '27" wide'}]
 
 
 def test_bad_lines_and_values_are_counted_in_the_manifest(tmp_path, caplog):
@@ -92,7 +89,7 @@ def test_bad_lines_and_values_are_counted_in_the_manifest(tmp_path, caplog):
     counts = prepare(path, dropping, tmp_path / "out").counts
     assert (counts["dropped_bad"], counts["rows"], counts["events"]) == (4, 50, 50)
     assert "2 lines of " in caplog.text and "the first: line 4: 2 fields were found" in caplog.text
-    assert "'at' has 1 values that cannot be read, such as 'gestern'; these rows are left out" in caplog.text
+    assert "'at' has 1 values that cannot be read, such as: found 'gestern', which is no time" in caplog.text
     path.write_text(HEADING + GOOD)
     prepare(path, dropping, tmp_path / "good")
     assert read_rows(tmp_path) == read_rows(tmp_path, "good")
@@ -160,7 +157,7 @@ def test_a_gzip_that_is_cut_anywhere_is_found(tmp_path):
     for size in [2, 9, 11, 200, *range(len(data) // 2, len(data), 997), len(data) - 8, len(data) - 1]:
         path.write_bytes(data[:size])
         with pytest.raises(ValueError, match="log.csv.gz.*cut off or damaged after line"):
-            values(path, tmp_path)
+            values(path)
 
 
 SEVERAL = {
@@ -225,7 +222,7 @@ DIALECTS += [{"delimiter": ",", "quotechar": "'"}, {"delimiter": ",", "escapecha
 
 @pytest.mark.parametrize("dialect", DIALECTS, ids=str)
 def test_what_pythons_csv_writes_is_read_back(tmp_path, monkeypatch, dialect):
-    monkeypatch.setattr(text_files_module, "ROWS_PER_BLOCK", 2)
+    monkeypatch.setattr(tables_module, "ROWS_PER_BLOCK", 2)
     rows = [["a", "007", " b ", "\xe9\U0001f600"], ["'", 'say "x"', '""', "#"], [*",;\t|"], ["^", "", "x y", ""]]
     if "escapechar" not in dialect:  # Python's reader and writer differ in what a backslash before a line end is
         rows.append(["x\ny", "\r\n", "'\n'", '"\n'])
@@ -233,7 +230,7 @@ def test_what_pythons_csv_writes_is_read_back(tmp_path, monkeypatch, dialect):
         csv.writer(file, **dialect).writerows([["user", "at", "item", "price"], *rows])
     delimiter = "^" if dialect["delimiter"] == "^" else None
     given = TextFormat(delimiter, dialect.get("quotechar", '"'), dialect.get("escapechar"))
-    found, dropped = values(tmp_path / "log.csv", tmp_path, given)
+    found, dropped = values(tmp_path / "log.csv", given)
     assert dropped == 0
     assert [list(row.values()) for row in found] == [[value or None for value in row] for row in rows]
 
@@ -253,7 +250,7 @@ def test_bad_lines_at_random_places_are_dropped(tmp_path):
         if generator.random() < 0.1:
             lines.append(generator.choice([b"\n", b"\r\n"]))
     (tmp_path / "log.csv").write_bytes(b"".join(lines))
-    found, dropped = values(tmp_path / "log.csv", tmp_path, TextFormat(on_bad_row="drop"))
+    found, dropped = values(tmp_path / "log.csv", TextFormat(on_bad_row="drop"))
     assert [list(row.values()) for row in found] == expected_rows and dropped == bad
 
 
@@ -262,17 +259,17 @@ def test_bad_lines_at_random_places_are_dropped(tmp_path):
 def test_a_stray_quote_costs_one_line_however_far_the_next_quote_is(tmp_path, tail, times):
     path = tmp_path / "log.csv"
     path.write_text(HEADING + BAD["a stray quote"][0] + GOOD * times + tail)
-    found, dropped = values(path, tmp_path, TextFormat(on_bad_row="drop"))
+    found, dropped = values(path, TextFormat(on_bad_row="drop"))
     assert (len(found), dropped) == (50 * times + bool(tail), 1)
     with pytest.raises(ValueError, match="line 2: (a quote opens a field and does not close|',' expected after)"):
-        values(path, tmp_path)
+        values(path)
 
 
 def test_lines_are_counted_across_lines_in_quotes(tmp_path):
     rows = 'u1,2024-01-01,"a\nb\r\nc",1\n' * 200
     (tmp_path / "log.csv").write_text(f"\n{HEADING}{rows}u2\n", newline="")
     with pytest.raises(ValueError, match="line 603: 1 fields were found"):
-        values(tmp_path / "log.csv", tmp_path)
+        values(tmp_path / "log.csv")
 
 
 PACKED = [(".csv", bytes), (".tsv", bytes), (".CSV", gzip.compress), (".csv.gz", gzip.compress)]
@@ -289,9 +286,9 @@ def test_the_same_rows_in_every_wrapping(tmp_path, mark, end, last, suffix, pack
     text = text if last else text.removesuffix(end)
     path = tmp_path / f"log{suffix}"
     path.write_bytes(pack(text.replace(",", "\t" if suffix == ".tsv" else ",").encode()))
-    found, _ = values(path, tmp_path)
+    found, _ = values(path)
     fsspec.filesystem("memory").pipe(f"/{tmp_path.name}/log{suffix}", path.read_bytes())
-    assert values(f"memory://{tmp_path.name}/log{suffix}", tmp_path) == (found, 0)
+    assert values(f"memory://{tmp_path.name}/log{suffix}") == (found, 0)
     assert [list(row.values()) for row in found] == [line.split(",") for line in GOOD.splitlines()]
 
 

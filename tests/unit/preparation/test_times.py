@@ -1,24 +1,19 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Times of a log: the same second in preparation, on Spark and in the feature extractor, or refused by all of them."""
+"""Times of a log: the same second from text, typed columns and Python values, or refused."""
 
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
-import ibis
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from synthetic_log import load_extractor, make_log, read_rows, run, schema_with
+from synthetic_log import load_extractor, make_log, read_log, read_rows, run, schema_with
 
 from modeling_mcm.data import EventSchema
-from modeling_mcm.events_mcm import read_zone, to_seconds
-from modeling_mcm.preparation.engine import open_engine
-from modeling_mcm.preparation.events import normalise_events
-from modeling_mcm.preparation.tables import open_table
-from modeling_mcm.preparation.times import offset_steps
+from modeling_mcm.events_mcm import read_zone, to_local, to_seconds
 
 BERLIN = "Europe/Berlin"
 # A time as text -> the time in Berlin. January: an hour ahead of UTC; July: two.
@@ -79,48 +74,27 @@ def express_seconds(text):
     return int(np.datetime64(text, "s").astype(np.int64))
 
 
-def normalised(source, schema, folder, engine="duckdb"):
-    """The rows that preparation makes of a log, in an order of their own."""
-    with open_engine(engine, folder) as opened:
-        table = normalise_events(open_table(source, opened, "event"), schema).to_pyarrow()
-    return table.sort_by([(name, "ascending") for name in table.column_names])
-
-
-def prepared_seconds(texts, folder, engine):
-    """What preparation reads of each text; an error where it is refused."""
-    log = pa.table({"user": [f"{place:03}" for place in range(len(texts))], "at": texts})
+def test_preparation_reads_text_as_the_extractor_does(tmp_path):
+    log = pa.table({"user": [f"{place:02}" for place in range(len(READ))], "at": list(READ)})
     for name in ("session", "kind", "item", "group", "flag", "price"):
-        log = log.append_column(name, pa.nulls(len(log), pa.float64() if name == "price" else pa.string()))
-    pq.write_table(log, folder / "log.parquet")
-    found = normalised(folder / "log.parquet", schema_with(time_zone=BERLIN), folder, engine)
-    return found["second"].to_pylist()
-
-
-def test_preparation_converts_text(tmp_path):
-    found = prepared_seconds(list(READ), tmp_path, "duckdb")
-    assert dict(zip(READ, found, strict=True)) == {text: express_seconds(local) for text, local in READ.items()}
-
-
-@pytest.mark.parametrize("text", REFUSED)
-def test_preparation_refuses_what_it_would_have_to_guess(text, tmp_path):
-    with pytest.raises(ValueError, match="'at' has 1 values that cannot be read, such as .*a zone as Z, UTC or an"):
-        prepared_seconds(["2024-07-10", text], tmp_path, "duckdb")
-
-
-def test_spark_reads_and_refuses_the_same(spark, tmp_path):
-    found = prepared_seconds(list(READ), tmp_path, "spark")
-    assert dict(zip(READ, found, strict=True)) == {text: express_seconds(local) for text, local in READ.items()}
-    with pytest.raises(ValueError, match=f"'at' has {len(REFUSED)} values that cannot be read"):
-        prepared_seconds(["2024-07-10", *REFUSED], tmp_path, "spark")
+        log = log.append_column(name, pa.nulls(len(log)))
+    schema = schema_with(time_zone=BERLIN)
+    events, _ = read_log(log, schema, tmp_path)
+    assert events["second"].to_pylist() == [express_seconds(local) for local in READ.values()]
+    bad = log.set_column(1, "at", pa.array([*READ][:-1] + ["gestern"]))
+    with pytest.raises(
+        ValueError, match="'at' has 1 values that cannot be read, .*'gestern', which is no time; .*a zone"
+    ):
+        read_log(bad, schema, tmp_path)
 
 
 @pytest.mark.parametrize(("text", "local"), READ.items())
-def test_the_extractor_converts_text(text, local):
+def test_text_is_converted(text, local):
     assert to_seconds(text, read_zone(BERLIN)) == express_seconds(local)
 
 
 @pytest.mark.parametrize("text", REFUSED)
-def test_the_extractor_refuses_what_preparation_refuses(text):
+def test_what_would_have_to_be_guessed_is_refused(text):
     with pytest.raises(ValueError, match="which is no time; .*a zone as Z, UTC or an offset"):
         to_seconds(text, read_zone(BERLIN))
 
@@ -131,13 +105,14 @@ ZONES = [BERLIN, "America/New_York", "Australia/Lord_Howe", "Asia/Kathmandu", "A
 @pytest.mark.parametrize("zone", ZONES)
 def test_moments_are_those_of_the_time_zone_database(zone):
     first, last = express_seconds("1965-01-01"), express_seconds("2030-01-01")
-    steps = offset_steps(ZoneInfo(zone), [(first, last)])
-    generator = np.random.default_rng(0)
-    near = [start + shift for start, _ in steps[1:] for shift in (-1, 0, 1)]
-    for second in [*generator.integers(first, last, 200).tolist(), *near]:
+    hours = np.arange(first, last, 3600)
+    local = to_local(hours, ZoneInfo(zone)) - hours
+    changes = hours[1:][local[1:] != local[:-1]]
+    near = [hour + shift for hour in changes.tolist() for shift in (-1800, -1, 0, 1, 1800)]
+    seconds = [*np.random.default_rng(0).integers(first, last, 200).tolist(), *near]
+    for second, local in zip(seconds, to_local(np.array(seconds), ZoneInfo(zone)).tolist(), strict=True):
         moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=second)
-        local = express_seconds(moment.astimezone(ZoneInfo(zone)).replace(tzinfo=None).isoformat())
-        assert second + sum(change for start, change in steps if second >= start) == local
+        assert local == express_seconds(moment.astimezone(ZoneInfo(zone)).replace(tzinfo=None).isoformat())
         for value in (moment, pd.Timestamp(moment), moment.isoformat(), f"{moment:%Y-%m-%d %H:%M:%S} UTC"):
             assert to_seconds(value, ZoneInfo(zone)) == local
 
@@ -183,27 +158,11 @@ def test_every_type_of_time_in_parquet_is_read(tmp_path, unit, zone):
     pq.write_table(with_times(log, kind), tmp_path / "log.parquet")
     schema = schema_with(time_zone=BERLIN)
     local = log["at"].dt.tz_localize("UTC").dt.tz_convert(BERLIN).dt.tz_localize(None) if kind.tz else log["at"]
-    expected = normalised(log.assign(at=local), schema, tmp_path)
-    assert normalised(tmp_path / "log.parquet", schema, tmp_path) == expected
+    expected = read_log(log.assign(at=local), schema, tmp_path)
+    assert read_log(tmp_path / "log.parquet", schema, tmp_path) == expected
     if kind.tz:
         zoned = log.assign(at=log["at"].dt.tz_localize("UTC").dt.tz_convert(kind.tz))
-        assert normalised(zoned, schema, tmp_path) == expected
-
-
-def test_the_zone_of_a_session_does_not_count(tmp_path):
-    log = make_log()
-    moments = with_times(log, pa.timestamp("us", "UTC"))
-    texts = moments.set_column(1, "at", pa.array(log["at"].dt.strftime("%Y-%m-%d %H:%M:%S")))
-    connection = ibis.duckdb.connect()
-    connection.raw_sql("SET TimeZone='America/New_York'")
-    for name, source in (("moments", moments), ("texts", texts)):
-        pq.write_table(source, tmp_path / f"{name}.parquet")
-        with open_engine(connection, tmp_path):
-            table = open_table(connection.read_parquet(tmp_path / f"{name}.parquet"), connection, "event")
-            found = normalise_events(table, schema_with()).to_pyarrow()
-        found = found.sort_by([(name, "ascending") for name in found.column_names])
-        assert found == normalised(log, schema_with(), tmp_path)
-    assert connection.raw_sql("SELECT current_setting('TimeZone')").fetchone() == ("America/New_York",)
+        assert read_log(zoned, schema, tmp_path) == expected
 
 
 def without(table, *places, kind=None):
@@ -226,7 +185,7 @@ def test_a_column_without_any_value_is_missing_everywhere(tmp_path, place, form)
         if len(second):
             pq.write_table(second, tmp_path / "log" / "b.parquet")
         source = tmp_path / "log"
-    assert normalised(source, schema_with(), tmp_path) == normalised(expected, schema_with(), tmp_path)
+    assert read_log(source, schema_with(), tmp_path) == read_log(expected, schema_with(), tmp_path)
 
 
 @pytest.mark.parametrize("names", ["ab", "ba"])
@@ -235,7 +194,7 @@ def test_spark_reads_files_of_which_some_hold_nothing(spark, tmp_path, names):
     (tmp_path / "log").mkdir()
     for name, rows in zip(names, (table, without(table, "item", "group", "price", "session")), strict=True):
         pq.write_table(rows, tmp_path / "log" / f"{name}.parquet")
-    found = [normalised(tmp_path / "log", schema_with(), tmp_path, engine) for engine in ("duckdb", "spark")]
+    found = [read_log(tmp_path / "log", schema_with(), tmp_path, engine)[0] for engine in ("duckdb", "spark")]
     assert found[0].to_pylist() == found[1].to_pylist() and len(found[0]) == 2 * len(table)
 
 
@@ -246,3 +205,19 @@ def test_a_column_that_must_have_values_and_has_none_is_refused(tmp_path, place)
         run(tmp_path, tmp_path / "log.parquet")
     with pytest.raises(ValueError, match="Every event was dropped" if place != "kind" else "kind"):
         run(tmp_path, tmp_path / "log.parquet", schema_with(on_null="drop"))
+
+
+def test_times_as_categories_have_the_same_ids(tmp_path):
+    moments = [datetime(2024, 1, 1, 10, 0, 0, 250_000 * (k % 3)) for k in range(30)]
+    kinds = {"zone": pa.timestamp("us", "Europe/Berlin"), "plain": pa.timestamp("ns"), "day": pa.date32()}
+    log = {name: pa.array(moments).cast("timestamp[us]").cast(kind, safe=False) for name, kind in kinds.items()}
+    log |= {"who": [str(k % 3) for k in range(30)], "when": [datetime(2024, 1, 1 + k) for k in range(30)]}
+    cutoffs = {"validation": "2024-01-20", "test": "2024-01-25"}
+    schema = {"customer": "who", "time": "when", "features": [{"name": name} for name in kinds], "tasks": ["zone"]}
+    run(tmp_path, pa.table(log), EventSchema.from_dict(schema | {"cutoffs": cutoffs}))
+    rows, extractor = read_rows(tmp_path), load_extractor(tmp_path)
+    for events in (pa.table(log).to_pylist(), pa.table(log).to_pandas().to_dict("records")):
+        for customer, row in rows.items():
+            encoded = extractor.encode({"events": [event for event in events if event["who"] == customer]})
+            for name in kinds:
+                assert encoded[f"feature_{name}"].tolist() == list(row[f"feature_{name}"])
