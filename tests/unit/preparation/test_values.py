@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from choices import PAPER, from_data
-from synthetic_log import check_row, find_customer, load_extractor, make_log, read_rows, run, schema_with
+from synthetic_log import check_rows, load_extractor, make_log, run, schema_with
 
 from modeling_mcm import MCMConfig, MCMFeatureExtractor
 from modeling_mcm.data import load_prepared
@@ -61,36 +61,19 @@ def warnings_of_mcm(monkeypatch):
     return said
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_preparation_keeps_the_values_that_the_feature_extractor_gives(tmp_path, seed):
-    generator = np.random.default_rng(seed)
-    log = make_log(seed=seed)
-    log["at"] = log["at"].dt.floor(["s", "D", "D"][seed])  # many events of one time, which values then order
-    log["price"] *= 10.0 ** generator.integers(-45, 41, len(log))
-    odd = generator.random(len(log)) < 0.3
-    log.loc[odd, "price"] = generator.choice([*ODD, np.nan], odd.sum())
-    for name in ("item", "group", "flag"):
-        log[name] = log[name].mask(generator.random(len(log)) < 0.6 * bool(seed))
-    log["flag"] = log["flag"].astype(object).where(log["flag"].notna(), None)
-    features = [*schema_with().to_dict()["features"], {"name": "cost", "column": "price", "kind": "numeric"}]
-    schema = schema_with(features=features, amount="cost", profile=[], **({"end_of_visit": None} if seed == 2 else {}))
+def test_values_are_those_of_the_log_whatever_the_order_of_its_rows(tmp_path):
+    log, generator = make_log(), np.random.default_rng(0)
+    log["at"] = log["at"].dt.floor("D")  # many events of one time, which values then order
+    log["price"] = log["price"].mask(generator.random(len(log)) < 0.3, generator.choice([*ODD, np.nan], len(log)))
+    log["item"] = log["item"].mask(generator.random(len(log)) < 0.6)
+    schema = schema_with(profile=[], amount="price")
     made = run(tmp_path, log, schema, rows_per_shard=5)
-    shuffled = run(tmp_path, log.sample(frac=1, random_state=seed), schema, name="shuffled", rows_per_shard=5)
+    shuffled = run(tmp_path, log.sample(frac=1, random_state=0), schema, name="shuffled", rows_per_shard=5)
     assert made.shards == shuffled.shards and made.counts == shuffled.counts
-    extractor = load_extractor(tmp_path)
-    assert extractor.summed_features == ["cost"]
-    rows = read_rows(tmp_path)
-    for name, row in rows.items():
-        encoded = extractor.encode({"customer_id": name, "events": find_customer(log, int(name))})
-        check_row(row, encoded, name)
-        for column in ("value_price", "value_cost"):
-            assert encoded[column].dtype == np.float32 and np.isfinite(encoded[column]).all()
-            assert not np.signbit(np.array(row[column])[np.array(row[column]) == 0]).any()
-    found = np.concatenate([row["value_price"] for row in rows.values()])
-    kept = log["price"][log["price"].abs() <= LARGEST_VALUE].to_numpy()
-    expected = kept.astype(np.float32)
-    assert sorted(found[found != 0]) == sorted(expected[expected != 0].tolist())
-    assert np.float32(LARGEST_VALUE) in found
+    values = np.concatenate([row["value_price"] for row in check_rows(tmp_path, log).values()])
+    expected = log["price"][log["price"].abs() <= LARGEST_VALUE].to_numpy(np.float32)
+    assert sorted(values[values != 0]) == sorted(expected[expected != 0].tolist())
+    assert np.float32(LARGEST_VALUE) in values and not np.signbit(values[values == 0]).any()
 
 
 def test_values_of_a_history_worked_out_by_hand(extractor):
