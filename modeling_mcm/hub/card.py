@@ -22,8 +22,8 @@ PUBLIC = re.compile(r"(?:configuration|training|examples)/")  # files of the pro
 SECRETS = ("token", "secret", "password", "key")
 LEFT_OUT = "..."
 # The metrics that a card shows, of next visits, of visits within a horizon, and of offers.
-HEADLINES = ["next_visit_ndcg", "next_visit_recall", "next_visit_mrr", "next_event_ndcg"]
-HEADLINES += ["horizon_ndcg", "horizon_recall", "horizon_mrr", "average_precision", "roc_auc", "ndcg", "recall"]
+HEADLINES = ["next_visit_ndcg", "next_visit_recall", "next_event_ndcg"]
+HEADLINES += ["horizon_ndcg", "horizon_recall", "average_precision", "roc_auc", "ndcg", "recall"]
 OWN_METHODS = ("MCM", "MCM fine-tuned")
 DIGITS = 4
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, RepositoryNotFoundError
+from huggingface_hub.errors import HFValidationError, HTTPError, RepositoryNotFoundError
 from huggingface_hub.hf_api import ModelInfo
 from huggingface_hub.utils import validate_repo_id
 
@@ -33,7 +33,6 @@ NAMED_FILES = {CARD_NAME, CONFIG_NAME, PREPROCESSOR_NAME, VOCABULARIES_NAME, WEI
 LOG_IN = "run `hf auth login`, or set HF_TOKEN to a token with the right to write"
 TOKENS = re.compile(r"\bhf_\w{8,}")
 LOGIN = re.compile(r"(?<=://)\S*@")  # a name and a password in an address
-UNAUTHORIZED, FORBIDDEN, NOT_FOUND, CONFLICT, SERVER_ERROR = 401, 403, 404, 409, 500
 
 
 class PublishingError(RuntimeError):
@@ -93,7 +92,7 @@ def publish(
         if token.encode() in path.read_bytes():
             raise PublishingError(f"{path.name} holds the token itself: take it out, then publish again.")
     api = HfApi(token=token)
-    with _clear_errors(repo_id, api.endpoint, token):
+    with _clear_errors(repo_id, token):
         user = api.whoami()["name"]
         name = repo_id if "/" in repo_id else f"{user}/{repo_id}"
         before = _existing(api, name)
@@ -141,38 +140,17 @@ def check_name(repo_id: str) -> None:
 
 
 @contextmanager
-def _clear_errors(repo_id: str, endpoint: str, token: str) -> Iterator[None]:
-    """A context that turns the client's errors into `PublishingError`, without their text, which may hold secrets."""
-    endpoint = LOGIN.sub("", endpoint)
+def _clear_errors(repo_id: str, token: str) -> Iterator[None]:
+    """A context that turns the client's errors into `PublishingError`, without secrets that their text may hold."""
     try:
         yield
         return
-    except HfHubHTTPError as error:
-        text = _explain(error.response.status_code, repo_id, endpoint, _redact(error.server_message or "", token))
-    except HTTPError as error:  # of the library that the client speaks with, which it does not wrap
-        text = (
-            f"The connection to {endpoint} was lost ({type(error).__name__}). A push is one commit, so {repo_id} is "
-            "as it was before or whole: run the same command again."
-        )
-    except HFValidationError as error:
-        text = f"{repo_id!r} is no name for the Hub: {_redact(str(error), token)}"
-    except (OSError, ValueError) as error:
-        text = f"{repo_id} was not published: {_redact(str(error), token)}"
-    raise PublishingError(text)
-
-
-def _explain(status: int, repo_id: str, endpoint: str, detail: str) -> str:
-    reasons = {
-        UNAUTHORIZED: f"it does not accept the token; {LOG_IN}",
-        FORBIDDEN: f"the token has no right to write to {repo_id}. Take a token with the role `write`, a name in your "
-        "own namespace, or ask an administrator of the organization",
-        NOT_FOUND: f"there is no {repo_id}, or the token may not see it. Check the name",
-        CONFLICT: f"someone else is changing {repo_id}. Run the same command again",
-    }
-    reason = f"the Hub has a problem. {repo_id} is as it was before; run the same command again later"
-    if status < SERVER_ERROR:
-        reason = reasons.get(status, f"{repo_id} was not published")
-    return f"{endpoint} answered {status}" + (f" ({detail})" if detail else "") + f": {reason}."
+    except (HTTPError, HFValidationError, OSError, ValueError) as error:  # errors of `HTTPError` say little themselves
+        text = f"{type(error).__name__}: {_redact(str(error), token)}"
+    raise PublishingError(
+        f"{repo_id} was not published ({text}). A push is one commit, so the repository is as it was before or whole: "
+        f"check the name, {LOG_IN}, and run the same command again."
+    )
 
 
 def _redact(text: str, token: str) -> str:
