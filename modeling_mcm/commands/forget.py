@@ -6,17 +6,14 @@
     mcm forget --customers ids.txt --predictions scores/monday scores/tuesday
     mcm forget --customers ids.txt --data data/prepared --events log --check_only
 
-`ids.txt` is read as CSV: one id a line, or ids separated by commas. An id that holds a comma, a quote or a line break
-stands in double quotes. Their rows are deleted from the files of --events, --profile and --predictions. Each data set
-that holds one of them is prepared again from these files, with its own schema and vocabularies. All files are read
-before any is changed, and again after the deletion. The exit status is 1 if a file can't be read or still holds a
-customer, or no file holds an id; the other customers are deleted. If the command was killed, start it again to finish.
-Model weights, vocabularies (docs/operations.md says what that means), backups and other copies are not touched.
+`ids.txt` holds one id a line, as the log has it. Their rows are deleted from the files of --events, --profile and
+--predictions. Each data set that holds one of them is prepared again from these files, with its own schema and
+vocabularies. All files are read before any is changed, and again after the deletion. The exit status is 1 if a file
+can't be read or still holds a customer, or no file holds an id; the other customers are deleted. If the command was
+killed, start it again to finish. Model weights, vocabularies (docs/operations.md says what that means), backups and
+other copies are not touched.
 """
 
-import codecs
-import csv
-import io
 import itertools
 import sys
 from contextlib import nullcontext
@@ -34,7 +31,7 @@ from modeling_mcm.scoring.scorer import forget_in_predictions
 class ForgetOptions:
     """Which customers are deleted, and from which files."""
 
-    customers: str = option(help="CSV file of the ids of the customers to delete, one a line or separated by commas.")
+    customers: str = option(help="Text file with the ids of the customers to delete, one a line.")
     data: list[str] = option([], "Folders of prepared data sets to delete the customers from. They need --events.")
     events: list[str] = option([], "Parquet files, or folders of them: the log that the data sets were prepared from.")
     profile: str | None = option(None, "The profile table that the data sets were prepared from, if they have one.")
@@ -53,24 +50,15 @@ class ForgetOptions:
 
 
 def _read_ids(path: str) -> list[str]:
-    """Reads customer ids from a CSV file in UTF-8, or in UTF-16 with a byte order mark: each once, in its order."""
-    content = Path(path).read_bytes()
-    is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    """Reads customer ids from a text file in UTF-8, one a line: each once, in their order."""
     try:
-        text = content.decode("utf-16" if is_utf16 else "utf-8-sig")
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is no text in UTF-8 ({error}); save it as UTF-8, one id a line.") from error
-    reader = csv.reader(io.StringIO(text, newline=""), skipinitialspace=True, strict=True)
-    try:
-        ids = [name for row in reader for name in row if name.strip()]
-    except csv.Error as error:
-        raise ValueError(
-            f"{path}, line {reader.line_num}: {error}. Write ids one a line, or separated by commas; one with a "
-            'quote, a comma or a line break in double quotes, and its quotes doubled ("").'
-        ) from error
+    ids = list(dict.fromkeys(line for line in lines if line.strip()))
     if not ids:
         raise ValueError(f"{path} holds no id; write one a line.")
-    return list(dict.fromkeys(ids))
+    return ids
 
 
 def _run(options: ForgetOptions, engine: EngineOptions) -> list[str]:
@@ -86,27 +74,21 @@ def _run(options: ForgetOptions, engine: EngineOptions) -> list[str]:
     ]
     with nullcontext() if options.check_only else locked(*itertools.chain(*paths)):
         places = Places(*paths)
-        customers, absent = places.look_for(names)
+        customers = places.look_for(names)
         if not options.check_only:
             for path, rows in places.delete_from_sources(customers).items():
                 print(f"{path}: {rows:,} rows deleted")
             for path in places.predictions:
                 print(f"{path}: {forget_in_predictions(path, customers):,} rows deleted")
-            print(f"{forget_in_cache(customers | {*absent})} Arrow copies removed")
+            print(f"{forget_in_cache({*names})} Arrow copies removed")
             left = places.prepare_again(customers, engine=engine.engine, spark_config=engine.spark)
             for path, number in left.items():
                 print(f"{path}: {number:,} customers left")
-        problems = []
-        for name, alike in absent.items():
-            hint = (
-                f"; is {' or '.join(map(repr, sorted(alike)))} meant?" if alike else " (deleted before, or misspelt)"
-            )
-            if alike or not options.check_only:
-                problems.append(f"found nowhere: {name!r}{hint}")
+        absent = [] if options.check_only else [name for name in names if name not in customers]
+        problems = [f"found nowhere: {name!r} (deleted before, or misspelt)" for name in absent]
         for place in places.all():
             column = places.column if place in (*places.events, *places.profile) else CUSTOMER
-            rest = find_customers(place, customers | {*absent}, column)
-            problems += [f"{path}: {reason}" for path, reason in rest.items()]
+            problems += [f"{path}: {reason}" for path, reason in find_customers(place, names, column).items()]
     return problems
 
 

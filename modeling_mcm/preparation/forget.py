@@ -9,7 +9,7 @@ call. A symbolic link stays, and the file that it names is written.
 
 import os
 import shutil
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -149,23 +149,18 @@ class Places:
             columns |= {folder / shard["file"]: CUSTOMER for shard in prepared.manifest.shards}
         return columns
 
-    def look_for(self, names: Iterable[str]) -> tuple[set[str], dict[str, set[str]]]:
-        """Reads the ids of every file. Returns those of `names` that a file holds, with or without spaces around;
-        and of each other name the ids that differ from it only in case or in spaces. Raises `ValueError` if a data
-        set would have no customer left."""
-        alike: dict[str, set[str]] = {_plain(name): set() for name in names}
+    def look_for(self, names: Collection[str]) -> set[str]:
+        """Reads the ids of every file. Returns those of `names` that a file holds. Raises `ValueError` if a data set
+        would have no customer left."""
+        there: set[str] = set()
         for path, column in self.files().items():
             for part in _read_column(path, column):
-                for text in map(to_text, part.unique().to_pylist()):
-                    if text is not None and _plain(text) in alike:
-                        alike[_plain(text)].add(text)
-        there = {spelling for name in names for spelling in ({name} & alike[_plain(name)] or {name.strip()})}
-        there &= set().union(*alike.values())
+                there |= {*map(to_text, part.unique().to_pylist())} & {*names}  # type: ignore[arg-type]
         for folder, prepared in self.prepared.items():
             rows = sum(shard["rows"] for shard in prepared.manifest.shards)
             if sum(_count(folder / shard["file"], CUSTOMER, there) for shard in prepared.manifest.shards) == rows:
                 raise ValueError(f"Nobody would be left in {folder}: remove it instead. Nothing was changed.")
-        return there, {name: alike[_plain(name)] for name in names if not {name, name.strip()} & there}
+        return there
 
     def delete_from_sources(self, customers: Collection[str]) -> dict[Path, int]:
         """Deletes customers from log and profile. Returns the number of rows deleted from each place."""
@@ -184,10 +179,6 @@ class Places:
                 options |= {"rows_per_shard": rows_per_shard, "overwrite": True}
                 prepare(self.events, prepared.schema, folder, **options)
         return {folder: PreparedData(folder).manifest.counts["customers"] for folder in self.data}
-
-
-def _plain(name: str) -> str:
-    return name.strip().casefold()
 
 
 def _find_sources(place: Path) -> tuple[str, ...]:
@@ -212,8 +203,6 @@ def forget_in_cache(customers: Collection[str]) -> int:
 
 def _describe_rest(path: Path, column: str, customers: Collection[str]) -> str | None:
     """Says why a file may hold customers, if it may."""
-    if path.suffix == ".partial":
-        return "left by a run that was killed, if none is running: remove it"
     if path.suffix.lower() not in (".parquet", ".arrow"):
         is_known = path.suffix in (".json", ".jinja", LOCK_SUFFIX)
         return None if is_known else "neither Parquet nor Arrow nor JSON: look into it yourself"
@@ -225,16 +214,11 @@ def _describe_rest(path: Path, column: str, customers: Collection[str]) -> str |
 
 
 def find_customers(place: Path, customers: Collection[str], column: str = CUSTOMER) -> dict[Path, str]:
-    """Looks for customers in a file, or in every file of a folder, hidden ones too, and names what a killed run left
-    beside it. Returns by path why it may hold them; empty if it is proven that they are gone."""
-    place = place.resolve()
-    beside = (path for kind in ("partial", "replaced") for path in place.parent.glob(f".{place.name}.*.{kind}"))
-    reasons = dict.fromkeys(beside, "left by a run that was killed, if none is running: remove it")
-    paths = [place]
+    """Looks for customers in a file, or in every file of a folder, hidden ones too. Returns by path why it may hold
+    them; empty if it is proven that they are gone."""
+    paths = {place.resolve()}
     if place.is_dir():
         walk = os.walk(place, followlinks=True)
-        paths = sorted({Path(folder, name).resolve() for folder, _, names in walk for name in names})
-    for path in paths:
-        if reason := _describe_rest(path, column, customers):
-            reasons[path] = reason
-    return reasons
+        paths = {Path(folder, name).resolve() for folder, _, names in walk for name in names}
+    reasons = {path: _describe_rest(path, column, customers) for path in sorted(paths)}
+    return {path: reason for path, reason in reasons.items() if reason}

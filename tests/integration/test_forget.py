@@ -115,8 +115,7 @@ def test_ids_may_be_a_category(place, forget):
 
 LEFT = {
     "scores/old/x.parquet": "x.parquet: can't be read",
-    ".scores.77.partial": ".scores.77.partial: left by a run that was killed",
-    "scores/.customers-0.parquet.7.partial": "7.partial: left by a run that was",
+    "scores/.customers-0.parquet.7.partial": "7.partial: neither Parquet",
     "scores/backup.zip": "backup.zip: neither Parquet",
     "scores/old/hidden.parquet": "hidden.parquet: 1 rows of theirs",
 }
@@ -153,55 +152,25 @@ def bytes_of(place):
     return {path: path.read_bytes() for path in files}
 
 
-IDS_FILES = {
-    "a byte order mark": b"\xef\xbb\xbfc05\nc21\n",
-    "UTF-16": "c05\nc21\n".encode("utf-16"),
-    "quotes": b'"c05"\r\n"c21"\r\n',
-    "commas": b"c05,c21",
-    "spaces around": b"  c05 \n\tc21\t\n",
-    "quoted with a space": b'" c05"\n"c21 "\n',
-    "empty lines and cells": b"\n\nc05,,\n ,c21,\n",
-}
-
-
-@pytest.mark.parametrize("content", IDS_FILES.values(), ids=IDS_FILES)
-def test_ids_are_read_however_they_are_written(place, forget, content):
-    (place / "ids.txt").write_bytes(content)
-    assert "data: 32 customers left" in forget(*EVERYWHERE)
-    assert not still_there(place)
-
-
 def test_an_id_with_spaces_and_commas_of_its_own_is_found(tmp_path, forget):
     rows = {"customer_id": [" a, b", "a, b", 'say "c"', "d"]}
     pq.write_table(pa.table(rows), tmp_path / "scores.parquet")
-    (tmp_path / "ids.txt").write_text('" a, b","say ""c"""\n')
+    (tmp_path / "ids.txt").write_bytes(b'\xef\xbb\xbf a, b\r\n\r\nsay "c"\r\n')
     assert "2 rows deleted" in forget("--predictions", "scores.parquet")
     assert pq.read_table(tmp_path / "scores.parquet")["customer_id"].to_pylist() == ["a, b", "d"]
 
 
-NOWHERE = {
-    "an unknown id": ("nobody\nc05", "found nowhere: 'nobody'"),
-    "another case": ("C21\nc05", r"found nowhere: 'C21'; is 'c21' meant\?"),
-    "semicolons": ("c21;c22\nc05", "found nowhere: 'c21;c22'"),
-    "a heading": ("customer_id\nc05", "found nowhere: 'customer_id'"),
-    "a null byte": ("c21\0\nc05", r"found nowhere: 'c21\\x00'"),
-}
-
-
-@pytest.mark.parametrize(("content", "said"), NOWHERE.values(), ids=NOWHERE)
-def test_an_id_that_is_nowhere_is_named_and_the_others_go(place, forget, content, said):
-    (place / "ids.txt").write_text(content)
-    told = forget(*EVERYWHERE, fails="not proven that the customers are gone")
-    assert re.search(said, told)
+@pytest.mark.parametrize("unknown", ["nobody", "C21", "c21;c22", "customer_id"])
+def test_an_id_that_is_nowhere_is_named_and_the_others_go(place, forget, unknown):
+    (place / "ids.txt").write_text(f"{unknown}\nc05")
+    forget(*EVERYWHERE, fails=f"found nowhere: '{unknown}'")
     left = {*customers(place / "data")}
     assert "c05" not in left and "c21" in left
 
 
 UNREADABLE = {
-    "an open quote": (b'"c05\nc21\n', r"ids\.txt, line 2: unexpected end of data"),
-    "after a quote": (b'"c05"x\n', "Write ids one a line, or separated by commas"),
     "Latin-1": (b"Zo\xeb\n", r"save it as UTF-8, one id a line\."),
-    "nothing": (b" ,\n\n", r"ids\.txt holds no id; write one a line\."),
+    "nothing": (b" \n\n", r"ids\.txt holds no id; write one a line\."),
 }
 
 
