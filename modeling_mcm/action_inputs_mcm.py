@@ -66,8 +66,8 @@ class EncodedActions:
         weights (`np.ndarray` of shape `(R,)`): Weight of each row in its action.
 
     Raises:
-        ValueError: If there are no rows or columns, a column is unknown, a value can't be encoded, a weight is not
-            positive, or the extractor does not belong to the model.
+        ValueError: If there are no rows or columns, a column is unknown, a value can't be encoded, or a weight is not
+            positive.
     """
 
     def __init__(
@@ -79,13 +79,7 @@ class EncodedActions:
         row_offsets: NDArray[np.int64],
         weights: NDArray[np.float64],
     ):
-        names, sizes = extractor.feature_names, extractor.vocabulary_sizes
-        if (names, sizes) != (config.features, config.vocabulary_sizes):
-            raise ValueError(
-                f"The feature extractor has the features {dict(zip(names, sizes, strict=True))}, the checkpoint "
-                f"{dict(zip(config.features, config.vocabulary_sizes, strict=True))}: they are of different schemas. "
-                "Load both from one checkpoint."
-            )
+        names = extractor.feature_names
         if not columns or not len(weights):
             raise ValueError(f"Found {len(weights)} actions with columns {[*columns]}; give columns of the event log.")
         if len(wrong := np.flatnonzero(~((weights > 0) & (weights < np.inf)))):

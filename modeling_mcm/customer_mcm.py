@@ -23,7 +23,6 @@ from .modeling_mcm import MCMModel, MCMPreTrainedModel
 
 # transformers' names of the two kinds of labels
 REGRESSION, CLASSIFYING = "regression", "single_label_classification"
-IGNORED = -100  # id of an unknown class
 HEAD_PENALTY = 50.0  # weight of the squared weights when the head is initialised, divided by the number of labels
 
 
@@ -189,7 +188,7 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
             head = self.prediction_head
             numbers = (labels.to(scores.dtype) - head.label_mean) / head.label_std
             return F.mse_loss(scores[:, 0], numbers)
-        return F.cross_entropy(scores, labels, ignore_index=IGNORED)
+        return F.cross_entropy(scores, labels)  # without labels of -100, which are not known
 
     @can_return_tuple
     @auto_docstring(custom_intro="Predicts the label of each customer at `as_of`, and computes the loss.\n")

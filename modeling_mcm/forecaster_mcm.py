@@ -22,7 +22,7 @@ from transformers import initialization as init
 from .configuration_mcm import MCMConfig
 from .state_mcm import decay_weights
 
-CHANCE, NEXT_VISIT, ALIVE = "visit_probability", "days_to_next_visit", "alive_probability"
+CHANCE, DAYS_TO_VISIT, ALIVE = "visit_probability", "days_to_next_visit", "alive_probability"
 LONGEST_RATIO = 2.0  # the longest horizon that is told, as a multiple of the window
 TRAINED_RATIO = 2.2  # the longest horizon of training, as a multiple of the window
 LEVELS = (80, 95)  # of the intervals, in percent
@@ -424,7 +424,7 @@ class CustomerForecasts:
                 names += [f"{quantity}_{day:g}d", f"{quantity}_{day:g}d_median"]
                 names += [f"{quantity}_{day:g}d_{end}{level}" for level in LEVELS for end in ("low", "high")]
             names.append(f"{CHANCE}_{day:g}d")
-        return [*names, NEXT_VISIT, ALIVE] if self.days else []
+        return [*names, DAYS_TO_VISIT, ALIVE] if self.days else []
 
     def compute(self, visits: Visits, as_of: torch.Tensor) -> dict[str, torch.Tensor]:
         """Computes all forecasts.

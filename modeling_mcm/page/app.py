@@ -25,7 +25,7 @@ import pyarrow.csv
 
 from modeling_mcm.data.dataset import CUSTOMER
 from modeling_mcm.extras import needs
-from modeling_mcm.forecaster_mcm import ALIVE, CHANCE, NEXT_VISIT, MissingForecastsError
+from modeling_mcm.forecaster_mcm import ALIVE, CHANCE, DAYS_TO_VISIT, MissingForecastsError
 from modeling_mcm.page.histories import LIKELIEST, RHYTHM, Histories
 from modeling_mcm.scoring.scorer import CHANCES, SCORES
 
@@ -84,7 +84,7 @@ class Page:
         if f"{CHANCE}_{self._month}d" in scored.column_names:
             told, comes = self._names(), f"{CHANCE}_{self._days[0]}d"
             table[f"{told[comes]}, %"] = 100 * scored[comes].to_numpy().astype(float)
-            for name in [NEXT_VISIT, f"visits_{self._month}d", *self._sums()]:
+            for name in [DAYS_TO_VISIT, f"visits_{self._month}d", *self._sums()]:
                 table[told[name]] = scored[name].to_numpy().astype(float)
             table["alive, %"] = 100 * scored[ALIVE].to_numpy().astype(float)
         for name in self.histories.predictions:
@@ -112,7 +112,7 @@ class Page:
         """Forecasts in words, by name: `amount_30d` is "mean spend in 30 days"."""
         words = {name: word if name == CHANCE else f"mean {word}" for name, word in self._words().items()}
         names = {f"{name}_{day}d": f"{word} in {day} days" for day in self._days for name, word in words.items()}
-        return names | {NEXT_VISIT: "days to next visit"}
+        return names | {DAYS_TO_VISIT: "days to next visit"}
 
     def find(self, label: str, column: str, least: float | None, most: float | None, is_falling: bool) -> pd.DataFrame:
         """Finds customers for whom a label (empty: any) is among the likeliest, and a column is between two limits
@@ -165,7 +165,7 @@ class Page:
         live, parts = household.live, []
         with_forecast = self._forecast(customer_id)
         if with_forecast:
-            away, longest, week = with_forecast[NEXT_VISIT], self._days[-1], self._days[0]
+            away, longest, week = with_forecast[DAYS_TO_VISIT], self._days[-1], self._days[0]
             when = "probably stays away for" if away >= float(longest) else "comes in about"
             days = longest if away >= float(longest) else f"{max(away, 1):.0f}"
             share = percent(with_forecast[f"{CHANCE}_{week}d"])

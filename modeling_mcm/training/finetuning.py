@@ -38,7 +38,7 @@ from modeling_mcm.training.resuming import (
 logger = logging.get_logger(__name__)
 HEAD = "action_head."
 # Options that decide the weights, besides those of the Trainer and of the model's config.
-DECIDING = ("outcomes", "train_splits", "freeze_encoder", "encoder_lr_factor")
+OWN_OPTIONS = ("outcomes", "train_splits", "freeze_encoder", "encoder_lr_factor")
 
 # The model that is fine-tuned: its name among the digests of a run, and its files.
 PRE_TRAINED, MODEL_PARTS = "pre-trained model", ("*.safetensors", "config.json")
@@ -117,7 +117,7 @@ def fine_tune(options: FineTuningOptions, training: FineTuningArguments) -> None
     if options.freeze_encoder:
         model.freeze_encoder()
 
-    own = {name: getattr(options, name) for name in DECIDING} | {"max_events": extractor.max_events}
+    own = {name: getattr(options, name) for name in OWN_OPTIONS} | {"max_events": extractor.max_events}
     run = {
         "data": file_digest(data.folder / MANIFEST_FILE),
         "offers": compute_digest(str(options.offers), ("*.parquet",)),

@@ -23,7 +23,7 @@ from transformers import PreTrainedConfig, Trainer, TrainerCallback, TrainingArg
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
-from modeling_mcm.files_mcm import damage, locked, write_json
+from modeling_mcm.files_mcm import damage, locked, some, write_json
 
 logger = logging.get_logger(__name__)
 PRETRAINING, FINE_TUNING = "pretraining.json", "finetuning.json"  # records, which a run writes as its last file
@@ -42,7 +42,6 @@ OTHER_FOLDERS = {  # a file that only such a folder holds, and a name for the fo
     "manifest.json": "a prepared data set",
     "_predictions.json": "predictions",
 }
-SHOWN = 3
 # Beginnings of the options of `TrainingArguments` that decide the weights. The size of a step is compared as
 # "batch size", in customers. Those of the best decide which checkpoint that is.
 DECIDING = """adam_ bf16 data_seed dataloader_drop_last early_stopping fp16 ignore_data_skip label_smoothing
@@ -168,7 +167,7 @@ def find_start(args: TrainingArguments, record: str, run: Mapping[str, Any]) -> 
     for process, other in enumerate(gather_object([run])):
         if changes := _changes(other, run):
             raise RunError(
-                f"Process {process} has {_some(changes)}: one model can't be trained on both. Give every machine the "
+                f"Process {process} has {some(changes)}: one model can't be trained on both. Give every machine the "
                 "same data and options."
             )
     with args.main_process_first(local=False):
@@ -191,7 +190,7 @@ def _find_start(folder: Path, record: str, run: Mapping[str, Any], is_writer: bo
             )
     elif changes := _changes(json.loads(path.read_text(encoding="utf-8")), run):
         raise RunError(
-            f"{folder} holds a model that was trained otherwise ({_some(changes)}), {advice}, or remove that folder."
+            f"{folder} holds a model that was trained otherwise ({some(changes)}), {advice}, or remove that folder."
         )
     elif (folder / record).exists():
         if not (faults := weight_faults(folder) + _damages([folder / record])):
@@ -211,11 +210,6 @@ def _changes(earlier: Mapping[str, Any], run: Mapping[str, Any]) -> list[str]:
     phrases = [f"{name} {options.get(name)} and this run has {value}" for name, value in changed.items()]
     digests = [f"other {name}" for name in run if name != "options" and earlier.get(name) != run[name]]
     return digests + [phrase if len(phrase) < 200 else f"another {phrase.partition(' ')[0]}" for phrase in phrases]
-
-
-def _some(phrases: list[str]) -> str:
-    more = f" and {len(phrases) - SHOWN} more" if len(phrases) > SHOWN else ""
-    return f"{', '.join(phrases[:SHOWN])}{more}"
 
 
 @contextmanager

@@ -23,7 +23,7 @@ FOLDS = 5
 LAG_WEIGHTS = (1.0, 1 / 2, 1 / 3, 1 / 4, 1 / 5, 1 / 6)  # weight of a transition by its lag in moments
 BACKWARDS, SHRINKAGE = 0.25, 0.4  # weight of a transition's opposite, and exponent on a label's number of occurrences
 EASE_RIDGE, RATES_RIDGE = 6.0, 1.0  # strengths in units of the mean diagonal
-MOST_FREQUENT = 2_000  # number of labels whose matrices are inverted, the most frequent ones
+MOST_INVERTED = 2_000  # number of labels whose matrices are inverted, the most frequent ones
 CUSTOMERS = 4096  # whose dense matrix of labels is multiplied at a time
 PERIODS, LATE = 26, 4  # parts of the training period at whose ends labels are counted; the latest ones are recent
 
@@ -123,7 +123,7 @@ class LabelCounts:
 
     def _multiply(self, rates: csr_array) -> torch.Tensor:
         """Gram matrices `(2, W, W)` of the customers' sets of labels and of their rates; W are the most frequent."""
-        size = min(self.size, FIRST_LABEL + MOST_FREQUENT)  # ids are in the order of frequency
+        size = min(self.size, FIRST_LABEL + MOST_INVERTED)  # ids are in the order of frequency
         result = torch.zeros(2, size, size)
         for start in range(0, rates.shape[0], CUSTOMERS):
             dense = torch.from_numpy(rates[start : start + CUSTOMERS, :size].toarray()).float()

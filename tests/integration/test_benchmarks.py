@@ -127,13 +127,6 @@ def test_the_page_has_means_over_seeds_and_paired_differences(shop, tmp_path):
         page.draw(folder)
 
 
-def test_the_page_says_where_the_state_is_below():
-    gains = [("shop", "age", "-0.1 [-0.2, -0.1]"), ("shop", "kids", "-0.1 [-0.1, +0.1]")]
-    gains += [("shop", "spend", "+0.1 [+0.1, +0.2]"), ("films", "age", "+0.1 [-0.1, +0.2]")]
-    found = page.verdict([[], *([log, name, *[""] * 5, gain] for log, name, gain in gains)])
-    assert "on 2 of 4 targets (age of shop, kids of shop), beyond noise on 1; it is above" in found
-
-
 @pytest.mark.slow
 def test_mcm_and_the_studies_are_run_through_its_entrances(shop, prepared, event_log, tmp_path, monkeypatch):
     monkeypatch.setattr(small_logs, "LOGS", ("corner_shop",))

@@ -9,7 +9,6 @@ import re
 import shutil
 import subprocess
 import sys
-import threading
 
 import pandas as pd
 import pytest
@@ -202,16 +201,6 @@ def test_the_map_names_customers(browse, histories):
     assert Page(histories).map(Page(histories).customers, "days late")[1] == "days late"
 
 
-def test_work_that_takes_long_is_seen(browse, monkeypatch):
-    page, _ = browse()
-    why, is_over = Page.why, threading.Event()
-    monkeypatch.setattr(Page, "why", lambda *question: is_over.wait(PATIENCE) and why(*question))
-    page.locator("#next-items input[type=radio]").nth(1).press("Space")
-    page.wait_for_selector("#why [data-testid=status-tracker]:not(.hide):has-text('processing')")
-    is_over.set()
-    page.wait_for_selector("#why [data-testid=status-tracker].hide", state="attached")
-
-
 @pytest.fixture
 def five_listed(monkeypatch):
     monkeypatch.setattr(app, "LISTED", 5)
@@ -390,13 +379,6 @@ def test_what_is_exported_is_private_and_gone_at_the_end(save, prepared, page_fi
         assert exported and not any((temporary / path.parts[0]).stat().st_mode & 0o077 for path in exported)
         page.terminate()
     assert list(temporary.rglob("*.csv")) == []
-
-
-def test_a_file_that_is_not_there_is_named(monkeypatch, save, prepared):
-    words = ["--model", save(extended=True), "--data", str(prepared), "--events", "nowhere.csv"]
-    monkeypatch.setattr(sys, "argv", ["mcm app", *words])
-    with pytest.raises(SystemExit, match="nowhere.csv"):
-        command.main()
 
 
 def test_scores_of_an_earlier_start_are_those_of_the_model(histories, page_files, tmp_path, extractor, monkeypatch):

@@ -67,28 +67,6 @@ def test_events_are_as_likely_as_they_say(log: ClickLog) -> None:
     assert expected(returned, probabilities[places, log.items[after - 1]])
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"subcategories": 301}, "300 items, 301 subcategories"),
-        ({"max_events": 90}, "min_events 5 and max_events 90; expected 1 <= min <= max <= 51"),
-        ({"stay_rate": 0.9}, "add up to 1 at most"),
-        ({"return_rate": 1.5}, "return_rate of 1 at most"),
-        ({"end": "2023-10-02"}, "too short"),
-    ],
-)
-def test_a_shop_that_cannot_be_is_refused(changes: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        replace(SMALL, **changes)
-
-
-def test_misuse_is_named(log: ClickLog) -> None:
-    with pytest.raises(ValueError, match="0 customers"):
-        make_click_log(0, SMALL)
-    with pytest.raises(ValueError, match="Customer 0 has no event before 2023-10-01"):
-        log.first_item_probabilities([0], "2023-10-01")
-
-
 def test_sessions_of_one_event_gain_their_probability() -> None:
     log = make_click_log(200, replace(SMALL, events_a_session=1), seed=1)
     customers, _ = asked_of(log)

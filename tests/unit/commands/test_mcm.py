@@ -62,16 +62,6 @@ def test_help_of_pretraining_shows_what_the_recipe_takes(run, capsys):
         assert re.search(rf"--{name} .*?\(default: (.*?)\)", words)[1] == str(TRAINING[name]), name
 
 
-def test_a_script_only_calls_a_command():
-    # No command, because users have what it writes.
-    make_package_data = "run_pretrain_forecaster.py", "synthetic_shops.py"
-    for path in (ROOT / "training").glob("*.py"):
-        if path.name in make_package_data:
-            continue
-        found = re.findall(r"^from (\S+) import main$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
-        assert [module.rpartition(".")[0] for module in found] == ["modeling_mcm.commands"], path.name
-
-
 def test_a_missing_package_is_one_sentence(run, monkeypatch):
     def missing():
         raise ImportError("ibis is not installed, which comes with an extra: pip install 'modeling-mcm[data]'.")
