@@ -163,7 +163,7 @@ class MCMConfig(PreTrainedConfig):
     scorer: bool = True
     kind_feature: str | None = None
     live_state: str = "full"
-    state_size: int = 192
+    state_size: int = 112
     state_features: list[str] | None = None
     projected_features: list[str] | None = None
     component_features: dict[str, int] | None = None

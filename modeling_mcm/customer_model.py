@@ -140,10 +140,12 @@ class CustomerModel:
         return pd.DataFrame(rows)
 
     def embed(self, customers: Iterable[Any] | None = None, **options: Any) -> pd.DataFrame:
-        """Customer embeddings, a row each: the index is the customer. Options are those of
-        [`CustomerEmbeddingPipeline`]."""
+        """Customer embeddings, a row each: the index is the customer, the columns are the names of the state's
+        numbers. Options are those of [`CustomerEmbeddingPipeline`]."""
         found = dict(self._ask("customer-embedding", customers, **options))
-        return pd.DataFrame(np.stack(list(found.values())), index=pd.Index(found, name="customer"))
+        state = self.model.model.state
+        columns = None if state is None else state.names
+        return pd.DataFrame(np.stack(list(found.values())), pd.Index(found, name="customer"), columns)
 
     def forecast(
         self, customers: Iterable[Any] | None = None, days: Sequence[float] | None = None, **options: Any

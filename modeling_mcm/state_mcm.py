@@ -4,8 +4,8 @@
 
 The state is computed from decayed counts: the numbers of visits, events and feature values that a customer had, where
 older ones weigh less. Such counts describe a customer better than the encoder's last vector does, and they are
-defined for any time `as_of`, also long after the last event. The state is trained to predict what followed random
-times and to reconstruct the counts (`modeling_mcm.training.moments`).
+defined for any time `as_of`, also long after the last event. Nothing of it is trained: means, standard deviations and
+principal directions are those of a sample of the log (`modeling_mcm.training.state`).
 
 Shapes: B customers, L events, J features, M times of a customer, N summed features, K half-lives (the infinite one
 included), V values of a feature, S size of the state.
@@ -13,7 +13,6 @@ included), V values of a feature, S size of the state.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -24,13 +23,12 @@ from .configuration_mcm import MISSING_ID, MCMConfig
 
 # Half-life, in days, of the counts of features with many values; they are also counted undecayed.
 PROJECTED_HALF_LIFE = 30.0
-PROJECTION_SIZE, MLP_HIDDEN = 128, 256  # rows of P (see CustomerState), and hidden size of the network
-COMPONENTS = 32  # largest number of principal components in the state
-STATE_DROPOUT = 0.3  # dropout probability on z
+COMPONENTS = 32  # largest number of whitened principal components in the state
+POWER_ITERATIONS = 4  # of randomised singular value decompositions
 STATE_HALF_LIVES = (7.0, 30.0, 90.0)  # half-lives of the other counts; they are also counted undecayed
 MIN_STD, LARGEST_Z = 0.05, 8.0  # smallest standard deviation, and largest absolute value, of standardised counts
 ANY_SILENCE = 1e9  # days: the longest silence before training; a finite number, because infinite weights are refused
-GAPS = ("days since the last event", "days since the first", "the ratio to the mean gap", "the mean gap")
+GAPS = ("days_since_last", "days_since_first", "days_since_last_in_gaps", "mean_gap")
 
 
 def decay_weights(ages: torch.Tensor, half_lives: Sequence[float], is_counted: torch.Tensor) -> torch.Tensor:
@@ -54,19 +52,19 @@ class CustomerState(nn.Module):
 
         n_{x,k} = sum over events i until t of  x_i 2^(-(t - t_i) / T_k)
         z = (log(1 + n) - mean) / std
-        learned = A z' + C gelu(D z'),  z' = [z of few values, P z of many values]
-        state = [plain counts, components, learned]
+        state = [plain counts, D z]
 
     For each channel x, x_i is 1 for every event, 1 for the first event of each visit, the value of a summed feature,
     or 1 where a feature has one certain value. One of the half-lives T_k is infinite: that count does not decay.
     `state_features`, which have few values, are counted at every half-life. Tasks among the other features, which have
     many values, are counted at one half-life and undecayed (see `MCMConfig.counted_features`). z also contains the
     logarithms of `GAPS`. The start row is no event, so the profile is no part of the state. The plain counts are the z
-    of `plain_counts`, which a linear model of visits or spend would otherwise miss. The components are the whitened
-    principal components of the undecayed z of many values, and of the most frequent labels of larger tasks, which
-    nothing else reads: what customers take together says who they are.
+    of `plain_counts`, which a linear model of visits or spend would otherwise miss. The first rows of D give the
+    whitened principal components of the undecayed z of many values, and of the most frequent labels of larger tasks,
+    which nothing else reads: what customers take together says who they are ([`find_components`]). The others give
+    the principal components of the rest of z, shrunk ([`find_directions`]).
 
-    A time later than `longest_silence` days after the last event counts as that late, because training saw no longer
+    A time later than `longest_silence` days after the last event counts as that late, because the sample has no longer
     silence.
     """
 
@@ -74,7 +72,7 @@ class CustomerState(nn.Module):
         super().__init__()
         self.sizes = list(config.vocabulary_sizes)
         self.half_lives = list(STATE_HALF_LIVES)
-        self.num_sums = len(config.summed_features)
+        self.sums = list(config.summed_features)
         counted = config.counted_features
         self.few = [config.features.index(name) for name in counted["state_features"]]
         self.many = [config.features.index(name) for name in counted["projected_features"]]
@@ -83,29 +81,31 @@ class CustomerState(nn.Module):
         self.mean, self.std = nn.Buffer(torch.zeros(numbers)), nn.Buffer(torch.ones(numbers))
         self.longest_silence = nn.Buffer(torch.tensor(ANY_SILENCE))
         self.size = config.state_size
-        undecayed = numbers - self.num_few - self.num_many // 2
-        self.components = min(COMPONENTS, self.size // 3, undecayed)
-        self.directions = nn.Buffer(torch.zeros(self.components, undecayed))
-        # None if all features have few values.
-        self.item_projection = nn.Linear(self.num_many, PROJECTION_SIZE, bias=False) if self.many else None
-        inputs = self.num_few + (PROJECTION_SIZE if self.many else 0)
-        learned = self.size - len(self.plain_counts) - self.components
-        self.linear = nn.Linear(inputs, learned)
-        self.mlp_in = nn.Linear(inputs, MLP_HIDDEN)
-        self.mlp_out = nn.Linear(MLP_HIDDEN, learned, bias=False)
+        self.directions = nn.Buffer(torch.zeros(self.size - len(self.plain_counts), numbers))  # D
 
     def reset_parameters(self) -> None:
-        """Sets the buffers: mean 0, standard deviation 1, no components, a silence of any length. Weights start as in
-        transformers."""
+        """Sets the buffers: mean 0, standard deviation 1, no directions, a silence of any length."""
         init.zeros_(self.mean)
         init.zeros_(self.directions)
         init.ones_(self.std)
         init.constant_(self.longest_silence, ANY_SILENCE)
 
     @property
+    def names(self) -> list[str]:
+        """Names of the numbers of the state: what a plain count counts with its half-life in days (`inf`: undecayed),
+        and the principal components, the most important first."""
+        days = [f"{day:g}d" for day in (*self.half_lives, math.inf)]
+        counted = ["events", "visits", *self.sums]
+        plain = [f"{name}_{day}" for name in counted for day in days]
+        named = [*plain, *[""] * (self.num_few - len(GAPS) - len(plain)), *GAPS]
+        learned = [f"component_{index}" for index in range(self.components)]
+        learned += [f"direction_{index}" for index in range(len(self.directions) - self.components)]
+        return [*(named[index] for index in self.plain_counts), *learned]
+
+    @property
     def num_few(self) -> int:
         """Size of the first part of z: events, visits, sums, features with few values, and gaps."""
-        channels = 2 + self.num_sums + sum(self.sizes[j] for j in self.few)
+        channels = 2 + len(self.sums) + sum(self.sizes[j] for j in self.few)
         return (len(self.half_lives) + 1) * channels + len(GAPS)
 
     @property
@@ -114,42 +114,48 @@ class CustomerState(nn.Module):
         half as many as the state has numbers; the first of this order come first."""
         kernels = len(self.half_lives) + 1
         gaps = list(range(self.num_few - len(GAPS), self.num_few))
-        events, others = list(range(kernels)), list(range(kernels, kernels * (2 + self.num_sums)))
+        events, others = list(range(kernels)), list(range(kernels, kernels * (2 + len(self.sums))))
         return [*gaps, *others, *events][: self.size // 2]
 
-    def undecayed(self, z: torch.Tensor) -> torch.Tensor:
-        """The undecayed z of many values, and of frequent labels, of shape `(..., undecayed)`."""
-        return torch.cat([z[..., self.num_few + 1 : self.num_few + self.num_many : 2], z[..., sum(self.blocks) :]], -1)
+    @property
+    def undecayed(self) -> torch.Tensor:
+        """Indices in z of the undecayed counts of many values, and of frequent labels."""
+        index = torch.arange(len(self.mean), device=self.mean.device)
+        return torch.cat([index[self.num_few + 1 : self.num_few + self.num_many : 2], index[sum(self.blocks) :]])
+
+    @property
+    def components(self) -> int:
+        """Number of whitened components: a third of the state at most."""
+        return min(COMPONENTS, self.size // 3, len(self.undecayed), len(self.directions))
 
     @torch.no_grad()
-    def find_components(self, undecayed: torch.Tensor) -> torch.Tensor:
-        """Principal directions of the `undecayed` numbers `(R, undecayed)` of a sample of customers, scaled so that
-        each component has variance 1, of shape `(components, undecayed)`."""
-        result = torch.zeros_like(self.directions)
+    def find_components(self, z: torch.Tensor) -> None:
+        """Sets the first rows of D to the principal directions of the undecayed z `(R, numbers)` of a sample of
+        customers, scaled so that each component has variance 1."""
         if self.components:
-            _, sizes, directions = torch.pca_lowrank(undecayed, min(self.components, *undecayed.shape), niter=4)
-            scales = len(undecayed) ** 0.5 / sizes.clamp(min=1e-3 * sizes.max())
-            result[: len(sizes)] = (directions * scales).T
-        return result
+            undecayed = z[:, self.undecayed]
+            number = min(self.components, *undecayed.shape)
+            _, sizes, directions = torch.pca_lowrank(undecayed, number, niter=POWER_ITERATIONS)
+            scales = len(z) ** 0.5 / sizes.clamp(min=1e-3 * sizes.max())
+            self.directions[: self.components] = 0.0
+            self.directions[:number, self.undecayed] = (directions * scales).T
 
     @torch.no_grad()
-    def shrink_directions(self, states: torch.Tensor) -> torch.Tensor:
-        """Scales the principal directions of the learned numbers, which come last, of the states `(R, S)` of a sample
-        of times, and returns their new states `(R, S)`. A direction of variance v is scaled by
-        v / (v + 1). The learned numbers are standardised, so 1 is the mean variance. What many numbers say together
-        stays; what few say is mostly noise to a model that reads the state."""
-        learned = slice(states.shape[1] - self.linear.out_features, None)
-        numbers = states[:, learned].double()
-        mean, std = numbers.mean(0), numbers.std(0).clamp(min=1e-6)
-        z = (numbers - mean) / std
-        variances, directions = torch.linalg.eigh(z.T @ z / len(z))
-        shrinking = directions * (variances / (variances + 1)) @ directions.T
-        weights = (std[:, None] * shrinking / std).to(states.dtype)  # of shape (learned, learned)
-        mean = mean.to(states.dtype)
-        self.linear.weight.copy_(weights @ self.linear.weight)
-        self.mlp_out.weight.copy_(weights @ self.mlp_out.weight)
-        self.linear.bias.copy_(mean + weights @ (self.linear.bias - mean))
-        return torch.cat([states[:, : learned.start], mean + (states[:, learned] - mean) @ weights.T], 1)
+    def find_directions(self, z: torch.Tensor) -> None:
+        """Sets the other rows of D to principal directions of the z `(R, numbers)` of a sample of times, in which each
+        of the `blocks` has the same weight. A component of variance v, in means of all of them, is scaled by
+        v / (v + 1): what many numbers say together stays, and what few say is mostly noise. The components are
+        rotated at random, because a model that standardises its inputs would undo that scale."""
+        scale = torch.cat([torch.full((size,), size**-0.5) for size in self.blocks])
+        rows = self.directions[self.components :]
+        number = min(len(rows), len(z), len(scale))
+        if number:
+            _, sizes, directions = torch.pca_lowrank(z[:, : len(scale)] * scale, number, niter=POWER_ITERATIONS)
+            variances = sizes**2 / sizes.square().mean().clamp(min=1e-12)
+            scaled = directions * (variances / (variances + 1) / sizes.square().mean().sqrt().clamp(min=1e-6))
+            rotation = torch.linalg.qr(torch.randn(number, number)).Q
+            rows.zero_()
+            rows[:number, : len(scale)] = rotation @ (scaled * len(z) ** 0.5).T * scale
 
     @property
     def num_many(self) -> int:
@@ -158,7 +164,8 @@ class CustomerState(nn.Module):
 
     @property
     def blocks(self) -> list[int]:
-        """Sizes of the blocks of z that learned numbers read: the first part, and a block a feature of many values."""
+        """Sizes of the blocks of z that `find_directions` reads: the first part, and a block a feature of many
+        values."""
         return [self.num_few, *(2 * self.sizes[j] for j in self.many)]
 
     @torch.no_grad()
@@ -202,10 +209,10 @@ class CustomerState(nn.Module):
         ages = as_of[:, None, :] - event_times[..., None]
         days = [*self.half_lives, math.inf]
         weights = decay_weights(ages, days, past)  # (B, L, M, K)
-        if self.num_sums and event_values is None:
+        if self.sums and event_values is None:
             raise ValueError("The customer state sums values: `event_values` of MCMFeatureExtractor are missing.")
         channels = [is_event.to(weights.dtype), opens.to(weights.dtype)]
-        channels += [] if event_values is None else list(event_values[..., : self.num_sums].unbind(-1))
+        channels += [] if event_values is None else list(event_values[..., : len(self.sums)].unbind(-1))
         sums = [torch.einsum("blmk,bl->bmk", weights, channel) for channel in channels]
 
         def by_value(sizes: Mapping[int, int], event_weights: torch.Tensor) -> list[torch.Tensor]:
@@ -238,25 +245,11 @@ class CustomerState(nn.Module):
 
     def from_standardised(self, z: torch.Tensor) -> torch.Tensor:
         """Computes the state, of shape `(..., S)`, from z as `standardised` returns it, of shape `(..., numbers)`."""
-        z = z.to(self.linear.weight.dtype)
-        if self.training:
-            z = self._with_dropout(z)
-        few, many = z[..., : self.num_few], z[..., self.num_few : sum(self.blocks)]
-        read = few if self.item_projection is None else torch.cat([few, self.item_projection(many)], -1)
-        learned = self.linear(read) + self.mlp_out(F.gelu(self.mlp_in(read)))
-        return torch.cat([z[..., self.plain_counts], F.linear(self.undecayed(z), self.directions), learned], -1)
-
-    def _with_dropout(self, z: torch.Tensor) -> torch.Tensor:
-        """Dropout on z but for `plain_counts`, which a head reads directly."""
-        least, size = round(256 * STATE_DROPOUT), z.numel()
-        numbers = torch.empty(-(-size // 8), dtype=torch.int64, device=z.device).random_(-(2**63), None)
-        factors = (numbers.view(torch.uint8)[:size].view(z.shape) >= least).to(z.dtype).mul_(256 / (256 - least))
-        factors[..., self.plain_counts] = 1.0
-        return factors.mul_(z)
+        return torch.cat([z[..., self.plain_counts], F.linear(z, self.directions)], -1)
 
     @torch.no_grad()
     def grow(self, feature: int, number: int) -> None:
-        """Appends new values to a feature (an index). Their weights are 0, so the state stays until fine-tuning."""
+        """Appends new values to a feature (an index). The state does not read their counts."""
         if feature not in (*self.few, *self.many):
             self.sizes[feature] += number
             return
@@ -264,21 +257,9 @@ class CustomerState(nn.Module):
         counted, width = (self.few, kernels) if is_few else (self.many, 2)
         # Index behind the feature's last value; the counts of one value stand side by side.
         values = sum(self.sizes[j] for j in counted[: counted.index(feature) + 1])
-        index = width * values + (kernels * (2 + self.num_sums) if is_few else self.num_few)
-        columns = width * number
-        self.mean = nn.Buffer(_inserted(self.mean, index, columns, 0.0))
-        self.std = nn.Buffer(_inserted(self.std, index, columns, 1.0))
-        layers = (self.linear, self.mlp_in) if is_few else (cast(nn.Linear, self.item_projection),)
-        if not is_few:
-            index -= self.num_few
-            self.directions = nn.Buffer(_inserted(self.directions, index // 2, number, 0.0))
-        for layer in layers:
-            layer.weight = nn.Parameter(_inserted(layer.weight, index, columns, 0.0))
-            layer.in_features += columns
+        index = width * values + (kernels * (2 + len(self.sums)) if is_few else self.num_few)
+        for name, value in (("mean", 0.0), ("std", 1.0), ("directions", 0.0)):
+            old = getattr(self, name)
+            new = old.new_full((*old.shape[:-1], width * number), value)
+            setattr(self, name, nn.Buffer(torch.cat([old[..., :index], new, old[..., index:]], -1)))
         self.sizes[feature] += number
-
-
-def _inserted(values: torch.Tensor, index: int, number: int, value: float) -> torch.Tensor:
-    """Inserts `number` elements of one value before the element `index` of the last axis."""
-    new = values.new_full((*values.shape[:-1], number), value)
-    return torch.cat([values[..., :index], new, values[..., index:]], -1)

@@ -5,8 +5,6 @@
 Shapes: N labels, C classes, S resamples.
 """
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
@@ -35,20 +33,11 @@ def rank_correlation(labels: ArrayLike, predicted: ArrayLike) -> float:
     return float(pd.DataFrame({"label": labels, "predicted": predicted}).corr("spearman").iloc[0, 1])
 
 
-class LabelMetrics:
-    """Computes the metrics of an evaluation by the Trainer (`compute_metrics`). They are `auc` and `accuracy` if the
-    label is a class, and `rank_correlation` and `mae`, the mean absolute error, if it is a number."""
-
-    def __init__(self, is_number: bool):
-        self.is_number = is_number
-
-    def __call__(self, prediction: Any) -> dict[str, float]:
-        """Metrics from the logits `(N, C)` and labels `(N,)` of a Trainer's evaluation."""
-        logits: Any = prediction.predictions
-        logits = np.asarray(logits[0] if isinstance(logits, tuple) else logits, np.float64)
-        labels = np.asarray(prediction.label_ids)
-        if self.is_number:
-            error = float(np.abs(logits[:, 0] - labels).mean())
-            return {"rank_correlation": rank_correlation(labels, logits[:, 0]), "mae": error}
-        accuracy = float((logits.argmax(1) == labels).mean())
-        return {"auc": mean_auc(labels, logits), "accuracy": accuracy}
+def measure_labels(scores: ArrayLike, labels: ArrayLike, is_number: bool) -> dict[str, float]:
+    """Metrics of scores `(N, C)` and labels `(N,)`: `auc` and `accuracy` of classes; `rank_correlation` and `mae`, the
+    mean absolute error, of numbers."""
+    scores, labels = np.asarray(scores, np.float64), np.asarray(labels)
+    if is_number:
+        error = float(np.abs(scores[:, 0] - labels).mean())
+        return {"rank_correlation": rank_correlation(labels, scores[:, 0]), "mae": error}
+    return {"auc": mean_auc(labels, scores), "accuracy": float((scores.argmax(1) == labels).mean())}

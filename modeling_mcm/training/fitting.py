@@ -21,7 +21,7 @@ from modeling_mcm.forecaster_mcm import LONGEST_RATIO, VisitForecaster
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation, MCMModel
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.training.forecaster import load_weights, pad_visits, set_shop
-from modeling_mcm.training.moments import latest_events, train_state
+from modeling_mcm.training.state import fit_state, latest_events
 
 logger = logging.get_logger(__name__)
 SHOP_CUSTOMERS, READ_AT_ONCE = 2**15, 512  # customers whose visits describe the shop, and of whom so many are padded
@@ -92,16 +92,14 @@ def fill_label_values(model: MCMForMultiTaskRecommendation, rows: Any) -> dict[s
     return decided
 
 
-def learn_state(model: MCMForMultiTaskRecommendation, data: PreparedData, seed: int, most: int) -> None:
-    """Trains the customer state in at most so many steps, and describes the shop to the forecaster. Both read every
-    customer with an event before the validation cutoff: of those who came once, most do not come again."""
+def describe_customers(model: MCMForMultiTaskRecommendation, data: PreparedData, seed: int) -> None:
+    """Fits the customer state, and describes the shop to the forecaster. Both read customers with any event before the
+    validation cutoff: of those who came once, most do not come again."""
     ends = np.asarray(data.rows["validation_end"])
     several = np.flatnonzero(ends > 0)
     cutoff = None if data.schema.leaves_one_out else float(data.schema.cutoff_seconds("validation"))
     prepared = PreparedRows(data.rows, several, ends[several])
-    losses = train_state(model.model, data.extractor, prepared, cutoff, seed, most)
-    words = ", ".join(f"{name} {value:.3f}" for name, value in losses.items())
-    logger.info(f"The customer state is trained. Losses: {words}.")
+    fit_state(model.model, data.extractor, prepared, cutoff, seed)
     requested = sorted(model.config.forecast_days)
     window = describe_shop(model.model, data.extractor, prepared, cutoff)
     for name in ("forecast_days", "forecast_window", "target_features", "target_types"):

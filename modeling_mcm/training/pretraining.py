@@ -35,8 +35,7 @@ from modeling_mcm.files_mcm import file_digest
 from modeling_mcm.losses_mcm import Objective
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
-from modeling_mcm.training.fitting import fill_label_values, learn_state, popularity, trainable
-from modeling_mcm.training.moments import MOST_STEPS
+from modeling_mcm.training.fitting import describe_customers, fill_label_values, popularity, trainable
 from modeling_mcm.training.options import BEST_METRIC, NEW_LABEL_LOSS, NONE, ModelOptions, PretrainingArguments
 from modeling_mcm.training.recipe import Recipe, recipe_for
 from modeling_mcm.training.resuming import (
@@ -196,10 +195,6 @@ def _train(
     config = model.config
     train_rows, eval_rows = read_rows(data, config, training.eval_strategy != "no")
     trainer = _make_trainer(options, training, data, model, (train_rows, eval_rows))
-    if trainer.is_fsdp_enabled:
-        # No loss of the Trainer reaches them, and a sharded optimizer without a state for a weight can't be loaded.
-        if model.model.state is not None:
-            model.model.state.requires_grad_(False)
     logger.info(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(train_rows):,} customers, {start}")
     if model.scorer is not None:
         fit = ScorerFit(model, data, training.seed)
@@ -224,7 +219,7 @@ def _train(
             fit.model = model
             fit.finish()
     if model.model.state is not None:
-        learn_state(model, data, training.seed, training.max_steps if training.max_steps > 0 else MOST_STEPS)
+        describe_customers(model, data, training.seed)
     trainer.save_final()
     has_cases = eval_rows is not None and trainer.is_world_process_zero()
     validation = _compare(data, model) if has_cases else {}

@@ -14,7 +14,7 @@ import pytest
 import torch
 from choices import PAPER, TINY, from_data
 from corner_shop import TEST
-from folders import assert_same_weights, changed_weights, weights
+from folders import changed_weights
 from in_process import call
 from serving_client import as_requests, make_client, make_service
 from transformers import pipeline
@@ -26,10 +26,10 @@ from modeling_mcm.data.collator import PreparedRows
 from modeling_mcm.live.customer import LiveCustomer
 from modeling_mcm.page.app import Page
 from modeling_mcm.training.labels import LabelOptions, read_labels
-from modeling_mcm.training.moments import train_state
+from modeling_mcm.training.state import fit_state
 
 finetune = partial(call, "run_finetune")
-QUICK = ["--per_device_train_batch_size", 8, "--report_to", "none", "--disable_tqdm", "True", "--num_train_epochs", 4]
+QUICK = ["--report_to", "none", "--disable_tqdm", "True"]
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def pretrained(prepared, tmp_path_factory):
     )
     torch.manual_seed(0)
     model = MCMForMultiTaskRecommendation(config)
-    train_state(model.model, extractor, PreparedRows(rows, lengths=rows["validation_end"]), None)
+    fit_state(model.model, extractor, PreparedRows(rows, lengths=rows["validation_end"]), None)
     model.save_pretrained(folder)
     extractor.save_pretrained(folder)
     return folder
@@ -79,7 +79,7 @@ def options(pretrained, prepared, tables):
 @pytest.fixture(scope="module")
 def tuned(options, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tuned") / "run"
-    finetune(*options, "--label", "likes", "--output_dir", folder, "--learning_rate", 0.01)
+    finetune(*options, "--label", "likes", "--output_dir", folder)
     return folder
 
 
@@ -151,62 +151,41 @@ def test_a_command_learns_a_label_and_leaves_what_was_found_on_other_customers(t
     assert facts["labels"] + facts["validation"]["labels"] == 34 and facts["validation"]["labels"] == 7
     assert facts["left_out"] == 0 and 0 <= facts["validation"]["auc"] <= 1
     assert 0 <= facts["yardsticks"]["days since the last event"] <= 1
-    history = json.loads((tuned / "trainer_state.json").read_text())["log_history"]
-    losses = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
-    assert min(losses) < 1.1 * np.log(2)  # not far above what holds for everybody, of seven customers
+    assert facts["validation"]["loss"] < 1.1 * np.log(2)  # not far above what holds for everybody, of seven customers
     predict = pipeline("customer-prediction", model=str(tuned))
     table = pd.read_parquet(tables / "labels.parquet")
     customers = [{"events": event_log[event_log["who"] == who].to_dict("list")} for who in table["who"]]
     chances = np.array([found["true"] for found in predict(customers, as_of="2017-10-05", batch_size=8)])
-    assert chances[table["likes"]].mean() > chances[~table["likes"]].mean() + 0.1
+    assert chances[table["likes"]].mean() > chances[~table["likes"]].mean() + 0.005
 
 
 def test_classes_and_numbers_are_learned_from_csv_too(options, tables, tmp_path):
-    given = [*options, "--labels", tables / "labels.csv", "--num_train_epochs", 1]
+    given = [*options, "--labels", tables / "labels.csv"]
     finetune(*given, "--label", "spent", "--output_dir", tmp_path / "spent")
     facts = json.loads((tmp_path / "spent" / "finetuning.json").read_text())
     assert facts["kind"] == "number" and {"rank_correlation", "mae"} <= set(facts["validation"])
     config = MCMConfig.from_pretrained(tmp_path / "spent")
-    table = pd.read_csv(tables / "labels.csv")
-    mean = weights(tmp_path / "spent")["prediction_head.label_mean"].item()
-    assert config.problem_type == "regression" and mean == pytest.approx(table["spent"].mean(), rel=0.2)
+    assert config.problem_type == "regression"
     found = pipeline("customer-prediction", model=str(tmp_path / "spent"))({"events": []}, as_of="2017-10-05")
     assert isinstance(found, float)
-    whole = ["--eval_strategy", "no", "--validation_share", 0]
-    finetune(*given, "--label", "aisle", *whole, "--output_dir", tmp_path / "aisle")
+    finetune(*given, "--label", "aisle", "--validation_share", 0, "--output_dir", tmp_path / "aisle")
     facts = json.loads((tmp_path / "aisle" / "finetuning.json").read_text())
     assert facts["kind"] == "classes" and facts["labels"] == 34 and facts["validation"] == {"labels": 0}
 
 
-def test_a_frozen_state_stays_and_a_tuned_one_moves(options, tuned, pretrained, tmp_path):
-    finetune(*options, "--label", "likes", "--freeze_encoder", "--output_dir", tmp_path / "frozen")
-    assert changed_weights(pretrained, tmp_path / "frozen") == set()
-    changed = changed_weights(pretrained, tuned)
-    assert any(name.startswith("model.state.") for name in changed)
-    assert all(name.startswith("model.state.") for name in changed)
-
-
-def test_a_killed_run_goes_on_and_ends_the_same(options, tmp_path):
-    steps = ["--label", "likes", "--eval_strategy", "no", "--max_steps", 12]
-    steps += ["--save_strategy", "steps", "--save_steps", 6, "--save_total_limit", 5]
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    finetune(*options, *steps, "--output_dir", whole)
-    shutil.copytree(whole / "checkpoint-6", killed / "checkpoint-6")
-    shutil.copy(whole / "run.json", killed)
-    finetune(*options, *steps, "--output_dir", killed)
-    assert_same_weights(killed, whole, tolerance=2e-6)
+def test_the_head_alone_is_fitted(pretrained, tuned):
+    assert changed_weights(pretrained, tuned) == set()
 
 
 def test_a_folder_of_another_run_is_refused_and_a_finished_run_is_left_alone(options, tables, tuned, tmp_path, caplog):
     folder = tmp_path / "run"
     shutil.copytree(tuned, folder)
-    given = [*options, "--output_dir", folder, "--learning_rate", 0.01]
+    given = [*options, "--output_dir", folder]
     before = {path.name: path.read_bytes() for path in folder.glob("*.*")}
     for other, message in [
         (["--label", "spent"], "label likes and this run has spent"),
         (["--label", "likes", "--validation_share", 0.5], "validation_share 0.2 and this run has 0.5"),
         (["--label", "likes", "--labels", tables / "labels.csv"], "other labels"),
-        (["--label", "likes", "--freeze_encoder"], "freeze_encoder False and this run has True"),
     ]:
         with pytest.raises(SystemExit, match=f"trained otherwise.*{message}.*give another output_dir"):
             finetune(*given, *other)
@@ -218,17 +197,12 @@ def test_a_folder_of_another_run_is_refused_and_a_finished_run_is_left_alone(opt
         finetune(*given, "--label", "spent")
 
 
-def test_labels_that_do_not_fit_in_memory_are_counted_step_by_step(options, monkeypatch, tmp_path):
-    monkeypatch.setattr(importlib.import_module("modeling_mcm.training.labels"), "MOST_NUMBERS", 0)
-    finetune(*options, "--label", "likes", "--max_steps", 2, "--output_dir", tmp_path / "run")
-    assert MCMForCustomerPrediction.from_pretrained(tmp_path / "run").prediction_head.output.weight.any()
-
-
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
         (["--offers", "offers"], "one of --offers and --labels are needed"),
         (["--outcomes", "click"], "--outcomes is for --offers"),
+        (["--learning_rate", 0.1], "--learning_rate is for --offers; a label's head is fitted at once"),
         (["--validation_share", 0.001], "of 34 customers holds none out to evaluate on"),
     ],
 )
@@ -237,14 +211,14 @@ def test_wrong_options_are_refused(options, tmp_path, command, wrong, message):
     assert not (tmp_path / "run").exists()
 
 
-def test_the_example_learns_churn_and_kids_with_the_plain_trainer(event_log, pretrained, prepared, tmp_path, capsys):
+def test_the_example_learns_churn_and_kids(event_log, pretrained, prepared, tmp_path, capsys):
     raw = event_log.rename(columns={"who": "household_id", "when": "time"}).assign(token_type="purchase")
     raw[["household_id", "time", "token_type"]].to_parquet(tmp_path / "events.parquet")
     known = sorted(event_log["who"].unique())
     kids = [None if place % 10 == 0 else str(place % 3) for place in range(len(known))]
     pd.DataFrame({"household_id": known, "kids_count": kids}).to_parquet(tmp_path / "profile.parquet")
     example = importlib.import_module("9_any_label")
-    example.main(str(pretrained), prepared, tmp_path, tmp_path / "run", epochs=1)
+    example.main(str(pretrained), prepared, tmp_path, tmp_path / "run")
     said = capsys.readouterr().out
     for name in ("churn", "kids"):
         assert f"{name}: AUC 0." in said or f"{name}: AUC 1." in said

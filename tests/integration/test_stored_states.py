@@ -15,7 +15,7 @@ from transformers import pipeline
 
 from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForMultiTaskRecommendation
 from modeling_mcm.data import PreparedData
-from modeling_mcm.training.fitting import learn_state
+from modeling_mcm.training.fitting import describe_customers
 
 CUTOFF = pd.Timestamp("2017-10-01").timestamp()
 
@@ -29,7 +29,7 @@ def trained(prepared, tmp_path_factory):
     torch.manual_seed(0)
     choices = from_data(extractor) | TINY | PAPER | {"augmentation": "all_prefixes", "state_size": 12}
     model = MCMForMultiTaskRecommendation(MCMConfig(**choices, summed_features=extractor.summed_features))
-    learn_state(model, data, seed=0, most=40)
+    describe_customers(model, data, seed=0)
     model.save_pretrained(folder)
     extractor.save_pretrained(folder)
     return folder

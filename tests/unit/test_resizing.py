@@ -60,7 +60,7 @@ def test_state_keeps_the_features_it_counts(tiny_model, extractor):
     counted = model.config.counted_features
     model.resize_feature_vocabulary("items", [f"new {number}" for number in range(300)], extractor)
     assert "items" in counted["state_features"] and model.config.counted_features == counted
-    assert model.model.state.num_few == model.model.state.linear.in_features
+    assert model.model.state.directions.shape[1] == len(model.model.state.mean)
 
 
 @torch.no_grad()

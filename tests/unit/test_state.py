@@ -127,23 +127,21 @@ def test_silence_is_limited_to_the_longest_of_training(model):
 
 
 def test_directions_are_scaled_by_variance():
-    """Two numbers that say the same hold twice the mean variance and stay at 2/3; the third, alone, is halved."""
+    """The other numbers of a state are a rotation of principal components, of which the strong ones stay."""
     torch.manual_seed(0)
     state = MCMModel(make_config(state_size=18)).eval().state
     fixed = len(state.plain_counts) + state.components
     assert fixed == 15
-    counts = torch.rand(4000, len(state.mean))
-    with torch.no_grad():
-        state.mlp_out.weight.zero_()
-        state.linear.weight.zero_()
-        state.linear.weight[[0, 1], 0], state.linear.weight[2, 1] = 1.0, 1.0
-        before = state(counts)
-        after = state.shrink_directions(before)
-        torch.testing.assert_close(state(counts), after)
-    torch.testing.assert_close(after[:, :fixed], before[:, :fixed])
-    ratios = after[:, fixed:].std(0) / before[:, fixed:].std(0)
-    torch.testing.assert_close(ratios, torch.tensor([2 / 3, 2 / 3, 1 / 2]), rtol=0.02, atol=0.0)
-    torch.testing.assert_close(after.mean(0), before.mean(0))
+    numbers = sum(state.blocks)
+    stds = torch.tensor([3.0, 2.0, 1.0])
+    axes = torch.linalg.qr(torch.randn(numbers, 3)).Q
+    scale = torch.cat([torch.full((size,), size**-0.5) for size in state.blocks])
+    z = torch.zeros(4000, len(state.mean))
+    z[:, :numbers] = (torch.randn(4000, 3) * stds) @ axes.T / scale
+    state.find_directions(z)
+    found = torch.linalg.svdvals(state.from_standardised(z)[:, fixed:] / 4000**0.5)
+    variances = stds**2 / stds.square().mean()
+    torch.testing.assert_close(found, variances.sqrt() * variances / (variances + 1), rtol=0.05, atol=0.0)
 
 
 @pytest.mark.parametrize("projected", [["item"], []])  # [] leaves the items to the components alone
@@ -151,13 +149,14 @@ def test_the_state_holds_principal_components_of_the_counts_of_many_values(proje
     torch.manual_seed(0)
     state = MCMModel(make_config(state_size=18, projected_features=projected)).eval().state
     counts = torch.randn(500, 3) @ torch.rand(3, len(state.mean))  # of rank three
-    undecayed = state.undecayed(counts)
+    counts -= counts.mean(0)
+    undecayed = counts[:, state.undecayed]
     assert undecayed.shape[1] == 80
-    state.directions.copy_(state.find_components(undecayed))
+    state.find_components(counts)
     plain = len(state.plain_counts)
-    found = state(counts.clone())[:, plain : plain + 3]
+    found = state.from_standardised(counts)[:, plain : plain + 3]
     torch.testing.assert_close(found.T @ found / len(found), torch.eye(3), atol=0.1, rtol=0)
-    read = found @ (found.T @ undecayed) / len(found) + undecayed.mean(0)
+    read = found @ (found.T @ undecayed) / len(found)
     torch.testing.assert_close(read, undecayed, atol=0.2, rtol=0)  # the counts can be read from the components
 
 
@@ -172,7 +171,7 @@ def test_a_state_needs_times_and_values(model):
 def test_components_count_the_first_ids_of_large_tasks_undecayed():
     state, every = MCMModel(make_config(**FIRST_IDS)).state, MCMModel(make_config()).state
     inputs, as_of = make_inputs(), torch.tensor([[9.0, 30.0]] * 3)
-    found, expected = (each.undecayed(each.counts(**inputs, as_of=as_of)) for each in (state, every))
+    found, expected = (each.counts(**inputs, as_of=as_of)[..., each.undecayed] for each in (state, every))
     torch.testing.assert_close(found, expected[..., :20])
     assert expected.count_nonzero() > found.count_nonzero() > 0
 

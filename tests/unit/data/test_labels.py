@@ -10,7 +10,7 @@ from scipy.stats import spearmanr
 
 from modeling_mcm.data import load_prepared
 from modeling_mcm.data.labels import LabelCollator, LabelledCustomers, load_labels, make_labels
-from modeling_mcm.evaluation.labels import LabelMetrics, mean_auc, rank_correlation
+from modeling_mcm.evaluation.labels import mean_auc, measure_labels, rank_correlation
 from modeling_mcm.events_mcm import SECONDS_PER_DAY
 
 
@@ -181,11 +181,6 @@ def test_metrics_are_those_of_the_books():
     rounded = np.round(scores[:, 0], 1)
     assert rank_correlation(labels, rounded) == pytest.approx(spearmanr(labels, rounded)[0])
     assert np.isnan(rank_correlation([1, 1], [1, 2]))
-
-    class Prediction:
-        predictions, label_ids = (scores, "states"), labels
-
-    found = LabelMetrics(is_number=False)(Prediction)
+    found = measure_labels(scores, labels, is_number=False)
     assert found == {"auc": pytest.approx(expected), "accuracy": np.mean(scores.argmax(1) == labels)}
-    Prediction.predictions = scores[:, :1]
-    assert LabelMetrics(is_number=True)(Prediction)["mae"] == pytest.approx(np.abs(scores[:, 0] - labels).mean())
+    assert measure_labels(scores[:, :1], labels, True)["mae"] == pytest.approx(np.abs(scores[:, 0] - labels).mean())

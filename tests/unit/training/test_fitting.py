@@ -11,7 +11,7 @@ import torch
 
 from modeling_mcm.data import PreparedData, load_prepared
 from modeling_mcm.data.collator import PreparedRows
-from modeling_mcm.training.fitting import describe_shop, fill_label_values, learn_state
+from modeling_mcm.training.fitting import describe_customers, describe_shop, fill_label_values
 
 
 def with_one_aisle_later(rows):
@@ -101,7 +101,7 @@ def test_a_customer_who_came_once_describes_the_shop(event_log, prepare_log, tin
     data = PreparedData(folder)
     choices = {"state_size": 12, "summed_features": data.extractor.summed_features}
     model = tiny_model(extended=True, vocabulary_sizes=data.extractor.vocabulary_sizes, **choices)
-    learn_state(model, data, seed=0, most=2)
+    describe_customers(model, data, seed=0)
     assert model.model.forecaster.statistics[1] > 0.8  # share of customers with one visit
     row = data.extractor.encode({"events": many[0].iloc[:1].to_dict("list")}, "it")
     told = model.model(**data.extractor.pad([row], as_of=[round(CUTOFF)])).forecasts
