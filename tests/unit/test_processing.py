@@ -168,20 +168,6 @@ def test_times_of_any_type_and_zone():
     assert midnight["times"].tolist() == [seconds("2017-07-03")]
 
 
-def test_clock_change_keeps_the_hour():
-    extractor = make(time_zone="Europe/Berlin", visit=None)
-    events = [event("2017-10-29T00:59:00+00:00"), event("2017-10-29T01:00:00+00:00")]
-    assert sorted(extractor.encode({"events": events})["feature_hour"].tolist()) == [2 + 2, 2 + 2]
-    assert make(visit=None).encode({"events": events})["feature_hour"].tolist() == [2 + 0, 2 + 1]
-
-
-@pytest.mark.parametrize(
-    "fraction", [np.array(["1969-12-31T23:59:59.5"], "datetime64[ns]"), ["1969-12-31T23:59:59.5"]]
-)
-def test_fractions_of_seconds_are_cut_off(extractor, fraction):
-    assert extractor.encode({"events": {"when": fraction, "action": ["click"]}})["times"].tolist() == [-1]
-
-
 @pytest.mark.parametrize(
     "events", [[], {}, {"when": [], "action": []}, pd.DataFrame(), pd.DataFrame(columns=["when"])]
 )

@@ -165,25 +165,6 @@ def test_shared_vocabularies_stay_the_same(extractor, tmp_path):
     assert row["feature_genres_2"][0] == 1 + len(again.vocabularies["genres"])
 
 
-BAD_COLUMNS = {
-    "text for lists": ("likes", ["a"], "'likes' has 8 values .*found 'a' .str., expected a list"),
-    "lists for text": ("home", [["a"]], "'home' has 8 values .*found .'a'. .list., expected text"),
-    "lists with a separator": ("genres", [["a"]], "'genres' has .*found .'a'. .list., expected text"),
-}
-
-
-@pytest.mark.parametrize(("column", "value", "message"), BAD_COLUMNS.values(), ids=BAD_COLUMNS.keys())
-def test_a_column_of_another_type_is_refused(tmp_path, column, value, message):
-    log, people = make_films(), PEOPLE
-    if column == "genres":
-        log["genres"] = value * len(log)
-    else:
-        people = PEOPLE.set_column(PEOPLE.column_names.index(column), column, pa.array(value * len(PEOPLE)))
-    with pytest.raises(ValueError, match=message):
-        prepare(log, schema_with(), tmp_path / "out", profile=people)
-    assert not list(tmp_path.iterdir())
-
-
 def test_raw_values_of_another_type_are_refused(extractor):
     for event, message in (
         ({"genres": ["drama"]}, "column 'genres': found .'drama'. .list., expected text"),
