@@ -78,15 +78,6 @@ def test_the_bad_one_of_a_hundred_is_named(score, customer, message, form):
             list(score(form([GOOD, {**customer, "customer_id": "c7"}])))
 
 
-def test_batching_does_not_change_scores(score):
-    alone = score(GOOD)
-    for found in (score([GOOD] * 3, batch_size=2), score((GOOD,) * 3), list(score(iter([GOOD] * 3)))):
-        for each in found:
-            for task, best in alone.items():
-                assert [one["label"] for one in each[task]] == [one["label"] for one in best]
-                assert [one["score"] for one in each[task]] == pytest.approx([one["score"] for one in best], abs=1e-6)
-
-
 # ------------------------------------------------------------------------------------------------------------- tensors
 
 
