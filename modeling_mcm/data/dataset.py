@@ -54,6 +54,7 @@ class PreparedManifest:
             memory.
         options (`dict`): Options of preparation that change the written files.
         counts (`dict`): Numbers of rows read and dropped, events, customers, cases, and unknown and missing values.
+        seeds (`dict`): Random seeds. Preparation draws no random number, so it is empty.
         versions (`dict`): Versions of Python and of the libraries that wrote the data set, by name.
         shards (`list[dict]`): One dict per shard, with its `file` name, its number of `rows` and `bytes`, and its
             digest `sha256`.
@@ -67,6 +68,7 @@ class PreparedManifest:
     input: dict[str, Any]
     options: dict[str, Any]
     counts: dict[str, Any]
+    seeds: dict[str, int]
     versions: dict[str, str]
     shards: list[dict[str, Any]]
     measures: dict[str, Any] = field(default_factory=dict)
