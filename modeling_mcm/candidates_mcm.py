@@ -65,17 +65,18 @@ def choose_labels(
         per_group (`int`): Largest number of chosen labels of a group.
     """
     columns = scores.shape[1]
-    allowed = torch.arange(columns, device=scores.device) >= FIRST_LABEL
-    scores = scores.float().masked_fill(~(allowed if is_candidate is None else allowed & is_candidate), -torch.inf)
+    scores = scores.float().clone() if is_candidate is None else scores.float().masked_fill(~is_candidate, -torch.inf)
+    scores[:, :FIRST_LABEL] = -torch.inf
     total = scores.logsumexp(1, keepdim=True)
     count = min(k, columns)
     while True:
         values, labels = _largest(scores, count)
         is_chosen = values != -torch.inf
+        if groups is None:
+            break
         exhausted = ~is_chosen[:, -1]
-        if groups is not None:
-            is_chosen &= _ranks_in_group(groups[labels]) < per_group
-        if groups is None or count == columns or bool((exhausted | (is_chosen.sum(1) >= k)).all()):
+        is_chosen &= _ranks_in_group(groups[labels]) < per_group
+        if count == columns or bool((exhausted | (is_chosen.sum(1) >= k)).all()):
             break
         count = min(4 * count, columns)
     if groups is not None:  # chosen labels first, in their order
@@ -335,27 +336,6 @@ class CandidateSet:
             {"label": label} | {name: values[place] for name, values in known.items()}
             for place, label in enumerate(self.decode(task, labels))
         ]
-
-    def rank(
-        self,
-        task: str,
-        scores: torch.Tensor,
-        k: int,
-        seen: Sequence[NDArray[np.int64]] | None = None,
-        customers: Sequence[str | None] | None = None,
-        horizon_days: float | None = None,
-    ) -> list[list[dict[str, Any]]]:
-        """The choice as lists, see `describe`, with the arguments of `choose`. Raises `ValueError` if nothing is left
-        for a customer."""
-        chosen = self.choose(task, scores, k, seen, customers, horizon_days)
-        lists = [self.describe(task, chosen, row) for row in range(len(scores))]
-        for row, labels in enumerate(lists):
-            if not labels:
-                name = f"customer {customers[row]!r}" if customers and customers[row] is not None else "the customer"
-                raise ValueError(
-                    f"No candidate of {task!r} is left for {name}: give more candidates, or exclude less."
-                )
-        return lists
 
     # ------------------------------------------------------------------------------------------------- reading tables
 

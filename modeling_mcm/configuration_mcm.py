@@ -16,7 +16,6 @@ from .files_mcm import DIGESTS
 CHOICES = {
     "encoder_unit": ("event", "visit"),
     "readout": ("attentional", "last"),
-    "live_state": ("full", "counts"),
     "augmentation": ("random_prefix", "last_prefix", "all_prefixes", "masked_lm"),
 }
 # First ids of every feature, and so of the labels of every task: missing, unknown (too rare, or new), first value.
@@ -75,8 +74,7 @@ class MCMConfig(PreTrainedConfig):
         the field changes nothing where units are events (see `encoder_unit`).
     attention_window (`int`, *optional*):
         Number of latest units that a unit attends to, itself included, beside the start row. Only the counts know
-        earlier units, and a new visit costs the same after ten visits and after a thousand ([`LiveCustomer`]). Only
-        for a causal encoder. `None`: a unit attends to all units.
+        earlier units. Only for a causal encoder. `None`: a unit attends to all units.
     encoder_unit (`str`):
         `"visit"`: one encoder position for each visit, the sum of its events' embeddings divided by the square root of
         their number; the target is the set of labels of the next visit. A visit is a set, so the order inside it
@@ -95,9 +93,6 @@ class MCMConfig(PreTrainedConfig):
         it is fitted, at the end of pre-training, scores are the readout's. See [`~scorer_mcm.LabelScorer`].
     kind_feature (`str`, *optional*):
         Feature by whose most frequent values the scorer tells events apart, the token type. Default: all are alike.
-    live_state (`str`):
-        What [`LiveCustomer`] keeps: `"full"`, also the keys and values of the encoder, so that its scores are those of
-        the whole history; or `"counts"`, the events alone, some 20 kB: its scores are then those without the encoder.
     state_size (`int`):
         Size of the customer state, which is the customer embedding. 0 (the paper): no state; the customer embedding is
         computed from the encoder's hidden vectors. See [`~state_mcm.CustomerState`].
@@ -162,7 +157,6 @@ class MCMConfig(PreTrainedConfig):
     label_features: list[str] = field(default_factory=list)
     scorer: bool = True
     kind_feature: str | None = None
-    live_state: str = "full"
     state_size: int = 112
     state_features: list[str] | None = None
     projected_features: list[str] | None = None

@@ -6,7 +6,7 @@ Shapes: B customers, L events, J features, U encoder units (events or visits), H
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -35,15 +35,6 @@ def grow(module: nn.Module, number: int, like: int | slice) -> None:
     table.num_embeddings += number
 
 
-class JoinedTables(NamedTuple):
-    """Several embedding tables as one, for a single look-up, and the features whose tables stay apart."""
-
-    features: list[int]  # indices of the features whose tables are joined
-    others: list[int]  # indices of the other features that the embedding reads
-    weight: torch.Tensor | None = None  # (ids, H): the joined tables, one below the other
-    starts: torch.Tensor | None = None  # (features,): first row of each joined table
-
-
 class HeterogeneousEmbedding(nn.Embedding):
     """Heterogeneous embedding (equation 1): the embedding e of an event is the average over its features' vectors. It
     replaces a language model's token embedding, which transformers requires to be an `nn.Embedding`. It has no weight
@@ -63,7 +54,7 @@ class HeterogeneousEmbedding(nn.Embedding):
         """Number of features and hidden size, for `print(model)`."""
         return f"{len(self.feature_tables)} features, {self.embedding_dim}"
 
-    def forward(self, input_ids: torch.Tensor, tables: "JoinedTables | None" = None) -> torch.Tensor:
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Embeds events: the average over the vectors of the features that an event has.
 
         Padding is skipped. Small tables are joined and read by one look-up, which takes one pass over memory instead
@@ -71,7 +62,6 @@ class HeterogeneousEmbedding(nn.Embedding):
 
         Args:
             input_ids (`torch.LongTensor` of shape `(B, L, J)`): Feature ids of each event; 0 is missing.
-            tables ([`JoinedTables`], *optional*): The result of `joined`, if it is there already.
 
         Returns:
             `torch.FloatTensor` of shape `(B, L, H)`; 0 on padding.
@@ -86,29 +76,22 @@ class HeterogeneousEmbedding(nn.Embedding):
             )
         ids = input_ids.flatten(0, -2)
         real = (ids != 0).any(-1).nonzero()[:, 0]
-        events = self._average(ids.index_select(0, real), self.joined() if tables is None else tables)
+        events = self._average(ids.index_select(0, real))
         padded = events.new_zeros(len(ids), events.shape[-1]).index_copy(0, real, events)
         return padded.view(*input_ids.shape[:-1], -1)
 
-    def joined(self) -> "JoinedTables":
-        """Joins the small tables among those that the embedding reads."""
-        small = [j for j in self.read if len(self._table(j)) <= SMALL_TABLE]
-        others = [j for j in self.read if j not in small]
-        if not small:
-            return JoinedTables(small, others)
-        tables = [self._table(j) for j in small]
-        starts = torch.tensor([0, *(len(table) for table in tables[:-1])], device=tables[0].device).cumsum(0)
-        return JoinedTables(small, others, torch.cat(tables), starts)
-
-    def _average(self, ids: torch.Tensor, joined: "JoinedTables") -> torch.Tensor:
+    def _average(self, ids: torch.Tensor) -> torch.Tensor:
         """Average over the vectors of the features that an event has, of shape `(..., H)`."""
         total: torch.Tensor | int = 0
-        if joined.features:
-            rows = ids[:, joined.features]
+        small = [j for j in self.read if len(self._table(j)) <= SMALL_TABLE]
+        if small:
+            tables = [self._table(j) for j in small]
+            starts = torch.tensor([0, *(len(table) for table in tables[:-1])], device=ids.device).cumsum(0)
+            rows = ids[:, small]
             # Missing values of all tables use row 0 of the joined table, which is 0 and gets no gradient.
-            rows = torch.where(rows == 0, 0, rows + cast(torch.Tensor, joined.starts))
-            total = F.embedding_bag(rows, cast(torch.Tensor, joined.weight), mode="sum", padding_idx=0)
-        total = sum((self.feature_tables[j](ids[..., j]) for j in joined.others), total)
+            rows = torch.where(rows == 0, 0, rows + starts)
+            total = F.embedding_bag(rows, torch.cat(tables), mode="sum", padding_idx=0)
+        total = sum((self.feature_tables[j](ids[..., j]) for j in self.read if j not in small), total)
         return cast(torch.Tensor, total) / (ids[..., self.read] != 0).sum(-1, keepdim=True).clamp(min=1)
 
     def _table(self, feature: int) -> torch.Tensor:
@@ -147,7 +130,7 @@ def check_inputs(
     real = attention_mask.bool()
     both = real[:, 1:] & real[:, :-1]
     faults: list[tuple[str, str, torch.Tensor, str]] = []
-    advice = "MCMFeatureExtractor gives them"
+    outside, advice = real[..., :0], "MCMFeatureExtractor gives them"
     for name, values in (("visit_ids", visit_ids), ("event_times", event_times)):
         if values is None:
             continue
@@ -174,10 +157,11 @@ def check_inputs(
             )
         limits = torch.tensor(list(sizes.values()), device=input_ids.device)
         outside = (input_ids < 0) | (input_ids >= limits)
-        for name, wrong in zip(sizes, outside.unbind(-1), strict=True):
-            faults.append(("input_ids", f"is not from 0 to {sizes[name] - 1} in feature {name!r}", wrong, advice))
-    if not faults or not torch.stack([wrong.any() for _, _, wrong, _ in faults]).any():  # one transfer from the device
+    # One transfer from the device
+    if not torch.stack([outside.any(), *(wrong.any() for _, _, wrong, _ in faults)]).any():
         return
+    for (name, size), wrong in zip((sizes or {}).items(), outside.unbind(-1), strict=False):
+        faults.append(("input_ids", f"is not from 0 to {size - 1} in feature {name!r}", wrong, advice))
     for name, what, wrong, way in faults:
         if wrong.any():
             row, column = wrong.nonzero()[0].tolist()
@@ -235,15 +219,13 @@ class MCMEmbeddings(nn.Module):
         number = kept.new_zeros(len(kept), count).scatter_add(1, visit_ids, kept)
         return torch.where(number.gather(1, visit_ids) > 0, kept, weight)
 
-    def forward(self, input_ids, attention_mask, visit_ids=None, tables=None, units_before: int = 0):
+    def forward(self, input_ids, attention_mask, visit_ids=None):
         """Computes the encoder's input.
 
         Args:
             input_ids (`torch.LongTensor` of shape `(B, L, J)`): Feature ids of each event.
             attention_mask (`torch.Tensor` of shape `(B, L)`): 1 where an event is real.
             visit_ids (`torch.LongTensor` of shape `(B, L)`, *optional*): Visit of each event.
-            tables ([`JoinedTables`], *optional*): The joined tables, if they have been joined already.
-            units_before (`int`): Number of units that the encoder has read before these.
 
         Returns:
             Unit vectors of shape `(B, U, H)`, a boolean unit mask of shape `(B, U)`, and event embeddings of shape
@@ -253,10 +235,10 @@ class MCMEmbeddings(nn.Module):
             ValueError: If there are more units than position embeddings, or units are visits and there are no
                 `visit_ids`.
         """
-        events = self.events(input_ids, tables)
+        events = self.events(input_ids)
         units, unit_mask = self.units(events, attention_mask, visit_ids)
         if self.position_embeddings is not None:
-            length, longest = units_before + units.shape[1], self.position_embeddings.num_embeddings
+            length, longest = units.shape[1], self.position_embeddings.num_embeddings
             torch._check_value(  # an `if` that depends on the data can't be compiled
                 length <= longest,
                 lambda: (
@@ -264,5 +246,5 @@ class MCMEmbeddings(nn.Module):
                     "(max_position_embeddings): keep the latest."
                 ),
             )
-            units = units + self.position_embeddings.weight[units_before:length]
+            units = units + self.position_embeddings.weight[:length]
         return self.dropout(self.norm(units)), unit_mask, events

@@ -111,8 +111,7 @@ class RowBatch(Sequence[Mapping[str, Any]]):
 def first_kept(events: int, window: int) -> int:
     """Index of the first event of a history that the model reads; `events` where the window is 0. The model reads at
     most `window` of the latest events. In longer histories the first event moves in steps of an eighth of the window,
-    so at least seven eighths of the window are read. Between two steps the state of a live customer ([`LiveCustomer`])
-    stays valid; at a step the whole history is read again."""
+    so at least seven eighths of the window are read."""
     step = max(1, window // 8)
     return max(0, -(-(events - window) // step) * step) if window else events
 
@@ -167,17 +166,19 @@ def pad_rows(
     event_times, visit_ids = np.zeros(shape, np.float32), np.zeros(shape, np.int64)
     event_times.reshape(-1)[cells] = (values["times"] - first_times[batch.row]) / SECONDS_PER_DAY
     visit_ids.reshape(-1)[cells] = values["visits"] - first_visits[batch.row] + 1
-    ids_of_events = np.zeros((len(layout.sizes), len(cells)), np.int32)
+    ids_of_events, sizes = np.zeros((len(layout.sizes), len(cells)), np.int32), np.array([*layout.sizes.values()])
     profile = np.zeros((len(batch), len(layout.sizes)), np.int64)
-    for index, (feature, size) in enumerate(layout.sizes.items()):
-        ids = np.asarray(values[columns[feature]])
-        if ids.size and (ids.min() < 0 or ids.max() >= size):
-            mismatch = f"Feature {feature!r} has ids from {ids.min()} to {ids.max()}, this checkpoint has {size}"
-            raise ValueError(f"{mismatch}; prepare the data with its feature extractor.")
+    for index, feature in enumerate(layout.sizes):
         if feature in layout.profile:
-            profile[:, index] = ids
+            profile[:, index] = values[columns[feature]]
         else:
-            ids_of_events[index] = ids
+            ids_of_events[index] = values[columns[feature]]
+    for ids in (ids_of_events, profile.T):
+        outside = (ids.min(1, initial=0) < 0) | (ids.max(1, initial=0) >= sizes)
+        if outside.any():
+            (feature, size), wrong = [*layout.sizes.items()][outside.argmax()], ids[outside.argmax()]
+            mismatch = f"Feature {feature!r} has ids from {wrong.min()} to {wrong.max()}, this checkpoint has {size}"
+            raise ValueError(f"{mismatch}; prepare the data with its feature extractor.")
     input_ids = np.zeros((*shape, len(layout.sizes)), np.int64)
     input_ids.reshape(-1, len(layout.sizes))[cells] = ids_of_events.T
     input_ids[:, 0] = profile

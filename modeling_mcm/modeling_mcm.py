@@ -549,6 +549,7 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         horizon_days: float | None = None,
         tasks: Sequence[str] | None = None,
         parts: Collection[str] = PARTS,
+        left_out: Sequence[str] = (),
         **kwargs: Unpack[TransformersKwargs],
     ) -> MCMRecommendationOutput:
         r"""
@@ -586,6 +587,8 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         parts (collection of `str`):
             As in [`MCMModel`]. The encoder runs if it is among the parts, or if the scores of the tasks read it;
             nothing else is computed in training with `labels`.
+        left_out (`Sequence[str]`):
+            That of [`~scorer_mcm.LabelScorer`]'s `score`: by customer, a group of numbers that is not read.
 
         Returns:
             [`MCMRecommendationOutput`].
@@ -596,32 +599,39 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         """
         if attention_mask is None:
             attention_mask = (input_ids != 0).any(-1).long()
-        if event_times is not None and not self.training:
-            check_inputs(attention_mask, event_times=event_times)
+        if not self.training:
+            sizes = dict(zip(self.config.features, self.config.vocabulary_sizes, strict=True))
+            check_inputs(attention_mask, visit_ids, event_times, input_ids, sizes)
         history = {"input_ids": input_ids, "attention_mask": attention_mask, "visit_ids": visit_ids}
         history |= {"event_times": event_times, "as_of": as_of}
         scored = list(self.config.tasks if tasks is None else tasks)
         reads_counts = prefix_ends is None and self.scorer is not None and bool(self.scorer.fitted)
+        reading = [task for task in scored if not reads_counts or self.needs_readout([task])]
         outputs: Any = encoder_outputs
         if outputs is None:
             parts = () if labels is not None and self.training else parts
-            if labels is not None or not reads_counts or self.needs_readout(scored):
+            if labels is not None or reading:
                 parts = {*parts, "encoder"}
-            outputs = self.model(**history, event_values=event_values, parts=parts, **kwargs)
+            outputs = MCMModelOutput()
+            if parts:
+                outputs = self.model(**history, event_values=event_values, parts=parts, **kwargs)
         hidden = outputs.last_hidden_state
         ends = None if prefix_ends is None else self._event_units(input_ids, visit_ids).gather(1, prefix_ends)
-        loss = losses = logits = readout = None
+        loss = losses = logits = None
         if hidden is not None:
             inputs = ScoringInputs(input_ids, outputs.unit_mask.bool(), ends, labels, label_prefixes, label_weights)
         if labels is not None:
             loss, losses = self.compute_losses(hidden, inputs)
         if labels is None or not self.training:
-            if not reads_counts or self.needs_readout(scored):
-                readout = self.compute_scores(hidden, inputs, scored)
-            logits = self.score_candidates(history, readout, scored, horizon_days) if reads_counts else readout
+            scores = self.compute_scores(hidden, inputs, reading) if reading else []
+            readout = dict(zip(reading, scores, strict=True))
+            logits = readout
+            if reads_counts:
+                scores = self.score_candidates(history, readout, scored, horizon_days, left_out)
+                logits = dict(zip(scored, scores, strict=True))
         return MCMRecommendationOutput(
             loss=loss,
-            logits=None if logits is None else dict(zip(scored, logits, strict=True)),
+            logits=logits,
             task_losses=None if losses is None else dict(zip(self.config.tasks, losses.detach(), strict=True)),
             pooler_output=outputs.pooler_output,
             forecasts=outputs.forecasts,
@@ -724,20 +734,21 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
     def score_candidates(
         self,
         batch: Mapping[str, Any],
-        readout: Sequence[torch.Tensor] | None,
+        readout: Mapping[str, torch.Tensor],
         tasks: Sequence[str] | None = None,
         horizon_days: float | None = None,
         left_out: Sequence[str] = (),
     ) -> list[torch.Tensor]:
         """Scores of the fitted scorer by task (default: all tasks), each of shape `(B, V)`, from model inputs and the
-        readout's scores of these tasks. `left_out` is that of [`~scorer_mcm.LabelScorer`]'s `score`."""
+        readout's scores of those of these tasks that read it. `left_out` is that of [`~scorer_mcm.LabelScorer`]'s
+        `score`."""
         if horizon_days is not None and not 0 < horizon_days < math.inf:
             raise ValueError(f"`horizon_days` is {horizon_days}; give a positive number of days, such as 30.")
         question = NEXT_VISIT if horizon_days is None else WITHIN
         tasks = self.config.tasks if tasks is None else tasks
         indices = [self.config.tasks.index(task) for task in tasks]
-        used, history = readout if self.config.num_hidden_layers else None, read_histories(self.config, batch, tasks)
-        return cast(LabelScorer, self.scorer).score(indices, history, used, question, left_out)
+        history, of_readout = read_histories(self.config, batch, tasks), [readout.get(task) for task in tasks]
+        return cast(LabelScorer, self.scorer).score(indices, history, of_readout, question, left_out)
 
     def chances(
         self, task: str, log_probabilities: torch.Tensor, horizon_days: float | None = None
@@ -747,5 +758,6 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         and for another horizon."""
         if self.scorer is None or horizon_days not in (None, HORIZON_DAYS):
             return None
-        chance = self.scorer.chance[self.config.tasks.index(task), NEXT_VISIT if horizon_days is None else WITHIN]
-        return LabelScorer.chances(chance, log_probabilities) if chance.any() else None
+        question = NEXT_VISIT if horizon_days is None else WITHIN
+        chance = self.scorer.chance[self.config.tasks.index(task), question].tolist()
+        return LabelScorer.chances(chance, log_probabilities) if any(chance) else None

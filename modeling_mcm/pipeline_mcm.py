@@ -6,23 +6,22 @@ A customer is a dict with `events` (list of dicts, dict of columns or DataFrame)
 `customer_id`; a list of customers is a batch. A customer may have no events: then only the profile is read.
 """
 
+import functools
 import os
 from collections.abc import Iterator, Sequence
 from numbers import Integral
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from transformers import Pipeline
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import ModelOutput
 
 from .action_inputs_mcm import encode_actions
-from .candidates_mcm import CandidateSet, ChosenLabels
-from .events_mcm import events_before, naming, read_zone, to_seconds
+from .events_mcm import naming, read_zone, to_seconds
 from .forecaster_mcm import CustomerForecasts, MissingForecastsError
-from .inputs_mcm import until
+from .predictor_mcm import EMBEDDING, Columns, Predictor, check_chosen, describe_labels, describe_offers
 
 
 class _Numbered(tuple):
@@ -48,6 +47,11 @@ class _CustomerPipeline(Pipeline):
             raise ValueError(f"{source} came without a feature extractor: give `feature_extractor`.")
         self.feature_extractor.check_fits(self.model)
 
+    @functools.cached_property
+    def predictor(self) -> Predictor:
+        """What the model is asked through."""
+        return Predictor(self.model, self.feature_extractor)
+
     def __call__(self, inputs: Any, *args: Any, num_workers: Any = None, batch_size: Any = None, **kwargs: Any) -> Any:
         """Computes the result of one customer, or a list of results for a list, tuple or generator of customers; see
         [`MCMFeatureExtractor.encode`]. `num_workers` and `batch_size` are as in transformers, `kwargs` are options of
@@ -67,17 +71,24 @@ class _CustomerPipeline(Pipeline):
         """Encodes one customer; the row stands in the result under the key `rows`."""
         index, customer = input_ if isinstance(input_, _Numbered) else (None, input_)
         where = "The customer" if index is None else f"Customer {index} of the list"
-        row = self.feature_extractor.encode(customer, where)
-        return {"rows": self.feature_extractor.readable(row, self.model.config.input_features) | {"where": where}}
+        return {"rows": self.feature_extractor.encode(customer, where) | {"where": where}}
 
-    def model_inputs(self, model_inputs: dict[str, Any], as_of: int | None = None) -> dict[str, torch.Tensor]:
-        """Pads the encoded customers of `preprocess` to tensors on the model's device."""
-        rows = model_inputs["rows"]
-        rows = rows if isinstance(rows, list) else [rows]
-        mask_next = self.model.config.augmentation == "masked_lm"
-        times = None if as_of is None else [as_of] * len(rows)
-        batch = self.feature_extractor.pad(rows, mask_next=mask_next, as_of=times)
-        return {name: value.to(self.device) for name, value in batch.items()}
+    @staticmethod
+    def pack(columns: Columns) -> ModelOutput:
+        """Columns as the base class hands them on. Their names become attributes, so a task may not be named "items"
+        there."""
+        return ModelOutput({f"column {name}": values for name, values in columns.items()})
+
+    @staticmethod
+    def unpack(outputs: ModelOutput) -> Columns:
+        """The columns of `pack`."""
+        return {name.removeprefix("column "): values for name, values in outputs.items()}
+
+    @staticmethod
+    def rows(input_tensors: dict[str, Any]) -> list[dict[str, Any]]:
+        """The encoded customers of `preprocess`."""
+        rows = input_tensors["rows"]
+        return rows if isinstance(rows, list) else [rows]
 
     def _sanitize_parameters(self, **options: Any):
         """Reads the option of a pipeline that has `as_of` alone."""
@@ -115,12 +126,12 @@ class CustomerEmbeddingPipeline(_CustomerPipeline):
     NAME = "customer-embedding"
 
     def _forward(self, input_tensors: dict[str, Any], **forward_parameters: Any) -> ModelOutput:
-        inputs = self.model_inputs(input_tensors, forward_parameters.get("as_of"))
-        return ModelOutput({"embedding": self.model(**inputs, parts=("embedding",)).pooler_output})
+        rows = self.rows(input_tensors)
+        return self.pack(self.predictor.ask(rows, forward_parameters.get("as_of"), embedding=True))
 
     def postprocess(self, model_outputs: ModelOutput, **postprocess_parameters: Any) -> NDArray[np.float32]:
         """Converts the embedding to a float32 array."""
-        return model_outputs["embedding"][0].float().cpu().numpy()
+        return self.unpack(model_outputs)[EMBEDDING][0].numpy()
 
 
 class CustomerForecastPipeline(_CustomerPipeline):
@@ -152,13 +163,12 @@ class CustomerForecastPipeline(_CustomerPipeline):
         return {}, forward | chosen, {}
 
     def _forward(self, input_tensors: dict[str, Any], **forward_parameters: Any) -> ModelOutput:
-        inputs: Any = self.model_inputs(input_tensors, forward_parameters.get("as_of"))
-        outputs = self.model(**inputs, forecast_days=forward_parameters.get("days"), parts=("forecasts",))
-        return ModelOutput(outputs.forecasts)
+        rows, days = self.rows(input_tensors), forward_parameters.get("days")
+        return self.pack(self.predictor.ask(rows, forward_parameters.get("as_of"), forecasts=True, days=days))
 
     def postprocess(self, model_outputs: ModelOutput, **postprocess_parameters: Any) -> dict[str, float]:
         """Converts the forecasts to numbers."""
-        return {name: value[0].item() for name, value in model_outputs.items()}
+        return {name: value[0].item() for name, value in self.unpack(model_outputs).items()}
 
     def _told(self, days: Sequence[float] | None = None) -> CustomerForecasts:
         model: Any = self.model
@@ -198,61 +208,33 @@ class PreferenceScoresPipeline(_CustomerPipeline):
                 f"Unknown options {sorted(unknown)}: preference-scores has `tasks`, `top_k`, `as_of`, `candidates`, "
                 "`exclude`, `per_group` and `horizon_days`."
             )
-        all_tasks = self.model.config.tasks
         if tasks is not None and (isinstance(tasks, str) or not isinstance(tasks, Sequence) or not tasks):
-            raise ValueError(
-                f"`tasks` is {tasks!r}; give a list of names such as {all_tasks[:1]}, or leave it out for all."
-            )
-        if wrong := [task for task in tasks or [] if task not in all_tasks]:
-            raise ValueError(f"No tasks {wrong}: this checkpoint predicts {all_tasks}.")
+            first = self.predictor.tasks()[:1]
+            raise ValueError(f"`tasks` is {tasks!r}; give a list of names such as {first}, or leave it out for all.")
+        names = self.predictor.tasks(tasks)
         if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, Integral)):
             raise ValueError(f"`top_k` is {top_k!r} ({type(top_k).__name__}); give a whole number of labels.")
         if top_k is not None and top_k < 1:
             raise ValueError(f"`top_k` is {top_k}; ask for at least 1 label.")
-        options = {"tasks": tasks, "top_k": top_k, "as_of": self._read_as_of(as_of), "horizon_days": horizon_days}
-        chosen = {}
+        options = {"as_of": self._read_as_of(as_of), "k": top_k, "horizon_days": horizon_days}
+        labels: dict[str, Any] = {} if tasks is None else {"tasks": names}
         if any(each is not None for each in (candidates, exclude, per_group)):  # tables do not compare
-            chosen["candidates"] = CandidateSet.of(
-                self.model, self.feature_extractor, tasks or all_tasks, candidates, exclude, per_group
-            )
-        return {}, {name: value for name, value in options.items() if value is not None} | chosen, chosen
+            labels["candidates"] = self.predictor.candidates(names, candidates, exclude, per_group)
+        return {}, labels | {name: value for name, value in options.items() if value is not None}, labels
 
     def _forward(self, input_tensors: dict[str, Any], **forward_parameters: Any) -> ModelOutput:
-        as_of, tasks = forward_parameters.get("as_of"), forward_parameters.get("tasks") or self.model.config.tasks
-        horizon_days = forward_parameters.get("horizon_days")
-        inputs = self.model_inputs(input_tensors, as_of)
-        logits = self.model(**inputs, horizon_days=horizon_days, tasks=tasks, parts=()).logits
-        candidates = forward_parameters.get("candidates") or CandidateSet(self.model, self.feature_extractor, tasks)
-        rows: Any = input_tensors["rows"] if isinstance(input_tensors["rows"], list) else [input_tensors["rows"]]
-        rows = rows if as_of is None else until(rows, [as_of] * len(rows))
-        result = ModelOutput()
-        for task in tasks:
-            seen = [row[f"task_{task}"] for row in rows]
-            ids = [row["customer_id"] for row in rows]
-            chosen = candidates.choose(
-                task, logits[task], forward_parameters.get("top_k", 10), seen, ids, horizon_days
-            )
-            if bool((is_empty := ~chosen.labels.any(1)).any()):
-                where = rows[int(is_empty.long().argmax())]["where"]
-                raise ValueError(f"{where}: no candidate of {task!r} is left: give more candidates, or exclude less.")
-            for name, values in chosen._asdict().items():
-                if values is not None:
-                    result[f"{name} {task}"] = values
-        return result
+        rows, questions = self.rows(input_tensors), {"tasks": self.predictor.tasks(), **forward_parameters}
+        columns = self.predictor.ask(rows, **questions)
+        check_chosen(columns, questions["tasks"], [row["where"] for row in rows])
+        return self.pack(columns)
 
     def postprocess(
         self, model_outputs: ModelOutput, **postprocess_parameters: Any
     ) -> dict[str, list[dict[str, Any]]]:
         """Converts label ids to values."""
-        tasks = [name.removeprefix("scores ") for name in model_outputs if name.startswith("scores ")]
-        candidates = postprocess_parameters.get("candidates") or CandidateSet(
-            self.model, self.feature_extractor, tasks
-        )
-        result = {}
-        for task in tasks:
-            columns = [model_outputs.get(f"{name} {task}") for name in ChosenLabels._fields]
-            result[task] = candidates.describe(task, ChosenLabels(*columns), 0)
-        return result
+        tasks = postprocess_parameters.get("tasks") or self.predictor.tasks()
+        candidates = postprocess_parameters.get("candidates") or self.predictor.all_labels
+        return describe_labels(self.unpack(model_outputs), tasks, candidates)
 
 
 class CustomerPredictionPipeline(_CustomerPipeline):
@@ -277,16 +259,11 @@ class CustomerPredictionPipeline(_CustomerPipeline):
             )
 
     def _forward(self, input_tensors: dict[str, Any], **forward_parameters: Any) -> ModelOutput:
-        as_of = forward_parameters.get("as_of")
-        rows = input_tensors["rows"] if isinstance(input_tensors["rows"], list) else [input_tensors["rows"]]
-        if as_of is not None:  # `until` warns of later events, and keeps those at `as_of` itself
-            rows = [events_before(row, as_of) for row in until(rows, [as_of] * len(rows))]
-        return ModelOutput({"logits": self.model(**self.model_inputs({"rows": rows}, as_of)).logits.float()})
+        return self.pack(self.predictor.predict(self.rows(input_tensors), forward_parameters.get("as_of")))
 
     def postprocess(self, model_outputs: ModelOutput, **postprocess_parameters: Any) -> dict[str, float] | float:
-        """Converts the scores to probabilities of the classes, or to the predicted number."""
-        model: Any = self.model
-        found = {name: value.item() for name, value in model.predictions(model_outputs["logits"]).items()}
+        """Converts the prediction to numbers."""
+        found = {name: value[0].item() for name, value in self.unpack(model_outputs).items()}
         return found if len(found) > 1 else next(iter(found.values()))
 
 
@@ -328,19 +305,13 @@ class ActionScoresPipeline(_CustomerPipeline):
         encoded = forward_parameters.get("encoded")
         if encoded is None:
             raise ValueError("There are no `actions`: give a list of dicts with `action_id` and columns of the log.")
-        rows = input_tensors["rows"] if isinstance(input_tensors["rows"], list) else [input_tensors["rows"]]
-        seconds = forward_parameters["seconds"]
+        rows, seconds = self.rows(input_tensors), forward_parameters["seconds"]
         for row in rows:
             if seconds is not None and (row["times"] >= seconds).any():
                 name = row["where"] if row["customer_id"] is None else f"Customer {row['customer_id']!r}"
                 raise ValueError(f"{name} has events at or after the `time` of the offers; leave these events out.")
-        offered = np.tile(np.arange(len(encoded.action_ids)), (len(rows), 1))
-        inputs = encoded.batch(rows, offered, [seconds] * len(rows))
-        inputs = {name: value.to(self.device) for name, value in inputs.items()}
-        return ModelOutput({"chances": self.model(**inputs).logits.float().sigmoid()})
+        return self.pack(self.predictor.score_offers(rows, encoded, seconds))
 
     def postprocess(self, model_outputs: ModelOutput, **postprocess_parameters: Any) -> list[dict[str, Any]]:
         """Pairs the probabilities with the names of actions and outcomes."""
-        outcomes = self.model.config.action_outcomes
-        rows = zip(postprocess_parameters["names"], model_outputs["chances"][0].tolist(), strict=True)
-        return [{"action_id": name} | dict(zip(outcomes, chances, strict=True)) for name, chances in rows]
+        return describe_offers(self.unpack(model_outputs), postprocess_parameters["names"])

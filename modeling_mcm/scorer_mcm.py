@@ -337,16 +337,18 @@ class LabelScorer(nn.Module):
         return shares - shares.amax(1, keepdim=True).nan_to_num(neginf=0.0)
 
     @staticmethod
-    def chances(chance: torch.Tensor, log_probabilities: torch.Tensor) -> torch.Tensor:
+    def chances(chance: torch.Tensor | Sequence[float], log_probabilities: torch.Tensor) -> torch.Tensor:
         """Chances that labels come, of which there are several: sigmoid(a + b log p + c p). Beyond its largest value
         the argument rises by `LEAST_RISE` log p, so that no two labels tie.
 
         Args:
-            chance (`torch.FloatTensor` of shape `(3,)`): A, b and c of task and question, fitted on validation cases.
+            chance (`torch.FloatTensor` of shape `(3,)`, or numbers): A, b and c of task and question, fitted on
+                validation cases.
             log_probabilities (`torch.FloatTensor` of shape `(...)`): Log of the labels' probabilities p.
         """
         a, b, c = chance
-        log_p = log_probabilities.clamp(max=(-b / c).log() if c < 0 < b else 0.0)  # beyond it, the chance would fall
+        limit = torch.as_tensor(-b / c).log() if c < 0 < b else 0.0  # beyond it, the chance would fall
+        log_p = log_probabilities.clamp(max=limit)
         return torch.sigmoid(a + b * log_p + c * log_p.exp() + LEAST_RISE * (log_probabilities - log_p))
 
     def reads_readout(self, task: int | slice = slice(None), question: int | slice = slice(None)) -> bool:
@@ -357,7 +359,7 @@ class LabelScorer(nn.Module):
         self,
         tasks: Sequence[int],
         history: LabelHistory,
-        readout: Sequence[torch.Tensor] | None = None,
+        readout: Sequence[torch.Tensor | None] | None = None,
         question: int = NEXT_VISIT,
         left_out: Sequence[str] = (),
     ) -> list[torch.Tensor]:
@@ -366,7 +368,8 @@ class LabelScorer(nn.Module):
         Args:
             tasks (`Sequence[int]`): Indices of the tasks.
             history ([`LabelHistory`]): The histories of these tasks up to the prediction time.
-            readout (`Sequence[torch.FloatTensor]`, *optional*): Scores of the encoder's readout by task, `(B, V)`.
+            readout (`Sequence[torch.FloatTensor]`, *optional*): Scores of the encoder's readout by task, `(B, V)`;
+                None where they are not read.
             question (`int`): `NEXT_VISIT` or `WITHIN`.
             left_out (`Sequence[str]`): By customer, a group of numbers in whose place the network reads their means.
         """

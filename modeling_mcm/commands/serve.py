@@ -11,10 +11,10 @@
         "customer_id": "7", "event": {"time": "2017-09-02 17:30", "token_type": "purchase", "brand": "National"}}]}'
     curl -H "$TOKEN" "localhost:8000/v1/customers/7/scores?task=product_category&k=3"
 
-The store keeps every event that was answered with status 200, also through kill -9 and loss of power. It also keeps
-the states of customers, and computes those that are missing. Several services may share one SQLite file on one
-machine, or one PostgreSQL database. By default the service can be reached from this machine only; before you open it
-to others, put a proxy in front of it, for TLS, limits of requests a second and of slow clients.
+The store keeps every event that was answered with status 200, also through kill -9 and loss of power. Several services
+may share one SQLite file on one machine, or one PostgreSQL database. By default the service can be reached from this
+machine only; before you open it to others, put a proxy in front of it, for TLS, limits of requests a second and of
+slow clients.
 """
 
 import math
@@ -27,7 +27,6 @@ import torch
 from modeling_mcm.commands.arguments import parse_options, report_errors
 from modeling_mcm.data import PreparedManifest, check_vocabularies
 from modeling_mcm.extras import needs
-from modeling_mcm.live.storage import checkpoint_digest
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.option import option
 from modeling_mcm.schema_mcm import check_integer
@@ -44,11 +43,7 @@ class ServeOptions:
     model: str = option(help="Checkpoint folder, or name on the Hub.")
     store: str = option(
         "state.db",
-        "Store of events and states: a SQLite file, new or of an earlier start, or the URL of a PostgreSQL database.",
-    )
-    adopt: bool = option(
-        False,
-        "Use a store that another checkpoint wrote: its events stay, and the customers' states are computed anew.",
+        "Store of events: a SQLite file, new or of an earlier start, or the URL of a PostgreSQL database.",
     )
     host: str = option("127.0.0.1", "Network address to listen on.")
     port: int = option(8000, "Port to listen on; 0 for any free port.")
@@ -91,15 +86,14 @@ def _build(options: ServeOptions) -> tuple[Any, CustomerService]:
         extractor.visit,
         extractor.token_type,
     )
-    digest = checkpoint_digest(model, extractor)
-    store = EventStore(options.store, digest, ", ".join(map(str, columns)), options.adopt)
+    store = EventStore(options.store, ", ".join(map(str, columns)))
     service = CustomerService(model, extractor, store, options.in_memory, candidates=options.candidates)
     if options.data is not None:
         check_vocabularies(options.data, extractor)
         service.trained_until = PreparedManifest.load(options.data).event_schema.cutoff_seconds("validation")
     api = create_api(service, token, options.limit)
     if head is MCMForMultiTaskRecommendation:
-        service.worker = WorkerProcess(options.model, digest)
+        service.worker = WorkerProcess(options.model, service.digest)
     return api, service
 
 

@@ -2,10 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """From prepared rows to a batch. What a customer's row is trained or evaluated on is decided here, batch by batch.
 
-The collator has three modes. `train` draws prefixes of the training period and gives the labels that followed them.
-`evaluate` gives the history before a cutoff and the labels of the next visit after it. `predict` gives the whole
-history. Every draw depends on the seed, the epoch and the row alone, so a run that is resumed or distributed draws the
-same as a run that is neither.
+The collator has two modes. `train` draws prefixes of the training period and gives the labels that followed them.
+`evaluate` gives the history before a cutoff and the labels of the next visit after it. Every draw depends on the seed,
+the epoch and the row alone, so a run that is resumed or distributed draws the same as a run that is neither.
 
 All rows of a batch are computed together, in flat arrays: "events" is the number of all their events.
 
@@ -30,7 +29,7 @@ from modeling_mcm.inputs_mcm import PER_EVENT, RowBatch
 from modeling_mcm.losses_mcm import Objective
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
-MODES = ("train", "evaluate", "predict")
+MODES = ("train", "evaluate")
 ONE_PREFIX = ("random_prefix", "last_prefix")
 MOST_CHUNKS = 2**12  # number of Arrow chunks whose columns are kept open
 POOLED_GROUPS = 64  # number of groups whose rows are sorted by length together
@@ -169,13 +168,13 @@ class MCMCollator:
 
     Args:
         config (`MCMConfig`): Config of the model. `augmentation`, `target`, `tasks` and `input_features` are read.
-        mode (`str`): "train", "evaluate" or "predict".
+        mode (`str`): "train" or "evaluate".
         cutoff (`str`): "validation" or "test": where the history ends in the mode "evaluate". Training always stays
             before the validation cutoff.
         max_events (`int`, *optional*): Largest number of events in an input, the start row included. Default:
             `max_events` of the feature extractor.
-        as_of (`int`, *optional*): Time at which customers are scored in the modes "predict" and "evaluate", in
-            seconds since 1970-01-01. Default: each customer's last event.
+        as_of (`int`, *optional*): Time at which customers are scored in the mode "evaluate", in seconds since
+            1970-01-01. Default: each customer's last event.
         objective (`Objective`, *optional*): Objective of pre-training. `target_half_life_days` (with the augmentation
             "all_prefixes") and `mask_probability` (with "masked_lm") are read. Default: `Objective()`.
 
@@ -219,21 +218,18 @@ class MCMCollator:
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """Makes a batch. Returns `dict[str, torch.Tensor]`: `input_ids`, `attention_mask`, `event_times`, `visit_ids`
-        and, with numeric features, `event_values`, as `MCMFeatureExtractor.pad` gives them; with `as_of` (not
-        in training) also `as_of`. The modes "train" and "evaluate" add `labels` int64 `(B, N, T)`, where -100 is
-        ignored. Training with several prefixes or masked events adds `prefix_ends` int64 `(B, P)`, the index of each
-        prefix's last event in the input, and `label_prefixes` int64 `(B, N)`, the index of each label's prefix. Where
-        targets fade, training also adds `label_weights` float32 `(B, N)`."""
+        and, with numeric features, `event_values`, as `MCMFeatureExtractor.pad` gives them; with `as_of` (not in
+        training) also `as_of`; and `labels` int64 `(B, N, T)`, where -100 is ignored. Training with several prefixes
+        or masked events adds `prefix_ends` int64 `(B, P)`, the index of each prefix's last event in the input, and
+        `label_prefixes` int64 `(B, N)`, the index of each label's prefix. Where targets fade, training also adds
+        `label_weights` float32 `(B, N)`."""
         features = self.config.input_features
         batch = RowBatch.of([self.extractor.readable(row, features) for row in rows] if features else rows)
         train = self.mode == "train"
         masked = self.augmentation == "masked_lm" and not train
         times = None if self.as_of is None or train else [self.as_of] * len(batch)
-        ask: Any = {"train": self._train, "evaluate": self._evaluate, "predict": _Questions}[self.mode]
-        asked = ask(batch)
+        asked = self._train(batch) if train else self._evaluate(batch)
         inputs = dict(self.extractor.pad(asked.history, self.max_events, mask_next=masked, as_of=times))
-        if self.mode == "predict":
-            return inputs
         if train and self.half_life:
             inputs["label_weights"] = _stack(self._weights(asked), asked.rows, len(batch), 0)
         if train and self.augmentation not in ONE_PREFIX:
@@ -371,8 +367,8 @@ class _Questions(NamedTuple):
     event i of the history has index i + 1. So the prefix before event i ends at index i."""
 
     history: RowBatch
-    labels: NDArray[np.int64] = np.zeros((0, 0), np.int64)  # (labels, T), those of a row after those of the row before
-    rows: NDArray[np.int64] = np.zeros(0, np.int64)  # (labels,): row of each label
+    labels: NDArray[np.int64]  # (labels, T), those of a row after those of the row before
+    rows: NDArray[np.int64]  # (labels,): row of each label
     prefixes: NDArray[np.int64] = np.zeros(0, np.int64)  # (labels,): index of each label's prefix
     ends: NDArray[np.int64] = np.zeros(0, np.int64)  # (prefixes,): end of each prefix
     prefix_rows: NDArray[np.int64] = np.zeros(0, np.int64)  # (prefixes,): row of each prefix

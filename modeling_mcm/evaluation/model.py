@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from transformers.utils import logging
 
@@ -14,6 +13,7 @@ from modeling_mcm.data.collator import MCMCollator, PreparedRows, batches_by_len
 from modeling_mcm.evaluation.cases import EvaluationCases
 from modeling_mcm.evaluation.ranking import TargetRanks
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
+from modeling_mcm.predictor_mcm import Predictor
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
 
@@ -31,15 +31,14 @@ def model_values(
     order of `cases`. `lists` gets by task the lists of the longest `ks`, of shape `(cases, length)`. The model is in
     evaluation mode. Cases of similar length share a batch."""
     collator = MCMCollator(extractor, model.config, "evaluate", cutoff=cases.cutoff, as_of=cases.as_of)
+    predictor = Predictor(model, extractor)
     ranks = {task: TargetRanks(cases, task, max(ks)) for task in tasks}
     units = unit_counts(rows, rows[f"{cases.cutoff}_end"], model.config, extractor.max_events)[cases.rows]
     prepared = PreparedRows(rows, cases.rows)
     for batch in logging.tqdm(batches_by_length(units, batch_size), desc="MCM", unit="batch"):
         inputs = collator(prepared.__getitems__(batch.tolist()))
         inputs.pop("labels")
-        with torch.inference_mode():
-            inputs = {name: value.to(model.device) for name, value in inputs.items()}
-            logits = model(**inputs, horizon_days=cases.horizon_days, tasks=tasks, parts=()).logits
+        logits = predictor.run(inputs, horizon_days=cases.horizon_days, tasks=tasks, parts=()).logits
         for task in tasks:
             ranks[task].add(batch, logits[task])
     if lists is not None:

@@ -9,19 +9,18 @@ with what came. No time is before the validation cutoff, because training has re
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from transformers.utils import logging
 
 from modeling_mcm.data import PreparedData
 from modeling_mcm.data.cases import deciding_tasks
-from modeling_mcm.data.collator import MCMCollator, PreparedRows, batches_by_length
+from modeling_mcm.data.collator import PreparedRows, batches_by_length
 from modeling_mcm.data.dataset import CUSTOMER
-from modeling_mcm.events_mcm import EPOCH, SECONDS_PER_DAY, read_zone, to_seconds
+from modeling_mcm.events_mcm import EPOCH, SECONDS_PER_DAY
 from modeling_mcm.forecaster_mcm import MissingForecastsError
-from modeling_mcm.modeling_mcm import MCMModel
+from modeling_mcm.predictor_mcm import Predictor
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
 logger = logging.get_logger(__name__)
@@ -104,12 +103,11 @@ def total_of_rows(
     """Forecasts the total of the customers of some rows, of a prepared data set or of `MCMFeatureExtractor.encode`.
     `cutoff` is the validation cutoff, and `end` the end of the log, in seconds since 1970-01-01. The result, its
     errors and the other arguments are those of [`forecast_total`]; its missing weeks are those of the rows."""
-    base = cast(MCMModel, model.base_model)
-    told = base.select_forecasts([days])
-    if not told.are_trained:
+    forecasts = model.base_model.select_forecasts([days])
+    if not forecasts.are_trained:
         raise MissingForecastsError(model.name_or_path)
-    if quantity not in told.quantities:
-        raise ValueError(f"No forecasts of {quantity!r}: this checkpoint has those of {told.quantities}.")
+    if quantity not in forecasts.quantities:
+        raise ValueError(f"No forecasts of {quantity!r}: this checkpoint has those of {forecasts.quantities}.")
     step = days * SECONDS_PER_DAY
     starts = [end - step * number for number in range(1, MOST_PAST + 1) if end - step * number >= cutoff]
     if not starts:
@@ -117,30 +115,22 @@ def total_of_rows(
             f"The log ends {(end - cutoff) / SECONDS_PER_DAY:.1f} days after the validation cutoff, so the error of "
             f"{days:g} days can't be known: ask for fewer days, or prepare and train with an earlier cutoff."
         )
-    name = f"{quantity}_{days:g}d"
-    sums = [_expected(base, extractor, rows, name, days, round(start), batch_size) for start in (end, *starts)]
+    predictor = Predictor(model, extractor)
+
+    def expect(as_of: int) -> float:
+        """Sum of the forecast at a time over the customers with an event until then."""
+        known, total = [row for row in rows if row["times"].min() <= as_of], 0.0
+        for batch in batches_by_length([len(row["times"]) for row in known], batch_size):
+            columns = predictor.ask([known[index] for index in batch], as_of, forecasts=True, days=[days])
+            total += float(columns[f"{quantity}_{days:g}d"].double().sum())
+        return total
+
+    sums = [expect(round(start)) for start in (end, *starts)]
     targets = [f"task_{task}" for task in deciding_tasks(extractor.tasks, extractor.token_type_feature)]
     actual = [_actual(rows, targets, quantity, start, start + step) for start in starts]
     past = zip(map(_date, starts), sums[1:], actual, strict=True)
     missing = _missing_weeks(np.concatenate([row["times"] for row in rows]))
     return GroupTotal(_date(end), sums[0], tuple(PastTotal(*each) for each in past), missing)
-
-
-def total_of_histories(
-    model: Any,
-    extractor: MCMFeatureExtractor,
-    customers: Sequence[Mapping[str, Any]],
-    cutoff: int,
-    as_of: Any,
-    quantity: str,
-    days: float,
-) -> GroupTotal:
-    """The same for customers as the feature extractor reads them, from `as_of` on (default: their last event)."""
-    rows = [extractor.encode(customer) for customer in customers]
-    end = max(int(row["times"].max()) for row in rows)
-    if as_of is not None:
-        end = to_seconds(as_of, read_zone(extractor.time_zone))
-    return total_of_rows(model, extractor, rows, cutoff, end, quantity, days)
 
 
 def _chosen(rows: Sequence[Mapping[str, Any]], customers: Iterable[str]) -> list[Mapping[str, Any]]:
@@ -151,27 +141,6 @@ def _chosen(rows: Sequence[Mapping[str, Any]], customers: Iterable[str]) -> list
     if not names:
         raise ValueError("`customers` is empty: give ids, or leave it out for all customers.")
     return [find_customer[name] for name in names]
-
-
-def _expected(
-    model: MCMModel,
-    extractor: MCMFeatureExtractor,
-    rows: Sequence[Mapping[str, Any]],
-    name: str,
-    days: float,
-    as_of: int,
-    batch_size: int,
-) -> float:
-    """Sum of a forecast at a time over the customers with an event until then."""
-    rows = [row for row in rows if row["times"].min() <= as_of]
-    collator = MCMCollator(extractor, model.config, "predict", as_of=as_of)
-    total = 0.0
-    for batch in batches_by_length([len(row["times"]) for row in rows], batch_size):
-        inputs: Any = collator([rows[index] for index in batch])
-        inputs = {key: value.to(model.device) for key, value in inputs.items()}
-        with torch.inference_mode():
-            total += float(model(**inputs, forecast_days=[days], parts=("forecasts",)).forecasts[name].double().sum())
-    return total
 
 
 def _actual(rows: Sequence[Mapping[str, Any]], tasks: list[str], quantity: str, start: float, end: float) -> float:

@@ -10,46 +10,22 @@ Shapes: B histories, N visits.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, TypeGuard, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from modeling_mcm.action_mcm import MCMForActionRecommendation
 from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.events_mcm import SECONDS_PER_DAY, days_between
 from modeling_mcm.features_mcm import COUNTED, FEATURES
 from modeling_mcm.inputs_mcm import first_kept, until
-from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
+from modeling_mcm.predictor_mcm import Predictor
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.schema_mcm import DAYS_SINCE_VISIT
 
 EVENTS_AT_ONCE = 2**13  # number of events in a batch of histories
 LEFT_OUT_VISITS = 48  # number of visits that are left out, one at a time
-
-Head = TypeVar("Head")
-
-
-class MissingHeadError(ValueError):
-    """The checkpoint has no head for the question: it ranks tasks, or was fine-tuned to a label or to offers."""
-
-
-def has_head(model: Any, kind: type[Head]) -> TypeGuard[Head]:
-    """Whether a model is of a class and trained as such: a model for offers has the layers that rank tasks, but its
-    encoder was trained without them."""
-    of_offers = isinstance(model, MCMForActionRecommendation)
-    return isinstance(model, kind) and (not of_offers or kind is MCMForActionRecommendation)
-
-
-def check_head(model: Any, kind: type[Any]) -> Any:
-    """Returns a model of a class; raises [`MissingHeadError`] if it is of another one."""
-    if not has_head(model, kind):
-        raise MissingHeadError(
-            f"{model.name_or_path or 'The model'} is an {type(model).__name__}, and this question needs an "
-            f"{kind.__name__}: give such a checkpoint."
-        )
-    return model
 
 
 @dataclass(frozen=True)
@@ -128,9 +104,8 @@ def explain(
         ValueError: If the task or the label is unknown, the customer can't be encoded, or `as_of` is given for a log
             without times.
     """
-    check_head(model, MCMForMultiTaskRecommendation)
-    if task not in model.config.tasks:
-        raise ValueError(f"No task {task!r}: this checkpoint predicts {model.config.tasks}.")
+    predictor = Predictor(model, feature_extractor)
+    predictor.tasks([task])
     if most_visits is not None and (not isinstance(most_visits, int) or most_visits < 0):
         raise ValueError(f"`most_visits` is {most_visits!r}: give a whole number from 0 on, or None for all.")
     row = customer if "visits" in customer else feature_extractor.encode(customer)
@@ -142,7 +117,7 @@ def explain(
     if seconds is None and len(whole["times"]):
         seconds = float(whole["times"].max())  # one time for all variants: without the last visit, too
     row = _read_part(whole, feature_extractor.max_events)
-    history = _History(model, feature_extractor, row, seconds, is_part=len(row["times"]) < len(whole["times"]))
+    history = _History(predictor, row, seconds, is_part=len(row["times"]) < len(whole["times"]))
     label_id = history.best(task) if label is None else int(feature_extractor.label_ids(task, [label])[0])
     if label_id in feature_extractor.own_ids(task):
         raise ValueError(f"Task {task!r} has no label {label!r}: the training period did not have it.")
@@ -163,8 +138,9 @@ def visit_rhythm(row: Mapping[str, Any], is_counted: NDArray[np.bool_]) -> tuple
 class _History:
     """A customer's history and its variants without a visit, with the model's scores for them."""
 
-    def __init__(self, model, feature_extractor, row: Mapping[str, Any], as_of: float | None, is_part: bool):
-        self.model, self.extractor, self.row, self.as_of = model, feature_extractor, dict(row), as_of
+    def __init__(self, predictor: Predictor, row: Mapping[str, Any], as_of: float | None, is_part: bool):
+        self.predictor, self.row, self.as_of = predictor, dict(row), as_of
+        self.model, self.extractor = predictor.model, predictor.extractor
         self.is_part = is_part  # of a history that is longer than the model's window
         self.visits = row["visits"]
         self.columns = [name for name, value in row.items() if isinstance(value, np.ndarray) and value.ndim]
@@ -239,17 +215,10 @@ class _History:
             result[batch] = (log_p.exp() if chances is None else chances).cpu().numpy()
         return result
 
-    @torch.inference_mode()
     def scores(self, rows: Sequence[Mapping[str, Any]], task: str, left_out: Sequence[str] = ()) -> torch.Tensor:
-        """Scores of the task's labels, of shape `(B, labels)`. An encoder that they do not depend on is not run."""
-        mask_next = self.model.config.augmentation == "masked_lm"
-        times = None if self.as_of is None else [self.as_of] * len(rows)
-        inputs = self.extractor.pad(rows, mask_next=mask_next, as_of=times)
-        inputs = {name: value.to(self.model.device) for name, value in inputs.items()}
-        if not left_out:
-            return self.model(**inputs, tasks=[task], parts=()).logits[task]
-        readout = self.model.readout_scores(inputs, [task]) if self.model.needs_readout([task]) else None
-        return self.model.score_candidates(inputs, readout, [task], left_out=left_out)[0]
+        """Scores of the task's labels, of shape `(B, labels)`."""
+        inputs = self.predictor.inputs(rows, self.as_of)
+        return self.predictor.run(inputs, tasks=[task], parts=(), left_out=left_out).logits[task]
 
     def _without(self, gone: NDArray[np.bool_]) -> dict[str, Any]:
         """The row without the visits whose events are marked by `gone` `(events,)`; visits and the days between them

@@ -38,9 +38,9 @@ from modeling_mcm.events_mcm import SECONDS_PER_DAY, check_columns, read_zone, s
 from modeling_mcm.files_mcm import file_digest, write_json
 from modeling_mcm.live.customer import LiveCustomer
 from modeling_mcm.live.explanations import visit_rhythm
-from modeling_mcm.live.storage import checkpoint_digest
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.scoring.scorer import EMBEDDING, PREDICTED, SCORES, Scorer, ScoringJob
+from modeling_mcm.training.checkpoints import checkpoint_digest
 
 logger = logging.get_logger(__name__)
 NEXT_DAYS = 30
@@ -201,7 +201,7 @@ class Histories:
         path, note = Path(data) / PAGE_FILE, Path(data) / PAGE_NOTE
         digest = checkpoint_digest(self.model, self.extractor) + file_digest(Path(data) / MANIFEST_FILE)
         for name, scorer in scorers.items():
-            digest += name + checkpoint_digest(scorer.model, scorer.collator.extractor)
+            digest += name + checkpoint_digest(scorer.model, scorer.extractor)
             digest += file_digest(Path(scorer.job.actions)) if scorer.job.actions else ""
         with contextlib.suppress(OSError, ValueError):
             if json.loads(note.read_text(encoding="utf-8")) == {"made_of": digest, "sha256": file_digest(path)}:

@@ -27,19 +27,17 @@ from transformers.utils import logging
 from modeling_mcm.action_mcm import MCMForActionRecommendation
 from modeling_mcm.candidates_mcm import SEEN, CandidateSet
 from modeling_mcm.customer_mcm import MCMForCustomerPrediction
-from modeling_mcm.data.collator import MCMCollator, PreparedRows, batches_by_length
+from modeling_mcm.data.collator import PreparedRows, batches_by_length
 from modeling_mcm.data.dataset import CUSTOMER, PreparedManifest
 from modeling_mcm.data.offers import load_actions
 from modeling_mcm.data.tables import read_table_file
-from modeling_mcm.events_mcm import events_before
 from modeling_mcm.files_mcm import atomic_write, tensors_digest, write_json
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation, MCMModel, MCMPreTrainedModel
+from modeling_mcm.predictor_mcm import CHANCES, EMBEDDING, SCORES, Predictor
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
 logger = logging.get_logger(__name__)
-EMBEDDING = "embedding"
 IDENTITY_FILE, HISTORIES = "_predictions.json", "_histories"  # readers of Parquet folders skip such names
-SCORES, CHANCES = "_scores", "_chances"  # end the columns TASK_scores and TASK_chances
 OFFERS_AT_ONCE = 4096  # offers in a batch of the model
 PREDICTED = "predicted_"  # begins the column of a class or number that the model was fine-tuned to
 
@@ -176,8 +174,8 @@ class Scorer:
     """Computes the columns of the output from prepared rows, with a model of the class that the job names."""
 
     def __init__(self, model: Any, extractor: MCMFeatureExtractor, job: ScoringJob):
-        self.model, self.job = model.eval(), job
-        self.collator = MCMCollator(extractor, model.config, "predict", as_of=job.as_of)
+        self.model, self.extractor, self.job = model.eval(), extractor, job
+        self.predictor = Predictor(model, extractor)
         candidates = job.candidates and read_table_file(job.candidates)
         exclude = job.exclude if job.exclude in (None, SEEN) else read_table_file(job.exclude)
         self.candidates = CandidateSet(model, extractor, job.tasks, candidates, exclude, job.per_group)
@@ -191,7 +189,7 @@ class Scorer:
         self.shards = PreparedManifest.load(job.data).shards
 
     def _tops(self, task: str) -> int:
-        no_label = 1 if task in self.job.outcomes else len(self.collator.extractor.own_ids(task))
+        no_label = 1 if task in self.job.outcomes else len(self.extractor.own_ids(task))
         return min(self.job.top_k, len(self.values[task]) - no_label)
 
     def write(self, path: Path, indices: range, progress: Callable[[int], Any] = bool) -> None:
@@ -223,47 +221,15 @@ class Scorer:
         Raises `ValueError` if the model gives NaN or infinite numbers."""
         number, job = len(rows), self.job
         found: dict[str, NDArray] = {}  # values of all customers by column
-        read = [row["visits"][1 - self.collator.max_events :] for row in rows]
-        options: dict[str, Any] = {}
-        if not job.outcomes and not job.predicted:
-            parts = {"embedding": job.embeddings, "forecasts": job.forecasts}
-            options |= {"forecast_days": job.forecast_days, "parts": [part for part, asked in parts.items() if asked]}
-        options |= {"horizon_days": job.horizon_days, "tasks": job.tasks} if job.tasks else {}
         by_visit = self.model.config.encoder_unit == "visit"
+        read = [row["visits"][1 - self.extractor.max_events :] for row in rows]
         lengths = [len(np.unique(visits)) if by_visit else len(visits) for visits in read]
         for batch in batches_by_length(lengths, self.batch_size):
             chosen = [rows[index] for index in batch]
-            if (job.predicted or job.outcomes) and job.as_of is not None:
-                chosen = [events_before(row, job.as_of) for row in chosen]  # as in training
-            inputs: Any
-            if job.outcomes:
-                offered = np.tile(self.offered, (len(chosen), 1))
-                inputs = self.actions.batch(chosen, offered, [job.as_of] * len(chosen))
-            else:
-                inputs = self.collator(chosen)
-            inputs = {name: value.to(self.model.device) for name, value in inputs.items()}
-            with torch.inference_mode():
-                outputs = self.model(**inputs, **options)
-                of_batch = {EMBEDDING: outputs.pooler_output} if job.embeddings else {}
-                for column, name in enumerate(job.outcomes):
-                    order = outputs.logits[..., column].float().sigmoid().sort(dim=1, descending=True, stable=True)
-                    of_batch[name] = order.indices[:, : self._tops(name)] + 1
-                    of_batch[name + SCORES] = order.values[:, : self._tops(name)]
-                if job.predicted:
-                    of_labels = self.model.predictions(outputs.logits)
-                    of_batch |= {PREDICTED + name: of_labels[name] for name in job.predicted}
-                of_batch |= {name: outputs.forecasts[name] for name in job.forecasts}
-                for task in job.tasks:
-                    seen = [self._seen(row, task) for row in chosen] if self.candidates.needs_seen else None
-                    ids = [row[CUSTOMER] for row in chosen]
-                    logits, top = outputs.logits[task], self._tops(task)
-                    best = self.candidates.choose(task, logits, top, seen, ids, job.horizon_days)
-                    of_batch |= {task: best.labels, task + SCORES: best.scores, task + CHANCES: best.chances}
-            for name, tensor in of_batch.items():
-                if tensor is not None:
-                    values = (tensor.float() if tensor.is_floating_point() else tensor).cpu().numpy()
-                    found.setdefault(name, np.zeros((number, *values.shape[1:]), values.dtype))[batch] = values
-            self._check_finite(chosen, [each[batch] for name, each in found.items() if not name.endswith(CHANCES)])
+            of_batch = {name: values.numpy() for name, values in self._ask(chosen).items()}
+            for name, values in of_batch.items():
+                found.setdefault(name, np.zeros((number, *values.shape[1:]), values.dtype))[batch] = values
+            self._check_finite(chosen, [each for name, each in of_batch.items() if not name.endswith(CHANCES)])
             progress(len(batch))
         columns: dict[str, Any] = {CUSTOMER: pa.array([row["customer_id"] for row in rows], pa.string())}
         if job.embeddings:
@@ -285,10 +251,22 @@ class Scorer:
                     columns[name] = pa.ListArray.from_arrays(offsets, pa.array(found[name][is_label]))
         return pa.table(columns)
 
-    def _seen(self, row: dict[str, Any], task: str) -> NDArray[np.int64]:
-        """Label ids of a customer's history."""
-        labels = row[f"task_{task}"]
-        return labels if self.job.as_of is None else labels[row["times"] <= self.job.as_of]
+    def _ask(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """What the job asks of some customers, by column."""
+        job, ask = self.job, self.predictor
+        if job.predicted:
+            return {PREDICTED + name: values for name, values in ask.predict(rows, job.as_of).items()}
+        if job.outcomes:
+            columns = {}
+            for name, chances in ask.score_offers(rows, self.actions, job.as_of, self.offered).items():
+                order = chances.sort(dim=1, descending=True, stable=True)
+                columns[name] = order.indices[:, : self._tops(name)] + 1
+                columns[name + SCORES] = order.values[:, : self._tops(name)]
+            return columns
+        tops = {task: self._tops(task) for task in job.tasks}
+        questions: dict[str, Any] = {"horizon_days": job.horizon_days, "embedding": job.embeddings}
+        questions |= {"forecasts": bool(job.forecasts), "days": job.forecast_days}
+        return ask.ask(rows, job.as_of, job.tasks, tops, self.candidates, **questions)
 
     def _check_finite(self, rows: Sequence[dict[str, Any]], outputs: Sequence[NDArray]) -> None:
         bad = ~np.all([np.isfinite(values.reshape(len(rows), -1)).all(axis=1) for values in outputs], axis=0)

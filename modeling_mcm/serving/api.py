@@ -6,31 +6,34 @@
 """
 
 # FastAPI reads the annotations of functions below while they are defined: they must not become texts.
-import functools
 import hmac
 import importlib.metadata
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Annotated, Any, cast
 from urllib.parse import quote, unquote
 
 from modeling_mcm.action_inputs_mcm import encode_actions
-from modeling_mcm.action_mcm import MCMForActionRecommendation
-from modeling_mcm.evaluation.totals import total_of_histories
+from modeling_mcm.evaluation.totals import total_of_rows
 from modeling_mcm.extras import needs
 from modeling_mcm.forecaster_mcm import MissingForecastsError
-from modeling_mcm.live.customer import LiveCustomer
-from modeling_mcm.live.explanations import MissingHeadError, check_head
 from modeling_mcm.live.explanations import explain as explain_score
 from modeling_mcm.live.related import similar, together
-from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
+from modeling_mcm.predictor_mcm import (
+    EMBEDDING,
+    OFFERING,
+    MissingHeadError,
+    check_chosen,
+    describe_labels,
+    describe_offers,
+)
 from modeling_mcm.serving import answers
-from modeling_mcm.serving.answers import Deleted, Scores, errors
-from modeling_mcm.serving.failures import ServiceError, UnknownCustomer
-from modeling_mcm.serving.service import CustomerService, Incoming
+from modeling_mcm.serving.answers import Deleted, errors
+from modeling_mcm.serving.failures import ServiceError
+from modeling_mcm.serving.service import Batch, CustomerService, Incoming
 from modeling_mcm.serving.store import MAX_ID
 
 MOST_BYTES, MOST_EVENTS = 1_000_000, 1_000  # of a request
@@ -117,7 +120,7 @@ def create_api(service: CustomerService, tokens: str, limit: float = math.inf) -
     @api.get("/healthz")
     def healthz() -> answers.Health:
         """Says that the process runs; needs no token."""
-        return {"status": "ok", "checkpoint": service.store.digest[:12]}
+        return {"status": "ok", "checkpoint": service.digest[:12]}
 
     @api.get("/readyz", responses=errors(503))
     def readyz() -> answers.Health:
@@ -220,7 +223,7 @@ def _add_changes(api: Any, service: CustomerService) -> None:
 
     @api.delete("/customers/{customer_id:id}", responses=errors(404, 507))
     def delete_customer(customer_id: str) -> Deleted:
-        """Deletes a customer's events, state and profile."""
+        """Deletes a customer's events and profile."""
         return {"customer_id": customer_id, "events": service.delete_customer(customer_id)}
 
 
@@ -261,53 +264,41 @@ def _add_questions(api: Any, service: CustomerService) -> None:
             min_length=1, max_length=MOST_LABELS, description="Dicts with `action_id` and columns of the event log."
         )
 
-    def ask(customer_id: str, as_of: str | None, name: str, question: Callable[[LiveCustomer], Any]) -> Any:
-        """Answers a question about a customer, under a name."""
-        with service.customer(customer_id) as live:
-            time, found = service.extractor.time, question(live)
-            last = max((event[time] for event in live.events), default=None) if time else None
-            return {"customer_id": customer_id, "events": len(live.events), "as_of": as_of or last, name: found}
+    predictor = service.predictor
 
-    def scorer(asked: Question) -> Callable[[str], Scores]:
-        """Makes the function that answers a question about a customer."""
-        check_head(service.model, MCMForMultiTaskRecommendation)
+    def answer_scores(batch: Batch, asked: Question) -> list[answers.Scores]:
         if asked.exclude and asked.exclude_seen:
             raise ValueError("`exclude` and `exclude_seen` are both given: give one of them.")
         name, _, most = (asked.per_group or "").rpartition("=")
-        tasks = tuple(service.model.config.tasks if asked.task is None else asked.task)
-        if wrong := [name for name in tasks if name not in service.model.config.tasks]:
-            raise ValueError(f"No tasks {wrong}: this checkpoint predicts {service.model.config.tasks}.")
+        tasks, per_group = tuple(predictor.tasks(asked.task)), (name, int(most)) if name else None
         left_out = "seen" if asked.exclude_seen else tuple(asked.exclude) or None
-        chosen = service.candidate_set(tasks, tuple(asked.candidate), left_out, (name, int(most)) if name else None)
-        options: Any = {"as_of": asked.as_of, "tasks": tasks, "k": asked.k, "candidates": chosen}
-        options["horizon_days"] = asked.horizon_days
-        return lambda customer_id: ask(customer_id, asked.as_of, "tasks", lambda live: live.scores(**options))
-
-    def of_each(customers: list[str], answer: Callable[[str], Any]) -> dict[str, Any]:
-        """The answers for the customers that have an event, and the others."""
-        found, unknown = [], []
-        for customer_id in dict.fromkeys(customers):
-            try:
-                found.append(answer(customer_id))
-            except UnknownCustomer:
-                unknown.append(customer_id)
-        return {"customers": found, "unknown": unknown}
+        chosen = service.candidate_set(tasks, tuple(asked.candidate), left_out, per_group)
+        if not batch.rows:
+            return []
+        columns = predictor.ask(batch.rows, batch.as_of, tasks, asked.k, chosen, asked.horizon_days)
+        check_chosen(columns, tasks, [f"Customer {each['customer_id']!r}" for each in batch.customers])
+        lists = [describe_labels(columns, tasks, chosen, row) for row in range(len(batch.rows))]
+        pairs = zip(batch.customers, lists, strict=True)
+        return [cast(answers.Scores, customer | {"tasks": of_tasks}) for customer, of_tasks in pairs]
 
     @api.get("/customers/{customer_id:id}/scores", responses=errors(404, 501))
-    def scores(customer_id: str, asked: Annotated[Question, Query()]) -> Scores:
+    def scores(customer_id: str, asked: Annotated[Question, Query()]) -> answers.Scores:
         """The candidates that the customer is most likely to choose next, best first, with their probabilities among
         the candidates."""
-        return scorer(asked)(customer_id)
+        return answer_scores(service.read_known([customer_id], asked.as_of), asked)[0]
 
     @api.post("/scores", responses=errors(400, 413, 501))
     def many_scores(body: Customers, asked: Annotated[Question, Query()]) -> answers.ManyScores:
         """The same for many customers; `unknown` are those without an event."""
-        return cast(answers.ManyScores, of_each(body.customers, scorer(asked)))
+        batch = service.read(body.customers, asked.as_of)
+        return {"customers": answer_scores(batch, asked), "unknown": batch.unknown}
 
     @api.get("/customers/{customer_id:id}/embedding", responses=errors(404))
     def embedding(customer_id: str, as_of: moment = None) -> answers.Embedding:
         """The customer embedding."""
-        return ask(customer_id, as_of, "embedding", lambda live: live.embedding(as_of).tolist())
+        batch = service.read_known([customer_id], as_of)
+        columns = predictor.ask(batch.rows, batch.as_of, embedding=True)
+        return cast(answers.Embedding, batch.customers[0] | {"embedding": columns[EMBEDDING][0].tolist()})
 
     @api.get("/customers/{customer_id:id}/forecast", responses=errors(404, 501))
     def forecast(
@@ -317,21 +308,32 @@ def _add_questions(api: Any, service: CustomerService) -> None:
     ) -> answers.Forecast:
         """What the customer is expected to do within the next days, with intervals that hold 80% and 95% of such
         customers; 501 if the checkpoint has no forecasts."""
-        return ask(customer_id, as_of, "forecast", lambda live: live.forecast(as_of, days))
+        batch = service.read_known([customer_id], as_of)
+        columns = predictor.ask(batch.rows, batch.as_of, forecasts=True, days=days)
+        numbers = {name: values.item() for name, values in columns.items()}
+        return cast(answers.Forecast, batch.customers[0] | {"forecast": numbers})
 
     @api.get("/customers/{customer_id:id}/prediction", responses=errors(404, 501))
     def prediction(customer_id: str, as_of: moment = None) -> answers.Prediction:
         """What the checkpoint was fine-tuned to: the probability of each class, or the number."""
-        return ask(customer_id, as_of, "prediction", lambda live: live.predict(as_of))
+        batch = service.read_known([customer_id], as_of)
+        columns = predictor.predict(batch.rows, batch.as_of)
+        numbers = {name: values.item() for name, values in columns.items()}
+        return cast(answers.Prediction, batch.customers[0] | {"prediction": numbers})
 
     @api.post("/offers", responses=errors(400, 413, 501))
     def offers(body: Offered, as_of: moment = None) -> answers.ManyOffers:
         """How likely each customer takes each action, if the checkpoint was fine-tuned to offers: the probability of
         each outcome. `unknown` are the customers without an event."""
-        model = check_head(service.model, MCMForActionRecommendation)
-        actions = encode_actions(service.extractor, model.config, body.actions)
-        answer = functools.partial(ask, as_of=as_of, name="offers", question=lambda live: live.offers(actions, as_of))
-        return cast(answers.ManyOffers, of_each(body.customers, answer))
+        predictor.check_head(OFFERING)
+        actions = encode_actions(service.extractor, service.model.config, body.actions)
+        batch = service.read(body.customers, as_of)
+        columns = predictor.score_offers(batch.rows, actions, batch.as_of) if batch.rows else {}
+        customers = [
+            customer | {"offers": describe_offers(columns, actions.action_ids, row)}
+            for row, customer in enumerate(batch.customers)
+        ]
+        return cast(answers.ManyOffers, {"customers": customers, "unknown": batch.unknown})
 
     @api.post("/totals", responses=errors(400, 404, 413, 501))
     def totals(body: Group) -> answers.Total:
@@ -339,18 +341,15 @@ def _add_questions(api: Any, service: CustomerService) -> None:
         times. A few are computed at a time; for more the answer is 503."""
         if service.trained_until is None:
             raise HTTPException(501, "The service was started without --data: it can't tell what training has read.")
-        histories = []
-        for customer_id in dict.fromkeys(body.customers):
-            with service.customer(customer_id) as live:
-                histories.append(live.history(body.as_of))
-        asked = body.as_of, body.quantity, body.days
-        found = service.worker(total_of_histories, histories, service.trained_until, *asked)
+        batch = service.read_known(body.customers, body.as_of)
+        end = max(int(row["times"].max()) for row in batch.rows) if batch.as_of is None else int(batch.as_of)
+        found = service.worker(total_of_rows, batch.rows, service.trained_until, end, body.quantity, body.days)
         past = [
             each._asdict() | {"as_of": each.as_of.isoformat(), "error": each.error if each.actual else None}
             for each in found.past
         ]
         weeks = [week.isoformat() for week in found.missing_weeks]
-        total = {"customers": len(histories), "as_of": found.as_of.isoformat(), "weeks_without_event": weeks}
+        total = {"customers": len(batch.rows), "as_of": found.as_of.isoformat(), "weeks_without_event": weeks}
         total |= {"quantity": body.quantity, "days": body.days, "expected": found.expected, "past": past}
         return cast(answers.Total, total)
 
@@ -364,9 +363,10 @@ def _add_questions(api: Any, service: CustomerService) -> None:
     ) -> answers.Explained:
         """Why a label has its score: what its chance would be without each past visit. A few are computed at a
         time; for more the answer is 503."""
-        answer = ask(customer_id, as_of, "explanation", lambda live: live.history(as_of))
-        found = service.worker(explain_score, answer["explanation"], task, label, as_of, MOST_VISITS)
-        return answer | {"explanation": replace(found, visits=found.visits[:visits])}
+        batch = service.read_known([customer_id], as_of)
+        found = service.worker(explain_score, batch.rows[0], task, label, batch.as_of, MOST_VISITS)
+        explanation = replace(found, visits=found.visits[:visits])
+        return cast(answers.Explained, batch.customers[0] | {"explanation": explanation})
 
     count = Annotated[int, Query(ge=1, le=MOST_LABELS)]
 
@@ -391,7 +391,7 @@ def _add_metrics(api: Any, service: CustomerService, **options: Any) -> None:
         def collect(self) -> Iterator[Any]:
             for name, number in service.counts.items():
                 yield CounterMetricFamily(f"mcm_{name}", name.replace("_", " "), value=number)
-            yield InfoMetricFamily("mcm_checkpoint", "the checkpoint", {"digest": service.store.digest[:12]})
+            yield InfoMetricFamily("mcm_checkpoint", "the checkpoint", {"digest": service.digest[:12]})
 
     registry: Any = CollectorRegistry()
     registry.register(Counts())

@@ -50,7 +50,7 @@ class StoreFull(StoreFailure):
 
 
 class StoreMismatch(StoreFailure):
-    """The store belongs to another checkpoint, another version or another program."""
+    """The store is of another log, another version or another program."""
 
 
 class StoreConflict(StoreFailure):

@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The work of the HTTP service, without HTTP: customers of a store that are kept up to date with it.
 
-A customer in memory is a [`LiveCustomer`] with the store's epoch and sequence that it was computed from. Before every
+A customer in memory is a [`LiveHistory`] with the store's epoch and sequence that it was read as of. Before every
 answer both are read from the store. If another service added events, they are added here, too; if it changed past
-events, the customer is computed anew. An answer therefore knows every event that any service has acknowledged.
+events, the customer is read anew. An answer therefore knows every event that any service has acknowledged.
 """
 
 from __future__ import annotations
@@ -22,30 +22,44 @@ from typing import Any
 from modeling_mcm.candidates_mcm import CandidateSet
 from modeling_mcm.data.tables import read_table_file
 from modeling_mcm.events_mcm import naming, to_text
-from modeling_mcm.live.customer import LiveCustomer
-from modeling_mcm.live.explanations import check_head, has_head
-from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
+from modeling_mcm.live.history import LiveHistory
+from modeling_mcm.predictor_mcm import RANKING, Predictor
 from modeling_mcm.serving.failures import EventConflict, StoreConflict, StoreFailure, UnknownCustomer
-from modeling_mcm.serving.store import NOTHING, Change, EventStore, StoredCustomer, StoredState, canonical
+from modeling_mcm.serving.store import Change, EventStore, StoredCustomer, canonical
 from modeling_mcm.serving.worker import WorkerProcess
+from modeling_mcm.training.checkpoints import checkpoint_digest
 
 TRIES = 8  # of a change that another service was faster than
 LOCKS = 64
 MOST_CANDIDATE_SETS = 64  # of candidates that are kept
 AHEAD = timedelta(seconds=60)  # by which the clock of a shop may be before that of the service
-COUNTERS = (
-    "events_added", "events_known", "customers_late", "states_read", "states_made", "states_damaged", "conflicts",
-    "lock_wait_seconds",
-)  # fmt: skip
+COUNTERS = "events_added", "events_known", "customers_late", "customers_read", "conflicts", "lock_wait_seconds"
 
 
 @dataclass
 class _CachedCustomer:
-    """A customer in memory, as of which change, and the number of the latest event in its stored state."""
+    """A customer in memory, as of which change."""
 
-    live: LiveCustomer
-    customer: StoredCustomer
-    stored_sequence: int = NOTHING
+    history: LiveHistory
+    stored: StoredCustomer
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a question reads of some customers, as the store has them now.
+
+    Attributes:
+        customers (`list[dict]`): Of each customer `customer_id`, number of `events`, and `as_of`: the time of the
+            question, or of the last event.
+        rows (`list[dict]`): Their encoded events.
+        as_of (`float`, *optional*): Time of the question in seconds since 1970-01-01.
+        unknown (`list[str]`): Those without an event.
+    """
+
+    customers: list[dict[str, Any]]
+    rows: list[dict[str, Any]]
+    as_of: float | None
+    unknown: list[str]
 
 
 @dataclass(frozen=True)
@@ -68,14 +82,13 @@ class CustomerService:
         model ([`MCMForMultiTaskRecommendation`], [`MCMForCustomerPrediction`] or [`MCMForActionRecommendation`]): The
             model, in evaluation mode.
         extractor ([`MCMFeatureExtractor`]): The feature extractor of the same checkpoint.
-        store ([`EventStore`]): A store that was opened with the digest of this checkpoint.
+        store ([`EventStore`]): A store of events of the log that the model was trained on.
         in_memory (`int`): Largest number of customers to keep in memory.
-        keep_every (`int`): Number of new events after which a customer's state is stored again. A reader adds later
-            events to the stored state.
         clock (`Callable`): Returns the current time with its zone.
         candidates (`str`, *optional*): File of a table of candidates, see [`CandidateSet`].
 
     Attributes:
+        digest (`str`): Digest of the checkpoint.
         worker (`Callable`): Calls a slow function with the model, the feature extractor and its values: in the
             request's own thread, or in a [`WorkerProcess`] that is set here.
         trained_until (`int`, *optional*): Validation cutoff of the training, in seconds since 1970-01-01; totals are
@@ -88,12 +101,12 @@ class CustomerService:
         extractor: Any,
         store: EventStore,
         in_memory: int = 1024,
-        keep_every: int = 16,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         candidates: str | None = None,
     ):
         self.model, self.extractor, self.store, self.clock = model, extractor, store, clock
-        self.in_memory, self.keep_every = in_memory, keep_every
+        self.predictor, self.digest = Predictor(model, extractor), checkpoint_digest(model, extractor)
+        self.in_memory = in_memory
         self.worker: Callable[..., Any] = lambda function, *values: function(model, extractor, *values)
         self.trained_until: int | None = None
         self.counts: dict[str, float] = dict.fromkeys(COUNTERS, 0)
@@ -101,9 +114,9 @@ class CustomerService:
         self._memory_lock = threading.Lock()
         self.candidates = candidates
         self._sets: dict[Any, tuple[Any, CandidateSet]] = {}
-        if has_head(model, MCMForMultiTaskRecommendation) or candidates is not None:
-            check_head(model, MCMForMultiTaskRecommendation)
-            self.candidate_set(tuple(model.config.tasks))  # a bad table stops the service before its first answer
+        if self.predictor.head == RANKING or candidates is not None:
+            # a bad table stops the service before its first answer
+            self.candidate_set(tuple(self.predictor.tasks()))
         self._locks = [threading.Lock() for _ in range(LOCKS)]
 
     def close(self) -> None:
@@ -125,8 +138,7 @@ class CustomerService:
 
         Returns:
             `dict`: How many events were `added` and how many were `known`; the `late` customers, of whom an event
-            belongs before the end of their last visit but one, so that their state was computed anew; and `customers`
-            with their numbers of events.
+            belongs before their last visit; and `customers` with their numbers of events.
 
         Raises:
             ValueError: If an event can't be read, has no time, or lies in the future; the message says which.
@@ -150,38 +162,33 @@ class CustomerService:
                 new = self._new_events(customer_id, events)
                 profile = next((dict(event.profile) for event in reversed(events) if event.profile is not None), None)
                 cached = self._up_to_date(customer_id)
-                before = cached.customer if cached else StoredCustomer()
+                before = cached.stored if cached else StoredCustomer()
                 if cached is None or (profile is not None and profile != before.profile):
-                    live = LiveCustomer(self.model, self.extractor, profile, customer_id)
-                    live.add(cached.live.events if cached else [])
-                    cached = _CachedCustomer(live, before)
+                    history = LiveHistory(self.extractor, profile, customer_id)
+                    history.add(cached.history.events if cached else [])
+                    cached = _CachedCustomer(history, before)
                 else:
                     profile = None
                 cached_customers[customer_id] = cached
                 if new:
                     self._forget(customer_id)  # until the store has the events, memory must not
                     as_of = self.clock() + AHEAD if self.extractor.order is None else None
-                    late = cached.live.add([dict(event.event) for event in new], as_of=as_of).late
+                    late = cached.history.add([dict(event.event) for event in new], as_of=as_of).late
                     answer["late"] += [customer_id] * late
                 texts = [(event.event_id, canonical(dict(event.event))) for event in new]
                 if new or profile is not None or not before.epoch:
-                    number = before.sequence + len(new)
-                    keep = number - cached.stored_sequence >= self.keep_every or profile is not None
-                    state = cached.live.to_bytes() if keep else None
-                    changes.append(Change(customer_id, before, texts, profile, state))
+                    changes.append(Change(customer_id, before, texts, profile))
                 answer["added"] += len(new)
                 answer["known"] += len(events) - len(new)
-            for change, customer in zip(changes, self.store.append(changes) if changes else [], strict=True):
-                cached = cached_customers[change.customer_id]
-                cached.customer = customer
-                cached.stored_sequence = customer.sequence if change.state is not None else cached.stored_sequence
+            for change, stored in zip(changes, self.store.append(changes) if changes else [], strict=True):
+                cached_customers[change.customer_id].stored = stored
         except BaseException:
             for customer_id in grouped:
                 self._forget(customer_id)
             raise
         for customer_id, cached in cached_customers.items():
             self._remember(customer_id, cached)
-            answer["customers"][customer_id] = len(cached.live.events)
+            answer["customers"][customer_id] = len(cached.history.events)
         self._count("events_added", answer["added"])
         self._count("events_known", answer["known"])
         self._count("customers_late", len(answer["late"]))
@@ -217,16 +224,32 @@ class CustomerService:
 
     # ---------------------------------------------------------------------------------------------------- questions
 
-    @contextmanager
-    def customer(self, customer_id: str) -> Iterator[LiveCustomer]:
-        """Reads a customer as the store has it now, for one request; `UnknownCustomer` if it has no event."""
-        with self._alone([customer_id]):
-            cached = self._up_to_date(customer_id)
-            if cached is None or not cached.live.events:  # those of a customer may all have been deleted
-                raise UnknownCustomer(
-                    f"No customer {customer_id!r} is known: send an event with this customer_id to POST /events first."
-                )
-            yield cached.live
+    def read(self, customer_ids: Sequence[str], as_of: Any = None) -> Batch:
+        """Reads customers as the store has them now. Raises `ValueError` if `as_of` is before a customer's last
+        event."""
+        batch = Batch([], [], self.extractor._read_as_of(as_of, 1)[0] if as_of is not None else None, [])
+        for customer_id in dict.fromkeys(customer_ids):
+            with self._alone([customer_id]):
+                cached = self._up_to_date(customer_id)
+                if cached is None or not cached.history.visits:  # the events of a customer may all have been deleted
+                    batch.unknown.append(customer_id)
+                    continue
+                history = cached.history
+                history.read_as_of(as_of)
+                batch.rows.append(history.row)
+            facts = {"events": len(history.events), "as_of": as_of or history.last_time}
+            batch.customers.append({"customer_id": customer_id} | facts)
+        return batch
+
+    def read_known(self, customer_ids: Sequence[str], as_of: Any = None) -> Batch:
+        """The same; raises [`UnknownCustomer`] if one has no event."""
+        batch = self.read(customer_ids, as_of)
+        if batch.unknown:
+            raise UnknownCustomer(
+                f"No customer {batch.unknown[0]!r} is known: send an event with this customer_id to POST /events "
+                "first."
+            )
+        return batch
 
     def candidate_set(
         self,
@@ -258,7 +281,7 @@ class CustomerService:
         return kept[1]
 
     def delete_customer(self, customer_id: str) -> int:
-        """Deletes a customer's events, state and profile, and returns the number of events."""
+        """Deletes a customer's events and profile, and returns the number of events."""
         with self._alone([customer_id]):
             self._forget(customer_id)
             events = self.store.delete_customer(customer_id)
@@ -279,45 +302,18 @@ class CustomerService:
         """Brings a customer up to date with every stored event; `None` if the store does not have the customer."""
         with self._memory_lock:
             cached = self._cached.get(customer_id)
-        if cached is not None and self.store.customer(customer_id) == cached.customer:
-            self._remember(customer_id, cached)
-            return cached
-        before = cached.customer if cached else StoredCustomer()
-        customer, state, events = self.store.history(customer_id, before.epoch, before.sequence)
-        if not customer.epoch:
-            self._forget(customer_id)
-            return None
-        if state is not None:
-            cached = self._read_state(customer_id, state)
-            if cached is None:  # damaged: the events are the truth
-                customer, _, events = self.store.history(customer_id, with_state=False)
-        elif cached is not None and cached.customer.epoch != customer.epoch:
-            cached = None
-        if cached is None:
-            cached = _CachedCustomer(LiveCustomer(self.model, self.extractor, customer.profile, customer_id), customer)
-            self._count("states_made")
+        stored, events = self.store.history(customer_id, cached.stored if cached else StoredCustomer())
         self._forget(customer_id)
+        if not stored.epoch:
+            return None
+        if cached is None or cached.stored.epoch != stored.epoch:
+            cached = _CachedCustomer(LiveHistory(self.extractor, stored.profile, customer_id), stored)
+            self._count("customers_read")
         if events:
-            cached.live.add(events)
-        cached.customer = customer
-        if customer.sequence - cached.stored_sequence >= self.keep_every:
-            state = StoredState(customer.epoch, customer.sequence, cached.live.to_bytes())
-            with suppress(StoreFailure):  # a full disk does not stop answers
-                self.store.keep_state(customer_id, state)
-                cached.stored_sequence = customer.sequence
+            cached.history.add(events)
+        cached.stored = stored
         self._remember(customer_id, cached)
         return cached
-
-    def _read_state(self, customer_id: str, state: StoredState) -> _CachedCustomer | None:
-        try:
-            live = LiveCustomer.from_bytes(state.state, self.model, self.extractor)
-            if live.customer_id != customer_id:
-                raise ValueError(f"The state is of customer {live.customer_id!r}.")
-        except ValueError:
-            self._count("states_damaged")
-            return None
-        self._count("states_read")
-        return _CachedCustomer(live, StoredCustomer(), state.sequence)
 
     def _remember(self, customer_id: str, cached: _CachedCustomer) -> None:
         with self._memory_lock:

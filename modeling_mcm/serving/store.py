@@ -1,12 +1,11 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The store of the service, with events and the customers' states: a SQLite file or a PostgreSQL database.
+"""The store of the service: the customers' events, in a SQLite file or a PostgreSQL database.
 
-A state can be computed from the events at any time and is stored only to save that time; it names the checkpoint that
-computed it. A customer has an `epoch`, a random text that changes whenever past events or the profile change, and a
-`sequence`, the number of its latest event. From both, a service that holds a state in memory sees whether the state is
-still right and which events it lacks. Every change names the epoch and the sequence that it is based on, and is
-refused if another service has changed them, so that several services may share a store.
+A customer has an `epoch`, a random text that changes whenever past events or the profile change, and a `sequence`, the
+number of its latest event. From both, a service that holds a customer in memory sees whether it is still right and
+which events it lacks. Every change names the epoch and the sequence that it is based on, and is refused if another
+service has changed them, so that several services may share a store.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from typing import Any
 from modeling_mcm.extras import needs
 from modeling_mcm.serving.failures import StoreConflict, StoreFailure, StoreMismatch, damaged, failure
 
-FORMAT = "1"  # of the tables below
+FORMAT = "2"  # of the tables below
 APPLICATION = "modeling-mcm"
 NO_EPOCH, NOTHING = "", 0  # of a customer who is not in the store
 MAX_ID = 256
@@ -40,27 +39,17 @@ class StoredCustomer:
 
 
 @dataclass(frozen=True)
-class StoredState:
-    """A customer's state as bytes, with the epoch and the number of the latest event that it was computed from."""
-
-    epoch: str
-    sequence: int
-    state: bytes
-
-
-@dataclass(frozen=True)
 class Change:
     """New events of one customer.
 
     `before` is the customer as it was read before the change, and `events` are ids and canonical JSON of the raw
-    events in the order of arrival. A new epoch begins with a `profile`. `state` is the customer's with these events.
+    events in the order of arrival. A new epoch begins with a `profile`.
     """
 
     customer_id: str
     before: StoredCustomer
     events: Sequence[tuple[str, str]]
     profile: dict[str, Any] | None = None
-    state: bytes | None = None
 
 
 def canonical(value: Any) -> str:
@@ -81,26 +70,24 @@ def identity(path: Path) -> tuple[int, int] | None:
 
 
 class EventStore:
-    """A SQLite file or a PostgreSQL database with events and states of customers.
+    """A SQLite file or a PostgreSQL database with the events of customers.
 
     Args:
         address (`str`): Path of a SQLite file, which is made if it does not exist, or URL of a database.
-        digest (`str`): Digest of the checkpoint that the states are of.
         log (`str`): What the events are of: name and columns of the log. Empty: not compared.
-        adopt (`bool`): Whether to take over a store of another checkpoint: its events stay, its states are deleted.
         timeout (`float`): Longest time, in seconds, to wait for a lock of another process.
 
     Raises:
-        StoreMismatch: If the store has states of another checkpoint, events of another log, or tables of another
-            program, or the address is none of a SQLite file or a PostgreSQL database.
+        StoreMismatch: If the store has events of another log, or tables of another program, or the address is none of
+            a SQLite file or a PostgreSQL database.
         StoreFailure: If the store is damaged, locked or full, or can't be reached; nothing was changed.
     """
 
-    def __init__(self, address: str, digest: str, log: str = "", adopt: bool = False, timeout: float = 5.0):
+    def __init__(self, address: str, log: str = "", timeout: float = 5.0):
         with needs("serve"):
             import sqlalchemy
 
-        self.sql, self.digest, self.log, self.timeout = sqlalchemy, digest, log, timeout
+        self.sql, self.log, self.timeout = sqlalchemy, log, timeout
         try:
             url = sqlalchemy.make_url(address if "://" in address else f"sqlite:///{address}")
         except (sqlalchemy.exc.ArgumentError, ValueError) as error:
@@ -126,7 +113,7 @@ class EventStore:
             sqlalchemy.event.listen(self.engine, "begin", self._begin_sqlite)
         self._declare()
         try:
-            self._claim(adopt)
+            self._claim()
             if self.is_sqlite:  # a log in which readers and a writer do not stop each other
                 path, has_log = Path(str(url.database)).absolute(), self._sqlite("journal_mode=WAL") == [("wal",)]
                 self._file = path, identity(path), has_log
@@ -149,8 +136,6 @@ class EventStore:
         self.customers = table("mcm_customers", tables, key("customer_id"), *of_customer)
         of_event = column("event_id", name), column("event", text), sql.UniqueConstraint("customer_id", "event_id")
         self.events = table("mcm_events", tables, key("customer_id"), key("sequence", number), *of_event)
-        of_state = column("epoch", name), column("sequence", number), column("state", sql.LargeBinary)
-        self.states = table("mcm_states", tables, key("customer_id"), *of_state)
         self.tables = tables
 
     def _open_sqlite(self, connection: Any, record: Any) -> None:
@@ -191,8 +176,8 @@ class EventStore:
                     "nothing of this request was kept: put it back as it was, or start the service again."
                 )
 
-    def _claim(self, adopt: bool) -> None:
-        """Makes the tables, or checks that those there belong to this checkpoint."""
+    def _claim(self) -> None:
+        """Makes the tables, or checks that those there hold events of this log."""
         with self._writing() as connection:
             if self.is_sqlite:
                 verdict = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
@@ -208,7 +193,7 @@ class EventStore:
                 )
             self.tables.create_all(connection)
             rows = connection.execute(self.sql.select(self.about)).all()
-            about = dict(rows) or {"application": APPLICATION, "format": FORMAT, "checkpoint": self.digest}
+            about = dict(rows) or {"application": APPLICATION, "format": FORMAT}
             if self.log and about.setdefault("log", self.log) != self.log:
                 raise StoreMismatch(
                     f"{self.name} has events of the log {about['log']}, and this checkpoint reads {self.log}: give a "
@@ -219,15 +204,6 @@ class EventStore:
                     f"{self.name} has format {about.get('format')}, and this version reads {FORMAT}: use the version "
                     "that wrote it. Nothing was changed."
                 )
-            if about["checkpoint"] != self.digest and not adopt:
-                raise StoreMismatch(
-                    f"{self.name} has states of checkpoint {about['checkpoint'][:12]}, and this one is "
-                    f"{self.digest[:12]}: give that checkpoint, or --adopt, which keeps every event and makes the "
-                    "states anew. Nothing was changed."
-                )
-            if about["checkpoint"] != self.digest:
-                connection.execute(self.states.delete())
-                about["checkpoint"] = self.digest
             connection.execute(self.about.delete())
             connection.execute(self.about.insert(), [{"name": key, "value": value} for key, value in about.items()])
 
@@ -241,18 +217,8 @@ class EventStore:
         self.engine.dispose()
 
     def check(self) -> None:
-        """Raises `StoreFailure` unless the store can be read and still belongs to this checkpoint."""
-        with self._reading() as connection:
-            self._check_checkpoint(connection)
-
-    def _check_checkpoint(self, connection: Any) -> None:
-        where = self.about.c.name == "checkpoint"
-        digest = connection.execute(self.sql.select(self.about.c.value).where(where)).scalar()
-        if digest != self.digest:
-            raise StoreMismatch(
-                f"{self.name} was taken over by checkpoint {str(digest)[:12]} while this service ran with "
-                f"{self.digest[:12]}: start it again with that checkpoint. Nothing was changed."
-            )
+        """Raises `StoreFailure` unless the store can be read."""
+        self.count()
 
     def _customer(self, connection: Any, customer_id: str) -> StoredCustomer:
         where = self.customers.c.customer_id == customer_id
@@ -269,30 +235,15 @@ class EventStore:
         with self._reading() as connection:
             return connection.execute(self.sql.select(self.sql.func.count()).select_from(self.customers)).scalar()
 
-    def history(
-        self, customer_id: str, epoch: str = NO_EPOCH, sequence: int = NOTHING, with_state: bool = True
-    ) -> tuple[StoredCustomer, StoredState | None, list[dict[str, Any]]]:
-        """Reads what is needed to compute a customer's current state, by a reader with the state of an event.
-
-        Returns:
-            `tuple`: The customer; the stored state, if it is of this epoch and newer than the reader's; and, in the
-            order of arrival, the events that the newer of the two states lacks. These are all events if neither state
-            is of this epoch.
-        """
+    def history(self, customer_id: str, known: StoredCustomer) -> tuple[StoredCustomer, list[dict[str, Any]]]:
+        """Reads a customer, and the events that one who knows the customer lacks, in the order of arrival: all events
+        where past ones have changed since."""
         with self._reading() as connection:
             customer = self._customer(connection, customer_id)
-            known = sequence if epoch == customer.epoch else NOTHING
-            where = self.states.c.customer_id == customer_id
-            newer = (self.states.c.epoch == customer.epoch) & (self.states.c.sequence > known)
-            statement = self.sql.select(self.states).where(where & newer)
-            row = connection.execute(statement).one_or_none() if with_state else None
-            state = None if row is None else StoredState(row.epoch, row.sequence, bytes(row.state))
-            return customer, state, self._events(connection, customer_id, state.sequence if state else known)
-
-    def _events(self, connection: Any, customer_id: str, after: int) -> list[dict[str, Any]]:
-        later = (self.events.c.customer_id == customer_id) & (self.events.c.sequence > after)
-        statement = self.sql.select(self.events.c.event).where(later).order_by(self.events.c.sequence)
-        return [json.loads(text) for text in connection.execute(statement).scalars()]
+            after = known.sequence if known.epoch == customer.epoch else NOTHING
+            later = (self.events.c.customer_id == customer_id) & (self.events.c.sequence > after)
+            statement = self.sql.select(self.events.c.event).where(later).order_by(self.events.c.sequence)
+            return customer, [json.loads(text) for text in connection.execute(statement).scalars()]
 
     def known(self, customer_id: str, event_ids: Sequence[str]) -> dict[str, str]:
         """Reads the canonical JSON of those events that are stored, by event id."""
@@ -309,7 +260,6 @@ class EventStore:
             StoreFailure: If the store can't be written; nothing was stored.
         """
         with self._writing() as connection:
-            self._check_checkpoint(connection)
             return [self._append(connection, change) for change in changes]
 
     def _append(self, connection: Any, change: Change) -> StoredCustomer:
@@ -333,40 +283,24 @@ class EventStore:
                 connection.execute(self.events.insert(), rows)
         except self.sql.exc.IntegrityError as error:
             raise StoreConflict(f"Customer {change.customer_id!r} was changed meanwhile.") from error
-        if change.state is not None:
-            self._put_state(connection, change.customer_id, StoredState(epoch, sequence, change.state))
         return StoredCustomer(epoch, sequence, profile)
 
-    def _put_state(self, connection: Any, customer_id: str, state: StoredState) -> None:
-        values = {"epoch": state.epoch, "sequence": state.sequence, "state": state.state}
-        where = self.states.c.customer_id == customer_id
-        if not connection.execute(self.states.update().where(where), values).rowcount:
-            connection.execute(self.states.insert(), {"customer_id": customer_id, **values})
-
-    def keep_state(self, customer_id: str, state: StoredState) -> None:
-        """Stores a state that was computed from the events, unless the customer has changed since."""
-        with self._writing() as connection:
-            self._check_checkpoint(connection)
-            if self._customer(connection, customer_id).epoch == state.epoch:
-                self._put_state(connection, customer_id, state)
-
     def delete_customer(self, customer_id: str) -> int:
-        """Deletes a customer's events, state and profile. Returns the number of events; -1 without such a customer."""
+        """Deletes a customer's events and profile. Returns the number of events; -1 without such a customer."""
         with self._writing() as connection:
-            mine = [table.c.customer_id == customer_id for table in (self.events, self.states, self.customers)]
-            events = connection.execute(self.events.delete().where(mine[0])).rowcount
-            connection.execute(self.states.delete().where(mine[1]))
-            deleted = connection.execute(self.customers.delete().where(mine[2])).rowcount
+            events, deleted = (
+                connection.execute(table.delete().where(table.c.customer_id == customer_id)).rowcount
+                for table in (self.events, self.customers)
+            )
         self._forget_log()
         return events if deleted else -1
 
     def delete_event(self, customer_id: str, event_id: str) -> bool:
-        """Deletes one event and the state that was computed with it. Returns whether there was such an event."""
+        """Deletes one event. Returns whether there was such an event."""
         with self._writing() as connection:
             where = (self.events.c.customer_id == customer_id) & (self.events.c.event_id == event_id)
             deleted = connection.execute(self.events.delete().where(where)).rowcount
             if deleted:
-                connection.execute(self.states.delete().where(self.states.c.customer_id == customer_id))
                 changed = self.customers.update().where(self.customers.c.customer_id == customer_id)
                 connection.execute(changed, {"epoch": secrets.token_hex(8)})
         self._forget_log()

@@ -14,10 +14,9 @@ from typing import Any
 
 import torch
 
-from modeling_mcm.live.storage import checkpoint_digest
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.serving.failures import Busy
-from modeling_mcm.training.checkpoints import open_checkpoint
+from modeling_mcm.training.checkpoints import checkpoint_digest, open_checkpoint
 
 MOST_WAITING = 4  # calls at a time, with the one that is computed; each holds a thread of the service
 LOWEST_PRIORITY = 19

@@ -6,6 +6,8 @@
 model with random weights looks like that of a bad model, so commands allow it only for a head that they train.
 """
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from transformers import PreTrainedModel
 from modeling_mcm.action_mcm import MCMForActionRecommendation
 from modeling_mcm.configuration_mcm import MCMConfig
 from modeling_mcm.customer_mcm import MCMForCustomerPrediction
-from modeling_mcm.files_mcm import CheckpointError, check_loaded
+from modeling_mcm.files_mcm import CheckpointError, check_loaded, tensors_digest
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
@@ -81,3 +83,10 @@ def read_checkpoint(model_class: type[PreTrainedModel], folder: str, new: tuple[
     model, loading = loaded
     check_loaded(model, folder, loading, new)
     return model
+
+
+def checkpoint_digest(model: PreTrainedModel, feature_extractor: MCMFeatureExtractor) -> str:
+    """Digest of a model's weights and of its feature extractor's settings."""
+    values = {"vocabularies": feature_extractor.vocabularies, "bins": feature_extractor.bins}
+    settings = json.dumps(feature_extractor.to_dict() | values, sort_keys=True, default=str)
+    return hashlib.sha256(f"{tensors_digest(model.state_dict())} {settings}".encode()).hexdigest()

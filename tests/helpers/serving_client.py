@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 import numpy as np
 import pandas as pd
 
-from modeling_mcm.live.storage import checkpoint_digest
 from modeling_mcm.serving import CustomerService, EventStore, create_api
 
 HOST = "http://testserver"
@@ -31,8 +30,8 @@ def as_requests(log: pd.DataFrame, customers=None) -> list[dict]:
 
 def make_service(model, extractor, place, **options) -> CustomerService:
     """A service on a store, whose clock stands at the end of the log."""
-    store_options = {name: options.pop(name) for name in ("adopt", "timeout", "log") if name in options}
-    store = EventStore(str(place), checkpoint_digest(model, extractor), **store_options)
+    store_options = {name: options.pop(name) for name in ("timeout", "log") if name in options}
+    store = EventStore(str(place), **store_options)
     return CustomerService(model, extractor, store, **{"clock": lambda: NOW, **options})
 
 

@@ -134,11 +134,11 @@ def test_the_service_predicts_a_label(tuned, prepared, event_log, tmp_path):
     model, extractor = MCMForCustomerPrediction.from_pretrained(tuned).eval(), PreparedData(prepared).extractor
     service = make_service(model, extractor, tmp_path / "state.db")
     client, events = make_client(service), as_requests(event_log, ["c03"])
+    live = LiveCustomer(model, extractor)
     for part in (events[:5], events[5:]):
         assert client.post("/events", json={"events": part}).status_code == 200
-        with service.customer("c03") as live:
-            wanted = live.predict()
-        assert client.get("/customers/c03/prediction").json()["prediction"] == wanted
+        live.add([each["event"] for each in part])
+        assert client.get("/customers/c03/prediction").json()["prediction"] == live.predict()
     assert len(client.get("/customers/c03/embedding").json()["embedding"]) == model.config.embedding_size
     for question in ("scores", "explain?task=aisle", "forecast"):
         assert client.get(f"/customers/c03/{question}").status_code == 501

@@ -15,7 +15,6 @@ import pytest
 import torch
 import yaml
 from corner_shop import SCHEMA, find_customer, make_profile
-from fitted import fill_scorer
 from folders import content
 from in_process import call
 from transformers import pipeline
@@ -67,19 +66,6 @@ def test_predictions_equal_those_of_the_pipelines(predict, save, prepared, event
         for task, labels in score.items():
             assert row[task].tolist() == [each["label"] for each in labels]
             np.testing.assert_allclose(row[f"{task}_scores"], [each["score"] for each in labels], atol=1e-6)
-
-
-def test_chances_are_those_of_the_pipelines(predict, tiny_model, extractor, prepared, event_log, tmp_path):
-    model = fill_scorer(tiny_model(extended=True, scorer=True, kind_feature="type"))
-    model.scorer.chance.copy_(torch.tensor([0.5, 0.9, -0.2]))
-    for part in (model, extractor):
-        part.save_pretrained(tmp_path / "model")
-    predict("--model", tmp_path / "model", "--data", prepared, "--output_dir", tmp_path / "out", "--tasks", "aisle")
-    row = pd.read_parquet(tmp_path / "out").set_index("customer_id").loc["c07"]
-    ask, last = pipeline("preference-scores", model=str(tmp_path / "model")), event_log["when"].max()
-    scores = ask(find_customer(event_log, "c07"), as_of=last)["aisle"]  # by default predictions are at the log's end
-    np.testing.assert_allclose(row["aisle_chances"], [each["chance"] for each in scores], atol=1e-6)
-    assert not np.allclose(row["aisle_chances"], row["aisle_scores"], atol=0.01)
 
 
 def test_columns_can_be_chosen(predict, save, prepared, tmp_path):

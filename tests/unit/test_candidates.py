@@ -104,43 +104,6 @@ def test_every_entrance_chooses_as_filtering_by_hand(
     command("run_predict", *words, fails="holds predictions of another")
 
 
-def test_every_entrance_ranks_what_comes_within_a_month(model, extractor, customer, prepared, command, tmp_path):
-    pytest.importorskip("fastapi", reason="FastAPI not installed")
-    model.scorer.chance[:, WITHIN] = torch.tensor([0.5, 0.9, -0.2])
-    month = {"horizon_days": 30}
-    with torch.no_grad():
-        scores, labels = model(**extractor(customer), **month).logits[TASK][0].softmax(0).topk(8)
-    chances = model.chances(TASK, scores.log(), **month).tolist()
-    names = [extractor.vocabularies[TASK][label - 2] for label in labels.tolist()]
-    expected = [{"label": name, "score": score} for name, score in zip(names, scores.tolist(), strict=True)]
-    live = LiveCustomer(model, extractor, customer["profile"], "c03")
-    live.add(customer["events"])
-    assert [each["label"] for each in live.scores(tasks=[TASK], k=8)[TASK]] != names
-    pipe = pipeline("preference-scores", model=model, feature_extractor=extractor)
-    client = make_client(make_service(model, extractor, tmp_path / "state.db"))
-    first, *others = as_requests(customer["events"], ["c03"])
-    client.post("/events", json={"events": [first | {"profile": customer["profile"]}, *others]})
-    for found in (
-        pipe(customer, tasks=[TASK], top_k=8, **month)[TASK],
-        live.scores(tasks=[TASK], k=8, **month)[TASK],
-        client.get("/customers/c03/scores", params={"task": TASK, "k": 8, **month}).json()["tasks"][TASK],
-    ):
-        assert_same(found, expected)
-        assert [each["chance"] for each in found] == pytest.approx(chances, abs=1e-5)
-    assert "chance" not in live.scores(tasks=[TASK], horizon_days=7)[TASK][0]  # fitted for 30 days alone
-
-    for part in (model, extractor):
-        part.save_pretrained(tmp_path / "model")
-    words = ["--model", tmp_path / "model", "--data", prepared, "--output_dir", tmp_path / "out", "--tasks", TASK]
-    as_of = max(customer["events"]["when"])
-    command("run_predict", *words, "--top_k", 8, "--horizon_days", 30, "--as_of", as_of)
-    found = pd.read_parquet(tmp_path / "out").set_index("customer_id").loc["c03"]
-    assert list(found[TASK]) == names and list(found[f"{TASK}_chances"]) == pytest.approx(chances, abs=1e-5)
-    with pytest.raises(ValueError, match="positive number of days"):
-        live.scores(horizon_days=-1)
-    command("run_predict", *words, "--horizon_days", -1, fails="positive number of days")
-
-
 def test_service_chooses_as_filtering_by_hand(model, extractor, customer, tmp_path):
     pytest.importorskip("fastapi", reason="FastAPI not installed")
     stock = tmp_path / "stock.csv"
@@ -154,8 +117,9 @@ def test_service_chooses_as_filtering_by_hand(model, extractor, customer, tmp_pa
         assert answer.status_code == status, answer.text
         return answer.json()["tasks"][TASK] if status == 200 else answer.json()["detail"]
 
-    with service.customer("c03") as live:
-        every = live.scores(tasks=[TASK], k=100)[TASK]
+    live = LiveCustomer(model, extractor)
+    live.add(customer["events"].drop(columns="who"))
+    every = live.scores(tasks=[TASK], k=100)[TASK]
     groups = dict(zip(STOCK["item"], STOCK["aisle"], strict=True))
     assert_same(ask(per_group="aisle=2"), by_hand(every, 8, set(STOCK["item"]), (), groups, 2))
     few = STOCK["item"][:5]
@@ -271,7 +235,7 @@ def test_nothing_left_for_a_customer_is_an_error_that_names_the_customer(model, 
     live.add(customer["events"])
     events = pd.DataFrame(customer["events"])
     bought = events[events["action"].isin(extractor.target_token_types)]["item"].dropna().iloc[0]
-    with pytest.raises(ValueError, match="No candidate of 'items' is left for customer 'c03'"):
+    with pytest.raises(ValueError, match="Customer 'c03': no candidate of 'items' is left"):
         live.scores(tasks=[TASK], candidates=[bought], exclude="seen")
 
 
@@ -289,3 +253,13 @@ def test_similar_and_together_read_the_counts(model, extractor):
         similar(model, extractor, TASK, "items 01")
     with pytest.raises(ValueError, match="at least one label"):
         together(model, extractor, TASK, [])
+
+
+def test_a_horizon_has_chances_where_it_was_fitted(model, extractor, customer):
+    model.scorer.chance[:, WITHIN] = torch.tensor([0.5, 0.9, -0.2])
+    live = LiveCustomer(model, extractor)
+    live.add(customer["events"].drop(columns="who"))
+    assert "chance" in live.scores(tasks=[TASK], horizon_days=30)[TASK][0]
+    assert "chance" not in live.scores(tasks=[TASK], horizon_days=7)[TASK][0]
+    with pytest.raises(ValueError, match="positive number of days"):
+        live.scores(horizon_days=-1)

@@ -9,7 +9,6 @@ import pytest
 import torch
 from fitted import fill_scorer
 
-from modeling_mcm import LiveCustomer
 from modeling_mcm.features_mcm import FEATURES, PLACES
 from modeling_mcm.live.explanations import explain
 from modeling_mcm.scorer_mcm import MIX
@@ -107,16 +106,6 @@ def test_events_after_now_are_ignored(explained_model, extractor, max_events, vi
     assert whole == before and len(whole.visits) == visits
 
 
-def test_live_customer_gives_the_same_explanation(explained_model, extractor):
-    model = explained_model("scorer")
-    live = LiveCustomer(model, extractor)
-    live.add(EVENTS)
-    assert live.explain("items", "item 01") == explain(model, extractor, {"events": EVENTS}, "items", "item 01")
-    best = live.scores(tasks=["items"], k=1)["items"][0]
-    why = live.explain("items")
-    assert (why.label, why.chance) == (best["label"], pytest.approx(best["chance"], abs=1e-6))
-
-
 def test_visits_with_the_label_are_tried_first(explained_model, extractor):
     why = explain(explained_model("extended"), extractor, {"events": EVENTS}, "items", "item 01", most_visits=4)
     assert {visit.time[:10] for visit in why.visits if visit.without is not None} == {
@@ -152,7 +141,7 @@ def test_long_history_is_cut_as_the_model_cuts_it(explained_model, extractor):
 
 
 @pytest.mark.parametrize(
-    "task, label, says", [("item", None, "No task 'item'"), ("items", "item 99", "no label 'item 99'")]
+    "task, label, says", [("item", None, "No tasks ..item"), ("items", "item 99", "no label 'item 99'")]
 )
 def test_unknown_tasks_and_labels_are_named(explained_model, extractor, task, label, says):
     with pytest.raises(ValueError, match=says):

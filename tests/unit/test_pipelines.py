@@ -128,16 +128,6 @@ def test_customers_differ_and_long_histories_are_cut(checkpoint, customers):
         np.testing.assert_allclose(found[3], embed.model(**inputs).pooler_output[0].numpy(), atol=1e-5)
 
 
-def test_form_and_order_of_events_do_not_matter(checkpoint, customers, event_log):
-    embed = pipeline("customer-embedding", model=checkpoint)
-    frame = event_log[event_log["who"] == "c00"].head(12)
-    shuffled = frame.sample(frac=1, random_state=1)
-    dicts = [{k: v for k, v in event.items() if v is not None and v == v} for event in shuffled.to_dict("records")]
-    for events in (frame, shuffled, dicts):
-        found = embed({"events": events, "profile": {"age": "old"}})
-        np.testing.assert_allclose(found, embed(customers[0]), atol=1e-5)
-
-
 @pytest.mark.parametrize("task", ["customer-embedding", "preference-scores"])
 def test_events_after_now_are_ignored(checkpoint, event_log, task):
     """Also where the history is longer than the window, which ends at `as_of`."""

@@ -213,9 +213,6 @@ def test_an_item_sequence_holds_the_events_with_items_and_keeps_the_cutoffs(coll
         read = [event[0] for event in questions(batch, 0)[0][1:] if event[0] != UNKNOWN]
         assert read == [item for item in history["feature_items"][: history[f"{cutoff}_end"]].tolist() if item]
         assert batch["labels"][0, :, 0].tolist() == target
-    batch = collator("predict", **choices)([history])
-    whole = batch["input_ids"][0, 1 : int(batch["attention_mask"][0].sum()), 0].tolist()
-    assert [item for item in whole if item != UNKNOWN] == [i for i in history["feature_items"].tolist() if i]
 
 
 def test_an_empty_prefix_is_asked_where_there_is_no_other(collator, rows):
@@ -373,25 +370,15 @@ def test_all_labels_of_a_visit_are_kept_in_evaluation(collator):
     assert collator("evaluate", encoder_unit="visit")([changed])["labels"][0, :, 0].tolist() == [22, 23]
 
 
-@pytest.mark.parametrize("name", MODES)
-def test_prediction_reads_the_whole_history_and_asks_nothing(collator, rows, name):
-    batch = collator("predict", **MODES[name])(rows)
-    length = len(rows[0]["times"])
-    assert batch["input_ids"][0, 1 : length + 1, 0].tolist() == rows[0]["feature_items"].tolist()
-    assert int(batch["attention_mask"][0].sum()) == length + 1 + (name == "masked")
-    assert set(batch) == {"input_ids", "attention_mask", "visit_ids", "event_times"}
-
-
-@pytest.mark.parametrize("mode", ["evaluate", "predict"])
-def test_a_moment_is_on_the_clock_of_the_events(collator, rows, mode):
-    batch = collator(mode, as_of=30 * DAY)(rows)
+def test_a_moment_is_on_the_clock_of_the_events(collator, rows):
+    batch = collator("evaluate", as_of=30 * DAY)(rows)
     assert batch["as_of"].tolist() == [30 - 1, 30 - 1, 30 - 6, 30 - 3]
-    assert "as_of" not in collator(mode)(rows)
+    assert "as_of" not in collator("evaluate")(rows)
     assert "as_of" not in collator("train", as_of=30 * DAY)(rows)
 
 
 def test_an_unknown_mode_is_refused(collator):
-    with pytest.raises(ValueError, match="Found mode 'test'.*'train', 'evaluate', 'predict'"):
+    with pytest.raises(ValueError, match="Found mode 'test'.*'train', 'evaluate'"):
         collator("test")
 
 

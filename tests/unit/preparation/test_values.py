@@ -189,7 +189,7 @@ def test_moments_that_cannot_be_read_are_refused(extractor):
         make(features=features, bins=bins, order="rows")({"events": []}, as_of=START)
 
 
-@pytest.mark.parametrize("mode", ["train", "evaluate", "predict"])
+@pytest.mark.parametrize("mode", ["train", "evaluate"])
 @pytest.mark.parametrize("augmentation", ["random_prefix", "all_prefixes", "masked_lm"])
 def test_values_stay_with_their_events_in_every_batch(tmp_path, mode, augmentation):
     log = make_log()

@@ -18,6 +18,7 @@ from corner_shop import without_times
 from serving_client import as_requests, assert_same, make_service
 
 from modeling_mcm.live.customer import LiveCustomer
+from modeling_mcm.predictor_mcm import describe_labels
 from modeling_mcm.serving import EventStore, Incoming
 from modeling_mcm.serving.failures import EventConflict, StoreFailure, UnknownCustomer
 
@@ -49,8 +50,9 @@ def start(model, extractor, tmp_path):
 
 
 def scores(service, customer="c03"):
-    with service.customer(customer) as live:
-        return live.scores()
+    batch, predictor = service.read_known([customer]), service.predictor
+    columns = predictor.ask(batch.rows, batch.as_of, predictor.tasks())
+    return describe_labels(columns, predictor.tasks(), predictor.all_labels)
 
 
 def never_had(model, extractor, events):
@@ -107,7 +109,7 @@ def database(request, tmp_path_factory):
 
 def test_two_services_on_one_store_see_each_other_s_events(start, database, events, model, extractor):
     place = database()
-    services = [start(place, keep_every=7), start(place, keep_every=7)]
+    services = [start(place), start(place)]
     for number, event in enumerate(events):
         assert services[number % 2].add([event, *events[max(0, number - 2) : number]])["added"] == 1
         if number % 5 == 0:
@@ -145,37 +147,16 @@ def test_a_conflicting_change_is_tried_again(start, database, events, model, ext
     assert_same(scores(slow), never_had(model, extractor, events[:5]))
 
 
-def test_a_damaged_state_is_computed_from_the_events(start, events, tmp_path, model, extractor):
-    start(keep_every=1).add(events)
-    with closing(sqlite3.connect(tmp_path / "state.db")) as connection, connection:
-        connection.execute("UPDATE mcm_states SET state = substr(state, 1, 500)")
-    service = start()
-    assert_same(scores(service), never_had(model, extractor, events))
-    assert service.counts["states_damaged"] == service.counts["states_made"] == 1
-
-
-def test_adopt_keeps_the_events_of_another_checkpoint(start, events, tiny_model, extractor):
-    start().add(events)
+def test_a_new_checkpoint_of_the_log_answers_from_the_same_store(start, events, tiny_model, extractor):
+    first = start(log="shop, who, when")
+    first.add(events[:9])
     other = tiny_model(extended=True, hidden_size=24)
-    assert scores(start(model=other, adopt=True)) == never_had(other, extractor, events)
-
-
-def test_a_store_belongs_to_one_checkpoint(start, events, tiny_model):
-    first = start()
-    first.add(events)
-    with pytest.raises(StoreFailure, match="has states of checkpoint .* give that checkpoint, or --adopt"):
-        start(model=tiny_model(extended=True, hidden_size=24))
-    again = start()  # the same checkpoint, started again, is no other
-    again.add(events)
-    assert scores(again) == scores(first)
-
-
-def test_a_store_of_another_log_is_refused_even_with_adopt(start, events, tiny_model):
-    start(log="shop, who, when").add(events)
-    other = tiny_model(extended=True, hidden_size=24)
+    second = start(model=other, log="shop, who, when")
+    second.add(events[9:])
+    assert_same(scores(second), never_had(other, extractor, events))
+    assert_same(scores(first), never_had(first.model, extractor, events))
     with pytest.raises(StoreFailure, match="has events of the log shop, who, when, and this checkpoint reads toys, "):
-        start(model=other, adopt=True, log="toys, user, day")
-    start(model=other, adopt=True, log="shop, who, when")
+        start(model=other, log="toys, user, day")
 
 
 @pytest.mark.parametrize(
@@ -183,7 +164,7 @@ def test_a_store_of_another_log_is_refused_even_with_adopt(start, events, tiny_m
 )
 def test_an_address_of_no_store_is_refused(address):
     with pytest.raises(StoreFailure, match="--store is "):
-        EventStore(address, "digest" * 8)
+        EventStore(address)
 
 
 @pytest.mark.parametrize("order", ["rows", "place"])
@@ -225,14 +206,10 @@ def remake(fill):
 
 
 FAULTS = {
-    "checkpoint": (
-        run_sql("UPDATE mcm_store SET value = 'abc' WHERE name = 'checkpoint'"),
-        "give that checkpoint, or --adopt, which keeps every event",
-    ),
     "program": (remake(run_sql("CREATE TABLE photos (name TEXT)")), "of something else .tables photos.: give another"),
     "version": (
         run_sql("UPDATE mcm_store SET value = '99' WHERE name = 'format'"),
-        "format 99, and this version reads 1",
+        "format 99, and this version reads 2",
     ),
     "no database": (remake(lambda path: path.write_bytes(b"name,price\n" * 1000)), "is damaged or no SQLite file"),
     "a damaged page": (damage, "it was not touched. Copy it aside, then restore a backup"),
@@ -248,11 +225,11 @@ FAULTS = {
 def test_a_store_at_fault_is_refused_and_not_changed(start, events, tmp_path, change, words):
     folder = tmp_path / "stores"
     folder.mkdir()
-    start(folder / "state.db", keep_every=1).add(events)
+    start(folder / "state.db").add(events)
     change(folder / "state.db")
     before = {path: path.read_bytes() for path in folder.glob("state.db") if path.is_file()}
     with pytest.raises(StoreFailure, match=words):
-        EventStore(str(folder / "state.db"), "digest" * 8)
+        EventStore(str(folder / "state.db"))
     assert {path: path.read_bytes() for path in before} == before
 
 
@@ -270,7 +247,7 @@ def test_a_locked_store_is_reported_after_the_timeout(start, events, tmp_path):
 
 
 def test_a_full_disk_keeps_what_was_acknowledged_and_answers(start, events, model, extractor):
-    service = start(keep_every=10_000)
+    service = start()
     service.add(events[:3])
     with service.store.engine.connect() as connection:
         pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
@@ -288,12 +265,3 @@ def test_a_full_disk_keeps_what_was_acknowledged_and_answers(start, events, mode
     sqlalchemy.event.remove(service.store.engine, "checkout", no_more_pages)
     service.store.engine.dispose()
     assert service.add([*wide, *events])["added"] == len(wide) + len(events) - 3
-
-
-def test_a_service_whose_store_was_taken_over_writes_no_more(start, events, tiny_model):
-    before = start()
-    before.add(events[:3])
-    after = start(model=tiny_model(extended=True, hidden_size=24), adopt=True)
-    with pytest.raises(StoreFailure, match="was taken over by checkpoint .*: start it again with that checkpoint"):
-        before.add(events)
-    assert after.add(events)["added"] == len(events) - 3

@@ -1,0 +1,236 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""The one place where a model is asked about customers: encoded rows in, named columns out.
+
+    predictor = Predictor(model, feature_extractor)
+    predictor.ask([feature_extractor.encode(customer)], tasks=["item"], k=5, embedding=True)
+
+Pipelines, live customers, the service, batch prediction, evaluation and explanations call it. Only what a question
+reads is computed.
+
+Shapes: B customers, S size of the customer embedding, V labels of a task, K offered actions.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .action_inputs_mcm import EncodedActions
+from .candidates_mcm import CandidateSet, ChosenLabels
+from .events_mcm import events_before
+from .forecaster_mcm import MissingForecastsError
+from .inputs_mcm import until
+from .processing_mcm import MCMFeatureExtractor
+
+EMBEDDING = "embedding"
+SCORES, CHANCES = "_scores", "_chances"  # end the columns TASK_scores and TASK_chances
+# Names of the classes of models with a head; those of remote code are other classes of the same names.
+RANKING, PREDICTING, OFFERING = HEADS = (
+    "MCMForMultiTaskRecommendation",
+    "MCMForCustomerPrediction",
+    "MCMForActionRecommendation",
+)
+Columns = dict[str, torch.Tensor]
+
+
+class MissingHeadError(ValueError):
+    """The checkpoint has no head for the question: it ranks tasks, or was fine-tuned to a label or to offers."""
+
+
+class Predictor:
+    """Asks a model about customers, which are rows of `MCMFeatureExtractor.encode` or of a prepared data set.
+
+    `as_of` is the time of all answers, in seconds on the clock of the rows; later events are left out with a warning.
+    By default it is the time of each customer's last event.
+
+    Args:
+        model: A model of any class of MCM, in evaluation mode.
+        feature_extractor ([`MCMFeatureExtractor`]): Feature extractor of the same checkpoint.
+    """
+
+    def __init__(self, model: Any, feature_extractor: MCMFeatureExtractor):
+        self.model, self.extractor = model, feature_extractor
+
+    @property
+    def head(self) -> str | None:
+        """Name of the class of the head that the model was trained with, of `HEADS`. A model for offers has the layers
+        that rank tasks, but its encoder was trained without them."""
+        return next((kind.__name__ for kind in type(self.model).__mro__ if kind.__name__ in HEADS), None)
+
+    def check_head(self, head: str) -> None:
+        """Raises [`MissingHeadError`] unless the model was trained with a head."""
+        if self.head != head:
+            raise MissingHeadError(
+                f"{self.model.name_or_path or 'The model'} is an {type(self.model).__name__}, and this question needs "
+                f"an {head}: give such a checkpoint."
+            )
+
+    def tasks(self, tasks: Sequence[str] | None = None) -> list[str]:
+        """The names of the tasks that are ranked, by default all. Raises `ValueError` if the model has one of them
+        not."""
+        self.check_head(RANKING)
+        known = self.model.config.tasks
+        if wrong := [task for task in tasks or () if task not in known]:
+            raise ValueError(f"No tasks {wrong}: this checkpoint predicts {known}.")
+        return list(known if tasks is None else tasks)
+
+    @cached_property
+    def all_labels(self) -> CandidateSet:
+        """All labels of all tasks."""
+        return CandidateSet(self.model, self.extractor)
+
+    def candidates(self, tasks: Sequence[str], candidates: Any, exclude: Any, per_group: Any) -> CandidateSet:
+        """The labels that may be chosen, see [`CandidateSet`]."""
+        if candidates is None and exclude is None and per_group is None:
+            return self.all_labels
+        return CandidateSet.of(self.model, self.extractor, tasks, candidates, exclude, per_group)
+
+    def inputs(self, rows: Sequence[Mapping[str, Any]], as_of: float | None = None) -> Columns:
+        """The model inputs of rows."""
+        config = self.model.config
+        if features := config.input_features:
+            rows = [self.extractor.readable(row, features) for row in rows]
+        times = None if as_of is None else [as_of] * len(rows)
+        return dict(self.extractor.pad(rows, mask_next=config.augmentation == "masked_lm", as_of=times))
+
+    @torch.inference_mode()
+    def run(self, inputs: Mapping[str, torch.Tensor], **options: Any) -> Any:
+        """The model's outputs for model inputs; `options` are those of its `forward`."""
+        return self._forward(self.model, inputs, **options)
+
+    @torch.inference_mode()
+    def ask(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        as_of: float | None = None,
+        tasks: Sequence[str] = (),
+        k: int | Mapping[str, int] = 10,
+        candidates: CandidateSet | None = None,
+        horizon_days: float | None = None,
+        embedding: bool = False,
+        forecasts: bool = False,
+        days: Sequence[float] | None = None,
+    ) -> Columns:
+        """Ranks the labels of tasks, embeds, and forecasts.
+
+        Args:
+            tasks (`Sequence[str]`): Tasks whose labels are ranked.
+            k (`int` or `dict[str, int]`): Number of labels, of each task or by task.
+            candidates ([`CandidateSet`], *optional*): Which labels may be chosen. Default: all.
+            horizon_days (`float`, *optional*): Ranks what comes within so many days. Default: in the next visit.
+            embedding, forecasts (`bool`): Whether they are asked for.
+            days (`Sequence[float]`, *optional*): Horizons of the forecasts.
+
+        Returns:
+            `dict[str, torch.Tensor]`: by task, best first, `TASK` with ids of labels as [`ChosenLabels`] has them,
+            `TASK_scores` and, where the checkpoint has them, `TASK_chances`, each `(B, k)`; `embedding` `(B, S)`; and
+            forecasts by name, each `(B,)`.
+
+        Raises:
+            MissingHeadError, MissingForecastsError: If the model has no head for a question.
+        """
+        if tasks:
+            self.check_head(RANKING)
+        if forecasts and not self.model.base_model.select_forecasts(days).are_trained:
+            raise MissingForecastsError(self.model.name_or_path)
+        options: dict[str, Any] = {"parts": [EMBEDDING] * embedding + ["forecasts"] * forecasts}
+        options |= {"forecast_days": days} if forecasts else {}
+        options |= {"horizon_days": horizon_days, "tasks": tasks} if tasks else {}
+        model = self.model if tasks else self.model.base_model
+        outputs = self._forward(model, self.inputs(rows, as_of), **options)
+        columns: Columns = {EMBEDDING: outputs.pooler_output} if embedding else {}
+        columns |= outputs.forecasts if forecasts else {}
+        for task in tasks:
+            candidates = candidates or self.all_labels
+            seen = [_read_labels(row, task, as_of) for row in rows] if candidates.needs_seen else None
+            size = k[task] if isinstance(k, Mapping) else k
+            customers = [row.get("customer_id") for row in rows]
+            best = candidates.choose(task, outputs.logits[task], size, seen, customers, horizon_days)
+            columns |= {task: best.labels, task + SCORES: best.scores}
+            columns |= {} if best.chances is None else {task + CHANCES: best.chances}
+        return _finish(columns)
+
+    @torch.inference_mode()
+    def predict(self, rows: Sequence[Mapping[str, Any]], as_of: float | None = None) -> Columns:
+        """What an [`MCMForCustomerPrediction`] was fine-tuned to: by class its probabilities, or by name the number,
+        each `(B,)`. As in training, events at `as_of` are not read."""
+        self.check_head(PREDICTING)
+        outputs = self._forward(self.model, self.inputs(_read_before(rows, as_of), as_of))
+        return _finish(self.model.predictions(outputs.logits))
+
+    @torch.inference_mode()
+    def score_offers(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        actions: EncodedActions,
+        as_of: float | None = None,
+        offered: NDArray[np.int64] | None = None,
+    ) -> Columns:
+        """Probabilities `(B, K)` of each outcome, by its name, of offers that are made at `as_of`, by default right
+        after the last event, by an [`MCMForActionRecommendation`]. As in training, events at `as_of` are not read.
+
+        Args:
+            actions ([`EncodedActions`]): The actions.
+            offered (`NDArray` of shape `(K,)`, *optional*): Those that are offered. Default: all.
+        """
+        self.check_head(OFFERING)
+        offered = np.arange(len(actions.action_ids)) if offered is None else offered
+        inputs = actions.batch(_read_before(rows, as_of), np.tile(offered, (len(rows), 1)), [as_of] * len(rows))
+        chances = self._forward(self.model, inputs).logits.float().sigmoid().unbind(-1)
+        return _finish(dict(zip(self.model.config.action_outcomes, chances, strict=True)))
+
+    def _forward(self, model: Any, inputs: Mapping[str, torch.Tensor], **options: Any) -> Any:
+        return model(**{name: value.to(self.model.device) for name, value in inputs.items()}, **options)
+
+
+def check_chosen(columns: Columns, tasks: Sequence[str], names: Sequence[str]) -> None:
+    """Raises `ValueError` if no candidate is left for a customer; `names` say in the message who it is."""
+    for task in tasks:
+        is_empty = ~columns[task].any(1)
+        if bool(is_empty.any()):
+            raise ValueError(
+                f"{names[int(is_empty.long().argmax())]}: no candidate of {task!r} is left: give more candidates, or "
+                "exclude less."
+            )
+
+
+def describe_labels(
+    columns: Columns, tasks: Sequence[str], candidates: CandidateSet, row: int = 0
+) -> dict[str, list[dict[str, Any]]]:
+    """A customer's labels of each task, of columns of [`Predictor`]'s `ask`; see [`CandidateSet`]'s `describe`."""
+    lists = {}
+    for task in tasks:
+        chosen = ChosenLabels(columns[task], columns[task + SCORES], columns.get(task + CHANCES))
+        lists[task] = candidates.describe(task, chosen, row)
+    return lists
+
+
+def describe_offers(columns: Columns, action_ids: Iterable[str], row: int = 0) -> list[dict[str, Any]]:
+    """A customer's offers, of columns of [`Predictor`]'s `score_offers`: a dict of `action_id` and the probability of
+    each outcome, in the order of the actions."""
+    chances = zip(*(values[row].tolist() for values in columns.values()), strict=True)
+    return [
+        {"action_id": name} | dict(zip(columns, of_action, strict=True))
+        for name, of_action in zip(action_ids, chances, strict=True)
+    ]
+
+
+def _read_labels(row: Mapping[str, Any], task: str, as_of: float | None) -> NDArray[np.int64]:
+    """Label ids of a history."""
+    labels = row[f"task_{task}"]
+    return labels if as_of is None else labels[row["times"] <= as_of]
+
+
+def _read_before(rows: Sequence[Mapping[str, Any]], as_of: float | None) -> Sequence[Mapping[str, Any]]:
+    """The rows without events at or after a time; `until` warns of later ones."""
+    if as_of is None:
+        return rows
+    return [events_before(row, as_of) for row in until(rows, [as_of] * len(rows))]
+
+
+def _finish(columns: Columns) -> Columns:
+    return {name: (value.float() if value.is_floating_point() else value).cpu() for name, value in columns.items()}
