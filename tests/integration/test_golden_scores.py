@@ -1,9 +1,10 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Scores and chances of two models: the same through every entrance, and the same as before a change.
+"""Scores and chances of two models, embeddings and forecasts of one: the same through every entrance, and the same as
+before a change.
 
-`pytest tests/integration/test_golden_scores.py --update-golden` writes tests/fixtures/golden_scores.json anew, from
-the forward pass.
+`pytest tests/integration/test_golden_scores.py --update-golden` writes golden_scores.json and golden_customers.json in
+tests/fixtures anew, from the forward pass.
 """
 
 import json
@@ -113,17 +114,21 @@ def ask_customer_model(folder, log, customers, _, **question):
     return result
 
 
-def ask_predict(folder, log, customers, place, **question):
+def predict(folder, log, customers, place, *options):
+    """Rows of predictions by the command, by customer."""
     log.to_parquet(place / "log.parquet")
     nothing = pd.DataFrame({log.columns[0]: [name for name, _ in customers], "age": pd.NA}, dtype="string")
     nothing.to_parquet(place / "profile.parquet")
-    options = ["--model", folder, "--events", place / "log.parquet", "--profile", place / "profile.parquet"]
-    options += ["--output_dir", place / "predictions"]
-    for name, value in question.items():
-        options += [f"--{name}", value]
-    call("run_predict", *options, "--embeddings", "false", "--forecasts", "false")
+    options = [*options, "--events", place / "log.parquet", "--profile", place / "profile.parquet"]
+    call("run_predict", "--model", folder, "--output_dir", place / "predictions", *options)
+    return pd.read_parquet(place / "predictions").to_dict("records")
+
+
+def ask_predict(folder, log, customers, place, **question):
+    options = [word for name, value in question.items() for word in (f"--{name}", value)]
+    options += ["--embeddings", "false", "--forecasts", "false"]
     result = {}
-    for row in pd.read_parquet(place / "predictions").to_dict("records"):
+    for row in predict(folder, log, customers, place, *options):
         tasks = [name.removesuffix("_scores") for name in row if name.endswith("_scores")]
         result[row["customer_id"]] = {
             task: dict(zip(row[task], zip(row[f"{task}_scores"], row[f"{task}_chances"], strict=True), strict=True))
@@ -156,3 +161,70 @@ def test_scores_and_chances_are_golden(shop, ask, question, tmp_path, request):
         for task, best in expected[customer].items():
             for label, values in best.items():
                 assert answer[task][label] == pytest.approx(values, abs=1e-5), (customer, task, label)
+
+
+# Each entrance gives {customer: (embedding, forecasts by name)}.
+
+
+def tell_by_forward(folder, log, customers, _, as_of):
+    model, extractor = load(folder)
+    with torch.no_grad():
+        found = model.eval()(
+            **extractor([{"events": events} for _, events in customers], as_of=[as_of] * len(customers))
+        )
+    forecasts = {name: values.tolist() for name, values in found.forecasts.items()}
+    rows = [dict(zip(forecasts, row, strict=True)) for row in zip(*forecasts.values(), strict=True)]
+    return {name: answer for (name, _), *answer in zip(customers, found.pooler_output.tolist(), rows, strict=True)}
+
+
+def tell_by_pipelines(folder, log, customers, _, as_of):
+    given = [{"events": events} for _, events in customers]
+    kinds = ("customer-embedding", "customer-forecast")
+    answers = [pipeline(kind, model=str(folder))(given, batch_size=16, as_of=as_of) for kind in kinds]
+    return {name: answer for (name, _), *answer in zip(customers, *answers, strict=True)}
+
+
+def tell_by_live_customers(folder, log, customers, _, as_of):
+    result = {}
+    for name, events in customers:
+        live = LiveCustomer(*load(folder))
+        live.add(events)
+        result[name] = live.embedding(as_of), live.forecast(as_of)
+    return result
+
+
+def tell_by_customer_model(folder, log, customers, _, as_of):
+    model = CustomerModel.load(folder, log)
+    rows = model.embed(as_of=as_of).to_numpy(), model.forecast(as_of=as_of).to_dict("records")
+    return {name: answer for (name, _), *answer in zip(customers, *rows, strict=True)}
+
+
+def tell_by_predict(folder, log, customers, place, as_of):
+    rows = predict(folder, log, customers, place, "--as_of", as_of)
+    return {row["customer_id"]: (row["embedding"], row) for row in rows}
+
+
+TELL = [tell_by_forward, tell_by_pipelines, tell_by_live_customers, tell_by_customer_model, tell_by_predict]
+
+
+@pytest.mark.parametrize("tell", TELL)
+def test_embeddings_and_forecasts_are_golden(tell, tmp_path, request):
+    log = make_small_shop_log(MCMFeatureExtractor.from_pretrained(str(DUMMY)))
+    log = log[log["household_id"].str.endswith("7")]
+    found = tell(DUMMY, log, list(log.groupby("household_id")), tmp_path, "2018-01-15")
+    path = GOLDEN.with_name("golden_customers.json")
+    if request.config.getoption("update_golden") and tell is tell_by_forward:
+        kept = {
+            name: {
+                "embedding": [round(value, 6) for value in embedding],
+                "forecasts": {name: round(value, 6) for name, value in forecasts.items()},
+            }
+            for name, (embedding, forecasts) in found.items()
+        }
+        path.write_text(json.dumps(kept).replace("}}, ", "}},\n") + "\n")
+    expected = json.loads(path.read_text())
+    assert found.keys() == expected.keys() and len(found) == 5
+    for name, (embedding, forecasts) in found.items():
+        assert list(np.ravel(embedding)) == pytest.approx(expected[name]["embedding"], abs=2e-5)
+        given = {key: forecasts[key] for key in expected[name]["forecasts"]}
+        assert given == pytest.approx(expected[name]["forecasts"], rel=1e-4, abs=1e-5)
