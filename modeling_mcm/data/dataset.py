@@ -68,10 +68,10 @@ class PreparedManifest:
     input: dict[str, Any]
     options: dict[str, Any]
     counts: dict[str, Any]
-    seeds: dict[str, int]
     versions: dict[str, str]
     shards: list[dict[str, Any]]
     measures: dict[str, Any] = field(default_factory=dict)
+    seeds: dict[str, int] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
     files: dict[str, str] = field(default_factory=dict)
 

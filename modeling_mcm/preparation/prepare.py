@@ -386,4 +386,4 @@ def _run(
     _warn_without_cases(counts, schema)
     done("counted")
     measures, versions = dict(totals["measures"]), _versions(connection)
-    return PreparedManifest(counts=counts, seeds={}, versions=versions, shards=shards, measures=measures, **facts)
+    return PreparedManifest(counts=counts, versions=versions, shards=shards, measures=measures, **facts)
