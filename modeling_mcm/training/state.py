@@ -33,7 +33,7 @@ def count_at_times(
     state: CustomerState,
     extractor: MCMFeatureExtractor,
     rows: Sequence[Mapping[str, Any]],
-    read: Sequence[str],
+    read: Sequence[str] | None,
     cutoff: float | None,
     generator: np.random.Generator,
 ) -> torch.Tensor:
