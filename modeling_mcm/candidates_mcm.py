@@ -293,7 +293,7 @@ class CandidateSet:
             scores (`torch.FloatTensor` of shape `(B, V)`): Scores of the model.
             seen (`Sequence[NDArray]` of length B, *optional*): Label ids of each history, for `needs_seen`.
             customers (`Sequence[str]` of length B, *optional*): Their ids, for `needs_customers`.
-            horizon_days (`float`, *optional*): That of the scores; the chances are there for the next visit and 30.
+            horizon_days (`float`, *optional*): That of the scores.
         """
         own = self._of_tasks[task]
         if own.new is not None:

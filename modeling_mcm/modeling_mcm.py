@@ -7,7 +7,6 @@ customer, R scored prefixes of all customers (rows of the score matrix), N targe
 a task. Equation numbers refer to Luo & Wang, RecSys 2023.
 """
 
-import math
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -580,8 +579,7 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         encoder_outputs (`MCMModelOutput`, *optional*):
             Output of [`MCMModel`] for these inputs, if it has been computed already.
         horizon_days (`float`, *optional*):
-            Scores are those of labels that come within so many days, which the fitted scorer has learned for 30.
-            Default: of labels that come in the next visit.
+            30: scores are those of labels that come within 30 days. Default: of labels that come in the next visit.
         tasks (`Sequence[str]`, *optional*):
             Tasks whose labels the fitted scorer scores; fewer take less time. Default: all tasks.
         parts (collection of `str`):
@@ -606,6 +604,12 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         history |= {"event_times": event_times, "as_of": as_of}
         scored = list(self.config.tasks if tasks is None else tasks)
         reads_counts = prefix_ends is None and self.scorer is not None and bool(self.scorer.fitted)
+        if horizon_days not in (None, HORIZON_DAYS) or (horizon_days and not reads_counts):
+            fitted = f"next visit, or within {HORIZON_DAYS:g} days" if reads_counts else "next visit"
+            raise ValueError(
+                f"`horizon_days` is {horizon_days!r}, but this checkpoint's scores were fitted to what comes in the "
+                f"{fitted}: leave it out or give that."
+            )
         reading = [task for task in scored if not reads_counts or self.needs_readout([task])]
         outputs: Any = encoder_outputs
         if outputs is None:
@@ -742,8 +746,6 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         """Scores of the fitted scorer by task (default: all tasks), each of shape `(B, V)`, from model inputs and the
         readout's scores of those of these tasks that read it. `left_out` is that of [`~scorer_mcm.LabelScorer`]'s
         `score`."""
-        if horizon_days is not None and not 0 < horizon_days < math.inf:
-            raise ValueError(f"`horizon_days` is {horizon_days}; give a positive number of days, such as 30.")
         question = NEXT_VISIT if horizon_days is None else WITHIN
         tasks = self.config.tasks if tasks is None else tasks
         indices = [self.config.tasks.index(task) for task in tasks]
@@ -754,9 +756,8 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         self, task: str, log_probabilities: torch.Tensor, horizon_days: float | None = None
     ) -> torch.Tensor | None:
         """Chances that labels of a task are in the next visit, which has several, or come within 30 days, from the
-        logarithms `(...)` of their probabilities; None in a checkpoint that had no validation cases to fit them on,
-        and for another horizon."""
-        if self.scorer is None or horizon_days not in (None, HORIZON_DAYS):
+        logarithms `(...)` of their probabilities; None in a checkpoint that had no validation cases to fit them on."""
+        if self.scorer is None:
             return None
         question = NEXT_VISIT if horizon_days is None else WITHIN
         chance = self.scorer.chance[self.config.tasks.index(task), question].tolist()

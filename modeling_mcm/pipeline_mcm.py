@@ -188,7 +188,7 @@ class PreferenceScoresPipeline(_CustomerPipeline):
             time of each customer's last event.
         candidates, exclude, per_group (*optional*): Which labels may be chosen, see [`CandidateSet`]; `candidates` may
             be such a set. Default: all labels.
-        horizon_days (`float`, *optional*): Ranks the labels that are likely to come within so many days, such as 30.
+        horizon_days (`float`, *optional*): 30 ranks the labels that are likely to come within 30 days.
             Default: those of the next visit.
     """
 

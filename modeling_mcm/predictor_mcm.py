@@ -121,7 +121,7 @@ class Predictor:
             tasks (`Sequence[str]`): Tasks whose labels are ranked.
             k (`int` or `dict[str, int]`): Number of labels, of each task or by task.
             candidates ([`CandidateSet`], *optional*): Which labels may be chosen. Default: all.
-            horizon_days (`float`, *optional*): Ranks what comes within so many days. Default: in the next visit.
+            horizon_days (`float`, *optional*): 30 ranks what comes within 30 days. Default: in the next visit.
             embedding, forecasts (`bool`): Whether they are asked for.
             days (`Sequence[float]`, *optional*): Horizons of the forecasts.
 

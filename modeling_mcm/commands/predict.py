@@ -22,7 +22,6 @@ only the files that are missing, in any number of processes, and the result has 
 histories of one file and the scores of one batch, for any number of customers.
 """
 
-import math
 import shutil
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
@@ -106,7 +105,7 @@ class PredictionOptions:
         None, "Largest number of labels of each value of a feature, as product_category=2; the candidates name it."
     )
     horizon_days: float | None = option(
-        None, "Rank the labels that come within so many days, such as 30. By default those of the next visit."
+        None, "30 ranks the labels that come within 30 days. By default those of the next visit."
     )
     actions: str | None = option(
         None,
@@ -135,8 +134,6 @@ class PredictionOptions:
             raise ValueError(
                 "--candidates, --exclude, --per_group and --horizon_days choose labels, but --top_k 0 writes none."
             )
-        if self.horizon_days is not None and not 0 < self.horizon_days < math.inf:
-            raise ValueError(f"--horizon_days is {self.horizon_days:g}; give a positive number of days, such as 30.")
         if self.per_group and not self.per_group.rpartition("=")[2].isdecimal():
             raise ValueError(f"--per_group is {self.per_group!r}; write FEATURE=NUMBER, such as product_category=2.")
 

@@ -15,6 +15,7 @@ from modeling_mcm.evaluation.ranking import TargetRanks
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.predictor_mcm import Predictor
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
+from modeling_mcm.scorer_mcm import HORIZON_DAYS
 
 
 def model_values(
@@ -28,17 +29,19 @@ def model_values(
     lists: dict[str, NDArray[np.int64]] | None = None,
 ) -> dict[str, dict[str, NDArray]]:
     """Computes every metric of every evaluation case: by task and name an array with one value for each case, in the
-    order of `cases`. `lists` gets by task the lists of the longest `ks`, of shape `(cases, length)`. The model is in
-    evaluation mode. Cases of similar length share a batch."""
+    order of `cases`. A model ranks what comes within any horizon by its scores of 30 days. `lists` gets by task the
+    lists of the longest `ks`, of shape `(cases, length)`. The model is in evaluation mode. Cases of similar length
+    share a batch."""
     collator = MCMCollator(extractor, model.config, "evaluate", cutoff=cases.cutoff, as_of=cases.as_of)
-    predictor = Predictor(model, extractor)
+    predictor, fitted = Predictor(model, extractor), model.scorer is not None and bool(model.scorer.fitted)
+    horizon = HORIZON_DAYS if cases.horizon_days and fitted else None
     ranks = {task: TargetRanks(cases, task, max(ks)) for task in tasks}
     units = unit_counts(rows, rows[f"{cases.cutoff}_end"], model.config, extractor.max_events)[cases.rows]
     prepared = PreparedRows(rows, cases.rows)
     for batch in logging.tqdm(batches_by_length(units, batch_size), desc="MCM", unit="batch"):
         inputs = collator(prepared.__getitems__(batch.tolist()))
         inputs.pop("labels")
-        logits = predictor.run(inputs, horizon_days=cases.horizon_days, tasks=tasks, parts=()).logits
+        logits = predictor.run(inputs, horizon_days=horizon, tasks=tasks, parts=()).logits
         for task in tasks:
             ranks[task].add(batch, logits[task])
     if lists is not None:

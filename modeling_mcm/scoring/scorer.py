@@ -57,7 +57,7 @@ class ScoringJob:
             customer's last event.
         candidates, exclude (`str`, *optional*): Files of tables, see [`CandidateSet`]; `exclude` may be "seen".
         per_group (`tuple[str, int]`, *optional*): Largest number of labels of each value of a feature.
-        horizon_days (`float`, *optional*): Labels are ranked that come within so many days, not in the next visit.
+        horizon_days (`float`, *optional*): 30: labels are ranked that come within 30 days, not in the next visit.
         forecast_days (`tuple[float]`, *optional*): Horizons of the forecasts. Default: those of the checkpoint.
         predicted (`tuple[str]`): What an [`MCMForCustomerPrediction`] predicts, a column `predicted_NAME` each.
         actions (`str`, *optional*): File of the table of actions that an [`MCMForActionRecommendation`] scores.

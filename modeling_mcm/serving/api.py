@@ -247,7 +247,7 @@ def _add_questions(api: Any, service: CustomerService) -> None:
             description="Largest number of labels of each value of a feature, as category=2.",
         )
         horizon_days: float | None = Field(
-            None, gt=0, description="What comes within so many days, as 30; by default what comes in the next visit."
+            None, description="30: what comes within 30 days; by default what comes in the next visit."
         )
 
     class Customers(BaseModel, extra="forbid"):

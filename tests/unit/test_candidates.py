@@ -255,11 +255,11 @@ def test_similar_and_together_read_the_counts(model, extractor):
         together(model, extractor, TASK, [])
 
 
-def test_a_horizon_has_chances_where_it_was_fitted(model, extractor, customer):
+def test_a_horizon_has_scores_and_chances_where_it_was_fitted(model, extractor, customer):
     model.scorer.chance[:, WITHIN] = torch.tensor([0.5, 0.9, -0.2])
     live = LiveCustomer(model, extractor)
     live.add(customer["events"].drop(columns="who"))
     assert "chance" in live.scores(tasks=[TASK], horizon_days=30)[TASK][0]
-    assert "chance" not in live.scores(tasks=[TASK], horizon_days=7)[TASK][0]
-    with pytest.raises(ValueError, match="positive number of days"):
-        live.scores(horizon_days=-1)
+    for other in (7, -1, 1e9, "30"):
+        with pytest.raises(ValueError, match="fitted to what comes in the next visit, or within 30 days"):
+            live.scores(horizon_days=other)
