@@ -1,6 +1,6 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The Trainer that fine-tunes a model with a new head, to offers or to a label of customers."""
+"""The Trainer that fine-tunes a model with a new head to offers."""
 
 from typing import Any
 
@@ -32,8 +32,6 @@ class HeadTrainer(ResumableTrainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
         dataset: Any = self.train_dataset if train_dataset is None else train_dataset
-        if not hasattr(dataset, "costs"):
-            return super()._get_train_sampler(train_dataset)
         costs = dataset.costs(self.data_collator.max_events)  # type: ignore[union-attr]  # an OfferCollator
         return LengthGroupedSampler(costs, step_size(self.args), self.args.seed, self.epoch)
 

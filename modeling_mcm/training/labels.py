@@ -48,7 +48,13 @@ AT_ONCE = 64  # histories that are read at a time
 FOLDS = 5
 # Factors on the squared weights beside the sum of the losses, the largest first: each fit starts from the last.
 PENALTIES = (1000.0, 200.0, 50.0, 10.0, 2.0)
-UNUSED: tuple[str, ...] = ("learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size", "freeze_encoder")
+UNUSED: tuple[str, ...] = (
+    "learning_rate",
+    "num_train_epochs",
+    "max_steps",
+    "per_device_train_batch_size",
+    "freeze_encoder",
+)
 UNUSED += ("encoder_lr_factor", "early_stopping_patience", "outcomes", "train_splits")  # of a fine-tuning to offers
 
 
