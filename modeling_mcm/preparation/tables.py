@@ -80,8 +80,10 @@ class SourceTable:
             with files.filesystem.open(path) as opened, pq.ParquetFile(opened) as file:
                 names = [name for name in columns if name in file.schema_arrow.names]
                 yield from file.iter_batches(ROWS_PER_BLOCK, columns=names)
-        except pa.ArrowInvalid as error:
-            raise ValueError(f"The {self.what} file {path} is damaged ({error}): write it again.") from error
+        except (pa.ArrowInvalid, OSError) as error:
+            raise ValueError(
+                f"The {self.what} file {path} can't be read ({error}): if it is damaged, write it again."
+            ) from error
 
     def _text_blocks(self, path: str, files: InputFiles, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         with TextReader(path, files.kind, files.filesystem, self.text, self.what) as reader:

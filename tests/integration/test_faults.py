@@ -117,7 +117,7 @@ def test_a_damaged_file_of_the_log_is_an_error(shop):
     damaged = bytearray(path.read_bytes())
     damaged[100:2000] = bytes(1900)
     path.write_bytes(bytes(damaged))
-    with pytest.raises(ValueError, match="DuckDB cannot read the input"):
+    with pytest.raises(ValueError, match=f"{path.name} can't be read .*write it again"):
         prepare(shop / "log", EventSchema.from_yaml(shop / "schema.yaml"), shop / "other")
     assert not (shop / "other").exists()
 
