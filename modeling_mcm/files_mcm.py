@@ -268,7 +268,7 @@ def check_values(digest: str | None, values: str, source: Any) -> None:
     gives a warning once. Raises `CheckpointError` if the digests differ."""
     if digest is None:
         logger.warning_once(
-            f"{source} does not say which values its weights were trained with, as earlier versions did not: make "
+            f"{source} does not say which values its weights were trained with: make "
             f"sure that weights, config.json and {VOCABULARIES_NAME} are of one and the same save."
         )
     elif digest != values:

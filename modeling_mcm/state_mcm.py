@@ -93,7 +93,7 @@ class CustomerState(nn.Module):
     @property
     def names(self) -> list[str]:
         """Names of the numbers of the state: what a plain count counts with its half-life in days (`inf`: undecayed),
-        and the principal components, the most important first."""
+        the whitened components, the most important first, and the rotated ones, which have no order."""
         days = [f"{day:g}d" for day in (*self.half_lives, math.inf)]
         counted = ["events", "visits", *self.sums]
         plain = [f"{name}_{day}" for name in counted for day in days]
@@ -151,11 +151,12 @@ class CustomerState(nn.Module):
         number = min(len(rows), len(z), len(scale))
         if number:
             _, sizes, directions = torch.pca_lowrank(z[:, : len(scale)] * scale, number, niter=POWER_ITERATIONS)
-            variances = sizes**2 / sizes.square().mean().clamp(min=1e-12)
-            scaled = directions * (variances / (variances + 1) / sizes.square().mean().sqrt().clamp(min=1e-6))
+            variances = sizes**2 / len(z)
+            mean = variances.mean().clamp(min=1e-12)
+            shrunk = directions * (variances / (variances + mean) / mean.sqrt())
             rotation = torch.linalg.qr(torch.randn(number, number)).Q
             rows.zero_()
-            rows[:number, : len(scale)] = rotation @ (scaled * len(z) ** 0.5).T * scale
+            rows[:number, : len(scale)] = rotation @ shrunk.T * scale
 
     @property
     def num_many(self) -> int:

@@ -17,12 +17,14 @@ To offers, the same command, started again, goes on from the last complete check
 `TrainingArguments` work. A YAML file may hold any option, and flags win over it.
 """
 
+from dataclasses import fields
+
 from accelerate import PartialState
 from transformers import set_seed
 
 from modeling_mcm.commands.arguments import named_options, parse_options, report_errors
 from modeling_mcm.training.finetuning import FineTuningArguments, FineTuningOptions, fine_tune
-from modeling_mcm.training.labels import UNUSED, LabelOptions, train_to_labels
+from modeling_mcm.training.labels import SHARED, LabelOptions, train_to_labels
 from modeling_mcm.training.memory import keep_freed_memory
 from modeling_mcm.training.options import check_launch
 
@@ -38,7 +40,8 @@ def main() -> None:
     if options.model is None or options.data is None or (options.offers is None) == (label_options.labels is None):
         raise SystemExit("--model, --data and one of --offers and --labels are needed: see --help.")
     set_seed(training.seed)
-    if label_options.labels is not None and (unused := sorted(set(UNUSED) & set(named))):
+    read = {*SHARED, *(entry.name for entry in fields(LabelOptions))}
+    if label_options.labels is not None and (unused := sorted(named - read)):
         raise SystemExit(f"--{', --'.join(unused)} is for --offers; a label's head is fitted at once: leave it out.")
     with report_errors():
         if label_options.labels is None:

@@ -48,14 +48,8 @@ AT_ONCE = 64  # histories that are read at a time
 FOLDS = 5
 # Factors on the squared weights beside the sum of the losses, the largest first: each fit starts from the last.
 PENALTIES = (1000.0, 200.0, 50.0, 10.0, 2.0)
-UNUSED: tuple[str, ...] = (
-    "learning_rate",
-    "num_train_epochs",
-    "max_steps",
-    "per_device_train_batch_size",
-    "freeze_encoder",
-)
-UNUSED += ("encoder_lr_factor", "early_stopping_patience", "outcomes", "train_splits")  # of a fine-tuning to offers
+# Options of a fine-tuning to offers that one to a label reads, too; what trains in steps is not read.
+SHARED = ("model", "data", "max_events", "output_dir", "seed", "report_to", "disable_tqdm", "no_progress")
 
 
 @dataclass
@@ -144,7 +138,7 @@ def read_states(
     for start in logging.tqdm(range(0, len(customers), AT_ONCE), desc="Histories", unit="batch"):
         items = customers.__getitems__([*range(start, min(start + AT_ONCE, len(customers)))])
         batch = {name: value.to(model.device) for name, value in collator(items).items() if name != "labels"}
-        states.append(model.model.state(model.model.state_counts(**batch)).cpu())
+        states.append(model.model(**batch, parts=("embedding",)).pooler_output.cpu())
         days += [(item["time"] - item["history"]["times"].max()) / SECONDS_PER_DAY for item in items]
     return torch.cat(states), np.array(days)
 

@@ -19,7 +19,7 @@ from modeling_mcm.modeling_mcm import MCMModel
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.state_mcm import GAPS, CustomerState
 
-TIMES, LAST = 4, 1  # times of a customer, and those among them that are the end of the training period
+TIMES = 4  # of a customer; the last one is the end of the training period
 MOST_CUSTOMERS, MOST_NUMBERS, AT_ONCE = 2**13, 2**26, 32  # of the sample; of all its counts; counted at a time
 
 
@@ -38,7 +38,7 @@ def count_at_times(
     generator: np.random.Generator,
 ) -> torch.Tensor:
     """Counts `(B, M, numbers)` of customers at times between their first event and the end of the training period,
-    which comes last; half of the others lie in the second half of that time.
+    which comes last; all but one of the others lie in the second half of that time.
 
     Args:
         rows (sequence of `dict`): Prepared rows, each with an event before its `validation_end`.
@@ -50,9 +50,8 @@ def count_at_times(
     first = np.array([[float(history["times"].min())] for history in histories])
     last = np.array([[float(history["times"].max())] for history in histories])
     end = np.maximum(last if cutoff is None else cutoff, first + 1)
-    drawn = TIMES - LAST
-    starts = np.where(np.arange(drawn) < drawn // 2, first, (first + end) / 2)
-    times = np.concatenate([generator.uniform(starts, end), np.repeat(end, LAST, 1)], 1)
+    starts = np.where(np.arange(TIMES - 1) == 0, first, (first + end) / 2)
+    times = np.concatenate([generator.uniform(starts, end), end], 1)
     zero = np.array([[history["times"][0]] for history in histories])
     batch = extractor.pad([extractor.readable(history, read) for history in histories])
     as_of = torch.from_numpy(((times - zero) / SECONDS_PER_DAY).astype(np.float32))
@@ -69,7 +68,7 @@ def fit_state(model: MCMModel, extractor: MCMFeatureExtractor, rows: Any, cutoff
         cutoff (`float`, *optional*): End of the training period of all customers, in seconds since 1970. `None` if
             each customer's last visits are held out.
     """
-    state, generator = model.state, np.random.default_rng(seed)
+    state, read, generator = model.state, model.config.input_features, np.random.default_rng(seed)
     if state is None:
         raise ValueError("The model has no customer state: its config has the state_size 0.")
     device = state.mean.device
@@ -79,7 +78,6 @@ def fit_state(model: MCMModel, extractor: MCMFeatureExtractor, rows: Any, cutoff
     counts = torch.empty(len(chosen), TIMES, len(state.mean))
     for start in logging.tqdm(range(0, len(chosen), AT_ONCE), desc="Customer state", unit="batch"):
         sample = rows.__getitems__(chosen[start : start + AT_ONCE].tolist())
-        read = model.config.input_features
         counts[start : start + AT_ONCE] = count_at_times(state, extractor, sample, read, cutoff, generator)
     flat = counts.flatten(0, 1)
     state.mean.copy_(flat.mean(0))
