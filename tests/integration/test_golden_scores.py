@@ -1,7 +1,7 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Scores and chances of two models, embeddings and forecasts of one: the same through every entrance, and the same as
-before a change.
+"""Scores and chances of two models; embeddings, forecasts, a label and offers of one: the same through every
+entrance, and the same as before a change.
 
 `pytest tests/integration/test_golden_scores.py --update-golden` writes golden_scores.json and golden_customers.json in
 tests/fixtures anew, from the forward pass.
@@ -9,6 +9,7 @@ tests/fixtures anew, from the forward pass.
 
 import json
 import zlib
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,19 @@ import torch
 from corner_shop import make_log
 from fitted import fill_scorer
 from in_process import call
+from serving_client import make_client, make_service
 from transformers import pipeline
 from tutorial import DUMMY
 
-from modeling_mcm import CustomerModel, LiveCustomer, MCMFeatureExtractor, MCMForMultiTaskRecommendation
+from modeling_mcm import (
+    CustomerModel,
+    LiveCustomer,
+    MCMFeatureExtractor,
+    MCMForActionRecommendation,
+    MCMForCustomerPrediction,
+    MCMForMultiTaskRecommendation,
+)
+from modeling_mcm.action_inputs_mcm import encode_actions
 
 GOLDEN = Path(__file__).resolve().parents[1] / "fixtures" / "golden_scores.json"
 STORED = 2  # number of best labels of a task in the file
@@ -46,6 +56,13 @@ def hash_text(text):
     return zlib.crc32(text.encode())
 
 
+@torch.no_grad()
+def draw_by_name(part, std=0.3):
+    """Draws weights of which none depends on those of other parts."""
+    for name, parameter in part.named_parameters():
+        parameter.normal_(0, std, generator=torch.Generator().manual_seed(hash_text(name)))
+
+
 @pytest.fixture(params=["trained, as stored", "weights drawn by name"])
 def shop(request, tmp_path):
     """Name of a model, its folder, and a log of 50 customers."""
@@ -53,9 +70,8 @@ def shop(request, tmp_path):
         return request.param, DUMMY, make_small_shop_log(MCMFeatureExtractor.from_pretrained(str(DUMMY)))
     make_model, extractor = (request.getfixturevalue(name) for name in ("tiny_model", "extractor"))
     model = fill_scorer(make_model(extended=True, scorer=True, kind_feature="type"))
+    draw_by_name(model)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():  # so that a part's weights do not depend on other parts
-            parameter.normal_(0, 0.3, generator=torch.Generator().manual_seed(hash_text(name)))
         for table in model.model.embeddings.events.feature_tables:
             table.weight[0] = 0  # padding
         model.scorer.chance.copy_(torch.tensor([0.5, 0.9, -0.2]))
@@ -66,6 +82,11 @@ def shop(request, tmp_path):
 
 def load(folder):
     return (each.from_pretrained(str(folder)) for each in (MCMForMultiTaskRecommendation, MCMFeatureExtractor))
+
+
+def write(path, answers):
+    """Writes a line for each customer."""
+    path.write_text(json.dumps(answers).replace("}}, ", "}},\n") + "\n")
 
 
 # Each entrance gives {customer: {task: {label: (score, chance)}}} of at least the best labels.
@@ -153,7 +174,7 @@ def test_scores_and_chances_are_golden(shop, ask, question, tmp_path, request):
             for customer, answer in found.items()
         }
         stored.setdefault(name, {})[question] = kept
-        GOLDEN.write_text(json.dumps(stored).replace("}}, ", "}},\n") + "\n")  # a line for each customer
+        write(GOLDEN, stored)
     expected = stored[name][question]
     assert len(found) >= 10 and len(expected) == 50
     for customer, answer in found.items():
@@ -221,10 +242,134 @@ def test_embeddings_and_forecasts_are_golden(tell, tmp_path, request):
             }
             for name, (embedding, forecasts) in found.items()
         }
-        path.write_text(json.dumps(kept).replace("}}, ", "}},\n") + "\n")
+        write(path, kept)
     expected = json.loads(path.read_text())
     assert found.keys() == expected.keys() and len(found) == 5
     for name, (embedding, forecasts) in found.items():
         assert list(np.ravel(embedding)) == pytest.approx(expected[name]["embedding"], abs=2e-5)
         given = {key: forecasts[key] for key in expected[name]["forecasts"]}
         assert given == pytest.approx(expected[name]["forecasts"], rel=1e-4, abs=1e-5)
+
+
+# Each entrance gives {customer: {name: probability}} of a head: of the classes of a label, or of outcomes of offers.
+
+AS_OF = "2018-01-15"
+HEADS = {
+    "label": (MCMForCustomerPrediction, "prediction_head", {"id2label": {0: "stays", 1: "leaves"}}),
+    "offers": (
+        MCMForActionRecommendation,
+        "action_head",
+        {"action_features": ["product_category", "department"], "action_history_feature": "token_type"},
+    ),
+}
+ACTIONS = [
+    {"action_id": action_id, "token_type": "purchase", "product_category": category, "department": department}
+    for action_id, category, department in [("eggs", "EGGS", None), ("meat", None, "MEAT"), ("meat", "COFFEE", None)]
+]
+
+
+def infer_by_forward(model, folder, extractor, customers, log, place):
+    rows = [extractor.encode({"events": events}) for _, events in customers]
+    times = [pd.Timestamp(AS_OF).timestamp()] * len(rows)
+    if isinstance(model, MCMForCustomerPrediction):
+        values, names = model(**extractor.pad(rows, as_of=times)).logits.softmax(1), model.config.id2label.values()
+    else:
+        actions = encode_actions(extractor, model.config, ACTIONS)
+        offered = np.tile(np.arange(len(actions.action_ids)), (len(rows), 1))
+        values = model(**actions.batch(rows, offered, times)).logits.sigmoid().flatten(1)
+        names = [f"{action} {outcome}" for action in actions.action_ids for outcome in model.config.action_outcomes]
+    names = list(names)
+    return {name: dict(zip(names, row, strict=True)) for (name, _), row in zip(customers, values.tolist(), strict=True)}
+
+
+def infer_by_pipeline(model, folder, extractor, customers, log, place):
+    given = [{"events": events} for _, events in customers]
+    if isinstance(model, MCMForCustomerPrediction):
+        answers = pipeline("customer-prediction", model=folder)(given, batch_size=3, as_of=AS_OF)
+    else:
+        answers = pipeline("action-scores", model=folder)(given, batch_size=3, actions=ACTIONS, time=AS_OF)
+    return {name: name_outcomes(answer) for (name, _), answer in zip(customers, answers, strict=True)}
+
+
+def name_outcomes(answer):
+    """The answer of a label as it is, that of offers by names of action and outcome."""
+    if isinstance(answer, dict):
+        return answer
+    return {f"{offer['action_id']} {name}": p for offer in answer for name, p in offer.items() if name != "action_id"}
+
+
+def infer_by_live_customers(model, folder, extractor, customers, log, place):
+    result = {}
+    for name, events in customers:
+        live = LiveCustomer(model, extractor)
+        live.add(events)
+        is_label = isinstance(model, MCMForCustomerPrediction)
+        result[name] = name_outcomes(live.predict(AS_OF) if is_label else live.offers(ACTIONS, AS_OF))
+    return result
+
+
+def infer_by_predict(model, folder, extractor, customers, log, place):
+    options = ["--as_of", AS_OF]
+    if isinstance(model, MCMForActionRecommendation):
+        pd.DataFrame(ACTIONS).to_parquet(place / "actions.parquet")
+        options += ["--actions", place / "actions.parquet"]
+    result = {}
+    for row in predict(folder, log, customers, place, *options):
+        result[row["customer_id"]] = {
+            name.removeprefix("predicted_"): p for name, p in row.items() if name.startswith("predicted_")
+        } | {
+            f"{action} {outcome}": p
+            for outcome in model.config.action_outcomes
+            if outcome in row
+            for action, p in zip(row[outcome], row[f"{outcome}_scores"], strict=True)
+        }
+    return result
+
+
+def infer_by_service(model, folder, extractor, customers, log, place):
+    pytest.importorskip("fastapi", reason="FastAPI not installed")
+    service = make_service(model, extractor, place / "state.db", clock=lambda: datetime(2018, 2, 1, tzinfo=UTC))
+    client, columns = make_client(service), [name for name in log if name != extractor.customer]
+    events = json.loads(log[columns].astype({"time": str}).to_json(orient="records"))
+    requests = [
+        {"event_id": str(number), "customer_id": name, "event": event}
+        for number, (name, event) in enumerate(zip(log[extractor.customer], events, strict=True))
+    ]
+    assert client.post("/events", json={"events": requests}).status_code == 200
+    names, asked = [name for name, _ in customers], {"as_of": AS_OF}
+    if isinstance(model, MCMForCustomerPrediction):
+        answers = {name: client.get(f"/customers/{name}/prediction", params=asked).json() for name in names}
+        answers = {name: answer["prediction"] for name, answer in answers.items()}
+    else:
+        answer = client.post("/offers", json={"customers": names, "actions": ACTIONS}, params=asked).json()
+        answers = {each["customer_id"]: name_outcomes(each["offers"]) for each in answer["customers"]}
+    service.close()
+    return answers
+
+
+INFER = [infer_by_forward, infer_by_pipeline, infer_by_live_customers, infer_by_predict, infer_by_service]
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("infer", INFER)
+def test_a_label_and_offers_are_golden(head, infer, tmp_path, request):
+    model_class, drawn, options = HEADS[head]
+    model, extractor = model_class.from_pretrained(str(DUMMY), **options).eval(), MCMFeatureExtractor.from_pretrained(str(DUMMY))
+    draw_by_name(getattr(model, drawn), std=0.1)
+    for part in (model, extractor):
+        part.save_pretrained(tmp_path / "model")
+    log = make_small_shop_log(extractor)
+    log = log[log["household_id"].str.endswith("7")]
+    customers = list(log.groupby("household_id"))
+    with torch.no_grad():
+        answers = infer(model, str(tmp_path / "model"), extractor, customers, log, tmp_path)
+    path = GOLDEN.with_name("golden_customers.json")
+    stored = json.loads(path.read_text())
+    if request.config.getoption("update_golden") and infer is infer_by_forward:
+        for name, answer in answers.items():
+            stored[name][head] = {key: round(p, 6) for key, p in answer.items()}
+        write(path, stored)
+    assert answers.keys() == stored.keys()
+    for name, answer in answers.items():
+        assert answer == pytest.approx(stored[name][head], abs=1e-5)
+    assert all(0.001 < p < 0.999 for answer in answers.values() for p in answer.values())
