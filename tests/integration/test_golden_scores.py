@@ -272,14 +272,14 @@ def infer_by_forward(model, folder, extractor, customers, log, place):
     rows = [extractor.encode({"events": events}) for _, events in customers]
     times = [pd.Timestamp(AS_OF).timestamp()] * len(rows)
     if isinstance(model, MCMForCustomerPrediction):
-        values, names = model(**extractor.pad(rows, as_of=times)).logits.softmax(1), model.config.id2label.values()
+        values, names = model(**extractor.pad(rows, as_of=times)).logits.softmax(1), [*model.config.id2label.values()]
     else:
         actions = encode_actions(extractor, model.config, ACTIONS)
         offered = np.tile(np.arange(len(actions.action_ids)), (len(rows), 1))
         values = model(**actions.batch(rows, offered, times)).logits.sigmoid().flatten(1)
         names = [f"{action} {outcome}" for action in actions.action_ids for outcome in model.config.action_outcomes]
-    names = list(names)
-    return {name: dict(zip(names, row, strict=True)) for (name, _), row in zip(customers, values.tolist(), strict=True)}
+    answers = zip(customers, values.tolist(), strict=True)
+    return {name: dict(zip(names, row, strict=True)) for (name, _), row in answers}
 
 
 def infer_by_pipeline(model, folder, extractor, customers, log, place):
@@ -354,7 +354,8 @@ INFER = [infer_by_forward, infer_by_pipeline, infer_by_live_customers, infer_by_
 @pytest.mark.parametrize("infer", INFER)
 def test_a_label_and_offers_are_golden(head, infer, tmp_path, request):
     model_class, drawn, options = HEADS[head]
-    model, extractor = model_class.from_pretrained(str(DUMMY), **options).eval(), MCMFeatureExtractor.from_pretrained(str(DUMMY))
+    model = model_class.from_pretrained(str(DUMMY), **options).eval()
+    extractor = MCMFeatureExtractor.from_pretrained(str(DUMMY))
     draw_by_name(getattr(model, drawn), std=0.1)
     for part in (model, extractor):
         part.save_pretrained(tmp_path / "model")
