@@ -7,6 +7,7 @@ one process does the work, and what does not fit in memory is spilled to disk. O
 write the shards themselves.
 """
 
+import errno
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -45,8 +46,8 @@ def open_engine(
 
     DuckDB spills what does not fit into `memory_limit` into the folder `workspace`. A Spark session that runs already
     is used and stays running. Raises `ValueError` if the engine is unknown, the running Spark session can't change an
-    option any more, or DuckDB finds damaged input. Raises `OSError` if DuckDB finds no more memory or disk, or Spark
-    does not start or fails. Raises `ImportError` if Spark is not installed.
+    option any more, or DuckDB finds damaged input. Raises `OSError` if there is no more memory or disk, or Spark does
+    not start or fails. Raises `ImportError` if Spark is not installed.
     """
     if spark_config and engine != "spark":
         raise ValueError(f"Spark's options are given ({', '.join(spark_config)}) and the engine is {engine!r}.")
@@ -61,10 +62,14 @@ def open_engine(
                 str(workspace / "engine.duckdb"), memory_limit=memory_limit, temp_directory=str(workspace / "spill")
             )
             yield connection
-        except (duckdb.OutOfMemoryException, duckdb.IOException) as error:
+        except (duckdb.OutOfMemoryException, duckdb.IOException, OSError) as error:
+            # What is met first depends on the machine: DuckDB that spills, or a file that is written for it or by it.
+            if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
             raise OSError(
-                f"DuckDB found no more memory or disk ({_first_line(error)}). It may use {memory_limit} of memory, "
-                f"and the disk of {workspace}: free some there, or give it another memory limit."
+                f"Preparation found no more memory or disk ({_first_line(error)}). DuckDB may use {memory_limit} of "
+                f"memory, and what does not fit lies in {workspace}: make room on its disk, or give another memory "
+                "limit."
             ) from error
         except duckdb.Error as error:
             raise ValueError(
