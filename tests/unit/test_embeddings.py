@@ -8,8 +8,6 @@ import pytest
 import torch
 from four_histories import assert_close, four_histories, rows, score
 
-from modeling_mcm import MCMConfig, MCMForMultiTaskRecommendation
-
 
 @pytest.fixture
 def inputs(extractor, event_log):
@@ -43,17 +41,11 @@ def test_visit_is_the_scaled_sum_of_its_events(tiny_model, inputs):
             assert_close(units[row, visit], of_visit.sum(0) / math.sqrt(len(of_visit)))
 
 
-def test_labels_share_the_feature_embeddings(tiny_model, inputs):
+def test_labels_share_the_feature_embeddings(tiny_model):
     model = tiny_model()
-    tables = model.model.embeddings.events.feature_tables
-    places = {task: model.config.features.index(task) for task in model.config.tasks}
+    tables = dict(zip(model.config.features, model.model.embeddings.events.feature_tables, strict=True))
     for task, size in model.config.label_sizes.items():
-        assert model.label_embeddings(task).shape == (size, 16)
-        assert model.label_embeddings(task) is tables[places[task]].weight
-    before = model(**inputs).logits["aisle"]
-    with torch.no_grad():
-        model.label_embeddings("aisle")[3] += 1
-    assert not torch.allclose(model(**inputs).logits["aisle"][:, 3], before[:, 3])
+        assert model.label_embeddings(task) is tables[task].weight and len(tables[task].weight) == size
 
 
 def test_only_the_input_features_are_read(tiny_model, inputs):
@@ -116,21 +108,3 @@ def test_event_dropout_does_not_hide_units(tiny_model, inputs):
     embeddings = tiny_model(encoder_unit="event", event_dropout_prob=0.999).model.embeddings.train()
     events, mask = embeddings.events(inputs["input_ids"]), inputs["attention_mask"]
     assert torch.equal(embeddings.units(events, mask, None)[0], events * mask[..., None])
-
-
-@pytest.mark.parametrize("unit", ["event", "visit"])
-def test_event_dropout_keeps_gradients_small(unit):
-    """With its first weights, as training starts: biases are 0 then, so a unit of zeros stays one in every layer."""
-    norms = []
-    for share in (0.0, 0.9):
-        torch.manual_seed(0)
-        sizes = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
-        names = {"features": ["token_type", "a"], "vocabulary_sizes": [5, 9], "tasks": ["a"]}
-        config = MCMConfig(**names, **sizes, encoder_unit=unit, event_dropout_prob=share, state_size=0)
-        encoder = MCMForMultiTaskRecommendation(config).model.train()
-        ids = torch.randint(2, 5, (8, 6, 2))
-        visits = torch.tensor([0, 1, 1, 2, 2, 3]).expand(8, -1)
-        hidden = encoder(input_ids=ids, attention_mask=torch.ones(8, 6), visit_ids=visits).last_hidden_state
-        (hidden * torch.randn_like(hidden)).sum().backward()
-        norms.append(max(float(each.grad.norm()) for each in encoder.parameters() if each.grad is not None))
-    assert norms[1] < 10 * norms[0]  # also fails where it is no number

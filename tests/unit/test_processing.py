@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """MCMFeatureExtractor: ids worked out by hand, every form of input, and every mistake."""
 
-from datetime import date, datetime
+from datetime import date
 from decimal import Decimal
 
 import numpy as np
@@ -62,8 +62,7 @@ def test_history_has_the_expected_ids(extractor):
 
 def test_model_input_starts_with_the_profile(extractor):
     batch, row = extractor(CUSTOMER), extractor.encode(CUSTOMER)
-    assert batch["input_ids"].dtype == batch["attention_mask"].dtype == torch.int64
-    assert batch["event_times"].dtype == torch.float32
+    assert extractor.vocabulary_sizes == [2 + size for size in (4, 3, 3, 24, 7, 3, 2, 2)]
     assert batch["input_ids"][0, 0].tolist() == [START, 0, 0, 0, 0, 0, 3, 3]
     for place, feature in enumerate(extractor.feature_names[:6]):
         assert batch["input_ids"][0, 1:, place].tolist() == row[f"feature_{feature}"].tolist()
@@ -72,18 +71,6 @@ def test_model_input_starts_with_the_profile(extractor):
     assert torch.equal(batch["event_times"][0], torch.tensor([0.0, *days], dtype=torch.float32))
     assert batch["visit_ids"][0].tolist() == [0, *(row["visits"] + 1)]
     assert list(batch) == extractor.model_input_names
-
-
-def test_sizes_count_missing_unknown_values_and_bins(extractor):
-    assert extractor.feature_names == [feature["name"] for feature in FEATURES]
-    assert extractor.vocabulary_sizes == [2 + 4, 2 + 3, 2 + 3, 2 + 24, 2 + 7, 2 + 3, 2 + 2, 2 + 2]
-
-
-def test_order_of_events_does_not_matter(extractor):
-    generator = np.random.default_rng(0)
-    for _ in range(5):
-        shuffled = [HISTORY[place] for place in generator.permutation(len(HISTORY))]
-        assert rows_equal(extractor.encode({**CUSTOMER, "events": shuffled}), extractor.encode(CUSTOMER))
 
 
 def test_without_a_visit_column_events_of_one_time_are_one_visit():
@@ -138,7 +125,7 @@ def test_forms_of_events_are_equal(extractor):
     parsed = frame.assign(when=pd.to_datetime(frame["when"]), basket=frame["basket"].astype("category"))
     arrays = {column: parsed[column].to_numpy() for column in parsed}
     columns = {column: list(frame[column]) for column in frame}
-    for events in (frame, parsed, parsed.convert_dtypes(), columns, arrays, [dict(each) for each in HISTORY]):
+    for events in (frame, parsed, parsed.convert_dtypes(), columns, arrays, HISTORY[::-1]):
         assert rows_equal(extractor.encode({**CUSTOMER, "events": events}), extractor.encode(CUSTOMER))
 
 
@@ -147,25 +134,6 @@ def test_unknown_columns_of_a_data_frame_give_one_warning(extractor):
     with pytest.warns(UserWarning, match="'shop', 'till'") as warned:
         row = extractor.encode({**CUSTOMER, "events": frame.assign(shop=1, till=2)})
     assert len(warned) == 1 and rows_equal(row, extractor.encode(CUSTOMER))
-
-
-def test_times_of_any_type_and_zone():
-    extractor = make(time_zone="Europe/Berlin")
-    local = datetime(2017, 7, 3, 0, 30)
-    zoned = pd.Timestamp("2017-07-02T22:30:00Z")
-    kinds = [
-        local, "2017-07-03T00:30:00", "2017-07-03 00:30:00.999", "2017-07-02T22:30:00Z", "2017-07-02T17:30:00-05:00",
-        np.datetime64("2017-07-03T00:30:00"), pd.Timestamp(local), zoned,
-        zoned.tz_convert("Asia/Tokyo").to_pydatetime(),
-    ]  # fmt: skip
-    for when in kinds:
-        row = extractor.encode({"events": [event(when)]})
-        assert row["times"].tolist() == [seconds("2017-07-03T00:30:00")], when
-        assert (row["feature_hour"][0], row["feature_weekday"][0]) == (2 + 0, 2 + 0)
-    column = pd.DataFrame({"when": pd.to_datetime(["2017-07-02T22:30:00Z"]), "action": ["click"]})
-    assert extractor.encode({"events": column})["times"].tolist() == [seconds("2017-07-03T00:30:00")]
-    midnight = extractor.encode({"events": [event(date(2017, 7, 3))]})
-    assert midnight["times"].tolist() == [seconds("2017-07-03")]
 
 
 @pytest.mark.parametrize(
@@ -180,9 +148,7 @@ def test_customer_without_history_has_the_start_row(extractor, events):
 def test_long_history_keeps_the_latest_events(extractor):
     events = [event(f"2017-01-{day:02d}", "click", price=day % 3) for day in range(1, 21)]
     whole, row = extractor({"events": events}), extractor.encode({"events": events})
-    assert whole["input_ids"].shape == (1, extractor.max_events, len(FEATURES))
-    assert whole["input_ids"][0, 0, 0] == START
-    assert whole["input_ids"][0, 1:, 2].tolist() == row["feature_a.b"][-7:].tolist()
+    assert whole["input_ids"][0, :, 2].tolist() == [MISSING, *row["feature_a.b"][-7:]]  # of eight, the start row first
     assert whole["event_times"][0].tolist() == [0.0, *range(7)]
     assert extractor.pad([row], max_events=1)["input_ids"].shape[1] == 1
     assert extractor.pad([row], max_events=100)["input_ids"].shape[1] == 1 + len(events)
@@ -204,8 +170,6 @@ def test_batching_pads_with_zeros(extractor):
         for key, value in single.items():
             assert torch.equal(batch[key][place, :length], value[0])
             assert not batch[key][place, length:].any()
-    backwards = extractor(customers[::-1])
-    assert all(torch.equal(backwards[key].flip(0), batch[key]) for key in batch)
 
 
 def test_masked_next_event_is_unknown(extractor):
@@ -213,12 +177,10 @@ def test_masked_next_event_is_unknown(extractor):
     plain, masked = (extractor.pad(rows, 100, return_tensors="np", mask_next=masked) for masked in (False, True))
     for place, row in enumerate(rows):
         end = 1 + len(row["times"])
-        for key in plain:
-            assert np.array_equal(masked[key][place, :end], plain[key][place, :end])
+        assert all(np.array_equal(masked[key][place, :end], plain[key][place, :end]) for key in plain)
         assert masked["input_ids"][place, end].tolist() == [UNKNOWN] * 6 + [0, 0]
         assert masked["attention_mask"][place].sum() == end + 1
         assert masked["visit_ids"][place, end] == plain["visit_ids"][place].max() + 1
-        assert masked["event_times"][place, end] == plain["event_times"][place, end - 1]
     assert extractor.pad(rows, max_events=3, mask_next=True)["input_ids"].shape[1] == 3
 
 
@@ -241,52 +203,43 @@ def test_labels_to_ids_and_back(extractor):
 
 
 MISTAKES = {
-    "unknown key": (
-        {"events": [event(itme="tea")]},
-        ["event 0", "'itme'", "did you mean 'item'", "who, when, basket"],
-    ),
-    "unknown column": ({"events": {"when": [], "prize": []}}, ["'prize'", "did you mean 'price'"]),
-    "null time": ({"events": [event(), event(None)]}, ["column 'when'", "no time (None)", "leave the event out"]),
-    "NaT": ({"events": pd.DataFrame({"when": [pd.NaT], "action": ["buy"]})}, ["column 'when'", "no time"]),
-    "no time column": ({"events": [{"action": "click"}]}, ["column 'when'", "no time"]),
-    "unparsable time": ({"events": [event("02/01/2017")]}, ["column 'when'", "'02/01/2017'", "ISO 8601"]),
-    "number as time": (
-        {"events": {"when": np.array([1483351200]), "action": ["buy"]}},
-        ["'when'", "(int)", "ISO 8601"],
-    ),
-    "list as value": ({"events": [event(item=["tea"])]}, ["column 'item'", "['tea']", "(list)", "convert it"]),
-    "text as number": ({"events": [event(price="cheap")]}, ["column 'price'", "'cheap'", "expected a number"]),
-    "list as visit": ({"events": [event(basket=[1])]}, ["column 'basket'", "[1]", "convert it"]),
-    "reserved token": ({"events": [event(action="close")]}, ["column 'action'", "'close'", "rename the token type"]),
-    "two customers": ({"events": [event(who="d"), event(who="e")]}, ["column 'who'", "d, e", "dict of its own"]),
-    "other customer": ({"customer_id": "c", "events": [event(who="d")]}, ["column 'who'", "c, d", "dict of its own"]),
-    "list as customer": ({"events": [event(who=["d"])]}, ["column 'who'", "['d']", "convert it"]),
-    "null customer": ({"events": [event(who="d"), event()]}, ["column 'who'", "None, d"]),
+    "unknown key": ({"events": [event(itme="tea")]}, "event 0.*'itme'.*did you mean 'item'.*who, when, basket"),
+    "unknown column": ({"events": {"when": [], "prize": []}}, "'prize'.*did you mean 'price'"),
+    "null time": ({"events": [event(), event(None)]}, r"column 'when'.*no time \(None\).*leave the event out"),
+    "NaT": ({"events": pd.DataFrame({"when": [pd.NaT], "action": ["buy"]})}, "column 'when'.*no time"),
+    "no time column": ({"events": [{"action": "click"}]}, "column 'when'.*no time"),
+    "unparsable time": ({"events": [event("02/01/2017")]}, "column 'when'.*'02/01/2017'.*ISO 8601"),
+    "number as time": ({"events": [event(1483351200)]}, r"'when'.*\(int\).*ISO 8601"),
+    "list as value": ({"events": [event(item=["tea"])]}, r"column 'item'.*\['tea'\] \(list\).*convert it"),
+    "text as number": ({"events": [event(price="cheap")]}, "column 'price'.*'cheap'.*expected a number"),
+    "list as visit": ({"events": [event(basket=[1])]}, r"column 'basket'.*\[1\].*convert it"),
+    "reserved token": ({"events": [event(action="close")]}, "column 'action'.*'close'.*rename the token type"),
+    "two customers": ({"events": [event(who="d"), event(who="e")]}, "column 'who'.*d, e.*dict of its own"),
+    "other customer": ({"customer_id": "c", "events": [event(who="d")]}, "Customer 'c'.*column 'who'.*c, d"),
+    "list as customer": ({"events": [event(who=["d"])]}, r"column 'who'.*\['d'\].*convert it"),
+    "null customer": ({"events": [event(who="d"), event()]}, "column 'who'.*None, d"),
     "ragged columns": (
         {"events": {"when": [MONDAY], "action": []}},
-        ["column 'action'", "0 values", "other columns have 1"],
+        "0 values.*other columns have 1",
     ),
-    "two-dimensional": ({"events": {"when": [MONDAY], "price": np.ones((1, 2))}}, ["column 'price'", "(1, 2)"]),
-    "scalar column": ({"events": {"when": MONDAY}}, ["column 'when'", "expected a list or array"]),
-    "event is no dict": ({"events": ["buy"]}, ["event 0 is 'buy'", "expected a dict"]),
-    "events are text": ({"events": "buy"}, ["events are str", "list of dicts"]),
-    "no events": ({"profile": {}}, ["no `events`", "empty list"]),
-    "unknown customer key": ({"event": []}, ["'event'", "did you mean 'events'"]),
-    "customer is a list": ([event()], ["found list", "dict with `events`"]),
-    "unknown profile key": ({"events": [], "profile": {"Age": 3}}, ["profile", "'Age'", "did you mean 'age'"]),
-    "wrong profile value": ({"events": [], "profile": {"Income": "much"}}, ["profile: column 'Income'", "'much'"]),
-    "profile is a list": ({"events": [], "profile": [3]}, ["profile is list", "expected a dict"]),
+    "two-dimensional": ({"events": {"when": [MONDAY], "price": np.ones((1, 2))}}, r"column 'price'.*\(1, 2\)"),
+    "scalar column": ({"events": {"when": MONDAY}}, "column 'when'.*expected a list or array"),
+    "event is no dict": ({"events": ["buy"]}, "event 0 is 'buy'.*expected a dict"),
+    "events are text": ({"events": "buy"}, "events are str.*list of dicts"),
+    "no events": ({"profile": {}}, "no `events`.*empty list"),
+    "unknown customer key": ({"event": []}, "'event'.*did you mean 'events'"),
+    "customer is a list": ([event()], "found list.*dict with `events`"),
+    "unknown profile key": ({"events": [], "profile": {"Age": 3}}, "profile.*'Age'.*did you mean 'age'"),
+    "wrong profile value": ({"events": [], "profile": {"Income": "much"}}, "profile: column 'Income'.*'much'"),
+    "profile is a list": ({"events": [], "profile": [3]}, "profile is list.*expected a dict"),
 }
 
 
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_mistake_is_named_with_customer_and_column(extractor, mistake):
-    customer, words = MISTAKES[mistake]
-    with pytest.raises(ValueError) as raised:
+@pytest.mark.parametrize(("customer", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_mistake_is_named_with_customer_and_column(extractor, customer, message):
+    with pytest.raises(ValueError, match=f"(?s){message}") as raised:
         extractor([{"events": []}, customer])
-    named = isinstance(customer, dict) and "customer_id" in customer
-    for word in ["Customer 'c'" if named else "Customer 1 of the list", *words]:
-        assert word in str(raised.value)
+    assert "Customer 'c'" in str(raised.value) or "Customer 1 of the list" in str(raised.value)
 
 
 def test_an_event_without_any_feature_is_refused():
