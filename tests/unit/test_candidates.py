@@ -124,7 +124,6 @@ def test_service_chooses_as_filtering_by_hand(model, extractor, customer, tmp_pa
     assert_same(ask(per_group="aisle=2"), by_hand(every, 8, set(STOCK["item"]), (), groups, 2))
     few = STOCK["item"][:5]
     assert_same(ask(candidate=few, exclude=few[:2]), by_hand(every, 8, few[2:]))
-    assert_same(ask(exclude=STOCK["item"][0]), by_hand(every, 8, STOCK["item"][1:]))
     assert "no label that the checkpoint knows" in ask(422, candidate="nothing")
     pd.DataFrame(STOCK).head(4).to_csv(stock, index=False)
     assert_same(ask(), by_hand(every, 8, STOCK["item"][:4]))  # the file is read again
@@ -132,9 +131,6 @@ def test_service_chooses_as_filtering_by_hand(model, extractor, customer, tmp_pa
     stock.unlink()
     assert "The table of candidates can't be read" in ask(503)
     assert client.get(f"{HOST}/readyz").status_code == 503
-    paths = client.get(f"{HOST}/openapi.json").json()["paths"]
-    names = {each["name"] for each in paths["/v1/customers/{customer_id}/scores"]["get"]["parameters"]}
-    assert {"candidate", "exclude", "exclude_seen", "per_group"} <= names
     answer = client.get("/labels/together", params={"task": TASK, "label": few[:2], "k": 3}).json()["labels"]
     assert answer == together(model, extractor, TASK, few[:2], 3)
     answer = client.get("/labels/similar", params={"task": TASK, "label": few[0], "k": 3}).json()["labels"]
@@ -153,6 +149,8 @@ def test_labels_are_excluded_for_each_customer(model, extractor, customer):
     with pytest.raises(ValueError, match="customer_id"):
         nameless = {"events": customer["events"].drop(columns="who")}
         pipe(nameless, tasks=[TASK], exclude={"who": ["c03"], "item": [best]})
+    with pytest.raises(ValueError, match="Customer 'c03': no candidate of 'items' is left"):
+        pipe(customer, tasks=[TASK], candidates=[best], exclude={"who": ["c03"], "item": [best]})
 
 
 def test_a_set_serves_another_model_of_the_same_values_alone(model, extractor, customer, tiny_model):
@@ -165,6 +163,8 @@ def test_a_set_serves_another_model_of_the_same_values_alone(model, extractor, c
     renamed.vocabularies[TASK].reverse()
     with pytest.raises(ValueError, match="other values: make another"):
         CandidateSet.of(other, renamed, [TASK], kept, None, None)
+    with pytest.raises(ValueError, match="where it is made"):
+        CandidateSet.of(other, extractor, [TASK], kept, "seen", None)
 
 
 def test_a_new_label_has_the_average_of_labels_that_share_its_features(model, extractor, caplog):
@@ -173,9 +173,10 @@ def test_a_new_label_has_the_average_of_labels_that_share_its_features(model, ex
         "item": [*known, "new", "odd"],
         "aisle": [*(f"aisle {n % 4}" for n in range(len(known))), "aisle 1", None],
     }
+    table = {name: [*values, values[0]] for name, values in table.items()}
     found = CandidateSet(model, extractor, [TASK], table)
-    assert found.unknown == {TASK: ["odd"]}
-    assert "1 of" in caplog.text and "'odd'" in caplog.text
+    assert found.unknown == {TASK: ["odd"]} and "'odd'" in caplog.text
+    assert "1 of 27 rows of column 'item' repeat a label" in caplog.text
     scores = torch.randn(3, len(known) + 2)
     scores[:, :2] = torch.finfo(scores.dtype).min / 2
     chosen = found.choose(TASK, scores, k=len(known) + 1)
@@ -207,36 +208,16 @@ def test_a_new_label_has_the_average_of_labels_that_share_its_features(model, ex
         ({"exclude": {"user": ["c03"], "item": ["item 01"]}}, "`exclude`: .* unknown 'user'.*item.*who, customer_id"),
         ({"candidates": {"who": ["c03"], "item": ["item 01"]}}, "for all customers: unknown 'who'"),
         ({"exclude": "sene"}, "`exclude`: found 'sene'"),
+        ({"tasks": [TASK, "aisle"], "candidates": ["item 01"]}, "ask for one task"),
+        (
+            {"tasks": [TASK, "aisle"], "candidates": {"item": STOCK["item"]}, "per_group": (TASK, 1)},
+            "items a label of 'aisle' has",
+        ),
     ],
 )
 def test_bad_arguments_name_the_column_and_the_fix(model, extractor, options, message):
     with pytest.raises(ValueError, match=message):
-        CandidateSet(model, extractor, [TASK], **options)
-
-
-def test_a_task_without_a_column_has_the_groups_of_the_checkpoint(model, extractor):
-    with pytest.raises(ValueError, match="nothing says which items a label of 'aisle' has"):
-        CandidateSet(model, extractor, [TASK, "aisle"], {"item": STOCK["item"]}, None, (TASK, 1))
-
-
-def test_duplicates_and_unknown_labels_are_reported(model, extractor, caplog):
-    found = CandidateSet(model, extractor, [TASK], ["item 01", "item 01", "nothing"])
-    assert "1 of 3 rows of column 'items' repeat a label" in caplog.text
-    assert "1 of 2 labels of column 'items' are unknown" in caplog.text
-    assert found.unknown == {TASK: ["nothing"]}
-    with pytest.raises(ValueError, match="ask for one task"):
-        CandidateSet(model, extractor, ["items", "aisle"], ["item 01"])
-    with pytest.raises(ValueError, match="where it is made"):
-        CandidateSet.of(model, extractor, [TASK], found, "seen", None)
-
-
-def test_nothing_left_for_a_customer_is_an_error_that_names_the_customer(model, extractor, customer):
-    live = LiveCustomer(model, extractor, customer_id="c03")
-    live.add(customer["events"])
-    events = pd.DataFrame(customer["events"])
-    bought = events[events["action"].isin(extractor.target_token_types)]["item"].dropna().iloc[0]
-    with pytest.raises(ValueError, match="Customer 'c03': no candidate of 'items' is left"):
-        live.scores(tasks=[TASK], candidates=[bought], exclude="seen")
+        CandidateSet(model, extractor, **{"tasks": [TASK]} | options)
 
 
 def test_similar_and_together_read_the_counts(model, extractor):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from folders import flipped_bits
-from handmade_extractor import CUSTOMER, FEATURES, SETTINGS, batches_equal, make
+from handmade_extractor import CUSTOMER, SETTINGS, batches_equal, make
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import pipeline
@@ -23,10 +23,9 @@ from modeling_mcm import (
 )
 from modeling_mcm.files_mcm import DIGESTS, VOCABULARIES_NAME
 from modeling_mcm.hub.folder import write_upload_folder
-from modeling_mcm.training.checkpoints import CheckpointError, read_checkpoint
+from modeling_mcm.training.checkpoints import CheckpointError
 
 CLASSES = [MCMModel, MCMForMultiTaskRecommendation, MCMForActionRecommendation]
-DIGEST = "model.embeddings.values_digest"
 
 
 @pytest.fixture
@@ -72,14 +71,8 @@ REORDERED = {
 def test_changed_vocabularies_are_refused(tied, model_class, change):
     model_class.from_pretrained(tied)
     edit(tied, change)
-    with pytest.raises(
-        ValueError, match=r"other values, or in another order, in vocabularies.json .*one and the same"
-    ):
+    with pytest.raises(ValueError, match="other values, or in another order, in vocabularies.json .*one and the same"):
         model_class.from_pretrained(tied)
-    with pytest.raises(CheckpointError, match=r"vocabularies.json .*of one and the same|from one and the same save"):
-        read_checkpoint(model_class, str(tied), ("action_head.",))
-    with pytest.raises(ValueError, match="other values, or in another order"):
-        pipeline("customer-embedding", model=str(tied))
 
 
 @pytest.mark.parametrize("files", [["model.safetensors"], ["config.json"], ["config.json", "vocabularies.json"]])
@@ -100,17 +93,10 @@ def test_pipeline_refuses_another_extractor(tied, others, prepare_log, event_log
         pipeline("preference-scores", model=model, feature_extractor=MCMFeatureExtractor.from_pretrained(str(smaller)))
 
 
-def test_order_of_features_in_the_file_does_not_matter(tied):
-    edit(tied, lambda stored: stored.update(vocabularies=dict(reversed(list(stored["vocabularies"].items())))))
-    found = MCMModel.from_pretrained(tied)
-    assert MCMFeatureExtractor.from_pretrained(tied).values_digest == found.config.values_digest
-
-
 def test_saving_again_keeps_the_digest(tied, tmp_path):
     model = MCMForMultiTaskRecommendation.from_pretrained(tied)
     model.save_pretrained(tmp_path / "again")
-    assert load_file(tmp_path / "again" / "model.safetensors")[DIGEST].any()
-    assert json.loads((tmp_path / "again" / "config.json").read_text())["values_digest"] == model.config.values_digest
+    assert MCMModel.from_pretrained(tmp_path / "again").config.values_digest == model.config.values_digest
     config = MCMConfig.from_pretrained(tied, values_digest=None)  # as one that is made by hand
     assert MCMModel.from_pretrained(tied, config=config).config.values_digest == model.config.values_digest
 
@@ -147,21 +133,6 @@ def test_published_folder_has_its_own_digest(tied, extractor, tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------------ read whole
-
-
-LEFT_OUT = {
-    "no layers": ({"num_hidden_layers": 0}, "encoder.layer.0"),
-    "no biases": ({"readout_bias": False}, "readout_bias"),
-    "no positions": ({"max_position_embeddings": None}, "position_embeddings"),
-}
-
-
-@pytest.mark.parametrize(("change", "name"), LEFT_OUT.values(), ids=LEFT_OUT)
-def test_weights_without_a_place_are_refused(tied, change, name):
-    with pytest.raises(ValueError, match=f"weights that MCMForMultiTaskRecommendation has no place for .*{name}"):
-        MCMForMultiTaskRecommendation.from_pretrained(tied, **change)
-    model, loading = MCMForMultiTaskRecommendation.from_pretrained(tied, output_loading_info=True, **change)
-    assert loading["unexpected_keys"]  # who asks for them sees them
 
 
 def test_every_class_reads_checkpoints_of_the_others(tied, tmp_path):
@@ -215,18 +186,12 @@ def test_saved_extractor_is_loaded_equal(tmp_path):
     extractor = make(bins={**SETTINGS["bins"], "a.b": sorted(edges)})
     extractor.vocabularies["items"] += ["crème", "\ud800", 'quote " and \n line']
     saved = extractor.save_pretrained(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"preprocessor_config.json", VOCABULARIES_NAME}
-    assert sorted(saved) == sorted(str(path) for path in tmp_path.iterdir())
+    assert sorted(saved) == [str(tmp_path / name) for name in ("preprocessor_config.json", VOCABULARIES_NAME)]
     assert not {"vocabularies", "bins"} & set(json.loads((tmp_path / "preprocessor_config.json").read_text()))
     for source in (tmp_path, str(tmp_path / "preprocessor_config.json")):
         loaded = MCMFeatureExtractor.from_pretrained(source)
-        assert loaded.to_dict() == extractor.to_dict()
-        assert (loaded.vocabularies, loaded.bins) == (extractor.vocabularies, extractor.bins)
-        assert loaded.feature_names == [feature["name"] for feature in FEATURES]
+        assert loaded.to_dict() == extractor.to_dict() and loaded.values_digest == extractor.values_digest
         assert batches_equal(loaded([CUSTOMER, {"events": []}]), extractor([CUSTOMER, {"events": []}]))
-    loaded.save_pretrained(tmp_path / "again")
-    for name in ("preprocessor_config.json", VOCABULARIES_NAME):
-        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / name).read_bytes()
     assert MCMFeatureExtractor.from_pretrained(tmp_path, max_events=3).max_events == 3
 
 

@@ -4,7 +4,6 @@
 
 import ast
 import errno
-import json
 import multiprocessing
 import os
 import re
@@ -15,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from modeling_mcm.data.dataset import PreparedManifest
 from modeling_mcm.evaluation.reports import write_report
 from modeling_mcm.evaluation.tables import write_values
 from modeling_mcm.files_mcm import atomic_write, write_json, write_text
@@ -76,12 +74,6 @@ def test_an_error_inside_leaves_what_was_there_and_no_trace(tmp_path):
     assert (tmp_path / "found").read_bytes() == OLD and len(list(tmp_path.iterdir())) == 1
 
 
-def test_an_error_of_what_is_read_is_not_blamed_on_the_place(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere") as raised, atomic_write(tmp_path / "found"):
-        (tmp_path / "nowhere").read_text()
-    assert "can't be written" not in str(raised.value)
-
-
 def test_a_link_stays_and_the_file_that_it_names_is_written(tmp_path):
     (tmp_path / "real").write_bytes(OLD)
     (tmp_path / "real").chmod(0o600)
@@ -132,14 +124,6 @@ def test_the_errors_of_the_place_are_those_of_the_place(tmp_path, monkeypatch):
         with pytest.raises(OSError) as raised:
             write_text(tmp_path / "found", "new")
         assert raised.value.errno == number and (str(tmp_path / "found") in str(raised.value)) == named
-
-
-def test_manifests_are_written_through_it(prepared, tmp_path):
-    manifest = PreparedManifest.load(prepared)
-    assert "can't be written" in on_a_full_disk(10, lambda folder: manifest.save(folder), tmp_path)
-    assert list(tmp_path.iterdir()) == []
-    manifest.save(tmp_path)
-    assert json.loads((tmp_path / "manifest.json").read_text()) == json.loads((prepared / "manifest.json").read_text())
 
 
 def calls_of(path):
