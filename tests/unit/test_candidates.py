@@ -149,8 +149,9 @@ def test_labels_are_excluded_for_each_customer(model, extractor, customer):
     with pytest.raises(ValueError, match="customer_id"):
         nameless = {"events": customer["events"].drop(columns="who")}
         pipe(nameless, tasks=[TASK], exclude={"who": ["c03"], "item": [best]})
+    live = LiveCustomer(model, extractor, customer_id="c03")
     with pytest.raises(ValueError, match="Customer 'c03': no candidate of 'items' is left"):
-        pipe(customer, tasks=[TASK], candidates=[best], exclude={"who": ["c03"], "item": [best]})
+        live.scores(tasks=[TASK], candidates=[best], exclude={"who": ["c03"], "item": [best]})
 
 
 def test_a_set_serves_another_model_of_the_same_values_alone(model, extractor, customer, tiny_model):
