@@ -23,6 +23,7 @@ from transformers.utils import logging
 
 from .configuration_mcm import FIRST_LABEL
 from .events_mcm import as_column, check_columns, check_keys, map_distinct, naming, to_ids, to_text
+from .features_mcm import break_ties
 
 logger = logging.get_logger(__name__)
 SEEN = "seen"
@@ -68,9 +69,11 @@ def choose_labels(
     scores = scores.float().clone() if is_candidate is None else scores.float().masked_fill(~is_candidate, -torch.inf)
     scores[:, :FIRST_LABEL] = -torch.inf
     total = scores.logsumexp(1, keepdim=True)
+    ranked = break_ties(total - scores.double(), largest=False)  # minus log probabilities
     count = min(k, columns)
     while True:
-        values, labels = _largest(scores, count)
+        labels = ranked.topk(count, 1, largest=False).indices
+        values = scores.gather(1, labels)
         is_chosen = values != -torch.inf
         if groups is None:
             break
@@ -83,18 +86,6 @@ def choose_labels(
         order = (~is_chosen).to(torch.uint8).sort(dim=1, stable=True).indices[:, :k]
         values, labels, is_chosen = (each.gather(1, order) for each in (values, labels, is_chosen))
     return ChosenLabels(torch.where(is_chosen, labels, 0), torch.where(is_chosen, (values - total).exp(), 0.0))
-
-
-def _largest(scores: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The `count` largest scores of each row and their columns; of equal ones the first columns."""
-    values, labels = scores.topk(count, 1)
-    least = values[:, -1:].clamp(min=torch.finfo(values.dtype).min)
-    width = int((scores >= least).sum(1).max()) if len(scores) else count
-    if width > count:  # scores equal to the last one are left out, and `topk` says nothing of which
-        values, labels = scores.topk(width, 1)
-    labels, order = labels.sort(1)
-    values, order = values.gather(1, order).sort(dim=1, descending=True, stable=True)
-    return values[:, :count], labels.gather(1, order)[:, :count]
 
 
 def _ranks_in_group(groups: torch.Tensor) -> torch.Tensor:

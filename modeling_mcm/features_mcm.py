@@ -24,6 +24,7 @@ from .configuration_mcm import FIRST_LABEL
 
 VISIT_HALF_LIVES, MOMENT_HALF_LIVES, GAPS_HALF_LIFE = (2.5, 5.0, 15.0, 40.0), (2.0, 8.0), 8.0
 KINDS = 3  # number of kinds of events, the most frequent ones, that have shares of their own
+TIE = 2.0**-50  # relative distance that `break_ties` puts between equal numbers: below that of single precision
 RECENT, RECENT_DECAY = 8, 0.6  # number of latest moments whose transitions are looked up, and their decay by moment
 # What all customers say of a label, given a history, in the order of `LabelTables`
 EVIDENCE = {
@@ -386,6 +387,14 @@ def _compare_candidates(row: torch.Tensor, columns: Columns, evidence: torch.Ten
     return result | dict(
         zip((f"{name}_rank" for name in (*names, "popularity", "recency")), ranks.log2(), strict=True)
     )
+
+
+def break_ties(values: torch.Tensor, largest: bool = True) -> torch.Tensor:
+    """Values `(..., C)` from 0 on in double precision, of which no two are equal: of equal ones the first column
+    becomes the largest, or the smallest. They move by less than the distance between numbers in single precision, so
+    what `topk` and `sort` find is the same in every batch and on every machine."""
+    places = torch.arange(values.shape[-1], dtype=torch.double, device=values.device)
+    return values.to(torch.double, copy=True).add_(1e-30).mul_(1 + places * (-TIE if largest else TIE))
 
 
 def compare(row: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -15,7 +15,7 @@ label, F numbers of a candidate.
 """
 
 from collections.abc import Mapping, Sequence
-from itertools import accumulate, pairwise
+from itertools import accumulate, compress, pairwise
 from typing import NamedTuple, cast
 
 import torch
@@ -32,6 +32,7 @@ from .features_mcm import (
     PLACES,
     LabelHistory,
     SeenLabels,
+    break_ties,
     compare,
     describe_candidates,
     describe_histories,
@@ -226,23 +227,26 @@ def _choose(
     is_read: Sequence[bool],
 ) -> torch.Tensor:
     """Chooses candidates `(B, C)` from evidence `(4, B, C)`, the labels of the histories, counts `(1 or B, 5, V)` by
-    task, and, where it is read, log-probabilities by the readout `(B, C)`."""
+    task, and, where it is read, log-probabilities by the readout `(B, C)`. Of equal labels the first are chosen."""
     result = torch.zeros_like(evidence[0], dtype=torch.bool)
     result.view(-1)[seen.cell] = True
-    unseen = evidence.masked_fill(result, 0.0)
-    limits = torch.tensor(BEST, device=evidence.device)[:, None, None]
+    unseen = evidence.masked_fill(result | (evidence <= 0), -torch.inf)
+    # Visits of each label in the whole period, and in its latest part: rows 0 and 3 of `LabelTables.counts`
+    visits = torch.cat([of_task[:, ::3].transpose(0, 1) for of_task in counts], 2)
+    every = [True] * len(is_read)
+    rankings = [(unseen, [*BEST], every), (visits, [*POPULAR], every)]
+    if any(is_read):
+        rankings.append((shares.exp()[None], [MOST_READ], list(is_read)))
     chosen: list[torch.Tensor] = []
-    for part, of_task, reads in zip(columns.parts, counts, is_read, strict=True):
-        first = part.start + FIRST_LABEL
-        number = part.stop - first
-        best = unseen[..., part].topk(min(max(BEST), number), 2)
-        is_best = (best.values > 0) & (torch.arange(best.values.shape[2], device=evidence.device) < limits)
-        chosen += torch.where(is_best, best.indices + part.start, 0).unbind()
-        for of_labels, most in zip(of_task[:, [0, 3], FIRST_LABEL:].unbind(1), POPULAR, strict=True):
-            popular = of_labels.topk(min(most, number), 1).indices + first
-            chosen.append(popular.expand(len(result), -1))
-        if reads:
-            chosen.append(shares[:, first : part.stop].topk(min(MOST_READ, number), 1).indices + first)
+    for values, limits, is_ranked in rankings:
+        parts = [slice(part.start + FIRST_LABEL, part.stop) for part in compress(columns.parts, is_ranked)]
+        ranked = break_ties(values)
+        best = [ranked[..., part].topk(min(max(limits), part.stop - part.start), 2) for part in parts]
+        places = torch.tensor([place for top in best for place in range(top.values.shape[2])], device=values.device)
+        is_best = places < torch.tensor(limits, device=values.device)[:, None, None]
+        is_best = is_best & (torch.cat([top.values for top in best], 2) > -torch.inf)
+        labels = torch.cat([top.indices + part.start for top, part in zip(best, parts, strict=True)], 2)
+        chosen += torch.where(is_best, labels, 0).expand(-1, len(result), -1).unbind()
     result.scatter_(1, torch.cat(chosen, 1), True)
     result[:, 0] = False
     return result

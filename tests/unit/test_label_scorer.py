@@ -213,6 +213,44 @@ def test_labels_that_were_popular_lately_are_candidates(monkeypatch):
     assert candidate_features(history, [table]).label.tolist() == [6, 7, 8]
 
 
+def test_candidates_depend_on_no_batch_though_most_labels_tie():
+    """Counts from 0 to 2, and neighbours of one weight: many more labels are equal than become candidates."""
+    generator, tables = torch.Generator().manual_seed(0), [LabelTables(400), LabelTables(300)]
+    for table in tables:
+        table.neighbours.copy_(torch.randint(2, table.counts.shape[1], table.neighbours.shape, generator=generator))
+        table.weights.fill_(0.5)
+        table.counts.copy_(torch.randint(0, 3, table.counts.shape, generator=generator))
+    ids = torch.randint(2, 300, (12, 5, 2), generator=generator)
+    days, readout = torch.arange(5).expand(12, 5), [torch.randint(0, 3, (12, 400), generator=generator).float(), None]
+
+    def choose(customers):
+        history = LabelHistory.from_batch(
+            ids[customers], days[customers], days[customers].float(), 0 * days[customers]
+        )
+        row, label, _ = candidate_features(history, tables, [readout[0][customers], None])
+        pairs = [(customers[place // 2], place % 2) for place in row.tolist()]
+        return {
+            pair: [each for other, each in zip(pairs, label.tolist(), strict=True) if other == pair] for pair in pairs
+        }
+
+    together = choose(range(12))
+    least = min(map(len, together.values()))
+    assert len(together) == 24 and 100 < least < 300
+    for size in (1, 5):
+        order = torch.randperm(12, generator=generator).tolist()
+        for start in range(0, 12, size):
+            alone = choose(order[start : start + size])
+            assert alone == {pair: together[pair] for pair in alone}
+    nothing = torch.zeros(1, 0, dtype=torch.long)
+    history = LabelHistory.from_batch(torch.zeros(1, 0, 2, dtype=torch.long), nothing, nothing.float(), nothing)
+    row, label, _ = candidate_features(history, tables)
+    for task, (table, size) in enumerate(zip(tables, (400, 300), strict=True)):
+        wanted = set()
+        for counts, most in zip(table.counts[::3].tolist(), scorer_mcm.POPULAR, strict=True):
+            wanted.update(sorted(range(2, size), key=lambda each: (-counts[each], each))[:most])
+        assert label[row == task].tolist() == sorted(wanted)
+
+
 @pytest.mark.parametrize(("customers", "items"), [(3, 5), (30, 1)], ids=["three customers", "one label"])
 def test_small_logs_are_fitted(tmp_path, customers, items):
     log = [(user, place, "buy", f"item {(user + place) % items}") for user in range(customers) for place in range(6)]
