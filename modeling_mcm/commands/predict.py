@@ -263,13 +263,14 @@ def run(options: PredictionOptions, engine: EngineOptions) -> str:
                 _prepare_log(options, extractor, engine)
             check_vocabularies(job.data, extractor)
             prepared = PreparedData(job.data)
+            if state.is_main_process:  # before a shard is read
+                prepared.check()
             if options.as_of is None and extractor.order is None:
                 # What was fine-tuned reads the events before a time, and else those until a time.
                 contents["as_of"] = _last_event(prepared) + (not of_tasks)
                 job = replace(job, as_of=contents["as_of"])
             customers = sum(shard["rows"] for shard in prepared.manifest.shards)
             if state.is_main_process:
-                prepared.check()
                 digests = {"model": digest, "data": file_digest(Path(job.data) / MANIFEST_FILE)}
                 tables = [name for name in (job.candidates, job.exclude, job.actions) if name not in (None, SEEN)]
                 contents["tables"] = [file_digest(Path(str(name))) for name in tables]

@@ -13,7 +13,6 @@ from folders import flipped_bits
 from in_process import call
 
 from modeling_mcm.data import PreparedData, PreparedManifest, load_prepared
-from modeling_mcm.evaluation.cases import cases_at, find_cases
 from modeling_mcm.preparation.rows import write_shard
 
 
@@ -33,25 +32,6 @@ def test_other_data_at_the_same_path_and_time_are_not_answered_from_the_copy(pre
     copies = {path.parent for path in (tmp_path / "cache").rglob("*.arrow")}
     assert load_prepared(tmp_path / "data", cache_dir=tmp_path / "cache")["feature_items"][:] == found["second"]
     assert {path.parent for path in (tmp_path / "cache").rglob("*.arrow")} == copies and len(copies) == 2
-
-
-def test_prepared_data_have_what_is_read_by_hand(prepared, extractor):
-    data, rows = PreparedData(prepared), load_prepared(prepared)
-    manifest = PreparedManifest.load(prepared)
-    assert (data.manifest, data.schema) == (manifest, manifest.event_schema)
-    assert data.extractor.to_dict() == extractor.to_dict()
-    assert data.rows.to_list() == rows.to_list() and data.rows is data.rows
-    part = rows.select(range(10))
-    for chosen, min_history in ((rows, None), (part, None), (part, 5)):
-        cases = cases_at(data, "test", chosen, min_history)
-        assert cases.customer_ids == find_cases(chosen, "test", min_history or 3, "type").customer_ids
-    assert cases_at(data, "test").customer_ids == find_cases(rows, "test", 3, "type").customer_ids
-    assert cases_at(data, "test").as_of == data.schema.cutoff_seconds("test")
-
-
-def test_a_folder_without_a_manifest_is_no_data_set(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"holds no manifest.json, so it is not a \(finished\) prepared"):
-        PreparedData(tmp_path / "absent")
 
 
 BESIDE_SHARDS = ["manifest.json", "popularity.parquet", "feature_extractor/preprocessor_config.json"]
@@ -88,6 +68,8 @@ def edited(name, change):
 
 
 BAD_DATA = {
+    "no shard": (lambda table, path: path.unlink(), "missing.*prepare the data again"),
+    "a cut shard": (lambda table, path: path.write_bytes(path.read_bytes()[:-50]), "bytes"),
     "a bit": (flip, "does not have the digest that the manifest lists|is no whole Parquet"),
     "falling times": (edited("times", lambda times: times[::-1]), "has times that fall"),
     "an end beyond the row": (edited("test_end", lambda end: 10_000), "test_end outside the row"),

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The trainer: its clock, the average of weights, the shares of batches and the learning rates."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,64 +17,28 @@ from modeling_mcm.training.callbacks import TrainingClock, WeightAverage
 from modeling_mcm.training.trainer import FAST_FACTOR, FAST_PARAMETERS, MCMTrainer
 
 
-@pytest.fixture
-def pass_time(monkeypatch):
-    """A function that lets seconds pass, for the clock alone."""
-    as_of = [100.0]
-    monkeypatch.setattr("modeling_mcm.training.callbacks.time", SimpleNamespace(perf_counter=lambda: as_of[0]))
+def test_seconds_and_targets_are_counted_without_pauses_and_over_a_resume(monkeypatch):
+    now, state, arguments = [100.0], TrainerState(), SimpleNamespace(world_size=3)
+    monkeypatch.setattr("modeling_mcm.training.callbacks.time", SimpleNamespace(perf_counter=lambda: now[0]))
 
-    def pass_time(seconds):
-        as_of[0] += seconds
-
-    return pass_time
-
-
-@pytest.fixture
-def start(pass_time):
-    """A function that starts a clock and gives it with the hooks of a run."""
-
-    def start(state=None, processes=1):
-        clock = TrainingClock(lambda value: value * processes)
-        state, control = state or TrainerState(), None
-        arguments = SimpleNamespace(world_size=processes)
-        clock.on_train_begin(arguments, state, control)
-
-        def step(seconds, targets):
-            pass_time(seconds)
+    def run(clock, *steps):
+        clock.on_train_begin(arguments, state, None)
+        for seconds, targets in steps:
+            now[0] += seconds
             for count in targets:
                 clock.count_targets(torch.tensor(count))
-            clock.on_optimizer_step(arguments, state, control)
+            clock.on_optimizer_step(arguments, state, None)
             state.global_step += 1
+            now[0] += 1000
+            clock.on_save(arguments, state, None)
+        return clock.seconds, clock.targets
 
-        return clock, step, state
-
-    return start
-
-
-def test_seconds_and_targets_are_counted_and_pauses_are_not(start, pass_time):
-    clock, step, _ = start()
-    step(2.0, [5])
-    pass_time(1000.0)
-    clock.on_save(None, None, None)
-    step(0.5, [1, 2])  # two batches a step
-    assert (clock.seconds, clock.targets) == (2.5, 8)
+    gather = partial(torch.mul, other=3)  # as over three processes with as many targets each
+    assert run(TrainingClock(gather), (2.0, [5]), (0.5, [1, 2])) == (2.5, 24)  # two batches a step
+    assert run(TrainingClock(gather), (1.0, [1])) == (3.5, 27)
 
 
-def test_processes_share_their_targets_and_agree_on_the_time(start):
-    clock, step, _ = start(processes=3)
-    step(2.0, [5])
-    assert (clock.seconds, clock.targets) == (2.0, 15)
-
-
-def test_a_resumed_run_goes_on_counting(start):
-    _, step, state = start()
-    step(2.0, [5])
-    clock, step, _ = start(state=state)
-    step(1.0, [1])
-    assert (clock.seconds, clock.targets) == (3.0, 6)
-
-
-def test_the_average_follows_the_weights_and_swaps_with_them(tmp_path):
+def test_the_average_follows_the_weights_and_swaps_with_them():
     model = torch.nn.Linear(1, 1, bias=False)
     average = WeightAverage(model, 0.9)
     values = [1.0, 2.0, 4.0, 8.0]
@@ -88,17 +53,9 @@ def test_the_average_follows_the_weights_and_swaps_with_them(tmp_path):
     assert model.weight.item() == pytest.approx(expected)
     average.swap()
     assert model.weight.item() == values[-1]
-    average.save(tmp_path)
-    restored = WeightAverage(torch.nn.Linear(1, 1, bias=False), 0.9)
-    restored.load(tmp_path)
-    restored.swap()
-    assert restored.model.weight.item() == pytest.approx(expected)
-    assert int(restored.average.n_averaged) == len(values)
 
 
-def test_an_average_that_is_not_there_is_missed(tmp_path):
-    with pytest.raises(ValueError, match="kept no average of the weights"):
-        WeightAverage(torch.nn.Linear(1, 1), 0.9).load(tmp_path)
+def test_a_decay_that_is_no_share_is_refused():
     for decay in (0, 1, 2.5):
         with pytest.raises(ValueError, match="expected a number between 0 and 1"):
             WeightAverage(torch.nn.Linear(1, 1), decay)
@@ -138,30 +95,6 @@ def test_an_average_of_sharded_weights_is_refused(train, monkeypatch):
     monkeypatch.setattr(MCMTrainer, "is_fsdp_enabled", sharded, raising=False)
     with pytest.raises(ValueError, match="ema_decay with FSDP"):
         train(ema_decay=0.9)
-
-
-@pytest.mark.parametrize(("customers", "accumulate"), [(26, 2), (24, 2), (31, 3), (9, 1), (34, 4)])
-def test_the_loss_of_a_step_is_the_mean_over_its_customers(train, customers, accumulate):
-    """Also of the last one of an epoch, whose last batch is short: each batch counts by its customers."""
-    trainer = train(customers, accumulate=accumulate)
-    batches = iter(trainer.get_train_dataloader())
-    left = customers
-    while left:
-        number = min(accumulate, -(-left // 8))
-        samples, _ = trainer.get_batch_samples(batches, number, trainer.args.device)
-        sizes = [min(8, left - 8 * place) for place in range(number)]
-        assert [len(sample["input_ids"]) for sample in samples] == sizes
-        weights = [sample["share"] / number for sample in samples]  # the batches of a step are averaged
-        assert weights == pytest.approx([size / sum(sizes) for size in sizes])
-        left -= sum(sizes)
-
-
-def test_a_batch_loses_its_share(train):
-    trainer = train()
-    model = trainer.model.eval()
-    batch = next(iter(trainer.get_train_dataloader()))
-    whole = trainer.compute_loss(model, dict(batch))
-    assert trainer.compute_loss(model, {**batch, "share": 0.4}).item() == pytest.approx(0.4 * whole.item(), rel=1e-6)
 
 
 def test_scalars_of_the_readout_learn_faster(train):
