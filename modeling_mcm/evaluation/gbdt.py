@@ -3,18 +3,10 @@
 """LightGBM lambdarank on counts and recency, the baseline that a careful analyst would build. Needs the extra `gbdt`.
 
 A case is a customer at the end of a visit, and the task is to rank the labels of the next visit. Its candidates are
-the labels of the customer's history and the most popular others. All features are computed at the end of the last
-visit:
-
-- of the label in the customer's history: visits with it; its share of the visits, decayed with several half-lives in
-  visits; visits and days since the last time; its share of the visits since the first time; the mean gap in visits
-  and days, and how overdue it is: the visits since the last time divided by that gap;
-- of the label among all customers, in the periods of the training that were complete by then: share of
-  visits and recent share, visits with it of a customer who has any, how often the very next visit has it again, the
-  mean gap in visits and days;
-- of the customer: number of visits, days between visits, labels a visit.
-
-Windows of visits and days, ranks and decay by days were tried as features too and changed nothing.
+the labels of the customer's history and the most popular others. Features are the numbers of a history that
+`features_mcm` names, computed at the end of the last visit; and of the label among all customers, in the periods of
+the training that were complete by then: share of visits and recent share, visits with it of a customer who has any,
+how often the very next visit has it again, the mean gap in visits and days.
 
 Shapes: C cases, N candidates of all cases together, F features, V labels.
 """
@@ -25,6 +17,7 @@ from typing import Self
 
 import numpy as np
 import scipy.sparse as sp
+import torch
 from numpy.typing import NDArray
 from transformers.utils import logging
 
@@ -35,15 +28,11 @@ from modeling_mcm.evaluation.histories import TaskHistory
 from modeling_mcm.evaluation.metrics import ratio
 from modeling_mcm.events_mcm import SECONDS_PER_DAY, run_starts
 from modeling_mcm.extras import needs
+from modeling_mcm.features_mcm import describe_histories
 
 logger = logging.get_logger(__name__)
-HALF_LIVES_VISITS = (5, 10, 20, 40, 80)
 FEW_CASES = 500  # below which the trees have too little to learn from
 PERIOD_DAYS, MAX_PERIODS, RECENT_PERIODS = 7, 52, 4
-COUNT_FEATURES = (
-    "visits",
-    "share",
-)  # features that begin so are 0 for a label that the customer never seen, others NaN
 SECONDS_TO_FIT = 40.0  # of one core of 2024, for the most cases that are trained on
 SECONDS_A_SCORE = 4e-8  # of a label of a case, its rank and its place in the label statistics included
 
@@ -169,60 +158,25 @@ def find_candidates(
         popular (`int`): Number of the most popular labels that are candidates of every case.
     """
     start, as_of = visits.first_visit[customer], visits.day[end - 1]
-    own_case, own_label, own = _history_features(visits, start, end)
     size = statistics.seen.shape[1]
-    own_keys = own_case * size + own_label
+    case, row = _expanded(visits.first_row[start], visits.first_row[end])
+    # A visit is a moment, and days stand for gaps
+    ago = np.stack([end[case] - 1 - visits.visit[row]] * 2 + [as_of[case] - visits.day[visits.visit[row]]])
+    cells = torch.from_numpy(case * size + visits.label[row])
+    kind = torch.zeros_like(cells)
+    seen = describe_histories(torch.from_numpy(case), cells, kind, torch.from_numpy(ago), len(end))
+    own_keys = seen.cell.numpy()
     keys = np.arange(len(end))[:, None] * size + statistics.popular(as_of, popular)
     keys = np.concatenate([own_keys, keys[~np.isin(keys, own_keys)]])
     order = np.argsort(keys)
     case, label = np.divmod(keys[order], size)
     columns = {}
-    for name, values in own.items():
-        padded = np.full(len(keys), 0.0 if name.startswith(COUNT_FEATURES) else np.nan)
-        padded[: len(values)] = values
-        columns[name] = padded[order]
-    columns |= {name: values[case] for name, values in _customer_features(visits, start, end).items()}
+    for name, values in seen.columns.items():
+        columns[name] = np.append(values.numpy(), np.zeros(len(keys) - len(own_keys)))[order]
+    columns |= {name: values.numpy()[case] for name, values in seen.customers.items()}
     columns |= statistics.features(as_of[case], label)
     features = np.stack([values.astype(np.float32) for values in columns.values()], axis=1)
     return Candidates(case, label, features, list(columns))
-
-
-def _history_features(
-    visits: VisitSets, start: NDArray, end: NDArray
-) -> tuple[NDArray[np.int64], NDArray[np.int64], dict[str, NDArray]]:
-    """Computes case, label and features of each label in a case's history."""
-    case, row = _expanded(visits.first_row[start], visits.first_row[end])
-    order = np.lexsort((row, visits.label[row], case))
-    case, row = case[order], row[order]
-    label = visits.label[row]
-    first = np.flatnonzero(run_starts(case, label))
-    last = np.append(first[1:], len(row)) - 1
-    ago = (end[case] - 1 - visits.visit[row]).astype(np.float64)
-    days = visits.day[end[case] - 1] - visits.day[visits.visit[row]]
-    length = (end - start)[case[first]]
-    seen = last - first + 1
-    gap_visits = ratio(ago[first] - ago[last], seen - 1)
-    features: dict[str, NDArray] = {"visits": seen}
-    for half_life in HALF_LIVES_VISITS:
-        everything = (1 - 0.5 ** (length / half_life)) / (1 - 0.5 ** (1 / half_life))
-        features[f"share_decayed_{half_life}_visits"] = np.add.reduceat(0.5 ** (ago / half_life), first) / everything
-    features |= {
-        "share_since_first": seen / (ago[first] + 1),
-        "since_visits": ago[last],
-        "since_days": days[last],
-        "gap_visits": gap_visits,
-        "gap_days": ratio(days[first] - days[last], seen - 1),
-        "overdue": ratio(ago[last] + 1, gap_visits),
-    }
-    return case[first], label[first], features
-
-
-def _customer_features(visits: VisitSets, start: NDArray, end: NDArray) -> dict[str, NDArray]:
-    return {
-        "customer_visits": end - start,
-        "customer_gap_days": ratio(visits.day[end - 1] - visits.day[start], end - start - 1),
-        "customer_labels_a_visit": (visits.first_row[end] - visits.first_row[start]) / (end - start),
-    }
 
 
 class LightGBMRanker(Baseline):
