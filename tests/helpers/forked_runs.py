@@ -48,12 +48,16 @@ def pretrain(options, log, expect=0):
     return finish(start(options, log), expect, log)
 
 
-def start_two(options, log, script="run_pretrain"):
-    """Two processes of one run, as torchrun would start them; `options` are a list for each."""
+def free_port():
+    """A port of this machine that nothing listens on."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        return str(free.getsockname()[1])
+
+
+def start_two(options, log, script="run_pretrain"):
+    """Two processes of one run, as torchrun would start them; `options` are a list for each."""
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     return [start(options[k], f"{log}.{k}", script, RANK=str(k), LOCAL_RANK=str(k), **shared) for k in range(2)]
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from folders import assert_same_weights, losses, remove_files, weights
+from forked_runs import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = ROOT / "configuration" / "accelerate"
@@ -61,7 +62,8 @@ def test_a_setting_of_cpus_starts_its_processes(on_two, prepared, tmp_path):
 
 def test_two_machines_train_one_model_in_bf16_as_two_processes_of_one_do(on_two, prepared, tmp_path):
     """Both machines are here, with one process on each, and CPUs in the place of GPUs."""
-    launch = ["--num_processes", 2, "--main_process_ip", "127.0.0.1", "--main_process_port", 29561, "--machine_rank"]
+    launch = ["--num_processes", 2, "--main_process_ip", "127.0.0.1", "--main_process_port", free_port()]
+    launch.append("--machine_rank")
     machines = [start("bf16_multi_node", prepared, tmp_path / "two", *launch, rank) for rank in (1, 0)]
     for machine in machines:
         finish(machine)

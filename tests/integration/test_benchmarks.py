@@ -14,7 +14,6 @@ import pytest
 import torch
 from corner_shop import TEST, VALIDATION, make_profile
 from in_process import call
-from sklearn.metrics import roc_auc_score
 
 import chance
 import forecasts
@@ -24,15 +23,12 @@ import probe
 import run_results
 import small_logs
 import wheels
-from logs import LOGS, ROOT, Log, Question, read_raw
-from methods import best_possible, counting, judge, mcm, recent, rectools
+from logs import LOGS, Log, Question, read_raw
+from methods import counting, mcm, rectools
 from modeling_mcm.configuration_mcm import FIRST_LABEL
-from modeling_mcm.data import EventSchema, PreparedData
-from modeling_mcm.evaluation.baselines import MostPopular
-from modeling_mcm.evaluation.cases import EvaluationCases, TargetEvents, cases_at
+from modeling_mcm.data import PreparedData
+from modeling_mcm.evaluation.cases import cases_at
 from modeling_mcm.evaluation.comparison import counting_baselines
-from modeling_mcm.preparation import prepare
-from synthetic import ShopSettings, make_click_log
 
 MONTH = Question("30 days, never bought", 30.0, only_new=True)
 
@@ -190,25 +186,6 @@ def test_targets_of_the_studies_are_what_came(shop, prepared, event_log):
     assert forecasts.measure(Log("corner_shop"), PreparedData(prepared), prepared) is None
 
 
-def test_components_are_those_of_standardised_log_counts():
-    generator = np.random.default_rng(0)
-    events = pd.DataFrame({"who": np.repeat(np.arange(30), 40), "item": generator.integers(0, 9, 1200)})
-    events.loc[1199, "item"] = 9  # too rare
-    counts = np.log1p(pd.crosstab(events["who"], events["item"]).to_numpy()[:, :9])
-    spread = np.linalg.svd((counts - counts.mean(0)) / counts.std(0), compute_uv=False) ** 2
-    found = probe.components(events, "who", ("item",)).to_numpy()
-    np.testing.assert_allclose((found**2).sum(0), spread[: found.shape[1]], rtol=1e-6)
-    assert found.shape == (30, 8)
-
-
-def test_areas_are_those_of_scikit_learn():
-    generator = np.random.default_rng(0)
-    is_one, scores = generator.random(60) < 0.4, generator.integers(0, 9, 60)
-    weights = generator.integers(0, 3, (2, 60))
-    expected = [roc_auc_score(is_one, scores, sample_weight=each) for each in weights]
-    np.testing.assert_allclose(probe.compute_auc(is_one, scores, weights), expected)
-
-
 def test_rectools_reads_each_label_of_a_time_once_until_the_test_cutoff(event_log, prepared):
     found = rectools.history(PreparedData(prepared), "items", 0)
     bought = event_log[(event_log["action"] == "buy") & (event_log["when"] < TEST)]
@@ -220,17 +197,6 @@ def test_rectools_reads_each_label_of_a_time_once_until_the_test_cutoff(event_lo
     assert other["time"].tolist() == found["time"].tolist() and other["item"].tolist() != found["item"].tolist()
 
 
-def test_lists_get_the_ndcg_of_their_places():
-    targets = TargetEvents(np.array([0, 2, 3, 5]), np.array([5, 7, 3, 4, 1]))  # labels, of three cases; 1 is unknown
-    cases = EvaluationCases("test", np.arange(3), ["a", "b", "c"], np.ones(3, int), {"item": targets})
-    data = SimpleNamespace(extractor=SimpleNamespace(vocabularies={"item": "abcdefghij"}))
-    lists = np.zeros((3, 10), int)  # nothing is recommended to c
-    lists[0, :3], lists[1, :3] = [7, 5, 2], [11, 3, 10]
-    found = judge(data, cases, "item", lists)
-    np.testing.assert_allclose(found.ndcg, [1, 1 / np.log2(3), 0])
-    assert found.recall.tolist() == [1, 1, 0] and found.coverage == pytest.approx(0.6)
-
-
 @pytest.mark.slow
 def test_a_plain_bert_is_beside_mcm(prepared, tmp_path):
     short = ["--methods", "BERT of transformers", "MCM", "--hidden", 16, "--rounds", 1, "--seconds", 1, "--length", 20]
@@ -240,34 +206,6 @@ def test_a_plain_bert_is_beside_mcm(prepared, tmp_path):
     for row in (bert, mcm):
         assert float(row[1].replace(",", "")) > 0 and float(row[4].replace(",", "")) > 0
     assert float(mcm[3].replace(",", "")) > 0
-
-
-def test_the_best_ranking_of_a_shop_is_better_than_the_most_popular(tmp_path, monkeypatch):
-    log = make_click_log(300, ShopSettings(items=60, subcategories=12, categories=4))
-    monkeypatch.setattr(best_possible, "make_click_log", lambda customers: log)
-    schema = EventSchema.from_yaml(ROOT / "configuration/schemas/clickstream.yaml")
-    prepare(log.events, schema, tmp_path / "prepared")
-    data, shop = PreparedData(tmp_path / "prepared"), LOGS["synthetic_shop"]
-    method = {method.name: method for method in run_results.find_methods()}
-    best, popular = (
-        run_results.run(shop, data, method[name], 0, tmp_path) for name in ("best possible", "recent popularity")
-    )
-    for task in shop.tasks:
-        found, other = (one["answers"]["next visit"][task]["ndcg@10"]["mean"] for one in (best, popular))
-        assert other + 0.02 < found < 1
-    assert method["best possible"].fit(LOGS["toys"], data, 0, tmp_path) is None
-
-
-def test_recent_popularity_counts_the_latest_days_alone(shop, prepared, tmp_path):
-    data = PreparedData(prepared)
-    events = recent.labelled_events(data, "items")
-    few, many = (recent.rank(events, days) for days in (7, 10_000))
-    assert 0 < len(few) < len(many)
-    size = len(data.extractor.vocabularies["items"]) + FIRST_LABEL
-    popularity = MostPopular().fit(data.rows, "items", size).popularity
-    assert (np.diff(popularity[many]) <= 0).all() and len(many) == (popularity > 0).sum()
-    answers = run_results.run(shop, data, recent.METHODS[0], 0, tmp_path)["answers"]
-    assert 0 < answers["next visit"]["items"]["ndcg@10"]["mean"] < 1
 
 
 NAMES = "TRANSACTION_DT CUSTOMER_ID AGE_GROUP PIN_CODE PRODUCT_SUBCLASS PRODUCT_ID AMOUNT ASSET SALES_PRICE".split()

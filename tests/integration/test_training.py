@@ -138,9 +138,6 @@ def test_evaluation_prints_a_table_and_writes_numbers(trained, prepared, tmp_pat
     said = command("run_evaluate", *options, *written)
     cases = cases_at(PreparedData(prepared), "test")
     assert f"{len(cases)} test cases of corner_shop" in said
-    lines = [line.split("  ")[0] for line in said.splitlines() if line.strip()]
-    for method in ("most_popular", "visit_frequency", "nearest_customers", "transitions", "MCM"):
-        assert lines.count(method) == 3  # once in the table, and for each task in that of the lists
     head, *_, row = [line for line in page.read_text().splitlines() if line.startswith(("| method", "| MCM"))]
     assert head == "| method | items hr@1 | items ndcg@3 | aisle hr@1 | aisle ndcg@3 |"
     report = json.loads(numbers.read_text())
@@ -148,8 +145,6 @@ def test_evaluation_prints_a_table_and_writes_numbers(trained, prepared, tmp_pat
         task, name = metric.removesuffix(" |").split()
         assert cell.strip("*").startswith(f"{report['results']['MCM'][task][f'next_visit_{name}']['mean']:.3f} ±")
     assert report["cases"] == len(cases) and set(report["results"]["MCM"]) == {"items", "aisle"}
-    ndcg = report["results"]["MCM"]["items"]["next_visit_ndcg@10"]
-    assert 0 < ndcg["low"] <= ndcg["mean"] <= ndcg["high"] <= 1
 
 
 def test_a_checkpoint_of_another_vocabulary_is_refused(trained, prepare_log, event_log):

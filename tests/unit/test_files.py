@@ -16,7 +16,7 @@ import pytest
 
 from modeling_mcm.evaluation.reports import write_report
 from modeling_mcm.evaluation.tables import write_values
-from modeling_mcm.files_mcm import atomic_write, write_json, write_text
+from modeling_mcm.files_mcm import atomic_write, write_text
 
 ROOT = Path(__file__).resolve().parents[2]
 LIBRARY = [*sorted((ROOT / "modeling_mcm").rglob("*.py")), *sorted((ROOT / "training").glob("*.py"))]
@@ -48,7 +48,6 @@ def on_a_full_disk(room, write, folder):
 
 WRITERS = {
     "text": lambda folder: write_text(folder / "found", "text" * 100),
-    "JSON": lambda folder: write_json(folder / "found", {"results": list(range(100))}),
     "a report": lambda folder: write_report([["method"], ["MCM"]], "caption" * 30, folder / "found"),
     "values": lambda folder: write_values(folder / "found", ["a"], {"MCM": {"items": {"ndcg": np.ones(1)}}}),
 }

@@ -187,16 +187,6 @@ def test_little_is_known_of_some_customers(forecaster):
         set_shop(VisitForecaster(2), nothing, read_as_of(nothing), WINDOW)
 
 
-def test_a_shop_is_one_log():
-    """Ordered by customer and time, from the start of the window to the end of the horizon."""
-    for seed in range(20):
-        shop = draw_shop(np.random.default_rng(seed))
-        assert (np.diff(shop.customers) >= 0).all()
-        assert (np.diff(shop.times)[np.diff(shop.customers) == 0] >= 0).all()
-        assert (shop.times >= 0).all() and (shop.times <= (1 + shop.ratios[-1]) * shop.window).all()
-        assert (shop.amounts >= 0).all()
-
-
 # ------------------------------------------------------------------------------------------------------- in a model
 
 FEATURES, SIZES = ["kind", "item"], [4, 30]

@@ -80,17 +80,6 @@ def inputs(extractor, event_log):
     return four_histories(extractor, event_log)
 
 
-@pytest.fixture
-def questions(inputs):
-    """Two prefixes and up to three labels of each customer; ids under 2 are no targets."""
-    label = torch.tensor([[2, 5, 3], [4, 1, -100], [-100, 0, 6], [-100, -100, -100]])
-    return {
-        "prefix_ends": torch.tensor([[0, 9], [0, 1], [3, 30], [0, 0]]),
-        "label_prefixes": torch.tensor([[0, 1, 1], [1, 0, 0], [0, 0, 1], [0, 0, 0]]),
-        "labels": torch.stack([label, label.clamp(max=4), label.clamp(max=3)], dim=-1),
-    }
-
-
 @pytest.mark.parametrize("most", [1, 10**9], ids=["one by one", "all at once"])
 def test_training_loss_equals_evaluation_loss(tiny_model, inputs, most, monkeypatch):
     monkeypatch.setattr(sys.modules[MCMModel.__module__], "PART_ELEMENTS", (most, most))
@@ -109,12 +98,12 @@ def test_training_loss_equals_evaluation_loss(tiny_model, inputs, most, monkeypa
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-3)
 
 
-def test_frozen_model_gives_its_losses(tiny_model, inputs, questions):
+def test_frozen_model_gives_its_losses(tiny_model, inputs):
     model = tiny_model(extended=True, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).requires_grad_(False)
-    questions["prefix_ends"] = torch.tensor([[0, visit_ends(inputs, row)[-1]] for row in range(4)])
-    found = model.train()(**inputs, **questions).loss
+    labels = torch.full((4, 2, 3), 3)
+    found = model.train()(**inputs, labels=labels).loss
     assert not found.requires_grad
-    assert found.item() == pytest.approx(model.eval()(**inputs, **questions).loss.item(), rel=1e-5)
+    assert found.item() == pytest.approx(model.eval()(**inputs, labels=labels).loss.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("choices", [{}, {"readout": "last"}, {"augmentation": "all_prefixes"}, {"extended": True}])

@@ -195,13 +195,9 @@ def test_fresh_model_gives_labels_equal_chances(tiny_config, inputs):
     config = tiny_config(hidden_size=64)
     model = MCMForMultiTaskRecommendation(config).eval()
     assert model.label_embeddings("items")[2:].std().item() == pytest.approx(1 / math.sqrt(64), rel=0.1)
-    losses = []
-    for _ in range(20):
-        labels = torch.stack([torch.randint(2, size, (4, 8)) for size in config.label_sizes.values()], dim=-1)
-        losses.append(model(**inputs, labels=labels).task_losses["items"])
-    # z = e_w . h has a variance of about 1, which puts the loss above log V by about half of it
-    excess = torch.stack(losses).mean().item() - math.log(config.label_sizes["items"] - FIRST_LABEL)
-    assert 0 < excess < 1
+    scores = model(**inputs).logits["items"][:, FIRST_LABEL:]
+    # z = e_w . h has a variance of about 1, which puts the mean loss of a label above log V by about half of it
+    assert 0 < -scores.log_softmax(1).mean().item() - math.log(scores.shape[1]) < 1
 
 
 def test_bias_starts_at_popularity(tiny_config, inputs):
@@ -231,6 +227,5 @@ def test_missing_weights_start_as_in_a_fresh_model(tiny_model, tiny_config, tmp_
     empty, _ = MCMForMultiTaskRecommendation.from_pretrained(tmp_path, output_loading_info=True)
     fresh = MCMForMultiTaskRecommendation(config)
     for (name, found), made in zip(empty.named_parameters(), fresh.parameters(), strict=True):
-        assert found.isfinite().all(), name
         assert found.std(correction=0).item() == pytest.approx(made.std(correction=0).item(), rel=0.5, abs=1e-7), name
         assert found.mean().item() == pytest.approx(made.mean().item(), rel=0.2, abs=0.15), name

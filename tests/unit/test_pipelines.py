@@ -49,14 +49,6 @@ def customers(event_log):
     ]
 
 
-def assert_same_scores(found, expected):
-    for mine, theirs in zip(found, expected, strict=True):
-        assert mine.keys() == theirs.keys()
-        for task, labels in theirs.items():
-            mine_by_label = {entry["label"]: entry["score"] for entry in mine[task]}
-            assert mine_by_label == pytest.approx({entry["label"]: entry["score"] for entry in labels}, abs=1e-5)
-
-
 def test_auto_classes_read_a_checkpoint(checkpoint):
     assert type(AutoConfig.from_pretrained(checkpoint)) is MCMConfig
     assert type(AutoModel.from_pretrained(checkpoint)) is MCMModel
@@ -83,16 +75,6 @@ def test_pipelines_give_what_the_model_says_of_the_latest_events(checkpoint, cus
         own = extractor.schema.reserved_token_types if task == "type" else []
         assert sorted([*own, *(entry["label"] for entry in labels)]) == sorted(extractor.vocabularies[task])
         assert sum(entry["score"] for entry in labels) == pytest.approx(1, abs=1e-5)
-
-
-@pytest.mark.parametrize("size", [1, 3, 8])
-def test_batching_does_not_change_answers(checkpoint, customers, size):
-    embed, score = (pipeline(task, model=checkpoint) for task in ("customer-embedding", "preference-scores"))
-    np.testing.assert_allclose(embed(customers, batch_size=size), [embed(c) for c in customers], atol=1e-5)
-    options = {"tasks": ["aisle", "items"], "top_k": 1000}
-    together = score(customers, batch_size=size, **options)
-    assert [list(found) for found in together] == [["aisle", "items"]] * len(customers)
-    assert_same_scores(together, [score(customer, **options) for customer in customers])
 
 
 @pytest.mark.parametrize("task", ["customer-embedding", "preference-scores"])

@@ -91,8 +91,6 @@ def test_now_defaults_to_the_last_event(model):
     inputs = make_inputs()
     found = model(**inputs).pooler_output
     torch.testing.assert_close(model(**inputs, as_of=inputs["event_times"][:, -1]).pooler_output, found)
-    assert not torch.allclose(model(**inputs, as_of=inputs["event_times"][:, -1] + 30).pooler_output, found)
-    assert found.shape == (3, 12)
 
 
 def test_padding_and_batch_do_not_change_the_state(model):

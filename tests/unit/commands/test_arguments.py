@@ -72,13 +72,10 @@ def test_a_dict_reaches_the_training_arguments(parse, recipe, tmp_path):
     "text, message",
     [
         ("output_dri: runs", "recipe.yaml has an unknown option 'output_dri'; did you mean 'output_dir'"),
-        ("output_dir: runs\nx: 1", "unknown option 'x'; see --help"),
         ("output_dir: runs\nhelp: true", "unknown option 'help'"),
         ("output_dir: runs\nrate: fast", "argument --rate: invalid float value: 'fast'"),
-        ("output_dir: runs\nrate: -1", "a negative rate"),
         ("output_dir: runs\nk: [5, many]", "argument --k: invalid int value: 'many'"),
         ("output_dir: runs\noverwrite: perhaps", "Truthy value expected: got perhaps"),
-        ("output_dir: runs\ncutoff: tomorrow", "argument --cutoff: invalid choice: 'tomorrow'"),
         ("rate: 1", "required: --output_dir"),
         ("- output_dir", "recipe.yaml must hold `option: value` lines"),
         ("output_dir: [runs", "recipe.yaml can't be read"),

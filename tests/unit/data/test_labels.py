@@ -5,7 +5,6 @@
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from scipy.stats import spearmanr
 
 from modeling_mcm.data import load_prepared
@@ -147,29 +146,6 @@ def test_a_batch_holds_the_events_before_the_time_and_the_time(rows, extractor, 
         assert len(times) and (times < labels.times[place]).all()
         waited = batch["as_of"][place] - batch["event_times"][place].max()
         assert waited.item() == pytest.approx((labels.times[place] - times.max()) / SECONDS_PER_DAY, abs=1e-4)
-
-
-def test_nothing_at_or_after_the_time_changes_a_batch(event_log, prepare_log, extractor, tiny_config):
-    """The leak test: the log is changed from the label's second on, and each input stays as it was."""
-    at = pd.Timestamp(event_log[event_log["who"] == "c05"]["when"].sort_values().iloc[9])
-    after = event_log["when"] >= at
-    changed = event_log.copy()
-    changed.loc[after, "price"] = 1.0
-    # values that the training period has, so that ids mean the same
-    changed.loc[after & (changed["action"] == "buy"), ["item", "aisle"]] = ["item 01", "aisle 0"]
-    # the vocabularies are those of before: only what is read of a customer may be compared
-    changed = changed[~after | (changed.index % 2 == 0)]
-    known = event_log[event_log["when"] < at].groupby("who").size().index
-    labels = make_labels(make_table(np.arange(len(known)) % 2, at, customers=known))
-    frozen = {"cutoffs": {"validation": at.isoformat(), "test": "2017-12-30"}}
-    batches = []
-    for log in (event_log, changed):
-        rows = load_prepared(prepare_log(log, **frozen))
-        customers = LabelledCustomers(rows, labels, "drop")
-        assert customers.dropped == 0
-        batches.append(LabelCollator(extractor, tiny_config())(customers.__getitems__(list(range(len(customers))))))
-    assert batches[0].keys() == batches[1].keys()
-    assert all(torch.equal(value, batches[1][name]) for name, value in batches[0].items())
 
 
 def test_metrics_are_those_of_the_books():

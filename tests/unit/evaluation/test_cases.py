@@ -12,7 +12,7 @@ from transformers import EvalPrediction
 
 from modeling_mcm import MCMConfig
 from modeling_mcm.data import EventSchema, PreparedData
-from modeling_mcm.data.cases import IGNORED, arrow_batches, select_rows
+from modeling_mcm.data.cases import IGNORED
 from modeling_mcm.data.collator import MCMCollator, PreparedRows
 from modeling_mcm.evaluation.cases import cases_at, comparison_cases, find_cases
 from modeling_mcm.evaluation.histories import task_histories
@@ -107,12 +107,6 @@ def test_histories_end_at_the_cutoff(rows):
     assert (history.time[find_customer] // 86400).tolist() == [1, 1, 2, 99]
 
 
-def test_labels_can_count_once_a_visit():
-    events = [(1, 0, 2, 2), (1, 0, 2, 2), (1, 0, 3, 2), (2, 1, 2, 2)]
-    (history,) = task_histories(prepared_rows({"a": events, "b": events[:1]}), "brand", "test")
-    assert history.once_a_visit().tolist() == [True, False, True, True, True]
-
-
 def test_missing_columns_and_unknown_cutoffs_are_named():
     rows = prepared_rows(CUSTOMERS)
     with pytest.raises(ValueError, match="cutoff 'training'; expected one of 'validation', 'test'"):
@@ -121,16 +115,6 @@ def test_missing_columns_and_unknown_cutoffs_are_named():
         next(task_histories(rows, "type", "test"))
     with pytest.raises(ValueError, match="no task column"):
         find_cases(rows.select(["customer_id", "visits"]), "test")
-
-
-def test_batches_and_selections_hold_the_rows_in_order(rows):
-    batches = list(arrow_batches(rows, ["customer_id"], batch_size=3))
-    assert [len(batch) for batch in batches] == [3, 3, 2]
-    assert pa.concat_tables(batches)["customer_id"].to_pylist() == list(CUSTOMERS)
-    chosen = select_rows(rows, np.array([5, 0, 2]))
-    assert type(chosen) is type(rows)
-    (batch,) = arrow_batches(chosen, ["customer_id"])
-    assert batch["customer_id"].to_pylist() == [list(CUSTOMERS)[place] for place in (5, 0, 2)]
 
 
 def test_what_nobody_has_twice_is_not_ranked_where_methods_are_compared(tmp_path):
@@ -162,18 +146,16 @@ def test_the_collator_has_the_targets_of_the_cases(event_log, prepare_log, tiny_
         )
 
 
-@pytest.mark.parametrize("item", ["item", ["item"]], ids=["one value", "a list"])
 @pytest.mark.parametrize("days", [None, 30])
-def test_each_value_that_training_has_never_seen_is_a_target(tmp_path, item, days):
+def test_each_value_that_training_has_never_seen_is_a_target(tmp_path, days):
     new = {"a": ["x", "y", "y", "milk", "z"], "b": ["x", "bread", "bread"], "c": ["y"]}
-    visits = [(user, day, item) for user in new for day in ("2024-01-01", "2024-02-02") for item in ("milk", "bread")]
-    visits += [(user, "2024-03-01", item) for user, items in new.items() for item in items]
+    visits = [
+        (user, day, [item]) for user in new for day in ("2024-01-01", "2024-02-02") for item in ("milk", "bread")
+    ]
+    visits += [(user, "2024-03-01", [item]) for user, items in new.items() for item in items]
+    schema = {"customer": "user", "time": "day", "features": [{"name": "item", "max_items": 2}], "tasks": ["item"]}
+    schema |= {"cutoffs": {"validation": "2024-02-01", "test": "2024-03-01"}, "min_history": 1}
     log = pd.DataFrame(visits, columns=["user", "day", "item"])
-    several = isinstance(item, list)
-    log["item"] = log["item"].map(lambda value: [value] if several else value)
-    feature = {"name": "item"} | ({"max_items": 2} if several else {})
-    schema = {"customer": "user", "time": "day", "features": [feature], "tasks": ["item"], "min_history": 1}
-    schema["cutoffs"] = {"validation": "2024-02-01", "test": "2024-03-01"}
     prepare(log, EventSchema.from_dict(schema), tmp_path / "log")
     data = PreparedData(tmp_path / "log")
     cases = cases_at(data, "test", horizon_days=days)

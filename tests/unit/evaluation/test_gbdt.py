@@ -88,12 +88,6 @@ def test_features_equal_a_hand_count():
     np.testing.assert_allclose(known, [2 / 3, 1 / 2, 2, 10], rtol=1e-6)
 
 
-def test_another_seed_gives_other_scores(customers):
-    rows = prepared_rows(customers)
-    first, other = (small(seed=seed).fit(rows, "brand", LABELS).scores(rows, "test") for seed in (0, 1))
-    assert (first != other).any()
-
-
 def test_other_labels_rank_below_candidates_by_popularity(customers):
     rows = prepared_rows(customers | {"a": [(40, [9]), (60, [9])], "new": []})
     ranker = small(popular=1).fit(rows, "brand", LABELS)
@@ -107,15 +101,6 @@ def test_other_labels_rank_below_candidates_by_popularity(customers):
     np.testing.assert_array_equal(np.argsort(-scores[-1, 2:], kind="stable"), everything)
 
 
-def test_training_cases_are_bounded_and_no_first_visits(customers):
-    visits = all_visits(prepared_rows(customers))
-    ranker = small(visits_a_customer=2, max_cases=25)
-    ranker.task = "brand"
-    customer, target = ranker._training_cases(visits)
-    assert len(target) == 25 and np.bincount(customer).max() == 2 and (np.diff(target) > 0).all()
-    assert (target > visits.first_visit[customer]).all() and (target < visits.first_visit[customer + 1]).all()
-
-
 def test_too_few_visits_and_a_missing_package_are_named(monkeypatch):
     rows = prepared_rows({"a": [(1, [2, 3]), (150, [3])], "b": [(4, [2])]})
     with pytest.raises(ValueError, match="No customer has two visits with a label of task 'brand'"):
@@ -123,11 +108,3 @@ def test_too_few_visits_and_a_missing_package_are_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "lightgbm", None)  # not to be found
     with pytest.raises(ImportError, match=r"pip install 'modeling-mcm\[gbdt\]'"):
         small().fit(rows, "brand", LABELS)
-
-
-def test_few_cases_give_a_warning(customers, turns, caplog):
-    small().fit(prepared_rows(customers), "brand", LABELS)
-    assert "'brand' from" in caplog.text and "fewer than 500" in caplog.text
-    caplog.clear()
-    small().fit(turns, "brand", LABELS)  # 150 customers of eight visits each
-    assert not caplog.text

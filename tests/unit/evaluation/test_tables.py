@@ -13,7 +13,6 @@ from modeling_mcm.evaluation.tables import (
     history_groups,
     history_table,
     metric_table,
-    summary,
 )
 
 VISITS = np.array([1, 2, 2, 3, 5, 6, 20, 21, 400, 4])
@@ -55,9 +54,3 @@ def test_a_table_shows_what_was_measured():
     assert find_target(days) == "horizon" and metric_table(days, ["a"], ["ndcg@3"])[1][1] == "0.500 ±0.000"
     with pytest.raises(ValueError, match=r"No metrics \['ndcg@2'\] for the table; measured were ndcg@3. See --k"):
         metric_table(days, ["a"], ["ndcg@2"])
-
-
-def test_a_summary_leaves_out_what_nobody_has():
-    of_task = {"next_visit_ndcg@3": np.array([0.5, np.nan]), "next_event_ndcg@3": np.array([np.nan, np.nan])}
-    found = summary({"one": {"a": of_task}})
-    assert found == {"one": {"a": {"next_visit_ndcg@3": {"mean": 0.5, "low": 0.5, "high": 0.5, "customers": 1}}}}

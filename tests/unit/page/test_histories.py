@@ -49,20 +49,6 @@ def test_the_model_knows_what_came_before_the_cutoff(page, event_log, prepared, 
         np.testing.assert_allclose(histories.embeddings[histories.indices[who]], embedding, atol=1e-5)
 
 
-def test_nothing_from_the_cutoff_on_moves_an_answer(page, event_log, prepared, prepare_log):
-    """Other and fewer events of then."""
-    late = event_log["when"] >= TEST
-    changed = event_log.copy()
-    changed.loc[late & (changed["action"] == "buy"), ["item", "aisle"]] = ["item 03", "aisle 0"]
-    changed = changed[~late | (np.arange(len(changed)) % 3 == 0)]
-    ours, theirs = page(event_log, prepared), page(changed, prepare_log(changed), "other")
-    np.testing.assert_array_equal(ours.embeddings, theirs.embeddings)
-    for who in WHO:
-        assert ours.household(who).live.scores() == theirs.household(who).live.scores()
-        assert ours.alike(who) == theirs.alike(who)
-    assert any(ours.household(who).bought != theirs.household(who).bought for who in WHO)
-
-
 @pytest.mark.parametrize("who", WHO)
 def test_what_really_came_is_what_the_log_says(page, event_log, prepared, extractor, who):
     own = event_log[(event_log["who"] == who) & (event_log["when"] >= TEST) & (event_log["action"] == "buy")]
@@ -77,17 +63,6 @@ def test_what_really_came_is_what_the_log_says(page, event_log, prepared, extrac
 def test_a_customer_that_the_log_does_not_have_is_named(page, event_log, prepared):
     with pytest.raises(ValueError, match="The log has no customer 'nobody': choose one of the list"):
         page(event_log, prepared).household("nobody")
-
-
-def test_a_csv_log_gives_the_same_answers(page, event_log, prepared, model, extractor, tmp_path):
-    ours = page(event_log, prepared)
-    event_log.to_csv(tmp_path / "log.csv", index=False)
-    make_profile(event_log).to_csv(tmp_path / "profile.csv", index=False)
-    files = [str(tmp_path / f"{name}.csv") for name in ("log", "profile")]
-    theirs = Histories(model, extractor, str(tmp_path / "page"), *files)
-    for who in WHO:
-        assert_same(theirs.household(who).live.scores(), ours.household(who).live.scores())
-        assert theirs.household(who).bought == ours.household(who).bought
 
 
 def test_a_log_that_lacks_customers_of_the_data_is_refused(page, event_log, prepared):
@@ -106,21 +81,6 @@ def test_only_visits_with_a_target_count(page, event_log, prepared):
         assert len(histories.household(who).visits) == len(days)
         assert row["days_since_visit"] == pytest.approx((pd.Timestamp(TEST) - past.iloc[-1]) / pd.Timedelta(days=1))
         assert row["days_between_visits"] == pytest.approx(past.dt.normalize().drop_duplicates().diff().dt.days.mean())
-
-
-def test_visits_of_one_day_are_one_in_the_usual_gap(page, event_log, prepared, extractor):
-    """Else two baskets seconds apart make a customer who is late a hundred thousand times."""
-    histories = page(event_log, prepared)
-
-    def usual_gap(*times):
-        events = [
-            {"when": when, "basket": str(number), "action": "buy", "item": "item 01", "aisle": "aisle 1"}
-            for number, when in enumerate(times)
-        ]
-        return histories._rhythm(extractor.encode({"events": events}))[1]
-
-    twice = ["2017-01-03T10:00:00", "2017-01-03T10:00:09"]
-    assert np.isnan(usual_gap(*twice)) and usual_gap(*twice, "2017-01-10T09:00:00") == 7
 
 
 def test_a_log_without_times_or_without_dates_as_cutoffs_is_refused(page, event_log, prepared, prepare_log, extractor):

@@ -5,9 +5,6 @@
 import errno
 import os
 import re
-import stat
-from pathlib import Path
-from unittest.mock import Mock
 
 import duckdb
 import ibis
@@ -17,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from folders import content
-from synthetic_log import SCHEMA, TEST, VALIDATION, load_extractor, make_log, make_profile, read_rows, run, schema_with
+from synthetic_log import SCHEMA, TEST, VALIDATION, make_log, make_profile, read_rows, run, schema_with
 
-from modeling_mcm.data import EventSchema, FeatureSpec, PreparedData, PreparedManifest, load_prepared
+from modeling_mcm.data import EventSchema, FeatureSpec, PreparedManifest, load_prepared
 from modeling_mcm.data.features import check_memory_limit
 from modeling_mcm.preparation import prepare
 from modeling_mcm.preparation import vocabulary as vocabulary_module
@@ -52,20 +49,15 @@ SCHEMAS = {
     "an alias of itself": (schema_text(tasks="&all [*all]"), "schema.yaml: `tasks` names"),
     "no such day": (schema_text(validation="2024-02-30"), "is not valid YAML: day is out of range for month"),
     "a million bins": (schema_text(of_price=", bins: 1000000"), f"bins` is 1000000; {WHOLE} 2 and at most 1,000"),
-    "half a bin": (schema_text(of_price=", bins: 2.5"), f"bins` is 2.5; {WHOLE} 2"),
     "min_history of 1e30": (schema_text("min_history: 1e30"), f"`min_history` is '1e30'; {WHOLE} 1"),
-    "min_history of thirty zeros": (schema_text(f"min_history: 1{'0' * 30}"), "at least 1 and at most 100,000"),
     "min_history of true": (schema_text("min_history: true"), f"`min_history` is True; {WHOLE}"),
     "a window of a billion": (schema_text("max_events: 1000000000"), "`max_events` is 1000000000; .* at most 100,000"),
     "events without end": (schema_text("max_events_per_customer: 10000000000"), "10000000000; .* at most 100,000,000"),
     "less than a window": (schema_text("max_events: 30\nmax_events_per_customer: 29"), f"is 29; {WHOLE} 30"),
     "max_values of a trillion": (schema_text(of_item=", max_values: 1000000000000"), "max_values` is 1000000000000;"),
-    "max_values of nothing": (schema_text(of_item=", max_values: 0"), f"max_values` is 0; {WHOLE} 1"),
     "max_values of a number": (schema_text(of_price=", max_values: 3"), "`max_values` is for categorical features"),
-    "min_count without end": (schema_text(of_item=f", min_count: 1{'0' * 30}"), "at most 1,000,000,000,000"),
     "a million items": (schema_text(of_item=", separator: '|', max_items: 1000000"), f"is 1000000; {WHOLE} 1 and at"),
     "a token type of true": (schema_text("token_type: kind\ntarget_token_types: [on]"), "has True; write it in"),
-    "a token type of null": (schema_text("token_type: kind\ntarget_token_types: [null]"), "has None; write it in"),
 }
 
 
@@ -141,7 +133,7 @@ def bot(number, seed=0):
 
 
 def test_a_bot_is_cut_to_its_latest_events_of_each_period(tmp_path):
-    log = pd.concat([make_log(), bot(200)])
+    log = pd.concat([make_log(), bot(200)]).sample(frac=1, random_state=1)
     schema = schema_with(max_events=30, max_events_per_customer=30)
     manifest = run(tmp_path, log, schema)
     row = read_rows(tmp_path)["99"]
@@ -152,12 +144,9 @@ def test_a_bot_is_cut_to_its_latest_events_of_each_period(tmp_path):
     kept = [at[periods == period].sort_values().tail(30) for period in range(3)]
     assert sorted(times) == sorted(pd.concat(kept))
     assert manifest.counts["customers_with_excess"] == 1
-    assert manifest.counts["dropped_excess"] == len(bot(200)) - 90 > 0
-    assert manifest.counts["events"] == len(log) - manifest.counts["dropped_excess"]
+    assert manifest.counts["dropped_excess"] == len(log) - manifest.counts["events"] == len(bot(200)) - 90 > 0
 
-    # The cut depends neither on the order nor on what comes later.
-    run(tmp_path, log.sample(frac=1, random_state=1), schema, name="shuffled")
-    assert read_rows(tmp_path, "shuffled") == read_rows(tmp_path)
+    # The cut does not depend on what comes later.
     later = bot(200, seed=1)
     run(tmp_path, pd.concat([log, later[later["at"] >= VALIDATION]]), schema, name="more")
     after, end = read_rows(tmp_path, "more")["99"], row["validation_end"]
@@ -168,23 +157,14 @@ def test_a_bot_is_cut_to_its_latest_events_of_each_period(tmp_path):
 
 
 def test_only_the_most_frequent_values_are_kept(tmp_path, monkeypatch):
-    features = [{**spec, "max_values": 3} if spec["name"] == "type" else spec for spec in SCHEMA["features"]]
-    run(tmp_path, schema=schema_with(features=features))
-    vocabularies = load_extractor(tmp_path).vocabularies
-    assert 1 <= len(vocabularies["type"]) <= 3
-    ids = [value for row in read_rows(tmp_path).values() for value in row["feature_type"]]
-    assert set(ids) == set(range(2 + len(vocabularies["type"])))
+    """Values as frequent as each other stay or go together."""
+    column = ibis.memtable(pa.table({"value": [*"aaabbbcdde", None, None, None, None]})).value
+    kept = {most: fit_values(column, FeatureSpec("x", max_values=most)) for most in (1, 2, 3, 4, 9)}
+    assert kept == {1: [], 2: ["a", "b"], 3: [*"abd"], 4: [*"abd"], 9: [*"abdce"]}
+    assert fit_values(column, FeatureSpec("x", min_count=3, max_values=4)) == [*"ab"]
     monkeypatch.setattr(vocabulary_module, "MOST_VALUES", 3)
     with pytest.raises(ValueError, match="'type' has more than 3 values .min_count: 2.; set `max_values`"):
         run(tmp_path, name="many")
-
-
-def test_values_as_frequent_as_each_other_stay_or_go_together():
-    column = ibis.memtable(pa.table({"value": [*"aaabbbcdde", None, None, None, None]})).value
-    kept = {most: fit_values(column, FeatureSpec("x", max_values=most)) for most in (1, 2, 3, 4, 5, 9)}
-    assert kept == {1: [], 2: ["a", "b"], 3: [*"abd"], 4: [*"abd"], 5: [*"abdce"], 9: [*"abdce"]}
-    assert fit_values(column, FeatureSpec("x", min_count=2)) == [*"abd"]
-    assert fit_values(column, FeatureSpec("x", min_count=3, max_values=4)) == [*"ab"]
 
 
 @pytest.mark.parametrize("bins", [2, 5, 33])
@@ -269,18 +249,6 @@ def test_what_a_lost_worker_left_is_not_in_the_data_set(tmp_path, monkeypatch):
     assert not list((tmp_path / "out").glob(".*"))
 
 
-def test_killed_preparation_leaves_no_data_set_and_keeps_the_old_one(tmp_path, monkeypatch):
-    run(tmp_path)
-    before = content(tmp_path / "out")
-
-    monkeypatch.setattr(PreparedManifest, "save", Mock(side_effect=KeyboardInterrupt))
-    for name in ("out", "new"):
-        with pytest.raises(KeyboardInterrupt):
-            run(tmp_path, make_log(seed=1), name=name, overwrite=True)
-    assert content(tmp_path / "out") == before
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
 def test_a_folder_without_manifest_is_no_data_set(tmp_path):
     run(tmp_path)
     (tmp_path / "out" / "manifest.json").unlink()
@@ -288,22 +256,6 @@ def test_a_folder_without_manifest_is_no_data_set(tmp_path):
         load_prepared(tmp_path / "out")
     with pytest.raises(FileExistsError, match="is no prepared data set"):
         run(tmp_path, overwrite=True)
-
-
-def test_damaged_shards_are_found(tmp_path):
-    run(tmp_path, rows_per_shard=5)
-    first, second, _ = sorted((tmp_path / "out").glob("customers-*.parquet"))
-    whole = first.read_bytes()
-    flipped = bytearray(whole)
-    flipped[100] ^= 1
-    for damaged, message in ((whole[:-50], "bytes"), (bytes(flipped), "digest")):
-        first.write_bytes(damaged)
-        with pytest.raises(ValueError, match=message):
-            PreparedData(tmp_path / "out").check()
-    first.write_bytes(whole)
-    second.unlink()
-    with pytest.raises(ValueError, match="missing.*prepare the data again"):
-        load_prepared(tmp_path / "out", cache_dir=tmp_path / "cache")
 
 
 def test_existing_data_set_is_reused_or_replaced_only_when_asked(tmp_path):
@@ -322,20 +274,7 @@ def test_existing_data_set_is_reused_or_replaced_only_when_asked(tmp_path):
             prepare(source, schema_with(**changes), out, profile=profile, reuse=True)
     assert (out / "manifest.json").stat().st_mtime_ns == modified
     replaced = prepare(other, schema_with(), out, profile=profile, reuse=True, overwrite=True)
-    assert replaced.shards != manifest.shards and PreparedManifest.load(out) == replaced
-
-
-@pytest.mark.parametrize("is_there", [True, False], ids=["a data set", "nothing yet"])
-def test_a_symbolic_link_stays_and_what_it_names_is_replaced(tmp_path, is_there):
-    real = tmp_path / "disk" / "out"
-    if is_there:
-        run(tmp_path / "disk")
-    (tmp_path / "out").symlink_to(real)
-    made = run(tmp_path, make_log(seed=1), overwrite=True)
-    assert (tmp_path / "out").is_symlink() and (tmp_path / "out").resolve() == real
-    assert PreparedManifest.load(real) == made
-    left = [path for folder in (tmp_path, tmp_path / "disk") for path in folder.iterdir() if path.name != "out"]
-    assert left == [tmp_path / "disk"]
+    assert PreparedManifest.load(out) == replaced != manifest
 
 
 def test_demo_log_says_what_to_install(tmp_path, monkeypatch):
@@ -348,15 +287,12 @@ def prepare_shop(folder, log):
     prepare(log, schema_with(), folder, profile=make_profile(), rows_per_shard=5, overwrite=True)
 
 
-def test_a_disk_that_fills_up_leaves_all_as_it_was_and_names_the_file(tmp_path, monkeypatch):
+def test_a_disk_that_fills_up_at_any_file_leaves_all_as_it_was(tmp_path, monkeypatch):
     prepare_shop(tmp_path / "data", make_log())
-    before, sync, named, room = content(tmp_path), os.fsync, [], []
+    before, sync, room = content(tmp_path), os.fsync, []
 
     def fsync(file):
         if not room:
-            status = os.fstat(file)
-            if stat.S_ISREG(status.st_mode):
-                os.ftruncate(file, status.st_size // 2)
             raise OSError(errno.ENOSPC, "No space left on device")
         room.pop()
         sync(file)
@@ -369,9 +305,6 @@ def test_a_disk_that_fills_up_leaves_all_as_it_was_and_names_the_file(tmp_path, 
                 prepare_shop(tmp_path / "data", make_log(seed=1))
                 break
             except OSError as error:
-                path = re.search(r"(\S+) can't be written \(No space left on device\)", str(error))[1]
-                named.append(Path(path).name)
+                assert re.search(r"\S+ can't be written \(No space left on device\)", str(error))
             assert content(tmp_path) == before
-    assert len(named) >= 5 and {"manifest.json", "popularity.parquet"} <= {*named}
-    assert any(name.endswith(".parquet") and name[0] in "c0123456789" for name in named)  # a shard
-    assert content(tmp_path) != before
+    assert files >= 5 and content(tmp_path) != before

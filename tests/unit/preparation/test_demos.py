@@ -11,20 +11,6 @@ import pytest
 from modeling_mcm.data.offers import make_offers
 from modeling_mcm.preparation import demos
 
-
-def test_the_complete_journey_has_what_was_paid_for_all_units_of_a_line():
-    line = {"household_id": 7, "transaction_timestamp": datetime(2017, 3, 3), "basket_id": 1, "product_id": 1}
-    line |= {"coupon_disc": 0.0, "coupon_match_disc": 0.0}
-    lines = pd.DataFrame([line | {"quantity": 3, "sales_value": 6.0}, line | {"quantity": 0, "sales_value": -1.5}])
-    frames = {"transactions": lines, "products": PRODUCTS, "campaigns": CAMPAIGNS, "coupon_redemptions": REDEMPTIONS}
-    frames["coupon_redemptions"] = REDEMPTIONS.assign(redemption_date=datetime(2017, 4, 4))
-    with duckdb.connect() as connection:
-        for name, frame in (frames | {"campaign_descriptions": DESCRIPTIONS}).items():
-            connection.register(name, frame)
-        log = connection.sql(demos.EVENTS_QUERY).df()
-    assert sorted(log["amount"].dropna()) == [-1.5, 6.0]
-
-
 STARTS = [datetime(2017, 3, 3), datetime(2017, 8, 8), datetime(2017, 10, 30), datetime(2017, 12, 28)]
 DESCRIPTIONS = pd.DataFrame({"campaign_id": ["1", "13", "18", "23"], "start_date": STARTS})
 CAMPAIGNS = pd.DataFrame({"campaign_id": ["1", "13", "18", "18", "23"], "household_id": [7, 7, 7, 8, 8]})

@@ -65,13 +65,6 @@ def test_what_is_wrong_with_one_file_of_many_is_named(store, tmp_path):
             check_files(find_files(source, "event"), "event")
 
 
-def test_files_of_other_columns_do_not_make_one_table(tmp_path):
-    write_months(make_log(), tmp_path / "log")
-    make_log().drop(columns="price").to_parquet(tmp_path / "more.parquet", index=False)
-    with pytest.raises(ValueError, match="'price' of the event files is double in .*log.* and absent in .*more.parq"):
-        run(tmp_path, [tmp_path / "log", tmp_path / "more.parquet"])
-
-
 def test_what_was_read_is_told_apart(store, tmp_path):
     write_months(make_log(), tmp_path / "log")
     write_months(make_log(), "memory://bucket/log", mkdir=False)

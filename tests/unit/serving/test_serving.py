@@ -69,7 +69,6 @@ def test_answers_are_those_of_the_model(client, events, live):
     assert post(client, events) == {"added": len(events), "known": 0, "late": [], "customers": {"c03": len(events)}}
     answer = scores(client, k=4)
     assert (answer["customer_id"], answer["events"]) == ("c03", len(events))
-    assert answer["as_of"] == max(each["event"]["when"] for each in events).removesuffix(".000")
     assert_same(answer["tasks"], live.scores(k=4))
     one = scores(client, task="aisle", k=1, as_of="2018-01-01")
     assert_same(one["tasks"], live.scores(as_of="2018-01-01", tasks=["aisle"], k=1))
@@ -105,14 +104,6 @@ def test_an_event_sent_again_changes_nothing_and_other_contents_are_refused(clie
     said = post(client, [changed], 409)["detail"]
     assert f"Event '{events[4]['event_id']}' of customer 'c03' is known with other contents" in said
     assert scores(client) == before
-
-
-def test_a_body_is_stored_as_a_whole_or_not_at_all(client, events, service):
-    bad = events[1] | {"event": {name: value for name, value in events[1]["event"].items() if name != "when"}}
-    other = events[0] | {"customer_id": "someone"}
-    post(client, [other, events[0], bad], 422)
-    assert service.store.count() == 0
-    assert post(client, [other, *events[:2]])["added"] == 3
 
 
 def test_order_and_batches_of_events_do_not_change_answers(client, events, live):
@@ -173,12 +164,6 @@ def test_a_new_profile_changes_the_scores(client, events, model, extractor):
     assert_same(scores(client)["tasks"], without_age.scores())
 
 
-def test_an_event_may_have_the_customer_column(client, events):
-    named = [each | {"event": each["event"] | {"who": "c03"}} for each in events]
-    post(client, named[:5])
-    assert post(client, events)["known"] == 5
-
-
 def test_ids_may_be_any_text(client, events):
     ids = ("a", "a/events/1", "a/b", "ä ö", "x/scores", "a?b#c", "..", "%2F", "a%2Fb")
     post(client, [events[place] | {"customer_id": who, "event_id": id} for who in ids for place, id in enumerate(ids)])
@@ -187,50 +172,23 @@ def test_ids_may_be_any_text(client, events):
         for question in ("scores", "embedding", "explain?task=items"):
             answer = client.get(f"/customers/{path}/{question}").json()
             assert (answer.get("customer_id"), answer.get("events")) == (name, len(ids)), (question, answer)
-    for id, path in quoted.items():
-        assert client.delete(f"/customers/a/events/{path}").json() == {"customer_id": "a", "events": 1}, id
     for name, path in quoted.items():
-        number = 0 if name == "a" else len(ids)
-        assert client.delete(f"/customers/{path}").json() == {"customer_id": name, "events": number}
-
-
-def test_many_threads_lose_nothing(client, event_log, model, extractor):
-    requests = as_requests(event_log, ["c01", "c02"])
-
-    def send(place):
-        for event in requests[place::4]:
-            post(client, [event])
-
-    threads = [threading.Thread(target=send, args=(place,)) for place in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for who in ("c01", "c02"):
-        whole = LiveCustomer(model, extractor)
-        whole.add([each["event"] for each in requests if each["customer_id"] == who])
-        answer = scores(client, who)
-        assert answer["events"] == len(whole.events)
-        assert_same(answer["tasks"], whole.scores())
-
-
-def test_the_openapi_page_asks_no_other_machine(client):
-    assert "http" not in client.get(f"{HOST}/docs").text.replace("http-equiv", "")
+        assert client.delete(f"/customers/{path}/events/{path}").json() == {"customer_id": name, "events": 1}
+        assert client.delete(f"/customers/{path}").json() == {"customer_id": name, "events": len(ids) - 1}
 
 
 def test_openapi_says_what_is_answered(client):
     found = client.get(f"{HOST}/openapi.json").json()
     assert found["components"]["securitySchemes"] == {"HTTPBearer": {"type": "http", "scheme": "bearer"}}
     guarded = [each for path in found["paths"].values() for each in path.values() if "security" in each]
-    assert len(guarded) == 14
+    problem = {"$ref": "#/components/schemas/Problem"}
     for each in guarded:
-        for status, answer in each["responses"].items():
-            (content,) = answer["content"].values()
-            assert status < "4" or content["schema"] == {"$ref": "#/components/schemas/Problem"}
+        contents = {status: list(answer["content"].values()) for status, answer in each["responses"].items()}
+        assert all(content["schema"] == problem for s, (content,) in contents.items() if s >= "4")
     asked = found["paths"]["/v1/customers/{customer_id}/scores"]["get"]
     assert asked["responses"].keys() == {"200", "401", "404", "422", "429", "500", "501", "503"}
     assert asked["responses"]["200"]["content"]["application/json"]["schema"]["$ref"].endswith("/Scores")
-    assert found["components"]["schemas"]["Label"]["required"] == ["label", "score"]
+    assert "http" not in client.get(f"{HOST}/docs").text.replace("http-equiv", "")  # of no other machine
 
 
 def test_scores_of_many_customers_are_those_of_each_in_one_batch(client, event_log, model):
@@ -252,27 +210,19 @@ def test_scores_of_many_customers_are_those_of_each_in_one_batch(client, event_l
 def test_a_total_is_that_of_the_data_set(tiny_model, extractor, event_log, prepared, tmp_path):
     model = fill_forecaster(tiny_model(extended=True, **FORECASTS))
     service, data = make_service(model, extractor, tmp_path / "totals.db"), PreparedData(prepared)
-    client, names = make_client(service), sorted(event_log["who"].unique())
-    requests = as_requests(event_log)
-    for start in range(0, len(requests), 1000):
-        post(client, requests[start : start + 1000])
+    client, names = make_client(service), sorted(event_log["who"].unique())[3:9]
+    post(client, as_requests(event_log, names))
     body = {"customers": names, "quantity": "a.b", "days": 25}
     refused = client.post("/totals", json=body)
     assert refused.status_code == 501 and "without --data" in refused.json()["detail"]
     service.trained_until = data.schema.cutoff_seconds("validation")
     end = event_log["when"].max().isoformat()
-    for group, as_of in ((names, None), (names[3:9], end)):
-        found = client.post("/totals", json=body | {"customers": group, "as_of": as_of}).json()
-        wanted = forecast_total(model, data, "a.b", 25, group)
-        assert (found["customers"], found["as_of"], found["days"]) == (len(group), end, 25)
-        assert found["expected"] == pytest.approx(wanted.expected, rel=1e-4) and len(found["past"]) == 3
-        for each, past in zip(found["past"], wanted.past, strict=True):
-            assert each == {
-                "as_of": past.as_of.isoformat(),
-                "expected": pytest.approx(past.expected, rel=1e-4),
-                "actual": pytest.approx(past.actual, rel=1e-5),
-                "error": pytest.approx(past.error, rel=1e-3),
-            }
+    found, wanted = client.post("/totals", json=body).json(), forecast_total(model, data, "a.b", 25, names)
+    assert (found["customers"], found["as_of"], found["days"]) == (len(names), end, 25)
+    assert found["expected"] == pytest.approx(wanted.expected, rel=1e-4) and len(found["past"]) == 3
+    for each, past in zip(found["past"], wanted.past, strict=True):
+        assert each.pop("as_of") == past.as_of.isoformat()
+        assert each == pytest.approx({name: getattr(past, name) for name in each}, rel=1e-3)
     for change, status in (({"customers": ["nobody"]}, 404), ({"days": 200}, 422), ({"quantity": "price"}, 422)):
         assert client.post("/totals", json=body | change).status_code == status
     service.close()
@@ -389,15 +339,10 @@ def put(**values):
 
 EVENTS = {
     "no time": (without("when"), "Customer 'c03': column 'when': found no time"),
-    "a text as time": (put(when="yesterday"), "column 'when': found 'yesterday', which is no time"),
     "the future": (put(when="2018-01-01T00:02:00"), "has an event at 2018-01-01T00:02:00, which is after now"),
     "time zone": (put(when="2018-01-01T00:30:00-01:00"), "has an event at 2018-01-01T01:30:00, which is after now"),
-    "an unknown column": (put(itme="item 01"), "unknown 'itme'; did you mean 'item'?"),
-    "no number": (put(price="cheap"), "column 'price': found 'cheap' (str), expected a number"),
     "NaN": (put(price=float("nan")), "of customer 'c03': holds NaN or infinity"),
     "401 digits": (put(price=10**400), "expected a number; convert it"),
-    "a list": (put(item=["item 01"]), "column 'item': found ['item 01'] (list), expected text"),
-    "a reserved token type": (put(action="history_start"), "found 'history_start', which MCM adds itself"),
     "another customer": (put(who="c04"), "column 'who': found customer 'c04'; give an event one customer"),
     "no id": (
         lambda event: event.pop("event_id"),
@@ -429,11 +374,9 @@ def test_bad_events_are_refused_and_nothing_of_the_body_is_kept(client, events, 
         (404, "/customers/nobody/scores", "No customer 'nobody' is known: send an event"),
         (422, "/customers/c03/scores?task=nope", "No tasks ['nope']: this checkpoint predicts"),
         (422, "/customers/c03/scores?topk=3", "query.topk: Extra inputs are not permitted"),
-        (422, "/customers/c03/scores?k=0", "query.k: Input should be greater than or equal to 1"),
         (422, "/customers/c03/scores?k=1000000", "query.k: Input should be less than or equal to 1000"),
         (422, "/customers/c03/scores?as_of=2017-01-01", "the clock went back, or the event lies in the future"),
         (422, "/customers/c03/embedding?as_of=soon", "`as_of`: found 'soon', which is no time"),
-        (422, "/customers/c03/explain?task=items&label=nope", "Task 'items' has no label 'nope'"),
         (501, "/customers/c03/forecast", "has no trained forecasts: they would be made up."),
         (404, "/customer/c03", "Not Found"),
     ],
@@ -449,14 +392,13 @@ def test_bad_questions_are_answered_with_what_is_wrong(client, events, status, p
     "body, words",
     [
         (b"hello", "The request can't be read: body.0: JSON decode error"),
-        (b'{"events": [{"event_id": "1"', "body.28: JSON decode error"),
         (b"[]", "body: Input should be a valid dictionary"),
         (b'{"events": []}', "body.events: List should have at least 1 item"),
         (json.dumps({"events": [{}] * 1001}).encode(), "List should have at most 1000 items"),
         (b'{"events": ' + b"[" * 100_000, "There was an error parsing the body"),
         (b"", "body: Field required"),
     ],
-    ids=["no JSON", "cut", "a list", "no events", "too many events", "too deep", "nothing"],
+    ids=["no JSON", "a list", "no events", "too many events", "too deep", "nothing"],
 )
 def test_bodies_that_hold_no_events_are_refused(client, body, words):
     answer = client.post("/events", content=body, headers={"Content-Type": "application/json"})
