@@ -15,8 +15,7 @@ from transformers import Trainer, TrainingArguments
 
 from modeling_mcm import MCMFeatureExtractor, MCMForActionRecommendation
 from modeling_mcm.data import PreparedData
-from modeling_mcm.data.offer_collator import OfferCollator, OfferGroups
-from modeling_mcm.data.offers import TEST, TRAIN, VALIDATION, load_offers
+from modeling_mcm.data.offers import TEST, TRAIN, VALIDATION, OfferCollator, OfferGroups, load_offers
 from modeling_mcm.evaluation.offers import OfferMetrics
 
 
@@ -43,8 +42,8 @@ def main(checkpoint, data, offers_folder, folder, steps=-1):
             report_to="none",
         ),
         data_collator=OfferCollator(extractor, model.config, offers),
-        train_dataset=OfferGroups(prepared.rows, offers, offers.groups([TRAIN, VALIDATION])),
-        eval_dataset=OfferGroups(prepared.rows, offers, offers.groups([TEST])),
+        train_dataset=OfferGroups(prepared.rows, offers.of([TRAIN, VALIDATION])),
+        eval_dataset=OfferGroups(prepared.rows, offers.of([TEST])),
         processing_class=extractor,
         compute_metrics=OfferMetrics(model.config.action_outcomes),
         preprocess_logits_for_metrics=lambda outputs, labels: outputs[0] if isinstance(outputs, tuple) else outputs,

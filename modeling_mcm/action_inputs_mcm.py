@@ -3,127 +3,181 @@
 """Turns raw actions into the model inputs of `MCMForActionRecommendation`.
 
 An action is an event that has not happened yet, so it has the columns of the event log. An action that covers several
-kinds of events (any of twenty products) has several rows, each with a weight.
+kinds of events (any of twenty products) has several rows, each with a weight. Rows with a later time replace them: an
+action then has several versions.
 
-Shapes: V actions, R rows of all actions, J features; B customers, L events, K offers of the customer with the most; in
-a batch: U distinct actions, S rows of these, M matches (events that did what an action asks for).
+Shapes: V versions of actions, R rows of all versions, J features; B customers, L events, K offers of the customer with
+the most; in a batch: U distinct actions, S rows of these, M matches (events that did what an action asks for).
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from .configuration_mcm import MISSING_ID, UNKNOWN_ID, MCMConfig
-from .events_mcm import SECONDS_PER_DAY, naming, to_ids, to_number
+from .events_mcm import (
+    Distinct,
+    check_columns,
+    naming,
+    read_table,
+    read_times,
+    read_zone,
+    run_starts,
+    to_ids,
+    to_numbers,
+)
 from .processing_mcm import MCMFeatureExtractor
 
 NOT_OFFERED = -1
+ALWAYS = np.iinfo(np.int64).min  # time from which on an action without a time holds
 
 
-class ActionMatcher:
+class RawActions(NamedTuple):
+    """A table of actions: versions in the order of the actions, those of one action in the order of their times."""
+
+    action_ids: NDArray  # (V,): id of each version's action
+    times: NDArray[np.int64]  # (V,): from which on the version holds, in seconds since 1970-01-01
+    offsets: NDArray[np.int64]  # (V + 1,): version v has the rows `offsets[v]` to `offsets[v + 1] - 1`
+    weights: NDArray[np.float64]  # (R,): weight of each row
+    columns: dict[str, list[Any]]  # length R: by column of the event log the raw values
+
+    def find(self, names: NDArray, times: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Finds the version of each action `(N,)` that holds at a time `(N,)`: the latest that does not begin later.
+        Raises `ValueError` if there is none."""
+        numbers = {name: number for number, name in enumerate(dict.fromkeys(self.action_ids), 1)}
+        moments = np.unique(np.append(self.times, times))
+
+        def rank(names: NDArray, times: NDArray[np.int64]) -> NDArray[np.int64]:
+            places = np.array([numbers.get(name, 0) for name in names], np.int64)
+            return places * len(moments) + np.searchsorted(moments, times)
+
+        found = np.searchsorted(rank(self.action_ids, self.times), rank(names, times), "right")
+        if len(wrong := np.flatnonzero(np.array([None, *self.action_ids], object)[found] != names)):
+            raise ValueError(
+                f"Action {names[wrong[0]]!r}, offered on {write_day(times[wrong[0]])}, has no row in the actions that "
+                "holds then; add one with its features."
+            )
+        return found - 1
+
+
+def write_day(seconds: int) -> str:
+    """The day of a time, as text."""
+    return str(np.datetime64(int(seconds), "s").astype("datetime64[D]"))
+
+
+def read_actions(actions: Any, time_zone: str) -> RawActions:
+    """Reads actions, a table or a list of dicts: `action_id`, columns of the event log, `weight` (1 where it is
+    missing) and `time` (default: always). Rows with the same `action_id` and time are one version. Raises `ValueError`
+    if there are no actions, or a column is missing or holds a wrong value."""
+    with naming("The actions"):
+        table = None if isinstance(actions, str) else read_table(actions)
+        if not table or not len(next(iter(table.values()))):
+            raise ValueError(f"found {actions!r}, expected a list of dicts with `action_id` and columns of the log")
+        check_columns([*table], ["action_id"], "The actions have")
+        with naming("column 'action_id'"):
+            ids = np.array(to_ids(table["action_id"]), object)
+        with naming("column 'weight'"):
+            weights = to_numbers(table.get("weight", [None] * len(ids)))
+            weights[np.isnan(weights)] = 1.0
+        with naming("column 'time'"):
+            zone = read_zone(time_zone)
+            times = read_times(table["time"], zone) if "time" in table else np.full(len(ids), np.iinfo(np.int64).min)
+    if len(wrong := np.flatnonzero(~((weights > 0) & (weights < np.inf)))):
+        raise ValueError(
+            f"Action {ids[wrong[0]]!r} has the weight {weights[wrong[0]]}; give a number above 0, or leave it out."
+        )
+    order = np.lexsort((times, Distinct.of(ids).codes))
+    ids, times = ids[order], times[order]
+    starts = np.flatnonzero(run_starts(ids, times))
+    names = [name for name in table if name not in ("action_id", "time", "weight")]
+    columns = {name: [table[name][row] for row in order] for name in names}
+    return RawActions(ids[starts], times[starts], np.append(starts, len(ids)), weights[order], columns)
+
+
+def find_matches(events: NDArray[np.int64], rows: NDArray[np.int64], token: int) -> tuple[NDArray, NDArray]:
     """Finds matches: events that have all values of an action row. The token type is ignored, because a purchase
     without the coupon is a purchase too. A row that has only a token type (watch a video) matches events of that type.
-    A value that was never seen in training matches nothing. `ids` `(R, J)` are the feature ids of the rows of all
-    actions, `token` is the index of the token type among the features."""
+    A value that was never seen in training matches nothing.
 
-    def __init__(self, ids: NDArray[np.int64], token: int):
-        present = ids != MISSING_ID
-        present[:, token] = ~np.delete(present, token, axis=1).any(1)
-        # Each row is hashed to one number (mod 2^64), so that equal rows have equal numbers.
-        self.digits = np.random.default_rng(0).integers(1, 2**63, ids.shape[1], dtype=np.uint64)
-        self.kinds, detect_kind = np.unique(present, axis=0, return_inverse=True)
-        self.detect_kind = np.where((present & (ids == UNKNOWN_ID)).any(1), -1, detect_kind.reshape(-1))
-        self.numbers = ((ids * present).astype(np.uint64) * self.digits).sum(1)
+    Args:
+        events (`np.ndarray` of shape `(E, J)`): Feature ids of E events.
+        rows (`np.ndarray` of shape `(S, J)`): Feature ids of action rows.
+        token (`int`): Index of the token type among the features.
 
-    def __call__(self, events: NDArray[np.int64], rows: NDArray[np.int64]) -> tuple[NDArray, NDArray]:
-        """Finds all matches of the feature ids `(E, J)` of E events with the action rows `(S,)`, indices into the R
-        rows. Returns for each match the index into `events` and the index into `rows`."""
-        matches: list[tuple[NDArray, NDArray]] = [(np.zeros(0, np.int64), np.zeros(0, np.int64))]
-        for kind in np.unique(self.detect_kind[rows]):
-            if kind < 0:
-                continue
-            same_kind = np.flatnonzero(self.detect_kind[rows] == kind)
-            order = same_kind[np.argsort(self.numbers[rows[same_kind]], kind="stable")]
-            sought, numbers = self.numbers[rows[order]], (events * self.kinds[kind]).astype(np.uint64) @ self.digits
-            first, last = np.searchsorted(sought, numbers, "left"), np.searchsorted(sought, numbers, "right")
-            count = last - first
-            inside = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
-            matches.append((np.repeat(np.arange(len(events)), count), order[np.repeat(first, count) + inside]))
-        return np.concatenate([pair[0] for pair in matches]), np.concatenate([pair[1] for pair in matches])
+    Returns:
+        Indices of the event and of the row of each match.
+    """
+    present = rows != MISSING_ID
+    present[:, token] = ~np.delete(present, token, axis=1).any(1)
+    known = ~(present & (rows == UNKNOWN_ID)).any(1)
+    matches: list[tuple[NDArray, NDArray]] = [(np.zeros(0, np.int64), np.zeros(0, np.int64))]
+    for kind in np.unique(present, axis=0):
+        same_kind = np.flatnonzero(known & (present == kind).all(1))
+        both = np.concatenate([events, rows[same_kind]])[:, kind]
+        codes = np.unique(both, axis=0, return_inverse=True)[1].reshape(-1)
+        of_events, of_rows = codes[: len(events)], codes[len(events) :]
+        order = np.argsort(of_rows, kind="stable")
+        first, last = (np.searchsorted(of_rows[order], of_events, side) for side in ("left", "right"))
+        count = last - first
+        inside = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+        matches.append((np.repeat(np.arange(len(events)), count), same_kind[order[np.repeat(first, count) + inside]]))
+    matched_events, matched_rows = (np.concatenate(part) for part in zip(*matches, strict=True))
+    return matched_events, matched_rows
 
 
 class EncodedActions:
     """Actions encoded as feature ids; it makes the model inputs for the actions that a batch is offered.
 
     Args:
-        action_ids (`Sequence[str]` of length V): Name of each action; versions of one action may share a name.
-        columns (`Mapping[str, Any]`): Raw values of each row, by column of the event log; each of length R.
-        row_offsets (`np.ndarray` of shape `(V + 1,)`): Action v has the rows `row_offsets[v]` to
-            `row_offsets[v + 1] - 1`.
-        weights (`np.ndarray` of shape `(R,)`): Weight of each row in its action.
+        as_of (`float`, *optional*): Time of offers that name no versions, in seconds since 1970-01-01. Default: the
+            latest version of each action is offered.
+
+    Attributes:
+        offered (`np.ndarray` of shape `(K,)`): Version of each action that holds at `as_of`.
+        action_ids (`np.ndarray` of shape `(K,)`): Their ids.
+        features (`list[str]`): Features of events that at least one action has a value of.
 
     Raises:
-        ValueError: If there are no rows or columns, a column is unknown, a value can't be encoded, or a weight is not
-            positive.
+        ValueError: If a column is unknown, a value can't be encoded, or an action has no value in any feature, because
+            it has no embedding then.
     """
 
     def __init__(
-        self,
-        extractor: MCMFeatureExtractor,
-        config: MCMConfig,
-        action_ids: Sequence[str] | NDArray,
-        columns: Mapping[str, Any],
-        row_offsets: NDArray[np.int64],
-        weights: NDArray[np.float64],
+        self, extractor: MCMFeatureExtractor, config: MCMConfig, actions: RawActions, as_of: float | None = None
     ):
-        names = extractor.feature_names
-        if not columns or not len(weights):
-            raise ValueError(f"Found {len(weights)} actions with columns {[*columns]}; give columns of the event log.")
-        if len(wrong := np.flatnonzero(~((weights > 0) & (weights < np.inf)))):
-            action = np.searchsorted(row_offsets, wrong[0], side="right") - 1
-            raise ValueError(
-                f"Action {action_ids[action]!r} has the weight {weights[wrong[0]]}; give a number above 0, or leave "
-                "`weight` out."
-            )
-        self.extractor, self.config = extractor, config
-        self.action_ids, self.row_offsets, self.weights = action_ids, row_offsets, weights
+        self.extractor, self.config, self.offsets, self.weights = extractor, config, actions.offsets, actions.weights
+        if not actions.columns:
+            raise ValueError("The actions have no columns besides their ids; give columns of the event log.")
         with naming("The actions"):
-            self.ids = extractor.encode_actions(columns)
-        self.matcher = ActionMatcher(self.ids, names.index(extractor.token_type_feature))
-        input_indices = [names.index(name) for name in config.input_features or names]
-        self.has_value = (self.ids[:, input_indices] != MISSING_ID).any(1)
-
-    def check(self, offered: NDArray[np.int64]) -> None:
-        """Checks that every offered action has a value, because it has no embedding otherwise. Raises `ValueError` if
-        an action has no value in any feature; the message names it."""
-        values = np.add.reduceat(self.has_value.astype(np.int64), self.row_offsets[:-1])
-        if len(wrong := offered[values[offered] == 0]):
-            raise ValueError(
-                f"Action {self.action_ids[wrong[0]]!r} has no value in any feature; add some to the actions."
-            )
+            self.ids = extractor.encode_actions(actions.columns)
+        names, encoding = extractor.feature_names, extractor._encoding
+        self.token = names.index(extractor.token_type_feature)
+        self.features = [name for name in encoding.event_features if self.ids[:, names.index(name)].any()]
+        read = [names.index(name) for name in config.input_features or names]
+        self.has_value: Any = self.ids[:, read].any(1)  # (R,)
+        values = np.add.reduceat(self.has_value.astype(np.int64), self.offsets[:-1])
+        if not values.all():
+            name = actions.action_ids[values.argmin()]
+            raise ValueError(f"Action {name!r} has no value in any feature; add some to the actions.")
+        self.action_ids = np.array([*dict.fromkeys(actions.action_ids)], object)
+        times = np.full(len(self.action_ids), np.iinfo(np.int64).max if as_of is None else int(as_of))
+        self.offered = actions.find(self.action_ids, times)
 
     def batch(
         self,
         rows: Sequence[Mapping[str, Any]],
         offered: NDArray[np.int64],
-        times: Sequence[float | None],
-        max_events: int | None = None,
+        as_of: Sequence[float] | None = None,
     ) -> dict[str, torch.Tensor]:
         """Makes the model inputs of histories, rows of `MCMFeatureExtractor.encode` or of a prepared data set, which
-        are offered the actions `offered` `(B, K)` at these times, in seconds on the clock of the rows; `None` is right
-        after the last event."""
+        are offered the actions `offered` `(B, K)` at these times, in seconds on the clock of the rows; by default
+        right after the last event."""
         readable = [self.extractor.readable(row, self.config.input_features) for row in rows]
-        batch = dict(self.extractor.pad(readable, max_events))
+        batch = dict(self.extractor.pad(readable, as_of=as_of))
         arrays = self.inputs(batch["input_ids"].numpy(), offered)
-        # The latest event is not the end of a row where visits overlap.
-        waited = [
-            0.0 if time is None or not len(row["times"]) else (time - row["times"].max()) / SECONDS_PER_DAY
-            for row, time in zip(rows, times, strict=True)
-        ]
-        arrays["days_to_offers"] = np.array(waited, np.float32)
         return batch | {name: torch.from_numpy(array) for name, array in arrays.items()}
 
     def inputs(self, input_ids: NDArray[np.int64], offered: NDArray[np.int64]) -> dict[str, NDArray]:
@@ -133,68 +187,29 @@ class EncodedActions:
         `(M, 3)` and `offered_actions` `(B, K)`, whose values are indices of the batch's distinct actions."""
         distinct = np.unique(offered[offered >= 0])
         among = np.where(offered >= 0, np.searchsorted(distinct, offered), NOT_OFFERED)
-        starts, ends = self.row_offsets[distinct], self.row_offsets[distinct + 1]
+        starts, ends = self.offsets[distinct], self.offsets[distinct + 1]
         rows = np.concatenate([np.arange(start, end) for start, end in zip(starts, ends, strict=True)])
-        owners = np.repeat(np.arange(len(distinct)), ends - starts)
-        has_value = self.has_value[rows]
-        rows, owners = rows[has_value], owners[has_value]
+        owners = np.repeat(np.arange(len(distinct)), ends - starts)[self.has_value[rows]]
+        rows = rows[self.has_value[rows]]
         total = np.bincount(owners, self.weights[rows], minlength=len(distinct))
+        batch, length, features = input_ids.shape
+        events, matched = find_matches(input_ids.reshape(-1, features), self.ids[rows], self.token)
+        customers, positions, actions = events // length, events % length, owners[matched]
+        is_offered = np.zeros((batch, len(distinct) + 1), bool)
+        is_offered[np.arange(batch)[:, None], among] = True  # NOT_OFFERED, -1, is the last column
+        matches = np.stack([customers, positions, actions], 1)
+        matches = matches[is_offered[customers, actions] & (positions > 0)]  # index 0 is the start row
         return {
             "action_input_ids": self.ids[rows],
             "action_rows": owners,
             "action_weights": (self.weights[rows] / total[owners]).astype(np.float32),
-            "action_matches": self._matches(input_ids, rows, owners, among, len(distinct)),
+            "action_matches": np.unique(matches, axis=0),  # an event that matches several rows counts once
             "offered_actions": among,
         }
 
-    def _matches(
-        self, input_ids: NDArray, rows: NDArray, owners: NDArray, offered: NDArray, count: int
-    ) -> NDArray[np.int64]:
-        """Customer, event and action of each match with an action that the customer is offered, of shape `(M, 3)`."""
-        batch, length, features = input_ids.shape
-        events, matched = self.matcher(input_ids.reshape(-1, features), rows)
-        customers, positions = np.divmod(events, length)
-        is_offered = np.zeros((batch, count + 1), bool)
-        is_offered[np.arange(batch)[:, None], offered] = True  # NOT_OFFERED, -1, is the last column
-        is_match = is_offered[customers, owners[matched]] & (positions > 0)  # index 0 is the start row
-        # An event that matches several rows of an action counts once.
-        keys = np.unique((customers[is_match] * length + positions[is_match]) * count + owners[matched[is_match]])
-        return np.stack([keys // count // length, keys // count % length, keys % count], axis=1)
 
-
-def features_of_actions(extractor: MCMFeatureExtractor, columns: Mapping[str, Any]) -> list[str]:
-    """Features of events that at least one action has a value of."""
-    with naming("The actions"):
-        has_value = (extractor.encode_actions(columns) != MISSING_ID).any(0)
-    profile = {feature["name"] for feature in extractor.features if feature.get("profile")}
-    has_values = zip(extractor.feature_names, has_value, strict=True)
-    return [name for name, is_read in has_values if is_read and name not in profile]
-
-
-def encode_actions(extractor: MCMFeatureExtractor, config: MCMConfig, actions: Any) -> EncodedActions:
-    """Reads raw actions, as [`read_actions`] does, and encodes them. Raises `ValueError` if one has no value."""
-    names, columns, offsets, weights = read_actions(actions)
-    encoded = EncodedActions(extractor, config, names, columns, offsets, weights)
-    encoded.check(np.arange(len(names)))
-    return encoded
-
-
-def read_actions(actions: Any) -> tuple[list[str], dict[str, list[Any]], NDArray[np.int64], NDArray[np.float64]]:
-    """Reads raw actions into the arguments of [`EncodedActions`]. Each is a dict with `action_id`, optionally `weight`
-    (1 by default) and columns of the event log; rows with the same `action_id` are one action. Raises `ValueError` if
-    there are no actions, or a row is no dict or has no `action_id`."""
-    if not isinstance(actions, Sequence) or isinstance(actions, str) or not len(actions):
-        raise ValueError(
-            f"Found actions {actions!r}; expected a list of dicts with `action_id` and columns of the log."
-        )
-    rows: dict[str, list[Mapping[str, Any]]] = {}
-    for index, row in enumerate(actions):
-        if not isinstance(row, Mapping) or row.get("action_id") is None:
-            raise ValueError(f"Action {index} is {row!r}; expected a dict with `action_id` and columns of the log.")
-        rows.setdefault(to_ids([row["action_id"]])[0], []).append(row)
-    ordered = [row for of_action in rows.values() for row in of_action]
-    names = dict.fromkeys(name for row in ordered for name in row if name not in ("action_id", "weight"))
-    offsets = np.concatenate([[0], np.cumsum([len(of_action) for of_action in rows.values()])])
-    with naming("`weight` of the actions"):
-        weights = np.array([to_number(row.get("weight", 1.0)) for row in ordered], np.float64)
-    return list(rows), {name: [row.get(name) for row in ordered] for name in names}, offsets, weights
+def encode_actions(
+    extractor: MCMFeatureExtractor, config: MCMConfig, actions: Any, as_of: float | None = None
+) -> EncodedActions:
+    """Reads actions, as [`read_actions`] does, and encodes them."""
+    return EncodedActions(extractor, config, read_actions(actions, extractor.time_zone), as_of)

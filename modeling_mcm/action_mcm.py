@@ -382,10 +382,10 @@ class MCMForActionRecommendation(MCMForMultiTaskRecommendation):
         action_rows: torch.LongTensor | None = None,
         action_weights: torch.FloatTensor | None = None,
         action_matches: torch.LongTensor | None = None,
-        days_to_offers: torch.FloatTensor | None = None,
         offered_actions: torch.LongTensor | None = None,
         labels: torch.FloatTensor | None = None,
         event_values: torch.FloatTensor | None = None,
+        as_of: torch.FloatTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MCMActionOutput:
         r"""
@@ -406,8 +406,6 @@ class MCMForActionRecommendation(MCMForMultiTaskRecommendation):
             Weight of each row in its action; the weights of an action sum to 1.
         action_matches (`torch.LongTensor` of shape `(matches, 3)`):
             Index of customer, event and action of each event that did what the action asks for.
-        days_to_offers (`torch.FloatTensor` of shape `(batch_size,)`, *optional*):
-            Days from each customer's last event to the offers. Default: 0.
         offered_actions (`torch.LongTensor` of shape `(batch_size, offers)`):
             Index of the action of each offer; negative where a customer has fewer offers.
         labels (`torch.FloatTensor` of shape `(batch_size, offers, outcomes)`, *optional*):
@@ -415,6 +413,8 @@ class MCMForActionRecommendation(MCMForMultiTaskRecommendation):
         event_values (`torch.FloatTensor` of shape `(batch_size, sequence_length, num_values)`, *optional*):
             Values of `config.summed_features` of each event, 0 where one is missing. Required if the config has
             summed features.
+        as_of (`torch.FloatTensor` of shape `(batch_size,)`, *optional*):
+            Time of the offers, in days on the clock of `event_times`. Default: that of each customer's last event.
 
         Returns:
             [`MCMActionOutput`].
@@ -426,12 +426,10 @@ class MCMForActionRecommendation(MCMForMultiTaskRecommendation):
             raise ValueError("There are no offers, or no times of the events: OfferCollator gives both.")
         if attention_mask is None:
             attention_mask = (input_ids != 0).any(-1).long()
-        as_of = event_times.amax(1)  # padding has time 0
-        if days_to_offers is not None:
-            as_of = as_of + days_to_offers
-        ages = as_of[:, None] - event_times
+        time = event_times.amax(1) if as_of is None else as_of  # padding has time 0
+        ages = time[:, None] - event_times
         happened = attention_mask.bool() & (torch.arange(ages.shape[1], device=ages.device) > 0)  # not the start row
-        timing = {"event_times": event_times, "event_values": event_values, "as_of": as_of}
+        timing = {"event_times": event_times, "event_values": event_values, "as_of": time}
         outputs = self.model(input_ids, attention_mask=attention_mask, visit_ids=visit_ids, **timing, **kwargs)
         # MCM's own scores are inputs without gradient: training the readout would cost most, and labels are few.
         with torch.no_grad():

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from transformers.utils import logging
 
 from .configuration_mcm import FIRST_LABEL
-from .events_mcm import as_column, check_columns, check_keys, map_distinct, naming, to_ids, to_text
+from .events_mcm import as_column, check_columns, check_keys, map_distinct, naming, read_table, to_ids, to_text
 from .features_mcm import break_ties
 
 logger = logging.get_logger(__name__)
@@ -96,21 +96,6 @@ def _ranks_in_group(groups: torch.Tensor) -> torch.Tensor:
     is_first[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
     first = torch.where(is_first, place, 0).cummax(1).values
     return torch.empty_like(groups).scatter_(1, order, place - first)
-
-
-def read_table(table: Any) -> dict[str, Sequence[Any]] | None:
-    """Columns of a data frame, an Arrow table, a dict of columns or a list of dicts; None for a list of labels."""
-    if hasattr(table, "to_pydict"):
-        return table.to_pydict()
-    if hasattr(table, "columns") and hasattr(table, "to_numpy"):
-        return {str(name): as_column(table[name]) for name in table.columns}
-    if isinstance(table, Mapping):
-        return {str(name): as_column(values) for name, values in table.items()}
-    values = as_column(table)
-    if len(values) and all(isinstance(row, Mapping) for row in values):
-        names = dict.fromkeys(name for row in values for name in row)
-        return {str(name): [row.get(name) for row in values] for name in names}
-    return None
 
 
 class NewLabels:

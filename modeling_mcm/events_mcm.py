@@ -332,6 +332,21 @@ def as_list(column: Any) -> Any:
     return list(column) if column.dtype.kind in "mM" else column.tolist()  # `tolist` would turn times into integers
 
 
+def read_table(table: Any) -> dict[str, Sequence[Any]] | None:
+    """Columns of a data frame, an Arrow table, a dict of columns or a list of dicts; None for a list of labels."""
+    if hasattr(table, "to_pydict"):
+        return table.to_pydict()
+    if hasattr(table, "columns") and hasattr(table, "to_numpy"):
+        return {str(name): as_column(table[name]) for name in table.columns}
+    if isinstance(table, Mapping):
+        return {str(name): as_column(values) for name, values in table.items()}
+    values = as_column(table)
+    if len(values) and all(isinstance(row, Mapping) for row in values):
+        names = dict.fromkeys(name for row in values for name in row)
+        return {str(name): [row.get(name) for row in values] for name in names}
+    return None
+
+
 def read_columns(events: Any, known: Sequence[str]) -> tuple[dict[str, Any], int]:
     """Reads events of any accepted form into columns.
 

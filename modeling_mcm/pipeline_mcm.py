@@ -96,15 +96,7 @@ class _CustomerPipeline(Pipeline):
         if options:
             has = "`as_of` and `days`" if self.NAME == "customer-forecast" else "`as_of`"
             raise ValueError(f"Unknown options {sorted(options)}: {self.NAME} has {has}.")
-        return {}, {} if as_of is None else {"as_of": self._read_as_of(as_of)}, {}
-
-    def _read_as_of(self, as_of: Any) -> int | None:
-        """Seconds since 1970-01-01 of a time, which is text, a date or None."""
-        if as_of is None:
-            return None
-        self.feature_extractor.check_has_times(as_of)
-        with naming("`as_of`"):
-            return to_seconds(as_of, read_zone(self.feature_extractor.time_zone))
+        return {}, {} if as_of is None else {"as_of": self.feature_extractor.read_as_of(as_of)}, {}
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Saves model and feature extractor, and the pipeline's code if the checkpoint uses remote code."""
@@ -216,7 +208,7 @@ class PreferenceScoresPipeline(_CustomerPipeline):
             raise ValueError(f"`top_k` is {top_k!r} ({type(top_k).__name__}); give a whole number of labels.")
         if top_k is not None and top_k < 1:
             raise ValueError(f"`top_k` is {top_k}; ask for at least 1 label.")
-        options = {"as_of": self._read_as_of(as_of), "k": top_k, "horizon_days": horizon_days}
+        options = {"as_of": self.feature_extractor.read_as_of(as_of), "k": top_k, "horizon_days": horizon_days}
         labels: dict[str, Any] = {} if tasks is None else {"tasks": names}
         if any(each is not None for each in (candidates, exclude, per_group)):  # tables do not compare
             labels["candidates"] = self.predictor.candidates(names, candidates, exclude, per_group)
@@ -294,11 +286,11 @@ class ActionScoresPipeline(_CustomerPipeline):
         if actions is None:
             return {}, {}, {}
         config: Any = self.model.config
-        encoded = encode_actions(self.feature_extractor, config, actions)
         seconds = None
         if time is not None:
             with naming("`time`"):
                 seconds = to_seconds(time, read_zone(self.feature_extractor.time_zone))
+        encoded = encode_actions(self.feature_extractor, config, actions, seconds)
         return {}, {"encoded": encoded, "seconds": seconds}, {"names": encoded.action_ids}
 
     def _forward(self, input_tensors: dict[str, Any], **forward_parameters: Any) -> ModelOutput:

@@ -168,18 +168,13 @@ class Predictor:
         rows: Sequence[Mapping[str, Any]],
         actions: EncodedActions,
         as_of: float | None = None,
-        offered: NDArray[np.int64] | None = None,
     ) -> Columns:
         """Probabilities `(B, K)` of each outcome, by its name, of offers that are made at `as_of`, by default right
-        after the last event, by an [`MCMForActionRecommendation`]. As in training, events at `as_of` are not read.
-
-        Args:
-            actions ([`EncodedActions`]): The actions.
-            offered (`NDArray` of shape `(K,)`, *optional*): Those that are offered. Default: all.
-        """
+        after the last event, by an [`MCMForActionRecommendation`]. As in training, events at `as_of` are not
+        read."""
         self.check_head(OFFERING)
-        offered = np.arange(len(actions.action_ids)) if offered is None else offered
-        inputs = actions.batch(_read_before(rows, as_of), np.tile(offered, (len(rows), 1)), [as_of] * len(rows))
+        times = None if as_of is None else [as_of] * len(rows)
+        inputs = actions.batch(_read_before(rows, as_of), np.tile(actions.offered, (len(rows), 1)), times)
         chances = self._forward(self.model, inputs).logits.float().sigmoid().unbind(-1)
         return _finish(dict(zip(self.model.config.action_outcomes, chances, strict=True)))
 

@@ -352,14 +352,15 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
             rows, return_tensors=return_tensors, as_of=None if as_of is None else self._read_as_of(as_of, len(rows))
         )
 
-    def check_has_times(self, as_of: Any) -> None:
-        """Raises `ValueError` if the log has no times but `order`, so that customers can't be scored at a time."""
-        if self.order is not None:
-            raise ValueError(f"Found `as_of` {as_of!r}, and the log has no times but `order`; leave it out.")
+    def read_as_of(self, as_of: Any) -> float | None:
+        """A time in seconds since 1970-01-01, on the clock of rows; None stays None. Raises `ValueError` if it is no
+        time, or the log has no times."""
+        return None if as_of is None else self._read_as_of(as_of, 1)[0]
 
     def _read_as_of(self, as_of: Any, count: int) -> list[float]:
         """One time for all of `count` customers or one for each, in seconds."""
-        self.check_has_times(as_of)
+        if self.order is not None:
+            raise ValueError(f"Found `as_of` {as_of!r}, and the log has no times but `order`; leave it out.")
         with naming("`as_of`"):
             if isinstance(as_of, str) or not (isinstance(as_of, Sequence) or np.ndim(as_of)):
                 as_of = [as_of] * count

@@ -24,8 +24,7 @@ from modeling_mcm.action_mcm import MCMForActionRecommendation
 from modeling_mcm.commands.arguments import parse_options, report_errors
 from modeling_mcm.configuration_mcm import MCMConfig
 from modeling_mcm.data import PreparedData, check_vocabularies
-from modeling_mcm.data.offer_collator import OfferCollator, OfferGroups
-from modeling_mcm.data.offers import SPLITS, TEST, load_offers
+from modeling_mcm.data.offers import SPLITS, TEST, OfferCollator, OfferGroups, load_offers
 from modeling_mcm.evaluation.cases import EvaluationCases, comparison_cases, unseen_only
 from modeling_mcm.evaluation.comparison import (
     BASELINES,
@@ -38,14 +37,7 @@ from modeling_mcm.evaluation.comparison import (
     write_title,
 )
 from modeling_mcm.evaluation.model import model_values
-from modeling_mcm.evaluation.offers import (
-    OfferTruth,
-    expected_takes,
-    interval,
-    offer_metrics,
-    resample_customers,
-    score_offers,
-)
+from modeling_mcm.evaluation.offers import OfferTruth, interval, offer_metrics, resample_customers, score_offers
 from modeling_mcm.evaluation.reports import text_table, with_half_interval, write_report
 from modeling_mcm.evaluation.tables import (
     by_history,
@@ -156,23 +148,21 @@ def _evaluate_offers(options: EvaluationOptions) -> Report:
     config = MCMConfig.from_pretrained(options.model)
     tuned = "MCMForActionRecommendation" in (config.architectures or [])
     offers = load_offers(str(options.offers), config.action_outcomes if tuned else None, data.schema.time_zone)
-    outcomes = list(offers.outcomes)
     new = () if tuned else ("action_head.",)
-    model, extractor = open_checkpoint(MCMForActionRecommendation, options.model, new, action_outcomes=outcomes)
+    model, extractor = open_checkpoint(MCMForActionRecommendation, options.model, new, action_outcomes=offers.outcomes)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     check_vocabularies(data.folder, extractor)
-    groups = offers.groups([options.offers_split])
-    offers.check_times(data.schema.cutoff_seconds("validation"), [], groups)
-    collator = OfferCollator(extractor, model.config, offers, groups)
-    logits, own = score_offers(model, collator, OfferGroups(data.rows, offers, groups), options.batch_size)
-    weights = resample_customers(offers.customer_ids[groups])
-    customers = len(set(offers.customer_ids[groups]))
+    collator, offers = OfferCollator(extractor, model.config, offers), offers.of([options.offers_split])
+    offers.of([]).check_times(data.schema.cutoff_seconds("validation"), offers)
+    scores = score_offers(model, collator, OfferGroups(data.rows, offers), options.batch_size)
+    groups = offers.groups["customer_id"]
+    weights, customers = resample_customers(groups), groups.nunique()
     results: dict[str, dict[str, Any]] = {}
-    for index, outcome in enumerate(outcomes):
-        truth = OfferTruth.of(offers, groups, outcome)
-        methods = {"MCM without fine-tuning": own} | ({"MCM fine-tuned": logits[:, index]} if tuned else {})
-        for method, scores in methods.items():
-            metrics = offer_metrics(truth, scores, expected_takes(truth.offsets, scores), weights, max(options.k))
+    for index, outcome in enumerate(offers.outcomes):
+        truth = OfferTruth(offers.offsets, offers.table[outcome].to_numpy())
+        methods = {"MCM without fine-tuning": -1} | ({"MCM fine-tuned": index} if tuned else {})
+        for method, column in methods.items():
+            metrics = offer_metrics(truth, scores[:, column], weights, max(options.k))
             intervals = {name: interval(values, customers)._asdict() for name, values in metrics.items()}
             results[f"{outcome}: {method}"] = intervals
     table = [["method", *next(iter(results.values()))]]

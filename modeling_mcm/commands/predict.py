@@ -36,12 +36,10 @@ from accelerate import PartialState
 from transformers.utils import logging
 
 from modeling_mcm.action_mcm import MCMForActionRecommendation
-from modeling_mcm.candidates_mcm import SEEN
 from modeling_mcm.commands.arguments import EngineOptions, parse_options, report_errors
 from modeling_mcm.customer_mcm import MCMForCustomerPrediction
 from modeling_mcm.data import NO_CUTOFFS, EventSchema, PreparedData, check_vocabularies, read_schema
 from modeling_mcm.data.dataset import MANIFEST_FILE
-from modeling_mcm.events_mcm import naming, read_zone, to_seconds
 from modeling_mcm.extras import needs
 from modeling_mcm.files_mcm import file_digest, tensors_digest
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation, MCMModel
@@ -216,6 +214,34 @@ def _last_event(data: PreparedData) -> int:
     return max(pc.max(pc.list_flatten(pq.read_table(file, columns=["times"])["times"])).as_py() for file in files)
 
 
+def _make_job(options: PredictionOptions, head: Any, model: Any, extractor: MCMFeatureExtractor) -> ScoringJob:
+    """What is scored. Raises `ValueError` if the options and the checkpoint do not fit together."""
+    tasks = model.config.tasks if head is MCMForMultiTaskRecommendation and options.top_k else []
+    if wrong := [task for task in options.tasks if task not in tasks]:
+        raise ValueError(f"No tasks {wrong}; the checkpoint has {', '.join(tasks)}.")
+    as_of = extractor.read_as_of(options.as_of)
+    known = cast(MCMModel, model.base_model).select_forecasts(options.forecast_days or None)
+    forecasts = known.names() if options.forecasts and known.are_trained else []
+    if options.forecast_days and not forecasts:
+        raise ValueError(
+            "--forecast_days asks for forecasts, and none are written: see --forecasts and the checkpoint."
+        )
+    names = "top_k embeddings batch_size rows_per_file candidates exclude horizon_days actions".split()
+    return ScoringJob(
+        options.model,
+        options.data or str(Path(options.output_dir, HISTORIES)),
+        options.output_dir,
+        tuple(options.tasks or tasks),
+        forecasts=tuple(forecasts),
+        forecast_days=tuple(options.forecast_days) or None,
+        as_of=None if as_of is None else int(as_of),
+        per_group=options.group,
+        predicted=tuple(model.config.id2label.values()) if head is MCMForCustomerPrediction else (),
+        outcomes=tuple(model.config.action_outcomes) if options.actions else (),
+        **{name: getattr(options, name) for name in names},
+    )
+
+
 def run(options: PredictionOptions, engine: EngineOptions) -> str:
     """Scores the customers of the missing files; of several processes each takes its share of the files. Returns how
     many customers there are and how many files were written. A `ValueError` is raised if the options, the checkpoint
@@ -227,34 +253,8 @@ def run(options: PredictionOptions, engine: EngineOptions) -> str:
     head = find_head(options.model)
     options, of_tasks = options.of_head(head), head is MCMForMultiTaskRecommendation
     model, extractor = open_checkpoint(MCMModel if of_tasks and not options.top_k else head, options.model)
-    tasks = model.config.tasks
-    if wrong := [task for task in options.tasks if task not in tasks]:
-        raise ValueError(f"No tasks {wrong}; the checkpoint has {', '.join(tasks)}.")
-    contents: dict[str, Any] = {"tasks": (options.tasks or list(tasks)) if of_tasks and options.top_k else []}
-    contents |= {name: getattr(options, name) for name in ("top_k", "embeddings", "batch_size", "rows_per_file")}
-    data = options.data or str(folder / HISTORIES)
-    contents["as_of"] = None
-    if options.as_of is not None:
-        extractor.check_has_times(options.as_of)
-        with naming("--as_of"):
-            contents["as_of"] = to_seconds(options.as_of, read_zone(extractor.time_zone))
-    contents["forecast_days"] = options.forecast_days or None
-    told = cast(MCMModel, model.base_model).select_forecasts(contents["forecast_days"])
-    if options.forecast_days and not (options.forecasts and told.are_trained):
-        raise ValueError(
-            "--forecast_days asks for forecasts, and none are written: see --forecasts and the checkpoint."
-        )
-    contents["forecasts"] = told.names() if options.forecasts and told.are_trained else []
-    contents |= {"candidates": options.candidates, "exclude": options.exclude, "per_group": options.group}
-    contents["horizon_days"] = options.horizon_days
-    of_labels, contents["actions"] = head is MCMForCustomerPrediction, options.actions
-    contents["predicted"] = [model.config.id2label[index] for index in range(model.num_labels)] if of_labels else []
-    contents["outcomes"] = list(model.config.action_outcomes) if options.actions else []
-    several = ("tasks", "forecasts", "predicted", "outcomes")
-    sequences: dict[str, Any] = {name: tuple(contents[name]) for name in several}
-    sequences["forecast_days"] = tuple(options.forecast_days) or None
+    job = _make_job(options, head, model, extractor)
     totals = _totals(options, model) if options.total and state.is_main_process else []
-    job = ScoringJob(options.model, data, str(folder), **contents | sequences)
     digest = tensors_digest(model.state_dict())
     check_folder(folder)
     with _session(engine) as session:
@@ -267,15 +267,10 @@ def run(options: PredictionOptions, engine: EngineOptions) -> str:
                 prepared.check()
             if options.as_of is None and extractor.order is None:
                 # What was fine-tuned reads the events before a time, and else those until a time.
-                contents["as_of"] = _last_event(prepared) + (not of_tasks)
-                job = replace(job, as_of=contents["as_of"])
+                job = replace(job, as_of=_last_event(prepared) + (not of_tasks))
             customers = sum(shard["rows"] for shard in prepared.manifest.shards)
             if state.is_main_process:
-                digests = {"model": digest, "data": file_digest(Path(job.data) / MANIFEST_FILE)}
-                tables = [name for name in (job.candidates, job.exclude, job.actions) if name not in (None, SEEN)]
-                contents["tables"] = [file_digest(Path(str(name))) for name in tables]
-                contents["per_group"] = options.per_group  # as JSON keeps it
-                claim(folder, digests | {"options": contents, "customers": customers})
+                claim(job, {"model": digest, "data": file_digest(Path(job.data) / MANIFEST_FILE)}, customers)
         missing = [part for part in job.parts(customers) if not is_whole(part[0], len(part[1]))]
         state.wait_for_everyone()  # no process writes before all have made the same list of missing files
         if session is not None:

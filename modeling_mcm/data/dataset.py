@@ -8,23 +8,19 @@ A folder is a data set if and only if it holds a manifest, which preparation wri
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from modeling_mcm.data.cases import ENDS, flat_values, list_lengths
 from modeling_mcm.data.schema import EventSchema
 from modeling_mcm.files_mcm import atomic_write, file_digest, write_json
-from modeling_mcm.inputs_mcm import PER_EVENT
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
 MANIFEST_FILE = "manifest.json"
@@ -125,69 +121,6 @@ def _content_digest(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def check_shard(path: Path, expected: dict[str, Any], verify: bool) -> pa.Schema:
-    """Checks that a shard is the file that the manifest lists. Raises `ValueError` if the file is missing, is no whole
-    Parquet file, or has another size, number of rows or digest."""
-    if not path.is_file():
-        raise ValueError(f"{path} is missing, but the manifest lists it; {DAMAGED}")
-    if path.stat().st_size != expected["bytes"]:
-        raise ValueError(f"{path} has {path.stat().st_size} bytes and {expected['bytes']} were written; {DAMAGED}")
-    try:
-        metadata = pq.read_metadata(path)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise ValueError(f"{path} is no whole Parquet file ({error}); {DAMAGED}") from error
-    if metadata.num_rows != expected["rows"]:
-        raise ValueError(f"{path} does not have the {expected['rows']} rows that the manifest lists; {DAMAGED}")
-    if verify and file_digest(path) != expected["sha256"]:
-        raise ValueError(f"{path} does not have the digest that the manifest lists; {DAMAGED}")
-    return metadata.schema.to_arrow_schema().remove_metadata()
-
-
-def check_shards(directory: str | Path, shards: Sequence[dict[str, Any]], verify: bool = False) -> None:
-    """Compares shards with the manifest and with each other. Raises `ValueError` if a shard is missing, differs from
-    what the manifest lists, or has other columns than the first shard."""
-    first: pa.Schema | None = None
-    for shard in shards:
-        path = Path(directory) / shard["file"]
-        columns = check_shard(path, shard, verify)
-        first = columns if first is None else first
-        if not columns.equals(first):
-            names = sorted({field.name for field in set(columns) ^ set(first)})
-            column = names[0] if names else "their order"
-            kinds = [str(each.field(column).type) if column in each.names else "absent" for each in (columns, first)]
-            raise ValueError(
-                f"{path} and {shards[0]['file']} differ in column {column!r}: {kinds[0]} and {kinds[1]}. Shards of "
-                "a data set have one schema; prepare all of them with the same one."
-            )
-
-
-def row_fault(table: pa.Table, sizes: Mapping[str, int]) -> str | None:
-    """Says what is wrong with the rows of a shard, if anything is; `sizes` are the numbers of ids of features."""
-    lengths = list_lengths(table, "visits")
-    ends = [np.zeros_like(lengths), *(flat_values(table, name) for name in ENDS), lengths]
-    if any((later < earlier).any() for earlier, later in itertools.pairwise(ends)):
-        return f"{' or '.join(ENDS)} outside the row, or in the wrong order"
-    for name in table.column_names:
-        kind, _, feature = name.partition("_")
-        if name.startswith(PER_EVENT) and not np.array_equal(list_lengths(table, name), lengths):
-            return f"rows with another number of {name} than of visits"
-        if kind in ("feature", "task", "profile"):
-            ids = flat_values(table, name)
-            if len(ids) and not (0 <= ids.min() and ids.max() < sizes[feature]):
-                return f"ids from {ids.min()} to {ids.max()} in {name}, which has {sizes[feature]}"
-    visits, times = flat_values(table, "visits"), flat_values(table, "times")
-    is_first = np.zeros(len(visits), bool)
-    is_first[(np.cumsum(lengths) - lengths)[lengths > 0]] = True
-    opens = np.flatnonzero(is_first | (np.diff(visits, prepend=-1) != 0))  # the first event of each visit
-    steps = np.diff(visits, prepend=-1)
-    if visits[is_first].any() or ((steps != 0) & (steps != 1) & ~is_first).any():
-        return "visits that do not count from 0"
-    in_visit = (steps == 0) & ~is_first
-    if (np.diff(times, prepend=0)[in_visit] < 0).any() or (np.diff(times[opens])[~is_first[opens][1:]] < 0).any():
-        return "times that fall"
-    return None
-
-
 def load_prepared(directory: str | Path, cache_dir: str | Path | None = None) -> datasets.Dataset:
     """Opens the shards as one memory-mapped data set with one row per customer, in the order of `customer_id`, after
     [`PreparedData.check`].
@@ -204,8 +137,7 @@ def load_prepared(directory: str | Path, cache_dir: str | Path | None = None) ->
 
     Raises:
         FileNotFoundError: If the folder has no manifest.
-        ValueError: If a shard is missing or damaged, differs from what the manifest lists, or has other columns than
-            the first shard.
+        ValueError: If a shard is missing, or is not the one that the manifest lists.
     """
     directory = Path(directory)
     data = PreparedData(directory)
@@ -241,18 +173,13 @@ class PreparedData:
         return load_prepared(self.folder)
 
     def check(self) -> None:
-        """Reads every byte of the shards. Raises `ValueError` if a shard is not the one that the manifest lists, or
-        has rows that preparation does not write: ids that are no values, events out of order, a customer twice."""
-        check_shards(self.folder, self.manifest.shards, verify=True)
-        sizes = dict(zip(self.extractor.feature_names, self.extractor.vocabulary_sizes, strict=True))
-        last: list[str] = []
+        """Reads every byte of the shards. Raises `ValueError` if a shard is not the one that the manifest lists."""
         for shard in self.manifest.shards:
-            table = pq.read_table(self.folder / shard["file"])
-            names = last + table[CUSTOMER].to_pylist()
-            fault = row_fault(table, sizes) if names == sorted({*names}) else f"a {CUSTOMER} twice or out of order"
-            if fault:
-                raise ValueError(f"{self.folder / shard['file']} has {fault}: it was edited; prepare the data again.")
-            last = names[-1:]
+            path = self.folder / shard["file"]
+            if not path.is_file():
+                raise ValueError(f"{path} is missing, but the manifest lists it; {DAMAGED}")
+            if file_digest(path) != shard["sha256"]:
+                raise ValueError(f"{path} does not have the bytes and the digest that the manifest lists; {DAMAGED}")
 
 
 def check_vocabularies(directory: str | Path, extractor: MCMFeatureExtractor) -> None:

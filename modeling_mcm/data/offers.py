@@ -11,23 +11,37 @@ event. An action that covers several values (any of twenty products) has several
 
 `docs/fine_tuning.md` explains each column with a worked example.
 
-Shapes: G groups, N offers, V versions of actions, R rows of actions.
+Shapes: G groups, N offers; in a batch: B groups, K offers of the largest, O outcomes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike, NDArray
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
 
-from modeling_mcm.action_inputs_mcm import EncodedActions
+from modeling_mcm.action_inputs_mcm import (
+    NOT_OFFERED,
+    EncodedActions,
+    RawActions,
+    encode_actions,
+    read_actions,
+    write_day,
+)
+from modeling_mcm.configuration_mcm import MCMConfig
+from modeling_mcm.data.cases import IGNORED
+from modeling_mcm.data.collator import PreparedRows
 from modeling_mcm.data.tables import read_table_file
-from modeling_mcm.events_mcm import as_column, check_columns, naming, read_times, read_zone, to_ids
+from modeling_mcm.events_mcm import as_column, check_columns, events_before, naming, read_times, read_zone, to_ids
+from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
 OFFERS_FILE, ACTIONS_FILE = "offers.parquet", "actions.parquet"
 TRAIN, VALIDATION, TEST = SPLITS = ("train", "validation", "test")
@@ -36,70 +50,65 @@ OUTCOMES = ("click", "conversion")
 
 @dataclass(frozen=True)
 class Offers:
-    """Offers in groups, in the order of `group_id` and `action_id`, and what is known of the actions."""
+    """Offers in groups, and what is known of the actions.
 
-    group_ids: NDArray  # (G,): id of each group
-    customer_ids: NDArray  # (G,): id of the group's customer
-    splits: NDArray  # (G,): "train", "validation" or "test"
-    times: NDArray[np.int64]  # (G,): time from which on the group's offers can be taken, in seconds since 1970-01-01
-    # (G + 1,): where groups begin: group g has the offers `offsets[g]` to `offsets[g + 1] - 1`
-    offsets: NDArray[np.int64]
-    actions: NDArray[np.int64]  # (N,): index of each offer's action among the V versions
-    outcomes: dict[str, NDArray[np.float32]]  # each (N,): by outcome 1.0, 0.0, or NaN where it was not observed
-    action_ids: NDArray  # (V,): id of each version's action. The versions of one action have the same id
-    # (V + 1,): where versions begin: version v has the rows `row_offsets[v]` to `row_offsets[v + 1] - 1`
-    row_offsets: NDArray[np.int64]
-    weights: NDArray[np.float64]  # (R,): share of each row; the shares of a version sum to 1
-    columns: dict[str, list[Any]]  # length R: by column of the event log the raw values
+    Attributes:
+        table (`pd.DataFrame`): An offer a row, in the order of `group_id` and `action_id`, numbered from 0. Columns
+            are these two; `customer_id`; `time`, from which on the offer can be taken, in seconds since 1970-01-01;
+            `split`, one of `SPLITS`; `version` of the action; and the outcomes as 1.0, 0.0, or NaN where one was not
+            observed.
+        outcomes (`list[str]`): Names of the outcomes.
+        actions ([`RawActions`]): Versions of actions.
+    """
 
-    def groups(self, splits: Sequence[str]) -> NDArray[np.int64]:
-        """Finds the groups of some splits."""
-        return np.flatnonzero(np.isin(self.splits, list(splits)))
+    table: pd.DataFrame
+    outcomes: list[str]
+    actions: RawActions
 
-    def indices(self, groups: ArrayLike) -> NDArray[np.int64]:
-        """Finds the offers of some groups."""
-        parts = [np.arange(self.offsets[g], self.offsets[g + 1]) for g in np.asarray(groups)]
-        return np.concatenate([np.zeros(0, np.int64), *parts])
+    def of(self, splits: Sequence[str]) -> Offers:
+        """Selects the offers of some splits."""
+        return replace(self, table=self.table[self.table["split"].isin(splits)].reset_index(drop=True))
 
-    def check_trainable(self, groups: ArrayLike, outcomes: Sequence[str]) -> None:
+    @property
+    def groups(self) -> pd.DataFrame:
+        """The first offer of each group; the index has its number."""
+        return self.table.drop_duplicates("group_id")
+
+    @property
+    def offsets(self) -> NDArray[np.int64]:
+        """Where groups begin, and the last one ends, `(G + 1,)`."""
+        return np.append(self.groups.index, len(self.table))
+
+    def check_trainable(self) -> None:
         """Checks that each outcome is 0 in some offers and 1 in others, so that there is something to learn. Raises
-        `ValueError` if the offers lack an outcome, or all observed values of an outcome are the same."""
-        indices = self.indices(groups)
-        for name in outcomes:
-            if name not in self.outcomes:
-                raise ValueError(f"No outcome {name!r} in the offers; they have {', '.join(self.outcomes)}.")
-            observed = self.outcomes[name][indices]
-            observed = observed[~np.isnan(observed)]
-            if not 0 < observed.sum() < len(observed):
+        `ValueError` if all observed values of an outcome are the same."""
+        for name in self.outcomes:
+            observed = self.table[name].dropna()
+            if observed.nunique() < 2:
                 raise ValueError(
                     f"Outcome {name!r} is {observed[:1].tolist() or 'nowhere observed'} in all {len(observed)} "
                     "observed training offers; a model needs offers with 0 and with 1. Check the column, or leave it "
                     "out."
                 )
 
-    def check_times(self, training_end: int, learned: ArrayLike, evaluated: ArrayLike) -> None:
-        """Checks that training sees nothing of the time in which the model is evaluated. Raises `ValueError` if the
-        pre-training data, or offers of the training, reach into the time of the evaluated offers."""
-        learned, starts = np.asarray(learned, np.int64), self.times[np.asarray(evaluated, np.int64)]
-        if not len(starts):
+    def check_times(self, training_end: int, evaluated: Offers) -> None:
+        """Checks that training, which reads these offers, sees nothing of the time in which the model is evaluated.
+        Raises `ValueError` if the pre-training data, or offers of the training, reach into it."""
+        if not len(evaluated.table):
             return
-        first = int(np.min(starts))
+        first = evaluated.table["time"].min()
         if first < training_end:
             raise ValueError(
-                f"Offers to evaluate on start on {_day(first)}, but the encoder was pre-trained on events before "
-                f"{_day(training_end)}: it has seen what came of them. Prepare the data with an earlier validation "
-                "cutoff (--cutoffs) and pre-train again, or evaluate on later offers."
+                f"Offers to evaluate on start on {write_day(first)}, but the encoder was pre-trained on events before "
+                f"{write_day(training_end)}: it has seen what came of them. Prepare the data with an earlier "
+                "validation cutoff (--cutoffs) and pre-train again, or evaluate on later offers."
             )
-        late = learned[self.times[learned] >= first]
-        if len(late):
+        late = self.table[self.table["time"] >= first].to_dict("records")
+        if late:
             raise ValueError(
-                f"Group {self.group_ids[late[0]]!r} is trained on and starts on {_day(self.times[late[0]])}, when "
-                f"offers to evaluate on run already (since {_day(first)}); train on offers made before all of those."
+                f"Group {late[0]['group_id']!r} is trained on and starts on {write_day(late[0]['time'])}, when offers "
+                f"to evaluate on run already (since {write_day(first)}); train on offers made before all of those."
             )
-
-
-def _day(seconds: int) -> str:
-    return str(np.datetime64(int(seconds), "s").astype("datetime64[D]"))
 
 
 def load_offers(folder: str | Path, outcomes: Sequence[str] | None = None, time_zone: str = "UTC") -> Offers:
@@ -114,30 +123,11 @@ def load_offers(folder: str | Path, outcomes: Sequence[str] | None = None, time_
     return make_offers(tables[OFFERS_FILE], tables[ACTIONS_FILE], outcomes, time_zone)
 
 
-def load_actions(
-    path: str | Path, extractor: Any, config: Any, as_of: int | None = None
-) -> tuple[EncodedActions, NDArray[np.int64]]:
-    """Reads a table of actions, Parquet or CSV with the columns of actions.parquet, to offer each of them to anybody.
-
-    Returns:
-        `tuple`: The actions, encoded for a feature extractor and the config of its model; and, in the order of
-        `action_id`, the index of the version of each that holds at `as_of`, in seconds since 1970-01-01 (default: the
-        latest version).
-
-    Raises:
-        ValueError: If the table can't be read, an action has no value in any feature, or no row that holds then.
-    """
+def load_actions(path: str | Path, extractor: Any, config: Any, as_of: float | None = None) -> EncodedActions:
+    """Reads a table of actions, Parquet or CSV with the columns of actions.parquet, to offer each of them to anybody
+    at a time; see [`encode_actions`]."""
     with naming(str(path)):
-        table = read_table_file(path)
-        check_columns(table.columns, ("action_id",), "The actions have")
-        versions, weights, columns = _versions(table, extractor.time_zone)
-        names = versions["action_id"].drop_duplicates().to_numpy(object)
-        time = np.iinfo(np.int64).max if as_of is None else as_of
-        offered = _at_that_time(pd.DataFrame({"action_id": names, "time": time}), versions)
-        offsets = np.append(versions["start"].to_numpy(np.int64), len(weights))
-        actions = EncodedActions(extractor, config, versions["action_id"].to_numpy(object), columns, offsets, weights)
-        actions.check(offered)
-    return actions, offered
+        return encode_actions(extractor, config, read_table_file(path), as_of)
 
 
 def make_offers(
@@ -148,9 +138,7 @@ def make_offers(
     Args:
         offers (`pandas.DataFrame`): One row per offer. Columns are `customer_id`, `time` and `action_id`; the
             outcomes; `group_id`, by default the offers of one customer and day; and `split`, by default "train".
-        actions (`pandas.DataFrame`): One row per action, version and combination of feature values. Columns are
-            `action_id`; columns of the event log; `time`, from which on the version holds, by default always; and
-            `weight`, by default the same for all rows of a version.
+        actions (`pandas.DataFrame`): The actions; see [`read_actions`].
         outcomes (`Sequence[str]`, *optional*): Names of the columns of outcomes. Default: "click" and "conversion",
             each if one of its values is known.
         time_zone (`str`): Time zone to which times with a zone are converted, as in the event schema.
@@ -161,100 +149,96 @@ def make_offers(
             group, the action and what to do.
     """
     check_columns(offers.columns, ("customer_id", "time", "action_id"), "The offers have")
-    check_columns(actions.columns, ("action_id",), "The actions have")
     if outcomes is None:
         outcomes = [name for name in OUTCOMES if name in offers.columns and offers[name].notna().any()]
     check_columns(offers.columns, outcomes, "The offers have")
     if not len(offers) or not len(outcomes):
         raise ValueError(f"Found {len(offers)} offers with outcomes {list(outcomes)}; expected at least one of each.")
 
-    frame = pd.DataFrame({name: _texts(offers[name], name) for name in ("customer_id", "action_id")})
-    frame["time"] = _seconds(offers["time"], time_zone)
-    group_ids = (
-        offers["group_id"] if "group_id" in offers.columns else frame["customer_id"] + " " + frame["time"].map(_day)
-    )
-    frame["group_id"] = _texts(group_ids, "group_id")
-    frame["split"] = _texts(offers["split"], "split") if "split" in offers.columns else TRAIN
-    if wrong := sorted(set(frame["split"]) - set(SPLITS)):
+    def read_texts(column: Any, name: str) -> NDArray:
+        with naming(f"column {name!r}"):
+            return np.array(to_ids(column), object)
+
+    table = pd.DataFrame({name: read_texts(offers[name], name) for name in ("customer_id", "action_id")})
+    with naming("column 'time'"):
+        table["time"] = read_times(as_column(offers["time"]), read_zone(time_zone))
+    usual = table["customer_id"] + " " + table["time"].map(write_day)
+    table["group_id"] = read_texts(offers.get("group_id", usual), "group_id")
+    table["split"] = read_texts(offers.get("split", [TRAIN] * len(table)), "split")
+    if wrong := sorted(set(table["split"]) - set(SPLITS)):
         raise ValueError(f"Column 'split' holds {wrong}; expected {', '.join(SPLITS)}.")
     for name in outcomes:
-        frame[name] = _zero_or_one(offers[name], name)
-    frame = frame.sort_values(["group_id", "action_id"], kind="stable", ignore_index=True)
-    starts = np.flatnonzero(np.append(True, frame["group_id"].to_numpy()[1:] != frame["group_id"].to_numpy()[:-1]))
-    offsets = np.append(starts, len(frame))
+        observed = offers[name].dropna()
+        if len(bad := observed[~observed.isin([0, 1])]):
+            raise ValueError(f"Outcome {name!r} is {bad.iloc[0]} in row {bad.index[0]}; expected 0, 1 or null.")
+        table[name] = offers[name].astype("Float32").to_numpy(np.float32, na_value=np.nan)
+    table = table.sort_values(["group_id", "action_id"], kind="stable", ignore_index=True)
+    groups = table.groupby("group_id")
     for name in ("customer_id", "time", "split"):
-        first = np.repeat(frame[name].to_numpy()[starts], np.diff(offsets))
-        if (differs := frame[name].to_numpy() != first).any():
-            group = frame["group_id"][int(differs.argmax())]
+        if (differs := groups[name].transform("first") != table[name]).any():
+            group = table["group_id"][differs.idxmax()]
             raise ValueError(f"Group {group!r} has several values of {name!r}; offers of a group are made together.")
-    if (twice := frame.duplicated(["group_id", "action_id"]).to_numpy()).any():
-        group, action = frame[["group_id", "action_id"]].iloc[int(twice.argmax())]
+    if (twice := table.duplicated(["group_id", "action_id"])).any():
+        group, action = table.loc[twice.idxmax(), ["group_id", "action_id"]]
         raise ValueError(f"Group {group!r} offers action {action!r} twice; keep one row.")
-
-    versions, weights, columns = _versions(actions, time_zone)
-    heads = frame.iloc[starts]
-    return Offers(
-        group_ids=heads["group_id"].to_numpy(object),
-        customer_ids=heads["customer_id"].to_numpy(object),
-        splits=heads["split"].to_numpy(object),
-        times=heads["time"].to_numpy(np.int64),
-        offsets=offsets,
-        actions=_at_that_time(frame, versions),
-        outcomes={name: frame[name].to_numpy(np.float32) for name in outcomes},
-        action_ids=versions["action_id"].to_numpy(object),
-        row_offsets=np.append(versions["start"].to_numpy(np.int64), len(weights)),
-        weights=weights,
-        columns=columns,
-    )
+    raw = read_actions(actions, time_zone)
+    table["version"] = raw.find(table["action_id"].to_numpy(object), table["time"].to_numpy())
+    return Offers(table, list(outcomes), raw)
 
 
-def _texts(column: pd.Series, name: str) -> NDArray:
-    with naming(f"column {name!r}"):
-        return np.array(to_ids(column), object)
+class OfferGroups(Dataset):
+    """Groups of offers, each with its customer's history **before** the offers were made.
+
+    Raises:
+        ValueError: If a customer is not in the prepared data set. A customer without events before the offers is no
+            error: the model then reads the profile and the start row alone.
+    """
+
+    def __init__(self, rows: datasets.Dataset, offers: Offers):
+        self.offers, self.offsets, groups = offers, offers.offsets, offers.groups
+        indices = groups["customer_id"].map({customer: index for index, customer in enumerate(rows["customer_id"])})
+        if missing := sorted({*groups["customer_id"][indices.isna()]}):
+            raise ValueError(
+                f"{len(missing)} customers of the offers are not in the prepared data set, such as {missing[0]!r}; "
+                "prepare the log with their events, or leave their offers out."
+            )
+        self.times, self.rows = groups["time"].to_numpy(), PreparedRows(rows, indices.to_numpy(np.int64))
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Number of events before the offers of each group, which the time of a step grows with."""
+        return np.array([len(self[index]["history"]["times"]) for index in range(len(self))])
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
+        """Reads some groups as dicts: `history`; `time`, in seconds since 1970-01-01; and `offers`, their part of the
+        table of offers."""
+        return [
+            {"history": events_before(row, self.times[group]), "time": int(self.times[group])}
+            | {"offers": self.offers.table[self.offsets[group] : self.offsets[group + 1]]}
+            for row, group in zip(self.rows.__getitems__(indices), indices, strict=True)
+        ]
 
 
-def _seconds(column: pd.Series, time_zone: str) -> NDArray[np.int64]:
-    with naming("column 'time'"):
-        return read_times(as_column(column), read_zone(time_zone))
+class OfferCollator:
+    """Turns groups of offers into inputs of `MCMForActionRecommendation`. Raises `ValueError` where [`EncodedActions`]
+    does."""
 
+    def __init__(self, extractor: MCMFeatureExtractor, config: MCMConfig, offers: Offers):
+        self.outcomes, self.actions = config.action_outcomes, EncodedActions(extractor, config, offers.actions)
 
-def _zero_or_one(column: pd.Series, name: str) -> NDArray[np.float32]:
-    observed = column.dropna()
-    wrong = observed[~observed.isin([0, 1])]
-    if len(wrong):
-        raise ValueError(f"Outcome {name!r} is {wrong.iloc[0]} in row {wrong.index[0]}; expected 0, 1 or null.")
-    return column.astype("Float32").to_numpy(np.float32, na_value=np.nan)
-
-
-def _versions(actions: pd.DataFrame, time_zone: str) -> tuple[pd.DataFrame, NDArray[np.float64], dict[str, list[Any]]]:
-    """Reads the actions as versions."""
-    names = [name for name in actions.columns if name not in ("action_id", "time", "weight")]
-    rows = actions[names].copy()
-    rows["action_id"] = _texts(actions["action_id"], "action_id")
-    always = np.iinfo(np.int64).min
-    rows["time"] = _seconds(actions["time"], time_zone) if "time" in actions.columns else always
-    rows["weight"] = actions["weight"].to_numpy(np.float64) if "weight" in actions.columns else 1.0
-    if not (rows["weight"] > 0).all():
-        where = rows["action_id"][int((~(rows["weight"] > 0)).to_numpy().argmax())]
-        raise ValueError(f"Action {where!r} has a weight that is not positive; give each row its share, above 0.")
-    rows = rows.sort_values(["action_id", "time"], kind="stable", ignore_index=True)
-    keys = ["action_id", "time"]
-    versions = rows[~rows.duplicated(keys)][keys].rename_axis("start").reset_index()
-    weights = (rows["weight"] / rows.groupby(keys)["weight"].transform("sum")).to_numpy()
-    return versions, weights, {name: [None if pd.isna(v) else v for v in rows[name]] for name in names}
-
-
-def _at_that_time(offers: pd.DataFrame, versions: pd.DataFrame) -> NDArray[np.int64]:
-    """Index of the version that holds at each offer's time: the latest version that does not begin later."""
-    pairs = offers[["action_id", "time"]].drop_duplicates().sort_values("time")
-    matches = pd.merge_asof(
-        pairs, versions.rename_axis("version").reset_index().sort_values("time"), on="time", by="action_id"
-    )
-    missing = matches[matches["version"].isna()]
-    if len(missing):
-        action, time = missing[["action_id", "time"]].iloc[0]
-        raise ValueError(
-            f"Action {action!r}, offered on {_day(time)}, has no row in the actions that holds then; add one with its "
-            "features."
-        )
-    return offers.merge(matches, on=["action_id", "time"], how="left")["version"].to_numpy(np.int64)
+    def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """Makes a batch: what `EncodedActions.batch` gives, and `labels` float32 `(B, K, O)`: 0 or 1 for each outcome,
+        -100 where it is not known."""
+        shape = len(items), max(len(item["offers"]) for item in items)
+        offered, labels = np.full(shape, NOT_OFFERED), np.full((*shape, len(self.outcomes)), IGNORED, np.float32)
+        for row, item in enumerate(items):
+            offered[row, : len(item["offers"])] = item["offers"]["version"]
+            labels[row, : len(item["offers"])] = item["offers"].reindex(columns=self.outcomes).fillna(IGNORED)
+        batch = self.actions.batch([item["history"] for item in items], offered, [item["time"] for item in items])
+        return batch | {"labels": torch.from_numpy(labels)}

@@ -22,26 +22,18 @@ from transformers.utils import logging
 
 from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.data.collator import batches_by_length
+from modeling_mcm.data.offers import OfferCollator, OfferGroups
 from modeling_mcm.evaluation.metrics import CONFIDENCE, RESAMPLES, Interval, ndcg_at_k, ratio, recall_at_k, tie_ranks
 
 
 @dataclass(frozen=True)
 class OfferTruth:
-    """The outcomes of the offers that are evaluated."""
+    """One outcome of the offers that are evaluated."""
 
-    customer_ids: NDArray  # (G,): the customer of each group
     offsets: NDArray[np.int64]  # (G + 1,): Group g has the offers from `offsets[g]` to before `offsets[g + 1]`
     # (N,): 1 for an offer that was taken and 0 for one that was not. NaN if the outcome was not observed; such an
     # offer is not evaluated
     taken: NDArray[np.float32]
-
-    @classmethod
-    def of(cls, offers: Any, groups: ArrayLike, outcome: str) -> "OfferTruth":
-        """Reads one outcome, such as "conversion", of the groups with these indices."""
-        groups = np.asarray(groups)
-        sizes = np.diff(offers.offsets)[groups]
-        taken = offers.outcomes[outcome][offers.indices(groups)]
-        return cls(offers.customer_ids[groups], np.concatenate([[0], np.cumsum(sizes)]), taken)
 
     @property
     def responds(self) -> NDArray[np.bool_]:
@@ -49,22 +41,20 @@ class OfferTruth:
         return np.add.reduceat(np.nan_to_num(self.taken), self.offsets[:-1]) > 0
 
 
-def which_offer(truth: OfferTruth, scores: ArrayLike, ks: Sequence[int] = (10,)) -> dict[str, NDArray[np.float64]]:
+def which_offer(truth: OfferTruth, scores: ArrayLike, k: int = 10) -> dict[str, NDArray[np.float64]]:
     """Computes `ndcg@k` and `recall@k` of each group, of shape `(G,)`; NaN for a group that takes nothing. Raises
     `ValueError` if `scores` are not `(N,)`, one for each offer, larger where it is likelier."""
     scores = np.asarray(scores, np.float64)
     if scores.shape != truth.taken.shape or np.isnan(scores).any():
         raise ValueError(f"Found scores of shape {scores.shape}, NaN or not; expected a number for each offer.")
     sizes = np.diff(truth.offsets)
-    cells = np.arange(sizes.max(initial=0)) < sizes[:, None]
-    padded, taken = np.full_like(cells, -np.inf, dtype=np.float64), np.zeros_like(cells)
+    # Offers stand for the labels of a task, whose ids begin with FIRST_LABEL.
+    cells = np.pad(np.arange(sizes.max(initial=0)) < sizes[:, None], ((0, 0), (FIRST_LABEL, 0)))
+    padded, taken = np.full(cells.shape, -np.inf), np.zeros_like(cells)
     padded[cells] = np.where(np.isnan(truth.taken), -np.inf, scores)
     taken[cells] = truth.taken == 1
-    # Offers stand for the labels of a task, whose ids begin with FIRST_LABEL.
-    places = np.where(taken, np.arange(cells.shape[-1]) + FIRST_LABEL, 0)
-    greater, ties = tie_ranks(np.pad(padded, ((0, 0), (FIRST_LABEL, 0))), places)
-    metrics = {"ndcg": ndcg_at_k, "recall": recall_at_k}
-    return {f"{name}@{k}": metric(greater, ties, taken, k) for k in ks for name, metric in metrics.items()}
+    greater, ties = tie_ranks(padded, np.where(taken, np.arange(cells.shape[1]), 0))
+    return {f"ndcg@{k}": ndcg_at_k(greater, ties, taken, k), f"recall@{k}": recall_at_k(greater, ties, taken, k)}
 
 
 def expected_takes(offsets: NDArray[np.int64], scores: ArrayLike) -> NDArray[np.float64]:
@@ -75,25 +65,21 @@ def expected_takes(offsets: NDArray[np.int64], scores: ArrayLike) -> NDArray[np.
 
 
 def score_offers(
-    model: Any, collator: Any, groups: Any, batch_size: int = 32
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Scores the offers of some `OfferGroups` with an `MCMForActionRecommendation` and an `OfferCollator`. Returns the
-    log-odds of each outcome, of shape `(N, outcomes)`, and the scores without the head, of shape `(N,)`, which are
-    sums over tasks of the model's `preferences`. Both are in the order of the groups."""
+    model: Any, collator: OfferCollator, groups: OfferGroups, batch_size: int = 32
+) -> NDArray[np.float32]:
+    """Scores offers with an `MCMForActionRecommendation`: the log-odds of each outcome, and last the scores without
+    the head, which are sums over tasks of the model's `preferences`, of shape `(N, outcomes + 1)`."""
     model.eval()
-    logits: list[Any] = [None] * len(groups)
-    own: list[Any] = [None] * len(groups)
-    batches = batches_by_length(groups.costs(collator.max_events), batch_size)
-    for batch in logging.tqdm(batches, desc="Scoring offers", unit="batch"):
-        inputs = collator(groups.__getitems__(batch.tolist()))
-        del inputs["labels"]
-        offered = (inputs["offered_actions"] >= 0).numpy()
+    scores = np.zeros((len(groups.offers.table), len(model.config.action_outcomes) + 1), np.float32)
+    for batch in logging.tqdm(batches_by_length(groups.lengths, batch_size), desc="Scoring offers", unit="batch"):
+        items = groups.__getitems__(batch.tolist())
+        inputs = {name: value.to(model.device) for name, value in collator(items).items() if name != "labels"}
         with torch.inference_mode():
-            outputs = model(**{name: value.to(model.device) for name, value in inputs.items()})
-        log_odds, preferences = outputs.logits.float().cpu().numpy(), outputs.preferences.float().sum(-1).cpu().numpy()
-        for row, index in enumerate(batch):
-            logits[index], own[index] = log_odds[row][offered[row]], preferences[row][offered[row]]
-    return np.concatenate(logits), np.concatenate(own)
+            outputs = model(**inputs)
+        both = torch.cat([outputs.logits, outputs.preferences.sum(-1, keepdim=True)], -1)
+        indices = np.concatenate([item["offers"].index for item in items])
+        scores[indices] = both[inputs["offered_actions"] >= 0].float().cpu()
+    return scores
 
 
 class OfferMetrics:
@@ -104,18 +90,15 @@ class OfferMetrics:
 
     def __call__(self, prediction: Any) -> dict[str, float]:
         """Metrics from logits and labels `(G, K, O)`; of the outcomes that some groups have and some have not."""
-        logits, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
+        logits, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids, np.float32)
         groups, offers = labels.shape[:2]
         result: dict[str, float] = {}
         for index, outcome in enumerate(self.outcomes):
-            taken = np.where(labels[..., index] < 0, np.nan, labels[..., index]).reshape(-1)
-            truth = OfferTruth(np.arange(groups), np.arange(groups + 1) * offers, taken.astype(np.float32))
-            if not truth.responds.any() or truth.responds.all():
-                continue
-            scores = logits[..., index].reshape(-1)
-            once = np.ones((1, groups), np.int64)
-            metrics = offer_metrics(truth, scores, expected_takes(truth.offsets, scores), once)
-            result |= {f"{outcome}_{name}": float(values[0]) for name, values in metrics.items()}
+            taken, scores = labels[..., index].reshape(-1), logits[..., index].reshape(-1)
+            truth = OfferTruth(np.arange(groups + 1) * offers, np.where(taken < 0, np.nan, taken))
+            if truth.responds.any() and not truth.responds.all():
+                metrics = offer_metrics(truth, scores, np.ones((1, groups), np.int64))
+                result |= {f"{outcome}_{name}": float(values[0]) for name, values in metrics.items()}
         return result
 
 
@@ -130,13 +113,12 @@ def resample_customers(customer_ids: Sequence[str] | NDArray, resamples: int = R
 
 
 def offer_metrics(
-    truth: OfferTruth, scores: ArrayLike, group_scores: ArrayLike, weights: NDArray[np.int64], k: int = 10
+    truth: OfferTruth, scores: ArrayLike, weights: NDArray[np.int64], k: int = 10
 ) -> dict[str, NDArray[np.float64]]:
     """Computes all metrics on the data and on every resample.
 
     Args:
-        scores (array, shape `(N,)`): Score of each offer.
-        group_scores (array, shape `(G,)`): Score of each group, that any of its offers is taken.
+        scores (array, shape `(N,)`): Score of each offer, as log-odds.
         weights (`numpy.ndarray`, shape `(1 + S, G)`): How often each group counts, from [`resample_customers`].
 
     Returns:
@@ -146,16 +128,16 @@ def offer_metrics(
     Raises:
         ValueError: If no group or every group of the data takes an offer.
     """
-    responds, group_scores = truth.responds, np.asarray(group_scores, np.float64)
+    responds = truth.responds
     if responds.all() or not responds.any():
         raise ValueError(
             f"{int(responds.sum())} of {len(responds)} groups take an offer; expected some that do and some that "
             "don't. Evaluate on more offers."
         )
-    taking = weights[:, responds].sum(1)
-    result = weighted_ranking(responds, group_scores, weights)
-    for name, values in which_offer(truth, scores, (k,)).items():
-        result[name] = ratio(weights[:, responds] @ values[responds], taking)
+    result = weighted_ranking(responds, expected_takes(truth.offsets, scores), weights)
+    taking = weights[:, responds]
+    for name, values in which_offer(truth, scores, k).items():
+        result[name] = ratio(taking @ values[responds], taking.sum(1))
     return result
 
 

@@ -188,10 +188,11 @@ class Histories:
         if actions is None:
             raise ValueError(f"{source} is an {type(model).__name__}: name the table of the actions that it scores.")
         scorer = Scorer(model, extractor, replace(job, actions=actions, outcomes=tuple(model.config.action_outcomes)))
-        if len(scorer.offered) * len(scorer.job.outcomes) > ACTION_COLUMNS:
+        number, outcomes = len(scorer.actions.action_ids), len(scorer.job.outcomes)
+        if number * outcomes > ACTION_COLUMNS:
             raise ValueError(
-                f"{actions} has {len(scorer.offered)} actions with {len(scorer.job.outcomes)} outcomes each, and the "
-                f"list has room for {ACTION_COLUMNS} columns: give fewer actions, or use `mcm predict --actions`."
+                f"{actions} has {number} actions with {outcomes} outcomes each, and the list has room "
+                f"for {ACTION_COLUMNS} columns: give fewer actions, or use `mcm predict --actions`."
             )
         return scorer
 

@@ -7,16 +7,17 @@ set takes its place when it is whole, and the data sets come last. So a run that
 call. A symbolic link stays, and the file that it names is written.
 """
 
+import itertools
 import os
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from modeling_mcm.data.dataset import (
@@ -32,48 +33,33 @@ from modeling_mcm.events_mcm import check_columns, to_text
 from modeling_mcm.files_mcm import LOCK_SUFFIX, atomic_write, remove_abandoned, some
 from modeling_mcm.preparation.files import describe, find_files
 from modeling_mcm.preparation.prepare import prepare
+from modeling_mcm.preparation.reading import read_distinct
 
 OF_DATA = {MANIFEST_FILE, FEATURE_EXTRACTOR_FOLDER, POPULARITY_FILE, PAGE_FILE, PAGE_NOTE}
 
 
-def _mask_customers(column: pa.ChunkedArray, customers: Collection[str]) -> pa.ChunkedArray:
-    """Whether each row belongs to one of the customers; ids are compared as texts, as preparation writes them."""
-    if pa.types.is_dictionary(column.type):  # such as a category of pandas
-        column = column.cast(column.type.value_type)
-    values = column.unique()
-    matches = [to_text(value) in customers for value in values.to_pylist()]
-    return pc.is_in(column, values.filter(pa.array(matches, pa.bool_())))
-
-
-def _read_column(path: Path, column: str) -> Iterator[pa.ChunkedArray]:
-    """The column of customers of a Parquet or Arrow file in parts; no part if the file has no such column."""
+def read_ids(path: Path, column: str) -> set[str | None]:
+    """The ids in a Parquet or Arrow file as preparation writes them, none if the file has no such column."""
     if path.suffix.lower() == ".arrow":
         with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as reader:
-            if column in reader.schema.names:
-                for batch in reader:
-                    yield pa.chunked_array([batch.column(column)])
-        return
-    with pq.ParquetFile(path) as file:
-        if column in file.schema_arrow.names:
-            for group in range(file.num_row_groups):
-                yield file.read_row_group(group, [column])[column]
-
-
-def _count(path: Path, column: str, customers: Collection[str]) -> int:
-    return sum(pc.sum(_mask_customers(part, customers)).as_py() or 0 for part in _read_column(path, column))
+            table = reader.read_all()
+    else:
+        with pq.ParquetFile(path) as file:
+            table = file.read([column])
+    return {*map(to_text, table[column].unique().to_pylist())} if column in table.column_names else set()
 
 
 def forget_in_file(path: Path, customers: Collection[str], column: str = CUSTOMER) -> int:
     """Writes a Parquet file again without the rows of some customers, if any, and returns their number."""
     table = pq.read_table(path, partitioning=None)
     check_columns(table.column_names, [column], f"{path} has")
-    is_theirs = _mask_customers(table[column], customers)
-    if number := pc.sum(is_theirs).as_py() or 0:
+    ids = read_distinct(table[column].combine_chunks())
+    left = table.filter(ids.map(lambda value: to_text(value) not in customers).expand(np.bool_))
+    if len(left) < len(table):
         rows = pq.read_metadata(path).row_group(0).num_rows
         with atomic_write(path) as partial:
-            left = table.filter(pc.invert(is_theirs))
             pq.write_table(left, partial, row_group_size=rows, compression="zstd")
-    return number
+    return len(table) - len(left)
 
 
 def predictions_files(path: Path) -> list[Path]:
@@ -152,15 +138,16 @@ class Places:
     def look_for(self, names: Collection[str]) -> set[str]:
         """Reads the ids of every file. Returns those of `names` that a file holds. Raises `ValueError` if a data set
         would have no customer left."""
-        there: set[str] = set()
-        for path, column in self.files().items():
-            for part in _read_column(path, column):
-                there |= {*map(to_text, part.unique().to_pylist())} & {*names}  # type: ignore[arg-type]
-        for folder, prepared in self.prepared.items():
-            rows = sum(shard["rows"] for shard in prepared.manifest.shards)
-            if sum(_count(folder / shard["file"], CUSTOMER, there) for shard in prepared.manifest.shards) == rows:
+        there = {*names} & {*itertools.chain(*(read_ids(*file) for file in self.files().items()))}
+        for folder in self.data:
+            if self.customers(folder) <= there:
                 raise ValueError(f"Nobody would be left in {folder}: remove it instead. Nothing was changed.")
         return there
+
+    def customers(self, folder: Path) -> set[str | None]:
+        """The ids of the customers of a data set."""
+        shards = self.prepared[folder].manifest.shards
+        return {*itertools.chain(*(read_ids(folder / shard["file"], CUSTOMER) for shard in shards))}
 
     def delete_from_sources(self, customers: Collection[str]) -> dict[Path, int]:
         """Deletes customers from log and profile. Returns the number of rows deleted from each place."""
@@ -173,7 +160,7 @@ class Places:
         """Prepares the data sets that hold one of the customers again, each with its own schema, vocabularies and
         bins, and `options` of [`prepare`]. Returns the number of customers that each data set holds."""
         for folder, prepared in self.prepared.items():
-            if any(_count(folder / shard["file"], CUSTOMER, customers) for shard in prepared.manifest.shards):
+            if self.customers(folder) & {*customers}:
                 rows_per_shard = prepared.manifest.options["rows_per_shard"]
                 options |= {"profile": next(iter(self.profile), None), "feature_extractor": prepared.extractor}
                 options |= {"rows_per_shard": rows_per_shard, "overwrite": True}
@@ -207,18 +194,16 @@ def _describe_rest(path: Path, column: str, customers: Collection[str]) -> str |
         is_known = path.suffix in (".json", ".jinja", LOCK_SUFFIX)
         return None if is_known else "neither Parquet nor Arrow nor JSON: look into it yourself"
     try:
-        rows = _count(path, column, customers)
+        left = read_ids(path, column) & {*customers}
     except (OSError, pa.ArrowInvalid) as error:
         return f"can't be read: {error}"
-    return f"{rows} rows of theirs" if rows else None
+    return f"{len(left)} of the customers" if left else None
 
 
 def find_customers(place: Path, customers: Collection[str], column: str = CUSTOMER) -> dict[Path, str]:
     """Looks for customers in a file, or in every file of a folder, hidden ones too. Returns by path why it may hold
     them; empty if it is proven that they are gone."""
-    paths = {place.resolve()}
-    if place.is_dir():
-        walk = os.walk(place, followlinks=True)
-        paths = {Path(folder, name).resolve() for folder, _, names in walk for name in names}
+    walk: Any = os.walk(place, followlinks=True) if place.is_dir() else [(place.parent, [], [place.name])]
+    paths = {Path(folder, name).resolve() for folder, _, names in walk for name in names}
     reasons = {path: _describe_rest(path, column, customers) for path in sorted(paths)}
     return {path: reason for path, reason in reasons.items() if reason}

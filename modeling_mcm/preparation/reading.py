@@ -86,8 +86,6 @@ class RowReader:
 
     def _column(self, name: str, array: pa.Array) -> Any:
         """A column as the encoding reads columns: as an array, or by its distinct values."""
-        if pa.types.is_dictionary(array.type):
-            array = array.cast(array.type.value_type)
         kind = array.type
         if name == self.log.time and pa.types.is_timestamp(kind):
             times = array.to_numpy(zero_copy_only=False).astype("datetime64[s]")
@@ -97,7 +95,7 @@ class RowReader:
             return times
         if name in self._numbers and (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
             return array.to_numpy(zero_copy_only=False)
-        return _distinct(array)
+        return read_distinct(array)
 
     def _to_predict(self, events: Events) -> NDArray[np.bool_]:
         encoding, token = self.encoding, self.encoding.token_feature
@@ -132,10 +130,13 @@ def from_arrow(column: pa.ChunkedArray) -> Any:
         return array.to_numpy(zero_copy_only=False)
     if pa.types.is_list(array.type):
         return Distinct.of([texts and tuple(texts) for texts in array.to_pylist()])
-    return _distinct(array)
+    return read_distinct(array)
 
 
-def _distinct(array: pa.Array) -> Distinct:
+def read_distinct(array: pa.Array) -> Distinct:
+    """A column by its distinct values."""
+    if pa.types.is_dictionary(array.type):
+        array = array.cast(array.type.value_type)
     if array.type == pa.string_view():  # which `dictionary_encode` reads without its nulls
         array = array.cast(pa.string())
     try:

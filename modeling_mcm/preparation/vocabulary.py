@@ -6,13 +6,11 @@ Ids of every feature: 0 is missing, 1 is unknown (never seen in training, or too
 the ids from 2 on.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from fractions import Fraction
 
 import numpy as np
-import pyarrow as pa
+from numpy.typing import NDArray
 
 from modeling_mcm.data.features import MOST_VALUES
 from modeling_mcm.data.schema import EventSchema
@@ -22,7 +20,6 @@ from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.schema_mcm import DAYS_SINCE_VISIT, NUMERIC, ONE_TOKEN_TYPE, FeatureSpec
 
 with needs("data"):
-    import ibis
     import ibis.expr.types as ir
 
 
@@ -84,36 +81,23 @@ def fit_values(column: ir.Value, spec: FeatureSpec) -> list[str]:
     return frequent.sort_by([("number", "descending"), ("value", "ascending")])["value"].to_pylist()
 
 
-def count_numbers(column: ir.FloatingValue) -> ir.Table:
-    """Counts the finite numbers of a column, as a table with the columns `value` and `number`."""
+def count_numbers(column: ir.FloatingValue) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Finds the distinct finite numbers of a column, in ascending order, and how often each occurs."""
     table = column.name("value").as_table()
     finite = table.filter(table.value.abs() < float("inf"))  # `isinf` is always false in Ibis' PySpark backend
-    return finite.group_by("value").agg(number=lambda t: t.count())
+    counts = finite.group_by("value").agg(number=lambda t: t.count()).to_pyarrow().sort_by("value")
+    return counts["value"].to_numpy(), counts["number"].to_numpy()
 
 
-def fit_bins(counts: ir.Table, bins: int) -> list[float]:
-    """Finds the inner edges of quantile bins, strictly increasing; fewer than `bins - 1` where values repeat. A
-    quantile lies between the two neighbours of its rank, as numpy defines it. They are found by counting, which an
-    engine can spill to disk; its own quantile holds the column in memory and rounds in its own way."""
-    total = counts.number.sum().to_pyarrow().as_py()
-    if not total:
+def fit_bins(values: NDArray[np.float64], counts: NDArray[np.int64], bins: int) -> list[float]:
+    """Finds the inner edges of quantile bins of numbers that occur so often, strictly increasing; fewer than `bins -
+    1` where numbers repeat. A quantile lies between the two neighbours of its rank, as numpy defines it."""
+    if not len(values):
         return []
-    # The events with a value have the ranks up to `last`.
-    through = counts.mutate(last=counts.number.sum().over(ibis.cumulative_window(order_by=counts.value)) - 1)
-    ranks = [(total - 1) * (k / bins) for k in range(1, bins)]
-    neighbours = ibis.memtable(
-        pa.table({"rank": sorted({f(rank) for rank in ranks for f in (math.floor, math.ceil)})})
-    )
-    first = through.last - through.number + 1
-    found = through.inner_join(neighbours, [first <= neighbours.rank, through.last >= neighbours.rank]).to_pyarrow()
-    values = dict(zip(found["rank"].to_pylist(), found["value"].to_pylist(), strict=True))
-    edges = []
-    for rank in ranks:
-        low, high, share = values[math.floor(rank)], values[math.ceil(rank)], rank - math.floor(rank)
-        # Rounded twice and not three times, as DuckDB does with a fused multiply and add: edges that were fitted by
-        # its quantile stay what they are.
-        edges.append(float(Fraction(low) * Fraction(1 - share) + Fraction(high * share)))
-    return np.unique(np.asarray(edges, dtype=np.float64)).tolist()
+    ranks = (counts.sum() - 1) * (np.arange(1, bins) / bins)
+    whole = np.floor(ranks)
+    low, high = (values[np.searchsorted(np.cumsum(counts), rank, "right")] for rank in (whole, np.ceil(ranks)))
+    return np.unique(low + (high - low) * (ranks - whole)).tolist()  # exact where both are equal
 
 
 def fit(
@@ -137,12 +121,11 @@ def fit(
             if spec.is_constant:
                 fitted.values[spec.name] = [ONE_TOKEN_TYPE]
             elif spec.kind == NUMERIC:
-                fitted.bins[spec.name] = fit_bins(count_numbers(columns[spec.name]), spec.bins)
+                fitted.bins[spec.name] = fit_bins(*count_numbers(columns[spec.name]), spec.bins)
             elif spec.kind == DAYS_SINCE_VISIT:
-                counts = pa.table(
-                    {"value": pa.array(days, pa.float64()), "number": pa.array(days.values(), pa.int64())}
-                )
-                fitted.bins[spec.name] = fit_bins(ibis.memtable(counts), spec.bins)
+                values = sorted(days)
+                counts = np.array([days[each] for each in values])
+                fitted.bins[spec.name] = fit_bins(np.array(values), counts, spec.bins)
             elif spec.name in columns:
                 column = columns[spec.name]  # each of several values of an event counts
                 fitted.values[spec.name] = fit_values(column if spec.item is None else column.unnest(), spec)

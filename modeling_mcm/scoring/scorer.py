@@ -12,7 +12,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from modeling_mcm.data.collator import PreparedRows, batches_by_length
 from modeling_mcm.data.dataset import CUSTOMER, PreparedManifest
 from modeling_mcm.data.offers import load_actions
 from modeling_mcm.data.tables import read_table_file
-from modeling_mcm.files_mcm import atomic_write, tensors_digest, write_json
+from modeling_mcm.files_mcm import atomic_write, damage, file_digest, tensors_digest, write_json
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation, MCMModel, MCMPreTrainedModel
 from modeling_mcm.predictor_mcm import CHANCES, EMBEDDING, SCORES, Predictor
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
@@ -134,16 +134,18 @@ def check_folder(folder: Path) -> None:
         raise ValueError(f"{folder} is not empty and holds no predictions: choose another --output_dir.")
 
 
-def claim(folder: Path, identity: dict[str, Any]) -> None:
-    """Writes into a folder what its predictions are made of, or checks that its files are made of the same. Raises
-    `ValueError` if the folder holds predictions that are made of something else. The message names what differs."""
+def claim(job: ScoringJob, digests: Mapping[str, str], customers: int) -> None:
+    """Writes into the folder of a job what its predictions are made of, or checks that its files are made of the same:
+    of the `digests` of a model and of data, and of the job's options and tables. Raises `ValueError` if the folder
+    holds predictions that are made of something else. The message names what differs."""
+    options = {name: value for name, value in asdict(job).items() if name not in ("model", "data", "output_dir")}
+    tables = [name for name in (job.candidates, job.exclude, job.actions) if name not in (None, SEEN)]
+    options["tables"] = [file_digest(str(name)) for name in tables]
+    identity = json.loads(json.dumps({**digests, "options": options, "customers": customers}))
+    folder = Path(job.output_dir)
     path = folder / IDENTITY_FILE
     if path.is_file():
-        try:
-            earlier = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
-            earlier = {}
-        earlier = earlier if isinstance(earlier, dict) else {}
+        earlier = {} if damage(path) else json.loads(path.read_text(encoding="utf-8"))
         if changed := sorted(name for name in identity if earlier.get(name) != identity[name]):
             raise ValueError(
                 f"{folder} holds predictions of another {', '.join(changed)}: choose another --output_dir, or remove "
@@ -182,8 +184,8 @@ class Scorer:
         self.values = {task: pa.array([None, None, *self.candidates.values(task)], pa.string()) for task in job.tasks}
         self.batch_size = job.batch_size
         if job.actions is not None:
-            self.actions, self.offered = load_actions(job.actions, extractor, model.config, job.as_of)
-            names = pa.array(np.asarray(self.actions.action_ids)[self.offered], pa.string())
+            self.actions = load_actions(job.actions, extractor, model.config, job.as_of)
+            names = pa.array(self.actions.action_ids, pa.string())
             self.values |= {name: pa.concat_arrays([pa.nulls(1, pa.string()), names]) for name in job.outcomes}
             self.batch_size = max(1, min(job.batch_size, OFFERS_AT_ONCE // len(names)))
         self.shards = PreparedManifest.load(job.data).shards
@@ -258,7 +260,7 @@ class Scorer:
             return {PREDICTED + name: values for name, values in ask.predict(rows, job.as_of).items()}
         if job.outcomes:
             columns = {}
-            for name, chances in ask.score_offers(rows, self.actions, job.as_of, self.offered).items():
+            for name, chances in ask.score_offers(rows, self.actions, job.as_of).items():
                 order = chances.sort(dim=1, descending=True, stable=True)
                 columns[name] = order.indices[:, : self._tops(name)] + 1
                 columns[name + SCORES] = order.values[:, : self._tops(name)]

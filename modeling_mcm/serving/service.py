@@ -227,7 +227,7 @@ class CustomerService:
     def read(self, customer_ids: Sequence[str], as_of: Any = None) -> Batch:
         """Reads customers as the store has them now. Raises `ValueError` if `as_of` is before a customer's last
         event."""
-        batch = Batch([], [], self.extractor._read_as_of(as_of, 1)[0] if as_of is not None else None, [])
+        batch = Batch([], [], self.extractor.read_as_of(as_of), [])
         for customer_id in dict.fromkeys(customer_ids):
             with self._alone([customer_id]):
                 cached = self._up_to_date(customer_id)

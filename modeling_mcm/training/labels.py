@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from transformers.utils import logging
 
 from modeling_mcm.customer_mcm import MCMForCustomerPrediction
-from modeling_mcm.data.dataset import MANIFEST_FILE, PreparedData, check_vocabularies
+from modeling_mcm.data.dataset import PreparedData
 from modeling_mcm.data.labels import (
     AUTO,
     ERROR,
@@ -39,7 +39,7 @@ from modeling_mcm.files_mcm import file_digest, write_json
 from modeling_mcm.option import option
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.training.checkpoints import read_checkpoint
-from modeling_mcm.training.finetuning import MODEL_PARTS, PRE_TRAINED, compute_digest
+from modeling_mcm.training.finetuning import describe_run, open_extractor
 from modeling_mcm.training.resuming import FINE_TUNING, find_start, output_folder_lock
 
 logger = logging.get_logger(__name__)
@@ -83,12 +83,11 @@ class LabelOptions:
             raise ValueError(f"--validation_share is {self.validation_share}; give 0 or more and less than 1.")
 
 
-def read_labels(data: str, options: LabelOptions) -> LabelledCustomers:
+def read_labels(data: PreparedData, options: LabelOptions) -> LabelledCustomers:
     """Reads the labels with the histories before them, and warns of labels that are left out. Raises `ValueError` if
     the log has no times, if the table of labels is not as its options say, or if a customer is unknown and
     `on_unknown` makes that an error."""
-    prepared = PreparedData(data)
-    schema = prepared.schema
+    schema = data.schema
     if schema.order is not None:
         raise ValueError(
             f"The log {schema.name} has no times but `order`, so nothing says which events came before a label: "
@@ -96,7 +95,7 @@ def read_labels(data: str, options: LabelOptions) -> LabelledCustomers:
         )
     columns = (options.label, options.customer_column, options.time_column)
     labels = load_labels(str(options.labels), *columns, options.label_kind, schema.time_zone)
-    customers = LabelledCustomers(prepared.rows, labels, options.on_unknown)
+    customers = LabelledCustomers(data.rows, labels, options.on_unknown)
     if customers.dropped:
         logger.warning(
             f"{customers.dropped:,} of {len(labels):,} labels are left out: no event of their customer is known "
@@ -198,11 +197,9 @@ def train_to_labels(
     """Fine-tunes a checkpoint to a label of customers, and saves it with its feature extractor and its metrics. Raises
     `ValueError` if the labels, the data and the options do not fit together. Raises `CheckpointError` if the
     checkpoint can't be read. Raises `RunError` if the output folder holds another run."""
-    extractor = MCMFeatureExtractor.from_pretrained(model)
-    check_vocabularies(data, extractor)
-    if max_events is not None:
-        extractor.max_events = max_events  # saved with the model
-    customers = read_labels(data, options)
+    prepared = PreparedData(data)
+    extractor = open_extractor(model, prepared, max_events)
+    customers = read_labels(prepared, options)
     labels, evaluates = customers.labels, options.validation_share > 0
     trained_on, held_out = _split(labels, options.validation_share, training.seed, evaluates)
     tuned: MCMForCustomerPrediction = read_checkpoint(
@@ -210,12 +207,7 @@ def train_to_labels(
     )
     own = asdict(options) | {"max_events": extractor.max_events, "seed": training.seed}
     del own["labels"]  # where the file lies does not matter, but what it holds
-    run = {
-        "data": file_digest(Path(data, MANIFEST_FILE)),
-        "labels": file_digest(Path(str(options.labels))),
-        PRE_TRAINED: compute_digest(model, MODEL_PARTS),
-        "options": own,
-    }
+    run = describe_run(model, prepared, own, labels=file_digest(str(options.labels)))
     output = Path(str(training.output_dir))
     with output_folder_lock(output, training.should_save):
         if find_start(training, FINE_TUNING, run).is_finished:

@@ -4,44 +4,34 @@
 
 A run writes what decides its weights into its folder first (run.json), and its record last. It does not start if it is
 finished, if its folder holds something else, or if its options or data are not those of run.json: a resumed run would
-ignore some of them and mix others. `Trainer` writes checkpoints in place, so one that a kill cut, or that was damaged
-since, is found by its files.
+ignore some of them and mix others. `Trainer` writes checkpoints in place. So each gets a list of its files with their
+digests before its last file, the state, is written: one that a kill cut, or that was damaged since, does not fit it.
 """
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from accelerate.utils import gather_object
 from filelock import Timeout
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from transformers import PreTrainedConfig, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
-from modeling_mcm.files_mcm import damage, locked, some, write_json
+from modeling_mcm.files_mcm import CheckpointError, check_files, damage, file_digest, locked, some, write_json
 
 logger = logging.get_logger(__name__)
 PRETRAINING, FINE_TUNING = "pretraining.json", "finetuning.json"  # records, which a run writes as its last file
 RUN = "run.json"  # what a run is, which it writes as its first file
+FILES = "files.json"  # digests of the files of a checkpoint, by name
 UNUSED = "unused-"  # beginning of the name that a checkpoint gets which no run can go on from
-TRAINER_STATE, PROCESSES = "trainer_state.json", "processes"  # file, and its key for the number of processes
-JSON_FILES = ("config.json", "preprocessor_config.json", "vocabularies.json", "model.safetensors.index.json")
-WEIGHTS = ("*.safetensors", "pytorch_model*")
-MODEL_FILES = ("config.json", "adapter_config.json", "checkpoint-*", *WEIGHTS)
-NEEDED = {  # names of files besides weights and states that a run goes on from, with all patterns of such files
-    "optimizer.pt": ("optimizer.pt", "optimizer.bin", "optimizer_*", "global_step*", "rank*-of-*-optimizer.pt"),
-    "scheduler.pt": ("scheduler.pt",),
-    "rng_state.pth": ("rng_state*.pth",),
-}
-OTHER_FOLDERS = {  # a file that only such a folder holds, and a name for the folder
-    "manifest.json": "a prepared data set",
-    "_predictions.json": "predictions",
-}
+FOREIGN = ("*.json", "*.safetensors", "checkpoint-*")  # files of a folder that a run without run.json leaves alone
 # Beginnings of the options of `TrainingArguments` that decide the weights. The size of a step is compared as
 # "batch size", in customers. Those of the best decide which checkpoint that is.
 DECIDING = """adam_ bf16 data_seed dataloader_drop_last early_stopping fp16 ignore_data_skip label_smoothing
@@ -80,76 +70,28 @@ def step_size(args: TrainingArguments) -> int:
     return args.train_batch_size * args.world_size * args.gradient_accumulation_steps
 
 
-# --------------------------------------------------------------------------------------------------- whole checkpoints
-
-
-def weight_faults(folder: Path) -> list[str]:
-    """A phrase for each missing or damaged file that a model is read from: weights, config and feature extractor."""
-    weights = [path for pattern in WEIGHTS for path in sorted(folder.glob(pattern))]
-    has_weights = any(not path.name.startswith("average.") for path in weights)
-    faults = [] if has_weights else [f"{folder} has no model.safetensors"]
-    faults += _damages([*weights, *(folder / name for name in JSON_FILES if (folder / name).exists())])
-    index = folder / "model.safetensors.index.json"
-    if index.exists() and not faults and not (folder / "model.safetensors").exists():
-        parts = set(json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values())
-        faults += [f"{folder} has no {name}" for name in sorted(parts) if not (folder / name).is_file()]
-    return faults
-
-
-def checkpoint_faults(checkpoint: Path) -> list[str]:
-    """A phrase for each missing or damaged file that a run needs to go on from a checkpoint unchanged."""
-    faults = _state_faults(checkpoint) + (weight_faults(checkpoint) or _divergence(checkpoint))
-    for name, patterns in NEEDED.items():
-        paths = [path for pattern in patterns for path in sorted(checkpoint.glob(pattern))]
-        faults += _damages(paths) if paths else [f"{checkpoint} has no {name}"]
-    return faults
-
-
-def _damages(paths: Iterable[Path]) -> list[str]:
-    return [fault for path in paths if (fault := damage(path))]
-
-
-def _state_faults(checkpoint: Path) -> list[str]:
-    path = checkpoint / TRAINER_STATE
-    if not path.is_file():
-        return [f"{checkpoint} has no {TRAINER_STATE}"]
-    if fault := damage(path):
-        return [fault]
-    state = json.loads(path.read_text(encoding="utf-8"))
-    if checkpoint.name != f"checkpoint-{state.get('global_step')}":
-        return [f"{path} is of step {state.get('global_step')}"]
-    processes, states = state.get("stateful_callbacks", {}).get(PROCESSES, 1), [*checkpoint.glob("rng_state*.pth")]
-    if 0 < len(states) < processes:
-        return [f"{checkpoint} has random states of {len(states)} processes, and {processes} ran"]
-    return []
-
-
-def _divergence(folder: Path) -> list[str]:
-    """Names the first file with NaN or infinite weights: a run that is resumed from it would go on diverging."""
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, "pt") as file:
-            for name in file.keys():
-                value = file.get_tensor(name)
-                if value.is_floating_point() and not value.isfinite().all():
-                    return [f"{path} has NaN or infinite numbers in {name}"]
-    return []
+def checkpoint_fault(checkpoint: Path) -> str | None:
+    """Says which file is missing or damaged that a run needs to go on from a checkpoint; `None` if all are whole."""
+    if fault := damage(checkpoint / FILES) or damage(checkpoint / TRAINER_STATE_NAME):
+        return fault
+    for name, digest in json.loads((checkpoint / FILES).read_text(encoding="utf-8")).items():
+        try:
+            if file_digest(checkpoint / name) != digest:
+                return f"{checkpoint / name} is damaged"
+        except OSError as error:
+            return f"{checkpoint / name} can't be read ({error.strerror})"
+    return None
 
 
 def last_whole_checkpoint(output_dir: Path) -> str | None:
-    """Finds the newest complete checkpoint. Those after it, which were cut by a kill or damaged since, are named and
-    set aside under another name; what a kill cut, before its last file was written, is removed."""
-    while (newest := get_last_checkpoint(str(output_dir))) and (faults := checkpoint_faults(Path(newest))):
-        logger.warning(f"Interrupted while they were written, or damaged since, so not used: {'; '.join(faults)}.")
+    """Finds the newest complete checkpoint. Those after it, which were cut by a kill or damaged since, are named. What
+    was cut is removed, and what was damaged is set aside under another name."""
+    while (newest := get_last_checkpoint(str(output_dir))) and (fault := checkpoint_fault(Path(newest))):
+        logger.warning(f"Interrupted while it was written, or damaged since, so not used: {fault}.")
         aside = Path(newest).with_name(UNUSED + Path(newest).name)
         shutil.rmtree(aside, ignore_errors=True)
-        if Path(newest, TRAINER_STATE).exists():
-            Path(newest).rename(aside)
-        else:
-            shutil.rmtree(newest)
+        shutil.move(newest, aside) if Path(newest, FILES).exists() else shutil.rmtree(newest)
     return newest
-
-
-# ----------------------------------------------------------------------------------------------------------- the start
 
 
 def find_start(args: TrainingArguments, record: str, run: Mapping[str, Any]) -> Start:
@@ -164,6 +106,7 @@ def find_start(args: TrainingArguments, record: str, run: Mapping[str, Any]) -> 
         RunError: If the folder holds something else, or a model that was trained with other data or options; or if
             the processes of this run have different ones.
     """
+    run = {"record": record, **run}
     for process, other in enumerate(gather_object([run])):
         if changes := _changes(other, run):
             raise RunError(
@@ -175,28 +118,21 @@ def find_start(args: TrainingArguments, record: str, run: Mapping[str, Any]) -> 
 
 
 def _find_start(folder: Path, record: str, run: Mapping[str, Any], is_writer: bool) -> Start:
-    advice = "and nothing was changed: give another output_dir"
-    for name, what in OTHER_FOLDERS.items():
-        if (folder / name).exists():
-            raise RunError(f"{folder} holds {what} ({name}), {advice}.")
-    if others := [other for other in (PRETRAINING, FINE_TUNING) if other != record and (folder / other).exists()]:
-        raise RunError(f"{folder} holds the model of another kind of training ({others[0]}), {advice}.")
-    path = folder / RUN
+    path, advice = folder / RUN, "and nothing was changed: give another output_dir, or remove that folder."
     if fault := damage(path):
-        if any(any(folder.glob(pattern)) for pattern in MODEL_FILES):
+        if held := sorted(each.name for pattern in FOREIGN for each in folder.glob(pattern)):
             raise RunError(
-                f"{folder} holds a model, and nothing says what it was trained with ({fault}), {advice}, or remove "
-                "that folder."
+                f"{folder} holds {some(held)}, and nothing says what they were made with ({fault}), {advice}"
             )
     elif changes := _changes(json.loads(path.read_text(encoding="utf-8")), run):
-        raise RunError(
-            f"{folder} holds a model that was trained otherwise ({some(changes)}), {advice}, or remove that folder."
-        )
+        raise RunError(f"{folder} holds a model that was trained otherwise ({some(changes)}), {advice}")
     elif (folder / record).exists():
-        if not (faults := weight_faults(folder) + _damages([folder / record])):
+        try:
+            check_files(folder)
             logger.info(f"{folder} holds this run, which is finished: nothing is left to train.")
             return Start(None, is_finished=True)
-        logger.warning(f"The model is damaged, so it is written again: {'; '.join(faults)}.")
+        except CheckpointError as error:
+            logger.warning(f"The model is damaged, so it is written again: {error}")
     if is_writer:
         write_json(path, run)
         (folder / record).unlink(missing_ok=True)
@@ -217,26 +153,24 @@ def output_folder_lock(output_dir: str | Path, is_writer: bool = True) -> Iterat
     """A context that makes an output folder and locks it, so that no second run trains into it at the same time.
     Raises `RunError` if the folder can't be written to, or another run trains into it."""
     folder, existed = Path(output_dir).resolve(), Path(output_dir).exists()
-    if not is_writer:
+    with ExitStack() as stack:
+        if is_writer:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                if not existed:
+                    stack.callback(_remove_if_empty, folder)
+                stack.enter_context(locked(folder, wait=False))
+            except Timeout:
+                words = "wait for its end, or give another output_dir."
+                raise RunError(f"Another run trains into {folder}: {words}") from None
+            except OSError as error:
+                raise RunError(f"{folder} can't be written to ({error.strerror}): give another output_dir.") from error
         yield
-        return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = locked(folder, wait=False)
-        lock.__enter__()
-    except Timeout:
-        raise RunError(f"Another run trains into {folder}: wait for its end, or give another output_dir.") from None
-    except OSError as error:
-        raise RunError(f"{folder} can't be written to ({error.strerror}): give another output_dir.") from error
-    try:
-        yield
-    finally:
-        lock.__exit__(None, None, None)
-        if not existed and not any(folder.iterdir()):
-            folder.rmdir()
 
 
-# ------------------------------------------------------------------------------------------------------------- trainer
+def _remove_if_empty(folder: Path) -> None:
+    if not any(folder.iterdir()):
+        folder.rmdir()
 
 
 class BestCheckpointFinder(TrainerCallback):
@@ -245,18 +179,17 @@ class BestCheckpointFinder(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         """Sets the path of the best checkpoint, or leaves it out if its files are missing or damaged. Ends a run that
         has made all of its steps."""
-        state.stateful_callbacks[PROCESSES] = args.world_size
         if state.global_step >= state.max_steps > 0:
             control.should_training_stop = True
         if not state.global_step or state.best_metric is None or not args.load_best_model_at_end:
             return
         folder = Path(args.output_dir, f"checkpoint-{state.best_global_step}")
-        if not (faults := weight_faults(folder)):
+        if not (fault := checkpoint_fault(folder)):
             state.best_model_checkpoint = str(folder)
             return
         logger.warning(
             f"The best checkpoint so far, of step {state.best_global_step} with {state.best_metric:.4f}, can't be "
-            f"used ({faults[0]}): the best of those that follow is kept."
+            f"used ({fault}): the best of those that follow is kept."
         )
         state.best_metric = state.best_global_step = state.best_model_checkpoint = None
 
@@ -271,6 +204,16 @@ class ResumableTrainer(Trainer):
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         if not self.control.should_training_stop:  # true if the resumed run has ended
             super()._run_epoch(*args, **kwargs)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)  # the last file of each process
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            files = [
+                path for path in Path(output_dir).rglob("*") if path.is_file() and path.name != TRAINER_STATE_NAME
+            ]
+            digests = {path.relative_to(output_dir).as_posix(): file_digest(path) for path in files}
+            write_json(Path(output_dir, FILES), digests)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Trains as `Trainer` does. Raises `OSError` if a checkpoint can't be written; those before it stay."""

@@ -82,7 +82,7 @@ def test_they_are_gone_from_data_predictions_log_and_cache(place, forget, save):
     before = rows(place / "data")
     everywhere = (*EVERYWHERE, "--predictions", "scores")
     said = forget(*everywhere, "--check_only", "=true", fails="not proven that the customers are gone")
-    assert said.count("1 rows of theirs") == 4
+    assert said.count("1 of the customers") == 4
     cached = list((place / "cache").rglob("*.arrow"))
     broken = place / "cache" / "parquet" / "killed" / "x.arrow"
     broken.parent.mkdir()
@@ -108,7 +108,7 @@ LEFT = {
     "scores/old/x.parquet": "x.parquet: can't be read",
     "scores/.customers-0.parquet.7.partial": "7.partial: neither Parquet",
     "scores/backup.zip": "backup.zip: neither Parquet",
-    "scores/old/hidden.parquet": "hidden.parquet: 1 rows of theirs",
+    "scores/old/hidden.parquet": "hidden.parquet: 1 of the customers",
 }
 
 
@@ -219,7 +219,7 @@ SPOILED = {
     "a CSV in the log": (write("log/more.csv.gz", b"who"), "was prepared from"),
     "everyone": (name_everyone, "Nothing was changed"),
     "a cut file of the log": (write("log/late/b.parquet", b"PAR1 cut"), "b.parquet is not a whole Parquet file"),
-    "a damaged shard": (damage_a_shard, "does not have the digest that the manifest lists"),
+    "a damaged shard": (damage_a_shard, "does not have the bytes and the digest that the manifest lists"),
     "a file without the customers' column": (write("log/a.parquet", OTHER), "a.parquet has no column 'who'"),
     "another log": (rename("log/a.parquet", "log/z.parquet"), "was prepared from a.parquet, late/b.parquet, and"),
     "a file of another in the data": (write("data/notes.parquet", OTHER), "holds notes.parquet, which is no part"),

@@ -212,4 +212,4 @@ def test_labels_need_a_log_with_times(prepare_log, event_log, tmp_path):
     features = [{"name": "type", "column": "action"}, {"name": "items", "column": "item"}]
     data = prepare_log(ordered, **changes, features=features, amount=None, tasks=["items"])
     with pytest.raises(ValueError, match="has no times but `order`"):
-        read_labels(str(data), LabelOptions(labels=str(tmp_path / "labels.csv")))
+        read_labels(PreparedData(data), LabelOptions(labels=str(tmp_path / "labels.csv")))

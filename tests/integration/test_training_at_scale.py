@@ -21,7 +21,7 @@ from folders import assert_same_weights, logged, losses, weights
 
 from modeling_mcm.data import PreparedData
 from modeling_mcm.preparation import prepare
-from modeling_mcm.training.resuming import checkpoint_faults
+from modeling_mcm.training.resuming import checkpoint_fault
 
 STEPS = 18  # in epochs of nine, the last of two customers
 
@@ -74,7 +74,7 @@ def wait_for(condition, seconds=60):
 
 def whole(folder):
     """A checkpoint that a run can go on from: everything is there and can be read. A cut one is none."""
-    if checkpoint_faults(folder):
+    if checkpoint_fault(folder):
         return False
     names = ["model.safetensors", "average.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"]
     weights(folder), weights(folder, "average.safetensors")
@@ -132,7 +132,7 @@ def test_two_processes_of_which_one_is_killed_go_on_together(options, tmp_path):
     forked_runs.run_two(chosen(tmp_path / "undisturbed"), tmp_path / "log")
     folder = tmp_path / "run"
     processes = forked_runs.start_two([chosen(folder)] * 2, tmp_path / "first")
-    wait_for(lambda: not checkpoint_faults(folder / "checkpoint-4"))
+    wait_for(lambda: not checkpoint_fault(folder / "checkpoint-4"))
     os.kill(processes[1].pid, signal.SIGKILL)
     for process in processes:
         process.join(60)
@@ -178,7 +178,7 @@ def test_a_run_goes_on_with_other_numbers_of_processes_and_workers(options, tmp_
     forked_runs.pretrain(chosen(folders[0]), tmp_path / "log")
     both = chosen(folders[1], "per_device_train_batch_size", 2, "dataloader_num_workers", 2)
     processes = forked_runs.start_two([both, both], tmp_path / "log")
-    wait_for(lambda: not checkpoint_faults(folders[1] / "checkpoint-5"))
+    wait_for(lambda: not checkpoint_fault(folders[1] / "checkpoint-5"))
     for process in processes:
         os.kill(process.pid, signal.SIGKILL)
         process.join()

@@ -20,12 +20,11 @@ from modeling_mcm import (
     MCMForMultiTaskRecommendation,
     action_mcm,
 )
-from modeling_mcm.action_inputs_mcm import ActionMatcher, EncodedActions, read_actions
+from modeling_mcm.action_inputs_mcm import EncodedActions, encode_actions, find_matches, read_actions
 from modeling_mcm.action_mcm import CLIPPED, KNOTS, LONGEST_DAYS, count_names, offer_loss, piecewise_linear
 from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.data import load_prepared
-from modeling_mcm.data.offer_collator import OfferCollator, OfferGroups
-from modeling_mcm.data.offers import make_offers
+from modeling_mcm.data.offers import OfferCollator, OfferGroups, make_offers
 from modeling_mcm.evaluation.offers import score_offers
 
 ACTIONS = pd.DataFrame(
@@ -88,7 +87,7 @@ def test_shapes_and_loss(action_model, batch_of, offers, choices):
     outputs = model(**inputs)
     assert outputs.logits.shape == (5, 3, 2) and outputs.preferences.shape == (5, 3, 3)
     assert outputs.pooler_output.shape == (5, 16) and outputs.loss.ndim == 0
-    alone = int(np.flatnonzero(offers.customer_ids == "c03")[0])
+    alone = offers.groups["customer_id"].tolist().index("c03")
     assert inputs["offered_actions"][alone].tolist()[1:] == [-1, -1] and (outputs.logits[alone, 1:] < -1e30).all()
     observed = inputs["labels"] >= 0
     expected = torch.nn.functional.binary_cross_entropy_with_logits(
@@ -112,12 +111,12 @@ def test_batching_does_not_change_scores(action_model, batch_of, choices):
 def test_scores_come_in_the_order_of_the_groups(action_model, batch_of, prepared, extractor, offers):
     model = action_model(extended=True)
     collator = OfferCollator(extractor, model.config, offers)
-    logits, own = score_offers(model, collator, OfferGroups(load_prepared(prepared), offers), batch_size=3)
-    assert len(logits) == len(own) == offers.offsets[-1]
+    scores = score_offers(model, collator, OfferGroups(load_prepared(prepared), offers), batch_size=3)
+    assert scores.shape == (offers.offsets[-1], 3)
     for group in range(20):
         alone, part = model(**batch_of(model, [group])), slice(*offers.offsets[group : group + 2])
-        np.testing.assert_allclose(logits[part], alone.logits[0].detach(), atol=1e-5, rtol=1e-4)
-        np.testing.assert_allclose(own[part], alone.preferences[0].sum(-1).detach(), atol=1e-5, rtol=1e-4)
+        np.testing.assert_allclose(scores[part, :2], alone.logits[0].detach(), atol=1e-5, rtol=1e-4)
+        np.testing.assert_allclose(scores[part, 2], alone.preferences[0].sum(-1).detach(), atol=1e-5, rtol=1e-4)
 
 
 def test_unobserved_outcomes_are_ignored():
@@ -143,7 +142,7 @@ def test_preferences_are_the_chance_of_the_actions_values(action_model, batch_of
     inputs = batch_of(model, [0])
     history = {name: inputs[name] for name in ("input_ids", "attention_mask", "visit_ids", "event_times")}
     chances = MCMForMultiTaskRecommendation.forward(model, **history).logits["items"].softmax(-1)[0]
-    names = [offers.action_ids[v] for v in offers.actions[offers.indices([0])]]
+    names = offers.table["action_id"][: offers.offsets[1]]
     found = dict(zip(names, model(**inputs).preferences[0, :, 0], strict=True))
     either = chances[extractor.label_ids("items", ["item 07", "item 20"])].sum()
     torch.testing.assert_close(found["any of two"], either.log())
@@ -151,12 +150,11 @@ def test_preferences_are_the_chance_of_the_actions_values(action_model, batch_of
 
 
 def test_matches_have_all_values_of_a_row(extractor, tiny_config):
-    names, columns, offsets, weights = read_actions(
-        ACTIONS.astype(object).where(ACTIONS.notna(), None).to_dict("records")
-    )
-    encoded = EncodedActions(extractor, tiny_config(), names, columns, offsets, weights)
-    kinds = ["three", "any of two", "aisle", "click"]
-    assert names == kinds
+    raw = read_actions(ACTIONS.astype(object).where(ACTIONS.notna(), None).to_dict("records"), "UTC")
+    encoded = EncodedActions(extractor, tiny_config(), raw)
+    names = kinds = ["three", "any of two", "aisle", "click"]
+    assert raw.action_ids.tolist() == encoded.action_ids.tolist() == kinds
+    assert encoded.features == ["type", "items", "aisle"]
     events = {
         "action": ["buy", "buy", "buy", "buy", "click", "buy"],
         "item": ["item 03", "item 07", "item 20", "item 07", "item 03", "item 12"],
@@ -171,8 +169,7 @@ def test_matches_have_all_values_of_a_row(extractor, tiny_config):
 
 
 def test_unknown_values_match_nothing():
-    matcher = ActionMatcher(np.array([[2, 1], [2, 3]]), token=0)
-    events, rows = matcher(np.array([[2, 1], [4, 3]]), np.array([0, 1]))
+    events, rows = find_matches(np.array([[2, 1], [4, 3]]), np.array([[2, 1], [2, 3]]), token=0)
     assert (events.tolist(), rows.tolist()) == ([1], [1])
 
 
@@ -198,13 +195,14 @@ def test_action_counts_match_sums_by_hand(action_model, batch_of, offers, event_
     assert known.shape[-1] == len(names) == len(set(names))
     checked = 0
     for place, group in enumerate(groups):
-        start = pd.Timestamp(int(offers.times[group]), unit="s")
-        log = event_log[(event_log["who"] == offers.customer_ids[group]) & (event_log["when"] < start)]
+        made = offers.table[slice(*offers.offsets[group : group + 2])]
+        start = pd.Timestamp(int(made["time"].iloc[0]), unit="s")
+        log = event_log[(event_log["who"] == made["customer_id"].iloc[0]) & (event_log["when"] < start)]
         if len(log) >= 30:  # not all of it is in the window
             continue
         checked += 1
         days = (start - log["when"]).dt.total_seconds() / 86_400
-        actions = [offers.action_ids[action] for action in offers.actions[offers.indices([group])]]
+        actions = made["action_id"].tolist()
         of_two = dict(zip(names, known[place, actions.index("any of two")].tolist(), strict=True))
         either = ((log["item"] == "item 07") & (log["aisle"] == "aisle 1")) | (
             (log["item"] == "item 20") & (log["aisle"] == "aisle 3")
@@ -243,10 +241,10 @@ def test_events_after_the_offers_are_ignored(action_model, prepared, extractor, 
     model = action_model(extended=True, summed_features=extractor.summed_features, action_history_feature="type")
     collator, groups = OfferCollator(extractor, model.config, offers), OfferGroups(load_prepared(prepared), offers)
     whole = groups.rows.__getitems__([0, 7])
-    assert all((row["times"] >= offers.times[place]).any() for row, place in zip(whole, (0, 7), strict=True))
+    assert all((row["times"] >= groups.times[place]).any() for row, place in zip(whole, (0, 7), strict=True))
     expected = model(**collator(groups.__getitems__([0, 7]))).logits
     for row, place in zip(whole, (0, 7), strict=True):
-        after = row["times"] >= offers.times[place]
+        after = row["times"] >= groups.times[place]
         for name, values in row.items():
             if isinstance(values, np.ndarray) and name.startswith(("feature_", "value_")):
                 row[name] = np.where(after, values.max(), values).astype(values.dtype)
@@ -257,7 +255,7 @@ def test_events_after_the_offers_are_ignored(action_model, prepared, extractor, 
 
 def test_a_batch_with_one_offer_can_be_trained_on(action_model, batch_of, offers):
     model = action_model(extended=True).train()
-    alone = int(np.flatnonzero(offers.customer_ids == "c03")[0])
+    alone = offers.groups["customer_id"].tolist().index("c03")
     assert batch_of(model, [alone])["offered_actions"].shape == (1, 1)
     model(**batch_of(model, [alone])).loss.backward()
 
@@ -350,9 +348,7 @@ def test_offers_before_the_last_event_are_refused(action_model, extractor, tmp_p
 
 def test_bad_actions_are_refused(action_model, extractor, tiny_config, tmp_path):
     def encoded(config, *actions):
-        names, *known = read_actions(list(actions))
-        actions = EncodedActions(extractor, config, names, *known)
-        actions.check(np.arange(len(names)))
+        encode_actions(extractor, config, list(actions))
 
     three = {"action_id": "three", "action": "buy", "item": "item 03"}
     encoded(tiny_config(), three)
@@ -360,14 +356,14 @@ def test_bad_actions_are_refused(action_model, extractor, tiny_config, tmp_path)
         encoded(tiny_config(), three, {"action_id": "empty", "item": None})
     with pytest.raises(ValueError, match="The actions: .*'colour'"):
         encoded(tiny_config(), three | {"colour": "red"})
-    with pytest.raises(ValueError, match=r"Found 1 actions with columns \[\]; give columns of the event log"):
+    with pytest.raises(ValueError, match="have no columns besides their ids; give columns of the event log"):
         encoded(tiny_config(), {"action_id": "three"})
-    for weight in (0, None, math.nan, -1, math.inf):
+    for weight in (0, -1, math.inf):
         with pytest.raises(ValueError, match="Action 'heavy' has the weight .*give a number above 0"):
             encoded(tiny_config(), three, three | {"action_id": "heavy", "weight": weight})
-    with pytest.raises(ValueError, match="`weight` of the actions: found 'x'"):
+    with pytest.raises(ValueError, match="The actions: column 'weight': found 'x'"):
         encoded(tiny_config(), three | {"weight": "x"})
-    with pytest.raises(ValueError, match="Action 0 is .* expected a dict with `action_id`"):
+    with pytest.raises(ValueError, match="The actions have no column 'action_id'; they have item"):
         encoded(tiny_config(), {"item": "item 03"})
     with pytest.raises(ValueError, match="expected a list of dicts"):
         encoded(tiny_config())

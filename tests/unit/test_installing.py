@@ -21,7 +21,7 @@ SENTENCE = re.compile(r"\w+ is not installed, which comes with an extra: pip ins
 # What needs no extra, whatever is missing: training, fine-tuning, scoring of prepared data, the pipelines.
 ALWAYS = ["modeling_mcm", "modeling_mcm.training.trainer", "modeling_mcm.training.callbacks", "modeling_mcm.scoring"]
 ALWAYS += ["modeling_mcm.pipeline_mcm", "modeling_mcm.data", "modeling_mcm.evaluation", "modeling_mcm.hub"]
-ALWAYS += [f"modeling_mcm.data.{name}" for name in ("collator", "dataset", "schema", "offer_collator")]
+ALWAYS += [f"modeling_mcm.data.{name}" for name in ("collator", "dataset", "schema", "offers")]
 
 
 # Each alone where several are imported side by side, and all together.

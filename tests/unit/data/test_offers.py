@@ -3,13 +3,13 @@
 """Offers: how tables are read, what is refused, and the metrics that are made of them."""
 
 import importlib
+import itertools
 
 import numpy as np
 import pandas as pd
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from modeling_mcm.data.offer_collator import events_before
 from modeling_mcm.data.offers import load_actions, load_offers, make_offers
 from modeling_mcm.evaluation.offers import (
     OfferTruth,
@@ -18,6 +18,7 @@ from modeling_mcm.evaluation.offers import (
     resample_customers,
     which_offer,
 )
+from modeling_mcm.events_mcm import events_before
 
 OFFERS = pd.DataFrame(
     {
@@ -43,25 +44,27 @@ def seconds(day):
 
 def test_offers_of_one_customer_and_time_are_a_group():
     offers = make_offers(OFFERS, ACTIONS)
-    assert offers.group_ids.tolist() == ["1 2017-03-01", "1 2017-05-01", "2 2017-03-05"]
-    assert offers.customer_ids.tolist() == ["1", "1", "2"] and offers.splits.tolist() == ["train"] * 3
-    assert offers.times.tolist() == [seconds(day) for day in ("2017-03-01", "2017-05-01", "2017-03-05")]
+    groups = offers.groups
+    assert groups["group_id"].tolist() == ["1 2017-03-01", "1 2017-05-01", "2 2017-03-05"]
+    assert groups["customer_id"].tolist() == ["1", "1", "2"] and groups["split"].tolist() == ["train"] * 3
+    assert groups["time"].tolist() == [seconds(day) for day in ("2017-03-01", "2017-05-01", "2017-03-05")]
     assert offers.offsets.tolist() == [0, 2, 3, 5]
-    assert offers.outcomes["conversion"].tolist() == [0, 1, 0, 0, 1] and list(offers.outcomes) == ["conversion"]
+    assert offers.table["conversion"].tolist() == [0, 1, 0, 0, 1] and offers.outcomes == ["conversion"]
 
 
 def test_an_action_is_what_it_was_when_it_was_offered():
     offers = make_offers(OFFERS, ACTIONS)
+    actions = offers.actions
     items = [
-        dict(zip(offers.columns["item"][start:end], offers.weights[start:end], strict=True))
-        for start, end in zip(offers.row_offsets[:-1], offers.row_offsets[1:], strict=True)
+        dict(zip(actions.columns["item"][start:end], actions.weights[start:end], strict=True))
+        for start, end in itertools.pairwise(actions.offsets)
     ]
-    assert [items[action] for action in offers.actions] == [
-        {"x": 0.75, "y": 0.25},
-        {"z": 1.0},
-        {"w": 1.0},
-        {"x": 0.75, "y": 0.25},
-        {"z": 1.0},
+    assert [items[version] for version in offers.table["version"]] == [
+        {"x": 3, "y": 1},
+        {"z": 5},
+        {"w": 1},
+        {"x": 3, "y": 1},
+        {"z": 5},
     ]
 
 
@@ -78,8 +81,8 @@ def test_the_history_of_an_offer_ends_before_its_second():
 
 def test_an_outcome_may_be_unobserved_and_columns_may_be_absent():
     offers = make_offers(OFFERS.assign(click=[None, 1, None, 0, 1]), ACTIONS.drop(columns=["time", "weight"]).head(3))
-    np.testing.assert_array_equal(offers.outcomes["click"], [1, np.nan, 1, np.nan, 0])
-    assert offers.weights.tolist() == [0.5, 0.5, 1.0]
+    np.testing.assert_array_equal(offers.table["click"], [1, np.nan, 1, np.nan, 0])
+    assert offers.actions.weights.tolist() == [1.0, 1.0, 1.0]
 
 
 def test_tables_come_from_a_folder(tmp_path):
@@ -88,8 +91,8 @@ def test_tables_come_from_a_folder(tmp_path):
     OFFERS.assign(time=pd.to_datetime(OFFERS["time"])).to_parquet(tmp_path / "offers.parquet")
     ACTIONS.assign(time=pd.to_datetime(ACTIONS["time"])).to_parquet(tmp_path / "actions.parquet")
     loaded, made = load_offers(tmp_path), make_offers(OFFERS, ACTIONS)
-    assert loaded.group_ids.tolist() == made.group_ids.tolist() and loaded.columns == made.columns
-    assert loaded.actions.tolist() == made.actions.tolist() and loaded.times.tolist() == made.times.tolist()
+    pd.testing.assert_frame_equal(loaded.table, made.table)
+    assert loaded.actions.columns == made.actions.columns
 
 
 @pytest.mark.parametrize(
@@ -123,7 +126,7 @@ def test_bad_tables_are_refused():
         make_offers(OFFERS, ACTIONS.rename(columns={"action_id": "action"}))
     with pytest.raises(ValueError, match="The offers have no column 'click'"):
         make_offers(OFFERS, ACTIONS, outcomes=["click"])
-    with pytest.raises(ValueError, match="Action 'b' has a weight that is not positive"):
+    with pytest.raises(ValueError, match="Action 'b' has the weight 0"):
         make_offers(OFFERS, ACTIONS.assign(weight=[1, 1, 0, 1]))
     with pytest.raises(ValueError, match="Found 0 offers"):
         make_offers(OFFERS.head(0), ACTIONS, outcomes=["conversion"])
@@ -131,25 +134,25 @@ def test_bad_tables_are_refused():
 
 def test_an_outcome_of_one_class_can_not_be_learned():
     offers = make_offers(OFFERS, ACTIONS)
-    offers.check_trainable([0], ["conversion"])
+    offers.check_trainable()
     with pytest.raises(ValueError, match="Outcome 'conversion' is .*0.0.* in all 1 observed training offers"):
-        offers.check_trainable([1], ["conversion"])
-    with pytest.raises(ValueError, match="No outcome 'click' in the offers; they have conversion"):
-        offers.check_trainable([0], ["click"])
+        make_offers(OFFERS.tail(1), ACTIONS).check_trainable()
 
 
 def test_offers_that_overlap_the_evaluation_period_are_refused():
-    offers = make_offers(OFFERS, ACTIONS)  # groups start on 1 March, 1 May, 5 March
-    offers.check_times(seconds("2017-05-01"), [0, 2], [1])
-    offers.check_times(seconds("2017-06-01"), [0, 1, 2], [])
+    split = ["train", "train", "train", "train", "test"]  # from 1 and 5 March, and from 1 May
+    offers = make_offers(OFFERS.assign(split=split), ACTIONS)
+    train, test = offers.of(["train"]), offers.of(["test"])
+    train.check_times(seconds("2017-05-01"), test)
+    offers.check_times(seconds("2017-06-01"), offers.of([]))
     with pytest.raises(
         ValueError, match="start on 2017-05-01, but the encoder was pre-trained on events before 2017-0"
     ):
-        offers.check_times(seconds("2017-05-02"), [0, 2], [1])
+        train.check_times(seconds("2017-05-02"), test)
     with pytest.raises(
         ValueError, match="Group '1 2017-05-01' is trained on and starts on 2017-05-01, when offers to"
     ):
-        offers.check_times(0, [0, 1], [2])
+        offers.check_times(0, test)
 
 
 # ------------------------------------------------------------------------------------------------------------ metrics
@@ -158,35 +161,38 @@ def test_offers_that_overlap_the_evaluation_period_are_refused():
 @pytest.fixture
 def truth():
     taken = np.array([1, 0, 0, 0, np.nan, 0, 1, 1], np.float32)
-    return OfferTruth(np.array(["a", "b", "a"]), np.array([0, 3, 5, 8]), taken)
+    return OfferTruth(np.array([0, 3, 5, 8]), taken)
 
 
 def test_which_offer_ranks_within_groups_that_take_one(truth):
     assert truth.responds.tolist() == [True, False, True]
-    found = which_offer(truth, [0.1, 0.5, 0.9, 0, 0, 3, 2, 1], ks=(1, 2, 3))
+    found = {}
+    for k in (1, 2, 3):
+        found |= which_offer(truth, [0.1, 0.5, 0.9, 0, 0, 3, 2, 1], k)
     np.testing.assert_allclose(found["ndcg@3"], [0.5, np.nan, (1 / np.log2(3) + 0.5) / (1 + 1 / np.log2(3))])
     np.testing.assert_allclose(found["recall@1"], [0, np.nan, 0])
     np.testing.assert_allclose(found["recall@2"], [0, np.nan, 0.5])
-    tied = which_offer(truth, np.zeros(8), ks=(1,))
+    tied = which_offer(truth, np.zeros(8), 1)
     np.testing.assert_allclose(tied["ndcg@1"], [1 / 3, np.nan, 2 / 3])  # in expectation over the order of equals
     with pytest.raises(ValueError, match=r"scores of shape \(3,\)"):
         which_offer(truth, [1, 2, 3])
 
 
 def test_metrics_are_those_of_scikit_learn_and_intervals_resample_customers(truth):
-    weights = resample_customers(truth.customer_ids, resamples=500)
+    weights = resample_customers(["a", "b", "a"], resamples=500)
     assert (weights[0] == 1).all() and (weights[:, 0] == weights[:, 2]).all()  # both groups of customer a
     assert set(weights[1:, 0]) == {0, 1, 2}
     weights = weights[(weights > 0).all(1)]
-    found = offer_metrics(truth, [3, 2, 1, 0, 0, 3, 2, 1], [0.9, 0.5, 0.1], weights)
+    found = offer_metrics(truth, [3, 2, 1, 0, 0, -3, -2, -1], weights)
+    takes = [sum(1 / (1 + np.exp(-log_odds)) for log_odds in group) for group in ((3, 2, 1), (0, 0), (-3, -2, -1))]
     for name, reference in (("average_precision", average_precision_score), ("roc_auc", roc_auc_score)):
-        expected = [reference([1, 0, 1], [0.9, 0.5, 0.1], sample_weight=row) for row in weights]
+        expected = [reference([1, 0, 1], takes, sample_weight=row) for row in weights]
         np.testing.assert_allclose(found[name], expected)
     result = interval(found["ndcg@10"], 2)
     assert result.low == result.mean == result.high and result.customers == 2
     with pytest.raises(ValueError, match="2 of 2 groups take an offer; expected some that do and some that don't"):
-        both = OfferTruth(np.array(["a", "b"]), np.array([0, 1, 2]), np.ones(2, np.float32))
-        offer_metrics(both, [1, 1], [1, 1], np.ones((2, 2), int))
+        both = OfferTruth(np.array([0, 1, 2]), np.ones(2, np.float32))
+        offer_metrics(both, [1, 1], np.ones((2, 2), int))
 
 
 def test_each_action_is_offered_in_the_version_that_holds(extractor, tiny_config, tmp_path):
@@ -194,17 +200,17 @@ def test_each_action_is_offered_in_the_version_that_holds(extractor, tiny_config
     table.assign(time=["2017-01-01", "2017-06-01", "2017-02-01"]).to_csv(tmp_path / "actions.csv", index=False)
     items = extractor.feature_names.index("items")
     for as_of, wanted in ((None, ["item 07", "item 20"]), (seconds("2017-03-01"), ["item 03", "item 20"])):
-        actions, offered = load_actions(tmp_path / "actions.csv", extractor, tiny_config(), as_of)
-        ids = actions.ids[actions.row_offsets[offered], items]
+        actions = load_actions(tmp_path / "actions.csv", extractor, tiny_config(), as_of)
+        ids = actions.ids[actions.offsets[actions.offered], items]
         assert ids.tolist() == extractor.label_ids("items", wanted).tolist()
-        assert [actions.action_ids[version] for version in offered] == ["a", "b"]
+        assert actions.action_ids.tolist() == ["a", "b"]
     with pytest.raises(ValueError, match="Action 'b', offered on 2017-01-05, has no row in the actions that holds"):
         load_actions(tmp_path / "actions.csv", extractor, tiny_config(), seconds("2017-01-05"))
 
 
 def test_a_resample_without_takers_has_no_say():
-    truth = OfferTruth(np.array(["a", "b"]), np.array([0, 1, 2]), np.array([1, 0], np.float32))
-    found = offer_metrics(truth, [1, 0], [1, 0], np.array([[1, 1], [2, 0], [0, 2]]))
+    truth = OfferTruth(np.array([0, 1, 2]), np.array([1, 0], np.float32))
+    found = offer_metrics(truth, [1, 0], np.array([[1, 1], [2, 0], [0, 2]]))
     assert found["roc_auc"][0] == 1 and np.isnan(found["roc_auc"][1:]).all() and np.isnan(found["ndcg@10"][2])
     assert interval(np.array([1.0, np.nan, 1.0]), 2).low == 1
 
@@ -217,11 +223,6 @@ def test_the_example_offers_departments_that_were_never_bought_from():
         columns=["household_id", "time", "department"],
     ).assign(time=lambda frame: pd.to_datetime(frame["time"]))
     made = make_offers(*example.new_department_offers(events))
-    may = seconds("2017-05-01")
-    found = {
-        (made.customer_ids[group], made.action_ids[made.actions[place]]): made.outcomes["conversion"][place]
-        for group in np.flatnonzero(made.times == may)
-        for place in range(made.offsets[group], made.offsets[group + 1])
-    }
+    found = made.table.set_index(["customer_id", "action_id"])["conversion"].to_dict()
     assert found == {("1", "FISH"): 1.0, ("2", "MEAT"): 0.0}  # 30 May is too late
-    assert set(made.times) == {may}  # later there is nothing new left
+    assert set(made.table["time"]) == {seconds("2017-05-01")}  # later there is nothing new left

@@ -173,9 +173,9 @@ def test_edges_are_quantiles(bins):
     levels = np.arange(1, bins) / bins
     for values in (generator.normal(size=1001), generator.integers(0, 9, 500), np.round(generator.random(77), 1), [3]):
         column = ibis.memtable(pa.table({"value": pa.array([*map(float, values), None, np.inf, -np.inf])})).value
-        edges = fit_bins(count_numbers(column), bins)
+        edges = fit_bins(*count_numbers(column), bins)
         np.testing.assert_allclose(edges, np.unique(np.quantile(values, levels).round(12)), rtol=1e-9, atol=1e-9)
-    assert fit_bins(count_numbers(ibis.memtable(pa.table({"value": pa.array([None, np.inf])})).value), bins) == []
+    assert fit_bins(*count_numbers(ibis.memtable(pa.table({"value": pa.array([None, np.inf])})).value), bins) == []
 
 
 def test_rows_without_customer_or_time_are_an_error_or_dropped(tmp_path):

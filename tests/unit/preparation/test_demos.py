@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The demo log, from small tables as its package has them."""
 
+import itertools
 from datetime import datetime
 
 import duckdb
@@ -48,12 +49,13 @@ def test_every_coupon_of_a_campaign_is_an_offer_to_every_household_that_got_it(t
 
 def test_an_action_has_a_row_for_each_kind_of_its_products(tables):
     made = make_offers(*tables)
-    parts = [slice(start, end) for start, end in zip(made.row_offsets[:-1], made.row_offsets[1:], strict=True)]
+    actions = made.actions
+    parts = [slice(*pair) for pair in itertools.pairwise(actions.offsets)]
     of_coupon = {
-        made.action_ids[action]: (made.weights[parts[action]].tolist(), made.columns["product_type"][parts[action]])
-        for action in made.actions  # sorted by campaign, so the latest version stays
+        name: (actions.weights[part].tolist(), actions.columns["product_type"][part])
+        for name, part in zip(actions.action_ids, parts, strict=True)  # of several versions the latest
     }
     assert of_coupon["200"] == ([1.0], ["ROAST"])
-    assert sorted(of_coupon["300"][0]) == [0.5, 0.5] and set(of_coupon["300"][1]) == {"CAN", None}
+    assert of_coupon["300"][0] == [0.5, 0.5] and {*pd.Series(of_coupon["300"][1]).dropna()} == {"CAN"}
     assert of_coupon["100"] == ([1.0], ["CAN"])  # of the latest campaign: one product
-    assert set(made.columns["token_type"]) == {"purchase_with_coupon"}
+    assert set(actions.columns["token_type"]) == {"purchase_with_coupon"}

@@ -5,6 +5,7 @@
 import pandas as pd
 import pytest
 
+from modeling_mcm.data import PreparedData
 from modeling_mcm.data.labels import make_labels
 from modeling_mcm.training import labels as module
 
@@ -19,7 +20,7 @@ def read(prepared, tmp_path, monkeypatch):
         customers = [f"c{place:02}" for place in range(len(times))]
         table = pd.DataFrame({"customer_id": customers, "time": times, "label": [0, 1] * (len(times) // 2)})
         table.to_csv(tmp_path / "labels.csv", index=False)
-        module.read_labels(str(prepared), module.LabelOptions(labels=str(tmp_path / "labels.csv")))
+        module.read_labels(PreparedData(prepared), module.LabelOptions(labels=str(tmp_path / "labels.csv")))
         return said
 
     return run
