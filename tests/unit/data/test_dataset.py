@@ -5,8 +5,6 @@
 import os
 import shutil
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from folders import flipped_bits
 from in_process import call
