@@ -473,7 +473,7 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
             for index, size in enumerate(sizes.values()):
                 values = torch.zeros(size, len(config.label_features), dtype=torch.int32)
                 setattr(self, f"label_values_{index}", nn.Buffer(values))
-        self.scorer = LabelScorer(list(sizes.values())) if config.scorer else None
+        self.scorer = LabelScorer(list(sizes.values()), config.num_hidden_layers > 0) if config.scorer else None
         self.post_init()
 
     def post_init(self):
@@ -733,7 +733,7 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         if self.scorer is None or not self.scorer.fitted:
             return True
         indices = [self.config.tasks.index(task) for task in (self.config.tasks if tasks is None else tasks)]
-        return self.config.num_hidden_layers > 0 and any(map(self.scorer.reads_readout, indices))
+        return bool(self.scorer.reads[indices].any())
 
     def score_candidates(
         self,

@@ -45,7 +45,6 @@ NEIGHBOURS = 200  # K
 BEST, POPULAR, MOST_READ = (30, 15, 30, 15), (50, 30), 30
 NEXT_VISIT, WITHIN = 0, 1  # questions Q: which labels come in the next visit, and which within `HORIZON_DAYS`
 QUESTIONS, HORIZON_DAYS = 2, 30.0
-OF_READOUT = NUM_FEATURES - COUNTED  # numbers of the encoder's readout: log-probability, and rank
 MOST_DENSE = 4_000  # number of labels up to which EASE and the ridge regression are computed
 HIDDEN = (64, 32)
 DROPOUT = 0.1
@@ -166,7 +165,7 @@ def candidate_features(
     row = cell // labels.number * len(tables) + task
     known = labels.totals[None, :, 0] if visits is None else torch.stack(list(visits), 1)  # (1 or B, T)
     columns = describe_candidates(row, cell, seen, evidence.view(len(EVIDENCE), -1)[:, cell], counts, known)
-    of_readout = evidence.new_zeros(OF_READOUT, len(cell))
+    of_readout = evidence.new_zeros(NUM_FEATURES - COUNTED, len(cell))
     if any(is_read):
         of_readout[0] = shares.view(-1)[cell]
         of_readout[1:] = compare(row, of_readout[:1])[0].log2()
@@ -252,49 +251,32 @@ def _choose(
     return result
 
 
-class LabelScorer(nn.Module):
-    """Scores the labels of every task from counts and the encoder's readout:
-
-        s(w) = exp(t) (log m_w + a . z_w + MLP(z_w) + u . x_w)    for a candidate w
-        s(w) = log share(w) + f                                   for any other label
-
-    m_w is a fixed mix of rates (`MIX`), z_w are the standardised numbers that are counted, and x_w log-probability and
-    rank by the readout. The network starts at 0, so that it adds to m_w what the log's own examples tell. It is
-    trained without x, on training prefixes, whose targets the encoder may know by heart. t and u are fitted for each
-    task and question on validation cases, so that the softmax over all labels is calibrated. f is of each customer:
-    the most popular of the other labels has the mean score of the candidates that the customer has not had, so that a
-    label that is a candidate no longer does not fall far.
+class ScoreNetwork(nn.Module):
+    """Scores candidates from their numbers: log m_w + a . z_w + MLP(z_w), where m_w is a fixed mix of rates (`MIX`),
+    and z_w are the standardised numbers. It starts at log m_w, and adds what the log's own examples tell.
 
     Args:
-        label_sizes (`Sequence[int]`): Number of labels V of each task.
+        tasks (`int`): Number of tasks, each of which has a vector.
+        numbers (`int`): How many of `FEATURES` it reads, the first ones.
     """
 
-    def __init__(self, label_sizes: Sequence[int]):
+    def __init__(self, tasks: int, numbers: int):
         super().__init__()
-        self.tables = nn.ModuleList(LabelTables(size) for size in label_sizes)
-        self.mean, self.std = nn.Buffer(torch.zeros(COUNTED)), nn.Buffer(torch.ones(COUNTED))
-        self.linear = nn.Linear(COUNTED, QUESTIONS)
-        self.task_vectors = nn.Embedding(len(label_sizes), HIDDEN[0])
-        self.first, self.second = nn.Linear(COUNTED, HIDDEN[0]), nn.Linear(*HIDDEN)
+        self.mean, self.std = nn.Buffer(torch.zeros(numbers)), nn.Buffer(torch.ones(numbers))
+        self.linear = nn.Linear(numbers, QUESTIONS)
+        self.task_vectors = nn.Embedding(tasks, HIDDEN[0])
+        self.first, self.second = nn.Linear(numbers, HIDDEN[0]), nn.Linear(*HIDDEN)
         self.last = nn.Linear(HIDDEN[1], QUESTIONS)
-        self.calibration = nn.Buffer(torch.zeros(len(label_sizes), QUESTIONS, 1 + OF_READOUT))  # t and u
-        self.chance = nn.Buffer(torch.zeros(len(label_sizes), QUESTIONS, 3))  # see `chances`
-        self.fitted = nn.Buffer(torch.zeros((), dtype=torch.bool))
 
-    def get_tables(self, task: int) -> LabelTables:
-        """What is counted of a task's labels."""
-        return cast(LabelTables, self.tables[task])
-
-    def reset_parameters(self) -> None:
-        """Empties the buffers; weights start as transformers' linear layers do."""
-        for name, value in self.named_buffers():
-            init.constant_(value, float(name == "std" or name.endswith("totals")))
-        init.zeros_(self.task_vectors.weight)
-
-    def forward(self, task: int | torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-        """Scores of candidates by the network, of shape `(..., Q)`, from the indices of their tasks, `(...)` or one
-        for all, and their numbers, `(..., F)`."""
-        z = ((features[..., :COUNTED] - self.mean) / self.std).clamp(-FARTHEST, FARTHEST)
+    def forward(
+        self, task: int | torch.Tensor, features: torch.Tensor, is_left_out: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Scores of candidates, of shape `(..., Q)`, from the indices of their tasks, `(...)` or one for all, and
+        their numbers, `(..., F)`. In the place of those that are left out it reads their means."""
+        numbers = len(self.mean)
+        if is_left_out is not None:
+            features = torch.where(is_left_out, F.pad(self.mean, (0, NUM_FEATURES - numbers)), features)
+        z = ((features[..., :numbers] - self.mean) / self.std).clamp(-FARTHEST, FARTHEST)
         hidden = F.gelu(self.first(z) + self.task_vectors.weight[task])
         kept = F.dropout(torch.ones_like(self.first.bias), DROPOUT, self.training)  # one draw for all rows: fast
         hidden = F.gelu(self.second(hidden * kept))
@@ -307,23 +289,53 @@ class LabelScorer(nn.Module):
         rates |= {name: rates[name].expm1() / 30 for name in MIX if FEATURES[PLACES[name]].unit == "log(1 + 30 x)"}
         return (torch.stack([weight * rates[name] for name, weight in MIX.items()]).sum(0) + 1e-9).log()
 
+
+class LabelScorer(nn.Module):
+    """Scores the labels of every task from counts and the encoder's readout:
+
+        s(w) = exp(t) n(w)            for a candidate w
+        s(w) = log share(w) + f       for any other label
+
+    n is a [`ScoreNetwork`] that reads counts alone, or, in the tasks that gain by it, one that reads the numbers of
+    the readout, too. It is fitted on visits that were held out of the encoder's training. t is fitted for each task
+    and question on validation cases, so that the softmax over all labels is calibrated. f is of each customer: the
+    most popular of the other labels has the mean score of the candidates that the customer has not had, so that a
+    label that is a candidate no longer does not fall far.
+
+    Args:
+        label_sizes (`Sequence[int]`): Number of labels V of each task.
+        has_encoder (`bool`): Whether there is a readout to read.
+    """
+
+    def __init__(self, label_sizes: Sequence[int], has_encoder: bool):
+        super().__init__()
+        self.tables = nn.ModuleList(LabelTables(size) for size in label_sizes)
+        self.of_counts = ScoreNetwork(len(label_sizes), COUNTED)
+        self.of_readout = ScoreNetwork(len(label_sizes), NUM_FEATURES) if has_encoder else None
+        self.reads = nn.Buffer(torch.zeros(len(label_sizes), dtype=torch.bool))  # which tasks use `of_readout`
+        self.calibration = nn.Buffer(torch.zeros(len(label_sizes), QUESTIONS))  # t
+        self.chance = nn.Buffer(torch.zeros(len(label_sizes), QUESTIONS, 3))  # see `chances`
+        self.fitted = nn.Buffer(torch.zeros((), dtype=torch.bool))
+
+    def get_tables(self, task: int) -> LabelTables:
+        """What is counted of a task's labels."""
+        return cast(LabelTables, self.tables[task])
+
+    def get_network(self, task: int) -> ScoreNetwork:
+        """The network that scores a task's labels."""
+        return cast(ScoreNetwork, self.of_readout) if self.reads[task] else self.of_counts
+
+    def reset_parameters(self) -> None:
+        """Empties the buffers; weights start as transformers' linear layers do."""
+        for name, value in self.named_buffers():
+            init.constant_(value, float(name.endswith(("std", "totals"))))
+        for network in filter(None, (self.of_counts, self.of_readout)):
+            init.zeros_(network.task_vectors.weight)
+
     def log_shares(self, task: int) -> torch.Tensor:
         """Logarithm of each label's share of the training period, of shape `(V,)`."""
         popularity = self.get_tables(task).counts[0] + 0.5
         return (popularity / popularity[FIRST_LABEL:].sum()).log()
-
-    @staticmethod
-    def calibrated(calibration: torch.Tensor, values: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-        """Scores of candidates on the scale of log probabilities.
-
-        Args:
-            calibration (`torch.FloatTensor` of shape `(1 + OF_READOUT,)` or `(N, 1 + OF_READOUT)`): T and u.
-            values (`torch.FloatTensor` of shape `(N,)`): What `forward` gives.
-            features (`torch.FloatTensor` of shape `(N, F)`): Numbers of the candidates.
-        """
-        t, *u = calibration.unbind(-1)
-        of_readout = sum(weight * x for weight, x in zip(u, features[:, COUNTED:].unbind(1), strict=True))
-        return t.exp() * (values + of_readout)
 
     @staticmethod
     def average_unseen(row: torch.Tensor, values: torch.Tensor, features: torch.Tensor, rows: int) -> torch.Tensor:
@@ -355,10 +367,6 @@ class LabelScorer(nn.Module):
         log_p = log_probabilities.clamp(max=limit)
         return torch.sigmoid(a + b * log_p + c * log_p.exp() + LEAST_RISE * (log_probabilities - log_p))
 
-    def reads_readout(self, task: int | slice = slice(None), question: int | slice = slice(None)) -> bool:
-        """Whether the scores of a task and question (default: of any) depend on the encoder's readout."""
-        return bool(self.calibration[task, question, 1:].any())
-
     def score(
         self,
         tasks: Sequence[int],
@@ -377,17 +385,21 @@ class LabelScorer(nn.Module):
             question (`int`): `NEXT_VISIT` or `WITHIN`.
             left_out (`Sequence[str]`): By customer, a group of numbers in whose place the network reads their means.
         """
-        # The best labels of a readout without a weight are no candidates either
-        reads = [self.reads_readout(task, question) for task in tasks]
-        used = None if readout is None else [s if is_read else None for s, is_read in zip(readout, reads, strict=True)]
-        tables = [self.get_tables(task) for task in tasks]
-        row, label, features = candidate_features(history, tables, used)
-        own = torch.tensor(tasks, device=row.device)[row % len(tasks)]
-        calibration, read = self.calibration[:, question], features
+        # The best labels of a readout that a task does not read are no candidates either
+        used = None if readout is None else [s if self.reads[t] else None for t, s in zip(tasks, readout, strict=True)]
+        row, label, features = candidate_features(history, [self.get_tables(task) for task in tasks], used)
+        of_row = torch.tensor(tasks, device=row.device)[row % len(tasks)]
+        is_left_out = None
         if left_out:
             is_left = torch.tensor([[each.group == group for each in FEATURES] for group in left_out]).to(row.device)
-            read = torch.where(is_left[row // len(tasks)], F.pad(self.mean, (0, OF_READOUT)), features)
-        values = self.calibrated(calibration[own], self(own, read)[:, question], features)
+            is_left_out = is_left[row // len(tasks)]
+        values = features.new_zeros(len(row))
+        for network in dict.fromkeys(map(self.get_network, tasks)):
+            of_network = torch.tensor([self.get_network(index) is network for index in tasks], device=row.device)
+            chosen = of_network[row % len(tasks)].nonzero()[:, 0]
+            without = None if is_left_out is None else is_left_out[chosen]
+            values[chosen] = network(of_row[chosen], features[chosen], without)[:, question]
+        values = values * self.calibration[of_row, question].exp()
         average = self.average_unseen(row, values, features, history.size * len(tasks))
         scores = []
         for index, task in enumerate(tasks):

@@ -46,12 +46,21 @@ class PreparedRows(Dataset):
             all rows. Each dict also holds `row`, the row's index among all rows.
         lengths (`ArrayLike` of shape `(N,)`, *optional*): Length of each used row, for [`LengthGroupedSampler`]; see
             `unit_counts`.
+        ends (`ArrayLike` of shape `(rows,)`, *optional*): Number of events of each row to train on, in the place of
+            those before the validation cutoff.
     """
 
-    def __init__(self, rows: datasets.Dataset, indices: ArrayLike | None = None, lengths: ArrayLike | None = None):
+    def __init__(
+        self,
+        rows: datasets.Dataset,
+        indices: ArrayLike | None = None,
+        lengths: ArrayLike | None = None,
+        ends: ArrayLike | None = None,
+    ):
         self.rows = rows if rows._indices is None else rows.flatten_indices()
         self.indices = np.arange(len(rows)) if indices is None else np.asarray(indices)
         self.lengths = None if lengths is None else np.asarray(lengths)
+        self.ends = None if ends is None else np.asarray(ends)
 
     def __getstate__(self) -> dict[str, Any]:
         """A worker process that is not forked opens the file again."""
@@ -84,6 +93,8 @@ class PreparedRows(Dataset):
                 columns[name] = np.concatenate(
                     [chunk.columns[name][start:end] for chunk, start, end in parts]
                 ).tolist()
+        if self.ends is not None:
+            columns["validation_end"] = self.ends[rows].tolist()
         return RowBatch(columns, np.concatenate([chunk.lengths[start:end] for chunk, start, end in parts]))
 
     @functools.cached_property

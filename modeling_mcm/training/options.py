@@ -31,9 +31,10 @@ class ModelOptions:
 
     data: str | None = option(None, "Folder of a prepared data set, as `mcm prepare` writes it. Required.")
     config: str = option(
-        "mcm-base",
-        "Model to train: mcm-tiny, mcm-base, or a folder with a config.json. Features and vocabulary "
-        "sizes come from the data; tasks, too, if the config names none.",
+        AUTO,
+        "Model to train: mcm-mini, mcm-tiny, mcm-base, or a folder with a config.json; with auto, the recipe chooses "
+        "by the number of events to predict. Features and vocabulary sizes come from the data; tasks, too, if the "
+        "config names none.",
     )
     config_overrides: list[str] = option(
         [], "Fields of MCMConfig to set, as name=value, such as hidden_size=64 readout=last."

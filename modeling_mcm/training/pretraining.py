@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from numpy.typing import NDArray
 from transformers import set_seed
 from transformers.utils import logging
 
@@ -36,7 +37,7 @@ from modeling_mcm.losses_mcm import Objective
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.training.fitting import describe_customers, fill_label_values, popularity, trainable
-from modeling_mcm.training.options import BEST_METRIC, NEW_LABEL_LOSS, NONE, ModelOptions, PretrainingArguments
+from modeling_mcm.training.options import AUTO, BEST_METRIC, NEW_LABEL_LOSS, NONE, ModelOptions, PretrainingArguments
 from modeling_mcm.training.recipe import Recipe, recipe_for
 from modeling_mcm.training.resuming import (
     PRETRAINING,
@@ -84,7 +85,7 @@ def chosen_recipe(options: ModelOptions, named: Collection[str]) -> Recipe:
     if "fsdp" in named or os.environ.get("ACCELERATE_USE_FSDP") == "true":
         training.pop("ema_decay", None)
     reasons = ["No encoder is trained: scores come from counts alone."] if options.encoder == NONE else recipe.reasons
-    return Recipe(recipe.config, training, reasons)
+    return Recipe(recipe.size, recipe.config, training, reasons)
 
 
 def read_config(options: ModelOptions, extractor: MCMFeatureExtractor, recipe: Recipe | None = None) -> MCMConfig:
@@ -98,7 +99,7 @@ def read_config(options: ModelOptions, extractor: MCMFeatureExtractor, recipe: R
             raise ValueError(f"config_overrides: {override!r} is not name=value with a field of MCMConfig.")
         values[name] = yaml.safe_load(value)
     config = (
-        make_config(options.config)
+        make_config((recipe or Recipe()).size if options.config == AUTO else options.config)
         | (recipe.config if recipe else {})
         | (COUNTS_ALONE if options.encoder == NONE else {})
         | {
@@ -124,17 +125,19 @@ def read_config(options: ModelOptions, extractor: MCMFeatureExtractor, recipe: R
     return MCMConfig(**(config | values))
 
 
-def read_rows(data: PreparedData, config: MCMConfig, evaluate: bool) -> tuple[PreparedRows, PreparedRows | None]:
-    """Reads the rows to train on and the rows to evaluate on."""
-    max_events = data.extractor.max_events
-    rows = data.rows
-    ends = np.asarray(rows["validation_end"])
-    units = unit_counts(rows, ends, config, max_events)
+def read_rows(
+    data: PreparedData, config: MCMConfig, evaluate: bool, ends: NDArray | None = None
+) -> tuple[PreparedRows, PreparedRows | None]:
+    """Reads the rows to train on and the rows to evaluate on. `ends` `(rows,)` are the numbers of events to train on,
+    by default all before the validation cutoff."""
+    rows, max_events = data.rows, data.extractor.max_events
+    ends = np.asarray(rows["validation_end"]) if ends is None else ends
     several = trainable(ends)
-    train_rows = PreparedRows(rows, several, units[several])
+    train_rows = PreparedRows(rows, several, unit_counts(rows, ends, config, max_events)[several], ends)
     if not evaluate:
         return train_rows, None
     indices = cases_at(data, "validation", rows).rows
+    units = unit_counts(rows, rows["validation_end"], config, max_events)
     return train_rows, PreparedRows(rows, indices[np.argsort(units[indices], kind="stable")])  # for little padding
 
 
@@ -193,12 +196,13 @@ def _train(
 ) -> None:
     """Trains a model, compares it with baselines, and writes it with the record of the run, pretraining.json."""
     config = model.config
-    train_rows, eval_rows = read_rows(data, config, training.eval_strategy != "no")
+    fit = None if model.scorer is None else ScorerFit(model, data, training.seed)
+    ends = fit.ends if fit is not None and config.num_hidden_layers else None
+    train_rows, eval_rows = read_rows(data, config, training.eval_strategy != "no", ends)
     trainer = _make_trainer(options, training, data, model, (train_rows, eval_rows))
     logger.info(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(train_rows):,} customers, {start}")
-    if model.scorer is not None:
-        fit = ScorerFit(model, data, training.seed)
-        model.scorer.requires_grad_(False)
+    if fit is not None:
+        fit.scorer.requires_grad_(False)
         if fit.validation and not trainer.is_fsdp_enabled:  # which keeps no whole weights to evaluate
             trainer.scorer_fit = fit
         words = ", ".join(f"{task} {value:.4f}" for task, value in zip(config.tasks, fit.counted, strict=True))
@@ -215,7 +219,7 @@ def _train(
         trainer.train(resume_from_checkpoint=start.checkpoint)
         if trainer.is_fsdp_enabled:
             model = trainer.gather_model()
-        if model.scorer is not None:
+        if fit is not None:
             fit.model = model
             fit.finish()
     if model.model.state is not None:

@@ -17,7 +17,8 @@ ONE_VISIT = 0.5
 # Mean number of target events of a moment above which a visit is read as a set, and of a visit above which it is one
 # unit.
 SET, SEVERAL = 2.0, 1.5
-MANY_LABELS, SAMPLED = 8_000, 2_000  # number of labels from which training samples labels, and size of the sample
+MANY_LABELS, SAMPLED = 1_000, 256  # number of labels from which training samples labels, and size of the sample
+LARGE = 100_000  # number of target events from which the encoder is mcm-tiny, and not mcm-mini
 SHORT = 50  # mean number of target events of a customer below which batches are large
 # Encoders of visits need no positions: a feature gives the days since the visit before.
 BY_VISIT: dict[str, Any] = {"encoder_unit": "visit", "max_position_embeddings": None, "attention_window": 64}
@@ -28,18 +29,19 @@ BY_EVENT: dict[str, Any] = {"encoder_unit": "event", "max_position_embeddings": 
 BY_EVENT |= {"readout": "last", "event_dropout_prob": 0.0, "hidden_dropout_prob": 0.3}
 BY_EVENT |= {"attention_probs_dropout_prob": 0.1}
 # Training ends after so many epochs in a row without a better one, and at least so many steps.
-PATIENCE, PATIENT_STEPS = 3, 1_000
+PATIENCE, PATIENT_STEPS = 3, 500
 TRAINING: dict[str, Any] = {"learning_rate": 0.001, "ema_decay": 0.99, "lr_scheduler_type": "constant_with_warmup"}
 TRAINING |= {"eval_strategy": "epoch", "save_strategy": "epoch", "save_total_limit": 2, "load_best_model_at_end": True}
 TRAINING |= {"early_stopping_patience": PATIENCE, "num_train_epochs": 60.0, "target_half_life_days": 0.0}
-TRAINING |= {"per_device_train_batch_size": 64}
+TRAINING |= {"per_device_train_batch_size": 64, "warmup_steps": 100}
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Default settings of pre-training for a data set."""
 
-    config: dict[str, Any] = field(default_factory=dict)  # fields of `MCMConfig`
+    size: str = "mcm-base"  # the model's config, where `--config` names none
+    config: dict[str, Any] = field(default_factory=dict)  # further fields of `MCMConfig`
     training: dict[str, Any] = field(default_factory=dict)  # options of `mcm pretrain`
     reasons: list[str] = field(default_factory=list)  # a sentence on the reason of each group of settings
 
@@ -70,10 +72,12 @@ def recipe_for(measures: Mapping[str, Any], label_sizes: Mapping[str, int], feat
         training["sampled_labels"] = SAMPLED
         words = f"Some tasks have more than {MANY_LABELS:,} labels: a training step scores those of its batch and "
         reasons.append(words + f"{SAMPLED:,} others.")
+    size = "mcm-mini" if targets < LARGE else "mcm-tiny"
+    reasons.append(f"{targets:,} events to predict: the encoder is an {size}, unless --config names another.")
     epochs = math.ceil(PATIENT_STEPS * training["per_device_train_batch_size"] / customers)
     training["early_stopping_patience"] = max(PATIENCE, epochs)
     reasons.append(
         f"At most {training['num_train_epochs']:g} epochs; {training['early_stopping_patience']} in a row without a "
         "lower loss on the labels of validation that are new to their customers end the training."
     )
-    return Recipe({"augmentation": "all_prefixes", **config}, training, reasons)
+    return Recipe(size, {"augmentation": "all_prefixes", **config}, training, reasons)

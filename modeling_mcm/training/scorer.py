@@ -2,15 +2,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fits the scorer of labels ([`~scorer_mcm.LabelScorer`]) on prefixes of the log's own customers.
 
-Everything comes from the training period, but for the calibration and the weight of the encoder: those come from
-validation cases, whose targets the encoder has not seen.
+Everything comes from the training period, but for the calibration and whether a task reads the encoder: those come
+from validation cases. The network that reads the encoder is fitted on visits that were held out of its training,
+because it knows the others by heart.
 
 Shapes: B examples of a step, M candidates of the longest of them, N candidates of all examples.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -21,47 +22,80 @@ from transformers.utils import logging
 from modeling_mcm.data import PreparedData
 from modeling_mcm.evaluation.cases import tasks_without_repeats
 from modeling_mcm.events_mcm import SECONDS_PER_DAY
-from modeling_mcm.features_mcm import COUNTED, PLACES
+from modeling_mcm.features_mcm import PLACES
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
-from modeling_mcm.scorer_mcm import HORIZON_DAYS, NEXT_VISIT, OF_READOUT, QUESTIONS, WITHIN, LabelScorer
-from modeling_mcm.training.scorer_counts import FOLDS
-from modeling_mcm.training.scorer_examples import EXAMPLES, LabelExamples, draw_validation, read_examples
+from modeling_mcm.scorer_mcm import HORIZON_DAYS, NEXT_VISIT, QUESTIONS, LabelScorer, ScoreNetwork
+from modeling_mcm.training.scorer_examples import (
+    EXAMPLES,
+    ExampleReader,
+    LabelExamples,
+    draw_examples,
+    draw_validation,
+    hold_out,
+)
 
 logger = logging.get_logger(__name__)
 START_STD, EPOCHS, LEARNING_RATE, WEIGHT_DECAY, EXAMPLES_OF_STEP = 0.02, 8, 3e-3, 1e-2, 32
 RANKING = 1.5  # weight of the smooth NDCG
 MOST_TARGETS, TEMPERATURE = 12, 2.0  # of the smooth NDCG
+FEW = 1_000  # number of examples that a network's start is fitted on
 CASES_AT_ONCE = 64  # whose shares of all labels are in memory
-# Weights u of the encoder's log-probability and rank that are tried, none first.
-GRID = torch.tensor([(a, -b) for a in (0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6) for b in (0.0, 0.1, 0.3)])
 
 
-def start_network(scorer: LabelScorer, examples: Sequence[LabelExamples], seed: int) -> None:
-    """Starts the network at 0, with small random weights in its hidden layers, and computes mean and standard
-    deviation of the numbers."""
+def start_network(network: ScoreNetwork, examples: Sequence[LabelExamples], seed: int) -> None:
+    """Starts a network at its mix of rates, with small random weights in its hidden layers, and computes mean and
+    standard deviation of the numbers."""
     generator = torch.Generator().manual_seed(seed)
-    stds = {scorer.linear: 0.0, scorer.first: START_STD, scorer.second: START_STD, scorer.last: 0.0}
+    stds = {network.linear: 0.0, network.first: START_STD, network.second: START_STD, network.last: 0.0}
     for layer, std in stds.items():
         nn.init.normal_(layer.weight, std=std, generator=generator)
         nn.init.zeros_(layer.bias)
-    nn.init.zeros_(scorer.task_vectors.weight)
-    features = torch.cat([found.features[:, :COUNTED] for found in examples])
-    scorer.mean.copy_(features.mean(0))
-    scorer.std.copy_(features.std(0).clamp(min=1e-3))
+    nn.init.zeros_(network.task_vectors.weight)
+    features = torch.cat([found.features[:, : len(network.mean)] for found in examples])
+    network.mean.copy_(features.mean(0))
+    network.std.copy_(features.std(0).clamp(min=1e-3))
+
+
+def start_from_counts(network: ScoreNetwork, counts: ScoreNetwork, examples: Sequence[LabelExamples]) -> None:
+    """Starts a network that reads the encoder, too, at a network of counts, with the linear weights of the encoder's
+    numbers that have the lowest cross-entropy of the next visit in the first examples."""
+    numbers, state = len(counts.mean), network.state_dict()
+    for name, value in counts.state_dict().items():
+        if value.shape != state[name].shape:
+            state[name][..., numbers:] *= name in ("mean", "std")
+        state[name][..., : value.shape[-1]] = value
+    parts = []
+    for task, found in enumerate(examples):
+        kept = found.example < FEW
+        with torch.no_grad():
+            values = counts(task, found.features[kept])[:, NEXT_VISIT] - found.log_kept[kept]
+        x = (found.features[kept][:, numbers:] - network.mean[numbers:]) / network.std[numbers:]
+        parts.append((found.example[kept], values, x, found.is_target[kept, NEXT_VISIT].float()))
+
+    def loss(weights: torch.Tensor) -> torch.Tensor:
+        total = weights.square().sum() * 1e-3
+        for example, values, x, is_target in parts:
+            logits = values + x @ weights
+            sums = logits.new_zeros(FEW).index_add(0, example, logits.exp())
+            total = total + (is_target * (sums[example].log() - logits)).sum() / is_target.sum().clamp(min=1)
+        return total
+
+    network.linear.weight.data[:, numbers:] = _minimize(loss, torch.zeros(network.mean.shape[0] - numbers))
 
 
 def fit_network(
-    scorer: LabelScorer,
+    network: ScoreNetwork,
     examples: Sequence[LabelExamples],
     validation: Sequence[LabelExamples],
     seed: int,
     without_repeats: Sequence[int] = (),
-) -> list[float]:
+) -> list[torch.Tensor]:
     """Trains the network on examples of all tasks, and keeps the epoch that ranks the validation cases best. Seen
     labels come last in that, in the tasks `without_repeats`.
 
     Returns:
-        `list[float]`: NDCG@10 of each task on validation; empty without cases, where the last epoch is kept.
+        `list[torch.FloatTensor]`: NDCG@10 of each validation case by task, NaN without a target; empty without cases,
+        where the last epoch is kept.
 
     Raises `ValueError` if no target of any example is among its candidates.
     """
@@ -72,40 +106,39 @@ def fit_network(
         raise ValueError("What followed the histories is never among their candidates: the log is too small to fit.")
     # Adam's steps are as long by few examples as by many: shorter ones keep few from moving the network far
     learning_rate = LEARNING_RATE * min(len(examples[0].num_targets) / EXAMPLES, 1) ** 0.5
-    optimizer = torch.optim.AdamW(scorer.parameters(), learning_rate, weight_decay=WEIGHT_DECAY)
+    optimizer = torch.optim.AdamW(network.parameters(), learning_rate, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, learning_rate, total_steps=EPOCHS * len(steps) + 1, pct_start=0.15
     )
-    best: tuple[float, list[float], dict[str, torch.Tensor]] = (-1.0, [], {})
+    best: tuple[float, list[torch.Tensor], dict[str, torch.Tensor]] = (-1.0, [], {})
     for epoch in range(EPOCHS + 1):  # the first one is the start
-        scorer.train()
+        network.train()
         for task, mask, index in steps if epoch else []:
             found = examples[task]
-            columns = scorer(task, found.features[index]), found.is_target[index], found.log_kept[index, None]
+            columns = network(task, found.features[index]), found.is_target[index], found.log_kept[index, None]
             scores, is_target, log_kept = (value.new_zeros(value.shape[1], *mask.shape) for value in columns)
             for padded, value in zip((scores, is_target, log_kept), columns, strict=True):
                 padded[:, mask] = value.T
             loss = ranking_loss(scores, mask, is_target, log_kept)
             optimizer.zero_grad()
             loss.backward()
-            nn.utils.clip_grad_norm_(scorer.parameters(), 1.0)
+            nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             optimizer.step()
             schedule.step()
         steps = _draw_steps(examples, generator) if epoch else steps
         if 0 < epoch <= EPOCHS // 2:
             continue  # the learning rate is still high: these epochs are seldom the best
-        scorer.eval()
+        network.eval()
         with torch.no_grad():
-            scores = [scorer(t, each.features)[:, NEXT_VISIT] for t, each in enumerate(validation)]
+            scores = [network(t, each.features)[:, NEXT_VISIT] for t, each in enumerate(validation)]
             for task in without_repeats if validation else []:
                 scores[task] -= 1e4 * validation[task].features[:, PLACES["seen"]]
-            values = [
-                each.compute_ndcg(of_task).nanmean().item() for each, of_task in zip(validation, scores, strict=True)
-            ]
-        mean = float(np.nanmean(values)) if np.isfinite(values).any() else 0.0
+            values = [each.compute_ndcg(of_task) for each, of_task in zip(validation, scores, strict=True)]
+        means = np.array([of_cases.nanmean().item() for of_cases in values])
+        mean = float(np.nanmean(means)) if np.isfinite(means).any() else 0.0
         if mean > best[0] or not validation:
-            best = (mean, values, {name: value.clone() for name, value in scorer.state_dict().items()})
-    scorer.load_state_dict(best[2])
+            best = (mean, values, {name: value.clone() for name, value in network.state_dict().items()})
+    network.load_state_dict(best[2])
     return best[1]
 
 
@@ -151,25 +184,22 @@ def ranking_loss(
 
 
 def calibrate(
-    scorer: LabelScorer, task: int, question: int, found: LabelExamples, weights: torch.Tensor | None = None
+    scorer: LabelScorer, task: int, question: int, found: LabelExamples
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Fits t of a task and question (see [`LabelScorer`]) by the cross-entropy of the validation targets, and
     then the chances of labels by that of the candidates.
 
     Args:
-        scorer ([`LabelScorer`]): A scorer whose network is trained.
+        scorer ([`LabelScorer`]): A scorer whose networks are trained.
         task, question (`int`): Index of the task, and of the question.
         found ([`LabelExamples`]): All candidates of validation cases.
-        weights (`torch.FloatTensor` of shape `(OF_READOUT,)`, *optional*): u. Default: 0.
 
     Returns:
-        `tuple`: t and u, `torch.FloatTensor` of shape `(1 + OF_READOUT,)`; and a, b and c of
-        [`~LabelScorer.chances`], of shape `(3,)`.
+        `tuple`: t, `torch.FloatTensor` of shape `(1,)`; and a, b and c of [`~LabelScorer.chances`], of shape `(3,)`.
     """
-    of_readout = torch.zeros(OF_READOUT) if weights is None else weights
     example, label, features = found[:3]
     with torch.no_grad():
-        values = scorer(task, features)[:, question]
+        values = scorer.get_network(task)(task, features)[:, question]
         parts = []  # log of the sum of the other labels' shares by case
         for start in range(0, len(found.num_targets), CASES_AT_ONCE):
             own = example // CASES_AT_ONCE == start // CASES_AT_ONCE
@@ -186,7 +216,7 @@ def calibrate(
     def log_probabilities(t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Logits of the candidates; and for each case the largest one of another label, and the logarithm of the sum
         over all labels."""
-        logits = scorer.calibrated(torch.cat([t, of_readout]), values, features)
+        logits = t.exp() * values
         average = scorer.average_unseen(example, logits, features, len(numbers))
         largest = zeros.scatter_reduce(0, example, logits.detach(), "amax", include_self=False)
         inside = zeros.index_add(0, example, (logits - largest[example]).exp()).log() + largest
@@ -204,7 +234,7 @@ def calibrate(
         lambda chance: F.binary_cross_entropy(scorer.chances(chance, log_p).clamp(1e-7, 1 - 1e-7), is_target),
         torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64),
     )
-    return torch.cat([t, of_readout]), chance.float()
+    return t, chance.float()
 
 
 @torch.enable_grad()
@@ -226,35 +256,6 @@ def _minimize(function: Callable[[torch.Tensor], torch.Tensor], start: torch.Ten
     return parameters.detach()
 
 
-class EncoderGain(NamedTuple):
-    """What a task gains by the encoder, on validation cases.
-
-    Attributes:
-        gain, error (`float`): Mean of what the encoder adds to the NDCG@10 of counts alone where the weights u are
-            those that [`choose_weights`] takes for other customers, and its standard error.
-        weights (`torch.FloatTensor` of shape `(OF_READOUT,)`): The weights u of the next visit for all cases.
-        cases ([`LabelExamples`]): The cases.
-    """
-
-    gain: float
-    error: float
-    weights: torch.Tensor
-    cases: LabelExamples
-
-
-def choose_weights(ndcg: torch.Tensor) -> int:
-    """Index of the weights that gain the most over the first, less half the standard error of the gain, so that few
-    cases do not choose weights by chance.
-
-    Args:
-        ndcg (`torch.FloatTensor` of shape `(weights, cases)`): NDCG of each case, NaN without a target.
-    """
-    gains = (ndcg - ndcg[0])[:, ~ndcg[0].isnan()]
-    if gains.shape[1] < 2:
-        return 0
-    return int((gains.mean(1) - 0.5 * gains.std(1) / gains.shape[1] ** 0.5).argmax())
-
-
 class ScorerFit:
     """Fits a model's scorer: counts and network when it is made, and the encoder's part when the encoder is trained.
 
@@ -264,7 +265,8 @@ class ScorerFit:
         seed (`int`): Seed of folds, examples and network.
 
     Attributes:
-        counted (`list[float]`): NDCG@10 of each task on validation cases by counts alone, NaN without any.
+        ndcg (`list[torch.FloatTensor]`): NDCG@10 of each validation case by counts alone, by task.
+        held_out (`list[Example]`), ends (`NDArray[int64]`): See [`hold_out`].
         without_repeats (`list[str]`): Tasks in which customers don't have a label again.
 
     Raises:
@@ -274,22 +276,26 @@ class ScorerFit:
     def __init__(self, model: MCMForMultiTaskRecommendation, data: PreparedData, seed: int = 0):
         self.model, self.seed = model, seed
         self.generator = torch.Generator().manual_seed(seed)
-        counts, self.reader, examples = read_examples(model.config, data, seed, self.generator)
-        start_network(self.scorer, examples, seed)
-        for table, each in zip(self.scorer.tables, counts, strict=True):
-            table.load_state_dict(each.make_tables().state_dict())
+        if not (drawn := draw_examples(data.rows, data, seed)):
+            least = max(data.schema.min_history, 1)
+            raise ValueError(
+                f"{data.folder} has no visit in its training period that follows {least} target events, so nothing "
+                "can be fitted: move the cutoffs of the event schema, or lower min_history."
+            )
+        self.held_out, self.ends = hold_out(data.rows, data, seed)
+        self.reader = ExampleReader(data.rows, data, model.config, seed)
+        examples = self.reader.read_training(drawn, self.generator)
+        for table, counts in zip(self.scorer.tables, self.reader.counts, strict=True):
+            table.load_state_dict(counts.make_tables().state_dict())
         self.validation = draw_validation(data.rows, data, seed)
         self.without_repeats = tasks_without_repeats(data.rows, model.config.tasks)
-        validation = self._read_validation()
-        unseen = [model.config.tasks.index(task) for task in self.without_repeats]
-        ndcg = fit_network(self.scorer, examples, validation, seed, unseen)
-        self.counted = ndcg or [math.nan] * len(examples)
         # Whether validation says what comes within `HORIZON_DAYS`
         start, end = (data.schema.scoring_time(cutoff) for cutoff in ("validation", "test"))
         self.sees_horizon = start is not None and end is not None and end - start >= HORIZON_DAYS * SECONDS_PER_DAY
+        validation = self._read_validation()
+        self.ndcg = self._fit(self.scorer.of_counts, examples, validation)
         for task, found in enumerate(validation):
-            for question in range(QUESTIONS):
-                self._calibrate(task, question, found)
+            self._calibrate(task, found)
         self.scorer.fitted.fill_(True)
 
     @property
@@ -297,51 +303,50 @@ class ScorerFit:
         """The model's scorer."""
         return cast(LabelScorer, self.model.scorer)
 
+    @property
+    def counted(self) -> list[float]:
+        """NDCG@10 of each task on validation cases by counts alone, NaN without any."""
+        return [of_cases.nanmean().item() for of_cases in self.ndcg] or [math.nan] * len(self.reader.counts)
+
     def _read_validation(self, encoder: MCMForMultiTaskRecommendation | None = None) -> list[LabelExamples]:
         """The validation cases of each task, none without any, with the features of an encoder."""
         tables = [self.scorer.get_tables(task) for task in range(len(self.scorer.tables))]
         return self.reader.read(self.validation, tables, self.generator, encoder=encoder) if self.validation else []
 
-    def _calibrate(self, task: int, question: int, found: LabelExamples, weights: torch.Tensor | None = None) -> None:
-        calibration, chance = calibrate(self.scorer, task, question, found, weights)
-        self.scorer.calibration[task, question] = calibration
-        if question == NEXT_VISIT or self.sees_horizon:
-            self.scorer.chance[task, question] = chance
+    def _fit(
+        self, network: ScoreNetwork, examples: Sequence[LabelExamples], validation: Sequence[LabelExamples]
+    ) -> list[torch.Tensor]:
+        start_network(network.requires_grad_(True), examples, self.seed)
+        if network is self.scorer.of_readout:
+            start_from_counts(network, self.scorer.of_counts, examples)
+        unseen = [self.model.config.tasks.index(task) for task in self.without_repeats]
+        return fit_network(network, examples, validation, self.seed, unseen)
 
-    def measure_encoder(self) -> list[EncoderGain]:
-        """Measures what each task gains by the encoder as it is now."""
-        self.model.eval()
-        folds = torch.from_numpy(np.random.default_rng(self.seed).integers(0, FOLDS, len(self.validation)))
-        result = []
-        for task, found in enumerate(self._read_validation(self.model)):
-            ndcg, own = self._try_weights(task, NEXT_VISIT, found), torch.empty(len(self.validation))
-            for fold in range(FOLDS):
-                own[folds == fold] = ndcg[choose_weights(ndcg[:, folds != fold]), folds == fold]
-            gains = (own - ndcg[0])[~own.isnan()]  # the first weight is 0
-            error = gains.std() / max(len(gains), 1) ** 0.5 if len(gains) > 1 else gains.new_zeros(())
-            result.append(EncoderGain(gains.mean().item(), error.item(), GRID[choose_weights(ndcg)], found))
-        return result
-
-    @torch.no_grad()
-    def _try_weights(self, task: int, question: int, found: LabelExamples) -> torch.Tensor:
-        """NDCG@10 of each case with each weight of `GRID`, of shape `(weights, cases)`."""
-        counted, x = self.scorer(task, found.features)[:, question], found.features[:, COUNTED:]
-        return torch.stack([found.compute_ndcg(counted + x @ u, question) for u in GRID])
+    def _calibrate(self, task: int, found: LabelExamples) -> None:
+        for question in range(QUESTIONS):
+            t, chance = calibrate(self.scorer, task, question, found)
+            self.scorer.calibration[task, question] = t[0]
+            if question == NEXT_VISIT or self.sees_horizon:
+                self.scorer.chance[task, question] = chance
 
     def finish(self) -> None:
-        """Sets the weight of the trained encoder for each task where it adds more to NDCG@10 than the standard error
-        of that, and says so in the log."""
+        """Fits the network that reads the trained encoder. A task uses it where it adds more to the NDCG@10 of counts
+        alone on validation than the standard error of that, and the log says so."""
         if not self.validation:
             logger.warning("Without validation cases nobody knows what the encoder is worth, so it is not used.")
             return
-        for task, found in enumerate(self.measure_encoder()):
-            is_used = found.gain > found.error and bool(found.weights.any())
+        self.model.eval()
+        examples = self.reader.read_training(self.held_out, self.generator, self.model)
+        validation = self._read_validation(self.model)
+        ndcg = self._fit(cast(ScoreNetwork, self.scorer.of_readout), examples, validation)
+        for task, (name, found) in enumerate(zip(self.model.config.tasks, validation, strict=True)):
+            gains = (ndcg[task] - self.ndcg[task])[~ndcg[task].isnan()]
+            gain, error = gains.mean().item(), gains.std().item() / max(len(gains), 1) ** 0.5
+            is_used = gain > error
             logger.info(
-                f"The encoder adds {found.gain:+.4f} (standard error {found.error:.4f}) to the NDCG@10 of "
-                f"{self.model.config.tasks[task]} on validation, so it is {'used' if is_used else 'not used'}."
+                f"The encoder adds {gain:+.4f} (standard error {error:.4f}) to the NDCG@10 of {name} on validation, "
+                f"so it is {'used' if is_used else 'not used'}."
             )
             if is_used:
-                self._calibrate(task, NEXT_VISIT, found.cases, found.weights)
-                weights = GRID[choose_weights(self._try_weights(task, WITHIN, found.cases))]
-                if weights.any():
-                    self._calibrate(task, WITHIN, found.cases, weights)
+                self.scorer.reads[task] = True
+                self._calibrate(task, found)

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from modeling_mcm.configuration_mcm import FIRST_LABEL, MCMConfig
-from modeling_mcm.data import PreparedData
+from modeling_mcm.data import EventSchema, PreparedData
 from modeling_mcm.data.cases import (
     IGNORED,
     arrow_batches,
@@ -41,7 +41,7 @@ from modeling_mcm.scorer_mcm import (
 )
 from modeling_mcm.training.scorer_counts import FOLDS, PERIODS, LabelCounts, LabelEvents
 
-EXAMPLES, VALIDATION_EXAMPLES, BATCH = 4_000, 1_500, 64
+EXAMPLES, HELD_OUT, VALIDATION_EXAMPLES, BATCH = 4_000, 5_000, 1_500, 64
 NEGATIVES = 60  # about as many candidates of an example that are no targets are kept, drawn uniformly
 STALE = 4  # largest number of parts of the period by which counts are old, because a model is used after its training
 
@@ -107,42 +107,90 @@ class LabelExamples(NamedTuple):
         return sums / ideal[(self.num_targets[:, question] + self.num_unseen).clamp(max=k)]
 
 
+class VisitStarts(NamedTuple):
+    """The starts of visits with a target in the training period that follow enough earlier ones, customer after
+    customer.
+
+    Attributes:
+        row, end, stop (`NDArray[int64]` of shape `(N,)`): As in [`Example`].
+        before, gap (`NDArray[float64]` of shape `(N,)`): Day of the last event before the visit, and days until it.
+    """
+
+    row: NDArray[np.int64]
+    end: NDArray[np.int64]
+    stop: NDArray[np.int64]
+    before: NDArray[np.float64]
+    gap: NDArray[np.float64]
+
+    @classmethod
+    def read(cls, rows: Any, schema: EventSchema) -> "VisitStarts":
+        """Reads the visits of prepared rows. The schema says which events are targets, and what an example needs."""
+        parts, first = [], 0
+        columns = [f"task_{task}" for task in deciding_tasks(schema.tasks, schema.token_feature.name)]
+        for table in arrow_batches(rows, ["times", "visits", "validation_end", *columns]):
+            lengths, ends = list_lengths(table, "visits"), flat_values(table, "validation_end").astype(np.int64)
+            row = np.repeat(np.arange(len(table)), lengths)
+            index = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+            times, visits = flat_values(table, "times"), flat_values(table, "visits")
+            is_target = np.any([flat_values(table, name) > 0 for name in columns], axis=0) & (index < ends[row])
+            number = np.cumsum(is_target)
+            earlier = number - is_target
+            earlier = earlier - earlier[compute_offsets(lengths)[:-1]][row] if len(row) else number
+            opens = np.flatnonzero(is_target)
+            opens = opens[run_starts(row[opens], visits[opens])]
+            opens = opens[(earlier[opens] >= max(schema.min_history, 1)) & (index[opens] > 0)]
+            row, before = row[opens], times[opens - 1] / SECONDS_PER_DAY
+            gap = (times[opens] / SECONDS_PER_DAY - before).clip(min=1 / SECONDS_PER_DAY)
+            parts.append(cls(row + first, index[opens], ends[row], before, gap))
+            first += len(table)
+        return cls(*map(np.concatenate, zip(*parts, strict=True)))
+
+    def make_examples(self, chosen: NDArray, generator: np.random.Generator, leaves_one_out: bool) -> list[Example]:
+        """An example of each chosen visit, whose cutoff is anywhere between the visit and the event before."""
+        days = generator.random(len(chosen)) * self.gap[chosen] * (not leaves_one_out)
+        then = [None] * len(chosen) if leaves_one_out else (self.before[chosen] + days).tolist()
+        values = (values[chosen].tolist() for values in (self.row, self.end, self.stop))
+        return list(map(Example, *values, days.tolist(), then))
+
+
 def draw_examples(rows: Any, data: PreparedData, seed: int, most: int = EXAMPLES) -> list[Example]:
     """Draws as many cutoffs as there are starts of visits in the training period, at most so many. Later visits of a
     customer are likelier. A cutoff at any moment falls into a gap as often as the gap is long, so visits after long
-    ones are likelier, too; where one visit of each customer is left out, customers are equally likely instead. The
-    schema of the data set says that, and what an example needs."""
-    generator, parts, first, schema = np.random.default_rng(seed), [np.zeros((6, 0))], 0, data.schema
-    leaves_one_out = schema.scoring_time("validation") is None
-    columns = [f"task_{task}" for task in deciding_tasks(schema.tasks, schema.token_feature.name)]
-    for table in arrow_batches(rows, ["times", "visits", "validation_end", *columns]):
-        lengths, ends = list_lengths(table, "visits"), flat_values(table, "validation_end").astype(np.int64)
-        row = np.repeat(np.arange(len(table)), lengths)
-        index = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        times, visits = flat_values(table, "times"), flat_values(table, "visits")
-        is_target = np.any([flat_values(table, name) > 0 for name in columns], axis=0) & (index < ends[row])
-        number = np.cumsum(is_target)
-        earlier = number - is_target - (number - is_target)[compute_offsets(lengths)[:-1]][row] if len(row) else number
-        opens = np.flatnonzero(is_target)
-        opens = opens[run_starts(row[opens], visits[opens])]
-        opens = opens[(earlier[opens] >= max(schema.min_history, 1)) & (index[opens] > 0)]
-        row, end, before = row[opens], index[opens], times[opens - 1] / SECONDS_PER_DAY
-        gap = (times[opens] / SECONDS_PER_DAY - before).clip(min=1 / SECONDS_PER_DAY)
-        weights = np.maximum(end / ends[row], 0.05)
-        weights *= 1 / np.bincount(row, weights)[row] if leaves_one_out else gap
-        parts.append(np.stack([row + first, end, ends[row], before, gap, weights]))
-        first += len(table)
-    joined = np.concatenate(parts, axis=1)
-    total = joined.shape[1]
-    if not total:
+    ones are likelier, too; where one visit of each customer is left out, customers are equally likely instead."""
+    generator, starts = np.random.default_rng(seed), VisitStarts.read(rows, data.schema)
+    if not len(starts.row):
         return []
-    weights = joined[5] / joined[5].sum()
-    drawn = joined[:, np.sort(generator.choice(total, min(most, total), p=weights))]
-    share = generator.random(drawn.shape[1]) * (not leaves_one_out)
-    return [
-        Example(int(row), int(end), int(stop), days, None if leaves_one_out else before + days)
-        for row, end, stop, before, days in zip(*drawn[:4].tolist(), (share * drawn[4]).tolist(), strict=True)
-    ]
+    leaves_one_out = data.schema.scoring_time("validation") is None
+    weights = np.maximum(starts.end / starts.stop, 0.05)
+    weights *= 1 / np.bincount(starts.row, weights)[starts.row] if leaves_one_out else starts.gap
+    total = len(weights)
+    chosen = np.sort(generator.choice(total, min(most, total), p=weights / weights.sum()))
+    return starts.make_examples(chosen, generator, leaves_one_out)
+
+
+def hold_out(
+    rows: Any, data: PreparedData, seed: int, most: int = HELD_OUT
+) -> tuple[list[Example], NDArray[np.int64]]:
+    """Holds the latest visits of the training period out of the encoder's training: of all those that follow others
+    a fifth, and at most so many. In a log that leaves one out they are the latest ones of customers, who are drawn.
+
+    Returns:
+        `tuple`: an example of each such visit; and for each row the number of events that are left, `(rows,)`.
+    """
+    generator, starts = np.random.default_rng(seed), VisitStarts.read(rows, data.schema)
+    most, leaves_one_out = min(most, len(starts.row) // 5), data.schema.scoring_time("validation") is None
+    if leaves_one_out:
+        number = np.bincount(starts.row, minlength=len(rows))
+        from_last = np.cumsum(number)[starts.row] - np.arange(len(starts.row))  # 1 is a customer's last visit
+        latest = 1 + np.searchsorted(np.bincount(from_last)[1:].cumsum(), most)  # of a customer, the fewest
+        customers = generator.permutation(len(rows))
+        drawn = customers[: np.searchsorted(np.minimum(number, latest)[customers].cumsum(), most, "right")]
+        chosen = np.flatnonzero((from_last <= latest) & np.isin(starts.row, drawn))
+    else:
+        chosen = np.sort(np.argsort(starts.before + starts.gap, kind="stable")[len(starts.row) - most :])
+    ends = np.array(rows["validation_end"])
+    np.minimum.at(ends, starts.row[chosen], starts.end[chosen])
+    return starts.make_examples(chosen, generator, leaves_one_out), ends
 
 
 def draw_validation(rows: Any, data: PreparedData, seed: int, most: int = VALIDATION_EXAMPLES) -> list[Example]:
@@ -170,10 +218,17 @@ class ExampleReader:
         rows (`datasets.Dataset`): Prepared rows.
         data (`PreparedData`): The data set.
         config ([`MCMConfig`]): Config of the model.
+        seed (`int`): Seed of the folds of customers.
+
+    Attributes:
+        counts (`list[LabelCounts]`): Counts of each task.
     """
 
-    def __init__(self, rows: Any, data: PreparedData, config: MCMConfig):
+    def __init__(self, rows: Any, data: PreparedData, config: MCMConfig, seed: int = 0):
         self.rows, self.config = PreparedRows(rows), config
+        self.folds = np.random.default_rng(seed).integers(0, FOLDS, len(rows))
+        sizes = config.label_sizes.items()
+        self.counts = [LabelCounts(LabelEvents.read(rows, task, size), self.folds) for task, size in sizes]
         self.collator = MCMCollator(data.extractor, config, "evaluate", cutoff="validation")
 
     def batches(self, examples: Sequence[Example]) -> Iterator[tuple[NDArray, RowBatch, dict[str, torch.Tensor]]]:
@@ -191,7 +246,6 @@ class ExampleReader:
         examples: Sequence[Example],
         tables: Sequence[LabelTables],
         generator: torch.Generator,
-        counts: Sequence[LabelCounts] = (),
         fold: int | None = None,
         encoder: MCMForMultiTaskRecommendation | None = None,
     ) -> list[LabelExamples]:
@@ -201,10 +255,9 @@ class ExampleReader:
             examples (`Sequence[Example]`): The examples.
             tables (`Sequence[LabelTables]`): Tables of each task.
             generator (`torch.Generator`): Of the draw of candidates.
-            counts (`Sequence[LabelCounts]`, *optional*): Counts of each task. With a fold, labels are as popular as
-                they were on an example's day.
-            fold (`int`, *optional*): Fold of training examples, whose counts are those of the other folds. Of the
-                candidates that are no targets some `NEGATIVES` are kept. Default: all, of validation.
+            fold (`int`, *optional*): Fold of training examples, whose counts are those of the other folds, as they
+                were on an example's day. Of the candidates that are no targets some `NEGATIVES` are kept. Default:
+                all, of validation.
             encoder ([`MCMForMultiTaskRecommendation`], *optional*): Model whose readout gives features, too.
         """
         parts: list[list[LabelExamples]] = [[] for _ in tables]
@@ -214,7 +267,11 @@ class ExampleReader:
             readout = None if encoder is None else encoder.readout_scores(batch)
             age = torch.randint(STALE + 1, (len(chosen),), generator=generator).numpy()
             days = [examples[index].day for index in chosen]
-            then = () if fold is None else zip(*(_read_counts(each, fold, days, age) for each in counts), strict=True)
+            then = (
+                ()
+                if fold is None
+                else zip(*(_read_counts(each, fold, days, age) for each in self.counts), strict=True)
+            )
             found = candidate_features(read_histories(self.config, batch), tables, readout, *map(list, then))
             numbers = torch.from_numpy(chosen)
             for index, (table, task) in enumerate(zip(tables, self.config.tasks, strict=True)):
@@ -239,6 +296,27 @@ class ExampleReader:
                 columns = numbers[customer], found.label[own], found.features[own], is_target, share.log()
                 every = [*(column[kept] for column in columns), num_targets[index], num_unseen[index]]
                 parts[index].append(LabelExamples(*every))
+        return [LabelExamples.join(part) for part in parts]
+
+    def read_training(
+        self,
+        examples: Sequence[Example],
+        generator: torch.Generator,
+        encoder: MCMForMultiTaskRecommendation | None = None,
+    ) -> list[LabelExamples]:
+        """Computes the candidates of each task in examples of the training period, fold by fold. Arguments are those
+        of `read`."""
+        parts: list[list[LabelExamples]] = [[] for _ in self.counts]
+        number = 0
+        for fold in range(FOLDS):
+            if not (chosen := [example for example in examples if self.folds[example.row] == fold]):
+                continue
+            tables = [each.make_tables(fold) for each in self.counts]
+            for part, found in zip(parts, self.read(chosen, tables, generator, fold, encoder), strict=True):
+                joined = [torch.cat(each) for each in zip(*(one[-2:] for one in (*part[-1:], found)), strict=True)]
+                found = found._replace(example=found.example + number)
+                part.append(LabelExamples(*found[:-2], *joined))
+            number += len(chosen)
         return [LabelExamples.join(part) for part in parts]
 
 
@@ -269,44 +347,3 @@ def _read_later(rows: RowBatch, examples: Sequence[Example], task: str, size: in
     until = times[rows.starts + end - 1] + (elapsed + HORIZON_DAYS) * SECONDS_PER_DAY
     comes = (rows.places >= end[row]) & (rows.places < stop[row]) & (times <= until[row]) & (labels >= FIRST_LABEL)
     return torch.from_numpy((row * size + labels)[comes])
-
-
-def read_examples(
-    config: MCMConfig, data: PreparedData, seed: int, generator: torch.Generator, most: int = EXAMPLES
-) -> tuple[list[LabelCounts], ExampleReader, list[LabelExamples]]:
-    """Counts the labels of a data set, and draws examples from its training period.
-
-    Args:
-        config ([`MCMConfig`]): Config of a model for the data set.
-        data (`PreparedData`): The data set.
-        seed (`int`): Seed of folds and examples.
-        generator (`torch.Generator`): Of the draw of candidates.
-        most (`int`): Largest number of examples.
-
-    Returns:
-        `tuple`: counts of each task, a reader of examples, and the examples of each task.
-
-    Raises:
-        ValueError: If the training period has no example.
-    """
-    rows, sizes = data.rows, config.label_sizes.items()
-    folds = np.random.default_rng(seed).integers(0, FOLDS, len(rows))
-    counts = [LabelCounts(LabelEvents.read(rows, task, size), folds) for task, size in sizes]
-    reader, examples = ExampleReader(rows, data, config), draw_examples(rows, data, seed, most)
-    if not examples:
-        least = max(data.schema.min_history, 1)
-        raise ValueError(
-            f"{data.folder} has no visit in its training period that follows {least} target events, so nothing "
-            "can be fitted: move the cutoffs of the event schema, or lower min_history."
-        )
-    parts: list[list[LabelExamples]] = [[] for _ in counts]
-    number = 0
-    for fold in range(FOLDS):
-        tables = [each.make_tables(fold) for each in counts]
-        if chosen := [example for example in examples if folds[example.row] == fold]:
-            for part, found in zip(parts, reader.read(chosen, tables, generator, counts, fold), strict=True):
-                joined = [torch.cat(each) for each in zip(*(one[-2:] for one in (*part[-1:], found)), strict=True)]
-                found = found._replace(example=found.example + number)
-                part.append(LabelExamples(*found[:-2], *joined))
-            number += len(chosen)
-    return counts, reader, [LabelExamples.join(part) for part in parts]

@@ -18,8 +18,7 @@ def fill_scorer(model, reads_readout=True):
         table.counts.copy_(torch.randint(1, 50, table.counts.shape, generator=generator))
         table.totals.copy_(torch.tensor([300.0, 2.0, 1.0]))
     scorer.calibration.uniform_(0.1, 0.5, generator=generator)
-    if not reads_readout:
-        scorer.calibration[..., 1:] = 0
+    scorer.reads.fill_(reads_readout)
     scorer.fitted.fill_(True)
     return model
 

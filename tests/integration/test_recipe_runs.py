@@ -40,7 +40,7 @@ def test_what_the_data_decide_is_said_and_kept(chosen):
     assert config["scorer"] and config["kind_feature"] == "type"
     assert set(facts["validation"]) >= {"MCM", "most_popular", "visit_frequency", "nearest_customers", "transitions"}
     assert weights(folder)["scorer.fitted"]
-    for task, used in zip(config["tasks"], weights(folder)["scorer.calibration"][:, 0, 1:].any(1), strict=True):
+    for task, used in zip(config["tasks"], weights(folder)["scorer.reads"], strict=True):
         words = (
             rf"The encoder adds [-+]0\.\d+ \(standard error 0\.\d+\) to the NDCG@10 of {task} on validation, so it is "
         )

@@ -216,6 +216,8 @@ def test_a_run_ends_early_with_the_average_that_was_evaluated_best(stopping, dat
     trained_last = (
         "model.state.",
         "model.forecaster.",
+        "scorer.of_readout",
+        "scorer.reads",
         "scorer.calibration",
         "scorer.chance",
     )  # after the average

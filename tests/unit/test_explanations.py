@@ -149,6 +149,7 @@ def test_chances_without_a_group_are_those_of_a_network_that_does_not_read_it(ex
             continue
         blind = explained_model(name)
         places = [place for place, feature in enumerate(FEATURES) if feature.group == group]
-        blind.scorer.linear.weight.data[:, places] = blind.scorer.first.weight.data[:, places] = 0
+        network = blind.scorer.get_network(blind.config.tasks.index("items"))
+        network.linear.weight.data[:, places] = network.first.weight.data[:, places] = 0
         assert found == pytest.approx(chance(blind, extractor, EVENTS, "items", "item 01"), rel=1e-4), group
         assert found != pytest.approx(why.chance, rel=1e-4), group

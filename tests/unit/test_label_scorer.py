@@ -33,9 +33,11 @@ from modeling_mcm.training.scorer_counts import LabelCounts, LabelEvents
 from modeling_mcm.training.scorer_examples import (
     Example,
     ExampleReader,
+    VisitStarts,
     _read_later,
     draw_examples,
     draw_validation,
+    hold_out,
 )
 
 
@@ -101,7 +103,7 @@ def test_popularity_alone_puts_no_label_before_unseen_candidates(model, batch, m
 def test_one_more_label_moves_no_unrelated_label_far():
     """With 120 candidates of a history at most, what one more label pushed out fell below labels never bought."""
     generator, size = np.random.default_rng(0), 600
-    scorer = LabelScorer([size]).eval().requires_grad_(False)
+    scorer = LabelScorer([size], False).eval().requires_grad_(False)
     scorer.reset_parameters()
     for parameter in scorer.parameters():  # the mix of rates alone
         parameter.zero_()
@@ -157,8 +159,8 @@ def test_an_example_knows_how_popular_labels_were_until_then(data, model):
                 events.label[(events.day >= example.day) & (events.customer != example.row)] = 2
             counts.append(LabelCounts(events, folds))
         reader = ExampleReader(data.rows, data, model.config)
-        tables = [each.make_tables(fold) for each in counts]
-        found = reader.read([example], tables, torch.Generator(), counts, fold)[0]
+        reader.counts, tables = counts, [each.make_tables(fold) for each in counts]
+        found = reader.read([example], tables, torch.Generator(), fold)[0]
         names = [each.name for each in FEATURES if each.group == "popularity" and each.name != "lift"]
         rows = found.features[:, [PLACES[name] for name in names]].tolist()
         return {label: row for label, row in zip(found.label.tolist(), rows, strict=True)}
@@ -172,13 +174,10 @@ def test_an_example_knows_how_popular_labels_were_until_then(data, model):
 def test_leaving_one_out_counts_the_whole_period_as_in_use(event_log, prepare_log):
     data = PreparedData(prepare_log(event_log, cutoffs="leave_one_out"))
     config = MCMConfig(**from_data(data.extractor) | COUNTS_ALONE | {"kind_feature": "type", "state_size": 0})
-    folds = np.zeros(len(data.rows), int)
-    folds[: len(folds) // 2] = 1
-    counts = [LabelCounts(LabelEvents.read(data.rows, *task), folds) for task in config.label_sizes.items()]
-    tables = [each.make_tables(0) for each in counts]
-    examples = [one for one in draw_examples(data.rows, data, seed=0) if folds[one.row] == 0]
     reader = ExampleReader(data.rows, data, config)
-    for table, found in zip(tables, reader.read(examples, tables, torch.Generator(), counts, 0), strict=True):
+    tables = [each.make_tables(0) for each in reader.counts]
+    examples = [one for one in draw_examples(data.rows, data, seed=0) if reader.folds[one.row] == 0]
+    for table, found in zip(tables, reader.read(examples, tables, torch.Generator(), 0), strict=True):
         share = table.counts[0] / table.counts[0].sum()
         torch.testing.assert_close(found.features[:, PLACES["label_share"]], share[found.label].clamp(min=1e-7).log())
 
@@ -188,6 +187,24 @@ def test_examples_come_from_the_training_period(data):
     ends = np.asarray(data.rows["validation_end"])
     assert examples and all(0 < example.end < example.stop <= ends[example.row] for example in examples)
     assert all(example.elapsed >= 0 for example in examples)
+
+
+@pytest.mark.parametrize("cutoffs", ["by time", "leave_one_out"])
+def test_the_latest_visits_of_training_are_held_out_of_the_encoder(event_log, prepare_log, cutoffs):
+    data = PreparedData(prepare_log(event_log, **({} if cutoffs == "by time" else {"cutoffs": cutoffs})))
+    starts, (examples, ends) = VisitStarts.read(data.rows, data.schema), hold_out(data.rows, data, seed=0)
+    held = {(example.row, example.end) for example in examples}
+    assert 0.15 * len(starts.row) < len(held) == len(examples) <= 0.2 * len(starts.row)
+    kept = np.asarray(data.rows["validation_end"])
+    assert all(ends[row] <= end < kept[row] for row, end in held)
+    untouched = np.setdiff1d(np.arange(len(ends)), [row for row, _ in held])
+    assert (ends[untouched] == kept[untouched]).all()
+    for row, end, day in zip(starts.row, starts.end, starts.before + starts.gap, strict=True):
+        if (row, end) not in held:
+            if cutoffs == "leave_one_out":
+                assert end < ends[row] or row in untouched
+            else:
+                assert day <= min(example.day + 60 for example in examples)
 
 
 def test_cutoffs_at_any_moment_fall_into_long_gaps(tmp_path):
@@ -349,7 +366,7 @@ def test_the_best_labels_of_the_readout_are_candidates_and_give_two_numbers():
         assert found.label[own][ranks == 0].tolist() == [label]
 
 
-def test_an_encoder_without_a_weight_changes_no_score(encoded, batch):
+def test_an_encoder_that_no_task_reads_changes_no_score(encoded, batch):
     model, _ = encoded
     history, readout = read_histories(model.config, batch), model.readout_scores(batch)
     with torch.no_grad():
@@ -357,14 +374,13 @@ def test_an_encoder_without_a_weight_changes_no_score(encoded, batch):
     scorer, tasks = model.scorer, range(len(model.config.tasks))
     for name, alone in zip(model.config.tasks, scorer.score(tasks, history), strict=True):
         assert torch.equal(logits[name], alone)
-    weights = scorer.calibration[..., 1:]
-    weights.fill_(1)
+    scorer.reads.fill_(True)
     for name, scores in zip(model.config.tasks, scorer.score(tasks, history, readout), strict=True):
         assert not torch.equal(logits[name], scores)
-    weights.zero_()
+    scorer.reads.zero_()
 
 
-@pytest.mark.parametrize("knows", [True, False], ids=["knows the answers", "says the opposite"])
+@pytest.mark.parametrize("knows", [True, False], ids=["knows the answers", "knows nothing"])
 def test_an_encoder_is_used_where_it_adds_to_the_counts(encoded, monkeypatch, caplog, knows):
     model, fit = encoded
     torch.manual_seed(0)
@@ -372,16 +388,16 @@ def test_an_encoder_is_used_where_it_adds_to_the_counts(encoded, monkeypatch, ca
     def readout_scores(batch):
         result = [torch.randn(len(batch["labels"]), size) for size in model.config.label_sizes.values()]
         for scores, labels in zip(result, batch["labels"].unbind(-1), strict=True):
-            scores.scatter_add_(1, labels.clamp(min=0), (9.0 if knows else -9.0) * (labels >= 2))
+            scores.scatter_add_(1, labels.clamp(min=0), 9.0 * knows * (labels >= 2))
         return result
 
     monkeypatch.setattr(model, "readout_scores", readout_scores)
     caplog.set_level("INFO")
-    calibration = model.scorer.calibration.clone()
+    state = {name: value.clone() for name, value in model.scorer.state_dict().items()}
     fit.finish()
-    used, of_month = model.scorer.calibration[..., 1:].any(2).T.tolist()
-    model.scorer.calibration.copy_(calibration)
-    assert used == of_month == [knows, knows, False]  # of the types nothing is left to know
+    used = model.scorer.reads.tolist()
+    model.scorer.load_state_dict(state)
+    assert used == [knows, knows, False]  # of the types nothing is left to know
     assert caplog.text.count("so it is used") == 2 * knows
 
 
