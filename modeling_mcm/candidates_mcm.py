@@ -69,6 +69,7 @@ def choose_labels(
     scores = scores.float().clone() if is_candidate is None else scores.float().masked_fill(~is_candidate, -torch.inf)
     scores[:, :FIRST_LABEL] = -torch.inf
     total = scores.logsumexp(1, keepdim=True)
+    total = total.masked_fill(total == torch.inf, torch.nan)  # which is to be seen in what is chosen
     ranked = break_ties(total - scores.double(), largest=False)  # minus log probabilities
     count = min(k, columns)
     while True:
