@@ -164,9 +164,10 @@ class NewLabels:
 
 
 class _TaskCandidates(NamedTuple):
-    """Candidates of a task: see [`choose_labels`]. `ids` has the column of each candidate of a table by its value, and
-    `excluded` the columns that are not shown to a customer."""
+    """Candidates of a task: see [`choose_labels`]. `values` has the labels in the order of their ids, from 2 on, the
+    new ones last; `ids` the id of each candidate of a table; and `excluded` by customer the ids that are not shown."""
 
+    values: list[str]
     is_candidate: torch.Tensor
     groups: torch.Tensor | None
     new: NewLabels | None
@@ -294,14 +295,11 @@ class CandidateSet:
 
     def values(self, task: str) -> list[str]:
         """Labels of a task in the order of their ids, from 2 on: those of the checkpoint, and new ones."""
-        new = self._of_tasks[task].new
-        return [*self.extractor.vocabularies[task], *(new.values if new else ())]
+        return self._of_tasks[task].values
 
     def decode(self, task: str, labels: Sequence[int]) -> list[str]:
         """Values of label ids, new labels included."""
-        known, new = self.extractor.vocabularies[task], self._of_tasks[task].new
-        size = len(known) + FIRST_LABEL
-        return [known[each - FIRST_LABEL] if each < size or not new else new.values[each - size] for each in labels]
+        return [self.values(task)[label - FIRST_LABEL] for label in labels]
 
     def describe(self, task: str, chosen: ChosenLabels, row: int) -> list[dict[str, Any]]:
         """A customer's list, best first: `{"label": value, "score": probability among the candidates, "chance": chance
@@ -347,45 +345,42 @@ class CandidateSet:
         with naming(f"{what}: column {column!r}"):
             return to_ids(table[column]) if column in table else None
 
-    def _read_candidates(self, task: str, table: Mapping[str, Any], group: str | None) -> "_TaskCandidates":
-        new: NewLabels | None = None
-        size, ids = self.model.config.label_sizes[task], dict[str, int]()
-        if (texts := self._texts(task, table, "`candidates`")) is None:
-            table, is_candidate = {}, torch.ones(size, dtype=torch.bool)
-            is_candidate[self.extractor.own_ids(task)] = False
-        else:
-            new, ids = self._resolve(task, table, texts)
-            is_candidate = torch.zeros(size + (len(new.values) if new else 0), dtype=torch.bool)
-            is_candidate[list(ids.values())] = True
-        columns = len(is_candidate)
-        groups = None if group in (None, task) else self._groups(task, table, texts or [], ids, columns, str(group))
-        return _TaskCandidates(is_candidate, groups, new, ids, {})
-
-    def _resolve(
-        self, task: str, table: Mapping[str, Any], texts: Sequence[str]
-    ) -> tuple[NewLabels | None, dict[str, int]]:
-        """The new labels of a task's column, and the columns of its candidates by their values. Warns of repeated and
-        of unknown ones."""
+    def _find_ids(self, task: str, texts: Sequence[str]) -> dict[str, int]:
+        """The ids of labels, each once."""
         distinct = list(dict.fromkeys(texts))
-        if len(distinct) < len(texts) and len(self.tasks) == 1:
-            logger.warning(
-                f"`candidates`: {len(texts) - len(distinct):,} of {len(texts):,} rows of column "
-                f"{self._column(task, table)!r} repeat a label, and each label counts once: leave them out."
+        return dict(zip(distinct, self.extractor.label_ids(task, distinct).tolist(), strict=True))
+
+    def _read_candidates(self, task: str, table: Mapping[str, Any], group: str | None) -> "_TaskCandidates":
+        """Candidates of a task. Warns of repeated and of unknown ones."""
+        values, ids, new = list(self.extractor.vocabularies[task]), dict[str, int](), None
+        texts, column = self._texts(task, table, "`candidates`"), self._column(task, table)
+        if texts is not None:
+            ids = self._find_ids(task, texts)
+            if len(ids) < len(texts) and len(self.tasks) == 1:
+                logger.warning(
+                    f"`candidates`: {len(texts) - len(ids):,} of {len(texts):,} rows of column {column!r} repeat a "
+                    "label, and each label counts once: leave them out."
+                )
+            new = self._new_labels(task, table, texts, ids)
+            ids |= {value: FIRST_LABEL + len(values) + index for index, value in enumerate(new.values if new else ())}
+            values += new.values if new else ()
+            unknown = [value for value, label in ids.items() if label < FIRST_LABEL]
+            if unknown:
+                self.unknown[task] = unknown
+                logger.warning(
+                    f"`candidates`: {len(unknown):,} of {len(ids):,} labels of column {column!r} are unknown to the "
+                    f"checkpoint and left out, such as {_name(unknown)}: add columns of features that they share with "
+                    "known labels, such as their category, or train again with them."
+                )
+            ids = {value: label for value, label in ids.items() if label >= FIRST_LABEL}
+        is_candidate = torch.full((FIRST_LABEL + len(values),), texts is None)
+        is_candidate[self.extractor.own_ids(task) if texts is None else list(ids.values())] = texts is not None
+        groups = None
+        if group not in (None, task):
+            groups = self._groups(
+                task, {} if texts is None else table, texts or [], ids, len(is_candidate), str(group)
             )
-        ids = dict(zip(distinct, self.extractor.label_ids(task, distinct).tolist(), strict=True))
-        new = self._new_labels(task, table, texts, ids)
-        if new is not None:
-            ids |= {value: self.model.config.label_sizes[task] + index for index, value in enumerate(new.values)}
-        unknown = [value for value, label in ids.items() if label < FIRST_LABEL]
-        if unknown:
-            self.unknown[task] = unknown
-            shown = ", ".join(map(repr, unknown[:MOST_NAMED]))
-            logger.warning(
-                f"`candidates`: {len(unknown):,} of {len(distinct):,} labels of column {self._column(task, table)!r} "
-                f"are unknown to the checkpoint and left out, such as {shown}: add columns of features that they "
-                "share with known labels, such as their category, or train again with them."
-            )
-        return new, {value: label for value, label in ids.items() if label >= FIRST_LABEL}
+        return _TaskCandidates(values, is_candidate, groups, new, ids, {})
 
     def _new_labels(
         self, task: str, table: Mapping[str, Any], texts: Sequence[str], ids: Mapping[str, int]
@@ -397,17 +392,21 @@ class CandidateSet:
         new = [value for value, label in ids.items() if label < FIRST_LABEL]
         known = torch.zeros(config.label_sizes[task], len(names), dtype=torch.long)
         features = torch.zeros(len(new), len(names), dtype=torch.long)
-        told = [value for value, label in ids.items() if label >= FIRST_LABEL]
+        told = {label: first[value] for value, label in ids.items() if label >= FIRST_LABEL}
         for index, name in enumerate(names):
             column = self._column(name, table)
             with naming(f"`candidates`: column {column!r}"):
                 values = torch.from_numpy(encoding.feature_ids(name, table[column]).astype(np.int64))
             if name in config.label_features:
-                usual = self.model.label_values(config.tasks.index(task)).cpu()
-                known[:, index] = usual[:, config.label_features.index(name)]
-            known[[ids[value] for value in told], index] = values[[first[value] for value in told]]
+                known[:, index] = self._usual(task, name)
+            known[[*told], index] = values[[*told.values()]]
             features[:, index] = values[[first[value] for value in new]]
         return NewLabels.from_features(new, features, known) if new else None
+
+    def _usual(self, task: str, feature: str) -> torch.Tensor:
+        """Most frequent value `(V,)` of a feature that the labels of a task determine."""
+        config = self.model.config
+        return self.model.label_values(config.tasks.index(task))[:, config.label_features.index(feature)].long().cpu()
 
     def _groups(
         self,
@@ -433,9 +432,8 @@ class CandidateSet:
             for text, label in ids.items():
                 groups[label] = numbers[of_label[text]]
         elif group in self.model.config.label_features:
-            index = self.model.config.label_features.index(group)
-            values = self.model.label_values(self.model.config.tasks.index(task))[:, index].long().cpu()
-            groups[: len(values)] = torch.where(values >= FIRST_LABEL, columns + values, groups[: len(values)])
+            usual = self._usual(task, group)
+            groups[: len(usual)] = torch.where(usual >= FIRST_LABEL, columns + usual, groups[: len(usual)])
         else:
             raise ValueError(
                 f"`per_group` names {group!r}, and nothing says which {group} a label of {task!r} has: give "
@@ -452,12 +450,9 @@ class CandidateSet:
             self.needs_customers = True
         unknown: list[str] = []
         for task in self.tasks:
-            own = self._of_tasks[task]
-            if (texts := self._texts(task, table, "`exclude`")) is None:
-                continue
-            distinct = list(dict.fromkeys(texts))
-            ids = dict(zip(distinct, self.extractor.label_ids(task, distinct).tolist(), strict=True)) | own.ids
-            unknown += [text for text in distinct if ids[text] < FIRST_LABEL]
+            own, texts = self._of_tasks[task], self._texts(task, table, "`exclude`") or []
+            ids = self._find_ids(task, texts) | own.ids
+            unknown += [text for text in dict.fromkeys(texts) if ids[text] < FIRST_LABEL]
             for row, text in enumerate(texts):
                 if ids[text] < FIRST_LABEL:
                     continue
@@ -466,10 +461,13 @@ class CandidateSet:
                 else:
                     own.excluded.setdefault(customers[row], []).append(ids[text])
         if unknown:
-            shown = ", ".join(map(repr, unknown[:MOST_NAMED]))
             logger.warning(
-                f"`exclude` names {len(unknown):,} labels that the checkpoint does not know, such as {shown}."
+                f"`exclude` names {len(unknown):,} labels that the checkpoint does not know, such as {_name(unknown)}."
             )
+
+
+def _name(labels: Sequence[str]) -> str:
+    return ", ".join(map(repr, labels[:MOST_NAMED]))
 
 
 def _read_per_group(per_group: Any) -> tuple[str | None, int]:

@@ -166,38 +166,6 @@ def _total(values: torch.Tensor, index: torch.Tensor, length: int) -> torch.Tens
     return values.new_zeros(length).index_add(0, index, values)
 
 
-class WeightedCrossEntropy(torch.autograd.Function):
-    """For each task the weighted sum of -log softmax(s)_label over targets. Forward stores s and its log-sum-exp, and
-    backward writes the gradient of s once: softmax(s) times the weight of each prefix, less the targets' weights."""
-
-    @staticmethod
-    def forward(ctx, scores, targets, weights, log_counts=None):
-        """Computes the losses, of shape `(T,)`."""
-        logits = scores if log_counts is None else scores + log_counts
-        partition = torch.stack([part.logsumexp(-1) for part in logits.split(targets.sizes, 1)], 1).to(scores.dtype)
-        ctx.save_for_backward(scores, partition, weights, log_counts)
-        ctx.targets = targets
-        # In float32: thousands of shares that are added up in half precision would stand still.
-        losses = weights * (partition[targets.rows, targets.tasks] - scores[targets.rows, targets.columns])
-        return _total(losses, targets.tasks, len(targets.sizes))
-
-    @staticmethod
-    def backward(ctx, gradient):
-        """Computes the gradient of the scores from that of the losses."""
-        scores, partition, weights, log_counts = ctx.saved_tensors
-        targets = ctx.targets
-        weights = (weights * gradient[targets.tasks]).to(scores.dtype)
-        of_row = torch.zeros_like(partition).index_put_((targets.rows, targets.tasks), weights, accumulate=True)
-        out = torch.empty_like(scores)
-        for index, (part, result) in enumerate(zip(*(x.split(targets.sizes, 1) for x in (scores, out)), strict=True)):
-            torch.sub(part, partition[:, index, None], out=result)
-            if log_counts is not None:
-                result.add_(log_counts.split(targets.sizes)[index])
-            result.exp_().mul_(of_row[:, index, None])
-        out.view(-1).scatter_add_(0, targets.rows * scores.shape[1] + targets.columns, -weights)
-        return out, None, None, None
-
-
 def task_losses(scores: torch.Tensor, targets: Targets, log_counts: torch.Tensor | None = None) -> torch.Tensor:
     """Loss of each task by equation 4.
 
@@ -210,8 +178,12 @@ def task_losses(scores: torch.Tensor, targets: Targets, log_counts: torch.Tensor
     Returns:
         `torch.FloatTensor` of shape `(T,)`, in float32 or more; 0 for a task without targets.
     """
+    logits = scores if log_counts is None else scores + log_counts
+    partition = torch.stack([part.logsumexp(-1) for part in logits.split(targets.sizes, 1)], 1)
+    surprise = partition[targets.rows, targets.tasks] - scores[targets.rows, targets.columns]
+    # In float32: thousands of shares that are added up in half precision would stand still.
     shares = targets.shares(targets.weights, targets.customers, targets.tasks)
-    return WeightedCrossEntropy.apply(scores, targets, shares, log_counts)
+    return _total(shares * surprise, targets.tasks, len(targets.sizes))
 
 
 class LossInParts(torch.autograd.Function):

@@ -71,7 +71,7 @@ class EvaluationOptions:
     tasks: list[str] = option([], "Tasks to evaluate. By default all tasks of the model.")
     k: list[int] = option([1, 3, 10], "Lengths of the ranked list at which metrics are computed, as in ndcg@10.")
     table: list[str] = option(
-        [], "Metrics that the table shows, such as hr@1 ndcg@3. By default NDCG at the largest --k."
+        [], "Metrics that the table shows, such as recall@1 ndcg@3. By default NDCG at the largest --k."
     )
     baselines: list[str] = option(
         [],

@@ -53,6 +53,13 @@ def list_lengths(table: pa.Table, column: str) -> NDArray[np.int64]:
     return np.concatenate([np.zeros(0, np.int64), *(chunk.to_numpy(zero_copy_only=False) for chunk in lengths)])
 
 
+def locate_events(table: pa.Table) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Row of each event of prepared rows, and its index in its row, both of shape `(events,)`."""
+    lengths = list_lengths(table, "visits")
+    row = np.repeat(np.arange(len(table)), lengths)
+    return row, np.arange(len(row)) - compute_offsets(lengths)[row]
+
+
 def arrow_batches(rows: Any, columns: Sequence[str], batch_size: int = 1024) -> Iterator[pa.Table]:
     """Reads some columns of prepared rows (`datasets.Dataset` or `pyarrow.Table`) in batches of customers; a
     `ValueError` names a missing column."""
@@ -104,11 +111,9 @@ class CaseEvents(NamedTuple):
     @classmethod
     def read(cls, table: pa.Table, cutoff: str, tasks: Sequence[str], token_type: str) -> "CaseEvents":
         """Reads the events of prepared rows. Raises `ValueError` if the cutoff is unknown."""
-        lengths = list_lengths(table, "visits")
-        row = np.repeat(np.arange(len(table)), lengths)
-        index = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        row, index = locate_events(table)
         end = flat_values(table, check_cutoff(cutoff)).astype(np.int64)
-        stop = flat_values(table, ENDS[1]) if cutoff == CUTOFFS[0] else lengths
+        stop = flat_values(table, ENDS[1]) if cutoff == CUTOFFS[0] else list_lengths(table, "visits")
         labels = [flat_values(table, f"task_{task}") for task in deciding_tasks(tasks, token_type)]
         is_target = np.any([of_task != MISSING_ID for of_task in labels], axis=0)
         is_past, visible = index < end[row], index < stop[row]

@@ -165,39 +165,26 @@ class VisitFrequency(Baseline):
 class NearestCustomers(Baseline):
     """Mixes a customer's own decayed frequencies with those of similar customers, in the manner of TIFU-KNN.
 
-    A customer's visits, latest first, fall into groups of `group_visits`. The weight of a visit `i` back within its
-    group is `within_decay ** i`, divided by the number of visits in the group, times `group_decay ** g` for a group
-    `g` back. The vector of a customer is the mean of the visits' label sets with these weights. (TIFU-KNN divides by
-    the number of groups instead, so that for a long history the neighbours would outweigh it.) Neighbours are the
-    training customers whose vectors have the largest cosine with the customer's, without the customer itself, and with
-    their vectors of the training period.
+    The vector of a customer is the mean of the visits' label sets, where a visit `i` back has the weight `decay ** i`.
+    (TIFU-KNN has groups of visits too, which changed nothing.) Neighbours are the training customers whose vectors
+    have the largest cosine with the customer's, without the customer itself, and with their vectors of the training
+    period.
 
-    The defaults are a half-life of 15 visits in groups of one. They were chosen on the Complete Journey by validation
-    NDCG@10 of the next visit alone, as the mean over product type and category: one parameter after the other, twice,
-    from half-lives of 5 to 80 visits, 25 to 400 neighbours, `alpha` of .3 to .9 and groups of 1, 3 and 7.
+    The defaults are a half-life of 15 visits. They were chosen on the Complete Journey by validation NDCG@10 of the
+    next visit alone, as the mean over product type and category: one parameter after the other, twice, from half-lives
+    of 5 to 80 visits, 25 to 400 neighbours and `alpha` of .3 to .9.
 
     Args:
         neighbours (`int`): Number of neighbours.
         alpha (`float`): Weight of the customer's own vector; the mean of the neighbours' has the weight `1 - alpha`.
-        group_visits (`int`): Number of visits in a group.
-        within_decay (`float`): Decay from one visit to the one before it in the same group, at most 1.
-        group_decay (`float`): Decay from one group to the one before it, at most 1.
+        decay (`float`): Decay from one visit to the one before it, at most 1.
         pool (`int`): Largest number of customers, evenly spread, that neighbours are searched among.
     """
 
     fallback = POPULARITY_SHARE**2  # these vectors are decayed and averaged: far smaller than counts
 
-    def __init__(
-        self,
-        neighbours: int = 200,
-        alpha: float = 0.7,
-        group_visits: int = 1,
-        within_decay: float = 1.0,
-        group_decay: float = 0.955,
-        pool: int = 50_000,
-    ):
-        self.neighbours, self.alpha, self.pool = neighbours, alpha, pool
-        self.group_visits, self.within_decay, self.group_decay = group_visits, within_decay, group_decay
+    def __init__(self, neighbours: int = 200, alpha: float = 0.7, decay: float = 0.955, pool: int = 50_000):
+        self.neighbours, self.alpha, self.decay, self.pool = neighbours, alpha, decay, pool
 
     def _start(self, customers: int) -> None:
         self._pool_parts: list[sp.csr_array] = []
@@ -217,11 +204,7 @@ class NearestCustomers(Baseline):
         self._row_of_customer = {customer: index for index, customer in enumerate(np.concatenate(self._pool_ids))}
 
     def _vectors(self, history: TaskHistory) -> sp.csr_array:
-        group, within = np.divmod(history.visits_ago, self.group_visits)
-        visits = np.zeros(len(history), dtype=np.int64)
-        np.maximum.at(visits, history.customer, history.visits_ago + 1)
-        in_group = np.minimum(visits[history.customer] - group * self.group_visits, self.group_visits)
-        weights = self.within_decay**within / in_group * self.group_decay**group
+        weights = self.decay**history.visits_ago
         first_of_visit = run_starts(history.customer, history.visits_ago)
         total = np.bincount(history.customer, weights * first_of_visit, minlength=len(history))
         weights *= history.once_a_visit() / total[history.customer]

@@ -16,7 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from modeling_mcm.configuration_mcm import FIRST_LABEL
-from modeling_mcm.data.cases import arrow_batches, check_cutoff, flat_values, list_lengths
+from modeling_mcm.data.cases import arrow_batches, check_cutoff, flat_values, locate_events
 from modeling_mcm.events_mcm import run_starts
 
 
@@ -60,9 +60,7 @@ def task_histories(rows: Any, task: str, cutoff: str, batch_size: int = 1024) ->
 
 
 def _task_history(table: pa.Table, task_column: str, end_column: str) -> TaskHistory:
-    lengths = list_lengths(table, "visits")
-    row = np.repeat(np.arange(len(table)), lengths)
-    index = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    row, index = locate_events(table)
     label = flat_values(table, task_column)
     is_earlier = (index < flat_values(table, end_column)[row]) & (label >= FIRST_LABEL)
     row, visit = row[is_earlier], flat_values(table, "visits")[is_earlier]

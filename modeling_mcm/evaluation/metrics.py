@@ -129,7 +129,7 @@ def ndcg_at_k(greater: ArrayLike, ties: ArrayLike, relevant: ArrayLike, k: int) 
         `numpy.ndarray`, shape `(B,)`: The NDCG of each customer; NaN without a target.
 
     Raises:
-        ValueError: If shapes differ, k is below 1, or a customer has more tied targets than labels with that score.
+        ValueError: If shapes differ or k is below 1.
     """
     greater, ties, relevant = _checked(greater, ties, relevant, k)
     discounts = np.concatenate([[0.0], np.cumsum(1 / np.log2(np.arange(2, k + 2)))])
@@ -141,30 +141,11 @@ def ndcg_at_k(greater: ArrayLike, ties: ArrayLike, relevant: ArrayLike, k: int) 
 def recall_at_k(greater: ArrayLike, ties: ArrayLike, relevant: ArrayLike, k: int) -> NDArray[np.float64]:
     """Computes the expected share of the targets among the first k labels. Arguments and result: see [`ndcg_at_k`]."""
     greater, ties, relevant = _checked(greater, ties, relevant, k)
-    return ratio((_hit_probability(greater, ties, k) * relevant).sum(axis=1), relevant.sum(axis=1))
+    hits = (np.minimum(greater + ties, k) - np.minimum(greater, k)) / ties  # probability of each target
+    return ratio((hits * relevant).sum(axis=1), relevant.sum(axis=1))
 
 
-def precision_at_k(greater: ArrayLike, ties: ArrayLike, relevant: ArrayLike, k: int) -> NDArray[np.float64]:
-    """Computes the expected share of targets in the first k labels. Arguments and result: see [`ndcg_at_k`]."""
-    greater, ties, relevant = _checked(greater, ties, relevant, k)
-    hits = (_hit_probability(greater, ties, k) * relevant).sum(axis=1)
-    return np.where(relevant.any(axis=1), hits / k, np.nan)
-
-
-def hit_rate_at_k(greater: ArrayLike, ties: ArrayLike, relevant: ArrayLike, k: int) -> NDArray[np.float64]:
-    """Computes the probability of a target among the first k labels. Arguments and result: see [`ndcg_at_k`]."""
-    greater, ties, relevant = _checked(greater, ties, relevant, k)
-    first, size, members = _first_tie_group(greater, ties, relevant)
-    # Only the group of the best targets matters: a later one reaches the list only after this one is wholly in it.
-    inside = np.clip(k - first, 0, size)
-    miss = np.ones(len(first))
-    for draw in range(min(k, int(inside.max(initial=0)))):
-        left = np.maximum(size - draw, 1)
-        miss *= np.where(draw < inside, np.maximum(left - members, 0) / left, 1.0)
-    return np.where(relevant.any(axis=1), 1 - miss, np.nan)
-
-
-LIST_METRICS = {"ndcg": ndcg_at_k, "recall": recall_at_k, "precision": precision_at_k}
+LIST_METRICS = {"ndcg": ndcg_at_k, "recall": recall_at_k}
 
 
 def customer_metrics(
@@ -179,7 +160,7 @@ def customer_metrics(
 
     Returns:
         `dict[str, numpy.ndarray]`: Arrays of shape `(B,)` named as `next_visit_ndcg@10` or `next_event_recall@10`;
-        NaN for a customer without targets. `hr` is the hit rate; that of the next event would equal its recall.
+        NaN for a customer without targets.
     """
     greater, ties, counts = (np.asarray(array) for array in (greater, ties, counts))
     values = set_metrics(greater, ties, counts > 0, ks, "next_visit")
@@ -194,12 +175,9 @@ def set_metrics(
 ) -> dict[str, NDArray[np.float64]]:
     """Computes all metrics of a set of distinct labels, named as `horizon_ndcg@10`, one value for each customer. The
     arrays are those of [`ndcg_at_k`]; `target` is the first part of the names, "next_visit" or "horizon"."""
-    values: dict[str, NDArray[np.float64]] = {}
-    for k in ks:
-        for name, metric in LIST_METRICS.items():
-            values[f"{target}_{name}@{k}"] = metric(greater, ties, relevant, k)
-        values[f"{target}_hr@{k}"] = hit_rate_at_k(greater, ties, relevant, k)
-    return values
+    return {
+        f"{target}_{name}@{k}": metric(greater, ties, relevant, k) for k in ks for name, metric in LIST_METRICS.items()
+    }
 
 
 def list_properties(
@@ -301,23 +279,3 @@ def _checked(greater: ArrayLike, ties: ArrayLike, relevant: ArrayLike, k: int) -
         raise ValueError(f"Found k = {k}; expected a list of at least one label.")
     # Padding may hold 0, or the -100 with which accelerate pads gathered batches.
     return np.where(relevant, greater, UNREACHABLE).astype(np.int64), np.where(relevant, ties, 1), relevant
-
-
-def _hit_probability(greater: NDArray, ties: NDArray, k: int) -> NDArray[np.float64]:
-    return (np.minimum(greater + ties, k) - np.minimum(greater, k)) / ties
-
-
-def _first_tie_group(greater: NDArray, ties: NDArray, relevant: NDArray) -> tuple[NDArray, NDArray, NDArray]:
-    """For the best target of each customer: labels with a larger score, with the same score, and targets of these."""
-    first = greater.min(axis=1, initial=UNREACHABLE)
-    relevant_ties = relevant & (greater == first[:, None])
-    size = np.where(relevant_ties, ties, 1).max(axis=1, initial=1)
-    members = relevant_ties.sum(axis=1)
-    reached = first < UNREACHABLE
-    if (members > size)[reached].any():
-        row = int(np.flatnonzero(reached & (members > size))[0])
-        raise ValueError(
-            f"Customer {row} has {members[row]} targets in a tie group of {size[row]} labels; expected distinct "
-            "target labels. Use distinct_targets first."
-        )
-    return first, size, np.minimum(members, size)

@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from modeling_mcm.configuration_mcm import FIRST_VALUE_ID
+from modeling_mcm.data.cases import arrow_batches, flat_values, locate_events
 from modeling_mcm.events_mcm import check_columns
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.training.scorer_counts import LabelEvents
@@ -39,37 +40,28 @@ def customers_per_value(rows: Any, extractor: MCMFeatureExtractor) -> dict[str, 
     categorical feature the counts, in the order of its vocabulary. Raises `ValueError` if the data set has no column
     of a feature, or an id that is not in its vocabulary.
     """
-    counts = {
-        name: np.zeros(FIRST_VALUE_ID + len(values), np.int64) for name, values in extractor.vocabularies.items()
-    }
+    sizes = {name: FIRST_VALUE_ID + len(values) for name, values in extractor.vocabularies.items()}
     profile = {feature["name"] for feature in extractor.features if feature.get("profile")}
-    columns = {name: f"profile_{name}" if name in profile else f"feature_{name}" for name in counts}
+    columns = {name: f"profile_{name}" if name in profile else f"feature_{name}" for name in sizes}
     shared = extractor.shared_vocabularies
+    counts = {name: np.zeros(size, np.int64) for name, size in sizes.items()}
     fix = "Give the one that the checkpoint was trained on."
     check_columns(rows.column_names, columns.values(), "The data set has", fix)
-    for batch in rows.with_format("arrow").iter(batch_size=CUSTOMERS_AT_ONCE):
-        ends = batch["validation_end"].to_numpy()
+    for batch in arrow_batches(rows, ["visits", "validation_end", *columns.values()], CUSTOMERS_AT_ONCE):
+        ends, (owner, index) = flat_values(batch, "validation_end"), locate_events(batch)
         pairs: dict[str, list[NDArray[np.int64]]] = {}
         for name, column in columns.items():
-            values = batch[column].combine_chunks()
+            ids, customers, trained = flat_values(batch, column).astype(np.int64), owner, index < ends[owner]
             if name in profile:
-                owner, ids = np.flatnonzero(ends > 0), values.to_numpy(zero_copy_only=False)[ends > 0]
-            else:
-                lengths = values.value_lengths().to_numpy()
-                owner, ids = np.repeat(np.arange(len(ends)), lengths), values.flatten().to_numpy()
-                index = np.arange(len(ids)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-                trained = index < ends[owner]
-                owner, ids = owner[trained], ids[trained]
-            if len(ids) and ids.max() >= len(counts[name]):
+                customers, trained = np.arange(len(ends)), ends > 0
+            if np.max(ids[trained], initial=0) >= sizes[name]:
                 raise ValueError(
-                    f"Feature {name!r} has id {ids.max()} in the data set and {len(counts[name])} ids in the "
-                    "checkpoint: give the data set that the checkpoint was trained on."
+                    f"Feature {name!r} has id {ids.max()} in the data set and {sizes[name]} ids in the checkpoint: "
+                    "give the data set that the checkpoint was trained on."
                 )
-            pairs.setdefault(shared[name], []).append(owner.astype(np.int64) * len(counts[name]) + ids)
+            pairs.setdefault(shared[name], []).append(customers[trained] * sizes[name] + ids[trained])
         for name, arrays in pairs.items():
-            counts[name] += np.bincount(
-                np.unique(np.concatenate(arrays)) % len(counts[name]), minlength=len(counts[name])
-            )
+            counts[name] += np.bincount(np.unique(np.concatenate(arrays)) % sizes[name], minlength=sizes[name])
     return {name: counts[shared[name]][FIRST_VALUE_ID:] for name in counts}
 
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 from urllib.parse import quote, unquote
 
 from modeling_mcm.action_inputs_mcm import encode_actions
@@ -213,7 +213,7 @@ def _add_changes(api: Any, service: CustomerService) -> None:
         contents it is refused (409). After an answer with 200 the events are on the disk. `late` names customers of
         whom an event belongs before their last visit; the answers are as if it had come in time.
         """
-        return cast(answers.Added, service.add([Incoming(**dict(event)) for event in body.events]))
+        return service.add([Incoming(**dict(event)) for event in body.events])
 
     @api.delete("/customers/{customer_id:id}/events/{event_id:id}", responses=errors(404, 507))
     def delete_event(customer_id: str, event_id: str) -> Deleted:
@@ -278,8 +278,7 @@ def _add_questions(api: Any, service: CustomerService) -> None:
         columns = predictor.ask(batch.rows, batch.as_of, tasks, asked.k, chosen, asked.horizon_days)
         check_chosen(columns, tasks, [f"Customer {each['customer_id']!r}" for each in batch.customers])
         lists = [describe_labels(columns, tasks, chosen, row) for row in range(len(batch.rows))]
-        pairs = zip(batch.customers, lists, strict=True)
-        return [cast(answers.Scores, customer | {"tasks": of_tasks}) for customer, of_tasks in pairs]
+        return [customer | {"tasks": tasks} for customer, tasks in zip(batch.customers, lists, strict=True)]
 
     @api.get("/customers/{customer_id:id}/scores", responses=errors(404, 501))
     def scores(customer_id: str, asked: Annotated[Question, Query()]) -> answers.Scores:
@@ -298,7 +297,7 @@ def _add_questions(api: Any, service: CustomerService) -> None:
         """The customer embedding."""
         batch = service.read_known([customer_id], as_of)
         columns = predictor.ask(batch.rows, batch.as_of, embedding=True)
-        return cast(answers.Embedding, batch.customers[0] | {"embedding": columns[EMBEDDING][0].tolist()})
+        return batch.customers[0] | {"embedding": columns[EMBEDDING][0].tolist()}
 
     @api.get("/customers/{customer_id:id}/forecast", responses=errors(404, 501))
     def forecast(
@@ -311,7 +310,7 @@ def _add_questions(api: Any, service: CustomerService) -> None:
         batch = service.read_known([customer_id], as_of)
         columns = predictor.ask(batch.rows, batch.as_of, forecasts=True, days=days)
         numbers = {name: values.item() for name, values in columns.items()}
-        return cast(answers.Forecast, batch.customers[0] | {"forecast": numbers})
+        return batch.customers[0] | {"forecast": numbers}
 
     @api.get("/customers/{customer_id:id}/prediction", responses=errors(404, 501))
     def prediction(customer_id: str, as_of: moment = None) -> answers.Prediction:
@@ -319,7 +318,7 @@ def _add_questions(api: Any, service: CustomerService) -> None:
         batch = service.read_known([customer_id], as_of)
         columns = predictor.predict(batch.rows, batch.as_of)
         numbers = {name: values.item() for name, values in columns.items()}
-        return cast(answers.Prediction, batch.customers[0] | {"prediction": numbers})
+        return batch.customers[0] | {"prediction": numbers}
 
     @api.post("/offers", responses=errors(400, 413, 501))
     def offers(body: Offered, as_of: moment = None) -> answers.ManyOffers:
@@ -333,7 +332,7 @@ def _add_questions(api: Any, service: CustomerService) -> None:
             customer | {"offers": describe_offers(columns, actions.action_ids, row)}
             for row, customer in enumerate(batch.customers)
         ]
-        return cast(answers.ManyOffers, {"customers": customers, "unknown": batch.unknown})
+        return {"customers": customers, "unknown": batch.unknown}
 
     @api.post("/totals", responses=errors(400, 404, 413, 501))
     def totals(body: Group) -> answers.Total:
@@ -349,9 +348,9 @@ def _add_questions(api: Any, service: CustomerService) -> None:
             for each in found.past
         ]
         weeks = [week.isoformat() for week in found.missing_weeks]
-        total = {"customers": len(batch.rows), "as_of": found.as_of.isoformat(), "weeks_without_event": weeks}
+        total: Any = {"customers": len(batch.rows), "as_of": found.as_of.isoformat(), "weeks_without_event": weeks}
         total |= {"quantity": body.quantity, "days": body.days, "expected": found.expected, "past": past}
-        return cast(answers.Total, total)
+        return total
 
     @api.get("/customers/{customer_id:id}/explain", responses=errors(404, 501))
     def explain(
@@ -366,19 +365,19 @@ def _add_questions(api: Any, service: CustomerService) -> None:
         batch = service.read_known([customer_id], as_of)
         found = service.worker(explain_score, batch.rows[0], task, label, batch.as_of, MOST_VISITS)
         explanation = replace(found, visits=found.visits[:visits])
-        return cast(answers.Explained, batch.customers[0] | {"explanation": explanation})
+        return batch.customers[0] | {"explanation": explanation}
 
     count = Annotated[int, Query(ge=1, le=MOST_LABELS)]
 
     @api.get("/labels/similar")
     def similar_labels(task: str, label: str, k: count = 10) -> answers.Labels:
         """The labels that are most like a label, best first."""
-        return {"task": task, "labels": cast(Any, similar(service.model, service.extractor, task, label, k))}
+        return {"task": task, "labels": similar(service.model, service.extractor, task, label, k)}
 
     @api.get("/labels/together")
     def labels_together(task: str, label: Annotated[list[str], Query()], k: count = 10) -> answers.Labels:
         """The labels that go with some labels, such as those of a basket, best first."""
-        return {"task": task, "labels": cast(Any, together(service.model, service.extractor, task, label, k))}
+        return {"task": task, "labels": together(service.model, service.extractor, task, label, k)}
 
 
 def _add_metrics(api: Any, service: CustomerService, **options: Any) -> None:

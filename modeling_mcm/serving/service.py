@@ -56,7 +56,7 @@ class Batch:
         unknown (`list[str]`): Those without an event.
     """
 
-    customers: list[dict[str, Any]]
+    customers: list[Any]
     rows: list[dict[str, Any]]
     as_of: float | None
     unknown: list[str]
@@ -133,7 +133,7 @@ class CustomerService:
 
     # ---------------------------------------------------------------------------------------------------- events in
 
-    def add(self, events: Sequence[Incoming]) -> dict[str, Any]:
+    def add(self, events: Sequence[Incoming]) -> Any:
         """Stores all events, or none of them. Events that were stored before change nothing.
 
         Returns:

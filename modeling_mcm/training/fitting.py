@@ -5,7 +5,7 @@
 from typing import Any, cast
 
 import numpy as np
-import pyarrow.compute as pc
+import pandas as pd
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from transformers.utils import logging
 
 from modeling_mcm.configuration_mcm import FIRST_LABEL, FIRST_VALUE_ID, MCMConfig
 from modeling_mcm.data import PreparedData
-from modeling_mcm.data.cases import deciding_tasks
+from modeling_mcm.data.cases import arrow_batches, deciding_tasks, flat_values, locate_events
 from modeling_mcm.data.collator import PreparedRows
 from modeling_mcm.data.dataset import POPULARITY_FILE
 from modeling_mcm.events_mcm import SECONDS_PER_DAY
@@ -60,36 +60,31 @@ def fill_label_values(model: MCMForMultiTaskRecommendation, rows: Any) -> dict[s
     label's most frequent value. Other features stay out of the labels' embeddings. Returns `dict[str, list[str]]`: by
     task the features that its labels determine."""
     config = model.config
-    decided: dict[str, list[str]] = {}
-    for task_index, task in enumerate(config.tasks):
-        size, decided[task] = config.label_sizes[task], []
+    decided: dict[str, list[str]] = {task: [] for task in config.tasks}
+    for index, task in enumerate(config.tasks):
         for column, name in enumerate(config.label_features):
             if name == task:
                 continue
-            values = config.vocabulary_sizes[config.features.index(name)]
-            pairs, counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
-            columns = rows.select_columns([f"task_{task}", f"feature_{name}", "validation_end"]).with_format("arrow")
-            for table in columns.iter(1024):
-                lengths = pc.list_value_length(table[f"task_{task}"]).to_numpy()
-                index_in_row = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-                trained = index_in_row < np.repeat(table["validation_end"].to_numpy(), lengths)
-                label, value = (pc.list_flatten(table[key]).to_numpy() for key in (f"task_{task}", f"feature_{name}"))
-                is_pair = trained & (label >= FIRST_LABEL) & (value >= FIRST_LABEL)
-                keys = np.concatenate([pairs, label[is_pair].astype(np.int64) * values + value[is_pair]])
-                weights = np.concatenate([counts, np.ones(is_pair.sum(), np.int64)])
-                pairs, where = np.unique(keys, return_inverse=True)
-                counts = np.bincount(where, weights, len(pairs)).astype(np.int64)
-            if not len(pairs):
-                continue
-            order = np.lexsort((pairs, -counts, pairs // values))  # by label, most frequent value first
-            labels = (pairs // values)[order]
-            first = order[np.append(True, labels[1:] != labels[:-1])]
-            if counts[first].sum() >= DECIDED * counts.sum():
+            counts = _count_values(rows, task, name)
+            usual = counts.sort_values(["events", "value"], ascending=[False, True]).drop_duplicates("label")
+            if len(usual) and usual["events"].sum() >= DECIDED * counts["events"].sum():
                 decided[task].append(name)
-                usual = torch.zeros(size, dtype=torch.int32)
-                usual[torch.as_tensor(pairs[first] // values)] = torch.as_tensor(pairs[first] % values).int()
-                model.label_values(task_index)[:, column] = usual
+                values = model.label_values(index)[:, column]
+                values.zero_()
+                values[torch.tensor(usual["label"].to_numpy())] = torch.tensor(usual["value"].to_numpy()).int()
     return decided
+
+
+def _count_values(rows: Any, task: str, feature: str) -> pd.DataFrame:
+    """Numbers of `events` of the training period by `label` of a task and `value` of a feature."""
+    parts = []
+    columns = {"label": f"task_{task}", "value": f"feature_{feature}"}
+    for table in arrow_batches(rows, ["visits", *columns.values(), "validation_end"]):
+        row, index = locate_events(table)
+        events = pd.DataFrame({name: flat_values(table, column) for name, column in columns.items()})
+        is_trained = index < flat_values(table, "validation_end")[row]
+        parts.append(events[is_trained & (events >= FIRST_LABEL).all(axis=1)].value_counts())
+    return pd.concat(parts).groupby(level=["label", "value"]).sum().rename("events").reset_index()
 
 
 def describe_customers(model: MCMForMultiTaskRecommendation, data: PreparedData, seed: int) -> None:

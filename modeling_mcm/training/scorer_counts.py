@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array, diags_array
 
 from modeling_mcm.configuration_mcm import FIRST_LABEL
-from modeling_mcm.data.cases import arrow_batches, flat_values, list_lengths
+from modeling_mcm.data.cases import arrow_batches, flat_values, locate_events
 from modeling_mcm.events_mcm import SECONDS_PER_DAY, run_starts
 from modeling_mcm.scorer_mcm import MOST_DENSE, RATE_HALF_LIFE, LabelTables
 
@@ -50,9 +50,7 @@ class LabelEvents(NamedTuple):
         """Reads the events of prepared rows before the validation cutoff."""
         parts, first = [], 0
         for table in arrow_batches(rows, ["times", "visits", "validation_end", f"feature_{task}"]):
-            lengths = list_lengths(table, "visits")
-            row = np.repeat(np.arange(len(table)), lengths)
-            index = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+            row, index = locate_events(table)
             label = flat_values(table, f"feature_{task}").astype(np.int64)
             kept = (index < flat_values(table, "validation_end")[row]) & (label >= FIRST_LABEL)
             times, visits = flat_values(table, "times")[kept], flat_values(table, "visits")[kept]

@@ -75,9 +75,9 @@ def test_cases_of_different_lengths_keep_their_values(tiny_model, extractor, pre
 
 def test_new_labels_of_a_month_are_targets_of_all_methods(evaluate):
     said, numbers = evaluate("--horizon_days", 30, "--only_new", "true", "--baselines", *COUNTED)
-    expected = {f"horizon_{metric}@{k}" for metric in ("ndcg", "recall", "precision", "hr") for k in (1, 3, 10)}
+    expected = {f"horizon_{metric}@{k}" for metric in ("ndcg", "recall") for k in (1, 3, 10)}
     assert all(set(by_task["items"]) == expected for by_task in numbers["results"].values())
-    assert len({values["items"]["horizon_hr@1"]["customers"] for values in numbers["results"].values()}) == 1
+    assert len({values["items"]["horizon_recall@1"]["customers"] for values in numbers["results"].values()}) == 1
     assert (numbers["horizon_days"], numbers["only_new"]) == (30, True)
     assert "the targets are those of 30 days" in said
 

@@ -69,25 +69,21 @@ def test_popularity_breaks_ties_and_ranks_for_new_customers(kind):
     assert scores[-1, 2:].min() > 0
 
 
-def reference_vector(visits, size, within, between):
+def reference_vector(visits, decay):
     """The vector of a customer by its definition, visit by visit."""
     total, weight = np.zeros(LABELS), 0.0
-    groups = [visits[::-1][start : start + size] for start in range(0, len(visits), size)]
-    for age, group in enumerate(groups):
-        for place, visit in enumerate(group):
-            share = between**age * within**place / len(group)
-            total, weight = total + share * (visit > 0), weight + share
+    for age, visit in enumerate(visits[::-1]):
+        total, weight = total + decay**age * (visit > 0), weight + decay**age
     return total / weight if weight else total
 
 
 def test_nearest_households_equal_a_plain_count(customers):
     rows = prepared_rows(customers)
-    parameters = {"size": 3, "within": 0.9, "between": 0.7}
-    pool = {name: reference_vector(dense(visits, VALIDATION), **parameters) for name, visits in customers.items()}
-    baseline = NearestCustomers(neighbours=4, alpha=0.6, group_visits=3, within_decay=0.9, group_decay=0.7)
+    pool = {name: reference_vector(dense(visits, VALIDATION), 0.7) for name, visits in customers.items()}
+    baseline = NearestCustomers(neighbours=4, alpha=0.6, decay=0.7)
     scores = baseline.fit(rows, "brand", LABELS).scores(rows, "test")
     for row, (name, visits) in enumerate(customers.items()):
-        own = reference_vector(dense(visits, TEST), **parameters)
+        own = reference_vector(dense(visits, TEST), 0.7)
         length = np.linalg.norm(own) or 1.0
         others = [vector for other, vector in pool.items() if other != name and vector.any()]
         similar = np.array([own @ vector / length / np.linalg.norm(vector) for vector in others])

@@ -45,7 +45,9 @@ def all_visits(rows, cutoff="validation"):
 def test_lightgbm_learns_what_is_due(turns):
     cases = find_cases(turns, "test")
     first = {
-        name: evaluate_baseline(baseline.fit(turns, "brand", LABELS), turns, cases, ks=(1,))["next_visit_hr@1"].mean()
+        name: evaluate_baseline(baseline.fit(turns, "brand", LABELS), turns, cases, ks=(1,))[
+            "next_visit_recall@1"
+        ].mean()
         for name, baseline in {"counting": VisitFrequency(), "LightGBM": small()}.items()
     }
     assert first["LightGBM"] > 0.95 > 0.6 > first["counting"]

@@ -18,10 +18,8 @@ from modeling_mcm.evaluation import (
     bootstrap_interval,
     customer_metrics,
     distinct_targets,
-    hit_rate_at_k,
     ndcg_at_k,
     paired_difference,
-    precision_at_k,
     recall_at_k,
     tie_ranks,
 )
@@ -75,8 +73,6 @@ def ranking_metrics(order, targets, k):
     return {
         f"ndcg@{k}": sum(1 / np.log2(place + 2) for place in inside) / ideal,
         f"recall@{k}": len(inside) / len(targets),
-        f"precision@{k}": len(inside) / k,
-        f"hr@{k}": float(bool(inside)),
     }
 
 
@@ -188,7 +184,7 @@ def test_evaluate_loads_the_module_offline_and_agrees(logits, labels, tmp_path, 
     assert metric.compute(k=10) == pytest.approx(expected_means(logits, labels))
 
 
-@pytest.mark.parametrize("metric", [ndcg_at_k, recall_at_k, precision_at_k, hit_rate_at_k])
+@pytest.mark.parametrize("metric", [ndcg_at_k, recall_at_k])
 def test_metrics_refuse_an_empty_list_and_different_shapes(metric):
     one = np.ones((1, 1), dtype=int)
     with pytest.raises(ValueError, match="k = 0"):

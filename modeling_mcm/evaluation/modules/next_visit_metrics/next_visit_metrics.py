@@ -9,7 +9,7 @@ import numpy as np
 from modeling_mcm.evaluation.metrics import customer_metrics
 
 _DESCRIPTION = """
-NDCG@k, recall@k, precision@k and hit rate@k of the next visit (the set of its labels) and of the next event (one
+NDCG@k and recall@k of the next visit (the set of its labels) and of the next event (one
 uniformly chosen event of it), ties at their expectation, per customer first and the mean last.
 """
 
@@ -24,7 +24,7 @@ Returns:
     A dict from metric name, such as `next_visit_ndcg@10`, to its mean over the customers with a target.
 Examples:
     >>> metric = evaluate.load("modeling_mcm/evaluation/modules/next_visit_metrics")
-    >>> metric.compute(predictions=[[[0, 1], [2, 1]]], references=[[1, 1]], k=10)["next_visit_hr@10"]
+    >>> metric.compute(predictions=[[[0, 1], [2, 1]]], references=[[1, 1]], k=10)["next_visit_recall@10"]
     1.0
 """
 
