@@ -22,6 +22,7 @@ from .events_mcm import (
     Distinct,
     check_columns,
     naming,
+    number_groups,
     read_table,
     read_times,
     read_zone,
@@ -121,9 +122,8 @@ def find_matches(events: NDArray[np.int64], rows: NDArray[np.int64], token: int)
         of_events, of_rows = codes[: len(events)], codes[len(events) :]
         order = np.argsort(of_rows, kind="stable")
         first, last = (np.searchsorted(of_rows[order], of_events, side) for side in ("left", "right"))
-        count = last - first
-        inside = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
-        matches.append((np.repeat(np.arange(len(events)), count), same_kind[order[np.repeat(first, count) + inside]]))
+        event, place = number_groups(last - first, first)
+        matches.append((event, same_kind[order[place]]))
     matched_events, matched_rows = (np.concatenate(part) for part in zip(*matches, strict=True))
     return matched_events, matched_rows
 
@@ -187,10 +187,8 @@ class EncodedActions:
         `(M, 3)` and `offered_actions` `(B, K)`, whose values are indices of the batch's distinct actions."""
         distinct = np.unique(offered[offered >= 0])
         among = np.where(offered >= 0, np.searchsorted(distinct, offered), NOT_OFFERED)
-        starts, ends = self.offsets[distinct], self.offsets[distinct + 1]
-        rows = np.concatenate([np.arange(start, end) for start, end in zip(starts, ends, strict=True)])
-        owners = np.repeat(np.arange(len(distinct)), ends - starts)[self.has_value[rows]]
-        rows = rows[self.has_value[rows]]
+        owners, rows = number_groups(np.diff(self.offsets)[distinct], self.offsets[distinct])
+        owners, rows = owners[self.has_value[rows]], rows[self.has_value[rows]]
         total = np.bincount(owners, self.weights[rows], minlength=len(distinct))
         batch, length, features = input_ids.shape
         events, matched = find_matches(input_ids.reshape(-1, features), self.ids[rows], self.token)

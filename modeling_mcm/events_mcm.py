@@ -9,6 +9,7 @@ caller adds customer and column to the message (`naming`).
 """
 
 import difflib
+import functools
 import math
 import re
 import warnings
@@ -478,5 +479,20 @@ def arrange(
 def run_starts(*columns: NDArray[Any]) -> NDArray[np.bool_]:
     """Marks where a run of rows with equal values in all columns begins, in a mask of shape `(rows,)`."""
     starts = np.ones(len(columns[0]), dtype=bool)
-    starts[1:] = np.any([column[1:] != column[:-1] for column in columns], axis=0)
+    starts[1:] = functools.reduce(np.logical_or, [column[1:] != column[:-1] for column in columns])
     return starts
+
+
+def number_groups(sizes: NDArray[Any], first: Any = 0) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Gives each entry of groups, which have these sizes and follow each other, its group, and its number in the
+    group, which counts from `first`, a number or one for each group."""
+    group = np.repeat(np.arange(len(sizes)), sizes)
+    return group, np.arange(len(group)) - (np.cumsum(sizes) - sizes - first)[group]
+
+
+def pad_groups(values: NDArray[Any], sizes: NDArray[Any], padding: Any = 0) -> NDArray[Any]:
+    """Values of groups, which follow each other, as an array with a row for each group, at least one column, and
+    `padding` on its right."""
+    padded = np.full((len(sizes), max(1, np.max(sizes, initial=0)), *values.shape[1:]), padding, values.dtype)
+    padded[number_groups(sizes)] = values
+    return padded

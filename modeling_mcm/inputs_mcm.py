@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from transformers.utils import logging
 
 from .configuration_mcm import MISSING_ID, UNKNOWN_ID
-from .events_mcm import SECONDS_PER_DAY
+from .events_mcm import SECONDS_PER_DAY, run_starts
 
 logger = logging.get_logger(__name__)
 
@@ -229,14 +229,14 @@ def close_visits(batch: RowBatch, stays: NDArray[np.bool_], layout: InputLayout)
     if not closes.any():
         return batch if stays.all() else batch.select(stays)
     visits = batch.column("visits")
-    visit = np.cumsum((np.diff(visits, prepend=-1) != 0) | (batch.places == 0)) - 1
+    visit = np.cumsum(run_starts(batch.row, visits)) - 1
     last, has_end = np.full(visit[-1] + 1, -1), np.ones(visit[-1] + 1, bool)
     has_end[visit[~stays & ~closes]] = False  # unless there is a target before
     stays = stays & ~closes
     last[visit[stays]] = index[stays]  # of several the latest is kept
     has_end[visit[stays & np.isin(kinds, [*layout.targets])]] = True
     ends = np.flatnonzero(closes & has_end[visit] & (index > last[visit]))
-    ends = ends[np.diff(visit[ends], prepend=-1) != 0]
+    ends = ends[run_starts(visit[ends])]
     stays[ends] = True
     before = last[visit[ends]]  # -1 where the window holds nothing of the visit but its end
     moved = np.cumsum(stays)[ends[(before >= 0) & (ends - before > 1)]] - 1

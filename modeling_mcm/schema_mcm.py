@@ -129,11 +129,6 @@ class FeatureSpec:
         return out | ({"factor": self.factor} if self.factor else {})
 
 
-def value_indices(specs: Sequence[FeatureSpec]) -> list[int]:
-    """Finds the event features whose value is stored beside its bin: the numeric ones."""
-    return [index for index, spec in enumerate(specs) if spec.kind == NUMERIC]
-
-
 def raw_indices(specs: Sequence[FeatureSpec]) -> list[int]:
     """Finds for each feature the index in `specs` of the one that stands for its raw column: itself or, where several
     features read the values of one column (`item`), the first. Raises `ValueError` if features of one such column

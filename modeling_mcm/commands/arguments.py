@@ -12,7 +12,7 @@ import json
 import logging
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -117,15 +117,12 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
 def named_options() -> set[str]:
     """Names of the options that the command line of this process sets, in its YAML file or as flags."""
     words = sys.argv[1:]
-    names = {word.lstrip("-").partition("=")[0] for word in words if word.startswith("--")}
     if words and words[0].endswith((".yaml", ".yml")):
-        try:
-            values = read_yaml(words[0], RecipeLoader)
-        except (OSError, ValueError):
-            values = None
-        if isinstance(values, dict):
-            names |= {name for name, value in values.items() if value is not None}
-    return names
+        with suppress(OSError, ValueError, AttributeError):  # which `parse_options` tells
+            words += [
+                word for name, value in read_yaml(words[0], RecipeLoader).items() for word in _as_flags(name, value)
+            ]
+    return {word.lstrip("-").partition("=")[0] for word in words if word.startswith("--")}
 
 
 def parse_options(

@@ -24,7 +24,7 @@ from modeling_mcm.action_mcm import MCMForActionRecommendation
 from modeling_mcm.commands.arguments import parse_options, report_errors
 from modeling_mcm.configuration_mcm import MCMConfig
 from modeling_mcm.data import PreparedData, check_vocabularies
-from modeling_mcm.data.offers import SPLITS, TEST, OfferCollator, OfferGroups, load_offers
+from modeling_mcm.data.offers import OfferCollator, OfferGroups, load_offers
 from modeling_mcm.evaluation.cases import EvaluationCases, comparison_cases, unseen_only
 from modeling_mcm.evaluation.comparison import (
     BASELINES,
@@ -70,9 +70,6 @@ class EvaluationOptions:
     )
     tasks: list[str] = option([], "Tasks to evaluate. By default all tasks of the model.")
     k: list[int] = option([1, 3, 10], "Lengths of the ranked list at which metrics are computed, as in ndcg@10.")
-    table: list[str] = option(
-        [], "Metrics that the table shows, such as recall@1 ndcg@3. By default NDCG at the largest --k."
-    )
     baselines: list[str] = option(
         [],
         f"Baselines to compare with, any of {', '.join(BASELINES)} (lightgbm needs the extra `gbdt`), or "
@@ -100,9 +97,10 @@ class EvaluationOptions:
     )
     batch_size: int = option(64, "Number of customers in one batch of the model.")
     offers: str | None = option(
-        None, "Folder with offers.parquet and actions.parquet, to evaluate a model of `mcm finetune --offers`."
+        None,
+        "Folder with offers.parquet and actions.parquet, to evaluate a model of `mcm finetune --offers` on "
+        "the split that --cutoff names.",
     )
-    offers_split: str = option(TEST, "Split of the offers that --offers evaluates.", choices=SPLITS)
     output_file: str | None = option(None, "JSON file to write every metric with its 95%% interval to.")
     values_file: str | None = option(
         None,
@@ -152,7 +150,7 @@ def _evaluate_offers(options: EvaluationOptions) -> Report:
     model, extractor = open_checkpoint(MCMForActionRecommendation, options.model, new, action_outcomes=offers.outcomes)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     check_vocabularies(data.folder, extractor)
-    collator, offers = OfferCollator(extractor, model.config, offers), offers.of([options.offers_split])
+    collator, offers = OfferCollator(extractor, model.config, offers), offers.of([options.cutoff])
     offers.of([]).check_times(data.schema.cutoff_seconds("validation"), offers)
     scores = score_offers(model, collator, OfferGroups(data.rows, offers), options.batch_size)
     groups = offers.groups["customer_id"]
@@ -169,7 +167,7 @@ def _evaluate_offers(options: EvaluationOptions) -> Report:
     for method, intervals in results.items():
         table.append([method, *(with_half_interval(value) for value in intervals.values())])
     caption = (
-        f"{len(groups):,} {options.offers_split} groups of offers of {data.schema.name}, {customers:,} customers. Who "
+        f"{len(groups):,} {options.cutoff} groups of offers of {data.schema.name}, {customers:,} customers. Who "
         "responds: average_precision, roc_auc; which offer, of those who take one: ndcg, recall. Mean "
         "over customers, ± half of its 95% bootstrap interval."
     )
@@ -201,17 +199,17 @@ def _evaluate_visits(options: EvaluationOptions) -> Report:
     own = lists["MCM"] = {}
     results["MCM"] = model_values(model, extractor, data.rows, cases, tasks, options.k, options.batch_size, own)
 
-    target, metrics = find_target(results), options.table or [f"ndcg@{max(options.k)}"]
-    table = metric_table(results, tasks, metrics)
-    metric_names = ", ".join(metric.upper() for metric in metrics)
-    caption = f"{len(cases):,} {options.cutoff} cases of {data.schema.name}: {target.replace('_', '-')} {metric_names}"
+    target, metric = find_target(results), f"ndcg@{max(options.k)}"
+    table = metric_table(results, tasks, metric)
+    title = f"{target.replace('_', '-')} {metric.upper()}"
+    caption = f"{len(cases):,} {options.cutoff} cases of {data.schema.name}: {title}"
     caption += ", mean over customers, ± half of its 95% bootstrap interval"
-    caption += "." if options.horizon_days else f"; in brackets next-event {metric_names}."
+    caption += "." if options.horizon_days else f"; in brackets next-event {metric.upper()}."
     protocol = write_protocol(cases, tasks)
     if cases.seen or options.horizon_days:
         caption += f" {protocol}"
-    main_metric = f"{target}_{metrics[0]}"
-    histories = by_history(results, cases, [f"{target}_{metric}" for metric in metrics])
+    main_metric = f"{target}_{metric}"
+    histories = by_history(results, cases, main_metric)
     history = text_table(history_table(histories, tasks, main_metric))
     below = [f"By visits before the cutoff: {write_title(main_metric)}.", history]
     properties = list_summary(lists, data.rows, cases, label_sizes)

@@ -58,7 +58,6 @@ class PublishingOptions:
         None, "Hide values and pairs of labels that fewer customers than this have; needs --data."
     )
     private: bool = option(False, "Make a private repository; refused if a public one exists.")
-    create_only: bool = option(False, "Refuse to publish to a repository that exists.")
     dry_run: bool = option(False, "Show what would be sent, and send nothing.")
     output_dir: str | None = option(None, "New folder to write the files to. By default a temporary one.")
     card: str | None = option(None, "File to write the model card to as well.")
@@ -125,7 +124,7 @@ def main() -> None:
             if options.dry_run:
                 print(f"Nothing was sent. {len(files)} files would go to {options.repo_id}.")
                 return
-            result = publish(folder, options.repo_id, private=options.private, create_only=options.create_only)
+            result = publish(folder, options.repo_id, private=options.private)
     change = "new repository" if result.created else "new commit" if result.changed else "nothing had changed"
     print(f"{result.url} ({change}, commit {result.commit})")
 

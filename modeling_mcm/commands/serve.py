@@ -48,7 +48,6 @@ class ServeOptions:
     host: str = option("127.0.0.1", "Network address to listen on.")
     port: int = option(8000, "Port to listen on; 0 for any free port.")
     threads: int = option(1, "Number of torch's threads for one request.")
-    in_memory: int = option(1024, "Largest number of customers to keep in memory.")
     limit: float = option(math.inf, "Requests a second that each token may send; more are answered with 429.")
     log_requests: bool = option(False, "Log each request on stderr; its line names the customer.")
     data: str | None = option(
@@ -63,7 +62,7 @@ class ServeOptions:
     )
 
     def __post_init__(self) -> None:
-        for name, least, most in (("threads", 1, 1024), ("in_memory", 1, 2**31), ("port", 0, 2**16 - 1)):
+        for name, least, most in (("threads", 1, 1024), ("port", 0, 2**16 - 1)):
             check_integer(getattr(self, name), f"--{name}", least, most)
         if not self.limit > 0:
             raise ValueError(f"--limit is {self.limit}; give requests a second, above 0, or leave it out.")
@@ -87,7 +86,7 @@ def _build(options: ServeOptions) -> tuple[Any, CustomerService]:
         extractor.token_type,
     )
     store = EventStore(options.store, ", ".join(map(str, columns)))
-    service = CustomerService(model, extractor, store, options.in_memory, candidates=options.candidates)
+    service = CustomerService(model, extractor, store, candidates=options.candidates)
     if options.data is not None:
         check_vocabularies(options.data, extractor)
         service.trained_until = PreparedManifest.load(options.data).event_schema.cutoff_seconds("validation")

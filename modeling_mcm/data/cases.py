@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from modeling_mcm.configuration_mcm import MISSING_ID, UNKNOWN_ID
 from modeling_mcm.data.schema import EventSchema
-from modeling_mcm.events_mcm import check_columns
+from modeling_mcm.events_mcm import check_columns, number_groups
 
 CUTOFFS = ("validation", "test")
 IGNORED = -100  # label that no loss and no metric reads
@@ -55,9 +55,7 @@ def list_lengths(table: pa.Table, column: str) -> NDArray[np.int64]:
 
 def locate_events(table: pa.Table) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Row of each event of prepared rows, and its index in its row, both of shape `(events,)`."""
-    lengths = list_lengths(table, "visits")
-    row = np.repeat(np.arange(len(table)), lengths)
-    return row, np.arange(len(row)) - compute_offsets(lengths)[row]
+    return number_groups(list_lengths(table, "visits"))
 
 
 def arrow_batches(rows: Any, columns: Sequence[str], batch_size: int = 1024) -> Iterator[pa.Table]:

@@ -24,7 +24,7 @@ from torch.utils.data import Dataset, Sampler
 
 from modeling_mcm.configuration_mcm import FIRST_VALUE_ID, UNKNOWN_ID, MCMConfig
 from modeling_mcm.data.cases import CUTOFFS, ENDS, IGNORED, check_cutoff, deciding_tasks, tell_unseen
-from modeling_mcm.events_mcm import SECONDS_PER_DAY
+from modeling_mcm.events_mcm import SECONDS_PER_DAY, pad_groups, run_starts
 from modeling_mcm.inputs_mcm import PER_EVENT, RowBatch
 from modeling_mcm.losses_mcm import Objective
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
@@ -255,7 +255,7 @@ class MCMCollator:
         end = np.array(batch.column(self.end_column))
         stop = np.array(batch.column(ENDS[1])) if self.cutoff == CUTOFFS[0] else batch.lengths
         targets = np.flatnonzero(self._is_target(batch) & (index >= end[row]) & (index < stop[row]))
-        first = targets[_changes(row[targets])]
+        first = targets[run_starts(row[targets])]
         next_visit = np.full(len(batch), -1)
         next_visit[row[first]] = visits[first]
         targets = targets[visits[targets] == next_visit[row[targets]]]
@@ -267,7 +267,7 @@ class MCMCollator:
     def _train(self, batch: RowBatch) -> "_Questions":
         history = batch.select(batch.places < np.array(batch.column("validation_end"))[batch.row])
         row, visits, size = history.row, history.column("visits"), self.max_events - 1
-        groups = _changes(row, visits, history.column("times"))  # whose events have no order
+        groups = run_starts(row, visits, history.column("times"))  # whose events have no order
         is_long = history.lengths > size
         needs_draw = is_long | (np.bincount(row[~groups], minlength=len(batch)) > 0)
         if self.augmentation != "all_prefixes":
@@ -280,7 +280,7 @@ class MCMCollator:
             events = slice(history.starts[i], history.starts[i] + history.lengths[i])
             draw[events] = generator.random(history.lengths[i])
             if is_long[i] and self.augmentation not in ONE_PREFIX:  # the events before the end of a random visit
-                visit_ends = np.flatnonzero(np.append(_changes(visits[events])[1:], True)) + 1
+                visit_ends = np.flatnonzero(np.append(run_starts(visits[events])[1:], True)) + 1
                 ends[i] = generator.choice(visit_ends[visit_ends >= size])
                 starts[i] = ends[i] - size
         draw[history.column(self.token_column) == self.end_of_visit_id] = 2.0
@@ -300,7 +300,7 @@ class MCMCollator:
         """End of the prefix from which each event is predicted: the event before, or the end of the visit before."""
         if self.target == "next_event":
             return history.places
-        opens = _changes(history.row, history.column("visits"))
+        opens = run_starts(history.row, history.column("visits"))
         return history.places[opens][np.cumsum(opens) - 1]
 
     def _one_prefix(self, history: RowBatch, generators: Mapping[int, np.random.Generator]) -> "_Questions":
@@ -326,7 +326,7 @@ class MCMCollator:
         if self.half_life:
             days = _days_before_latest(window.column("times")[targets], window.row[targets])
             targets = targets[days <= FADED * self.half_life]
-        opens = _changes(window.row[targets], ends[targets])
+        opens = run_starts(window.row[targets], ends[targets])
         first, prefixes = targets[opens], np.cumsum(opens) - 1
         labels = self._distinct(prefixes, self._labels(window, targets))
         return _Questions(window, labels, window.row[targets], prefixes, ends[first], window.row[first])
@@ -369,7 +369,7 @@ class MCMCollator:
         for task, ids in enumerate(labels.T):
             seen = prefixes * (ids.max(initial=0) + 1) + ids
             order = np.argsort(seen, kind="stable")
-            result[order[1:][~_changes(seen[order])[1:]], task] = IGNORED
+            result[order[1:][~run_starts(seen[order])[1:]], task] = IGNORED
         return result
 
 
@@ -385,16 +385,9 @@ class _Questions(NamedTuple):
     prefix_rows: NDArray[np.int64] = np.zeros(0, np.int64)  # (prefixes,): row of each prefix
 
 
-def _changes(*columns: NDArray) -> NDArray[np.bool_]:
-    """Says of each entry whether it differs from the one before in some column; the first does."""
-    changes = np.ones(len(columns[0]), bool)
-    changes[1:] = functools.reduce(np.logical_or, [column[1:] != column[:-1] for column in columns])
-    return changes
-
-
 def _days_before_latest(times: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.float64]:
     """Days from each time, in seconds, to the latest one of its row. Times of one row follow each other."""
-    first = np.flatnonzero(_changes(rows))
+    first = np.flatnonzero(run_starts(rows))
     latest = np.repeat(np.maximum.reduceat(times, first), np.diff(first, append=len(times))) if len(first) else times
     return (latest - times) / SECONDS_PER_DAY
 
@@ -402,7 +395,4 @@ def _days_before_latest(times: NDArray[np.int64], rows: NDArray[np.int64]) -> ND
 def _stack(values: NDArray, rows: NDArray[np.int64], number: int, padding: int) -> torch.Tensor:
     """Values of rows, those of a row after those of the row before, as one tensor with `number` rows, padded with the
     value `padding`."""
-    counts = np.bincount(rows, minlength=number)
-    result = np.full((number, max(1, counts.max()), *values.shape[1:]), padding, values.dtype)
-    result[rows, np.arange(len(rows)) - (np.cumsum(counts) - counts)[rows]] = values
-    return torch.from_numpy(result)
+    return torch.from_numpy(pad_groups(values, np.bincount(rows, minlength=number), padding))

@@ -40,7 +40,16 @@ from modeling_mcm.configuration_mcm import MCMConfig
 from modeling_mcm.data.cases import IGNORED
 from modeling_mcm.data.collator import PreparedRows
 from modeling_mcm.data.tables import read_table_file
-from modeling_mcm.events_mcm import as_column, check_columns, events_before, naming, read_times, read_zone, to_ids
+from modeling_mcm.events_mcm import (
+    as_column,
+    check_columns,
+    events_before,
+    naming,
+    pad_groups,
+    read_times,
+    read_zone,
+    to_ids,
+)
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
 OFFERS_FILE, ACTIONS_FILE = "offers.parquet", "actions.parquet"
@@ -235,10 +244,9 @@ class OfferCollator:
     def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """Makes a batch: what `EncodedActions.batch` gives, and `labels` float32 `(B, K, O)`: 0 or 1 for each outcome,
         -100 where it is not known."""
-        shape = len(items), max(len(item["offers"]) for item in items)
-        offered, labels = np.full(shape, NOT_OFFERED), np.full((*shape, len(self.outcomes)), IGNORED, np.float32)
-        for row, item in enumerate(items):
-            offered[row, : len(item["offers"])] = item["offers"]["version"]
-            labels[row, : len(item["offers"])] = item["offers"].reindex(columns=self.outcomes).fillna(IGNORED)
+        parts = [item["offers"] for item in items]
+        offers, sizes = pd.concat(parts), np.array([*map(len, parts)])
+        offered = pad_groups(offers["version"].to_numpy(), sizes, NOT_OFFERED)
+        labels = offers.reindex(columns=self.outcomes).fillna(IGNORED).to_numpy(np.float32)
         batch = self.actions.batch([item["history"] for item in items], offered, [item["time"] for item in items])
-        return batch | {"labels": torch.from_numpy(labels)}
+        return batch | {"labels": torch.from_numpy(pad_groups(labels, sizes, IGNORED))}

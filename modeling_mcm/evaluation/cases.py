@@ -38,7 +38,7 @@ from modeling_mcm.data.cases import (
 )
 from modeling_mcm.data.dataset import PreparedData
 from modeling_mcm.evaluation.histories import task_histories
-from modeling_mcm.events_mcm import SECONDS_PER_DAY, run_starts
+from modeling_mcm.events_mcm import SECONDS_PER_DAY, number_groups, run_starts
 
 logger = logging.getLogger(__name__)
 
@@ -259,9 +259,9 @@ def unseen_only(rows: Any, cases: EvaluationCases, tasks: Sequence[str] | None =
     targets, seen = dict(cases.targets), {}
     for task in cases.targets if tasks is None else tasks:
         known, events = seen_labels(history_rows, cases.cutoff, task), cases.targets[task]
-        case = np.repeat(np.arange(len(cases)), np.diff(events.offsets))
+        case = number_groups(np.diff(events.offsets))[0]
         size = int(max(np.max(known.labels, initial=0), np.max(events.labels, initial=0))) + 1
-        owner = np.repeat(np.arange(len(cases)), np.diff(known.offsets))
+        owner = number_groups(np.diff(known.offsets))[0]
         is_new = ~np.isin(case * size + events.labels, owner * size + known.labels) | (events.labels < FIRST_LABEL)
         if is_new.any():
             targets[task], seen[task] = _ragged(case[is_new], events.labels[is_new], len(cases)), known

@@ -26,7 +26,7 @@ from modeling_mcm.data.cases import compute_offsets
 from modeling_mcm.evaluation.baselines import Baseline
 from modeling_mcm.evaluation.histories import TaskHistory
 from modeling_mcm.evaluation.metrics import ratio
-from modeling_mcm.events_mcm import SECONDS_PER_DAY, run_starts
+from modeling_mcm.events_mcm import SECONDS_PER_DAY, number_groups, run_starts
 from modeling_mcm.extras import needs
 from modeling_mcm.features_mcm import describe_histories
 
@@ -78,7 +78,7 @@ class VisitSets:
         day, label = (np.concatenate([getattr(part, name) for part in parts]) for name in ("day", "label"))
         first_visit = compute_offsets(np.concatenate([np.diff(part.first_visit) for part in parts]))
         first_row = compute_offsets(np.concatenate([np.diff(part.first_row) for part in parts]))
-        return cls(first_visit, day, first_row, np.repeat(np.arange(len(day)), np.diff(first_row)), label)
+        return cls(first_visit, day, first_row, number_groups(np.diff(first_row))[0], label)
 
 
 class LabelStatistics:
@@ -159,7 +159,7 @@ def find_candidates(
     """
     start, as_of = visits.first_visit[customer], visits.day[end - 1]
     size = statistics.seen.shape[1]
-    case, row = _expanded(visits.first_row[start], visits.first_row[end])
+    case, row = number_groups(visits.first_row[end] - visits.first_row[start], visits.first_row[start])
     # A visit is a moment, and days stand for gaps
     ago = np.stack([end[case] - 1 - visits.visit[row]] * 2 + [as_of[case] - visits.day[visits.visit[row]]])
     cells = torch.from_numpy(case * size + visits.label[row])
@@ -223,7 +223,7 @@ class LightGBMRanker(Baseline):
         self._statistics = LabelStatistics(visits, self.number_of_labels)
         customer, target = self._training_cases(visits)
         candidates = find_candidates(visits, customer, target, self._statistics, self.popular)
-        case, row = _expanded(visits.first_row[target], visits.first_row[target + 1])
+        case, row = number_groups(np.diff(visits.first_row)[target], visits.first_row[target])
         size = self.number_of_labels
         relevant = np.isin(candidates.case * size + candidates.label, case * size + visits.label[row])
         parameters = {
@@ -252,7 +252,7 @@ class LightGBMRanker(Baseline):
 
     def _training_cases(self, visits: VisitSets) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Customers and target visits of the training cases, in order. A customer's first visit is none."""
-        customer = np.repeat(np.arange(len(visits.first_visit) - 1), np.diff(visits.first_visit))
+        customer = number_groups(np.diff(visits.first_visit))[0]
         later = np.flatnonzero(np.arange(len(visits.day)) > visits.first_visit[customer])
         if not len(later):
             raise NothingToLearnError(
@@ -285,10 +285,3 @@ def _import_lightgbm() -> ModuleType:
     with needs("gbdt"):
         import lightgbm
     return lightgbm
-
-
-def _expanded(start: NDArray, end: NDArray) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """For every number of the ranges from `start` to before `end`: the index of its range, and the number."""
-    counts = end - start
-    index = np.repeat(np.arange(len(start)), counts)
-    return index, np.arange(len(index)) - compute_offsets(counts)[index] + start[index]

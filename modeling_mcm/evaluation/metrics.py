@@ -26,6 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.data.cases import count_pairs
+from modeling_mcm.events_mcm import number_groups, pad_groups
 
 CONFIDENCE, RESAMPLES = 0.95, 2000  # of bootstrap intervals
 UNREACHABLE = int(np.iinfo(np.int32).max)  # `greater` of a target that no ranking can hold
@@ -102,15 +103,9 @@ def distinct_targets(offsets: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np.
         both.
     """
     offsets, labels = np.asarray(offsets), np.asarray(labels, dtype=np.int64)
-    customers = len(offsets) - 1
-    owner, label, pair_counts = count_pairs(np.repeat(np.arange(customers), np.diff(offsets)), labels)
-    sizes = np.bincount(owner, minlength=customers)
-    index = np.arange(len(owner)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    padded = np.zeros((customers, int(np.max(sizes, initial=0))), dtype=np.int64)
-    counts = np.zeros_like(padded)
-    padded[owner, index] = label
-    counts[owner, index] = pair_counts
-    return padded, counts
+    owner, label, counts = count_pairs(number_groups(np.diff(offsets))[0], labels)
+    sizes = np.bincount(owner, minlength=len(offsets) - 1)
+    return pad_groups(label, sizes), pad_groups(counts, sizes)
 
 
 def ndcg_at_k(greater: ArrayLike, ties: ArrayLike, relevant: ArrayLike, k: int) -> NDArray[np.float64]:
@@ -204,7 +199,7 @@ def list_properties(
     customer, place = np.nonzero(lists >= FIRST_LABEL)
     listed = lists[customer, place] - FIRST_LABEL
     popular = np.argsort(-counts, kind="stable")[: -(-labels // 100)]
-    had = np.repeat(np.arange(len(lists)), np.diff(offsets)) * labels + seen - FIRST_LABEL
+    had = number_groups(np.diff(offsets))[0] * labels + seen - FIRST_LABEL
     return {
         "coverage": len(np.unique(listed)) / labels,
         "popular": float(np.isin(listed, popular).mean()),

@@ -24,6 +24,7 @@ from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.data.collator import batches_by_length
 from modeling_mcm.data.offers import OfferCollator, OfferGroups
 from modeling_mcm.evaluation.metrics import CONFIDENCE, RESAMPLES, Interval, ndcg_at_k, ratio, recall_at_k, tie_ranks
+from modeling_mcm.events_mcm import pad_groups, run_starts
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,10 @@ def which_offer(truth: OfferTruth, scores: ArrayLike, k: int = 10) -> dict[str, 
         raise ValueError(f"Found scores of shape {scores.shape}, NaN or not; expected a number for each offer.")
     sizes = np.diff(truth.offsets)
     # Offers stand for the labels of a task, whose ids begin with FIRST_LABEL.
-    cells = np.pad(np.arange(sizes.max(initial=0)) < sizes[:, None], ((0, 0), (FIRST_LABEL, 0)))
-    padded, taken = np.full(cells.shape, -np.inf), np.zeros_like(cells)
-    padded[cells] = np.where(np.isnan(truth.taken), -np.inf, scores)
-    taken[cells] = truth.taken == 1
-    greater, ties = tie_ranks(padded, np.where(taken, np.arange(cells.shape[1]), 0))
+    ranked = pad_groups(np.where(np.isnan(truth.taken), -np.inf, scores), sizes, -np.inf)
+    before = (0, 0), (FIRST_LABEL, 0)
+    ranked, taken = np.pad(ranked, before), np.pad(pad_groups(truth.taken == 1, sizes), before)
+    greater, ties = tie_ranks(ranked, taken * np.arange(taken.shape[1]))
     return {f"ndcg@{k}": ndcg_at_k(greater, ties, taken, k), f"recall@{k}": recall_at_k(greater, ties, taken, k)}
 
 
@@ -158,7 +158,7 @@ def weighted_ranking(
         one class has no weight.
     """
     order = np.argsort(-scores, kind="stable")
-    starts = np.flatnonzero(np.append(True, np.diff(scores[order]) != 0))  # of equal scores
+    starts = np.flatnonzero(run_starts(scores[order]))  # of equal scores
     hits, misses = (np.add.reduceat(weights[:, order] * side[order], starts, axis=1) for side in (positive, ~positive))
     positives, negatives = hits.cumsum(1), misses.cumsum(1)  # weights down to each score
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -21,6 +21,7 @@ from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.data.cases import IGNORED
 from modeling_mcm.evaluation.cases import EvaluationCases
 from modeling_mcm.evaluation.metrics import customer_metrics, distinct_targets, ranks_from_logits, set_metrics
+from modeling_mcm.events_mcm import number_groups
 
 
 class TargetRanks:
@@ -48,13 +49,9 @@ class TargetRanks:
         seen = self.cases.seen.get(self.task)
         if seen is None:
             return scores
-        counts = np.diff(seen.offsets)[indices]
-        row = np.repeat(np.arange(len(indices)), counts)
-        first = np.repeat(seen.offsets[indices] - (np.cumsum(counts) - counts), counts)
-        label = seen.labels[first + np.arange(len(row))]
-        masked = scores.clone()
-        masked[torch.from_numpy(row).to(scores.device), torch.from_numpy(label).to(scores.device)] = -torch.inf
-        return masked
+        row, index = number_groups(np.diff(seen.offsets)[indices], seen.offsets[indices])
+        where = (torch.from_numpy(each).to(scores.device) for each in (row, seen.labels[index]))
+        return scores.index_put([*where], scores.new_tensor(-torch.inf))
 
     def metrics(self, ks: Sequence[int]) -> dict[str, NDArray[np.float64]]:
         """The metrics of [`customer_metrics`], or with a horizon those of [`set_metrics`], each of shape

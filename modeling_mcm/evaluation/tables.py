@@ -25,20 +25,14 @@ VALUES_SCHEMA = pa.schema(
 HISTORY_GROUPS = {"1-2": (0, 2), "3-5": (3, 5), "6-20": (6, 20), "more": (21, np.inf)}  # visits before the cutoff
 
 
-def metric_table(results: Results, tasks: Sequence[str], metrics: Sequence[str]) -> list[list[str]]:
-    """Makes a table of text with a row for each method, and for each task and metric the mean and half of its
+def metric_table(results: Results, tasks: Sequence[str], metric: str) -> list[list[str]]:
+    """Makes a table of text with a row for each method, and for each task the mean of a metric and half of its
     interval. For the next visit, the metric of the next event stands in brackets. A method without values of a task
-    has "-". Raises `ValueError` if there are no values of a metric."""
-    measured = {name for by_task in results.values() for values in by_task.values() for name in values}
-    known = {name.removeprefix(f"{target}_") for target in ("next_visit", "horizon") for name in measured}
-    known -= measured
-    if wrong := [metric for metric in metrics if metric not in known]:
-        raise ValueError(f"No metrics {wrong} for the table; measured were {', '.join(sorted(known))}. See --k.")
-    target = find_target(results)
-    table = [["method", *(f"{task} {metric}" if len(metrics) > 1 else task for task in tasks for metric in metrics)]]
+    has "-"."""
+    target, table = find_target(results), [["method", *tasks]]
     for method, by_task in results.items():
         cells = [method]
-        for task, metric in ((task, metric) for task in tasks for metric in metrics):
+        for task in tasks:
             values = by_task.get(task, {})
             found = values.get(f"{target}_{metric}")
             cell = "-"
@@ -64,15 +58,14 @@ def history_groups(cases: EvaluationCases) -> dict[str, NDArray[np.bool_]]:
     return {name: mask for name, mask in groups.items() if mask.any()}
 
 
-def by_history(results: Results, cases: EvaluationCases, metrics: Sequence[str]) -> dict[str, Any]:
+def by_history(results: Results, cases: EvaluationCases, metric: str) -> dict[str, Any]:
     """Computes means and intervals by the length of the history: for each group `cases`, their number, and `results`,
-    as [`summary`] gives them. `metrics` are names with the target, such as `next_visit_ndcg@10`."""
+    as [`summary`] gives them. `metric` is a name with the target, such as `next_visit_ndcg@10`."""
     groups: dict[str, Any] = {}
     for group, mask in history_groups(cases).items():
         by_method = {
             method: {
-                task: {metric: values[metric][mask] for metric in metrics if metric in values}
-                for task, values in by_task.items()
+                task: {metric: values[metric][mask]} if metric in values else {} for task, values in by_task.items()
             }
             for method, by_task in results.items()
         }

@@ -69,16 +69,13 @@ def files_to_publish(folder: str | Path) -> list[Path]:
     return paths
 
 
-def publish(
-    folder: str | Path, repo_id: str, token: str | None = None, private: bool = False, create_only: bool = False
-) -> Published:
+def publish(folder: str | Path, repo_id: str, token: str | None = None, private: bool = False) -> Published:
     """Publishes an upload folder with its card. A repository that exists gets a new commit if anything changed.
 
     Args:
         repo_id (`str`): Name on the Hub. Without a namespace it is that of the token's user.
         token (`str`, *optional*): The token. By default that of the environment or of `hf auth login`.
         private (`bool`): Whether a new repository is private. It is an error if it exists and is public.
-        create_only (`bool`): Whether it is an error if the repository exists.
 
     Raises:
         PublishingError: If the checkpoint could not be published.
@@ -96,8 +93,6 @@ def publish(
         user = api.whoami()["name"]
         name = repo_id if "/" in repo_id else f"{user}/{repo_id}"
         before = _existing(api, name)
-        if before is not None and create_only:
-            raise PublishingError(f"{name} exists already: choose another name, or allow a new commit to it.")
         if before is not None and private and not before.private:
             raise PublishingError(
                 f"{name} exists and is public, and nothing was sent: make it private in its settings, or choose "

@@ -31,6 +31,7 @@ from modeling_mcm.training.checkpoints import checkpoint_digest
 
 TRIES = 8  # of a change that another service was faster than
 LOCKS = 64
+IN_MEMORY = 1024  # customers that are kept
 MOST_CANDIDATE_SETS = 64  # of candidates that are kept
 AHEAD = timedelta(seconds=60)  # by which the clock of a shop may be before that of the service
 COUNTERS = "events_added", "events_known", "customers_late", "customers_read", "conflicts", "lock_wait_seconds"
@@ -83,7 +84,6 @@ class CustomerService:
             model, in evaluation mode.
         extractor ([`MCMFeatureExtractor`]): The feature extractor of the same checkpoint.
         store ([`EventStore`]): A store of events of the log that the model was trained on.
-        in_memory (`int`): Largest number of customers to keep in memory.
         clock (`Callable`): Returns the current time with its zone.
         candidates (`str`, *optional*): File of a table of candidates, see [`CandidateSet`].
 
@@ -100,13 +100,11 @@ class CustomerService:
         model: Any,
         extractor: Any,
         store: EventStore,
-        in_memory: int = 1024,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         candidates: str | None = None,
     ):
         self.model, self.extractor, self.store, self.clock = model, extractor, store, clock
         self.predictor, self.digest = Predictor(model, extractor), checkpoint_digest(model, extractor)
-        self.in_memory = in_memory
         self.worker: Callable[..., Any] = lambda function, *values: function(model, extractor, *values)
         self.trained_until: int | None = None
         self.counts: dict[str, float] = dict.fromkeys(COUNTERS, 0)
@@ -319,7 +317,7 @@ class CustomerService:
         with self._memory_lock:
             self._cached[customer_id] = cached
             self._cached.move_to_end(customer_id)
-            while len(self._cached) > self.in_memory:
+            while len(self._cached) > IN_MEMORY:
                 self._cached.popitem(last=False)
 
     def _forget(self, customer_id: str) -> None:

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
+from modeling_mcm.events_mcm import pad_groups
 from modeling_mcm.forecaster_mcm import (
     LEAST_AMOUNT,
     VisitForecaster,
@@ -121,13 +122,9 @@ def pad_visits(customers: NDArray, times: NDArray, amounts: NDArray, number: int
     """Pads flat visits, ordered by customer and time, to one row for each of `number` customers; `amounts` is of shape
     `(E,)` or `(E, Q)`."""
     amounts = amounts.reshape(len(times), -1)
-    counts = np.bincount(customers, minlength=number)
-    places = np.arange(len(customers)) - np.repeat(np.cumsum(counts) - counts, counts)
-    shape = number, max(int(counts.max(initial=0)), 1)
-    rows = [np.zeros((*shape, *more), kind) for kind, *more in (("f4",), ("?",), ("f4", amounts.shape[1]))]
-    for row, values in zip(rows, (times, True, amounts), strict=True):
-        row[customers, places] = values
-    return Visits(*map(torch.from_numpy, rows))
+    sizes = np.bincount(customers, minlength=number)
+    columns = times.astype(np.float32), np.ones(len(times), bool), amounts.astype(np.float32)
+    return Visits(*(torch.from_numpy(pad_groups(values, sizes)) for values in columns))
 
 
 def load_weights(forecaster: VisitForecaster, path: str | Path = SHIPPED_WEIGHTS) -> None:

@@ -33,7 +33,7 @@ from modeling_mcm.data.labels import (
     LabelledCustomers,
     load_labels,
 )
-from modeling_mcm.evaluation.labels import mean_auc, measure_labels
+from modeling_mcm.evaluation.labels import mean_auc, measure_labels, rank_correlation
 from modeling_mcm.events_mcm import SECONDS_PER_DAY
 from modeling_mcm.files_mcm import file_digest, write_json
 from modeling_mcm.option import option
@@ -244,12 +244,10 @@ def _fit(
             metrics = measure_labels(scores.numpy(), labels.values[held_out], labels.kind == NUMBER)
             metrics["loss"] = model.compute_loss(scores, values[held_out]).item()
         if len(labels.classes) == 2:
-
-            def auc(indices: NDArray[np.int64], scores: NDArray[np.float64]) -> float:
-                return mean_auc(labels.values[indices], np.stack([-scores, scores], 1))
-
-            sign = 1.0 if auc(trained_on, days[trained_on]) >= 0.5 else -1.0  # a long absence may speak against it
-            yardsticks["days since the last event"] = auc(held_out, sign * days[held_out])
+            # a long absence may speak against it
+            days = days * (-1 if rank_correlation(labels.values[trained_on], days[trained_on]) < 0 else 1)
+            area = mean_auc(labels.values[held_out], np.stack([-days, days], 1)[held_out])
+            yardsticks["days since the last event"] = area
         words = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
         words += "".join(f"; auc of {name} {value:.3f}" for name, value in yardsticks.items())
         logger.info(f"On {len(held_out):,} labels of customers that were not trained on: {words}.")

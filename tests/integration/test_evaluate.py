@@ -102,7 +102,6 @@ def test_options_that_do_not_fit_are_refused(evaluate, options, message, capsys)
     [
         (["--min_history", 100000], "No evaluation case at the test cutoff .* at least 100000 target events"),
         (["--horizon_days", "0.00001"], "one within 1e-05 days from it.*take a longer horizon"),
-        (["--baselines", "none", "--table", "ndcg@7"], r"No metrics \['ndcg@7'\] for the table"),
     ],
 )
 def test_options_without_cases_or_values_are_refused(evaluate, options, message):

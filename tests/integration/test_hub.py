@@ -150,7 +150,7 @@ def test_the_example_publishes_and_reads_back(hub, checkpoint, capsys, monkeypat
         (["--data", "docs"], "docs"),
         (["--model", "runs/nowhere"], "--model is 'runs/nowhere', which is no folder"),
         (["--evaluation", "nowhere.json"], "nowhere.json"),
-        (["--create_onyl"], "did you mean 'create_only'"),
+        (["--privat"], "did you mean 'private'"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
@@ -195,7 +195,6 @@ def test_a_commit_that_fails_says_why_without_the_token_and_can_be_repeated(push
 def test_a_repository_that_exists_is_refused_where_that_was_asked_for(push, hub):
     push()
     head = hub.head(REPO)
-    assert "org/mcm-base exists already" in push("--create_only", fails=True)
     assert "exists and is public, and nothing was sent" in push("--private", fails=True)
     assert hub.head(REPO) == head
     push("--private", repo="org/secret")
