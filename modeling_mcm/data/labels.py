@@ -11,7 +11,7 @@ What is wrong in the table is reported here, before anything is trained. `docs/f
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,8 @@ from typing import Any
 import datasets
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import ArrayLike, NDArray
-from torch.utils.data import Dataset
 
-from modeling_mcm.configuration_mcm import MCMConfig
 from modeling_mcm.data.collator import PreparedRows
 from modeling_mcm.data.tables import read_table_file
 from modeling_mcm.events_mcm import (
@@ -36,7 +33,6 @@ from modeling_mcm.events_mcm import (
     read_zone,
     to_text,
 )
-from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
 AUTO, BINARY, CLASSES, NUMBER = LABEL_KINDS = ("auto", "binary", "classes", "number")
 ERROR, DROP = ON_UNKNOWN = ("error", "drop")
@@ -219,7 +215,7 @@ def _iso(seconds: int) -> str:
     return str(np.datetime64(int(seconds), "s")).replace("T", " ").removesuffix(" 00:00:00")
 
 
-class LabelledCustomers(Dataset):
+class LabelledCustomers:
     """Labels, each with its customer's history **before** the label's time.
 
     Args:
@@ -258,20 +254,10 @@ class LabelledCustomers(Dataset):
         self.labels = labels.of(with_history)
         self.rows = PreparedRows(rows, row_indices[with_history])
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.__getitems__([index])[0]
-
-    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
-        """Reads labels as a list of dicts: `history`, a prepared row without the events from the label's time on;
-        `time`, in seconds since 1970-01-01; and `label`, the class id or the number."""
-        return [
-            {"history": events_before(row, self.labels.times[index]), "time": int(self.labels.times[index])}
-            | {"label": self.labels.values[index]}
-            for row, index in zip(self.rows.__getitems__(indices), indices, strict=True)
-        ]
+    def histories(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """Reads prepared rows without the events from the label's time on."""
+        rows = self.rows.__getitems__([*indices])
+        return [events_before(row, time) for row, time in zip(rows, self.labels.times[indices], strict=True)]
 
 
 def _refuse(labels: CustomerLabels, is_known: NDArray[np.bool_], has_history: NDArray[np.bool_]) -> None:
@@ -299,17 +285,3 @@ def _first_and_last(rows: datasets.Dataset) -> tuple[NDArray[np.int64], int]:
             last = max(last, int(values.max(initial=last)))
             index += 1
     return first, last
-
-
-class LabelCollator:
-    """Turns labelled customers into inputs of `MCMForCustomerPrediction`."""
-
-    def __init__(self, extractor: MCMFeatureExtractor, config: MCMConfig):
-        self.extractor, self.config = extractor, config
-
-    def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """Makes a batch. Returns `dict[str, torch.Tensor]`: the histories as `MCMFeatureExtractor.pad` gives them,
-        with the label's time as `as_of`; and `labels` int64 or float32 `(B,)`."""
-        histories = [self.extractor.readable(item["history"], self.config.input_features) for item in items]
-        batch = dict(self.extractor.pad(histories, as_of=[item["time"] for item in items]))
-        return batch | {"labels": torch.from_numpy(np.array([item["label"] for item in items]))}

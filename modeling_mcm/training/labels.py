@@ -29,7 +29,6 @@ from modeling_mcm.data.labels import (
     NUMBER,
     ON_UNKNOWN,
     CustomerLabels,
-    LabelCollator,
     LabelledCustomers,
     load_labels,
 )
@@ -133,12 +132,14 @@ def read_states(
     model: MCMForCustomerPrediction, extractor: MCMFeatureExtractor, customers: LabelledCustomers
 ) -> tuple[torch.Tensor, NDArray[np.float64]]:
     """Computes the customer states before the labels, `(N, S)`, and the days since the last event there, `(N,)`."""
-    collator, states, days = LabelCollator(extractor, model.config), [], []
-    for start in logging.tqdm(range(0, len(customers), AT_ONCE), desc="Histories", unit="batch"):
-        items = customers.__getitems__([*range(start, min(start + AT_ONCE, len(customers)))])
-        batch = {name: value.to(model.device) for name, value in collator(items).items() if name != "labels"}
+    times, states, days = customers.labels.times, [], []
+    for start in logging.tqdm(range(0, len(times), AT_ONCE), desc="Histories", unit="batch"):
+        chosen = range(start, min(start + AT_ONCE, len(times)))
+        rows = customers.histories(chosen)
+        histories = [extractor.readable(row, model.config.input_features) for row in rows]
+        batch = extractor.pad(histories, as_of=times[chosen]).to(model.device)
         states.append(model.model(**batch, parts=("embedding",)).pooler_output.cpu())
-        days += [(item["time"] - item["history"]["times"].max()) / SECONDS_PER_DAY for item in items]
+        days += [(time - row["times"].max()) / SECONDS_PER_DAY for time, row in zip(times[chosen], rows, strict=True)]
     return torch.cat(states), np.array(days)
 
 

@@ -7,10 +7,13 @@ import pandas as pd
 import pytest
 from scipy.stats import spearmanr
 
+from modeling_mcm import MCMForCustomerPrediction
 from modeling_mcm.data import load_prepared
-from modeling_mcm.data.labels import LabelCollator, LabelledCustomers, load_labels, make_labels
+from modeling_mcm.data.labels import LabelledCustomers, load_labels, make_labels
 from modeling_mcm.evaluation.labels import mean_auc, measure_labels, rank_correlation
-from modeling_mcm.events_mcm import SECONDS_PER_DAY
+from modeling_mcm.events_mcm import SECONDS_PER_DAY, events_before
+from modeling_mcm.predictor_mcm import Predictor
+from modeling_mcm.training.labels import read_states
 
 
 def make_table(values, time="2017-08-01", customers=None):
@@ -126,7 +129,7 @@ def test_customers_and_times_that_the_log_does_not_know_are_refused_or_left_out_
         LabelledCustomers(rows, make_labels(table))
     kept = LabelledCustomers(rows, make_labels(table), "drop")
     assert kept.dropped == 1 and kept.labels.customer_ids.tolist() == ["c00", "c02", "c03"]
-    assert [item["label"] for item in kept] == [0, 1, 0]
+    assert kept.labels.values.tolist() == [0, 1, 0] and len(kept.histories([0, 2])) == 2
     early = make_labels(make_table([0, 1, 1, 0], "2016-05-01"))
     with pytest.raises(ValueError, match="4 labels are of times before any event.*2016-05-01 of 'c00'.*nothing is kn"):
         LabelledCustomers(rows, early)
@@ -136,16 +139,17 @@ def test_customers_and_times_that_the_log_does_not_know_are_refused_or_left_out_
         LabelledCustomers(rows, make_labels(make_table([0, 1, 1, 0], "2018-02-01")), "drop")
 
 
-def test_a_batch_holds_the_events_before_the_time_and_the_time(rows, extractor, tiny_config):
+def test_a_state_is_that_of_the_events_before_the_time_at_that_time(rows, extractor, tiny_config):
     labels = make_labels(make_table([0.5, 1.5, 2.5]))
-    customers = LabelledCustomers(rows, labels)
-    batch = LabelCollator(extractor, tiny_config())(customers.__getitems__([0, 1, 2]))
-    assert batch["labels"].tolist() == [0.5, 1.5, 2.5]
-    for place, item in enumerate(customers):
-        times = item["history"]["times"]
-        assert len(times) and (times < labels.times[place]).all()
-        waited = batch["as_of"][place] - batch["event_times"][place].max()
-        assert waited.item() == pytest.approx((labels.times[place] - times.max()) / SECONDS_PER_DAY, abs=1e-4)
+    known = {"state_size": 12, "summed_features": extractor.summed_features, "forecast_days": [7.0]}
+    model = MCMForCustomerPrediction(tiny_config(extended=True, **known)).eval()
+    states, days = read_states(model, extractor, LabelledCustomers(rows, labels))
+    for place, state in enumerate(states):
+        row, time = rows.with_format("numpy")[place], labels.times[place]
+        row = events_before({name: row[name] for name in rows.column_names}, time)
+        assert days[place] == pytest.approx((time - row["times"].max()) / SECONDS_PER_DAY)
+        found = Predictor(model, extractor).ask([row], float(time), embedding=True)["embedding"][0]
+        assert state.numpy() == pytest.approx(found.numpy(), abs=1e-5)
 
 
 def test_metrics_are_those_of_the_books():
