@@ -182,8 +182,6 @@ class MCMCollator:
         mode (`str`): "train" or "evaluate".
         cutoff (`str`): "validation" or "test": where the history ends in the mode "evaluate". Training always stays
             before the validation cutoff.
-        max_events (`int`, *optional*): Largest number of events in an input, the start row included. Default:
-            `max_events` of the feature extractor.
         as_of (`int`, *optional*): Time at which customers are scored in the mode "evaluate", in seconds since
             1970-01-01. Default: each customer's last event.
         objective (`Objective`, *optional*): Objective of pre-training. `target_half_life_days` (with the augmentation
@@ -204,7 +202,6 @@ class MCMCollator:
         mode: str = "train",
         cutoff: str = "validation",
         seed: int = 0,
-        max_events: int | None = None,
         as_of: int | None = None,
         objective: Objective | None = None,
     ):
@@ -217,7 +214,7 @@ class MCMCollator:
         # Weights compare the prefixes of one pass of the model, so they need several prefixes.
         self.half_life = self.objective.target_half_life_days if self.augmentation == "all_prefixes" else 0.0
         self.cutoff, self.end_column = cutoff, check_cutoff(cutoff)
-        self.max_events = extractor.max_events if max_events is None else max_events
+        self.max_events = extractor.max_events
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self.token_column = f"feature_{extractor.token_type_feature}"
         vocabulary = extractor.vocabularies[extractor.token_type_feature]

@@ -14,7 +14,7 @@ multiple of the popularity is added, which ranks labels with equal counts or non
 Shapes: B customers of a batch, M moments, V labels.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, Self
 
 import numpy as np
@@ -114,31 +114,19 @@ class VisitFrequency(Baseline):
     A label counts once in a visit, however many events have it. `fit` chooses the half-life whose scores rank the
     labels of the last training visit best from the visits before it, by the mean NDCG@10 over customers. Like the
     counts, the choice uses nothing after the training period.
-
-    Args:
-        half_lives (sequence of `float`): Half-lives to choose from, in visits. Of equally good ones the first is
-            chosen.
-        customers (`int`): Largest number of customers, evenly spread, that the choice is made on.
     """
 
-    def __init__(self, half_lives: Sequence[float] = (20.0, 5.0, 10.0, 40.0, 80.0), customers: int = 2000):
-        if not half_lives or not all(0 < half_life < np.inf for half_life in half_lives) or customers < 1:
-            raise ValueError(
-                f"Found half_lives {half_lives!r} and {customers} customers; expected positive numbers of visits and "
-                "at least one customer."
-            )
-        self.half_lives, self.customers = tuple(half_lives), customers
+    half_lives = [20.0, 5.0, 10.0, 40.0, 80.0]  # in visits; of equally good ones the first is chosen
+    customers = 2000  # most, evenly spread, that the choice is made on
 
     def fit(self, rows: Any, task: str, number_of_labels: int, cutoff: str = "validation") -> Self:
         """Counts the events before a cutoff, and chooses `half_life`; arguments as of [`Baseline.fit`]."""
         super().fit(rows, task, number_of_labels, cutoff)
-        self.half_life = self.half_lives[0]
-        if len(self.half_lives) > 1:
-            indices = np.unique(np.linspace(0, len(rows) - 1, min(self.customers, len(rows))).round().astype(np.int64))
-            sums = np.zeros(len(self.half_lives))
-            for history in task_histories(select_rows(rows, indices), task, cutoff, batch_size=256):
-                sums += self._last_visit_ndcg(history)
-            self.half_life = self.half_lives[int(np.argmax(np.round(sums, 9)))]
+        indices = np.unique(np.linspace(0, len(rows) - 1, min(self.customers, len(rows))).round().astype(np.int64))
+        sums = np.zeros(len(self.half_lives))
+        for history in task_histories(select_rows(rows, indices), task, cutoff, batch_size=256):
+            sums += self._last_visit_ndcg(history)
+        self.half_life = self.half_lives[int(np.argmax(np.round(sums, 9)))]
         return self
 
     def _last_visit_ndcg(self, history: TaskHistory) -> list[float]:
@@ -170,21 +158,17 @@ class NearestCustomers(Baseline):
     have the largest cosine with the customer's, without the customer itself, and with their vectors of the training
     period.
 
-    The defaults are a half-life of 15 visits. They were chosen on the Complete Journey by validation NDCG@10 of the
+    The half-life is 15 visits. The parameters were chosen on the Complete Journey by validation NDCG@10 of the
     next visit alone, as the mean over product type and category: one parameter after the other, twice, from half-lives
     of 5 to 80 visits, 25 to 400 neighbours and `alpha` of .3 to .9.
-
-    Args:
-        neighbours (`int`): Number of neighbours.
-        alpha (`float`): Weight of the customer's own vector; the mean of the neighbours' has the weight `1 - alpha`.
-        decay (`float`): Decay from one visit to the one before it, at most 1.
-        pool (`int`): Largest number of customers, evenly spread, that neighbours are searched among.
     """
 
     fallback = POPULARITY_SHARE**2  # these vectors are decayed and averaged: far smaller than counts
 
-    def __init__(self, neighbours: int = 200, alpha: float = 0.7, decay: float = 0.955, pool: int = 50_000):
-        self.neighbours, self.alpha, self.decay, self.pool = neighbours, alpha, decay, pool
+    neighbours = 200
+    alpha = 0.7  # weight of the customer's own vector; the mean of the neighbours' has the rest
+    decay = 0.955  # from one visit to the one before it
+    pool = 50_000  # most customers, evenly spread, that neighbours are searched among
 
     def _start(self, customers: int) -> None:
         self._pool_parts: list[sp.csr_array] = []
@@ -254,29 +238,15 @@ class Transitions(Baseline):
 
     Memory is limited: of a moment with very many labels only `moment_labels` are counted, chosen by a fixed random
     order, and when there are more than `max_pairs` pairs, the half with the smaller sums is dropped.
-
-    Args:
-        lag_weights (sequence of `float`): Weights of a label one moment later, two moments later, and so on.
-        last_moments (`int`): Number of the history's latest moments that scores are computed from.
-        decay (`float`): Weight of a moment relative to the one after it.
-        rarity (`float`): Exponent; 0 lets frequent labels count fully, 1 gives each label the same weight.
-        moment_labels (`int`): Largest number of labels that are counted of one moment.
-        max_pairs (`int`): Largest number of pairs of labels that are stored.
     """
 
     fallback = 1e-6  # below what one pair at the largest lag of a frequent label adds
 
-    def __init__(
-        self,
-        lag_weights: tuple[float, ...] = (1.0, 0.5, 0.33, 0.25, 0.2, 0.17),
-        last_moments: int = 8,
-        decay: float = 0.6,
-        rarity: float = 0.3,
-        moment_labels: int = 100,
-        max_pairs: int = 2**26,
-    ):
-        self.lag_weights, self.last_moments, self.decay, self.rarity = lag_weights, last_moments, decay, rarity
-        self.moment_labels, self.max_pairs = moment_labels, max_pairs
+    lag_weights = [1.0, 0.5, 0.33, 0.25, 0.2, 0.17]  # of a label one moment later, two moments later, and so on
+    last_moments = 8  # of a history, that scores are computed from
+    decay = 0.6  # from one moment to the one before it
+    rarity = 0.3  # 0 lets frequent labels count fully, 1 gives each label the same weight
+    moment_labels, max_pairs = 100, 2**26
 
     def _start(self, customers: int) -> None:
         self._together = sp.csr_array((self.number_of_labels, self.number_of_labels))

@@ -40,6 +40,7 @@ BASELINES: dict[str, type[Baseline]] = {
 NEEDS = {"lightgbm": "gbdt"}  # baselines that need a package of their name, and the extra that installs it
 FIRST_BASELINES = ("most_popular",)  # a model that learns is soon better than these
 STRONG_BASELINES = ("visit_frequency", "nearest_customers", "transitions")  # the best that take some seconds
+OURS = "MCM"
 MOST_SECONDS = 300.0  # that LightGBM may take as a default baseline
 
 
@@ -134,12 +135,10 @@ def write_title(metric: str) -> str:
     return f"{target.replace('_', '-')} {name.upper()}".strip()
 
 
-def baseline_warnings(
-    values: Mapping[str, Mapping[str, NDArray]], metric: str = "next_visit_ndcg@10", model: str = "MCM"
-) -> list[str]:
-    """Writes a sentence for each baseline that a model is not better than: on which tasks, and by how much.
+def baseline_warnings(values: Mapping[str, Mapping[str, NDArray]], metric: str = "next_visit_ndcg@10") -> list[str]:
+    """Writes a sentence for each baseline that MCM is not better than: on which tasks, and by how much.
 
-    Means and their 95% bootstrap intervals are of paired differences, over the same customers. The model is *under* a
+    Means and their 95% bootstrap intervals are of paired differences, over the same customers. MCM is *under* a
     baseline if the whole interval of the difference is below 0. It is *level* with the baseline if its mean is lower
     and the interval contains 0. Tasks in which no customer has a value of both are left out.
 
@@ -149,17 +148,17 @@ def baseline_warnings(
             target.
 
     Raises:
-        ValueError: If the model is not among the methods, or arrays have different numbers of cases.
+        ValueError: If MCM is not among the methods, or arrays have different numbers of cases.
     """
-    if model not in values:
-        raise ValueError(f"Found values of {', '.join(values) or 'no method'}; expected {model!r} among them.")
+    if OURS not in values:
+        raise ValueError(f"Found values of {', '.join(values) or 'no method'}; expected {OURS!r} among them.")
     warnings = []
     for baseline, by_task in values.items():
         under: list[str] = []
         level: list[str] = []
         for task, theirs in by_task.items():
-            ours = values[model].get(task)
-            if baseline == model or ours is None:
+            ours = values[OURS].get(task)
+            if baseline == OURS or ours is None:
                 continue
             # NaN is not equal to itself.
             if ours.shape == theirs.shape and not ((ours == ours) & (theirs == theirs)).any():
@@ -170,9 +169,9 @@ def baseline_warnings(
                 (under if difference.high < 0 else level).append(phrase)
         if under:
             also = f" (level, within noise, on {' and '.join(level)})" if level else ""
-            summary = f"{model} is under {baseline}, beyond noise, on {' and '.join(under)}{also}"
+            summary = f"{OURS} is under {baseline}, beyond noise, on {' and '.join(under)}{also}"
         elif level:
-            summary = f"{model} is level with {baseline}: lower within noise on {' and '.join(level)}"
+            summary = f"{OURS} is level with {baseline}: lower within noise on {' and '.join(level)}"
         else:
             continue
         warnings.append(f"{summary}. Measured: {write_title(metric)}.")

@@ -185,30 +185,13 @@ class LightGBMRanker(Baseline):
     It is trained to rank first the candidates that the next visit has. The training cases are randomly drawn visits of
     the training period, each with the history before it. Labels that are no candidates of a customer are ranked last,
     by popularity. All visits of the training period are in memory while it is fitted.
-
-    Args:
-        visits_a_customer (`int`): Largest number of training cases of one customer.
-        max_cases (`int`): Largest number of training cases.
-        popular (`int`): Number of the most popular labels that are candidates of every case.
-        trees, learning_rate, leaves, min_rows, seed: Settings of LightGBM (`num_leaves`, `min_data_in_leaf`).
     """
 
     fallback = 1e-6  # orders what is no candidate, far below every candidate
 
-    def __init__(
-        self,
-        visits_a_customer: int = 8,
-        max_cases: int = 20_000,
-        popular: int = 50,
-        trees: int = 80,
-        learning_rate: float = 0.1,
-        leaves: int = 31,
-        min_rows: int = 100,
-        seed: int = 0,
-    ):
-        self.visits_a_customer, self.max_cases, self.popular = visits_a_customer, max_cases, popular
-        self.trees, self.learning_rate, self.leaves, self.min_rows = trees, learning_rate, leaves, min_rows
-        self.seed = seed
+    visits_a_customer, max_cases = 8, 20_000  # most training cases of one customer, and of all
+    popular = 50  # most popular labels, which are candidates of every case
+    trees, leaves, min_rows = 80, 31, 100
 
     def _start(self, customers: int) -> None:
         self._lightgbm = _import_lightgbm()
@@ -228,14 +211,14 @@ class LightGBMRanker(Baseline):
         relevant = np.isin(candidates.case * size + candidates.label, case * size + visits.label[row])
         parameters = {
             "objective": "lambdarank",
-            "learning_rate": self.learning_rate,
+            "learning_rate": 0.1,
             "num_leaves": self.leaves,
             "min_data_in_leaf": self.min_rows,
             "feature_fraction": 0.5,
             "bagging_fraction": 0.7,
             "bagging_freq": 1,
             "lambda_l2": 10.0,
-            "seed": self.seed,
+            "seed": 0,
             "deterministic": True,
             "force_row_wise": True,
             "verbose": -1,
@@ -259,7 +242,7 @@ class LightGBMRanker(Baseline):
                 f"No customer has two visits with a label of task {self.task!r} in the training period; LightGBM "
                 "learns the next visit from the visits before it. Check the cutoff dates and the visit column."
             )
-        generator = np.random.default_rng(self.seed)
+        generator = np.random.default_rng(0)
         sample = generator.permutation(later)
         sample = sample[np.argsort(customer[sample], kind="stable")]  # by customer, in random order within one
         rank = np.arange(len(sample)) - np.searchsorted(customer[sample], customer[sample])

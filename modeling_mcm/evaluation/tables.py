@@ -37,7 +37,7 @@ def metric_table(results: Results, tasks: Sequence[str], metric: str) -> list[li
             found = values.get(f"{target}_{metric}")
             cell = "-"
             if found is not None and not np.isnan(found).all():
-                cell = with_half_interval(bootstrap_interval(found))
+                cell = with_half_interval(bootstrap_interval(found)._asdict())
             if f"next_event_{metric}" in values:
                 cell += f" ({bootstrap_interval(values[f'next_event_{metric}']).mean:.3f})"
             cells.append(cell)

@@ -63,8 +63,8 @@ def collator(extractor):
     ):
         config = MCMConfig(**from_data(extractor), **PAPER | choices)
         objective = Objective(target_half_life_days=half_life, mask_probability=masked)
-        options = {"seed": seed, "max_events": max_events, "as_of": as_of, "objective": objective}
-        made = MCMCollator(extractor, config, mode, cutoff, **options)
+        made = MCMCollator(extractor, config, mode, cutoff, seed, as_of, objective)
+        made.max_events = max_events or made.max_events
         made.epoch.fill_(epoch)
         return made
 

@@ -14,8 +14,16 @@ from modeling_mcm.evaluation.cases import find_cases
 from modeling_mcm.evaluation.comparison import evaluate_baseline
 from modeling_mcm.evaluation.gbdt import LightGBMRanker
 
+
+def make(kind, **values):
+    """A baseline with other parameters."""
+    baseline = kind()
+    vars(baseline).update(values)
+    return baseline
+
+
 BASELINES = [MostPopular, VisitFrequency, Transitions, NearestCustomers]
-ALL = [*BASELINES, pytest.param(partial(LightGBMRanker, trees=20, leaves=7, min_rows=5), id="LightGBMRanker")]
+ALL = [*BASELINES, pytest.param(partial(make, LightGBMRanker, trees=20, leaves=7, min_rows=5), id="LightGBMRanker")]
 
 
 @pytest.fixture
@@ -80,7 +88,7 @@ def reference_vector(visits, decay):
 def test_nearest_households_equal_a_plain_count(customers):
     rows = prepared_rows(customers)
     pool = {name: reference_vector(dense(visits, VALIDATION), 0.7) for name, visits in customers.items()}
-    baseline = NearestCustomers(neighbours=4, alpha=0.6, decay=0.7)
+    baseline = make(NearestCustomers, neighbours=4, alpha=0.6, decay=0.7)
     scores = baseline.fit(rows, "brand", LABELS).scores(rows, "test")
     for row, (name, visits) in enumerate(customers.items()):
         own = reference_vector(dense(visits, TEST), 0.7)
@@ -108,15 +116,15 @@ def test_batched_evaluation_equals_that_of_all_scores(cutoff):
 
 def test_visit_frequency_counts_a_label_once_a_visit():
     rows = prepared_rows({"a": [(10, [2, 2, 2]), (30, [3, 2]), (50, [4])]})
-    scores = VisitFrequency(half_lives=[2]).fit(rows, "brand", 5).scores(rows, "test")
+    scores = make(VisitFrequency, half_lives=[2]).fit(rows, "brand", 5).scores(rows, "test")
     np.testing.assert_allclose(scores[0, 2:], [0.5 + 2**-0.5, 2**-0.5, 1], atol=2e-3)
 
 
 def test_half_life_is_chosen_on_the_last_training_visit():
     latest = {str(n): [(1, [2]), (2, [2]), (3, [3 + n % 3]), (4, [3 + n % 3]), (150, [2])] for n in range(9)}
     most = {str(n): [(1, [3 + n % 3]), (2, [3 + n % 3]), (3, [2]), (4, [3 + n % 3]), (150, [2])] for n in range(9)}
-    half_lives = [50, 0.1, 70]
-    chosen = [VisitFrequency(half_lives).fit(prepared_rows(log), "brand", 6).half_life for log in (latest, most)]
+    baseline = make(VisitFrequency, half_lives=[50, 0.1, 70])
+    chosen = [baseline.fit(prepared_rows(log), "brand", 6).half_life for log in (latest, most)]
     assert chosen == [0.1, 50]
 
 
@@ -154,7 +162,7 @@ def test_transitions_equal_a_plain_count(at_once, customers, monkeypatch):
 def test_a_moment_is_one_time_of_a_visit():
     rows = prepared_rows({"a": [(1, [2, 3]), (2, [4])], "b": [(1, [5]), (1, [6])]})
     one_visit = rows.set_column(rows.column_names.index("visits"), "visits", [[[0, 0, 0], [0, 1]]])
-    scores = Transitions(rarity=0).fit(one_visit, "brand", 7)._together.toarray()
+    scores = Transitions().fit(one_visit, "brand", 7)._together.toarray()
     assert scores[2, 4] == scores[3, 4] == scores[5, 6] == 1 and scores.sum() == 3
 
 

@@ -18,7 +18,9 @@ pytest.importorskip("lightgbm")
 
 
 def small(**changes):
-    return LightGBMRanker(**{"trees": 20, "leaves": 7, "min_rows": 5} | changes)
+    ranker = LightGBMRanker()
+    vars(ranker).update({"trees": 20, "leaves": 7, "min_rows": 5} | changes)
+    return ranker
 
 
 @pytest.fixture
