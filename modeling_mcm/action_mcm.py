@@ -140,6 +140,10 @@ class ActionCounts:
         ages (`torch.FloatTensor` of shape `(B, L)`): Days from each event to the offers, infinite on padding.
         event_values (`torch.FloatTensor` of shape `(B, L, N)`, *optional*): Values of the summed features; may be
             `None` if there are no summed features.
+        action_ids (`torch.LongTensor` of shape `(R, J)`): Feature ids of the action rows.
+        rows (`torch.LongTensor` of shape `(R,)`): Index of each row's action.
+        matches (`torch.LongTensor` of shape `(M, 3)`): Customer, event and action of each match.
+        count (`int`): Number of actions A.
 
     Raises:
         ValueError: If there are summed features and no `event_values`.
@@ -152,10 +156,15 @@ class ActionCounts:
         visit_ids: torch.Tensor | None,
         ages: torch.Tensor,
         event_values: torch.Tensor | None,
+        action_ids: torch.Tensor,
+        rows: torch.Tensor,
+        matches: torch.Tensor,
+        count: int,
     ):
         if config.summed_features and event_values is None:
             raise ValueError("The head for offers sums values: `event_values` of MCMFeatureExtractor are missing.")
         self.config, self.input_ids, self.ages, self.event_values = config, input_ids, ages, event_values
+        self.action_ids, self.rows, self.matches, self.count = action_ids, rows, matches, count
         self.is_event = ages.isfinite()
         self.visits = torch.arange(ages.shape[1], device=ages.device).expand_as(ages)
         if visit_ids is not None:
@@ -182,14 +191,12 @@ class ActionCounts:
             numbers += [counts[:, FIRST_LABEL:].log1p().flatten(1), days[:, FIRST_LABEL:].log1p()]
         return torch.cat(numbers, -1)
 
-    def count_offers(self, action_ids: torch.Tensor, rows: torch.Tensor, matches: torch.Tensor, count: int):
+    def count_offers(self) -> torch.Tensor:
         """Counts `(B, A, numbers)` of the events that match each action, and of the values that action and history
-        share; the first list of `count_names` names them. `action_ids` `(R, J)` are the feature ids of the action
-        rows, `rows` `(R,)` their actions, and `matches` `(M, 3)` customer, event and action of each match."""
-        numbers = self._sum_matches(action_ids, rows, matches, count)
+        share; the first list of `count_names` names them."""
+        numbers, count = self._sum_matches(), self.count
         for feature in counted_features(self.config):
-            index = self.config.features.index(feature)
-            actions, labels = self.find_labels(index, action_ids, rows)
+            actions, labels = self.find_labels(self.config.features.index(feature))
             size = torch.bincount(actions, minlength=count).to(self.weights.dtype)
             counts, days = self.count_values(feature)
             counts[:, :FIRST_LABEL] = 0
@@ -201,19 +208,17 @@ class ActionCounts:
             numbers.append(size.log1p()[None, :, None].expand(len(counts), -1, -1))
         return torch.cat(numbers, -1)
 
-    def find_labels(
-        self, index: int, action_ids: torch.Tensor, rows: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def find_labels(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Distinct values of a feature in each action: pairs of an action's and a value's index."""
         values = self.config.vocabulary_sizes[index]
-        pairs = (rows * values + action_ids[:, index]).unique()
+        pairs = (self.rows * values + self.action_ids[:, index]).unique()
         pairs = pairs[pairs % values >= FIRST_LABEL]
         return pairs // values, pairs % values
 
-    def _sum_matches(self, action_ids: torch.Tensor, rows: torch.Tensor, matches: torch.Tensor, count: int):
+    def _sum_matches(self) -> list[torch.Tensor]:
         """Counts, visits, sums and age of the matches of each customer and action, each of shape `(B, A, ...)`."""
-        batch, length = self.ages.shape
-        owners, events, actions = matches.T
+        (batch, length), count = self.ages.shape, self.count
+        owners, events, actions = self.matches.T
         cells, weights = owners * count + actions, self.weights[owners, events]
 
         def sum_over(values: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
@@ -232,8 +237,8 @@ class ActionCounts:
             ]
         if self.config.action_history_feature is not None:
             kind = self.config.features.index(self.config.action_history_feature)
-            kinds = torch.zeros(count, self.config.vocabulary_sizes[kind], dtype=torch.bool, device=rows.device)
-            kinds[rows, action_ids[:, kind]] = True
+            kinds = torch.zeros(count, self.config.vocabulary_sizes[kind], dtype=torch.bool, device=cells.device)
+            kinds[self.rows, self.action_ids[:, kind]] = True
             same = kinds[actions, self.input_ids[owners, events, kind]]
             numbers.append(sum_over(weights[same], cells[same]))
         last = self.ages.new_full((batch * count,), LONGEST_DAYS).scatter_reduce(
@@ -343,30 +348,23 @@ class MCMForActionRecommendation(MCMForMultiTaskRecommendation):
         return embedded.new_zeros(number, embedded.shape[-1]).index_add(0, rows, embedded)
 
     def list_known(
-        self,
-        logits: Mapping[str, torch.Tensor],
-        counts: ActionCounts,
-        action_ids: torch.Tensor,
-        rows: torch.Tensor,
-        matches: torch.Tensor,
-        offered: torch.Tensor,
+        self, logits: Mapping[str, torch.Tensor], counts: ActionCounts, offered: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Preferences `(B, K, T)` and numeric features `(B, K, X)` of the offers: the preferences, for each task log(1
         + number of the action's labels), and the numbers of `count_names`. `logits` are MCM's own scores by task, each
-        `(B, V)`; `action_ids` `(R, J)`, `rows` `(R,)` and `matches` `(M, 3)` as in [`ActionCounts.count_offers`];
-        `offered` `(B, K)` is negative where a customer has fewer offers."""
+        `(B, V)`; `offered` `(B, K)` is negative where a customer has fewer offers."""
         batch, actions_of_offers = torch.arange(len(offered), device=offered.device)[:, None], offered.clamp(min=0)
-        number = int(offered.max()) + 1
+        number = counts.count
         preferences, sizes = [], []
         for index, task in zip(self.task_features, self.config.tasks, strict=True):
-            actions, labels = counts.find_labels(index, action_ids, rows)
+            actions, labels = counts.find_labels(index)
             size = torch.bincount(actions, minlength=number)
             chances = logits[task].softmax(-1)[:, labels]
             total = chances.new_zeros(len(chances), number).index_add(1, actions, chances).clamp(1e-9, 1)
             preferences.append(torch.where(size > 0, total.log(), 0.0)[batch, actions_of_offers])
             sizes.append(size.to(total.dtype).log1p()[actions_of_offers])
         own = torch.stack(preferences, -1)
-        of_offers = counts.count_offers(action_ids, rows, matches, number)[batch, actions_of_offers]
+        of_offers = counts.count_offers()[batch, actions_of_offers]
         of_customers = counts.count_customers()[:, None].expand(-1, offered.shape[1], -1)
         return own, torch.cat([own, torch.stack(sizes, -1), of_offers, of_customers], -1)
 
@@ -426,6 +424,7 @@ class MCMForActionRecommendation(MCMForMultiTaskRecommendation):
             raise ValueError("There are no offers, or no times of the events: OfferCollator gives both.")
         if attention_mask is None:
             attention_mask = (input_ids != 0).any(-1).long()
+        count = int(offered_actions.max()) + 1
         time = event_times.amax(1) if as_of is None else as_of  # padding has time 0
         ages = time[:, None] - event_times
         happened = attention_mask.bool() & (torch.arange(ages.shape[1], device=ages.device) > 0)  # not the start row
@@ -436,10 +435,10 @@ class MCMForActionRecommendation(MCMForMultiTaskRecommendation):
             inputs = (input_ids, attention_mask, visit_ids, event_times)
             scores = super().forward(*inputs, encoder_outputs=outputs).logits
             happened_at = ages.masked_fill(~happened, torch.inf)
-            counts = ActionCounts(self.config, input_ids, visit_ids, happened_at, event_values)
-            offers: Any = (action_input_ids, action_rows, action_matches, offered_actions)
-            own, numbers = self.list_known(scores, counts, *offers)
-        actions = self.action_embeddings(action_input_ids, action_rows, action_weights, int(offered_actions.max()) + 1)
+            offers: Any = action_input_ids, action_rows, action_matches, count
+            counts = ActionCounts(self.config, input_ids, visit_ids, happened_at, event_values, *offers)
+            own, numbers = self.list_known(scores, counts, offered_actions)
+        actions = self.action_embeddings(action_input_ids, action_rows, action_weights, count)
         units = (outputs.last_hidden_state, outputs.unit_mask.bool(), outputs.pooler_output)
         own = own.to(actions.dtype)
         each = self.action_head(*units, actions, offered_actions, own, numbers)
