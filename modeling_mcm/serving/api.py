@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 from urllib.parse import quote, unquote
 
 from modeling_mcm.action_inputs_mcm import encode_actions
@@ -372,12 +372,12 @@ def _add_questions(api: Any, service: CustomerService) -> None:
     @api.get("/labels/similar")
     def similar_labels(task: str, label: str, k: count = 10) -> answers.Labels:
         """The labels that are most like a label, best first."""
-        return {"task": task, "labels": similar(service.model, service.extractor, task, label, k)}
+        return {"task": task, "labels": cast(Any, similar(service.model, service.extractor, task, label, k))}
 
     @api.get("/labels/together")
     def labels_together(task: str, label: Annotated[list[str], Query()], k: count = 10) -> answers.Labels:
         """The labels that go with some labels, such as those of a basket, best first."""
-        return {"task": task, "labels": together(service.model, service.extractor, task, label, k)}
+        return {"task": task, "labels": cast(Any, together(service.model, service.extractor, task, label, k))}
 
 
 def _add_metrics(api: Any, service: CustomerService, **options: Any) -> None:
