@@ -85,7 +85,7 @@ def read_actions(actions: Any, time_zone: str) -> RawActions:
             weights[np.isnan(weights)] = 1.0
         with naming("column 'time'"):
             zone = read_zone(time_zone)
-            times = read_times(table["time"], zone) if "time" in table else np.full(len(ids), np.iinfo(np.int64).min)
+            times = read_times(table["time"], zone) if "time" in table else np.full(len(ids), ALWAYS)
     if len(wrong := np.flatnonzero(~((weights > 0) & (weights < np.inf)))):
         raise ValueError(
             f"Action {ids[wrong[0]]!r} has the weight {weights[wrong[0]]}; give a number above 0, or leave it out."
