@@ -14,9 +14,6 @@ from torch import nn
 
 from .configuration_mcm import MCMConfig
 
-# Embedding tables of up to so many rows are copied into one table in every pass, so that one look-up reads them all.
-SMALL_TABLE = 2**16
-
 
 class ValueEmbedding(nn.Embedding):
     """Embedding table of a feature: one vector for each value id. The vector of the missing value (id 0) is 0. It is a
@@ -57,8 +54,8 @@ class HeterogeneousEmbedding(nn.Embedding):
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Embeds events: the average over the vectors of the features that an event has.
 
-        Padding is skipped. Small tables are joined and read by one look-up, which takes one pass over memory instead
-        of one for each feature.
+        Padding is skipped. If the tables have fewer rows than the batch has events, they are copied into one in every
+        pass, and read by one look-up, which takes one pass over memory instead of one for each feature.
 
         Args:
             input_ids (`torch.LongTensor` of shape `(B, L, J)`): Feature ids of each event; 0 is missing.
@@ -76,23 +73,23 @@ class HeterogeneousEmbedding(nn.Embedding):
             )
         ids = input_ids.flatten(0, -2)
         real = (ids != 0).any(-1).nonzero()[:, 0]
-        events = self._average(ids.index_select(0, real))
+        events = self._average(ids.index_select(0, real), len(ids))
         padded = events.new_zeros(len(ids), events.shape[-1]).index_copy(0, real, events)
         return padded.view(*input_ids.shape[:-1], -1)
 
-    def _average(self, ids: torch.Tensor) -> torch.Tensor:
-        """Average over the vectors of the features that an event has, of shape `(..., H)`."""
-        total: torch.Tensor | int = 0
-        small = [j for j in self.read if len(self._table(j)) <= SMALL_TABLE]
-        if small:
-            tables = [self._table(j) for j in small]
+    def _average(self, ids: torch.Tensor, most: int) -> torch.Tensor:
+        """Average over the vectors of the features that an event has, of shape `(..., H)`; tables of up to `most` rows
+        together are joined."""
+        tables = [self._table(j) for j in self.read]
+        if sum(map(len, tables)) <= most:
             starts = torch.tensor([0, *(len(table) for table in tables[:-1])], device=ids.device).cumsum(0)
-            rows = ids[:, small]
+            rows = ids[:, self.read]
             # Missing values of all tables use row 0 of the joined table, which is 0 and gets no gradient.
             rows = torch.where(rows == 0, 0, rows + starts)
             total = F.embedding_bag(rows, torch.cat(tables), mode="sum", padding_idx=0)
-        total = sum((self.feature_tables[j](ids[..., j]) for j in self.read if j not in small), total)
-        return cast(torch.Tensor, total) / (ids[..., self.read] != 0).sum(-1, keepdim=True).clamp(min=1)
+        else:
+            total = cast(torch.Tensor, sum(self.feature_tables[j](ids[..., j]) for j in self.read))
+        return total / (ids[..., self.read] != 0).sum(-1, keepdim=True).clamp(min=1)
 
     def _table(self, feature: int) -> torch.Tensor:
         return cast(ValueEmbedding, self.feature_tables[feature]).weight

@@ -8,7 +8,7 @@ a task. Equation numbers refer to Luo & Wang, RecSys 2023.
 """
 
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, cast
@@ -17,7 +17,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
+from transformers.masking_utils import (
+    ALL_MASK_ATTENTION_FUNCTIONS,
+    create_bidirectional_mask,
+    create_causal_mask,
+)
 from transformers.models.bert.modeling_bert import BertEncoder, BertLayer, BertSelfAttention
 from transformers.processing_utils import Unpack
 from transformers.utils import CONFIG_NAME, ModelOutput, TransformersKwargs, auto_docstring, cached_file
@@ -228,22 +232,29 @@ class MCMPreTrainedModel(PreTrainedModel):
         """Appends `number` new labels to the task that predicts `feature`, if the model has such a task."""
 
 
-def latest_units(window: int | None, units: int) -> Callable[..., torch.Tensor] | None:
-    """Mask function of the attention window: a unit attends to the latest `window` units and to the start row."""
+def create_window_mask(config: MCMConfig, hidden: torch.Tensor, unit_mask: torch.Tensor) -> Any:
+    """The causal mask of units `(B, U)`; with an attention window a unit attends to the latest ones and to the start
+    row. Raises `ValueError` if a window needs a mask, and the attention's kernel reads none."""
+    window, (customers, units) = config.attention_window, unit_mask.shape
     if window is None or units <= window + 1:
-        return None
-    return lambda batch, head, query, key: (query - key < window) | (key == 0)
+        return create_causal_mask(config, hidden, unit_mask.long(), cache=None)
+    kernel, mask = config._attn_implementation, None
 
+    def is_read(batch: Any, head: Any, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        return ((query - key < window) | (key == 0)) & (key <= query)
 
-def check_window(mask: Any, implementation: str | None) -> None:
-    """Checks that an attention mask can hold the attention window. Raises `ValueError` if the mask has no row for each
-    query; the message names the implementation."""
+    if kernel in ALL_MASK_ATTENTION_FUNCTIONS:
+        options = {"mask_function": is_read, "attention_mask": unit_mask.bool(), "allow_is_causal_skip": False}
+        options |= {"dtype": hidden.dtype, "config": config, "device": hidden.device}
+        # Not `create_causal_mask`, which asks such a function for one pair of units at a time
+        mask = ALL_MASK_ATTENTION_FUNCTIONS[kernel](batch_size=customers, q_length=units, kv_length=units, **options)
     if mask is None or (isinstance(mask, torch.Tensor) and mask.dim() < 4):
         raise ValueError(
-            f"`attn_implementation` is {implementation!r}, whose kernel reads no mask, and `attention_window` needs "
+            f"`attn_implementation` is {kernel!r}, whose kernel reads no mask, and `attention_window` needs "
             "one: a unit reads the start row beside its window. Load the model with attn_implementation='sdpa', "
             "'eager' or 'flex_attention'."
         )
+    return mask
 
 
 @auto_docstring(custom_intro="The customer model without a head: hidden states and a customer embedding.")
@@ -349,10 +360,7 @@ class MCMModel(MCMPreTrainedModel):
         """The encoder's part of `forward`, whose arguments these are."""
         hidden, unit_mask, events = self.embeddings(input_ids, attention_mask, visit_ids)
         if self.config.encoder_attention == "causal":
-            window = latest_units(self.config.attention_window, hidden.shape[1])
-            mask = create_causal_mask(self.config, hidden, unit_mask.long(), cache=None, and_mask_function=window)
-            if window is not None:
-                check_window(mask, self.config._attn_implementation)
+            mask = create_window_mask(self.config, hidden, unit_mask)
         else:
             mask = create_bidirectional_mask(self.config, hidden, unit_mask.long())
         hidden = self.encoder(hidden, attention_mask=mask, **kwargs).last_hidden_state

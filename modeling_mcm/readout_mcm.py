@@ -19,8 +19,8 @@ from torch.utils.checkpoint import checkpoint
 
 # Elements of z (U * B * V) that one chunk of labels may hold: 64M are 256 MB in float32.
 CHUNK_ELEMENTS = 2**26
-# Labels that are scored at once without gradients.
-LABELS_AT_ONCE = 128
+# Elements of z that fit a cache, and the fewest and the most labels that are scored at once without gradients.
+CACHED_ELEMENTS, LABELS_AT_ONCE = 2**15, (128, 1024)
 
 
 class PrefixEnds(NamedTuple):
@@ -69,8 +69,11 @@ def _by_labels(readout: Callable[[torch.Tensor], torch.Tensor], vectors: torch.T
         if size >= len(vectors):
             return readout(vectors)
         return torch.cat([checkpoint(readout, part, use_reentrant=False) for part in vectors.split(size)], dim=-1)
-    filled = F.pad(vectors, (0, 0, 0, -len(vectors) % LABELS_AT_ONCE))
-    return torch.cat([readout(part) for part in filled.split(LABELS_AT_ONCE)], dim=-1)[..., : len(vectors)]
+    least, most = LABELS_AT_ONCE
+    size = min(max(CACHED_ELEMENTS // max(elements, 1), least), most)
+    # Padded, so that more labels change none of the others
+    parts = [F.pad(part, (0, 0, 0, size - len(part))) for part in vectors.split(size)]
+    return torch.cat([readout(part) for part in parts], dim=-1)[..., : len(vectors)]
 
 
 def attentional_readout(
@@ -90,10 +93,11 @@ def attentional_readout(
     Returns:
         `torch.FloatTensor`: scores s of shape `(B, V)`; `(R, V)` with `ends`.
     """
-    by_unit, is_padding = hidden.transpose(0, 1).contiguous(), ~mask.T[..., None]
+    # Of one product: `matmul` of the transposed tensor would make a product for each unit of a single customer
+    by_unit, is_padding = hidden.transpose(0, 1).flatten(0, 1), ~mask.T[..., None]
 
     def score(vectors: torch.Tensor) -> torch.Tensor:
-        z = torch.matmul(by_unit, vectors.T)  # (U, B, V)
+        z = (by_unit @ vectors.T).unflatten(0, mask.T.shape)  # (U, B, V)
         if ends is None:
             return (z.masked_fill(is_padding, float("-inf")).softmax(0) * z).sum(0)
         dtype = z.dtype
