@@ -13,8 +13,8 @@ Shapes: B customers, T tasks, R = B T rows, L events, E labelled events of all r
 all tasks, P labels of all histories, N candidates of all rows.
 """
 
-import math
 from collections.abc import Sequence
+from math import log
 from typing import NamedTuple
 
 import torch
@@ -35,6 +35,17 @@ EVIDENCE = {
 }
 # Numbers of the history that are compared with those of the other candidates
 COMPARED = ("share_visits_5", "share_visits_15", "share_moments_8", "share_days")
+VISITS, MOMENTS, GAPS = 0, 1, 2  # units of how long ago an event was
+FADING = (  # unit and half-life of the shares of a label
+    *((VISITS, half_life) for half_life in VISIT_HALF_LIVES),
+    *((MOMENTS, half_life) for half_life in MOMENT_HALF_LIVES),
+    (GAPS, GAPS_HALF_LIFE),
+)
+SHARES = (
+    *(f"share_{('visits', 'moments')[unit]}_{half_life:g}" for unit, half_life in FADING[:-1]),
+    "share_days",
+    *(f"share_kind_{kind}" for kind in range(KINDS)),
+)
 
 Columns = dict[str, torch.Tensor]
 
@@ -204,19 +215,17 @@ class SeenLabels(NamedTuple):
     customers: Columns
 
 
-class _Events(NamedTuple):
-    """The events of all histories, label after label, and newest first."""
+class _Labels(NamedTuple):
+    """The labels of all histories, and sums over their events."""
 
-    seen: torch.Tensor  # (E,): index of P
-    kind: torch.Tensor  # (E,)
-    ago: torch.Tensor  # (3, E), in visits, moments, and median gaps of the log
-    opens: torch.Tensor  # (2, E): 1 for the label's newest event of a visit, and of a moment
-    between: torch.Tensor  # (E,): number of visits to the next one with the label
     row: torch.Tensor  # (P,)
-    newest: torch.Tensor  # (3, P): `ago` of the newest event
+    newest: torch.Tensor  # (3, P): how long ago the newest event was, in visits, moments, and median gaps of the log
     oldest: torch.Tensor  # (3, P)
+    faded: torch.Tensor  # (S, P): faded visits, moments and events, in the order of `SHARES`
     number: torch.Tensor  # (2, P): number of visits, and of moments
-    start: torch.Tensor  # (3, R): `ago` of the row's oldest event
+    squares: torch.Tensor  # (P,): sum of the squared numbers of visits from one with the label to the next
+    last_kinds: torch.Tensor  # (KINDS, P): number of events of each kind in the last moment
+    start: torch.Tensor  # (3, R): how long ago the row's oldest event was
     since: torch.Tensor  # (R,): gaps since the newest one
     own_gap: torch.Tensor  # (R,): mean gap between moments, in median gaps of the log
 
@@ -228,106 +237,99 @@ def describe_histories(
     for days. Sums are in double precision and in one order: equal shares are equal to the bit in every batch, and so
     are their ranks."""
     most = max(len(cell), 1)  # more than any number of moments
-    keys, order = (cell * most + ago[1].long()).sort()
+    keys, order = (cell * most + ago[MOMENTS].long()).sort()  # label after label, and newest first
     cell, seen, lengths = (keys // most).unique_consecutive(return_inverse=True, return_counts=True)
-    ago, last = ago[:, order], lengths.cumsum(0)
+    ago, last = ago.index_select(1, order), lengths.cumsum(0)
     first = last - lengths
-    row, newest, oldest = row[order[first]], ago[:, first], ago[:, last - 1]
-    steps = ago[:2].diff(dim=1, prepend=ago.new_zeros(2, 1))
-    steps[:, first] = 0
-    opens = (steps > 0).double()
-    opens[:, first] = 1
-    number = _sum(seen, opens, len(cell))
+    row, newest = row.index_select(0, order.index_select(0, first)), ago.index_select(1, first)
+    oldest = ago.index_select(1, last - 1)
+    steps = ago[:GAPS].diff(dim=1, prepend=ago.new_zeros(GAPS, 1)).index_fill_(1, first, 0)
+    opens = (steps > 0).double().index_fill_(1, first, 1)  # 1 for a label's newest event of a visit, and of a moment
+    # All sums are one: a sum by index costs more for its events than for its rows
+    values = torch.cat([*_fade(ago, opens, kind.index_select(0, order)), opens, steps[:1].square()])
+    sums = values.new_zeros(len(values), len(cell)).index_add_(1, seen, values)
+    faded, last_kinds, recent, number, squares = sums.split([len(SHARES), KINDS, 1, 2, 1])
     start = ago.new_zeros(3, size).scatter_reduce(1, row.expand(3, -1), oldest, "amax")
-    since = ago.new_zeros(size).scatter_reduce(0, row, newest[2], "amin", include_self=False)
-    own_gap = ((start[2] - since) / start[1].clamp(min=1)).clamp(min=0.02)
-    events = _Events(seen, kind[order], ago, opens, steps[0], row, newest, oldest, number, start, since, own_gap)
-    columns = _describe_frequency(events) | _describe_recency(events) | _describe_gaps(events)
-    columns |= _describe_kinds(events)
-    decayed = _fade(ago[1], -1 / math.log2(RECENT_DECAY)) * opens[1] * (ago[1] < RECENT)
-    recent = _sum(seen, decayed, len(cell))[0].float()
-    return SeenLabels(cell, row, _to_floats(columns), recent, _to_floats(_describe_customers(events)))
-
-
-def _fade(ago: torch.Tensor, *half_lives: float) -> torch.Tensor:
-    """Weights `(k, E)` of what was so long ago `(E,)`, by half-life."""
-    return torch.exp2(ago.new_tensor([[-1 / half_life] for half_life in half_lives]) * ago)
-
-
-def _sum(index: torch.Tensor, values: torch.Tensor, size: int) -> torch.Tensor:
-    """Sums of values `(k, E)` by an index `(E,)`, of shape `(k, size)`."""
-    return values.new_zeros(len(values), size).index_add_(1, index, values)
+    since = ago.new_zeros(size).scatter_reduce(0, row, newest[GAPS], "amin", include_self=False)
+    own_gap = ((start[GAPS] - since) / start[MOMENTS].clamp(min=1)).clamp(min=0.02)
+    labels = _Labels(row, newest, oldest, faded, number, squares[0], last_kinds, start, since, own_gap)
+    shares, customers = _describe_shares(labels)
+    columns = _describe_frequency(labels) | _describe_recency(labels) | _describe_gaps(labels) | shares
+    columns |= {f"last_kind_{kind}": number > 0 for kind, number in enumerate(last_kinds)}
+    return SeenLabels(cell, row, _to_floats(columns), recent[0].float(), _to_floats(customers))
 
 
 def _to_floats(columns: Columns) -> Columns:
     return dict(zip(columns, torch.stack([*columns.values()]).float(), strict=True))
 
 
-def _describe_frequency(events: _Events) -> Columns:
-    """How many visits and moments have a label, and which share of them."""
-    visits = events.number[0]
-    columns = {
+def _fade(ago: torch.Tensor, opens: torch.Tensor, kind: torch.Tensor) -> list[torch.Tensor]:
+    """Weights of events `(E,)` that fade with how long `ago` they were: of all `SHARES`; 1 for those of the last
+    moment, by kind; and of the latest moments."""
+    fading = [*FADING, (MOMENTS, log(0.5) / log(RECENT_DECAY))]
+    units, rates = zip(*((unit, log(0.5) / half_life) for unit, half_life in fading), strict=True)
+    weights = ago.index_select(0, torch.tensor(units, device=ago.device)).mul_(ago.new_tensor(rates)[:, None]).exp_()
+    is_kind = kind == torch.arange(KINDS, device=kind.device)[:, None]
+    visits, moments, days, latest = weights.split([len(VISIT_HALF_LIVES), len(MOMENT_HALF_LIVES), 1, 1])
+    of_kinds, in_last = moments[-1:] * is_kind, is_kind * (ago[MOMENTS] == 0)
+    latest = latest * opens[MOMENTS] * (ago[MOMENTS] < RECENT)
+    return [visits * opens[VISITS], moments * opens[MOMENTS], days, of_kinds, in_last, latest]
+
+
+def _describe_shares(labels: _Labels) -> tuple[Columns, Columns]:
+    """Which share of visits, moments and events a label has, lately and of each kind; and what the whole history says,
+    by row."""
+    visits, events = labels.number[:1], labels.faded[len(FADING) - 1 :]  # of all, and of each kind
+    sums = torch.cat([events, visits, torch.ones_like(visits)])
+    totals = sums.new_zeros(len(sums), len(labels.since)).index_add_(1, labels.row, sums)
+    totals, (occurrences, number) = totals[: len(events)], totals[len(events) :]
+    # The largest possible sum, of a label that each visit or moment has, is a geometric series
+    units, rates = zip(*((unit, log(0.5) / half_life) for unit, half_life in FADING[:-1]), strict=True)
+    longest = labels.start.index_select(0, torch.tensor(units, device=totals.device)) + 1
+    falls = totals.new_tensor(rates)[:, None]
+    largest = ((falls * longest).expm1() / falls.expm1()).clamp(min=1e-6)
+    totals = torch.maximum(totals, totals.new_tensor([1e-9] + [0.5] * KINDS)[:, None])
+    shares = labels.faded / torch.cat([largest, totals]).index_select(1, labels.row)
+    visits, moments, _ = labels.start + 1
+    logs = torch.stack([occurrences / visits, moments, labels.since / labels.own_gap]).log1p()
+    customers = dict(zip(("customer_labels", "customer_moments", "customer_since"), logs, strict=True))
+    customers["customer_repeats"] = (occurrences - number + 0.5) / (occurrences + 1)
+    return dict(zip(SHARES, shares, strict=True)), customers
+
+
+def _describe_frequency(labels: _Labels) -> Columns:
+    """How many visits have a label."""
+    visits = labels.number[0]
+    return {
         "seen": torch.ones_like(visits),
         "visits": visits.log1p(),
-        "share_since_first": visits / (events.oldest[0] + 1),
+        "share_since_first": visits / (labels.oldest[VISITS] + 1),
         "several": visits > 1,
         "third": visits > 2,
     }
-    for index, (unit, half_lives) in enumerate((("visits", VISIT_HALF_LIVES), ("moments", MOMENT_HALF_LIVES))):
-        shares = _sum(events.seen, _fade(events.ago[index], *half_lives) * events.opens[index], len(visits))
-        # The largest possible sum, of a label that each visit or moment has: a geometric series
-        first = shares.new_tensor([[1 - 0.5 ** (1 / half_life)] for half_life in half_lives])
-        largest = ((1 - _fade(events.start[index] + 1, *half_lives)) / first).clamp(min=1e-6)
-        columns |= zip((f"share_{unit}_{each:g}" for each in half_lives), shares / largest[:, events.row], strict=True)
-    shares = _sum(events.seen, _fade(events.ago[2], GAPS_HALF_LIFE), len(visits))
-    columns["share_days"] = (shares / _sum(events.row, shares, len(events.since)).clamp(min=1e-9)[:, events.row])[0]
-    return columns
 
 
-def _describe_recency(events: _Events) -> Columns:
+def _describe_recency(labels: _Labels) -> Columns:
     """How long ago a label was last there."""
-    visits, moments, gaps = events.newest
+    visits, moments, gaps = labels.newest
     return {
         "since_visits": visits.log1p(),
         "since_moments": moments.log1p(),
-        "since_days": (gaps / events.own_gap[events.row]).log1p(),
+        "since_days": (gaps / labels.own_gap.index_select(0, labels.row)).log1p(),
         "in_last_visit": visits == 0,
     }
 
 
-def _describe_gaps(events: _Events) -> Columns:
+def _describe_gaps(labels: _Labels) -> Columns:
     """How regularly a label comes, and whether it is late."""
-    visits = events.number[0]
-    mean_gaps = (events.oldest - events.newest)[::2] / (events.number - 1).clamp(min=1)  # in visits, and in gaps
+    visits = labels.number[0]
+    mean_gaps = (labels.oldest - labels.newest)[::2] / (labels.number - 1).clamp(min=1)  # in visits, and in gaps
     floors = mean_gaps.clamp(min=0.02)
     ahead = mean_gaps.new_tensor([[1.0], [0.0]])  # the next visit is one more
-    late = ((events.newest[::2] + ahead) / floors).clamp(1e-3, 1e3).log() * (events.number > 1) * (mean_gaps > 0)
-    (squares,) = _sum(events.seen, events.between.square()[None], len(visits))
-    variance = squares / (visits - 1).clamp(min=1) - mean_gaps[0].square()
+    late = ((labels.newest[::2] + ahead) / floors).clamp(1e-3, 1e3).log() * (labels.number > 1) * (mean_gaps > 0)
+    variance = labels.squares / (visits - 1).clamp(min=1) - mean_gaps[0].square()
     irregularity = variance.clamp(min=0).sqrt() / floors[0] * (visits > 2)
     return {"overdue_visits": late[0], "overdue_days": late[1], "irregularity": irregularity}
-
-
-def _describe_kinds(events: _Events) -> Columns:
-    """Which share of the latest events of each frequent kind have a label."""
-    is_kind = events.kind == torch.arange(KINDS, device=events.kind.device)[:, None]
-    faded, in_last = _fade(events.ago[1], MOMENT_HALF_LIVES[-1]) * is_kind, is_kind * (events.ago[1] == 0)
-    shares, last = _sum(events.seen, torch.cat([faded, in_last]), len(events.row)).split(KINDS)
-    shares = shares / _sum(events.row, shares, len(events.since)).clamp(min=0.5)[:, events.row]
-    names = [f"{name}_kind_{kind}" for name in ("share", "last") for kind in range(KINDS)]
-    return dict(zip(names, [*shares, *last.clamp(max=1)], strict=True))
-
-
-def _describe_customers(events: _Events) -> Columns:
-    """What the whole history says, by row."""
-    visits, rows = events.number[0], len(events.since)
-    labels, occurrences = _sum(events.row, torch.stack([torch.ones_like(visits), visits]), rows)
-    return {
-        "customer_repeats": (occurrences - labels + 0.5) / (occurrences + 1),
-        "customer_labels": (occurrences / (events.start[0] + 1)).log1p(),
-        "customer_moments": (events.start[1] + 1).log1p(),
-        "customer_since": (events.since / events.own_gap).log1p(),
-    }
 
 
 def describe_candidates(
@@ -341,10 +343,11 @@ def describe_candidates(
     """Computes the counted numbers of candidates `(N,)` from the labels of the histories, the candidates' evidence
     `(4, N)`, counts `(1 or B, 5, V)` by task, and the number of visits of all customers `(1 or B, T)`."""
     place = torch.searchsorted(seen.cell, cell)
-    place = torch.where(F.pad(seen.cell, (0, 1), value=-1)[place] == cell, place, len(seen.cell))
-    personal = F.pad(torch.stack([*seen.columns.values()]), (0, 1))[:, place]
-    columns = dict(zip(seen.columns, personal, strict=True))
-    columns |= {name: values[row] for name, values in seen.customers.items()}
+    is_seen = F.pad(seen.cell, (0, 1), value=-1).index_select(0, place) == cell
+    personal = F.pad(torch.stack([*seen.columns.values()]), (0, 1))
+    personal = personal.index_select(1, torch.where(is_seen, place, len(seen.cell)))
+    of_customers = torch.stack([*seen.customers.values()]).index_select(1, row)
+    columns = dict(zip((*seen.columns, *seen.customers), (*personal, *of_customers), strict=True))
     columns |= zip(EVIDENCE, (30 * evidence[:2]).log1p(), strict=False)
     columns |= _describe_popularity(row, cell, counts, visits, columns, evidence[1])
     return columns | _compare_candidates(row, columns, evidence)
@@ -360,32 +363,46 @@ def _describe_popularity(
 ) -> Columns:
     """How popular the labels are, and whether one is late by what all customers do."""
     tasks, of_labels = len(counts), torch.cat(list(counts), 2)  # (1 or B, 5, C)
-    of_tasks = torch.stack([each[:, [0, 3]].sum(2).clamp(min=1) for each in counts], 1)  # (1 or B, T, 2)
-    then, task = row // tasks % len(of_labels), row % tasks
-    count, repeats, next_repeats, recent, gaps = of_labels[then, :, cell % of_labels.shape[2]].T
-    share, recent_share = torch.stack([count, recent]) / of_tasks[then, task].T
+    customers, numbers, columns = of_labels.shape
+    of_tasks = torch.stack([of_task[:, ::3].sum(2) for of_task in counts], 2).clamp(min=1)  # (1 or B, 2, T)
+    then, task = (0, row % tasks) if customers == 1 else (row // tasks, row % tasks)
+
+    def look_up(values: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
+        """Values `(1 or B, k, c)` of each candidate's customer and column, `(k, N)`."""
+        kinds = torch.arange(values.shape[1], device=row.device)[:, None]
+        return values.take(((then * len(kinds)) + kinds) * values.shape[2] + column)
+
+    count, repeats, next_repeats, recent, gaps = look_up(of_labels, cell % columns)
+    share, recent_share = torch.stack([count, recent]) / look_up(of_tasks, task)
     gap = (gaps + 1) / (repeats + 0.5)
+    ratios = [
+        (next_transitions + 1e-4) / (share + 1e-4),
+        share.clamp(min=1e-7),
+        (recent_share + 1e-4) / (share + 1e-4),
+    ]
+    lift, label_share, trend, overdue = torch.stack([*ratios, personal["since_visits"].exp() / gap]).log()
     return {
-        "lift": ((next_transitions + 1e-4) / (share + 1e-4)).log(),
-        "label_rate": (30 * count / visits[then, task]).log1p(),
-        "label_share": share.clamp(min=1e-7).log(),
-        "trend": ((recent_share + 1e-4) / (share + 1e-4)).log(),
+        "lift": lift,
+        "label_rate": (30 * count / look_up(visits[:, None], task)[0]).log1p(),
+        "label_share": label_share,
+        "trend": trend,
         "label_repeats": (repeats + 0.5) / (count + 2),
         "label_next_repeats": (next_repeats + 0.1) / (count + 2),
         "label_gap": gap.log1p(),
-        "label_overdue": (personal["since_visits"].exp() / gap).log() * personal["seen"],
+        "label_overdue": overdue * personal["seen"],
     }
 
 
 def _compare_candidates(row: torch.Tensor, columns: Columns, evidence: torch.Tensor) -> Columns:
     """How a label compares with the other candidates of its row."""
-    values = torch.cat([evidence, torch.stack([columns[name] for name in COMPARED])])
-    recency = torch.where(columns["seen"] > 0, -columns["since_moments"], -1e6)
-    ranks, largest = compare(row, torch.cat([values, columns["label_rate"][None], recency[None]]))
-    ratios, names = values / largest[: len(values)].clamp(min=1e-9), (*EVIDENCE, *COMPARED)
+    recency = (-columns["since_moments"]).exp() * columns["seen"]
+    compared = torch.stack([*(columns[name] for name in COMPARED), columns["label_rate"], recency])
+    ranks, largest = compare(row, torch.cat([evidence, compared]))
+    names = (*EVIDENCE, *COMPARED)
+    ratios = torch.cat([evidence, compared[: len(COMPARED)]]) / largest[: len(names)].clamp(min=1e-9)
     result = dict(zip((f"{name}_ratio" for name in names), ratios, strict=True))
     return result | dict(
-        zip((f"{name}_rank" for name in (*names, "popularity", "recency")), ranks.log2(), strict=True)
+        zip((f"{name}_rank" for name in (*EVIDENCE, *COMPARED, "popularity", "recency")), ranks.log2(), strict=True)
     )
 
 
@@ -398,14 +415,15 @@ def break_ties(values: torch.Tensor, largest: bool = True) -> torch.Tensor:
 
 
 def compare(row: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compares values `(k, N)` within their row; `row` `(N,)` is ascending. Returns ranks from 1, the largest first,
-    and the largest value, both `(k, N)`."""
+    """Compares values from 0 on, `(k, N)`, within their row; `row` `(N,)` is ascending. Returns ranks from 1, the
+    largest first, and the largest value, both `(k, N)`."""
     _, index, size = row.unique_consecutive(return_inverse=True, return_counts=True)
     most = int(size.max()) if len(size) else 1
-    place = index * most + torch.arange(len(row), device=row.device) - (size.cumsum(0) - size)[index]
-    padded = values.new_full((len(values), len(size), most), -torch.inf)
-    padded.flatten(1)[:, place] = values
-    order = padded.argsort(dim=2, descending=True, stable=True)
+    start = torch.arange(len(size), device=row.device) * most - (size.cumsum(0) - size)
+    place = torch.arange(len(row), device=row.device) + start.index_select(0, index)
+    padded = values.new_full((len(values), len(size) * most), -torch.inf).index_copy_(1, place, values)
+    padded = padded.unflatten(1, (len(size), most))
+    order = break_ties(padded).argsort(dim=2, descending=True)
     ranks = torch.arange(1, most + 1, device=row.device).to(values.dtype).expand_as(padded)
     ranks = torch.empty_like(padded).scatter_(2, order, ranks)
-    return ranks.flatten(1)[:, place], padded.amax(2)[:, index]
+    return ranks.flatten(1).index_select(1, place), padded.amax(2).index_select(1, index)

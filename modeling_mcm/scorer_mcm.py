@@ -101,16 +101,14 @@ class LabelTables(nn.Module):
             self.register_buffer(name, torch.cat([value, new], 1))
 
     def sum_neighbours(
-        self, customer: torch.Tensor, label: torch.Tensor, weights: torch.Tensor, out: torch.Tensor
+        self, kind: torch.Tensor, customer: torch.Tensor, label: torch.Tensor, weight: torch.Tensor, out: torch.Tensor
     ) -> None:
-        """Adds up the tables' rows of the labels `(P,)` of customers `(P,)` by the weights `(4, P)` into `out`
-        `(4, B, V)`."""
+        """Adds up the tables' rows, each of a kind of evidence and a label, by customer and with a weight, all `(N,)`,
+        into `out` `(4, B, V)`."""
         (_, size, labels), kinds = out.shape, len(self.neighbours)
-        kind, pair = weights[:kinds].nonzero(as_tuple=True)
-        rows, offsets = kind * labels + label[pair], (kind * size + customer[pair]) * labels
-        values = self.weights.flatten(0, 1).index_select(0, rows).float().mul_(weights[kind, pair, None])
-        columns = self.neighbours.flatten(0, 1).index_select(0, rows)
-        columns += offsets.int()[:, None]  # 32 bits, to move fewer bytes
+        rows, offsets = kind * labels + label, (kind * size + customer) * labels
+        values = self.weights.flatten(0, 1).index_select(0, rows).float().mul_(weight[:, None])
+        columns = self.neighbours.flatten(0, 1).index_select(0, rows).add_(offsets.int()[:, None])  # moves fewer bytes
         sums = torch.bincount(columns.flatten(), values.flatten(), kinds * size * labels)
         out[:kinds] = sums.view(kinds, size, labels).clamp(min=0)
 
@@ -168,7 +166,7 @@ def candidate_features(
     of_readout = evidence.new_zeros(NUM_FEATURES - COUNTED, len(cell))
     if any(is_read):
         of_readout[0] = shares.view(-1)[cell]
-        of_readout[1:] = compare(row, of_readout[:1])[0].log2()
+        of_readout[1:] = compare(row, of_readout[:1].exp())[0].log2()
         of_readout *= torch.tensor(is_read, device=row.device)[task]
     columns |= zip(("readout", "readout_rank"), of_readout, strict=True)
     features = torch.stack([columns[feature.name] for feature in FEATURES]).T.contiguous()
@@ -195,9 +193,10 @@ def _describe_seen(history: LabelHistory, columns: _Columns) -> SeenLabels:
     """Describes the labels of each history. Without times, days are moments."""
     tasks, totals = len(columns.parts), columns.totals
     customer, task = history.row // tasks, history.row % tasks
-    days = torch.where(totals[:, 2:] > 0, history.ago[2] / totals[:, 1:2], history.ago[1])  # (T, E), in gaps
-    ago = torch.cat([history.ago[:2], days.gather(0, task[None])])
-    cell = customer * columns.number + columns.starts[task] + history.label
+    _, gap, has_times = totals.index_select(0, task).unbind(1)
+    days = torch.where(has_times > 0, history.ago[2] / gap, history.ago[1])  # in gaps
+    ago = torch.cat([history.ago[:2], days[None]])
+    cell = customer * columns.number + columns.starts.index_select(0, task) + history.label
     return describe_histories(history.row, cell, history.kind, ago, history.size * tasks)
 
 
@@ -207,13 +206,20 @@ def _sum_evidence(size: int, seen: SeenLabels, tables: Sequence[LabelTables], co
     averages = torch.stack([seen.recent, in_last])  # transitions are averages over the latest labels
     rows = len(seen.customers["customer_moments"])
     sums = averages.new_zeros(2, rows).index_add_(1, seen.row, averages)
-    weights = torch.cat([averages / sums[:, seen.row], torch.ones_like(rates)[None], rates[None]])  # (4, P)
+    weights = torch.cat([averages / sums.index_select(1, seen.row), torch.ones_like(rates)[None], rates[None]])
+    task = seen.row % len(tables)
+    kinds = torch.tensor([len(table.neighbours) for table in tables], device=task.device).index_select(0, task)
+    weights *= torch.arange(len(EVIDENCE), device=task.device)[:, None] < kinds
+    kind, pair = weights.nonzero(as_tuple=True)
+    of_pair = task.index_select(0, pair)
+    order, numbers = of_pair.argsort(stable=True), torch.bincount(of_pair, minlength=len(tables)).tolist()
+    kind, pair = kind.index_select(0, order), pair.index_select(0, order)
+    cell = seen.cell.index_select(0, pair)
+    label = cell % columns.number - columns.starts.index_select(0, of_pair.index_select(0, order))
+    terms = (kind, cell // columns.number, label, weights[kind, pair])
     evidence = rates.new_zeros(len(EVIDENCE), size, columns.number)
-    customer, task = seen.row // len(tables), seen.row % len(tables)
-    label = seen.cell % columns.number - columns.starts[task]
-    for index, (table, part) in enumerate(zip(tables, columns.parts, strict=True)):
-        own = (task == index).nonzero()[:, 0]
-        table.sum_neighbours(customer[own], label[own], weights[:, own], evidence[..., part])
+    for table, part, *of_task in zip(tables, columns.parts, *(values.split(numbers) for values in terms), strict=True):
+        table.sum_neighbours(*of_task, evidence[..., part])
     return evidence
 
 
