@@ -17,20 +17,31 @@ CUTOFFS = {"validation": VALIDATION, "test": TEST}
 Visit = tuple[int, list[int]]  # day, labels of its events
 
 
+def event_rows(customers: dict[str, list[tuple[int, ...]]], *tasks: str) -> pa.Table:
+    """Prepared rows of customers from events (day, visit, label of each task)."""
+    every = customers.values()
+    columns = {"customer_id": pa.array(customers, pa.string())}
+    columns["times"] = pa.array(
+        [[event[0] * SECONDS_PER_DAY for event in each] for each in every], pa.list_(pa.int64())
+    )
+    for place, name in enumerate(("visits", *(f"task_{task}" for task in tasks)), start=1):
+        columns[name] = pa.array([[event[place] for event in events] for events in every], pa.list_(pa.int32()))
+    columns |= {
+        f"unseen_{task}": pa.array([[0] * len(events) for events in every], pa.list_(pa.int32())) for task in tasks
+    }
+    for name, end in CUTOFFS.items():
+        columns[f"{name}_end"] = pa.array([sum(event[0] < end for event in events) for events in every], pa.int32())
+    return pa.table(columns)
+
+
 def prepared_rows(customers: dict[str, list[Visit]]) -> pa.Table:
-    days = [[day for day, labels in visits for _ in labels] for visits in customers.values()]
-    places = [[place for place, visit in enumerate(visits) for _ in visit[1]] for visits in customers.values()]
-    labels = [[label for visit in visits for label in visit[1]] for visits in customers.values()]
-    return pa.table(
+    """Prepared rows of customers from their visits."""
+    return event_rows(
         {
-            "customer_id": pa.array(customers, pa.string()),
-            "times": pa.array([[day * SECONDS_PER_DAY for day in row] for row in days], pa.list_(pa.int64())),
-            "visits": pa.array(places, pa.list_(pa.int32())),
-            "task_brand": pa.array(labels, pa.list_(pa.int32())),
-            "unseen_brand": pa.array([[0] * len(row) for row in labels], pa.list_(pa.int32())),
-            "validation_end": pa.array([sum(day < VALIDATION for day in row) for row in days], pa.int32()),
-            "test_end": pa.array([sum(day < TEST for day in row) for row in days], pa.int32()),
-        }
+            name: [(day, visit, label) for visit, (day, labels) in enumerate(visits) for label in labels]
+            for name, visits in customers.items()
+        },
+        "brand",
     )
 
 

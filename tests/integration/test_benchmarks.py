@@ -14,6 +14,7 @@ import pytest
 import torch
 from corner_shop import TEST, VALIDATION, make_profile
 from in_process import call
+from sklearn.metrics import roc_auc_score
 
 import chance
 import forecasts
@@ -241,3 +242,11 @@ def test_logs_of_wheels_have_a_visit_for_each_day_and_what_was_paid(tmp_path, mo
     assert found["ta_feng"].manifest.counts["profiles"] == 2
     assert rows["cdnow"]["00002"]["visits"] == [0, 0, 1, 2]
     assert rows["cdnow"]["00002"]["value_amount"] == [12, 77, 177.5, 0]
+
+
+def test_areas_are_those_of_scikit_learn():
+    generator = np.random.default_rng(0)
+    is_one, scores = generator.random(60) < 0.4, generator.integers(0, 9, 60)
+    weights = generator.integers(0, 3, (2, 60))
+    expected = [roc_auc_score(is_one, scores, sample_weight=each) for each in weights]
+    np.testing.assert_allclose(probe.compute_auc(is_one, scores, weights), expected)

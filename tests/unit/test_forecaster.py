@@ -85,20 +85,6 @@ def test_order_and_empty_places_change_nothing(forecaster):
     assert_same(distributions(forecaster, moved), distributions(forecaster, visits))
 
 
-def test_visits_of_one_age_are_in_the_same_order_in_every_batch(forecaster):
-    """After 30 years, visits that are a minute apart have one age in single precision."""
-    visits = make_visits(30, 150)
-    times = visits.times[:, ::5].repeat_interleave(5, 1)
-    visits = visits._replace(times=times, is_visit=torch.ones_like(visits.is_visit))
-    for row, length in enumerate(range(5, 155, 5)):
-        visits.is_visit[row, length:] = False
-    together = distributions(forecaster, visits)
-    for row, length in enumerate(range(5, 155, 5)):
-        alone = distributions(forecaster, Visits(*(value[row : row + 1, :length] for value in visits)))
-        for one, all_rows in zip((*alone[0], *alone[1]), (*together[0], *together[1]), strict=True):
-            torch.testing.assert_close(one[0], all_rows[row], rtol=1e-5, atol=1e-5)
-
-
 def test_a_distribution_is_one():
     grid = torch.tensor([[-2.0, 0.5, 2.0], [-1.0, 0.0, 3.0], [-3.0, 0.0, 1.0]])
     spread = Distribution(*grid)
@@ -319,3 +305,17 @@ def test_nothing_trains_the_network():
     model = make_model()
     assert not any(value.requires_grad for value in model.forecaster.parameters())
     assert model.train()(**make_inputs()).forecasts is None  # a step takes no longer
+
+
+def test_visits_of_one_age_are_in_the_same_order_in_every_batch(forecaster):
+    """After 30 years, visits that are a minute apart have one age in single precision."""
+    visits = make_visits(30, 150)
+    times = visits.times[:, ::5].repeat_interleave(5, 1)
+    visits = visits._replace(times=times, is_visit=torch.ones_like(visits.is_visit))
+    for row, length in enumerate(range(5, 155, 5)):
+        visits.is_visit[row, length:] = False
+    together = distributions(forecaster, visits)
+    for row, length in enumerate(range(5, 155, 5)):
+        alone = distributions(forecaster, Visits(*(value[row : row + 1, :length] for value in visits)))
+        for one, all_rows in zip((*alone[0], *alone[1]), (*together[0], *together[1]), strict=True):
+            torch.testing.assert_close(one[0], all_rows[row], rtol=1e-5, atol=1e-5)

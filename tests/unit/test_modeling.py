@@ -92,9 +92,6 @@ def test_order_inside_a_visit_does_not_change_scores(tiny_model, inputs, choices
     turned = sorted(range(len(visits)), key=lambda place: (visits[place], -place))
     assert turned != list(range(len(visits)))
     assert_close(score(model, events(rows(inputs, 2), turned)), score(model, rows(inputs, 2)))
-    by_event = tiny_model()
-    difference = score(by_event, events(rows(inputs, 2), turned)) - score(by_event, rows(inputs, 2))
-    assert difference.abs().max() > 1e-3  # an encoder of events does see it
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

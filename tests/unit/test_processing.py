@@ -106,12 +106,6 @@ def test_values_are_converted_to_text(value, text):
     assert to_text(value) == text
 
 
-@pytest.mark.parametrize("values", [[1, True, 1.0], np.array([1.0, np.nan]), [True, False]])
-def test_true_is_not_one(extractor, values):
-    expected = {"1": UNKNOWN, "true": 4, "false": UNKNOWN, None: MISSING}
-    assert extractor.label_ids("items", values).tolist() == [expected[to_text(value)] for value in values]
-
-
 @pytest.mark.parametrize("as_type", [list, np.array, lambda values: list(map(str, values))])
 def test_number_on_an_edge_is_in_the_bin_above(extractor, as_type):
     prices = [-np.inf, np.nextafter(0.1, 0), 0.1, np.nextafter(2.5, 0), 2.5, np.inf, np.nan]

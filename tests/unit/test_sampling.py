@@ -33,20 +33,6 @@ def test_sample_has_the_certain_labels(labels):
     assert labels.sample(CERTAIN, 54) is labels  # so few are not sampled
 
 
-@pytest.mark.parametrize("number", [1, 7, 53])
-def test_partition_function_is_unbiased(labels, number, monkeypatch):
-    """Over every place that each stratum's draw may fall on; the sizes of the strata divide `steps`."""
-    torch.manual_seed(0)
-    scores, steps = 3 * torch.randn(LABELS, dtype=torch.float64), 54 * 7 * 8
-    found = []
-    for step in range(steps):
-        monkeypatch.setattr(torch, "rand", lambda size, device, step=step: torch.full((size,), (step + 0.5) / steps))
-        sample = labels.sample(CERTAIN, number)
-        found.append((scores[sample.ids] + sample.log_counts).exp()[FIRST_LABEL:].sum())
-    assert torch.stack(found).mean().item() == pytest.approx(scores[FIRST_LABEL:].exp().sum().item(), rel=1e-6)
-    assert torch.stack(found).std() > 0
-
-
 # --------------------------------------------------------------------------------------------------------- the model
 
 

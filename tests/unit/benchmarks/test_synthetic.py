@@ -28,28 +28,9 @@ def asked_of(log: ClickLog) -> tuple[np.ndarray, np.ndarray]:
     return tuple(np.array(found).T)
 
 
-def expected(hits, probabilities):
-    """Whether as many hits happened as the probabilities say, within four standard deviations."""
-    deviation = np.sqrt((probabilities * (1 - probabilities)).sum())
-    return abs(hits.sum() - probabilities.sum()) < 4 * deviation
-
-
 def test_the_seed_gives_the_log(log: ClickLog) -> None:
     assert make_click_log(2000, SMALL, seed=3).events.equals(log.events)
     assert not make_click_log(2000, SMALL, seed=4).events.equals(log.events)
-
-
-def test_events_are_as_likely_as_they_say(log: ClickLog) -> None:
-    """Calibration: where the truth gives an item about p, it comes about as often; so does each session's first."""
-    asked, after = asked_of(log)
-    probabilities, places = log.first_item_probabilities(asked, MOMENT), np.arange(len(asked))
-    np.testing.assert_allclose(probabilities.sum(axis=1), 1)
-    happened = probabilities[places, log.items[after]]
-    np.testing.assert_allclose(happened, log.events["true_probability"].to_numpy()[after])
-    best = probabilities.argmax(axis=1)
-    assert len(asked) > 1000 and expected(best == log.items[after], probabilities.max(axis=1))
-    returned = log.items[after] == log.items[after - 1]
-    assert expected(returned, probabilities[places, log.items[after - 1]])
 
 
 @pytest.mark.parametrize("kind", ["items", "categories"])

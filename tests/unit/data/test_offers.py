@@ -226,3 +226,8 @@ def test_the_example_offers_departments_that_were_never_bought_from():
     found = made.table.set_index(["customer_id", "action_id"])["conversion"].to_dict()
     assert found == {("1", "FISH"): 1.0, ("2", "MEAT"): 0.0}  # 30 May is too late
     assert set(made.table["time"]) == {seconds("2017-05-01")}  # later there is nothing new left
+
+
+def test_an_unobserved_offer_is_not_ranked():
+    truth = OfferTruth(np.array([0, 3]), np.array([np.nan, 1, 0], np.float32))
+    assert which_offer(truth, [9, 1, 0], 1)["ndcg@1"].tolist() == [1.0]

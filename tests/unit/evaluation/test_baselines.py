@@ -172,3 +172,8 @@ def test_bad_input_is_refused():
         MostPopular().fit(rows, "brand", 6)
     with pytest.raises(ValueError, match="no labelled event before the validation cutoff"):
         MostPopular().fit(prepared_rows({"a": [(150, [3])]}), "brand", 6)
+
+
+def test_most_popular_counts_training_events(customers):
+    expected = sum(sum(dense(visits, VALIDATION), np.zeros(LABELS)) for visits in customers.values())
+    np.testing.assert_array_equal(MostPopular().fit(prepared_rows(customers), "brand", LABELS).popularity, expected)

@@ -5,10 +5,10 @@
 import datasets
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pytest
 import torch
 from transformers import EvalPrediction
+from visits import UNSEEN, event_rows
 
 from modeling_mcm import MCMConfig
 from modeling_mcm.data import EventSchema, PreparedData
@@ -20,22 +20,9 @@ from modeling_mcm.evaluation.metrics import ranks_from_logits
 from modeling_mcm.evaluation.ranking import StreamingMetrics, TargetRanks
 from modeling_mcm.preparation import prepare
 
-VALIDATION, TEST = 100, 200  # days
-UNSEEN = IGNORED - 1  # id of the unknown label of `prepared_rows`
-
 
 def prepared_rows(customers):
-    """Prepared rows from (day, visit, brand label, token type label) events."""
-    every = customers.values()
-    columns = {"customer_id": pa.array(customers, pa.string())}
-    columns["times"] = pa.array([[day * 86400 for day, *_ in events] for events in every], pa.list_(pa.int64()))
-    for place, name in enumerate(("visits", "task_brand", "task_token_type"), start=1):
-        columns[name] = pa.array([[event[place] for event in events] for events in every], pa.list_(pa.int32()))
-    for name in ("unseen_brand", "unseen_token_type"):
-        columns[name] = pa.array([[0] * len(events) for events in every], pa.list_(pa.int32()))
-    for name, end in (("validation_end", VALIDATION), ("test_end", TEST)):
-        columns[name] = pa.array([sum(day < end for day, *_ in events) for events in every], pa.int32())
-    return pa.table(columns)
+    return event_rows(customers, "brand", "token_type")
 
 
 HISTORY = [(1, 0, 2, 2), (1, 0, 3, 2), (2, 1, 2, 2)]

@@ -88,27 +88,6 @@ def test_tied_metrics_are_the_mean_over_all_orders(tied, targets, k):
         assert values[f"next_visit_{name}"][0] == pytest.approx(np.mean([draw[name] for draw in drawn])), name
 
 
-def test_next_event_weighs_a_label_by_its_events():
-    scores = np.array([[0, 0, 5, 4, 3, 2.0]])
-    values = metrics_of(scores, [np.array([2, 5, 5, 5])], (1,))
-    assert values["next_event_recall@1"][0] == pytest.approx(1 / 4)
-    assert values["next_visit_recall@1"][0] == pytest.approx(1 / 2)
-
-
-def test_an_unknown_target_is_never_hit_but_counts():
-    scores = np.array([[100.0, 99.0, 3.0, 2.0]])
-    known, with_unknown = metrics_of(scores, [np.array([2])]), metrics_of(scores, [np.array([1, 2])])
-    assert known["next_visit_ndcg@10"][0] == 1  # the high scores of pad and unknown push nobody down
-    assert with_unknown["next_visit_ndcg@10"][0] == pytest.approx(1 / (1 + 1 / np.log2(3)))
-    assert with_unknown["next_visit_recall@10"][0] == with_unknown["next_event_recall@10"][0] == 0.5
-
-
-def test_a_customer_without_targets_has_no_value():
-    values = metrics_of(np.zeros((2, 5)), [np.array([2]), np.array([], dtype=np.int64)])
-    for name, value in values.items():
-        np.testing.assert_array_equal(np.isnan(value), [False, True], err_msg=name)
-
-
 @pytest.fixture
 def logits():
     return torch.randint(0, 9, (12, LABELS), generator=torch.Generator().manual_seed(0)).float() / 8

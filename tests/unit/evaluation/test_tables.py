@@ -4,13 +4,10 @@
 
 import numpy as np
 
-from modeling_mcm.evaluation import bootstrap_interval
 from modeling_mcm.evaluation.cases import EvaluationCases
 from modeling_mcm.evaluation.tables import (
-    by_history,
     find_target,
     history_groups,
-    history_table,
     metric_table,
 )
 
@@ -26,22 +23,6 @@ def test_each_case_is_in_the_group_of_its_visits():
     groups = {name: np.flatnonzero(chosen).tolist() for name, chosen in history_groups(cases(VISITS)).items()}
     assert groups == {"1-2": [0, 1, 2], "3-5": [3, 4, 9], "6-20": [5, 6], "more": [7, 8]}
     assert list(history_groups(cases(np.array([1, 30])))) == ["1-2", "more"]
-
-
-def test_means_by_history_are_those_of_the_groups():
-    values = np.arange(10.0)
-    partly = np.where(VISITS > 20, np.nan, values)
-    results = {"one": {"a": {"next_visit_ndcg@3": values}}, "other": {"a": {"next_visit_ndcg@3": partly}}}
-    found = by_history(results, cases(VISITS), "next_visit_ndcg@3")
-    for group, chosen in history_groups(cases(VISITS)).items():
-        expected = bootstrap_interval(values[chosen])._asdict()
-        assert found[group]["cases"] == chosen.sum()
-        assert found[group]["results"]["one"]["a"]["next_visit_ndcg@3"] == expected
-    assert found["more"]["results"]["other"]["a"] == {}
-    head, *lines = history_table(found, ["a"], "next_visit_ndcg@3")
-    assert head == ["task", "visits before", "customers", "one", "other"]
-    assert [line[:3] for line in lines] == [["a", *each] for each in zip(found, "3322", strict=True)]
-    assert lines[0][3] == lines[0][4] == "1.000 ±1.000" and lines[3][4] == "-"
 
 
 def test_a_table_shows_what_was_measured():

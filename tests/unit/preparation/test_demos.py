@@ -59,3 +59,16 @@ def test_an_action_has_a_row_for_each_kind_of_its_products(tables):
     assert of_coupon["300"][0] == [0.5, 0.5] and {*pd.Series(of_coupon["300"][1]).dropna()} == {"CAN"}
     assert of_coupon["100"] == ([1.0], ["CAN"])  # of the latest campaign: one product
     assert set(actions.columns["token_type"]) == {"purchase_with_coupon"}
+
+
+def test_the_complete_journey_has_what_was_paid_for_all_units_of_a_line():
+    line = {"household_id": 7, "transaction_timestamp": datetime(2017, 3, 3), "basket_id": 1, "product_id": 1}
+    line |= {"coupon_disc": 0.0, "coupon_match_disc": 0.0}
+    lines = pd.DataFrame([line | {"quantity": 3, "sales_value": 6.0}, line | {"quantity": 0, "sales_value": -1.5}])
+    frames = {"transactions": lines, "products": PRODUCTS, "campaigns": CAMPAIGNS, "coupon_redemptions": REDEMPTIONS}
+    frames["coupon_redemptions"] = REDEMPTIONS.assign(redemption_date=datetime(2017, 4, 4))
+    with duckdb.connect() as connection:
+        for name, frame in (frames | {"campaign_descriptions": DESCRIPTIONS}).items():
+            connection.register(name, frame)
+        log = connection.sql(demos.EVENTS_QUERY).df()
+    assert sorted(log["amount"].dropna()) == [-1.5, 6.0]
