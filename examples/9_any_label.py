@@ -18,7 +18,7 @@ from modeling_mcm import MCMFeatureExtractor, MCMForCustomerPrediction
 from modeling_mcm.data import load_prepared
 from modeling_mcm.data.labels import LabelledCustomers, make_labels
 from modeling_mcm.evaluation.labels import measure_labels
-from modeling_mcm.training.labels import fit_head, read_states
+from modeling_mcm.training.labels import fit_head, predict, read_inputs
 
 
 def tables(raw, as_of, days=30):
@@ -40,11 +40,11 @@ def main(checkpoint, data, raw, folder, as_of="2017-10-01"):
         extractor = MCMFeatureExtractor.from_pretrained(checkpoint)
         model = MCMForCustomerPrediction.from_pretrained(checkpoint, **labels.model_options()).eval()
         customers = LabelledCustomers(load_prepared(data), labels, on_unknown="drop")
-        states, _ = read_states(model, extractor, customers)
+        inputs, _ = read_inputs(model, extractor, customers)
         train, held_out = customers.labels.split(0.2, seed=0)
         values = torch.from_numpy(customers.labels.values)
-        fit_head(model, states[train], values[train], folds=np.arange(len(train)) % 5)
-        scores = model.prediction_head(states[held_out]).detach()
+        fit_head(model, inputs.of(train), values[train], folds=np.arange(len(train)) % 5)
+        scores = predict(model, inputs.of(held_out))
         metrics = measure_labels(scores, values[held_out], is_number=False)
         print(f"{name}: AUC {metrics['auc']:.3f} on {len(held_out)} other customers")
         model.save_pretrained(f"{folder}/{name}"), extractor.save_pretrained(f"{folder}/{name}")

@@ -2,9 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The head for a label of a customer at a time, such as whether they will leave, have children, or what they spend.
 
-It is a linear model of the customer state, so the encoder does not run, and a hundred labels are enough.
+It is a linear model of the customer state and of which labels of the tasks the customer had, so the encoder does not
+run, and a hundred examples are enough.
 
-Shapes: B customers, L events, J features, N summed features, C classes (1 for a number), S size of the state.
+Shapes: B customers, L events, J features, N summed features, C classes (1 for a number), S size of the state, V labels
+of all tasks.
 """
 
 from dataclasses import dataclass
@@ -17,8 +19,9 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput, auto_docstring
 from transformers.utils.generic import can_return_tuple
 
-from .configuration_mcm import MCMConfig
+from .configuration_mcm import FIRST_LABEL, MCMConfig
 from .modeling_mcm import MCMModel, MCMPreTrainedModel
+from .state_mcm import sum_by_value
 
 # transformers' names of the two kinds of labels
 REGRESSION, CLASSIFYING = "regression", "single_label_classification"
@@ -39,6 +42,33 @@ class MCMPredictionOutput(ModelOutput):
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     pooler_output: torch.Tensor | None = None
+
+
+class PredictionHead(nn.Module):
+    """A linear model W s + U x + b of the state s and of x, the label counts times the labels' rarities, as a vector
+    of length 1 (tf-idf).
+
+    Args:
+        state_size, labels, classes (`int`): S, V and C.
+    """
+
+    def __init__(self, state_size: int, labels: int, classes: int):
+        super().__init__()
+        self.state = nn.Linear(state_size, classes)
+        self.labels = nn.Linear(labels, classes, bias=False)
+        self.rarity = nn.Buffer(torch.zeros(labels))
+
+    def forward(self, state: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+        """Scores `(B, C)` from states `(B, S)` and counts `(B, V)`, those of `label_counts`."""
+        return self.state(state) + self.labels(F.normalize(counts * self.rarity, dim=1))
+
+    @torch.no_grad()
+    def grow(self, place: int, number: int) -> None:
+        """Inserts new labels at a place, which are not read."""
+        for owner, name, kind in ((self.labels, "weight", nn.Parameter), (self, "rarity", nn.Buffer)):
+            value = getattr(owner, name)
+            new = value.new_zeros(*value.shape[:-1], number)
+            setattr(owner, name, kind(torch.cat([value[..., :place], new, value[..., place:]], -1)))
 
 
 @auto_docstring(
@@ -77,15 +107,39 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
         if self.problem_type == REGRESSION and self.num_labels != 1:
             raise ValueError(f"Found {REGRESSION!r} with num_labels {self.num_labels}; a model predicts 1 number.")
         self.model = MCMModel(config)
-        self.prediction_head = nn.Linear(config.state_size, self.num_labels)
+        self.prediction_head = PredictionHead(config.state_size, sum(config.label_sizes.values()), self.num_labels)
         self.post_init()
 
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
-        if module is self.prediction_head:  # all customers get the same prediction
-            init.zeros_(module.weight)
-            init.zeros_(module.bias)
+        if isinstance(module, PredictionHead):  # all customers get the same prediction
+            for value in module.state_dict().values():
+                init.zeros_(value)
+
+    def _resize_labels(self, feature: str, number: int) -> None:
+        place = 0
+        for task, size in self.config.label_sizes.items():  # still the earlier sizes
+            place += size
+            if task == feature:
+                self.prediction_head.grow(place, number)
+
+    def label_counts(
+        self,
+        input_ids: torch.Tensor,
+        event_times: torch.Tensor | None = None,
+        as_of: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Logarithms of 1 plus the number of a customer's events with each label of each task until `as_of`, of shape
+        `(B, V)`; the arguments are those of `forward`."""
+        is_counted = torch.ones_like(input_ids[:, 1:, 0], dtype=torch.bool)
+        if as_of is not None and event_times is not None:
+            is_counted = event_times[:, 1:] <= as_of[:, None]
+        parts = []
+        for task, size in self.config.label_sizes.items():
+            ids = input_ids[:, 1:, self.config.features.index(task)]
+            parts.append(sum_by_value(ids, (is_counted & (ids >= FIRST_LABEL)).float()[..., None], size))
+        return torch.cat(parts, 1)[..., 0].log1p()
 
     def predictions(self, logits: torch.Tensor) -> dict[str, torch.Tensor]:
         """Names the predictions `(B,)` of `logits` `(B, C)`: the probability of each class, or the number."""
@@ -136,6 +190,6 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
         """
         counts = self.model.state_counts(input_ids, attention_mask, visit_ids, event_times, event_values, as_of)
         state = self.model.state(counts)
-        scores = self.prediction_head(state)
+        scores = self.prediction_head(state, self.label_counts(input_ids, event_times, as_of))
         loss = None if labels is None else self.compute_loss(scores, labels)
         return MCMPredictionOutput(loss=loss, logits=scores, pooler_output=state)

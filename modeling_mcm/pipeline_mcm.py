@@ -244,7 +244,7 @@ class CustomerPredictionPipeline(_CustomerPipeline):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         head: Any = getattr(self.model, "prediction_head", None)
-        if head is None or not head.weight.any():  # untrained weights are 0
+        if head is None or not head.state.weight.any():  # untrained weights are 0
             raise ValueError(
                 f"{self.model.name_or_path or 'The model'} was not fine-tuned to a label of customers: chances would "
                 "be made up. Fine-tune it first (mcm finetune --labels, docs/fine_tuning.md)."

@@ -28,6 +28,7 @@ POWER_ITERATIONS = 4  # of randomised singular value decompositions
 STATE_HALF_LIVES = (7.0, 30.0, 90.0)  # half-lives of the other counts; they are also counted undecayed
 MIN_STD, LARGEST_Z = 0.05, 8.0  # smallest standard deviation, and largest absolute value, of standardised counts
 ANY_SILENCE = 1e9  # days: the longest silence before training; a finite number, because infinite weights are refused
+ROTATED = "direction_"  # first part of the names of the state's rotated components
 GAPS = ("days_since_last", "days_since_first", "days_since_last_in_gaps", "mean_gap")
 
 
@@ -99,7 +100,7 @@ class CustomerState(nn.Module):
         plain = [f"{name}_{day}" for name in counted for day in days]
         named = [*plain, *[""] * (self.num_few - len(GAPS) - len(plain)), *GAPS]
         learned = [f"component_{index}" for index in range(self.components)]
-        learned += [f"direction_{index}" for index in range(len(self.directions) - self.components)]
+        learned += [f"{ROTATED}{index}" for index in range(len(self.directions) - self.components)]
         return [*(named[index] for index in self.plain_counts), *learned]
 
     @property

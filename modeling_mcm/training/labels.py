@@ -1,9 +1,9 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Fine-tuning to a label of customers, as `mcm finetune --labels` does it: a linear model of the customer state, whose
-penalty is chosen by cross-validation.
+"""Fine-tuning to a label of customers, as `mcm finetune --labels` does it: a linear model of the customer state and of
+the labels of tasks that customers had, whose penalty is chosen by cross-validation.
 
-Shapes: N labels, S size of the state, C classes (1 for a number).
+Shapes: N examples, S size of the state, V labels of all tasks, C classes (1 for a number).
 """
 
 import json
@@ -12,12 +12,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
+from scipy.sparse import csr_array, vstack
 from transformers.utils import logging
 
 from modeling_mcm.customer_mcm import MCMForCustomerPrediction
@@ -37,6 +37,7 @@ from modeling_mcm.events_mcm import SECONDS_PER_DAY
 from modeling_mcm.files_mcm import file_digest, write_json
 from modeling_mcm.option import option
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
+from modeling_mcm.state_mcm import ROTATED
 from modeling_mcm.training.checkpoints import read_checkpoint
 from modeling_mcm.training.finetuning import describe_run, open_extractor
 from modeling_mcm.training.resuming import FINE_TUNING, find_start, output_folder_lock
@@ -44,9 +45,12 @@ from modeling_mcm.training.resuming import FINE_TUNING, find_start, output_folde
 logger = logging.get_logger(__name__)
 NEW = "prediction_head."
 AT_ONCE = 64  # histories that are read at a time
-FOLDS = 5
+FOLDS, MANY = 5, 5_000  # folds of cross-validation; number of examples from which one of them is held out
 # Factors on the squared weights beside the sum of the losses, the largest first: each fit starts from the last.
-PENALTIES = (1000.0, 200.0, 50.0, 10.0, 2.0)
+# Standardised numbers of the state are read times `STATE_SCALE`, because there are far fewer of them than of labels,
+# and its rotated components times `ROTATED_SCALE`, because they say least.
+PENALTIES, STATE_SCALE, ROTATED_SCALE = (40.0, 10.0, 4.0, 1.5, 0.5), 0.2, 0.05
+FEWEST = 5  # customers who had a label that the model reads
 # Options of a fine-tuning to offers that one to a label reads, too; what trains in steps is not read.
 SHARED = ("model", "data", "max_events", "output_dir", "seed", "report_to", "disable_tqdm", "no_progress")
 
@@ -127,68 +131,132 @@ def _split(
     return trained_on, held_out
 
 
+class HeadInputs(NamedTuple):
+    """What a head reads of examples.
+
+    Attributes:
+        states (`torch.FloatTensor` of shape `(N, S)`): Customer states.
+        labels (`csr_array` of shape `(N, V)`): Those of `label_counts`.
+    """
+
+    states: torch.Tensor
+    labels: csr_array
+
+    def of(self, chosen: NDArray) -> "HeadInputs":
+        """Selects some examples."""
+        return HeadInputs(self.states[chosen], self.labels[chosen])
+
+
 @torch.no_grad()
-def read_states(
+def read_inputs(
     model: MCMForCustomerPrediction, extractor: MCMFeatureExtractor, customers: LabelledCustomers
-) -> tuple[torch.Tensor, NDArray[np.float64]]:
-    """Computes the customer states before the labels, `(N, S)`, and the days since the last event there, `(N,)`."""
-    times, states, days = customers.labels.times, [], []
+) -> tuple[HeadInputs, NDArray[np.float64]]:
+    """Reads what the head reads before the labels, and the days since the last event there, `(N,)`."""
+    times, states, labels, days = customers.labels.times, [], [], []
     for start in logging.tqdm(range(0, len(times), AT_ONCE), desc="Histories", unit="batch"):
         chosen = range(start, min(start + AT_ONCE, len(times)))
         rows = customers.histories(chosen)
         histories = [extractor.readable(row, model.config.input_features) for row in rows]
         batch = extractor.pad(histories, as_of=times[chosen]).to(model.device)
         states.append(model.model(**batch, parts=("embedding",)).pooler_output.cpu())
+        read = (batch.get(name) for name in ("input_ids", "event_times", "as_of"))
+        labels.append(csr_array(model.label_counts(*read).cpu().numpy()))  # type: ignore[arg-type]
         days += [(time - row["times"].max()) / SECONDS_PER_DAY for time, row in zip(times[chosen], rows, strict=True)]
-    return torch.cat(states), np.array(days)
+    return HeadInputs(torch.cat(states), csr_array(vstack(labels))), np.array(days)
 
 
+@torch.no_grad()
 def fit_head(
-    model: MCMForCustomerPrediction, states: torch.Tensor, labels: torch.Tensor, folds: NDArray[np.int64]
+    model: MCMForCustomerPrediction, inputs: HeadInputs, labels: torch.Tensor, folds: NDArray[np.int64]
 ) -> float:
-    """Fits a model's head to the states `(N, S)` and labels `(N,)` of training customers: logistic or linear
-    regression of standardised states, with the L2 penalty of the lowest loss in cross-validation. The `folds` `(N,)`
-    are numbered from 0. Returns that penalty."""
-    mean, std = states.mean(0), states.std(0).clamp(min=1e-3)
-    z, y = (states - mean) / std, labels
-    shift, scale = (y.double().mean(), y.double().std().clamp(min=1e-9)) if y.is_floating_point() else (0.0, 1.0)
-    y = ((y - shift) / scale).float() if y.is_floating_point() else y
+    """Fits a model's head to the inputs and labels `(N,)` of training customers: logistic or linear regression of
+    standardised states, and of label counts times the label's rarity, the logarithm of N over the number of examples
+    that had it. The L2 penalty is that of the lowest loss in cross-validation. The `folds` `(N,)` are numbered from 0.
+    Returns that penalty."""
+    mean, std = inputs.states.mean(0), inputs.states.std(0).clamp(min=1e-3)
+    std /= torch.tensor(
+        [ROTATED_SCALE if name.startswith(ROTATED) else STATE_SCALE for name in model.model.state.names]
+    )
+    number = np.bincount(inputs.labels.indices, minlength=inputs.labels.shape[1])
+    rarity = np.where(number >= FEWEST, np.log(len(labels) / number.clip(min=1)), 0.0)
+    weighed = csr_array(inputs.labels.multiply(rarity))
+    used = np.flatnonzero(np.bincount(weighed.indices, weighed.data, weighed.shape[1]) > 0)
+    lengths = np.sqrt(weighed.multiply(weighed).sum(1)).clip(min=1e-12)
+    inputs = HeadInputs((inputs.states - mean) / std, csr_array(weighed.multiply(1 / lengths[:, None]))[:, used])
+    y, shift, scale = labels, 0.0, 1.0
+    if y.is_floating_point():
+        shift, scale = y.double().mean().item(), max(y.double().std().item(), 1e-9)
+        y = ((y - shift) / scale).float()
     losses = np.zeros(len(PENALTIES))
-    for fold in range(FOLDS):
-        held_out = torch.from_numpy(folds == fold)
+    for fold in range(FOLDS if len(y) < MANY else 1):
+        held_out = folds == fold
         if 0 < held_out.sum() < len(y):
-            for index, (weight, bias) in enumerate(_fit_path(model, z[~held_out], y[~held_out], PENALTIES)):
-                scores = F.linear(z[held_out], weight, bias)
-                losses[index] += model.compute_loss(scores, y[held_out]).item() * int(held_out.sum())
+            left = inputs.of(held_out)
+            for index, fitted in enumerate(_fit_path(model, inputs.of(~held_out), y[~held_out], PENALTIES)):
+                losses[index] += model.compute_loss(_score(left, fitted), y[held_out]).item() * int(held_out.sum())
     best = int(losses.argmin())
-    *_, (weight, bias) = _fit_path(model, z, y, PENALTIES[: best + 1])
-    weight = weight * scale / std
-    with torch.no_grad():
-        model.prediction_head.weight.copy_(weight)
-        model.prediction_head.bias.copy_(bias * scale + shift - weight @ mean)
+    *_, (weight, of_labels, bias) = _fit_path(model, inputs, y, PENALTIES[: best + 1])
+    head, weight = model.prediction_head, weight.T * scale / std
+    head.state.weight.copy_(weight)
+    head.state.bias.copy_(bias * scale + shift - weight @ mean)
+    head.labels.weight.zero_()
+    head.labels.weight[:, torch.from_numpy(used)] = of_labels.T * scale
+    head.rarity.copy_(torch.from_numpy(rarity))
     return PENALTIES[best]
+
+
+def predict(model: MCMForCustomerPrediction, inputs: HeadInputs) -> torch.Tensor:
+    """The scores `(N, C)` of a model's head."""
+    with torch.no_grad():
+        parts = [
+            model.prediction_head(states, torch.from_numpy(inputs.labels[AT_ONCE * index :][: len(states)].toarray()))
+            for index, states in enumerate(inputs.states.split(AT_ONCE))
+        ]
+    return torch.cat(parts)
+
+
+def _score(inputs: HeadInputs, parameters: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Scores `(N, C)` by weights `(S, C)` and `(V, C)`, and biases `(C,)`."""
+    weight, of_labels, bias = parameters
+    return inputs.states @ weight + SparseProduct.apply(inputs.labels, of_labels) + bias
+
+
+class SparseProduct(torch.autograd.Function):
+    """A sparse matrix, as scipy has it, times weights. torch's own product has a slow gradient."""
+
+    @staticmethod
+    def forward(context: Any, matrix: csr_array, weight: torch.Tensor) -> torch.Tensor:
+        """Gives matrix @ weight."""
+        context.matrix = matrix
+        return torch.from_numpy(matrix @ weight.detach().numpy())
+
+    @staticmethod
+    def backward(context: Any, gradient: torch.Tensor) -> tuple[None, torch.Tensor]:  # type: ignore[override]
+        """Gives the gradient of the weight."""
+        return None, torch.from_numpy(context.matrix.T @ gradient.numpy())
 
 
 @torch.enable_grad()
 def _fit_path(
-    model: MCMForCustomerPrediction, z: torch.Tensor, y: torch.Tensor, penalties: Sequence[float]
-) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Fits weights `(C, S)` and biases `(C,)` for each penalty."""
-    weight, bias = torch.zeros(model.num_labels, z.shape[1]), torch.zeros(model.num_labels)
-    fits = []
+    model: MCMForCustomerPrediction, inputs: HeadInputs, y: torch.Tensor, penalties: Sequence[float]
+) -> list[list[torch.Tensor]]:
+    """Fits weights and biases for each penalty."""
+    sizes = inputs.states.shape[1], inputs.labels.shape[1]
+    fitted, fits = [torch.zeros(size, model.num_labels) for size in sizes] + [torch.zeros(model.num_labels)], []
     for penalty in penalties:
-        parameters = [weight.clone().requires_grad_(), bias.clone().requires_grad_()]
+        parameters = [value.clone().requires_grad_() for value in fitted]
         optimizer = torch.optim.LBFGS(parameters, max_iter=100, line_search_fn="strong_wolfe")
 
         def closure(parameters: Any = parameters, penalty: float = penalty, optimizer: Any = optimizer) -> float:
             optimizer.zero_grad()
-            loss = model.compute_loss(F.linear(z, *parameters), y) + penalty / len(y) * parameters[0].square().sum()
+            squares = parameters[0].square().sum() + parameters[1].square().sum()
+            loss = model.compute_loss(_score(inputs, parameters), y) + penalty / len(y) * squares
             loss.backward()
             return loss.item()
 
         optimizer.step(closure)
-        weight, bias = (value.detach() for value in parameters)
-        fits.append((weight, bias))
+        fitted = [value.detach() for value in parameters]
+        fits.append(fitted)
     return fits
 
 
@@ -232,18 +300,17 @@ def _fit(
     """Fits a model's head, and returns the record of the run."""
     model.eval()
     labels, start = customers.labels, time.monotonic()
-    states, days = read_states(model, extractor, customers)
+    inputs, days = read_inputs(model, extractor, customers)
     values = torch.from_numpy(labels.values)
     _, owner = np.unique(labels.customer_ids[trained_on].astype(str), return_inverse=True)
     folds = np.random.default_rng(seed).permutation(np.arange(owner.max() + 1) % FOLDS)[owner]
-    penalty = fit_head(model, states[trained_on], values[trained_on], folds)
+    penalty = fit_head(model, inputs.of(trained_on), values[trained_on], folds)
     metrics: dict[str, float] = {}
     yardsticks: dict[str, float] = {}
     if len(held_out):
-        with torch.no_grad():
-            scores = model.prediction_head(states[held_out])
-            metrics = measure_labels(scores.numpy(), labels.values[held_out], labels.kind == NUMBER)
-            metrics["loss"] = model.compute_loss(scores, values[held_out]).item()
+        scores = predict(model, inputs.of(held_out))
+        metrics = measure_labels(scores.numpy(), labels.values[held_out], labels.kind == NUMBER)
+        metrics["loss"] = model.compute_loss(scores, values[held_out]).item()
         if len(labels.classes) == 2:
             # a long absence may speak against it
             days = days * (-1 if rank_correlation(labels.values[trained_on], days[trained_on]) < 0 else 1)

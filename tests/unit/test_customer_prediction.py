@@ -5,6 +5,8 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from scipy.sparse import csr_array
 from transformers import AutoModelForSequenceClassification, pipeline
 
 from modeling_mcm import (
@@ -16,7 +18,7 @@ from modeling_mcm import (
 )
 from modeling_mcm.hub.folder import write_upload_folder
 from modeling_mcm.training.checkpoints import read_checkpoint
-from modeling_mcm.training.labels import PENALTIES, fit_head
+from modeling_mcm.training.labels import PENALTIES, STATE_SCALE, HeadInputs, fit_head, predict
 
 
 @pytest.fixture
@@ -43,32 +45,47 @@ def fit(model, inputs, labels):
     """Fits the head to four customers."""
     with torch.no_grad():
         states = model.model(**inputs, parts=("embedding",)).pooler_output
-    return fit_head(model, states, torch.tensor(labels), np.arange(4) % 2)
+        counts = model.label_counts(*(inputs[name] for name in ("input_ids", "event_times", "as_of")))
+    return fit_head(model, HeadInputs(states, csr_array(counts)), torch.tensor(labels), np.arange(4) % 2)
+
+
+def make_inputs(states, model, counts=None):
+    """Inputs of a head, without labels unless counts are given."""
+    shape = len(states), model.prediction_head.labels.in_features
+    return HeadInputs(states, csr_array(shape if counts is None else counts))
 
 
 @pytest.mark.parametrize("number", [1, 2])
-def test_the_head_is_a_penalised_linear_model(make_model, number):
+def test_the_head_is_a_penalised_linear_model_of_state_and_rare_labels(make_model, number):
     sklearn = pytest.importorskip("sklearn.linear_model", reason="scikit-learn not installed")
-    generator = torch.Generator().manual_seed(0)
+    generator, model = torch.Generator().manual_seed(0), make_model(num_labels=number)
     states = torch.randn(200, 12, generator=generator) * 3 + 1
-    signal = states @ torch.randn(12, generator=generator) + torch.randn(200, generator=generator)
+    size = model.prediction_head.labels.in_features
+    counts = torch.rand(200, size, generator=generator) * (torch.rand(200, size, generator=generator) < 0.2)
+    counts[:4, 5], counts[4:, 5] = 1.0, 0.0  # too few had it
+    signal = (
+        states @ torch.randn(12, generator=generator) + 9 * (counts[:, 3] > 0) + torch.randn(200, generator=generator)
+    )
     labels = 1000 * signal if number == 1 else (signal > signal.mean()).long()
-    model = make_model(num_labels=number)
-    penalty = fit_head(model, states, labels, np.arange(200) % 5)
-    z = ((states - states.mean(0)) / states.std(0)).numpy()
-    found = model.prediction_head(states).detach()
+    penalty = fit_head(model, make_inputs(states, model, counts), labels, np.arange(200) % 5)
+    has = (counts > 0).sum(0)
+    rare = counts * torch.where(has >= 5, (200 / has).log(), 0.0)
+    z = torch.cat([STATE_SCALE * (states - states.mean(0)) / states.std(0), F.normalize(rare, dim=1)], 1).numpy()
+    found = model.prediction_head(states, counts).detach()
     if number == 1:
         expected = sklearn.Ridge(penalty).fit(z, labels.numpy()).predict(z)
-        assert torch.allclose(found[:, 0], torch.tensor(expected, dtype=torch.float), rtol=1e-3, atol=1.0)
+        assert torch.allclose(found[:, 0], torch.tensor(expected, dtype=torch.float), rtol=1e-3, atol=5.0)
     else:  # two rows of weights share what one would have: half of it each, at half the penalty
         expected = sklearn.LogisticRegression(C=1 / penalty).fit(z, labels.numpy()).decision_function(z)
         assert torch.allclose(found[:, 1] - found[:, 0], torch.tensor(expected, dtype=torch.float), atol=3e-2)
+    assert torch.allclose(predict(model, make_inputs(states, model, counts)), found, atol=1e-4)
 
 
 def test_where_nothing_can_be_learned_the_penalty_is_large(make_model):
     torch.manual_seed(0)
     model = make_model(num_labels=2)
-    penalty = fit_head(model, torch.randn(1000, 12), torch.randint(2, (1000,)), np.arange(1000) % 5)
+    inputs = make_inputs(torch.randn(1000, 12), model)
+    penalty = fit_head(model, inputs, torch.randint(2, (1000,)), np.arange(1000) % 5)
     assert penalty in PENALTIES[:2]
 
 
