@@ -62,7 +62,7 @@ class CustomerState(nn.Module):
     logarithms of `GAPS`. The start row is no event, so the profile is no part of the state. The plain counts are the z
     of `plain_counts`, which a linear model of visits or spend would otherwise miss. The first rows of D give the
     whitened principal components of the undecayed z of many values, and of the most frequent labels of larger tasks,
-    which nothing else reads: what customers take together says who they are ([`find_components`]). The others give
+    which nothing else reads: what customers take together says who they are. The others give
     the principal components of the rest of z, shrunk ([`find_directions`]).
 
     A time later than `longest_silence` days after the last event counts as that late, because the sample has no longer
@@ -128,18 +128,6 @@ class CustomerState(nn.Module):
     def components(self) -> int:
         """Number of whitened components: a third of the state at most."""
         return min(COMPONENTS, self.size // 3, len(self.undecayed), len(self.directions))
-
-    @torch.no_grad()
-    def find_components(self, z: torch.Tensor) -> None:
-        """Sets the first rows of D to the principal directions of the undecayed z `(R, numbers)` of a sample of
-        customers, scaled so that each component has variance 1."""
-        if self.components:
-            undecayed = z[:, self.undecayed]
-            number = min(self.components, *undecayed.shape)
-            _, sizes, directions = torch.pca_lowrank(undecayed, number, niter=POWER_ITERATIONS)
-            scales = len(z) ** 0.5 / sizes.clamp(min=1e-3 * sizes.max())
-            self.directions[: self.components] = 0.0
-            self.directions[:number, self.undecayed] = (directions * scales).T
 
     @torch.no_grad()
     def find_directions(self, z: torch.Tensor) -> None:
