@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ from modeling_mcm.events_mcm import SECONDS_PER_DAY
 from modeling_mcm.files_mcm import file_digest, write_json
 from modeling_mcm.option import option
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
-from modeling_mcm.state_mcm import ROTATED
+from modeling_mcm.state_mcm import ROTATED, CustomerState
 from modeling_mcm.training.checkpoints import read_checkpoint
 from modeling_mcm.training.finetuning import describe_run, open_extractor
 from modeling_mcm.training.resuming import FINE_TUNING, find_start, output_folder_lock
@@ -174,9 +174,9 @@ def fit_head(
     that had it. The L2 penalty is that of the lowest loss in cross-validation. The `folds` `(N,)` are numbered from 0.
     Returns that penalty."""
     mean, std = inputs.states.mean(0), inputs.states.std(0).clamp(min=1e-3)
-    std /= torch.tensor(
-        [ROTATED_SCALE if name.startswith(ROTATED) else STATE_SCALE for name in model.model.state.names]
-    )
+    names = cast(CustomerState, model.model.state).names
+    scales = [ROTATED_SCALE if name.startswith(ROTATED) else STATE_SCALE for name in names]
+    std = std / torch.tensor(scales)
     number = np.bincount(inputs.labels.indices, minlength=inputs.labels.shape[1])
     rarity = np.where(number >= FEWEST, np.log(len(labels) / number.clip(min=1)), 0.0)
     weighed = csr_array(inputs.labels.multiply(rarity))

@@ -18,7 +18,7 @@ from modeling_mcm import (
 )
 from modeling_mcm.hub.folder import write_upload_folder
 from modeling_mcm.training.checkpoints import read_checkpoint
-from modeling_mcm.training.labels import PENALTIES, STATE_SCALE, HeadInputs, fit_head, predict
+from modeling_mcm.training.labels import PENALTIES, ROTATED_SCALE, STATE_SCALE, HeadInputs, fit_head, predict
 
 
 @pytest.fixture
@@ -70,7 +70,10 @@ def test_the_head_is_a_penalised_linear_model_of_state_and_rare_labels(make_mode
     penalty = fit_head(model, make_inputs(states, model, counts), labels, np.arange(200) % 5)
     has = (counts > 0).sum(0)
     rare = counts * torch.where(has >= 5, (200 / has).log(), 0.0)
-    z = torch.cat([STATE_SCALE * (states - states.mean(0)) / states.std(0), F.normalize(rare, dim=1)], 1).numpy()
+    is_rotated = torch.tensor([name.startswith("direction_") for name in model.model.state.names])
+    assert 0 < is_rotated.sum() < 12
+    scales = torch.where(is_rotated, ROTATED_SCALE, STATE_SCALE)
+    z = torch.cat([scales * (states - states.mean(0)) / states.std(0), F.normalize(rare, dim=1)], 1).numpy()
     found = model.prediction_head(states, counts).detach()
     if number == 1:
         expected = sklearn.Ridge(penalty).fit(z, labels.numpy()).predict(z)
