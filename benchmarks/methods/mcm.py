@@ -11,7 +11,7 @@ from modeling_mcm.data import PreparedData
 
 WITHOUT, WITH = "MCM without encoder", "MCM"
 COMMANDS = {WITHOUT: "start", WITH: "pretrain"}
-TUNED = "when training ends and what the encoder weighs, on validation cases"
+TUNED = "when training ends and which tasks read the encoder, on validation cases"
 
 
 def train(name: str, data: PreparedData, seed: int, folder: Path) -> Path:

@@ -49,7 +49,7 @@ FOLDS, MANY = 5, 5_000  # folds of cross-validation; number of examples from whi
 # Factors on the squared weights beside the sum of the losses, the largest first: each fit starts from the last.
 # Standardised numbers of the state are read times `STATE_SCALE`, because there are far fewer of them than of labels,
 # and its rotated components times `ROTATED_SCALE`, because they say least.
-PENALTIES, STATE_SCALE, ROTATED_SCALE = (40.0, 10.0, 4.0, 1.5, 0.5), 0.2, 0.05
+PENALTIES, STATE_SCALE, ROTATED_SCALE = (40.0, 10.0, 4.0, 1.5, 0.5), 0.2, 0.1
 FEWEST = 5  # customers who had a label that the model reads
 # Options of a fine-tuning to offers that one to a label reads, too; what trains in steps is not read.
 SHARED = ("model", "data", "max_events", "output_dir", "seed", "report_to", "disable_tqdm", "no_progress")

@@ -20,10 +20,9 @@ from modeling_mcm.data import EventSchema, PreparedData
 from modeling_mcm.data.cases import (
     IGNORED,
     arrow_batches,
-    compute_offsets,
     deciding_tasks,
     flat_values,
-    list_lengths,
+    locate_events,
 )
 from modeling_mcm.data.collator import MCMCollator, PreparedRows, batches_by_length
 from modeling_mcm.evaluation.cases import cases_at
@@ -128,14 +127,11 @@ class VisitStarts(NamedTuple):
         parts, first = [], 0
         columns = [f"task_{task}" for task in deciding_tasks(schema.tasks, schema.token_feature.name)]
         for table in arrow_batches(rows, ["times", "visits", "validation_end", *columns]):
-            lengths, ends = list_lengths(table, "visits"), flat_values(table, "validation_end").astype(np.int64)
-            row = np.repeat(np.arange(len(table)), lengths)
-            index = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+            (row, index), ends = locate_events(table), flat_values(table, "validation_end").astype(np.int64)
             times, visits = flat_values(table, "times"), flat_values(table, "visits")
             is_target = np.any([flat_values(table, name) > 0 for name in columns], axis=0) & (index < ends[row])
-            number = np.cumsum(is_target)
-            earlier = number - is_target
-            earlier = earlier - earlier[compute_offsets(lengths)[:-1]][row] if len(row) else number
+            earlier = np.cumsum(is_target) - is_target
+            earlier -= earlier[np.arange(len(row)) - index]  # at the row's first event
             opens = np.flatnonzero(is_target)
             opens = opens[run_starts(row[opens], visits[opens])]
             opens = opens[(earlier[opens] >= max(schema.min_history, 1)) & (index[opens] > 0)]
