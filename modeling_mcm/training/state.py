@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy.sparse import csr_array, vstack
 from scipy.sparse.linalg import LinearOperator, svds
 from transformers.utils import logging
@@ -85,13 +84,13 @@ def find_components(state: CustomerState, counts: csr_array) -> None:
     if number < 1:
         return
 
-    def centred(vector: NDArray) -> NDArray:
-        return z @ vector - shift @ vector
-
-    operator = LinearOperator(
-        z.shape, matvec=centred, rmatvec=lambda vector: z.T @ vector - shift * vector.sum(), dtype=np.float64
+    centred = LinearOperator(
+        z.shape,
+        matvec=lambda vector: z @ vector.ravel() - shift @ vector.ravel(),
+        rmatvec=lambda vector: z.T @ vector.ravel() - shift * vector.sum(),
+        dtype=np.float64,
     )
-    _, sizes, directions = svds(operator, number, v0=np.ones(min(z.shape)))
+    _, sizes, directions = svds(centred, number, v0=np.ones(min(z.shape)))
     scaled = directions[::-1] * (z.shape[0] ** 0.5 / sizes[::-1].clip(min=1e-3 * sizes.max()))[:, None]
     state.directions[:number, index] = torch.from_numpy(scaled.copy()).float()
 

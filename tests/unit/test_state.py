@@ -142,14 +142,15 @@ def test_directions_are_scaled_by_variance():
     torch.testing.assert_close(found, variances.sqrt() * variances / (variances + 1), rtol=0.05, atol=0.0)
 
 
+@pytest.mark.parametrize("customers", [500, 60])  # more and fewer than values
 @pytest.mark.parametrize("projected", [["item"], []])  # [] leaves the items to the components alone
-def test_the_state_holds_principal_components_of_the_counts_of_many_values(projected):
+def test_the_state_holds_principal_components_of_the_counts_of_many_values(projected, customers):
     torch.manual_seed(0)
     state = MCMModel(make_config(state_size=18, projected_features=projected)).eval().state
-    undecayed = torch.rand(500, 3) @ torch.rand(3, 80)  # of rank three
+    undecayed = torch.rand(customers, 3) @ torch.rand(3, 80)  # of rank three
     undecayed[:, 7] = 0.0  # of a value that nobody has
     find_components(state, csr_array(undecayed.numpy()))
-    counts = torch.zeros(500, len(state.mean))
+    counts = torch.zeros(customers, len(state.mean))
     counts[:, state.undecayed] = undecayed
     plain = len(state.plain_counts)
     found = state(counts)[:, plain : plain + 3]
