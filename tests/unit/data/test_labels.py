@@ -13,7 +13,7 @@ from modeling_mcm.data.labels import LabelledCustomers, load_labels, make_labels
 from modeling_mcm.evaluation.labels import mean_auc, measure_labels, rank_correlation
 from modeling_mcm.events_mcm import SECONDS_PER_DAY, events_before
 from modeling_mcm.predictor_mcm import Predictor
-from modeling_mcm.training.labels import read_states
+from modeling_mcm.training.labels import read_inputs
 
 
 def make_table(values, time="2017-08-01", customers=None):
@@ -139,17 +139,21 @@ def test_customers_and_times_that_the_log_does_not_know_are_refused_or_left_out_
         LabelledCustomers(rows, make_labels(make_table([0, 1, 1, 0], "2018-02-01")), "drop")
 
 
-def test_a_state_is_that_of_the_events_before_the_time_at_that_time(rows, extractor, tiny_config):
+def test_what_a_head_reads_are_the_events_before_the_time_at_that_time(rows, extractor, tiny_config):
     labels = make_labels(make_table([0.5, 1.5, 2.5]))
     known = {"state_size": 12, "summed_features": extractor.summed_features, "forecast_days": [7.0]}
     model = MCMForCustomerPrediction(tiny_config(extended=True, **known)).eval()
-    states, days = read_states(model, extractor, LabelledCustomers(rows, labels))
-    for place, state in enumerate(states):
+    inputs, days = read_inputs(model, extractor, LabelledCustomers(rows, labels))
+    counts = np.split(inputs.labels.toarray(), np.cumsum([*model.config.label_sizes.values()])[:-1], axis=1)
+    for place, state in enumerate(inputs.states):
         row, time = rows.with_format("numpy")[place], labels.times[place]
         row = events_before({name: row[name] for name in rows.column_names}, time)
         assert days[place] == pytest.approx((time - row["times"].max()) / SECONDS_PER_DAY)
         found = Predictor(model, extractor).ask([row], float(time), embedding=True)["embedding"][0]
         assert state.numpy() == pytest.approx(found.numpy(), abs=1e-5)
+        for task, counted in zip(model.config.tasks, counts, strict=True):
+            had = np.bincount(row[f"feature_{task}"], minlength=counted.shape[1])
+            assert counted[place, 2:] == pytest.approx(np.log1p(had[2:])) and not counted[place, :2].any()
 
 
 def test_metrics_are_those_of_the_books():
