@@ -197,8 +197,7 @@ def _train(
     """Trains a model, compares it with baselines, and writes it with the record of the run, pretraining.json."""
     config = model.config
     fit = None if model.scorer is None else ScorerFit(model, data, training.seed)
-    ends = fit.ends if fit is not None and config.num_hidden_layers else None
-    train_rows, eval_rows = read_rows(data, config, training.eval_strategy != "no", ends)
+    train_rows, eval_rows = read_rows(data, config, training.eval_strategy != "no", fit.ends if fit else None)
     trainer = _make_trainer(options, training, data, model, (train_rows, eval_rows))
     logger.info(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(train_rows):,} customers, {start}")
     if fit is not None:

@@ -16,6 +16,7 @@ from typing import cast
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import nn
 from transformers.utils import logging
 
@@ -27,6 +28,7 @@ from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.scorer_mcm import HORIZON_DAYS, NEXT_VISIT, QUESTIONS, LabelScorer, ScoreNetwork
 from modeling_mcm.training.scorer_examples import (
     EXAMPLES,
+    Example,
     ExampleReader,
     LabelExamples,
     draw_examples,
@@ -266,7 +268,7 @@ class ScorerFit:
 
     Attributes:
         ndcg (`list[torch.FloatTensor]`): NDCG@10 of each validation case by counts alone, by task.
-        held_out (`list[Example]`), ends (`NDArray[int64]`): See [`hold_out`].
+        held_out (`list[Example]`), ends (`NDArray[int64]`): See [`hold_out`]; nothing without an encoder.
         without_repeats (`list[str]`): Tasks in which customers don't have a label again.
 
     Raises:
@@ -282,7 +284,10 @@ class ScorerFit:
                 f"{data.folder} has no visit in its training period that follows {least} target events, so nothing "
                 "can be fitted: move the cutoffs of the event schema, or lower min_history."
             )
-        self.held_out, self.ends = hold_out(data.rows, data, seed)
+        self.held_out: list[Example] = []
+        self.ends: NDArray[np.int64] | None = None
+        if model.config.num_hidden_layers:
+            self.held_out, self.ends = hold_out(data.rows, data, seed)
         self.reader = ExampleReader(data.rows, data, model.config, seed)
         examples = self.reader.read_training(drawn, self.generator)
         for table, counts in zip(self.scorer.tables, self.reader.counts, strict=True):

@@ -27,7 +27,7 @@ from modeling_mcm.scorer_mcm import (
     candidate_features,
     read_histories,
 )
-from modeling_mcm.training.pretraining import COUNTS_ALONE
+from modeling_mcm.training.pretraining import COUNTS_ALONE, read_rows
 from modeling_mcm.training.scorer import ScorerFit, _minimize, ranking_loss
 from modeling_mcm.training.scorer_counts import LabelCounts, LabelEvents
 from modeling_mcm.training.scorer_examples import (
@@ -197,6 +197,10 @@ def test_the_latest_visits_of_training_are_held_out_of_the_encoder(event_log, pr
     assert 0.15 * len(starts.row) < len(held) == len(examples) <= 0.2 * len(starts.row)
     kept = np.asarray(data.rows["validation_end"])
     assert all(ends[row] <= end < kept[row] for row, end in held)
+    config = MCMConfig(**from_data(data.extractor) | EXTENDED | TINY)
+    trained, _ = read_rows(data, config, evaluate=False, ends=ends)
+    rows = trained.__getitems__(list(range(len(trained))))
+    assert rows.columns["validation_end"] == ends[trained.indices].tolist()
     untouched = np.setdiff1d(np.arange(len(ends)), [row for row, _ in held])
     assert (ends[untouched] == kept[untouched]).all()
     for row, end, day in zip(starts.row, starts.end, starts.before + starts.gap, strict=True):
