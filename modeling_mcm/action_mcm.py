@@ -329,13 +329,6 @@ class MCMForActionRecommendation(MCMForMultiTaskRecommendation):
         if isinstance(module, (ActionHead, Standardised)):
             module.reset_parameters()
 
-    def _check_resizable(self, feature: str) -> None:
-        if feature == self.config.action_history_feature:
-            raise ValueError(
-                f"{feature!r} is the `action_history_feature`: this head counts each of its values. Resize "
-                "the pre-trained checkpoint instead, and fine-tune it again."
-            )
-
     def freeze_encoder(self):
         """Freezes all parameters but those of the head."""
         self.requires_grad_(False)

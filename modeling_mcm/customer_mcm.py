@@ -62,14 +62,6 @@ class PredictionHead(nn.Module):
         """Scores `(B, C)` from states `(B, S)` and counts `(B, V)`, those of `label_counts`."""
         return self.state(state) + self.labels(F.normalize(counts * self.rarity, dim=1))
 
-    @torch.no_grad()
-    def grow(self, place: int, number: int) -> None:
-        """Inserts new labels at a place, which are not read."""
-        for owner, name, kind in ((self.labels, "weight", nn.Parameter), (self, "rarity", nn.Buffer)):
-            value = getattr(owner, name)
-            new = value.new_zeros(*value.shape[:-1], number)
-            setattr(owner, name, kind(torch.cat([value[..., :place], new, value[..., place:]], -1)))
-
 
 @auto_docstring(
     custom_intro="""
@@ -116,13 +108,6 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
         if isinstance(module, PredictionHead):  # all customers get the same prediction
             for value in module.state_dict().values():
                 init.zeros_(value)
-
-    def _resize_labels(self, feature: str, number: int) -> None:
-        place = 0
-        for task, size in self.config.label_sizes.items():  # still the earlier sizes
-            place += size
-            if task == feature:
-                self.prediction_head.grow(place, number)
 
     def label_counts(
         self,

@@ -23,19 +23,10 @@ class ValueEmbedding(nn.Embedding):
         super().__init__(size, hidden_size, padding_idx=0)
 
 
-def grow(module: nn.Module, number: int, like: int | slice) -> None:
-    """Appends `number` equal rows to an embedding table: the mean of the rows `like`, or zeros without any."""
-    table = cast(nn.Embedding, module)
-    rows = table.weight[like].reshape(-1, table.embedding_dim)
-    row = rows.mean(0) if len(rows) else torch.zeros_like(table.weight[0])
-    table.weight = nn.Parameter(torch.cat([table.weight, row.expand(number, -1)]))
-    table.num_embeddings += number
-
-
 class HeterogeneousEmbedding(nn.Embedding):
     """Heterogeneous embedding (equation 1): the embedding e of an event is the average over its features' vectors. It
     replaces a language model's token embedding, which transformers requires to be an `nn.Embedding`. It has no weight
-    of its own, but one table for each feature, so that a single vocabulary can grow. The tables stand in a list, so
+    of its own, but one table for each feature. The tables stand in a list, so
     that a feature may have any name."""
 
     def __init__(self, config: MCMConfig):

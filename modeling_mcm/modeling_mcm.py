@@ -29,7 +29,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_mcm import FIRST_LABEL, MCMConfig
-from .embeddings_mcm import HeterogeneousEmbedding, MCMEmbeddings, ValueEmbedding, check_inputs, digest_bytes, grow
+from .embeddings_mcm import HeterogeneousEmbedding, MCMEmbeddings, ValueEmbedding, check_inputs, digest_bytes
 from .files_mcm import check_files, check_loaded, check_weights, note_digests
 from .forecaster_mcm import CustomerForecasts, VisitForecaster
 from .losses_mcm import (
@@ -43,7 +43,7 @@ from .losses_mcm import (
     task_losses,
 )
 from .readout_mcm import READOUTS, PrefixEnds
-from .scorer_mcm import HORIZON_DAYS, NEXT_VISIT, WITHIN, LabelScorer, LabelTables, read_histories
+from .scorer_mcm import HORIZON_DAYS, NEXT_VISIT, WITHIN, LabelScorer, read_histories
 from .state_mcm import CustomerState
 
 HUB_OPTIONS = "repo_id", "commit_message", "private", "token", "create_pr"  # of `save_pretrained(push_to_hub=True)`
@@ -183,53 +183,6 @@ class MCMPreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.ParameterList):
             for bias in module:
                 init.zeros_(bias)
-
-    @torch.no_grad()
-    def resize_feature_vocabulary(self, feature: str, values: Sequence[str], feature_extractor: Any) -> None:
-        """Appends new values, such as new brands, to the vocabulary of a feature, without training.
-
-        All present weights and scores stay the same to the bit. Each new value starts with the vector of the unknown
-        value. Until now it was read as the unknown value, so visits with it are read as before. (Events of one time
-        are ordered by their ids, so an encoder of single events may read them in another order.) As a label, a new
-        value starts like the rarest label: with the smallest bias, and nothing is counted of it.
-
-        Fine-tuning makes the new values differ from each other; create the optimizer after this call. Model, config
-        and feature extractor change together: save model and feature extractor.
-
-        Args:
-            feature (`str`): Name of a categorical feature.
-            values (`Sequence[str]`): New values of the feature's column.
-            feature_extractor ([`MCMFeatureExtractor`]): Feature extractor of this checkpoint; it gets the values too.
-
-        Raises:
-            ValueError: If the feature extractor belongs to another checkpoint, the feature is unknown or not
-                categorical, a value is present already or is no text, or the model's shape depends on the number of
-                the feature's values. In these cases nothing has changed.
-        """
-        config, base = self.config, cast(Any, self.base_model)
-        feature_extractor.check_fits(self)
-        sizes = dict(zip(config.features, config.vocabulary_sizes, strict=True))
-        self._check_resizable(feature)
-        sizes[feature] = sizes.get(feature, 0) + len(values)
-        feature_extractor.add_values(feature, values)
-        index = config.features.index(feature)
-        grow(base.embeddings.events.feature_tables[index], len(values), FIRST_LABEL - 1)  # like the unknown value
-        if base.state is not None:
-            # What was chosen by the earlier sizes stays.
-            for name, counted in config.counted_features.items():
-                setattr(config, name, counted)
-            base.state.grow(index, len(values))
-        self._resize_labels(feature, len(values))
-        config.vocabulary_sizes = list(sizes.values())
-        if config.values_digest is not None:  # None in a model that was made by hand
-            config.values_digest = feature_extractor.values_digest
-            base.embeddings.values_digest.copy_(digest_bytes(config.values_digest))
-
-    def _check_resizable(self, feature: str) -> None:
-        """Raises a `ValueError` if the model can't take new values of a feature; the base class takes all."""
-
-    def _resize_labels(self, feature: str, number: int) -> None:
-        """Appends `number` new labels to the task that predicts `feature`, if the model has such a task."""
 
 
 def create_window_mask(config: MCMConfig, hidden: torch.Tensor, unit_mask: torch.Tensor) -> Any:
@@ -523,20 +476,6 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         for bias, task in zip(self.readout_bias, self.config.tasks, strict=False):
             shares = counts[task].float() + 1
             bias.copy_(torch.log(shares / shares[FIRST_LABEL:].sum()))
-
-    def _resize_labels(self, feature: str, number: int) -> None:
-        if feature not in self.config.tasks:  # such as the token type
-            return
-        index = self.config.tasks.index(feature)
-        if len(self.readout_bias):
-            bias = self.readout_bias[index]
-            self.readout_bias[index] = nn.Parameter(torch.cat([bias, bias[FIRST_LABEL:].min().expand(number)]))
-        if self.scorer is not None:
-            cast(LabelTables, self.scorer.tables[index]).grow(number)
-        if self.config.label_features:
-            values = self.label_values(index)
-            values = torch.cat([values, values.new_zeros(number, values.shape[1])])
-            setattr(self, f"label_values_{index}", nn.Buffer(values))
 
     @can_return_tuple
     @auto_docstring(custom_intro="Computes scores from a batch of histories, and the loss if there are `labels`.\n")

@@ -13,7 +13,6 @@ numeric features of events.
 import copy
 import json
 import os
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -197,23 +196,6 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         """Ids of a categorical feature that are no values of the log: missing, unknown, MCM's own token types."""
         own = self._encoding.reserved_token_types if feature == self.token_type_feature else []
         return [MISSING_ID, UNKNOWN_ID, *(self._encoding.ids[feature][name] for name in own)]
-
-    def add_values(self, feature: str, values: Sequence[str]) -> None:
-        """Appends new values to the vocabulary of a categorical feature. For a checkpoint with a model call the
-        model's `resize_feature_vocabulary`, which calls this method. Features that share the values of a column
-        (`item`) must get the same values, by one call for each. Raises `ValueError` if there is no such feature, or a
-        value is present already, repeated or no text. Nothing has changed then."""
-        if feature not in self.vocabularies:
-            raise ValueError(f"Found feature {feature!r}, expected one of {', '.join(self.vocabularies)}.")
-        if isinstance(values, str) or not all(isinstance(value, str) and value for value in values):
-            raise ValueError(f"New values of {feature!r} must be a list of texts that are not empty, got {values!r}.")
-        ids = self._encoding.ids[feature]
-        if repeated := sorted(value for value, number in Counter(values).items() if value in ids or number > 1):
-            raise ValueError(
-                f"{feature!r} has the values {repeated[:5]} already, or they are given twice: leave them out."
-            )
-        self.vocabularies[feature] += values
-        ids |= {value: FIRST_VALUE_ID + i for i, value in enumerate(self.vocabularies[feature])}
 
     def _check_task(self, task: str) -> str:
         if task not in self.tasks:

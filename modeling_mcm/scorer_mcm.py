@@ -92,14 +92,6 @@ class LabelTables(nn.Module):
         self.register_buffer("counts", torch.zeros(5, labels))
         self.register_buffer("totals", torch.ones(3))
 
-    @torch.no_grad()
-    def grow(self, number: int) -> None:
-        """Appends new labels, of which nothing is known."""
-        for name in ("neighbours", "weights", "counts"):
-            value = self.get_buffer(name)
-            new = value.new_zeros(len(value), number, *value.shape[2:])
-            self.register_buffer(name, torch.cat([value, new], 1))
-
     def sum_neighbours(
         self, kind: torch.Tensor, customer: torch.Tensor, label: torch.Tensor, weight: torch.Tensor, out: torch.Tensor
     ) -> None:

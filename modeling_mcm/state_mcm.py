@@ -236,20 +236,3 @@ class CustomerState(nn.Module):
     def from_standardised(self, z: torch.Tensor) -> torch.Tensor:
         """Computes the state, of shape `(..., S)`, from z as `standardised` returns it, of shape `(..., numbers)`."""
         return torch.cat([z[..., self.plain_counts], F.linear(z, self.directions)], -1)
-
-    @torch.no_grad()
-    def grow(self, feature: int, number: int) -> None:
-        """Appends new values to a feature (an index). The state does not read their counts."""
-        if feature not in (*self.few, *self.many):
-            self.sizes[feature] += number
-            return
-        kernels, is_few = len(self.half_lives) + 1, feature in self.few
-        counted, width = (self.few, kernels) if is_few else (self.many, 2)
-        # Index behind the feature's last value; the counts of one value stand side by side.
-        values = sum(self.sizes[j] for j in counted[: counted.index(feature) + 1])
-        index = width * values + (kernels * (2 + len(self.sums)) if is_few else self.num_few)
-        for name, value in (("mean", 0.0), ("std", 1.0), ("directions", 0.0)):
-            old = getattr(self, name)
-            new = old.new_full((*old.shape[:-1], width * number), value)
-            setattr(self, name, nn.Buffer(torch.cat([old[..., :index], new, old[..., index:]], -1)))
-        self.sizes[feature] += number

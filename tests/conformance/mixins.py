@@ -55,7 +55,7 @@ class MCMModelTester:
 
 class MCMModelTest(ModelTesterMixin, unittest.TestCase):
     all_model_classes = (MCMModel, MCMForMultiTaskRecommendation)
-    test_resize_embeddings = False  # MCM grows one feature's vocabulary: resize_feature_vocabulary
+    test_resize_embeddings = False  # an event has a table for each feature
 
     def setUp(self):
         self.model_tester = MCMModelTester(self)

@@ -108,18 +108,6 @@ def test_unknown_digest_gives_a_warning(save, monkeypatch):
     assert said and "does not say which values its weights were trained with" in said[0]
 
 
-def test_new_values_change_the_digest(tied, tmp_path):
-    model, extractor = MCMForMultiTaskRecommendation.from_pretrained(tied), MCMFeatureExtractor.from_pretrained(tied)
-    before = extractor.values_digest
-    model.resize_feature_vocabulary("items", ["a new item"], extractor)
-    assert extractor.values_digest != before
-    model.save_pretrained(tmp_path / "grown")
-    with pytest.raises(ValueError, match="feature extractor has the features and sizes .* take both from one"):
-        pipeline("customer-embedding", model=model, feature_extractor=MCMFeatureExtractor.from_pretrained(tied))
-    extractor.save_pretrained(tmp_path / "grown")
-    assert MCMForMultiTaskRecommendation.from_pretrained(tmp_path / "grown").config.values_digest != before
-
-
 def test_published_folder_has_its_own_digest(tied, extractor, tmp_path):
     hidden = {"items": extractor.vocabularies["items"][:2]}
     write_upload_folder(tied, tmp_path / "published", hidden, {})

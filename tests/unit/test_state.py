@@ -23,13 +23,10 @@ def make_config(**changes):
     return MCMConfig(**{**values, **choices, **changes})
 
 
-FIRST_IDS = {"projected_features": [], "component_features": {"item": 20}}
-
-
 @pytest.fixture
-def model(request):
+def model():
     torch.manual_seed(0)
-    model = MCMModel(make_config(**getattr(request, "param", {}))).eval()
+    model = MCMModel(make_config()).eval()
     torch.nn.init.normal_(model.state.mean)
     torch.nn.init.normal_(model.state.directions)
     return model
@@ -161,23 +158,14 @@ def test_the_state_holds_principal_components_of_the_counts_of_many_values(proje
     torch.testing.assert_close(read, z, atol=1e-2, rtol=0)  # the counts can be read from the components
 
 
+def test_components_count_the_first_ids_of_a_large_task():
+    first_ids = {"projected_features": [], "component_features": {"item": 20}}
+    assert MCMModel(make_config(**first_ids)).state.undecayed.numel() == 20
+
+
 def test_a_state_needs_times_and_values(model):
     inputs = make_inputs()
     with pytest.raises(ValueError, match="event_times"):
         model(**{name: value for name, value in inputs.items() if name != "event_times"})
     with pytest.raises(ValueError, match="event_values"):
         model(**{name: value for name, value in inputs.items() if name != "event_values"})
-
-
-@pytest.mark.parametrize("model", [{}, FIRST_IDS], indirect=True)
-def test_new_values_do_not_change_the_state(model):
-    """Also where the components count the first ids of a large task alone."""
-    inputs = make_inputs()
-    found = model(**inputs).pooler_output
-    assert model.state.undecayed.numel() == (20 if model.config.component_features == {"item": 20} else 80)
-    for feature, number in ((2, 3), (1, 5)):
-        model.state.grow(feature, number)
-        sizes = list(model.config.vocabulary_sizes)
-        sizes[feature] += number
-        model.config.vocabulary_sizes = sizes
-        torch.testing.assert_close(model(**inputs).pooler_output, found)

@@ -146,11 +146,11 @@ def test_what_is_saved_reads_back(films, extractor, tmp_path):
 
 
 def test_shared_vocabularies_stay_the_same(extractor, tmp_path):
-    extractor.add_values("genres", ["western"])
+    extractor.vocabularies["genres"].append("western")
     with pytest.raises(ValueError, match="'genres' and 'genres_2' share the values of column 'genres'.*each"):
         extractor.save_pretrained(tmp_path / "saved")
-    extractor.add_values("genres_2", ["western"])
-    extractor.add_values("genres_3", ["western"])
+    extractor.vocabularies["genres_2"].append("western")
+    extractor.vocabularies["genres_3"].append("western")
     extractor.save_pretrained(tmp_path / "saved")
     again = MCMFeatureExtractor.from_pretrained(tmp_path / "saved")
     row = again.encode({"events": [{"at": "2024-01-01", "genres": "drama|western"}]})
