@@ -1,6 +1,6 @@
 # The command mcm with the service, on CPUs, as a user without rights: docker build --tag mcm .
 # pip takes torch with its GPU libraries from the usual index; for a smaller image give the index of CPU wheels as
-# --build-arg PIP_EXTRA_INDEX_URL=... . What a release pins stands in docs/operations.md.
+# --build-arg PIP_EXTRA_INDEX_URL=... . What a release pins stands in docs/production.md.
 FROM python:3.11-slim
 
 ARG PIP_EXTRA_INDEX_URL=""

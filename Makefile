@@ -43,6 +43,7 @@ check: $(VENV)/check.done  ## ruff, mypy, the direction of imports, and linters 
 	$(RUN)/hadolint Dockerfile
 
 docs: $(VENV)/site.done  ## builds a site with the pages and the API in build/site
+	sed 's#](docs/#](#g' README.md > docs/index.md && cp CONTRIBUTING.md docs
 	$(RUN)/zensical build --strict
 
 outputs: $(VENV)/test.done  ## writes what the programs in README.md, docs/tutorial.md and examples/shop.ipynb print; ten minutes

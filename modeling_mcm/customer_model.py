@@ -77,7 +77,7 @@ class CustomerModel:
             events (`pd.DataFrame` or `pa.Table`): The log, one row an event.
             schema (`EventSchema` or `Mapping`, *optional*): What the columns mean, or some keys of it. What is missing
                 is guessed, and the log shows it.
-            encoder (`bool`): Whether to train the encoder too, which takes longer: docs/recipe.md.
+            encoder (`bool`): Whether to train the encoder too, which takes longer: docs/how_it_works.md.
             folder (`str`, *optional*): New folder for the prepared data and the run. Default: a temporary one.
             seed (`int`): Seed of the training.
             training: options of `PretrainingArguments`, such as `num_train_epochs=3`.

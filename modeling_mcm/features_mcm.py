@@ -27,12 +27,7 @@ KINDS = 3  # number of kinds of events, the most frequent ones, that have shares
 TIE = 2.0**-50  # relative distance that `break_ties` puts between equal numbers: below that of single precision
 RECENT, RECENT_DECAY = 8, 0.6  # number of latest moments whose transitions are looked up, and their decay by moment
 # What all customers say of a label, given a history, in the order of `LabelTables`
-EVIDENCE = {
-    "transitions": "Weight of the label beside those of the latest moments",
-    "next_transitions": "Weight of the label after those of the last moment",
-    "ease": "EASE of the label, from those of the history",
-    "rates": "Personal rate of the label, by a ridge regression on those of the history",
-}
+EVIDENCE = ("transitions", "next_transitions", "ease", "rates")
 # Numbers of the history that are compared with those of the other candidates
 COMPARED = ("share_visits_5", "share_visits_15", "share_moments_8", "share_days")
 VISITS, MOMENTS, GAPS = 0, 1, 2  # units of how long ago an event was
@@ -65,6 +60,8 @@ class Feature(NamedTuple):
     meaning: str
 
 
+FADED = "Share of {} with the label; the name ends in the half-life."
+
 # The numbers, in the order of the network's weights. Those of frequency, recency, gaps and kinds are 0 for a label
 # that is not in the history.
 FEATURES = (
@@ -89,41 +86,34 @@ FEATURES = (
     ),
     Feature("third", "frequency", "0 or 1", "At least three visits have the label."),
     Feature("in_last_visit", "recency", "0 or 1", "The last visit has the label."),
-    *(
-        Feature(f"share_visits_{life:g}", "frequency", f"half-life {life:g} visits", "Share of visits with the label.")
-        for life in VISIT_HALF_LIVES
-    ),
-    *(
-        Feature(
-            f"share_moments_{life:g}", "frequency", f"half-life {life:g} moments", "Share of moments with the label."
-        )
-        for life in MOMENT_HALF_LIVES
-    ),
-    Feature("share_days", "frequency", f"half-life {GAPS_HALF_LIFE:g} gaps", "Share of events with the label."),
+    *(Feature(f"share_visits_{life:g}", "frequency", "share", FADED.format("visits")) for life in VISIT_HALF_LIVES),
+    *(Feature(f"share_moments_{life:g}", "frequency", "share", FADED.format("moments")) for life in MOMENT_HALF_LIVES),
+    Feature("share_days", "frequency", "share", f"Share of events with the label; half-life {GAPS_HALF_LIFE:g} gaps."),
     *(
         Feature(
             f"share_kind_{kind}",
             "kinds",
-            f"half-life {MOMENT_HALF_LIVES[-1]:g} moments",
-            f"Share of events of kind {kind} with it.",
+            "share",
+            f"Share of events of this kind with the label; half-life {MOMENT_HALF_LIVES[-1]:g} moments.",
         )
         for kind in range(KINDS)
     ),
     *(
-        Feature(f"last_kind_{kind}", "kinds", "0 or 1", f"The last moment has the label in an event of kind {kind}.")
+        Feature(f"last_kind_{kind}", "kinds", "0 or 1", "The last moment has the label in an event of this kind.")
         for kind in range(KINDS)
     ),
     Feature("customer_repeats", "customer", "share", "Share of the visits of all labels that repeat the label."),
     Feature("customer_labels", "customer", "log(1 + labels)", "Number of labels of a visit."),
     Feature("customer_moments", "customer", "log(1 + moments)", "Number of moments of the history."),
     Feature("customer_since", "customer", "log(1 + own gaps)", "Time since the customer's last event."),
-    *(Feature(name, "evidence", "log(1 + 30 x)", f"{what}.") for name, what in [*EVIDENCE.items()][:2]),
+    Feature("transitions", "evidence", "log(1 + 30 x)", "Weight of the label beside those of the latest moments."),
+    Feature("next_transitions", "evidence", "log(1 + 30 x)", "Weight of the label after those of the last moment."),
     *(
-        Feature(f"{name}_ratio", "comparison", "ratio", f"{what}, over the largest among the candidates.")
-        for name, what in (EVIDENCE | {name: f"`{name}`" for name in COMPARED}).items()
+        Feature(f"{name}_ratio", "comparison", "ratio", "The number, over the largest among the candidates.")
+        for name in (*EVIDENCE, *COMPARED)
     ),
     *(
-        Feature(f"{name}_rank", "comparison", "log2 of the rank", f"Rank among the candidates by {name}.")
+        Feature(f"{name}_rank", "comparison", "log2 of the rank", "Rank of the number among the candidates.")
         for name in (*EVIDENCE, "popularity", "recency", *COMPARED)
     ),
     Feature("lift", "popularity", "log ratio", "Weight after the labels of the last moment, over the label's share."),

@@ -58,7 +58,7 @@ class EngineOptions:
 
     engine: str = option(
         "duckdb",
-        "What does the work: duckdb works in this process, spark in a Spark session (docs/large_logs.md).",
+        "What does the work: duckdb works in this process, spark in a Spark session (docs/production.md).",
         choices=ENGINES,
     )
     spark_master: str | None = option(

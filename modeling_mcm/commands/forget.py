@@ -10,7 +10,7 @@
 --predictions. Each data set that holds one of them is prepared again from these files, with its own schema and
 vocabularies. All files are read before any is changed, and again after the deletion. The exit status is 1 if a file
 can't be read or still holds a customer, or no file holds an id; the other customers are deleted. If the command was
-killed, start it again to finish. Model weights, vocabularies (docs/operations.md says what that means), backups and
+killed, start it again to finish. Model weights, vocabularies (docs/production.md says what that means), backups and
 other copies are not touched.
 """
 

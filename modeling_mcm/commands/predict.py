@@ -6,7 +6,7 @@
     mcm predict --model runs/mine --events log.parquet --output_dir scores      scores the customers of a raw log
     mcm predict ... --candidates stock.parquet --exclude seen --per_group product_category=2     what to recommend
     mcm predict ... --total visits amount --forecast_days 30     prints totals, and how wrong they were before
-    mcm predict --engine spark ...                           scores as a Spark job (docs/large_logs.md)
+    mcm predict --engine spark ...                           scores as a Spark job (docs/production.md)
     accelerate launch --multi_gpu --num_processes 2 training/run_predict.py ...        two processes, on CPUs too
 
 The files have one row a customer: `customer_id`, `embedding`, columns for each forecast, that is its mean

@@ -6,7 +6,7 @@
     mcm prepare --demo complete_journey --offers ...        also writes the demo's offers (docs/fine_tuning.md)
     mcm prepare --events log.parquet --schema schema.yaml --output_dir data/prepared
     mcm prepare --model runs/mine --events log.parquet --output_dir data/today      what runs/mine can score
-    mcm prepare --engine spark --spark_master local[2] ...      on Spark (docs/large_logs.md)
+    mcm prepare --engine spark --spark_master local[2] ...      on Spark (docs/production.md)
     mcm prepare prepare.yaml --overwrite        # options as keys of one YAML file; flags win
 
 docs/event_schema.md explains the schema. With --model the vocabularies and bins are those of a checkpoint, and the

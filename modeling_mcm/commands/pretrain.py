@@ -10,7 +10,7 @@
     accelerate launch --multi_gpu --num_processes 2 ...         two processes, on CPUs too
 
 Rows are memory-mapped from the local disk and need not fit into memory. Settings for one CPU, several GPUs and several
-machines are in configuration/accelerate/; docs/train_at_scale.md says more.
+machines are in configuration/accelerate/; docs/production.md says more.
 
 The same command, started again, goes on from the last complete checkpoint. All options of `TrainingArguments` work. A
 YAML file may hold any option, and flags win over it.

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Evaluation: cases and their targets, ranking metrics, baselines, and comparisons with them.
 
-This file imports the cases and the metrics. Every module here can be imported with the base installation. Fitting a
-baseline needs SciPy (the extra `evaluation`), and the baseline `lightgbm` the extra `gbdt`.
+This file imports the cases and the metrics. Every module here can be imported with the base installation; fitting the
+baseline `lightgbm` needs the extra `gbdt`.
 """
 
 from modeling_mcm.evaluation.cases import comparison_cases, unseen_only

@@ -275,7 +275,7 @@ def prepare(
         feature_extractor ([`MCMFeatureExtractor`], *optional*): Feature extractor of a checkpoint that is to read the
             result. Its vocabularies and bins are used. Default: vocabularies and bins are fitted on the training
             period.
-        engine (`str` or `ibis.BaseBackend`): "duckdb", "spark" (docs/large_logs.md), or an Ibis connection to Spark.
+        engine (`str` or `ibis.BaseBackend`): "duckdb", "spark" (docs/production.md), or an Ibis connection to Spark.
             An Ibis table of Spark is always prepared by Spark.
         rows_per_shard (`int`): Largest number of customers in one shard.
         overwrite (`bool`): Whether to replace a prepared data set that is in the folder.

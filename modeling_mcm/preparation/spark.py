@@ -140,7 +140,7 @@ def _read_parquet(files: InputFiles, empty: frozenset[str], session: Any, what: 
         raise ValueError(
             f"Spark can't read the {what} file {files.root} ({find_reason(error)}); check the path, write times in "
             "microseconds where it says NANOS, or give what Hadoop needs for such an address (--spark_config "
-            "spark.jars.packages=..., docs/large_logs.md)."
+            "spark.jars.packages=..., docs/production.md)."
         ) from error
     from pyspark.sql.functions import lit
 

@@ -31,6 +31,9 @@ def site(tmp_path_factory):
     """Folder of the site, built from a copy of the pages; a warning is a failure."""
     folder = tmp_path_factory.mktemp("site")
     shutil.copytree(ROOT / "docs", folder / "docs")
+    shutil.copy(ROOT / "CONTRIBUTING.md", folder / "docs")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (folder / "docs" / "index.md").write_text(readme.replace("](docs/", "]("), encoding="utf-8")
     config = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     assert "paths: [.]" in config
     (folder / "mkdocs.yml").write_text(config.replace("paths: [.]", f"paths: [{ROOT}]"), encoding="utf-8")

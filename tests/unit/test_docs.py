@@ -11,7 +11,7 @@ from tutorial import DUMMY, EXAMPLE, PAGE, README, ROOT, example_code, excerpt, 
 
 from modeling_mcm import MCMFeatureExtractor, MCMForMultiTaskRecommendation
 
-FORWARD_PASS = ROOT / "docs" / "forward_pass.md"
+FORWARD_PASS = ROOT / "docs" / "how_it_works.md"
 
 
 def test_the_readme_shows_an_example_and_what_it_prints(monkeypatch, capsys):

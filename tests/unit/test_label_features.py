@@ -1,10 +1,11 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The numbers of candidate labels are those of plain loops over events, one by one, and a page shows their table.
+"""The numbers of candidate labels are those of plain loops over events, one by one, and a page lists them.
 
-`pytest tests/unit/test_label_features.py --update-golden` writes the table into docs/numbers.md.
+`pytest tests/unit/test_label_features.py --update-golden` writes their list into docs/how_it_works.md.
 """
 
+from itertools import groupby
 from math import log, log1p, log2
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from modeling_mcm.scorer_mcm import LabelTables, candidate_features
 
 SIZES, VISITS, GAP = (9, 7), 300, 2.5  # labels of each task; visits of all customers, and their median gap
 PADDED = 24
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "numbers.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "how_it_works.md"
 
 
 def draw_customer(generator, length):
@@ -199,15 +200,16 @@ def test_each_number_is_that_of_a_loop(has_times, counted):
                 assert value == pytest.approx(values[each.name], rel=1e-4, abs=2e-5), (row, label, each.name)
 
 
-def test_the_page_shows_the_table(request):
-    groups = list(dict.fromkeys(each.group for each in FEATURES))
-    rows = [
-        f"| `{each.name}` | {each.group} | {each.unit} | {each.meaning} |\n"
-        for each in sorted(FEATURES, key=lambda each: groups.index(each.group))
-    ]
-    head, line, table = PAGE.read_text(encoding="utf-8").partition("| --- | --- | --- | --- |\n")
+def test_the_page_lists_the_numbers(request):
+    lines = []
+    for group in dict.fromkeys(each.group for each in FEATURES):
+        lines.append(f"\n**{group}**\n")
+        for meaning, same in groupby((each for each in FEATURES if each.group == group), lambda each: each.meaning):
+            numbers = list(same)
+            lines.append(f"- {', '.join(f'`{number.name}`' for number in numbers)} ({numbers[0].unit}): {meaning}")
+    head, mark, shown = PAGE.read_text(encoding="utf-8").partition("x is the number that the sentence names.\n")
     if request.config.getoption("update_golden"):
-        table = "".join(rows)
-        PAGE.write_text(head + line + table, encoding="utf-8")
-    assert table == "".join(rows)
+        shown = "\n".join([*lines, ""])
+        PAGE.write_text(head + mark + shown, encoding="utf-8")
+    assert shown == "\n".join([*lines, ""])
     assert len({each.name for each in FEATURES}) == len(FEATURES)
