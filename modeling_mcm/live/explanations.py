@@ -58,8 +58,8 @@ class Explanation:
         visits (`list[VisitEffect]`): The visits. The one without which the label is least likely comes first, those
             that were not tried come last.
         words (`str`): How often and when the label occurred, such as "9 times, every 12 days, last 14 days ago".
-        groups (`dict[str, float]`): By group of the numbers that are counted of a label (docs/how_it_works.md), the chance
-            if all labels had the mean ones; empty in a checkpoint without a fitted scorer.
+        groups (`dict[str, float]`): By group of the numbers that are counted of a label (docs/how_it_works.md), the
+            chance if all labels had the mean ones; empty in a checkpoint without a fitted scorer.
     """
 
     task: str
