@@ -15,24 +15,25 @@ app: $(VENV)/app.done  ## after the quickstart: opens a page that shows a custom
 	$(RUN)/mcm app --model runs/quickstart --data data/complete_journey/prepared \
 		--events data/complete_journey/raw/events.parquet --profile data/complete_journey/raw/profile.parquet
 
-test: $(VENV)/test.done  ## all tests that take seconds, in parallel; no GPU
+test: $(VENV)/dev.done  ## all tests that take seconds, in parallel; no GPU
 	$(RUN)/python -m pytest -m "not slow" $(PARALLEL)
 
 test-slow: slow test-oldest  ## the tests that take minutes, and those with the oldest versions
 
-slow: $(VENV)/test.done  ## the tests that take minutes
+slow: $(VENV)/dev.done  ## the tests that take minutes
 	$(RUN)/python -m pytest -m slow $(PARALLEL)
 
-conformance: $(VENV)/test.done  ## transformers' own tests of a model, from its source distribution
+conformance: $(VENV)/dev.done  ## transformers' own tests of a model, from its source distribution
 	$(RUN)/python -m pytest -m slow tests/conformance
 
-test-oldest:  ## the tests with the oldest versions of what setup.py always installs, in .venv-oldest; downloads some gigabytes
+test-oldest:  ## the tests with the oldest versions of the base install's packages, in .venv-oldest; downloads some gigabytes
 	test -x $(VENV)-oldest/bin/python || $(PYTHON) -m venv $(VENV)-oldest
-	$(VENV)-oldest/bin/python -m pip install --quiet --disable-pip-version-check --constraint tests/oldest.txt \
-		--editable ".[test-oldest]"
+	sed -n '/^dependencies/,/^]/ s/^ *"\(.*\)>=\([^,"]*\).*/\1==\2/p' pyproject.toml > $(VENV)-oldest/constraints.txt
+	$(VENV)-oldest/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint $(VENV)-oldest/constraints.txt --editable ".[dev]"
 	$(VENV)-oldest/bin/python -m pytest -m "not slow" $(PARALLEL)
 
-check: $(VENV)/check.done  ## ruff, mypy, the direction of imports, and linters of model folders and of the Dockerfile
+check: $(VENV)/dev.done  ## ruff, mypy, the direction of imports, and linters of model folders and of the Dockerfile
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy
@@ -42,14 +43,14 @@ check: $(VENV)/check.done  ## ruff, mypy, the direction of imports, and linters 
 	$(RUN)/lint-imports --no-cache
 	$(RUN)/hadolint Dockerfile
 
-docs: $(VENV)/site.done  ## builds a site with the pages and the API in build/site
+docs: $(VENV)/dev.done  ## builds a site with the pages and the API in build/site
 	sed 's#](docs/#](#g' README.md > docs/index.md && cp CONTRIBUTING.md docs
 	$(RUN)/zensical build --strict
 
-outputs: $(VENV)/test.done  ## writes what the programs in README.md, docs/tutorial.md and examples/shop.ipynb print; ten minutes
+outputs: $(VENV)/dev.done  ## writes what the programs in README.md, docs/tutorial.md and examples/shop.ipynb print; ten minutes
 	$(RUN)/python tests/helpers/tutorial.py
 
-results: $(VENV)/test.done  ## runs what docs/results.md lacks, and draws the page; from nothing it takes days
+results: $(VENV)/dev.done  ## runs what docs/results.md lacks, and draws the page; from nothing it takes days
 	$(RUN)/python benchmarks/run_results.py $(if $(LOGS),--logs $(LOGS))
 
 clean:  ## removes the environment, the data and the runs
@@ -58,7 +59,7 @@ clean:  ## removes the environment, the data and the runs
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-# An extra is installed once, and again when setup.py changes.
-$(VENV)/%.done: setup.py | $(VENV)/bin/python
+# An extra is installed once, and again when pyproject.toml changes.
+$(VENV)/%.done: pyproject.toml | $(VENV)/bin/python
 	$(RUN)/python -m pip install --quiet --disable-pip-version-check --editable ".[$*]"
 	touch $@

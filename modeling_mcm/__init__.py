@@ -1,70 +1,62 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""MCM, a multi-task pre-trained customer model. Importing it registers the Auto classes and the pipelines.
+"""MCM, a multi-task pre-trained customer model. Its names are in `public.py`, and loaded when one of them is used.
 
-The files `*_mcm.py` travel with a published checkpoint. Six of them are entry points, those that this file imports:
-configuration, processing, modeling, action, customer, pipeline. They read the others.
+After `import modeling_mcm`, transformers knows the model and the pipelines, whichever of the two is imported first.
 """
 
-from typing import Any
+import importlib
+import sys
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from typing import TYPE_CHECKING, Any
 
-from transformers import (
-    AutoConfig,
-    AutoFeatureExtractor,
-    AutoModel,
-    AutoModelForPreTraining,
-    AutoModelForSequenceClassification,
-)
-from transformers.pipelines import PIPELINE_REGISTRY
-
-from .action_mcm import MCMForActionRecommendation
-from .configuration_mcm import MCMConfig
-from .customer_mcm import MCMForCustomerPrediction
-from .customer_model import CustomerModel
-from .live import LiveCustomer
-from .modeling_mcm import MCMForMultiTaskRecommendation, MCMModel, MCMPreTrainedModel
-from .pipeline_mcm import (
-    ActionScoresPipeline,
-    CustomerEmbeddingPipeline,
-    CustomerForecastPipeline,
-    CustomerPredictionPipeline,
-    PreferenceScoresPipeline,
-)
-from .processing_mcm import MCMFeatureExtractor
+if TYPE_CHECKING:
+    from .public import *  # noqa: F403
 
 __version__ = "0.1.0"
 
-AutoConfig.register("mcm", MCMConfig, exist_ok=True)
-AutoModel.register(MCMConfig, MCMModel, exist_ok=True)
-# Published checkpoints name the heads so (hub/folder.py); without these lines their remote code would be used here.
-AutoModelForPreTraining.register(MCMConfig, MCMForMultiTaskRecommendation, exist_ok=True)
-# Two heads share a name: the config's `architectures` says which of them a checkpoint has, the first if neither.
-SEQUENCE_HEADS: Any = (MCMForActionRecommendation, MCMForCustomerPrediction)
-AutoModelForSequenceClassification.register(MCMConfig, SEQUENCE_HEADS, exist_ok=True)
-AutoFeatureExtractor.register(MCMConfig, MCMFeatureExtractor, exist_ok=True)
-PIPELINES: Any = {
-    "customer-embedding": (CustomerEmbeddingPipeline, AutoModel),
-    "customer-forecast": (CustomerForecastPipeline, AutoModel),
-    "preference-scores": (PreferenceScoresPipeline, MCMForMultiTaskRecommendation),
-    "action-scores": (ActionScoresPipeline, MCMForActionRecommendation),
-    "customer-prediction": (CustomerPredictionPipeline, MCMForCustomerPrediction),
-}
-for task, (pipeline, model) in PIPELINES.items():
-    PIPELINE_REGISTRY.register_pipeline(task, pipeline_class=pipeline, pt_model=model, type="multimodal")
+def __getattr__(name: str) -> Any:
+    if name.startswith("_") and name != "__all__":  # what others ask each module for
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module("modeling_mcm.public"), name)
 
-__all__ = [
-    "ActionScoresPipeline",
-    "CustomerEmbeddingPipeline",
-    "CustomerForecastPipeline",
-    "CustomerPredictionPipeline",
-    "CustomerModel",
-    "LiveCustomer",
-    "MCMConfig",
-    "MCMFeatureExtractor",
-    "MCMForActionRecommendation",
-    "MCMForCustomerPrediction",
-    "MCMForMultiTaskRecommendation",
-    "MCMModel",
-    "MCMPreTrainedModel",
-    "PreferenceScoresPipeline",
-]
+
+def __dir__() -> list[str]:
+    return [*globals(), *__getattr__("__all__")]
+
+
+class _Registration(MetaPathFinder):
+    """Imports `public`, which registers the model, once transformers' Auto classes are there. To do that inside of
+    another import of either package would be a circle, so it waits for the end of the outermost."""
+
+    depth = 0
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        if name.partition(".")[0] not in ("modeling_mcm", "transformers"):
+            return None
+        later = sys.meta_path[sys.meta_path.index(self) + 1 :]
+        spec = next(filter(None, (finder.find_spec(name, path, target) for finder in later)), None)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def execute_and_register(module: Any) -> None:
+                self.depth += 1
+                try:
+                    execute(module)
+                finally:
+                    self.depth -= 1
+                self.register()
+
+            spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
+        return spec
+
+    def register(self) -> None:
+        if not self.depth and self in sys.meta_path and "transformers.models.auto.configuration_auto" in sys.modules:
+            sys.meta_path.remove(self)
+            importlib.import_module("modeling_mcm.public")
+
+
+_registration = _Registration()
+sys.meta_path.insert(0, _registration)
+_registration.register()

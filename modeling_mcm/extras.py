@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def needs(extra: str) -> Iterator[None]:
-    """Context manager around imports of packages that an extra of setup.py installs, such as `data`. Raises
+    """Context manager around imports of packages that an extra of pyproject.toml installs, such as `data`. Raises
     `ImportError` if a package is missing; the message names the package and the extra."""
     try:
         yield

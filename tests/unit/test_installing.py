@@ -2,11 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """`pip install modeling-mcm` alone does everything but what an extra is for, and a message names that extra."""
 
+import ast
 import json
 import os
 import re
 import subprocess
 import sys
+import tomllib
 from importlib import metadata
 from pathlib import Path
 
@@ -17,33 +19,42 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+DEPENDENCIES = {canonicalize_name(Requirement(line).name) for line in PROJECT["dependencies"]}
 SENTENCE = re.compile(r"\w+ is not installed, which comes with an extra: pip install 'modeling-mcm\[(\S+)\]'\.")
 # What needs no extra, whatever is missing: training, fine-tuning, scoring of prepared data, the pipelines.
-ALWAYS = ["modeling_mcm", "modeling_mcm.training.trainer", "modeling_mcm.training.callbacks", "modeling_mcm.scoring"]
-ALWAYS += ["modeling_mcm.pipeline_mcm", "modeling_mcm.data", "modeling_mcm.evaluation", "modeling_mcm.hub"]
+ALWAYS = ["modeling_mcm", "modeling_mcm.public", "modeling_mcm.training.trainer", "modeling_mcm.training.callbacks"]
+ALWAYS += [f"modeling_mcm.{name}" for name in ("scoring", "pipeline_mcm", "data", "evaluation", "hub")]
 ALWAYS += [f"modeling_mcm.data.{name}" for name in ("collator", "dataset", "schema", "offers")]
-
-
-# Each alone where several are imported side by side, and all together.
 
 
 def beyond_the_base_install():
     """Every installed top-level module that `pip install modeling-mcm` alone does not bring."""
-    waiting, base = ["modeling-mcm"], set()
+    waiting, base = [*DEPENDENCIES], {"modeling-mcm"}
     while waiting:
         name = canonicalize_name(waiting.pop())
         if name not in base:
             base.add(name)
-            needed = [Requirement(each) for each in metadata.requires(name) or []]
+            needed = [Requirement(line) for line in metadata.requires(name) or []]
             waiting += [each.name for each in needed if not each.marker or each.marker.evaluate({"extra": ""})]
     modules = metadata.packages_distributions()
     names = {name for name, owners in modules.items() if not base & {canonicalize_name(each) for each in owners}}
     return sorted(names - {"_distutils_hack", "pkg_resources", "setuptools"})
 
 
-EXTRAS = set(metadata.metadata("modeling-mcm").get_all("Provides-Extra"))
 # Each alone where several are imported side by side, and all together.
 CASES = ["ibis", "duckdb", "lightgbm", "sqlalchemy", ",".join(beyond_the_base_install())]
+
+
+def test_what_the_package_imports_is_declared():
+    """And nothing else but jinja2, which huggingface_hub asks for where a card is written."""
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "modeling_mcm").rglob("*.py")]
+    nodes = [node for tree in trees for node in tree.body]
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom) and not node.level}
+    modules = {name.partition(".")[0] for name in names} - sys.stdlib_module_names - {"modeling_mcm"}
+    owners = metadata.packages_distributions()
+    assert {canonicalize_name(owners[name][0]) for name in modules} == DEPENDENCIES - {"jinja2"}
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +72,7 @@ def speechless(outcomes):
     found = {}
     for name, outcome in outcomes.items():
         words = SENTENCE.fullmatch(outcome[1]) if outcome and outcome[0] == "ImportError" else None
-        if outcome and (name.endswith(".py") or not words or words[1] not in EXTRAS):
+        if outcome and (name.endswith(".py") or not words or words[1] not in PROJECT["optional-dependencies"]):
             found[name] = outcome
     return found
 
@@ -78,13 +89,27 @@ def test_the_sentence_names_the_package_and_the_extra(report):
         assert said == {f"{package} is not installed, which comes with an extra: pip install 'modeling-mcm[data]'."}
 
 
-def test_imports_load_no_package_of_an_extra_and_functions_keep_their_names():
-    code = "import sys, modeling_mcm.training.trainer, modeling_mcm.scoring, modeling_mcm.data.collator\n"
-    code += "print(sorted({'ibis', 'duckdb', 'pyspark', 'lightgbm'} & set(sys.modules)))\n"
-    code += "import modeling_mcm.preparation.prepare\nfrom modeling_mcm.preparation import prepare\n"
-    code += "print(type(prepare).__name__)"  # the function, though the module of its name came first
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["[]", "function"]
+LAZY = """
+import sys, modeling_mcm
+assert "transformers" not in sys.modules  # which takes seconds
+"""
+REGISTERED = """
+from transformers import AutoConfig
+AutoConfig.for_model("mcm")
+assert {"CustomerModel", "explain"} <= {*dir(modeling_mcm)}
+"""
+WITHOUT_EXTRAS = """
+import sys, modeling_mcm.training.trainer, modeling_mcm.scoring, modeling_mcm.data.collator
+assert not {"ibis", "duckdb", "pyspark", "lightgbm"} & {*sys.modules}
+import modeling_mcm.preparation.prepare
+from modeling_mcm.preparation import prepare
+assert type(prepare).__name__ == "function"  # though the module of its name came first
+"""
+
+
+@pytest.mark.parametrize("code", [LAZY + REGISTERED, WITHOUT_EXTRAS + REGISTERED], ids=["package", "modules"])
+def test_imports_load_what_they_need_and_transformers_knows_the_model(code):
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 def test_a_module_of_ours_that_is_missing_is_no_extra():

@@ -1,0 +1,77 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""The public names of `modeling_mcm`. Importing them registers the Auto classes and the pipelines.
+
+The files `*_mcm.py` travel with a published checkpoint. Six of them are entry points: configuration, processing,
+modeling, action, customer, pipeline. They read the others.
+"""
+
+from typing import Any
+
+from transformers import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoModel,
+    AutoModelForPreTraining,
+    AutoModelForSequenceClassification,
+)
+from transformers.pipelines import PIPELINE_REGISTRY
+
+from modeling_mcm.action_mcm import MCMForActionRecommendation
+from modeling_mcm.candidates_mcm import CandidateSet
+from modeling_mcm.configuration_mcm import MCMConfig
+from modeling_mcm.customer_mcm import MCMForCustomerPrediction
+from modeling_mcm.customer_model import CustomerModel
+from modeling_mcm.evaluation.totals import forecast_total
+from modeling_mcm.live import LiveCustomer
+from modeling_mcm.live.explanations import explain
+from modeling_mcm.live.related import similar, together
+from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation, MCMModel, MCMPreTrainedModel
+from modeling_mcm.pipeline_mcm import (
+    ActionScoresPipeline,
+    CustomerEmbeddingPipeline,
+    CustomerForecastPipeline,
+    CustomerPredictionPipeline,
+    PreferenceScoresPipeline,
+)
+from modeling_mcm.processing_mcm import MCMFeatureExtractor
+
+AutoConfig.register("mcm", MCMConfig, exist_ok=True)
+AutoModel.register(MCMConfig, MCMModel, exist_ok=True)
+# Published checkpoints name the heads so (hub/folder.py); without these lines their remote code would be used here.
+AutoModelForPreTraining.register(MCMConfig, MCMForMultiTaskRecommendation, exist_ok=True)
+# Two heads share a name: the config's `architectures` says which of them a checkpoint has, the first if neither.
+SEQUENCE_HEADS: Any = (MCMForActionRecommendation, MCMForCustomerPrediction)
+AutoModelForSequenceClassification.register(MCMConfig, SEQUENCE_HEADS, exist_ok=True)
+AutoFeatureExtractor.register(MCMConfig, MCMFeatureExtractor, exist_ok=True)
+PIPELINES: Any = {
+    "customer-embedding": (CustomerEmbeddingPipeline, AutoModel),
+    "customer-forecast": (CustomerForecastPipeline, AutoModel),
+    "preference-scores": (PreferenceScoresPipeline, MCMForMultiTaskRecommendation),
+    "action-scores": (ActionScoresPipeline, MCMForActionRecommendation),
+    "customer-prediction": (CustomerPredictionPipeline, MCMForCustomerPrediction),
+}
+for task, (pipeline, model) in PIPELINES.items():
+    PIPELINE_REGISTRY.register_pipeline(task, pipeline_class=pipeline, pt_model=model, type="multimodal")
+
+__all__ = [
+    "ActionScoresPipeline",
+    "CandidateSet",
+    "CustomerEmbeddingPipeline",
+    "CustomerForecastPipeline",
+    "CustomerModel",
+    "CustomerPredictionPipeline",
+    "LiveCustomer",
+    "MCMConfig",
+    "MCMFeatureExtractor",
+    "MCMForActionRecommendation",
+    "MCMForCustomerPrediction",
+    "MCMForMultiTaskRecommendation",
+    "MCMModel",
+    "MCMPreTrainedModel",
+    "PreferenceScoresPipeline",
+    "explain",
+    "forecast_total",
+    "similar",
+    "together",
+]
