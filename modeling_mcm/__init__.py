@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
+
 def __getattr__(name: str) -> Any:
     if name.startswith("_") and name != "__all__":  # what others ask each module for
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
