@@ -132,6 +132,15 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
         names = cast(dict[int, str], self.config.id2label)
         return {names[index]: values[:, index] for index in range(self.num_labels)}
 
+    @torch.no_grad()
+    def terms(self, **inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The terms `(B, S + V, C)` that the scores are sums of, besides the bias: of each number of the state, then
+        of each label of each task. With them the scores `(B, C)`. The arguments are those of `forward`."""
+        outputs, head = self(**inputs), self.prediction_head
+        counts = self.label_counts(inputs["input_ids"], inputs.get("event_times"), inputs.get("as_of"))
+        read = torch.cat([outputs.pooler_output, F.normalize(counts * head.rarity, dim=1)], 1)
+        return read[..., None] * torch.cat([head.state.weight, head.labels.weight], 1).T, outputs.logits
+
     def compute_loss(self, scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Computes the mean loss of scores `(B, C)` and labels `(B,)`."""
         if self.problem_type == REGRESSION:

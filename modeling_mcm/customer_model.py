@@ -3,63 +3,82 @@
 """One call on a data frame: a model of a shop's customers in a notebook.
 
     model = CustomerModel.fit(events)
+    print(model.reader)                       # how the columns were read
     model.recommend(customers=["7"], k=10)
+    model.table(where="visit_probability_30d < .3 and amount_90d > 100", since_days=7)
     model.save("my-shop")                     # a checkpoint that from_pretrained loads
 
-A thin face over schema, preparation, pre-training and pipelines; each of them has more options.
+A thin face over schema, preparation, training and the [`Predictor`]; each of them has more options.
 """
 
+import json
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import UTC, datetime
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
-from transformers import pipeline
+import pyarrow as pa
+import torch
 from transformers.utils import logging
 
-from modeling_mcm.data.guessing import guess_schema
-from modeling_mcm.data.schema import EventSchema
-from modeling_mcm.events_mcm import check_columns, naming, read_times, read_zone, to_ids, to_text
+from modeling_mcm.data.dataset import PreparedData
+from modeling_mcm.data.guessing import FrameReader
+from modeling_mcm.data.schema import NO_CUTOFFS, EventSchema, read_schema
+from modeling_mcm.data.tables import read_table_file
+from modeling_mcm.events_mcm import check_columns, events_before, naming, read_times, read_zone, to_ids, to_text
+from modeling_mcm.files_mcm import write_json
 from modeling_mcm.live import LiveCustomer
 from modeling_mcm.live.explanations import Explanation
-from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
+from modeling_mcm.live.related import similar, together
+from modeling_mcm.predictor_mcm import EMBEDDING, PREDICTING, Predictor, describe_labels
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
 logger = logging.get_logger(__name__)
+NUMBER = r"-?(0|[1-9]\d*)(\.\d*)?([eE][+-]?\d+)?"  # 007 is a text
+READER_FILE, EVENTS_FILE = "frame.json", "events.parquet"  # beside a checkpoint, and in the folder of `fit`
+AT_ONCE = 64  # customers
+PREDICTED = "predicted_"
 
 
 class CustomerModel:
     """A trained model with the events of the customers that it is asked about.
 
     Args:
-        model ([`MCMForMultiTaskRecommendation`]): The model.
+        model ([`MCMForMultiTaskRecommendation`] or [`MCMForCustomerPrediction`]): The model.
         feature_extractor ([`MCMFeatureExtractor`]): Its feature extractor.
-        events (`pd.DataFrame` or `pa.Table`): The customers' events.
+        events: The customers' events, as `fit` takes them.
+        reader ([`FrameReader`], *optional*): How columns are read before. Default: they are as the schema says.
 
     Attributes:
         as_of (`datetime`, *optional*): Time of the latest of these events, from which answers count unless another
             `as_of` is given: a customer who has been away until then has been away. None in a log without times.
+        reader ([`FrameReader`], *optional*): What `fit` guessed: printed, it is five lines.
     """
 
-    def __init__(self, model: MCMForMultiTaskRecommendation, feature_extractor: MCMFeatureExtractor, events: Any):
-        self.model, self.feature_extractor = model.eval(), feature_extractor
-        events, schema = _frame(events), feature_extractor.schema
-        customer = schema.customer
+    def __init__(
+        self, model: Any, feature_extractor: MCMFeatureExtractor, events: Any, reader: FrameReader | None = None
+    ):
+        self.model, self.feature_extractor, self.reader = model.eval(), feature_extractor, reader
+        self._predictor = Predictor(self.model, feature_extractor)
+        feature_extractor.check_fits(model)
+        events, schema = _read_frame(events), feature_extractor.schema
+        events = reader.read(events) if reader else events
         check_columns(list(events), schema.event_columns, "The events have")
-        with naming(f"column {customer!r} of the events"):
-            ids = np.array(to_ids(events[customer]), object)
+        with naming(f"column {schema.customer!r} of the events"):
+            ids = np.array(to_ids(events[schema.customer]), object)
         self.as_of = None
         if schema.time is not None:
             with naming(f"column {schema.time!r} of the events"):
                 times = read_times(events[schema.time], read_zone(feature_extractor.time_zone))
             self.as_of = datetime.fromtimestamp(int(times.max()), UTC)
-        columns = [name for name in events if name in schema.event_columns]
-        self._histories: dict[Any, pd.DataFrame] = dict(iter(events[columns].groupby(ids, sort=False)))
+        self._events = events[[name for name in events if name in schema.event_columns]]
+        self._histories: dict[Any, pd.DataFrame] = dict(iter(self._events.groupby(ids, sort=False)))
+        self._rows: dict[str, dict[str, Any]] = {}
 
     @classmethod
     def fit(
@@ -74,11 +93,13 @@ class CustomerModel:
         """Prepares a log and trains a model on it.
 
         Args:
-            events (`pd.DataFrame` or `pa.Table`): The log, one row an event.
+            events: The log, one row an event: a data frame of pandas or polars, an Arrow table, or anything else with
+                the Arrow interface; a Parquet or CSV file, a folder of them, or a list of any of these.
             schema (`EventSchema` or `Mapping`, *optional*): What the columns mean, or some keys of it. What is missing
                 is guessed, and the log shows it.
             encoder (`bool`): Whether to train the encoder too, which takes longer: docs/how_it_works.md.
-            folder (`str`, *optional*): New folder for the prepared data and the run. Default: a temporary one.
+            folder (`str`, *optional*): New folder for the events as they were read, the prepared data and the run,
+                which `mcm app` shows. Default: a temporary one.
             seed (`int`): Seed of the training.
             training: options of `PretrainingArguments`, such as `num_train_epochs=3`.
 
@@ -88,90 +109,324 @@ class CustomerModel:
         """
         from modeling_mcm.preparation import prepare  # the extra `data`
 
-        table = _frame(events)
+        table = _read_frame(events)
         if folder is not None and Path(folder).exists() and any(Path(folder).iterdir()):
             raise FileExistsError(
                 f"{folder} holds files already: give another folder, or read its model, as in "
                 f"CustomerModel.load({str(Path(folder, 'run'))!r}, events)."
             )
-        if not isinstance(schema, EventSchema):
-            schema = guess_schema(table, schema)
-            logger.warning(
-                f"The columns are read so; give keys of it as `schema` to change it.\n{_write_yaml(schema)}"
-            )
+        if isinstance(schema, EventSchema):
+            reader = FrameReader(schema)
+        else:
+            reader = FrameReader.guess(table, schema)
+            logger.warning(f"{reader}\nTo change it, give keys of the schema, as in schema={{'time': 'COLUMN'}}.")
         with tempfile.TemporaryDirectory() as temporary:
             place = Path(folder or temporary)
+            table, schema = reader.read(table), reader.schema
             prepare(table, schema, place / "data")
             _pretrain(place, encoder, {"seed": seed, "report_to": "none"} | training)
             if schema.on_null == "drop":
                 table = table.dropna(subset=[schema.customer, *([schema.time] if schema.time else [])])
+            if folder:
+                table.to_parquet(place / EVENTS_FILE, index=False)
+            write_json(place / "run" / READER_FILE, reader.to_dict())
             return cls.load(place / "run", table)
 
     @classmethod
     def load(cls, folder: str | Path, events: Any) -> "CustomerModel":
-        """Loads what `save` or `mcm pretrain` wrote, for the events of some customers."""
-        model = MCMForMultiTaskRecommendation.from_pretrained(str(folder))
-        return cls(model, MCMFeatureExtractor.from_pretrained(str(folder)), events)
+        """Loads what `save`, `finetune`, `mcm pretrain` or `mcm finetune --labels` wrote, for the events of some
+        customers."""
+        from modeling_mcm.training.checkpoints import find_head, open_checkpoint
+
+        path = Path(folder, READER_FILE)
+        reader = FrameReader.from_dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+        return cls(*open_checkpoint(find_head(str(folder)), str(folder)), events, reader)
 
     def save(self, folder: str | Path) -> None:
-        """Saves model and feature extractor, without the events. `from_pretrained` and `load` read the folder."""
+        """Saves model and feature extractor, without the events. `from_pretrained` and `load` read the folder. Raises
+        `FileExistsError` if it is a file."""
+        if Path(folder).is_file():
+            raise FileExistsError(f"{folder} is a file: give the name of a folder.")
         self.model.save_pretrained(str(folder))
         self.feature_extractor.save_pretrained(str(folder))
+        if self.reader is not None:
+            write_json(Path(folder, READER_FILE), self.reader.to_dict())
 
     @property
     def customers(self) -> list[str]:
         """`list[str]`: ids of the customers, as text."""
         return list(self._histories)
 
-    def recommend(self, customers: Iterable[Any] | None = None, k: int = 10, **options: Any) -> pd.DataFrame:
-        """The labels of each task with the highest scores, one row each: customer, task, label, score, chance.
+    # ------------------------------------------------------------------------------------------------------- what next
+
+    def recommend(
+        self,
+        customers: Iterable[Any] | None = None,
+        k: int = 10,
+        tasks: Sequence[str] | None = None,
+        task: str | None = None,
+        candidates: Any = None,
+        exclude: Any = None,
+        per_group: tuple[str, int] | None = None,
+        horizon_days: float | None = None,
+        as_of: Any = None,
+    ) -> pd.DataFrame:
+        """The labels of each task with the highest scores, one row each: customer, task, label, score, chance. A
+        customer for whom no candidate is left has no row, and a warning says so.
 
         Args:
             customers (`Iterable`, *optional*): Ids of customers. Default: all.
             k (`int`): Number of labels of each task.
-            options: other options of [`PreferenceScoresPipeline`], such as `tasks` and `candidates`.
+            tasks (`Sequence[str]`), task (`str`, *optional*): Names of the tasks, or of one. Default: all.
+            candidates, exclude, per_group, horizon_days, as_of: as in [`PreferenceScoresPipeline`].
         """
-        rows = [
-            {"customer": customer, "task": task, **label}
-            for customer, found in self._ask("preference-scores", customers, top_k=k, **options)
-            for task, labels in found.items()
-            for label in labels
-        ]
-        return pd.DataFrame(rows)
+        self._check_labels()
+        if isinstance(k, bool) or not isinstance(k, Integral) or k < 1:
+            raise ValueError(f"`k` is {k!r}; give a whole number of labels, at least 1.")
+        tasks = [task] if task is not None and tasks is None else tasks
+        if task is not None and tasks != [task]:
+            raise ValueError(f"`task` is {task!r} and `tasks` {tasks!r}: give one of them.")
+        if tasks is not None and (isinstance(tasks, str) or not len(tasks)):
+            first = self._predictor.tasks()[:1]
+            raise ValueError(f"`tasks` is {tasks!r}; give a list of names such as {first}, or leave it out for all.")
+        names = self._predictor.tasks(tasks)
+        if horizon_days is not None and (isinstance(horizon_days, bool) or not isinstance(horizon_days, Real)):
+            raise ValueError(f"`horizon_days` is {horizon_days!r}; give a number of days.")
+        choice = self._predictor.candidates(names, candidates, exclude, per_group)
+        questions = {"tasks": names, "k": int(k), "candidates": choice, "horizon_days": horizon_days}
+        ids, columns = self._ask(customers, as_of, **questions)
+        rows, without = [], set()
+        for index, customer in enumerate(ids):
+            for name, labels in describe_labels(columns, names, choice, index).items():
+                rows += [{"customer": customer, "task": name, **label} for label in labels]
+                without |= set() if labels else {customer}
+        if without:
+            logger.warning(f"{len(without)} customers, such as {min(without)!r}, have no candidate left in a task.")
+        return pd.DataFrame(rows, columns=None if rows else ["customer", "task", "label", "score"])
 
-    def embed(self, customers: Iterable[Any] | None = None, **options: Any) -> pd.DataFrame:
-        """Customer embeddings, a row each: the index is the customer, the columns are the names of the state's
-        numbers. Options are those of [`CustomerEmbeddingPipeline`]."""
-        found = dict(self._ask("customer-embedding", customers, **options))
-        state = self.model.model.state
-        columns = None if state is None else state.names
-        return pd.DataFrame(np.stack(list(found.values())), pd.Index(found, name="customer"), columns)
+    def similar(self, label: Any, task: str | None = None, k: int = 10) -> pd.DataFrame:
+        """The labels that are most alike, best first, as [`~live.related.similar`] finds them: label and score. The
+        default task is the first one that knows the label."""
+        return pd.DataFrame(similar(self.model, self.feature_extractor, self._task_of(label, task), label, k))
 
-    def forecast(
-        self, customers: Iterable[Any] | None = None, days: Sequence[float] | None = None, **options: Any
-    ) -> pd.DataFrame:
-        """Forecasts, a row for each customer: the index is the customer. Options are those of
-        [`CustomerForecastPipeline`].
-
-        Args:
-            customers (`Iterable`, *optional*): Ids of customers. Default: all.
-            days (`Sequence[float]`, *optional*): Horizons, up to twice the training period. Default: those of the
-                config.
-        """
-        found = dict(self._ask("customer-forecast", customers, days=days, **options))
-        return pd.DataFrame.from_dict(found, orient="index").rename_axis("customer")
+    def together(self, labels: Sequence[Any], task: str | None = None, k: int = 10) -> pd.DataFrame:
+        """The labels that go with some labels, such as those of a basket: label and score, as `similar`."""
+        name = self._task_of(labels[0], task) if isinstance(labels, list | tuple) and labels else task
+        return pd.DataFrame(together(self.model, self.feature_extractor, name or "", labels, k))
 
     def explain(self, customer: Any, label: Any = None, task: str | None = None, as_of: Any = None) -> Explanation:
         """Explains the score of a label for a customer; see [`LiveCustomer.explain`]. The default task is the first
         one that knows the label."""
         live = LiveCustomer(self.model, self.feature_extractor, customer_id=customer)
         live.add(self._history(customer))
-        tasks = self.model.config.tasks
-        vocabularies = self.feature_extractor.vocabularies
-        known = [each for each in tasks if label is None or to_text(label) in vocabularies[each]]
+        return live.explain(self._task_of(label, task), label, self.as_of if as_of is None else as_of)
+
+    # --------------------------------------------------------------------------------------------------- who they are
+
+    def embed(self, customers: Iterable[Any] | None = None, as_of: Any = None) -> pd.DataFrame:
+        """Customer embeddings, a row each: the index is the customer, the columns are the names of the state's
+        numbers."""
+        ids, columns = self._ask(customers, as_of, embedding=True)
+        state = self.model.base_model.state
+        return pd.DataFrame(
+            columns[EMBEDDING].numpy(), pd.Index(ids, name="customer"), None if state is None else state.names
+        )
+
+    def forecast(
+        self, customers: Iterable[Any] | None = None, days: Sequence[float] | None = None, as_of: Any = None
+    ) -> pd.DataFrame:
+        """Forecasts, a row for each customer, whose columns are those of [`CustomerForecastPipeline`]: the index is
+        the customer.
+
+        Args:
+            customers (`Iterable`, *optional*): Ids of customers. Default: all.
+            days (`Sequence[float]`, *optional*): Horizons, up to twice the training period. Default: those of the
+                config.
+        """
+        if isinstance(days, str | Real):
+            raise ValueError(f"`days` is {days!r}; give a list of numbers of days, as in days=[{days}].")
+        ids, columns = self._ask(customers, as_of, forecasts=True, days=days)
+        return pd.DataFrame({name: of.numpy() for name, of in columns.items()}, pd.Index(ids, name="customer"))
+
+    def table(
+        self,
+        where: str | None = None,
+        since_days: float | None = None,
+        customers: Iterable[Any] | None = None,
+        days: Sequence[float] | None = None,
+        as_of: Any = None,
+    ) -> pd.DataFrame:
+        """All that is known of each customer: forecasts and, of a model that was fine-tuned to a label, predictions.
+
+        Args:
+            where (`str`, *optional*): Conditions on the columns, as `DataFrame.query` reads them, such as
+                `"visit_probability_30d < .3 and amount_90d > 100"`.
+            since_days (`float`, *optional*): What changed in so many days: each column also as `NAME_change`, from a
+                table of that time, which reads no later event. Not a number for a customer who was not there yet.
+            customers, days, as_of: as in `forecast`.
+        """
+        tables = []
+        for earlier in [0.0] if since_days is None else [0.0, float(since_days)]:
+            moment = as_of
+            if earlier:
+                seconds = self._seconds(as_of)
+                if seconds is None:
+                    raise ValueError("The log has no times, so nothing says what changed: leave `since_days` out.")
+                moment = seconds - earlier * 86_400
+            known = None if customers is None and not earlier else self._known_at(customers, moment)
+            tables.append(self.forecast(known, days, moment))
+            if self._predictor.head == PREDICTING:
+                tables[-1] = tables[-1].join(self.predict(known, moment).add_prefix(PREDICTED))
+        table = tables[0] if since_days is None else tables[0].join((tables[0] - tables[1]).add_suffix("_change"))
+        return table if where is None else table.query(where)
+
+    # ------------------------------------------------------------------------------------------------ labels of others
+
+    def finetune(
+        self, labels: Any, label: str | None = None, folder: str | Path | None = None, **options: Any
+    ) -> "CustomerModel":
+        """Fits a head to a label of customers, and returns the model with it, for `predict`, `reasons`, `evaluate` and
+        `table`. It takes seconds.
+
+        Args:
+            labels (`pd.DataFrame`): Columns of the customer, named as in the log or `customer`; of the time `as_of`,
+                before which events are read (without it: now); and of the label: two classes, several, or a number.
+            label (`str`, *optional*): Column of the label. Default: the one column that is left.
+            folder (`str`, *optional*): Folder for the fine-tuned checkpoint. Default: a temporary one.
+            options: options of `mcm finetune --labels`, such as `validation_share=0` or `seed=1`.
+
+        Raises:
+            ValueError: If the table does not fit the log. The message names the customer, the column or the value.
+        """
+        from modeling_mcm.training.finetuning import FineTuningArguments
+        from modeling_mcm.training.labels import LabelOptions, train_to_labels
+
+        with tempfile.TemporaryDirectory() as temporary:
+            table, columns = self._read_labels(labels, label)
+            table.to_parquet(Path(temporary, "labels.parquet"), index=False)
+            self.save(Path(temporary, "model"))
+            self._prepare(Path(temporary, "data"))
+            output = Path(folder or Path(temporary, "tuned"))
+            training = FineTuningArguments(
+                output_dir=str(output), report_to="none", seed=options.pop("seed", 42), disable_tqdm=True
+            )
+            read = LabelOptions(labels=str(Path(temporary, "labels.parquet")), **columns, **options)
+            train_to_labels(str(Path(temporary, "model")), str(Path(temporary, "data")), read, training)
+            if self.reader is not None:
+                write_json(output / READER_FILE, self.reader.to_dict())
+            return CustomerModel.load(output, self._events)
+
+    def predict(self, customers: Iterable[Any] | None = None, as_of: Any = None) -> pd.DataFrame:
+        """What the model was fine-tuned to, a row for each customer: a column for the probability of each class, or
+        one of the number."""
+        self._predictor.check_head(PREDICTING)
+        seconds = self._seconds(as_of)
+        now = seconds if as_of is not None or seconds is None else seconds + 1  # right after the last event
+        ids, columns = self._ask(customers, now, self._predictor.predict)
+        return pd.DataFrame({name: of.numpy() for name, of in columns.items()}, pd.Index(ids, name="customer"))
+
+    def reasons(self, customer: Any, k: int = 10, label: str | None = None, as_of: Any = None) -> pd.DataFrame:
+        """Why a customer gets a prediction: the largest terms of the label's linear model, as reason and effect on the
+        score (of two classes that of the second, in log odds), beside a customer with average numbers.
+
+        Args:
+            label (`str`, *optional*): A class. Default: of two the second, of several the likeliest.
+        """
+        self._predictor.check_head(PREDICTING)
+        seconds, state = self._seconds(as_of), self.model.base_model.state
+        row = self._row(customer)
+        inputs = self._predictor.inputs([row if seconds is None else events_before(row, seconds)], seconds)
+        terms, logits = self.model.terms(**inputs)
+        classes = list(self.model.config.id2label.values())
+        if label is not None and label not in classes:
+            raise ValueError(f"No class {label!r}: this model predicts {classes}.")
+        chosen = classes.index(label) if label is not None else int(logits[0].argmax()) if len(classes) > 2 else -1
+        effects = terms[0, :, chosen] - (terms[0, :, 1 - chosen % 2] if len(classes) == 2 else 0)
+        names = list(state.names)
+        for task, size in self.model.config.label_sizes.items():
+            names += [f"{task}: {text}" for text in self.feature_extractor.decode_labels(task, range(size))]
+        order = effects.abs().argsort(descending=True, stable=True)[:k].tolist()
+        return pd.DataFrame({"reason": [names[index] for index in order], "effect": effects[order].tolist()})
+
+    def evaluate(self, labels: Any = None, label: str | None = None) -> pd.DataFrame:
+        """How good the model is, beside counting baselines, on each customer's visits after the test cutoff, which
+        training did not read: next-visit NDCG@10 of each task, a row for each method. Of a model that was fine-tuned
+        to a label: the metrics of a table of labels, as `finetune` takes it."""
+        with tempfile.TemporaryDirectory() as folder:
+            if self._predictor.head == PREDICTING:
+                return self._evaluate_labels(folder, labels, label)
+            self._check_labels()
+            if self.reader is None or self.reader.schema.cutoffs == NO_CUTOFFS:
+                raise ValueError("Nothing says what training did not read: evaluate what `fit` returned.")
+            from modeling_mcm.evaluation.cases import comparison_cases
+            from modeling_mcm.evaluation.comparison import FIRST_BASELINES, STRONG_BASELINES, counting_baselines
+            from modeling_mcm.evaluation.model import model_values
+
+            data = self._prepare(folder, self.reader.schema)
+            cases = comparison_cases(data, "test")
+            sizes = {task: size for task, size in self.model.config.label_sizes.items() if task in cases.targets}
+            results: Any = counting_baselines(data.rows, cases, sizes, [*FIRST_BASELINES, *STRONG_BASELINES])
+            results["MCM"] = model_values(self.model, self.feature_extractor, data.rows, cases, list(sizes))
+            metric = "next_visit_ndcg@10"
+            means = {
+                name: {task: np.nanmean(of[metric]) for task, of in tasks.items()} for name, tasks in results.items()
+            }
+            return pd.DataFrame.from_dict(means, orient="index").rename_axis("method")
+
+    def _evaluate_labels(self, folder: str, labels: Any, label: str | None) -> pd.DataFrame:
+        from modeling_mcm.data.labels import NUMBER, LabelledCustomers, make_labels
+        from modeling_mcm.evaluation.labels import measure_labels
+        from modeling_mcm.training.labels import predict, read_inputs
+
+        if labels is None:
+            raise ValueError("`labels` is missing: give a table of customer, `as_of` and label.")
+        table, columns = self._read_labels(labels, label)
+        names = columns["label"], columns["customer_column"], columns["time_column"]
+        given = make_labels(table, *names, time_zone=self.feature_extractor.time_zone)
+        if given.classes != tuple(self.model.config.id2label.values()) and given.kind != NUMBER:
+            raise ValueError(f"The labels are {given.classes}, the model's {self.model.config.id2label}: give both.")
+        customers = LabelledCustomers(self._prepare(folder).rows, given)
+        scores = predict(self.model, read_inputs(self.model, self.feature_extractor, customers)[0])
+        return pd.DataFrame([measure_labels(scores.numpy(), given.values, given.kind == NUMBER)])
+
+    # --------------------------------------------------------------------------------------------------------- helpers
+
+    def _check_labels(self) -> None:
+        """Raises `ValueError` in a log without labels."""
+        if not self.feature_extractor.schema.has_labels:
+            raise ValueError("The log has no labels, such as items or categories, so there is nothing to rank.")
+
+    def _task_of(self, label: Any, task: str | None) -> str:
+        """The task, or the first one that knows a label."""
+        self._check_labels()
+        vocabularies, tasks = self.feature_extractor.vocabularies, self._predictor.tasks()
+        known = [name for name in tasks if label is None or to_text(label) in vocabularies[name]]
         if task is None and not known:
-            raise ValueError(f"No task of {list(tasks)} has the label {label!r}: give one that the log has.")
-        return live.explain(task or known[0], label, self.as_of if as_of is None else as_of)
+            raise ValueError(f"No task of {tasks} has the label {label!r}: give one that the log has.")
+        return task or known[0]
+
+    def _read_labels(self, labels: Any, label: str | None) -> tuple[pd.DataFrame, dict[str, Any]]:
+        """A table of labels, and what its columns are."""
+        table, schema = _read_frame(labels), self.feature_extractor.schema
+        customer = next((name for name in (schema.customer, "customer", "customer_id") if name in table), "customer")
+        time = next((name for name in ("as_of", "time", schema.time) if name in table), None)
+        if time is None:
+            table, time = (
+                table.assign(as_of=pd.Timestamp(self.as_of).tz_localize(None) + pd.Timedelta(seconds=1)),
+                "as_of",
+            )
+        left = [name for name in table if name not in (customer, time)]
+        if label is None and len(left) != 1:
+            raise ValueError(f"The labels have the columns {left} besides customer and time: name one as `label`.")
+        return table, {"customer_column": customer, "time_column": time, "label": label or left[0]}
+
+    def _prepare(self, folder: str | Path, schema: EventSchema | None = None) -> PreparedData:
+        """The events as a prepared data set of this checkpoint."""
+        from modeling_mcm.preparation import prepare  # the extra `data`
+
+        schema = schema or replace(read_schema(self.feature_extractor), cutoffs=NO_CUTOFFS)
+        prepare(self._events, schema, folder, feature_extractor=self.feature_extractor)
+        return PreparedData(str(folder))
 
     def _history(self, customer: Any) -> pd.DataFrame:
         """Events of a customer."""
@@ -180,43 +435,79 @@ class CustomerModel:
             raise ValueError(f"No customer {name!r} among the events; they have {len(self._histories)} customers.")
         return self._histories[name]
 
-    def _ask(self, task: str, customers: Iterable[Any] | None, **options: Any) -> list[tuple[str, Any]]:
-        """What a pipeline says of each customer."""
+    def _row(self, customer: Any) -> dict[str, Any]:
+        """A customer's encoded events."""
+        (name,) = to_ids([customer])
+        if name not in self._rows:
+            given = {"customer_id": name, "events": self._history(name)}
+            self._rows[name] = self.feature_extractor.encode(given)
+        return self._rows[name]
+
+    def _seconds(self, as_of: Any) -> float | None:
+        """A time on the clock of rows."""
+        as_of = self.as_of if as_of is None else as_of
+        return None if as_of is None else self.feature_extractor.read_as_of(as_of)
+
+    def _known_at(self, customers: Iterable[Any] | None, moment: Any) -> list[str]:
+        """Those of some customers who had an event until a time."""
+        seconds = self._seconds(moment)
+        names = self._names(customers)
+        return [name for name in names if seconds is None or (self._row(name)["times"] <= seconds).any()]
+
+    def _names(self, customers: Iterable[Any] | None) -> list[str]:
         if isinstance(customers, str) or not isinstance(customers, Iterable | None):
             raise ValueError(f"`customers` is {customers!r}, expected a list of ids: write [{customers!r}].")
         names = self.customers if customers is None else list(dict.fromkeys(to_ids([*customers])))
         if not names:
             raise ValueError("`customers` is empty: give ids, or leave it out for all customers.")
-        given = [{"customer_id": name, "events": self._history(name)} for name in names]
-        make: Any = pipeline  # its overloads know transformers' own tasks
-        model = self.model if task == "preference-scores" else self.model.model
-        ask = make(task, model=model, feature_extractor=self.feature_extractor)
-        if options.get("as_of") is None:
-            options["as_of"] = self.as_of
-        return list(zip(names, ask(given, batch_size=64, **options), strict=True))
+        return names
+
+    def _ask(
+        self, customers: Iterable[Any] | None, as_of: Any, ask: Any = None, **questions: Any
+    ) -> tuple[list[str], dict[str, torch.Tensor]]:
+        """The ids of customers, and what the [`Predictor`] says of them."""
+        names, seconds, parts = self._names(customers), self._seconds(as_of), []
+        if questions.get("days") is not None:
+            questions["days"] = self.model.base_model.select_forecasts(questions["days"]).days
+        for start in range(0, len(names), AT_ONCE):
+            rows = [self._row(name) for name in names[start : start + AT_ONCE]]
+            parts.append((ask or self._predictor.ask)(rows, seconds, **questions))
+        return names, {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def _write_yaml(schema: EventSchema) -> str:
-    """The schema file of a schema, without what has its default."""
-    usual = {each.name: each.default for each in fields(EventSchema)}
-    kept = {key: value for key, value in schema.to_dict().items() if value not in (None, [], usual[key])}
-    kept["features"] = [
-        {key: each[key] for key in ("name", "kind", "column", "factor", "min_count") if each.get(key) not in (None, 1)}
-        for each in kept["features"]
-    ]
-    return yaml.safe_dump(kept, sort_keys=False, default_flow_style=None)
+def _read_frame(events: Any) -> pd.DataFrame:
+    """A table, a file, or a list of these as a data frame. Raises `ValueError` if it is none, or has no row."""
+    if isinstance(events, str | Path):
+        from modeling_mcm.preparation.files import find_files  # the extra `data`
 
-
-def _frame(events: Any) -> pd.DataFrame:
-    """A table as a data frame. Raises `ValueError` if it is none, or has no row."""
-    frame = events.to_pandas() if hasattr(events, "to_pandas") else events
-    if not isinstance(frame, pd.DataFrame):
-        raise ValueError(f"Found {type(events).__name__}, expected a pandas data frame or an Arrow table of events.")
+        paths = find_files(str(events), "event")[0].paths
+        frame = pd.concat([_read_file(path) for path in paths], ignore_index=True)
+    elif isinstance(events, list | tuple) and events and not any(isinstance(each, Mapping) for each in events):
+        frame = pd.concat([_read_frame(each) for each in events], ignore_index=True)
+    elif isinstance(events, pd.DataFrame):
+        frame = events
+    elif hasattr(events, "__arrow_c_stream__"):  # Arrow, polars and others
+        frame = pa.table(events).to_pandas()
+    else:
+        raise ValueError(
+            f"Found {type(events).__name__}, expected a pandas data frame, an Arrow table of events or another table "
+            "with the Arrow interface, the name of a file, or a list of these."
+        )
     if not len(frame):
         raise ValueError("The table of events has no row: give a log of several customers.")
     if twice := sorted({str(name) for name in frame.columns[frame.columns.duplicated()]}):
         raise ValueError(f"Two columns are named {twice[0]!r}: rename or leave out one of them.")
     return frame
+
+
+def _read_file(path: str) -> pd.DataFrame:
+    """A Parquet or CSV file; in CSV a column of numbers is one of numbers, unless one begins with 0."""
+    table = read_table_file(path)
+    if not path.lower().endswith(".parquet"):
+        for name, values in table.items():
+            if not values.isna().all() and values.dropna().str.fullmatch(NUMBER).all():
+                table[name] = pd.to_numeric(values)
+    return table
 
 
 def _pretrain(folder: Path, encoder: bool, values: Mapping[str, Any]) -> None:

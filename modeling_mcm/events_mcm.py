@@ -340,7 +340,11 @@ def read_table(table: Any) -> dict[str, Sequence[Any]] | None:
     if hasattr(table, "columns") and hasattr(table, "to_numpy"):
         return {str(name): as_column(table[name]) for name in table.columns}
     if isinstance(table, Mapping):
-        return {str(name): as_column(values) for name, values in table.items()}
+        columns = {str(name): as_column(values) for name, values in table.items()}
+        if len({*map(len, columns.values())}) > 1:
+            lengths = {name: len(values) for name, values in columns.items()}
+            raise ValueError(f"found columns of different lengths, {lengths}; give one value of each a row")
+        return columns
     values = as_column(table)
     if len(values) and all(isinstance(row, Mapping) for row in values):
         names = dict.fromkeys(name for row in values for name in row)

@@ -245,7 +245,7 @@ class LogSchema:
                 "`target_token_types` chooses among the values of `token_type`, and the schema has none; add "
                 "`token_type: COLUMN`, or remove `target_token_types`."
             )
-        if TOKEN_TYPE in self.tasks:
+        if TOKEN_TYPE in self.tasks and len(self.tasks) > 1:  # alone it says that there are no labels
             raise ValueError(
                 f"`tasks` names {TOKEN_TYPE!r}, which is the same for every event of a log without `token_type`; add "
                 "`token_type: COLUMN`, or remove the task."
@@ -300,6 +300,11 @@ class LogSchema:
                 )
             if self.tasks.count(task) > 1:
                 raise ValueError(f"`tasks` names {task!r} twice; remove one.")
+
+    @property
+    def has_labels(self) -> bool:
+        """`bool`: whether there is anything to rank; in a log without labels the one token type is the only task."""
+        return any(not spec.is_constant for spec in self.features if spec.name in self.tasks)
 
     @property
     def order_column(self) -> str | None:

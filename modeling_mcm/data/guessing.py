@@ -1,132 +1,236 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Guesses the event schema of a data frame from the names and the contents of its columns.
+"""Reads a data frame as an event log: guesses what its columns mean from their names and contents.
 
-The guess is an [`EventSchema`] like any other: `yaml.safe_dump(schema.to_dict())` is the file to edit.
+    reader = FrameReader.guess(frame)
+    print(reader)                  # five lines: customer, time, amount, labels, and what else is read
+    log = reader.read(frame)       # with times as times, and the columns that the schema adds
+
+The schema is an [`EventSchema`] like any other: `yaml.safe_dump(reader.schema.to_dict())` is the file to edit.
 """
 
-import logging
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC
-from typing import Any
+from numbers import Real
+from typing import Any, cast
 
 import pandas as pd
 from pandas.api import types
 
 from modeling_mcm.data.schema import EventSchema
-from modeling_mcm.events_mcm import TIME_PATTERN, check_columns, read_zone
-
-logger = logging.getLogger(__name__)
+from modeling_mcm.events_mcm import TIME_PATTERN, check_columns, read_zone, to_text
+from modeling_mcm.schema_mcm import TOKEN_TYPE
 
 # Words of column names by their meaning; the first word that a name has decides, and the first column. A name that
 # has nothing else but words for ids goes before: `user_id` before `user_age`.
 WORDS = {
-    "customer": ("customer", "household", "user", "client", "member", "visitor", "shopper", "account", "who"),
-    "time": ("timestamp", "datetime", "time", "date", "when", "day", "dt"),
+    "customer": (
+        *("customer", "cust", "household", "user", "client", "member", "visitor", "shopper", "account", "player"),
+        *("subscriber", "guest", "patron", "borrower", "reader", "buyer", "donor", "card", "person", "who"),
+    ),
+    "time": ("timestamp", "datetime", "time", "date", "when", "day", "dt", "ts", "at", "on"),
     "visit": ("session", "visit", "basket", "order", "transaction", "invoice"),
-    "token_type": ("event", "action", "activity", "behaviour", "behavior"),
+    "token_type": ("event", "action", "activity", "behaviour", "behavior", "kind", "token", "type"),
 }
 IDS = ("id", "ids", "code", "number", "no", "key", "sku", "zip", "asin", "type")  # numbers so named are no quantities
+NOT_EVENT_TIMES = ("due", "return", "returned", "birth", "birthday", "expiry", "expires", "until", "valid", "end")
 LABEL_NAMES = (
-    "item",
-    "product",
-    "article",
-    "category",
-    "brand",
-    "track",
-    "movie",
-    "film",
-    "book",
-    "store",
-    "page",
-    "department",
-    "manufacturer",
-    "seller",
+    *("item", "product", "article", "category", "brand", "track", "movie", "film", "book", "store", "page"),
+    *("department", "manufacturer", "seller"),
 )
-PAID = ("amount", "paid", "spend", "spent", "revenue", "sales", "total", "value")  # for all units of an event
+PAID = ("debit", "withdrawal", "amount", "paid", "spend", "spent", "revenue", "sales", "total", "value")  # of an event
 PRICE, QUANTITY = ("price",), ("quantity", "qty", "units")
-NUMBERS = (*PAID, *PRICE, *QUANTITY, "cost", "discount", "rating")
+NOT_PAID = {"discount", "cost", "in", "credit", "deposit", "balance"}
+NUMBERS = (*PAID, *PRICE, *QUANTITY, "cost", "discount", "rating", "count", "credit", "deposit", "balance")
+# Words of what is no payment of the customer, of what is paid back, and of what speaks against both
+UNPAID = {"salary", "income", "credit", "deposit", "incoming", "in", "cr", "topup", "wage", "interest"}
+UNPAID |= {"view", "click", "cart", "search", "wishlist", "browse"}
+PAID_BACK, PAYMENTS = {"refund", "refunded", "return", "returned", "chargeback", "reversal"}, {"card", "payment"}
 MOST_COLUMNS, MOST_KINDS, MOST_TASKS, ROWS_READ = 40, 30, 5, 200_000
 FEW, MANY = 20, 1_000  # distinct numbers up to which they are names, and labels from which rare ones are left out
 HELD_OUT, TESTED = 0.15, 0.07  # shares of the log's time after the validation cutoff and after the test cutoff
 TIME_UNITS = ((1e8, "s"), (1e11, "ms"), (1e14, "us"), (1e17, "ns"))  # of times in numbers, by their least size
+COMPACT = "%Y%m%d"  # of days without separators
+DAYS = [f"%{a}{mark}%{b}{mark}%{year}" for mark in "/-" for a, b in ("dm", "md") for year in "Yy"]
+DAYS += ["%d.%m.%Y", "%d.%m.%y", "%d %b %Y", "%d-%b-%Y", "%b %d, %Y", "%d %B %Y", "%B %d, %Y", COMPACT]
+CLOCKS = ("", " %H:%M", " %H:%M:%S", " %I:%M %p", " %I:%M:%S %p")
+CLOCK = r"\d{1,2}:\d{2}(:\d{2})?"
+VISIT_DAY, OUTFLOW = "visit_day", "paid"  # columns that are added
+SAME_DAY = 1.1  # events of a customer and day, on average, from which a day is a visit
 
 
-def guess_schema(events: pd.DataFrame, given: Mapping[str, Any] | None = None) -> EventSchema:
-    """Guesses what the columns of an event log mean.
+@dataclass
+class FrameReader:
+    """How a data frame is read as a log.
 
-    Args:
-        events (`pd.DataFrame`): The log, one row an event.
-        given (`Mapping[str, Any]`, *optional*): Keys of the event schema that are known, such as `{"time": "day"}`.
-
-    Returns:
-        [`EventSchema`]: the guess. Numbers are numeric features, other columns are categorical ones, and the features
-        of most labels are the tasks. The amount is a column that says what was paid, or a price times a quantity
-        beside it; a price alone may be that of one unit, so it is none.
-
-    Raises:
-        ValueError: If no column says who the customer is or when an event was, a column has values of several types,
-            or there are too many columns. The message names the column and the fix.
+    Attributes:
+        schema (`EventSchema`): What the columns mean, also those that are added: `VISIT_DAY`, the day of the event,
+            and `OUTFLOW`, what was paid, where an amount has a direction.
+        time_format (`str`, *optional*): How the text of the times is written, as for `strptime`, or the unit of their
+            numbers. Default: as the log's times are written.
+        amount (`str`, *optional*): Column from which `OUTFLOW` is computed.
+        signs (`dict[str, int]`), direction (`str`, *optional*): By value of the column `direction` the factor of the
+            amount. Without `direction` what is negative was paid, and the rest came in.
+        lines (`list[str]`): What was guessed.
     """
-    given = dict(given or {})
-    _check_table(events)
-    part = events.head(ROWS_READ)
-    columns = {name: part[name] for name in part.columns}
-    found: dict[str, Any] = {role: given[role] for role in WORDS if given.get(role) is not None}
-    check_columns(list(columns), found.values(), "The table has")
+
+    schema: EventSchema
+    time_format: str | None = None
+    amount: str | None = None
+    direction: str | None = None
+    signs: dict[str, int] = field(default_factory=dict)
+    lines: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines)
+
+    def read(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """The frame with times that are times, and the columns that the schema adds."""
+        frame, schema = even_out(frame), self.schema
+        if self.time_format and schema.time in frame and not types.is_datetime64_any_dtype(frame[schema.time]):
+            frame = frame.assign(**{str(schema.time): _to_times(frame[schema.time], self.time_format)})
+        if schema.visit == VISIT_DAY and VISIT_DAY not in frame:
+            frame = frame.assign(**{VISIT_DAY: _parse(str(schema.time), frame[schema.time]).dt.strftime("%Y-%m-%d")})
+        if self.amount is not None and self.amount in frame and schema.amount not in frame:
+            paid = _compute_outflow(frame, self.amount, self.direction, self.signs)
+            frame = frame.assign(**{str(schema.amount): paid})
+        return frame
+
+    def to_dict(self) -> dict[str, Any]:
+        """The reader as plain values for JSON."""
+        return vars(self) | {"schema": self.schema.to_dict()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "FrameReader":
+        """The reader of what `to_dict` gave."""
+        return cls(**{**values, "schema": EventSchema.from_dict(values["schema"])})
+
+    @classmethod
+    def guess(cls, events: pd.DataFrame, given: Mapping[str, Any] | None = None) -> "FrameReader":
+        """Guesses what the columns of an event log mean.
+
+        Args:
+            events (`pd.DataFrame`): The log, one row an event.
+            given (`Mapping[str, Any]`, *optional*): Keys of the schema that are known, such as `{"time": "day"}`.
+
+        Returns:
+            [`FrameReader`]: The reader. Numbers are numeric features, other columns are categorical ones, and the
+            features of most labels are the tasks. Without labels the token type is the only task. The amount is a
+            column that says what was paid, or a price times a quantity beside it; a price alone may be that of one
+            unit, so it is none.
+
+        Raises:
+            ValueError: If no column says who the customer is or when an event was, a time can be read in two ways, a
+                column has values of several types, or there are too many columns. The message names the column and
+                the fix.
+        """
+        given = dict(given or {})
+        _check_table(events)
+        events = even_out(events)
+        columns = dict(events.head(ROWS_READ).items())
+        roles = _find_roles(columns, given)
+        customers = events[roles["customer"]].nunique()
+        if customers < 2:
+            raise ValueError(f"Column {roles['customer']!r} has {customers} customer: give a log of several.")
+        schema: dict[str, Any] = {"min_history": 1, "cutoffs": "leave_one_out"}
+        time_format, when = None, "in the order of the rows"
+        if name := roles.get("time"):
+            time_format = find_time_format(name, events[name])
+            times = _parse(name, _to_times(events[name], time_format) if time_format else events[name])
+            schema |= _cutoffs(times)
+            when = f"{name!r}{_describe_format(time_format)}, {times.min():%Y-%m-%d} to {times.max():%Y-%m-%d}"
+            if "visit" not in given and roles["visit"] is None and _has_busy_days(events[roles["customer"]], times):
+                roles["visit"] = VISIT_DAY
+        features, labels = _features(columns, roles)
+        reader: dict[str, Any] = {}
+        paid = {} if "amount" in given else _find_amount(features)
+        words = f"{paid.get('name')!r}" if paid else "none: no column says what was paid"
+        if "factor" in paid:
+            words = f"{paid['column']!r} x {paid['factor']!r}"
+            features.append(paid)
+        elif paid and (reader := _find_direction(columns, paid["name"])):
+            paid = {"name": OUTFLOW if OUTFLOW not in columns else f"{OUTFLOW}_out", "kind": "numeric"}
+            features.append(paid)
+            words = _describe_direction(**reader)
+            outflow, kinds = _compute_outflow(events, **reader), roles.get("token_type")
+            if kinds and "target_token_types" not in given:  # a salary is no visit
+                schema["target_token_types"] = sorted(events[kinds][outflow > 0].dropna().astype(str).unique())
+        tasks = sorted(labels, key=lambda name: -labels[name])[:MOST_TASKS] or [roles.get("token_type") or TOKEN_TYPE]
+        schema |= {"name": "events", "amount": paid.get("name"), "features": features, "tasks": tasks}
+        schema |= {name: value for name, value in roles.items() if value is not None}
+        if "features" in given:
+            del schema["amount"]  # the features that it is one of
+        schema |= {key: value for key, value in given.items() if key != "tasks" or value != []}
+        built = EventSchema.from_dict(schema)
+        visit = {None: "events of one time are a visit", VISIT_DAY: "a customer's day is a visit"}
+        read = {*built.event_columns, reader.get("amount")}
+        ignored = ", ".join(name for name in columns if name not in read)
+        others = [
+            spec.name for spec in built.features if spec.column and spec.name not in (*built.tasks, built.amount)
+        ]
+        labels_shown = ", ".join(built.tasks) if built.has_labels else "none, so there is nothing to recommend"
+        if targets := ", ".join(built.target_token_types):
+            labels_shown += f"; visits are events of {targets}"
+        lines = [
+            f"Customer: {built.customer!r}, {customers:,} of them",
+            f"Time:     {when}; {visit.get(built.visit, f'a visit is one {built.visit!r}')}",
+            f"Amount:   {words if 'amount' not in given else built.amount}",
+            f"Labels:   {labels_shown}",
+            f"Also:     {', '.join(others) or 'nothing'}" + (f"; not read: {ignored}" if ignored else ""),
+        ]
+        return cls(built, time_format, lines=lines, **reader)
+
+
+def even_out(events: pd.DataFrame) -> pd.DataFrame:
+    """The frame with columns of numbers and texts as texts: 7 and "7" are one id. Raises `ValueError` if "007" stands
+    beside 7, which may be the same id."""
+    changed = {}
+    for name in filter(lambda name: _is_mixed(events[name]), events):
+        values = events[name].dropna().unique()
+        known = {to_text(value) for value in values if not isinstance(value, str)}
+        for text in values:
+            if isinstance(text, str) and text.startswith("0") and text.lstrip("0") in known:
+                raise ValueError(
+                    f"Column {name!r} has the text {text!r} and the number {text.lstrip('0')}: if they are one, write "
+                    f"events[{name!r}] = events[{name!r}].astype(str).str.lstrip('0')."
+                )
+        changed[name] = events[name].map(to_text)
+    return events.assign(**changed) if changed else events
+
+
+def _is_mixed(values: pd.Series) -> bool:
+    """Whether a column has numbers and texts."""
+    if types.infer_dtype(values, skipna=True) not in ("mixed-integer", "mixed"):
+        return False
+    return all(issubclass(kind, str | Real) for kind in {type(value) for value in values.dropna()})
+
+
+def _find_roles(columns: Mapping[str, pd.Series], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns that have a role. Raises `ValueError` if there is none of the customer or the time."""
+    roles: dict[str, Any] = {role: given[role] for role in WORDS if given.get(role) is not None}
+    check_columns(list(columns), roles.values(), "The table has")
     for role in WORDS:
         if role not in given and (role != "time" or given.get("order") is None):
-            rest = {name: values for name, values in columns.items() if name not in found.values()}
-            found[role] = _find_column(role, rest, columns.get(found.get("customer")))
-    if found["customer"] is None:
-        raise ValueError(
-            f"No column of {list(columns)} is named like a customer: give schema={{'customer': 'COLUMN'}}."
-        )
-    if found.get("time") is None and given.get("order") is None:
-        raise ValueError(
-            f"No column of {list(columns)} is named like a time: give schema={{'time': 'COLUMN'}}, or "
-            "schema={'order': 'rows'} if the rows of a customer are in order."
-        )
-    customers = events[found["customer"]].nunique()
-    if customers < 2:
-        raise ValueError(f"Column {found['customer']!r} has {customers} customer: give a log of several.")
-    features, labels = _features(columns, found)
-    amount = {} if "amount" in given else _find_amount(features)
-    if "factor" in amount:
-        features.append(amount)
-        logger.warning(
-            "What was paid for an event is read as %s x %s. If that is wrong, name the column that says it, as in "
-            "schema={'amount': 'COLUMN'}, or give schema={'amount': None}.",
-            amount["column"],
-            amount["factor"],
-        )
-    schema: dict[str, Any] = {"name": "events", **{k: v for k, v in found.items() if v is not None}}
-    tasks = sorted(labels, key=lambda name: -labels[name])[:MOST_TASKS]
-    schema |= {
-        "amount": amount.get("name"),
-        "features": features,
-        "tasks": tasks,
-        "min_history": 1,
-        "cutoffs": "leave_one_out",
-    }
-    if found.get("time") is not None:
-        schema |= _cutoffs(_read_times(found["time"], events[found["time"]]))
-    if not tasks and "tasks" not in given:
-        raise ValueError(
-            f"No column of {list(columns)} has labels to predict, such as items: give schema={{'tasks': ['COLUMN']}}, "
-            "and make it text if it has numbers."
-        )
-    if "features" in given:
-        del schema["amount"]  # the features that it is one of
-    return EventSchema.from_dict(schema | given)
+            rest = {name: values for name, values in columns.items() if name not in roles.values()}
+            roles[role] = _find_column(role, rest, columns.get(roles.get("customer", "")))
+    for role, otherwise in (
+        ("customer", ""),
+        ("time", ", or schema={'order': 'rows'} if a customer's rows are in order"),
+    ):
+        if roles.get(role) is None and (role == "customer" or given.get("order") is None):
+            raise ValueError(
+                f"No column of {list(columns)} is named like a {role}: give schema={{{role!r}: 'COLUMN'}}{otherwise}."
+            )
+    return roles
 
 
 def _find_amount(features: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The numeric feature that says what was paid: one of the features, a new one with a `factor`, or none."""
     numeric = {str(each["name"]): set(_words(each["name"])) for each in features if each.get("kind") == "numeric"}
     paid, prices, quantities = (
-        [name for word in words for name, own in numeric.items() if word in own and not own & {"discount", "cost"}]
+        [name for word in words for name, own in numeric.items() if word in own and not own & NOT_PAID]
         for words in (PAID, PRICE, QUANTITY)
     )
     paid = [name for name in paid if name not in quantities]
@@ -135,6 +239,43 @@ def _find_amount(features: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     if prices and quantities:
         return {"name": "amount", "kind": "numeric", "column": prices[0], "factor": quantities[0]}
     return {}
+
+
+def _find_direction(columns: Mapping[str, pd.Series], amount: str) -> dict[str, Any]:
+    """Which of the amounts the customer paid, if not all: the negative ones where these are most, or those whose kind
+    does not say that money came in."""
+    amounts = pd.to_numeric(columns[amount])
+    is_negative = (amounts < 0).sum() / max((amounts != 0).sum(), 1)
+    if is_negative >= 0.5:
+        return {"amount": amount}
+    for name, values in columns.items():
+        kinds = [] if is_negative or types.is_numeric_dtype(values) else [*values.dropna().unique()][: MOST_KINDS + 1]
+        words = {str(kind): set(_words(str(kind))) for kind in kinds}
+        signs = {kind: -1 for kind, own in words.items() if own & PAID_BACK}
+        signs |= {kind: 0 for kind, own in words.items() if own & UNPAID and not own & PAYMENTS}
+        if len(kinds) <= MOST_KINDS and 0 < len(signs) < len(kinds):
+            return {"amount": amount, "direction": name, "signs": signs}
+    return {}
+
+
+def _compute_outflow(
+    frame: pd.DataFrame, amount: str, direction: str | None = None, signs: Mapping[str, int] | None = None
+) -> pd.Series:
+    """What was paid; the arguments are those of [`FrameReader`]."""
+    amounts = pd.to_numeric(frame[amount])
+    if direction is None:
+        return (-amounts).clip(lower=0)
+    return amounts * frame[direction].astype(str).map(signs or {}).fillna(1)
+
+
+def _describe_direction(amount: str, direction: str | None = None, signs: Mapping[str, int] | None = None) -> str:
+    if direction is None:
+        return f"what is negative in {amount!r}; what is positive came in and is not counted"
+    words = {0: "is not counted", -1: "is paid back"}
+    parts = [
+        f"{', '.join(kind for kind in signs or () if (signs or {})[kind] == sign)} {words[sign]}" for sign in words
+    ]
+    return f"{amount!r}, where by {direction!r} " + "; ".join(part for part in parts if not part.startswith(" "))
 
 
 def _check_table(events: pd.DataFrame) -> None:
@@ -148,10 +289,11 @@ def _check_table(events: pd.DataFrame) -> None:
             "guessed: choose some, as in events[['customer', 'time', ...]], or give a whole EventSchema."
         )
     for name in names:
-        if types.infer_dtype(events[name], skipna=True) in ("mixed", "mixed-integer", "bytes"):
+        kind = types.infer_dtype(events[name], skipna=True)
+        if kind in ("mixed", "mixed-integer", "bytes") and not _is_mixed(events[name]):
             kinds = sorted({type(value).__name__ for value in events[name].dropna().head(ROWS_READ)})
             raise ValueError(
-                f"Column {name!r} has values that are neither all text nor all numbers ({', '.join(kinds)}): make "
+                f"Column {name!r} has values that are neither text nor numbers ({', '.join(kinds)}): make "
                 f"them so, as in events[{name!r}] = events[{name!r}].astype(str), or leave the column out."
             )
 
@@ -164,75 +306,168 @@ def _words(name: str) -> list[str]:
 
 def _find_column(role: str, columns: Mapping[str, pd.Series], customers: pd.Series | None) -> str | None:
     """The column that a role is guessed to have."""
-    fitting = {name: values for name, values in columns.items() if _fits(role, values, customers)}
+    fitting = {name: values for name, values in columns.items() if _fits(role, name, values, customers)}
     if role == "time":
-        dated = [name for name, values in columns.items() if types.is_datetime64_any_dtype(values)]
+        dated = [name for name in fitting if is_time(fitting[name])]
         fitting = {name: columns[name] for name in dated} or fitting
+    if role == "customer":  # `card_number` before `card_type`
+        fitting = {name: fitting[name] for name in sorted(fitting, key=lambda name: -fitting[name].nunique())}
     for is_bare in (True, False):
         for word in WORDS[role]:
-            for name in fitting:
+            for name in fitting if is_bare or word not in IDS else ():
                 words = _words(name)
                 if word in words and (not is_bare or set(words) <= {word, *IDS, *(WORDS[role])}):
                     return name
+    if role == "customer":  # a bare `id` that comes again is no id of the row
+        bare = (name for name in fitting if {*_words(name)} <= {*IDS} and fitting[name].duplicated().any())
+        return next(bare, None)
     return next(iter(fitting), None) if role == "time" and dated else None
 
 
-def _fits(role: str, values: pd.Series, customers: pd.Series | None) -> bool:
+def _fits(role: str, name: str, values: pd.Series, customers: pd.Series | None) -> bool:
     """Whether the values of a column can have a role."""
-    if role == "time":
-        return True  # what can't be read is told by name
-    if types.is_datetime64_any_dtype(values):
+    if role == "time":  # what can't be read is told by name
+        return not {*_words(name)} & {*NOT_EVENT_TIMES}
+    if is_time(values) or (role == "customer" and {*_words(name)} & {*NUMBERS}):
         return False
-    if role == "visit":  # of most events, and not the same few for everybody
+    if role == "visit":  # of most events, not the same few for everybody, and not another one in each row
         known = values.dropna()
-        return customers is not None and len(known) > len(values) / 2 and known.nunique() >= customers.nunique()
+        is_usual = customers is not None and len(known) > len(values) / 2
+        return is_usual and cast(pd.Series, customers).nunique() <= known.nunique() < len(known)
     return role != "token_type" or values.nunique() <= MOST_KINDS
 
 
-def _read_times(name: str, times: pd.Series) -> pd.Series:
-    """The times of a column. Raises `ValueError` if preparation can't read them; the message says how to make some."""
+def _to_times(values: pd.Series, time_format: str) -> pd.Series:
+    """Times of texts or numbers that are written so; NaT where they are not."""
+    if time_format in {unit for _, unit in TIME_UNITS}:
+        return pd.to_datetime(values, unit=time_format)
+    if types.is_numeric_dtype(values):
+        values = values.astype("Int64").astype("string")
+    return pd.to_datetime(values, format=time_format, errors="coerce")
+
+
+def _fitting_formats(texts: pd.Series) -> list[str]:
+    """The formats by which all texts are times."""
+    formats = [day + clock for day in DAYS for clock in CLOCKS]
+    for part in (texts.head(20), texts):
+        formats = [each for each in formats if _to_times(part, each).notna().all()]
+    return formats
+
+
+def is_time(values: pd.Series) -> bool:
+    """Whether a column has times, as such or as text."""
+    if types.is_datetime64_any_dtype(values):
+        return True
+    known = values.dropna()
+    kind = types.infer_dtype(known)
+    if kind in ("date", "datetime"):
+        return True
+    texts = known.drop_duplicates() if kind == "string" else known.head(0)
+    is_iso = len(texts) > 0 and texts.str.match(TIME_PATTERN).all()
+    return bool(is_iso or (len(texts) > 0 and {*_fitting_formats(texts)} - {COMPACT}))
+
+
+def find_time_format(name: str, times: pd.Series) -> str | None:
+    """How the times of a column are written; None if as those of a log are. Raises `ValueError` if they can't be read,
+    or in two ways; the message says how to make some."""
     known = times.dropna()
     if not len(known):
         raise ValueError(f"Column {name!r} has no time: fill it, or give schema={{'time': 'COLUMN'}}.")
+    if types.is_timedelta64_dtype(times) or types.infer_dtype(known) == "timedelta":
+        raise ValueError(
+            f"Column {name!r} has durations such as {known.iloc[0]}, expected times: add them to the time at which "
+            f"they begin, as in pd.Timestamp('2024-01-01') + events[{name!r}]."
+        )
     fix = f"events[{name!r}] = pd.to_datetime(events[{name!r}]"
     if types.is_numeric_dtype(times):
-        unit = next((unit for least, unit in reversed(TIME_UNITS) if known.abs().max() >= least), None)
-        fix += f", unit={unit!r})" if unit and known.abs().max() < 1e20 else ".astype(str))"
-        raise ValueError(f"Column {name!r} has numbers such as {known.iloc[0]}, expected times: write {fix}.")
-    if types.is_datetime64_any_dtype(known):
-        return known
-    texts = known.drop_duplicates()
-    if wrong := [value for value in texts if isinstance(value, str) and not re.match(TIME_PATTERN, value)]:
+        days = _to_times(known, COMPACT) if known.between(1e7, 1e8).all() else pd.Series([pd.NaT])
+        if days.notna().all():
+            return COMPACT
+        least, most = known.min(), known.max()
+        for (start, unit), (end, _) in zip(TIME_UNITS, (*TIME_UNITS[1:], (1e20, "")), strict=True):
+            if start <= least and most < end:
+                return unit
         raise ValueError(
-            f"Column {name!r} has {wrong[0]!r}, expected times such as 2024-03-01 12:30: write {fix}, format=...)."
+            f"Column {name!r} has numbers such as {known.iloc[0]}, expected times: write {fix}.astype(str))."
         )
+    texts = known.drop_duplicates()
+    if types.infer_dtype(texts) != "string" or texts.str.match(TIME_PATTERN).all():
+        return None
+    readings = {each: _to_times(texts, each) for each in _fitting_formats(texts)}
+    distinct: dict[str, pd.Series] = {}
+    for time_format, read in readings.items():
+        if not any(read.equals(other) for other in distinct.values()):
+            distinct[time_format] = read
+    wrong = next(value for value in texts if not re.match(TIME_PATTERN, value))
+    if not distinct:
+        raise ValueError(
+            f"Column {name!r} has {wrong!r}, expected times such as 2024-03-01 12:30: write {fix}, format=...)."
+        )
+    if len(distinct) > 1:
+        ways = " or ".join(f"{read.iloc[0]:%d %B %Y} (format={each!r})" for each, read in distinct.items())
+        raise ValueError(
+            f"Column {name!r} has {texts.iloc[0]!r}, which is {ways}, and no row says which: write {fix}, format=...)."
+        )
+    return next(iter(distinct))
+
+
+def _describe_format(time_format: str | None) -> str:
+    if time_format is None:
+        return ""
+    names = {"%d": "day", "%m": "month", "%Y": "year", "%y": "year", "%b": "month", "%B": "month"}
+    names |= {"%H": "hour", "%I": "hour", "%M": "minute", "%S": "second", "%p": "AM or PM"}
+    if time_format == COMPACT:
+        return ", read as year, month and day"
+    if time_format[0] != "%":
+        return f", read as {time_format} since 1970"
+    return ", read as " + re.sub("%.", lambda match: names[match.group()], time_format)
+
+
+def _parse(name: str, times: pd.Series) -> pd.Series:
+    """The times of a column as preparation reads them."""
+    if types.is_datetime64_any_dtype(times):
+        return times
     try:
-        return pd.to_datetime(known, format="mixed")
+        return pd.to_datetime(times, format="mixed")
     except (ValueError, TypeError) as error:
-        raise ValueError(f"Column {name!r} has no times of one kind ({error}): write {fix}, utc=True).") from error
+        fix = f"write events[{name!r}] = pd.to_datetime(events[{name!r}], utc=True)."
+        raise ValueError(f"Column {name!r} has no times of one kind ({error}): {fix}") from error
 
 
-def _features(columns: Mapping[str, pd.Series], found: Mapping[str, Any]) -> tuple[list[dict], dict[str, int]]:
+def _has_busy_days(customers: pd.Series, times: pd.Series) -> bool:
+    """Whether customers have several events at different times of one day, as in a bank, so that a day is a visit."""
+    keys = pd.DataFrame(
+        {"customer": customers.to_numpy(), "time": times.to_numpy(), "day": times.dt.floor("D").to_numpy()}
+    )
+    keys = keys.dropna().drop_duplicates()
+    return len(keys) >= SAME_DAY * len(keys[["customer", "day"]].drop_duplicates())
+
+
+def _features(columns: Mapping[str, pd.Series], roles: Mapping[str, Any]) -> tuple[list[dict], dict[str, int]]:
     """Features of the columns without another role, and the number of labels of those that can be tasks."""
     features: list[dict[str, Any]] = []
     labels = {}
-    if found.get("token_type") is not None:
-        features.append({"name": found["token_type"]})
-    customers = columns[found["customer"]]
+    if roles.get("token_type") is not None:
+        features.append({"name": roles["token_type"]})
+    customers = columns[roles["customer"]]
     for name, values in columns.items():
         number = values.nunique()
-        if name in found.values() or number < 2 or types.is_datetime64_any_dtype(values):
+        if name in roles.values() or number < 2 or is_time(values):
             continue
-        words, kind = set(_words(name)), types.infer_dtype(values, skipna=True)
+        words, kind = _words(name), types.infer_dtype(values, skipna=True)
         is_number = (types.is_numeric_dtype(values) and not types.is_bool_dtype(values)) or kind == "decimal"
-        is_id = not is_number or bool(words & {*IDS, *LABEL_NAMES})
-        if is_number and (words & set(NUMBERS) or not (is_id or number <= FEW)):
-            features.append({"name": name, "kind": "numeric"})
+        is_counted = bool({*words} & {*NUMBERS}) or words[:1] == ["number"]  # `number_of_cds` is no id
+        is_id = not is_number or bool({*words} & {*IDS, *LABEL_NAMES})
+        if not is_number and values.dropna().astype(str).str.fullmatch(CLOCK).all():
+            continue  # the time of the day, beside the date
+        feature = {"name": name} if name != TOKEN_TYPE else {"name": f"{name}_column", "column": name}
+        if is_number and (is_counted or not (is_id or number <= FEW)):
+            features.append(feature | {"kind": "numeric"})
         elif number <= max(FEW, len(values) / 2):  # else it is different in each event, such as a remark
-            features.append({"name": name} | ({"min_count": 5} if number > MANY else {}))
+            features.append(feature | ({"min_count": 5} if number > MANY else {}))
             if is_id and (values.groupby(customers, observed=True).nunique() > 1).any():  # else it is the customer's
-                labels[name] = number
-    if found.get("time") is not None:
+                labels[feature["name"]] = number
+    if roles.get("time") is not None:
         derived = [name for name in ("weekday", "days_since_visit") if name not in columns]
         features += [{"name": name, "kind": name} for name in derived]
     return features, labels

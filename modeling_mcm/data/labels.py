@@ -183,6 +183,11 @@ def _read_values(column: pd.Series, name: str, kind: str) -> tuple[str, NDArray[
         numbers = np.array(values, np.float64)
         if not (np.abs(numbers) <= np.finfo(np.float32).max).all():
             raise ValueError(f"Label {name!r} holds numbers that are not finite; leave these rows out.")
+        if len(np.unique(numbers)) > 1 == len(np.unique(numbers.astype(np.float32))):
+            raise ValueError(
+                f"Label {name!r} has numbers from {numbers.min()!r} to {numbers.max()!r}, which are equal in float32: "
+                "subtract their mean."
+            )
         return NUMBER, numbers.astype(np.float32), ()
     texts = [str(to_text(value)) for value in values]
     classes = sorted(set(texts), key=float) if word == "numbers" else sorted(set(texts))

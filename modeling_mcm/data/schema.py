@@ -134,7 +134,10 @@ class EventSchema(LogSchema):
         check_choice(self.on_null, "on_null", ("error", "drop"))
         TextFormat(self.delimiter, self.quote, self.escape, self.on_bad_row)  # raises where a value is wrong
         if not self.tasks:
-            raise ValueError("`tasks` is empty; name at least one categorical event feature to predict.")
+            raise ValueError(
+                "`tasks` is empty; name at least one categorical event feature to predict, or token_type alone in a "
+                "log without labels."
+            )
         if not self.leaves_one_out and self.cutoff("validation") >= self.cutoff("test"):
             raise ValueError(
                 f"`cutoffs`: validation ({self.cutoff('validation')}) is not before test ({self.cutoff('test')}); "

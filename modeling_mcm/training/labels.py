@@ -32,6 +32,7 @@ from modeling_mcm.data.labels import (
     LabelledCustomers,
     load_labels,
 )
+from modeling_mcm.data.schema import NO_CUTOFFS
 from modeling_mcm.evaluation.labels import mean_auc, measure_labels, rank_correlation
 from modeling_mcm.events_mcm import SECONDS_PER_DAY
 from modeling_mcm.files_mcm import file_digest, write_json
@@ -104,7 +105,7 @@ def read_labels(data: PreparedData, options: LabelOptions) -> LabelledCustomers:
             f"{customers.dropped:,} of {len(labels):,} labels are left out: no event of their customer is known "
             "before their time."
         )
-    if not schema.leaves_one_out:
+    if not schema.leaves_one_out and schema.cutoffs != NO_CUTOFFS:
         cutoff = schema.cutoff("validation")
         early = int((customers.labels.times < schema.cutoff_seconds("validation")).sum())
         if early:

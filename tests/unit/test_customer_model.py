@@ -1,6 +1,9 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""One call on a data frame: the schema that is guessed, and the model that is fitted on the corner shop's log."""
+"""One call on a data frame: how it is read, and the model that is fitted on the corner shop's log and on frames as
+people have them."""
+
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -8,11 +11,17 @@ import pyarrow as pa
 import pytest
 import yaml
 from corner_shop import make_log
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from strange_frames import make_bank, make_game, make_library, make_purchases
 from transformers.utils import logging
 
 from modeling_mcm import CustomerModel, MCMForMultiTaskRecommendation
+from modeling_mcm.customer_features import CustomerFeatures
 from modeling_mcm.data import EventSchema
-from modeling_mcm.data.guessing import guess_schema
+from modeling_mcm.data.guessing import FrameReader
+from modeling_mcm.page.histories import Histories
 
 ROWS = 600
 
@@ -36,6 +45,10 @@ GROCERIES = make_events(
     quantity=draw(5) + 1,
     price=draw(1000) / 100,
 )
+
+
+def guess_schema(events, given=None):
+    return FrameReader.guess(events, given).schema
 
 
 def roles(schema):
@@ -67,12 +80,31 @@ PAID = {
 
 
 @pytest.mark.parametrize(("columns", "given", "amount", "read"), PAID.values(), ids=PAID)
-def test_what_was_paid_is_no_unit_price(columns, given, amount, read, caplog):
+def test_what_was_paid_is_no_unit_price(columns, given, amount, read):
     more = {name: draw(1000) / 10 if value else None for name, value in columns.items()}
-    schema = guess_schema(GROCERIES.assign(**more).dropna(axis="columns"), given)
-    assert schema.amount == amount
-    assert [column for each in schema.features if each.name == amount for column in each.columns] == read
-    assert ("is read as price x quantity" in caplog.text) == (len(read) == 2)
+    reader = FrameReader.guess(GROCERIES.assign(**more).dropna(axis="columns"), given)
+    assert reader.schema.amount == amount
+    assert [column for each in reader.schema.features if each.name == amount for column in each.columns] == read
+    assert ("'price' x 'quantity'" in str(reader)) == (len(read) == 2)
+
+
+DIRECTIONS = {
+    "payments are negative": ({}, [-5.0, -3.0, 900.0, -1.0], [5, 3, 0, 1]),
+    "few are negative, paid back": ({}, [5.0, -3.0, 9.0, 1.0], None),
+    "a kind says what came in": ({"kind": ["pos", "fee", "salary", "pos"]}, [5.0, 3.0, 900.0, 1.0], [5, 3, 0, 1]),
+    "a kind says what was paid back": ({"kind": ["buy", "refund"] * 2}, [5.0, 3.0, 9.0, 1.0], [5, -3, 9, -1]),
+    "a card of credit pays": ({"kind": ["credit card", "cash"] * 2}, [5.0, 3.0, 9.0, 1.0], None),
+}
+
+
+@pytest.mark.parametrize(("columns", "amounts", "paid"), DIRECTIONS.values(), ids=DIRECTIONS)
+def test_an_amount_has_a_direction(columns, amounts, paid):
+    repeats = {name: values * (ROWS // 4) for name, values in {**columns, "amount": amounts}.items()}
+    events = make_events(item=draw(9), **repeats)
+    reader = FrameReader.guess(events)
+    assert reader.schema.amount == ("paid" if paid else "amount")
+    again = FrameReader.from_dict(yaml.safe_load(yaml.safe_dump(reader.to_dict())))
+    assert again.read(events)[reader.schema.amount].head(4).tolist() == (paid or amounts)
 
 
 def test_clicks_with_numbers_as_ids_are_guessed():
@@ -111,29 +143,77 @@ def test_known_keys_are_kept():
     assert schema.tasks == ("category",) and ordered.leaves_one_out and ordered.time is None
 
 
-SECONDS = GROCERIES["time"].astype("datetime64[s]").astype("int64")
-MIXED = [value if index % 2 else str(value) for index, value in enumerate(GROCERIES["product"])]
+TIMES = GROCERIES["time"]
+SECONDS = TIMES.astype("datetime64[s]").astype("int64")
+READINGS = {
+    "month first": (TIMES.dt.strftime("%m/%d/%Y"), "month/day/year"),
+    "day first, no zeros": (TIMES.dt.strftime("%-d.%-m.%Y"), "day.month.year"),
+    "clock": (TIMES.dt.strftime("%d/%m/%Y %I:%M %p"), "day/month/year hour:minute AM or PM"),
+    "number": (TIMES.dt.strftime("%Y%m%d").astype(int), "year, month and day"),
+    "seconds": (SECONDS, "s since 1970"),
+    "milliseconds": (SECONDS * 1000, "ms since 1970"),
+    "ISO": (TIMES.astype(str), None),
+    "days": (TIMES.dt.date, None),
+}
+
+
+@pytest.mark.parametrize(("times", "words"), READINGS.values(), ids=READINGS)
+def test_times_are_read_in_the_one_way_that_fits(times, words):
+    reader = FrameReader.guess(GROCERIES.assign(time=times))
+    assert f", read as {words}, 2024" in str(reader) if words else "read as" not in str(reader)
+    assert reader.schema.cutoffs == guess_schema(GROCERIES.assign(time=times if words is None else TIMES)).cutoffs
+    read = pd.to_datetime(reader.read(GROCERIES.assign(time=times))["time"], format="mixed")
+    assert (read.dt.floor("D") == TIMES.dt.floor("D")).all()
+
+
+def test_a_days_events_are_a_visit_where_a_day_has_several():
+    events = make_events(item=draw(9)).assign(customer_id=draw(4))
+    reader = FrameReader.guess(events)
+    assert reader.schema.visit == "visit_day" and "a customer's day is a visit" in str(reader)
+    assert (reader.read(events)["visit_day"] == events["time"].dt.date.astype(str)).all()
+    assert guess_schema(events, {"visit": None}).visit is None
+    assert guess_schema(events.assign(time=events["time"].dt.floor("D"))).visit is None
+
+
+def test_what_is_known_later_is_no_feature():
+    events = make_events(item=draw(9), due=draw(["1/31/2024", "2/20/2024"]), clock=draw(["10:30", "9:12"]))
+    reader = FrameReader.guess(events)
+    assert list(kinds(reader.schema)) == ["item"] and str(reader).endswith("not read: due, clock")
+
+
+def test_the_schemas_own_words_are_names_of_columns(log):
+    renamed = log.rename(columns={"action": "token_type"})
+    assert guess_schema(renamed).token_type == "token_type"
+    wide = renamed.assign(token_type=renamed["item"] + "!")
+    wide = pd.concat([wide.assign(token_type=wide["token_type"] + str(n)) for n in range(3)])
+    assert "token_type_column" in guess_schema(wide).tasks
+
+
 WIDE = GROCERIES.join(pd.DataFrame(0, GROCERIES.index, range(200)).add_prefix("x"))
+BOTH = draw(["11/1/2000", "2/3/2001"])
+NAMED = ["007" if number == 7 else number for number in range(40)] * (ROWS // 40)
 WRONG = {
     "no time": (GROCERIES.drop(columns="time"), "is named like a time: give schema={'time': 'COLUMN'}"),
     "no customer": (GROCERIES.drop(columns="customer_id"), "No column of .* is named like a customer"),
     "one customer": (GROCERIES.assign(customer_id=1), "Column 'customer_id' has 1 customer"),
-    "seconds": (GROCERIES.assign(time=SECONDS), r"Column 'time' has numbers such as 17.*unit='s'\)"),
-    "day first": (GROCERIES.assign(time="31/01/2024"), "Column 'time' has '31/01/2024'.*format=..."),
-    "mixed types": (GROCERIES.assign(product=MIXED), r"Column 'product' has .*\(int, str\).*astype\(str\)"),
+    "small numbers": (GROCERIES.assign(time=draw(99)), r"Column 'time' has numbers such as .*astype\(str\)\)"),
+    "durations": (GROCERIES.assign(time=TIMES - TIMES.min()), "Column 'time' has durations such as .*Timestamp"),
+    "no one way": (GROCERIES.assign(time=BOTH), "11 January 2000 .*%d/%m/%Y.* or 01 November 2000 .*%m/%d/%Y"),
+    "no way": (GROCERIES.assign(time="31/31/2024"), "Column 'time' has '31/31/2024'.*format=..."),
+    "7 beside 007": (GROCERIES.assign(customer_id=NAMED[1:] + [7]), "the text '007' and the number 7"),
     "lists": (GROCERIES.assign(tags=[["a"]] * ROWS), r"Column 'tags' has .*\(list\).*leave the column out"),
     "200 columns": (WIDE, "The table has 207 columns.*choose some"),
     "two of a name": (GROCERIES.rename(columns={"category": "product"}), "Two columns are named 'product'"),
     "a number as name": (GROCERIES.rename(columns={"price": 5}), "Column 5 has no text as its name"),
-    "no labels": (GROCERIES[["customer_id", "time", "price"]], "has labels to predict, such as items"),
     "no rows": (GROCERIES.head(0), "The table of events has no row"),
-    "no table": ([{"customer_id": 1}], "Found list, expected a pandas data frame or an Arrow table"),
+    "no table": ([{"customer_id": 1}], "Found list, expected a pandas data frame, an Arrow table"),
+    "no file": ("no-such.csv", "no-such.csv does not exist"),
 }
 
 
 @pytest.mark.parametrize("events, words", WRONG.values(), ids=WRONG)
 def test_a_wrong_table_is_refused_with_its_column_and_a_fix(events, words):
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises((ValueError, FileNotFoundError), match=words):
         CustomerModel.fit(events)
 
 
@@ -164,8 +244,8 @@ def fitted(log, tmp_path_factory):
         patch.setattr(logger, "warning", said.append)
         folder = tmp_path_factory.mktemp("fitted") / "shop"
         model = CustomerModel.fit(pa.Table.from_pandas(log), {"amount": "price"}, folder=folder, disable_tqdm=True)
-    shown = EventSchema.from_dict(yaml.safe_load(said[0].partition("\n")[2]))
-    assert shown == guess_schema(log, {"amount": "price"}) and shown.tasks == ("item", "aisle")
+    assert model.reader.schema == guess_schema(log, {"amount": "price"}) and said[0].startswith(str(model.reader))
+    assert model.reader.schema.tasks == ("item", "aisle") and len(model.reader.lines) == 5
     return model, folder
 
 
@@ -173,7 +253,7 @@ def test_lists_are_of_the_customers_that_are_asked_for(fitted):
     model = fitted[0]
     table = model.recommend(["c07", "c03"], k=3)
     assert list(table["customer"].unique()) == ["c07", "c03"] and len(table) == 2 * 2 * 3
-    assert len(model.recommend(k=1, tasks=["aisle"])) == 34
+    assert len(model.recommend(k=1, task="aisle")) == 34
 
 
 def test_lists_from_what_is_in_stock(fitted, log):
@@ -222,13 +302,53 @@ def test_a_saved_model_gives_the_same(fitted, log, tmp_path):
     assert isinstance(MCMForMultiTaskRecommendation.from_pretrained(tmp_path / "shop"), MCMForMultiTaskRecommendation)
 
 
+def test_who_has_no_candidate_has_no_row(fitted):
+    model = fitted[0]
+    gone = pd.DataFrame({"who": "c07", "item": model.feature_extractor.vocabularies["item"]})
+    assert set(model.recommend(["c07", "c03"], k=2, task="item", exclude=gone)["customer"]) == {"c03"}
+
+
+def test_labels_that_are_alike_or_go_together(fitted):
+    model = fitted[0]
+    table = model.similar("item 03", k=4)
+    assert list(table) == ["label", "score"] and len(table) == 4 and "item 03" not in {*table["label"]}
+    both = model.together(["item 03", "item 04"], "item", k=4)
+    assert len(both) == 4 and not {"item 03", "item 04"} & {*both["label"]}
+
+
+def test_two_conditions_and_what_changed(fitted, log):
+    model = fitted[0]
+    table = model.table(days=[30])
+    chance, worth = table["visit_probability_30d"].median(), table["price_30d"].median()
+    both = model.table(f"visit_probability_30d < {chance} and price_30d > {worth}", days=[30])
+    expected = table[(table["visit_probability_30d"] < chance) & (table["price_30d"] > worth)]
+    pd.testing.assert_frame_equal(both, expected, rtol=1e-5)
+    assert 0 < len(both) < len(table)
+    changed, before = model.table(since_days=200, days=[30]), model.as_of - pd.Timedelta(days=200)
+    past = CustomerModel(model.model, model.feature_extractor, log[log["when"].dt.tz_localize("UTC") <= before])
+    old = past.forecast(days=[30], as_of=before)["visits_30d"]  # from a log that ended then
+    told = (changed["visits_30d"] - changed["visits_30d_change"]).dropna()
+    pd.testing.assert_series_equal(told, old.reindex(told.index), check_names=False, rtol=1e-4)
+    assert len(told) == len(old)
+
+
 ASKED = {
     "unknown customer": (lambda model: model.embed(["nobody"]), "No customer 'nobody' among the events"),
     "a text": (lambda model: model.recommend("c07"), r"`customers` is 'c07', expected a list of ids: write \['c07'\]"),
     "a number": (lambda model: model.recommend(7), "`customers` is 7, expected a list"),
     "nobody": (lambda model: model.embed([]), "`customers` is empty"),
     "unknown label": (lambda model: model.explain("c07", "item 99"), "No task of .* has the label 'item 99'"),
-    "unknown option": (lambda model: model.recommend(["c07"], most=3), r"Unknown options \['most'\]"),
+    "half a label": (lambda model: model.recommend(k=1.5), "`k` is 1.5; give a whole number"),
+    "no task": (lambda model: model.recommend(tasks=[]), r"`tasks` is \[\]; give a list of names such as \['item'\]"),
+    "two words": (lambda model: model.recommend(task="item", tasks=["aisle"]), "give one of them"),
+    "unknown task": (lambda model: model.recommend(task="colour"), r"No tasks \['colour'\]"),
+    "horizon as text": (lambda model: model.recommend(horizon_days="30"), "`horizon_days` is '30'; give a number"),
+    "days without list": (lambda model: model.forecast(days=30), r"`days` is 30; give a list .* days=\[30\]"),
+    "uneven candidates": (
+        lambda model: model.recommend(candidates={"item": ["item 03"], "aisle": ["aisle 0", "aisle 1"]}),
+        "`candidates`: found columns of different lengths",
+    ),
+    "no label's head": (lambda model: model.predict(), "this question needs an MCMForCustomerPrediction"),
 }
 
 
@@ -245,8 +365,144 @@ def test_a_wrong_fit_is_refused(fitted, log):
         CustomerModel.fit(log, folder=fitted[1])
 
 
+def test_a_file_is_no_folder_to_save_in(fitted, tmp_path):
+    (tmp_path / "shop").touch()
+    with pytest.raises(FileExistsError, match="shop is a file: give the name of a folder"):
+        fitted[0].save(tmp_path / "shop")
+
+
 def test_events_of_another_log_are_refused(fitted, log):
     with pytest.raises(ValueError, match="The events have no column 'price'"):
         CustomerModel.load(fitted[1] / "run", log.drop(columns="price"))
     with pytest.raises(ValueError, match="column 'who' of the events: null in 1 of"):
         CustomerModel.load(fitted[1] / "run", log.assign(who=log["who"].where(log.index > 0)))
+
+
+STRANGE = {  # a frame, its reading, and what its forecasts sum
+    "a bank's payments": (make_bank(30).payments, "a customer's day is a visit", "paid"),
+    "a game's purchases": (make_game(), "refund is paid back", "paid"),
+    "a library's loans": (make_library(), "none: no column says what was paid", None),
+    "a shop's purchases": (make_purchases(), "none, so there is nothing to recommend", "dollar_value"),
+    "ids and dates": (make_purchases()[["customer", "date"]].set_axis(["id", "date"], axis=1), "nothing to rec", None),
+}
+
+
+@pytest.fixture(scope="module", params=STRANGE.values(), ids=STRANGE)
+def strange(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("strange") / "run"
+    frame, words, amount = request.param
+    model = CustomerModel.fit(frame, folder=folder, disable_tqdm=True)
+    return SimpleNamespace(model=model, frame=frame, words=words, amount=amount, folder=folder)
+
+
+def test_a_strange_frame_is_read_in_one_call(strange):
+    model, few = strange.model, strange.model.customers[:2]
+    assert strange.words in str(model.reader) and len(model.reader.lines) == 5
+    table = model.table(customers=few)
+    quantities = ["visits", strange.amount] if strange.amount else ["visits"]
+    assert {f"{name}_30d_{end}" for name in quantities for end in ("low80", "high80", "low95", "high95")} <= {*table}
+    assert table["alive_probability"].between(0, 1).all() and model.embed(few).shape[0] == 2
+    again = CustomerModel.load(strange.folder / "run", strange.frame)  # the frame as it was given
+    pd.testing.assert_frame_equal(again.table(customers=few), table)
+    if model.feature_extractor.schema.has_labels:
+        assert len(model.recommend(few, k=1)) == 2 * len(model.reader.schema.tasks)
+        assert {"MCM", "most_popular"} <= {*model.evaluate().index}
+    else:
+        for ask in (model.recommend, model.evaluate, lambda: model.similar("1"), lambda: model.explain(few[0])):
+            with pytest.raises(ValueError, match="The log has no labels, such as items"):
+                ask()
+
+
+def test_the_page_shows_a_strange_frame(strange):
+    model, folder = strange.model, strange.folder
+    shown = Histories(model.model, model.feature_extractor, str(folder / "data"), str(folder / "events.parquet"))
+    assert sorted(shown.ids) == sorted(model.customers) and shown.household(shown.ids[0]).visits
+
+
+def test_files_are_one_log(tmp_path):
+    frame, logs = make_library(), tmp_path / "log"
+    first, second = frame[::2].assign(reader_no=frame["reader_no"].astype(str)), frame[1::2]
+    logs.mkdir()
+    first.to_csv(logs / "1.csv", index=False)
+    second.to_csv(logs / "2.csv", index=False)
+    model = CustomerModel.fit(logs, folder=tmp_path / "fitted", disable_tqdm=True)
+    expected = model.forecast(sorted(model.customers), days=[30])
+    mixed = pd.concat([first.astype({"reader_no": object}), second])  # ids that are text in one, numbers in the other
+    arrow = SimpleNamespace(__arrow_c_stream__=pa.Table.from_pandas(frame).__arrow_c_stream__)  # as polars has it
+    for events in (frame, [first, second], [logs / "1.csv", second], mixed, arrow):
+        assert FrameReader.guess(frame).schema == model.reader.schema
+        again = CustomerModel.load(tmp_path / "fitted" / "run", events)
+        pd.testing.assert_frame_equal(again.forecast(sorted(again.customers), days=[30]), expected, rtol=1e-4)
+    assert pa.table(expected).num_rows == 50
+
+
+@pytest.fixture(scope="module")
+def bank():
+    """A bank, its model, and the model that was fine-tuned to who leaves."""
+    log = make_bank(250, seed=1)
+    model = CustomerModel.fit(log.payments, disable_tqdm=True)
+    return log, model, model.finetune(log.labels)
+
+
+def test_who_leaves_is_learned_from_a_table(bank, tmp_path):
+    log, _, tuned = bank
+    area = tuned.evaluate(log.labels)["auc"].item()
+    assert area > 0.8
+    wrong = log.labels.assign(leaves=1 - log.labels["leaves"])
+    assert tuned.evaluate(wrong)["auc"].item() == pytest.approx(1 - area)
+    chances = tuned.predict()
+    assert list(chances) == ["0", "1"] and np.allclose(chances.sum(axis=1), 1)
+    worth = tuned.table("predicted_1 > .2 and paid_90d > 50", since_days=7)
+    assert 0 < len(worth) < len(chances) and "predicted_1_change" in worth
+    tuned.save(tmp_path / "churn")
+    pd.testing.assert_frame_equal(CustomerModel.load(tmp_path / "churn", log.payments).predict(), chances)
+    with pytest.raises(ValueError, match="needs an MCMForMultiTaskRecommendation"):
+        tuned.recommend()
+
+
+def test_reasons_are_the_terms_of_the_score(bank):
+    tuned = bank[2]
+    customer = tuned.customers[0]
+    terms = tuned.reasons(customer, k=10**6)
+    bias = tuned.model.prediction_head.state.bias.detach().numpy()
+    chance = tuned.predict([customer])["1"].item()
+    as_of = tuned.as_of + pd.Timedelta(seconds=1)
+    total = tuned.reasons(customer, k=10**6, as_of=as_of)["effect"].sum() + bias[1] - bias[0]
+    assert total == pytest.approx(np.log(chance / (1 - chance)), abs=1e-3)
+    assert (terms["effect"].abs().diff().dropna() <= 1e-9).all() and "days_since_last" in {*terms["reason"]}
+    assert any(reason.startswith("merchant: ") for reason in terms["reason"])
+
+
+def test_features_of_a_pipeline_read_no_later_event(bank):
+    log, model, _ = bank
+    rows = log.labels[["customer", "as_of"]].iloc[:40]
+    features = CustomerFeatures(model, days=[30])
+    values = features.transform(rows)
+    assert values.shape == (40, len(features.get_feature_names_out()))
+    customer, moment = rows.iloc[7]
+    times = pd.to_datetime(log.payments["booked"], format="%d.%m.%Y %H:%M:%S")
+    past = CustomerModel(model.model, model.feature_extractor, log.payments[times < moment], model.reader)
+    alone = CustomerFeatures(past, days=[30]).transform(pd.DataFrame({"customer": [customer], "as_of": [moment]}))
+    np.testing.assert_allclose(values[7], alone[0], rtol=1e-4, atol=1e-4)
+    pipeline = make_pipeline(features, StandardScaler(), LogisticRegression(C=0.01)).set_output(transform="pandas")
+    pipeline.fit(rows, log.labels["leaves"].iloc[:40])
+    assert pipeline[:-1].get_feature_names_out().tolist() == features.get_feature_names_out().tolist()
+    assert pipeline.predict_proba(rows).shape == (40, 2)
+    assert len(features.transform(model.customers[:3])) == 3
+
+
+LABELS = {
+    "two labels": (lambda labels: labels.assign(age=30), r"columns \['leaves', 'age'\] .* name one as `label`"),
+    "nobody": (
+        lambda labels: labels.assign(customer=labels["customer"] + "X"),
+        "customers of the labels are not in the prepared data set",
+    ),
+    "no customer": (lambda labels: labels.drop(columns="customer"), "no column 'customer'"),
+    "equal in float32": (lambda labels: labels.assign(leaves=1e9 + labels["leaves"] / 100), "equal"),
+}
+
+
+@pytest.mark.parametrize("change, words", LABELS.values(), ids=LABELS)
+def test_a_wrong_table_of_labels_is_refused(bank, change, words):
+    with pytest.raises(ValueError, match=words):
+        bank[1].finetune(change(bank[0].labels))

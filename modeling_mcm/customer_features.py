@@ -1,0 +1,74 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""What MCM says of customers as columns of a scikit-learn `Pipeline`.
+
+pipeline = make_pipeline(CustomerFeatures(model), StandardScaler(), LogisticRegression())
+pipeline.fit(labels[["customer", "as_of"]], labels["churned"])
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from modeling_mcm.customer_model import CustomerModel
+from modeling_mcm.extras import needs
+
+with needs("gbdt"):
+    from sklearn.base import BaseEstimator, TransformerMixin
+
+
+class CustomerFeatures(TransformerMixin, BaseEstimator):
+    """Embedding and forecasts of customers, as a transformer of scikit-learn. Nothing is fitted.
+
+    The input is a list of ids, or a table whose first column has ids and whose second one, if there is one, the time
+    `as_of` of each row: events from it on are not read. Without it, the time is that of the model's last event.
+
+    Args:
+        model ([`CustomerModel`]): The model, with the customers' events.
+        embedding, forecasts (`bool`): What the columns are.
+        days (`Sequence[float]`, *optional*): Horizons of the forecasts. Default: those of the config.
+    """
+
+    def __init__(
+        self,
+        model: CustomerModel,
+        embedding: bool = True,
+        forecasts: bool = True,
+        days: Sequence[float] | None = None,
+    ):
+        self.model, self.embedding, self.forecasts, self.days = model, embedding, forecasts, days
+
+    def __sklearn_clone__(self) -> "CustomerFeatures":  # the model is no parameter to copy
+        return CustomerFeatures(**self.get_params(deep=False))
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return True
+
+    def fit(self, X: Any, y: Any = None) -> "CustomerFeatures":
+        """Fits nothing."""
+        return self
+
+    def transform(self, X: Any) -> NDArray[np.float32]:
+        """Features of shape `(rows, columns)`, named by `get_feature_names_out`."""
+        table = pd.DataFrame(X).reset_index(drop=True)
+        if table.shape[1] == 1:
+            return self._describe(table.iloc[:, 0], None).to_numpy(np.float32)
+        parts = []
+        for moment, rows in table.groupby(table.columns[1], sort=False):
+            before = pd.Timestamp(moment) - pd.Timedelta(seconds=1)
+            parts.append(self._describe(rows.iloc[:, 0], before.to_pydatetime()).set_axis(rows.index))
+        return pd.concat(parts).loc[table.index].to_numpy(np.float32)
+
+    def get_feature_names_out(self, input_features: Any = None) -> NDArray[Any]:
+        """Names of the columns."""
+        return self._describe(self.model.customers[:1], None).columns.to_numpy(object)
+
+    def _describe(self, customers: Any, as_of: Any) -> pd.DataFrame:
+        ids = [*map(str, customers)]
+        tables = [self.model.embed(customers, as_of)] if self.embedding else []
+        if self.forecasts:  # whose names are those of the past numbers in the embedding
+            tables.append(self.model.forecast(customers, self.days, as_of).add_prefix("forecast_"))
+        return pd.concat(tables, axis=1).loc[ids] if tables else pd.DataFrame(index=ids)
