@@ -246,7 +246,9 @@ class CustomerModel:
         if isinstance(days, str | Real):
             raise ValueError(f"`days` is {days!r}; give a list of numbers of days, as in days=[{days}].")
         ids, columns = self._ask(customers, as_of, forecasts=True, days=days)
-        return pd.DataFrame({name: of.numpy() for name, of in columns.items()}, pd.Index(ids, name="customer"))
+        return pd.DataFrame(
+            {name: of.double().numpy() for name, of in columns.items()}, pd.Index(ids, name="customer")
+        )
 
     def table(
         self,
@@ -323,7 +325,9 @@ class CustomerModel:
         seconds = self._seconds(as_of)
         now = seconds if as_of is not None or seconds is None else seconds + 1  # right after the last event
         ids, columns = self._ask(customers, now, self._predictor.predict)
-        return pd.DataFrame({name: of.numpy() for name, of in columns.items()}, pd.Index(ids, name="customer"))
+        return pd.DataFrame(
+            {name: of.double().numpy() for name, of in columns.items()}, pd.Index(ids, name="customer")
+        )
 
     def reasons(self, customer: Any, k: int = 10, label: str | None = None, as_of: Any = None) -> pd.DataFrame:
         """Why a customer gets a prediction: the largest terms of the label's linear model, as reason and effect on the

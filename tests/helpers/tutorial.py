@@ -2,21 +2,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes what the pages' programs print: no printed output is typed by hand. `make outputs` runs all of it.
 
-    python tests/helpers/tutorial.py checkpoint page notebook
+    python tests/helpers/tutorial.py checkpoint page frame notebook
 
 - checkpoint: trains the model of docs/tutorial.md with few weights into tests/fixtures/mcm-dummy, and writes what
   examples/1_first_scores.py prints with it into README.md
 - page: runs the blocks of docs/tutorial.md, and writes what they print into the page
-- notebook: runs examples/shop.ipynb, keeps its outputs, and writes those of the cell that README.md shows there
+- frame: runs the lines of README.md about CDNOW, and writes there what they print, and errors of docs/results
+- notebook: runs examples/shop.ipynb, and keeps its outputs
 """
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +112,33 @@ def write_output(code: str, said: str) -> None:
         README.write_text(f"{head}{block}{said}{tail[tail.index('```') :]}", encoding="utf-8")
 
 
+def frame_code() -> str:
+    """The lines of the README about a data frame."""
+    (code,) = (code for _, _, code, _ in BLOCK.findall(README.read_text(encoding="utf-8")) if "CDNOW" in code)
+    return code
+
+
+def remake_frame() -> None:
+    """Writes what the README's lines about a data frame print, and the errors of forecasts beside BG/NBD."""
+    with tempfile.TemporaryDirectory() as folder:
+        pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", folder, "lifetimes==0.11.3"]
+        wheels = ROOT / "data" / "wheels"  # of the benchmarks
+        if not wheels.is_dir():
+            subprocess.run(pip, check=True)
+        shutil.copy(next((wheels if wheels.is_dir() else Path(folder)).rglob("CDNOW_master.txt")), folder)
+        said = run([sys.executable, "-c", frame_code()], Path(folder)).splitlines()
+        write_output(frame_code(), "".join(f"{line.rstrip()}\n" for line in said))
+    rows = json.loads((ROOT / "docs" / "results" / "cdnow.forecasts.json").read_text(encoding="utf-8"))["rows"]
+    lines = ["| days | RMSE of visits, MCM | BG/NBD | total, MCM | BG/NBD |", "| ---: | ---: | ---: | ---: | ---: |"]
+    for row in rows:
+        errors, totals = ([row[f"{name} {what}"] for name in ("MCM", "BG/NBD")] for what in ("RMSE", "total"))
+        cells = [f"{error:.3f}" for error in errors] + [f"{total - 1:+.0%}" for total in totals]
+        lines.append(f"| {' | '.join([str(row['horizon']), *cells])} |")
+    head, _, tail = README.read_text(encoding="utf-8").partition("<!-- cdnow -->\n")
+    table = "\n".join(lines)
+    README.write_text(f"{head}<!-- cdnow -->\n{table}\n{tail[tail.index('<!-- /cdnow') :]}", encoding="utf-8")
+
+
 def run_notebook(folder: Path) -> Any:
     """The notebook with what its cells give in a folder."""
     import nbclient
@@ -121,25 +150,16 @@ def run_notebook(folder: Path) -> Any:
     return notebook
 
 
-def printed(cell: Mapping[str, Any]) -> str:
-    """What a notebook's cell printed, without the blanks at the ends of lines."""
-    streams = ["".join(each["text"]) for each in cell["outputs"] if each["output_type"] == "stream"]
-    return "".join(f"{line.rstrip()}\n" for line in "".join(streams).splitlines())
-
-
 def remake_notebook() -> None:
-    """Writes what the notebook's cells give into it, and into the README what it shows of them."""
+    """Writes what the notebook's cells give into it."""
     import nbformat
 
     with tempfile.TemporaryDirectory() as folder:
         notebook = run_notebook(Path(folder))
     nbformat.write(notebook, NOTEBOOK)
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            write_output(f"{cell.source}\n", printed(cell))
 
 
-PARTS = {"checkpoint": remake_checkpoint, "page": remake_outputs, "notebook": remake_notebook}
+PARTS = {"checkpoint": remake_checkpoint, "page": remake_outputs, "frame": remake_frame, "notebook": remake_notebook}
 
 if __name__ == "__main__":
     for part in sys.argv[1:] or PARTS:

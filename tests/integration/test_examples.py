@@ -13,7 +13,7 @@ import torch
 import yaml
 from choices import TINY_OVERRIDES
 from corner_shop import SCHEMA
-from tutorial import NOTEBOOK, printed, run_notebook
+from tutorial import NOTEBOOK, run_notebook
 
 from modeling_mcm import MCMForMultiTaskRecommendation
 
@@ -63,12 +63,9 @@ def test_a_preference_is_explained_by_what_its_visits_hold(save, log_file, event
     assert sum(" without the visit of " in line for line in said) == 6
 
 
-def test_the_notebook_is_short_and_the_readme_shows_a_part_of_it():
+def test_the_notebook_is_short():
     cells = [cell for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
     assert sum(bool(line.strip()) for cell in cells for line in cell["source"]) <= 60
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    shown = [f"```python\n{''.join(cell['source'])}\n```\n```\n{printed(cell)}```\n" for cell in cells]
-    assert sum(block in readme for block in shown) == 1
 
 
 @pytest.mark.slow

@@ -498,7 +498,7 @@ LABELS = {
         "customers of the labels are not in the prepared data set",
     ),
     "no customer": (lambda labels: labels.drop(columns="customer"), "no column 'customer'"),
-    "equal in float32": (lambda labels: labels.assign(leaves=1e9 + labels["leaves"] / 100), "equal"),
+    "equal in float32": (lambda labels: labels.assign(leaves=1e9 + labels["leaves"] / 100), "equal in float32"),
 }
 
 

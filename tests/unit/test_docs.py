@@ -7,7 +7,8 @@ import runpy
 
 import pytest
 import torch
-from tutorial import DUMMY, EXAMPLE, PAGE, README, ROOT, example_code, excerpt, run_tutorial
+from strange_frames import make_purchases
+from tutorial import DUMMY, EXAMPLE, PAGE, README, ROOT, example_code, excerpt, frame_code, run_tutorial
 
 from modeling_mcm import MCMFeatureExtractor, MCMForMultiTaskRecommendation
 
@@ -19,6 +20,16 @@ def test_the_readme_shows_an_example_and_what_it_prints(monkeypatch, capsys):
     runpy.run_path(str(EXAMPLE))
     code = f"```python\n{example_code()}```\n```\n{capsys.readouterr().out}```\n"
     assert code in README.read_text(encoding="utf-8")
+
+
+def test_the_readme_goes_from_a_frame_to_forecasts(tmp_path, monkeypatch, capsys):
+    names = ["customer_id", "date", "number_of_cds", "dollar_value"]
+    text = make_purchases().set_axis(names, axis=1).to_csv(sep=" ", index=False)
+    (tmp_path / "CDNOW_master.txt").write_text(text)  # a made log, of the same form
+    monkeypatch.chdir(tmp_path)
+    exec(frame_code(), {})
+    shown = README.read_text(encoding="utf-8").partition(f"{frame_code()}```\n```\n")[2].partition("```")[0]
+    assert shown and masked(capsys.readouterr().out) == masked(shown)
 
 
 def customer(extractor, visits):
