@@ -15,6 +15,7 @@ import os
 import subprocess
 import tempfile
 from dataclasses import dataclass
+from math import isnan
 from pathlib import Path
 from statistics import median
 
@@ -34,6 +35,7 @@ METHODS = {
     "RePlay SASRec": ("replay_sasrec", ["replay-rec[torch]==0.22.0", "pyarrow"]),
     "BERT of transformers": ("hf_bert", []),
     "MCM": ("mcm", []),
+    "MCM without encoder": ("mcm", []),
 }
 
 
@@ -95,7 +97,10 @@ def result_table(runs: dict[str, list[dict[str, float]]]) -> list[list[str]]:
     middle = {name: {key: median(run[key] for run in runs[name]) for key in runs[name][0]} for name in runs}
     first = next(iter(middle.values()))
     for name, values in middle.items():
-        rates = {key: [f"{values[key]:,.0f}", f"{values[key] / first[key]:.2f}x"] for key in ("training", "inference")}
+        rates = {
+            key: ["-", "-"] if isnan(values[key]) else [f"{values[key]:,.0f}", f"{values[key] / first[key]:.2f}x"]
+            for key in ("training", "inference")
+        }
         targets = f"{values['targets']:,.0f}" if "targets" in values else "-"
         rows.append([name, *rates["training"], targets, *rates["inference"]])
     return rows

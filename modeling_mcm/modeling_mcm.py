@@ -557,7 +557,7 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
                 f"`horizon_days` is {horizon_days!r}, but this checkpoint's scores were fitted to what comes in the "
                 f"{fitted}: leave it out or give that."
             )
-        reading = [task for task in scored if not reads_counts or self.needs_readout([task])]
+        reading = [task for task in scored if not reads_counts or self.needs_readout([task], horizon_days)]
         outputs: Any = encoder_outputs
         if outputs is None:
             parts = () if labels is not None and self.training else parts
@@ -675,12 +675,12 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         inputs = ScoringInputs(batch["input_ids"], outputs.unit_mask.bool())
         return self.compute_scores(outputs.last_hidden_state, inputs, tasks)
 
-    def needs_readout(self, tasks: Sequence[str] | None = None) -> bool:
+    def needs_readout(self, tasks: Sequence[str] | None = None, horizon_days: float | None = None) -> bool:
         """Whether the scores of any of some tasks (default: of all) depend on the encoder's readout."""
         if self.scorer is None or not self.scorer.fitted:
             return True
         indices = [self.config.tasks.index(task) for task in (self.config.tasks if tasks is None else tasks)]
-        return bool(self.scorer.reads[indices].any())
+        return bool(self.scorer.reads[indices, NEXT_VISIT if horizon_days is None else WITHIN].any())
 
     def score_candidates(
         self,

@@ -294,11 +294,11 @@ class LabelScorer(nn.Module):
         s(w) = exp(t) n(w)            for a candidate w
         s(w) = log share(w) + f       for any other label
 
-    n is a [`ScoreNetwork`] that reads counts alone, or, in the tasks that gain by it, one that reads the numbers of
-    the readout, too. It is fitted on visits that were held out of the encoder's training. t is fitted for each task
-    and question on validation cases, so that the softmax over all labels is calibrated. f is of each customer: the
-    most popular of the other labels has the mean score of the candidates that the customer has not had, so that a
-    label that is a candidate no longer does not fall far.
+    n is a [`ScoreNetwork`] that reads counts alone, or, for the tasks and questions that gain by it, one that reads
+    the numbers of the readout, too. It is fitted on visits that were held out of the encoder's training. t is fitted
+    for each task and question on validation cases, so that the softmax over all labels is calibrated. f is of each
+    customer: the most popular of the other labels has the mean score of the candidates that the customer has not
+    had, so that a label that is a candidate no longer does not fall far.
 
     Args:
         label_sizes (`Sequence[int]`): Number of labels V of each task.
@@ -310,7 +310,7 @@ class LabelScorer(nn.Module):
         self.tables = nn.ModuleList(LabelTables(size) for size in label_sizes)
         self.of_counts = ScoreNetwork(len(label_sizes), COUNTED)
         self.of_readout = ScoreNetwork(len(label_sizes), NUM_FEATURES) if has_encoder else None
-        self.reads = nn.Buffer(torch.zeros(len(label_sizes), dtype=torch.bool))  # which tasks use `of_readout`
+        self.reads = nn.Buffer(torch.zeros(len(label_sizes), QUESTIONS, dtype=torch.bool))  # what uses `of_readout`
         self.calibration = nn.Buffer(torch.zeros(len(label_sizes), QUESTIONS))  # t
         self.chance = nn.Buffer(torch.zeros(len(label_sizes), QUESTIONS, 3))  # see `chances`
         self.fitted = nn.Buffer(torch.zeros((), dtype=torch.bool))
@@ -319,9 +319,9 @@ class LabelScorer(nn.Module):
         """What is counted of a task's labels."""
         return cast(LabelTables, self.tables[task])
 
-    def get_network(self, task: int) -> ScoreNetwork:
-        """The network that scores a task's labels."""
-        return cast(ScoreNetwork, self.of_readout) if self.reads[task] else self.of_counts
+    def get_network(self, task: int, question: int) -> ScoreNetwork:
+        """The network that scores a task's labels for a question."""
+        return cast(ScoreNetwork, self.of_readout) if self.reads[task, question] else self.of_counts
 
     def reset_parameters(self) -> None:
         """Empties the buffers; weights start as transformers' linear layers do."""
@@ -384,7 +384,8 @@ class LabelScorer(nn.Module):
             left_out (`Sequence[str]`): By customer, a group of numbers in whose place the network reads their means.
         """
         # The best labels of a readout that a task does not read are no candidates either
-        used = None if readout is None else [s if self.reads[t] else None for t, s in zip(tasks, readout, strict=True)]
+        is_read = self.reads[list(tasks), question].tolist()
+        used = None if readout is None else [s if read else None for s, read in zip(readout, is_read, strict=True)]
         row, label, features = candidate_features(history, [self.get_tables(task) for task in tasks], used)
         of_row = torch.tensor(tasks, device=row.device)[row % len(tasks)]
         is_left_out = None
@@ -392,8 +393,9 @@ class LabelScorer(nn.Module):
             is_left = torch.tensor([[each.group == group for each in FEATURES] for group in left_out]).to(row.device)
             is_left_out = is_left[row // len(tasks)]
         values = features.new_zeros(len(row))
-        for network in dict.fromkeys(map(self.get_network, tasks)):
-            of_network = torch.tensor([self.get_network(index) is network for index in tasks], device=row.device)
+        for read in dict.fromkeys(is_read):
+            network = cast(ScoreNetwork, self.of_readout) if read else self.of_counts
+            of_network = torch.tensor([each is read for each in is_read], device=row.device)
             chosen = of_network[row % len(tasks)].nonzero()[:, 0]
             without = None if is_left_out is None else is_left_out[chosen]
             values[chosen] = network(of_row[chosen], features[chosen], without)[:, question]

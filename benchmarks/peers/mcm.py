@@ -26,6 +26,9 @@ TRAINING = Path(__file__).resolve().parents[2] / "training"
 FIRST_STEPS = 20  # of a short training, which says how many steps the seconds are worth
 
 
+WITHOUT_ENCODER = "MCM without encoder"
+
+
 def train(task: Task, steps: int, folder: Path) -> dict[str, Any]:
     """Trains for so many steps, and returns the facts of the run."""
     options = {
@@ -45,6 +48,9 @@ def train(task: Task, steps: int, folder: Path) -> dict[str, Any]:
     flags = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     flags += ["--config_overrides", f"hidden_size={task.hidden}", f"num_hidden_layers={task.layers}"]
     flags += [f"num_attention_heads={task.heads}", f"intermediate_size={4 * task.hidden}"]
+    if task.method == WITHOUT_ENCODER:
+        choices = {name: str(options[name]) for name in ("data", "output_dir", "report_to", "disable_tqdm")}
+        flags = ["--encoder", "none", *(word for name, value in choices.items() for word in (f"--{name}", value))]
     done = subprocess.run([sys.executable, str(TRAINING / "run_pretrain.py"), *flags], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(done.stderr[-3000:])
@@ -54,6 +60,9 @@ def train(task: Task, steps: int, folder: Path) -> dict[str, Any]:
 def method(task: Task) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         first = train(task, FIRST_STEPS, Path(folder, "first"))
+        if task.method == WITHOUT_ENCODER:  # its counts are no steps
+            model = MCMForMultiTaskRecommendation.from_pretrained(Path(folder, "first")).eval()
+            return {"training": math.nan, **predict(task, model)}
         steps = max(round(task.seconds * FIRST_STEPS / first["seconds"]), 1)
         facts = train(task, steps, Path(folder, "whole"))
         model = MCMForMultiTaskRecommendation.from_pretrained(Path(folder, "whole")).eval()

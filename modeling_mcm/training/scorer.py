@@ -11,6 +11,7 @@ Shapes: B examples of a step, M candidates of the longest of them, N candidates 
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import product
 from typing import cast
 
 import numpy as np
@@ -25,7 +26,7 @@ from modeling_mcm.evaluation.cases import tasks_without_repeats
 from modeling_mcm.events_mcm import SECONDS_PER_DAY
 from modeling_mcm.features_mcm import PLACES
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
-from modeling_mcm.scorer_mcm import HORIZON_DAYS, NEXT_VISIT, QUESTIONS, LabelScorer, ScoreNetwork
+from modeling_mcm.scorer_mcm import HORIZON_DAYS, NEXT_VISIT, QUESTIONS, WITHIN, LabelScorer, ScoreNetwork
 from modeling_mcm.training.scorer_examples import (
     EXAMPLES,
     Example,
@@ -96,8 +97,8 @@ def fit_network(
     labels come last in that, in the tasks `without_repeats`.
 
     Returns:
-        `list[torch.FloatTensor]`: NDCG@10 of each validation case by task, NaN without a target; empty without cases,
-        where the last epoch is kept.
+        `list[torch.FloatTensor]`: NDCG@10 of each validation case by task, `(Q, cases)`, NaN without a target; empty
+        without cases, where the last epoch is kept.
 
     Raises `ValueError` if no target of any example is among its candidates.
     """
@@ -132,11 +133,13 @@ def fit_network(
             continue  # the learning rate is still high: these epochs are seldom the best
         network.eval()
         with torch.no_grad():
-            scores = [network(t, each.features)[:, NEXT_VISIT] for t, each in enumerate(validation)]
-            for task in without_repeats if validation else []:
-                scores[task] -= 1e4 * validation[task].features[:, PLACES["seen"]]
-            values = [each.compute_ndcg(of_task) for each, of_task in zip(validation, scores, strict=True)]
-        means = np.array([of_cases.nanmean().item() for of_cases in values])
+            values = []
+            for task, cases in enumerate(validation):
+                scores = network(task, cases.features)
+                if task in without_repeats:
+                    scores -= 1e4 * cases.features[:, PLACES["seen"], None]
+                values.append(torch.stack([cases.compute_ndcg(scores[:, q], q) for q in range(QUESTIONS)]))
+        means = np.array([of_cases[NEXT_VISIT].nanmean().item() for of_cases in values])
         mean = float(np.nanmean(means)) if np.isfinite(means).any() else 0.0
         if mean > best[0] or not validation:
             best = (mean, values, {name: value.clone() for name, value in network.state_dict().items()})
@@ -201,7 +204,7 @@ def calibrate(
     """
     example, label, features = found[:3]
     with torch.no_grad():
-        values = scorer.get_network(task)(task, features)[:, question]
+        values = scorer.get_network(task, question)(task, features)[:, question]
         parts = []  # log of the sum of the other labels' shares by case
         for start in range(0, len(found.num_targets), CASES_AT_ONCE):
             own = example // CASES_AT_ONCE == start // CASES_AT_ONCE
@@ -267,7 +270,7 @@ class ScorerFit:
         seed (`int`): Seed of folds, examples and network.
 
     Attributes:
-        ndcg (`list[torch.FloatTensor]`): NDCG@10 of each validation case by counts alone, by task.
+        ndcg (`list[torch.FloatTensor]`): NDCG@10 of each question in each validation case by counts alone, by task.
         held_out (`list[Example]`), ends (`NDArray[int64]`): See [`hold_out`]; nothing without an encoder.
         without_repeats (`list[str]`): Tasks in which customers don't have a label again.
 
@@ -300,7 +303,8 @@ class ScorerFit:
         validation = self._read_validation()
         self.ndcg = self._fit(self.scorer.of_counts, examples, validation)
         for task, found in enumerate(validation):
-            self._calibrate(task, found)
+            for question in range(QUESTIONS):
+                self._calibrate(task, question, found)
         self.scorer.fitted.fill_(True)
 
     @property
@@ -311,7 +315,8 @@ class ScorerFit:
     @property
     def counted(self) -> list[float]:
         """NDCG@10 of each task on validation cases by counts alone, NaN without any."""
-        return [of_cases.nanmean().item() for of_cases in self.ndcg] or [math.nan] * len(self.reader.counts)
+        means = [of_task[NEXT_VISIT].nanmean().item() for of_task in self.ndcg]
+        return means or [math.nan] * len(self.reader.counts)
 
     def _read_validation(self, encoder: MCMForMultiTaskRecommendation | None = None) -> list[LabelExamples]:
         """The validation cases of each task, none without any, with the features of an encoder."""
@@ -327,16 +332,15 @@ class ScorerFit:
         unseen = [self.model.config.tasks.index(task) for task in self.without_repeats]
         return fit_network(network, examples, validation, self.seed, unseen)
 
-    def _calibrate(self, task: int, found: LabelExamples) -> None:
-        for question in range(QUESTIONS):
-            t, chance = calibrate(self.scorer, task, question, found)
-            self.scorer.calibration[task, question] = t[0]
-            if question == NEXT_VISIT or self.sees_horizon:
-                self.scorer.chance[task, question] = chance
+    def _calibrate(self, task: int, question: int, found: LabelExamples) -> None:
+        t, chance = calibrate(self.scorer, task, question, found)
+        self.scorer.calibration[task, question] = t[0]
+        if question == NEXT_VISIT or self.sees_horizon:
+            self.scorer.chance[task, question] = chance
 
     def finish(self) -> None:
-        """Fits the network that reads the trained encoder. A task uses it where it adds more to the NDCG@10 of counts
-        alone on validation than the standard error of that, and the log says so."""
+        """Fits the network that reads the trained encoder. A task uses it for a question where it adds more to the
+        NDCG@10 of counts alone on validation than the standard error of that, and the log says so."""
         if not self.validation:
             logger.warning("Without validation cases nobody knows what the encoder is worth, so it is not used.")
             return
@@ -344,14 +348,16 @@ class ScorerFit:
         examples = self.reader.read_training(self.held_out, self.generator, self.model)
         validation = self._read_validation(self.model)
         ndcg = self._fit(cast(ScoreNetwork, self.scorer.of_readout), examples, validation)
-        for task, (name, found) in enumerate(zip(self.model.config.tasks, validation, strict=True)):
-            gains = (ndcg[task] - self.ndcg[task])[~ndcg[task].isnan()]
+        questions = {NEXT_VISIT: ""} | ({WITHIN: f" within {HORIZON_DAYS:g} days"} if self.sees_horizon else {})
+        for (task, name), (question, words) in product(enumerate(self.model.config.tasks), questions.items()):
+            gains = (ndcg[task] - self.ndcg[task])[question]
+            gains = gains[~gains.isnan()]
             gain, error = gains.mean().item(), gains.std().item() / max(len(gains), 1) ** 0.5
             is_used = gain > error
             logger.info(
-                f"The encoder adds {gain:+.4f} (standard error {error:.4f}) to the NDCG@10 of {name} on validation, "
-                f"so it is {'used' if is_used else 'not used'}."
+                f"The encoder adds {gain:+.4f} (standard error {error:.4f}) to the NDCG@10 of {name}{words} on "
+                f"validation, so it is {'used' if is_used else 'not used'}."
             )
             if is_used:
-                self.scorer.reads[task] = True
-                self._calibrate(task, found)
+                self.scorer.reads[task, question] = True
+                self._calibrate(task, question, validation[task])

@@ -10,6 +10,8 @@ import pytest
 from choices import TINY_OVERRIDES
 from folders import logged, weights
 
+from modeling_mcm.scorer_mcm import NEXT_VISIT
+
 
 @pytest.fixture(scope="module")
 def options(prepared):
@@ -40,7 +42,7 @@ def test_what_the_data_decide_is_said_and_kept(chosen):
     assert config["scorer"] and config["kind_feature"] == "type"
     assert set(facts["validation"]) >= {"MCM", "most_popular", "visit_frequency", "nearest_customers", "transitions"}
     assert weights(folder)["scorer.fitted"]
-    for task, used in zip(config["tasks"], weights(folder)["scorer.reads"], strict=True):
+    for task, used in zip(config["tasks"], weights(folder)["scorer.reads"][:, NEXT_VISIT], strict=True):
         words = (
             rf"The encoder adds [-+]0\.\d+ \(standard error 0\.\d+\) to the NDCG@10 of {task} on validation, so it is "
         )

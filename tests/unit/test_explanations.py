@@ -11,7 +11,7 @@ from fitted import fill_scorer
 
 from modeling_mcm.features_mcm import FEATURES, PLACES
 from modeling_mcm.live.explanations import explain
-from modeling_mcm.scorer_mcm import MIX
+from modeling_mcm.scorer_mcm import MIX, NEXT_VISIT
 
 DAYS = ["01-03", "01-15", "01-15", "01-27", "02-08", "02-20", "02-20", "03-01"]
 BOUGHT = list(zip(DAYS, [1, 2, 1, 1, 3, 1, 4, 5], strict=True))
@@ -149,7 +149,7 @@ def test_chances_without_a_group_are_those_of_a_network_that_does_not_read_it(ex
             continue
         blind = explained_model(name)
         places = [place for place, feature in enumerate(FEATURES) if feature.group == group]
-        network = blind.scorer.get_network(blind.config.tasks.index("items"))
+        network = blind.scorer.get_network(blind.config.tasks.index("items"), NEXT_VISIT)
         network.linear.weight.data[:, places] = network.first.weight.data[:, places] = 0
         assert found == pytest.approx(chance(blind, extractor, EVENTS, "items", "item 01"), rel=1e-4), group
         assert found != pytest.approx(why.chance, rel=1e-4), group

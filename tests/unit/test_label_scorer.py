@@ -368,9 +368,12 @@ def test_an_encoder_that_no_task_reads_changes_no_score(encoded, batch):
     scorer, tasks = model.scorer, range(len(model.config.tasks))
     for name, alone in zip(model.config.tasks, scorer.score(tasks, history), strict=True):
         assert torch.equal(logits[name], alone)
-    scorer.reads.fill_(True)
+    within = scorer.score(tasks, history, question=WITHIN)
+    scorer.reads[:, NEXT_VISIT] = True
     for name, scores in zip(model.config.tasks, scorer.score(tasks, history, readout), strict=True):
         assert not torch.equal(logits[name], scores)
+    for alone, scores in zip(within, scorer.score(tasks, history, readout, WITHIN), strict=True):
+        assert torch.equal(alone, scores)  # what comes within a month is gated by itself
     scorer.reads.zero_()
 
 
@@ -389,10 +392,11 @@ def test_an_encoder_is_used_where_it_adds_to_the_counts(encoded, monkeypatch, ca
     caplog.set_level("INFO")
     state = {name: value.clone() for name, value in model.scorer.state_dict().items()}
     fit.finish()
-    used = model.scorer.reads.tolist()
+    used = model.scorer.reads.T.tolist()
     model.scorer.load_state_dict(state)
-    assert used == [knows, knows, False]  # of the types nothing is left to know
-    assert caplog.text.count("so it is used") == 2 * knows
+    assert used[NEXT_VISIT] == [knows, knows, False]  # of the types nothing is left to know
+    assert used[WITHIN] == used[NEXT_VISIT] and fit.sees_horizon
+    assert caplog.text.count("so it is used") == 4 * knows
 
 
 def test_until_the_scorer_is_fitted_scores_are_the_readouts(tiny_model, batch):
