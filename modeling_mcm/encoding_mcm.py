@@ -2,17 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The encoding of raw events, profiles and actions as ids, by the values that training knew.
 
-It has two steps. `read` gives raw values their meaning: texts, numbers, seconds. `encode` puts the events in order and
-gives them ids, for one customer or for many. Between the two, preparation checks, splits and groups the events of a
-log, and fits what the ids mean.
+[`EventReader`] gives raw values their meaning: texts, numbers, seconds. `encode` puts the events in order and gives
+them ids, for one customer or for many. Between the two, preparation checks, splits and groups the events of a log, and
+fits what the ids mean.
 
 Shapes: J features.
 """
 
-import functools
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,210 +20,137 @@ from .configuration_mcm import FIRST_VALUE_ID, MISSING_ID, UNKNOWN_ID
 from .events_mcm import (
     EPOCH_WEEKDAY,
     NO_RANK,
-    NO_TIME,
+    PERIODS,
     SECONDS_PER_DAY,
     SECONDS_PER_HOUR,
+    BadValues,
     Distinct,
-    Timeline,
-    arrange,
-    as_list,
-    check_keys,
-    is_missing,
+    EventReader,
+    Events,
+    check_read,
     map_distinct,
-    naming,
     read_columns,
-    read_zone,
-    split_path,
-    split_values,
-    to_number,
+    run_starts,
     to_numbers,
-    to_place,
-    to_seconds,
     to_text,
     to_values,
+    value_reader,
 )
-from .schema_mcm import HOUR, NUMERIC, ONE_TOKEN_TYPE, ROWS, TOKEN_TYPE, WEEKDAY, LogSchema, raw_indices
+from .schema_mcm import HOUR, NUMERIC, ONE_TOKEN_TYPE, TOKEN_TYPE, WEEKDAY, LogSchema
 
 
-class BadValues(NamedTuple):
-    """Values of a column that can't be read."""
+class Timeline(NamedTuple):
+    """Order and visits of the n events of some customers and of the inserted end-of-visit events, m events in all."""
 
-    column: str
-    rows: NDArray[np.bool_]  # (events,): where they are
-    reason: str  # what is wrong with one of them
+    # (m,): index in the input of each event; an end-of-visit event has that of its visit's last event
+    indices: NDArray[np.int64]
+    closes: NDArray[np.bool_]  # (m,): whether the event is an end-of-visit event
+    visits: NDArray[np.int32]  # (m,): visit of each event, counted from 0 for each customer
+    days: NDArray[np.float64]  # (m,): days between the starts of the visit before and of this one, NaN in the first
 
 
-@dataclass
-class Events:
-    """Events as they were read, in any order, before they have ids."""
+def days_between(starts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Days from the start of the visit before to that of each visit, NaN for the first one, of shape `(visits,)`."""
+    days = np.diff(starts, prepend=0) / SECONDS_PER_DAY
+    days[:1] = np.nan
+    return days
 
-    positions: NDArray[np.int64]  # (events,): seconds since 1970-01-01, or the places of events without times
-    visits: Distinct | None  # keys of the visits as texts; None where the log has none
-    is_target: NDArray[np.bool_]  # (events,): whether the token type is that of a target
-    # By feature what was read of its column: `Distinct` texts or sets of texts, or an array of numbers.
-    values: dict[str, Any]
 
-    def rank_visits(self) -> NDArray[np.int64]:
-        """Rank of the key of each event's visit, of shape `(events,)`; `NO_RANK` where it has none."""
-        return np.full(len(self.positions), NO_RANK) if self.visits is None else self.visits.rank()
+def arrange(
+    seconds: NDArray[np.int64],
+    ranks: NDArray[np.int64],
+    ties: Sequence[NDArray[Any]],
+    is_target: NDArray[np.bool_],
+    close_visits: bool,
+    customers: NDArray[np.int64],
+    periods: NDArray[np.int64],
+) -> Timeline:
+    """Orders events by customer, period, start of the visit, visit, time and `ties`, and finds the visits.
 
-    def without_duplicates(self) -> "Events":
-        """Leaves out the events that equal an earlier one in all that is read of them."""
-        keys = [self.positions] if self.visits is None else [self.positions, self.visits.number()]
-        for column in self.values.values():
-            is_number = isinstance(column, np.ndarray)
-            keys.append(np.unique(column, return_inverse=True)[1] if is_number else column.number())
-        kept = np.sort(np.unique(np.stack(keys), axis=1, return_index=True)[1])
+    The order of the input has no effect. A visit that reaches over the end of a period has a part before and one
+    after, so that what lies before never depends on what comes after. Both have one number, unless another visit lies
+    between; then they count as two.
 
-        def some(column: Any) -> Any:
-            return column[kept] if isinstance(column, np.ndarray) else Distinct(column.values, column.codes[kept])
+    Args:
+        seconds (`np.ndarray` of shape `(n,)`): Time of each event in seconds since 1970-01-01.
+        ranks (`np.ndarray` of shape `(n,)`): Rank of each event's visit key, `NO_RANK` where the events of one time
+            are a visit.
+        ties (`Sequence[np.ndarray]`, each of shape `(n,)`): Columns that order events of one visit and time, the most
+            important first.
+        is_target (`np.ndarray` of shape `(n,)`): Whether an event can be a target.
+        close_visits (`bool`): Whether to insert an end-of-visit event after each visit with a target, and after each
+            of its parts.
+        customers, periods (`np.ndarray` of shape `(n,)`): Customer of each event, and its period, 0 to 2.
+    """
+    parts, starts = customers * PERIODS + periods, seconds.copy()
+    keyed = ranks != NO_RANK
+    distinct, places = np.unique(parts[keyed] * (np.max(ranks, initial=0) + 1) + ranks[keyed], return_inverse=True)
+    earliest = np.full(len(distinct), np.iinfo(np.int64).max)
+    np.minimum.at(earliest, places, seconds[keyed])
+    starts[keyed] = earliest[places]
 
-        values = {feature: some(column) for feature, column in self.values.items()}
-        visits = None if self.visits is None else some(self.visits)
-        return Events(self.positions[kept], visits, self.is_target[kept], values)
+    order = np.lexsort((*reversed(ties), seconds, ranks, starts, parts))
+    customers, parts, starts, ranks = (values[order] for values in (customers, parts, starts, ranks))
+    first = np.flatnonzero(run_starts(parts, starts, ranks))  # of each part of a visit
+    goes_on = (ranks[first] != NO_RANK) & ~run_starts(ranks[first], customers[first])
+    visit = np.cumsum(~goes_on) - 1
+    days = days_between(starts[first][~goes_on])
+    opens_customer = run_starts(customers[first])
+    days[visit[opens_customer]] = np.nan
+    numbers = visit - np.maximum.accumulate(np.where(opens_customer, visit, 0))
+    closed = first[:0]
+    if close_visits and len(order):
+        has_target = np.logical_or.reduceat(is_target[order], first)
+        for _ in range(1, PERIODS):  # a target of an earlier part
+            has_target[1:] |= goes_on[1:] & has_target[:-1]
+        closed = np.flatnonzero(has_target)
+    of_event = np.repeat(np.arange(len(first)), np.diff(first, append=len(order)))
+    ends = np.append(first[1:], len(order))[closed]
+    indices, closes = np.insert(order, ends, order[ends - 1]), np.insert(np.zeros(len(order), bool), ends, True)
+    of_event = np.insert(of_event, ends, closed)
+    return Timeline(indices, closes, numbers[of_event].astype(np.int32), days[visit[of_event]])
 
 
 class Encoding:
     """Raw values to ids. Id 0 means missing, 1 a value that was not seen in training; values and bins follow.
 
     Attributes:
+        reader (`EventReader`): What reads raw values.
         specs (`dict[str, FeatureSpec]`): The features by name.
-        columns (`dict[str, str]`): By feature the column that it is read from; derived features have none.
         sources (`dict[str, str]`): By feature with a column the feature under whose name its values are read.
         ids (`dict[str, dict[str, int]]`): By categorical feature the id of each value.
-        zone (`tzinfo`, *optional*): Time zone of times that name none.
         event_features, profile_features (`list[str]`): Names of the features of events, and of those of the profile.
         token_feature (`str`): Name of the feature that holds the token type.
     """
 
     def __init__(
-        self,
-        schema: LogSchema,
-        feature_names: Sequence[str],
-        vocabularies: Mapping[str, Sequence[str]],
-        bins: Mapping[str, Sequence[float]],
+        self, schema: LogSchema, vocabularies: Mapping[str, Sequence[str]], bins: Mapping[str, Sequence[float]]
     ):
-        self.schema, self.feature_names, self.zone = schema, feature_names, read_zone(schema.time_zone)
+        self.schema, self.reader, self.sources = schema, EventReader(schema), schema.sources
         self.specs = {spec.name: spec for spec in (*schema.features, *schema.profile)}
-        self.columns = {name: spec.column for name, spec in self.specs.items() if spec.column}
-        self.sources = {
-            spec.name: specs[index].name
-            for specs in (schema.features, schema.profile)
-            for spec, index in zip(specs, raw_indices(specs), strict=True)
-            if spec.column
-        }
         self.event_features = [spec.name for spec in schema.features]
         self.profile_features = [spec.name for spec in schema.profile]
-        self.token_feature, self.reserved_token_types = schema.token_feature.name, schema.reserved_token_types
-        self._known_profile = schema.profile_columns
+        self.token_feature = schema.token_feature.name
         self.ids = {
             feature: {value: FIRST_VALUE_ID + i for i, value in enumerate(values)}
             for feature, values in vocabularies.items()
         }
         self._edges = {feature: np.array(edges, np.float64) for feature, edges in bins.items()}
 
-    def events(self, columns: Mapping[str, Any], count: int) -> dict[str, NDArray[Any]]:
-        """Encodes the events of one customer, in any order, as the columns `times`, `visits`, `feature_<name>`,
-        `value_<name>` and `task_<name>` of a row, oldest event first, end-of-visit events included; see
-        `MCMFeatureExtractor.encode`. Raises `ValueError` if a value can't be encoded; the message names the column."""
-        events = self.read(columns, count)
-        if self.schema.on_duplicate == "drop":
-            events = events.without_duplicates()
+    def encode_customer(self, customer: Mapping[str, Any]) -> dict[str, Any]:
+        """Encodes a customer as a row; see `MCMFeatureExtractor.encode`. Raises `ValueError` if a value can't be
+        encoded; the message names the column."""
+        customer_id, events, profile = self.reader.read_customer(customer)
         row, _ = self.encode(events)
         is_empty = ~np.any([row[f"feature_{feature}"] for feature in self.event_features], axis=0)
         if is_empty.any():
             raise ValueError(f"event {np.argmax(is_empty)} in order of time has no value in any feature; leave it out")
-        return row
-
-    def read(self, columns: Mapping[str, Any], count: int, bad: list[BadValues] | None = None) -> "Events":
-        """Reads raw values as texts, numbers and seconds. Raises `ValueError` if a value can't be read; with `bad`,
-        such values are noted there and read as missing, and an event may have no time (`NO_TIME`)."""
-        schema = self.schema
-        visits, is_target = None, np.ones(count, bool)
-        if schema.visit:
-            visits = self.read_values(schema.visit, columns[schema.visit], to_text, bad)
-        if schema.token_type is not None:
-            token = columns[schema.token_type]
-            is_target = self.read_values(schema.token_type, token, self.is_target, bad).expand(np.bool_)
-        positions = self._read_positions(columns, count, bad)
-        return Events(positions, visits, is_target, self.read_features(self.event_features, columns, bad))
-
-    def read_features(
-        self, features: Sequence[str], columns: Mapping[str, Any], bad: list[BadValues] | None = None
-    ) -> dict[str, Any]:
-        """Reads the raw columns of features: numbers, NaN where one is missing, or texts or sets of texts. Features
-        that share the values of a column are read once, under the name of the first."""
-        values: dict[str, Any] = {}
-        for feature in features:
-            spec = self.specs[feature]
-            if spec.column is None or self.sources[feature] in values:
-                continue
-            feature = self.sources[feature]
-            if spec.kind == NUMERIC:
-                values[feature] = self._read_numbers(spec.columns, columns, bad)
-            else:
-                values[feature] = self.read_values(spec.column, columns[spec.column], self._reader(feature), bad)
-        return values
-
-    def read_values(
-        self, name: str, column: Any, function: Callable[[Any], Any], bad: list[BadValues] | None = None
-    ) -> Distinct:
-        """Applies a function to the distinct values of a column; see `read`."""
-        distinct = Distinct.of(column)
-        if bad is None:
-            with naming(f"column {name!r}"):
-                return distinct.map(function)
-        reasons: dict[int, str] = {}
-        values = []
-        for code, value in enumerate(distinct.values):
-            try:
-                values.append(function(value))
-            except ValueError as error:
-                values.append(None)
-                reasons[code] = str(error)
-        if reasons:
-            bad.append(BadValues(name, np.isin(distinct.codes, [*reasons]), max(reasons.values())))
-        return Distinct(values, distinct.codes)
-
-    def _read_numbers(
-        self, names: Sequence[str], columns: Mapping[str, Any], bad: list[BadValues] | None
-    ) -> NDArray[np.float64]:
-        """Numbers of a numeric feature, the product of its columns, of shape `(count,)`, NaN where one is missing."""
-        numbers = []
-        for name in names:
-            column = columns.get(name, [None])
-            if isinstance(column, np.ndarray) and column.dtype.kind in "iufb":
-                numbers.append(column.astype(np.float64))
-            else:
-                read = self.read_values(name, column, to_number, bad)
-                numbers.append(read.map(lambda number: np.nan if number is None else number).expand(np.float64))
-        with np.errstate(over="ignore", invalid="ignore"):
-            return functools.reduce(np.multiply, numbers)
-
-    def _read_positions(
-        self, columns: Mapping[str, Any], count: int, bad: list[BadValues] | None
-    ) -> NDArray[np.int64]:
-        """What puts the events in order: seconds since 1970-01-01, or their places."""
-        schema = self.schema
-        if schema.order == ROWS:
-            return np.arange(count)
-        name = schema.order_column or ""
-        column = columns[name]
-        if (
-            isinstance(column, np.ndarray)
-            and column.dtype.kind == "M"
-            and not (bad is None and np.isnat(column).any())
-        ):
-            return column.astype("datetime64[s]").astype(np.int64)
-        read = to_place if schema.order else functools.partial(to_seconds, zone=self.zone)
-        if bad is None:
-            return self.read_values(name, column, read).expand(np.int64)
-        found = self.read_values(name, column, lambda value: NO_TIME if is_missing(value) else read(value), bad)
-        return found.map(lambda position: NO_TIME if position is None else position).expand(np.int64)
+        ids = self.encode_features(self.profile_features, profile)
+        return {"customer_id": customer_id, **row, **{f"profile_{name}": of_one[0] for name, of_one in ids.items()}}
 
     def encode(
         self,
-        events: "Events",
+        events: Events,
         customers: NDArray[np.int64] | None = None,
         periods: NDArray[np.int64] | None = None,
     ) -> tuple[dict[str, NDArray[Any]], Timeline]:
@@ -297,51 +222,21 @@ class Encoding:
             return (FIRST_VALUE_ID + (times // SECONDS_PER_DAY + EPOCH_WEEKDAY) % 7).astype(np.int32)
         return self._bin(feature, days)
 
-    def is_target(self, value: Any) -> bool:
-        """Whether events of a token type are targets. Raises `ValueError` if the token type is reserved."""
-        text = to_text(value)
-        if text in self.reserved_token_types:
-            raise ValueError(f"found {text!r}, which MCM adds itself; leave these events out or rename the token type")
-        return not self.schema.target_token_types or text in self.schema.target_token_types
-
-    def profile(self, profile: Mapping[str, Any] | None) -> dict[str, np.int32]:
-        """Encodes a profile. Raises `ValueError` if a column is unknown, or a value can't be encoded."""
-        profile = {} if profile is None else profile
-        if not isinstance(profile, Mapping):
-            raise ValueError(f"the profile is {type(profile).__name__}, expected a dict of column and value")
-        check_keys(profile, self._known_profile, "profile")
-        with naming("profile"):
-            columns = {column: [profile.get(column)] for column in self._known_profile}
-            read = self.read_features(self.profile_features, columns)
-        return {f"profile_{name}": ids[0] for name, ids in self.encode_features(self.profile_features, read).items()}
-
-    def actions(self, actions: Any) -> NDArray[np.int64]:
-        """Encodes actions; see `MCMFeatureExtractor.encode_actions`."""
+    def encode_actions(self, actions: Any) -> dict[str, NDArray[np.int32]]:
+        """Encodes actions; see `MCMFeatureExtractor.encode_actions`. Returns by feature of events ids of shape
+        `(actions,)`."""
         schema = self.schema
-        columns_of_features = [
-            column
-            for column in schema.event_columns
-            if column not in (schema.customer, schema.time, schema.order, schema.visit)
-        ]
-        columns, count = read_columns(actions, columns_of_features)
-        occurring = [feature for feature in self.event_features if self.columns.get(feature) in columns]
-        read = self.encode_features(occurring, self.read_features(occurring, columns))
-        ids = np.zeros((count, len(self.feature_names)), np.int64)
-        for index, feature in enumerate(self.feature_names):
-            if feature in read:
-                ids[:, index] = read[feature]
-            elif schema.token_type is None and feature == TOKEN_TYPE:
-                ids[:, index] = self.ids[TOKEN_TYPE][ONE_TOKEN_TYPE]
+        others = (schema.customer, schema.order_column, schema.visit)
+        columns, count = read_columns(actions, [name for name in schema.event_columns if name not in others])
+        bad: list[BadValues] = []
+        occurring = [spec for spec in schema.features if spec.column in columns]
+        values = self.reader.read_features(occurring, columns, count, bad)
+        check_read(bad)
+        ids = dict.fromkeys(self.event_features, np.full(count, MISSING_ID, np.int32))
+        ids |= self.encode_features([spec.name for spec in occurring], values)
+        if schema.token_type is None:
+            ids[TOKEN_TYPE] = np.full(count, self.ids[TOKEN_TYPE][ONE_TOKEN_TYPE], np.int32)
         return ids
-
-    def customer_id(self, given: Any, column: Any) -> str | None:
-        """The id as text. Raises `ValueError` if the events carry the id of another customer."""
-        with naming(f"column {self.schema.customer!r}"):
-            ids = set(map(to_text, [*as_list(column), *([] if is_missing(given) else [given])]))
-            if len(ids) > 1 or None in ids:
-                first_ids = ", ".join(sorted(map(str, ids))[:5])
-                raise ValueError(f"found the customers {first_ids}; give each customer a dict of its own")
-        return next(iter(ids), None)
 
     def value_ids(self, feature: str, column: Any) -> NDArray[np.int32]:
         """Ids of values of a categorical feature, without splitting them into parts, of shape `(len(column),)`."""
@@ -351,7 +246,7 @@ class Encoding:
         """Ids of the values of a feature's column, of shape `(len(column),)`."""
         if self.specs[feature].kind == NUMERIC:
             return self._bin(feature, to_numbers(column))
-        return self.encode_values(feature, Distinct.of(column).map(self._reader(feature)))
+        return self.encode_values(feature, Distinct.of(column).map(value_reader(self.specs[feature])))
 
     def encode_features(self, features: Iterable[str], values: Mapping[str, Any]) -> dict[str, NDArray[np.int32]]:
         """Ids of features of what `read_features` gave, each of shape `(count,)`."""
@@ -365,20 +260,6 @@ class Encoding:
         if item is not None:
             return values.map(lambda texts: self._id_of_item(feature, texts or (), item)).expand(np.int32)
         return values.map(lambda text: self._look_up_id(feature, text)).expand(np.int32)
-
-    def has_value(self, feature: str, values: Distinct) -> NDArray[np.bool_]:
-        """Whether each event has a value of a categorical feature, of shape `(events,)`."""
-        item = self.specs[feature].item
-        return values.map(lambda value: value is not None and len(value) >= (item or 0)).expand(np.bool_)
-
-    def _reader(self, feature: str) -> Callable[[Any], Any]:
-        """What a categorical feature reads of a value of its column: a text or a set of texts; None if missing."""
-        spec = self.specs[feature]
-        if spec.level is not None:
-            return functools.partial(split_path, separator=str(spec.separator), level=spec.level)
-        if spec.item is not None:
-            return functools.partial(split_values, separator=spec.separator)
-        return to_text
 
     def _look_up_id(self, feature: str, text: str | None) -> int:
         return MISSING_ID if text is None else self.ids[feature].get(text, UNKNOWN_ID)

@@ -1,11 +1,11 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Raw events as users have them, converted to columns, texts, numbers and visits.
+"""Raw events as users have them, read as texts, numbers and seconds, and put in order.
 
-`read_columns` turns a list of dicts, a data frame or a dict of columns into columns. The meaning of raw values is
-defined once: `to_text` for categorical values, `to_ids` for those that name something, `to_number` for numeric values,
-and `to_seconds` for times, as whole seconds since 1970-01-01. They raise a `ValueError` for other values, and the
-caller adds customer and column to the message (`naming`).
+[`EventReader`] reads the columns of a log, or a customer, by a schema. The meaning of raw values is defined once:
+`to_text` for categorical values, `to_ids` for those that name something, `to_number` for numeric values, and
+`to_seconds` for times, as whole seconds since 1970-01-01. They raise a `ValueError` for other values, and the caller
+adds customer and column to the message (`naming`). [`arrange`] orders events and finds the visits.
 """
 
 import difflib
@@ -13,6 +13,7 @@ import functools
 import math
 import re
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,10 +22,11 @@ from decimal import Decimal
 from numbers import Integral, Real
 from typing import Any, NamedTuple
 from uuid import UUID
-from zoneinfo import ZoneInfo
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .schema_mcm import NUMERIC, FeatureSpec, LogSchema, read_zone
 
 EXACT_FLOAT = 2**53  # below it floats represent every integer exactly
 LARGEST_VALUE = float(np.finfo(np.float32).max)
@@ -151,13 +153,6 @@ def to_number(value: Any) -> float:
     raise ValueError(f"found {value!r:.80} ({type(value).__name__}), expected a number; convert it")
 
 
-def to_numbers(column: Any) -> NDArray[np.float64]:
-    """`to_number` of a column, of shape `(events,)`."""
-    if isinstance(column, np.ndarray) and column.dtype.kind in "iufb":
-        return column.astype(np.float64)
-    return map_distinct(column, to_number, np.float64)
-
-
 def to_values(numbers: NDArray[np.float64]) -> NDArray[np.float32]:
     """Converts numbers to model inputs: float32, with 0 in place of NaN, infinity, too large numbers and -0."""
     finite = np.abs(numbers) <= LARGEST_VALUE
@@ -197,19 +192,12 @@ class Distinct:
         return cls([value for _, value in codes], np.fromiter(map(codes.__getitem__, keys), np.int64, len(keys)))
 
     def map(self, function: Callable[[Any], Any]) -> "Distinct":
-        """Applies a function to each distinct value."""
+        """Applies a function to each distinct value. Several values may then be equal."""
         return Distinct(list(map(function, self.values)), self.codes)
 
     def expand(self, dtype: type) -> NDArray[Any]:
         """The values of all events, of shape `(events,)`."""
         return np.fromiter(self.values, dtype, len(self.values))[self.codes]
-
-    def number(self) -> NDArray[np.int64]:
-        """Numbers the values, so that events have one number if their values are equal, of shape `(events,)`."""
-        numbers: dict[Any, int] = {}
-        return Distinct([numbers.setdefault(value, len(numbers)) for value in self.values], self.codes).expand(
-            np.int64
-        )
 
     def rank(self) -> NDArray[np.int64]:
         """Rank of each event's text among the texts, of shape `(events,)`; `NO_RANK` where there is none."""
@@ -220,6 +208,11 @@ class Distinct:
 def map_distinct(values: Sequence[Any], function: Callable[[Any], Any], dtype: type) -> NDArray[Any]:
     """Applies a function to every value of a column, `(len(values),)`, only once for each distinct value."""
     return Distinct.of(values).map(function).expand(dtype)
+
+
+def to_numbers(column: Any) -> NDArray[np.float64]:
+    """`to_number` of a column, of shape `(events,)`."""
+    return map_distinct(column, to_number, np.float64)
 
 
 def to_seconds(value: Any, zone: tzinfo) -> int:
@@ -279,16 +272,6 @@ def _read_time_text(text: str) -> tuple[int, bool]:
     return seconds, zone is not None
 
 
-def read_zone(name: str) -> tzinfo:
-    """Finds a time zone. Raises `ValueError` if there is no such time zone."""
-    if name == "UTC":  # the one zone that needs no time zone database
-        return UTC
-    try:
-        return ZoneInfo(name)
-    except (KeyError, ValueError, OSError):
-        raise ValueError(f"`time_zone` is {name!r}; give an IANA name such as Europe/Berlin.") from None
-
-
 def zone_offset(seconds: int, zone: tzinfo) -> int:
     """Number of seconds that a time zone is ahead of UTC."""
     first, last = (datetime(year, 1, 1, tzinfo=UTC) for year in ZONE_YEARS)
@@ -333,23 +316,26 @@ def as_list(column: Any) -> Any:
     return list(column) if column.dtype.kind in "mM" else column.tolist()  # `tolist` would turn times into integers
 
 
-def read_table(table: Any) -> dict[str, Sequence[Any]] | None:
-    """Columns of a data frame, an Arrow table, a dict of columns or a list of dicts; None for a list of labels."""
+def read_table(table: Any) -> dict[str, Any] | None:
+    """Columns of a data frame, an Arrow table, a dict of columns or a list of dicts; None for a list of labels. Raises
+    `ValueError` if it is no list, or a column is no list."""
     if hasattr(table, "to_pydict"):
         return table.to_pydict()
     if hasattr(table, "columns") and hasattr(table, "to_numpy"):
-        return {str(name): as_column(table[name]) for name in table.columns}
+        table = {str(name): table[name] for name in table.columns}
     if isinstance(table, Mapping):
-        columns = {str(name): as_column(values) for name, values in table.items()}
+        columns = {}
+        for name, values in table.items():
+            with naming(f"column {name!r}"):
+                columns[str(name)] = as_column(values)
         if len({*map(len, columns.values())}) > 1:
             lengths = {name: len(values) for name, values in columns.items()}
             raise ValueError(f"found columns of different lengths, {lengths}; give one value of each a row")
         return columns
-    values = as_column(table)
-    if len(values) and all(isinstance(row, Mapping) for row in values):
-        names = dict.fromkeys(name for row in values for name in row)
-        return {str(name): [row.get(name) for row in values] for name in names}
-    return None
+    rows = as_column(table)
+    if not len(rows) or not all(isinstance(row, Mapping) for row in rows):
+        return None
+    return {str(name): [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)}
 
 
 def read_columns(events: Any, known: Sequence[str]) -> tuple[dict[str, Any], int]:
@@ -366,36 +352,199 @@ def read_columns(events: Any, known: Sequence[str]) -> tuple[dict[str, Any], int
     Raises:
         ValueError: If a key is unknown, or the events have another form or columns of different lengths.
     """
-    columns: dict[str, Any]
     if hasattr(events, "columns") and hasattr(events, "to_numpy"):
         if ignored := [column for column in events.columns if column not in known]:
             absent = [column for column in known if column not in events.columns]
             notice = f"Columns {ignored} of the events are not in the schema and are ignored"
             warnings.warn(f"{notice}; of the schema's columns, {absent or 'none'} are absent.", stacklevel=2)
-        columns = {column: events[column] for column in known if column in events.columns}
-        count = len(events)
-    elif isinstance(events, Mapping):
-        check_keys(events, known, "columns of the events")
-        columns = dict(events)
-        count = max((len(values) for values in columns.values() if hasattr(values, "__len__")), default=0)
-    elif isinstance(events, Sequence) and not isinstance(events, str):
-        allowed = set(known)
-        for number, event in enumerate(events):
-            if not isinstance(event, Mapping):
-                raise ValueError(f"event {number} is {event!r}, expected a dict of column and value")
-            if not event.keys() <= allowed:
-                check_keys(event, known, f"event {number}")
-        occurring = set().union(*events)
-        columns = {column: [event.get(column) for event in events] for column in known if column in occurring}
-        count = len(events)
-    else:
+        events = events[[column for column in known if column in events.columns]]
+    elif not isinstance(events, Mapping | Sequence) or isinstance(events, str):
         raise ValueError(f"events are {type(events).__name__}, expected a list of dicts, DataFrame or dict of columns")
-    for column, values in columns.items():
-        with naming(f"column {column!r}"):
-            columns[column] = as_column(values)
-            if len(columns[column]) != count:
-                raise ValueError(f"found {len(columns[column])} values, other columns have {count}; give one an event")
+    columns = read_table(events) if len(events) else {}
+    if columns is None:
+        number, event = next((number, event) for number, event in enumerate(events) if not isinstance(event, Mapping))
+        raise ValueError(f"event {number} is {event!r}, expected a dict of column and value")
+    check_keys(columns, known, "columns of the events")
+    count = max(map(len, columns.values()), default=0) if isinstance(events, Mapping) else len(events)
     return columns, count
+
+
+class BadValues(NamedTuple):
+    """Values of a column that can't be read."""
+
+    column: str
+    rows: NDArray[np.bool_]  # (events,): where they are
+    reason: str  # what is wrong with one of them
+
+
+def check_read(bad: Sequence[BadValues]) -> None:
+    """Raises `ValueError` if values can't be read. The message names the column and a value."""
+    if bad:
+        raise ValueError(f"column {bad[0].column!r}: {bad[0].reason}")
+
+
+def read_values(name: str, column: Any, function: Callable[[Any], Any], bad: list[BadValues]) -> Distinct:
+    """Applies a function to the distinct values of a column, and finds the distinct results. Values for which it
+    raises `ValueError` are missing, and noted in `bad`."""
+    distinct = Distinct.of(column)
+    reasons: dict[int, str] = {}
+    codes: dict[Any, int] = {}  # by result
+    code_of = []
+    for code, value in enumerate(distinct.values):
+        try:
+            result = function(value)
+        except ValueError as error:
+            result, reasons[code] = None, str(error)
+        code_of.append(codes.setdefault(result, len(codes)))
+    if reasons:
+        bad.append(BadValues(name, np.isin(distinct.codes, [*reasons]), max(reasons.values())))
+    return Distinct([*codes], np.array(code_of, np.int64)[distinct.codes])
+
+
+def read_numbers(name: str, column: Any, bad: list[BadValues]) -> NDArray[np.float64]:
+    """Numbers of a column, NaN where one is missing, of shape `(events,)`; see [`read_values`]."""
+    if isinstance(column, np.ndarray) and column.dtype.kind in "iufb":
+        return column.astype(np.float64)
+    numbers = read_values(name, column, to_number, bad)
+    return numbers.map(lambda number: np.nan if number is None else number).expand(np.float64)
+
+
+def value_reader(spec: FeatureSpec) -> Callable[[Any], Any]:
+    """What a categorical feature reads of a value of its column: a text or a set of texts; None if missing."""
+    if spec.level is not None:
+        return functools.partial(split_path, separator=str(spec.separator), level=spec.level)
+    if spec.item is not None:
+        return functools.partial(split_values, separator=spec.separator)
+    return to_text
+
+
+@dataclass
+class Events:
+    """Events as they were read, in any order, before they have ids."""
+
+    positions: NDArray[np.int64]  # (events,): seconds since 1970-01-01, or the places of events without times
+    visits: Distinct | None  # keys of the visits as texts; None where the log has none
+    is_target: NDArray[np.bool_]  # (events,): whether the token type is that of a target
+    # By feature what was read of its column: `Distinct` texts or sets of texts, or an array of numbers.
+    values: dict[str, Any]
+
+    def rank_visits(self) -> NDArray[np.int64]:
+        """Rank of the key of each event's visit, of shape `(events,)`; `NO_RANK` where it has none."""
+        return np.full(len(self.positions), NO_RANK) if self.visits is None else self.visits.rank()
+
+    def without_duplicates(self) -> "Events":
+        """Leaves out the events that equal an earlier one in all that is read of them."""
+        columns = [self.positions, *self.values.values(), *([] if self.visits is None else [self.visits])]
+        keys = [
+            np.unique(column, return_inverse=True)[1] if isinstance(column, np.ndarray) else column.codes
+            for column in columns
+        ]
+        kept = np.sort(np.unique(np.stack(keys), axis=1, return_index=True)[1])
+
+        def some(column: Any) -> Any:
+            return column[kept] if isinstance(column, np.ndarray) else Distinct(column.values, column.codes[kept])
+
+        values = {feature: some(column) for feature, column in self.values.items()}
+        visits = None if self.visits is None else some(self.visits)
+        return Events(self.positions[kept], visits, self.is_target[kept], values)
+
+
+class EventReader:
+    """Reads raw columns of a log, or the events and the profile of a customer, by a schema.
+
+    Attributes:
+        zone (`tzinfo`): Time zone of times that name none.
+        event_columns, profile_columns (`list[str]`): The columns that are read.
+    """
+
+    def __init__(self, schema: LogSchema):
+        self.schema, self.zone = schema, read_zone(schema.time_zone)
+        self.event_columns, self.profile_columns = schema.event_columns, schema.profile_columns
+        self._sources = schema.sources
+        self._to_position = to_place if schema.order else functools.partial(to_seconds, zone=self.zone)
+
+    def read_customer(self, customer: Mapping[str, Any]) -> tuple[str | None, Events, dict[str, Any]]:
+        """Reads a customer as a person gives one; see `MCMFeatureExtractor.encode`. Returns the id, the events and
+        the values of the profile. Raises `ValueError` if a key is unknown, or a value can't be read."""
+        check_keys(customer, ("events", "profile", "customer_id"), "keys of the customer")
+        if customer.get("events") is None:
+            raise ValueError("there is no `events`; give an empty list for a customer without history")
+        columns, count = read_columns(customer["events"], self.event_columns)
+        name, given = self.schema.customer, customer.get("customer_id")
+        with naming(f"column {name!r}"):
+            ids = set(map(to_text, [*as_list(columns.get(name, [])), *([] if is_missing(given) else [given])]))
+            if len(ids) > 1 or None in ids:
+                first_ids = ", ".join(sorted(map(str, ids))[:5])
+                raise ValueError(f"found the customers {first_ids}; give each customer a dict of its own")
+        bad: list[BadValues] = []
+        events = self.read(columns, count, bad)
+        check_read(bad)
+        if (events.positions == NO_TIME).any():
+            with naming(f"column {self.schema.order_column!r}"):
+                self._to_position(None)
+        if self.schema.on_duplicate == "drop":
+            events = events.without_duplicates()
+        return next(iter(ids), None), events, self._read_profile(customer.get("profile"))
+
+    def _read_profile(self, profile: Any) -> dict[str, Any]:
+        if not isinstance(profile, Mapping | None):
+            raise ValueError(f"the profile is {type(profile).__name__}, expected a dict of column and value")
+        check_keys(profile or {}, self.profile_columns, "profile")
+        bad: list[BadValues] = []
+        columns = {column: [value] for column, value in (profile or {}).items()}
+        values = self.read_features(self.schema.profile, columns, 1, bad)
+        with naming("profile"):
+            check_read(bad)
+        return values
+
+    def read(self, columns: Mapping[str, Any], count: int, bad: list[BadValues]) -> Events:
+        """Reads the columns of a log of `count` events. An event may have no time (`NO_TIME`). Values that can't be
+        read are missing, and noted in `bad`."""
+        schema = self.schema
+        columns = defaultdict(lambda: _nothing(count), columns)
+        visits, is_target, positions = None, np.ones(count, bool), np.arange(count)
+        if schema.visit:
+            visits = read_values(schema.visit, columns[schema.visit], to_text, bad)
+        if schema.token_type is not None:
+            column = columns[schema.token_type]
+            is_target = read_values(schema.token_type, column, self._is_target, bad).expand(np.bool_)
+        if schema.order_column is not None:
+            column = columns[schema.order_column]
+            if isinstance(column, np.ndarray) and column.dtype.kind == "M":
+                positions = column.astype("datetime64[s]").astype(np.int64)
+            else:
+                read_one: Any = lambda value: None if is_missing(value) else self._to_position(value)  # noqa: E731
+                read = read_values(schema.order_column, column, read_one, bad)
+                positions = read.map(lambda position: NO_TIME if position is None else position).expand(np.int64)
+        return Events(positions, visits, is_target, self.read_features(schema.features, columns, count, bad))
+
+    def _is_target(self, value: Any) -> bool:
+        text, targets = to_text(value), self.schema.target_token_types
+        if text in self.schema.reserved_token_types:
+            raise ValueError(f"found {text!r}, which MCM adds itself; leave these events out or rename the token type")
+        return not targets or text in targets
+
+    def read_features(
+        self, specs: Iterable[FeatureSpec], columns: Mapping[str, Any], count: int, bad: list[BadValues]
+    ) -> dict[str, Any]:
+        """Reads the columns of features: numbers, NaN where one is missing, or texts or sets of texts. Features that
+        share the values of a column are read once, under the name of the first."""
+        columns = defaultdict(lambda: _nothing(count), columns)
+        values: dict[str, Any] = {}
+        for spec in specs:
+            if self._sources.get(spec.name) != spec.name:
+                continue
+            if spec.kind == NUMERIC:
+                numbers = [read_numbers(name, columns[name], bad) for name in spec.columns]
+                with np.errstate(over="ignore", invalid="ignore"):
+                    values[spec.name] = functools.reduce(np.multiply, numbers)
+            else:
+                values[spec.name] = read_values(str(spec.column), columns[str(spec.column)], value_reader(spec), bad)
+        return values
+
+
+def _nothing(count: int) -> Distinct:
+    return Distinct([None] * min(count, 1), np.zeros(count, np.int64))
 
 
 def select_events(row: Mapping[str, Any], events: NDArray[Any] | slice) -> dict[str, Any]:
@@ -406,78 +555,6 @@ def select_events(row: Mapping[str, Any], events: NDArray[Any] | slice) -> dict[
 def events_before(row: Mapping[str, Any], time: float) -> dict[str, Any]:
     """Leaves out the events from a time on."""
     return select_events(row, row["times"] < time)
-
-
-class Timeline(NamedTuple):
-    """Order and visits of the n events of some customers and of the inserted end-of-visit events, m events in all."""
-
-    # (m,): index in the input of each event; an end-of-visit event has that of its visit's last event
-    indices: NDArray[np.int64]
-    closes: NDArray[np.bool_]  # (m,): whether the event is an end-of-visit event
-    visits: NDArray[np.int32]  # (m,): visit of each event, counted from 0 for each customer
-    days: NDArray[np.float64]  # (m,): days between the starts of the visit before and of this one, NaN in the first
-
-
-def days_between(starts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Days from the start of the visit before to that of each visit, NaN for the first one, of shape `(visits,)`."""
-    days = np.diff(starts, prepend=0) / SECONDS_PER_DAY
-    days[:1] = np.nan
-    return days
-
-
-def arrange(
-    seconds: NDArray[np.int64],
-    ranks: NDArray[np.int64],
-    ties: Sequence[NDArray[Any]],
-    is_target: NDArray[np.bool_],
-    close_visits: bool,
-    customers: NDArray[np.int64],
-    periods: NDArray[np.int64],
-) -> Timeline:
-    """Orders events by customer, period, start of the visit, visit, time and `ties`, and finds the visits.
-
-    The order of the input has no effect. A visit that reaches over the end of a period has a part before and one
-    after, so that what lies before never depends on what comes after. Both have one number, unless another visit lies
-    between; then they count as two.
-
-    Args:
-        seconds (`np.ndarray` of shape `(n,)`): Time of each event in seconds since 1970-01-01.
-        ranks (`np.ndarray` of shape `(n,)`): Rank of each event's visit key, `NO_RANK` where the events of one time
-            are a visit.
-        ties (`Sequence[np.ndarray]`, each of shape `(n,)`): Columns that order events of one visit and time, the most
-            important first.
-        is_target (`np.ndarray` of shape `(n,)`): Whether an event can be a target.
-        close_visits (`bool`): Whether to insert an end-of-visit event after each visit with a target, and after each
-            of its parts.
-        customers, periods (`np.ndarray` of shape `(n,)`): Customer of each event, and its period, 0 to 2.
-    """
-    parts, starts = customers * PERIODS + periods, seconds.copy()
-    keyed = ranks != NO_RANK
-    distinct, places = np.unique(parts[keyed] * (np.max(ranks, initial=0) + 1) + ranks[keyed], return_inverse=True)
-    earliest = np.full(len(distinct), np.iinfo(np.int64).max)
-    np.minimum.at(earliest, places, seconds[keyed])
-    starts[keyed] = earliest[places]
-
-    order = np.lexsort((*reversed(ties), seconds, ranks, starts, parts))
-    customers, parts, starts, ranks = (values[order] for values in (customers, parts, starts, ranks))
-    first = np.flatnonzero(run_starts(parts, starts, ranks))  # of each part of a visit
-    goes_on = (ranks[first] != NO_RANK) & ~run_starts(ranks[first], customers[first])
-    visit = np.cumsum(~goes_on) - 1
-    days = days_between(starts[first][~goes_on])
-    opens_customer = run_starts(customers[first])
-    days[visit[opens_customer]] = np.nan
-    numbers = visit - np.maximum.accumulate(np.where(opens_customer, visit, 0))
-    closed = first[:0]
-    if close_visits and len(order):
-        has_target = np.logical_or.reduceat(is_target[order], first)
-        for _ in range(1, PERIODS):  # a target of an earlier part
-            has_target[1:] |= goes_on[1:] & has_target[:-1]
-        closed = np.flatnonzero(has_target)
-    of_event = np.repeat(np.arange(len(first)), np.diff(first, append=len(order)))
-    ends = np.append(first[1:], len(order))[closed]
-    indices, closes = np.insert(order, ends, order[ends - 1]), np.insert(np.zeros(len(order), bool), ends, True)
-    of_event = np.insert(of_event, ends, closed)
-    return Timeline(indices, closes, numbers[of_event].astype(np.int32), days[visit[of_event]])
 
 
 def run_starts(*columns: NDArray[Any]) -> NDArray[np.bool_]:

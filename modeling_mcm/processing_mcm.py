@@ -26,7 +26,7 @@ from transformers.utils.hub import cached_file
 
 from .configuration_mcm import FIRST_VALUE_ID, MISSING_ID, UNKNOWN_ID
 from .encoding_mcm import Encoding
-from .events_mcm import as_column, as_list, check_keys, is_missing, naming, read_as_of, read_columns
+from .events_mcm import as_column, as_list, is_missing, naming, read_as_of
 from .files_mcm import VOCABULARIES_NAME, CheckpointError, check_values, values_digest, write_json
 from .inputs_mcm import InputLayout, pad_rows, readable
 from .schema_mcm import (
@@ -109,7 +109,7 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         self.end_of_visit, self.max_events, self.min_history = end_of_visit, max_events, min_history
 
         schema = self.schema
-        self._encoding = Encoding(schema, self.feature_names, self.vocabularies, self.bins)
+        self._encoding = Encoding(schema, self.vocabularies, self.bins)
         self._known_columns, self._known_profile = schema.event_columns, schema.profile_columns
         if self.summed_features:
             self.model_input_names = [*type(self).model_input_names, "event_values"]
@@ -125,6 +125,15 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         values = {entry.name: getattr(self, entry.name) for entry in fields(LogSchema) if entry.name != "profile"}
         values |= {key: tuple(values[key]) for key in ("tasks", "target_token_types")}
         return LogSchema(**values | {"features": tuple(specs[False]), "profile": tuple(specs[True])})
+
+    @classmethod
+    def from_schema(
+        cls, schema: LogSchema, vocabularies: Mapping[str, Sequence[str]], bins: Mapping[str, Sequence[float]]
+    ) -> "MCMFeatureExtractor":
+        """Makes the feature extractor that reads a log by a schema."""
+        values = {entry.name: getattr(schema, entry.name) for entry in fields(LogSchema) if entry.name != "profile"}
+        features = [spec.to_saved(spec in schema.profile) for spec in (*schema.features, *schema.profile)]
+        return cls(**values | {"features": features, "vocabularies": vocabularies, "bins": bins})
 
     # ---------------------------------------------------------------------------------------------- features, labels
 
@@ -194,7 +203,7 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
 
     def own_ids(self, feature: str) -> list[int]:
         """Ids of a categorical feature that are no values of the log: missing, unknown, MCM's own token types."""
-        own = self._encoding.reserved_token_types if feature == self.token_type_feature else []
+        own = self._encoding.schema.reserved_token_types if feature == self.token_type_feature else []
         return [MISSING_ID, UNKNOWN_ID, *(self._encoding.ids[feature][name] for name in own)]
 
     def _check_task(self, task: str) -> str:
@@ -227,22 +236,14 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         if not is_missing(customer.get("customer_id")):
             where = f"Customer {customer['customer_id']!r}"
         with naming(where):
-            check_keys(customer, ("events", "profile", "customer_id"), "keys of the customer")
-            if customer.get("events") is None:
-                raise ValueError("there is no `events`; give an empty list for a customer without history")
-            columns, count = read_columns(customer["events"], self._known_columns)
-            customer_id = self._encoding.customer_id(customer.get("customer_id"), columns.pop(self.customer, []))
-            columns = {column: [None] * count for column in self._known_columns} | columns
-            return {
-                "customer_id": customer_id,
-                **self._encoding.events(columns, count),
-                **self._encoding.profile(customer.get("profile")),
-            }
+            return self._encoding.encode_customer(customer)
 
     def encode_actions(self, actions: Any) -> NDArray[np.int64]:
         """Encodes actions, such as offers: future events with the same features, of shape `(actions, J)`. Raises
         `ValueError` if a column is unknown or a value can't be encoded; the message names the column."""
-        return self._encoding.actions(actions)
+        ids = self._encoding.encode_actions(actions)
+        absent = np.zeros_like(ids[self.token_type_feature])
+        return np.stack([ids.get(name, absent) for name in self.feature_names], axis=1).astype(np.int64)
 
     # --------------------------------------------------------------------------------------------- rows -> model input
 
@@ -346,7 +347,7 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         with naming("`as_of`"):
             if isinstance(as_of, str) or not (isinstance(as_of, Sequence) or np.ndim(as_of)):
                 as_of = [as_of] * count
-            times = [read_as_of(time, self._encoding.zone) for time in as_list(as_column(as_of))]
+            times = [read_as_of(time, self._encoding.reader.zone) for time in as_list(as_column(as_of))]
         if len(times) != count:
             raise ValueError(f"Found {len(times)} times `as_of` of {count} customers; give one, or one a customer.")
         return times

@@ -8,11 +8,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, tzinfo
 from typing import Any, ClassVar
+from zoneinfo import ZoneInfo
 
 import numpy as np
-
-from .events_mcm import read_zone
 
 HISTORY_START, TOKEN_TYPE = "history_start", "token_type"
 ONE_TOKEN_TYPE = "event"  # token type of all events in a log without token types
@@ -46,6 +46,16 @@ def check_choice(value: Any, key: str, choices: Sequence[str]) -> None:
     """Raises `ValueError` if a value is none of the choices."""
     if value not in choices:
         raise ValueError(f"`{key}` is {value!r}; choose {' or '.join(choices)}.")
+
+
+def read_zone(name: str) -> tzinfo:
+    """Finds a time zone. Raises `ValueError` if there is no such time zone."""
+    if name == "UTC":  # the one zone that needs no time zone database
+        return UTC
+    try:
+        return ZoneInfo(name)
+    except (KeyError, ValueError, OSError):
+        raise ValueError(f"`time_zone` is {name!r}; give an IANA name such as Europe/Berlin.") from None
 
 
 @dataclass(frozen=True)
@@ -344,14 +354,22 @@ class LogSchema:
         return self.reserved_token_types + ([] if self.token_type else [ONE_TOKEN_TYPE])
 
     @property
+    def sources(self) -> dict[str, str]:
+        """`dict[str, str]`: by feature with a column the feature under whose name its values are read: itself, or the
+        first `item` of its column."""
+        return {
+            spec.name: specs[index].name
+            for specs in (self.features, self.profile)
+            for spec, index in zip(specs, raw_indices(specs), strict=True)
+            if spec.column
+        }
+
+    @property
     def shared_vocabularies(self) -> dict[str, str]:
-        """`dict[str, str]`: by categorical feature the feature whose vocabulary it uses, as `raw_indices` finds it."""
-        shared = {}
-        for specs in (self.features, self.profile):
-            for spec, index in zip(specs, raw_indices(specs), strict=True):
-                if spec.kind == CATEGORICAL:
-                    shared[spec.name] = specs[index].name
-        return shared
+        """`dict[str, str]`: by categorical feature the feature whose vocabulary it uses."""
+        sources = self.sources
+        specs = (*self.features, *self.profile)
+        return {spec.name: sources.get(spec.name, spec.name) for spec in specs if spec.kind == CATEGORICAL}
 
     def check_values(
         self, vocabularies: Mapping[str, Sequence[str]], bins: Mapping[str, Sequence[float]], fix: str

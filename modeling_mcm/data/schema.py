@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from modeling_mcm.data.features import read_features
-from modeling_mcm.data.text_format import TextFormat
 from modeling_mcm.data.yaml_files import read_yaml
 from modeling_mcm.events_mcm import check_keys, to_text
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
@@ -65,8 +64,50 @@ def _read_token_type(value: Any) -> str:
     return text
 
 
+@dataclass(frozen=True, kw_only=True)
+class TextFormat:
+    """How text files are written.
+
+    Args:
+        delimiter (`str`, *optional*): Character between the fields of a row. Default: the character among `,`, `;`,
+            tab and `|` that divides the heading into most fields.
+        quote (`str`): Character around a field that holds a delimiter, a line end or a quote; empty if there is none.
+        escape (`str`, *optional*): Character before a quote inside such a field. Default: a quote inside a field is
+            doubled.
+        on_bad_row (`str`): What to do with a line that does not fit the heading or the format, and with a row whose
+            times or numbers can't be read: "error" or "drop".
+
+    Raises:
+        ValueError: If a value is not one ASCII character, two of them are the same, or `on_bad_row` is unknown.
+    """
+
+    delimiter: str | None = None
+    quote: str = '"'
+    escape: str | None = None
+    on_bad_row: str = "error"
+
+    def __post_init__(self) -> None:
+        characters = {"delimiter": self.delimiter, "quote": self.quote or None, "escape": self.escape}
+        for key, value in characters.items():
+            if value is not None and not (
+                isinstance(value, str) and len(value) == 1 and value.isascii() and value not in "\r\n\0"
+            ):
+                raise ValueError(f"`{key}` is {value!r}; give one character, such as ',' or \"\\t\" for a tab.")
+        values = [value for value in characters.values() if value is not None]
+        if self.escape != self.quote and len({*values}) < len(values):
+            raise ValueError(
+                f"`delimiter`, `quote` and `escape` are {', '.join(map(repr, values))}; give different ones."
+            )
+        check_choice(self.on_bad_row, "on_bad_row", ("error", "drop"))
+
+    @property
+    def escapes(self) -> str | None:
+        """`str` or None: the character before a quote inside a field; None where quotes are doubled."""
+        return None if self.escape == self.quote else self.escape
+
+
 @dataclass(frozen=True)
-class EventSchema(LogSchema):
+class EventSchema(LogSchema, TextFormat):
     """A `LogSchema` with what only preparation needs.
 
     Args:
@@ -76,9 +117,7 @@ class EventSchema(LogSchema):
         on_null (`str`): What to do with rows without a customer or a time: "error" or "drop".
         max_events_per_customer (`int`): Largest number of a customer's events in each period; the latest events stay.
             It guards against bots.
-        on_bad_row (`str`): What to do with lines of a text file, times and numbers that can't be read: "error" or
-            "drop".
-        delimiter, quote, escape: as in `TextFormat`.
+        delimiter, quote, escape, on_bad_row: as in `TextFormat`.
 
     Raises:
         ValueError: If values do not fit together. The message names the key and the fix.
@@ -87,10 +126,6 @@ class EventSchema(LogSchema):
     cutoffs: dict[str, datetime] | str = field(kw_only=True)
     on_null: str = "error"
     max_events_per_customer: int = MOST_PERIOD_EVENTS
-    on_bad_row: str = "error"
-    delimiter: str | None = None
-    quote: str = '"'
-    escape: str | None = None
     FEWEST_EVENTS: ClassVar[int] = 2  # the start row and an event
 
     @classmethod
@@ -132,7 +167,7 @@ class EventSchema(LogSchema):
             self.max_events_per_customer, "max_events_per_customer", self.max_events, MOST_EVENTS_PER_CUSTOMER
         )
         check_choice(self.on_null, "on_null", ("error", "drop"))
-        TextFormat(self.delimiter, self.quote, self.escape, self.on_bad_row)  # raises where a value is wrong
+        TextFormat.__post_init__(self)
         if not self.tasks:
             raise ValueError(
                 "`tasks` is empty; name at least one categorical event feature to predict, or token_type alone in a "
@@ -147,11 +182,6 @@ class EventSchema(LogSchema):
             raise ValueError(
                 f"`order` is for logs without times, so `cutoffs` can't be dates; write `cutoffs: {LEAVE_ONE_OUT}`."
             )
-
-    @property
-    def text_format(self) -> TextFormat:
-        """`TextFormat`: how the text files of the log are written."""
-        return TextFormat(self.delimiter, self.quote, self.escape, self.on_bad_row)
 
     @property
     def leaves_one_out(self) -> bool:

@@ -17,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 
 from modeling_mcm.configuration_mcm import FIRST_LABEL
-from modeling_mcm.events_mcm import SECONDS_PER_DAY, days_between
+from modeling_mcm.encoding_mcm import days_between
+from modeling_mcm.events_mcm import SECONDS_PER_DAY
 from modeling_mcm.features_mcm import COUNTED, FEATURES
 from modeling_mcm.inputs_mcm import first_kept, until
 from modeling_mcm.predictor_mcm import Predictor

@@ -142,7 +142,7 @@ class Histories:
 
     def _read(self, path: str, what: str, needed: list[str], known: Collection[str]) -> pa.Table:
         """The known columns of a Parquet or CSV file, without rows that lack one of the `needed` columns."""
-        from modeling_mcm.preparation.tables import SourceTable  # the extra `data`
+        from modeling_mcm.preparation.sources import SourceTable  # the extra `data`
 
         table = SourceTable(path, what)
         check_columns(table.names, needed, f"{path} has", "Give the file that was prepared.")

@@ -31,9 +31,9 @@ from modeling_mcm.data.dataset import (
 )
 from modeling_mcm.events_mcm import check_columns, to_text
 from modeling_mcm.files_mcm import LOCK_SUFFIX, atomic_write, remove_abandoned, some
-from modeling_mcm.preparation.files import describe, find_files
 from modeling_mcm.preparation.prepare import prepare
-from modeling_mcm.preparation.reading import read_distinct
+from modeling_mcm.preparation.rows import read_distinct
+from modeling_mcm.preparation.sources import describe, find_files
 
 OF_DATA = {MANIFEST_FILE, FEATURE_EXTRACTOR_FOLDER, POPULARITY_FILE, PAGE_FILE, PAGE_NOTE}
 

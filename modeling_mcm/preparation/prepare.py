@@ -12,13 +12,11 @@ import importlib.metadata
 import math
 import platform
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
-from dataclasses import fields
-from datetime import UTC, datetime
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import pyarrow as pa
 from transformers.utils import logging
 
 from modeling_mcm.data.cases import CUTOFFS
@@ -31,29 +29,29 @@ from modeling_mcm.data.dataset import (
 )
 from modeling_mcm.data.features import check_memory_limit
 from modeling_mcm.data.schema import NO_CUTOFFS, EventSchema
-from modeling_mcm.events_mcm import SECONDS_PER_DAY
 from modeling_mcm.extras import needs
 from modeling_mcm.files_mcm import atomic_folder
-from modeling_mcm.preparation.files import describe
+from modeling_mcm.preparation.rows import ShardEncoder, add_values, write_shard
+from modeling_mcm.preparation.sources import describe
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
-from modeling_mcm.schema_mcm import DAYS_SINCE_VISIT, LogSchema, check_integer
+from modeling_mcm.schema_mcm import check_integer
 
 with needs("data"):
     import ibis
     import ibis.expr.types as ir
 
-    from modeling_mcm.preparation.engine import caching, choose_engine, open_engine
-    from modeling_mcm.preparation.events import (
+    from modeling_mcm.preparation.engine import caching, choose_engine, each_group, open_engine
+    from modeling_mcm.preparation.spark import SPARK
+    from modeling_mcm.preparation.tables import (
         LEAST_TARGET_VISITS,
-        add_period,
-        check_profiles,
-        keep_latest,
+        add_shard,
+        check_same_features,
+        choose_events,
+        count_rows,
+        fit,
+        open_profiles,
         open_rows,
     )
-    from modeling_mcm.preparation.reading import RowReader
-    from modeling_mcm.preparation.rows import ShardEncoder, count_days, popularity, write_shards
-    from modeling_mcm.preparation.spark import SPARK
-    from modeling_mcm.preparation.vocabulary import Vocabularies, build_vocabularies, fit
 
 logger = logging.get_logger(__name__)
 
@@ -70,11 +68,6 @@ def _versions(connection: ibis.BaseBackend) -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:  # imported from a checkout
             versions[name] = "not installed"
     return versions
-
-
-def _one_row(table: ir.Table) -> dict[str, Any]:
-    """The values of an aggregate, where a sum over no row is 0."""
-    return {name: 0 if value is None else value for name, value in table.to_pyarrow().to_pylist()[0].items()}
 
 
 def _reusable(output_dir: Path, facts: dict[str, Any], overwrite: bool, reuse: bool) -> PreparedManifest | None:
@@ -106,89 +99,12 @@ def _reusable(output_dir: Path, facts: dict[str, Any], overwrite: bool, reuse: b
     return None
 
 
-def _drop_and_count(
-    events: ir.Table, schema: EventSchema, cache: Callable[..., ir.Table]
-) -> tuple[ir.Table, dict[str, int]]:
-    """Counts duplicates and rows without a customer or a time, and leaves out those that the schema says."""
-    is_whole = events.customer_id.notnull() & events.second.notnull()
-    counts = _one_row(
-        events.aggregate(
-            rows=events.count(),
-            null_customer=events.customer_id.isnull().sum(),
-            null_time=events.second.isnull().sum(),
-            whole=is_whole.sum(),
-        )
-    )
-    total = counts.pop("whole")
-    for key, column in (("null_customer", schema.customer), ("null_time", schema.order_column)):
-        if counts[key] and schema.on_null == "error":
-            raise ValueError(
-                f"Column {column!r} is null in {counts[key]} of {counts['rows']} events; correct them, or set "
-                "`on_null: drop` in the schema to leave them out."
-            )
-    whole = events.filter(is_whole)
-    distinct = whole.distinct()
-    if schema.on_duplicate == "drop":
-        whole = distinct = cache(distinct)  # computed once, because it is expensive
-    duplicates = total - distinct.count().to_pyarrow().as_py()
-    dropped = duplicates if schema.on_duplicate == "drop" else 0
-    counts |= {"dropped_null": counts["rows"] - total, "duplicates": duplicates, "dropped_duplicates": dropped}
-    return whole, counts
-
-
-def _count_periods(events: ir.Table, schema: EventSchema) -> dict[str, Any]:
-    """Counts customers and the events of each period, and finds the times of the first and the last event."""
-    counts = _one_row(
-        events.aggregate(
-            customers=events.customer_id.nunique(),
-            events=events.count(),
-            training_events=(events.period == 0).sum(),
-            training_targets=(events.to_predict & (events.period == 0)).sum(),
-            validation_events=(events.period == 1).sum(),
-            test_events=(events.period == 2).sum(),
-            target_events=events.is_target.sum(),
-            first=events.second.min(),
-            last=events.second.max(),
-        )
-    )
-    tomorrow = int(datetime.now(UTC).timestamp()) + SECONDS_PER_DAY
-    if schema.order is None:
-        latest = counts["last"]
-        for key in ("first", "last"):
-            counts[key] = str(np.datetime64(counts[key], "s")).replace("T", " ")
-        if latest > tomorrow:
-            logger.warning(
-                f"The log has events of {counts['last']}, which is not yet: the clock of a source may be wrong. They "
-                "count as their customers' latest; correct them, or leave them out."
-            )
-    return counts
-
-
-def _check_profile(profile: Any, schema: EventSchema) -> None:
-    """Raises `ValueError` if the schema has features of a profile table and none is given."""
-    if schema.profile and profile is None:
-        raise ValueError(
-            "The schema has `profile` features, but no profile table is given; pass `profile` (--profile)."
-        )
-
-
-def _check_events(
-    events: ir.Table, schema: EventSchema, cache: Callable[..., ir.Table]
-) -> tuple[ir.Table, dict[str, Any]]:
-    """Leaves out the events that the schema says, finds the periods, and counts. Returns the events that stay, with
-    `period`; and the counts by name, with the texts `first` and `last`."""
-    whole, counts = _drop_and_count(events, schema, cache)
-    dated = add_period(whole, schema)
-    if schema.leaves_one_out:
-        dated = cache(dated)  # the periods need a join
-    latest, excess = keep_latest(dated, schema.max_events_per_customer)
-    if excess["dropped_excess"]:
-        latest = cache(latest)  # every step reads it
-    return latest, counts | excess | _count_periods(latest, schema)
-
-
 def _check_periods(counts: dict[str, Any], schema: EventSchema) -> None:
-    """Raises `ValueError` where a cutoff leaves a period without events."""
+    """Raises `ValueError` if there is no event, or a cutoff leaves a period without events."""
+    if not counts["rows"]:
+        bad = counts["dropped_bad"]
+        left = f" besides the {bad:,} that `on_bad_row: drop` left out" if bad else ""
+        raise ValueError(f"The event table is empty; it needs at least one row{left}.")
     if not counts["events"]:
         raise ValueError("Every event was dropped for a missing customer or time; check `customer` and `time`.")
     if schema.cutoffs == NO_CUTOFFS:
@@ -215,39 +131,29 @@ def _check_periods(counts: dict[str, Any], schema: EventSchema) -> None:
             )
 
 
-def _warn_without_cases(counts: dict[str, Any], schema: EventSchema) -> None:
-    """Warns of each cutoff at which no customer can be evaluated, unless nothing is split by time."""
-    for cutoff in CUTOFFS if schema.cutoffs != NO_CUTOFFS else ():
-        if not counts[f"{cutoff}_cases"]:
-            logger.warning(
-                f"No customer has {schema.min_history} target events before the {cutoff} cutoff and one after it: "
-                "nothing can be evaluated there. Move the cutoffs or lower `min_history`."
+def _write_shards(
+    events: ir.Table, profiles: ir.Table | None, encoder: ShardEncoder, directory: Path, number: int
+) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Writes all shards into a folder. Yields the entry of each shard in the manifest, in the order of the shards, and
+    what was counted in it."""
+
+    def rows(events: ir.Table) -> ir.Table:
+        return events if profiles is None else events.left_join(profiles, "customer_id").drop("customer_id_right")
+
+    def write(index: int, rows_of_shard: pa.Table) -> dict[str, Any]:
+        table, counts = encoder.encode(rows_of_shard)
+        entry = write_shard(table, directory / f"customers-{index:05d}-of-{number:05d}.parquet")
+        return {"entry": entry, "counts": counts}
+
+    for written in each_group(rows, events, "shard", number, write):
+        if not (directory / written["entry"]["file"]).is_file():
+            raise OSError(
+                f"{written['entry']['file']} was written by a worker and is not in {directory.parent.parent}: give an "
+                "output folder on storage that all machines of the cluster share."
             )
-
-
-def _warn_without_customers(profiles: ir.Table, events: ir.Table) -> None:
-    """Warns if no profile is of a customer with events: the ids may be written in two ways."""
-    if not profiles.semi_join(events, "customer_id").count().to_pyarrow().as_py():
-        ids = [table.customer_id.min().to_pyarrow().as_py() for table in (profiles, events)]
-        logger.warning(
-            f"No profile is of a customer of the log, so every profile feature is missing: the profiles have ids such "
-            f"as {ids[0]!r}, the events such as {ids[1]!r}. Write them alike."
-        )
-
-
-def _add_shard(events: ir.Table, rows_per_shard: int) -> ir.Table:
-    """Adds the number of the customer's shard: in the order of the ids, `rows_per_shard` customers to a shard."""
-    customers = events.select("customer_id").distinct()
-    index = ibis.row_number().over(ibis.window(order_by=customers.customer_id))
-    return events.inner_join(customers.mutate(shard=(index // rows_per_shard).cast("int64")), "customer_id")
-
-
-def _save_feature_extractor(fitted: Vocabularies, schema: EventSchema, directory: Path) -> None:
-    values = {entry.name: getattr(schema, entry.name) for entry in fields(LogSchema) if entry.name != "profile"}
-    values |= {key: list(values[key]) for key in ("tasks", "target_token_types")}
-    features = [spec.to_saved(spec in schema.profile) for spec in (*schema.features, *schema.profile)]
-    values |= {"features": features, "vocabularies": fitted.values, "bins": fitted.bins}
-    MCMFeatureExtractor(**values).save_pretrained(directory)
+        yield written["entry"], written["counts"]
+    for partial in directory.glob(".*.partial"):  # left by a lost worker, whose shard another worker wrote
+        partial.unlink()
 
 
 def prepare(
@@ -294,9 +200,14 @@ def prepare(
     check_integer(rows_per_shard, "rows_per_shard", 1, MOST_ROWS_PER_SHARD)
     if engine == "duckdb":
         check_memory_limit(memory_limit)
-    _check_profile(profile, schema)
+    if schema.profile and profile is None:
+        raise ValueError(
+            "The schema has `profile` features, but no profile table is given; pass `profile` (--profile)."
+        )
+    if feature_extractor is not None:
+        check_same_features(feature_extractor, schema)
     output_dir = Path(output_dir)
-    facts = {
+    facts: dict[str, Any] = {
         "schema": schema.to_dict(),
         "input": {"events": describe(events), "profile": describe(profile) if schema.profile else None},
         "options": {"rows_per_shard": rows_per_shard},
@@ -306,84 +217,60 @@ def prepare(
     existing = _reusable(output_dir, facts, overwrite, reuse)
     if existing is not None:
         return existing
-    engine = choose_engine(events, engine)
+    steps = len(schema.feature_names) + 2
     with (
         atomic_folder(output_dir) as (target, scratch),
-        open_engine(engine, scratch, memory_limit, spark_config) as connection,
+        open_engine(choose_engine(events, engine), scratch, memory_limit, spark_config) as connection,
+        caching(connection) as cache,
         # Off (None) where the output is no terminal.
-        logging.tqdm(total=len(schema.feature_names) + 2, desc="Preparing", unit="step", disable=None) as bar,
+        logging.tqdm(total=steps, desc="Preparing", unit="step", disable=None) as bar,
     ):
-        with caching(connection) as cache:
-            reading = (schema, feature_extractor)
-            manifest = _run(events, profile, *reading, connection, cache, target, scratch, rows_per_shard, bar, facts)
-        manifest = manifest.save(target)
-    return manifest
 
+        def done(step: str) -> None:
+            bar.set_postfix_str(step)
+            bar.update()
 
-def _run(
-    events: Any,
-    profile: Any,
-    schema: EventSchema,
-    known: MCMFeatureExtractor | None,
-    connection: ibis.BaseBackend,
-    cache: Callable[..., ir.Table],
-    target: Path,
-    scratch: Path,
-    rows_per_shard: int,
-    bar: Any,
-    facts: dict[str, Any],
-) -> PreparedManifest:
-    """Runs the steps in their order. Every table is an Ibis expression, cached where several steps read it."""
-
-    def done(step: str) -> None:
-        bar.set_postfix_str(step)
-        bar.update()
-
-    read, bad = open_rows(events, connection, schema, scratch)
-    if connection.name == SPARK:  # where each step would read the log again
-        read = cache(read)
-    checked, counts = _check_events(read, schema, cache)
-    counts["dropped_bad"] = bad
-    if not counts["rows"]:
-        left = f" besides the {bad:,} that `on_bad_row: drop` left out" if bad else ""
-        raise ValueError(f"The event table is empty; it needs at least one row{left}.")
-    _check_periods(counts, schema)
-    del counts["first"], counts["last"]
-    profiles = None
-    if schema.profile:
-        profiles = check_profiles(open_rows(profile, connection, schema, scratch, profile=True)[0], schema.customer)
-        counts["profiles"] = profiles.count().to_pyarrow().as_py()
-        _warn_without_customers(profiles, checked)
-    done("checked")
-    number = math.ceil(counts["customers"] / rows_per_shard)
-    # The rows of a shard lie together, so that reading one shard skips the rest of the table.
-    sharded = cache(_add_shard(checked, rows_per_shard), near="shard")
-    if known is None:
-        has_days = any(spec.kind == DAYS_SINCE_VISIT for spec in schema.features)
-        days = count_days(sharded, RowReader(schema), number) if has_days else {}
-        fitted = fit(sharded, profiles, schema, days, done)
-        _save_feature_extractor(fitted, schema, target / FEATURE_EXTRACTOR_FOLDER)
-    else:
-        fitted = build_vocabularies(known, schema)
-        known.save_pretrained(target / FEATURE_EXTRACTOR_FOLDER)
-        bar.update(len(schema.feature_names))
-    bar.total = len(schema.feature_names) + 2 + number  # set, because a bar that is off has no total to increase
-    shards, values, totals = [], [], defaultdict[str, Counter[str]](Counter)
-    for entry, counted in write_shards(sharded, profiles, ShardEncoder(schema, fitted), target, number):
-        shards.append(entry)
-        values.append(counted.pop("values"))
-        for kind, numbers in counted.items():
-            totals[kind].update(numbers)
-        done(f"shard {len(shards)} of {number}")
-    if empty := totals["events"].pop("empty"):
-        raise ValueError(
-            f"{empty} events have no value in any feature; leave them out of the log, or add a feature that is always "
-            "there, such as {name: hour, kind: hour}."
+        # Every table is an Ibis expression, cached where several steps read it.
+        read, bad = open_rows(events, connection, schema, scratch)
+        if connection.name == SPARK:  # where each step would read the log again
+            read = cache(read)
+        chosen, counts = choose_events(read, schema, cache)
+        counts["dropped_bad"] = bad
+        _check_periods(counts, schema)
+        del counts["first"], counts["last"]
+        profiles = None
+        if schema.profile:
+            profiles = open_profiles(profile, connection, schema, scratch, chosen)
+            counts["profiles"] = count_rows(profiles)
+        done("checked")
+        number = math.ceil(counts["customers"] / rows_per_shard)
+        # The rows of a shard lie together, so that reading one shard skips the rest of the table.
+        sharded = cache(add_shard(chosen, rows_per_shard), near="shard")
+        extractor = feature_extractor or fit(sharded, profiles, schema, done)
+        extractor.save_pretrained(target / FEATURE_EXTRACTOR_FOLDER)
+        bar.total = steps + number  # set, because a bar that is off has no total to increase
+        shards, values, totals = [], [], defaultdict[str, Counter[str]](Counter)
+        for entry, counted in _write_shards(sharded, profiles, ShardEncoder(schema, extractor), target, number):
+            shards.append(entry)
+            values.append(counted.pop("values"))
+            for kind, numbers in counted.items():
+                totals[kind].update(numbers)
+            done(f"shard {len(shards)} of {number}")
+        if empty := totals["events"].pop("empty"):
+            raise ValueError(
+                f"{empty} events have no value in any feature; leave them out of the log, or add a feature that is "
+                "always there, such as {name: hour, kind: hour}."
+            )
+        write_table(target / POPULARITY_FILE, add_values(values, extractor))
+        counts |= {kind: dict(totals[kind]) for kind in ("missing", "unknown")}
+        counts |= dict(totals["events"]) | dict(totals["cases"])
+        for cutoff in CUTOFFS if schema.cutoffs != NO_CUTOFFS else ():
+            if not counts[f"{cutoff}_cases"]:
+                logger.warning(
+                    f"No customer has {schema.min_history} target events before the {cutoff} cutoff and one after it: "
+                    "nothing can be evaluated there. Move the cutoffs or lower `min_history`."
+                )
+        manifest = PreparedManifest(
+            counts=counts, versions=_versions(connection), shards=shards, measures=dict(totals["measures"]), **facts
         )
-    write_table(target / POPULARITY_FILE, popularity(values, fitted))
-    counts |= {kind: dict(totals[kind]) for kind in ("missing", "unknown")}
-    counts |= dict(totals["events"]) | dict(totals["cases"])
-    _warn_without_cases(counts, schema)
-    done("counted")
-    measures, versions = dict(totals["measures"]), _versions(connection)
-    return PreparedManifest(counts=counts, versions=versions, shards=shards, measures=measures, **facts)
+        return manifest.save(target)

@@ -1,9 +1,16 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""From checked events to what lies on disk: one row per customer in Parquet shards, and what is counted in them."""
+"""Between the raw blocks of a log, the tables of an engine, and the rows of customers on disk.
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+[`RowReader`] reads raw blocks as texts, numbers and seconds for the engine. [`ShardEncoder`] makes one row per
+customer of what comes back from it, and counts what is in them.
+
+In the engine, columns have names by their position (`f0`, `f1` ... for features, `p0` ... for the profile), because
+feature names such as "a.b", or "Type" beside "type", are legal in a schema but not in every engine. Features that
+share the values of a column have one column, that of the first.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,53 +23,168 @@ from modeling_mcm.data.cases import ENDS, compute_offsets, count_cases, deciding
 from modeling_mcm.data.dataset import write_table
 from modeling_mcm.data.schema import NO_CUTOFFS, EventSchema
 from modeling_mcm.encoding_mcm import Encoding
-from modeling_mcm.events_mcm import arrange, run_starts
-from modeling_mcm.extras import needs
+from modeling_mcm.events_mcm import (
+    NO_TIME,
+    BadValues,
+    Distinct,
+    EventReader,
+    Events,
+    read_values,
+    run_starts,
+    to_local,
+    to_text,
+)
 from modeling_mcm.files_mcm import file_digest
-from modeling_mcm.preparation.reading import RowReader, from_arrow, to_events
-from modeling_mcm.schema_mcm import CATEGORICAL
+from modeling_mcm.processing_mcm import MCMFeatureExtractor
+from modeling_mcm.schema_mcm import CATEGORICAL, NUMERIC, ROWS, FeatureSpec
 
-with needs("data"):
-    import ibis.expr.types as ir
-
-    from modeling_mcm.preparation.engine import each_group
-    from modeling_mcm.preparation.vocabulary import Vocabularies
-
+BAD = ("bad_column", "bad_reason")  # of a row with a value that can't be read: the column, and what is wrong
 ROWS_PER_ROW_GROUP = 256
 
 
-def number_customers(rows: pa.Table) -> tuple[list[str], NDArray[np.int64]]:
-    """The ids of the customers in order, and the number of each event's customer, of shape `(events,)`."""
-    coded = rows["customer_id"].combine_chunks().dictionary_encode()
-    names = coded.dictionary.to_pylist()
-    customers = sorted(names)
-    numbers = {name: number for number, name in enumerate(customers)}
-    return customers, np.array([numbers[name] for name in names])[coded.indices.to_numpy()]
+class RowReader:
+    """Reads the blocks of a log, or of a table of profiles.
+
+    Attributes:
+        columns (`list[str]`): The columns of the table that are read.
+        stored (`dict[str, FeatureSpec]`): The features with a column in the engine, by its name.
+        arrow (`pa.Schema`): The columns in the engine: `customer_id` (text); of events `second` (since 1970-01-01, or
+            the place of an event without a time) and `visit` (text of the visit column); the `stored` columns; of
+            events `is_target` and `to_predict` (whether the target has a label in a task besides the token type; where
+            that is the only task, every target has); and `BAD`.
+    """
+
+    def __init__(self, schema: EventSchema, profile: bool = False):
+        self.log, self.profile, self.reader, sources = schema, profile, EventReader(schema), schema.sources
+        letter, self.specs = ("p", schema.profile) if profile else ("f", schema.features)
+        self.columns = schema.profile_columns if profile else schema.event_columns
+        self.stored = {
+            f"{letter}{i}": spec for i, spec in enumerate(self.specs) if sources.get(spec.name) == spec.name
+        }
+        others = {column for spec in self.specs if spec.kind != NUMERIC for column in spec.columns}
+        self._numbers = {column for spec in self.specs for column in spec.columns} - others
+        of_features = {name: _arrow_type(spec) for name, spec in self.stored.items()}
+        bad = dict.fromkeys(BAD, pa.string())
+        if profile:
+            self.arrow = pa.schema({"customer_id": pa.string(), **of_features, **bad})
+        else:
+            of_event = {"customer_id": pa.string(), "second": pa.int64(), "visit": pa.string(), **of_features}
+            self.arrow = pa.schema(of_event | {"is_target": pa.bool_(), "to_predict": pa.bool_()} | bad)
+
+    def read(self, blocks: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Reads blocks with the columns of the table."""
+        start = 0
+        for block in blocks:
+            yield self._read_block(block, start)
+            start += len(block)
+
+    def _read_block(self, block: pa.RecordBatch, start: int) -> pa.RecordBatch:
+        bad: list[BadValues] = []
+        columns = {name: self._column(name, block[name]) for name in self.columns}
+        read: dict[str, Any] = {
+            "customer_id": read_values(self.log.customer, columns[self.log.customer], to_text, bad)
+        }
+        if self.profile:
+            values = self.reader.read_features(self.specs, columns, len(block), bad)
+        else:
+            events = self.reader.read(columns, len(block), bad)
+            positions, values = events.positions, events.values
+            is_missing = positions == NO_TIME
+            read["second"] = pa.array(positions + (start if self.log.order == ROWS else 0), mask=is_missing)
+            read |= {"visit": events.visits or pa.nulls(len(block), pa.string()), "is_target": events.is_target}
+            read["to_predict"] = self._to_predict(events)
+        read |= {name: values[spec.name] for name, spec in self.stored.items()}
+        codes = np.full(len(block), len(bad))
+        for index, noted in enumerate(bad):
+            codes[noted.rows] = index
+        read |= {
+            name: Distinct([*(getattr(noted, what) for noted in bad), None], codes)
+            for name, what in zip(BAD, ("column", "reason"), strict=True)
+        }
+        return pa.record_batch([_as_arrow(read[field.name], field.type) for field in self.arrow], self.arrow)
+
+    def _column(self, name: str, array: pa.Array) -> Any:
+        """A column as the reader of events reads columns: as an array, or by its distinct values."""
+        kind = array.type
+        if name == self.log.time and pa.types.is_timestamp(kind):
+            times = array.to_numpy(zero_copy_only=False).astype("datetime64[s]")
+            there = ~np.isnat(times)
+            if kind.tz is not None:  # moments go to the zone of the log
+                times[there] = to_local(times[there].astype(np.int64), self.reader.zone).astype("datetime64[s]")
+            return times
+        if name in self._numbers and (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
+            return array.to_numpy(zero_copy_only=False)
+        return read_distinct(array)
+
+    def _to_predict(self, events: Events) -> NDArray[np.bool_]:
+        tasks = [spec for spec in self.specs if spec.name in self.log.tasks and spec != self.log.token_feature]
+        has_label = [_has_value(spec, events.values[self.log.sources[spec.name]]) for spec in tasks]
+        return events.is_target & (np.any(has_label, axis=0) if tasks else True)
+
+
+def _has_value(spec: FeatureSpec, values: Distinct) -> NDArray[np.bool_]:
+    return values.map(lambda value: value is not None and len(value) >= (spec.item or 0)).expand(np.bool_)
+
+
+def _arrow_type(spec: FeatureSpec) -> pa.DataType:
+    return pa.float64() if spec.kind == NUMERIC else pa.string() if spec.item is None else pa.list_(pa.string())
+
+
+def _as_arrow(column: Any, kind: pa.DataType) -> pa.Array:
+    if isinstance(column, Distinct):
+        values = [sorted(value or ()) or None for value in column.values] if pa.types.is_list(kind) else column.values
+        return pa.array(values, kind).take(pa.array(column.codes))
+    return pa.array(column, kind, from_pandas=True)
+
+
+def from_arrow(column: pa.ChunkedArray) -> Any:
+    """What was read of a column, from its column in the engine."""
+    array = column.combine_chunks()
+    if pa.types.is_floating(array.type):
+        return array.to_numpy(zero_copy_only=False)
+    if pa.types.is_list(array.type):
+        return Distinct.of([texts and tuple(texts) for texts in array.to_pylist()])
+    return read_distinct(array)
+
+
+def read_distinct(array: pa.Array) -> Distinct:
+    """A column by its distinct values."""
+    if pa.types.is_dictionary(array.type):
+        array = array.cast(array.type.value_type)
+    if array.type == pa.string_view():  # which `dictionary_encode` reads without its nulls
+        array = array.cast(pa.string())
+    try:
+        coded = array.dictionary_encode("encode")
+    except pa.ArrowNotImplementedError:  # such as lists
+        return Distinct.of(array.to_pylist())
+    return Distinct(coded.dictionary.to_pylist(), coded.indices.to_numpy())
 
 
 class ShardEncoder:
     """Makes the rows of a shard from the events of its customers."""
 
-    def __init__(self, schema: EventSchema, fitted: Vocabularies):
-        self.schema, self.encoding = schema, Encoding(schema, schema.feature_names, fitted.values, fitted.bins)
+    def __init__(self, schema: EventSchema, extractor: MCMFeatureExtractor):
+        self.schema, self.encoding = schema, Encoding(schema, extractor.vocabularies, extractor.bins)
         self.events, self.profiles = RowReader(schema), RowReader(schema, profile=True)
 
     def encode(self, rows: pa.Table) -> tuple[pa.Table, dict[str, Any]]:
-        """Encodes events with their periods and, if there are profiles, the stored columns of their customers'
-        profiles. Returns one row per customer, ordered by id, and what is counted; see [`count`]."""
-        names, customers = number_customers(rows)
-        periods = rows["period"].to_numpy().astype(np.int64)
-        events = to_events(rows, self.events)
+        """Encodes events with their periods and, if there are profiles, the columns of their customers' profiles.
+        Returns one row per customer, ordered by id, and what is counted; see [`count`]."""
+        ids = from_arrow(rows["customer_id"])
+        customers, periods = ids.rank(), rows["period"].to_numpy().astype(np.int64)
+        values = {spec.name: from_arrow(rows[name]) for name, spec in self.events.stored.items()}
+        visits = from_arrow(rows["visit"]) if self.schema.visit else None
+        events = Events(rows["second"].to_numpy(), visits, rows["is_target"].to_numpy(), values)
         row, timeline = self.encoding.encode(events, customers, periods)
         customers_of_row, periods_of_row = customers[timeline.indices], periods[timeline.indices]
         offsets = pa.array(compute_offsets(np.bincount(customers_of_row)), pa.int32())
-        columns: dict[str, Any] = {"customer_id": pa.array(names, pa.string())}
+        columns: dict[str, Any] = {"customer_id": pa.array(sorted(ids.values), pa.string())}
         columns |= {name: pa.ListArray.from_arrays(offsets, pa.array(values)) for name, values in row.items()}
         if self.profiles.stored and {*self.profiles.stored} <= {*rows.column_names}:
             first = rows.take(np.unique(customers, return_index=True)[1])
             values = {spec.name: from_arrow(first[name]) for name, spec in self.profiles.stored.items()}
-            ids = self.encoding.encode_features(self.encoding.profile_features, values)
-            columns |= {f"profile_{feature}": pa.array(of_feature) for feature, of_feature in ids.items()}
+            encoded = self.encoding.encode_features(self.encoding.profile_features, values)
+            columns |= {f"profile_{feature}": pa.array(of_feature) for feature, of_feature in encoded.items()}
         for period, name in enumerate(ENDS, 1):
             ends = np.bincount(customers_of_row, weights=periods_of_row < period)
             columns[name] = pa.array(ends.astype(np.int32))
@@ -138,62 +260,26 @@ def write_shard(table: pa.Table, path: Path) -> dict[str, Any]:
     return {"file": path.name, "rows": table.num_rows, "bytes": path.stat().st_size, "sha256": file_digest(path)}
 
 
-def write_shards(
-    events: ir.Table, profiles: ir.Table | None, encoder: ShardEncoder, directory: Path, number: int
-) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """Writes all shards into a folder. Yields the entry of each shard in the manifest, in the order of the shards, and
-    what was counted in it."""
-
-    def rows(events: ir.Table) -> ir.Table:
-        return events if profiles is None else events.left_join(profiles, "customer_id").drop("customer_id_right")
-
-    def write(index: int, rows_of_shard: pa.Table) -> dict[str, Any]:
-        table, counts = encoder.encode(rows_of_shard)
-        entry = write_shard(table, directory / f"customers-{index:05d}-of-{number:05d}.parquet")
-        return {"entry": entry, "counts": counts}
-
-    for written in each_group(rows, events, "shard", number, write):
-        if not (directory / written["entry"]["file"]).is_file():
-            raise OSError(
-                f"{written['entry']['file']} was written by a worker and is not in {directory.parent.parent}: give an "
-                "output folder on storage that all machines of the cluster share."
-            )
-        yield written["entry"], written["counts"]
-    for partial in directory.glob(".*.partial"):  # left by a lost worker, whose shard another worker wrote
-        partial.unlink()
-
-
-def count_days(events: ir.Table, reader: RowReader, number: int) -> Counter[float]:
-    """Counts the days between the starts of visits in the training period."""
-
-    def count(_: int, rows: pa.Table) -> dict[str, Any]:
-        customers, read = number_customers(rows)[1], to_events(rows, reader)
-        ranks, nothing = read.rank_visits(), np.zeros(len(customers), np.int64)
-        timeline = arrange(read.positions, ranks, (), read.is_target, False, customers, nothing)
-        opens = run_starts(customers[timeline.indices], timeline.visits)
-        days, counts = np.unique(timeline.days[opens], return_counts=True)
-        return {"days": days[~np.isnan(days)].tolist(), "counts": counts[~np.isnan(days)].tolist()}
-
-    columns = ["customer_id", "shard", "second", "visit_key", "is_target"]
-    training = events.filter(events.period == 0).select(*columns)
-    total: Counter[float] = Counter()
-    for counted in each_group(lambda table: table, training, "shard", number, count):
-        total.update(dict(zip(counted["days"], counted["counts"], strict=True)))
-    return total
-
-
-def popularity(values: Sequence[dict[str, Any]], fitted: Vocabularies) -> pa.Table:
+def add_values(values: Sequence[dict[str, Any]], extractor: MCMFeatureExtractor) -> pa.Table:
     """Adds up the `values` of shards, see [`ShardEncoder.count`]. Returns the columns feature, id, value, count
     (number of events) and target_count (number of target events), in the order of features and ids."""
     parts = []
     for feature in values[0]:
-        counts = np.zeros((2, FIRST_VALUE_ID + len(fitted.values[feature])), np.int64)
+        texts = extractor.vocabularies[feature]
+        counts = np.zeros((2, FIRST_VALUE_ID + len(texts)), np.int64)
         for of_shard in values:
             ids, *numbers = of_shard[feature]
             counts[:, ids] += np.array(numbers, np.int64).reshape(2, -1)
         ids = np.flatnonzero(counts[0])
-        texts = [fitted.values[feature][label - FIRST_VALUE_ID] for label in ids]
-        columns = {"feature": pa.array([feature] * len(ids), pa.string()), "id": pa.array(ids, pa.int32())}
-        columns |= {"value": pa.array(texts, pa.string())}
-        parts.append(pa.table(columns | {"count": counts[0, ids], "target_count": counts[1, ids]}))
+        parts.append(
+            pa.table(
+                {
+                    "feature": pa.array([feature] * len(ids), pa.string()),
+                    "id": pa.array(ids, pa.int32()),
+                    "value": pa.array([texts[label - FIRST_VALUE_ID] for label in ids], pa.string()),
+                    "count": counts[0, ids],
+                    "target_count": counts[1, ids],
+                }
+            )
+        )
     return pa.concat_tables(parts)

@@ -17,8 +17,8 @@ import pyarrow as pa
 
 from modeling_mcm.events_mcm import check_columns
 from modeling_mcm.extras import needs
-from modeling_mcm.preparation.files import InputFiles, check_files, detect_kind, find_files, is_files
-from modeling_mcm.preparation.reading import RowReader
+from modeling_mcm.preparation.rows import RowReader
+from modeling_mcm.preparation.sources import InputFiles, check_files, detect_kind, find_files, is_files
 
 with needs("data"):
     import ibis
@@ -120,7 +120,7 @@ def read_on_spark(source: Any, connection: Any, what: str, reader: RowReader) ->
         frames = [
             _read_parquet(part, empty, session, what) for files in parts for part, empty in _by_empty_columns(files)
         ]
-    columns = ", ".join(f"`{field.name}` {SPARK_TYPES[field.type]}" for field in reader.schema)
+    columns = ", ".join(f"`{field.name}` {SPARK_TYPES[field.type]}" for field in reader.arrow)
     rows = []
     for frame in frames:
         check_columns(frame.columns, reader.columns, f"The {what} table has", "The schema names it.")
@@ -133,7 +133,8 @@ def read_on_spark(source: Any, connection: Any, what: str, reader: RowReader) ->
 
 def _read_parquet(files: InputFiles, empty: frozenset[str], session: Any, what: str) -> Any:
     """Reads Parquet files as a frame of Spark, in which the columns that are `empty` are text."""
-    reader = session.read.option("basePath", files.root) if files.partitioned else session.read
+    partitioned = any(map(files.path_columns, files.paths))
+    reader = session.read.option("basePath", files.root) if partitioned else session.read
     try:
         frame = reader.parquet(*files.paths)
     except spark_errors() as error:

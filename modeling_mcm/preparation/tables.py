@@ -1,91 +1,339 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Opens what a person names as a log as a table that is read in blocks: files, a data frame, an Arrow table or a table
-of a database."""
+"""The steps of preparation on tables of an engine: open, check, count, split into periods, fit, divide into shards.
 
-from collections.abc import Iterator, Sequence
+A period is 0 training, 1 validation, 2 test, either by dates or by each customer's last visits. Everything that is
+fitted comes from period 0. The events of one period stand together in a customer's row.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
+import numpy as np
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from transformers.utils import logging
 
-from modeling_mcm.data.text_format import TextFormat
+from modeling_mcm.data.features import MOST_VALUES
+from modeling_mcm.data.schema import NO_CUTOFFS, EventSchema
+from modeling_mcm.events_mcm import SECONDS_PER_DAY, check_columns
 from modeling_mcm.extras import needs
-from modeling_mcm.preparation.files import InputFiles, check_files, check_names, find_files, is_files
-from modeling_mcm.preparation.text_files import TextReader
+from modeling_mcm.preparation.rows import BAD, RowReader
+from modeling_mcm.preparation.sources import SourceTable
+from modeling_mcm.processing_mcm import MCMFeatureExtractor
+from modeling_mcm.schema_mcm import DAYS_SINCE_VISIT, NUMERIC, ONE_TOKEN_TYPE, ROWS, FeatureSpec
 
 with needs("data"):
     import ibis
     import ibis.expr.types as ir
 
-ROWS_PER_BLOCK = 65_536  # rows that are in memory at once
+    from modeling_mcm.preparation.spark import SPARK, read_on_spark
+
+logger = logging.get_logger(__name__)
+
+LEAST_TARGET_VISITS = 3  # one for training, one for validation and one for the test
 
 
-class SourceTable:
-    """A table that is read in blocks. Values of text files are text ("007" stays "007").
+def open_rows(
+    source: Any, connection: ibis.BaseBackend, schema: EventSchema, folder: Path, profile: bool = False
+) -> tuple[ir.Table, int]:
+    """Reads a log, or a table of profiles, as a table with the columns of [`RowReader`] but `BAD`. Returns it and the
+    number of rows that were left out because they can't be read.
 
-    Args:
-        source (`Any`): Parquet or CSV files, a folder of them, a data frame, an Arrow table or an Ibis table.
-        what (`str`): "event" or "profile", for messages.
-        columns (`Sequence[str]`): Names of the columns that are read. Empty: all that there are.
-        text (`TextFormat`): How text files are written.
-
-    Attributes:
-        names (`list[str]`): Names of the table's columns.
-        dropped (`int`): Number of lines of text files that were left out so far.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If a file has an unknown type or is empty or damaged, or files differ in `columns`.
+    On Spark the workers read Parquet files and tables of Spark. This process reads everything else, and writes what it
+    read into `folder`.
     """
+    what, reader, dropped = "profile" if profile else "event", RowReader(schema, profile), 0
+    table = read_on_spark(source, connection, what, reader) if connection.name == SPARK else None
+    if schema.order == ROWS and not profile and (table is not None or isinstance(source, ir.Table)):
+        raise ValueError(
+            f"`order: rows` needs files, a data frame or an Arrow table: the rows of a table of {connection.name} "
+            "have no order of their own. Number the events of a customer in a column, and name it as `order`."
+        )
+    if table is None:
+        text = replace(schema, on_bad_row="error") if profile else schema
+        opened = SourceTable(source, what, reader.columns, text)
+        check_columns(opened.names, reader.columns, f"The {what} table has", "The schema names it.")
+        path = folder / f"{what}.parquet"
+        with pq.ParquetWriter(path, reader.arrow, compression="zstd", compression_level=1) as writer:
+            for block in reader.read(opened.blocks(reader.columns)):
+                writer.write_batch(block)
+        table, dropped = connection.read_parquet(path), opened.dropped
+    column, reason = (table[name] for name in BAD)
+    bad = table.filter(column.notnull()).group_by(column).agg(rows=lambda t: t.count(), reason=reason.max())
+    for row in bad.to_pyarrow().sort_by(BAD[0]).to_pylist():
+        message = f"Column {row[BAD[0]]!r} has {row['rows']} values that cannot be read, such as: {row['reason']}"
+        if schema.on_bad_row == "error" or profile:
+            raise ValueError(f"{message}. Or set `on_bad_row: drop` in the schema to leave such rows of events out.")
+        logger.warning(f"{message}; these rows are left out.")
+        dropped += row["rows"]
+    return table.filter(column.isnull()).drop(*BAD), dropped
 
-    def __init__(self, source: Any, what: str, columns: Sequence[str] = (), text: TextFormat | None = None):
-        self.what, self.text, self.dropped = what, text or TextFormat(), 0
-        self._table: Any = None
-        self._files: list[InputFiles] = []
-        if is_files(source):
-            self._files = find_files(source, what)
-            self.names = check_files(self._files, what, columns, self.text)
-        elif isinstance(source, ir.Table):
-            is_here = isinstance(source.op(), ibis.expr.operations.InMemoryTable)
-            self._table, self.names = source.to_pyarrow() if is_here else source, list(source.columns)
-        else:
-            check_names([*map(str, getattr(source, "columns", ()))], f"The {what} table", columns)
-            self._table = source if isinstance(source, pa.Table) else pa.table(source)
-            self.names = self._table.column_names
-            check_names(self.names, f"The {what} table", columns)
 
-    def blocks(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """Reads some columns, in the order of the rows."""
-        if isinstance(self._table, ir.Table):
-            rows = self._table.select(*columns)
-            backend: Any = rows.get_backend()
-            if backend.name == "duckdb":  # Ibis 12 can't read blocks from DuckDB 2
-                yield from backend.con.sql(str(ibis.to_sql(rows))).fetch_record_batch(ROWS_PER_BLOCK)
-            else:
-                yield from rows.to_pyarrow_batches(chunk_size=ROWS_PER_BLOCK)
-        elif self._table is not None:
-            yield from self._table.select(columns).to_batches(ROWS_PER_BLOCK)
-        for files in self._files:
-            for path in files.paths:
-                read = self._parquet_blocks if files.kind == "parquet" else self._text_blocks
-                for block in read(path, files, columns):
-                    for name, value in files.path_columns(path).items():
-                        if name in columns:
-                            block = block.append_column(name, pa.array([value] * len(block), pa.string()))
-                    yield block.select(columns)
+def open_profiles(
+    source: Any, connection: ibis.BaseBackend, schema: EventSchema, folder: Path, events: ir.Table
+) -> ir.Table:
+    """Reads a table of profiles, and leaves out those of no customer. Raises `ValueError` if a customer has several.
+    Warns if no profile is of a customer with events: the ids may be written in two ways."""
+    profiles, _ = open_rows(source, connection, schema, folder, profile=True)
+    profiles = profiles.filter(profiles.customer_id.notnull())
+    twice = profiles.group_by("customer_id").agg(rows=profiles.count())
+    example = twice.filter(twice.rows > 1).customer_id.min().to_pyarrow().as_py()
+    if example is not None:
+        raise ValueError(
+            f"The profile table has several rows for the customer {example!r} (column {schema.customer!r}); keep one "
+            "row a customer."
+        )
+    if not count_rows(profiles.semi_join(events, "customer_id")):
+        ids = [table.customer_id.min().to_pyarrow().as_py() for table in (profiles, events)]
+        logger.warning(
+            f"No profile is of a customer of the log, so every profile feature is missing: the profiles have ids such "
+            f"as {ids[0]!r}, the events such as {ids[1]!r}. Write them alike."
+        )
+    return profiles
 
-    def _parquet_blocks(self, path: str, files: InputFiles, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        try:
-            with files.filesystem.open(path) as opened, pq.ParquetFile(opened) as file:
-                names = [name for name in columns if name in file.schema_arrow.names]
-                yield from file.iter_batches(ROWS_PER_BLOCK, columns=names)
-        except (pa.ArrowInvalid, OSError) as error:
+
+def count_rows(table: ir.Table) -> int:
+    """Number of rows of a table."""
+    return table.count().to_pyarrow().as_py()
+
+
+def _one_row(table: ir.Table) -> dict[str, Any]:
+    """The values of an aggregate, where a sum over no row is 0."""
+    return {name: 0 if value is None else value for name, value in table.to_pyarrow().to_pylist()[0].items()}
+
+
+def choose_events(
+    events: ir.Table, schema: EventSchema, cache: Callable[..., ir.Table]
+) -> tuple[ir.Table, dict[str, Any]]:
+    """Leaves out the events that the schema says, finds the periods, and counts. Returns the events that stay, with
+    `period`; and the counts by name, with `first` and `last`, times as text."""
+    whole, counts = _drop_and_count(events, schema, cache)
+    dated = add_period(whole, schema)
+    if schema.leaves_one_out:
+        dated = cache(dated)  # the periods need a join
+    latest, excess = keep_latest(dated, schema.max_events_per_customer)
+    if excess["dropped_excess"]:
+        latest = cache(latest)  # every step reads it
+    periods = ("training", "validation", "test")
+    in_period = {f"{name}_events": (latest.period == period).sum() for period, name in enumerate(periods)}
+    counts |= excess | _one_row(
+        latest.aggregate(
+            customers=latest.customer_id.nunique(),
+            events=latest.count(),
+            training_targets=(latest.to_predict & (latest.period == 0)).sum(),
+            target_events=latest.is_target.sum(),
+            first=latest.second.min(),
+            last=latest.second.max(),
+            **in_period,
+        )
+    )
+    if schema.order is None:
+        is_future = counts["last"] > datetime.now(UTC).timestamp() + SECONDS_PER_DAY
+        for key in ("first", "last"):
+            counts[key] = str(np.datetime64(counts[key], "s")).replace("T", " ")
+        if is_future:
+            logger.warning(
+                f"The log has events of {counts['last']}, which is not yet: the clock of a source may be wrong. They "
+                "count as their customers' latest; correct them, or leave them out."
+            )
+    return latest, counts
+
+
+def _drop_and_count(
+    events: ir.Table, schema: EventSchema, cache: Callable[..., ir.Table]
+) -> tuple[ir.Table, dict[str, Any]]:
+    """Counts duplicates and rows without a customer or a time, and leaves out those that the schema says."""
+    is_whole = events.customer_id.notnull() & events.second.notnull()
+    counts = _one_row(
+        events.aggregate(
+            rows=events.count(),
+            null_customer=events.customer_id.isnull().sum(),
+            null_time=events.second.isnull().sum(),
+            whole=is_whole.sum(),
+        )
+    )
+    total = counts.pop("whole")
+    for key, column in (("null_customer", schema.customer), ("null_time", schema.order_column)):
+        if counts[key] and schema.on_null == "error":
             raise ValueError(
-                f"The {self.what} file {path} can't be read ({error}): if it is damaged, write it again."
-            ) from error
+                f"Column {column!r} is null in {counts[key]} of {counts['rows']} events; correct them, or set "
+                "`on_null: drop` in the schema to leave them out."
+            )
+    whole = events.filter(is_whole)
+    distinct = whole.distinct()
+    if schema.on_duplicate == "drop":
+        whole = distinct = cache(distinct)  # computed once, because it is expensive
+    duplicates = total - count_rows(distinct)
+    dropped = duplicates if schema.on_duplicate == "drop" else 0
+    counts |= {"dropped_null": counts["rows"] - total, "duplicates": duplicates, "dropped_duplicates": dropped}
+    return whole, counts
 
-    def _text_blocks(self, path: str, files: InputFiles, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        with TextReader(path, files.kind, files.filesystem, self.text, self.what) as reader:
-            yield from reader.blocks(columns, ROWS_PER_BLOCK)
-            self.dropped += reader.bad
+
+def add_period(events: ir.Table, schema: EventSchema) -> ir.Table:
+    """Adds `period`: 0, 1 or 2. With dates a visit may lie in two periods. With "leave_one_out" it lies in one: of a
+    customer's visits that have something to predict, the last one begins period 2, and the one before it begins period
+    1. Customers with fewer than three such visits are in period 0 alone."""
+    if schema.cutoffs == NO_CUTOFFS:
+        return events.mutate(period=ibis.literal(0, "int8"))
+    if not schema.leaves_one_out:
+        cutoffs = [schema.cutoff_seconds(key) for key in ("validation", "test")]
+        return events.mutate(period=sum((events.second >= cutoff).cast("int8") for cutoff in cutoffs))
+    keyed = _with_visit_key(events)
+    visits = keyed.group_by("customer_id", "visit_key").agg(
+        start=keyed.second.min(), target=keyed.to_predict.cast("int8").max()
+    )
+    so_far = ibis.window(
+        group_by="customer_id", order_by=[visits.start, visits.visit_key], preceding=None, following=0
+    )
+    visits = visits.mutate(
+        passed=visits.target.sum().over(so_far), targets=visits.target.sum().over(ibis.window(group_by="customer_id"))
+    )
+    period = ibis.greatest(visits.passed - visits.targets + 2, 0)
+    visits = visits.mutate(period=ibis.ifelse(visits.targets >= LEAST_TARGET_VISITS, period, 0).cast("int8"))
+    keys = ["customer_id", "visit_key"]
+    return keyed.inner_join(visits.select(*keys, "period"), keys).drop("visit_key")
+
+
+def _with_visit_key(events: ir.Table) -> ir.Table:
+    """Adds `visit_key`, which is the same for the events of a visit of a customer."""
+    of_time = ibis.literal("t") + events.second.cast("string")
+    return events.mutate(visit_key=ibis.coalesce(ibis.literal("v") + events.visit, of_time))
+
+
+def keep_latest(events: ir.Table, most: int) -> tuple[ir.Table, dict[str, int]]:
+    """Leaves out all but the latest events of each customer in each period; each period by itself, so that the events
+    before a cutoff never depend on what comes after it. Returns the events that stay; and `dropped_excess` (number of
+    events left out) and `customers_with_excess` (number of customers that had too many)."""
+    long = events.group_by("customer_id", "period").agg(number=events.count())
+    long = long.filter(long.number > most)
+    counts = _one_row(
+        long.aggregate(dropped_excess=(long.number - most).sum(), customers_with_excess=long.customer_id.nunique())
+    )
+    if not counts["dropped_excess"]:
+        return events, counts
+    keys = ["customer_id", "period"]
+    cut = events.semi_join(long, keys)
+    # All columns decide, so that the same events are left out whatever the order of the input.
+    latest = [ibis.desc("second"), *(ibis.asc(name) for name in cut.columns if name not in (*keys, "second"))]
+    rank = ibis.row_number().over(ibis.window(group_by=keys, order_by=latest))
+    cut = cut.mutate(rank=rank).filter(lambda table: table.rank < most).drop("rank")
+    return events.anti_join(long, keys).union(cut), counts
+
+
+def add_shard(events: ir.Table, rows_per_shard: int) -> ir.Table:
+    """Adds the number of the customer's shard: in the order of the ids, `rows_per_shard` customers to a shard."""
+    customers = events.select("customer_id").distinct()
+    index = ibis.row_number().over(ibis.window(order_by=customers.customer_id))
+    return events.inner_join(customers.mutate(shard=(index // rows_per_shard).cast("int64")), "customer_id")
+
+
+# ------------------------------------------------------------------------------------------------ vocabularies, bins
+
+
+def fit(
+    events: ir.Table, profiles: ir.Table | None, schema: EventSchema, on_feature: Callable[[str], None]
+) -> MCMFeatureExtractor:
+    """Fits the vocabulary or the bins of every feature on the training period (period 0). Ids of every feature: 0 is
+    missing, 1 is unknown (never seen in training, or too rarely), and the values or bins have the ids from 2 on."""
+    vocabularies: dict[str, list[str]] = {}
+    bins: dict[str, list[float]] = {}
+    training = events.filter(events.period == 0)
+    tables = [(RowReader(schema), training)]
+    if profiles is not None:
+        members = profiles.semi_join(training.select("customer_id").distinct(), "customer_id")
+        tables.append((RowReader(schema, profile=True), members))
+    for reader, table in tables:
+        columns = {spec.name: table[name] for name, spec in reader.stored.items()}
+        for spec in reader.specs:
+            if spec.is_constant:
+                vocabularies[spec.name] = [ONE_TOKEN_TYPE]
+            elif spec.kind == NUMERIC:
+                bins[spec.name] = fit_bins(*count_numbers(columns[spec.name]), spec.bins)
+            elif spec.kind == DAYS_SINCE_VISIT:
+                bins[spec.name] = fit_bins(*count_numbers(days_between_visits(training)), spec.bins)
+            elif spec.name in columns:
+                column = columns[spec.name]  # each of several values of an event counts
+                vocabularies[spec.name] = fit_values(column if spec.item is None else column.unnest(), spec)
+            elif spec.column is not None:  # it shares the values of a column with an earlier feature
+                vocabularies[spec.name] = list(vocabularies[schema.sources[spec.name]])
+            on_feature(spec.name)
+    vocabularies[schema.token_feature.name] += schema.reserved_token_types
+    return MCMFeatureExtractor.from_schema(schema, vocabularies, bins)
+
+
+def check_same_features(extractor: MCMFeatureExtractor, schema: EventSchema) -> None:
+    """Checks that a log that is read by a schema has the features of a checkpoint. Raises `ValueError` if not."""
+    known, fix = extractor.schema, "take the schema that the checkpoint was trained with."
+    keys = "order", "end_of_visit", "target_token_types", "time_zone", "token_type", "on_duplicate"
+    for name in (*keys, "amount", "currency"):
+        given, expected = getattr(schema, name), getattr(known, name)
+        has_any = name in ("order", "token_type")  # the name of the column may differ
+        if (given is None) != (expected is None) if has_any else given != expected:
+            raise ValueError(f"`{name}` is {given!r} in the schema and {expected!r} in the checkpoint: {fix}")
+    ours, theirs = (
+        [
+            (spec.name, spec.kind, where, *spec.part.items())
+            for where, specs in enumerate((read.features, read.profile))
+            for spec in specs
+        ]
+        for read in (schema, known)
+    )
+    if ours != theirs:
+        extra, absent = sorted(set(ours) - set(theirs)), sorted(set(theirs) - set(ours))
+        raise ValueError(
+            f"The schema's features are not the checkpoint's, or in another order: {extra} in the schema alone, "
+            f"{absent} in the checkpoint alone: {fix}"
+        )
+
+
+def fit_values(column: ir.Value, spec: FeatureSpec) -> list[str]:
+    """Finds the values of a feature that are frequent enough. The engine leaves out values by their counts alone, and
+    the order is made in this process, so no engine has to sort all values. Returns values with at least `min_count`
+    events, `max_values` at most, the most frequent first and equally frequent ones by their text."""
+    table = column.name("value").as_table()
+    counts = table.filter(table.value.notnull()).group_by("value").agg(number=lambda t: t.count())
+    least = spec.min_count
+    if spec.max_values:
+        sizes = (
+            counts.group_by("number").agg(values=lambda t: t.count()).to_pyarrow().sort_by([("number", "descending")])
+        )
+        too_many = np.cumsum(sizes["values"].to_numpy()) > spec.max_values
+        least = max(least, 1 + max(sizes["number"].to_numpy()[too_many], default=0))
+    frequent = counts.filter(counts.number >= least).limit(MOST_VALUES + 1).to_pyarrow()
+    if len(frequent) > MOST_VALUES:
+        raise ValueError(
+            f"Feature {spec.name!r} has more than {MOST_VALUES:,} values (min_count: {spec.min_count}); set "
+            "`max_values` to keep the most frequent, or a higher `min_count`."
+        )
+    return frequent.sort_by([("number", "descending"), ("value", "ascending")])["value"].to_pylist()
+
+
+def days_between_visits(events: ir.Table) -> ir.FloatingValue:
+    """Days from the start of a customer's visit before to that of each visit."""
+    keyed = _with_visit_key(events)
+    visits = keyed.group_by("customer_id", "visit_key").agg(start=keyed.second.min())
+    before = visits.start.lag().over(ibis.window(group_by="customer_id", order_by=visits.start))
+    return visits.select(days=(visits.start - before) / SECONDS_PER_DAY).days
+
+
+def count_numbers(column: ir.FloatingValue) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Finds the distinct finite numbers of a column, in ascending order, and how often each occurs."""
+    table = column.name("value").as_table()
+    finite = table.filter(table.value.abs() < float("inf"))  # `isinf` is always false in Ibis' PySpark backend
+    counts = finite.group_by("value").agg(number=lambda t: t.count()).to_pyarrow().sort_by("value")
+    return counts["value"].to_numpy(), counts["number"].to_numpy()
+
+
+def fit_bins(values: NDArray[np.float64], counts: NDArray[np.int64], bins: int) -> list[float]:
+    """Finds the inner edges of quantile bins of numbers that occur so often, strictly increasing; fewer than `bins -
+    1` where numbers repeat. A quantile lies between the two neighbours of its rank, as numpy defines it."""
+    if not len(values):
+        return []
+    ranks = (counts.sum() - 1) * (np.arange(1, bins) / bins)
+    whole = np.floor(ranks)
+    low, high = (values[np.searchsorted(np.cumsum(counts), rank, "right")] for rank in (whole, np.ceil(ranks)))
+    return np.unique(low + (high - low) * (ranks - whole)).tolist()  # exact where both are equal

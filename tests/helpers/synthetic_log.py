@@ -12,7 +12,7 @@ from modeling_mcm import MCMFeatureExtractor
 from modeling_mcm.data import EventSchema
 from modeling_mcm.preparation import prepare
 from modeling_mcm.preparation.engine import open_engine
-from modeling_mcm.preparation.events import open_rows
+from modeling_mcm.preparation.tables import open_rows
 
 VALIDATION, TEST = datetime(2024, 3, 1), datetime(2024, 4, 1)
 SCHEMA = {

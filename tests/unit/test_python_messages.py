@@ -50,7 +50,7 @@ def test_good_options_of_other_types_work(score):
 def test_the_bad_one_of_a_hundred_is_named(score, form, name):
     bad = {"events": [GOOD["events"][0] | {"colour": "red"}]} | name
     said = "Customer 'c7'" if name else "Customer 63 of the list"
-    with pytest.raises(ValueError, match=f"{said}: event 0: unknown 'colour'"):
+    with pytest.raises(ValueError, match=f"{said}: columns of the events: unknown 'colour'"):
         list(score(form([*[GOOD] * 63, bad, *[GOOD] * 36]), batch_size=8))
 
 

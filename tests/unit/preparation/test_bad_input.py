@@ -5,6 +5,7 @@
 import errno
 import os
 import re
+import sys
 
 import duckdb
 import ibis
@@ -18,11 +19,10 @@ from synthetic_log import SCHEMA, TEST, VALIDATION, make_log, make_profile, read
 
 from modeling_mcm.data import EventSchema, FeatureSpec, PreparedManifest, load_prepared
 from modeling_mcm.data.features import check_memory_limit
-from modeling_mcm.preparation import prepare
-from modeling_mcm.preparation import vocabulary as vocabulary_module
+from modeling_mcm.preparation import prepare, tables
 from modeling_mcm.preparation.demos import build_complete_journey
 from modeling_mcm.preparation.rows import write_shard
-from modeling_mcm.preparation.vocabulary import count_numbers, fit_bins, fit_values
+from modeling_mcm.preparation.tables import count_numbers, fit_bins, fit_values
 
 YAML = """customer: user
 time: at
@@ -162,7 +162,7 @@ def test_only_the_most_frequent_values_are_kept(tmp_path, monkeypatch):
     kept = {most: fit_values(column, FeatureSpec("x", max_values=most)) for most in (1, 2, 3, 4, 9)}
     assert kept == {1: [], 2: ["a", "b"], 3: [*"abd"], 4: [*"abd"], 9: [*"abdce"]}
     assert fit_values(column, FeatureSpec("x", min_count=3, max_values=4)) == [*"ab"]
-    monkeypatch.setattr(vocabulary_module, "MOST_VALUES", 3)
+    monkeypatch.setattr(tables, "MOST_VALUES", 3)
     with pytest.raises(ValueError, match="'type' has more than 3 values .min_count: 2.; set `max_values`"):
         run(tmp_path, name="many")
 
@@ -244,7 +244,7 @@ def test_what_a_lost_worker_left_is_not_in_the_data_set(tmp_path, monkeypatch):
         path.with_name(f".{path.name}.7.partial").touch()
         return write_shard(table, path)
 
-    monkeypatch.setattr("modeling_mcm.preparation.rows.write_shard", after_another)
+    monkeypatch.setattr(sys.modules[prepare.__module__], "write_shard", after_another)
     run(tmp_path)
     assert not list((tmp_path / "out").glob(".*"))
 

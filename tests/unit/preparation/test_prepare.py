@@ -143,7 +143,7 @@ def test_an_event_at_the_second_of_a_cutoff_comes_after_it(tmp_path):
 
 def test_profiles_of_no_customer_give_a_warning_with_both_ids(tmp_path, monkeypatch, capfd):
     said = []
-    monkeypatch.setattr(logging.get_logger("modeling_mcm.preparation.prepare"), "warning", said.append)
+    monkeypatch.setattr(logging.get_logger("modeling_mcm.preparation.tables"), "warning", said.append)
     run(tmp_path)
     assert not [words for words in said if "profile" in words]
     people = make_profile().assign(user=lambda table: "household " + table["user"].astype(str))

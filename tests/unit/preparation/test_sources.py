@@ -1,6 +1,6 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""CSV and TSV files: what is good is read the same by every engine; what is bad is named by file, line and reason."""
+"""Files of a log: folders, stores and CSV in every form are read alike; what is bad is named by file and line."""
 
 import bz2
 import gzip
@@ -10,21 +10,20 @@ import re
 import fsspec
 import pyarrow as pa
 import pytest
-from synthetic_log import load_extractor, make_log, read_rows, run, schema_with
+from synthetic_log import load_extractor, make_log, make_profile, read_rows, run, schema_with
 
 from modeling_mcm.data import EventSchema
-from modeling_mcm.data.text_format import TextFormat
-from modeling_mcm.preparation import prepare
-from modeling_mcm.preparation import tables as tables_module
-from modeling_mcm.preparation.tables import SourceTable
+from modeling_mcm.data.schema import TextFormat
+from modeling_mcm.preparation import prepare, sources
+from modeling_mcm.preparation.sources import SourceTable, describe
 
 HEADING = "user,at,item,price\n"
 GOOD = "".join(f"u{place:03},2024-0{1 + place % 4}-0{1 + place % 9},i{place % 7},{place}.5\n" for place in range(50))
+TEXT = HEADING + GOOD
 BAD = {  # a bad line, what is said of it, and whether it is the last line
     "too short": ("u900,2024-01-01\n", r"line 52: 2 fields were found, and the heading has 4 \(delimiter ','\)"),
     "too long": ("u900,2024-01-01,i1,1,x\n", "line 52: 5 fields were found"),
     "blanks": ("   \n", "line 52: 1 fields were found"),
-    "another delimiter": ("u900;2024-01-01;i1;1\n", "line 52: 1 fields were found"),
     "a stray quote": ('"u900,2024-01-01,i1,1\n', "line 52: a quote opens a field and does not close"),
     "text after a quote": ('"u900"x,2024-01-01,i1,1\n', "line 52: ',' expected after"),
     "a row of two lines that is too long": ('u900,"2024-01-01\nu901,2024-01-01,i1,1\n",i1,1,x\n', "line 52: 5 fields"),
@@ -34,15 +33,13 @@ BAD = {  # a bad line, what is said of it, and whether it is the last line
     "a cut": ("u900,2024-01-", "line 102: 2 fields .*It is the last line and does not end: the file may be cut off"),
     "a stray quote at the end": ('"u900,2024-01-01,i1,1', "line 102: a quote opens .*It is the last line"),
 }
+SCHEMA = {"customer": "user", "time": "at", "tasks": ["item"]}
+SCHEMA |= {"features": [{"name": "item"}, {"name": "price", "kind": "numeric"}]}
+SCHEMA |= {"cutoffs": {"validation": "2024-03-01", "test": "2024-04-01"}}
 
 
 def encoded(*parts):
     return b"".join(part if isinstance(part, bytes) else part.encode() for part in parts)
-
-
-SCHEMA = {"customer": "user", "time": "at", "tasks": ["item"]}
-SCHEMA |= {"features": [{"name": "item"}, {"name": "price", "kind": "numeric"}]}
-SCHEMA |= {"cutoffs": {"validation": "2024-03-01", "test": "2024-04-01"}}
 
 
 def schema(**changes):
@@ -55,26 +52,34 @@ def values(path, text=None):
     return [row for block in table.blocks(table.names) for row in block.to_pylist()], table.dropped
 
 
-def with_line(line):
-    """The file with a bad line: in its middle, or at its end if the line has no end."""
-    return encoded(HEADING, GOOD, *((line, GOOD) if encoded(line).endswith(b"\n") else (GOOD, line)))
-
-
 @pytest.mark.parametrize(("line", "message"), BAD.values(), ids=BAD.keys())
 def test_a_bad_line_is_named_or_dropped_and_counted(tmp_path, line, message):
     path = tmp_path / "log.csv"
-    path.write_bytes(with_line(line))
+    path.write_bytes(encoded(TEXT, *((line, GOOD) if encoded(line).endswith(b"\n") else (GOOD, line))))
     with pytest.raises(ValueError, match=rf"log\.csv, {message}.*on_bad_row: drop") as raised:
-        prepare(path, schema(), tmp_path / "out")
-    assert "\n" not in str(raised.value) and [each.name for each in tmp_path.iterdir()] == ["log.csv"]
+        values(path)
+    assert "\n" not in str(raised.value)
     found, dropped = values(path, TextFormat(on_bad_row="drop"))
-    path.write_bytes(encoded(HEADING, GOOD, GOOD))
+    path.write_bytes(encoded(TEXT, GOOD))
     assert (found, dropped) == (values(path)[0], 1)
 
 
-def test_a_quote_inside_a_field_without_quotes_is_a_part_of_the_value(tmp_path):
-    (tmp_path / "log.csv").write_text('item,size\nscreen,27" wide\n')
-    assert values(tmp_path / "log.csv")[0] == [{"item": "screen", "size": '27" wide'}]
+@pytest.mark.parametrize("tail", ["", 'u1,2024-01-01,"i1",1\n', '"u1",2024-01-01,i1,1\n'])
+@pytest.mark.parametrize("times", [4, 400])
+def test_a_stray_quote_costs_one_line_however_far_the_next_quote_is(tmp_path, tail, times):
+    path = tmp_path / "log.csv"
+    path.write_text(HEADING + BAD["a stray quote"][0] + GOOD * times + tail)
+    found, dropped = values(path, TextFormat(on_bad_row="drop"))
+    assert (len(found), dropped) == (50 * times + bool(tail), 1)
+    with pytest.raises(ValueError, match="line 2: (a quote opens a field and does not close|',' expected after)"):
+        values(path)
+
+
+def test_lines_are_counted_across_lines_in_quotes(tmp_path):
+    rows = 'u1,2024-01-01,"a\nb\r\nc",1\n' * 200
+    (tmp_path / "log.csv").write_text(f"\n{HEADING}{rows}u2\n", newline="")
+    with pytest.raises(ValueError, match="line 603: 1 fields were found"):
+        values(tmp_path / "log.csv")
 
 
 def test_bad_lines_and_values_are_counted_in_the_manifest(tmp_path, caplog):
@@ -86,7 +91,7 @@ def test_bad_lines_and_values_are_counted_in_the_manifest(tmp_path, caplog):
     assert (counts["dropped_bad"], counts["rows"], counts["events"]) == (4, 50, 50)
     assert "2 lines of " in caplog.text and "the first: line 4: 2 fields were found" in caplog.text
     assert "'at' has 1 values that cannot be read, such as: found 'gestern', which is no time" in caplog.text
-    path.write_text(HEADING + GOOD)
+    path.write_text(TEXT)
     prepare(path, dropping, tmp_path / "good")
     assert read_rows(tmp_path) == read_rows(tmp_path, "good")
     path.write_text(HEADING + bad)
@@ -100,27 +105,24 @@ def damaged(data):
 
 
 LONG = encoded(HEADING, *(f"u{place},2024-01-01,i{place * 7919 % 1013},{place}\n" for place in range(9000)))
-ZSTD = pa.compress(LONG, "zstd", asbytes=True)
-TEXT = HEADING + GOOD
 PARQUET = make_log().to_parquet()
 FILES = {
-    "UTF-16": ("log.csv", TEXT.encode("utf-16"), "log.csv is UTF-16, and a text file in UTF-8 was expected"),
-    "UTF-16 without a mark": ("log.csv", TEXT.encode("utf-16-le"), "line 1: a null byte"),
+    "UTF-16": ("log.csv", TEXT.encode("utf-16"), "line 1: a null byte.* if the file is UTF-16"),
     "Latin-1": ("log.csv", TEXT.replace("price", "caf\xe9").encode("latin-1"), "line 1: byte 0xe9 is no UTF-8"),
-    "Parquet": ("log.csv", PARQUET, "log.csv is Parquet; name it .parquet"),
-    "a spreadsheet": ("log.csv", b"PK\x03\x04" + b"\0" * 99, "log.csv is a ZIP archive or a spreadsheet"),
+    "Parquet": ("log.csv", PARQUET, "log.csv, line 1: a null byte"),
     "nothing": ("log.csv", b"", "log.csv is empty; it needs at least one row"),
     "empty lines": ("log.csv", b"\n\r\n\n", "log.csv is empty; it needs a heading"),
     "a heading alone": ("log.csv", HEADING.strip().encode(), "event table is empty"),
     "an open quote in the heading": ("log.csv", encoded('"', TEXT), "line 1: a quote opens a field and does not"),
-    "carriage returns alone": ("log.csv", TEXT.replace("\n", "\r").encode(), "end with a carriage return alone"),
+    "carriage returns alone": ("log.csv", TEXT.replace("\n", "\r").encode(), "line 1: a carriage return stands"),
     "no heading": ("log.csv", GOOD.encode(), "no column 'user'"),
     "a column twice": ("log.csv", TEXT.replace("\n", ",x\n").replace(",x", ",item", 1).encode(), "'item' and 'item'"),
-    "a cut gzip": ("log.csv.gz", gzip.compress(LONG)[:-4], "is a gzip file that is cut off or damaged after line"),
+    "a cut gzip": ("log.csv.gz", gzip.compress(LONG)[:-4], "log.csv.gz is cut off or damaged after line [0-9]"),
     "a damaged gzip": ("log.csv.gz", damaged(gzip.compress(LONG)), "log.csv.gz.* line "),
-    "a cut xz": ("log.csv.xz", lzma.compress(LONG)[:-10], "a xz file that is cut off or damaged after line"),
-    "a cut zstd": ("log.csv.zst", ZSTD[:-10], "a zstd file that is cut off or damaged after line"),
+    "a cut xz": ("log.csv.xz", lzma.compress(LONG)[:-10], "xz is cut off or damaged after line"),
+    "a cut zstd": ("log.csv.zst", pa.compress(LONG, "zstd", asbytes=True)[:-10], "zst is cut off or damaged after"),
     "a gzip of nothing": ("log.csv.gz", gzip.compress(b""), "log.csv.gz is empty; it needs a heading"),
+    "another kind": ("log.xlsx", b"x", "neither .parquet, .csv"),
 }
 
 
@@ -134,30 +136,20 @@ def test_a_file_that_is_no_text_is_named(tmp_path, name, data, message, on_bad_r
 
 
 SEVERAL = {
-    "a column missing in the second": (
-        {"b.csv": "user,at,price\nu1,2024,1\n"},
-        "'item' .*/a.csv and absent in .*/b.csv",
-    ),
-    "a bad line in the second": (
-        {"b.csv": f"{HEADING}u1,2024-01-01,i1,1\nu1\n"},
-        "b.csv, line 3: 1 fields were found",
-    ),
+    "a column that is absent": ({"b.csv": "user,at,price\nu1,2024,1\n"}, "'item' .*/a.csv and absent in .*/b.csv"),
+    "a bad line": ({"b.csv": f"{HEADING}u1,2024-01-01,i1,1\nu1\n"}, "b.csv, line 3: 1 fields were found"),
     "Parquet beside CSV": ({"z.parquet": PARQUET}, "files of several kinds, .*/a.csv and .*/z.parquet"),
     "CSV beside TSV": ({"b.tsv": TEXT}, "files of several kinds"),
 }
 
 
-def write_files(folder, files):
-    folder.mkdir()
-    for name, text in files.items():
-        (folder / name).write_bytes(encoded(text))
-    return folder
-
-
 @pytest.mark.parametrize(("files", "message"), SEVERAL.values(), ids=SEVERAL.keys())
 def test_what_is_wrong_with_one_of_several_files_is_named(tmp_path, files, message):
+    (tmp_path / "log").mkdir()
+    for name, text in {"a.csv": TEXT, **files}.items():
+        (tmp_path / "log" / name).write_bytes(encoded(text))
     with pytest.raises(ValueError, match=message):
-        prepare(write_files(tmp_path / "log", {"a.csv": TEXT, **files}), schema(), tmp_path / "new")
+        prepare(tmp_path / "log", schema(), tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 
@@ -199,34 +191,15 @@ DIALECTS = {  # a row as it is written, the format that a schema gives, and the 
 
 @pytest.mark.parametrize(("row", "options", "fields"), DIALECTS.values(), ids=DIALECTS)
 def test_dialects_are_read(tmp_path, monkeypatch, row, options, fields):
-    monkeypatch.setattr(tables_module, "ROWS_PER_BLOCK", 2)
+    monkeypatch.setattr(sources, "ROWS_PER_BLOCK", 2)
     names = ["user", "at", "item", "price"]
     (tmp_path / "log.csv").write_text(f"{row[-2].join(names)}\n{row * 5}", newline="")
     expected = [dict(zip(names, [*fields, None], strict=True))] * 5
     assert values(tmp_path / "log.csv", TextFormat(**options)) == (expected, 0)
 
 
-@pytest.mark.parametrize("tail", ["", 'u1,2024-01-01,"i1",1\n', '"u1",2024-01-01,i1,1\n'])
-@pytest.mark.parametrize("times", [4, 400])
-def test_a_stray_quote_costs_one_line_however_far_the_next_quote_is(tmp_path, tail, times):
-    path = tmp_path / "log.csv"
-    path.write_text(HEADING + BAD["a stray quote"][0] + GOOD * times + tail)
-    found, dropped = values(path, TextFormat(on_bad_row="drop"))
-    assert (len(found), dropped) == (50 * times + bool(tail), 1)
-    with pytest.raises(ValueError, match="line 2: (a quote opens a field and does not close|',' expected after)"):
-        values(path)
-
-
-def test_lines_are_counted_across_lines_in_quotes(tmp_path):
-    rows = 'u1,2024-01-01,"a\nb\r\nc",1\n' * 200
-    (tmp_path / "log.csv").write_text(f"\n{HEADING}{rows}u2\n", newline="")
-    with pytest.raises(ValueError, match="line 603: 1 fields were found"):
-        values(tmp_path / "log.csv")
-
-
-PACKED = [(".csv", bytes), (".tsv", bytes), (".CSV", gzip.compress), (".csv.gz", gzip.compress)]
-PACKED += [(".csv.bz2", bz2.compress), (".csv.xz", lzma.compress)]
-PACKED += [(".csv.zst", lambda data: pa.compress(data, "zstd", asbytes=True))]
+PACKED = [(".csv", bytes), (".tsv", bytes), (".CSV.GZ", gzip.compress), (".csv.bz2", bz2.compress)]
+PACKED += [(".csv.xz", lzma.compress), (".csv.zst", lambda data: pa.compress(data, "zstd", asbytes=True))]
 
 
 @pytest.mark.parametrize("mark", ["\ufeff", ""], ids=["a byte order mark", "no mark"])
@@ -249,3 +222,77 @@ def test_a_bad_line_of_a_profile_is_always_an_error(tmp_path):
     (tmp_path / "people.csv").write_text("user,age,income\n1,old,1\n2,old\n")
     with pytest.raises(ValueError, match="profile file .*people.csv, line 3: 2 fields were found"):
         prepare(tmp_path / "log.parquet", schema_with(on_bad_row="drop"), tmp_path / "out", tmp_path / "people.csv")
+
+
+@pytest.fixture
+def store():
+    """A store of fsspec's that is in memory, empty."""
+    filesystem = fsspec.filesystem("memory")
+    filesystem.store.clear()
+    yield filesystem
+    filesystem.store.clear()
+
+
+def write_months(log, folder):
+    """The log in folders by month; the column of the month is in the folders' names alone."""
+    for month, part in log.groupby(log["at"].dt.month):
+        with fsspec.open(f"{folder}/month={month:02}/part.parquet", "wb", auto_mkdir=True) as file:
+            part.to_parquet(file, index=False)
+
+
+def test_folders_lists_and_addresses_give_the_same_rows(store, tmp_path):
+    log = make_log()
+    run(tmp_path, log, name="frame")
+    write_months(log, tmp_path / "log")
+    write_months(log, "memory://bucket/log")
+    for name in ("_SUCCESS", ".part.parquet.crc", "_temporary.parquet"):
+        (tmp_path / "log" / name).write_text("of an engine")
+    folder, files = tmp_path / "log", [str(path) for path in sorted((tmp_path / "log").glob("*/*.parquet"))]
+    several = ["memory://bucket/log/month=01", *(f"{folder}/month={month:02}" for month in range(2, 6))]
+    for place, source in enumerate((folder, f"file://{folder}", "memory://bucket/log", files, several)):
+        run(tmp_path, source, name=str(place))
+        assert read_rows(tmp_path, str(place)) == read_rows(tmp_path, "frame"), source
+
+
+def test_what_is_wrong_with_one_file_of_many_is_named(store, tmp_path):
+    write_months(make_log(), tmp_path / "log")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "log.csv").write_text("user\n1\n")
+    cut = tmp_path / "log" / "month=03" / "part.parquet"
+    cut.write_bytes(cut.read_bytes()[:-9])
+    store.pipe("/bucket/cut.parquet", b"PAR1")
+    for source, error, message in (
+        (tmp_path / "log", ValueError, "month=03/part.parquet is not a whole Parquet file"),
+        ("memory://bucket/cut.parquet", ValueError, "memory:///bucket/cut.parquet is not a whole Parquet file"),
+        ("memory://bucket/none", FileNotFoundError, "memory://bucket/none does not exist"),
+        (tmp_path / "none.parquet", FileNotFoundError, "does not exist"),
+        (tmp_path / "empty", ValueError, "empty is empty"),
+        ([tmp_path / "log", tmp_path / "log.csv"], ValueError, "are parquet and csv; give files of one kind"),
+        ("carrier://pigeon", ValueError, "carrier"),
+    ):
+        with pytest.raises(error, match=message):
+            SourceTable(source, "event")
+
+
+def test_what_was_read_is_told_apart(store, tmp_path):
+    write_months(make_log(), "memory://bucket/log")
+    profile = tmp_path / "profile.parquet"
+    make_profile().to_parquet(profile)
+    for source in ("memory://bucket/log", [tmp_path, profile]):
+        assert describe(source) == describe(source) is not None
+    assert describe(make_log()) is None and describe("memory://bucket/none") is None
+    first = prepare("memory://bucket/log", schema_with(), tmp_path / "out", profile=profile)
+    options = {"profile": profile, "reuse": True}
+    assert prepare("memory://bucket/log", schema_with(), tmp_path / "out", **options) == first
+    make_log(seed=1).to_parquet("memory://bucket/log/month=03/part.parquet")
+    with pytest.raises(FileExistsError, match="another input made it"):
+        prepare("memory://bucket/log", schema_with(), tmp_path / "out", **options)
+
+
+def test_a_file_under_two_names_is_told(tmp_path, caplog):
+    (tmp_path / "shop=a").mkdir()
+    for name in ("shop=a/a.csv", "b.csv", "c.csv"):
+        (tmp_path / name).write_text(TEXT)
+    describe([tmp_path])
+    (said,) = caplog.messages  # rows of another folder are others
+    assert re.search(r"/b.csv and \S+/c.csv have the same bytes: each of their events counts twice", said)

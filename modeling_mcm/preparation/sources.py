@@ -1,0 +1,273 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Opens what a person names as a log, as a table that is read in blocks: a file, a folder, an address that fsspec
+knows, a list of these, a data frame, an Arrow table or a table of a database.
+
+Below a folder, parts of a path such as `year=2024` are columns of the table ("hive partitions"), which are read as
+text. Files and folders whose names begin with `_` or `.` are skipped, as every engine does. pyarrow.dataset is not
+used: it reads such a column as a number (01 is 1), and takes the columns of the first file for those of all.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import unquote
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec.utils import infer_compression
+from transformers.utils import logging
+
+from modeling_mcm.data.schema import TextFormat
+from modeling_mcm.extras import needs
+from modeling_mcm.files_mcm import file_digest
+from modeling_mcm.preparation.text_files import TextReader
+
+with needs("data"):
+    import ibis
+    import ibis.expr.types as ir
+
+logger = logging.get_logger(__name__)
+
+ROWS_PER_BLOCK = 65_536  # rows that are in memory at once
+SUFFIXES = {".parquet": "parquet", ".csv": "csv", ".tsv": "tsv"}
+NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"  # in a path where the column has no value
+ABSENT, NULL = "absent", "null"  # in the place of a type: the file lacks the column; the column has no value
+
+
+@dataclass(frozen=True)
+class InputFiles:
+    """Some files of one kind that an engine reads at once."""
+
+    root: str  # the folder or the file that was named
+    paths: tuple[str, ...]  # local paths or addresses, in the order of their names
+    kind: str  # "parquet", "csv" or "tsv"
+    filesystem: Any  # fsspec's; None where only the engine reaches the address
+
+    def path_columns(self, path: str) -> dict[str, str | None]:
+        """The columns that the path of a file gives, by name, with their values."""
+        parts = [part.partition("=") for part in PurePosixPath(self.name(path)).parts[:-1] if "=" in part]
+        return {name: None if value == NO_PARTITION else unquote(value) for name, _, value in parts}
+
+    def name(self, path: str) -> str:
+        """Name of a file below the root."""
+        return path[len(self.root) + 1 :] or PurePosixPath(path).name
+
+    def columns(self, path: str, what: str, text: TextFormat | None = None) -> list[tuple[str, str]]:
+        """Names and types of the columns of a file and of its path. In a text file all columns are text."""
+        if self.filesystem.size(path) == 0:
+            raise ValueError(f"The {what} file {path} is empty; it needs at least one row.")
+        path_columns = [(name, "string") for name in self.path_columns(path)]
+        if self.kind != "parquet":
+            with TextReader(path, self.kind, self.filesystem, text or TextFormat(), what) as reader:
+                return [(name, "string") for name in reader.names] + path_columns
+        try:
+            with self.filesystem.open(path) as file:
+                schema = pq.read_schema(file)
+        except Exception as error:  # pyarrow raises ArrowInvalid or OSError, depending on where the file is cut
+            raise ValueError(
+                f"The {what} file {path} is not a whole Parquet file ({error}); it may be cut off: write it again."
+            ) from error
+        # Types that hold the same text have one name.
+        types = [field.type.value_type if pa.types.is_dictionary(field.type) else field.type for field in schema]
+        names = ["string" if pa.types.is_large_string(kind) else str(kind) for kind in types]
+        return [*zip(schema.names, names, strict=True), *path_columns]
+
+    def empty_columns(self) -> dict[str, frozenset[str]]:
+        """Finds by file the columns without any value, which have the type null in a Parquet file."""
+        with ThreadPoolExecutor() as pool:
+            read = pool.map(lambda path: self.columns(path, "input"), self.paths)
+            empty = [frozenset(name for name, kind in columns if kind == NULL) for columns in read]
+        return dict(zip(self.paths, empty, strict=True))
+
+
+def describe(source: Any) -> dict[str, Any] | None:
+    """Describes the files of a source for the manifest: `name`, and `files`, by name of the file its SHA-256
+    digest, or the checksum of its store. None for a table in memory, and for files that only the engine reaches. Warns
+    of files with the same bytes."""
+    if not is_files(source):
+        return None
+    try:
+        parts = find_files(source, "input")
+    except (ValueError, OSError, ImportError):  # opening the files reports what is wrong
+        return None
+    digests: dict[str, str] = {}
+    seen: dict[tuple[Any, ...], str] = {}
+    for index, files in enumerate(parts):
+        for path in files.paths:
+            digest = file_digest(path) if is_local(files.filesystem) else str(files.filesystem.checksum(path))
+            digests[files.name(path) if len(parts) == 1 else f"{index}/{files.name(path)}"] = digest
+            other = seen.setdefault((digest, *files.path_columns(path).items()), path)
+            if other is not path:
+                logger.warning(f"{other} and {path} have the same bytes: each of their events counts twice.")
+    return {"name": ", ".join(PurePosixPath(files.root).name for files in parts), "files": digests}
+
+
+def detect_kind(name: str) -> str | None:
+    """Finds the kind of a file by its name, "parquet", "csv" or "tsv"; `.csv.gz` is csv, and None any other file."""
+    path = PurePosixPath(name.lower())
+    packed = infer_compression(path.name)
+    kind = SUFFIXES.get((path.with_suffix("") if packed else path).suffix)
+    return None if packed and kind == "parquet" else kind
+
+
+def is_files(source: Any) -> bool:
+    """Says whether a source names files and is no table."""
+    parts = source if isinstance(source, list | tuple) else [source]
+    return bool(parts) and all(isinstance(part, str | Path) for part in parts)
+
+
+def find_files(source: str | Path | Sequence[str | Path], what: str) -> list[InputFiles]:
+    """Finds the files of a source."""
+    addresses = source if isinstance(source, list | tuple) else [source]
+    parts = [_find(str(part), what) for part in addresses]
+    if kinds := {files.kind for files in parts} - {parts[0].kind}:
+        raise ValueError(
+            f"The {what} files are {parts[0].kind} and {', '.join(sorted(kinds))}; give files of one kind at a time."
+        )
+    return parts
+
+
+def _find(address: str, what: str) -> InputFiles:
+    filesystem, path = fsspec.core.url_to_fs(address)
+    root = path.rstrip("/")
+    if not filesystem.exists(path):
+        raise FileNotFoundError(f"The {what} file {address} does not exist; check the path.")
+    inside = [file for file in sorted(filesystem.find(root)) if not _is_hidden(file[len(root) :])]
+    kinds = {file: kind for file in inside if (kind := detect_kind(file))}
+    if not kinds and not filesystem.isdir(path):
+        raise ValueError(
+            f"The {what} file {address} is neither .parquet, .csv nor .tsv; convert it or pass an Ibis table."
+        )
+    if not kinds:
+        raise ValueError(f"The {what} file {address} is empty; it needs at least one row in a .parquet or .csv file.")
+    firsts = {kind: file for file, kind in reversed(kinds.items())}
+    if len(firsts) > 1:
+        raise ValueError(
+            f"The {what} folder {address} holds files of several kinds, {' and '.join(sorted(firsts.values()))}; put "
+            "those that are no part of the log elsewhere, or write all of them alike."
+        )
+    root, *paths = (each if is_local(filesystem) else filesystem.unstrip_protocol(each) for each in (root, *kinds))
+    return InputFiles(root, tuple(paths), next(iter(firsts)), filesystem)
+
+
+def is_local(filesystem: Any) -> bool:
+    """Says whether a file system is that of this machine."""
+    return "file" in filesystem.protocol
+
+
+def _is_hidden(path: str) -> bool:
+    return any(part.startswith(("_", ".")) for part in PurePosixPath(path).parts)
+
+
+def check_files(
+    parts: Sequence[InputFiles], what: str, columns: Sequence[str] = (), text: TextFormat | None = None
+) -> list[str]:
+    """Checks that all files have the same columns with the same types, and names the columns. An empty column fits any
+    type."""
+    opened = [(files, path) for files in parts for path in files.paths]
+    with ThreadPoolExecutor() as pool:  # a store answers slowly, so many files are read at once
+        read = [*pool.map(lambda file: file[0].columns(file[1], what, text), opened)]
+    for (_, path), columns_of in zip(opened, read, strict=True):
+        check_names([name for name, _ in columns_of], f"The {what} file {path}", columns)
+    types_by_file = {path: dict(columns_of) for (_, path), columns_of in zip(opened, read, strict=True)}
+    names = dict.fromkeys(name for types in types_by_file.values() for name in types)
+    for name in sorted(names):
+        first_with: dict[str, str] = {}  # by type
+        for path, types in types_by_file.items():
+            first_with.setdefault(types.get(name, ABSENT), path)
+        first_with.pop(NULL, None)
+        if len(first_with) > 1 and (not columns or name in columns):
+            ways = " and ".join(f"{kind} in {path}" for kind, path in first_with.items())
+            raise ValueError(
+                f"Column {name!r} of the {what} files is {ways}: the files have different columns or types ({name}), "
+                "and the schema of the log has changed; write them alike."
+            )
+    return list(names)
+
+
+def check_names(names: Sequence[str], where: str, columns: Sequence[str] = ()) -> None:
+    """Checks that no two columns have the same name, or names that differ only in their case."""
+    names_read = {name.casefold() for name in columns}
+    counted = Counter(str(name).casefold() for name in names)
+    for folded, number in counted.items():
+        if number > 1 and (not columns or folded in names_read):
+            same = [str(name) for name in names if str(name).casefold() == folded]
+            raise ValueError(
+                f"{where} has {number} columns {' and '.join(map(repr, same))}, which engines can't tell apart (a "
+                "part of its path such as year=2024 is a column too); rename or remove one."
+            )
+
+
+class SourceTable:
+    """A table that is read in blocks. Values of text files are text ("007" stays "007").
+
+    Args:
+        source (`Any`): Parquet or CSV files, a folder of them, a data frame, an Arrow table or an Ibis table.
+        what (`str`): "event" or "profile", for messages.
+        columns (`Sequence[str]`): Names of the columns that are read. Empty: all that there are.
+        text (`TextFormat`): How text files are written.
+
+    Attributes:
+        names (`list[str]`): Names of the table's columns.
+        dropped (`int`): Number of lines of text files that were left out so far.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If a file has an unknown type or is empty or damaged, or files differ in `columns`.
+    """
+
+    def __init__(self, source: Any, what: str, columns: Sequence[str] = (), text: TextFormat | None = None):
+        self.what, self.text, self.dropped = what, text or TextFormat(), 0
+        self._table: Any = None
+        self._files: list[InputFiles] = []
+        if is_files(source):
+            self._files = find_files(source, what)
+            self.names = check_files(self._files, what, columns, self.text)
+        elif isinstance(source, ir.Table):
+            is_here = isinstance(source.op(), ibis.expr.operations.InMemoryTable)
+            self._table, self.names = source.to_pyarrow() if is_here else source, list(source.columns)
+        else:
+            check_names([*map(str, getattr(source, "columns", ()))], f"The {what} table", columns)
+            self._table = source if isinstance(source, pa.Table) else pa.table(source)
+            self.names = self._table.column_names
+            check_names(self.names, f"The {what} table", columns)
+
+    def blocks(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """Reads some columns, in the order of the rows."""
+        if isinstance(self._table, ir.Table):
+            rows = self._table.select(*columns)
+            backend: Any = rows.get_backend()
+            if backend.name == "duckdb":  # Ibis 12 can't read blocks from DuckDB 2
+                yield from backend.con.sql(str(ibis.to_sql(rows))).fetch_record_batch(ROWS_PER_BLOCK)
+            else:
+                yield from rows.to_pyarrow_batches(chunk_size=ROWS_PER_BLOCK)
+        elif self._table is not None:
+            yield from self._table.select(columns).to_batches(ROWS_PER_BLOCK)
+        for files in self._files:
+            for path in files.paths:
+                read = self._parquet_blocks if files.kind == "parquet" else self._text_blocks
+                for block in read(path, files, columns):
+                    for name, value in files.path_columns(path).items():
+                        if name in columns:
+                            block = block.append_column(name, pa.array([value] * len(block), pa.string()))
+                    yield block.select(columns)
+
+    def _parquet_blocks(self, path: str, files: InputFiles, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        try:
+            with files.filesystem.open(path) as opened, pq.ParquetFile(opened) as file:
+                names = [name for name in columns if name in file.schema_arrow.names]
+                yield from file.iter_batches(ROWS_PER_BLOCK, columns=names)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise ValueError(
+                f"The {self.what} file {path} can't be read ({error}): if it is damaged, write it again."
+            ) from error
+
+    def _text_blocks(self, path: str, files: InputFiles, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        with TextReader(path, files.kind, files.filesystem, self.text, self.what) as reader:
+            yield from reader.blocks(columns, ROWS_PER_BLOCK)
+            self.dropped += reader.bad
