@@ -197,7 +197,7 @@ def test_labels_to_ids_and_back(extractor):
 
 
 MISTAKES = {
-    "unknown key": ({"events": [event(itme="tea")]}, "columns of the events.*did you mean .item..*who, when"),
+    "unknown key": ({"events": [event(itme="tea")]}, "columns of the events.*did you mean 'item'.*who, when"),
     "null time": ({"events": [event(), event(None)]}, r"column 'when'.*no time \(None\).*leave the event out"),
     "no time column": ({"events": [{"action": "click"}]}, "column 'when'.*no time"),
     "unparsable time": ({"events": [event("02/01/2017")]}, "column 'when'.*'02/01/2017'.*ISO 8601"),
