@@ -482,7 +482,7 @@ class CustomerModel:
 def _read_frame(events: Any) -> pd.DataFrame:
     """A table, a file, or a list of these as a data frame. Raises `ValueError` if it is none, or has no row."""
     if isinstance(events, str | Path):
-        from modeling_mcm.preparation.files import find_files  # the extra `data`
+        from modeling_mcm.preparation.sources import find_files  # the extra `data`
 
         paths = find_files(str(events), "event")[0].paths
         frame = pd.concat([_read_file(path) for path in paths], ignore_index=True)
