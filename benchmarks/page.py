@@ -20,8 +20,79 @@ from methods.mcm import WITH, WITHOUT
 from modeling_mcm.evaluation import paired_difference
 
 STEPS, MISSING = 250, 255  # of a stored value from 0 to 1; an error of .002 of a customer is none of a mean
-IN_LISTS = ("popularity", "neighbours", "transitions", "RecTools SASRec", WITHOUT, WITH)  # whose lists are described
-FEWEST = 30  # labels of a bin that is drawn
+IN_LISTS = ("neighbours", WITHOUT, WITH)  # whose lists are described
+FEWEST = 30  # labels of a bin that is shown
+PAGE = """# Results
+
+NDCG@10 of the next visit, or of the row's question; higher is better. [How it was measured](#how-it-was-measured).
+
+{ndcg}
+
+## Differences in NDCG@10
+
+Paired by customer, ± half of the 95% interval. {peers}
+
+{differences}
+
+## Lists of ten
+
+Recall@10, and in brackets the share of all labels that are in any customer's list.
+
+{lists}
+
+## Small logs
+
+NDCG@10 of MCM without encoder less the best of counting, ± its standard error, by the number of visits to learn from.
+Means of three draws of customers with at most ten visits each.
+
+{small}
+
+## Chance
+
+How often labels come in the next visit, by the `chance` that MCM without encoder gives: the 50 best of all test cases,
+in bins of at least 30. Largest differences: {chance}.
+
+![The share that came by the chance, with 95% intervals](pictures/chance.png)
+
+## Forecasts
+
+`CustomerModel.forecast` from the end of the window, beside BG/NBD, fitted on the same visits. Window and horizon are
+in days. Totals are over or under the actual ones. The last columns are shares of customers in MCM's intervals; of
+those in an interval of 0 alone, only its level is counted.
+
+{forecasts}
+
+## Who the customer is
+
+AUC of linear models, or rank correlation (spend, visits). *Counts* are made by hand. *Components* are 64 principal
+ones of log counts of labels. The *state* is `CustomerModel.embed` by MCM without encoder. {verdict}
+
+{probe}
+
+## Speed beside other libraries
+
+The others read the labels of one task. MCM reads all features, trains all tasks and ranks that one. {speed}
+
+## How it was measured
+
+- `make results` runs what is missing and draws this page from [docs/results](results/), which has the NDCG@10 of every
+  customer, and versions. An empty cell was not run, or the method has no answer there.
+- Methods run by their defaults, are fitted before the validation cutoff and asked at the test cutoff. Values are means
+  over customers and seeds ({seeds}).
+- All labels are ranked; on Toys and MovieLens those that the customer had not seen.
+- How customers of the synthetic shop choose is known. The best possible ranking knows tastes that the log does not
+  tell.
+- Toys, `movielens_100k` and `leave_one_out` hold out last visits, so other customers' later events are in all counts.
+- MCM is one model for all tasks of a log, five on Toys. RecTools has one for each task, trained until the NDCG@10 of
+  validation stops to rise. It knows no visits, and reads the latest 100 labels, those of one time in random order.
+- Variants of MCM saw test cases: eleven those of Complete Journey, ten of Ta-Feng's baskets, four of films by time.
+  Variants of the state saw its targets: nine or more on Complete Journey, five on Ta-Feng.
+- One item decides what was never bought of Ta-Feng's baskets ([why](log.md#how-popular-is-a-label-and-when)).
+- Training took, on two cores: {seconds}.
+- Each file names its commit. MCM with its encoder, RecTools, chances, forecasts, small logs and LightGBM on Ta-Feng's
+  baskets are of before ties were broken by id. RecTools was not ranked again on the shop and on products of Ta-Feng
+  since each of several unseen labels counts. Speed is of 9fa5a3a.
+"""
 Runs = dict[tuple[str, str], list[dict[str, Any]]]  # by log and method, a run for each seed
 Table = list[list[str]]
 
@@ -83,66 +154,68 @@ def values(runs: Runs, row: tuple[str, str, str], method: str, like: str | None 
 def by_method(rows: list[tuple[str, str, str]], methods: list[str], cell: Callable[..., str]) -> Table:
     """A row for each question and task, a column for each method."""
     return [
-        ["log, question", "task", *methods],
-        *([*titles(row), *(cell(row, name) for name in methods)] for row in rows),
+        ["log, task, question", *methods],
+        *([title(row), *(cell(row, name) for name in methods)] for row in rows),
     ]
 
 
-def with_interval(value: dict[str, float], form: str) -> str:
-    """Writes a mean and its interval: `+0.323 [+0.311, +0.335]`."""
-    return f"{value['mean']:{form}} [{value['low']:{form}}, {value['high']:{form}}]"
+def with_interval(value: dict[str, float], digits: int) -> str:
+    """Writes a mean and half of its interval: `+0.323 ±0.012`."""
+    return f"{value['mean']:+.{digits}f} ±{(value['high'] - value['low']) / 2:.{digits}f}"
 
 
-def titles(row: tuple[str, str, str]) -> list[str]:
-    """The first cells of a row."""
+def title(row: tuple[str, str, str]) -> str:
+    """The first cell of a row."""
     log, question, task = row
-    return [log if question == LOGS[log].questions[0].name else f"{log}, {question}", task]
+    return ", ".join([f"{log} {task}", *([] if question == LOGS[log].questions[0].name else [question])])
 
 
-def differences(runs: Runs, methods: list[str]) -> Table:
-    """MCM with and without its encoder less the best other method, with it less the best of RecTools, and with it less
-    without it by the same seeds; paired by customer."""
-    table = [["log, question", "task", "best other", f"{WITH} less it", f"{WITHOUT} less it"]]
-    table[0] += [f"{WITH} less the best of RecTools", "what the encoder adds"]
+def differences(runs: Runs, methods: list[str]) -> tuple[Table, str]:
+    """MCM with and without its encoder less the best other method, and with it less without it by the same seeds;
+    paired by customer. And a sentence on the best of RecTools."""
+    table = [["log, task, question", "best other", f"{WITH} less it", f"{WITHOUT} less it", "what the encoder adds"]]
+    lows = []
     for row in asked(runs):
         found = {name: of_method for name in methods if (of_method := values(runs, row, name)) is not None}
         others = [name for name in found if name not in (WITH, WITHOUT, BEST)]
         others.sort(key=lambda name: -float(np.nanmean(found[name])))
         best = next(iter(others), "")
-        peer = next((name for name in others if name.startswith("RecTools")), "")
-        pairs = [(found.get(one), found.get(other)) for one, other in ((WITH, best), (WITHOUT, best), (WITH, peer))]
+        peer = next((found[name] for name in others if name.startswith("RecTools")), None)
+        if peer is not None:
+            lows.append(paired_difference(found.get(WITH, found.get(WITHOUT)), peer).low)
+        pairs = [(found.get(one), found.get(best)) for one in (WITH, WITHOUT)]
         pairs.append((values(runs, row, WITH, WITHOUT), values(runs, row, WITHOUT, WITH)))
         cells = [
-            "" if one is None or other is None else with_interval(paired_difference(one, other)._asdict(), "+.4f")
+            "" if one is None or other is None else with_interval(paired_difference(one, other)._asdict(), 4)
             for one, other in pairs
         ]
-        table.append([*titles(row), best, *cells])
-    return table
+        table.append([title(row), best, *cells])
+    above = sum(low > 0 for low in lows)
+    return table, f"MCM is above the best of RecTools beyond noise in {above} of the {len(lows)} rows where both ran."
 
 
-def share_table(runs: Runs, methods: list[str]) -> Table:
-    """The share of the best possible NDCG@10 by method, where the best is known."""
-    rows = [row for row in asked(runs) if each(runs, row, BEST, "values")]
-    table = [["task", *methods]]
-    for row in rows:
-        best = float(np.nanmean(values(runs, row, BEST)))
-        found = [values(runs, row, name) for name in methods]
-        table.append([row[2], *("" if one is None else f"{np.nanmean(one) / best:.1%}" for one in found)])
-    return table
+def share_rows(runs: Runs, methods: list[str]) -> Table:
+    """Rows with the share of the best possible NDCG@10 by method, where the best is known."""
+    rows = []
+    for row in asked(runs):
+        if (best := values(runs, row, BEST)) is not None:
+            found = [values(runs, row, name) for name in methods]
+            shares = ["" if one is None else f"{np.nanmean(one) / np.nanmean(best):.0%}" for one in found]
+            rows.append([f"{title(row)}, share of the best possible", *shares])
+    return rows
 
 
 def forecast_table(others: dict[str, dict[str, Any]]) -> Table:
     """A row for each setting of the forecasts."""
-    table = [["log", "window", "horizon", "customers", "RMSE: MCM", "BG/NBD", "total: MCM", "BG/NBD"]]
-    table[0] += ["in 80%", "in 95%", "spend", "actual spend"]
+    table = [["log", "window", "horizon", "RMSE of visits: MCM", "BG/NBD", "total visits: MCM", "BG/NBD"]]
+    table[0] += ["total spend: MCM", "in 80%", "in 95%"]
     for log in LOGS:
         for row in others.get(f"{log}.forecasts", {"rows": []})["rows"]:
-            sizes = [f"{row['window']}", f"{row['horizon']}", f"{row['customers']:,}"]
             errors = [f"{row[name + ' RMSE']:.3f}" for name in ("MCM", "BG/NBD")]
-            totals = [f"{row[name + ' total'] - 1:+.0%}" for name in ("MCM", "BG/NBD")]
+            totals = [row["MCM total"], row["BG/NBD total"], row["spend"] / row["actual spend"]]
             shares = [f"{row[name]:.1%}" for name in ("in 80%", "in 95%")]
             table.append(
-                [log, *sizes, *errors, *totals, *shares, f"{row['spend']:,.0f}", f"{row['actual spend']:,.0f}"]
+                [log, f"{row['window']}", f"{row['horizon']}", *errors, *(f"{x - 1:+.0%}" for x in totals), *shares]
             )
     return table
 
@@ -170,51 +243,52 @@ def chance_picture(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
     plt.close()
 
 
-def chance_table(found: dict[str, list[dict[str, Any]]]) -> Table:
-    """A row for each bin of a tenth, a column for each task."""
-    table = [["chance", *found]]
-    for tenth in range(10):
-        bins = [next((row for row in rows if int(row["chance"] * 10) == tenth), None) for rows in found.values()]
-        cells = [
-            "" if row is None else f"{row['chance']:.3f} / **{row['came']:.3f}** of {row['labels']:,}" for row in bins
-        ]
-        if any(cells):
-            table.append([f"{tenth / 10:.1f} to {(tenth + 1) / 10:.1f}", *cells])
-    return table
+def farthest(found: dict[str, list[dict[str, Any]]]) -> str:
+    """Says how far the share that came is from the chance, at most, in the bins that are drawn."""
+    errors = {
+        name: max(abs(row["came"] - row["chance"]) for row in rows if row["labels"] >= FEWEST)
+        for name, rows in found.items()
+    }
+    return "; ".join(f"{name} {error:.3f}" for name, error in errors.items()) or "not known"
 
 
-def probe_table(others: dict[str, dict[str, Any]]) -> Table:
+def probe_table(rows: list[tuple[str, dict[str, Any]]]) -> Table:
     """A row for each target of the probe."""
     kinds = ["counts", "components", "state", "counts and state"]
-    table = [["log", "target", "customers", *kinds, "state less the best of counts and components"]]
-    for log in LOGS:
-        for row in others.get(f"{log}.probe", {"rows": []})["rows"]:
-            gain = with_interval(row["state over the best of both"], "+.3f")
-            cells = [f"{row[kind]['mean']:.3f}" for kind in kinds]
-            table.append([log, row["target"], f"{row['customers']:,}", *cells, gain])
+    table = [["log", "target", *kinds, "state less the best of counts and components"]]
+    for log, row in rows:
+        gain = with_interval(row["state over the best of both"], 3)
+        table.append([log, row["target"], *(f"{row[kind]['mean']:.3f}" for kind in kinds), gain])
     return table
 
 
 def small_table(others: dict[str, dict[str, Any]]) -> Table:
-    """A row for each task and number of visits of the small logs."""
-    table = [["log", "task", "visits", "cases", "best of counting", "its NDCG@10", WITHOUT, "difference ± error"]]
-    for log in LOGS:
-        for row in others.get(f"{log}.small_logs", {"rows": []})["rows"]:
-            cells = [row["task"], str(row["visits"]), str(row["cases"]), row["best"].replace("_", " ")]
-            cells += [f"{row['counting']:.4f}", f"{row['MCM']:.4f}", f"{row['gain']:+.4f} ± {row['error']:.4f}"]
-            table.append([log, *cells])
+    """A row for each task of the small logs, a column for each number of visits."""
+    rows = [(log, row) for log in LOGS for row in others.get(f"{log}.small_logs", {"rows": []})["rows"]]
+    numbers = sorted({row["visits"] for _, row in rows})
+    table = [["log", "task", *(f"{number:,} visits" for number in numbers)]]
+    for log, task in dict.fromkeys((log, row["task"]) for log, row in rows):
+        cells = {
+            row["visits"]: f"{row['gain']:+.3f} ±{row['error']:.3f}"
+            for of, row in rows
+            if (of, row["task"]) == (log, task)
+        }
+        table.append([log, task, *(cells.get(number, "") for number in numbers)])
     return table
 
 
-def verdict(table: Table) -> str:
-    """Says on which targets of the probe the state is under the best of counts and components."""
-    gains = [(f"{row[1]} of {row[0]}", *(float(word.strip("[],")) for word in row[-1].split())) for row in table[1:]]
-    under = [name for name, mean, *_ in gains if mean < 0]
-    clear = [name for name, _, _, high in gains if high < 0]
-    better = sum(low > 0 for _, _, low, _ in gains)
-    words = f"The state is under the best of counts and components on {len(under)} of {len(gains)} targets"
-    words += f" ({', '.join(under)}), beyond noise on {len(clear)}" if under else ""
-    return f"{words}; it is above it beyond noise on {better}."
+def verdict(rows: list[tuple[str, dict[str, Any]]]) -> str:
+    """Says on how many targets of the probe the state is above or under the best of counts and components."""
+    gains = [row["state over the best of both"] for _, row in rows]
+    above, under = sum(gain["low"] > 0 for gain in gains), sum(gain["high"] < 0 for gain in gains)
+    return f"Of {len(gains)} targets it is above both beyond noise on {above}, and under the better one on {under}."
+
+
+def time_of(runs: Runs, method: str) -> str:
+    """The shortest and the longest training of a method."""
+    seconds = [run.get("seconds") for (_, name), each in runs.items() for run in each if name == method]
+    known = [number for number in seconds if number]
+    return f"{method}, {min(known):.0f} to {max(known):.0f} s" if known else f"{method}, not known"
 
 
 def draw(folder: Path) -> None:
@@ -233,33 +307,37 @@ def draw(folder: Path) -> None:
     def lists(row, method):
         recall = [answer["mean"] for answer in each(runs, row, method, "recall@10")]
         covered = each(runs, row, method, "coverage")
-        return f"{np.mean(recall):.3f} / {np.mean(covered):.0%}" if recall else ""
+        return f"{np.mean(recall):.3f} ({np.mean(covered):.0%})" if recall else ""
 
     seeds = {name: {len(found) for (_, method), found in runs.items() if method == name} for name in (WITHOUT, WITH)}
-    probe, speed = probe_table(others), others.get("speed", {"caption": "", "table": []})
+    probe = [(log, row) for log in LOGS for row in others.get(f"{log}.probe", {"rows": []})["rows"]]
+    speed = others.get("speed", {"caption": "", "table": []})
+    gains, peers = differences(runs, methods)
     parts = {
         "seeds": "; ".join(f"{name}: {' or '.join(map(str, sorted(of))) or 'none'}" for name, of in seeds.items()),
-        "ndcg": _table(by_method(asked(runs), shown, ndcg)),
-        "differences": _table(differences(runs, methods)),
+        "seconds": "; ".join(time_of(runs, name) for name in (WITHOUT, WITH)),
+        "ndcg": _table(by_method(asked(runs), shown, ndcg) + share_rows(runs, shown)),
+        "differences": _table(gains),
+        "peers": peers,
         "lists": _table(by_method(main, [name for name in shown if name in IN_LISTS], lists)),
-        "shares": _table(share_table(runs, shown)),
         "forecasts": _table(forecast_table(others)),
-        "chance": _table(chance_table(chances(others))),
+        "chance": farthest(chances(others)),
         "small": _table(small_table(others)),
-        "verdict": verdict(probe) if len(probe) > 1 else "",
-        "probe": _table(probe),
+        "verdict": verdict(probe) if probe else "",
+        "probe": _table(probe_table(probe)),
         "speed": f"{speed['caption']}\n\n{_table(speed['table'])}",
     }
     if found := chances(others):
         pictures = folder.with_name("pictures")
         pictures.mkdir(exist_ok=True)
         chance_picture(found, pictures / "chance.png")
-    text = Path(__file__).with_suffix(".md").read_text(encoding="utf-8")
-    folder.with_suffix(".md").write_text(text.format(**parts), encoding="utf-8")
+    folder.with_suffix(".md").write_text(PAGE.format(**parts), encoding="utf-8")
 
 
 def _table(table: Table) -> str:
     if len(table) < 2:
         return "Not run yet."
+    kept = [column for column in zip(*table, strict=True) if any(column[1:])]
+    table = [list(row) for row in zip(*kept, strict=True)]
     heading, *lines = [f"| {' | '.join(row)} |" for row in table]
-    return "\n".join([heading, "|" + " --- |" * len(table[0]), *lines])
+    return "\n".join([heading, "|" + "---|" * len(table[0]), *lines])

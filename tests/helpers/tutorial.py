@@ -7,11 +7,10 @@
 - checkpoint: trains the model of docs/tutorial.md with few weights into tests/fixtures/mcm-dummy, and writes what
   examples/1_first_scores.py prints with it into README.md
 - page: runs the blocks of docs/tutorial.md, and writes what they print into the page
-- frame: runs the lines of README.md about CDNOW, and writes there what they print, and errors of docs/results
+- frame: runs the lines of README.md about CDNOW, and writes there what they print
 - notebook: runs examples/shop.ipynb, and keeps its outputs
 """
 
-import json
 import os
 import re
 import shutil
@@ -119,7 +118,7 @@ def frame_code() -> str:
 
 
 def remake_frame() -> None:
-    """Writes what the README's lines about a data frame print, and the errors of forecasts beside BG/NBD."""
+    """Writes what the README's lines about a data frame print."""
     with tempfile.TemporaryDirectory() as folder:
         pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", folder, "lifetimes==0.11.3"]
         wheels = ROOT / "data" / "wheels"  # of the benchmarks
@@ -128,15 +127,6 @@ def remake_frame() -> None:
         shutil.copy(next((wheels if wheels.is_dir() else Path(folder)).rglob("CDNOW_master.txt")), folder)
         said = run([sys.executable, "-c", frame_code()], Path(folder)).splitlines()
         write_output(frame_code(), "".join(f"{line.rstrip()}\n" for line in said))
-    rows = json.loads((ROOT / "docs" / "results" / "cdnow.forecasts.json").read_text(encoding="utf-8"))["rows"]
-    lines = ["| days | RMSE of visits, MCM | BG/NBD | total, MCM | BG/NBD |", "| ---: | ---: | ---: | ---: | ---: |"]
-    for row in rows:
-        errors, totals = ([row[f"{name} {what}"] for name in ("MCM", "BG/NBD")] for what in ("RMSE", "total"))
-        cells = [f"{error:.3f}" for error in errors] + [f"{total - 1:+.0%}" for total in totals]
-        lines.append(f"| {' | '.join([str(row['horizon']), *cells])} |")
-    head, _, tail = README.read_text(encoding="utf-8").partition("<!-- cdnow -->\n")
-    table = "\n".join(lines)
-    README.write_text(f"{head}<!-- cdnow -->\n{table}\n{tail[tail.index('<!-- /cdnow') :]}", encoding="utf-8")
 
 
 def run_notebook(folder: Path) -> Any:

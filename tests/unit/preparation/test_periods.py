@@ -110,25 +110,6 @@ def test_a_log_without_times_has_an_order(tmp_path, seed, end_of_visit):
     assert rows["2"]["validation_end"] == 1 + bool(end_of_visit) and rows["1"]["test_end"] == len(rows["1"]["visits"])
 
 
-def test_worked_example_of_the_documentation(tmp_path):
-    text = (ROOT / "docs" / "event_schema.md").read_text()
-    text = text[text.index("These are ann's events") : text.index("and `validation_end` is 2, `test_end` is 3")]
-    log, expected = (tables_of(part) for part in text.split("With `films.yaml`"))
-    prepare(log, EventSchema.from_yaml(ROOT / "configuration" / "schemas" / "films.yaml"), tmp_path / "out")
-    row, vocabularies = read_rows(tmp_path)["ann"], load_extractor(tmp_path).vocabularies
-    for _, column, *values in expected.itertuples():
-        name = column.strip("`")
-        labels = ["[missing]", "[unknown]", *vocabularies[name.removeprefix("feature_")]]
-        assert [labels[label] for label in row[name]] == values, name
-    assert (row["validation_end"], row["test_end"]) == (2, 3)
-
-
-def tables_of(text):
-    lines = [line for line in text.splitlines() if line.startswith("|")]
-    header, _, *cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    return pd.DataFrame(cells, columns=header)
-
-
 def test_nothing_fitted_depends_on_what_is_held_out(tmp_path):
     log = make_ordered()
     changed = log.copy()
