@@ -128,12 +128,6 @@ class MCMConfig(PreTrainedConfig):
     action_outcomes (`list[str]`, *optional*):
         Possible outcomes of an offer; each is an output of [`MCMForActionRecommendation`]. Default: click and
         conversion.
-    action_features (`list[str]`, *optional*):
-        Features of an action whose values are counted in the history: number, age and share of the events that share
-        a value with the action. Default: the tasks.
-    action_history_feature (`str`, *optional*):
-        Feature of which every value is counted in the history too, such as the token type: how often, and how long
-        ago, a customer redeemed coupons helps to predict whether they will again. Default: none.
     """
 
     model_type = "mcm"
@@ -169,8 +163,6 @@ class MCMConfig(PreTrainedConfig):
     augmentation: str = "all_prefixes"
     values_digest: str | None = None
     action_outcomes: list[str] = field(default_factory=lambda: ["click", "conversion"])
-    action_features: list[str] | None = None
-    action_history_feature: str | None = None
 
     # Constants that transformers' BERT layers read. Nobody has to choose them, so they are no fields.
     hidden_act = "gelu"
@@ -273,7 +265,7 @@ class MCMConfig(PreTrainedConfig):
                 f"The tasks {missing} are no features; a task is the next value of one of {self.features}."
             )
         lists = ("input_features", "label_features", "state_features", "projected_features", "summed_features")
-        for name in (*lists, "action_features", "target_features", "target_types"):
+        for name in (*lists, "target_features", "target_types"):
             if missing := [feature for feature in getattr(self, name) or [] if feature not in self.features]:
                 raise ValueError(f"`{name}` names {missing}, which are not among the features {self.features}.")
         sizes = self._sizes()
@@ -283,9 +275,8 @@ class MCMConfig(PreTrainedConfig):
                     f"`component_features` counts {number} ids of {name!r}, which has {sizes.get(name, 0)}: expected "
                     "2 or more, and no more than it has."
                 )
-        for name in ("action_history_feature", "kind_feature"):
-            if getattr(self, name) not in (None, *self.features):
-                raise ValueError(f"`{name}` is {getattr(self, name)!r}, no feature: expected one of {self.features}.")
+        if self.kind_feature not in (None, *self.features):
+            raise ValueError(f"`kind_feature` is {self.kind_feature!r}, no feature: expected one of {self.features}.")
 
     def validate_choices(self):
         """Checks that each choice is a known one and that choices do not contradict; raises a `ValueError` if not."""

@@ -78,7 +78,6 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
     _keys_to_ignore_on_load_unexpected = [
         *(MCMModel._keys_to_ignore_on_load_unexpected or []),
         r"^action_head\.",
-        r"^action_vectors\.",
     ]
 
     def __init__(self, config: MCMConfig):

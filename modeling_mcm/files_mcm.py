@@ -28,7 +28,7 @@ from transformers.utils import CONFIG_NAME, logging
 logger = logging.get_logger(__name__)
 VOCABULARIES_NAME = "vocabularies.json"
 DIGESTS = "weights_sha256"  # key of config.json: by file of weights its size and digest; other origins have none
-ACTION_PARTS = "action_head", "action_vectors"  # weights of the head for offers; models without it leave them out
+ACTION_HEAD = "action_head"  # weights of the head for offers; models without it leave them out
 LOCK_SUFFIX = ".lock"  # of hidden files, which readers of folders skip
 SHOWN = 3  # number of names that a message shows
 # Errors that are due to the target's disk or folder. Other errors may come from reading a source.
@@ -311,7 +311,7 @@ def check_loaded(model: Any, source: Any, loading: Mapping[str, Any], new: tuple
             f"{len(mismatched)} weights of {source} have other sizes than config.json says: {some(sizes)}. {fix}"
         )
     # A model without the head for offers may leave its weights out.
-    heads = tuple(f"{head}." for head in ACTION_PARTS) if not hasattr(model, ACTION_PARTS[0]) else ()
+    heads = () if hasattr(model, ACTION_HEAD) else (f"{ACTION_HEAD}.",)
     if unexpected := [key for key in sorted(loading["unexpected_keys"]) if not key.startswith(heads)]:
         raise CheckpointError(
             f"{source} has {len(unexpected)} weights that {name} has no place for by config.json, and would leave "

@@ -266,7 +266,7 @@ class ActionScoresPipeline(_CustomerPipeline):
 
     Options:
         actions (`list[dict]`): Dicts with `action_id` and columns of the event log. An action that covers several
-            kinds of events has several dicts with the same `action_id`, each with a `weight` (equal by default).
+            kinds of events has several dicts with the same `action_id`.
         time (text or datetime, *optional*): Time of the offers, written as the log writes its times. Default: right
             after each customer's last event.
     """
@@ -274,7 +274,7 @@ class ActionScoresPipeline(_CustomerPipeline):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         head: Any = self.model.action_head
-        if not (head.output.any() or head.direct.any()):  # untrained weights are 0
+        if not head.numbers.weight.any():  # untrained weights are 0
             raise ValueError(
                 f"{self.model.name_or_path or 'The model'} has no trained head for actions: chances would be made up. "
                 "Fine-tune it to offers first (mcm finetune --offers, docs/fine_tuning.md)."

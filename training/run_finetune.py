@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fine-tunes a pre-trained MCM to offers or to any label of customers: the command `mcm finetune`.
 
-accelerate launch training/run_finetune.py --model runs/mine --data data/prepared --offers data/raw
+python training/run_finetune.py --model runs/mine --data data/prepared --offers data/raw
 """
 
 from modeling_mcm.commands.finetune import main

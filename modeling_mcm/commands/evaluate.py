@@ -22,9 +22,8 @@ import torch
 
 from modeling_mcm.action_mcm import MCMForActionRecommendation
 from modeling_mcm.commands.arguments import parse_options, report_errors
-from modeling_mcm.configuration_mcm import MCMConfig
 from modeling_mcm.data import PreparedData, check_vocabularies
-from modeling_mcm.data.offers import OfferCollator, OfferGroups, load_offers
+from modeling_mcm.data.offers import OfferReader, load_offers
 from modeling_mcm.evaluation.cases import EvaluationCases, comparison_cases, unseen_only
 from modeling_mcm.evaluation.comparison import (
     BASELINES,
@@ -143,23 +142,20 @@ Report = tuple[list[list[str]], str, dict[str, Any], list[str]]  # table, captio
 def _evaluate_offers(options: EvaluationOptions) -> Report:
     """Evaluates a model on offers, beside the scores that MCM has without fine-tuning."""
     data = PreparedData(options.data)
-    config = MCMConfig.from_pretrained(options.model)
-    tuned = "MCMForActionRecommendation" in (config.architectures or [])
-    offers = load_offers(str(options.offers), config.action_outcomes if tuned else None, data.schema.time_zone)
-    new = () if tuned else ("action_head.",)
-    model, extractor = open_checkpoint(MCMForActionRecommendation, options.model, new, action_outcomes=offers.outcomes)
+    model, extractor = open_checkpoint(MCMForActionRecommendation, options.model)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     check_vocabularies(data.folder, extractor)
-    collator, offers = OfferCollator(extractor, model.config, offers), offers.of([options.cutoff])
+    offers = load_offers(str(options.offers), model.config.action_outcomes, data.schema.time_zone)
+    offers = offers.of([options.cutoff])
     offers.of([]).check_times(data.schema.cutoff_seconds("validation"), offers)
-    scores = score_offers(model, collator, OfferGroups(data.rows, offers), options.batch_size)
+    reader = OfferReader(data.rows, offers, extractor, model.config)
+    scores = score_offers(model, reader, options.batch_size)
     groups = offers.groups["customer_id"]
     weights, customers = resample_customers(groups), groups.nunique()
     results: dict[str, dict[str, Any]] = {}
     for index, outcome in enumerate(offers.outcomes):
         truth = OfferTruth(offers.offsets, offers.table[outcome].to_numpy())
-        methods = {"MCM without fine-tuning": -1} | ({"MCM fine-tuned": index} if tuned else {})
-        for method, column in methods.items():
+        for method, column in {"MCM without fine-tuning": -1, "MCM fine-tuned": index}.items():
             metrics = offer_metrics(truth, scores[:, column], weights, max(options.k))
             intervals = {name: interval(values, customers)._asdict() for name, values in metrics.items()}
             results[f"{outcome}: {method}"] = intervals

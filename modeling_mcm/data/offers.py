@@ -4,19 +4,19 @@
 
 An offer is an action (a coupon, an incentive) that a customer can take from a time on. Offers that are made together
 are a group and are ranked together. An action is an event that has not happened yet, so it has the features of an
-event. An action that covers several values (any of twenty products) has several rows, each with its share.
+event. An action that covers several values (any of twenty products) has several rows.
 
     offers.parquet    customer_id, time, action_id, outcomes (0, 1, or null where not observed); group_id, split
-    actions.parquet   action_id, columns of the event log; time (from which on the row holds), weight
+    actions.parquet   action_id, columns of the event log; time (from which on the row holds)
 
 `docs/fine_tuning.md` explains each column with a worked example.
 
-Shapes: G groups, N offers; in a batch: B groups, K offers of the largest, O outcomes.
+Shapes: G groups, N offers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import Dataset
+from transformers.utils import logging
 
 from modeling_mcm.action_inputs_mcm import (
     NOT_OFFERED,
@@ -37,14 +37,14 @@ from modeling_mcm.action_inputs_mcm import (
     write_day,
 )
 from modeling_mcm.configuration_mcm import MCMConfig
-from modeling_mcm.data.cases import IGNORED
-from modeling_mcm.data.collator import PreparedRows
+from modeling_mcm.data.collator import PreparedRows, batches_by_length
 from modeling_mcm.data.tables import read_table_file
 from modeling_mcm.events_mcm import (
     as_column,
     check_columns,
     events_before,
     naming,
+    number_groups,
     pad_groups,
     read_times,
     read_zone,
@@ -103,12 +103,10 @@ class Offers:
     def check_times(self, training_end: int, evaluated: Offers) -> None:
         """Checks that training, which reads these offers, sees nothing of the time in which the model is evaluated.
         Raises `ValueError` if the pre-training data, or offers of the training, reach into it."""
-        if not len(evaluated.table):
-            return
         first = evaluated.table["time"].min()
-        if first < training_end:
+        if first < training_end:  # NaN, of no offers, is not less
             raise ValueError(
-                f"Offers to evaluate on start on {write_day(first)}, but the encoder was pre-trained on events before "
+                f"Offers to evaluate on start on {write_day(first)}, but the model was pre-trained on events before "
                 f"{write_day(training_end)}: it has seen what came of them. Prepare the data with an earlier "
                 "validation cutoff (--cutoffs) and pre-train again, or evaluate on later offers."
             )
@@ -195,58 +193,38 @@ def make_offers(
     return Offers(table, list(outcomes), raw)
 
 
-class OfferGroups(Dataset):
-    """Groups of offers, each with its customer's history **before** the offers were made.
+class OfferReader:
+    """Reads groups of offers in batches, each with its customer's history **before** the offers were made.
 
     Raises:
-        ValueError: If a customer is not in the prepared data set. A customer without events before the offers is no
-            error: the model then reads the profile and the start row alone.
+        ValueError: If a customer is not in the prepared data set, or where [`EncodedActions`] raises one. A customer
+            without events before the offers is no error: the model then reads the profile and the start row alone.
     """
 
-    def __init__(self, rows: datasets.Dataset, offers: Offers):
-        self.offers, self.offsets, groups = offers, offers.offsets, offers.groups
+    def __init__(self, rows: datasets.Dataset, offers: Offers, extractor: MCMFeatureExtractor, config: MCMConfig):
+        self.offers, groups = offers, offers.groups
         indices = groups["customer_id"].map({customer: index for index, customer in enumerate(rows["customer_id"])})
         if missing := sorted({*groups["customer_id"][indices.isna()]}):
             raise ValueError(
                 f"{len(missing)} customers of the offers are not in the prepared data set, such as {missing[0]!r}; "
                 "prepare the log with their events, or leave their offers out."
             )
-        self.times, self.rows = groups["time"].to_numpy(), PreparedRows(rows, indices.to_numpy(np.int64))
+        self.times, places = groups["time"].to_numpy(), indices.to_numpy(np.int64)
+        self.rows, self.lengths = PreparedRows(rows, places), np.asarray(rows["test_end"])[places]
+        self.actions = EncodedActions(extractor, config, offers.actions)
 
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        """Number of events before the offers of each group, which the time of a step grows with."""
-        return np.array([len(self[index]["history"]["times"]) for index in range(len(self))])
+    def read(self, groups: NDArray[np.int64]) -> tuple[NDArray[np.int64], dict[str, torch.Tensor]]:
+        """Reads some groups: the rows of their offers in the table, and the model inputs, in which the offers of a
+        group stand in the same order."""
+        first = self.offers.offsets
+        sizes, times = np.diff(first)[groups], self.times[groups]
+        table_rows = number_groups(sizes, first[groups])[1]
+        offered = pad_groups(self.offers.table["version"].to_numpy()[table_rows], sizes, NOT_OFFERED)
+        rows = self.rows.__getitems__(groups.tolist())
+        histories = [events_before(row, time) for row, time in zip(rows, times, strict=True)]
+        return table_rows, self.actions.batch(histories, offered, times)
 
-    def __len__(self) -> int:
-        return len(self.times)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.__getitems__([index])[0]
-
-    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
-        """Reads some groups as dicts: `history`; `time`, in seconds since 1970-01-01; and `offers`, their part of the
-        table of offers."""
-        return [
-            {"history": events_before(row, self.times[group]), "time": int(self.times[group])}
-            | {"offers": self.offers.table[self.offsets[group] : self.offsets[group + 1]]}
-            for row, group in zip(self.rows.__getitems__(indices), indices, strict=True)
-        ]
-
-
-class OfferCollator:
-    """Turns groups of offers into inputs of `MCMForActionRecommendation`. Raises `ValueError` where [`EncodedActions`]
-    does."""
-
-    def __init__(self, extractor: MCMFeatureExtractor, config: MCMConfig, offers: Offers):
-        self.outcomes, self.actions = config.action_outcomes, EncodedActions(extractor, config, offers.actions)
-
-    def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """Makes a batch: what `EncodedActions.batch` gives, and `labels` float32 `(B, K, O)`: 0 or 1 for each outcome,
-        -100 where it is not known."""
-        parts = [item["offers"] for item in items]
-        offers, sizes = pd.concat(parts), np.array([*map(len, parts)])
-        offered = pad_groups(offers["version"].to_numpy(), sizes, NOT_OFFERED)
-        labels = offers.reindex(columns=self.outcomes).fillna(IGNORED).to_numpy(np.float32)
-        batch = self.actions.batch([item["history"] for item in items], offered, [item["time"] for item in items])
-        return batch | {"labels": torch.from_numpy(pad_groups(labels, sizes, IGNORED))}
+    def batches(self, size: int = 32) -> Iterator[tuple[NDArray[np.int64], dict[str, torch.Tensor]]]:
+        """Reads all groups, those of customers with a similar number of events together."""
+        for groups in logging.tqdm(batches_by_length(self.lengths, size), desc="Offers", unit="batch"):
+            yield self.read(groups)

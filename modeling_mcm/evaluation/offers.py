@@ -18,11 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from transformers.utils import logging
 
 from modeling_mcm.configuration_mcm import FIRST_LABEL
-from modeling_mcm.data.collator import batches_by_length
-from modeling_mcm.data.offers import OfferCollator, OfferGroups
+from modeling_mcm.data.offers import OfferReader
 from modeling_mcm.evaluation.metrics import CONFIDENCE, RESAMPLES, Interval, ndcg_at_k, ratio, recall_at_k, tie_ranks
 from modeling_mcm.events_mcm import pad_groups, run_starts
 
@@ -64,42 +62,17 @@ def expected_takes(offsets: NDArray[np.int64], scores: ArrayLike) -> NDArray[np.
     return np.add.reduceat(chances, np.asarray(offsets)[:-1])
 
 
-def score_offers(
-    model: Any, collator: OfferCollator, groups: OfferGroups, batch_size: int = 32
-) -> NDArray[np.float32]:
+@torch.inference_mode()
+def score_offers(model: Any, reader: OfferReader, batch_size: int = 32) -> NDArray[np.float32]:
     """Scores offers with an `MCMForActionRecommendation`: the log-odds of each outcome, and last the scores without
     the head, which are sums over tasks of the model's `preferences`, of shape `(N, outcomes + 1)`."""
-    model.eval()
-    scores = np.zeros((len(groups.offers.table), len(model.config.action_outcomes) + 1), np.float32)
-    for batch in logging.tqdm(batches_by_length(groups.lengths, batch_size), desc="Scoring offers", unit="batch"):
-        items = groups.__getitems__(batch.tolist())
-        inputs = {name: value.to(model.device) for name, value in collator(items).items() if name != "labels"}
-        with torch.inference_mode():
-            outputs = model(**inputs)
+    scores = np.zeros((len(reader.offers.table), len(model.config.action_outcomes) + 1), np.float32)
+    for rows, inputs in reader.batches(batch_size):
+        inputs = {name: value.to(model.device) for name, value in inputs.items()}
+        outputs = model(**inputs)
         both = torch.cat([outputs.logits, outputs.preferences.sum(-1, keepdim=True)], -1)
-        indices = np.concatenate([item["offers"].index for item in items])
-        scores[indices] = both[inputs["offered_actions"] >= 0].float().cpu()
+        scores[rows] = both[inputs["offered_actions"] >= 0].float().cpu()
     return scores
-
-
-class OfferMetrics:
-    """Computes metrics of each outcome, in the order of the model, in a Trainer: `conversion_ndcg@10`."""
-
-    def __init__(self, outcomes: Sequence[str]):
-        self.outcomes = list(outcomes)
-
-    def __call__(self, prediction: Any) -> dict[str, float]:
-        """Metrics from logits and labels `(G, K, O)`; of the outcomes that some groups have and some have not."""
-        logits, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids, np.float32)
-        groups, offers = labels.shape[:2]
-        result: dict[str, float] = {}
-        for index, outcome in enumerate(self.outcomes):
-            taken, scores = labels[..., index].reshape(-1), logits[..., index].reshape(-1)
-            truth = OfferTruth(np.arange(groups + 1) * offers, np.where(taken < 0, np.nan, taken))
-            if truth.responds.any() and not truth.responds.all():
-                metrics = offer_metrics(truth, scores, np.ones((1, groups), np.int64))
-                result |= {f"{outcome}_{name}": float(values[0]) for name, values in metrics.items()}
-        return result
 
 
 def resample_customers(customer_ids: Sequence[str] | NDArray, resamples: int = RESAMPLES) -> NDArray[np.int64]:

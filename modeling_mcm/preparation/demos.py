@@ -53,13 +53,10 @@ WHERE start_date <= '2017-12-24'
 """
 # One row for each coupon, start of a campaign with it, and feature values of some of its products; see `offers.py`.
 ACTIONS = """
-SELECT coupon_upc::VARCHAR AS action_id, start_date::TIMESTAMP AS time,
-    count(*) / sum(count(*)) OVER (PARTITION BY coupon_upc, start_date) AS weight,
+SELECT DISTINCT coupon_upc::VARCHAR AS action_id, start_date::TIMESTAMP AS time,
     'purchase_with_coupon' AS token_type, department, product_category, product_type, brand,
     manufacturer_id::VARCHAR AS manufacturer
-FROM (SELECT DISTINCT coupon_upc, start_date, product_id FROM coupons JOIN campaign_descriptions USING (campaign_id))
-LEFT JOIN products USING (product_id)
-GROUP BY coupon_upc, start_date, department, product_category, product_type, brand, manufacturer_id
+FROM coupons JOIN campaign_descriptions USING (campaign_id) LEFT JOIN products USING (product_id)
 """
 
 

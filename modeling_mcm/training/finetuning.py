@@ -1,114 +1,150 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Fine-tuning to offers: options, the model with its new head, and the training."""
+"""What fine-tuning to a label of customers and to offers share: options, and a linear head that is fitted at once.
+
+Shapes: N examples, D numbers, V labels of all tasks, O outputs of the head.
+"""
 
 import hashlib
+import json
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from torch.utils.data import Sampler
-from transformers.utils import logging
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
-from modeling_mcm.action_inputs_mcm import EncodedActions
-from modeling_mcm.action_mcm import MCMForActionRecommendation
-from modeling_mcm.configuration_mcm import MCMConfig
 from modeling_mcm.data import PreparedData, check_vocabularies
-from modeling_mcm.data.collator import LengthGroupedSampler
 from modeling_mcm.data.dataset import MANIFEST_FILE
-from modeling_mcm.data.offers import SPLITS, TEST, TRAIN, VALIDATION, OfferCollator, OfferGroups, load_offers
-from modeling_mcm.evaluation.offers import OfferMetrics
-from modeling_mcm.files_mcm import file_digest
+from modeling_mcm.files_mcm import file_digest, write_json
 from modeling_mcm.option import option
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
-from modeling_mcm.training.callbacks import EarlyStopping, EpochCallback
-from modeling_mcm.training.checkpoints import read_checkpoint
-from modeling_mcm.training.options import PretrainingArguments
-from modeling_mcm.training.resuming import (
-    FINE_TUNING,
-    ResumableTrainer,
-    Start,
-    deciding_options,
-    find_start,
-    output_folder_lock,
-    step_size,
-)
+from modeling_mcm.training.resuming import FINE_TUNING, check_folder, output_folder_lock
 
-logger = logging.get_logger(__name__)
-HEAD = "action_head."
-ENCODER_FACTOR = 0.1  # on the learning rate of the pre-trained weights
-# Options that decide the weights, besides those of the Trainer and of the model's config.
-OWN_OPTIONS = ("outcomes", "train_splits", "freeze_encoder")
+FOLDS, MANY = 5, 5_000  # folds of cross-validation; number of examples from which one of them is held out
 
 
 @dataclass
 class FineTuningOptions:
-    """Which checkpoint is fine-tuned on which offers, and which of its weights are trained."""
+    """Which checkpoint is fine-tuned on which data, and where it is written to."""
 
     model: str | None = option(None, "Pre-trained checkpoint: a folder, or a name on the Hub. Required.")
     data: str | None = option(
         None, "Folder of the prepared data set that the checkpoint was pre-trained on. Required."
     )
-    offers: str | None = option(None, "Folder with offers.parquet and actions.parquet.")
-    outcomes: list[str] = option(
-        [], "Columns of offers.parquet to predict. By default click and conversion, where they exist."
-    )
-    train_splits: list[str] = option([TRAIN, VALIDATION], "Splits of the offers to train on.")
-    eval_split: str = option(TEST, "Split of the offers to evaluate on if --eval_strategy is set.", choices=SPLITS)
-    freeze_encoder: bool = option(False, "Train the new head only, and leave the pre-trained weights as they are.")
+    output_dir: str | None = option(None, "Folder of the fine-tuned model. By default runs/labels or runs/offers.")
     max_events: int | None = option(
         None,
         "Largest number of events that are read of a history, the start row included. By default the checkpoint's.",
     )
-
-    def __post_init__(self) -> None:
-        if wrong := sorted(set(self.train_splits) - set(SPLITS)):
-            raise ValueError(f"No splits {wrong}; choose from {', '.join(SPLITS)}.")
+    seed: int = option(42, "Seed of what is drawn: customers that are held out, and offers that were not taken.")
 
 
-@dataclass
-class FineTuningArguments(PretrainingArguments):
-    """`TrainingArguments` with defaults that suit a few thousand labels."""
+class HeadInputs(NamedTuple):
+    """What a head reads of examples.
 
-    output_dir: str | None = option("runs/offers", "Folder for checkpoints and the fine-tuned model.")
-    learning_rate: float = option(1e-3, "Highest learning rate of the head's weights; the others have a tenth.")
-    num_train_epochs: float = option(4.0, "Number of passes over the training groups of offers.")
-    batch_eval_metrics: bool = option(
-        False, "Must stay false: metrics are computed over all groups of offers at once."
-    )
-    best_metric: ClassVar[str] = "loss"
+    Attributes:
+        numbers (`torch.FloatTensor` of shape `(N, D)`): Dense numbers, such as the customer state.
+        labels (`csr_array` of shape `(N, V)`): Those of `label_counts`; no columns if the head reads none.
+    """
+
+    numbers: torch.Tensor
+    labels: csr_array
+
+    def of(self, chosen: NDArray) -> "HeadInputs":
+        """Selects some examples."""
+        return HeadInputs(self.numbers[chosen], self.labels[chosen])
 
 
-class OfferTrainer(ResumableTrainer):
-    """`Trainer` with a lower learning rate for the pre-trained weights, and batches of [`OfferGroups`] whose histories
-    have similar lengths."""
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # of scores `(N, O)` and of `y`
 
-    def __init__(self, args: FineTuningArguments, **kwargs: Any):
-        super().__init__(args=args, **kwargs)
-        self.epoch = torch.zeros((), dtype=torch.int64)
-        self.add_callback(EpochCallback(self))
-        if args.early_stopping_patience is not None:
-            self.add_callback(EarlyStopping(args.early_stopping_patience))
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
-        groups: Any = self.train_dataset
-        return LengthGroupedSampler(groups.lengths, step_size(self.args), self.args.seed, self.epoch)
+def fit_linear(
+    inputs: HeadInputs,
+    y: torch.Tensor,
+    outputs: int,
+    compute_loss: Loss,
+    folds: NDArray[np.int64],
+    penalties: Sequence[float],
+) -> tuple[float, list[torch.Tensor]]:
+    """Fits a linear head of `outputs` scores with the penalty of the lowest loss in cross-validation.
 
-    def create_optimizer(self, model: Any = None):
-        """Makes the Trainer's optimizer, with groups of their own for the pre-trained weights."""
-        optimizer = super().create_optimizer(model)
-        trained: Any = model or self.model
-        new = {id(value) for name, value in trained.named_parameters() if HEAD in name}
-        for group in [*optimizer.param_groups]:
-            moved = [value for value in group["params"] if id(value) not in new]
-            group["params"] = [value for value in group["params"] if id(value) in new]
-            if moved:
-                rate = self.args.learning_rate * ENCODER_FACTOR
-                optimizer.add_param_group({**group, "params": moved, "lr": rate})
-        return optimizer
+    Args:
+        y (`torch.Tensor` of shape `(N, ...)`): What `compute_loss`, a mean over the examples, compares scores with.
+        folds (`np.ndarray` of shape `(N,)`): Fold of each example, numbered from 0.
+        penalties (sequence of `float`): Factors on the squared weights beside the sum of the losses, the largest
+            first: each fit starts from the last.
+
+    Returns:
+        `tuple`: The penalty, and weights `(D, O)`, weights `(V, O)` and biases `(O,)`.
+    """
+    losses = np.zeros(len(penalties))
+    for fold in range(FOLDS if len(y) < MANY else 1):
+        held_out = folds == fold
+        if 0 < held_out.sum() < len(y):
+            left = inputs.of(held_out)
+            fits = _fit_path(inputs.of(~held_out), y[~held_out], outputs, compute_loss, penalties)
+            for index, parameters in enumerate(fits):
+                losses[index] += compute_loss(_score(left, parameters), y[held_out]).item() * int(held_out.sum())
+    best = int(losses.argmin())
+    return penalties[best], _fit_path(inputs, y, outputs, compute_loss, penalties[: best + 1])[-1]
+
+
+@torch.enable_grad()
+def _fit_path(
+    inputs: HeadInputs, y: torch.Tensor, outputs: int, compute_loss: Loss, penalties: Sequence[float]
+) -> list[list[torch.Tensor]]:
+    """Fits weights and biases for each penalty."""
+    sizes = inputs.numbers.shape[1], inputs.labels.shape[1]
+    fitted, fits = [torch.zeros(size, outputs) for size in sizes] + [torch.zeros(outputs)], []
+    for penalty in penalties:
+        parameters = [value.clone().requires_grad_() for value in fitted]
+        optimizer = torch.optim.LBFGS(parameters, max_iter=100, line_search_fn="strong_wolfe")
+
+        def closure(parameters: Any = parameters, penalty: float = penalty, optimizer: Any = optimizer) -> float:
+            optimizer.zero_grad()
+            squares = parameters[0].square().sum() + parameters[1].square().sum()
+            loss = compute_loss(_score(inputs, parameters), y) + penalty / len(y) * squares
+            loss.backward()
+            return loss.item()
+
+        optimizer.step(closure)
+        fitted = [value.detach() for value in parameters]
+        fits.append(fitted)
+    return fits
+
+
+def _score(inputs: HeadInputs, parameters: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Scores `(N, O)` by weights `(D, O)` and `(V, O)`, and biases `(O,)`."""
+    weight, of_labels, bias = parameters
+    return inputs.numbers @ weight + SparseProduct.apply(inputs.labels, of_labels) + bias
+
+
+class SparseProduct(torch.autograd.Function):
+    """A sparse matrix, as scipy has it, times weights. torch's own product has a slow gradient."""
+
+    @staticmethod
+    def forward(context: Any, matrix: csr_array, weight: torch.Tensor) -> torch.Tensor:
+        """Gives matrix @ weight."""
+        context.matrix = matrix
+        return torch.from_numpy(matrix @ weight.detach().numpy())
+
+    @staticmethod
+    def backward(context: Any, gradient: torch.Tensor) -> tuple[None, torch.Tensor]:  # type: ignore[override]
+        """Gives the gradient of the weight."""
+        return None, torch.from_numpy(context.matrix.T @ gradient.numpy())
+
+
+def draw_folds(customer_ids: NDArray, seed: int) -> NDArray[np.int64]:
+    """Draws the fold of each example `(N,)`: all of a customer's are in one."""
+    owner = np.unique(customer_ids.astype(str), return_inverse=True)[1]
+    return np.random.default_rng(seed).permutation(np.arange(owner.max() + 1) % FOLDS)[owner]
 
 
 def open_extractor(model: str, data: PreparedData, max_events: int | None) -> MCMFeatureExtractor:
@@ -120,7 +156,7 @@ def open_extractor(model: str, data: PreparedData, max_events: int | None) -> MC
 
 
 def describe_run(model: str, data: PreparedData, options: Mapping[str, Any], **digests: str) -> dict[str, Any]:
-    """What a fine-tuning is, for [`find_start`]."""
+    """What a fine-tuning is, for [`check_folder`]."""
     weights = compute_digest(model, ("*.safetensors", "config.json"))
     digests = {"data": file_digest(data.folder / MANIFEST_FILE), "pre-trained model": weights} | digests
     return {**digests, "options": options}
@@ -132,63 +168,20 @@ def compute_digest(folder: str | Path, patterns: Sequence[str]) -> str:
     return hashlib.sha256(" ".join(map(file_digest, files)).encode()).hexdigest()
 
 
-def fine_tune(options: FineTuningOptions, training: FineTuningArguments) -> None:
-    """Fine-tunes a checkpoint to offers and saves the model with its feature extractor. An interrupted run is resumed.
-    Raises `ValueError` if the offers, the data and the options do not fit together. Raises `CheckpointError` if the
-    checkpoint can't be read. Raises `RunError` if the output folder holds another run."""
-    data, source = PreparedData(str(options.data)), str(options.model)
-    extractor = open_extractor(source, data, options.max_events)
-    offers = load_offers(str(options.offers), options.outcomes or None, data.schema.time_zone)
-    trained, evaluated = offers.of(options.train_splits), offers.of([options.eval_split])
-    if training.eval_strategy == "no":
-        evaluated = offers.of([])
-    trained.check_times(data.schema.cutoff_seconds("validation"), evaluated)
-    trained.check_trainable()
-    known: Any = {"action_outcomes": offers.outcomes, "action_history_feature": extractor.token_type_feature}
-    known["action_features"] = EncodedActions(extractor, MCMConfig.from_pretrained(source), offers.actions).features
-    model = read_checkpoint(MCMForActionRecommendation, source, (HEAD,), **known)
-    if options.freeze_encoder:
-        model.freeze_encoder()
-    own = {name: getattr(options, name) for name in OWN_OPTIONS} | {"max_events": extractor.max_events}
-    digest = compute_digest(str(options.offers), ("*.parquet",))
-    run = describe_run(source, data, deciding_options(training, model.config, own), offers=digest)
-    with output_folder_lock(str(training.output_dir), training.should_save):
-        start = find_start(training, FINE_TUNING, run)
-        if not start.is_finished:
-            trainer = OfferTrainer(
-                training,
-                model=model,
-                data_collator=OfferCollator(extractor, model.config, offers),
-                train_dataset=OfferGroups(data.rows, trained),
-                eval_dataset=OfferGroups(data.rows, evaluated) if len(evaluated.table) else None,
-                processing_class=extractor,
-                compute_metrics=OfferMetrics(offers.outcomes),
-                preprocess_logits_for_metrics=_first_output,
-            )
-            _train(trainer, start)
-
-
-def _train(trainer: OfferTrainer, start: Start) -> None:
-    """Trains a model on offers, and writes the model and the record of the run, finetuning.json."""
-    model: Any = trainer.model
-    groups: Any = trainer.train_dataset
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    logger.info(f"{trained:,} trained parameters, {len(groups):,} groups of offers, {start}")
-    result = trainer.train(resume_from_checkpoint=start.checkpoint)
-    trainer.save_final()
-    facts: dict[str, Any] = {
-        "seconds": result.metrics["train_runtime"],
-        "groups": len(groups),
-        "steps": trainer.state.global_step,
-        "outcomes": groups.offers.outcomes,
-        "trained_parameters": trained,
-        "seed": trainer.args.seed,
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "threads": torch.get_num_threads(),
-    }
-    trainer.write_record(FINE_TUNING, facts)
-
-
-def _first_output(outputs: Any, labels: torch.Tensor) -> torch.Tensor:
-    """Takes the logits, which come first in the model's outputs, so that evaluation stores nothing else."""
-    return outputs[0] if isinstance(outputs, tuple) else outputs
+@contextmanager
+def fitted_once(
+    output_dir: str, run: Mapping[str, Any], model: Any, extractor: MCMFeatureExtractor
+) -> Iterator[dict[str, Any]]:
+    """A context that fills in the record of a run. It is empty where the head has to be fitted, which is saved in the
+    end with the feature extractor and the record; otherwise it is that of the finished run in the folder. Raises
+    `RunError` if the folder holds something else."""
+    output, start = Path(output_dir), time.monotonic()
+    with output_folder_lock(output):
+        is_finished = check_folder(output, FINE_TUNING, run).is_finished
+        facts = json.loads((output / FINE_TUNING).read_text(encoding="utf-8")) if is_finished else {}
+        yield facts
+        if not is_finished:
+            model.save_pretrained(output)
+            extractor.save_pretrained(output)
+            command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+            write_json(output / FINE_TUNING, facts | {"seconds": time.monotonic() - start, "command": command})

@@ -6,13 +6,8 @@ the labels of tasks that customers had, whose penalty is chosen by cross-validat
 Shapes: N examples, S size of the state, V labels of all tasks, C classes (1 for a number).
 """
 
-import json
-import sys
-import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -35,25 +30,28 @@ from modeling_mcm.data.labels import (
 from modeling_mcm.data.schema import NO_CUTOFFS
 from modeling_mcm.evaluation.labels import mean_auc, measure_labels, rank_correlation
 from modeling_mcm.events_mcm import SECONDS_PER_DAY
-from modeling_mcm.files_mcm import file_digest, write_json
+from modeling_mcm.files_mcm import file_digest
 from modeling_mcm.option import option
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.state_mcm import ROTATED, CustomerState
 from modeling_mcm.training.checkpoints import read_checkpoint
-from modeling_mcm.training.finetuning import describe_run, open_extractor
-from modeling_mcm.training.resuming import FINE_TUNING, find_start, output_folder_lock
+from modeling_mcm.training.finetuning import (
+    FineTuningOptions,
+    HeadInputs,
+    describe_run,
+    draw_folds,
+    fit_linear,
+    fitted_once,
+    open_extractor,
+)
 
 logger = logging.get_logger(__name__)
 NEW = "prediction_head."
 AT_ONCE = 64  # histories that are read at a time
-FOLDS, MANY = 5, 5_000  # folds of cross-validation; number of examples from which one of them is held out
-# Factors on the squared weights beside the sum of the losses, the largest first: each fit starts from the last.
-# Standardised numbers of the state are read times `STATE_SCALE`, because there are far fewer of them than of labels,
-# and its rotated components times `ROTATED_SCALE`, because they say least.
+# Penalties of `fit_linear`. Standardised numbers of the state are read times `STATE_SCALE`, because there are far
+# fewer of them than of labels, and its rotated components times `ROTATED_SCALE`, because they say least.
 PENALTIES, STATE_SCALE, ROTATED_SCALE = (40.0, 10.0, 4.0, 1.5, 0.5), 0.2, 0.1
 FEWEST = 5  # customers who had a label that the model reads
-# Options of a fine-tuning to offers that one to a label reads, too; what trains in steps is not read.
-SHARED = ("model", "data", "max_events", "output_dir", "seed", "report_to", "disable_tqdm", "no_progress")
 
 
 @dataclass
@@ -132,22 +130,6 @@ def _split(
     return trained_on, held_out
 
 
-class HeadInputs(NamedTuple):
-    """What a head reads of examples.
-
-    Attributes:
-        states (`torch.FloatTensor` of shape `(N, S)`): Customer states.
-        labels (`csr_array` of shape `(N, V)`): Those of `label_counts`.
-    """
-
-    states: torch.Tensor
-    labels: csr_array
-
-    def of(self, chosen: NDArray) -> "HeadInputs":
-        """Selects some examples."""
-        return HeadInputs(self.states[chosen], self.labels[chosen])
-
-
 @torch.no_grad()
 def read_inputs(
     model: MCMForCustomerPrediction, extractor: MCMFeatureExtractor, customers: LabelledCustomers
@@ -174,7 +156,7 @@ def fit_head(
     standardised states, and of label counts times the label's rarity, the logarithm of N over the number of examples
     that had it. The L2 penalty is that of the lowest loss in cross-validation. The `folds` `(N,)` are numbered from 0.
     Returns that penalty."""
-    mean, std = inputs.states.mean(0), inputs.states.std(0).clamp(min=1e-3)
+    mean, std = inputs.numbers.mean(0), inputs.numbers.std(0).clamp(min=1e-3)
     names = cast(CustomerState, model.model.state).names
     scales = [ROTATED_SCALE if name.startswith(ROTATED) else STATE_SCALE for name in names]
     std = std / torch.tensor(scales)
@@ -183,27 +165,19 @@ def fit_head(
     weighed = csr_array(inputs.labels.multiply(rarity))
     used = np.flatnonzero(np.bincount(weighed.indices, weighed.data, weighed.shape[1]) > 0)
     lengths = np.sqrt(weighed.multiply(weighed).sum(1)).clip(min=1e-12)
-    inputs = HeadInputs((inputs.states - mean) / std, csr_array(weighed.multiply(1 / lengths[:, None]))[:, used])
+    inputs = HeadInputs((inputs.numbers - mean) / std, csr_array(weighed.multiply(1 / lengths[:, None]))[:, used])
     y, shift, scale = labels, 0.0, 1.0
     if y.is_floating_point():
         shift, scale = y.double().mean().item(), max(y.double().std().item(), 1e-9)
         y = ((y - shift) / scale).float()
-    losses = np.zeros(len(PENALTIES))
-    for fold in range(FOLDS if len(y) < MANY else 1):
-        held_out = folds == fold
-        if 0 < held_out.sum() < len(y):
-            left = inputs.of(held_out)
-            for index, fitted in enumerate(_fit_path(model, inputs.of(~held_out), y[~held_out], PENALTIES)):
-                losses[index] += model.compute_loss(_score(left, fitted), y[held_out]).item() * int(held_out.sum())
-    best = int(losses.argmin())
-    *_, (weight, of_labels, bias) = _fit_path(model, inputs, y, PENALTIES[: best + 1])
+    penalty, (weight, of_labels, bias) = fit_linear(inputs, y, model.num_labels, model.compute_loss, folds, PENALTIES)
     head, weight = model.prediction_head, weight.T * scale / std
     head.state.weight.copy_(weight)
     head.state.bias.copy_(bias * scale + shift - weight @ mean)
     head.labels.weight.zero_()
     head.labels.weight[:, torch.from_numpy(used)] = of_labels.T * scale
     head.rarity.copy_(torch.from_numpy(rarity))
-    return PENALTIES[best]
+    return penalty
 
 
 def predict(model: MCMForCustomerPrediction, inputs: HeadInputs) -> torch.Tensor:
@@ -211,83 +185,31 @@ def predict(model: MCMForCustomerPrediction, inputs: HeadInputs) -> torch.Tensor
     with torch.no_grad():
         parts = [
             model.prediction_head(states, torch.from_numpy(inputs.labels[AT_ONCE * index :][: len(states)].toarray()))
-            for index, states in enumerate(inputs.states.split(AT_ONCE))
+            for index, states in enumerate(inputs.numbers.split(AT_ONCE))
         ]
     return torch.cat(parts)
 
 
-def _score(inputs: HeadInputs, parameters: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Scores `(N, C)` by weights `(S, C)` and `(V, C)`, and biases `(C,)`."""
-    weight, of_labels, bias = parameters
-    return inputs.states @ weight + SparseProduct.apply(inputs.labels, of_labels) + bias
-
-
-class SparseProduct(torch.autograd.Function):
-    """A sparse matrix, as scipy has it, times weights. torch's own product has a slow gradient."""
-
-    @staticmethod
-    def forward(context: Any, matrix: csr_array, weight: torch.Tensor) -> torch.Tensor:
-        """Gives matrix @ weight."""
-        context.matrix = matrix
-        return torch.from_numpy(matrix @ weight.detach().numpy())
-
-    @staticmethod
-    def backward(context: Any, gradient: torch.Tensor) -> tuple[None, torch.Tensor]:  # type: ignore[override]
-        """Gives the gradient of the weight."""
-        return None, torch.from_numpy(context.matrix.T @ gradient.numpy())
-
-
-@torch.enable_grad()
-def _fit_path(
-    model: MCMForCustomerPrediction, inputs: HeadInputs, y: torch.Tensor, penalties: Sequence[float]
-) -> list[list[torch.Tensor]]:
-    """Fits weights and biases for each penalty."""
-    sizes = inputs.states.shape[1], inputs.labels.shape[1]
-    fitted, fits = [torch.zeros(size, model.num_labels) for size in sizes] + [torch.zeros(model.num_labels)], []
-    for penalty in penalties:
-        parameters = [value.clone().requires_grad_() for value in fitted]
-        optimizer = torch.optim.LBFGS(parameters, max_iter=100, line_search_fn="strong_wolfe")
-
-        def closure(parameters: Any = parameters, penalty: float = penalty, optimizer: Any = optimizer) -> float:
-            optimizer.zero_grad()
-            squares = parameters[0].square().sum() + parameters[1].square().sum()
-            loss = model.compute_loss(_score(inputs, parameters), y) + penalty / len(y) * squares
-            loss.backward()
-            return loss.item()
-
-        optimizer.step(closure)
-        fitted = [value.detach() for value in parameters]
-        fits.append(fitted)
-    return fits
-
-
-def train_to_labels(
-    model: str, data: str, options: LabelOptions, training: Any, max_events: int | None = None
-) -> dict[str, float]:
-    """Fine-tunes a checkpoint to a label of customers, and saves it with its feature extractor and its metrics. Raises
-    `ValueError` if the labels, the data and the options do not fit together. Raises `CheckpointError` if the
-    checkpoint can't be read. Raises `RunError` if the output folder holds another run."""
-    prepared = PreparedData(data)
-    extractor = open_extractor(model, prepared, max_events)
-    customers = read_labels(prepared, options)
-    labels, evaluates = customers.labels, options.validation_share > 0
-    trained_on, held_out = _split(labels, options.validation_share, training.seed, evaluates)
+def train_to_labels(options: FineTuningOptions, label_options: LabelOptions) -> dict[str, Any]:
+    """Fine-tunes a checkpoint to a label of customers, saves it with its feature extractor, and returns the record of
+    the run, with its metrics in "validation". Raises `ValueError` if the labels, the data and the options do not fit
+    together. Raises `CheckpointError` if the checkpoint can't be read. Raises `RunError` if the output folder holds
+    another run."""
+    data, source = PreparedData(str(options.data)), str(options.model)
+    extractor = open_extractor(source, data, options.max_events)
+    customers = read_labels(data, label_options)
+    labels, share = customers.labels, label_options.validation_share
+    trained_on, held_out = _split(labels, share, options.seed, share > 0)
     tuned: MCMForCustomerPrediction = read_checkpoint(
-        MCMForCustomerPrediction, model, (NEW,), **labels.model_options()
+        MCMForCustomerPrediction, source, (NEW,), **labels.model_options()
     )
-    own = asdict(options) | {"max_events": extractor.max_events, "seed": training.seed}
+    own = asdict(label_options) | {"max_events": extractor.max_events, "seed": options.seed}
     del own["labels"]  # where the file lies does not matter, but what it holds
-    run = describe_run(model, prepared, own, labels=file_digest(str(options.labels)))
-    output = Path(str(training.output_dir))
-    with output_folder_lock(output, training.should_save):
-        if find_start(training, FINE_TUNING, run).is_finished:
-            return json.loads((output / FINE_TUNING).read_text(encoding="utf-8"))["validation"]
-        facts = _fit(tuned, extractor, customers, trained_on, held_out, training.seed)
-        if training.should_save:
-            tuned.save_pretrained(output)
-            extractor.save_pretrained(output)
-            write_json(output / FINE_TUNING, facts)
-        return facts["validation"]
+    run = describe_run(source, data, own, labels=file_digest(str(label_options.labels)))
+    with fitted_once(options.output_dir or "runs/labels", run, tuned, extractor) as facts:
+        if not facts:
+            facts |= _fit(tuned, extractor, customers, trained_on, held_out, options.seed)
+        return facts
 
 
 def _fit(
@@ -300,11 +222,10 @@ def _fit(
 ) -> dict[str, Any]:
     """Fits a model's head, and returns the record of the run."""
     model.eval()
-    labels, start = customers.labels, time.monotonic()
+    labels = customers.labels
     inputs, days = read_inputs(model, extractor, customers)
     values = torch.from_numpy(labels.values)
-    _, owner = np.unique(labels.customer_ids[trained_on].astype(str), return_inverse=True)
-    folds = np.random.default_rng(seed).permutation(np.arange(owner.max() + 1) % FOLDS)[owner]
+    folds = draw_folds(labels.customer_ids[trained_on], seed)
     penalty = fit_head(model, inputs.of(trained_on), values[trained_on], folds)
     metrics: dict[str, float] = {}
     yardsticks: dict[str, float] = {}
@@ -329,7 +250,5 @@ def _fit(
         "validation": metrics | {"labels": len(held_out)},
         "yardsticks": yardsticks,
         "penalty": penalty,
-        "seconds": time.monotonic() - start,
         "seed": seed,
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }

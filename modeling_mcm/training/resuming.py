@@ -66,7 +66,7 @@ def deciding_options(args: TrainingArguments, config: PreTrainedConfig, own: Map
 
 
 def step_size(args: TrainingArguments) -> int:
-    """Counts the customers, or groups of offers, in one step of all processes together."""
+    """Counts the customers in one step of all processes together."""
     return args.train_batch_size * args.world_size * args.gradient_accumulation_steps
 
 
@@ -114,10 +114,12 @@ def find_start(args: TrainingArguments, record: str, run: Mapping[str, Any]) -> 
                 "same data and options."
             )
     with args.main_process_first(local=False):
-        return _find_start(Path(str(args.output_dir)), record, run, args.should_save)
+        return check_folder(Path(str(args.output_dir)), record, run, args.should_save)
 
 
-def _find_start(folder: Path, record: str, run: Mapping[str, Any], is_writer: bool) -> Start:
+def check_folder(folder: Path, record: str, run: Mapping[str, Any], is_writer: bool = True) -> Start:
+    """What [`find_start`] does in one process."""
+    run = {"record": record, **run}
     path, advice = folder / RUN, "and nothing was changed: give another output_dir, or remove that folder."
     if fault := damage(path):
         if held := sorted(each.name for pattern in FOREIGN for each in folder.glob(pattern)):

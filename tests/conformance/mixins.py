@@ -78,8 +78,7 @@ class MCMForActionTest(MCMModelTest):
 
     def setUp(self):
         super().setUp()
-        # MCM's own scores are read there, not trained: what belongs to them alone gets no gradient.
-        self.model_tester.choices = PAPER
+        self.model_tester.choices = PAPER  # whose every parameter the scores depend on
 
     def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
         inputs = dict(ModelTesterMixin._prepare_for_class(self, inputs_dict, model_class, return_labels=return_labels))
@@ -88,8 +87,7 @@ class MCMForActionTest(MCMModelTest):
             "event_times": torch.arange(length).float().expand(batch, -1),
             "action_input_ids": torch.tensor([[3, 2, 0], [3, 4, 0]]),
             "action_rows": torch.tensor([0, 1]),
-            "action_weights": torch.ones(2),
-            "action_matches": torch.tensor([[0, 1, 0], [0, 2, 1], [0, 3, 1]]),
+            "action_matches": torch.tensor([[0, 1, 0, 1], [0, 2, 1, 1], [0, 3, 1, 0]]),
             "offered_actions": torch.tensor([0, 1]).expand(batch, -1),
             "labels": torch.tensor([[1.0, 0.0], [0.0, -1.0]]).expand(batch, -1, -1),
         }

@@ -129,7 +129,7 @@ def test_scores_of_actions_need_a_trained_head(save, extractor, tmp_path):
     with pytest.raises(ValueError, match="checkpoint has no trained head for actions: .*mcm finetune"):
         pipeline("action-scores", model=folder)
     model = read_checkpoint(MCMForActionRecommendation, folder, ("action_head.",))  # which may be left out
-    torch.nn.init.normal_(model.action_head.output)
+    torch.nn.init.normal_(model.action_head.numbers.weight)
     model.save_pretrained(tmp_path / "offers")
     extractor.save_pretrained(tmp_path / "offers")
     assert pipeline("action-scores", model=str(tmp_path / "offers")).model.config.tasks

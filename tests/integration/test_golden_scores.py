@@ -256,11 +256,7 @@ def test_embeddings_and_forecasts_are_golden(tell, tmp_path, request):
 AS_OF = "2018-01-15"
 HEADS = {
     "label": (MCMForCustomerPrediction, "prediction_head", {"id2label": {0: "stays", 1: "leaves"}}),
-    "offers": (
-        MCMForActionRecommendation,
-        "action_head",
-        {"action_features": ["product_category", "department"], "action_history_feature": "token_type"},
-    ),
+    "offers": (MCMForActionRecommendation, "action_head", {}),
 }
 ACTIONS = [
     {"action_id": action_id, "token_type": "purchase", "product_category": category, "department": department}

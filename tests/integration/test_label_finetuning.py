@@ -28,7 +28,7 @@ from modeling_mcm.training.labels import LabelOptions, read_labels
 from modeling_mcm.training.state import fit_state
 
 finetune = partial(call, "run_finetune")
-QUICK = ["--report_to", "none", "--disable_tqdm", "True"]
+QUICK = ["--no_progress", "True"]
 
 
 @pytest.fixture(scope="module")
@@ -181,8 +181,7 @@ def test_a_folder_of_another_run_is_refused_and_a_finished_run_is_left_alone(opt
     ("wrong", "message"),
     [
         (["--offers", "offers"], "one of --offers and --labels are needed"),
-        (["--outcomes", "click"], "--outcomes is for --offers"),
-        (["--learning_rate", 0.1], "--learning_rate is for --offers; a label's head is fitted at once"),
+        (["--outcomes", "click"], "--outcomes is not read with --labels: leave it out"),
         (["--validation_share", 0.001], "of 34 customers holds none out to evaluate on"),
     ],
 )

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The head for offers: what it computes, what it may not depend on, what it learns, how it is stored and used."""
 
-import math
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -21,21 +21,23 @@ from modeling_mcm import (
     action_mcm,
 )
 from modeling_mcm.action_inputs_mcm import EncodedActions, encode_actions, find_matches, read_actions
-from modeling_mcm.action_mcm import CLIPPED, KNOTS, LONGEST_DAYS, count_names, offer_loss, piecewise_linear
+from modeling_mcm.action_mcm import LONGEST_DAYS, number_names, offer_loss
 from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.data import load_prepared
-from modeling_mcm.data.offers import OfferCollator, OfferGroups, make_offers
+from modeling_mcm.data.offers import OfferReader, make_offers
 from modeling_mcm.evaluation.offers import score_offers
+from modeling_mcm.training.finetuning import draw_folds
+from modeling_mcm.training.offers import fit_head, read_inputs
 
 ACTIONS = pd.DataFrame(
     [
-        ("three", "buy", "item 03", None, 1.0),
-        ("any of two", "buy", "item 07", "aisle 1", 3.0),
-        ("any of two", "buy", "item 20", "aisle 3", 1.0),
-        ("aisle", "buy", None, "aisle 2", 1.0),
-        ("click", "click", None, None, 1.0),
+        ("three", "buy", "item 03", None),
+        ("any of two", "buy", "item 07", "aisle 1"),
+        ("any of two", "buy", "item 20", "aisle 3"),
+        ("aisle", "buy", None, "aisle 2"),
+        ("click", "click", None, None),
     ],
-    columns=["action_id", "action", "item", "aisle", "weight"],
+    columns=["action_id", "action", "item", "aisle"],
 )
 
 
@@ -68,10 +70,20 @@ def action_model(tiny_config):
 
 
 @pytest.fixture
-def batch_of(prepared, extractor, offers):
+def reader_of(prepared, extractor, offers):
+    return lambda model: OfferReader(load_prepared(prepared), offers, extractor, model.config)
+
+
+@pytest.fixture
+def batch_of(reader_of, offers):
+    """A function that makes model inputs of some groups, with the outcomes of their offers."""
+
     def make(model, groups):
-        collator = OfferCollator(extractor, model.config, offers)
-        return collator(OfferGroups(load_prepared(prepared), offers).__getitems__(list(groups)))
+        rows, batch = reader_of(model).read(np.array(groups))
+        labels = torch.full((*batch["offered_actions"].shape, 2), -100.0)
+        known = offers.table[offers.outcomes].to_numpy(np.float32)[rows]
+        labels[batch["offered_actions"] >= 0] = torch.from_numpy(known)
+        return batch | {"labels": labels}
 
     return make
 
@@ -108,10 +120,9 @@ def test_batching_does_not_change_scores(action_model, batch_of, choices):
     torch.testing.assert_close(orders[0], orders[1].flip(0), atol=1e-5, rtol=1e-4)
 
 
-def test_scores_come_in_the_order_of_the_groups(action_model, batch_of, prepared, extractor, offers):
+def test_scores_come_in_the_order_of_the_groups(action_model, batch_of, reader_of, offers):
     model = action_model(extended=True)
-    collator = OfferCollator(extractor, model.config, offers)
-    scores = score_offers(model, collator, OfferGroups(load_prepared(prepared), offers), batch_size=3)
+    scores = score_offers(model, reader_of(model), batch_size=3)
     assert scores.shape == (offers.offsets[-1], 3)
     for group in range(20):
         alone, part = model(**batch_of(model, [group])), slice(*offers.offsets[group : group + 2])
@@ -122,25 +133,16 @@ def test_scores_come_in_the_order_of_the_groups(action_model, batch_of, prepared
 def test_unobserved_outcomes_are_ignored():
     logits, labels = torch.randn(2, 3, 2, requires_grad=True), torch.ones(2, 3, 2)
     labels[0, 1, 1] = labels[1] = -100
-    offer_loss(logits, labels).backward()
+    offer_loss(logits, labels).sum().backward()
     assert ((logits.grad != 0) == (labels >= 0)).all()
-    assert offer_loss(logits, torch.full_like(labels, -100)) == 0
-
-
-def test_piecewise_linear_codes():
-    values = torch.linspace(-2, CLIPPED, 29)
-    codes = piecewise_linear(values[:, None])
-    widths = torch.tensor(KNOTS).diff()
-    torch.testing.assert_close(codes @ widths, values)
-    assert (piecewise_linear(torch.zeros(3, 2)) == 0).all()
-    bend = torch.tensor([float(low >= 1) for low in KNOTS[:-1]])  # 0 up to 1, then straight
-    torch.testing.assert_close(codes @ (widths * bend), (values - 1).clamp(min=0))
+    assert not offer_loss(logits, torch.full_like(labels, -100)).any()
 
 
 def test_preferences_are_the_chance_of_the_actions_values(action_model, batch_of, extractor, offers):
     model = action_model(extended=True)
     inputs = batch_of(model, [0])
-    history = {name: inputs[name] for name in ("input_ids", "attention_mask", "visit_ids", "event_times")}
+    names = ("input_ids", "attention_mask", "visit_ids", "event_times", "as_of")
+    history = {name: inputs[name] for name in names}
     chances = MCMForMultiTaskRecommendation.forward(model, **history).logits["items"].softmax(-1)[0]
     names = offers.table["action_id"][: offers.offsets[1]]
     found = dict(zip(names, model(**inputs).preferences[0, :, 0], strict=True))
@@ -154,18 +156,18 @@ def test_matches_have_all_values_of_a_row(extractor, tiny_config):
     encoded = EncodedActions(extractor, tiny_config(), raw)
     names = kinds = ["three", "any of two", "aisle", "click"]
     assert raw.action_ids.tolist() == encoded.action_ids.tolist() == kinds
-    assert encoded.features == ["type", "items", "aisle"]
     events = {
-        "action": ["buy", "buy", "buy", "buy", "click", "buy"],
+        "action": ["buy", "look", "buy", "buy", "click", "buy"],
         "item": ["item 03", "item 07", "item 20", "item 07", "item 03", "item 12"],
         "aisle": ["aisle 0", "aisle 1", "aisle 3", "aisle 0", None, "aisle 2"],
     }
-    ids = extractor.encode_actions(events)
-    history = np.concatenate([np.zeros((1, ids.shape[1]), np.int64), ids])[None]
-    matches = encoded.inputs(history, np.arange(4)[None])["action_matches"]
-    found = {kind: [int(e) for _, e, a in matches if names[a] == kind] for kind in kinds}
-    # the token type counts only where there is nothing else; "item 07" of aisle 0 is not what is asked
-    assert found == {"three": [1, 5], "any of two": [2, 3], "aisle": [6], "click": [5]}
+    row = extractor.encode({"events": events | {"when": [f"2017-05-0{day}" for day in range(1, 7)]}})
+    matches = encoded.batch([row], np.arange(4)[None])["action_matches"].tolist()
+    found = {kind: sorted((e, as_asked) for _, e, a, as_asked in matches if names[a] == kind) for kind in kinds}
+    # the token type counts only where there is nothing else; "item 07" of aisle 0 is not what is asked; ends of visits
+    # stand behind the purchases
+    expected = {"three": [(1, 1), (8, 0)], "any of two": [(3, 0), (4, 1)], "aisle": [(9, 1)], "click": [(8, 1)]}
+    assert found == expected
 
 
 def test_unknown_values_match_nothing():
@@ -173,26 +175,13 @@ def test_unknown_values_match_nothing():
     assert (events.tolist(), rows.tolist()) == ([1], [1])
 
 
-def list_known(model, inputs):
-    """The numbers that the head reads, and what each of them is."""
-    found = {}
-    hook = model.action_head.register_forward_pre_hook(lambda module, arguments: found.update(known=arguments[-1]))
-    model(**inputs)
-    hook.remove()
-    tasks = model.config.tasks
-    names = [*(f"preference {task}" for task in tasks), *(f"labels {task}" for task in tasks)]
-    return found["known"], [*names, *sum(count_names(model.config), [])]
-
-
-def test_action_counts_match_sums_by_hand(action_model, batch_of, offers, event_log, extractor, monkeypatch):
+def test_numbers_match_sums_by_hand(action_model, batch_of, offers, event_log, extractor, monkeypatch):
     monkeypatch.setattr(action_mcm, "OFFER_HALF_LIVES", (20.0,))
-    model = action_model(
-        action_history_feature="type", action_features=["items", "aisle"], summed_features=extractor.summed_features
-    )
-    groups = [0, 5]
-    inputs = batch_of(model, groups)
-    known, names = list_known(model, inputs)
-    assert known.shape[-1] == len(names) == len(set(names))
+    model = action_model(summed_features=extractor.summed_features)
+    groups, names = [0, 5], number_names(model.config)
+    outputs = model(**batch_of(model, groups))
+    known, embedding = outputs.numbers.split([len(names), model.config.embedding_size], -1)
+    assert len(names) == len(set(names)) and torch.equal(embedding[:, 1], outputs.pooler_output)
     checked = 0
     for place, group in enumerate(groups):
         made = offers.table[slice(*offers.offsets[group : group + 2])]
@@ -207,96 +196,48 @@ def test_action_counts_match_sums_by_hand(action_model, batch_of, offers, event_
         either = ((log["item"] == "item 07") & (log["aisle"] == "aisle 1")) | (
             (log["item"] == "item 20") & (log["aisle"] == "aisle 3")
         )
-        visits = log["basket"].astype(object).where(log["basket"].notna(), log.index.to_series().map("{}".format))
-        opens, aisle = ~visits.duplicated(keep="first"), log["aisle"].isin(["aisle 1", "aisle 3"])
-        once = either & ~(visits[either].duplicated(keep="last").reindex(log.index, fill_value=False))
         chosen = {
             "did": either,
-            "visits": once,
             "did as asked": either & (log["action"] == "buy"),
             "shared items": log["item"].isin(["item 07", "item 20"]),
-            "shared aisle": aisle,
-            f"type {2 + extractor.vocabularies['type'].index('click')}": log["action"] == "click",
+            "shared aisle": log["aisle"].isin(["aisle 1", "aisle 3"]),
         }
         for fading, weight in (("20d", 0.5 ** (days / 20)), ("all", days * 0 + 1)):
             for name, rows in chosen.items():
                 expected = np.log1p(weight[rows].sum())
                 assert of_two[f"{name} {fading}"] == pytest.approx(expected, abs=1e-4), name
-            share = weight[aisle].sum() / weight[log["aisle"].notna()].sum()
-            assert of_two[f"share of aisle {fading}"] == pytest.approx(np.log(share + 1e-3), abs=1e-4)
             for feature in extractor.summed_features:
                 column = next(each["column"] for each in extractor.features if each["name"] == feature)
                 total = np.log1p((weight * log[column].fillna(0))[either].sum())
                 assert of_two[f"{feature} of did {fading}"] == pytest.approx(total, abs=1e-4)
-        assert of_two["days since aisle"] == pytest.approx(np.log1p(days[aisle].min()), abs=1e-4)
         since = np.log1p(days[either].min()) if either.any() else np.log1p(LONGEST_DAYS)
         assert of_two["days since did"] == pytest.approx(since, abs=1e-4)
-        assert of_two["all visits all"] == pytest.approx(np.log1p(opens.sum()), abs=1e-4)
-        assert of_two["days since any"] == pytest.approx(np.log1p(days.min()), abs=1e-4)
-        assert (of_two["values of aisle"], of_two["labels items"]) == (pytest.approx(np.log1p(2)),) * 2
+        assert (of_two["labels of aisle"], of_two["labels of items"]) == (pytest.approx(np.log1p(2)),) * 2
     assert checked
 
 
-def test_events_after_the_offers_are_ignored(action_model, prepared, extractor, offers):
-    model = action_model(extended=True, summed_features=extractor.summed_features, action_history_feature="type")
-    collator, groups = OfferCollator(extractor, model.config, offers), OfferGroups(load_prepared(prepared), offers)
-    whole = groups.rows.__getitems__([0, 7])
-    assert all((row["times"] >= groups.times[place]).any() for row, place in zip(whole, (0, 7), strict=True))
-    expected = model(**collator(groups.__getitems__([0, 7]))).logits
-    for row, place in zip(whole, (0, 7), strict=True):
-        after = row["times"] >= groups.times[place]
+def test_events_after_the_offers_are_ignored(action_model, reader_of, extractor):
+    model = action_model(extended=True, summed_features=extractor.summed_features)
+    reader, groups = reader_of(model), np.array([0, 7])
+    whole = reader.rows.__getitems__(groups.tolist())
+    assert all((row["times"] >= time).any() for row, time in zip(whole, reader.times[groups], strict=True))
+    expected = model(**reader.read(groups)[1]).logits
+    for row, time in zip(whole, reader.times[groups], strict=True):
         for name, values in row.items():
             if isinstance(values, np.ndarray) and name.startswith(("feature_", "value_")):
-                row[name] = np.where(after, values.max(), values).astype(values.dtype)
-    groups.rows = whole_rows = type("Rows", (), {})()
-    whole_rows.__getitems__ = lambda places: [whole[(0, 7).index(place)] for place in places]
-    torch.testing.assert_close(model(**collator(groups.__getitems__([0, 7]))).logits, expected, atol=0, rtol=0)
+                row[name] = np.where(row["times"] >= time, values.max(), values).astype(values.dtype)
+    reader.rows = SimpleNamespace(__getitems__=lambda places: [whole[(0, 7).index(place)] for place in places])
+    torch.testing.assert_close(model(**reader.read(groups)[1]).logits, expected, atol=0, rtol=0)
 
 
-def test_a_batch_with_one_offer_can_be_trained_on(action_model, batch_of, offers):
-    model = action_model(extended=True).train()
-    alone = offers.groups["customer_id"].tolist().index("c03")
-    assert batch_of(model, [alone])["offered_actions"].shape == (1, 1)
-    model(**batch_of(model, [alone])).loss.backward()
-
-
-def test_head_overfits_a_batch_and_is_saved(action_model, batch_of, tmp_path):
-    model = action_model(extended=True, hidden_dropout_prob=0.0, event_dropout_prob=0.0).train()
-    model.action_head.dropout.p = 0.0
-    inputs = batch_of(model, range(12))
-    optimizer = torch.optim.Adam(model.parameters(), 0.01)
-    losses = []
-    for _ in range(80):
-        loss = model(**inputs).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < 0.2 * losses[0]
-    model.eval().save_pretrained(tmp_path)
-    loaded = MCMForActionRecommendation.from_pretrained(tmp_path)
-    torch.testing.assert_close(loaded(**inputs).logits, model(**inputs).logits)
-
-
-def test_fine_tuning_starts_from_the_pretrained_ranking(tiny_model, batch_of, tmp_path):
+def test_a_new_head_says_the_same_of_all_and_reads_the_pretrained_model(tiny_model, batch_of, tmp_path):
     pretrained = tiny_model(extended=True)
     pretrained.save_pretrained(tmp_path)
     model = MCMForActionRecommendation.from_pretrained(tmp_path).eval()
     state = model.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in pretrained.state_dict().items())
-    assert all(value.isfinite().all() for value in state.values())
-    outputs = model(**batch_of(model, range(6)))
-    mean = outputs.preferences.mean(-1)[..., None].expand_as(outputs.logits)
-    real = outputs.logits > -1e30
-    torch.testing.assert_close(outputs.logits[real], mean[real])
-
-
-def test_a_frozen_encoder_does_not_move(action_model, batch_of):
-    model = action_model(extended=True).train()
-    model.freeze_encoder()
-    model(**batch_of(model, range(3))).loss.backward()
-    trained = {name.split(".")[0] for name, parameter in model.named_parameters() if parameter.grad is not None}
-    assert trained == {"action_head"}
+    logits = model(**batch_of(model, range(6))).logits
+    assert (logits[logits > -1e30] == 0).all()
 
 
 def test_unseen_action_is_scored_by_its_features(action_model, extractor, event_log, tmp_path):
@@ -309,8 +250,8 @@ def test_unseen_action_is_scored_by_its_features(action_model, extractor, event_
     actions = [
         {"action_id": "three", "action": "buy", "item": "item 03"},
         {"action_id": "new", "action": "buy", "item": "item 03"},
-        {"action_id": "any", "action": "buy", "item": "item 07", "weight": 3.0},
-        {"action_id": "any", "action": "buy", "item": "item 20", "weight": 1.0},
+        {"action_id": "any", "action": "buy", "item": "item 07"},
+        {"action_id": "any", "action": "buy", "item": "item 20"},
     ]
     found = score(customer, actions=actions)
     assert [each["action_id"] for each in found] == ["three", "new", "any"]
@@ -352,17 +293,12 @@ def test_bad_actions_are_refused(action_model, extractor, tiny_config, tmp_path)
 
     three = {"action_id": "three", "action": "buy", "item": "item 03"}
     encoded(tiny_config(), three)
-    with pytest.raises(ValueError, match="Action 'empty' has no value in any feature; add some"):
+    with pytest.raises(ValueError, match="Action 'empty' has a row without a value in any feature; add some"):
         encoded(tiny_config(), three, {"action_id": "empty", "item": None})
     with pytest.raises(ValueError, match="The actions: .*'colour'"):
         encoded(tiny_config(), three | {"colour": "red"})
     with pytest.raises(ValueError, match="have no columns besides their ids; give columns of the event log"):
         encoded(tiny_config(), {"action_id": "three"})
-    for weight in (0, -1, math.inf):
-        with pytest.raises(ValueError, match="Action 'heavy' has the weight .*give a number above 0"):
-            encoded(tiny_config(), three, three | {"action_id": "heavy", "weight": weight})
-    with pytest.raises(ValueError, match="The actions: column 'weight': found 'x'"):
-        encoded(tiny_config(), three | {"weight": "x"})
     with pytest.raises(ValueError, match="The actions have no column 'action_id'; they have item"):
         encoded(tiny_config(), {"item": "item 03"})
     with pytest.raises(ValueError, match="expected a list of dicts"):
@@ -376,8 +312,6 @@ def test_bad_actions_are_refused(action_model, extractor, tiny_config, tmp_path)
         score({"events": []})
     with pytest.raises(ValueError, match=r"Unknown options \['action'\]"):
         score({"events": []}, action=[three])
-    with pytest.raises(StrictDataclassClassValidationError, match="is 'colour', no feature: expected one of"):
-        tiny_config(action_history_feature="colour")
     with pytest.raises(StrictDataclassClassValidationError, match="expected at least one outcome"):
         tiny_config(action_outcomes=[])
 
@@ -385,13 +319,11 @@ def test_bad_actions_are_refused(action_model, extractor, tiny_config, tmp_path)
 def test_empty_history_is_scored_and_unknown_customer_refused(action_model, prepared, extractor, event_log):
     rows, model = load_prepared(prepared), action_model(extended=True)
     before = make_offers(offers_of(event_log, time="2016-12-01"), ACTIONS)
-    groups = OfferGroups(rows, before)
-    assert all(len(groups[place]["history"]["times"]) == 0 for place in range(3))
-    logits = model(**OfferCollator(extractor, model.config, before)(groups.__getitems__([0, 1, 2]))).logits
-    assert logits.isfinite().all()
+    inputs = OfferReader(rows, before, extractor, model.config).read(np.arange(3))[1]
+    assert inputs["input_ids"].shape[1] == 1 and model(**inputs).logits.isfinite().all()
     nobody = make_offers(offers_of(event_log, customer_id="nobody", group_id=[str(n) for n in range(58)]), ACTIONS)
     with pytest.raises(ValueError, match="1 customers of the offers are not in the prepared data set.*'nobody'"):
-        OfferGroups(rows, nobody)
+        OfferReader(rows, nobody, extractor, model.config)
 
 
 CUSTOMERS = 149
@@ -428,22 +360,17 @@ def test_known_outcomes_are_recovered(prepare_log, tiny_config):
 
     folder = prepare_log(log)
     extractor = MCMFeatureExtractor.from_pretrained(str(folder / "feature_extractor"))
-    config = tiny_config(extended=True, vocabulary_sizes=extractor.vocabulary_sizes, hidden_dropout_prob=0.0)
     torch.manual_seed(0)
-    model = MCMForActionRecommendation(config)
-    groups, collator = OfferGroups(load_prepared(folder), offers), OfferCollator(extractor, config, offers)
-    optimizer = torch.optim.AdamW(model.parameters(), 0.005, weight_decay=0.1)
-    trained, new = np.arange(CUSTOMERS - 29), list(range(CUSTOMERS - 29, CUSTOMERS))
-    for _ in range(12):
-        for places in np.split(generator.permutation(trained), 12):
-            loss = model(**collator(groups.__getitems__(places.tolist()))).loss
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+    model = MCMForActionRecommendation(tiny_config(extended=True, vocabulary_sizes=extractor.vocabulary_sizes)).eval()
+    inputs = read_inputs(model, OfferReader(load_prepared(folder), offers, extractor, model.config))
+    labels = torch.from_numpy(offers.table[["click", "conversion"]].fillna(-1).to_numpy(np.float32))
+    trained, new = np.split(np.arange(len(labels)), [12 * (CUSTOMERS - 29)])
+    folds = draw_folds(offers.table["customer_id"].to_numpy()[trained], 0)
+    fit_head(model.action_head, inputs.of(trained), labels[trained], torch.ones(len(trained)), folds)
+    of_new, offered = inputs.of(new), torch.arange(len(new))
     with torch.no_grad():
-        found = model.eval()(**collator(groups.__getitems__(new))).logits.reshape(-1, 2).numpy()
+        found = model.action_head(of_new.numbers, torch.from_numpy(of_new.labels.toarray()), offered).numpy()
     for place, outcome in enumerate(("click", "conversion")):
-        expected = table[f"true_{outcome}"].to_numpy().reshape(CUSTOMERS, 12)[new].reshape(-1)
-        other = table[f"true_{('conversion', 'click')[place]}"].to_numpy().reshape(CUSTOMERS, 12)[new].reshape(-1)
+        expected, other = (table[f"true_{name}"].to_numpy()[new] for name in (outcome, ("conversion", "click")[place]))
         correlation = np.corrcoef(found[:, place], expected)[0, 1]
         assert correlation > 0.85 and correlation > np.corrcoef(found[:, place], other)[0, 1] + 0.3

@@ -32,7 +32,6 @@ ACTIONS = pd.DataFrame(
     {
         "action_id": ["a", "a", "b", "a"],
         "time": ["2017-01-01", "2017-01-01", "2017-01-01", "2017-04-01"],
-        "weight": [3, 1, 5, 1],
         "item": ["x", "y", "z", "w"],
     }
 )
@@ -55,17 +54,8 @@ def test_offers_of_one_customer_and_time_are_a_group():
 def test_an_action_is_what_it_was_when_it_was_offered():
     offers = make_offers(OFFERS, ACTIONS)
     actions = offers.actions
-    items = [
-        dict(zip(actions.columns["item"][start:end], actions.weights[start:end], strict=True))
-        for start, end in itertools.pairwise(actions.offsets)
-    ]
-    assert [items[version] for version in offers.table["version"]] == [
-        {"x": 3, "y": 1},
-        {"z": 5},
-        {"w": 1},
-        {"x": 3, "y": 1},
-        {"z": 5},
-    ]
+    items = ["".join(actions.columns["item"][start:end]) for start, end in itertools.pairwise(actions.offsets)]
+    assert [items[version] for version in offers.table["version"]] == ["xy", "z", "w", "xy", "z"]
 
 
 def test_the_history_of_an_offer_ends_before_its_second():
@@ -80,9 +70,8 @@ def test_the_history_of_an_offer_ends_before_its_second():
 
 
 def test_an_outcome_may_be_unobserved_and_columns_may_be_absent():
-    offers = make_offers(OFFERS.assign(click=[None, 1, None, 0, 1]), ACTIONS.drop(columns=["time", "weight"]).head(3))
+    offers = make_offers(OFFERS.assign(click=[None, 1, None, 0, 1]), ACTIONS.drop(columns="time").head(3))
     np.testing.assert_array_equal(offers.table["click"], [1, np.nan, 1, np.nan, 0])
-    assert offers.actions.weights.tolist() == [1.0, 1.0, 1.0]
 
 
 def test_tables_come_from_a_folder(tmp_path):
@@ -126,8 +115,6 @@ def test_bad_tables_are_refused():
         make_offers(OFFERS, ACTIONS.rename(columns={"action_id": "action"}))
     with pytest.raises(ValueError, match="The offers have no column 'click'"):
         make_offers(OFFERS, ACTIONS, outcomes=["click"])
-    with pytest.raises(ValueError, match="Action 'b' has the weight 0"):
-        make_offers(OFFERS, ACTIONS.assign(weight=[1, 1, 0, 1]))
     with pytest.raises(ValueError, match="Found 0 offers"):
         make_offers(OFFERS.head(0), ACTIONS, outcomes=["conversion"])
 
@@ -145,9 +132,7 @@ def test_offers_that_overlap_the_evaluation_period_are_refused():
     train, test = offers.of(["train"]), offers.of(["test"])
     train.check_times(seconds("2017-05-01"), test)
     offers.check_times(seconds("2017-06-01"), offers.of([]))
-    with pytest.raises(
-        ValueError, match="start on 2017-05-01, but the encoder was pre-trained on events before 2017-0"
-    ):
+    with pytest.raises(ValueError, match="start on 2017-05-01, but the model was pre-trained on events before 2017-0"):
         train.check_times(seconds("2017-05-02"), test)
     with pytest.raises(
         ValueError, match="Group '1 2017-05-01' is trained on and starts on 2017-05-01, when offers to"
