@@ -4,17 +4,15 @@
 
     python examples/7_fine_tune_to_offers.py runs/mine data/offers/prepared data/offers/raw runs/offers
 
-The offers are two tables (docs/fine_tuning.md). `mcm evaluate --offers` says the same with intervals.
+The offers are two tables (docs/fine_tuning.md). `mcm evaluate --offers` adds intervals.
 """
 
 import sys
 
-import numpy as np
-
 from modeling_mcm import MCMFeatureExtractor, MCMForActionRecommendation
 from modeling_mcm.data import PreparedData
 from modeling_mcm.data.offers import TEST, OfferReader, load_offers
-from modeling_mcm.evaluation.offers import OfferTruth, offer_metrics, score_offers
+from modeling_mcm.evaluation.offers import offer_metrics, score_offers
 from modeling_mcm.training.finetuning import FineTuningOptions
 from modeling_mcm.training.offers import OfferOptions, train_to_offers
 
@@ -28,9 +26,8 @@ def main(checkpoint, data, offers_folder, folder):
     offers = load_offers(offers_folder, model.config.action_outcomes, prepared.schema.time_zone).of([TEST])
     scores = score_offers(model, OfferReader(prepared.rows, offers, extractor, model.config))
     for index, outcome in enumerate(offers.outcomes):
-        truth = OfferTruth(offers.offsets, offers.table[outcome].to_numpy())
-        metrics = offer_metrics(truth, scores[:, index], np.ones((1, len(offers.groups)), int))
-        print(f"{outcome}: {', '.join(f'{name} {values[0]:.3f}' for name, values in metrics.items())}")
+        metrics = offer_metrics(offers, outcome, scores[:, index])
+        print(f"{outcome}: {', '.join(f'{name} {value.mean:.3f}' for name, value in metrics.items())}")
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ from modeling_mcm.evaluation.comparison import (
     write_title,
 )
 from modeling_mcm.evaluation.model import model_values
-from modeling_mcm.evaluation.offers import OfferTruth, interval, offer_metrics, resample_customers, score_offers
+from modeling_mcm.evaluation.offers import offer_metrics, score_offers
 from modeling_mcm.evaluation.reports import text_table, with_half_interval, write_report
 from modeling_mcm.evaluation.tables import (
     by_history,
@@ -150,20 +150,17 @@ def _evaluate_offers(options: EvaluationOptions) -> Report:
     offers.of([]).check_times(data.schema.cutoff_seconds("validation"), offers)
     reader = OfferReader(data.rows, offers, extractor, model.config)
     scores = score_offers(model, reader, options.batch_size)
-    groups = offers.groups["customer_id"]
-    weights, customers = resample_customers(groups), groups.nunique()
     results: dict[str, dict[str, Any]] = {}
     for index, outcome in enumerate(offers.outcomes):
-        truth = OfferTruth(offers.offsets, offers.table[outcome].to_numpy())
         for method, column in {"MCM without fine-tuning": -1, "MCM fine-tuned": index}.items():
-            metrics = offer_metrics(truth, scores[:, column], weights, max(options.k))
-            intervals = {name: interval(values, customers)._asdict() for name, values in metrics.items()}
-            results[f"{outcome}: {method}"] = intervals
+            metrics = offer_metrics(offers, outcome, scores[:, column], max(options.k))
+            results[f"{outcome}: {method}"] = {name: value._asdict() for name, value in metrics.items()}
     table = [["method", *next(iter(results.values()))]]
     for method, intervals in results.items():
         table.append([method, *(with_half_interval(value) for value in intervals.values())])
     caption = (
-        f"{len(groups):,} {options.cutoff} groups of offers of {data.schema.name}, {customers:,} customers. Who "
+        f"{len(offers.groups):,} {options.cutoff} groups of offers of {data.schema.name}, "
+        f"{offers.groups['customer_id'].nunique():,} customers. Who "
         "responds: average_precision, roc_auc; which offer, of those who take one: ndcg, recall. Mean "
         "over customers, ± half of its 95% bootstrap interval."
     )

@@ -2,14 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Metrics of a predicted label of customers: AUC and accuracy of classes, rank correlation and error of numbers.
 
-Shapes: N labels, C classes, S resamples.
+Shapes: N labels, C classes.
 """
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
-
-from modeling_mcm.evaluation.offers import weighted_ranking
+from scipy.stats import rankdata
 
 
 def mean_auc(labels: ArrayLike, scores: ArrayLike) -> float:
@@ -17,15 +16,15 @@ def mean_auc(labels: ArrayLike, scores: ArrayLike) -> float:
     With more it is the mean over the classes that occur, each against all others. `labels` are ids of classes, of
     shape `(N,)`, and `scores` of shape `(N, C)`; a larger one is likelier."""
     labels, scores = np.asarray(labels), np.asarray(scores, np.float64)
-    once = np.ones((1, len(labels)), np.int64)
-    if scores.shape[1] == 2:
-        return float(weighted_ranking(labels == 1, scores[:, 1] - scores[:, 0], once)["roc_auc"][0])
     chances = scores - np.logaddexp.reduce(scores, axis=1, keepdims=True)
-    present = [label for label in range(scores.shape[1]) if 0 < (labels == label).sum() < len(labels)]
-    if not present:
-        return float("nan")
-    areas = [weighted_ranking(labels == label, chances[:, label], once)["roc_auc"] for label in present]
-    return float(np.mean(areas))
+    areas = []
+    for label in range(scores.shape[1]) if scores.shape[1] > 2 else [1]:
+        is_label = labels == label
+        positive, negative = int(is_label.sum()), int((~is_label).sum())
+        if positive and negative:  # the Mann-Whitney statistic; equal scores count as half
+            ranks = rankdata(chances[:, label] if scores.shape[1] > 2 else scores[:, 1] - scores[:, 0])
+            areas.append((ranks[is_label].sum() / positive - (positive + 1) / 2) / negative)
+    return float(np.mean(areas)) if areas else float("nan")
 
 
 def rank_correlation(labels: ArrayLike, predicted: ArrayLike) -> float:

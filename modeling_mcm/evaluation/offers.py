@@ -2,64 +2,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scores and metrics of offers: who responds, and which offers they take.
 
-**Who responds** ranks all groups by one score each: average precision and ROC AUC of "takes any of its offers".
-**Which offer** ranks the offers of each group that takes one: NDCG@k and recall@k, as the mean over such groups; equal
-scores count as their expected rank. The groups of all campaigns are evaluated together, because most campaigns have
-too few responses for metrics of their own. Intervals come from resamples of the customers, each with all of its
-groups. A metric is computed on the data and on every resample, so that two methods can be compared in pairs.
+**Who responds** ranks all groups by the number of offers that they are expected to take: average precision and ROC AUC
+of "takes any of its offers". **Which offer** ranks the offers of each group that takes one: NDCG@k and recall@k, as
+the mean over such groups; equal scores count as their expected rank. The groups of all campaigns are evaluated
+together, because most campaigns have too few responses for metrics of their own. Intervals come from resamples of the
+customers, each with all of its groups.
 
 Shapes: G groups, N offers, S resamples.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
+from scipy.special import expit
 
 from modeling_mcm.configuration_mcm import FIRST_LABEL
-from modeling_mcm.data.offers import OfferReader
-from modeling_mcm.evaluation.metrics import CONFIDENCE, RESAMPLES, Interval, ndcg_at_k, ratio, recall_at_k, tie_ranks
+from modeling_mcm.data.offers import OfferReader, Offers
+from modeling_mcm.evaluation.metrics import CONFIDENCE, LIST_METRICS, RESAMPLES, Interval, ratio, tie_ranks
 from modeling_mcm.events_mcm import pad_groups, run_starts
-
-
-@dataclass(frozen=True)
-class OfferTruth:
-    """One outcome of the offers that are evaluated."""
-
-    offsets: NDArray[np.int64]  # (G + 1,): Group g has the offers from `offsets[g]` to before `offsets[g + 1]`
-    # (N,): 1 for an offer that was taken and 0 for one that was not. NaN if the outcome was not observed; such an
-    # offer is not evaluated
-    taken: NDArray[np.float32]
-
-    @property
-    def responds(self) -> NDArray[np.bool_]:
-        """Whether a group takes any of its offers, of shape `(G,)`."""
-        return np.add.reduceat(np.nan_to_num(self.taken), self.offsets[:-1]) > 0
-
-
-def which_offer(truth: OfferTruth, scores: ArrayLike, k: int = 10) -> dict[str, NDArray[np.float64]]:
-    """Computes `ndcg@k` and `recall@k` of each group, of shape `(G,)`; NaN for a group that takes nothing. Raises
-    `ValueError` if `scores` are not `(N,)`, one for each offer, larger where it is likelier."""
-    scores = np.asarray(scores, np.float64)
-    if scores.shape != truth.taken.shape or np.isnan(scores).any():
-        raise ValueError(f"Found scores of shape {scores.shape}, NaN or not; expected a number for each offer.")
-    sizes = np.diff(truth.offsets)
-    # Offers stand for the labels of a task, whose ids begin with FIRST_LABEL.
-    ranked = pad_groups(np.where(np.isnan(truth.taken), -np.inf, scores), sizes, -np.inf)
-    before = (0, 0), (FIRST_LABEL, 0)
-    ranked, taken = np.pad(ranked, before), np.pad(pad_groups(truth.taken == 1, sizes), before)
-    greater, ties = tie_ranks(ranked, taken * np.arange(taken.shape[1]))
-    return {f"ndcg@{k}": ndcg_at_k(greater, ties, taken, k), f"recall@{k}": recall_at_k(greater, ties, taken, k)}
-
-
-def expected_takes(offsets: NDArray[np.int64], scores: ArrayLike) -> NDArray[np.float64]:
-    """Computes how many of its offers each group is expected to take, of shape `(G,)`, from the log-odds of each offer
-    `(N,)` and from where the offers of each group begin `(G + 1,)`."""
-    chances = np.exp(-np.logaddexp(0, -np.asarray(scores, np.float64)))
-    return np.add.reduceat(chances, np.asarray(offsets)[:-1])
 
 
 @torch.inference_mode()
@@ -75,43 +37,44 @@ def score_offers(model: Any, reader: OfferReader, batch_size: int = 32) -> NDArr
     return scores
 
 
-def resample_customers(customer_ids: Sequence[str] | NDArray, resamples: int = RESAMPLES) -> NDArray[np.int64]:
-    """Draws S resamples of the customers (of each group `customer_ids`), each with all of its groups. Returns how
-    often each group counts, of shape `(1 + S, G)`; the first row stands for the data themselves."""
-    generator = np.random.default_rng(0)
-    customers, owner = np.unique(np.asarray(customer_ids, dtype=str), return_inverse=True)
-    shares = np.full(len(customers), 1 / len(customers))
-    counts = generator.multinomial(len(customers), shares, size=resamples)
-    return np.concatenate([np.ones((1, len(owner)), np.int64), counts[:, owner]])
-
-
-def offer_metrics(
-    truth: OfferTruth, scores: ArrayLike, weights: NDArray[np.int64], k: int = 10
+def resampled_metrics(
+    offers: Offers, outcome: str, scores: NDArray, k: int = 10, resamples: int = RESAMPLES
 ) -> dict[str, NDArray[np.float64]]:
-    """Computes all metrics on the data and on every resample.
-
-    Args:
-        scores (array, shape `(N,)`): Score of each offer, as log-odds.
-        weights (`numpy.ndarray`, shape `(1 + S, G)`): How often each group counts, from [`resample_customers`].
-
-    Returns:
-        `dict[str, numpy.ndarray]`: `average_precision`, `roc_auc`, `ndcg@k` and `recall@k`, each of shape `(1 + S,)`.
-        A value is NaN on a resample in which no group or every group takes an offer.
-
-    Raises:
-        ValueError: If no group or every group of the data takes an offer.
-    """
-    responds = truth.responds
+    """Computes the metrics of [`offer_metrics`] on the data, which come first, and on every resample, each of shape
+    `(1 + S,)`, so that two methods can be compared in pairs. A value is NaN on a resample in which no group or every
+    group takes an offer."""
+    taken, offsets, owners = offers.table[outcome].to_numpy(), offers.offsets, offers.groups["customer_id"]
+    responds = np.add.reduceat(np.nan_to_num(taken), offsets[:-1]) > 0
     if responds.all() or not responds.any():
         raise ValueError(
             f"{int(responds.sum())} of {len(responds)} groups take an offer; expected some that do and some that "
             "don't. Evaluate on more offers."
         )
-    result = weighted_ranking(responds, expected_takes(truth.offsets, scores), weights)
+    customers, owner = np.unique(owners.to_numpy(str), return_inverse=True)
+    shares = np.full(len(customers), 1 / len(customers))
+    weights = np.random.default_rng(0).multinomial(len(customers), shares, size=resamples)[:, owner]
+    weights = np.concatenate([np.ones((1, len(owner)), np.int64), weights])
+    result = weighted_ranking(responds, np.add.reduceat(expit(scores.astype(np.float64)), offsets[:-1]), weights)
+    # Offers stand for the labels of a task, whose ids begin with FIRST_LABEL. One that was not observed is not ranked.
+    sizes, before = np.diff(offsets), ((0, 0), (FIRST_LABEL, 0))
+    ranked = np.pad(pad_groups(np.where(np.isnan(taken), -np.inf, scores), sizes, -np.inf), before)
+    relevant = np.pad(pad_groups(taken == 1, sizes), before)
+    greater, ties = tie_ranks(ranked, relevant * np.arange(relevant.shape[1]))
     taking = weights[:, responds]
-    for name, values in which_offer(truth, scores, k).items():
-        result[name] = ratio(taking @ values[responds], taking.sum(1))
+    for name, metric in LIST_METRICS.items():
+        result[f"{name}@{k}"] = ratio(taking @ metric(greater, ties, relevant, k)[responds], taking.sum(1))
     return result
+
+
+def offer_metrics(offers: Offers, outcome: str, scores: NDArray, k: int = 10) -> dict[str, Interval]:
+    """Computes `average_precision`, `roc_auc`, `ndcg@k` and `recall@k` with their intervals, from the log-odds of an
+    outcome of each offer, `(N,)`. Raises `ValueError` if no group or every group takes an offer."""
+    found, customers = resampled_metrics(offers, outcome, scores, k), offers.groups["customer_id"].nunique()
+    ends = (1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2
+    return {
+        name: Interval(float(values[0]), *map(float, np.nanquantile(values[1:], ends)), customers)
+        for name, values in found.items()
+    }
 
 
 def weighted_ranking(
@@ -141,11 +104,3 @@ def weighted_ranking(
     has_both = (positives[:, -1] > 0) & (negatives[:, -1] > 0)
     metrics = {"average_precision": average_precision, "roc_auc": roc_auc}
     return {name: np.where(has_both, values, np.nan) for name, values in metrics.items()}
-
-
-def interval(values: ArrayLike, customers: int) -> Interval:
-    """Computes the percentile interval of a metric, or of a difference of two methods, from its values on the data and
-    on each resample, of shape `(1 + S,)`."""
-    values = np.asarray(values)
-    low, high = np.nanquantile(values[1:], [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Interval(float(values[0]), float(low), float(high), customers)

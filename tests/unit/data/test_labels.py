@@ -145,7 +145,7 @@ def test_what_a_head_reads_are_the_events_before_the_time_at_that_time(rows, ext
     model = MCMForCustomerPrediction(tiny_config(extended=True, **known)).eval()
     inputs, days = read_inputs(model, extractor, LabelledCustomers(rows, labels))
     counts = np.split(inputs.labels.toarray(), np.cumsum([*model.config.label_sizes.values()])[:-1], axis=1)
-    for place, state in enumerate(inputs.states):
+    for place, state in enumerate(inputs.numbers):
         row, time = rows.with_format("numpy")[place], labels.times[place]
         row = events_before({name: row[name] for name in rows.column_names}, time)
         assert days[place] == pytest.approx((time - row["times"].max()) / SECONDS_PER_DAY)

@@ -10,14 +10,8 @@ import pandas as pd
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from modeling_mcm.data.offers import load_actions, load_offers, make_offers
-from modeling_mcm.evaluation.offers import (
-    OfferTruth,
-    interval,
-    offer_metrics,
-    resample_customers,
-    which_offer,
-)
+from modeling_mcm.data.offers import Offers, load_actions, load_offers, make_offers
+from modeling_mcm.evaluation.offers import offer_metrics, resampled_metrics, weighted_ranking
 from modeling_mcm.events_mcm import events_before
 
 OFFERS = pd.DataFrame(
@@ -143,41 +137,60 @@ def test_offers_that_overlap_the_evaluation_period_are_refused():
 # ------------------------------------------------------------------------------------------------------------ metrics
 
 
+def made_of(groups, taken, customers="abcdefgh"):
+    """Offers of groups, numbered from 0, of the customers."""
+    table = pd.DataFrame({"group_id": groups, "customer_id": [customers[group] for group in groups]})
+    return Offers(table.assign(conversion=np.array(taken, np.float32)), ["conversion"], None)
+
+
 @pytest.fixture
-def truth():
-    taken = np.array([1, 0, 0, 0, np.nan, 0, 1, 1], np.float32)
-    return OfferTruth(np.array([0, 3, 5, 8]), taken)
+def three():
+    """Three groups, of which the second takes nothing and the first and last are of one customer."""
+    return made_of([0, 0, 0, 1, 1, 2, 2, 2], [1, 0, 0, 0, np.nan, 0, 1, 1], "aba")
 
 
-def test_which_offer_ranks_within_groups_that_take_one(truth):
-    assert truth.responds.tolist() == [True, False, True]
-    found = {}
-    for k in (1, 2, 3):
-        found |= which_offer(truth, [0.1, 0.5, 0.9, 0, 0, 3, 2, 1], k)
-    np.testing.assert_allclose(found["ndcg@3"], [0.5, np.nan, (1 / np.log2(3) + 0.5) / (1 + 1 / np.log2(3))])
-    np.testing.assert_allclose(found["recall@1"], [0, np.nan, 0])
-    np.testing.assert_allclose(found["recall@2"], [0, np.nan, 0.5])
-    tied = which_offer(truth, np.zeros(8), 1)
-    np.testing.assert_allclose(tied["ndcg@1"], [1 / 3, np.nan, 2 / 3])  # in expectation over the order of equals
-    with pytest.raises(ValueError, match=r"scores of shape \(3,\)"):
-        which_offer(truth, [1, 2, 3])
+def first(offers, scores, k=10):
+    found = resampled_metrics(offers, "conversion", np.array(scores, float), k, 2)
+    return {name: values[0] for name, values in found.items()}
 
 
-def test_metrics_are_those_of_scikit_learn_and_intervals_resample_customers(truth):
-    weights = resample_customers(["a", "b", "a"], resamples=500)
-    assert (weights[0] == 1).all() and (weights[:, 0] == weights[:, 2]).all()  # both groups of customer a
-    assert set(weights[1:, 0]) == {0, 1, 2}
-    weights = weights[(weights > 0).all(1)]
-    found = offer_metrics(truth, [3, 2, 1, 0, 0, -3, -2, -1], weights)
+def test_which_offer_ranks_within_groups_that_take_one(three):
+    scores = [0.1, 0.5, 0.9, 0, 0, 3, 2, 1]
+    assert first(three, scores, 3)["ndcg@3"] == pytest.approx(
+        np.mean([0.5, (1 / np.log2(3) + 0.5) / (1 + 1 / np.log2(3))])
+    )
+    assert (first(three, scores, 1)["recall@1"], first(three, scores, 2)["recall@2"]) == (0, 0.25)
+    tied = first(three, np.zeros(8), 1)["ndcg@1"]
+    assert tied == pytest.approx(np.mean([1 / 3, 2 / 3]))  # in expectation over the order of equals
+
+
+def test_metrics_are_those_of_scikit_learn(three):
+    found = first(three, [3, 2, 1, 0, 0, -3, -2, -1])
     takes = [sum(1 / (1 + np.exp(-log_odds)) for log_odds in group) for group in ((3, 2, 1), (0, 0), (-3, -2, -1))]
     for name, reference in (("average_precision", average_precision_score), ("roc_auc", roc_auc_score)):
-        expected = [reference([1, 0, 1], takes, sample_weight=row) for row in weights]
-        np.testing.assert_allclose(found[name], expected)
-    result = interval(found["ndcg@10"], 2)
-    assert result.low == result.mean == result.high and result.customers == 2
+        assert found[name] == pytest.approx(reference([1, 0, 1], takes))
+    weights = np.random.default_rng(0).integers(1, 4, (20, 40))
+    taken, scores = np.arange(40) % 3 == 0, np.random.default_rng(1).integers(0, 9, 40).astype(float)
+    weighted = weighted_ranking(taken, scores, weights)
+    for name, reference in (("average_precision", average_precision_score), ("roc_auc", roc_auc_score)):
+        np.testing.assert_allclose(weighted[name], [reference(taken, scores, sample_weight=row) for row in weights])
     with pytest.raises(ValueError, match="2 of 2 groups take an offer; expected some that do and some that don't"):
-        both = OfferTruth(np.array([0, 1, 2]), np.ones(2, np.float32))
-        offer_metrics(both, [1, 1], np.ones((2, 2), int))
+        first(made_of([0, 1], [1, 1]), [1, 1])
+
+
+def test_intervals_resample_customers_with_all_of_their_groups(three):
+    scores = np.array([3, 2, 1, 0, 0, 3, 2, 1.0])
+    found = offer_metrics(three, "conversion", scores)
+    assert found["ndcg@10"].low == found["ndcg@10"].mean == found["ndcg@10"].high  # both takers are customer a
+    apart = Offers(three.table.assign(customer_id=list("aaabbccc")), ["conversion"], None)
+    other = offer_metrics(apart, "conversion", scores)["ndcg@10"]
+    assert other.low < other.mean < other.high and (found["ndcg@10"].customers, other.customers) == (2, 3)
+
+
+def test_a_resample_without_takers_has_no_say():
+    found = resampled_metrics(made_of([0, 1], [1, 0]), "conversion", np.array([1.0, 0.0]))
+    assert set(found["roc_auc"][~np.isnan(found["roc_auc"])]) == {1.0} and np.isnan(found["roc_auc"]).any()
+    assert offer_metrics(made_of([0, 1], [1, 0]), "conversion", np.array([1.0, 0.0]))["roc_auc"].low == 1
 
 
 def test_each_action_is_offered_in_the_version_that_holds(extractor, tiny_config, tmp_path):
@@ -191,13 +204,6 @@ def test_each_action_is_offered_in_the_version_that_holds(extractor, tiny_config
         assert actions.action_ids.tolist() == ["a", "b"]
     with pytest.raises(ValueError, match="Action 'b', offered on 2017-01-05, has no row in the actions that holds"):
         load_actions(tmp_path / "actions.csv", extractor, tiny_config(), seconds("2017-01-05"))
-
-
-def test_a_resample_without_takers_has_no_say():
-    truth = OfferTruth(np.array([0, 1, 2]), np.array([1, 0], np.float32))
-    found = offer_metrics(truth, [1, 0], np.array([[1, 1], [2, 0], [0, 2]]))
-    assert found["roc_auc"][0] == 1 and np.isnan(found["roc_auc"][1:]).all() and np.isnan(found["ndcg@10"][2])
-    assert interval(np.array([1.0, np.nan, 1.0]), 2).low == 1
 
 
 def test_the_example_offers_departments_that_were_never_bought_from():
@@ -214,5 +220,4 @@ def test_the_example_offers_departments_that_were_never_bought_from():
 
 
 def test_an_unobserved_offer_is_not_ranked():
-    truth = OfferTruth(np.array([0, 3]), np.array([np.nan, 1, 0], np.float32))
-    assert which_offer(truth, [9, 1, 0], 1)["ndcg@1"].tolist() == [1.0]
+    assert first(made_of([0, 0, 0, 1], [np.nan, 1, 0, 0]), [9, 1, 0, 0], 1)["ndcg@1"] == 1
