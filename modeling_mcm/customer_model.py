@@ -300,7 +300,7 @@ class CustomerModel:
         Raises:
             ValueError: If the table does not fit the log. The message names the customer, the column or the value.
         """
-        from modeling_mcm.training.finetuning import FineTuningArguments
+        from modeling_mcm.training.finetuning import FineTuningOptions
         from modeling_mcm.training.labels import LabelOptions, train_to_labels
 
         with tempfile.TemporaryDirectory() as temporary:
@@ -309,11 +309,10 @@ class CustomerModel:
             self.save(Path(temporary, "model"))
             self._prepare(Path(temporary, "data"))
             output = Path(folder or Path(temporary, "tuned"))
-            training = FineTuningArguments(
-                output_dir=str(output), report_to="none", seed=options.pop("seed", 42), disable_tqdm=True
-            )
+            places = {name: str(Path(temporary, name)) for name in ("model", "data")}
+            training = FineTuningOptions(**places, output_dir=str(output), seed=options.pop("seed", 42))
             read = LabelOptions(labels=str(Path(temporary, "labels.parquet")), **columns, **options)
-            train_to_labels(str(Path(temporary, "model")), str(Path(temporary, "data")), read, training)
+            train_to_labels(training, read)
             if self.reader is not None:
                 write_json(output / READER_FILE, self.reader.to_dict())
             return CustomerModel.load(output, self._events)

@@ -70,11 +70,11 @@ def offer_metrics(offers: Offers, outcome: str, scores: NDArray, k: int = 10) ->
     """Computes `average_precision`, `roc_auc`, `ndcg@k` and `recall@k` with their intervals, from the log-odds of an
     outcome of each offer, `(N,)`. Raises `ValueError` if no group or every group takes an offer."""
     found, customers = resampled_metrics(offers, outcome, scores, k), offers.groups["customer_id"].nunique()
-    ends = (1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2
-    return {
-        name: Interval(float(values[0]), *map(float, np.nanquantile(values[1:], ends)), customers)
-        for name, values in found.items()
-    }
+    intervals = {}
+    for name, values in found.items():
+        low, high = np.nanquantile(values[1:], [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+        intervals[name] = Interval(float(values[0]), float(low), float(high), customers)
+    return intervals
 
 
 def weighted_ranking(
