@@ -230,10 +230,9 @@ class MCMForActionRecommendation(MCMForMultiTaskRecommendation):
         outputs = super().forward(input_ids, **known, event_values=event_values, parts=("embedding",), **kwargs)
         is_event = attention_mask.bool() & (torch.arange(input_ids.shape[1], device=time.device) > 0)  # no start row
         ages = (time[:, None] - event_times).masked_fill(~is_event, torch.inf)
-        offered, actions = offered_actions.clamp(min=0), cast(Any, (action_input_ids, action_rows))
-        action_labels = self.action_labels(*actions, int(offered.max()) + 1)
-        history = input_ids, ages, event_values
-        numbers = self.describe_offers(outputs.logits, *history, action_labels, cast(Any, action_matches))
+        offered, actions = offered_actions.clamp(min=0), cast(Any, (action_input_ids, action_rows, action_matches))
+        action_labels = self.action_labels(actions[0], actions[1], int(offered.max()) + 1)
+        numbers = self.describe_offers(outputs.logits, input_ids, ages, event_values, action_labels, actions[2])
         numbers = numbers[torch.arange(len(ages), device=time.device)[:, None], offered]
         embedding = outputs.pooler_output[:, None].expand(-1, numbers.shape[1], -1)
         read = torch.cat([numbers.to(embedding.dtype), embedding], -1)

@@ -309,8 +309,8 @@ class CustomerModel:
             self.save(Path(temporary, "model"))
             self._prepare(Path(temporary, "data"))
             output = Path(folder or Path(temporary, "tuned"))
-            places = {name: str(Path(temporary, name)) for name in ("model", "data")}
-            training = FineTuningOptions(**places, output_dir=str(output), seed=options.pop("seed", 42))
+            model, data = (str(Path(temporary, name)) for name in ("model", "data"))
+            training = FineTuningOptions(model, data, str(output), seed=options.pop("seed", 42))
             read = LabelOptions(labels=str(Path(temporary, "labels.parquet")), **columns, **options)
             train_to_labels(training, read)
             if self.reader is not None:
