@@ -89,7 +89,7 @@ def read_actions(actions: Any, time_zone: str) -> RawActions:
     return RawActions(ids[starts], times[starts], np.append(starts, len(ids)), columns)
 
 
-def find_matches(events: NDArray[np.int64], rows: NDArray[np.int64], token: int) -> tuple[NDArray, ...]:
+def find_matches(events: NDArray[np.int64], rows: NDArray[np.int64], token: int) -> NDArray[np.int64]:
     """Finds matches: events that have all values of an action row. The token type is ignored, because a purchase
     without the coupon is a purchase too. A row that has only a token type (watch a video) matches events of that type.
     A value that was never seen in training matches nothing.
@@ -100,12 +100,22 @@ def find_matches(events: NDArray[np.int64], rows: NDArray[np.int64], token: int)
         token (`int`): Index of the token type among the features.
 
     Returns:
-        Indices of the event and of the row of each match.
+        Indices of the event and of the row of each match, of shape `(2, M)`.
     """
     present = rows != MISSING_ID
     present[:, token] = ~np.delete(present, token, axis=1).any(1)
     known = ~(present & (rows == UNKNOWN_ID)).any(1)
-    return np.nonzero(((events[:, None] == rows) | ~present).all(-1) & known)
+    matches: list[NDArray] = [np.zeros((2, 0), np.int64)]
+    for kind in np.unique(present, axis=0):
+        same_kind = np.flatnonzero(known & (present == kind).all(1))
+        both = np.concatenate([events, rows[same_kind]])[:, kind]
+        codes = np.unique(both, axis=0, return_inverse=True)[1].reshape(-1)
+        of_events, of_rows = codes[: len(events)], codes[len(events) :]
+        order = np.argsort(of_rows, kind="stable")
+        first, last = (np.searchsorted(of_rows[order], of_events, side) for side in ("left", "right"))
+        event, place = number_groups(last - first, first)
+        matches.append(np.stack([event, same_kind[order[place]]]))
+    return np.concatenate(matches, 1)
 
 
 class EncodedActions:
@@ -157,15 +167,15 @@ class EncodedActions:
         among = np.where(offered >= 0, np.searchsorted(distinct, offered), NOT_OFFERED)
         owners, places = number_groups(np.diff(self.offsets)[distinct], self.offsets[distinct])
         ids = self.ids[places]
-        parts = []
-        for customer, (events, own) in enumerate(zip(histories, among, strict=True)):
-            offered_rows = np.flatnonzero(np.isin(owners, own))
-            positions, rows_matched = find_matches(events[1:], ids[offered_rows], self.token)  # not the start row
-            positions, rows_matched = positions + 1, offered_rows[rows_matched]
-            as_asked = events[positions, self.token] == ids[rows_matched, self.token]
-            parts.append(np.stack([np.full(len(positions), customer), positions, owners[rows_matched], as_asked], 1))
+        events, matched = find_matches(histories.reshape(-1, histories.shape[-1]), ids, self.token)
+        customers, positions, actions = *np.divmod(events, histories.shape[1]), owners[matched]
+        as_asked = histories[customers, positions, self.token] == ids[matched, self.token]
+        is_offered = np.zeros((len(rows), len(distinct) + 1), bool)
+        is_offered[np.arange(len(rows))[:, None], among] = True  # NOT_OFFERED, -1, is the last column
+        matches = np.stack([customers, positions, actions, as_asked], 1)
+        matches = matches[is_offered[customers, actions] & (positions > 0)]  # index 0 is the start row
         # An event that matches several rows counts once: as asked, if it is that for one of them.
-        matches = np.unique(np.concatenate(parts), axis=0)[::-1]
+        matches = np.unique(matches, axis=0)[::-1]
         matches = matches[run_starts(*matches[:, :3].T)]
         arrays = {"action_input_ids": ids, "action_rows": owners, "action_matches": matches, "offered_actions": among}
         return batch | {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}

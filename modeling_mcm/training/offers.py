@@ -111,7 +111,7 @@ def train_to_offers(options: FineTuningOptions, offer_options: OfferOptions) -> 
             weights = np.where(is_taken[read], 1.0, max(len(refused) / MOST_REFUSED, 1.0))
             table = known.iloc[read].reset_index(drop=True)
             reader = OfferReader(data.rows, replace(trained, table=table), extractor, model.config)
-            values = torch.from_numpy(table[outcomes].fillna(-1).to_numpy(np.float32))
+            values = torch.tensor(table[outcomes].fillna(-1).to_numpy(np.float32))
             folds = draw_folds(table["customer_id"].to_numpy(), options.seed)
             inputs = read_inputs(model, reader)
             penalty = fit_head(model.action_head, inputs, values, torch.from_numpy(weights).float(), folds)
