@@ -83,6 +83,8 @@ def is_missing(value: Any) -> bool:
     """Whether a raw value is missing: None, NaN, NaT or a data frame's NA."""
     if value is None or type(value).__name__ == "NAType":
         return True
+    if isinstance(value, Decimal):
+        return value.is_nan()  # a signaling NaN can't be compared
     differs = value != value  # only NaN and NaT differ from themselves; arrays give an array
     return isinstance(differs, bool | np.bool_) and bool(differs)
 
@@ -96,9 +98,10 @@ def to_text(value: Any) -> str | None:
         return None
     if isinstance(value, bool | np.bool_):
         return "true" if value else "false"
-    if isinstance(value, Integral):
+    is_number = isinstance(value, Real | Decimal) and not isinstance(value, np.timedelta64)
+    if is_number and isinstance(value, Integral):
         return str(int(value))
-    if isinstance(value, Real | Decimal):
+    if is_number:
         number = float(value)
         return str(int(number)) if number.is_integer() and abs(number) < EXACT_FLOAT else repr(number)
     if isinstance(value, UUID):
@@ -145,7 +148,7 @@ def to_number(value: Any) -> float:
     """Converts a number, also as text, to a float; NaN if missing. Raises `ValueError` if the value is no number."""
     if is_missing(value):
         return math.nan
-    if isinstance(value, Real | Decimal | np.bool_ | str):
+    if isinstance(value, Real | Decimal | np.bool_ | str) and not isinstance(value, np.timedelta64):
         try:
             return float(value)
         except (ValueError, OverflowError):  # an integer may be larger than every float

@@ -199,7 +199,7 @@ def damage(path: Path) -> str | None:
                     f"{path} is not the file whose digest {CONFIG_NAME} has ({DIGESTS}), so it is damaged, edited or "
                     "not from one and the same save"
                 )
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:  # nested too deeply
         if not path.exists():
             return f"{path} is missing"
         return f"{path} has {path.stat().st_size:,} bytes and is cut or damaged ({error})"
@@ -207,7 +207,7 @@ def damage(path: Path) -> str | None:
 
 
 def _noted_digests(folder: Path) -> Mapping[str, str]:
-    with suppress(OSError, ValueError, LookupError, TypeError):
+    with suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
         return dict(json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))[DIGESTS])
     return {}
 

@@ -153,34 +153,31 @@ def pad_rows(
             batch = batch.select(batch.places >= starts[batch.row])
         values = {name: batch.column(name) for name in names}
     except KeyError as error:
-        fix = "prepare the data with the schema of this checkpoint"
-        if str(error.args[0]).startswith("value_"):
-            fix = "it was prepared before values of numeric features were kept: prepare the data again"
-        raise ValueError(f"A row has no {error}; {fix}.") from None
-    lengths, filled = batch.lengths, batch.starts[batch.lengths > 0]
-    shape = (len(batch), int(lengths.max()) + extra)
+        raise ValueError(
+            f"A row has no {error}; prepare the data with the schema of this checkpoint and this version."
+        ) from None
+    lengths, shape = batch.lengths, (len(batch), int(batch.lengths.max()) + extra)
     cells = batch.row * shape[1] + batch.places + 1  # flat indices of the events
-    first_times, first_visits = np.zeros((2, len(batch)), np.int64)
-    first_times[lengths > 0], first_visits[lengths > 0] = values["times"][filled], values["visits"][filled]
+
+    def fill(of_events: NDArray[Any], dtype: Any) -> NDArray[Any]:
+        """Model inputs with the values of events at their places and 0 elsewhere."""
+        filled = np.zeros((*shape, *of_events.shape[1:]), dtype)
+        filled.reshape(-1, *of_events.shape[1:])[cells] = of_events
+        return filled
+
+    first_times, first_visits = (np.append(values[name], 0)[batch.starts] for name in ("times", "visits"))
+    event_times = fill((values["times"] - first_times[batch.row]) / SECONDS_PER_DAY, np.float32)
+    visit_ids = fill(values["visits"] - first_visits[batch.row] + 1, np.int64)
     attention_mask = (np.arange(shape[1]) < lengths[:, None] + extra).astype(np.int64)
-    event_times, visit_ids = np.zeros(shape, np.float32), np.zeros(shape, np.int64)
-    event_times.reshape(-1)[cells] = (values["times"] - first_times[batch.row]) / SECONDS_PER_DAY
-    visit_ids.reshape(-1)[cells] = values["visits"] - first_visits[batch.row] + 1
-    ids_of_events, sizes = np.zeros((len(layout.sizes), len(cells)), np.int32), np.array([*layout.sizes.values()])
+    ids_of_events = np.zeros((len(cells), len(layout.sizes)), np.int64)
     profile = np.zeros((len(batch), len(layout.sizes)), np.int64)
-    for index, feature in enumerate(layout.sizes):
-        if feature in layout.profile:
-            profile[:, index] = values[columns[feature]]
-        else:
-            ids_of_events[index] = values[columns[feature]]
-    for ids in (ids_of_events, profile.T):
-        outside = (ids.min(1, initial=0) < 0) | (ids.max(1, initial=0) >= sizes)
-        if outside.any():
-            (feature, size), wrong = [*layout.sizes.items()][outside.argmax()], ids[outside.argmax()]
-            mismatch = f"Feature {feature!r} has ids from {wrong.min()} to {wrong.max()}, this checkpoint has {size}"
+    for index, (feature, size) in enumerate(layout.sizes.items()):
+        ids = np.asarray(values[columns[feature]])
+        if ids.min(initial=0) < 0 or ids.max(initial=0) >= size:
+            mismatch = f"Feature {feature!r} has ids from {ids.min()} to {ids.max()}, this checkpoint has {size}"
             raise ValueError(f"{mismatch}; prepare the data with its feature extractor.")
-    input_ids = np.zeros((*shape, len(layout.sizes)), np.int64)
-    input_ids.reshape(-1, len(layout.sizes))[cells] = ids_of_events.T
+        (profile if feature in layout.profile else ids_of_events)[:, index] = ids
+    input_ids = fill(ids_of_events, np.int64)
     input_ids[:, 0] = profile
     last = (np.arange(len(batch)), lengths + 1)
     token_index, start_id = layout.start
@@ -194,9 +191,8 @@ def pad_rows(
     inputs: dict[str, NDArray[Any]] = {"input_ids": input_ids, "attention_mask": attention_mask}
     inputs |= {"visit_ids": visit_ids, "event_times": event_times}
     if layout.numeric:
-        inputs["event_values"] = np.zeros((*shape, len(layout.numeric)), np.float32)
         of_events = np.stack([values[f"value_{name}"] for name in layout.numeric], axis=1)
-        inputs["event_values"].reshape(-1, len(layout.numeric))[cells] = of_events
+        inputs["event_values"] = fill(of_events, np.float32)
     if as_of is not None:
         waited = np.where(lengths > 0, np.asarray(as_of) - first_times, 0)
         inputs["as_of"] = (waited / SECONDS_PER_DAY).astype(np.float32)

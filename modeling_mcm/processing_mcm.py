@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from transformers import BatchFeature, FeatureExtractionMixin
+from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
 from .configuration_mcm import FIRST_VALUE_ID, MISSING_ID, UNKNOWN_ID
@@ -41,6 +42,8 @@ from .schema_mcm import (
     FeatureSpec,
     LogSchema,
 )
+
+logger = logging.get_logger(__name__)
 
 MISSING_LABEL, UNKNOWN_LABEL = "[missing]", "[unknown]"
 
@@ -182,6 +185,17 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
             raise CheckpointError(
                 f"The feature extractor has the features and sizes {sizes}, and {source} was trained with {of_model}: "
                 "take both from one and the same save."
+            )
+        if absent := [task for task in config.tasks if task not in self.tasks]:
+            raise CheckpointError(
+                f"The feature extractor has the tasks {self.tasks}, and {source} was trained with {absent} too: take "
+                "both from one and the same save."
+            )
+        if config.scorer and config.kind_feature != self.token_type_feature:
+            logger.warning_once(
+                f"`kind_feature` of {source} is {config.kind_feature!r}, and training writes "
+                f"{self.token_type_feature!r}: the scorer can't tell kinds of events apart. Take config.json from the "
+                "save of the weights."
             )
         check_values(config.values_digest, self.values_digest, source)
 
@@ -394,5 +408,5 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
             return values | {key: dict(content[key]) for key in ("vocabularies", "bins")}, unused
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}); {fix}.") from error

@@ -23,6 +23,12 @@ HOUR, WEEKDAY, DAYS_SINCE_VISIT = DERIVED_KINDS = ("hour", "weekday", "days_sinc
 FEATURE_KINDS = (*RAW_KINDS, *DERIVED_KINDS)
 BINNED_KINDS = (NUMERIC, DAYS_SINCE_VISIT)
 PART_KEYS = ("separator", "item", "level")  # keys that say which part of its column a feature reads
+KINDS_WITH: dict[str, tuple[str, ...]] = {  # by key the kinds of features that have it
+    "column": RAW_KINDS,
+    "bins": BINNED_KINDS,
+    "factor": (NUMERIC,),
+    **dict.fromkeys(("min_count", "max_values", *PART_KEYS), (CATEGORICAL,)),
+}
 DEFAULT_NAME, DEFAULT_ZONE, DEFAULT_MAX_EVENTS, DEFAULT_MIN_HISTORY, DEFAULT_BINS = "event_log", "UTC", 300, 5, 16
 MOST_PERIOD_EVENTS = 100_000  # events of a customer in a period; people have fewer, and a row must fit in memory
 
@@ -129,14 +135,8 @@ class FeatureSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """The feature as an entry of a schema file, with the keys that apply to its kind; see `read_feature`."""
-        out: dict[str, Any] = {"name": self.name, "kind": self.kind}
-        if not self.is_derived:
-            out["column"] = self.column
-        if self.kind == CATEGORICAL:
-            out |= {"min_count": self.min_count, "max_values": self.max_values} | self.part
-        if self.kind in BINNED_KINDS:
-            out["bins"] = self.bins
-        return out | ({"factor": self.factor} if self.factor else {})
+        values = {key: getattr(self, key) for key, kinds in KINDS_WITH.items() if self.kind in kinds}
+        return {"name": self.name, "kind": self.kind} | {k: value for k, value in values.items() if value is not None}
 
 
 def raw_indices(specs: Sequence[FeatureSpec]) -> list[int]:

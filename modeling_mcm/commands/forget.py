@@ -10,7 +10,7 @@
 --predictions. Each data set that holds one of them is prepared again from these files, with its own schema and
 vocabularies. All files are read before any is changed, and again after the deletion. The exit status is 1 if a file
 can't be read or still holds a customer, or no file holds an id; the other customers are deleted. If the command was
-killed, start it again to finish. Model weights, vocabularies (docs/production.md says what that means), backups and
+killed, start it again to finish. Model weights, vocabularies (docs/operations.md says what that means), backups and
 other copies are not touched.
 """
 
@@ -21,10 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from modeling_mcm.commands.arguments import EngineOptions, parse_options, report_errors
-from modeling_mcm.data.dataset import CUSTOMER
 from modeling_mcm.files_mcm import locked
 from modeling_mcm.option import option
-from modeling_mcm.scoring.scorer import forget_in_predictions
 
 
 @dataclass
@@ -61,42 +59,25 @@ def _read_ids(path: str) -> list[str]:
     return ids
 
 
-def _run(options: ForgetOptions, engine: EngineOptions) -> list[str]:
-    """Deletes customers, or with `check_only` only looks for them, and reads everything again. Returns what speaks
-    against their being gone."""
-    from modeling_mcm.preparation.forget import Places, find_customers, forget_in_cache
-
-    names = _read_ids(options.customers)
-    profile = [options.profile] if options.profile else []
-    paths = [
-        [Path(path).resolve() for path in group]
-        for group in (options.data, options.events, profile, options.predictions)
-    ]
-    with nullcontext() if options.check_only else locked(*itertools.chain(*paths)):
-        places = Places(*paths)
-        customers = places.look_for(names)
-        if not options.check_only:
-            for path, rows in places.delete_from_sources(customers).items():
-                print(f"{path}: {rows:,} rows deleted")
-            for path in places.predictions:
-                print(f"{path}: {forget_in_predictions(path, customers):,} rows deleted")
-            print(f"{forget_in_cache({*names})} Arrow copies removed")
-            left = places.prepare_again(customers, engine=engine.engine, spark_config=engine.spark)
-            for path, number in left.items():
-                print(f"{path}: {number:,} customers left")
-        absent = [] if options.check_only else [name for name in names if name not in customers]
-        problems = [f"found nowhere: {name!r} (deleted before, or misspelt)" for name in absent]
-        for place in places.all():
-            column = places.column if place in (*places.events, *places.profile) else CUSTOMER
-            problems += [f"{path}: {reason}" for path, reason in find_customers(place, names, column).items()]
-    return problems
-
-
 def main() -> None:
     """Reads the options, deletes the customers, and ends with status 1 if it is not proven that all are gone."""
-    options = parse_options(ForgetOptions, EngineOptions, description=__doc__)
+    options, engine = parse_options(ForgetOptions, EngineOptions, description=__doc__)
     with report_errors():
-        problems = _run(*options)
+        from modeling_mcm.preparation.forget import Places, clear_cache
+
+        names = _read_ids(options.customers)
+        groups = (options.data, options.events, [options.profile] if options.profile else [], options.predictions)
+        paths = [[Path(path).resolve() for path in group] for group in groups]
+        with nullcontext() if options.check_only else locked(*itertools.chain(*paths)):
+            places, absent = Places(*paths), []
+            if not options.check_only:
+                customers = places.look_for(names)
+                absent = [name for name in names if name not in customers]
+                for path, rows in places.forget(customers, engine=engine.engine, spark_config=engine.spark).items():
+                    print(f"{path}: {rows:,} rows deleted")
+                print(f"{clear_cache()} Arrow copies removed")
+            problems = [f"found nowhere: {name!r} (deleted before, or misspelt)" for name in absent]
+            problems += [f"{path}: {reason}" for path, reason in places.find(names).items()]
     if problems:
         sys.exit("\n  ".join([f"{Path(sys.argv[0]).stem}: not proven that the customers are gone:", *problems]))
     print("All files were read again: none of the customers is there")

@@ -97,7 +97,9 @@ class PreparedManifest:
             if content.pop(CONTENT, None) not in (None, _content_digest(content)):
                 raise ValueError("it does not have the digest that was written with it: it was damaged or edited")
             manifest = cls(**content)
-        except (ValueError, KeyError, TypeError) as error:
+            for key in ("file", "rows", "sha256"):
+                [shard[key] for shard in manifest.shards]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"{path} cannot be read ({error}); prepare the data again.") from error
         for name, digest in manifest.files.items():
             beside = path.parent / name

@@ -8,39 +8,32 @@ An entry of `features` is one feature, or several features that read one column:
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
 from modeling_mcm.events_mcm import check_keys
 from modeling_mcm.schema_mcm import (
-    BINNED_KINDS,
     CATEGORICAL,
-    DEFAULT_BINS,
     DERIVED_KINDS,
     FEATURE_KINDS,
-    NUMERIC,
-    PART_KEYS,
+    KINDS_WITH,
     FeatureSpec,
+    check_choice,
     check_integer,
     check_text,
 )
 
-MOST_BINS = 1_000  # every event is compared with each edge
 MOST_VALUES = 10_000_000  # values of one feature: one process holds them in memory, and each is a row of weights
 MOST_PARTS = 100  # values of one event, or levels of one path; each is a feature of the model
-MOST_COUNT = 10**12  # no log has more events
+LIMITS = {  # of whole numbers; every event is compared with each edge of a bin, and no log has more events
+    "min_count": (1, 10**12),
+    "max_values": (1, MOST_VALUES),
+    "bins": (2, 1_000),
+    "item": (1, MOST_PARTS),
+    "level": (1, MOST_PARTS),
+}
 SEVERAL_FEATURES = ("max_items", "levels")  # an entry of the schema with one of these keys is several features
-
-
-def check_memory_limit(value: Any) -> None:
-    """Checks that `memory_limit` is a size of memory that DuckDB can read, such as 4GB, 512MiB or 80%. Raises
-    `ValueError` if the value is no such size."""
-    pattern = r"\s*([0-9]+(\.[0-9]+)?)\s*(([kmgt]i?)?b|%)\s*"
-    match = re.fullmatch(pattern, value, re.IGNORECASE | re.ASCII) if isinstance(value, str) else None
-    if match is None or float(match[1]) == 0 or (match[3] == "%" and float(match[1]) > 100):
-        raise ValueError(f"`memory_limit` is {value!r}; give a size such as 4GB, 512MiB or 80%.")
 
 
 def read_feature(given: Mapping[str, Any], where: str) -> FeatureSpec:
@@ -49,54 +42,32 @@ def read_feature(given: Mapping[str, Any], where: str) -> FeatureSpec:
     if not isinstance(given, Mapping):
         raise ValueError(f"{where} is {given!r}; write it as a mapping such as {{name: brand}}.")
     check_keys(given, [f.name for f in fields(FeatureSpec)], where)
+    given = {key: value for key, value in given.items() if value is not None}
     if "name" not in given:
         raise ValueError(f"{where} has no `name`; add one.")
     check_text(given["name"], f"{where}: name")
     where = f"{where} ({given['name']})"
     kind = given.get("kind", CATEGORICAL)
-    if kind not in FEATURE_KINDS:
-        raise ValueError(f"{where}: `kind` is {kind!r}; choose one of {', '.join(FEATURE_KINDS)}.")
-    if kind in DERIVED_KINDS and given.get("column") is not None:
-        raise ValueError(f"{where}: kind {kind!r} is computed from the time; remove `column`.")
-    for key in ("min_count", "max_values"):
-        if key in given and kind != CATEGORICAL:
-            raise ValueError(f"{where}: `{key}` is for categorical features; remove it from this {kind} feature.")
-    if "bins" in given and kind not in BINNED_KINDS:
-        raise ValueError(f"{where}: `bins` is for {' and '.join(BINNED_KINDS)} features; remove it here.")
-    check_integer(given.get("min_count", 1), f"{where}: min_count", 1, MOST_COUNT)
-    check_integer(given.get("bins", DEFAULT_BINS), f"{where}: bins", 2, MOST_BINS)
-    if given.get("max_values") is not None:
-        check_integer(given["max_values"], f"{where}: max_values", 1, MOST_VALUES)
-    _check_part(given, kind, where)
-    column = None if kind in DERIVED_KINDS else given.get("column") or given["name"]
-    if column is not None:
-        check_text(column, f"{where}: column")
-    if given.get("factor") is not None:
-        check_text(given["factor"], f"{where}: factor")
-        if kind != NUMERIC:
-            raise ValueError(f"{where}: `factor` is for numeric features; remove it from this {kind} feature.")
-    return FeatureSpec(**{**given, "kind": kind, "column": column})
-
-
-def _check_part(entry: Mapping[str, Any], kind: str, where: str) -> None:
-    """Raises `ValueError` where `separator`, `item` and `level` do not fit together."""
-    part = [key for key in PART_KEYS if entry.get(key) is not None]
-    if part and kind != CATEGORICAL:
-        raise ValueError(f"{where}: `{part[0]}` is for categorical features; remove it from this {kind} feature.")
-    if "separator" in part:
-        check_text(entry["separator"], f"{where}: separator")
-    for key in part:
-        if key != "separator":
-            check_integer(entry[key], f"{where}: {key}", 1, MOST_PARTS)
-    if "item" in part and "level" in part:
+    check_choice(kind, f"{where}: kind", FEATURE_KINDS)
+    for key, kinds in KINDS_WITH.items():
+        if key not in given:
+            continue
+        if kind not in kinds:
+            raise ValueError(f"{where}: `{key}` is for {' and '.join(kinds)} features; remove it here.")
+        if key in LIMITS:
+            check_integer(given[key], f"{where}: {key}", *LIMITS[key])
+        else:
+            check_text(given[key], f"{where}: {key}")
+    if "item" in given and "level" in given:
         raise ValueError(f"{where}: a column has several values or is a path; remove `item` or `level`.")
-    if part == ["separator"]:
+    if "separator" in given and not {"item", "level"} & {*given}:
         raise ValueError(
             f"{where}: `separator` alone says nothing; add `max_items` where the column has several values, such as "
             "'Action|Comedy', or `levels` where it is a path, such as 'appliances.kitchen.kettle'."
         )
-    if part == ["level"]:
+    if "level" in given and "separator" not in given:
         raise ValueError(f"{where}: there is no `separator` between the levels; add one, such as {{separator: '.'}}.")
+    return FeatureSpec(**({} if kind in DERIVED_KINDS else {"column": given["name"]}) | given)
 
 
 def read_features(entries: Sequence[Any], key: str) -> tuple[FeatureSpec, ...]:

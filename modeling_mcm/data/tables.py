@@ -22,6 +22,9 @@ def read_table_file(path: str | Path, as_text: Sequence[str] | None = None) -> p
             return pd.read_parquet(path)
         if path.suffix.lower() != ".csv":
             raise ValueError(f"the name ends in {path.suffix!r}, expected .parquet or .csv")
+        with path.open("rb") as file:
+            if b"\0" in file.read(1000):
+                raise ValueError("it is no text in UTF-8; if it is UTF-16 or a spreadsheet, save it as UTF-8")
         options = csv.ConvertOptions(strings_can_be_null=True)
         if as_text is None:
             with csv.open_csv(path) as reader:

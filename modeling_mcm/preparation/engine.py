@@ -16,7 +16,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from modeling_mcm.data.features import check_memory_limit
 from modeling_mcm.extras import needs
 
 with needs("data"):
@@ -55,12 +54,15 @@ def open_engine(
         with spark_settings(engine):
             yield engine
     elif engine == "duckdb":
-        check_memory_limit(memory_limit)
-        connection = None
         try:
             connection = ibis.duckdb.connect(
                 str(workspace / "engine.duckdb"), memory_limit=memory_limit, temp_directory=str(workspace / "spill")
             )
+        except duckdb.Error as error:
+            raise ValueError(
+                f"`memory_limit` is {memory_limit!r}; give a size such as 4GB, 512MiB or 80% ({_first_line(error)})."
+            ) from error
+        try:
             yield connection
         except (duckdb.OutOfMemoryException, duckdb.IOException, OSError) as error:
             # What is met first depends on the machine: DuckDB that spills, or a file that is written for it or by it.
@@ -76,8 +78,7 @@ def open_engine(
                 f"DuckDB cannot read the input ({_first_line(error)}). If a file is damaged, write it again."
             ) from error
         finally:
-            if connection is not None:
-                connection.disconnect()
+            connection.disconnect()
     elif engine == "spark":
         with spark_session(spark_config or {}) as session:
             connection = ibis.pyspark.connect(session)

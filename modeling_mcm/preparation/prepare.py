@@ -27,7 +27,6 @@ from modeling_mcm.data.dataset import (
     PreparedManifest,
     write_table,
 )
-from modeling_mcm.data.features import check_memory_limit
 from modeling_mcm.data.schema import NO_CUTOFFS, EventSchema
 from modeling_mcm.extras import needs
 from modeling_mcm.files_mcm import atomic_folder
@@ -198,8 +197,6 @@ def prepare(
         OSError: If the disk is full or not writable. Nothing is left behind.
     """
     check_integer(rows_per_shard, "rows_per_shard", 1, MOST_ROWS_PER_SHARD)
-    if engine == "duckdb":
-        check_memory_limit(memory_limit)
     if schema.profile and profile is None:
         raise ValueError(
             "The schema has `profile` features, but no profile table is given; pass `profile` (--profile)."

@@ -191,15 +191,12 @@ def check_files(
 
 
 def check_names(names: Sequence[str], where: str, columns: Sequence[str] = ()) -> None:
-    """Checks that no two columns have the same name, or names that differ only in their case."""
-    names_read = {name.casefold() for name in columns}
-    counted = Counter(str(name).casefold() for name in names)
-    for folded, number in counted.items():
-        if number > 1 and (not columns or folded in names_read):
-            same = [str(name) for name in names if str(name).casefold() == folded]
+    """Checks that no two columns, of those that are read, have the same name."""
+    for name, number in Counter(names).items():
+        if number > 1 and (not columns or name in columns):
             raise ValueError(
-                f"{where} has {number} columns {' and '.join(map(repr, same))}, which engines can't tell apart (a "
-                "part of its path such as year=2024 is a column too); rename or remove one."
+                f"{where} has {number} columns {name!r} (a part of its path such as year=2024 is one too); rename "
+                "or remove one."
             )
 
 
@@ -232,10 +229,10 @@ class SourceTable:
             is_here = isinstance(source.op(), ibis.expr.operations.InMemoryTable)
             self._table, self.names = source.to_pyarrow() if is_here else source, list(source.columns)
         else:
-            check_names([*map(str, getattr(source, "columns", ()))], f"The {what} table", columns)
-            self._table = source if isinstance(source, pa.Table) else pa.table(source)
-            self.names = self._table.column_names
+            names = source.column_names if isinstance(source, pa.Table) else getattr(source, "columns", source)
+            self.names = [*map(str, names)]
             check_names(self.names, f"The {what} table", columns)
+            self._table = source if isinstance(source, pa.Table) else pa.table(source)
 
     def blocks(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """Reads some columns, in the order of the rows."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from transformers.utils import logging
@@ -61,6 +62,7 @@ def open_rows(
         with pq.ParquetWriter(path, reader.arrow, compression="zstd", compression_level=1) as writer:
             for block in reader.read(opened.blocks(reader.columns)):
                 writer.write_batch(block)
+        pa.default_memory_pool().release_unused()  # which the engine needs
         table, dropped = connection.read_parquet(path), opened.dropped
     column, reason = (table[name] for name in BAD)
     bad = table.filter(column.notnull()).group_by(column).agg(rows=lambda t: t.count(), reason=reason.max())

@@ -11,7 +11,7 @@ import functools
 import json
 import math
 import shutil
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -155,21 +155,6 @@ def claim(job: ScoringJob, digests: Mapping[str, str], customers: int) -> None:
     for partial in folder.glob(".*.partial"):  # what a run that was killed left
         shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
     write_json(path, identity, indent=1)
-
-
-def forget_in_predictions(folder: Path, customers: Collection[str]) -> int:
-    """Deletes customers from a folder of predictions, or from one file, and returns the number of rows deleted."""
-    from modeling_mcm.preparation.forget import forget_in_file, predictions_files
-
-    files = predictions_files(folder)
-    rows = sum(forget_in_file(path, customers) for path in files)
-    identity = folder / IDENTITY_FILE
-    if rows and identity.is_file():
-        facts = json.loads(identity.read_text(encoding="utf-8"))
-        # These are predictions of the data set as it was, so `mcm predict` will not continue this folder.
-        facts["customers"] = sum(pq.read_metadata(path).num_rows for path in files)
-        write_json(identity, facts, indent=1)
-    return rows
 
 
 class Scorer:

@@ -81,6 +81,7 @@ DAMAGED = {
     ),
     "no config": (without("config.json"), "config.json"),
     "a cut extractor": (cut("preprocessor_config.json", 40), f"preprocessor_config.json {CUT}"),
+    "an extractor that is nested deeply": (rewritten("preprocessor_config.json", "[" * 10**5), f"config.json {CUT}"),
     "an extractor that is a list": (rewritten("preprocessor_config.json", "[]"), "config.json holds no JSON object"),
 }
 

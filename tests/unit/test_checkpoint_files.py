@@ -88,6 +88,8 @@ def test_pipeline_refuses_another_extractor(tied, others, prepare_log, event_log
     other = MCMFeatureExtractor.from_pretrained(others)
     with pytest.raises(ValueError, match="other values, or in another order"):
         pipeline("preference-scores", model=model, feature_extractor=other)
+    with pytest.raises(ValueError, match="has the tasks .*and .* was trained with .* take both from one"):
+        MCMFeatureExtractor.from_pretrained(tied, tasks=[]).check_fits(model)
     smaller = prepare_log(event_log[event_log["item"] != "item 01"]) / "feature_extractor"
     with pytest.raises(ValueError, match="feature extractor has the features and sizes .* take both from one"):
         pipeline("preference-scores", model=model, feature_extractor=MCMFeatureExtractor.from_pretrained(str(smaller)))
@@ -106,6 +108,15 @@ def test_unknown_digest_gives_a_warning(save, monkeypatch):
     monkeypatch.setattr("modeling_mcm.files_mcm.logger.warning_once", said.append)
     assert MCMModel.from_pretrained(save(values_digest=None)).config.values_digest is None
     assert said and "does not say which values its weights were trained with" in said[0]
+
+
+def test_a_scorer_without_its_kinds_of_events_gives_a_warning(tiny_model, extractor, monkeypatch):
+    said = []
+    monkeypatch.setattr("modeling_mcm.processing_mcm.logger.warning_once", said.append)
+    for kind, words in (("type", 0), (None, 1)):
+        extractor.check_fits(tiny_model(extended=True, scorer=True, kind_feature=kind))
+        assert len(said) == words
+    assert "`kind_feature` of The model is None, and training writes 'type'" in said[0]
 
 
 def test_published_folder_has_its_own_digest(tied, extractor, tmp_path):

@@ -101,18 +101,6 @@ def test_what_a_killed_process_left_is_removed_by_the_next_and_a_living_one_s_is
     assert sorted(tmp_path.iterdir()) == sorted([living, other, tmp_path / "found"])
 
 
-def test_two_at_once_leave_one_of_the_two(tmp_path):
-    context = multiprocessing.get_context("fork")
-    texts = [str(place) * 10_000 for place in range(8)]
-    processes = [context.Process(target=write_text, args=(tmp_path / "found", text)) for text in texts]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0] * 8
-    assert (tmp_path / "found").read_text() in texts and len(list(tmp_path.iterdir())) == 1
-
-
 def test_the_errors_of_the_place_are_those_of_the_place(tmp_path, monkeypatch):
     for number, named in [(errno.ENOSPC, True), (errno.EDQUOT, True), (errno.EROFS, True), (errno.EINVAL, False)]:
 

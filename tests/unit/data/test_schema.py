@@ -38,7 +38,10 @@ MISTAKES = {
     "feature is no mapping": ({"features": ["item"]}, "Entry 0 of `features`"),
     "unknown feature key": ({"features": [{"name": "item", "mincount": 2}]}, "did you mean 'min_count'"),
     "feature without name": ({"features": [{"column": "item"}]}, "no `name`"),
-    "column of a derived feature": ({"features": [{"name": "h", "kind": "hour", "column": "c"}]}, "remove `column`"),
+    "column of a derived feature": (
+        {"features": [{"name": "h", "kind": "hour", "column": "c"}]},
+        "`column` is for",
+    ),
     "bins of a category": ({"features": [{"name": "p", "bins": 2}]}, "`bins`"),
     "name twice": ({"features": [TOKEN, {"name": "item"}], "profile": [{"name": "item"}]}, "named 'item'"),
     "derived profile": ({"profile": [{"name": "h", "kind": "hour"}]}, "'h' of the profile has kind 'hour'"),

@@ -7,7 +7,6 @@ import os
 import re
 import sys
 
-import duckdb
 import ibis
 import numpy as np
 import pandas as pd
@@ -18,7 +17,6 @@ from folders import content
 from synthetic_log import SCHEMA, TEST, VALIDATION, make_log, make_profile, read_rows, run, schema_with
 
 from modeling_mcm.data import EventSchema, FeatureSpec, PreparedManifest, load_prepared
-from modeling_mcm.data.features import check_memory_limit
 from modeling_mcm.preparation import prepare, tables
 from modeling_mcm.preparation.demos import build_complete_journey
 from modeling_mcm.preparation.rows import write_shard
@@ -42,19 +40,14 @@ def schema_text(more="name: log", of_item="", of_price="", tasks="[item]", valid
 WHOLE = "give a whole number of at least"
 SCHEMAS = {
     "a key twice": (schema_text("customer: other"), "line 3, column 1 is not valid YAML: the key 'customer'"),
-    "a key twice in a feature": (schema_text(of_item=", min_count: 2, min_count: 3"), "the key 'min_count' stands in"),
     "Latin-1": (schema_text("name: caf\xe9").encode("latin-1"), "is no text in UTF-8"),
     "an open bracket": (schema_text(tasks="[item"), "schema.yaml, line .* is not valid YAML"),
     "a tag of Python": (schema_text("name: !!python/object/apply:os.system [true]"), "is not valid YAML: could not"),
     "an alias of itself": (schema_text(tasks="&all [*all]"), "schema.yaml: `tasks` names"),
     "no such day": (schema_text(validation="2024-02-30"), "is not valid YAML: day is out of range for month"),
-    "a million bins": (schema_text(of_price=", bins: 1000000"), f"bins` is 1000000; {WHOLE} 2 and at most 1,000"),
-    "min_history of 1e30": (schema_text("min_history: 1e30"), f"`min_history` is '1e30'; {WHOLE} 1"),
     "min_history of true": (schema_text("min_history: true"), f"`min_history` is True; {WHOLE}"),
-    "a window of a billion": (schema_text("max_events: 1000000000"), "`max_events` is 1000000000; .* at most 100,000"),
     "events without end": (schema_text("max_events_per_customer: 10000000000"), "10000000000; .* at most 100,000,000"),
     "less than a window": (schema_text("max_events: 30\nmax_events_per_customer: 29"), f"is 29; {WHOLE} 30"),
-    "max_values of a trillion": (schema_text(of_item=", max_values: 1000000000000"), "max_values` is 1000000000000;"),
     "max_values of a number": (schema_text(of_price=", max_values: 3"), "`max_values` is for categorical features"),
     "a million items": (schema_text(of_item=", separator: '|', max_items: 1000000"), f"is 1000000; {WHOLE} 1 and at"),
     "a token type of true": (schema_text("token_type: kind\ntarget_token_types: [on]"), "has True; write it in"),
@@ -76,18 +69,12 @@ def test_a_schema_with_a_byte_order_mark_is_read(tmp_path):
     assert EventSchema.from_yaml(path).customer == "user"
 
 
-@pytest.mark.parametrize("size", ["lots", "4", "", "-1GB", "0GB", "1,5GB", "1e3GB", "180%", "4 parsecs", "1KB"])
-def test_a_bad_size_is_refused_before_anything_is_made(tmp_path, size):
+@pytest.mark.parametrize("size", ["lots", "4", "", "180%", "1KB"])
+def test_a_size_that_duckdb_does_not_take_is_refused(tmp_path, size):
     message = "no more mem" if size == "1KB" else f"`memory_limit` is '{size}'; give a size"
     with pytest.raises((ValueError, OSError), match=message):
         run(tmp_path, memory_limit=size)
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("size", ["1GB", "512 MiB", "2.5gb", "80%", "900000000B"])
-def test_sizes_of_memory_are_those_of_duckdb(size):
-    check_memory_limit(size)
-    duckdb.connect(config={"memory_limit": size})
 
 
 @pytest.mark.parametrize("rows", [0, -1, 2.5, True, 10**30, "many"])
@@ -107,9 +94,8 @@ def with_more(path, *names):
 
 
 COLUMNS = {
-    "a column twice": (lambda folder: with_more(folder / "a.parquet", "item"), "columns 'item' and 'item'"),
-    "another case": (lambda folder: with_more(folder / "a.parquet", "Item"), "columns 'item' and 'Item'"),
-    "of the path too": (lambda folder: with_more(folder / "log/group=a/a.parquet").parents[1], "'group' and"),
+    "a file": (lambda folder: with_more(folder / "a.parquet", "item"), "a.parquet has 2 columns 'item'"),
+    "its path": (lambda folder: with_more(folder / "log/group=a/a.parquet").parents[1], "has 2 columns 'group'"),
     "a frame": (lambda folder: pd.concat([make_log(), make_log()[["item"]]], axis=1), "table has 2 columns 'item'"),
 }
 
@@ -121,9 +107,11 @@ def test_two_columns_of_one_name_are_refused(tmp_path, make, message):
     assert not (tmp_path / "out").exists()
 
 
-def test_other_columns_may_have_one_name(tmp_path):
-    log = with_more(tmp_path / "log.parquet", "note", "note", "Note")
-    assert run(tmp_path, log).counts["events"] == len(make_log())
+def test_other_columns_may_have_one_name_and_case_tells_names_apart(tmp_path):
+    log = with_more(tmp_path / "log.parquet", "note", "note", "ITEM")
+    run(tmp_path, log)
+    run(tmp_path, name="frame")
+    assert read_rows(tmp_path) == read_rows(tmp_path, "frame")
 
 
 def bot(number, seed=0):

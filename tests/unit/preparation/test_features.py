@@ -195,7 +195,7 @@ def test_mistake_is_named_with_its_fix(entry, message):
 def test_a_log_without_a_token_type_has_none_to_choose():
     for changes, message in (
         ({"target_token_types": ["buy"]}, "`target_token_types` chooses.*add `token_type"),
-        ({"tasks": ["token_type"]}, "the same for every event"),
+        ({"tasks": ["token_type", "item"]}, "the same for every event"),
         ({"end_of_visit": "event"}, "another meaning"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -3,7 +3,6 @@
 """Leave-one-out instead of dates, and logs whose events have an order and no time."""
 
 from datetime import datetime
-from pathlib import Path
 
 import ibis
 import numpy as np
@@ -30,7 +29,6 @@ from modeling_mcm.data import NO_CUTOFFS, EventSchema, read_schema
 from modeling_mcm.evaluation.cases import find_cases
 from modeling_mcm.preparation import prepare
 
-ROOT = Path(__file__).parents[3]
 DAY = 86_400
 LEFT_OUT = {"cutoffs": "leave_one_out"}
 ORDERED = {

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 from synthetic_log import (
-    SCHEMA,
     TEST,
     VALIDATION,
     load_extractor,
@@ -30,6 +29,8 @@ ROOT = Path(__file__).parents[3]
 
 def test_rows_have_the_documented_order_and_ends(tmp_path):
     log = make_log()
+    alone = log.index[log["session"].isna()]
+    log.loc[alone[:6], "at"], log.loc[alone[6:12], "at"] = VALIDATION, TEST  # the first second of a period
     manifest = run(tmp_path, log)
     ends = 0
     for row in read_rows(tmp_path).values():
@@ -48,6 +49,7 @@ def test_rows_have_the_documented_order_and_ends(tmp_path):
 
 def test_popularity_counts_the_training_period(tmp_path):
     log = make_log()
+    log.loc[:9, "at"] = VALIDATION
     run(tmp_path, log)
     found = pq.read_table(tmp_path / "out" / "popularity.parquet").to_pandas()
     found = found[found.feature == "a.b"].set_index("value")
@@ -55,19 +57,6 @@ def test_popularity_counts_the_training_period(tmp_path):
     assert found["count"].to_dict() == training.group.value_counts().to_dict()
     assert found["target_count"].to_dict() == training[training.kind == "buy"].group.value_counts().to_dict()
     assert found.sort_values("id")["count"].is_monotonic_decreasing
-
-
-def test_cases_are_those_of_a_plain_count(tmp_path):
-    log = make_log(visits=4)
-    counts = run(tmp_path, log).counts
-    target = log[(log.kind == "buy") & (log.item.notna() | log.group.notna())]
-    expected = {"validation_cases": 0, "test_cases": 0}
-    for _, events in target.groupby("user"):
-        between = (events["at"] >= VALIDATION) & (events["at"] < TEST)
-        expected["validation_cases"] += (events["at"] < VALIDATION).sum() >= 3 and between.any()
-        expected["test_cases"] += (events["at"] < TEST).sum() >= 3 and (events["at"] >= TEST).any()
-    assert {key: counts[key] for key in expected} == expected
-    assert 0 < expected["validation_cases"] < 12
 
 
 def test_shards_are_bounded_and_load_as_one_data_set(tmp_path):
@@ -121,26 +110,6 @@ def test_a_customer_of_unknown_values_is_kept(tmp_path):
     assert row["validation_end"] == row["test_end"] == 0
 
 
-def test_an_event_at_the_second_of_a_cutoff_comes_after_it(tmp_path):
-    moments = [cutoff + timedelta(seconds=shift) for cutoff in (VALIDATION, TEST) for shift in (-1, 0, 1)]
-    log = make_log(customers=3, visits=4).assign(user=9)
-    events = [(user, moment, f"i{place}") for user in range(3) for place, moment in enumerate(moments)]
-    added = pd.DataFrame(events, columns=["user", "at", "item"]).assign(kind="buy", group="a", flag=True, price=1.0)
-    added["at"] += pd.to_timedelta([0, 0, 999] * 6, unit="ms")
-    both = pd.concat([log.assign(item="x"), added])
-    features = [{**spec, "min_count": 1} if spec["name"] == "type" else spec for spec in SCHEMA["features"]]
-    schema = schema_with(end_of_visit=None, min_history=1, features=features)
-    counts = run(tmp_path, both, schema).counts
-    vocabulary = load_extractor(tmp_path).vocabularies["type"]
-    assert "i0" in vocabulary and not {"i1", "i2", "i3", "i4", "i5"} & {*vocabulary}
-    rows = read_rows(tmp_path)
-    for user in range(3):
-        assert (rows[str(user)]["validation_end"], rows[str(user)]["test_end"]) == (1, 4)
-        assert len(rows[str(user)]["times"]) == 6
-    own = log["at"].between(VALIDATION, TEST, inclusive="left").sum(), (log["at"] >= TEST).sum()
-    assert (counts["validation_events"], counts["test_events"]) == (9 + own[0], 6 + own[1])
-
-
 def test_profiles_of_no_customer_give_a_warning_with_both_ids(tmp_path, monkeypatch, capfd):
     said = []
     monkeypatch.setattr(logging.get_logger("modeling_mcm.preparation.tables"), "warning", said.append)
@@ -150,6 +119,17 @@ def test_profiles_of_no_customer_give_a_warning_with_both_ids(tmp_path, monkeypa
     prepare(make_log(), schema_with(), tmp_path / "other", profile=people)
     assert "profiles have ids such as 'household 0', the events such as '0'. Write them alike." in said[-1]
     assert "Preparing" not in capfd.readouterr().err  # no bar where the output is no terminal
+
+
+def test_days_between_visits_are_those_of_the_training_period(tmp_path):
+    log = make_log()
+    run(tmp_path, log)
+    training = log[log["at"] < VALIDATION]
+    visit = training["session"].astype(str).where(training["session"].notna(), training["at"].astype(str))
+    starts = training.groupby(["user", visit])["at"].min().reset_index().sort_values(["user", "at"])
+    days = starts.groupby("user")["at"].diff().dropna() / timedelta(days=1)
+    edges = np.quantile(days, [0.25, 0.5, 0.75])
+    np.testing.assert_allclose(load_extractor(tmp_path).bins["days_since_visit"], edges)
 
 
 def test_the_measures_are_those_of_a_loop(tmp_path):

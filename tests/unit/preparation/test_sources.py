@@ -15,7 +15,7 @@ from synthetic_log import load_extractor, make_log, make_profile, read_rows, run
 from modeling_mcm.data import EventSchema
 from modeling_mcm.data.schema import TextFormat
 from modeling_mcm.preparation import prepare, sources
-from modeling_mcm.preparation.sources import SourceTable, describe
+from modeling_mcm.preparation.sources import InputFiles, SourceTable, describe
 
 HEADING = "user,at,item,price\n"
 GOOD = "".join(f"u{place:03},2024-0{1 + place % 4}-0{1 + place % 9},i{place % 7},{place}.5\n" for place in range(50))
@@ -116,7 +116,11 @@ FILES = {
     "an open quote in the heading": ("log.csv", encoded('"', TEXT), "line 1: a quote opens a field and does not"),
     "carriage returns alone": ("log.csv", TEXT.replace("\n", "\r").encode(), "line 1: a carriage return stands"),
     "no heading": ("log.csv", GOOD.encode(), "no column 'user'"),
-    "a column twice": ("log.csv", TEXT.replace("\n", ",x\n").replace(",x", ",item", 1).encode(), "'item' and 'item'"),
+    "a column twice": (
+        "log.csv",
+        TEXT.replace("\n", ",x\n").replace(",x", ",item", 1).encode(),
+        "has 2 columns 'item'",
+    ),
     "a cut gzip": ("log.csv.gz", gzip.compress(LONG)[:-4], "log.csv.gz is cut off or damaged after line [0-9]"),
     "a damaged gzip": ("log.csv.gz", damaged(gzip.compress(LONG)), "log.csv.gz.* line "),
     "a cut xz": ("log.csv.xz", lzma.compress(LONG)[:-10], "xz is cut off or damaged after line"),
@@ -254,6 +258,12 @@ def test_folders_lists_and_addresses_give_the_same_rows(store, tmp_path):
         assert read_rows(tmp_path, str(place)) == read_rows(tmp_path, "frame"), source
 
 
+def test_parts_of_a_path_are_columns():
+    files = InputFiles("/log=1", (), "csv", None)
+    path = "/log=1/place=a%20b/day=__HIVE_DEFAULT_PARTITION__/month=01/part=1.csv"
+    assert files.path_columns(path) == {"place": "a b", "day": None, "month": "01"}
+
+
 def test_what_is_wrong_with_one_file_of_many_is_named(store, tmp_path):
     write_months(make_log(), tmp_path / "log")
     (tmp_path / "empty").mkdir()
@@ -272,6 +282,15 @@ def test_what_is_wrong_with_one_file_of_many_is_named(store, tmp_path):
     ):
         with pytest.raises(error, match=message):
             SourceTable(source, "event")
+
+
+def test_a_type_that_changes_between_files_is_refused_where_it_is_read(tmp_path):
+    log = make_log()
+    log.to_parquet(tmp_path / "a.parquet")
+    log.astype({"price": str}).to_parquet(tmp_path / "b.parquet")
+    with pytest.raises(ValueError, match="'price' of the event files is double in .*a.parquet and string in .*b.parq"):
+        SourceTable(tmp_path, "event", ["price"])
+    SourceTable(tmp_path, "event", ["item"])
 
 
 def test_what_was_read_is_told_apart(store, tmp_path):

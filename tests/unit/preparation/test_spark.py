@@ -108,17 +108,6 @@ def test_what_spark_cannot_read_is_named(connection, tmp_path):
         read_log(tmp_path / "log.parquet", schema_with(), tmp_path, connection)
 
 
-def test_a_schema_that_changes_between_files_is_refused_where_it_is_read(connection, tmp_path):
-    log = make_log().astype({"at": "datetime64[us]"})
-    log.to_parquet(tmp_path / "a.parquet")
-    log.astype({"price": str}).to_parquet(tmp_path / "b.parquet")
-    paths = [tmp_path / "a.parquet", f"file://{tmp_path}/b.parquet"]
-    with pytest.raises(ValueError, match="'price' of the event files is double in .*a.parquet and string in .*b.parq"):
-        read_log(paths, schema_with(), tmp_path, connection)
-    features = [spec for spec in SCHEMA["features"] if spec["name"] != "price"]
-    assert len(read_log(paths, schema_with(features=features), tmp_path, connection)[0]) == 2 * len(log)
-
-
 def test_the_error_of_a_worker_is_raised(connection):
     def fail(group, rows):
         raise OSError(28, f"No space left on device for group {group}")
