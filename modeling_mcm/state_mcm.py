@@ -224,10 +224,10 @@ class CustomerState(nn.Module):
         gaps = torch.stack([since_last, since_first, since_last / (gap + 0.5), gap], -1)
         return torch.cat([*sums, *by_value(few, weights), gaps, *values], -1).clamp_(min=0).log1p_()
 
-    def standardised(self, counts: torch.Tensor, indices: slice | torch.Tensor = slice(None)) -> torch.Tensor:
+    def standardised(self, counts: torch.Tensor) -> torch.Tensor:
         """Standardises counts: z = (counts - mean) / std, clipped."""
-        mean, std = self.mean[indices], self.std[indices].clamp(min=MIN_STD)
-        return (counts - mean).div_(std).clamp_(-LARGEST_Z, LARGEST_Z)  # in place: there may be many thousand counts
+        std = self.std.clamp(min=MIN_STD)
+        return (counts - self.mean).div_(std).clamp_(-LARGEST_Z, LARGEST_Z)  # in place: there may be many thousands
 
     def forward(self, counts: torch.Tensor) -> torch.Tensor:
         """Computes the state, of shape `(..., S)`, from counts of shape `(..., numbers)`."""

@@ -4,7 +4,7 @@
 
 Each baseline is fitted on the training period, which are the events before the validation cutoff, also if it is
 evaluated at the test cutoff. Scoring reads each customer's history up to the cutoff of the evaluation, and nothing
-after it. `gbdt.py` has one more baseline; `comparison.py` has their names. They need SciPy (the extra `evaluation`).
+after it. `gbdt.py` has one more baseline; `comparison.py` has their names.
 Scores are float32, of shape `(customers, V)`; the scores of the ids 0 (missing) and 1 (unknown) are 0. A very small
 multiple of the popularity is added, which ranks labels with equal counts or none.
 

@@ -6,7 +6,7 @@
     results["MCM"] = model_values(model, extractor, rows, cases, ["product_type"])  # model.py
     warnings = baseline_warnings(collect_values(results, "next_visit_ndcg@10"))
 
-To compute metrics, SciPy is needed (the extra `evaluation`), and for `lightgbm` the extra `gbdt`.
+The baseline `lightgbm` needs the extra `gbdt`.
 """
 
 import importlib.util
@@ -160,8 +160,7 @@ def baseline_warnings(values: Mapping[str, Mapping[str, NDArray]], metric: str =
             ours = values[OURS].get(task)
             if baseline == OURS or ours is None:
                 continue
-            # NaN is not equal to itself.
-            if ours.shape == theirs.shape and not ((ours == ours) & (theirs == theirs)).any():
+            if ours.shape == theirs.shape and np.isnan(ours + theirs).all():
                 continue
             difference = paired_difference(ours, theirs)
             if difference.mean < 0:

@@ -12,12 +12,11 @@ import pytest
 import torch
 import yaml
 from choices import EXTENDED, TINY, from_data
-from corner_shop import TEST, find_customer
+from corner_shop import TEST
 from folders import assert_same_weights, changed_weights
 from in_process import call
 from serving_client import as_requests, make_client, make_service
 from sklearn.metrics import roc_auc_score
-from transformers import pipeline
 
 from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForActionRecommendation, MCMForMultiTaskRecommendation
 from modeling_mcm.data import PreparedManifest, load_prepared
@@ -143,19 +142,6 @@ def test_evaluation_prints_and_writes_a_table(tuned, pretrained, prepared, offer
     assert "| conversion: MCM fine-tuned | " in (tmp_path / "table.md").read_text()
     command("run_evaluate", "--model", pretrained, *options, fails="this needs an MCMForActionRecommendation")
     command("run_evaluate", "--model", tuned, *options[:2], fails="is an MCMForActionRecommendation")
-
-
-def test_all_customers_are_scored_from_the_end_of_the_log(tuned, prepared, offers, event_log, tmp_path, command):
-    words = ["--model", tuned, "--data", prepared, "--output_dir", tmp_path / "out"]
-    command("run_predict", *words, "--actions", offers / "actions.parquet")
-    found = pd.read_parquet(tmp_path / "out").set_index("customer_id")
-    assert list(found.columns) == ["conversion", "conversion_scores"] and len(found) == 34
-    actions = pd.read_parquet(offers / "actions.parquet").to_dict("records")
-    end = event_log["when"].max() + pd.Timedelta(seconds=1)
-    answer = pipeline("action-scores", model=str(tuned))(find_customer(event_log, "c07"), actions=actions, time=end)
-    wanted = {offer["action_id"]: offer["conversion"] for offer in answer}
-    assert dict(zip(*found.loc["c07"], strict=True)) == pytest.approx(wanted, abs=1e-5)
-    assert (np.diff(np.stack(found["conversion_scores"])) <= 0).all()
 
 
 def test_the_service_answers_offers_and_nothing_else(tuned, event_log, tmp_path):
