@@ -74,7 +74,8 @@ def read_actions(actions: Any, time_zone: str) -> RawActions:
     with naming("The actions"):
         table = None if isinstance(actions, str) else read_table(actions)
         if not table or not len(next(iter(table.values()))):
-            raise ValueError(f"found {actions!r}, expected a list of dicts with `action_id` and columns of the log")
+            found = repr(actions) if table is None else "no rows"
+            raise ValueError(f"found {found}, expected a table or a list of dicts: `action_id` and columns of the log")
         check_columns([*table], ["action_id"], "The actions have")
         with naming("column 'action_id'"):
             ids = np.array(to_ids(table.pop("action_id")), object)

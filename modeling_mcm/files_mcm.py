@@ -291,7 +291,7 @@ def check_files(folder: Any) -> None:
     for file in (path / CONFIG_NAME, *filter(Path.exists, [extractor]), *weights):
         if fault := damage(file):
             raise CheckpointError(f"{fault}: copy it again, or give an earlier checkpoint.")
-    if not weights and not [*path.glob("pytorch_model*.bin"), *path.glob("adapter_model*")]:
+    if not weights:
         raise CheckpointError(f"{folder} has no model.safetensors: give the folder that a training wrote.")
 
 

@@ -146,7 +146,8 @@ class Predictor:
         columns |= outputs.forecasts if forecasts else {}
         for task in tasks:
             candidates = candidates or self.all_labels
-            seen = [_read_labels(row, task, as_of) for row in rows] if candidates.needs_seen else None
+            ids = f"feature_{task}" if candidates.excludes_seen else f"task_{task}"  # of all events, or of targets
+            seen = [_read_labels(row[ids], row, as_of) for row in rows] if candidates.needs_seen else None
             size = k[task] if isinstance(k, Mapping) else k
             customers = [row.get("customer_id") for row in rows]
             best = candidates.choose(task, outputs.logits[task], size, seen, customers, horizon_days)
@@ -214,9 +215,8 @@ def describe_offers(columns: Columns, action_ids: Iterable[str], row: int = 0) -
     ]
 
 
-def _read_labels(row: Mapping[str, Any], task: str, as_of: float | None) -> NDArray[np.int64]:
-    """Label ids of a history."""
-    labels = row[f"task_{task}"]
+def _read_labels(labels: NDArray[np.int64], row: Mapping[str, Any], as_of: float | None) -> NDArray[np.int64]:
+    """Label ids of a history, of all that are in its row."""
     return labels if as_of is None else labels[row["times"] <= as_of]
 
 

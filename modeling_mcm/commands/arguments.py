@@ -8,6 +8,7 @@ Options come from flags, or from one YAML file whose values later flags replace.
 import argparse
 import dataclasses
 import difflib
+import dis
 import json
 import logging
 import sys
@@ -15,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any, cast
 
 import datasets
@@ -30,26 +32,37 @@ from modeling_mcm.option import option
 
 ENGINES = ["duckdb", "spark"]
 MEMORY_LIMIT = "Memory that DuckDB may use before it writes temporary data to disk."  # help of --memory_limit
+DEBUG = "--debug"  # as the last word, for `TrainingArguments` have an option of this name that needs a value
 YAML_BOOL = "tag:yaml.org,2002:bool"
-
-
-EXPLAINED = (ValueError, OSError, ImportError, StrictDataclassError)  # errors whose message is a sentence
-# All errors that input causes. The others say less of themselves, so a message has the name of their type.
-EXPECTED = (*EXPLAINED, RuntimeError, ArithmeticError, MemoryError, SafetensorError, pa.ArrowException)
+# Errors of libraries that the machine or a file causes, not a fault in the program.
+EXPECTED = (OSError, MemoryError, StrictDataclassError, SafetensorError, pa.ArrowException)
 
 
 @contextmanager
 def report_errors() -> Iterator[None]:
-    """A context in which progress is written to standard error, and errors that input causes end the process with
-    their message instead of a traceback. Raises `SystemExit` with the name of the command and the error's message."""
-    logging.getLogger("modeling_mcm").setLevel(logging.INFO)
-    cast(logging.Handler, logging.lastResort).setLevel(logging.INFO)
+    """A context in which progress is written to standard error, and an error that this package raises, or that input
+    causes, ends the process with its message; a fault in the program keeps its traceback, and with --debug any error.
+    Raises `SystemExit` with the name of the command and the error's message."""
+    logger, handler = logging.getLogger("modeling_mcm"), logging.StreamHandler()
+    logger.addHandler(handler)
     try:
         yield
-    except EXPECTED as error:
-        is_own = isinstance(error, EXPLAINED) or type(error).__module__.startswith("modeling_mcm")
-        words = str(error) if is_own else f"{type(error).__name__}: {error}"
-        raise SystemExit(f"{Path(sys.argv[0]).stem}: {words}") from error
+    except Exception as error:
+        if logger.isEnabledFor(logging.DEBUG) or not (_is_raised_here(error) or isinstance(error, EXPECTED)):
+            raise
+        raise SystemExit(f"{Path(sys.argv[0]).stem}: {str(error) or type(error).__name__}") from error
+    finally:
+        logger.removeHandler(handler)
+
+
+def _is_raised_here(error: BaseException) -> bool:
+    """Whether a `raise` of this package made an error, so that its message is a sentence. In a frame of ours, torch
+    and numpy can fail too; then the frame is not at a `raise`."""
+    trace = cast(TracebackType, error.__traceback__)
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    operation = dis.opname[trace.tb_frame.f_code.co_code[trace.tb_lasti]]
+    return operation == "RAISE_VARARGS" and trace.tb_frame.f_globals["__name__"].startswith("modeling_mcm.")
 
 
 @dataclass
@@ -122,7 +135,7 @@ def named_options() -> set[str]:
             words += [
                 word for name, value in read_yaml(words[0], RecipeLoader).items() for word in _as_flags(name, value)
             ]
-    return {word.lstrip("-").partition("=")[0] for word in words if word.startswith("--")}
+    return {word.lstrip("-").partition("=")[0] for word in words if word.startswith("--")} - {"debug"}
 
 
 def parse_options(
@@ -139,11 +152,14 @@ def parse_options(
     `ValueError` of a dataclass.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = words[-1:] == [DEBUG]
+    words = words[: len(words) - debug]
+    logging.getLogger("modeling_mcm").setLevel(logging.DEBUG if debug else logging.INFO)
     option_classes = (*option_classes, ProgressOptions)
     parser = HfArgumentParser(
         option_classes,
         description=description,
-        usage="%(prog)s [recipe.yaml] [--option value ...]",
+        usage="%(prog)s [recipe.yaml] [--option value ...] [--debug]",
         formatter_class=HelpFormatter,
         allow_abbrev=False,
     )

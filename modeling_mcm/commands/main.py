@@ -27,7 +27,8 @@ def usage() -> str:
     """Writes the text that `mcm --help` shows."""
     lines = ["usage: mcm COMMAND [recipe.yaml] [--option value ...]", ""]
     lines += [f"  {name:<10}{what}" for name, what in COMMANDS.items()]
-    return "\n".join([*lines, "", "`mcm COMMAND --help` shows a command's options; `mcm --version` the version."])
+    last = "`mcm COMMAND --help` shows a command's options; with --debug as last word an error keeps its traceback."
+    return "\n".join([*lines, "", last])
 
 
 def main() -> None:
@@ -43,7 +44,8 @@ def main() -> None:
     else:
         sys.argv = [f"mcm {name}", *words]
         if name == "start":  # pre-training without an encoder
-            name, sys.argv = "pretrain", [*sys.argv, "--encoder=none"]
+            name = "pretrain"
+            sys.argv.insert(len(sys.argv) - (sys.argv[-1] == "--debug"), "--encoder=none")
         try:
             importlib.import_module(f"modeling_mcm.commands.{name}").main()
         except ImportError as error:  # the message names the package and its extra

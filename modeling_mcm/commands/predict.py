@@ -194,7 +194,10 @@ def _totals(options: PredictionOptions, model: Any) -> list[str]:
     for quantity in options.total:
         for days in options.forecast_days or [MONTH]:
             found = forecast_total(model, data, quantity, days, batch_size=options.batch_size)
-            errors = ", ".join(f"{past.error:+.0%} from {past.as_of:%Y-%m-%d}" for past in found.past)
+            errors = ", ".join(
+                f"{f'{past.error:+.0%}' if past.actual else 'nothing came'} from {past.as_of:%Y-%m-%d}"
+                for past in found.past
+            )
             words = f"{quantity} in {days:g} days from {found.as_of:%Y-%m-%d}: {found.expected:,.0f}"
             lines.append(f"{words}; errors of the same forecast before: {errors}")
     return lines

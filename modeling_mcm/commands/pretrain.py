@@ -33,10 +33,10 @@ def main() -> None:
     # The recipe depends on --data, so the options are read twice, first with what most recipes have, as --help shows.
     has_own = {"eval_strategy", "save_strategy"} & named_options()
     options, _, training = parse_options(*option_classes, description=__doc__, defaults={} if has_own else TRAINING)
-    check_launch(training.world_size)
-    if options.data is None:
-        raise SystemExit("--data is missing: give the folder that mcm prepare wrote.")
     with report_errors():
+        check_launch(training.world_size)
+        if options.data is None:
+            raise ValueError("--data is missing: give the folder that mcm prepare wrote.")
         recipe = chosen_recipe(options, named_options())
         options, objective, training = parse_options(*option_classes, description=__doc__, defaults=recipe.training)
         pretrain(options, objective, training, recipe)

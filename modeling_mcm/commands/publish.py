@@ -7,10 +7,11 @@
     ... --min_customers 5       hides values, and pairs of labels, that fewer than 5 customers have (needs --data)
 
 Weights (safetensors), config, feature extractor and code are sent, and nothing else of the checkpoint folder. The card
-takes the training command and its seconds from pretraining.json or finetuning.json, and results from the evaluation. A
-repository that exists gets one new commit, or none if nothing changed; its README.md is replaced. The token is that of
-`hf auth login` or HF_TOKEN. With --data the command counts how many customers have each value; the data set itself is
-never sent. `bash training/runs/model_cards.sh` writes the cards in model_cards/.
+takes the training command and its seconds from the folder's pretraining.json or finetuning.json, and results from its
+evaluation.json, which `mcm evaluate --output_file` writes. A repository that exists gets one new commit, or none if
+nothing changed; its README.md is replaced. The token is that of `hf auth login` or HF_TOKEN. With --data the command
+counts how many customers have each value; the data set itself is never sent. `training/runs/model_cards.sh` writes
+the cards in model_cards/.
 Prefer this command to `Trainer.push_to_hub`, which also sends a pickle of the training arguments.
 """
 
@@ -46,11 +47,6 @@ class PublishingOptions:
 
     model: str = option(help="Folder of the checkpoint to publish.")
     repo_id: str = option(help="Name of the repository on the Hub, such as org/mcm-base.")
-    evaluation: str | None = option(
-        None,
-        "JSON file that `mcm evaluate --output_file` wrote, for the card's results. By default evaluation.json in the "
-        "checkpoint folder, if it is there.",
-    )
     data: str | None = option(
         None, "Folder of the prepared data set of the training, to count the customers of each value."
     )
@@ -60,7 +56,6 @@ class PublishingOptions:
     private: bool = option(False, "Make a private repository; refused if a public one exists.")
     dry_run: bool = option(False, "Show what would be sent, and send nothing.")
     output_dir: str | None = option(None, "New folder to write the files to. By default a temporary one.")
-    card: str | None = option(None, "File to write the model card to as well.")
 
     def __post_init__(self) -> None:
         if self.min_customers is not None and not self.data:
@@ -100,15 +95,13 @@ def _fill_folder(options: PublishingOptions, folder: Path) -> None:
         )
     stored = [path for name in TRAINING_FILES if (path := checkpoint / name).is_file()]
     training = read_json(stored[0], "the record of the training") if stored else None
-    evaluated = Path(options.evaluation or checkpoint / "evaluation.json")
-    wanted = options.evaluation or evaluated.is_file()
-    evaluation = read_json(evaluated, "which --evaluation names") if wanted else None
+    evaluated = checkpoint / "evaluation.json"
+    evaluation = read_json(evaluated, "the evaluation") if evaluated.is_file() else None
     try:
         card = model_card(folder, options.repo_id, training, evaluation, exposure)
     except ValueError as error:
         raise ValueError(f"{evaluated}: {error}") from error
-    for target in filter(None, (str(folder / CARD_NAME), options.card)):
-        write_text(target, f"{card}\n")
+    write_text(folder / CARD_NAME, f"{card}\n")
 
 
 def main() -> None:

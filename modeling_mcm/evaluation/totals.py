@@ -102,18 +102,23 @@ def total_of_rows(
 ) -> GroupTotal:
     """Forecasts the total of the customers of some rows, of a prepared data set or of `MCMFeatureExtractor.encode`.
     `cutoff` is the validation cutoff, and `end` the end of the log, in seconds since 1970-01-01. The result, its
-    errors and the other arguments are those of [`forecast_total`]; its missing weeks are those of the rows."""
+    errors and the other arguments are those of [`forecast_total`]; its missing weeks are those of the rows. Times of
+    the past are before the customers' last event: nothing that came after it is known."""
+    if days < 1:
+        raise ValueError(f"`days` is {days:g}: a total is of 1 day or more.")
     forecasts = model.base_model.select_forecasts([days])
     if not forecasts.are_trained:
         raise MissingForecastsError(model.name_or_path)
     if quantity not in forecasts.quantities:
         raise ValueError(f"No forecasts of {quantity!r}: this checkpoint has those of {forecasts.quantities}.")
-    step = days * SECONDS_PER_DAY
-    starts = [end - step * number for number in range(1, MOST_PAST + 1) if end - step * number >= cutoff]
+    step, latest = days * SECONDS_PER_DAY, max(int(row["times"].max()) for row in rows)
+    starts = [end - step * number for number in range(1, MOST_PAST + 1)]
+    starts = [start for start in starts if cutoff <= start < latest]
     if not starts:
         raise ValueError(
-            f"The log ends {(end - cutoff) / SECONDS_PER_DAY:.1f} days after the validation cutoff, so the error of "
-            f"{days:g} days can't be known: ask for fewer days, or prepare and train with an earlier cutoff."
+            f"The log ends {(latest - cutoff) / SECONDS_PER_DAY:.1f} days after the validation cutoff, so the error "
+            f"of {days:g} days until {_date(end):%Y-%m-%d} can't be known: ask for fewer days or an earlier time, or "
+            "prepare and train with an earlier cutoff."
         )
     predictor = Predictor(model, extractor)
 

@@ -21,6 +21,7 @@ TAGS = ["mcm", "customer-model", "recommendation", "personalization", "sequentia
 PUBLIC = re.compile(r"(?:configuration|training|examples)/")  # files of the project, so their names reveal nothing
 SECRETS = ("token", "secret", "password", "key")
 LEFT_OUT = "..."
+FIRST_EVENT = {"time": "2024-02-10 18:00", "order": 1, "visit": "1"}  # of the example
 # The metrics that a card shows, of next visits, of visits within a horizon, and of offers.
 HEADLINES = ["next_visit_ndcg", "next_visit_recall", "next_event_ndcg"]
 HEADLINES += ["horizon_ndcg", "horizon_recall", "average_precision", "roc_auc", "ndcg", "recall"]
@@ -86,6 +87,19 @@ def _schema_rows(extractor: Mapping[str, Any], stored: Mapping[str, Any], rare: 
             }
         )
     return rows
+
+
+def _example(extractor: Mapping[str, Any], stored: Mapping[str, Any], profile: bool = False) -> dict[str, Any]:
+    """A value that the model knows for each column of an event, or of a customer's profile."""
+    example = {}
+    for feature in extractor["features"]:
+        kind, column = feature.get("kind", "categorical"), feature.get("column") or feature["name"]
+        if bool(feature.get("profile")) == profile and kind in ("categorical", "numeric"):
+            values = stored["vocabularies"].get(feature["name"], ())
+            if column == extractor["token_type"]:
+                values = extractor["target_token_types"]
+            example[column] = next((value for value in values if not value.startswith("[hidden ")), 1)
+    return example
 
 
 def _headline_metrics(metrics: Mapping[str, Any]) -> list[tuple[str, str, int]]:
@@ -183,11 +197,10 @@ def model_card(
     data = known.get("data") or training.get("data") or extractor["name"]
     name, shape = repo_id.split("/")[-1], MCMConfig.from_dict(dict(config))
     prefix = "next " if known else "offers: "
-    columns = [
-        feature.get("column") or feature["name"]
-        for feature in extractor["features"]
-        if not feature.get("profile") and feature.get("kind", "categorical") in ("categorical", "numeric")
-    ]
+    command = training.get("command") or ""
+    if not isinstance(command, str):
+        raise ValueError(f"`command` of the training is {command!r}, expected a text: take it from the training.")
+    event = {extractor[name]: value for name, value in FIRST_EVENT.items() if extractor.get(name)}
     return ModelCard.from_template(
         ModelCardData(
             license="apache-2.0",
@@ -201,16 +214,17 @@ def model_card(
         name=name,
         data=_cell(data),
         config=config,
-        attention=shape.encoder_attention,
-        target=shape.target,
+        shape=shape,
         extractor=extractor,
-        example=list(dict.fromkeys(columns)),
+        event=event | _example(extractor, stored),
+        action={"action_id": "a"} | _example(extractor, stored),
+        profile=_example(extractor, stored, profile=True),
         actions=ACTION_HEAD in config["architectures"],
         features=_schema_rows(extractor, stored, exposure.rare if exposure else {}),
         tasks=[_cell(task) for task in config["tasks"]],
         number_of_values=sum(map(len, stored["vocabularies"].values())),
         training=training,
-        command=scrub_command(training.get("command") or ""),
+        command=scrub_command(command),
         evaluation=known,
         results=_results_table(results) if results else None,
         exposure=exposure,

@@ -83,7 +83,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
         raise FileNotFoundError(f"{path.parent} has no {path.name}, {what}; give the folder that a training wrote.")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no JSON ({error}); write it again.") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, expected an object; write it again.")

@@ -49,6 +49,11 @@ def values(folder):
     (folder / "vocabularies.json").write_text(json.dumps(stored))
 
 
+def pickled(folder):
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
 QUERY = "model.encoder.layer.0.attention.self.query.weight"
 CUT = "has .* bytes and is cut or damaged .* copy it again, or give an earlier checkpoint"
 DAMAGED = {
@@ -80,6 +85,7 @@ DAMAGED = {
         f"config.json ({CUT}|is not a valid JSON file)|config.json' is not a valid JSON",
     ),
     "no config": (without("config.json"), "config.json"),
+    "a pickle alone": (pickled, "has no model.safetensors: give the folder that a training wrote"),
     "a cut extractor": (cut("preprocessor_config.json", 40), f"preprocessor_config.json {CUT}"),
     "an extractor that is nested deeply": (rewritten("preprocessor_config.json", "[" * 10**5), f"config.json {CUT}"),
     "an extractor that is a list": (rewritten("preprocessor_config.json", "[]"), "config.json holds no JSON object"),
@@ -117,6 +123,13 @@ def test_every_entrance_refuses_it(save, extractor, prepared, tmp_path, monkeypa
             read(folder, str(prepared), str(place))
         assert re.search(message, str(refused.value), re.DOTALL), (name, refused.value)
         assert not place.exists(), name
+
+
+def test_a_config_too_deep_to_read_is_named(save):
+    folder = save()
+    Path(folder, "config.json").write_text("[" * 10**5)
+    with pytest.raises(CheckpointError, match=f"config.json {CUT}"):
+        MCMModel.from_pretrained(folder)
 
 
 @pytest.mark.parametrize("name", ["./absent", "/absent/checkpoint", "runs/absent/checkpoint-5", "runs/absent"])

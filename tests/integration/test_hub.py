@@ -122,8 +122,7 @@ def test_publishing_again_makes_a_commit_only_where_something_changed(push, hub,
 
 
 def test_a_dry_run_shows_what_would_be_sent_and_calls_no_one(push, hub, tmp_path):
-    said = push("--dry_run", "--output_dir", tmp_path / "kept", "--card", tmp_path / "card.md", token=None)
-    assert (tmp_path / "card.md").read_text() == (tmp_path / "kept" / "README.md").read_text()
+    said = push("--dry_run", "--output_dir", tmp_path / "kept", token=None)
     assert "Nothing was sent" in said and "model.safetensors" in said and "training_args" not in said
     assert not hub.calls
     names = [path.name for path in (tmp_path / "kept").iterdir()]
@@ -149,7 +148,6 @@ def test_the_example_publishes_and_reads_back(hub, checkpoint, capsys, monkeypat
         (["--data", "nowhere"], "--data is 'nowhere', which is no folder"),
         (["--data", "docs"], "docs"),
         (["--model", "runs/nowhere"], "--model is 'runs/nowhere', which is no folder"),
-        (["--evaluation", "nowhere.json"], "nowhere.json"),
         (["--privat"], "did you mean 'private'"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",

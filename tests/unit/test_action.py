@@ -272,8 +272,9 @@ def test_bad_actions_are_refused(action_model, extractor, tiny_config, tmp_path)
         encoded(tiny_config(), {"action_id": "three"})
     with pytest.raises(ValueError, match="The actions have no column 'action_id'; they have item"):
         encoded(tiny_config(), {"item": "item 03"})
-    with pytest.raises(ValueError, match="expected a list of dicts"):
-        encoded(tiny_config())
+    for none in ([], pd.DataFrame({"action_id": [], "item": []}), pd.DataFrame()):
+        with pytest.raises(ValueError, match=r"The actions: found (\[\]|no rows), expected a table or a list"):
+            encode_actions(extractor, tiny_config(), none)
     with pytest.raises(ValueError, match="There are no offers"):
         action_model()(torch.full((1, 2, len(extractor.feature_names)), FIRST_LABEL))
     action_model().save_pretrained(tmp_path)

@@ -76,8 +76,9 @@ def test_every_entrance_chooses_as_filtering_by_hand(
     live.add(customer["events"])
     every = live.scores(tasks=[TASK], k=100)[TASK]
     events = pd.DataFrame(customer["events"])
-    seen = set(events[events["action"].isin(extractor.target_token_types)]["item"].dropna())
-    assert seen and set(STOCK["item"]) - seen
+    seen = set(events["item"].dropna())
+    bought = events[events["action"].isin(extractor.target_token_types)]["item"].dropna()
+    assert set(STOCK["item"]) - seen and seen > set(bought)
     groups = dict(zip(STOCK["item"], STOCK["aisle"], strict=True))
     expected = by_hand(every, 8, set(STOCK["item"]), seen, groups, 2)
     assert len(expected) > 3

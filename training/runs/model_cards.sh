@@ -12,6 +12,8 @@ for name in mcm-tiny mcm-base; do
         training/run_pretrain.py configuration/recipes/quickstart.yaml --config "configuration/$name" \
         --output_dir "runs/$name"
     python training/run_evaluate.py --model "runs/$name" --data "$data" --output_file "runs/$name/evaluation.json"
+    rm -rf "runs/$name/published"
     python training/push_to_hub.py --model "runs/$name" --repo_id "org/$name" --data "$data" --dry_run \
-        --card "model_cards/$name.md"
+        --output_dir "runs/$name/published"
+    cp "runs/$name/published/README.md" "model_cards/$name.md"
 done

@@ -6,10 +6,13 @@ from dataclasses import dataclass, field
 
 import datasets
 import pytest
+import torch
 from transformers import TrainingArguments
 from transformers.utils import logging
 
-from modeling_mcm.commands.arguments import parse_options
+from modeling_mcm.commands.arguments import parse_options, report_errors
+from modeling_mcm.events_mcm import read_zone
+from modeling_mcm.files_mcm import some
 
 
 @dataclass
@@ -123,6 +126,22 @@ def test_an_option_twice_in_a_recipe_is_refused(parse, recipe, capsys):
     with pytest.raises(SystemExit):
         parse(recipe("output_dir: a\nrate: 1\noutput_dir: b\n"))
     assert "line 3, column 1 is not valid YAML: the key 'output_dir' stands in line 1 too" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("fail", "words", "expected"),
+    [
+        (lambda: read_zone("nowhere"), (), SystemExit),
+        (lambda: open("nowhere"), (), SystemExit),
+        (lambda: read_zone("nowhere"), ("--debug",), ValueError),
+        (lambda: torch.zeros(2) @ torch.zeros(3), (), RuntimeError),
+        (lambda: some(None), (), TypeError),  # in a line of the package
+    ],
+)
+def test_a_fault_in_the_program_keeps_its_traceback_and_other_errors_are_sentences(fail, words, expected):
+    parse_options(description=None, arguments=words)
+    with pytest.raises(expected), report_errors():
+        fail()
 
 
 def test_progress_bars_can_be_switched_off(tmp_path):

@@ -94,6 +94,7 @@ def test_missing_weeks_are_told(model, prepare_log, event_log, monkeypatch):
 WRONG = {
     "a quantity": ({"quantity": "price"}, "No forecasts of 'price': this checkpoint has those of"),
     "a long horizon": ({"days": 200}, "The log ends .* days after the validation cutoff, so the error of 200 days"),
+    "no day": ({"days": 1e-9}, "`days` is 1e-09: a total is of 1 day or more"),
     "too long": ({"days": 9999}, "No forecast for 9999 days"),
     "a customer": ({"customers": ["nobody"]}, "No customer 'nobody'"),
     "nobody": ({"customers": []}, "`customers` is empty"),

@@ -7,12 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from huggingface_hub import ModelCard
 
 from modeling_mcm import MCMForActionRecommendation
 from modeling_mcm.data import load_prepared
 from modeling_mcm.hub import Exposure, customers_per_value, model_card, rare_values, write_upload_folder
-from modeling_mcm.hub.card import result_rows, scrub_command
+from modeling_mcm.hub.card import scrub_command
 from modeling_mcm.hub.privacy import hide_values
 
 TRAINING = {
@@ -63,7 +64,10 @@ def published(tiny_model, extractor, tmp_path):
 
     def write(offers=False):
         model = tiny_model(extended=True)
-        (MCMForActionRecommendation(model.config) if offers else model).save_pretrained(tmp_path / "checkpoint")
+        if offers:
+            model = MCMForActionRecommendation(model.config)
+            torch.nn.init.normal_(model.action_head.output)  # as if it was trained
+        model.save_pretrained(tmp_path / "checkpoint")
         extractor.save_pretrained(tmp_path / "checkpoint")
         write_upload_folder(tmp_path / "checkpoint", tmp_path / "published")
         return tmp_path / "published"
@@ -130,9 +134,25 @@ def test_the_card_of_a_checkpoint_of_which_nothing_is_known(published):
     assert metadata.eval_results is None
 
 
-def test_an_evaluation_of_another_kind_is_refused():
-    with pytest.raises(ValueError, match="not what `mcm evaluate` writes"):
-        result_rows({"results": {"MCM": {"items": {"next_visit_ndcg@10": 0.3}}}})
+@pytest.mark.parametrize("offers", [False, True], ids=["tasks", "offers"])
+def test_the_example_of_a_card_runs(offers, published, capsys):
+    folder = published(offers)
+    code = re.search(r"```python\n(.*?)```", str(model_card(folder, "org/mcm")), flags=re.DOTALL)[1]
+    exec(code.replace('"org/mcm"', repr(str(folder))), {})
+    shape, *answers = capsys.readouterr().out.splitlines()
+    assert f"print(embed(customer).shape)  # {shape}\n" in code and len(answers) == 1 + offers
+
+
+@pytest.mark.parametrize(
+    ("training", "evaluation", "message"),
+    [
+        (None, {"results": {"MCM": {"items": {"next_visit_ndcg@10": 0.3}}}}, "not what `mcm evaluate` writes"),
+        ({"command": ["mcm", "pretrain"]}, None, r"`command` of the training is \['mcm', 'pretrain'\], ex"),
+    ],
+)
+def test_what_a_card_can_not_tell_is_refused(training, evaluation, message, published):
+    with pytest.raises(ValueError, match=message):
+        model_card(published(), "org/mcm", training, evaluation)
 
 
 @pytest.mark.parametrize(

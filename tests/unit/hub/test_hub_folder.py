@@ -106,7 +106,7 @@ def read_customers(folder):
     ("spoil", "error", "message"),
     [
         (lambda folder: (folder / "config.json").unlink(), FileNotFoundError, "has no config.json"),
-        (lambda folder: (folder / "vocabularies.json").write_text("["), ValueError, "is no JSON"),
+        (lambda folder: (folder / "vocabularies.json").write_text("[" * 10**5), ValueError, "is no JSON"),
         (lambda folder: (folder / "vocabularies.json").write_text("{}"), ValueError, "has no .'bins', 'vocabularies'"),
         (lambda folder: (folder / "config.json").write_text("[]"), ValueError, "holds a list"),
         (lambda folder: edit(folder / "config.json", lambda v: v.update(model_type="bert")), ValueError, "'bert'"),
