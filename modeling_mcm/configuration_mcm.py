@@ -172,7 +172,7 @@ class MCMConfig(PreTrainedConfig):
     add_cross_attention = False
     pad_token_id = 0
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         if not self.features:
             self.features = list(PAPER_FEATURES)
             self.vocabulary_sizes = self.vocabulary_sizes or list(PAPER_FEATURES.values())
@@ -246,7 +246,7 @@ class MCMConfig(PreTrainedConfig):
         """Size of the customer embedding."""
         return self.state_size or self.hidden_size
 
-    def validate_features(self):
+    def validate_features(self) -> None:
         """Checks that features, vocabulary sizes and tasks fit together; raises a `ValueError` if not."""
         if len(set(self.features)) != len(self.features):
             raise ValueError(f"`features` must be unique, got {self.features}: rename the repeated ones.")
@@ -278,7 +278,7 @@ class MCMConfig(PreTrainedConfig):
         if self.kind_feature not in (None, *self.features):
             raise ValueError(f"`kind_feature` is {self.kind_feature!r}, no feature: expected one of {self.features}.")
 
-    def validate_choices(self):
+    def validate_choices(self) -> None:
         """Checks that each choice is a known one and that choices do not contradict; raises a `ValueError` if not."""
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
@@ -295,7 +295,7 @@ class MCMConfig(PreTrainedConfig):
         if not self.action_outcomes:
             raise ValueError("`action_outcomes` is empty: expected at least one outcome of an offer.")
 
-    def validate_sizes(self):
+    def validate_sizes(self) -> None:
         """Checks that sizes and horizons are in range; raises a `ValueError` if not."""
         for name, (least, most) in LIMITS.items():
             if (size := getattr(self, name)) is not None and not least <= size <= most:

@@ -190,7 +190,7 @@ class MCMEmbeddings(nn.Module):
             return events * weight[..., None], attention_mask.bool()
         if visit_ids is None:
             raise ValueError("encoder_unit='visit' needs `visit_ids`: MCMFeatureExtractor and the collator give them.")
-        batch, length, hidden = events.shape
+        batch, _, hidden = events.shape
         count = cast(int, visit_ids.max().item()) + 1  # not int(...), which can't be compiled
         torch._check(count >= 1)  # tells a compiler that it is a size
         if self.training and self.event_dropout > 0:

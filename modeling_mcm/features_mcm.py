@@ -353,7 +353,7 @@ def _describe_popularity(
 ) -> Columns:
     """How popular the labels are, and whether one is late by what all customers do."""
     tasks, of_labels = len(counts), torch.cat(list(counts), 2)  # (1 or B, 5, C)
-    customers, numbers, columns = of_labels.shape
+    customers, _, columns = of_labels.shape
     of_tasks = torch.stack([of_task[:, ::3].sum(2) for of_task in counts], 2).clamp(min=1)  # (1 or B, 2, T)
     then, task = (0, row % tasks) if customers == 1 else (row // tasks, row % tasks)
 

@@ -241,7 +241,7 @@ def close_visits(batch: RowBatch, stays: NDArray[np.bool_], layout: InputLayout)
         return batch
     columns = {name: batch.column(name) for name in batch.columns}
     for name in columns:
-        if name == "times" or name.startswith("feature_") and name != token:
+        if name == "times" or (name.startswith("feature_") and name != token):
             columns[name] = columns[name].copy()
             columns[name][moved] = np.where(columns[name][moved] != 0, columns[name][moved - 1], 0)
     return RowBatch(columns, batch.lengths)

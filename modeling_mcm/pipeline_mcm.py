@@ -28,6 +28,9 @@ class _Numbered(tuple):
     """A customer and their index in a list of customers, which error messages name."""
 
 
+Parameters = tuple[dict[str, Any], dict[str, Any], dict[str, Any]]  # of preprocess, forward, postprocess
+
+
 class _CustomerPipeline(Pipeline):
     """Base class of the pipelines: encodes customers one by one and pads batches, whose size does not change
     results."""
@@ -90,7 +93,7 @@ class _CustomerPipeline(Pipeline):
         rows = input_tensors["rows"]
         return rows if isinstance(rows, list) else [rows]
 
-    def _sanitize_parameters(self, **options: Any):
+    def _sanitize_parameters(self, **options: Any) -> Parameters:
         """Reads the option of a pipeline that has `as_of` alone."""
         as_of = options.pop("as_of", None)
         if options:
@@ -149,7 +152,7 @@ class CustomerForecastPipeline(_CustomerPipeline):
         if not self._told().are_trained:
             raise MissingForecastsError(self.model.name_or_path)
 
-    def _sanitize_parameters(self, days: Sequence[float] | None = None, **options: Any):
+    def _sanitize_parameters(self, days: Sequence[float] | None = None, **options: Any) -> Parameters:
         chosen = {} if days is None else {"days": self._told(days).days}
         _, forward, _ = super()._sanitize_parameters(**options)
         return {}, forward | chosen, {}
@@ -194,7 +197,7 @@ class PreferenceScoresPipeline(_CustomerPipeline):
         per_group: tuple[str, int] | None = None,
         horizon_days: float | None = None,
         **unknown: Any,
-    ):
+    ) -> Parameters:
         if unknown:
             raise ValueError(
                 f"Unknown options {sorted(unknown)}: preference-scores has `tasks`, `top_k`, `as_of`, `candidates`, "
@@ -280,7 +283,7 @@ class ActionScoresPipeline(_CustomerPipeline):
                 "Fine-tune it to offers first (mcm finetune --offers, docs/fine_tuning.md)."
             )
 
-    def _sanitize_parameters(self, actions: Any = None, time: Any = None, **unknown: Any):
+    def _sanitize_parameters(self, actions: Any = None, time: Any = None, **unknown: Any) -> Parameters:
         if unknown:
             raise ValueError(f"Unknown options {sorted(unknown)}: action-scores has `actions` and `time`.")
         if actions is None:

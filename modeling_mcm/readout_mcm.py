@@ -11,7 +11,7 @@ i <= t, and a running softmax computes it for all t.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +41,7 @@ class RunningReadout(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, z: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, z: torch.Tensor) -> torch.Tensor:
         """Computes the scores of all prefixes, of shape `(U, B, V)`, from z of this shape."""
         s, c = z.clone(), z.clone()
         for t in range(1, len(z)):
@@ -51,7 +51,7 @@ class RunningReadout(torch.autograd.Function):
         return s
 
     @staticmethod
-    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
         """Computes the gradient of z from that of s."""
         z, s, c = ctx.saved_tensors
         g, r = gradient.clone(), gradient * s

@@ -107,17 +107,16 @@ def _fill_folder(options: PublishingOptions, folder: Path) -> None:
 def main() -> None:
     """Reads the options, writes the folder, prints its files and sends it."""
     (options,) = parse_options(PublishingOptions, description=__doc__)
-    with report_errors():
-        with tempfile.TemporaryDirectory(prefix="mcm-publish-") as scratch:
-            folder = Path(options.output_dir or Path(scratch, "folder"))
-            _fill_folder(options, folder)
-            files = files_to_publish(folder)
-            for path in files:
-                print(f"{path.stat().st_size:>14,} bytes  {path.relative_to(folder)}")
-            if options.dry_run:
-                print(f"Nothing was sent. {len(files)} files would go to {options.repo_id}.")
-                return
-            result = publish(folder, options.repo_id, private=options.private)
+    with report_errors(), tempfile.TemporaryDirectory(prefix="mcm-publish-") as scratch:
+        folder = Path(options.output_dir or Path(scratch, "folder"))
+        _fill_folder(options, folder)
+        files = files_to_publish(folder)
+        for path in files:
+            print(f"{path.stat().st_size:>14,} bytes  {path.relative_to(folder)}")
+        if options.dry_run:
+            print(f"Nothing was sent. {len(files)} files would go to {options.repo_id}.")
+            return
+        result = publish(folder, options.repo_id, private=options.private)
     change = "new repository" if result.created else "new commit" if result.changed else "nothing had changed"
     print(f"{result.url} ({change}, commit {result.commit})")
 

@@ -12,7 +12,7 @@ Shapes: B customers, L events (start row included), P prefixes, N labels of a cu
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import datasets
@@ -163,7 +163,7 @@ class LengthGroupedSampler(Sampler):
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[int]:
         generator = np.random.default_rng([self.seed, int(self.epoch)])
         order = generator.permutation(len(self.lengths))
         pool = POOLED_GROUPS * self.group_size

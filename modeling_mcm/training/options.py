@@ -100,7 +100,7 @@ class PretrainingArguments(TrainingArguments):
     )
     best_metric: ClassVar[str] = NEW_LABEL_LOSS  # the default of metric_for_best_model
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.label_names = ["labels"]
         if self.resume_from_checkpoint is not None:
             raise ValueError(

@@ -148,7 +148,7 @@ def test_auto_class_chooses_between_two_heads(make_model, tmp_path):
 
 
 def test_pipeline_gives_probabilities_and_ignores_events_after_now(tuned, event_log, monkeypatch):
-    folder, model = tuned
+    folder, _ = tuned
     predict = pipeline("customer-prediction", model=str(folder))
     events = event_log[event_log["who"] == "c00"]
     found = predict({"events": events.to_dict("list")}, as_of="2018-01-01")
