@@ -7,7 +7,7 @@
     mcm evaluate --model runs/offers --data data/offers/prepared --offers data/offers/raw
 
 A case is a customer with enough history before the cutoff and a visit after it, whose labels are the targets. All
-labels are ranked, unless --filter_seen, --only_new or --horizon_days says otherwise (docs/evaluation.md). The command
+labels are ranked, unless --only_new or --horizon_days says otherwise (docs/evaluation.md). The command
 prints means over customers, each with half of its 95% bootstrap interval; the same by length of history; what the
 lists are like (how much of the catalogue, how popular, how many repeats); and a sentence for each baseline that is
 better than MCM. With --offers the cases are groups of offers (docs/fine_tuning.md).
@@ -74,16 +74,10 @@ class EvaluationOptions:
         f"Baselines to compare with, any of {', '.join(BASELINES)} (lightgbm needs the extra `gbdt`), or "
         "`none`. By default all, but lightgbm only if it is installed and takes less than about five minutes.",
     )
-    filter_seen: bool = option(
-        False,
-        "Leave out of ranking and targets the labels that the customer had in the task before the "
-        "cutoff. This is the usual protocol for catalogues in which nobody takes an item twice.",
-    )
     only_new: bool = option(
         False,
-        "Rank, and take as targets, only labels that the customer never had before the cutoff. The "
-        "ranking is that of --filter_seen; with --horizon_days the metrics say how well the model predicts "
-        "labels that are new to a customer.",
+        "Rank, and take as targets, only labels that the customer never had in the task before the cutoff. This is "
+        "the usual protocol for catalogues in which nobody takes an item twice.",
     )
     horizon_days: float | None = option(
         None,
@@ -119,10 +113,8 @@ class EvaluationOptions:
             raise ValueError("--k and --batch_size must be at least 1.")
         if self.min_history is not None and self.min_history < 1:
             raise ValueError(f"--min_history is {self.min_history}; a case needs at least 1 event before the cutoff.")
-        if self.offers and (self.filter_seen or self.only_new or self.horizon_days):
-            raise ValueError(
-                "--filter_seen, --only_new and --horizon_days are not for --offers: leave them out, or --offers."
-            )
+        if self.offers and (self.only_new or self.horizon_days):
+            raise ValueError("--only_new and --horizon_days are not for --offers: leave them out, or --offers.")
         if wrong := [name for name in self.baselines if name not in BASELINES and name != "none"]:
             raise ValueError(f"No baselines {wrong}; choose from {', '.join(BASELINES)} or none.")
 
@@ -177,7 +169,7 @@ def _evaluate_visits(options: EvaluationOptions) -> Report:
         raise ValueError(f"No tasks {wrong}; the checkpoint has {', '.join(model.config.tasks)}.")
     tasks = options.tasks or list(model.config.tasks)
     cases = comparison_cases(data, options.cutoff, options.min_history, options.horizon_days)
-    if options.filter_seen or options.only_new:
+    if options.only_new:
         cases = unseen_only(data.rows, cases, tasks)
     tasks = [task for task in tasks if task in cases.targets]  # those that have a target left
     label_sizes = {task: model.config.label_sizes[task] for task in tasks}
@@ -211,7 +203,7 @@ def _evaluate_visits(options: EvaluationOptions) -> Report:
     if options.values_file:
         write_values(Path(options.values_file), cases.customer_ids, results)
     report = {"data": data.schema.name, "cutoff": options.cutoff, "cases": len(cases), "protocol": protocol}
-    report |= {name: getattr(options, name) for name in ("horizon_days", "filter_seen", "only_new")}
+    report |= {name: getattr(options, name) for name in ("horizon_days", "only_new")}
     return table, caption, report | {"results": summary(results), "by_history": histories, "lists": properties}, below
 
 

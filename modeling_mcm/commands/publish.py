@@ -86,7 +86,7 @@ def _fill_folder(options: PublishingOptions, folder: Path) -> None:
         exposure = Exposure(least, counted, hidden=options.min_customers is not None)
         if exposure.hidden:
             hidden, shared = rare, shared_pairs(data.rows, extractor, least)
-    pairs = write_upload_folder(checkpoint, folder, hidden, shared).hidden_pairs
+    pairs = write_upload_folder(checkpoint, folder, hidden, shared)
     if exposure and exposure.hidden:
         exposure = replace(exposure, pairs=pairs)
         print(

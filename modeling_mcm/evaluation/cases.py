@@ -271,7 +271,7 @@ def unseen_only(rows: Any, cases: EvaluationCases, tasks: Sequence[str] | None =
     if not targets:
         raise ValueError(
             f"None of {len(cases)} cases has a target that its customer had not seen before the {cases.cutoff} "
-            "cutoff; expected at least one. Evaluate without --filter_seen and --only_new, choose other tasks, or "
+            "cutoff; expected at least one. Evaluate without --only_new, choose other tasks, or "
             "take a longer horizon."
         )
     return replace(cases, targets=targets, seen=seen)

@@ -3,7 +3,7 @@
 """Publishing on the Hugging Face Hub: the folder with the model's code, the card, and the upload."""
 
 from modeling_mcm.hub.card import Exposure, model_card
-from modeling_mcm.hub.folder import UploadFolder, write_upload_folder
+from modeling_mcm.hub.folder import write_upload_folder
 from modeling_mcm.hub.privacy import customers_per_value, rare_values, shared_pairs
 from modeling_mcm.hub.publish import Published, PublishingError, check_name, files_to_publish, publish
 
@@ -11,7 +11,6 @@ __all__ = [
     "Exposure",
     "Published",
     "PublishingError",
-    "UploadFolder",
     "check_name",
     "customers_per_value",
     "files_to_publish",

@@ -70,25 +70,6 @@ def _cell(text: Any) -> str:
     return re.sub(r"([\\|`*<\[])", r"\\\1", str(text)).replace("\n", " ")
 
 
-def _schema_rows(extractor: Mapping[str, Any], stored: Mapping[str, Any], rare: Mapping[str, int]) -> list[dict]:
-    """Rows of the card's table of features."""
-    rows = []
-    for feature in extractor["features"]:
-        name, values = feature["name"], stored["vocabularies"].get(feature["name"])
-        size = "calendar" if values is None else f"{len(values):,} values"
-        rows.append(
-            {
-                "name": _cell(name),
-                "kind": feature.get("kind", "categorical").replace("_", " "),
-                "size": f"{len(stored['bins'][name]) + 1} bins" if name in stored["bins"] else size,
-                "of": "customer" if feature.get("profile") else "event",
-                "task": "yes" if name in extractor["tasks"] else "",
-                "rare": f"{rare[name]:,}" if name in rare else "",
-            }
-        )
-    return rows
-
-
 def _example(extractor: Mapping[str, Any], stored: Mapping[str, Any], profile: bool = False) -> dict[str, Any]:
     """A value that the model knows for each column of an event, or of a customer's profile."""
     example = {}
@@ -220,7 +201,8 @@ def model_card(
         action={"action_id": "a"} | _example(extractor, stored),
         profile=_example(extractor, stored, profile=True),
         actions=ACTION_HEAD in config["architectures"],
-        features=_schema_rows(extractor, stored, exposure.rare if exposure else {}),
+        stored=stored,
+        cell=_cell,
         tasks=[_cell(task) for task in config["tasks"]],
         number_of_values=sum(map(len, stored["vocabularies"].values())),
         training=training,

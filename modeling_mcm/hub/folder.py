@@ -13,7 +13,7 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -143,13 +143,6 @@ def _check_weights(path: Path) -> None:
         raise ValueError(f"{path} has notes {extra} in its header, which would be public; save the model again.")
 
 
-class UploadFolder(NamedTuple):
-    """The written files, sorted by name, and the number of weights of pairs of labels that were left out."""
-
-    files: list[Path]
-    hidden_pairs: int
-
-
 def _hide_pairs(
     weights: Sequence[Path],
     target: Path,
@@ -189,8 +182,9 @@ def write_upload_folder(
     folder: str | Path,
     hidden: Mapping[str, Sequence[str]] | None = None,
     shared: Mapping[str, torch.Tensor] | None = None,
-) -> UploadFolder:
-    """Writes what is published of a checkpoint, except for the card.
+) -> int:
+    """Writes what is published of a checkpoint, except for the card. Returns the number of weights of pairs of labels
+    that were left out.
 
     Args:
         hidden (`dict[str, list[str]]`, *optional*): For each feature the values that are published as placeholders,
@@ -246,4 +240,4 @@ def write_upload_folder(
         shutil.copyfile(path, target / path.name)
     # Once from the written files: what would not load is not published.
     MCMFeatureExtractor.from_pretrained(str(target))
-    return UploadFolder(sorted(target.iterdir()), number)
+    return number

@@ -29,7 +29,7 @@ from modeling_mcm.hub.folder import (
     code_files,
 )
 
-NAMED_FILES = {CARD_NAME, CONFIG_NAME, PREPROCESSOR_NAME, VOCABULARIES_NAME, WEIGHTS_INDEX}
+NAMED_FILES = {CARD_NAME, CONFIG_NAME, PREPROCESSOR_NAME, VOCABULARIES_NAME}
 LOG_IN = "run `hf auth login`, or set HF_TOKEN to a token with the right to write"
 TOKENS = re.compile(r"\bhf_\w{8,}")
 LOGIN = re.compile(r"(?<=://)\S*@")  # a name and a password in an address
@@ -50,21 +50,17 @@ class Published:
     created: bool
 
 
-def is_publishable(name: str) -> bool:
-    """Whether a file of this name is part of a published checkpoint."""
-    return name in NAMED_FILES or bool(WEIGHT_FILES.fullmatch(name)) or name in {path.name for path in code_files()}
-
-
 def files_to_publish(folder: str | Path) -> list[Path]:
     """Lists the files of an upload folder, sorted by name. Raises `PublishingError` if the folder holds another file,
     or lacks one. No file is left out without a message."""
-    paths = sorted(Path(folder).iterdir())
-    if wrong := [path.name for path in paths if not path.is_file() or not is_publishable(path.name)]:
+    paths, known = sorted(Path(folder).iterdir()), NAMED_FILES | {WEIGHTS_INDEX, *(path.name for path in code_files())}
+    names = [path.name for path in paths]
+    if wrong := [name for name in names if name not in known and not WEIGHT_FILES.fullmatch(name)]:
         raise PublishingError(
             f"{folder} holds {', '.join(wrong)}, which a published checkpoint does not: publish a folder that "
             "`write_upload_folder` wrote."
         )
-    if missing := {CARD_NAME, CONFIG_NAME, PREPROCESSOR_NAME, VOCABULARIES_NAME} - {path.name for path in paths}:
+    if missing := NAMED_FILES - {*names}:
         raise PublishingError(f"{folder} has no {', '.join(sorted(missing))}: write it again.")
     return paths
 

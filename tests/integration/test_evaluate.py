@@ -49,9 +49,9 @@ def test_a_model_that_learned_nothing_is_reported(evaluate):
     assert "labels in any list" in said
 
 
-def test_filter_seen_leaves_out_labels_met_before(evaluate, prepared, tmp_path):
+def test_only_new_leaves_out_labels_met_before(evaluate, prepared, tmp_path):
     written = tmp_path / "values.parquet"
-    said, numbers = evaluate("--filter_seen", "true", "--values_file", written, "--baselines", "transitions")
+    said, numbers = evaluate("--only_new", "true", "--values_file", written, "--baselines", "transitions")
     stored = PreparedData(prepared)
     cases = unseen_only(stored.rows, cases_at(stored, "test"), ["items"])
     values = pq.read_table(written, filters=[("task", "=", "items"), ("metric", "=", "next_visit_ndcg@10")])
@@ -59,7 +59,7 @@ def test_filter_seen_leaves_out_labels_met_before(evaluate, prepared, tmp_path):
     has_target = [len(cases.targets["items"][case]) > 0 for case in range(len(cases))]
     assert (~np.isnan(values["value"].to_numpy())).tolist() == 2 * has_target and not all(has_target)
     assert "What the customer has seen before the cutoff is neither ranked nor a target." in said
-    assert numbers["filter_seen"] and numbers["lists"]["MCM"]["items"]["repeats"] == 0
+    assert numbers["only_new"] and numbers["lists"]["MCM"]["items"]["repeats"] == 0
 
 
 def test_cases_of_different_lengths_keep_their_values(tiny_model, extractor, prepared):
@@ -88,7 +88,7 @@ def test_new_labels_of_a_month_are_targets_of_all_methods(evaluate):
         (["--horizon_days", "0"], "--horizon_days is 0; give a positive number of days"),
         (["--min_history", "0"], "--min_history is 0; a case needs at least 1 event"),
         (["--k", "0"], "--k and --batch_size must be at least 1"),
-        (["--offers", "somewhere", "--filter_seen", "true"], "are not for --offers"),
+        (["--offers", "somewhere", "--only_new", "true"], "are not for --offers"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(evaluate, options, message, capsys):

@@ -41,13 +41,6 @@ def test_files_that_travel_are_flat(path):
     assert relative == sorted(first or second for first, second in quoted)
 
 
-def test_no_benchmark_imports_one_that_is_run():
-    texts = {path: path.read_text(encoding="utf-8") for path in (ROOT / "benchmarks").rglob("*.py")}
-    programs = {path.stem for path, text in texts.items() if '\nif __name__ == "__main__":\n' in text}
-    assert "run_results" in programs
-    assert not [(path.name, module) for path in texts for _, module in imports(path) if module in programs]
-
-
 def test_benchmarks_go_through_public_entrances():
     """Those of packages that docs/api.md shows, or commands; nothing below them, and nothing private."""
     shown = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
