@@ -24,7 +24,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *__getattr__("__all__")]
+    return [*globals(), "__all__", *__getattr__("__all__")]
 
 
 class _Registration(MetaPathFinder):
