@@ -42,7 +42,7 @@ def test_a_published_folder_gives_the_same_numbers_without_the_package(
     if actions:
         torch.manual_seed(1)
         model = MCMForActionRecommendation(model.config).eval()
-        torch.nn.init.normal_(model.action_head.output)  # as if it was trained
+        torch.nn.init.normal_(model.action_head.numbers.weight)  # as if it was trained
     model.save_pretrained(checkpoint)
     extractor.save_pretrained(checkpoint)
     write_upload_folder(checkpoint, folder)

@@ -66,7 +66,7 @@ def published(tiny_model, extractor, tmp_path):
         model = tiny_model(extended=True)
         if offers:
             model = MCMForActionRecommendation(model.config)
-            torch.nn.init.normal_(model.action_head.output)  # as if it was trained
+            torch.nn.init.normal_(model.action_head.numbers.weight)  # as if it was trained
         model.save_pretrained(tmp_path / "checkpoint")
         extractor.save_pretrained(tmp_path / "checkpoint")
         write_upload_folder(tmp_path / "checkpoint", tmp_path / "published")
