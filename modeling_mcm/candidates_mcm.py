@@ -301,17 +301,6 @@ class CandidateSet:
         """Values of label ids, new labels included."""
         return [self.values(task)[label - FIRST_LABEL] for label in labels]
 
-    def describe(self, task: str, chosen: ChosenLabels, row: int) -> list[dict[str, Any]]:
-        """A customer's list, best first: `{"label": value, "score": probability among the candidates, "chance": chance
-        that the label comes}`; without the chance where the model has none ([`chances`])."""
-        columns = {"score": chosen.scores, "chance": chosen.chances}
-        known = {name: values[row].tolist() for name, values in columns.items() if values is not None}
-        labels = [label for label in chosen.labels[row].tolist() if label]
-        return [
-            {"label": label} | {name: values[place] for name, values in known.items()}
-            for place, label in enumerate(self.decode(task, labels))
-        ]
-
     # ------------------------------------------------------------------------------------------------- reading tables
 
     def _read(self, given: Any, name: str, others: Sequence[str] = ()) -> dict[str, Sequence[Any]]:

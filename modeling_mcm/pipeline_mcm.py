@@ -21,7 +21,7 @@ from transformers.utils import ModelOutput
 from .action_inputs_mcm import encode_actions
 from .events_mcm import naming, read_zone, to_seconds
 from .forecaster_mcm import CustomerForecasts, MissingForecastsError
-from .predictor_mcm import EMBEDDING, Columns, Predictor, check_chosen, describe_labels, describe_offers
+from .predictor_mcm import EMBEDDING, Columns, Predictor, describe_labels, describe_offers
 
 
 class _Numbered(tuple):
@@ -174,7 +174,7 @@ class PreferenceScoresPipeline(_CustomerPipeline):
     """Ranks the labels that are likely to come next: `pipeline("preference-scores", model=checkpoint)(customer)`.
 
     The result of a customer has for each task a list of `{"label": value, "score": probability among the candidates,
-    "chance": chance that the label comes}`, best first.
+    "chance": chance that the label comes}`, best first; an empty list where no candidate is left.
 
     Options:
         tasks (`list[str]`, *optional*): Names of the tasks. Default: all tasks.
@@ -218,10 +218,8 @@ class PreferenceScoresPipeline(_CustomerPipeline):
         return {}, labels | {name: value for name, value in options.items() if value is not None}, labels
 
     def _forward(self, input_tensors: dict[str, Any], **forward_parameters: Any) -> ModelOutput:
-        rows, questions = self.rows(input_tensors), {"tasks": self.predictor.tasks(), **forward_parameters}
-        columns = self.predictor.ask(rows, **questions)
-        check_chosen(columns, questions["tasks"], [row["where"] for row in rows])
-        return self.pack(columns)
+        questions = {"tasks": self.predictor.tasks(), **forward_parameters}
+        return self.pack(self.predictor.ask(self.rows(input_tensors), **questions))
 
     def postprocess(
         self, model_outputs: ModelOutput, **postprocess_parameters: Any

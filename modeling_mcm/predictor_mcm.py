@@ -18,14 +18,16 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from transformers.utils import logging
 
 from .action_inputs_mcm import EncodedActions
-from .candidates_mcm import CandidateSet, ChosenLabels
+from .candidates_mcm import CandidateSet
 from .events_mcm import events_before
 from .forecaster_mcm import MissingForecastsError
 from .inputs_mcm import until
 from .processing_mcm import MCMFeatureExtractor
 
+logger = logging.get_logger(__name__)
 EMBEDDING = "embedding"
 SCORES, CHANCES = "_scores", "_chances"  # end the columns TASK_scores and TASK_chances
 # Names of the classes of models with a head; those of remote code are other classes of the same names.
@@ -130,6 +132,8 @@ class Predictor:
             `TASK_scores` and, where the checkpoint has them, `TASK_chances`, each `(B, k)`; `embedding` `(B, S)`; and
             forecasts by name, each `(B,)`.
 
+        A customer for whom no candidate is left has none, and a warning says so.
+
         Raises:
             MissingHeadError, MissingForecastsError: If the model has no head for a question.
         """
@@ -151,6 +155,8 @@ class Predictor:
             size = k[task] if isinstance(k, Mapping) else k
             customers = [row.get("customer_id") for row in rows]
             best = candidates.choose(task, outputs.logits[task], size, seen, customers, horizon_days)
+            if candidates is not self.all_labels and not bool(best.labels.any(1).all()):
+                logger.warning_once(f"Some customers have no candidate of {task!r} left: their lists are empty.")
             columns |= {task: best.labels, task + SCORES: best.scores}
             columns |= {} if best.chances is None else {task + CHANCES: best.chances}
         return _finish(columns)
@@ -183,25 +189,19 @@ class Predictor:
         return model(**{name: value.to(self.model.device) for name, value in inputs.items()}, **options)
 
 
-def check_chosen(columns: Columns, tasks: Sequence[str], names: Sequence[str]) -> None:
-    """Raises `ValueError` if no candidate is left for a customer; `names` say in the message who it is."""
-    for task in tasks:
-        is_empty = ~columns[task].any(1)
-        if bool(is_empty.any()):
-            raise ValueError(
-                f"{names[int(is_empty.long().argmax())]}: no candidate of {task!r} is left: give more candidates, or "
-                "exclude less."
-            )
-
-
 def describe_labels(
     columns: Columns, tasks: Sequence[str], candidates: CandidateSet, row: int = 0
 ) -> dict[str, list[dict[str, Any]]]:
-    """A customer's labels of each task, of columns of [`Predictor`]'s `ask`; see [`CandidateSet`]'s `describe`."""
+    """A customer's labels of each task, of columns of [`Predictor`]'s `ask`, best first: `{"label": value, "score":
+    probability among the candidates, "chance": chance that the label comes}`; without the chance where the model has
+    none. A task without a candidate has an empty list."""
     lists = {}
     for task in tasks:
-        chosen = ChosenLabels(columns[task], columns[task + SCORES], columns.get(task + CHANCES))
-        lists[task] = candidates.describe(task, chosen, row)
+        names = {"score": task + SCORES, "chance": task + CHANCES}
+        ids = [label for label in columns[task][row].tolist() if label]
+        values = {"label": candidates.decode(task, ids)}
+        values |= {key: columns[name][row].tolist() for key, name in names.items() if name in columns}
+        lists[task] = [dict(zip(values, entry, strict=True)) for entry in zip(*values.values(), strict=False)]
     return lists
 
 

@@ -49,7 +49,7 @@ class ServeOptions:
     port: int = option(8000, "Port to listen on; 0 for any free port.")
     threads: int = option(1, "Number of torch's threads for one request.")
     limit: float = option(math.inf, "Requests a second that each token may send; more are answered with 429.")
-    log_requests: bool = option(False, "Log each request on stderr; its line names the customer.")
+    log_requests: bool = option(False, "Log each request on stderr, a line of JSON that names the customer.")
     data: str | None = option(
         None,
         "Folder of the prepared data set that the checkpoint was trained on. POST /v1/totals checks forecasts on what "
@@ -90,7 +90,7 @@ def _build(options: ServeOptions) -> tuple[Any, CustomerService]:
     if options.data is not None:
         check_vocabularies(options.data, extractor)
         service.trained_until = PreparedManifest.load(options.data).event_schema.cutoff_seconds("validation")
-    api = create_api(service, token, options.limit)
+    api = create_api(service, token, options.limit, options.log_requests)
     if head is MCMForMultiTaskRecommendation:
         service.worker = WorkerProcess(options.model, service.digest)
     return api, service
@@ -104,8 +104,7 @@ def main() -> None:
             import uvicorn
         api, service = _build(options)
     print(f"{options.model}: {service.store.count():,} customers in {service.store.name}", flush=True)
-    level = "info" if options.log_requests else "warning"
-    uvicorn.run(api, host=options.host, port=options.port, log_level=level, server_header=False)
+    uvicorn.run(api, host=options.host, port=options.port, log_level="warning", server_header=False)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,6 @@ from modeling_mcm.predictor_mcm import (
     EMBEDDING,
     OFFERING,
     Predictor,
-    check_chosen,
     describe_labels,
     describe_offers,
 )
@@ -108,15 +107,14 @@ class LiveCustomer:
         horizon_days: float | None = None,
     ) -> dict[str, list[dict[str, Any]]]:
         """By task (default: all tasks) the `k` labels that are likeliest to come in the next visit, or within
-        `horizon_days`, best first, see [`CandidateSet.describe`]. `candidates`, `exclude` and `per_group` say which
-        labels may be chosen, see [`CandidateSet`]; make a set once for a large table. Raises `ValueError` if a task is
-        unknown, `k` is below 1, no candidate is left, or `as_of` is before the last event."""
+        `horizon_days`, see [`~predictor_mcm.describe_labels`]. `candidates`, `exclude` and `per_group` say which may be
+        chosen, see [`CandidateSet`]; make a set once for a large table. Raises `ValueError` if a task is unknown, `k`
+        is below 1, or `as_of` is before the last event."""
         tasks = self._predictor.tasks(tasks)
         if k < 1:
             raise ValueError(f"`k` is {k}; ask for at least 1 label.")
         chosen = self._predictor.candidates(tasks, candidates, exclude, per_group)
         columns = self._ask(as_of, tasks=tasks, k=k, candidates=chosen, horizon_days=horizon_days)
-        check_chosen(columns, tasks, [self._history.name])
         return describe_labels(columns, tasks, chosen)
 
     def logits(

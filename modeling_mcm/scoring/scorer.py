@@ -226,10 +226,6 @@ class Scorer:
         }
         for task in job.ranked:
             is_label = found[task] > 0
-            if number_empty := int((~is_label.any(1)).sum()):
-                logger.warning(
-                    f"{number_empty} of {number} customers have no candidate of {task!r} left: empty lists."
-                )
             offsets = pa.array(np.append(0, is_label.sum(1).cumsum()).astype(np.int32))
             values = self.values[task].take(pa.array(found[task][is_label]))
             columns[task] = pa.ListArray.from_arrays(offsets, values)

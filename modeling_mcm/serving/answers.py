@@ -86,6 +86,7 @@ class Added(TypedDict):
     known: int
     late: list[str]
     customers: dict[str, int]
+    unknown_values: dict[str, list[str]]
 
 
 class Deleted(TypedDict):

@@ -8,11 +8,14 @@
 # FastAPI reads the annotations of functions below while they are defined: they must not become texts.
 import hmac
 import importlib.metadata
+import json
+import logging
 import math
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Annotated, Any, cast
 from urllib.parse import quote, unquote
 
@@ -26,16 +29,15 @@ from modeling_mcm.predictor_mcm import (
     EMBEDDING,
     OFFERING,
     MissingHeadError,
-    check_chosen,
     describe_labels,
     describe_offers,
 )
 from modeling_mcm.serving import answers
 from modeling_mcm.serving.answers import Deleted, errors
-from modeling_mcm.serving.failures import ServiceError
 from modeling_mcm.serving.service import Batch, CustomerService, Incoming
-from modeling_mcm.serving.store import MAX_ID
+from modeling_mcm.serving.store import MAX_ID, ServiceError
 
+logger = logging.getLogger(__name__)
 MOST_BYTES, MOST_EVENTS = 1_000_000, 1_000  # of a request
 MOST_LABELS, MOST_CUSTOMERS, LARGEST_GROUP = 1000, 100, 1000  # of an answer
 MOST_VISITS = 16  # that an explanation leaves out, one at a time
@@ -59,7 +61,7 @@ class RateLimit:
         return 0.0
 
 
-def create_api(service: CustomerService, tokens: str, limit: float = math.inf) -> Any:
+def create_api(service: CustomerService, tokens: str, limit: float = math.inf, log_requests: bool = False) -> Any:
     """Makes the service's ASGI application, for uvicorn or another server.
 
     Args:
@@ -67,6 +69,7 @@ def create_api(service: CustomerService, tokens: str, limit: float = math.inf) -
         tokens (`str`): The secret that a client must send, at least 16 ASCII characters; or several, with commas
             between them.
         limit (`float`): How many requests a second each token may send.
+        log_requests (`bool`): Whether a line of JSON is logged for each request.
 
     Raises:
         ValueError: If a token is too short or not ASCII.
@@ -85,7 +88,7 @@ def create_api(service: CustomerService, tokens: str, limit: float = math.inf) -
                 "or space around it."
             )
 
-    class Identity(StringConvertor):  # of an id in the path, which is still quoted: see `QuotedPath`
+    class Identity(StringConvertor):  # of an id in the path, which is still quoted: see `Requests`
         def convert(self, value: str) -> str:
             return unquote(value)
 
@@ -113,8 +116,7 @@ def create_api(service: CustomerService, tokens: str, limit: float = math.inf) -
     _add_changes(guarded, service)
     _add_questions(guarded, service)
     api.include_router(guarded, prefix="/v1")
-    api.add_middleware(BodyLimit)
-    api.add_middleware(QuotedPath)
+    api.add_middleware(Requests, is_logged=log_requests)
     _add_metrics(api, service, dependencies=[Depends(check_token)], responses=errors(401, 429))
 
     @api.get("/healthz")
@@ -131,39 +133,38 @@ def create_api(service: CustomerService, tokens: str, limit: float = math.inf) -
     return api
 
 
-class QuotedPath:
-    """An ASGI application around another one that leaves paths quoted, so that an id may hold a slash (%2F)."""
+class Requests:
+    """An ASGI application around another one. It leaves paths quoted, so that an id may hold a slash (%2F), reads at
+    most [`MOST_BYTES`] of a request's body, and logs the request if asked."""
 
-    def __init__(self, app: Any):
-        self.app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        raw = scope.get("raw_path")
-        path = raw.decode("ascii") if raw else quote(scope.get("path", ""))
-        await self.app(scope | {"path": path}, receive, send)
-
-
-class BodyLimit:
-    """An ASGI application around another one that reads at most [`MOST_BYTES`] of a request's body."""
-
-    def __init__(self, app: Any):
-        self.app = app
+    def __init__(self, app: Any, is_logged: bool):
+        self.app, self.is_logged = app, is_logged
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         from fastapi import HTTPException
 
-        read = 0
+        raw, start, size, status = scope.get("raw_path"), time.perf_counter(), 0, 0
+        path = raw.decode("ascii") if raw else quote(scope.get("path", ""))
 
         async def limited() -> Any:
-            nonlocal read
+            nonlocal size
             message = await receive()
-            read += len(message.get("body", b""))
-            if read > MOST_BYTES:
+            size += len(message.get("body", b""))
+            if size > MOST_BYTES:
                 words = f"The body has more than {MOST_BYTES:,} bytes: send the events in several requests."
                 raise HTTPException(413, words, {"Connection": "close"})
             return message
 
-        await self.app(scope, limited, send)
+        async def watched(message: Any) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        await self.app(scope | {"path": path}, limited, watched)
+        if self.is_logged and status:
+            moment, passed = datetime.now(UTC).isoformat(timespec="milliseconds"), time.perf_counter() - start
+            facts = {"time": moment, "method": scope["method"], "path": path, "status": status}
+            logger.info(json.dumps(facts | {"milliseconds": round(1000 * passed, 1)}))
 
 
 def _answer_errors(api: Any) -> None:
@@ -196,7 +197,9 @@ def _add_changes(api: Any, service: CustomerService) -> None:
 
     identity = Field(min_length=1, max_length=MAX_ID, pattern=r"^[^\x00-\x1f]+$")
 
-    class Event(BaseModel, extra="forbid"):
+    example = {"event_id": "1", "customer_id": "7", "event": _example(service.extractor)}
+
+    class Event(BaseModel, extra="forbid", json_schema_extra={"example": example}):
         event_id: Annotated[str, identity]
         customer_id: Annotated[str, identity]
         event: dict[str, Any] = Field(description="Values by column of the log.")
@@ -211,20 +214,32 @@ def _add_changes(api: Any, service: CustomerService) -> None:
 
         An event is identified by its customer and its event_id. If it is sent again it changes nothing; with other
         contents it is refused (409). After an answer with 200 the events are on the disk. `late` names customers of
-        whom an event belongs before their last visit; the answers are as if it had come in time.
+        whom an event belongs before their last visit; the answers are as if it had come in time. `unknown_values` are
+        those that the checkpoint does not know; they count as one value.
         """
         return service.add([Incoming(**dict(event)) for event in body.events])
 
     @api.delete("/customers/{customer_id:id}/events/{event_id:id}", responses=errors(404, 507))
     def delete_event(customer_id: str, event_id: str) -> Deleted:
         """Deletes one event. From then on all answers are those for a customer without the event."""
-        service.delete_event(customer_id, event_id)
+        service.store.delete_event(customer_id, event_id)
         return {"customer_id": customer_id, "events": 1}
 
     @api.delete("/customers/{customer_id:id}", responses=errors(404, 507))
     def delete_customer(customer_id: str) -> Deleted:
         """Deletes a customer's events and profile."""
-        return {"customer_id": customer_id, "events": service.delete_customer(customer_id)}
+        return {"customer_id": customer_id, "events": service.store.delete_customer(customer_id)}
+
+
+def _example(extractor: Any) -> dict[str, Any]:
+    """An event that the service takes."""
+    event = {extractor.time: "2017-03-01T18:30:00"} if extractor.time else {}
+    for feature, values in extractor.vocabularies.items():
+        column = extractor._encoding.columns.get(feature)
+        known = [value for value in values if value not in extractor.schema.reserved_token_types]
+        if column and known and feature in extractor._encoding.event_features:
+            event[column] = extractor.target_token_types[0] if column == extractor.token_type else known[0]
+    return event
 
 
 def _add_questions(api: Any, service: CustomerService) -> None:
@@ -233,6 +248,9 @@ def _add_questions(api: Any, service: CustomerService) -> None:
 
     words = "Moment of the question, ISO 8601, not before the last event, which is the default."
     moment = Annotated[str | None, Query(description=words)]
+
+    extractor, predictor = service.extractor, service.predictor
+    offered = {name: value for name, value in _example(extractor).items() if name != extractor.time}
 
     class Question(BaseModel, extra="forbid"):
         task: list[str] | None = Field(None, description="All tasks by default.")
@@ -251,20 +269,21 @@ def _add_questions(api: Any, service: CustomerService) -> None:
         )
 
     class Customers(BaseModel, extra="forbid"):
-        customers: list[str] = Field(min_length=1, max_length=MOST_CUSTOMERS)
+        customers: list[str] = Field(min_length=1, max_length=MOST_CUSTOMERS, examples=[["7"]])
 
     class Group(BaseModel, extra="forbid"):
-        customers: list[str] = Field(min_length=1, max_length=LARGEST_GROUP)
-        quantity: str = Field("visits", description="visits, events, or or the amount.")
+        customers: list[str] = Field(min_length=1, max_length=LARGEST_GROUP, examples=[["7"]])
+        quantity: str = Field("visits", description="visits, events, or the amount.")
         days: float = Field(30, gt=0, description="Horizon.")
         as_of: str | None = Field(None, description=words)
 
     class Offered(Customers):
         actions: list[dict[str, Any]] = Field(
-            min_length=1, max_length=MOST_LABELS, description="Dicts with `action_id` and columns of the event log."
+            min_length=1,
+            max_length=MOST_LABELS,
+            description="Dicts with `action_id` and columns of the event log.",
+            examples=[[{"action_id": "1"} | offered]],
         )
-
-    predictor = service.predictor
 
     def answer_scores(batch: Batch, asked: Question) -> list[answers.Scores]:
         if asked.exclude and asked.exclude_seen:
@@ -276,7 +295,6 @@ def _add_questions(api: Any, service: CustomerService) -> None:
         if not batch.rows:
             return []
         columns = predictor.ask(batch.rows, batch.as_of, tasks, asked.k, chosen, asked.horizon_days)
-        check_chosen(columns, tasks, [f"Customer {each['customer_id']!r}" for each in batch.customers])
         lists = [describe_labels(columns, tasks, chosen, row) for row in range(len(batch.rows))]
         return [customer | {"tasks": tasks} for customer, tasks in zip(batch.customers, lists, strict=True)]
 

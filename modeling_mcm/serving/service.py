@@ -5,44 +5,47 @@
 A customer in memory is a [`LiveHistory`] with the store's epoch and sequence that it was read as of. Before every
 answer both are read from the store. If another service added events, they are added here, too; if it changed past
 events, the customer is read anew. An answer therefore knows every event that any service has acknowledged.
+
+Whoever works on a customer takes the history out of memory, and puts it back when the store has what it has. A second
+request for the same customer meanwhile reads the store.
 """
 
 from __future__ import annotations
 
+import functools
+import json
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from modeling_mcm.candidates_mcm import CandidateSet
+from modeling_mcm.configuration_mcm import UNKNOWN_ID
 from modeling_mcm.data.tables import read_table_file
 from modeling_mcm.events_mcm import naming, to_text
 from modeling_mcm.live.history import LiveHistory
 from modeling_mcm.predictor_mcm import RANKING, Predictor
-from modeling_mcm.serving.failures import EventConflict, StoreConflict, StoreFailure, UnknownCustomer
-from modeling_mcm.serving.store import Change, EventStore, StoredCustomer, canonical
+from modeling_mcm.serving.store import EventStore, ServiceError, Transaction, canonical
 from modeling_mcm.serving.worker import WorkerProcess
 from modeling_mcm.training.checkpoints import checkpoint_digest
 
-TRIES = 8  # of a change that another service was faster than
-LOCKS = 64
 IN_MEMORY = 1024  # customers that are kept
 MOST_CANDIDATE_SETS = 64  # of candidates that are kept
 AHEAD = timedelta(seconds=60)  # by which the clock of a shop may be before that of the service
-COUNTERS = "events_added", "events_known", "customers_late", "customers_read", "conflicts", "lock_wait_seconds"
+COUNTERS = "events_added", "events_known", "customers_late", "customers_read", "lock_wait_seconds"
 
 
 @dataclass
-class _CachedCustomer:
+class _Customer:
     """A customer in memory, as of which change."""
 
     history: LiveHistory
-    stored: StoredCustomer
+    epoch: str
+    sequence: int = 0
 
 
 @dataclass(frozen=True)
@@ -107,15 +110,14 @@ class CustomerService:
         self.predictor, self.digest = Predictor(model, extractor), checkpoint_digest(model, extractor)
         self.worker: Callable[..., Any] = lambda function, *values: function(model, extractor, *values)
         self.trained_until: int | None = None
-        self.counts: dict[str, float] = dict.fromkeys(COUNTERS, 0)
-        self._cached: OrderedDict[str, _CachedCustomer] = OrderedDict()
+        self.counts: Counter[str] = Counter(dict.fromkeys(COUNTERS, 0))
+        self._customers: dict[str, _Customer] = {}  # the one that was used last is the last
         self._memory_lock = threading.Lock()
         self.candidates = candidates
-        self._sets: dict[Any, tuple[Any, CandidateSet]] = {}
+        self._make_set = functools.lru_cache(MOST_CANDIDATE_SETS)(self._make_set)
         if self.predictor.head == RANKING or candidates is not None:
             # a bad table stops the service before its first answer
             self.candidate_set(tuple(self.predictor.tasks()))
-        self._locks = [threading.Lock() for _ in range(LOCKS)]
 
     def close(self) -> None:
         """Closes the store and the worker."""
@@ -125,7 +127,7 @@ class CustomerService:
 
     def check(self) -> None:
         """Raises `ServiceError` unless requests can be answered: the store, or the table of candidates, is gone."""
-        self.store.check()
+        self.store.count()
         if self.candidates is not None:
             self.candidate_set(tuple(self.model.config.tasks))
 
@@ -136,61 +138,52 @@ class CustomerService:
 
         Returns:
             `dict`: How many events were `added` and how many were `known`; the `late` customers, of whom an event
-            belongs before their last visit; and `customers` with their numbers of events.
+            belongs before their last visit; `customers` with their numbers of events; and by column the
+            `unknown_values`, which training has not seen.
 
         Raises:
             ValueError: If an event can't be read, has no time, or lies in the future; the message says which.
-            EventConflict: If the event id is stored with other contents.
-            StoreFailure: If the store can't be written; nothing was stored.
+            ServiceError: If an event id is stored with other contents (409), or the store can't be written.
         """
         grouped: dict[str, list[Incoming]] = {}
         for event in events:
             grouped.setdefault(event.customer_id, []).append(self._without_customer(event))
-        for _ in range(TRIES):
-            with suppress(StoreConflict), self._alone(grouped):
-                return self._add(grouped)
-            self._count("conflicts")
-        raise StoreConflict(f"{self.store.name} was changed by other services {TRIES} times meanwhile: try again.")
-
-    def _add(self, grouped: Mapping[str, Sequence[Incoming]]) -> dict[str, Any]:
-        answer: dict[str, Any] = {"added": 0, "known": 0, "late": [], "customers": {}}
-        changes, cached_customers = [], {}
-        try:
-            for customer_id, events in grouped.items():
-                new = self._new_events(customer_id, events)
-                profile = next((dict(event.profile) for event in reversed(events) if event.profile is not None), None)
-                cached = self._up_to_date(customer_id)
-                before = cached.stored if cached else StoredCustomer()
-                if cached is None or (profile is not None and profile != before.profile):
-                    history = LiveHistory(self.extractor, profile, customer_id)
-                    history.add(cached.history.events if cached else [])
-                    cached = _CachedCustomer(history, before)
-                else:
-                    profile = None
-                cached_customers[customer_id] = cached
+        late, added, customers = [], [], {}
+        start = time.monotonic()
+        with self.store.transaction(writing=True) as store:
+            waited = time.monotonic() - start
+            for customer_id in sorted(grouped):  # in one order, so that services do not wait for each other
+                customer = self._read_customer(store, customer_id, locked=True)
+                customers[customer_id] = customer
+                new = self._new_events(store, customer_id, grouped[customer_id])
+                profiles = [event.profile for event in grouped[customer_id] if event.profile is not None]
+                if profiles and profiles[-1] != customer.history.profile:
+                    history = LiveHistory(self.extractor, profiles[-1], customer_id)
+                    history.add(customer.history.events)
+                    customer.history = history
+                    customer.epoch = store.set_profile(customer_id, profiles[-1]).epoch
                 if new:
-                    self._forget(customer_id)  # until the store has the events, memory must not
                     as_of = self.clock() + AHEAD if self.extractor.order is None else None
-                    late = cached.history.add([dict(event.event) for event in new], as_of=as_of).late
-                    answer["late"] += [customer_id] * late
-                texts = [(event.event_id, canonical(dict(event.event))) for event in new]
-                if new or profile is not None or not before.epoch:
-                    changes.append(Change(customer_id, before, texts, profile))
-                answer["added"] += len(new)
-                answer["known"] += len(events) - len(new)
-            for change, stored in zip(changes, self.store.append(changes) if changes else [], strict=True):
-                cached_customers[change.customer_id].stored = stored
-        except BaseException:
-            for customer_id in grouped:
-                self._forget(customer_id)
-            raise
-        for customer_id, cached in cached_customers.items():
-            self._remember(customer_id, cached)
-            answer["customers"][customer_id] = len(cached.history.events)
-        self._count("events_added", answer["added"])
-        self._count("events_known", answer["known"])
-        self._count("customers_late", len(answer["late"]))
-        return answer
+                    given = [dict(event.event) for event in new.values()]
+                    late += [customer_id] * customer.history.add(given, as_of=as_of).late
+                    store.append(customer_id, customer.sequence, {name: canonical(new[name].event) for name in new})
+                    customer.sequence += len(new)
+                    added += given
+        for customer_id, customer in customers.items():
+            self._keep(customer_id, customer)
+        self._count(
+            events_added=len(added),
+            events_known=len(events) - len(added),
+            customers_late=len(late),
+            lock_wait_seconds=waited,
+        )
+        return {
+            "added": len(added),
+            "known": len(events) - len(added),
+            "late": late,
+            "customers": {name: len(customer.history.events) for name, customer in customers.items()},
+            "unknown_values": self._unknown_values(added),
+        }
 
     def _without_customer(self, event: Incoming) -> Incoming:
         """The event without the column of its customer, which may be there and must then say the same."""
@@ -202,23 +195,33 @@ class CustomerService:
                 raise ValueError(f"found customer {owner!r}; give an event one customer, or leave the column out")
         return replace(event, event={name: value for name, value in event.event.items() if name != column})
 
-    def _new_events(self, customer_id: str, events: Sequence[Incoming]) -> list[Incoming]:
-        """The events that are not stored yet, each once."""
-        texts = self.store.known(customer_id, [event.event_id for event in events])
-        new = []
+    def _new_events(self, store: Transaction, customer_id: str, events: Sequence[Incoming]) -> dict[str, Incoming]:
+        """The events that are not stored yet, by id."""
+        texts, new = store.known(customer_id, [event.event_id for event in events]), {}
         for event in events:
             name = f"Event {event.event_id!r} of customer {customer_id!r}"
             with naming(name):
-                text = canonical(dict(event.event))
+                text = canonical(event.event)
             if event.event_id not in texts:
-                texts[event.event_id] = text
-                new.append(event)
+                texts[event.event_id], new[event.event_id] = text, event
             elif texts[event.event_id] != text:
-                raise EventConflict(
+                raise ServiceError(
                     f"{name} is known with other contents, {texts[event.event_id][:120]}: give another event its own "
-                    "id, or delete that one first."
+                    "id, or delete that one first.",
+                    409,
                 )
         return new
+
+    def _unknown_values(self, events: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+        """By column the values that training has not seen, as the model reads them: one for all."""
+        encoding, unknown = self.extractor._encoding, {}
+        for feature in set(self.extractor.vocabularies) & set(encoding.event_features):
+            column = encoding.columns.get(feature)
+            values = [event[column] for event in events if event.get(column) is not None]
+            ids = encoding.feature_ids(feature, values).tolist() if values else []
+            if names := [str(value) for value, index in zip(values, ids, strict=True) if index == UNKNOWN_ID]:
+                unknown[column] = list(dict.fromkeys(names))
+        return unknown
 
     # ---------------------------------------------------------------------------------------------------- questions
 
@@ -226,27 +229,26 @@ class CustomerService:
         """Reads customers as the store has them now. Raises `ValueError` if `as_of` is before a customer's last
         event."""
         batch = Batch([], [], self.extractor.read_as_of(as_of), [])
-        for customer_id in dict.fromkeys(customer_ids):
-            with self._alone([customer_id]):
-                cached = self._up_to_date(customer_id)
-                if cached is None or not cached.history.visits:  # the events of a customer may all have been deleted
+        with self.store.transaction() as store:
+            for customer_id in dict.fromkeys(customer_ids):
+                customer = self._read_customer(store, customer_id)
+                if customer is None or not customer.history.visits:  # all events may have been deleted
                     batch.unknown.append(customer_id)
                     continue
-                history = cached.history
+                history = customer.history
                 history.read_as_of(as_of)
                 batch.rows.append(history.row)
-            facts = {"events": len(history.events), "as_of": as_of or history.last_time}
-            batch.customers.append({"customer_id": customer_id} | facts)
+                facts = {"events": len(history.events), "as_of": as_of or history.last_time}
+                batch.customers.append({"customer_id": customer_id} | facts)
+                self._keep(customer_id, customer)
         return batch
 
     def read_known(self, customer_ids: Sequence[str], as_of: Any = None) -> Batch:
-        """The same; raises [`UnknownCustomer`] if one has no event."""
+        """The same; raises `ServiceError` (404) if one has no event."""
         batch = self.read(customer_ids, as_of)
         if batch.unknown:
-            raise UnknownCustomer(
-                f"No customer {batch.unknown[0]!r} is known: send an event with this customer_id to POST /events "
-                "first."
-            )
+            words = "send an event with this customer_id to POST /events first"
+            raise ServiceError(f"No customer {batch.unknown[0]!r} is known: {words}.", 404)
         return batch
 
     def candidate_set(
@@ -263,77 +265,44 @@ class CustomerService:
             try:
                 facts = Path(self.candidates).stat()
             except OSError as error:
-                raise StoreFailure(f"The table of candidates can't be read ({error}): put it back.") from error
+                raise ServiceError(f"The table of candidates can't be read ({error}): put it back.") from error
             stamp = (facts.st_mtime_ns, facts.st_size, facts.st_ino)
-        key = (tasks, candidates, exclude, per_group)
-        with self._memory_lock:
-            kept = self._sets.get(key)
-        if kept is None or kept[0] != stamp:
-            table: Any = list(candidates) or (None if stamp is None else read_table_file(str(self.candidates)))
-            excluded = list(exclude) if isinstance(exclude, tuple) else exclude
-            kept = stamp, CandidateSet(self.model, self.extractor, tasks, table, excluded, per_group)
-            with self._memory_lock:
-                if len(self._sets) >= MOST_CANDIDATE_SETS:
-                    self._sets.clear()
-                self._sets[key] = kept
-        return kept[1]
+        return self._make_set(stamp, tasks, candidates, exclude, per_group)
 
-    def delete_customer(self, customer_id: str) -> int:
-        """Deletes a customer's events and profile, and returns the number of events."""
-        with self._alone([customer_id]):
-            self._forget(customer_id)
-            events = self.store.delete_customer(customer_id)
-        if events < 0:
-            raise UnknownCustomer(f"No customer {customer_id!r} is known, so there is nothing to delete.")
-        return events
-
-    def delete_event(self, customer_id: str, event_id: str) -> None:
-        """Deletes one event. From then on all answers are those for a customer without the event."""
-        with self._alone([customer_id]):
-            self._forget(customer_id)
-            if not self.store.delete_event(customer_id, event_id):
-                raise UnknownCustomer(f"Customer {customer_id!r} has no event {event_id!r}: nothing was deleted.")
+    def _make_set(self, stamp: Any, tasks: tuple[str, ...], candidates: Any, exclude: Any, per_group: Any) -> Any:
+        table = list(candidates) or (None if stamp is None else read_table_file(str(self.candidates)))
+        excluded = list(exclude) if isinstance(exclude, tuple) else exclude
+        return CandidateSet(self.model, self.extractor, tasks, table, excluded, per_group)
 
     # ------------------------------------------------------------------------------------------------------- memory
 
-    def _up_to_date(self, customer_id: str) -> _CachedCustomer | None:
-        """Brings a customer up to date with every stored event; `None` if the store does not have the customer."""
+    def _read_customer(self, store: Transaction, customer_id: str, locked: bool = False) -> Any:
+        """Takes a customer out of memory, with every stored event; `None` if the store does not have the customer."""
         with self._memory_lock:
-            cached = self._cached.get(customer_id)
-        stored, events = self.store.history(customer_id, cached.stored if cached else StoredCustomer())
-        self._forget(customer_id)
-        if not stored.epoch:
-            return None
-        if cached is None or cached.stored.epoch != stored.epoch:
-            cached = _CachedCustomer(LiveHistory(self.extractor, stored.profile, customer_id), stored)
-            self._count("customers_read")
-        if events:
-            cached.history.add(events)
-        cached.stored = stored
-        self._remember(customer_id, cached)
-        return cached
+            customer = self._customers.pop(customer_id, None)
+        try:
+            stored = store.customer(customer_id, locked)
+            if stored is None:
+                return None
+            if customer is None or customer.epoch != stored.epoch:
+                customer = _Customer(LiveHistory(self.extractor, stored.profile, customer_id), stored.epoch)
+                self._count(customers_read=1)
+            if rows := store.events(customer_id, customer.sequence):
+                customer.history.add([json.loads(row.event) for row in rows])
+                customer.sequence = rows[-1].sequence
+        except ValueError as error:
+            raise ServiceError(
+                f"{self.store.name} has an event or a profile of customer {customer_id!r} that can't be read "
+                f"({error}): restore a backup, or delete the customer and send the events again."
+            ) from error
+        return customer
 
-    def _remember(self, customer_id: str, cached: _CachedCustomer) -> None:
+    def _keep(self, customer_id: str, customer: _Customer) -> None:
         with self._memory_lock:
-            self._cached[customer_id] = cached
-            self._cached.move_to_end(customer_id)
-            while len(self._cached) > IN_MEMORY:
-                self._cached.popitem(last=False)
+            self._customers[customer_id] = customer
+            while len(self._customers) > IN_MEMORY:
+                del self._customers[next(iter(self._customers))]
 
-    def _forget(self, customer_id: str) -> None:
+    def _count(self, **numbers: float) -> None:
         with self._memory_lock:
-            self._cached.pop(customer_id, None)
-
-    @contextmanager
-    def _alone(self, customer_ids: Any) -> Iterator[None]:
-        """A context in which no other thread works on these customers."""
-        with ExitStack() as stack:
-            start = time.monotonic()
-            for index in sorted({hash(customer_id) % LOCKS for customer_id in customer_ids}):
-                stack.enter_context(self._locks[index])
-            self._count("lock_wait_seconds", time.monotonic() - start)
-            yield
-
-    def _count(self, name: str, number: float = 1) -> None:
-        with self._memory_lock:
-            self.counts[name] += number
+            self.counts.update(numbers)

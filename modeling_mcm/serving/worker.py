@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
-from modeling_mcm.serving.failures import Busy
+from modeling_mcm.serving.store import ServiceError
 from modeling_mcm.training.checkpoints import checkpoint_digest, open_checkpoint
 
 MOST_WAITING = 4  # calls at a time, with the one that is computed; each holds a thread of the service
@@ -44,9 +44,9 @@ class WorkerProcess:
 
     def __call__(self, function: Callable[..., Any], *values: Any) -> Any:
         """Calls a function with the model, the feature extractor and these values, which the process receives as
-        pickles. Raises [`Busy`] if too many others wait, or the process is lost."""
+        pickles. Raises [`ServiceError`] if too many others wait, or the process is lost."""
         if not self._free.acquire(blocking=False):
-            raise Busy(
+            raise ServiceError(
                 f"{MOST_WAITING} explanations or totals are being computed: try again in a moment, one after another."
             )
         pool = self._pool
@@ -55,7 +55,7 @@ class WorkerProcess:
         except BrokenProcessPool as error:
             with self._lock:
                 self._pool = self._start() if self._pool is pool else self._pool
-            raise Busy(
+            raise ServiceError(
                 "The process of explanations and totals stopped, and starts again; the service's log says why."
             ) from error
         finally:

@@ -207,10 +207,6 @@ FAULTS = [
     (lambda live: live.remove(EVENT | {"item": "item 02"}), "Customer 'c1' has no event .* give all columns"),
     (lambda live: live.scores(tasks=["item"]), r"No tasks \['item'\]: this checkpoint predicts"),
     (lambda live: live.scores(k=0), "`k` is 0; ask for at least 1 label"),
-    (
-        lambda live: live.scores(tasks=["items"], candidates=["item 01"], exclude="seen"),
-        "Customer 'c1': no candidate of",
-    ),
     (lambda live: live.add(EVENT | {"item": ["item 01"]}), r"column 'item': found \['item 01'\]"),
     (lambda live: live.explain("items", "item 99"), "Task 'items' has no label 'item 99'"),
     (lambda live: live.predict(), "this question needs an MCMForCustomerPrediction: give such a checkpoint"),
