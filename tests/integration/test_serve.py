@@ -109,7 +109,10 @@ def test_the_numbers_are_those_of_run_predict(serve, save, event_log, tmp_path):
         for task, labels in server.ask(f"/v1/customers/{quote(name)}/scores")["tasks"].items():
             assert [each["label"] for each in labels] == list(wanted[task])
             np.testing.assert_allclose([each["score"] for each in labels], wanted[f"{task}_scores"], atol=1e-5)
-    assert '"GET /v1/customers/c01/scores HTTP/1.1" 200' in (tmp_path / f"{server.port}.log").read_text()
+    lines = [line for line in (tmp_path / f"{server.port}.log").read_text().split("\n") if line.startswith("{")]
+    logged = next(line for line in map(json.loads, lines) if line["path"] == "/v1/customers/c01/scores")
+    assert (logged["method"], logged["status"]) == ("GET", 200) and logged["milliseconds"] > 0
+    assert pd.Timestamp(logged["time"]) > pd.Timestamp.now("UTC") - pd.Timedelta(hours=1)
 
 
 @pytest.mark.slow
