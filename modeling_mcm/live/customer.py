@@ -107,9 +107,9 @@ class LiveCustomer:
         horizon_days: float | None = None,
     ) -> dict[str, list[dict[str, Any]]]:
         """By task (default: all tasks) the `k` labels that are likeliest to come in the next visit, or within
-        `horizon_days`, see [`~predictor_mcm.describe_labels`]. `candidates`, `exclude` and `per_group` say which may
-        be chosen, see [`CandidateSet`]; make a set once for a large table. Raises `ValueError` if a task is unknown, `k` is
-        below 1, or `as_of` is before the last event."""
+        `horizon_days`, see [`~predictor_mcm.describe_labels`]. `candidates`, `exclude` and `per_group` say which of
+        them may be chosen, see [`CandidateSet`]; make a set once for a large table. Raises `ValueError` if a task is
+        unknown, `k` is below 1, or `as_of` is before the last event."""
         tasks = self._predictor.tasks(tasks)
         if k < 1:
             raise ValueError(f"`k` is {k}; ask for at least 1 label.")
