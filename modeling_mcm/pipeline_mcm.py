@@ -16,12 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import Pipeline
 from transformers.dynamic_module_utils import custom_object_save
-from transformers.utils import ModelOutput
 
 from .action_inputs_mcm import encode_actions
 from .events_mcm import naming, read_zone, to_seconds
 from .forecaster_mcm import CustomerForecasts, MissingForecastsError
-from .predictor_mcm import EMBEDDING, Columns, Predictor, describe_labels, describe_offers
+from .predictor_mcm import EMBEDDING, Predictor, describe_labels, describe_offers
 
 
 class _Numbered(tuple):
@@ -77,17 +76,6 @@ class _CustomerPipeline(Pipeline):
         return {"rows": self.feature_extractor.encode(customer, where) | {"where": where}}
 
     @staticmethod
-    def pack(columns: Columns) -> ModelOutput:
-        """Columns as the base class hands them on. Their names become attributes, so a task may not be named "items"
-        there."""
-        return ModelOutput({f"column {name}": values for name, values in columns.items()})
-
-    @staticmethod
-    def unpack(outputs: ModelOutput) -> Columns:
-        """The columns of `pack`."""
-        return {name.removeprefix("column "): values for name, values in outputs.items()}
-
-    @staticmethod
     def rows(input_tensors: dict[str, Any]) -> list[dict[str, Any]]:
         """The encoded customers of `preprocess`."""
         rows = input_tensors["rows"]
@@ -120,13 +108,13 @@ class CustomerEmbeddingPipeline(_CustomerPipeline):
 
     NAME = "customer-embedding"
 
-    def _forward(self, input_tensors: dict[str, Any], **forward_parameters: Any) -> ModelOutput:
+    def _forward(self, input_tensors: dict[str, Any], **forward_parameters: Any) -> Any:
         rows = self.rows(input_tensors)
-        return self.pack(self.predictor.ask(rows, forward_parameters.get("as_of"), embedding=True))
+        return self.predictor.ask(rows, forward_parameters.get("as_of"), embedding=True)
 
-    def postprocess(self, model_outputs: ModelOutput, **postprocess_parameters: Any) -> NDArray[np.float32]:
+    def postprocess(self, model_outputs: Any, **postprocess_parameters: Any) -> NDArray[np.float32]:
         """Converts the embedding to a float32 array."""
-        return self.unpack(model_outputs)[EMBEDDING][0].numpy()
+        return model_outputs[EMBEDDING][0].numpy()
 
 
 class CustomerForecastPipeline(_CustomerPipeline):
@@ -157,13 +145,13 @@ class CustomerForecastPipeline(_CustomerPipeline):
         _, forward, _ = super()._sanitize_parameters(**options)
         return {}, forward | chosen, {}
 
-    def _forward(self, input_tensors: dict[str, Any], **forward_parameters: Any) -> ModelOutput:
+    def _forward(self, input_tensors: dict[str, Any], **forward_parameters: Any) -> Any:
         rows, days = self.rows(input_tensors), forward_parameters.get("days")
-        return self.pack(self.predictor.ask(rows, forward_parameters.get("as_of"), forecasts=True, days=days))
+        return self.predictor.ask(rows, forward_parameters.get("as_of"), forecasts=True, days=days)
 
-    def postprocess(self, model_outputs: ModelOutput, **postprocess_parameters: Any) -> dict[str, float]:
+    def postprocess(self, model_outputs: Any, **postprocess_parameters: Any) -> dict[str, float]:
         """Converts the forecasts to numbers."""
-        return {name: value[0].item() for name, value in self.unpack(model_outputs).items()}
+        return {name: value[0].item() for name, value in model_outputs.items()}
 
     def _told(self, days: Sequence[float] | None = None) -> CustomerForecasts:
         model: Any = self.model
@@ -217,17 +205,15 @@ class PreferenceScoresPipeline(_CustomerPipeline):
             labels["candidates"] = self.predictor.candidates(names, candidates, exclude, per_group)
         return {}, labels | {name: value for name, value in options.items() if value is not None}, labels
 
-    def _forward(self, input_tensors: dict[str, Any], **forward_parameters: Any) -> ModelOutput:
+    def _forward(self, input_tensors: dict[str, Any], **forward_parameters: Any) -> Any:
         questions = {"tasks": self.predictor.tasks(), **forward_parameters}
-        return self.pack(self.predictor.ask(self.rows(input_tensors), **questions))
+        return self.predictor.ask(self.rows(input_tensors), **questions)
 
-    def postprocess(
-        self, model_outputs: ModelOutput, **postprocess_parameters: Any
-    ) -> dict[str, list[dict[str, Any]]]:
+    def postprocess(self, model_outputs: Any, **postprocess_parameters: Any) -> dict[str, list[dict[str, Any]]]:
         """Converts label ids to values."""
         tasks = postprocess_parameters.get("tasks") or self.predictor.tasks()
         candidates = postprocess_parameters.get("candidates") or self.predictor.all_labels
-        return describe_labels(self.unpack(model_outputs), tasks, candidates)
+        return describe_labels(model_outputs, tasks, candidates)
 
 
 class CustomerPredictionPipeline(_CustomerPipeline):
@@ -251,12 +237,12 @@ class CustomerPredictionPipeline(_CustomerPipeline):
                 "be made up. Fine-tune it first (mcm finetune --labels, docs/fine_tuning.md)."
             )
 
-    def _forward(self, input_tensors: dict[str, Any], **forward_parameters: Any) -> ModelOutput:
-        return self.pack(self.predictor.predict(self.rows(input_tensors), forward_parameters.get("as_of")))
+    def _forward(self, input_tensors: dict[str, Any], **forward_parameters: Any) -> Any:
+        return self.predictor.predict(self.rows(input_tensors), forward_parameters.get("as_of"))
 
-    def postprocess(self, model_outputs: ModelOutput, **postprocess_parameters: Any) -> dict[str, float] | float:
+    def postprocess(self, model_outputs: Any, **postprocess_parameters: Any) -> dict[str, float] | float:
         """Converts the prediction to numbers."""
-        found = {name: value[0].item() for name, value in self.unpack(model_outputs).items()}
+        found = {name: value[0].item() for name, value in model_outputs.items()}
         return found if len(found) > 1 else next(iter(found.values()))
 
 
@@ -294,7 +280,7 @@ class ActionScoresPipeline(_CustomerPipeline):
         encoded = encode_actions(self.feature_extractor, config, actions, seconds)
         return {}, {"encoded": encoded, "seconds": seconds}, {"names": encoded.action_ids}
 
-    def _forward(self, input_tensors: dict[str, Any], **forward_parameters: Any) -> ModelOutput:
+    def _forward(self, input_tensors: dict[str, Any], **forward_parameters: Any) -> Any:
         encoded = forward_parameters.get("encoded")
         if encoded is None:
             raise ValueError("There are no `actions`: give a list of dicts with `action_id` and columns of the log.")
@@ -303,8 +289,8 @@ class ActionScoresPipeline(_CustomerPipeline):
             if seconds is not None and (row["times"] >= seconds).any():
                 name = row["where"] if row["customer_id"] is None else f"Customer {row['customer_id']!r}"
                 raise ValueError(f"{name} has events at or after the `time` of the offers; leave these events out.")
-        return self.pack(self.predictor.score_offers(rows, encoded, seconds))
+        return self.predictor.score_offers(rows, encoded, seconds)
 
-    def postprocess(self, model_outputs: ModelOutput, **postprocess_parameters: Any) -> list[dict[str, Any]]:
+    def postprocess(self, model_outputs: Any, **postprocess_parameters: Any) -> list[dict[str, Any]]:
         """Pairs the probabilities with the names of actions and outcomes."""
-        return describe_offers(self.unpack(model_outputs), postprocess_parameters["names"])
+        return describe_offers(model_outputs, postprocess_parameters["names"])

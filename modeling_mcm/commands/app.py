@@ -6,8 +6,8 @@
     mcm app --model runs/mine --data data/prepared --events log.csv --profile profile.csv
     mcm app ... --tuned runs/churn runs/offers --actions coupons.csv      the list has their predictions too
 
-The first start scores all customers at the test cutoff and stores the scores in --data. The page loads nothing from
-other machines.
+The first start scores all customers at the test cutoff, while the list fills, and stores the scores in --data. The
+page loads nothing from other machines.
 """
 
 import signal

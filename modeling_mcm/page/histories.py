@@ -7,7 +7,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-from collections.abc import Collection, Mapping
+import threading
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -44,11 +45,14 @@ from modeling_mcm.training.checkpoints import checkpoint_digest
 
 logger = logging.get_logger(__name__)
 NEXT_DAYS = 30
-BATCH, ROWS_AT_ONCE = 64, 2048  # customers of a batch, and in memory, while all are scored
+# Customers of a batch, and in memory, while all are scored; the first ones are few, so that the page appears at once
+BATCH, ROWS_AT_ONCE = 64, 2048
 LIKELIEST = 20  # labels of the main task that are kept of each customer
 KEPT_CUSTOMERS = 64  # in memory
 ACTION_COLUMNS = 12  # of predictions of fine-tuned checkpoints
 RHYTHM = ("days_since_visit", "days_between_visits")  # columns beside those of `Scorer`
+VALUE = "value_so_far"  # another one: the sum of the amount, or the number of visits of a log without one
+YES = ("1", "1.0", "true", "yes")  # names of a class that say no more than the checkpoint's name
 
 
 @dataclass(frozen=True)
@@ -72,8 +76,36 @@ class Household:
     bought: dict[str, dict[str, str]]
 
 
+@dataclass(frozen=True)
+class Scored:
+    """The customers that are scored so far: a row each, with the columns of [`Scorer`], `RHYTHM`, `VALUE` and those of
+    fine-tuned models; and their embeddings `(customers, S)`."""
+
+    table: pa.Table
+    embeddings: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, table: pa.Table) -> Scored:
+        embeddings = np.stack(table[EMBEDDING].to_numpy(zero_copy_only=False))
+        return cls(table.drop_columns([EMBEDDING]), embeddings)
+
+    @functools.cached_property
+    def indices(self) -> dict[str, int]:
+        """Row of each customer."""
+        return {customer_id: index for index, customer_id in enumerate(self.table[CUSTOMER].to_pylist())}
+
+    @functools.cached_property
+    def directions(self) -> NDArray[np.float32]:
+        """The embeddings as directions; the cosine of similar customers is large."""
+        spread = self.embeddings - self.embeddings.mean(0)
+        spread /= np.maximum(spread.std(0), 1e-6)
+        return spread / np.maximum(np.linalg.norm(spread, axis=1, keepdims=True), 1e-6)
+
+
 class Histories:
     """The customers of a prepared data set, with the raw log that it was made from.
+
+    All are scored in a thread, in parts; the first part is there from the start.
 
     Args:
         model ([`MCMForMultiTaskRecommendation`]): The model, in evaluation mode.
@@ -85,9 +117,10 @@ class Histories:
         actions (`str`, *optional*): The table of actions that those for offers score.
 
     Attributes:
-        scored (`pyarrow.Table`): One row for each customer at the cutoff, with the columns of [`Scorer`], `RHYTHM` and
-            `predictions`.
-        predictions (`list[str]`): Names of the columns that the fine-tuned models predict.
+        ids (`list[str]`): All customers.
+        scored ([`Scored`]): Those that are scored at the cutoff so far.
+        predictions, offers (`list[str]`): Names of the columns that the fine-tuned models predict, and of those for
+            offers among them.
 
     Raises:
         ValueError: If the log has no times or no test period, or is not the log of the prepared data set; or if one
@@ -107,7 +140,8 @@ class Histories:
         if extractor.time is None:
             raise ValueError(f"The log {extractor.name} has no times, and the page draws them.")
         self.model, self.extractor = model, extractor
-        cutoffs = PreparedManifest.load(data).event_schema.cutoffs
+        manifest = PreparedManifest.load(data)
+        cutoffs = manifest.event_schema.cutoffs
         if not isinstance(cutoffs, Mapping) or cutoffs == NO_CUTOFFS:
             raise ValueError(f"{data} has no test period: prepare it with `cutoffs`, two dates.")
         check_vocabularies(data, extractor)
@@ -119,20 +153,19 @@ class Histories:
         self._read_log(events)
         self.profiles = self._read_profiles(profile)
         scorers = {name: self._tuned_scorer(*each, data, actions) for name, each in (tuned or {}).items()}
-        scored = self._read_scores(data, scorers)
-        self.predictions = [column for column in scored.column_names if column.partition(": ")[0] in scorers]
-        self.ids: list[str] = scored[CUSTOMER].to_pylist()
+        shards = [pq.read_table(Path(data, shard["file"]), columns=[CUSTOMER]) for shard in manifest.shards]
+        self.ids: list[str] = pa.concat_tables(shards)[CUSTOMER].to_pylist()
         if absent := [name for name in self.ids if name not in self._rows]:
             raise ValueError(
                 f"{events} lacks {len(absent):,} of the {len(self.ids):,} customers of {data}, the first "
                 f"{absent[0]!r}: give the log that was prepared."
             )
-        self.indices = {customer_id: index for index, customer_id in enumerate(self.ids)}
-        self.embeddings = np.stack(scored[EMBEDDING].to_numpy(zero_copy_only=False))
-        spread = self.embeddings - self.embeddings.mean(0)
-        spread /= np.maximum(spread.std(0), 1e-6)
-        self.directions = spread / np.maximum(np.linalg.norm(spread, axis=1, keepdims=True), 1e-6)
-        self.scored = scored.drop_columns([EMBEDDING])
+        self._scoring = threading.Thread(target=lambda: None)
+        self._score_all(data, scorers)
+        columns = self.scored.table.column_names
+        self.predictions = [name for name in columns if name.partition(": ")[0].removesuffix(", %") in scorers]
+        of_offers = tuple(f"{name}: " for name, scorer in scorers.items() if scorer.job.outcomes)
+        self.offers = [name for name in self.predictions if name.startswith(of_offers or "\0")]
         self.household = functools.lru_cache(KEPT_CUSTOMERS)(self._household)
 
     def _variety(self, task: str) -> int:
@@ -159,7 +192,7 @@ class Histories:
         self.log = pa.table(columns, log.column_names)
         coded = log[extractor.customer].combine_chunks().dictionary_encode()
         who = np.array(to_ids(coded.dictionary.to_pylist()), object)[coded.indices.to_numpy()]
-        self._rows: dict[Any, NDArray[Any]] = pd.Series(who).groupby(who).indices
+        self._who, self._rows = who, dict(pd.Series(who).groupby(who).indices)
 
     def _read_profiles(self, path: str | None) -> dict[str, dict[str, Any]]:
         if path is None:
@@ -196,46 +229,70 @@ class Histories:
             )
         return scorer
 
-    def _read_scores(self, data: str, scorers: Mapping[str, Scorer]) -> pa.Table:
-        """Embedding, forecasts, likeliest labels and visits of all customers at the cutoff, or the file of an earlier
-        start where it fits."""
+    def wait(self) -> Histories:
+        """Returns when all customers are scored."""
+        if self._scoring.ident:
+            self._scoring.join()
+        return self
+
+    def _score_all(self, data: str, scorers: Mapping[str, Scorer]) -> None:
+        """Scores all customers at the cutoff, the first ones before it returns; or reads the file of an earlier start
+        where it fits."""
         path, note = Path(data) / PAGE_FILE, Path(data) / PAGE_NOTE
-        digest = checkpoint_digest(self.model, self.extractor) + file_digest(Path(data) / MANIFEST_FILE)
+        digest = checkpoint_digest(self.model, self.extractor) + file_digest(Path(data) / MANIFEST_FILE) + VALUE
         for name, scorer in scorers.items():
             digest += name + checkpoint_digest(scorer.model, scorer.extractor)
             digest += file_digest(Path(scorer.job.actions)) if scorer.job.actions else ""
         with contextlib.suppress(OSError, ValueError):
             if json.loads(note.read_text(encoding="utf-8")) == {"made_of": digest, "sha256": file_digest(path)}:
-                return pq.read_table(path)
+                self.scored = Scored.of(pq.read_table(path))
+                return
         told = self.model.model.customer_forecasts
         job = ScoringJob(
             str(self.model.name_or_path), data, "", (self.main_task,), LIKELIEST, True, BATCH, ROWS_AT_ONCE,
             tuple(told.names()) if told.are_trained else (), self.moment,
         )  # fmt: skip
-        scorer, tables = Scorer(self.model, self.extractor, job), []
-        number = sum(shard["rows"] for shard in scorer.shards)
-        with logging.tqdm(total=number, desc="Scoring", unit="customer") as bar:
-            for _, part in job.parts(number):
-                rows = [select_events(row, slice(row["test_end"])) for row in scorer.read(part)]
-                rhythms = np.array([self._rhythm(row) for row in rows])
-                table = scorer.score(rows, bar.update)
-                for index, name in enumerate(RHYTHM):
-                    table = table.append_column(name, pa.array(rhythms[:, index], from_pandas=True))
-                for name, tuned in scorers.items():
-                    for column, values in _predictions(tuned.job, tuned.score(rows)).items():
-                        table = table.append_column(f"{name}: {column}", pa.array(values))
-                tables.append(table)
-        scored = pa.concat_tables(tables)
-        # A place that can't be written: they are computed at the next start too.
-        with contextlib.suppress(OSError):
-            write_table(path, scored)
-            write_json(note, {"made_of": digest, "sha256": file_digest(path)})
-        return scored
+        scorer = Scorer(self.model, self.extractor, job)
+        tables = [self._score(scorer, scorers, range(min(BATCH, len(self.ids))))]
+        self.scored = Scored.of(tables[0])
+
+        def score_others() -> None:
+            start = size = BATCH
+            with logging.tqdm(total=len(self.ids), initial=start, desc="Scoring", unit="customer") as bar:
+                while start < len(self.ids):
+                    size = min(2 * size, ROWS_AT_ONCE)
+                    part = range(start, min(start + size, len(self.ids)))
+                    tables.append(self._score(scorer, scorers, part, bar.update))
+                    self.scored, start = Scored.of(pa.concat_tables(tables)), part.stop
+            # A place that can't be written: they are computed at the next start too.
+            with contextlib.suppress(OSError):
+                write_table(path, pa.concat_tables(tables))
+                write_json(note, {"made_of": digest, "sha256": file_digest(path)})
+
+        self._scoring = threading.Thread(target=score_others, daemon=True)
+        self._scoring.start()
+
+    def _score(
+        self, scorer: Scorer, tuned: Mapping[str, Scorer], part: range, progress: Callable[[int], Any] = bool
+    ) -> pa.Table:
+        """Scores some customers."""
+        rows = [select_events(row, slice(row["test_end"])) for row in scorer.read(part)]
+        table = scorer.score(rows, progress)
+        rhythms = np.array([self._rhythm(row) for row in rows])
+        for index, name in enumerate((*RHYTHM, VALUE)):
+            table = table.append_column(name, pa.array(rhythms[:, index], from_pandas=True))
+        for name, scorer_of_label in tuned.items():
+            for column, values in _predictions(scorer_of_label.job, scorer_of_label.score(rows)).items():
+                is_named = column.removesuffix(", %").lower() not in YES
+                table = table.append_column(f"{name}: {column}" if is_named else f"{name}, %", pa.array(values))
+        return table
 
     def _rhythm(self, row: Mapping[str, Any]) -> list[float]:
-        """Days since the last visit of a row, and mean days between its visits; NaN where there are too few."""
-        _, gap, last = visit_rhythm(row, self._is_target(row))
-        return [(self.moment - last) / SECONDS_PER_DAY, gap]
+        """Days since the last visit of a row, and mean days between its visits, NaN where there are too few; and its
+        value so far."""
+        visits, gap, last = visit_rhythm(row, self._is_target(row))
+        values = [float(row[f"value_{name}"].sum()) for name in self.model.config.summed_features]
+        return [(self.moment - last) / SECONDS_PER_DAY, gap, *(values or [visits])[:1]]
 
     @property
     def moment(self) -> int:
@@ -299,23 +356,41 @@ class Histories:
         return tasks
 
     def alike(self, customer_id: str, number: int = 6) -> list[tuple[str, float]]:
-        """Finds the ids of the customers with the closest embeddings, and their cosines, closest first."""
-        index = self.indices[customer_id]
-        likeness = self.directions @ self.directions[index]
-        likeness[index] = -2
-        return [(self.ids[other], float(likeness[other])) for other in np.argsort(-likeness)[:number]]
+        """Finds the ids of the customers with the closest embeddings, of those that are scored, and their cosines,
+        closest first."""
+        scored = self.scored
+        if customer_id not in scored.indices:
+            return []
+        likeness = scored.directions @ scored.directions[scored.indices[customer_id]]
+        likeness[scored.indices[customer_id]] = -2
+        names = scored.table[CUSTOMER]
+        return [(names[int(other)].as_py(), float(likeness[other])) for other in np.argsort(-likeness)[:number]]
 
-    def template(self, task: str, label: str) -> dict[str, Any]:
-        """Finds the latest event of the log with a label, as a template: without its customer, time and visit."""
+    def _find_targets(self, task: str, label: str) -> tuple[str, NDArray[np.int64]]:
+        """The column of a task, and the rows of the log in which it has a label of a target."""
         extractor = self.extractor
         feature = next(feature for feature in extractor.features if feature["name"] == task)
         column = feature.get("column") or feature["name"]
-        texts = pc.cast(self.log[column], pa.string())
-        fits = pc.equal(texts, label)
+        fits = pc.equal(pc.cast(self.log[column], pa.string()), label)
         if extractor.target_token_types and extractor.token_type:
             kinds = pc.cast(self.log[extractor.token_type], pa.string())
             fits = pc.and_(fits, pc.is_in(kinds, pa.array(extractor.target_token_types)))
-        indices = np.flatnonzero(pc.fill_null(fits, False).to_numpy())
+        return column, np.flatnonzero(pc.fill_null(fits, False).to_numpy())
+
+    def days_since(self, task: str, label: str) -> dict[str, float]:
+        """Days from each customer's last event with a label to the cutoff."""
+        zone, days = read_zone(self.extractor.time_zone), dict[str, float]()
+        _, rows = self._find_targets(task, label)
+        times = self.log[str(self.extractor.time)].take(rows).to_pylist()
+        for customer_id, time in zip(self._who[rows], times, strict=True):
+            passed = (self.moment - to_seconds(time, zone)) / SECONDS_PER_DAY
+            if passed > 0:
+                days[customer_id] = min(days.get(customer_id, passed), passed)
+        return days
+
+    def template(self, task: str, label: str) -> dict[str, Any]:
+        """Finds the latest event of the log with a label, as a template: without its customer, time and visit."""
+        extractor, (column, indices) = self.extractor, self._find_targets(task, label)
         if not len(indices):
             return {column: label}
         (row,) = self.log.take([indices[-1]]).to_pylist()

@@ -22,7 +22,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
-from transformers.utils import logging
 
 from modeling_mcm.action_mcm import MCMForActionRecommendation
 from modeling_mcm.candidates_mcm import SEEN, CandidateSet
@@ -36,7 +35,6 @@ from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation, MCMModel, M
 from modeling_mcm.predictor_mcm import CHANCES, EMBEDDING, SCORES, Predictor
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
-logger = logging.get_logger(__name__)
 IDENTITY_FILE, HISTORIES = "_predictions.json", "_histories"  # readers of Parquet folders skip such names
 OFFERS_AT_ONCE = 4096  # offers in a batch of the model
 PREDICTED = "predicted_"  # begins the column of a class or number that the model was fine-tuned to
@@ -118,12 +116,19 @@ class ScoringJob:
         return [(path, range(i * step, min(customers, (i + 1) * step))) for i, path in enumerate(paths)]
 
 
+def _stamp(path: Path) -> dict[bytes, bytes]:
+    """Metadata of a file: its name, and of which predictions it is. A file that was copied from elsewhere, or written
+    by another program, has others."""
+    return {b"mcm": f"{path.name} {file_digest(path.with_name(IDENTITY_FILE))}".encode()}
+
+
 def is_whole(path: Path, rows: int) -> bool:
-    """Says whether a file of an earlier run is a readable Parquet file with `rows` rows; it need not exist."""
+    """Says whether a file of an earlier run is there, as it was written, with `rows` rows."""
     try:
-        return pq.read_metadata(path).num_rows == rows
+        facts = pq.read_metadata(path)
     except (OSError, pa.ArrowInvalid):
         return False
+    return facts.num_rows == rows and _stamp(path).items() <= (facts.metadata or {}).items()
 
 
 def check_folder(folder: Path) -> None:
@@ -182,7 +187,7 @@ class Scorer:
     def write(self, path: Path, indices: range, progress: Callable[[int], Any] = bool) -> None:
         """Scores the customers with these indices in the data set, and writes their file whole or not at all.
         `progress` and the errors are those of [`score`]; an `OSError` is raised if the file can't be written."""
-        scores = self.score(self.read(indices), progress)
+        scores = self.score(self.read(indices), progress).replace_schema_metadata(_stamp(path))
         with atomic_write(path) as partial:
             pq.write_table(scores, partial, compression="zstd")
 

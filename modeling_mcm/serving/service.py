@@ -114,7 +114,7 @@ class CustomerService:
         self._customers: dict[str, _Customer] = {}  # the one that was used last is the last
         self._memory_lock = threading.Lock()
         self.candidates = candidates
-        self._make_set = functools.lru_cache(MOST_CANDIDATE_SETS)(self._make_set)
+        self._sets = functools.lru_cache(MOST_CANDIDATE_SETS)(self._make_set)
         if self.predictor.head == RANKING or candidates is not None:
             # a bad table stops the service before its first answer
             self.candidate_set(tuple(self.predictor.tasks()))
@@ -267,7 +267,7 @@ class CustomerService:
             except OSError as error:
                 raise ServiceError(f"The table of candidates can't be read ({error}): put it back.") from error
             stamp = (facts.st_mtime_ns, facts.st_size, facts.st_ino)
-        return self._make_set(stamp, tasks, candidates, exclude, per_group)
+        return self._sets(stamp, tasks, candidates, exclude, per_group)
 
     def _make_set(self, stamp: Any, tasks: tuple[str, ...], candidates: Any, exclude: Any, per_group: Any) -> Any:
         table = list(candidates) or (None if stamp is None else read_table_file(str(self.candidates)))

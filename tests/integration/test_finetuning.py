@@ -22,7 +22,7 @@ from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForActionRecommendat
 from modeling_mcm.data import PreparedManifest, load_prepared
 from modeling_mcm.data.offers import OfferReader, load_offers
 from modeling_mcm.evaluation.offers import score_offers
-from modeling_mcm.page.app import Page
+from modeling_mcm.page.app import SENDS, Page
 from modeling_mcm.page.histories import Histories
 from modeling_mcm.training.checkpoints import open_checkpoint
 
@@ -151,8 +151,9 @@ def test_the_service_answers_offers_and_nothing_else(tuned, event_log, tmp_path)
     body = {"customers": ["c03", "nobody"], "actions": [{"action_id": "a", "item": ITEMS[0]}]}
     assert client.post("/offers", json=body).json()["unknown"] == ["nobody"]
     assert client.get("/customers/c03/scores").status_code == 501
-    wrong = client.post("/offers", json=body | {"actions": [{"action_id": "a", "colour": "red"}]})
-    assert wrong.status_code == 422 and "colour" in wrong.json()["detail"]
+    for bad in ({"colour": "red"}, {}, *({"item": ITEMS[0], "weight": weight} for weight in ("x", 0, -1))):
+        wrong = client.post("/offers", json=body | {"actions": [{"action_id": "a", **bad}]})
+        assert wrong.status_code == 422 and (next(iter(bad), "action_id") in wrong.json()["detail"] or "weight" in bad)
     service.close()
 
 
@@ -168,11 +169,13 @@ def test_the_page_lists_who_takes_which_offer(
     given = [*base, str(data), str(tmp_path / "log.parquet"), None]
     heads = {"coupons": open_checkpoint(MCMForActionRecommendation, str(tuned))}
     for _ in range(2):
-        page = Page(Histories(*given, heads, str(actions)))
+        page = Page(Histories(*given, heads, str(actions)).wait())
         found = page.customers.set_index("customer").loc["c07"]
         for action, chance in zip(*wanted, strict=True):
             assert found[f"coupons: {action} conversion, %"] == pytest.approx(100 * chance, abs=0.006)
         monkeypatch.setattr("modeling_mcm.scoring.scorer.Scorer.score", None)  # the second start reads them
+    sent = page.monday(SENDS, budget=34).set_index("customer").loc["c07"]
+    assert sent["send"] == f"coupons: {wanted['conversion'][0]} conversion"
     with pytest.raises(ValueError, match="is an MCMForActionRecommendation: name the table of the actions"):
         Histories(*given, heads)
     many = pd.DataFrame({"action_id": [f"item {n:02}" for n in range(13)]})

@@ -106,7 +106,7 @@ def test_the_command_shows_a_page_with_the_label_of_all_customers(
     command("modeling_mcm.commands.app", "--model", pretrained, *words, "--tuned", tuned, fails="shown")
     command("run_predict", "--model", tuned, "--data", data, "--as_of", TEST, "--output_dir", tmp_path / "out")
     wanted = 100 * pd.read_parquet(tmp_path / "out").set_index("customer_id")["predicted_true"]
-    found = Page(pages[0]).find("", "run: true, %", None, None, True).set_index("customer")["run: true, %"]
+    found = Page(pages[0].wait()).find("", "run, %", None, None, True).set_index("customer")["run, %"]
     assert found.is_monotonic_decreasing and found.to_dict() == pytest.approx(wanted.to_dict(), abs=0.006)
     said = command("modeling_mcm.commands.app", "--model", tuned, *words, fails="is an MCMForCustomerPrediction")
     assert "`mcm app --tuned`; this needs an MCMForMultiTaskRecommendation" in said

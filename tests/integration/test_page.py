@@ -9,6 +9,8 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -45,7 +47,7 @@ def histories(tiny_model, extractor, prepared, page_files, tmp_path):
     shutil.copytree(prepared, tmp_path / "data")
     model = fill_forecaster(fill_scorer(tiny_model(extended=True, scorer=True, kind_feature="type", **STATE)))
     model.scorer.chance.copy_(torch.tensor([0.5, 0.9, -0.2]))
-    return Histories(model, extractor, str(tmp_path / "data"), *files)
+    return Histories(model, extractor, str(tmp_path / "data"), *files).wait()
 
 
 def test_profiles_are_found_whatever_type_their_ids_have(histories, tmp_path, caplog):
@@ -140,73 +142,42 @@ def test_a_walk_through_the_page_with_the_keyboard_alone(browse, histories):
     # what if
     choose(page, "label", "item 05")
     for cell in Page(histories).what_if(WHO, "items", "item 05")[0]:
-        page.wait_for_selector(f"#moves [role=gridcell]:has-text('{cell}')")
+        page.wait_for_selector(f"#moves td:has-text('{cell}')")
     # a look-alike
     name = histories.alike(WHO)[0][0]
     radio(page, "alike", name).press("Space")
     page.wait_for_selector(f"#answer:has-text('Customer {name}')")
+    page.wait_for_function("scrollY === 0")
     assert others == []
 
 
-def test_an_id_opens_its_customer_or_is_refused(browse):
-    page, _ = browse(query="?customer=c21")
+def test_the_list_finds_sorts_opens_and_exports_customers(browse, histories, monkeypatch):
+    monkeypatch.setattr(app, "LISTED", 5)
+    page, others = browse(query="?customer=c21")
     page.wait_for_selector("#answer:has-text('Customer c21')")
     open_customer(page, "c2")  # the beginning of ten ids
     page.wait_for_selector("text=There is no customer 'c2'.")
-    page.wait_for_selector("#answer:has-text('Customer c21')")
-
-
-def test_the_list_finds_opens_and_exports_customers(browse, histories):
-    page, others = browse()
-    table, listed = Page(histories), page.locator("#list")
-    page.wait_for_function("document.querySelector('#list').innerText.includes('c00')")
-    choose(page, "likely", "item 05")
-    found = table.find("item 05", "customer", None, None, True)["customer"].tolist()
+    page.get_by_text("All customers").click()
+    page.locator("#list [data-sort='days late']").click()
+    page.wait_for_selector("#number:has-text('34 customers, the first 5 are shown; the CSV has all')")
+    latest = Page(histories).find("", "days late", None, None, True)["customer"].tolist()
+    page.wait_for_function(f"document.querySelector('#list td').innerText === '{latest[0]}'")
+    choose(page, "likely", "ITEM 05")
+    found = Page(histories).find("item 05", "days late", None, None, True)["customer"].tolist()
     page.wait_for_selector(f"#number:has-text('{len(found)} customers')")
     with page.expect_download() as download:
         page.locator("#export").click()
-    exported = pd.read_csv(download.value.path())
-    assert sorted(exported["customer"]) == sorted(found) and "item 05, %" in exported
-    choose(page, "likely", "item 0")
-    page.wait_for_selector("text=There is no items 'item 0': choose one of the list.")
-    listed.locator("td:visible, [role=gridcell]:visible").filter(has_text=exported["customer"][1]).first.click()
-    page.wait_for_selector(f"#answer:has-text('Customer {exported['customer'][1]}')")
-    assert others == []
-
-
-def test_the_map_names_customers(browse, histories):
-    page, _ = browse()
+    assert pd.read_csv(download.value.path())["customer"].tolist() == found
     page.get_by_role("tab", name="Map").click()
     page.wait_for_selector("#map .mark-symbol path")
-    marks = page.locator("#map .mark-symbol.role-mark path")
-    assert marks.count() == len(histories.ids)
-    page.wait_for_selector("#all :text('highest third')")
-    marks.first.hover(force=True)
+    page.locator("#map .mark-symbol.role-mark path").first.hover(force=True)
     page.wait_for_selector("#vg-tooltip-element:has-text('customer')")
-    assert any(name in page.locator("#vg-tooltip-element").inner_text() for name in histories.ids)
-    placed, column = Page(histories).map(Page(histories).customers, "customer")
-    most = placed.groupby("third")["value"].max()
-    assert column == "mean spend in 30 days" and most.loc[[*app.THIRDS]].is_monotonic_increasing
-    assert Page(histories).map(Page(histories).customers, "days late")[1] == "days late"
-
-
-@pytest.fixture
-def five_listed(monkeypatch):
-    monkeypatch.setattr(app, "LISTED", 5)
-
-
-def test_the_browser_gets_the_first_rows_and_the_file_has_all(five_listed, browse, histories):
-    """However many customers there are, the list travels as `LISTED` of them."""
-    page, _ = browse()
-    page.wait_for_selector("#number:has-text('34 customers, the first 5 are shown; the CSV has all')")
-    ids = sorted(histories.ids, reverse=True)
-    page.locator("#falling input").click()
-    page.wait_for_function(f"document.querySelector('#list').innerText.includes('{ids[0]}')")
-    shown = page.locator("#list").inner_text()
-    assert [name for name in ids if name in shown] == ids[:5]
-    with page.expect_download() as download:
-        page.locator("#export").click()
-    assert pd.read_csv(download.value.path())["customer"].tolist() == ids
+    page.get_by_role("tab", name="Table").click()
+    page.locator("#monday button").first.click()
+    page.wait_for_selector(f"#number:has-text('{app.COMES}')")
+    page.locator("#list [data-open]").first.click()
+    page.wait_for_selector(f"#answer:has-text('Customer {Page(histories).monday(app.COMES)['customer'].iloc[0]}')")
+    assert others == []
 
 
 @pytest.mark.parametrize("width", [1280, 390])
@@ -289,10 +260,116 @@ def test_the_list_is_the_predictions_ordered_and_filtered(histories):
     assert likely[f"{best[0]}, %"].is_monotonic_decreasing
 
 
+def test_the_map_has_thirds_of_the_column(histories):
+    page = Page(histories)
+    placed, column = page.map(page.customers, "customer")
+    most = placed.groupby("third")["value"].max()
+    assert column == "mean spend in 30 days" and most.loc[[*app.THIRDS]].is_monotonic_increasing
+    assert len(placed) == len(histories.ids) and page.map(page.customers, "days late")[1] == "days late"
+
+
 def test_ids_that_are_numbers_are_ordered_as_numbers(histories):
     ids = [str(number) for number in range(len(histories.ids), 0, -1)]
-    histories.scored = histories.scored.set_column(0, "customer_id", [ids])
+    table = histories.scored.table.set_column(0, "customer_id", [ids])
+    histories.scored = dataclasses.replace(histories.scored, table=table)
     assert Page(histories).customers["customer"].tolist() == ids[::-1]
+
+
+def test_mondays_questions_are_views_on_the_list(histories, event_log):
+    page, everyone = Page(histories), Page(histories).customers.set_index("customer")
+    past, cutoff = event_log[event_log["when"] < histories.cutoff], pd.Timestamp(histories.cutoff)
+    comes = page.monday(app.COMES)["comes in 7 days, %"]
+    assert 0 < len(comes) == round(everyone["comes in 7 days, %"].sum() / 100) and comes.is_monotonic_decreasing
+    leaves = page.monday(app.LEAVES).set_index("customer")
+    assert 0 < len(leaves) == (everyone["days late"] > 0).sum() and leaves["at risk"].is_monotonic_decreasing
+    risk = past.groupby("who")["price"].sum() * (1 - everyone["alive, %"] / 100)
+    assert leaves["at risk"].to_dict() == pytest.approx(risk[leaves.index].to_dict(), abs=0.1)
+    had = past[(past["item"] == "item 05") & (past["action"] == "buy")].groupby("who")["when"].max()
+    days = ((cutoff - had) / pd.Timedelta(days=1)).loc[lambda days: days > 30]
+    misses = page.monday(app.MISSES, " Item 05").set_index("customer")["days since it"]
+    likely = page.find("item 05", "customer", None, None, True)["customer"]
+    assert misses.to_dict() == pytest.approx(days[days.index.isin(likely)].to_dict(), abs=0.06) and len(misses)
+    groups, lives = page.monday(app.GROUPS), {name: histories.household(name).live for name in histories.ids}
+    total = sum(live.forecast(histories.cutoff)["a.b_90d"] for live in lives.values())
+    for column in ("age", "spend so far"):
+        of_column = groups[groups["group"].str.startswith(f"{column}: ")]
+        assert of_column["customers"].sum() == len(everyone)
+        assert of_column["spend in 90 days"].sum() == pytest.approx(total, rel=1e-2)
+    sent = page.monday(app.SENDS, budget=3)
+    best = {name: live.scores(histories.cutoff, ["items"], 1)["items"][0] for name, live in lives.items()}
+    assert sent["chance, %"].iloc[0] == pytest.approx(100 * max(each["chance"] for each in best.values()), abs=0.006)
+    assert sent["send"].tolist() == [best[name]["label"] for name in sent["customer"]] and len(sent) == 3
+
+
+@pytest.mark.parametrize(
+    "ask, words",
+    [
+        (lambda page: page.monday(app.MISSES), "Say which one first"),
+        (lambda page: page.monday(app.SENDS), "Say first how many can be sent"),
+        (lambda page: page.find("item 0", "customer", None, None, True), "There is no items 'item 0': choose one of"),
+        (lambda page: page.find("", "customer", 1, None, True), "There are limits for no column"),
+        (lambda page: app._read_number("viele", "At least"), "At least is 'viele': write a number, such as 12.5"),
+    ],
+)
+def test_what_a_question_lacks_is_said(histories, ask, words):
+    with pytest.raises(ValueError, match=words):
+        ask(Page(histories))
+
+
+def test_a_click_sorts_or_opens_and_an_unknown_customer_is_said(histories):
+    gradio, blocks = pytest.importorskip("gradio"), app.build_page(histories)
+    click, start, monday = (
+        next(each.fn for each in blocks.fns.values() if name in str(each.fn)) for name in ("click", "start", "monday")
+    )
+    assert click(gradio.EventData(None, {"sort": "days late"}), "customer", False)[3:] == ["days late", True]
+    assert click(gradio.EventData(None, {"sort": "days late"}), "days late", True)[3:] == ["days late", False]
+    assert click(gradio.EventData(None, {"open": WHO}), "customer", False)[0] == WHO
+    request = SimpleNamespace(query_params={"customer": "abc"})
+    with pytest.warns(UserWarning, match="There is no customer .*abc.*: the first one is shown"):
+        assert start(request)[0] == sorted(histories.ids)[0]
+    number, table, *_ = next(monday("", ""))
+    assert (
+        number.startswith(f"**{app.COMES}** ")
+        and f"data-open='{Page(histories).monday(app.COMES)['customer'].iloc[0]}'" in table
+    )
+
+
+def test_wide_tables_scroll_by_themselves_and_their_texts_are_no_code(histories):
+    bad = "<img src=x onerror=alert(1)>'"
+    table = app.write_table(["customer", bad], [[bad, 1234567.5], ["c2", float("nan")]], opens=True)
+    assert "<img" not in table and table.count("'&lt;img src=x onerror=alert(1)&gt;&#x27;'") == 2
+    assert "<td>1,234,567.5</td>" in table and "<td></td>" in table and table.startswith("<div class='wide'")
+    assert ".wide { overflow: auto" in app.CSS
+    kinds = {block.get_block_name(): block for block in app.build_page(histories).blocks.values()}
+    assert "dataframe" not in kinds  # whose tables made a page of 390 pixels wider
+
+
+def test_cells_of_an_export_are_no_formulas():
+    table = pd.DataFrame({"customer": ["=1+1", "+a", "-5", "@x", "7"], "=days": [-1.5, 2, 3, 4, 5]})
+    safe = app.make_safe(table)
+    assert safe["customer"].tolist() == ["'=1+1", "'+a", "'-5", "'@x", "7"]
+    assert safe["'=days"].tolist() == table["=days"].tolist()
+
+
+def test_the_list_appears_with_the_first_customers_and_fills(histories, page_files, extractor, tmp_path, monkeypatch):
+    (tmp_path / "data" / "page.json").unlink()
+    go_on, score = threading.Event(), Histories._score
+
+    def wait_after_the_first(self, scorer, tuned, part, *others):
+        assert part.start == 0 or go_on.wait(60)
+        return score(self, scorer, tuned, part, *others)
+
+    monkeypatch.setattr("modeling_mcm.page.histories.BATCH", 8)
+    monkeypatch.setattr(Histories, "_score", wait_after_the_first)
+    files = [str(page_files / f"{name}.parquet") for name in ("events", "profile")]
+    again = Histories(histories.model, extractor, str(tmp_path / "data"), *files)
+    page = Page(again)
+    assert len(page.customers) == 8 and len(again.ids) == 34
+    last = again.ids[-1]
+    assert again.household(last).live.events and again.alike(last) == []  # one may be opened before
+    go_on.set()
+    again.wait()
+    pd.testing.assert_frame_equal(page.customers, Page(histories).customers, atol=0.11)  # batches round otherwise
 
 
 def test_the_sentence_on_top_says_what_the_model_forecasts(histories):
@@ -346,11 +423,14 @@ def test_what_is_exported_is_private_and_gone_at_the_end(save, prepared, page_fi
 
 def test_scores_of_an_earlier_start_are_those_of_the_model(histories, page_files, tmp_path, extractor, monkeypatch):
     live = histories.household(WHO).live
-    assert histories.embeddings[histories.indices[WHO]] == pytest.approx(live.embedding(histories.cutoff), abs=1e-5)
+    assert histories.scored.embeddings[histories.scored.indices[WHO]] == pytest.approx(
+        live.embedding(histories.cutoff), abs=1e-5
+    )
     files = [str(page_files / f"{name}.parquet") for name in ("events", "profile")]
     monkeypatch.setattr("modeling_mcm.page.histories.Scorer", None)  # nothing is scored again
     again = Histories(histories.model, extractor, str(tmp_path / "data"), *files)
-    assert (again.embeddings == histories.embeddings).all() and again.scored.equals(histories.scored)
+    assert (again.scored.embeddings == histories.scored.embeddings).all()
+    assert again.scored.table.equals(histories.scored.table)
     for _ in flipped_bits(tmp_path / "data" / "page.parquet", 8):
         with pytest.raises(TypeError):  # it would be scored again
             Histories(histories.model, extractor, str(tmp_path / "data"), *files)

@@ -132,11 +132,17 @@ def test_long_history_is_cut_as_the_model_cuts_it(explained_model, extractor):
 
 
 @pytest.mark.parametrize(
-    "task, label, says", [("item", None, "No tasks ..item"), ("items", "item 99", "no label 'item 99'")]
+    "options, says",
+    [
+        ({"task": "item"}, "No tasks ..item"),
+        ({"label": "item 99"}, "no label 'item 99'"),
+        ({"most_visits": -1}, "`most_visits` is -1"),
+        ({"most_visits": 1.5}, "`most_visits` is 1.5"),
+    ],
 )
-def test_unknown_tasks_and_labels_are_named(explained_model, extractor, task, label, says):
+def test_bad_questions_are_refused(explained_model, extractor, options, says):
     with pytest.raises(ValueError, match=says):
-        explain(explained_model("paper"), extractor, {"events": EVENTS}, task, label)
+        explain(explained_model("paper"), extractor, {"events": EVENTS}, **{"task": "items"} | options)
 
 
 @pytest.mark.parametrize("name", ["scorer", "no encoder", "paper"])

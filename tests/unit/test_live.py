@@ -146,39 +146,34 @@ def test_a_stored_customer_is_small_and_continues_with_any_checkpoint(model, tin
 def test_a_changed_byte_of_a_stored_customer_is_noticed_or_harmless(model, extractor):
     live = LiveCustomer(model, extractor)
     live.add(random_events(0, 4))
-    data = live.to_bytes()
-    generator = np.random.default_rng(0)
+    data, generator = live.to_bytes(), np.random.default_rng(0)
     for place in generator.integers(0, len(data), 60).tolist():
         damaged = bytearray(data)
         damaged[place] ^= 1 << int(generator.integers(8))
         try:
             assert LiveCustomer.from_bytes(bytes(damaged), model, extractor).events == live.events
         except ValueError as error:
-            assert "A stored customer" in str(error)
+            assert "A stored customer of" in str(error)
 
 
-OTHER_CONTENTS = {
-    "no profile": lambda values: values.pop("profile"),
-    "no events": lambda values: values.pop("events"),
-    "an event without time": lambda values: values["events"][0].pop("when"),
-    "a list": lambda values: values.update(events=[[1, 2]]),
-    "an unknown profile": lambda values: values.update(profile={"shoe": 44}),
-    "another log": lambda values: values["events"][0].update(bought="milk"),
-    "another format": lambda values: values.update(format="mcm-live-5"),
-}
-
-
-@pytest.mark.parametrize("change", [*OTHER_CONTENTS.values(), None], ids=[*OTHER_CONTENTS, "cut"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda values: values.pop("profile"),
+        lambda values: values["events"][0].pop("when"),
+        lambda values: values.update(events=[[1, 2]]),
+        lambda values: values["events"][0].update(bought="milk"),
+        lambda values: values.update(format="mcm-live-5"),
+    ],
+    ids=["no profile", "no time", "a list", "another log", "another format"],
+)
 def test_what_is_no_stored_customer_is_refused(model, extractor, change):
     live = LiveCustomer(model, extractor)
     live.add(random_events(0, 4))
-    data = live.to_bytes()[:-9]
-    if change is not None:
-        values = json.loads(zlib.decompress(live.to_bytes()))
-        change(values)
-        data = zlib.compress(json.dumps(values).encode())
+    values = json.loads(zlib.decompress(live.to_bytes()))
+    change(values)
     with pytest.raises(ValueError, match="A stored customer of .* add the customer's events to a new LiveCustomer"):
-        LiveCustomer.from_bytes(data, model, extractor)
+        LiveCustomer.from_bytes(zlib.compress(json.dumps(values).encode()), model, extractor)
 
 
 def test_all_forms_of_events_are_read(model, extractor):

@@ -31,7 +31,7 @@ def page(model, extractor, tmp_path):
         log.to_parquet(tmp_path / name / "log.parquet")
         make_profile(log).to_parquet(tmp_path / name / "profile.parquet")
         files = [str(tmp_path / name / f"{file}.parquet") for file in ("log", "profile")]
-        return Histories(model, extractor, str(tmp_path / name), *files)
+        return Histories(model, extractor, str(tmp_path / name), *files).wait()
 
     return make
 
@@ -46,7 +46,7 @@ def test_the_model_knows_what_came_before_the_cutoff(page, event_log, prepared, 
         live = histories.household(who).live
         assert len(live.events) == (before["who"] == who).sum() < (event_log["who"] == who).sum()
         assert_same(live.scores(), wanted)
-        np.testing.assert_allclose(histories.embeddings[histories.indices[who]], embedding, atol=1e-5)
+        np.testing.assert_allclose(histories.scored.embeddings[histories.scored.indices[who]], embedding, atol=1e-5)
 
 
 @pytest.mark.parametrize("who", WHO)
@@ -77,7 +77,7 @@ def test_only_visits_with_a_target_count(page, event_log, prepared):
         own = event_log[(event_log["who"] == who) & (event_log["action"] == "buy")]
         days = own.groupby("basket")["when"].min().sort_values()
         past = days[days < TEST]
-        row = histories.scored.slice(histories.indices[who], 1).to_pylist()[0]
+        row = histories.scored.table.slice(histories.scored.indices[who], 1).to_pylist()[0]
         assert len(histories.household(who).visits) == len(days)
         assert row["days_since_visit"] == pytest.approx((pd.Timestamp(TEST) - past.iloc[-1]) / pd.Timedelta(days=1))
         assert row["days_between_visits"] == pytest.approx(past.dt.normalize().drop_duplicates().diff().dt.days.mean())

@@ -140,12 +140,31 @@ def test_deletion_leaves_no_trace(client, events, model, extractor, tmp_path):
     assert_same(scores(client)["tasks"], never.scores())
 
 
-@pytest.mark.parametrize("question", ["scores", "embedding", "explain?task=items"])
-def test_a_customer_whose_last_event_was_deleted_is_unknown(client, events, question):
+def test_a_customer_whose_last_event_was_deleted_is_unknown(client, service, events):
     post(client, events[:1])
     assert client.delete(f"/customers/c03/events/{events[0]['event_id']}").status_code == 200
-    answer = client.get(f"/customers/c03/{question}")
-    assert answer.status_code == 404 and "No customer 'c03' is known" in answer.json()["detail"]
+    service.trained_until = 0
+    answers = [client.get(f"/customers/c03/{question}") for question in ("scores", "embedding", "explain?task=items")]
+    for answer in [*answers, client.post("/totals", json={"customers": ["c03"]})]:
+        assert answer.status_code == 404 and "No customer 'c03' is known" in answer.json()["detail"]
+
+
+def test_values_that_training_has_not_seen_are_said(client, events):
+    odd = events[0] | {"event": events[0]["event"] | {"item": "itm 01", "aisle": "nowhere"}}
+    assert post(client, [odd, *events[1:]])["unknown_values"] == {"item": ["itm 01"], "aisle": ["nowhere"]}
+    assert post(client, [odd])["unknown_values"] == {}  # it is known already
+
+
+@pytest.mark.parametrize("damaged", ["UPDATE mcm_events SET event = '{'", "UPDATE mcm_customers SET profile = '[1]'"])
+def test_a_damaged_customer_is_named_and_can_be_deleted(client, service, events, damaged):
+    post(client, events[:3])
+    with service.store.transaction(writing=True) as store:
+        store.run(damaged)
+    service._customers.clear()
+    answer = client.get("/customers/c03/scores")
+    assert answer.status_code == 503 and "customer 'c03' that can't be read" in answer.json()["detail"]
+    assert client.delete("/customers/c03").status_code == 200
+    post(client, events[:3])
 
 
 def test_a_new_profile_changes_the_scores(client, events, model, extractor):
@@ -188,9 +207,6 @@ def test_scores_of_many_customers_are_those_of_each_in_one_batch(client, event_l
         alone = scores(client, name, k=3)
         assert_same(found.pop("tasks"), alone.pop("tasks"))
         assert found == alone
-    for names, words in (([], "at least 1 item"), (["c01"] * 101, "at most 100 items")):
-        refused = client.post("/scores", json={"customers": names})
-        assert refused.status_code == 422 and words in refused.json()["detail"]
 
 
 def test_a_total_is_that_of_the_data_set(tiny_model, extractor, event_log, prepared, tmp_path):
@@ -287,27 +303,19 @@ def test_a_service_whose_file_is_gone_acknowledges_nothing(client, service, even
         assert answer.status_code == 503 and "removed or replaced while this service ran" in answer.json()["detail"]
 
 
-def test_each_of_several_tokens_opens_the_service(service):
-    both = f"{TOKEN},another token of the tests"
-    client = make_client(service, both)
-    for token, status in ((TOKEN, 404), ("another token of the tests", 404), (both, 401), ("", 401)):
-        answer = client.get("/customers/nobody/scores", headers={"Authorization": f"Bearer {token}"})
-        assert answer.status_code == status, token
-    with pytest.raises(ValueError, match="The token has 0 characters"):
-        create_api(service, f"{TOKEN},")
-
-
-def test_each_token_has_its_own_limit(service):
-    client = make_client(service, f"{TOKEN},another token of the tests", limit=0.001)
-    for token, status in ((TOKEN, 404), (TOKEN, 429), ("another token of the tests", 404), ("a wrong token", 401)):
+def test_each_of_several_tokens_opens_the_service_and_has_its_own_limit(service):
+    other = "another token of the tests"
+    both = f"{TOKEN},{other}"
+    client = make_client(service, both, limit=0.001)
+    for token, status in ((TOKEN, 404), (TOKEN, 429), (other, 404), (both, 401), ("", 401)):
         answer = client.get("/customers/nobody/scores", headers={"Authorization": f"Bearer {token}"})
         assert answer.status_code == status, token
         assert ("Retry-After" in answer.headers) == (status == 429)
 
 
-@pytest.mark.parametrize("token", ["short", "ä" * 16, "a token of the tests\n", " a token of the tests"])
+@pytest.mark.parametrize("token", ["short", "ä" * 16, "a token of the tests\n", f"{TOKEN},"])
 def test_a_token_that_no_client_can_send_is_refused(service, token):
-    with pytest.raises(ValueError, match=f"The token has {len(token)} characters; give at least 16"):
+    with pytest.raises(ValueError, match="The token has [0-9]+ characters; give at least 16"):
         create_api(service, token)
 
 
@@ -357,41 +365,38 @@ def test_bad_events_are_refused_and_nothing_of_the_body_is_kept(client, events, 
 
 
 @pytest.mark.parametrize(
-    "status, path, words",
+    "status, path, body, words",
     [
-        (404, "/customers/nobody/scores", "No customer 'nobody' is known: send an event"),
-        (422, "/customers/c03/scores?task=nope", "No tasks ['nope']: this checkpoint predicts"),
-        (422, "/customers/c03/scores?topk=3", "query.topk: Extra inputs are not permitted"),
-        (422, "/customers/c03/scores?k=1000000", "query.k: Input should be less than or equal to 1000"),
-        (422, "/customers/c03/scores?as_of=2017-01-01", "the clock went back, or the event lies in the future"),
-        (422, "/customers/c03/embedding?as_of=soon", "`as_of`: found 'soon', which is no time"),
-        (501, "/customers/c03/forecast", "has no trained forecasts: they would be made up."),
-        (404, "/customer/c03", "Not Found"),
+        (404, "/customers/nobody/scores", None, "No customer 'nobody' is known: send an event"),
+        (422, "/customers/c03/scores?task=nope", None, "No tasks ['nope']: this checkpoint predicts"),
+        (422, "/customers/c03/scores?topk=3", None, "query.topk: Extra inputs are not permitted"),
+        (422, "/customers/c03/scores?k=1000000", None, "query.k: Input should be less than or equal to 1000"),
+        (422, "/customers/c03/scores?as_of=2017-01-01", None, "the clock went back, or the event lies in the future"),
+        (422, "/customers/c03/scores?horizon_days=7", None, "`horizon_days` is 7.0"),
+        (422, "/customers/c03/scores?candidate=nothing", None, "No candidate of"),
+        (422, "/customers/c03/scores?exclude=a&exclude_seen=1", None, "are both given: give one of them"),
+        (422, "/customers/c03/embedding?as_of=nan", None, "`as_of`: found 'nan', which is no time"),
+        (501, "/customers/c03/forecast", None, "has no trained forecasts: they would be made up."),
+        (422, "/customers/c03/explain?task=items&visits=-1", None, "query.visits: Input should be greater"),
+        (404, "/customer/c03", None, "Not Found"),
+        (422, "/scores", b'{"customers": []}', "at least 1 item"),
+        (422, "/scores", json.dumps({"customers": ["c"] * 101}).encode(), "at most 100 items"),
+        (422, "/totals", b'{"customers": ["c03"], "days": -1}', "body.days: Input should be greater than 0"),
+        (422, "/events", b"hello", "The request can't be read: body.0: JSON decode error"),
+        (422, "/events", b"[]", "body: Input should be a valid dictionary"),
+        (422, "/events", b'{"events": []}', "body.events: List should have at least 1 item"),
+        (422, "/events", json.dumps({"events": [{}] * 1001}).encode(), "List should have at most 1000 items"),
+        (400, "/events", b'{"events": ' + b"[" * 100_000, "There was an error parsing the body"),
+        (422, "/events", b"", "body: Field required"),
     ],
 )
-def test_bad_questions_are_answered_with_what_is_wrong(client, events, status, path, words):
+def test_bad_requests_are_answered_with_what_is_wrong(client, events, status, path, body, words):
     post(client, events)
-    answer = client.get(path)
-    assert answer.status_code == status
-    assert words in answer.json()["detail"]
-
-
-@pytest.mark.parametrize(
-    "body, words",
-    [
-        (b"hello", "The request can't be read: body.0: JSON decode error"),
-        (b"[]", "body: Input should be a valid dictionary"),
-        (b'{"events": []}', "body.events: List should have at least 1 item"),
-        (json.dumps({"events": [{}] * 1001}).encode(), "List should have at most 1000 items"),
-        (b'{"events": ' + b"[" * 100_000, "There was an error parsing the body"),
-        (b"", "body: Field required"),
-    ],
-    ids=["no JSON", "a list", "no events", "too many events", "too deep", "nothing"],
-)
-def test_bodies_that_hold_no_events_are_refused(client, body, words):
-    answer = client.post("/events", content=body, headers={"Content-Type": "application/json"})
-    assert answer.status_code in (400, 422)
-    assert words in answer.json()["detail"]
+    if body is None:
+        answer = client.get(path)
+    else:
+        answer = client.post(path, content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == status and words in answer.json()["detail"]
 
 
 def test_an_event_may_have_the_customer_column(client, events):
@@ -400,10 +405,13 @@ def test_an_event_may_have_the_customer_column(client, events):
     assert post(client, events)["known"] == 5
 
 
-def test_openapi_says_what_is_answered(client):
+def test_openapi_says_what_is_answered_and_its_example_is_an_event(client):
     found = client.get(f"{HOST}/openapi.json").json()
     assert found["components"]["securitySchemes"] == {"HTTPBearer": {"type": "http", "scheme": "bearer"}}
     answers = found["paths"]["/v1/customers/{customer_id}/scores"]["get"]["responses"]
     schemas = {status: answer["content"]["application/json"]["schema"]["$ref"] for status, answer in answers.items()}
     assert schemas.pop("200").endswith("/Scores") and {"401", "404", "422", "503"} < schemas.keys()
     assert {*schemas.values()} == {"#/components/schemas/Problem"}
+    example = found["components"]["schemas"]["Event"]["example"]
+    answer = post(client, [example])
+    assert answer["unknown_values"] == {} and answer["customers"] == {example["customer_id"]: 1}
