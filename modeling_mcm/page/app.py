@@ -203,9 +203,10 @@ class Page:
         return table.sort_values(column, ascending=not is_falling, kind="stable")
 
     def monday(self, question: str, label: str = "", budget: int = 0) -> pd.DataFrame:
-        """Answers one of `MONDAY`: who will come, as many as are expected, likeliest first; who is late, by the value that is at risk; who will
-        buy a label and had it, but not within a month; what groups are worth; and what each of at most `budget`
-        customers takes most likely. Raises `ValueError` where what a question needs is not there."""
+        """Answers one of `MONDAY`: who will come, as many as are expected, likeliest first; who is late, by the value
+        that is at risk; who will buy a label and had it, but not within a month; what groups are worth; and what each
+        of at most `budget` customers takes most likely. Raises `ValueError` where what a question needs is not there.
+        """
         table, main = self.customers, self.histories.main_task
         week = f"{self._names().get(f'{CHANCE}_{self._week}d')}, %"
         if question in (COMES, LEAVES, GROUPS) and week not in table:
@@ -412,9 +413,12 @@ def _thirds(values: pd.Series) -> pd.Series:
 
 def _read_number(text: str, name: str) -> float | None:
     try:
-        return float(text) if text.strip() else None
+        number = float(text) if text.strip() else 0.0
+        if np.isfinite(number):
+            return number if text.strip() else None
     except ValueError:
-        raise ValueError(f"{name} is {text!r}: write a number, such as 12.5, or leave the field empty.") from None
+        pass
+    raise ValueError(f"{name} is {text!r}: write a number, such as 12.5, or leave the field empty.")
 
 
 def _suggestions(field: str, labels: list[str]) -> str:

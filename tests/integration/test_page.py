@@ -309,6 +309,7 @@ def test_mondays_questions_are_views_on_the_list(histories, event_log):
         (lambda page: page.find("item 0", "customer", None, None, True), "There is no items 'item 0': choose one of"),
         (lambda page: page.find("", "customer", 1, None, True), "There are limits for no column"),
         (lambda page: app._read_number("viele", "At least"), "At least is 'viele': write a number, such as 12.5"),
+        (lambda page: app._read_number("inf", "Budget"), "Budget is 'inf': write a number"),
     ],
 )
 def test_what_a_question_lacks_is_said(histories, ask, words):
