@@ -290,7 +290,7 @@ class CustomerService:
             if rows := store.events(customer_id, customer.sequence):
                 customer.history.add([json.loads(row.event) for row in rows])
                 customer.sequence = rows[-1].sequence
-        except ValueError as error:
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
             raise ServiceError(
                 f"{self.store.name} has an event or a profile of customer {customer_id!r} that can't be read "
                 f"({error}): restore a backup, or delete the customer and send the events again."

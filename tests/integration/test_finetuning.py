@@ -153,7 +153,7 @@ def test_the_service_answers_offers_and_nothing_else(tuned, event_log, tmp_path)
     assert client.get("/customers/c03/scores").status_code == 501
     for bad in ({"colour": "red"}, {}, *({"item": ITEMS[0], "weight": weight} for weight in ("x", 0, -1))):
         wrong = client.post("/offers", json=body | {"actions": [{"action_id": "a", **bad}]})
-        assert wrong.status_code == 422 and (next(iter(bad), "action_id") in wrong.json()["detail"] or "weight" in bad)
+        assert wrong.status_code == 422 and ([*bad] or ["no columns besides"])[-1] in wrong.json()["detail"]
     service.close()
 
 

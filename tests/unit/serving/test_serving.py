@@ -155,11 +155,13 @@ def test_values_that_training_has_not_seen_are_said(client, events):
     assert post(client, [odd])["unknown_values"] == {}  # it is known already
 
 
-@pytest.mark.parametrize("damaged", ["UPDATE mcm_events SET event = '{'", "UPDATE mcm_customers SET profile = '[1]'"])
+@pytest.mark.parametrize(
+    "damaged", ["events SET event = '{'", "events SET event = '[1]'", "customers SET profile = '[1]'"]
+)
 def test_a_damaged_customer_is_named_and_can_be_deleted(client, service, events, damaged):
     post(client, events[:3])
     with service.store.transaction(writing=True) as store:
-        store.run(damaged)
+        store.run(f"UPDATE mcm_{damaged}")
     service._customers.clear()
     answer = client.get("/customers/c03/scores")
     assert answer.status_code == 503 and "customer 'c03' that can't be read" in answer.json()["detail"]
@@ -373,7 +375,7 @@ def test_bad_events_are_refused_and_nothing_of_the_body_is_kept(client, events, 
         (422, "/customers/c03/scores?k=1000000", None, "query.k: Input should be less than or equal to 1000"),
         (422, "/customers/c03/scores?as_of=2017-01-01", None, "the clock went back, or the event lies in the future"),
         (422, "/customers/c03/scores?horizon_days=7", None, "`horizon_days` is 7.0"),
-        (422, "/customers/c03/scores?candidate=nothing", None, "No candidate of"),
+        (422, "/customers/c03/scores?task=items&candidate=no", None, "No candidate of"),
         (422, "/customers/c03/scores?exclude=a&exclude_seen=1", None, "are both given: give one of them"),
         (422, "/customers/c03/embedding?as_of=nan", None, "`as_of`: found 'nan', which is no time"),
         (501, "/customers/c03/forecast", None, "has no trained forecasts: they would be made up."),
