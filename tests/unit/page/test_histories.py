@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 from corner_shop import TEST, find_customer, make_profile
 from serving_client import assert_same
-from transformers import pipeline
 
+from modeling_mcm import LiveCustomer
 from modeling_mcm.data import NO_CUTOFFS
 from modeling_mcm.page.histories import NEXT_DAYS, Histories
 
@@ -37,16 +37,15 @@ def page(model, extractor, tmp_path):
 
 
 def test_the_model_knows_what_came_before_the_cutoff(page, event_log, prepared, model, extractor):
-    histories = page(event_log, prepared)
-    before = event_log[event_log["when"] < TEST]
-    customers = [find_customer(before, who) for who in WHO]
-    scores = pipeline("preference-scores", model=model, feature_extractor=extractor)(customers)
-    embeddings = pipeline("customer-embedding", model=model, feature_extractor=extractor)(customers, as_of=TEST)
-    for who, wanted, embedding in zip(WHO, scores, embeddings, strict=True):
-        live = histories.household(who).live
+    histories, before = page(event_log, prepared), event_log[event_log["when"] < TEST]
+    for who in WHO:
+        live, customer = histories.household(who).live, find_customer(before, who)
+        past = LiveCustomer(model, extractor, customer["profile"])
+        past.add(customer["events"])
         assert len(live.events) == (before["who"] == who).sum() < (event_log["who"] == who).sum()
-        assert_same(live.scores(), wanted)
-        np.testing.assert_allclose(histories.scored.embeddings[histories.scored.indices[who]], embedding, atol=1e-5)
+        assert_same(live.scores(), past.scores())
+        embedding = histories.scored.embeddings[histories.scored.indices[who]]
+        np.testing.assert_allclose(embedding, past.embedding(TEST), atol=1e-5)
 
 
 @pytest.mark.parametrize("who", WHO)
