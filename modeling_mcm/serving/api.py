@@ -235,9 +235,9 @@ def _example(extractor: Any) -> dict[str, Any]:
     """An event that the service takes."""
     event = {extractor.time: "2017-03-01T18:30:00"} if extractor.time else {}
     for feature, values in extractor.vocabularies.items():
-        column = extractor._encoding.columns.get(feature)
+        spec = extractor._encoding.specs.get(feature)
         known = [value for value in values if value not in extractor.schema.reserved_token_types]
-        if column and known and feature in extractor._encoding.event_features:
+        if (column := spec and spec.column) and known and feature in extractor._encoding.event_features:
             event[column] = extractor.target_token_types[0] if column == extractor.token_type else known[0]
     return event
 

@@ -216,8 +216,8 @@ class CustomerService:
         """By column the values that training has not seen, as the model reads them: one for all."""
         encoding, unknown = self.extractor._encoding, {}
         for feature in set(self.extractor.vocabularies) & set(encoding.event_features):
-            column = encoding.columns.get(feature)
-            values = [event[column] for event in events if event.get(column) is not None]
+            column = encoding.specs[feature].column
+            values = [event[column] for event in events if column and event.get(column) is not None]
             ids = encoding.feature_ids(feature, values).tolist() if values else []
             if names := [str(value) for value, index in zip(values, ids, strict=True) if index == UNKNOWN_ID]:
                 unknown[column] = list(dict.fromkeys(names))
