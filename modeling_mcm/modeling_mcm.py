@@ -89,7 +89,7 @@ class MCMModelOutput(ModelOutput):
 class MCMRecommendationOutput(ModelOutput):
     r"""
     loss (`torch.FloatTensor` of shape `()`, *optional*, returned when `labels` is given):
-        Loss by equation 4 of the encoder's readout, summed over the tasks.
+        Loss by equation 4 of the encoder's readout, whose scores are the `logits` then, summed over the tasks.
     logits (`dict[str, torch.FloatTensor]`, *optional*):
         Scores s(w) by task, of shape `(batch_size, labels)`, or `(batch_size, prefixes, labels)` with `prefix_ends`.
         Ids 0 and 1, which are no labels, are masked with a large negative value. `None` in training with `labels`:
@@ -478,7 +478,7 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
             bias.copy_(torch.log(shares / shares[FIRST_LABEL:].sum()))
 
     @can_return_tuple
-    @auto_docstring(custom_intro="Computes scores from a batch of histories, and the loss if there are `labels`.\n")
+    @auto_docstring(custom_intro="Scores histories; with `labels` by the encoder's readout alone, with its loss.\n")
     def forward(
         self,
         input_ids: torch.LongTensor,
@@ -513,6 +513,7 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
             or a masked event at each prefix end. Default: one prefix, the whole sequence.
         labels (`torch.LongTensor` of shape `(batch_size, num_labels, num_tasks)`, *optional*):
             Label ids of the targets, the events that followed the prefixes. Ids below 2, such as -100, are ignored.
+            With labels the readout alone is scored, also where counts were fitted.
         label_prefixes (`torch.LongTensor` of shape `(batch_size, num_labels)`, *optional*):
             Prefix that each target followed, as an index into `prefix_ends`. Default: the first prefix.
         label_weights (`torch.FloatTensor` of shape `(batch_size, num_labels)`, *optional*):
@@ -550,7 +551,8 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         history = {"input_ids": input_ids, "attention_mask": attention_mask, "visit_ids": visit_ids}
         history |= {"event_times": event_times, "as_of": as_of}
         scored = list(self.config.tasks if tasks is None else tasks)
-        reads_counts = prefix_ends is None and self.scorer is not None and bool(self.scorer.fitted)
+        is_alone = labels is not None or prefix_ends is not None  # the readout, whose loss or prefixes are asked for
+        reads_counts = not is_alone and self.scorer is not None and bool(self.scorer.fitted)
         if horizon_days not in (None, HORIZON_DAYS) or (horizon_days and not reads_counts):
             fitted = f"next visit, or within {HORIZON_DAYS:g} days" if reads_counts else "next visit"
             raise ValueError(

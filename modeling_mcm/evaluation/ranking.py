@@ -1,6 +1,6 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""From scores to metrics, in the same way for a model, for every baseline and in a Trainer.
+"""From scores to metrics, in the same way for a model and for every baseline.
 
     ranks = TargetRanks(cases, "product_type")
     for indices, scores in batches:
@@ -11,14 +11,12 @@ Shapes: B cases of a batch, N target labels of a case (right-padded), V labels w
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from modeling_mcm.configuration_mcm import FIRST_LABEL
-from modeling_mcm.data.cases import IGNORED
 from modeling_mcm.evaluation.cases import EvaluationCases
 from modeling_mcm.evaluation.metrics import customer_metrics, distinct_targets, ranks_from_logits, set_metrics
 from modeling_mcm.events_mcm import number_groups
@@ -59,38 +57,3 @@ class TargetRanks:
         if self.cases.horizon_days is not None:
             return set_metrics(self.greater, self.ties, self.counts > 0, ks, "horizon")
         return customer_metrics(self.greater, self.ties, self.counts, ks)
-
-
-class StreamingMetrics:
-    """Computes metrics from ranks, for a Trainer with `batch_eval_metrics=True`. Between batches only metrics are
-    stored, a few numbers for each customer."""
-
-    def __init__(self) -> None:
-        self._values: dict[str, list[NDArray]] = {}
-
-    def __call__(self, prediction: Any, compute_result: bool = True) -> dict[str, float]:
-        """Adds a batch, and after the last one (`compute_result`) returns the means over customers, named
-        `<task>_<metric>`. `predictions` holds for each task the ranks of [`ranks_from_logits`], and `label_ids`
-        `(B, N)` the label ids, one for each event of the next visit; 0 or `IGNORED` is padding."""
-        for task, (greater, ties) in prediction.predictions.items():
-            arrays = (torch.as_tensor(array).cpu().numpy() for array in (greater, ties, prediction.label_ids[task]))
-            for name, values in customer_metrics(*_distinct_ranks(*arrays)).items():
-                self._values.setdefault(f"{task}_{name}", []).append(values)
-        if not compute_result:
-            return {}
-        joined = {name: np.concatenate(values) for name, values in self._values.items()}
-        self._values = {}
-        return {name: float(np.nanmean(v)) for name, v in joined.items() if not np.isnan(v).all()}
-
-
-def _distinct_ranks(greater: NDArray, ties: NDArray, labels: NDArray) -> tuple[NDArray, NDArray, NDArray]:
-    """Merges equal labels of a customer: the first one gets the number of all, and the others 0."""
-    greater, ties, labels = (array.reshape(len(array), -1) for array in (greater, ties, labels))  # (B,) is (B, 1)
-    order = np.argsort(labels, axis=1, kind="stable")
-    greater, ties, labels = (np.take_along_axis(array, order, axis=1) for array in (greater, ties, labels))
-    starts = np.ones_like(labels, dtype=bool)
-    starts[:, 1:] = labels[:, 1:] != labels[:, :-1]
-    flat = np.flatnonzero(starts)
-    counts = np.zeros(labels.size, dtype=np.int64)
-    counts[flat] = np.diff(np.append(flat, labels.size))
-    return greater, ties, np.where(np.isin(labels, (0, IGNORED)), 0, counts.reshape(labels.shape))

@@ -1,11 +1,11 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Callbacks of a training run: the collator's epoch, a clock, an average of the weights, and early stopping."""
+"""Callbacks of a training run: the epoch, a clock, an average of the weights, and early stopping."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -14,14 +14,14 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 
 
 class EpochCallback(TrainerCallback):
-    """Sets the epoch of a training collator, or of what else has an `epoch`, also when a run is resumed."""
+    """Writes the number of the epoch into a tensor, which samplers and collators read, also when a run is resumed."""
 
-    def __init__(self, collator: Any):
-        self.collator = collator
+    def __init__(self, epoch: torch.Tensor):
+        self.epoch = epoch
 
     def on_epoch_begin(self, args, state, control, **kwargs):
-        """Writes the number of the epoch into the collator."""
-        self.collator.epoch.fill_(int((state.epoch or 0) + 1e-6))  # a resume may start inside an epoch
+        """Writes the number."""
+        self.epoch.fill_(int((state.epoch or 0) + 1e-6))  # a resume may start inside an epoch
 
 
 class TrainingClock(TrainerCallback):
@@ -99,8 +99,17 @@ class WeightAverage(TrainerCallback):
 
     def swap(self) -> None:
         """Exchanges the weights of the model and the average. A second call undoes the first."""
-        for own, averaged in zip(self.model.parameters(), self.average.module.parameters(), strict=True):
-            own.data, averaged.data = averaged.data, own.data
+        for weight, averaged in zip(self.model.parameters(), self.average.module.parameters(), strict=True):
+            weight.data, averaged.data = averaged.data, weight.data
+
+    @contextmanager
+    def swapped(self) -> Iterator[None]:
+        """A context in which the model has the weights of the average."""
+        self.swap()
+        try:
+            yield
+        finally:
+            self.swap()
 
     def save(self, folder: str | Path) -> None:
         """Writes the average to the file `average.safetensors` of a checkpoint folder."""
@@ -119,12 +128,10 @@ class WeightAverage(TrainerCallback):
 
 
 class EarlyStopping(EarlyStoppingCallback):
-    """Early stopping of transformers whose count goes on when a run is resumed. A run that it ended stays ended."""
+    """Early stopping of transformers whose count goes on when a run is resumed."""
 
     def on_train_begin(self, args, state, control, **kwargs):
         """Reads from the checkpoint how many evaluations in a row were no better than the best."""
         super().on_train_begin(args, state, control, **kwargs)
-        stored = state.stateful_callbacks.setdefault(type(self).__name__, {}) if state.global_step else {}
-        self.early_stopping_patience_counter = stored.get("attributes", {}).get("early_stopping_patience_counter", 0)
-        if self.early_stopping_patience_counter >= self.early_stopping_patience:
-            control.should_training_stop = True
+        stored = state.stateful_callbacks[type(self).__name__]["attributes"]
+        self.early_stopping_patience_counter = stored["early_stopping_patience_counter"]

@@ -88,9 +88,6 @@ class PretrainingArguments(TrainingArguments):
         "Tools that metrics are logged to, or none. By default tensorboard where it is installed.",
     )
     remove_unused_columns: bool = option(False, "Must stay false: the collator needs all columns of the rows.")
-    batch_eval_metrics: bool = option(
-        True, "Must stay true: evaluation stores the ranks of each batch and no logits, which are large."
-    )
     use_cpu: bool = option(not torch.cuda.is_available(), "Train on CPUs. By default true without a GPU.")
     early_stopping_patience: int | None = option(
         None,

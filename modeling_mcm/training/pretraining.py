@@ -6,8 +6,9 @@ counting baselines."""
 import os
 import platform
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,9 @@ from transformers.utils import logging
 from modeling_mcm import __version__
 from modeling_mcm.configuration_mcm import MCMConfig
 from modeling_mcm.data import PreparedData
-from modeling_mcm.data.collator import MCMCollator, PreparedRows, unit_counts
+from modeling_mcm.data.collator import MCMCollator, PreparedRows, batches_by_length, unit_counts
 from modeling_mcm.data.dataset import MANIFEST_FILE
-from modeling_mcm.evaluation.cases import cases_at, comparison_cases
+from modeling_mcm.evaluation.cases import cases_at, comparison_cases, tasks_without_repeats
 from modeling_mcm.evaluation.comparison import (
     FIRST_BASELINES,
     STRONG_BASELINES,
@@ -125,20 +126,28 @@ def read_config(options: ModelOptions, extractor: MCMFeatureExtractor, recipe: R
     return MCMConfig(**(config | values))
 
 
-def read_rows(
-    data: PreparedData, config: MCMConfig, evaluate: bool, ends: NDArray | None = None
-) -> tuple[PreparedRows, PreparedRows | None]:
-    """Reads the rows to train on and the rows to evaluate on. `ends` `(rows,)` are the numbers of events to train on,
-    by default all before the validation cutoff."""
-    rows, max_events = data.rows, data.extractor.max_events
+def read_rows(data: PreparedData, config: MCMConfig, ends: NDArray | None = None) -> PreparedRows:
+    """Reads the rows to train on. `ends` `(rows,)` are the numbers of events to train on, by default all before the
+    validation cutoff."""
+    rows = data.rows
     ends = np.asarray(rows["validation_end"]) if ends is None else ends
     several = trainable(ends)
-    train_rows = PreparedRows(rows, several, unit_counts(rows, ends, config, max_events)[several], ends)
-    if not evaluate:
-        return train_rows, None
-    indices = cases_at(data, "validation", rows).rows
-    units = unit_counts(rows, rows["validation_end"], config, max_events)
-    return train_rows, PreparedRows(rows, indices[np.argsort(units[indices], kind="stable")])  # for little padding
+    return PreparedRows(rows, several, unit_counts(rows, ends, config, data.extractor.max_events)[several], ends)
+
+
+def validation_batches(
+    data: PreparedData, config: MCMConfig, fit: ScorerFit | None, size: int
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Makes the batches that the encoder is evaluated on: those of the scorer's validation cases, or of all."""
+    if fit is not None:
+        yield from (batch for _, _, batch in fit.reader.batches(fit.validation))
+        return
+    as_of = data.schema.scoring_time("validation")
+    collator = MCMCollator(data.extractor, config, "evaluate", cutoff="validation", as_of=as_of)
+    rows = PreparedRows(data.rows, cases_at(data, "validation").rows)
+    units = unit_counts(data.rows, data.rows["validation_end"], config, data.extractor.max_events)
+    for batch in batches_by_length(units[rows.indices], size):
+        yield collator(rows.__getitems__(batch.tolist()))
 
 
 def _compare(data: PreparedData, model: MCMForMultiTaskRecommendation) -> dict[str, dict[str, float]]:
@@ -197,20 +206,18 @@ def _train(
     """Trains a model, compares it with baselines, and writes it with the record of the run, pretraining.json."""
     config = model.config
     fit = None if model.scorer is None else ScorerFit(model, data, training.seed)
-    train_rows, eval_rows = read_rows(data, config, training.eval_strategy != "no", fit.ends if fit else None)
-    trainer = _make_trainer(options, training, data, model, (train_rows, eval_rows))
+    train_rows = read_rows(data, config, fit.ends if fit else None)
+    if fit is None and training.metric_for_best_model == NEW_LABEL_LOSS:
+        training.metric_for_best_model, training.greater_is_better = BEST_METRIC, True
+    trainer = _make_trainer(options, training, data, model, train_rows, fit)
     logger.info(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(train_rows):,} customers, {start}")
     if fit is not None:
         fit.scorer.requires_grad_(False)
-        if fit.validation and not trainer.is_fsdp_enabled:  # which keeps no whole weights to evaluate
-            trainer.scorer_fit = fit
         words = ", ".join(f"{task} {value:.4f}" for task, value in zip(config.tasks, fit.counted, strict=True))
         logger.info(
             f"Counts alone rank validation cases with an NDCG@10 of {words}. Targets are the labels that training "
             "knows; the comparison at the end counts the others, too, as missed."
         )
-    if trainer.scorer_fit is None and training.metric_for_best_model == NEW_LABEL_LOSS:
-        training.metric_for_best_model, training.greater_is_better = BEST_METRIC, True
     if config.num_hidden_layers:
         if start.checkpoint is None and config.label_features:
             for task, decided in fill_label_values(model, data.rows).items():
@@ -223,11 +230,12 @@ def _train(
             fit.finish()
     if model.model.state is not None:
         describe_customers(model, data, training.seed)
-    trainer.save_final()
-    has_cases = eval_rows is not None and trainer.is_world_process_zero()
-    validation = _compare(data, model) if has_cases else {}
+    trainer.save_model()
+    trainer.save_state()
+    is_compared = training.eval_strategy != "no" and trainer.is_world_process_zero()
+    validation = _compare(data, model) if is_compared else {}
     facts = {"recipe": recipe.reasons, "validation": validation} | _facts_of_run(options, data, trainer)
-    trainer.write_record(PRETRAINING, facts)
+    trainer.finish(PRETRAINING, facts)
 
 
 def _make_trainer(
@@ -235,22 +243,25 @@ def _make_trainer(
     training: PretrainingArguments,
     data: PreparedData,
     model: MCMForMultiTaskRecommendation,
-    rows: tuple[Any, Any],
+    rows: PreparedRows,
+    fit: ScorerFit | None,
 ) -> MCMTrainer:
-    """Makes the trainer of a model for the rows to train on and the rows to evaluate on."""
+    """Makes the trainer of a model for the rows to train on. Raises `ValueError` if there is nothing to evaluate, and
+    evaluations were asked for."""
     extractor, config = data.extractor, model.config
-    as_of = data.schema.scoring_time("validation")
-    train_collator = MCMCollator(extractor, config, "train", seed=training.seed, objective=model.objective)
+    batches = partial(validation_batches, data, config, fit, training.per_device_eval_batch_size)
+    evaluates = training.eval_strategy != "no"
+    if evaluates and not len(cases_at(data, "validation")):
+        raise ValueError(f"{data.folder} has no validation case, so leave --eval_strategy out.")
     return MCMTrainer(
         model=model,
         args=training,
-        train_dataset=rows[0],
-        eval_dataset=rows[1],
+        train_dataset=rows,
         processing_class=extractor,
-        train_collator=train_collator,
-        eval_collator=MCMCollator(extractor, config, "evaluate", cutoff="validation", as_of=as_of),
+        train_collator=MCMCollator(extractor, config, "train", seed=training.seed, objective=model.objective),
+        validation=batches if evaluates else None,
+        without_repeats=fit.without_repeats if fit else tasks_without_repeats(data.rows, config.tasks),
         ema_decay=options.ema_decay if config.num_hidden_layers else None,
-        patience=training.early_stopping_patience,
     )
 
 

@@ -16,21 +16,27 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from accelerate.utils import gather_object
 from filelock import Timeout
 from safetensors import SafetensorError
+from torch.utils.data import Sampler
 from transformers import PreTrainedConfig, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
+from modeling_mcm.data.collator import LengthGroupedSampler
 from modeling_mcm.files_mcm import CheckpointError, check_files, damage, file_digest, locked, some, write_json
+from modeling_mcm.training.callbacks import EarlyStopping, EpochCallback
 
 logger = logging.get_logger(__name__)
 PRETRAINING, FINE_TUNING = "pretraining.json", "finetuning.json"  # records, which a run writes as its last file
 RUN = "run.json"  # what a run is, which it writes as its first file
 FILES = "files.json"  # digests of the files of a checkpoint, by name
 UNUSED = "unused-"  # beginning of the name that a checkpoint gets which no run can go on from
+LONG = 120  # number of characters from which a message does not show two values, such as digests
+FULL_DISK = ("No space left", "inline_container")  # words of errors; the second is torch.save's
 FOREIGN = ("*.json", "*.safetensors", "checkpoint-*")  # files of a folder that a run without run.json leaves alone
 # Beginnings of the options of `TrainingArguments` that decide the weights. The size of a step is compared as
 # "batch size", in customers. Those of the best decide which checkpoint that is.
@@ -143,47 +149,50 @@ def check_folder(folder: Path, record: str, run: Mapping[str, Any], is_writer: b
 
 def _changes(earlier: Mapping[str, Any], run: Mapping[str, Any]) -> list[str]:
     """A phrase for each of the data and options of another run that differs from this run's."""
-    options = earlier.get("options", {})
-    changed = {name: value for name, value in run["options"].items() if options.get(name) != value}
-    phrases = [f"{name} {options.get(name)} and this run has {value}" for name, value in changed.items()]
-    digests = [f"other {name}" for name in run if name != "options" and earlier.get(name) != run[name]]
-    return digests + [phrase if len(phrase) < 200 else f"another {phrase.partition(' ')[0]}" for phrase in phrases]
+    before, now = ({**facts, **facts.get("options", {}), "options": None} for facts in (earlier, run))
+    pairs = {name: (before.get(name), value) for name, value in now.items() if before.get(name) != value}
+    phrases = {name: f"{name} {old} and this run has {new}" for name, (old, new) in pairs.items()}
+    return [phrase if len(phrase) < LONG else f"other {name}" for name, phrase in phrases.items()]
 
 
 @contextmanager
 def output_folder_lock(output_dir: str | Path, is_writer: bool = True) -> Iterator[None]:
     """A context that makes an output folder and locks it, so that no second run trains into it at the same time.
-    Raises `RunError` if the folder can't be written to, or another run trains into it."""
-    folder, existed = Path(output_dir).resolve(), Path(output_dir).exists()
+    Raises `RunError` if the folder can't be written to, or another run trains into it, and `OSError` if its disk gets
+    full."""
+    folder = Path(output_dir).resolve()
     with ExitStack() as stack:
         if is_writer:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
-                if not existed:
-                    stack.callback(_remove_if_empty, folder)
                 stack.enter_context(locked(folder, wait=False))
             except Timeout:
                 words = "wait for its end, or give another output_dir."
                 raise RunError(f"Another run trains into {folder}: {words}") from None
             except OSError as error:
                 raise RunError(f"{folder} can't be written to ({error.strerror}): give another output_dir.") from error
-        yield
+        try:
+            yield
+        except (OSError, RuntimeError, SafetensorError) as error:
+            if not any(words in str(error) for words in FULL_DISK):
+                raise
+            raise OSError(
+                f"{folder} can't be written to ({error}; {shutil.disk_usage(folder).free:,} bytes are free); earlier "
+                "checkpoints are whole. Make room on the disk, or keep fewer (save_total_limit), and start the run "
+                "again: it goes on from the last one."
+            ) from error
 
 
-def _remove_if_empty(folder: Path) -> None:
-    if not any(folder.iterdir()):
-        folder.rmdir()
-
-
-class BestCheckpointFinder(TrainerCallback):
-    """When a run is resumed, finds its best checkpoint, also in a folder that was moved, and warns if it is lost."""
+class ResumedRun(TrainerCallback):
+    """When a run is resumed, leaves one ended that had ended, and finds its best checkpoint, also in a folder that was
+    moved."""
 
     def on_train_begin(self, args, state, control, **kwargs):
-        """Sets the path of the best checkpoint, or leaves it out if its files are missing or damaged. Ends a run that
-        has made all of its steps."""
-        if state.global_step >= state.max_steps > 0:
-            control.should_training_stop = True
-        if not state.global_step or state.best_metric is None or not args.load_best_model_at_end:
+        """Sets the path of the best checkpoint, or warns and leaves it out if its files are missing or damaged."""
+        if not state.global_step:
+            return
+        control.should_training_stop = state.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"]
+        if state.best_metric is None or not args.load_best_model_at_end:
             return
         folder = Path(args.output_dir, f"checkpoint-{state.best_global_step}")
         if not (fault := checkpoint_fault(folder)):
@@ -197,11 +206,45 @@ class BestCheckpointFinder(TrainerCallback):
 
 
 class ResumableTrainer(Trainer):
-    """`Trainer` that makes no step more where the resumed run has ended, and says what a full disk leaves."""
+    """`Trainer` whose runs can be killed and started again. A batch has rows of similar length, in an order that
+    depends on the seed and the epoch alone.
 
-    def __init__(self, *args: Any, **kwargs: Any):
+    Args:
+        epoch (`torch.Tensor`, int64 of shape `()`): Gets the number of the epoch.
+        args, kwargs: Those of `Trainer`; `train_dataset` has `lengths`. With `args.early_stopping_patience` training
+            ends early.
+    """
+
+    def __init__(self, *args: Any, epoch: torch.Tensor, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.add_callback(BestCheckpointFinder())
+        self.epoch = epoch
+        self.add_callback(EpochCallback(epoch))
+        self.add_callback(ResumedRun())
+        patience: int | None = getattr(self.args, "early_stopping_patience", None)
+        if patience is not None:
+            self.add_callback(EarlyStopping(patience))
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
+        rows: Any = self.train_dataset
+        return LengthGroupedSampler(rows.lengths, step_size(self.args), self.args.seed, self.epoch)
+
+    def rate_factor(self, name: str) -> float:
+        """Factor on the learning rate of a parameter."""
+        return 1.0
+
+    def create_optimizer(self, model: Any = None):
+        """Makes the Trainer's optimizer, with groups of their own for parameters with a factor on the rate."""
+        optimizer = super().create_optimizer(model)
+        trained: Any = self.model if model is None else model
+        names = {id(value): name for name, value in trained.named_parameters()}
+        for group in [*optimizer.param_groups]:
+            by_factor: dict[float, list[Any]] = {1.0: []}
+            for value in group["params"]:
+                by_factor.setdefault(self.rate_factor(names[id(value)]), []).append(value)
+            group["params"] = by_factor.pop(1.0)
+            for factor, values in by_factor.items():
+                optimizer.add_param_group({**group, "params": values, "lr": self.args.learning_rate * factor})
+        return optimizer
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         if not self.control.should_training_stop:  # true if the resumed run has ended
@@ -211,38 +254,12 @@ class ResumableTrainer(Trainer):
         super()._save_rng_state(output_dir)  # the last file of each process
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            files = [
-                path for path in Path(output_dir).rglob("*") if path.is_file() and path.name != TRAINER_STATE_NAME
-            ]
+            files = [path for path in Path(output_dir).rglob("*") if path.is_file()]
             digests = {path.relative_to(output_dir).as_posix(): file_digest(path) for path in files}
+            digests.pop(TRAINER_STATE_NAME, None)  # of an earlier run, and is written last
             write_json(Path(output_dir, FILES), digests)
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Trains as `Trainer` does. Raises `OSError` if a checkpoint can't be written; those before it stay."""
-        with self._naming_full_disk():
-            return super().train(*args, **kwargs)
-
-    def save_final(self) -> None:
-        """Writes the trained model into the output folder. Raises `OSError` if it can't be written."""
-        with self._naming_full_disk():
-            self.save_model()
-            self.save_state()
-
-    def write_record(self, record: str, facts: Mapping[str, Any]) -> None:
+    def finish(self, record: str, facts: Mapping[str, Any]) -> None:
         """Writes the record of a run, which is finished with that."""
         if self.args.should_save:
             write_json(Path(str(self.args.output_dir), record), facts)
-
-    @contextmanager
-    def _naming_full_disk(self) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, RuntimeError, SafetensorError) as error:
-            if isinstance(error, RuntimeError) and "inline_container" not in str(error):  # of torch.save
-                raise
-            folder = Path(str(self.args.output_dir))
-            raise OSError(
-                f"{folder} can't be written to ({error}; {shutil.disk_usage(folder).free:,} bytes are free); earlier "
-                "checkpoints are whole. Make room on the disk, or keep fewer (save_total_limit), and start the run "
-                "again: it goes on from the last one."
-            ) from error

@@ -95,9 +95,8 @@ def test_tensorboard_holds_losses_and_ranks_of_every_task(trained):
     scalars = {tag: [event.value for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
     for task in ("items", "aisle", "type"):
         assert len(scalars[f"train/loss_{task}"]) == STEPS
-        for metric in ("next_visit_ndcg@10", "next_event_ndcg@10"):
-            found = scalars[f"eval/{task}_{metric}"]
-            assert len(found) > 1 and all(0 < value <= 1 for value in found)
+        found = scalars[f"eval/encoder_{task}_next_visit_ndcg@10"]
+        assert len(found) > 1 and all(0 < value <= 1 for value in found)
     per_task = np.sum([scalars[f"train/loss_{task}"] for task in ("items", "aisle", "type")], axis=0)
     np.testing.assert_allclose(per_task, scalars["train/loss"], rtol=1e-3)
 

@@ -4,7 +4,6 @@
 
 import itertools
 from pathlib import Path
-from types import SimpleNamespace
 
 import evaluate
 import numpy as np
@@ -24,7 +23,6 @@ from modeling_mcm.evaluation import (
     tie_ranks,
 )
 from modeling_mcm.evaluation.metrics import UNREACHABLE, list_properties, ranks_from_logits
-from modeling_mcm.evaluation.ranking import StreamingMetrics
 
 LABELS = 32  # ids 2 .. 31 are ranked
 
@@ -133,22 +131,6 @@ def test_ranks_refuse_bad_scores_and_targets(scores, targets, message):
 def expected_means(logits, labels):
     values = metrics_of(logits.numpy(), [row[row > 0] for row in labels.numpy()])
     return {name: float(np.nanmean(value)) for name, value in values.items()}
-
-
-def test_streamed_batches_give_the_metrics_of_the_whole(logits, labels):
-    metrics = StreamingMetrics()
-    for _ in range(2):  # the second round shows that the first left nothing behind
-        for start in range(0, len(logits), 5):
-            batch = slice(start, start + 5)
-            ranks = ranks_from_logits(logits[batch], labels[batch])
-            # What accelerate does when it gathers batches of unlike width.
-            *ranks, padded = (torch.nn.functional.pad(each, (0, 2), value=-100) for each in (*ranks, labels[batch]))
-            last = start + 5 >= len(logits)
-            prediction = SimpleNamespace(predictions={"brand": ranks}, label_ids={"brand": padded})
-            result = metrics(prediction, compute_result=last)
-            assert last or result == {}
-        expected = {f"brand_{name}": value for name, value in expected_means(logits, labels).items()}
-        assert result == pytest.approx(expected)
 
 
 def test_evaluate_loads_the_module_offline_and_agrees(logits, labels, tmp_path, monkeypatch):

@@ -8,12 +8,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from transformers import TrainerState, TrainingArguments
+from transformers import TrainerState
 
 from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.data import load_prepared
 from modeling_mcm.data.collator import MCMCollator, PreparedRows
 from modeling_mcm.training.callbacks import TrainingClock, WeightAverage
+from modeling_mcm.training.options import PretrainingArguments
 from modeling_mcm.training.trainer import FAST_FACTOR, FAST_PARAMETERS, MCMTrainer
 
 
@@ -67,14 +68,12 @@ def train(tiny_model, extractor, prepared, tmp_path):
 
     def make(customers=26, tasks=("items", "aisle", "type"), accumulate=2, **options):
         model = tiny_model(tasks=list(tasks))
-        arguments = TrainingArguments(
+        arguments = PretrainingArguments(
             str(tmp_path / "run"),
             per_device_train_batch_size=8,
             gradient_accumulation_steps=accumulate,
             learning_rate=0.25,
             weight_decay=0.125,
-            remove_unused_columns=False,
-            label_names=["labels"],
             report_to="none",
             use_cpu=True,
         )
@@ -113,25 +112,24 @@ def test_scalars_of_the_readout_learn_faster(train):
 
 @pytest.fixture
 def evaluate(train):
-    """A function that evaluates the encoder on two customers by scores `(B, V)` of each task, with counts fitted."""
+    """A function that evaluates the encoder on two customers by scores `(B, V)` of each task."""
     trainer = train(tasks=("items", "aisle"))
     model = trainer.model
     history, labels = torch.zeros(2, 4, len(model.config.features), dtype=torch.long), torch.zeros(2, 3, 2).long()
     history[:, 1:, model.task_features] = torch.tensor([[[2, 2], [3, 3], [0, 0]], [[2, 2], [3, 1], [0, 3]]])
     labels[:] = torch.tensor([[[6, 3], [6, 4], [-100, 1]], [[-100, 2], [7, 2], [7, -100]]])
-    inputs = {"input_ids": history, "labels": labels}
 
-    def evaluate(scores, without_repeats=()):
-        model.readout_scores = lambda batch: [each.clone() for each in scores]
-        reader = SimpleNamespace(batches=lambda examples: [(None, None, dict(inputs))])
-        trainer.scorer_fit = SimpleNamespace(reader=reader, validation=[], without_repeats=without_repeats)
+    def evaluate(scores, without_repeats=(), labels=labels):
+        logits = dict(zip(model.config.tasks, scores, strict=True))
+        model.forward = lambda **batch: SimpleNamespace(logits=logits)
+        trainer.validation, trainer.without_repeats = lambda: [{"input_ids": history, "labels": labels}], without_repeats
         return trainer.evaluate()
 
-    return evaluate, [torch.randn(2, size) for size in model.config.label_sizes.values()]
+    return evaluate, [torch.randn(2, size) for size in model.config.label_sizes.values()], labels
 
 
 def test_the_encoder_is_judged_by_labels_that_are_new_to_the_customer(evaluate):
-    evaluate, (items, aisles) = evaluate
+    evaluate, (items, aisles), _ = evaluate
     losses = [-scores.log_softmax(1)[place] for scores, place in ((items, (0, 6)), (items, (1, 7)), (aisles, (0, 4)))]
     found = evaluate([items, aisles])["eval_new_label_loss"]
     assert found == pytest.approx(torch.stack(losses).mean().item(), rel=1e-6)
@@ -144,10 +142,12 @@ def test_the_encoder_is_judged_by_labels_that_are_new_to_the_customer(evaluate):
 
 
 def test_the_encoder_alone_does_not_rank_what_can_not_come(evaluate):
-    evaluate, (items, aisles) = evaluate
+    evaluate, (items, aisles), labels = evaluate
     items[:, 2:4], items[:, 6:8] = 9.0, torch.tensor([[8.0, 7.0], [7.0, 8.0]])  # what was had is first
     name = "eval_encoder_items_next_visit_ndcg@10"
     assert evaluate([items, aisles], ["items"])[name] == 1 > evaluate([items, aisles])[name]
+    labels[:, 2, 0] = -102  # a value that training never saw is a target, too, which nothing reaches
+    assert evaluate([items, aisles], ["items"], labels)[name] == pytest.approx(1 / (1 + 1 / np.log2(3)))
 
 
 @pytest.mark.parametrize("tasks", [["items", "aisle", "type"], ["aisle"], ["items", "type"]])
