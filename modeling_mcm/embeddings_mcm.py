@@ -26,8 +26,7 @@ class ValueEmbedding(nn.Embedding):
 class HeterogeneousEmbedding(nn.Embedding):
     """Heterogeneous embedding (equation 1): the embedding e of an event is the average over its features' vectors. It
     replaces a language model's token embedding, which transformers requires to be an `nn.Embedding`. It has no weight
-    of its own, but one table for each feature. The tables stand in a list, so
-    that a feature may have any name."""
+    of its own, but one table for each feature. The tables stand in a list, so that a feature may have any name."""
 
     def __init__(self, config: MCMConfig):
         nn.Module.__init__(self)
@@ -216,15 +215,13 @@ class MCMEmbeddings(nn.Module):
             visit_ids (`torch.LongTensor` of shape `(B, L)`, *optional*): Visit of each event.
 
         Returns:
-            Unit vectors of shape `(B, U, H)`, a boolean unit mask of shape `(B, U)`, and event embeddings of shape
-            `(B, L, H)`.
+            Unit vectors of shape `(B, U, H)`, and a boolean unit mask of shape `(B, U)`.
 
         Raises:
             ValueError: If there are more units than position embeddings, or units are visits and there are no
                 `visit_ids`.
         """
-        events = self.events(input_ids)
-        units, unit_mask = self.units(events, attention_mask, visit_ids)
+        units, unit_mask = self.units(self.events(input_ids), attention_mask, visit_ids)
         if self.position_embeddings is not None:
             length, longest = units.shape[1], self.position_embeddings.num_embeddings
             torch._check_value(  # an `if` that depends on the data can't be compiled
@@ -235,4 +232,4 @@ class MCMEmbeddings(nn.Module):
                 ),
             )
             units = units + self.position_embeddings.weight[:length]
-        return self.dropout(self.norm(units)), unit_mask, events
+        return self.dropout(self.norm(units)), unit_mask

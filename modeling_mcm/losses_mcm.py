@@ -186,67 +186,57 @@ def task_losses(scores: torch.Tensor, targets: Targets, log_counts: torch.Tensor
     return _total(shares * surprise, targets.tasks, len(targets.sizes))
 
 
-class LossInParts(torch.autograd.Function):
-    """The losses of a batch, computed for one group of customers after the other to save memory.
+def compute_in_parts(
+    compute: Callable[[list[int], torch.Tensor], torch.Tensor],
+    parts: Sequence[list[int]],
+    hidden: torch.Tensor,
+    tables: Sequence[torch.Tensor],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Computes the losses of a batch for one group of customers after the other, to save memory.
 
     The scores of all labels at all prefixes, `(B, P, V)`, and the tensors that their gradients need are the largest
-    of a training step by far. The total loss is a sum over customers. So the gradients of one group can be computed in
-    the forward pass, right after its losses, and only one group's scores are in memory. Backward multiplies the stored
-    gradients by that of the total loss; nothing is computed twice.
+    of a training step by far. The total loss is a sum over customers. So the gradients of one group are computed right
+    after its losses, and only one group's scores are in memory. The result is linear in vectors and tables, with these
+    gradients; nothing is computed twice.
+
+    Args:
+        compute (`Callable`): Returns the share of some customers in the task losses, from their indices in the batch
+            and their vectors.
+        parts (`Sequence[list[int]]`): The groups.
+        hidden (`torch.FloatTensor` of shape `(B, ...)`): Vectors of the customers.
+        tables (`Sequence[torch.FloatTensor]`): What `compute` reads beside them.
+
+    Returns:
+        `tuple`: the total loss, and the task losses `(T,)` without gradient.
     """
-
-    @staticmethod
-    def forward(ctx, compute, parts, number, *inputs):
-        """Computes losses and gradients, group by group. Returns the total loss, and the task losses `(T,)` without
-        gradient. `compute(part, *vectors)` returns the share of a group of customers in the task losses; `parts` are
-        the groups, as indices into the batch. The first `number` of `inputs` are vectors with the customers as first
-        axis, the others are the parameters that `compute` reads."""
-        vectors, parameters = inputs[:number], inputs[number:]
-        gradients, losses = [None] * len(inputs), []
-        device = inputs[0].device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else inputs[0].dtype
-        scale = HALF_SCALE if dtype == torch.half else 1  # a gradient scaler acts too late, in backward
-        for part in parts:
-            with torch.enable_grad():
-                cut = [value[part].detach().requires_grad_(value.requires_grad) for value in vectors]
-                variables = [(index, value) for index, value in enumerate((*cut, *parameters)) if value.requires_grad]
-                losses.append(compute(part, *cut))
-                part_gradients = [None] * len(variables)
-                if losses[-1].requires_grad:
-                    total = losses[-1].float().sum() * scale
-                    part_gradients = torch.autograd.grad(total, [value for _, value in variables], allow_unused=True)
-            losses[-1] = losses[-1].detach()
-            for (index, _), gradient in zip(variables, part_gradients, strict=True):
-                if gradient is None:  # a task without targets: its parameters keep the gradient None
-                    continue
-                gradient = gradient if scale == 1 else gradient.float() / scale
-                if index < number:
-                    if gradients[index] is None:
-                        gradients[index] = torch.zeros_like(inputs[index], dtype=gradient.dtype)
-                    gradients[index][part] = gradient
-                else:  # not in place: gradients of two parameters may share their memory
-                    gradients[index] = gradient if gradients[index] is None else gradients[index] + gradient
-        ctx.save_for_backward(*gradients)
-        losses = torch.stack(losses).sum(0)
-        ctx.mark_non_differentiable(losses)
-        return losses.sum(), losses
-
-    @staticmethod
-    def backward(ctx, gradient, _):
-        """Multiplies the stored gradients by that of the total loss."""
-        gradients = [value for value in ctx.saved_tensors if value is not None]
-        scaled = iter(torch._foreach_mul(gradients, gradient))
-        return None, None, None, *(None if value is None else next(scaled) for value in ctx.saved_tensors)
-
-
-def compute_in_parts(
-    compute: Callable[..., torch.Tensor], parts: Sequence[list[int]], number: int, *inputs: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Total loss, and task losses `(T,)` without gradient; see [`LossInParts`] for the arguments."""
-    if torch.is_grad_enabled():
-        return LossInParts.apply(compute, parts, number, *inputs)
-    losses = torch.stack([compute(part, *(value[part] for value in inputs[:number])) for part in parts]).sum(0)
-    return losses.sum(), losses
+    device = hidden.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    scale = HALF_SCALE if dtype == torch.half else 1  # a gradient scaler acts too late, in backward
+    sources = [value for value in (hidden, *tables) if value.requires_grad and torch.is_grad_enabled()]
+    gradients: dict[int, torch.Tensor] = {}  # by place among the sources
+    shares = []
+    for part in parts:
+        vectors = hidden[part].detach().requires_grad_(hidden.requires_grad)
+        share = compute(part, vectors)
+        shares.append(share.detach())
+        read = [vectors if value is hidden else value for value in sources]
+        if not share.requires_grad or not read:
+            continue
+        part_gradients = torch.autograd.grad(share.float().sum() * scale, read, allow_unused=True)
+        for place, gradient in enumerate(part_gradients):
+            if gradient is None:  # a task without targets: its parameters keep the gradient None
+                continue
+            gradient = gradient if scale == 1 else gradient.float() / scale
+            if sources[place] is hidden:
+                gradients.setdefault(place, torch.zeros_like(hidden, dtype=gradient.dtype))[part] = gradient
+            else:  # not in place: gradients of two parameters may share their memory
+                gradients[place] = gradients[place] + gradient if place in gradients else gradient
+    losses = torch.stack(shares).sum(0)
+    total = losses.sum()
+    for place, gradient in gradients.items():
+        product = sources[place].to(gradient.dtype).flatten().dot(gradient.flatten())
+        total = total + (product - product.detach())
+    return total, losses
 
 
 def group_customers(costs: Sequence[int], most: int) -> list[list[int]]:

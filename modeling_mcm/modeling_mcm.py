@@ -65,8 +65,6 @@ class MCMModelOutput(ModelOutput):
         [`~forecaster_mcm.CustomerForecasts`].
     unit_mask (`torch.LongTensor` of shape `(batch_size, units)`):
         1 where a unit is real, 0 on padding.
-    event_embeddings (`torch.FloatTensor` of shape `(batch_size, sequence_length, hidden_size)`):
-        Embedding e of each event, by equation 1.
     hidden_states (`tuple[torch.FloatTensor, ...]`, *optional*):
         With `output_hidden_states=True`: input of the first layer and output of each layer, each of shape
         `(batch_size, units, hidden_size)`.
@@ -79,7 +77,6 @@ class MCMModelOutput(ModelOutput):
     pooler_output: torch.Tensor | None = None
     forecasts: dict[str, torch.Tensor] | None = None
     unit_mask: torch.Tensor | None = None
-    event_embeddings: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
 
@@ -311,7 +308,7 @@ class MCMModel(MCMPreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> MCMModelOutput:
         """The encoder's part of `forward`, whose arguments these are."""
-        hidden, unit_mask, events = self.embeddings(input_ids, attention_mask, visit_ids)
+        hidden, unit_mask = self.embeddings(input_ids, attention_mask, visit_ids)
         if self.config.encoder_attention == "causal":
             mask = create_window_mask(self.config, hidden, unit_mask)
         else:
@@ -321,7 +318,6 @@ class MCMModel(MCMPreTrainedModel):
             last_hidden_state=hidden,
             pooler_output=self._pool(hidden, unit_mask) if self.state is None else None,
             unit_mask=unit_mask.long(),
-            event_embeddings=events,
         )
 
     def state_counts(
@@ -630,7 +626,7 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
 
         parts = group_customers(units, PART_ELEMENTS[hidden.device.type == "cpu"] // sum(sizes))
         tables = [table for labels in task_labels for table in labels.tables]
-        return compute_in_parts(compute, parts, 1, hidden, *tables)
+        return compute_in_parts(compute, parts, hidden, tables)
 
     def _read_out(
         self,

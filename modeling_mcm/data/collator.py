@@ -265,27 +265,20 @@ class MCMCollator:
         history = batch.select(batch.places < np.array(batch.column("validation_end"))[batch.row])
         row, visits, size = history.row, history.column("visits"), self.max_events - 1
         groups = run_starts(row, visits, history.column("times"))  # whose events have no order
-        is_long = history.lengths > size
-        needs_draw = is_long | (np.bincount(row[~groups], minlength=len(batch)) > 0)
-        if self.augmentation != "all_prefixes":
-            needs_draw[:] = True
         draw, generators = np.zeros(len(row)), {}
         starts, ends = np.zeros(len(batch), int), history.lengths.copy()
-        for i in np.flatnonzero(needs_draw).tolist():
+        for i, length in enumerate(history.lengths):
             words = [self.seed, int(self.epoch), batch.column("row")[i]]
             generator = generators[i] = np.random.default_rng(np.array(words, np.uint32))  # faster than of a list
-            events = slice(history.starts[i], history.starts[i] + history.lengths[i])
-            draw[events] = generator.random(history.lengths[i])
-            if is_long[i] and self.augmentation not in ONE_PREFIX:  # the events before the end of a random visit
+            events = slice(history.starts[i], history.starts[i] + length)
+            draw[events] = generator.random(length)
+            if length > size and self.augmentation not in ONE_PREFIX:  # the events before the end of a random visit
                 visit_ends = np.flatnonzero(np.append(run_starts(visits[events])[1:], True)) + 1
                 ends[i] = generator.choice(visit_ends[visit_ends >= size])
                 starts[i] = ends[i] - size
-        draw[history.column(self.token_column) == self.end_of_visit_id] = 2.0
-        keys = np.empty(len(row), complex)  # which sort by the real part, then by the imaginary one
-        keys.real, keys.imag = np.cumsum(groups), draw
-        order = np.argsort(keys, kind="stable")
-        if is_long.any():
-            order = order[(history.places >= starts[row]) & (history.places < ends[row])]
+        draw[history.column(self.token_column) == self.end_of_visit_id] = 1.0  # after all others
+        order = np.lexsort((draw, np.cumsum(groups)))
+        order = order[(history.places >= starts[row]) & (history.places < ends[row])]
         window = history.select(order)
         if self.augmentation in ONE_PREFIX:
             return self._one_prefix(window, generators)

@@ -198,7 +198,7 @@ def test_the_latest_visits_of_training_are_held_out_of_the_encoder(event_log, pr
     kept = np.asarray(data.rows["validation_end"])
     assert all(ends[row] <= end < kept[row] for row, end in held)
     config = MCMConfig(**from_data(data.extractor) | EXTENDED | TINY)
-    trained, _ = read_rows(data, config, evaluate=False, ends=ends)
+    trained = read_rows(data, config, ends)
     rows = trained.__getitems__(list(range(len(trained))))
     assert rows.columns["validation_end"] == ends[trained.indices].tolist()
     untouched = np.setdiff1d(np.arange(len(ends)), [row for row, _ in held])

@@ -122,7 +122,10 @@ def evaluate(train):
     def evaluate(scores, without_repeats=(), labels=labels):
         logits = dict(zip(model.config.tasks, scores, strict=True))
         model.forward = lambda **batch: SimpleNamespace(logits=logits)
-        trainer.validation, trainer.without_repeats = lambda: [{"input_ids": history, "labels": labels}], without_repeats
+        trainer.validation, trainer.without_repeats = (
+            lambda: [{"input_ids": history, "labels": labels}],
+            without_repeats,
+        )
         return trainer.evaluate()
 
     return evaluate, [torch.randn(2, size) for size in model.config.label_sizes.values()], labels
