@@ -17,11 +17,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.masking_utils import (
-    ALL_MASK_ATTENTION_FUNCTIONS,
-    create_bidirectional_mask,
-    create_causal_mask,
-)
+from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 from transformers.models.bert.modeling_bert import BertEncoder, BertLayer, BertSelfAttention
 from transformers.processing_utils import Unpack
 from transformers.utils import CONFIG_NAME, ModelOutput, TransformersKwargs, auto_docstring, cached_file
@@ -184,27 +180,21 @@ class MCMPreTrainedModel(PreTrainedModel):
 
 def create_window_mask(config: MCMConfig, hidden: torch.Tensor, unit_mask: torch.Tensor) -> Any:
     """The causal mask of units `(B, U)`; with an attention window a unit attends to the latest ones and to the start
-    row. Raises `ValueError` if a window needs a mask, and the attention's kernel reads none."""
-    window, (customers, units) = config.attention_window, unit_mask.shape
+    row. Raises `ValueError` if a window needs a mask, and the attention's kernel reads no such mask."""
+    window, units = config.attention_window, unit_mask.shape[1]
     if window is None or units <= window + 1:
         return create_causal_mask(config, hidden, unit_mask.long(), cache=None)
-    kernel, mask = config._attn_implementation, None
-
-    def is_read(batch: Any, head: Any, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-        return ((query - key < window) | (key == 0)) & (key <= query)
-
-    if kernel in ALL_MASK_ATTENTION_FUNCTIONS:
-        options = {"mask_function": is_read, "attention_mask": unit_mask.bool(), "allow_is_causal_skip": False}
-        options |= {"dtype": hidden.dtype, "config": config, "device": hidden.device}
-        # Not `create_causal_mask`, which asks such a function for one pair of units at a time
-        mask = ALL_MASK_ATTENTION_FUNCTIONS[kernel](batch_size=customers, q_length=units, kv_length=units, **options)
-    if mask is None or (isinstance(mask, torch.Tensor) and mask.dim() < 4):
+    if config._attn_implementation not in ("eager", "sdpa"):
         raise ValueError(
-            f"`attn_implementation` is {kernel!r}, whose kernel reads no mask, and `attention_window` needs "
-            "one: a unit reads the start row beside its window. Load the model with attn_implementation='sdpa', "
-            "'eager' or 'flex_attention'."
+            f"`attn_implementation` is {config._attn_implementation!r}, and `attention_window` needs a mask: a unit "
+            "reads the start row beside its window. Load the model with attn_implementation='sdpa' or 'eager'."
         )
-    return mask
+    place = torch.arange(units, device=hidden.device)
+    age = place[:, None] - place
+    is_read = (age >= 0) & ((age < window) | (place == 0)) & unit_mask[:, None, None]  # (B, 1, U, U)
+    if config._attn_implementation == "sdpa":
+        return is_read
+    return torch.zeros_like(is_read, dtype=hidden.dtype).masked_fill(~is_read, torch.finfo(hidden.dtype).min)
 
 
 @auto_docstring(custom_intro="The customer model without a head: hidden states and a customer embedding.")
@@ -544,18 +534,20 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         if not self.training:
             sizes = dict(zip(self.config.features, self.config.vocabulary_sizes, strict=True))
             check_inputs(attention_mask, visit_ids, event_times, input_ids, sizes)
-        history = {"input_ids": input_ids, "attention_mask": attention_mask, "visit_ids": visit_ids}
+        history: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask, "visit_ids": visit_ids}
         history |= {"event_times": event_times, "as_of": as_of}
         scored = list(self.config.tasks if tasks is None else tasks)
         is_alone = labels is not None or prefix_ends is not None  # the readout, whose loss or prefixes are asked for
-        reads_counts = not is_alone and self.scorer is not None and bool(self.scorer.fitted)
-        if horizon_days not in (None, HORIZON_DAYS) or (horizon_days and not reads_counts):
-            fitted = f"next visit, or within {HORIZON_DAYS:g} days" if reads_counts else "next visit"
+        scorer = self.scorer if not is_alone and self.scorer is not None and self.scorer.fitted else None
+        if horizon_days not in (None, HORIZON_DAYS) or (horizon_days and scorer is None):
+            fitted = "next visit" if scorer is None else f"next visit, or within {HORIZON_DAYS:g} days"
             raise ValueError(
                 f"`horizon_days` is {horizon_days!r}, but this checkpoint's scores were fitted to what comes in the "
                 f"{fitted}: leave it out or give that."
             )
-        reading = [task for task in scored if not reads_counts or self.needs_readout([task], horizon_days)]
+        question = NEXT_VISIT if horizon_days is None else WITHIN
+        places = [self.config.tasks.index(task) for task in scored]
+        reading = [task for task, i in zip(scored, places, strict=True) if scorer is None or scorer.reads[i, question]]
         outputs: Any = encoder_outputs
         if outputs is None:
             parts = () if labels is not None and self.training else parts
@@ -575,8 +567,10 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
             scores = self.compute_scores(hidden, inputs, reading) if reading else []
             readout = dict(zip(reading, scores, strict=True))
             logits = readout
-            if reads_counts:
-                scores = self.score_candidates(history, readout, scored, horizon_days, left_out)
+            if scorer is not None:
+                of_readout = [readout.get(task) for task in scored]
+                counted = read_histories(self.config, history, scored)
+                scores = scorer.score(places, counted, of_readout, question, left_out)
                 logits = dict(zip(scored, scores, strict=True))
         return MCMRecommendationOutput(
             loss=loss,
@@ -593,14 +587,13 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
     ) -> list[torch.Tensor]:
         """Scores of the readout by task (default: all tasks): `(B, V)` after whole histories, `(B, P, V)` after
         prefixes."""
-        task_labels = self.task_labels(tasks)
-        if inputs.ends is None:
-            return [self._read_out(hidden, inputs.unit_mask, [labels]) for labels in task_labels]
-        shape = inputs.ends.shape
-        customers = torch.arange(shape[0], device=hidden.device)[:, None].expand(shape)
-        ends = PrefixEnds(customers.flatten(), inputs.ends.flatten())
-        scores = [self._read_out(hidden, inputs.unit_mask, [labels], ends) for labels in task_labels]
-        return [task_scores.unflatten(0, shape) for task_scores in scores]
+        ends, shape = None, torch.Size([len(hidden)])
+        if inputs.ends is not None:
+            shape = inputs.ends.shape
+            customers = torch.arange(shape[0], device=hidden.device)[:, None].expand(shape)
+            ends = PrefixEnds(customers.flatten(), inputs.ends.flatten())
+        scores = [self._read_out(hidden, inputs.unit_mask, [labels], ends) for labels in self.task_labels(tasks)]
+        return [of_task.unflatten(0, shape) for of_task in scores]
 
     def compute_losses(self, hidden: torch.Tensor, inputs: ScoringInputs) -> tuple[torch.Tensor, torch.Tensor]:
         """Total loss by equation 4, and the loss of each task, of shape `(T,)`, computed for some customers at a time
@@ -672,30 +665,6 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         outputs = self.model(**{name: batch[name] for name in names if name in batch})
         inputs = ScoringInputs(batch["input_ids"], outputs.unit_mask.bool())
         return self.compute_scores(outputs.last_hidden_state, inputs, tasks)
-
-    def needs_readout(self, tasks: Sequence[str] | None = None, horizon_days: float | None = None) -> bool:
-        """Whether the scores of any of some tasks (default: of all) depend on the encoder's readout."""
-        if self.scorer is None or not self.scorer.fitted:
-            return True
-        indices = [self.config.tasks.index(task) for task in (self.config.tasks if tasks is None else tasks)]
-        return bool(self.scorer.reads[indices, NEXT_VISIT if horizon_days is None else WITHIN].any())
-
-    def score_candidates(
-        self,
-        batch: Mapping[str, Any],
-        readout: Mapping[str, torch.Tensor],
-        tasks: Sequence[str] | None = None,
-        horizon_days: float | None = None,
-        left_out: Sequence[str] = (),
-    ) -> list[torch.Tensor]:
-        """Scores of the fitted scorer by task (default: all tasks), each of shape `(B, V)`, from model inputs and the
-        readout's scores of those of these tasks that read it. `left_out` is that of [`~scorer_mcm.LabelScorer`]'s
-        `score`."""
-        question = NEXT_VISIT if horizon_days is None else WITHIN
-        tasks = self.config.tasks if tasks is None else tasks
-        indices = [self.config.tasks.index(task) for task in tasks]
-        history, of_readout = read_histories(self.config, batch, tasks), [readout.get(task) for task in tasks]
-        return cast(LabelScorer, self.scorer).score(indices, history, of_readout, question, left_out)
 
     def chances(
         self, task: str, log_probabilities: torch.Tensor, horizon_days: float | None = None

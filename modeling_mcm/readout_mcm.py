@@ -14,7 +14,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 # Elements of z (U * B * V) that one chunk of labels may hold: 64M are 256 MB in float32.
@@ -71,9 +70,7 @@ def _by_labels(readout: Callable[[torch.Tensor], torch.Tensor], vectors: torch.T
         return torch.cat([checkpoint(readout, part, use_reentrant=False) for part in vectors.split(size)], dim=-1)
     least, most = LABELS_AT_ONCE
     size = min(max(CACHED_ELEMENTS // max(elements, 1), least), most)
-    # Padded, so that more labels change none of the others
-    parts = [F.pad(part, (0, 0, 0, size - len(part))) for part in vectors.split(size)]
-    return torch.cat([readout(part) for part in parts], dim=-1)[..., : len(vectors)]
+    return torch.cat([readout(part) for part in vectors.split(size)], dim=-1)
 
 
 def attentional_readout(

@@ -23,7 +23,18 @@ from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import Dataset, Sampler
 
 from modeling_mcm.configuration_mcm import FIRST_VALUE_ID, UNKNOWN_ID, MCMConfig
-from modeling_mcm.data.cases import CUTOFFS, ENDS, IGNORED, check_cutoff, deciding_tasks, tell_unseen
+from modeling_mcm.data.cases import (
+    CUTOFFS,
+    ENDS,
+    IGNORED,
+    arrow_batches,
+    check_cutoff,
+    compute_offsets,
+    deciding_tasks,
+    flat_values,
+    list_lengths,
+    tell_unseen,
+)
 from modeling_mcm.events_mcm import SECONDS_PER_DAY, pad_groups, run_starts
 from modeling_mcm.inputs_mcm import PER_EVENT, RowBatch
 from modeling_mcm.losses_mcm import Objective
@@ -133,14 +144,11 @@ def unit_counts(rows: datasets.Dataset, ends: ArrayLike, config: MCMConfig, max_
     if config.encoder_unit == "event":
         return np.minimum(ends + 1, max_events)
     counts, first = np.ones(len(ends), np.int64), 0
-    for table in rows.select_columns(["visits"]).with_format("arrow").iter(1024):
-        column = table["visits"].combine_chunks()
-        column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-        offsets, visits = column.offsets.to_numpy(), column.values.to_numpy()
-        indices = first + np.flatnonzero(ends[first : first + len(table)] > 0)
-        start = offsets[indices - first]
-        latest = visits[start + ends[indices] - 1]
-        counts[indices] += latest - visits[start + np.maximum(ends[indices] - max_events + 1, 0)] + 1
+    for table in arrow_batches(rows, ["visits"]):
+        visits, starts = flat_values(table, "visits"), compute_offsets(list_lengths(table, "visits"))
+        has_events = np.flatnonzero(ends[first : first + len(table)] > 0)
+        start, end = starts[has_events], ends[first + has_events]
+        counts[first + has_events] += visits[start + end - 1] - visits[start + np.maximum(end - max_events + 1, 0)] + 1
         first += len(table)
     return counts
 

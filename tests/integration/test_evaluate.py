@@ -29,8 +29,12 @@ def evaluate(save, prepared, tmp_path, command):
     return run
 
 
-def test_a_model_that_learned_nothing_is_reported(evaluate):
-    said, numbers = evaluate("--baselines", *COUNTED)
+def test_a_model_that_learned_nothing_is_reported(evaluate, tmp_path):
+    page = tmp_path / "page.md"
+    said, numbers = evaluate("--baselines", *COUNTED, "--report_file", page)
+    cells = [line for line in page.read_text().splitlines() if "MCM |" in line][0].split(" | ")[1:]
+    for task, cell in zip(("items", "aisle"), cells, strict=True):
+        assert cell.strip("*").startswith(f"{numbers['results']['MCM'][task]['next_visit_ndcg@10']['mean']:.3f} ±")
     assert list(numbers["results"]) == [*COUNTED, "MCM"] and numbers["protocol"].startswith("Everything is ranked")
     warnings = [line for line in said.splitlines() if line.startswith("MCM is ")]
     assert any(line.startswith("MCM is under visit_frequency, beyond noise, on items by") for line in warnings)

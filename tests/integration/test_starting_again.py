@@ -115,16 +115,15 @@ def cut_run(folder, finished):
     (folder / RUN).write_bytes((finished / RUN).read_bytes()[:100])
 
 
-def other_folder(name):
-    return lambda folder, finished: (folder / name).write_text("{}")
+def without_run(folder, finished):
+    (folder / "_predictions.json").write_text("{}")
 
 
 FOLDERS = {
     "unknown": (plain_model, r"nothing says what they were made with \(\S*run.json is missing\)"),
     "another kind": (another_kind, "trained otherwise .record finetuning.json and this run has pretraining.json"),
     "a cut run": (cut_run, "nothing says what they were made with .*run.json has 100 bytes and is cut"),
-    "prepared": (other_folder("manifest.json"), "holds manifest.json, and nothing says"),
-    "predictions": (other_folder("_predictions.json"), "holds _predictions.json, and nothing says"),
+    "predictions": (without_run, "holds _predictions.json, and nothing says"),
     "a file": (lambda folder, _: (folder.rmdir(), folder.write_text("")), "run can't be written to .*: give another"),
 }
 
@@ -217,18 +216,6 @@ def test_a_run_that_was_killed_after_its_last_step_makes_no_step_more(run, folde
     assert_same_weights(folder, finished)
     assert before.items() <= content(folder).items()
     assert json.loads((folder / PRETRAINING).read_text())["steps"] == 5
-
-
-def test_a_run_that_was_killed_while_its_model_was_written_ends_the_same(run, folder, finished):
-    """With checkpoints, and without any, from the start."""
-    (folder / "model.safetensors").unlink()
-    for options in ([], ["--save_strategy", "no"]):
-        (folder / PRETRAINING).unlink()
-        assert ("starting anew" in run(folder, *options)) == bool(options)
-        assert_same_weights(folder, finished)
-        for each in folder.glob("checkpoint-*"):
-            shutil.rmtree(each)
-    assert (folder / PRETRAINING).is_file()
 
 
 def test_the_newest_whole_checkpoint_outlives_broken_ones(run, folder, finished):

@@ -24,7 +24,6 @@ from in_process import call
 from modeling_mcm import MCMFeatureExtractor, MCMForMultiTaskRecommendation
 from modeling_mcm.data import PreparedData
 from modeling_mcm.data.collator import MCMCollator, PreparedRows
-from modeling_mcm.evaluation.cases import cases_at
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "fixtures" / "golden_loss.json"
@@ -128,21 +127,6 @@ def test_one_process_where_two_were_asked_for_is_refused(recipe, tmp_path, monke
     with pytest.raises(SystemExit, match="2 processes were asked for and 1 runs"):
         call("run_pretrain", recipe, "--output_dir", tmp_path / "run")
     assert not (tmp_path / "run").exists()
-
-
-def test_evaluation_prints_a_table_and_writes_numbers(trained, prepared, tmp_path, command):
-    numbers, page = tmp_path / "out" / "numbers.json", tmp_path / "page.md"
-    options = ["--model", trained, "--data", prepared, "--tasks", "items", "aisle"]
-    written = ["--output_file", numbers, "--report_file", page]
-    said = command("run_evaluate", *options, *written)
-    cases = cases_at(PreparedData(prepared), "test")
-    assert f"{len(cases)} test cases of corner_shop" in said
-    head, *_, row = [line for line in page.read_text().splitlines() if line.startswith(("| method", "| MCM"))]
-    assert head == "| method | items | aisle |"
-    report = json.loads(numbers.read_text())
-    for task, cell in zip(("items", "aisle"), row.split(" | ")[1:], strict=True):
-        assert cell.strip("*").startswith(f"{report['results']['MCM'][task]['next_visit_ndcg@10']['mean']:.3f} ±")
-    assert report["cases"] == len(cases) and set(report["results"]["MCM"]) == {"items", "aisle"}
 
 
 def test_a_checkpoint_of_another_vocabulary_is_refused(trained, prepare_log, event_log):

@@ -137,15 +137,6 @@ def test_a_draw_depends_on_seed_epoch_and_row_alone(collator, rows, choices):
     assert str(questions(collator(epoch=3, seed=1, **choices)(rows), 0)) != draws[3]
 
 
-@every_mode
-def test_training_sees_nothing_from_the_cutoff_on(collator, rows, choices):
-    seen = set()
-    for epoch in range(30):
-        batch = collator(epoch=epoch, **choices)(rows)
-        seen |= set(batch["input_ids"][..., 0].flatten().tolist()) | set(batch["labels"][..., 0].flatten().tolist())
-    assert {2, 12} <= seen and max(seen) < 20
-
-
 def expected_questions(history, target):
     """All prefixes of a history and what follows each, told by plain loops: {end: labels of the task items}."""
     visits, kinds, labels = (history[name].tolist() for name in ("visits", "feature_type", "feature_items"))

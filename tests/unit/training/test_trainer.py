@@ -88,14 +88,6 @@ def train(tiny_model, extractor, prepared, tmp_path):
     return make
 
 
-def test_an_average_of_sharded_weights_is_refused(train, monkeypatch):
-    # transformers' own construction needs a plugin of accelerate where this is true
-    sharded = property(lambda self: hasattr(self, "weight_average"), lambda self, value: None)
-    monkeypatch.setattr(MCMTrainer, "is_fsdp_enabled", sharded, raising=False)
-    with pytest.raises(ValueError, match="ema_decay with FSDP"):
-        train(ema_decay=0.9)
-
-
 def test_scalars_of_the_readout_learn_faster(train):
     trainer = train()
     trainer.model.probe = torch.nn.ParameterDict({"readout_scale": torch.zeros(2), "other": torch.zeros(2)})
