@@ -37,6 +37,18 @@ TINY: dict[str, Any] = {
 TINY_OVERRIDES = [f"{name}={value}" for name, value in TINY.items()]
 
 
+# Overrides without dropout, with which a training draws nothing.
+NO_DROPOUT = [f"{name}_prob=0.0" for name in ("hidden_dropout", "attention_probs_dropout", "event_dropout")]
+
+
+def pretraining_options(data, folder, *overrides, **options) -> list[Any]:
+    """Words of a command that pre-trains a tiny model, without a recipe; `overrides` are those of its config."""
+    chosen = {"data": data, "config": "configuration/mcm-tiny", "recipe": "none", "output_dir": folder}
+    chosen |= {"report_to": "none", "disable_tqdm": "true", **options}
+    words = [word for name, value in chosen.items() for word in (f"--{name}", value)]
+    return [*words, "--config_overrides", *TINY_OVERRIDES, *overrides]
+
+
 def from_data(extractor) -> dict[str, Any]:
     """The fields of a config that a data set decides."""
     return {

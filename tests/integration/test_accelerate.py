@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from choices import NO_DROPOUT, pretraining_options
 from folders import assert_same_weights, losses, remove_files, weights
 from forked_runs import free_port
 
@@ -20,13 +21,9 @@ pytestmark = pytest.mark.slow
 
 def start(name, prepared, folder, *launch, script="training/run_pretrain.py"):
     words = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", SETTINGS / f"{name}.yaml", *launch]
-    words += [script, "--data", prepared, "--config", "configuration/mcm-tiny", "--output_dir", folder]
-    words += ["--recipe", "none", "--max_steps", 4]  # the recipe keeps an average, which FSDP can't
-    words += ["--per_device_train_batch_size", 4, "--logging_steps", 1, "--save_strategy", "steps", "--save_steps", 2]
-    words += ["--eval_strategy", "steps", "--eval_steps", 2, "--report_to", "none", "--disable_tqdm", "true"]
-    words += ["--config_overrides", "hidden_size=16", "num_hidden_layers=2", "num_attention_heads=2"]
-    words += ["intermediate_size=32", *(f"{each}_prob=0" for each in ("hidden_dropout", "event_dropout"))]
-    words += ["attention_probs_dropout_prob=0"]
+    choices = {"max_steps": 4, "per_device_train_batch_size": 4, "logging_steps": 1}
+    choices |= {f"{what}_strategy": "steps" for what in ("save", "eval")} | {"save_steps": 2, "eval_steps": 2}
+    words += [script, *pretraining_options(prepared, folder, "num_hidden_layers=2", *NO_DROPOUT, **choices)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(list(map(str, words)), cwd=ROOT, env=environment, **output)

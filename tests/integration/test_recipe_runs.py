@@ -4,10 +4,11 @@
 
 import json
 import re
+from functools import partial
 
 import forked_runs
 import pytest
-from choices import TINY_OVERRIDES
+from choices import pretraining_options
 from folders import logged, weights
 
 from modeling_mcm.scorer_mcm import NEXT_VISIT
@@ -17,19 +18,14 @@ from modeling_mcm.scorer_mcm import NEXT_VISIT
 def options(prepared):
     """A function that gives the options of a short run by the recipe."""
 
-    def make(folder, *more, overrides=()):
-        words = ["--data", prepared, "--config", "configuration/mcm-tiny", "--output_dir", folder]
-        words += ["--num_train_epochs", 2, "--report_to", "none", "--disable_tqdm", "true", *more]
-        return [*words, "--config_overrides", *TINY_OVERRIDES, *overrides]
-
-    return make
+    return partial(pretraining_options, prepared, recipe="auto", num_train_epochs=2)
 
 
 @pytest.fixture(scope="module")
 def chosen(options, tmp_path_factory):
     """The folder of a run by the recipe, and what it said; patience alone does not say when a run is evaluated."""
     folder = tmp_path_factory.mktemp("chosen")
-    said = forked_runs.pretrain(options(folder / "run", "--early_stopping_patience", 7), folder / "log")
+    said = forked_runs.pretrain(options(folder / "run", early_stopping_patience=7), folder / "log")
     return folder / "run", said
 
 
@@ -52,8 +48,8 @@ def test_what_the_data_decide_is_said_and_kept(chosen):
 
 
 def test_an_option_wins_over_the_recipe(options, tmp_path):
-    more = ("--max_steps", 2, "--learning_rate", 0.003)
-    forked_runs.pretrain(options(tmp_path / "run", *more, overrides=["readout=last"]), tmp_path / "log")
+    words = options(tmp_path / "run", "readout=last", max_steps=2, learning_rate=0.003)
+    forked_runs.pretrain(words, tmp_path / "log")
     facts = json.loads((tmp_path / "run" / "pretraining.json").read_text())
     assert json.loads((tmp_path / "run" / "config.json").read_text())["readout"] == "last"
     assert facts["learning_rate"] == 0.003 and facts["steps"] == 2

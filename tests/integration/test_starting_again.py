@@ -7,7 +7,7 @@ import re
 import shutil
 
 import pytest
-from choices import TINY_OVERRIDES
+from choices import pretraining_options
 from folders import assert_same_weights, content, cut, flipped, remove_files, rewritten, without
 from in_process import call
 from transformers.utils import logging
@@ -31,16 +31,14 @@ def run(prepared):
     """A function that pre-trains for five steps in this process, and gives what was said."""
 
     def run(folder, *options, overrides=()):
-        words = ["--data", prepared, "--config", "configuration/mcm-tiny", "--recipe", "none", "--max_steps", 5]
-        words += ["--per_device_train_batch_size", 8, "--save_strategy", "steps", "--save_steps", 2]
-        words += ["--save_total_limit", 9, "--report_to", "none", "--disable_tqdm", "true", "--use_cpu", "true"]
-        words += ["--config_overrides", *TINY_OVERRIDES, *overrides, "--output_dir", folder, *options]
+        chosen = {"max_steps": 5, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 9, "use_cpu": "true"}
+        words = pretraining_options(prepared, folder, *overrides, per_device_train_batch_size=8, **chosen)
         said = []
         with pytest.MonkeyPatch.context() as patch:
             for room in ("pretraining", "finetuning", "fitting", "resuming"):
                 for level in ("info", "warning"):
                     patch.setattr(logging.get_logger(f"modeling_mcm.training.{room}"), level, said.append)
-            call("run_pretrain", *words)
+            call("run_pretrain", *words, *options)
         return "\n".join(said)
 
     return run

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from choices import EXTENDED, TINY_OVERRIDES
+from choices import EXTENDED, NO_DROPOUT, TINY_OVERRIDES
 from folders import assert_same_weights, logged, losses
 from in_process import call
 
@@ -103,8 +103,7 @@ def test_tensorboard_holds_losses_and_ranks_of_every_task(trained):
 @pytest.mark.parametrize("way, batch", [("two processes", 4), ("accumulation", 12)])
 def test_batches_in_parts_give_the_losses_of_whole_ones(recipe, tmp_path, way, batch):
     """Also at the end of an epoch, where of 34 customers two are left, or ten, in unequal parts or for one process."""
-    no_dropout = [f"{name}_prob=0.0" for name in ("hidden_dropout", "attention_probs_dropout", "event_dropout")]
-    options = ["--config_overrides", *TINY_OVERRIDES, *no_dropout, "--max_steps", "10", "--save_strategy", "no"]
+    options = ["--config_overrides", *TINY_OVERRIDES, *NO_DROPOUT, "--max_steps", "10", "--save_strategy", "no"]
     options += ["--eval_strategy", "no", "--report_to", "none", "--per_device_train_batch_size"]
     whole, pretrain, parts = tmp_path / "whole", forked_runs.run_two, [batch // 2]
     if way == "accumulation":

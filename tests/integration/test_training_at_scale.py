@@ -15,7 +15,7 @@ import pandas as pd
 import psutil
 import pytest
 import torch
-from choices import TINY_OVERRIDES
+from choices import NO_DROPOUT, pretraining_options
 from corner_shop import make_profile
 from folders import assert_same_weights, logged, losses, weights
 
@@ -37,17 +37,11 @@ def data(prepared, event_log, tmp_path_factory):
 @pytest.fixture(scope="module")
 def options(data):
     """A function that gives the options of a run with a worker and a checkpoint every second step."""
-    choices = ["config", "configuration/mcm-tiny", "recipe", "none", "data", data]
-    choices += ["max_steps", STEPS, "per_device_train_batch_size", 4]
-    choices += ["dataloader_num_workers", 1, "ema_decay", 0.9]
-    choices += ["save_strategy", "steps", "save_steps", 2, "save_total_limit", 3, "logging_steps", 1]
-    choices += ["report_to", "none", "disable_tqdm", "true"]
+    choices = {"max_steps": STEPS, "per_device_train_batch_size": 4, "dataloader_num_workers": 1, "ema_decay": 0.9}
+    choices |= {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 3, "logging_steps": 1}
 
-    def make(output_dir, *overrides):
-        chosen = dict(zip(choices[::2], choices[1::2], strict=True)) | {"output_dir": output_dir}
-        chosen |= dict(zip(overrides[::2], overrides[1::2], strict=True))
-        words = [word for name, value in chosen.items() for word in (f"--{name}", value)]
-        return [*words, "--config_overrides", *TINY_OVERRIDES]
+    def make(output_dir, *overrides, **options):
+        return pretraining_options(data, output_dir, *overrides, **choices | options)
 
     return make
 
@@ -56,7 +50,7 @@ def options(data):
 def undisturbed(options, tmp_path_factory):
     """The folder of a run that nothing happened to, with all of its checkpoints."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    forked_runs.pretrain(options(folder / "run", "save_total_limit", 100), folder / "log")
+    forked_runs.pretrain(options(folder / "run", save_total_limit=100), folder / "log")
     return folder / "run"
 
 
@@ -86,7 +80,7 @@ def whole(folder):
 def test_eight_kills_lose_no_whole_checkpoint_and_change_no_weight(options, undisturbed, tmp_path):
     """Every other one within the first second, the rest at any moment of a step or of the writing of a checkpoint."""
     folder, log, generator = tmp_path / "run", tmp_path / "log", random.Random(7)
-    chosen = options(folder, "save_steps", 1, "dataloader_num_workers", 0)
+    chosen = options(folder, save_steps=1, dataloader_num_workers=0)
     reached = 0
     for kill in range(8):
         process = forked_runs.start(chosen, log)
@@ -127,7 +121,7 @@ def test_two_processes_of_which_one_is_killed_go_on_together(options, tmp_path):
     """
 
     def chosen(folder):
-        return options(folder, "per_device_train_batch_size", 2, "save_total_limit", 100, "sampled_labels", 1)
+        return options(folder, per_device_train_batch_size=2, save_total_limit=100, sampled_labels=1)
 
     forked_runs.run_two(chosen(tmp_path / "undisturbed"), tmp_path / "log")
     folder = tmp_path / "run"
@@ -160,7 +154,7 @@ def test_a_full_disk_loses_no_checkpoint_and_the_run_goes_on_when_there_is_room(
 def test_processes_with_other_data_train_nothing(options, data, event_log, tmp_path):
     log = pd.concat([event_log, event_log.tail(1).assign(when=event_log["when"].min())])
     prepare(log, PreparedData(data).schema, tmp_path / "other", profile=make_profile(log))
-    choices = [options(tmp_path / "run", "data", folder) for folder in (data, tmp_path / "other")]
+    choices = [[*options(tmp_path / "run"), "--data", folder] for folder in (data, tmp_path / "other")]
     for process, log in zip(forked_runs.start_two(choices, tmp_path / "log"), ("log.0", "log.1"), strict=True):
         text = forked_runs.finish(process, 1, tmp_path / log)
         assert re.search(r"Process [01] has other data.*Give every machine the same data", text)
@@ -169,14 +163,13 @@ def test_processes_with_other_data_train_nothing(options, data, event_log, tmp_p
 
 def test_a_run_goes_on_with_other_numbers_of_processes_and_workers(options, tmp_path):
     """Two processes with workers, stopped after five steps, then one without: as one alone would have done."""
-    no_dropout = [f"{name}_prob=0.0" for name in ("hidden_dropout", "attention_probs_dropout", "event_dropout")]
     folders = [tmp_path / "alone", tmp_path / "changing"]
 
-    def chosen(folder, *more):
-        return [*options(folder, "dataloader_num_workers", 0, "save_steps", 5, *more), *no_dropout]
+    def chosen(folder, **more):
+        return options(folder, *NO_DROPOUT, **{"dataloader_num_workers": 0, "save_steps": 5} | more)
 
     forked_runs.pretrain(chosen(folders[0]), tmp_path / "log")
-    both = chosen(folders[1], "per_device_train_batch_size", 2, "dataloader_num_workers", 2)
+    both = chosen(folders[1], per_device_train_batch_size=2, dataloader_num_workers=2)
     processes = forked_runs.start_two([both, both], tmp_path / "log")
     wait_for(lambda: not checkpoint_fault(folders[1] / "checkpoint-5"))
     for process in processes:
@@ -193,11 +186,11 @@ def test_a_run_goes_on_with_other_numbers_of_processes_and_workers(options, tmp_
 def stopping(options, tmp_path_factory):
     """Options of a run that learns too fast, evaluates every third step and may end early; and its folder."""
     folder = tmp_path_factory.mktemp("stopping")
-    choices = ["early_stopping_patience", 3, "eval_strategy", "steps", "eval_steps", 3, "save_steps", 3]
-    choices += ["learning_rate", 0.05, "max_steps", 300, "ema_decay", 0.5, "save_total_limit", 100]
+    choices = {"early_stopping_patience": 3, "eval_strategy": "steps", "eval_steps": 3, "save_steps": 3}
+    choices |= {"learning_rate": 0.05, "max_steps": 300, "ema_decay": 0.5, "save_total_limit": 100}
 
     def chosen(name):
-        return options(folder / name, *choices)
+        return options(folder / name, **choices)
 
     forked_runs.pretrain(chosen("run"), folder / "log")
     return chosen, folder / "run"
