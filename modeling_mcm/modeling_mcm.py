@@ -353,12 +353,12 @@ class MCMModel(MCMPreTrainedModel):
 
     def forecast(self, input_ids, attention_mask, visit_ids, event_times, event_values, as_of, days=None):
         """All forecasts, see [`~forecaster_mcm.CustomerForecasts`]; `None` if there is none."""
-        told = self.select_forecasts(days)
+        forecasts = self.select_forecasts(days)
         if self.forecaster is None:
             return None
         is_event = attention_mask.bool() & (torch.arange(attention_mask.shape[1], device=input_ids.device) > 0)
         visits = self.forecaster.read(input_ids, is_event, visit_ids, event_times, event_values)
-        return told.compute(visits, event_times.amax(1) if as_of is None else as_of)
+        return forecasts.compute(visits, event_times.amax(1) if as_of is None else as_of)
 
     def _pool(self, hidden, unit_mask):
         if self.config.encoder_attention == "causal":
@@ -382,7 +382,7 @@ class ScoringInputs:
 
     def select(self, customers: list[int]) -> "ScoringInputs":
         """The inputs of some customers."""
-        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        values = {column.name: getattr(self, column.name) for column in fields(self)}
         return replace(self, **{name: value[customers] for name, value in values.items() if value is not None})
 
     def find_prefixes(self, is_target: torch.Tensor) -> tuple[torch.Tensor, PrefixEnds | None]:
@@ -393,8 +393,9 @@ class ScoringInputs:
         prefixes = torch.zeros_like(customers) if self.label_prefixes is None else self.label_prefixes
         units = self.unit_mask.shape[1]
         cells = customers * units + self.ends.gather(1, prefixes)
-        found = cells[is_target].unique()
-        return torch.searchsorted(found, cells), PrefixEnds(found // units, found % units)
+        prefix_cells = cells[is_target].unique()
+        ends = PrefixEnds(prefix_cells // units, prefix_cells % units)
+        return torch.searchsorted(prefix_cells, cells), ends
 
 
 # Approximate number of scores that a training step holds at a time: on a GPU, and on a CPU, where more saves no time.

@@ -99,7 +99,7 @@ class PreparedRows(Dataset):
         columns: dict[str, Any] = {"row": rows.tolist()}
         for name in self.rows.column_names:
             if name.startswith(PER_EVENT):
-                columns[name] = np.concatenate([each[name][start:end] for each, start, end in events])
+                columns[name] = np.concatenate([arrays[name][start:end] for arrays, start, end in events])
             else:
                 columns[name] = np.concatenate(
                     [chunk.columns[name][start:end] for chunk, start, end in parts]

@@ -34,10 +34,10 @@ def open_checkpoint(
     """Reads a model in evaluation mode, as [`read_checkpoint`] does, and the feature extractor that was saved with it.
     Raises [`CheckpointError`] if one of them can't be read, it is a model of another class, or they do not belong
     together."""
-    found = find_head(folder)
-    if model_class in COMMANDS_OF and found is not model_class and not new:
+    head = find_head(folder)
+    if model_class in COMMANDS_OF and head is not model_class and not new:
         raise CheckpointError(
-            f"{folder} is an {found.__name__}, for {COMMANDS_OF[found]}; this needs an {model_class.__name__}, such "
+            f"{folder} is an {head.__name__}, for {COMMANDS_OF[head]}; this needs an {model_class.__name__}, such "
             "as the checkpoint that it was fine-tuned from."
         )
     model = read_checkpoint(model_class, folder, new, **options).eval()
@@ -53,8 +53,8 @@ def find_head(folder: str) -> type[PreTrainedModel]:
         architectures: Any = MCMConfig.from_pretrained(folder).architectures or []
     except (OSError, ValueError, TypeError, StrictDataclassError):
         architectures = []
-    found = [head for head in COMMANDS_OF if [head.__name__] == architectures]
-    return found[0] if found else MCMForMultiTaskRecommendation
+    heads = (head for head in COMMANDS_OF if [head.__name__] == architectures)
+    return next(heads, MCMForMultiTaskRecommendation)
 
 
 def read_checkpoint(model_class: type[PreTrainedModel], folder: str, new: tuple[str, ...] = (), **options: Any) -> Any:

@@ -157,8 +157,8 @@ class MCMTrainer(ResumableTrainer):
         if self.validation is None:
             raise ValueError("There is no `validation`: give MCMTrainer what makes the batches of an evaluation.")
         with self.weight_average.swapped() if self.weight_average else nullcontext():
-            found = self._evaluate_encoder(self.validation())
-        metrics = {f"eval_{name}": self._mean_over_processes(torch.tensor(value)) for name, value in found.items()}
+            values = self._evaluate_encoder(self.validation())
+        metrics = {f"eval_{name}": self._mean_over_processes(torch.tensor(value)) for name, value in values.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
