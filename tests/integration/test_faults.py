@@ -8,12 +8,11 @@ import shutil
 import signal
 from pathlib import Path
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from corner_shop import SCHEMA
+from corner_shop import SCHEMA, make_profile
 from folders import content
 from forked_runs import CONTEXT
 
@@ -112,21 +111,13 @@ def test_a_damaged_file_of_the_log_is_an_error(shop):
     assert not (shop / "other").exists()
 
 
-CHANGES = {
-    "another type": (lambda log: log.assign(item=range(len(log))), "'item'.*string in .*a.parquet and int64 in .*b.p"),
-    "a column is renamed": (lambda log: log.rename(columns={"basket": "cart"}), "'basket'.*absent in .*b.parquet"),
-}
-
-
-@pytest.mark.parametrize(("change", "message"), CHANGES.values(), ids=CHANGES)
-def test_a_schema_that_changes_between_files_is_refused(event_log, tmp_path, change, message):
+def test_a_column_whose_type_changes_between_files_is_refused(event_log, tmp_path):
     log = tmp_path / "log"
     log.mkdir()
     event_log[::2].to_parquet(log / "a.parquet")
-    change(event_log[1::2]).to_parquet(log / "b.parquet")
-    ages = pd.DataFrame({"who": ["c00"], "age": ["old"]})
-    with pytest.raises(ValueError, match=message):
-        prepare(log, EventSchema.from_dict(SCHEMA), tmp_path / "data", profile=ages)
+    event_log[1::2].assign(item=1).to_parquet(log / "b.parquet")
+    with pytest.raises(ValueError, match="'item'.*string in .*a.parquet and int64 in .*b.p"):
+        prepare(log, EventSchema.from_dict(SCHEMA), tmp_path / "data", profile=make_profile(event_log))
 
 
 def test_columns_that_are_not_read_may_change(event_log, tmp_path):
@@ -136,10 +127,9 @@ def test_columns_that_are_not_read_may_change(event_log, tmp_path):
     event_log[1::2].assign(note="x", channel="app")[[*event_log.columns[::-1], "note", "channel"]].to_parquet(
         log / "b.parquet"
     )
-    ages = pd.DataFrame({"who": ["c00"], "age": ["old"]})
     schema = EventSchema.from_dict(SCHEMA)
     shards = [
-        prepare(source, schema, tmp_path / name, profile=ages).shards
+        prepare(source, schema, tmp_path / name, profile=make_profile(event_log)).shards
         for source, name in ((log, "x"), (event_log, "y"))
     ]
     assert shards[0] == shards[1]
