@@ -5,7 +5,6 @@
 Shapes: B customers, L events, J features, U encoder units (events or visits), H hidden size.
 """
 
-from collections.abc import Mapping
 from typing import cast
 
 import torch
@@ -91,68 +90,61 @@ def digest_bytes(digest: str | None) -> torch.Tensor:
 
 
 def check_inputs(
+    config: MCMConfig,
+    input_ids: torch.Tensor,
     attention_mask: torch.Tensor,
-    visit_ids: torch.Tensor | None = None,
-    event_times: torch.Tensor | None = None,
-    input_ids: torch.Tensor | None = None,
-    sizes: Mapping[str, int] | None = None,
+    visit_ids: torch.Tensor | None,
+    event_times: torch.Tensor | None,
 ) -> None:
     """Checks model inputs that callers made: shapes, types, value ranges and order.
 
-    Training does not call it, because the collator's batches are correct.
+    Training does not call it, because the collator's batches are correct. Without it an id that is too large would
+    silently read a vector of another feature, as tables are joined.
 
     Args:
+        input_ids (`torch.LongTensor` of shape `(B, L, J)`): Feature ids of each event.
         attention_mask (`torch.Tensor` of shape `(B, L)`): 1 where an event is real.
         visit_ids (`torch.LongTensor` of shape `(B, L)`, *optional*): Visit of each event.
         event_times (`torch.FloatTensor` of shape `(B, L)`, *optional*): Days from the first event to each event.
-        input_ids (`torch.LongTensor` of shape `(B, L, J)`, *optional*): Feature ids of each event.
-        sizes (`Mapping[str, int]`, *optional*): Number of ids of each feature by name, in the order of J. Without this
-            check an id that is too large would silently read a vector of another feature, as tables are joined.
 
     Raises:
         ValueError: for the first fault; the message names the input, the event and the customer.
     """
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or attention_mask.is_meta:
         return
-    real = attention_mask.bool()
-    both = real[:, 1:] & real[:, :-1]
-    faults: list[tuple[str, str, torch.Tensor, str]] = []
-    outside, advice = real[..., :0], "MCMFeatureExtractor gives them"
-    for name, values in (("visit_ids", visit_ids), ("event_times", event_times)):
-        if values is None:
-            continue
-        if values.shape != real.shape:
+    shape, advice = input_ids.shape[:2], "MCMFeatureExtractor gives them"
+    for name, values in {"attention_mask": attention_mask, "visit_ids": visit_ids, "event_times": event_times}.items():
+        if values is not None and values.shape != shape:
             raise ValueError(
-                f"`{name}` has shape {tuple(values.shape)}, and {tuple(real.shape)} was expected, one for each event: "
+                f"`{name}` has shape {tuple(values.shape)}, and {tuple(shape)} was expected, one for each event: "
                 f"{advice}."
             )
-        falls = both & (values[:, 1:] < values[:, :-1])
-        faults += [
-            (name, "is no number or infinite", ~values.isfinite() & real, advice),
-            (name, "is negative", (values < 0) & real, advice),
-            (name, "is less than that of the event before", falls, "give the events in their order"),
-        ]
-        if name == "visit_ids":
-            if values.is_floating_point() or values.dtype == torch.bool:
-                raise ValueError(f"`visit_ids` is {values.dtype}, and whole numbers were expected: {advice}.")
-            faults.append((name, "is not under the number of events", (values >= real.shape[1]) & real, advice))
-    if input_ids is not None and sizes is not None and input_ids.shape[-1] == len(sizes):
-        if input_ids.shape[:2] != real.shape:
-            raise ValueError(
-                f"`attention_mask` has shape {tuple(real.shape)}, and {tuple(input_ids.shape[:2])} was expected, one "
-                f"for each event: {advice}."
-            )
-        limits = torch.tensor(list(sizes.values()), device=input_ids.device)
-        outside = (input_ids < 0) | (input_ids >= limits)
+    real = attention_mask.bool()
+    faults: list[tuple[str, str, torch.Tensor, str]] = []
+    if visit_ids is not None:
+        if visit_ids.is_floating_point() or visit_ids.dtype == torch.bool:
+            raise ValueError(f"`visit_ids` is {visit_ids.dtype}, and whole numbers were expected: {advice}.")
+        faults.append(("visit_ids", "is not under the number of events", (visit_ids >= shape[1]) & real, advice))
+    for name, values in (("visit_ids", visit_ids), ("event_times", event_times)):
+        if values is not None:
+            falls = real[:, 1:] & real[:, :-1] & (values[:, 1:] < values[:, :-1])
+            faults += [
+                (name, "is no number or infinite", ~values.isfinite() & real, advice),
+                (name, "is negative", (values < 0) & real, advice),
+                (name, "is less than that of the event before", falls, "give the events in their order"),
+            ]
+    outside = real[..., :0]
+    if input_ids.shape[-1] == len(config.features):  # else the embedding says so
+        outside = (input_ids < 0) | (input_ids >= torch.tensor(config.vocabulary_sizes, device=input_ids.device))
     # One transfer from the device
     if not torch.stack([outside.any(), *(wrong.any() for _, _, wrong, _ in faults)]).any():
         return
-    for (name, size), wrong in zip((sizes or {}).items(), outside.unbind(-1), strict=False):
+    for name, size, wrong in zip(config.features, config.vocabulary_sizes, outside.unbind(-1), strict=False):
         faults.append(("input_ids", f"is not from 0 to {size - 1} in feature {name!r}", wrong, advice))
     for name, what, wrong, way in faults:
         if wrong.any():
             row, column = wrong.nonzero()[0].tolist()
-            event = column + (wrong.shape[1] < real.shape[1])
+            event = column + (wrong.shape[1] < shape[1])
             raise ValueError(f"`{name}` {what} at event {event} of customer {row} of the batch: {way}.")
 
 

@@ -277,8 +277,7 @@ class MCMModel(MCMPreTrainedModel):
         if attention_mask is None:
             attention_mask = (input_ids != 0).any(-1).long()
         if not self.training:
-            sizes = dict(zip(self.config.features, self.config.vocabulary_sizes, strict=True))
-            check_inputs(attention_mask, visit_ids, input_ids=input_ids, sizes=sizes)
+            check_inputs(self.config, input_ids, attention_mask, visit_ids, None)
         timing = (event_times, event_values, as_of)
         outputs = MCMModelOutput()
         if "encoder" in parts or ("embedding" in parts and self.state is None):
@@ -533,8 +532,7 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         if attention_mask is None:
             attention_mask = (input_ids != 0).any(-1).long()
         if not self.training:
-            sizes = dict(zip(self.config.features, self.config.vocabulary_sizes, strict=True))
-            check_inputs(attention_mask, visit_ids, event_times, input_ids, sizes)
+            check_inputs(self.config, input_ids, attention_mask, visit_ids, event_times)
         history: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask, "visit_ids": visit_ids}
         history |= {"event_times": event_times, "as_of": as_of}
         scored = list(self.config.tasks if tasks is None else tasks)
