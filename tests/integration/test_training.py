@@ -148,6 +148,13 @@ def test_wrong_options_of_a_training_are_refused(recipe, tmp_path, command, wron
     assert not (tmp_path / "run").exists()
 
 
+def test_an_evaluation_needs_cases(recipe, prepare_log, event_log, tmp_path, command):
+    early = event_log["when"] < "2017-10-01"
+    newcomer = event_log[~early].assign(who="c99", basket="99")
+    words = [recipe, "--output_dir", tmp_path / "run", "--data", prepare_log(pd.concat([event_log[early], newcomer]))]
+    command("run_pretrain", *words, fails="No evaluation case at the validation cutoff among 35 customers")
+
+
 def test_a_training_needs_data(tmp_path, command):
     command("run_pretrain", "--output_dir", tmp_path / "run", fails="--data is missing")
 
