@@ -32,7 +32,7 @@ def evaluate(save, prepared, tmp_path, command):
 def test_a_model_that_learned_nothing_is_reported(evaluate, tmp_path):
     page = tmp_path / "page.md"
     said, numbers = evaluate("--baselines", *COUNTED, "--report_file", page)
-    cells = [line for line in page.read_text().splitlines() if "MCM |" in line][0].split(" | ")[1:]
+    cells = next(line for line in page.read_text().splitlines() if "MCM |" in line).split(" | ")[1:]
     for task, cell in zip(("items", "aisle"), cells, strict=True):
         assert cell.strip("*").startswith(f"{numbers['results']['MCM'][task]['next_visit_ndcg@10']['mean']:.3f} ±")
     assert list(numbers["results"]) == [*COUNTED, "MCM"] and numbers["protocol"].startswith("Everything is ranked")
