@@ -50,9 +50,8 @@ def test_the_average_follows_the_weights_and_swaps_with_them():
         if n:
             decay = min(0.9, (1 + n) / (10 + n))
             expected = decay * expected + (1 - decay) * value
-    average.swap()
-    assert model.weight.item() == pytest.approx(expected)
-    average.swap()
+    with average.swapped():
+        assert model.weight.item() == pytest.approx(expected)
     assert model.weight.item() == values[-1]
 
 
