@@ -25,6 +25,7 @@ from .configuration_mcm import FIRST_LABEL
 VISIT_HALF_LIVES, MOMENT_HALF_LIVES, GAPS_HALF_LIFE = (2.5, 5.0, 15.0, 40.0), (2.0, 8.0), 8.0
 KINDS = 3  # number of kinds of events, the most frequent ones, that have shares of their own
 TIE = 2.0**-50  # relative distance that `break_ties` puts between equal numbers: below that of single precision
+LATEST = 5  # number of latest labelled events whose vectors are compared with a candidate's
 RECENT, RECENT_DECAY = 8, 0.6  # number of latest moments whose transitions are looked up, and their decay by moment
 # What all customers say of a label, given a history, in the order of `LabelTables`
 EVIDENCE = ("transitions", "next_transitions", "ease", "rates")
@@ -128,6 +129,8 @@ FEATURES = (
     Feature("label_overdue", "popularity", "log ratio", "Visits since the label in the history, over this mean."),
     Feature("readout", "readout", "log", "Probability of the label by the encoder's readout."),
     Feature("readout_rank", "readout", "log2 of the rank", "Rank by it among the candidates."),
+    Feature("cosine_last", "readout", "cosine", "Of the encoder's vector of the label to that of the latest label."),
+    Feature("cosine_latest", "readout", "cosine", f"The largest one to the vectors of the latest {LATEST} labels."),
 )
 NUM_FEATURES = len(FEATURES)  # F
 COUNTED = sum(feature.group != "readout" for feature in FEATURES)
@@ -417,3 +420,25 @@ def compare(row: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torc
     ranks = torch.arange(1, most + 1, device=row.device).to(values.dtype).expand_as(padded)
     ranks = torch.empty_like(padded).scatter_(2, order, ranks)
     return ranks.flatten(1).index_select(1, place), padded.amax(2).index_select(1, index)
+
+
+def compare_vectors(
+    history: LabelHistory, row: torch.Tensor, label: torch.Tensor, vectors: Sequence[torch.Tensor | None]
+) -> torch.Tensor:
+    """Cosines `(2, N)` of the vectors of candidates `(N,)` to those of the latest label of their history, and the
+    largest one to the latest `LATEST`; 0 without any, and for tasks whose `vectors` `(V, H)` are None."""
+    tasks = len(vectors)
+    place = torch.searchsorted(history.row, history.row, right=True) - 1
+    place -= torch.arange(len(place), device=place.device)  # from the last event of the row
+    is_late = place < LATEST
+    latest = history.label.new_zeros(history.size * tasks, LATEST)
+    latest[history.row[is_late], place[is_late]] = history.label[is_late]
+    result = torch.zeros(2, len(row), device=row.device)
+    for task, of_task in enumerate(vectors):
+        if of_task is not None:
+            chosen = (row % tasks == task).nonzero()[:, 0]
+            others = latest[row[chosen]]  # (n, LATEST)
+            cosines = F.cosine_similarity(of_task[label[chosen], None].float(), of_task[others].float(), dim=2)
+            cosines = cosines.masked_fill(others == 0, 0.0)
+            result[:, chosen] = torch.stack([cosines[:, 0], cosines.amax(1)])
+    return result

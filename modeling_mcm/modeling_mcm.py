@@ -563,10 +563,12 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         if labels is not None:
             loss, losses = self.compute_losses(hidden, inputs)
         if labels is None or not self.training:
-            scores = self.compute_scores(hidden, inputs, reading) if reading else []
-            readout = dict(zip(reading, scores, strict=True))
-            logits = readout
+            task_labels = self.task_labels(reading)
+            scores = self.compute_scores(hidden, inputs, task_labels) if reading else []
+            logits = dict(zip(reading, scores, strict=True))
             if scorer is not None:
+                vectors = [labels.vectors for labels in task_labels]
+                readout = dict(zip(reading, map(Readout, scores, vectors), strict=True))
                 of_readout = [readout.get(task) for task in scored]
                 counted = read_histories(self.config, history, scored)
                 scores = scorer.score(places, counted, of_readout, question, left_out)
@@ -582,16 +584,15 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         )
 
     def compute_scores(
-        self, hidden: torch.Tensor, inputs: ScoringInputs, tasks: Sequence[str] | None = None
+        self, hidden: torch.Tensor, inputs: ScoringInputs, task_labels: Sequence[TaskLabels]
     ) -> list[torch.Tensor]:
-        """Scores of the readout by task (default: all tasks): `(B, V)` after whole histories, `(B, P, V)` after
-        prefixes."""
+        """Scores of the readout by task: `(B, V)` after whole histories, `(B, P, V)` after prefixes."""
         ends, shape = None, torch.Size([len(hidden)])
         if inputs.ends is not None:
             shape = inputs.ends.shape
             customers = torch.arange(shape[0], device=hidden.device)[:, None].expand(shape)
             ends = PrefixEnds(customers.flatten(), inputs.ends.flatten())
-        scores = [self._read_out(hidden, inputs.unit_mask, [labels], ends) for labels in self.task_labels(tasks)]
+        scores = [self._read_out(hidden, inputs.unit_mask, [labels], ends) for labels in task_labels]
         return [of_task.unflatten(0, shape) for of_task in scores]
 
     def compute_losses(self, hidden: torch.Tensor, inputs: ScoringInputs) -> tuple[torch.Tensor, torch.Tensor]:
@@ -657,13 +658,13 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         return torch.arange(input_ids.shape[1], device=input_ids.device).expand(input_ids.shape[:2])
 
     @torch.no_grad()
-    def readout_scores(self, batch: Mapping[str, Any], tasks: Sequence[str] | None = None) -> list[torch.Tensor]:
-        """Scores of the encoder's readout after whole histories, by task (default: all tasks) of shape `(B, V)`, from
-        model inputs."""
+    def readouts(self, batch: Mapping[str, Any]) -> list[Readout]:
+        """What the encoder says after whole histories, by task, from model inputs."""
         names = ("input_ids", "attention_mask", "visit_ids", "event_times", "event_values", "as_of")
         outputs = self.model(**{name: batch[name] for name in names if name in batch})
-        inputs = ScoringInputs(batch["input_ids"], outputs.unit_mask.bool())
-        return self.compute_scores(outputs.last_hidden_state, inputs, tasks)
+        inputs, task_labels = ScoringInputs(batch["input_ids"], outputs.unit_mask.bool()), self.task_labels()
+        scores = self.compute_scores(outputs.last_hidden_state, inputs, task_labels)
+        return list(map(Readout, scores, [labels.vectors for labels in task_labels]))
 
     def chances(
         self, task: str, log_probabilities: torch.Tensor, horizon_days: float | None = None

@@ -34,6 +34,7 @@ from .features_mcm import (
     SeenLabels,
     break_ties,
     compare,
+    compare_vectors,
     describe_candidates,
     describe_histories,
 )
@@ -105,6 +106,18 @@ class LabelTables(nn.Module):
         out[:kinds] = sums.view(kinds, size, labels).clamp(min=0)
 
 
+class Readout(NamedTuple):
+    """What the encoder says of the labels of a task.
+
+    Attributes:
+        scores (`torch.FloatTensor` of shape `(B, V)`): Scores of its readout.
+        vectors (`torch.FloatTensor` of shape `(V, H)`): Vectors of the labels.
+    """
+
+    scores: torch.Tensor
+    vectors: torch.Tensor
+
+
 class Candidates(NamedTuple):
     """Candidate labels of all rows, and what is known of them.
 
@@ -122,7 +135,7 @@ class Candidates(NamedTuple):
 def candidate_features(
     history: LabelHistory,
     tables: Sequence[LabelTables],
-    readout: Sequence[torch.Tensor | None] | None = None,
+    readout: Sequence[Readout | None] | None = None,
     counts: Sequence[torch.Tensor] | None = None,
     visits: Sequence[torch.Tensor] | None = None,
 ) -> Candidates:
@@ -134,8 +147,8 @@ def candidate_features(
         history ([`LabelHistory`]): The histories up to the time of the prediction.
         tables (`Sequence[LabelTables]`): Counts of each task over all customers, or over those of other folds while
             the scorer is fitted.
-        readout (`Sequence[torch.FloatTensor]`, *optional*): Scores of the encoder's readout by task, of shape
-            `(B, V)`; the best become candidates. `None`: there is no encoder, and its features are 0.
+        readout (`Sequence[Readout]`, *optional*): What the encoder says, by task; its best become candidates. `None`:
+            there is no encoder, and its features are 0.
         counts (`Sequence[torch.FloatTensor]`, *optional*): `tables.counts` of each task as they were at the time of
             each customer's prediction, of shape `(B, 5, V)`. Default: at the end of the training period.
         visits (`Sequence[torch.FloatTensor]`, *optional*): Number of visits of all customers until then, by task of
@@ -145,24 +158,29 @@ def candidate_features(
     seen = _describe_seen(history, labels)
     evidence = _sum_evidence(history.size, seen, tables, labels)
     counts = [table.counts[None] for table in tables] if counts is None else counts  # of shape (1 or B, 5, V)
-    is_read = [False] * len(tables) if readout is None else [scores is not None for scores in readout]
+    readout = [None] * len(tables) if readout is None else readout
+    is_read = [of_task is not None for of_task in readout]
     shares = evidence.new_zeros(history.size, labels.number)
-    for part, scores in zip(labels.parts, readout or [], strict=False):
-        if scores is not None:
-            shares[:, part.start + FIRST_LABEL : part.stop] = scores[:, FIRST_LABEL:].float().log_softmax(1)
+    for part, of_task in zip(labels.parts, readout, strict=True):
+        if of_task is not None:
+            scores = of_task.scores[:, FIRST_LABEL:].float()
+            shares[:, part.start + FIRST_LABEL : part.stop] = scores.log_softmax(1)
     cell = _choose(evidence, seen, counts, shares, labels, is_read).view(-1).nonzero()[:, 0]
     task = torch.bucketize(cell % labels.number, labels.starts[1:], right=True)
     row = cell // labels.number * len(tables) + task
     known = labels.totals[None, :, 0] if visits is None else torch.stack(list(visits), 1)  # (1 or B, T)
     columns = describe_candidates(row, cell, seen, evidence.view(len(EVIDENCE), -1)[:, cell], counts, known)
+    label = cell % labels.number - labels.starts[task]
     of_readout = evidence.new_zeros(NUM_FEATURES - COUNTED, len(cell))
     if any(is_read):
         of_readout[0] = shares.view(-1)[cell]
-        of_readout[1:] = compare(row, of_readout[:1].exp())[0].log2()
+        of_readout[1] = compare(row, of_readout[:1].exp())[0][0].log2()
         of_readout *= torch.tensor(is_read, device=row.device)[task]
-    columns |= zip(("readout", "readout_rank"), of_readout, strict=True)
+        vectors = [None if of_task is None else of_task.vectors for of_task in readout]
+        of_readout[2:] = compare_vectors(history, row, label, vectors)
+    columns |= zip((feature.name for feature in FEATURES[COUNTED:]), of_readout, strict=True)
     features = torch.stack([columns[feature.name] for feature in FEATURES]).T.contiguous()
-    return Candidates(row, cell % labels.number - labels.starts[task], features)
+    return Candidates(row, label, features)
 
 
 class _Columns(NamedTuple):
@@ -369,7 +387,7 @@ class LabelScorer(nn.Module):
         self,
         tasks: Sequence[int],
         history: LabelHistory,
-        readout: Sequence[torch.Tensor | None] | None = None,
+        readout: Sequence[Readout | None] | None = None,
         question: int = NEXT_VISIT,
         left_out: Sequence[str] = (),
     ) -> list[torch.Tensor]:
@@ -378,14 +396,13 @@ class LabelScorer(nn.Module):
         Args:
             tasks (`Sequence[int]`): Indices of the tasks.
             history ([`LabelHistory`]): The histories of these tasks up to the prediction time.
-            readout (`Sequence[torch.FloatTensor]`, *optional*): Scores of the encoder's readout by task, `(B, V)`;
-                None where they are not read.
+            readout (`Sequence[Readout]`, *optional*): What the encoder says, by task; None where it is not read.
             question (`int`): `NEXT_VISIT` or `WITHIN`.
             left_out (`Sequence[str]`): By customer, a group of numbers in whose place the network reads their means.
         """
         # The best labels of a readout that a task does not read are no candidates either
         is_read = self.reads[list(tasks), question].tolist()
-        used = None if readout is None else [s if read else None for s, read in zip(readout, is_read, strict=True)]
+        used = None if readout is None else [r if read else None for r, read in zip(readout, is_read, strict=True)]
         row, label, features = candidate_features(history, [self.get_tables(task) for task in tasks], used)
         of_row = torch.tensor(tasks, device=row.device)[row % len(tasks)]
         is_left_out = None

@@ -260,7 +260,7 @@ class ExampleReader:
         num_targets = torch.zeros(len(tables), len(examples), QUESTIONS, dtype=torch.long)
         num_unseen = torch.zeros(len(tables), len(examples), dtype=torch.long)
         for chosen, rows, batch in self.batches(examples):
-            readout = None if encoder is None else encoder.readout_scores(batch)
+            readout = None if encoder is None else encoder.readouts(batch)
             age = torch.randint(STALE + 1, (len(chosen),), generator=generator).numpy()
             days = [examples[index].day for index in chosen]
             then = (
