@@ -130,7 +130,7 @@ FEATURES = (
     Feature("readout", "readout", "log", "Probability of the label by the encoder's readout."),
     Feature("readout_rank", "readout", "log2 of the rank", "Rank by it among the candidates."),
     Feature("cosine_last", "readout", "cosine", "Of the encoder's vector of the label to that of the latest label."),
-    Feature("cosine_latest", "readout", "cosine", f"The largest one to the vectors of the latest {LATEST} labels."),
+    Feature("cosine_latest", "readout", "cosine", f"The largest one above 0 to those of the latest {LATEST}."),
 )
 NUM_FEATURES = len(FEATURES)  # F
 COUNTED = sum(feature.group != "readout" for feature in FEATURES)
@@ -426,7 +426,7 @@ def compare_vectors(
     history: LabelHistory, row: torch.Tensor, label: torch.Tensor, vectors: Sequence[torch.Tensor | None]
 ) -> torch.Tensor:
     """Cosines `(2, N)` of the vectors of candidates `(N,)` to those of the latest label of their history, and the
-    largest one to the latest `LATEST`; 0 without any, and for tasks whose `vectors` `(V, H)` are None."""
+    largest one above 0 to the latest `LATEST`; 0 without any, and for tasks whose `vectors` `(V, H)` are None."""
     tasks = len(vectors)
     place = torch.searchsorted(history.row, history.row, right=True) - 1
     place -= torch.arange(len(place), device=place.device)  # from the last event of the row
@@ -440,5 +440,5 @@ def compare_vectors(
             others = latest[row[chosen]]  # (n, LATEST)
             cosines = F.cosine_similarity(of_task[label[chosen], None].float(), of_task[others].float(), dim=2)
             cosines = cosines.masked_fill(others == 0, 0.0)
-            result[:, chosen] = torch.stack([cosines[:, 0], cosines.amax(1)])
+            result[:, chosen] = torch.stack([cosines[:, 0], cosines.amax(1).clamp(min=0)])
     return result

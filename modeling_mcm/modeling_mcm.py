@@ -39,7 +39,7 @@ from .losses_mcm import (
     task_losses,
 )
 from .readout_mcm import READOUTS, PrefixEnds
-from .scorer_mcm import HORIZON_DAYS, NEXT_VISIT, WITHIN, LabelScorer, read_histories
+from .scorer_mcm import HORIZON_DAYS, NEXT_VISIT, WITHIN, LabelScorer, Readout, read_histories
 from .state_mcm import CustomerState
 
 HUB_OPTIONS = "repo_id", "commit_message", "private", "token", "create_pr"  # of `save_pretrained(push_to_hub=True)`

@@ -5,7 +5,6 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import psutil
 import torch
@@ -13,14 +12,6 @@ from transformers import TrainingArguments
 from transformers.integrations import is_tensorboard_available
 
 from modeling_mcm.option import option
-
-# The metric that decides about early stopping and the best model: the encoder's cross-entropy of the labels on
-# validation that their customers had not had, of all tasks. It knows them best when it adds most to counts, which know
-# the others. Every label counts alike, so a task that gets better counts while another stands still.
-NEW_LABEL_LOSS = "new_label_loss"
-# Without counts it is this one, as the geometric mean over the tasks: a change by 1% counts alike in a task with few
-# labels and in one with thousands.
-BEST_METRIC = "next_visit_ndcg@10"
 
 AUTO, NONE = "auto", "none"
 
@@ -92,10 +83,9 @@ class PretrainingArguments(TrainingArguments):
     early_stopping_patience: int | None = option(
         None,
         "Number of evaluations in a row without a better metric_for_best_model after which training ends, with the "
-        f"best model. In pre-training that metric is by default {NEW_LABEL_LOSS}: the encoder's loss on the labels "
-        "that customers had not had.",
+        "best model. That metric is by default the loss on validation: of counts and encoder together where there are "
+        "counts, so that what the encoder adds decides.",
     )
-    best_metric: ClassVar[str] = NEW_LABEL_LOSS  # the default of metric_for_best_model
 
     def __post_init__(self) -> None:
         self.label_names = ["labels"]
@@ -112,8 +102,6 @@ class PretrainingArguments(TrainingArguments):
                     "save_strategy to epoch or steps."
                 )
             self.load_best_model_at_end = True
-        if self.load_best_model_at_end and self.metric_for_best_model is None:
-            self.metric_for_best_model = self.best_metric
         super().__post_init__()
 
 

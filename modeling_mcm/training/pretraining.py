@@ -6,7 +6,7 @@ counting baselines."""
 import os
 import platform
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from modeling_mcm.configuration_mcm import MCMConfig
 from modeling_mcm.data import PreparedData
 from modeling_mcm.data.collator import MCMCollator, PreparedRows, batches_by_length, unit_counts
 from modeling_mcm.data.dataset import MANIFEST_FILE
-from modeling_mcm.evaluation.cases import cases_at, comparison_cases, tasks_without_repeats
+from modeling_mcm.evaluation.cases import cases_at, comparison_cases
 from modeling_mcm.evaluation.comparison import (
     FIRST_BASELINES,
     STRONG_BASELINES,
@@ -38,7 +38,7 @@ from modeling_mcm.losses_mcm import Objective
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.training.fitting import describe_customers, fill_label_values, popularity, trainable
-from modeling_mcm.training.options import AUTO, BEST_METRIC, NEW_LABEL_LOSS, NONE, ModelOptions, PretrainingArguments
+from modeling_mcm.training.options import AUTO, NONE, ModelOptions, PretrainingArguments
 from modeling_mcm.training.recipe import Recipe, recipe_for
 from modeling_mcm.training.resuming import (
     PRETRAINING,
@@ -57,6 +57,7 @@ logger = logging.get_logger(__name__)
 # them, except for the two numbers in HOW_MUCH, the recipe sets none of the others.
 WHEN = {"eval_strategy", "save_strategy", "early_stopping_patience", "save_total_limit", "load_best_model_at_end"}
 HOW_MUCH = {"early_stopping_patience", "save_total_limit"}
+METRIC = "next_visit_ndcg@10"  # of the comparison with baselines
 HOW_LONG = {"max_steps", "eval_steps", "save_steps", "eval_delay"}
 # Config of a model without an encoder.
 COUNTS_ALONE: dict[str, Any] = {"scorer": True, "num_hidden_layers": 0, "hidden_size": 16, "num_attention_heads": 1}
@@ -135,19 +136,18 @@ def read_rows(data: PreparedData, config: MCMConfig, ends: NDArray | None = None
     return PreparedRows(rows, several, unit_counts(rows, ends, config, data.extractor.max_events)[several], ends)
 
 
-def validation_batches(
-    data: PreparedData, config: MCMConfig, fit: ScorerFit | None, size: int
-) -> Iterator[dict[str, torch.Tensor]]:
-    """Makes the batches that the encoder is evaluated on: those of the scorer's validation cases, or of all."""
-    if fit is not None:
-        yield from (batch for _, _, batch in fit.reader.batches(fit.validation))
-        return
-    as_of = data.schema.scoring_time("validation")
+@torch.no_grad()
+def measure_loss(data: PreparedData, size: int, model: MCMForMultiTaskRecommendation) -> float:
+    """Mean loss of the encoder's readout on all validation cases, in batches of some size."""
+    config, as_of = model.config, data.schema.scoring_time("validation")
     collator = MCMCollator(data.extractor, config, "evaluate", cutoff="validation", as_of=as_of)
     rows = PreparedRows(data.rows, cases_at(data, "validation").rows)
-    units = unit_counts(data.rows, data.rows["validation_end"], config, data.extractor.max_events)
-    for batch in batches_by_length(units[rows.indices], size):
-        yield collator(rows.__getitems__(batch.tolist()))
+    units, total = unit_counts(data.rows, data.rows["validation_end"], config, data.extractor.max_events), 0.0
+    for chosen in batches_by_length(units[rows.indices], size):
+        batch = collator(rows.__getitems__(chosen.tolist()))
+        inputs = {name: value.to(model.device) for name, value in batch.items()}
+        total += model(**inputs, parts=()).loss.item() * len(chosen)
+    return total / len(rows)
 
 
 def _compare(data: PreparedData, model: MCMForMultiTaskRecommendation) -> dict[str, dict[str, float]]:
@@ -163,11 +163,11 @@ def _compare(data: PreparedData, model: MCMForMultiTaskRecommendation) -> dict[s
     results["MCM"] = model_values(model.eval(), data.extractor, rows, cases, list(sizes))
     means: dict[str, dict[str, float]] = {}
     for method, by_task in results.items():
-        values = {task: metrics[BEST_METRIC] for task, metrics in by_task.items()}
+        values = {task: metrics[METRIC] for task, metrics in by_task.items()}
         means[method] = {task: float(np.nanmean(each)) for task, each in values.items() if not np.isnan(each).all()}
         words = ", ".join(f"{task} {mean:.4f}" for task, mean in means[method].items())
-        logger.info(f"{BEST_METRIC} on validation, {method}: {words}")
-    for warning in baseline_warnings(collect_values(results, BEST_METRIC)):
+        logger.info(f"{METRIC} on validation, {method}: {words}")
+    for warning in baseline_warnings(collect_values(results, METRIC)):
         logger.warning(warning)
     return means
 
@@ -207,8 +207,6 @@ def _train(
     config = model.config
     fit = None if model.scorer is None else ScorerFit(model, data, training.seed)
     train_rows = read_rows(data, config, fit.ends if fit else None)
-    if fit is None and training.metric_for_best_model == NEW_LABEL_LOSS:
-        training.metric_for_best_model, training.greater_is_better = BEST_METRIC, True
     trainer = _make_trainer(options, training, data, model, train_rows, fit)
     logger.info(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(train_rows):,} customers, {start}")
     if fit is not None:
@@ -249,7 +247,7 @@ def _make_trainer(
     """Makes the trainer of a model for the rows to train on. Raises `ValueError` if there is nothing to evaluate, and
     evaluations were asked for."""
     extractor, config = data.extractor, model.config
-    batches = partial(validation_batches, data, config, fit, training.per_device_eval_batch_size)
+    measure = fit.measure_encoder if fit else partial(measure_loss, data, training.per_device_eval_batch_size)
     evaluates = training.eval_strategy != "no"
     if evaluates:
         cases_at(data, "validation")  # which raises where there is none
@@ -259,8 +257,7 @@ def _make_trainer(
         train_dataset=rows,
         processing_class=extractor,
         train_collator=MCMCollator(extractor, config, "train", seed=training.seed, objective=model.objective),
-        validation=batches if evaluates else None,
-        without_repeats=fit.without_repeats if fit else tasks_without_repeats(data.rows, config.tasks),
+        measure=measure if evaluates else None,
         ema_decay=options.ema_decay if config.num_hidden_layers else None,
     )
 

@@ -12,7 +12,7 @@ Shapes: B examples of a step, M candidates of the longest of them, N candidates 
 import math
 from collections.abc import Callable, Sequence
 from itertools import product
-from typing import cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers.utils import logging
 
+from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.data import PreparedData
 from modeling_mcm.evaluation.cases import tasks_without_repeats
 from modeling_mcm.events_mcm import SECONDS_PER_DAY
-from modeling_mcm.features_mcm import PLACES
+from modeling_mcm.features_mcm import PLACES, compare
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.scorer_mcm import HORIZON_DAYS, NEXT_VISIT, QUESTIONS, WITHIN, LabelScorer, ScoreNetwork
 from modeling_mcm.training.scorer_examples import (
@@ -60,8 +61,8 @@ def start_network(network: ScoreNetwork, examples: Sequence[LabelExamples], seed
 
 
 def start_from_counts(network: ScoreNetwork, counts: ScoreNetwork, examples: Sequence[LabelExamples]) -> None:
-    """Starts a network that reads the encoder, too, at a network of counts, with the linear weights of the encoder's
-    numbers that have the lowest cross-entropy of the next visit in the first examples."""
+    """Starts a network that reads the encoder, too, at a network of counts, with the weights of the encoder's numbers
+    that [`fit_weights`] finds in the first examples."""
     numbers, state = len(counts.mean), network.state_dict()
     for name, value in counts.state_dict().items():
         if value.shape != state[name].shape:
@@ -73,17 +74,34 @@ def start_from_counts(network: ScoreNetwork, counts: ScoreNetwork, examples: Seq
         with torch.no_grad():
             values = counts(task, found.features[kept])[:, NEXT_VISIT] - found.log_kept[kept]
         x = (found.features[kept][:, numbers:] - network.mean[numbers:]) / network.std[numbers:]
-        parts.append((found.example[kept], values, x, found.is_target[kept, NEXT_VISIT].float()))
+        parts.append(ScoredCases(found.example[kept], values, found.is_target[kept, NEXT_VISIT], x))
+    network.linear.weight.data[:, numbers:], _ = fit_weights(parts)
+
+
+class ScoredCases(NamedTuple):
+    """Candidates `(N,)` of a task in some cases, ascending: their scores by counts alone, whether they are targets of
+    the next visit, and numbers of the encoder `(N, K)`."""
+
+    case: torch.Tensor
+    scores: torch.Tensor
+    is_target: torch.Tensor
+    numbers: torch.Tensor
+
+
+def fit_weights(parts: Sequence[ScoredCases]) -> tuple[torch.Tensor, float]:
+    """Fits the weights `(K,)`, the same in all tasks, with which the encoder's numbers are added to the scores by
+    counts. Returns them, and the mean cross-entropy of a target, summed over the tasks."""
 
     def loss(weights: torch.Tensor) -> torch.Tensor:
         total = weights.square().sum() * 1e-3
-        for example, values, x, is_target in parts:
-            logits = values + x @ weights
-            sums = logits.new_zeros(FEW).index_add(0, example, logits.exp())
-            total = total + (is_target * (sums[example].log() - logits)).sum() / is_target.sum().clamp(min=1)
+        for case, scores, is_target, numbers in parts:
+            logits = scores + numbers @ weights
+            sums = logits.new_zeros(int(case[-1]) + 1 if len(case) else 0).index_add(0, case, logits.exp())
+            total = total + (is_target * (sums[case].log() - logits)).sum() / is_target.sum().clamp(min=1)
         return total
 
-    network.linear.weight.data[:, numbers:] = _minimize(loss, torch.zeros(network.mean.shape[0] - numbers))
+    weights = _minimize(loss, torch.zeros(parts[0].numbers.shape[1]))
+    return weights, loss(weights).item()
 
 
 def fit_network(
@@ -302,6 +320,12 @@ class ScorerFit:
         self.sees_horizon = start is not None and end is not None and end - start >= HORIZON_DAYS * SECONDS_PER_DAY
         validation = self._read_validation()
         self.ndcg = self._fit(self.scorer.of_counts, examples, validation)
+        self.cases: list[tuple[torch.Tensor, ScoredCases]] = []  # label and scores of candidates on validation
+        for task, found in enumerate(validation if model.config.num_hidden_layers else []):
+            with torch.no_grad():
+                scores = self.scorer.of_counts(task, found.features)[:, NEXT_VISIT]
+            scored = ScoredCases(found.example, scores, found.is_target[:, NEXT_VISIT], torch.zeros(len(scores), 2))
+            self.cases.append((found.label, scored))
         for task, found in enumerate(validation):
             for question in range(QUESTIONS):
                 self._calibrate(task, question, found)
@@ -337,6 +361,28 @@ class ScorerFit:
         self.scorer.calibration[task, question] = t[0]
         if question == NEXT_VISIT or self.sees_horizon:
             self.scorer.chance[task, question] = chance
+
+    @torch.no_grad()
+    def measure_encoder(self, model: MCMForMultiTaskRecommendation) -> float:
+        """Measures how well counts and an encoder predict validation together: the mean cross-entropy of a target of
+        the next visit, summed over the tasks, with the best weights of the readout's probability and rank. An encoder
+        alone goes on getting better when all that it still learns is what counts know."""
+        places = torch.full((len(self.validation),), -1)
+        for chosen, _, batch in self.reader.batches(self.validation):
+            places.fill_(-1)[torch.from_numpy(chosen)] = torch.arange(len(chosen))
+            inputs = {name: value.to(model.device) for name, value in batch.items()}
+            logits = model(**inputs, parts=()).logits.values()  # of the readout, as there are labels
+            for (label, cases), scores in zip(self.cases, logits, strict=True):
+                place = places[cases.case]
+                read = place >= 0
+                shares = scores[:, FIRST_LABEL:].float().log_softmax(1).cpu()
+                cases.numbers[read, 0] = shares[place[read], label[read] - FIRST_LABEL]
+        parts = []
+        for _, cases in self.cases:
+            cases.numbers[:, 1] = compare(cases.case, cases.numbers[None, :, 0].exp())[0][0].log2()
+            spread = cases.numbers.std(0).clamp(min=1e-3)
+            parts.append(cases._replace(numbers=(cases.numbers - cases.numbers.mean(0)) / spread))
+        return fit_weights(parts)[1]
 
     def finish(self) -> None:
         """Fits the network that reads the trained encoder. A task uses it for a question where it adds more to the

@@ -2,40 +2,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Hugging Face Trainer with MCM's additions.
 
-Every customer of a step has the same weight on any number of processes; evaluations are of the encoder by itself; an
-average of the weights may be evaluated and saved; and the logs hold losses and metrics of each task. Import it from
-`modeling_mcm.training.trainer`, because inference does not need it.
+Every customer of a step has the same weight on any number of processes; an average of the weights may be evaluated
+and saved; and the logs hold the losses of each task. Import it from `modeling_mcm.training.trainer`, because inference
+does not need it.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Sized
 from contextlib import nullcontext
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers import PreTrainedModel
 
-from modeling_mcm.configuration_mcm import FIRST_LABEL, MISSING_ID
-from modeling_mcm.data.cases import IGNORED
+from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.data.collator import MCMCollator
-from modeling_mcm.evaluation.metrics import customer_metrics, ranks_from_logits
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.training.callbacks import TrainingClock, WeightAverage
-from modeling_mcm.training.options import BEST_METRIC, NEW_LABEL_LOSS
 from modeling_mcm.training.resuming import ResumableTrainer
 
-MIN_METRIC = 1e-3  # metrics below it count as it
-ENCODER = "encoder_"  # first part of the names of metrics of the encoder by itself
 # Single parameters, and the factor on their learning rate: with that of a matrix they would hardly move.
 FAST_PARAMETERS, FAST_FACTOR = ("readout_scale",), 20.0
-
-
-def geometric_mean(values: Sequence[float]) -> float:
-    """Geometric mean of the metrics of tasks, without NaN."""
-    return float(np.exp(np.nanmean(np.log(np.maximum(values, MIN_METRIC)))))
 
 
 class MCMTrainer(ResumableTrainer):
@@ -43,10 +32,7 @@ class MCMTrainer(ResumableTrainer):
 
     Args:
         train_collator (`MCMCollator`): Collator of the training rows; its seed must be `args.seed`.
-        validation (`Callable`, *optional*): Makes the batches of an evaluation, as `MCMCollator` gives them in the
-            mode "evaluate". Each process evaluates all.
-        without_repeats (`Sequence[str]`): Tasks in which customers don't have a label again. An evaluation leaves out
-            what a customer has had.
+        measure (`Callable`, *optional*): Gives the loss of a model on validation. Each process measures all cases.
         ema_decay (`float`, *optional*): Decay of a moving average of the weights ([`WeightAverage`]), which is
             evaluated and is the final model. `None` for no average.
         kwargs (`dict`): Further arguments of [`ResumableTrainer`]. `train_dataset` must be a `PreparedRows`.
@@ -61,15 +47,14 @@ class MCMTrainer(ResumableTrainer):
         args: Any = None,
         *,
         train_collator: MCMCollator,
-        validation: Callable[[], Iterable[Mapping[str, torch.Tensor]]] | None = None,
-        without_repeats: Sequence[str] = (),
+        measure: Callable[[MCMForMultiTaskRecommendation], float] | None = None,
         ema_decay: float | None = None,
         **kwargs: Any,
     ):
-        self.validation, self.without_repeats = validation, without_repeats
+        self.measure = measure
         self.task_losses: dict[str, list[torch.Tensor]] = defaultdict(list)
         self.clock = TrainingClock(lambda value: self.accelerator.reduce(value, "sum"))
-        kwargs |= {"data_collator": train_collator, "eval_dataset": validation}  # Trainer asks for one to evaluate
+        kwargs |= {"data_collator": train_collator, "eval_dataset": measure}  # Trainer asks for one to evaluate
         super().__init__(model, args, epoch=train_collator.epoch, **kwargs)
         self.add_callback(self.clock)
         self.weight_average = (
@@ -152,45 +137,16 @@ class MCMTrainer(ResumableTrainer):
         return model
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Evaluates the encoder, with the average of the weights if there is one. Raises `ValueError` if the trainer
-        has no `validation`."""
-        if self.validation is None:
-            raise ValueError("There is no `validation`: give MCMTrainer what makes the batches of an evaluation.")
+        """Measures the loss on validation, with the average of the weights if there is one. Raises `ValueError` if the
+        trainer has no `measure`."""
+        if self.measure is None:
+            raise ValueError("There is no `measure`: give MCMTrainer what computes a model's loss on validation.")
         with self.weight_average.swapped() if self.weight_average else nullcontext():
-            values = self._evaluate_encoder(self.validation())
-        metrics = {f"eval_{name}": self._mean_over_processes(torch.tensor(value)) for name, value in values.items()}
+            loss = self.measure(cast(MCMForMultiTaskRecommendation, self.model).eval())
+        metrics = {"eval_loss": self._mean_over_processes(torch.tensor(loss))}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
-    @torch.no_grad()
-    def _evaluate_encoder(self, batches: Iterable[Mapping[str, torch.Tensor]]) -> dict[str, float]:
-        """Metrics of the encoder's readout by itself: `NEW_LABEL_LOSS`, of all labels if no label is new; the NDCG@10
-        of each task; and their mean, `BEST_METRIC`."""
-        model = cast(MCMForMultiTaskRecommendation, self.model).eval()
-        losses, ndcg = torch.zeros(2, 2, dtype=torch.float64), defaultdict(list)
-        for batch in batches:
-            inputs = self._prepare_inputs(dict(batch))
-            logits = model(**inputs, parts=()).logits  # of the readout, as there are labels
-            for index, task in enumerate(model.config.tasks):
-                scores, labels = logits[task].float(), inputs["labels"][..., index].sort(1).values
-                labels = labels.masked_fill(labels.diff(prepend=labels.new_zeros(len(labels), 1)) == 0, IGNORED)
-                nothing = torch.zeros_like(scores, dtype=torch.bool)
-                had = nothing.scatter(1, inputs["input_ids"][:, 1:, model.task_features[index]], True)
-                is_target = nothing.scatter(1, labels.clamp(min=MISSING_ID), True)
-                is_target[:, :FIRST_LABEL] = False
-                loss = -scores.log_softmax(1)
-                for total, chosen in zip(losses, (is_target & ~had, is_target), strict=True):
-                    total += torch.stack([loss[chosen].sum(), chosen.sum()]).cpu()
-                if task in self.without_repeats:
-                    scores = scores.masked_fill(had, -torch.inf)
-                greater, ties = (ranks.cpu() for ranks in ranks_from_logits(scores, labels))
-                counts = ((labels != IGNORED) & (labels != MISSING_ID)).cpu()
-                ndcg[task].append(customer_metrics(greater, ties, counts)[BEST_METRIC])
-        means = {task: float(np.nanmean(np.concatenate(values))) for task, values in ndcg.items()}
-        total, number = losses[0] if losses[0, 1] else losses[1]
-        metrics = {f"{ENCODER}{task}_{BEST_METRIC}": mean for task, mean in means.items()}
-        return metrics | {BEST_METRIC: geometric_mean([*means.values()]), NEW_LABEL_LOSS: (total / number).item()}
 
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
         """Computes the loss of a batch times its share, and keeps the losses of the tasks for the log."""

@@ -43,7 +43,7 @@ def test_what_the_data_decide_is_said_and_kept(chosen):
             rf"The encoder adds [-+]0\.\d+ \(standard error 0\.\d+\) to the NDCG@10 of {task} on validation, so it is "
         )
         assert re.search(words + ("used" if used else "not used"), said)
-    entries = [entry for entry in logged(folder) if "eval_new_label_loss" in entry]
+    entries = [entry for entry in logged(folder) if "eval_loss" in entry]
     assert [entry["epoch"] for entry in entries] == [1, 2]
 
 

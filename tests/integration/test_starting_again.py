@@ -228,9 +228,7 @@ def test_the_newest_whole_checkpoint_outlives_broken_ones(run, folder, finished)
 
 
 BEST = "--eval_strategy steps --eval_steps 2 --load_best_model_at_end true --save_only_model false".split()
-BEST += (
-    "--metric_for_best_model new_label_loss --greater_is_better true --max_steps 6".split()
-)  # the first, as it falls
+BEST += "--metric_for_best_model loss --greater_is_better true --max_steps 6".split()  # the first, as it falls
 
 
 def state_of(folder):

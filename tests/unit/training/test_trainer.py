@@ -101,49 +101,6 @@ def test_scalars_of_the_readout_learn_faster(train):
     assert {*rates.values()} == {0.25} and "probe.other" in rates
 
 
-@pytest.fixture
-def evaluate(train):
-    """A function that evaluates the encoder on two customers by scores `(B, V)` of each task."""
-    trainer = train(tasks=("items", "aisle"))
-    model = trainer.model
-    history, labels = torch.zeros(2, 4, len(model.config.features), dtype=torch.long), torch.zeros(2, 3, 2).long()
-    history[:, 1:, model.task_features] = torch.tensor([[[2, 2], [3, 3], [0, 0]], [[2, 2], [3, 1], [0, 3]]])
-    labels[:] = torch.tensor([[[6, 3], [6, 4], [-100, 1]], [[-100, 2], [7, 2], [7, -100]]])
-
-    def evaluate(scores, without_repeats=(), labels=labels):
-        logits = dict(zip(model.config.tasks, scores, strict=True))
-        model.forward = lambda **batch: SimpleNamespace(logits=logits)
-        trainer.validation, trainer.without_repeats = (
-            lambda: [{"input_ids": history, "labels": labels}],
-            without_repeats,
-        )
-        return trainer.evaluate()
-
-    return evaluate, [torch.randn(2, size) for size in model.config.label_sizes.values()], labels
-
-
-def test_the_encoder_is_judged_by_labels_that_are_new_to_the_customer(evaluate):
-    evaluate, (items, aisles), _ = evaluate
-    losses = [-scores.log_softmax(1)[place] for scores, place in ((items, (0, 6)), (items, (1, 7)), (aisles, (0, 4)))]
-    found = evaluate([items, aisles])["eval_new_label_loss"]
-    assert found == pytest.approx(torch.stack(losses).mean().item(), rel=1e-6)
-    better = items.clone()
-    better[1, 7] += 1  # one task gains, and the other stands still
-    assert evaluate([better, aisles])["eval_new_label_loss"] < found
-    had = aisles.clone()
-    had[:, 2:4] -= 1  # says nothing new of what was had, but takes it from new labels
-    assert evaluate([items, had])["eval_new_label_loss"] < found
-
-
-def test_the_encoder_alone_does_not_rank_what_can_not_come(evaluate):
-    evaluate, (items, aisles), labels = evaluate
-    items[:, 2:4], items[:, 6:8] = 9.0, torch.tensor([[8.0, 7.0], [7.0, 8.0]])  # what was had is first
-    name = "eval_encoder_items_next_visit_ndcg@10"
-    assert evaluate([items, aisles], ["items"])[name] == 1 > evaluate([items, aisles])[name]
-    labels[:, 2, 0] = -102  # a value that training never saw is a target, too, which nothing reaches
-    assert evaluate([items, aisles], ["items"], labels)[name] == pytest.approx(1 / (1 + 1 / np.log2(3)))
-
-
 @pytest.mark.parametrize("tasks", [["items", "aisle", "type"], ["aisle"], ["items", "type"]])
 def test_targets_are_those_of_the_tasks(train, tasks):
     trainer = train(tasks=tasks)
