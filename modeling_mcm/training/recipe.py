@@ -78,6 +78,6 @@ def recipe_for(measures: Mapping[str, Any], label_sizes: Mapping[str, int], feat
     training["early_stopping_patience"] = max(PATIENCE, epochs)
     reasons.append(
         f"At most {training['num_train_epochs']:g} epochs; {training['early_stopping_patience']} in a row without a "
-        "lower loss on the labels of validation that are new to their customers end the training."
+        "lower loss of counts and encoder together, on validation, end the training."
     )
     return Recipe(size, {"augmentation": "all_prefixes", **config}, training, reasons)
