@@ -370,7 +370,9 @@ def test_an_encoder_that_no_task_reads_changes_no_score(encoded, batch):
     with torch.no_grad():
         logits = model(**batch).logits
         asked = model(**batch, labels=torch.full((len(batch["input_ids"]), 1, len(logits)), 2)).logits
-    assert all(torch.equal(*pair) for pair in zip(asked.values(), readout, strict=True))  # those of the loss
+    assert all(
+        torch.equal(of_task.scores, asked[task]) for task, of_task in zip(asked, readout, strict=True)
+    )  # of the loss
     scorer, tasks = model.scorer, range(len(model.config.tasks))
     for name, alone in zip(model.config.tasks, scorer.score(tasks, history), strict=True):
         assert torch.equal(logits[name], alone)
