@@ -90,18 +90,19 @@ class ScoredCases(NamedTuple):
 
 def fit_weights(parts: Sequence[ScoredCases]) -> tuple[torch.Tensor, float]:
     """Fits the weights `(K,)`, the same in all tasks, with which the encoder's numbers are added to the scores by
-    counts. Returns them, and the mean cross-entropy of a target, summed over the tasks."""
+    counts. Both are scaled, because scores that rank well may be too sure. Returns the weights, and the mean
+    cross-entropy of a target, summed over the tasks."""
 
-    def loss(weights: torch.Tensor) -> torch.Tensor:
-        total = weights.square().sum() * 1e-3
+    def loss(parameters: torch.Tensor) -> torch.Tensor:
+        total = parameters.square().sum() * 1e-3
         for case, scores, is_target, numbers in parts:
-            logits = scores + numbers @ weights
+            logits = parameters[0].exp() * (scores + numbers @ parameters[1:])
             sums = logits.new_zeros(int(case[-1]) + 1 if len(case) else 0).index_add(0, case, logits.exp())
             total = total + (is_target * (sums[case].log() - logits)).sum() / is_target.sum().clamp(min=1)
         return total
 
-    weights = _minimize(loss, torch.zeros(parts[0].numbers.shape[1]))
-    return weights, loss(weights).item()
+    parameters = _minimize(loss, torch.zeros(1 + parts[0].numbers.shape[1]))
+    return parameters[1:], loss(parameters).item()
 
 
 def fit_network(
@@ -322,10 +323,14 @@ class ScorerFit:
         self.ndcg = self._fit(self.scorer.of_counts, examples, validation)
         self.cases: list[tuple[torch.Tensor, ScoredCases]] = []  # label and scores of candidates on validation
         for task, found in enumerate(validation if model.config.num_hidden_layers else []):
+            repeats = model.config.tasks[task] not in self.without_repeats
+            kept = repeats | (found.features[:, PLACES["seen"]] == 0)
             with torch.no_grad():
-                scores = self.scorer.of_counts(task, found.features)[:, NEXT_VISIT]
-            scored = ScoredCases(found.example, scores, found.is_target[:, NEXT_VISIT], torch.zeros(len(scores), 2))
-            self.cases.append((found.label, scored))
+                scores = self.scorer.of_counts(task, found.features[kept])[:, NEXT_VISIT]
+            scored = ScoredCases(
+                found.example[kept], scores, found.is_target[kept, NEXT_VISIT], scores.new_zeros(len(scores), 2)
+            )
+            self.cases.append((found.label[kept], scored))
         for task, found in enumerate(validation):
             for question in range(QUESTIONS):
                 self._calibrate(task, question, found)
@@ -365,8 +370,8 @@ class ScorerFit:
     @torch.no_grad()
     def measure_encoder(self, model: MCMForMultiTaskRecommendation) -> float:
         """Measures how well counts and an encoder predict validation together: the mean cross-entropy of a target of
-        the next visit, summed over the tasks, with the best weights of the readout's probability and rank. An encoder
-        alone goes on getting better when all that it still learns is what counts know."""
+        the next visit, summed over the tasks, with each task's best weights of the readout's probability and rank. An
+        encoder alone goes on getting better when all that it still learns is what counts know."""
         places = torch.full((len(self.validation),), -1)
         for chosen, _, batch in self.reader.batches(self.validation):
             places.fill_(-1)[torch.from_numpy(chosen)] = torch.arange(len(chosen))
@@ -382,7 +387,7 @@ class ScorerFit:
             cases.numbers[:, 1] = compare(cases.case, cases.numbers[None, :, 0].exp())[0][0].log2()
             spread = cases.numbers.std(0).clamp(min=1e-3)
             parts.append(cases._replace(numbers=(cases.numbers - cases.numbers.mean(0)) / spread))
-        return fit_weights(parts)[1]
+        return sum(fit_weights([cases])[1] for cases in parts)
 
     def finish(self) -> None:
         """Fits the network that reads the trained encoder. A task uses it for a question where it adds more to the
