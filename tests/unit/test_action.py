@@ -31,7 +31,7 @@ from modeling_mcm.training.offers import fit_head, read_inputs
 
 ACTIONS = pd.DataFrame(
     [
-        ("three", "buy", "item 03", None),
+        ("three", "click", "item 03", None),
         ("any of two", "buy", "item 07", "aisle 1"),
         ("any of two", "buy", "item 20", "aisle 3"),
         ("aisle", "buy", None, "aisle 2"),
@@ -155,7 +155,7 @@ def test_matches_have_all_values_of_a_row(extractor, tiny_config):
     found = {kind: sorted((e, as_asked) for _, e, a, as_asked in matches if names[a] == kind) for kind in kinds}
     # the token type counts only where there is nothing else; "item 07" of aisle 0 is not what is asked; ends of visits
     # stand behind the purchases
-    expected = {"three": [(1, 1), (8, 0)], "any of two": [(3, 0), (4, 1)], "aisle": [(9, 1)], "click": [(8, 1)]}
+    expected = {"three": [(1, 0), (8, 1)], "any of two": [(3, 0), (4, 1)], "aisle": [(9, 1)], "click": [(8, 1)]}
     assert found == expected
 
 
@@ -171,7 +171,7 @@ def test_numbers_match_sums_by_hand(action_model, batch_of, offers, event_log, e
     outputs = model(**batch_of(model, groups))
     known, embedding = outputs.numbers.split([len(names), model.config.embedding_size], -1)
     assert len(names) == len(set(names)) and torch.equal(embedding[:, 1], outputs.pooler_output)
-    checked = 0
+    checked = unasked = 0
     for place, group in enumerate(groups):
         made = offers.table[slice(*offers.offsets[group : group + 2])]
         start = pd.Timestamp(int(made["time"].iloc[0]), unit="s")
@@ -199,16 +199,24 @@ def test_numbers_match_sums_by_hand(action_model, batch_of, offers, event_log, e
                 column = next(each["column"] for each in extractor.features if each["name"] == feature)
                 total = np.log1p((weight * log[column].fillna(0))[either].sum())
                 assert of_two[f"{feature} of did {fading}"] == pytest.approx(total, abs=1e-4)
+        three = dict(zip(names, known[place, actions.index("three")].tolist(), strict=True))
+        viewed = log["item"] == "item 03"  # whether it was clicked on, as asked, or bought
+        assert three["did all"] == pytest.approx(np.log1p(viewed.sum()), abs=1e-4)
+        clicked = np.log1p((viewed & (log["action"] == "click")).sum())
+        assert three["did as asked all"] == pytest.approx(clicked, abs=1e-4)
+        unasked += three["did all"] > three["did as asked all"]
         since = np.log1p(days[either].min()) if either.any() else np.log1p(LONGEST_DAYS)
         assert of_two["days since did"] == pytest.approx(since, abs=1e-4)
         assert (of_two["labels of aisle"], of_two["labels of items"]) == (pytest.approx(np.log1p(2)),) * 2
-    assert checked
+    assert checked and unasked
 
 
 def test_events_after_the_offers_are_ignored(action_model, reader_of, extractor):
     model = action_model(extended=True, summed_features=extractor.summed_features)
     reader, groups = reader_of(model), np.array([0, 7])
     whole = reader.rows.__getitems__(groups.tolist())
+    reader.times = reader.times.copy()  # an event of the second of the offers is not read
+    reader.times[groups] = [row["times"][len(row["times"]) // 2] for row in whole]
     assert all((row["times"] >= time).any() for row, time in zip(whole, reader.times[groups], strict=True))
     expected = model(**reader.read(groups)[1]).logits
     for row, time in zip(whole, reader.times[groups], strict=True):
