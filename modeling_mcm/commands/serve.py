@@ -103,8 +103,9 @@ def main() -> None:
         with needs("serve"):
             import uvicorn
         api, service = _build(options)
-    print(f"{options.model}: {service.store.count():,} customers in {service.store.name}", flush=True)
-    uvicorn.run(api, host=options.host, port=options.port, log_level="warning", server_header=False)
+        print(f"{options.model}: {service.store.count():,} customers in {service.store.name}", flush=True)
+        # The lines of requests are written as progress is.
+        uvicorn.run(api, host=options.host, port=options.port, log_level="warning", server_header=False)
 
 
 if __name__ == "__main__":
