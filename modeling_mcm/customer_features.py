@@ -14,6 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from modeling_mcm.customer_model import CustomerModel
+from modeling_mcm.events_mcm import to_ids
 from modeling_mcm.extras import needs
 
 with needs("gbdt"):
@@ -67,7 +68,7 @@ class CustomerFeatures(TransformerMixin, BaseEstimator):
         return self._describe(self.model.customers[:1], None).columns.to_numpy(object)
 
     def _describe(self, customers: Any, as_of: Any) -> pd.DataFrame:
-        ids = [*map(str, customers)]
+        ids = to_ids([*customers])
         tables = [self.model.embed(customers, as_of)] if self.embedding else []
         if self.forecasts:  # whose names are those of the past numbers in the embedding
             tables.append(self.model.forecast(customers, self.days, as_of).add_prefix("forecast_"))

@@ -30,7 +30,16 @@ from modeling_mcm.data.dataset import PreparedData
 from modeling_mcm.data.guessing import FrameReader
 from modeling_mcm.data.schema import NO_CUTOFFS, EventSchema, read_schema
 from modeling_mcm.data.tables import read_table_file
-from modeling_mcm.events_mcm import check_columns, events_before, naming, read_times, read_zone, to_ids, to_text
+from modeling_mcm.events_mcm import (
+    SECONDS_PER_DAY,
+    check_columns,
+    events_before,
+    naming,
+    read_times,
+    read_zone,
+    to_ids,
+    to_text,
+)
 from modeling_mcm.files_mcm import write_json
 from modeling_mcm.live import LiveCustomer
 from modeling_mcm.live.explanations import Explanation
@@ -120,6 +129,8 @@ class CustomerModel:
         else:
             reader = FrameReader.guess(table, schema)
             logger.warning(f"{reader}\nTo change it, give keys of the schema, as in schema={{'time': 'COLUMN'}}.")
+        if encoder and not reader.schema.has_labels:
+            raise ValueError("The log has no labels, such as items, that an encoder could learn: leave `encoder` out.")
         with tempfile.TemporaryDirectory() as temporary:
             place = Path(folder or temporary)
             table, schema = reader.read(table), reader.schema
@@ -246,9 +257,7 @@ class CustomerModel:
         if isinstance(days, str | Real):
             raise ValueError(f"`days` is {days!r}; give a list of numbers of days, as in days=[{days}].")
         ids, columns = self._ask(customers, as_of, forecasts=True, days=days)
-        return pd.DataFrame(
-            {name: of.double().numpy() for name, of in columns.items()}, pd.Index(ids, name="customer")
-        )
+        return _make_table(ids, columns)
 
     def table(
         self,
@@ -267,19 +276,13 @@ class CustomerModel:
                 table of that time, which reads no later event. Not a number for a customer who was not there yet.
             customers, days, as_of: as in `forecast`.
         """
-        tables = []
-        for earlier in [0.0] if since_days is None else [0.0, float(since_days)]:
-            moment = as_of
-            if earlier:
-                seconds = self._seconds(as_of)
-                if seconds is None:
-                    raise ValueError("The log has no times, so nothing says what changed: leave `since_days` out.")
-                moment = seconds - earlier * 86_400
-            known = None if customers is None and not earlier else self._known_at(customers, moment)
-            tables.append(self.forecast(known, days, moment))
-            if self._predictor.head == PREDICTING:
-                tables[-1] = tables[-1].join(self.predict(known, moment).add_prefix(PREDICTED))
-        table = tables[0] if since_days is None else tables[0].join((tables[0] - tables[1]).add_suffix("_change"))
+        table = self._describe(customers, days, as_of)
+        if since_days is not None:
+            if self.as_of is None:
+                raise ValueError("The log has no times, so nothing says what changed: leave `since_days` out.")
+            moment = self._seconds(as_of) - float(since_days) * SECONDS_PER_DAY
+            known = [name for name in table.index if (self._row(name)["times"] <= moment).any()]
+            table = table.join((table - self._describe(known, days, moment)).add_suffix("_change"))
         return table if where is None else table.query(where)
 
     # ------------------------------------------------------------------------------------------------ labels of others
@@ -324,9 +327,7 @@ class CustomerModel:
         seconds = self._seconds(as_of)
         now = seconds if as_of is not None or seconds is None else seconds + 1  # right after the last event
         ids, columns = self._ask(customers, now, self._predictor.predict)
-        return pd.DataFrame(
-            {name: of.double().numpy() for name, of in columns.items()}, pd.Index(ids, name="customer")
-        )
+        return _make_table(ids, columns)
 
     def reasons(self, customer: Any, k: int = 10, label: str | None = None, as_of: Any = None) -> pd.DataFrame:
         """Why a customer gets a prediction: the largest terms of the label's linear model, as reason and effect on the
@@ -446,16 +447,17 @@ class CustomerModel:
             self._rows[name] = self.feature_extractor.encode(given)
         return self._rows[name]
 
-    def _seconds(self, as_of: Any) -> float | None:
+    def _seconds(self, as_of: Any) -> Any:
         """A time on the clock of rows."""
         as_of = self.as_of if as_of is None else as_of
         return None if as_of is None else self.feature_extractor.read_as_of(as_of)
 
-    def _known_at(self, customers: Iterable[Any] | None, moment: Any) -> list[str]:
-        """Those of some customers who had an event until a time."""
-        seconds = self._seconds(moment)
-        names = self._names(customers)
-        return [name for name in names if seconds is None or (self._row(name)["times"] <= seconds).any()]
+    def _describe(self, customers: Iterable[Any] | None, days: Sequence[float] | None, as_of: Any) -> pd.DataFrame:
+        """Forecasts and, of a model that was fine-tuned to a label, predictions."""
+        table = self.forecast(customers, days, as_of)
+        if self._predictor.head != PREDICTING:
+            return table
+        return table.join(self.predict(customers, as_of).add_prefix(PREDICTED))
 
     def _names(self, customers: Iterable[Any] | None) -> list[str]:
         if isinstance(customers, str) or not isinstance(customers, Iterable | None):
@@ -476,6 +478,11 @@ class CustomerModel:
             rows = [self._row(name) for name in names[start : start + AT_ONCE]]
             parts.append((ask or self._predictor.ask)(rows, seconds, **questions))
         return names, {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def _make_table(ids: Sequence[str], columns: Mapping[str, torch.Tensor]) -> pd.DataFrame:
+    values = {name: of_customers.double().numpy() for name, of_customers in columns.items()}
+    return pd.DataFrame(values, pd.Index(ids, name="customer"))
 
 
 def _read_frame(events: Any) -> pd.DataFrame:

@@ -48,6 +48,8 @@ NUMBERS = (*PAID, *PRICE, *QUANTITY, "cost", "discount", "rating", "count", "cre
 UNPAID = {"salary", "income", "credit", "deposit", "incoming", "in", "cr", "topup", "wage", "interest"}
 UNPAID |= {"view", "click", "cart", "search", "wishlist", "browse"}
 PAID_BACK, PAYMENTS = {"refund", "refunded", "return", "returned", "chargeback", "reversal"}, {"card", "payment"}
+DIRECTIONS = {*WORDS["token_type"], "direction", "side", "transaction"}  # words of columns that say so
+SIGNS = {"without": 0, "minus": -1}
 MOST_COLUMNS, MOST_KINDS, MOST_TASKS, ROWS_READ = 40, 30, 5, 200_000
 FEW, MANY = 20, 1_000  # distinct numbers up to which they are names, and labels from which rare ones are left out
 HELD_OUT, TESTED = 0.15, 0.07  # shares of the log's time after the validation cutoff and after the test cutoff
@@ -140,7 +142,9 @@ class FrameReader:
             time_format = find_time_format(name, events[name])
             times = _parse(name, _to_times(events[name], time_format) if time_format else events[name])
             schema |= _cutoffs(times)
-            when = f"{name!r}{_describe_format(time_format)}, {times.min():%Y-%m-%d} to {times.max():%Y-%m-%d}"
+            first = events[name].dropna().iloc[0], times.dropna().iloc[0]
+            how = "" if time_format is None else " ({} is {:%d %B %Y})".format(*first)
+            when = f"{name!r}{how}, {times.min():%Y-%m-%d} to {times.max():%Y-%m-%d}"
             if "visit" not in given and roles["visit"] is None and _has_busy_days(events[roles["customer"]], times):
                 roles["visit"] = VISIT_DAY
         features, labels = _features(columns, roles)
@@ -156,7 +160,7 @@ class FrameReader:
             words = _describe_direction(**reader)
             outflow, kinds = _compute_outflow(events, **reader), roles.get("token_type")
             if kinds and "target_token_types" not in given:  # a salary is no visit
-                schema["target_token_types"] = sorted(events[kinds][outflow > 0].dropna().astype(str).unique())
+                schema["target_token_types"] = sorted(events[kinds][outflow > 0].dropna().map(to_text).unique())
         tasks = sorted(labels, key=lambda name: -labels[name])[:MOST_TASKS] or [roles.get("token_type") or TOKEN_TYPE]
         schema |= {"name": "events", "amount": paid.get("name"), "features": features, "tasks": tasks}
         schema |= {name: value for name, value in roles.items() if value is not None}
@@ -249,7 +253,9 @@ def _find_direction(columns: Mapping[str, pd.Series], amount: str) -> dict[str, 
     if is_negative >= 0.5:
         return {"amount": amount}
     for name, values in columns.items():
-        kinds = [] if is_negative or types.is_numeric_dtype(values) else [*values.dropna().unique()][: MOST_KINDS + 1]
+        if is_negative or types.is_numeric_dtype(values) or not {*_words(name)} & DIRECTIONS:
+            continue
+        kinds = [*values.dropna().unique()]
         words = {str(kind): set(_words(str(kind))) for kind in kinds}
         signs = {kind: -1 for kind, own in words.items() if own & PAID_BACK}
         signs |= {kind: 0 for kind, own in words.items() if own & UNPAID and not own & PAYMENTS}
@@ -271,11 +277,10 @@ def _compute_outflow(
 def _describe_direction(amount: str, direction: str | None = None, signs: Mapping[str, int] | None = None) -> str:
     if direction is None:
         return f"what is negative in {amount!r}; what is positive came in and is not counted"
-    words = {0: "is not counted", -1: "is paid back"}
-    parts = [
-        f"{', '.join(kind for kind in signs or () if (signs or {})[kind] == sign)} {words[sign]}" for sign in words
-    ]
-    return f"{amount!r}, where by {direction!r} " + "; ".join(part for part in parts if not part.startswith(" "))
+    kinds = {word: [kind for kind, of in (signs or {}).items() if of == sign] for word, sign in SIGNS.items()}
+    return f"{amount!r} by {direction!r}, " + " and ".join(
+        f"{word} {', '.join(kinds[word])}" for word in kinds if kinds[word]
+    )
 
 
 def _check_table(events: pd.DataFrame) -> None:
@@ -409,18 +414,6 @@ def find_time_format(name: str, times: pd.Series) -> str | None:
             f"Column {name!r} has {texts.iloc[0]!r}, which is {ways}, and no row says which: write {fix}, format=...)."
         )
     return next(iter(distinct))
-
-
-def _describe_format(time_format: str | None) -> str:
-    if time_format is None:
-        return ""
-    names = {"%d": "day", "%m": "month", "%Y": "year", "%y": "year", "%b": "month", "%B": "month"}
-    names |= {"%H": "hour", "%I": "hour", "%M": "minute", "%S": "second", "%p": "AM or PM"}
-    if time_format == COMPACT:
-        return ", read as year, month and day"
-    if time_format[0] != "%":
-        return f", read as {time_format} since 1970"
-    return ", read as " + re.sub("%.", lambda match: names[match.group()], time_format)
 
 
 def _parse(name: str, times: pd.Series) -> pd.Series:

@@ -33,6 +33,7 @@ from modeling_mcm.files_mcm import (
 )
 from modeling_mcm.hub.privacy import TABLES, hide_pairs, hide_values
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
+from modeling_mcm.schema_mcm import PART_KEYS
 
 CONFIG_NAME, PREPROCESSOR_NAME, CARD_NAME = "config.json", "preprocessor_config.json", "README.md"
 WEIGHT_FILES = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
@@ -59,7 +60,7 @@ HEADS = {
 PREPROCESSOR_AUTO_MAP = {"AutoFeatureExtractor": "processing_mcm.MCMFeatureExtractor"}
 AUTO_MAP = {"AutoConfig": "configuration_mcm.MCMConfig", **PREPROCESSOR_AUTO_MAP}
 PIPELINE_MODULE = "pipeline_mcm"
-FEATURE_KEYS = ("name", "kind", "column", "profile")
+FEATURE_KEYS = ("name", "kind", "column", "profile", "factor", *PART_KEYS)
 
 
 def code_files() -> list[Path]:
@@ -107,6 +108,9 @@ def _published_config(config: Mapping[str, Any]) -> dict[str, Any]:
         module, auto, task, pipeline = HEADS[name]
         auto_map[auto] = f"{module}.{name}"
         pipelines[task] = {"impl": f"{PIPELINE_MODULE}.{pipeline}", "pt": [auto], "type": "multimodal"}
+    if config.get("forecast_window") and config.get("state_size"):
+        impl = f"{PIPELINE_MODULE}.CustomerForecastPipeline"
+        pipelines["customer-forecast"] = {"impl": impl, "pt": [HEADS[BASE][1]], "type": "multimodal"}
     known = {*MCMConfig().to_dict(), "architectures", "dtype", "transformers_version"}
     published = {key: value for key, value in config.items() if key in known and not key.startswith("_")}
     return published | {"auto_map": auto_map, "custom_pipelines": pipelines}

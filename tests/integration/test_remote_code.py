@@ -2,10 +2,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """A published folder answers as the package does where the package is not installed."""
 
+import json
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
-from elsewhere import assert_close, read_elsewhere
+from elsewhere import READER, assert_close, read_elsewhere
 from transformers import AutoModelForPreTraining, pipeline
+from tutorial import DUMMY
 
 from modeling_mcm import MCMForActionRecommendation, MCMForMultiTaskRecommendation, MCMModel
 from modeling_mcm.hub import write_upload_folder
@@ -61,6 +67,21 @@ def test_a_published_folder_gives_the_same_numbers_without_the_package(
     if actions:
         expected["actions"] = pipeline("action-scores", model=source)(customers, actions=actions)
     assert_close(read_elsewhere(folder, customers, actions, tmp_path / "elsewhere"), expected)
+
+
+def test_a_published_folder_forecasts_without_the_package(tmp_path):
+    write_upload_folder(DUMMY, tmp_path / "published")
+    events = [{"time": f"2017-09-{day:02}", "basket_id": day, "token_type": "purchase"} for day in (2, 9, 20)]
+    code = "import json, remote_reader\nfrom transformers import pipeline\n"  # which refuses the package
+    code += (
+        f"forecast = pipeline('customer-forecast', model={str(tmp_path / 'published')!r}, trust_remote_code=True)\n"
+    )
+    code += f"print(json.dumps(forecast({{'events': {events}}})))"
+    known = os.environ | {"PYTHONPATH": str(READER.parent), "HF_HOME": str(tmp_path / "cache")}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=known, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    expected = pipeline("customer-forecast", model=str(DUMMY))({"events": events})
+    assert_close(json.loads(done.stdout.splitlines()[-1]), expected)
 
 
 def test_where_the_package_is_installed_its_own_classes_read_the_folder(tiny_model, extractor, customers, tmp_path):

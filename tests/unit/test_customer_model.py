@@ -93,6 +93,7 @@ DIRECTIONS = {
     "few are negative, paid back": ({}, [5.0, -3.0, 9.0, 1.0], None),
     "a kind says what came in": ({"kind": ["pos", "fee", "salary", "pos"]}, [5.0, 3.0, 900.0, 1.0], [5, 3, 0, 1]),
     "a kind says what was paid back": ({"kind": ["buy", "refund"] * 2}, [5.0, 3.0, 9.0, 1.0], [5, -3, 9, -1]),
+    "an item is no kind": ({"item_name": ["in-ear phones", "desk"] * 2}, [5.0, 3.0, 9.0, 1.0], None),
     "a card of credit pays": ({"kind": ["credit card", "cash"] * 2}, [5.0, 3.0, 9.0, 1.0], None),
 }
 
@@ -146,22 +147,23 @@ def test_known_keys_are_kept():
 TIMES = GROCERIES["time"]
 SECONDS = TIMES.astype("datetime64[s]").astype("int64")
 READINGS = {
-    "month first": (TIMES.dt.strftime("%m/%d/%Y"), "month/day/year"),
-    "day first, no zeros": (TIMES.dt.strftime("%-d.%-m.%Y"), "day.month.year"),
-    "clock": (TIMES.dt.strftime("%d/%m/%Y %I:%M %p"), "day/month/year hour:minute AM or PM"),
-    "number": (TIMES.dt.strftime("%Y%m%d").astype(int), "year, month and day"),
-    "seconds": (SECONDS, "s since 1970"),
-    "milliseconds": (SECONDS * 1000, "ms since 1970"),
+    "month first": (TIMES.dt.strftime("%m/%d/%Y"), "%m/%d/%Y"),
+    "day first, no zeros": (TIMES.dt.strftime("%-d.%-m.%Y"), "%d.%m.%Y"),
+    "clock": (TIMES.dt.strftime("%d/%m/%Y %I:%M %p"), "%d/%m/%Y %I:%M %p"),
+    "number": (TIMES.dt.strftime("%Y%m%d").astype(int), "%Y%m%d"),
+    "seconds": (SECONDS, "s"),
+    "milliseconds": (SECONDS * 1000, "ms"),
     "ISO": (TIMES.astype(str), None),
     "days": (TIMES.dt.date, None),
 }
 
 
-@pytest.mark.parametrize(("times", "words"), READINGS.values(), ids=READINGS)
-def test_times_are_read_in_the_one_way_that_fits(times, words):
+@pytest.mark.parametrize(("times", "time_format"), READINGS.values(), ids=READINGS)
+def test_times_are_read_in_the_one_way_that_fits(times, time_format):
     reader = FrameReader.guess(GROCERIES.assign(time=times))
-    assert f", read as {words}, 2024" in str(reader) if words else "read as" not in str(reader)
-    assert reader.schema.cutoffs == guess_schema(GROCERIES.assign(time=times if words is None else TIMES)).cutoffs
+    assert reader.time_format == time_format
+    assert (f"({times[0]} is {TIMES[0]:%d %B %Y})" in str(reader)) == (time_format is not None)
+    assert reader.schema.cutoffs == guess_schema(GROCERIES).cutoffs
     read = pd.to_datetime(reader.read(GROCERIES.assign(time=times))["time"], format="mixed")
     assert (read.dt.floor("D") == TIMES.dt.floor("D")).all()
 
@@ -173,6 +175,13 @@ def test_a_days_events_are_a_visit_where_a_day_has_several():
     assert (reader.read(events)["visit_day"] == events["time"].dt.date.astype(str)).all()
     assert guess_schema(events, {"visit": None}).visit is None
     assert guess_schema(events.assign(time=events["time"].dt.floor("D"))).visit is None
+
+
+def test_one_label_is_nothing_to_predict():
+    reader = FrameReader.guess(make_events(item="milk", amount=draw(99) / 7))
+    assert not reader.schema.has_labels and reader.schema.tasks == ("token_type",)
+    with pytest.raises(ValueError, match="no labels, such as items, that an encoder could learn"):
+        CustomerModel.fit(make_events(item="milk"), encoder=True)
 
 
 def test_what_is_known_later_is_no_feature():
@@ -380,7 +389,7 @@ def test_events_of_another_log_are_refused(fitted, log):
 
 STRANGE = {  # a frame, its reading, and what its forecasts sum
     "a bank's payments": (make_bank(30).payments, "a customer's day is a visit", "paid"),
-    "a game's purchases": (make_game(), "refund is paid back", "paid"),
+    "a game's purchases": (make_game(), "'paidUSD' by 'eventType', minus refund", "paid"),
     "a library's loans": (make_library(), "none: no column says what was paid", None),
     "a shop's purchases": (make_purchases(), "none, so there is nothing to recommend", "dollar_value"),
     "ids and dates": (make_purchases()[["customer", "date"]].set_axis(["id", "date"], axis=1), "nothing to rec", None),

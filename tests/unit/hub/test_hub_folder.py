@@ -35,6 +35,7 @@ def test_only_named_files_and_keys_are_copied_and_the_checkpoint_stays_as_it_was
     (checkpoint / "notes.txt").write_text("for us")
     edit(checkpoint / "config.json", lambda values: values.update(_name_or_path="/x", owner="ann", _commit_hash="1"))
     edit(checkpoint / "preprocessor_config.json", lambda values: values.update(owner="ann"))
+    edit(checkpoint / "preprocessor_config.json", lambda values: values["features"][2].update(factor="units"))
     before = {path: path.read_bytes() for path in checkpoint.iterdir()}
     write_upload_folder(checkpoint, tmp_path / "out")
     names = {path.name for path in (tmp_path / "out").iterdir()}
@@ -42,6 +43,11 @@ def test_only_named_files_and_keys_are_copied_and_the_checkpoint_stays_as_it_was
     code = {name for name in names if name.endswith("_mcm.py")}
     fixed = {"model.safetensors", "config.json", "preprocessor_config.json", "vocabularies.json"}
     assert names == fixed | code and {"modeling_mcm.py", "pipeline_mcm.py", "action_mcm.py"} <= code
+    features = [
+        json.loads((place / "preprocessor_config.json").read_text())["features"]
+        for place in (checkpoint, tmp_path / "out")
+    ]
+    assert features[0] == features[1]
     assert "ann" not in json.dumps(
         [json.loads((tmp_path / "out" / name).read_text()) for name in fixed if "json" in name]
     )
