@@ -82,9 +82,9 @@ class PretrainingArguments(TrainingArguments):
     use_cpu: bool = option(not torch.cuda.is_available(), "Train on CPUs. By default true without a GPU.")
     early_stopping_patience: int | None = option(
         None,
-        "Number of evaluations in a row without a better metric_for_best_model after which training ends, with the "
-        "best model. That metric is by default the loss on validation: of counts and encoder together where there are "
-        "counts, so that what the encoder adds decides.",
+        "Number of evaluations in a row that better metric_for_best_model by less than .002, after which training ends "
+        "with the best model. That metric is by default the loss on validation: of counts and encoder together where "
+        "there are counts, so that what the encoder adds decides.",
     )
 
     def __post_init__(self) -> None:

@@ -43,6 +43,7 @@ FOREIGN = ("*.json", "*.safetensors", "checkpoint-*")  # files of a folder that 
 DECIDING = """adam_ bf16 data_seed dataloader_drop_last early_stopping fp16 ignore_data_skip label_smoothing
 learning_rate load_best lr_ max_ neftune num_train optim seed tf32 train_sampling use_liger warmup
 weight_decay""".split()
+WORTH_AN_EPOCH = 0.002  # a loss that falls by less does not keep a training going
 OF_THE_BEST = ("eval_strategy", "eval_steps", "eval_delay", "metric_for_best_model", "greater_is_better")
 
 
@@ -222,7 +223,7 @@ class ResumableTrainer(Trainer):
         self.add_callback(ResumedRun())
         patience: int | None = getattr(self.args, "early_stopping_patience", None)
         if patience is not None:
-            self.add_callback(EarlyStopping(patience))
+            self.add_callback(EarlyStopping(patience, WORTH_AN_EPOCH))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
         rows: Any = self.train_dataset
