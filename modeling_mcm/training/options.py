@@ -82,8 +82,8 @@ class PretrainingArguments(TrainingArguments):
     use_cpu: bool = option(not torch.cuda.is_available(), "Train on CPUs. By default true without a GPU.")
     early_stopping_patience: int | None = option(
         None,
-        "Number of evaluations in a row that better metric_for_best_model by less than .002, after which training ends "
-        "with the best model. That metric is by default the loss on validation: of counts and encoder together where "
+        "Number of evaluations in a row that better metric_for_best_model by less than .002, after which training "
+        "ends with the best model. That metric is by default the loss on validation: of counts and encoder where "
         "there are counts, so that what the encoder adds decides.",
     )
 
