@@ -184,15 +184,16 @@ def create_window_mask(config: MCMConfig, hidden: torch.Tensor, unit_mask: torch
     window, units = config.attention_window, unit_mask.shape[1]
     if window is None or units <= window + 1:
         return create_causal_mask(config, hidden, unit_mask.long(), cache=None)
-    if config._attn_implementation not in ("eager", "sdpa"):
+    kernel = config._attn_implementation
+    if kernel not in ("eager", "sdpa"):
         raise ValueError(
-            f"`attn_implementation` is {config._attn_implementation!r}, and `attention_window` needs a mask: a unit "
+            f"`attn_implementation` is {kernel!r}, and `attention_window` needs a mask: a unit "
             "reads the start row beside its window. Load the model with attn_implementation='sdpa' or 'eager'."
         )
     place = torch.arange(units, device=hidden.device)
     age = place[:, None] - place
     is_read = (age >= 0) & ((age < window) | (place == 0)) & unit_mask[:, None, None]  # (B, 1, U, U)
-    if config._attn_implementation == "sdpa":
+    if kernel == "sdpa":
         return is_read
     return torch.zeros_like(is_read, dtype=hidden.dtype).masked_fill(~is_read, torch.finfo(hidden.dtype).min)
 
