@@ -249,6 +249,7 @@ def farthest(found: dict[str, list[dict[str, Any]]]) -> str:
     errors = {
         name: max(abs(row["came"] - row["chance"]) for row in rows if row["labels"] >= FEWEST)
         for name, rows in found.items()
+        if any(row["labels"] >= FEWEST for row in rows)
     }
     return "; ".join(f"{name} {error:.3f}" for name, error in errors.items()) or "not known"
 
