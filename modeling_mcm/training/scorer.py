@@ -385,7 +385,7 @@ class ScorerFit:
         parts = []
         for _, cases in self.cases:
             cases.numbers[:, 1] = compare(cases.case, cases.numbers[None, :, 0].exp())[0][0].log2()
-            spread = cases.numbers.std(0).clamp(min=1e-3)
+            spread = cases.numbers.std(0, correction=0).clamp(min=1e-3)  # a number also of one candidate
             parts.append(cases._replace(numbers=(cases.numbers - cases.numbers.mean(0)) / spread))
         return sum(fit_weights([cases])[1] for cases in parts)
 

@@ -31,7 +31,7 @@ from modeling_mcm.scorer_mcm import (
     read_histories,
 )
 from modeling_mcm.training.pretraining import COUNTS_ALONE, read_rows
-from modeling_mcm.training.scorer import ScorerFit, _minimize, ranking_loss
+from modeling_mcm.training.scorer import ScoredCases, ScorerFit, _minimize, ranking_loss
 from modeling_mcm.training.scorer_counts import LabelCounts, LabelEvents
 from modeling_mcm.training.scorer_examples import (
     Example,
@@ -412,6 +412,9 @@ def test_an_encoder_is_measured_by_what_it_adds_to_counts(encoded, monkeypatch):
     assert measure(lambda batch: know(model, batch, True)) < 0.8 * nothing
     counted = measure(lambda batch: [*forward(**{k: v for k, v in batch.items() if k != "labels"}).logits.values()])
     assert counted == pytest.approx(nothing, rel=0.05)  # what counts know already
+    label, cases = fit.cases[0]
+    monkeypatch.setattr(fit, "cases", [(label[:1], ScoredCases(*(column[:1] for column in cases))), *fit.cases[1:]])
+    assert np.isfinite(measure(lambda batch: know(model, batch, False)))  # with one candidate in all
 
 
 @pytest.mark.parametrize("knows", [True, False], ids=["knows the answers", "knows nothing"])
