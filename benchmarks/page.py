@@ -18,6 +18,7 @@ from methods import find_methods
 from methods.best_possible import BEST
 from methods.mcm import WITH, WITHOUT
 from modeling_mcm.evaluation import paired_difference
+from probe import YARDSTICKS
 
 STEPS, MISSING = 250, 255  # of a stored value from 0 to 1; an error of .002 of a customer is none of a mean
 IN_LISTS = ("neighbours", WITHOUT, WITH)  # whose lists are described
@@ -64,8 +65,9 @@ those in an interval of 0 alone, only its level is counted.
 
 ## Who the customer is
 
-AUC of linear models, or rank correlation (spend, visits). *Counts* are made by hand. *Components* are 64 principal
-ones of log counts of labels. The *state* is `CustomerModel.embed` by MCM without encoder. {verdict}
+AUC of linear models and of LightGBM, which reads counts and components, or rank correlation (spend, visits).
+*Counts* are made by hand. *Components* are 64 principal ones of log counts of labels. The *state* is
+`CustomerModel.embed` by MCM without encoder. {verdict}
 
 {probe}
 
@@ -256,10 +258,10 @@ def farthest(found: dict[str, list[dict[str, Any]]]) -> str:
 
 def probe_table(rows: list[tuple[str, dict[str, Any]]]) -> Table:
     """A row for each target of the probe."""
-    kinds = ["counts", "components", "state", "counts and state"]
-    table = [["log", "target", *kinds, "state less the best of counts and components"]]
+    kinds = [*YARDSTICKS, "state", "counts and state"]
+    table = [["log", "target", *kinds, "state less the best of those without MCM"]]
     for log, row in rows:
-        gain = with_interval(row["state over the best of both"], 3)
+        gain = with_interval(row["state over the best yardstick"], 3)
         table.append([log, row["target"], *(f"{row[kind]['mean']:.3f}" for kind in kinds), gain])
     return table
 
@@ -280,10 +282,10 @@ def small_table(others: dict[str, dict[str, Any]]) -> Table:
 
 
 def verdict(rows: list[tuple[str, dict[str, Any]]]) -> str:
-    """Says on how many targets of the probe the state is above or under the best of counts and components."""
-    gains = [row["state over the best of both"] for _, row in rows]
+    """Says on how many targets of the probe the state is above or under the best of what needs no MCM."""
+    gains = [row["state over the best yardstick"] for _, row in rows]
     above, under = sum(gain["low"] > 0 for gain in gains), sum(gain["high"] < 0 for gain in gains)
-    return f"Of {len(gains)} targets it is above both beyond noise on {above}, and under the better one on {under}."
+    return f"Of {len(gains)} targets it is above the best of these beyond noise on {above}, and under it on {under}."
 
 
 def time_of(runs: Runs, method: str) -> str:

@@ -4,7 +4,8 @@
 
 Histories end at the test cutoff, on which nothing was chosen. A linear model reads, with cross-validation: `counts` of
 the history; `components`, the 64 principal components of standardised log counts of some tasks' labels, without any
-model; the frozen `state`, `CustomerModel.embed` of MCM without encoder; or `counts and state`. Targets: the profile,
+model; both; the frozen `state`, `CustomerModel.embed` of MCM without encoder; or `counts and state`. LightGBM reads
+counts and components, too. Targets: the profile,
 which none of these see; and of the days after the cutoff what is spent, the visits, and whether there is any. AUC for
 classes (one against the rest, the mean over classes), rank correlation for numbers; a value is the mean over the
 models that are there, intervals resample customers in pairs.
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from lightgbm import LGBMClassifier, LGBMRegressor
 from numpy.typing import NDArray
 from scipy.sparse import csr_array, hstack
 from scipy.stats import rankdata
@@ -35,6 +37,16 @@ SETTINGS = {  # columns whose labels are counted for the components, and of the 
 }
 DAYS, COMPONENTS = 30, 64
 FOLDS, RESAMPLES, FEWEST = 5, 500, 30  # customers of a class; rarer ones are left out
+TREES = "LightGBM"
+SMALL_TREES = {
+    "n_estimators": 200,
+    "learning_rate": 0.03,
+    "num_leaves": 8,
+    "min_child_samples": 20,
+    "colsample_bytree": 0.5,
+}
+SMALL_TREES |= {"reg_lambda": 10.0, "n_jobs": 1, "random_state": 0, "verbosity": -1}
+YARDSTICKS = ("counts", "components", "counts and components", TREES)  # what needs no MCM
 HALF_LIVES, COARSE, FREQUENT = (np.inf, 120, 30), 48, 5  # days; values of a column that is counted; events of a label
 
 
@@ -99,13 +111,17 @@ def read_customers(
     states = [CustomerModel.load(model, events).embed(counts.index, as_of=cutoff).to_numpy() for model in models]
     inputs = {"counts": [counts.to_numpy()]}
     inputs["components"] = [components(events, customer, counted).loc[counts.index].to_numpy()]
+    inputs["counts and components"] = inputs[TREES] = [np.concatenate([*inputs["counts"], *inputs["components"]], 1)]
     inputs |= {"state": states, "counts and state": [np.concatenate([counts, state], 1) for state in states]}
     return inputs, targets
 
 
-def out_of_fold(features: NDArray, target: NDArray, is_class: bool) -> NDArray[np.float64]:
-    """Predicts customers by models that were not trained on them: `(customers, C)`."""
-    learner = LogisticRegression(C=0.01, max_iter=500) if is_class else Ridge(100.0)
+def out_of_fold(features: NDArray, target: NDArray, is_class: bool, trees: bool) -> NDArray[np.float64]:
+    """Predicts customers by models that were not trained on them, linear ones or trees: `(customers, C)`."""
+    if trees:
+        learner = (LGBMClassifier if is_class else LGBMRegressor)(**SMALL_TREES)
+    else:
+        learner = LogisticRegression(C=0.01, max_iter=500) if is_class else Ridge(100.0)
     logs = FunctionTransformer(lambda values: np.sign(values) * np.log1p(np.abs(values)))  # counts have long tails
     folds = (StratifiedKFold if is_class else KFold)(FOLDS, shuffle=True, random_state=0)
     if not is_class:  # spend is skewed, and ranks are what is measured
@@ -145,8 +161,8 @@ def summary(values: NDArray) -> dict[str, float]:
 
 
 def measure(log: Log, data: PreparedData, runs: Path) -> dict[str, Any] | None:
-    """A row for each target of a log, with the value of each input and what the state is over the best of counts and
-    components; None for a log without profiles, or without a trained model."""
+    """A row for each target of a log, with the value of each input and what the state is over the best yardstick;
+    None for a log without profiles, or without a trained model."""
     models = sorted((runs / log.name).glob(f"{WITHOUT.replace(' ', '_')}.*"))
     if log.name not in SETTINGS or not models:
         return None
@@ -163,11 +179,11 @@ def measure(log: Log, data: PreparedData, runs: Path) -> dict[str, Any] | None:
         draws = np.random.default_rng(0).multinomial(len(target), np.full(len(target), 1 / len(target)), RESAMPLES)
         weights, values = np.concatenate([np.ones((1, len(target))), draws]), {}
         for kind, arrays in inputs.items():
-            found = [metric(target, out_of_fold(one[chosen], target, is_class), classes, weights) for one in arrays]
-            values[kind] = np.mean(found, axis=0)
-        best = max(("counts", "components"), key=lambda kind: values[kind][0])
+            guesses = [out_of_fold(array[chosen], target, is_class, kind == TREES) for array in arrays]
+            values[kind] = np.mean([metric(target, guess, classes, weights) for guess in guesses], axis=0)
+        best = max(YARDSTICKS, key=lambda kind: values[kind][0])
         row = {kind: summary(of_kind) for kind, of_kind in values.items()}
-        row["state over the best of both"] = summary(values["state"] - values[best])
+        row["state over the best yardstick"] = summary(values["state"] - values[best])
         rows.append({"target": name, "customers": len(target)} | row)
     sizes = {name: arrays[0].shape[1] for name, arrays in inputs.items()}
     return {"log": log.name, "models": len(models), "numbers": sizes, "rows": rows}

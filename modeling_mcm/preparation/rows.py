@@ -232,24 +232,22 @@ class ShardEncoder:
         """Measures what kind of log it is by the target events of the training period; the recipe of pre-training
         reads the measures.
 
-        Only targets with a known label count, and the token type is a label only if it is the only task. In a log
-        without times a visit has one moment, as for the model: a shard does not hold the order inside a visit. Returns
-        `customers`, `one_visit` (number of customers with a single visit), `visits`, `moments` and `targets` (number
-        of events); empty where nothing is split by time, because no model is trained on such a data set.
+        Only targets with a known label count, and the token type is a label only if it is the only task. Returns
+        `customers`, `one_visit` (number of customers with a single visit), `visits` and `targets` (number of events);
+        empty where nothing is split by time, because no model is trained on such a data set.
         """
         if self.schema.cutoffs == NO_CUTOFFS:
             return {}
         tasks = deciding_tasks(self.schema.tasks, self.encoding.token_feature)
         is_labelled = np.any([row[f"feature_{task}"] >= FIRST_VALUE_ID for task in tasks], axis=0)
         targets = np.flatnonzero(is_target & is_labelled)
-        customers, visits, times = customers[targets], row["visits"][targets], row["times"][targets]
+        customers, visits = customers[targets], row["visits"][targets]
         opens_visit = run_starts(customers, visits)
         visits_of_customers = np.bincount(customers[opens_visit])
         return {
             "customers": int((visits_of_customers > 0).sum()),
             "one_visit": int((visits_of_customers == 1).sum()),
             "visits": int(opens_visit.sum()),
-            "moments": int(run_starts(customers, visits, times).sum()),
             "targets": len(targets),
         }
 

@@ -201,7 +201,9 @@ class Scorer:
                 first = max(indices.start - start, 0)
                 tables.append(table.slice(first, min(indices.stop, end) - start - first))
             start = end
-        rows = datasets.Dataset(datasets.table.InMemoryTable(pa.concat_tables(tables).combine_chunks()))
+        rows = datasets.Dataset(
+            datasets.table.InMemoryTable(pa.concat_tables(tables).combine_chunks()), fingerprint="rows"
+        )
         return PreparedRows(rows).__getitems__(list(range(len(rows))))
 
     def score(self, rows: Sequence[Mapping[str, Any]], progress: Callable[[int], Any] = bool) -> pa.Table:

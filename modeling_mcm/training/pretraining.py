@@ -24,7 +24,7 @@ from modeling_mcm.configuration_mcm import MCMConfig
 from modeling_mcm.data import PreparedData
 from modeling_mcm.data.collator import MCMCollator, PreparedRows, batches_by_length, unit_counts
 from modeling_mcm.data.dataset import MANIFEST_FILE
-from modeling_mcm.evaluation.cases import cases_at, comparison_cases
+from modeling_mcm.evaluation.cases import cases_at, comparison_cases, tasks_without_repeats
 from modeling_mcm.evaluation.comparison import (
     FIRST_BASELINES,
     STRONG_BASELINES,
@@ -77,7 +77,9 @@ def chosen_recipe(options: ModelOptions, named: Collection[str]) -> Recipe:
         extractor.token_type_feature
     }
     features = [name for name in extractor.feature_names if name in extractor.vocabularies and name not in own]
-    recipe = recipe_for(manifest.measures, {task: sizes[task] for task in extractor.tasks}, features)
+    labels = {task: sizes[task] for task in extractor.tasks}
+    repeats = options.encoder == NONE or not tasks_without_repeats(data.rows, [max(labels, key=labels.__getitem__)])
+    recipe = recipe_for(manifest.measures, labels, features, repeats)
     training = {name: value for name, value in recipe.training.items() if name not in named}
     nothing_to_evaluate = manifest.counts.get("validation_cases") == 0
     if nothing_to_evaluate:

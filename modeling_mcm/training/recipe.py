@@ -14,9 +14,7 @@ from typing import Any
 
 # Share of customers with a single visit from which the next visit is no target, because most customers have none.
 ONE_VISIT = 0.5
-# Mean number of target events of a moment above which a visit is read as a set, and of a visit above which it is one
-# unit.
-SET, SEVERAL = 2.0, 1.5
+SEVERAL = 1.5  # mean number of target events of a visit above which a visit may be one unit
 MANY_LABELS, SAMPLED = 1_000, 256  # number of labels from which training samples labels, and size of the sample
 LARGE = 100_000  # number of target events from which the encoder is mcm-tiny, and not mcm-mini
 SHORT = 50  # mean number of target events of a customer below which batches are large
@@ -46,16 +44,22 @@ class Recipe:
     reasons: list[str] = field(default_factory=list)  # a sentence on the reason of each group of settings
 
 
-def recipe_for(measures: Mapping[str, Any], label_sizes: Mapping[str, int], features: Sequence[str] = ()) -> Recipe:
+def recipe_for(
+    measures: Mapping[str, Any], label_sizes: Mapping[str, int], features: Sequence[str] = (), repeats: bool = True
+) -> Recipe:
     """Chooses the settings of pre-training by the measures in a data set's manifest; without any, nothing is chosen.
-    `features` are candidates for `label_features`: categorical features of events without the token type."""
-    if not measures or not measures["moments"]:
+    `features` are candidates for `label_features`: categorical features of events without the token type. `repeats`:
+    whether customers have a label of the largest task again."""
+    if not measures or not measures["visits"]:
         return Recipe(reasons=["The data set has no measures, so nothing is chosen by them: prepare it again."])
     targets, customers = measures["targets"], measures["customers"]
-    of_moment, of_visit = targets / measures["moments"], targets / measures["visits"]
+    of_visit = targets / measures["visits"]
     one_visit = measures["one_visit"] / customers
-    reason = f"A visit has {of_visit:.1f} events to predict and {one_visit:.0%} of the customers have one visit: "
-    if (of_moment > SET or of_visit > SEVERAL) and one_visit < ONE_VISIT:
+    reason = (
+        f"A visit has {of_visit:.1f} events to predict, {one_visit:.0%} of the customers have one visit, and labels "
+    )
+    reason += "come again: " if repeats else "do not come again: "
+    if repeats and of_visit > SEVERAL and one_visit < ONE_VISIT:
         config, training = (
             dict(BY_VISIT),
             TRAINING | {"per_device_train_batch_size": 16, "target_half_life_days": 30.0},

@@ -13,22 +13,27 @@ SIZES = {"item": 502}
 FEATURES = {"features": ["item"], "vocabulary_sizes": [502], "tasks": ["item"]}
 
 
-def measures(targets, moments, visits, one_visit=0):
-    return {"customers": 100, "one_visit": one_visit, "visits": visits, "moments": moments, "targets": targets}
+def measures(targets, visits, one_visit=0):
+    return {"customers": 100, "one_visit": one_visit, "visits": visits, "targets": targets}
 
 
-BASKETS = measures(targets=9000, moments=1000, visits=1000)
-REVIEWS = measures(targets=900, moments=900, visits=900)
-SESSIONS = measures(targets=900, moments=880, visits=220, one_visit=80)
+BASKETS = measures(targets=9000, visits=1000)
+REVIEWS = measures(targets=900, visits=900)
+SESSIONS = measures(targets=900, visits=220, one_visit=80)
 
 
 @pytest.mark.parametrize(
-    ("found", "unit", "half_life", "label_features"),
-    [(BASKETS, "visit", 30, []), (REVIEWS, "event", 0, ["item"]), (SESSIONS, "event", 0, ["item"])],
-    ids=["baskets", "reviews", "sessions"],
+    ("log", "repeats", "unit", "half_life", "label_features"),
+    [
+        (BASKETS, True, "visit", 30, []),
+        (BASKETS, False, "event", 0, ["item"]),
+        (REVIEWS, True, "event", 0, ["item"]),
+        (SESSIONS, True, "event", 0, ["item"]),
+    ],
+    ids=["baskets", "films", "reviews", "sessions"],
 )
-def test_a_kind_of_log_has_its_choices(found, unit, half_life, label_features):
-    recipe = recipe_for(found, SIZES, ["item"])
+def test_a_kind_of_log_has_its_choices(log, repeats, unit, half_life, label_features):
+    recipe = recipe_for(log, SIZES, ["item"], repeats)
     config = MCMConfig(**FEATURES | recipe.config)  # the choices fit together
     assert (config.encoder_unit, config.label_features) == (unit, label_features)
     assert recipe.training["target_half_life_days"] == half_life
@@ -42,7 +47,7 @@ def test_very_many_labels_are_sampled():
 
 @pytest.mark.parametrize("number", [90, 900, 20_000])
 def test_few_customers_train_as_many_steps_before_it_ends(number):
-    found = measures(900, 900, 900) | {"customers": number}
+    found = measures(900, 900) | {"customers": number}
     training = recipe_for(found, SIZES).training
     steps = training["early_stopping_patience"] * number / training["per_device_train_batch_size"]
     assert training["early_stopping_patience"] >= PATIENCE and steps >= min(PATIENT_STEPS, 3 * 20_000 / 64)
