@@ -10,6 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PEERS, ENVIRONMENTS = ROOT / "benchmarks" / "peers", ROOT / "build" / "peers"
 RECTOOLS = ["rectools[torch]==0.19.0", "pyarrow==20.0.0"]
+COLES = ["pytorch-lifestream==0.7.0", "pyarrow"]
 
 
 def install(packages: list[str]) -> str:

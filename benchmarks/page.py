@@ -66,8 +66,8 @@ those in an interval of 0 alone, only its level is counted.
 ## Who the customer is
 
 AUC of linear models and of LightGBM, which reads counts and components, or rank correlation (spend, visits).
-*Counts* are made by hand. *Components* are 64 principal ones of log counts of labels. The *state* is
-`CustomerModel.embed` by MCM without encoder. {verdict}
+*Counts* are made by hand. *Components* are 64 principal ones of log counts of labels. *CoLES* is a GRU of
+pytorch-lifestream. The *state* is `CustomerModel.embed` by MCM without encoder. {verdict}
 
 {probe}
 

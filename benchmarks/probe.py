@@ -3,19 +3,21 @@
 """What the customer embedding predicts that MCM was not trained on, beside counts and their principal components.
 
 Histories end at the test cutoff, on which nothing was chosen. A linear model reads, with cross-validation: `counts` of
-the history; `components`, the 64 principal components of standardised log counts of some tasks' labels, without any
-model; both; the frozen `state`, `CustomerModel.embed` of MCM without encoder; or `counts and state`. LightGBM reads
-counts and components, too. Targets: the profile,
-which none of these see; and of the days after the cutoff what is spent, the visits, and whether there is any. AUC for
-classes (one against the rest, the mean over classes), rank correlation for numbers; a value is the mean over the
-models that are there, intervals resample customers in pairs.
+the history; `components`, the 64 principal components of standardised log counts of some tasks' labels; both; the
+vectors of `CoLES`; the frozen `state`, `CustomerModel.embed` of MCM without encoder; or `counts and state`. LightGBM
+reads counts and components, too. Targets: the profile, which none of these see; and of the days after the cutoff what
+is spent, the visits, and whether there is any. AUC for classes (one against the rest, the mean over classes), rank
+correlation for numbers; a value is the mean over the models that are there, intervals resample customers in pairs.
 """
 
+import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from lightgbm import LGBMClassifier, LGBMRegressor
 from numpy.typing import NDArray
 from scipy.sparse import csr_array, hstack
@@ -26,6 +28,7 @@ from sklearn.model_selection import KFold, StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
+from environments import COLES, PEERS, install
 from logs import Log, read_raw
 from methods.mcm import WITHOUT
 from modeling_mcm import CustomerModel
@@ -46,7 +49,7 @@ SMALL_TREES = {
     "colsample_bytree": 0.5,
 }
 SMALL_TREES |= {"reg_lambda": 10.0, "n_jobs": 1, "random_state": 0, "verbosity": -1}
-YARDSTICKS = ("counts", "components", "counts and components", TREES)  # what needs no MCM
+YARDSTICKS = ("counts", "components", "counts and components", TREES, "CoLES")  # what needs no MCM
 HALF_LIVES, COARSE, FREQUENT = (np.inf, 120, 30), 48, 5  # days; values of a column that is counted; events of a label
 
 
@@ -90,8 +93,29 @@ def components(events: pd.DataFrame, customer: str, columns: tuple[str, ...]) ->
     return pd.DataFrame(PCA(number, svd_solver="arpack", random_state=0).fit_transform(scaled), rows.categories)
 
 
+def embed_by_coles(events: pd.DataFrame, schema: EventSchema, cutoff: pd.Timestamp, folder: Path) -> pd.DataFrame:
+    """Vectors of CoLES, trained on all these events; the index is the customer."""
+    customers, ids = pd.factorize(events[schema.customer], sort=True)
+    columns = {
+        "customer": customers,
+        "time": ((events[schema.time] - cutoff) / pd.Timedelta(days=1)).astype("float32"),
+    }
+    for spec in schema.features:
+        if spec.kind == "numeric":
+            columns[spec.name] = events[spec.column].fillna(0).astype("float32")
+        elif spec.kind == "categorical":
+            columns[spec.name] = 1 + pd.factorize(events[spec.column])[0]
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {name: str(folder / f"{name}.parquet") for name in ("events", "embeddings")}
+    table = pd.DataFrame(columns).sort_values(["customer", "time"], kind="stable")
+    table.to_parquet(paths["events"], index=False)
+    words = paths | {"threads": torch.get_num_threads(), "seed": 0}
+    subprocess.run([install(COLES), str(PEERS / "coles.py"), json.dumps(words)], check=True)
+    return pd.read_parquet(paths["embeddings"]).set_axis(ids)
+
+
 def read_customers(
-    data: PreparedData, models: list[Path], counted: tuple[str, ...], profile: list[str] | None
+    data: PreparedData, models: list[Path], folder: Path, counted: tuple[str, ...], profile: list[str] | None
 ) -> tuple[dict[str, list[NDArray]], pd.DataFrame]:
     """Reads the customers at the test cutoff: inputs by name, one array for each model that there is, each of shape
     `(customers, F)`; and their targets, NaN if unknown."""
@@ -112,6 +136,7 @@ def read_customers(
     inputs = {"counts": [counts.to_numpy()]}
     inputs["components"] = [components(events, customer, counted).loc[counts.index].to_numpy()]
     inputs["counts and components"] = inputs[TREES] = [np.concatenate([*inputs["counts"], *inputs["components"]], 1)]
+    inputs["CoLES"] = [embed_by_coles(events, schema, cutoff, folder).loc[counts.index].to_numpy()]
     inputs |= {"state": states, "counts and state": [np.concatenate([counts, state], 1) for state in states]}
     return inputs, targets
 
@@ -166,7 +191,7 @@ def measure(log: Log, data: PreparedData, runs: Path) -> dict[str, Any] | None:
     models = sorted((runs / log.name).glob(f"{WITHOUT.replace(' ', '_')}.*"))
     if log.name not in SETTINGS or not models:
         return None
-    inputs, targets = read_customers(data, models, *SETTINGS[log.name])
+    inputs, targets = read_customers(data, models, runs / log.name / "CoLES", *SETTINGS[log.name])
     rows = []
     for name, column in targets.items():
         classes, is_class = None, column.dtype.kind != "f"

@@ -133,6 +133,7 @@ def test_mcm_and_the_studies_are_run_through_its_entrances(shop, prepared, event
     raw.mkdir(exist_ok=True)
     event_log.to_parquet(raw / "events.parquet")
     monkeypatch.setattr(probe, "FEWEST", 5)
+    monkeypatch.setattr(probe, "embed_by_coles", lambda events, *_: probe.components(events, "who", ("item",)))
     monkeypatch.setattr(chance, "LOGS", ("corner_shop",))
     monkeypatch.setitem(probe.SETTINGS, "corner_shop", (("item", "aisle"), None))
     monkeypatch.setitem(forecasts.CUTOFFS, "corner_shop", {VALIDATION: (14, 30)})
@@ -159,24 +160,26 @@ def test_mcm_and_the_studies_are_run_through_its_entrances(shop, prepared, event
     assert all(0 <= row["in 80%"] <= row["in 95%"] <= 1 and row["BG/NBD total"] > 0 for row in of["forecasts"]["rows"])
 
 
-def test_inputs_of_the_probe_know_nothing_of_what_came_later(shop, prepared, event_log):
+def test_inputs_of_the_probe_know_nothing_of_what_came_later(shop, prepared, event_log, monkeypatch, tmp_path):
     data, raw = PreparedData(prepared), prepared.with_name("raw") / "events.parquet"
-    before, _ = probe.read_customers(data, [], ("item", "aisle"), None)
+    monkeypatch.setattr(probe, "embed_by_coles", lambda events, *_: probe.components(events, "who", ("item",)))
+    before, _ = probe.read_customers(data, [], tmp_path, ("item", "aisle"), None)
     late = event_log["when"] >= TEST
     changed = event_log.copy()
     changed.loc[late & (changed["action"] == "buy"), ["item", "aisle"]] = ["item 03", "aisle 0"]
     changed.loc[late, "price"] = 100.0
     changed[~late | (np.arange(len(changed)) % 3 == 0)].to_parquet(raw)
-    after, _ = probe.read_customers(data, [], ("item", "aisle"), None)
+    after, _ = probe.read_customers(data, [], tmp_path, ("item", "aisle"), None)
     assert len(before["counts"][0]) > 20
-    for name in ("counts", "components"):
+    for name in ("counts", "components", "CoLES"):
         np.testing.assert_array_equal(before[name][0], after[name][0])
 
 
-def test_targets_of_the_studies_are_what_came(shop, prepared, event_log):
+def test_targets_of_the_studies_are_what_came(shop, prepared, event_log, monkeypatch, tmp_path):
+    monkeypatch.setattr(probe, "embed_by_coles", lambda events, *_: probe.components(events, "who", ("item",)))
     cutoff, bought = pd.Timestamp(TEST), event_log[event_log["action"] == "buy"]
     after = bought[(bought["when"] >= cutoff) & (bought["when"] < cutoff + pd.Timedelta(days=30))].groupby("who")
-    found = probe.read_customers(PreparedData(prepared), [], ("item",), None)[1]
+    found = probe.read_customers(PreparedData(prepared), [], tmp_path, ("item",), None)[1]
     assert (found["visits in 30 days"] == after["basket"].nunique().reindex(found.index, fill_value=0)).all()
     assert (found["comes in 30 days"] == (found["visits in 30 days"] > 0)).all()
     assert (found["age"] == make_profile(event_log).set_index("who")["age"].reindex(found.index)).all()
