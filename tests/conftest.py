@@ -14,11 +14,6 @@ atexit.register(CACHE.cleanup)
 os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false"}
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": CACHE.name}
 
-from collections.abc import Callable  # noqa: E402
-from pathlib import Path  # noqa: E402
-from typing import Any  # noqa: E402
-
-import pandas as pd  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from choices import EXTENDED, PAPER, TINY, from_data, perturb  # noqa: E402
@@ -35,7 +30,7 @@ from modeling_mcm.preparation.spark import spark_session  # noqa: E402
 torch.set_num_threads(1)
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
+def pytest_addoption(parser):
     parser.addoption(
         "--update-golden", action="store_true", help="write what tests compare with anew: golden files, tables"
     )
@@ -46,7 +41,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 MAY_BE_MISSING = ("no GPU", "no disk can be mounted", "mounts a disk", "no chromium", "no PostgreSQL server", "no git")
 
 
-def pytest_sessionfinish(session: pytest.Session) -> None:
+def pytest_sessionfinish(session):
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if reporter is None or os.environ.get("CI") != "true":
         return
@@ -57,56 +52,67 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 @pytest.fixture(scope="session")
-def event_log() -> pd.DataFrame:
+def event_log():
     """A log of 34 customers, one row an event."""
     return make_log()
 
 
 @pytest.fixture(scope="session")
-def prepare_log(tmp_path_factory: pytest.TempPathFactory) -> Callable[[pd.DataFrame], Path]:
+def prepare_log(tmp_path_factory):
     """A function that prepares a log of the schema above and gives the folder."""
 
-    def run(log: pd.DataFrame, **changes: Any) -> Path:
-        folder = tmp_path_factory.mktemp("prepared") / "data"
-        prepare(log, EventSchema.from_dict(SCHEMA | changes), folder, profile=make_profile(log), rows_per_shard=20)
+    def run(log, rows_per_shard=20, **changes):
+        folder, schema = tmp_path_factory.mktemp("prepared") / "data", EventSchema.from_dict(SCHEMA | changes)
+        prepare(log, schema, folder, profile=make_profile(log), rows_per_shard=rows_per_shard)
         return folder
 
     return run
 
 
 @pytest.fixture(scope="session")
-def prepared(event_log: pd.DataFrame, prepare_log: Callable[..., Path]) -> Path:
+def prepared(event_log, prepare_log):
     """Folder of the log's prepared data set."""
     return prepare_log(event_log)
 
 
 @pytest.fixture(scope="session")
-def stored_extractor(prepared: Path) -> Path:
+def raw(event_log, prepared):
+    """Folder of the log and its profiles as files, where benchmarks look for it; no test changes them."""
+    folder = prepared.with_name("raw")
+    folder.mkdir()
+    event_log.to_parquet(folder / "events.parquet")
+    make_profile(event_log).to_parquet(folder / "profile.parquet")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def stored_extractor(prepared):
     """Folder of the prepared data set's feature extractor."""
     return prepared / FEATURE_EXTRACTOR_FOLDER
 
 
 @pytest.fixture
-def extractor(stored_extractor: Path) -> MCMFeatureExtractor:
+def extractor(stored_extractor):
     """The prepared data set's feature extractor, a new one for each test."""
     return MCMFeatureExtractor.from_pretrained(str(stored_extractor))
 
 
-@pytest.fixture
-def tiny_config(extractor: MCMFeatureExtractor) -> Callable[..., MCMConfig]:
+@pytest.fixture(scope="session")
+def tiny_config(stored_extractor):
     """A function that makes a tiny config for the log's features: the paper's choices, with `extended=True` ours."""
 
-    def make(extended: bool = False, **changes: Any) -> MCMConfig:
-        return MCMConfig(**(from_data(extractor) | TINY | (EXTENDED if extended else PAPER) | changes))
+    def make(extended=False, **changes):
+        data = from_data(MCMFeatureExtractor.from_pretrained(str(stored_extractor)))
+        return MCMConfig(**data | TINY | (EXTENDED if extended else PAPER) | changes)
 
     return make
 
 
-@pytest.fixture
-def tiny_model(tiny_config: Callable[..., MCMConfig]) -> Callable[..., MCMForMultiTaskRecommendation]:
+@pytest.fixture(scope="session")
+def tiny_model(tiny_config):
     """A function that makes a tiny model in evaluation mode whose every parameter has a say (none is left at 0)."""
 
-    def make(extended: bool = False, **changes: Any) -> MCMForMultiTaskRecommendation:
+    def make(extended=False, **changes):
         torch.manual_seed(0)
         model = MCMForMultiTaskRecommendation(tiny_config(extended, **changes)).eval()
         model.objective = Objective(target_half_life_days=0)
@@ -120,8 +126,8 @@ def save(tiny_model, extractor, tmp_path):
     """A function that saves a tiny model of the choices as a checkpoint and gives its folder."""
 
     def run(**choices):
-        tiny_model(**choices).save_pretrained(tmp_path / "checkpoint")
-        extractor.save_pretrained(tmp_path / "checkpoint")
+        for part in (tiny_model(**choices), extractor):
+            part.save_pretrained(tmp_path / "checkpoint")
         return str(tmp_path / "checkpoint")
 
     return run

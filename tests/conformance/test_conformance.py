@@ -31,9 +31,8 @@ STUBS = {
 def transformers_tests(tmp_path_factory):
     """Folder with the package `transformers_tests`."""
     folder = tmp_path_factory.mktemp("mixins")
-    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:"]
-    wanted = f"transformers=={transformers.__version__}"
-    subprocess.run([*pip, "--dest", folder, wanted], check=True, timeout=300)
+    pip = f"-m pip download --quiet --no-deps --no-binary :all: transformers=={transformers.__version__} --dest"
+    subprocess.run([sys.executable, *pip.split(), folder], check=True, timeout=300)
     package = folder / "transformers_tests"
     for path in (".", *{Path(name).parent for name in STUBS}):
         (package / path).mkdir(parents=True, exist_ok=True)
@@ -50,17 +49,9 @@ def transformers_tests(tmp_path_factory):
 
 def test_the_mixins_of_transformers_pass(transformers_tests):
     paths = os.pathsep.join([str(transformers_tests), *filter(None, [os.environ.get("PYTHONPATH")])])
+    words = "-m pytest --override-ini=addopts= -q -p no:cacheprovider".split()
     run = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            "--override-ini=addopts=",
-            "-q",
-            "-p",
-            "no:cacheprovider",
-            HERE / "mixins.py",
-        ],
+        [sys.executable, *words, HERE / "mixins.py"],
         env=os.environ | {"PYTHONPATH": paths, "CI": ""},
         capture_output=True,
         text=True,

@@ -4,12 +4,10 @@
 whose every parameter has a say.
 """
 
-from typing import Any
-
 import torch
 
 # The paper's model, as in configuration/ablations/mcm-final.
-PAPER: dict[str, Any] = {
+PAPER = {
     "augmentation": "random_prefix",
     "encoder_unit": "event",
     "max_position_embeddings": 48,
@@ -22,12 +20,15 @@ PAPER: dict[str, Any] = {
     "state_size": 0,
 }
 # What goes beyond the paper in mcm-base and mcm-tiny, but for the window, the scorer and the customer state.
-EXTENDED: dict[str, Any] = PAPER | {
+EXTENDED = PAPER | {
     "augmentation": "all_prefixes",
     "encoder_unit": "visit",
     "readout_bias": True,
 }
-TINY: dict[str, Any] = {
+# A customer state of the log's features, and forecasts from a past that is long enough.
+STATE = {"state_size": 8, "summed_features": ["a.b"], "state_features": ["type", "aisle", "weekday"]}
+STATE |= {"forecast_window": 300.0}
+TINY = {
     "hidden_size": 16,
     "num_hidden_layers": 1,
     "num_attention_heads": 2,
@@ -41,7 +42,7 @@ TINY_OVERRIDES = [f"{name}={value}" for name, value in TINY.items()]
 NO_DROPOUT = [f"{name}_prob=0.0" for name in ("hidden_dropout", "attention_probs_dropout", "event_dropout")]
 
 
-def pretraining_options(data, folder, *overrides, **options) -> list[Any]:
+def pretraining_options(data, folder, *overrides, **options):
     """Words of a command that pre-trains a tiny model, without a recipe; `overrides` are those of its config."""
     chosen = {"data": data, "config": "configuration/mcm-tiny", "recipe": "none", "output_dir": folder}
     chosen |= {"report_to": "none", "disable_tqdm": "true", **options}
@@ -49,7 +50,7 @@ def pretraining_options(data, folder, *overrides, **options) -> list[Any]:
     return [*words, "--config_overrides", *TINY_OVERRIDES, *overrides]
 
 
-def from_data(extractor) -> dict[str, Any]:
+def from_data(extractor):
     """The fields of a config that a data set decides."""
     return {
         "features": extractor.feature_names,

@@ -2,14 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """A small event log with awkward names, its schema, and the sizes and choices of tiny models for it."""
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 
 VALIDATION, TEST = "2017-10-01", "2017-11-01"
 # "type", "items" and "a.b" mean something to dicts, modules and paths; the order is not alphabetical.
-SCHEMA: dict[str, Any] = {
+SCHEMA = {
     "name": "corner_shop",
     "customer": "who",
     "time": "when",
@@ -34,7 +32,7 @@ SCHEMA: dict[str, Any] = {
 }
 
 
-def make_log(customers: int = 34, seed: int = 0) -> pd.DataFrame:
+def make_log(customers=34, seed=0):
     """Visits of 2017: customers buy mostly from a few items of their own; a visit is a basket, or a click."""
     generator = np.random.default_rng(seed)
     events = []
@@ -55,18 +53,18 @@ def make_log(customers: int = 34, seed: int = 0) -> pd.DataFrame:
     return log
 
 
-def make_profile(log: pd.DataFrame) -> pd.DataFrame:
+def make_profile(log):
     """The customers of a log with their ages."""
     who = sorted(log["who"].unique())
     return pd.DataFrame({"who": who, "age": list(map(draw_age, who))})
 
 
-def draw_age(name: str) -> str:
+def draw_age(name):
     """The age of a customer, by the number in the name."""
     return ("young", "old")[int(name[1:]) % 2]
 
 
-def find_customer(log: pd.DataFrame, name: str) -> dict[str, Any]:
+def find_customer(log, name):
     """A customer of a log as pipelines take it."""
     return {"events": log[log["who"] == name], "profile": {"age": draw_age(name)}}
 

@@ -89,6 +89,11 @@ def flipped_bits(path, number=25):
     path.write_bytes(whole)
 
 
+def update_json(path, **changes):
+    """Changes values of a JSON file."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
 def rewritten(name, text):
     """A change of a folder: a file holds another text."""
     return lambda folder: (folder / name).write_text(text)

@@ -3,10 +3,14 @@
 """Scripts as processes that can be killed, forked from one that has imported everything: they start at once."""
 
 import importlib
+import itertools
 import multiprocessing
 import os
+import pkgutil
+import signal
 import socket
 import sys
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,11 +32,37 @@ def _run(script, options, log, environment):
     importlib.import_module(script).main()
 
 
+def kill_at(moment, *functions):
+    """From here on this process is killed (-9) when functions of these names are called that time in all."""
+    calls = itertools.count(1)
+
+    def counted(call):
+        def wrapper(*args, **options):
+            if next(calls) == moment:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return call(*args, **options)
+
+        return wrapper
+
+    for function in functions:
+        place, _, name = function.rpartition(".")
+        owner = pkgutil.resolve_name(place)
+        setattr(owner, name, counted(getattr(owner, name)))
+
+
 def start(options, log, script="run_pretrain", **environment):
     """A run that goes on beside the test; its `pid` is that of the script's process."""
     process = CONTEXT.Process(target=_run, args=(script, options, str(log), environment))
     process.start()
     return process
+
+
+def wait_for(condition, process=None, seconds=60):
+    """Waits until a condition holds; the process, if one is given, has to run until then."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end and (process is None or process.is_alive())
+        time.sleep(0.01)
 
 
 def finish(process, expect=0, log=None):

@@ -6,7 +6,6 @@ import json
 from datetime import UTC, datetime
 
 import numpy as np
-import pandas as pd
 
 from modeling_mcm.serving import CustomerService, EventStore, create_api
 
@@ -16,26 +15,26 @@ HEADERS = {"Authorization": f"Bearer {TOKEN}"}
 NOW = datetime(2018, 1, 1, tzinfo=UTC)
 
 
-def as_requests(log: pd.DataFrame, customers=None) -> list[dict]:
+def as_requests(log, customers=None, customer="who", time="when"):
     """A log's events as POST /events takes them; the event id is the number of the row."""
-    rows = json.loads(log.to_json(orient="records", date_format="iso"))
     found = []
-    for number, row in enumerate(rows):
-        if customers is None or row["who"] in customers:
-            event = {name: value for name, value in row.items() if name != "who" and value is not None}
-            event["when"] = event["when"].removesuffix("Z")
-            found.append({"event_id": f"e{number}", "customer_id": row["who"], "event": event})
+    for number, row in enumerate(json.loads(log.to_json(orient="records", date_format="iso"))):
+        name = row.pop(customer)
+        if customers is None or name in customers:
+            event = {column: value for column, value in row.items() if value is not None}
+            event[time] = event[time].removesuffix("Z")
+            found.append({"event_id": f"e{number}", "customer_id": name, "event": event})
     return found
 
 
-def make_service(model, extractor, place, **options) -> CustomerService:
+def make_service(model, extractor, place, **options):
     """A service on a store, whose clock stands at the end of the log."""
     store_options = {name: options.pop(name) for name in ("timeout", "log") if name in options}
     store = EventStore(str(place), **store_options)
     return CustomerService(model, extractor, store, **{"clock": lambda: NOW, **options})
 
 
-def make_client(service: CustomerService, tokens: str = TOKEN, **limits):
+def make_client(service, tokens=TOKEN, **limits):
     """A client of /v1 that knows the token; errors of the service are answers."""
     from fastapi.testclient import TestClient
 

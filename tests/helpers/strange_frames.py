@@ -9,16 +9,13 @@ import numpy as np
 import pandas as pd
 
 START = pd.Timestamp("2023-01-02")
-MERCHANTS = {
-    "GROCER": 25,
-    "FUEL": 40,
-    "CINEMA": 15,
-    "CAFE": 5,
-    "CLOTHES": 60,
-    "PHARMACY": 12,
-    "TRAVEL": 300,
-    "BOOKS": 20,
-}
+MERCHANTS = {"GROCER": 25, "FUEL": 40, "CINEMA": 15, "CAFE": 5, "CLOTHES": 60, "PHARMACY": 12, "TRAVEL": 300}
+PACKS = {"gems": 4.99, "skin": 9.99, "season pass": 14.99, "boost": 0.99}
+
+
+def at(days):
+    """The times of days since the start, with fractions."""
+    return START + pd.to_timedelta((np.asarray(days) * 86400).astype(int), unit="s")
 
 
 class Bank(NamedTuple):
@@ -28,91 +25,66 @@ class Bank(NamedTuple):
     labels: pd.DataFrame
 
 
-def make_bank(customers: int = 60, days: int = 420, seed: int = 0) -> Bank:
+def make_bank(customers=60, days=420, seed=0):
     """Accounts with payments, which are negative, and a salary. Who leaves pays less and less in the 120 days before,
     and the salary of some goes elsewhere. Several payments of a day have times of their own."""
-    random, rows, labels, names = np.random.default_rng(seed), [], [], [*MERCHANTS]
+    random, parts, labels, day = np.random.default_rng(seed), [], [], np.arange(days)
     for customer in range(customers):
-        rate, share = random.gamma(3.0, 0.1), random.dirichlet(np.full(len(names), 0.4))
+        name, share = f"DE{customer:04}", random.dirichlet(np.full(len(MERCHANTS), 0.4))
         leaves = random.uniform(120, days) if random.random() < 0.5 else np.inf
-        salary, payday = (random.normal(2500, 400), int(random.integers(0, 28))) if random.random() < 0.7 else (0, 0)
-        paid, stays = [], random.random() < 0.6  # the salary, until the end
-        for day in range(days):
-            left = np.clip((leaves - day) / 120, 0, 1)
-            if salary and day % 30 == payday and (left == 1 or stays):
-                rows.append((customer, day, 9.0, "salary", "EMPLOYER", "", round(salary, 2)))
-            for _ in range(random.poisson(rate * left * (1.6 if day % 7 > 4 else 0.8))):
-                shop = names[random.choice(len(names), p=share)]
-                amount = -round(MERCHANTS[shop] * random.lognormal(0, 0.5), 2)
-                rows.append((customer, day, random.uniform(8, 22), "card payment", shop, f"ref {len(rows)}", amount))
-                paid.append(day)
-        for day in range(150, days - 60, 75):
-            if paid and paid[0] < day < leaves:
-                labels.append((f"DE{customer:04}", START + pd.Timedelta(days=day), int(leaves < day + 75)))
-    table = pd.DataFrame(rows, columns=["account", "day", "hour", "kind", "merchant", "remark", "amount"])
-    times = (
-        START + pd.to_timedelta(table["day"], unit="D") + pd.to_timedelta((table["hour"] * 3600).astype(int), unit="s")
-    )
-    table["account"] = [f"DE{number:04}" for number in table["account"]]
-    table.insert(1, "booked", times.dt.strftime("%d.%m.%Y %H:%M:%S"))
-    labels = pd.DataFrame(labels, columns=["customer", "as_of", "leaves"])
-    return Bank(table.drop(columns=["day", "hour"]), labels)
+        left = np.clip((leaves - day) / 120, 0, 1)
+        paid = np.repeat(day, random.poisson(random.gamma(3.0, 0.1) * left))
+        shop = random.choice([*MERCHANTS], len(paid), p=share)
+        price = pd.Series(shop).map(MERCHANTS) * random.lognormal(0, 0.5, len(paid))
+        card = {"day": paid + random.uniform(0.3, 0.9, len(paid)), "kind": "card payment", "merchant": shop}
+        parts.append(pd.DataFrame(card | {"amount": -price, "account": name}))
+        if random.random() < 0.7:
+            payday = day[random.integers(30) :: 30]
+            payday = payday if random.random() < 0.6 else payday[left[payday] == 1]
+            salary = {"day": payday[payday < leaves] + 0.4, "kind": "salary", "merchant": "EMPLOYER"}
+            parts.append(pd.DataFrame(salary | {"amount": random.normal(2500, 400), "account": name}))
+        known = np.arange(150, days - 60, 75)
+        labels += [(name, at(moment), int(leaves < moment + 75)) for moment in known if paid.min() < moment < leaves]
+    table = pd.concat(parts, ignore_index=True).round({"amount": 2})
+    table["remark"] = [f"ref {row}" for row in range(len(table))]
+    table.insert(0, "booked", at(table.pop("day")).strftime("%d.%m.%Y %H:%M:%S"))
+    return Bank(table, pd.DataFrame(labels, columns=["customer", "as_of", "leaves"]))
 
 
-def make_game(players: int = 50, days: int = 120, seed: int = 0) -> pd.DataFrame:
-    """Purchases in a game: times in milliseconds, prices without quantities, and refunds."""
+def make_game(seed=0):
+    """Purchases of 50 players: times in milliseconds, prices without quantities, and refunds."""
+    random, size = np.random.default_rng(seed), 700
+    table = pd.DataFrame({"ts": at(np.sort(random.uniform(0, 120, size))).astype("datetime64[ms]").astype("int64")})
+    table["PlayerId"] = [f"p-{number}" for number in random.integers(50, size=size)]
+    table["eventType"] = random.choice(["purchase", "refund"], size, p=[0.95, 0.05])
+    table["pack"] = random.choice([*PACKS], size)
+    table["paidUSD"] = table["pack"].map(PACKS)
+    return table.assign(level=random.integers(1, 60, size))
+
+
+def make_library(seed=0):
+    """Loans of 50 readers: days written month first, and when each book is due, which nobody knows before the loan."""
+    random, visits = np.random.default_rng(seed), 450
+    day, reader = np.sort(random.integers(0, 365, visits)).repeat(2), random.permutation(visits).repeat(2) % 50
+    shelf = np.where(random.random(2 * visits) < 0.8, reader % 4, random.integers(0, 4, 2 * visits))
+    table = pd.DataFrame({"reader_no": reader + 1000})
+    for name, later in (("loaned", 0), ("due", 28)):
+        table[name] = at(day + later).strftime("%-m/%-d/%Y")
+    table["book"] = [f"Book {number}" for number in 10 * shelf + random.integers(0, 10, 2 * visits)]
+    return table.assign(shelf=[f"shelf {number}" for number in shelf])
+
+
+def make_purchases(seed=0):
+    """What CDNOW's frame has of 300 customers: customer, date (a number, such as 19970101), number and dollar value.
+    Customers begin in the first 12 weeks, buy at random times at a rate of their own, and drop out after some
+    purchase."""
     random, rows = np.random.default_rng(seed), []
-    packs = {"gems": 4.99, "skin": 9.99, "season pass": 14.99, "boost": 0.99}
-    for player in range(players):
-        share = random.dirichlet(np.full(len(packs), 0.5))
-        for _ in range(random.poisson(12) + 2):
-            pack = [*packs][random.choice(len(packs), p=share)]
-            kind = "refund" if random.random() < 0.05 else "purchase"
-            rows.append((random.uniform(0, days), f"p-{player}", kind, pack, packs[pack], int(random.integers(1, 60))))
-    table = pd.DataFrame(rows, columns=["ts", "PlayerId", "eventType", "pack", "paidUSD", "level"]).sort_values("ts")
-    moments = START + pd.to_timedelta(table["ts"], unit="D")
-    return table.assign(ts=moments.astype("datetime64[ms]").astype("int64")).reset_index(drop=True)
-
-
-def make_library(readers: int = 50, days: int = 365, seed: int = 0) -> pd.DataFrame:
-    """Loans of a library: days written month first, and when each book is due, which nobody knows before the loan."""
-    random, rows = np.random.default_rng(seed), []
-    books = [f"Book {number}" for number in range(40)]
-    for reader in range(readers):
-        shelf = random.integers(0, 4)
-        for day in np.sort(random.choice(days, random.integers(4, 14), replace=False)):
-            for book in random.choice(10, random.integers(1, 4), replace=False):
-                loan = START + pd.Timedelta(days=int(day))
-                number = int(book) + 10 * int(shelf if random.random() < 0.8 else random.integers(0, 4))
-                due = loan + pd.Timedelta(days=28)
-                rows.append(
-                    (
-                        loan,
-                        reader + 1000,
-                        f"{loan:%-m/%-d/%Y}",
-                        f"{due:%-m/%-d/%Y}",
-                        books[number],
-                        f"shelf {number // 10}",
-                    )
-                )
-    table = pd.DataFrame(rows, columns=["at", "reader_no", "loaned", "due", "book", "shelf"]).sort_values(
-        "at", kind="stable"
-    )
-    return table.drop(columns="at").reset_index(drop=True)
-
-
-def make_purchases(customers: int = 300, days: int = 540, seed: int = 0) -> pd.DataFrame:
-    """What CDNOW's frame has: customer, date (a number, such as 19970101), number and dollar value. Customers begin in
-    the first 12 weeks, buy at random times at a rate of their own, and drop out after some purchase."""
-    random, rows = np.random.default_rng(seed), []
-    for customer in range(customers):
+    for customer in range(1, 301):
         rate, chance_of_leaving = random.gamma(0.9, 1 / 40), random.beta(1, 2)
-        value, day = random.gamma(6, 6), float(random.uniform(0, 84))
-        while day < days:
+        value, day = random.gamma(6, 6), random.uniform(0, 84)
+        while day < 540:
             number = 1 + random.poisson(1)
-            when = pd.Timestamp("1997-01-01") + pd.Timedelta(days=int(day))
-            rows.append(
-                (customer + 1, int(f"{when:%Y%m%d}"), number, round(number * value / 2 * random.lognormal(0, 0.3), 2))
-            )
+            when = f"{pd.Timestamp('1997-01-01') + pd.Timedelta(days=int(day)):%Y%m%d}"
+            rows.append((customer, int(when), number, round(number * value / 2 * random.lognormal(0, 0.3), 2)))
             day += random.exponential(1 / rate) if random.random() > chance_of_leaving else np.inf
     return pd.DataFrame(rows, columns=["customer", "date", "number", "dollar_value"])

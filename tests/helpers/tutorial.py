@@ -17,9 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE, README, EXAMPLE = ROOT / "docs" / "tutorial.md", ROOT / "README.md", ROOT / "examples" / "1_first_scores.py"
@@ -33,14 +31,14 @@ SMALL = "--config_overrides hidden_size=16 num_hidden_layers=1 num_attention_hea
 SMALL += " state_size=16 state_features=[token_type]"
 
 
-def write_files(folder: Path) -> None:
+def write_files(folder):
     """Writes the page's blocks that have a file name as their title into files of a folder."""
     for _, title, code, _ in BLOCK.findall(PAGE.read_text(encoding="utf-8")):
         if title:
             (folder / title).write_text(code, encoding="utf-8")
 
 
-def run_tutorial(folder: Path, options: str = "", last: str = "") -> Iterator[tuple[str, str | None, str]]:
+def run_tutorial(folder, options="", last=""):
     """Runs the page's blocks in a folder.
 
     Args:
@@ -62,7 +60,7 @@ def run_tutorial(folder: Path, options: str = "", last: str = "") -> Iterator[tu
             return
 
 
-def run(command: list[str], folder: Path) -> str:
+def run(command, folder):
     """What a command prints, with this Python first on the path; a RuntimeError where it fails."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
@@ -72,13 +70,13 @@ def run(command: list[str], folder: Path) -> str:
     return done.stdout
 
 
-def excerpt(said: str) -> str:
+def excerpt(said):
     """The lines of an output that a page shows."""
     lines = [line.rstrip() for line in said.strip("\n").splitlines()]
     return "\n".join(lines if len(lines) <= SHOWN else [*lines[:SHOWN], "..."]) + "\n"
 
 
-def remake_outputs() -> None:
+def remake_outputs():
     """Writes what the page's blocks print into the page."""
     with tempfile.TemporaryDirectory() as folder:
         page = PAGE.read_text(encoding="utf-8")
@@ -88,7 +86,7 @@ def remake_outputs() -> None:
     PAGE.write_text(page, encoding="utf-8")
 
 
-def remake_checkpoint() -> None:
+def remake_checkpoint():
     """Writes the checkpoint, and what the README's lines print with it."""
     with tempfile.TemporaryDirectory() as folder:
         list(run_tutorial(Path(folder), SMALL, last="mcm pretrain"))
@@ -98,26 +96,26 @@ def remake_checkpoint() -> None:
     write_output(example_code(), run([sys.executable, str(EXAMPLE)], ROOT))
 
 
-def example_code() -> str:
+def example_code():
     """The lines of the example that the README shows."""
     example = EXAMPLE.read_text(encoding="utf-8")
     return example[example.index("from transformers import pipeline") :]
 
 
-def write_output(code: str, said: str) -> None:
+def write_output(code, said):
     """Writes what a block of the README prints below it, if the README has the block."""
     head, block, tail = README.read_text(encoding="utf-8").partition(f"```python\n{code}```\n```\n")
     if block:
         README.write_text(f"{head}{block}{said}{tail[tail.index('```') :]}", encoding="utf-8")
 
 
-def frame_code() -> str:
+def frame_code():
     """The lines of the README about a data frame."""
     (code,) = (code for _, _, code, _ in BLOCK.findall(README.read_text(encoding="utf-8")) if "CDNOW" in code)
     return code
 
 
-def remake_frame() -> None:
+def remake_frame():
     """Writes what the README's lines about a data frame print."""
     with tempfile.TemporaryDirectory() as folder:
         pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", folder, "lifetimes==0.11.3"]
@@ -129,7 +127,7 @@ def remake_frame() -> None:
         write_output(frame_code(), "".join(f"{line.rstrip()}\n" for line in said))
 
 
-def run_notebook(folder: Path) -> Any:
+def run_notebook(folder):
     """The notebook with what its cells give in a folder."""
     import nbclient
     import nbformat
@@ -140,7 +138,7 @@ def run_notebook(folder: Path) -> Any:
     return notebook
 
 
-def remake_notebook() -> None:
+def remake_notebook():
     """Writes what the notebook's cells give into it."""
     import nbformat
 

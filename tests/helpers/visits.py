@@ -14,10 +14,8 @@ LABELS = 12
 UNSEEN = IGNORED - 1  # id of the unknown label
 CUTOFFS = {"validation": VALIDATION, "test": TEST}
 
-Visit = tuple[int, list[int]]  # day, labels of its events
 
-
-def event_rows(customers: dict[str, list[tuple[int, ...]]], *tasks: str) -> pa.Table:
+def event_rows(customers, *tasks):
     """Prepared rows of customers from events (day, visit, label of each task)."""
     every = customers.values()
     columns = {"customer_id": pa.array(customers, pa.string())}
@@ -34,7 +32,7 @@ def event_rows(customers: dict[str, list[tuple[int, ...]]], *tasks: str) -> pa.T
     return pa.table(columns)
 
 
-def prepared_rows(customers: dict[str, list[Visit]]) -> pa.Table:
+def prepared_rows(customers):
     """Prepared rows of customers from their visits."""
     return event_rows(
         {
@@ -45,7 +43,7 @@ def prepared_rows(customers: dict[str, list[Visit]]) -> pa.Table:
     )
 
 
-def random_customers(seed: int, number: int = 30, fewest: int = 1, most: int = 30) -> dict[str, list[Visit]]:
+def random_customers(seed, number=30, fewest=1, most=30):
     """Random visits, with missing (0) and unknown (1) labels, before, between and after the cutoffs."""
     generator = np.random.default_rng(seed)
     return {
@@ -57,6 +55,6 @@ def random_customers(seed: int, number: int = 30, fewest: int = 1, most: int = 3
     }
 
 
-def horizon(days: float, cutoff: str) -> Horizon:
+def horizon(days, cutoff):
     """From a cutoff of the logs of `prepared_rows`, whose days count from 1970."""
     return Horizon(days, CUTOFFS[cutoff] * SECONDS_PER_DAY)

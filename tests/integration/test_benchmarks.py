@@ -4,7 +4,7 @@
 
 import json
 import re
-from pathlib import Path
+import shutil
 from types import SimpleNamespace
 from zipfile import ZipFile
 
@@ -25,7 +25,7 @@ import run_results
 import small_logs
 import wheels
 from logs import LOGS, Log, Question, read_raw
-from methods import counting, mcm, rectools
+from methods import mcm, rectools
 from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.data import PreparedData
 from modeling_mcm.evaluation.cases import cases_at
@@ -41,38 +41,35 @@ def run_here(line, **_):
 
 
 @pytest.fixture
-def shop(prepared, event_log, monkeypatch):
-    """The tests' log among those of the benchmarks, with its raw files, and commands that run in this process."""
-    log, raw = Log("corner_shop", ("items", "aisle"), (Question("next visit"), MONTH)), prepared.with_name("raw")
-    raw.mkdir(exist_ok=True)
-    event_log.to_parquet(raw / "events.parquet")
-    make_profile(event_log).to_parquet(raw / "profile.parquet")
+def shop(prepared, raw, monkeypatch):
+    """The tests' log among those of the benchmarks, and commands that run in this process."""
+    log = Log("corner_shop", ("items", "aisle"), (Question("next visit"), MONTH))
     monkeypatch.setitem(LOGS, log.name, log)
     monkeypatch.setattr(run_results, "prepared", lambda log, folder: PreparedData(prepared))
     monkeypatch.setattr(logs, "subprocess", SimpleNamespace(run=run_here))
-    return log
+    monkeypatch.setattr(probe, "embed_by_coles", lambda events, *_: probe.components(events, "who", ("item",)))
+    return PreparedData(prepared)
 
 
-def test_a_run_leaves_what_evaluation_says_and_is_not_made_again(shop, prepared, save, tmp_path, monkeypatch):
-    results, checkpoint = tmp_path / "results", save()
-    monkeypatch.setattr(counting, "train", lambda *_: checkpoint)
-    options = ["--logs", "corner_shop", "--methods", "popularity", "visit frequency", "--results", results]
+def read_results(folder):
+    """The files of results by what they are of."""
+    return {path.name.removesuffix(".json"): json.loads(path.read_text()) for path in folder.glob("*.json")}
+
+
+def test_a_run_leaves_what_evaluation_says_and_is_not_made_again(shop, tmp_path, monkeypatch):
+    options = ["--logs", "corner_shop", "--methods", "popularity", "visit frequency", "--results", tmp_path]
     call("run_results", *options)
-    stored = {path.name: json.loads(path.read_text()) for path in results.iterdir()}
-    assert set(stored) == {"corner_shop.popularity.0.json", "corner_shop.visit_frequency.0.json"}
-    assert [*stored["corner_shop.visit_frequency.0.json"]["answers"]] == ["next visit"]
-    assert [*stored["corner_shop.popularity.0.json"]["answers"]] == ["next visit", "30 days, never bought"]
-
-    data = PreparedData(prepared)
-    cases, sizes = cases_at(data, "test"), {"items": len(data.extractor.vocabularies["items"]) + FIRST_LABEL}
-    lists: dict = {}
-    expected = counting_baselines(data.rows, cases, sizes, ["most_popular"], lists=lists)["most_popular"]
-    found = stored["corner_shop.popularity.0.json"]["answers"]["next visit"]["items"]
+    stored = read_results(tmp_path)
+    answers = {name: [*of_run["answers"]] for name, of_run in stored.items()}
+    asked = ["next visit", "30 days, never bought"]
+    assert answers == {"corner_shop.popularity.0": asked, "corner_shop.visit_frequency.0": asked[:1]}
+    cases, sizes = cases_at(shop, "test"), {"items": len(shop.extractor.vocabularies["items"]) + FIRST_LABEL}
+    expected = counting_baselines(shop.rows, cases, sizes, ["most_popular"], lists={})["most_popular"]["items"]
+    found = stored["corner_shop.popularity.0"]["answers"]["next visit"]["items"]
     for metric in ("ndcg@10", "recall@10"):
-        assert found[metric]["mean"] == pytest.approx(np.nanmean(expected["items"][f"next_visit_{metric}"]))
-    np.testing.assert_allclose(page.unpack(found["values"]), expected["items"]["next_visit_ndcg@10"], atol=0.0021)
+        assert found[metric]["mean"] == pytest.approx(np.nanmean(expected[f"next_visit_{metric}"]))
+    np.testing.assert_allclose(page.unpack(found["values"]), expected["next_visit_ndcg@10"], atol=0.0021)
     assert found["coverage"] == pytest.approx(10 / (sizes["items"] - FIRST_LABEL))
-
     monkeypatch.setattr(run_results, "run", None)
     call("run_results", *options)
     with pytest.raises(SystemExit, match="No SASRec; choose from best possible, popularity"):
@@ -88,19 +85,11 @@ def test_a_log_that_is_not_downloaded_is_left_out(tmp_path, capsys, monkeypatch)
     assert "toys is left out" in capsys.readouterr().out
 
 
-def answer(values, coverage=0.5):
-    mean = {"mean": float(np.nanmean(values))}
-    return {"ndcg@10": mean, "recall@10": mean, "coverage": coverage, "values": page.pack(np.array(values))}
-
-
 def run_of(method, values, seed=0, data="digest"):
-    return {
-        "log": "corner_shop",
-        "method": method,
-        "seed": seed,
-        "data": data,
-        "answers": {"next visit": {"items": answer(values)}},
-    }
+    mean = {"mean": float(np.nanmean(values))}
+    answer = {"ndcg@10": mean, "recall@10": mean, "coverage": 0.5, "values": page.pack(np.array(values))}
+    of_run = {"log": "corner_shop", "method": method, "seed": seed, "data": data}
+    return of_run | {"answers": {"next visit": {"items": answer}}}
 
 
 def test_the_page_has_means_over_seeds_and_paired_differences(shop, tmp_path):
@@ -125,79 +114,74 @@ def test_the_page_has_means_over_seeds_and_paired_differences(shop, tmp_path):
 
 
 @pytest.mark.slow
-def test_mcm_and_the_studies_are_run_through_its_entrances(shop, prepared, event_log, tmp_path, monkeypatch):
-    monkeypatch.setattr(small_logs, "LOGS", ("corner_shop",))
+def test_mcm_and_the_studies_are_run_through_its_entrances(shop, tmp_path, monkeypatch):
+    for module in (small_logs, chance):
+        monkeypatch.setattr(module, "LOGS", ("corner_shop",))
     monkeypatch.setattr(small_logs, "VISITS", (20,))
     monkeypatch.setattr(small_logs, "DRAWS", 1)
-    raw = Path(prepared).with_name("raw")
-    raw.mkdir(exist_ok=True)
-    event_log.to_parquet(raw / "events.parquet")
     monkeypatch.setattr(probe, "FEWEST", 5)
-    monkeypatch.setattr(probe, "embed_by_coles", lambda events, *_: probe.components(events, "who", ("item",)))
-    monkeypatch.setattr(chance, "LOGS", ("corner_shop",))
     monkeypatch.setitem(probe.SETTINGS, "corner_shop", (("item", "aisle"), None))
     monkeypatch.setitem(forecasts.CUTOFFS, "corner_shop", {VALIDATION: (14, 30)})
-    options = ["--logs", "corner_shop", "--seeds", 0, "--results", tmp_path / "results", "--runs", tmp_path / "runs"]
+    results = tmp_path / "results"
+    options = ["--logs", "corner_shop", "--seeds", 0, "--results", results, "--runs", tmp_path / "runs"]
     call("run_results", *options, "--methods", "probe", "chance")
-    assert not [*(tmp_path / "results").glob("*")]  # no model yet
+    assert not read_results(results)  # no model yet
     call("run_results", *options, "--methods", mcm.WITHOUT, *run_results.STUDIES)
-    stored = json.loads((tmp_path / "results" / "corner_shop.MCM_without_encoder.0.json").read_text())
-    assert stored["versions"]["torch"] == torch.__version__ and stored["seconds"] > 0
-    of = {
-        name: json.loads((tmp_path / "results" / f"corner_shop.{name}.json").read_text())
-        for name in run_results.STUDIES
-    }
-    rows = {row["target"]: row for row in of["probe"]["rows"]}
-    assert set(rows) == {"spend in 30 days", "visits in 30 days", "comes in 30 days", "age"}
-    assert all(0 <= rows["age"][kind]["mean"] <= 1 for kind in ("counts", "components", "state", "counts and state"))
+    stored = read_results(results)
+    run = stored["corner_shop.MCM_without_encoder.0"]
+    assert run["versions"]["torch"] == torch.__version__ and run["seconds"] > 0
+    rows = {name: stored[f"corner_shop.{name}"]["rows"] for name in run_results.STUDIES}
+    of_target = {row["target"]: row for row in rows["probe"]}
+    assert set(of_target) == {"spend in 30 days", "visits in 30 days", "comes in 30 days", "age"}
+    for kind in ("counts", "components", "state", "counts and state"):
+        assert 0 <= of_target["age"][kind]["mean"] <= 1
     assert "| corner_shop | age | " in (tmp_path / "results.md").read_text()
-    assert {row["task"] for row in of["chance"]["rows"]} == {"items", "aisle"}
-    assert all(0 <= row["came"] <= 1 for row in of["chance"]["rows"])
-    assert [row["horizon"] for row in of["forecasts"]["rows"]] == [14, 30]
-    for row in of["small_logs"]["rows"]:
-        assert row["visits"] == 20 and row["gain"] == pytest.approx(row["MCM"] - row["counting"])
-    assert {row["task"] for row in of["small_logs"]["rows"]} == {"items", "aisle"}
-    assert all(0 <= row["in 80%"] <= row["in 95%"] <= 1 and row["BG/NBD total"] > 0 for row in of["forecasts"]["rows"])
+    for name in ("chance", "small_logs"):
+        assert {row["task"] for row in rows[name]} == {"items", "aisle"}
+    assert all(0 <= row["came"] <= 1 for row in rows["chance"])
+    assert all(row["gain"] == pytest.approx(row["MCM"] - row["counting"]) for row in rows["small_logs"])
+    assert [row["horizon"] for row in rows["forecasts"]] == [14, 30]
+    assert all(0 <= row["in 80%"] <= row["in 95%"] <= 1 and row["BG/NBD total"] > 0 for row in rows["forecasts"])
 
 
-def test_inputs_of_the_probe_know_nothing_of_what_came_later(shop, prepared, event_log, monkeypatch, tmp_path):
-    data, raw = PreparedData(prepared), prepared.with_name("raw") / "events.parquet"
-    monkeypatch.setattr(probe, "embed_by_coles", lambda events, *_: probe.components(events, "who", ("item",)))
-    before, _ = probe.read_customers(data, [], tmp_path, ("item", "aisle"), None)
+def test_inputs_of_the_probe_know_nothing_of_what_came_later(shop, raw, event_log, tmp_path):
+    for folder, name in ((shop.folder, "data"), (raw, "raw")):
+        shutil.copytree(folder, tmp_path / name)
     late = event_log["when"] >= TEST
     changed = event_log.copy()
     changed.loc[late & (changed["action"] == "buy"), ["item", "aisle"]] = ["item 03", "aisle 0"]
     changed.loc[late, "price"] = 100.0
-    changed[~late | (np.arange(len(changed)) % 3 == 0)].to_parquet(raw)
-    after, _ = probe.read_customers(data, [], tmp_path, ("item", "aisle"), None)
-    assert len(before["counts"][0]) > 20
+    found = []
+    for log in (event_log, changed[~late | (np.arange(len(changed)) % 3 == 0)]):
+        log.to_parquet(tmp_path / "raw" / "events.parquet")
+        data = PreparedData(tmp_path / "data")
+        found.append(probe.read_customers(data, [], tmp_path, ("item", "aisle"), None)[0])
+    assert len(found[0]["counts"][0]) > 20
     for name in ("counts", "components", "CoLES"):
-        np.testing.assert_array_equal(before[name][0], after[name][0])
+        np.testing.assert_array_equal(found[0][name][0], found[1][name][0])
 
 
-def test_targets_of_the_studies_are_what_came(shop, prepared, event_log, monkeypatch, tmp_path):
-    monkeypatch.setattr(probe, "embed_by_coles", lambda events, *_: probe.components(events, "who", ("item",)))
+def test_targets_of_the_studies_are_what_came(shop, event_log, tmp_path):
     cutoff, bought = pd.Timestamp(TEST), event_log[event_log["action"] == "buy"]
     after = bought[(bought["when"] >= cutoff) & (bought["when"] < cutoff + pd.Timedelta(days=30))].groupby("who")
-    found = probe.read_customers(PreparedData(prepared), [], tmp_path, ("item",), None)[1]
+    found = probe.read_customers(shop, [], tmp_path, ("item",), None)[1]
     assert (found["visits in 30 days"] == after["basket"].nunique().reindex(found.index, fill_value=0)).all()
     assert (found["comes in 30 days"] == (found["visits in 30 days"] > 0)).all()
     assert (found["age"] == make_profile(event_log).set_index("who")["age"].reindex(found.index)).all()
     spent = after["price"].sum().reindex(found.index, fill_value=0.0)
     np.testing.assert_allclose(found["spend in 30 days"], spent)
-    visits = read_raw(PreparedData(prepared)).visits
+    visits = read_raw(shop).visits
     assert len(visits) == bought["basket"].nunique() and visits["spend"].sum() == pytest.approx(bought["price"].sum())
-    assert forecasts.measure(Log("corner_shop"), PreparedData(prepared), prepared) is None
+    assert forecasts.measure(Log("corner_shop"), shop, shop.folder) is None
 
 
 def test_rectools_reads_each_label_of_a_time_once_until_the_test_cutoff(event_log, prepared):
-    found = rectools.history(PreparedData(prepared), "items", 0)
+    found, other = (rectools.history(PreparedData(prepared), "items", seed) for seed in (0, 1))
     bought = event_log[(event_log["action"] == "buy") & (event_log["when"] < TEST)]
     once = bought.drop_duplicates(["who", "when", "item"])
     assert len(once) < len(bought) and len(found) == len(once)
     assert found["part"].sum() == (once["when"] >= VALIDATION).sum()
     assert (found.groupby("customer")[["part", "time"]].diff().dropna() >= 0).all(None)  # later events come last
-    other = rectools.history(PreparedData(prepared), "items", 1)
     assert other["time"].tolist() == found["time"].tolist() and other["item"].tolist() != found["item"].tolist()
 
 
@@ -207,9 +191,7 @@ def test_a_plain_bert_is_beside_mcm(prepared, tmp_path):
     call("compare", "--data", prepared, "--task", "items", "--results", tmp_path, *short)
     _, bert, mcm = json.loads((tmp_path / "speed.json").read_text())["table"]
     assert (bert[0], mcm[0]) == ("BERT of transformers", "MCM") and bert[3] == "-" and bert[2] == "1.00x"
-    for row in (bert, mcm):
-        assert float(row[1].replace(",", "")) > 0 and float(row[4].replace(",", "")) > 0
-    assert float(mcm[3].replace(",", "")) > 0
+    assert all(float(cell.replace(",", "")) > 0 for cell in (bert[1], bert[4], mcm[1], mcm[3], mcm[4]))
 
 
 NAMES = "TRANSACTION_DT CUSTOMER_ID AGE_GROUP PIN_CODE PRODUCT_SUBCLASS PRODUCT_ID AMOUNT ASSET SALES_PRICE".split()

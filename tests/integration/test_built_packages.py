@@ -17,7 +17,7 @@ from clean_copy import clean_copy
 from modeling_mcm import __version__
 
 pytestmark = pytest.mark.slow
-PIP = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+PIP = f"{sys.executable} -m pip --quiet --disable-pip-version-check".split()
 
 
 def run(command, folder, **environment):
@@ -30,7 +30,7 @@ def run(command, folder, **environment):
 
 def wheel_of(source, folder):
     """Builds the wheel of a folder with a setup.py, without network."""
-    run([*PIP, "wheel", "--no-deps", "--no-index", "--no-build-isolation", "--wheel-dir", folder, source], folder)
+    run([*PIP, *"wheel --no-deps --no-index --no-build-isolation --wheel-dir".split(), folder, source], folder)
     return folder / f"modeling_mcm-{__version__}-py3-none-any.whl"
 
 
@@ -56,17 +56,17 @@ def test_the_installed_command_goes_from_a_log_to_scores(installed, tmp_path):
     where = run([sys.executable, "-c", "import modeling_mcm; print(modeling_mcm.__file__)"], tmp_path, **path)
     assert Path(where.strip()) == installed / "modeling_mcm" / "__init__.py"
 
-    def mcm(*words):
-        return run([sys.executable, installed / "bin" / "mcm", *words], tmp_path, **path)
+    def mcm(words):
+        return run([sys.executable, installed / "bin" / "mcm", *words.split()], tmp_path, **path)
 
     tutorial.write_files(tmp_path)
     run([sys.executable, "make_log.py"], tmp_path)
-    log = ["--events", "log.csv", "--profile", "profile.csv", "--schema", "schema.yaml"]
-    assert "Cases       160 validation, 160 test" in mcm("prepare", *log, "--output_dir", "data")
-    few = ["--max_steps", 3, "--eval_strategy", "no", "--report_to", "none", "--disable_tqdm", "true"]
-    mcm("pretrain", "--data", "data", "--config", "mcm-tiny", "--output_dir", "run", *few)
-    said = mcm("evaluate", "--model", "run", "--data", "data", "--baselines", "most_popular")
+    log = "--events log.csv --profile profile.csv --schema schema.yaml"
+    assert "Cases       160 validation, 160 test" in mcm(f"prepare {log} --output_dir data")
+    few = "--max_steps 3 --eval_strategy no --report_to none --disable_tqdm true"
+    mcm(f"pretrain --data data --config mcm-tiny --output_dir run {few}")
+    said = mcm("evaluate --model run --data data --baselines most_popular")
     assert "160 test cases of small_shop" in said and "\nMCM  " in said
-    mcm("predict", "--model", "run", "--data", "data", "--output_dir", "scores")
+    mcm("predict --model run --data data --output_dir scores")
     scores = pd.read_parquet(tmp_path / "scores")
     assert len(scores) == 160 and {"customer_id", "product_category", "visits_30d"} <= set(scores)

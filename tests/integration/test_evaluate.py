@@ -84,30 +84,3 @@ def test_new_labels_of_a_month_are_targets_of_all_methods(evaluate):
     assert len({values["items"]["horizon_recall@1"]["customers"] for values in numbers["results"].values()}) == 1
     assert (numbers["horizon_days"], numbers["only_new"]) == (30, True)
     assert "the targets are those of 30 days" in said
-
-
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        (["--horizon_days", "0"], "--horizon_days is 0; give a positive number of days"),
-        (["--min_history", "0"], "--min_history is 0; a case needs at least 1 event"),
-        (["--k", "0"], "--k and --batch_size must be at least 1"),
-        (["--offers", "somewhere", "--only_new", "true"], "are not for --offers"),
-    ],
-)
-def test_options_that_do_not_fit_are_refused(evaluate, options, message, capsys):
-    with pytest.raises(SystemExit):
-        evaluate(*options)
-    assert message in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        (["--min_history", 100000], "No evaluation case at the test cutoff .* at least 100000 target events"),
-        (["--horizon_days", "0.00001"], "one within 1e-05 days from it.*take a longer horizon"),
-    ],
-)
-def test_options_without_cases_or_values_are_refused(evaluate, options, message):
-    with pytest.raises(SystemExit, match=message):
-        evaluate(*options)

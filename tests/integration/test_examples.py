@@ -1,7 +1,7 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
 """The examples as a person runs them, on a small log. The others: 1 in test_docs, 2 in test_offers, 4 in
-test_stored_states, 7 in test_finetuning, 8 in test_hub, 9 in test_label_finetuning."""
+test_predict, 7 and 9 in test_finetuning, 8 in test_hub."""
 
 import importlib
 import json
@@ -20,27 +20,12 @@ from modeling_mcm import MCMForMultiTaskRecommendation
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture
-def log_file(event_log, tmp_path):
-    event_log.to_parquet(tmp_path / "log.parquet")
-    return str(tmp_path / "log.parquet")
-
-
 def test_your_own_log_goes_from_a_file_to_scores(event_log, tmp_path, capsys, monkeypatch):
     event_log.to_csv(tmp_path / "log.csv", index=False)
     schema = tmp_path / "schema.yaml"
     schema.write_text(yaml.safe_dump({key: value for key, value in SCHEMA.items() if key != "profile"}))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    options = [
-        "--max_steps",
-        "3",
-        "--config_overrides",
-        *TINY_OVERRIDES,
-        "--disable_tqdm",
-        "true",
-        "--use_cpu",
-        "true",
-    ]
+    options = ["--config_overrides", *TINY_OVERRIDES, *"--max_steps 3 --disable_tqdm true --use_cpu true".split()]
     example = importlib.import_module("3_your_own_log")
     example.main(str(tmp_path / "log.csv"), str(schema), str(tmp_path / "run"), *options)
     said = capsys.readouterr().out
@@ -52,9 +37,9 @@ def test_your_own_log_goes_from_a_file_to_scores(event_log, tmp_path, capsys, mo
 
 @pytest.mark.parametrize("choices", [{}, {"extended": True}], ids=["events", "visits"])
 @torch.no_grad()
-def test_a_preference_is_explained_by_what_its_visits_hold(save, log_file, event_log, extractor, capsys, choices):
+def test_a_preference_is_explained_by_what_its_visits_hold(save, raw, event_log, extractor, capsys, choices):
     folder = save(**choices)
-    importlib.import_module("5_explain_a_preference").main(folder, log_file, "c07", "items")
+    importlib.import_module("5_explain_a_preference").main(folder, str(raw / "events.parquet"), "c07", "items")
     said = capsys.readouterr().out.splitlines()
     model = MCMForMultiTaskRecommendation.from_pretrained(folder).eval()
     inputs = extractor({"events": event_log[event_log["who"] == "c07"]})

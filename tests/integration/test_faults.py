@@ -3,7 +3,6 @@
 """What really goes wrong with data: kills, a full disk, damaged files, files that do not fit, wrong clocks."""
 
 import json
-import os
 import shutil
 import signal
 from pathlib import Path
@@ -12,9 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from corner_shop import SCHEMA, make_profile
 from folders import content
-from forked_runs import CONTEXT
+from forked_runs import CONTEXT, finish, kill_at
 
 from modeling_mcm.data import EventSchema, PreparedManifest, load_prepared
 from modeling_mcm.preparation import prepare
@@ -24,20 +22,9 @@ ROOT = Path(__file__).resolve().parents[2]
 CLICKS = ROOT / "configuration" / "schemas" / "clickstream.yaml"
 
 
-def run_and_die(what, moment, folder):
+def run_and_die(function, moment, folder):
     """Prepares, and is killed (-9) when the given file or folder would be made or renamed that time."""
-    done = {"write": 0, "rename": 0}
-
-    def counted(name, call):
-        def wrapper(*args, **options):
-            done[name] += what == name
-            if done[name] == moment:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return call(*args, **options)
-
-        return wrapper
-
-    pq.write_table, Path.rename = counted("write", pq.write_table), counted("rename", Path.rename)
+    kill_at(moment, function)
     prepare_again(folder)
 
 
@@ -62,17 +49,19 @@ def shop(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize(("what", "moment"), [("write", 3), ("rename", 2), ("rename", 1)])
-def test_a_killed_run_leaves_the_old_data_set_and_is_run_again(shop, what, moment):
+RENAME = "pathlib.Path.rename"
+
+
+@pytest.mark.parametrize(("function", "moment"), [("pyarrow.parquet.write_table", 3), (RENAME, 2), (RENAME, 1)])
+def test_a_killed_run_leaves_the_old_data_set_and_is_run_again(shop, function, moment):
     before = content(shop / "data")
     shutil.move(shop / "tomorrow.parquet", shop / "log")
-    killed = CONTEXT.Process(target=run_and_die, args=(what, moment, shop))
+    killed = CONTEXT.Process(target=run_and_die, args=(function, moment, shop))
     killed.start()
-    killed.join()
-    assert killed.exitcode == -signal.SIGKILL
+    finish(killed, -signal.SIGKILL)
     left = sorted(shop.glob(".data.*"))
     assert left
-    if (what, moment) == ("rename", 2):  # between the two renames: the error says what to do
+    if (function, moment) == (RENAME, 2):  # between the two renames: the error says what to do
         with pytest.raises(FileNotFoundError, match="a run was killed .* rename .*replaced to it"):
             PreparedManifest.load(shop / "data")
         next(path for path in left if path.suffix == ".replaced").rename(shop / "data")
@@ -109,27 +98,3 @@ def test_a_damaged_file_of_the_log_is_an_error(shop):
     with pytest.raises(ValueError, match=f"{path.name} can't be read .*write it again"):
         prepare(shop / "log", EventSchema.from_yaml(shop / "schema.yaml"), shop / "other")
     assert not (shop / "other").exists()
-
-
-def test_a_column_whose_type_changes_between_files_is_refused(event_log, tmp_path):
-    log = tmp_path / "log"
-    log.mkdir()
-    event_log[::2].to_parquet(log / "a.parquet")
-    event_log[1::2].assign(item=1).to_parquet(log / "b.parquet")
-    with pytest.raises(ValueError, match="'item'.*string in .*a.parquet and int64 in .*b.p"):
-        prepare(log, EventSchema.from_dict(SCHEMA), tmp_path / "data", profile=make_profile(event_log))
-
-
-def test_columns_that_are_not_read_may_change(event_log, tmp_path):
-    log = tmp_path / "log"
-    log.mkdir()
-    event_log[::2].assign(note=1, gone=2).to_parquet(log / "a.parquet")
-    event_log[1::2].assign(note="x", channel="app")[[*event_log.columns[::-1], "note", "channel"]].to_parquet(
-        log / "b.parquet"
-    )
-    schema = EventSchema.from_dict(SCHEMA)
-    shards = [
-        prepare(source, schema, tmp_path / name, profile=make_profile(event_log)).shards
-        for source, name in ((log, "x"), (event_log, "y"))
-    ]
-    assert shards[0] == shards[1]

@@ -1,37 +1,42 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Fine-tuning to offers as a person runs it: fit, evaluate, predict, on a small prepared data set."""
+"""Fine-tuning to offers and to labels as a person runs it: fit, evaluate, predict, and the page and the service."""
 
 import importlib
 import json
 import shutil
+import sys
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-import yaml
 from choices import EXTENDED, TINY, from_data
 from corner_shop import TEST
-from folders import assert_same_weights, changed_weights
+from folders import changed_weights, content
 from in_process import call
 from serving_client import as_requests, make_client, make_service
 from sklearn.metrics import roc_auc_score
+from transformers import pipeline
 
-from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForActionRecommendation, MCMForMultiTaskRecommendation
-from modeling_mcm.data import PreparedManifest, load_prepared
+from modeling_mcm import MCMConfig, MCMForActionRecommendation, MCMForCustomerPrediction, MCMForMultiTaskRecommendation
+from modeling_mcm.commands import app
+from modeling_mcm.data import PreparedData
+from modeling_mcm.data.collator import PreparedRows
 from modeling_mcm.data.offers import OfferReader, load_offers
 from modeling_mcm.evaluation.offers import score_offers
 from modeling_mcm.page.app import SENDS, Page
-from modeling_mcm.page.histories import Histories
-from modeling_mcm.training.checkpoints import open_checkpoint
+from modeling_mcm.training.checkpoints import find_head, open_checkpoint
+from modeling_mcm.training.labels import LabelOptions, read_labels
+from modeling_mcm.training.state import fit_state
 
-
-def read_json(path):
-    return json.loads(path.read_text())
-
-
+finetune = partial(call, "run_finetune", "--no_progress", "True")
 ITEMS = [f"item {number:02}" for number in (0, 3, 7, 20)]
+
+
+def read_facts(folder):
+    return json.loads((folder / "finetuning.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -47,92 +52,100 @@ def offers(event_log, tmp_path_factory):
     columns = ["customer_id", "time", "action_id", "click", "conversion", "split"]
     folder = tmp_path_factory.mktemp("offers")
     pd.DataFrame(rows, columns=columns).to_parquet(folder / "offers.parquet")
-    actions = pd.DataFrame({"action_id": ITEMS, "action": "buy", "item": ITEMS})
-    actions.to_parquet(folder / "actions.parquet")
+    pd.DataFrame({"action_id": ITEMS, "action": "buy", "item": ITEMS}).to_parquet(folder / "actions.parquet")
     return folder
+
+
+@pytest.fixture(scope="module")
+def labels(event_log, tmp_path_factory):
+    """Labels at one moment: who buys an item of aisle 0, how much was paid, and a favourite aisle."""
+    path, as_of = tmp_path_factory.mktemp("labels") / "labels.csv", pd.Timestamp("2017-10-05")
+    before = event_log[(event_log["when"] < as_of) & (event_log["action"] == "buy")].groupby("who")
+    table = before.agg(spent=("price", "sum"), aisle=("aisle", lambda aisles: aisles.mode()[0]))
+    likes = before["aisle"].agg(lambda aisles: (aisles == "aisle 0").mean())
+    table.assign(likes=likes > likes.median(), day=as_of).to_csv(path)
+    return path
 
 
 @pytest.fixture(scope="module")
 def pretrained(prepared, tmp_path_factory):
-    """Folder of a checkpoint as pre-training leaves it."""
-    folder = tmp_path_factory.mktemp("pretrained")
-    extractor = MCMFeatureExtractor.from_pretrained(str(prepared / "feature_extractor"))
-    config = MCMConfig(**from_data(extractor) | TINY | EXTENDED)
+    """Folder of a checkpoint with a state, as pre-training leaves it."""
+    folder, data = tmp_path_factory.mktemp("pretrained"), PreparedData(prepared)
+    rows, extractor = data.rows, data.extractor
+    choices = from_data(extractor) | TINY | EXTENDED | {"state_size": 12, "forecast_days": [7.0]}
+    choices |= {"state_features": ["type", "items", "aisle"], "summed_features": extractor.summed_features}
     torch.manual_seed(0)
-    MCMForMultiTaskRecommendation(config).save_pretrained(folder)
-    extractor.save_pretrained(folder)
+    model = MCMForMultiTaskRecommendation(MCMConfig(**choices))
+    fit_state(model.model, extractor, PreparedRows(rows, lengths=rows["validation_end"]), None)
+    for part in (model, extractor):
+        part.save_pretrained(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
-def options(pretrained, prepared, offers):
-    return ["--model", pretrained, "--data", prepared, "--offers", offers, "--no_progress", "True"]
+def options(pretrained, prepared, offers, labels):
+    """The options of a run of each kind."""
+    words = ["--model", pretrained, "--data", prepared]
+    columns = ["--customer_column", "who", "--time_column", "day"]
+    return {
+        "offers": [*words, "--offers", offers],
+        "likes": [*words, "--labels", labels, *columns, "--label", "likes"],
+    }
 
 
 @pytest.fixture(scope="module")
 def tuned(options, tmp_path_factory):
-    """Folder of a run."""
-    folder = tmp_path_factory.mktemp("tuned") / "run"
-    call("run_finetune", *options, "--output_dir", folder)
-    return folder
+    """Folders of a run of each kind."""
+    folder = tmp_path_factory.mktemp("tuned")
+    for kind, words in options.items():
+        finetune(*words, "--output_dir", folder / kind)
+    return {kind: folder / kind for kind in options}
 
 
-def test_the_cutoffs_of_a_schema_can_be_moved(prepared, event_log, tmp_path, command):
-    schema = PreparedManifest.load(prepared).event_schema.to_dict() | {"profile": []}
-    (tmp_path / "schema.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(schema, default=str))))
-    event_log.to_parquet(tmp_path / "log.parquet")
-    options = ["--events", tmp_path / "log.parquet", "--schema", tmp_path / "schema.yaml"]
-    call("prepare_data", *options, "--output_dir", tmp_path / "data", "--cutoffs", "2017-09-01", "2017-09-15")
-    moved_to = PreparedManifest.load(tmp_path / "data").event_schema.cutoffs
-    assert {name: f"{day:%m-%d}" for name, day in moved_to.items()} == {"validation": "09-01", "test": "09-15"}
-    other = [*options, "--output_dir", tmp_path / "other"]
-    command("prepare_data", *other, "--cutoffs", "2017-09-01", fails="--cutoffs has 1 dates; give two")
+@pytest.fixture
+def predict(command, prepared, tmp_path):
+    """A function that gives what the command predicts for all customers."""
+
+    def run(folder, *words):
+        command("run_predict", "--model", folder, "--data", prepared, "--output_dir", tmp_path / folder.name, *words)
+        return pd.read_parquet(tmp_path / folder.name).set_index("customer_id")
+
+    return run
 
 
-def test_a_run_learns_and_leaves_a_checkpoint(tuned, pretrained, prepared, offers):
-    model, extractor = open_checkpoint(MCMForActionRecommendation, str(tuned))
+def test_a_run_to_offers_learns_and_leaves_a_checkpoint(tuned, pretrained, prepared, offers):
+    model, extractor = open_checkpoint(MCMForActionRecommendation, str(tuned["offers"]))
     assert model.config.action_outcomes == ["conversion"]  # nobody looked at clicks
-    facts = read_json(tuned / "finetuning.json")
+    facts = read_facts(tuned["offers"])
     assert (facts["groups"], facts["offers"], facts["outcomes"]) == (68, 272, ["conversion"])
-    assert changed_weights(pretrained, tuned) == set()
     test = load_offers(offers, ["conversion"]).of(["test"])
-    scores = score_offers(model, OfferReader(load_prepared(prepared), test, extractor, model.config))[:, 0]
+    scores = score_offers(model, OfferReader(PreparedData(prepared).rows, test, extractor, model.config))[:, 0]
     assert roc_auc_score(test.table["conversion"], scores) > 0.8
+    assert [changed_weights(pretrained, folder) for folder in tuned.values()] == [set(), set()]  # but the head
 
 
 def test_offers_that_are_not_read_are_made_up_for_by_weights(options, prepared, offers, tmp_path, monkeypatch):
     monkeypatch.setattr("modeling_mcm.training.offers.MOST_REFUSED", 20)
-    call("run_finetune", *options, "--output_dir", tmp_path / "run")
-    table, facts = load_offers(offers).of(["train", "validation"]), read_json(tmp_path / "run" / "finetuning.json")
-    assert facts["offers"] == table.table["conversion"].sum() + 20 < 0.8 * len(table.table)
+    finetune(*options["offers"], "--output_dir", tmp_path / "run")
+    table = load_offers(offers).of(["train", "validation"])
+    assert read_facts(tmp_path / "run")["offers"] == table.table["conversion"].sum() + 20 < 0.8 * len(table.table)
     model, extractor = open_checkpoint(MCMForActionRecommendation, str(tmp_path / "run"))
-    scores = score_offers(model, OfferReader(load_prepared(prepared), table, extractor, model.config))[:, 0]
+    scores = score_offers(model, OfferReader(PreparedData(prepared).rows, table, extractor, model.config))[:, 0]
     assert (1 / (1 + np.exp(-scores))).mean() == pytest.approx(table.table["conversion"].mean(), abs=0.06)
 
 
-def test_the_example_fine_tunes_and_says_how_well(tuned, pretrained, prepared, offers, tmp_path, capsys):
-    example = importlib.import_module("7_fine_tune_to_offers")
-    example.main(pretrained, prepared, offers, tmp_path / "run")
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("conversion: ")]
-    metrics = dict(part.rsplit(" ", 1) for part in line.removeprefix("conversion: ").split(", "))
-    assert (
-        list(metrics) == ["average_precision", "roc_auc", "ndcg@10", "recall@10"] and float(metrics["ndcg@10"]) > 0.5
-    )
-    assert_same_weights(tmp_path / "run", tuned)
+def test_offers_that_run_beside_those_to_evaluate_on_are_not_trained_on(options, tmp_path, command):
+    words = [*options["offers"], "--output_dir", tmp_path / "run", "--train_splits", "test"]
+    command("run_finetune", *words, fails="when offers to evaluate on run already")
+    assert not (tmp_path / "run").exists()
 
 
-def test_a_finished_run_is_left_alone_and_another_one_refused(options, tuned, tmp_path, caplog):
-    folder = shutil.copytree(tuned, tmp_path / "run")
-    call("run_finetune", *options, "--output_dir", folder)
-    assert "which is finished: nothing is left to train" in caplog.text
-    with pytest.raises(SystemExit, match="trained otherwise.*this run has 30.*give another output_dir"):
-        call("run_finetune", *options, "--output_dir", folder, "--max_events", 30)
-
-
-def test_evaluation_prints_and_writes_a_table(tuned, pretrained, prepared, offers, tmp_path, command):
-    options = ["--data", prepared, "--offers", offers]
+def test_evaluation_of_offers_prints_and_writes_a_table(
+    tuned, pretrained, prepared, offers, tmp_path, command, capsys
+):
+    words = ["--model", tuned["offers"], "--data", prepared]
     written = ["--output_file", tmp_path / "numbers.json", "--report_file", tmp_path / "table.md"]
-    said = command("run_evaluate", "--model", tuned, *options, *written)
+    said = command("run_evaluate", *words, "--offers", offers, *written)
     assert "34 test groups of offers of corner_shop, 34 customers" in said
     numbers = json.loads((tmp_path / "numbers.json").read_text())
     assert list(numbers) == ["conversion: MCM without fine-tuning", "conversion: MCM fine-tuned"]
@@ -140,73 +153,156 @@ def test_evaluation_prints_and_writes_a_table(tuned, pretrained, prepared, offer
         assert set(metrics) == {"average_precision", "roc_auc", "ndcg@10", "recall@10"}
         assert all(0 <= m["low"] <= m["mean"] <= m["high"] <= 1 for m in metrics.values())
     assert "| conversion: MCM fine-tuned | " in (tmp_path / "table.md").read_text()
-    command("run_evaluate", "--model", pretrained, *options, fails="this needs an MCMForActionRecommendation")
-    command("run_evaluate", "--model", tuned, *options[:2], fails="is an MCMForActionRecommendation")
+    command("run_evaluate", *words, fails="is an MCMForActionRecommendation")
+    importlib.import_module("7_fine_tune_to_offers").main(pretrained, prepared, offers, tmp_path / "run")
+    means = [f"{name} {metric['mean']:.3f}" for name, metric in metrics.items()]
+    assert f"conversion: {', '.join(means)}\n" in capsys.readouterr().out
 
 
-def test_the_service_answers_offers_and_nothing_else(tuned, event_log, tmp_path):
-    service = make_service(*open_checkpoint(MCMForActionRecommendation, str(tuned)), tmp_path / "state.db")
-    client = make_client(service)
-    assert client.post("/events", json={"events": as_requests(event_log, ["c03"])}).status_code == 200
-    body = {"customers": ["c03", "nobody"], "actions": [{"action_id": "a", "item": ITEMS[0]}]}
-    assert client.post("/offers", json=body).json()["unknown"] == ["nobody"]
-    assert client.get("/customers/c03/scores").status_code == 501
-    for bad in ({"colour": "red"}, {}, *({"item": ITEMS[0], "weight": weight} for weight in ("x", 0, -1))):
-        wrong = client.post("/offers", json=body | {"actions": [{"action_id": "a", **bad}]})
-        assert wrong.status_code == 422 and ([*bad] or ["no columns besides"])[-1] in wrong.json()["detail"]
-    service.close()
+def test_a_label_is_learned_and_what_was_found_on_other_customers_is_kept(tuned, event_log, labels):
+    facts = read_facts(tuned["likes"])
+    assert (facts["label"], facts["kind"], facts["classes"]) == ("likes", "binary", ["false", "true"])
+    assert facts["labels"] + facts["validation"]["labels"] == 34 and facts["validation"]["labels"] == 7
+    assert facts["left_out"] == 0 and 0 <= facts["validation"]["auc"] <= 1
+    assert 0 <= facts["yardsticks"]["days since the last event"] <= 1
+    assert facts["validation"]["loss"] < 1.1 * np.log(2)  # not far above what holds for everybody, of seven customers
+    table, ask = pd.read_csv(labels), pipeline("customer-prediction", model=str(tuned["likes"]))
+    customers = [{"events": event_log[event_log["who"] == who].to_dict("list")} for who in table["who"]]
+    chances = np.array([found["true"] for found in ask(customers, as_of="2017-10-05", batch_size=8)])
+    assert chances[table["likes"]].mean() > chances[~table["likes"]].mean() + 0.005
 
 
-def test_the_page_lists_who_takes_which_offer(
-    tuned, pretrained, prepared, offers, event_log, tmp_path, command, monkeypatch
+def test_numbers_and_classes_are_learned_too(options, tmp_path):
+    finetune(*options["likes"], "--label", "spent", "--output_dir", tmp_path / "spent")
+    facts = read_facts(tmp_path / "spent")
+    assert facts["kind"] == "number" and {"rank_correlation", "mae"} <= set(facts["validation"])
+    assert MCMConfig.from_pretrained(tmp_path / "spent").problem_type == "regression"
+    found = pipeline("customer-prediction", model=str(tmp_path / "spent"))({"events": []}, as_of="2017-10-05")
+    assert isinstance(found, float)
+    words = ["--label", "aisle", "--validation_share", 0, "--output_dir", tmp_path / "aisle"]
+    finetune(*options["likes"], *words)
+    facts = read_facts(tmp_path / "aisle")
+    assert facts["kind"] == "classes" and facts["labels"] == 34 and facts["validation"] == {"labels": 0}
+
+
+OTHERWISE = [
+    ("offers", ["--max_events", 30], "this run has 30"),
+    ("likes", ["--label", "spent"], "label likes and this run has spent"),
+    ("likes", ["--validation_share", 0.5], "validation_share 0.2 and this run has 0.5"),
+    ("likes", ["--labels", "OTHER"], "other labels"),
+]
+
+
+def test_a_folder_of_another_run_is_refused_and_a_finished_run_is_left_alone(
+    options, labels, tuned, tmp_path, command, caplog
 ):
-    data, actions = shutil.copytree(prepared, tmp_path / "data"), offers / "actions.parquet"
-    event_log.to_parquet(tmp_path / "log.parquet")
-    words = ["--model", tuned, "--data", data, "--actions", actions, "--as_of", TEST]
-    command("run_predict", *words, "--output_dir", tmp_path / "out")
-    wanted = pd.read_parquet(tmp_path / "out").set_index("customer_id").loc["c07"]
-    base = open_checkpoint(MCMForMultiTaskRecommendation, str(pretrained))
-    given = [*base, str(data), str(tmp_path / "log.parquet"), None]
-    heads = {"coupons": open_checkpoint(MCMForActionRecommendation, str(tuned))}
-    for _ in range(2):
-        page = Page(Histories(*given, heads, str(actions)).wait())
-        found = page.customers.set_index("customer").loc["c07"]
-        for action, chance in zip(*wanted, strict=True):
-            assert found[f"coupons: {action} conversion, %"] == pytest.approx(100 * chance, abs=0.006)
-        monkeypatch.setattr("modeling_mcm.scoring.scorer.Scorer.score", None)  # the second start reads them
-    sent = page.monday(SENDS, budget=34).set_index("customer").loc["c07"]
-    assert sent["send"] == f"coupons: {wanted['conversion'][0]} conversion"
-    with pytest.raises(ValueError, match="is an MCMForActionRecommendation: name the table of the actions"):
-        Histories(*given, heads)
-    many = pd.DataFrame({"action_id": [f"item {n:02}" for n in range(13)]})
-    many.assign(action="buy", item=many["action_id"]).to_csv(tmp_path / "many.csv", index=False)
-    with pytest.raises(ValueError, match="has 13 actions with 1 outcomes each, and the list has room for 12"):
-        Histories(*given, heads, str(tmp_path / "many.csv"))
+    pd.read_csv(labels)[::-1].to_csv(tmp_path / "other.csv", index=False)
+    before = {kind: content(folder) for kind, folder in tuned.items()}
+    for kind, words, message in OTHERWISE:
+        words = [tmp_path / "other.csv" if word == "OTHER" else word for word in words]
+        said = command("run_finetune", *options[kind], "--output_dir", tuned[kind], *words, fails="trained otherwise")
+        assert message in said and "give another output_dir" in said
+    for kind, words in options.items():
+        finetune(*words, "--output_dir", tuned[kind])
+        assert "which is finished: nothing is left to train" in caplog.messages[-1]
+    assert {kind: content(folder) for kind, folder in tuned.items()} == before
 
 
-def test_a_checkpoint_and_options_that_do_not_fit_are_named(tuned, pretrained, prepared, offers, tmp_path, command):
-    words = ["--data", prepared, "--output_dir", tmp_path / "out"]
-    said = "is an MCMForActionRecommendation: name the table of the actions that it scores with --actions"
-    command("run_predict", "--model", tuned, *words, fails=said)
-    actions = ["--actions", offers / "actions.parquet"]
-    said = "is an MCMForMultiTaskRecommendation: it scores no offers"
-    command("run_predict", "--model", pretrained, *words, *actions, fails=said)
-    command("run_predict", "--model", tuned, *words, *actions, "--tasks", "items", fails="ranks no tasks")
+def test_all_customers_are_predicted_at_the_end_of_the_log(tuned, predict, event_log):
+    found = predict(tuned["likes"])
+    assert list(found.columns) == ["predicted_false", "predicted_true"]
+    events, end = event_log[event_log["who"] == "c03"], event_log["when"].max() + pd.Timedelta(seconds=1)
+    wanted = pipeline("customer-prediction", model=str(tuned["likes"]))({"events": events}, as_of=end)
+    assert found.loc["c03"].tolist() == pytest.approx([wanted["false"], wanted["true"]], abs=1e-5)
+
+
+def test_a_checkpoint_and_options_that_do_not_fit_are_named(tuned, prepared, offers, tmp_path, command):
     later = pd.read_parquet(offers / "actions.parquet").assign(time=pd.Timestamp("2018-01-01"))
     later.to_parquet(tmp_path / "later.parquet")
-    late = ["--actions", tmp_path / "later.parquet", "--as_of", "2017-11-05"]
-    command("run_predict", "--model", tuned, *words, *late, fails="has no row in the actions that holds then")
+    words, actions = ["--data", prepared, "--output_dir", tmp_path / "out"], ["--actions", tmp_path / "later.parquet"]
+    for kind, more, said in (
+        (
+            "offers",
+            [],
+            "name the table of the actions that it scores with --actions",
+        ),
+        ("offers", [*actions, "--tasks", "items"], "ranks no tasks"),
+        ("offers", [*actions, "--as_of", "2017-11-05"], "has no row in the actions that holds then"),
+        ("likes", ["--tasks", "aisle"], "ranks no tasks"),
+    ):
+        command("run_predict", "--model", tuned[kind], *words, *more, fails=said)
 
 
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        (["--labels", "labels.csv"], "--model, --data and one of --offers and --labels are needed"),
-        (["--train_splits", "tset"], "No splits ['tset']; choose from train, validation, test"),
-        (["--train_splits", "test"], "when offers to evaluate on run already"),
-        (["--label", "churned"], "--label is not read with --offers: leave it out"),
-    ],
-)
-def test_wrong_options_are_refused(options, tmp_path, command, wrong, message):
-    command("run_finetune", *options, "--output_dir", tmp_path / "run", *wrong, fails=message)
-    assert not (tmp_path / "run").exists()
+def test_the_page_lists_a_label_and_offers_of_all_customers(
+    tuned, pretrained, prepared, offers, raw, predict, tmp_path, command, monkeypatch
+):
+    pytest.importorskip("gradio", reason="Gradio not installed")
+    actions, shown = ["--actions", offers / "actions.parquet"], []
+    data, log = shutil.copytree(prepared, tmp_path / "data"), raw / "events.parquet"
+    words = ["--data", data, "--events", log, "--model"]
+    monkeypatch.setattr(app, "build_page", shown.append)
+    monkeypatch.setattr(app, "launch_page", lambda *_, **__: sys.exit("shown"))
+    show = partial(command, "modeling_mcm.commands.app", *words)
+    show(pretrained, "--tuned", *tuned.values(), *actions, fails="shown")
+    page = Page(shown[0].wait())
+    likes, taken = predict(tuned["likes"], "--as_of", TEST), predict(tuned["offers"], "--as_of", TEST, *actions)
+    found = page.find("", "likes, %", None, None, True).set_index("customer")
+    assert found["likes, %"].is_monotonic_decreasing
+    assert found["likes, %"].to_dict() == pytest.approx((100 * likes["predicted_true"]).to_dict(), abs=0.006)
+    for action, chance in zip(*taken.loc["c07"], strict=True):
+        assert found.loc["c07", f"offers: {action} conversion, %"] == pytest.approx(100 * chance, abs=0.006)
+    sent = page.monday(SENDS, budget=34).set_index("customer").loc["c07"]
+    assert sent["send"] == f"offers: {taken.loc['c07', 'conversion'][0]} conversion"
+    monkeypatch.setattr("modeling_mcm.scoring.scorer.Scorer.score", None)  # the second start reads them
+    show(pretrained, "--tuned", *tuned.values(), *actions, fails="shown")
+    pd.testing.assert_frame_equal(Page(shown[1].wait()).customers, page.customers)
+    said = show(tuned["likes"], fails="is an MCMForCustomerPrediction")
+    assert "`mcm app --tuned`; this needs an MCMForMultiTaskRecommendation" in said
+    show(pretrained, "--tuned", tuned["likes"], tuned["likes"], fails="Two folders of --tuned have one")
+    show(pretrained, "--tuned", tuned["offers"], fails="name the table of the actions")
+    many = pd.DataFrame({"action_id": [f"item {n:02}" for n in range(13)]})
+    many.assign(action="buy", item=many["action_id"]).to_csv(tmp_path / "many.csv", index=False)
+    said = "has 13 actions with 1 outcomes each, and the list has room for 12"
+    show(pretrained, "--tuned", tuned["offers"], "--actions", tmp_path / "many.csv", fails=said)
+
+
+def test_the_service_answers_what_a_head_is_for_and_nothing_else(tuned, event_log, tmp_path):
+    pytest.importorskip("fastapi", reason="FastAPI not installed")
+    for kind, folder in tuned.items():
+        service = make_service(*open_checkpoint(find_head(str(folder)), str(folder)), tmp_path / f"{kind}.db")
+        client = make_client(service)
+        assert client.post("/events", json={"events": as_requests(event_log, ["c03"])}).status_code == 200
+        for question in ("scores", "explain?task=aisle", "forecast"):
+            assert client.get(f"/customers/c03/{question}").status_code == 501
+        if kind == "likes":
+            assert client.get("/customers/c03/prediction").status_code == 200
+        else:
+            body = {"customers": ["c03", "nobody"], "actions": [{"action_id": "a", "item": ITEMS[0]}]}
+            assert client.post("/offers", json=body).json()["unknown"] == ["nobody"]
+            for bad in ({"colour": "red"}, {}, *({"item": ITEMS[0], "weight": weight} for weight in ("x", 0, -1))):
+                wrong = client.post("/offers", json=body | {"actions": [{"action_id": "a", **bad}]})
+                assert wrong.status_code == 422 and ([*bad] or ["no columns besides"])[-1] in wrong.json()["detail"]
+        service.close()
+
+
+def test_the_example_learns_churn_and_kids(event_log, pretrained, prepared, tmp_path, capsys):
+    raw = event_log.rename(columns={"who": "household_id", "when": "time"}).assign(token_type="purchase")
+    raw[["household_id", "time", "token_type"]].to_parquet(tmp_path / "events.parquet")
+    known = sorted(event_log["who"].unique())
+    kids = [None if place % 10 == 0 else str(place % 3) for place in range(len(known))]
+    pd.DataFrame({"household_id": known, "kids_count": kids}).to_parquet(tmp_path / "profile.parquet")
+    importlib.import_module("9_any_label").main(str(pretrained), prepared, tmp_path, tmp_path / "run")
+    said = capsys.readouterr().out
+    for name in ("churn", "kids"):
+        assert f"{name}: AUC " in said
+        assert MCMForCustomerPrediction.from_pretrained(tmp_path / "run" / name).config.num_labels == 2
+    assert "'true': " in said
+
+
+def test_labels_need_a_log_with_times(prepare_log, event_log, tmp_path):
+    ordered = event_log.assign(place=np.arange(len(event_log))).drop(columns="when")
+    changes = {"time": None, "order": "place", "cutoffs": "leave_one_out"}
+    features = [{"name": "type", "column": "action"}, {"name": "items", "column": "item"}]
+    data = prepare_log(ordered, **changes, features=features, amount=None, tasks=["items"])
+    with pytest.raises(ValueError, match="has no times but `order`"):
+        read_labels(PreparedData(data), LabelOptions(labels=str(tmp_path / "labels.csv")))

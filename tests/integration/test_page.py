@@ -10,16 +10,17 @@ import shutil
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 import torch
-from corner_shop import make_profile
+from choices import STATE
 from fitted import fill_forecaster, fill_scorer
 from folders import flipped_bits
 
-from modeling_mcm.commands import app as command
+from modeling_mcm import MCMFeatureExtractor
 from modeling_mcm.page import app
 from modeling_mcm.page.app import Page, percent
 from modeling_mcm.page.histories import Histories
@@ -28,34 +29,38 @@ pytest.importorskip("gradio", reason="Gradio not installed")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 PATIENCE = 60_000  # milliseconds, on a busy machine
 WHO = "c07"
-STATE = {"state_size": 8, "summed_features": ["a.b"], "state_features": ["type", "aisle", "weekday"]}
-STATE |= {"forecast_window": 300.0}
 
 
 @pytest.fixture(scope="module")
-def page_files(event_log, tmp_path_factory):
-    """The raw log and profiles as files."""
-    folder = tmp_path_factory.mktemp("raw")
-    event_log.to_parquet(folder / "events.parquet")
-    make_profile(event_log).to_parquet(folder / "profile.parquet")
-    return folder
+def files(raw, prepared, tmp_path_factory):
+    """The data set, the log and the profiles."""
+    data = shutil.copytree(prepared, tmp_path_factory.mktemp("page") / "data")
+    return [str(path) for path in (data, raw / "events.parquet", raw / "profile.parquet")]
+
+
+@pytest.fixture(scope="module")
+def histories(tiny_model, stored_extractor, files):
+    model = fill_forecaster(fill_scorer(tiny_model(extended=True, scorer=True, kind_feature="type", **STATE)))
+    model.scorer.chance.copy_(torch.tensor([0.5, 0.9, -0.2]))
+    return Histories(model, MCMFeatureExtractor.from_pretrained(str(stored_extractor)), *files).wait()
+
+
+@pytest.fixture(scope="module")
+def page(histories):
+    return Page(histories)
 
 
 @pytest.fixture
-def histories(tiny_model, extractor, prepared, page_files, tmp_path):
-    files = [str(page_files / f"{name}.parquet") for name in ("events", "profile")]
-    shutil.copytree(prepared, tmp_path / "data")
-    model = fill_forecaster(fill_scorer(tiny_model(extended=True, scorer=True, kind_feature="type", **STATE)))
-    model.scorer.chance.copy_(torch.tensor([0.5, 0.9, -0.2]))
-    return Histories(model, extractor, str(tmp_path / "data"), *files).wait()
+def live(histories):
+    return histories.household(WHO).live
 
 
-def test_profiles_are_found_whatever_type_their_ids_have(histories, tmp_path, caplog):
-    path, histories._rows = tmp_path / "profile.parquet", {"1": [], "2": []}
-    pd.DataFrame({"who": [1.0, 3.0], "age": ["old", "young"]}).to_parquet(path)
-    assert histories._read_profiles(str(path))["1"] == {"age": "old"} and not caplog.text
-    histories._rows = {"c1": []}
-    histories._read_profiles(str(path))
+def test_profiles_are_found_whatever_type_their_ids_have(histories, tmp_path, caplog, monkeypatch):
+    pd.DataFrame({"who": [1.0, 3.0], "age": ["old", "young"]}).to_parquet(tmp_path / "profile.parquet")
+    monkeypatch.setattr(histories, "_rows", {"1": [], "2": []})
+    assert histories._read_profiles(str(tmp_path / "profile.parquet"))["1"] == {"age": "old"} and not caplog.text
+    monkeypatch.setattr(histories, "_rows", {"c1": []})
+    histories._read_profiles(str(tmp_path / "profile.parquet"))
     assert "No profile is of a customer of the log" in caplog.text
 
 
@@ -118,12 +123,13 @@ def radio(page, field, value):
     return page.locator(f"#{field} input[type=radio][value='{value}']")
 
 
-def test_a_walk_through_the_page_with_the_keyboard_alone(browse, histories):
+def test_a_walk_through_the_page_with_the_keyboard_alone(browse, histories, page, live):
+    views = page
     page, others = browse()
     open_customer(page, WHO)
     page.wait_for_selector(f"#answer:has-text('Customer {WHO}')")
     assert f"customer={WHO}" in page.url
-    expected = Page(histories).expected(WHO)
+    expected = views.expected(WHO)
     for task, choices in expected.items():
         assert page.locator(f"#next-{task} label").all_inner_texts() == [text for text, _ in choices]
     # with Tab from the first label of a task to the next one
@@ -134,14 +140,14 @@ def test_a_walk_through_the_page_with_the_keyboard_alone(browse, histories):
     page.wait_for_selector(f"#why h3:has-text('Why {label}?')")
     assert radio(page, "next-items", label).is_checked()
     page.wait_for_function("document.querySelector('#why').getBoundingClientRect().top < innerHeight / 2")
-    found = histories.household(WHO).live.explain("items", label, histories.cutoff)
+    found = live.explain("items", label, histories.cutoff)
     assert f"Bought {found.words}" in page.locator("#why").inner_text()
     shown, best = page.locator("#visits").inner_text(), found.visits[0]
     assert best.without >= found.chance or (best.time[:10] in shown and f"{best.without:.1%}" in shown)
     assert page.locator("#timeline canvas, #timeline svg").count() > 0
     # what if
     choose(page, "label", "item 05")
-    for cell in Page(histories).what_if(WHO, "items", "item 05")[0]:
+    for cell in views.what_if(WHO, "items", "item 05")[0]:
         page.wait_for_selector(f"#moves td:has-text('{cell}')")
     # a look-alike
     name = histories.alike(WHO)[0][0]
@@ -151,8 +157,9 @@ def test_a_walk_through_the_page_with_the_keyboard_alone(browse, histories):
     assert others == []
 
 
-def test_the_list_finds_sorts_opens_and_exports_customers(browse, histories, monkeypatch):
+def test_the_list_finds_sorts_opens_and_exports_customers(browse, page, monkeypatch):
     monkeypatch.setattr(app, "LISTED", 5)
+    views = page
     page, others = browse(query="?customer=c21")
     page.wait_for_selector("#answer:has-text('Customer c21')")
     open_customer(page, "c2")  # the beginning of ten ids
@@ -160,10 +167,10 @@ def test_the_list_finds_sorts_opens_and_exports_customers(browse, histories, mon
     page.get_by_text("All customers").click()
     page.locator("#list [data-sort='days late']").click()
     page.wait_for_selector("#number:has-text('34 customers, the first 5 are shown; the CSV has all')")
-    latest = Page(histories).find("", "days late", None, None, True)["customer"].tolist()
+    latest = views.find("", "days late", None, None, True)["customer"].tolist()
     page.wait_for_function(f"document.querySelector('#list td').innerText === '{latest[0]}'")
     choose(page, "likely", "ITEM 05")
-    found = Page(histories).find("item 05", "days late", None, None, True)["customer"].tolist()
+    found = views.find("item 05", "days late", None, None, True)["customer"].tolist()
     page.wait_for_selector(f"#number:has-text('{len(found)} customers')")
     with page.expect_download() as download:
         page.locator("#export").click()
@@ -176,7 +183,7 @@ def test_the_list_finds_sorts_opens_and_exports_customers(browse, histories, mon
     page.locator("#monday button").first.click()
     page.wait_for_selector(f"#number:has-text('{app.COMES}')")
     page.locator("#list [data-open]").first.click()
-    page.wait_for_selector(f"#answer:has-text('Customer {Page(histories).monday(app.COMES)['customer'].iloc[0]}')")
+    page.wait_for_selector(f"#answer:has-text('Customer {views.monday(app.COMES)['customer'].iloc[0]}')")
     assert others == []
 
 
@@ -197,86 +204,71 @@ def test_the_page_fits_and_is_light_and_dark(browse, width):
     assert lights[0] > 500 > lights[1]
 
 
-def test_numbers_of_the_page_are_those_of_the_model_and_the_log(histories, event_log):
-    page, live = Page(histories), histories.household(WHO).live
+def test_numbers_of_the_page_are_those_of_the_model_and_the_log(histories, page, live, event_log):
     future = event_log[(event_log["who"] == WHO) & (event_log["when"] >= histories.cutoff)]
     future = future[(future["action"] == "buy") & (future["basket"] == future["basket"].dropna().iloc[0])]
-    for task, choices in page.expected(WHO).items():
-        best = [(e["label"], percent(e["chance"])) for e in live.scores(histories.cutoff, [task], 6)[task]]
+    expected, scores = page.expected(WHO), live.scores(histories.cutoff, k=6)
+    for task, choices in expected.items():
+        best = [(entry["label"], percent(entry["chance"])) for entry in scores[task]]
         assert [(label, text.split(" · ")[1]) for text, label in choices] == best
-        if task == "items":
-            assert {label for text, label in choices if "next visit" in text} <= set(future["item"])
+    assert {label for text, label in expected["items"] if "next visit" in text} <= set(future["item"])
     times = {visit.time for visit in histories.household(WHO).visits}
     labels = [entry["label"] for entry in live.scores(histories.cutoff, ["items"])["items"]]
     explained = (live.explain("items", label, histories.cutoff) for label in labels)
     # a letter of the shop speaks for it, and is no visit
     found = next(e for e in explained if any(v.without < e.chance and v.time not in times for v in e.visits))
-    label = found.label
-    sentence, timeline, visits = page.why(WHO, "items", label)
+    sentence, timeline, visits = page.why(WHO, "items", found.label)
     for_it = [visit for visit in found.visits if visit.without < found.chance and visit.time in times][:5]
     change = f"{found.chance:.1%} → "
     assert for_it and [row[:2] for row in visits] == [[v.time[:10], change + f"{v.without:.1%}"] for v in for_it]
     assert f"Without the visit of {for_it[0].time[:10]}: {change}{for_it[0].without:.1%}" in sentence
-    assert ((timeline["time"] >= histories.cutoff) == (timeline["visit"] == "hidden")).all()
-    assert 0 < (timeline["visit"] == "hidden").sum() < len(timeline)
+    hidden = timeline["visit"] == "hidden"
+    assert ((timeline["time"] >= histories.cutoff) == hidden).all() and 0 < hidden.sum() < len(timeline)
 
 
-def test_what_if_shows_what_moves(histories, monkeypatch):
-    page = Page(histories)
+def test_what_if_shows_what_moves(histories, page, live, monkeypatch):
     after = histories.what_if(WHO, histories.template("items", "item 05"), histories.cutoff)
     old, new = (
-        {entry["label"]: entry["chance"] for entry in live.scores(histories.cutoff, ["items"], 100)["items"]}
-        for live in (histories.household(WHO).live, after)
+        {entry["label"]: entry["chance"] for entry in each.scores(histories.cutoff, ["items"], 100)["items"]}
+        for each in (live, after)
     )
     *moves, forecast = page.what_if(WHO, "items", "item 05")
     assert 0 < len(moves) <= 8
     for name, was, becomes, ratio in moves:
         assert (was, becomes) == (percent(old[name]), percent(new[name])) and abs(new[name] - old[name]) >= 0.0005
         assert ratio == f"× {new[name] / old[name]:.2g}"
-    told = histories.household(WHO).live.forecast(histories.cutoff)
-    words = {words: name for name, words in page._names().items()}
-    assert forecast[3] == f"× {after.forecast(histories.cutoff)[words[forecast[0]]] / told[words[forecast[0]]]:.2g}"
-    monkeypatch.setattr(histories, "what_if", lambda *_: histories.household(WHO).live)
+    name = {words: name for name, words in page._names().items()}[forecast[0]]
+    told = [each.forecast(histories.cutoff)[name] for each in (live, after)]
+    assert forecast[3] == f"× {told[1] / told[0]:.2g}"
+    monkeypatch.setattr(histories, "what_if", lambda *_: live)
     assert page.what_if(WHO, "items", "item 05") == []
 
 
-def test_the_list_is_the_predictions_ordered_and_filtered(histories):
-    page = Page(histories)
+def test_the_list_is_the_predictions_ordered_and_filtered(histories, page, live, monkeypatch):
     everyone = page.find("", "customer", None, None, False)
-    assert everyone["customer"].tolist() == sorted(histories.ids) and len(everyone) == len(histories.ids)
-    live = histories.household(WHO).live
+    assert everyone["customer"].tolist() == sorted(histories.ids)
     row, told = everyone.set_index("customer").loc[WHO], live.forecast(histories.cutoff)
     assert row["mean spend in 30 days"] == pytest.approx(told["a.b_30d"], abs=0.06)
-    best = [entry["label"] for entry in live.scores(histories.cutoff, ["items"], 3)["items"]]
-    assert row["likely next"] == ", ".join(best)
+    scores = live.scores(histories.cutoff, ["items"], 3)["items"]
+    best = scores[0]["label"]
+    assert row["likely next"] == ", ".join(entry["label"] for entry in scores)
     assert row["days late"] == pytest.approx(row["days since visit"] - row["usual gap"], abs=0.11)
     late = page.find("", "days late", 1, None, True)["days late"]
     assert 0 < len(late) == (everyone["days late"] >= 1).sum() and late.is_monotonic_decreasing
-    likely = page.find(best[0], "customer", None, None, True)
-    scores = live.scores(histories.cutoff, ["items"], 20)["items"]
-    assert likely.set_index("customer").loc[WHO, f"{best[0]}, %"] == pytest.approx(
-        100 * scores[0]["chance"], abs=0.006
-    )
-    assert likely[f"{best[0]}, %"].is_monotonic_decreasing
-
-
-def test_the_map_has_thirds_of_the_column(histories):
-    page = Page(histories)
+    likely = page.find(best, "customer", None, None, True).set_index("customer")[f"{best}, %"]
+    assert likely.is_monotonic_decreasing and likely[WHO] == pytest.approx(100 * scores[0]["chance"], abs=0.006)
     placed, column = page.map(page.customers, "customer")
     most = placed.groupby("third")["value"].max()
     assert column == "mean spend in 30 days" and most.loc[[*app.THIRDS]].is_monotonic_increasing
     assert len(placed) == len(histories.ids) and page.map(page.customers, "days late")[1] == "days late"
-
-
-def test_ids_that_are_numbers_are_ordered_as_numbers(histories):
     ids = [str(number) for number in range(len(histories.ids), 0, -1)]
     table = histories.scored.table.set_column(0, "customer_id", [ids])
-    histories.scored = dataclasses.replace(histories.scored, table=table)
-    assert Page(histories).customers["customer"].tolist() == ids[::-1]
+    monkeypatch.setattr(histories, "scored", dataclasses.replace(histories.scored, table=table))
+    assert Page(histories).customers["customer"].tolist() == ids[::-1]  # numbers are ordered as numbers
 
 
-def test_mondays_questions_are_views_on_the_list(histories, event_log):
-    page, everyone = Page(histories), Page(histories).customers.set_index("customer")
+def test_mondays_questions_are_views_on_the_list(histories, page, event_log):
+    everyone = page.customers.set_index("customer")
     past, cutoff = event_log[event_log["when"] < histories.cutoff], pd.Timestamp(histories.cutoff)
     comes = page.monday(app.COMES)["comes in 7 days, %"]
     assert 0 < len(comes) == round(everyone["comes in 7 days, %"].sum() / 100) and comes.is_monotonic_decreasing
@@ -312,12 +304,12 @@ def test_mondays_questions_are_views_on_the_list(histories, event_log):
         (lambda page: app._read_number("inf", "Budget"), "Budget is 'inf': write a number"),
     ],
 )
-def test_what_a_question_lacks_is_said(histories, ask, words):
+def test_what_a_question_lacks_is_said(page, ask, words):
     with pytest.raises(ValueError, match=words):
-        ask(Page(histories))
+        ask(page)
 
 
-def test_a_click_sorts_or_opens_and_an_unknown_customer_is_said(histories):
+def test_a_click_sorts_or_opens_and_an_unknown_customer_is_said(histories, page):
     gradio, blocks = pytest.importorskip("gradio"), app.build_page(histories)
     click, start, monday = (
         next(each.fn for each in blocks.fns.values() if name in str(each.fn)) for name in ("click", "start", "monday")
@@ -330,8 +322,7 @@ def test_a_click_sorts_or_opens_and_an_unknown_customer_is_said(histories):
         assert start(request)[0] == sorted(histories.ids)[0]
     number, table, *_ = next(monday("", ""))
     assert (
-        number.startswith(f"**{app.COMES}** ")
-        and f"data-open='{Page(histories).monday(app.COMES)['customer'].iloc[0]}'" in table
+        number.startswith(f"**{app.COMES}** ") and f"data-open='{page.monday(app.COMES)['customer'].iloc[0]}'" in table
     )
 
 
@@ -352,8 +343,7 @@ def test_cells_of_an_export_are_no_formulas():
     assert safe["'=days"].tolist() == table["=days"].tolist()
 
 
-def test_the_list_appears_with_the_first_customers_and_fills(histories, page_files, extractor, tmp_path, monkeypatch):
-    (tmp_path / "data" / "page.json").unlink()
+def test_the_list_appears_with_the_first_customers_and_fills(histories, page, files, prepared, tmp_path, monkeypatch):
     go_on, score = threading.Event(), Histories._score
 
     def wait_after_the_first(self, scorer, tuned, part, *others):
@@ -362,85 +352,71 @@ def test_the_list_appears_with_the_first_customers_and_fills(histories, page_fil
 
     monkeypatch.setattr("modeling_mcm.page.histories.BATCH", 8)
     monkeypatch.setattr(Histories, "_score", wait_after_the_first)
-    files = [str(page_files / f"{name}.parquet") for name in ("events", "profile")]
-    again = Histories(histories.model, extractor, str(tmp_path / "data"), *files)
-    page = Page(again)
-    assert len(page.customers) == 8 and len(again.ids) == 34
+    data = shutil.copytree(prepared, tmp_path / "data")
+    again = Histories(histories.model, histories.extractor, str(data), *files[1:])
+    filling = Page(again)
+    assert len(filling.customers) == 8 and len(again.ids) == 34
     last = again.ids[-1]
     assert again.household(last).live.events and again.alike(last) == []  # one may be opened before
     go_on.set()
     again.wait()
-    pd.testing.assert_frame_equal(page.customers, Page(histories).customers, atol=0.11)  # batches round otherwise
+    pd.testing.assert_frame_equal(filling.customers, page.customers, atol=0.11)  # batches round otherwise
 
 
-def test_the_sentence_on_top_says_what_the_model_forecasts(histories):
-    page, told = Page(histories), histories.household(WHO).live.forecast(histories.cutoff)
-    sentence = page.answer(WHO).partition("</h2>")[0]
+def test_the_sentence_on_top_says_what_the_model_forecasts(histories, page, live, monkeypatch):
+    sentence, told = page.answer(WHO).partition("</h2>")[0], live.forecast(histories.cutoff)
     assert percent(told["visit_probability_7d"]) in sentence
     assert f"spends {told['a.b_30d']:,.0f} on average in 30 days" in sentence
     rows = {row[0]: row[1:] for row in page.forecast(WHO)}
     assert rows["comes"] == [percent(told[f"visit_probability_{days}d"]) for days in (7, 30, 90)]
     assert rows["spend, mean"] == [f"{told[f'a.b_{days}d']:,.1f}" for days in (7, 30, 90)]
-    histories.extractor.currency = "EUR"
+    best = live.scores(histories.cutoff, ["items"], 3)["items"]
+    assert sentence.endswith(f"; likely next: {', '.join(entry['label'] for entry in best)}.")
+    monkeypatch.setattr(histories.extractor, "currency", "EUR")
     assert f"spends {told['a.b_30d']:,.0f} EUR on average" in page.answer(WHO)
     assert "spend (EUR), mean" in [row[0] for row in page.forecast(WHO)]
-    best = histories.household(WHO).live.scores(histories.cutoff, ["items"], 3)["items"]
-    assert sentence.endswith(f"; likely next: {', '.join(entry['label'] for entry in best)}.")
 
 
-def test_own_tokens_and_unknown_values_appear_nowhere(histories):
-    page = Page(histories)
-    types = histories.household(WHO).live.scores(histories.cutoff, ["type"], 100)["type"]
+def test_own_tokens_and_unknown_values_appear_nowhere(histories, page, live):
+    types = live.scores(histories.cutoff, ["type"], 100)["type"]
     assert {entry["label"] for entry in types} == {"buy", "click"}
     told = [page.expected(WHO), page.why(WHO, "type", "buy"), page.answer(WHO), page.labels("type")]
     assert not any(own in str(told) for own in ("history_start", "end_of_visit", "[unknown]", "[missing]"))
 
 
-def test_the_command_shows_the_page_of_a_csv_log(monkeypatch, capsys, save, prepared, event_log, tmp_path):
+def test_the_command_shows_the_page_of_a_csv_log_whose_export_is_private_and_gone_at_the_end(
+    save, prepared, event_log, tmp_path
+):
     event_log.to_csv(tmp_path / "log.csv", index=False)
-    shutil.copytree(prepared, tmp_path / "data")
-    words = ["--model", save(extended=True), "--data", str(tmp_path / "data"), "--events", str(tmp_path / "log.csv")]
-    monkeypatch.setattr(sys, "argv", ["mcm app", *words])
-    monkeypatch.setattr("gradio.Blocks.block_thread", lambda blocks: blocks.close())
-    command.main()
-    assert "The page is at http://127.0.0.1:" in capsys.readouterr().out
-
-
-def test_what_is_exported_is_private_and_gone_at_the_end(save, prepared, page_files, tmp_path):
-    shutil.copytree(prepared, tmp_path / "data")
-    temporary = tmp_path / "temporary"
+    temporary, data = tmp_path / "temporary", shutil.copytree(prepared, tmp_path / "data")
     temporary.mkdir()
-    words = ["--model", save(extended=True), "--data", tmp_path / "data", "--events", page_files / "events.parquet"]
-    command = [sys.executable, "-m", "modeling_mcm.commands.app", *map(str, words)]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(temporary)}
-    ) as page:
-        assert "The page is at" in page.stdout.readline()
+    words = ["--model", save(extended=True), "--data", data, "--events", tmp_path / "log.csv"]
+    command = [sys.executable, "-m", "modeling_mcm.commands.app", *words]
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert "The page is at http://127.0.0.1:" in process.stdout.readline()
         exported = [path.relative_to(temporary) for path in temporary.rglob("customers.csv")]
         assert exported and not any((temporary / path.parts[0]).stat().st_mode & 0o077 for path in exported)
-        page.terminate()
+        process.terminate()
     assert list(temporary.rglob("*.csv")) == []
 
 
-def test_scores_of_an_earlier_start_are_those_of_the_model(histories, page_files, tmp_path, extractor, monkeypatch):
-    live = histories.household(WHO).live
-    assert histories.scored.embeddings[histories.scored.indices[WHO]] == pytest.approx(
-        live.embedding(histories.cutoff), abs=1e-5
-    )
-    files = [str(page_files / f"{name}.parquet") for name in ("events", "profile")]
+def test_scores_of_an_earlier_start_are_those_of_the_model(histories, live, files, monkeypatch):
+    embedding = histories.scored.embeddings[histories.scored.indices[WHO]]
+    assert embedding == pytest.approx(live.embedding(histories.cutoff), abs=1e-5)
     monkeypatch.setattr("modeling_mcm.page.histories.Scorer", None)  # nothing is scored again
-    again = Histories(histories.model, extractor, str(tmp_path / "data"), *files)
+    again = Histories(histories.model, histories.extractor, *files)
     assert (again.scored.embeddings == histories.scored.embeddings).all()
     assert again.scored.table.equals(histories.scored.table)
-    for _ in flipped_bits(tmp_path / "data" / "page.parquet", 8):
+    for _ in flipped_bits(Path(files[0], "page.parquet"), 8):
         with pytest.raises(TypeError):  # it would be scored again
-            Histories(histories.model, extractor, str(tmp_path / "data"), *files)
+            Histories(histories.model, histories.extractor, *files)
 
 
-def test_values_of_a_log_cannot_put_code_into_the_page(histories, monkeypatch):
-    bad, page, live = "<img src=x onerror=alert(1)>", Page(histories), histories.household(WHO).live
-    found = live.explain("items", page.expected(WHO)["items"][0][1], histories.cutoff)
-    monkeypatch.setattr(live, "explain", lambda *_: dataclasses.replace(found, words=bad))
+def test_values_of_a_log_cannot_put_code_into_the_page(histories, page, live, monkeypatch):
+    bad, label = "<img src=x onerror=alert(1)>", page.expected(WHO)["items"][0][1]
+    found = dataclasses.replace(live.explain("items", label, histories.cutoff), words=bad)
+    monkeypatch.setattr(live, "explain", lambda *_: found)
     monkeypatch.setattr(live, "scores", lambda *_: {"items": [{"label": bad}]})
-    live.profile["age"] = bad
+    monkeypatch.setitem(live.profile, "age", bad)
     assert "<img" not in page.answer(WHO) and "<img" not in page.why(WHO, "items", bad)[0]

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scoring everyone: what is written, from prepared data and from a raw log, through kills and in several processes."""
 
+import importlib
 import re
 import shutil
 import time
@@ -12,10 +13,14 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
-from corner_shop import SCHEMA, make_profile
+from choices import STATE
+from corner_shop import SCHEMA
+from fitted import fill_forecaster
 from folders import content
 from in_process import call
+from transformers import pipeline
 
 from modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.data import NO_CUTOFFS, PreparedManifest, load_prepared, read_schema
@@ -38,15 +43,8 @@ def predict(command):
 
 
 @pytest.fixture
-def log_file(event_log, tmp_path):
-    event_log.to_parquet(tmp_path / "log.parquet")
-    return tmp_path / "log.parquet"
-
-
-@pytest.fixture
-def profile_file(event_log, tmp_path):
-    make_profile(event_log).to_parquet(tmp_path / "profile.parquet")
-    return tmp_path / "profile.parquet"
+def log_options(raw):
+    return ["--events", raw / "events.parquet", "--profile", raw / "profile.parquet"]
 
 
 def test_columns_can_be_chosen(predict, save, prepared, tmp_path):
@@ -59,13 +57,11 @@ def test_columns_can_be_chosen(predict, save, prepared, tmp_path):
     np.testing.assert_allclose(ranked["aisle_scores"].map(sum), 1, atol=1e-5)  # all four labels
 
 
-def test_data_prepared_for_a_checkpoint_are_encoded_as_it_encodes(
-    command, save, extractor, event_log, profile_file, tmp_path
-):
+def test_data_prepared_for_a_checkpoint_are_encoded_as_it_encodes(command, save, extractor, event_log, raw, tmp_path):
     one = event_log[event_log["who"] == "c07"].tail(3)
     one = pd.concat([one, one.tail(1).assign(item="item of tomorrow")])
     one.to_parquet(tmp_path / "today.parquet")
-    words = ["--model", save(), "--events", tmp_path / "today.parquet", "--profile", profile_file]
+    words = ["--model", save(), "--events", tmp_path / "today.parquet", "--profile", raw / "profile.parquet"]
     said = command("modeling_mcm.commands.prepare", *words, "--output_dir", tmp_path / "data")
     assert re.search(r"Unknown +items 1\n", said)
     manifest = PreparedManifest.load(tmp_path / "data")
@@ -82,19 +78,27 @@ def test_data_prepared_for_a_checkpoint_are_encoded_as_it_encodes(
         assert "No event is between" in said or "nowhere is no folder: give a checkpoint" in said
 
 
-def test_a_log_prepared_for_another_checkpoint_is_not_reused(extractor, log_file, profile_file, tmp_path):
-    options = {"profile": profile_file, "feature_extractor": extractor, "reuse": True}
-    first = prepare(log_file, read_schema(extractor), tmp_path / "data", **options)
-    assert prepare(log_file, read_schema(extractor), tmp_path / "data", **options) == first
+def test_the_cutoffs_of_a_schema_can_be_moved(command, log_options, tmp_path):
+    (tmp_path / "schema.yaml").write_text(yaml.safe_dump(SCHEMA))
+    words = [*log_options, "--schema", tmp_path / "schema.yaml", "--output_dir", tmp_path / "data"]
+    command("modeling_mcm.commands.prepare", *words, "--cutoffs", "2017-09-01", "2017-09-15")
+    cutoffs = PreparedManifest.load(tmp_path / "data").event_schema.cutoffs
+    assert [f"{day:%m-%d}" for day in cutoffs.values()] == ["09-01", "09-15"]
+
+
+def test_a_log_prepared_for_another_checkpoint_is_not_reused(extractor, raw, tmp_path):
+    options = {"profile": raw / "profile.parquet", "feature_extractor": extractor, "reuse": True}
+    first = prepare(raw / "events.parquet", read_schema(extractor), tmp_path / "data", **options)
+    assert prepare(raw / "events.parquet", read_schema(extractor), tmp_path / "data", **options) == first
     extractor.vocabularies["items"] = extractor.vocabularies["items"][::-1]
     with pytest.raises(FileExistsError, match="another options made it"):
-        prepare(log_file, read_schema(extractor), tmp_path / "data", **options)
+        prepare(raw / "events.parquet", read_schema(extractor), tmp_path / "data", **options)
 
 
-def test_a_schema_of_the_log_sets_its_rules(predict, save, event_log, profile_file, tmp_path):
+def test_a_schema_of_the_log_sets_its_rules(predict, save, event_log, raw, tmp_path):
     log = pd.concat([event_log, event_log.head(1).assign(who=None)])
     log.to_parquet(tmp_path / "log.parquet")
-    options = ["--model", save(), "--events", tmp_path / "log.parquet", "--profile", profile_file]
+    options = ["--model", save(), "--events", tmp_path / "log.parquet", "--profile", raw / "profile.parquet"]
     options += ["--output_dir", tmp_path / "out"]
     predict(*options, fails="Column 'who' is null in 1 of")
     options += ["--schema", tmp_path / "schema.yaml"]
@@ -115,8 +119,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(predict, save, prepared, tmp_pat
     killed = tmp_path / "killed"
     process = forked_runs.CONTEXT.Process(target=predict_slowly, args=([*options, "--output_dir", str(killed)],))
     process.start()
-    while len(list(killed.glob("*.parquet"))) < 3 and process.is_alive():
-        time.sleep(0.01)
+    forked_runs.wait_for(lambda: len(list(killed.glob("*.parquet"))) >= 3, process)
     process.kill()
     process.join()
     done = {path.name: path.stat().st_mtime_ns for path in killed.glob("*.parquet")}
@@ -136,15 +139,8 @@ def test_two_processes_write_what_one_does(predict, save, prepared, tmp_path):
     predict(*options, "--output_dir", tmp_path / "one")
     said = forked_runs.run_two([*options, "--output_dir", tmp_path / "two"], tmp_path / "log", "run_predict")
     assert "".join(said).count("34 customers") == 1
-    one, two = (content(tmp_path / name) for name in ("one", "two"))
-    assert list(one) == list(two)
-    for name in (name for name in one if one[name] != two[name]):  # the last bit of a score is a process's own
-        first, second = (pd.read_parquet(tmp_path / folder / name) for folder in ("one", "two"))
-        assert list(first) == list(second)
-        for column in first:
-            left, right = (np.stack(list(of_file[column])) for of_file in (first, second))
-            same = np.allclose(left, right, rtol=1e-5, atol=1e-7) if left.dtype.kind == "f" else (left == right).all()
-            assert same, column
+    assert list(content(tmp_path / "one")) == list(content(tmp_path / "two"))
+    pd.testing.assert_frame_equal(*(pd.read_parquet(tmp_path / name) for name in ("one", "two")), rtol=1e-5)
 
 
 def test_at_most_a_batch_is_scored_at_once(predict, save, prepared, tmp_path, monkeypatch):
@@ -161,33 +157,14 @@ def test_at_most_a_batch_is_scored_at_once(predict, save, prepared, tmp_path, mo
     assert max(shapes["items"][0] for shapes in seen) == 3
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--events", "log.parquet"], "Give --data, a prepared data set, or --events"),
-        (["--profile", "ages.parquet"], "--profile and --schema belong to --events"),
-        (["--top_k", "0", "--embeddings", "false"], "leaves nothing to write"),
-        (["--top_k", "0", "--tasks", "items"], "--top_k 0 ranks nothing"),
-        (["--batch_size", "0"], "--batch_size and --rows_per_file at least 1"),
-        (["--spark_master", "local[2]"], "--spark_master and --spark_config are for --engine spark"),
-        (["--engine", "spark", "--spark_config", "spark.cores"], "has 'spark.cores'; write KEY=VALUE"),
-        (["--tasks", "brand"], "No tasks ['brand']; the checkpoint has items, aisle, type"),
-    ],
-)
-def test_options_that_do_not_fit_are_refused(predict, save, prepared, tmp_path, options, message):
-    predict("--model", save(), "--data", prepared, "--output_dir", tmp_path / "out", *options, fails=message)
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("left", ["._histories.123.partial/", "._predictions.json.partial", "_histories/"])
-def test_leftovers_of_a_killed_run_are_cleaned_up(predict, save, log_file, profile_file, tmp_path, left):
-    options = ["--model", save(), "--events", log_file, "--profile", profile_file]
-    path = tmp_path / "out" / left
-    (path if left.endswith("/") else path.parent).mkdir(parents=True)
-    if not left.endswith("/"):
-        path.write_text("{")
-    assert "34 customers" in predict(*options, "--output_dir", tmp_path / "out")
-    assert sorted(each.suffix for each in (tmp_path / "out").iterdir()) == [".json", ".parquet"]
+def test_leftovers_of_a_killed_run_are_cleaned_up(predict, save, log_options, tmp_path):
+    out = tmp_path / "out"
+    for folder in ("._histories.123.partial", "_histories"):
+        (out / folder).mkdir(parents=True)
+    (out / "._predictions.json.partial").write_text("{")
+    options = ["--model", save(), *log_options]
+    assert "34 customers" in predict(*options, "--output_dir", out)
+    assert sorted(path.suffix for path in out.iterdir()) == [".json", ".parquet"]
 
 
 def test_other_folders_are_refused(predict, save, prepared, extractor, tmp_path):
@@ -224,9 +201,9 @@ def test_spark_writes_the_same_bytes_and_resumes(spark, predict, save, prepared,
 
 
 @pytest.mark.slow
-def test_spark_reads_a_raw_log_and_names_the_error_of_a_worker(spark, predict, save, log_file, profile_file, tmp_path):
+def test_spark_reads_a_raw_log_and_names_the_error_of_a_worker(spark, predict, save, log_options, tmp_path):
     model = save(extended=True)
-    options = ["--model", model, "--events", log_file, "--profile", profile_file, "--output_dir"]
+    options = ["--model", model, *log_options, "--output_dir"]
     predict(*options, tmp_path / "one")
     predict(*options, tmp_path / "spark", "--engine", "spark")
     pd.testing.assert_frame_equal(*(pd.read_parquet(tmp_path / name) for name in ("spark", "one")))
@@ -235,17 +212,59 @@ def test_spark_reads_a_raw_log_and_names_the_error_of_a_worker(spark, predict, s
         score_on_spark(spark, job, "of another model", job.parts(8))
 
 
-@pytest.mark.parametrize("number", [float("nan"), float("inf")])
-def test_scores_that_are_not_finite_are_not_written(predict, save, prepared, tmp_path, monkeypatch, number):
+def test_scores_that_are_not_finite_are_not_written(predict, save, prepared, tmp_path, monkeypatch):
     folder = save(extended=True)
     make = MCMForMultiTaskRecommendation.forward
 
     def forward(model, **inputs):
         outputs = make(model, **inputs)
-        outputs.logits["items"][-1, 5] = number
+        outputs.logits["items"][-1, 5] = torch.inf
         return outputs
 
     monkeypatch.setattr(MCMForMultiTaskRecommendation, "forward", forward)
     options = ["--model", folder, "--data", prepared, "--output_dir", tmp_path / "scores", *SMALL]
     said = predict(*options, fails="gives NaN or infinite numbers for 1 of 3 customers, the first 'c")
     assert said.startswith("run_predict: ") and not list((tmp_path / "scores").glob("*.parquet"))
+
+
+# Forecasts
+
+
+@pytest.fixture
+def checkpoint(tiny_model, extractor, tmp_path):
+    """Folder of a checkpoint whose forecasts are trained."""
+    for part in (fill_forecaster(tiny_model(extended=True, **STATE)), extractor):
+        part.save_pretrained(tmp_path / "forecasts")
+    return tmp_path / "forecasts"
+
+
+def test_events_after_the_moment_change_nothing(checkpoint, event_log):
+    forecast = pipeline("customer-forecast", model=str(checkpoint))
+    events, moment = event_log[event_log["who"] == "c05"], "2017-08-01"
+    before = events[events["when"] < moment]
+    assert len(before) < len(events)
+    told = forecast({"events": events}, as_of=moment)
+    assert told == forecast({"events": before}, as_of=moment)
+    assert {"visits_30d_low80", "a.b_90d_median", "visit_probability_7d", "days_to_next_visit"} <= set(told)
+    assert told != forecast({"events": before}, as_of="2018-03-01")  # months without a visit have passed
+
+
+def test_forecasts_are_columns_where_they_are_trained_and_asked_for(checkpoint, predict, save, prepared, tmp_path):
+    without = save(extended=True, **STATE | {"forecast_window": 0.0})
+    with pytest.raises(ValueError, match="no trained forecasts"):
+        pipeline("customer-forecast", model=without)
+    for folder, choice in ((without, "true"), (checkpoint, "false")):
+        out = tmp_path / choice
+        predict("--model", folder, "--data", prepared, "--output_dir", out, "--tasks", "aisle", "--forecasts", choice)
+        assert list(pd.read_parquet(out)) == ["customer_id", "embedding", "aisle", "aisle_scores"]
+
+
+def test_the_example_lists_who_may_not_come_again(checkpoint, predict, prepared, tmp_path, capsys):
+    as_of = ["--as_of", "2017-12-30"]
+    predict("--model", checkpoint, "--data", prepared, "--output_dir", tmp_path / "scores", *as_of)
+    scores = pd.read_parquet(tmp_path / "scores")
+    importlib.import_module("4_stored_states").main(str(tmp_path / "scores"), str(tmp_path / "churn.csv"))
+    said, listed = capsys.readouterr().out, pd.read_csv(tmp_path / "churn.csv")
+    assert (listed["visit_probability_30d"] < 0.5).all()
+    assert len(listed) == min(50, (scores["visit_probability_30d"] < 0.5).sum())
+    assert said.count(" is like ") == 3

@@ -21,6 +21,7 @@ import modeling_mcm.preparation
 import modeling_mcm.scoring
 import modeling_mcm.serving
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = modeling_mcm.data, modeling_mcm.evaluation, modeling_mcm.hub, modeling_mcm.preparation
 PACKAGES = [modeling_mcm, *ROOMS, modeling_mcm.scoring, modeling_mcm.serving]

@@ -1,12 +1,12 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The scripts as a person runs them: pre-train, resume, two processes, evaluate, on a small prepared data set.
+"""Pre-training as a person runs it: one process and two, what comes after a cutoff, and what the data decide.
 
 Golden losses: `pytest tests/integration/test_training.py --update-golden` writes tests/fixtures/golden_loss.json anew.
 """
 
-import importlib
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,14 +16,13 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
-import yaml
-from choices import EXTENDED, NO_DROPOUT, TINY_OVERRIDES
-from folders import assert_same_weights, logged, losses
-from in_process import call
+from choices import EXTENDED, NO_DROPOUT, pretraining_options
+from folders import assert_same_weights, logged, losses, weights
 
 from modeling_mcm import MCMFeatureExtractor, MCMForMultiTaskRecommendation
 from modeling_mcm.data import PreparedData
 from modeling_mcm.data.collator import MCMCollator, PreparedRows
+from modeling_mcm.scorer_mcm import NEXT_VISIT
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "fixtures" / "golden_loss.json"
@@ -33,34 +32,20 @@ CHOICES = {"model_type": "mcm", **EXTENDED, "event_dropout_prob": 0.1}
 
 
 @pytest.fixture(scope="module")
-def recipe(prepared, tmp_path_factory):
-    """Most options of the runs, as one YAML file."""
-    path = tmp_path_factory.mktemp("recipe") / "recipe.yaml"
-    (path.parent / "config.json").write_text(json.dumps(CHOICES))
-    options = {
-        "data": str(prepared),
-        "config": str(path.parent),
-        "recipe": "none",
-        "config_overrides": TINY_OVERRIDES,
-        "max_steps": 3,
-        "per_device_train_batch_size": 4,
-        "logging_steps": 1,
-        "eval_strategy": "epoch",
-        "save_strategy": "steps",
-        "save_steps": 7,
-        "save_total_limit": 5,
-        "ema_decay": 0.9,
-        "disable_tqdm": True,
-    }
-    path.write_text(yaml.safe_dump(options))
-    return path
+def options(prepared, tmp_path_factory):
+    """A function that gives the options of a run with these choices."""
+    config = tmp_path_factory.mktemp("config")
+    (config / "config.json").write_text(json.dumps(CHOICES))
+    chosen = {"config": config, "max_steps": 3, "per_device_train_batch_size": 4, "logging_steps": 1, "save_steps": 7}
+    chosen |= {"eval_strategy": "epoch", "save_strategy": "steps", "save_total_limit": 5, "ema_decay": 0.9}
+    return lambda folder, *overrides, **more: pretraining_options(prepared, folder, *overrides, **chosen | more)
 
 
 @pytest.fixture(scope="module")
-def trained(recipe, tmp_path_factory):
+def trained(options, tmp_path_factory):
     """The folder of a run of 20 steps, uninterrupted."""
     folder = tmp_path_factory.mktemp("trained") / "run"
-    forked_runs.pretrain([recipe, "--output_dir", folder, "--max_steps", STEPS], folder.parent / "log")
+    forked_runs.pretrain(options(folder, max_steps=STEPS, report_to="tensorboard"), folder.parent / "log")
     return folder
 
 
@@ -72,7 +57,7 @@ def test_a_run_leaves_a_checkpoint_with_its_feature_extractor_and_facts(trained,
     assert model.config.augmentation == "all_prefixes"  # of the chosen config, and nothing of a recipe
     assert model.scorer is None
     facts = json.loads((trained / "pretraining.json").read_text())
-    assert (facts["steps"], facts["data"]) == (STEPS, "corner_shop")  # the flag won over the recipe
+    assert (facts["steps"], facts["data"]) == (STEPS, "corner_shop")
     assert facts["command"].startswith("run_pretrain.py") and facts["versions"]["torch"] == torch.__version__
 
 
@@ -100,71 +85,40 @@ def test_tensorboard_holds_losses_and_ranks_of_every_task(trained):
 
 
 @pytest.mark.parametrize("way, batch", [("two processes", 4), ("accumulation", 12)])
-def test_batches_in_parts_give_the_losses_of_whole_ones(recipe, tmp_path, way, batch):
+def test_batches_in_parts_give_the_losses_of_whole_ones(options, tmp_path, way, batch):
     """Also at the end of an epoch, where of 34 customers two are left, or ten, in unequal parts or for one process."""
-    options = ["--config_overrides", *TINY_OVERRIDES, *NO_DROPOUT, "--max_steps", "10", "--save_strategy", "no"]
-    options += ["--eval_strategy", "no", "--report_to", "none", "--per_device_train_batch_size"]
-    whole, pretrain, parts = tmp_path / "whole", forked_runs.run_two, [batch // 2]
+
+    def chosen(name, size, **more):
+        never = {"save_strategy": "no", "eval_strategy": "no", "max_steps": 10, "per_device_train_batch_size": size}
+        return options(tmp_path / name, *NO_DROPOUT, **never | more), tmp_path / f"log of {name}"
+
+    forked_runs.pretrain(*chosen("whole", batch))
     if way == "accumulation":
-        pretrain, parts = forked_runs.pretrain, [*parts, "--gradient_accumulation_steps", 2]
-    forked_runs.pretrain([recipe, "--output_dir", whole, *options, batch], tmp_path / "log of one")
-    pretrain([recipe, "--output_dir", tmp_path / "parts", *options, *parts], tmp_path / "log of parts")
-    logs = [[entry for entry in logged(folder) if "loss" in entry] for folder in (whole, tmp_path / "parts")]
+        forked_runs.pretrain(*chosen("parts", batch // 2, gradient_accumulation_steps=2))
+    else:
+        forked_runs.run_two(*chosen("parts", batch // 2))
+    logs = [[entry for entry in logged(tmp_path / name) if "loss" in entry] for name in ("whole", "parts")]
     assert len(logs[0]) == 10
     for alone, together in zip(*logs, strict=True):
         for name in ("loss", *(f"loss_{task}" for task in ("items", "aisle", "type")), "grad_norm"):
             assert together[name] == pytest.approx(alone[name], abs=1e-6, rel=1e-6), name
         assert together["targets"] == alone["targets"]
-    assert_same_weights(whole, tmp_path / "parts", tolerance=5e-6)
+    assert_same_weights(tmp_path / "whole", tmp_path / "parts", tolerance=5e-6)
 
 
-def test_one_process_where_two_were_asked_for_is_refused(recipe, tmp_path, monkeypatch):
+def test_one_process_where_two_were_asked_for_is_refused(options, tmp_path, command, monkeypatch):
     """As `accelerate launch --cpu --num_processes 2` starts it."""
     words = ["accelerate", "launch", "--cpu", "--num_processes", "2"]
     monkeypatch.setattr("psutil.Process", lambda *_: SimpleNamespace(cmdline=lambda: words))
-    with pytest.raises(SystemExit, match="2 processes were asked for and 1 runs"):
-        call("run_pretrain", recipe, "--output_dir", tmp_path / "run")
+    command("run_pretrain", *options(tmp_path / "run"), fails="2 processes were asked for and 1 runs")
     assert not (tmp_path / "run").exists()
 
 
-def test_a_checkpoint_of_another_vocabulary_is_refused(trained, prepare_log, event_log):
-    renamed = event_log.assign(item=event_log["item"].str.replace("item 00", "apple"))
-    with pytest.raises(SystemExit, match=r"(?s)vocabularies of the data set.*\['items'\].*would mean other values"):
-        call("run_evaluate", "--model", trained, "--data", prepare_log(renamed))
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        (["--steps_max", 3], "unknown option '--steps_max'"),
-        (["--config_overrides", "hidden=3"], "'hidden=3' is not name=value with a field of MCMConfig"),
-        (["--resume_from_checkpoint", "runs"], "--resume_from_checkpoint is not read: a run goes on by itself"),
-        (["--early_stopping_patience", 2, "--eval_strategy", "no"], "early_stopping_patience 2 with eval_strategy"),
-    ],
-)
-def test_wrong_options_of_a_training_are_refused(recipe, tmp_path, command, wrong, message):
-    command("run_pretrain", recipe, "--output_dir", tmp_path / "run", *wrong, fails=message)
-    assert not (tmp_path / "run").exists()
-
-
-def test_an_evaluation_needs_cases(recipe, prepare_log, event_log, tmp_path, command):
+def test_an_evaluation_needs_cases(options, prepare_log, event_log, tmp_path, command):
     early = event_log["when"] < "2017-10-01"
     newcomer = event_log[~early].assign(who="c99", basket="99")
-    words = [recipe, "--output_dir", tmp_path / "run", "--data", prepare_log(pd.concat([event_log[early], newcomer]))]
+    words = [*options(tmp_path / "run"), "--data", prepare_log(pd.concat([event_log[early], newcomer]))]
     command("run_pretrain", *words, fails="No evaluation case at the validation cutoff among 35 customers")
-
-
-def test_a_training_needs_data(tmp_path, command):
-    command("run_pretrain", "--output_dir", tmp_path / "run", fails="--data is missing")
-
-
-def test_wrong_options_of_an_evaluation_are_refused(prepared, trained, tmp_path, command, monkeypatch):
-    options = ["--model", trained, "--data", prepared]
-    command("run_evaluate", *options[2:], fails="arguments are required: --model")
-    command("run_evaluate", *options, "--tasks", "colour", fails="No tasks ['colour']; the checkpoint has items")
-    command("run_evaluate", *options, "--data", tmp_path, fails="holds no manifest.json")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    command("run_evaluate", *options, "--baselines", "lightgbm", fails="lightgbm is not installed: `pip install")
 
 
 def changed_after(log, cutoff):
@@ -211,3 +165,58 @@ def test_what_happens_after_a_cutoff_changes_nothing_before_it(
         with torch.no_grad():
             scores = [model(**made).logits for made in inputs]
         assert all(torch.equal(scores[0][task], scores[1][task]) for task in scores[0])
+
+
+# By the recipe
+
+RECIPE = {"recipe": "auto", "num_train_epochs": 2}
+
+
+@pytest.fixture(scope="module")
+def chosen(prepared, tmp_path_factory):
+    """The folder of a run by the recipe, and what it said; patience alone does not say when a run is evaluated."""
+    folder = tmp_path_factory.mktemp("chosen")
+    said = forked_runs.pretrain(
+        pretraining_options(prepared, folder / "run", **RECIPE, early_stopping_patience=7), folder / "log"
+    )
+    return folder / "run", said
+
+
+def test_what_the_data_decide_is_said_and_kept(chosen):
+    folder, said = chosen
+    facts = json.loads((folder / "pretraining.json").read_text())
+    assert json.loads((folder / "run.json").read_text())["options"]["eval_strategy"] == "epoch"
+    assert len(facts["recipe"]) >= 2 and all(reason in said for reason in facts["recipe"])
+    config = json.loads((folder / "config.json").read_text())
+    assert config["scorer"] and config["kind_feature"] == "type"
+    assert set(facts["validation"]) >= {"MCM", "most_popular", "visit_frequency", "nearest_customers", "transitions"}
+    assert weights(folder)["scorer.fitted"]
+    for task, used in zip(config["tasks"], weights(folder)["scorer.reads"][:, NEXT_VISIT], strict=True):
+        words = (
+            rf"The encoder adds [-+]0\.\d+ \(standard error 0\.\d+\) to the NDCG@10 of {task} on validation, so it is "
+        )
+        assert re.search(words + ("used" if used else "not used"), said)
+    entries = [entry for entry in logged(folder) if "eval_loss" in entry]
+    assert [entry["epoch"] for entry in entries] == [1, 2]
+
+
+def test_an_option_wins_over_the_recipe(prepared, tmp_path):
+    options = RECIPE | {"max_steps": 2, "learning_rate": 0.003}
+    words = pretraining_options(prepared, tmp_path / "run", "readout=last", **options)
+    forked_runs.pretrain(words, tmp_path / "log")
+    facts = json.loads((tmp_path / "run" / "pretraining.json").read_text())
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["readout"] == "last"
+    assert facts["learning_rate"] == 0.003 and facts["steps"] == 2
+    assert facts["validation"] == {}  # who says how long says when it is evaluated, too
+
+
+def test_without_an_encoder_counts_are_fitted_and_scored(prepared, tmp_path):
+    words = ["--data", prepared, "--encoder", "none", "--output_dir", tmp_path / "run", "--report_to", "none"]
+    said = forked_runs.pretrain([*words, "--disable_tqdm", "true"], tmp_path / "log")
+    assert "scores come from counts alone" in said and "The encoder adds" not in said
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (config["scorer"], config["kind_feature"], config["num_hidden_layers"]) == (True, "type", 0)
+    assert [path.name for path in (tmp_path / "run").glob("*.safetensors")] == ["model.safetensors"]
+    found = json.loads((tmp_path / "run" / "pretraining.json").read_text())["validation"]
+    assert found["MCM"]["items"] > found["most_popular"]["items"]
+    assert "nothing is left to train" in forked_runs.pretrain(words, tmp_path / "log again")

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from folders import flipped_bits
+from folders import flipped_bits, update_json
 from handmade_extractor import CUSTOMER, SETTINGS, batches_equal, make
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -37,12 +37,11 @@ def tied(save, extractor):
 @pytest.fixture
 def others(tiny_model, extractor, tmp_path):
     """Folder of a checkpoint of the same sizes, of other values."""
+    values = {"vocabularies": extractor.vocabularies, "bins": extractor.bins}
     extractor.vocabularies["items"].reverse()
-    other = MCMFeatureExtractor(
-        **{**extractor.to_dict(), **{n: getattr(extractor, n) for n in ("vocabularies", "bins")}}
-    )
-    tiny_model(extended=True, values_digest=other.values_digest).save_pretrained(tmp_path / "others")
-    other.save_pretrained(tmp_path / "others")
+    other = MCMFeatureExtractor(**extractor.to_dict() | values)
+    for part in (tiny_model(extended=True, values_digest=other.values_digest), other):
+        part.save_pretrained(tmp_path / "others")
     return tmp_path / "others"
 
 
@@ -67,12 +66,13 @@ REORDERED = {
 
 
 @pytest.mark.parametrize("change", REORDERED.values(), ids=REORDERED)
-@pytest.mark.parametrize("model_class", CLASSES)
-def test_changed_vocabularies_are_refused(tied, model_class, change):
-    model_class.from_pretrained(tied)
+def test_changed_vocabularies_are_refused(tied, change):
     edit(tied, change)
-    with pytest.raises(ValueError, match="other values, or in another order, in vocabularies.json .*one and the same"):
-        model_class.from_pretrained(tied)
+    for read in CLASSES:
+        with pytest.raises(
+            ValueError, match="other values, or in another order, in vocabularies.json .*one and the s"
+        ):
+            read.from_pretrained(tied)
 
 
 @pytest.mark.parametrize("files", [["model.safetensors"], ["config.json"], ["config.json", "vocabularies.json"]])
@@ -160,9 +160,8 @@ def test_a_flipped_bit_of_the_weights_is_found(tied, tmp_path, place):
 
 
 def test_weights_of_other_origins_have_no_digest_and_are_read(tied, tmp_path):
-    config = json.loads((tied / "config.json").read_text())
-    assert config.pop(DIGESTS)
-    (tied / "config.json").write_text(json.dumps(config))
+    assert json.loads((tied / "config.json").read_text())[DIGESTS]
+    update_json(tied / "config.json", **{DIGESTS: None})
     save_file(load_file(tied / "model.safetensors"), tied / "model.safetensors", {"format": "pt", "by": "another"})
     assert DIGESTS not in MCMModel.from_pretrained(tied).config.to_dict()
 
@@ -195,29 +194,25 @@ def test_saved_extractor_is_loaded_equal(tmp_path):
 
 
 def test_push_saves_vocabularies_first(tmp_path, monkeypatch):
-    extractor = make()
     pushed = {}
 
     def push_to_hub(self, repo_id, **options):
         pushed[repo_id] = {path.name for path in (tmp_path / "grocer").iterdir()}
 
     monkeypatch.setattr(MCMFeatureExtractor, "push_to_hub", push_to_hub)
-    extractor.save_pretrained(tmp_path / "grocer", push_to_hub=True)
+    make().save_pretrained(tmp_path / "grocer", push_to_hub=True)
     assert pushed == {"grocer": {"preprocessor_config.json", VOCABULARIES_NAME}}
 
 
 def test_bad_vocabulary_file_is_named(tmp_path):
-    extractor = make()
-    extractor.save_pretrained(tmp_path)
+    make().save_pretrained(tmp_path)
     path = tmp_path / VOCABULARIES_NAME
     whole = path.read_text()
-    for damaged in (whole[: len(whole) // 2], "", "[]", "{}", '{"vocabularies": {}, "bins": 3}'):
+    for damaged in (whole[: len(whole) // 2], "[]", "{}", '{"vocabularies": {}, "bins": 3}'):
         path.write_text(damaged)
         with pytest.raises(ValueError, match=f"{VOCABULARIES_NAME} is damaged .* save the feature extractor again"):
             MCMFeatureExtractor.from_pretrained(tmp_path)
-    foreign = json.loads(whole)
-    foreign["vocabularies"]["brand"] = foreign["vocabularies"].pop("items")
-    path.write_text(json.dumps(foreign))
+    path.write_text(whole.replace('"items"', '"brand"'))
     with pytest.raises(ValueError, match=f"Found vocabularies of .*'brand'.* the features need .*{VOCABULARIES_NAME}"):
         MCMFeatureExtractor.from_pretrained(tmp_path)
     path.unlink()

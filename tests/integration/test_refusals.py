@@ -1,0 +1,93 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Options of commands that do not fit are answered with one sentence, and nothing is written or sent."""
+
+import importlib
+
+import pandas as pd
+import pytest
+from serving_client import TOKEN
+
+# Words in capitals stand for the folders that the test makes.
+GIVEN = {
+    "predict": "--model MODEL --data DATA --output_dir OUT",
+    "evaluate": "--model MODEL --data DATA --output_file OUT",
+    "pretrain": "--output_dir OUT",
+    "finetune": "--model MODEL --data DATA --output_dir OUT",
+    "serve": "--model MODEL --store OUT --port 1",
+    "publish": "--model MODEL --repo_id org/mcm-base",
+    "forget": "--customers IDS",
+    "prepare": "--events LOG --profile PROFILE --output_dir OUT",
+}
+REFUSED = [
+    ("predict", "--events LOG", "Give --data, a prepared data set, or --events"),
+    ("predict", "--profile PROFILE", "--profile and --schema belong to --events"),
+    ("predict", "--top_k 0 --embeddings false", "leaves nothing to write"),
+    ("predict", "--top_k 0 --tasks items", "--top_k 0 ranks nothing"),
+    ("predict", "--batch_size 0", "--batch_size and --rows_per_file at least 1"),
+    ("predict", "--spark_master local[2]", "--spark_master and --spark_config are for --engine spark"),
+    ("predict", "--engine spark --spark_config spark.cores", "has 'spark.cores'; write KEY=VALUE"),
+    ("predict", "--tasks brand", "No tasks ['brand']; the checkpoint has items, aisle, type"),
+    ("predict", "--actions LOG", "is an MCMForMultiTaskRecommendation: it scores no offers"),
+    ("evaluate", "--horizon_days 0", "--horizon_days is 0; give a positive number of days"),
+    ("evaluate", "--min_history 0", "--min_history is 0; a case needs at least 1 event"),
+    ("evaluate", "--k 0", "--k and --batch_size must be at least 1"),
+    ("evaluate", "--offers somewhere --only_new true", "are not for --offers"),
+    ("evaluate", "--offers OUT", "this needs an MCMForActionRecommendation"),
+    ("evaluate", "--min_history 100000", "at least 100000 target events"),
+    ("evaluate", "--horizon_days 0.00001", "take a longer horizon"),
+    ("evaluate", "--tasks colour", "No tasks ['colour']; the checkpoint has items"),
+    ("evaluate", "--data OTHER", "holds no manifest.json"),
+    ("evaluate", "--baselines lightgbm", "lightgbm is not installed: `pip install"),
+    ("pretrain", "", "--data is missing"),
+    ("pretrain", "--data DATA --steps_max 3", "unknown option '--steps_max'"),
+    ("pretrain", "--data DATA --config_overrides hidden=3", "'hidden=3' is not name=value with a field of MCMConfig"),
+    ("pretrain", "--data DATA --resume_from_checkpoint runs", "is not read: a run goes on by itself"),
+    (
+        "pretrain",
+        "--data DATA --early_stopping_patience 2 --eval_strategy no",
+        "early_stopping_patience 2 with eval_strategy",
+    ),
+    ("finetune", "--offers OTHER --labels labels.csv", "one of --offers and --labels are needed"),
+    ("finetune", "--offers OTHER --train_splits tset", "No splits ['tset']; choose from train, validation, test"),
+    ("finetune", "--offers OTHER --label churned", "--label is not read with --offers: leave it out"),
+    ("finetune", "--labels LABELS --outcomes click", "--outcomes is not read with --labels: leave it out"),
+    ("finetune", "--labels LABELS --validation_share 0.001", "of 34 customers holds none out to evaluate on"),
+    ("serve", "--model /absent/checkpoint", "/absent/checkpoint is no folder"),
+    ("serve", "--threads 0", "`--threads` is 0; give a whole number of at least 1"),
+    ("serve", "--threads 1000000", "and at most 1,024"),
+    ("serve", "--port 70000", "and at most 65,535"),
+    ("serve", "--store LOG", "is damaged or no SQLite file"),
+    ("publish", "--min_customers 5", "needs --data"),
+    ("publish", "--data docs --min_customers 1", "every value has 1 customer"),
+    ("publish", "--data nowhere", "--data is 'nowhere', which is no folder"),
+    ("publish", "--data docs", "docs"),
+    ("publish", "--model runs/nowhere", "--model is 'runs/nowhere', which is no folder"),
+    ("publish", "--privat", "did you mean 'private'"),
+    ("forget", "--events LOG", "Give --data or --predictions"),
+    ("forget", "--data DATA", "Give --data and --events together"),
+    ("forget", "--predictions LOG", "has no column 'customer_id'"),
+    ("prepare", "--cutoffs 2017-09-01 --schema schema.yaml", "--cutoffs has 1 dates; give two"),
+]
+
+
+@pytest.fixture
+def places(save, prepared, raw, tmp_path):
+    """What the words in capitals stand for."""
+    who = pd.read_parquet(raw / "profile.parquet")["who"]
+    labels = {"customer_id": who, "time": pd.Timestamp("2017-10-05"), "label": who.index % 2}
+    pd.DataFrame(labels).to_parquet(tmp_path / "labels.parquet")
+    (tmp_path / "ids.txt").write_text("c05")
+    names = {"LOG": raw / "events.parquet", "PROFILE": raw / "profile.parquet", "LABELS": tmp_path / "labels.parquet"}
+    names |= {"IDS": tmp_path / "ids.txt", "OUT": tmp_path / "out", "OTHER": tmp_path, "DATA": prepared}
+    return names | {"MODEL": save(extended=True)}
+
+
+@pytest.mark.parametrize(("name", "options", "message"), REFUSED)
+def test_options_that_do_not_fit_are_refused(name, options, message, places, command, monkeypatch):
+    monkeypatch.setenv("MCM_TOKEN", TOKEN)
+    if "lightgbm" in options:
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    words = [places.get(word, word) for word in f"{GIVEN[name]} {options}".split()]
+    assert "Traceback" not in command(f"modeling_mcm.commands.{name}", *words, fails=message)
+    assert not places["OUT"].exists()
