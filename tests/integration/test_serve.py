@@ -120,6 +120,27 @@ def test_slow_answers_come_from_another_process_that_ends_with_the_service(serve
     assert {path.stat().st_mode & 0o777 for path in tmp_path.glob("state.db*")} == {0o600}
 
 
+def test_a_body_of_100_mb_is_refused_and_leaves_no_trace(serve, save, tmp_path):
+    server = serve(save(extended=True), tmp_path / "state.db")
+    memory = psutil.Process(server.process.pid).memory_info
+    before = memory().rss
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    connection.putrequest("POST", "/v1/events")
+    for name, value in {**HEADERS, "Transfer-Encoding": "chunked"}.items():
+        connection.putheader(name, value)
+    connection.endheaders()
+    sent, chunk = 0, b"100000\r\n" + b"x" * 2**20 + b"\r\n"
+    try:
+        for _ in range(100):
+            connection.send(chunk)
+            sent += 1
+    except OSError:  # it hung up
+        pass
+    assert sent < 100 or connection.getresponse().status == 413
+    assert memory().rss < before + 2**26
+    assert server.ask("/healthz")["status"] == "ok"
+
+
 @pytest.mark.slow
 def test_ten_kills_under_load_lose_no_acknowledged_event_and_double_none(serve, save, event_log, tmp_path):
     folder, store = save(extended=True), tmp_path / "state.db"

@@ -325,8 +325,6 @@ def test_a_large_body_is_refused(client):
     answer = client.post("/events", content=b"x" * 1_000_001)
     assert answer.status_code == 413 and "more than 1,000,000 bytes" in answer.json()["detail"]
     assert client.post("/events", content=b"x" * 1_000_000).status_code == 422
-    chunks = (b"x" * 2**20 for _ in range(100))  # which say no length
-    assert client.post("/events", content=chunks).status_code == 413 and len([*chunks]) > 95
 
 
 def without(name):
