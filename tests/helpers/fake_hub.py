@@ -19,12 +19,12 @@ def refusal(status, message, kind=HfHubHTTPError):
 
 class FakeHub:
     """Stands for the class `HfApi`. `accounts` are by token the user and the namespaces that the user may write to;
-    `before_commit` is called before a commit and may raise; `calls` are the names of what was asked."""
+    `before_commit` is called before a commit and may raise; `token` is None until somebody asks."""
 
     endpoint = "https://hub.test"
 
     def __init__(self, folder, accounts):
-        self.folder, self.accounts, self.calls, self.private = Path(folder), accounts, [], set()
+        self.folder, self.accounts, self.private, self.token = Path(folder), accounts, set(), None
         self.before_commit = lambda: None
 
     def __call__(self, token):
@@ -32,7 +32,6 @@ class FakeHub:
         return self
 
     def whoami(self):
-        self.calls.append("whoami")
         if self.token not in self.accounts:
             raise refusal(401, "Invalid username or password.")
         return {"name": self.accounts[self.token][0]}
@@ -45,14 +44,12 @@ class FakeHub:
         return digest.hexdigest()
 
     def model_info(self, repo):
-        self.calls.append("model_info")
         if not (self.folder / repo).is_dir():
             raise refusal(404, "Repository not found", RepositoryNotFoundError)
         files = [SimpleNamespace(rfilename=path.name) for path in (self.folder / repo).iterdir()]
         return SimpleNamespace(private=repo in self.private, sha=self.head(repo), siblings=files)
 
     def create_repo(self, repo, private=None):
-        self.calls.append("create_repo")
         if repo.split("/")[0] not in self.accounts[self.token][1]:
             raise refusal(403, "You don't have the rights")
         if (self.folder / repo).is_dir():
@@ -61,7 +58,6 @@ class FakeHub:
         self.private |= {repo} if private else set()
 
     def create_commit(self, repo, operations, commit_message):
-        self.calls.append("create_commit")
         self.before_commit()
         for each in operations:
             path = self.folder / repo / each.path_in_repo
