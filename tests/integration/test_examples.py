@@ -7,12 +7,14 @@ import importlib
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 from choices import TINY_OVERRIDES
 from corner_shop import SCHEMA
+from in_process import call
 from tutorial import NOTEBOOK, run_notebook
 
 from modeling_mcm import MCMForMultiTaskRecommendation
@@ -24,9 +26,14 @@ def test_your_own_log_goes_from_a_file_to_scores(event_log, tmp_path, capsys, mo
     event_log.to_csv(tmp_path / "log.csv", index=False)
     schema = tmp_path / "schema.yaml"
     schema.write_text(yaml.safe_dump({key: value for key, value in SCHEMA.items() if key != "profile"}))
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     options = ["--config_overrides", *TINY_OVERRIDES, *"--max_steps 3 --disable_tqdm true --use_cpu true".split()]
     example = importlib.import_module("3_your_own_log")
+    script = str(ROOT / "training" / "run_pretrain.py")
+
+    def run_here(words, check):
+        call("run_pretrain", *words[words.index(script) + 1 :])
+
+    monkeypatch.setattr(example, "subprocess", SimpleNamespace(run=run_here))
     example.main(str(tmp_path / "log.csv"), str(schema), str(tmp_path / "run"), *options)
     said = capsys.readouterr().out
     assert f"34 customers, {len(event_log)} events" in said

@@ -45,14 +45,11 @@ class Server:
         log = Path(store).with_name(f"{self.port}.log")
         self.process = forked_runs.start(command, log, "modeling_mcm.commands.serve", MCM_TOKEN=TOKEN)
 
-    def wait(self):
-        until = time.monotonic() + PATIENCE
-        while time.monotonic() < until and self.process.is_alive():
-            try:
-                return self.ask("/readyz")
-            except OSError:
-                time.sleep(0.1)
-        raise AssertionError(f"the service does not answer (status {self.process.exitcode})")
+    def answers(self):
+        try:
+            return self.ask("/readyz")
+        except OSError:
+            return None
 
     def ask(self, path, body=None):
         data = None if body is None else json.dumps(body).encode()
@@ -73,7 +70,7 @@ def serve():
 
     def start(*args, **options):
         servers.append(Server(*args, **options))
-        servers[-1].wait()
+        forked_runs.wait_for(servers[-1].answers, servers[-1].process, PATIENCE)
         return servers[-1]
 
     yield start
