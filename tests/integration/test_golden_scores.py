@@ -56,12 +56,16 @@ ACTIONS = [
 
 
 class Shop(NamedTuple):
-    """A model with its feature extractor, the folder that they lie in, and a log of customers."""
+    """A model with its feature extractor, a place that has their folder, and a log of customers."""
 
     model: torch.nn.Module
     extractor: MCMFeatureExtractor
-    folder: str
+    place: Path
     log: pd.DataFrame
+
+    @property
+    def folder(self):
+        return str(self.place / "model")
 
     @property
     def histories(self):
@@ -120,13 +124,13 @@ def shop(case, request, tmp_path):
         log = log[log["household_id"].str.endswith("7")]
     for part in (model, extractor):
         part.save_pretrained(tmp_path / "model")
-    return Shop(model.eval(), extractor, str(tmp_path / "model"), log)
+    return Shop(model.eval(), extractor, tmp_path, log)
 
 
 # Each entrance gives an answer for each customer.
 
 
-def ask_forward(shop, what, place, as_of, **options):
+def ask_forward(shop, what, as_of, **options):
     model, extractor = shop.model, shop.extractor
     rows = [extractor.encode({"events": events}) for events in shop.histories.values()]
     times = [pd.Timestamp(as_of).timestamp()] * len(rows)
@@ -163,13 +167,13 @@ PIPELINES = {
 }
 
 
-def ask_pipeline(shop, what, place, as_of, **options):
+def ask_pipeline(shop, what, as_of, **options):
     given = [{"events": events} for events in shop.histories.values()]
     options |= {"actions": ACTIONS, "time": as_of} if what == "offers" else {"as_of": as_of}
     return pipeline(PIPELINES[what], model=shop.folder)(given, batch_size=16, **options)
 
 
-def ask_live_customers(shop, what, place, as_of, **options):
+def ask_live_customers(shop, what, as_of, **options):
     for events in shop.histories.values():
         live = LiveCustomer(shop.model, shop.extractor)
         live.add(events)
@@ -179,7 +183,7 @@ def ask_live_customers(shop, what, place, as_of, **options):
             yield getattr(live, {"prediction": "predict"}.get(what, what))(as_of, **options)
 
 
-def ask_customer_model(shop, what, place, as_of, **options):
+def ask_customer_model(shop, what, as_of, **options):
     model = CustomerModel.load(shop.folder, shop.log)
     if what == "scores":
         tables = model.recommend(as_of=as_of, **options).groupby("customer")
@@ -189,8 +193,8 @@ def ask_customer_model(shop, what, place, as_of, **options):
     return getattr(model, {"prediction": "predict"}.get(what, what))(as_of=as_of).to_dict("records")
 
 
-def ask_predict(shop, what, place, as_of, **options):
-    names = [*shop.histories]
+def ask_predict(shop, what, as_of, **options):
+    names, place = [*shop.histories], shop.place
     shop.log.to_parquet(place / "log.parquet")
     nothing = pd.DataFrame({shop.extractor.customer: names, "age": pd.NA}, dtype="string")
     nothing.to_parquet(place / "profile.parquet")
@@ -220,10 +224,10 @@ def ask_predict(shop, what, place, as_of, **options):
             yield answer
 
 
-def ask_service(shop, what, place, **options):
+def ask_service(shop, what, **options):
     pytest.importorskip("fastapi", reason="FastAPI not installed")
     clock = {"clock": lambda: datetime(2018, 2, 2, tzinfo=UTC)}
-    service = make_service(shop.model, shop.extractor, place / "state.db", **clock)
+    service = make_service(shop.model, shop.extractor, shop.place / "state.db", **clock)
     client, names = make_client(service), [*shop.histories]
     events = as_requests(shop.log, customer=shop.extractor.customer, time=shop.extractor.time)
     for start in range(0, len(events), 1000):
@@ -244,11 +248,11 @@ ENTRANCES = [ask_forward, ask_pipeline, ask_live_customers, ask_customer_model, 
 @torch.no_grad()
 @pytest.mark.parametrize("ask", ENTRANCES)
 @pytest.mark.parametrize("case", CASES)
-def test_answers_are_golden(shop, case, ask, tmp_path, request):
+def test_answers_are_golden(shop, case, ask, request):
     _, what, options = CASES[case]
     if what == "offers" and ask is ask_customer_model:
         return  # which has no offers
-    answers = [flatten(answer) for answer in ask(shop, what, tmp_path, **{"as_of": AS_OF} | options)]
+    answers = [flatten(answer) for answer in ask(shop, what, **{"as_of": AS_OF} | options)]
     stored = json.loads(GOLDEN.read_text())
     if request.config.getoption("update_golden") and ask is ask_forward:
         rounded = [{name: round(value, 6) for name, value in answer.items()} for answer in answers]

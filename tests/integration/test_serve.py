@@ -26,7 +26,6 @@ from modeling_mcm import MCMFeatureExtractor, MCMForMultiTaskRecommendation
 from modeling_mcm.live.customer import LiveCustomer
 
 pytest.importorskip("fastapi", reason="FastAPI not installed")
-ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 300  # seconds for a start
 
 

@@ -71,10 +71,6 @@ def step(model, batch):
     return output.task_losses, {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
-def assert_close(found, expected):
-    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
-
-
 def test_sampled_losses_are_right_on_average():
     batch = make_batch()
     expected, gradients = step(make(), batch)
