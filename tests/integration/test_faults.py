@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from corner_shop import SCHEMA, make_profile
 from folders import content
 from forked_runs import CONTEXT, finish, kill_at
 
@@ -98,3 +99,13 @@ def test_a_damaged_file_of_the_log_is_an_error(shop):
     with pytest.raises(ValueError, match=f"{path.name} can't be read .*write it again"):
         prepare(shop / "log", EventSchema.from_yaml(shop / "schema.yaml"), shop / "other")
     assert not (shop / "other").exists()
+
+
+def test_columns_that_are_not_read_may_change(event_log, tmp_path):
+    (tmp_path / "log").mkdir()
+    event_log[::2].assign(note=1, gone=2).to_parquet(tmp_path / "log" / "a.parquet")
+    event_log[1::2].assign(note="x")[["note", *event_log.columns[::-1]]].to_parquet(tmp_path / "log" / "b.parquet")
+    schema, profile = EventSchema.from_dict(SCHEMA), make_profile(event_log)
+    sources = {"files": tmp_path / "log", "frame": event_log}
+    files, frame = (prepare(source, schema, tmp_path / name, profile=profile) for name, source in sources.items())
+    assert files.shards == frame.shards
