@@ -139,27 +139,24 @@ def changed_after(log, cutoff):
 def test_what_happens_after_a_cutoff_changes_nothing_before_it(
     cutoff, date, event_log, prepared, prepare_log, tiny_model, tiny_config
 ):
-    folders = [prepared, prepare_log(changed_after(event_log, date))]
-    prepared_data = [PreparedData(folder) for folder in folders]
-    vocabularies = [(folder / "feature_extractor" / "vocabularies.json").read_text() for folder in folders]
-    popularity = [pq.read_table(folder / "popularity.parquet") for folder in folders]
-    assert vocabularies[0] == vocabularies[1] and popularity[0] == popularity[1]
-    stored, extractors = [data.rows for data in prepared_data], [data.extractor for data in prepared_data]
-    assert stored[1]["customer_id"][:-1] == stored[0]["customer_id"][:] and stored[1]["customer_id"][-1] == "c99"
-    everyone = list(range(len(stored[0])))
-    batches = [PreparedRows(dataset).__getitems__(everyone) for dataset in stored]
+    data = [PreparedData(folder) for folder in (prepared, prepare_log(changed_after(event_log, date)))]
+    assert data[0].extractor.vocabularies == data[1].extractor.vocabularies
+    popularity = [pq.read_table(each.folder / "popularity.parquet") for each in data]
+    assert popularity[0] == popularity[1]
+    customers = data[0].rows["customer_id"][:]
+    assert data[1].rows["customer_id"][:] == [*customers, "c99"]
+    batches = [PreparedRows(each.rows).__getitems__(list(range(len(customers)))) for each in data]
     assert any(len(a["times"]) != len(b["times"]) for a, b in zip(*batches, strict=True))
 
-    training = [tiny_config(extended=True), tiny_config(), tiny_config(augmentation="masked_lm", readout="last")]
-    for config in training:
-        made = [MCMCollator(e, config, "train")(batch) for e, batch in zip(extractors, batches, strict=True)]
-        assert made[0].keys() == made[1].keys() and all(torch.equal(made[0][name], made[1][name]) for name in made[0])
+    def collate(config, mode, **options):
+        pairs = zip(data, batches, strict=True)
+        return [MCMCollator(each.extractor, config, mode, **options)(batch) for each, batch in pairs]
 
+    for config in (tiny_config(extended=True), tiny_config(), tiny_config(augmentation="masked_lm", readout="last")):
+        made = collate(config, "train")
+        assert made[0].keys() == made[1].keys() and all(torch.equal(made[0][name], made[1][name]) for name in made[0])
     for model in (tiny_model(extended=True), tiny_model()):
-        inputs = [
-            MCMCollator(e, model.config, "evaluate", cutoff=cutoff)(batch)
-            for e, batch in zip(extractors, batches, strict=True)
-        ]
+        inputs = collate(model.config, "evaluate", cutoff=cutoff)
         labels = [made.pop("labels") for made in inputs]
         assert labels[0].shape != labels[1].shape or not torch.equal(*labels)  # the future did change
         with torch.no_grad():
