@@ -15,7 +15,7 @@ PACKS = {"gems": 4.99, "skin": 9.99, "season pass": 14.99, "boost": 0.99}
 
 def at(days):
     """The times of days since the start, with fractions."""
-    return START + pd.to_timedelta(days, unit="D").floor("s")
+    return START + pd.to_timedelta(np.asarray(days), unit="D").floor("s")
 
 
 class Bank(NamedTuple):
