@@ -21,7 +21,7 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, auto_docstring
@@ -58,13 +58,13 @@ class MCMActionOutput(ModelOutput):
         As in [`MCMModelOutput`].
     """
 
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    preferences: torch.Tensor | None = None
-    numbers: torch.Tensor | None = None
-    pooler_output: torch.Tensor | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    preferences: Tensor | None = None
+    numbers: Tensor | None = None
+    pooler_output: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
 
 
 def number_names(config: MCMConfig) -> list[str]:
@@ -87,7 +87,7 @@ class ActionHead(nn.Module):
         self.numbers = nn.Linear(numbers, outcomes)
         self.labels = nn.Linear(labels, outcomes, bias=False)
 
-    def forward(self, numbers: torch.Tensor, labels: torch.Tensor, offered: torch.Tensor) -> torch.Tensor:
+    def forward(self, numbers: Tensor, labels: Tensor, offered: Tensor) -> Tensor:
         """Log-odds `(B, K, O)` from numbers `(B, K, X)`, the labels of each action `(A, V)`, and which action each
         offer is of, `(B, K)`."""
         return self.numbers(numbers) + self.labels(F.normalize(labels, dim=1))[offered]
@@ -109,7 +109,7 @@ class MCMForActionRecommendation(MCMForMultiTaskRecommendation):
             for value in module.parameters():
                 init.zeros_(value)
 
-    def action_labels(self, action_ids: torch.Tensor, rows: torch.Tensor, count: int) -> torch.Tensor:
+    def action_labels(self, action_ids: Tensor, rows: Tensor, count: int) -> Tensor:
         """Which labels each action has, as 0 or 1 in the order of the tasks, of shape `(A, V)`, from the feature ids
         `(R, J)` and the action `(R,)` of each row."""
         parts = []
@@ -122,13 +122,13 @@ class MCMForActionRecommendation(MCMForMultiTaskRecommendation):
 
     def describe_offers(
         self,
-        scores: Mapping[str, torch.Tensor],
-        input_ids: torch.Tensor,
-        ages: torch.Tensor,
-        event_values: torch.Tensor | None,
-        labels: torch.Tensor,
-        matches: torch.Tensor,
-    ) -> torch.Tensor:
+        scores: Mapping[str, Tensor],
+        input_ids: Tensor,
+        ages: Tensor,
+        event_values: Tensor | None,
+        labels: Tensor,
+        matches: Tensor,
+    ) -> Tensor:
         """Computes the numbers of each customer and action, of shape `(B, A, X)`; every sum n is told as log(1 + n).
 
         Args:
@@ -176,7 +176,7 @@ class MCMForActionRecommendation(MCMForMultiTaskRecommendation):
     def forward(
         self,
         input_ids: torch.LongTensor,
-        attention_mask: torch.Tensor | None = None,
+        attention_mask: Tensor | None = None,
         visit_ids: torch.LongTensor | None = None,
         event_times: torch.FloatTensor | None = None,
         action_input_ids: torch.LongTensor | None = None,
@@ -248,7 +248,7 @@ class MCMForActionRecommendation(MCMForMultiTaskRecommendation):
         )
 
 
-def offer_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def offer_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Binary cross-entropy of log-odds, of the same shape; labels below 0 are not observed, and their loss is 0."""
     losses = nn.functional.binary_cross_entropy_with_logits(logits, labels.clamp(min=0), reduction="none")
     return losses * (labels >= 0)

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from transformers.utils import logging
 
 from .configuration_mcm import FIRST_LABEL
@@ -44,16 +45,16 @@ class ChosenLabels(NamedTuple):
             are several; whatever the candidates are.
     """
 
-    labels: torch.Tensor
-    scores: torch.Tensor
-    chances: torch.Tensor | None = None
+    labels: Tensor
+    scores: Tensor
+    chances: Tensor | None = None
 
 
 def choose_labels(
-    scores: torch.Tensor,
+    scores: Tensor,
     k: int,
-    is_candidate: torch.Tensor | None = None,
-    groups: torch.Tensor | None = None,
+    is_candidate: Tensor | None = None,
+    groups: Tensor | None = None,
     per_group: int = 1,
 ) -> ChosenLabels:
     """Chooses the k candidates with the highest scores. Of equal scores the smallest id comes first, on any device.
@@ -64,7 +65,12 @@ def choose_labels(
         is_candidate (`torch.BoolTensor` of shape `(C,)` or `(B, C)`, *optional*): default: all labels.
         groups (`torch.LongTensor` of shape `(C,)`, *optional*): Group of each label. Default: no groups.
         per_group (`int`): Largest number of chosen labels of a group.
+
+    Raises:
+        ValueError: If k is no number of labels.
     """
+    if isinstance(k, bool) or not isinstance(k, Integral) or k < 1:
+        raise ValueError(f"The number of labels is {k!r} ({type(k).__name__}): give a whole number, at least 1.")
     columns = scores.shape[1]
     scores = scores.float().clone() if is_candidate is None else scores.float().masked_fill(~is_candidate, -torch.inf)
     scores[:, :FIRST_LABEL] = -torch.inf
@@ -89,7 +95,7 @@ def choose_labels(
     return ChosenLabels(torch.where(is_chosen, labels, 0), torch.where(is_chosen, (values - total).exp(), 0.0))
 
 
-def _ranks_in_group(groups: torch.Tensor) -> torch.Tensor:
+def _ranks_in_group(groups: Tensor) -> Tensor:
     """Number of earlier columns `(B, m)` of the same group."""
     ordered, order = groups.sort(dim=1, stable=True)
     place = torch.arange(groups.shape[1], device=groups.device).expand_as(groups)
@@ -112,11 +118,11 @@ class NewLabels:
         weights (`torch.FloatTensor` of shape `(N, M)`): Their weights, which add up to 1.
     """
 
-    def __init__(self, values: Sequence[str], alike: torch.Tensor, weights: torch.Tensor):
+    def __init__(self, values: Sequence[str], alike: Tensor, weights: Tensor):
         self.values, self.alike, self.weights = list(values), alike, weights
 
     @classmethod
-    def from_features(cls, values: Sequence[str], features: torch.Tensor, known: torch.Tensor) -> "NewLabels | None":
+    def from_features(cls, values: Sequence[str], features: Tensor, known: Tensor) -> "NewLabels | None":
         """Compares new labels with known ones, and keeps those that share a feature with one; None if none does.
 
         Args:
@@ -143,7 +149,7 @@ class NewLabels:
         kept = [value for value, is_found in zip(values, found.tolist(), strict=True) if is_found]
         return cls(kept, torch.cat([top.indices for top in tops])[found], weights / weights.sum(1, keepdim=True))
 
-    def extend(self, scores: torch.Tensor, seen: Sequence[NDArray[np.int64]] | None = None) -> torch.Tensor:
+    def extend(self, scores: Tensor, seen: Sequence[NDArray[np.int64]] | None = None) -> Tensor:
         """Log probabilities `(B, V + N)` of the known labels and the new ones, from the scores `(B, V)`.
 
         Args:
@@ -168,8 +174,8 @@ class _TaskCandidates(NamedTuple):
     new ones last; `ids` the id of each candidate of a table; and `excluded` by customer the ids that are not shown."""
 
     values: list[str]
-    is_candidate: torch.Tensor
-    groups: torch.Tensor | None
+    is_candidate: Tensor
+    groups: Tensor | None
     new: NewLabels | None
     ids: dict[str, int]
     excluded: dict[str, list[int]]
@@ -258,7 +264,7 @@ class CandidateSet:
     def choose(
         self,
         task: str,
-        scores: torch.Tensor,
+        scores: Tensor,
         k: int = 10,
         seen: Sequence[NDArray[np.int64]] | None = None,
         customers: Sequence[str | None] | None = None,
@@ -392,7 +398,7 @@ class CandidateSet:
             features[:, index] = values[[first[value] for value in new]]
         return NewLabels.from_features(new, features, known) if new else None
 
-    def _usual(self, task: str, feature: str) -> torch.Tensor:
+    def _usual(self, task: str, feature: str) -> Tensor:
         """Most frequent value `(V,)` of a feature that the labels of a task determine."""
         config = self.model.config
         return self.model.label_values(config.tasks.index(task))[:, config.label_features.index(feature)].long().cpu()
@@ -405,7 +411,7 @@ class CandidateSet:
         ids: Mapping[str, int],
         columns: int,
         group: str,
-    ) -> torch.Tensor:
+    ) -> Tensor:
         """Group of each label `(C,)`. A label of which nothing is said is a group of its own."""
         groups = torch.arange(columns)
         name = self._column(group, table)

@@ -14,7 +14,7 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.utils import ModelOutput, auto_docstring
 from transformers.utils.generic import can_return_tuple
@@ -39,9 +39,9 @@ class MCMPredictionOutput(ModelOutput):
         Customer state at `as_of`.
     """
 
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    pooler_output: torch.Tensor | None = None
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    pooler_output: Tensor | None = None
 
 
 class PredictionHead(nn.Module):
@@ -58,7 +58,7 @@ class PredictionHead(nn.Module):
         self.labels = nn.Linear(labels, classes, bias=False)
         self.rarity = nn.Buffer(torch.zeros(labels))
 
-    def forward(self, state: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    def forward(self, state: Tensor, counts: Tensor) -> Tensor:
         """Scores `(B, C)` from states `(B, S)` and counts `(B, V)`, those of `label_counts`."""
         return self.state(state) + self.labels(F.normalize(counts * self.rarity, dim=1))
 
@@ -110,10 +110,10 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
 
     def label_counts(
         self,
-        input_ids: torch.Tensor,
-        event_times: torch.Tensor | None = None,
-        as_of: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+        input_ids: Tensor,
+        event_times: Tensor | None = None,
+        as_of: Tensor | None = None,
+    ) -> Tensor:
         """Logarithms of 1 plus the number of a customer's events with each label of each task until `as_of`, of shape
         `(B, V)`; the arguments are those of `forward`."""
         is_counted = torch.ones_like(input_ids[:, 1:, 0], dtype=torch.bool)
@@ -125,14 +125,14 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
             parts.append(sum_by_value(ids, (is_counted & (ids >= FIRST_LABEL)).float()[..., None], size))
         return torch.cat(parts, 1)[..., 0].log1p()
 
-    def predictions(self, logits: torch.Tensor) -> dict[str, torch.Tensor]:
+    def predictions(self, logits: Tensor) -> dict[str, Tensor]:
         """Names the predictions `(B,)` of `logits` `(B, C)`: the probability of each class, or the number."""
         values = logits.float() if self.problem_type == REGRESSION else logits.float().softmax(-1)
         names = cast(dict[int, str], self.config.id2label)
         return {names[index]: values[:, index] for index in range(self.num_labels)}
 
     @torch.no_grad()
-    def terms(self, **inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def terms(self, **inputs: Tensor) -> tuple[Tensor, Tensor]:
         """The terms `(B, S + V, C)` that the scores are sums of, besides the bias: of each number of the state, then
         of each label of each task. With them the scores `(B, C)`. The arguments are those of `forward`."""
         outputs, head = self(**inputs), self.prediction_head
@@ -140,7 +140,7 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
         read = torch.cat([outputs.pooler_output, F.normalize(counts * head.rarity, dim=1)], 1)
         return read[..., None] * torch.cat([head.state.weight, head.labels.weight], 1).T, outputs.logits
 
-    def compute_loss(self, scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def compute_loss(self, scores: Tensor, labels: Tensor) -> Tensor:
         """Computes the mean loss of scores `(B, C)` and labels `(B,)`."""
         if self.problem_type == REGRESSION:
             return F.mse_loss(scores[:, 0], labels.to(scores.dtype))
@@ -151,12 +151,12 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
     def forward(
         self,
         input_ids: torch.LongTensor,
-        attention_mask: torch.Tensor | None = None,
+        attention_mask: Tensor | None = None,
         visit_ids: torch.LongTensor | None = None,
         event_times: torch.FloatTensor | None = None,
         event_values: torch.FloatTensor | None = None,
         as_of: torch.FloatTensor | None = None,
-        labels: torch.Tensor | None = None,
+        labels: Tensor | None = None,
         **kwargs,
     ) -> MCMPredictionOutput:
         r"""
@@ -181,8 +181,8 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
         Raises:
             ValueError: If an input that the state needs is missing.
         """
-        counts = self.model.state_counts(input_ids, attention_mask, visit_ids, event_times, event_values, as_of)
-        state = self.model.state(counts)
+        history = (input_ids, attention_mask, visit_ids, event_times, event_values, as_of)
+        state = self.model(*history, parts=("embedding",)).pooler_output
         scores = self.prediction_head(state, self.label_counts(input_ids, event_times, as_of))
         loss = None if labels is None else self.compute_loss(scores, labels)
         return MCMPredictionOutput(loss=loss, logits=scores, pooler_output=state)

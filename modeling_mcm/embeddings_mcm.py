@@ -9,7 +9,7 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from .configuration_mcm import MCMConfig
 
@@ -40,7 +40,7 @@ class HeterogeneousEmbedding(nn.Embedding):
         """Number of features and hidden size, for `print(model)`."""
         return f"{len(self.feature_tables)} features, {self.embedding_dim}"
 
-    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+    def forward(self, input_ids: Tensor) -> Tensor:
         """Embeds events: the average over the vectors of the features that an event has.
 
         Padding is skipped. If the tables have fewer rows than the batch has events, they are copied into one in every
@@ -51,25 +51,17 @@ class HeterogeneousEmbedding(nn.Embedding):
 
         Returns:
             `torch.FloatTensor` of shape `(B, L, H)`; 0 on padding.
-
-        Raises:
-            ValueError: If `input_ids` does not have J features.
         """
-        if input_ids.shape[-1] != len(self.feature_tables):
-            raise ValueError(
-                f"`input_ids` has {input_ids.shape[-1]} features, this checkpoint reads {len(self.feature_tables)}: "
-                "make the inputs with the checkpoint's own feature extractor."
-            )
         ids = input_ids.flatten(0, -2)
         real = (ids != 0).any(-1).nonzero()[:, 0]
         events = self._average(ids.index_select(0, real), len(ids))
         padded = events.new_zeros(len(ids), events.shape[-1]).index_copy(0, real, events)
         return padded.view(*input_ids.shape[:-1], -1)
 
-    def _average(self, ids: torch.Tensor, most: int) -> torch.Tensor:
+    def _average(self, ids: Tensor, most: int) -> Tensor:
         """Average over the vectors of the features that an event has, of shape `(..., H)`; tables of up to `most` rows
         together are joined."""
-        tables = [self._table(j) for j in self.read]
+        tables = [cast(ValueEmbedding, self.feature_tables[j]).weight for j in self.read]
         if sum(map(len, tables)) <= most:
             starts = torch.tensor([0, *(len(table) for table in tables[:-1])], device=ids.device).cumsum(0)
             rows = ids[:, self.read]
@@ -77,24 +69,21 @@ class HeterogeneousEmbedding(nn.Embedding):
             rows = torch.where(rows == 0, 0, rows + starts)
             total = F.embedding_bag(rows, torch.cat(tables), mode="sum", padding_idx=0)
         else:
-            total = cast(torch.Tensor, sum(self.feature_tables[j](ids[..., j]) for j in self.read))
+            total = cast(Tensor, sum(self.feature_tables[j](ids[..., j]) for j in self.read))
         return total / (ids[..., self.read] != 0).sum(-1, keepdim=True).clamp(min=1)
 
-    def _table(self, feature: int) -> torch.Tensor:
-        return cast(ValueEmbedding, self.feature_tables[feature]).weight
 
-
-def digest_bytes(digest: str | None) -> torch.Tensor:
+def digest_bytes(digest: str | None) -> Tensor:
     """`MCMConfig.values_digest` as bytes in a tensor of shape `(32,)`, which is saved with the weights."""
     return torch.tensor(list(bytes.fromhex(digest or "00" * 32)), dtype=torch.uint8)
 
 
 def check_inputs(
     config: MCMConfig,
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor,
-    visit_ids: torch.Tensor | None,
-    event_times: torch.Tensor | None,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    visit_ids: Tensor | None,
+    event_times: Tensor | None,
 ) -> None:
     """Checks model inputs that callers made: shapes, types, value ranges and order.
 
@@ -113,38 +102,45 @@ def check_inputs(
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or attention_mask.is_meta:
         return
     shape, advice = input_ids.shape[:2], "MCMFeatureExtractor gives them"
-    for name, values in {"attention_mask": attention_mask, "visit_ids": visit_ids, "event_times": event_times}.items():
-        if values is not None and values.shape != shape:
+    if input_ids.shape[-1] != len(config.features):
+        raise ValueError(
+            f"`input_ids` has {input_ids.shape[-1]} features, this checkpoint reads {len(config.features)}: make the "
+            "inputs with the checkpoint's own feature extractor."
+        )
+    given = {"attention_mask": attention_mask, "visit_ids": visit_ids, "event_times": event_times}
+    named = {name: values for name, values in given.items() if values is not None}
+    for name, values in named.items():
+        if values.shape != shape:
             raise ValueError(
                 f"`{name}` has shape {tuple(values.shape)}, and {tuple(shape)} was expected, one for each event: "
                 f"{advice}."
             )
-    real = attention_mask.bool()
-    faults: list[tuple[str, str, torch.Tensor, str]] = []
-    if visit_ids is not None:
-        if visit_ids.is_floating_point() or visit_ids.dtype == torch.bool:
-            raise ValueError(f"`visit_ids` is {visit_ids.dtype}, and whole numbers were expected: {advice}.")
-        faults.append(("visit_ids", "is not under the number of events", (visit_ids >= shape[1]) & real, advice))
-    for name, values in (("visit_ids", visit_ids), ("event_times", event_times)):
-        if values is not None:
-            falls = real[:, 1:] & real[:, :-1] & (values[:, 1:] < values[:, :-1])
-            faults += [
-                (name, "is no number or infinite", ~values.isfinite() & real, advice),
-                (name, "is negative", (values < 0) & real, advice),
-                (name, "is less than that of the event before", falls, "give the events in their order"),
-            ]
-    outside = real[..., :0]
-    if input_ids.shape[-1] == len(config.features):  # else the embedding says so
-        outside = (input_ids < 0) | (input_ids >= torch.tensor(config.vocabulary_sizes, device=input_ids.device))
-    # One transfer from the device
-    if not torch.stack([outside.any(), *(wrong.any() for _, _, wrong, _ in faults)]).any():
+    if visit_ids is not None and (visit_ids.is_floating_point() or visit_ids.dtype == torch.bool):
+        raise ValueError(f"`visit_ids` is {visit_ids.dtype}, and whole numbers were expected: {advice}.")
+    columns = torch.stack([values.float() for values in named.values()])
+    limits = columns.new_tensor([shape[1] if name == "visit_ids" else torch.inf for name in named])
+    faults = {
+        "is no number or infinite": ~columns.isfinite(),
+        "is negative": columns < 0,
+        "is less than that of the event before": F.pad(columns.diff(dim=2) < 0, (1, 0)),
+        "is not under the number of events": columns >= limits[:, None, None],
+    }
+    wrong = torch.stack([*faults.values()], 1) & attention_mask.bool()  # (names, faults, B, L)
+    sizes = torch.tensor(config.vocabulary_sizes, device=input_ids.device)
+    outside = (input_ids < 0) | (input_ids >= sizes)
+    if not wrong.any() | outside.any():  # one transfer from the device
         return
-    for name, size, wrong in zip(config.features, config.vocabulary_sizes, outside.unbind(-1), strict=False):
-        faults.append(("input_ids", f"is not from 0 to {size - 1} in feature {name!r}", wrong, advice))
-    for name, what, wrong, way in faults:
-        if wrong.any():
-            row, column = wrong.nonzero()[0].tolist()
-            event = column + (wrong.shape[1] < shape[1])
+    found = [
+        (name, what, mask)
+        for name, masks in zip(named, wrong, strict=True)
+        for what, mask in zip(faults, masks, strict=True)
+    ]
+    for name, size, mask in zip(config.features, config.vocabulary_sizes, outside.unbind(-1), strict=True):
+        found.append(("input_ids", f"is not from 0 to {size - 1} in feature {name!r}", mask))
+    for name, what, mask in found:
+        if mask.any():
+            row, event = mask.nonzero()[0].tolist()
+            way = "give the events in their order" if "before" in what else advice
             raise ValueError(f"`{name}` {what} at event {event} of customer {row} of the batch: {way}.")
 
 
@@ -164,9 +160,7 @@ class MCMEmbeddings(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def units(
-        self, events: torch.Tensor, attention_mask: torch.Tensor, visit_ids: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def units(self, events: Tensor, attention_mask: Tensor, visit_ids: Tensor | None) -> tuple[Tensor, Tensor]:
         """Makes encoder units of events: the events themselves, or visits.
 
         A visit's vector is the sum of its events' vectors divided by the square root of their number. The root keeps
@@ -192,7 +186,7 @@ class MCMEmbeddings(nn.Module):
         visits = (sums / sizes.clamp(min=1).sqrt()[:, None]).view(batch, count, hidden)
         return visits, (sizes > 0).view(batch, count)
 
-    def _drop_events(self, weight: torch.Tensor, visit_ids: torch.Tensor, count: int) -> torch.Tensor:
+    def _drop_events(self, weight: Tensor, visit_ids: Tensor, count: int) -> Tensor:
         """Sets the weights of random events to 0, but never those of all events of a visit, or of the start row."""
         kept = weight * (torch.rand_like(weight) >= self.event_dropout)
         number = kept.new_zeros(len(kept), count).scatter_add(1, visit_ids, kept)

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from .configuration_mcm import FIRST_LABEL
 
@@ -37,13 +38,14 @@ FADING = (  # unit and half-life of the shares of a label
     *((MOMENTS, half_life) for half_life in MOMENT_HALF_LIVES),
     (GAPS, GAPS_HALF_LIFE),
 )
+FALLS = [log(0.5) / half_life for _, half_life in FADING]  # of the logarithms of the weights
 SHARES = (
     *(f"share_{('visits', 'moments')[unit]}_{half_life:g}" for unit, half_life in FADING[:-1]),
     "share_days",
     *(f"share_kind_{kind}" for kind in range(KINDS)),
 )
 
-Columns = dict[str, torch.Tensor]
+Columns = dict[str, Tensor]
 
 
 class Feature(NamedTuple):
@@ -148,20 +150,20 @@ class LabelHistory(NamedTuple):
         size (`int`): B.
     """
 
-    row: torch.Tensor
-    label: torch.Tensor
-    ago: torch.Tensor
-    kind: torch.Tensor
+    row: Tensor
+    label: Tensor
+    ago: Tensor
+    kind: Tensor
     size: int
 
     @classmethod
     def from_batch(
         cls,
-        labels: torch.Tensor,
-        visit_ids: torch.Tensor,
-        event_times: torch.Tensor,
-        kinds: torch.Tensor,
-        as_of: torch.Tensor | None = None,
+        labels: Tensor,
+        visit_ids: Tensor,
+        event_times: Tensor,
+        kinds: Tensor,
+        as_of: Tensor | None = None,
     ) -> "LabelHistory":
         """Reads the histories from model inputs.
 
@@ -189,6 +191,15 @@ class LabelHistory(NamedTuple):
         ago = torch.cat([counts[:, last] - counts, days[None]])
         return cls(row, by_row[row, event], ago, kinds.take(at), size)
 
+    def find_latest(self, tasks: int) -> Tensor:
+        """The latest labels of each row, the last one first, `(R, LATEST)`; 0 where there are fewer."""
+        place = torch.searchsorted(self.row, self.row, right=True) - 1
+        place -= torch.arange(len(place), device=place.device)  # from the last event of the row
+        is_late = place < LATEST
+        latest = self.label.new_zeros(self.size * tasks, LATEST)
+        latest[self.row[is_late], place[is_late]] = self.label[is_late]
+        return latest
+
 
 class SeenLabels(NamedTuple):
     """The labels of each history, and what it says of them.
@@ -201,31 +212,28 @@ class SeenLabels(NamedTuple):
         customers (`dict[str, torch.FloatTensor]`): The numbers of the group "customer", each `(R,)`.
     """
 
-    cell: torch.Tensor
-    row: torch.Tensor
+    cell: Tensor
+    row: Tensor
     columns: Columns
-    recent: torch.Tensor
+    recent: Tensor
     customers: Columns
 
 
 class _Labels(NamedTuple):
     """The labels of all histories, and sums over their events."""
 
-    row: torch.Tensor  # (P,)
-    newest: torch.Tensor  # (3, P): how long ago the newest event was, in visits, moments, and median gaps of the log
-    oldest: torch.Tensor  # (3, P)
-    faded: torch.Tensor  # (S, P): faded visits, moments and events, in the order of `SHARES`
-    number: torch.Tensor  # (2, P): number of visits, and of moments
-    squares: torch.Tensor  # (P,): sum of the squared numbers of visits from one with the label to the next
-    last_kinds: torch.Tensor  # (KINDS, P): number of events of each kind in the last moment
-    start: torch.Tensor  # (3, R): how long ago the row's oldest event was
-    since: torch.Tensor  # (R,): gaps since the newest one
-    own_gap: torch.Tensor  # (R,): mean gap between moments, in median gaps of the log
+    row: Tensor  # (P,)
+    newest: Tensor  # (3, P): how long ago the newest event was, in visits, moments, and median gaps of the log
+    oldest: Tensor  # (3, P)
+    faded: Tensor  # (S, P): faded visits, moments and events, in the order of `SHARES`
+    number: Tensor  # (2, P): number of visits, and of moments
+    squares: Tensor  # (P,): sum of the squared numbers of visits from one with the label to the next
+    start: Tensor  # (3, R): how long ago the row's oldest event was
+    since: Tensor  # (R,): gaps since the newest one
+    own_gap: Tensor  # (R,): mean gap between moments, in median gaps of the log
 
 
-def describe_histories(
-    row: torch.Tensor, cell: torch.Tensor, kind: torch.Tensor, ago: torch.Tensor, size: int
-) -> SeenLabels:
+def describe_histories(row: Tensor, cell: Tensor, kind: Tensor, ago: Tensor, size: int) -> SeenLabels:
     """Describes the labels of each history, from row, cell and kind `(E,)` of each event, and `ago` `(3, E)` with gaps
     for days. Sums are in double precision and in one order: equal shares are equal to the bit in every batch, and so
     are their ranks."""
@@ -245,23 +253,22 @@ def describe_histories(
     start = ago.new_zeros(3, size).scatter_reduce(1, row.expand(3, -1), oldest, "amax")
     since = ago.new_zeros(size).scatter_reduce(0, row, newest[GAPS], "amin", include_self=False)
     own_gap = ((start[GAPS] - since) / start[MOMENTS].clamp(min=1)).clamp(min=0.02)
-    labels = _Labels(row, newest, oldest, faded, number, squares[0], last_kinds, start, since, own_gap)
+    labels = _Labels(row, newest, oldest, faded, number, squares[0], start, since, own_gap)
     shares, customers = _describe_shares(labels)
     columns = _describe_frequency(labels) | _describe_recency(labels) | _describe_gaps(labels) | shares
     columns |= {f"last_kind_{kind}": number > 0 for kind, number in enumerate(last_kinds)}
-    return SeenLabels(cell, row, _to_floats(columns), recent[0].float(), _to_floats(customers))
+    columns, customers = (
+        dict(zip(group, torch.stack([*group.values()]).float(), strict=True)) for group in (columns, customers)
+    )
+    return SeenLabels(cell, row, columns, recent[0].float(), customers)
 
 
-def _to_floats(columns: Columns) -> Columns:
-    return dict(zip(columns, torch.stack([*columns.values()]).float(), strict=True))
-
-
-def _fade(ago: torch.Tensor, opens: torch.Tensor, kind: torch.Tensor) -> list[torch.Tensor]:
+def _fade(ago: Tensor, opens: Tensor, kind: Tensor) -> list[Tensor]:
     """Weights of events `(E,)` that fade with how long `ago` they were: of all `SHARES`; 1 for those of the last
     moment, by kind; and of the latest moments."""
-    fading = [*FADING, (MOMENTS, log(0.5) / log(RECENT_DECAY))]
-    units, rates = zip(*((unit, log(0.5) / half_life) for unit, half_life in fading), strict=True)
-    weights = ago.index_select(0, torch.tensor(units, device=ago.device)).mul_(ago.new_tensor(rates)[:, None]).exp_()
+    units = [*(unit for unit, _ in FADING), MOMENTS]
+    falls = ago.new_tensor([*FALLS, log(RECENT_DECAY)])[:, None]
+    weights = ago.index_select(0, torch.tensor(units, device=ago.device)).mul_(falls).exp_()
     is_kind = kind == torch.arange(KINDS, device=kind.device)[:, None]
     visits, moments, days, latest = weights.split([len(VISIT_HALF_LIVES), len(MOMENT_HALF_LIVES), 1, 1])
     of_kinds, in_last = moments[-1:] * is_kind, is_kind * (ago[MOMENTS] == 0)
@@ -272,21 +279,22 @@ def _fade(ago: torch.Tensor, opens: torch.Tensor, kind: torch.Tensor) -> list[to
 def _describe_shares(labels: _Labels) -> tuple[Columns, Columns]:
     """Which share of visits, moments and events a label has, lately and of each kind; and what the whole history says,
     by row."""
-    visits, events = labels.number[:1], labels.faded[len(FADING) - 1 :]  # of all, and of each kind
-    sums = torch.cat([events, visits, torch.ones_like(visits)])
-    totals = sums.new_zeros(len(sums), len(labels.since)).index_add_(1, labels.row, sums)
-    totals, (occurrences, number) = totals[: len(events)], totals[len(events) :]
+    events = labels.faded[len(FADING) - 1 :]  # of all, and of each kind
+    sums = torch.cat([events, labels.number[:1], torch.ones_like(events[:1])])
+    sums = sums.new_zeros(len(sums), len(labels.since)).index_add_(1, labels.row, sums)
     # The largest possible sum, of a label that each visit or moment has, is a geometric series
-    units, rates = zip(*((unit, log(0.5) / half_life) for unit, half_life in FADING[:-1]), strict=True)
-    longest = labels.start.index_select(0, torch.tensor(units, device=totals.device)) + 1
-    falls = totals.new_tensor(rates)[:, None]
+    units = torch.tensor([unit for unit, _ in FADING[:-1]], device=sums.device)
+    falls, longest = sums.new_tensor(FALLS[:-1])[:, None], labels.start.index_select(0, units) + 1
     largest = ((falls * longest).expm1() / falls.expm1()).clamp(min=1e-6)
-    totals = torch.maximum(totals, totals.new_tensor([1e-9] + [0.5] * KINDS)[:, None])
+    totals = torch.maximum(sums[:-2], sums.new_tensor([1e-9] + [0.5] * KINDS)[:, None])
     shares = labels.faded / torch.cat([largest, totals]).index_select(1, labels.row)
-    visits, moments, _ = labels.start + 1
-    logs = torch.stack([occurrences / visits, moments, labels.since / labels.own_gap]).log1p()
-    customers = dict(zip(("customer_labels", "customer_moments", "customer_since"), logs, strict=True))
-    customers["customer_repeats"] = (occurrences - number + 0.5) / (occurrences + 1)
+    (visits, moments, _), (occurrences, number) = labels.start + 1, sums[-2:]
+    customers = {
+        "customer_repeats": (occurrences - number + 0.5) / (occurrences + 1),
+        "customer_labels": (occurrences / visits).log1p(),
+        "customer_moments": moments.log1p(),
+        "customer_since": (labels.since / labels.own_gap).log1p(),
+    }
     return dict(zip(SHARES, shares, strict=True)), customers
 
 
@@ -326,12 +334,12 @@ def _describe_gaps(labels: _Labels) -> Columns:
 
 
 def describe_candidates(
-    row: torch.Tensor,
-    cell: torch.Tensor,
+    row: Tensor,
+    cell: Tensor,
     seen: SeenLabels,
-    evidence: torch.Tensor,
-    counts: Sequence[torch.Tensor],
-    visits: torch.Tensor,
+    evidence: Tensor,
+    counts: Sequence[Tensor],
+    visits: Tensor,
 ) -> Columns:
     """Computes the counted numbers of candidates `(N,)` from the labels of the histories, the candidates' evidence
     `(4, N)`, counts `(1 or B, 5, V)` by task, and the number of visits of all customers `(1 or B, T)`."""
@@ -347,12 +355,12 @@ def describe_candidates(
 
 
 def _describe_popularity(
-    row: torch.Tensor,
-    cell: torch.Tensor,
-    counts: Sequence[torch.Tensor],
-    visits: torch.Tensor,
+    row: Tensor,
+    cell: Tensor,
+    counts: Sequence[Tensor],
+    visits: Tensor,
     personal: Columns,
-    next_transitions: torch.Tensor,
+    next_transitions: Tensor,
 ) -> Columns:
     """How popular the labels are, and whether one is late by what all customers do."""
     tasks, of_labels = len(counts), torch.cat(list(counts), 2)  # (1 or B, 5, C)
@@ -360,7 +368,7 @@ def _describe_popularity(
     of_tasks = torch.stack([of_task[:, ::3].sum(2) for of_task in counts], 2).clamp(min=1)  # (1 or B, 2, T)
     then, task = (0, row % tasks) if customers == 1 else (row // tasks, row % tasks)
 
-    def look_up(values: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
+    def look_up(values: Tensor, column: Tensor) -> Tensor:
         """Values `(1 or B, k, c)` of each candidate's customer and column, `(k, N)`."""
         kinds = torch.arange(values.shape[1], device=row.device)[:, None]
         return values.take(((then * len(kinds)) + kinds) * values.shape[2] + column)
@@ -368,12 +376,9 @@ def _describe_popularity(
     count, repeats, next_repeats, recent, gaps = look_up(of_labels, cell % columns)
     share, recent_share = torch.stack([count, recent]) / look_up(of_tasks, task)
     gap = (gaps + 1) / (repeats + 0.5)
-    ratios = [
-        (next_transitions + 1e-4) / (share + 1e-4),
-        share.clamp(min=1e-7),
-        (recent_share + 1e-4) / (share + 1e-4),
-    ]
-    lift, label_share, trend, overdue = torch.stack([*ratios, personal["since_visits"].exp() / gap]).log()
+    ratios = (next_transitions + 1e-4) / (share + 1e-4), (recent_share + 1e-4) / (share + 1e-4)
+    overdue = personal["since_visits"].exp() / gap
+    lift, trend, label_share, overdue = torch.stack([*ratios, share.clamp(min=1e-7), overdue]).log()
     return {
         "lift": lift,
         "label_rate": (30 * count / look_up(visits[:, None], task)[0]).log1p(),
@@ -386,7 +391,7 @@ def _describe_popularity(
     }
 
 
-def _compare_candidates(row: torch.Tensor, columns: Columns, evidence: torch.Tensor) -> Columns:
+def _compare_candidates(row: Tensor, columns: Columns, evidence: Tensor) -> Columns:
     """How a label compares with the other candidates of its row."""
     recency = (-columns["since_moments"]).exp() * columns["seen"]
     compared = torch.stack([*(columns[name] for name in COMPARED), columns["label_rate"], recency])
@@ -394,12 +399,11 @@ def _compare_candidates(row: torch.Tensor, columns: Columns, evidence: torch.Ten
     names = (*EVIDENCE, *COMPARED)
     ratios = torch.cat([evidence, compared[: len(COMPARED)]]) / largest[: len(names)].clamp(min=1e-9)
     result = dict(zip((f"{name}_ratio" for name in names), ratios, strict=True))
-    return result | dict(
-        zip((f"{name}_rank" for name in (*EVIDENCE, *COMPARED, "popularity", "recency")), ranks.log2(), strict=True)
-    )
+    ranked = (f"{name}_rank" for name in (*names, "popularity", "recency"))
+    return result | dict(zip(ranked, ranks.log2(), strict=True))
 
 
-def break_ties(values: torch.Tensor, largest: bool = True) -> torch.Tensor:
+def break_ties(values: Tensor, largest: bool = True) -> Tensor:
     """Values `(..., C)` from 0 on in double precision, of which no two are equal: of equal ones the first column
     becomes the largest, or the smallest. They move by less than the distance between numbers in single precision, so
     what `topk` and `sort` find is the same in every batch and on every machine."""
@@ -407,38 +411,22 @@ def break_ties(values: torch.Tensor, largest: bool = True) -> torch.Tensor:
     return values.to(torch.double, copy=True).add_(1e-30).mul_(1 + places * (-TIE if largest else TIE))
 
 
-def compare(row: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def compare(row: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     """Compares values from 0 on, `(k, N)`, within their row; `row` `(N,)` is ascending. Returns ranks from 1, the
     largest first, and the largest value, both `(k, N)`."""
-    _, index, size = row.unique_consecutive(return_inverse=True, return_counts=True)
-    most = int(size.max()) if len(size) else 1
-    start = torch.arange(len(size), device=row.device) * most - (size.cumsum(0) - size)
-    place = torch.arange(len(row), device=row.device) + start.index_select(0, index)
-    padded = values.new_full((len(values), len(size) * most), -torch.inf).index_copy_(1, place, values)
-    padded = padded.unflatten(1, (len(size), most))
-    order = break_ties(padded).argsort(dim=2, descending=True)
+    place = torch.arange(len(row), device=row.device) - torch.searchsorted(row, row)
+    rows, most = (int(index.max()) + 1 if len(row) else 1 for index in (row, place))
+    padded = values.new_full((len(values), rows, most), -torch.inf)
+    padded[:, row, place] = values
+    order = padded.argsort(dim=2, descending=True, stable=True)  # of equal ones the first is ahead
     ranks = torch.arange(1, most + 1, device=row.device).to(values.dtype).expand_as(padded)
     ranks = torch.empty_like(padded).scatter_(2, order, ranks)
-    return ranks.flatten(1).index_select(1, place), padded.amax(2).index_select(1, index)
+    return ranks[:, row, place], padded.amax(2)[:, row]
 
 
-def compare_vectors(
-    history: LabelHistory, row: torch.Tensor, label: torch.Tensor, vectors: Sequence[torch.Tensor | None]
-) -> torch.Tensor:
-    """Cosines `(2, N)` of the vectors of candidates `(N,)` to those of the latest label of their history, and the
-    largest one above 0 to the latest `LATEST`; 0 without any, and for tasks whose `vectors` `(V, H)` are None."""
-    tasks = len(vectors)
-    place = torch.searchsorted(history.row, history.row, right=True) - 1
-    place -= torch.arange(len(place), device=place.device)  # from the last event of the row
-    is_late = place < LATEST
-    latest = history.label.new_zeros(history.size * tasks, LATEST)
-    latest[history.row[is_late], place[is_late]] = history.label[is_late]
-    result = torch.zeros(2, len(row), device=row.device)
-    for task, of_task in enumerate(vectors):
-        if of_task is not None:
-            chosen = (row % tasks == task).nonzero()[:, 0]
-            others = latest[row[chosen]]  # (n, LATEST)
-            cosines = F.cosine_similarity(of_task[label[chosen], None].float(), of_task[others].float(), dim=2)
-            cosines = cosines.masked_fill(others == 0, 0.0)
-            result[:, chosen] = torch.stack([cosines[:, 0], cosines.amax(1).clamp(min=0)])
-    return result
+def compare_vectors(vectors: Tensor, label: Tensor, latest: Tensor) -> Tensor:
+    """Cosines `(2, N)` of the vectors `(V, H)` of candidates `(N,)` to those of the latest labels of their histories
+    `(N, LATEST)`: to the first one, and the largest one above 0; 0 without any."""
+    cosines = F.cosine_similarity(vectors[label, None].float(), vectors[latest].float(), dim=2)
+    cosines = cosines.masked_fill(latest == 0, 0.0)
+    return torch.stack([cosines[:, 0], cosines.amax(1).clamp(min=0)])

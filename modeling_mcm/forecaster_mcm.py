@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from transformers import initialization as init
 
 from .configuration_mcm import MCMConfig
@@ -47,25 +47,25 @@ class MissingForecastsError(ValueError):
 class Visits(NamedTuple):
     """The visits of some customers. Places may be empty, and need not be in the order of time."""
 
-    times: torch.Tensor  # (B, P): days
-    is_visit: torch.Tensor  # (B, P): whether a place holds a visit
-    amounts: torch.Tensor  # (B, P, Q): amounts of each visit, such as its number of events and its sum of prices
+    times: Tensor  # (B, P): days
+    is_visit: Tensor  # (B, P): whether a place holds a visit
+    amounts: Tensor  # (B, P, Q): amounts of each visit, such as its number of events and its sum of prices
 
 
 class Distribution(NamedTuple):
     """Parameters of the number of visits in a horizon: 0 with probability `never`, else negative binomial with mean
     `mean` and variance `mean + mean^2 / size`. All of shape `(...)`."""
 
-    log_mean: torch.Tensor
-    log_size: torch.Tensor
-    never: torch.Tensor  # logit
+    log_mean: Tensor
+    log_size: Tensor
+    never: Tensor  # logit
 
     @property
-    def expected(self) -> torch.Tensor:
+    def expected(self) -> Tensor:
         """The expected number of visits."""
         return torch.sigmoid(-self.never) * self.log_mean.exp()
 
-    def log_probability(self, number: torch.Tensor) -> torch.Tensor:
+    def log_probability(self, number: Tensor) -> Tensor:
         """Logarithm of the probability of numbers of visits."""
         logits = self.log_mean - self.log_size
         counts = torch.distributions.NegativeBinomial(self.log_size.exp(), logits=logits, validate_args=False)
@@ -73,84 +73,79 @@ class Distribution(NamedTuple):
         return torch.where(number == 0, torch.logaddexp(F.logsigmoid(self.never), some), some)
 
     @property
-    def log_comes(self) -> torch.Tensor:
+    def log_comes(self) -> Tensor:
         """Logarithm of the probability of a visit."""
         none = self.log_probability(torch.zeros_like(self.log_mean)).clamp(max=-1e-7)
         return torch.log(-torch.expm1(none))
 
-    def intervals(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The median `(...)`, and the lowest and highest number of each of `LEVELS`, of shape `(..., levels, 2)`.
+    def quantiles(self) -> Tensor:
+        """The median, and the lowest and highest number of each of `LEVELS`, of shape `(..., 1 + 2 levels)`.
 
         An interval holds as nearly as whole numbers can the share of its level. Below it lies at most half of the
         rest; where 0 is likelier than that, the interval begins at 0 and all of the rest lies above it.
         """
         mean, size = self.log_mean.exp(), self.log_size.exp()
         step = ((mean + 6 * (mean + mean.square() / size).sqrt()) / POINTS).clamp(min=1).ceil()  # 1 for most customers
-        points = torch.arange(POINTS, dtype=mean.dtype, device=mean.device) * step[..., None]
+        step, points = step[..., None], torch.arange(POINTS, dtype=mean.dtype, device=mean.device)
         wide = Distribution(*(value[..., None] for value in self))
-        shares = wide.log_probability(points).exp() * torch.where(points > 0, step[..., None], 1.0)
+        shares = wide.log_probability(points * step).exp() * torch.where(points > 0, step, 1.0)
         cumulative = shares.cumsum(-1) / shares.sum(-1, keepdim=True).clamp(min=1e-30)
-        bounds = []
+        found = [(cumulative < 0.5).sum(-1, keepdim=True).clamp(max=POINTS - 1)]
         for level in LEVELS:
-            rest = 1 - level / 100
-            low = (cumulative <= rest / 2).sum(-1, keepdim=True).clamp(max=POINTS - 1)
+            low = (cumulative <= (1 - level / 100) / 2).sum(-1, keepdim=True).clamp(max=POINTS - 1)
             below = F.pad(cumulative, (1, 0)).gather(-1, low)
-            differs = (cumulative - below - level / 100).abs() + 2.0 * (points < points.gather(-1, low))
-            high = differs.argmin(-1, keepdim=True)
-            bounds.append(torch.cat([points.gather(-1, low), points.gather(-1, high)], -1))
-        middle = (cumulative < 0.5).sum(-1, keepdim=True).clamp(max=POINTS - 1)
-        return points.gather(-1, middle)[..., 0], torch.stack(bounds, -2)
+            differs = (cumulative - below - level / 100).abs() + 2.0 * (points < low)
+            found += [low, differs.argmin(-1, keepdim=True)]
+        return torch.cat(found, -1) * step
 
 
 class VisitHistory(NamedTuple):
     """What is counted of each customer's visits of the window; times are ages, as shares of the window."""
 
-    ages: torch.Tensor  # (B, P): ascending; an empty place has the age of the first visit
-    is_visit: torch.Tensor  # (B, P): in the same order
-    amounts: torch.Tensor  # (B, P, Q): in the same order
-    number: torch.Tensor  # (B,): visits
-    first: torch.Tensor  # (B,): age of the first visit
-    last: torch.Tensor  # (B,): age of the last visit
-    mean_gap: torch.Tensor  # (B,)
-    longest_gap: torch.Tensor  # (B,)
-    irregularity: torch.Tensor  # (B,): coefficient of variation of the gaps; 1 where there are fewer than two
+    ages: Tensor  # (B, P): ascending; an empty place has the age of the first visit
+    is_visit: Tensor  # (B, P): in the same order
+    amounts: Tensor  # (B, P, Q): in the same order
+    number: Tensor  # (B,): visits
+    first: Tensor  # (B,): age of the first visit
+    last: Tensor  # (B,): age of the last visit
+    mean_gap: Tensor  # (B,)
+    longest_gap: Tensor  # (B,)
+    irregularity: Tensor  # (B,): coefficient of variation of the gaps; 1 where there are fewer than two
 
 
-def select_visits(visits: Visits, as_of: torch.Tensor, window: torch.Tensor | float) -> VisitHistory:
+def select_visits(visits: Visits, as_of: Tensor, window: Tensor | float) -> VisitHistory:
     """Selects the visits of the window before `as_of`, of shape `(B,)`. A silence longer than the window counts as one
     of its length."""
-    times, is_visit, amounts = (value.flip(1) for value in visits)  # of visits of one age, the later is the newer one
-    times, amounts = F.pad(times, (0, 1)), F.pad(amounts, (0, 0, 0, 1))  # there may be no place at all
-    is_past = F.pad(is_visit, (0, 1)) & (times <= as_of[:, None])
-    latest = torch.where(is_past, times, -math.inf).amax(1)
-    as_of = torch.minimum(as_of, torch.where(latest > -math.inf, latest, as_of) + 0.999 * window)
-    ages = (as_of[:, None] - times) / window
-    is_visit = is_past & (ages <= 1 + 1e-6)  # the first second of the window belongs to it
-    ages = torch.where(is_visit, ages, 2.0)
-    ages, order = torch.sort(ages, dim=1, stable=True)  # in each batch the same
+    # Of visits of one age, the later is the newer one; and there may be no place at all
+    places = [torch.cat([value.flip(1), value.new_zeros(len(value), 1, *value.shape[2:])], 1) for value in visits]
+    times, is_visit, amounts = places
+    is_visit = is_visit & (times <= as_of[:, None])
+    latest = torch.where(is_visit, times, -math.inf).amax(1)
+    ages = (torch.minimum(as_of, latest + 0.999 * window)[:, None] - times) / window
+    is_visit = is_visit & (ages <= 1 + 1e-6)  # the first second of the window belongs to it
+    ages, order = torch.where(is_visit, ages, 2.0).sort(dim=1, stable=True)  # in each batch the same
     is_visit = is_visit.gather(1, order)
     amounts = amounts.gather(1, order[..., None].expand_as(amounts)) * is_visit[..., None]
     number = is_visit.sum(1).to(ages.dtype)
-    last = torch.where(number > 0, ages[:, 0].clamp(max=1), 1.0)
-    first = torch.where(is_visit, ages, 0.0).amax(1)
-    first = torch.where(number > 0, first, 1.0)
+    last = ages[:, 0].clamp(max=1)
+    first = torch.where(number > 0, torch.where(is_visit, ages, 0.0).amax(1), 1.0)
     ages = torch.where(is_visit, ages, first[:, None])
     gaps = ages.diff(dim=1)
     repeats = (number - 1).clamp(min=0)
     mean_gap = (first - last) / repeats.clamp(min=1)
-    longest = F.pad(gaps, (1, 0)).amax(1)
     variance = gaps.square().sum(1) / repeats.clamp(min=1) - mean_gap.square()
     irregularity = variance.clamp(min=0).sqrt() / mean_gap.clamp(min=1e-6)
     irregularity = torch.where(repeats >= 2, irregularity, 1.0)
+    longest = F.pad(gaps, (1, 0)).amax(1)
     return VisitHistory(ages, is_visit, amounts, number, first, last, mean_gap, longest, irregularity)
 
 
-def smooth_rate(history: VisitHistory, mean_rate: torch.Tensor) -> torch.Tensor:
+def smooth_rate(history: VisitHistory, mean_rate: Tensor) -> Tensor:
     """Visits a window of each customer, smoothed by the shop's mean rate."""
     return (history.number - 1).clamp(min=0).add(1) / (history.first + 1 / mean_rate)
 
 
-def _describe_customers(history: VisitHistory, mean_rate: torch.Tensor) -> torch.Tensor:
+def _describe_customers(history: VisitHistory, mean_rate: Tensor) -> Tensor:
     """What is known of each customer, of shape `(B, numbers)`, whatever the horizon."""
     repeats, first, last = (history.number - 1).clamp(min=0), history.first.clamp(min=1e-4), history.last
     half_lives = torch.tensor(WINDOW_HALF_LIVES, device=first.device)
@@ -164,39 +159,30 @@ def _describe_customers(history: VisitHistory, mean_rate: torch.Tensor) -> torch
     mean_log = log_gaps.sum(1) / repeats.clamp(min=1)
     std_of_logs = (((log_gaps - mean_log[:, None]) * is_gap).square().sum(1) / repeats.clamp(min=1)).sqrt()
     several, mean_gap = (repeats > 1).to(first.dtype), history.mean_gap
-    return torch.cat(
-        [
-            torch.stack(
-                [
-                    repeats.log1p(),
-                    (repeats / first).log1p(),
-                    smooth_rate(history, mean_rate).log(),
-                    last,
-                    first,
-                    last / first,
-                    (last + LEAST_TIME).log(),
-                    (mean_gap + 0.01).log(),
-                    history.irregularity.clamp(max=8),
-                    std_of_logs,
-                    (history.longest_gap / mean_gap.clamp(min=LEAST_TIME)).log1p() * several,
-                    (latest / mean_gap.clamp(min=LEAST_TIME)).log1p() * several,
-                    (repeats * last / (first - last).clamp(min=LEAST_TIME)).log1p(),
-                    (last / history.longest_gap.clamp(min=LEAST_TIME)).log1p() * (repeats > 0),
-                    longer.log(),
-                    ((history.ages < first[:, None] / 2) * kept).sum(1).log1p(),
-                    ((history.ages < 0.25) * kept).sum(1).log1p(),
-                    (repeats == 0).to(first.dtype),
-                ],
-                1,
-            ),
-            decayed.log1p(),
-            (decayed / exposure.clamp(min=1e-4)).log1p(),
-        ],
-        1,
-    )
+    numbers = [
+        repeats.log1p(),
+        (repeats / first).log1p(),
+        smooth_rate(history, mean_rate).log(),
+        last,
+        first,
+        last / first,
+        (last + LEAST_TIME).log(),
+        (mean_gap + 0.01).log(),
+        history.irregularity.clamp(max=8),
+        std_of_logs,
+        (history.longest_gap / mean_gap.clamp(min=LEAST_TIME)).log1p() * several,
+        (latest / mean_gap.clamp(min=LEAST_TIME)).log1p() * several,
+        (repeats * last / (first - last).clamp(min=LEAST_TIME)).log1p(),
+        (last / history.longest_gap.clamp(min=LEAST_TIME)).log1p() * (repeats > 0),
+        longer.log(),
+        ((history.ages < first[:, None] / 2) * kept).sum(1).log1p(),
+        ((history.ages < 0.25) * kept).sum(1).log1p(),
+        (repeats == 0).to(first.dtype),
+    ]
+    return torch.cat([torch.stack(numbers, 1), decayed.log1p(), (decayed / exposure.clamp(min=1e-4)).log1p()], 1)
 
 
-def _describe_amounts(history: VisitHistory, statistics: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _describe_amounts(history: VisitHistory, statistics: Tensor) -> tuple[Tensor, Tensor]:
     """What is known of each customer's amounts, in means of a visit: of shape `(B, Q, numbers)`; and the logarithm of
     the customer's mean amount, smoothed by the shop's, of shape `(B, Q)`."""
     mean, within, between, related = statistics.unbind(-1)
@@ -220,7 +206,7 @@ class InputRange(nn.Module):
         self.mean, self.std = nn.Buffer(torch.zeros(size)), nn.Buffer(torch.ones(size))
         self.low, self.high = nn.Buffer(torch.zeros(size)), nn.Buffer(torch.zeros(size))
 
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+    def forward(self, inputs: Tensor) -> Tensor:
         """Of shape `(..., size)`, like the inputs."""
         inputs = inputs.clamp(self.low, self.high)
         return (inputs - self.mean) / self.std
@@ -238,7 +224,7 @@ class _Network(nn.Module):
             nn.init.zeros_(layer.weight)
         nn.init.zeros_(self.output.bias)
 
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+    def forward(self, inputs: Tensor) -> Tensor:
         """Of shape `(..., outputs)`."""
         z = self.range(inputs)
         hidden = F.gelu(self.first(z))
@@ -249,10 +235,10 @@ class _Network(nn.Module):
 class Inputs(NamedTuple):
     """What the networks read of customers, and what their outputs start from."""
 
-    visits: torch.Tensor  # (B, D, numbers)
-    base: torch.Tensor  # (B, D): logarithm of the rate times the horizon
-    amounts: torch.Tensor  # (B, D, Q, numbers): those of amounts alone; the network reads those of visits before them
-    mean_amounts: torch.Tensor  # (B, D, Q): logarithm of a customer's mean amount of a visit, in means of the shop
+    visits: Tensor  # (B, D, numbers)
+    base: Tensor  # (B, D): logarithm of the rate times the horizon
+    amounts: Tensor  # (B, D, Q, numbers): those of amounts alone; the network reads those of visits before them
+    mean_amounts: Tensor  # (B, D, Q): logarithm of a customer's mean amount of a visit, in means of the shop
 
 
 class VisitForecaster(nn.Module):
@@ -277,9 +263,8 @@ class VisitForecaster(nn.Module):
         self.statistics = nn.Buffer(torch.zeros(SHOP_STATISTICS))
         self.mean_rate = nn.Buffer(torch.ones(()))
         self.amount_statistics = nn.Buffer(torch.ones(num_amounts, 4))
-        self.most = nn.Buffer(
-            torch.ones(1 + num_amounts)
-        )  # visits of a customer in the window, and amounts of a visit
+        # Visits of a customer in the window, and amounts of a visit
+        self.most = nn.Buffer(torch.ones(1 + num_amounts))
 
     def reset_parameters(self) -> None:
         """Sets the statistics of the shop, and the ranges of inputs, to untrained."""
@@ -289,15 +274,15 @@ class VisitForecaster(nn.Module):
 
     def read(
         self,
-        input_ids: torch.Tensor,
-        is_event: torch.Tensor,
-        visit_ids: torch.Tensor | None,
-        event_times: torch.Tensor,
-        event_values: torch.Tensor | None,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        visit_ids: Tensor | None,
+        event_times: Tensor,
+        event_values: Tensor | None,
     ) -> Visits:
-        """Collects visits from the inputs of [`MCMModel`]: `is_event` `(B, L)` says where an event is; the start row
-        is none. A visit counts if one of its events is a target, and begins with its first one. Returns a place for
-        each event; the first amount is the number of target events."""
+        """Collects visits from the inputs of [`MCMModel`]. A visit counts if one of its events is a target, and begins
+        with its first one. Returns a place for each event; the first amount is the number of target events."""
+        is_event = F.pad(attention_mask[:, 1:], (1, 0)).bool()  # not the start row
         is_target = is_event & (input_ids[..., self.deciding] > 0).any(-1)
         for index, ids in self.types.items():
             is_target = is_target & torch.isin(input_ids[..., index], torch.tensor(ids, device=input_ids.device))
@@ -313,7 +298,7 @@ class VisitForecaster(nn.Module):
         is_visit = first < math.inf
         return Visits(torch.where(is_visit, first, 0.0), is_visit, amounts)
 
-    def inputs(self, visits: Visits, as_of: torch.Tensor, days: Sequence[float]) -> Inputs:
+    def inputs(self, visits: Visits, as_of: Tensor, days: Sequence[float]) -> Inputs:
         """What the networks read at `as_of`, of shape `(B,)`, in days on the clock of the visits. Later visits are not
         read."""
         history = select_visits(visits, as_of.float(), self.window)
@@ -355,28 +340,25 @@ class VisitForecaster(nn.Module):
 class AmountDistribution(NamedTuple):
     """Parameters of a sum of amounts, which is 0 without a visit and lognormal with one. All of shape `(...)`."""
 
-    log_expected: torch.Tensor  # logarithm of the expected sum
-    log_mean: torch.Tensor  # mean of the logarithm of a sum that is not 0
-    log_std: torch.Tensor  # standard deviation of that logarithm
-    log_comes: torch.Tensor  # logarithm of the probability of a visit
+    log_expected: Tensor  # logarithm of the expected sum
+    log_mean: Tensor  # mean of the logarithm of a sum that is not 0
+    log_std: Tensor  # standard deviation of that logarithm
+    log_comes: Tensor  # logarithm of the probability of a visit
 
-    def intervals(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The median `(...)`, and the lowest and highest sum of each of `LEVELS`, of shape `(..., levels, 2)`; as in
-        `Distribution.intervals`."""
+    def quantiles(self) -> Tensor:
+        """The median, and the lowest and highest sum of each of `LEVELS`, of shape `(..., 1 + 2 levels)`; as in
+        `Distribution.quantiles`."""
         none = 1 - self.log_comes.exp()
-        bounds = []
+        shares = [torch.full_like(none, 0.5)]  # of customers who spend less
         for level in LEVELS:
             rest = 1 - level / 100
             from_none = none > rest / 2
-            ends = (torch.where(from_none, 0.0, rest / 2), torch.where(from_none, 1 - rest, 1 - rest / 2))
-            bounds.append(torch.stack([self._quantile(end, none) for end in ends], -1))
-        return self._quantile(torch.full_like(none, 0.5), none), torch.stack(bounds, -2)
-
-    def _quantile(self, share: torch.Tensor, none: torch.Tensor) -> torch.Tensor:
-        """The sum `(...)` below which a share `(...)` lies, where `none` is the probability of no visit."""
-        share = ((share - none) / (1 - none).clamp(min=1e-6)).clamp(0, 1 - 1e-6)
-        log = self.log_mean + self.log_std * torch.special.ndtri(share.clamp(5e-7, 1 - 5e-7))
-        return torch.where(share > 0, log.clamp(max=40).exp(), 0.0)
+            shares += [torch.where(from_none, 0.0, rest / 2), torch.where(from_none, 1 - rest, 1 - rest / 2)]
+        of_visitors = (torch.stack(shares, -1) - none[..., None]) / (1 - none).clamp(min=1e-6)[..., None]
+        of_visitors = of_visitors.clamp(0, 1 - 1e-6)
+        deviations = torch.special.ndtri(of_visitors.clamp(5e-7, 1 - 5e-7))
+        log = self.log_mean[..., None] + self.log_std[..., None] * deviations
+        return torch.where(of_visitors > 0, log.clamp(max=40).exp(), 0.0)
 
 
 class CustomerForecasts:
@@ -418,15 +400,13 @@ class CustomerForecasts:
 
     def names(self) -> list[str]:
         """Names of the numbers that are told, in the order of `compute`."""
-        names = []
+        names, ends = [], [f"_{end}{level}" for level in LEVELS for end in ("low", "high")]
         for day in self.days:
-            for quantity in self.quantities:
-                names += [f"{quantity}_{day:g}d", f"{quantity}_{day:g}d_median"]
-                names += [f"{quantity}_{day:g}d_{end}{level}" for level in LEVELS for end in ("low", "high")]
+            names += [f"{each}_{day:g}d{end}" for each in self.quantities for end in ("", "_median", *ends)]
             names.append(f"{CHANCE}_{day:g}d")
         return [*names, DAYS_TO_VISIT, ALIVE] if self.days else []
 
-    def compute(self, visits: Visits, as_of: torch.Tensor) -> dict[str, torch.Tensor]:
+    def compute(self, visits: Visits, as_of: Tensor) -> dict[str, Tensor]:
         """Computes all forecasts.
 
         Args:
@@ -460,21 +440,14 @@ class CustomerForecasts:
         distribution = distribution._replace(log_mean=distribution.log_mean + moved[..., 0])
         of_amounts = AmountDistribution(*(value[:, chosen] for value in of_amounts))
         of_amounts = of_amounts._replace(log_mean=of_amounts.log_mean + moved[..., 1:])
-        quantiles = zip(distribution.intervals(), of_amounts.intervals(), strict=True)
-        medians, bounds = (torch.cat([number[:, :, None], sums], 2) for number, sums in quantiles)
-        medians, bounds = (
-            medians * scales,
-            bounds * scales[:, None, None],
-        )  # (B, D, Q + 1) and (B, D, Q + 1, levels, 2)
-        columns: list[torch.Tensor] = []
-        for index, place in enumerate(chosen):
-            quantities = torch.cat([torch.stack([expected, medians], -1)[:, index], bounds[:, index].flatten(2)], -1)
-            columns += [*quantities.flatten(1).unbind(1), 1 - absent[:, place]]
-        columns += [median_days(absent[:, : len(edges)], edges), 1 - absent[:, -1]]
+        quantiles = torch.cat([distribution.quantiles()[:, :, None], of_amounts.quantiles()], 2) * scales[:, None]
+        of_days = torch.cat([expected[..., None], quantiles], -1).flatten(2)
+        of_days = torch.cat([of_days, 1 - absent[:, chosen, None]], -1)  # (B, D, names of a day)
+        columns = [*of_days.flatten(1).unbind(1), median_days(absent[:, : len(edges)], edges), 1 - absent[:, -1]]
         return dict(zip(self.names(), columns, strict=True))
 
 
-def median_days(absent: torch.Tensor, ends: Sequence[float]) -> torch.Tensor:
+def median_days(absent: Tensor, ends: Sequence[float]) -> Tensor:
     """Median days to the next visit: where the probability of none, `absent` of shape `(..., intervals)`, falls to a
     half, by linear interpolation between the ends of intervals; at most the last end."""
     edges = torch.tensor([0.0, *ends], device=absent.device)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from .configuration_mcm import FIRST_LABEL
 
@@ -74,22 +75,22 @@ class TaskLabels:
     rare labels are drawn. The logarithm of the sum is biased downwards; the bias shrinks with the size of the sample.
     """
 
-    vectors: torch.Tensor  # (V, H): embedding e_w of each label
-    bias: torch.Tensor | None = None  # (V,): bias of each label; `None` if the model has none
-    ids: torch.Tensor | None = None  # (S,): ids of the sampled labels, ascending; `None`: all labels
+    vectors: Tensor  # (V, H): embedding e_w of each label
+    bias: Tensor | None = None  # (V,): bias of each label; `None` if the model has none
+    ids: Tensor | None = None  # (S,): ids of the sampled labels, ascending; `None`: all labels
     # (S,): logarithm of the number of labels that each sampled label represents; `None`: all labels
-    log_counts: torch.Tensor | None = None
+    log_counts: Tensor | None = None
 
     @property
-    def tables(self) -> list[torch.Tensor]:
+    def tables(self) -> list[Tensor]:
         """All tensors that have one row for each label; they may need a gradient."""
         return [self.vectors, *([] if self.bias is None else [self.bias])]
 
-    def indices(self, ids: torch.Tensor) -> torch.Tensor:
+    def indices(self, ids: Tensor) -> Tensor:
         """Index of each label in the tensors of this object."""
         return ids if self.ids is None else torch.searchsorted(self.ids, ids.clamp(min=0))
 
-    def sample(self, certain: torch.Tensor, number: int) -> "TaskLabels":
+    def sample(self, certain: Tensor, number: int) -> "TaskLabels":
         """Draws a sample of labels: the ids `certain` (those below 2 are ignored) and `number` others, at least 1; all
         labels if there are no more than `number` others. It uses torch's global generator, as dropout does, so a
         resumed training draws the same samples."""
@@ -104,20 +105,20 @@ class TaskLabels:
         ids, order = torch.cat([base, draws]).sort()
         log_counts = torch.cat([counts.new_zeros(len(base), dtype=torch.float32), counts.float().log()])[order]
 
-        def rows(table: torch.Tensor) -> torch.Tensor:
+        def rows(table: Tensor) -> Tensor:
             return table.index_select(0, ids)
 
         bias = None if self.bias is None else rows(self.bias)
         return TaskLabels(rows(self.vectors), bias, ids, log_counts)
 
 
-def find_indices(scored: Sequence[TaskLabels], ids: torch.Tensor) -> torch.Tensor:
+def find_indices(scored: Sequence[TaskLabels], ids: Tensor) -> Tensor:
     """[`TaskLabels.indices`] for several tasks, of shape `(..., T)`."""
     parts = zip(scored, ids.unbind(-1), strict=True)
     return torch.stack([labels.indices(task_ids) for labels, task_ids in parts], -1)
 
 
-def join_log_counts(scored: Sequence[TaskLabels]) -> torch.Tensor | None:
+def join_log_counts(scored: Sequence[TaskLabels]) -> Tensor | None:
     """Concatenates the `log_counts` of several tasks."""
     if all(labels.log_counts is None for labels in scored):
         return None
@@ -128,18 +129,16 @@ def join_log_counts(scored: Sequence[TaskLabels]) -> torch.Tensor | None:
 class Targets(NamedTuple):
     """The targets of a batch as flat lists, one element for each target of any customer and task."""
 
-    columns: torch.Tensor  # (M,): column of the target's label in the score matrix
-    rows: torch.Tensor  # (M,): row of the prefix that the target followed, in the score matrix
-    tasks: torch.Tensor  # (M,): index of the target's task
-    customers: torch.Tensor  # (M,): index of the target's customer
-    weights: torch.Tensor  # (M,): weight of the target among its customer's targets
+    columns: Tensor  # (M,): column of the target's label in the score matrix
+    rows: Tensor  # (M,): row of the prefix that the target followed, in the score matrix
+    tasks: Tensor  # (M,): index of the target's task
+    customers: Tensor  # (M,): index of the target's customer
+    weights: Tensor  # (M,): weight of the target among its customer's targets
     sizes: Sequence[int]  # number of labels of each task
     batch: int  # B, the number of customers
 
     @classmethod
-    def find(
-        cls, labels: torch.Tensor, rows: torch.Tensor, weights: torch.Tensor | None, sizes: Sequence[int]
-    ) -> "Targets":
+    def find(cls, labels: Tensor, rows: Tensor, weights: Tensor | None, sizes: Sequence[int]) -> "Targets":
         """Collects the targets of a batch; N is the number of targets of the customer with the most."""
         is_target = labels >= FIRST_LABEL
         if weights is not None:
@@ -149,24 +148,24 @@ class Targets(NamedTuple):
         shares = torch.ones_like(tasks, dtype=torch.float32) if weights is None else weights[customers, at].float()
         return cls(columns, rows[customers, at], tasks, customers, shares, sizes, len(labels))
 
-    def shares(self, weights: torch.Tensor, customers: torch.Tensor, tasks: torch.Tensor) -> torch.Tensor:
+    def shares(self, weights: Tensor, customers: Tensor, tasks: Tensor) -> Tensor:
         """Weights of a mean over each customer's elements, and then over customers: weight / (sum of the weights of
         the same customer and task) / B, of shape `(n,)`."""
         pair = customers * len(self.sizes) + tasks
         return weights / (_total(weights, pair, self.batch * len(self.sizes))[pair] * self.batch)
 
 
-def _starts(sizes: Sequence[int], device: torch.device) -> torch.Tensor:
+def _starts(sizes: Sequence[int], device: torch.device) -> Tensor:
     """Column of each task's first label."""
     return torch.tensor([0, *sizes[:-1]], device=device).cumsum(0)
 
 
-def _total(values: torch.Tensor, index: torch.Tensor, length: int) -> torch.Tensor:
+def _total(values: Tensor, index: Tensor, length: int) -> Tensor:
     """Sums of the values that have the same index, of shape `(length,)`."""
     return values.new_zeros(length).index_add(0, index, values)
 
 
-def task_losses(scores: torch.Tensor, targets: Targets, log_counts: torch.Tensor | None = None) -> torch.Tensor:
+def task_losses(scores: Tensor, targets: Targets, log_counts: Tensor | None = None) -> Tensor:
     """Loss of each task by equation 4.
 
     Args:
@@ -187,11 +186,11 @@ def task_losses(scores: torch.Tensor, targets: Targets, log_counts: torch.Tensor
 
 
 def compute_in_parts(
-    compute: Callable[[list[int], torch.Tensor], torch.Tensor],
+    compute: Callable[[list[int], Tensor], Tensor],
     parts: Sequence[list[int]],
-    hidden: torch.Tensor,
-    tables: Sequence[torch.Tensor],
-) -> tuple[torch.Tensor, torch.Tensor]:
+    hidden: Tensor,
+    tables: Sequence[Tensor],
+) -> tuple[Tensor, Tensor]:
     """Computes the losses of a batch for one group of customers after the other, to save memory.
 
     The scores of all labels at all prefixes, `(B, P, V)`, and the tensors that their gradients need are the largest
@@ -213,7 +212,7 @@ def compute_in_parts(
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     scale = HALF_SCALE if dtype == torch.half else 1  # a gradient scaler acts too late, in backward
     sources = [value for value in (hidden, *tables) if value.requires_grad and torch.is_grad_enabled()]
-    gradients: dict[int, torch.Tensor] = {}  # by place among the sources
+    gradients: dict[int, Tensor] = {}  # by place among the sources
     shares = []
     for part in parts:
         vectors = hidden[part].detach().requires_grad_(hidden.requires_grad)

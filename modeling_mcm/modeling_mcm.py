@@ -9,12 +9,12 @@ a task. Equation numbers refer to Luo & Wang, RecSys 2023.
 
 import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
@@ -38,7 +38,7 @@ from .losses_mcm import (
     join_log_counts,
     task_losses,
 )
-from .readout_mcm import READOUTS, PrefixEnds
+from .readout_mcm import READOUTS, PrefixEnds, find_prefixes
 from .scorer_mcm import HORIZON_DAYS, NEXT_VISIT, WITHIN, LabelScorer, Readout, read_histories
 from .state_mcm import CustomerState
 
@@ -69,12 +69,12 @@ class MCMModelOutput(ModelOutput):
         `(batch_size, heads, units, units)`.
     """
 
-    last_hidden_state: torch.Tensor | None = None
-    pooler_output: torch.Tensor | None = None
-    forecasts: dict[str, torch.Tensor] | None = None
-    unit_mask: torch.Tensor | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
+    last_hidden_state: Tensor | None = None
+    pooler_output: Tensor | None = None
+    forecasts: dict[str, Tensor] | None = None
+    unit_mask: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
 
 
 @auto_docstring(custom_intro="Output of [`MCMForMultiTaskRecommendation`].")
@@ -99,13 +99,13 @@ class MCMRecommendationOutput(ModelOutput):
         As in [`MCMModelOutput`].
     """
 
-    loss: torch.Tensor | None = None
-    logits: dict[str, torch.Tensor] | None = None
-    task_losses: dict[str, torch.Tensor] | None = None
-    pooler_output: torch.Tensor | None = None
-    forecasts: dict[str, torch.Tensor] | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
+    loss: Tensor | None = None
+    logits: dict[str, Tensor] | None = None
+    task_losses: dict[str, Tensor] | None = None
+    pooler_output: Tensor | None = None
+    forecasts: dict[str, Tensor] | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
 
 
 @auto_docstring(
@@ -178,7 +178,7 @@ class MCMPreTrainedModel(PreTrainedModel):
                 init.zeros_(bias)
 
 
-def create_window_mask(config: MCMConfig, hidden: torch.Tensor, unit_mask: torch.Tensor) -> Any:
+def create_window_mask(config: MCMConfig, hidden: Tensor, unit_mask: Tensor) -> Any:
     """The causal mask of units `(B, U)`; with an attention window a unit attends to the latest ones and to the start
     row. Raises `ValueError` if a window needs a mask, and the attention's kernel reads no such mask."""
     window, units = config.attention_window, unit_mask.shape[1]
@@ -238,7 +238,7 @@ class MCMModel(MCMPreTrainedModel):
     def forward(
         self,
         input_ids: torch.LongTensor,
-        attention_mask: torch.Tensor | None = None,
+        attention_mask: Tensor | None = None,
         visit_ids: torch.LongTensor | None = None,
         event_times: torch.FloatTensor | None = None,
         event_values: torch.FloatTensor | None = None,
@@ -278,23 +278,27 @@ class MCMModel(MCMPreTrainedModel):
         if attention_mask is None:
             attention_mask = (input_ids != 0).any(-1).long()
         if not self.training:
-            check_inputs(self.config, input_ids, attention_mask, visit_ids, None)
-        timing = (event_times, event_values, as_of)
+            check_inputs(self.config, input_ids, attention_mask, visit_ids, event_times)
         outputs = MCMModelOutput()
         if "encoder" in parts or ("embedding" in parts and self.state is None):
             outputs = self.encode(input_ids, attention_mask, visit_ids, **kwargs)
-        if self.state is not None and "embedding" in parts:
-            counts = self.state_counts(input_ids, attention_mask, visit_ids, *timing)
-            outputs.pooler_output = self.state(counts)
-        if self.state is not None and "forecasts" in parts and not self.training:
-            outputs.forecasts = self.forecast(input_ids, attention_mask, visit_ids, *timing, days=forecast_days)
+        if self.state is None or {"embedding", "forecasts"}.isdisjoint(parts):
+            return outputs
+        if event_times is None:
+            raise ValueError("The customer state needs `event_times`: MCMFeatureExtractor gives them.")
+        as_of = event_times.amax(1) if as_of is None else as_of
+        history = (input_ids, attention_mask, visit_ids, event_times, event_values)
+        if "embedding" in parts:
+            outputs.pooler_output = self.state(self.state.counts(*history, as_of[:, None]))[:, 0]
+        if "forecasts" in parts and self.forecaster is not None and not self.training:
+            outputs.forecasts = self.select_forecasts(forecast_days).compute(self.forecaster.read(*history), as_of)
         return outputs
 
     def encode(
         self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        visit_ids: torch.Tensor | None = None,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        visit_ids: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MCMModelOutput:
         """The encoder's part of `forward`, whose arguments these are."""
@@ -310,92 +314,12 @@ class MCMModel(MCMPreTrainedModel):
             unit_mask=unit_mask.long(),
         )
 
-    def state_counts(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        visit_ids: torch.Tensor | None = None,
-        event_times: torch.Tensor | None = None,
-        event_values: torch.Tensor | None = None,
-        as_of: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Decayed counts from which the customer state is computed. They depend on no weights and need no encoder.
-
-        Args:
-            input_ids (`torch.LongTensor` of shape `(B, L, J)`): Feature ids of each event, the start row first.
-            attention_mask (`torch.Tensor` of shape `(B, L)`, *optional*): 1 where an event is real.
-            visit_ids (`torch.LongTensor` of shape `(B, L)`, *optional*): Visit of each event.
-            event_times (`torch.FloatTensor` of shape `(B, L)`): Days from the customer's first event to each event.
-            event_values (`torch.FloatTensor` of shape `(B, L, N)`, *optional*): Values of `config.summed_features`.
-            as_of (`torch.FloatTensor` of shape `(B,)`, *optional*): Time of the counts, in days on the clock of
-                `event_times`. Default: the time of the last event.
-
-        Returns:
-            `torch.FloatTensor` of shape `(B, numbers)`; see [`~state_mcm.CustomerState.counts`]. A customer without
-            events until `as_of` has the average counts of the training, because nothing is known of the customer.
-
-        Raises:
-            ValueError: If the model has no state, or `event_times` are missing.
-        """
-        if self.state is None:
-            raise ValueError("This checkpoint has no customer state (state_size is 0): pre-train one with a state.")
-        if event_times is None:
-            raise ValueError("The customer state needs `event_times`: MCMFeatureExtractor gives them.")
-        if attention_mask is None:
-            attention_mask = (input_ids != 0).any(-1).long()
-        as_of = event_times.amax(1) if as_of is None else as_of
-        counts = self.state.counts(input_ids, attention_mask, visit_ids, event_times, event_values, as_of[:, None])[
-            :, 0
-        ]
-        undecayed = len(self.state.half_lives)  # index of the number of events
-        has_events = counts[:, undecayed, None] > 0
-        return torch.where(has_events, counts, self.state.mean)
-
-    def forecast(self, input_ids, attention_mask, visit_ids, event_times, event_values, as_of, days=None):
-        """All forecasts, see [`~forecaster_mcm.CustomerForecasts`]; `None` if there is none."""
-        forecasts = self.select_forecasts(days)
-        if self.forecaster is None:
-            return None
-        is_event = attention_mask.bool() & (torch.arange(attention_mask.shape[1], device=input_ids.device) > 0)
-        visits = self.forecaster.read(input_ids, is_event, visit_ids, event_times, event_values)
-        return forecasts.compute(visits, event_times.amax(1) if as_of is None else as_of)
-
     def _pool(self, hidden, unit_mask):
         if self.config.encoder_attention == "causal":
             last = (unit_mask.sum(1) - 1).clamp(min=0)
             return hidden[torch.arange(hidden.shape[0], device=hidden.device), last]
         weight = unit_mask.to(hidden.dtype)[..., None]
         return (hidden * weight).sum(1) / weight.sum(1).clamp(min=1)
-
-
-@dataclass
-class ScoringInputs:
-    """What scores and losses read beside the hidden vectors. N targets and P prefixes of each customer, see
-    [`~MCMForMultiTaskRecommendation.forward`]."""
-
-    input_ids: torch.Tensor  # (B, L, J)
-    unit_mask: torch.Tensor  # (B, U): True where a unit is real
-    ends: torch.Tensor | None = None  # (B, P): last unit of each prefix; `None`: whole histories are scored
-    labels: torch.Tensor | None = None  # (B, N, T): label ids of the targets, below 2 where there is none
-    label_prefixes: torch.Tensor | None = None  # (B, N): index into `ends`; `None`: the first prefix
-    label_weights: torch.Tensor | None = None  # (B, N); `None`: equal weights
-
-    def select(self, customers: list[int]) -> "ScoringInputs":
-        """The inputs of some customers."""
-        values = {column.name: getattr(self, column.name) for column in fields(self)}
-        return replace(self, **{name: value[customers] for name, value in values.items() if value is not None})
-
-    def find_prefixes(self, is_target: torch.Tensor) -> tuple[torch.Tensor, PrefixEnds | None]:
-        """The prefixes that targets `(B, N)` follow, each once, and the index of each target's, of shape `(B, N)`."""
-        customers = torch.arange(len(is_target), device=is_target.device)[:, None].expand_as(is_target)
-        if self.ends is None:
-            return customers, None
-        prefixes = torch.zeros_like(customers) if self.label_prefixes is None else self.label_prefixes
-        units = self.unit_mask.shape[1]
-        cells = customers * units + self.ends.gather(1, prefixes)
-        prefix_cells = cells[is_target].unique()
-        ends = PrefixEnds(prefix_cells // units, prefix_cells % units)
-        return torch.searchsorted(prefix_cells, cells), ends
 
 
 # Approximate number of scores that a training step holds at a time: on a GPU, and on a CPU, where more saves no time.
@@ -438,7 +362,7 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
             if self.readout_scale is not None:
                 init.ones_(self.readout_scale)
 
-    def label_embeddings(self, task: str) -> torch.Tensor:
+    def label_embeddings(self, task: str) -> Tensor:
         """Embeddings e_w `(V, H)` of a task's labels, in the order of their ids. With `label_features` they follow
         equation 1: e_w is the average over the vectors of the label and of its most frequent values."""
         index = self.config.tasks.index(task)
@@ -452,12 +376,12 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
             vectors = vectors + cast(ValueEmbedding, feature)(ids)
         return vectors / (1 + (values > 0).sum(1, keepdim=True))
 
-    def label_values(self, task: int) -> torch.Tensor:
+    def label_values(self, task: int) -> Tensor:
         """Most frequent values of `config.label_features` for each label of a task, of shape `(V, label features)`."""
         return self.get_buffer(f"label_values_{task}")
 
     @torch.no_grad()
-    def initialize_from_popularity(self, counts: Mapping[str, torch.Tensor]):
+    def initialize_from_popularity(self, counts: Mapping[str, Tensor]):
         """Initialises label biases, where the model has them, from training counts by task, each `(V,)`: the log of
         (count + 1) / sum of (count + 1)."""
         for bias, task in zip(self.readout_bias, self.config.tasks, strict=False):
@@ -469,7 +393,7 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
     def forward(
         self,
         input_ids: torch.LongTensor,
-        attention_mask: torch.Tensor | None = None,
+        attention_mask: Tensor | None = None,
         visit_ids: torch.LongTensor | None = None,
         event_times: torch.FloatTensor | None = None,
         prefix_ends: torch.LongTensor | None = None,
@@ -478,7 +402,6 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         label_weights: torch.FloatTensor | None = None,
         event_values: torch.FloatTensor | None = None,
         as_of: torch.FloatTensor | None = None,
-        encoder_outputs: MCMModelOutput | None = None,
         horizon_days: float | None = None,
         tasks: Sequence[str] | None = None,
         parts: Collection[str] = PARTS,
@@ -511,8 +434,6 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         as_of (`torch.FloatTensor` of shape `(batch_size,)`, *optional*):
             Time of the scores, the customer state and the forecasts, in days on the clock of `event_times`. Default:
             the time of the last event. Evaluation at a cutoff gives the cutoff.
-        encoder_outputs (`MCMModelOutput`, *optional*):
-            Output of [`MCMModel`] for these inputs, if it has been computed already.
         horizon_days (`float`, *optional*):
             30: scores are those of labels that come within 30 days. Default: of labels that come in the next visit.
         tasks (`Sequence[str]`, *optional*):
@@ -530,15 +451,10 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
             ValueError: If inputs are out of range or in the wrong order (outside of training), or an input that the
                 config requires is missing.
         """
-        if attention_mask is None:
-            attention_mask = (input_ids != 0).any(-1).long()
-        if not self.training:
-            check_inputs(self.config, input_ids, attention_mask, visit_ids, event_times)
-        history: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask, "visit_ids": visit_ids}
-        history |= {"event_times": event_times, "as_of": as_of}
-        scored = list(self.config.tasks if tasks is None else tasks)
-        is_alone = labels is not None or prefix_ends is not None  # the readout, whose loss or prefixes are asked for
-        scorer = self.scorer if not is_alone and self.scorer is not None and self.scorer.fitted else None
+        tasks = list(self.config.tasks if tasks is None else tasks)
+        scorer = self.scorer
+        if labels is not None or prefix_ends is not None or scorer is None or not scorer.fitted:
+            scorer = None  # the readout, whose loss or prefixes are asked for
         if horizon_days not in (None, HORIZON_DAYS) or (horizon_days and scorer is None):
             fitted = "next visit" if scorer is None else f"next visit, or within {HORIZON_DAYS:g} days"
             raise ValueError(
@@ -546,34 +462,27 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
                 f"{fitted}: leave it out or give that."
             )
         question = NEXT_VISIT if horizon_days is None else WITHIN
-        places = [self.config.tasks.index(task) for task in scored]
-        reading = [task for task, i in zip(scored, places, strict=True) if scorer is None or scorer.reads[i, question]]
-        outputs: Any = encoder_outputs
-        if outputs is None:
-            parts = () if labels is not None and self.training else parts
-            if labels is not None or reading:
-                parts = {*parts, "encoder"}
-            outputs = MCMModelOutput()
-            if parts:
-                outputs = self.model(**history, event_values=event_values, parts=parts, **kwargs)
-        hidden = outputs.last_hidden_state
-        ends = None if prefix_ends is None else self._event_units(input_ids, visit_ids).gather(1, prefix_ends)
+        places = [self.config.tasks.index(task) for task in tasks]
+        reading = [task for task, i in zip(tasks, places, strict=True) if scorer is None or scorer.reads[i, question]]
+        if labels is not None and self.training:
+            parts = ()
+        if labels is not None or reading:
+            parts = {*parts, "encoder"}
+        history: dict[str, Any] = {"input_ids": input_ids, "visit_ids": visit_ids, "event_times": event_times}
+        history |= {"attention_mask": attention_mask, "as_of": as_of}
+        outputs = self.model(**history, event_values=event_values, parts=parts, **kwargs)
+        if prefix_ends is not None and self.config.encoder_unit == "visit":
+            prefix_ends = visit_ids.gather(1, prefix_ends)  # units
         loss = losses = logits = None
-        if hidden is not None:
-            inputs = ScoringInputs(input_ids, outputs.unit_mask.bool(), ends, labels, label_prefixes, label_weights)
         if labels is not None:
-            loss, losses = self.compute_losses(hidden, inputs)
+            loss, losses = self.compute_losses(outputs, input_ids, labels, prefix_ends, label_prefixes, label_weights)
         if labels is None or not self.training:
-            task_labels = self.task_labels(reading)
-            scores = self.compute_scores(hidden, inputs, task_labels) if reading else []
-            logits = dict(zip(reading, scores, strict=True))
+            readout = self.read_out(outputs, reading, prefix_ends)
+            logits = {task: of_task.scores for task, of_task in readout.items()}
             if scorer is not None:
-                vectors = [labels.vectors for labels in task_labels]
-                readout = dict(zip(reading, map(Readout, scores, vectors), strict=True))
-                of_readout = [readout.get(task) for task in scored]
-                counted = read_histories(self.config, history, scored)
-                scores = scorer.score(places, counted, of_readout, question, left_out)
-                logits = dict(zip(scored, scores, strict=True))
+                counted = read_histories(self.config, history, tasks)
+                scores = scorer.score(places, counted, [readout.get(task) for task in tasks], question, left_out)
+                logits = dict(zip(tasks, scores, strict=True))
         return MCMRecommendationOutput(
             loss=loss,
             logits=logits,
@@ -584,37 +493,58 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
             attentions=outputs.attentions,
         )
 
-    def compute_scores(
-        self, hidden: torch.Tensor, inputs: ScoringInputs, task_labels: Sequence[TaskLabels]
-    ) -> list[torch.Tensor]:
-        """Scores of the readout by task: `(B, V)` after whole histories, `(B, P, V)` after prefixes."""
-        ends, shape = None, torch.Size([len(hidden)])
-        if inputs.ends is not None:
-            shape = inputs.ends.shape
+    def read_out(
+        self, outputs: MCMModelOutput, tasks: Sequence[str], prefix_ends: Tensor | None = None
+    ) -> dict[str, Readout]:
+        """What the encoder says of the labels of tasks, with scores `(B, V)` after whole histories, or `(B, P, V)`
+        after the prefixes that end at the units `prefix_ends` `(B, P)`."""
+        if not tasks:
+            return {}
+        hidden, unit_mask = cast(Any, outputs.last_hidden_state), cast(Any, outputs.unit_mask).bool()
+        ends, shape = None, hidden.shape[:1]
+        if prefix_ends is not None:
+            shape = prefix_ends.shape
             customers = torch.arange(shape[0], device=hidden.device)[:, None].expand(shape)
-            ends = PrefixEnds(customers.flatten(), inputs.ends.flatten())
-        scores = [self._read_out(hidden, inputs.unit_mask, [labels], ends) for labels in task_labels]
-        return [of_task.unflatten(0, shape) for of_task in scores]
+            ends = PrefixEnds(customers.flatten(), prefix_ends.flatten())
+        result = {}
+        for task, labels in zip(tasks, self.task_labels(tasks), strict=True):
+            scores = self._score_labels(hidden, unit_mask, [labels], ends)
+            result[task] = Readout(scores.unflatten(0, shape), labels.vectors)
+        return result
 
-    def compute_losses(self, hidden: torch.Tensor, inputs: ScoringInputs) -> tuple[torch.Tensor, torch.Tensor]:
+    def compute_losses(
+        self,
+        outputs: MCMModelOutput,
+        input_ids: Tensor,
+        labels: Tensor,
+        prefix_ends: Tensor | None,
+        label_prefixes: Tensor | None,
+        weights: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
         """Total loss by equation 4, and the loss of each task, of shape `(T,)`, computed for some customers at a time
-        to save memory."""
-        task_labels = self.task_labels()
+        to save memory. The arguments are those of `forward`, with units as `prefix_ends`."""
+        hidden, unit_mask = cast(Any, outputs.last_hidden_state), cast(Any, outputs.unit_mask).bool()
+        task_labels = self.task_labels(self.config.tasks)
         if sample_size := self.objective.sampled_labels if self.training else 0:
-            certain = torch.cat([inputs.input_ids[..., self.task_features], cast(Any, inputs.labels)], 1).flatten(0, 1)
+            certain = torch.cat([input_ids[..., self.task_features], labels], 1).flatten(0, 1)
             task_labels = [labels.sample(certain[:, task], sample_size) for task, labels in enumerate(task_labels)]
         sizes = [len(labels.vectors) for labels in task_labels]
-        units = inputs.unit_mask.sum(1).tolist()
+        units = unit_mask.sum(1).tolist()
+        ends = None  # (B, N): last unit of the prefix that each target followed
+        if prefix_ends is not None:
+            ends = prefix_ends.gather(
+                1, torch.zeros_like(labels[..., 0]) if label_prefixes is None else label_prefixes
+            )
 
-        def compute(part: list[int], hidden: torch.Tensor) -> torch.Tensor:
+        def compute(part: list[int], hidden: Tensor) -> Tensor:
             """Share of some customers in the losses."""
             longest = max(1, *(units[customer] for customer in part))
-            part_inputs = inputs.select(part)
-            label_ids = find_indices(task_labels, cast(Any, part_inputs.labels))
+            label_ids = find_indices(task_labels, labels[part])
             # Only prefixes with a target are scored. One has many targets, so it is scored once: a row of the scores.
-            rows, ends = part_inputs.find_prefixes((label_ids >= FIRST_LABEL).any(-1))
-            scores = self._read_out(hidden[:, :longest], part_inputs.unit_mask[:, :longest], task_labels, ends)
-            targets = Targets.find(label_ids, rows, part_inputs.label_weights, sizes)
+            is_target = (label_ids >= FIRST_LABEL).any(-1)
+            rows, prefixes = find_prefixes(is_target, None if ends is None else ends[part], longest)
+            scores = self._score_labels(hidden[:, :longest], unit_mask[part, :longest], task_labels, prefixes)
+            targets = Targets.find(label_ids, rows, None if weights is None else weights[part], sizes)
             losses = task_losses(scores, targets, join_log_counts(task_labels))
             return losses * (len(part) / len(units))  # a loss is a mean over customers
 
@@ -622,13 +552,13 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         tables = [table for labels in task_labels for table in labels.tables]
         return compute_in_parts(compute, parts, hidden, tables)
 
-    def _read_out(
+    def _score_labels(
         self,
-        hidden: torch.Tensor,
-        unit_mask: torch.Tensor,
+        hidden: Tensor,
+        unit_mask: Tensor,
         task_labels: Sequence[TaskLabels],
         ends: PrefixEnds | None = None,
-    ) -> torch.Tensor:
+    ) -> Tensor:
         """Scores `(B, E)`, or `(R, E)` with `ends`, of the readout, the labels of all given tasks as columns. Ids 0
         and 1, which are no labels, are masked with a large negative value."""
         vectors = torch.cat([labels.vectors for labels in task_labels])
@@ -640,11 +570,10 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
             offsets += [masked, bias[FIRST_LABEL:]]
         return scores + torch.cat(offsets)
 
-    def task_labels(self, tasks: Sequence[str] | None = None) -> list[TaskLabels]:
-        """The labels of each task (default: of all), with the embeddings and parameters that the readout's scores are
-        computed from."""
+    def task_labels(self, tasks: Sequence[str]) -> list[TaskLabels]:
+        """The labels of each task, with the embeddings and parameters that the readout's scores are computed from."""
         result = []
-        for task in self.config.tasks if tasks is None else tasks:
+        for task in tasks:
             index = self.config.tasks.index(task)
             vectors = self.label_embeddings(task)
             if self.readout_scale is not None:
@@ -652,24 +581,13 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
             result.append(TaskLabels(vectors, self.readout_bias[index] if len(self.readout_bias) else None))
         return result
 
-    def _event_units(self, input_ids: torch.Tensor, visit_ids: torch.Tensor | None) -> torch.Tensor:
-        """Index of each event's unit, of shape `(B, L)`."""
-        if self.config.encoder_unit == "visit" and visit_ids is not None:  # else the embeddings have raised
-            return visit_ids
-        return torch.arange(input_ids.shape[1], device=input_ids.device).expand(input_ids.shape[:2])
-
     @torch.no_grad()
     def readouts(self, batch: Mapping[str, Any]) -> list[Readout]:
         """What the encoder says after whole histories, by task, from model inputs."""
-        names = ("input_ids", "attention_mask", "visit_ids", "event_times", "event_values", "as_of")
-        outputs = self.model(**{name: batch[name] for name in names if name in batch})
-        inputs, task_labels = ScoringInputs(batch["input_ids"], outputs.unit_mask.bool()), self.task_labels()
-        scores = self.compute_scores(outputs.last_hidden_state, inputs, task_labels)
-        return list(map(Readout, scores, [labels.vectors for labels in task_labels]))
+        history = {name: batch[name] for name in ("input_ids", "attention_mask", "visit_ids")}
+        return [*self.read_out(self.model(**history, parts=("encoder",)), self.config.tasks).values()]
 
-    def chances(
-        self, task: str, log_probabilities: torch.Tensor, horizon_days: float | None = None
-    ) -> torch.Tensor | None:
+    def chances(self, task: str, log_probabilities: Tensor, horizon_days: float | None = None) -> Tensor | None:
         """Chances that labels of a task are in the next visit, which has several, or come within 30 days, from the
         logarithms `(...)` of their probabilities; None in a checkpoint that had no validation cases to fit them on."""
         if self.scorer is None:

@@ -8,8 +8,7 @@ A customer is a dict with `events` (list of dicts, dict of columns or DataFrame)
 
 import functools
 import os
-from collections.abc import Iterator, Sequence
-from numbers import Integral
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -18,8 +17,7 @@ from transformers import Pipeline
 from transformers.dynamic_module_utils import custom_object_save
 
 from .action_inputs_mcm import encode_actions
-from .events_mcm import naming, read_zone, to_seconds
-from .forecaster_mcm import CustomerForecasts, MissingForecastsError
+from .forecaster_mcm import MissingForecastsError
 from .predictor_mcm import EMBEDDING, Predictor, describe_labels, describe_offers
 
 
@@ -40,6 +38,7 @@ class _CustomerPipeline(Pipeline):
     _load_feature_extractor: Any = True
     _load_tokenizer: Any = False
     NAME: str = ""  # of the task, for messages
+    OPTIONS: tuple[str, ...] = ("as_of",)
     feature_extractor: Any  # an MCMFeatureExtractor; the base class knows those of audio
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -60,34 +59,37 @@ class _CustomerPipeline(Pipeline):
         the pipeline. Raises `ValueError` if a customer can't be encoded, or an option is unknown or invalid."""
         if isinstance(inputs, str) or inputs is None:
             raise ValueError(f"Found {inputs!r}, expected a customer (a dict with `events`) or a list of customers.")
-        if isinstance(inputs, list | tuple):
-            if not inputs:
+        if isinstance(inputs, list | tuple | Iterator):
+            customers = (_Numbered(pair) for pair in enumerate(inputs))
+            inputs = customers if isinstance(inputs, Iterator) else list(customers)
+            if inputs == []:
                 self._sanitize_parameters(**kwargs)  # checks the options
                 return []
-            inputs = [_Numbered((index, customer)) for index, customer in enumerate(inputs)]
-        elif isinstance(inputs, Iterator):
-            inputs = (_Numbered((index, customer)) for index, customer in enumerate(inputs))
         return super().__call__(inputs, *args, num_workers=num_workers, batch_size=batch_size, **kwargs)
 
     def preprocess(self, input_: Any, **preprocess_parameters: Any) -> dict[str, Any]:
         """Encodes one customer; the row stands in the result under the key `rows`."""
-        index, customer = input_ if isinstance(input_, _Numbered) else (None, input_)
-        where = "The customer" if index is None else f"Customer {index} of the list"
-        return {"rows": self.feature_extractor.encode(customer, where) | {"where": where}}
+        if not isinstance(input_, _Numbered):
+            return {"rows": self.feature_extractor.encode(input_, "The customer")}
+        index, customer = input_
+        return {"rows": self.feature_extractor.encode(customer, f"Customer {index} of the list")}
 
-    @staticmethod
-    def rows(input_tensors: dict[str, Any]) -> list[dict[str, Any]]:
-        """The encoded customers of `preprocess`."""
+    def _forward(self, input_tensors: dict[str, Any], **forward_parameters: Any) -> Any:
         rows = input_tensors["rows"]
-        return rows if isinstance(rows, list) else [rows]
+        return self.ask(rows if isinstance(rows, list) else [rows], **forward_parameters)
+
+    def ask(self, rows: list[dict[str, Any]], **options: Any) -> Any:
+        """What the predictor says of encoded customers."""
+        raise NotImplementedError
 
     def _sanitize_parameters(self, **options: Any) -> Parameters:
-        """Reads the option of a pipeline that has `as_of` alone."""
-        as_of = options.pop("as_of", None)
-        if options:
-            has = "`as_of` and `days`" if self.NAME == "customer-forecast" else "`as_of`"
-            raise ValueError(f"Unknown options {sorted(options)}: {self.NAME} has {has}.")
-        return {}, {} if as_of is None else {"as_of": self.feature_extractor.read_as_of(as_of)}, {}
+        if unknown := sorted(options.keys() - set(self.OPTIONS)):
+            known = ", ".join(f"`{name}`" for name in self.OPTIONS)
+            raise ValueError(f"Unknown options {unknown}: {self.NAME} has {known}.")
+        given = {name: value for name, value in options.items() if value is not None}
+        if "as_of" in given:
+            given["as_of"] = self.feature_extractor.read_as_of(given["as_of"])
+        return {}, given, {}
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Saves model and feature extractor, and the pipeline's code if the checkpoint uses remote code."""
@@ -108,9 +110,9 @@ class CustomerEmbeddingPipeline(_CustomerPipeline):
 
     NAME = "customer-embedding"
 
-    def _forward(self, input_tensors: dict[str, Any], **forward_parameters: Any) -> Any:
-        rows = self.rows(input_tensors)
-        return self.predictor.ask(rows, forward_parameters.get("as_of"), embedding=True)
+    def ask(self, rows: list[dict[str, Any]], **options: Any) -> Any:
+        """The embeddings of customers."""
+        return self.predictor.ask(rows, embedding=True, **options)
 
     def postprocess(self, model_outputs: Any, **postprocess_parameters: Any) -> NDArray[np.float32]:
         """Converts the embedding to a float32 array."""
@@ -133,29 +135,21 @@ class CustomerForecastPipeline(_CustomerPipeline):
             those of the config.
     """
 
-    NAME = "customer-forecast"
+    NAME, OPTIONS = "customer-forecast", ("as_of", "days")
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        if not self._told().are_trained:
-            raise MissingForecastsError(self.model.name_or_path)
+        model: Any = self.model
+        if not model.customer_forecasts.are_trained:
+            raise MissingForecastsError(model.name_or_path)
 
-    def _sanitize_parameters(self, days: Sequence[float] | None = None, **options: Any) -> Parameters:
-        chosen = {} if days is None else {"days": self._told(days).days}
-        _, forward, _ = super()._sanitize_parameters(**options)
-        return {}, forward | chosen, {}
-
-    def _forward(self, input_tensors: dict[str, Any], **forward_parameters: Any) -> Any:
-        rows, days = self.rows(input_tensors), forward_parameters.get("days")
-        return self.predictor.ask(rows, forward_parameters.get("as_of"), forecasts=True, days=days)
+    def ask(self, rows: list[dict[str, Any]], **options: Any) -> Any:
+        """The forecasts of customers."""
+        return self.predictor.ask(rows, forecasts=True, **options)
 
     def postprocess(self, model_outputs: Any, **postprocess_parameters: Any) -> dict[str, float]:
         """Converts the forecasts to numbers."""
         return {name: value[0].item() for name, value in model_outputs.items()}
-
-    def _told(self, days: Sequence[float] | None = None) -> CustomerForecasts:
-        model: Any = self.model
-        return model.select_forecasts(days)
 
 
 class PreferenceScoresPipeline(_CustomerPipeline):
@@ -175,39 +169,24 @@ class PreferenceScoresPipeline(_CustomerPipeline):
             Default: those of the next visit.
     """
 
-    def _sanitize_parameters(
-        self,
-        tasks: list[str] | None = None,
-        top_k: int | None = None,
-        as_of: Any = None,
-        candidates: Any = None,
-        exclude: Any = None,
-        per_group: tuple[str, int] | None = None,
-        horizon_days: float | None = None,
-        **unknown: Any,
-    ) -> Parameters:
-        if unknown:
-            raise ValueError(
-                f"Unknown options {sorted(unknown)}: preference-scores has `tasks`, `top_k`, `as_of`, `candidates`, "
-                "`exclude`, `per_group` and `horizon_days`."
-            )
-        if tasks is not None and (isinstance(tasks, str) or not isinstance(tasks, Sequence) or not tasks):
-            first = self.predictor.tasks()[:1]
-            raise ValueError(f"`tasks` is {tasks!r}; give a list of names such as {first}, or leave it out for all.")
-        names = self.predictor.tasks(tasks)
-        if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, Integral)):
-            raise ValueError(f"`top_k` is {top_k!r} ({type(top_k).__name__}); give a whole number of labels.")
-        if top_k is not None and top_k < 1:
-            raise ValueError(f"`top_k` is {top_k}; ask for at least 1 label.")
-        options = {"as_of": self.feature_extractor.read_as_of(as_of), "k": top_k, "horizon_days": horizon_days}
-        labels: dict[str, Any] = {} if tasks is None else {"tasks": names}
-        if any(each is not None for each in (candidates, exclude, per_group)):  # tables do not compare
-            labels["candidates"] = self.predictor.candidates(names, candidates, exclude, per_group)
-        return {}, labels | {name: value for name, value in options.items() if value is not None}, labels
+    NAME = "preference-scores"
+    OPTIONS = ("tasks", "top_k", "as_of", "candidates", "exclude", "per_group", "horizon_days")
 
-    def _forward(self, input_tensors: dict[str, Any], **forward_parameters: Any) -> Any:
-        questions = {"tasks": self.predictor.tasks(), **forward_parameters}
-        return self.predictor.ask(self.rows(input_tensors), **questions)
+    def _sanitize_parameters(self, **options: Any) -> Parameters:
+        _, questions, _ = super()._sanitize_parameters(**options)
+        choice = [questions.pop(name, None) for name in ("candidates", "exclude", "per_group")]
+        labels: dict[str, Any] = {}
+        if "tasks" in questions:
+            labels["tasks"] = self.predictor.tasks(questions["tasks"])
+        if any(each is not None for each in choice):  # tables do not compare
+            labels["candidates"] = self.predictor.candidates(self.predictor.tasks(labels.get("tasks")), *choice)
+        if "top_k" in questions:
+            questions["k"] = questions.pop("top_k")
+        return {}, questions | labels, labels
+
+    def ask(self, rows: list[dict[str, Any]], **options: Any) -> Any:
+        """The best labels of customers."""
+        return self.predictor.ask(rows, **{"tasks": self.predictor.tasks(), **options})
 
     def postprocess(self, model_outputs: Any, **postprocess_parameters: Any) -> dict[str, list[dict[str, Any]]]:
         """Converts label ids to values."""
@@ -237,13 +216,14 @@ class CustomerPredictionPipeline(_CustomerPipeline):
                 "be made up. Fine-tune it first (mcm finetune --labels, docs/fine_tuning.md)."
             )
 
-    def _forward(self, input_tensors: dict[str, Any], **forward_parameters: Any) -> Any:
-        return self.predictor.predict(self.rows(input_tensors), forward_parameters.get("as_of"))
+    def ask(self, rows: list[dict[str, Any]], **options: Any) -> Any:
+        """What is predicted of customers."""
+        return self.predictor.predict(rows, **options)
 
     def postprocess(self, model_outputs: Any, **postprocess_parameters: Any) -> dict[str, float] | float:
         """Converts the prediction to numbers."""
-        found = {name: value[0].item() for name, value in model_outputs.items()}
-        return found if len(found) > 1 else next(iter(found.values()))
+        values = {name: value[0].item() for name, value in model_outputs.items()}
+        return values if len(values) > 1 else next(iter(values.values()))
 
 
 class ActionScoresPipeline(_CustomerPipeline):
@@ -254,9 +234,11 @@ class ActionScoresPipeline(_CustomerPipeline):
     Options:
         actions (`list[dict]`): Dicts with `action_id` and columns of the event log. An action that covers several
             kinds of events has several dicts with the same `action_id`.
-        time (text or datetime, *optional*): Time of the offers, written as the log writes its times. Default: right
-            after each customer's last event.
+        as_of (text or datetime, *optional*): Time of the offers, written as the log writes its times; events at or
+            after it are not read, as in fine-tuning. Default: right after each customer's last event.
     """
+
+    NAME, OPTIONS = "action-scores", ("actions", "as_of")
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -267,29 +249,19 @@ class ActionScoresPipeline(_CustomerPipeline):
                 "Fine-tune it to offers first (mcm finetune --offers, docs/fine_tuning.md)."
             )
 
-    def _sanitize_parameters(self, actions: Any = None, time: Any = None, **unknown: Any) -> Parameters:
-        if unknown:
-            raise ValueError(f"Unknown options {sorted(unknown)}: action-scores has `actions` and `time`.")
-        if actions is None:
+    def _sanitize_parameters(self, **options: Any) -> Parameters:
+        _, given, _ = super()._sanitize_parameters(**options)
+        if "actions" not in given:
             return {}, {}, {}
         config: Any = self.model.config
-        seconds = None
-        if time is not None:
-            with naming("`time`"):
-                seconds = to_seconds(time, read_zone(self.feature_extractor.time_zone))
-        encoded = encode_actions(self.feature_extractor, config, actions, seconds)
-        return {}, {"encoded": encoded, "seconds": seconds}, {"names": encoded.action_ids}
+        actions = encode_actions(self.feature_extractor, config, given["actions"], given.get("as_of"))
+        return {}, given | {"actions": actions}, {"names": actions.action_ids}
 
-    def _forward(self, input_tensors: dict[str, Any], **forward_parameters: Any) -> Any:
-        encoded = forward_parameters.get("encoded")
-        if encoded is None:
+    def ask(self, rows: list[dict[str, Any]], **options: Any) -> Any:
+        """The probabilities of the outcomes of offers to customers."""
+        if not options:
             raise ValueError("There are no `actions`: give a list of dicts with `action_id` and columns of the log.")
-        rows, seconds = self.rows(input_tensors), forward_parameters["seconds"]
-        for row in rows:
-            if seconds is not None and (row["times"] >= seconds).any():
-                name = row["where"] if row["customer_id"] is None else f"Customer {row['customer_id']!r}"
-                raise ValueError(f"{name} has events at or after the `time` of the offers; leave these events out.")
-        return self.predictor.score_offers(rows, encoded, seconds)
+        return self.predictor.score_offers(rows, **options)
 
     def postprocess(self, model_outputs: Any, **postprocess_parameters: Any) -> list[dict[str, Any]]:
         """Pairs the probabilities with the names of actions and outcomes."""

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from torch import Tensor
 from transformers.utils import logging
 
 from .action_inputs_mcm import EncodedActions
@@ -36,7 +36,7 @@ RANKING, PREDICTING, OFFERING = HEADS = (
     "MCMForCustomerPrediction",
     "MCMForActionRecommendation",
 )
-Columns = dict[str, torch.Tensor]
+Columns = dict[str, Tensor]
 
 
 class MissingHeadError(ValueError):
@@ -72,10 +72,14 @@ class Predictor:
             )
 
     def tasks(self, tasks: Sequence[str] | None = None) -> list[str]:
-        """The names of the tasks that are ranked, by default all. Raises `ValueError` if the model has one of them
-        not."""
+        """The names of the tasks that are ranked, by default all. Raises `ValueError` if `tasks` is no list of some of
+        them."""
         self.check_head(RANKING)
         known = self.model.config.tasks
+        if tasks is not None and (isinstance(tasks, str) or not isinstance(tasks, Sequence) or not tasks):
+            raise ValueError(
+                f"`tasks` is {tasks!r}; give a list of names such as {known[:1]}, or leave it out for all."
+            )
         if wrong := [task for task in tasks or () if task not in known]:
             raise ValueError(f"No tasks {wrong}: this checkpoint predicts {known}.")
         return list(known if tasks is None else tasks)
@@ -100,9 +104,10 @@ class Predictor:
         return dict(self.extractor.pad(rows, mask_next=config.augmentation == "masked_lm", as_of=times))
 
     @torch.inference_mode()
-    def run(self, inputs: Mapping[str, torch.Tensor], **options: Any) -> Any:
-        """The model's outputs for model inputs; `options` are those of its `forward`."""
-        return self._forward(self.model, inputs, **options)
+    def run(self, inputs: Mapping[str, Tensor], model: Any = None, **options: Any) -> Any:
+        """The outputs of the model, or of its base, for model inputs; `options` are those of its `forward`."""
+        inputs = {name: value.to(self.model.device) for name, value in inputs.items()}
+        return (model or self.model)(**inputs, **options)
 
     @torch.inference_mode()
     def ask(
@@ -110,7 +115,7 @@ class Predictor:
         rows: Sequence[Mapping[str, Any]],
         as_of: float | None = None,
         tasks: Sequence[str] = (),
-        k: int | Mapping[str, int] = 10,
+        k: int = 10,
         candidates: CandidateSet | None = None,
         horizon_days: float | None = None,
         embedding: bool = False,
@@ -121,7 +126,7 @@ class Predictor:
 
         Args:
             tasks (`Sequence[str]`): Tasks whose labels are ranked.
-            k (`int` or `dict[str, int]`): Number of labels, of each task or by task.
+            k (`int`): Number of labels of each task.
             candidates ([`CandidateSet`], *optional*): Which labels may be chosen. Default: all.
             horizon_days (`float`, *optional*): 30 ranks what comes within 30 days. Default: in the next visit.
             embedding, forecasts (`bool`): Whether they are asked for.
@@ -143,18 +148,17 @@ class Predictor:
             raise MissingForecastsError(self.model.name_or_path)
         options: dict[str, Any] = {"parts": [EMBEDDING] * embedding + ["forecasts"] * forecasts}
         options |= {"forecast_days": days} if forecasts else {}
-        options |= {"horizon_days": horizon_days, "tasks": tasks} if tasks else {}
-        model = self.model if tasks else self.model.base_model
-        outputs = self._forward(model, self.inputs(rows, as_of), **options)
+        options |= {"horizon_days": horizon_days, "tasks": tasks} if tasks else {"model": self.model.base_model}
+        outputs = self.run(self.inputs(rows, as_of), **options)
         columns: Columns = {EMBEDDING: outputs.pooler_output} if embedding else {}
         columns |= outputs.forecasts if forecasts else {}
+        customers = [row.get("customer_id") for row in rows]
         for task in tasks:
-            candidates = candidates or self.all_labels
-            ids = f"feature_{task}" if candidates.excludes_seen else f"task_{task}"  # of all events, or of targets
-            seen = [_read_labels(row[ids], row, as_of) for row in rows] if candidates.needs_seen else None
-            size = k[task] if isinstance(k, Mapping) else k
-            customers = [row.get("customer_id") for row in rows]
-            best = candidates.choose(task, outputs.logits[task], size, seen, customers, horizon_days)
+            candidates, seen = candidates or self.all_labels, None
+            if candidates.needs_seen:
+                ids = f"feature_{task}" if candidates.excludes_seen else f"task_{task}"  # of all events, or of targets
+                seen = [row[ids] if as_of is None else row[ids][row["times"] <= as_of] for row in rows]
+            best = candidates.choose(task, outputs.logits[task], k, seen, customers, horizon_days)
             if candidates is not self.all_labels and not bool(best.labels.any(1).all()):
                 logger.warning_once(f"Some customers have no candidate of {task!r} left: their lists are empty.")
             columns |= {task: best.labels, task + SCORES: best.scores}
@@ -166,7 +170,7 @@ class Predictor:
         """What an [`MCMForCustomerPrediction`] was fine-tuned to: by class its probabilities, or by name the number,
         each `(B,)`. As in training, events at `as_of` are not read."""
         self.check_head(PREDICTING)
-        outputs = self._forward(self.model, self.inputs(_read_before(rows, as_of), as_of))
+        outputs = self.run(self.inputs(_read_before(rows, as_of), as_of))
         return _finish(self.model.predictions(outputs.logits))
 
     @torch.inference_mode()
@@ -182,11 +186,8 @@ class Predictor:
         self.check_head(OFFERING)
         times = None if as_of is None else [as_of] * len(rows)
         inputs = actions.batch(_read_before(rows, as_of), np.tile(actions.offered, (len(rows), 1)), times)
-        chances = self._forward(self.model, inputs).logits.float().sigmoid().unbind(-1)
+        chances = self.run(inputs).logits.float().sigmoid().unbind(-1)
         return _finish(dict(zip(self.model.config.action_outcomes, chances, strict=True)))
-
-    def _forward(self, model: Any, inputs: Mapping[str, torch.Tensor], **options: Any) -> Any:
-        return model(**{name: value.to(self.model.device) for name, value in inputs.items()}, **options)
 
 
 def describe_labels(
@@ -213,11 +214,6 @@ def describe_offers(columns: Columns, action_ids: Iterable[str], row: int = 0) -
         {"action_id": name} | dict(zip(columns, of_action, strict=True))
         for name, of_action in zip(action_ids, chances, strict=True)
     ]
-
-
-def _read_labels(labels: NDArray[np.int64], row: Mapping[str, Any], as_of: float | None) -> NDArray[np.int64]:
-    """Label ids of a history, of all that are in its row."""
-    return labels if as_of is None else labels[row["times"] <= as_of]
 
 
 def _read_before(rows: Sequence[Mapping[str, Any]], as_of: float | None) -> Sequence[Mapping[str, Any]]:

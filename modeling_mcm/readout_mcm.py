@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 # Elements of z (U * B * V) that one chunk of labels may hold: 64M are 256 MB in float32.
@@ -25,8 +26,19 @@ CACHED_ELEMENTS, LABELS_AT_ONCE = 2**15, (128, 1024)
 class PrefixEnds(NamedTuple):
     """The prefixes that are scored."""
 
-    customers: torch.Tensor  # (R,): customer of each prefix
-    units: torch.Tensor  # (R,): last unit of each prefix
+    customers: Tensor  # (R,): customer of each prefix
+    units: Tensor  # (R,): last unit of each prefix
+
+
+def find_prefixes(is_target: Tensor, ends: Tensor | None, units: int) -> tuple[Tensor, PrefixEnds | None]:
+    """The prefixes that targets `(B, N)` follow, each once, and the index of each target's, of shape `(B, N)`, from
+    the prefixes' last units `(B, N)`, which are less than `units`. `None`: each target follows the whole history."""
+    customers = torch.arange(len(is_target), device=is_target.device)[:, None].expand_as(is_target)
+    if ends is None:
+        return customers, None
+    cells = customers * units + ends
+    scored = cells[is_target].unique()
+    return torch.searchsorted(scored, cells), PrefixEnds(scored // units, scored % units)
 
 
 class RunningReadout(torch.autograd.Function):
@@ -40,7 +52,7 @@ class RunningReadout(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, z: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, z: Tensor) -> Tensor:
         """Computes the scores of all prefixes, of shape `(U, B, V)`, from z of this shape."""
         s, c = z.clone(), z.clone()
         for t in range(1, len(z)):
@@ -50,7 +62,7 @@ class RunningReadout(torch.autograd.Function):
         return s
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         """Computes the gradient of z from that of s."""
         z, s, c = ctx.saved_tensors
         g, r = gradient.clone(), gradient * s
@@ -61,7 +73,7 @@ class RunningReadout(torch.autograd.Function):
         return torch.addcmul(g, g, z).sub_(r).mul_((z - c).exp_())
 
 
-def _by_labels(readout: Callable[[torch.Tensor], torch.Tensor], vectors: torch.Tensor, elements: int) -> torch.Tensor:
+def _by_labels(readout: Callable[[Tensor], Tensor], vectors: Tensor, elements: int) -> Tensor:
     """Scores of all labels, computed for some labels at a time."""
     if torch.is_grad_enabled():
         size = max(1, CHUNK_ELEMENTS // elements)
@@ -74,8 +86,8 @@ def _by_labels(readout: Callable[[torch.Tensor], torch.Tensor], vectors: torch.T
 
 
 def attentional_readout(
-    hidden: torch.Tensor, label_embeddings: torch.Tensor, mask: torch.Tensor, ends: PrefixEnds | None = None
-) -> torch.Tensor:
+    hidden: Tensor, label_embeddings: Tensor, mask: Tensor, ends: PrefixEnds | None = None
+) -> Tensor:
     """Scores by equations 2 and 3 after the whole sequence, or after prefixes of it.
 
     z, of shape `(U, B, V)`, is held for some labels at a time: always without gradients, and with gradients where it
@@ -93,7 +105,7 @@ def attentional_readout(
     # Of one product: `matmul` of the transposed tensor would make a product for each unit of a single customer
     by_unit, is_padding = hidden.transpose(0, 1).flatten(0, 1), ~mask.T[..., None]
 
-    def score(vectors: torch.Tensor) -> torch.Tensor:
+    def score(vectors: Tensor) -> Tensor:
         z = (by_unit @ vectors.T).unflatten(0, mask.T.shape)  # (U, B, V)
         if ends is None:
             return (z.masked_fill(is_padding, float("-inf")).softmax(0) * z).sum(0)
@@ -103,9 +115,7 @@ def attentional_readout(
     return _by_labels(score, label_embeddings, mask.numel())
 
 
-def last_readout(
-    hidden: torch.Tensor, label_embeddings: torch.Tensor, mask: torch.Tensor, ends: PrefixEnds | None = None
-) -> torch.Tensor:
+def last_readout(hidden: Tensor, label_embeddings: Tensor, mask: Tensor, ends: PrefixEnds | None = None) -> Tensor:
     """Scores by BERT4Rec's readout, e_w . h_t with the last hidden vector h_t; see [`attentional_readout`]."""
     if ends is None:
         ends = PrefixEnds(torch.arange(len(hidden), device=hidden.device), mask.sum(1) - 1)

@@ -20,7 +20,7 @@ from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from transformers import initialization as init
 
 from .configuration_mcm import FIRST_LABEL, MCMConfig
@@ -80,10 +80,10 @@ class LabelTables(nn.Module):
             and whether times say anything (0: days are replaced by moments).
     """
 
-    neighbours: torch.Tensor
-    weights: torch.Tensor
-    counts: torch.Tensor
-    totals: torch.Tensor
+    neighbours: Tensor
+    weights: Tensor
+    counts: Tensor
+    totals: Tensor
 
     def __init__(self, labels: int):
         super().__init__()
@@ -93,9 +93,7 @@ class LabelTables(nn.Module):
         self.register_buffer("counts", torch.zeros(5, labels))
         self.register_buffer("totals", torch.ones(3))
 
-    def sum_neighbours(
-        self, kind: torch.Tensor, customer: torch.Tensor, label: torch.Tensor, weight: torch.Tensor, out: torch.Tensor
-    ) -> None:
+    def sum_neighbours(self, kind: Tensor, customer: Tensor, label: Tensor, weight: Tensor, out: Tensor) -> None:
         """Adds up the tables' rows, each of a kind of evidence and a label, by customer and with a weight, all `(N,)`,
         into `out` `(4, B, V)`."""
         (_, size, labels), kinds = out.shape, len(self.neighbours)
@@ -114,8 +112,8 @@ class Readout(NamedTuple):
         vectors (`torch.FloatTensor` of shape `(V, H)`): Vectors of the labels.
     """
 
-    scores: torch.Tensor
-    vectors: torch.Tensor
+    scores: Tensor
+    vectors: Tensor
 
 
 class Candidates(NamedTuple):
@@ -126,9 +124,9 @@ class Candidates(NamedTuple):
         features (`torch.FloatTensor` of shape `(N, F)`): Their features.
     """
 
-    row: torch.Tensor
-    label: torch.Tensor
-    features: torch.Tensor
+    row: Tensor
+    label: Tensor
+    features: Tensor
 
 
 @torch.no_grad()
@@ -136,8 +134,8 @@ def candidate_features(
     history: LabelHistory,
     tables: Sequence[LabelTables],
     readout: Sequence[Readout | None] | None = None,
-    counts: Sequence[torch.Tensor] | None = None,
-    visits: Sequence[torch.Tensor] | None = None,
+    counts: Sequence[Tensor] | None = None,
+    visits: Sequence[Tensor] | None = None,
 ) -> Candidates:
     """Chooses candidate labels of each row, and computes their features.
 
@@ -159,28 +157,28 @@ def candidate_features(
     evidence = _sum_evidence(history.size, seen, tables, labels)
     counts = [table.counts[None] for table in tables] if counts is None else counts  # of shape (1 or B, 5, V)
     readout = [None] * len(tables) if readout is None else readout
-    is_read = [of_task is not None for of_task in readout]
     shares = evidence.new_zeros(history.size, labels.number)
     for part, of_task in zip(labels.parts, readout, strict=True):
         if of_task is not None:
             scores = of_task.scores[:, FIRST_LABEL:].float()
             shares[:, part.start + FIRST_LABEL : part.stop] = scores.log_softmax(1)
+    is_read = [of_task is not None for of_task in readout]
     cell = _choose(evidence, seen, counts, shares, labels, is_read).view(-1).nonzero()[:, 0]
     task = torch.bucketize(cell % labels.number, labels.starts[1:], right=True)
-    row = cell // labels.number * len(tables) + task
+    row, label = cell // labels.number * len(tables) + task, cell % labels.number - labels.starts[task]
     known = labels.totals[None, :, 0] if visits is None else torch.stack(list(visits), 1)  # (1 or B, T)
     columns = describe_candidates(row, cell, seen, evidence.view(len(EVIDENCE), -1)[:, cell], counts, known)
-    label = cell % labels.number - labels.starts[task]
-    of_readout = evidence.new_zeros(NUM_FEATURES - COUNTED, len(cell))
+    of_readout, latest = evidence.new_zeros(NUM_FEATURES - COUNTED, len(cell)), history.find_latest(len(tables))
     if any(is_read):
         of_readout[0] = shares.view(-1)[cell]
         of_readout[1] = compare(row, of_readout[:1].exp())[0][0].log2()
         of_readout *= torch.tensor(is_read, device=row.device)[task]
-        vectors = [None if of_task is None else of_task.vectors for of_task in readout]
-        of_readout[2:] = compare_vectors(history, row, label, vectors)
+    for index, of_task in enumerate(readout):
+        if of_task is not None:
+            own = (task == index).nonzero()[:, 0]
+            of_readout[2:, own] = compare_vectors(of_task.vectors, label[own], latest[row[own]])
     columns |= zip((feature.name for feature in FEATURES[COUNTED:]), of_readout, strict=True)
-    features = torch.stack([columns[feature.name] for feature in FEATURES]).T.contiguous()
-    return Candidates(row, label, features)
+    return Candidates(row, label, torch.stack([columns[feature.name] for feature in FEATURES], 1))
 
 
 class _Columns(NamedTuple):
@@ -188,8 +186,8 @@ class _Columns(NamedTuple):
 
     number: int  # C
     parts: list[slice]  # of each task
-    starts: torch.Tensor  # (T,)
-    totals: torch.Tensor  # (T, 3): of the tables
+    starts: Tensor  # (T,)
+    totals: Tensor  # (T, 3): of the tables
 
     @classmethod
     def read(cls, tables: Sequence[LabelTables]) -> "_Columns":
@@ -204,43 +202,37 @@ def _describe_seen(history: LabelHistory, columns: _Columns) -> SeenLabels:
     tasks, totals = len(columns.parts), columns.totals
     customer, task = history.row // tasks, history.row % tasks
     _, gap, has_times = totals.index_select(0, task).unbind(1)
-    days = torch.where(has_times > 0, history.ago[2] / gap, history.ago[1])  # in gaps
-    ago = torch.cat([history.ago[:2], days[None]])
+    visits, moments, days = history.ago
+    ago = torch.stack([visits, moments, torch.where(has_times > 0, days / gap, moments)])
     cell = customer * columns.number + columns.starts.index_select(0, task) + history.label
     return describe_histories(history.row, cell, history.kind, ago, history.size * tasks)
 
 
-def _sum_evidence(size: int, seen: SeenLabels, tables: Sequence[LabelTables], columns: _Columns) -> torch.Tensor:
+def _sum_evidence(size: int, seen: SeenLabels, tables: Sequence[LabelTables], columns: _Columns) -> Tensor:
     """What all customers say of each label, given the histories, `(4, B, C)`: weighted sums of the tables' rows."""
     rates, in_last = seen.columns["share_visits_15"], (seen.columns["since_moments"] == 0).float()
     averages = torch.stack([seen.recent, in_last])  # transitions are averages over the latest labels
     rows = len(seen.customers["customer_moments"])
     sums = averages.new_zeros(2, rows).index_add_(1, seen.row, averages)
     weights = torch.cat([averages / sums.index_select(1, seen.row), torch.ones_like(rates)[None], rates[None]])
-    task = seen.row % len(tables)
-    kinds = torch.tensor([len(table.neighbours) for table in tables], device=task.device).index_select(0, task)
-    weights *= torch.arange(len(EVIDENCE), device=task.device)[:, None] < kinds
-    kind, pair = weights.nonzero(as_tuple=True)
-    of_pair = task.index_select(0, pair)
-    order, numbers = of_pair.argsort(stable=True), torch.bincount(of_pair, minlength=len(tables)).tolist()
-    kind, pair = kind.index_select(0, order), pair.index_select(0, order)
-    cell = seen.cell.index_select(0, pair)
-    label = cell % columns.number - columns.starts.index_select(0, of_pair.index_select(0, order))
-    terms = (kind, cell // columns.number, label, weights[kind, pair])
-    evidence = rates.new_zeros(len(EVIDENCE), size, columns.number)
-    for table, part, *of_task in zip(tables, columns.parts, *(values.split(numbers) for values in terms), strict=True):
-        table.sum_neighbours(*of_task, evidence[..., part])
+    task, evidence = seen.row % len(tables), rates.new_zeros(len(EVIDENCE), size, columns.number)
+    for index, (table, part) in enumerate(zip(tables, columns.parts, strict=True)):
+        own = (task == index).nonzero()[:, 0]
+        of_task, cell = weights[: len(table.neighbours), own], seen.cell[own]
+        kind, pair = of_task.nonzero(as_tuple=True)
+        customer, column = cell[pair] // columns.number, cell[pair] % columns.number
+        table.sum_neighbours(kind, customer, column - part.start, of_task[kind, pair], evidence[..., part])
     return evidence
 
 
 def _choose(
-    evidence: torch.Tensor,
+    evidence: Tensor,
     seen: SeenLabels,
-    counts: Sequence[torch.Tensor],
-    shares: torch.Tensor,
+    counts: Sequence[Tensor],
+    shares: Tensor,
     columns: _Columns,
     is_read: Sequence[bool],
-) -> torch.Tensor:
+) -> Tensor:
     """Chooses candidates `(B, C)` from evidence `(4, B, C)`, the labels of the histories, counts `(1 or B, 5, V)` by
     task, and, where it is read, log-probabilities by the readout `(B, C)`. Of equal labels the first are chosen."""
     result = torch.zeros_like(evidence[0], dtype=torch.bool)
@@ -252,7 +244,7 @@ def _choose(
     rankings = [(unseen, [*BEST], every), (visits, [*POPULAR], every)]
     if any(is_read):
         rankings.append((shares.exp()[None], [MOST_READ], list(is_read)))
-    chosen: list[torch.Tensor] = []
+    chosen: list[Tensor] = []
     for values, limits, is_ranked in rankings:
         parts = [slice(part.start + FIRST_LABEL, part.stop) for part in compress(columns.parts, is_ranked)]
         ranked = break_ties(values)
@@ -284,9 +276,7 @@ class ScoreNetwork(nn.Module):
         self.first, self.second = nn.Linear(numbers, HIDDEN[0]), nn.Linear(*HIDDEN)
         self.last = nn.Linear(HIDDEN[1], QUESTIONS)
 
-    def forward(
-        self, task: int | torch.Tensor, features: torch.Tensor, is_left_out: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def forward(self, task: int | Tensor, features: Tensor, is_left_out: Tensor | None = None) -> Tensor:
         """Scores of candidates, of shape `(..., Q)`, from the indices of their tasks, `(...)` or one for all, and
         their numbers, `(..., F)`. In the place of those that are left out it reads their means."""
         numbers = len(self.mean)
@@ -299,11 +289,12 @@ class ScoreNetwork(nn.Module):
         return self.last(hidden) + self.linear(z) + self.log_mix(features)[..., None]
 
     @staticmethod
-    def log_mix(features: torch.Tensor) -> torch.Tensor:
+    def log_mix(features: Tensor) -> Tensor:
         """Logarithm of the mix of rates `MIX` of candidates, of shape `(...)`, from their numbers `(..., F)`."""
-        rates = {name: features[..., PLACES[name]] for name in MIX}
-        rates |= {name: rates[name].expm1() / 30 for name in MIX if FEATURES[PLACES[name]].unit == "log(1 + 30 x)"}
-        return (torch.stack([weight * rates[name] for name, weight in MIX.items()]).sum(0) + 1e-9).log()
+        numbers = features[..., [PLACES[name] for name in MIX]]
+        is_log = [FEATURES[PLACES[name]].unit == "log(1 + 30 x)" for name in MIX]
+        rates = torch.where(torch.tensor(is_log, device=numbers.device), numbers.expm1() / 30, numbers)
+        return ((rates * rates.new_tensor([*MIX.values()])).sum(-1) + 1e-9).log()
 
 
 class LabelScorer(nn.Module):
@@ -348,20 +339,20 @@ class LabelScorer(nn.Module):
         for network in filter(None, (self.of_counts, self.of_readout)):
             init.zeros_(network.task_vectors.weight)
 
-    def log_shares(self, task: int) -> torch.Tensor:
+    def log_shares(self, task: int) -> Tensor:
         """Logarithm of each label's share of the training period, of shape `(V,)`."""
         popularity = self.get_tables(task).counts[0] + 0.5
         return (popularity / popularity[FIRST_LABEL:].sum()).log()
 
     @staticmethod
-    def average_unseen(row: torch.Tensor, values: torch.Tensor, features: torch.Tensor, rows: int) -> torch.Tensor:
+    def average_unseen(row: Tensor, values: Tensor, features: Tensor, rows: int) -> Tensor:
         """Mean score `(rows,)` of each row's candidates that are not in its history; where there are none, the lowest
         score of a candidate."""
         unseen = features[:, PLACES["seen"]] == 0
         lowest = values.new_zeros(rows).scatter_reduce(0, row, values, "amin", include_self=False)
         return lowest.scatter_reduce(0, row[unseen], values[unseen], "mean", include_self=False)
 
-    def other_shares(self, task: int, row: torch.Tensor, label: torch.Tensor, rows: int) -> torch.Tensor:
+    def other_shares(self, task: int, row: Tensor, label: Tensor, rows: int) -> Tensor:
         """Log shares `(rows, V)` of the labels that are no candidates of each row, less the largest of them; minus
         infinity for candidates `(N,)`."""
         shares = self.log_shares(task).repeat(rows, 1)
@@ -369,7 +360,7 @@ class LabelScorer(nn.Module):
         return shares - shares.amax(1, keepdim=True).nan_to_num(neginf=0.0)
 
     @staticmethod
-    def chances(chance: torch.Tensor | Sequence[float], log_probabilities: torch.Tensor) -> torch.Tensor:
+    def chances(chance: Tensor | Sequence[float], log_probabilities: Tensor) -> Tensor:
         """Chances that labels come, of which there are several: sigmoid(a + b log p + c p). Beyond its largest value
         the argument rises by `LEAST_RISE` log p, so that no two labels tie.
 
@@ -390,7 +381,7 @@ class LabelScorer(nn.Module):
         readout: Sequence[Readout | None] | None = None,
         question: int = NEXT_VISIT,
         left_out: Sequence[str] = (),
-    ) -> list[torch.Tensor]:
+    ) -> list[Tensor]:
         """Scores of every label by task, each of shape `(B, V)`: log probabilities up to a constant.
 
         Args:
@@ -404,23 +395,21 @@ class LabelScorer(nn.Module):
         is_read = self.reads[list(tasks), question].tolist()
         used = None if readout is None else [r if read else None for r, read in zip(readout, is_read, strict=True)]
         row, label, features = candidate_features(history, [self.get_tables(task) for task in tasks], used)
-        of_row = torch.tensor(tasks, device=row.device)[row % len(tasks)]
-        is_left_out = None
+        of_row, is_left_out = torch.tensor(tasks, device=row.device)[row % len(tasks)], None
         if left_out:
-            is_left = torch.tensor([[each.group == group for each in FEATURES] for group in left_out]).to(row.device)
-            is_left_out = is_left[row // len(tasks)]
-        values = features.new_zeros(len(row))
-        for read in dict.fromkeys(is_read):
-            network = cast(ScoreNetwork, self.of_readout) if read else self.of_counts
-            of_network = torch.tensor([each is read for each in is_read], device=row.device)
-            chosen = of_network[row % len(tasks)].nonzero()[:, 0]
-            without = None if is_left_out is None else is_left_out[chosen]
-            values[chosen] = network(of_row[chosen], features[chosen], without)[:, question]
+            groups = [[feature.group == group for feature in FEATURES] for group in left_out]
+            is_left_out = torch.tensor(groups, device=row.device)[row // len(tasks)]
+        values, reads = features.new_zeros(len(row)), self.reads[of_row, question]
+        for network, is_own in ((self.of_counts, ~reads), (self.of_readout, reads)):
+            own = is_own.nonzero()[:, 0]
+            if network is not None and len(own):
+                without = None if is_left_out is None else is_left_out[own]
+                values[own] = network(of_row[own], features[own], without)[:, question]
         values = values * self.calibration[of_row, question].exp()
         average = self.average_unseen(row, values, features, history.size * len(tasks))
         scores = []
         for index, task in enumerate(tasks):
-            own = row % len(tasks) == index
+            own = (row % len(tasks) == index).nonzero()[:, 0]
             cells = row[own] // len(tasks), label[own]
             of_task = self.other_shares(task, *cells, history.size) + average[index :: len(tasks), None]
             of_task[:, :FIRST_LABEL] = torch.finfo(of_task.dtype).min / 2
@@ -429,9 +418,7 @@ class LabelScorer(nn.Module):
         return scores
 
 
-def read_histories(
-    config: MCMConfig, batch: Mapping[str, torch.Tensor], tasks: Sequence[str] | None = None
-) -> LabelHistory:
+def read_histories(config: MCMConfig, batch: Mapping[str, Tensor], tasks: Sequence[str] | None = None) -> LabelHistory:
     """Reads the histories of tasks from model inputs.
 
     Args:

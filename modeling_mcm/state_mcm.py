@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from transformers import initialization as init
 
 from .configuration_mcm import MISSING_ID, MCMConfig
@@ -32,14 +32,14 @@ ROTATED = "direction_"  # first part of the names of the state's rotated compone
 GAPS = ("days_since_last", "days_since_first", "days_since_last_in_gaps", "mean_gap")
 
 
-def decay_weights(ages: torch.Tensor, half_lives: Sequence[float], is_counted: torch.Tensor) -> torch.Tensor:
+def decay_weights(ages: Tensor, half_lives: Sequence[float], is_counted: Tensor) -> Tensor:
     """Weights 2^(-age / half-life) of shape `(..., K)`, of ages of shape `(...)` in any unit; a negative age counts as
     0. They are 0 where `is_counted` `(...)` is False."""
     scales = torch.tensor([*half_lives], dtype=ages.dtype, device=ages.device)
     return torch.exp2(-ages.clamp(min=0)[..., None] / scales) * is_counted[..., None]
 
 
-def sum_by_value(ids: torch.Tensor, weights: torch.Tensor, size: int) -> torch.Tensor:
+def sum_by_value(ids: Tensor, weights: Tensor, size: int) -> Tensor:
     """Sums of weights of events `(B, L, ...)` over the events with each value id, of shape `(B, size, ...)`; `ids` are
     of shape `(B, L)`."""
     rows = ids + size * torch.arange(len(ids), device=ids.device)[:, None]
@@ -119,7 +119,7 @@ class CustomerState(nn.Module):
         return [*gaps, *others, *events][: self.size // 2]
 
     @property
-    def undecayed(self) -> torch.Tensor:
+    def undecayed(self) -> Tensor:
         """Indices in z of the undecayed counts of many values, and of frequent labels."""
         index = torch.arange(len(self.mean), device=self.mean.device)
         return torch.cat([index[self.num_few + 1 : self.num_few + self.num_many : 2], index[sum(self.blocks) :]])
@@ -130,7 +130,7 @@ class CustomerState(nn.Module):
         return min(COMPONENTS, self.size // 3, len(self.undecayed), len(self.directions))
 
     @torch.no_grad()
-    def find_directions(self, z: torch.Tensor) -> None:
+    def find_directions(self, z: Tensor) -> None:
         """Sets the other rows of D to principal directions of the z `(R, numbers)` of a sample of times, in which each
         of the `blocks` has the same weight. A component of variance v, in means of all of them, is scaled by
         v / (v + 1): what many numbers say together stays, and what few say is mostly noise. The components are
@@ -161,13 +161,13 @@ class CustomerState(nn.Module):
     @torch.no_grad()
     def counts(
         self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        visit_ids: torch.Tensor | None,
-        event_times: torch.Tensor,
-        event_values: torch.Tensor | None,
-        as_of: torch.Tensor,
-    ) -> torch.Tensor:
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        visit_ids: Tensor | None,
+        event_times: Tensor,
+        event_values: Tensor | None,
+        as_of: Tensor,
+    ) -> Tensor:
         """log(1 + n) and the logarithms of the gaps, not standardised.
 
         Args:
@@ -182,12 +182,13 @@ class CustomerState(nn.Module):
                 a time are not counted. A time after `longest_silence` counts as the end of that silence.
 
         Returns:
-            `torch.FloatTensor` of shape `(B, M, numbers)`, where numbers are those of `mean`.
+            `torch.FloatTensor` of shape `(B, M, numbers)`, where numbers are those of `mean`. A customer without
+            events until a time has the average counts of the training, because nothing is known of the customer.
 
         Raises:
             ValueError: If there are summed features and no `event_values`.
         """
-        is_event = attention_mask.bool() & (torch.arange(input_ids.shape[1], device=as_of.device) > 0)
+        is_event = F.pad(attention_mask[:, 1:], (1, 0)).bool()  # not the start row
         opens = is_event
         if visit_ids is not None:
             opens = is_event & (visit_ids != F.pad(visit_ids, (1, 0), value=-1)[:, :-1])
@@ -205,7 +206,7 @@ class CustomerState(nn.Module):
         channels += [] if event_values is None else list(event_values[..., : len(self.sums)].unbind(-1))
         sums = [torch.einsum("blmk,bl->bmk", weights, channel) for channel in channels]
 
-        def by_value(sizes: Mapping[int, int], event_weights: torch.Tensor) -> list[torch.Tensor]:
+        def by_value(sizes: Mapping[int, int], event_weights: Tensor) -> list[Tensor]:
             """Sums of event weights `(B, L, M, k)` by the first ids of features, each of shape `(B, M, ids k)`."""
             parts = []
             for feature, size in sizes.items():
@@ -222,17 +223,18 @@ class CustomerState(nn.Module):
         visits = sums[1][..., -1]  # the undecayed number of visits
         gap = (since_first - since_last) / (visits - 1).clamp(min=1)
         gaps = torch.stack([since_last, since_first, since_last / (gap + 0.5), gap], -1)
-        return torch.cat([*sums, *by_value(few, weights), gaps, *values], -1).clamp_(min=0).log1p_()
+        counts = torch.cat([*sums, *by_value(few, weights), gaps, *values], -1).clamp_(min=0).log1p_()
+        return torch.where(is_known[..., None], counts, self.mean)
 
-    def standardised(self, counts: torch.Tensor) -> torch.Tensor:
+    def standardised(self, counts: Tensor) -> Tensor:
         """Standardises counts: z = (counts - mean) / std, clipped."""
         std = self.std.clamp(min=MIN_STD)
         return (counts - self.mean).div_(std).clamp_(-LARGEST_Z, LARGEST_Z)  # in place: there may be many thousands
 
-    def forward(self, counts: torch.Tensor) -> torch.Tensor:
+    def forward(self, counts: Tensor) -> Tensor:
         """Computes the state, of shape `(..., S)`, from counts of shape `(..., numbers)`."""
         return self.from_standardised(self.standardised(counts))
 
-    def from_standardised(self, z: torch.Tensor) -> torch.Tensor:
+    def from_standardised(self, z: Tensor) -> Tensor:
         """Computes the state, of shape `(..., S)`, from z as `standardised` returns it, of shape `(..., numbers)`."""
         return torch.cat([z[..., self.plain_counts], F.linear(z, self.directions)], -1)

@@ -19,8 +19,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from modeling_mcm.action_inputs_mcm import EncodedActions, encode_actions
 from modeling_mcm.action_mcm import MCMForActionRecommendation
@@ -111,20 +111,9 @@ class LiveCustomer:
         them may be chosen, see [`CandidateSet`]; make a set once for a large table. Raises `ValueError` if a task is
         unknown, `k` is below 1, or `as_of` is before the last event."""
         tasks = self._predictor.tasks(tasks)
-        if k < 1:
-            raise ValueError(f"`k` is {k}; ask for at least 1 label.")
         chosen = self._predictor.candidates(tasks, candidates, exclude, per_group)
         columns = self._ask(as_of, tasks=tasks, k=k, candidates=chosen, horizon_days=horizon_days)
         return describe_labels(columns, tasks, chosen)
-
-    def logits(
-        self, as_of: Any = None, tasks: Sequence[str] | None = None, horizon_days: float | None = None
-    ) -> dict[str, torch.Tensor]:
-        """Scores of all labels by task (default: all tasks), of shape `(V,)`, before the softmax."""
-        inputs = self._predictor.inputs([self._history.row], self._history.read_as_of(as_of))
-        tasks = self._predictor.tasks(tasks)
-        logits = self._predictor.run(inputs, tasks=tasks, horizon_days=horizon_days, parts=()).logits
-        return {task: scores[0] for task, scores in logits.items()}
 
     def embedding(self, as_of: Any = None) -> NDArray[np.float32]:
         """The customer embedding, float32 of shape `(S,)`."""
@@ -158,12 +147,13 @@ class LiveCustomer:
                 `encode_actions` makes of them, once for many customers.
         """
         self._predictor.check_head(OFFERING)
+        seconds = self._history.read_as_of(as_of)
         if not isinstance(actions, EncodedActions):
-            actions = encode_actions(self.feature_extractor, self.model.config, actions)
-        columns = self._predictor.score_offers([self._history.row], actions, self._history.read_as_of(as_of))
+            actions = encode_actions(self.feature_extractor, self.model.config, actions, seconds)
+        columns = self._predictor.score_offers([self._history.row], actions, seconds)
         return describe_offers(columns, actions.action_ids)
 
-    def _ask(self, as_of: Any, **questions: Any) -> dict[str, torch.Tensor]:
+    def _ask(self, as_of: Any, **questions: Any) -> dict[str, Tensor]:
         return self._predictor.ask([self._history.row], self._history.read_as_of(as_of), **questions)
 
     # -------------------------------------------------------------------------------------------------------- stored

@@ -10,7 +10,7 @@ Shapes: B histories, N visits.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.encoding_mcm import days_between
-from modeling_mcm.events_mcm import SECONDS_PER_DAY
+from modeling_mcm.events_mcm import SECONDS_PER_DAY, select_events
 from modeling_mcm.features_mcm import COUNTED, FEATURES
 from modeling_mcm.inputs_mcm import first_kept, until
+from modeling_mcm.live.history import to_iso
 from modeling_mcm.predictor_mcm import Predictor
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.schema_mcm import DAYS_SINCE_VISIT
@@ -110,19 +111,78 @@ def explain(
     if most_visits is not None and (not isinstance(most_visits, int) or most_visits < 0):
         raise ValueError(f"`most_visits` is {most_visits!r}: give a whole number from 0 on, or None for all.")
     row = customer if "visits" in customer else feature_extractor.encode(customer)
-    seconds = None
-    if as_of is not None:
-        (seconds,) = feature_extractor._read_as_of(as_of, 1)
+    seconds = feature_extractor.read_as_of(as_of)
+    if seconds is not None:
         (row,) = until([row], [seconds], feature_extractor.layout)
-    whole = feature_extractor.readable(row, model.config.input_features)
-    if seconds is None and len(whole["times"]):
-        seconds = float(whole["times"].max())  # one time for all variants: without the last visit, too
-    row = _read_part(whole, feature_extractor.max_events)
-    history = _History(predictor, row, seconds, is_part=len(row["times"]) < len(whole["times"]))
-    label_id = history.best(task) if label is None else int(feature_extractor.label_ids(task, [label])[0])
-    if label_id in feature_extractor.own_ids(task):
+    row = feature_extractor.readable(row, model.config.input_features)
+    if seconds is None and len(row["times"]):
+        seconds = float(row["times"].max())  # one time for all variants: without the last visit, too
+    start = first_kept(len(row["times"]), feature_extractor.max_events - 1)
+    row = select_events(row, slice(start, None))
+    visits = row["visits"] = row["visits"] - row["visits"][:1] if start else row["visits"]
+
+    variants, own = _Variants(predictor, task, seconds), feature_extractor.own_ids(task)
+    if label is None:
+        scores = variants.score([row])[0].clone()
+        scores[own] = -torch.inf
+        label_id = int(scores.argmax())
+    else:
+        label_id = int(feature_extractor.label_ids(task, [label])[0])
+    if label_id in own:
         raise ValueError(f"Task {task!r} has no label {label!r}: the training period did not have it.")
-    return history.explanation(task, label_id, most_visits)
+    number, has_label = int(visits.max(initial=-1)) + 1, row[f"feature_{task}"] == label_id
+    with_label = np.isin(np.arange(number), visits[has_label])
+    tried = np.lexsort((-np.arange(number), ~with_label))[:most_visits]
+    rows = [row, _leave_out(row, visits >= 0, feature_extractor)]
+    rows += [_leave_out(row, visits == visit, feature_extractor) for visit in tried]
+    chance, baseline, *of_visits = variants.chances(rows, label_id)
+    without, values = dict(zip(tried.tolist(), of_visits, strict=True)), _read_values(row, feature_extractor)
+    effects = []
+    for visit in sorted(range(number), key=lambda visit: (without.get(visit, 2.0), -visit)):
+        events = np.flatnonzero(visits == visit)
+        effect = VisitEffect(
+            time=to_iso(row["times"][events[0]]),
+            without=without.get(visit),
+            has_label=bool(with_label[visit]),
+            events=[values[event] for event in events if values[event]],
+        )
+        effects.append(effect)
+    is_counted = model.scorer is not None and model.scorer.fitted
+    groups = list(dict.fromkeys(feature.group for feature in FEATURES[:COUNTED])) if is_counted else []
+    return Explanation(
+        task=task,
+        label=feature_extractor.decode_labels(task, [label_id])[0],
+        chance=chance,
+        baseline=baseline,
+        visits=effects,
+        words=_say_when(row, has_label, seconds) + f" (in the latest {len(visits):,} events)" * (start > 0),
+        groups=dict(zip(groups, variants.chances([row] * len(groups), label_id, groups), strict=True)),
+    )
+
+
+class _Variants(NamedTuple):
+    """Asks a model about variants of a customer's history."""
+
+    predictor: Predictor
+    task: str
+    as_of: float | None
+
+    def score(self, rows: Sequence[Mapping[str, Any]], left_out: Sequence[str] = ()) -> torch.Tensor:
+        """Scores of the task's labels, of shape `(B, labels)`, each history without a group of numbers if `left_out`
+        names them."""
+        inputs = self.predictor.inputs(rows, self.as_of)
+        return self.predictor.run(inputs, tasks=[self.task], parts=(), left_out=left_out).logits[self.task]
+
+    def chances(self, rows: Sequence[Mapping[str, Any]], label: int, left_out: Sequence[str] = ()) -> list[float]:
+        """Chance of a label for each history; see [`Explanation`]. Arguments are those of `score`."""
+        result: list[float] = []
+        size = max(1, EVENTS_AT_ONCE // (1 + max((len(row["times"]) for row in rows), default=0)))
+        for start in range(0, len(rows), size):
+            part = slice(start, start + size)
+            log_p = self.score(rows[part], left_out[part]).double().log_softmax(-1)[:, label]
+            chances = self.predictor.model.chances(self.task, log_p)
+            result += (log_p.exp() if chances is None else chances).tolist()
+        return result
 
 
 def visit_rhythm(row: Mapping[str, Any], is_counted: NDArray[np.bool_]) -> tuple[int, float, float]:
@@ -136,137 +196,44 @@ def visit_rhythm(row: Mapping[str, Any], is_counted: NDArray[np.bool_]) -> tuple
     return len(times), gap, float(times[-1]) if len(times) else np.nan
 
 
-class _History:
-    """A customer's history and its variants without a visit, with the model's scores for them."""
-
-    def __init__(self, predictor: Predictor, row: Mapping[str, Any], as_of: float | None, is_part: bool):
-        self.predictor, self.row, self.as_of = predictor, dict(row), as_of
-        self.model, self.extractor = predictor.model, predictor.extractor
-        self.is_part = is_part  # of a history that is longer than the model's window
-        self.visits = row["visits"]
-        self.columns = [name for name, value in row.items() if isinstance(value, np.ndarray) and value.ndim]
-
-    def best(self, task: str) -> int:
-        """Id of the task's label with the highest score."""
-        scores = self.scores([self.row], task)[0].clone()
-        scores[self.extractor.own_ids(task)] = -torch.inf
-        return int(scores.argmax())
-
-    def explanation(self, task: str, label: int, most_visits: int | None) -> Explanation:
-        """Explains a label, by its id; the other arguments are those of [`explain`]."""
-        number = int(self.visits[-1]) + 1 if len(self.visits) else 0
-        with_label = np.isin(np.arange(number), self.visits[self.row[f"feature_{task}"] == label])
-        tried = np.lexsort((-np.arange(number), ~with_label))[:most_visits]
-        rows = [self.row, self._without(np.ones(len(self.visits), bool))]
-        rows += [self._without(self.visits == visit) for visit in tried]
-        chance, baseline, *of_visits = self.chances(rows, task, label).tolist()
-        without = dict(zip(tried.tolist(), of_visits, strict=True))
-        values, visits = self._values(), []
-        for visit in sorted(range(number), key=lambda visit: (without.get(visit, 2.0), -visit)):
-            events = np.flatnonzero(self.visits == visit).tolist()
-            effect = VisitEffect(
-                time=_iso(self.row["times"][events[0]]),
-                without=without.get(visit),
-                has_label=bool(with_label[visit]),
-                events=[values[event] for event in events if values[event]],
-            )
-            visits.append(effect)
-        return Explanation(
-            task=task,
-            label=self.extractor.decode_labels(task, [label])[0],
-            chance=chance,
-            baseline=baseline,
-            visits=visits,
-            words=self.words(task, label),
-            groups=self.groups(task, label),
-        )
-
-    def groups(self, task: str, label: int) -> dict[str, float]:
-        """Chance of the label without each group of numbers."""
-        if self.model.scorer is None or not self.model.scorer.fitted:
-            return {}
-        names = [*dict.fromkeys(each.group for each in FEATURES[:COUNTED])]
-        chances = self.chances([self.row] * len(names), task, label, names)
-        return dict(zip(names, chances.tolist(), strict=True))
-
-    def words(self, task: str, label: int) -> str:
-        """How often and when the label occurred, in words."""
-        number, gap, last = visit_rhythm(self.row, self.row[f"feature_{task}"] == label)
-        words = f"{number} times" if number > 1 else "once" if number else "never yet"
-        if np.isfinite(gap):
-            words += f", every {_days(gap)}"
-        if number and self.as_of is not None:
-            words += f", {'last ' * (number > 1)}{_ago((self.as_of - last) / SECONDS_PER_DAY)}"
-        return words + f" (in the latest {len(self.visits):,} events)" * self.is_part
-
-    def chances(
-        self, rows: Sequence[Mapping[str, Any]], task: str, label: int, left_out: Sequence[str] = ()
-    ) -> NDArray[np.float64]:
-        """Chance of the label, of shape `(B,)`, for histories of any lengths, each without a group of numbers if
-        `left_out` names them; see [`Explanation`]."""
-        lengths = np.array([len(row["times"]) + 1 for row in rows])
-        result = np.empty(len(rows))
-        order = np.argsort(-lengths, kind="stable")
-        while len(order):
-            size = max(1, EVENTS_AT_ONCE // int(lengths[order[0]]))
-            batch, order = order[:size], order[size:]
-            groups = [left_out[at] for at in batch] if left_out else ()
-            log_p = self.scores([rows[at] for at in batch], task, groups).double().log_softmax(-1)[:, label]
-            chances = self.model.chances(task, log_p)
-            result[batch] = (log_p.exp() if chances is None else chances).cpu().numpy()
-        return result
-
-    def scores(self, rows: Sequence[Mapping[str, Any]], task: str, left_out: Sequence[str] = ()) -> torch.Tensor:
-        """Scores of the task's labels, of shape `(B, labels)`."""
-        inputs = self.predictor.inputs(rows, self.as_of)
-        return self.predictor.run(inputs, tasks=[task], parts=(), left_out=left_out).logits[task]
-
-    def _without(self, gone: NDArray[np.bool_]) -> dict[str, Any]:
-        """The row without the visits whose events are marked by `gone` `(events,)`; visits and the days between them
-        are computed again."""
-        extractor = self.extractor
-        row = {name: value[~gone] if name in self.columns else value for name, value in self.row.items()}
-        distinct, row["visits"] = np.unique(row["visits"], return_inverse=True)
-        row["visits"] = row["visits"].astype(np.int32)
-        first = np.searchsorted(row["visits"], np.arange(len(distinct)))
-        days = days_between(row["times"][first])[row["visits"]]
-        for feature in extractor._encoding.event_features:
-            if extractor._encoding.specs[feature].kind == DAYS_SINCE_VISIT:
-                row[f"feature_{feature}"] = extractor._encoding.derived_ids(feature, row["times"], days)
-        return row
-
-    def _values(self) -> list[dict[str, str]]:
-        """By event its values by feature, without unknown ones; empty for an event that MCM added."""
-        extractor = self.extractor
-        values: list[dict[str, str]] = [{} for _ in self.visits]
-        for feature, vocabulary in extractor.vocabularies.items():
-            if feature in extractor._encoding.event_features:
-                own = extractor.own_ids(feature)
-                for index, value in enumerate(self.row[f"feature_{feature}"].tolist()):
-                    if value not in own:
-                        values[index][feature] = vocabulary[value - FIRST_LABEL]
-        return values
+def _say_when(row: Mapping[str, Any], has_label: NDArray[np.bool_], as_of: float | None) -> str:
+    """How often and when a label occurred, in words."""
+    number, gap, last = visit_rhythm(row, has_label)
+    words = f"{number} times" if number > 1 else "once" if number else "never yet"
+    if np.isfinite(gap):
+        words += f", every {_say_days(gap)}"
+    if number and as_of is not None:
+        days = (as_of - last) / SECONDS_PER_DAY
+        ago = f"{_say_days(days)} ago" if days >= 1 else "less than a day ago"
+        words += f", {'last ' * (number > 1)}{ago}"
+    return words
 
 
-def _read_part(row: Mapping[str, Any], max_events: int) -> dict[str, Any]:
-    """The part of a row that the model reads: its latest events, with visits counted from 0."""
-    start = first_kept(len(row["times"]), max_events - 1)
-    part = {
-        name: value[start:] if isinstance(value, np.ndarray) and value.ndim else value for name, value in row.items()
-    }
-    if start:
-        part["visits"] = part["visits"] - part["visits"][:1]
-    return part
-
-
-def _iso(seconds: Any) -> str:
-    return str(np.datetime64(int(seconds), "s"))
-
-
-def _ago(days: float) -> str:
-    return f"{_days(days)} ago" if days >= 1 else "less than a day ago"
-
-
-def _days(number: float) -> str:
+def _say_days(number: float) -> str:
     days = round(number) if number >= 2 else round(number, 1)
     return "1 day" if days == 1 else f"{days:g} days"
+
+
+def _leave_out(row: Mapping[str, Any], gone: NDArray[np.bool_], extractor: MCMFeatureExtractor) -> dict[str, Any]:
+    """The row without the visits whose events are marked by `gone` `(events,)`; visits and the days between them are
+    computed again."""
+    row = select_events(row, ~gone)
+    _, first, visits = np.unique(row["visits"], return_index=True, return_inverse=True)
+    row["visits"] = visits.astype(np.int32)
+    days, encoding = days_between(row["times"][first])[visits], extractor._encoding
+    for feature in encoding.event_features:
+        if encoding.specs[feature].kind == DAYS_SINCE_VISIT:
+            row[f"feature_{feature}"] = encoding.derived_ids(feature, row["times"], days)
+    return row
+
+
+def _read_values(row: Mapping[str, Any], extractor: MCMFeatureExtractor) -> list[dict[str, str]]:
+    """By event its values by feature, without unknown ones; empty for an event that MCM added."""
+    values: list[dict[str, str]] = [{} for _ in row["times"]]
+    for feature, vocabulary in extractor.vocabularies.items():
+        if feature in extractor._encoding.event_features:
+            own = extractor.own_ids(feature)
+            for of_event, value in zip(values, row[f"feature_{feature}"].tolist(), strict=True):
+                if value not in own:
+                    of_event[feature] = vocabulary[value - FIRST_LABEL]
+    return values

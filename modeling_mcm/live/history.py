@@ -17,8 +17,6 @@ from modeling_mcm.events_mcm import (
     read_columns,
     read_times,
     read_zone,
-    select_events,
-    to_number,
     to_place,
     to_text,
 )
@@ -50,7 +48,6 @@ class Visit:
     start: int  # start of the visit: seconds since 1970-01-01, or the place of its first event for a log without times
     key: tuple[bool, str]  # whether the visit has a key, and the key as text (empty without one)
     events: list[dict[str, Any]] = field(compare=False)  # in the order in which they were added
-    opening: dict[str, Any] = field(compare=False)  # the earliest event
 
 
 class LiveHistory:
@@ -61,20 +58,21 @@ class LiveHistory:
     Attributes:
         visits (`list[Visit]`): The visits, ordered.
         latest (`int`): Time of the latest event, in seconds since 1970-01-01; in a log without times its place.
+        row (`dict`): All events, encoded as `MCMFeatureExtractor.encode` does. Its arrays never change.
     """
 
     def __init__(self, feature_extractor: MCMFeatureExtractor, profile: Mapping[str, Any] | None, customer_id: Any):
         self.extractor, self.profile, self.customer_id = feature_extractor, dict(profile or {}), to_text(customer_id)
-        self._clear()
-        self.row  # noqa: B018  raises if the profile can't be encoded
+        self._start([])  # raises if the profile can't be encoded
 
-    def _clear(self) -> None:
+    def _start(self, events: Sequence[dict[str, Any]]) -> None:
+        """Begins with these events."""
         self.visits: list[Visit] = []
         self.latest = BEFORE_ALL
         self._by_key: dict[Any, Visit] = {}
         self._arrived = 0
-        self._row: dict[str, Any] | None = None  # of all visits
-        self._finished: tuple[int, dict[str, Any]] = 0, {}  # number of the visits that are encoded, and their row
+        self._insert(events)
+        self.row = self._encode(self.events)
 
     @property
     def name(self) -> str:
@@ -89,74 +87,58 @@ class LiveHistory:
     @property
     def last_time(self) -> str | None:
         """Time of the latest event in ISO 8601; None without one, or in a log without times."""
-        return None if self.extractor.time is None or not self.visits else _iso(self.latest)
+        return None if self.extractor.time is None or not self.visits else to_iso(self.latest)
 
     def add(self, events: Any, as_of: Any = None) -> Added:
         """Adds events; see [`LiveCustomer.add`]."""
         added = self._read(events)
-        row = self._encode([*self._unfinished(), *added])  # raises before anything changes
-        if as_of is not None:
-            self._check_past(added, as_of)
+        # From the visit before the last one the days since the last visit are counted
+        unfinished = [event for visit in self.visits[-2:] for event in visit.events]
+        row = self._encode([*unfinished, *added])  # raises before anything changes
+        now = self.extractor.read_as_of(as_of)
+        for event in added if now is not None else ():
+            if (time := self._place(event)[1]) > now:
+                raise ValueError(
+                    f"{self.name} has an event at {to_iso(time)}, which is after now, {to_iso(now)}: check the "
+                    "event's time and its time zone, or leave it out."
+                )
+        finished = max(len(self.visits) - 1, 0)
         is_late = self._insert(added)
-        if not is_late:
-            self._row = self._join(row)
+        self.row = self._encode(self.events) if is_late else self._join(finished, row)
         return Added(len(added), is_late)
 
     def remove(self, event: Mapping[str, Any]) -> None:
         """Removes one event, and leaves the history of a customer who never had it; see [`LiveCustomer.remove`]."""
         (target,) = self._read([event])
         self._encode([target])
-        visit = self._by_key.get(self._placed(target)[0])
-        if self.extractor.order == ROWS:  # events have no time or place, so they are compared
-            visit = next((each for each in reversed(self.visits) if target in each.events), None)
-        if visit is None or target not in visit.events:
+        events = self.events
+        if target not in events:
             raise ValueError(
                 f"{self.name} has no event {dict(event)!r}: give all columns of the event as they were added."
             )
-        events = self.events
         del events[len(events) - 1 - events[::-1].index(target)]
-        self._clear()
-        self._insert(events)
+        self._start(events)
 
     def read_as_of(self, as_of: Any) -> float | None:
         """Seconds since 1970-01-01 of `as_of`; raises a `ValueError` if it is before the last event."""
-        if as_of is None:
-            return None
-        (seconds,) = self.extractor._read_as_of(as_of, 1)
-        if self.visits and seconds < self.latest:
+        seconds = self.extractor.read_as_of(as_of)
+        if seconds is not None and seconds < self.latest:
             raise ValueError(
-                f"`as_of` is {_iso(seconds)}, and {self.name} has an event at {_iso(self.latest)}: the clock went "
+                f"`as_of` is {to_iso(seconds)}, and {self.name} has an event at {to_iso(self.latest)}: the clock went "
                 "back, or the event lies in the future. Ask at the last event or later."
             )
         return seconds
 
-    @property
-    def row(self) -> dict[str, Any]:
-        """All events, encoded as `MCMFeatureExtractor.encode` does. Its arrays never change."""
-        if self._row is None:
-            self._row = self._join(self._encode(self._unfinished()))
-        return self._row
-
-    def _unfinished(self) -> list[dict[str, Any]]:
-        """The events of visits that are not encoded, after the opening event of the visit before, from which the days
-        since the last visit are counted."""
-        number, _ = self._finished
-        before = [self.visits[number - 1].opening] if number else []
-        return [*before, *(event for visit in self.visits[number:] for event in visit.events)]
-
-    def _join(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Joins the row of the finished visits and that of `_unfinished`; then all visits but the last are
-        finished."""
-        number, finished = self._finished
-        if number:
-            start = np.searchsorted(row["visits"], 1)
-            row["visits"] = row["visits"] + np.int32(number - 1)
+    def _join(self, finished: int, row: dict[str, Any]) -> dict[str, Any]:
+        """Joins the present row's finished visits and a row that begins with the last one of these."""
+        if finished:
+            end, start = np.searchsorted(self.row["visits"], finished), np.searchsorted(row["visits"], 1)
+            row["visits"] += np.int32(finished - 1)
             if self.extractor.order is not None:
-                row["times"] = row["times"] + (number - 1) * SECONDS_PER_DAY
-            names = [name for name in row if name.startswith(PER_EVENT)]
-            row |= {name: np.concatenate([finished[name], row[name][start:]]) for name in names}
-        number = max(len(self.visits) - 1, 0)
-        self._finished = number, select_events(row, slice(np.searchsorted(row["visits"], number)))
+                row["times"] += (finished - 1) * SECONDS_PER_DAY
+            for name in row:
+                if name.startswith(PER_EVENT):
+                    row[name] = np.concatenate([self.row[name][:end], row[name][start:]])
         return row
 
     def _encode(self, events: list[dict[str, Any]]) -> dict[str, Any]:
@@ -174,52 +156,39 @@ class LiveHistory:
             columns, count = read_columns(events, extractor._known_columns)
         if count and extractor.time is not None and extractor.time not in columns:
             raise ValueError(f"{self.name}: column {extractor.time!r}: found no time (None); {TIME_FIX}")
-        plain = []
+        plain = {}
         for name, column in columns.items():
             with naming(f"{self.name}: column {name!r}"):
                 if name == extractor.time:
                     seconds = read_times(column, read_zone(extractor.time_zone))
-                    plain.append(np.datetime_as_string(seconds.astype("datetime64[s]")).tolist())
+                    plain[name] = np.datetime_as_string(seconds.astype("datetime64[s]")).tolist()
                 else:
-                    plain.append([None if is_missing(value) else _plain(value) for value in as_list(column)])
-        rows = zip(*plain, strict=True) if plain else [()] * count
-        names = list(columns)
-        return [{n: value for n, value in zip(names, row, strict=True) if value is not None} for row in rows]
-
-    def _check_past(self, events: Sequence[Mapping[str, Any]], as_of: Any) -> None:
-        """Raises a `ValueError` if an event is later than `as_of`."""
-        (seconds,) = self.extractor._read_as_of(as_of, 1)
-        for event in events:
-            time = self._placed(event)[1]
-            if time > seconds:
-                raise ValueError(
-                    f"{self.name} has an event at {_iso(time)}, which is after now, {_iso(seconds)}: check the "
-                    "event's time and its time zone, or leave it out."
-                )
+                    plain[name] = list(map(_to_plain, as_list(column)))
+        return [
+            {name: values[place] for name, values in plain.items() if values[place] is not None}
+            for place in range(count)
+        ]
 
     def _insert(self, events: Sequence[dict[str, Any]]) -> bool:
         """Inserts events into their visits; whether one belongs before the visit that was the last one."""
         last = (self.visits[-1].start, self.visits[-1].key) if self.visits else None
         is_late = False
         for event in events:
-            known_by, position, key = self._placed(event)
+            identifier, position, key = self._place(event)
             self._arrived, self.latest = self._arrived + 1, max(self.latest, position)
-            visit = self._by_key.get(known_by)
+            visit = self._by_key.get(identifier)
             if visit is None:
-                visit = self._by_key[known_by] = Visit(position, (key is not None, key or ""), [], event)
+                visit = self._by_key[identifier] = Visit(position, (key is not None, key or ""), [])
                 insort(self.visits, visit)
             elif position < visit.start:  # a new earliest event moves the visit
                 self.visits.remove(visit)
-                visit.start, visit.opening = position, event
+                visit.start = position
                 insort(self.visits, visit)
             visit.events.append(event)
             is_late |= last is not None and (visit.start, visit.key) < last
-        self._row = None
-        if is_late:
-            self._finished = 0, {}
         return is_late
 
-    def _placed(self, event: Mapping[str, Any]) -> tuple[Any, int, str | None]:
+    def _place(self, event: Mapping[str, Any]) -> tuple[Any, int, str | None]:
         """Identifier of an event's visit, position of the event (seconds or a place), and key of the visit, if any."""
         extractor = self.extractor
         if extractor.time is not None:
@@ -230,27 +199,23 @@ class LiveHistory:
         return (position if key is None else (key,)), position, key
 
 
-def _plain(value: Any) -> Any:
+def _to_plain(value: Any) -> Any:
     """Converts a raw value for JSON: text, numbers, booleans and lists of them stay, other values become text."""
-    if type(value) is str:  # the most frequent case
-        return value
+    if isinstance(value, np.ndarray | list | tuple):
+        return [_to_plain(each) for each in as_list(value)]
+    if is_missing(value):
+        return None
     if isinstance(value, np.generic) and value.dtype.kind not in "mM":
         value = value.item()
-    if isinstance(value, np.ndarray | list | tuple):
-        return [_plain(each) for each in as_list(value)]
     if isinstance(value, float) and not np.isfinite(value):
         return str(value)  # JSON has no infinity; as text it is read as the same number
-    if isinstance(value, str | int | float | bool):
-        return value
-    try:
-        return to_text(value)
-    except ValueError:
-        return to_number(value)
+    return value if isinstance(value, str | int | float) else to_text(value)
 
 
 def _is_column(value: Any) -> bool:
     return hasattr(value, "to_numpy") or isinstance(value, np.ndarray | list | tuple)
 
 
-def _iso(seconds: float) -> str:
+def to_iso(seconds: float) -> str:
+    """A time as text."""
     return str(np.datetime64(int(seconds), "s"))

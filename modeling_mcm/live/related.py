@@ -91,8 +91,6 @@ def _ids(feature_extractor: Any, task: str, labels: Sequence[Any]) -> list[int]:
 def _best(feature_extractor: Any, task: str, scores: torch.Tensor, own: Sequence[int], k: int) -> list[dict[str, Any]]:
     is_candidate = scores > 0
     is_candidate[own] = False
-    if k < 1:
-        raise ValueError(f"`k` is {k}; ask for at least 1 label.")
     chosen = choose_labels(scores[None], k, is_candidate).labels[0]
     ids = chosen[chosen > 0]
     pairs = zip(feature_extractor.decode_labels(task, ids), scores[ids].tolist(), strict=True)

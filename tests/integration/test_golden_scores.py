@@ -169,7 +169,7 @@ PIPELINES = {
 
 def ask_pipeline(shop, what, as_of, **options):
     given = [{"events": events} for events in shop.histories.values()]
-    options |= {"actions": ACTIONS, "time": as_of} if what == "offers" else {"as_of": as_of}
+    options |= {"as_of": as_of} | ({"actions": ACTIONS} if what == "offers" else {})
     return pipeline(PIPELINES[what], model=shop.folder)(given, batch_size=16, **options)
 
 

@@ -256,12 +256,13 @@ def test_unseen_action_is_scored_by_its_features(action_model, extractor, event_
     assert found[0]["click"] == pytest.approx(found[1]["click"], abs=1e-6)
     alone = score(customer, actions=actions[1:2])
     assert alone[0]["click"] == pytest.approx(found[1]["click"], abs=1e-5)
-    later = score(customer, actions=actions, time="2018-06-01")
+    later = score(customer, actions=actions, as_of="2018-06-01")
     assert later[2]["click"] != found[2]["click"]
-    with pytest.raises(ValueError, match="has events at or after the `time` of the offers"):
-        score(customer, actions=actions, time="2017-06-01")
-    with pytest.raises(ValueError, match="`time`: found 'soon', which is no time"):
-        score(customer, actions=actions, time="soon")
+    before = {"events": event_log[(event_log["who"] == "c00") & (event_log["when"] < "2017-06-01")].to_dict("list")}
+    earlier = [score(each, actions=actions, as_of="2017-06-01") for each in (customer, before)]
+    assert earlier[0] == earlier[1] != found
+    with pytest.raises(ValueError, match="`as_of`: found 'soon', which is no time"):
+        score(customer, actions=actions, as_of="soon")
     both = score([customer, {"events": []}], actions=actions, batch_size=2)
     assert both[0][2]["conversion"] == pytest.approx(found[2]["conversion"], abs=1e-5) and len(both[1]) == 3
 

@@ -101,7 +101,8 @@ def test_intervals_hold_what_they_say():
     spread = Distribution(*(torch.randn(3, 300, generator=draw) * torch.tensor([2.0, 1.0, 2.0])[:, None]))
     shares = spread.log_probability(torch.arange(3000.0)[:, None]).exp()
     cumulative = torch.cat([torch.zeros(1, 300), shares.cumsum(0)])
-    median, bounds = (each.long() for each in spread.intervals())
+    median, *bounds = spread.quantiles().long().unbind(-1)
+    bounds = torch.stack(bounds, -1).unflatten(1, (2, 2))
     assert (bounds[:, 0, 0] <= median).all() and (median <= bounds[:, 0, 1]).all()
     for index, level in enumerate(LEVELS):
         low, high = bounds[:, index].T
@@ -115,7 +116,7 @@ def test_intervals_hold_what_they_say():
 
 def test_an_interval_of_amounts_begins_at_0_where_no_visit_is_likely():
     comes = torch.tensor([0.05, 0.5, 1 - 1e-6]).log()
-    bounds = AmountDistribution(torch.zeros(3), torch.zeros(3), torch.ones(3), comes).intervals()[1][:, 0]
+    bounds = AmountDistribution(torch.zeros(3), torch.zeros(3), torch.ones(3), comes).quantiles()[:, 1:3]
     assert bounds[0].tolist() == [0, 0] and bounds[1, 0] == 0 < bounds[2, 0]
 
 
@@ -137,10 +138,11 @@ def test_shops_it_never_saw_are_in_its_intervals(forecaster):
         learned, rates = compute_losses(shipped, examples), compute_losses(plain, examples)
     some = spread.expected > 1  # of others, no visit is often likelier than the level
     for index, level in enumerate(LEVELS):
-        low, high = spread.intervals()[1][some, index].T
+        ends = slice(1 + 2 * index, 3 + 2 * index)
+        low, high = spread.quantiles()[some, ends].T
         inside = ((low <= examples.number[some]) & (examples.number[some] <= high)).float().mean()
         assert abs(inside - level / 100) < 0.05
-        low, high = amounts.intervals()[1][some, 0, index].T
+        low, high = amounts.quantiles()[some, 0, ends].T
         inside = ((low <= examples.total[some]) & (examples.total[some] <= high)).float().mean()
         assert abs(inside - level / 100) < 0.06
     for name in ("visits", "mean visits", "mean amounts"):
@@ -164,7 +166,7 @@ def test_little_is_known_of_some_customers(forecaster):
     expected = []
     for visits in (once, just_now, often, nothing):
         spread, amounts = distributions(forecaster, visits)
-        assert all(value.isfinite().all() for value in (*spread, *amounts, *spread.intervals(), *amounts.intervals()))
+        assert all(value.isfinite().all() for value in (*spread, *amounts, spread.quantiles(), amounts.quantiles()))
         expected.append(spread.expected[0, 1])
     assert 0 < expected[0] < min(expected[1:])
     silent = distributions(forecaster, once, 10 * WINDOW)[0].expected

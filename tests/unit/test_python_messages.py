@@ -25,9 +25,9 @@ def test_pipelines_return_an_empty_list_for_no_customers(save, task):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"top_k": 2.5}, r"`top_k` is 2.5 \(float\)"),
-        ({"top_k": "3"}, r"`top_k` is '3' \(str\)"),
-        ({"top_k": 0}, "at least 1 label"),
+        ({"top_k": 2.5}, r"number of labels is 2.5 \(float\)"),
+        ({"top_k": "3"}, r"number of labels is '3' \(str\)"),
+        ({"top_k": 0}, "whole number, at least 1"),
         ({"tasks": "items"}, r"`tasks` is 'items'; give a list of names such as \['items'\]"),
         ({"tasks": []}, r"`tasks` is \[\]; give a list"),
         ({"tasks": ["colour"]}, r"No tasks \['colour'\]: this checkpoint predicts"),
