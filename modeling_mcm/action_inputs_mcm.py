@@ -39,17 +39,17 @@ class RawActions(NamedTuple):
     """A table of actions: versions in the order of the actions, those of one action in the order of their times."""
 
     action_ids: NDArray  # (V,): id of each version's action
-    times: NDArray[np.int64]  # (V,): from which on the version holds, in seconds since 1970-01-01
-    offsets: NDArray[np.int64]  # (V + 1,): version v has the rows `offsets[v]` to `offsets[v + 1] - 1`
+    times: NDArray  # (V,): from which on the version holds, in seconds since 1970-01-01
+    offsets: NDArray  # (V + 1,): version v has the rows `offsets[v]` to `offsets[v + 1] - 1`
     columns: dict[str, list[Any]]  # length R: by column of the event log the raw values
 
-    def find(self, names: NDArray, times: NDArray[np.int64]) -> NDArray[np.int64]:
+    def find(self, names: NDArray, times: NDArray) -> NDArray:
         """Finds the version of each action `(N,)` that holds at a time `(N,)`: the latest that does not begin later.
         Raises `ValueError` if there is none."""
         numbers = {name: number for number, name in enumerate(dict.fromkeys(self.action_ids), 1)}
         moments = np.unique(np.append(self.times, times))
 
-        def rank(names: NDArray, times: NDArray[np.int64]) -> NDArray[np.int64]:
+        def rank(names: NDArray, times: NDArray) -> NDArray:
             places = np.array([numbers.get(name, 0) for name in names], np.int64)
             return places * len(moments) + np.searchsorted(moments, times)
 
@@ -90,7 +90,7 @@ def read_actions(actions: Any, time_zone: str) -> RawActions:
     return RawActions(ids[starts], times[starts], np.append(starts, len(ids)), columns)
 
 
-def find_matches(events: NDArray[np.int64], rows: NDArray[np.int64], token: int) -> NDArray[np.int64]:
+def find_matches(events: NDArray, rows: NDArray, token: int) -> NDArray:
     """Finds matches: events that have all values of an action row. The token type is ignored, because a purchase
     without the coupon is a purchase too. A row that has only a token type (watch a video) matches events of that type.
     A value that was never seen in training matches nothing.
@@ -154,7 +154,7 @@ class EncodedActions:
     def batch(
         self,
         rows: Sequence[Mapping[str, Any]],
-        offered: NDArray[np.int64],
+        offered: NDArray,
         as_of: Sequence[float] | None = None,
     ) -> dict[str, torch.Tensor]:
         """Makes the model inputs of histories, rows of `MCMFeatureExtractor.encode` or of a prepared data set, which

@@ -140,20 +140,14 @@ class MCMForActionRecommendation(MCMForMultiTaskRecommendation):
             labels (`torch.FloatTensor` of shape `(A, V)`): Those of `action_labels`.
             matches (`torch.LongTensor` of shape `(M, 4)`): Customer, event and action of each match, and 1 where they
                 have one token type.
-
-        Raises:
-            ValueError: If there are summed features and no `event_values`.
         """
-        sums = self.config.summed_features
-        if sums and event_values is None:
-            raise ValueError("The head for offers sums values: `event_values` of MCMFeatureExtractor are missing.")
         batch, count, (owners, events, actions, as_asked) = len(ages), len(labels), matches.T
         weights = decay_weights(ages.clamp(max=LONGEST_DAYS), [*OFFER_HALF_LIVES, math.inf], ages.isfinite())
         did, cells = weights[owners, events], owners * count + actions  # (M, D) and (M,)
-        kinds = [did, did * as_asked[:, None]]
+        factors = [torch.ones_like(as_asked), as_asked]
         if event_values is not None:
-            kinds += [did * values[:, None] for values in event_values[owners, events, : len(sums)].unbind(-1)]
-        done = torch.cat(kinds, -1)
+            factors += event_values[owners, events, : len(self.config.summed_features)].unbind(-1)
+        done = torch.cat([did * factor[:, None] for factor in factors], -1)
         done = done.new_zeros(batch * count, done.shape[1]).index_add(0, cells, done)
         last = ages.new_full((batch * count,), LONGEST_DAYS)
         last = last.scatter_reduce(0, cells, ages[owners, events], "amin")
@@ -225,15 +219,15 @@ class MCMForActionRecommendation(MCMForMultiTaskRecommendation):
             raise ValueError("There are no offers, or no times of the events: EncodedActions.batch gives both.")
         if attention_mask is None:
             attention_mask = (input_ids != 0).any(-1).long()
-        time = event_times.amax(1) if as_of is None else as_of  # padding has time 0
-        known = {"attention_mask": attention_mask, "visit_ids": visit_ids, "event_times": event_times, "as_of": time}
+        as_of = event_times.amax(1) if as_of is None else as_of  # padding has time 0
+        known = {"attention_mask": attention_mask, "visit_ids": visit_ids, "event_times": event_times, "as_of": as_of}
         outputs = super().forward(input_ids, **known, event_values=event_values, parts=("embedding",), **kwargs)
-        is_event = attention_mask.bool() & (torch.arange(input_ids.shape[1], device=time.device) > 0)  # no start row
-        ages = (time[:, None] - event_times).masked_fill(~is_event, torch.inf)
+        is_event = F.pad(attention_mask[:, 1:], (1, 0)).bool()  # not the start row
+        ages = (as_of[:, None] - event_times).masked_fill(~is_event, torch.inf)
         offered, actions = offered_actions.clamp(min=0), cast(Any, (action_input_ids, action_rows, action_matches))
         action_labels = self.action_labels(actions[0], actions[1], int(offered.max()) + 1)
         numbers = self.describe_offers(outputs.logits, input_ids, ages, event_values, action_labels, actions[2])
-        numbers = numbers[torch.arange(len(ages), device=time.device)[:, None], offered]
+        numbers = numbers.take_along_dim(offered[..., None], 1)
         embedding = outputs.pooler_output[:, None].expand(-1, numbers.shape[1], -1)
         read = torch.cat([numbers.to(embedding.dtype), embedding], -1)
         logits = self.action_head(read, action_labels.to(read.dtype), offered)
@@ -250,5 +244,5 @@ class MCMForActionRecommendation(MCMForMultiTaskRecommendation):
 
 def offer_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Binary cross-entropy of log-odds, of the same shape; labels below 0 are not observed, and their loss is 0."""
-    losses = nn.functional.binary_cross_entropy_with_logits(logits, labels.clamp(min=0), reduction="none")
+    losses = F.binary_cross_entropy_with_logits(logits, labels.clamp(min=0), reduction="none")
     return losses * (labels >= 0)

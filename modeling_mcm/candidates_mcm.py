@@ -11,8 +11,7 @@ comes from. New labels, which training never saw, are scored by the features tha
 Shapes: B customers, V labels of a task with the ids 0 and 1, N new labels, C = V + N columns of scores.
 """
 
-import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import Any, NamedTuple
 
@@ -41,13 +40,12 @@ class ChosenLabels(NamedTuple):
     Attributes:
         labels (`torch.LongTensor` of shape `(B, k)`): Label ids; 0 behind the last candidate.
         scores (`torch.FloatTensor` of shape `(B, k)`): Probabilities among the candidates; 0 where there is no label.
-        chances (`torch.FloatTensor` of shape `(B, k)`, *optional*): Chances that the labels come, of which there
-            are several; whatever the candidates are.
+        log_p (`torch.FloatTensor` of shape `(B, k)`, *optional*): Logarithms of their probabilities among all labels.
     """
 
     labels: Tensor
     scores: Tensor
-    chances: Tensor | None = None
+    log_p: Tensor | None = None
 
 
 def choose_labels(
@@ -71,12 +69,12 @@ def choose_labels(
     """
     if isinstance(k, bool) or not isinstance(k, Integral) or k < 1:
         raise ValueError(f"The number of labels is {k!r} ({type(k).__name__}): give a whole number, at least 1.")
-    columns = scores.shape[1]
     scores = scores.float().clone() if is_candidate is None else scores.float().masked_fill(~is_candidate, -torch.inf)
     scores[:, :FIRST_LABEL] = -torch.inf
     total = scores.logsumexp(1, keepdim=True)
     total = total.masked_fill(total == torch.inf, torch.nan)  # which is to be seen in what is chosen
     ranked = break_ties(total - scores.double(), largest=False)  # minus log probabilities
+    columns = scores.shape[1]
     count = min(k, columns)
     while True:
         labels = ranked.topk(count, 1, largest=False).indices
@@ -84,14 +82,13 @@ def choose_labels(
         is_chosen = values != -torch.inf
         if groups is None:
             break
-        exhausted = ~is_chosen[:, -1]
+        is_exhausted = ~is_chosen[:, -1]
         is_chosen &= _ranks_in_group(groups[labels]) < per_group
-        if count == columns or bool((exhausted | (is_chosen.sum(1) >= k)).all()):
+        if count == columns or bool((is_exhausted | (is_chosen.sum(1) >= k)).all()):
+            order = (~is_chosen).to(torch.uint8).sort(dim=1, stable=True).indices[:, :k]  # chosen labels first
+            values, labels, is_chosen = (each.gather(1, order) for each in (values, labels, is_chosen))
             break
         count = min(4 * count, columns)
-    if groups is not None:  # chosen labels first, in their order
-        order = (~is_chosen).to(torch.uint8).sort(dim=1, stable=True).indices[:, :k]
-        values, labels, is_chosen = (each.gather(1, order) for each in (values, labels, is_chosen))
     return ChosenLabels(torch.where(is_chosen, labels, 0), torch.where(is_chosen, (values - total).exp(), 0.0))
 
 
@@ -99,10 +96,8 @@ def _ranks_in_group(groups: Tensor) -> Tensor:
     """Number of earlier columns `(B, m)` of the same group."""
     ordered, order = groups.sort(dim=1, stable=True)
     place = torch.arange(groups.shape[1], device=groups.device).expand_as(groups)
-    is_first = torch.ones_like(ordered, dtype=torch.bool)
-    is_first[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
-    first = torch.where(is_first, place, 0).cummax(1).values
-    return torch.empty_like(groups).scatter_(1, order, place - first)
+    rank = place - torch.searchsorted(ordered, ordered)
+    return torch.empty_like(groups).scatter_(1, order, rank)
 
 
 class NewLabels:
@@ -130,24 +125,24 @@ class NewLabels:
             features (`torch.LongTensor` of shape `(N, F)`): Ids of their features; below 2 where nothing is known.
             known (`torch.LongTensor` of shape `(V, F)`): Ids of the features of the known labels.
         """
-        sizes = torch.cat([features, known]).amax(0) + 1 if features.shape[1] else features.new_zeros(0)
-        counts = [torch.bincount(column, minlength=size) for column, size in zip(known.T, sizes.tolist(), strict=True)]
         number = (known >= FIRST_LABEL).any(1).sum().clamp(min=1)
-        tops = []
+        weights, alike = [], []
         for part in features.split(max(1, AT_ONCE // max(1, len(known)))):
-            alike = torch.zeros(len(part), len(known))
-            for column, count in enumerate(counts):
-                own = part[:, column]
-                told = (number / count[own].clamp(min=1)).log().clamp(min=0) * (own >= FIRST_LABEL)
-                alike += (own[:, None] == known[:, column]) * told[:, None]
-            tops.append(alike.topk(min(MOST_ALIKE, len(known)), 1))
-        if not tops or not any(bool(top.values.any()) for top in tops):
+            shared = torch.zeros(len(part), len(known))
+            for new, old in zip(part.T, known.T, strict=True):
+                count = torch.bincount(old, minlength=int(new.max()) + 1)[new]
+                said = (number / count.clamp(min=1)).log().clamp(min=0) * (new >= FIRST_LABEL)
+                shared += (new[:, None] == old) * said[:, None]
+            best = shared.topk(min(MOST_ALIKE, len(known)), 1)
+            weights.append(best.values)
+            alike.append(best.indices)
+        is_alike = torch.cat(weights).any(1)
+        if not is_alike.any():
             return None
-        weights = torch.cat([top.values for top in tops])
-        found = weights.any(1)
-        weights = (weights[found] / weights[found].amax(1, keepdim=True)) ** SHARPNESS
-        kept = [value for value, is_found in zip(values, found.tolist(), strict=True) if is_found]
-        return cls(kept, torch.cat([top.indices for top in tops])[found], weights / weights.sum(1, keepdim=True))
+        shares = torch.cat(weights)[is_alike]
+        shares = (shares / shares.amax(1, keepdim=True)) ** SHARPNESS
+        kept = [value for value, is_kept in zip(values, is_alike.tolist(), strict=True) if is_kept]
+        return cls(kept, torch.cat(alike)[is_alike], shares / shares.sum(1, keepdim=True))
 
     def extend(self, scores: Tensor, seen: Sequence[NDArray[np.int64]] | None = None) -> Tensor:
         """Log probabilities `(B, V + N)` of the known labels and the new ones, from the scores `(B, V)`.
@@ -224,42 +219,20 @@ class CandidateSet:
         self.needs_customers = False
         table = {} if candidates is None else self._read(candidates, "candidates")
         group, self._most = _read_per_group(per_group)
-        self._of_tasks = {task: self._read_candidates(task, table, group) for task in self.tasks}
-        if group is not None and all(each.groups is None for each in self._of_tasks.values()):
+        if [group] == self.tasks:
             raise ValueError(
                 f"`per_group` names {group!r}, which is the only task: give another feature, or leave it."
             )
+        self._of_tasks = {task: self._read_candidates(task, table, group) for task in self.tasks}
         self.needs_seen = self.excludes_seen or any(each.new for each in self._of_tasks.values())
         if exclude is not None and not self.excludes_seen:
-            customers = (feature_extractor.customer, CUSTOMER)
-            self._read_excluded(self._read(exclude, "exclude", customers), customers)
+            self._read_excluded(exclude)
         for task, each in self._of_tasks.items():
             if not each.is_candidate[FIRST_LABEL:].any():
                 raise ValueError(
                     f"No candidate of {task!r} is left: column {self._column(task, table)!r} of the candidates "
                     "has no label that the checkpoint knows and that is not excluded. Check it, or exclude less."
                 )
-
-    @classmethod
-    def of(
-        cls, model: Any, feature_extractor: Any, tasks: Sequence[str], candidates: Any, exclude: Any, per_group: Any
-    ) -> "CandidateSet":
-        """The arguments of a question as a set, which `candidates` may be already. Raises `ValueError` as the class
-        does, or if the set was made for other tasks or values, or has to be changed."""
-        if not isinstance(candidates, cls):
-            return cls(model, feature_extractor, tasks, candidates, exclude, per_group)
-        if exclude is not None or per_group is not None:
-            raise ValueError("`candidates` is a CandidateSet: give `exclude` and `per_group` where it is made.")
-        if missing := [task for task in tasks if task not in candidates.tasks]:
-            raise ValueError(
-                f"`candidates` was made for the tasks {candidates.tasks}, not for {missing}: make another."
-            )
-        if candidates.model is not model:
-            if candidates.extractor.values_digest != feature_extractor.values_digest:
-                raise ValueError("`candidates` was made for a checkpoint with other values: make another.")
-            candidates = copy.copy(candidates)
-            candidates.model = model  # which knows the chances
-        return candidates
 
     def choose(
         self,
@@ -268,7 +241,6 @@ class CandidateSet:
         k: int = 10,
         seen: Sequence[NDArray[np.int64]] | None = None,
         customers: Sequence[str | None] | None = None,
-        horizon_days: float | None = None,
     ) -> ChosenLabels:
         """Chooses the best candidates of some customers, as [`choose_labels`] does. Ids from V on are new labels.
 
@@ -277,15 +249,14 @@ class CandidateSet:
             scores (`torch.FloatTensor` of shape `(B, V)`): Scores of the model.
             seen (`Sequence[NDArray]` of length B, *optional*): Label ids of each history, for `needs_seen`.
             customers (`Sequence[str]` of length B, *optional*): Their ids, for `needs_customers`.
-            horizon_days (`float`, *optional*): That of the scores.
         """
         own = self._of_tasks[task]
         if own.new is not None:
             scores = own.new.extend(scores, seen)
-        is_candidate, groups = own.is_candidate.to(scores.device), own.groups
-        excluded: Sequence[Any] = [()] * len(scores)
+        is_candidate = own.is_candidate.to(scores.device)
+        excluded: Sequence[Any] = []
         if self.excludes_seen:
-            excluded = seen if seen is not None else excluded
+            excluded = seen or []
         elif self.needs_customers:
             if customers is None or None in customers:
                 raise ValueError("`exclude` is a table of customers: give each customer a `customer_id`.")
@@ -294,10 +265,10 @@ class CandidateSet:
             is_candidate = is_candidate.repeat(len(scores), 1)
             for row, labels in enumerate(excluded):
                 is_candidate[row, torch.as_tensor(np.asarray(labels, np.int64), device=scores.device)] = False
-        groups = None if groups is None else groups.to(scores.device)
+        groups = None if own.groups is None else own.groups.to(scores.device)
         chosen = choose_labels(scores, k, is_candidate, groups, self._most)
         log_p = scores.float() if own.new is not None else scores.float().log_softmax(1)
-        return chosen._replace(chances=self.model.chances(task, log_p.gather(1, chosen.labels), horizon_days))
+        return chosen._replace(log_p=log_p.gather(1, chosen.labels))
 
     def values(self, task: str) -> list[str]:
         """Labels of a task in the order of their ids, from 2 on: those of the checkpoint, and new ones."""
@@ -357,8 +328,9 @@ class CandidateSet:
                     "label, and each label counts once: leave them out."
                 )
             new = self._new_labels(task, table, texts, ids)
-            ids |= {value: FIRST_LABEL + len(values) + index for index, value in enumerate(new.values if new else ())}
-            values += new.values if new else ()
+            for value in new.values if new else ():
+                ids[value] = FIRST_LABEL + len(values)
+                values.append(value)
             unknown = [value for value, label in ids.items() if label < FIRST_LABEL]
             if unknown:
                 self.unknown[task] = unknown
@@ -371,10 +343,8 @@ class CandidateSet:
         is_candidate = torch.full((FIRST_LABEL + len(values),), texts is None)
         is_candidate[self.extractor.own_ids(task) if texts is None else list(ids.values())] = texts is not None
         groups = None
-        if group not in (None, task):
-            groups = self._groups(
-                task, {} if texts is None else table, texts or [], ids, len(is_candidate), str(group)
-            )
+        if group is not None and group != task:
+            groups = self._groups(task, {} if texts is None else table, texts or [], ids, len(is_candidate), group)
         return _TaskCandidates(values, is_candidate, groups, new, ids, {})
 
     def _new_labels(
@@ -382,19 +352,19 @@ class CandidateSet:
     ) -> NewLabels | None:
         """The unknown labels of a table that share features with known labels, of the table or of the checkpoint."""
         first = {text: row for row, text in reversed(list(enumerate(texts)))}
-        config, encoding = self.model.config, self.extractor._encoding
+        encoding = self.extractor._encoding
         names = [name for name in encoding.event_features if name != task and self._column(name, table) in table]
         new = [value for value, label in ids.items() if label < FIRST_LABEL]
-        known = torch.zeros(config.label_sizes[task], len(names), dtype=torch.long)
+        known = torch.zeros(self.model.config.label_sizes[task], len(names), dtype=torch.long)
         features = torch.zeros(len(new), len(names), dtype=torch.long)
-        told = {label: first[value] for value, label in ids.items() if label >= FIRST_LABEL}
+        rows = {label: first[value] for value, label in ids.items() if label >= FIRST_LABEL}
         for index, name in enumerate(names):
             column = self._column(name, table)
             with naming(f"`candidates`: column {column!r}"):
                 values = torch.from_numpy(encoding.feature_ids(name, table[column]).astype(np.int64))
-            if name in config.label_features:
+            if name in self.model.config.label_features:
                 known[:, index] = self._usual(task, name)
-            known[[*told], index] = values[[*told.values()]]
+            known[[*rows], index] = values[[*rows.values()]]
             features[:, index] = values[[first[value] for value in new]]
         return NewLabels.from_features(new, features, known) if new else None
 
@@ -436,23 +406,21 @@ class CandidateSet:
             )
         return groups
 
-    def _read_excluded(self, table: Mapping[str, Any], names: Iterable[str]) -> None:
+    def _read_excluded(self, exclude: Any) -> None:
         """Takes excluded labels away: from all customers, or from those that the table names."""
-        customers = None
+        names = (self.extractor.customer, CUSTOMER)
+        table, customers, unknown = self._read(exclude, "exclude", names), None, list[str]()
         if name := next((name for name in names if name in table), None):
             with naming(f"`exclude`: column {name!r}"):
                 customers = to_ids(table[name])
             self.needs_customers = True
-        unknown: list[str] = []
-        for task in self.tasks:
-            own, texts = self._of_tasks[task], self._texts(task, table, "`exclude`") or []
+        for task, own in self._of_tasks.items():
+            texts = self._texts(task, table, "`exclude`") or []
             ids = self._find_ids(task, texts) | own.ids
             unknown += [text for text in dict.fromkeys(texts) if ids[text] < FIRST_LABEL]
             for row, text in enumerate(texts):
-                if ids[text] < FIRST_LABEL:
-                    continue
                 if customers is None:
-                    own.is_candidate[ids[text]] = False
+                    own.is_candidate[ids[text]] = False  # the ids of unknown labels are no candidates
                 else:
                     own.excluded.setdefault(customers[row], []).append(ids[text])
         if unknown:

@@ -36,6 +36,10 @@ LIMITS = {
     "attention_window": (1, 2**24),
 }
 SHARES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "event_dropout_prob")
+OF_FEATURES = (  # fields with names of features
+    *("tasks", "input_features", "label_features", "state_features", "projected_features", "summed_features"),
+    *("target_features", "target_types"),
+)
 MOST_IDS = 10_000_002  # of a feature
 # The paper's features. It does not give sizes; these vocabularies have about 30K values, ids 0 and 1 included.
 PAPER_FEATURES = {"token_type": 8, "product_line": 42, "category": 502, "subcategory": 4002, "brand": 25002}
@@ -205,37 +209,30 @@ class MCMConfig(PreTrainedConfig):
     @property
     def label_sizes(self) -> dict[str, int]:
         """Number of label ids by task, ids 0 and 1 included."""
-        sizes = dict(zip(self.features, self.vocabulary_sizes, strict=True))
+        sizes = self._sizes()
         return {task: sizes[task] for task in self.tasks}
 
     @property
     def counted_features(self) -> dict[str, Any]:
         """What the customer state counts: `state_features`, `projected_features` and `component_features`, as given
         or by default."""
-        few, many, frequent = self._state_features(), self.projected_features, self.component_features
-        many = self._default_projected() if many is None else list(many)
+        sizes, few = self._sizes(), self.state_features
+        many, frequent = self.projected_features, self.component_features
+        if few is None:
+            few = [name for name, size in sizes.items() if size <= FEW_VALUES]
+        large = {task: sizes[task] for task in self.tasks if sizes.get(task, 0) > FEW_VALUES and task not in few}
+        if many is None:
+            # The smallest tasks: the counts of a very large one outnumber all others and teach the state little
+            chosen: set[str] = set()
+            total = 0
+            for task in sorted(large, key=large.__getitem__):
+                total += large[task]
+                if large[task] <= MOST_COUNTED and (total <= MOST_TASTES or not chosen):
+                    chosen.add(task)
+            many = [task for task in large if task in chosen]
         if frequent is None:
-            sizes = {task: self._sizes().get(task, 0) for task in self.tasks if task not in (*few, *many)}
-            frequent = {task: min(size, MOST_FREQUENT) for task, size in sizes.items() if size > FEW_VALUES}
-        return {"state_features": few, "projected_features": many, "component_features": dict(frequent)}
-
-    def _state_features(self) -> list[str]:
-        if self.state_features is not None:
-            return list(self.state_features)
-        return [name for name, size in self._sizes().items() if size <= FEW_VALUES]
-
-    def _default_projected(self) -> list[str]:
-        """Tasks of many labels that a state counts, in the order of the tasks: the smallest, while they have at most
-        `MOST_TASTES` in all. The counts of a very large task outnumber all others and teach the state little."""
-        few, sizes = self._state_features(), self._sizes()
-        large = {task: sizes[task] for task in self.tasks if FEW_VALUES < sizes.get(task, 0) and task not in few}
-        chosen: set[str] = set()
-        total = 0
-        for task, size in sorted(large.items(), key=lambda item: item[1]):
-            total += size
-            if size <= MOST_COUNTED and (total <= MOST_TASTES or not chosen):
-                chosen.add(task)
-        return [task for task in large if task in chosen]
+            frequent = {task: min(size, MOST_FREQUENT) for task, size in large.items() if task not in many}
+        return {"state_features": list(few), "projected_features": list(many), "component_features": dict(frequent)}
 
     def _sizes(self) -> dict[str, int]:
         """Number of ids by feature."""
@@ -260,14 +257,11 @@ class MCMConfig(PreTrainedConfig):
                 f"`vocabulary_sizes` has {wrong}: expected 3 (padding, unknown and a value) to {MOST_IDS:,}; leave "
                 "out features that have no value."
             )
-        if missing := [task for task in self.tasks if task not in self.features]:
-            raise ValueError(
-                f"The tasks {missing} are no features; a task is the next value of one of {self.features}."
-            )
-        lists = ("input_features", "label_features", "state_features", "projected_features", "summed_features")
-        for name in (*lists, "target_features", "target_types"):
-            if missing := [feature for feature in getattr(self, name) or [] if feature not in self.features]:
-                raise ValueError(f"`{name}` names {missing}, which are not among the features {self.features}.")
+        named = {name: getattr(self, name) or () for name in OF_FEATURES}
+        named["kind_feature"] = () if self.kind_feature is None else [self.kind_feature]
+        for field_name, features in named.items():
+            if missing := [feature for feature in features if feature not in self.features]:
+                raise ValueError(f"`{field_name}` names {missing}, which are not among the features {self.features}.")
         sizes = self._sizes()
         for name, number in (self.component_features or {}).items():
             if not FIRST_VALUE_ID <= number <= sizes.get(name, 0):
@@ -275,8 +269,6 @@ class MCMConfig(PreTrainedConfig):
                     f"`component_features` counts {number} ids of {name!r}, which has {sizes.get(name, 0)}: expected "
                     "2 or more, and no more than it has."
                 )
-        if self.kind_feature not in (None, *self.features):
-            raise ValueError(f"`kind_feature` is {self.kind_feature!r}, no feature: expected one of {self.features}.")
 
     def validate_choices(self) -> None:
         """Checks that each choice is a known one and that choices do not contradict; raises a `ValueError` if not."""

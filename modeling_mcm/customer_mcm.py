@@ -89,14 +89,12 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
             )
         self.num_labels = int(config.num_labels or 0)
         self.problem_type = config.problem_type or (REGRESSION if self.num_labels == 1 else CLASSIFYING)
-        least = 1 + (self.problem_type == CLASSIFYING)
-        if self.problem_type not in (REGRESSION, CLASSIFYING) or self.num_labels < least:
+        numbers = {REGRESSION: self.num_labels == 1, CLASSIFYING: self.num_labels > 1}
+        if not numbers.get(self.problem_type):
             raise ValueError(
-                f"Found problem_type {self.problem_type!r} with {self.num_labels} labels; expected {REGRESSION!r}, or "
-                f"{CLASSIFYING!r} with 2 or more. Several labels of a customer are several models."
+                f"Found problem_type {self.problem_type!r} with {self.num_labels} labels; expected {REGRESSION!r} "
+                f"with 1, or {CLASSIFYING!r} with 2 or more. Several labels of a customer are several models."
             )
-        if self.problem_type == REGRESSION and self.num_labels != 1:
-            raise ValueError(f"Found {REGRESSION!r} with num_labels {self.num_labels}; a model predicts 1 number.")
         self.model = MCMModel(config)
         self.prediction_head = PredictionHead(config.state_size, sum(config.label_sizes.values()), self.num_labels)
         self.post_init()
@@ -108,22 +106,15 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
             for value in module.state_dict().values():
                 init.zeros_(value)
 
-    def label_counts(
-        self,
-        input_ids: Tensor,
-        event_times: Tensor | None = None,
-        as_of: Tensor | None = None,
-    ) -> Tensor:
+    def label_counts(self, input_ids: Tensor, event_times: Tensor, as_of: Tensor | None = None) -> Tensor:
         """Logarithms of 1 plus the number of a customer's events with each label of each task until `as_of`, of shape
         `(B, V)`; the arguments are those of `forward`."""
-        is_counted = torch.ones_like(input_ids[:, 1:, 0], dtype=torch.bool)
-        if as_of is not None and event_times is not None:
-            is_counted = event_times[:, 1:] <= as_of[:, None]
+        is_counted = event_times[:, 1:] <= (torch.inf if as_of is None else as_of[:, None])
         parts = []
         for task, size in self.config.label_sizes.items():
             ids = input_ids[:, 1:, self.config.features.index(task)]
-            parts.append(sum_by_value(ids, (is_counted & (ids >= FIRST_LABEL)).float()[..., None], size))
-        return torch.cat(parts, 1)[..., 0].log1p()
+            parts.append(sum_by_value(ids, (is_counted & (ids >= FIRST_LABEL)).float(), size))
+        return torch.cat(parts, 1).log1p()
 
     def predictions(self, logits: Tensor) -> dict[str, Tensor]:
         """Names the predictions `(B,)` of `logits` `(B, C)`: the probability of each class, or the number."""
@@ -136,7 +127,7 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
         """The terms `(B, S + V, C)` that the scores are sums of, besides the bias: of each number of the state, then
         of each label of each task. With them the scores `(B, C)`. The arguments are those of `forward`."""
         outputs, head = self(**inputs), self.prediction_head
-        counts = self.label_counts(inputs["input_ids"], inputs.get("event_times"), inputs.get("as_of"))
+        counts = self.label_counts(inputs["input_ids"], inputs["event_times"], inputs.get("as_of"))
         read = torch.cat([outputs.pooler_output, F.normalize(counts * head.rarity, dim=1)], 1)
         return read[..., None] * torch.cat([head.state.weight, head.labels.weight], 1).T, outputs.logits
 

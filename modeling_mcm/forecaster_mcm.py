@@ -311,7 +311,7 @@ class VisitForecaster(nn.Module):
         gap = torch.where(history.number > 1, history.mean_gap, 1 / rate[:, 0])[:, None].clamp(min=LEAST_TIME)
         ratios = (torch.tensor(days, dtype=torch.float32, device=rate.device) / self.window).clamp(max=TRAINED_RATIO)
         base = (rate * ratios).log()
-        numbers = [base, ratios.log().expand_as(base), ratios.expand_as(base), (ratios / gap).log1p()]
+        numbers = torch.broadcast_tensors(base, ratios.log(), ratios, (ratios / gap).log1p())
         shape = *base.shape, -1
         known = [customer[:, None].expand(shape), torch.stack(numbers, -1), self.statistics.expand(shape)]
         amounts, mean_amounts = _describe_amounts(history, self.amount_statistics)
@@ -453,10 +453,9 @@ def median_days(absent: Tensor, ends: Sequence[float]) -> Tensor:
     edges = torch.tensor([0.0, *ends], device=absent.device)
     shares = torch.cat([torch.ones_like(absent[..., :1]), absent], -1)
     index = (shares > 0.5).sum(-1).clamp(max=len(ends))[..., None]  # the first edge at a half or less
-    high, low = shares.gather(-1, index - 1)[..., 0], shares.gather(-1, index)[..., 0]
-    start, end = edges[index[..., 0] - 1], edges[index[..., 0]]
+    high, low = shares.gather(-1, index - 1), shares.gather(-1, index)
     part = ((high - 0.5) / (high - low).clamp(min=1e-6)).clamp(0, 1)
-    return start + part * (end - start)
+    return torch.lerp(edges[index - 1], edges[index], part)[..., 0]
 
 
 def interval_edges(days: Sequence[float]) -> list[float]:

@@ -104,12 +104,8 @@ class TaskLabels:
         draws += torch.searchsorted(base - torch.arange(len(base), device=base.device), draws, right=True)
         ids, order = torch.cat([base, draws]).sort()
         log_counts = torch.cat([counts.new_zeros(len(base), dtype=torch.float32), counts.float().log()])[order]
-
-        def rows(table: Tensor) -> Tensor:
-            return table.index_select(0, ids)
-
-        bias = None if self.bias is None else rows(self.bias)
-        return TaskLabels(rows(self.vectors), bias, ids, log_counts)
+        bias = None if self.bias is None else self.bias.index_select(0, ids)
+        return TaskLabels(self.vectors.index_select(0, ids), bias, ids, log_counts)
 
 
 def find_indices(scored: Sequence[TaskLabels], ids: Tensor) -> Tensor:
@@ -132,10 +128,8 @@ class Targets(NamedTuple):
     columns: Tensor  # (M,): column of the target's label in the score matrix
     rows: Tensor  # (M,): row of the prefix that the target followed, in the score matrix
     tasks: Tensor  # (M,): index of the target's task
-    customers: Tensor  # (M,): index of the target's customer
-    weights: Tensor  # (M,): weight of the target among its customer's targets
+    shares: Tensor  # (M,): share of the task's loss, a mean over each customer's targets, and then over customers
     sizes: Sequence[int]  # number of labels of each task
-    batch: int  # B, the number of customers
 
     @classmethod
     def find(cls, labels: Tensor, rows: Tensor, weights: Tensor | None, sizes: Sequence[int]) -> "Targets":
@@ -144,25 +138,13 @@ class Targets(NamedTuple):
         if weights is not None:
             is_target = is_target & (weights > 0)[..., None]
         customers, at, tasks = is_target.nonzero(as_tuple=True)
-        columns = labels[customers, at, tasks] + _starts(sizes, labels.device)[tasks]
+        starts = torch.tensor([0, *sizes[:-1]], device=labels.device).cumsum(0)  # columns of the tasks' first labels
+        columns = labels[customers, at, tasks] + starts[tasks]
+        # In float32: thousands of shares that are added up in half precision would stand still
         shares = torch.ones_like(tasks, dtype=torch.float32) if weights is None else weights[customers, at].float()
-        return cls(columns, rows[customers, at], tasks, customers, shares, sizes, len(labels))
-
-    def shares(self, weights: Tensor, customers: Tensor, tasks: Tensor) -> Tensor:
-        """Weights of a mean over each customer's elements, and then over customers: weight / (sum of the weights of
-        the same customer and task) / B, of shape `(n,)`."""
-        pair = customers * len(self.sizes) + tasks
-        return weights / (_total(weights, pair, self.batch * len(self.sizes))[pair] * self.batch)
-
-
-def _starts(sizes: Sequence[int], device: torch.device) -> Tensor:
-    """Column of each task's first label."""
-    return torch.tensor([0, *sizes[:-1]], device=device).cumsum(0)
-
-
-def _total(values: Tensor, index: Tensor, length: int) -> Tensor:
-    """Sums of the values that have the same index, of shape `(length,)`."""
-    return values.new_zeros(length).index_add(0, index, values)
+        pairs = customers * len(sizes) + tasks
+        totals = shares.new_zeros(len(labels) * len(sizes)).index_add(0, pairs, shares)
+        return cls(columns, rows[customers, at], tasks, shares / (totals[pairs] * len(labels)), sizes)
 
 
 def task_losses(scores: Tensor, targets: Targets, log_counts: Tensor | None = None) -> Tensor:
@@ -180,9 +162,8 @@ def task_losses(scores: Tensor, targets: Targets, log_counts: Tensor | None = No
     logits = scores if log_counts is None else scores + log_counts
     partition = torch.stack([part.logsumexp(-1) for part in logits.split(targets.sizes, 1)], 1)
     surprise = partition[targets.rows, targets.tasks] - scores[targets.rows, targets.columns]
-    # In float32: thousands of shares that are added up in half precision would stand still.
-    shares = targets.shares(targets.weights, targets.customers, targets.tasks)
-    return _total(shares * surprise, targets.tasks, len(targets.sizes))
+    losses = targets.shares * surprise
+    return losses.new_zeros(len(targets.sizes)).index_add(0, targets.tasks, losses)
 
 
 def compute_in_parts(

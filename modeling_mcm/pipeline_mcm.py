@@ -39,6 +39,7 @@ class _CustomerPipeline(Pipeline):
     _load_tokenizer: Any = False
     NAME: str = ""  # of the task, for messages
     OPTIONS: tuple[str, ...] = ("as_of",)
+    QUESTION: dict[str, Any] = {}
     feature_extractor: Any  # an MCMFeatureExtractor; the base class knows those of audio
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -80,7 +81,7 @@ class _CustomerPipeline(Pipeline):
 
     def ask(self, rows: list[dict[str, Any]], **options: Any) -> Any:
         """What the predictor says of encoded customers."""
-        raise NotImplementedError
+        return self.predictor.ask(rows, **self.QUESTION, **options)
 
     def _sanitize_parameters(self, **options: Any) -> Parameters:
         if unknown := sorted(options.keys() - set(self.OPTIONS)):
@@ -108,11 +109,7 @@ class CustomerEmbeddingPipeline(_CustomerPipeline):
             events are not read. Default: the time of each customer's last event.
     """
 
-    NAME = "customer-embedding"
-
-    def ask(self, rows: list[dict[str, Any]], **options: Any) -> Any:
-        """The embeddings of customers."""
-        return self.predictor.ask(rows, embedding=True, **options)
+    NAME, QUESTION = "customer-embedding", {"embedding": True}
 
     def postprocess(self, model_outputs: Any, **postprocess_parameters: Any) -> NDArray[np.float32]:
         """Converts the embedding to a float32 array."""
@@ -135,17 +132,13 @@ class CustomerForecastPipeline(_CustomerPipeline):
             those of the config.
     """
 
-    NAME, OPTIONS = "customer-forecast", ("as_of", "days")
+    NAME, OPTIONS, QUESTION = "customer-forecast", ("as_of", "days"), {"forecasts": True}
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         model: Any = self.model
         if not model.customer_forecasts.are_trained:
             raise MissingForecastsError(model.name_or_path)
-
-    def ask(self, rows: list[dict[str, Any]], **options: Any) -> Any:
-        """The forecasts of customers."""
-        return self.predictor.ask(rows, forecasts=True, **options)
 
     def postprocess(self, model_outputs: Any, **postprocess_parameters: Any) -> dict[str, float]:
         """Converts the forecasts to numbers."""

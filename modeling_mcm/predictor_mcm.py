@@ -36,6 +36,7 @@ RANKING, PREDICTING, OFFERING = HEADS = (
     "MCMForCustomerPrediction",
     "MCMForActionRecommendation",
 )
+Rows = Sequence[Mapping[str, Any]]  # of customers, as the feature extractor encodes them
 Columns = dict[str, Tensor]
 
 
@@ -90,12 +91,23 @@ class Predictor:
         return CandidateSet(self.model, self.extractor)
 
     def candidates(self, tasks: Sequence[str], candidates: Any, exclude: Any, per_group: Any) -> CandidateSet:
-        """The labels that may be chosen, see [`CandidateSet`]."""
-        if candidates is None and exclude is None and per_group is None:
-            return self.all_labels
-        return CandidateSet.of(self.model, self.extractor, tasks, candidates, exclude, per_group)
+        """The labels that may be chosen, see [`CandidateSet`], which `candidates` may be already. Raises `ValueError`
+        as the class does, or if the set was made for other tasks or values, or has to be changed."""
+        if not isinstance(candidates, CandidateSet):
+            if candidates is None and exclude is None and per_group is None:
+                return self.all_labels
+            return CandidateSet(self.model, self.extractor, tasks, candidates, exclude, per_group)
+        if exclude is not None or per_group is not None:
+            raise ValueError("`candidates` is a CandidateSet: give `exclude` and `per_group` where it is made.")
+        if missing := [task for task in tasks if task not in candidates.tasks]:
+            raise ValueError(
+                f"`candidates` was made for the tasks {candidates.tasks}, not for {missing}: make another."
+            )
+        if candidates.extractor.values_digest != self.extractor.values_digest:
+            raise ValueError("`candidates` was made for a checkpoint with other values: make another.")
+        return candidates
 
-    def inputs(self, rows: Sequence[Mapping[str, Any]], as_of: float | None = None) -> Columns:
+    def inputs(self, rows: Rows, as_of: float | None = None) -> Columns:
         """The model inputs of rows."""
         config = self.model.config
         if features := config.input_features:
@@ -112,7 +124,7 @@ class Predictor:
     @torch.inference_mode()
     def ask(
         self,
-        rows: Sequence[Mapping[str, Any]],
+        rows: Rows,
         as_of: float | None = None,
         tasks: Sequence[str] = (),
         k: int = 10,
@@ -158,15 +170,16 @@ class Predictor:
             if candidates.needs_seen:
                 ids = f"feature_{task}" if candidates.excludes_seen else f"task_{task}"  # of all events, or of targets
                 seen = [row[ids] if as_of is None else row[ids][row["times"] <= as_of] for row in rows]
-            best = candidates.choose(task, outputs.logits[task], k, seen, customers, horizon_days)
+            best = candidates.choose(task, outputs.logits[task], k, seen, customers)
+            chances = self.model.chances(task, best.log_p, horizon_days)
             if candidates is not self.all_labels and not bool(best.labels.any(1).all()):
                 logger.warning_once(f"Some customers have no candidate of {task!r} left: their lists are empty.")
             columns |= {task: best.labels, task + SCORES: best.scores}
-            columns |= {} if best.chances is None else {task + CHANCES: best.chances}
+            columns |= {} if chances is None else {task + CHANCES: chances}
         return _finish(columns)
 
     @torch.inference_mode()
-    def predict(self, rows: Sequence[Mapping[str, Any]], as_of: float | None = None) -> Columns:
+    def predict(self, rows: Rows, as_of: float | None = None) -> Columns:
         """What an [`MCMForCustomerPrediction`] was fine-tuned to: by class its probabilities, or by name the number,
         each `(B,)`. As in training, events at `as_of` are not read."""
         self.check_head(PREDICTING)
@@ -176,7 +189,7 @@ class Predictor:
     @torch.inference_mode()
     def score_offers(
         self,
-        rows: Sequence[Mapping[str, Any]],
+        rows: Rows,
         actions: EncodedActions,
         as_of: float | None = None,
     ) -> Columns:
@@ -216,7 +229,7 @@ def describe_offers(columns: Columns, action_ids: Iterable[str], row: int = 0) -
     ]
 
 
-def _read_before(rows: Sequence[Mapping[str, Any]], as_of: float | None) -> Sequence[Mapping[str, Any]]:
+def _read_before(rows: Rows, as_of: float | None) -> Rows:
     """The rows without events at or after a time; `until` warns of later ones."""
     if as_of is None:
         return rows

@@ -15,10 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-# Elements of z (U * B * V) that one chunk of labels may hold: 64M are 256 MB in float32.
-CHUNK_ELEMENTS = 2**26
 # Elements of z that fit a cache, and the fewest and the most labels that are scored at once without gradients.
 CACHED_ELEMENTS, LABELS_AT_ONCE = 2**15, (128, 1024)
 
@@ -74,12 +71,9 @@ class RunningReadout(torch.autograd.Function):
 
 
 def _by_labels(readout: Callable[[Tensor], Tensor], vectors: Tensor, elements: int) -> Tensor:
-    """Scores of all labels, computed for some labels at a time."""
+    """Scores of all labels, without gradients computed for some labels at a time."""
     if torch.is_grad_enabled():
-        size = max(1, CHUNK_ELEMENTS // elements)
-        if size >= len(vectors):
-            return readout(vectors)
-        return torch.cat([checkpoint(readout, part, use_reentrant=False) for part in vectors.split(size)], dim=-1)
+        return readout(vectors)
     least, most = LABELS_AT_ONCE
     size = min(max(CACHED_ELEMENTS // max(elements, 1), least), most)
     return torch.cat([readout(part) for part in vectors.split(size)], dim=-1)
@@ -90,8 +84,7 @@ def attentional_readout(
 ) -> Tensor:
     """Scores by equations 2 and 3 after the whole sequence, or after prefixes of it.
 
-    z, of shape `(U, B, V)`, is held for some labels at a time: always without gradients, and with gradients where it
-    would have more than `CHUNK_ELEMENTS` elements. In that case backward computes it again.
+    z, of shape `(U, B, V)`, is held for some labels at a time where no gradient is needed.
 
     Args:
         hidden (`torch.FloatTensor` of shape `(B, U, H)`): Hidden vector h of each unit; padding is on the right.

@@ -43,7 +43,7 @@ def sum_by_value(ids: Tensor, weights: Tensor, size: int) -> Tensor:
     """Sums of weights of events `(B, L, ...)` over the events with each value id, of shape `(B, size, ...)`; `ids` are
     of shape `(B, L)`."""
     rows = ids + size * torch.arange(len(ids), device=ids.device)[:, None]
-    weights_by_event = weights.flatten(2).flatten(0, 1)
+    weights_by_event = weights.reshape(rows.numel(), -1)
     sums = weights_by_event.new_zeros(len(ids) * size, weights_by_event.shape[1])
     return sums.index_add_(0, rows.flatten(), weights_by_event).view(len(ids), size, *weights.shape[2:])
 
@@ -78,11 +78,22 @@ class CustomerState(nn.Module):
         self.few = [config.features.index(name) for name in counted["state_features"]]
         self.many = [config.features.index(name) for name in counted["projected_features"]]
         self.frequent = {config.features.index(name): size for name, size in counted["component_features"].items()}
-        numbers = self.num_few + self.num_many + sum(self.frequent.values())
+        self.size, kernels = config.state_size, len(self.half_lives) + 1
+        # Sizes of the parts of z: events, visits, sums, features with few values, and gaps; and a block a feature of
+        # many values, which `find_directions` reads, too
+        channels = 2 + len(self.sums) + sum(self.sizes[j] for j in self.few)
+        self.num_few = kernels * channels + len(GAPS)
+        self.blocks = [self.num_few, *(2 * self.sizes[j] for j in self.many)]
+        # Indices in z of the counts that the state holds unchanged, at most half as many as it has numbers
+        gaps = range(self.num_few - len(GAPS), self.num_few)
+        events, others = range(kernels), range(kernels, kernels * (2 + len(self.sums)))
+        self.plain_counts = [*gaps, *others, *events][: self.size // 2]
+        rotated, numbers = self.size - len(self.plain_counts), sum(self.blocks) + sum(self.frequent.values())
+        undecayed = sum(self.sizes[j] for j in self.many) + sum(self.frequent.values())
+        self.components = min(COMPONENTS, self.size // 3, undecayed, rotated)  # whitened ones
         self.mean, self.std = nn.Buffer(torch.zeros(numbers)), nn.Buffer(torch.ones(numbers))
         self.longest_silence = nn.Buffer(torch.tensor(ANY_SILENCE))
-        self.size = config.state_size
-        self.directions = nn.Buffer(torch.zeros(self.size - len(self.plain_counts), numbers))  # D
+        self.directions = nn.Buffer(torch.zeros(rotated, numbers))  # D
 
     def reset_parameters(self) -> None:
         """Sets the buffers: mean 0, standard deviation 1, no directions, a silence of any length."""
@@ -104,30 +115,10 @@ class CustomerState(nn.Module):
         return [*(named[index] for index in self.plain_counts), *learned]
 
     @property
-    def num_few(self) -> int:
-        """Size of the first part of z: events, visits, sums, features with few values, and gaps."""
-        channels = 2 + len(self.sums) + sum(self.sizes[j] for j in self.few)
-        return (len(self.half_lives) + 1) * channels + len(GAPS)
-
-    @property
-    def plain_counts(self) -> list[int]:
-        """Indices in z of the counts that the state holds unchanged: gaps, visits, sums and events. There are at most
-        half as many as the state has numbers; the first of this order come first."""
-        kernels = len(self.half_lives) + 1
-        gaps = list(range(self.num_few - len(GAPS), self.num_few))
-        events, others = list(range(kernels)), list(range(kernels, kernels * (2 + len(self.sums))))
-        return [*gaps, *others, *events][: self.size // 2]
-
-    @property
     def undecayed(self) -> Tensor:
         """Indices in z of the undecayed counts of many values, and of frequent labels."""
         index = torch.arange(len(self.mean), device=self.mean.device)
-        return torch.cat([index[self.num_few + 1 : self.num_few + self.num_many : 2], index[sum(self.blocks) :]])
-
-    @property
-    def components(self) -> int:
-        """Number of whitened components: a third of the state at most."""
-        return min(COMPONENTS, self.size // 3, len(self.undecayed), len(self.directions))
+        return torch.cat([index[self.num_few + 1 : sum(self.blocks) : 2], index[sum(self.blocks) :]])
 
     @torch.no_grad()
     def find_directions(self, z: Tensor) -> None:
@@ -146,17 +137,6 @@ class CustomerState(nn.Module):
             rotation = torch.linalg.qr(torch.randn(number, number)).Q
             rows.zero_()
             rows[:number, : len(scale)] = rotation @ shrunk.T * scale
-
-    @property
-    def num_many(self) -> int:
-        """Size of the second part of z: features with many values."""
-        return 2 * sum(self.sizes[j] for j in self.many)
-
-    @property
-    def blocks(self) -> list[int]:
-        """Sizes of the blocks of z that `find_directions` reads: the first part, and a block a feature of many
-        values."""
-        return [self.num_few, *(2 * self.sizes[j] for j in self.many)]
 
     @torch.no_grad()
     def counts(
@@ -192,14 +172,11 @@ class CustomerState(nn.Module):
         opens = is_event
         if visit_ids is not None:
             opens = is_event & (visit_ids != F.pad(visit_ids, (1, 0), value=-1)[:, :-1])
-        past = (event_times[..., None] <= as_of[:, None, :]) & is_event[..., None]  # (B, L, M)
-        is_known = past.any(1)
-        last = torch.where(is_known, torch.where(past, event_times[..., None], -math.inf).amax(1), as_of)
-        first = torch.where(is_known, torch.where(past, event_times[..., None], math.inf).amin(1), as_of)
+        times, days = event_times[..., None], [*self.half_lives, math.inf]
+        past = (times <= as_of[:, None, :]) & is_event[..., None]  # (B, L, M)
+        first, last = torch.where(past, times, math.inf).amin(1), torch.where(past, times, -math.inf).amax(1)
         as_of = torch.minimum(as_of, last + self.longest_silence)
-        ages = as_of[:, None, :] - event_times[..., None]
-        days = [*self.half_lives, math.inf]
-        weights = decay_weights(ages, days, past)  # (B, L, M, K)
+        weights = decay_weights(as_of[:, None, :] - times, days, past)  # (B, L, M, K)
         if self.sums and event_values is None:
             raise ValueError("The customer state sums values: `event_values` of MCMFeatureExtractor are missing.")
         channels = [is_event.to(weights.dtype), opens.to(weights.dtype)]
@@ -216,15 +193,17 @@ class CustomerState(nn.Module):
                 parts.append(sums.transpose(1, 2).flatten(2))
             return parts
 
-        nearest = min(range(len(days)), key=lambda k: abs(days[k] - PROJECTED_HALF_LIFE))
         few, many = ({j: self.sizes[j] for j in features} for features in (self.few, self.many))
-        values = [*by_value(many, weights[..., [nearest, -1]]), *by_value(self.frequent, weights[..., [-1]])]
+        values = [
+            *by_value(many, weights[..., [days.index(PROJECTED_HALF_LIFE), -1]]),
+            *by_value(self.frequent, weights[..., [-1]]),
+        ]
         since_last, since_first = as_of - last, as_of - first
         visits = sums[1][..., -1]  # the undecayed number of visits
         gap = (since_first - since_last) / (visits - 1).clamp(min=1)
         gaps = torch.stack([since_last, since_first, since_last / (gap + 0.5), gap], -1)
         counts = torch.cat([*sums, *by_value(few, weights), gaps, *values], -1).clamp_(min=0).log1p_()
-        return torch.where(is_known[..., None], counts, self.mean)
+        return torch.where(past.any(1)[..., None], counts, self.mean)
 
     def standardised(self, counts: Tensor) -> Tensor:
         """Standardises counts: z = (counts - mean) / std, clipped."""

@@ -22,7 +22,7 @@ from modeling_mcm.events_mcm import SECONDS_PER_DAY, select_events
 from modeling_mcm.features_mcm import COUNTED, FEATURES
 from modeling_mcm.inputs_mcm import first_kept, until
 from modeling_mcm.live.history import to_iso
-from modeling_mcm.predictor_mcm import Predictor
+from modeling_mcm.predictor_mcm import Predictor, Rows
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.schema_mcm import DAYS_SINCE_VISIT
 
@@ -167,13 +167,13 @@ class _Variants(NamedTuple):
     task: str
     as_of: float | None
 
-    def score(self, rows: Sequence[Mapping[str, Any]], left_out: Sequence[str] = ()) -> torch.Tensor:
+    def score(self, rows: Rows, left_out: Sequence[str] = ()) -> torch.Tensor:
         """Scores of the task's labels, of shape `(B, labels)`, each history without a group of numbers if `left_out`
         names them."""
         inputs = self.predictor.inputs(rows, self.as_of)
         return self.predictor.run(inputs, tasks=[self.task], parts=(), left_out=left_out).logits[self.task]
 
-    def chances(self, rows: Sequence[Mapping[str, Any]], label: int, left_out: Sequence[str] = ()) -> list[float]:
+    def chances(self, rows: Rows, label: int, left_out: Sequence[str] = ()) -> list[float]:
         """Chance of a label for each history; see [`Explanation`]. Arguments are those of `score`."""
         result: list[float] = []
         size = max(1, EVENTS_AT_ONCE // (1 + max((len(row["times"]) for row in rows), default=0)))

@@ -32,7 +32,7 @@ from modeling_mcm.data.offers import load_actions
 from modeling_mcm.data.tables import read_table_file
 from modeling_mcm.files_mcm import atomic_write, damage, file_digest, tensors_digest, write_json
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation, MCMModel, MCMPreTrainedModel
-from modeling_mcm.predictor_mcm import CHANCES, EMBEDDING, SCORES, Predictor
+from modeling_mcm.predictor_mcm import CHANCES, EMBEDDING, SCORES, Predictor, Rows
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
 IDENTITY_FILE, HISTORIES = "_predictions.json", "_histories"  # readers of Parquet folders skip such names
@@ -180,10 +180,6 @@ class Scorer:
             self.batch_size = max(1, min(job.batch_size, OFFERS_AT_ONCE // len(names)))
         self.shards = PreparedManifest.load(job.data).shards
 
-    def _tops(self, task: str) -> int:
-        no_label = 1 if task in self.job.outcomes else len(self.extractor.own_ids(task))
-        return min(self.job.top_k, len(self.values[task]) - no_label)
-
     def write(self, path: Path, indices: range, progress: Callable[[int], Any] = bool) -> None:
         """Scores the customers with these indices in the data set, and writes their file whole or not at all.
         `progress` and the errors are those of [`score`]; an `OSError` is raised if the file can't be written."""
@@ -191,7 +187,7 @@ class Scorer:
         with atomic_write(path) as partial:
             pq.write_table(scores, partial, compression="zstd")
 
-    def read(self, indices: range) -> Sequence[Mapping[str, Any]]:
+    def read(self, indices: range) -> Rows:
         """Reads the rows of the customers with these indices, as `PreparedRows` gives them; `row` counts from 0."""
         tables, start = [], 0
         for shard in self.shards:
@@ -206,14 +202,13 @@ class Scorer:
         )
         return PreparedRows(rows).__getitems__(list(range(len(rows))))
 
-    def score(self, rows: Sequence[Mapping[str, Any]], progress: Callable[[int], Any] = bool) -> pa.Table:
+    def score(self, rows: Rows, progress: Callable[[int], Any] = bool) -> pa.Table:
         """Scores some customers. Customers of similar length share a batch. Returns `pyarrow.Table`: one row per
         customer, in the order of `rows`: `customer_id`; optionally `embedding`, a list of float32; a float32 column
         per forecast, and a column of text per horizon with its source; and by task its best labels, a list of text in
         the column `<task>`, with their probabilities, a list of float32 in `<task>_scores`, and the chances that they
         come in `<task>_chances`, if the checkpoint has them; outcomes rank the actions likewise.
         Raises `ValueError` if the model gives NaN or infinite numbers."""
-        number, job = len(rows), self.job
         found: dict[str, NDArray] = {}  # values of all customers by column
         by_visit = self.model.config.encoder_unit == "visit"
         read = [row["visits"][1 - self.extractor.max_events :] for row in rows]
@@ -222,26 +217,22 @@ class Scorer:
             chosen = [rows[index] for index in batch]
             of_batch = {name: values.numpy() for name, values in self._ask(chosen).items()}
             for name, values in of_batch.items():
-                found.setdefault(name, np.zeros((number, *values.shape[1:]), values.dtype))[batch] = values
+                found.setdefault(name, np.zeros((len(rows), *values.shape[1:]), values.dtype))[batch] = values
             self._check_finite(chosen, [each for name, each in of_batch.items() if not name.endswith(CHANCES)])
             progress(len(batch))
-        columns: dict[str, Any] = {CUSTOMER: pa.array([row["customer_id"] for row in rows], pa.string())}
-        if job.embeddings:
-            columns[EMBEDDING] = pa.array(list(found[EMBEDDING]))
-        columns |= {
-            name: pa.array(found[name]) for name in [*(PREDICTED + name for name in job.predicted), *job.forecasts]
-        }
-        for task in job.ranked:
+        columns = {CUSTOMER: pa.array([row["customer_id"] for row in rows], pa.string())}
+        for name, values in found.items():
+            columns[name] = pa.array(values if values.ndim == 1 else list(values))
+        for task in self.job.ranked:
             is_label = found[task] > 0
             offsets = pa.array(np.append(0, is_label.sum(1).cumsum()).astype(np.int32))
-            values = self.values[task].take(pa.array(found[task][is_label]))
-            columns[task] = pa.ListArray.from_arrays(offsets, values)
-            for name in (task + SCORES, task + CHANCES):
-                if name in found:
-                    columns[name] = pa.ListArray.from_arrays(offsets, pa.array(found[name][is_label]))
+            for name in {task, task + SCORES, task + CHANCES} & found.keys():
+                entries = pa.array(found[name][is_label])
+                entries = self.values[task].take(entries) if name == task else entries
+                columns[name] = pa.ListArray.from_arrays(offsets, entries)
         return pa.table(columns)
 
-    def _ask(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+    def _ask(self, rows: Rows) -> dict[str, torch.Tensor]:
         """What the job asks of some customers, by column."""
         job, ask = self.job, self.predictor
         if job.predicted:
@@ -250,13 +241,12 @@ class Scorer:
             columns = {}
             for name, chances in ask.score_offers(rows, self.actions, job.as_of).items():
                 order = chances.sort(dim=1, descending=True, stable=True)
-                columns[name] = order.indices[:, : self._tops(name)] + 1
-                columns[name + SCORES] = order.values[:, : self._tops(name)]
+                columns[name] = order.indices[:, : job.top_k] + 1
+                columns[name + SCORES] = order.values[:, : job.top_k]
             return columns
-        tops = {task: self._tops(task) for task in job.tasks}
         questions: dict[str, Any] = {"horizon_days": job.horizon_days, "embedding": job.embeddings}
         questions |= {"forecasts": bool(job.forecasts), "days": job.forecast_days}
-        return ask.ask(rows, job.as_of, job.tasks, tops, self.candidates, **questions)
+        return ask.ask(rows, job.as_of, job.tasks, job.top_k, self.candidates, **questions)
 
     def _check_finite(self, rows: Sequence[dict[str, Any]], outputs: Sequence[NDArray]) -> None:
         bad = ~np.all([np.isfinite(values.reshape(len(rows), -1)).all(axis=1) for values in outputs], axis=0)

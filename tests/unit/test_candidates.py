@@ -16,6 +16,7 @@ from transformers import pipeline
 from modeling_mcm import LiveCustomer
 from modeling_mcm.candidates_mcm import CandidateSet, choose_labels
 from modeling_mcm.live.related import similar, together
+from modeling_mcm.predictor_mcm import Predictor
 from modeling_mcm.scorer_mcm import WITHIN
 
 TASK = "items"  # whose column is "item"
@@ -166,9 +167,9 @@ def test_a_set_serves_another_model_of_the_same_values_alone(model, extractor, c
     renamed = copy.deepcopy(extractor)
     renamed.vocabularies[TASK].reverse()
     with pytest.raises(ValueError, match="other values: make another"):
-        CandidateSet.of(other, renamed, [TASK], kept, None, None)
+        Predictor(other, renamed).candidates([TASK], kept, None, None)
     with pytest.raises(ValueError, match="where it is made"):
-        CandidateSet.of(other, extractor, [TASK], kept, "seen", None)
+        Predictor(other, extractor).candidates([TASK], kept, "seen", None)
 
 
 def test_a_new_label_has_the_average_of_labels_that_share_its_features(model, extractor, caplog):

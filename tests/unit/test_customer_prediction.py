@@ -107,7 +107,10 @@ def test_the_encoder_does_not_run(make_model, inputs, monkeypatch):
     [
         ({"state_size": 0}, "has no customer state"),
         ({"problem_type": "multi_label_classification"}, "Several labels of a customer are several models"),
-        ({"problem_type": "regression", "num_labels": 2}, "'regression' with num_labels 2; a model predicts 1 number"),
+        (
+            {"problem_type": "regression", "num_labels": 2},
+            "'regression' with 2 labels; expected 'regression' with 1",
+        ),
     ],
 )
 def test_bad_configs_are_refused(make_model, changes, message):

@@ -422,7 +422,7 @@ def test_an_encoder_is_used_where_it_adds_to_the_counts(encoded, monkeypatch, ca
     model, fit = encoded
     torch.manual_seed(0)
 
-    vectors = [labels.vectors for labels in model.task_labels()]
+    vectors = [labels.vectors for labels in model.task_labels(model.config.tasks)]
     monkeypatch.setattr(model, "readouts", lambda batch: list(map(Readout, know(model, batch, knows), vectors)))
     caplog.set_level("INFO")
     state = {name: value.clone() for name, value in model.scorer.state_dict().items()}

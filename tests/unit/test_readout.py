@@ -103,9 +103,11 @@ def test_prefixes_give_what_each_gives_alone(inputs, name, size, scored, monkeyp
     wanted = mask
     if scored is not None:
         wanted = mask & (torch.rand(mask.shape, generator=torch.Generator().manual_seed(0)) < scored)
-    with monkeypatch.context() as patch:
-        patch.setattr(readout_mcm, "CHUNK_ELEMENTS", 4 * BATCH * UNITS)  # a few labels at a time
-        together = READOUTS[name](hidden, embeddings, mask, PrefixEnds(*wanted.nonzero(as_tuple=True)))
+    ends = PrefixEnds(*wanted.nonzero(as_tuple=True))
+    together = READOUTS[name](hidden, embeddings, mask, ends)
+    monkeypatch.setattr(readout_mcm, "LABELS_AT_ONCE", (4, 4))
+    with torch.no_grad():  # a few labels at a time
+        torch.testing.assert_close(READOUTS[name](hidden, embeddings, mask, ends), together.detach())
     assert together.shape == (int(wanted.sum()), LABELS)
     heads = [mask & (torch.arange(UNITS) <= end) for end in range(UNITS)]
     alone = torch.stack([READOUTS[name](hidden, embeddings, head) for head in heads], 1)[wanted]
