@@ -175,21 +175,20 @@ class LabelHistory(NamedTuple):
             as_of (`torch.FloatTensor` of shape `(B,)`, *optional*): Time of the prediction on the same clock. Default:
                 the time of the customer's last event.
         """
-        size, length, tasks = labels.shape
+        size, _, tasks = labels.shape
         by_row = labels.transpose(1, 2).flatten(0, 1)  # (R, L)
         row, event = (by_row >= FIRST_LABEL).nonzero(as_tuple=True)
-        at = row // tasks * length + event
-        times = event_times.double()
+        customer = row // tasks
         # Counts of the changes of row, visit and time, from the last event backwards
-        steps = torch.stack([row.double(), visit_ids.take(at).double(), times.take(at)])
+        columns = (row, visit_ids[customer, event], event_times[customer, event])
+        steps = torch.stack([column.double() for column in columns])
         changes = (steps.diff(dim=1) != 0).cumsum(0)[1:] > 0
         counts = F.pad(changes, (1, 0)).cumsum(1)
         last = torch.searchsorted(row, row, right=True) - 1
-        if as_of is None:
-            as_of = event_times.amax(1) if length else event_times.new_zeros(size)
-        days = (as_of.double()[row // tasks] - steps[2]).clamp(min=0)
+        as_of = F.pad(event_times, (0, 1)).amax(1) if as_of is None else as_of
+        days = (as_of.double()[customer] - steps[2]).clamp(min=0)
         ago = torch.cat([counts[:, last] - counts, days[None]])
-        return cls(row, by_row[row, event], ago, kinds.take(at), size)
+        return cls(row, by_row[row, event], ago, kinds[customer, event], size)
 
     def find_latest(self, tasks: int) -> Tensor:
         """The latest labels of each row, the last one first, `(R, LATEST)`; 0 where there are fewer."""
@@ -364,24 +363,17 @@ def _describe_popularity(
 ) -> Columns:
     """How popular the labels are, and whether one is late by what all customers do."""
     tasks, of_labels = len(counts), torch.cat(list(counts), 2)  # (1 or B, 5, C)
-    customers, _, columns = of_labels.shape
     of_tasks = torch.stack([of_task[:, ::3].sum(2) for of_task in counts], 2).clamp(min=1)  # (1 or B, 2, T)
-    then, task = (0, row % tasks) if customers == 1 else (row // tasks, row % tasks)
-
-    def look_up(values: Tensor, column: Tensor) -> Tensor:
-        """Values `(1 or B, k, c)` of each candidate's customer and column, `(k, N)`."""
-        kinds = torch.arange(values.shape[1], device=row.device)[:, None]
-        return values.take(((then * len(kinds)) + kinds) * values.shape[2] + column)
-
-    count, repeats, next_repeats, recent, gaps = look_up(of_labels, cell % columns)
-    share, recent_share = torch.stack([count, recent]) / look_up(of_tasks, task)
+    task, then = row % tasks, row // tasks if len(of_labels) > 1 else torch.zeros_like(row)
+    count, repeats, next_repeats, recent, gaps = of_labels[then, :, cell % of_labels.shape[2]].unbind(1)
+    share, recent_share = (torch.stack([count, recent], 1) / of_tasks[then, :, task]).unbind(1)
     gap = (gaps + 1) / (repeats + 0.5)
     ratios = (next_transitions + 1e-4) / (share + 1e-4), (recent_share + 1e-4) / (share + 1e-4)
     overdue = personal["since_visits"].exp() / gap
     lift, trend, label_share, overdue = torch.stack([*ratios, share.clamp(min=1e-7), overdue]).log()
     return {
         "lift": lift,
-        "label_rate": (30 * count / look_up(visits[:, None], task)[0]).log1p(),
+        "label_rate": (30 * count / visits[then, task]).log1p(),
         "label_share": label_share,
         "trend": trend,
         "label_repeats": (repeats + 0.5) / (count + 2),

@@ -137,7 +137,7 @@ class CustomerForecastPipeline(_CustomerPipeline):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         model: Any = self.model
-        if not model.customer_forecasts.are_trained:
+        if not model.base_model.customer_forecasts.are_trained:
             raise MissingForecastsError(model.name_or_path)
 
     def postprocess(self, model_outputs: Any, **postprocess_parameters: Any) -> dict[str, float]:

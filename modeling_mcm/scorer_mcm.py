@@ -15,7 +15,7 @@ label, F numbers of a candidate.
 """
 
 from collections.abc import Mapping, Sequence
-from itertools import accumulate, compress, pairwise
+from itertools import accumulate, pairwise
 from typing import NamedTuple, cast
 
 import torch
@@ -157,26 +157,25 @@ def candidate_features(
     evidence = _sum_evidence(history.size, seen, tables, labels)
     counts = [table.counts[None] for table in tables] if counts is None else counts  # of shape (1 or B, 5, V)
     readout = [None] * len(tables) if readout is None else readout
-    shares = evidence.new_zeros(history.size, labels.number)
+    shares = evidence.new_full((history.size, labels.number), -torch.inf)
     for part, of_task in zip(labels.parts, readout, strict=True):
         if of_task is not None:
             scores = of_task.scores[:, FIRST_LABEL:].float()
             shares[:, part.start + FIRST_LABEL : part.stop] = scores.log_softmax(1)
-    is_read = [of_task is not None for of_task in readout]
-    cell = _choose(evidence, seen, counts, shares, labels, is_read).view(-1).nonzero()[:, 0]
+    read = [index for index, of_task in enumerate(readout) if of_task is not None]
+    cell = _choose(evidence, seen, counts, shares if read else None, labels).view(-1).nonzero()[:, 0]
     task = torch.bucketize(cell % labels.number, labels.starts[1:], right=True)
     row, label = cell // labels.number * len(tables) + task, cell % labels.number - labels.starts[task]
     known = labels.totals[None, :, 0] if visits is None else torch.stack(list(visits), 1)  # (1 or B, T)
     columns = describe_candidates(row, cell, seen, evidence.view(len(EVIDENCE), -1)[:, cell], counts, known)
-    of_readout, latest = evidence.new_zeros(NUM_FEATURES - COUNTED, len(cell)), history.find_latest(len(tables))
-    if any(is_read):
-        of_readout[0] = shares.view(-1)[cell]
-        of_readout[1] = compare(row, of_readout[:1].exp())[0][0].log2()
-        of_readout *= torch.tensor(is_read, device=row.device)[task]
-    for index, of_task in enumerate(readout):
-        if of_task is not None:
+    of_readout = evidence.new_zeros(NUM_FEATURES - COUNTED, len(cell))
+    if read:
+        log_p, latest = shares.view(-1)[cell], history.find_latest(len(tables))
+        ranks = compare(row, log_p.exp()[None])[0][0]
+        for index in read:
             own = (task == index).nonzero()[:, 0]
-            of_readout[2:, own] = compare_vectors(of_task.vectors, label[own], latest[row[own]])
+            cosines = compare_vectors(cast(Readout, readout[index]).vectors, label[own], latest[row[own]])
+            of_readout[:, own] = torch.stack([log_p[own], ranks[own].log2(), *cosines])
     columns |= zip((feature.name for feature in FEATURES[COUNTED:]), of_readout, strict=True)
     return Candidates(row, label, torch.stack([columns[feature.name] for feature in FEATURES], 1))
 
@@ -229,27 +228,26 @@ def _choose(
     evidence: Tensor,
     seen: SeenLabels,
     counts: Sequence[Tensor],
-    shares: Tensor,
+    shares: Tensor | None,
     columns: _Columns,
-    is_read: Sequence[bool],
 ) -> Tensor:
     """Chooses candidates `(B, C)` from evidence `(4, B, C)`, the labels of the histories, counts `(1 or B, 5, V)` by
-    task, and, where it is read, log-probabilities by the readout `(B, C)`. Of equal labels the first are chosen."""
+    task, and log-probabilities by the readout `(B, C)`, minus infinity where it is not read. Of equal labels the first
+    are chosen."""
     result = torch.zeros_like(evidence[0], dtype=torch.bool)
     result.view(-1)[seen.cell] = True
     unseen = evidence.masked_fill(result | (evidence <= 0), -torch.inf)
     # Visits of each label in the whole period, and in its latest part: rows 0 and 3 of `LabelTables.counts`
     visits = torch.cat([of_task[:, ::3].transpose(0, 1) for of_task in counts], 2)
-    every = [True] * len(is_read)
-    rankings = [(unseen, [*BEST], every), (visits, [*POPULAR], every)]
-    if any(is_read):
-        rankings.append((shares.exp()[None], [MOST_READ], list(is_read)))
+    rankings = [(unseen, BEST), (visits, POPULAR)]
+    if shares is not None:
+        rankings.append((torch.where(shares > -torch.inf, shares.exp(), shares)[None], (MOST_READ,)))
+    parts = [slice(part.start + FIRST_LABEL, part.stop) for part in columns.parts]
     chosen: list[Tensor] = []
-    for values, limits, is_ranked in rankings:
-        parts = [slice(part.start + FIRST_LABEL, part.stop) for part in compress(columns.parts, is_ranked)]
+    for values, limits in rankings:
         ranked = break_ties(values)
         best = [ranked[..., part].topk(min(max(limits), part.stop - part.start), 2) for part in parts]
-        places = torch.tensor([place for top in best for place in range(top.values.shape[2])], device=values.device)
+        places = torch.cat([torch.arange(top.values.shape[2], device=values.device) for top in best])
         is_best = places < torch.tensor(limits, device=values.device)[:, None, None]
         is_best = is_best & (torch.cat([top.values for top in best], 2) > -torch.inf)
         labels = torch.cat([top.indices + part.start for top, part in zip(best, parts, strict=True)], 2)
@@ -387,19 +385,19 @@ class LabelScorer(nn.Module):
         Args:
             tasks (`Sequence[int]`): Indices of the tasks.
             history ([`LabelHistory`]): The histories of these tasks up to the prediction time.
-            readout (`Sequence[Readout]`, *optional*): What the encoder says, by task; None where it is not read.
+            readout (`Sequence[Readout]`, *optional*): What the encoder says, by task; None where the network reads
+                counts alone.
             question (`int`): `NEXT_VISIT` or `WITHIN`.
             left_out (`Sequence[str]`): By customer, a group of numbers in whose place the network reads their means.
         """
-        # The best labels of a readout that a task does not read are no candidates either
-        is_read = self.reads[list(tasks), question].tolist()
-        used = None if readout is None else [r if read else None for r, read in zip(readout, is_read, strict=True)]
-        row, label, features = candidate_features(history, [self.get_tables(task) for task in tasks], used)
+        readout = [None] * len(tasks) if readout is None else readout
+        row, label, features = candidate_features(history, [self.get_tables(task) for task in tasks], readout)
         of_row, is_left_out = torch.tensor(tasks, device=row.device)[row % len(tasks)], None
         if left_out:
             groups = [[feature.group == group for feature in FEATURES] for group in left_out]
             is_left_out = torch.tensor(groups, device=row.device)[row // len(tasks)]
-        values, reads = features.new_zeros(len(row)), self.reads[of_row, question]
+        values = features.new_zeros(len(row))
+        reads = torch.tensor([of_task is not None for of_task in readout], device=row.device)[row % len(tasks)]
         for network, is_own in ((self.of_counts, ~reads), (self.of_readout, reads)):
             own = is_own.nonzero()[:, 0]
             if network is not None and len(own):

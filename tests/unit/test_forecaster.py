@@ -21,6 +21,7 @@ from modeling_mcm.forecaster_mcm import (
 from modeling_mcm.training.forecaster import load_weights, pad_visits, set_shop
 
 WINDOW, DAYS = 200.0, [30.0, 200.0, 400.0]
+FEATURES = {"features": ["kind", "item"], "vocabulary_sizes": [4, 30], "tasks": ["item"], "summed_features": ["kind"]}
 
 
 def make_visits(number=40, places=12, seed=0):
@@ -35,46 +36,29 @@ def read_as_of(visits, day=WINDOW):
     return torch.full((len(visits.times),), day)
 
 
-@pytest.fixture(scope="module")
-def forecaster():
-    """The shipped one, in a shop; tests change nothing in it."""
-    made = VisitForecaster(2)
+def make_forecaster(visits, window=WINDOW):
+    """The shipped one, in a shop with these visits."""
+    made = VisitForecaster(visits.amounts.shape[-1])
     load_weights(made)
-    set_synthetic_shop(made, 41)
+    set_shop(made, visits, read_as_of(visits, window), window)
     return made.eval()
 
 
-def set_synthetic_shop(forecaster, seed):
-    """Sets a synthetic shop whose window is stretched to `WINDOW`, with the same amount twice."""
-    shop = draw_shop(np.random.default_rng(seed))
+@pytest.fixture(scope="module")
+def forecaster():
+    """In a synthetic shop whose window is stretched to `WINDOW`, with the same amount twice; tests change nothing."""
+    shop = draw_shop(np.random.default_rng(41))
     past = shop.times < shop.window
     known, rows = np.unique(shop.customers[past], return_inverse=True)
     amounts = np.stack([shop.amounts[past]] * 2, 1)
-    visits = pad_visits(rows, shop.times[past] * (WINDOW / shop.window), amounts, len(known))
-    set_shop(forecaster, visits, read_as_of(visits), WINDOW)
+    return make_forecaster(pad_visits(rows, shop.times[past] * (WINDOW / shop.window), amounts, len(known)))
 
 
 def distributions(forecaster, visits, day=WINDOW, days=DAYS):
     with torch.no_grad():
         inputs = forecaster.inputs(visits, read_as_of(visits, day), days)
         spread = forecaster.distribution(inputs)
-        return spread, forecaster.amounts(inputs, spread)
-
-
-def assert_same(found, expected):
-    for one, other in zip((*found[0], *found[1]), (*expected[0], *expected[1]), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
-
-
-def test_visits_after_the_moment_change_nothing(forecaster):
-    visits = make_visits()
-    later = torch.where(visits.times > 120, visits.times + 500, visits.times)
-    more = torch.where((visits.times > 120)[..., None], visits.amounts + 99, visits.amounts)
-    before = distributions(forecaster, visits, 120.0)
-    assert_same(distributions(forecaster, visits._replace(times=later, amounts=more), 120.0), before)
-    past = visits._replace(times=visits.times - 500 * (visits.times < 20))
-    with pytest.raises(AssertionError):  # what came before does
-        assert_same(distributions(forecaster, past, 120.0), before)
+        return *spread, *forecaster.amounts(inputs, spread)
 
 
 def test_order_and_empty_places_change_nothing(forecaster):
@@ -82,12 +66,23 @@ def test_order_and_empty_places_change_nothing(forecaster):
     order = torch.randperm(visits.times.shape[1], generator=torch.Generator().manual_seed(1))
     moved = Visits(*(torch.cat([value[:, order], value[:, :3]], 1) for value in visits))
     moved.is_visit[:, -3:] = False
-    assert_same(distributions(forecaster, moved), distributions(forecaster, visits))
+    found, expected = (distributions(forecaster, each) for each in (moved, visits))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_visits_of_one_age_are_in_the_same_order_in_every_batch(forecaster):
+    """After 30 years, visits that are a minute apart have one age in single precision."""
+    visits, lengths = make_visits(30, 150), torch.arange(5, 155, 5)
+    times = visits.times[:, ::5].repeat_interleave(5, 1)
+    visits = visits._replace(times=times, is_visit=torch.arange(150) < lengths[:, None])
+    together = distributions(forecaster, visits)
+    for row, length in enumerate(lengths.tolist()):
+        alone = distributions(forecaster, Visits(*(value[row : row + 1, :length] for value in visits)))
+        torch.testing.assert_close(alone, tuple(value[row : row + 1] for value in together), rtol=1e-5, atol=1e-5)
 
 
 def test_a_distribution_is_one():
-    grid = torch.tensor([[-2.0, 0.5, 2.0], [-1.0, 0.0, 3.0], [-3.0, 0.0, 1.0]])
-    spread = Distribution(*grid)
+    spread = Distribution(*torch.tensor([[-2.0, 0.5, 2.0], [-1.0, 0.0, 3.0], [-3.0, 0.0, 1.0]]))
     numbers = torch.arange(4000.0)[:, None]
     shares = spread.log_probability(numbers).exp()
     torch.testing.assert_close(shares.sum(0), torch.ones(3), atol=1e-4, rtol=0)
@@ -101,17 +96,15 @@ def test_intervals_hold_what_they_say():
     spread = Distribution(*(torch.randn(3, 300, generator=draw) * torch.tensor([2.0, 1.0, 2.0])[:, None]))
     shares = spread.log_probability(torch.arange(3000.0)[:, None]).exp()
     cumulative = torch.cat([torch.zeros(1, 300), shares.cumsum(0)])
-    median, *bounds = spread.quantiles().long().unbind(-1)
-    bounds = torch.stack(bounds, -1).unflatten(1, (2, 2))
-    assert (bounds[:, 0, 0] <= median).all() and (median <= bounds[:, 0, 1]).all()
-    for index, level in enumerate(LEVELS):
-        low, high = bounds[:, index].T
+    median, *ends = spread.quantiles().long().unbind(-1)
+    for (low, high), level in zip((ends[:2], ends[2:]), LEVELS, strict=True):
+        assert (low <= median).all() and (median <= high).all()
         inside = cumulative.gather(0, high[None] + 1) - cumulative.gather(0, low[None])
         likeliest = shares.gather(0, high[None]).maximum(shares.gather(0, high[None] + 1))
         coarse = spread.expected > 20  # numbers are taken together there
         assert (((inside - level / 100).abs() <= likeliest[0] + 0.01) | coarse).all()
         assert abs(inside[0, coarse].mean() - level / 100) < 0.03
-    assert (bounds[:, 1, 0] <= bounds[:, 0, 0]).all() and (bounds[:, 1, 1] >= bounds[:, 0, 1]).all()
+    assert (ends[2] <= ends[0]).all() and (ends[3] >= ends[1]).all()
 
 
 def test_an_interval_of_amounts_begins_at_0_where_no_visit_is_likely():
@@ -125,36 +118,29 @@ def test_median_day():
     torch.testing.assert_close(median_days(absent, [1.0, 2.0, 12.0]), torch.tensor([1.0, 6.0, 12.0]))
 
 
-def test_shops_it_never_saw_are_in_its_intervals(forecaster):
+def test_shops_it_never_saw_are_in_its_intervals():
     """Over synthetic shops of another seed: coverage, totals, and less loss than rates alone have."""
     examples = draw_examples(60, seed=999)
     shipped, plain = VisitForecaster(), VisitForecaster()
     load_weights(shipped)
-    plain.visit_network.range.load_state_dict(shipped.visit_network.range.state_dict())
-    plain.amount_network.range.load_state_dict(shipped.amount_network.range.state_dict())
+    for name in ("visit_network", "amount_network"):
+        getattr(plain, name).range.load_state_dict(getattr(shipped, name).range.state_dict())
     with torch.no_grad():
         spread = shipped.distribution(examples)
-        amounts = shipped.amounts(examples, spread)
+        amounts = shipped.amounts(examples, spread).quantiles()[:, 0]
         learned, rates = compute_losses(shipped, examples), compute_losses(plain, examples)
     some = spread.expected > 1  # of others, no visit is often likelier than the level
-    for index, level in enumerate(LEVELS):
-        ends = slice(1 + 2 * index, 3 + 2 * index)
-        low, high = spread.quantiles()[some, ends].T
-        inside = ((low <= examples.number[some]) & (examples.number[some] <= high)).float().mean()
-        assert abs(inside - level / 100) < 0.05
-        low, high = amounts.quantiles()[some, 0, ends].T
-        inside = ((low <= examples.total[some]) & (examples.total[some] <= high)).float().mean()
-        assert abs(inside - level / 100) < 0.06
+    for quantiles, came, error in ((spread.quantiles(), examples.number, 0.05), (amounts, examples.total, 0.06)):
+        for place, level in enumerate(LEVELS):
+            low, high = quantiles[some, 1 + 2 * place : 3 + 2 * place].T
+            assert abs(((low <= came[some]) & (came[some] <= high)).float().mean() - level / 100) < error
     for name in ("visits", "mean visits", "mean amounts"):
         assert learned[name] < rates[name]
 
 
 def test_inputs_outside_the_range_of_training_give_numbers():
-    far = VisitForecaster(2)
-    load_weights(far)
     visits = make_visits(3)
-    set_shop(far, visits, read_as_of(visits), 1e6)
-    assert all(value.isfinite().all() for part in distributions(far, visits, 1e9) for value in part)
+    assert all(value.isfinite().all() for value in distributions(make_forecaster(visits, 1e6), visits, 1e9))
 
 
 def test_little_is_known_of_some_customers(forecaster):
@@ -163,68 +149,74 @@ def test_little_is_known_of_some_customers(forecaster):
     once = nothing._replace(is_visit=torch.tensor([[True, False, False, False]]))
     just_now = once._replace(times=torch.full((1, 4), WINDOW))
     often = Visits(torch.tensor([[10.0, 80, 130, 190]]), torch.ones(1, 4, dtype=torch.bool), torch.zeros(1, 4, 2))
-    expected = []
-    for visits in (once, just_now, often, nothing):
-        spread, amounts = distributions(forecaster, visits)
-        assert all(value.isfinite().all() for value in (*spread, *amounts, spread.quantiles(), amounts.quantiles()))
-        expected.append(spread.expected[0, 1])
-    assert 0 < expected[0] < min(expected[1:])
-    silent = distributions(forecaster, once, 10 * WINDOW)[0].expected
-    assert (silent <= distributions(forecaster, once, 0.5 * WINDOW)[0].expected).all()
+
+    def expect(visits, day=WINDOW):
+        found = distributions(forecaster, visits, day)
+        spread = Distribution(*found[:3])
+        assert all(value.isfinite().all() for value in (*found, spread.quantiles()))
+        assert AmountDistribution(*found[3:]).quantiles().isfinite().all()
+        return spread.expected[0]
+
+    long_ago, *others = (expect(visits)[1] for visits in (once, just_now, often, nothing))
+    assert 0 < long_ago < min(others)
+    assert (expect(once, 10 * WINDOW) <= expect(once, 0.5 * WINDOW)).all()
     with pytest.raises(ValueError, match="No customer has a visit in the training period"):
-        set_shop(VisitForecaster(2), nothing, read_as_of(nothing), WINDOW)
+        make_forecaster(nothing)
 
 
 # ------------------------------------------------------------------------------------------------------- in a model
 
-FEATURES, SIZES = ["kind", "item"], [4, 30]
-
 
 def make_model(**changes):
     torch.manual_seed(0)
-    choices = {"features": FEATURES, "vocabulary_sizes": SIZES, "tasks": ["item"], "summed_features": ["kind"]}
     sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     told = {"state_size": 8, "forecast_days": [7, 30, 180], "forecast_window": WINDOW}
-    choices |= sizes | told | {"target_features": ["item"], "target_types": {"kind": [2]}}
-    model = MCMModel(MCMConfig(**choices | changes)).eval()
+    told |= {"target_features": ["item"], "target_types": {"kind": [2]}}
+    model = MCMModel(MCMConfig(**FEATURES | sizes | told | changes)).eval()
+    torch.nn.init.normal_(model.state.directions)
     if model.forecaster is not None:
-        load_weights(model.forecaster)
-        visits = make_visits()
-        set_shop(model.forecaster, visits, read_as_of(visits), WINDOW)
+        model.forecaster.load_state_dict(make_forecaster(make_visits()).state_dict())
     return model
 
 
 def make_inputs():
     ids = torch.tensor([[[2, 0], [2, 5], [2, 6], [3, 7], [2, 8]], [[2, 0], [2, 5], [3, 6], [0, 0], [0, 0]]])
-    times = torch.tensor([[0.0, 0, 0, 20, 90], [0, 0, 1, 1, 1]])
-    visits = torch.tensor([[0, 1, 1, 2, 3], [0, 1, 2, 2, 2]])
     values = torch.tensor([[0.0, 1, 2, 4, 8], [0, 1, 2, 0, 0]])[..., None]
-    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
     return {
         "input_ids": ids,
-        "attention_mask": mask,
-        "visit_ids": visits,
-        "event_times": times,
+        "attention_mask": (ids > 0).any(-1).long(),
+        "visit_ids": torch.tensor([[0, 1, 1, 2, 3], [0, 1, 2, 2, 2]]),
+        "event_times": torch.tensor([[0.0, 0, 0, 20, 90], [0, 0, 1, 1, 1]]),
         "event_values": values,
         "as_of": torch.tensor([100.0, 50.0]),
     }
 
 
 def test_visits_with_targets_are_read():
-    model, inputs = make_model(), make_inputs()
-    is_event = inputs["attention_mask"].bool()
-    is_event[:, 0] = False
-    names = ("visit_ids", "event_times", "event_values")
-    visits = model.forecaster.read(inputs["input_ids"], is_event, *(inputs[name] for name in names))
+    visits = make_model().forecaster.read(*list(make_inputs().values())[:-1])
     assert visits.times[visits.is_visit].tolist() == [0, 90, 0]  # the visit of the third day has no target
     assert visits.amounts[visits.is_visit].tolist() == [[2, 3], [1, 8], [1, 1]]
 
 
+def test_events_after_now_are_ignored():
+    """Neither by the forecasts nor by the customer state."""
+    model, inputs = make_model(), make_inputs()
+    changed = inputs | {"event_times": inputs["event_times"].clone(), "event_values": inputs["event_values"].clone()}
+    changed["event_times"][0, 4], changed["event_values"][0, 4] = 95.0, 99.0
+
+    def tell(inputs, day):
+        told = model(**inputs | {"as_of": torch.full((2,), day)})
+        return {"embedding": told.pooler_output, **told.forecasts}
+
+    torch.testing.assert_close(tell(changed, 30.0), tell(inputs, 30.0), rtol=0, atol=0)
+    before, after = tell(inputs, 100.0), tell(changed, 100.0)
+    assert not any(torch.equal(before[name], after[name]) for name in ("embedding", "kind_30d"))
+
+
 def test_what_is_told():
-    model = make_model()
-    told = model(**make_inputs()).forecasts
-    forecasts = model.customer_forecasts
-    assert list(told) == forecasts.names() and len(set(told)) == len(told)
+    model, inputs = make_model(), make_inputs()
+    told = model(**inputs).forecasts
+    assert list(told) == model.customer_forecasts.names() and len(set(told)) == len(told)
     for day in (7, 30, 180):
         assert (told[f"visit_probability_{day}d"] <= told[f"visits_{day}d"]).all()
         assert (told[f"visits_{day}d"] <= told[f"events_{day}d"]).all()
@@ -232,42 +224,56 @@ def test_what_is_told():
             bounds = [told[f"{quantity}_{day}d_{end}"] for end in ("low95", "low80", "median", "high80", "high95")]
             assert (torch.stack(bounds).diff(dim=0) >= 0).all() and (bounds[0] >= 0).all()
     assert ((told["days_to_next_visit"] > 0) & (told["days_to_next_visit"] <= 180)).all()
-    longest = model(**make_inputs(), forecast_days=[400]).forecasts
+    longest = model(**inputs, forecast_days=[400]).forecasts
     torch.testing.assert_close(told["alive_probability"], longest["visit_probability_400d"])
     assert (1 > told["alive_probability"]).all() and (told["alive_probability"] > told["visit_probability_180d"]).all()
+    # Other horizons do not change these, and lie between them
+    asked = model(**inputs, forecast_days=[3, 7, 30, 100, 180, 365]).forecasts
+    for name in told.keys() - {"days_to_next_visit"}:
+        torch.testing.assert_close(asked[name], told[name], rtol=1e-4, atol=1e-5)
+    for name in ("visits", "events", "kind", "visit_probability"):
+        horizons = torch.stack([asked[f"{name}_{day}d"] for day in (3, 7, 30, 100, 180, 365)])
+        assert (horizons.diff(dim=0) >= 0).all() and (horizons[0] > 0).all()
 
 
 def test_horizons_beyond_twice_the_window_are_not_told():
     model = make_model(forecast_days=[7, 400, 401])
     assert model.customer_forecasts.days == [7, 400]
-    with pytest.raises(ValueError, match="No forecast for 401 days: this checkpoint tells those of up to 400 days"):
-        model(**make_inputs(), forecast_days=[401])
-    with pytest.raises(ValueError, match="No forecast for nan days"):
-        model.select_forecasts([float("nan")])
-    with pytest.raises(ValueError, match="`days` is empty"):
-        model.select_forecasts([])
+    for days, message in (
+        ([401], "No forecast for 401 days: this checkpoint tells those of up to 400 days"),
+        ([float("nan")], "No forecast for nan days"),
+        ([], "`days` is empty"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model(**make_inputs(), forecast_days=days)
     nothing = make_model(forecast_window=0)
     assert nothing.forecaster is None and not nothing.customer_forecasts.are_trained
     assert nothing(**make_inputs()).forecasts is None
+
+
+def test_nothing_trains_the_network():
+    model = make_model()
+    assert not any(value.requires_grad for value in model.forecaster.parameters())
+    assert model.train()(**make_inputs()).forecasts is None  # a step takes no longer
+
+
+def tell(visits, day, days, window=WINDOW):
+    """The forecasts at a day in a shop with these visits."""
+    config = MCMConfig(forecast_window=window, forecast_days=days, **FEATURES)
+    return CustomerForecasts(config, make_forecaster(visits, window)).compute(visits, read_as_of(visits, day))
 
 
 def test_no_more_is_expected_than_any_customer_did():
     """A customer whose 300 visits are of the last hours will not go on at that rate."""
     often = torch.linspace(0, WINDOW, 20)
     times = torch.stack([torch.linspace(0.999 * WINDOW, WINDOW, 300), torch.cat([often, often.new_zeros(280)])])
-    is_visit = torch.stack([torch.ones(300), (torch.arange(300) < 20).float()]).bool()
+    is_visit = torch.arange(300) < torch.tensor([[300], [20]])
     visits = Visits(times, is_visit, torch.ones(2, 300, 2) * torch.tensor([1.0, 5.0]))
-    forecaster = VisitForecaster(2)
-    load_weights(forecaster)
-    set_shop(forecaster, visits, read_as_of(visits), WINDOW)
-    config = MCMConfig(forecast_window=WINDOW, forecast_days=DAYS, features=FEATURES, vocabulary_sizes=SIZES)
-    forecasts = CustomerForecasts(config, forecaster)
-    forecasts.quantities += ["kind"]
-    told = forecasts.compute(visits, read_as_of(visits))
+    told = tell(visits, WINDOW, DAYS)
     for days, windows in zip(DAYS, (1, 1, 2), strict=True):
         assert (told[f"visits_{days:g}d"] <= 300 * windows).all()
         assert (told[f"kind_{days:g}d"] <= told[f"visits_{days:g}d"] * 5 * (1 + 1e-6)).all()
-    uncapped = forecaster.distribution(forecaster.inputs(visits, read_as_of(visits), [WINDOW])).expected
+    uncapped = Distribution(*distributions(make_forecaster(visits), visits, days=[WINDOW])[:3]).expected
     assert uncapped[0, 0] > 600
 
 
@@ -277,47 +283,9 @@ def test_silence_seldom_raises_a_forecast():
     for seed in range(8):
         draw = np.random.default_rng(seed)
         numbers = np.maximum(draw.poisson(draw.lognormal(2, 0.8, 30)), 1)
-        customers = np.repeat(np.arange(30), numbers)
         times = draw.uniform(np.repeat(draw.uniform(0, 15, 30), numbers), 60)
-        visits = pad_visits(customers, times, np.ones(len(times)), 30)
-        forecaster = VisitForecaster()
-        load_weights(forecaster)
-        set_shop(forecaster, visits, read_as_of(visits, 60.0), 60.0)
-        config = MCMConfig(forecast_window=60.0, forecast_days=[30], features=FEATURES, vocabulary_sizes=SIZES)
-        now, later = (
-            CustomerForecasts(config, forecaster).compute(visits, read_as_of(visits, day)) for day in (60, 95)
-        )
-        ratios.append(later["visits_30d"] / now["visits_30d"])
+        visits = pad_visits(np.repeat(np.arange(30), numbers), times, np.ones((len(times), 2)), 30)
+        now, later = (tell(visits, day, [30], 60.0)["visits_30d"] for day in (60.0, 95.0))
+        ratios.append(later / now)
     rises = (torch.cat(ratios) > 1.2).float().mean()
     assert rises < 0.1 and torch.cat(ratios).median() < 0.9
-
-
-def test_other_horizons_on_request():
-    """They do not change those of the config, and lie between them."""
-    model, inputs = make_model(), make_inputs()
-    usual, asked = model(**inputs).forecasts, model(**inputs, forecast_days=[3, 7, 30, 100, 180, 365]).forecasts
-    for name in usual.keys() - {"days_to_next_visit"}:  # `alive_probability` too
-        torch.testing.assert_close(asked[name], usual[name], rtol=1e-4, atol=1e-5)
-    for name in ("visits", "events", "kind", "visit_probability"):
-        horizons = torch.stack([asked[f"{name}_{day}d"] for day in (3, 7, 30, 100, 180, 365)])
-        assert (horizons.diff(dim=0) >= 0).all() and (horizons[0] > 0).all()
-
-
-def test_nothing_trains_the_network():
-    model = make_model()
-    assert not any(value.requires_grad for value in model.forecaster.parameters())
-    assert model.train()(**make_inputs()).forecasts is None  # a step takes no longer
-
-
-def test_visits_of_one_age_are_in_the_same_order_in_every_batch(forecaster):
-    """After 30 years, visits that are a minute apart have one age in single precision."""
-    visits = make_visits(30, 150)
-    times = visits.times[:, ::5].repeat_interleave(5, 1)
-    visits = visits._replace(times=times, is_visit=torch.ones_like(visits.is_visit))
-    for row, length in enumerate(range(5, 155, 5)):
-        visits.is_visit[row, length:] = False
-    together = distributions(forecaster, visits)
-    for row, length in enumerate(range(5, 155, 5)):
-        alone = distributions(forecaster, Visits(*(value[row : row + 1, :length] for value in visits)))
-        for one, all_rows in zip((*alone[0], *alone[1]), (*together[0], *together[1]), strict=True):
-            torch.testing.assert_close(one[0], all_rows[row], rtol=1e-5, atol=1e-5)

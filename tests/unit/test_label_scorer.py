@@ -49,12 +49,27 @@ def data(prepared):
     return PreparedData(str(prepared))
 
 
+def prepare_rows(folder, rows, columns, **schema):
+    """Prepares events, whose task is the item, in a new folder; gives the data set."""
+    schema = {"name": "small", "customer": "user", "tasks": ["item"], "min_history": 1} | schema
+    prepare(pd.DataFrame(rows, columns=columns), EventSchema.from_dict(schema), folder / "data")
+    return PreparedData(str(folder / "data"))
+
+
+KINDS = {"token_type": "kind", "features": [{"name": "kind"}, {"name": "item"}]}
+
+
+def make_model(data, kind="kind", **choices):
+    """A model that is not fitted, without an encoder unless the choices say so."""
+    torch.manual_seed(0)
+    choices = COUNTS_ALONE | {"kind_feature": kind, "state_size": 0} | choices
+    return MCMForMultiTaskRecommendation(MCMConfig(**from_data(data.extractor) | choices)).eval()
+
+
 @pytest.fixture(scope="module")
 def model(data):
     """A model without an encoder, fitted on the corner shop."""
-    choices = from_data(data.extractor) | COUNTS_ALONE | {"kind_feature": "type", "state_size": 0}
-    torch.manual_seed(0)
-    fitted = MCMForMultiTaskRecommendation(MCMConfig(**choices)).eval()
+    fitted = make_model(data, "type")
     ScorerFit(fitted, data, seed=0)
     return fitted
 
@@ -66,41 +81,10 @@ def batch(data, model):
     return {name: value for name, value in inputs.items() if name != "labels"}
 
 
-def test_every_label_has_a_score(model, batch):
-    for scores in model(**batch).logits.values():
-        assert scores.isfinite().all() and (scores[:, 2:].amin(1) > scores[:, :2].amax(1)).all()
-
-
-def test_customers_do_not_change_each_other_and_padding_does_not_matter(model, batch):
-    together = model(**batch).logits
-    for index in range(12):
-        length = int(batch["attention_mask"][index].sum())
-        alone = model(**{name: value[index : index + 1, :length] for name, value in batch.items()}).logits
-        for task, scores in alone.items():
-            torch.testing.assert_close(scores[0], together[task][index], atol=1e-4, rtol=1e-4)
-
-
 def test_one_task_has_the_scores_that_it_has_among_all(model, batch):
     ((name, scores),) = model(**batch, tasks=["items"]).logits.items()
     torch.testing.assert_close(scores, model(**batch).logits["items"])
     assert name == "items"
-
-
-def test_popularity_alone_puts_no_label_before_unseen_candidates(model, batch, monkeypatch):
-    monkeypatch.setattr(scorer_mcm, "BEST", (1, 1, 1, 1))
-    monkeypatch.setattr(scorer_mcm, "POPULAR", (1, 1))
-    tasks, history = range(len(model.config.tasks)), read_histories(model.config, batch)
-    row, label, features = candidate_features(history, list(model.scorer.tables))
-    others = 0
-    for task, scores in enumerate(model.scorer.score(tasks, history)):
-        for customer, of_labels in enumerate(scores):
-            own = row == customer * len(tasks) + task
-            candidates, unseen = label[own], label[own][features[own, PLACES["seen"]] == 0]
-            rest = np.setdiff1d(np.arange(2, len(of_labels)), candidates)
-            others += len(rest)
-            if len(rest) and len(unseen):
-                assert of_labels[rest].max() <= of_labels[unseen].mean() + 1e-4
-    assert others
 
 
 def test_one_more_label_moves_no_unrelated_label_far():
@@ -135,6 +119,7 @@ def test_a_history_without_events_gets_popularity(model, batch):
     for index, scores in enumerate(model(**nothing).logits.values()):
         counts = model.scorer.get_tables(index).counts[0]
         assert scores.isfinite().all() and counts[scores[0].argmax()] > 0
+        assert scores[:, 2:].min() > scores[:, :2].max()  # every label has a score
 
 
 def test_a_fold_counts_the_other_customers_alone(data):
@@ -176,8 +161,7 @@ def test_an_example_knows_how_popular_labels_were_until_then(data, model):
 
 def test_leaving_one_out_counts_the_whole_period_as_in_use(event_log, prepare_log):
     data = PreparedData(prepare_log(event_log, cutoffs="leave_one_out"))
-    config = MCMConfig(**from_data(data.extractor) | COUNTS_ALONE | {"kind_feature": "type", "state_size": 0})
-    reader = ExampleReader(data.rows, data, config)
+    reader = ExampleReader(data.rows, data, make_model(data, "type").config)
     tables = [each.make_tables(0) for each in reader.counts]
     examples = [one for one in draw_examples(data.rows, data, seed=0) if reader.folds[one.row] == 0]
     for table, found in zip(tables, reader.read(examples, tables, torch.Generator(), 0), strict=True):
@@ -220,21 +204,12 @@ def test_cutoffs_at_any_moment_fall_into_long_gaps(tmp_path):
     log = [(user, pd.Timestamp(day) + pd.Timedelta(minutes=place), f"item {place}") for user, place, day in log]
     log += [(user, pd.Timestamp("2020-01-21") + pd.Timedelta(days=user), "item 7") for user in range(40)]
     log += [(0, pd.Timestamp(day), "item 7") for day in ("2020-04-02", "2020-05-02")]
-    schema = {"name": "returns", "customer": "user", "time": "time", "features": [{"name": "item"}], "tasks": ["item"]}
-    schema |= {"cutoffs": {"validation": "2020-04-01", "test": "2020-05-01"}, "min_history": 1}
-    prepare(pd.DataFrame(log, columns=["user", "time", "item"]), EventSchema.from_dict(schema), tmp_path / "data")
-    data = PreparedData(str(tmp_path / "data"))
+    cutoffs = {"validation": "2020-04-01", "test": "2020-05-01"}
+    known = {"time": "time", "features": [{"name": "item"}], "cutoffs": cutoffs}
+    data = prepare_rows(tmp_path, log, ["user", "time", "item"], **known)
     examples = draw_examples(data.rows, data, seed=0, most=100)
     assert len(examples) == 100 and len({example.row for example in examples}) > 30
     assert all(example.end == 30 and 0 < example.elapsed < 60 for example in examples)
-
-
-def test_labels_that_were_popular_lately_are_candidates(monkeypatch):
-    monkeypatch.setattr(scorer_mcm, "POPULAR", (2, 1))
-    table, nothing = LabelTables(9), torch.zeros(1, 0, dtype=torch.long)
-    table.counts[0], table.counts[3, 6] = torch.arange(9.0), 5.0
-    history = LabelHistory.from_batch(nothing[..., None], nothing, nothing.float(), nothing)
-    assert candidate_features(history, [table]).label.tolist() == [6, 7, 8]
 
 
 def test_candidates_depend_on_no_batch_though_most_labels_tie():
@@ -278,25 +253,17 @@ def test_candidates_depend_on_no_batch_though_most_labels_tie():
 @pytest.mark.parametrize(("customers", "items"), [(3, 5), (30, 1)], ids=["three customers", "one label"])
 def test_small_logs_are_fitted(tmp_path, customers, items):
     log = [(user, place, "buy", f"item {(user + place) % items}") for user in range(customers) for place in range(6)]
-    schema = {"name": "small", "customer": "user", "order": "place", "token_type": "kind", "tasks": ["item"]}
-    schema |= {"features": [{"name": "kind"}, {"name": "item"}], "cutoffs": "leave_one_out", "min_history": 1}
-    frame = pd.DataFrame(log, columns=["user", "place", "kind", "item"])
-    prepare(frame, EventSchema.from_dict(schema), tmp_path / "data")
-    data = PreparedData(str(tmp_path / "data"))
-    choices = from_data(data.extractor) | COUNTS_ALONE | {"kind_feature": "kind", "state_size": 0}
-    model = MCMForMultiTaskRecommendation(MCMConfig(**choices))
-    assert ScorerFit(model, data).counted[0] > 0
+    columns = ["user", "place", "kind", "item"]
+    data = prepare_rows(tmp_path, log, columns, order="place", cutoffs="leave_one_out", **KINDS)
+    assert ScorerFit(make_model(data), data).counted[0] > 0
 
 
 def test_the_figure_of_counts_alone_is_that_of_evaluation(tmp_path):
     generator = np.random.default_rng(0)
     log = [(user, int(item)) for user in range(60) for item in generator.integers(0, 40, 6) ** 2 // 40]
-    schema = {"customer": "user", "order": "rows", "features": [{"name": "item", "min_count": 9}], "tasks": ["item"]}
-    schema |= {"cutoffs": "leave_one_out", "min_history": 1}
-    prepare(pd.DataFrame(log, columns=["user", "item"]), EventSchema.from_dict(schema), tmp_path / "data")
-    data = PreparedData(str(tmp_path / "data"))
-    choices = from_data(data.extractor) | COUNTS_ALONE | {"kind_feature": "token_type", "state_size": 0}
-    model = MCMForMultiTaskRecommendation(MCMConfig(**choices)).eval()
+    known = {"order": "rows", "features": [{"name": "item", "min_count": 9}], "cutoffs": "leave_one_out"}
+    data = prepare_rows(tmp_path, log, ["user", "item"], **known)
+    model = make_model(data, "token_type")
     (counted,), cases = ScorerFit(model, data).counted, cases_at(data, "validation")
     assert min(cases.targets["item"].labels) < 0
     values = model_values(model, data.extractor, data.rows, cases, ["item"])["item"]["next_visit_ndcg@10"]
@@ -306,9 +273,8 @@ def test_the_figure_of_counts_alone_is_that_of_evaluation(tmp_path):
 @pytest.mark.parametrize("seed", [0, 2])
 def test_a_small_log_is_not_ranked_worse_than_by_counting(tmp_path, seed):
     generator, days = np.random.default_rng(seed), pd.date_range("2024-01-01", freq="7D", periods=6)
-    popularity = np.arange(1, 301) ** -0.8
+    popularity, log = np.arange(1, 301) ** -0.8, []
     popularity /= popularity.sum()
-    parts = []
     for customer in range(30):
         own = generator.choice(300, 30, replace=False, p=popularity)
         shares = generator.dirichlet(np.full(30, 0.5))
@@ -316,14 +282,10 @@ def test_a_small_log_is_not_ranked_worse_than_by_counting(tmp_path, seed):
             number = generator.poisson(10) + 1
             usual, any_ = generator.choice(own, number, p=shares), generator.choice(300, number, p=popularity)
             labels = np.unique(np.where(generator.random(number) < 0.6, usual, any_))
-            parts.append(pd.DataFrame({"user": f"{customer:02}", "time": day, "kind": "buy", "item": labels}))
-    schema = {"name": "small", "customer": "user", "time": "time", "token_type": "kind", "tasks": ["item"]}
-    schema |= {"features": [{"name": "kind"}, {"name": "item"}], "min_history": 1}
-    schema |= {"cutoffs": {"validation": str(days[-2].date()), "test": str(days[-1].date())}}
-    prepare(pd.concat(parts), EventSchema.from_dict(schema), tmp_path / "data")
-    data = PreparedData(str(tmp_path / "data"))
-    choices = from_data(data.extractor) | COUNTS_ALONE | {"kind_feature": "kind", "state_size": 0}
-    model = MCMForMultiTaskRecommendation(MCMConfig(**choices)).eval()
+            log += [(f"{customer:02}", day, "buy", label) for label in labels.tolist()]
+    cutoffs = dict(zip(("validation", "test"), map(str, days[-2:].date), strict=True))
+    data = prepare_rows(tmp_path, log, ["user", "time", "kind", "item"], time="time", cutoffs=cutoffs, **KINDS)
+    model = make_model(data)
     ScorerFit(model, data)
     cases = cases_at(data, "test")
     found = counting_baselines(data.rows, cases, model.config.label_sizes, STRONG_BASELINES)
@@ -338,17 +300,13 @@ def test_a_small_log_is_not_ranked_worse_than_by_counting(tmp_path, seed):
 @pytest.fixture(scope="module")
 def encoded(data):
     """A model with an encoder that has learned nothing, and the fit of its scorer."""
-    choices = from_data(data.extractor) | EXTENDED | TINY | {"scorer": True, "kind_feature": "type"}
-    torch.manual_seed(0)
-    model = perturb(MCMForMultiTaskRecommendation(MCMConfig(**choices)).eval())
+    model = perturb(make_model(data, "type", **EXTENDED | TINY | {"scorer": True}))
     return model, ScorerFit(model, data, seed=0)
 
 
-def test_the_best_labels_of_the_readout_are_candidates_and_have_its_numbers():
-    ids = torch.tensor([[2, 3, 4], [2, 2, 2]])
-    history = LabelHistory.from_batch(
-        ids[..., None], torch.arange(3).expand(2, 3), torch.arange(3.0).expand(2, 3), 0 * ids
-    )
+def test_the_best_labels_of_the_readout_are_candidates():
+    ids, days = torch.tensor([[2, 3, 4], [2, 2, 2]]), torch.arange(3).expand(2, 3)
+    history = LabelHistory.from_batch(ids[..., None], days, days.float(), 0 * ids)
     torch.manual_seed(0)
     tables, readout = [LabelTables(500)], torch.randn(2, 500)
     readout[0, 400], readout[1, 300] = 9, 9
@@ -356,33 +314,24 @@ def test_the_best_labels_of_the_readout_are_candidates_and_have_its_numbers():
     found = candidate_features(history, tables, [Readout(readout, torch.randn(500, 8))])
     assert not torch.isin(alone.label, torch.tensor([300, 400])).any() and not alone.features[:, COUNTED:].any()
     for customer, label in ((0, 400), (1, 300)):
-        own = found.row == customer
-        probabilities, ranks = found.features[own, COUNTED : COUNTED + 2].T
-        expected = readout[customer, 2:].log_softmax(0)[found.label[own] - 2]
-        torch.testing.assert_close(probabilities, expected)
-        torch.testing.assert_close(ranks.exp2(), 1.0 + (expected[None] > expected[:, None]).sum(1))
-        assert found.label[own][ranks == 0].tolist() == [label]
+        is_first = found.features[:, PLACES["readout_rank"]] == 0
+        assert found.label[(found.row == customer) & is_first].tolist() == [label]
 
 
 def test_an_encoder_that_no_task_reads_changes_no_score(encoded, batch):
     model, _ = encoded
-    history, readout = read_histories(model.config, batch), model.readouts(batch)
+    history, readout, tasks = read_histories(model.config, batch), model.readouts(batch), model.config.tasks
+    labels = torch.full((len(batch["input_ids"]), 1, len(tasks)), 2)
     with torch.no_grad():
-        logits = model(**batch).logits
-        asked = model(**batch, labels=torch.full((len(batch["input_ids"]), 1, len(logits)), 2)).logits
-    assert all(
-        torch.equal(of_task.scores, asked[task]) for task, of_task in zip(asked, readout, strict=True)
-    )  # of the loss
-    scorer, tasks = model.scorer, range(len(model.config.tasks))
-    for name, alone in zip(model.config.tasks, scorer.score(tasks, history), strict=True):
-        assert torch.equal(logits[name], alone)
-    within = scorer.score(tasks, history, question=WITHIN)
-    scorer.reads[:, NEXT_VISIT] = True
-    for name, scores in zip(model.config.tasks, scorer.score(tasks, history, readout), strict=True):
-        assert not torch.equal(logits[name], scores)
-    for alone, scores in zip(within, scorer.score(tasks, history, readout, WITHIN), strict=True):
-        assert torch.equal(alone, scores)  # what comes within a month is gated by itself
-    scorer.reads.zero_()
+        logits, asked = (model(**given).logits for given in (batch, batch | {"labels": labels}))
+        model.scorer.reads[:, WITHIN] = True  # each question is gated by itself
+        within, again = (model(**batch, horizon_days=days).logits for days in (30.0, None))
+    model.scorer.reads.zero_()
+    scores = [model.scorer.score(range(len(tasks)), history, question=each) for each in (NEXT_VISIT, WITHIN)]
+    for place, task in enumerate(tasks):
+        assert torch.equal(readout[place].scores, asked[task])  # of the loss
+        assert torch.equal(logits[task], scores[NEXT_VISIT][place]) and torch.equal(logits[task], again[task])
+        assert not torch.equal(within[task], scores[WITHIN][place])
 
 
 def know(model, batch, knows):

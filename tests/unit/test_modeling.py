@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from fitted import fill_scorer
 from four_histories import assert_close, four_histories, rows, score, visit_ends
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_attention_mask
@@ -32,6 +33,7 @@ SWITCHES = {
     "window": {"extended": True, "attention_window": 2},
     "extended last": {"extended": True, "readout": "last"},
 }
+COUNTED = {"extended": True, "scorer": True, "kind_feature": "type", "state_size": 12, "summed_features": ["a.b"]}
 every_switch = pytest.mark.parametrize("choices", SWITCHES.values(), ids=SWITCHES.keys())
 
 
@@ -44,31 +46,22 @@ def events(inputs, chosen):
     return {name: value[:, chosen] for name, value in inputs.items()}
 
 
-@every_switch
-def test_padding_does_not_change_scores(tiny_model, inputs, choices):
+@pytest.mark.parametrize("choices", [*SWITCHES.values(), COUNTED], ids=[*SWITCHES, "counted"])
+def test_padding_and_other_customers_do_not_change_answers(tiny_model, inputs, choices):
     model = tiny_model(**choices)
-    scores = score(model, inputs)
+    if choices is COUNTED:
+        fill_scorer(model)
+        torch.nn.init.normal_(model.model.state.directions)
+    scores, embeddings = score(model, inputs), model.model(**inputs).pooler_output
     longer = {
         name: torch.cat([value, value.new_zeros(value.shape[0], 3, *value.shape[2:])], 1)
         for name, value in inputs.items()
     }
     assert_close(score(model, longer), scores)
-    embeddings = model.model(**{k: inputs[k] for k in ("input_ids", "attention_mask", "visit_ids")}).pooler_output
     for place, length in enumerate(inputs["attention_mask"].sum(1).tolist()):
         alone = events(rows(inputs, place), slice(length))
         assert_close(score(model, alone)[0], scores[place])
         assert_close(model(**alone).pooler_output[0], embeddings[place])
-
-
-@every_switch
-def test_save_and_load_do_not_change_scores(tiny_model, inputs, choices, tmp_path):
-    model = tiny_model(**choices)
-    model.save_pretrained(tmp_path)
-    loaded, info = MCMForMultiTaskRecommendation.from_pretrained(tmp_path, output_loading_info=True)
-    assert not info["missing_keys"] and not info["unexpected_keys"]
-    assert loaded.config.features == ["type", "items", "a.b", "aisle", "weekday", "gap", "age"]
-    assert loaded.config.tasks == ["items", "aisle", "type"]
-    assert_close(score(loaded.eval(), inputs), score(model, inputs))
 
 
 CAUSAL = {name: choices for name, choices in SWITCHES.items() if "causal" in name or "extended" in name}

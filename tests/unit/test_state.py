@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The customer state: what it counts, that it knows nothing of the future, and that it grows with the vocabulary."""
 
-import copy
 import math
 
 import pytest
@@ -70,38 +69,6 @@ def test_counts_match_a_loop(model):
         torch.testing.assert_close(counts[customer, moment, :12], expected)
         start = 12 + 4 * SIZES[0] + 4 * 5  # few: token type, then brand; the values of an id stand together
         torch.testing.assert_close(counts[customer, moment, start : start + 4], torch.tensor(expected_brand).log1p())
-
-
-def test_events_after_now_are_ignored(model):
-    inputs = make_inputs()
-    as_of = inputs["event_times"][:, 4] + 1e-3
-    later = copy.deepcopy(inputs)
-    later["input_ids"][:, 5:] = 3
-    later["event_values"][:, 5:] = 99
-    later["event_times"][:, 5:] += 50
-    found = model(**inputs, as_of=as_of)
-    torch.testing.assert_close(model(**later, as_of=as_of).pooler_output, found.pooler_output)
-    assert not torch.allclose(
-        model(**later, as_of=as_of + 90).pooler_output, model(**inputs, as_of=as_of + 90).pooler_output
-    )
-
-
-def test_now_defaults_to_the_last_event(model):
-    inputs = make_inputs()
-    found = model(**inputs).pooler_output
-    torch.testing.assert_close(model(**inputs, as_of=inputs["event_times"][:, -1]).pooler_output, found)
-
-
-def test_padding_and_batch_do_not_change_the_state(model):
-    inputs = make_inputs()
-    found = model(**inputs).pooler_output
-    padded = {
-        name: torch.nn.functional.pad(value, (0, 0, 0, 3) if value.dim() == 3 else (0, 3))
-        for name, value in inputs.items()
-    }
-    torch.testing.assert_close(model(**padded).pooler_output, found)
-    alone = {name: value[1:2] for name, value in inputs.items()}
-    torch.testing.assert_close(model(**alone).pooler_output, found[1:2])
 
 
 def test_customer_without_events_has_average_counts(model):
