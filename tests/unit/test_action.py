@@ -1,6 +1,6 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The head for offers: what it computes, what it may not depend on, what it learns, how it is stored and used."""
+"""The head for offers: what it computes, what it may not depend on, how it is stored and used."""
 
 from types import SimpleNamespace
 
@@ -9,25 +9,21 @@ import pandas as pd
 import pytest
 import torch
 from choices import perturb
-from corner_shop import make_log
 from huggingface_hub.errors import StrictDataclassClassValidationError
 from transformers import pipeline
 
 from modeling_mcm import (
     ActionScoresPipeline,
-    MCMFeatureExtractor,
     MCMForActionRecommendation,
     MCMForMultiTaskRecommendation,
     action_mcm,
 )
-from modeling_mcm.action_inputs_mcm import EncodedActions, encode_actions, find_matches, read_actions
+from modeling_mcm.action_inputs_mcm import EncodedActions, find_matches, read_actions
 from modeling_mcm.action_mcm import LONGEST_DAYS, number_names, offer_loss
 from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.data import load_prepared
 from modeling_mcm.data.offers import OfferReader, make_offers
 from modeling_mcm.evaluation.offers import score_offers
-from modeling_mcm.training.finetuning import draw_folds
-from modeling_mcm.training.offers import fit_head, read_inputs
 
 ACTIONS = pd.DataFrame(
     [
@@ -93,15 +89,12 @@ def choices(request):
     return request.param
 
 
-def test_shapes_and_loss(action_model, batch_of, offers, choices):
+def test_loss_is_of_observed_outcomes(action_model, batch_of, offers, choices):
     model = action_model(**choices)
     inputs = batch_of(model, range(5))
-    outputs = model(**inputs)
-    assert outputs.logits.shape == (5, 3, 2) and outputs.preferences.shape == (5, 3, 3)
-    assert outputs.pooler_output.shape == (5, 16) and outputs.loss.ndim == 0
+    outputs, observed = model(**inputs), inputs["labels"] >= 0
     alone = offers.groups["customer_id"].tolist().index("c03")
     assert inputs["offered_actions"][alone].tolist()[1:] == [-1, -1] and (outputs.logits[alone, 1:] < -1e30).all()
-    observed = inputs["labels"] >= 0
     expected = torch.nn.functional.binary_cross_entropy_with_logits(
         outputs.logits[observed], inputs["labels"][observed], reduction="sum"
     )
@@ -179,35 +172,28 @@ def test_numbers_match_sums_by_hand(action_model, batch_of, offers, event_log, e
         if len(log) >= 30:  # not all of it is in the window
             continue
         checked += 1
-        days = (start - log["when"]).dt.total_seconds() / 86_400
-        actions = made["action_id"].tolist()
-        of_two = dict(zip(names, known[place, actions.index("any of two")].tolist(), strict=True))
-        either = ((log["item"] == "item 07") & (log["aisle"] == "aisle 1")) | (
-            (log["item"] == "item 20") & (log["aisle"] == "aisle 3")
-        )
-        chosen = {
-            "did": either,
-            "did as asked": either & (log["action"] == "buy"),
-            "shared items": log["item"].isin(["item 07", "item 20"]),
-            "shared aisle": log["aisle"].isin(["aisle 1", "aisle 3"]),
-        }
-        for fading, weight in (("20d", 0.5 ** (days / 20)), ("all", days * 0 + 1)):
-            for name, rows in chosen.items():
-                expected = np.log1p(weight[rows].sum())
-                assert of_two[f"{name} {fading}"] == pytest.approx(expected, abs=1e-4), name
-            for feature in extractor.summed_features:
-                column = next(each["column"] for each in extractor.features if each["name"] == feature)
-                total = np.log1p((weight * log[column].fillna(0))[either].sum())
-                assert of_two[f"{feature} of did {fading}"] == pytest.approx(total, abs=1e-4)
-        three = dict(zip(names, known[place, actions.index("three")].tolist(), strict=True))
-        viewed = log["item"] == "item 03"  # whether it was clicked on, as asked, or bought
-        assert three["did all"] == pytest.approx(np.log1p(viewed.sum()), abs=1e-4)
-        clicked = np.log1p((viewed & (log["action"] == "click")).sum())
-        assert three["did as asked all"] == pytest.approx(clicked, abs=1e-4)
+        item, aisle, days = log["item"], log["aisle"], (start - log["when"]).dt.total_seconds() / 86_400
+        values = dict(zip(made["action_id"], known[place].tolist(), strict=False))
+        two, three = (dict(zip(names, values[name], strict=True)) for name in ("any of two", "three"))
+        either = ((item == "item 07") & (aisle == "aisle 1")) | ((item == "item 20") & (aisle == "aisle 3"))
+        viewed = item == "item 03"  # whether it was clicked on, as asked, or bought
+        sums = [
+            (two, "did", either),
+            (two, "did as asked", either & (log["action"] == "buy")),
+            (two, "shared items", item.isin(["item 07", "item 20"])),
+            (two, "shared aisle", aisle.isin(["aisle 1", "aisle 3"])),
+            (two, "a.b of did", either * log["price"].fillna(0)),
+            (three, "did", viewed),
+            (three, "did as asked", viewed & (log["action"] == "click")),
+        ]
+        for fading, weight in (("20d", 0.5 ** (days / 20)), ("all", 1)):
+            for found, name, values in sums:
+                expected = np.log1p((weight * values).sum())
+                assert found[f"{name} {fading}"] == pytest.approx(expected, abs=1e-4), name
         unasked += three["did all"] > three["did as asked all"]
-        since = np.log1p(days[either].min()) if either.any() else np.log1p(LONGEST_DAYS)
-        assert of_two["days since did"] == pytest.approx(since, abs=1e-4)
-        assert (of_two["labels of aisle"], of_two["labels of items"]) == (pytest.approx(np.log1p(2)),) * 2
+        since = days[either].min() if either.any() else LONGEST_DAYS
+        assert two["days since did"] == pytest.approx(np.log1p(since), abs=1e-4)
+        assert (two["labels of aisle"], two["labels of items"]) == (pytest.approx(np.log1p(2)),) * 2
     assert checked and unasked
 
 
@@ -237,62 +223,63 @@ def test_a_new_head_says_the_same_of_all_and_reads_the_pretrained_model(tiny_mod
     assert (logits[logits > -1e30] == 0).all()
 
 
-def test_unseen_action_is_scored_by_its_features(action_model, extractor, event_log, tmp_path):
-    model = action_model(extended=True)
-    model.save_pretrained(tmp_path)
+@pytest.fixture
+def score(action_model, extractor, tmp_path):
+    """The pipeline of a folder."""
+    action_model(extended=True).save_pretrained(tmp_path)
     extractor.save_pretrained(tmp_path)
-    score = pipeline("action-scores", model=str(tmp_path))
+    return pipeline("action-scores", model=str(tmp_path))
+
+
+def test_unseen_action_is_scored_by_its_features(score, event_log):
     assert type(score) is ActionScoresPipeline
-    customer = {"events": event_log[event_log["who"] == "c00"].to_dict("list")}
+    log = event_log[event_log["who"] == "c00"]
+    customer, before = ({"events": log[log["when"] < end].to_dict("list")} for end in ("2018-01-01", "2017-06-01"))
     actions = [
         {"action_id": "three", "action": "buy", "item": "item 03"},
         {"action_id": "new", "action": "buy", "item": "item 03"},
         {"action_id": "any", "action": "buy", "item": "item 07"},
         {"action_id": "any", "action": "buy", "item": "item 20"},
     ]
-    found = score(customer, actions=actions)
-    assert [each["action_id"] for each in found] == ["three", "new", "any"]
+    found, nobody = score([customer, {"events": []}], actions=actions, batch_size=2)
+    assert [each["action_id"] for each in found] == ["three", "new", "any"] and len(nobody) == 3
     assert all(0 < each[outcome] < 1 for each in found for outcome in ("click", "conversion"))
-    assert found[0]["click"] == pytest.approx(found[1]["click"], abs=1e-6)
-    alone = score(customer, actions=actions[1:2])
-    assert alone[0]["click"] == pytest.approx(found[1]["click"], abs=1e-5)
-    later = score(customer, actions=actions, as_of="2018-06-01")
-    assert later[2]["click"] != found[2]["click"]
-    before = {"events": event_log[(event_log["who"] == "c00") & (event_log["when"] < "2017-06-01")].to_dict("list")}
-    earlier = [score(each, actions=actions, as_of="2017-06-01") for each in (customer, before)]
-    assert earlier[0] == earlier[1] != found
+    alone = score(customer, actions=actions[1:2])[0]
+    assert alone["click"] == pytest.approx(found[1]["click"], abs=1e-5) == pytest.approx(found[0]["click"], abs=1e-5)
+    later, earlier, cut = (
+        score(given, actions=actions, as_of=day)
+        for given, day in ((customer, "2018-06-01"), (customer, "2017-06-01"), (before, "2017-06-01"))
+    )
+    assert later[2]["click"] != found[2]["click"] and earlier == cut != found
+
+
+THREE = {"action_id": "three", "action": "buy", "item": "item 03"}
+
+
+@pytest.mark.parametrize(
+    ("actions", "message"),
+    [
+        ([THREE, {"action_id": "empty", "item": None}], "Action 'empty' has a row without a value in any feature"),
+        ([THREE | {"colour": "red"}], "The actions: .*'colour'"),
+        ([{"action_id": "three"}], "have no columns besides their ids; give columns of the event log"),
+        ([{"item": "item 03"}], "The actions have no column 'action_id'; they have item"),
+        ([], r"The actions: found \[\], expected a table or a list"),
+        (pd.DataFrame({"action_id": [], "item": []}), "The actions: found no rows, expected a table"),
+        (None, "There are no `actions`"),
+    ],
+)
+def test_bad_actions_are_refused(score, actions, message):
+    with pytest.raises(ValueError, match=message):
+        score({"events": []}, actions=actions)
+
+
+def test_bad_options_are_refused(score, action_model, extractor, tiny_config):
+    with pytest.raises(ValueError, match=r"Unknown options \['action'\]"):
+        score({"events": []}, action=[THREE])
     with pytest.raises(ValueError, match="`as_of`: found 'soon', which is no time"):
-        score(customer, actions=actions, as_of="soon")
-    both = score([customer, {"events": []}], actions=actions, batch_size=2)
-    assert both[0][2]["conversion"] == pytest.approx(found[2]["conversion"], abs=1e-5) and len(both[1]) == 3
-
-
-def test_bad_actions_are_refused(action_model, extractor, tiny_config, tmp_path):
-    def encoded(config, *actions):
-        encode_actions(extractor, config, list(actions))
-
-    three = {"action_id": "three", "action": "buy", "item": "item 03"}
-    encoded(tiny_config(), three)
-    with pytest.raises(ValueError, match="Action 'empty' has a row without a value in any feature; add some"):
-        encoded(tiny_config(), three, {"action_id": "empty", "item": None})
-    with pytest.raises(ValueError, match="The actions: .*'colour'"):
-        encoded(tiny_config(), three | {"colour": "red"})
-    with pytest.raises(ValueError, match="have no columns besides their ids; give columns of the event log"):
-        encoded(tiny_config(), {"action_id": "three"})
-    with pytest.raises(ValueError, match="The actions have no column 'action_id'; they have item"):
-        encoded(tiny_config(), {"item": "item 03"})
-    for none in ([], pd.DataFrame({"action_id": [], "item": []}), pd.DataFrame()):
-        with pytest.raises(ValueError, match=r"The actions: found (\[\]|no rows), expected a table or a list"):
-            encode_actions(extractor, tiny_config(), none)
+        score({"events": []}, actions=[THREE], as_of="soon")
     with pytest.raises(ValueError, match="There are no offers"):
         action_model()(torch.full((1, 2, len(extractor.feature_names)), FIRST_LABEL))
-    action_model().save_pretrained(tmp_path)
-    extractor.save_pretrained(tmp_path)
-    score = pipeline("action-scores", model=str(tmp_path))
-    with pytest.raises(ValueError, match="There are no `actions`"):
-        score({"events": []})
-    with pytest.raises(ValueError, match=r"Unknown options \['action'\]"):
-        score({"events": []}, action=[three])
     with pytest.raises(StrictDataclassClassValidationError, match="expected at least one outcome"):
         tiny_config(action_outcomes=[])
 
@@ -305,53 +292,3 @@ def test_empty_history_is_scored_and_unknown_customer_refused(action_model, prep
     nobody = make_offers(offers_of(event_log, customer_id="nobody", group_id=[str(n) for n in range(58)]), ACTIONS)
     with pytest.raises(ValueError, match="1 customers of the offers are not in the prepared data set.*'nobody'"):
         OfferReader(rows, nobody, extractor, model.config)
-
-
-CUSTOMERS = 149
-
-
-def true_log_odds(log, day):
-    """By customer and item: a click likes what was bought often before, a conversion what is in aisle 0 or 1."""
-    before = log[(log["when"] < day) & (log["action"] == "buy")]
-    counts = before.groupby(["who", "item"]).size()
-
-    def of(who, item):
-        times = counts.get((who, item), 0)
-        return -2.0 + 2.0 * np.log1p(times), -1.5 + 2.5 * (int(item[5:]) < 12)
-
-    return of
-
-
-def test_known_outcomes_are_recovered(prepare_log, tiny_config):
-    day, generator = "2017-10-20", np.random.default_rng(1)
-    log = make_log(customers=CUSTOMERS, seed=1)
-    items = [f"item {number:02}" for number in range(24)]
-    truth, rows = true_log_odds(log, day), []
-    for who in sorted(log["who"].unique()):
-        for item in generator.choice(items, 12, replace=False):
-            log_odds = np.array(truth(who, item))
-            taken = (generator.random(2) < 1 / (1 + np.exp(-log_odds))).astype(float)
-            taken[generator.random(2) < 0.2] = np.nan  # nobody looked
-            rows.append((who, day, item, *taken, *log_odds))
-    columns = ["customer_id", "time", "action_id", "click", "conversion", "true_click", "true_conversion"]
-    table = pd.DataFrame(rows, columns=columns).sort_values(["customer_id", "action_id"], ignore_index=True)
-    aisles = [f"aisle {int(item[5:]) // 6}" for item in items]
-    actions = pd.DataFrame({"action_id": items, "action": "buy", "item": items, "aisle": aisles})
-    offers = make_offers(table, actions)
-
-    folder = prepare_log(log)
-    extractor = MCMFeatureExtractor.from_pretrained(str(folder / "feature_extractor"))
-    torch.manual_seed(0)
-    model = MCMForActionRecommendation(tiny_config(extended=True, vocabulary_sizes=extractor.vocabulary_sizes)).eval()
-    inputs = read_inputs(model, OfferReader(load_prepared(folder), offers, extractor, model.config))
-    labels = torch.from_numpy(offers.table[["click", "conversion"]].fillna(-1).to_numpy(np.float32))
-    trained, new = np.split(np.arange(len(labels)), [12 * (CUSTOMERS - 29)])
-    folds = draw_folds(offers.table["customer_id"].to_numpy()[trained], 0)
-    fit_head(model.action_head, inputs.of(trained), labels[trained], torch.ones(len(trained)), folds)
-    of_new, offered = inputs.of(new), torch.arange(len(new))
-    with torch.no_grad():
-        found = model.action_head(of_new.numbers, torch.from_numpy(of_new.labels.toarray()), offered).numpy()
-    for place, outcome in enumerate(("click", "conversion")):
-        expected, other = (table[f"true_{name}"].to_numpy()[new] for name in (outcome, ("conversion", "click")[place]))
-        correlation = np.corrcoef(found[:, place], expected)[0, 1]
-        assert correlation > 0.85 and correlation > np.corrcoef(found[:, place], other)[0, 1] + 0.3

@@ -3,6 +3,7 @@
 """Labels are chosen from candidates as one would filter by hand, at every entrance; bad tables are refused."""
 
 import copy
+from collections import Counter
 
 import pandas as pd
 import pyarrow as pa
@@ -33,17 +34,28 @@ def customer(event_log):
     return find_customer(event_log, "c03") | {"customer_id": "c03"}
 
 
+@pytest.fixture
+def live(model, extractor, customer):
+    """The customer, with the events of `c03`."""
+    live = LiveCustomer(model, extractor, customer["profile"], "c03")
+    live.add(customer["events"])
+    return live
+
+
 def by_hand(scores, k, stock=None, exclude=(), group_of=None, most=None):
     """Filters a list of all labels with their probabilities: `{"label", "score"}`, best first."""
     allowed = [e for e in scores if (stock is None or e["label"] in stock) and e["label"] not in exclude]
     total = sum(each["score"] for each in allowed)
-    kept, counts = [], {}
+    kept, counts = [], Counter()
     for each in allowed:
         group = group_of[each["label"]] if group_of else each["label"]
-        counts[group] = counts.get(group, 0) + 1
+        counts[group] += 1
         if counts[group] <= (most or 1):
             kept.append({"label": each["label"], "score": each["score"] / total})
     return kept[:k]
+
+
+GROUPS = dict(zip(STOCK["item"], STOCK["aisle"], strict=True))
 
 
 def assert_same(found, expected):
@@ -70,18 +82,13 @@ def test_choice_equals_a_loop_over_sorted_labels():
             assert found.scores[row].tolist() == pytest.approx([chance for _, chance in kept])
 
 
-def test_every_entrance_chooses_as_filtering_by_hand(
-    model, extractor, customer, event_log, prepared, command, tmp_path
-):
-    live = LiveCustomer(model, extractor, customer["profile"], "c03")
-    live.add(customer["events"])
+def test_every_entrance_chooses_as_filtering_by_hand(model, extractor, customer, live, prepared, command, tmp_path):
     every = live.scores(tasks=[TASK], k=100)[TASK]
-    events = pd.DataFrame(customer["events"])
+    events = customer["events"]
     seen = set(events["item"].dropna())
     bought = events[events["action"].isin(extractor.target_token_types)]["item"].dropna()
     assert set(STOCK["item"]) - seen and seen > set(bought)
-    groups = dict(zip(STOCK["item"], STOCK["aisle"], strict=True))
-    expected = by_hand(every, 8, set(STOCK["item"]), seen, groups, 2)
+    expected = by_hand(every, 8, set(STOCK["item"]), seen, GROUPS, 2)
     assert len(expected) > 3
 
     pipe = pipeline("preference-scores", model=model, feature_extractor=extractor)
@@ -106,24 +113,23 @@ def test_every_entrance_chooses_as_filtering_by_hand(
     command("run_predict", *words, fails="holds predictions of another")
 
 
-def test_service_chooses_as_filtering_by_hand(model, extractor, customer, tmp_path):
+def test_service_chooses_as_filtering_by_hand(model, extractor, customer, live, tmp_path):
     pytest.importorskip("fastapi", reason="FastAPI not installed")
     stock = tmp_path / "stock.csv"
     pd.DataFrame(STOCK).to_csv(stock, index=False)
     service = make_service(model, extractor, tmp_path / "state.db", candidates=str(stock))
     client = make_client(service)
     assert client.post("/events", json={"events": as_requests(customer["events"], ["c03"])}).status_code == 200
+    every = LiveCustomer(model, extractor)  # the service was told no profile
+    every.add(live.events)
+    every = every.scores(tasks=[TASK], k=100)[TASK]
 
     def ask(status=200, **options):
         answer = client.get("/customers/c03/scores", params={"task": TASK, "k": 8, **options})
         assert answer.status_code == status, answer.text
         return answer.json()["tasks"][TASK] if status == 200 else answer.json()["detail"]
 
-    live = LiveCustomer(model, extractor)
-    live.add(customer["events"].drop(columns="who"))
-    every = live.scores(tasks=[TASK], k=100)[TASK]
-    groups = dict(zip(STOCK["item"], STOCK["aisle"], strict=True))
-    assert_same(ask(per_group="aisle=2"), by_hand(every, 8, set(STOCK["item"]), (), groups, 2))
+    assert_same(ask(per_group="aisle=2"), by_hand(every, 8, set(STOCK["item"]), (), GROUPS, 2))
     few = STOCK["item"][:5]
     assert_same(ask(candidate=few, exclude=few[:2]), by_hand(every, 8, few[2:]))
     assert "no label that the checkpoint knows" in ask(422, candidate="nothing")
@@ -133,10 +139,9 @@ def test_service_chooses_as_filtering_by_hand(model, extractor, customer, tmp_pa
     stock.unlink()
     assert "The table of candidates can't be read" in ask(503)
     assert client.get(f"{HOST}/readyz").status_code == 503
-    answer = client.get("/labels/together", params={"task": TASK, "label": few[:2], "k": 3}).json()["labels"]
-    assert answer == together(model, extractor, TASK, few[:2], 3)
-    answer = client.get("/labels/similar", params={"task": TASK, "label": few[0], "k": 3}).json()["labels"]
-    assert answer == similar(model, extractor, TASK, few[0], 3)
+    for name, find, labels in (("together", together, few[:2]), ("similar", similar, few[0])):
+        answer = client.get(f"/labels/{name}", params={"task": TASK, "label": labels, "k": 3})
+        assert answer.json()["labels"] == find(model, extractor, TASK, labels, 3)
     service.store.close()
 
 
@@ -158,11 +163,10 @@ def test_labels_are_excluded_for_each_customer(model, extractor, customer):
     assert [len(of_customer[TASK]) for of_customer in lists] == [0, 1]
 
 
-def test_a_set_serves_another_model_of_the_same_values_alone(model, extractor, customer, tiny_model):
+def test_a_set_serves_another_model_of_the_same_values_alone(model, extractor, live, tiny_model):
     kept, other = CandidateSet(model, extractor, [TASK]), tiny_model(extended=True, scorer=True, kind_feature="type")
     fill_scorer(other).scorer.chance[:] = 0.5
-    live = LiveCustomer(other, extractor, customer["profile"])
-    live.add(customer["events"])
+    live = LiveCustomer.from_bytes(live.to_bytes(), other, extractor)
     assert live.scores(tasks=[TASK], candidates=kept) == live.scores(tasks=[TASK])
     renamed = copy.deepcopy(extractor)
     renamed.vocabularies[TASK].reverse()
@@ -241,10 +245,8 @@ def test_similar_and_together_read_the_counts(model, extractor):
         together(model, extractor, TASK, [])
 
 
-def test_a_horizon_has_scores_and_chances_where_it_was_fitted(model, extractor, customer):
+def test_a_horizon_has_scores_and_chances_where_it_was_fitted(model, live):
     model.scorer.chance[:, WITHIN] = torch.tensor([0.5, 0.9, -0.2])
-    live = LiveCustomer(model, extractor)
-    live.add(customer["events"].drop(columns="who"))
     assert "chance" in live.scores(tasks=[TASK], horizon_days=30)[TASK][0]
     for other in (7, -1, 1e9, "30"):
         with pytest.raises(ValueError, match="fitted to what comes in the next visit, or within 30 days"):

@@ -138,19 +138,6 @@ def test_a_stored_customer_is_small_and_continues_with_any_checkpoint(model, tin
         assert live.scores() == whole.scores()
 
 
-def test_a_changed_byte_of_a_stored_customer_is_noticed_or_harmless(model, extractor):
-    live = LiveCustomer(model, extractor)
-    live.add(random_events(0, 4))
-    data, generator = live.to_bytes(), np.random.default_rng(0)
-    for place in generator.integers(0, len(data), 60).tolist():
-        damaged = bytearray(data)
-        damaged[place] ^= 1 << int(generator.integers(8))
-        try:
-            assert LiveCustomer.from_bytes(bytes(damaged), model, extractor).events == live.events
-        except ValueError as error:
-            assert "A stored customer of" in str(error)
-
-
 @pytest.mark.parametrize(
     "change",
     [
@@ -159,16 +146,19 @@ def test_a_changed_byte_of_a_stored_customer_is_noticed_or_harmless(model, extra
         lambda values: values.update(events=[[1, 2]]),
         lambda values: values["events"][0].update(bought="milk"),
         lambda values: values.update(format="mcm-live-5"),
+        None,
     ],
-    ids=["no profile", "no time", "a list", "another log", "another format"],
+    ids=["no profile", "no time", "a list", "another log", "another format", "cut"],
 )
 def test_what_is_no_stored_customer_is_refused(model, extractor, change):
     live = LiveCustomer(model, extractor)
     live.add(random_events(0, 4))
-    values = json.loads(zlib.decompress(live.to_bytes()))
-    change(values)
+    data = live.to_bytes()
+    if change is not None:
+        change(values := json.loads(zlib.decompress(data)))
+        data = zlib.compress(json.dumps(values).encode())
     with pytest.raises(ValueError, match="A stored customer of .* add the customer's events to a new LiveCustomer"):
-        LiveCustomer.from_bytes(zlib.compress(json.dumps(values).encode()), model, extractor)
+        LiveCustomer.from_bytes(data[: None if change else -9], model, extractor)
 
 
 def test_all_forms_of_events_are_read(model, extractor):
