@@ -63,77 +63,72 @@ class Feature(NamedTuple):
     meaning: str
 
 
-FADED = "Share of {} with the label; the name ends in the half-life."
-
-# The numbers, in the order of the network's weights. Those of frequency, recency, gaps and kinds are 0 for a label
-# that is not in the history.
-FEATURES = (
-    Feature("seen", "frequency", "0 or 1", "The history has the label."),
-    Feature("visits", "frequency", "log(1 + visits)", "Number of visits with the label."),
-    Feature("share_since_first", "frequency", "share", "Share of visits with the label since the first such visit."),
-    Feature("since_visits", "recency", "log(1 + visits)", "Number of visits after the last one with the label."),
-    Feature("since_moments", "recency", "log(1 + moments)", "Number of moments after the last one with the label."),
-    Feature("since_days", "recency", "log(1 + own gaps)", "Time since the last event with the label."),
-    Feature("several", "frequency", "0 or 1", "At least two visits have the label."),
-    Feature(
-        "overdue_visits",
-        "gaps",
-        "log ratio",
-        "Visits since the label, over the mean number between two visits with it.",
-    ),
-    Feature(
-        "overdue_days", "gaps", "log ratio", "Time since the label, over the mean time between two moments with it."
-    ),
-    Feature(
-        "irregularity", "gaps", "ratio", "Standard deviation of the visits between two with the label, over the mean."
-    ),
-    Feature("third", "frequency", "0 or 1", "At least three visits have the label."),
-    Feature("in_last_visit", "recency", "0 or 1", "The last visit has the label."),
-    *(Feature(f"share_visits_{life:g}", "frequency", "share", FADED.format("visits")) for life in VISIT_HALF_LIVES),
-    *(Feature(f"share_moments_{life:g}", "frequency", "share", FADED.format("moments")) for life in MOMENT_HALF_LIVES),
-    Feature("share_days", "frequency", "share", f"Share of events with the label; half-life {GAPS_HALF_LIFE:g} gaps."),
-    *(
-        Feature(
-            f"share_kind_{kind}",
-            "kinds",
-            "share",
-            f"Share of events of this kind with the label; half-life {MOMENT_HALF_LIVES[-1]:g} moments.",
-        )
-        for kind in range(KINDS)
-    ),
-    *(
-        Feature(f"last_kind_{kind}", "kinds", "0 or 1", "The last moment has the label in an event of this kind.")
-        for kind in range(KINDS)
-    ),
-    Feature("customer_repeats", "customer", "share", "Share of the visits of all labels that repeat the label."),
-    Feature("customer_labels", "customer", "log(1 + labels)", "Number of labels of a visit."),
-    Feature("customer_moments", "customer", "log(1 + moments)", "Number of moments of the history."),
-    Feature("customer_since", "customer", "log(1 + own gaps)", "Time since the customer's last event."),
-    Feature("transitions", "evidence", "log(1 + 30 x)", "Weight of the label beside those of the latest moments."),
-    Feature("next_transitions", "evidence", "log(1 + 30 x)", "Weight of the label after those of the last moment."),
-    *(
-        Feature(f"{name}_ratio", "comparison", "ratio", "The number, over the largest among the candidates.")
-        for name in (*EVIDENCE, *COMPARED)
-    ),
-    *(
-        Feature(f"{name}_rank", "comparison", "log2 of the rank", "Rank of the number among the candidates.")
-        for name in (*EVIDENCE, "popularity", "recency", *COMPARED)
-    ),
-    Feature("lift", "popularity", "log ratio", "Weight after the labels of the last moment, over the label's share."),
-    Feature("label_rate", "popularity", "log(1 + 30 x)", "Share of all customers' visits that have the label."),
-    Feature("label_share", "popularity", "log", "Share of the label among those of all customers' visits."),
-    Feature(
-        "trend", "popularity", "log ratio", "This share in the latest part of the training period, over that in all."
-    ),
-    Feature("label_repeats", "popularity", "share", "Share of its visits that repeat the label."),
-    Feature("label_next_repeats", "popularity", "share", "Share of its visits that repeat it from the visit before."),
-    Feature("label_gap", "popularity", "log(1 + visits)", "Mean number of visits between two with the label."),
-    Feature("label_overdue", "popularity", "log ratio", "Visits since the label in the history, over this mean."),
-    Feature("readout", "readout", "log", "Probability of the label by the encoder's readout."),
-    Feature("readout_rank", "readout", "log2 of the rank", "Rank by it among the candidates."),
-    Feature("cosine_last", "readout", "cosine", "Of the encoder's vector of the label to that of the latest label."),
-    Feature("cosine_latest", "readout", "cosine", f"The largest one above 0 to those of the latest {LATEST}."),
-)
+# The numbers, in the order of the network's weights: name, group, unit and meaning. Those of frequency, recency, gaps
+# and kinds are 0 for a label that is not in the history; a name of a share ends in its half-life.
+TABLE = """
+seen | frequency | 0 or 1 | The history has the label.
+visits | frequency | log(1 + visits) | Number of visits with the label.
+share_since_first | frequency | share | Share of visits with the label since the first such visit.
+since_visits | recency | log(1 + visits) | Number of visits after the last one with the label.
+since_moments | recency | log(1 + moments) | Number of moments after the last one with the label.
+since_days | recency | log(1 + own gaps) | Time since the last event with the label.
+several | frequency | 0 or 1 | At least two visits have the label.
+overdue_visits | gaps | log ratio | Visits since the label, over the mean number between two visits with it.
+overdue_days | gaps | log ratio | Time since the label, over the mean time between two moments with it.
+irregularity | gaps | ratio | Standard deviation of the visits between two with the label, over the mean.
+third | frequency | 0 or 1 | At least three visits have the label.
+in_last_visit | recency | 0 or 1 | The last visit has the label.
+share_visits_2.5 | frequency | share | Share of visits with the label; the name ends in the half-life.
+share_visits_5 | frequency | share | Share of visits with the label; the name ends in the half-life.
+share_visits_15 | frequency | share | Share of visits with the label; the name ends in the half-life.
+share_visits_40 | frequency | share | Share of visits with the label; the name ends in the half-life.
+share_moments_2 | frequency | share | Share of moments with the label; the name ends in the half-life.
+share_moments_8 | frequency | share | Share of moments with the label; the name ends in the half-life.
+share_days | frequency | share | Share of events with the label; half-life 8 gaps.
+share_kind_0 | kinds | share | Share of events of this kind with the label; half-life 8 moments.
+share_kind_1 | kinds | share | Share of events of this kind with the label; half-life 8 moments.
+share_kind_2 | kinds | share | Share of events of this kind with the label; half-life 8 moments.
+last_kind_0 | kinds | 0 or 1 | The last moment has the label in an event of this kind.
+last_kind_1 | kinds | 0 or 1 | The last moment has the label in an event of this kind.
+last_kind_2 | kinds | 0 or 1 | The last moment has the label in an event of this kind.
+customer_repeats | customer | share | Share of the visits of all labels that repeat the label.
+customer_labels | customer | log(1 + labels) | Number of labels of a visit.
+customer_moments | customer | log(1 + moments) | Number of moments of the history.
+customer_since | customer | log(1 + own gaps) | Time since the customer's last event.
+transitions | evidence | log(1 + 30 x) | Weight of the label beside those of the latest moments.
+next_transitions | evidence | log(1 + 30 x) | Weight of the label after those of the last moment.
+transitions_ratio | comparison | ratio | The number, over the largest among the candidates.
+next_transitions_ratio | comparison | ratio | The number, over the largest among the candidates.
+ease_ratio | comparison | ratio | The number, over the largest among the candidates.
+rates_ratio | comparison | ratio | The number, over the largest among the candidates.
+share_visits_5_ratio | comparison | ratio | The number, over the largest among the candidates.
+share_visits_15_ratio | comparison | ratio | The number, over the largest among the candidates.
+share_moments_8_ratio | comparison | ratio | The number, over the largest among the candidates.
+share_days_ratio | comparison | ratio | The number, over the largest among the candidates.
+transitions_rank | comparison | log2 of the rank | Rank of the number among the candidates.
+next_transitions_rank | comparison | log2 of the rank | Rank of the number among the candidates.
+ease_rank | comparison | log2 of the rank | Rank of the number among the candidates.
+rates_rank | comparison | log2 of the rank | Rank of the number among the candidates.
+popularity_rank | comparison | log2 of the rank | Rank of the number among the candidates.
+recency_rank | comparison | log2 of the rank | Rank of the number among the candidates.
+share_visits_5_rank | comparison | log2 of the rank | Rank of the number among the candidates.
+share_visits_15_rank | comparison | log2 of the rank | Rank of the number among the candidates.
+share_moments_8_rank | comparison | log2 of the rank | Rank of the number among the candidates.
+share_days_rank | comparison | log2 of the rank | Rank of the number among the candidates.
+lift | popularity | log ratio | Weight after the labels of the last moment, over the label's share.
+label_rate | popularity | log(1 + 30 x) | Share of all customers' visits that have the label.
+label_share | popularity | log | Share of the label among those of all customers' visits.
+trend | popularity | log ratio | This share in the latest part of the training period, over that in all.
+label_repeats | popularity | share | Share of its visits that repeat the label.
+label_next_repeats | popularity | share | Share of its visits that repeat it from the visit before.
+label_gap | popularity | log(1 + visits) | Mean number of visits between two with the label.
+label_overdue | popularity | log ratio | Visits since the label in the history, over this mean.
+readout | readout | log | Probability of the label by the encoder's readout.
+readout_rank | readout | log2 of the rank | Rank by it among the candidates.
+cosine_last | readout | cosine | Of the encoder's vector of the label to that of the latest label.
+cosine_latest | readout | cosine | The largest one above 0 to those of the latest 5.
+"""
+FEATURES = [Feature(*row.split(" | ")) for row in TABLE.strip().split("\n")]
 NUM_FEATURES = len(FEATURES)  # F
 COUNTED = sum(feature.group != "readout" for feature in FEATURES)
 PLACES = {feature.name: place for place, feature in enumerate(FEATURES)}
