@@ -195,7 +195,7 @@ def create_window_mask(config: MCMConfig, hidden: Tensor, unit_mask: Tensor) -> 
     is_read = (age >= 0) & ((age < window) | (place == 0)) & unit_mask[:, None, None]  # (B, 1, U, U)
     if kernel == "sdpa":
         return is_read
-    return torch.zeros_like(is_read, dtype=hidden.dtype).masked_fill(~is_read, torch.finfo(hidden.dtype).min)
+    return hidden.new_zeros(is_read.shape).masked_fill(~is_read, torch.finfo(hidden.dtype).min)
 
 
 @auto_docstring(custom_intro="The customer model without a head: hidden states and a customer embedding.")
@@ -357,23 +357,21 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
     def _init_weights(self, module):
         super()._init_weights(module)
         if module is self:
-            for index in range(len(self.task_features) if self.config.label_features else 0):
-                init.zeros_(self.label_values(index))
+            for values in self.buffers(recurse=False):  # those of `label_values`
+                init.zeros_(values)
             if self.readout_scale is not None:
                 init.ones_(self.readout_scale)
 
     def label_embeddings(self, task: str) -> Tensor:
         """Embeddings e_w `(V, H)` of a task's labels, in the order of their ids. With `label_features` they follow
         equation 1: e_w is the average over the vectors of the label and of its most frequent values."""
-        index = self.config.tasks.index(task)
-        table = self.model.embeddings.events.feature_tables[self.task_features[index]]
-        vectors = cast(ValueEmbedding, table).weight
+        index, tables = self.config.tasks.index(task), cast(Any, self.model.embeddings.events.feature_tables)
+        vectors = tables[self.task_features[index]].weight
         if not self.config.label_features:
             return vectors
         values = self.label_values(index).long()
         for name, ids in zip(self.config.label_features, values.unbind(1), strict=True):
-            feature = self.model.embeddings.events.feature_tables[self.config.features.index(name)]
-            vectors = vectors + cast(ValueEmbedding, feature)(ids)
+            vectors = vectors + tables[self.config.features.index(name)](ids)
         return vectors / (1 + (values > 0).sum(1, keepdim=True))
 
     def label_values(self, task: int) -> Tensor:
@@ -476,6 +474,7 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         loss = losses = logits = None
         if labels is not None:
             loss, losses = self.compute_losses(outputs, input_ids, labels, prefix_ends, label_prefixes, label_weights)
+            losses = dict(zip(self.config.tasks, losses.detach(), strict=True))
         if labels is None or not self.training:
             readout = self.read_out(outputs, reading, prefix_ends)
             logits = {task: of_task.scores for task, of_task in readout.items()}
@@ -486,21 +485,19 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         return MCMRecommendationOutput(
             loss=loss,
             logits=logits,
-            task_losses=None if losses is None else dict(zip(self.config.tasks, losses.detach(), strict=True)),
+            task_losses=losses,
             pooler_output=outputs.pooler_output,
             forecasts=outputs.forecasts,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
 
-    def read_out(
-        self, outputs: MCMModelOutput, tasks: Sequence[str], prefix_ends: Tensor | None = None
-    ) -> dict[str, Readout]:
+    def read_out(self, outputs: Any, tasks: Sequence[str], prefix_ends: Tensor | None = None) -> dict[str, Readout]:
         """What the encoder says of the labels of tasks, with scores `(B, V)` after whole histories, or `(B, P, V)`
         after the prefixes that end at the units `prefix_ends` `(B, P)`."""
         if not tasks:
             return {}
-        hidden, unit_mask = cast(Any, outputs.last_hidden_state), cast(Any, outputs.unit_mask).bool()
+        hidden, unit_mask = outputs.last_hidden_state, outputs.unit_mask.bool()
         ends, shape = None, hidden.shape[:1]
         if prefix_ends is not None:
             shape = prefix_ends.shape
@@ -514,7 +511,7 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
 
     def compute_losses(
         self,
-        outputs: MCMModelOutput,
+        outputs: Any,
         input_ids: Tensor,
         labels: Tensor,
         prefix_ends: Tensor | None,
@@ -523,7 +520,7 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
     ) -> tuple[Tensor, Tensor]:
         """Total loss by equation 4, and the loss of each task, of shape `(T,)`, computed for some customers at a time
         to save memory. The arguments are those of `forward`, with units as `prefix_ends`."""
-        hidden, unit_mask = cast(Any, outputs.last_hidden_state), cast(Any, outputs.unit_mask).bool()
+        hidden, unit_mask = outputs.last_hidden_state, outputs.unit_mask.bool()
         task_labels = self.task_labels(self.config.tasks)
         if sample_size := self.objective.sampled_labels if self.training else 0:
             certain = torch.cat([input_ids[..., self.task_features], labels], 1).flatten(0, 1)

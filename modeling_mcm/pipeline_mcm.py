@@ -32,11 +32,8 @@ class _CustomerPipeline(Pipeline):
     """Base class of the pipelines: encodes customers one by one and pads batches, whose size does not change
     results."""
 
-    _load_processor: Any = False  # the base class says None
-    _load_image_processor: Any = False
-    _load_video_processor: Any = False
-    _load_feature_extractor: Any = True
-    _load_tokenizer: Any = False
+    _load_processor = _load_image_processor = _load_video_processor = _load_tokenizer = False  # type: ignore[assignment]
+    _load_feature_extractor = True  # type: ignore[assignment]
     NAME: str = ""  # of the task, for messages
     OPTIONS: tuple[str, ...] = ("as_of",)
     QUESTION: dict[str, Any] = {}

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The head for offers: what it computes, what it may not depend on, how it is stored and used."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -18,7 +16,7 @@ from modeling_mcm import (
     MCMForMultiTaskRecommendation,
     action_mcm,
 )
-from modeling_mcm.action_inputs_mcm import EncodedActions, find_matches, read_actions
+from modeling_mcm.action_inputs_mcm import find_matches
 from modeling_mcm.action_mcm import LONGEST_DAYS, number_names, offer_loss
 from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.data import load_prepared
@@ -133,25 +131,6 @@ def test_preferences_are_the_chance_of_the_actions_values(action_model, batch_of
     assert found["aisle"] == 0  # it asks for no item
 
 
-def test_matches_have_all_values_of_a_row(extractor, tiny_config):
-    raw = read_actions(ACTIONS.astype(object).where(ACTIONS.notna(), None).to_dict("records"), "UTC")
-    encoded = EncodedActions(extractor, tiny_config(), raw)
-    names = kinds = ["three", "any of two", "aisle", "click"]
-    assert raw.action_ids.tolist() == encoded.action_ids.tolist() == kinds
-    events = {
-        "action": ["buy", "look", "buy", "buy", "click", "buy"],
-        "item": ["item 03", "item 07", "item 20", "item 07", "item 03", "item 12"],
-        "aisle": ["aisle 0", "aisle 1", "aisle 3", "aisle 0", None, "aisle 2"],
-    }
-    row = extractor.encode({"events": events | {"when": [f"2017-05-0{day}" for day in range(1, 7)]}})
-    matches = encoded.batch([row], np.arange(4)[None])["action_matches"].tolist()
-    found = {kind: sorted((e, as_asked) for _, e, a, as_asked in matches if names[a] == kind) for kind in kinds}
-    # the token type counts only where there is nothing else; "item 07" of aisle 0 is not what is asked; ends of visits
-    # stand behind the purchases
-    expected = {"three": [(1, 0), (8, 1)], "any of two": [(3, 0), (4, 1)], "aisle": [(9, 1)], "click": [(8, 1)]}
-    assert found == expected
-
-
 def test_unknown_values_match_nothing():
     events, rows = find_matches(np.array([[2, 1], [4, 3]]), np.array([[2, 1], [2, 3]]), token=0)
     assert (events.tolist(), rows.tolist()) == ([1], [1])
@@ -174,7 +153,7 @@ def test_numbers_match_sums_by_hand(action_model, batch_of, offers, event_log, e
         checked += 1
         item, aisle, days = log["item"], log["aisle"], (start - log["when"]).dt.total_seconds() / 86_400
         values = dict(zip(made["action_id"], known[place].tolist(), strict=False))
-        two, three = (dict(zip(names, values[name], strict=True)) for name in ("any of two", "three"))
+        two, three, second = (dict(zip(names, values[name], strict=True)) for name in ("any of two", "three", "aisle"))
         either = ((item == "item 07") & (aisle == "aisle 1")) | ((item == "item 20") & (aisle == "aisle 3"))
         viewed = item == "item 03"  # whether it was clicked on, as asked, or bought
         sums = [
@@ -183,6 +162,7 @@ def test_numbers_match_sums_by_hand(action_model, batch_of, offers, event_log, e
             (two, "shared items", item.isin(["item 07", "item 20"])),
             (two, "shared aisle", aisle.isin(["aisle 1", "aisle 3"])),
             (two, "a.b of did", either * log["price"].fillna(0)),
+            (second, "did", aisle == "aisle 2"),
             (three, "did", viewed),
             (three, "did as asked", viewed & (log["action"] == "click")),
         ]
@@ -197,20 +177,15 @@ def test_numbers_match_sums_by_hand(action_model, batch_of, offers, event_log, e
     assert checked and unasked
 
 
-def test_events_after_the_offers_are_ignored(action_model, reader_of, extractor):
-    model = action_model(extended=True, summed_features=extractor.summed_features)
-    reader, groups = reader_of(model), np.array([0, 7])
+def test_events_at_the_time_of_the_offers_or_later_are_not_read(action_model, reader_of):
+    reader, groups = reader_of(action_model(extended=True)), np.array([0, 7])
     whole = reader.rows.__getitems__(groups.tolist())
-    reader.times = reader.times.copy()  # an event of the second of the offers is not read
+    reader.times = reader.times.copy()
     reader.times[groups] = [row["times"][len(row["times"]) // 2] for row in whole]
-    assert all((row["times"] >= time).any() for row, time in zip(whole, reader.times[groups], strict=True))
-    expected = model(**reader.read(groups)[1]).logits
-    for row, time in zip(whole, reader.times[groups], strict=True):
-        for name, values in row.items():
-            if isinstance(values, np.ndarray) and name.startswith(("feature_", "value_")):
-                row[name] = np.where(row["times"] >= time, values.max(), values).astype(values.dtype)
-    reader.rows = SimpleNamespace(__getitems__=lambda places: [whole[(0, 7).index(place)] for place in places])
-    torch.testing.assert_close(model(**reader.read(groups)[1]).logits, expected, atol=0, rtol=0)
+    inputs = reader.read(groups)[1]
+    read = inputs["attention_mask"].sum(1) - 1
+    assert (inputs["event_times"].amax(1) < inputs["as_of"]).all() and (read > 1).all()
+    assert all(int(number) < len(row["times"]) for number, row in zip(read, whole, strict=True))
 
 
 def test_a_new_head_says_the_same_of_all_and_reads_the_pretrained_model(tiny_model, batch_of, tmp_path):

@@ -10,13 +10,11 @@ from scipy.sparse import csr_array
 from transformers import AutoModelForSequenceClassification, pipeline
 
 from modeling_mcm import (
-    MCMConfig,
     MCMForActionRecommendation,
     MCMForCustomerPrediction,
     MCMForMultiTaskRecommendation,
     MCMModel,
 )
-from modeling_mcm.hub.folder import write_upload_folder
 from modeling_mcm.training.checkpoints import read_checkpoint
 from modeling_mcm.training.labels import PENALTIES, ROTATED_SCALE, STATE_SCALE, HeadInputs, fit_head, predict
 
@@ -150,7 +148,7 @@ def test_auto_class_chooses_between_two_heads(make_model, tmp_path):
         assert type(found) is MCMForActionRecommendation
 
 
-def test_pipeline_gives_probabilities_and_ignores_events_after_now(tuned, event_log, monkeypatch):
+def test_pipeline_gives_probabilities_and_ignores_events_after_now(tuned, event_log):
     folder, _ = tuned
     predict = pipeline("customer-prediction", model=str(folder))
     events = event_log[event_log["who"] == "c00"]
@@ -160,10 +158,6 @@ def test_pipeline_gives_probabilities_and_ignores_events_after_now(tuned, event_
     cut = {"events": events[events["when"] < at].to_dict("list")}
     whole = {"events": events.to_dict("list")}
     assert predict(whole, as_of=at) == pytest.approx(predict(cut, as_of=at)) != pytest.approx(predict(whole))
-    said = []
-    monkeypatch.setattr("modeling_mcm.inputs_mcm.logger.warning_once", said.append)
-    predict(whole, as_of=at)
-    assert len(said) == 1 and "events later than `as_of`, which are left out" in said[0]
     with pytest.raises(ValueError, match="customer-prediction has `as_of`"):
         predict(whole, time=at)
 
@@ -178,13 +172,3 @@ def test_pipeline_gives_a_number_and_refuses_an_untrained_head(make_model, extra
     model.save_pretrained(tmp_path)
     found = pipeline("customer-prediction", model=str(tmp_path))({"events": []})
     assert isinstance(found, float) and 0 < found < 160
-
-
-def test_published_config_names_head_and_pipeline(tuned, tmp_path):
-    folder, model = tuned
-    write_upload_folder(folder, tmp_path / "out")
-    config = MCMConfig.from_pretrained(tmp_path / "out")
-    assert config.auto_map["AutoModelForSequenceClassification"] == "customer_mcm.MCMForCustomerPrediction"
-    assert config.custom_pipelines["customer-prediction"]["impl"] == "pipeline_mcm.CustomerPredictionPipeline"
-    assert "preference-scores" not in config.custom_pipelines and config.id2label == model.config.id2label
-    assert (tmp_path / "out" / "customer_mcm.py").is_file()

@@ -196,21 +196,17 @@ def test_candidates_depend_on_no_batch_though_most_labels_tie():
     days, readout = torch.arange(5).expand(12, 5), torch.randint(0, 3, (12, 400), generator=generator).float()
 
     def choose(customers):
-        history = LabelHistory.from_batch(
-            ids[customers], days[customers], days[customers].float(), 0 * days[customers]
-        )
+        """Labels of the candidates by customer and task."""
+        when = days[customers]
+        history = LabelHistory.from_batch(ids[customers], when, when.float(), 0 * when)
         row, label, _ = candidate_features(history, tables, [Readout(readout[customers], torch.ones(400, 4)), None])
-        pairs = [(customers[place // 2], place % 2) for place in row.tolist()]
-        return {
-            pair: [each for other, each in zip(pairs, label.tolist(), strict=True) if other == pair] for pair in pairs
-        }
+        return [part.tolist() for part in label.split(torch.bincount(row, minlength=2 * len(customers)).tolist())]
 
-    together = choose(range(12))
-    least = min(map(len, together.values()))
-    assert len(together) == 24 and 100 < least < 300
+    together = choose(torch.arange(12))
+    assert len(together) == 24 and 100 < min(map(len, together)) < 300
     for part in torch.randperm(12, generator=generator).split(5):
-        alone = choose(part.tolist())
-        assert alone == {pair: together[pair] for pair in alone}
+        expected = [together[2 * customer + task] for customer in part.tolist() for task in (0, 1)]
+        assert choose(part) == expected
     nothing = torch.zeros(1, 0, dtype=torch.long)
     history = LabelHistory.from_batch(torch.zeros(1, 0, 2, dtype=torch.long), nothing, nothing.float(), nothing)
     row, label, _ = candidate_features(history, tables)

@@ -13,6 +13,7 @@ from modeling_mcm import (
     MCMForMultiTaskRecommendation,
     MCMModel,
 )
+from modeling_mcm.events_mcm import select_events
 from modeling_mcm.inputs_mcm import first_kept
 
 CHOICES = {
@@ -30,23 +31,11 @@ def checkpoint(request, tiny_model, extractor, tmp_path):
 
 
 @pytest.fixture
-def customers(event_log):
-    """Histories of 1 to 60 events (the window is 40), no events, and only values that training never saw."""
-
-    def history(who, count=None):
-        return event_log[event_log["who"] == who].head(count).to_dict("list")
-
-    longest = event_log["who"].value_counts()
-    assert longest.iloc[0] > 40
-    unknown = [{"when": f"2017-0{month}-03", "action": "buy", "item": "new", "aisle": "new"} for month in (1, 2)]
-    return [
-        {"customer_id": "c00", "events": history("c00", 12), "profile": {"age": "old"}},
-        {"events": history("c01", 1)},
-        {"events": []},
-        {"events": history(longest.index[0]), "profile": {"age": "young"}},
-        {"events": unknown, "profile": {"age": "ageless"}},
-        *({"events": history(f"c0{number}", 3 * number)} for number in range(2, 6)),
-    ]
+def events(event_log):
+    """A history that is longer than the window of 40."""
+    (name, number), *_ = event_log["who"].value_counts().items()
+    assert number > 40
+    return event_log[event_log["who"] == name]
 
 
 def test_auto_classes_read_a_checkpoint(checkpoint):
@@ -55,33 +44,32 @@ def test_auto_classes_read_a_checkpoint(checkpoint):
     assert type(AutoFeatureExtractor.from_pretrained(checkpoint)) is MCMFeatureExtractor
 
 
-def test_pipelines_give_what_the_model_says_of_the_latest_events(checkpoint, customers):
+def test_pipelines_give_what_the_model_says_of_the_latest_events(checkpoint, events):
     embed, score = (pipeline(task, model=checkpoint) for task in ("customer-embedding", "preference-scores"))
     model = MCMForMultiTaskRecommendation.from_pretrained(checkpoint).eval()
     extractor = MCMFeatureExtractor.from_pretrained(checkpoint)
     mask_next = model.config.augmentation == "masked_lm"
-    row = extractor.encode(customers[3])
+    customer = {"events": events, "profile": {"age": "young"}}
+    row = extractor.encode(customer)
     start = first_kept(len(row["times"]), 39 - mask_next)
     assert start > 0
-    latest = {name: value[start:] if isinstance(value, np.ndarray) else value for name, value in row.items()}
     with torch.no_grad():
-        output = model(**extractor.pad([latest], mask_next=mask_next))
-    np.testing.assert_allclose(embed(customers[3]), output.pooler_output[0], atol=1e-5)
+        output = model(**extractor.pad([select_events(row, slice(start, None))], mask_next=mask_next))
+    np.testing.assert_allclose(embed(customer), output.pooler_output[0], atol=1e-5)
     best = output.logits["items"][0].softmax(0).topk(10)
-    found = score(customers[3])["items"]
+    found = score(customer)["items"]
     assert [entry["label"] for entry in found] == extractor.decode_labels("items", best.indices)
     assert [entry["score"] for entry in found] == pytest.approx(best.values.tolist(), abs=1e-5)
-    for task, labels in score(customers[0], top_k=1000).items():
+    for task, labels in score({"events": []}, top_k=1000).items():
         own = extractor.schema.reserved_token_types if task == "type" else []
         assert sorted([*own, *(entry["label"] for entry in labels)]) == sorted(extractor.vocabularies[task])
         assert sum(entry["score"] for entry in labels) == pytest.approx(1, abs=1e-5)
 
 
 @pytest.mark.parametrize("task", ["customer-embedding", "preference-scores"])
-def test_events_after_now_are_ignored(checkpoint, event_log, task):
+def test_events_after_now_are_ignored(checkpoint, events, task):
     """Also where the history is longer than the window, which ends at `as_of`."""
     answer = pipeline(task, model=checkpoint)
-    events = event_log[event_log["who"] == event_log["who"].value_counts().index[0]]
     as_of = events["when"].iloc[-15]
     before = events[events["when"] <= as_of]
     assert len(events) > 40 and len(before) < len(events) - 5
