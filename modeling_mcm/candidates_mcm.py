@@ -51,7 +51,7 @@ class ChosenLabels(NamedTuple):
 def choose_labels(
     scores: Tensor,
     k: int,
-    is_candidate: Tensor | None = None,
+    is_candidate: Tensor,
     groups: Tensor | None = None,
     per_group: int = 1,
 ) -> ChosenLabels:
@@ -60,7 +60,7 @@ def choose_labels(
     Args:
         scores (`torch.FloatTensor` of shape `(B, C)`): Log probabilities of the labels up to a constant.
         k (`int`): Number of labels.
-        is_candidate (`torch.BoolTensor` of shape `(C,)` or `(B, C)`, *optional*): default: all labels.
+        is_candidate (`torch.BoolTensor` of shape `(C,)` or `(B, C)`): Which labels may be chosen.
         groups (`torch.LongTensor` of shape `(C,)`, *optional*): Group of each label. Default: no groups.
         per_group (`int`): Largest number of chosen labels of a group.
 
@@ -69,7 +69,7 @@ def choose_labels(
     """
     if isinstance(k, bool) or not isinstance(k, Integral) or k < 1:
         raise ValueError(f"The number of labels is {k!r} ({type(k).__name__}): give a whole number, at least 1.")
-    scores = scores.float().clone() if is_candidate is None else scores.float().masked_fill(~is_candidate, -torch.inf)
+    scores = scores.float().masked_fill(~is_candidate, -torch.inf)
     scores[:, :FIRST_LABEL] = -torch.inf
     total = scores.logsumexp(1, keepdim=True)
     total = total.masked_fill(total == torch.inf, torch.nan)  # which is to be seen in what is chosen
@@ -100,21 +100,22 @@ def _ranks_in_group(groups: Tensor) -> Tensor:
     return torch.empty_like(groups).scatter_(1, order, rank)
 
 
-class NewLabels:
+class NewLabels(NamedTuple):
     """Labels that training never saw, scored by known labels that share their features.
 
     The probability of a new label is the average over the known labels that are most alike. Two labels are as alike as
     the features say that they share: a rare value, such as a brand, says more than a frequent one. A tenth of what is
     averaged is the customer's own history, because where nothing is taken twice the model expects none of it again.
 
-    Args:
-        values (`Sequence[str]`): The N new labels.
+    Attributes:
+        values (`list[str]`): The N new labels.
         alike (`torch.LongTensor` of shape `(N, M)`): Ids of the known labels that are most alike.
         weights (`torch.FloatTensor` of shape `(N, M)`): Their weights, which add up to 1.
     """
 
-    def __init__(self, values: Sequence[str], alike: Tensor, weights: Tensor):
-        self.values, self.alike, self.weights = list(values), alike, weights
+    values: list[str]
+    alike: Tensor
+    weights: Tensor
 
     @classmethod
     def from_features(cls, values: Sequence[str], features: Tensor, known: Tensor) -> "NewLabels | None":
@@ -151,7 +152,7 @@ class NewLabels:
             scores (`torch.FloatTensor` of shape `(B, V)`): Scores of the known labels.
             seen (`Sequence[NDArray]` of length B, *optional*): Label ids of each history.
         """
-        self.alike, self.weights = self.alike.to(scores.device), self.weights.to(scores.device)
+        alike, weights = self.alike.to(scores.device), self.weights.to(scores.device)
         scores = scores.float().log_softmax(1)
         result = scores.new_empty(len(scores), scores.shape[1] + len(self.values))
         result[:, : scores.shape[1]] = scores
@@ -160,7 +161,7 @@ class NewLabels:
             if seen is not None and len(own := seen[row][seen[row] >= FIRST_LABEL]):
                 share = torch.as_tensor(own.astype(np.int64), device=scores.device).bincount(minlength=len(known))
                 chances = chances.lerp(share / len(own), OWN)
-            result[row, scores.shape[1] :] = (chances[self.alike] * self.weights).sum(1).log()
+            result[row, scores.shape[1] :] = (chances[alike] * weights).sum(1).log()
         return result
 
 

@@ -43,8 +43,8 @@ class HeterogeneousEmbedding(nn.Embedding):
     def forward(self, input_ids: Tensor) -> Tensor:
         """Embeds events: the average over the vectors of the features that an event has.
 
-        Padding is skipped. If the tables have fewer rows than the batch has events, they are copied into one in every
-        pass, and read by one look-up, which takes one pass over memory instead of one for each feature.
+        If the tables have fewer rows than the batch has events, they are copied into one in every pass, and read by
+        one look-up, which takes one pass over memory instead of one for each feature.
 
         Args:
             input_ids (`torch.LongTensor` of shape `(B, L, J)`): Feature ids of each event; 0 is missing.
@@ -52,25 +52,18 @@ class HeterogeneousEmbedding(nn.Embedding):
         Returns:
             `torch.FloatTensor` of shape `(B, L, H)`; 0 on padding.
         """
-        ids = input_ids.flatten(0, -2)
-        real = (ids != 0).any(-1).nonzero()[:, 0]
-        events = self._average(ids.index_select(0, real), len(ids))
-        padded = events.new_zeros(len(ids), events.shape[-1]).index_copy(0, real, events)
-        return padded.view(*input_ids.shape[:-1], -1)
-
-    def _average(self, ids: Tensor, most: int) -> Tensor:
-        """Average over the vectors of the features that an event has, of shape `(..., H)`; tables of up to `most` rows
-        together are joined."""
-        tables = [cast(ValueEmbedding, self.feature_tables[j]).weight for j in self.read]
-        if sum(map(len, tables)) <= most:
+        ids, tables = (
+            input_ids[..., self.read],
+            [cast(ValueEmbedding, self.feature_tables[j]).weight for j in self.read],
+        )
+        if sum(map(len, tables)) <= ids[..., 0].numel():
             starts = torch.tensor([0, *(len(table) for table in tables[:-1])], device=ids.device).cumsum(0)
-            rows = ids[:, self.read]
             # Missing values of all tables use row 0 of the joined table, which is 0 and gets no gradient.
-            rows = torch.where(rows == 0, 0, rows + starts)
-            total = F.embedding_bag(rows, torch.cat(tables), mode="sum", padding_idx=0)
+            rows = torch.where(ids == 0, 0, ids + starts).flatten(0, -2)
+            total = F.embedding_bag(rows, torch.cat(tables), mode="sum", padding_idx=0).view(*ids.shape[:-1], -1)
         else:
-            total = cast(Tensor, sum(self.feature_tables[j](ids[..., j]) for j in self.read))
-        return total / (ids[..., self.read] != 0).sum(-1, keepdim=True).clamp(min=1)
+            total = cast(Tensor, sum(self.feature_tables[j](input_ids[..., j]) for j in self.read))
+        return total / (ids != 0).sum(-1, keepdim=True).clamp(min=1)
 
 
 def digest_bytes(digest: str | None) -> Tensor:
@@ -125,19 +118,16 @@ def check_inputs(
         "is less than that of the event before": F.pad(columns.diff(dim=2) < 0, (1, 0)),
         "is not under the number of events": columns >= limits[:, None, None],
     }
-    wrong = torch.stack([*faults.values()], 1) & attention_mask.bool()  # (names, faults, B, L)
-    sizes = torch.tensor(config.vocabulary_sizes, device=input_ids.device)
+    real, sizes = attention_mask.bool(), torch.tensor(config.vocabulary_sizes, device=input_ids.device)
     outside = (input_ids < 0) | (input_ids >= sizes)
-    if not wrong.any() | outside.any():  # one transfer from the device
+    if not (torch.stack([*faults.values()]) & real).any() | outside.any():  # one transfer from the device
         return
-    found = [
-        (name, what, mask)
-        for name, masks in zip(named, wrong, strict=True)
-        for what, mask in zip(faults, masks, strict=True)
-    ]
+    found = {
+        (name, what): mask & real for what, masks in faults.items() for name, mask in zip(named, masks, strict=True)
+    }
     for name, size, mask in zip(config.features, config.vocabulary_sizes, outside.unbind(-1), strict=True):
-        found.append(("input_ids", f"is not from 0 to {size - 1} in feature {name!r}", mask))
-    for name, what, mask in found:
+        found["input_ids", f"is not from 0 to {size - 1} in feature {name!r}"] = mask
+    for (name, what), mask in found.items():
         if mask.any():
             row, event = mask.nonzero()[0].tolist()
             way = "give the events in their order" if "before" in what else advice
