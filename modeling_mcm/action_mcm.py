@@ -155,11 +155,10 @@ class MCMForActionRecommendation(MCMForMultiTaskRecommendation):
         preferences, shared = [], []
         sizes = self.config.label_sizes
         for (task, size), has in zip(sizes.items(), labels.split([*sizes.values()], 1), strict=True):
-            action, label = has.nonzero(as_tuple=True)
             number = has.sum(1).to(weights.dtype)
             counts = sum_by_value(input_ids[..., self.config.features.index(task)], weights, size)
-            counts = torch.cat([counts, scores[task].softmax(-1)[..., None].to(counts.dtype)], -1)[:, label]
-            counts = counts.new_zeros(batch, count, counts.shape[-1]).index_add(1, action, counts)
+            counts = torch.cat([counts, scores[task].softmax(-1)[..., None].to(counts.dtype)], -1)
+            counts = torch.einsum("av,bvd->bad", has.to(counts.dtype), counts)
             chance = counts[..., -1].clamp(LEAST_CHANCE, 1).log()
             preferences.append(torch.where(number > 0, chance, 0.0))
             shared += [counts[..., :-1].log1p(), number.log1p()[None, :, None].expand(batch, -1, 1)]

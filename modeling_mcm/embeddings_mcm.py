@@ -52,10 +52,8 @@ class HeterogeneousEmbedding(nn.Embedding):
         Returns:
             `torch.FloatTensor` of shape `(B, L, H)`; 0 on padding.
         """
-        ids, tables = (
-            input_ids[..., self.read],
-            [cast(ValueEmbedding, self.feature_tables[j]).weight for j in self.read],
-        )
+        ids = input_ids[..., self.read]
+        tables = [cast(ValueEmbedding, self.feature_tables[j]).weight for j in self.read]
         if sum(map(len, tables)) <= ids[..., 0].numel():
             starts = torch.tensor([0, *(len(table) for table in tables[:-1])], device=ids.device).cumsum(0)
             # Missing values of all tables use row 0 of the joined table, which is 0 and gets no gradient.

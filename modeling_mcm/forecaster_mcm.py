@@ -422,7 +422,7 @@ class CustomerForecasts:
         if self.forecaster is None or not self.days:
             return {}
         edges = interval_edges([*self.usual, *self.days])
-        times = [*edges, self.longest] if self.longest > edges[-1] else edges
+        times = sorted({*edges, self.longest})
         inputs = self.forecaster.inputs(visits, as_of, times)
         distribution = self.forecaster.distribution(inputs)
         absent = (1 - distribution.log_comes.exp()).cummin(1)[0]  # (B, times)

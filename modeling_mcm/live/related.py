@@ -39,7 +39,7 @@ def similar(model: Any, feature_extractor: Any, task: str, label: Any, k: int = 
     tables, (index,) = _tables(model, task), _ids(feature_extractor, task, [label])
     neighbours, weights = tables.neighbours[TRANSITIONS].long(), tables.weights[TRANSITIONS].float()
     profile = weights.new_zeros(len(weights)).index_add(0, neighbours[index], weights[index])
-    length = weights.square().sum(1).sqrt().clamp(min=1e-9)
+    length = weights.norm(dim=1).clamp(min=1e-9)
     scores = (weights * profile[neighbours]).sum(1) / length / length[index]
     if model.config.label_features:
         values = model.label_values(model.config.tasks.index(task))
