@@ -177,7 +177,7 @@ def candidate_features(
             cosines = compare_vectors(cast(Readout, readout[index]).vectors, label[own], latest[row[own]])
             of_readout[:, own] = torch.stack([log_p[own], ranks[own].log2(), *cosines])
     columns |= zip((feature.name for feature in FEATURES[COUNTED:]), of_readout, strict=True)
-    return Candidates(row, label, torch.stack([columns[feature.name] for feature in FEATURES], 1))
+    return Candidates(row, label, torch.stack([columns[feature.name] for feature in FEATURES]).T.contiguous())
 
 
 class _Columns(NamedTuple):
@@ -217,10 +217,11 @@ def _sum_evidence(size: int, seen: SeenLabels, tables: Sequence[LabelTables], co
     task, evidence = seen.row % len(tables), rates.new_zeros(len(EVIDENCE), size, columns.number)
     for index, (table, part) in enumerate(zip(tables, columns.parts, strict=True)):
         own = (task == index).nonzero()[:, 0]
-        of_task, cell = weights[: len(table.neighbours), own], seen.cell[own]
+        of_task = weights[: len(table.neighbours)].index_select(1, own)
         kind, pair = of_task.nonzero(as_tuple=True)
-        customer, column = cell[pair] // columns.number, cell[pair] % columns.number
-        table.sum_neighbours(kind, customer, column - part.start, of_task[kind, pair], evidence[..., part])
+        cell = seen.cell.index_select(0, own).index_select(0, pair)
+        customer, label = cell // columns.number, cell % columns.number - part.start
+        table.sum_neighbours(kind, customer, label, of_task[kind, pair], evidence[..., part])
     return evidence
 
 
@@ -396,13 +397,13 @@ class LabelScorer(nn.Module):
         if left_out:
             groups = [[feature.group == group for feature in FEATURES] for group in left_out]
             is_left_out = torch.tensor(groups, device=row.device)[row // len(tasks)]
-        values = features.new_zeros(len(row))
-        reads = torch.tensor([of_task is not None for of_task in readout], device=row.device)[row % len(tasks)]
-        for network, is_own in ((self.of_counts, ~reads), (self.of_readout, reads)):
-            own = is_own.nonzero()[:, 0]
-            if network is not None and len(own):
-                without = None if is_left_out is None else is_left_out[own]
-                values[own] = network(of_row[own], features[own], without)[:, question]
+        values, reads = features.new_zeros(len(row)), [of_task is not None for of_task in readout]
+        for read in set(reads):
+            is_own = torch.tensor([each is read for each in reads], device=row.device)
+            own = is_own[row % len(tasks)].nonzero()[:, 0]
+            without = None if is_left_out is None else is_left_out[own]
+            network = cast(ScoreNetwork, self.of_readout) if read else self.of_counts
+            values[own] = network(of_row[own], features[own], without)[:, question]
         values = values * self.calibration[of_row, question].exp()
         average = self.average_unseen(row, values, features, history.size * len(tasks))
         scores = []
