@@ -71,25 +71,27 @@ class CustomerState(nn.Module):
 
     def __init__(self, config: MCMConfig):
         super().__init__()
-        self.sizes = list(config.vocabulary_sizes)
         self.half_lives = list(STATE_HALF_LIVES)
         self.sums = list(config.summed_features)
-        counted = config.counted_features
-        self.few = [config.features.index(name) for name in counted["state_features"]]
-        self.many = [config.features.index(name) for name in counted["projected_features"]]
+        sizes, counted = dict(enumerate(config.vocabulary_sizes)), config.counted_features
+        # By index of a feature the number of its ids that are counted
+        self.few, self.many = (
+            {place: sizes[place] for place in map(config.features.index, counted[name])}
+            for name in ("state_features", "projected_features")
+        )
         self.frequent = {config.features.index(name): size for name, size in counted["component_features"].items()}
         self.size, kernels = config.state_size, len(self.half_lives) + 1
         # Sizes of the parts of z: events, visits, sums, features with few values, and gaps; and a block a feature of
         # many values, which `find_directions` reads, too
-        channels = 2 + len(self.sums) + sum(self.sizes[j] for j in self.few)
+        channels = 2 + len(self.sums) + sum(self.few.values())
         self.num_few = kernels * channels + len(GAPS)
-        self.blocks = [self.num_few, *(2 * self.sizes[j] for j in self.many)]
+        self.blocks = [self.num_few, *(2 * size for size in self.many.values())]
         # Indices in z of the counts that the state holds unchanged, at most half as many as it has numbers
         gaps = range(self.num_few - len(GAPS), self.num_few)
         events, others = range(kernels), range(kernels, kernels * (2 + len(self.sums)))
         self.plain_counts = [*gaps, *others, *events][: self.size // 2]
         rotated, numbers = self.size - len(self.plain_counts), sum(self.blocks) + sum(self.frequent.values())
-        undecayed = sum(self.sizes[j] for j in self.many) + sum(self.frequent.values())
+        undecayed = sum(self.many.values()) + sum(self.frequent.values())
         self.components = min(COMPONENTS, self.size // 3, undecayed, rotated)  # whitened ones
         self.mean, self.std = nn.Buffer(torch.zeros(numbers)), nn.Buffer(torch.ones(numbers))
         self.longest_silence = nn.Buffer(torch.tensor(ANY_SILENCE))
@@ -193,16 +195,15 @@ class CustomerState(nn.Module):
                 parts.append(sums.transpose(1, 2).flatten(2))
             return parts
 
-        few, many = ({j: self.sizes[j] for j in features} for features in (self.few, self.many))
         values = [
-            *by_value(many, weights[..., [days.index(PROJECTED_HALF_LIFE), -1]]),
+            *by_value(self.many, weights[..., [days.index(PROJECTED_HALF_LIFE), -1]]),
             *by_value(self.frequent, weights[..., [-1]]),
         ]
         since_last, since_first = as_of - last, as_of - first
         visits = sums[1][..., -1]  # the undecayed number of visits
         gap = (since_first - since_last) / (visits - 1).clamp(min=1)
         gaps = torch.stack([since_last, since_first, since_last / (gap + 0.5), gap], -1)
-        counts = torch.cat([*sums, *by_value(few, weights), gaps, *values], -1).clamp_(min=0).log1p_()
+        counts = torch.cat([*sums, *by_value(self.few, weights), gaps, *values], -1).clamp_(min=0).log1p_()
         return torch.where(past.any(1)[..., None], counts, self.mean)
 
     def standardised(self, counts: Tensor) -> Tensor:

@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The history of a live customer: raw events by visit, in whichever order they arrive, and their encoded row."""
 
-from bisect import insort
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from modeling_mcm.schema_mcm import ROWS
 
 TIME_FIX = "give a datetime or ISO 8601 text such as 2017-03-01T18:30:00, or leave the event out"
 BEFORE_ALL = -(2**63)  # before every time
+PLACE = attrgetter("start", "key")  # of a visit among the others
 
 
 @dataclass(frozen=True)
@@ -41,13 +42,13 @@ class Added:
     late: bool
 
 
-@dataclass(order=True)
+@dataclass
 class Visit:
     """The raw events of a visit. Visits are ordered as in the feature extractor: by start, those without key first."""
 
     start: int  # start of the visit: seconds since 1970-01-01, or the place of its first event for a log without times
     key: tuple[bool, str]  # whether the visit has a key, and the key as text (empty without one)
-    events: list[dict[str, Any]] = field(compare=False)  # in the order in which they were added
+    events: list[dict[str, Any]]  # in the order in which they were added
 
 
 class LiveHistory:
@@ -171,7 +172,7 @@ class LiveHistory:
 
     def _insert(self, events: Sequence[dict[str, Any]]) -> bool:
         """Inserts events into their visits; whether one belongs before the visit that was the last one."""
-        last = (self.visits[-1].start, self.visits[-1].key) if self.visits else None
+        last = PLACE(self.visits[-1]) if self.visits else (BEFORE_ALL,)
         is_late = False
         for event in events:
             identifier, position, key = self._place(event)
@@ -179,13 +180,11 @@ class LiveHistory:
             visit = self._by_key.get(identifier)
             if visit is None:
                 visit = self._by_key[identifier] = Visit(position, (key is not None, key or ""), [])
-                insort(self.visits, visit)
-            elif position < visit.start:  # a new earliest event moves the visit
-                self.visits.remove(visit)
-                visit.start = position
-                insort(self.visits, visit)
+                self.visits.append(visit)
+            visit.start = min(visit.start, position)
             visit.events.append(event)
-            is_late |= last is not None and (visit.start, visit.key) < last
+            is_late |= PLACE(visit) < last
+        self.visits.sort(key=PLACE)
         return is_late
 
     def _place(self, event: Mapping[str, Any]) -> tuple[Any, int, str | None]:

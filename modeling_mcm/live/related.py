@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from modeling_mcm.candidates_mcm import choose_labels
 from modeling_mcm.configuration_mcm import FIRST_LABEL
@@ -38,7 +39,7 @@ def similar(model: Any, feature_extractor: Any, task: str, label: Any, k: int = 
     """
     tables, (index,) = _tables(model, task), _ids(feature_extractor, task, [label])
     neighbours, weights = tables.neighbours[TRANSITIONS].long(), tables.weights[TRANSITIONS].float()
-    profile = weights.new_zeros(len(weights)).index_add(0, neighbours[index], weights[index])
+    profile = torch.bincount(neighbours[index], weights[index], len(weights))
     length = weights.norm(dim=1).clamp(min=1e-9)
     scores = (weights * profile[neighbours]).sum(1) / length / length[index]
     if model.config.label_features:
@@ -60,9 +61,9 @@ def together(
     has_ease = len(tables.neighbours) > EASE
     kind, lift = (EASE, LIFT[0]) if has_ease else (TRANSITIONS, LIFT[1])
     neighbours, weights = tables.neighbours[kind, ids].long(), tables.weights[kind, ids].float().clamp(min=0)
-    weights = weights / weights.sum(1, keepdim=True).clamp(min=1e-9) / len(ids)
+    weights = F.normalize(weights, 1, dim=1) / len(ids)
     popularity = tables.counts[0] + 1
-    scores = popularity.new_zeros(len(popularity)).index_add(0, neighbours.flatten(), weights.flatten())
+    scores = torch.bincount(neighbours.flatten(), weights.flatten(), len(popularity))
     return _best(feature_extractor, task, scores / (popularity / popularity.sum()) ** lift, ids, k)
 
 

@@ -9,7 +9,6 @@ customers are never in memory together.
 
 import functools
 import json
-import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -110,10 +109,10 @@ class ScoringJob:
 
     def parts(self, customers: int) -> list[tuple[Path, range]]:
         """Divides a number of customers into files: for each its path, and the indices of its customers."""
-        step, folder = self.rows_per_file, Path(self.output_dir)
-        number = math.ceil(customers / step)
-        paths = [folder / f"customers-{index:05d}-of-{number:05d}.parquet" for index in range(number)]
-        return [(path, range(i * step, min(customers, (i + 1) * step))) for i, path in enumerate(paths)]
+        step = self.rows_per_file
+        parts = [range(customers)[start : start + step] for start in range(0, customers, step)]
+        names = [f"customers-{index:05d}-of-{len(parts):05d}.parquet" for index in range(len(parts))]
+        return [(Path(self.output_dir, name), part) for name, part in zip(names, parts, strict=True)]
 
 
 def _stamp(path: Path) -> dict[bytes, bytes]:
