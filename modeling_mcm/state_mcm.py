@@ -43,9 +43,8 @@ def sum_by_value(ids: Tensor, weights: Tensor, size: int) -> Tensor:
     """Sums of weights of events `(B, L, ...)` over the events with each value id, of shape `(B, size, ...)`; `ids` are
     of shape `(B, L)`."""
     rows = ids + size * torch.arange(len(ids), device=ids.device)[:, None]
-    weights_by_event = weights.reshape(rows.numel(), -1)
-    sums = weights_by_event.new_zeros(len(ids) * size, weights_by_event.shape[1])
-    return sums.index_add_(0, rows.flatten(), weights_by_event).view(len(ids), size, *weights.shape[2:])
+    sums = weights.new_zeros(len(ids) * size, *weights.shape[2:])
+    return sums.index_add_(0, rows.flatten(), weights.flatten(0, 1)).unflatten(0, (len(ids), size))
 
 
 class CustomerState(nn.Module):
