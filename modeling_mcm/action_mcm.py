@@ -218,11 +218,11 @@ class MCMForActionRecommendation(MCMForMultiTaskRecommendation):
             raise ValueError("There are no offers, or no times of the events: EncodedActions.batch gives both.")
         if attention_mask is None:
             attention_mask = (input_ids != 0).any(-1).long()
-        as_of = event_times.amax(1) if as_of is None else as_of  # padding has time 0
-        known = {"attention_mask": attention_mask, "visit_ids": visit_ids, "event_times": event_times, "as_of": as_of}
+        time: Tensor = event_times.amax(1) if as_of is None else as_of  # padding has time 0
+        known = {"attention_mask": attention_mask, "visit_ids": visit_ids, "event_times": event_times, "as_of": time}
         outputs = super().forward(input_ids, **known, event_values=event_values, parts=("embedding",), **kwargs)
         is_event = F.pad(attention_mask[:, 1:], (1, 0)).bool()  # not the start row
-        ages = (as_of[:, None] - event_times).masked_fill(~is_event, torch.inf)
+        ages = (time[:, None] - event_times).masked_fill(~is_event, torch.inf)
         offered, actions = offered_actions.clamp(min=0), cast(Any, (action_input_ids, action_rows, action_matches))
         action_labels = self.action_labels(actions[0], actions[1], int(offered.max()) + 1)
         numbers = self.describe_offers(outputs.logits, input_ids, ages, event_values, action_labels, actions[2])

@@ -174,6 +174,6 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
         """
         history = (input_ids, attention_mask, visit_ids, event_times, event_values, as_of)
         state = self.model(*history, parts=("embedding",)).pooler_output
-        scores = self.prediction_head(state, self.label_counts(input_ids, event_times, as_of))
+        scores = self.prediction_head(state, self.label_counts(input_ids, cast(Tensor, event_times), as_of))
         loss = None if labels is None else self.compute_loss(scores, labels)
         return MCMPredictionOutput(loss=loss, logits=scores, pooler_output=state)

@@ -286,12 +286,12 @@ class MCMModel(MCMPreTrainedModel):
             return outputs
         if event_times is None:
             raise ValueError("The customer state needs `event_times`: MCMFeatureExtractor gives them.")
-        as_of = event_times.amax(1) if as_of is None else as_of
+        times: Tensor = event_times.amax(1) if as_of is None else as_of
         history = (input_ids, attention_mask, visit_ids, event_times, event_values)
         if "embedding" in parts:
-            outputs.pooler_output = self.state(self.state.counts(*history, as_of[:, None]))[:, 0]
+            outputs.pooler_output = self.state(self.state.counts(*history, times[:, None]))[:, 0]
         if "forecasts" in parts and self.forecaster is not None and not self.training:
-            outputs.forecasts = self.select_forecasts(forecast_days).compute(self.forecaster.read(*history), as_of)
+            outputs.forecasts = self.select_forecasts(forecast_days).compute(self.forecaster.read(*history), times)
         return outputs
 
     def encode(
@@ -469,14 +469,15 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         history: dict[str, Any] = {"input_ids": input_ids, "visit_ids": visit_ids, "event_times": event_times}
         history |= {"attention_mask": attention_mask, "as_of": as_of}
         outputs = self.model(**history, event_values=event_values, parts=parts, **kwargs)
-        if prefix_ends is not None and self.config.encoder_unit == "visit":
-            prefix_ends = visit_ids.gather(1, prefix_ends)  # units
-        loss = losses = logits = None
+        ends: Any = prefix_ends
+        if ends is not None and self.config.encoder_unit == "visit":
+            ends = cast(Any, visit_ids).gather(1, ends)  # units
+        loss = by_task = logits = None
         if labels is not None:
-            loss, losses = self.compute_losses(outputs, input_ids, labels, prefix_ends, label_prefixes, label_weights)
-            losses = dict(zip(self.config.tasks, losses.detach(), strict=True))
+            loss, losses = self.compute_losses(outputs, input_ids, labels, ends, label_prefixes, label_weights)
+            by_task = dict(zip(self.config.tasks, losses.detach(), strict=True))
         if labels is None or not self.training:
-            readout = self.read_out(outputs, reading, prefix_ends)
+            readout = self.read_out(outputs, reading, ends)
             logits = {task: of_task.scores for task, of_task in readout.items()}
             if scorer is not None:
                 counted = read_histories(self.config, history, tasks)
@@ -485,7 +486,7 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         return MCMRecommendationOutput(
             loss=loss,
             logits=logits,
-            task_losses=losses,
+            task_losses=by_task,
             pooler_output=outputs.pooler_output,
             forecasts=outputs.forecasts,
             hidden_states=outputs.hidden_states,

@@ -97,8 +97,8 @@ class LiveHistory:
         unfinished = [event for visit in self.visits[-2:] for event in visit.events]
         row = self._encode([*unfinished, *added])  # raises before anything changes
         now = self.extractor.read_as_of(as_of)
-        for event in added if now is not None else ():
-            if (time := self._place(event)[1]) > now:
+        for event in added:
+            if now is not None and (time := self._place(event)[1]) > now:
                 raise ValueError(
                     f"{self.name} has an event at {to_iso(time)}, which is after now, {to_iso(now)}: check the "
                     "event's time and its time zone, or leave it out."
