@@ -23,15 +23,16 @@ from .events_mcm import (
     PERIODS,
     SECONDS_PER_DAY,
     SECONDS_PER_HOUR,
-    BadValues,
+    BoolArray,
     Distinct,
     EventReader,
     Events,
-    check_read,
+    FloatArray,
+    IntArray,
     map_distinct,
     read_columns,
     run_starts,
-    to_numbers,
+    to_number,
     to_text,
     to_values,
     value_reader,
@@ -43,13 +44,13 @@ class Timeline(NamedTuple):
     """Order and visits of the n events of some customers and of the inserted end-of-visit events, m events in all."""
 
     # (m,): index in the input of each event; an end-of-visit event has that of its visit's last event
-    indices: NDArray[np.int64]
-    closes: NDArray[np.bool_]  # (m,): whether the event is an end-of-visit event
-    visits: NDArray[np.int32]  # (m,): visit of each event, counted from 0 for each customer
-    days: NDArray[np.float64]  # (m,): days between the starts of the visit before and of this one, NaN in the first
+    indices: IntArray
+    closes: BoolArray  # (m,): whether the event is an end-of-visit event
+    visits: NDArray  # (m,): visit of each event, counted from 0 for each customer
+    days: FloatArray  # (m,): days between the starts of the visit before and of this one, NaN in the first
 
 
-def days_between(starts: NDArray[np.int64]) -> NDArray[np.float64]:
+def days_between(starts: IntArray) -> FloatArray:
     """Days from the start of the visit before to that of each visit, NaN for the first one, of shape `(visits,)`."""
     days = np.diff(starts, prepend=0) / SECONDS_PER_DAY
     days[:1] = np.nan
@@ -57,13 +58,13 @@ def days_between(starts: NDArray[np.int64]) -> NDArray[np.float64]:
 
 
 def arrange(
-    seconds: NDArray[np.int64],
-    ranks: NDArray[np.int64],
-    ties: Sequence[NDArray[Any]],
-    is_target: NDArray[np.bool_],
+    seconds: IntArray,
+    ranks: IntArray,
+    ties: Sequence[NDArray],
+    is_target: BoolArray,
     close_visits: bool,
-    customers: NDArray[np.int64],
-    periods: NDArray[np.int64],
+    customers: IntArray,
+    periods: IntArray,
 ) -> Timeline:
     """Orders events by customer, period, start of the visit, visit, time and `ties`, and finds the visits.
 
@@ -118,26 +119,23 @@ class Encoding:
         reader (`EventReader`): What reads raw values.
         specs (`dict[str, FeatureSpec]`): The features by name.
         sources (`dict[str, str]`): By feature with a column the feature under whose name its values are read.
-        ids (`dict[str, dict[str, int]]`): By categorical feature the id of each value.
+        ids (`dict[str, dict]`): By categorical feature the id of each value, and of None.
         event_features, profile_features (`list[str]`): Names of the features of events, and of those of the profile.
         token_feature (`str`): Name of the feature that holds the token type.
     """
 
-    def __init__(
-        self, schema: LogSchema, vocabularies: Mapping[str, Sequence[str]], bins: Mapping[str, Sequence[float]]
-    ):
-        self.schema, self.reader, self.sources = schema, EventReader(schema), schema.sources
-        self.specs = {spec.name: spec for spec in (*schema.features, *schema.profile)}
+    def __init__(self, schema: LogSchema, vocabularies: Mapping, bins: Mapping):
+        self.schema, self.reader, self.specs, self.sources = schema, EventReader(schema), schema.specs, schema.sources
         self.event_features = [spec.name for spec in schema.features]
         self.profile_features = [spec.name for spec in schema.profile]
         self.token_feature = schema.token_feature.name
         self.ids = {
-            feature: {value: FIRST_VALUE_ID + i for i, value in enumerate(values)}
+            feature: {value: FIRST_VALUE_ID + i for i, value in enumerate(values)} | {None: MISSING_ID}
             for feature, values in vocabularies.items()
         }
         self._edges = {feature: np.array(edges, np.float64) for feature, edges in bins.items()}
 
-    def encode_customer(self, customer: Mapping[str, Any]) -> dict[str, Any]:
+    def encode_customer(self, customer: Mapping) -> dict:
         """Encodes a customer as a row; see `MCMFeatureExtractor.encode`. Raises `ValueError` if a value can't be
         encoded; the message names the column."""
         customer_id, events, profile = self.reader.read_customer(customer)
@@ -151,9 +149,9 @@ class Encoding:
     def encode(
         self,
         events: Events,
-        customers: NDArray[np.int64] | None = None,
-        periods: NDArray[np.int64] | None = None,
-    ) -> tuple[dict[str, NDArray[Any]], Timeline]:
+        customers: IntArray | None = None,
+        periods: IntArray | None = None,
+    ) -> tuple[dict, Timeline]:
         """Encodes the events of one customer or, with `customers` and `periods`, of many, in any order.
 
         Args:
@@ -189,7 +187,7 @@ class Encoding:
         closing = bool(schema.end_of_visit)
         timeline = arrange(events.positions, ranks, ties, events.is_target, closing, customers, periods)
 
-        def in_order(values: NDArray[Any], closing: int = 0) -> NDArray[Any]:
+        def in_order(values: NDArray, closing: int = 0) -> NDArray:
             """A column in the order of the row; `closing` is what events that close a visit have."""
             ordered = values[timeline.indices]
             ordered[timeline.closes] = closing
@@ -198,8 +196,8 @@ class Encoding:
         times = events.positions[timeline.indices]
         if schema.order is not None:
             times = timeline.visits.astype(np.int64) * SECONDS_PER_DAY
-        row: dict[str, NDArray[Any]] = {"times": times, "visits": timeline.visits}
-        closing_id = self.ids[self.token_feature].get(schema.end_of_visit or "", MISSING_ID)
+        row: dict = {"times": times, "visits": timeline.visits}
+        closing_id = self.ids[self.token_feature][schema.end_of_visit]
         for feature in self.event_features:
             if feature in ids:
                 added = closing_id if feature == self.token_feature else MISSING_ID
@@ -213,7 +211,7 @@ class Encoding:
         row |= {f"unseen_{task}": in_order(of_task) for task, of_task in unseen.items()}
         return row, timeline
 
-    def derived_ids(self, feature: str, times: NDArray[np.int64], days: NDArray[np.float64]) -> NDArray[np.int32]:
+    def derived_ids(self, feature: str, times: IntArray, days: FloatArray) -> NDArray:
         """Ids of a feature that is computed from the time of each event and the days since the visit before, of shape
         `(events,)`."""
         if self.specs[feature].kind == HOUR:
@@ -222,56 +220,50 @@ class Encoding:
             return (FIRST_VALUE_ID + (times // SECONDS_PER_DAY + EPOCH_WEEKDAY) % 7).astype(np.int32)
         return self._bin(feature, days)
 
-    def encode_actions(self, actions: Any) -> dict[str, NDArray[np.int32]]:
+    def encode_actions(self, actions: Any) -> dict:
         """Encodes actions; see `MCMFeatureExtractor.encode_actions`. Returns by feature of events ids of shape
         `(actions,)`."""
         schema = self.schema
         others = (schema.customer, schema.order_column, schema.visit)
         columns, count = read_columns(actions, [name for name in schema.event_columns if name not in others])
-        bad: list[BadValues] = []
         occurring = [spec for spec in schema.features if spec.column in columns]
-        values = self.reader.read_features(occurring, columns, count, bad)
-        check_read(bad)
         ids = dict.fromkeys(self.event_features, np.full(count, MISSING_ID, np.int32))
+        values = self.reader.read_features(occurring, columns)
         ids |= self.encode_features([spec.name for spec in occurring], values)
         if schema.token_type is None:
             ids[TOKEN_TYPE] = np.full(count, self.ids[TOKEN_TYPE][ONE_TOKEN_TYPE], np.int32)
         return ids
 
-    def value_ids(self, feature: str, column: Any) -> NDArray[np.int32]:
+    def value_ids(self, feature: str, column: Any) -> NDArray:
         """Ids of values of a categorical feature, without splitting them into parts, of shape `(len(column),)`."""
-        return map_distinct(column, lambda value: self._look_up_id(feature, to_text(value)), np.int32)
+        return map_distinct(column, lambda value: self.ids[feature].get(to_text(value), UNKNOWN_ID), np.int32)
 
-    def feature_ids(self, feature: str, column: Any) -> NDArray[np.int32]:
+    def feature_ids(self, feature: str, column: Any) -> NDArray:
         """Ids of the values of a feature's column, of shape `(len(column),)`."""
         if self.specs[feature].kind == NUMERIC:
-            return self._bin(feature, to_numbers(column))
+            return self._bin(feature, map_distinct(column, to_number, np.float64))
         return self.encode_values(feature, Distinct.of(column).map(value_reader(self.specs[feature])))
 
-    def encode_features(self, features: Iterable[str], values: Mapping[str, Any]) -> dict[str, NDArray[np.int32]]:
+    def encode_features(self, features: Iterable[str], values: Mapping) -> dict:
         """Ids of features of what `read_features` gave, each of shape `(count,)`."""
         return {feature: self.encode_values(feature, values[self.sources[feature]]) for feature in features}
 
-    def encode_values(self, feature: str, values: Any) -> NDArray[np.int32]:
+    def encode_values(self, feature: str, values: Any) -> NDArray:
         """Ids of a feature of what was read of its column, of shape `(events,)`."""
         if isinstance(values, np.ndarray):
             return self._bin(feature, values)
-        item = self.specs[feature].item
-        if item is not None:
-            return values.map(lambda texts: self._id_of_item(feature, texts or (), item)).expand(np.int32)
-        return values.map(lambda text: self._look_up_id(feature, text)).expand(np.int32)
+        ids, item = self.ids[feature], self.specs[feature].item
+        if item is None:
+            return values.map(lambda text: ids.get(text, UNKNOWN_ID)).expand(np.int32)
 
-    def _look_up_id(self, feature: str, text: str | None) -> int:
-        return MISSING_ID if text is None else self.ids[feature].get(text, UNKNOWN_ID)
+        def find(texts: Iterable[str] | None) -> int:
+            """Id number `item` among those of several values in ascending order, unknown values last."""
+            of_texts = sorted((text not in ids, ids.get(text, UNKNOWN_ID)) for text in texts or ())
+            return of_texts[item - 1][1] if item <= len(of_texts) else MISSING_ID
 
-    def _id_of_item(self, feature: str, texts: Iterable[str], item: int) -> int:
-        """Id number `item`, from 1, among the ids of several values in ascending order, unknown values last."""
-        ids = sorted(
-            (self._look_up_id(feature, text) for text in texts), key=lambda label: (label == UNKNOWN_ID, label)
-        )
-        return ids[item - 1] if item <= len(ids) else MISSING_ID
+        return values.map(find).expand(np.int32)
 
-    def _bin(self, feature: str, numbers: NDArray[np.float64]) -> NDArray[np.int32]:
+    def _bin(self, feature: str, numbers: FloatArray) -> NDArray:
         ids = FIRST_VALUE_ID + np.searchsorted(self._edges[feature], numbers, side="right")
         return np.where(np.isnan(numbers), MISSING_ID, ids).astype(np.int32)
 

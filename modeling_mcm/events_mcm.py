@@ -28,6 +28,10 @@ from numpy.typing import NDArray
 
 from .schema_mcm import NUMERIC, FeatureSpec, LogSchema, read_zone
 
+IntArray = NDArray[np.int64]
+FloatArray = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
+
 EXACT_FLOAT = 2**53  # below it floats represent every integer exactly
 LARGEST_VALUE = float(np.finfo(np.float32).max)
 NO_RANK = -1
@@ -45,8 +49,8 @@ TIME_PATTERN = (
     r"\s*(Z|UTC|GMT|[+-](?:[01][0-9]|2[0-3])(?::?[0-5][0-9](?::?[0-5][0-9])?)?)?)?\s*$"
 )
 TIME_ADVICE = "ISO 8601 text such as 2017-10-01T12:30:00, and a zone as Z, UTC or an offset such as +02:00"
-# Offsets of a zone are looked up within these years; earlier and later times get the first and the last offset.
-ZONE_YEARS = (1900, 2200)
+# Offsets of a zone are looked up between these seconds, which a datetime holds; other times get the nearest offset.
+ZONE_SECONDS = (-62_135_000_000, 253_402_000_000)
 
 
 @contextmanager
@@ -58,7 +62,7 @@ def naming(where: str) -> Iterator[None]:
         raise ValueError(f"{where}: {error}") from error
 
 
-def check_keys(values: Mapping[Any, Any], known: Sequence[str], where: str) -> None:
+def check_keys(values: Mapping, known: Sequence[str], where: str) -> None:
     """Checks that a mapping has known keys only. Raises `ValueError` if a key is unknown; the message names it, the
     most similar known key and all known keys."""
     if unknown := [key for key in values if key not in known]:
@@ -67,16 +71,15 @@ def check_keys(values: Mapping[Any, Any], known: Sequence[str], where: str) -> N
         raise ValueError(f"{where}: unknown {', '.join(map(repr, unknown))}; {hint}Known are: {', '.join(known)}.")
 
 
-def check_columns(columns: Sequence[Any], wanted: Iterable[str], where: str, fix: str = "") -> None:
+def check_columns(columns: Sequence, wanted: Iterable[str], where: str, fix: str = "") -> None:
     """Checks that a table has columns. Raises `ValueError` if a column is absent; the message names it, all columns of
     the table and the most similar one."""
     if absent := [name for name in dict.fromkeys(wanted) if name not in columns]:
         names = [str(column) for column in columns]
-        nor = f", nor {', '.join(map(repr, absent[1:]))}" if absent[1:] else ""
         they = f"{'they' if where.endswith(' have') else 'it'} {where.rpartition(' ')[2]} {', '.join(names)}"
         close = difflib.get_close_matches(absent[0], names, n=1)
         hint = f": is {close[0]!r} meant?" if close else "."
-        raise ValueError(f"{where} no column {absent[0]!r}{nor}; {they}{hint} {fix}".rstrip())
+        raise ValueError(f"{where} no column {' nor '.join(map(repr, absent))}; {they}{hint} {fix}".rstrip())
 
 
 def is_missing(value: Any) -> bool:
@@ -98,12 +101,10 @@ def to_text(value: Any) -> str | None:
         return None
     if isinstance(value, bool | np.bool_):
         return "true" if value else "false"
-    is_number = isinstance(value, Real | Decimal) and not isinstance(value, np.timedelta64)
-    if is_number and isinstance(value, Integral):
-        return str(int(value))
-    if is_number:
-        number = float(value)
-        return str(int(number)) if number.is_integer() and abs(number) < EXACT_FLOAT else repr(number)
+    if isinstance(value, Real | Decimal) and not isinstance(value, np.timedelta64):
+        number = int(value) if isinstance(value, Integral) else float(value)
+        is_whole = isinstance(number, int) or (number.is_integer() and abs(number) < EXACT_FLOAT)
+        return str(int(number)) if is_whole else repr(number)
     if isinstance(value, UUID):
         return str(value)
     if isinstance(value, date | np.datetime64):  # as engines write times: without zeros at the end of a fraction
@@ -156,7 +157,7 @@ def to_number(value: Any) -> float:
     raise ValueError(f"found {value!r:.80} ({type(value).__name__}), expected a number; convert it")
 
 
-def to_values(numbers: NDArray[np.float64]) -> NDArray[np.float32]:
+def to_values(numbers: FloatArray) -> NDArray:
     """Converts numbers to model inputs: float32, with 0 in place of NaN, infinity, too large numbers and -0."""
     finite = np.abs(numbers) <= LARGEST_VALUE
     return np.where(finite, numbers, 0.0).astype(np.float32) + np.float32(0)
@@ -178,8 +179,8 @@ def to_place(value: Any) -> int:
 class Distinct:
     """A column as its distinct values and, for each event, the index of its value, of shape `(events,)`."""
 
-    values: list[Any]
-    codes: NDArray[np.int64]
+    values: list
+    codes: IntArray
 
     @classmethod
     def of(cls, column: Any) -> "Distinct":
@@ -194,28 +195,26 @@ class Distinct:
             return cls(values, np.arange(len(values)))
         return cls([value for _, value in codes], np.fromiter(map(codes.__getitem__, keys), np.int64, len(keys)))
 
-    def map(self, function: Callable[[Any], Any]) -> "Distinct":
+    def __getitem__(self, events: NDArray) -> "Distinct":
+        return Distinct(self.values, self.codes[events])
+
+    def map(self, function: Callable) -> "Distinct":
         """Applies a function to each distinct value. Several values may then be equal."""
         return Distinct(list(map(function, self.values)), self.codes)
 
-    def expand(self, dtype: type) -> NDArray[Any]:
+    def expand(self, dtype: type) -> NDArray:
         """The values of all events, of shape `(events,)`."""
         return np.fromiter(self.values, dtype, len(self.values))[self.codes]
 
-    def rank(self) -> NDArray[np.int64]:
+    def rank(self) -> IntArray:
         """Rank of each event's text among the texts, of shape `(events,)`; `NO_RANK` where there is none."""
         ranks: dict[Any, int] = {text: rank for rank, text in enumerate(sorted({*self.values} - {None}))}
         return self.map(lambda text: ranks.get(text, NO_RANK)).expand(np.int64)
 
 
-def map_distinct(values: Sequence[Any], function: Callable[[Any], Any], dtype: type) -> NDArray[Any]:
+def map_distinct(values: Sequence, function: Callable, dtype: type) -> NDArray:
     """Applies a function to every value of a column, `(len(values),)`, only once for each distinct value."""
     return Distinct.of(values).map(function).expand(dtype)
-
-
-def to_numbers(column: Any) -> NDArray[np.float64]:
-    """`to_number` of a column, of shape `(events,)`."""
-    return map_distinct(column, to_number, np.float64)
 
 
 def to_seconds(value: Any, zone: tzinfo) -> int:
@@ -223,21 +222,20 @@ def to_seconds(value: Any, zone: tzinfo) -> int:
     fix = f"give a datetime or {TIME_ADVICE}"
     if is_missing(value):
         raise ValueError(f"found no time ({value!r}); {fix}, or leave the event out")
-    if isinstance(value, np.datetime64):
-        return int(value.astype("datetime64[s]").astype(np.int64))
     if isinstance(value, str):
         try:
             seconds, has_zone = _read_time_text(value)
         except ValueError:
             raise ValueError(f"found {value!r}, which is no time; {fix}") from None
-        return seconds + zone_offset(seconds, zone) if has_zone else seconds
-    if isinstance(value, date) and not isinstance(value, datetime):
-        value = datetime(value.year, value.month, value.day)
-    if not isinstance(value, datetime):
+    elif isinstance(value, datetime) and value.tzinfo is not None:
+        elapsed = value - EPOCH.replace(tzinfo=UTC)
+        seconds, has_zone = elapsed.days * SECONDS_PER_DAY + elapsed.seconds, True
+    elif isinstance(value, date | np.datetime64):
+        clock: Any = value
+        seconds, has_zone = int(np.datetime64(clock, "s").astype(np.int64)), False
+    else:
         raise ValueError(f"found {value!r} ({type(value).__name__}), expected a time; {fix}")
-    elapsed = value - (EPOCH if value.tzinfo is None else EPOCH.replace(tzinfo=UTC))
-    seconds = elapsed.days * SECONDS_PER_DAY + elapsed.seconds
-    return seconds if value.tzinfo is None else seconds + zone_offset(seconds, zone)
+    return seconds + zone_offset(seconds, zone) if has_zone else seconds
 
 
 def read_as_of(value: Any, zone: tzinfo) -> float:
@@ -249,9 +247,10 @@ def read_as_of(value: Any, zone: tzinfo) -> float:
     return float(value)
 
 
-def read_times(column: Any, zone: tzinfo) -> NDArray[np.int64]:
+def read_times(column: Any, zone: tzinfo) -> IntArray:
     """Converts a column of times to whole seconds since 1970-01-01; see [`to_seconds`]. Raises
     `ValueError` if a value is no time."""
+    column = as_column(column)
     if isinstance(column, np.ndarray) and column.dtype.kind == "M" and not np.isnat(column).any():
         return column.astype("datetime64[s]").astype(np.int64)
     return map_distinct(column, lambda value: to_seconds(value, zone), np.int64)
@@ -277,25 +276,8 @@ def _read_time_text(text: str) -> tuple[int, bool]:
 
 def zone_offset(seconds: int, zone: tzinfo) -> int:
     """Number of seconds that a time zone is ahead of UTC."""
-    first, last = (datetime(year, 1, 1, tzinfo=UTC) for year in ZONE_YEARS)
-    local = EPOCH.replace(tzinfo=UTC) + timedelta(
-        seconds=min(max(seconds, int(first.timestamp())), int(last.timestamp()) - 1)
-    )
-    return int((local.astimezone(zone).utcoffset() or timedelta()).total_seconds())
-
-
-def to_local(seconds: NDArray[np.int64], zone: tzinfo) -> NDArray[np.int64]:
-    """Converts moments, seconds since 1970-01-01 in UTC, to what the clocks of a time zone show."""
-    hours, places = np.unique(seconds // SECONDS_PER_HOUR, return_inverse=True)
-    first = hours * SECONDS_PER_HOUR
-    offsets, at_end = (
-        np.array([zone_offset(second, zone) for second in ends.tolist()], np.int64)
-        for ends in (first, first + SECONDS_PER_HOUR - 1)
-    )
-    local = seconds + offsets[places]
-    for place in np.flatnonzero((offsets != at_end)[places]):  # the clocks change within the hour
-        local[place] = seconds[place] + zone_offset(int(seconds[place]), zone)
-    return local
+    utc = EPOCH.replace(tzinfo=UTC) + timedelta(seconds=min(max(seconds, ZONE_SECONDS[0]), ZONE_SECONDS[1]))
+    return int((utc.astimezone(zone).utcoffset() or timedelta()).total_seconds())
 
 
 def as_column(values: Any) -> Any:
@@ -319,7 +301,7 @@ def as_list(column: Any) -> Any:
     return list(column) if column.dtype.kind in "mM" else column.tolist()  # `tolist` would turn times into integers
 
 
-def read_table(table: Any) -> dict[str, Any] | None:
+def read_table(table: Any) -> dict | None:
     """Columns of a data frame, an Arrow table, a dict of columns or a list of dicts; None for a list of labels. Raises
     `ValueError` if it is no list, or a column is no list."""
     if hasattr(table, "to_pydict"):
@@ -341,7 +323,7 @@ def read_table(table: Any) -> dict[str, Any] | None:
     return {str(name): [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)}
 
 
-def read_columns(events: Any, known: Sequence[str]) -> tuple[dict[str, Any], int]:
+def read_columns(events: Any, known: Sequence[str]) -> tuple[dict, int]:
     """Reads events of any accepted form into columns.
 
     Args:
@@ -350,7 +332,8 @@ def read_columns(events: Any, known: Sequence[str]) -> tuple[dict[str, Any], int
             they are an error.
 
     Returns:
-        The known columns that occur, by name, and the number of events.
+        The known columns that occur, by name, and the number of events. A column that is asked for and does not occur
+        has no value.
 
     Raises:
         ValueError: If a key is unknown, or the events have another form or columns of different lengths.
@@ -369,26 +352,20 @@ def read_columns(events: Any, known: Sequence[str]) -> tuple[dict[str, Any], int
         raise ValueError(f"event {number} is {event!r}, expected a dict of column and value")
     check_keys(columns, known, "columns of the events")
     count = max(map(len, columns.values()), default=0) if isinstance(events, Mapping) else len(events)
-    return columns, count
+    return defaultdict(lambda: Distinct([None][:count], np.zeros(count, np.int64)), columns), count
 
 
 class BadValues(NamedTuple):
     """Values of a column that can't be read."""
 
     column: str
-    rows: NDArray[np.bool_]  # (events,): where they are
+    rows: BoolArray  # (events,): where they are
     reason: str  # what is wrong with one of them
 
 
-def check_read(bad: Sequence[BadValues]) -> None:
-    """Raises `ValueError` if values can't be read. The message names the column and a value."""
-    if bad:
-        raise ValueError(f"column {bad[0].column!r}: {bad[0].reason}")
-
-
-def read_values(name: str, column: Any, function: Callable[[Any], Any], bad: list[BadValues]) -> Distinct:
+def read_values(name: str, column: Any, function: Callable, bad: list[BadValues] | None = None) -> Distinct:
     """Applies a function to the distinct values of a column, and finds the distinct results. Values for which it
-    raises `ValueError` are missing, and noted in `bad`."""
+    raises `ValueError` are missing, and noted in `bad`; without `bad` the error is raised with the column's name."""
     distinct = Distinct.of(column)
     reasons: dict[int, str] = {}
     codes: dict[Any, int] = {}  # by result
@@ -397,22 +374,23 @@ def read_values(name: str, column: Any, function: Callable[[Any], Any], bad: lis
         try:
             result = function(value)
         except ValueError as error:
+            if bad is None:
+                raise ValueError(f"column {name!r}: {error}") from error
             result, reasons[code] = None, str(error)
         code_of.append(codes.setdefault(result, len(codes)))
-    if reasons:
+    if bad is not None and reasons:
         bad.append(BadValues(name, np.isin(distinct.codes, [*reasons]), max(reasons.values())))
     return Distinct([*codes], np.array(code_of, np.int64)[distinct.codes])
 
 
-def read_numbers(name: str, column: Any, bad: list[BadValues]) -> NDArray[np.float64]:
+def read_numbers(name: str, column: Any, bad: list[BadValues] | None = None) -> FloatArray:
     """Numbers of a column, NaN where one is missing, of shape `(events,)`; see [`read_values`]."""
     if isinstance(column, np.ndarray) and column.dtype.kind in "iufb":
         return column.astype(np.float64)
-    numbers = read_values(name, column, to_number, bad)
-    return numbers.map(lambda number: np.nan if number is None else number).expand(np.float64)
+    return read_values(name, column, to_number, bad).expand(np.float64)
 
 
-def value_reader(spec: FeatureSpec) -> Callable[[Any], Any]:
+def value_reader(spec: FeatureSpec) -> Callable:
     """What a categorical feature reads of a value of its column: a text or a set of texts; None if missing."""
     if spec.level is not None:
         return functools.partial(split_path, separator=str(spec.separator), level=spec.level)
@@ -425,13 +403,13 @@ def value_reader(spec: FeatureSpec) -> Callable[[Any], Any]:
 class Events:
     """Events as they were read, in any order, before they have ids."""
 
-    positions: NDArray[np.int64]  # (events,): seconds since 1970-01-01, or the places of events without times
+    positions: IntArray  # (events,): seconds since 1970-01-01, or the places of events without times
     visits: Distinct | None  # keys of the visits as texts; None where the log has none
-    is_target: NDArray[np.bool_]  # (events,): whether the token type is that of a target
+    is_target: BoolArray  # (events,): whether the token type is that of a target
     # By feature what was read of its column: `Distinct` texts or sets of texts, or an array of numbers.
-    values: dict[str, Any]
+    values: dict
 
-    def rank_visits(self) -> NDArray[np.int64]:
+    def rank_visits(self) -> IntArray:
         """Rank of the key of each event's visit, of shape `(events,)`; `NO_RANK` where it has none."""
         return np.full(len(self.positions), NO_RANK) if self.visits is None else self.visits.rank()
 
@@ -444,11 +422,8 @@ class Events:
         ]
         kept = np.sort(np.unique(np.stack(keys), axis=1, return_index=True)[1])
 
-        def some(column: Any) -> Any:
-            return column[kept] if isinstance(column, np.ndarray) else Distinct(column.values, column.codes[kept])
-
-        values = {feature: some(column) for feature, column in self.values.items()}
-        visits = None if self.visits is None else some(self.visits)
+        values = {feature: column[kept] for feature, column in self.values.items()}
+        visits = None if self.visits is None else self.visits[kept]
         return Events(self.positions[kept], visits, self.is_target[kept], values)
 
 
@@ -457,54 +432,43 @@ class EventReader:
 
     Attributes:
         zone (`tzinfo`): Time zone of times that name none.
-        event_columns, profile_columns (`list[str]`): The columns that are read.
     """
 
     def __init__(self, schema: LogSchema):
         self.schema, self.zone = schema, read_zone(schema.time_zone)
-        self.event_columns, self.profile_columns = schema.event_columns, schema.profile_columns
-        self._sources = schema.sources
         self._to_position = to_place if schema.order else functools.partial(to_seconds, zone=self.zone)
 
-    def read_customer(self, customer: Mapping[str, Any]) -> tuple[str | None, Events, dict[str, Any]]:
+    def read_customer(self, customer: Mapping) -> tuple[str | None, Events, dict]:
         """Reads a customer as a person gives one; see `MCMFeatureExtractor.encode`. Returns the id, the events and
         the values of the profile. Raises `ValueError` if a key is unknown, or a value can't be read."""
         check_keys(customer, ("events", "profile", "customer_id"), "keys of the customer")
         if customer.get("events") is None:
             raise ValueError("there is no `events`; give an empty list for a customer without history")
-        columns, count = read_columns(customer["events"], self.event_columns)
+        columns, count = read_columns(customer["events"], self.schema.event_columns)
         name, given = self.schema.customer, customer.get("customer_id")
         with naming(f"column {name!r}"):
             ids = set(map(to_text, [*as_list(columns.get(name, [])), *([] if is_missing(given) else [given])]))
             if len(ids) > 1 or None in ids:
                 first_ids = ", ".join(sorted(map(str, ids))[:5])
                 raise ValueError(f"found the customers {first_ids}; give each customer a dict of its own")
-        bad: list[BadValues] = []
-        events = self.read(columns, count, bad)
-        check_read(bad)
+        events = self.read(columns, count)
         if (events.positions == NO_TIME).any():
             with naming(f"column {self.schema.order_column!r}"):
                 self._to_position(None)
         if self.schema.on_duplicate == "drop":
             events = events.without_duplicates()
-        return next(iter(ids), None), events, self._read_profile(customer.get("profile"))
-
-    def _read_profile(self, profile: Any) -> dict[str, Any]:
-        if not isinstance(profile, Mapping | None):
+        profile = customer.get("profile") or {}
+        if not isinstance(profile, Mapping):
             raise ValueError(f"the profile is {type(profile).__name__}, expected a dict of column and value")
-        check_keys(profile or {}, self.profile_columns, "profile")
-        bad: list[BadValues] = []
-        columns = {column: [value] for column, value in (profile or {}).items()}
-        values = self.read_features(self.schema.profile, columns, 1, bad)
+        check_keys(profile, self.schema.profile_columns, "profile")
         with naming("profile"):
-            check_read(bad)
-        return values
+            values = self.read_features(self.schema.profile, read_columns([profile], [*profile])[0])
+        return next(iter(ids), None), events, values
 
-    def read(self, columns: Mapping[str, Any], count: int, bad: list[BadValues]) -> Events:
+    def read(self, columns: Mapping, count: int, bad: list[BadValues] | None = None) -> Events:
         """Reads the columns of a log of `count` events. An event may have no time (`NO_TIME`). Values that can't be
-        read are missing, and noted in `bad`."""
+        read are missing, and noted in `bad`; see [`read_values`]."""
         schema = self.schema
-        columns = defaultdict(lambda: _nothing(count), columns)
         visits, is_target, positions = None, np.ones(count, bool), np.arange(count)
         if schema.visit:
             visits = read_values(schema.visit, columns[schema.visit], to_text, bad)
@@ -519,7 +483,7 @@ class EventReader:
                 read_one: Any = lambda value: None if is_missing(value) else self._to_position(value)  # noqa: E731
                 read = read_values(schema.order_column, column, read_one, bad)
                 positions = read.map(lambda position: NO_TIME if position is None else position).expand(np.int64)
-        return Events(positions, visits, is_target, self.read_features(schema.features, columns, count, bad))
+        return Events(positions, visits, is_target, self.read_features(schema.features, columns, bad))
 
     def _is_target(self, value: Any) -> bool:
         text, targets = to_text(value), self.schema.target_token_types
@@ -528,14 +492,13 @@ class EventReader:
         return not targets or text in targets
 
     def read_features(
-        self, specs: Iterable[FeatureSpec], columns: Mapping[str, Any], count: int, bad: list[BadValues]
-    ) -> dict[str, Any]:
+        self, specs: Iterable[FeatureSpec], columns: Mapping, bad: list[BadValues] | None = None
+    ) -> dict:
         """Reads the columns of features: numbers, NaN where one is missing, or texts or sets of texts. Features that
         share the values of a column are read once, under the name of the first."""
-        columns = defaultdict(lambda: _nothing(count), columns)
-        values: dict[str, Any] = {}
+        values: dict = {}
         for spec in specs:
-            if self._sources.get(spec.name) != spec.name:
+            if self.schema.sources.get(spec.name) != spec.name:
                 continue
             if spec.kind == NUMERIC:
                 numbers = [read_numbers(name, columns[name], bad) for name in spec.columns]
@@ -546,35 +509,31 @@ class EventReader:
         return values
 
 
-def _nothing(count: int) -> Distinct:
-    return Distinct([None] * min(count, 1), np.zeros(count, np.int64))
-
-
-def select_events(row: Mapping[str, Any], events: NDArray[Any] | slice) -> dict[str, Any]:
+def select_events(row: Mapping, events: NDArray | slice) -> dict:
     """Selects some events of a row."""
     return {name: value[events] if isinstance(value, np.ndarray) else value for name, value in row.items()}
 
 
-def events_before(row: Mapping[str, Any], time: float) -> dict[str, Any]:
+def events_before(row: Mapping, time: float) -> dict:
     """Leaves out the events from a time on."""
     return select_events(row, row["times"] < time)
 
 
-def run_starts(*columns: NDArray[Any]) -> NDArray[np.bool_]:
+def run_starts(*columns: NDArray) -> BoolArray:
     """Marks where a run of rows with equal values in all columns begins, in a mask of shape `(rows,)`."""
     starts = np.ones(len(columns[0]), dtype=bool)
     starts[1:] = functools.reduce(np.logical_or, [column[1:] != column[:-1] for column in columns])
     return starts
 
 
-def number_groups(sizes: NDArray[Any], first: Any = 0) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def number_groups(sizes: NDArray, first: Any = 0) -> tuple[IntArray, IntArray]:
     """Gives each entry of groups, which have these sizes and follow each other, its group, and its number in the
     group, which counts from `first`, a number or one for each group."""
     group = np.repeat(np.arange(len(sizes)), sizes)
     return group, np.arange(len(group)) - (np.cumsum(sizes) - sizes - first)[group]
 
 
-def pad_groups(values: NDArray[Any], sizes: NDArray[Any], padding: Any = 0) -> NDArray[Any]:
+def pad_groups(values: NDArray, sizes: NDArray, padding: Any = 0) -> NDArray:
     """Values of groups, which follow each other, as an array with a row for each group, at least one column, and
     `padding` on its right."""
     padded = np.full((len(sizes), max(1, np.max(sizes, initial=0)), *values.shape[1:]), padding, values.dtype)

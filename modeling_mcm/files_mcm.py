@@ -40,7 +40,7 @@ class CheckpointError(ValueError):
 
 
 @contextmanager
-def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_write(path: str | Path) -> Iterator[Path]:
     """Context manager that writes a file whole or not at all.
 
     It yields the path of a temporary file in the same folder. When the block ends, the temporary file is flushed to
@@ -103,7 +103,7 @@ def _flush(path: Path) -> None:
 
 
 @contextmanager
-def atomic_folder(path: str | os.PathLike[str]) -> Iterator[tuple[Path, Path]]:
+def atomic_folder(path: str | Path) -> Iterator[tuple[Path, Path]]:
     """Context manager that writes a folder whole or not at all.
 
     When the block ends, the filled folder replaces `path`. After an error `path` is as it was. If `path` is a symbolic
@@ -123,32 +123,22 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[tuple[Path, Path]]:
         for name in ("data", "scratch"):
             (partial / name).mkdir(parents=True)
         yield partial / "data", partial / "scratch"
-        replace_folder(partial / "data", place)
+        for path in [*filter(Path.is_file, (partial / "data").rglob("*")), partial / "data"]:
+            try:
+                _flush(path)
+            except OSError as error:
+                raise OSError(error.errno, f"{path} can't be written ({error.strerror}): make room.") from error
+        replaced = _beside(place, "replaced")
+        try:
+            if place.exists():
+                place.rename(replaced)
+            (partial / "data").rename(place)
+        finally:
+            if replaced.exists() and not place.exists():
+                replaced.rename(place)
+            shutil.rmtree(replaced, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def flush_folder(folder: Path) -> None:
-    """Waits until all files of a folder are on the disk. Raises `OSError` that names a file which is not."""
-    for path in [*(path for path in folder.rglob("*") if path.is_file()), folder]:
-        try:
-            _flush(path)
-        except OSError as error:
-            raise OSError(error.errno, f"{path} can't be written ({error.strerror}): make room.") from error
-
-
-def replace_folder(written: Path, place: Path) -> None:
-    """Flushes a folder to its disk and renames it; an earlier folder at `place` goes, or stays after an error."""
-    flush_folder(written)
-    replaced = _beside(place, "replaced")
-    try:
-        if place.exists():
-            place.rename(replaced)
-        written.rename(place)
-    finally:
-        if replaced.exists() and not place.exists():
-            replaced.rename(place)
-        shutil.rmtree(replaced, ignore_errors=True)
 
 
 @contextmanager
@@ -212,7 +202,7 @@ def _noted_digests(folder: Path) -> Mapping[str, str]:
     return {}
 
 
-def note_digests(folder: str | os.PathLike[str]) -> None:
+def note_digests(folder: str | Path) -> None:
     """Writes size and digest of each file of weights of a folder into its config.json, where [`damage`] finds them. A
     file of another size was put in the place of the one that was saved, and is checked by its weights alone."""
     path = Path(folder, CONFIG_NAME)
@@ -221,7 +211,7 @@ def note_digests(folder: str | os.PathLike[str]) -> None:
     write_json(path, json.loads(path.read_text(encoding="utf-8")) | {DIGESTS: digests}, sort_keys=True)
 
 
-def file_digest(path: str | os.PathLike[str]) -> str:
+def file_digest(path: str | Path) -> str:
     """SHA-256 digest of a file's bytes, which are read in blocks."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -236,18 +226,18 @@ def tensors_digest(tensors: Mapping[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def write_text(path: str | os.PathLike[str], text: str) -> None:
+def write_text(path: str | Path, text: str) -> None:
     """Writes a text file in UTF-8, whole or not at all; see [`atomic_write`]."""
     with atomic_write(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
-def write_json(path: str | os.PathLike[str], values: Any, indent: int | None = 2, **options: Any) -> None:
+def write_json(path: str | Path, values: Any, indent: int | None = 2, **options: Any) -> None:
     """Writes a JSON file, whole or not at all, with options of `json.dumps`; see [`atomic_write`]."""
     write_text(path, json.dumps(values, indent=indent, **options) + "\n")
 
 
-def values_digest(stored: Mapping[str, Any]) -> str:
+def values_digest(stored: Mapping) -> str:
     """Digest (64 hexadecimal digits) of the vocabularies and bins of a checkpoint, which define the meaning of its
     ids. It depends on the order of values and edges, not on the order of features."""
     bins = {name: [float(edge) for edge in edges] for name, edges in dict(stored["bins"]).items()}
@@ -295,7 +285,7 @@ def check_files(folder: Any) -> None:
         raise CheckpointError(f"{folder} has no model.safetensors: give the folder that a training wrote.")
 
 
-def check_loaded(model: Any, source: Any, loading: Mapping[str, Any], new: tuple[str, ...]) -> None:
+def check_loaded(model: Any, source: Any, loading: Mapping, new: tuple[str, ...]) -> None:
     """Checks that a model has the weights of its checkpoint, all of them and no others. Weights whose names begin with
     one of `new`, such as those of a new head, may be missing. Raises `CheckpointError` if not."""
     name, fix = type(model).__name__, "Take both from one and the same save."

@@ -8,6 +8,7 @@ numeric features of events.
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from numbers import Real
 from typing import Any, NamedTuple
@@ -16,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers.utils import logging
 
-from .configuration_mcm import MISSING_ID, UNKNOWN_ID
-from .events_mcm import SECONDS_PER_DAY, run_starts
+from .configuration_mcm import UNKNOWN_ID
+from .events_mcm import SECONDS_PER_DAY, BoolArray, IntArray, run_starts
 
 logger = logging.get_logger(__name__)
 
@@ -35,7 +36,8 @@ class InputLayout(NamedTuple):
     targets: frozenset[int]  # token types of targets, with one of which a visit is closed
 
 
-class RowBatch(Sequence[Mapping[str, Any]]):
+@dataclass(eq=False)
+class RowBatch(Sequence[Mapping]):
     """Rows of customers, column by column: a column of events is one array, the events of one row after those of the
     row before. To select events copies none; a column is copied when it is read. As a sequence it gives dicts.
 
@@ -45,21 +47,17 @@ class RowBatch(Sequence[Mapping[str, Any]]):
         events (`np.ndarray`, *optional*): Indices of the rows' events in the columns. Default: all events.
     """
 
-    def __init__(
-        self,
-        columns: dict[str, Any],
-        lengths: NDArray[np.int64],
-        events: NDArray[np.int64] | slice = slice(None),
-    ):
-        self.columns, self.lengths, self.events = columns, lengths, events
+    columns: dict
+    lengths: IntArray
+    events: IntArray | None = None
 
     @classmethod
-    def of(cls, rows: Sequence[Mapping[str, Any]], names: Iterable[str] | None = None) -> "RowBatch":
+    def of(cls, rows: Sequence[Mapping], names: Iterable[str] | None = None) -> "RowBatch":
         """Joins dicts that have the same columns, of which `names` are kept. Raises `ValueError` if a column of events
         does not have as many values as there are times, `KeyError` if a row lacks a column of the first one."""
         if isinstance(rows, cls):
             return rows
-        columns: dict[str, Any] = {name: [row[name] for row in rows] for name in names or rows[0] if name in rows[0]}
+        columns: dict = {name: [row[name] for row in rows] for name in names or rows[0] if name in rows[0]}
         lengths = np.array([len(times) for times in columns["times"]])
         for name in columns:
             if name.startswith(PER_EVENT):
@@ -75,54 +73,54 @@ class RowBatch(Sequence[Mapping[str, Any]]):
     def __getitem__(self, index: Any) -> Any:
         end = self.starts[index] + self.lengths[index]
         events: Any = slice(self.starts[index], end)
-        if not isinstance(self.events, slice):
+        if self.events is not None:
             events = self.events[events]
         return {name: values[events if name.startswith(PER_EVENT) else index] for name, values in self.columns.items()}
 
     @cached_property
-    def starts(self) -> NDArray[np.int64]:
+    def starts(self) -> IntArray:
         """Index of each row's first event among all events, `(rows,)`."""
         return np.cumsum(self.lengths) - self.lengths
 
     @cached_property
-    def row(self) -> NDArray[np.int64]:
+    def row(self) -> IntArray:
         """Index of each event's row, `(events,)`."""
         return np.repeat(np.arange(len(self)), self.lengths)
 
     @cached_property
-    def places(self) -> NDArray[np.int64]:
+    def places(self) -> IntArray:
         """Index of each event in its row, `(events,)`."""
         return np.arange(self.lengths.sum()) - np.repeat(self.starts, self.lengths)
 
     def column(self, name: str) -> Any:
         """A column of events, `(events,)`, or the list of the rows' values."""
         values = self.columns[name]
-        if isinstance(self.events, slice) or not name.startswith(PER_EVENT):
+        if self.events is None or not name.startswith(PER_EVENT):
             return values
         return values.take(self.events)  # faster than values[self.events]
 
-    def select(self, events: NDArray[Any]) -> "RowBatch":
+    def select(self, events: NDArray) -> "RowBatch":
         """Selects events by a mask or by indices, in the order of the rows."""
         indices = np.flatnonzero(events) if events.dtype == bool else events
         lengths = np.bincount(self.row[indices], minlength=len(self))
-        return RowBatch(self.columns, lengths, indices if isinstance(self.events, slice) else self.events[indices])
+        return RowBatch(self.columns, lengths, indices if self.events is None else self.events[indices])
 
 
-def first_kept(events: int, window: int) -> int:
-    """Index of the first event of a history that the model reads; `events` where the window is 0. The model reads at
-    most `window` of the latest events. In longer histories the first event moves in steps of an eighth of the window,
-    so at least seven eighths of the window are read."""
+def first_kept(events: Any, window: int) -> Any:
+    """Index of the first event that the model reads of a history of so many events, or of several histories; `events`
+    where the window is 0. The model reads at most `window` of the latest events. In longer histories the first event
+    moves in steps of an eighth of the window, so at least seven eighths of the window are read."""
     step = max(1, window // 8)
-    return max(0, -(-(events - window) // step) * step) if window else events
+    return np.maximum(0, -(-(events - window) // step) * step) if window else events
 
 
 def pad_rows(
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[Mapping],
     layout: InputLayout,
     window: int,
     mask_next: bool = False,
-    as_of: Sequence[float] | NDArray[Any] | None = None,
-) -> dict[str, NDArray[Any]]:
+    as_of: Sequence[float] | NDArray | None = None,
+) -> dict:
     """Builds model inputs from rows, as numpy arrays; [`MCMFeatureExtractor.pad`] says what they are.
 
     Args:
@@ -130,7 +128,7 @@ def pad_rows(
             seconds on the clock of `times`.
 
     Returns:
-        `dict[str, NDArray]`: `input_ids` int64 `(B, L, J)`, `attention_mask` int64 `(B, L)`, `visit_ids` int64
+        `dict`: `input_ids` int64 `(B, L, J)`, `attention_mask` int64 `(B, L)`, `visit_ids` int64
         `(B, L)` and `event_times` float32 `(B, L)` in days; with numeric features also `event_values` float32
         `(B, L, N)`; with `as_of` also `as_of` float32 `(B,)` in days.
 
@@ -141,14 +139,12 @@ def pad_rows(
     extra = 1 + mask_next  # the start row and, with `mask_next`, the masked last event
     if window < extra or not len(rows):
         raise ValueError(f"Found {len(rows)} rows and max_events {window}; give at least 1 row and {extra} events.")
-    columns = {name: ("profile_" if name in layout.profile else "feature_") + name for name in layout.sizes}
+    columns = {name: f"{'profile' if name in layout.profile else 'feature'}_{name}" for name in layout.sizes}
     names = ["times", "visits", *columns.values(), *(f"value_{name}" for name in layout.numeric)]
     try:
         batch = RowBatch.of(rows, [*names, "customer_id"])
-        if as_of is not None:
-            batch = until(batch, as_of.tolist() if hasattr(as_of, "tolist") else as_of, layout)
-        batch = close_visits(batch, np.ones(int(batch.lengths.sum()), bool), layout)
-        starts = np.array([first_kept(length, window - extra) for length in batch.lengths.tolist()])
+        batch = close_visits(batch, is_past(batch, as_of), layout)
+        starts = first_kept(batch.lengths, window - extra)
         if starts.any():
             batch = batch.select(batch.places >= starts[batch.row])
         values = {name: batch.column(name) for name in names}
@@ -159,7 +155,7 @@ def pad_rows(
     lengths, shape = batch.lengths, (len(batch), int(batch.lengths.max()) + extra)
     cells = batch.row * shape[1] + batch.places + 1  # flat indices of the events
 
-    def fill(of_events: NDArray[Any], dtype: Any) -> NDArray[Any]:
+    def fill(of_events: NDArray, dtype: Any) -> NDArray:
         """Model inputs with the values of events at their places and 0 elsewhere."""
         filled = np.zeros((*shape, *of_events.shape[1:]), dtype)
         filled.reshape(-1, *of_events.shape[1:])[cells] = of_events
@@ -169,16 +165,16 @@ def pad_rows(
     event_times = fill((values["times"] - first_times[batch.row]) / SECONDS_PER_DAY, np.float32)
     visit_ids = fill(values["visits"] - first_visits[batch.row] + 1, np.int64)
     attention_mask = (np.arange(shape[1]) < lengths[:, None] + extra).astype(np.int64)
-    ids_of_events = np.zeros((len(cells), len(layout.sizes)), np.int64)
-    profile = np.zeros((len(batch), len(layout.sizes)), np.int64)
+    input_ids = np.zeros((*shape, len(layout.sizes)), np.int64)
     for index, (feature, size) in enumerate(layout.sizes.items()):
         ids = np.asarray(values[columns[feature]])
         if ids.min(initial=0) < 0 or ids.max(initial=0) >= size:
             mismatch = f"Feature {feature!r} has ids from {ids.min()} to {ids.max()}, this checkpoint has {size}"
             raise ValueError(f"{mismatch}; prepare the data with its feature extractor.")
-        (profile if feature in layout.profile else ids_of_events)[:, index] = ids
-    input_ids = fill(ids_of_events, np.int64)
-    input_ids[:, 0] = profile
+        if feature in layout.profile:
+            input_ids[:, 0, index] = ids
+        else:
+            input_ids[..., index] = fill(ids, np.int64)
     last = (np.arange(len(batch)), lengths + 1)
     token_index, start_id = layout.start
     input_ids[:, 0, token_index] = start_id
@@ -188,7 +184,7 @@ def pad_rows(
         visit_ids[last] = visit_ids[last[0], lengths] + 1
     if (event_times[:, 1:] < event_times[:, :-1])[attention_mask[:, 1:] > 0].any():
         event_times = np.maximum.accumulate(event_times, axis=1) * attention_mask.astype(np.float32)
-    inputs: dict[str, NDArray[Any]] = {"input_ids": input_ids, "attention_mask": attention_mask}
+    inputs: dict = {"input_ids": input_ids, "attention_mask": attention_mask}
     inputs |= {"visit_ids": visit_ids, "event_times": event_times}
     if layout.numeric:
         of_events = np.stack([values[f"value_{name}"] for name in layout.numeric], axis=1)
@@ -199,19 +195,7 @@ def pad_rows(
     return inputs
 
 
-def has_value(row: Mapping[str, Any], features: Iterable[str]) -> NDArray[np.bool_]:
-    """Says of each event whether it has a value in any of some event features, `(events,)`."""
-    return np.any([row[f"feature_{feature}"] != MISSING_ID for feature in features], axis=0)
-
-
-def readable(row: Mapping[str, Any], features: Sequence[str]) -> dict[str, Any]:
-    """Leaves out the events in which all of some event features are missing; see [`MCMFeatureExtractor.readable`]."""
-    keep = has_value(row, features)
-    ends = {name: int(keep[: row[name]].sum()) for name in ("validation_end", "test_end") if name in row}
-    return {name: value[keep] if name.startswith(PER_EVENT) else value for name, value in row.items()} | ends
-
-
-def close_visits(batch: RowBatch, stays: NDArray[np.bool_], layout: InputLayout) -> RowBatch:
+def close_visits(batch: RowBatch, stays: BoolArray, layout: InputLayout) -> RowBatch:
     """Selects events, and gives each visit the end that it would have if there were no others. Preparation closes a
     visit at a cutoff that falls into it, which is no end where what follows is read; and where a visit's last events
     are left out, it ends before them.
@@ -247,12 +231,21 @@ def close_visits(batch: RowBatch, stays: NDArray[np.bool_], layout: InputLayout)
     return RowBatch(columns, batch.lengths)
 
 
-def until(rows: Sequence[Mapping[str, Any]], as_of: Sequence[float], layout: InputLayout | None = None) -> RowBatch:
-    """Leaves out the events that are later than the time of each row, with a warning, and closes visits before them
-    where a layout is given. Raises `ValueError` if there is not one time per row, or a time is no finite number."""
-    if len(as_of) != len(rows):
-        raise ValueError(f"Found {len(as_of)} times `as_of` of {len(rows)} rows; give one a row.")
+def until(rows: Sequence[Mapping], as_of: Sequence[float] | NDArray, layout: InputLayout | None = None) -> RowBatch:
+    """Leaves out the events that are later than the time of each row, see [`is_past`], and closes visits before them
+    where a layout is given."""
     batch = RowBatch.of(rows)
+    past = is_past(batch, as_of)
+    return batch.select(past) if layout is None else close_visits(batch, past, layout)
+
+
+def is_past(batch: RowBatch, as_of: Sequence[float] | NDArray | None) -> BoolArray:
+    """Says of each event whether it is not later than the time of its row, `(events,)`, and warns if one is. Raises
+    `ValueError` if there is not one time per row, or a time is no finite number."""
+    if as_of is None:
+        return np.ones(len(batch.row), bool)
+    if len(as_of) != len(batch):
+        raise ValueError(f"Found {len(as_of)} times `as_of` of {len(batch)} rows; give one a row.")
     for index, time in enumerate(as_of):
         if not isinstance(time, Real) or not math.isfinite(time):
             customer = batch.columns.get("customer_id", [None] * len(batch))[index]
@@ -261,10 +254,10 @@ def until(rows: Sequence[Mapping[str, Any]], as_of: Sequence[float], layout: Inp
                 f"Row {index}{name}: `as_of` is {time!r}, expected a time in seconds since 1970-01-01; give one, "
                 "or leave `as_of` out."
             )
-    stays = batch.column("times") <= np.asarray(as_of)[batch.row]
-    if stays.all():
-        return batch
-    logger.warning_once(
-        "Some customers have events later than `as_of`, which are left out: the model reads histories up to `as_of`."
-    )
-    return batch.select(stays) if layout is None else close_visits(batch, stays, layout)
+    past = batch.column("times") <= np.asarray(as_of)[batch.row]
+    if not past.all():
+        logger.warning_once(
+            "Some customers have events later than `as_of`, which are left out: the model reads histories up to "
+            "`as_of`."
+        )
+    return past

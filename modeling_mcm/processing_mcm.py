@@ -27,9 +27,9 @@ from transformers.utils.hub import cached_file
 
 from .configuration_mcm import FIRST_VALUE_ID, MISSING_ID, UNKNOWN_ID
 from .encoding_mcm import Encoding
-from .events_mcm import as_column, as_list, is_missing, naming, read_as_of
+from .events_mcm import IntArray, as_column, as_list, is_missing, naming, read_as_of
 from .files_mcm import VOCABULARIES_NAME, CheckpointError, check_values, values_digest, write_json
-from .inputs_mcm import InputLayout, pad_rows, readable
+from .inputs_mcm import PER_EVENT, InputLayout, pad_rows
 from .schema_mcm import (
     DEFAULT_MAX_EVENTS,
     DEFAULT_MIN_HISTORY,
@@ -79,7 +79,7 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
 
     def __init__(
         self,
-        features: Sequence[dict[str, Any]] = ({"name": TOKEN_TYPE},),
+        features: Sequence[dict] = ({"name": TOKEN_TYPE},),
         vocabularies: Mapping[str, Sequence[str]] = MappingProxyType({TOKEN_TYPE: (HISTORY_START,)}),
         bins: Mapping[str, Sequence[float]] = MappingProxyType({}),
         customer: str = "customer_id",
@@ -154,21 +154,18 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
     @property
     def vocabulary_sizes(self) -> list[int]:
         """Number of ids of each feature, the missing and the unknown id included, in the order of J."""
-        specs = self._encoding.specs
         sizes = {feature: len(values) for feature, values in self.vocabularies.items()}
         sizes |= {feature: len(edges) + 1 for feature, edges in self.bins.items()}
-        sizes |= {name: CALENDAR_SIZES[spec.kind] for name, spec in specs.items() if spec.kind in CALENDAR_SIZES}
-        return [FIRST_VALUE_ID + sizes[feature] for feature in self.feature_names]
+        kinds = self._encoding.specs
+        return [
+            FIRST_VALUE_ID + (sizes[name] if name in sizes else CALENDAR_SIZES[kinds[name].kind])
+            for name in self.feature_names
+        ]
 
     @property
     def values_digest(self) -> str:
         """Digest of vocabularies and bins, which define the meaning of the ids; see `MCMConfig.values_digest`."""
         return values_digest({"vocabularies": self.vocabularies, "bins": self.bins})
-
-    @property
-    def shared_vocabularies(self) -> dict[str, str]:
-        """By categorical feature the one whose vocabulary it has: itself, or the first `item` of its column."""
-        return self.schema.shared_vocabularies
 
     @property
     def token_type_feature(self) -> str:
@@ -199,7 +196,7 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
             )
         check_values(config.values_digest, self.values_digest, source)
 
-    def label_ids(self, task: str, values: Sequence[Any]) -> NDArray[np.int64]:
+    def label_ids(self, task: str, values: Sequence) -> IntArray:
         """Encodes raw values of a task's feature as label ids, int64 of shape `(len(values),)`: 0 for a missing value,
         1 for one not seen in training. Raises `ValueError` if there is no such task, or a value is of another type."""
         with naming(f"Task {task!r}"):
@@ -227,7 +224,7 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
 
     # -------------------------------------------------------------------------------------- raw events of one customer
 
-    def encode(self, customer: Mapping[str, Any], where: str = "Customer without id") -> dict[str, Any]:
+    def encode(self, customer: Mapping, where: str = "Customer without id") -> dict:
         """Encodes the whole history of one customer as a row; `pad` adds the start row.
 
         Args:
@@ -252,7 +249,7 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         with naming(where):
             return self._encoding.encode_customer(customer)
 
-    def encode_actions(self, actions: Any) -> NDArray[np.int64]:
+    def encode_actions(self, actions: Any) -> IntArray:
         """Encodes actions, such as offers: future events with the same features, of shape `(actions, J)`. Raises
         `ValueError` if a column is unknown or a value can't be encoded; the message names the column."""
         ids = self._encoding.encode_actions(actions)
@@ -261,18 +258,22 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
 
     # --------------------------------------------------------------------------------------------- rows -> model input
 
-    def readable(self, row: Mapping[str, Any], features: Sequence[str] | None) -> dict[str, Any]:
+    def readable(self, row: Mapping, features: Sequence[str] | None) -> dict:
         """Removes the events of a row that have no value in any of `features`, which a model could not read."""
         names = [feature for feature in features or () if feature in self._encoding.event_features]
-        return readable(row, names) if names else dict(row)
+        if not names:
+            return dict(row)
+        keep = np.any([row[f"feature_{name}"] != MISSING_ID for name in names], axis=0)
+        ends = {name: int(keep[: row[name]].sum()) for name in ("validation_end", "test_end") if name in row}
+        return {name: value[keep] if name.startswith(PER_EVENT) else value for name, value in row.items()} | ends
 
     def pad(
         self,
-        rows: Sequence[Mapping[str, Any]],
+        rows: Sequence[Mapping],
         max_events: int | None = None,
         return_tensors: str | None = "pt",
         mask_next: bool = False,
-        as_of: Sequence[float] | NDArray[Any] | None = None,
+        as_of: Sequence[float] | NDArray | None = None,
     ) -> BatchFeature:
         """Builds model inputs from rows of `encode` or of a prepared data set.
 
@@ -318,7 +319,7 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
     # trf-ignore: TRF057, as above.
     def __call__(
         self,
-        customers: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+        customers: Mapping | Sequence[Mapping],
         return_tensors: str | None = "pt",
         as_of: Any = None,
     ) -> BatchFeature:
@@ -368,14 +369,14 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
 
     # ------------------------------------------------------------------------------------------------------ files
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict:
         """The settings for preprocessor_config.json, without vocabularies and bins, which have a file of their own."""
         left_out = ("vocabularies", "bins", "model_input_names")
         settings = {k: v for k, v in vars(self).items() if not k.startswith("_") and k not in left_out}
         return copy.deepcopy(settings) | {"feature_extractor_type": type(self).__name__}
 
     def save_pretrained(
-        self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any
+        self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any
     ) -> list[str]:
         """Writes preprocessor_config.json and vocabularies.json, and returns their paths. With `push_to_hub` the
         folder is uploaded with the options `kwargs`, such as `repo_id`. Raises `ValueError` if features that share the
@@ -391,8 +392,8 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
 
     @classmethod
     def get_feature_extractor_dict(
-        cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
+    ) -> tuple[dict, dict]:
         """Reads preprocessor_config.json and vocabularies.json; arguments and result are those of the base class.
         Raises `OSError` if a file is missing, and `ValueError` if vocabularies.json is damaged."""
         source = str(pretrained_model_name_or_path)

@@ -9,7 +9,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, tzinfo
-from typing import Any, ClassVar
+from functools import cached_property
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import numpy as np
@@ -116,48 +117,27 @@ class FeatureSpec:
         return self.kind == CATEGORICAL and self.column is None
 
     @property
-    def part(self) -> dict[str, Any]:
+    def part(self) -> dict:
         """`dict`: `separator`, `item` and `level`, where the feature reads a part of its column; else empty."""
         return {key: getattr(self, key) for key in PART_KEYS if getattr(self, key) is not None}
 
     @classmethod
-    def from_saved(cls, feature: Mapping[str, Any], token_type: str | None) -> "FeatureSpec":
+    def from_saved(cls, feature: Mapping, token_type: str | None) -> "FeatureSpec":
         """Reads a feature as a checkpoint stores it."""
         name, kind = feature["name"], feature.get("kind", CATEGORICAL)
         is_added = token_type is None and not feature.get("profile") and name == TOKEN_TYPE
         column = None if kind in DERIVED_KINDS or is_added else feature.get("column") or name
         return cls(name, kind, column, **{key: feature[key] for key in (*PART_KEYS, "factor") if key in feature})
 
-    def to_saved(self, profile: bool) -> dict[str, Any]:
+    def to_saved(self, profile: bool) -> dict:
         """Gives the feature as a checkpoint stores it."""
         saved = {"name": self.name, "kind": self.kind, "column": self.column, "profile": profile} | self.part
         return saved | ({"factor": self.factor} if self.factor else {})
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict:
         """The feature as an entry of a schema file, with the keys that apply to its kind; see `read_feature`."""
         values = {key: getattr(self, key) for key, kinds in KINDS_WITH.items() if self.kind in kinds}
         return {"name": self.name, "kind": self.kind} | {k: value for k, value in values.items() if value is not None}
-
-
-def raw_indices(specs: Sequence[FeatureSpec]) -> list[int]:
-    """Finds for each feature the index in `specs` of the one that stands for its raw column: itself or, where several
-    features read the values of one column (`item`), the first. Raises `ValueError` if features of one such column
-    differ in `separator`, `min_count` or `max_values`, or read the same `item`."""
-    first: dict[str | None, int] = {}
-    indices: list[int] = []
-    for index, spec in enumerate(specs):
-        source = index if spec.item is None else first.setdefault(spec.column, index)
-        other = specs[source]
-        for key in ("separator", "min_count", "max_values"):
-            if getattr(spec, key) != getattr(other, key):
-                raise ValueError(
-                    f"Features {other.name!r} and {spec.name!r} share the values of column {spec.column!r}, and "
-                    f"`{key}` is {getattr(other, key)!r} and {getattr(spec, key)!r}; write the same."
-                )
-        if source != index and spec.item in [specs[k].item for k in range(index) if indices[k] == source]:
-            raise ValueError(f"Two features read `item` {spec.item} of column {spec.column!r}; remove {spec.name!r}.")
-        indices.append(source)
-    return indices
 
 
 @dataclass(frozen=True)
@@ -211,7 +191,6 @@ class LogSchema:
     on_duplicate: str = "keep"
     amount: str | None = None
     currency: str | None = None
-    FEWEST_EVENTS: ClassVar[int] = 1  # the start row alone
 
     def __post_init__(self) -> None:
         for key in ("name", "customer", "time_zone"):
@@ -219,7 +198,7 @@ class LogSchema:
         for key in ("time", "order", "token_type", "visit", "end_of_visit", "currency"):
             if getattr(self, key) is not None:
                 check_text(getattr(self, key), key)
-        check_integer(self.max_events, "max_events", self.FEWEST_EVENTS, MOST_PERIOD_EVENTS)
+        check_integer(self.max_events, "max_events", 2, MOST_PERIOD_EVENTS)  # the start row and an event
         read_zone(self.time_zone)
         check_choice(self.on_duplicate, "on_duplicate", ("keep", "drop"))
         if self.token_type is None:
@@ -269,21 +248,31 @@ class LogSchema:
             object.__setattr__(self, "features", (FeatureSpec(TOKEN_TYPE), *self.features))
 
     def _check_features(self) -> None:
-        names = self.feature_names
+        names = [spec.name for spec in (*self.features, *self.profile)]
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(
                     f"Two features are named {name!r}; names of `features` and `profile` must be unique, those among "
                     "them that `levels` gives and that `max_items` gives (NAME, NAME_2, NAME_3 ...)."
                 )
-        for specs, kinds in ((self.features, FEATURE_KINDS), (self.profile, RAW_KINDS)):
+        for specs, kinds, where in ((self.features, FEATURE_KINDS, ""), (self.profile, RAW_KINDS, " of the profile")):
             for spec in specs:
                 if spec.kind not in kinds:
-                    where = " of the profile" if specs is self.profile else ""
                     raise ValueError(
                         f"Feature {spec.name!r}{where} has kind {spec.kind!r}; choose one of {', '.join(kinds)}."
                     )
-            raw_indices(specs)
+        items = set()
+        for name, source in self.sources.items():
+            spec, other = self.specs[name], self.specs[source]
+            for key in ("separator", "min_count", "max_values"):
+                if getattr(spec, key) != getattr(other, key):
+                    raise ValueError(
+                        f"Features {source!r} and {name!r} share the values of column {spec.column!r}, and `{key}` is "
+                        f"{getattr(other, key)!r} and {getattr(spec, key)!r}; write the same."
+                    )
+            if (source, spec.item) in items:
+                raise ValueError(f"Two features read `item` {spec.item} of column {spec.column!r}; remove {name!r}.")
+            items.add((source, spec.item))
         tokens = [spec for spec in self.features if not spec.is_derived and spec.column == self.token_type]
         if len(tokens) != 1 or tokens[0] != FeatureSpec(tokens[0].name, CATEGORICAL, self.token_type):
             raise ValueError(
@@ -321,24 +310,23 @@ class LogSchema:
         """`str` or None: the column that puts a customer's events in order; None where the order of the rows does."""
         return self.time if self.order is None else None if self.order == ROWS else self.order
 
-    @property
-    def feature_names(self) -> list[str]:
-        """`list[str]`: names of the event features, then of the profile features. This is the order of the axis J."""
-        return [spec.name for spec in (*self.features, *self.profile)]
+    @cached_property
+    def specs(self) -> dict[str, FeatureSpec]:
+        """`dict[str, FeatureSpec]`: the event features, then the profile features by name, in the order of J."""
+        return {spec.name: spec for spec in (*self.features, *self.profile)}
 
-    @property
+    @cached_property
     def token_feature(self) -> FeatureSpec:
         """`FeatureSpec`: the feature that holds the token type."""
         return next(spec for spec in self.features if not spec.is_derived and spec.column == self.token_type)
 
-    @property
+    @cached_property
     def event_columns(self) -> list[str]:
         """`list[str]`: names of the columns of the event table that are read."""
-        columns = [self.customer, self.order_column, self.visit]
-        columns += [column for spec in self.features for column in spec.columns]
+        columns = [self.customer, self.order_column, self.visit, *(c for spec in self.features for c in spec.columns)]
         return [column for column in dict.fromkeys(columns) if column]
 
-    @property
+    @cached_property
     def profile_columns(self) -> list[str]:
         """`list[str]`: names of the columns of the profile table that are read."""
         return list(dict.fromkeys([self.customer, *(column for spec in self.profile for column in spec.columns)]))
@@ -348,37 +336,29 @@ class LogSchema:
         """`list[str]`: token types that preparation adds. They have the last ids of the token type's vocabulary."""
         return [HISTORY_START] + ([self.end_of_visit] if self.end_of_visit else [])
 
-    @property
-    def own_token_types(self) -> list[str]:
-        """`list[str]`: token types that no column of the log holds."""
-        return self.reserved_token_types + ([] if self.token_type else [ONE_TOKEN_TYPE])
-
-    @property
+    @cached_property
     def sources(self) -> dict[str, str]:
         """`dict[str, str]`: by feature with a column the feature under whose name its values are read: itself, or the
         first `item` of its column."""
-        return {
-            spec.name: specs[index].name
-            for specs in (self.features, self.profile)
-            for spec, index in zip(specs, raw_indices(specs), strict=True)
-            if spec.column
-        }
+        sources: dict[str, str] = {}
+        for specs in (self.features, self.profile):
+            first: dict[str, str] = {}
+            for spec in specs:
+                if spec.column:
+                    sources[spec.name] = spec.name if spec.item is None else first.setdefault(spec.column, spec.name)
+        return sources
 
     @property
     def shared_vocabularies(self) -> dict[str, str]:
         """`dict[str, str]`: by categorical feature the feature whose vocabulary it uses."""
         sources = self.sources
-        specs = (*self.features, *self.profile)
-        return {spec.name: sources.get(spec.name, spec.name) for spec in specs if spec.kind == CATEGORICAL}
+        return {name: sources.get(name, name) for name, spec in self.specs.items() if spec.kind == CATEGORICAL}
 
-    def check_values(
-        self, vocabularies: Mapping[str, Sequence[str]], bins: Mapping[str, Sequence[float]], fix: str
-    ) -> None:
+    def check_values(self, vocabularies: Mapping, bins: Mapping, fix: str) -> None:
         """Checks that each feature has well-formed vocabulary or bins, with the token types of MCM itself. Raises
         `ValueError` if not; the message names the feature."""
-        kinds = {spec.name: spec.kind for spec in (*self.features, *self.profile)}
         for what, values, of_kinds in (("vocabularies", vocabularies, (CATEGORICAL,)), ("bins", bins, BINNED_KINDS)):
-            needed = sorted(name for name, kind in kinds.items() if kind in of_kinds)
+            needed = sorted(name for name, spec in self.specs.items() if spec.kind in of_kinds)
             if sorted(values) != needed:
                 raise ValueError(f"Found {what} of {sorted(values)}, the features need {needed}; {fix}.")
         for feature, texts in vocabularies.items():
@@ -389,16 +369,15 @@ class LogSchema:
             if not np.isfinite(edges).all() or (np.diff(edges) <= 0).any():
                 raise ValueError(f"The bin edges of {feature!r} are not finite and strictly increasing; {fix}.")
         token = self.token_feature.name
-        for text in self.own_token_types:
+        for text in (*self.reserved_token_types, *([] if self.token_type else [ONE_TOKEN_TYPE])):
             if text not in vocabularies[token]:
                 raise ValueError(f"The vocabulary of {token!r} has no {text!r}; {fix}.")
 
-    def check_shared(self, vocabularies: Mapping[str, Sequence[str]]) -> None:
+    def check_shared(self, vocabularies: Mapping) -> None:
         """Raises `ValueError` if features that read the values of one column differ in their vocabularies."""
-        columns = {spec.name: spec.column for spec in (*self.features, *self.profile)}
         for feature, other in self.shared_vocabularies.items():
             if vocabularies[feature] != vocabularies[other]:
                 raise ValueError(
-                    f"Features {other!r} and {feature!r} share the values of column {columns[feature]!r}, but "
-                    "their vocabularies differ; add new values to each of them."
+                    f"Features {other!r} and {feature!r} share the values of column "
+                    f"{self.specs[feature].column!r}, but their vocabularies differ; add new values to each of them."
                 )

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from modeling_mcm.configuration_mcm import MISSING_ID, UNKNOWN_ID
 from modeling_mcm.data.schema import EventSchema
-from modeling_mcm.events_mcm import check_columns, number_groups
+from modeling_mcm.events_mcm import BoolArray, IntArray, check_columns, number_groups
+from modeling_mcm.schema_mcm import check_choice
 
 CUTOFFS = ("validation", "test")
 IGNORED = -100  # label that no loss and no metric reads
@@ -33,27 +34,25 @@ def deciding_tasks(tasks: Sequence[str], token_type: str) -> list[str]:
 def check_cutoff(cutoff: str) -> str:
     """Checks the name of a cutoff, and names the column that says where the history ends at this cutoff. Raises
     `ValueError` if the cutoff is unknown."""
-    if cutoff not in CUTOFFS:
-        raise ValueError(f"Found cutoff {cutoff!r}; expected one of {', '.join(map(repr, CUTOFFS))}.")
+    check_choice(cutoff, "cutoff", CUTOFFS)
     return f"{cutoff}_end"
 
 
 def flat_values(table: pa.Table, column: str) -> NDArray:
     """One flat array of all values of a list column, row after row, or of one value for each row of a scalar
     column."""
-    array = pa.concat_arrays(table[column].chunks) if table[column].num_chunks else pa.array([], table[column].type)
+    array = table[column].combine_chunks()
     if pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
         array = array.flatten()
     return array.to_numpy(zero_copy_only=False)
 
 
-def list_lengths(table: pa.Table, column: str) -> NDArray[np.int64]:
+def list_lengths(table: pa.Table, column: str) -> IntArray:
     """Counts the values in each row's list; a null list counts as empty."""
-    lengths = [pc.fill_null(pc.list_value_length(chunk), 0) for chunk in table[column].chunks]
-    return np.concatenate([np.zeros(0, np.int64), *(chunk.to_numpy(zero_copy_only=False) for chunk in lengths)])
+    return pc.fill_null(pc.list_value_length(table[column]), 0).to_numpy().astype(np.int64)
 
 
-def locate_events(table: pa.Table) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def locate_events(table: pa.Table) -> tuple[IntArray, IntArray]:
     """Row of each event of prepared rows, and its index in its row, both of shape `(events,)`."""
     return number_groups(list_lengths(table, "visits"))
 
@@ -70,12 +69,12 @@ def arrow_batches(rows: Any, columns: Sequence[str], batch_size: int = 1024) -> 
         yield from rows.select_columns(list(columns)).with_format("arrow").iter(batch_size)
 
 
-def select_rows(rows: Any, indices: NDArray[np.int64]) -> Any:
+def select_rows(rows: Any, indices: IntArray) -> Any:
     """Selects some of the prepared rows; the result has the class of `rows`."""
     return rows.take(indices) if isinstance(rows, pa.Table) else rows.select(indices)
 
 
-def count_pairs(first: NDArray, second: NDArray) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+def count_pairs(first: NDArray, second: NDArray) -> tuple[IntArray, IntArray, IntArray]:
     """Counts pairs of whole numbers, of which the first is at least 0: both numbers of each distinct pair in ascending
     order, and how often the pair is there."""
     low = int(np.min(second, initial=0))
@@ -84,12 +83,12 @@ def count_pairs(first: NDArray, second: NDArray) -> tuple[NDArray[np.int64], NDA
     return pairs // size, pairs % size + low, counts
 
 
-def compute_offsets(counts: NDArray) -> NDArray[np.int64]:
+def compute_offsets(counts: NDArray) -> IntArray:
     """Computes where groups of these sizes begin; the last number is where the last group ends."""
     return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
 
-def tell_unseen(labels: NDArray, checksums: NDArray) -> NDArray[np.int64]:
+def tell_unseen(labels: NDArray, checksums: NDArray) -> IntArray:
     """Gives each label that training has never seen an id of its own, below `IGNORED`, in the place of the unknown id:
     by the checksum of its text, which stands in the columns `unseen_<task>` of prepared rows."""
     return np.where(labels == UNKNOWN_ID, IGNORED - 1 - checksums.astype(np.int64), labels)
@@ -98,13 +97,13 @@ def tell_unseen(labels: NDArray, checksums: NDArray) -> NDArray[np.int64]:
 class CaseEvents(NamedTuple):
     """The events of some customers at a cutoff, as flat arrays: one customer after the other, oldest event first."""
 
-    row: NDArray[np.int64]  # (events,): index of the event's customer among the rows
-    history_end: NDArray[np.int64]  # (rows,): number of the customer's events before the cutoff
+    row: IntArray  # (events,): index of the event's customer among the rows
+    history_end: IntArray  # (rows,): number of the customer's events before the cutoff
     # (events,): whether the event may be read when the cutoff is evaluated. At the validation cutoff these are the
     # events before the test cutoff, at the test cutoff all events
-    visible: NDArray[np.bool_]
-    history: NDArray[np.bool_]  # (events,): whether the event is a target event before the cutoff
-    future: NDArray[np.bool_]  # (events,): whether the event is a visible target event after the cutoff
+    visible: BoolArray
+    history: BoolArray  # (events,): whether the event is a target event before the cutoff
+    future: BoolArray  # (events,): whether the event is a visible target event after the cutoff
 
     @classmethod
     def read(cls, table: pa.Table, cutoff: str, tasks: Sequence[str], token_type: str) -> "CaseEvents":
@@ -117,7 +116,7 @@ class CaseEvents(NamedTuple):
         is_past, visible = index < end[row], index < stop[row]
         return cls(row, end, visible, is_target & is_past, is_target & ~is_past & visible)
 
-    def is_case(self, min_history: int, targets: NDArray[np.int64] | None = None) -> NDArray[np.bool_]:
+    def is_case(self, min_history: int, targets: IntArray | None = None) -> BoolArray:
         """Says for each customer whether the customer is a case. `targets` are indices of the events that count as
         targets after the cutoff; by default all target events after it."""
         rows = len(self.history_end)

@@ -11,18 +11,16 @@ All rows of a batch are computed together, in flat arrays: "events" is the numbe
 Shapes: B customers, L events (start row included), P prefixes, N labels of a customer, T tasks.
 """
 
-import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import datasets
 import numpy as np
-import pyarrow as pa
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import Dataset, Sampler
 
-from modeling_mcm.configuration_mcm import FIRST_VALUE_ID, UNKNOWN_ID, MCMConfig
+from modeling_mcm.configuration_mcm import UNKNOWN_ID, MCMConfig
 from modeling_mcm.data.cases import (
     CUTOFFS,
     ENDS,
@@ -35,14 +33,13 @@ from modeling_mcm.data.cases import (
     list_lengths,
     tell_unseen,
 )
-from modeling_mcm.events_mcm import SECONDS_PER_DAY, pad_groups, run_starts
+from modeling_mcm.events_mcm import SECONDS_PER_DAY, BoolArray, FloatArray, IntArray, pad_groups, run_starts
 from modeling_mcm.inputs_mcm import PER_EVENT, RowBatch
 from modeling_mcm.losses_mcm import Objective
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
+from modeling_mcm.schema_mcm import check_choice
 
-MODES = ("train", "evaluate")
 ONE_PREFIX = ("random_prefix", "last_prefix")
-MOST_CHUNKS = 2**12  # number of Arrow chunks whose columns are kept open
 POOLED_GROUPS = 64  # number of groups whose rows are sorted by length together
 FADED = 4  # older targets, in half-lives, are left out: they would weigh less than a sixteenth
 
@@ -68,75 +65,30 @@ class PreparedRows(Dataset):
         lengths: ArrayLike | None = None,
         ends: ArrayLike | None = None,
     ):
-        self.rows = rows if rows._indices is None else rows.flatten_indices()
+        self.rows = rows.with_format("arrow")
         self.indices = np.arange(len(rows)) if indices is None else np.asarray(indices)
         self.lengths = None if lengths is None else np.asarray(lengths)
         self.ends = None if ends is None else np.asarray(ends)
 
-    def __getstate__(self) -> dict[str, Any]:
-        """A worker process that is not forked opens the file again."""
-        return {name: value for name, value in vars(self).items() if name not in ("_chunks", "_read_chunk")}
-
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, index: int) -> Mapping[str, Any]:
+    def __getitem__(self, index: int) -> Mapping:
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: list[int]) -> RowBatch:
-        rows = self.indices[indices]
-        first_rows, _ = self._chunks
-        chunks = np.searchsorted(first_rows, rows, side="right") - 1
-        # Rows that follow each other in the file are read together.
-        runs = np.flatnonzero((np.diff(rows, prepend=-2) != 1) | (np.diff(chunks, prepend=-1) != 0))
-        starts = rows[runs] - first_rows[chunks[runs]]
-        ends = starts + np.diff(runs, append=len(rows))
-        parts = [
-            (self._read_chunk(chunk), start, end)
-            for chunk, start, end in zip(chunks[runs].tolist(), starts.tolist(), ends.tolist(), strict=True)
-        ]
-        events = [(chunk.columns, chunk.offsets[start], chunk.offsets[end]) for chunk, start, end in parts]
-        columns: dict[str, Any] = {"row": rows.tolist()}
-        for name in self.rows.column_names:
-            if name.startswith(PER_EVENT):
-                columns[name] = np.concatenate([arrays[name][start:end] for arrays, start, end in events])
-            else:
-                columns[name] = np.concatenate(
-                    [chunk.columns[name][start:end] for chunk, start, end in parts]
-                ).tolist()
+        rows = self.indices[indices].tolist()
+        table = self.rows[rows].combine_chunks()
+        columns: dict = {"row": rows}
+        for name in table.column_names:
+            values = flat_values(table, name)
+            columns[name] = values if name.startswith(PER_EVENT) else values.tolist()
         if self.ends is not None:
             columns["validation_end"] = self.ends[rows].tolist()
-        return RowBatch(columns, np.concatenate([chunk.lengths[start:end] for chunk, start, end in parts]))
-
-    @functools.cached_property
-    def _chunks(self) -> tuple[NDArray[np.int64], list[pa.RecordBatch]]:
-        """Index of each chunk's first row, and of the row after the last; and the chunks."""
-        chunks = self.rows.data.to_batches()
-        return np.cumsum([0, *map(len, chunks)]), chunks
-
-    @functools.cached_property
-    def _read_chunk(self) -> Callable[[int], "_Chunk"]:
-        return functools.lru_cache(MOST_CHUNKS)(lambda index: _Chunk.read(self._chunks[1][index]))
+        return RowBatch(columns, list_lengths(table, "times"))
 
 
-class _Chunk(NamedTuple):
-    """The columns of some rows as numpy arrays that point into the file."""
-
-    columns: dict[str, NDArray]  # by name `(events,)` or `(rows,)`
-    lengths: NDArray[np.int64]  # (rows,): number of events of each row
-    offsets: list[int]  # index of each row's first event, and of the event after the last
-
-    @classmethod
-    def read(cls, rows: pa.RecordBatch) -> "_Chunk":
-        lengths, columns = np.zeros(len(rows), np.int64), {}
-        for name, column in zip(rows.schema.names, rows.columns, strict=True):
-            if name.startswith(PER_EVENT):
-                lengths, column = np.diff(column.offsets.to_numpy()), column.flatten()
-            columns[name] = column.to_numpy(zero_copy_only=False)
-        return cls(columns, lengths, [0, *np.cumsum(lengths).tolist()])
-
-
-def unit_counts(rows: datasets.Dataset, ends: ArrayLike, config: MCMConfig, max_events: int) -> NDArray[np.int64]:
+def unit_counts(rows: datasets.Dataset, ends: ArrayLike, config: MCMConfig, max_events: int) -> IntArray:
     """Counts the units (events or visits) that the encoder reads of each row, `(rows,)`, the start row included.
     `ends` `(rows,)` are numbers of events of the histories; of one longer than `max_events` the latest events
     count."""
@@ -153,7 +105,7 @@ def unit_counts(rows: datasets.Dataset, ends: ArrayLike, config: MCMConfig, max_
     return counts
 
 
-def batches_by_length(lengths: ArrayLike, size: int) -> list[NDArray[np.int64]]:
+def batches_by_length(lengths: ArrayLike, size: int) -> list[IntArray]:
     """Cuts rows into batches of `size` rows of similar length, shortest first, so that little of a batch is padding.
     Rows of one length stay in their order."""
     order = np.argsort(lengths, kind="stable")
@@ -213,8 +165,7 @@ class MCMCollator:
         as_of: int | None = None,
         objective: Objective | None = None,
     ):
-        if mode not in MODES:
-            raise ValueError(f"Found mode {mode!r}; expected one of {MODES}.")
+        check_choice(mode, "mode", ("train", "evaluate"))
         self.extractor, self.config, self.mode, self.seed, self.as_of = extractor, config, mode, seed, as_of
         # Reading an attribute of a config is slow, and these are read for every row.
         self.augmentation, self.target = config.augmentation, config.target
@@ -225,14 +176,12 @@ class MCMCollator:
         self.max_events = extractor.max_events
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self.token_column = f"feature_{extractor.token_type_feature}"
-        vocabulary = extractor.vocabularies[extractor.token_type_feature]
-        end = extractor.end_of_visit
-        self.end_of_visit_id = FIRST_VALUE_ID + vocabulary.index(end) if end is not None else -1
+        self.end_of_visit_id = extractor.layout.closing
         self.task_columns = [f"task_{task}" for task in config.tasks]
         deciding = deciding_tasks(config.tasks, extractor.token_type_feature)
         self.deciding_columns = [f"task_{task}" for task in deciding]
 
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+    def __call__(self, rows: Sequence[Mapping]) -> dict[str, torch.Tensor]:
         """Makes a batch. Returns `dict[str, torch.Tensor]`: `input_ids`, `attention_mask`, `event_times`, `visit_ids`
         and, with numeric features, `event_values`, as `MCMFeatureExtractor.pad` gives them; with `as_of` (not in
         training) also `as_of`; and `labels` int64 `(B, N, T)`, where -100 is ignored. Training with several prefixes
@@ -288,46 +237,45 @@ class MCMCollator:
         order = np.lexsort((draw, np.cumsum(groups)))
         order = order[(history.places >= starts[row]) & (history.places < ends[row])]
         window = history.select(order)
-        if self.augmentation in ONE_PREFIX:
-            return self._one_prefix(window, generators)
         if self.augmentation == "masked_lm":
             return self._masked_events(window, generators)
-        return self._all_prefixes(window, starts == 0)
+        return self._prefixes(window, starts == 0, generators)
 
-    def _prefix_before(self, history: RowBatch) -> NDArray[np.int64]:
+    def _prefix_before(self, history: RowBatch) -> IntArray:
         """End of the prefix from which each event is predicted: the event before, or the end of the visit before."""
         if self.target == "next_event":
             return history.places
         opens = run_starts(history.row, history.column("visits"))
         return history.places[opens][np.cumsum(opens) - 1]
 
-    def _one_prefix(self, history: RowBatch, generators: Mapping[int, np.random.Generator]) -> "_Questions":
-        ends, is_target = self._prefix_before(history), self._is_target(history)
-        chosen = np.zeros(len(history), int)
-        for i, generator in generators.items():
-            events = slice(history.starts[i], history.starts[i] + history.lengths[i])
-            choices = ends[events][is_target[events]]
-            choices = choices if self.target == "next_event" else np.unique(choices)
-            choices = choices[choices > 0] if (choices > 0).any() else choices  # else only the start row is read
-            if self.augmentation == "last_prefix":
-                choices = choices[-1:]
-            chosen[i] = generator.choice(choices) if len(choices) else 0
-        targets = np.flatnonzero(is_target & (ends == chosen[history.row]))
-        rows = history.row[targets]
-        labels = self._distinct(rows, self._labels(history, targets))
-        return _Questions(history.select(history.places < chosen[history.row]), labels, rows)
-
-    def _all_prefixes(self, window: RowBatch, is_whole: NDArray[np.bool_]) -> "_Questions":
+    def _prefixes(
+        self, window: RowBatch, is_whole: BoolArray, generators: Mapping[int, np.random.Generator]
+    ) -> "_Questions":
         ends = self._prefix_before(window)
         # Where the history is longer than the window, the start row is not all that came before the first visit.
-        targets = np.flatnonzero(self._is_target(window) & (is_whole[window.row] | (ends > 0)))
+        is_asked = self._is_target(window) & (is_whole[window.row] | (ends > 0))
+        if self.augmentation in ONE_PREFIX:
+            chosen = np.zeros(len(window), int)
+            for i, generator in generators.items():
+                events = slice(window.starts[i], window.starts[i] + window.lengths[i])
+                choices = ends[events][is_asked[events]]
+                choices = choices if self.target == "next_event" else np.unique(choices)
+                choices = choices[choices > 0] if (choices > 0).any() else choices  # else only the start row is read
+                if self.augmentation == "last_prefix":
+                    choices = choices[-1:]
+                chosen[i] = generator.choice(choices) if len(choices) else 0
+            is_asked &= ends == chosen[window.row]
+        targets = np.flatnonzero(is_asked)
         if self.half_life:
             days = _days_before_latest(window.column("times")[targets], window.row[targets])
             targets = targets[days <= FADED * self.half_life]
-        opens = run_starts(window.row[targets], ends[targets])
-        first, prefixes = targets[opens], np.cumsum(opens) - 1
+        rows, ends = window.row[targets], ends[targets]
+        opens = run_starts(rows, ends)
+        prefixes = np.cumsum(opens) - 1
         labels = self._distinct(prefixes, self._labels(window, targets))
-        return _Questions(window, labels, window.row[targets], prefixes, ends[first], window.row[first])
+        if self.augmentation in ONE_PREFIX:
+            window = window.select(window.places < chosen[window.row])
+        return _Questions(window, labels, rows, prefixes, ends[opens], rows[opens])
 
     def _masked_events(self, window: RowBatch, generators: Mapping[int, np.random.Generator]) -> "_Questions":
         draw = np.concatenate([generators[i].random(length) for i, length in enumerate(window.lengths)])
@@ -343,31 +291,28 @@ class MCMCollator:
         rows, prefixes = window.row[targets], np.arange(len(targets))
         return _Questions(history, self._labels(window, targets), rows, prefixes, window.places[targets] + 1, rows)
 
-    def _weights(self, asked: "_Questions") -> NDArray[np.float32]:
+    def _weights(self, asked: "_Questions") -> NDArray:
         """Weight of each label: it halves for every half-life from the label's prefix to the latest prefix."""
         history, rows = asked.history, asked.rows
         ends = np.minimum(asked.ends[asked.prefixes], history.lengths[rows] - 1)
         days = _days_before_latest(history.column("times")[history.starts[rows] + ends], rows)
         return np.exp2(-days / self.half_life).astype(np.float32)
 
-    def _labels(self, batch: RowBatch, events: NDArray[np.int64]) -> NDArray[np.int64]:
-        chosen, labels = batch.select(events), np.empty((len(events), len(self.task_columns)), np.int64)
-        for task, column in enumerate(self.task_columns):
-            labels[:, task] = chosen.column(column)
-        return labels
+    def _labels(self, batch: RowBatch, events: IntArray) -> IntArray:
+        chosen = batch.select(events)
+        return np.stack([chosen.column(name) for name in self.task_columns], axis=1).astype(np.int64)
 
-    def _is_target(self, batch: RowBatch) -> NDArray[np.bool_]:
-        return functools.reduce(np.logical_or, [batch.column(column) > 0 for column in self.deciding_columns])
+    def _is_target(self, batch: RowBatch) -> BoolArray:
+        return np.any([batch.column(name) > 0 for name in self.deciding_columns], axis=0)
 
     def _distinct(self, prefixes: NDArray, labels: NDArray) -> NDArray:
         """Ignores a label that its prefix has already, because the next visit is a set of labels."""
         if self.target == "next_event":
             return labels
-        result = labels.copy()
+        result = np.full_like(labels, IGNORED)
         for task, ids in enumerate(labels.T):
-            seen = prefixes * (ids.max(initial=0) + 1) + ids
-            order = np.argsort(seen, kind="stable")
-            result[order[1:][~run_starts(seen[order])[1:]], task] = IGNORED
+            first = np.unique(prefixes * (ids.max(initial=0) + 1) + ids, return_index=True)[1]
+            result[first, task] = ids[first]
         return result
 
 
@@ -376,21 +321,21 @@ class _Questions(NamedTuple):
     event i of the history has index i + 1. So the prefix before event i ends at index i."""
 
     history: RowBatch
-    labels: NDArray[np.int64]  # (labels, T), those of a row after those of the row before
-    rows: NDArray[np.int64]  # (labels,): row of each label
-    prefixes: NDArray[np.int64] = np.zeros(0, np.int64)  # (labels,): index of each label's prefix
-    ends: NDArray[np.int64] = np.zeros(0, np.int64)  # (prefixes,): end of each prefix
-    prefix_rows: NDArray[np.int64] = np.zeros(0, np.int64)  # (prefixes,): row of each prefix
+    labels: IntArray  # (labels, T), those of a row after those of the row before
+    rows: IntArray  # (labels,): row of each label
+    prefixes: IntArray = np.zeros(0, np.int64)  # (labels,): index of each label's prefix
+    ends: IntArray = np.zeros(0, np.int64)  # (prefixes,): end of each prefix
+    prefix_rows: IntArray = np.zeros(0, np.int64)  # (prefixes,): row of each prefix
 
 
-def _days_before_latest(times: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Days from each time, in seconds, to the latest one of its row. Times of one row follow each other."""
-    first = np.flatnonzero(run_starts(rows))
-    latest = np.repeat(np.maximum.reduceat(times, first), np.diff(first, append=len(times))) if len(first) else times
-    return (latest - times) / SECONDS_PER_DAY
+def _days_before_latest(times: IntArray, rows: IntArray) -> FloatArray:
+    """Days from each time, in seconds, to the latest one of its row."""
+    latest = np.full(rows.max(initial=0) + 1, times.min(initial=0))
+    np.maximum.at(latest, rows, times)
+    return (latest[rows] - times) / SECONDS_PER_DAY
 
 
-def _stack(values: NDArray, rows: NDArray[np.int64], number: int, padding: int) -> torch.Tensor:
+def _stack(values: NDArray, rows: IntArray, number: int, padding: int) -> torch.Tensor:
     """Values of rows, those of a row after those of the row before, as one tensor with `number` rows, padded with the
     value `padding`."""
     return torch.from_numpy(pad_groups(values, np.bincount(rows, minlength=number), padding))

@@ -60,13 +60,13 @@ class PreparedManifest:
         files (`dict[str, str]`): By path in the folder the SHA-256 digests of the other files, which `save` finds.
     """
 
-    schema: dict[str, Any]
-    input: dict[str, Any]
-    options: dict[str, Any]
-    counts: dict[str, Any]
+    schema: dict
+    input: dict
+    options: dict
+    counts: dict
     versions: dict[str, str]
-    shards: list[dict[str, Any]]
-    measures: dict[str, Any] = field(default_factory=dict)
+    shards: list[dict]
+    measures: dict = field(default_factory=dict)
     seeds: dict[str, int] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
     files: dict[str, str] = field(default_factory=dict)
@@ -119,7 +119,7 @@ class PreparedManifest:
         return saved
 
 
-def _content_digest(content: Mapping[str, Any]) -> str:
+def _content_digest(content: Mapping) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

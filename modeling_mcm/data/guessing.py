@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC
 from numbers import Real
-from typing import Any, cast
 
 import pandas as pd
 from pandas.api import types
@@ -27,33 +26,34 @@ from modeling_mcm.schema_mcm import TOKEN_TYPE
 # has nothing else but words for ids goes before: `user_id` before `user_age`.
 WORDS = {
     "customer": (
-        *("customer", "cust", "household", "user", "client", "member", "visitor", "shopper", "account", "player"),
-        *("subscriber", "guest", "patron", "borrower", "reader", "buyer", "donor", "card", "person", "who"),
-    ),
-    "time": ("timestamp", "datetime", "time", "date", "when", "day", "dt", "ts", "at", "on"),
-    "visit": ("session", "visit", "basket", "order", "transaction", "invoice"),
-    "token_type": ("event", "action", "activity", "behaviour", "behavior", "kind", "token", "type"),
+        "customer cust household user client member visitor shopper account player subscriber guest patron borrower "
+        "reader buyer donor card person who"
+    ).split(),
+    "time": "timestamp datetime time date when day dt ts at on".split(),
+    "visit": "session visit basket order transaction invoice".split(),
+    "token_type": "event action activity behaviour behavior kind token type".split(),
 }
-IDS = ("id", "ids", "code", "number", "no", "key", "sku", "zip", "asin", "type")  # numbers so named are no quantities
-NOT_EVENT_TIMES = ("due", "return", "returned", "birth", "birthday", "expiry", "expires", "until", "valid", "end")
-LABEL_NAMES = (
-    *("item", "product", "article", "category", "brand", "track", "movie", "film", "book", "store", "page"),
-    *("department", "manufacturer", "seller"),
+IDS = set("id ids code number no key sku zip asin type".split())  # numbers so named are no quantities
+NOT_EVENT_TIMES = set("due return returned birth birthday expiry expires until valid end".split())
+LABELS = set(
+    "item product article category brand track movie film book store page department manufacturer seller".split()
 )
-PAID = ("debit", "withdrawal", "amount", "paid", "spend", "spent", "revenue", "sales", "total", "value")  # of an event
-PRICE, QUANTITY = ("price",), ("quantity", "qty", "units")
-NOT_PAID = {"discount", "cost", "in", "credit", "deposit", "balance"}
-NUMBERS = (*PAID, *PRICE, *QUANTITY, "cost", "discount", "rating", "count", "credit", "deposit", "balance")
+PAID = "debit withdrawal amount paid spend spent revenue sales total value".split()  # of an event
+PRICE, QUANTITY = ["price"], ["quantity", "qty", "units"]
+NOT_PAID = set("discount cost in credit deposit balance".split())
+NUMBERS = {*PAID, *PRICE, *QUANTITY, "rating", "count"} | NOT_PAID - {"in"}
 # Words of what is no payment of the customer, of what is paid back, and of what speaks against both
-UNPAID = {"salary", "income", "credit", "deposit", "incoming", "in", "cr", "topup", "wage", "interest"}
-UNPAID |= {"view", "click", "cart", "search", "wishlist", "browse"}
-PAID_BACK, PAYMENTS = {"refund", "refunded", "return", "returned", "chargeback", "reversal"}, {"card", "payment"}
+UNPAID = set(
+    "salary income credit deposit incoming in cr topup wage interest view click cart search wishlist browse".split()
+)
+PAID_BACK, PAYMENTS = set("refund refunded return returned chargeback reversal".split()), {"card", "payment"}
 DIRECTIONS = {*WORDS["token_type"], "direction", "side", "transaction"}  # words of columns that say so
 SIGNS = {"without": 0, "minus": -1}
+NEEDED = {"customer": "", "time": ", or schema={'order': 'rows'} if a customer's rows are in order"}
 MOST_COLUMNS, MOST_KINDS, MOST_TASKS, ROWS_READ = 40, 30, 5, 200_000
 FEW, MANY = 20, 1_000  # distinct numbers up to which they are names, and labels from which rare ones are left out
-HELD_OUT, TESTED = 0.15, 0.07  # shares of the log's time after the validation cutoff and after the test cutoff
-TIME_UNITS = ((1e8, "s"), (1e11, "ms"), (1e14, "us"), (1e17, "ns"))  # of times in numbers, by their least size
+HELD_OUT = {"validation": 0.15, "test": 0.07}  # share of the log's time after each cutoff
+TIME_UNITS = {"s": 1e8, "ms": 1e11, "us": 1e14, "ns": 1e17}  # of times in numbers, with their least size
 COMPACT = "%Y%m%d"  # of days without separators
 DAYS = [f"%{a}{mark}%{b}{mark}%{year}" for mark in "/-" for a, b in ("dm", "md") for year in "Yy"]
 DAYS += ["%d.%m.%Y", "%d.%m.%y", "%d %b %Y", "%d-%b-%Y", "%b %d, %Y", "%d %B %Y", "%B %d, %Y", COMPACT]
@@ -90,32 +90,32 @@ class FrameReader:
 
     def read(self, frame: pd.DataFrame) -> pd.DataFrame:
         """The frame with times that are times, and the columns that the schema adds."""
-        frame, schema = even_out(frame), self.schema
-        if self.time_format and schema.time in frame and not types.is_datetime64_any_dtype(frame[schema.time]):
-            frame = frame.assign(**{str(schema.time): _to_times(frame[schema.time], self.time_format)})
+        schema, frame = self.schema, even_out(frame)
+        added, time = {}, str(schema.time)
+        if self.time_format and time in frame:
+            added[time] = _read_times(time, frame[time], self.time_format)
         if schema.visit == VISIT_DAY and VISIT_DAY not in frame:
-            frame = frame.assign(**{VISIT_DAY: _parse(str(schema.time), frame[schema.time]).dt.strftime("%Y-%m-%d")})
-        if self.amount is not None and self.amount in frame and schema.amount not in frame:
-            paid = _compute_outflow(frame, self.amount, self.direction, self.signs)
-            frame = frame.assign(**{str(schema.amount): paid})
-        return frame
+            added[VISIT_DAY] = _read_times(time, added.get(time, frame[time])).dt.strftime("%Y-%m-%d")
+        if self.amount and self.amount in frame and schema.amount not in frame:
+            added[str(schema.amount)] = _compute_outflow(frame, self.amount, self.direction, self.signs)
+        return frame.assign(**added)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict:
         """The reader as plain values for JSON."""
         return vars(self) | {"schema": self.schema.to_dict()}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "FrameReader":
+    def from_dict(cls, values: Mapping) -> "FrameReader":
         """The reader of what `to_dict` gave."""
         return cls(**{**values, "schema": EventSchema.from_dict(values["schema"])})
 
     @classmethod
-    def guess(cls, events: pd.DataFrame, given: Mapping[str, Any] | None = None) -> "FrameReader":
+    def guess(cls, events: pd.DataFrame, given: Mapping | None = None) -> "FrameReader":
         """Guesses what the columns of an event log mean.
 
         Args:
             events (`pd.DataFrame`): The log, one row an event.
-            given (`Mapping[str, Any]`, *optional*): Keys of the schema that are known, such as `{"time": "day"}`.
+            given (`Mapping`, *optional*): Keys of the schema that are known, such as `{"time": "day"}`.
 
         Returns:
             [`FrameReader`]: The reader. Numbers are numeric features, other columns are categorical ones, and the
@@ -136,11 +136,11 @@ class FrameReader:
         customers = events[roles["customer"]].nunique()
         if customers < 2:
             raise ValueError(f"Column {roles['customer']!r} has {customers} customer: give a log of several.")
-        schema: dict[str, Any] = {"min_history": 1, "cutoffs": "leave_one_out"}
+        schema: dict = {"min_history": 1, "cutoffs": "leave_one_out"}
         time_format, when = None, "in the order of the rows"
         if name := roles.get("time"):
             time_format = find_time_format(name, events[name])
-            times = _parse(name, _to_times(events[name], time_format) if time_format else events[name])
+            times = _read_times(name, events[name], time_format)
             schema |= _cutoffs(times)
             first = events[name].dropna().iloc[0], times.dropna().iloc[0]
             how = "" if time_format is None else " ({} is {:%d %B %Y})".format(*first)
@@ -148,7 +148,7 @@ class FrameReader:
             if "visit" not in given and roles["visit"] is None and _has_busy_days(events[roles["customer"]], times):
                 roles["visit"] = VISIT_DAY
         features, labels = _features(columns, roles)
-        reader: dict[str, Any] = {}
+        reader: dict = {}
         paid = {} if "amount" in given else _find_amount(features)
         words = f"{paid.get('name')!r}" if paid else "none: no column says what was paid"
         if "factor" in paid:
@@ -169,11 +169,9 @@ class FrameReader:
         schema |= {key: value for key, value in given.items() if key != "tasks" or value != []}
         built = EventSchema.from_dict(schema)
         visit = {None: "events of one time are a visit", VISIT_DAY: "a customer's day is a visit"}
-        read = {*built.event_columns, reader.get("amount")}
-        ignored = ", ".join(name for name in columns if name not in read)
-        others = [
-            spec.name for spec in built.features if spec.column and spec.name not in (*built.tasks, built.amount)
-        ]
+        ignored = ", ".join(name for name in columns if name not in (*built.event_columns, reader.get("amount")))
+        labelled = (*built.tasks, built.amount)
+        others = [spec.name for spec in built.features if spec.column and spec.name not in labelled]
         labels_shown = ", ".join(built.tasks) if built.has_labels else "none, so there is nothing to recommend"
         if targets := ", ".join(built.target_token_types):
             labels_shown += f"; visits are events of {targets}"
@@ -211,28 +209,27 @@ def _is_mixed(values: pd.Series) -> bool:
     return all(issubclass(kind, str | Real) for kind in {type(value) for value in values.dropna()})
 
 
-def _find_roles(columns: Mapping[str, pd.Series], given: Mapping[str, Any]) -> dict[str, Any]:
+def _find_roles(columns: Mapping[str, pd.Series], given: Mapping) -> dict:
     """The columns that have a role. Raises `ValueError` if there is none of the customer or the time."""
-    roles: dict[str, Any] = {role: given[role] for role in WORDS if given.get(role) is not None}
+    roles: dict = {role: given[role] for role in WORDS if given.get(role) is not None}
     check_columns(list(columns), roles.values(), "The table has")
     for role in WORDS:
-        if role not in given and (role != "time" or given.get("order") is None):
+        if role == "time" and given.get("order") is not None:
+            continue
+        if role not in given:
             rest = {name: values for name, values in columns.items() if name not in roles.values()}
             roles[role] = _find_column(role, rest, columns.get(roles.get("customer", "")))
-    for role, otherwise in (
-        ("customer", ""),
-        ("time", ", or schema={'order': 'rows'} if a customer's rows are in order"),
-    ):
-        if roles.get(role) is None and (role == "customer" or given.get("order") is None):
+        if role in NEEDED and roles.get(role) is None:
             raise ValueError(
-                f"No column of {list(columns)} is named like a {role}: give schema={{{role!r}: 'COLUMN'}}{otherwise}."
+                f"No column of {list(columns)} is named like a {role}: give schema={{{role!r}: 'COLUMN'}}"
+                f"{NEEDED[role]}."
             )
     return roles
 
 
-def _find_amount(features: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _find_amount(features: Sequence[Mapping]) -> dict:
     """The numeric feature that says what was paid: one of the features, a new one with a `factor`, or none."""
-    numeric = {str(each["name"]): set(_words(each["name"])) for each in features if each.get("kind") == "numeric"}
+    numeric = {str(each["name"]): _words(each["name"]) for each in features if each.get("kind") == "numeric"}
     paid, prices, quantities = (
         [name for word in words for name, own in numeric.items() if word in own and not own & NOT_PAID]
         for words in (PAID, PRICE, QUANTITY)
@@ -245,7 +242,7 @@ def _find_amount(features: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {}
 
 
-def _find_direction(columns: Mapping[str, pd.Series], amount: str) -> dict[str, Any]:
+def _find_direction(columns: Mapping[str, pd.Series], amount: str) -> dict:
     """Which of the amounts the customer paid, if not all: the negative ones where these are most, or those whose kind
     does not say that money came in."""
     amounts = pd.to_numeric(columns[amount])
@@ -253,10 +250,10 @@ def _find_direction(columns: Mapping[str, pd.Series], amount: str) -> dict[str, 
     if is_negative >= 0.5:
         return {"amount": amount}
     for name, values in columns.items():
-        if is_negative or types.is_numeric_dtype(values) or not {*_words(name)} & DIRECTIONS:
+        if is_negative or types.is_numeric_dtype(values) or not _words(name) & DIRECTIONS:
             continue
         kinds = [*values.dropna().unique()]
-        words = {str(kind): set(_words(str(kind))) for kind in kinds}
+        words = {str(kind): _words(str(kind)) for kind in kinds}
         signs = {kind: -1 for kind, own in words.items() if own & PAID_BACK}
         signs |= {kind: 0 for kind, own in words.items() if own & UNPAID and not own & PAYMENTS}
         if len(kinds) <= MOST_KINDS and 0 < len(signs) < len(kinds):
@@ -279,7 +276,7 @@ def _describe_direction(amount: str, direction: str | None = None, signs: Mappin
         return f"what is negative in {amount!r}; what is positive came in and is not counted"
     kinds = {word: [kind for kind, of in (signs or {}).items() if of == sign] for word, sign in SIGNS.items()}
     return f"{amount!r} by {direction!r}, " + " and ".join(
-        f"{word} {', '.join(kinds[word])}" for word in kinds if kinds[word]
+        f"{word} {', '.join(of_word)}" for word, of_word in kinds.items() if of_word
     )
 
 
@@ -303,79 +300,85 @@ def _check_table(events: pd.DataFrame) -> None:
             )
 
 
-def _words(name: str) -> list[str]:
-    """The words of a column's name: ["user", "id"] of user_id, UserID and userid."""
+def _words(name: str) -> set[str]:
+    """The words of a column's name: "user" and "id" of user_id, UserID and userid."""
     parts = re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[0-9]+", name)
-    return [word for part in parts for word in re.sub("(?<=[a-z]{3})(id|code)$", r" \1", part.lower()).split()]
+    return {word for part in parts for word in re.sub("(?<=[a-z]{3})(id|code)$", r" \1", part.lower()).split()}
 
 
 def _find_column(role: str, columns: Mapping[str, pd.Series], customers: pd.Series | None) -> str | None:
     """The column that a role is guessed to have."""
     fitting = {name: values for name, values in columns.items() if _fits(role, name, values, customers)}
-    if role == "time":
-        dated = [name for name in fitting if is_time(fitting[name])]
-        fitting = {name: columns[name] for name in dated} or fitting
+    dated = [name for name in fitting if role == "time" and is_time(fitting[name])]
+    names = dated or [*fitting]
     if role == "customer":  # `card_number` before `card_type`
-        fitting = {name: fitting[name] for name in sorted(fitting, key=lambda name: -fitting[name].nunique())}
+        names.sort(key=lambda name: -fitting[name].nunique())
     for is_bare in (True, False):
         for word in WORDS[role]:
-            for name in fitting if is_bare or word not in IDS else ():
+            for name in names if is_bare or word not in IDS else ():
                 words = _words(name)
-                if word in words and (not is_bare or set(words) <= {word, *IDS, *(WORDS[role])}):
+                if word in words and (not is_bare or words <= {word, *IDS, *WORDS[role]}):
                     return name
     if role == "customer":  # a bare `id` that comes again is no id of the row
-        bare = (name for name in fitting if {*_words(name)} <= {*IDS} and fitting[name].duplicated().any())
-        return next(bare, None)
-    return next(iter(fitting), None) if role == "time" and dated else None
+        dated = [name for name in names if _words(name) <= IDS and fitting[name].duplicated().any()]
+    return next(iter(dated), None)
 
 
 def _fits(role: str, name: str, values: pd.Series, customers: pd.Series | None) -> bool:
     """Whether the values of a column can have a role."""
     if role == "time":  # what can't be read is told by name
-        return not {*_words(name)} & {*NOT_EVENT_TIMES}
-    if is_time(values) or (role == "customer" and {*_words(name)} & {*NUMBERS}):
+        return not _words(name) & NOT_EVENT_TIMES
+    if is_time(values) or (role == "customer" and _words(name) & NUMBERS):
         return False
     if role == "visit":  # of most events, not the same few for everybody, and not another one in each row
         known = values.dropna()
-        is_usual = customers is not None and len(known) > len(values) / 2
-        return is_usual and cast(pd.Series, customers).nunique() <= known.nunique() < len(known)
+        is_usual = customers is not None and customers.nunique() <= known.nunique() < len(known)
+        return is_usual and len(known) > len(values) / 2
     return role != "token_type" or values.nunique() <= MOST_KINDS
 
 
-def _to_times(values: pd.Series, time_format: str) -> pd.Series:
-    """Times of texts or numbers that are written so; NaT where they are not."""
-    if time_format in {unit for _, unit in TIME_UNITS}:
+def _read_times(name: str, values: pd.Series, time_format: str | None = None) -> pd.Series:
+    """The times of a column: NaT where one is not written as the format says, and without a format as preparation
+    reads them."""
+    if types.is_datetime64_any_dtype(values):
+        return values
+    if time_format in TIME_UNITS:
         return pd.to_datetime(values, unit=time_format)
-    if types.is_numeric_dtype(values):
-        values = values.astype("Int64").astype("string")
-    return pd.to_datetime(values, format=time_format, errors="coerce")
+    if time_format is not None:
+        texts = values.astype("Int64").astype("string") if types.is_numeric_dtype(values) else values
+        return pd.to_datetime(texts, format=time_format, errors="coerce")
+    try:
+        return pd.to_datetime(values, format="mixed")
+    except (ValueError, TypeError) as error:
+        fix = f"write events[{name!r}] = pd.to_datetime(events[{name!r}], utc=True)."
+        raise ValueError(f"Column {name!r} has no times of one kind ({error}): {fix}") from error
 
 
-def _fitting_formats(texts: pd.Series) -> list[str]:
-    """The formats by which all texts are times."""
-    formats = [day + clock for day in DAYS for clock in CLOCKS]
-    for part in (texts.head(20), texts):
-        formats = [each for each in formats if _to_times(part, each).notna().all()]
-    return formats
+def _read_texts(name: str, texts: pd.Series) -> dict[str, pd.Series]:
+    """The times of texts by each format that reads all of them."""
+    readings = {day + clock: texts for day in DAYS for clock in CLOCKS}
+    for rows in (20, len(texts)):
+        readings = {each: _read_times(name, texts.head(rows), each) for each in readings}
+        readings = {each: times for each, times in readings.items() if times.notna().all()}
+    return readings
 
 
 def is_time(values: pd.Series) -> bool:
     """Whether a column has times, as such or as text."""
-    if types.is_datetime64_any_dtype(values):
-        return True
     known = values.dropna()
     kind = types.infer_dtype(known)
-    if kind in ("date", "datetime"):
+    if types.is_datetime64_any_dtype(values) or kind in ("date", "datetime"):
         return True
-    texts = known.drop_duplicates() if kind == "string" else known.head(0)
-    is_iso = len(texts) > 0 and texts.str.match(TIME_PATTERN).all()
-    return bool(is_iso or (len(texts) > 0 and {*_fitting_formats(texts)} - {COMPACT}))
+    if kind != "string" or not len(known):
+        return False
+    texts = known.drop_duplicates()
+    return bool(texts.str.match(TIME_PATTERN).all() or {*_read_texts(str(values.name), texts)} - {COMPACT})
 
 
 def find_time_format(name: str, times: pd.Series) -> str | None:
     """How the times of a column are written; None if as those of a log are. Raises `ValueError` if they can't be read,
     or in two ways; the message says how to make some."""
-    known = times.dropna()
+    known = times.dropna().drop_duplicates()
     if not len(known):
         raise ValueError(f"Column {name!r} has no time: fill it, or give schema={{'time': 'COLUMN'}}.")
     if types.is_timedelta64_dtype(times) or types.infer_dtype(known) == "timedelta":
@@ -385,72 +388,53 @@ def find_time_format(name: str, times: pd.Series) -> str | None:
         )
     fix = f"events[{name!r}] = pd.to_datetime(events[{name!r}]"
     if types.is_numeric_dtype(times):
-        days = _to_times(known, COMPACT) if known.between(1e7, 1e8).all() else pd.Series([pd.NaT])
-        if days.notna().all():
+        if known.between(1e7, 1e8).all() and _read_times(name, known, COMPACT).notna().all():
             return COMPACT
-        least, most = known.min(), known.max()
-        for (start, unit), (end, _) in zip(TIME_UNITS, (*TIME_UNITS[1:], (1e20, "")), strict=True):
-            if start <= least and most < end:
+        for unit, least in TIME_UNITS.items():
+            if known.between(least, 1000 * least, inclusive="left").all():
                 return unit
         raise ValueError(
             f"Column {name!r} has numbers such as {known.iloc[0]}, expected times: write {fix}.astype(str))."
         )
-    texts = known.drop_duplicates()
-    if types.infer_dtype(texts) != "string" or texts.str.match(TIME_PATTERN).all():
+    if types.infer_dtype(known) != "string" or known.str.match(TIME_PATTERN).all():
         return None
-    readings = {each: _to_times(texts, each) for each in _fitting_formats(texts)}
-    distinct: dict[str, pd.Series] = {}
-    for time_format, read in readings.items():
-        if not any(read.equals(other) for other in distinct.values()):
-            distinct[time_format] = read
-    wrong = next(value for value in texts if not re.match(TIME_PATTERN, value))
-    if not distinct:
+    formats: dict[tuple, str] = {}  # by what is read
+    for time_format, read in _read_texts(name, known).items():
+        formats.setdefault(tuple(read), time_format)
+    if not formats:
+        wrong = next(value for value in known if not re.match(TIME_PATTERN, value))
         raise ValueError(
             f"Column {name!r} has {wrong!r}, expected times such as 2024-03-01 12:30: write {fix}, format=...)."
         )
-    if len(distinct) > 1:
-        ways = " or ".join(f"{read.iloc[0]:%d %B %Y} (format={each!r})" for each, read in distinct.items())
+    if len(formats) > 1:
+        ways = " or ".join(f"{read[0]:%d %B %Y} (format={each!r})" for read, each in formats.items())
         raise ValueError(
-            f"Column {name!r} has {texts.iloc[0]!r}, which is {ways}, and no row says which: write {fix}, format=...)."
+            f"Column {name!r} has {known.iloc[0]!r}, which is {ways}, and no row says which: write {fix}, format=...)."
         )
-    return next(iter(distinct))
-
-
-def _parse(name: str, times: pd.Series) -> pd.Series:
-    """The times of a column as preparation reads them."""
-    if types.is_datetime64_any_dtype(times):
-        return times
-    try:
-        return pd.to_datetime(times, format="mixed")
-    except (ValueError, TypeError) as error:
-        fix = f"write events[{name!r}] = pd.to_datetime(events[{name!r}], utc=True)."
-        raise ValueError(f"Column {name!r} has no times of one kind ({error}): {fix}") from error
+    return next(iter(formats.values()))
 
 
 def _has_busy_days(customers: pd.Series, times: pd.Series) -> bool:
     """Whether customers have several events at different times of one day, as in a bank, so that a day is a visit."""
-    keys = pd.DataFrame(
-        {"customer": customers.to_numpy(), "time": times.to_numpy(), "day": times.dt.floor("D").to_numpy()}
-    )
-    keys = keys.dropna().drop_duplicates()
-    return len(keys) >= SAME_DAY * len(keys[["customer", "day"]].drop_duplicates())
+    keys = pd.DataFrame({"customer": customers.to_numpy(), "time": times.to_numpy()}).dropna().drop_duplicates()
+    return len(keys) >= SAME_DAY * len(keys.assign(time=keys["time"].dt.floor("D")).drop_duplicates())
 
 
-def _features(columns: Mapping[str, pd.Series], roles: Mapping[str, Any]) -> tuple[list[dict], dict[str, int]]:
+def _features(columns: Mapping[str, pd.Series], roles: Mapping) -> tuple[list[dict], dict[str, int]]:
     """Features of the columns without another role, and the number of labels of those that can be tasks."""
-    features: list[dict[str, Any]] = []
+    features: list[dict] = []
     labels = {}
     if roles.get("token_type") is not None:
         features.append({"name": roles["token_type"]})
     customers = columns[roles["customer"]]
     for name, values in columns.items():
-        number = values.nunique()
+        number, words = values.nunique(), _words(name)
         if name in roles.values() or number < 2 or is_time(values):
             continue
-        words, kind = _words(name), types.infer_dtype(values, skipna=True)
-        is_number = (types.is_numeric_dtype(values) and not types.is_bool_dtype(values)) or kind == "decimal"
-        is_counted = bool({*words} & {*NUMBERS}) or words[:1] == ["number"]  # `number_of_cds` is no id
-        is_id = not is_number or bool({*words} & {*IDS, *LABEL_NAMES})
+        is_number = types.is_numeric_dtype(values) and not types.is_bool_dtype(values)
+        is_number |= types.infer_dtype(values, skipna=True) == "decimal"
+        is_counted = bool(words & NUMBERS) or name.lower().startswith("number")  # `number_of_cds` is no id
+        is_id = not is_number or bool(words & (IDS | LABELS))
         if not is_number and values.dropna().astype(str).str.fullmatch(CLOCK).all():
             continue  # the time of the day, beside the date
         feature = {"name": name} if name != TOKEN_TYPE else {"name": f"{name}_column", "column": name}
@@ -461,12 +445,11 @@ def _features(columns: Mapping[str, pd.Series], roles: Mapping[str, Any]) -> tup
             if is_id and (values.groupby(customers, observed=True).nunique() > 1).any():  # else it is the customer's
                 labels[feature["name"]] = number
     if roles.get("time") is not None:
-        derived = [name for name in ("weekday", "days_since_visit") if name not in columns]
-        features += [{"name": name, "kind": name} for name in derived]
+        features += [{"name": name, "kind": name} for name in ("weekday", "days_since_visit") if name not in columns]
     return features, labels
 
 
-def _cutoffs(times: pd.Series) -> dict[str, Any]:
+def _cutoffs(times: pd.Series) -> dict:
     """Times that leave the last parts of a log's time for validation and test, and the time zone of the log."""
     zone = times.dt.tz
     if zone is not None:
@@ -479,6 +462,5 @@ def _cutoffs(times: pd.Series) -> dict[str, Any]:
     if not span:
         raise ValueError(f"Column {times.name!r} has one time only, {last}: give a log of several days.")
     unit = "D" if span > pd.Timedelta(days=30) else "s"
-    shares = {"validation": HELD_OUT, "test": TESTED}
-    cutoffs = {name: (last - share * span).floor(unit).to_pydatetime() for name, share in shares.items()}
+    cutoffs = {name: (last - share * span).floor(unit).to_pydatetime() for name, share in HELD_OUT.items()}
     return {"cutoffs": cutoffs} | ({} if zone is None else {"time_zone": str(zone)})

@@ -14,27 +14,32 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import datasets
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
+from pandas.api import types
 
+from modeling_mcm.data.cases import arrow_batches, flat_values, list_lengths
 from modeling_mcm.data.collator import PreparedRows
 from modeling_mcm.data.tables import read_table_file
 from modeling_mcm.events_mcm import (
     SECONDS_PER_DAY,
-    as_column,
+    BoolArray,
+    IntArray,
     check_columns,
     events_before,
     naming,
+    number_groups,
     read_times,
-    read_zone,
+    to_ids,
     to_text,
 )
+from modeling_mcm.schema_mcm import check_choice, read_zone
 
 AUTO, BINARY, CLASSES, NUMBER = LABEL_KINDS = ("auto", "binary", "classes", "number")
+NUMBER_TYPES = ("integer", "floating", "mixed-integer-float", "decimal")  # as pandas infers them
 ERROR, DROP = ON_UNKNOWN = ("error", "drop")
 MOST_NAMED = 3
 
@@ -46,8 +51,8 @@ class CustomerLabels:
     name: str  # name of the label's column
     kind: str  # "binary", "classes" or "number"
     customer_ids: NDArray  # (N,): id of each label's customer
-    times: NDArray[np.int64]  # (N,): time of each label, in seconds since 1970-01-01
-    values: NDArray[Any]  # (N,): ids of classes (int64), from 0, or numbers (float32)
+    times: IntArray  # (N,): time of each label, in seconds since 1970-01-01
+    values: NDArray  # (N,): ids of classes (int64), from 0, or numbers (float32)
     classes: tuple[str, ...] = ()  # name of each class, in the order of the ids. Empty for numbers
 
     def __len__(self) -> int:
@@ -60,7 +65,7 @@ class CustomerLabels:
             self, customer_ids=self.customer_ids[indices], times=self.times[indices], values=self.values[indices]
         )
 
-    def model_options(self) -> dict[str, Any]:
+    def model_options(self) -> dict:
         """Gives what the config of a model has to say of this label."""
         named = dict(enumerate(self.classes or (self.name,)))
         return {
@@ -74,16 +79,13 @@ class CustomerLabels:
         `ValueError` if all labels are the same, or there is no label."""
         distinct = np.unique(self.values)
         if len(distinct) < 2:
-            value = "nowhere known" if not len(distinct) else repr(self._shown(distinct[0]))
+            shown = [value.item() if self.kind == NUMBER else self.classes[int(value)] for value in distinct]
             raise ValueError(
-                f"Label {self.name!r} is {value} in all {len(self)} {what} labels: nothing can be learned or measured "
-                "from one value. Check the column, or give more labels."
+                f"Label {self.name!r} is {', '.join(map(repr, shown)) or 'nowhere known'} in all {len(self)} {what} "
+                "labels: nothing can be learned or measured from one value. Check the column, or give more labels."
             )
 
-    def _shown(self, value: Any) -> Any:
-        return value.item() if self.kind == NUMBER else self.classes[int(value)]
-
-    def split(self, share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def split(self, share: float, seed: int) -> tuple[IntArray, IntArray]:
         """Splits the labels at random into training and validation. All labels of a customer are on one side, and each
         class gives about the same share of its customers."""
         customers, first, owner = np.unique(self.customer_ids.astype(str), return_index=True, return_inverse=True)
@@ -131,8 +133,7 @@ def make_labels(
         ValueError: If a column is missing or holds values that can't be read, a customer has two labels at one time,
             or all labels are the same. The message names the column, the customer and what to do.
     """
-    if kind not in LABEL_KINDS:
-        raise ValueError(f"The kind of label is {kind!r}; expected one of {', '.join(LABEL_KINDS)}.")
+    check_choice(kind, "kind", LABEL_KINDS)
     fix = "Name yours with --label, --customer_column and --time_column."
     check_columns(table.columns, (customer, time, label), "The labels have", fix)
     if twice := [name for name in (customer, time, label) if list(table.columns).count(name) > 1]:
@@ -147,9 +148,9 @@ def make_labels(
                 "these rows out. (In a CSV file an empty field and NA are missing values.)"
             )
     with naming(f"column {customer!r}"):
-        ids = np.array([to_text(value) for value in table[customer]], object)
+        ids = np.array(to_ids(table[customer]), object)
     with naming(f"column {time!r}"):
-        times = read_times(as_column(table[time]), read_zone(time_zone))
+        times = read_times(table[time], read_zone(time_zone))
     repeats = pd.DataFrame({"customer": ids, "time": times}).duplicated().to_numpy()
     if repeats.any():
         index = int(repeats.argmax())
@@ -163,19 +164,19 @@ def make_labels(
     return labels
 
 
-def _read_values(column: pd.Series, name: str, kind: str) -> tuple[str, NDArray[Any], tuple[str, ...]]:
+def _read_values(column: pd.Series, name: str, kind: str) -> tuple[str, NDArray, tuple[str, ...]]:
     values = column.tolist()
-    example_by_type: dict[str, Any] = {}
-    for value in values:
-        example_by_type.setdefault(_find_type(value, name), value)
-    if len(example_by_type) > 1:
-        examples = " and ".join(f"{word} ({value!r})" for word, value in example_by_type.items())
-        raise ValueError(f"Label {name!r} holds values of mixed types, {examples}; make them all of one.")
-    (word,) = example_by_type
+    value_type = types.infer_dtype(values)
+    is_number = value_type in NUMBER_TYPES
+    if not is_number and value_type not in ("boolean", "string"):
+        examples = {type(value).__name__: f"{value!r} ({type(value).__name__})" for value in values}
+        raise ValueError(
+            f"Label {name!r} holds {' and '.join(examples.values())}; make them all text, booleans or numbers."
+        )
     if kind == AUTO:
-        kind = NUMBER if word == "numbers" and not set(values) <= {0, 1} else CLASSES
+        kind = NUMBER if is_number and not set(values) <= {0, 1} else CLASSES
     if kind == NUMBER:
-        if word == "text":
+        if value_type == "string":
             raise ValueError(
                 f"Label {name!r} holds text such as {values[0]!r}, and a number was asked for; make it numbers, or "
                 "predict classes."
@@ -190,7 +191,7 @@ def _read_values(column: pd.Series, name: str, kind: str) -> tuple[str, NDArray[
             )
         return NUMBER, numbers.astype(np.float32), ()
     texts = [str(to_text(value)) for value in values]
-    classes = sorted(set(texts), key=float) if word == "numbers" else sorted(set(texts))
+    classes = sorted(set(texts), key=float if is_number else None)
     if kind == BINARY and len(classes) > 2:
         raise ValueError(
             f"Label {name!r} has {len(classes)} values, such as {', '.join(classes[:MOST_NAMED])}, and two classes "
@@ -201,19 +202,8 @@ def _read_values(column: pd.Series, name: str, kind: str) -> tuple[str, NDArray[
             f"Label {name!r} has {len(classes)} classes in {len(texts)} labels, such as {classes[0]!r}: too few of "
             "each to learn. Is it a number with some text in it?"
         )
-    indices = {text: index for index, text in enumerate(classes)}
     kind = BINARY if len(classes) <= 2 else CLASSES
-    return kind, np.array([indices[text] for text in texts], np.int64), tuple(classes)
-
-
-def _find_type(value: Any, name: str) -> str:
-    if isinstance(value, bool | np.bool_):
-        return "booleans"
-    if isinstance(value, str):
-        return "text"
-    if isinstance(value, int | float | np.number) or type(value).__name__ == "Decimal":
-        return "numbers"
-    raise ValueError(f"Label {name!r} holds {value!r} ({type(value).__name__}); expected text, booleans or numbers.")
+    return kind, pd.Categorical(texts, classes).codes.astype(np.int64), tuple(classes)
 
 
 def _iso(seconds: int) -> str:
@@ -234,9 +224,8 @@ class LabelledCustomers:
     """
 
     def __init__(self, rows: datasets.Dataset, labels: CustomerLabels, on_unknown: str = ERROR):
-        if on_unknown not in ON_UNKNOWN:
-            raise ValueError(f"on_unknown is {on_unknown!r}; expected one of {', '.join(ON_UNKNOWN)}.")
-        indices = {customer: index for index, customer in enumerate(rows["customer_id"])}
+        check_choice(on_unknown, "on_unknown", ON_UNKNOWN)
+        indices = dict(zip(rows["customer_id"], range(len(rows)), strict=True))
         first, end = _first_and_last(rows)
         if len(late := np.flatnonzero(labels.times > end + SECONDS_PER_DAY)):
             raise ValueError(
@@ -259,13 +248,13 @@ class LabelledCustomers:
         self.labels = labels.of(with_history)
         self.rows = PreparedRows(rows, row_indices[with_history])
 
-    def histories(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+    def histories(self, indices: Sequence[int]) -> list[dict]:
         """Reads prepared rows without the events from the label's time on."""
         rows = self.rows.__getitems__([*indices])
         return [events_before(row, time) for row, time in zip(rows, self.labels.times[indices], strict=True)]
 
 
-def _refuse(labels: CustomerLabels, is_known: NDArray[np.bool_], has_history: NDArray[np.bool_]) -> None:
+def _refuse(labels: CustomerLabels, is_known: BoolArray, has_history: BoolArray) -> None:
     way = "prepare the log with their events, or leave them out (--on_unknown drop)."
     if unknown := sorted(set(labels.customer_ids[~is_known])):
         raise ValueError(
@@ -279,14 +268,11 @@ def _refuse(labels: CustomerLabels, is_known: NDArray[np.bool_], has_history: ND
     )
 
 
-def _first_and_last(rows: datasets.Dataset) -> tuple[NDArray[np.int64], int]:
+def _first_and_last(rows: datasets.Dataset) -> tuple[IntArray, int]:
     """First event of each customer, and the last event of all customers, in seconds since 1970-01-01."""
-    first = np.full(len(rows), np.iinfo(np.int64).max)
-    last, index = np.iinfo(np.int64).min, 0
-    for table in rows.select_columns(["times"]).with_format("arrow").iter(1024):
-        for times in table["times"]:
-            values = times.values.to_numpy()
-            first[index] = values.min(initial=first[index])
-            last = max(last, int(values.max(initial=last)))
-            index += 1
-    return first, last
+    first, start, last = np.full(len(rows), np.iinfo(np.int64).max), 0, np.iinfo(np.int64).min
+    for table in arrow_batches(rows, ["times"]):
+        times, row = flat_values(table, "times"), number_groups(list_lengths(table, "times"))[0]
+        np.minimum.at(first[start:], row, times)
+        last, start = times.max(initial=last), start + len(table)
+    return first, int(last)

@@ -40,7 +40,7 @@ from modeling_mcm.configuration_mcm import MCMConfig
 from modeling_mcm.data.collator import PreparedRows, batches_by_length
 from modeling_mcm.data.tables import read_table_file
 from modeling_mcm.events_mcm import (
-    as_column,
+    IntArray,
     check_columns,
     events_before,
     naming,
@@ -52,7 +52,6 @@ from modeling_mcm.events_mcm import (
 )
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
-OFFERS_FILE, ACTIONS_FILE = "offers.parquet", "actions.parquet"
 TRAIN, VALIDATION, TEST = SPLITS = ("train", "validation", "test")
 OUTCOMES = ("click", "conversion")
 
@@ -84,7 +83,7 @@ class Offers:
         return self.table.drop_duplicates("group_id")
 
     @property
-    def offsets(self) -> NDArray[np.int64]:
+    def offsets(self) -> IntArray:
         """Where groups begin, and the last one ends, `(G + 1,)`."""
         return np.append(self.groups.index, len(self.table))
 
@@ -121,13 +120,8 @@ class Offers:
 def load_offers(folder: str | Path, outcomes: Sequence[str] | None = None, time_zone: str = "UTC") -> Offers:
     """Reads and checks `offers.parquet` and `actions.parquet` in a folder, with the other arguments and errors of
     [`make_offers`]. Raises `FileNotFoundError` if a file is missing."""
-    tables = {}
-    for name in (OFFERS_FILE, ACTIONS_FILE):
-        path = Path(folder) / name
-        if not path.is_file():
-            raise FileNotFoundError(f"{folder} has no {name}; give the folder with {OFFERS_FILE} and {ACTIONS_FILE}.")
-        tables[name] = pd.read_parquet(path, dtype_backend="numpy_nullable")
-    return make_offers(tables[OFFERS_FILE], tables[ACTIONS_FILE], outcomes, time_zone)
+    offers, actions = (read_table_file(Path(folder) / name) for name in ("offers.parquet", "actions.parquet"))
+    return make_offers(offers, actions, outcomes, time_zone)
 
 
 def load_actions(path: str | Path, extractor: Any, config: Any, as_of: float | None = None) -> EncodedActions:
@@ -168,7 +162,7 @@ def make_offers(
 
     table = pd.DataFrame({name: read_texts(offers[name], name) for name in ("customer_id", "action_id")})
     with naming("column 'time'"):
-        table["time"] = read_times(as_column(offers["time"]), read_zone(time_zone))
+        table["time"] = read_times(offers["time"], read_zone(time_zone))
     usual = table["customer_id"] + " " + table["time"].map(write_day)
     table["group_id"] = read_texts(offers.get("group_id", usual), "group_id")
     table["split"] = read_texts(offers.get("split", [TRAIN] * len(table)), "split")
@@ -178,7 +172,7 @@ def make_offers(
         observed = offers[name].dropna()
         if len(bad := observed[~observed.isin([0, 1])]):
             raise ValueError(f"Outcome {name!r} is {bad.iloc[0]} in row {bad.index[0]}; expected 0, 1 or null.")
-        table[name] = offers[name].astype("Float32").to_numpy(np.float32, na_value=np.nan)
+        table[name] = pd.to_numeric(offers[name]).to_numpy(np.float32, na_value=np.nan)
     table = table.sort_values(["group_id", "action_id"], kind="stable", ignore_index=True)
     groups = table.groupby("group_id")
     for name in ("customer_id", "time", "split"):
@@ -213,7 +207,7 @@ class OfferReader:
         self.rows, self.lengths = PreparedRows(rows, places), np.asarray(rows["test_end"])[places]
         self.actions = EncodedActions(extractor, config, offers.actions)
 
-    def read(self, groups: NDArray[np.int64]) -> tuple[NDArray[np.int64], dict[str, torch.Tensor]]:
+    def read(self, groups: IntArray) -> tuple[IntArray, dict[str, torch.Tensor]]:
         """Reads some groups: the rows of their offers in the table, and the model inputs, in which the offers of a
         group stand in the same order."""
         first = self.offers.offsets
@@ -224,7 +218,7 @@ class OfferReader:
         histories = [events_before(row, time) for row, time in zip(rows, times, strict=True)]
         return table_rows, self.actions.batch(histories, offered, times)
 
-    def batches(self, size: int = 32) -> Iterator[tuple[NDArray[np.int64], dict[str, torch.Tensor]]]:
+    def batches(self, size: int = 32) -> Iterator[tuple[IntArray, dict[str, torch.Tensor]]]:
         """Reads all groups, those of customers with a similar number of events together."""
         for groups in logging.tqdm(batches_by_length(self.lengths, size), desc="Offers", unit="batch"):
             yield self.read(groups)

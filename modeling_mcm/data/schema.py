@@ -4,42 +4,126 @@
 
 A schema is a small YAML file, so a new log needs a file and no code. Everything that can be wrong in the file is
 reported here, before any data are read. `docs/event_schema.md` explains each key with a worked example.
+
+An entry of `features` is one feature, or several features that read one column: the values of a list such as
+"Action|Comedy" (`max_items`), or the levels of a path such as "appliances.kitchen.kettle" (`levels`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from datetime import date, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-from modeling_mcm.data.features import read_features
 from modeling_mcm.data.yaml_files import read_yaml
 from modeling_mcm.events_mcm import check_keys, to_text
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
-from modeling_mcm.schema_mcm import MOST_PERIOD_EVENTS, LogSchema, check_choice, check_integer
+from modeling_mcm.schema_mcm import (
+    CATEGORICAL,
+    DERIVED_KINDS,
+    FEATURE_KINDS,
+    KINDS_WITH,
+    MOST_PERIOD_EVENTS,
+    FeatureSpec,
+    LogSchema,
+    check_choice,
+    check_integer,
+    check_text,
+)
 
 NO_CUTOFFS = {"validation": datetime(9999, 1, 1), "test": datetime(9999, 1, 2)}
 """Cutoffs that no event reaches, for a schema by which nothing is split by time."""
 MOST_EVENTS_PER_CUSTOMER = 100_000_000  # the lists of a customer's row have 32-bit indices
 LEAVE_ONE_OUT = "leave_one_out"
+MOST_VALUES = 10_000_000  # values of one feature: one process holds them in memory, and each is a row of weights
+MOST_PARTS = 100  # values of one event, or levels of one path; each is a feature of the model
+LIMITS = {  # of whole numbers; every event is compared with each edge of a bin, and no log has more events
+    "min_count": (1, 10**12),
+    "max_values": (1, MOST_VALUES),
+    "bins": (2, 1_000),
+    "item": (1, MOST_PARTS),
+    "level": (1, MOST_PARTS),
+}
+SEVERAL_FEATURES = ("max_items", "levels")  # an entry of the schema with one of these keys is several features
 REQUIRED_KEYS = ("customer", "features", "tasks", "cutoffs")
 
 
+def read_features(entries: Sequence, key: str) -> tuple[FeatureSpec, ...]:
+    """Reads all entries of `features` or `profile`. Raises `ValueError` if a key or a value is wrong. The message
+    names the entry, the key and the fix."""
+    known, features = [*(f.name for f in fields(FeatureSpec)), *SEVERAL_FEATURES], list[FeatureSpec]()
+    for index, entry in enumerate(entries):
+        where = f"Entry {index} of `{key}`"
+        if not isinstance(entry, Mapping):
+            raise ValueError(f"{where} is {entry!r}; write it as a mapping such as {{name: brand}}.")
+        check_keys(entry, known, where)
+        given = {name: value for name, value in entry.items() if value is not None}
+        if "name" not in given:
+            raise ValueError(f"{where} has no `name`; add one.")
+        where += f" ({given['name']})"
+        features += [read_feature(each, where) for each in _expand(given, where)]
+    return tuple(features)
+
+
+def _expand(given: dict, where: str) -> list[dict]:
+    """One dict per feature: an entry with `max_items` or `levels` stands for several features."""
+    items, levels = (given.pop(key, None) for key in SEVERAL_FEATURES)
+    if items is None and levels is None:
+        return [given]
+    if None not in (items, levels) or "item" in given or "level" in given:
+        raise ValueError(f"{where}: a column has several values or is a path; give `max_items` or `levels` alone.")
+    given = {"column": given["name"]} | given
+    if items is not None:
+        check_integer(items, f"{where}: max_items", 1, MOST_PARTS)
+        names = [given["name"], *(f"{given['name']}_{item}" for item in range(2, items + 1))]
+    elif isinstance(levels, list | tuple) and levels:
+        check_integer(len(levels), f"{where}: the number of levels", 1, MOST_PARTS)
+        names = [*levels]
+    else:
+        raise ValueError(
+            f"{where}: `levels` is {levels!r}; write the names of the features as a list, the top level first, such "
+            "as [department, category]."
+        )
+    part = "level" if items is None else "item"
+    return [given | {"name": name, part: number} for number, name in enumerate(names, 1)]
+
+
+def read_feature(given: Mapping, where: str) -> FeatureSpec:
+    """Reads one feature of known keys."""
+    check_text(given["name"], f"{where}: name")
+    kind = given.get("kind", CATEGORICAL)
+    check_choice(kind, f"{where}: kind", FEATURE_KINDS)
+    for key, kinds in KINDS_WITH.items():
+        if key not in given:
+            continue
+        if kind not in kinds:
+            raise ValueError(f"{where}: `{key}` is for {' and '.join(kinds)} features; remove it here.")
+        if key in LIMITS:
+            check_integer(given[key], f"{where}: {key}", *LIMITS[key])
+        else:
+            check_text(given[key], f"{where}: {key}")
+    if "item" in given and "level" in given:
+        raise ValueError(f"{where}: a column has several values or is a path; remove `item` or `level`.")
+    if "separator" in given and not {"item", "level"} & {*given}:
+        raise ValueError(
+            f"{where}: `separator` alone says nothing; add `max_items` where the column has several values, such as "
+            "'Action|Comedy', or `levels` where it is a path, such as 'appliances.kitchen.kettle'."
+        )
+    if "level" in given and "separator" not in given:
+        raise ValueError(f"{where}: there is no `separator` between the levels; add one, such as {{separator: '.'}}.")
+    return FeatureSpec(**{"column": None if kind in DERIVED_KINDS else given["name"], **given})
+
+
 def _read_cutoff(value: Any, key: str) -> datetime:
-    if isinstance(value, str):
-        try:
-            value = datetime.fromisoformat(value)
-        except ValueError:
-            raise ValueError(f"`{key}` is {value!r}; write a date or time such as 2017-10-01.") from None
-    if isinstance(value, date) and not isinstance(value, datetime):
-        value = datetime(value.year, value.month, value.day)
-    if not isinstance(value, datetime):
-        raise ValueError(f"`{key}` is {value!r}; write a date or time such as 2017-10-01.")
-    if value.tzinfo is not None:
+    try:
+        time = datetime.fromisoformat(str(value))
+    except ValueError:
+        raise ValueError(f"`{key}` is {value!r}; write a date or time such as 2017-10-01.") from None
+    if time.tzinfo is not None:
         raise ValueError(f"`{key}` has a time zone; write it without one: it is read in the schema's `time_zone`.")
-    return value
+    return time
 
 
 def _read_cutoffs(cutoffs: Any) -> dict[str, datetime] | str:
@@ -126,7 +210,6 @@ class EventSchema(LogSchema, TextFormat):
     cutoffs: dict[str, datetime] | str = field(kw_only=True)
     on_null: str = "error"
     max_events_per_customer: int = MOST_PERIOD_EVENTS
-    FEWEST_EVENTS: ClassVar[int] = 2  # the start row and an event
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> EventSchema:
@@ -139,7 +222,7 @@ class EventSchema(LogSchema, TextFormat):
             raise ValueError(f"{path}: {error}") from error
 
     @classmethod
-    def from_dict(cls, given: Mapping[str, Any]) -> EventSchema:
+    def from_dict(cls, given: Mapping) -> EventSchema:
         """Builds a schema from plain values. Raises `ValueError` if a key is unknown, missing or has a wrong value.
         The message names the key and the fix."""
         if not isinstance(given, Mapping):
@@ -207,9 +290,9 @@ class EventSchema(LogSchema, TextFormat):
         held out or the log has no times: a customer is then scored at the last event."""
         return None if self.leaves_one_out or self.order is not None else self.cutoff_seconds(key)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict:
         """Gives the schema as plain values for JSON or YAML."""
-        out: dict[str, Any] = {}
+        out: dict = {}
         for entry in fields(self):
             value = getattr(self, entry.name)
             out[entry.name] = list(value) if isinstance(value, tuple) else value

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """YAML files that people write: a key that stands twice is an error, and an error names the file and the line."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ import yaml
 class UniqueKeyLoader(yaml.SafeLoader):
     """A YAML loader that accepts each key of a mapping once. PyYAML itself silently takes the last of several."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         """Builds the mapping of a YAML node as PyYAML does. Raises `YAMLError` if a key stands in it twice."""
         lines: dict[Any, int] = {}
         for key_node, _ in node.value:

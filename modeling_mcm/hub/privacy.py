@@ -43,7 +43,7 @@ def customers_per_value(rows: Any, extractor: MCMFeatureExtractor) -> dict[str, 
     sizes = {name: FIRST_VALUE_ID + len(values) for name, values in extractor.vocabularies.items()}
     profile = {feature["name"] for feature in extractor.features if feature.get("profile")}
     columns = {name: f"profile_{name}" if name in profile else f"feature_{name}" for name in sizes}
-    shared = extractor.shared_vocabularies
+    shared = extractor.schema.shared_vocabularies
     counts = {name: np.zeros(size, np.int64) for name, size in sizes.items()}
     fix = "Give the one that the checkpoint was trained on."
     check_columns(rows.column_names, columns.values(), "The data set has", fix)

@@ -127,19 +127,18 @@ def caching(connection: ibis.BaseBackend) -> Iterator[Callable[..., ir.Table]]:
 
 
 def each_group(
-    rows: Callable[[ir.Table], ir.Table],
     table: ir.Table,
     key: str,
     number: int,
-    use: Callable[[int, pa.Table], dict[str, Any]],
-) -> Iterator[dict[str, Any]]:
+    use: Callable[[int, pa.Table], dict],
+) -> Iterator[dict]:
     """Applies `use` to each group of rows, and gives what it returns, values that JSON can hold, in the order of the
-    groups. On DuckDB one group after the other comes into this process, on Spark each goes to a worker. `rows` makes
-    the rows from `table`; both have the column `key` with the number of the group, from 0."""
+    groups. On DuckDB one group after the other comes into this process, on Spark each goes to a worker. The column
+    `key` of `table` has the number of the group, from 0."""
     connection = table.get_backend()
     if connection.name != SPARK:
         for group in range(number):
-            yield use(group, rows(table.filter(table[key] == group)).to_pyarrow())
+            yield use(group, table.filter(table[key] == group).to_pyarrow())
         return
 
     def used(group: pa.Table) -> pa.Table:
@@ -147,7 +146,7 @@ def each_group(
         return pa.table({"group": pa.array([index], pa.int64()), "made": [json.dumps(use(index, group))]})
 
     name = ibis.util.gen_name("mcm")
-    connection.create_view(name, rows(table))
+    connection.create_view(name, table)
     try:
         with worker_errors():
             frame = open_session(connection).table(name).groupBy(key)

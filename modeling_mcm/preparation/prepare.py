@@ -69,7 +69,7 @@ def _versions(connection: ibis.BaseBackend) -> dict[str, str]:
     return versions
 
 
-def _reusable(output_dir: Path, facts: dict[str, Any], overwrite: bool, reuse: bool) -> PreparedManifest | None:
+def _reusable(output_dir: Path, facts: dict, overwrite: bool, reuse: bool) -> PreparedManifest | None:
     """The manifest of the data set in a folder if it can be reused, None if the folder is to be written."""
     if not output_dir.exists() or (output_dir.is_dir() and not any(output_dir.iterdir())):
         return None
@@ -98,7 +98,7 @@ def _reusable(output_dir: Path, facts: dict[str, Any], overwrite: bool, reuse: b
     return None
 
 
-def _check_periods(counts: dict[str, Any], schema: EventSchema) -> None:
+def _check_periods(counts: dict, schema: EventSchema) -> None:
     """Raises `ValueError` if there is no event, or a cutoff leaves a period without events."""
     if not counts["rows"]:
         bad = counts["dropped_bad"]
@@ -132,19 +132,18 @@ def _check_periods(counts: dict[str, Any], schema: EventSchema) -> None:
 
 def _write_shards(
     events: ir.Table, profiles: ir.Table | None, encoder: ShardEncoder, directory: Path, number: int
-) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+) -> Iterator[tuple[dict, dict]]:
     """Writes all shards into a folder. Yields the entry of each shard in the manifest, in the order of the shards, and
     what was counted in it."""
+    if profiles is not None:
+        events = events.left_join(profiles, "customer_id").drop("customer_id_right")
 
-    def rows(events: ir.Table) -> ir.Table:
-        return events if profiles is None else events.left_join(profiles, "customer_id").drop("customer_id_right")
-
-    def write(index: int, rows_of_shard: pa.Table) -> dict[str, Any]:
-        table, counts = encoder.encode(rows_of_shard)
+    def write(index: int, rows: pa.Table) -> dict:
+        table, counts = encoder.encode(rows)
         entry = write_shard(table, directory / f"customers-{index:05d}-of-{number:05d}.parquet")
         return {"entry": entry, "counts": counts}
 
-    for written in each_group(rows, events, "shard", number, write):
+    for written in each_group(events, "shard", number, write):
         if not (directory / written["entry"]["file"]).is_file():
             raise OSError(
                 f"{written['entry']['file']} was written by a worker and is not in {directory.parent.parent}: give an "
@@ -204,7 +203,7 @@ def prepare(
     if feature_extractor is not None:
         check_same_features(feature_extractor, schema)
     output_dir = Path(output_dir)
-    facts: dict[str, Any] = {
+    facts: dict = {
         "schema": schema.to_dict(),
         "input": {"events": describe(events), "profile": describe(profile) if schema.profile else None},
         "options": {"rows_per_shard": rows_per_shard},
@@ -214,13 +213,12 @@ def prepare(
     existing = _reusable(output_dir, facts, overwrite, reuse)
     if existing is not None:
         return existing
-    steps = len(schema.feature_names) + 2
     with (
         atomic_folder(output_dir) as (target, scratch),
         open_engine(choose_engine(events, engine), scratch, memory_limit, spark_config) as connection,
         caching(connection) as cache,
         # Off (None) where the output is no terminal.
-        logging.tqdm(total=steps, desc="Preparing", unit="step", disable=None) as bar,
+        logging.tqdm(desc="Preparing", unit="step", disable=None) as bar,
     ):
 
         def done(step: str) -> None:
@@ -245,7 +243,6 @@ def prepare(
         sharded = cache(add_shard(chosen, rows_per_shard), near="shard")
         extractor = feature_extractor or fit(sharded, profiles, schema, done)
         extractor.save_pretrained(target / FEATURE_EXTRACTOR_FOLDER)
-        bar.total = steps + number  # set, because a bar that is off has no total to increase
         shards, values, totals = [], [], defaultdict[str, Counter[str]](Counter)
         for entry, counted in _write_shards(sharded, profiles, ShardEncoder(schema, extractor), target, number):
             shards.append(entry)

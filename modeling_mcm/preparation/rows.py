@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
+import pyarrow.compute as pc
 
 from modeling_mcm.configuration_mcm import FIRST_VALUE_ID, MISSING_ID, UNKNOWN_ID
 from modeling_mcm.data.cases import ENDS, compute_offsets, count_cases, deciding_tasks
@@ -26,12 +26,13 @@ from modeling_mcm.encoding_mcm import Encoding
 from modeling_mcm.events_mcm import (
     NO_TIME,
     BadValues,
+    BoolArray,
     Distinct,
     EventReader,
     Events,
+    IntArray,
     read_values,
     run_starts,
-    to_local,
     to_text,
 )
 from modeling_mcm.files_mcm import file_digest
@@ -49,27 +50,24 @@ class RowReader:
         columns (`list[str]`): The columns of the table that are read.
         stored (`dict[str, FeatureSpec]`): The features with a column in the engine, by its name.
         arrow (`pa.Schema`): The columns in the engine: `customer_id` (text); of events `second` (since 1970-01-01, or
-            the place of an event without a time) and `visit` (text of the visit column); the `stored` columns; of
-            events `is_target` and `to_predict` (whether the target has a label in a task besides the token type; where
-            that is the only task, every target has); and `BAD`.
+            the place of an event without a time), `visit` (text of the visit column), `is_target` and `to_predict`
+            (whether the target has a label in a task besides the token type; where that is the only task, every target
+            has); the `stored` columns; and `BAD`.
     """
 
     def __init__(self, schema: EventSchema, profile: bool = False):
-        self.log, self.profile, self.reader, sources = schema, profile, EventReader(schema), schema.sources
+        self.log, self.profile, self.reader = schema, profile, EventReader(schema)
         letter, self.specs = ("p", schema.profile) if profile else ("f", schema.features)
         self.columns = schema.profile_columns if profile else schema.event_columns
         self.stored = {
-            f"{letter}{i}": spec for i, spec in enumerate(self.specs) if sources.get(spec.name) == spec.name
+            f"{letter}{i}": spec for i, spec in enumerate(self.specs) if schema.sources.get(spec.name) == spec.name
         }
         others = {column for spec in self.specs if spec.kind != NUMERIC for column in spec.columns}
         self._numbers = {column for spec in self.specs for column in spec.columns} - others
+        text, flag = pa.string(), pa.bool_()
+        of_event = {} if profile else {"second": pa.int64(), "visit": text, "is_target": flag, "to_predict": flag}
         of_features = {name: _arrow_type(spec) for name, spec in self.stored.items()}
-        bad = dict.fromkeys(BAD, pa.string())
-        if profile:
-            self.arrow = pa.schema({"customer_id": pa.string(), **of_features, **bad})
-        else:
-            of_event = {"customer_id": pa.string(), "second": pa.int64(), "visit": pa.string(), **of_features}
-            self.arrow = pa.schema(of_event | {"is_target": pa.bool_(), "to_predict": pa.bool_()} | bad)
+        self.arrow = pa.schema({"customer_id": text} | of_event | of_features | dict.fromkeys(BAD, text))
 
     def read(self, blocks: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Reads blocks with the columns of the table."""
@@ -79,13 +77,11 @@ class RowReader:
             start += len(block)
 
     def _read_block(self, block: pa.RecordBatch, start: int) -> pa.RecordBatch:
-        bad: list[BadValues] = []
+        bad, customer = list[BadValues](), self.log.customer
         columns = {name: self._column(name, block[name]) for name in self.columns}
-        read: dict[str, Any] = {
-            "customer_id": read_values(self.log.customer, columns[self.log.customer], to_text, bad)
-        }
+        read: dict = {"customer_id": read_values(customer, columns[customer], to_text, bad)}
         if self.profile:
-            values = self.reader.read_features(self.specs, columns, len(block), bad)
+            values = self.reader.read_features(self.specs, columns, bad)
         else:
             events = self.reader.read(columns, len(block), bad)
             positions, values = events.positions, events.values
@@ -97,10 +93,8 @@ class RowReader:
         codes = np.full(len(block), len(bad))
         for index, noted in enumerate(bad):
             codes[noted.rows] = index
-        read |= {
-            name: Distinct([*(getattr(noted, what) for noted in bad), None], codes)
-            for name, what in zip(BAD, ("column", "reason"), strict=True)
-        }
+        names, _, reasons = zip(*bad, (None, None, None), strict=True)
+        read |= {name: Distinct([*values], codes) for name, values in zip(BAD, (names, reasons), strict=True)}
         return pa.record_batch([_as_arrow(read[field.name], field.type) for field in self.arrow], self.arrow)
 
     def _column(self, name: str, array: pa.Array) -> Any:
@@ -108,21 +102,20 @@ class RowReader:
         kind = array.type
         if name == self.log.time and pa.types.is_timestamp(kind):
             times = array.to_numpy(zero_copy_only=False).astype("datetime64[s]")
-            there = ~np.isnat(times)
-            if kind.tz is not None:  # moments go to the zone of the log
-                times[there] = to_local(times[there].astype(np.int64), self.reader.zone).astype("datetime64[s]")
-            return times
+            if kind.tz is not None:  # to what clocks show in the zone of the log
+                times = pc.local_timestamp(pa.array(times, pa.timestamp("s", self.log.time_zone)))
+            return np.asarray(times)
         if name in self._numbers and (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
             return array.to_numpy(zero_copy_only=False)
         return read_distinct(array)
 
-    def _to_predict(self, events: Events) -> NDArray[np.bool_]:
+    def _to_predict(self, events: Events) -> BoolArray:
         tasks = [spec for spec in self.specs if spec.name in self.log.tasks and spec != self.log.token_feature]
         has_label = [_has_value(spec, events.values[self.log.sources[spec.name]]) for spec in tasks]
         return events.is_target & (np.any(has_label, axis=0) if tasks else True)
 
 
-def _has_value(spec: FeatureSpec, values: Distinct) -> NDArray[np.bool_]:
+def _has_value(spec: FeatureSpec, values: Distinct) -> BoolArray:
     return values.map(lambda value: value is not None and len(value) >= (spec.item or 0)).expand(np.bool_)
 
 
@@ -140,11 +133,7 @@ def _as_arrow(column: Any, kind: pa.DataType) -> pa.Array:
 def from_arrow(column: pa.ChunkedArray) -> Any:
     """What was read of a column, from its column in the engine."""
     array = column.combine_chunks()
-    if pa.types.is_floating(array.type):
-        return array.to_numpy(zero_copy_only=False)
-    if pa.types.is_list(array.type):
-        return Distinct.of([texts and tuple(texts) for texts in array.to_pylist()])
-    return read_distinct(array)
+    return array.to_numpy(zero_copy_only=False) if pa.types.is_floating(array.type) else read_distinct(array)
 
 
 def read_distinct(array: pa.Array) -> Distinct:
@@ -156,7 +145,7 @@ def read_distinct(array: pa.Array) -> Distinct:
     try:
         coded = array.dictionary_encode("encode")
     except pa.ArrowNotImplementedError:  # such as lists
-        return Distinct.of(array.to_pylist())
+        return Distinct.of([tuple(value) if isinstance(value, list) else value for value in array.to_pylist()])
     return Distinct(coded.dictionary.to_pylist(), coded.indices.to_numpy())
 
 
@@ -167,7 +156,7 @@ class ShardEncoder:
         self.schema, self.encoding = schema, Encoding(schema, extractor.vocabularies, extractor.bins)
         self.events, self.profiles = RowReader(schema), RowReader(schema, profile=True)
 
-    def encode(self, rows: pa.Table) -> tuple[pa.Table, dict[str, Any]]:
+    def encode(self, rows: pa.Table) -> tuple[pa.Table, dict]:
         """Encodes events with their periods and, if there are profiles, the columns of their customers' profiles.
         Returns one row per customer, ordered by id, and what is counted; see [`count`]."""
         ids = from_arrow(rows["customer_id"])
@@ -178,7 +167,7 @@ class ShardEncoder:
         row, timeline = self.encoding.encode(events, customers, periods)
         customers_of_row, periods_of_row = customers[timeline.indices], periods[timeline.indices]
         offsets = pa.array(compute_offsets(np.bincount(customers_of_row)), pa.int32())
-        columns: dict[str, Any] = {"customer_id": pa.array(sorted(ids.values), pa.string())}
+        columns: dict = {"customer_id": pa.array(sorted(ids.values), pa.string())}
         columns |= {name: pa.ListArray.from_arrays(offsets, pa.array(values)) for name, values in row.items()}
         if self.profiles.stored and {*self.profiles.stored} <= {*rows.column_names}:
             first = rows.take(np.unique(customers, return_index=True)[1])
@@ -195,12 +184,12 @@ class ShardEncoder:
 
     def count(
         self,
-        row: dict[str, NDArray[Any]],
-        closes: NDArray[np.bool_],
-        is_target: NDArray[np.bool_],
-        is_training: NDArray[np.bool_],
-        customers: NDArray[np.int64],
-    ) -> dict[str, Any]:
+        row: dict,
+        closes: BoolArray,
+        is_target: BoolArray,
+        is_training: BoolArray,
+        customers: IntArray,
+    ) -> dict:
         """Counts in the columns of rows.
 
         Returns:
@@ -226,9 +215,7 @@ class ShardEncoder:
             "measures": self.measure(row, is_target & is_training, customers),
         }
 
-    def measure(
-        self, row: dict[str, NDArray[Any]], is_target: NDArray[np.bool_], customers: NDArray[np.int64]
-    ) -> dict[str, int]:
+    def measure(self, row: dict, is_target: BoolArray, customers: IntArray) -> dict[str, int]:
         """Measures what kind of log it is by the target events of the training period; the recipe of pre-training
         reads the measures.
 
@@ -252,19 +239,19 @@ class ShardEncoder:
         }
 
 
-def write_shard(table: pa.Table, path: Path) -> dict[str, Any]:
+def write_shard(table: pa.Table, path: Path) -> dict:
     """Writes a shard whole or not at all, and returns its entry in the manifest: `file`, `rows`, `bytes`, `sha256`."""
     write_table(path, table.combine_chunks(), compression="zstd", row_group_size=ROWS_PER_ROW_GROUP)
     return {"file": path.name, "rows": table.num_rows, "bytes": path.stat().st_size, "sha256": file_digest(path)}
 
 
-def add_values(values: Sequence[dict[str, Any]], extractor: MCMFeatureExtractor) -> pa.Table:
+def add_values(values: Sequence[dict], extractor: MCMFeatureExtractor) -> pa.Table:
     """Adds up the `values` of shards, see [`ShardEncoder.count`]. Returns the columns feature, id, value, count
     (number of events) and target_count (number of target events), in the order of features and ids."""
     parts = []
     for feature in values[0]:
-        texts = extractor.vocabularies[feature]
-        counts = np.zeros((2, FIRST_VALUE_ID + len(texts)), np.int64)
+        texts = np.array(["", "", *extractor.vocabularies[feature]], object)
+        counts = np.zeros((2, len(texts)), np.int64)
         for of_shard in values:
             ids, *numbers = of_shard[feature]
             counts[:, ids] += np.array(numbers, np.int64).reshape(2, -1)
@@ -274,7 +261,7 @@ def add_values(values: Sequence[dict[str, Any]], extractor: MCMFeatureExtractor)
                 {
                     "feature": pa.array([feature] * len(ids), pa.string()),
                     "id": pa.array(ids, pa.int32()),
-                    "value": pa.array([texts[label - FIRST_VALUE_ID] for label in ids], pa.string()),
+                    "value": pa.array(texts[ids], pa.string()),
                     "count": counts[0, ids],
                     "target_count": counts[1, ids],
                 }

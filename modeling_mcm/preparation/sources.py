@@ -77,15 +77,8 @@ class InputFiles:
         names = ["string" if pa.types.is_large_string(kind) else str(kind) for kind in types]
         return [*zip(schema.names, names, strict=True), *path_columns]
 
-    def empty_columns(self) -> dict[str, frozenset[str]]:
-        """Finds by file the columns without any value, which have the type null in a Parquet file."""
-        with ThreadPoolExecutor() as pool:
-            read = pool.map(lambda path: self.columns(path, "input"), self.paths)
-            empty = [frozenset(name for name, kind in columns if kind == NULL) for columns in read]
-        return dict(zip(self.paths, empty, strict=True))
 
-
-def describe(source: Any) -> dict[str, Any] | None:
+def describe(source: Any) -> dict | None:
     """Describes the files of a source for the manifest: `name`, and `files`, by name of the file its SHA-256
     digest, or the checksum of its store. None for a table in memory, and for files that only the engine reaches. Warns
     of files with the same bytes."""
@@ -96,7 +89,7 @@ def describe(source: Any) -> dict[str, Any] | None:
     except (ValueError, OSError, ImportError):  # opening the files reports what is wrong
         return None
     digests: dict[str, str] = {}
-    seen: dict[tuple[Any, ...], str] = {}
+    seen: dict[tuple, str] = {}
     for index, files in enumerate(parts):
         for path in files.paths:
             digest = file_digest(path) if is_local(files.filesystem) else str(files.filesystem.checksum(path))
@@ -137,8 +130,11 @@ def _find(address: str, what: str) -> InputFiles:
     root = path.rstrip("/")
     if not filesystem.exists(path):
         raise FileNotFoundError(f"The {what} file {address} does not exist; check the path.")
-    inside = [file for file in sorted(filesystem.find(root)) if not _is_hidden(file[len(root) :])]
-    kinds = {file: kind for file in inside if (kind := detect_kind(file))}
+    kinds = {}
+    for file in sorted(filesystem.find(root)):
+        is_hidden = any(part.startswith(("_", ".")) for part in PurePosixPath(file[len(root) :]).parts)
+        if not is_hidden and (kind := detect_kind(file)):
+            kinds[file] = kind
     if not kinds and not filesystem.isdir(path):
         raise ValueError(
             f"The {what} file {address} is neither .parquet, .csv nor .tsv; convert it or pass an Ibis table."
@@ -160,23 +156,18 @@ def is_local(filesystem: Any) -> bool:
     return "file" in filesystem.protocol
 
 
-def _is_hidden(path: str) -> bool:
-    return any(part.startswith(("_", ".")) for part in PurePosixPath(path).parts)
-
-
 def check_files(
     parts: Sequence[InputFiles], what: str, columns: Sequence[str] = (), text: TextFormat | None = None
-) -> list[str]:
-    """Checks that all files have the same columns with the same types, and names the columns. An empty column fits any
-    type."""
+) -> dict[str, dict[str, str]]:
+    """Checks that all files have the same columns with the same types. An empty column fits any type. Returns by file
+    the type of each column."""
     opened = [(files, path) for files in parts for path in files.paths]
     with ThreadPoolExecutor() as pool:  # a store answers slowly, so many files are read at once
         read = [*pool.map(lambda file: file[0].columns(file[1], what, text), opened)]
     for (_, path), columns_of in zip(opened, read, strict=True):
         check_names([name for name, _ in columns_of], f"The {what} file {path}", columns)
     types_by_file = {path: dict(columns_of) for (_, path), columns_of in zip(opened, read, strict=True)}
-    names = dict.fromkeys(name for types in types_by_file.values() for name in types)
-    for name in sorted(names):
+    for name in sorted({name for types in types_by_file.values() for name in types}):
         first_with: dict[str, str] = {}  # by type
         for path, types in types_by_file.items():
             first_with.setdefault(types.get(name, ABSENT), path)
@@ -187,7 +178,7 @@ def check_files(
                 f"Column {name!r} of the {what} files is {ways}: the files have different columns or types ({name}), "
                 "and the schema of the log has changed; write them alike."
             )
-    return list(names)
+    return types_by_file
 
 
 def check_names(names: Sequence[str], where: str, columns: Sequence[str] = ()) -> None:
@@ -220,11 +211,11 @@ class SourceTable:
 
     def __init__(self, source: Any, what: str, columns: Sequence[str] = (), text: TextFormat | None = None):
         self.what, self.text, self.dropped = what, text or TextFormat(), 0
-        self._table: Any = None
-        self._files: list[InputFiles] = []
+        self._table, self._files = None, []
         if is_files(source):
             self._files = find_files(source, what)
-            self.names = check_files(self._files, what, columns, self.text)
+            types_by_file = check_files(self._files, what, columns, self.text)
+            self.names = [*dict.fromkeys(name for types in types_by_file.values() for name in types)]
         elif isinstance(source, ir.Table):
             is_here = isinstance(source.op(), ibis.expr.operations.InMemoryTable)
             self._table, self.names = source.to_pyarrow() if is_here else source, list(source.columns)

@@ -8,9 +8,8 @@ Nothing of Spark is imported before it is used, because it is an extra of its ow
 import functools
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -18,7 +17,7 @@ import pyarrow as pa
 from modeling_mcm.events_mcm import check_columns
 from modeling_mcm.extras import needs
 from modeling_mcm.preparation.rows import RowReader
-from modeling_mcm.preparation.sources import InputFiles, check_files, detect_kind, find_files, is_files
+from modeling_mcm.preparation.sources import NULL, check_files, detect_kind, find_files, is_files
 
 with needs("data"):
     import ibis
@@ -78,9 +77,6 @@ def spark_session(config: Mapping[str, str]) -> Iterator[Any]:
 @contextmanager
 def spark_settings(connection: ibis.BaseBackend) -> Iterator[None]:
     """Sets the options of `SPARK_SETTINGS`, and sets them back."""
-    if connection.name != SPARK:
-        yield
-        return
     settings = open_session(connection).conf
     before = {key: settings.get(key, None) for key in SPARK_SETTINGS}
     for key, value in SPARK_SETTINGS.items():
@@ -114,12 +110,14 @@ def read_on_spark(source: Any, connection: Any, what: str, reader: RowReader) ->
         kinds = {detect_kind(address) or "parquet" for address in stored} | {files.kind for files in parts}
         if kinds != {"parquet"}:
             return None
-        if parts:
-            check_files(parts, what, reader.columns)
-        parts += [InputFiles(address, (address,), "parquet", None) for address in stored]
-        frames = [
-            _read_parquet(part, empty, session, what) for files in parts for part, empty in _by_empty_columns(files)
-        ]
+        frames = [_read_parquet(address, [address], frozenset(), session, what) for address in stored]
+        types_by_file = check_files(parts, what, reader.columns)
+        for files in parts:  # in groups with the same empty columns, because Spark takes the types of the first file
+            groups: dict[frozenset[str], list[str]] = {}
+            for path in files.paths:
+                empty = frozenset(name for name, kind in types_by_file[path].items() if kind == NULL)
+                groups.setdefault(empty, []).append(path)
+            frames += [_read_parquet(files.root, paths, empty, session, what) for empty, paths in groups.items()]
     columns = ", ".join(f"`{field.name}` {SPARK_TYPES[field.type]}" for field in reader.arrow)
     rows = []
     for frame in frames:
@@ -131,32 +129,21 @@ def read_on_spark(source: Any, connection: Any, what: str, reader: RowReader) ->
     return connection.table(name)
 
 
-def _read_parquet(files: InputFiles, empty: frozenset[str], session: Any, what: str) -> Any:
-    """Reads Parquet files as a frame of Spark, in which the columns that are `empty` are text."""
-    partitioned = any(map(files.path_columns, files.paths))
-    reader = session.read.option("basePath", files.root) if partitioned else session.read
+def _read_parquet(root: str, paths: Sequence[str], empty: frozenset[str], session: Any, what: str) -> Any:
+    """Reads Parquet files as a frame of Spark, in which the columns that are `empty` are text. Parts of the files'
+    paths below the root are columns."""
+    reader = session.read.option("basePath", root) if [*paths] != [root] else session.read
     try:
-        frame = reader.parquet(*files.paths)
+        frame = reader.parquet(*paths)
     except spark_errors() as error:
         raise ValueError(
-            f"Spark can't read the {what} file {files.root} ({find_reason(error)}); check the path, write times in "
+            f"Spark can't read the {what} file {root} ({find_reason(error)}); check the path, write times in "
             "microseconds where it says NANOS, or give what Hadoop needs for such an address (--spark_config "
             "spark.jars.packages=..., docs/production.md)."
         ) from error
     from pyspark.sql.functions import lit
 
     return frame.withColumns({name: lit(None).cast("string") for name in empty}) if empty else frame
-
-
-def _by_empty_columns(files: InputFiles) -> list[tuple[InputFiles, frozenset[str]]]:
-    """The files in groups with the same empty columns, because Spark takes the types of one file for all files."""
-    if files.filesystem is None:  # only Spark reaches the files
-        return [(files, frozenset())]
-    empty = files.empty_columns()
-    return [
-        (replace(files, paths=tuple(path for path in files.paths if empty[path] == names)), names)
-        for names in dict.fromkeys(empty.values())
-    ]
 
 
 @contextmanager

@@ -6,6 +6,7 @@ A period is 0 training, 1 validation, 2 test, either by dates or by each custome
 fitted comes from period 0. The events of one period stand together in a customer's row.
 """
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -14,13 +15,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 from transformers.utils import logging
 
-from modeling_mcm.data.features import MOST_VALUES
-from modeling_mcm.data.schema import NO_CUTOFFS, EventSchema
-from modeling_mcm.events_mcm import SECONDS_PER_DAY, check_columns
+from modeling_mcm.data.schema import MOST_VALUES, NO_CUTOFFS, EventSchema
+from modeling_mcm.events_mcm import SECONDS_PER_DAY, FloatArray, IntArray, check_columns
 from modeling_mcm.extras import needs
 from modeling_mcm.preparation.rows import BAD, RowReader
 from modeling_mcm.preparation.sources import SourceTable
@@ -30,6 +30,7 @@ from modeling_mcm.schema_mcm import DAYS_SINCE_VISIT, NUMERIC, ONE_TOKEN_TYPE, R
 with needs("data"):
     import ibis
     import ibis.expr.types as ir
+    from ibis import _
 
     from modeling_mcm.preparation.spark import SPARK, read_on_spark
 
@@ -65,7 +66,7 @@ def open_rows(
         pa.default_memory_pool().release_unused()  # which the engine needs
         table, dropped = connection.read_parquet(path), opened.dropped
     column, reason = (table[name] for name in BAD)
-    bad = table.filter(column.notnull()).group_by(column).agg(rows=lambda t: t.count(), reason=reason.max())
+    bad = table.filter(column.notnull()).group_by(column).agg(rows=_.count(), reason=reason.max())
     for row in bad.to_pyarrow().sort_by(BAD[0]).to_pylist():
         message = f"Column {row[BAD[0]]!r} has {row['rows']} values that cannot be read, such as: {row['reason']}"
         if schema.on_bad_row == "error" or profile:
@@ -80,10 +81,9 @@ def open_profiles(
 ) -> ir.Table:
     """Reads a table of profiles, and leaves out those of no customer. Raises `ValueError` if a customer has several.
     Warns if no profile is of a customer with events: the ids may be written in two ways."""
-    profiles, _ = open_rows(source, connection, schema, folder, profile=True)
-    profiles = profiles.filter(profiles.customer_id.notnull())
-    twice = profiles.group_by("customer_id").agg(rows=profiles.count())
-    example = twice.filter(twice.rows > 1).customer_id.min().to_pyarrow().as_py()
+    profiles = open_rows(source, connection, schema, folder, profile=True)[0].drop_null("customer_id")
+    twice = profiles.group_by("customer_id").agg(rows=_.count()).filter(_.rows > 1)
+    example = twice.customer_id.min().to_pyarrow().as_py()
     if example is not None:
         raise ValueError(
             f"The profile table has several rows for the customer {example!r} (column {schema.customer!r}); keep one "
@@ -103,14 +103,12 @@ def count_rows(table: ir.Table) -> int:
     return table.count().to_pyarrow().as_py()
 
 
-def _one_row(table: ir.Table) -> dict[str, Any]:
+def _one_row(table: ir.Table) -> dict:
     """The values of an aggregate, where a sum over no row is 0."""
     return {name: 0 if value is None else value for name, value in table.to_pyarrow().to_pylist()[0].items()}
 
 
-def choose_events(
-    events: ir.Table, schema: EventSchema, cache: Callable[..., ir.Table]
-) -> tuple[ir.Table, dict[str, Any]]:
+def choose_events(events: ir.Table, schema: EventSchema, cache: Callable[..., ir.Table]) -> tuple[ir.Table, dict]:
     """Leaves out the events that the schema says, finds the periods, and counts. Returns the events that stay, with
     `period`; and the counts by name, with `first` and `last`, times as text."""
     whole, counts = _drop_and_count(events, schema, cache)
@@ -120,17 +118,17 @@ def choose_events(
     latest, excess = keep_latest(dated, schema.max_events_per_customer)
     if excess["dropped_excess"]:
         latest = cache(latest)  # every step reads it
-    periods = ("training", "validation", "test")
-    in_period = {f"{name}_events": (latest.period == period).sum() for period, name in enumerate(periods)}
     counts |= excess | _one_row(
         latest.aggregate(
-            customers=latest.customer_id.nunique(),
-            events=latest.count(),
-            training_targets=(latest.to_predict & (latest.period == 0)).sum(),
-            target_events=latest.is_target.sum(),
-            first=latest.second.min(),
-            last=latest.second.max(),
-            **in_period,
+            customers=_.customer_id.nunique(),
+            events=_.count(),
+            training_targets=(_.to_predict & (_.period == 0)).sum(),
+            target_events=_.is_target.sum(),
+            first=_.second.min(),
+            last=_.second.max(),
+            training_events=(_.period == 0).sum(),
+            validation_events=(_.period == 1).sum(),
+            test_events=(_.period == 2).sum(),
         )
     )
     if schema.order is None:
@@ -145,34 +143,24 @@ def choose_events(
     return latest, counts
 
 
-def _drop_and_count(
-    events: ir.Table, schema: EventSchema, cache: Callable[..., ir.Table]
-) -> tuple[ir.Table, dict[str, Any]]:
+def _drop_and_count(events: ir.Table, schema: EventSchema, cache: Callable[..., ir.Table]) -> tuple[ir.Table, dict]:
     """Counts duplicates and rows without a customer or a time, and leaves out those that the schema says."""
-    is_whole = events.customer_id.notnull() & events.second.notnull()
     counts = _one_row(
-        events.aggregate(
-            rows=events.count(),
-            null_customer=events.customer_id.isnull().sum(),
-            null_time=events.second.isnull().sum(),
-            whole=is_whole.sum(),
-        )
+        events.aggregate(rows=_.count(), null_customer=_.customer_id.isnull().sum(), null_time=_.second.isnull().sum())
     )
-    total = counts.pop("whole")
     for key, column in (("null_customer", schema.customer), ("null_time", schema.order_column)):
         if counts[key] and schema.on_null == "error":
             raise ValueError(
                 f"Column {column!r} is null in {counts[key]} of {counts['rows']} events; correct them, or set "
                 "`on_null: drop` in the schema to leave them out."
             )
-    whole = events.filter(is_whole)
-    distinct = whole.distinct()
-    if schema.on_duplicate == "drop":
+    whole = events.drop_null(["customer_id", "second"])
+    distinct, total, drops = whole.distinct(), count_rows(whole), schema.on_duplicate == "drop"
+    if drops:
         whole = distinct = cache(distinct)  # computed once, because it is expensive
     duplicates = total - count_rows(distinct)
-    dropped = duplicates if schema.on_duplicate == "drop" else 0
-    counts |= {"dropped_null": counts["rows"] - total, "duplicates": duplicates, "dropped_duplicates": dropped}
-    return whole, counts
+    counts |= {"dropped_null": counts["rows"] - total, "duplicates": duplicates}
+    return whole, counts | {"dropped_duplicates": duplicates if drops else 0}
 
 
 def add_period(events: ir.Table, schema: EventSchema) -> ir.Table:
@@ -184,20 +172,14 @@ def add_period(events: ir.Table, schema: EventSchema) -> ir.Table:
     if not schema.leaves_one_out:
         cutoffs = [schema.cutoff_seconds(key) for key in ("validation", "test")]
         return events.mutate(period=sum((events.second >= cutoff).cast("int8") for cutoff in cutoffs))
-    keyed = _with_visit_key(events)
-    visits = keyed.group_by("customer_id", "visit_key").agg(
-        start=keyed.second.min(), target=keyed.to_predict.cast("int8").max()
-    )
-    so_far = ibis.window(
-        group_by="customer_id", order_by=[visits.start, visits.visit_key], preceding=None, following=0
-    )
+    keyed, keys = _with_visit_key(events), ["customer_id", "visit_key"]
+    visits = keyed.group_by(keys).agg(start=_.second.min(), target=_.to_predict.cast("int8").max())
     visits = visits.mutate(
-        passed=visits.target.sum().over(so_far), targets=visits.target.sum().over(ibis.window(group_by="customer_id"))
+        passed=_.target.cumsum(group_by="customer_id", order_by=["start", "visit_key"]),
+        targets=_.target.sum().over(group_by="customer_id"),
     )
-    period = ibis.greatest(visits.passed - visits.targets + 2, 0)
-    visits = visits.mutate(period=ibis.ifelse(visits.targets >= LEAST_TARGET_VISITS, period, 0).cast("int8"))
-    keys = ["customer_id", "visit_key"]
-    return keyed.inner_join(visits.select(*keys, "period"), keys).drop("visit_key")
+    held_out = (_.targets >= LEAST_TARGET_VISITS).ifelse(ibis.greatest(_.passed - _.targets + 2, 0), 0)
+    return keyed.inner_join(visits.select(*keys, period=held_out.cast("int8")), keys).drop("visit_key")
 
 
 def _with_visit_key(events: ir.Table) -> ir.Table:
@@ -210,26 +192,24 @@ def keep_latest(events: ir.Table, most: int) -> tuple[ir.Table, dict[str, int]]:
     """Leaves out all but the latest events of each customer in each period; each period by itself, so that the events
     before a cutoff never depend on what comes after it. Returns the events that stay; and `dropped_excess` (number of
     events left out) and `customers_with_excess` (number of customers that had too many)."""
-    long = events.group_by("customer_id", "period").agg(number=events.count())
-    long = long.filter(long.number > most)
+    keys = ["customer_id", "period"]
+    long = events.group_by(keys).agg(number=_.count()).filter(_.number > most)
     counts = _one_row(
-        long.aggregate(dropped_excess=(long.number - most).sum(), customers_with_excess=long.customer_id.nunique())
+        long.aggregate(dropped_excess=(_.number - most).sum(), customers_with_excess=_.customer_id.nunique())
     )
     if not counts["dropped_excess"]:
         return events, counts
-    keys = ["customer_id", "period"]
     cut = events.semi_join(long, keys)
     # All columns decide, so that the same events are left out whatever the order of the input.
     latest = [ibis.desc("second"), *(ibis.asc(name) for name in cut.columns if name not in (*keys, "second"))]
-    rank = ibis.row_number().over(ibis.window(group_by=keys, order_by=latest))
-    cut = cut.mutate(rank=rank).filter(lambda table: table.rank < most).drop("rank")
+    cut = cut.mutate(rank=ibis.row_number().over(group_by=keys, order_by=latest)).filter(_.rank < most).drop("rank")
     return events.anti_join(long, keys).union(cut), counts
 
 
 def add_shard(events: ir.Table, rows_per_shard: int) -> ir.Table:
     """Adds the number of the customer's shard: in the order of the ids, `rows_per_shard` customers to a shard."""
     customers = events.select("customer_id").distinct()
-    index = ibis.row_number().over(ibis.window(order_by=customers.customer_id))
+    index = ibis.row_number().over(order_by="customer_id")
     return events.inner_join(customers.mutate(shard=(index // rows_per_shard).cast("int64")), "customer_id")
 
 
@@ -276,20 +256,16 @@ def check_same_features(extractor: MCMFeatureExtractor, schema: EventSchema) -> 
         has_any = name in ("order", "token_type")  # the name of the column may differ
         if (given is None) != (expected is None) if has_any else given != expected:
             raise ValueError(f"`{name}` is {given!r} in the schema and {expected!r} in the checkpoint: {fix}")
-    ours, theirs = (
-        [
-            (spec.name, spec.kind, where, *spec.part.items())
-            for where, specs in enumerate((read.features, read.profile))
-            for spec in specs
-        ]
-        for read in (schema, known)
-    )
-    if ours != theirs:
-        extra, absent = sorted(set(ours) - set(theirs)), sorted(set(theirs) - set(ours))
-        raise ValueError(
-            f"The schema's features are not the checkpoint's, or in another order: {extra} in the schema alone, "
-            f"{absent} in the checkpoint alone: {fix}"
-        )
+    any_columns = {"column": None, "factor": None}  # whose names may differ
+    features = [
+        [each.to_saved(each in read.profile) | any_columns for each in read.specs.values()] for read in (schema, known)
+    ]
+    for given, expected in itertools.zip_longest(*features):
+        if given != expected:
+            raise ValueError(
+                f"The schema's features are not the checkpoint's, or in another order: {given} in the schema and "
+                f"{expected} in the checkpoint: {fix}"
+            )
 
 
 def fit_values(column: ir.Value, spec: FeatureSpec) -> list[str]:
@@ -297,40 +273,37 @@ def fit_values(column: ir.Value, spec: FeatureSpec) -> list[str]:
     the order is made in this process, so no engine has to sort all values. Returns values with at least `min_count`
     events, `max_values` at most, the most frequent first and equally frequent ones by their text."""
     table = column.name("value").as_table()
-    counts = table.filter(table.value.notnull()).group_by("value").agg(number=lambda t: t.count())
-    least = spec.min_count
+    counts = table.filter(table.value.notnull()).group_by("value").agg(number=_.count())
+    frequent, most = counts.filter(counts.number >= spec.min_count), spec.max_values or MOST_VALUES
     if spec.max_values:
-        sizes = (
-            counts.group_by("number").agg(values=lambda t: t.count()).to_pyarrow().sort_by([("number", "descending")])
-        )
-        too_many = np.cumsum(sizes["values"].to_numpy()) > spec.max_values
-        least = max(least, 1 + max(sizes["number"].to_numpy()[too_many], default=0))
-    frequent = counts.filter(counts.number >= least).limit(MOST_VALUES + 1).to_pyarrow()
-    if len(frequent) > MOST_VALUES:
-        raise ValueError(
-            f"Feature {spec.name!r} has more than {MOST_VALUES:,} values (min_count: {spec.min_count}); set "
-            "`max_values` to keep the most frequent, or a higher `min_count`."
-        )
-    return frequent.sort_by([("number", "descending"), ("value", "ascending")])["value"].to_pylist()
+        frequent = frequent.order_by(ibis.desc("number"))
+    values = frequent.limit(most + 1).to_pyarrow().sort_by([("number", "descending"), ("value", "ascending")])
+    if len(values) > most:
+        if not spec.max_values:
+            raise ValueError(
+                f"Feature {spec.name!r} has more than {MOST_VALUES:,} values (min_count: {spec.min_count}); set "
+                "`max_values` to keep the most frequent, or a higher `min_count`."
+            )
+        values = values.filter(pc.field("number") > values["number"][most])  # equally frequent ones go together
+    return values["value"].to_pylist()
 
 
 def days_between_visits(events: ir.Table) -> ir.FloatingValue:
     """Days from the start of a customer's visit before to that of each visit."""
-    keyed = _with_visit_key(events)
-    visits = keyed.group_by("customer_id", "visit_key").agg(start=keyed.second.min())
-    before = visits.start.lag().over(ibis.window(group_by="customer_id", order_by=visits.start))
-    return visits.select(days=(visits.start - before) / SECONDS_PER_DAY).days
+    visits = _with_visit_key(events).group_by("customer_id", "visit_key").agg(start=_.second.min())
+    before = visits.start.lag().over(group_by="customer_id", order_by=visits.start)
+    return ((visits.start - before) / SECONDS_PER_DAY).name("days")
 
 
-def count_numbers(column: ir.FloatingValue) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+def count_numbers(column: ir.FloatingValue) -> tuple[FloatArray, IntArray]:
     """Finds the distinct finite numbers of a column, in ascending order, and how often each occurs."""
     table = column.name("value").as_table()
     finite = table.filter(table.value.abs() < float("inf"))  # `isinf` is always false in Ibis' PySpark backend
-    counts = finite.group_by("value").agg(number=lambda t: t.count()).to_pyarrow().sort_by("value")
+    counts = finite.group_by("value").agg(number=_.count()).to_pyarrow().sort_by("value")
     return counts["value"].to_numpy(), counts["number"].to_numpy()
 
 
-def fit_bins(values: NDArray[np.float64], counts: NDArray[np.int64], bins: int) -> list[float]:
+def fit_bins(values: FloatArray, counts: IntArray, bins: int) -> list[float]:
     """Finds the inner edges of quantile bins of numbers that occur so often, strictly increasing; fewer than `bins -
     1` where numbers repeat. A quantile lies between the two neighbours of its rank, as numpy defines it."""
     if not len(values):
