@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from handmade_extractor import (
     BUY,
     CLICK,
@@ -197,40 +198,44 @@ def test_labels_to_ids_and_back(extractor):
         extractor.label_ids("items", "tea")
 
 
-MISTAKES = {
-    "unknown key": ({"events": [event(itme="tea")]}, "columns of the events.*did you mean 'item'.*who, when"),
-    "null time": ({"events": [event(), event(None)]}, r"column 'when'.*no time \(None\).*leave the event out"),
-    "no time column": ({"events": [{"action": "click"}]}, "column 'when'.*no time"),
-    "unparsable time": ({"events": [event("02/01/2017")]}, "column 'when'.*'02/01/2017'.*ISO 8601"),
-    "number as time": ({"events": [event(1483351200)]}, r"'when'.*\(int\).*ISO 8601"),
-    "list as value": ({"events": [event(item=["tea"])]}, r"column 'item'.*\['tea'\] \(list\).*convert it"),
-    "text as number": ({"events": [event(price="cheap")]}, "column 'price'.*'cheap'.*expected a number"),
-    "a duration as value": ({"events": [event(item=np.timedelta64(5, "D"))]}, "column 'item'.*timedelta64.*convert"),
-    "a duration as number": ({"events": {"when": [MONDAY], "price": np.array([5], "m8[s]")}}, "'price'.*a number"),
-    "reserved token": ({"events": [event(action="close")]}, "column 'action'.*'close'.*rename the token type"),
-    "two customers": ({"events": [event(who="d"), event(who="e")]}, "column 'who'.*d, e.*dict of its own"),
-    "other customer": ({"customer_id": "c", "events": [event(who="d")]}, "Customer 'c'.*column 'who'.*c, d"),
-    "list as customer": ({"events": [event(who=["d"])]}, r"column 'who'.*\['d'\].*convert it"),
-    "null customer": ({"events": [event(who="d"), event()]}, "column 'who'.*None, d"),
-    "ragged columns": (
-        {"events": {"when": [MONDAY], "action": []}},
-        "different lengths, {'when': 1, 'action': 0}",
-    ),
-    "two-dimensional": ({"events": {"when": [MONDAY], "price": np.ones((1, 2))}}, r"column 'price'.*\(1, 2\)"),
-    "scalar column": ({"events": {"when": MONDAY}}, "column 'when'.*expected a list or array"),
-    "event is no dict": ({"events": ["buy"]}, "event 0 is 'buy'.*expected a dict"),
-    "events are text": ({"events": "buy"}, "events are str.*list of dicts"),
-    "no events": ({"profile": {}}, "no `events`.*empty list"),
-    "unknown customer key": ({"event": []}, "'event'.*did you mean 'events'"),
-    "customer is a list": ([event()], "found list.*dict with `events`"),
-    "unknown profile key": ({"events": [], "profile": {"Age": 3}}, "profile.*'Age'.*did you mean 'age'"),
-    "wrong profile value": ({"events": [], "profile": {"Income": "much"}}, "profile: column 'Income'.*'much'"),
-    "profile is a list": ({"events": [], "profile": [3]}, "profile is list.*expected a dict"),
-}
+# What is changed of a customer with events at 10:00; then what is said.
+MISTAKES = r"""
+{events: [{itme: tea}]}                    -> columns of the events.*did you mean 'item'.*who, when
+{events: [{}, {when: null}]}               -> column 'when'.*no time \(None\).*leave the event out
+{events: {action: [click]}}                -> column 'when'.*no time
+{events: [{when: 02/01/2017}]}             -> column 'when'.*'02/01/2017'.*ISO 8601
+{events: [{when: 1483351200}]}             -> 'when'.*\(int\).*ISO 8601
+{events: [{item: [tea]}]}                  -> column 'item'.*\['tea'\] \(list\).*convert it
+{events: [{price: cheap}]}                 -> column 'price'.*'cheap'.*expected a number
+{events: [{action: close}]}                -> column 'action'.*'close'.*rename the token type
+{events: [{who: d}, {who: e}]}             -> column 'who'.*d, e.*dict of its own
+{events: [{who: d}], customer_id: c}       -> Customer 'c'.*column 'who'.*c, d
+{events: [{who: [d]}]}                     -> column 'who'.*\['d'\].*convert it
+{events: [{who: d}, {}]}                   -> column 'who'.*None, d
+{events: {when: ['2017-01-02'], action: []}} -> different lengths, {'when': 1, 'action': 0}
+{events: {when: '2017-01-02'}}             -> column 'when'.*expected a list or array
+{events: [buy]}                            -> event 0 is 'buy'.*expected a dict
+{events: buy}                              -> events are str.*list of dicts
+{profile: {}}                              -> no `events`.*empty list
+{event: []}                                -> 'event'.*did you mean 'events'
+[{}]                                       -> found list.*dict with `events`
+{events: [], profile: {Age: 3}}            -> profile.*'Age'.*did you mean 'age'
+{events: [], profile: {Income: much}}      -> profile: column 'Income'.*'much'
+{events: [], profile: [3]}                 -> profile is list.*expected a dict
+""".strip().splitlines()
+ARRAYS = [
+    ({"item": [np.timedelta64(5, "D")]}, "column 'item'.*timedelta64.*convert"),
+    ({"price": np.array([5], "m8[s]")}, "'price'.*a number"),
+    ({"price": np.ones((1, 2))}, r"column 'price'.*\(1, 2\)"),
+]
 
 
-@pytest.mark.parametrize(("customer", "message"), MISTAKES.values(), ids=MISTAKES)
-def test_mistake_is_named_with_customer_and_column(extractor, customer, message):
+@pytest.mark.parametrize("mistake", [*MISTAKES, *ARRAYS])
+def test_a_mistake_is_named_with_customer_and_column(extractor, mistake):
+    customer, message = mistake.rsplit(" -> ", 1) if isinstance(mistake, str) else mistake
+    customer = yaml.safe_load(customer) if isinstance(customer, str) else {"events": {"when": [MONDAY]} | customer}
+    if "events" in customer and isinstance(customer["events"], list):
+        customer["events"] = [event(**each) if isinstance(each, dict) else each for each in customer["events"]]
     with pytest.raises(ValueError, match=f"(?s){message}") as raised:
         extractor([{"events": []}, customer])
     assert "Customer 'c'" in str(raised.value) or "Customer 1 of the list" in str(raised.value)

@@ -5,6 +5,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from scipy.stats import spearmanr
 
 from modeling_mcm import MCMForCustomerPrediction
@@ -25,47 +26,50 @@ def read(values, **options):
     return make_labels(make_table(values), **options)
 
 
-@pytest.mark.parametrize(
-    ("values", "options", "kind", "classes", "ids"),
-    [
-        ([True, False, True, True], {}, "binary", ("false", "true"), [1, 0, 1, 1]),
-        ([0, 1, 1, 0], {}, "binary", ("0", "1"), [0, 1, 1, 0]),
-        (["stays", "leaves", "stays", "stays"], {}, "binary", ("leaves", "stays"), [1, 0, 1, 1]),
-        (["1", "2", "3+", "1", "2", "3+"], {}, "classes", ("1", "2", "3+"), [0, 1, 2, 0, 1, 2]),
-        ([10, 9, 9, 10, 2, 2], {"kind": "classes"}, "classes", ("2", "9", "10"), [2, 1, 1, 2, 0, 0]),
-        ([3, 4.5, 0, 1], {}, "number", (), [3, 4.5, 0, 1]),
-        ([0, 1, 1, 0], {"kind": "number"}, "number", (), [0, 1, 1, 0]),
-    ],
-)
-def test_the_kind_of_a_label_follows_from_its_values(values, options, kind, classes, ids):
+# Values and options of `make_labels`; then the label's kind, classes and values
+KINDS = """
+[true, false, true, true] ; {} -> binary ; ['false', 'true'] ; [1, 0, 1, 1]
+[0, 1, 1, 0] ; {} -> binary ; ['0', '1'] ; [0, 1, 1, 0]
+[stays, leaves, stays, stays] ; {} -> binary ; [leaves, stays] ; [1, 0, 1, 1]
+['1', '2', 3+, '1', '2', 3+] ; {} -> classes ; ['1', '2', 3+] ; [0, 1, 2, 0, 1, 2]
+[10, 9, 9, 10, 2, 2] ; {kind: classes} -> classes ; ['2', '9', '10'] ; [2, 1, 1, 2, 0, 0]
+[3, 4.5, 0, 1] ; {} -> number ; [] ; [3, 4.5, 0, 1]
+[0, 1, 1, 0] ; {kind: number} -> number ; [] ; [0, 1, 1, 0]
+""".strip().splitlines()
+
+
+@pytest.mark.parametrize("line", KINDS)
+def test_the_kind_of_a_label_follows_from_its_values(line):
+    values, options, kind, classes, ids = map(yaml.safe_load, line.replace("->", ";").split(" ; "))
     labels = read(values, **options)
-    assert (labels.kind, labels.classes, labels.values.tolist()) == (kind, classes, ids)
+    assert (labels.kind, [*labels.classes], labels.values.tolist()) == (kind, classes, ids)
     config = labels.model_options()
     assert config["id2label"] == dict(enumerate(classes or ["label"]))
     assert config["problem_type"] == ("regression" if kind == "number" else "single_label_classification")
 
 
-WRONG = [
-    ({"label": [1, 0, None, 1]}, "'label' is missing in 1 of 4 labels, such as of customer"),
-    ({"time": [None, *["2017-08-01"] * 3]}, "'time' is missing in 1 of 4 labels"),
-    ({"customer_id": [None, "a", "b", "c"]}, "'customer_id' is missing in 1 of 4 labels"),
-    ({"customer_id": ["a", "b", "b", "c"]}, "'b' has two labels at 2017-08-01"),
-    ({"label": 1}, "is '1' in all 4 given labels: nothing can be learned"),
-    ({"label": 2.5}, "is 2.5 in all 4 given labels: nothing can be learned"),
-    ({"label": [1, "b", 0, 1]}, r"mixed types, numbers \(1\) and text \('b'\)"),
-    ({"label": [True, 2, 3, 4]}, r"mixed types, booleans \(True\) and numbers \(2\)"),
-    ({"label": [["a"], ["b"], [], []]}, r"holds \['a'\] \(list\)"),
-    ({"label": [1.0, 2, 3, np.inf]}, "numbers that are not finite"),
-    ({"label": ["1", "2", "n/a", "4"]}, "4 classes in 4 labels.*a number with some text in it"),
-    ({"time": "next week"}, "column 'time': .*'next week'"),
-    ({"customer_id": [["a"], ["b"], ["c"], ["d"]]}, r"column 'customer_id': .*\['a'\]"),
-]
+WRONG = r"""
+{label: [1, 0, null, 1]}                 -> 'label' is missing in 1 of 4 labels, such as of customer
+{time: [null, 2017-08-01, 2017-08-01, 2017-08-01]} -> 'time' is missing in 1 of 4 labels
+{customer_id: [null, a, b, c]}           -> 'customer_id' is missing in 1 of 4 labels
+{customer_id: [a, b, b, c]}              -> 'b' has two labels at 2017-08-01
+{label: 1}                               -> is '1' in all 4 given labels: nothing can be learned
+{label: 2.5}                             -> is 2.5 in all 4 given labels: nothing can be learned
+{label: [1, b, 0, 1]}                    -> holds 1 \(int\) and 'b' \(str\); make them all text, booleans or numbers
+{label: [true, 2, 3, 4]}                 -> holds True \(bool\) and 4 \(int\); make them all
+{label: [[a], [b], [], []]}              -> holds \[\] \(list\); make them all
+{label: [1.0, 2, 3, .inf]}               -> numbers that are not finite
+{label: ['1', '2', n/a, '4']}            -> 4 classes in 4 labels.*a number with some text in it
+{time: next week}                        -> column 'time': .*'next week'
+{customer_id: [[a], [b], [c], [d]]}      -> column 'customer_id': .*\['a'\]
+""".strip().splitlines()
 
 
-@pytest.mark.parametrize(("columns", "message"), WRONG)
-def test_tables_that_are_wrong_are_refused_with_a_reason(columns, message):
+@pytest.mark.parametrize("wrong", WRONG)
+def test_tables_that_are_wrong_are_refused_with_a_reason(wrong):
+    columns, message = wrong.split(" -> ")
     with pytest.raises(ValueError, match=message):
-        make_labels(make_table([1, 0, 0, 1]).assign(**columns))
+        make_labels(make_table([1, 0, 0, 1]).assign(**yaml.safe_load(columns)))
 
 
 def test_columns_and_kinds_that_do_not_fit_are_refused():
@@ -76,7 +80,7 @@ def test_columns_and_kinds_that_do_not_fit_are_refused():
         (pd.concat([table, table[["time"]]], axis=1), {}, "several columns 'time'; rename"),
         (table, {"kind": "number"}, "holds text such as 'a', and a number was asked"),
         (table, {"kind": "binary"}, "has 3 values, such as a, b, c, and two classes"),
-        (table, {"kind": "yes"}, "The kind of label is 'yes'; expected one of auto, binary"),
+        (table, {"kind": "yes"}, "`kind` is 'yes'; choose auto or binary"),
     ):
         with pytest.raises(ValueError, match=message):
             make_labels(given, **options)

@@ -3,32 +3,33 @@
 """Offers: how tables are read, what is refused, and the metrics that are made of them."""
 
 import importlib
+import io
 import itertools
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+import yaml
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from modeling_mcm.data.offers import Offers, load_actions, load_offers, make_offers
+from modeling_mcm.data import load_prepared
+from modeling_mcm.data.offers import OfferReader, Offers, load_actions, load_offers, make_offers
 from modeling_mcm.evaluation.offers import offer_metrics, resampled_metrics, weighted_ranking
 from modeling_mcm.events_mcm import events_before
 
-OFFERS = pd.DataFrame(
-    {
-        "customer_id": [1, 1, 2, 2, 1],
-        "time": ["2017-03-01", "2017-03-01", "2017-03-05", "2017-03-05", "2017-05-01"],
-        "action_id": ["b", "a", "a", "b", "a"],
-        "conversion": [1, 0, 0, 1, 0],
-    }
-)
-ACTIONS = pd.DataFrame(
-    {
-        "action_id": ["a", "a", "b", "a"],
-        "time": ["2017-01-01", "2017-01-01", "2017-01-01", "2017-04-01"],
-        "item": ["x", "y", "z", "w"],
-    }
-)
+OFFERS = """customer_id,time,action_id,conversion
+1,2017-03-01,b,1
+1,2017-03-01,a,0
+2,2017-03-05,a,0
+2,2017-03-05,b,1
+1,2017-05-01,a,0"""
+ACTIONS = """action_id,time,item
+a,2017-01-01,x
+a,2017-01-01,y
+b,2017-01-01,z
+a,2017-04-01,w"""
+OFFERS, ACTIONS = (pd.read_csv(io.StringIO(text)) for text in (OFFERS, ACTIONS))
 
 
 def seconds(day):
@@ -63,13 +64,28 @@ def test_the_history_of_an_offer_ends_before_its_second():
     assert len(events_before(row, offer + 1)["times"]) == 4 and len(events_before(row, offer - 86_400)["times"]) == 0
 
 
+def test_a_reader_reads_no_event_from_the_second_of_the_offer_on(prepared, extractor, tiny_config):
+    rows = load_prepared(prepared)
+    row = rows.with_format("numpy")[0]
+    place = len(row["times"]) // 2
+    offered = pd.DataFrame({"customer_id": row["customer_id"], "time": [row["times"][place].astype("M8[s]")]})
+    offers = make_offers(
+        offered.assign(action_id="a", click=1), pd.DataFrame({"action_id": ["a"], "item": ["item 03"]})
+    )
+    _, inputs = OfferReader(rows, offers, extractor, tiny_config()).read(np.array([0]))
+    before = row["times"] < row["times"][place]
+    assert 0 < before.sum() < place + 1
+    past = {name: value[before] if np.ndim(value) else value for name, value in row.items()}
+    assert torch.equal(inputs["input_ids"], extractor.pad([past])["input_ids"])
+
+
 def test_an_outcome_may_be_unobserved_and_columns_may_be_absent():
     offers = make_offers(OFFERS.assign(click=[None, 1, None, 0, 1]), ACTIONS.drop(columns="time").head(3))
     np.testing.assert_array_equal(offers.table["click"], [1, np.nan, 1, np.nan, 0])
 
 
 def test_tables_come_from_a_folder(tmp_path):
-    with pytest.raises(FileNotFoundError, match="has no offers.parquet; give the folder with"):
+    with pytest.raises(FileNotFoundError, match="offers.parquet is no file; give a Parquet"):
         load_offers(tmp_path)
     OFFERS.assign(time=pd.to_datetime(OFFERS["time"])).to_parquet(tmp_path / "offers.parquet")
     ACTIONS.assign(time=pd.to_datetime(ACTIONS["time"])).to_parquet(tmp_path / "actions.parquet")
@@ -78,28 +94,27 @@ def test_tables_come_from_a_folder(tmp_path):
     assert loaded.actions.columns == made.actions.columns
 
 
-@pytest.mark.parametrize(
-    "changed, message",
-    [
-        ({"conversion": [1, 0, 2, 1, 0]}, "Outcome 'conversion' is 2 in row 2; expected 0, 1 or null"),
-        ({"conversion": [None] * 5}, "Found 5 offers with outcomes .*; expected at least one of each"),
-        ({"customer_id": [1, None, 2, 2, 1]}, "column 'customer_id': null in 1 of 5 rows"),
-        ({"time": [None, *OFFERS["time"][1:]]}, "[Cc]olumn 'time': found no time"),
-        ({"time": ["soon", *OFFERS["time"][1:]]}, "[Cc]olumn 'time': found 'soon', which is no time"),
-        ({"action_id": ["b", "b", "a", "b", "a"]}, "Group '1 2017-03-01' offers action 'b' twice; keep one row"),
-        ({"action_id": ["b", "a", "a", "c", "a"]}, "Action 'c', offered on 2017-03-05, has no row in the actions"),
-        ({"time": ["2016-03-01", "2016-03-01", *OFFERS["time"][2:]]}, "Action '[ab]', offered on 2016-03-01, has no"),
-        (
-            {"split": ["train", "tset", "test", "test", "train"]},
-            "Column 'split' holds .*'tset'.*; expected train, val",
-        ),
-        ({"group_id": ["g"] * 5}, "Group 'g' has several values of 'customer_id'"),
-        ({"split": ["train", "test", "test", "test", "train"]}, "Group '1 2017-03-01' has several values of 'split'"),
-    ],
-)
-def test_bad_offers_are_refused(changed, message):
+WRONG = """
+{conversion: [1, 0, 2, 1, 0]}                -> Outcome 'conversion' is 2 in row 2; expected 0, 1 or null
+{conversion: null}                           -> Found 5 offers with outcomes .*; expected at least one of each
+{customer_id: [1, null, 2, 2, 1]}            -> column 'customer_id': null in 1 of 5 rows
+{time: [null, 2017-03-01, 2017-03-05, 2017-03-05, 2017-05-01]} -> [Cc]olumn 'time': found no time
+{time: soon}                                 -> [Cc]olumn 'time': found 'soon', which is no time
+{action_id: [b, b, a, b, a]}                 -> Group '1 2017-03-01' offers action 'b' twice; keep one row
+{action_id: [b, a, a, c, a]}                 -> Action 'c', offered on 2017-03-05, has no row in the actions
+{time: 2016-03-01}                           -> Group '1 2016-03-01' offers action 'a' twice
+{time: 2016-03-01, action_id: [b, a, a, b, c]} -> Action '[ab]', offered on 2016-03-01, has no
+{split: [train, tset, test, test, train]}    -> Column 'split' holds .*'tset'.*; expected train, val
+{group_id: g}                                -> Group 'g' has several values of 'customer_id'
+{split: [train, test, test, test, train]}    -> Group '1 2017-03-01' has several values of 'split'
+""".strip().splitlines()
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_bad_offers_are_refused(wrong):
+    changed, message = wrong.split(" -> ")
     with pytest.raises(ValueError, match=message):
-        make_offers(OFFERS.assign(**changed), ACTIONS)
+        make_offers(OFFERS.assign(**yaml.safe_load(changed)), ACTIONS)
 
 
 def test_bad_tables_are_refused():
@@ -204,6 +219,9 @@ def test_each_action_is_offered_in_the_version_that_holds(extractor, tiny_config
         assert actions.action_ids.tolist() == ["a", "b"]
     with pytest.raises(ValueError, match="Action 'b', offered on 2017-01-05, has no row in the actions that holds"):
         load_actions(tmp_path / "actions.csv", extractor, tiny_config(), seconds("2017-01-05"))
+    table.assign(weight=[1, None, 0]).to_csv(tmp_path / "actions.csv", index=False)
+    with pytest.raises(ValueError, match="unknown 'weight'"):  # which no head reads
+        load_actions(tmp_path / "actions.csv", extractor, tiny_config())
 
 
 def test_the_example_offers_departments_that_were_never_bought_from():

@@ -94,7 +94,7 @@ def test_histories_end_at_the_cutoff(rows):
 
 def test_missing_columns_and_unknown_cutoffs_are_named():
     rows = prepared_rows(CUSTOMERS)
-    with pytest.raises(ValueError, match="cutoff 'training'; expected one of 'validation', 'test'"):
+    with pytest.raises(ValueError, match="`cutoff` is 'training'; choose validation or test"):
         find_cases(rows, "training")
     with pytest.raises(ValueError, match="no column 'task_type'; they have customer_id"):
         next(task_histories(rows, "type", "test"))

@@ -16,57 +16,11 @@ import pytest
 from folders import content
 from synthetic_log import SCHEMA, TEST, VALIDATION, make_log, make_profile, read_rows, run, schema_with
 
-from modeling_mcm.data import EventSchema, FeatureSpec, PreparedManifest, load_prepared
+from modeling_mcm.data import FeatureSpec, PreparedManifest, load_prepared
 from modeling_mcm.preparation import prepare, tables
 from modeling_mcm.preparation.demos import build_complete_journey
 from modeling_mcm.preparation.rows import write_shard
 from modeling_mcm.preparation.tables import count_numbers, fit_bins, fit_values
-
-YAML = """customer: user
-time: at
-{more}
-features:
-  - {{name: item{of_item}}}
-  - {{name: price, kind: numeric{of_price}}}
-tasks: {tasks}
-cutoffs: {{validation: {validation}, test: 2024-04-01}}
-"""
-
-
-def schema_text(more="name: log", of_item="", of_price="", tasks="[item]", validation="2024-03-01"):
-    return YAML.format(more=more, of_item=of_item, of_price=of_price, tasks=tasks, validation=validation)
-
-
-WHOLE = "give a whole number of at least"
-SCHEMAS = {
-    "a key twice": (schema_text("customer: other"), "line 3, column 1 is not valid YAML: the key 'customer'"),
-    "Latin-1": (schema_text("name: caf\xe9").encode("latin-1"), "is no text in UTF-8"),
-    "an open bracket": (schema_text(tasks="[item"), "schema.yaml, line .* is not valid YAML"),
-    "a tag of Python": (schema_text("name: !!python/object/apply:os.system [true]"), "is not valid YAML: could not"),
-    "an alias of itself": (schema_text(tasks="&all [*all]"), "schema.yaml: `tasks` names"),
-    "no such day": (schema_text(validation="2024-02-30"), "is not valid YAML: day is out of range for month"),
-    "min_history of true": (schema_text("min_history: true"), f"`min_history` is True; {WHOLE}"),
-    "events without end": (schema_text("max_events_per_customer: 10000000000"), "10000000000; .* at most 100,000,000"),
-    "less than a window": (schema_text("max_events: 30\nmax_events_per_customer: 29"), f"is 29; {WHOLE} 30"),
-    "max_values of a number": (schema_text(of_price=", max_values: 3"), "`max_values` is for categorical features"),
-    "a million items": (schema_text(of_item=", separator: '|', max_items: 1000000"), f"is 1000000; {WHOLE} 1 and at"),
-    "a token type of true": (schema_text("token_type: kind\ntarget_token_types: [on]"), "has True; write it in"),
-}
-
-
-@pytest.mark.parametrize(("text", "message"), SCHEMAS.values(), ids=SCHEMAS)
-def test_a_fault_of_a_schema_is_named(tmp_path, text, message):
-    path = tmp_path / "schema.yaml"
-    path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(ValueError, match=message) as raised:
-        EventSchema.from_yaml(path)
-    assert str(path) in str(raised.value) and "\n" not in str(raised.value)
-
-
-def test_a_schema_with_a_byte_order_mark_is_read(tmp_path):
-    path = tmp_path / "schema.yaml"
-    path.write_text("\ufeff" + schema_text(), encoding="utf-8")
-    assert EventSchema.from_yaml(path).customer == "user"
 
 
 @pytest.mark.parametrize("size", ["lots", "4", "", "180%", "1KB"])

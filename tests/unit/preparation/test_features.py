@@ -115,7 +115,7 @@ def test_nothing_fitted_depends_on_events_after_the_cutoff(tmp_path):
 def test_a_log_without_a_token_type_has_one(tmp_path):
     log = make_films().assign(session=make_log()["session"])
     schema = schema_with(end_of_visit="end", visit="session")
-    assert schema.feature_names[:3] == ["token_type", "item", "genres"]
+    assert [*schema.specs][:3] == ["token_type", "item", "genres"]
     prepare(log, schema, tmp_path / "out", profile=PEOPLE)
     extractor = load_extractor(tmp_path)
     assert extractor.vocabularies["token_type"] == ["event", "history_start", "end"]
@@ -167,39 +167,6 @@ def test_raw_values_of_another_type_are_refused(extractor):
             extractor.encode({"events": [{"at": "2024-01-01", **event}]})
     with pytest.raises(ValueError, match="profile: column 'likes': found 'drama' .str., expected a list"):
         extractor.encode({"events": [], "profile": {"likes": "drama"}})
-
-
-FURTHER = {"name": "g", "column": "genres", "separator": "|"}
-MISTAKES = {
-    "separator alone": ({"name": "g", "separator": "|"}, "`separator` alone.*max_items.*levels"),
-    "both": ({**GENRES, "levels": ["a"]}, "`max_items` or `levels` alone"),
-    "item and level": ({"name": "g", "separator": ".", "item": 1, "level": 1}, "remove `item` or `level`"),
-    "levels without separator": ({"name": "g", "levels": ["a", "b"]}, "no `separator`"),
-    "levels is text": ({**LEVELS, "levels": "a"}, "`levels` is 'a'; write.*list"),
-    "empty separator": ({**GENRES, "separator": ""}, "separator` is ''"),
-    "numbers": ({**GENRES, "kind": "numeric"}, "`separator` is for categorical features"),
-    "unknown key": ({**GENRES, "max_item": 2, "max_items": None}, "did you mean 'max_items'"),
-    "name of an item": ({"name": "genres_2"}, "named 'genres_2'.*NAME_2"),
-    "item twice": (FURTHER | {"item": 2}, "Two features read `item` 2"),
-    "items disagree": (FURTHER | {"item": 4, "min_count": 2}, "'genres' and 'g' share.*`min_count` is 1 and 2"),
-    "token type": ({"name": "token_type", "column": "kind"}, "no `token_type`.*rename"),
-}
-
-
-@pytest.mark.parametrize(("entry", "message"), MISTAKES.values(), ids=MISTAKES.keys())
-def test_mistake_is_named_with_its_fix(entry, message):
-    with pytest.raises(ValueError, match=message):
-        schema_with(features=[*FILM_SCHEMA["features"], entry])
-
-
-def test_a_log_without_a_token_type_has_none_to_choose():
-    for changes, message in (
-        ({"target_token_types": ["buy"]}, "`target_token_types` chooses.*add `token_type"),
-        ({"tasks": ["token_type", "item"]}, "the same for every event"),
-        ({"end_of_visit": "event"}, "another meaning"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            schema_with(**changes)
 
 
 def test_a_value_has_its_customers_whatever_its_place(films, extractor):

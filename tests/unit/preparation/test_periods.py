@@ -185,23 +185,6 @@ def test_raw_events_without_a_place_are_refused(tmp_path):
             extractor.encode({"events": [{"place": place, "item": 1}]})
 
 
-MISTAKES = {
-    "neither": ({"order": None}, "no `time`.*`order`"),
-    "both": ({"time": "at"}, "`time` and `order`.*keep one"),
-    "dates": ({"cutoffs": SCHEMA["cutoffs"]}, "can't be dates; write `cutoffs: leave_one_out`"),
-    "hours": ({"features": [{"name": "item"}, {"name": "h", "kind": "hour"}]}, "'h' has kind 'hour'.*remove"),
-    "duplicates": ({"order": "rows", "on_duplicate": "drop"}, "rows at two places are two events"),
-    "other cutoffs": ({"cutoffs": "leave_two_out"}, "'leave_two_out'.*leave_one_out"),
-    "order is no text": ({"order": 1}, "`order` is 1"),
-}
-
-
-@pytest.mark.parametrize(("change", "message"), MISTAKES.values(), ids=MISTAKES.keys())
-def test_mistake_is_named_with_its_fix(change, message):
-    with pytest.raises(ValueError, match=message):
-        schema_with(**change)
-
-
 def test_a_visit_over_a_cutoff_is_one_where_both_parts_are_read(tmp_path):
     log, cut = make_log(), 0
     log["at"] += pd.to_timedelta(np.random.default_rng(0).integers(0, 400_000, len(log)), unit="s")

@@ -114,7 +114,7 @@ def test_the_error_of_a_worker_is_raised(connection):
 
     table = connection.create_view("few", ibis.memtable({"shard": [0, 1], "value": [1, 2]}))
     with pytest.raises(OSError, match="A worker of Spark failed: OSError: .Errno 28. No space left on device"):
-        list(each_group(lambda rows: rows, table, "shard", 2, fail))
+        list(each_group(table, "shard", 2, fail))
 
 
 def test_a_session_that_runs_keeps_its_master(spark, tmp_path):

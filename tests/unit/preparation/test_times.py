@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Times of a log: the same second from text, typed columns and Python values, or refused."""
 
+import itertools
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
@@ -13,52 +14,54 @@ import pytest
 from handmade_extractor import make
 from synthetic_log import make_log, read_log, run, schema_with
 
-from modeling_mcm.events_mcm import read_zone, to_local, to_seconds, to_text
-from modeling_mcm.preparation.rows import read_distinct
+from modeling_mcm.data import EventSchema
+from modeling_mcm.events_mcm import read_zone, to_seconds, to_text
+from modeling_mcm.preparation.rows import RowReader, read_distinct
 
 BERLIN = "Europe/Berlin"
+SCHEMA = {"customer": "user", "time": "at", "features": [{"name": "item"}], "tasks": ["item"]}
+SCHEMA |= {"cutoffs": "leave_one_out"}
 # A time as text -> the time in Berlin. January: an hour ahead of UTC; July: two.
-READ = {
-    "2024-01-10 10:00:00": "2024-01-10T10:00:00",
-    "2024-07-10T10:00:00": "2024-07-10T10:00:00",
-    "2024-07-10": "2024-07-10T00:00:00",
-    "2024-07-10 10:00": "2024-07-10T10:00:00",
-    "2024-7-1 9:05:07": "2024-07-01T09:05:07",
-    "2024/07/10 10:00:00": "2024-07-10T10:00:00",
-    "  2024-07-10 10:00:00  ": "2024-07-10T10:00:00",
-    "2024-01-10 10:00:00 UTC": "2024-01-10T11:00:00",
-    "2024-07-10 10:00:00 UTC": "2024-07-10T12:00:00",
-    "2024-07-10 10:00:00UTC": "2024-07-10T12:00:00",
-    "2024-07-10 10:00:00.123456 UTC": "2024-07-10T12:00:00",
-    "2024-07-10 10:00:00 utc": "2024-07-10T12:00:00",
-    "2024-01-10 10:00:00 GMT": "2024-01-10T11:00:00",
-    "2024-07-10T10:00:00Z": "2024-07-10T12:00:00",
-    "2024-07-10t10:00:00z": "2024-07-10T12:00:00",
-    "2024-07-10T10:00Z": "2024-07-10T12:00:00",
-    "2024-07-10T10:00:00.999999999Z": "2024-07-10T12:00:00",
-    "2024-07-10T10:00:00,5Z": "2024-07-10T12:00:00",
-    "2024-07-10T10:00:00+02:00": "2024-07-10T10:00:00",
-    "2024-07-10T10:00:00 +0200": "2024-07-10T10:00:00",
-    "2024-07-10 10:00:00+02": "2024-07-10T10:00:00",
-    "2024-07-10 10:00:00-05:30": "2024-07-10T17:30:00",
-    "1890-07-10 10:00:00-00:00:30": "1890-07-10T11:00:30",
-    "2024-03-31T00:59:59Z": "2024-03-31T01:59:59",  # the last second of winter
-    "2024-03-31T01:00:00Z": "2024-03-31T03:00:00",  # the first of summer
-    "2024-03-31T02:30:00": "2024-03-31T02:30:00",  # there is no such time, and it stays what it says
-    "2024-10-27T00:30:00Z": "2024-10-27T02:30:00",  # the hour that happens twice
-    "2024-10-27T01:30:00Z": "2024-10-27T02:30:00",
-    "2024-10-27T02:30:00+02:00": "2024-10-27T02:30:00",
-    "2024-10-27T02:30:00+01:00": "2024-10-27T02:30:00",
-    "1969-12-31T23:59:59.5": "1969-12-31T23:59:59",
-    "1969-12-31T23:30:00Z": "1970-01-01T00:30:00",
-    "0001-01-01": "0001-01-01T00:00:00",
-    "9999-12-31T23:59:59": "9999-12-31T23:59:59",
-    "12024-01-10T10:00:00": "12024-01-10T10:00:00",
-    "12024-01-10T10:00:00Z": "12024-01-10T11:00:00",
-}
-REFUSED = [
-    text
-    for line in """
+READ = """
+2024-01-10 10:00:00 -> 2024-01-10T10:00:00
+2024-07-10T10:00:00 -> 2024-07-10T10:00:00
+2024-07-10 -> 2024-07-10T00:00:00
+2024-07-10 10:00 -> 2024-07-10T10:00:00
+2024-7-1 9:05:07 -> 2024-07-01T09:05:07
+2024/07/10 10:00:00 -> 2024-07-10T10:00:00
+  2024-07-10 10:00:00   -> 2024-07-10T10:00:00
+2024-01-10 10:00:00 UTC -> 2024-01-10T11:00:00
+2024-07-10 10:00:00 UTC -> 2024-07-10T12:00:00
+2024-07-10 10:00:00UTC -> 2024-07-10T12:00:00
+2024-07-10 10:00:00.123456 UTC -> 2024-07-10T12:00:00
+2024-07-10 10:00:00 utc -> 2024-07-10T12:00:00
+2024-01-10 10:00:00 GMT -> 2024-01-10T11:00:00
+2024-07-10T10:00:00Z -> 2024-07-10T12:00:00
+2024-07-10t10:00:00z -> 2024-07-10T12:00:00
+2024-07-10T10:00Z -> 2024-07-10T12:00:00
+2024-07-10T10:00:00.999999999Z -> 2024-07-10T12:00:00
+2024-07-10T10:00:00,5Z -> 2024-07-10T12:00:00
+2024-07-10T10:00:00+02:00 -> 2024-07-10T10:00:00
+2024-07-10T10:00:00 +0200 -> 2024-07-10T10:00:00
+2024-07-10 10:00:00+02 -> 2024-07-10T10:00:00
+2024-07-10 10:00:00-05:30 -> 2024-07-10T17:30:00
+1890-07-10 10:00:00-00:00:30 -> 1890-07-10T10:53:58  # the time of Berlin's sun, 53 minutes and 28 seconds ahead
+2024-03-31T00:59:59Z -> 2024-03-31T01:59:59  # the last second of winter
+2024-03-31T01:00:00Z -> 2024-03-31T03:00:00  # the first of summer
+2024-03-31T02:30:00 -> 2024-03-31T02:30:00  # there is no such time, and it stays what it says
+2024-10-27T00:30:00Z -> 2024-10-27T02:30:00  # the hour that happens twice
+2024-10-27T01:30:00Z -> 2024-10-27T02:30:00
+2024-10-27T02:30:00+02:00 -> 2024-10-27T02:30:00
+2024-10-27T02:30:00+01:00 -> 2024-10-27T02:30:00
+1969-12-31T23:59:59.5 -> 1969-12-31T23:59:59
+1969-12-31T23:30:00Z -> 1970-01-01T00:30:00
+0001-01-01 -> 0001-01-01T00:00:00
+0001-01-01T00:00:00Z -> 0001-01-01T00:53:28
+9999-12-31T23:59:59 -> 9999-12-31T23:59:59
+12024-01-10T10:00:00 -> 12024-01-10T10:00:00
+12024-01-10T10:00:00Z -> 12024-01-10T11:00:00
+"""
+REFUSED = """
 2024-07-10 10:00:00 Europe/Berlin ; 2024-07-10T10:00:00+02:00[Europe/Berlin] ; 2024-07-10 10:00:00 CEST
 2024-07-10 10:00:00 EST ; 2024-07-10 10:00:00 UTC+2 ; 2024-07-10 10:00:00 GMT+02:00 ; 2024-07-10 10:00:00 PM
 2024-07-10 10:00:00+2 ; 2024-07-10 10:00:00+25:00 ; 2024-07-10 10:00:00 +02:00 UTC ; 2024-07-10+02:00 ; 2024-07-10Z
@@ -66,41 +69,45 @@ REFUSED = [
 2024-07-10 10:00:60 ; 2024-07-10T ; 2024-07-10T10 ; 20240710 ; 20240710T100000 ; 2024-W28-3 ; 2024-192
 10.07.2024 10:00 ; 07/10/2024 10:00 ; 24-07-10 ; -2024-07-10 ; 44-03-15 (BC) ; infinity ; epoch ; now ; today
 1720605600 ; 1.7206056e9 ; 12:30 ; gestern ; ٢٠٢٤-07-10
-""".strip().splitlines()
-    for text in line.split(" ; ")
-]
+"""
 
 
 def express_seconds(text):
     return int(np.datetime64(text, "s").astype(np.int64))
 
 
-@pytest.mark.parametrize(("text", "local"), READ.items())
-def test_text_is_converted(text, local):
+@pytest.mark.parametrize("line", READ.strip("\n").splitlines())
+def test_text_is_converted(line):
+    text, local = line.split("  #")[0].split(" -> ")
     assert to_seconds(text, read_zone(BERLIN)) == express_seconds(local)
 
 
-@pytest.mark.parametrize("text", REFUSED)
+@pytest.mark.parametrize("text", REFUSED.strip().replace("\n", " ; ").split(" ; "))
 def test_what_would_have_to_be_guessed_is_refused(text):
     with pytest.raises(ValueError, match="which is no time; .*a zone as Z, UTC or an offset"):
         to_seconds(text, read_zone(BERLIN))
 
 
-ZONES = [BERLIN, "America/New_York", "Australia/Lord_Howe", "Asia/Kathmandu", "Africa/Monrovia"]
-
-
-@pytest.mark.parametrize("zone", ZONES)
-def test_moments_are_those_of_the_time_zone_database(zone):
-    hours = np.arange(express_seconds("1968-01-01"), express_seconds("1975-01-01"), 3600)
-    local = to_local(hours, ZoneInfo(zone)) - hours
-    changes = hours[1:][local[1:] != local[:-1]]
-    seconds = [hour + shift for hour in changes.tolist() for shift in (-1800, -1, 0, 1, 1800)]
-    seconds += np.random.default_rng(0).integers(-(10**8), 2 * 10**9, 100).tolist()
-    for second, local in zip(seconds, to_local(np.array(seconds), ZoneInfo(zone)).tolist(), strict=True):
-        moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=second)
-        assert local == express_seconds(moment.astimezone(ZoneInfo(zone)).replace(tzinfo=None).isoformat())
-        for value in (moment, pd.Timestamp(moment), moment.isoformat(), f"{moment:%Y-%m-%d %H:%M:%S} UTC"):
-            assert to_seconds(value, ZoneInfo(zone)) == local
+@pytest.mark.parametrize(
+    "zone", [BERLIN, "America/New_York", "Australia/Lord_Howe", "Asia/Kathmandu", "Africa/Monrovia"]
+)
+def test_times_with_a_zone_are_those_of_the_time_zone_database(zone):
+    hours = [datetime(1968, 1, 1, tzinfo=UTC) + timedelta(hours=hour) for hour in range(7 * 8766)]
+    offsets = [hour.astimezone(ZoneInfo(zone)).utcoffset() for hour in hours]
+    changes = [
+        after for after, (one, other) in zip(hours[1:], itertools.pairwise(offsets), strict=True) if one != other
+    ]
+    times = [hour + timedelta(seconds=shift) for hour in changes for shift in (-1800, -1, 0, 1, 1800)]
+    random = np.random.default_rng(0).integers(-(10**8), 2 * 10**9, 100).tolist()
+    times += [datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=second) for second in random]
+    clocks = [time.astimezone(ZoneInfo(zone)).replace(tzinfo=None) for time in times]
+    expected = [express_seconds(clock.isoformat()) for clock in clocks]
+    for form in (list, pd.to_datetime, lambda times: [time.isoformat() for time in times]):
+        assert [to_seconds(value, ZoneInfo(zone)) for value in form(times)] == expected
+    schema = EventSchema.from_dict(SCHEMA | {"time_zone": zone})
+    batch = pa.record_batch({"user": times, "at": pa.array(times, pa.timestamp("us", "UTC")), "item": times})
+    (read,) = RowReader(schema).read([batch])
+    assert read["second"].to_pylist() == expected
 
 
 @pytest.mark.parametrize("year", [1969, 1955, 1899, 1600, 3])

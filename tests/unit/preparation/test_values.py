@@ -1,6 +1,6 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Values of numeric features and the moment `as_of`: from the log to what a model reads, alike on both ways."""
+"""Values of numeric features and the time `as_of`: from the log to what a model reads, alike on both ways."""
 
 import json
 from datetime import UTC, datetime, timedelta
@@ -10,37 +10,19 @@ import pandas as pd
 import pytest
 import torch
 from choices import PAPER, from_data
+from handmade_extractor import event, make
 from synthetic_log import check_rows, load_extractor, make_log, run, schema_with
 
-from modeling_mcm import MCMConfig, MCMFeatureExtractor
+from modeling_mcm import MCMConfig
 from modeling_mcm.data import load_prepared
 from modeling_mcm.data.collator import MCMCollator, PreparedRows
 from modeling_mcm.events_mcm import LARGEST_VALUE
 from modeling_mcm.losses_mcm import Objective
 
-FEATURES = [{"name": "items", "column": "item"}, {"name": "type", "column": "action"}]
-FEATURES += [{"name": "a.b", "kind": "numeric", "column": "price"}]
-FEATURES += [{"name": "age", "kind": "numeric", "profile": True}]
-FEATURES += [{"name": "gap", "kind": "days_since_visit"}, {"name": "amount", "kind": "numeric"}]
 DAY = 86_400
 START = datetime(2024, 1, 1)
 FIRST = int((START - datetime(1970, 1, 1)).total_seconds())
 ODD = [-0.0, 1e-60, -1e-60, 1e39, -1e39, LARGEST_VALUE, np.nextafter(LARGEST_VALUE, np.inf), np.inf, -np.inf, 1 / 3]
-
-
-def make(**changes):
-    settings = {
-        "features": FEATURES,
-        "vocabularies": {"items": ["1", "2", "3"], "type": ["buy", "history_start", "close"]},
-        "bins": {"a.b": [1.0], "amount": [5.0], "gap": [1.0], "age": []},
-        "customer": "who",
-        "time": "when",
-        "token_type": "action",
-        "tasks": ["items"],
-        "end_of_visit": "close",
-        "amount": "amount",
-    }
-    return MCMFeatureExtractor(**settings | changes)
 
 
 @pytest.fixture
@@ -49,8 +31,9 @@ def extractor():
 
 
 def customer(days, **others):
-    prices = [{"when": START + timedelta(days=day), "price": day + 0.5, "amount": -day} for day in days]
-    return {"events": [{"action": "buy", "item": 1, **event} for event in prices], **others}
+    """A customer who gets money back at the start of some days, as much as the number of the day."""
+    events = [event(START + timedelta(days=day), "buy", item="tea", price=-day) for day in days]
+    return {"events": events, **others}
 
 
 @pytest.fixture
@@ -108,38 +91,38 @@ def test_events_later_than_now_are_left_out_before_the_window(extractor, warning
     assert len(warnings_of_mcm) == 1 and "later than `as_of`" in warnings_of_mcm[0]
 
 
-@pytest.mark.parametrize("moment", [float("nan"), -np.inf, None, "2024-01-01"])
-def test_a_row_whose_now_is_no_moment_is_named(extractor, moment):
+@pytest.mark.parametrize("as_of", [float("nan"), -np.inf, None, "2024-01-01"])
+def test_a_row_whose_time_is_none_is_named(extractor, as_of):
     rows = [extractor.encode(customer([1])), extractor.encode(customer([1], customer_id="ann"))]
     with pytest.raises(ValueError, match="Row 1 .customer 'ann'.: `as_of` is .*, expected a time in seconds"):
-        extractor.pad(rows, as_of=[FIRST, moment])
+        extractor.pad(rows, as_of=[FIRST, as_of])
     with pytest.raises(ValueError, match="1 times `as_of` of 2 rows"):
         extractor.pad(rows, as_of=[FIRST])
 
 
 NOON = START + timedelta(days=4.5)
-MOMENTS = [NOON, pd.Timestamp(NOON), np.datetime64(NOON), FIRST + 4.5 * DAY, np.int64(FIRST + 9 * DAY // 2)]
-MOMENTS += [NOON.replace(tzinfo=UTC), "2024-01-05T14:00:00+02:00"]
+TIMES = [NOON, pd.Timestamp(NOON), np.datetime64(NOON), FIRST + 4.5 * DAY, np.int64(FIRST + 9 * DAY // 2)]
+TIMES += [NOON.replace(tzinfo=UTC), "2024-01-05T14:00:00+02:00"]
 
 
-def test_moments_are_read_as_times_of_the_log_are(extractor):
+def test_as_of_is_read_as_times_of_the_log_are(extractor):
     customers = [customer([0, 4]), customer([1])]
-    for moment in MOMENTS:
-        assert extractor(customers, as_of=moment)["as_of"].tolist() == [4.5, 3.5]
+    for as_of in TIMES:
+        assert extractor(customers, as_of=as_of)["as_of"].tolist() == [4.5, 3.5]
         for each in (
-            [START + timedelta(days=9), moment],
-            pd.Series([START + timedelta(days=9), moment], dtype=object),
+            [START + timedelta(days=9), as_of],
+            pd.Series([START + timedelta(days=9), as_of], dtype=object),
         ):
             assert extractor(customers, as_of=each)["as_of"].tolist() == [9.0, 3.5]
     berlin = make(time_zone="Europe/Berlin")
     assert berlin(customer([0]), as_of="2024-01-01T23:00:00Z")["as_of"].tolist() == [1.0]
-    for moment, words in (
+    for as_of, words in (
         ("soon", "`as_of`: found 'soon', which is no time"),
         (True, "`as_of`: found True"),
         ([START] * 3, "Found 3 times `as_of` of 2 customers"),
     ):
         with pytest.raises(ValueError, match=words):
-            extractor(customers, as_of=moment)
+            extractor(customers, as_of=as_of)
 
 
 @pytest.mark.parametrize("mode", ["train", "evaluate"])
