@@ -280,9 +280,9 @@ class CustomerModel:
         if since_days is not None:
             if self.as_of is None:
                 raise ValueError("The log has no times, so nothing says what changed: leave `since_days` out.")
-            moment = self._seconds(as_of) - float(since_days) * SECONDS_PER_DAY
-            known = [name for name in table.index if (self._row(name)["times"] <= moment).any()]
-            table = table.join((table - self._describe(known, days, moment)).add_suffix("_change"))
+            earlier = self._seconds(as_of) - float(since_days) * SECONDS_PER_DAY
+            known = [name for name in table.index if (self._row(name)["times"] <= earlier).any()]
+            table = table.join((table - self._describe(known, days, earlier)).add_suffix("_change"))
         return table if where is None else table.query(where)
 
     # ------------------------------------------------------------------------------------------------ labels of others

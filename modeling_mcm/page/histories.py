@@ -212,7 +212,7 @@ class Histories:
         """The scorer of a fine-tuned model, which predicts as of the cutoff."""
         check_vocabularies(data, extractor)
         source = str(model.name_or_path)
-        job = ScoringJob(source, data, "", (), ACTION_COLUMNS, False, BATCH, ROWS_AT_ONCE, as_of=self.moment)
+        job = ScoringJob(source, data, "", (), ACTION_COLUMNS, False, BATCH, ROWS_AT_ONCE, as_of=self.as_of)
         if isinstance(model, MCMForCustomerPrediction):
             names: Any = model.config.id2label
             return Scorer(model, extractor, replace(job, predicted=tuple(names.values())))
@@ -250,7 +250,7 @@ class Histories:
         told = self.model.model.customer_forecasts
         job = ScoringJob(
             str(self.model.name_or_path), data, "", (self.main_task,), LIKELIEST, True, BATCH, ROWS_AT_ONCE,
-            tuple(told.names()) if told.are_trained else (), self.moment,
+            tuple(told.names()) if told.are_trained else (), self.as_of,
         )  # fmt: skip
         scorer = Scorer(self.model, self.extractor, job)
         tables = [self._score(scorer, scorers, range(min(BATCH, len(self.ids))))]
@@ -292,10 +292,10 @@ class Histories:
         value so far."""
         visits, gap, last = visit_rhythm(row, self._is_target(row))
         values = [float(row[f"value_{name}"].sum()) for name in self.model.config.summed_features]
-        return [(self.moment - last) / SECONDS_PER_DAY, gap, *(values or [visits])[:1]]
+        return [(self.as_of - last) / SECONDS_PER_DAY, gap, *(values or [visits])[:1]]
 
     @property
-    def moment(self) -> int:
+    def as_of(self) -> int:
         """The cutoff in seconds since 1970-01-01."""
         return int(np.datetime64(self.cutoff, "s").astype(int))
 
@@ -346,7 +346,7 @@ class Histories:
             return tasks
         row = self.extractor.encode({"events": future})
         is_target = self._is_target(row)
-        within = is_target & (row["times"] < self.moment + NEXT_DAYS * SECONDS_PER_DAY)
+        within = is_target & (row["times"] < self.as_of + NEXT_DAYS * SECONDS_PER_DAY)
         following = row["visits"][np.argmax(is_target)] if is_target.any() else -1
         for task in tasks:
             ids = row[f"task_{task}"]
@@ -383,7 +383,7 @@ class Histories:
         _, rows = self._find_targets(task, label)
         times = self.log[str(self.extractor.time)].take(rows).to_pylist()
         for customer_id, time in zip(self._who[rows], times, strict=True):
-            passed = (self.moment - to_seconds(time, zone)) / SECONDS_PER_DAY
+            passed = (self.as_of - to_seconds(time, zone)) / SECONDS_PER_DAY
             if passed > 0:
                 days[customer_id] = min(days.get(customer_id, passed), passed)
         return days
@@ -397,13 +397,11 @@ class Histories:
         left_out = {extractor.customer, extractor.time, extractor.visit}
         return {name: value for name, value in row.items() if value is not None and name not in left_out}
 
-    def what_if(self, customer_id: str, event: Mapping[str, Any], moment: str) -> LiveCustomer:
-        """Makes the customer as if an event, raw values by column, had happened at a moment."""
+    def what_if(self, customer_id: str, event: Mapping[str, Any], time: str) -> LiveCustomer:
+        """Makes the customer as if an event, raw values by column, had happened at a time."""
         before, visit = self.household(customer_id).live, self.extractor.visit
         after = LiveCustomer(self.model, self.extractor, before.profile, customer_id)
-        after.add(
-            [*before.events, {**event, **({visit: "what if"} if visit else {}), str(self.extractor.time): moment}]
-        )
+        after.add([*before.events, {**event, **({visit: "what if"} if visit else {}), str(self.extractor.time): time}])
         return after
 
 

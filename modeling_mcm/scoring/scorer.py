@@ -50,7 +50,7 @@ class ScoringJob:
         rows_per_file (`int`): Number of customers in one file.
         forecasts (`tuple[str]`): Names of the forecasts that are written, a column each; see
             [`~forecaster_mcm.CustomerForecasts`].
-        as_of (`int`, *optional*): Moment for which customers are scored, in seconds since 1970-01-01. Default: each
+        as_of (`int`, *optional*): Time for which customers are scored, in seconds since 1970-01-01. Default: each
             customer's last event.
         candidates, exclude (`str`, *optional*): Files of tables, see [`CandidateSet`]; `exclude` may be "seen".
         per_group (`tuple[str, int]`, *optional*): Largest number of labels of each value of a feature.

@@ -162,8 +162,8 @@ class Requests:
 
         await self.app(scope | {"path": path}, limited, watched)
         if self.is_logged and status:
-            moment, passed = datetime.now(UTC).isoformat(timespec="milliseconds"), time.perf_counter() - start
-            facts = {"time": moment, "method": scope["method"], "path": path, "status": status}
+            now, passed = datetime.now(UTC).isoformat(timespec="milliseconds"), time.perf_counter() - start
+            facts = {"time": now, "method": scope["method"], "path": path, "status": status}
             logger.info(json.dumps(facts | {"milliseconds": round(1000 * passed, 1)}))
 
 
@@ -246,8 +246,8 @@ def _add_questions(api: Any, service: CustomerService) -> None:
     from fastapi import HTTPException, Query
     from pydantic import BaseModel, Field
 
-    words = "Moment of the question, ISO 8601, not before the last event, which is the default."
-    moment = Annotated[str | None, Query(description=words)]
+    words = "Time of the question, ISO 8601, not before the last event, which is the default."
+    AsOf = Annotated[str | None, Query(description=words)]
 
     extractor, predictor = service.extractor, service.predictor
     offered = {name: value for name, value in _example(extractor).items() if name != extractor.time}
@@ -311,7 +311,7 @@ def _add_questions(api: Any, service: CustomerService) -> None:
         return {"customers": answer_scores(batch, asked), "unknown": batch.unknown}
 
     @api.get("/customers/{customer_id:id}/embedding", responses=errors(404))
-    def embedding(customer_id: str, as_of: moment = None) -> answers.Embedding:
+    def embedding(customer_id: str, as_of: AsOf = None) -> answers.Embedding:
         """The customer embedding."""
         batch = service.read_known([customer_id], as_of)
         columns = predictor.ask(batch.rows, batch.as_of, embedding=True)
@@ -320,7 +320,7 @@ def _add_questions(api: Any, service: CustomerService) -> None:
     @api.get("/customers/{customer_id:id}/forecast", responses=errors(404, 501))
     def forecast(
         customer_id: str,
-        as_of: moment = None,
+        as_of: AsOf = None,
         days: Annotated[list[float] | None, Query(description="Horizons. Those of the checkpoint by default.")] = None,
     ) -> answers.Forecast:
         """What the customer is expected to do within the next days, with intervals that hold 80% and 95% of such
@@ -331,7 +331,7 @@ def _add_questions(api: Any, service: CustomerService) -> None:
         return batch.customers[0] | {"forecast": numbers}
 
     @api.get("/customers/{customer_id:id}/prediction", responses=errors(404, 501))
-    def prediction(customer_id: str, as_of: moment = None) -> answers.Prediction:
+    def prediction(customer_id: str, as_of: AsOf = None) -> answers.Prediction:
         """What the checkpoint was fine-tuned to: the probability of each class, or the number."""
         batch = service.read_known([customer_id], as_of)
         columns = predictor.predict(batch.rows, batch.as_of)
@@ -339,7 +339,7 @@ def _add_questions(api: Any, service: CustomerService) -> None:
         return batch.customers[0] | {"prediction": numbers}
 
     @api.post("/offers", responses=errors(400, 413, 501))
-    def offers(body: Offered, as_of: moment = None) -> answers.ManyOffers:
+    def offers(body: Offered, as_of: AsOf = None) -> answers.ManyOffers:
         """How likely each customer takes each action, if the checkpoint was fine-tuned to offers: the probability of
         each outcome. `unknown` are the customers without an event."""
         predictor.check_head(OFFERING)
@@ -376,7 +376,7 @@ def _add_questions(api: Any, service: CustomerService) -> None:
         task: str,
         label: Annotated[str | None, Query(description="The best one by default.")] = None,
         visits: Annotated[int, Query(ge=0, le=MOST_LABELS, description="Visits that matter most.")] = 10,
-        as_of: moment = None,
+        as_of: AsOf = None,
     ) -> answers.Explained:
         """Why a label has its score: what its chance would be without each past visit. A few are computed at a
         time; for more the answer is 503."""

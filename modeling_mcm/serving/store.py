@@ -67,7 +67,7 @@ def canonical(value: Any) -> str:
 
 
 class Transaction:
-    """Reads and changes customers, all at one moment of the store; kept as a whole, on the disk, or not at all."""
+    """Reads and changes customers, all in one state of the store; kept as a whole, on the disk, or not at all."""
 
     def __init__(self, sql: Any, connection: Any):
         self.sql, self.connection = sql, connection
@@ -183,7 +183,7 @@ class EventStore:
         """A transaction that ends with the context. Raises [`ServiceError`] for every error of the database, after
         which nothing of the transaction is kept."""
         options: dict[str, Any] = {WRITING: writing}
-        if not self.is_sqlite and not writing:  # SQLite's readers see one moment anyway
+        if not self.is_sqlite and not writing:  # SQLite's readers see one state anyway
             options["isolation_level"] = "REPEATABLE READ"
         with self._failure(), self.engine.connect().execution_options(**options) as connection, connection.begin():
             if not self.is_sqlite:

@@ -151,7 +151,7 @@ class VisitStarts(NamedTuple):
 
 def draw_examples(rows: Any, data: PreparedData, seed: int, most: int = EXAMPLES) -> list[Example]:
     """Draws as many cutoffs as there are starts of visits in the training period, at most so many. Later visits of a
-    customer are likelier. A cutoff at any moment falls into a gap as often as the gap is long, so visits after long
+    customer are likelier. A cutoff at any time falls into a gap as often as the gap is long, so visits after long
     ones are likelier, too; where one visit of each customer is left out, customers are equally likely instead."""
     generator, starts = np.random.default_rng(seed), VisitStarts.read(rows, data.schema)
     if not len(starts.row):
@@ -195,14 +195,14 @@ def draw_validation(rows: Any, data: PreparedData, seed: int, most: int = VALIDA
         return []
     cases = cases_at(data, "validation", rows)
     chosen = np.sort(np.random.default_rng(seed).permutation(len(cases))[:most])
-    moment = data.schema.scoring_time("validation")
+    as_of = data.schema.scoring_time("validation")
     ends = np.asarray(rows["test_end"])
     result = []
     for table, index in zip(
         PreparedRows(rows, cases.rows[chosen]).__getitems__(list(range(len(chosen)))), chosen, strict=True
     ):
         row, end = int(cases.rows[index]), int(cases.history_end[index])
-        elapsed = 0.0 if moment is None or not end else (moment - float(table["times"][:end].max())) / SECONDS_PER_DAY
+        elapsed = 0.0 if as_of is None or not end else (as_of - float(table["times"][:end].max())) / SECONDS_PER_DAY
         result.append(Example(row, end, int(ends[row]), max(elapsed, 0.0)))
     return result
 
