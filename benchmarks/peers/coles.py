@@ -26,8 +26,8 @@ from pytorch_lightning import Trainer, seed_everything
 
 from protocol import TRAINER
 
-EPOCHS, BATCH, HIDDEN, WIDTH = 30, 128, 256, 16
-SLICES = {"split_count": 5, "cnt_min": 5, "cnt_max": 150}
+STEPS, BATCH, HIDDEN, WIDTH = 1000, 128, 128, 16
+SLICES = {"split_count": 5, "cnt_min": 5, "cnt_max": 100}
 
 
 def read(events: pd.DataFrame) -> list[dict[str, Any]]:
@@ -63,13 +63,13 @@ def main() -> None:
     module = CoLESModule(
         seq_encoder=encoder,
         optimizer_partial=partial(torch.optim.Adam, lr=1e-3),
-        lr_scheduler_partial=partial(torch.optim.lr_scheduler.StepLR, step_size=10, gamma=0.5),
+        lr_scheduler_partial=partial(torch.optim.lr_scheduler.StepLR, step_size=1, gamma=0.95),
     )
     sequences = read(events)
     data = ColesDataset(
         MemoryMapDataset(sequences, [SeqLenFilter(min_seq_len=SLICES["cnt_min"])]), SampleSlices(**SLICES)
     )
-    trainer = Trainer(**(TRAINER | {"max_epochs": task.get("epochs", EPOCHS)}))
+    trainer = Trainer(**(TRAINER | {"max_epochs": -1, "max_steps": task.get("steps", STEPS)}))
     trainer.fit(module, PtlsDataModule(train_data=data, train_batch_size=BATCH, train_num_workers=0))
     encoder.eval()
     with torch.no_grad():
