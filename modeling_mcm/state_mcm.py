@@ -26,9 +26,9 @@ PROJECTED_HALF_LIFE = 30.0
 COMPONENTS = 32  # largest number of whitened principal components in the state
 POWER_ITERATIONS = 4  # of randomised singular value decompositions
 STATE_HALF_LIVES = (7.0, 30.0, 90.0)  # half-lives of the other counts; they are also counted undecayed
-MIN_STD, LARGEST_Z = 0.05, 8.0  # smallest standard deviation, and largest absolute value, of standardised counts
+MIN_STD, LARGEST_Z = 0.01, 30.0  # smallest standard deviation, and largest absolute value, of standardised counts
 ANY_SILENCE = 1e9  # days: the longest silence before training; a finite number, because infinite weights are refused
-ROTATED = "direction_"  # first part of the names of the state's rotated components
+WHITENED, ROTATED = "component_", "direction_"  # first parts of the names of the state's components
 GAPS = ("days_since_last", "days_since_first", "days_since_last_in_gaps", "mean_gap")
 
 
@@ -111,7 +111,7 @@ class CustomerState(nn.Module):
         counted = ["events", "visits", *self.sums]
         plain = [f"{name}_{day}" for name in counted for day in days]
         named = [*plain, *[""] * (self.num_few - len(GAPS) - len(plain)), *GAPS]
-        learned = [f"component_{index}" for index in range(self.components)]
+        learned = [f"{WHITENED}{index}" for index in range(self.components)]
         learned += [f"{ROTATED}{index}" for index in range(len(self.directions) - self.components)]
         return [*(named[index] for index in self.plain_counts), *learned]
 

@@ -33,7 +33,7 @@ from modeling_mcm.events_mcm import SECONDS_PER_DAY
 from modeling_mcm.files_mcm import file_digest
 from modeling_mcm.option import option
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
-from modeling_mcm.state_mcm import ROTATED, CustomerState
+from modeling_mcm.state_mcm import ROTATED, WHITENED, CustomerState
 from modeling_mcm.training.checkpoints import read_checkpoint
 from modeling_mcm.training.finetuning import (
     FineTuningOptions,
@@ -48,9 +48,10 @@ from modeling_mcm.training.finetuning import (
 logger = logging.get_logger(__name__)
 NEW = "prediction_head."
 AT_ONCE = 64  # histories that are read at a time
-# Penalties of `fit_linear`. Standardised numbers of the state are read times `STATE_SCALE`, because there are far
-# fewer of them than of labels, and its rotated components times `ROTATED_SCALE`, because they say least.
-PENALTIES, STATE_SCALE, ROTATED_SCALE = (40.0, 10.0, 4.0, 1.5, 0.5), 0.2, 0.1
+PENALTIES = (400.0, 120.0, 40.0, 10.0, 4.0, 1.5, 0.5)  # of `fit_linear`
+# Factors of the state's standardised numbers by the first part of their names: there are far fewer of them than of
+# labels, and the rotated components say least.
+SCALES = {WHITENED: 0.2, ROTATED: 0.05, "": 0.1}
 FEWEST = 5  # customers who had a label that the model reads
 
 
@@ -158,7 +159,7 @@ def fit_head(
     Returns that penalty."""
     mean, std = inputs.numbers.mean(0), inputs.numbers.std(0).clamp(min=1e-3)
     names = cast(CustomerState, model.model.state).names
-    scales = [ROTATED_SCALE if name.startswith(ROTATED) else STATE_SCALE for name in names]
+    scales = [next(scale for start, scale in SCALES.items() if name.startswith(start)) for name in names]
     std = std / torch.tensor(scales)
     number = np.bincount(inputs.labels.indices, minlength=inputs.labels.shape[1])
     rarity = np.where(number >= FEWEST, np.log(len(labels) / number.clip(min=1)), 0.0)
