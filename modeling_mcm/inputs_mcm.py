@@ -106,12 +106,12 @@ class RowBatch(Sequence[Mapping]):
         return RowBatch(self.columns, lengths, indices if self.events is None else self.events[indices])
 
 
-def first_kept(events: Any, window: int) -> Any:
-    """Index of the first event that the model reads of a history of so many events, or of several histories; `events`
-    where the window is 0. The model reads at most `window` of the latest events. In longer histories the first event
-    moves in steps of an eighth of the window, so at least seven eighths of the window are read."""
+def first_kept(events: int, window: int) -> int:
+    """Index of the first event of a history that the model reads; `events` where the window is 0. The model reads at
+    most `window` of the latest events. In longer histories the first event moves in steps of an eighth of the window,
+    so at least seven eighths of the window are read."""
     step = max(1, window // 8)
-    return np.maximum(0, -(-(events - window) // step) * step) if window else events
+    return max(0, -(-(events - window) // step) * step) if window else events
 
 
 def pad_rows(
@@ -144,7 +144,7 @@ def pad_rows(
     try:
         batch = RowBatch.of(rows, [*names, "customer_id"])
         batch = close_visits(batch, is_past(batch, as_of), layout)
-        starts = first_kept(batch.lengths, window - extra)
+        starts = np.array([first_kept(length, window - extra) for length in batch.lengths.tolist()])
         if starts.any():
             batch = batch.select(batch.places >= starts[batch.row])
         values = {name: batch.column(name) for name in names}
