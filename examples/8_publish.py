@@ -9,7 +9,6 @@
 vocabularies.json before you publish: it lists every value of your log that the model knows.
 """
 
-import json
 import sys
 import tempfile
 from pathlib import Path
@@ -19,19 +18,12 @@ from transformers import AutoFeatureExtractor, AutoModel
 from modeling_mcm.hub import model_card, publish, write_upload_folder
 
 
-def stored(path):
-    """What training or evaluation left in a JSON file, or None."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-
-
 def main(checkpoint, repo_id):
     """Sends the checkpoint, then downloads it."""
     with tempfile.TemporaryDirectory() as scratch:
-        folder, source = Path(scratch, "upload"), Path(checkpoint)
-        write_upload_folder(source, folder)
-        training, evaluation = stored(source / "pretraining.json"), stored(source / "evaluation.json")
-        card = model_card(folder, repo_id, training, evaluation)
-        (folder / "README.md").write_text(f"{card}\n", encoding="utf-8")
+        folder = Path(scratch, "upload")
+        write_upload_folder(checkpoint, folder)
+        model_card(folder, repo_id, checkpoint).save(folder / "README.md")
         done = publish(folder, repo_id)
     print(f"{done.url}: {'a new commit' if done.changed else 'nothing had changed'}")
 

@@ -58,8 +58,8 @@ class CustomerFeatures(TransformerMixin, BaseEstimator):
         if table.shape[1] == 1:
             return self._describe(table.iloc[:, 0], None).to_numpy(np.float32)
         parts = []
-        for time, rows in table.groupby(table.columns[1], sort=False):
-            before = pd.Timestamp(time) - pd.Timedelta(seconds=1)
+        for as_of, rows in table.groupby(table.columns[1], sort=False):
+            before = pd.Timestamp(as_of) - pd.Timedelta(seconds=1)
             parts.append(self._describe(rows.iloc[:, 0], before.to_pydatetime()).set_axis(rows.index))
         return pd.concat(parts).loc[table.index].to_numpy(np.float32)
 

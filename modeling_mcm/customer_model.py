@@ -14,7 +14,7 @@ A thin face over schema, preparation, training and the [`Predictor`]; each of th
 import json
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from numbers import Integral, Real
 from pathlib import Path
@@ -24,6 +24,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import torch
+from transformers import HfArgumentParser
 from transformers.utils import logging
 
 from modeling_mcm.data.dataset import PreparedData
@@ -41,8 +42,7 @@ from modeling_mcm.events_mcm import (
     to_text,
 )
 from modeling_mcm.files_mcm import write_json
-from modeling_mcm.live import LiveCustomer
-from modeling_mcm.live.explanations import Explanation
+from modeling_mcm.live.explanations import Explanation, explain
 from modeling_mcm.live.related import similar, together
 from modeling_mcm.predictor_mcm import EMBEDDING, PREDICTING, Predictor, describe_labels
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
@@ -194,13 +194,12 @@ class CustomerModel:
         self._check_labels()
         if isinstance(k, bool) or not isinstance(k, Integral) or k < 1:
             raise ValueError(f"`k` is {k!r}; give a whole number of labels, at least 1.")
-        tasks = [task] if task is not None and tasks is None else tasks
-        if task is not None and tasks != [task]:
+        if task is not None and tasks not in (None, [task]):
             raise ValueError(f"`task` is {task!r} and `tasks` {tasks!r}: give one of them.")
         if tasks is not None and (isinstance(tasks, str) or not len(tasks)):
             first = self._predictor.tasks()[:1]
             raise ValueError(f"`tasks` is {tasks!r}; give a list of names such as {first}, or leave it out for all.")
-        names = self._predictor.tasks(tasks)
+        names = self._predictor.tasks(tasks if task is None else [task])
         if horizon_days is not None and (isinstance(horizon_days, bool) or not isinstance(horizon_days, Real)):
             raise ValueError(f"`horizon_days` is {horizon_days!r}; give a number of days.")
         choice = self._predictor.candidates(names, candidates, exclude, per_group)
@@ -226,11 +225,10 @@ class CustomerModel:
         return pd.DataFrame(together(self.model, self.feature_extractor, name or "", labels, k))
 
     def explain(self, customer: Any, label: Any = None, task: str | None = None, as_of: Any = None) -> Explanation:
-        """Explains the score of a label for a customer; see [`LiveCustomer.explain`]. The default task is the first
+        """Explains the score of a label for a customer; see [`explain`]. The default task is the first
         one that knows the label."""
-        live = LiveCustomer(self.model, self.feature_extractor, customer_id=customer)
-        live.add(self._history(customer))
-        return live.explain(self._task_of(label, task), label, self.as_of if as_of is None else as_of)
+        as_of, name = self.as_of if as_of is None else as_of, self._task_of(label, task)
+        return explain(self.model, self.feature_extractor, self._row(customer), name, label, as_of)
 
     # --------------------------------------------------------------------------------------------------- who they are
 
@@ -238,10 +236,8 @@ class CustomerModel:
         """Customer embeddings, a row each: the index is the customer, the columns are the names of the state's
         numbers."""
         ids, columns = self._ask(customers, as_of, embedding=True)
-        state = self.model.base_model.state
-        return pd.DataFrame(
-            columns[EMBEDDING].numpy(), pd.Index(ids, name="customer"), None if state is None else state.names
-        )
+        names = getattr(self.model.base_model.state, "names", None)
+        return pd.DataFrame(columns[EMBEDDING].numpy(), pd.Index(ids, name="customer"), names)
 
     def forecast(
         self, customers: Iterable[Any] | None = None, days: Sequence[float] | None = None, as_of: Any = None
@@ -280,9 +276,9 @@ class CustomerModel:
         if since_days is not None:
             if self.as_of is None:
                 raise ValueError("The log has no times, so nothing says what changed: leave `since_days` out.")
-            earlier = self._seconds(as_of) - float(since_days) * SECONDS_PER_DAY
-            known = [name for name in table.index if (self._row(name)["times"] <= earlier).any()]
-            table = table.join((table - self._describe(known, days, earlier)).add_suffix("_change"))
+            before = self._seconds(as_of) - float(since_days) * SECONDS_PER_DAY
+            known = [name for name in table.index if (self._row(name)["times"] <= before).any()]
+            table = table.join((table - self._describe(known, days, before)).add_suffix("_change"))
         return table if where is None else table.query(where)
 
     # ------------------------------------------------------------------------------------------------ labels of others
@@ -307,17 +303,18 @@ class CustomerModel:
         from modeling_mcm.training.labels import LabelOptions, train_to_labels
 
         with tempfile.TemporaryDirectory() as temporary:
+            model, data, file, tuned = (
+                str(Path(temporary, name)) for name in ("model", "data", "labels.parquet", "tuned")
+            )
             table, columns = self._read_labels(labels, label)
-            table.to_parquet(Path(temporary, "labels.parquet"), index=False)
-            self.save(Path(temporary, "model"))
-            self._prepare(Path(temporary, "data"))
-            output = Path(folder or Path(temporary, "tuned"))
-            model, data = (str(Path(temporary, name)) for name in ("model", "data"))
-            training = FineTuningOptions(model, data, str(output), seed=options.pop("seed", 42))
-            read = LabelOptions(labels=str(Path(temporary, "labels.parquet")), **columns, **options)
-            train_to_labels(training, read)
+            table.to_parquet(file, index=False)
+            self.save(model)
+            self._prepare(data)
+            output = str(folder or tuned)
+            training = FineTuningOptions(model, data, output, seed=options.pop("seed", 42))
+            train_to_labels(training, LabelOptions(labels=file, **columns, **options))
             if self.reader is not None:
-                write_json(output / READER_FILE, self.reader.to_dict())
+                write_json(Path(output, READER_FILE), self.reader.to_dict())
             return CustomerModel.load(output, self._events)
 
     def predict(self, customers: Iterable[Any] | None = None, as_of: Any = None) -> pd.DataFrame:
@@ -371,11 +368,8 @@ class CustomerModel:
             sizes = {task: size for task, size in self.model.config.label_sizes.items() if task in cases.targets}
             results: Any = counting_baselines(data.rows, cases, sizes, [*FIRST_BASELINES, *STRONG_BASELINES])
             results["MCM"] = model_values(self.model, self.feature_extractor, data.rows, cases, list(sizes))
-            metric = "next_visit_ndcg@10"
-            means = {
-                name: {task: np.nanmean(of[metric]) for task, of in tasks.items()} for name, tasks in results.items()
-            }
-            return pd.DataFrame.from_dict(means, orient="index").rename_axis("method")
+        means = pd.DataFrame(results).map(lambda values: np.nanmean(values["next_visit_ndcg@10"]), na_action="ignore")
+        return means.T.rename_axis("method")
 
     def _evaluate_labels(self, folder: str, labels: Any, label: str | None) -> pd.DataFrame:
         from modeling_mcm.data.labels import NUMBER, LabelledCustomers, make_labels
@@ -415,10 +409,8 @@ class CustomerModel:
         customer = next((name for name in (schema.customer, "customer", "customer_id") if name in table), "customer")
         time = next((name for name in ("as_of", "time", schema.time) if name in table), None)
         if time is None:
-            table, time = (
-                table.assign(as_of=pd.Timestamp(self.as_of).tz_localize(None) + pd.Timedelta(seconds=1)),
-                "as_of",
-            )
+            time, now = "as_of", pd.Timestamp(self.as_of).tz_localize(None) + pd.Timedelta(seconds=1)
+            table = table.assign(as_of=now)
         left = [name for name in table if name not in (customer, time)]
         if label is None and len(left) != 1:
             raise ValueError(f"The labels have the columns {left} besides customer and time: name one as `label`.")
@@ -432,18 +424,13 @@ class CustomerModel:
         prepare(self._events, schema, folder, feature_extractor=self.feature_extractor)
         return PreparedData(str(folder))
 
-    def _history(self, customer: Any) -> pd.DataFrame:
-        """Events of a customer."""
-        (name,) = to_ids([customer])
-        if name not in self._histories:
-            raise ValueError(f"No customer {name!r} among the events; they have {len(self._histories)} customers.")
-        return self._histories[name]
-
     def _row(self, customer: Any) -> dict[str, Any]:
         """A customer's encoded events."""
         (name,) = to_ids([customer])
+        if name not in self._histories:
+            raise ValueError(f"No customer {name!r} among the events; they have {len(self._histories)} customers.")
         if name not in self._rows:
-            given = {"customer_id": name, "events": self._history(name)}
+            given = {"customer_id": name, "events": self._histories[name]}
             self._rows[name] = self.feature_extractor.encode(given)
         return self._rows[name]
 
@@ -459,19 +446,16 @@ class CustomerModel:
             return table
         return table.join(self.predict(customers, as_of).add_prefix(PREDICTED))
 
-    def _names(self, customers: Iterable[Any] | None) -> list[str]:
+    def _ask(
+        self, customers: Iterable[Any] | None, as_of: Any, ask: Any = None, **questions: Any
+    ) -> tuple[list[str], dict[str, torch.Tensor]]:
+        """The ids of customers, and what the [`Predictor`] says of them."""
         if isinstance(customers, str) or not isinstance(customers, Iterable | None):
             raise ValueError(f"`customers` is {customers!r}, expected a list of ids: write [{customers!r}].")
         names = self.customers if customers is None else list(dict.fromkeys(to_ids([*customers])))
         if not names:
             raise ValueError("`customers` is empty: give ids, or leave it out for all customers.")
-        return names
-
-    def _ask(
-        self, customers: Iterable[Any] | None, as_of: Any, ask: Any = None, **questions: Any
-    ) -> tuple[list[str], dict[str, torch.Tensor]]:
-        """The ids of customers, and what the [`Predictor`] says of them."""
-        names, seconds, parts = self._names(customers), self._seconds(as_of), []
+        seconds, parts = self._seconds(as_of), []
         if questions.get("days") is not None:
             questions["days"] = self.model.base_model.select_forecasts(questions["days"]).days
         for start in range(0, len(names), AT_ONCE):
@@ -526,16 +510,13 @@ def _pretrain(folder: Path, encoder: bool, values: Mapping[str, Any]) -> None:
     from modeling_mcm.training.options import AUTO, NONE, ModelOptions, PretrainingArguments
     from modeling_mcm.training.pretraining import chosen_recipe, pretrain
 
+    kinds: Any = (ModelOptions, Objective, PretrainingArguments)
+    parser = HfArgumentParser(kinds)
     given: dict[str, Any] = {"data": str(folder / "data"), "output_dir": str(folder / "run")} | dict(values)
     given["encoder"] = AUTO if encoder else NONE
-
-    def make(kind: Any, values: Mapping[str, Any]) -> Any:
-        return kind(**{each.name: values[each.name] for each in fields(kind) if each.name in values})
-
-    kinds = (ModelOptions, Objective, PretrainingArguments)
-    known = {each.name for kind in kinds for each in fields(kind)}
-    if unknown := sorted(given.keys() - known):
+    if unknown := sorted(given.keys() - {action.dest for action in parser._actions}):
         raise ValueError(f"Unknown options {unknown}; see `mcm pretrain --help`.")
-    recipe = chosen_recipe(make(ModelOptions, given), set(values))
-    options, objective, training = (make(kind, recipe.training | given) for kind in kinds)
+    (chosen,) = HfArgumentParser(kinds[:1]).parse_dict(given, allow_extra_keys=True)
+    recipe = chosen_recipe(chosen, set(values))
+    options, objective, training = parser.parse_dict(recipe.training | given)
     pretrain(options, objective, training, recipe)

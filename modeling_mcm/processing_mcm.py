@@ -253,7 +253,11 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         """Encodes actions, such as offers: future events with the same features, of shape `(actions, J)`. Raises
         `ValueError` if a column is unknown or a value can't be encoded; the message names the column."""
         ids = self._encoding.encode_actions(actions)
-        absent = np.zeros_like(ids[self.token_type_feature])
+        kinds = ids[self.token_type_feature]
+        if np.isin(kinds, self.own_ids(self.token_type_feature)[FIRST_VALUE_ID:]).any():
+            own = self.schema.reserved_token_types
+            raise ValueError(f"column {self.token_type!r}: found one of {own}, which MCM adds itself; no offer is one")
+        absent = np.zeros_like(kinds)
         return np.stack([ids.get(name, absent) for name in self.feature_names], axis=1).astype(np.int64)
 
     # --------------------------------------------------------------------------------------------- rows -> model input

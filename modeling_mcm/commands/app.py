@@ -16,8 +16,7 @@ from pathlib import Path
 
 import torch
 
-from modeling_mcm.commands.arguments import parse_options, report_errors
-from modeling_mcm.extras import needs
+from modeling_mcm.commands.arguments import command
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.option import option
 from modeling_mcm.page.app import build_page, launch_page
@@ -42,25 +41,22 @@ class AppOptions:
 def show(options: AppOptions) -> None:
     """Shows the page until the process gets a signal to stop."""
     torch.set_num_threads(1)  # of a request
-    with needs("app"):
-        import gradio  # noqa: F401
     model, extractor = open_checkpoint(MCMForMultiTaskRecommendation, options.model)
     tuned = {Path(folder).name: open_checkpoint(find_head(folder), folder) for folder in options.tuned}
     if len(tuned) < len(options.tuned):
         raise ValueError(f"Two folders of --tuned have one name: {', '.join(options.tuned)}. Rename one of them.")
     histories = Histories(model, extractor, options.data, options.events, options.profile, tuned, options.actions)
     blocks = build_page(histories)
-    _, address, _ = launch_page(blocks, waits=False, server_name=options.host, server_port=options.port)
+    _, address, _ = launch_page(blocks, server_name=options.host, server_port=options.port)
     print(f"The page is at {address}", flush=True)
     blocks.block_thread()
 
 
-def main() -> None:
-    """Reads the options and shows the page."""
-    (options,) = parse_options(AppOptions, description=__doc__)
+@command(__doc__, AppOptions)
+def main(options: AppOptions) -> None:
+    """Shows the page."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what was exported is removed at the end
-    with report_errors():
-        show(options)
+    show(options)
 
 
 if __name__ == "__main__":

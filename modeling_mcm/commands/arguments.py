@@ -6,13 +6,13 @@ Options come from flags, or from one YAML file whose values later flags replace.
 """
 
 import argparse
-import dataclasses
 import difflib
 import dis
+import functools
 import json
 import logging
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,12 +130,25 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
 def named_options() -> set[str]:
     """Names of the options that the command line of this process sets, in its YAML file or as flags."""
     words = sys.argv[1:]
-    if words and words[0].endswith((".yaml", ".yml")):
-        with suppress(OSError, ValueError, AttributeError):  # which `parse_options` tells
-            words += [
-                word for name, value in read_yaml(words[0], RecipeLoader).items() for word in _as_flags(name, value)
-            ]
+    with suppress(OSError, ValueError):  # which `parse_options` tells
+        words = _read_words(words)
     return {word.lstrip("-").partition("=")[0] for word in words if word.startswith("--")} - {"debug"}
+
+
+def _read_words(words: Sequence[str]) -> list[str]:
+    """The words of a command line, with the entries of its YAML file as flags, so that argparse checks types and
+    choices alike. They come first, because a later flag wins."""
+    if not words or not words[0].endswith((".yaml", ".yml")):
+        return list(words)
+    values, flags = read_yaml(words[0], RecipeLoader), []
+    if not isinstance(values, dict):
+        raise ValueError("it must hold `option: value` lines, as in configuration/recipes/")
+    for name, value in values.items():
+        if isinstance(value, list):
+            flags += [f"--{name}", *map(str, value)]
+        elif value is not None:
+            flags.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
+    return [*flags, *words[1:]]
 
 
 def parse_options(
@@ -153,56 +166,48 @@ def parse_options(
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = words[-1:] == [DEBUG]
-    words = words[: len(words) - debug]
     logging.getLogger("modeling_mcm").setLevel(logging.DEBUG if debug else logging.INFO)
-    option_classes = (*option_classes, ProgressOptions)
+    kinds: Any = (*option_classes, ProgressOptions)
     parser = HfArgumentParser(
-        option_classes,
+        kinds,
         description=description,
         usage="%(prog)s [recipe.yaml] [--option value ...] [--debug]",
         formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
-    known = [field.name for options in option_classes for field in dataclasses.fields(options) if field.init]
-    if words and words[0].endswith((".yaml", ".yml")):
-        recipe = Path(words.pop(0))
-        try:
-            values = read_yaml(recipe, RecipeLoader)
-        except (OSError, ValueError) as error:
-            parser.error(f"{recipe} can't be read: {error}")
-        if not isinstance(values, dict):
-            parser.error(f"{recipe} must hold `option: value` lines, as in configuration/recipes/.")
-        for name in values:
-            if name not in known:
-                parser.error(f"{recipe} has an unknown option {name!r}{_hint(str(name), known)}")
-        # As flags, so that argparse checks types and choices alike. They come first, because a later flag wins.
-        words = [word for name, value in values.items() for word in _as_flags(name, value)] + words
     parser.set_defaults(**(defaults or {}))
-    _, unknown = parser.parse_known_args(words)
-    if unknown:
-        parser.error(f"unknown option {unknown[0]!r}{_hint(unknown[0].lstrip('-').partition('=')[0], known)}")
     try:
-        *others, progress = parser.parse_args_into_dataclasses(words, look_for_args_file=False)
+        words = _read_words(words[: len(words) - debug])
+    except (OSError, ValueError) as error:
+        parser.error(f"{words[0]} can't be read: {error}")
+    for name in (word.partition("=")[0] for word in words if word.startswith("--")):
+        if name not in parser._option_string_actions:
+            close = difflib.get_close_matches(name, parser._option_string_actions, n=1)
+            parser.error(f"unknown option {name!r}; {f'did you mean {close[0]!r}?' if close else 'see --help'}")
+    try:
+        *options, progress = parser.parse_args_into_dataclasses(words, look_for_args_file=False)
     except ValueError as error:
         parser.error(str(error))
     if progress.no_progress:
         transformers_logging.disable_progress_bar()
         datasets.disable_progress_bars()
-        for options in others:
-            if hasattr(options, "disable_tqdm"):
-                options.disable_tqdm = True
-    return tuple(others)
+        for each in options:
+            if hasattr(each, "disable_tqdm"):
+                each.disable_tqdm = True
+    return tuple(options)
 
 
-def _hint(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else "; see --help"
+def command(description: str | None, *option_classes: Any) -> Callable[[Callable[..., None]], Callable[[], None]]:
+    """Makes a command of a function of options: it reads them from the command line, and ends on an error as
+    [`report_errors`] says."""
 
+    def decorate(run: Callable[..., None]) -> Callable[[], None]:
+        @functools.wraps(run)
+        def main() -> None:
+            options = parse_options(*option_classes, description=description)
+            with report_errors():
+                run(*options)
 
-def _as_flags(name: str, value: Any) -> list[str]:
-    """An entry of the YAML file as words of a command line."""
-    if value is None:
-        return []
-    if isinstance(value, list):
-        return [f"--{name}", *map(str, value)]
-    return [f"--{name}={json.dumps(value) if isinstance(value, dict) else value}"]
+        return main
+
+    return decorate

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from modeling_mcm.action_mcm import MCMForActionRecommendation
-from modeling_mcm.commands.arguments import parse_options, report_errors
+from modeling_mcm.commands.arguments import command
 from modeling_mcm.data import PreparedData, check_vocabularies
 from modeling_mcm.data.offers import OfferReader, load_offers
 from modeling_mcm.evaluation.cases import EvaluationCases, comparison_cases, unseen_only
@@ -51,6 +51,7 @@ from modeling_mcm.evaluation.tables import (
 from modeling_mcm.files_mcm import check_files, write_json
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.option import option
+from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.training.checkpoints import open_checkpoint
 from modeling_mcm.training.memory import keep_freed_memory
 
@@ -131,12 +132,16 @@ def write_protocol(cases: EvaluationCases, tasks: list[str]) -> str:
 Report = tuple[list[list[str]], str, dict[str, Any], list[str]]  # table, caption, all results, what is printed below
 
 
+def _open(options: EvaluationOptions, head: Any) -> tuple[PreparedData, Any, MCMFeatureExtractor]:
+    data = PreparedData(options.data)
+    model, extractor = open_checkpoint(head, options.model)
+    check_vocabularies(data.folder, extractor)
+    return data, model.to("cuda" if torch.cuda.is_available() else "cpu"), extractor
+
+
 def _evaluate_offers(options: EvaluationOptions) -> Report:
     """Evaluates a model on offers, beside the scores that MCM has without fine-tuning."""
-    data = PreparedData(options.data)
-    model, extractor = open_checkpoint(MCMForActionRecommendation, options.model)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
-    check_vocabularies(data.folder, extractor)
+    data, model, extractor = _open(options, MCMForActionRecommendation)
     offers = load_offers(str(options.offers), model.config.action_outcomes, data.schema.time_zone)
     offers = offers.of([options.cutoff])
     offers.of([]).check_times(data.schema.cutoff_seconds("validation"), offers)
@@ -161,10 +166,7 @@ def _evaluate_offers(options: EvaluationOptions) -> Report:
 
 def _evaluate_visits(options: EvaluationOptions) -> Report:
     """Evaluates on next visits or on a horizon, and writes the metrics of every customer if the options say so."""
-    data = PreparedData(options.data)
-    model, extractor = open_checkpoint(MCMForMultiTaskRecommendation, options.model)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
-    check_vocabularies(data.folder, extractor)
+    data, model, extractor = _open(options, MCMForMultiTaskRecommendation)
     if wrong := [task for task in options.tasks if task not in model.config.tasks]:
         raise ValueError(f"No tasks {wrong}; the checkpoint has {', '.join(model.config.tasks)}.")
     tasks = options.tasks or list(model.config.tasks)
@@ -177,10 +179,7 @@ def _evaluate_visits(options: EvaluationOptions) -> Report:
     if options.baselines:
         names, left_out = [name for name in options.baselines if name != "none"], []
     lists: dict[str, Any] = {}
-    try:
-        results = counting_baselines(data.rows, cases, label_sizes, names, options.k, lists)
-    except ImportError as error:  # the message names the extra that is missing
-        raise ImportError(f"{error} Or evaluate with --baselines none.") from error
+    results = counting_baselines(data.rows, cases, label_sizes, names, options.k, lists)
     own = lists["MCM"] = {}
     results["MCM"] = model_values(model, extractor, data.rows, cases, tasks, options.k, options.batch_size, own)
 
@@ -207,22 +206,21 @@ def _evaluate_visits(options: EvaluationOptions) -> Report:
     return table, caption, report | {"results": summary(results), "by_history": histories, "lists": properties}, below
 
 
-def main() -> None:
-    """Reads the options, evaluates, prints the tables, and writes the files that the options name."""
+@command(__doc__, EvaluationOptions)
+def main(options: EvaluationOptions) -> None:
+    """Evaluates, prints the tables, and writes the files that the options name."""
     keep_freed_memory()
-    (options,) = parse_options(EvaluationOptions, description=__doc__)
-    with report_errors():
-        for name in not_installed(options.baselines):
-            fix = f"`pip install modeling-mcm[{NEEDS[name]}]`"
-            raise ImportError(f"{name} is not installed: {fix}, or name other baselines.")
-        check_files(options.model)
-        table, caption, report, below = (_evaluate_offers if options.offers else _evaluate_visits)(options)
-        print(f"\n{caption}", text_table(table), *below, sep="\n\n")
-        if options.report_file:
-            write_report(table, caption, Path(options.report_file))
-        if options.output_file:
-            Path(options.output_file).parent.mkdir(parents=True, exist_ok=True)
-            write_json(options.output_file, report)
+    for name in not_installed(options.baselines):
+        fix = f"`pip install modeling-mcm[{NEEDS[name]}]`"
+        raise ImportError(f"{name} is not installed: {fix}, or name other baselines.")
+    check_files(options.model)
+    table, caption, report, below = (_evaluate_offers if options.offers else _evaluate_visits)(options)
+    print(f"\n{caption}", text_table(table), *below, sep="\n\n")
+    if options.report_file:
+        write_report(table, caption, Path(options.report_file))
+    if options.output_file:
+        Path(options.output_file).parent.mkdir(parents=True, exist_ok=True)
+        write_json(options.output_file, report)
 
 
 if __name__ == "__main__":

@@ -15,27 +15,26 @@ A head is fitted at once. A YAML file may hold any option, and flags win over it
 
 from dataclasses import fields
 
-from modeling_mcm.commands.arguments import named_options, parse_options, report_errors
+from modeling_mcm.commands.arguments import command, named_options
 from modeling_mcm.training.finetuning import FineTuningOptions
 from modeling_mcm.training.labels import LabelOptions, train_to_labels
 from modeling_mcm.training.memory import keep_freed_memory
 from modeling_mcm.training.offers import OfferOptions, train_to_offers
 
 
-def main() -> None:
-    """Reads the options, fits a head, and saves the model with its feature extractor."""
+@command(__doc__, FineTuningOptions, OfferOptions, LabelOptions)
+def main(options: FineTuningOptions, offers: OfferOptions, labels: LabelOptions) -> None:
+    """Fits a head, and saves the model with its feature extractor."""
     keep_freed_memory()
-    options, offers, labels = parse_options(FineTuningOptions, OfferOptions, LabelOptions, description=__doc__)
-    with report_errors():
-        if options.model is None or options.data is None or (offers.offers is None) == (labels.labels is None):
-            raise ValueError("--model, --data and one of --offers and --labels are needed: see --help.")
-        given, other = ("offers", LabelOptions) if labels.labels is None else ("labels", OfferOptions)
-        if unused := sorted(named_options() & {entry.name for entry in fields(other)}):
-            raise ValueError(f"--{', --'.join(unused)} is not read with --{given}: leave it out.")
-        if labels.labels is None:
-            train_to_offers(options, offers)
-        else:
-            train_to_labels(options, labels)
+    if options.model is None or options.data is None or (offers.offers is None) == (labels.labels is None):
+        raise ValueError("--model, --data and one of --offers and --labels are needed: see --help.")
+    given, other = ("offers", LabelOptions) if labels.labels is None else ("labels", OfferOptions)
+    if unused := sorted(named_options() & {entry.name for entry in fields(other)}):
+        raise ValueError(f"--{', --'.join(unused)} is not read with --{given}: leave it out.")
+    if labels.labels is None:
+        train_to_offers(options, offers)
+    else:
+        train_to_labels(options, labels)
 
 
 if __name__ == "__main__":

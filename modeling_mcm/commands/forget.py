@@ -20,7 +20,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from modeling_mcm.commands.arguments import EngineOptions, parse_options, report_errors
+from modeling_mcm.commands.arguments import EngineOptions, command
 from modeling_mcm.files_mcm import locked
 from modeling_mcm.option import option
 
@@ -59,25 +59,24 @@ def _read_ids(path: str) -> list[str]:
     return ids
 
 
-def main() -> None:
-    """Reads the options, deletes the customers, and ends with status 1 if it is not proven that all are gone."""
-    options, engine = parse_options(ForgetOptions, EngineOptions, description=__doc__)
-    with report_errors():
-        from modeling_mcm.preparation.forget import Places, clear_cache
+@command(__doc__, ForgetOptions, EngineOptions)
+def main(options: ForgetOptions, engine: EngineOptions) -> None:
+    """Deletes the customers, and ends with status 1 if it is not proven that all are gone."""
+    from modeling_mcm.preparation.forget import Places, clear_cache
 
-        names = _read_ids(options.customers)
-        groups = (options.data, options.events, [options.profile] if options.profile else [], options.predictions)
-        paths = [[Path(path).resolve() for path in group] for group in groups]
-        with nullcontext() if options.check_only else locked(*itertools.chain(*paths)):
-            places, absent = Places(*paths), []
-            if not options.check_only:
-                customers = places.look_for(names)
-                absent = [name for name in names if name not in customers]
-                for path, rows in places.forget(customers, engine=engine.engine, spark_config=engine.spark).items():
-                    print(f"{path}: {rows:,} rows deleted")
-                print(f"{clear_cache()} Arrow copies removed")
+    names, problems = _read_ids(options.customers), []
+    groups = (options.data, options.events, [options.profile] if options.profile else [], options.predictions)
+    paths = [[Path(path).resolve() for path in group] for group in groups]
+    with nullcontext() if options.check_only else locked(*itertools.chain(*paths)):
+        places = Places(*paths)
+        if not options.check_only:
+            customers = places.look_for(names)
+            absent = [name for name in names if name not in customers]
             problems = [f"found nowhere: {name!r} (deleted before, or misspelt)" for name in absent]
-            problems += [f"{path}: {reason}" for path, reason in places.find(names).items()]
+            for path, rows in places.forget(customers, engine=engine.engine, spark_config=engine.spark).items():
+                print(f"{path}: {rows:,} rows deleted")
+            print(f"{clear_cache()} Arrow copies removed")
+        problems += [f"{path}: {reason}" for path, reason in places.find(names).items()]
     if problems:
         sys.exit("\n  ".join([f"{Path(sys.argv[0]).stem}: not proven that the customers are gone:", *problems]))
     print("All files were read again: none of the customers is there")

@@ -24,10 +24,9 @@ histories of one file and the scores of one batch, for any number of customers.
 
 import shutil
 from contextlib import AbstractContextManager, nullcontext
-from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -36,7 +35,7 @@ from accelerate import PartialState
 from transformers.utils import logging
 
 from modeling_mcm.action_mcm import MCMForActionRecommendation
-from modeling_mcm.commands.arguments import EngineOptions, parse_options, report_errors
+from modeling_mcm.commands.arguments import MEMORY_LIMIT, EngineOptions, command
 from modeling_mcm.customer_mcm import MCMForCustomerPrediction
 from modeling_mcm.data import NO_CUTOFFS, EventSchema, PreparedData, check_vocabularies, read_schema
 from modeling_mcm.data.dataset import MANIFEST_FILE
@@ -111,9 +110,7 @@ class PredictionOptions:
     )
     batch_size: int = option(64, "Number of customers in one batch of the model.")
     rows_per_file: int = option(2048, "Number of customers in one file.")
-    memory_limit: str = option(
-        "1GB", "Memory that DuckDB may use on a raw log before it writes temporary data to disk."
-    )
+    memory_limit: str = option("1GB", MEMORY_LIMIT)
 
     def __post_init__(self) -> None:
         if bool(self.data) == bool(self.events):
@@ -126,14 +123,18 @@ class PredictionOptions:
             raise ValueError("--top_k must be at least 0, --batch_size and --rows_per_file at least 1.")
         if not self.top_k and not self.embeddings:
             raise ValueError("--top_k 0 without --embeddings leaves nothing to write: change one of them.")
-        if self.tasks and not self.top_k:
-            raise ValueError("--tasks names tasks to rank, but --top_k 0 ranks nothing: leave one of them out.")
-        if not self.top_k and (self.candidates or self.exclude or self.per_group or self.horizon_days):
+        if not self.top_k and self.chooses:
             raise ValueError(
-                "--candidates, --exclude, --per_group and --horizon_days choose labels, but --top_k 0 writes none."
+                "--tasks, --candidates, --exclude, --per_group and --horizon_days choose labels, but --top_k 0 writes "
+                "none: leave one of them out."
             )
         if self.per_group and not self.per_group.rpartition("=")[2].isdecimal():
             raise ValueError(f"--per_group is {self.per_group!r}; write FEATURE=NUMBER, such as product_category=2.")
+
+    @property
+    def chooses(self) -> bool:
+        """Whether an option chooses labels."""
+        return any((self.tasks, self.candidates, self.exclude, self.per_group, self.horizon_days))
 
     def of_head(self, head: Any) -> "PredictionOptions":
         """The options for a checkpoint of a class. Raises `ValueError` if they ask for what it does not have."""
@@ -151,20 +152,12 @@ class PredictionOptions:
             raise ValueError("--top_k 0 leaves no action to write: give at least 1, or leave it out.")
         if head is MCMForMultiTaskRecommendation:
             return self
-        if self.tasks or self.candidates or self.exclude or self.per_group or self.horizon_days:
+        if self.chooses:
             raise ValueError(
                 f"{self.model} is an {head.__name__} and ranks no tasks: leave --tasks, --candidates, --exclude, "
                 "--per_group and --horizon_days out, or give the checkpoint that it was fine-tuned from."
             )
-        result = copy(self)
-        result.embeddings, result.forecasts = False, False
-        return result
-
-    @property
-    def group(self) -> tuple[str, int] | None:
-        """The feature and number of --per_group."""
-        name, _, number = (self.per_group or "").rpartition("=")
-        return (name, int(number)) if name else None
+        return replace(self, embeddings=False, forecasts=False)
 
 
 def _prepare_log(options: PredictionOptions, extractor: MCMFeatureExtractor, engine: EngineOptions) -> None:
@@ -223,7 +216,8 @@ def _make_job(options: PredictionOptions, head: Any, model: Any, extractor: MCMF
     if wrong := [task for task in options.tasks if task not in tasks]:
         raise ValueError(f"No tasks {wrong}; the checkpoint has {', '.join(tasks)}.")
     as_of = extractor.read_as_of(options.as_of)
-    known = cast(MCMModel, model.base_model).select_forecasts(options.forecast_days or None)
+    group, _, most = (options.per_group or "").rpartition("=")
+    known = model.base_model.select_forecasts(options.forecast_days or None)
     forecasts = known.names() if options.forecasts and known.are_trained else []
     if options.forecast_days and not forecasts:
         raise ValueError(
@@ -238,7 +232,7 @@ def _make_job(options: PredictionOptions, head: Any, model: Any, extractor: MCMF
         forecasts=tuple(forecasts),
         forecast_days=tuple(options.forecast_days) or None,
         as_of=None if as_of is None else int(as_of),
-        per_group=options.group,
+        per_group=(group, int(most)) if group else None,
         predicted=tuple(model.config.id2label.values()) if head is MCMForCustomerPrediction else (),
         outcomes=tuple(model.config.action_outcomes) if options.actions else (),
         **{name: getattr(options, name) for name in names},
@@ -291,12 +285,11 @@ def run(options: PredictionOptions, engine: EngineOptions) -> str:
     return "\n".join([*totals, summary])
 
 
-def main() -> None:
-    """Reads the options, scores the customers and prints what was written."""
+@command(__doc__, PredictionOptions, EngineOptions)
+def main(options: PredictionOptions, engine: EngineOptions) -> None:
+    """Scores the customers and prints what was written."""
     keep_freed_memory()
-    options, engine = parse_options(PredictionOptions, EngineOptions, description=__doc__)
-    with report_errors():
-        summary = run(options, engine)
+    summary = run(options, engine)
     if PartialState().is_main_process:
         print(summary)
     PartialState().destroy_process_group()  # its threads sometimes abort the process at its end

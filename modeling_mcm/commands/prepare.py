@@ -20,7 +20,7 @@ files, schema and options made it; otherwise the command ends with an error.
 from dataclasses import dataclass
 from pathlib import Path
 
-from modeling_mcm.commands.arguments import MEMORY_LIMIT, EngineOptions, parse_options, report_errors
+from modeling_mcm.commands.arguments import MEMORY_LIMIT, EngineOptions, command
 from modeling_mcm.data import EventSchema, PreparedManifest, read_schema
 from modeling_mcm.files_mcm import check_files
 from modeling_mcm.option import option
@@ -99,42 +99,41 @@ def _summary(manifest: PreparedManifest, output_dir: str) -> str:
     )
 
 
-def main() -> None:
-    """Reads the options, prepares the data set and prints what it holds."""
-    options, engine = parse_options(PrepareOptions, EngineOptions, description=__doc__)
+@command(__doc__, PrepareOptions, EngineOptions)
+def main(options: PrepareOptions, engine: EngineOptions) -> None:
+    """Prepares the data set and prints what it holds."""
+    from modeling_mcm.preparation import prepare
+
     events: str | list[str] = options.events[0] if len(options.events) == 1 else options.events
     profile, schema, extractor = options.profile, options.schema, None
-    with report_errors():
-        from modeling_mcm.preparation import prepare
+    if options.demo:
+        from modeling_mcm.preparation.demos import SCHEMA, build_complete_journey, build_complete_journey_offers
 
-        if options.demo:
-            from modeling_mcm.preparation.demos import SCHEMA, build_complete_journey, build_complete_journey_offers
-
-            raw = Path(options.output_dir).parent / "raw"
-            events, profile = map(str, build_complete_journey(raw))
-            if options.offers:
-                build_complete_journey_offers(raw)
-            schema = schema or str(SCHEMA)
-        if options.model:
-            check_files(options.model)
-            extractor = MCMFeatureExtractor.from_pretrained(options.model)
-        event_schema = EventSchema.from_yaml(schema) if schema or extractor is None else read_schema(extractor)
-        if options.cutoffs:
-            cutoffs = dict(zip(("validation", "test"), options.cutoffs, strict=True))
-            event_schema = EventSchema.from_dict(event_schema.to_dict() | {"cutoffs": cutoffs})
-        manifest = prepare(
-            events,
-            event_schema,
-            options.output_dir,
-            profile=profile,
-            feature_extractor=extractor,
-            engine=engine.engine,
-            spark_config=engine.spark,
-            overwrite=options.overwrite,
-            reuse=options.reuse,
-            memory_limit=options.memory_limit,
-            rows_per_shard=options.rows_per_shard,
-        )
+        raw = Path(options.output_dir).parent / "raw"
+        events, profile = map(str, build_complete_journey(raw))
+        if options.offers:
+            build_complete_journey_offers(raw)
+        schema = schema or str(SCHEMA)
+    if options.model:
+        check_files(options.model)
+        extractor = MCMFeatureExtractor.from_pretrained(options.model)
+    event_schema = EventSchema.from_yaml(str(schema)) if schema or extractor is None else read_schema(extractor)
+    if options.cutoffs:
+        cutoffs = dict(zip(("validation", "test"), options.cutoffs, strict=True))
+        event_schema = EventSchema.from_dict(event_schema.to_dict() | {"cutoffs": cutoffs})
+    manifest = prepare(
+        events,
+        event_schema,
+        options.output_dir,
+        profile=profile,
+        feature_extractor=extractor,
+        engine=engine.engine,
+        spark_config=engine.spark,
+        overwrite=options.overwrite,
+        reuse=options.reuse,
+        memory_limit=options.memory_limit,
+        rows_per_shard=options.rows_per_shard,
+    )
     print(_summary(manifest, options.output_dir))
 
 

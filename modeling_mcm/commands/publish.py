@@ -16,29 +16,13 @@ Prefer this command to `Trainer.push_to_hub`, which also sends a pickle of the t
 """
 
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from modeling_mcm.commands.arguments import parse_options, report_errors
-from modeling_mcm.files_mcm import write_text
-from modeling_mcm.hub import (
-    Exposure,
-    PublishingError,
-    check_name,
-    customers_per_value,
-    files_to_publish,
-    model_card,
-    publish,
-    rare_values,
-    shared_pairs,
-    write_upload_folder,
-)
-from modeling_mcm.hub.folder import CARD_NAME, read_json
+from modeling_mcm.commands.arguments import command
+from modeling_mcm.hub import PublishingError, check_name, files_to_publish, model_card, publish, write_upload_folder
+from modeling_mcm.hub.folder import CARD_NAME
 from modeling_mcm.option import option
-from modeling_mcm.processing_mcm import MCMFeatureExtractor
-
-RARE_BELOW = 5  # customers: a value of fewer is rare in the card, if --min_customers does not say otherwise
-TRAINING_FILES = ("finetuning.json", "pretraining.json")
 
 
 @dataclass
@@ -71,45 +55,18 @@ class PublishingOptions:
             raise ValueError(f"--min_customers is {self.min_customers}; every value has 1 customer, give 2 or more.")
 
 
-def _fill_folder(options: PublishingOptions, folder: Path) -> None:
-    """Writes all files that are sent to the Hub into a new folder, with the card."""
-    checkpoint = Path(options.model)
-    hidden = shared = exposure = None
-    if options.data:
-        from modeling_mcm.data import PreparedData, check_vocabularies
-
-        data, extractor = PreparedData(options.data), MCMFeatureExtractor.from_pretrained(str(checkpoint))
-        check_vocabularies(data.folder, extractor)
-        least = options.min_customers or RARE_BELOW
-        rare = rare_values(customers_per_value(data.rows, extractor), extractor, least)
-        counted = {name: len(values) for name, values in rare.items()}
-        exposure = Exposure(least, counted, hidden=options.min_customers is not None)
-        if exposure.hidden:
-            hidden, shared = rare, shared_pairs(data.rows, extractor, least)
-    pairs = write_upload_folder(checkpoint, folder, hidden, shared)
-    if exposure and exposure.hidden:
-        exposure = replace(exposure, pairs=pairs)
-        print(
-            f"Of fewer than {exposure.min_customers} customers: {sum(exposure.rare.values()):,} values are hidden, "
-            f"and {pairs:,} weights of pairs of labels"
-        )
-    stored = [path for name in TRAINING_FILES if (path := checkpoint / name).is_file()]
-    training = read_json(stored[0], "the record of the training") if stored else None
-    evaluated = checkpoint / "evaluation.json"
-    evaluation = read_json(evaluated, "the evaluation") if evaluated.is_file() else None
-    try:
-        card = model_card(folder, options.repo_id, training, evaluation, exposure)
-    except ValueError as error:
-        raise ValueError(f"{evaluated}: {error}") from error
-    write_text(folder / CARD_NAME, f"{card}\n")
-
-
-def main() -> None:
-    """Reads the options, writes the folder, prints its files and sends it."""
-    (options,) = parse_options(PublishingOptions, description=__doc__)
-    with report_errors(), tempfile.TemporaryDirectory(prefix="mcm-publish-") as scratch:
+@command(__doc__, PublishingOptions)
+def main(options: PublishingOptions) -> None:
+    """Writes the folder, prints its files and sends it."""
+    with tempfile.TemporaryDirectory(prefix="mcm-publish-") as scratch:
         folder = Path(options.output_dir or Path(scratch, "folder"))
-        _fill_folder(options, folder)
+        exposure = write_upload_folder(options.model, folder, options.data, options.min_customers)
+        if exposure and exposure.hidden:
+            print(
+                f"Of fewer than {exposure.min_customers} customers: {sum(exposure.rare.values()):,} values are hidden,"
+                f" and {exposure.pairs:,} weights of pairs of labels"
+            )
+        model_card(folder, options.repo_id, options.model, exposure).save(folder / CARD_NAME)
         files = files_to_publish(folder)
         for path in files:
             print(f"{path.stat().st_size:>14,} bytes  {path.relative_to(folder)}")

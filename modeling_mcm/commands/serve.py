@@ -20,11 +20,10 @@ slow clients.
 import math
 import os
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
-from modeling_mcm.commands.arguments import parse_options, report_errors
+from modeling_mcm.commands.arguments import command
 from modeling_mcm.data import PreparedManifest, check_vocabularies
 from modeling_mcm.extras import needs
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
@@ -32,6 +31,9 @@ from modeling_mcm.option import option
 from modeling_mcm.schema_mcm import check_integer
 from modeling_mcm.serving import CustomerService, EventStore, WorkerProcess, create_api
 from modeling_mcm.training.checkpoints import find_head, open_checkpoint
+
+with needs("serve"):
+    import uvicorn
 
 TOKEN = "MCM_TOKEN"
 
@@ -68,8 +70,9 @@ class ServeOptions:
             raise ValueError(f"--limit is {self.limit}; give requests a second, above 0, or leave it out.")
 
 
-def _build(options: ServeOptions) -> tuple[Any, CustomerService]:
-    """Makes the web application and the service in it."""
+@command(__doc__, ServeOptions)
+def main(options: ServeOptions) -> None:
+    """Serves until the process gets a signal to stop."""
     token = os.environ.get(TOKEN, "")
     if not token:
         raise ValueError(
@@ -78,13 +81,8 @@ def _build(options: ServeOptions) -> tuple[Any, CustomerService]:
     torch.set_num_threads(options.threads)
     head = find_head(options.model)
     model, extractor = open_checkpoint(head, options.model)
-    columns = (
-        extractor.name,
-        extractor.customer,
-        extractor.schema.order_column,
-        extractor.visit,
-        extractor.token_type,
-    )
+    schema = extractor.schema
+    columns = (schema.name, schema.customer, schema.order_column, schema.visit, schema.token_type)
     store = EventStore(options.store, ", ".join(map(str, columns)))
     service = CustomerService(model, extractor, store, candidates=options.candidates)
     if options.data is not None:
@@ -93,19 +91,9 @@ def _build(options: ServeOptions) -> tuple[Any, CustomerService]:
     api = create_api(service, token, options.limit, options.log_requests)
     if head is MCMForMultiTaskRecommendation:
         service.worker = WorkerProcess(options.model, service.digest)
-    return api, service
-
-
-def main() -> None:
-    """Reads the options and serves until the process gets a signal to stop."""
-    (options,) = parse_options(ServeOptions, description=__doc__)
-    with report_errors():
-        with needs("serve"):
-            import uvicorn
-        api, service = _build(options)
-        print(f"{options.model}: {service.store.count():,} customers in {service.store.name}", flush=True)
-        # The lines of requests are written as progress is.
-        uvicorn.run(api, host=options.host, port=options.port, log_level="warning", server_header=False)
+    print(f"{options.model}: {store.count():,} customers in {store.name}", flush=True)
+    # The lines of requests are written as progress is.
+    uvicorn.run(api, host=options.host, port=options.port, log_level="warning", server_header=False)
 
 
 if __name__ == "__main__":

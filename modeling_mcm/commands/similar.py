@@ -8,7 +8,7 @@ mcm similar --model runs/quickstart --task product_type --labels "PASTA SAUCE" "
 
 from dataclasses import dataclass
 
-from modeling_mcm.commands.arguments import parse_options, report_errors
+from modeling_mcm.commands.arguments import command
 from modeling_mcm.live.related import similar, together
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.option import option
@@ -30,17 +30,16 @@ class SimilarOptions:
             raise ValueError(f"--labels has {len(self.labels)} labels; give one, or several with --together.")
 
 
-def main() -> None:
-    """Reads the options and prints a label and its score in each line."""
-    (options,) = parse_options(SimilarOptions, description=__doc__)
-    with report_errors():
-        model, extractor = open_checkpoint(MCMForMultiTaskRecommendation, options.model)
-        if options.together:
-            found = together(model, extractor, options.task, options.labels, options.k)
-        else:
-            found = similar(model, extractor, options.task, options.labels[0], options.k)
-    for each in found:
-        print(f"{each['score']:8.3f}  {each['label']}")
+@command(__doc__, SimilarOptions)
+def main(options: SimilarOptions) -> None:
+    """Prints a label and its score in each line."""
+    checkpoint = open_checkpoint(MCMForMultiTaskRecommendation, options.model)
+    if options.together:
+        labels = together(*checkpoint, options.task, options.labels, options.k)
+    else:
+        labels = similar(*checkpoint, options.task, options.labels[0], options.k)
+    for entry in labels:
+        print(f"{entry['score']:8.3f}  {entry['label']}")
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Publishing on the Hugging Face Hub: the folder with the model's code, the card, and the upload."""
 
-from modeling_mcm.hub.card import Exposure, model_card
+from modeling_mcm.hub.card import model_card
 from modeling_mcm.hub.folder import write_upload_folder
-from modeling_mcm.hub.privacy import customers_per_value, rare_values, shared_pairs
+from modeling_mcm.hub.privacy import Exposure
 from modeling_mcm.hub.publish import Published, PublishingError, check_name, files_to_publish, publish
 
 __all__ = [
@@ -12,11 +12,8 @@ __all__ = [
     "Published",
     "PublishingError",
     "check_name",
-    "customers_per_value",
     "files_to_publish",
     "model_card",
     "publish",
-    "rare_values",
-    "shared_pairs",
     "write_upload_folder",
 ]

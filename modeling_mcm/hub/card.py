@@ -5,45 +5,29 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from modeling_mcm.configuration_mcm import MCMConfig
+from modeling_mcm.data.examples import example_values
 from modeling_mcm.evaluation.metrics import CONFIDENCE
 from modeling_mcm.evaluation.reports import with_half_interval
-from modeling_mcm.hub.folder import ACTION_HEAD, CONFIG_NAME, PREPROCESSOR_NAME, VOCABULARIES_NAME, read_json
+from modeling_mcm.hub.folder import ACTION_HEAD, CONFIG_NAME, read_json
+from modeling_mcm.hub.privacy import Exposure
+from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
 TEMPLATE = Path(__file__).with_name("templates") / "model_card.md.jinja"
 TAGS = ["mcm", "customer-model", "recommendation", "personalization", "sequential-recommendation"]
 PUBLIC = re.compile(r"(?:configuration|training|examples)/")  # files of the project, so their names reveal nothing
 SECRETS = ("token", "secret", "password", "key")
 LEFT_OUT = "..."
-FIRST_EVENT = {"time": "2024-02-10 18:00", "order": 1, "visit": "1"}  # of the example
 # The metrics that a card shows, of next visits, of visits within a horizon, and of offers.
 HEADLINES = ["next_visit_ndcg", "next_visit_recall", "next_event_ndcg"]
 HEADLINES += ["horizon_ndcg", "horizon_recall", "average_precision", "roc_auc", "ndcg", "recall"]
 OWN_METHODS = ("MCM", "MCM fine-tuned")
 DIGITS = 4
-
-
-@dataclass(frozen=True)
-class Exposure:
-    """How many customers have the values of the vocabularies, as counted on the training data.
-
-    Args:
-        min_customers (`int`): Number k of customers; a value of fewer is rare.
-        rare (`Mapping[str, int]`): Number of rare values of each categorical feature.
-        hidden (`bool`): Whether rare values are published as placeholders.
-        pairs (`int`): Number of weights of rare pairs of labels that were left out.
-    """
-
-    min_customers: int
-    rare: Mapping[str, int]
-    hidden: bool
-    pairs: int = 0
 
 
 def scrub_command(command: str) -> str:
@@ -66,60 +50,42 @@ def _scrub_path(word: str) -> str:
 
 
 def _cell(text: Any) -> str:
-    """Escapes a text of the data for a cell of a Markdown table."""
+    """Escapes a text of the data for Markdown."""
     return re.sub(r"([\\|`*<\[])", r"\\\1", str(text)).replace("\n", " ")
 
 
-def _example(extractor: Mapping[str, Any], stored: Mapping[str, Any], profile: bool = False) -> dict[str, Any]:
-    """A value that the model knows for each column of an event, or of a customer's profile."""
-    example = {}
-    for feature in extractor["features"]:
-        kind, column = feature.get("kind", "categorical"), feature.get("column") or feature["name"]
-        if bool(feature.get("profile")) == profile and kind in ("categorical", "numeric"):
-            values = stored["vocabularies"].get(feature["name"], ())
-            if column == extractor["token_type"]:
-                values = extractor["target_token_types"]
-            example[column] = next((value for value in values if not value.startswith("[hidden ")), 1)
-    return example
-
-
-def _headline_metrics(metrics: Mapping[str, Any]) -> list[tuple[str, str, int]]:
-    """Name in the file, name and k of each metric that a card shows: of the longest list, or 0 without a list."""
-    longest: dict[str, int] = {}
-    for key in metrics:
-        name, _, k = key.partition("@")
-        longest[name] = max(longest.get(name, 0), int(k or 0))
-    shown = [(name, longest[name]) for name in HEADLINES if name in longest]
-    return [(f"{name}@{k}" if k else name, name, k) for name, k in shown]
-
-
-def _metric_name(row: Mapping[str, Any]) -> str:
-    return row["metric"].replace("_", " ") + (f" @{row['k']}" if row["k"] else "")
-
-
-def result_rows(evaluation: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+def result_rows(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Selects a card's results from the file of `mcm evaluate --output_file`: `results` by method, task and metric, or
-    metrics by "outcome: method" of a model that was fine-tuned to offers. Raises `ValueError` if it is neither."""
-    if evaluation is None:
-        return []
+    metrics by "outcome: method" of a model that was fine-tuned to offers. Of each metric the longest list counts.
+    Raises `ValueError` if it is neither."""
+    rows = []
     try:
         if "results" in evaluation:
             by_method = evaluation["results"].items()
             entries = [(method, task, metrics) for method, tasks in by_method for task, metrics in tasks.items()]
         else:
             entries = [(*key.split(": ", 1)[::-1], metrics) for key, metrics in evaluation.items()]
-        return [
-            {"method": method, "task": task, "metric": name, "k": k, "customers": int(metrics[key]["customers"])}
-            | {bound: float(metrics[key][bound]) for bound in ("mean", "low", "high")}
-            for method, task, metrics in entries
-            for key, name, k in _headline_metrics(metrics)
-            if math.isfinite(metrics[key]["mean"])  # there was a case
-        ]
+        for method, task, metrics in entries:
+            longest = {name: (k, key) for k, name, key in sorted(map(_read_metric, metrics))}
+            for name in HEADLINES:
+                k, key = longest.get(name, (0, ""))
+                if key and math.isfinite(metrics[key]["mean"]):  # there was a case
+                    row = {"method": method, "task": task, "metric": name, "k": k}
+                    row |= {"words": name.replace("_", " ") + f" @{k}" * bool(k)}
+                    row |= {bound: float(metrics[key][bound]) for bound in ("mean", "low", "high")}
+                    rows.append(row | {"customers": int(metrics[key]["customers"])})
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"The evaluation is not what `mcm evaluate` writes with --output_file ({type(error).__name__}: {error}); "
             "evaluate again."
         ) from error
+    return rows
+
+
+def _read_metric(key: str) -> tuple[int, str, str]:
+    """Length of the list, 0 without a list, and name of a metric such as ndcg@10, and the metric."""
+    name, _, k = key.partition("@")
+    return int(k or 0), name, key
 
 
 def _evaluation_metadata(rows: Sequence[Mapping[str, Any]], data: str, split: str, prefix: str) -> list[EvalResult]:
@@ -133,7 +99,7 @@ def _evaluation_metadata(rows: Sequence[Mapping[str, Any]], data: str, split: st
             dataset_config=row["task"],  # the client takes results of one data set and config for one task
             dataset_split=split,
             metric_type=row["metric"],
-            metric_name=_metric_name(row),
+            metric_name=row["words"],
             metric_value=round(row["mean"], DIGITS),
             metric_args={"confidence": CONFIDENCE}
             | {bound: round(row[bound], DIGITS) for bound in ("low", "high")}
@@ -144,44 +110,44 @@ def _evaluation_metadata(rows: Sequence[Mapping[str, Any]], data: str, split: st
     ]
 
 
-def _results_table(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Makes the columns, and by task and method the cells, of the card's table of results."""
-    columns = list(dict.fromkeys(map(_metric_name, rows)))
-    table: dict[str, dict[str, dict[str, str]]] = {}
-    for row in rows:
-        cells = table.setdefault(row["task"], {}).setdefault(row["method"], {})
-        cells[_metric_name(row)] = with_half_interval(row)
-    lines = [
-        (_cell(task), _cell(method), [cells.get(column, "") for column in columns])
-        for task, methods in table.items()
-        for method, cells in methods.items()
-    ]
-    return {"columns": columns, "lines": lines}
+def _read_first(folder: str | Path | None, *names: str) -> dict[str, Any]:
+    paths = [Path(folder, name) for name in names] if folder else []
+    return next((read_json(path, "which the card reads") for path in paths if path.is_file()), {})
 
 
 def model_card(
-    folder: str | Path,
-    repo_id: str,
-    training: Mapping[str, Any] | None = None,
-    evaluation: Mapping[str, Any] | None = None,
-    exposure: Exposure | None = None,
+    folder: str | Path, repo_id: str, checkpoint: str | Path | None = None, exposure: Exposure | None = None
 ) -> ModelCard:
-    """Writes the model card of a checkpoint, with metadata that the Hub's client has validated. `training` is the
-    content of pretraining.json or finetuning.json, `evaluation` that of the file of `mcm evaluate --output_file`.
-    Without `exposure` the card says that rare values were not counted. Raises `FileNotFoundError` if a file is
-    missing, and `ValueError` if one is damaged or the evaluation is of another kind."""
+    """Writes the model card of a folder of `write_upload_folder`, with metadata that the Hub's client has validated.
+
+    Args:
+        checkpoint (`str`, *optional*): Folder of the checkpoint, whose finetuning.json or pretraining.json says how it
+            was trained, and whose evaluation.json (`mcm evaluate --output_file`) how good it is.
+        exposure ([`Exposure`], *optional*): Without it the card says that rare values were not counted.
+
+    Raises:
+        OSError: If a file of the folder is missing.
+        ValueError: If a file is damaged, or the evaluation is of another kind.
+    """
+    training = _read_first(checkpoint, "finetuning.json", "pretraining.json")
+    evaluation = _read_first(checkpoint, "evaluation.json")
     config = read_json(Path(folder) / CONFIG_NAME, "the model's config")
-    extractor = read_json(Path(folder) / PREPROCESSOR_NAME, "the feature extractor's config")
-    stored = read_json(Path(folder) / VOCABULARIES_NAME, "the values of the features")
-    training, results = training or {}, result_rows(evaluation)
-    known = evaluation if evaluation and "results" in evaluation else {}  # that of offers says nothing of its data
-    data = known.get("data") or training.get("data") or extractor["name"]
+    extractor = MCMFeatureExtractor.from_pretrained(str(folder))
+    results = result_rows(evaluation)
+    known = evaluation if "results" in evaluation else {}  # that of offers says nothing of its data
+    data = known.get("data") or training.get("data") or extractor.name
     name, shape = repo_id.split("/")[-1], MCMConfig.from_dict(dict(config))
     prefix = "next " if known else "offers: "
     command = training.get("command") or ""
     if not isinstance(command, str):
         raise ValueError(f"`command` of the training is {command!r}, expected a text: take it from the training.")
-    event = {extractor[name]: value for name, value in FIRST_EVENT.items() if extractor.get(name)}
+    order = extractor.schema.order_column
+    event = {order: "2024-02-10 18:00" if extractor.time else 1} if order else {}
+    event |= {extractor.visit: "1"} if extractor.visit else {}
+    table: dict[str, dict[str, dict[str, str]]] = {}
+    for row in results:
+        of_method = table.setdefault(row["task"], {}).setdefault(row["method"], {})
+        of_method[row["words"]] = with_half_interval(row)
     return ModelCard.from_template(
         ModelCardData(
             license="apache-2.0",
@@ -197,17 +163,15 @@ def model_card(
         config=config,
         shape=shape,
         extractor=extractor,
-        event=event | _example(extractor, stored),
-        action={"action_id": "a"} | _example(extractor, stored),
-        profile=_example(extractor, stored, profile=True),
+        event=event | example_values(extractor),
+        action={"action_id": "a"} | example_values(extractor),
+        profile=example_values(extractor, profile=True),
         actions=ACTION_HEAD in config["architectures"],
-        stored=stored,
         cell=_cell,
-        tasks=[_cell(task) for task in config["tasks"]],
-        number_of_values=sum(map(len, stored["vocabularies"].values())),
         training=training,
         command=scrub_command(command),
         evaluation=known,
-        results=_results_table(results) if results else None,
+        results=table,
+        columns=list(dict.fromkeys(row["words"] for row in results)),
         exposure=exposure,
     )

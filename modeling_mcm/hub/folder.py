@@ -12,6 +12,7 @@ import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from transformers.dynamic_module_utils import get_relative_imports
 
 from modeling_mcm.configuration_mcm import MCMConfig
+from modeling_mcm.data import check_vocabularies, load_prepared
 from modeling_mcm.embeddings_mcm import digest_bytes
 from modeling_mcm.files_mcm import (
     VOCABULARIES_NAME,
@@ -31,7 +33,7 @@ from modeling_mcm.files_mcm import (
     values_digest,
     write_json,
 )
-from modeling_mcm.hub.privacy import TABLES, hide_pairs, hide_values
+from modeling_mcm.hub.privacy import TABLES, Exposure, hide_pairs, hide_values, rare_values, shared_pairs
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.schema_mcm import PART_KEYS
 
@@ -60,6 +62,7 @@ HEADS = {
 PREPROCESSOR_AUTO_MAP = {"AutoFeatureExtractor": "processing_mcm.MCMFeatureExtractor"}
 AUTO_MAP = {"AutoConfig": "configuration_mcm.MCMConfig", **PREPROCESSOR_AUTO_MAP}
 PIPELINE_MODULE = "pipeline_mcm"
+RARE_BELOW = 5  # customers: a value of fewer is rare in the card, if `min_customers` does not say otherwise
 FEATURE_KEYS = ("name", "kind", "column", "profile", "factor", *PART_KEYS)
 
 
@@ -148,60 +151,38 @@ def _check_weights(path: Path) -> None:
 
 
 def _hide_pairs(
-    weights: Sequence[Path],
-    target: Path,
-    config: Mapping[str, Any],
-    shared: Mapping[str, torch.Tensor] | None,
+    weights: Sequence[Path], target: Path, config: Mapping[str, Any], shared: Mapping[str, torch.Tensor]
 ) -> int:
     """Copies files of weights, without pairs of labels that too few customers have."""
     tables: dict[str, torch.Tensor] = {}
-    digests: set[str] = set()
     for path in weights:
         with safe_open(path, framework="pt") as file:
             tables |= {name: file.get_tensor(name) for name in file.keys() if TABLES.fullmatch(name)}
-            digests |= {name for name in file.keys() if name.endswith("values_digest")}
-    if tables and shared is None:
-        raise ValueError(
-            "The weights hold which labels go together, and it is not known how many customers have each pair: give "
-            "`shared`, the pairs that enough customers have."
-        )
-    changed, number = hide_pairs(tables, config["tasks"], shared or {})
-    changed |= {name: digest_bytes(config.get("values_digest")) for name in digests}
+    changed, number = hide_pairs(tables, config["tasks"], shared)
     for path in weights:
-        with safe_open(path, framework="pt") as file:
-            names = set(file.keys()) & set(changed)
-        if names:
-            save_file(
-                load_file(path) | {name: changed[name].contiguous() for name in names},
-                target / path.name,
-                metadata={"format": "pt"},
-            )
-        else:
-            shutil.copyfile(path, target / path.name)
+        values = load_file(path)
+        values |= {name: changed[name].contiguous() for name in values.keys() & changed}
+        digests = [name for name in values if name.endswith("values_digest")]
+        values |= dict.fromkeys(digests, digest_bytes(config.get("values_digest")))
+        save_file(values, target / path.name, metadata={"format": "pt"})
     return number
 
 
 def write_upload_folder(
-    checkpoint: str | Path,
-    folder: str | Path,
-    hidden: Mapping[str, Sequence[str]] | None = None,
-    shared: Mapping[str, torch.Tensor] | None = None,
-) -> int:
-    """Writes what is published of a checkpoint, except for the card. Returns the number of weights of pairs of labels
-    that were left out.
+    checkpoint: str | Path, folder: str | Path, data: str | Path | None = None, min_customers: int | None = None
+) -> Exposure | None:
+    """Writes what is published of a checkpoint, except for the card.
 
     Args:
-        hidden (`dict[str, list[str]]`, *optional*): For each feature the values that are published as placeholders,
-            from [`rare_values`]. With it, the weights are published without pairs of labels that too few customers
-            have.
-        shared (`dict[str, torch.Tensor]`, *optional*): The pairs that are published, from [`shared_pairs`]; needed
-            with `hidden` if the checkpoint has a scorer.
+        data (`str`, *optional*): The prepared data set of the training, in which the customers of each value are
+            counted. The result says how many values few customers have, for the card.
+        min_customers (`int`, *optional*): Values that fewer customers have are published as placeholders, and the
+            weights without pairs of labels that fewer customers have; needs `data`.
 
     Raises:
         FileNotFoundError: If the checkpoint lacks weights, config or feature extractor.
         FileExistsError: If the folder is not empty.
-        ValueError: If a file is damaged or of another model, or if customer ids, or pairs of labels whose number of
-            customers is not known, would be published.
+        ValueError: If a file is damaged or of another model, or if customer ids would be published.
     """
     source, target = Path(checkpoint), Path(folder)
     weights = sorted(path for path in source.glob("*") if WEIGHT_FILES.fullmatch(path.name))
@@ -216,22 +197,27 @@ def write_upload_folder(
     stored = read_json(source / VOCABULARIES_NAME, "the values of the features")
     if missing := {"vocabularies", "bins"} - set(stored):
         raise ValueError(f"{source / VOCABULARIES_NAME} has no {sorted(missing)}; save the feature extractor again.")
-    known = stored["vocabularies"]
-    vocabularies = {"vocabularies": hide_values(known, hidden or {}), "bins": stored["bins"]}
     check_values(config.get("values_digest"), values_digest(stored), source)
-    if config.get("values_digest") is not None:
-        config["values_digest"] = values_digest(vocabularies)  # placeholders are other values
     if target.exists() and any(target.iterdir()):
         raise FileExistsError(f"{target} is not empty, and everything in it would be published; give a new folder.")
-    target.mkdir(parents=True, exist_ok=True)
     for path in weights:
         _check_weights(path)
-    number = 0
-    if hidden is None:
-        for path in weights:
-            shutil.copyfile(path, target / path.name)
-    else:
-        number = _hide_pairs(weights, target, config, shared)
+    target.mkdir(parents=True, exist_ok=True)
+    exposure, shared = None, None
+    if data is not None:
+        check_vocabularies(data, extractor := MCMFeatureExtractor.from_pretrained(str(source)))
+        rows, least = load_prepared(data), min_customers or RARE_BELOW
+        rare = rare_values(rows, extractor, least)
+        counts = {name: len(values) for name, values in rare.items()}
+        exposure = Exposure(least, counts, hidden=min_customers is not None)
+        if exposure.hidden:
+            shared = shared_pairs(rows, extractor, least)
+            stored["vocabularies"] = hide_values(stored["vocabularies"], rare)
+            if config.get("values_digest") is not None:
+                config["values_digest"] = values_digest(stored)  # placeholders are other values
+            exposure = replace(exposure, pairs=_hide_pairs(weights, target, config, shared))
+    for path in weights if shared is None else ():
+        shutil.copyfile(path, target / path.name)
     if len(weights) > 1:
         index = read_json(source / WEIGHTS_INDEX, "which names the file of each weight")
         write_json(target / WEIGHTS_INDEX, {key: index[key] for key in ("metadata", "weight_map")}, sort_keys=True)
@@ -239,9 +225,9 @@ def write_upload_folder(
     write_json(target / CONFIG_NAME, config, sort_keys=True)
     note_digests(target)
     write_json(target / PREPROCESSOR_NAME, preprocessor, sort_keys=True)
-    write_json(target / VOCABULARIES_NAME, vocabularies, indent=1)
+    write_json(target / VOCABULARIES_NAME, {key: stored[key] for key in ("vocabularies", "bins")}, indent=1)
     for path in code_files():
         shutil.copyfile(path, target / path.name)
     # Once from the written files: what would not load is not published.
     MCMFeatureExtractor.from_pretrained(str(target))
-    return number
+    return exposure

@@ -14,22 +14,39 @@ trained with the rare values too, tell nothing of a customer. That needs differe
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 from modeling_mcm.configuration_mcm import FIRST_VALUE_ID
-from modeling_mcm.data.cases import arrow_batches, flat_values, locate_events
 from modeling_mcm.events_mcm import check_columns
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.training.scorer_counts import LabelEvents
 
-CUSTOMERS_AT_ONCE = 1024
 PAIR = 2**32  # a pair of ids as one number: the first times this, plus the second
-LABELS_AT_ONCE = 64  # number of labels whose pairs are counted at a time, in a matrix of one row a customer
+LABELS_AT_ONCE = 1024  # whose pairs are counted at a time
 TABLES = re.compile(r"((?:.+\.)?scorer\.tables\.(\d+)\.)(neighbours|weights|counts)")
+
+
+@dataclass(frozen=True)
+class Exposure:
+    """How many customers have the values of the vocabularies, as counted on the training data.
+
+    Args:
+        min_customers (`int`): Number k of customers; a value of fewer is rare.
+        rare (`Mapping[str, int]`): Number of rare values of each categorical feature.
+        hidden (`bool`): Whether rare values are published as placeholders.
+        pairs (`int`): Number of weights of rare pairs of labels that were left out.
+    """
+
+    min_customers: int
+    rare: Mapping[str, int]
+    hidden: bool
+    pairs: int = 0
 
 
 def customers_per_value(rows: Any, extractor: MCMFeatureExtractor) -> dict[str, NDArray[np.int64]]:
@@ -41,42 +58,44 @@ def customers_per_value(rows: Any, extractor: MCMFeatureExtractor) -> dict[str, 
     of a feature, or an id that is not in its vocabulary.
     """
     sizes = {name: FIRST_VALUE_ID + len(values) for name, values in extractor.vocabularies.items()}
-    profile = {feature["name"] for feature in extractor.features if feature.get("profile")}
+    profile = {spec.name for spec in extractor.schema.profile}
     columns = {name: f"profile_{name}" if name in profile else f"feature_{name}" for name in sizes}
-    shared = extractor.schema.shared_vocabularies
-    counts = {name: np.zeros(size, np.int64) for name, size in sizes.items()}
     fix = "Give the one that the checkpoint was trained on."
     check_columns(rows.column_names, columns.values(), "The data set has", fix)
-    for batch in arrow_batches(rows, ["visits", "validation_end", *columns.values()], CUSTOMERS_AT_ONCE):
-        ends, (owner, index) = flat_values(batch, "validation_end"), locate_events(batch)
-        pairs: dict[str, list[NDArray[np.int64]]] = {}
-        for name, column in columns.items():
-            ids, customers, trained = flat_values(batch, column).astype(np.int64), owner, index < ends[owner]
-            if name in profile:
-                customers, trained = np.arange(len(ends)), ends > 0
-            if np.max(ids[trained], initial=0) >= sizes[name]:
-                raise ValueError(
-                    f"Feature {name!r} has id {ids.max()} in the data set and {sizes[name]} ids in the checkpoint: "
-                    "give the data set that the checkpoint was trained on."
-                )
-            pairs.setdefault(shared[name], []).append(customers[trained] * sizes[name] + ids[trained])
-        for name, arrays in pairs.items():
-            counts[name] += np.bincount(np.unique(np.concatenate(arrays)) % sizes[name], minlength=sizes[name])
-    return {name: counts[shared[name]][FIRST_VALUE_ID:] for name in counts}
+    pairs: dict[str, list[NDArray[np.int64]]] = {}
+    for name, size in sizes.items():
+        if name in profile:
+            customers = np.flatnonzero(np.asarray(rows["validation_end"]))
+            ids = np.asarray(rows[columns[name]], np.int64)[customers]
+        else:
+            events = LabelEvents.read(rows, name, size)
+            customers, ids = events.customer, events.label
+        if ids.max(initial=0) >= size:
+            raise ValueError(
+                f"Feature {name!r} has id {ids.max()} in the data set and {size} ids in the checkpoint: give the data "
+                "set that the checkpoint was trained on."
+            )
+        pairs.setdefault(extractor.schema.shared_vocabularies[name], []).append(customers * size + ids)
+    counts = {
+        name: np.bincount(np.unique(np.concatenate(parts)) % sizes[name], minlength=sizes[name])[FIRST_VALUE_ID:]
+        for name, parts in pairs.items()
+    }
+    return {name: counts[extractor.schema.shared_vocabularies[name]] for name in sizes}
 
 
-def rare_values(
-    counts: Mapping[str, NDArray[np.int64]], extractor: MCMFeatureExtractor, min_customers: int
-) -> dict[str, list[str]]:
-    """Selects the values that fewer than `min_customers` customers have, by the counts of [`customers_per_value`].
-    Token types that MCM adds itself are left out."""
-    own = set(extractor.schema.reserved_token_types)
-    rare = {}
-    for name, values in extractor.vocabularies.items():
-        own_types = own if name == extractor.token_type_feature else set()
-        pairs = zip(values, counts[name].tolist(), strict=True)
-        rare[name] = [value for value, count in pairs if count < min_customers and value not in own_types]
-    return rare
+def rare_values(rows: Any, extractor: MCMFeatureExtractor, min_customers: int) -> dict[str, list[str]]:
+    """Selects the values that fewer than `min_customers` customers have, by [`customers_per_value`]. Token types that
+    MCM adds itself are left out."""
+    own = {extractor.token_type_feature: extractor.schema.reserved_token_types}
+    counts = customers_per_value(rows, extractor)
+    return {
+        name: [
+            value
+            for value, count in zip(values, counts[name].tolist(), strict=True)
+            if count < min_customers and value not in own.get(name, ())
+        ]
+        for name, values in extractor.vocabularies.items()
+    }
 
 
 def hide_values(
@@ -84,17 +103,15 @@ def hide_values(
 ) -> dict[str, list[str]]:
     """Replaces hidden values of the vocabularies by placeholders, so that ids and weights stay as they are. A hidden
     value of a customer's event is then read as unknown, and a score of it has the name of the placeholder. Raises
-    `ValueError` if a value is not in its vocabulary, or a placeholder is already there."""
-    result = {name: list(values) for name, values in vocabularies.items()}
-    for name, values in hidden.items():
-        indices = {value: index for index, value in enumerate(result.get(name, []))}
-        for value in values:
-            if value not in indices:
-                raise ValueError(f"A value to hide is not in the vocabulary of {name!r}: count with its own data set.")
-            placeholder = f"[hidden {FIRST_VALUE_ID + indices[value]}]"
-            if placeholder in indices:
-                raise ValueError(f"{name!r} has a value {placeholder!r} already: rename it in the log.")
-            result[name][indices[value]] = placeholder
+    `ValueError` if a placeholder is already there."""
+    result = {}
+    for name, values in vocabularies.items():
+        gone = {*hidden[name]}
+        result[name] = [
+            f"[hidden {index}]" if value in gone else value for index, value in enumerate(values, FIRST_VALUE_ID)
+        ]
+        if len({*result[name]}) < len(values):
+            raise ValueError(f"{name!r} has a value such as '[hidden {FIRST_VALUE_ID}]': rename it in the log.")
     return result
 
 
@@ -102,22 +119,17 @@ def shared_pairs(rows: Any, extractor: MCMFeatureExtractor, min_customers: int) 
     """Selects for each task the pairs of labels of which at least `min_customers` customers have both in the training
     period; a label and itself are a pair, too. `rows` are as in [`customers_per_value`]. A pair is one number, label
     times `PAIR` plus label, and both directions are there."""
-    sizes, result = dict(zip(extractor.feature_names, extractor.vocabulary_sizes, strict=True)), {}
+    sizes = dict(zip(extractor.feature_names, extractor.vocabulary_sizes, strict=True))
+    shared = {}
     for task in extractor.tasks:
-        events, size = LabelEvents.read(rows, task, sizes[task]), sizes[task]
-        seen = np.unique(events.customer * size + events.label)  # a label counts once a customer
-        customer, label = (torch.from_numpy(each) for each in np.divmod(seen, size))
-        cells, shape = torch.stack([label, customer]), (size, len(rows))
-        has = torch.sparse_coo_tensor(cells, torch.ones(len(seen)), shape, check_invariants=True)
-        pairs = []
-        for start in range(0, size, LABELS_AT_ONCE):
-            block = (label >= start) & (label < start + LABELS_AT_ONCE)
-            dense = torch.zeros(len(rows), LABELS_AT_ONCE)
-            dense[customer[block], label[block] - start] = 1
-            first, second = (torch.sparse.mm(has, dense).T >= min_customers).nonzero(as_tuple=True)
-            pairs.append((first + start) * PAIR + second)
-        result[task] = torch.cat(pairs)
-    return result
+        events, pairs = LabelEvents.read(rows, task, sizes[task]), []
+        label, customer = np.unique([events.label, events.customer], axis=1)  # a label counts once a customer
+        has = csr_array((np.ones(len(label), np.int64), (label, customer)), (sizes[task], len(rows)))
+        for start in range(0, sizes[task], LABELS_AT_ONCE):
+            first, second = (has[start : start + LABELS_AT_ONCE] @ has.T >= min_customers).nonzero()
+            pairs.append((first.astype(np.int64) + start) * PAIR + second)
+        shared[task] = torch.from_numpy(np.concatenate(pairs))
+    return shared
 
 
 def hide_pairs(

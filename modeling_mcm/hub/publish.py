@@ -8,14 +8,13 @@ commit and become visible with it. An interrupted upload changes nothing, and th
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import HFValidationError, HTTPError, RepositoryNotFoundError
-from huggingface_hub.hf_api import ModelInfo
 from huggingface_hub.utils import validate_repo_id
 
 from modeling_mcm.hub.folder import (
@@ -88,7 +87,9 @@ def publish(folder: str | Path, repo_id: str, token: str | None = None, private:
     with _clear_errors(repo_id, token):
         user = api.whoami()["name"]
         name = repo_id if "/" in repo_id else f"{user}/{repo_id}"
-        before = _existing(api, name)
+        before = None
+        with suppress(RepositoryNotFoundError):
+            before = api.model_info(name)
         if before is not None and private and not before.private:
             raise PublishingError(
                 f"{name} exists and is public, and nothing was sent: make it private in its settings, or choose "
@@ -96,15 +97,13 @@ def publish(folder: str | Path, repo_id: str, token: str | None = None, private:
             )
         if before is None:
             api.create_repo(name, private=private or None)
-        ours = {path.name for path in files}
-        there = [file.rfilename for file in (before.siblings or [])] if before is not None else []
+        old = {file.rfilename for file in (before and before.siblings) or []} - {path.name for path in files}
         # Code and weights of an earlier version would be read beside the new ones.
-        old = {
-            file
-            for file in there
+        operations: list[Any] = [
+            CommitOperationDelete(file)
+            for file in sorted(old)
             if WEIGHT_FILES.fullmatch(file) or file == WEIGHTS_INDEX or file.endswith(CODE_ENDING)
-        }
-        operations: list[Any] = [CommitOperationDelete(file) for file in sorted(old - ours)]
+        ]
         operations += [CommitOperationAdd(path.name, str(path)) for path in files]
         commit = api.create_commit(name, operations, commit_message="Publish MCM")
     return Published(
@@ -113,13 +112,6 @@ def publish(folder: str | Path, repo_id: str, token: str | None = None, private:
         changed=before is None or commit.oid != before.sha,
         created=before is None,
     )
-
-
-def _existing(api: HfApi, name: str) -> ModelInfo | None:
-    try:
-        return api.model_info(name)
-    except RepositoryNotFoundError:
-        return None
 
 
 def check_name(repo_id: str) -> None:

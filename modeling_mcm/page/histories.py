@@ -35,7 +35,7 @@ from modeling_mcm.data.dataset import (
     write_table,
 )
 from modeling_mcm.data.schema import NO_CUTOFFS
-from modeling_mcm.events_mcm import SECONDS_PER_DAY, check_columns, read_zone, select_events, to_ids, to_seconds
+from modeling_mcm.events_mcm import SECONDS_PER_DAY, check_columns, read_times, read_zone, select_events, to_ids
 from modeling_mcm.files_mcm import file_digest, write_json
 from modeling_mcm.live.customer import LiveCustomer
 from modeling_mcm.live.explanations import visit_rhythm
@@ -76,7 +76,7 @@ class Household:
     bought: dict[str, dict[str, str]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Scored:
     """The customers that are scored so far: a row each, with the columns of [`Scorer`], `RHYTHM`, `VALUE` and those of
     fine-tuned models; and their embeddings `(customers, S)`."""
@@ -145,27 +145,29 @@ class Histories:
         if not isinstance(cutoffs, Mapping) or cutoffs == NO_CUTOFFS:
             raise ValueError(f"{data} has no test period: prepare it with `cutoffs`, two dates.")
         check_vocabularies(data, extractor)
-        self.cutoff = str(np.datetime64(str(cutoffs["test"]), "s"))
+        self.as_of = manifest.event_schema.cutoff_seconds("test")
+        self.cutoff = str(np.datetime64(self.as_of, "s"))
         # Labels that are numbers to people say little: their tasks come last.
-        variety = {task: self._variety(task) for task in extractor.tasks}
-        self.tasks = sorted(variety, key=lambda task: variety[task] == 1)
-        self.main_task = max(self.tasks, key=lambda task: variety[task])
+        self.tasks = sorted(extractor.tasks, key=lambda task: self._variety(task) == 1)
+        self.main_task = max(self.tasks, key=self._variety)
         self._read_log(events)
         self.profiles = self._read_profiles(profile)
-        scorers = {name: self._tuned_scorer(*each, data, actions) for name, each in (tuned or {}).items()}
-        shards = [pq.read_table(Path(data, shard["file"]), columns=[CUSTOMER]) for shard in manifest.shards]
-        self.ids: list[str] = pa.concat_tables(shards)[CUSTOMER].to_pylist()
+        files = [str(Path(data, shard["file"])) for shard in manifest.shards]
+        self.ids: list[str] = pq.ParquetDataset(files).read([CUSTOMER])[CUSTOMER].to_pylist()
         if absent := [name for name in self.ids if name not in self._rows]:
             raise ValueError(
                 f"{events} lacks {len(absent):,} of the {len(self.ids):,} customers of {data}, the first "
                 f"{absent[0]!r}: give the log that was prepared."
             )
-        self._scoring = threading.Thread(target=lambda: None)
+        self._scoring: threading.Thread | None = None
+        scorers = {name: self._tuned_scorer(*each, data, actions) for name, each in (tuned or {}).items()}
         self._score_all(data, scorers)
-        columns = self.scored.table.column_names
-        self.predictions = [name for name in columns if name.partition(": ")[0].removesuffix(", %") in scorers]
-        of_offers = tuple(f"{name}: " for name, scorer in scorers.items() if scorer.job.outcomes)
-        self.offers = [name for name in self.predictions if name.startswith(of_offers or "\0")]
+        columns, of_offers = (
+            self.scored.table.column_names,
+            tuple(name for name in scorers if scorers[name].job.outcomes),
+        )
+        self.predictions = columns[columns.index(VALUE) + 1 :]
+        self.offers = [name for name in self.predictions if name.startswith(of_offers)]
         self.household = functools.lru_cache(KEPT_CUSTOMERS)(self._household)
 
     def _variety(self, task: str) -> int:
@@ -186,19 +188,18 @@ class Histories:
 
     def _read_log(self, path: str) -> None:
         extractor = self.extractor
-        needed = [extractor.customer, str(extractor.time)]
-        log = self._read(path, "event", needed, extractor._known_columns)
+        log = self._read(path, "event", [extractor.customer, str(extractor.time)], extractor.schema.event_columns)
         columns = [column.dictionary_encode() if pa.types.is_string(column.type) else column for column in log]
         self.log = pa.table(columns, log.column_names)
         coded = log[extractor.customer].combine_chunks().dictionary_encode()
-        who = np.array(to_ids(coded.dictionary.to_pylist()), object)[coded.indices.to_numpy()]
-        self._who, self._rows = who, dict(pd.Series(who).groupby(who).indices)
+        self._who = np.array(to_ids(coded.dictionary.to_pylist()), object)[coded.indices.to_numpy()]
+        self._rows = pd.Series(self._who).groupby(self._who).indices
 
     def _read_profiles(self, path: str | None) -> dict[str, dict[str, Any]]:
         if path is None:
             return {}
         customer = self.extractor.customer
-        rows = self._read(path, "profile", [customer], {*self.extractor._known_profile, customer}).to_pylist()
+        rows = self._read(path, "profile", [customer], {*self.extractor.schema.profile_columns, customer}).to_pylist()
         ids = to_ids([row.pop(customer) for row in rows])
         if not self._rows.keys() & set(ids):
             logger.warning(
@@ -231,39 +232,38 @@ class Histories:
 
     def wait(self) -> Histories:
         """Returns when all customers are scored."""
-        if self._scoring.ident:
+        if self._scoring is not None:
             self._scoring.join()
         return self
 
-    def _score_all(self, data: str, scorers: Mapping[str, Scorer]) -> None:
+    def _score_all(self, data: str, tuned: Mapping[str, Scorer]) -> None:
         """Scores all customers at the cutoff, the first ones before it returns; or reads the file of an earlier start
         where it fits."""
         path, note = Path(data) / PAGE_FILE, Path(data) / PAGE_NOTE
         digest = checkpoint_digest(self.model, self.extractor) + file_digest(Path(data) / MANIFEST_FILE) + VALUE
-        for name, scorer in scorers.items():
+        for name, scorer in tuned.items():
             digest += name + checkpoint_digest(scorer.model, scorer.extractor)
-            digest += file_digest(Path(scorer.job.actions)) if scorer.job.actions else ""
+            digest += file_digest(scorer.job.actions) if scorer.job.actions else ""
         with contextlib.suppress(OSError, ValueError):
             if json.loads(note.read_text(encoding="utf-8")) == {"made_of": digest, "sha256": file_digest(path)}:
                 self.scored = Scored.of(pq.read_table(path))
                 return
-        told = self.model.model.customer_forecasts
+        forecasts = self.model.model.customer_forecasts
         job = ScoringJob(
             str(self.model.name_or_path), data, "", (self.main_task,), LIKELIEST, True, BATCH, ROWS_AT_ONCE,
-            tuple(told.names()) if told.are_trained else (), self.as_of,
+            tuple(forecasts.names()) if forecasts.are_trained else (), self.as_of,
         )  # fmt: skip
-        scorer = Scorer(self.model, self.extractor, job)
-        tables = [self._score(scorer, scorers, range(min(BATCH, len(self.ids))))]
+        scorer, number = Scorer(self.model, self.extractor, job), len(self.ids)
+        tables = [self._score(scorer, tuned, range(min(BATCH, number)))]
         self.scored = Scored.of(tables[0])
 
         def score_others() -> None:
             start = size = BATCH
-            with logging.tqdm(total=len(self.ids), initial=start, desc="Scoring", unit="customer") as bar:
-                while start < len(self.ids):
+            with logging.tqdm(total=number, initial=start, desc="Scoring", unit="customer") as bar:
+                while start < number:
                     size = min(2 * size, ROWS_AT_ONCE)
-                    part = range(start, min(start + size, len(self.ids)))
-                    tables.append(self._score(scorer, scorers, part, bar.update))
-                    self.scored, start = Scored.of(pa.concat_tables(tables)), part.stop
+                    tables.append(self._score(scorer, tuned, range(start, min(start + size, number)), bar.update))
+                    self.scored, start = Scored.of(pa.concat_tables(tables)), start + size
             # A place that can't be written: they are computed at the next start too.
             with contextlib.suppress(OSError):
                 write_table(path, pa.concat_tables(tables))
@@ -278,82 +278,66 @@ class Histories:
         """Scores some customers."""
         rows = [select_events(row, slice(row["test_end"])) for row in scorer.read(part)]
         table = scorer.score(rows, progress)
-        rhythms = np.array([self._rhythm(row) for row in rows])
-        for index, name in enumerate((*RHYTHM, VALUE)):
-            table = table.append_column(name, pa.array(rhythms[:, index], from_pandas=True))
-        for name, scorer_of_label in tuned.items():
-            for column, values in _predictions(scorer_of_label.job, scorer_of_label.score(rows)).items():
+        columns = dict(zip((*RHYTHM, VALUE), zip(*map(self._describe, rows), strict=True), strict=True))
+        for name, tuned_scorer in tuned.items():
+            for column, values in _predictions(tuned_scorer, tuned_scorer.score(rows)).items():
                 is_named = column.removesuffix(", %").lower() not in YES
-                table = table.append_column(f"{name}: {column}" if is_named else f"{name}, %", pa.array(values))
+                columns[f"{name}: {column}" if is_named else f"{name}, %"] = values
+        for name, values in columns.items():
+            table = table.append_column(name, pa.array(values, pa.float64(), from_pandas=True))
         return table
 
-    def _rhythm(self, row: Mapping[str, Any]) -> list[float]:
+    def _describe(self, row: Mapping[str, Any]) -> list[float]:
         """Days since the last visit of a row, and mean days between its visits, NaN where there are too few; and its
         value so far."""
         visits, gap, last = visit_rhythm(row, self._is_target(row))
         values = [float(row[f"value_{name}"].sum()) for name in self.model.config.summed_features]
         return [(self.as_of - last) / SECONDS_PER_DAY, gap, *(values or [visits])[:1]]
 
-    @property
-    def as_of(self) -> int:
-        """The cutoff in seconds since 1970-01-01."""
-        return int(np.datetime64(self.cutoff, "s").astype(int))
-
     # ------------------------------------------------------------------------------------------------- one customer
 
-    def events(self, customer_id: str) -> list[dict[str, Any]]:
-        """Reads the raw events of a customer as the log has them; `ValueError` if the log has no such customer."""
-        if customer_id not in self._rows:
-            raise ValueError(f"The log has no customer {customer_id!r}: choose one of the list.")
-        rows = self.log.take(self._rows[customer_id]).to_pylist()
-        for row in rows:
-            row.pop(self.extractor.customer)
-        return [{name: value for name, value in row.items() if value is not None} for row in rows]
+    def _take(self, rows: Any) -> list[dict[str, Any]]:
+        """Raw events of the log, without their customer."""
+        events = self.log.drop_columns([self.extractor.customer]).take(rows).to_pylist()
+        return [{name: value for name, value in event.items() if value is not None} for event in events]
 
     def _household(self, customer_id: str) -> Household:
-        events, time = self.events(customer_id), str(self.extractor.time)
-        zone = read_zone(self.extractor.time_zone)
-        for event in events:
-            event[time] = str(np.datetime64(to_seconds(event[time], zone), "s"))
-        events.sort(key=lambda event: event[time])
-        past = [event for event in events if event[time] < self.cutoff]
-        live = LiveCustomer(self.model, self.extractor, self.profiles.get(customer_id), customer_id)
-        live.add(past)
-        return Household(live, self._visits(events), self._bought(events[len(past) :]))
-
-    def _visits(self, events: list[dict[str, Any]]) -> list[Visit]:
-        """Visits in the order of time, as the feature extractor makes visits of events."""
-        row, visits = self.extractor.encode({"events": events}), []
-        for number in np.unique(row["visits"][self._is_target(row)]):
-            indices = np.flatnonzero(row["visits"] == number)
-            first = str(np.datetime64(int(row["times"][indices[0]]), "s"))
-            texts = list(dict.fromkeys(self._texts(self.main_task, row[f"task_{self.main_task}"][indices])))
-            visits.append(Visit(first, int(self._is_target(row)[indices].sum()), texts, first < self.cutoff))
-        return visits
+        if customer_id not in self._rows:
+            raise ValueError(f"The log has no customer {customer_id!r}: choose one of the list.")
+        events, extractor = self._take(self._rows[customer_id]), self.extractor
+        times = read_times([event[str(extractor.time)] for event in events], read_zone(extractor.time_zone))
+        live = LiveCustomer(self.model, extractor, self.profiles.get(customer_id), customer_id)
+        live.add([event for event, time in zip(events, times, strict=True) if time < self.as_of])
+        row, visits, bought = extractor.encode({"events": events}), [], {}
+        is_target = self._is_target(row)
+        for number in np.unique(row["visits"][is_target]):
+            of_visit = row["visits"] == number
+            first = str(np.datetime64(int(row["times"][of_visit][0]), "s"))
+            visits.append(
+                Visit(
+                    first,
+                    int((of_visit & is_target).sum()),
+                    self._texts(row, of_visit, self.main_task),
+                    first < self.cutoff,
+                )
+            )
+        comes = is_target & (row["times"] >= self.as_of)
+        within = comes & (row["times"] < self.as_of + NEXT_DAYS * SECONDS_PER_DAY)
+        following = comes & (row["visits"] == row["visits"][comes.argmax()])
+        for task in self.tasks:
+            bought[task] = dict.fromkeys(self._texts(row, within, task), f"within {NEXT_DAYS} days")
+            bought[task] |= dict.fromkeys(self._texts(row, following, task), "next visit")
+        return Household(live, visits, bought)
 
     def _is_target(self, row: Mapping[str, Any]) -> NDArray[np.bool_]:
         """Which events of a row are targets. Only visits with one count: a letter that the shop sent is no visit."""
         tasks = deciding_tasks(self.extractor.tasks, self.extractor.token_type_feature)
         return np.any([row[f"task_{task}"] > 0 for task in tasks], axis=0)
 
-    def _texts(self, feature: str, ids: NDArray[Any]) -> list[str]:
-        words = self.extractor.vocabularies[feature]
-        return [words[label - FIRST_VALUE_ID] for label in ids.tolist() if label >= FIRST_VALUE_ID]
-
-    def _bought(self, future: list[dict[str, Any]]) -> dict[str, dict[str, str]]:
-        tasks: dict[str, dict[str, str]] = {task: {} for task in self.extractor.tasks}
-        if not future:
-            return tasks
-        row = self.extractor.encode({"events": future})
-        is_target = self._is_target(row)
-        within = is_target & (row["times"] < self.as_of + NEXT_DAYS * SECONDS_PER_DAY)
-        following = row["visits"][np.argmax(is_target)] if is_target.any() else -1
-        for task in tasks:
-            ids = row[f"task_{task}"]
-            tasks[task] = dict.fromkeys(self._texts(task, ids[within]), f"within {NEXT_DAYS} days")
-            then = self._texts(task, ids[is_target & (row["visits"] == following)])
-            tasks[task] |= dict.fromkeys(then, "next visit")
-        return tasks
+    def _texts(self, row: Mapping[str, Any], is_chosen: NDArray[np.bool_], task: str) -> list[str]:
+        """The labels of some events of a row, each once."""
+        labels, values = row[f"task_{task}"][is_chosen].tolist(), self.extractor.vocabularies[task]
+        return list(dict.fromkeys(values[label - FIRST_VALUE_ID] for label in labels if label >= FIRST_VALUE_ID))
 
     def alike(self, customer_id: str, number: int = 6) -> list[tuple[str, float]]:
         """Finds the ids of the customers with the closest embeddings, of those that are scored, and their cosines,
@@ -377,44 +361,36 @@ class Histories:
             fits = pc.and_(fits, pc.is_in(kinds, pa.array(extractor.target_token_types)))
         return column, np.flatnonzero(pc.fill_null(fits, False).to_numpy())
 
-    def days_since(self, task: str, label: str) -> dict[str, float]:
-        """Days from each customer's last event with a label to the cutoff."""
-        zone, days = read_zone(self.extractor.time_zone), dict[str, float]()
+    def days_since(self, task: str, label: str) -> pd.Series:
+        """Days from each customer's last event with a label before the cutoff to the cutoff."""
         _, rows = self._find_targets(task, label)
-        times = self.log[str(self.extractor.time)].take(rows).to_pylist()
-        for customer_id, time in zip(self._who[rows], times, strict=True):
-            passed = (self.as_of - to_seconds(time, zone)) / SECONDS_PER_DAY
-            if passed > 0:
-                days[customer_id] = min(days.get(customer_id, passed), passed)
-        return days
+        times = read_times(
+            self.log[str(self.extractor.time)].take(rows).to_pylist(), read_zone(self.extractor.time_zone)
+        )
+        days = pd.Series((self.as_of - times) / SECONDS_PER_DAY, self._who[rows])
+        return days[days > 0].groupby(level=0).min()
 
-    def template(self, task: str, label: str) -> dict[str, Any]:
-        """Finds the latest event of the log with a label, as a template: without its customer, time and visit."""
-        extractor, (column, indices) = self.extractor, self._find_targets(task, label)
-        if not len(indices):
-            return {column: label}
-        (row,) = self.log.take([indices[-1]]).to_pylist()
-        left_out = {extractor.customer, extractor.time, extractor.visit}
-        return {name: value for name, value in row.items() if value is not None and name not in left_out}
-
-    def what_if(self, customer_id: str, event: Mapping[str, Any], time: str) -> LiveCustomer:
-        """Makes the customer as if an event, raw values by column, had happened at a time."""
-        before, visit = self.household(customer_id).live, self.extractor.visit
-        after = LiveCustomer(self.model, self.extractor, before.profile, customer_id)
-        after.add([*before.events, {**event, **({visit: "what if"} if visit else {}), str(self.extractor.time): time}])
+    def what_if(self, customer_id: str, task: str, label: str) -> LiveCustomer:
+        """Makes the customer as if an event with a label had happened at the cutoff: the latest such event of the log,
+        without its customer, time and visit."""
+        extractor, (column, rows) = self.extractor, self._find_targets(task, label)
+        event: dict[Any, Any] = (self._take(rows[-1:]) or [{column: label}])[0] | {extractor.time: self.cutoff}
+        event |= {extractor.visit: "what if"} if extractor.visit else {}
+        before = self.household(customer_id).live
+        after = LiveCustomer(self.model, extractor, before.profile, customer_id)
+        after.add([*before.events, event])
         return after
 
 
-def _predictions(job: ScoringJob, table: pa.Table) -> dict[str, NDArray[Any]]:
+def _predictions(scorer: Scorer, table: pa.Table) -> dict[str, Any]:
     """Columns of what a fine-tuned model predicts, by class or by action and outcome; probabilities in percent."""
+    job = scorer.job
     if len(job.predicted) == 1:
         return {job.predicted[0]: table[PREDICTED + job.predicted[0]].to_numpy()}
-    told = job.predicted[len(job.predicted) == 2 :]  # of two classes the second says all
-    columns = {f"{name}, %": 100 * table[PREDICTED + name].to_numpy() for name in told}
+    named = job.predicted[len(job.predicted) == 2 :]  # of two classes the second says all
+    columns: dict[str, Any] = {f"{name}, %": 100 * table[PREDICTED + name].to_numpy() for name in named}
     for outcome in job.outcomes:
-        actions, chances = (np.stack(table[name].to_numpy()) for name in (outcome, outcome + SCORES))
-        order = np.argsort(actions, axis=1)  # from the likeliest first to one column for each action
-        actions, chances = (np.take_along_axis(each, order, 1) for each in (actions, chances))
-        for place, action in enumerate(actions[0]):
-            columns[f"{action} {outcome}, %"] = 100 * chances[:, place]
+        offers = zip(table[outcome].to_pylist(), table[outcome + SCORES].to_pylist(), strict=True)
+        chances = pd.DataFrame([dict(zip(*offer, strict=True)) for offer in offers])
+        columns |= {f"{action} {outcome}, %": 100 * chances[action] for action in scorer.actions.action_ids}
     return columns

@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The answers of the service, as /openapi.json describes them."""
 
-from typing import NotRequired
+from datetime import datetime
+from typing import Any, NotRequired
 
 from typing_extensions import TypedDict  # pydantic reads that of typing from Python 3.12 on
 
@@ -58,10 +59,11 @@ class Offers(Customer):
 class ManyOffers(TypedDict):
     customers: list[Offers]
     unknown: list[str]
+    unknown_values: dict[str, list[str]]
 
 
 class PastOfTotal(TypedDict):
-    as_of: str
+    as_of: datetime
     expected: float
     actual: float
     error: float | None
@@ -69,12 +71,12 @@ class PastOfTotal(TypedDict):
 
 class Total(TypedDict):
     customers: int
-    as_of: str
+    as_of: datetime
     quantity: str
     days: float
     expected: float
     past: list[PastOfTotal]
-    weeks_without_event: list[str]
+    weeks_without_event: list[datetime]
 
 
 class Explained(Customer):
@@ -99,7 +101,7 @@ class Health(TypedDict):
     checkpoint: str
 
 
-ERRORS = {
+REASONS = {
     400: "The body can't be read.",
     401: "The token is missing or wrong.",
     404: "The customer has no events, or not this one.",
@@ -112,8 +114,7 @@ ERRORS = {
     503: "The store is locked or damaged, or too many explanations or totals are asked for: try again later.",
     507: "The disk of the store is full. Nothing of the request is stored.",
 }
-
-
-def errors(*statuses: int) -> dict[int | str, dict[str, object]]:
-    """Describes the answers with these statuses, for `responses=` of a route."""
-    return {status: {"model": Problem, "description": ERRORS[status]} for status in statuses}
+# For `responses=` of the routes
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": Problem, "description": words} for status, words in REASONS.items()
+}

@@ -12,14 +12,15 @@ import json
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 from urllib.parse import quote, unquote
 
 from modeling_mcm.action_inputs_mcm import encode_actions
+from modeling_mcm.data.examples import example_values
 from modeling_mcm.evaluation.totals import total_of_rows
 from modeling_mcm.extras import needs
 from modeling_mcm.forecaster_mcm import MissingForecastsError
@@ -28,20 +29,74 @@ from modeling_mcm.live.related import similar, together
 from modeling_mcm.predictor_mcm import (
     EMBEDDING,
     OFFERING,
+    Columns,
     MissingHeadError,
     describe_labels,
     describe_offers,
 )
 from modeling_mcm.serving import answers
-from modeling_mcm.serving.answers import Deleted, errors
+from modeling_mcm.serving.answers import ERRORS, Deleted
 from modeling_mcm.serving.service import Batch, CustomerService, Incoming
-from modeling_mcm.serving.store import MAX_ID, ServiceError
+from modeling_mcm.serving.store import ServiceError
+
+with needs("serve"):
+    from fastapi import APIRouter, Body, Depends, HTTPException, Query, Request
+    from fastapi.exceptions import RequestValidationError
+    from fastapi.responses import JSONResponse
+    from fastapi.security import HTTPBearer
+    from fastapi_offline import FastAPIOffline
+    from prometheus_fastapi_instrumentator import Instrumentator
+    from prometheus_fastapi_instrumentator.metrics import default
+    from pydantic import BaseModel, Field
+    from starlette.convertors import StringConvertor, register_url_convertor
 
 logger = logging.getLogger(__name__)
 MOST_BYTES, MOST_EVENTS = 1_000_000, 1_000  # of a request
 MOST_LABELS, MOST_CUSTOMERS, LARGEST_GROUP = 1000, 100, 1000  # of an answer
 MOST_VISITS = 16  # that an explanation leaves out, one at a time
 SHORTEST_TOKEN = 16
+
+AS_OF = "Time of the question, ISO 8601, not before the last event, which is the default."
+AsOf = Annotated[str | None, Query(description=AS_OF)]
+Count = Annotated[int, Query(ge=1, le=MOST_LABELS)]
+
+
+class Events(BaseModel, extra="forbid"):
+    events: list[Incoming] = Field(min_length=1, max_length=MOST_EVENTS)
+
+
+class Question(BaseModel, extra="forbid"):
+    task: list[str] | None = Field(None, description="All tasks by default.")
+    k: int = Field(10, ge=1, le=MOST_LABELS, description="Labels of a task.")
+    as_of: str | None = Field(None, description=AS_OF)
+    candidate: list[str] = Field([], description="Labels to choose from, by default the service's candidates.")
+    exclude: list[str] = Field([], description="Labels that are left out.")
+    exclude_seen: bool = Field(False, description="Leave out the labels of the customer's history.")
+    per_group: str | None = Field(
+        None,
+        pattern=r"^.+=[1-9][0-9]*$",
+        description="Largest number of labels of each value of a feature, as category=2.",
+    )
+    horizon_days: float | None = Field(
+        None, description="30: what comes within 30 days; by default what comes in the next visit."
+    )
+
+
+class Customers(BaseModel, extra="forbid"):
+    customers: list[str] = Field(min_length=1, max_length=MOST_CUSTOMERS, examples=[["7"]])
+
+
+class Group(BaseModel, extra="forbid"):
+    customers: list[str] = Field(min_length=1, max_length=LARGEST_GROUP, examples=[["7"]])
+    quantity: str = Field("visits", description="visits, events, or the amount.")
+    days: float = Field(30, gt=0, description="Horizon.")
+    as_of: str | None = Field(None, description=AS_OF)
+
+
+class Offered(Customers):
+    actions: list[dict[str, Any]] = Field(
+        min_length=1, max_length=MOST_LABELS, description="Dicts with `action_id` and columns of the event log."
+    )
 
 
 class RateLimit:
@@ -53,12 +108,43 @@ class RateLimit:
 
     def take(self) -> float:
         """Takes one request; returns 0, or the seconds to wait before the next one is allowed."""
-        as_of = time.monotonic()
-        self.left, self.time = min(self.most, self.left + (as_of - self.time) * self.rate), as_of
+        now = time.monotonic()
+        self.left, self.time = min(self.most, self.left + (now - self.time) * self.rate), now
         if self.left < 1:
             return (1 - self.left) / self.rate
         self.left -= 1
         return 0.0
+
+
+class Identity(StringConvertor):  # of an id in the path, which is still quoted: see `Requests`
+    def convert(self, value: str) -> str:
+        return unquote(value)
+
+
+register_url_convertor("id", Identity())
+
+
+class Requests:
+    """An ASGI application around another one. It leaves paths quoted, so that an id may hold a slash (%2F), and reads
+    at most [`MOST_BYTES`] of a request's body. (That of FastAPI, `max_body_size`, is answered in plain text.)"""
+
+    def __init__(self, app: Any):
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        raw, size = scope.get("raw_path"), 0
+
+        async def receive_part() -> Any:
+            nonlocal size
+            message = await receive()
+            size += len(message.get("body", b""))
+            if size > MOST_BYTES:
+                words = f"The body has more than {MOST_BYTES:,} bytes: send the events in several requests."
+                raise HTTPException(413, words, {"Connection": "close"})
+            return message
+
+        path = raw.decode("ascii") if raw else quote(scope.get("path", ""))
+        await self.app(scope | {"path": path}, receive_part, send)
 
 
 def create_api(service: CustomerService, tokens: str, limit: float = math.inf, log_requests: bool = False) -> Any:
@@ -74,12 +160,6 @@ def create_api(service: CustomerService, tokens: str, limit: float = math.inf, l
     Raises:
         ValueError: If a token is too short or not ASCII.
     """
-    with needs("serve"):
-        from fastapi import APIRouter, Depends, HTTPException
-        from fastapi.security import HTTPBearer
-        from fastapi_offline import FastAPIOffline
-        from starlette.convertors import StringConvertor, register_url_convertor
-
     known = tokens.split(",")
     for token in known:
         if len(token) < SHORTEST_TOKEN or not token.isascii() or not token.isprintable() or token != token.strip():
@@ -87,22 +167,16 @@ def create_api(service: CustomerService, tokens: str, limit: float = math.inf, l
                 f"The token has {len(token)} characters; give at least {SHORTEST_TOKEN}, all ASCII, with no line end "
                 "or space around it."
             )
-
-    class Identity(StringConvertor):  # of an id in the path, which is still quoted: see `Requests`
-        def convert(self, value: str) -> str:
-            return unquote(value)
-
-    register_url_convertor("id", Identity())
     limits = [RateLimit(limit) for _ in known] if limit < math.inf else []
 
     async def check_token(sent: Annotated[Any, Depends(HTTPBearer(auto_error=False))]) -> None:
         fits = [sent is not None and hmac.compare_digest(sent.credentials.encode(), one.encode()) for one in known]
-        if any(fits) and limits and (seconds := limits[fits.index(True)].take()):
-            words = f"This token may send {limit:g} requests a second: wait as long as Retry-After says."
-            raise HTTPException(429, words, {"Retry-After": str(math.ceil(seconds))})
         if not any(fits):
             words = "Send `Authorization: Bearer TOKEN` with the token of this service."
             raise HTTPException(401, words, {"WWW-Authenticate": "Bearer"})
+        if limits and (seconds := limits[fits.index(True)].take()):
+            words = f"This token may send {limit:g} requests a second: wait as long as Retry-After says."
+            raise HTTPException(429, words, {"Retry-After": str(math.ceil(seconds))})
 
     @asynccontextmanager
     async def closing(api: Any) -> AsyncIterator[None]:
@@ -110,21 +184,26 @@ def create_api(service: CustomerService, tokens: str, limit: float = math.inf, l
         service.close()
 
     version, words = importlib.metadata.version("modeling-mcm"), __doc__.partition("\n\n")[0]
-    api = FastAPIOffline(title="MCM", version=version, description=words, redoc_url=None, lifespan=closing)
-    guarded = APIRouter(dependencies=[Depends(check_token)], responses=errors(401, 422, 429, 500, 503))
+    about: dict[str, Any] = {"title": "MCM", "version": version, "description": words}
+    api = FastAPIOffline(**about, redoc_url=None, lifespan=closing)
+    guarded = APIRouter(dependencies=[Depends(check_token)], responses=ERRORS)
     _answer_errors(api)
     _add_changes(guarded, service)
     _add_questions(guarded, service)
     api.include_router(guarded, prefix="/v1")
-    api.add_middleware(Requests, is_logged=log_requests)
-    _add_metrics(api, service, dependencies=[Depends(check_token)], responses=errors(401, 429))
+    api.add_middleware(Requests)
+    metrics = Instrumentator(should_group_status_codes=False, registry=service.registry)
+    metrics.add(default(registry=service.registry))
+    if log_requests:
+        metrics.add(_log_request)
+    metrics.instrument(api).expose(api, dependencies=[Depends(check_token)])
 
     @api.get("/healthz")
     def healthz() -> answers.Health:
         """Says that the process runs; needs no token."""
         return {"status": "ok", "checkpoint": service.digest[:12]}
 
-    @api.get("/readyz", responses=errors(503))
+    @api.get("/readyz")
     def readyz() -> answers.Health:
         """Says whether the service can answer requests; needs no token."""
         service.check()
@@ -133,45 +212,13 @@ def create_api(service: CustomerService, tokens: str, limit: float = math.inf, l
     return api
 
 
-class Requests:
-    """An ASGI application around another one. It leaves paths quoted, so that an id may hold a slash (%2F), reads at
-    most [`MOST_BYTES`] of a request's body, and logs the request if asked."""
-
-    def __init__(self, app: Any, is_logged: bool):
-        self.app, self.is_logged = app, is_logged
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        from fastapi import HTTPException
-
-        raw, start, size, status = scope.get("raw_path"), time.perf_counter(), 0, 0
-        path = raw.decode("ascii") if raw else quote(scope.get("path", ""))
-
-        async def limited() -> Any:
-            nonlocal size
-            message = await receive()
-            size += len(message.get("body", b""))
-            if size > MOST_BYTES:
-                words = f"The body has more than {MOST_BYTES:,} bytes: send the events in several requests."
-                raise HTTPException(413, words, {"Connection": "close"})
-            return message
-
-        async def watched(message: Any) -> None:
-            nonlocal status
-            status = message.get("status", status)
-            await send(message)
-
-        await self.app(scope | {"path": path}, limited, watched)
-        if self.is_logged and status:
-            now, passed = datetime.now(UTC).isoformat(timespec="milliseconds"), time.perf_counter() - start
-            facts = {"time": now, "method": scope["method"], "path": path, "status": status}
-            logger.info(json.dumps(facts | {"milliseconds": round(1000 * passed, 1)}))
+def _log_request(info: Any) -> None:
+    facts = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "method": info.method}
+    facts |= {"path": info.request.url.path, "status": int(info.modified_status)}
+    logger.info(json.dumps(facts | {"milliseconds": round(1000 * info.modified_duration, 1)}))
 
 
 def _answer_errors(api: Any) -> None:
-    from fastapi import Request
-    from fastapi.exceptions import RequestValidationError
-    from fastapi.responses import JSONResponse
-
     @api.exception_handler(ServiceError)
     @api.exception_handler(ValueError)
     def expected_error(request: Request, error: Any) -> JSONResponse:
@@ -185,31 +232,19 @@ def _answer_errors(api: Any) -> None:
 
     @api.exception_handler(RequestValidationError)
     def validation_error(request: Request, error: Any) -> JSONResponse:
-        errors = error.errors()
-        parts = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in errors[:3]]
-        more = f" ({len(errors) - 3} more)" if len(errors) > 3 else ""
-        words = f"The request can't be read: {'; '.join(parts)}{more}. GET /docs says what it expects."
+        parts = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
+        more = f" ({len(parts) - 3} more)" if len(parts) > 3 else ""
+        words = f"The request can't be read: {'; '.join(parts[:3])}{more}. GET /docs says what it expects."
         return JSONResponse({"detail": words}, 422)
 
 
 def _add_changes(api: Any, service: CustomerService) -> None:
-    from pydantic import BaseModel, Field
+    event = {service.extractor.time: "2017-03-01T18:30:00"} if service.extractor.time else {}
+    event |= example_values(service.extractor)
+    example = {"events": [{"event_id": "1", "customer_id": "7", "event": event}]}
 
-    identity = Field(min_length=1, max_length=MAX_ID, pattern=r"^[^\x00-\x1f]+$")
-
-    example = {"event_id": "1", "customer_id": "7", "event": _example(service.extractor)}
-
-    class Event(BaseModel, extra="forbid", json_schema_extra={"example": example}):
-        event_id: Annotated[str, identity]
-        customer_id: Annotated[str, identity]
-        event: dict[str, Any] = Field(description="Values by column of the log.")
-        profile: dict[str, Any] | None = None
-
-    class Events(BaseModel, extra="forbid"):
-        events: list[Event] = Field(min_length=1, max_length=MOST_EVENTS)
-
-    @api.post("/events", responses=errors(400, 409, 413, 507))
-    def post_events(body: Events) -> answers.Added:
+    @api.post("/events")
+    def post_events(body: Annotated[Events, Body(examples=[example])]) -> answers.Added:
         """Stores the events of one or more customers, all of them or none.
 
         An event is identified by its customer and its event_id. If it is sent again it changes nothing; with other
@@ -217,73 +252,23 @@ def _add_changes(api: Any, service: CustomerService) -> None:
         whom an event belongs before their last visit; the answers are as if it had come in time. `unknown_values` are
         those that the checkpoint does not know; they count as one value.
         """
-        return service.add([Incoming(**dict(event)) for event in body.events])
+        return service.add(body.events)
 
-    @api.delete("/customers/{customer_id:id}/events/{event_id:id}", responses=errors(404, 507))
+    @api.delete("/customers/{customer_id:id}/events/{event_id:id}")
     def delete_event(customer_id: str, event_id: str) -> Deleted:
         """Deletes one event. From then on all answers are those for a customer without the event."""
         service.store.delete_event(customer_id, event_id)
         return {"customer_id": customer_id, "events": 1}
 
-    @api.delete("/customers/{customer_id:id}", responses=errors(404, 507))
+    @api.delete("/customers/{customer_id:id}")
     def delete_customer(customer_id: str) -> Deleted:
         """Deletes a customer's events and profile."""
         return {"customer_id": customer_id, "events": service.store.delete_customer(customer_id)}
 
 
-def _example(extractor: Any) -> dict[str, Any]:
-    """An event that the service takes."""
-    event = {extractor.time: "2017-03-01T18:30:00"} if extractor.time else {}
-    for feature, values in extractor.vocabularies.items():
-        spec = extractor._encoding.specs.get(feature)
-        known = [value for value in values if value not in extractor.schema.reserved_token_types]
-        if (column := spec and spec.column) and known and feature in extractor._encoding.event_features:
-            event[column] = extractor.target_token_types[0] if column == extractor.token_type else known[0]
-    return event
-
-
 def _add_questions(api: Any, service: CustomerService) -> None:
-    from fastapi import HTTPException, Query
-    from pydantic import BaseModel, Field
-
-    words = "Time of the question, ISO 8601, not before the last event, which is the default."
-    AsOf = Annotated[str | None, Query(description=words)]
-
     extractor, predictor = service.extractor, service.predictor
-    offered = {name: value for name, value in _example(extractor).items() if name != extractor.time}
-
-    class Question(BaseModel, extra="forbid"):
-        task: list[str] | None = Field(None, description="All tasks by default.")
-        k: int = Field(10, ge=1, le=MOST_LABELS, description="Labels of a task.")
-        as_of: str | None = Field(None, description=words)
-        candidate: list[str] = Field([], description="Labels to choose from, by default the service's candidates.")
-        exclude: list[str] = Field([], description="Labels that are left out.")
-        exclude_seen: bool = Field(False, description="Leave out the labels of the customer's history.")
-        per_group: str | None = Field(
-            None,
-            pattern=r"^.+=[1-9][0-9]*$",
-            description="Largest number of labels of each value of a feature, as category=2.",
-        )
-        horizon_days: float | None = Field(
-            None, description="30: what comes within 30 days; by default what comes in the next visit."
-        )
-
-    class Customers(BaseModel, extra="forbid"):
-        customers: list[str] = Field(min_length=1, max_length=MOST_CUSTOMERS, examples=[["7"]])
-
-    class Group(BaseModel, extra="forbid"):
-        customers: list[str] = Field(min_length=1, max_length=LARGEST_GROUP, examples=[["7"]])
-        quantity: str = Field("visits", description="visits, events, or the amount.")
-        days: float = Field(30, gt=0, description="Horizon.")
-        as_of: str | None = Field(None, description=words)
-
-    class Offered(Customers):
-        actions: list[dict[str, Any]] = Field(
-            min_length=1,
-            max_length=MOST_LABELS,
-            description="Dicts with `action_id` and columns of the event log.",
-            examples=[[{"action_id": "1"} | offered]],
-        )
+    of_offers = {"customers": ["7"], "actions": [{"action_id": "1"} | example_values(extractor)]}
 
     def answer_scores(batch: Batch, asked: Question) -> list[answers.Scores]:
         if asked.exclude and asked.exclude_seen:
@@ -298,26 +283,29 @@ def _add_questions(api: Any, service: CustomerService) -> None:
         lists = [describe_labels(columns, tasks, chosen, row) for row in range(len(batch.rows))]
         return [customer | {"tasks": tasks} for customer, tasks in zip(batch.customers, lists, strict=True)]
 
-    @api.get("/customers/{customer_id:id}/scores", responses=errors(404, 501))
+    @api.get("/customers/{customer_id:id}/scores")
     def scores(customer_id: str, asked: Annotated[Question, Query()]) -> answers.Scores:
         """The candidates that the customer is most likely to choose next, best first, with their probabilities among
         the candidates."""
-        return answer_scores(service.read_known([customer_id], asked.as_of), asked)[0]
+        return answer_scores(service.read([customer_id], asked.as_of), asked)[0]
 
-    @api.post("/scores", responses=errors(400, 413, 501))
+    @api.post("/scores")
     def many_scores(body: Customers, asked: Annotated[Question, Query()]) -> answers.ManyScores:
         """The same for many customers; `unknown` are those without an event."""
-        batch = service.read(body.customers, asked.as_of)
+        batch = service.read(body.customers, asked.as_of, may_be_unknown=True)
         return {"customers": answer_scores(batch, asked), "unknown": batch.unknown}
 
-    @api.get("/customers/{customer_id:id}/embedding", responses=errors(404))
+    @api.get("/customers/{customer_id:id}/embedding")
     def embedding(customer_id: str, as_of: AsOf = None) -> answers.Embedding:
         """The customer embedding."""
-        batch = service.read_known([customer_id], as_of)
+        batch = service.read([customer_id], as_of)
         columns = predictor.ask(batch.rows, batch.as_of, embedding=True)
         return batch.customers[0] | {"embedding": columns[EMBEDDING][0].tolist()}
 
-    @api.get("/customers/{customer_id:id}/forecast", responses=errors(404, 501))
+    def answer_numbers(batch: Batch, name: str, columns: Columns) -> Any:
+        return batch.customers[0] | {name: {column: values.item() for column, values in columns.items()}}
+
+    @api.get("/customers/{customer_id:id}/forecast")
     def forecast(
         customer_id: str,
         as_of: AsOf = None,
@@ -325,52 +313,45 @@ def _add_questions(api: Any, service: CustomerService) -> None:
     ) -> answers.Forecast:
         """What the customer is expected to do within the next days, with intervals that hold 80% and 95% of such
         customers; 501 if the checkpoint has no forecasts."""
-        batch = service.read_known([customer_id], as_of)
-        columns = predictor.ask(batch.rows, batch.as_of, forecasts=True, days=days)
-        numbers = {name: values.item() for name, values in columns.items()}
-        return batch.customers[0] | {"forecast": numbers}
+        batch = service.read([customer_id], as_of)
+        return answer_numbers(batch, "forecast", predictor.ask(batch.rows, batch.as_of, forecasts=True, days=days))
 
-    @api.get("/customers/{customer_id:id}/prediction", responses=errors(404, 501))
+    @api.get("/customers/{customer_id:id}/prediction")
     def prediction(customer_id: str, as_of: AsOf = None) -> answers.Prediction:
         """What the checkpoint was fine-tuned to: the probability of each class, or the number."""
-        batch = service.read_known([customer_id], as_of)
-        columns = predictor.predict(batch.rows, batch.as_of)
-        numbers = {name: values.item() for name, values in columns.items()}
-        return batch.customers[0] | {"prediction": numbers}
+        batch = service.read([customer_id], as_of)
+        return answer_numbers(batch, "prediction", predictor.predict(batch.rows, batch.as_of))
 
-    @api.post("/offers", responses=errors(400, 413, 501))
-    def offers(body: Offered, as_of: AsOf = None) -> answers.ManyOffers:
+    @api.post("/offers")
+    def offers(body: Annotated[Offered, Body(examples=[of_offers])], as_of: AsOf = None) -> answers.ManyOffers:
         """How likely each customer takes each action, if the checkpoint was fine-tuned to offers: the probability of
-        each outcome. `unknown` are the customers without an event."""
+        each outcome. `unknown` are the customers without an event, and `unknown_values` those of the actions that the
+        checkpoint does not know; they count as one value."""
         predictor.check_head(OFFERING)
-        actions = encode_actions(service.extractor, service.model.config, body.actions)
-        batch = service.read(body.customers, as_of)
+        actions = encode_actions(extractor, service.model.config, body.actions)
+        batch = service.read(body.customers, as_of, may_be_unknown=True)
         columns = predictor.score_offers(batch.rows, actions, batch.as_of) if batch.rows else {}
         customers = [
             customer | {"offers": describe_offers(columns, actions.action_ids, row)}
             for row, customer in enumerate(batch.customers)
         ]
-        return {"customers": customers, "unknown": batch.unknown}
+        unknown_values = service.unknown_values(body.actions)
+        return {"customers": customers, "unknown": batch.unknown, "unknown_values": unknown_values}
 
-    @api.post("/totals", responses=errors(400, 404, 413, 501))
+    @api.post("/totals")
     def totals(body: Group) -> answers.Total:
         """What the customers of a group are expected to do in all, and how wrong the same forecast was from earlier
         times. A few are computed at a time; for more the answer is 503."""
         if service.trained_until is None:
             raise HTTPException(501, "The service was started without --data: it can't tell what training has read.")
-        batch = service.read_known(body.customers, body.as_of)
+        batch = service.read(body.customers, body.as_of)
         end = max(int(row["times"].max()) for row in batch.rows) if batch.as_of is None else int(batch.as_of)
-        found = service.worker(total_of_rows, batch.rows, service.trained_until, end, body.quantity, body.days)
-        past = [
-            each._asdict() | {"as_of": each.as_of.isoformat(), "error": each.error if each.actual else None}
-            for each in found.past
-        ]
-        weeks = [week.isoformat() for week in found.missing_weeks]
-        total: Any = {"customers": len(batch.rows), "as_of": found.as_of.isoformat(), "weeks_without_event": weeks}
-        total |= {"quantity": body.quantity, "days": body.days, "expected": found.expected, "past": past}
-        return total
+        total = service.worker(total_of_rows, batch.rows, service.trained_until, end, body.quantity, body.days)
+        past = [each._asdict() | {"error": each.error if each.actual else None} for each in total.past]
+        facts: Any = {"customers": len(batch.rows), "quantity": body.quantity, "days": body.days, "past": past}
+        return facts | {"as_of": total.as_of, "expected": total.expected, "weeks_without_event": total.missing_weeks}
 
-    @api.get("/customers/{customer_id:id}/explain", responses=errors(404, 501))
+    @api.get("/customers/{customer_id:id}/explain")
     def explain(
         customer_id: str,
         task: str,
@@ -380,37 +361,18 @@ def _add_questions(api: Any, service: CustomerService) -> None:
     ) -> answers.Explained:
         """Why a label has its score: what its chance would be without each past visit. A few are computed at a
         time; for more the answer is 503."""
-        batch = service.read_known([customer_id], as_of)
-        found = service.worker(explain_score, batch.rows[0], task, label, batch.as_of, MOST_VISITS)
-        explanation = replace(found, visits=found.visits[:visits])
-        return batch.customers[0] | {"explanation": explanation}
-
-    count = Annotated[int, Query(ge=1, le=MOST_LABELS)]
+        batch = service.read([customer_id], as_of)
+        explanation = service.worker(explain_score, batch.rows[0], task, label, batch.as_of, MOST_VISITS)
+        return batch.customers[0] | {"explanation": replace(explanation, visits=explanation.visits[:visits])}
 
     @api.get("/labels/similar")
-    def similar_labels(task: str, label: str, k: count = 10) -> answers.Labels:
+    def similar_labels(task: str, label: str, k: Count = 10) -> answers.Labels:
         """The labels that are most like a label, best first."""
-        return {"task": task, "labels": cast(Any, similar(service.model, service.extractor, task, label, k))}
+        labels: Any = similar(service.model, extractor, task, label, k)
+        return {"task": task, "labels": labels}
 
     @api.get("/labels/together")
-    def labels_together(task: str, label: Annotated[list[str], Query()], k: count = 10) -> answers.Labels:
+    def labels_together(task: str, label: Annotated[list[str], Query()], k: Count = 10) -> answers.Labels:
         """The labels that go with some labels, such as those of a basket, best first."""
-        return {"task": task, "labels": cast(Any, together(service.model, service.extractor, task, label, k))}
-
-
-def _add_metrics(api: Any, service: CustomerService, **options: Any) -> None:
-    with needs("serve"):
-        from prometheus_client import CollectorRegistry
-        from prometheus_client.core import CounterMetricFamily, InfoMetricFamily
-        from prometheus_fastapi_instrumentator import Instrumentator
-
-    class Counts:
-        def collect(self) -> Iterator[Any]:
-            for name, number in service.counts.items():
-                yield CounterMetricFamily(f"mcm_{name}", name.replace("_", " "), value=number)
-            yield InfoMetricFamily("mcm_checkpoint", "the checkpoint", {"digest": service.digest[:12]})
-
-    registry: Any = CollectorRegistry()
-    registry.register(Counts())
-    metrics = Instrumentator(should_group_status_codes=False, registry=registry).instrument(api)
-    metrics.expose(api, **options)
+        labels: Any = together(service.model, extractor, task, label, k)
+        return {"task": task, "labels": labels}

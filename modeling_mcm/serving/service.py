@@ -10,28 +10,30 @@ Whoever works on a customer takes the history out of memory, and puts it back wh
 request for the same customer meanwhile reads the store.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from modeling_mcm.candidates_mcm import CandidateSet
 from modeling_mcm.configuration_mcm import UNKNOWN_ID
 from modeling_mcm.data.tables import read_table_file
 from modeling_mcm.events_mcm import naming, to_text
+from modeling_mcm.extras import needs
 from modeling_mcm.live.history import LiveHistory
 from modeling_mcm.predictor_mcm import RANKING, Predictor
-from modeling_mcm.serving.store import EventStore, ServiceError, Transaction, canonical
+from modeling_mcm.serving.store import MAX_ID, EventStore, ServiceError, Transaction, canonical
 from modeling_mcm.serving.worker import WorkerProcess
 from modeling_mcm.training.checkpoints import checkpoint_digest
+
+with needs("serve"):
+    from prometheus_client import CollectorRegistry, Counter, Info
+    from pydantic import BaseModel, Field
 
 IN_MEMORY = 1024  # customers that are kept
 MOST_CANDIDATE_SETS = 64  # of candidates that are kept
@@ -66,17 +68,19 @@ class Batch:
     unknown: list[str]
 
 
-@dataclass(frozen=True)
-class Incoming:
+Identity = Annotated[str, Field(min_length=1, max_length=MAX_ID, pattern=r"^[^\x00-\x1f]+$")]
+
+
+class Incoming(BaseModel, extra="forbid", frozen=True):
     """An event of a request: raw values by column of the log, and a profile that holds from then on.
 
     Sent again, an event has the same `event_id`, which is unique among the customer's events.
     """
 
-    event_id: str
-    customer_id: str
-    event: Mapping[str, Any]
-    profile: Mapping[str, Any] | None = None
+    event_id: Identity
+    customer_id: Identity
+    event: dict[str, Any] = Field(description="Values by column of the log.")
+    profile: dict[str, Any] | None = None
 
 
 class CustomerService:
@@ -92,6 +96,7 @@ class CustomerService:
 
     Attributes:
         digest (`str`): Digest of the checkpoint.
+        registry (`prometheus_client.CollectorRegistry`): The numbers of /metrics.
         worker (`Callable`): Calls a slow function with the model, the feature extractor and its values: in the
             request's own thread, or in a [`WorkerProcess`] that is set here.
         trained_until (`int`, *optional*): Validation cutoff of the training, in seconds since 1970-01-01; totals are
@@ -110,7 +115,11 @@ class CustomerService:
         self.predictor, self.digest = Predictor(model, extractor), checkpoint_digest(model, extractor)
         self.worker: Callable[..., Any] = lambda function, *values: function(model, extractor, *values)
         self.trained_until: int | None = None
-        self.counts: Counter[str] = Counter(dict.fromkeys(COUNTERS, 0))
+        self.registry = CollectorRegistry()
+        Info("mcm_checkpoint", "the checkpoint", registry=self.registry).info({"digest": self.digest[:12]})
+        self._counters = {
+            name: Counter(f"mcm_{name}", name.replace("_", " "), registry=self.registry) for name in COUNTERS
+        }
         self._customers: dict[str, _Customer] = {}  # the one that was used last is the last
         self._memory_lock = threading.Lock()
         self.candidates = candidates
@@ -148,41 +157,37 @@ class CustomerService:
         grouped: dict[str, list[Incoming]] = {}
         for event in events:
             grouped.setdefault(event.customer_id, []).append(self._without_customer(event))
-        late, added, customers = [], [], {}
+        added: list[dict[str, Any]] = []
+        profiles: list[dict[str, Any]] = []
+        late, customers = [], {}
         start = time.monotonic()
         with self.store.transaction(writing=True) as store:
             waited = time.monotonic() - start
             for customer_id in sorted(grouped):  # in one order, so that services do not wait for each other
-                customer = self._read_customer(store, customer_id, locked=True)
-                customers[customer_id] = customer
+                customer = customers[customer_id] = self._read_customer(store, customer_id, locked=True)
                 new = self._new_events(store, customer_id, grouped[customer_id])
-                profiles = [event.profile for event in grouped[customer_id] if event.profile is not None]
-                if profiles and profiles[-1] != customer.history.profile:
-                    history = LiveHistory(self.extractor, profiles[-1], customer_id)
+                given = [event.profile for event in grouped[customer_id] if event.profile is not None][-1:]
+                if given and given[0] != customer.history.profile:
+                    history = LiveHistory(self.extractor, given[0], customer_id)
                     history.add(customer.history.events)
-                    customer.history = history
-                    customer.epoch = store.set_profile(customer_id, profiles[-1]).epoch
+                    customer.history, customer.epoch = history, store.set_profile(customer_id, given[0])
+                    profiles += given
                 if new:
                     as_of = self.clock() + AHEAD if self.extractor.order is None else None
-                    given = [dict(event.event) for event in new.values()]
-                    late += [customer_id] * customer.history.add(given, as_of=as_of).late
-                    store.append(customer_id, customer.sequence, {name: canonical(new[name].event) for name in new})
+                    late += [customer_id] * customer.history.add([*new.values()], as_of=as_of).late
+                    store.append(customer_id, customer.sequence, new)
                     customer.sequence += len(new)
-                    added += given
+                    added += new.values()
         for customer_id, customer in customers.items():
             self._keep(customer_id, customer)
-        self._count(
-            events_added=len(added),
-            events_known=len(events) - len(added),
-            customers_late=len(late),
-            lock_wait_seconds=waited,
-        )
+        known = len(events) - len(added)
+        self._count(events_added=len(added), events_known=known, customers_late=len(late), lock_wait_seconds=waited)
         return {
             "added": len(added),
-            "known": len(events) - len(added),
+            "known": known,
             "late": late,
             "customers": {name: len(customer.history.events) for name, customer in customers.items()},
-            "unknown_values": self._unknown_values(added),
+            "unknown_values": self.unknown_values(added, profiles),
         }
 
     def _without_customer(self, event: Incoming) -> Incoming:
@@ -193,9 +198,11 @@ class CustomerService:
         with naming(f"Event {event.event_id!r} of customer {event.customer_id!r}: column {column!r}"):
             if (owner := to_text(event.event[column])) not in (None, event.customer_id):
                 raise ValueError(f"found customer {owner!r}; give an event one customer, or leave the column out")
-        return replace(event, event={name: value for name, value in event.event.items() if name != column})
+        return event.model_copy(update={"event": {k: value for k, value in event.event.items() if k != column}})
 
-    def _new_events(self, store: Transaction, customer_id: str, events: Sequence[Incoming]) -> dict[str, Incoming]:
+    def _new_events(
+        self, store: Transaction, customer_id: str, events: Sequence[Incoming]
+    ) -> dict[str, dict[str, Any]]:
         """The events that are not stored yet, by id."""
         texts, new = store.known(customer_id, [event.event_id for event in events]), {}
         for event in events:
@@ -203,7 +210,7 @@ class CustomerService:
             with naming(name):
                 text = canonical(event.event)
             if event.event_id not in texts:
-                texts[event.event_id], new[event.event_id] = text, event
+                texts[event.event_id], new[event.event_id] = text, event.event
             elif texts[event.event_id] != text:
                 raise ServiceError(
                     f"{name} is known with other contents, {texts[event.event_id][:120]}: give another event its own "
@@ -212,22 +219,26 @@ class CustomerService:
                 )
         return new
 
-    def _unknown_values(self, events: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    def unknown_values(
+        self, events: Sequence[Mapping[str, Any]], profiles: Sequence[Mapping[str, Any]] = ()
+    ) -> dict[str, list[str]]:
         """By column the values that training has not seen, as the model reads them: one for all."""
-        encoding, unknown = self.extractor._encoding, {}
-        for feature in set(self.extractor.vocabularies) & set(encoding.event_features):
-            column = encoding.specs[feature].column
-            values = [event[column] for event in events if column and event.get(column) is not None]
+        encoding = self.extractor._encoding
+        unknown: dict[str, dict[str, None]] = {}
+        for feature in self.extractor.vocabularies:
+            column, rows = encoding.specs[feature].column, events if feature in encoding.event_features else profiles
+            values = [row[column] for row in rows if column and row.get(column) is not None]
             ids = encoding.feature_ids(feature, values).tolist() if values else []
-            if names := [str(value) for value, index in zip(values, ids, strict=True) if index == UNKNOWN_ID]:
-                unknown[column] = list(dict.fromkeys(names))
-        return unknown
+            for value, index in zip(values, ids, strict=True):
+                if index == UNKNOWN_ID:
+                    unknown.setdefault(column, {})[str(value)] = None
+        return {column: [*values] for column, values in unknown.items()}
 
     # ---------------------------------------------------------------------------------------------------- questions
 
-    def read(self, customer_ids: Sequence[str], as_of: Any = None) -> Batch:
+    def read(self, customer_ids: Sequence[str], as_of: Any = None, may_be_unknown: bool = False) -> Batch:
         """Reads customers as the store has them now. Raises `ValueError` if `as_of` is before a customer's last
-        event."""
+        event, and `ServiceError` (404) if one has no event."""
         batch = Batch([], [], self.extractor.read_as_of(as_of), [])
         with self.store.transaction() as store:
             for customer_id in dict.fromkeys(customer_ids):
@@ -241,12 +252,7 @@ class CustomerService:
                 facts = {"events": len(history.events), "as_of": as_of or history.last_time}
                 batch.customers.append({"customer_id": customer_id} | facts)
                 self._keep(customer_id, customer)
-        return batch
-
-    def read_known(self, customer_ids: Sequence[str], as_of: Any = None) -> Batch:
-        """The same; raises `ServiceError` (404) if one has no event."""
-        batch = self.read(customer_ids, as_of)
-        if batch.unknown:
+        if batch.unknown and not may_be_unknown:
             words = "send an event with this customer_id to POST /events first"
             raise ServiceError(f"No customer {batch.unknown[0]!r} is known: {words}.", 404)
         return batch
@@ -284,8 +290,9 @@ class CustomerService:
             stored = store.customer(customer_id, locked)
             if stored is None:
                 return None
-            if customer is None or customer.epoch != stored.epoch:
-                customer = _Customer(LiveHistory(self.extractor, stored.profile, customer_id), stored.epoch)
+            epoch, profile = stored
+            if customer is None or customer.epoch != epoch:
+                customer = _Customer(LiveHistory(self.extractor, profile, customer_id), epoch)
                 self._count(customers_read=1)
             if rows := store.events(customer_id, customer.sequence):
                 customer.history.add([json.loads(row.event) for row in rows])
@@ -304,5 +311,5 @@ class CustomerService:
                 del self._customers[next(iter(self._customers))]
 
     def _count(self, **numbers: float) -> None:
-        with self._memory_lock:
-            self.counts.update(numbers)
+        for name, number in numbers.items():
+            self._counters[name].inc(number)

@@ -15,17 +15,17 @@ import os
 import secrets
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from modeling_mcm.extras import needs
 
+with needs("serve"):
+    import sqlalchemy as sql
+
 FORMAT = "3"  # of the tables
-APPLICATION = "modeling-mcm"
 MAX_ID = 256
 WRITING = "mcm_writing"  # a connection's option: SQLite takes the lock of writers at once
-DISK_FULL, LOCK_TIMEOUT = "53100", "55P03"  # of PostgreSQL
 TABLES = """
 CREATE TABLE IF NOT EXISTS mcm_store (name VARCHAR(256) PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS mcm_customers (
@@ -40,6 +40,36 @@ INSERT INTO mcm_customers (customer_id, epoch, profile) VALUES (:customer_id, :e
 ON CONFLICT (customer_id) DO UPDATE SET customer_id = excluded.customer_id RETURNING epoch, profile
 """
 
+KEPT = "nothing of this request was kept, and what was acknowledged before is still there"
+# What errors mean, by SQLite's codes and PostgreSQL's states; and the status of the answer
+MEANINGS: tuple[tuple[set[Any], str, str, int], ...] = (
+    (
+        {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, "55P03"},
+        "is locked by another process",
+        f"{KEPT}. Try again in a moment",
+        503,
+    ),
+    (
+        {sqlite3.SQLITE_FULL, "53100"},
+        "has no room left",
+        f"{KEPT}. Free space on its disk, then send it again",
+        507,
+    ),
+    (
+        {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB},
+        "is damaged or no SQLite file",
+        "it was not touched. Copy it aside, then restore a backup, or read out what is left with `sqlite3 FILE "
+        ".recover`",
+        503,
+    ),
+    (
+        {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN},
+        "can't be written",
+        f"check the path and the rights. Otherwise {KEPT}",
+        503,
+    ),
+)
+
 
 class ServiceError(RuntimeError):
     """An error that the service answers with an HTTP status and a message. By default nothing of the request was
@@ -48,14 +78,6 @@ class ServiceError(RuntimeError):
     def __init__(self, message: str, status: int = 503):
         super().__init__(message)
         self.status = status
-
-
-@dataclass(frozen=True)
-class StoredCustomer:
-    """What a store knows of a customer before the events are read."""
-
-    epoch: str
-    profile: dict[str, Any]
 
 
 def canonical(value: Any) -> str:
@@ -67,54 +89,56 @@ def canonical(value: Any) -> str:
 
 
 class Transaction:
-    """Reads and changes customers, all in one state of the store; kept as a whole, on the disk, or not at all."""
+    """Reads and changes customers, all in one snapshot of the store; kept as a whole, on the disk, or not at all."""
 
-    def __init__(self, sql: Any, connection: Any):
-        self.sql, self.connection = sql, connection
+    def __init__(self, connection: Any):
+        self.connection = connection
 
     def run(self, statement: str, *rows: Mapping[str, Any]) -> Any:
         """Executes SQL with the values of a row, or once for each of several rows."""
-        text = self.sql.text(statement)
+        text = sql.text(statement)
         if "IN :" in statement:
-            text = text.bindparams(self.sql.bindparam("event_ids", expanding=True))
+            text = text.bindparams(sql.bindparam("event_ids", expanding=True))
         return self.connection.execute(text, rows[0] if len(rows) == 1 else list(rows) or None)
 
-    def customer(self, customer_id: str, locked: bool = False) -> StoredCustomer | None:
-        """Reads a customer, None if there is none. A customer that is to be changed must be locked, and is made if
-        there is none."""
+    def customer(self, customer_id: str, locked: bool = False) -> tuple[str, dict[str, Any]] | None:
+        """Reads epoch and profile of a customer, None if there is none. A customer that is to be changed must be
+        locked, and is made if there is none."""
         statement = LOCK if locked else "SELECT epoch, profile FROM mcm_customers WHERE customer_id = :customer_id"
-        values = {"customer_id": customer_id, "epoch": secrets.token_hex(8)}
-        row = self.run(statement, values if locked else {"customer_id": customer_id}).one_or_none()
-        return row and StoredCustomer(row.epoch, json.loads(row.profile))
+        values = {"customer_id": customer_id} | ({"epoch": secrets.token_hex(8)} if locked else {})
+        row = self.run(statement, values).one_or_none()
+        return row and (row.epoch, json.loads(row.profile))
 
     def events(self, customer_id: str, after: int) -> list[Any]:
         """Reads `sequence` and `event` of a customer's events after a sequence, in the order of arrival."""
-        statement = "SELECT sequence, event FROM mcm_events WHERE customer_id = :customer_id AND sequence > :after"
-        return self.run(f"{statement} ORDER BY sequence", {"customer_id": customer_id, "after": after}).all()
+        statement = (
+            "SELECT sequence, event FROM mcm_events WHERE customer_id = :customer_id AND sequence > :after "
+            "ORDER BY sequence"
+        )
+        return self.run(statement, {"customer_id": customer_id, "after": after}).all()
 
     def known(self, customer_id: str, event_ids: Sequence[str]) -> dict[str, str]:
         """Reads the canonical JSON of those events that are stored, by event id."""
         statement = (
             "SELECT event_id, event FROM mcm_events WHERE customer_id = :customer_id AND event_id IN :event_ids"
         )
-        rows = self.run(statement, {"customer_id": customer_id, "event_ids": list(event_ids)})
-        return {row.event_id: row.event for row in rows}
+        return dict(map(tuple, self.run(statement, {"customer_id": customer_id, "event_ids": list(event_ids)})))
 
-    def append(self, customer_id: str, after: int, events: Mapping[str, str]) -> None:
-        """Stores the JSON of new events by id, after a sequence, of a locked customer."""
+    def append(self, customer_id: str, after: int, events: Mapping[str, Any]) -> None:
+        """Stores new events by id, after a sequence, of a locked customer."""
         rows = [
-            {"customer_id": customer_id, "sequence": number, "event_id": event_id, "event": text}
-            for number, (event_id, text) in enumerate(events.items(), after + 1)
+            {"customer_id": customer_id, "sequence": number, "event_id": event_id, "event": canonical(event)}
+            for number, (event_id, event) in enumerate(events.items(), after + 1)
         ]
         self.run("INSERT INTO mcm_events VALUES (:customer_id, :sequence, :event_id, :event)", *rows)
 
-    def set_profile(self, customer_id: str, profile: Mapping[str, Any]) -> StoredCustomer:
-        """Replaces the profile of a locked customer."""
+    def set_profile(self, customer_id: str, profile: Mapping[str, Any]) -> str:
+        """Replaces the profile of a locked customer, and returns the new epoch."""
         values = {"customer_id": customer_id, "profile": canonical(profile), "epoch": secrets.token_hex(8)}
         self.run(
             "UPDATE mcm_customers SET epoch = :epoch, profile = :profile WHERE customer_id = :customer_id", values
         )
-        return StoredCustomer(values["epoch"], dict(profile))
+        return values["epoch"]
 
 
 class EventStore:
@@ -132,19 +156,17 @@ class EventStore:
     """
 
     def __init__(self, address: str, log: str = "", timeout: float = 5.0):
-        with needs("serve"):
-            import sqlalchemy
-
-        self.sql, self.log, self.timeout = sqlalchemy, log, timeout
+        self.log, self.timeout = log, timeout
         try:
-            url = sqlalchemy.make_url(address if "://" in address else f"sqlite:///{address}")
-        except (sqlalchemy.exc.ArgumentError, ValueError) as error:
+            url = sql.make_url(address if "://" in address else f"sqlite:///{address}")
+        except (sql.exc.ArgumentError, ValueError) as error:
             raise ServiceError(f"--store is no address of a database ({error}): correct it.") from error
         self._file: tuple[Path, tuple[int, int] | None, bool] | None = None  # path, identity, whether it has a log
         self.name = address if "://" not in address else url.render_as_string(hide_password=True)
-        self.is_sqlite = url.drivername == "sqlite"
+        self.is_sqlite, options = url.drivername == "sqlite", {}
         if url.drivername in ("postgresql", "postgres"):
             url = url.set(drivername="postgresql+psycopg")
+            options = {"connect_args": {"connect_timeout": max(2, round(timeout))}, "pool_pre_ping": True}
         elif not self.is_sqlite or url.database in (None, "", ":memory:") or url.database.startswith("file:"):
             raise ServiceError(
                 f"--store is {self.name!r}: expected the path of a SQLite file, or postgresql://user@host/database."
@@ -152,13 +174,13 @@ class EventStore:
         elif not Path(url.database).absolute().parent.is_dir():
             raise ServiceError(f"The folder of {self.name} is not there: make it, or give another --store.")
         else:
+            options = {"connect_args": {"timeout": timeout}}
             with contextlib.suppress(OSError):  # it is its owner's alone, as are the files that SQLite adds
                 os.close(os.open(url.database, os.O_CREAT | os.O_EXCL, 0o600))
-        waits = {"timeout": timeout} if self.is_sqlite else {"connect_timeout": max(2, round(timeout))}
-        self.engine = sqlalchemy.create_engine(url, connect_args=waits, pool_pre_ping=not self.is_sqlite)
+        self.engine = sql.create_engine(url, **options)
         if self.is_sqlite:
-            sqlalchemy.event.listen(self.engine, "connect", self._open_sqlite)
-            sqlalchemy.event.listen(self.engine, "begin", self._begin_sqlite)
+            sql.event.listen(self.engine, "connect", self._open_sqlite)
+            sql.event.listen(self.engine, "begin", self._begin_sqlite)
         try:
             self._claim()
             if self.is_sqlite:  # a log in which readers and a writer do not stop each other
@@ -183,13 +205,13 @@ class EventStore:
         """A transaction that ends with the context. Raises [`ServiceError`] for every error of the database, after
         which nothing of the transaction is kept."""
         options: dict[str, Any] = {WRITING: writing}
-        if not self.is_sqlite and not writing:  # SQLite's readers see one state anyway
+        if not self.is_sqlite and not writing:  # SQLite's readers see one snapshot anyway
             options["isolation_level"] = "REPEATABLE READ"
         with self._failure(), self.engine.connect().execution_options(**options) as connection, connection.begin():
             if not self.is_sqlite:
                 connection.exec_driver_sql(f"SET LOCAL lock_timeout = {round(self.timeout * 1000)}")
             try:
-                yield Transaction(self.sql, connection)
+                yield Transaction(connection)
             finally:
                 self._check_file()
 
@@ -197,8 +219,10 @@ class EventStore:
     def _failure(self) -> Iterator[None]:
         try:
             yield
-        except (self.sql.exc.DBAPIError, sqlite3.Error) as error:
-            raise _read_error(getattr(error, "orig", error), self.name) from error
+        except (sql.exc.DBAPIError, sqlite3.Error) as error:
+            cause = getattr(error, "orig", error)
+            codes = {getattr(cause, "sqlite_errorcode", 0) & 0xFF, getattr(cause, "sqlstate", None)}
+            raise _explain(codes, self.name, " ".join(str(cause).split())) from error
 
     def _check_file(self) -> None:
         """Raises `ServiceError` if the SQLite file is no longer at its path: its connections go on without it."""
@@ -215,10 +239,10 @@ class EventStore:
         with self.transaction(writing=True) as store:
             if self.is_sqlite:
                 if (verdict := store.run("PRAGMA quick_check(1)").scalar()) != "ok":
-                    raise _damaged(self.name, verdict)
+                    raise _explain({sqlite3.SQLITE_CORRUPT}, self.name, verdict)
             else:
                 store.run("SELECT pg_advisory_xact_lock(7061)")  # one makes the tables
-            present = set(self.sql.inspect(store.connection).get_table_names())
+            present = set(sql.inspect(store.connection).get_table_names())
             if present and "mcm_store" not in present and self.is_sqlite:
                 raise ServiceError(
                     f"{self.name} is a database of something else (tables {', '.join(sorted(present)[:3])}): give "
@@ -226,8 +250,7 @@ class EventStore:
                 )
             for statement in TABLES.split(";"):
                 store.run(statement)
-            rows = store.run("SELECT name, value FROM mcm_store").all()
-            about = {name: value for name, value in rows} or {"application": APPLICATION, "format": FORMAT}
+            about = dict(map(tuple, store.run("SELECT name, value FROM mcm_store"))) or {"format": FORMAT}
             if self.log and about.setdefault("log", self.log) != self.log:
                 raise ServiceError(
                     f"{self.name} has events of the log {about['log']}, and this checkpoint reads {self.log}: give a "
@@ -286,34 +309,15 @@ class EventStore:
 
 def _identity(path: Path) -> tuple[int, int] | None:
     """Device and inode of a file, which another file at the same path does not have; `None` if there is none."""
-    try:
+    with contextlib.suppress(OSError):
         facts = path.stat()
-    except OSError:
-        return None
-    return facts.st_dev, facts.st_ino
+        return facts.st_dev, facts.st_ino
+    return None
 
 
-def _damaged(store: str, words: str) -> ServiceError:
-    return ServiceError(
-        f"{store} is damaged or no SQLite file ({words}): it was not touched. Copy it aside, then restore a backup, "
-        "or read out what is left with `sqlite3 FILE .recover`."
-    )
-
-
-def _read_error(error: Any, store: str) -> ServiceError:
+def _explain(codes: set[Any], store: str, words: str) -> ServiceError:
     """What an error of a database means to a client."""
-    words = " ".join(str(error).split())
-    code, state = getattr(error, "sqlite_errorcode", 0) & 0xFF, getattr(error, "sqlstate", None)
-    effect = "nothing of this request was kept, and what was acknowledged before is still there"
-    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED) or state == LOCK_TIMEOUT:
-        return ServiceError(f"{store} is locked by another process ({words}): {effect}. Try again in a moment.")
-    if code == sqlite3.SQLITE_FULL or state == DISK_FULL:
-        advice = "Free space on its disk, then send it again"
-        return ServiceError(f"{store} has no room left ({words}): {effect}. {advice}.", 507)
-    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-        return _damaged(store, words)
-    if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN):
-        return ServiceError(f"{store} can't be written ({words}): check the path and the rights. Otherwise {effect}.")
-    if code == sqlite3.SQLITE_IOERR:
-        return ServiceError(f"The disk of {store} does not answer ({words}): {effect}.")
-    return ServiceError(f"{store} can't be used now ({words}): {effect}.")
+    for known, what, advice, status in MEANINGS:
+        if codes & known:
+            return ServiceError(f"{store} {what} ({words}): {advice}.", status)
+    return ServiceError(f"{store} can't be used now ({words}): {KEPT}.")

@@ -26,7 +26,7 @@ from modeling_mcm.data import PreparedData
 from modeling_mcm.data.collator import PreparedRows
 from modeling_mcm.data.offers import OfferReader, load_offers
 from modeling_mcm.evaluation.offers import score_offers
-from modeling_mcm.page.app import SENDS, Page
+from modeling_mcm.page.views import SENDS, Page
 from modeling_mcm.training.checkpoints import find_head, open_checkpoint
 from modeling_mcm.training.labels import LabelOptions, read_labels
 from modeling_mcm.training.state import fit_state
@@ -277,9 +277,15 @@ def test_the_service_answers_what_a_head_is_for_and_nothing_else(tuned, event_lo
         if kind == "likes":
             assert client.get("/customers/c03/prediction").status_code == 200
         else:
-            body = {"customers": ["c03", "nobody"], "actions": [{"action_id": "a", "item": ITEMS[0]}]}
-            assert client.post("/offers", json=body).json()["unknown"] == ["nobody"]
-            for bad in ({"colour": "red"}, {}, *({"item": ITEMS[0], "weight": weight} for weight in ("x", 0, -1))):
+            body = {"customers": ["c03", "nobody"], "actions": [{"action_id": "a", "item": "itm 01"}]}
+            answer = client.post("/offers", json=body).json()
+            assert (answer["unknown"], answer["unknown_values"]) == (["nobody"], {"item": ["itm 01"]})
+            for bad in (
+                {"colour": "red"},
+                {"action": "end_of_visit"},
+                {},
+                *({"item": ITEMS[0], "weight": weight} for weight in ("x", 0, -1)),
+            ):
                 wrong = client.post("/offers", json=body | {"actions": [{"action_id": "a", **bad}]})
                 assert wrong.status_code == 422 and ([*bad] or ["no columns besides"])[-1] in wrong.json()["detail"]
         service.close()

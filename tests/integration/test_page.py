@@ -21,11 +21,10 @@ from fitted import fill_forecaster, fill_scorer
 from folders import flipped_bits
 
 from modeling_mcm import MCMFeatureExtractor
-from modeling_mcm.page import app
-from modeling_mcm.page.app import Page, percent
+from modeling_mcm.page import app, views
 from modeling_mcm.page.histories import Histories
+from modeling_mcm.page.views import Page, percent
 
-pytest.importorskip("gradio", reason="Gradio not installed")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 PATIENCE = 60_000  # milliseconds, on a busy machine
 WHO = "c07"
@@ -68,7 +67,7 @@ def test_profiles_are_found_whatever_type_their_ids_have(histories, tmp_path, ca
 def address(histories):
     """Where the page is shown."""
     blocks = app.build_page(histories)
-    _, url, _ = app.launch_page(blocks, server_name="127.0.0.1", waits=False)
+    _, url, _ = app.launch_page(blocks, server_name="127.0.0.1")
     yield url
     blocks.close()
 
@@ -124,12 +123,12 @@ def radio(page, field, value):
 
 
 def test_a_walk_through_the_page_with_the_keyboard_alone(browse, histories, page, live):
-    views = page
+    answers = page
     page, others = browse()
     open_customer(page, WHO)
     page.wait_for_selector(f"#answer:has-text('Customer {WHO}')")
     assert f"customer={WHO}" in page.url
-    expected = views.expected(WHO)
+    expected = answers.expected(WHO)
     for task, choices in expected.items():
         assert page.locator(f"#next-{task} label").all_inner_texts() == [text for text, _ in choices]
     # with Tab from the first label of a task to the next one
@@ -147,7 +146,7 @@ def test_a_walk_through_the_page_with_the_keyboard_alone(browse, histories, page
     assert page.locator("#timeline canvas, #timeline svg").count() > 0
     # what if
     choose(page, "label", "item 05")
-    for cell in views.what_if(WHO, "items", "item 05")[0]:
+    for cell in answers.what_if(WHO, "items", "item 05")[0]:
         page.wait_for_selector(f"#moves td:has-text('{cell}')")
     # a look-alike
     name = histories.alike(WHO)[0][0]
@@ -159,7 +158,7 @@ def test_a_walk_through_the_page_with_the_keyboard_alone(browse, histories, page
 
 def test_the_list_finds_sorts_opens_and_exports_customers(browse, page, monkeypatch):
     monkeypatch.setattr(app, "LISTED", 5)
-    views = page
+    answers = page
     page, others = browse(query="?customer=c21")
     page.wait_for_selector("#answer:has-text('Customer c21')")
     open_customer(page, "c2")  # the beginning of ten ids
@@ -167,10 +166,10 @@ def test_the_list_finds_sorts_opens_and_exports_customers(browse, page, monkeypa
     page.get_by_text("All customers").click()
     page.locator("#list [data-sort='days late']").click()
     page.wait_for_selector("#number:has-text('34 customers, the first 5 are shown; the CSV has all')")
-    latest = views.find("", "days late", None, None, True)["customer"].tolist()
+    latest = answers.find("", "days late", None, None, True)["customer"].tolist()
     page.wait_for_function(f"document.querySelector('#list td').innerText === '{latest[0]}'")
     choose(page, "likely", "ITEM 05")
-    found = views.find("item 05", "days late", None, None, True)["customer"].tolist()
+    found = answers.find("item 05", "days late", None, None, True)["customer"].tolist()
     page.wait_for_selector(f"#number:has-text('{len(found)} customers')")
     with page.expect_download() as download:
         page.locator("#export").click()
@@ -181,9 +180,9 @@ def test_the_list_finds_sorts_opens_and_exports_customers(browse, page, monkeypa
     page.wait_for_selector("#vg-tooltip-element:has-text('customer')")
     page.get_by_role("tab", name="Table").click()
     page.locator("#monday button").first.click()
-    page.wait_for_selector(f"#number:has-text('{app.COMES}')")
+    page.wait_for_selector(f"#number:has-text('{app.MONDAY[0]}')")
     page.locator("#list [data-open]").first.click()
-    page.wait_for_selector(f"#answer:has-text('Customer {views.monday(app.COMES)['customer'].iloc[0]}')")
+    page.wait_for_selector(f"#answer:has-text('Customer {answers.monday(app.MONDAY[0])['customer'].iloc[0]}')")
     assert others == []
 
 
@@ -227,7 +226,7 @@ def test_numbers_of_the_page_are_those_of_the_model_and_the_log(histories, page,
 
 
 def test_what_if_shows_what_moves(histories, page, live, monkeypatch):
-    after = histories.what_if(WHO, histories.template("items", "item 05"), histories.cutoff)
+    after = histories.what_if(WHO, "items", "item 05")
     old, new = (
         {entry["label"]: entry["chance"] for entry in each.scores(histories.cutoff, ["items"], 100)["items"]}
         for each in (live, after)
@@ -237,7 +236,7 @@ def test_what_if_shows_what_moves(histories, page, live, monkeypatch):
     for name, was, becomes, ratio in moves:
         assert (was, becomes) == (percent(old[name]), percent(new[name])) and abs(new[name] - old[name]) >= 0.0005
         assert ratio == f"× {new[name] / old[name]:.2g}"
-    name = {words: name for name, words in page._names().items()}[forecast[0]]
+    name = {words: name for name, words in page.names.items()}[forecast[0]]
     told = [each.forecast(histories.cutoff)[name] for each in (live, after)]
     assert forecast[3] == f"× {told[1] / told[0]:.2g}"
     monkeypatch.setattr(histories, "what_if", lambda *_: live)
@@ -259,7 +258,7 @@ def test_the_list_is_the_predictions_ordered_and_filtered(histories, page, live,
     assert likely.is_monotonic_decreasing and likely[WHO] == pytest.approx(100 * scores[0]["chance"], abs=0.006)
     placed, column = page.map(page.customers, "customer")
     most = placed.groupby("third")["value"].max()
-    assert column == "mean spend in 30 days" and most.loc[[*app.THIRDS]].is_monotonic_increasing
+    assert column == "mean spend in 30 days" and most.loc[[*views.THIRDS]].is_monotonic_increasing
     assert len(placed) == len(histories.ids) and page.map(page.customers, "days late")[1] == "days late"
     ids = [str(number) for number in range(len(histories.ids), 0, -1)]
     table = histories.scored.table.set_column(0, "customer_id", [ids])
@@ -270,24 +269,24 @@ def test_the_list_is_the_predictions_ordered_and_filtered(histories, page, live,
 def test_mondays_questions_are_views_on_the_list(histories, page, event_log):
     everyone = page.customers.set_index("customer")
     past, cutoff = event_log[event_log["when"] < histories.cutoff], pd.Timestamp(histories.cutoff)
-    comes = page.monday(app.COMES)["comes in 7 days, %"]
+    comes = page.monday(views.COMES)["comes in 7 days, %"]
     assert 0 < len(comes) == round(everyone["comes in 7 days, %"].sum() / 100) and comes.is_monotonic_decreasing
-    leaves = page.monday(app.LEAVES).set_index("customer")
+    leaves = page.monday(views.LEAVES).set_index("customer")
     assert 0 < len(leaves) == (everyone["days late"] > 0).sum() and leaves["at risk"].is_monotonic_decreasing
     risk = past.groupby("who")["price"].sum() * (1 - everyone["alive, %"] / 100)
     assert leaves["at risk"].to_dict() == pytest.approx(risk[leaves.index].to_dict(), abs=0.1)
     had = past[(past["item"] == "item 05") & (past["action"] == "buy")].groupby("who")["when"].max()
     days = ((cutoff - had) / pd.Timedelta(days=1)).loc[lambda days: days > 30]
-    misses = page.monday(app.MISSES, " Item 05").set_index("customer")["days since it"]
+    misses = page.monday(views.MISSES, " Item 05").set_index("customer")["days since it"]
     likely = page.find("item 05", "customer", None, None, True)["customer"]
     assert misses.to_dict() == pytest.approx(days[days.index.isin(likely)].to_dict(), abs=0.06) and len(misses)
-    groups, lives = page.monday(app.GROUPS), {name: histories.household(name).live for name in histories.ids}
+    groups, lives = page.monday(views.GROUPS), {name: histories.household(name).live for name in histories.ids}
     total = sum(live.forecast(histories.cutoff)["a.b_90d"] for live in lives.values())
     for column in ("age", "spend so far"):
         of_column = groups[groups["group"].str.startswith(f"{column}: ")]
         assert of_column["customers"].sum() == len(everyone)
         assert of_column["spend in 90 days"].sum() == pytest.approx(total, rel=1e-2)
-    sent = page.monday(app.SENDS, budget=3)
+    sent = page.monday(views.SENDS, budget=3)
     best = {name: live.scores(histories.cutoff, ["items"], 1)["items"][0] for name, live in lives.items()}
     assert sent["chance, %"].iloc[0] == pytest.approx(100 * max(each["chance"] for each in best.values()), abs=0.006)
     assert sent["send"].tolist() == [best[name]["label"] for name in sent["customer"]] and len(sent) == 3
@@ -296,12 +295,12 @@ def test_mondays_questions_are_views_on_the_list(histories, page, event_log):
 @pytest.mark.parametrize(
     "ask, words",
     [
-        (lambda page: page.monday(app.MISSES), "Say which one first"),
-        (lambda page: page.monday(app.SENDS), "Say first how many can be sent"),
+        (lambda page: page.monday(views.MISSES), "Say which one first"),
+        (lambda page: page.monday(views.SENDS), "Say first how many can be sent"),
         (lambda page: page.find("item 0", "customer", None, None, True), "There is no items 'item 0': choose one of"),
         (lambda page: page.find("", "customer", 1, None, True), "There are limits for no column"),
-        (lambda page: app._read_number("viele", "At least"), "At least is 'viele': write a number, such as 12.5"),
-        (lambda page: app._read_number("inf", "Budget"), "Budget is 'inf': write a number"),
+        (lambda page: views.read_number("viele", "At least"), "At least is 'viele': write a number, such as 12.5"),
+        (lambda page: views.read_number("inf", "Budget"), "Budget is 'inf': write a number"),
     ],
 )
 def test_what_a_question_lacks_is_said(page, ask, words):
@@ -310,25 +309,26 @@ def test_what_a_question_lacks_is_said(page, ask, words):
 
 
 def test_a_click_sorts_or_opens_and_an_unknown_customer_is_said(histories, page):
-    gradio, blocks = pytest.importorskip("gradio"), app.build_page(histories)
+    blocks = app.build_page(histories)
     click, start, monday = (
         next(each.fn for each in blocks.fns.values() if name in str(each.fn)) for name in ("click", "start", "monday")
     )
-    assert click(gradio.EventData(None, {"sort": "days late"}), "customer", False)[3:] == ["days late", True]
-    assert click(gradio.EventData(None, {"sort": "days late"}), "days late", True)[3:] == ["days late", False]
-    assert click(gradio.EventData(None, {"open": WHO}), "customer", False)[0] == WHO
+    assert click(app.gr.EventData(None, {"sort": "days late"}), "customer", False)[3:] == ["days late", True]
+    assert click(app.gr.EventData(None, {"sort": "days late"}), "days late", True)[3:] == ["days late", False]
+    assert click(app.gr.EventData(None, {"open": WHO}), "customer", False)[0] == WHO
     request = SimpleNamespace(query_params={"customer": "abc"})
     with pytest.warns(UserWarning, match="There is no customer .*abc.*: the first one is shown"):
         assert start(request)[0] == sorted(histories.ids)[0]
-    number, table, *_ = next(monday("", ""))
+    number, table, *_ = monday(views.COMES, "", "")
     assert (
-        number.startswith(f"**{app.COMES}** ") and f"data-open='{page.monday(app.COMES)['customer'].iloc[0]}'" in table
+        number.startswith(f"**{views.COMES}** ")
+        and f"data-open='{page.monday(views.COMES)['customer'].iloc[0]}'" in table
     )
 
 
 def test_wide_tables_scroll_by_themselves_and_their_texts_are_no_code(histories):
     bad = "<img src=x onerror=alert(1)>'"
-    table = app.write_table(["customer", bad], [[bad, 1234567.5], ["c2", float("nan")]], opens=True)
+    table = views.write_table(["customer", bad], [[bad, 1234567.5], ["c2", float("nan")]], opens=True)
     assert "<img" not in table and table.count("'&lt;img src=x onerror=alert(1)&gt;&#x27;'") == 2
     assert "<td>1,234,567.5</td>" in table and "<td></td>" in table and table.startswith("<div class='wide'")
     assert ".wide { overflow: auto" in app.CSS
@@ -338,7 +338,7 @@ def test_wide_tables_scroll_by_themselves_and_their_texts_are_no_code(histories)
 
 def test_cells_of_an_export_are_no_formulas():
     table = pd.DataFrame({"customer": ["=1+1", "+a", "-5", "@x", "7"], "=days": [-1.5, 2, 3, 4, 5]})
-    safe = app.make_safe(table)
+    safe = views.make_safe(table)
     assert safe["customer"].tolist() == ["'=1+1", "'+a", "'-5", "'@x", "7"]
     assert safe["'=days"].tolist() == table["=days"].tolist()
 

@@ -3,6 +3,7 @@
 """One call on a data frame: how it is read, and the model that is fitted on the corner shop's log and on frames as
 people have them."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -108,13 +109,6 @@ def test_an_amount_has_a_direction(columns, amounts, paid):
     assert again.read(events)[reader.schema.amount].head(4).tolist() == (paid or amounts)
 
 
-def test_clicks_with_numbers_as_ids_are_guessed():
-    events = make_events(event=draw(["view", "cart", "buy"]), itemid=draw(100), transactionid=np.nan)
-    schema = guess_schema(events.rename(columns={"customer_id": "visitorid", "time": "timestamp"}))
-    expected = {"customer": "visitorid", "time": "timestamp", "visit": None, "token_type": "event"}
-    assert roles(schema) == expected and schema.tasks == ("itemid",)
-
-
 def test_reviews_without_a_kind_of_event_are_guessed():
     events = make_events(parent_asin=draw([f"B{k}" for k in range(99)]), rating=draw(5) + 1.0)
     events["title"] = [f"Review {k}" for k in range(ROWS)]
@@ -186,8 +180,8 @@ def test_one_label_is_nothing_to_predict():
 
 def test_what_is_known_later_is_no_feature():
     events = make_events(item=draw(9), due=draw(["1/31/2024", "2/20/2024"]), clock=draw(["10:30", "9:12"]))
-    reader = FrameReader.guess(events)
-    assert list(kinds(reader.schema)) == ["item"] and str(reader).endswith("not read: due, clock")
+    reader = FrameReader.guess(events.assign(age=TIMES - TIMES.min()))  # durations
+    assert list(kinds(reader.schema)) == ["item"] and str(reader).endswith("not read: due, clock, age")
 
 
 def test_the_schemas_own_words_are_names_of_columns(log):
@@ -296,11 +290,6 @@ def test_7_and_its_text_are_one_customer(fitted, log):
     pd.testing.assert_frame_equal(*lists)
 
 
-def test_a_score_is_explained(fitted):
-    explanation = fitted[0].explain("c07", "aisle 1")
-    assert explanation.task == "aisle" and explanation.label == "aisle 1"
-
-
 def test_a_saved_model_gives_the_same(fitted, log, tmp_path):
     model, folder = fitted
     model.save(tmp_path / "shop")
@@ -317,8 +306,10 @@ def test_who_has_no_candidate_has_no_row(fitted):
     assert set(model.recommend(["c07", "c03"], k=2, task="item", exclude=gone)["customer"]) == {"c03"}
 
 
-def test_labels_that_are_alike_or_go_together(fitted):
+def test_labels_are_explained_and_those_found_that_are_alike_or_go_together(fitted):
     model = fitted[0]
+    explanation = model.explain("c07", "aisle 1")
+    assert explanation.task == "aisle" and explanation.label == "aisle 1"
     table = model.similar("item 03", k=4)
     assert list(table) == ["label", "score"] and len(table) == 4 and "item 03" not in {*table["label"]}
     both = model.together(["item 03", "item 04"], "item", k=4)
@@ -378,6 +369,15 @@ def test_a_file_is_no_folder_to_save_in(fitted, tmp_path):
     (tmp_path / "shop").touch()
     with pytest.raises(FileExistsError, match="shop is a file: give the name of a folder"):
         fitted[0].save(tmp_path / "shop")
+
+
+def test_a_config_that_lost_its_kinds_is_said(fitted, log, tmp_path, caplog, monkeypatch):
+    fitted[0].save(tmp_path / "shop")
+    config = json.loads((tmp_path / "shop" / "config.json").read_text()) | {"kind_feature": None}
+    (tmp_path / "shop" / "config.json").write_text(json.dumps(config))
+    with caplog.at_level("WARNING"):
+        CustomerModel.load(tmp_path / "shop", log)
+    assert "the scorer can't tell kinds of events apart" in caplog.text
 
 
 def test_events_of_another_log_are_refused(fitted, log):
@@ -488,10 +488,10 @@ def test_features_of_a_pipeline_read_no_later_event(bank):
     features = CustomerFeatures(model, days=[30])
     values = features.transform(rows)
     assert values.shape == (40, len(features.get_feature_names_out()))
-    customer, moment = rows.iloc[7]
+    customer, as_of = rows.iloc[7]
     times = pd.to_datetime(log.payments["booked"], format="%d.%m.%Y %H:%M:%S")
-    past = CustomerModel(model.model, model.feature_extractor, log.payments[times < moment], model.reader)
-    alone = CustomerFeatures(past, days=[30]).transform(pd.DataFrame({"customer": [customer], "as_of": [moment]}))
+    past = CustomerModel(model.model, model.feature_extractor, log.payments[times < as_of], model.reader)
+    alone = CustomerFeatures(past, days=[30]).transform(pd.DataFrame({"customer": [customer], "as_of": [as_of]}))
     np.testing.assert_allclose(values[7], alone[0], rtol=1e-4, atol=1e-4)
     pipeline = make_pipeline(features, StandardScaler(), LogisticRegression(C=0.01)).set_output(transform="pandas")
     pipeline.fit(rows, log.labels["leaves"].iloc[:40])

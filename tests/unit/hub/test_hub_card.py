@@ -1,20 +1,17 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The card says what the files say, and rare values are counted and hidden."""
+"""The card says what the files say."""
 
+import json
 import re
-from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard
 
 from modeling_mcm import MCMForActionRecommendation
-from modeling_mcm.data import load_prepared
-from modeling_mcm.hub import Exposure, customers_per_value, model_card, rare_values, write_upload_folder
+from modeling_mcm.hub import Exposure, model_card, write_upload_folder
 from modeling_mcm.hub.card import scrub_command
-from modeling_mcm.hub.privacy import hide_values
 
 TRAINING = {
     "seconds": 131.5,
@@ -50,38 +47,35 @@ OFFERS = {
     for outcome in ("click", "conversion")
     for method in ("MCM without fine-tuning", "MCM fine-tuned")
 }
-
-
-@pytest.fixture
-def exposure(prepared, extractor):
-    rare = rare_values(customers_per_value(load_prepared(prepared), extractor), extractor, 8)
-    return Exposure(8, {name: len(values) for name, values in rare.items()}, hidden=False)
-
-
-@pytest.fixture
-def published(tiny_model, extractor, tmp_path):
-    """A function that writes an upload folder, of a model with or without the head for offers."""
-
-    def write(offers=False):
-        model = tiny_model(extended=True)
-        if offers:
-            model = MCMForActionRecommendation(model.config)
-            torch.nn.init.normal_(model.action_head.numbers.weight)  # as if it was trained
-        model.save_pretrained(tmp_path / "checkpoint")
-        extractor.save_pretrained(tmp_path / "checkpoint")
-        write_upload_folder(tmp_path / "checkpoint", tmp_path / "published")
-        return tmp_path / "published"
-
-    return write
-
-
 HEADINGS = ["Use", "Intended use", "Schema", "Data and training", "Results", "Limits", "Bias and privacy"]
 HEADINGS += ["Licence and citation"]
 
 
-def written(*facts):
+@pytest.fixture
+def publish(tiny_model, extractor, tmp_path):
+    """A function that writes an upload folder, of a model with or without the head for offers, and what training and
+    evaluation leave in the checkpoint; gives both folders."""
+
+    def write(training=None, evaluation=None, offers=False):
+        model, checkpoint = tiny_model(extended=True), tmp_path / "checkpoint"
+        if offers:
+            model = MCMForActionRecommendation(model.config)
+            torch.nn.init.normal_(model.action_head.numbers.weight)  # as if it was trained
+        model.save_pretrained(checkpoint)
+        extractor.save_pretrained(checkpoint)
+        of_training = "finetuning.json" if offers else "pretraining.json"
+        for name, facts in ((of_training, training), ("evaluation.json", evaluation)):
+            if facts is not None:
+                (checkpoint / name).write_text(json.dumps(facts))
+        write_upload_folder(checkpoint, tmp_path / "published")
+        return tmp_path / "published", checkpoint
+
+    return write
+
+
+def render(folders, repo_id, exposure=None):
     """A card's metadata and text; it has all headings, no hole, and tables whose rows are of one length."""
-    text = str(model_card(*facts))
+    text = str(model_card(folders[0], repo_id, folders[1], exposure))
     assert re.findall(r"^## (.+)$", text, flags=re.MULTILINE) == HEADINGS
     assert "None" not in text and "{{" not in text.replace("{{MCM}", "")
     for line, below in zip(text.splitlines(), text.splitlines()[1:], strict=False):
@@ -92,8 +86,9 @@ def written(*facts):
     return metadata, text
 
 
-def test_the_card_of_a_pretrained_checkpoint(published, exposure):
-    metadata, text = written(published(), "org/mcm-corner-shop", TRAINING, EVALUATION, exposure)
+def test_the_card_of_a_pretrained_checkpoint(publish):
+    exposure = Exposure(8, {"items": 7, "aisle": 2}, hidden=False)
+    metadata, text = render(publish(TRAINING, EVALUATION), "org/mcm-corner-shop", exposure)
     assert metadata.model_name == "mcm-corner-shop"
     for line in (
         'score = pipeline("preference-scores", model="org/mcm-corner-shop", trust_remote_code=True)',
@@ -101,12 +96,12 @@ def test_the_card_of_a_pretrained_checkpoint(published, exposure):
         "- Command: `run_pretrain.py configuration/recipes/quickstart.yaml --data ...`",
         "- Time: 132 seconds on cpu, 1 process(es) with 2 thread(s), x86_64.",
         "- 306 steps of 16 customers, 1,527,118 trained parameters, seed 42.",
-        f"| items | categorical | 24 values | event | yes | {exposure.rare['items']} |",
+        "| items | categorical | 24 values | event | yes | 7 |",
         "| a.b | numeric | 4 bins | event |  |  |",
         "| weekday | weekday | calendar | event |  |  |",
         "30 test cases of corner_shop; everything is ranked",
         "| items | MCM | 0.310 ±0.012 | 0.320 ±0.012 | 0.330 ±0.012 |",
-        f"- {sum(exposure.rare.values())} values belong to fewer than 8 customers",
+        "- 9 values belong to fewer than 8 customers",
     ):
         assert f"\n{line}" in text
     found = {(each.dataset_config, each.metric_name): each for each in metadata.eval_results}
@@ -116,43 +111,42 @@ def test_the_card_of_a_pretrained_checkpoint(published, exposure):
     assert one.metric_args == {"confidence": 0.95, "low": 0.2977, "high": 0.3223, "customers": 33, "k": 10}
 
 
-def test_the_card_of_a_checkpoint_for_offers(published, exposure):
-    facts = {"seconds": 8000.0, "groups": 60, "steps": 8, "seed": 1, "command": "run_finetune.py --freeze_encoder"}
-    metadata, text = written(
-        published(offers=True), "shop/offers", facts, OFFERS, replace(exposure, hidden=True, pairs=7)
-    )
+def test_the_card_of_a_checkpoint_for_offers(publish):
+    facts = {"seconds": 8000.0, "groups": 60, "steps": 8, "seed": 1, "command": "run_finetune.py --offers data"}
+    exposure = Exposure(8, {"items": 7}, hidden=True, pairs=7)
+    metadata, text = render(publish(facts, OFFERS, offers=True), "shop/offers", exposure)
     assert 'offer = pipeline("action-scores", model="shop/offers"' in text and "60 groups of offers" in text
     assert "published as placeholders" in text and "- 7 weights of pairs of labels" in text
     assert "| click | MCM fine-tuned | 0.400 ±0.012 | 0.500 ±0.012 |" in text
     assert {each.task_name for each in metadata.eval_results} == {"offers: click", "offers: conversion"}
 
 
-def test_the_card_of_a_checkpoint_of_which_nothing_is_known(published):
-    metadata, text = written(published(), "org/mcm-silent")
+def test_the_card_of_a_checkpoint_of_which_nothing_is_known(publish):
+    metadata, text = render(publish(), "org/mcm-silent")
     for line in ("says nothing of its training", "No evaluation was given", "share each value was not counted"):
         assert line in " ".join(text.split())
     assert metadata.eval_results is None
 
 
 @pytest.mark.parametrize("offers", [False, True], ids=["tasks", "offers"])
-def test_the_example_of_a_card_runs(offers, published, capsys):
-    folder = published(offers)
+def test_the_example_of_a_card_runs(offers, publish, capsys):
+    folder, _ = publish(offers=offers)
     code = re.search(r"```python\n(.*?)```", str(model_card(folder, "org/mcm")), flags=re.DOTALL)[1]
     exec(code.replace('"org/mcm"', repr(str(folder))), {})
     shape, *answers = capsys.readouterr().out.splitlines()
     assert f"print(embed(customer).shape)  # {shape}\n" in code and len(answers) == 1 + offers
 
 
-@pytest.mark.parametrize(
-    ("training", "evaluation", "message"),
-    [
-        (None, {"results": {"MCM": {"items": {"next_visit_ndcg@10": 0.3}}}}, "not what `mcm evaluate` writes"),
-        ({"command": ["mcm", "pretrain"]}, None, r"`command` of the training is \['mcm', 'pretrain'\], ex"),
-    ],
-)
-def test_what_a_card_can_not_tell_is_refused(training, evaluation, message, published):
+WRONG = [
+    ({}, {"results": {"MCM": {"items": {"next_visit_ndcg@10": 0.3}}}}, "not what `mcm evaluate` writes"),
+    ({"command": ["mcm", "pretrain"]}, None, r"`command` of the training is \['mcm', 'pretrain'\], ex"),
+]
+
+
+@pytest.mark.parametrize(("training", "evaluation", "message"), WRONG)
+def test_what_a_card_can_not_tell_is_refused(training, evaluation, message, publish):
     with pytest.raises(ValueError, match=message):
-        model_card(published(), "org/mcm", training, evaluation)
+        render(publish(training, evaluation), "org/mcm")
 
 
 @pytest.mark.parametrize(
@@ -170,47 +164,3 @@ def test_what_a_card_can_not_tell_is_refused(training, evaluation, message, publ
 )
 def test_a_command_is_told_without_paths_and_secrets(command, expected):
     assert scrub_command(command) == expected
-
-
-def test_customers_of_a_value_are_counted_once_each_and_in_the_training_period(event_log, prepared, extractor):
-    counts = customers_per_value(load_prepared(prepared), extractor)
-    training = event_log[event_log["when"] < "2017-10-01"]
-    expected = training.dropna(subset=["item"]).groupby("item")["who"].nunique()
-    assert dict(zip(extractor.vocabularies["items"], counts["items"].tolist(), strict=True)) == expected.to_dict()
-    ages = dict(zip(extractor.vocabularies["age"], counts["age"].tolist(), strict=True))
-    assert ages == {"young": 17, "old": 17}
-
-
-def test_rare_values_are_hidden_in_their_place_and_read_as_unknown(
-    prepared, extractor, tiny_model, event_log, tmp_path
-):
-    counts = customers_per_value(load_prepared(prepared), extractor)
-    rare = rare_values(counts, extractor, 8)
-    assert 0 < len(rare["items"]) < 24 and not {"history_start", "end_of_visit"} & set(rare["type"])
-    tiny_model(scorer=False).save_pretrained(tmp_path / "checkpoint")
-    extractor.save_pretrained(tmp_path / "checkpoint")
-    write_upload_folder(tmp_path / "checkpoint", tmp_path / "published", rare)
-    text = (tmp_path / "published" / "vocabularies.json").read_text()
-    assert not [value for value in rare["items"] if f'"{value}"' in text]
-    hidden = type(extractor).from_pretrained(str(tmp_path / "published"))
-    events = event_log[event_log["who"] == "c00"].drop(columns="who").to_dict("list")
-    before, after = (each({"events": events})["input_ids"][0] for each in (extractor, hidden))
-    place = extractor.feature_names.index("items")
-    secret = np.isin(before[:, place], extractor.label_ids("items", rare["items"]))
-    assert (after[secret, place] == 1).all() and (after[~secret] == before[~secret]).all()
-
-
-def test_hiding_refuses_what_would_hide_nothing_or_twice():
-    with pytest.raises(ValueError, match="not in the vocabulary of 'town'"):
-        hide_values({"town": ["Rome"]}, {"town": ["Paris"]})
-    with pytest.raises(ValueError, match=r"'town' has a value '\[hidden 2\]' already"):
-        hide_values({"town": ["Rome", "[hidden 2]"]}, {"town": ["Rome"]})
-
-
-def test_another_data_set_is_not_counted(prepared, extractor):
-    rows = load_prepared(prepared)
-    with pytest.raises(ValueError, match="no column 'feature_items'; it has customer_id"):
-        customers_per_value(rows.remove_columns("feature_items"), extractor)
-    extractor.vocabularies["items"] = extractor.vocabularies["items"][:3]
-    with pytest.raises(ValueError, match="'items' has id"):
-        customers_per_value(rows, extractor)

@@ -10,10 +10,10 @@ import subprocess
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import sqlalchemy
 from corner_shop import without_times
 from forked_runs import free_port
 from serving_client import as_requests, assert_same, make_service
@@ -21,8 +21,6 @@ from serving_client import as_requests, assert_same, make_service
 from modeling_mcm.live.customer import LiveCustomer
 from modeling_mcm.predictor_mcm import describe_labels
 from modeling_mcm.serving import EventStore, Incoming, ServiceError
-
-pytest.importorskip("sqlalchemy", reason="SQLAlchemy not installed")
 
 
 @pytest.fixture
@@ -50,7 +48,7 @@ def start(model, extractor, tmp_path):
 
 
 def scores(service, customer="c03"):
-    batch, predictor = service.read_known([customer]), service.predictor
+    batch, predictor = service.read([customer]), service.predictor
     columns = predictor.ask(batch.rows, batch.as_of, predictor.tasks())
     return describe_labels(columns, predictor.tasks(), predictor.all_labels)
 
@@ -93,7 +91,6 @@ def database(request, tmp_path_factory):
         return
     # Not pytest's folder, which is root's alone.
     with tempfile.TemporaryDirectory(prefix="mcm-postgres-") as folder, postgres(Path(folder)) as url:
-        import sqlalchemy
 
         def empty():
             engine = sqlalchemy.create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
@@ -121,7 +118,7 @@ def test_two_services_on_one_store_see_each_other_s_events(start, database, even
     services[0].add(events[:4])
     assert_same(scores(services[1]), never_had(model, extractor, events[:4]))
     with pytest.raises(ServiceError, match="is known with other contents"):
-        services[1].add([Incoming(events[0].event_id, "c03", dict(events[1].event))])
+        services[1].add([events[1].model_copy(update={"event_id": events[0].event_id})])
 
 
 def test_services_that_write_at_once_neither_lose_nor_double_an_event(start, database, events, model, extractor):
@@ -159,7 +156,11 @@ def test_a_log_without_times_is_served(start, events, tiny_model, extractor, ord
     rows = without_times(extractor, order)
     model = tiny_model(extended=True, features=rows.feature_names, vocabulary_sizes=rows.vocabulary_sizes)
     given = [dict(each.event) | ({"place": number} if order == "place" else {}) for number, each in enumerate(events)]
-    given = [replace(each, event=event) for each, event in zip(events, given, strict=True) if event.pop("when")]
+    given = [
+        each.model_copy(update={"event": event})
+        for each, event in zip(events, given, strict=True)
+        if event.pop("when")
+    ]
     service = make_service(model, rows, tmp_path / "state.db")
     service.add(given)
     assert_same(scores(service), never_had(model, rows, given))
@@ -238,13 +239,13 @@ def test_a_full_disk_keeps_what_was_acknowledged_and_answers(start, events, mode
     service.add(events[:3])
     with service.store.engine.connect() as connection:
         pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
-    import sqlalchemy
 
     @sqlalchemy.event.listens_for(service.store.engine, "checkout")
     def no_more_pages(connection, record, proxy):
         connection.execute(f"PRAGMA max_page_count = {pages}")
 
-    wide = [Incoming(f"wide-{number}", "c03", dict(events[0].event) | {"item": "x" * 3000}) for number in range(9)]
+    big = {"customer_id": "c03", "event": events[0].event | {"item": "x" * 3000}}
+    wide = [Incoming(event_id=f"wide-{number}", **big) for number in range(9)]
     with pytest.raises(ServiceError, match="has no room left .*: nothing of this request was kept") as caught:
         service.add(wide)
     assert caught.value.status == 507

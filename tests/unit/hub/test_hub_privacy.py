@@ -1,0 +1,156 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Values, and pairs of labels, that too few customers have are counted, and are in no published file if that is
+wanted; the others stay as they are."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from choices import PAPER, TINY, from_data
+from safetensors.torch import load_file
+
+from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForMultiTaskRecommendation
+from modeling_mcm.data import load_prepared
+from modeling_mcm.hub import write_upload_folder
+from modeling_mcm.hub.privacy import customers_per_value, hide_values, rare_values, shared_pairs
+from modeling_mcm.training.scorer_counts import LabelCounts, LabelEvents
+
+LEAST = 5
+
+
+@pytest.fixture(scope="module")
+def data(event_log, prepare_log):
+    """A data set in which two customers alone have one of the items."""
+    theirs = event_log.loc[event_log["item"] == "item 05", "who"].unique()[:2]
+    return prepare_log(event_log[(event_log["item"] != "item 05") | event_log["who"].isin(theirs)])
+
+
+@pytest.fixture(scope="module")
+def rows(data):
+    return load_prepared(data)
+
+
+@pytest.fixture
+def extractor(data):
+    return MCMFeatureExtractor.from_pretrained(str(data / "feature_extractor"))
+
+
+@pytest.fixture
+def checkpoint(rows, extractor, tmp_path, monkeypatch):
+    """A checkpoint with the tables of the data set's labels."""
+    monkeypatch.setattr("modeling_mcm.hub.privacy.LABELS_AT_ONCE", 7)  # in parts
+    config = MCMConfig(**from_data(extractor) | TINY | PAPER | {"scorer": True})
+    model = MCMForMultiTaskRecommendation(config)
+    for table, (task, size) in zip(model.scorer.tables, model.config.label_sizes.items(), strict=True):
+        counts = LabelCounts(LabelEvents.read(rows, task, size), np.arange(len(rows)) % 5)
+        table.load_state_dict(counts.make_tables().state_dict())
+    model.save_pretrained(tmp_path / "checkpoint")
+    extractor.save_pretrained(tmp_path / "checkpoint")
+    return tmp_path / "checkpoint"
+
+
+def training_log(log):
+    """The part of the log that the data set was prepared from, in the training period."""
+    theirs = log.loc[log["item"] == "item 05", "who"].unique()[:2]
+    return log[(log["when"] < "2017-10-01") & ((log["item"] != "item 05") | log["who"].isin(theirs))]
+
+
+def test_customers_of_a_value_are_counted_once_each_and_in_the_training_period(event_log, rows, extractor):
+    counts = customers_per_value(rows, extractor)
+    expected = training_log(event_log).dropna(subset=["item"]).groupby("item")["who"].nunique()
+    assert dict(zip(extractor.vocabularies["items"], counts["items"].tolist(), strict=True)) == expected.to_dict()
+    ages = dict(zip(extractor.vocabularies["age"], counts["age"].tolist(), strict=True))
+    assert ages == {"young": 17, "old": 17}
+
+
+def test_pairs_are_counted_by_customers_and_in_the_training_period(rows, extractor, event_log):
+    """By hand from the log: what a single customer does over and over is a pair of one customer."""
+    first, second = extractor.label_ids("aisle", ["aisle 0", "aisle 1"]).tolist()
+    both = sum({"aisle 0", "aisle 1"} <= set(part["aisle"]) for _, part in training_log(event_log).groupby("who"))
+    assert LEAST < both < len(rows)
+    for least, is_shared in ((both, True), (both + 1, False)):
+        pairs = shared_pairs(rows, extractor, least)["aisle"].tolist()
+        assert (first * 2**32 + second in pairs) == (second * 2**32 + first in pairs) == is_shared
+
+
+def test_another_data_set_is_not_counted(rows, extractor):
+    with pytest.raises(ValueError, match="no column 'feature_items'; it has customer_id"):
+        customers_per_value(rows.remove_columns("feature_items"), extractor)
+    extractor.vocabularies["items"] = extractor.vocabularies["items"][:3]
+    with pytest.raises(ValueError, match="'items' has id"):
+        customers_per_value(rows, extractor)
+
+
+def test_a_value_that_is_a_placeholder_already_is_refused():
+    with pytest.raises(ValueError, match=r"'town' has a value such as '\[hidden 2\]'"):
+        hide_values({"town": ["Rome", "[hidden 2]"]}, {"town": ["Rome"]})
+
+
+def test_rare_values_are_hidden_in_their_place_and_read_as_unknown(
+    checkpoint, rows, data, extractor, event_log, tmp_path
+):
+    rare = rare_values(rows, extractor, LEAST)
+    assert 0 < len(rare["items"]) < 24 and not {"history_start", "end_of_visit"} & set(rare["type"])
+    exposure = write_upload_folder(checkpoint, tmp_path / "out", data, LEAST)
+    assert (exposure.min_customers, exposure.hidden) == (LEAST, True)
+    assert exposure.rare == {name: len(values) for name, values in rare.items()}
+    text = (tmp_path / "out" / "vocabularies.json").read_text()
+    assert not [value for value in rare["items"] if f'"{value}"' in text]
+    hidden = type(extractor).from_pretrained(str(tmp_path / "out"))
+    events = event_log[event_log["who"] == "c00"].drop(columns="who").to_dict("list")
+    before, after = (each({"events": events})["input_ids"][0] for each in (extractor, hidden))
+    place = extractor.feature_names.index("items")
+    secret = np.isin(before[:, place], extractor.label_ids("items", rare["items"]))
+    assert (after[secret, place] == 1).all() and (after[~secret] == before[~secret]).all()
+
+
+def customers_of_pairs(rows, task, size):
+    """The number of customers by pair of labels `(size, size)`."""
+    has = torch.zeros(len(rows), size)
+    for customer, row in enumerate(rows):
+        has[customer, [label for label in row[f"feature_{task}"][: row["validation_end"]] if label > 1]] = 1
+    return has.T @ has
+
+
+def weights_of(folder):
+    return {name: value for path in folder.glob("*.safetensors") for name, value in load_file(path).items()}
+
+
+@pytest.mark.parametrize("size", ["1GB", "20KB"], ids=["one file", "several files"])
+def test_only_pairs_of_enough_customers_are_published(checkpoint, rows, data, extractor, tmp_path, size):
+    if size == "20KB":
+        model = MCMForMultiTaskRecommendation.from_pretrained(checkpoint)
+        (checkpoint / "model.safetensors").unlink()
+        model.save_pretrained(checkpoint, max_shard_size=size)
+    before, number, of_rare = weights_of(checkpoint), 0, []
+    exposure = write_upload_folder(checkpoint, tmp_path / "out", data, LEAST)
+    after = weights_of(tmp_path / "out")
+    for place, task in enumerate(extractor.tasks):
+        (old_ids, old, counts), (ids, new, left) = (
+            [weights[f"scorer.tables.{place}.{name}"] for name in ("neighbours", "weights", "counts")]
+            for weights in (before, after)
+        )
+        customers = customers_of_pairs(rows, task, old.shape[1])
+        is_kept = customers[torch.arange(len(customers))[:, None], old_ids] >= LEAST
+        for of_list, listed, kept in ((is_kept, old_ids, ids), (is_kept, old, new)):
+            for at in product(*map(range, listed.shape[:2])):  # and no gap tells of a pair
+                hidden = (~of_list[at]).sum().item()
+                assert kept[at].tolist() == listed[at][of_list[at]].tolist() + [0] * hidden
+        gone, is_rare = ~is_kept & (old != 0), customers.diag() < LEAST
+        number += gone.sum().item()
+        of_rare.append((gone & (is_rare[:, None] | is_rare[old_ids])).sum().item())
+        assert torch.equal(left, counts.masked_fill(is_rare, 0))
+    assert exposure.pairs == number > sum(of_rare) > 0  # two labels that many have may be a pair of one customer
+    others = [name for name in before if "scorer.tables" not in name or "totals" in name]
+    assert set(before) == set(after) and all(torch.equal(before[name], after[name]) for name in others)
+
+
+def test_the_script_says_how_many_pairs_it_hid(checkpoint, data, tmp_path, command):
+    words = ["--model", checkpoint, "--repo_id", "org/x", "--min_customers", LEAST, "--dry_run", "--data", data]
+    said = command("push_to_hub", *words, "--output_dir", tmp_path / "out")
+    number = write_upload_folder(checkpoint, tmp_path / "again", data, LEAST).pairs
+    assert number and f" values are hidden, and {number:,} weights of pairs of labels" in said
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"{number:,} weights of pairs of labels that fewer than {LEAST} customers have both of are left out" in card
