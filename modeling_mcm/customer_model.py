@@ -359,17 +359,12 @@ class CustomerModel:
             self._check_labels()
             if self.reader is None or self.reader.schema.cutoffs == NO_CUTOFFS:
                 raise ValueError("Nothing says what training did not read: evaluate what `fit` returned.")
-            from modeling_mcm.evaluation.cases import comparison_cases
-            from modeling_mcm.evaluation.comparison import FIRST_BASELINES, STRONG_BASELINES, counting_baselines
-            from modeling_mcm.evaluation.model import model_values
+            from modeling_mcm.evaluation.comparison import compare_with_counting, mean_values
 
             data = self._prepare(folder, self.reader.schema)
-            cases = comparison_cases(data, "test")
-            sizes = {task: size for task, size in self.model.config.label_sizes.items() if task in cases.targets}
-            results: Any = counting_baselines(data.rows, cases, sizes, [*FIRST_BASELINES, *STRONG_BASELINES])
-            results["MCM"] = model_values(self.model, self.feature_extractor, data.rows, cases, list(sizes))
-        means = pd.DataFrame(results).map(lambda values: np.nanmean(values["next_visit_ndcg@10"]), na_action="ignore")
-        return means.T.rename_axis("method")
+            results = compare_with_counting(self.model, self.feature_extractor, data, "test")
+            means = mean_values(results, "next_visit_ndcg@10")
+            return pd.DataFrame.from_dict(means, orient="index").rename_axis("method")
 
     def _evaluate_labels(self, folder: str, labels: Any, label: str | None) -> pd.DataFrame:
         from modeling_mcm.data.labels import NUMBER, LabelledCustomers, make_labels

@@ -25,7 +25,7 @@ def take(ranking: NDArray[np.int64], cases, task: str) -> NDArray[np.int64]:
     """The first ten labels for each case, of those that it may have."""
     lists = np.zeros((len(cases), TOP), np.int64)
     for index, row in enumerate(lists):
-        seen = cases.seen[task][index] if task in cases.seen else []
+        seen = cases.seen[task][[index]].indices if task in cases.seen else []
         first = ranking[: TOP + len(seen)]
         first = first[~np.isin(first, seen)][:TOP]
         row[: len(first)] = first

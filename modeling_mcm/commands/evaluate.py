@@ -29,18 +29,17 @@ from modeling_mcm.evaluation.comparison import (
     BASELINES,
     NEEDS,
     baseline_warnings,
-    collect_values,
     counting_baselines,
     default_baselines,
     not_installed,
+    rank_targets,
     write_title,
 )
-from modeling_mcm.evaluation.model import model_values
+from modeling_mcm.evaluation.metrics import measure
 from modeling_mcm.evaluation.offers import offer_metrics, score_offers
 from modeling_mcm.evaluation.reports import text_table, with_half_interval, write_report
 from modeling_mcm.evaluation.tables import (
     by_history,
-    find_target,
     history_table,
     list_summary,
     list_table,
@@ -178,27 +177,25 @@ def _evaluate_visits(options: EvaluationOptions) -> Report:
     names, left_out = default_baselines(cases, label_sizes)
     if options.baselines:
         names, left_out = [name for name in options.baselines if name != "none"], []
-    lists: dict[str, Any] = {}
-    results = counting_baselines(data.rows, cases, label_sizes, names, options.k, lists)
-    own = lists["MCM"] = {}
-    results["MCM"] = model_values(model, extractor, data.rows, cases, tasks, options.k, options.batch_size, own)
+    ranks = counting_baselines(data.rows, cases, label_sizes, names, max(options.k))
+    ranks["MCM"] = rank_targets(model, extractor, data.rows, cases, tasks, max(options.k), options.batch_size)
+    results = measure(ranks, options.k)
 
-    target, metric = find_target(results), f"ndcg@{max(options.k)}"
-    table = metric_table(results, tasks, metric)
-    title = f"{target.replace('_', '-')} {metric.upper()}"
-    caption = f"{len(cases):,} {options.cutoff} cases of {data.schema.name}: {title}"
+    metric = f"ndcg@{max(options.k)}"
+    main_metric = f"{cases.target}_{metric}"
+    table = metric_table(results, tasks, main_metric)
+    caption = f"{len(cases):,} {options.cutoff} cases of {data.schema.name}: {write_title(main_metric)}"
     caption += ", mean over customers, ± half of its 95% bootstrap interval"
     caption += "." if options.horizon_days else f"; in brackets next-event {metric.upper()}."
     protocol = write_protocol(cases, tasks)
     if cases.seen or options.horizon_days:
         caption += f" {protocol}"
-    main_metric = f"{target}_{metric}"
     histories = by_history(results, cases, main_metric)
     history = text_table(history_table(histories, tasks, main_metric))
     below = [f"By visits before the cutoff: {write_title(main_metric)}.", history]
-    properties = list_summary(lists, data.rows, cases, label_sizes)
+    properties = list_summary(ranks, data.rows, cases, label_sizes)
     below += [f"The lists of the {max(options.k)} best labels.", text_table(list_table(properties))]
-    below += [*left_out, *baseline_warnings(collect_values(results, main_metric), main_metric)]
+    below += [*left_out, *baseline_warnings(results, main_metric)]
     if options.values_file:
         write_values(Path(options.values_file), cases.customer_ids, results)
     report = {"data": data.schema.name, "cutoff": options.cutoff, "cases": len(cases), "protocol": protocol}

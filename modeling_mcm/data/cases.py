@@ -98,6 +98,7 @@ class CaseEvents(NamedTuple):
     """The events of some customers at a cutoff, as flat arrays: one customer after the other, oldest event first."""
 
     row: IntArray  # (events,): index of the event's customer among the rows
+    place: IntArray  # (events,): index of the event among the customer's
     history_end: IntArray  # (rows,): number of the customer's events before the cutoff
     # (events,): whether the event may be read when the cutoff is evaluated. At the validation cutoff these are the
     # events before the test cutoff, at the test cutoff all events
@@ -114,7 +115,7 @@ class CaseEvents(NamedTuple):
         labels = [flat_values(table, f"task_{task}") for task in deciding_tasks(tasks, token_type)]
         is_target = np.any([of_task != MISSING_ID for of_task in labels], axis=0)
         is_past, visible = index < end[row], index < stop[row]
-        return cls(row, end, visible, is_target & is_past, is_target & ~is_past & visible)
+        return cls(row, index, end, visible, is_target & is_past, is_target & ~is_past & visible)
 
     def is_case(self, min_history: int, targets: IntArray | None = None) -> BoolArray:
         """Says for each customer whether the customer is a case. `targets` are indices of the events that count as

@@ -2,16 +2,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The baselines by name, their metrics on evaluation cases, and where a model is not better than they are.
 
-    results = counting_baselines(rows, cases, {"product_type": number_of_labels}, STRONG_BASELINES)
-    results["MCM"] = model_values(model, extractor, rows, cases, ["product_type"])  # model.py
-    warnings = baseline_warnings(collect_values(results, "next_visit_ndcg@10"))
+    ranks = counting_baselines(rows, cases, {"product_type": number_of_labels}, STRONG_BASELINES)
+    ranks["MCM"] = rank_targets(model, extractor, rows, cases, ["product_type"])
+    warnings = baseline_warnings(measure(ranks))
 
 The baseline `lightgbm` needs the extra `gbdt`.
 """
 
 import importlib.util
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,16 +19,21 @@ import torch
 from numpy.typing import NDArray
 from transformers.utils.logging import tqdm
 
+from modeling_mcm.configuration_mcm import MCMConfig
+from modeling_mcm.data import PreparedData
 from modeling_mcm.data.cases import select_rows
+from modeling_mcm.data.collator import MCMCollator, PreparedRows, batches_by_length, unit_counts
 from modeling_mcm.evaluation.baselines import Baseline, MostPopular, NearestCustomers, Transitions, VisitFrequency
-from modeling_mcm.evaluation.cases import EvaluationCases
-from modeling_mcm.evaluation.gbdt import LightGBMRanker, NothingToLearnError, expected_seconds
-from modeling_mcm.evaluation.metrics import Interval, paired_difference
-from modeling_mcm.evaluation.ranking import TargetRanks
+from modeling_mcm.evaluation.cases import EvaluationCases, comparison_cases
+from modeling_mcm.evaluation.gbdt import LightGBMRanker, NothingToLearnError
+from modeling_mcm.evaluation.metrics import Ranks, Results, TargetRanks, measure, paired_difference
+from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
+from modeling_mcm.predictor_mcm import Predictor
+from modeling_mcm.processing_mcm import MCMFeatureExtractor
+from modeling_mcm.scorer_mcm import HORIZON_DAYS
 
 logger = logging.getLogger(__name__)
 
-Results = dict[str, dict[str, dict[str, NDArray]]]  # by method, task and metric: one value for each case
 
 BASELINES: dict[str, type[Baseline]] = {
     "most_popular": MostPopular,
@@ -42,6 +47,8 @@ FIRST_BASELINES = ("most_popular",)  # a model that learns is soon better than t
 STRONG_BASELINES = ("visit_frequency", "nearest_customers", "transitions")  # the best that take some seconds
 OURS = "MCM"
 MOST_SECONDS = 300.0  # that LightGBM may take as a default baseline
+# By measurements on two data sets: of one core of 2024, to fit the most cases; and of a label of a case
+SECONDS_TO_FIT, SECONDS_A_SCORE = 40.0, 4e-8
 
 
 def not_installed(baselines: Sequence[str]) -> list[str]:
@@ -56,7 +63,7 @@ def default_baselines(cases: EvaluationCases, label_sizes: Mapping[str, int]) ->
     if cases.seen.keys() >= label_sizes.keys():
         names.remove("visit_frequency")
         left_out.append("visit_frequency is left out: it counts what the customer has seen, which is not ranked.")
-    seconds = sum(expected_seconds(len(cases), size) for size in label_sizes.values())
+    seconds = sum(SECONDS_TO_FIT + SECONDS_A_SCORE * len(cases) * size for size in label_sizes.values())
     if not_installed(["lightgbm"]):
         left_out.append("lightgbm is left out, for it is not installed: `pip install modeling-mcm[gbdt]` adds it.")
     elif seconds > MOST_SECONDS:
@@ -70,61 +77,82 @@ def default_baselines(cases: EvaluationCases, label_sizes: Mapping[str, int]) ->
     return names, left_out
 
 
-def evaluate_baseline(
-    baseline: Baseline,
-    rows: Any,
-    cases: EvaluationCases,
-    ks: Sequence[int] = (10,),
-    lists: dict[str, NDArray[np.int64]] | None = None,
-) -> dict[str, NDArray[np.float64]]:
-    """Computes the metrics of a fitted baseline, as [`TargetRanks.metrics`] does, each of shape `(cases,)`. Only one
-    batch of scores is in memory at a time. `lists` gets the lists of the longest `ks` under the task's name."""
-    ranks = TargetRanks(cases, baseline.task, max(ks))
-    start = 0
-    for scores in baseline.score_batches(select_rows(rows, cases.rows), cases.cutoff):
-        ranks.add(np.arange(start, start + len(scores)), torch.from_numpy(scores))
-        start += len(scores)
-    if lists is not None:
-        lists[baseline.task] = ranks.lists
-    return ranks.metrics(ks)
-
-
 def counting_baselines(
-    rows: Any,
-    cases: EvaluationCases,
-    label_sizes: Mapping[str, int],
-    names: Sequence[str],
-    ks: Sequence[int] = (10,),
-    lists: dict[str, dict[str, NDArray[np.int64]]] | None = None,
-) -> Results:
-    """Fits baselines on the training period and evaluates them: by baseline, task and metric of
-    [`TargetRanks.metrics`] the values, of shape `(cases,)`.
+    rows: Any, cases: EvaluationCases, label_sizes: Mapping[str, int], names: Sequence[str], k: int = 10
+) -> Ranks:
+    """Fits baselines on the training period, and ranks the targets of cases by them: by baseline and task. Only one
+    batch of scores is in memory at a time.
 
     If a baseline has nothing to learn from in a task, as LightGBM if no customer has two visits, the task is left out
-    with a warning. `label_sizes` include the ids for missing and unknown. `lists` gets by baseline and task the lists
-    of the longest `ks`, of shape `(cases, length)`. Raises `ValueError` if a name is not in `BASELINES` or the rows
-    lack a task, and `ImportError` if a baseline's package is not installed.
+    with a warning. `label_sizes` include the ids for missing and unknown; `k` is the length of the lists. Raises
+    `ImportError` if a baseline's package is not installed.
     """
-    if unknown := [name for name in names if name not in BASELINES]:
-        raise ValueError(f"No baselines {unknown}; choose from {', '.join(BASELINES)}.")
-    results: Results = {}
+    histories = select_rows(rows, cases.rows)
+    results: Ranks = {}
     for name, task in tqdm([(name, task) for name in names for task in label_sizes], unit="task"):
         try:
             baseline = BASELINES[name]().fit(rows, task, label_sizes[task])
         except NothingToLearnError as error:
             logger.warning("%s is left out of task %r: %s", name, task, error)
             continue
-        own = None if lists is None else lists.setdefault(name, {})
-        results.setdefault(name, {})[task] = evaluate_baseline(baseline, rows, cases, ks, own)
+        ranks = results.setdefault(name, {})[task] = TargetRanks(cases, task, k)
+        for batch, scores in baseline.score_batches(histories, cases.cutoff):
+            ranks.add(batch, torch.from_numpy(scores))
     return results
 
 
-def collect_values(
-    results: Mapping[str, Mapping[str, Mapping[str, NDArray]]], metric: str
-) -> dict[str, dict[str, NDArray]]:
-    """Selects the values of one metric, by method and task, from the results of an evaluation."""
+def read_cases(
+    config: MCMConfig, extractor: MCMFeatureExtractor, rows: Any, cases: EvaluationCases, batch_size: int
+) -> Iterator[tuple[NDArray, dict[str, torch.Tensor]]]:
+    """Indices of cases of similar length, and a model's inputs with `labels`."""
+    collator = MCMCollator(extractor, config, "evaluate", cutoff=cases.cutoff, as_of=cases.as_of)
+    units = unit_counts(rows, rows[f"{cases.cutoff}_end"], config, extractor.max_events)[cases.rows]
+    prepared = PreparedRows(rows, cases.rows)
+    for batch in tqdm(batches_by_length(units, batch_size), desc="MCM", unit="batch"):
+        yield batch, collator(prepared.__getitems__(batch.tolist()))
+
+
+def rank_targets(
+    model: MCMForMultiTaskRecommendation,
+    extractor: MCMFeatureExtractor,
+    rows: Any,
+    cases: EvaluationCases,
+    tasks: Sequence[str],
+    k: int = 10,
+    batch_size: int = 64,
+) -> dict[str, TargetRanks]:
+    """Ranks the targets of evaluation cases by task. A model ranks what comes within any horizon by its scores of 30
+    days. `k` is the length of the lists. The model is in evaluation mode. Cases of similar length share a batch."""
+    predictor, fitted = Predictor(model, extractor), model.scorer is not None and bool(model.scorer.fitted)
+    horizon = HORIZON_DAYS if cases.horizon_days and fitted else None
+    ranks = {task: TargetRanks(cases, task, k) for task in tasks}
+    for batch, inputs in read_cases(model.config, extractor, rows, cases, batch_size):
+        inputs.pop("labels")
+        logits = predictor.run(inputs, horizon_days=horizon, tasks=tasks, parts=()).logits
+        for task in tasks:
+            ranks[task].add(batch, logits[task])
+    return ranks
+
+
+def compare_with_counting(
+    model: MCMForMultiTaskRecommendation, extractor: MCMFeatureExtractor, data: PreparedData, cutoff: str
+) -> Results:
+    """Evaluates a model and the counting baselines on the cases of a cutoff."""
+    cases = comparison_cases(data, cutoff)
+    sizes = {task: size for task, size in model.config.label_sizes.items() if task in cases.targets}
+    ranks = counting_baselines(data.rows, cases, sizes, [*FIRST_BASELINES, *STRONG_BASELINES])
+    return measure(ranks | {OURS: rank_targets(model, extractor, data.rows, cases, list(sizes))})
+
+
+def mean_values(results: Results, metric: str) -> dict[str, dict[str, float]]:
+    """Means of one metric over the cases with a target, by method and task; tasks without such a case are left
+    out."""
     return {
-        method: {task: metrics[metric] for task, metrics in by_task.items() if metric in metrics}
+        method: {
+            task: float(np.nanmean(metrics[metric]))
+            for task, metrics in by_task.items()
+            if not np.isnan(metrics[metric]).all()
+        }
         for method, by_task in results.items()
     }
 
@@ -135,37 +163,32 @@ def write_title(metric: str) -> str:
     return f"{target.replace('_', '-')} {name.upper()}".strip()
 
 
-def baseline_warnings(values: Mapping[str, Mapping[str, NDArray]], metric: str = "next_visit_ndcg@10") -> list[str]:
-    """Writes a sentence for each baseline that MCM is not better than: on which tasks, and by how much.
+def baseline_warnings(results: Results, metric: str = "next_visit_ndcg@10") -> list[str]:
+    """Writes a sentence for each baseline that MCM is not better than by a metric: on which tasks, and by how much.
 
     Means and their 95% bootstrap intervals are of paired differences, over the same customers. MCM is *under* a
     baseline if the whole interval of the difference is below 0. It is *level* with the baseline if its mean is lower
     and the interval contains 0. Tasks in which no customer has a value of both are left out.
 
-    Args:
-        values (`dict[str, dict[str, numpy.ndarray]]`): One metric by method and task, in arrays of shape `(cases,)`,
-            from [`collect_values`]. All methods have the same cases in the same order; NaN means a case without a
-            target.
-
     Raises:
         ValueError: If MCM is not among the methods, or arrays have different numbers of cases.
     """
-    if OURS not in values:
-        raise ValueError(f"Found values of {', '.join(values) or 'no method'}; expected {OURS!r} among them.")
+    if OURS not in results:
+        raise ValueError(f"Found values of {', '.join(results) or 'no method'}; expected {OURS!r} among them.")
     warnings = []
-    for baseline, by_task in values.items():
+    for baseline, by_task in results.items():
         under: list[str] = []
         level: list[str] = []
-        for task, theirs in by_task.items():
-            ours = values[OURS].get(task)
-            if baseline == OURS or ours is None:
+        for task, metrics in by_task.items():
+            ours, theirs = results[OURS].get(task, {}).get(metric), metrics.get(metric)
+            if baseline == OURS or ours is None or theirs is None:
                 continue
             if ours.shape == theirs.shape and np.isnan(ours + theirs).all():
                 continue
-            difference = paired_difference(ours, theirs)
-            if difference.mean < 0:
-                phrase = f"{task} by {-difference.mean:.4f} {_interval(difference)}"
-                (under if difference.high < 0 else level).append(phrase)
+            difference = paired_difference(theirs, ours)
+            if difference.mean > 0:
+                interval = f"[{difference.low:.4f}, {difference.high:.4f}] ({difference.customers:,} customers)"
+                (under if difference.low > 0 else level).append(f"{task} by {difference.mean:.4f} {interval}")
         if under:
             also = f" (level, within noise, on {' and '.join(level)})" if level else ""
             summary = f"{OURS} is under {baseline}, beyond noise, on {' and '.join(under)}{also}"
@@ -175,7 +198,3 @@ def baseline_warnings(values: Mapping[str, Mapping[str, NDArray]], metric: str =
             continue
         warnings.append(f"{summary}. Measured: {write_title(metric)}.")
     return warnings
-
-
-def _interval(difference: Interval) -> str:
-    return f"[{-difference.high:.4f}, {-difference.low:.4f}] ({difference.customers:,} customers)"

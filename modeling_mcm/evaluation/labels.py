@@ -8,7 +8,7 @@ Shapes: N labels, C classes.
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
-from scipy.stats import rankdata
+from scipy.stats import mannwhitneyu
 
 
 def mean_auc(labels: ArrayLike, scores: ArrayLike) -> float:
@@ -16,14 +16,13 @@ def mean_auc(labels: ArrayLike, scores: ArrayLike) -> float:
     With more it is the mean over the classes that occur, each against all others. `labels` are ids of classes, of
     shape `(N,)`, and `scores` of shape `(N, C)`; a larger one is likelier."""
     labels, scores = np.asarray(labels), np.asarray(scores, np.float64)
-    chances = scores - np.logaddexp.reduce(scores, axis=1, keepdims=True)
     areas = []
     for label in range(scores.shape[1]) if scores.shape[1] > 2 else [1]:
         is_label = labels == label
-        positive, negative = int(is_label.sum()), int((~is_label).sum())
-        if positive and negative:  # the Mann-Whitney statistic; equal scores count as half
-            ranks = rankdata(chances[:, label] if scores.shape[1] > 2 else scores[:, 1] - scores[:, 0])
-            areas.append((ranks[is_label].sum() / positive - (positive + 1) / 2) / negative)
+        if 0 < is_label.sum() < len(labels):
+            log_odds = scores[:, label] - np.logaddexp.reduce(np.delete(scores, label, axis=1), axis=1)
+            pairs = mannwhitneyu(log_odds[is_label], log_odds[~is_label], method="asymptotic").statistic
+            areas.append(pairs / (is_label.sum() * (~is_label).sum()))
     return float(np.mean(areas)) if areas else float("nan")
 
 

@@ -23,15 +23,16 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import csr_array
 
 from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.data.cases import count_pairs
+from modeling_mcm.evaluation.cases import EvaluationCases
 from modeling_mcm.events_mcm import number_groups, pad_groups
 
 CONFIDENCE, RESAMPLES = 0.95, 2000  # of bootstrap intervals
+TAILS = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
 UNREACHABLE = int(np.iinfo(np.int32).max)  # `greater` of a target that no ranking can hold
-
-Metric = Callable[[NDArray, NDArray, NDArray], NDArray]
 
 
 @torch.no_grad()
@@ -45,53 +46,48 @@ def ranks_from_logits(
 
     Args:
         logits (`torch.Tensor`, shape `(B, V)`): Scores of the labels. Infinite scores are allowed.
-        labels (`torch.Tensor`, shape `(B, N)` or `(B,)`): Label ids; ids up to 1, for unknown and for padding such as
-            0 or -100, get the result `UNREACHABLE`.
+        labels (`torch.Tensor`, shape `(B, N)`): Label ids; ids up to 1, for unknown and for padding such as 0 or -100,
+            get the result `UNREACHABLE`.
         max_elements (`int`): Number of logits that are sorted at a time.
 
     Returns:
-        `tuple[torch.Tensor, torch.Tensor]`: `greater` and `ties`, int64, with the shape and device of `labels`.
+        `tuple[torch.Tensor, torch.Tensor]`: `greater` and `ties`, int64, with the shape of `labels`.
 
     Raises:
         ValueError: If the shapes don't fit, a logit is NaN, or a label is no label id.
     """
-    if logits.ndim != 2 or labels.ndim not in (1, 2) or len(labels) != len(logits):
+    if logits.ndim != 2 or labels.ndim != 2 or len(labels) != len(logits):
         raise ValueError(
             f"Found scores of shape {tuple(logits.shape)} and labels of shape {tuple(labels.shape)}; expected (B, V) "
-            "and (B, N) or (B,)."
+            "and (B, N)."
         )
     if labels.numel() and labels.max() >= logits.shape[1]:
         raise ValueError(
             f"Found the label id {labels.max()}; expected ids from 0 to {logits.shape[1] - 1}, one score for each. "
             "Check that scores and targets are of the same task."
         )
-    greater, ties = torch.full_like(labels, UNREACHABLE, dtype=torch.long), torch.ones_like(labels, dtype=torch.long)
-    rows = max(1, max_elements // max(1, logits.shape[1]))
-    for start in range(0, len(logits), rows):
-        chunk = logits[start : start + rows]
-        if chunk.element_size() < 4:
-            chunk = chunk.float()  # exact, and what searchsorted takes everywhere
-        if chunk.isnan().any():
+    labels = labels.to(logits.device, torch.long)
+    parts, rows = [], max(1, max_elements // max(1, logits.shape[1]))
+    for scores, targets in zip(logits.split(rows), labels.split(rows), strict=True):
+        if scores.element_size() < 4:
+            scores = scores.float()  # exact, and what searchsorted takes everywhere
+        if scores.isnan().any():
             raise ValueError("Scores hold NaN, which has no rank; expected numbers. Check the model or the loss.")
-        targets = labels[start : start + rows].reshape(len(chunk), -1).to(chunk.device, torch.long)
-        reachable = targets >= FIRST_LABEL
-        values = chunk.gather(1, targets.clamp(min=0))
-        ordered = chunk[:, FIRST_LABEL:].sort(dim=1).values.contiguous()
-        below = torch.searchsorted(ordered, values)
-        not_above = torch.searchsorted(ordered, values, right=True)
-        shape = labels[start : start + rows].shape
-        greater[start : start + rows] = (ordered.shape[1] - not_above).where(reachable, UNREACHABLE).view(shape)
-        ties[start : start + rows] = (not_above - below).where(reachable, 1).view(shape)
-    return greater, ties
+        values = scores.gather(1, targets.clamp(min=0))
+        ordered = scores[:, FIRST_LABEL:].sort(dim=1).values.contiguous()
+        below, not_above = (torch.searchsorted(ordered, values, right=right) for right in (False, True))
+        parts.append(torch.stack([ordered.shape[1] - not_above, not_above - below]))
+    greater, ties = torch.cat(parts, 1)
+    return greater.where(labels >= FIRST_LABEL, UNREACHABLE), ties.where(labels >= FIRST_LABEL, 1)
 
 
-def tie_ranks(scores: ArrayLike, targets: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def tie_ranks(scores: ArrayLike, targets: ArrayLike) -> tuple[NDArray, NDArray]:
     """Does the same as [`ranks_from_logits`], for arrays of shape `(B, V)` and `(B, N)`."""
     greater, ties = ranks_from_logits(torch.as_tensor(np.asarray(scores)), torch.as_tensor(np.asarray(targets)))
     return greater.numpy(), ties.numpy()
 
 
-def distinct_targets(offsets: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def distinct_targets(offsets: ArrayLike, labels: ArrayLike) -> tuple[NDArray, NDArray]:
     """Turns target labels, one for each event, into padded distinct labels and their numbers of events.
 
     Args:
@@ -108,7 +104,7 @@ def distinct_targets(offsets: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np.
     return pad_groups(label, sizes), pad_groups(counts, sizes)
 
 
-def ndcg_at_k(greater: ArrayLike, ties: ArrayLike, relevant: ArrayLike, k: int) -> NDArray[np.float64]:
+def ndcg_at_k(greater: ArrayLike, ties: ArrayLike, relevant: ArrayLike, k: int) -> NDArray:
     """Computes the expected NDCG@k of each customer's targets, with binary gains.
 
     The ideal DCG is that of `min(number of targets, k)` labels. Of labels with equal scores every order is equally
@@ -126,65 +122,52 @@ def ndcg_at_k(greater: ArrayLike, ties: ArrayLike, relevant: ArrayLike, k: int) 
     Raises:
         ValueError: If shapes differ or k is below 1.
     """
-    greater, ties, relevant = _checked(greater, ties, relevant, k)
-    discounts = np.concatenate([[0.0], np.cumsum(1 / np.log2(np.arange(2, k + 2)))])
-    gains = (discounts[np.minimum(greater + ties, k)] - discounts[np.minimum(greater, k)]) / ties
-    ideal = discounts[np.minimum(relevant.sum(axis=1), k)]
-    return ratio((gains * relevant).sum(axis=1), ideal)
+    discounts = 1 / np.log2(np.arange(2, k + 2))
+    gains, number = _sum_gains(greater, ties, relevant, discounts)
+    return ratio(gains, np.append(0.0, np.cumsum(discounts))[np.minimum(number, k)])
 
 
-def recall_at_k(greater: ArrayLike, ties: ArrayLike, relevant: ArrayLike, k: int) -> NDArray[np.float64]:
+def recall_at_k(greater: ArrayLike, ties: ArrayLike, relevant: ArrayLike, k: int) -> NDArray:
     """Computes the expected share of the targets among the first k labels. Arguments and result: see [`ndcg_at_k`]."""
-    greater, ties, relevant = _checked(greater, ties, relevant, k)
-    hits = (np.minimum(greater + ties, k) - np.minimum(greater, k)) / ties  # probability of each target
-    return ratio((hits * relevant).sum(axis=1), relevant.sum(axis=1))
+    return ratio(*_sum_gains(greater, ties, relevant, np.ones(max(k, 0))))
 
 
 LIST_METRICS = {"ndcg": ndcg_at_k, "recall": recall_at_k}
 
 
 def customer_metrics(
-    greater: ArrayLike, ties: ArrayLike, counts: ArrayLike, ks: Sequence[int] = (10,)
-) -> dict[str, NDArray[np.float64]]:
-    """Computes all metrics of the next visit and of the next event, one value for each customer.
+    greater: ArrayLike, ties: ArrayLike, counts: ArrayLike, ks: Sequence[int] = (10,), target: str = "next_visit"
+) -> dict[str, NDArray]:
+    """Computes all metrics of a set of distinct labels, and of a next visit those of the next event, too: one value
+    for each customer.
 
     Args:
         greater, ties (arrays, shape `(B, N)`): Numbers of labels with a larger and with the same score, from
             [`tie_ranks`].
-        counts (array, shape `(B, N)`): Number of the next visit's events that have the label; 0 is padding.
+        counts (array, shape `(B, N)`): Number of the target's events that have the label; 0 is padding.
+        target (`str`): First part of the names, "next_visit" or "horizon".
 
     Returns:
         `dict[str, numpy.ndarray]`: Arrays of shape `(B,)` named as `next_visit_ndcg@10` or `next_event_recall@10`;
         NaN for a customer without targets.
     """
     greater, ties, counts = (np.asarray(array) for array in (greater, ties, counts))
-    values = set_metrics(greater, ties, counts > 0, ks, "next_visit")
+    of_set, of_event = {}, {}
     for k in ks:
         for name, metric in LIST_METRICS.items():
-            values[f"next_event_{name}@{k}"] = next_event(partial(metric, k=k), greater, ties, counts)
-    return values
+            of_set[f"{target}_{name}@{k}"] = metric(greater, ties, counts > 0, k)
+            if target == "next_visit":
+                of_event[f"next_event_{name}@{k}"] = next_event(partial(metric, k=k), greater, ties, counts)
+    return of_set | of_event
 
 
-def set_metrics(
-    greater: ArrayLike, ties: ArrayLike, relevant: ArrayLike, ks: Sequence[int], target: str
-) -> dict[str, NDArray[np.float64]]:
-    """Computes all metrics of a set of distinct labels, named as `horizon_ndcg@10`, one value for each customer. The
-    arrays are those of [`ndcg_at_k`]; `target` is the first part of the names, "next_visit" or "horizon"."""
-    return {
-        f"{target}_{name}@{k}": metric(greater, ties, relevant, k) for k in ks for name, metric in LIST_METRICS.items()
-    }
-
-
-def list_properties(
-    lists: NDArray[np.int64], popularity: ArrayLike, offsets: NDArray[np.int64], seen: NDArray[np.int64]
-) -> dict[str, float]:
+def list_properties(lists: NDArray, popularity: ArrayLike, seen: csr_array) -> dict[str, float]:
     """Computes what lists of labels are like, whatever their customers took.
 
     Args:
         lists (array, shape `(B, k)`): Label ids of each customer's list; 0 where a list is shorter.
         popularity (array, shape `(V,)`): Number of events of each label in the training period.
-        offsets, seen (arrays, shapes `(B + 1,)` and `(labels,)`): Customer b had the distinct labels
-            `seen[offsets[b]:offsets[b + 1]]` before.
+        seen (sparse array, shape `(B, V)`): How often each customer had each label before.
 
     Returns:
         `dict[str, float]`: `coverage`, the share of all labels that are in a list; and of the places of all lists
@@ -199,22 +182,67 @@ def list_properties(
     customer, place = np.nonzero(lists >= FIRST_LABEL)
     listed = lists[customer, place] - FIRST_LABEL
     popular = np.argsort(-counts, kind="stable")[: -(-labels // 100)]
-    had = number_groups(np.diff(offsets))[0] * labels + seen - FIRST_LABEL
     return {
         "coverage": len(np.unique(listed)) / labels,
         "popular": float(np.isin(listed, popular).mean()),
         "novelty": float(-np.log2(counts[listed] / counts.sum()).mean()),
-        "repeats": float(np.isin(customer * labels + listed, had).mean()),
+        "repeats": float((seen[customer, listed + FIRST_LABEL] > 0).mean()),
     }
 
 
-def next_event(metric: Metric, greater: NDArray, ties: NDArray, counts: NDArray) -> NDArray[np.float64]:
+def next_event(metric: Callable[..., NDArray], greater: NDArray, ties: NDArray, counts: NDArray) -> NDArray:
     """Computes the expectation of a metric `(B,)` if the only target is one event of the visit, each with the same
     probability. `counts` `(B, N)` is the number of events with each label; 0 or less is padding. A customer without a
     target has NaN. The metric computes `(B,)` from `(greater, ties, relevant)`."""
     counts = np.maximum(counts, 0)
     alone = metric(greater.reshape(-1, 1), ties.reshape(-1, 1), counts.reshape(-1, 1) > 0).reshape(counts.shape)
     return ratio(np.where(counts > 0, alone * counts, 0.0).sum(axis=1), counts.sum(axis=1))
+
+
+class TargetRanks:
+    """From scores to metrics, in the same way for a model and for every baseline: collects the ranks of the targets of
+    one task, and the lists of the `length` best labels, from batches of scores, which are not stored. `lists`
+    `(cases, length)` holds 0 where no more labels are ranked.
+
+        ranks = TargetRanks(cases, "product_type")
+        for indices, scores in batches:
+            ranks.add(indices, scores)
+        values = ranks.metrics(ks=(10,))  # for each metric one value a case
+    """
+
+    def __init__(self, cases: EvaluationCases, task: str, length: int = 10):
+        self.cases, self.task = cases, task
+        self.lists = np.zeros((len(cases), length), np.int64)
+        events = cases.targets[task]
+        self.labels, self.counts = distinct_targets(events.offsets, events.labels)
+        self.greater, self.ties = np.zeros_like(self.labels), np.ones_like(self.labels)
+
+    def add(self, indices: NDArray | slice, scores: torch.Tensor) -> None:
+        """Adds the scores `(B, V)` of the cases with these indices `(B,)`. Labels that are not ranked come last."""
+        seen = self.cases.seen.get(self.task)
+        if seen is not None:
+            cells = (torch.from_numpy(index).long().to(scores.device) for index in seen[indices].nonzero())
+            scores = scores.index_put(tuple(cells), scores.new_tensor(-torch.inf))
+        greater, ties = ranks_from_logits(scores, torch.from_numpy(self.labels[indices]))
+        best = scores[:, FIRST_LABEL:].topk(min(self.lists.shape[1], scores.shape[1] - FIRST_LABEL))
+        listed = (best.indices + FIRST_LABEL).where(best.values > -torch.inf, 0)
+        self.lists[indices, : listed.shape[1]] = listed.cpu().numpy()
+        self.greater[indices], self.ties[indices] = greater.cpu().numpy(), ties.cpu().numpy()
+
+    def metrics(self, ks: Sequence[int]) -> dict[str, NDArray]:
+        """The metrics of [`customer_metrics`], each of shape `(cases,)`."""
+        return customer_metrics(self.greater, self.ties, self.counts, ks, self.cases.target)
+
+
+Ranks = dict[str, dict[str, TargetRanks]]  # by method and task
+Results = dict[str, dict[str, dict[str, NDArray]]]  # by method, task and metric: one value for each case
+
+
+def measure(ranks: Ranks, ks: Sequence[int] = (10,)) -> Results:
+    """The metrics of ranks by method and task."""
+    return {
+        method: {task: of_task.metrics(ks) for task, of_task in by_task.items()} for method, by_task in ranks.items()
+    }
 
 
 class Interval(NamedTuple):
@@ -230,19 +258,19 @@ def bootstrap_interval(values: ArrayLike, seed: int = 0, resamples: int = RESAMP
     """Computes the mean of one value for each customer, with its percentile bootstrap interval. A customer with NaN
     (no target) is left out; if none is left, a `ValueError` is raised."""
     values = np.asarray(values, dtype=np.float64)
-    found = values[~np.isnan(values)]
-    if not len(found):
+    known = values[~np.isnan(values)]
+    if not len(known):
         raise ValueError(
             f"None of {len(values)} customers has a value; expected at least one customer with a target. Check "
             "the cutoff dates and the task."
         )
-    generator, means = np.random.default_rng(seed), []
-    at_once = max(1, 2**22 // len(found))  # 32 MiB of indices
+    generator, means = np.random.default_rng(seed), np.empty(resamples)
+    at_once = max(1, 2**22 // len(known))  # 32 MiB of indices
     for start in range(0, resamples, at_once):
-        size = min(at_once, resamples - start), len(found)
-        means.append(found[generator.integers(len(found), size=size)].mean(axis=1))
-    low, high = np.quantile(np.concatenate(means), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Interval(float(found.mean()), float(low), float(high), len(found))
+        part = means[start : start + at_once]
+        part[:] = known[generator.integers(len(known), size=(len(part), len(known)))].mean(axis=1)
+    low, high = np.quantile(means, TAILS)
+    return Interval(float(known.mean()), float(low), float(high), len(known))
 
 
 def paired_difference(first: ArrayLike, second: ArrayLike) -> Interval:
@@ -258,19 +286,24 @@ def paired_difference(first: ArrayLike, second: ArrayLike) -> Interval:
     return bootstrap_interval(first - second)
 
 
-def ratio(numerator: NDArray, denominator: NDArray) -> NDArray[np.float64]:
+def ratio(numerator: NDArray, denominator: NDArray) -> NDArray:
     """Divides; the result is NaN where the denominator is 0 or NaN."""
     return np.divide(numerator, denominator, out=np.full(len(numerator), np.nan), where=denominator > 0)
 
 
-def _checked(greater: ArrayLike, ties: ArrayLike, relevant: ArrayLike, k: int) -> tuple[NDArray, NDArray, NDArray]:
+def _sum_gains(greater: ArrayLike, ties: ArrayLike, relevant: ArrayLike, gains: NDArray) -> tuple[NDArray, NDArray]:
+    """Sums the expected gains `(B,)` of each customer's targets, of which that of each place is given, `(k,)`; and
+    counts the targets."""
     greater, ties, relevant = np.asarray(greater), np.asarray(ties), np.asarray(relevant) > 0
     if not (greater.shape == ties.shape == relevant.shape and greater.ndim == 2):
         raise ValueError(
             f"Found greater, ties and targets of shapes {greater.shape}, {ties.shape} and {relevant.shape}; expected "
             "one shape (customers, targets) for all three."
         )
-    if k < 1:
-        raise ValueError(f"Found k = {k}; expected a list of at least one label.")
+    if not len(gains):
+        raise ValueError("Found k = 0 or less; expected a list of at least one label.")
     # Padding may hold 0, or the -100 with which accelerate pads gathered batches.
-    return np.where(relevant, greater, UNREACHABLE).astype(np.int64), np.where(relevant, ties, 1), relevant
+    greater, ties = np.where(relevant, greater, len(gains)), np.where(relevant, ties, 1)
+    sums = np.append(0.0, np.cumsum(gains))
+    first, end = (sums[np.minimum(place, len(gains))] for place in (greater, greater + ties))
+    return ((end - first) / ties).sum(axis=1), relevant.sum(axis=1)

@@ -20,12 +20,12 @@ from scipy.special import expit
 
 from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.data.offers import OfferReader, Offers
-from modeling_mcm.evaluation.metrics import CONFIDENCE, LIST_METRICS, RESAMPLES, Interval, ratio, tie_ranks
+from modeling_mcm.evaluation.metrics import LIST_METRICS, RESAMPLES, TAILS, Interval, ratio, tie_ranks
 from modeling_mcm.events_mcm import pad_groups, run_starts
 
 
 @torch.inference_mode()
-def score_offers(model: Any, reader: OfferReader, batch_size: int = 32) -> NDArray[np.float32]:
+def score_offers(model: Any, reader: OfferReader, batch_size: int = 32) -> NDArray:
     """Scores offers with an `MCMForActionRecommendation`: the log-odds of each outcome, and last the scores without
     the head, which are sums over tasks of the model's `preferences`, of shape `(N, outcomes + 1)`."""
     scores = np.zeros((len(reader.offers.table), len(model.config.action_outcomes) + 1), np.float32)
@@ -39,7 +39,7 @@ def score_offers(model: Any, reader: OfferReader, batch_size: int = 32) -> NDArr
 
 def resampled_metrics(
     offers: Offers, outcome: str, scores: NDArray, k: int = 10, resamples: int = RESAMPLES
-) -> dict[str, NDArray[np.float64]]:
+) -> dict[str, NDArray]:
     """Computes the metrics of [`offer_metrics`] on the data, which come first, and on every resample, each of shape
     `(1 + S,)`, so that two methods can be compared in pairs. A value is NaN on a resample in which no group or every
     group takes an offer."""
@@ -72,14 +72,12 @@ def offer_metrics(offers: Offers, outcome: str, scores: NDArray, k: int = 10) ->
     found, customers = resampled_metrics(offers, outcome, scores, k), offers.groups["customer_id"].nunique()
     intervals = {}
     for name, values in found.items():
-        low, high = np.nanquantile(values[1:], [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+        low, high = np.nanquantile(values[1:], TAILS)
         intervals[name] = Interval(float(values[0]), float(low), float(high), customers)
     return intervals
 
 
-def weighted_ranking(
-    positive: NDArray[np.bool_], scores: NDArray, weights: NDArray[np.int64]
-) -> dict[str, NDArray[np.float64]]:
+def weighted_ranking(positive: NDArray, scores: NDArray, weights: NDArray) -> dict[str, NDArray]:
     """Computes average precision and ROC AUC for many sample weights at once.
 
     The values are those of scikit-learn, which takes one vector of weights at a time and is far slower.

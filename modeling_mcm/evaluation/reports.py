@@ -21,16 +21,11 @@ def text_table(table: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
 
 
-def markdown_table(table: Sequence[Sequence[str]]) -> list[str]:
-    """Writes the lines of a table in Markdown; the first row is the heading."""
-    heading, *lines = [f"| {' | '.join(row)} |" for row in table]
-    return [heading, "|" + " --- |" * len(table[0]), *lines]
-
-
 def write_report(table: Sequence[Sequence[str]], caption: str, path: Path) -> None:
     """Writes a caption and a table below it as Markdown. If the page has the lines `<!-- results -->` and
     `<!-- /results -->`, the text between them is replaced, otherwise the whole page."""
-    text = "\n".join([caption, "", *markdown_table(table), ""])
+    heading, *lines = [f"| {' | '.join(row)} |" for row in table]
+    text = "\n".join([caption, "", heading, "|" + " --- |" * len(table[0]), *lines, ""])
     page = path.read_text(encoding="utf-8") if path.exists() else ""
     before, start, rest = page.partition("<!-- results -->\n")
     _, end, after = rest.partition("<!-- /results -->")

@@ -13,12 +13,11 @@ from numpy.typing import NDArray
 
 from modeling_mcm.data.cases import select_rows
 from modeling_mcm.evaluation.cases import EvaluationCases, seen_labels
-from modeling_mcm.evaluation.histories import task_histories
-from modeling_mcm.evaluation.metrics import bootstrap_interval, list_properties
+from modeling_mcm.evaluation.histories import read_history
+from modeling_mcm.evaluation.metrics import Ranks, Results, bootstrap_interval, list_properties
 from modeling_mcm.evaluation.reports import with_half_interval
 from modeling_mcm.files_mcm import atomic_write
 
-Results = Mapping[str, Mapping[str, Mapping[str, NDArray]]]  # method -> task -> metric -> one value a case
 VALUES_SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("method", "task", "metric", "customer_id")] + [("value", pa.float64())]
 )
@@ -27,49 +26,32 @@ HISTORY_GROUPS = {"1-2": (0, 2), "3-5": (3, 5), "6-20": (6, 20), "more": (21, np
 
 def metric_table(results: Results, tasks: Sequence[str], metric: str) -> list[list[str]]:
     """Makes a table of text with a row for each method, and for each task the mean of a metric and half of its
-    interval. For the next visit, the metric of the next event stands in brackets. A method without values of a task
-    has "-"."""
-    target, table = find_target(results), [["method", *tasks]]
+    interval. `metric` is a name with the target, such as `next_visit_ndcg@10`; for it, the metric of the next event
+    stands in brackets. A method without values of a task has "-"."""
+    table, of_event = [["method", *tasks]], metric.replace("next_visit", "next_event")
     for method, by_task in results.items():
         cells = [method]
         for task in tasks:
             values = by_task.get(task, {})
-            found = values.get(f"{target}_{metric}")
-            cell = "-"
-            if found is not None and not np.isnan(found).all():
-                cell = with_half_interval(bootstrap_interval(found)._asdict())
-            if f"next_event_{metric}" in values:
-                cell += f" ({bootstrap_interval(values[f'next_event_{metric}']).mean:.3f})"
-            cells.append(cell)
+            if metric not in values or np.isnan(values[metric]).all():
+                cells.append("-")
+                continue
+            cells.append(with_half_interval(bootstrap_interval(values[metric])._asdict()))
+            if of_event != metric:
+                cells[-1] += f" ({np.nanmean(values[of_event]):.3f})"
         table.append(cells)
     return table
 
 
-def find_target(results: Results) -> str:
-    """Says which target the results are of: "horizon" or "next_visit"."""
-    names = (name for by_task in results.values() for values in by_task.values() for name in values)
-    return "horizon" if any(name.startswith("horizon_") for name in names) else "next_visit"
-
-
-def history_groups(cases: EvaluationCases) -> dict[str, NDArray[np.bool_]]:
-    """Groups the cases by the number of visits before the cutoff, as masks; groups without a case are left out."""
-    visits = cases.history_visits
-    groups = {name: (visits >= low) & (visits <= high) for name, (low, high) in HISTORY_GROUPS.items()}
-    return {name: mask for name, mask in groups.items() if mask.any()}
-
-
 def by_history(results: Results, cases: EvaluationCases, metric: str) -> dict[str, Any]:
-    """Computes means and intervals by the length of the history: for each group `cases`, their number, and `results`,
-    as [`summary`] gives them. `metric` is a name with the target, such as `next_visit_ndcg@10`."""
-    groups: dict[str, Any] = {}
-    for group, mask in history_groups(cases).items():
-        by_method = {
-            method: {
-                task: {metric: values[metric][mask]} if metric in values else {} for task, values in by_task.items()
-            }
-            for method, by_task in results.items()
-        }
-        groups[group] = {"cases": int(mask.sum()), "results": summary(by_method)}
+    """Computes means and intervals by the number of visits before the cutoff: for each group that has one, the number
+    of `cases`, and `results`, as [`summary`] gives them. `metric` is a name with the target, such as
+    `next_visit_ndcg@10`."""
+    groups = {}
+    for group, (low, high) in HISTORY_GROUPS.items():
+        mask = (cases.history_visits >= low) & (cases.history_visits <= high)
+        if mask.any():
+            groups[group] = {"cases": int(mask.sum()), "results": summary(results, mask, metric)}
     return groups
 
 
@@ -87,46 +69,39 @@ def history_table(groups: Mapping[str, Any], tasks: Sequence[str], metric: str) 
     return table
 
 
-def list_summary(
-    lists: Mapping[str, Mapping[str, NDArray[np.int64]]],
-    rows: Any,
-    cases: EvaluationCases,
-    label_sizes: dict[str, int],
-) -> dict[str, dict[str, dict[str, float]]]:
-    """Computes [`list_properties`] by method and task of lists `(cases, k)`. `rows` are all prepared rows, whose
+def list_summary(ranks: Ranks, rows: Any, cases: EvaluationCases, label_sizes: dict[str, int]) -> dict[str, Any]:
+    """Computes [`list_properties`] by method and task of the lists of ranks. `rows` are all prepared rows, whose
     training period says how popular a label is."""
-    properties: dict[str, dict[str, dict[str, float]]] = {method: {} for method in lists}
+    properties: dict[str, Any] = {method: {} for method in ranks}
     for task, size in label_sizes.items():
-        popularity = np.zeros(size)
-        for history in task_histories(rows, task, "validation"):
-            popularity += np.bincount(history.label, minlength=size)
+        popularity = np.bincount(read_history(rows, task).label, minlength=size)
         seen = seen_labels(select_rows(rows, cases.rows), cases.cutoff, task)
-        for method, by_task in lists.items():
+        for method, by_task in ranks.items():
             if task in by_task:
-                properties[method][task] = list_properties(by_task[task], popularity, seen.offsets, seen.labels)
+                properties[method][task] = list_properties(by_task[task].lists, popularity, seen)
     return properties
 
 
 def list_table(properties: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[list[str]]:
     """Rows of text from [`list_summary`]: a method and task, and its numbers."""
     table = [["method", "task", "labels in any list", "of the top 1%", "novelty, bits", "repeats"]]
+    formats = {"coverage": ".1%", "popular": ".1%", "novelty": ".2f", "repeats": ".1%"}
     for method, by_task in properties.items():
         for task, values in by_task.items():
-            shares = {name: f"{values[name]:.1%}" for name in ("coverage", "popular", "repeats")}
-            cells = [shares["coverage"], shares["popular"], f"{values['novelty']:.2f}", shares["repeats"]]
-            table.append([method, task, *cells])
+            table.append([method, task, *(format(values[name], kind) for name, kind in formats.items())])
     return table
 
 
-def summary(results: Results) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
-    """Computes the mean, interval and number of customers by method, task and metric, as values for JSON. Metrics that
-    no case has a value of are left out."""
+def summary(results: Results, mask: NDArray | None = None, metric: str | None = None) -> dict[str, Any]:
+    """Computes the mean, interval and number of customers by method, task and metric, as values for JSON: of all cases
+    or of some, and of all metrics or of one. Metrics that no case has a value of are left out."""
+    chosen: Any = slice(None) if mask is None else mask
     return {
         method: {
             task: {
-                name: bootstrap_interval(values)._asdict()
+                name: bootstrap_interval(values[chosen])._asdict()
                 for name, values in metrics.items()
-                if not np.isnan(values).all()
+                if metric in (None, name) and not np.isnan(values[chosen]).all()
             }
             for task, metrics in by_task.items()
         }

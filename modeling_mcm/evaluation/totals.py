@@ -20,11 +20,13 @@ from modeling_mcm.data.collator import PreparedRows, batches_by_length
 from modeling_mcm.data.dataset import CUSTOMER
 from modeling_mcm.events_mcm import EPOCH, SECONDS_PER_DAY
 from modeling_mcm.forecaster_mcm import MissingForecastsError
+from modeling_mcm.inputs_mcm import RowBatch
 from modeling_mcm.predictor_mcm import Predictor
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
 logger = logging.get_logger(__name__)
 MOST_PAST = 12  # times of the past that are tried
+PAIR = 2**32  # a customer and a visit as one number: the first times this, plus the second
 
 
 class PastTotal(NamedTuple):
@@ -75,19 +77,26 @@ def forecast_total(
         ValueError: If the log ends less than `days` after the validation cutoff, so that the error can't be known; if
             the quantity or a customer is unknown, or the horizon is too long.
     """
-    cutoff, prepared = data.schema.cutoff_seconds("validation"), PreparedRows(data.rows)
-    rows: Any = prepared.__getitems__(list(range(len(data.rows))))
-    times = np.concatenate([row["times"] for row in rows])
+    cutoff = data.schema.cutoff_seconds("validation")
+    rows: Any = PreparedRows(data.rows).__getitems__(list(range(len(data.rows))))
+    times = rows.column("times")
     if customers is not None:
-        rows = _chosen(rows, customers)
-    found = total_of_rows(model, data.extractor, rows, cutoff, int(times.max()), quantity, days, batch_size)
+        by_name, names = {row[CUSTOMER]: row for row in rows}, list(dict.fromkeys(map(str, customers)))
+        if unknown := [name for name in names if name not in by_name]:
+            raise ValueError(
+                f"No customer {unknown[0]!r} in the data set, nor {len(unknown) - 1} others of the group."
+            )
+        if not names:
+            raise ValueError("`customers` is empty: give ids, or leave it out for all customers.")
+        rows = [by_name[name] for name in names]
+    total = total_of_rows(model, data.extractor, rows, cutoff, int(times.max()), quantity, days, batch_size)
     missing = _missing_weeks(times)
     if missing:
         logger.warning(
             f"The log has no event in {len(missing)} weeks, the first from {missing[0]:%Y-%m-%d}: forecasts read them "
             "as weeks without visits, and the errors of the past may be too small or too large."
         )
-    return found._replace(missing_weeks=missing)
+    return total._replace(missing_weeks=missing)
 
 
 def total_of_rows(
@@ -106,12 +115,15 @@ def total_of_rows(
     the past are before the customers' last event: nothing that came after it is known."""
     if days < 1:
         raise ValueError(f"`days` is {days:g}: a total is of 1 day or more.")
-    forecasts = model.base_model.select_forecasts([days])
+    token, forecasts = extractor.token_type_feature, model.base_model.select_forecasts([days])
     if not forecasts.are_trained:
         raise MissingForecastsError(model.name_or_path)
     if quantity not in forecasts.quantities:
         raise ValueError(f"No forecasts of {quantity!r}: this checkpoint has those of {forecasts.quantities}.")
-    step, latest = days * SECONDS_PER_DAY, max(int(row["times"].max()) for row in rows)
+    batch = RowBatch.of(rows)
+    row, times, step = batch.row, batch.column("times"), days * SECONDS_PER_DAY
+    first, latest = np.full(len(batch), np.inf), int(times.max())
+    np.minimum.at(first, row, times)
     starts = [end - step * number for number in range(1, MOST_PAST + 1)]
     starts = [start for start in starts if cutoff <= start < latest]
     if not starts:
@@ -121,50 +133,28 @@ def total_of_rows(
             "prepare and train with an earlier cutoff."
         )
     predictor = Predictor(model, extractor)
+    is_target = np.any([batch.column(f"task_{task}") > 0 for task in deciding_tasks(extractor.tasks, token)], axis=0)
+    visit = row * PAIR + batch.column("visits")
 
     def expect(as_of: int) -> float:
         """Sum of the forecast at a time over the customers with an event until then."""
-        known, total = [row for row in rows if row["times"].min() <= as_of], 0.0
-        for batch in batches_by_length([len(row["times"]) for row in known], batch_size):
-            columns = predictor.ask([known[index] for index in batch], as_of, forecasts=True, days=[days])
+        known, total = np.flatnonzero(first <= as_of), 0.0
+        for chosen in batches_by_length(batch.lengths[known], batch_size):
+            columns = predictor.ask([rows[index] for index in known[chosen]], as_of, forecasts=True, days=[days])
             total += float(columns[f"{quantity}_{days:g}d"].double().sum())
         return total
 
-    sums = [expect(round(start)) for start in (end, *starts)]
-    targets = [f"task_{task}" for task in deciding_tasks(extractor.tasks, extractor.token_type_feature)]
-    actual = [_actual(rows, targets, quantity, start, start + step) for start in starts]
-    past = zip(map(_date, starts), sums[1:], actual, strict=True)
-    missing = _missing_weeks(np.concatenate([row["times"] for row in rows]))
-    return GroupTotal(_date(end), sums[0], tuple(PastTotal(*each) for each in past), missing)
-
-
-def _chosen(rows: Sequence[Mapping[str, Any]], customers: Iterable[str]) -> list[Mapping[str, Any]]:
-    """The rows of some customers."""
-    find_customer, names = {row[CUSTOMER]: row for row in rows}, list(dict.fromkeys(map(str, customers)))
-    if unknown := [name for name in names if name not in find_customer]:
-        raise ValueError(f"No customer {unknown[0]!r} in the data set, nor {len(unknown) - 1} others of the group.")
-    if not names:
-        raise ValueError("`customers` is empty: give ids, or leave it out for all customers.")
-    return [find_customer[name] for name in names]
-
-
-def _actual(rows: Sequence[Mapping[str, Any]], tasks: list[str], quantity: str, start: float, end: float) -> float:
-    """What came after `start` and until `end`, of the customers with an event until `start`."""
-    total = 0.0
-    for row in rows:
-        if row["times"].min() > start:
-            continue
-        within = (row["times"] > start) & (row["times"] <= end)
-        if quantity not in ("visits", "events"):
-            total += float(row[f"value_{quantity}"][within].sum(dtype=np.float64))
-            continue
-        is_target = np.any([row[task] > 0 for task in tasks], axis=0)
+    def count(start: float) -> float:
+        """What came after a time, within the horizon, of the customers with an event until then."""
+        within = (first[row] <= start) & (times > start) & (times <= start + step)
         if quantity == "events":
-            total += int((is_target & within).sum())
-        else:  # a visit begins with its first target event
-            before = row["visits"][is_target & (row["times"] <= start)]
-            total += len(np.setdiff1d(row["visits"][is_target & within], before))
-    return total
+            return float((is_target & within).sum())
+        if quantity == "visits":  # a visit begins with its first target event
+            return float(len(np.setdiff1d(visit[is_target & within], visit[is_target & (times <= start)])))
+        return float(batch.column(f"value_{quantity}")[within].sum(dtype=np.float64))
+
+    past = [PastTotal(_date(start), expect(round(start)), count(start)) for start in starts]
+    return GroupTotal(_date(end), expect(end), tuple(past), _missing_weeks(times))
 
 
 def _missing_weeks(times: np.ndarray) -> tuple[datetime, ...]:

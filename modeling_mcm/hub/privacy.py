@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from modeling_mcm.configuration_mcm import FIRST_VALUE_ID
+from modeling_mcm.evaluation.histories import read_history
 from modeling_mcm.events_mcm import check_columns
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
-from modeling_mcm.training.scorer_counts import LabelEvents
 
 PAIR = 2**32  # a pair of ids as one number: the first times this, plus the second
 LABELS_AT_ONCE = 1024  # whose pairs are counted at a time
@@ -68,7 +68,7 @@ def customers_per_value(rows: Any, extractor: MCMFeatureExtractor) -> dict[str, 
             customers = np.flatnonzero(np.asarray(rows["validation_end"]))
             ids = np.asarray(rows[columns[name]], np.int64)[customers]
         else:
-            events = LabelEvents.read(rows, name, size)
+            events = read_history(rows, name, kind="feature")
             customers, ids = events.customer, events.label
         if ids.max(initial=0) >= size:
             raise ValueError(
@@ -122,7 +122,7 @@ def shared_pairs(rows: Any, extractor: MCMFeatureExtractor, min_customers: int) 
     sizes = dict(zip(extractor.feature_names, extractor.vocabulary_sizes, strict=True))
     shared = {}
     for task in extractor.tasks:
-        events, pairs = LabelEvents.read(rows, task, sizes[task]), []
+        events, pairs = read_history(rows, task, kind="feature"), []
         label, customer = np.unique([events.label, events.customer], axis=1)  # a label counts once a customer
         has = csr_array((np.ones(len(label), np.int64), (label, customer)), (sizes[task], len(rows)))
         for start in range(0, sizes[task], LABELS_AT_ONCE):

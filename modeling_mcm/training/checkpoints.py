@@ -50,11 +50,11 @@ def find_head(folder: str) -> type[PreTrainedModel]:
     """The class of the model that a folder says it holds, if that is one of `COMMANDS_OF`; else, also if the folder
     can't be read, [`MCMForMultiTaskRecommendation`]."""
     try:
-        architectures: Any = MCMConfig.from_pretrained(folder).architectures or []
+        architectures = MCMConfig.from_pretrained(folder).architectures
     except (OSError, ValueError, TypeError, StrictDataclassError):
-        architectures = []
-    heads = (head for head in COMMANDS_OF if [head.__name__] == architectures)
-    return next(heads, MCMForMultiTaskRecommendation)
+        architectures = None
+    heads = {head.__name__: head for head in COMMANDS_OF}
+    return heads.get("".join(architectures or []), MCMForMultiTaskRecommendation)
 
 
 def read_checkpoint(model_class: type[PreTrainedModel], folder: str, new: tuple[str, ...] = (), **options: Any) -> Any:

@@ -9,8 +9,7 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +24,8 @@ from modeling_mcm.data.dataset import MANIFEST_FILE
 from modeling_mcm.files_mcm import file_digest, write_json
 from modeling_mcm.option import option
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
-from modeling_mcm.training.resuming import FINE_TUNING, check_folder, output_folder_lock
+from modeling_mcm.training.fitting import minimize
+from modeling_mcm.training.resuming import FINE_TUNING, is_finished, output_folder_lock
 
 FOLDS, MANY = 5, 5_000  # folds of cross-validation; number of examples from which one of them is held out
 
@@ -57,7 +57,7 @@ class HeadInputs(NamedTuple):
     numbers: torch.Tensor
     labels: csr_array
 
-    def of(self, chosen: NDArray) -> "HeadInputs":
+    def of(self, chosen: NDArray | slice) -> "HeadInputs":
         """Selects some examples."""
         return HeadInputs(self.numbers[chosen], self.labels[chosen])
 
@@ -70,9 +70,10 @@ def fit_linear(
     y: torch.Tensor,
     outputs: int,
     compute_loss: Loss,
-    folds: NDArray[np.int64],
+    folds: NDArray,
     penalties: Sequence[float],
-) -> tuple[float, list[torch.Tensor]]:
+    std: torch.Tensor,
+) -> tuple[float, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     """Fits a linear head of `outputs` scores with the penalty of the lowest loss in cross-validation.
 
     Args:
@@ -80,10 +81,13 @@ def fit_linear(
         folds (`np.ndarray` of shape `(N,)`): Fold of each example, numbered from 0.
         penalties (sequence of `float`): Factors on the squared weights beside the sum of the losses, the largest
             first: each fit starts from the last.
+        std (`torch.FloatTensor` of shape `(D,)`): What the numbers, less their means, are divided by.
 
     Returns:
-        `tuple`: The penalty, and weights `(D, O)`, weights `(V, O)` and biases `(O,)`.
+        `tuple`: The penalty, and weights `(O, D)` and biases `(O,)` of the numbers, and weights `(O, V)`.
     """
+    mean = inputs.numbers.mean(0)
+    inputs = inputs._replace(numbers=(inputs.numbers - mean) / std)
     losses = np.zeros(len(penalties))
     for fold in range(FOLDS if len(y) < MANY else 1):
         held_out = folds == fold
@@ -93,31 +97,25 @@ def fit_linear(
             for index, parameters in enumerate(fits):
                 losses[index] += compute_loss(_score(left, parameters), y[held_out]).item() * int(held_out.sum())
     best = int(losses.argmin())
-    return penalties[best], _fit_path(inputs, y, outputs, compute_loss, penalties[: best + 1])[-1]
+    weight, of_labels, bias = _fit_path(inputs, y, outputs, compute_loss, penalties[: best + 1])[-1]
+    weight = weight.T / std
+    return penalties[best], (weight, bias - weight @ mean, of_labels.T)
 
 
-@torch.enable_grad()
 def _fit_path(
     inputs: HeadInputs, y: torch.Tensor, outputs: int, compute_loss: Loss, penalties: Sequence[float]
 ) -> list[list[torch.Tensor]]:
     """Fits weights and biases for each penalty."""
     sizes = inputs.numbers.shape[1], inputs.labels.shape[1]
-    fitted, fits = [torch.zeros(size, outputs) for size in sizes] + [torch.zeros(outputs)], []
+    fits = [[torch.zeros(size, outputs) for size in sizes] + [torch.zeros(outputs)]]
     for penalty in penalties:
-        parameters = [value.clone().requires_grad_() for value in fitted]
-        optimizer = torch.optim.LBFGS(parameters, max_iter=100, line_search_fn="strong_wolfe")
 
-        def closure(parameters: Any = parameters, penalty: float = penalty, optimizer: Any = optimizer) -> float:
-            optimizer.zero_grad()
+        def loss(*parameters: torch.Tensor, penalty: float = penalty) -> torch.Tensor:
             squares = parameters[0].square().sum() + parameters[1].square().sum()
-            loss = compute_loss(_score(inputs, parameters), y) + penalty / len(y) * squares
-            loss.backward()
-            return loss.item()
+            return compute_loss(_score(inputs, parameters), y) + penalty / len(y) * squares
 
-        optimizer.step(closure)
-        fitted = [value.detach() for value in parameters]
-        fits.append(fitted)
-    return fits
+        fits.append(minimize(loss, fits[-1], max_iter=100))
+    return fits[1:]
 
 
 def _score(inputs: HeadInputs, parameters: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -141,25 +139,10 @@ class SparseProduct(torch.autograd.Function):
         return None, torch.from_numpy(context.matrix.T @ gradient.numpy())
 
 
-def draw_folds(customer_ids: NDArray, seed: int) -> NDArray[np.int64]:
+def draw_folds(customer_ids: NDArray, seed: int) -> NDArray:
     """Draws the fold of each example `(N,)`: all of a customer's are in one."""
     owner = np.unique(customer_ids.astype(str), return_inverse=True)[1]
     return np.random.default_rng(seed).permutation(np.arange(owner.max() + 1) % FOLDS)[owner]
-
-
-def open_extractor(model: str, data: PreparedData, max_events: int | None) -> MCMFeatureExtractor:
-    """Opens the feature extractor of a checkpoint that is fine-tuned on a data set; `max_events` is saved with it."""
-    extractor = MCMFeatureExtractor.from_pretrained(model)
-    check_vocabularies(data.folder, extractor)
-    extractor.max_events = max_events or extractor.max_events
-    return extractor
-
-
-def describe_run(model: str, data: PreparedData, options: Mapping[str, Any], **digests: str) -> dict[str, Any]:
-    """What a fine-tuning is, for [`check_folder`]."""
-    weights = compute_digest(model, ("*.safetensors", "config.json"))
-    digests = {"data": file_digest(data.folder / MANIFEST_FILE), "pre-trained model": weights} | digests
-    return {**digests, "options": options}
 
 
 def compute_digest(folder: str | Path, patterns: Sequence[str]) -> str:
@@ -168,20 +151,47 @@ def compute_digest(folder: str | Path, patterns: Sequence[str]) -> str:
     return hashlib.sha256(" ".join(map(file_digest, files)).encode()).hexdigest()
 
 
-@contextmanager
-def fitted_once(
-    output_dir: str, run: Mapping[str, Any], model: Any, extractor: MCMFeatureExtractor
-) -> Iterator[dict[str, Any]]:
-    """A context that fills in the record of a run. It is empty where the head has to be fitted, which is saved in the
-    end with the feature extractor and the record; otherwise it is that of the finished run in the folder. Raises
-    `RunError` if the folder holds something else."""
-    output, start = Path(output_dir), time.monotonic()
+def fine_tune(
+    options: FineTuningOptions,
+    data: PreparedData,
+    kind: str,
+    digest: str,
+    own: dict[str, Any],
+    read: Callable[[str], Any],
+    fit: Callable[[Any, MCMFeatureExtractor], dict[str, Any]],
+) -> dict[str, Any]:
+    """Fits a head to a checkpoint, and saves both with the feature extractor and the record of the run, which is
+    returned; that of a finished run is read.
+
+    Args:
+        kind, digest (`str`): What the head is fitted to, "labels" or "offers", and a digest of its file.
+        own (`dict`): Further options that decide the weights.
+        read (`Callable`): Reads the checkpoint, with a new head.
+        fit (`Callable`): Fits the head of a model, and says what the record holds.
+
+    Raises:
+        ValueError: If the checkpoint was trained on other data.
+        CheckpointError: If the checkpoint can't be read.
+        RunError: If the output folder holds something else.
+    """
+    source, start = str(options.model), time.monotonic()
+    extractor = MCMFeatureExtractor.from_pretrained(source)
+    check_vocabularies(data.folder, extractor)
+    extractor.max_events = options.max_events or extractor.max_events
+    tuned = read(source).eval()
+    run = {
+        "data": file_digest(data.folder / MANIFEST_FILE),
+        "pre-trained model": compute_digest(source, ("*.safetensors", "config.json")),
+        kind: digest,
+        "options": {**own, "max_events": extractor.max_events, "seed": options.seed},
+    }
+    output = Path(options.output_dir or f"runs/{kind}")
     with output_folder_lock(output):
-        is_finished = check_folder(output, FINE_TUNING, run).is_finished
-        facts = json.loads((output / FINE_TUNING).read_text(encoding="utf-8")) if is_finished else {}
-        yield facts
-        if not is_finished:
-            model.save_pretrained(output)
-            extractor.save_pretrained(output)
-            command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
-            write_json(output / FINE_TUNING, facts | {"seconds": time.monotonic() - start, "command": command})
+        if is_finished(output, FINE_TUNING, run):
+            return json.loads((output / FINE_TUNING).read_text(encoding="utf-8"))
+        facts = fit(tuned, extractor) | {"seed": options.seed}
+        tuned.save_pretrained(output)
+        extractor.save_pretrained(output)
+        facts |= {"seconds": time.monotonic() - start, "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])}
+        write_json(output / FINE_TUNING, facts)
+        return facts

@@ -1,43 +1,63 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""What is fitted outside of the Trainer's steps: the labels' usual values before them, the customer state after."""
+"""What is fitted outside of the Trainer's steps: the labels' usual values before them; after them the statistics of
+the customer state, of what customers had done at times of the training period, and of the shop. None of it is trained,
+and nothing after the validation cutoff is read.
 
+Shapes: B customers, M times of a customer, R = B M.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import torch
-from numpy.typing import NDArray
+from scipy.sparse import csr_array, vstack
+from scipy.sparse.linalg import LinearOperator, svds
+from transformers import BatchFeature
 from transformers.utils import logging
 
-from modeling_mcm.configuration_mcm import FIRST_LABEL, FIRST_VALUE_ID, MCMConfig
+from modeling_mcm.configuration_mcm import FIRST_LABEL, MCMConfig
 from modeling_mcm.data import PreparedData
 from modeling_mcm.data.cases import arrow_batches, deciding_tasks, flat_values, locate_events
 from modeling_mcm.data.collator import PreparedRows
 from modeling_mcm.data.dataset import POPULARITY_FILE
-from modeling_mcm.events_mcm import SECONDS_PER_DAY
+from modeling_mcm.events_mcm import SECONDS_PER_DAY, select_events
 from modeling_mcm.forecaster_mcm import LONGEST_RATIO, VisitForecaster
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation, MCMModel
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
+from modeling_mcm.state_mcm import GAPS, LARGEST_Z, MIN_STD, CustomerState
 from modeling_mcm.training.forecaster import load_weights, pad_visits, set_shop
-from modeling_mcm.training.state import fit_state, latest_events
 
 logger = logging.get_logger(__name__)
 SHOP_CUSTOMERS, READ_AT_ONCE = 2**15, 512  # customers whose visits describe the shop, and of whom so many are padded
 EARLIEST = 1e-3  # share of the visits before the window, which begins there: a wrong date must not stretch it
 DECIDED = 0.9  # a label determines a feature if this share of events has the label's most frequent value
+TIMES = 4  # of a customer; the last one is the end of the training period
+MOST_CUSTOMERS, MOST_NUMBERS, AT_ONCE = 2**13, 2**26, 32  # of the sample; of all its counts; counted at a time
+MOST_LAST = 2**15  # customers whose counts at the end of the training period give the components
 
 
-def trainable(ends: NDArray) -> NDArray[np.int64]:
-    """The customers with at least two events before the validation cutoff. Raises `ValueError` if there is none."""
-    several = np.flatnonzero(ends > 1)
-    if not len(several):
-        raise ValueError(
-            f"None of the {len(ends)} customers has two events before the validation cutoff, so there is nothing to "
-            "train on: move the cutoff dates of the event schema."
-        )
-    return several
+@torch.enable_grad()
+def minimize(
+    function: Callable[..., torch.Tensor], start: Sequence[torch.Tensor], **options: Any
+) -> list[torch.Tensor]:
+    """Parameters of a function that minimise it, by L-BFGS."""
+    parameters = [value.clone().requires_grad_() for value in start]
+    optimizer = torch.optim.LBFGS(parameters, line_search_fn="strong_wolfe", **options)
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        loss = function(*parameters)
+        loss.backward()
+        return loss.item()
+
+    optimizer.step(closure)
+    return [value.detach() for value in parameters]
 
 
 def popularity(data: PreparedData, config: MCMConfig) -> dict[str, torch.Tensor]:
@@ -45,11 +65,8 @@ def popularity(data: PreparedData, config: MCMConfig) -> dict[str, torch.Tensor]
     table = pq.read_table(data.folder / POPULARITY_FILE).to_pandas()
     counts = {}
     for task, size in config.label_sizes.items():
-        task_rows = table[table["feature"] == task]
-        counts[task] = torch.zeros(size)
-        counts[task][torch.as_tensor(task_rows["id"].to_numpy().copy())] = torch.as_tensor(
-            task_rows["target_count"].to_numpy().copy(), dtype=torch.float32
-        )
+        of_task = table[table["feature"] == task]
+        counts[task] = torch.from_numpy(np.bincount(of_task["id"], of_task["target_count"], size)).float()
     return counts
 
 
@@ -60,76 +77,47 @@ def fill_label_values(model: MCMForMultiTaskRecommendation, rows: Any) -> dict[s
     label's most frequent value. Other features stay out of the labels' embeddings. Returns `dict[str, list[str]]`: by
     task the features that its labels determine."""
     config = model.config
+    columns = [*(f"task_{task}" for task in config.tasks), *(f"feature_{name}" for name in config.label_features)]
+    table = next(arrow_batches(rows, ["visits", "validation_end", *columns], len(rows)))
+    row, place = locate_events(table)
+    is_trained = place < flat_values(table, "validation_end")[row]
     decided: dict[str, list[str]] = {task: [] for task in config.tasks}
-    for index, task in enumerate(config.tasks):
-        for column, name in enumerate(config.label_features):
-            if name == task:
-                continue
-            counts = _count_values(rows, task, name)
-            usual = counts.sort_values(["events", "value"], ascending=[False, True]).drop_duplicates("label")
-            if len(usual) and usual["events"].sum() >= DECIDED * counts["events"].sum():
-                decided[task].append(name)
-                values = model.label_values(index)[:, column]
-                values.zero_()
-                values[torch.tensor(usual["label"].to_numpy())] = torch.tensor(usual["value"].to_numpy()).int()
+    for (index, task), (column, name) in product(enumerate(config.tasks), enumerate(config.label_features)):
+        labels, values = flat_values(table, f"task_{task}"), flat_values(table, f"feature_{name}")
+        events = pd.DataFrame({"label": labels, "value": values})[is_trained]
+        counts = events[(events >= FIRST_LABEL).all(axis=1)].value_counts().rename("events").reset_index()
+        usual = counts.sort_values(["events", "value"], ascending=[False, True]).drop_duplicates("label")
+        if name != task and len(usual) and usual["events"].sum() >= DECIDED * counts["events"].sum():
+            decided[task].append(name)
+            stored = model.label_values(index)[:, column]
+            stored.zero_()
+            stored[torch.tensor(usual["label"].to_numpy())] = torch.tensor(usual["value"].to_numpy()).int()
     return decided
-
-
-def _count_values(rows: Any, task: str, feature: str) -> pd.DataFrame:
-    """Numbers of `events` of the training period by `label` of a task and `value` of a feature."""
-    parts = []
-    columns = {"label": f"task_{task}", "value": f"feature_{feature}"}
-    for table in arrow_batches(rows, ["visits", *columns.values(), "validation_end"]):
-        row, index = locate_events(table)
-        events = pd.DataFrame({name: flat_values(table, column) for name, column in columns.items()})
-        is_trained = index < flat_values(table, "validation_end")[row]
-        parts.append(events[is_trained & (events >= FIRST_LABEL).all(axis=1)].value_counts())
-    return pd.concat(parts).groupby(level=["label", "value"]).sum().rename("events").reset_index()
 
 
 def describe_customers(model: MCMForMultiTaskRecommendation, data: PreparedData, seed: int) -> None:
     """Fits the customer state, and describes the shop to the forecaster. Both read customers with any event before the
     validation cutoff: of those who came once, most do not come again."""
-    ends = np.asarray(data.rows["validation_end"])
-    several = np.flatnonzero(ends > 0)
+    known = np.flatnonzero(np.asarray(data.rows["validation_end"]) > 0)
     cutoff = None if data.schema.leaves_one_out else float(data.schema.cutoff_seconds("validation"))
-    prepared = PreparedRows(data.rows, several, ends[several])
+    prepared = PreparedRows(data.rows, known)
     fit_state(model.model, data.extractor, prepared, cutoff, seed)
-    requested = sorted(model.config.forecast_days)
-    window = describe_shop(model.model, data.extractor, prepared, cutoff)
-    for name in ("forecast_days", "forecast_window", "target_features", "target_types"):
-        setattr(model.config, name, getattr(model.model.config, name))
-    missed = ", ".join(f"{day:g}" for day in requested if day not in model.config.forecast_days)
-    if data.extractor.order is not None:
-        logger.warning("There are no forecasts, because the log has no times: name its `time` in the event schema.")
-    elif not model.config.forecast_window:
-        logger.warning(
-            f"There are no forecasts, because the training period has {24 * window:.1f} hours, no whole day."
-        )
-    elif missed:
-        logger.warning(
-            f"There are no forecasts for {missed} days: the longest horizon is {LONGEST_RATIO:g} times the training "
-            f"period of {window:.1f} days. Choose a later validation cutoff."
-        )
+    describe_shop(model.model, data.extractor, prepared, cutoff)
 
 
 @torch.no_grad()
-def describe_shop(model: MCMModel, extractor: MCMFeatureExtractor, rows: Any, cutoff: float | None) -> float:
+def describe_shop(model: MCMModel, extractor: MCMFeatureExtractor, rows: Any, cutoff: float | None) -> None:
     """Makes the forecaster, with the shipped weights and the statistics of the shop in the training period: those of
     all customers, or of `SHOP_CUSTOMERS` of them. A log without times, or with less than a day of visits, has no
-    forecaster. Horizons that are too long are left out of the config.
+    forecaster. Horizons that are too long are left out of the config. The log says what there is not, and why.
 
     Args:
         rows ([`PreparedRows`]): The customers with an event in the training period.
         cutoff (`float`, *optional*): Its end, in seconds since 1970. `None`: each customer's last visits are held out.
-
-    Returns:
-        `float`: Days of the training period.
     """
     config, token = model.config, extractor.token_type_feature
     config.target_features = deciding_tasks(config.tasks, token)
-    known = extractor.vocabularies[token]
-    named = [known.index(name) + FIRST_VALUE_ID for name in extractor.target_token_types if name in known]
+    named = sorted(extractor.layout.targets) if extractor.target_token_types else []
     config.target_types = {token: named} if named else {}
     config.forecast_window = 1.0  # so that there is a forecaster, which reads visits; its length follows
     model.make_forecaster()
@@ -137,16 +125,13 @@ def describe_shop(model: MCMModel, extractor: MCMFeatureExtractor, rows: Any, cu
     chosen = np.sort(np.random.default_rng(0).permutation(len(rows))[:SHOP_CUSTOMERS])
     customers, times, amounts = [], [], []
     for start in range(0, len(chosen), READ_AT_ONCE):
-        read = [
-            latest_events(row, extractor.max_events - 1)
-            for row in rows.__getitems__(chosen[start:][:READ_AT_ONCE].tolist())
-        ]
-        batch = extractor.pad([extractor.readable(history, config.input_features) for history in read])
+        sample = rows.__getitems__(chosen[start : start + READ_AT_ONCE].tolist())
+        histories, batch = pad_latest(extractor, sample, config.input_features)
         is_event = batch["attention_mask"].bool()
         is_event[:, 0] = False
         inputs = (batch.get(name) for name in ("visit_ids", "event_times", "event_values"))
         visits = forecaster.read(batch["input_ids"], is_event, *inputs)  # type: ignore[arg-type]
-        starts = torch.tensor([float(history["times"][0]) / SECONDS_PER_DAY for history in read], dtype=torch.float64)
+        starts = torch.from_numpy(np.array([history["times"][0] for history in histories]) / SECONDS_PER_DAY)
         customers.append(start + visits.is_visit.nonzero()[:, 0])
         times.append((visits.times.double() + starts[:, None])[visits.is_visit])
         amounts.append(visits.amounts[visits.is_visit])
@@ -158,10 +143,124 @@ def describe_shop(model: MCMModel, extractor: MCMFeatureExtractor, rows: Any, cu
     if window < 1:
         config.forecast_window, config.forecast_days = 0.0, []
         model.make_forecaster()
-        return window
+        reason = f"the training period has {24 * window:.1f} hours, no whole day"
+        if extractor.order is not None:
+            reason = "the log has no times: name its `time` in the event schema"
+        logger.warning(f"There are no forecasts, because {reason}.")
+        return
     load_weights(forecaster)
     visits = pad_visits(customer.numpy(), (days - end).float().numpy(), torch.cat(amounts).numpy(), len(chosen))
     set_shop(forecaster, visits, torch.zeros(len(chosen)), window)
-    config.forecast_window = window
+    config.forecast_window, requested = window, sorted(config.forecast_days)
     config.forecast_days = model.customer_forecasts.days
-    return window
+    if missed := [f"{day:g}" for day in requested if day not in config.forecast_days]:
+        logger.warning(
+            f"There are no forecasts for {', '.join(missed)} days: the longest horizon is {LONGEST_RATIO:g} times the "
+            f"training period of {window:.1f} days. Choose a later validation cutoff."
+        )
+
+
+def pad_latest(
+    extractor: MCMFeatureExtractor, rows: Sequence[Mapping[str, Any]], read: Sequence[str] | None
+) -> tuple[list[dict[str, Any]], BatchFeature]:
+    """The latest events of prepared rows before the validation cutoff, as many as are read, and model inputs of them.
+    `read` are the names of the features that the model reads."""
+    longest = extractor.max_events - 1  # the start row takes one position
+    ends = [row["validation_end"] for row in rows]
+    latest = [select_events(row, slice(max(0, end - longest), end)) for row, end in zip(rows, ends, strict=True)]
+    return latest, extractor.pad([extractor.readable(history, read) for history in latest])
+
+
+def count_at_times(
+    state: CustomerState,
+    extractor: MCMFeatureExtractor,
+    rows: Sequence[Mapping[str, Any]],
+    read: Sequence[str] | None,
+    cutoff: float | None,
+    generator: np.random.Generator,
+    number: int = TIMES,
+) -> torch.Tensor:
+    """Counts `(B, M, numbers)` of customers at times between their first event and the end of the training period,
+    which comes last; all but one of the others lie in the second half of that time.
+
+    Args:
+        rows (sequence of `dict`): Prepared rows, each with an event before its `validation_end`.
+        read (sequence of `str`): Names of the features that the model reads.
+        cutoff (`float`, *optional*): End of the training period, in seconds since 1970. `None`: the customer's last
+            event of it.
+        number (`int`): M.
+    """
+    histories, batch = pad_latest(extractor, rows, read)
+    spans = [(history["times"].min(), history["times"].max(), history["times"][0]) for history in histories]
+    first, last, zero = np.array(spans, np.float64).T[..., None]
+    end = np.maximum(last if cutoff is None else cutoff, first + 1)
+    starts = np.where(np.arange(number - 1) == 0, first, (first + end) / 2)
+    times = np.concatenate([generator.uniform(starts, end), end], 1)
+    as_of = torch.from_numpy(((times - zero) / SECONDS_PER_DAY).astype(np.float32))
+    names = "input_ids", "attention_mask", "visit_ids", "event_times", "event_values"
+    return state.counts(**{name: batch.get(name) for name in names}, as_of=as_of)  # type: ignore[arg-type]
+
+
+def find_components(state: CustomerState, counts: csr_array) -> None:
+    """Sets the first rows of D to the principal directions of standardised counts, scaled so that each component has
+    variance 1, and these counts' means and standard deviations.
+
+    Args:
+        counts (`csr_array` of shape `(customers, undecayed)`): Undecayed counts of customers: sparse, because it takes
+            many of them to say which of many rare values go together.
+    """
+    mean = counts.mean(0)
+    std = np.sqrt((counts.multiply(counts).mean(0) - mean**2).clip(min=0))
+    index = state.undecayed
+    state.mean[index], state.std[index] = (torch.from_numpy(values).float() for values in (mean, std))
+    std = std.clip(min=MIN_STD)
+    shift, z = mean / std, csr_array(counts.multiply(1 / std))
+    z.data = np.minimum(z.data, LARGEST_Z + shift[z.indices])
+    number = min(state.components, *(size - 1 for size in z.shape))
+    state.directions[: state.components] = 0.0
+    if number < 1:
+        return
+
+    centred = LinearOperator(
+        z.shape,
+        matvec=lambda vector: z @ vector.ravel() - shift @ vector.ravel(),
+        rmatvec=lambda vector: z.T @ vector.ravel() - shift * vector.sum(),
+        dtype=np.float64,
+    )
+    _, sizes, directions = svds(centred, number, v0=np.ones(min(z.shape)))
+    scaled = directions[::-1] * (z.shape[0] ** 0.5 / sizes[::-1].clip(min=1e-3 * sizes.max()))[:, None]
+    state.directions[:number, index] = torch.from_numpy(scaled.copy()).float()
+
+
+@torch.no_grad()
+def fit_state(model: MCMModel, extractor: MCMFeatureExtractor, rows: Any, cutoff: float | None, seed: int = 0) -> None:
+    """Sets means, standard deviations, the longest silence and the directions of a model's customer state.
+
+    Args:
+        rows ([`PreparedRows`]): The customers with an event in the training period, of whom a sample is read.
+        cutoff (`float`, *optional*): End of the training period of all customers, in seconds since 1970. `None` if
+            each customer's last visits are held out.
+    """
+    state, read = cast(CustomerState, model.state), model.config.input_features
+    generator, device = np.random.default_rng(seed), state.mean.device
+    state.cpu()  # counting takes many small steps, which a GPU would not make faster
+    most = min(MOST_CUSTOMERS, len(rows), max(MOST_NUMBERS // (TIMES * len(state.mean)), 1))
+    chosen = generator.permutation(len(rows))[:MOST_LAST]
+    counts = torch.empty(most, TIMES, len(state.mean))
+    last: list[csr_array] = []
+    for start in logging.tqdm(range(0, len(chosen), AT_ONCE), desc="Customer state", unit="batch"):
+        sample, first = rows.__getitems__(chosen[start : start + AT_ONCE].tolist()), start >= most
+        read_counts = count_at_times(state, extractor, sample, read, cutoff, generator, 1 if first else TIMES)
+        last.append(csr_array(read_counts[:, -1, state.undecayed].numpy()))
+        if not first:
+            counts[start : start + AT_ONCE] = read_counts[: most - start]
+    flat = counts.flatten(0, 1)
+    state.mean.copy_(flat.mean(0))
+    state.std.copy_(flat.std(0, correction=0))
+    state.longest_silence.fill_(math.expm1(flat[:, state.num_few - len(GAPS)].max().item()))
+    find_components(state, csr_array(vstack(last)))
+    z = state.standardised(counts)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        state.find_directions(z.flatten(0, 1))
+    state.to(device)

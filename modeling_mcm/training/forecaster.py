@@ -38,21 +38,22 @@ def set_shop(forecaster: VisitForecaster, visits: Visits, as_of: torch.Tensor, w
     if not bool(is_known.any()):
         raise ValueError("No customer has a visit in the training period, so there is nothing to forecast from.")
     history = VisitHistory(*(value[is_known] for value in history))
-    kept, repeats = history.is_visit.to(history.ages.dtype), history.number - 1
+    kept, repeats = history.is_visit.float(), history.number - 1
     mean_rate = repeats.sum().clamp(min=0.5) / history.first.sum().clamp(min=1e-3)
     log_rate = smooth_rate(history, mean_rate).log()
     centred = log_rate - log_rate.mean()
     std = centred.square().mean().sqrt().clamp(min=1e-3)
-    places = ((1 - history.ages) * BINS).long().clamp(0, BINS - 1)
-    profile = torch.zeros(BINS).scatter_add(0, places.flatten(), kept.flatten()) + 1
-    arrivals = torch.bincount(((1 - history.first) * BINS).long().clamp(0, BINS - 1), minlength=BINS) / len(log_rate)
-    several = (repeats >= 3).to(kept.dtype)
-    weight = several / (several.sum() + 1)
+    of_visits, of_first = (((1 - ages) * BINS).long().clamp(0, BINS - 1) for ages in (history.ages, history.first))
+    profile = torch.bincount(of_visits.flatten(), kept.flatten(), BINS) + 1
+    arrivals = torch.bincount(of_first, minlength=BINS) / len(log_rate)
+    several = (repeats >= 3).float()
+    prior = 1 / (several.sum() + 1)
+    weight = several * prior
     gap = history.mean_gap.clamp(min=1e-4)
     dispersion = (repeats.var(correction=0) / repeats.mean().clamp(min=1e-3)).log1p()
     numbers = [
         torch.tensor(float(window)).log(),
-        (repeats == 0).to(kept.dtype).mean(),
+        (repeats == 0).float().mean(),
         repeats.mean().log1p(),
         mean_rate.log(),
         std,
@@ -64,9 +65,9 @@ def set_shop(forecaster: VisitForecaster, visits: Visits, as_of: torch.Tensor, w
         history.last.mean(),
         history.last.median(),
         several.mean(),
-        (history.irregularity * weight).sum() + 1 / (several.sum() + 1),
-        ((history.longest_gap / gap).sqrt() * weight).sum() + 2 / (several.sum() + 1),
-        ((history.last / gap > 3) * weight).sum() + 0.3 / (several.sum() + 1),
+        (history.irregularity * weight).sum() + prior,
+        ((history.longest_gap / gap).sqrt() * weight).sum() + 2 * prior,
+        ((history.last / gap > 3) * weight).sum() + 0.3 * prior,
         *(number for share in BACK_TESTS for number in _test_past(history, share)),
     ]
     amounts = torch.stack([_measure_amounts(history, column, log_rate) for column in history.amounts.unbind(-1)])
@@ -80,33 +81,29 @@ def set_shop(forecaster: VisitForecaster, visits: Visits, as_of: torch.Tensor, w
 def _test_past(history: VisitHistory, share: float) -> list[torch.Tensor]:
     """How customers who came in the first `share` of the window behaved in the rest of it: their visits beside
     their rate before, and how many came, of all and by what was known of them; smoothed where they are few."""
-    kept = history.is_visit.to(history.ages.dtype)
+    kept = history.is_visit.float()
     is_before = (history.ages > 1 - share) * kept
     before, after = is_before.sum(1), ((history.ages <= 1 - share) * kept).sum(1)
-    is_seen = (before > 0).to(kept.dtype)
+    is_seen = (before > 0).float()
     exposure = (history.first - (1 - share)).clamp(min=0)
     silence = torch.where(is_before > 0, history.ages, math.inf).amin(1).clamp(max=1) - (1 - share)
     repeats = (before - 1).clamp(min=0)
     mean = repeats.sum().clamp(min=0.5) / (exposure * is_seen).sum().clamp(min=1e-3)
     usual = (repeats + 1) / (exposure + 1 / mean) * (1 - share)
-    comes, late = (after > 0).to(kept.dtype), silence / exposure.clamp(min=1e-4) > 0.4
+    comes, late = (after > 0).float(), silence / exposure.clamp(min=1e-4) > 0.4
     overall = ((comes * is_seen).sum() + 1) / (is_seen.sum() + 2)
-    numbers = [((after * is_seen).sum() + 3).log() - ((usual * is_seen).sum() + 3).log(), overall]
-    heavy = before * is_seen
-    numbers.append(((after * heavy).sum() + 3).log() - ((usual * heavy).sum() + 3).log())
     some = repeats > 0
     groups = (~some, some & (repeats <= 2), (repeats > 2) & (repeats <= 7), repeats > 7, some & late, some & ~late)
-    for group in groups:
-        member = is_seen * group
-        numbers.append(((after * member).sum() + 3).log() - ((usual * member).sum() + 3).log())
-        numbers.append(((comes * member).sum() + 3 * overall) / (member.sum() + 3))
-    return numbers
+    weights = torch.stack([is_seen, before * is_seen, *(is_seen * group for group in groups)])
+    excess = (weights @ after + 3).log() - (weights @ usual + 3).log()
+    shares = (weights[2:] @ comes + 3 * overall) / (weights[2:].sum(1) + 3)
+    return [excess[0], overall, excess[1], *torch.stack([excess[2:], shares], 1).flatten()]
 
 
 def _measure_amounts(history: VisitHistory, amounts: torch.Tensor, log_rate: torch.Tensor) -> torch.Tensor:
     """Of one amount `(B, P)`: its mean in a visit; the standard deviations of its logarithm within and between
     customers; and the correlation of a customer's mean logarithm with the logarithm of the rate."""
-    kept = history.is_visit.to(amounts.dtype)
+    kept = history.is_visit.float()
     mean = (amounts.clamp(min=0) * kept).sum() / kept.sum()
     mean = torch.where(mean > 0, mean, 1.0)
     logs = (amounts.clamp(min=0) / mean + LEAST_AMOUNT).log() * kept

@@ -7,6 +7,7 @@ Shapes: N examples, S size of the state, V labels of all tasks, C classes (1 for
 """
 
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -35,15 +36,7 @@ from modeling_mcm.option import option
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.state_mcm import ROTATED, WHITENED, CustomerState
 from modeling_mcm.training.checkpoints import read_checkpoint
-from modeling_mcm.training.finetuning import (
-    FineTuningOptions,
-    HeadInputs,
-    describe_run,
-    draw_folds,
-    fit_linear,
-    fitted_once,
-    open_extractor,
-)
+from modeling_mcm.training.finetuning import FineTuningOptions, HeadInputs, draw_folds, fine_tune, fit_linear
 
 logger = logging.get_logger(__name__)
 NEW = "prediction_head."
@@ -115,18 +108,16 @@ def read_labels(data: PreparedData, options: LabelOptions) -> LabelledCustomers:
     return customers
 
 
-def _split(
-    labels: CustomerLabels, share: float, seed: int, evaluates: bool
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _split(labels: CustomerLabels, share: float, seed: int) -> tuple[NDArray, NDArray]:
     """Splits labels by their customers, and checks that they can be trained on and, if needed, evaluated on."""
     trained_on, held_out = labels.split(share, seed)
     labels.of(trained_on).check_trainable()
-    if evaluates and not len(held_out):
+    if share and not len(held_out):
         raise ValueError(
             f"--validation_share {share} of {len(set(labels.customer_ids))} customers holds none "
             "out to evaluate on: give a larger share, or 0."
         )
-    if evaluates:
+    if share:
         labels.of(held_out).check_trainable("validation")
     return trained_on, held_out
 
@@ -134,61 +125,60 @@ def _split(
 @torch.no_grad()
 def read_inputs(
     model: MCMForCustomerPrediction, extractor: MCMFeatureExtractor, customers: LabelledCustomers
-) -> tuple[HeadInputs, NDArray[np.float64]]:
+) -> tuple[HeadInputs, NDArray]:
     """Reads what the head reads before the labels, and the days since the last event there, `(N,)`."""
-    times, states, labels, days = customers.labels.times, [], [], []
+    times, parts = customers.labels.times, []
     for start in logging.tqdm(range(0, len(times), AT_ONCE), desc="Histories", unit="batch"):
-        chosen = range(start, min(start + AT_ONCE, len(times)))
+        chosen: Any = np.arange(len(times))[start : start + AT_ONCE]
         rows = customers.histories(chosen)
         histories = [extractor.readable(row, model.config.input_features) for row in rows]
         batch = extractor.pad(histories, as_of=times[chosen]).to(model.device)
-        states.append(model.model(**batch, parts=("embedding",)).pooler_output.cpu())
         read = (batch.get(name) for name in ("input_ids", "event_times", "as_of"))
-        labels.append(csr_array(model.label_counts(*read).cpu().numpy()))  # type: ignore[arg-type]
-        days += [(time - row["times"].max()) / SECONDS_PER_DAY for time, row in zip(times[chosen], rows, strict=True)]
-    return HeadInputs(torch.cat(states), csr_array(vstack(labels))), np.array(days)
+        counts = csr_array(model.label_counts(*read).cpu().numpy())  # type: ignore[arg-type]
+        days = (times[chosen] - [row["times"].max() for row in rows]) / SECONDS_PER_DAY
+        parts.append((model.model(**batch, parts=("embedding",)).pooler_output.cpu(), counts, days))
+    states, labels, since = zip(*parts, strict=True)
+    return HeadInputs(torch.cat(states), csr_array(vstack(labels))), np.concatenate(since)
 
 
 @torch.no_grad()
-def fit_head(
-    model: MCMForCustomerPrediction, inputs: HeadInputs, labels: torch.Tensor, folds: NDArray[np.int64]
-) -> float:
+def fit_head(model: MCMForCustomerPrediction, inputs: HeadInputs, labels: torch.Tensor, folds: NDArray) -> float:
     """Fits a model's head to the inputs and labels `(N,)` of training customers: logistic or linear regression of
     standardised states, and of label counts times the label's rarity, the logarithm of N over the number of examples
     that had it. The L2 penalty is that of the lowest loss in cross-validation. The `folds` `(N,)` are numbered from 0.
     Returns that penalty."""
-    mean, std = inputs.numbers.mean(0), inputs.numbers.std(0).clamp(min=1e-3)
     names = cast(CustomerState, model.model.state).names
     scales = [next(scale for start, scale in SCALES.items() if name.startswith(start)) for name in names]
-    std = std / torch.tensor(scales)
+    std = inputs.numbers.std(0).clamp(min=1e-3) / torch.tensor(scales)
     number = np.bincount(inputs.labels.indices, minlength=inputs.labels.shape[1])
     rarity = np.where(number >= FEWEST, np.log(len(labels) / number.clip(min=1)), 0.0)
     weighed = csr_array(inputs.labels.multiply(rarity))
-    used = np.flatnonzero(np.bincount(weighed.indices, weighed.data, weighed.shape[1]) > 0)
+    used = np.flatnonzero(rarity > 0)
     lengths = np.sqrt(weighed.multiply(weighed).sum(1)).clip(min=1e-12)
-    inputs = HeadInputs((inputs.numbers - mean) / std, csr_array(weighed.multiply(1 / lengths[:, None]))[:, used])
+    inputs = inputs._replace(labels=csr_array(weighed.multiply(1 / lengths[:, None]))[:, used])
     y, shift, scale = labels, 0.0, 1.0
     if y.is_floating_point():
         shift, scale = y.double().mean().item(), max(y.double().std().item(), 1e-9)
         y = ((y - shift) / scale).float()
-    penalty, (weight, of_labels, bias) = fit_linear(inputs, y, model.num_labels, model.compute_loss, folds, PENALTIES)
-    head, weight = model.prediction_head, weight.T * scale / std
+    head, compute_loss = model.prediction_head, model.compute_loss
+    penalty, parameters = fit_linear(inputs, y, model.num_labels, compute_loss, folds, PENALTIES, std)
+    weight, bias, of_labels = (values * scale for values in parameters)
     head.state.weight.copy_(weight)
-    head.state.bias.copy_(bias * scale + shift - weight @ mean)
+    head.state.bias.copy_(bias + shift)
     head.labels.weight.zero_()
-    head.labels.weight[:, torch.from_numpy(used)] = of_labels.T * scale
+    head.labels.weight[:, torch.from_numpy(used)] = of_labels
     head.rarity.copy_(torch.from_numpy(rarity))
     return penalty
 
 
+@torch.no_grad()
 def predict(model: MCMForCustomerPrediction, inputs: HeadInputs) -> torch.Tensor:
     """The scores `(N, C)` of a model's head."""
-    with torch.no_grad():
-        parts = [
-            model.prediction_head(states, torch.from_numpy(inputs.labels[AT_ONCE * index :][: len(states)].toarray()))
-            for index, states in enumerate(inputs.numbers.split(AT_ONCE))
-        ]
-    return torch.cat(parts)
+    scores = []
+    for start in range(0, len(inputs.numbers), AT_ONCE):
+        part = inputs.of(slice(start, start + AT_ONCE))
+        scores.append(model.prediction_head(part.numbers, torch.from_numpy(part.labels.toarray())))
+    return torch.cat(scores)
 
 
 def train_to_labels(options: FineTuningOptions, label_options: LabelOptions) -> dict[str, Any]:
@@ -196,60 +186,42 @@ def train_to_labels(options: FineTuningOptions, label_options: LabelOptions) -> 
     the run, with its metrics in "validation". Raises `ValueError` if the labels, the data and the options do not fit
     together. Raises `CheckpointError` if the checkpoint can't be read. Raises `RunError` if the output folder holds
     another run."""
-    data, source = PreparedData(str(options.data)), str(options.model)
-    extractor = open_extractor(source, data, options.max_events)
+    data = PreparedData(str(options.data))
     customers = read_labels(data, label_options)
-    labels, share = customers.labels, label_options.validation_share
-    trained_on, held_out = _split(labels, share, options.seed, share > 0)
-    tuned: MCMForCustomerPrediction = read_checkpoint(
-        MCMForCustomerPrediction, source, (NEW,), **labels.model_options()
-    )
-    own = asdict(label_options) | {"max_events": extractor.max_events, "seed": options.seed}
-    del own["labels"]  # where the file lies does not matter, but what it holds
-    run = describe_run(source, data, own, labels=file_digest(str(label_options.labels)))
-    with fitted_once(options.output_dir or "runs/labels", run, tuned, extractor) as facts:
-        if not facts:
-            facts |= _fit(tuned, extractor, customers, trained_on, held_out, options.seed)
-        return facts
-
-
-def _fit(
-    model: MCMForCustomerPrediction,
-    extractor: MCMFeatureExtractor,
-    customers: LabelledCustomers,
-    trained_on: NDArray[np.int64],
-    held_out: NDArray[np.int64],
-    seed: int,
-) -> dict[str, Any]:
-    """Fits a model's head, and returns the record of the run."""
-    model.eval()
     labels = customers.labels
-    inputs, days = read_inputs(model, extractor, customers)
-    values = torch.from_numpy(labels.values)
-    folds = draw_folds(labels.customer_ids[trained_on], seed)
-    penalty = fit_head(model, inputs.of(trained_on), values[trained_on], folds)
-    metrics: dict[str, float] = {}
-    yardsticks: dict[str, float] = {}
-    if len(held_out):
-        scores = predict(model, inputs.of(held_out))
-        metrics = measure_labels(scores.numpy(), labels.values[held_out], labels.kind == NUMBER)
-        metrics["loss"] = model.compute_loss(scores, values[held_out]).item()
-        if len(labels.classes) == 2:
-            # a long absence may speak against it
-            days = days * (-1 if rank_correlation(labels.values[trained_on], days[trained_on]) < 0 else 1)
-            area = mean_auc(labels.values[held_out], np.stack([-days, days], 1)[held_out])
-            yardsticks["days since the last event"] = area
-        words = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
-        words += "".join(f"; auc of {name} {value:.3f}" for name, value in yardsticks.items())
-        logger.info(f"On {len(held_out):,} labels of customers that were not trained on: {words}.")
-    return {
-        "label": labels.name,
-        "kind": labels.kind,
-        "classes": list(labels.classes),
-        "labels": len(trained_on),
-        "left_out": customers.dropped,
-        "validation": metrics | {"labels": len(held_out)},
-        "yardsticks": yardsticks,
-        "penalty": penalty,
-        "seed": seed,
-    }
+    trained_on, held_out = _split(labels, label_options.validation_share, options.seed)
+    own = asdict(label_options)
+    digest = file_digest(own.pop("labels"))  # where the file lies does not matter, but what it holds
+
+    def fit(model: MCMForCustomerPrediction, extractor: MCMFeatureExtractor) -> dict[str, Any]:
+        inputs, days = read_inputs(model, extractor, customers)
+        values = torch.from_numpy(labels.values)
+        folds = draw_folds(labels.customer_ids[trained_on], options.seed)
+        penalty = fit_head(model, inputs.of(trained_on), values[trained_on], folds)
+        metrics: dict[str, float] = {}
+        yardsticks: dict[str, float] = {}
+        if len(held_out):
+            scores = predict(model, inputs.of(held_out))
+            metrics = measure_labels(scores.numpy(), labels.values[held_out], labels.kind == NUMBER)
+            metrics["loss"] = model.compute_loss(scores, values[held_out]).item()
+            if len(labels.classes) == 2:
+                # a long absence may speak against it
+                days = days * (-1 if rank_correlation(labels.values[trained_on], days[trained_on]) < 0 else 1)
+                area = mean_auc(labels.values[held_out], np.stack([-days, days], 1)[held_out])
+                yardsticks["days since the last event"] = area
+            words = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
+            words += "".join(f"; auc of {name} {value:.3f}" for name, value in yardsticks.items())
+            logger.info(f"On {len(held_out):,} labels of customers that were not trained on: {words}.")
+        return {
+            "label": labels.name,
+            "kind": labels.kind,
+            "classes": list(labels.classes),
+            "labels": len(trained_on),
+            "left_out": customers.dropped,
+            "validation": metrics | {"labels": len(held_out)},
+            "yardsticks": yardsticks,
+            "penalty": penalty,
+        }
+
+    read = partial(read_checkpoint, MCMForCustomerPrediction, new=(NEW,), **labels.model_options())
+    return fine_tune(options, data, "labels", digest, own, read, fit)

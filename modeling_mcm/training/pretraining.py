@@ -7,7 +7,7 @@ import os
 import platform
 import sys
 from collections.abc import Collection
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,29 +22,23 @@ from transformers.utils import logging
 from modeling_mcm import __version__
 from modeling_mcm.configuration_mcm import MCMConfig
 from modeling_mcm.data import PreparedData
-from modeling_mcm.data.collator import MCMCollator, PreparedRows, batches_by_length, unit_counts
+from modeling_mcm.data.collator import MCMCollator, PreparedRows, unit_counts
 from modeling_mcm.data.dataset import MANIFEST_FILE
-from modeling_mcm.evaluation.cases import cases_at, comparison_cases, tasks_without_repeats
-from modeling_mcm.evaluation.comparison import (
-    FIRST_BASELINES,
-    STRONG_BASELINES,
-    baseline_warnings,
-    collect_values,
-    counting_baselines,
-)
-from modeling_mcm.evaluation.model import model_values
-from modeling_mcm.files_mcm import file_digest
+from modeling_mcm.evaluation.cases import cases_at, tasks_without_repeats
+from modeling_mcm.evaluation.comparison import baseline_warnings, compare_with_counting, mean_values, read_cases
+from modeling_mcm.files_mcm import file_digest, write_json
 from modeling_mcm.losses_mcm import Objective
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
-from modeling_mcm.training.fitting import describe_customers, fill_label_values, popularity, trainable
+from modeling_mcm.training.fitting import describe_customers, fill_label_values, popularity
 from modeling_mcm.training.options import AUTO, NONE, ModelOptions, PretrainingArguments
 from modeling_mcm.training.recipe import Recipe, recipe_for
 from modeling_mcm.training.resuming import (
     PRETRAINING,
-    Start,
+    check_processes,
     deciding_options,
-    find_start,
+    is_finished,
+    last_whole_checkpoint,
     output_folder_lock,
     step_size,
 )
@@ -62,8 +56,6 @@ HOW_LONG = {"max_steps", "eval_steps", "save_steps", "eval_delay"}
 # Config of a model without an encoder.
 COUNTS_ALONE: dict[str, Any] = {"scorer": True, "num_hidden_layers": 0, "hidden_size": 16, "num_attention_heads": 1}
 COUNTS_ALONE |= {"readout_bias": False, "label_features": []}
-# Options that decide the weights, besides those of the Trainer and of the model's config.
-PRETRAINING_OPTIONS = ("encoder", "ema_decay")
 
 
 def chosen_recipe(options: ModelOptions, named: Collection[str]) -> Recipe:
@@ -73,105 +65,72 @@ def chosen_recipe(options: ModelOptions, named: Collection[str]) -> Recipe:
     data = PreparedData(str(options.data))
     extractor, manifest = data.extractor, data.manifest
     sizes = dict(zip(extractor.feature_names, extractor.vocabulary_sizes, strict=True))
-    own = {feature["name"] for feature in extractor.features if feature.get("profile")} | {
-        extractor.token_type_feature
-    }
+    own = {*extractor.layout.profile, extractor.token_type_feature}
     features = [name for name in extractor.feature_names if name in extractor.vocabularies and name not in own]
     labels = {task: sizes[task] for task in extractor.tasks}
     repeats = options.encoder == NONE or not tasks_without_repeats(data.rows, [max(labels, key=labels.__getitem__)])
     recipe = recipe_for(manifest.measures, labels, features, repeats)
-    training = {name: value for name, value in recipe.training.items() if name not in named}
+    left_out = {*named}
     nothing_to_evaluate = manifest.counts.get("validation_cases") == 0
     if nothing_to_evaluate:
         logger.warning(f"{options.data} has no validation case, so nothing is evaluated and no epoch is the best.")
-    if nothing_to_evaluate or any(name in named for name in (WHEN - HOW_MUCH) | HOW_LONG):
-        training = {name: value for name, value in training.items() if name not in WHEN}
+    if nothing_to_evaluate or left_out & (WHEN - HOW_MUCH | HOW_LONG):
+        left_out |= WHEN
     if "fsdp" in named or os.environ.get("ACCELERATE_USE_FSDP") == "true":
-        training.pop("ema_decay", None)
+        left_out.add("ema_decay")
+    training = {name: value for name, value in recipe.training.items() if name not in left_out}
     reasons = ["No encoder is trained: scores come from counts alone."] if options.encoder == NONE else recipe.reasons
-    return Recipe(recipe.size, recipe.config, training, reasons)
+    return replace(recipe, training=training, reasons=reasons)
 
 
 def read_config(options: ModelOptions, extractor: MCMFeatureExtractor, recipe: Recipe | None = None) -> MCMConfig:
     """Makes the model's config. Overrides go before the recipe's choices, and these before the named config. Raises
     `ValueError` if an override is no field of `MCMConfig`."""
-    values: dict[str, Any] = {}
-    known = MCMConfig().to_dict()
+    recipe, overrides, known = recipe or Recipe(), {}, MCMConfig().to_dict()
     for override in options.config_overrides:
         name, separator, value = override.partition("=")
         if not separator or name not in known:
             raise ValueError(f"config_overrides: {override!r} is not name=value with a field of MCMConfig.")
-        values[name] = yaml.safe_load(value)
-    config = (
-        make_config((recipe or Recipe()).size if options.config == AUTO else options.config)
-        | (recipe.config if recipe else {})
-        | (COUNTS_ALONE if options.encoder == NONE else {})
-        | {
-            "kind_feature": extractor.token_type_feature,
-            "features": extractor.feature_names,
-            "vocabulary_sizes": extractor.vocabulary_sizes,
-            "values_digest": extractor.values_digest,
-        }
-    )
-    config["tasks"] = config.get("tasks") or extractor.tasks
-    if config.get("max_position_embeddings"):
-        config["max_position_embeddings"] = extractor.max_events  # as many as events are read
-    if config.get("state_size", MCMConfig.state_size):
-        profile = {feature["name"] for feature in extractor.features if feature.get("profile")}
-        bare = MCMConfig(features=extractor.feature_names, vocabulary_sizes=extractor.vocabulary_sizes)
-        few = [name for name in bare.counted_features["state_features"] if name not in profile]
-        config |= {
-            "state_features": few,
-            "projected_features": None,
-            "component_features": None,
-            "summed_features": extractor.summed_features,
-        }
-    return MCMConfig(**(config | values))
+        overrides[name] = yaml.safe_load(value)
+    values = make_config(recipe.size if options.config == AUTO else options.config) | recipe.config
+    values |= COUNTS_ALONE if options.encoder == NONE else {}
+    values |= {"kind_feature": extractor.token_type_feature, "features": extractor.feature_names}
+    values |= {"vocabulary_sizes": extractor.vocabulary_sizes, "values_digest": extractor.values_digest}
+    values["tasks"] = values.get("tasks") or extractor.tasks
+    if values.get("max_position_embeddings"):
+        values["max_position_embeddings"] = extractor.max_events  # as many as events are read
+    if values.get("state_size", MCMConfig.state_size):
+        values |= dict.fromkeys(("state_features", "projected_features", "component_features"))
+        values["summed_features"] = extractor.summed_features
+    config = MCMConfig(**(values | overrides))
+    if config.state_features is None:  # what it counts by default, but for the profile, which is no event
+        counted = config.counted_features["state_features"]
+        config.state_features = [name for name in counted if name not in extractor.layout.profile]
+    return config
 
 
 def read_rows(data: PreparedData, config: MCMConfig, ends: NDArray | None = None) -> PreparedRows:
     """Reads the rows to train on. `ends` `(rows,)` are the numbers of events to train on, by default all before the
-    validation cutoff."""
-    rows = data.rows
-    ends = np.asarray(rows["validation_end"]) if ends is None else ends
-    several = trainable(ends)
-    return PreparedRows(rows, several, unit_counts(rows, ends, config, data.extractor.max_events)[several], ends)
+    validation cutoff. Raises `ValueError` if no customer has two of them."""
+    ends = np.asarray(data.rows["validation_end"]) if ends is None else ends
+    several = np.flatnonzero(ends > 1)
+    if not len(several):
+        raise ValueError(
+            f"None of the {len(ends)} customers has two events before the validation cutoff, so there is nothing to "
+            "train on: move the cutoff dates of the event schema."
+        )
+    units = unit_counts(data.rows, ends, config, data.extractor.max_events)
+    return PreparedRows(data.rows, several, units[several], ends)
 
 
 @torch.no_grad()
 def measure_loss(data: PreparedData, size: int, model: MCMForMultiTaskRecommendation) -> float:
     """Mean loss of the encoder's readout on all validation cases, in batches of some size."""
-    config, as_of = model.config, data.schema.scoring_time("validation")
-    collator = MCMCollator(data.extractor, config, "evaluate", cutoff="validation", as_of=as_of)
-    rows = PreparedRows(data.rows, cases_at(data, "validation").rows)
-    units, total = unit_counts(data.rows, data.rows["validation_end"], config, data.extractor.max_events), 0.0
-    for chosen in batches_by_length(units[rows.indices], size):
-        batch = collator(rows.__getitems__(chosen.tolist()))
+    cases, total = cases_at(data, "validation"), 0.0
+    for chosen, batch in read_cases(model.config, data.extractor, data.rows, cases, size):
         inputs = {name: value.to(model.device) for name, value in batch.items()}
         total += model(**inputs, parts=()).loss.item() * len(chosen)
-    return total / len(rows)
-
-
-def _compare(data: PreparedData, model: MCMForMultiTaskRecommendation) -> dict[str, dict[str, float]]:
-    """Compares the trained model with baselines on the validation cases, and warns of tasks on which it is worse."""
-    rows, cases = data.rows, comparison_cases(data, "validation")
-    sizes = {task: size for task, size in model.config.label_sizes.items() if task in cases.targets}
-    names = [*FIRST_BASELINES, *STRONG_BASELINES]
-    try:
-        results: Any = counting_baselines(rows, cases, sizes, names)
-    except ImportError as error:
-        logger.warning(f"The model is not compared with counting: {error}")
-        return {}
-    results["MCM"] = model_values(model.eval(), data.extractor, rows, cases, list(sizes))
-    means: dict[str, dict[str, float]] = {}
-    for method, by_task in results.items():
-        values = {task: metrics[METRIC] for task, metrics in by_task.items()}
-        means[method] = {task: float(np.nanmean(each)) for task, each in values.items() if not np.isnan(each).all()}
-        words = ", ".join(f"{task} {mean:.4f}" for task, mean in means[method].items())
-        logger.info(f"{METRIC} on validation, {method}: {words}")
-    for warning in baseline_warnings(collect_values(results, METRIC)):
-        logger.warning(warning)
-    return means
+    return total / len(cases)
 
 
 def pretrain(options: ModelOptions, objective: Objective, training: PretrainingArguments, recipe: Recipe) -> None:
@@ -188,13 +147,19 @@ def pretrain(options: ModelOptions, objective: Objective, training: PretrainingA
     model = MCMForMultiTaskRecommendation(config)
     model.objective = objective
     model.initialize_from_popularity(popularity(data, config))
-    own = {name: getattr(options, name) for name in PRETRAINING_OPTIONS} | {"max_events": extractor.max_events}
-    own |= asdict(objective)
-    run = {"data": file_digest(data.folder / MANIFEST_FILE), "options": deciding_options(training, config, own)}
-    with output_folder_lock(str(training.output_dir), training.should_save):
-        start = find_start(training, PRETRAINING, run)
-        if not start.is_finished:
-            _train(options, training, data, model, recipe, start)
+    own = {"encoder": options.encoder, "ema_decay": options.ema_decay, "max_events": extractor.max_events}
+    deciding = deciding_options(training, config, own | asdict(objective))
+    run = {"data": file_digest(data.folder / MANIFEST_FILE), "options": deciding}
+    output = Path(str(training.output_dir))
+    with output_folder_lock(output, training.should_save):
+        check_processes(run)
+        with training.main_process_first(local=False):
+            finished = is_finished(output, PRETRAINING, run, training.should_save)
+            checkpoint = None if finished else last_whole_checkpoint(output)
+        if not finished:
+            facts = {"recipe": recipe.reasons} | _train(options, training, data, model, checkpoint)
+            if training.should_save:
+                write_json(output / PRETRAINING, facts)
 
 
 def _train(
@@ -202,14 +167,26 @@ def _train(
     training: PretrainingArguments,
     data: PreparedData,
     model: MCMForMultiTaskRecommendation,
-    recipe: Recipe,
-    start: Start,
-) -> None:
-    """Trains a model, compares it with baselines, and writes it with the record of the run, pretraining.json."""
-    config = model.config
+    checkpoint: str | None,
+) -> dict[str, Any]:
+    """Trains a model, saves it, compares it with baselines on the validation cases, and warns of tasks on which it is
+    worse. Returns the facts of the run."""
+    config, evaluates = model.config, training.eval_strategy != "no"
     fit = None if model.scorer is None else ScorerFit(model, data, training.seed)
+    measure = fit.measure_encoder if fit else partial(measure_loss, data, training.per_device_eval_batch_size)
+    if evaluates:
+        cases_at(data, "validation")  # which raises where there is none
     train_rows = read_rows(data, config, fit.ends if fit else None)
-    trainer = _make_trainer(options, training, data, model, train_rows, fit)
+    trainer = MCMTrainer(
+        model=model,
+        args=training,
+        train_dataset=train_rows,
+        processing_class=data.extractor,
+        train_collator=MCMCollator(data.extractor, config, "train", seed=training.seed, objective=model.objective),
+        measure=measure if evaluates else None,
+        ema_decay=options.ema_decay if config.num_hidden_layers else None,
+    )
+    start = f"going on from {checkpoint}" if checkpoint else "starting anew"
     logger.info(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(train_rows):,} customers, {start}")
     if fit is not None:
         fit.scorer.requires_grad_(False)
@@ -219,58 +196,31 @@ def _train(
             "knows; the comparison at the end counts the others, too, as missed."
         )
     if config.num_hidden_layers:
-        if start.checkpoint is None and config.label_features:
+        if checkpoint is None and config.label_features:
             for task, decided in fill_label_values(model, data.rows).items():
                 logger.info(f"A label of {task} determines: {', '.join(decided) or 'no other feature'}.")
-        trainer.train(resume_from_checkpoint=start.checkpoint)
+        trainer.train(resume_from_checkpoint=checkpoint)
         if trainer.is_fsdp_enabled:
             model = trainer.gather_model()
         if fit is not None:
-            fit.model = model
-            fit.finish()
+            fit.finish(model)
     if model.model.state is not None:
         describe_customers(model, data, training.seed)
     trainer.save_model()
     trainer.save_state()
-    is_compared = training.eval_strategy != "no" and trainer.is_world_process_zero()
-    validation = _compare(data, model) if is_compared else {}
-    facts = {"recipe": recipe.reasons, "validation": validation} | _facts_of_run(options, data, trainer)
-    trainer.finish(PRETRAINING, facts)
-
-
-def _make_trainer(
-    options: ModelOptions,
-    training: PretrainingArguments,
-    data: PreparedData,
-    model: MCMForMultiTaskRecommendation,
-    rows: PreparedRows,
-    fit: ScorerFit | None,
-) -> MCMTrainer:
-    """Makes the trainer of a model for the rows to train on. Raises `ValueError` if there is nothing to evaluate, and
-    evaluations were asked for."""
-    extractor, config = data.extractor, model.config
-    measure = fit.measure_encoder if fit else partial(measure_loss, data, training.per_device_eval_batch_size)
-    evaluates = training.eval_strategy != "no"
-    if evaluates:
-        cases_at(data, "validation")  # which raises where there is none
-    return MCMTrainer(
-        model=model,
-        args=training,
-        train_dataset=rows,
-        processing_class=extractor,
-        train_collator=MCMCollator(extractor, config, "train", seed=training.seed, objective=model.objective),
-        measure=measure if evaluates else None,
-        ema_decay=options.ema_decay if config.num_hidden_layers else None,
-    )
-
-
-def _facts_of_run(options: ModelOptions, data: PreparedData, trainer: MCMTrainer) -> dict[str, Any]:
-    """What the record of a run says of its training, data and machine."""
-    training: Any = trainer.args
-    train_rows: Any = trainer.train_dataset
+    means: dict[str, dict[str, float]] = {}
+    if evaluates and trainer.is_world_process_zero():
+        results = compare_with_counting(model.eval(), data.extractor, data, "validation")
+        means = mean_values(results, METRIC)
+        for method, by_task in means.items():
+            words = ", ".join(f"{task} {mean:.4f}" for task, mean in by_task.items())
+            logger.info(f"{METRIC} on validation, {method}: {words}")
+        for warning in baseline_warnings(results, METRIC):
+            logger.warning(warning)
     # Only parameters that had a gradient: tasks and features that are not in use have tables, too.
     trained_parameters: Any = trainer.optimizer.state if trainer.optimizer else ()
     return {
+        "validation": means,
         "seconds": trainer.clock.seconds,
         "customers": len(train_rows),
         "steps": trainer.state.global_step,

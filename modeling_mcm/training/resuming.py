@@ -12,23 +12,18 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from enum import Enum
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 from accelerate.utils import gather_object
 from filelock import Timeout
 from safetensors import SafetensorError
-from torch.utils.data import Sampler
-from transformers import PreTrainedConfig, Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedConfig, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
-from modeling_mcm.data.collator import LengthGroupedSampler
 from modeling_mcm.files_mcm import CheckpointError, check_files, damage, file_digest, locked, some, write_json
-from modeling_mcm.training.callbacks import EarlyStopping, EpochCallback
 
 logger = logging.get_logger(__name__)
 PRETRAINING, FINE_TUNING = "pretraining.json", "finetuning.json"  # records, which a run writes as its last file
@@ -43,22 +38,11 @@ FOREIGN = ("*.json", "*.safetensors", "checkpoint-*")  # files of a folder that 
 DECIDING = """adam_ bf16 data_seed dataloader_drop_last early_stopping fp16 ignore_data_skip label_smoothing
 learning_rate load_best lr_ max_ neftune num_train optim seed tf32 train_sampling use_liger warmup
 weight_decay""".split()
-WORTH_AN_EPOCH = 0.002  # a loss that falls by less does not keep a training going
 OF_THE_BEST = ("eval_strategy", "eval_steps", "eval_delay", "metric_for_best_model", "greater_is_better")
 
 
 class RunError(ValueError):
     """A training can't start. The message says why, and what to do."""
-
-
-class Start(NamedTuple):
-    """Where a training starts."""
-
-    checkpoint: str | None  # folder of the last complete checkpoint; `None` to start anew
-    is_finished: bool = False  # whether nothing is left to train
-
-    def __str__(self) -> str:
-        return f"going on from {self.checkpoint}" if self.checkpoint else "starting anew"
 
 
 def deciding_options(args: TrainingArguments, config: PreTrainedConfig, own: Mapping[str, Any]) -> dict[str, Any]:
@@ -69,7 +53,7 @@ def deciding_options(args: TrainingArguments, config: PreTrainedConfig, own: Map
     fields = config.to_dict()  # of these MCM's own: those of every model depend on how it was made
     facts |= {name: fields.get(name) for name in type(config).__annotations__} | dict(own)
     facts["batch size"] = step_size(args)
-    return json.loads(json.dumps(facts, default=lambda value: value.value if isinstance(value, Enum) else str(value)))
+    return json.loads(json.dumps(facts, default=str))
 
 
 def step_size(args: TrainingArguments) -> int:
@@ -101,37 +85,34 @@ def last_whole_checkpoint(output_dir: Path) -> str | None:
     return newest
 
 
-def find_start(args: TrainingArguments, record: str, run: Mapping[str, Any]) -> Start:
-    """Finds where a training starts that writes to `args.output_dir`, and writes there what the run is.
-
-    Args:
-        record (`str`): Name of the record that a finished run leaves there, `PRETRAINING` or `FINE_TUNING`.
-        run (`dict[str, Any]`): What a resumed run must have in common: `data` and other digests, and `options` from
-            [`deciding_options`].
-
-    Raises:
-        RunError: If the folder holds something else, or a model that was trained with other data or options; or if
-            the processes of this run have different ones.
-    """
-    run = {"record": record, **run}
+def check_processes(run: Mapping[str, Any]) -> None:
+    """Raises [`RunError`] if the processes of a run have different data or options."""
     for process, other in enumerate(gather_object([run])):
         if changes := _changes(other, run):
             raise RunError(
                 f"Process {process} has {some(changes)}: one model can't be trained on both. Give every machine the "
                 "same data and options."
             )
-    with args.main_process_first(local=False):
-        return check_folder(Path(str(args.output_dir)), record, run, args.should_save)
 
 
-def check_folder(folder: Path, record: str, run: Mapping[str, Any], is_writer: bool = True) -> Start:
-    """What [`find_start`] does in one process."""
+def is_finished(folder: Path, record: str, run: Mapping[str, Any], is_writer: bool = True) -> bool:
+    """Says whether a folder holds a run that is finished. If it does not, writes there what the run is.
+
+    Args:
+        record (`str`): Name of the record that a finished run leaves there, `PRETRAINING` or `FINE_TUNING`.
+        run (`dict[str, Any]`): What a run that is started again must have in common: `data` and other digests, and
+            `options`, such as those of [`deciding_options`].
+        is_writer (`bool`): Whether this process writes.
+
+    Raises:
+        RunError: If the folder holds something else, or a model that was trained with other data or options.
+    """
     run = {"record": record, **run}
     path, advice = folder / RUN, "and nothing was changed: give another output_dir, or remove that folder."
     if fault := damage(path):
-        if held := sorted(each.name for pattern in FOREIGN for each in folder.glob(pattern)):
+        if foreign := sorted(file.name for pattern in FOREIGN for file in folder.glob(pattern)):
             raise RunError(
-                f"{folder} holds {some(held)}, and nothing says what they were made with ({fault}), {advice}"
+                f"{folder} holds {some(foreign)}, and nothing says what they were made with ({fault}), {advice}"
             )
     elif changes := _changes(json.loads(path.read_text(encoding="utf-8")), run):
         raise RunError(f"{folder} holds a model that was trained otherwise ({some(changes)}), {advice}")
@@ -139,21 +120,24 @@ def check_folder(folder: Path, record: str, run: Mapping[str, Any], is_writer: b
         try:
             check_files(folder)
             logger.info(f"{folder} holds this run, which is finished: nothing is left to train.")
-            return Start(None, is_finished=True)
+            return True
         except CheckpointError as error:
             logger.warning(f"The model is damaged, so it is written again: {error}")
     if is_writer:
         write_json(path, run)
         (folder / record).unlink(missing_ok=True)
-    return Start(last_whole_checkpoint(folder))
+    return False
 
 
 def _changes(earlier: Mapping[str, Any], run: Mapping[str, Any]) -> list[str]:
     """A phrase for each of the data and options of another run that differs from this run's."""
     before, now = ({**facts, **facts.get("options", {}), "options": None} for facts in (earlier, run))
-    pairs = {name: (before.get(name), value) for name, value in now.items() if before.get(name) != value}
-    phrases = {name: f"{name} {old} and this run has {new}" for name, (old, new) in pairs.items()}
-    return [phrase if len(phrase) < LONG else f"other {name}" for name, phrase in phrases.items()]
+    changes = []
+    for name, value in now.items():
+        if before.get(name) != value:
+            phrase = f"{name} {before.get(name)} and this run has {value}"
+            changes.append(phrase if len(phrase) < LONG else f"other {name}")
+    return changes
 
 
 @contextmanager
@@ -204,63 +188,3 @@ class ResumedRun(TrainerCallback):
             f"used ({fault}): the best of those that follow is kept."
         )
         state.best_metric = state.best_global_step = state.best_model_checkpoint = None
-
-
-class ResumableTrainer(Trainer):
-    """`Trainer` whose runs can be killed and started again. A batch has rows of similar length, in an order that
-    depends on the seed and the epoch alone.
-
-    Args:
-        epoch (`torch.Tensor`, int64 of shape `()`): Gets the number of the epoch.
-        args, kwargs: Those of `Trainer`; `train_dataset` has `lengths`. With `args.early_stopping_patience` training
-            ends early.
-    """
-
-    def __init__(self, *args: Any, epoch: torch.Tensor, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self.epoch = epoch
-        self.add_callback(EpochCallback(epoch))
-        self.add_callback(ResumedRun())
-        patience: int | None = getattr(self.args, "early_stopping_patience", None)
-        if patience is not None:
-            self.add_callback(EarlyStopping(patience, WORTH_AN_EPOCH))
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
-        rows: Any = self.train_dataset
-        return LengthGroupedSampler(rows.lengths, step_size(self.args), self.args.seed, self.epoch)
-
-    def rate_factor(self, name: str) -> float:
-        """Factor on the learning rate of a parameter."""
-        return 1.0
-
-    def create_optimizer(self, model: Any = None):
-        """Makes the Trainer's optimizer, with groups of their own for parameters with a factor on the rate."""
-        optimizer = super().create_optimizer(model)
-        trained: Any = self.model if model is None else model
-        names = {id(value): name for name, value in trained.named_parameters()}
-        for group in [*optimizer.param_groups]:
-            by_factor: dict[float, list[Any]] = {1.0: []}
-            for value in group["params"]:
-                by_factor.setdefault(self.rate_factor(names[id(value)]), []).append(value)
-            group["params"] = by_factor.pop(1.0)
-            for factor, values in by_factor.items():
-                optimizer.add_param_group({**group, "params": values, "lr": self.args.learning_rate * factor})
-        return optimizer
-
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        if not self.control.should_training_stop:  # true if the resumed run has ended
-            super()._run_epoch(*args, **kwargs)
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        super()._save_rng_state(output_dir)  # the last file of each process
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            files = [path for path in Path(output_dir).rglob("*") if path.is_file()]
-            digests = {path.relative_to(output_dir).as_posix(): file_digest(path) for path in files}
-            digests.pop(TRAINER_STATE_NAME, None)  # of an earlier run, and is written last
-            write_json(Path(output_dir, FILES), digests)
-
-    def finish(self, record: str, facts: Mapping[str, Any]) -> None:
-        """Writes the record of a run, which is finished with that."""
-        if self.args.should_save:
-            write_json(Path(str(self.args.output_dir), record), facts)

@@ -10,14 +10,13 @@ Shapes: B examples of a step, M candidates of the longest of them, N candidates 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import product
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import nn
 from transformers.utils import logging
 
@@ -28,9 +27,9 @@ from modeling_mcm.events_mcm import SECONDS_PER_DAY
 from modeling_mcm.features_mcm import PLACES, compare
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.scorer_mcm import HORIZON_DAYS, NEXT_VISIT, QUESTIONS, WITHIN, LabelScorer, ScoreNetwork
+from modeling_mcm.training.fitting import minimize
 from modeling_mcm.training.scorer_examples import (
     EXAMPLES,
-    Example,
     ExampleReader,
     LabelExamples,
     draw_examples,
@@ -44,20 +43,8 @@ RANKING = 1.5  # weight of the smooth NDCG
 MOST_TARGETS, TEMPERATURE = 12, 2.0  # of the smooth NDCG
 FEW = 1_000  # number of examples that a network's start is fitted on
 CASES_AT_ONCE = 64  # whose shares of all labels are in memory
-
-
-def start_network(network: ScoreNetwork, examples: Sequence[LabelExamples], seed: int) -> None:
-    """Starts a network at its mix of rates, with small random weights in its hidden layers, and computes mean and
-    standard deviation of the numbers."""
-    generator = torch.Generator().manual_seed(seed)
-    stds = {network.linear: 0.0, network.first: START_STD, network.second: START_STD, network.last: 0.0}
-    for layer, std in stds.items():
-        nn.init.normal_(layer.weight, std=std, generator=generator)
-        nn.init.zeros_(layer.bias)
-    nn.init.zeros_(network.task_vectors.weight)
-    features = torch.cat([found.features[:, : len(network.mean)] for found in examples])
-    network.mean.copy_(features.mean(0))
-    network.std.copy_(features.std(0).clamp(min=1e-3))
+# Gradients are small, because most candidates are unlikely: the default tolerances would end the search at once.
+SEARCH = {"max_iter": 200, "tolerance_grad": 1e-9, "tolerance_change": 1e-12}
 
 
 def start_from_counts(network: ScoreNetwork, counts: ScoreNetwork, examples: Sequence[LabelExamples]) -> None:
@@ -69,20 +56,21 @@ def start_from_counts(network: ScoreNetwork, counts: ScoreNetwork, examples: Seq
             state[name][..., numbers:] *= name in ("mean", "std")
         state[name][..., : value.shape[-1]] = value
     parts = []
-    for task, found in enumerate(examples):
-        kept = found.example < FEW
+    for task, of_task in enumerate(examples):
+        few = of_task.select(of_task.example < FEW)
         with torch.no_grad():
-            values = counts(task, found.features[kept])[:, NEXT_VISIT] - found.log_kept[kept]
-        x = (found.features[kept][:, numbers:] - network.mean[numbers:]) / network.std[numbers:]
-        parts.append(ScoredCases(found.example[kept], values, found.is_target[kept, NEXT_VISIT], x))
+            values = counts(task, few.features)[:, NEXT_VISIT] - few.log_kept
+        x = (few.features[:, numbers:] - network.mean[numbers:]) / network.std[numbers:]
+        parts.append(ScoredCases(few.example, few.label, values, few.is_target[:, NEXT_VISIT], x))
     network.linear.weight.data[:, numbers:], _ = fit_weights(parts)
 
 
 class ScoredCases(NamedTuple):
-    """Candidates `(N,)` of a task in some cases, ascending: their scores by counts alone, whether they are targets of
-    the next visit, and numbers of the encoder `(N, K)`."""
+    """Candidates `(N,)` of a task in some cases, ascending, and their labels: their scores by counts alone, whether
+    they are targets of the next visit, and numbers of the encoder `(N, K)`."""
 
     case: torch.Tensor
+    label: torch.Tensor
     scores: torch.Tensor
     is_target: torch.Tensor
     numbers: torch.Tensor
@@ -95,75 +83,14 @@ def fit_weights(parts: Sequence[ScoredCases]) -> tuple[torch.Tensor, float]:
 
     def loss(parameters: torch.Tensor) -> torch.Tensor:
         total = parameters.square().sum() * 1e-3
-        for case, scores, is_target, numbers in parts:
+        for case, _, scores, is_target, numbers in parts:
             logits = parameters[0].exp() * (scores + numbers @ parameters[1:])
             sums = logits.new_zeros(int(case[-1]) + 1 if len(case) else 0).index_add(0, case, logits.exp())
             total = total + (is_target * (sums[case].log() - logits)).sum() / is_target.sum().clamp(min=1)
         return total
 
-    parameters = _minimize(loss, torch.zeros(1 + parts[0].numbers.shape[1]))
+    (parameters,) = minimize(loss, [torch.zeros(1 + parts[0].numbers.shape[1])], **SEARCH)
     return parameters[1:], loss(parameters).item()
-
-
-def fit_network(
-    network: ScoreNetwork,
-    examples: Sequence[LabelExamples],
-    validation: Sequence[LabelExamples],
-    seed: int,
-    without_repeats: Sequence[int] = (),
-) -> list[torch.Tensor]:
-    """Trains the network on examples of all tasks, and keeps the epoch that ranks the validation cases best. Seen
-    labels come last in that, in the tasks `without_repeats`.
-
-    Returns:
-        `list[torch.FloatTensor]`: NDCG@10 of each validation case by task, `(Q, cases)`, NaN without a target; empty
-        without cases, where the last epoch is kept.
-
-    Raises `ValueError` if no target of any example is among its candidates.
-    """
-    torch.manual_seed(seed)
-    generator = np.random.default_rng(seed)
-    steps = _draw_steps(examples, generator)
-    if not steps:
-        raise ValueError("What followed the histories is never among their candidates: the log is too small to fit.")
-    # Adam's steps are as long by few examples as by many: shorter ones keep few from moving the network far
-    learning_rate = LEARNING_RATE * min(len(examples[0].num_targets) / EXAMPLES, 1) ** 0.5
-    optimizer = torch.optim.AdamW(network.parameters(), learning_rate, weight_decay=WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, learning_rate, total_steps=EPOCHS * len(steps) + 1, pct_start=0.15
-    )
-    best: tuple[float, list[torch.Tensor], dict[str, torch.Tensor]] = (-1.0, [], {})
-    for epoch in range(EPOCHS + 1):  # the first one is the start
-        network.train()
-        for task, mask, index in steps if epoch else []:
-            found = examples[task]
-            columns = network(task, found.features[index]), found.is_target[index], found.log_kept[index, None]
-            scores, is_target, log_kept = (value.new_zeros(value.shape[1], *mask.shape) for value in columns)
-            for padded, value in zip((scores, is_target, log_kept), columns, strict=True):
-                padded[:, mask] = value.T
-            loss = ranking_loss(scores, mask, is_target, log_kept)
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-        steps = _draw_steps(examples, generator) if epoch else steps
-        if 0 < epoch <= EPOCHS // 2:
-            continue  # the learning rate is still high: these epochs are seldom the best
-        network.eval()
-        with torch.no_grad():
-            values = []
-            for task, cases in enumerate(validation):
-                scores = network(task, cases.features)
-                if task in without_repeats:
-                    scores -= 1e4 * cases.features[:, PLACES["seen"], None]
-                values.append(torch.stack([cases.compute_ndcg(scores[:, q], q) for q in range(QUESTIONS)]))
-        means = np.array([of_cases[NEXT_VISIT].nanmean().item() for of_cases in values])
-        mean = float(np.nanmean(means)) if np.isfinite(means).any() else 0.0
-        if mean > best[0] or not validation:
-            best = (mean, values, {name: value.clone() for name, value in network.state_dict().items()})
-    network.load_state_dict(best[2])
-    return best[1]
 
 
 def _draw_steps(
@@ -171,27 +98,32 @@ def _draw_steps(
 ) -> list[tuple[int, torch.Tensor, torch.Tensor]]:
     """Draws the steps of an epoch: task, mask `(B, M)` of candidates, and their indices `(mask.sum(),)`."""
     steps = []
-    for task, found in enumerate(examples):
-        hits = torch.zeros(len(found.num_targets)).index_add(0, found.example, found.is_target[:, NEXT_VISIT].float())
-        order = generator.permutation(hits.nonzero()[:, 0].numpy())
-        for start in range(0, len(order), EXAMPLES_OF_STEP):
-            chosen = torch.from_numpy(order[start : start + EXAMPLES_OF_STEP])
-            begin, end = (torch.searchsorted(found.example, chosen, right=right) for right in (False, True))
+    for task, of_task in enumerate(examples):
+        with_target = of_task.example[of_task.is_target[:, NEXT_VISIT]].unique()
+        for chosen in torch.from_numpy(generator.permutation(with_target.numpy())).split(EXAMPLES_OF_STEP):
+            begin, end = (torch.searchsorted(of_task.example, chosen, right=right) for right in (False, True))
             offset = torch.arange(int((end - begin).max()))
             mask = offset < (end - begin)[:, None]
             steps.append((task, mask, (begin[:, None] + offset)[mask]))
     return [steps[index] for index in generator.permutation(len(steps))]
 
 
+def _pad(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Columns `(N, Q)` of the places of a mask `(B, M)`, as `(Q, B, M)`."""
+    padded = values.new_zeros(values.shape[1], *mask.shape)
+    padded[:, mask] = values.T
+    return padded
+
+
 def ranking_loss(
-    scores: torch.Tensor, mask: torch.Tensor, is_target: torch.Tensor, log_kept: torch.Tensor
+    mask: torch.Tensor, scores: torch.Tensor, is_target: torch.Tensor, log_kept: torch.Tensor
 ) -> torch.Tensor:
     """Mean over examples of the sum over questions of the cross-entropy of the targets among the candidates, less a
     smooth NDCG of the targets with the highest scores.
 
     Args:
-        scores (`torch.FloatTensor` of shape `(Q, B, M)`): Scores of the candidates.
         mask (`torch.BoolTensor` of shape `(B, M)`): Whether there is a candidate.
+        scores (`torch.FloatTensor` of shape `(Q, B, M)`): Scores of the candidates.
         is_target (`torch.BoolTensor` of shape `(Q, B, M)`): Whether it is a target of each question.
         log_kept (`torch.FloatTensor` of shape `(1, B, M)`): Log of the share of such candidates that were kept.
     """
@@ -207,79 +139,6 @@ def ranking_loss(
     return (entropy - RANKING * ndcg).sum(0).mean()
 
 
-def calibrate(
-    scorer: LabelScorer, task: int, question: int, found: LabelExamples
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Fits t of a task and question (see [`LabelScorer`]) by the cross-entropy of the validation targets, and
-    then the chances of labels by that of the candidates.
-
-    Args:
-        scorer ([`LabelScorer`]): A scorer whose networks are trained.
-        task, question (`int`): Index of the task, and of the question.
-        found ([`LabelExamples`]): All candidates of validation cases.
-
-    Returns:
-        `tuple`: t, `torch.FloatTensor` of shape `(1,)`; and a, b and c of [`~LabelScorer.chances`], of shape `(3,)`.
-    """
-    example, label, features = found[:3]
-    with torch.no_grad():
-        values = scorer.get_network(task, question)(task, features)[:, question]
-        parts = []  # log of the sum of the other labels' shares by case
-        for start in range(0, len(found.num_targets), CASES_AT_ONCE):
-            own = example // CASES_AT_ONCE == start // CASES_AT_ONCE
-            size = min(CASES_AT_ONCE, len(found.num_targets) - start)
-            parts.append(scorer.other_shares(task, example[own] - start, label[own], size).logsumexp(1))
-        outside = torch.cat(parts)
-    numbers, is_target = found.num_targets[:, question].float(), found.is_target[:, question].double()
-    shares = torch.where(numbers > 0, 1 / numbers.clamp(min=1), 0.0) / (numbers > 0).sum().clamp(min=1)
-    zeros = torch.zeros(len(numbers))
-    hits = zeros.index_add(0, example, is_target.float())
-    missed = shares * (numbers - hits)  # weight of targets that are no candidates
-    target_weights = shares[example] * is_target.float()
-
-    def log_probabilities(t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Logits of the candidates; and for each case the largest one of another label, and the logarithm of the sum
-        over all labels."""
-        logits = t.exp() * values
-        average = scorer.average_unseen(example, logits, features, len(numbers))
-        largest = zeros.scatter_reduce(0, example, logits.detach(), "amax", include_self=False)
-        inside = zeros.index_add(0, example, (logits - largest[example]).exp()).log() + largest
-        return logits, average, torch.logaddexp(inside, average + outside)
-
-    def loss_of_scores(t: torch.Tensor) -> torch.Tensor:
-        logits, average, total = log_probabilities(t)
-        loss = (shares * numbers * total - missed * average).sum() - (target_weights * logits).sum()
-        return loss + 1e-3 * t.square().sum()
-
-    t = _minimize(loss_of_scores, torch.zeros(1))
-    logits, _, total = log_probabilities(t)
-    log_p = (logits - total[example]).double()
-    chance = _minimize(
-        lambda chance: F.binary_cross_entropy(scorer.chances(chance, log_p).clamp(1e-7, 1 - 1e-7), is_target),
-        torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64),
-    )
-    return t, chance.float()
-
-
-@torch.enable_grad()
-def _minimize(function: Callable[[torch.Tensor], torch.Tensor], start: torch.Tensor) -> torch.Tensor:
-    """Parameters that minimise a function, by L-BFGS."""
-    parameters = start.clone().requires_grad_()
-    # Gradients are small, because most candidates are unlikely: the default tolerances would end the search at once.
-    optimizer = torch.optim.LBFGS(
-        [parameters], max_iter=200, tolerance_grad=1e-9, tolerance_change=1e-12, line_search_fn="strong_wolfe"
-    )
-
-    def closure() -> float:
-        optimizer.zero_grad()
-        loss = function(parameters)
-        loss.backward()
-        return loss.item()
-
-    optimizer.step(closure)
-    return parameters.detach()
-
-
 class ScorerFit:
     """Fits a model's scorer: counts and network when it is made, and the encoder's part when the encoder is trained.
 
@@ -290,56 +149,42 @@ class ScorerFit:
 
     Attributes:
         ndcg (`list[torch.FloatTensor]`): NDCG@10 of each question in each validation case by counts alone, by task.
-        held_out (`list[Example]`), ends (`NDArray[int64]`): See [`hold_out`]; nothing without an encoder.
-        without_repeats (`list[str]`): Tasks in which customers don't have a label again.
+        held_out (`Examples`), ends (`NDArray[int64]`): See [`hold_out`]; nothing without an encoder.
 
     Raises:
         ValueError: If the training period has no example, or no target of any example is a candidate.
     """
 
     def __init__(self, model: MCMForMultiTaskRecommendation, data: PreparedData, seed: int = 0):
-        self.model, self.seed = model, seed
+        self.scorer, self.seed = cast(LabelScorer, model.scorer), seed
         self.generator = torch.Generator().manual_seed(seed)
-        if not (drawn := draw_examples(data.rows, data, seed)):
-            least = max(data.schema.min_history, 1)
-            raise ValueError(
-                f"{data.folder} has no visit in its training period that follows {least} target events, so nothing "
-                "can be fitted: move the cutoffs of the event schema, or lower min_history."
-            )
-        self.held_out: list[Example] = []
-        self.ends: NDArray[np.int64] | None = None
-        if model.config.num_hidden_layers:
-            self.held_out, self.ends = hold_out(data.rows, data, seed)
-        self.reader = ExampleReader(data.rows, data, model.config, seed)
-        examples = self.reader.read_training(drawn, self.generator)
+        config, schema = model.config, data.schema
+        self.reader = ExampleReader(data, config, seed)
+        examples = self.reader.read(draw_examples(data, seed), self.generator)
         for table, counts in zip(self.scorer.tables, self.reader.counts, strict=True):
             table.load_state_dict(counts.make_tables().state_dict())
-        self.validation = draw_validation(data.rows, data, seed)
-        self.without_repeats = tasks_without_repeats(data.rows, model.config.tasks)
+        held_out: Any = hold_out(data, seed) if config.num_hidden_layers else (None, None)
+        self.held_out, self.ends = held_out
+        self.validation: Any = draw_validation(data, seed)
+        # Tasks in which customers don't have a label again
+        self.without_repeats = [*map(config.tasks.index, tasks_without_repeats(data.rows, config.tasks))]
         # Whether validation says what comes within `HORIZON_DAYS`
-        start, end = (data.schema.scoring_time(cutoff) for cutoff in ("validation", "test"))
-        self.sees_horizon = start is not None and end is not None and end - start >= HORIZON_DAYS * SECONDS_PER_DAY
+        start, end = (schema.scoring_time(cutoff) for cutoff in ("validation", "test"))
+        sees_horizon = start is not None and end is not None and end - start >= HORIZON_DAYS * SECONDS_PER_DAY
+        self.questions = (NEXT_VISIT, WITHIN) if sees_horizon else (NEXT_VISIT,)
         validation = self._read_validation()
         self.ndcg = self._fit(self.scorer.of_counts, examples, validation)
-        self.cases: list[tuple[torch.Tensor, ScoredCases]] = []  # label and scores of candidates on validation
-        for task, found in enumerate(validation if model.config.num_hidden_layers else []):
-            repeats = model.config.tasks[task] not in self.without_repeats
-            kept = repeats | (found.features[:, PLACES["seen"]] == 0)
-            with torch.no_grad():
-                scores = self.scorer.of_counts(task, found.features[kept])[:, NEXT_VISIT]
-            scored = ScoredCases(
-                found.example[kept], scores, found.is_target[kept, NEXT_VISIT], scores.new_zeros(len(scores), 2)
-            )
-            self.cases.append((found.label[kept], scored))
-        for task, found in enumerate(validation):
+        self.cases: list[ScoredCases] = []  # on validation, with the encoder's probability and rank
+        for task, cases in enumerate(validation):
             for question in range(QUESTIONS):
-                self._calibrate(task, question, found)
+                self._calibrate(task, question, cases)
+            if task in self.without_repeats:
+                cases = cases.select(cases.features[:, PLACES["seen"]] == 0)
+            with torch.no_grad():
+                scores = self.scorer.of_counts(task, cases.features)[:, NEXT_VISIT]
+            numbers = scores.new_zeros(len(scores), 2)
+            self.cases.append(ScoredCases(cases.example, cases.label, scores, cases.is_target[:, NEXT_VISIT], numbers))
         self.scorer.fitted.fill_(True)
-
-    @property
-    def scorer(self) -> LabelScorer:
-        """The model's scorer."""
-        return cast(LabelScorer, self.model.scorer)
 
     @property
     def counted(self) -> list[float]:
@@ -349,62 +194,160 @@ class ScorerFit:
 
     def _read_validation(self, encoder: MCMForMultiTaskRecommendation | None = None) -> list[LabelExamples]:
         """The validation cases of each task, none without any, with the features of an encoder."""
-        tables = [self.scorer.get_tables(task) for task in range(len(self.scorer.tables))]
-        return self.reader.read(self.validation, tables, self.generator, encoder=encoder) if self.validation else []
+        if self.validation is None:
+            return []
+        tables: Any = [*self.scorer.tables]
+        return self.reader.read(self.validation, self.generator, tables, encoder)
 
     def _fit(
         self, network: ScoreNetwork, examples: Sequence[LabelExamples], validation: Sequence[LabelExamples]
     ) -> list[torch.Tensor]:
-        start_network(network.requires_grad_(True), examples, self.seed)
+        """Fits a network to examples of all tasks, and keeps the epoch that ranks the validation cases best. Seen
+        labels come last in that, in the tasks without repeats. It starts at its mix of rates, or at the network of
+        counts, with small random weights in its hidden layers.
+
+        Returns:
+            `list[torch.FloatTensor]`: NDCG@10 of each validation case by task, `(Q, cases)`, NaN without a target;
+            empty without cases, where the last epoch is kept.
+
+        Raises `ValueError` if no target of any example is among its candidates.
+        """
+        generator = torch.Generator().manual_seed(self.seed)
+        stds = {network.linear: 0.0, network.first: START_STD, network.second: START_STD, network.last: 0.0}
+        for layer, std in stds.items():
+            nn.init.normal_(layer.weight, std=std, generator=generator)
+            nn.init.zeros_(layer.bias)
+        nn.init.zeros_(network.requires_grad_(True).task_vectors.weight)
+        features = torch.cat([of_task.features[:, : len(network.mean)] for of_task in examples])
+        network.mean.copy_(features.mean(0))
+        network.std.copy_(features.std(0).clamp(min=1e-3))
         if network is self.scorer.of_readout:
             start_from_counts(network, self.scorer.of_counts, examples)
-        unseen = [self.model.config.tasks.index(task) for task in self.without_repeats]
-        return fit_network(network, examples, validation, self.seed, unseen)
+        torch.manual_seed(self.seed)
+        draws = np.random.default_rng(self.seed)
+        steps = _draw_steps(examples, draws)
+        if not steps:
+            raise ValueError(
+                "What followed the histories is never among their candidates: the log is too small to fit."
+            )
+        # Adam's steps are as long by few examples as by many: shorter ones keep few from moving the network far
+        learning_rate = LEARNING_RATE * min(len(examples[0].num_unseen) / EXAMPLES, 1) ** 0.5
+        optimizer = torch.optim.AdamW(network.parameters(), learning_rate, weight_decay=WEIGHT_DECAY)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, learning_rate, total_steps=EPOCHS * len(steps) + 1, pct_start=0.15
+        )
+        best_mean = -1.0
+        for epoch in range(EPOCHS + 1):  # the first one is the start
+            network.train()
+            for task, mask, index in steps if epoch else []:
+                chosen = examples[task].select(index)
+                columns = network(task, chosen.features), chosen.is_target, chosen.log_kept[:, None]
+                loss = ranking_loss(mask, *(_pad(value, mask) for value in columns))
+                optimizer.zero_grad()
+                loss.backward()
+                nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+                optimizer.step()
+                schedule.step()
+            steps = _draw_steps(examples, draws) if epoch else steps
+            if 0 < epoch <= EPOCHS // 2:
+                continue  # the learning rate is still high: these epochs are seldom the best
+            network.eval()
+            with torch.no_grad():
+                values = []
+                for task, cases in enumerate(validation):
+                    scores = network(task, cases.features)
+                    if task in self.without_repeats:
+                        scores -= 1e4 * cases.features[:, PLACES["seen"], None]
+                    values.append(cases.compute_ndcg(scores))
+            means = [of_task[NEXT_VISIT].nanmean().item() for of_task in values]
+            mean = float(np.nanmean(means)) if np.isfinite(means).any() else 0.0
+            if mean > best_mean or not validation:
+                best_mean, best_values = mean, values
+                weights = {name: value.clone() for name, value in network.state_dict().items()}
+        network.load_state_dict(weights)
+        return best_values
 
-    def _calibrate(self, task: int, question: int, found: LabelExamples) -> None:
-        t, chance = calibrate(self.scorer, task, question, found)
-        self.scorer.calibration[task, question] = t[0]
-        if question == NEXT_VISIT or self.sees_horizon:
-            self.scorer.chance[task, question] = chance
+    def _calibrate(self, task: int, question: int, cases: LabelExamples) -> None:
+        """Fits t of a task and question (see [`LabelScorer`]) by the cross-entropy of the targets of validation cases,
+        and then the chances of labels by that of the candidates, all of which `cases` have. Networks are trained."""
+        scorer, (example, label, features, is_target) = self.scorer, cases[:4]
+        numbers, comes = cases.num_targets[:, question].float(), is_target[:, question]
+        zeros, parts = torch.zeros(len(numbers)), []  # log of the sum of the other labels' shares by case
+        with torch.no_grad():
+            values = scorer.get_network(task, question)(task, features)[:, question]
+            for of_part in torch.arange(len(numbers)).split(CASES_AT_ONCE):
+                own, first = torch.isin(example, of_part), of_part[0]
+                shares = scorer.other_shares(task, example[own] - first, label[own], len(of_part))
+                parts.append(shares.logsumexp(1))
+        outside = torch.cat(parts)
+        weights = torch.where(numbers > 0, 1 / numbers.clamp(min=1), 0.0) / (numbers > 0).sum().clamp(min=1)
+        missed = weights * (numbers - zeros.index_add(0, example, comes.float()))  # of targets that are no candidates
+        target_weights = weights[example] * comes.float()
+
+        def log_probabilities(t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+            """Logits of the candidates; and for each case that of the most popular other label, and the logarithm of
+            the sum over all labels."""
+            logits = t.exp() * values
+            average = scorer.average_unseen(example, logits, features, len(numbers))
+            largest = zeros.scatter_reduce(0, example, logits.detach(), "amax", include_self=False)
+            inside = zeros.index_add(0, example, (logits - largest[example]).exp()).log() + largest
+            return logits, average, torch.logaddexp(inside, average + outside)
+
+        def loss_of_scores(t: torch.Tensor) -> torch.Tensor:
+            logits, average, total = log_probabilities(t)
+            loss = (weights * numbers * total - missed * average).sum() - (target_weights * logits).sum()
+            return loss + 1e-3 * t.square().sum()
+
+        (t,) = minimize(loss_of_scores, [torch.zeros(1)], **SEARCH)
+        logits, _, total = log_probabilities(t)
+        log_p = (logits - total[example]).double()
+
+        def loss_of_chances(chance: torch.Tensor) -> torch.Tensor:
+            return F.binary_cross_entropy(scorer.chances(chance, log_p).clamp(1e-7, 1 - 1e-7), comes.double())
+
+        (chance,) = minimize(loss_of_chances, [torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64)], **SEARCH)
+        scorer.calibration[task, question] = t[0]
+        if question in self.questions:
+            scorer.chance[task, question] = chance.float()
 
     @torch.no_grad()
     def measure_encoder(self, model: MCMForMultiTaskRecommendation) -> float:
         """Measures how well counts and an encoder predict validation together: the mean cross-entropy of a target of
         the next visit, summed over the tasks, with each task's best weights of the readout's probability and rank. An
         encoder alone goes on getting better when all that it still learns is what counts know."""
-        places = torch.full((len(self.validation),), -1)
-        for chosen, _, batch in self.reader.batches(self.validation):
+        every = np.arange(len(self.validation.row))
+        places = torch.full(every.shape, -1)
+        for chosen, _, batch in self.reader.batches(self.validation, every):
             places.fill_(-1)[torch.from_numpy(chosen)] = torch.arange(len(chosen))
             inputs = {name: value.to(model.device) for name, value in batch.items()}
             logits = model(**inputs, parts=()).logits.values()  # of the readout, as there are labels
-            for (label, cases), scores in zip(self.cases, logits, strict=True):
-                place = places[cases.case]
-                read = place >= 0
+            for cases, scores in zip(self.cases, logits, strict=True):
+                read = (place := places[cases.case]) >= 0
                 shares = scores[:, FIRST_LABEL:].float().log_softmax(1).cpu()
-                cases.numbers[read, 0] = shares[place[read], label[read] - FIRST_LABEL]
-        parts = []
-        for _, cases in self.cases:
+                cases.numbers[read, 0] = shares[place[read], cases.label[read] - FIRST_LABEL]
+        total = 0.0
+        for cases in self.cases:
             cases.numbers[:, 1] = compare(cases.case, cases.numbers[None, :, 0].exp())[0][0].log2()
             spread = cases.numbers.std(0, correction=0).clamp(min=1e-3)  # a number also of one candidate
-            parts.append(cases._replace(numbers=(cases.numbers - cases.numbers.mean(0)) / spread))
-        return sum(fit_weights([cases])[1] for cases in parts)
+            total += fit_weights([cases._replace(numbers=(cases.numbers - cases.numbers.mean(0)) / spread)])[1]
+        return total
 
-    def finish(self) -> None:
-        """Fits the network that reads the trained encoder. A task uses it for a question where it adds more to the
-        NDCG@10 of counts alone on validation than the standard error of that, and the log says so."""
-        if not self.validation:
+    def finish(self, model: MCMForMultiTaskRecommendation) -> None:
+        """Fits the network that reads the encoder of the trained model. A task uses it for a question where it adds
+        more to the NDCG@10 of counts alone on validation than the standard error of that, and the log says so."""
+        self.scorer = cast(LabelScorer, model.eval().scorer)
+        if self.validation is None:
             logger.warning("Without validation cases nobody knows what the encoder is worth, so it is not used.")
             return
-        self.model.eval()
-        examples = self.reader.read_training(self.held_out, self.generator, self.model)
-        validation = self._read_validation(self.model)
+        examples = self.reader.read(self.held_out, self.generator, encoder=model)
+        validation = self._read_validation(model)
         ndcg = self._fit(cast(ScoreNetwork, self.scorer.of_readout), examples, validation)
-        questions = {NEXT_VISIT: ""} | ({WITHIN: f" within {HORIZON_DAYS:g} days"} if self.sees_horizon else {})
-        for (task, name), (question, words) in product(enumerate(self.model.config.tasks), questions.items()):
+        for (task, name), question in product(enumerate(model.config.tasks), self.questions):
             gains = (ndcg[task] - self.ndcg[task])[question]
             gains = gains[~gains.isnan()]
             gain, error = gains.mean().item(), gains.std().item() / max(len(gains), 1) ** 0.5
             is_used = gain > error
+            words = f" within {HORIZON_DAYS:g} days" if question == WITHIN else ""
             logger.info(
                 f"The encoder adds {gain:+.4f} (standard error {error:.4f}) to the NDCG@10 of {name}{words} on "
                 f"validation, so it is {'used' if is_used else 'not used'}."

@@ -7,35 +7,158 @@ and saved; and the logs hold the losses of each task. Import it from `modeling_m
 does not need it.
 """
 
+import time
 from collections import defaultdict
-from collections.abc import Callable, Sized
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sized
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any, cast
 
 import torch
+from accelerate.utils import reduce
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from transformers import PreTrainedModel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import Sampler
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
 
 from modeling_mcm.configuration_mcm import FIRST_LABEL
-from modeling_mcm.data.collator import MCMCollator
+from modeling_mcm.data.collator import LengthGroupedSampler, MCMCollator
+from modeling_mcm.files_mcm import file_digest, write_json
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
-from modeling_mcm.training.callbacks import TrainingClock, WeightAverage
-from modeling_mcm.training.resuming import ResumableTrainer
+from modeling_mcm.training.resuming import FILES, ResumedRun, step_size
 
 # Single parameters, and the factor on their learning rate: with that of a matrix they would hardly move.
 FAST_PARAMETERS, FAST_FACTOR = ("readout_scale",), 20.0
+WORTH_AN_EPOCH = 0.002  # a loss that falls by less does not keep a training going
 
 
-class MCMTrainer(ResumableTrainer):
-    """`Trainer` for `MCMForMultiTaskRecommendation`.
+class TrainingClock(TrainerCallback):
+    """Counts the seconds and the targets of training, without evaluation and saving, also when a run is resumed.
+
+    Attributes:
+        seconds (`float`): Seconds of training so far, from reading a batch to the optimizer's step, as the mean over
+            the processes.
+        targets (`int`): Number of labels of trained tasks that losses were computed on so far, in all processes.
+    """
+
+    STATE = "training_clock"
+
+    def __init__(self):
+        self.seconds, self.targets, self._new_targets = 0.0, 0, torch.tensor(0)
+
+    def count_targets(self, targets: torch.Tensor) -> None:
+        """Adds the number of targets of a batch, a tensor of shape `()`, to those of the current step."""
+        self._new_targets = self._new_targets.to(targets.device) + targets
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Starts the clock, at the values of the checkpoint if a run is resumed."""
+        earlier = state.stateful_callbacks.get(self.STATE, {})
+        self.seconds, self.targets = earlier.get("seconds", 0.0), earlier.get("targets", 0)
+        self._since = time.perf_counter()
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        """Leaves out the time since the last step, which was spent on evaluation or on a checkpoint."""
+        self._since = time.perf_counter()
+
+    on_save = on_evaluate
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        """Adds the seconds and targets of the step, and stores both for the checkpoint."""
+        now, targets = time.perf_counter(), self._new_targets
+        added = reduce(torch.tensor([now - self._since, targets.item()], device=targets.device), "sum")
+        self.seconds += added[0].item() / args.world_size
+        self.targets += int(added[1].item())
+        targets.zero_()
+        self._since = now
+        state.stateful_callbacks[self.STATE] = {"seconds": self.seconds, "targets": self.targets}
+
+
+class WeightAverage(TrainerCallback):
+    """Exponential moving average of the weights. It evens out the noise of single steps and does not change them.
+
+    Args:
+        decay (`float`): Factor on the old average in each step, between 0 and 1. In step n it is (1 + n) / (10 + n)
+            if that is less, so that the random weights of the start are soon forgotten.
+
+    Raises:
+        ValueError: If `decay` is not between 0 and 1.
+    """
+
+    FILE = "average.safetensors"
+
+    def __init__(self, model: torch.nn.Module, decay: float):
+        if not 0 < decay < 1:
+            raise ValueError(f"Found ema_decay = {decay}; expected a number between 0 and 1, or none for no average.")
+        self.decay, self.model = decay, model
+        self.average = AveragedModel(model, multi_avg_fn=self._average)
+
+    def _average(self, averaged, current, steps):
+        decay = min(self.decay, (1 + int(steps)) / (10 + int(steps)))
+        get_ema_multi_avg_fn(decay)(averaged, current, steps)
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Reads the average from the checkpoint if a run is resumed."""
+        if state.global_step:
+            self.load(Path(args.output_dir, f"checkpoint-{state.global_step}"))
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Adds the weights of the step to the average."""
+        self.average.update_parameters(self.model)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        """Gives the model the weights of the average: of the best checkpoint, if that is to be loaded."""
+        if args.load_best_model_at_end and state.best_model_checkpoint:
+            self.load(Path(state.best_model_checkpoint))
+        for weight, averaged in zip(self.model.parameters(), self.average.module.parameters(), strict=True):
+            weight.data.copy_(averaged.data)
+
+    @contextmanager
+    def swapped(self) -> Iterator[None]:
+        """A context in which the model has the weights of the average."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    def _swap(self) -> None:
+        for weight, averaged in zip(self.model.parameters(), self.average.module.parameters(), strict=True):
+            weight.data, averaged.data = averaged.data, weight.data
+
+    def save(self, folder: Path) -> None:
+        """Writes the average to the file `average.safetensors` of a checkpoint folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(self.average.state_dict(), folder / self.FILE)
+
+    def load(self, folder: Path) -> None:
+        """Reads the average from a checkpoint folder."""
+        self.average.load_state_dict(load_file(folder / self.FILE))
+
+
+class EarlyStopping(EarlyStoppingCallback):
+    """Early stopping of transformers whose count goes on when a run is resumed."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Reads from the checkpoint how many evaluations in a row were no better than the best."""
+        super().on_train_begin(args, state, control, **kwargs)
+        stored = state.stateful_callbacks[type(self).__name__]["attributes"]
+        self.early_stopping_patience_counter = stored["early_stopping_patience_counter"]
+
+
+class MCMTrainer(Trainer):
+    """`Trainer` for `MCMForMultiTaskRecommendation`, whose runs can be killed and started again. A batch has rows of
+    similar length, in an order that depends on the seed and the epoch alone. With `args.early_stopping_patience`
+    training ends early.
 
     Args:
         train_collator (`MCMCollator`): Collator of the training rows; its seed must be `args.seed`.
         measure (`Callable`, *optional*): Gives the loss of a model on validation. Each process measures all cases.
         ema_decay (`float`, *optional*): Decay of a moving average of the weights ([`WeightAverage`]), which is
             evaluated and is the final model. `None` for no average.
-        kwargs (`dict`): Further arguments of [`ResumableTrainer`]. `train_dataset` must be a `PreparedRows`.
+        args, kwargs: Those of `Trainer`. `train_dataset` must be a `PreparedRows` with lengths.
 
     Raises:
         ValueError: If options do not fit together.
@@ -43,32 +166,47 @@ class MCMTrainer(ResumableTrainer):
 
     def __init__(
         self,
-        model: Any = None,
-        args: Any = None,
-        *,
+        *args: Any,
         train_collator: MCMCollator,
         measure: Callable[[MCMForMultiTaskRecommendation], float] | None = None,
         ema_decay: float | None = None,
         **kwargs: Any,
     ):
-        self.measure = measure
+        self.measure: Any = measure
+        self.epoch = train_collator.epoch
         self.task_losses: dict[str, list[torch.Tensor]] = defaultdict(list)
-        self.clock = TrainingClock(lambda value: self.accelerator.reduce(value, "sum"))
         kwargs |= {"data_collator": train_collator, "eval_dataset": measure}  # Trainer asks for one to evaluate
-        super().__init__(model, args, epoch=train_collator.epoch, **kwargs)
-        self.add_callback(self.clock)
-        self.weight_average = (
-            None if ema_decay is None else WeightAverage(cast(PreTrainedModel, self.model), ema_decay)
-        )
-        if self.weight_average is not None:
-            if self.is_fsdp_enabled:
-                raise ValueError("Found ema_decay with FSDP, which keeps no whole weights; leave it out.")
-            self.add_callback(self.weight_average)
+        super().__init__(*args, **kwargs)
+        self.clock = TrainingClock()
+        trained, options = cast(Any, self.model), cast(Any, self.args)
+        self.weight_average = None if ema_decay is None else WeightAverage(trained, ema_decay)
+        patience = options.early_stopping_patience
+        early_end = None if patience is None else EarlyStopping(patience, WORTH_AN_EPOCH)
+        for callback in filter(None, (ResumedRun(), early_end, self.clock, self.weight_average)):
+            self.add_callback(callback)
         if self.is_fsdp_enabled:
+            if ema_decay is not None:
+                raise ValueError("Found ema_decay with FSDP, which keeps no whole weights; leave it out.")
             # accelerate would shard the input embeddings by themselves, and gather them only while they run. The
             # readout reads their tables later, so they must be sharded with the root module.
-            trained: Any = self.model
             trained.get_input_embeddings = lambda: None
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
+        rows: Any = self.train_dataset
+        return LengthGroupedSampler(rows.lengths, step_size(self.args), self.args.seed, self.epoch)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        self.epoch.fill_(kwargs["epoch"])  # which sampler and collator read
+        if not self.control.should_training_stop:  # true if the resumed run has ended
+            super()._run_epoch(*args, **kwargs)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)  # the last file of each process
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            folder = Path(output_dir)
+            files = [path for path in folder.rglob("*") if path.is_file() and path.name != TRAINER_STATE_NAME]
+            write_json(folder / FILES, {path.relative_to(folder).as_posix(): file_digest(path) for path in files})
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """Reads the batches of a step, and adds to each its share: the factor that its mean loss is multiplied by.
@@ -85,46 +223,35 @@ class MCMTrainer(ResumableTrainer):
                 f"A DataLoader worker was killed while it handed over a batch ({error!r}), most often for want of "
                 "memory: have fewer (dataloader_num_workers). Started again, the run goes on from its last checkpoint."
             ) from error
-        batch, processes = self.args.train_batch_size, self.args.world_size
-        last = batch * processes
+        size, processes = self.args.train_batch_size, self.args.world_size
+        last = size * processes  # customers of the last batch, of all processes
         if self.accelerator.gradient_state.end_of_dataloader and not self.args.dataloader_drop_last:
             last = len(cast(Sized, self.train_dataset)) % last or last
-        total = batch * processes * (len(samples) - 1) + last
-        customers = [batch] * (len(samples) - 1) + [min(max(last - batch * self.args.process_index, 0), batch)]
-        cut = [
-            {name: value[: max(count, 1)] for name, value in sample.items()}
-            | {"share": count * processes * len(samples) / total}
-            for sample, count in zip(samples, customers, strict=True)
-        ]
+        total, cut = size * processes * (len(samples) - 1) + last, []
+        for step, sample in enumerate(samples, start=1):
+            count = size if step < len(samples) else min(max(last - size * self.args.process_index, 0), size)
+            share = count * processes * len(samples) / total
+            cut.append({name: value[: max(count, 1)] for name, value in sample.items()} | {"share": share})
         return cut, number
 
-    def rate_factor(self, name: str) -> float:
-        """Single parameters learn faster."""
-        return FAST_FACTOR if name.endswith(FAST_PARAMETERS) else 1.0
-
-    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """Names of the parameters with weight decay, which single ones have not."""
-        return [name for name in super().get_decay_parameter_names(model) if not name.endswith(FAST_PARAMETERS)]
-
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Trains as `Trainer` does. With an average of the weights, which a checkpoint has beside the weights, the
-        model has the average's weights afterwards: those of the best checkpoint, if that is to be loaded."""
-        if self.weight_average is not None and isinstance(resume_from_checkpoint, str):
-            self.weight_average.load(resume_from_checkpoint)
-        result = super().train(resume_from_checkpoint, *args, **kwargs)
-        if self.weight_average is not None:
-            if self.args.load_best_model_at_end and self.state.best_model_checkpoint:
-                self.weight_average.load(self.state.best_model_checkpoint)
-            self.weight_average.swap()
-            self.remove_callback(self.weight_average)
-            self.weight_average = None
-        return result
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Makes the Trainer's optimizer, in which single parameters learn faster and have no weight decay."""
+        optimizer = super().create_optimizer(model)
+        trained: Any = self.model if model is None else model
+        fast = [value for name, value in trained.named_parameters() if name.endswith(FAST_PARAMETERS)]
+        if fast:
+            groups = optimizer.param_groups
+            for group in groups:
+                group["params"] = [value for value in group["params"] if value not in set(fast)]
+            own = {"params": fast, "lr": self.args.learning_rate * FAST_FACTOR, "weight_decay": 0.0}
+            optimizer.add_param_group(groups[0] | own)
+        return optimizer
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Saves the model as `Trainer` does, and the average of the weights beside it, if there is one."""
-        if self.weight_average is not None and self.args.should_save:
-            self.weight_average.save(str(output_dir or self.args.output_dir))
-        super().save_model(output_dir, _internal_call)  # last, as it notes the digests of both
+        """Saves the model as `Trainer` does, and in a checkpoint the average of the weights beside it."""
+        if _internal_call and self.weight_average is not None and self.args.should_save:
+            self.weight_average.save(Path(str(output_dir)))
+        super().save_model(output_dir, _internal_call)
 
     def gather_model(self) -> MCMForMultiTaskRecommendation:
         """Gathers the trained model of FSDP: whole weights in every process. The trainer goes on with these."""
@@ -137,10 +264,7 @@ class MCMTrainer(ResumableTrainer):
         return model
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Measures the loss on validation, with the average of the weights if there is one. Raises `ValueError` if the
-        trainer has no `measure`."""
-        if self.measure is None:
-            raise ValueError("There is no `measure`: give MCMTrainer what computes a model's loss on validation.")
+        """Measures the loss on validation, with the average of the weights if there is one."""
         with self.weight_average.swapped() if self.weight_average else nullcontext():
             loss = self.measure(cast(MCMForMultiTaskRecommendation, self.model).eval())
         metrics = {"eval_loss": self._mean_over_processes(torch.tensor(loss))}

@@ -30,6 +30,7 @@ from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.data import PreparedData
 from modeling_mcm.evaluation.cases import cases_at
 from modeling_mcm.evaluation.comparison import counting_baselines
+from modeling_mcm.evaluation.metrics import measure
 
 MONTH = Question("30 days, never bought", 30.0, only_new=True)
 
@@ -64,7 +65,7 @@ def test_a_run_leaves_what_evaluation_says_and_is_not_made_again(shop, tmp_path,
     asked = ["next visit", "30 days, never bought"]
     assert answers == {"corner_shop.popularity.0": asked, "corner_shop.visit_frequency.0": asked[:1]}
     cases, sizes = cases_at(shop, "test"), {"items": len(shop.extractor.vocabularies["items"]) + FIRST_LABEL}
-    expected = counting_baselines(shop.rows, cases, sizes, ["most_popular"], lists={})["most_popular"]["items"]
+    expected = measure(counting_baselines(shop.rows, cases, sizes, ["most_popular"]))["most_popular"]["items"]
     found = stored["corner_shop.popularity.0"]["answers"]["next visit"]["items"]
     for metric in ("ndcg@10", "recall@10"):
         assert found[metric]["mean"] == pytest.approx(np.nanmean(expected[f"next_visit_{metric}"]))

@@ -3,14 +3,15 @@
 """run_evaluate.py evaluates a model and all baselines on the same cases; here it trains nothing."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from modeling_mcm.data import PreparedData
-from modeling_mcm.evaluation.cases import cases_at, unseen_only
-from modeling_mcm.evaluation.model import model_values
+from modeling_mcm.evaluation.cases import cases_at, find_cases, unseen_only
+from modeling_mcm.evaluation.comparison import rank_targets
 
 COUNTED = ["most_popular", "visit_frequency", "nearest_customers", "transitions"]
 
@@ -70,11 +71,13 @@ def test_cases_of_different_lengths_keep_their_values(tiny_model, extractor, pre
     model, data = tiny_model(extended=True), PreparedData(prepared)
     cases = cases_at(data, "test")
     assert (np.diff(cases.history_end) < 0).any()  # else the order by length would not change it
-    values = model_values(model, extractor, data.rows, cases, ["items"], batch_size=7)["items"]["next_visit_ndcg@10"]
+    together = rank_targets(model, extractor, data.rows, cases, ["items"], batch_size=7)["items"]
     for case, row in enumerate(cases.rows):
         one = data.rows.select([row])
-        alone = model_values(model, extractor, one, cases_at(data, "test", one), ["items"], batch_size=1)
-        assert values[case] == pytest.approx(alone["items"]["next_visit_ndcg@10"][0], nan_ok=True)
+        of_one = replace(find_cases(one, "test", data.schema.min_history, "type"), as_of=cases.as_of)
+        alone = rank_targets(model, extractor, one, of_one, ["items"], batch_size=1)["items"]
+        values = (ranks.metrics((10,))["next_visit_ndcg@10"] for ranks in (together, alone))
+        assert next(values)[case] == pytest.approx(next(values)[0], nan_ok=True)
 
 
 def test_new_labels_of_a_month_are_targets_of_all_methods(evaluate):

@@ -15,8 +15,9 @@ from modeling_mcm import MCMConfig, MCMForMultiTaskRecommendation, scorer_mcm
 from modeling_mcm.data import EventSchema, PreparedData
 from modeling_mcm.data.collator import MCMCollator, PreparedRows
 from modeling_mcm.evaluation.cases import cases_at
-from modeling_mcm.evaluation.comparison import STRONG_BASELINES, counting_baselines
-from modeling_mcm.evaluation.model import model_values
+from modeling_mcm.evaluation.comparison import STRONG_BASELINES, counting_baselines, rank_targets
+from modeling_mcm.evaluation.histories import read_history
+from modeling_mcm.evaluation.metrics import measure
 from modeling_mcm.features_mcm import COUNTED, FEATURES, PLACES, LabelHistory
 from modeling_mcm.inputs_mcm import RowBatch
 from modeling_mcm.preparation import prepare
@@ -30,17 +31,18 @@ from modeling_mcm.scorer_mcm import (
     candidate_features,
     read_histories,
 )
+from modeling_mcm.training.fitting import minimize
 from modeling_mcm.training.pretraining import COUNTS_ALONE, read_rows
-from modeling_mcm.training.scorer import ScoredCases, ScorerFit, _minimize, ranking_loss
-from modeling_mcm.training.scorer_counts import LabelCounts, LabelEvents
+from modeling_mcm.training.scorer import SEARCH, ScoredCases, ScorerFit, ranking_loss
+from modeling_mcm.training.scorer_counts import LabelCounts
 from modeling_mcm.training.scorer_examples import (
-    Example,
     ExampleReader,
-    VisitStarts,
-    _read_later,
+    Examples,
+    _find_later,
     draw_examples,
     draw_validation,
     hold_out,
+    read_visit_starts,
 )
 
 
@@ -97,64 +99,62 @@ def test_a_history_without_events_gets_popularity(model, batch):
 
 def test_a_fold_counts_the_other_customers_alone(data):
     size = dict(zip(data.extractor.feature_names, data.extractor.vocabulary_sizes, strict=True))["items"]
-    events = LabelEvents.read(data.rows, "items", size)
+    events = read_history(data.rows, "items", kind="feature")
     folds = np.arange(len(data.rows)) % 5
-    without = LabelCounts(events, folds).make_tables(0)
-    kept = folds[events.customer] != 0
-    others = LabelCounts(LabelEvents(*(column[kept] for column in events[:-1]), size), folds).make_tables(None)
+    without = LabelCounts(events, size, folds).make_tables(0)
+    others = LabelCounts(events.select(folds[events.customer] != 0), size, folds).make_tables()
     assert torch.equal(without.counts[:3], others.counts[:3])
     for index in range(2):
         assert torch.equal(without.weights[index].sum(1), others.weights[index].sum(1))
 
 
 def test_an_example_knows_how_popular_labels_were_until_then(data, model):
-    examples = draw_examples(data.rows, data, seed=0)
-    example = sorted(examples, key=lambda example: example.day)[len(examples) // 2]
-    folds = np.arange(len(data.rows)) % 5
+    examples = draw_examples(data, seed=0)
+    example = examples.take(np.argsort(examples.day)[[len(examples.day) // 2]])
+    reader = ExampleReader(data, model.config)
 
-    def popularity(change, fold):
-        counts = []
+    def popularity(change, in_training):
+        reader.counts = []
         for task, size in model.config.label_sizes.items():
-            events = LabelEvents.read(data.rows, task, size)
+            events = read_history(data.rows, task, kind="feature")
             if change:
-                events.label[(events.day >= example.day) & (events.customer != example.row)] = 2
-            counts.append(LabelCounts(events, folds))
-        reader = ExampleReader(data.rows, data, model.config)
-        reader.counts, tables = counts, [each.make_tables(fold) for each in counts]
-        found = reader.read([example], tables, torch.Generator(), fold)[0]
+                events.label[(events.time >= example.day * 86_400) & (events.customer != example.row)] = 2
+            reader.counts.append(LabelCounts(events, size, reader.folds))
+        tables = None if in_training else [each.make_tables() for each in reader.counts]
+        asked = example if in_training else example._replace(day=np.full(1, np.nan))
+        found = reader.read(asked, torch.Generator(), tables)[0]
         names = [each.name for each in FEATURES if each.group == "popularity" and each.name != "lift"]
         rows = found.features[:, [PLACES[name] for name in names]].tolist()
         return {label: row for label, row in zip(found.label.tolist(), rows, strict=True)}
 
-    before, after = (popularity(change, int(folds[example.row])) for change in (False, True))
+    before, after = (popularity(change, True) for change in (False, True))
     shared = before.keys() & after.keys()
     assert len(shared) > 10 and all(before[label] == after[label] for label in shared)
-    assert popularity(False, None) != popularity(True, None)  # a validation example does know
+    assert popularity(False, False) != popularity(True, False)  # a validation example does know
 
 
 def test_leaving_one_out_counts_the_whole_period_as_in_use(event_log, prepare_log):
     data = PreparedData(prepare_log(event_log, cutoffs="leave_one_out"))
-    reader = ExampleReader(data.rows, data, make_model(data, "type").config)
+    reader, examples = ExampleReader(data, make_model(data, "type").config), draw_examples(data, seed=0)
+    examples = examples.take(reader.folds[examples.row] == 0)
     tables = [each.make_tables(0) for each in reader.counts]
-    examples = [one for one in draw_examples(data.rows, data, seed=0) if reader.folds[one.row] == 0]
-    for table, found in zip(tables, reader.read(examples, tables, torch.Generator(), 0), strict=True):
+    for table, found in zip(tables, reader.read(examples, torch.Generator()), strict=True):
         share = table.counts[0] / table.counts[0].sum()
         torch.testing.assert_close(found.features[:, PLACES["label_share"]], share[found.label].clamp(min=1e-7).log())
 
 
 def test_examples_come_from_the_training_period(data):
-    examples = draw_examples(data.rows, data, seed=0)
+    row, end, stop, elapsed, _ = draw_examples(data, seed=0)
     ends = np.asarray(data.rows["validation_end"])
-    assert examples and all(0 < example.end < example.stop <= ends[example.row] for example in examples)
-    assert all(example.elapsed >= 0 for example in examples)
+    assert len(row) and ((end > 0) & (end < stop) & (stop <= ends[row])).all() and (elapsed >= 0).all()
 
 
 @pytest.mark.parametrize("cutoffs", ["by time", "leave_one_out"])
 def test_the_latest_visits_of_training_are_held_out_of_the_encoder(event_log, prepare_log, cutoffs):
     data = PreparedData(prepare_log(event_log, **({} if cutoffs == "by time" else {"cutoffs": cutoffs})))
-    starts, (examples, ends) = VisitStarts.read(data.rows, data.schema), hold_out(data.rows, data, seed=0)
-    held = {(example.row, example.end) for example in examples}
-    assert 0.15 * len(starts.row) < len(held) == len(examples) <= 0.2 * len(starts.row)
+    starts, (examples, ends) = read_visit_starts(data), hold_out(data, seed=0)
+    held = {*zip(examples.row, examples.end, strict=True)}
+    assert 0.15 * len(starts.row) < len(held) == len(examples.row) <= 0.2 * len(starts.row)
     kept = np.asarray(data.rows["validation_end"])
     assert all(ends[row] <= end < kept[row] for row, end in held)
     config = MCMConfig(**from_data(data.extractor) | EXTENDED | TINY)
@@ -163,12 +163,12 @@ def test_the_latest_visits_of_training_are_held_out_of_the_encoder(event_log, pr
     assert rows.columns["validation_end"] == ends[trained.indices].tolist()
     untouched = np.setdiff1d(np.arange(len(ends)), [row for row, _ in held])
     assert (ends[untouched] == kept[untouched]).all()
-    for row, end, day in zip(starts.row, starts.end, starts.before + starts.gap, strict=True):
+    for row, end, day in zip(starts.row, starts.end, starts.day + starts.elapsed, strict=True):
         if (row, end) not in held:
             if cutoffs == "leave_one_out":
                 assert end < ends[row] or row in untouched
             else:
-                assert day <= min(example.day + 60 for example in examples)
+                assert day <= min(examples.day + 60)
 
 
 def test_cutoffs_at_any_moment_fall_into_long_gaps(tmp_path):
@@ -180,9 +180,9 @@ def test_cutoffs_at_any_moment_fall_into_long_gaps(tmp_path):
     cutoffs = {"validation": "2020-04-01", "test": "2020-05-01"}
     known = {"time": "time", "features": [{"name": "item"}], "cutoffs": cutoffs}
     data = prepare_rows(tmp_path, log, ["user", "time", "item"], **known)
-    examples = draw_examples(data.rows, data, seed=0, most=100)
-    assert len(examples) == 100 and len({example.row for example in examples}) > 30
-    assert all(example.end == 30 and 0 < example.elapsed < 60 for example in examples)
+    examples = draw_examples(data, seed=0, most=100)
+    assert len(examples.row) == 100 and len({*examples.row}) > 30
+    assert (examples.end == 30).all() and ((examples.elapsed > 0) & (examples.elapsed < 60)).all()
 
 
 def test_candidates_depend_on_no_batch_though_most_labels_tie():
@@ -233,16 +233,16 @@ def test_the_figure_of_counts_alone_is_that_of_evaluation(tmp_path):
     model = make_model(data, "token_type")
     (counted,), cases = ScorerFit(model, data).counted, cases_at(data, "validation")
     assert min(cases.targets["item"].labels) < 0
-    values = model_values(model, data.extractor, data.rows, cases, ["item"])["item"]["next_visit_ndcg@10"]
-    assert counted == pytest.approx(np.nanmean(values), abs=1e-6)
+    values = rank_targets(model, data.extractor, data.rows, cases, ["item"])["item"].metrics((10,))
+    assert counted == pytest.approx(np.nanmean(values["next_visit_ndcg@10"]), abs=1e-6)
 
 
 def test_a_small_log_is_not_ranked_worse_than_by_counting(model, data):
     cases, tasks = cases_at(data, "test"), ["items", "aisle"]
     found = counting_baselines(data.rows, cases, model.config.label_sizes, STRONG_BASELINES)
-    found["MCM"] = model_values(model, data.extractor, data.rows, cases, tasks)
+    found["MCM"] = rank_targets(model, data.extractor, data.rows, cases, tasks)
     for task in tasks:
-        ndcg = {name: np.nanmean(values[task]["next_visit_ndcg@10"]) for name, values in found.items()}
+        ndcg = {name: np.nanmean(values[task]["next_visit_ndcg@10"]) for name, values in measure(found).items()}
         assert ndcg["MCM"] > max(ndcg[name] for name in STRONG_BASELINES) - 0.01, ndcg
 
 
@@ -313,8 +313,7 @@ def test_an_encoder_is_measured_by_what_it_adds_to_counts(encoded, monkeypatch):
     assert measure(lambda batch: know(model, batch, True)) < 0.8 * nothing
     counted = measure(lambda batch: [*forward(**{k: v for k, v in batch.items() if k != "labels"}).logits.values()])
     assert counted == pytest.approx(nothing, rel=0.05)  # what counts know already
-    label, cases = fit.cases[0]
-    monkeypatch.setattr(fit, "cases", [(label[:1], ScoredCases(*(column[:1] for column in cases))), *fit.cases[1:]])
+    monkeypatch.setattr(fit, "cases", [ScoredCases(*(column[:1] for column in fit.cases[0])), *fit.cases[1:]])
     assert np.isfinite(measure(lambda batch: know(model, batch, False)))  # with one candidate in all
 
 
@@ -327,11 +326,11 @@ def test_an_encoder_is_used_where_it_adds_to_the_counts(encoded, monkeypatch, ca
     monkeypatch.setattr(model, "readouts", lambda batch: list(map(Readout, know(model, batch, knows), vectors)))
     caplog.set_level("INFO")
     state = {name: value.clone() for name, value in model.scorer.state_dict().items()}
-    fit.finish()
+    fit.finish(model)
     used = model.scorer.reads.T.tolist()
     model.scorer.load_state_dict(state)
     assert used[NEXT_VISIT] == [knows, knows, False]  # of the types nothing is left to know
-    assert used[WITHIN] == used[NEXT_VISIT] and fit.sees_horizon
+    assert used[WITHIN] == used[NEXT_VISIT] and WITHIN in fit.questions
     assert caplog.text.count("so it is used") == 4 * knows
 
 
@@ -344,14 +343,14 @@ def test_until_the_scorer_is_fitted_scores_are_the_readouts(tiny_model, batch):
 
 
 def test_later_labels_come_within_a_month_and_before_the_end_of_the_period():
-    columns = {"times": np.array([0, 1, 9, 32, 40, 41]) * 86_400, "task_items": np.array([2, 3, 4, 0, 5, 6])}
-    rows = RowBatch(columns, np.array([6]))
+    rows = RowBatch({"times": np.array([0, 1, 9, 32, 40, 41]) * 86_400}, np.array([6]))
 
     def later(stop, elapsed):
-        return _read_later(rows, [Example(row=0, end=2, stop=stop, elapsed=elapsed)], "task_items", size=9).tolist()
+        row, end, stop, elapsed = (np.array([value]) for value in (0, 2, stop, elapsed))
+        return _find_later(rows, Examples(row, end, stop, elapsed, elapsed)).tolist()
 
-    assert later(6, 2.0) == [4]  # until day 33
-    assert later(6, 9.0) == [4, 5]
+    assert later(6, 2.0) == [2, 3]  # until day 33
+    assert later(6, 9.0) == [2, 3, 4]
     assert later(2, 9.0) == []
 
 
@@ -359,7 +358,7 @@ def test_the_loss_wants_the_targets_of_each_question_first():
     mask, is_target = torch.ones(1, 4, dtype=torch.bool), torch.zeros(QUESTIONS, 1, 4, dtype=torch.bool)
     is_target[:, 0, 0] = is_target[WITHIN, 0, 1] = True
     scores = torch.zeros(QUESTIONS, 1, 4, requires_grad=True)
-    ranking_loss(scores, mask, is_target, torch.zeros(1, 1, 4)).backward()
+    ranking_loss(mask, scores, is_target, torch.zeros(1, 1, 4)).backward()
     next_visit, within = -scores.grad[:, 0]
     assert next_visit[0] > 0 > next_visit[1:].max()
     assert within[:2].min() > 0 > within[2:].max()
@@ -369,13 +368,13 @@ def test_the_loss_wants_the_targets_of_each_question_first():
 @pytest.mark.parametrize("question", [NEXT_VISIT, WITHIN])
 def test_chances_are_those_of_the_question(model, data, question):
     """Over the validation cases, candidates come as often as the chances say: all of them, and the likely ones."""
-    reader, task = ExampleReader(data.rows, data, model.config), model.config.tasks.index("items")
-    examples, tables = draw_validation(data.rows, data, seed=0), [*model.scorer.tables]
-    log_p = torch.zeros(len(examples), model.config.label_sizes["items"])
-    for chosen, _, batch in reader.batches(examples):
+    reader, task = ExampleReader(data, model.config), model.config.tasks.index("items")
+    examples, tables = draw_validation(data, seed=0), [*model.scorer.tables]
+    log_p = torch.zeros(len(examples.row), model.config.label_sizes["items"])
+    for chosen, _, batch in reader.batches(examples, np.arange(len(examples.row))):
         history = read_histories(model.config, batch, ["items"])
         log_p[chosen] = model.scorer.score([task], history, question=question)[0].log_softmax(1)
-    found = reader.read(examples, tables, torch.Generator())[task]
+    found = reader.read(examples, torch.Generator(), tables)[task]
     log_p = log_p[found.example, found.label]
     chances = model.scorer.chances(model.scorer.chance[task, question], log_p)
     for weights in (torch.ones_like(log_p), log_p.exp()):  # the conditions of the best a and c
@@ -392,7 +391,8 @@ def test_the_fit_of_chances_ends_at_the_minimum_though_most_labels_are_unlikely(
     def loss(chance):
         return F.binary_cross_entropy(LabelScorer.chances(chance, log_p), comes.double())
 
-    chances = LabelScorer.chances(_minimize(loss, torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64)), log_p)
+    (chance,) = minimize(loss, [torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64)], **SEARCH)
+    chances = LabelScorer.chances(chance, log_p)
     came = (log_p.exp() * comes).sum().item()
     assert (log_p.exp() * chances).sum().item() == pytest.approx(came, rel=1e-4)
 

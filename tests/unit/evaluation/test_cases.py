@@ -1,25 +1,29 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Cases and targets follow from the cutoff, and from nothing on the wrong side of it."""
+"""Cases and targets follow from the cutoff, and from nothing on the wrong side of it: the next visit, the labels of
+some days, and only labels that were not seen before."""
 
 import datasets
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
-from visits import UNSEEN, event_rows
+from visits import CUTOFFS, LABELS, TEST, UNSEEN, event_rows, horizon, prepared_rows, random_customers
 
-from modeling_mcm import MCMConfig
 from modeling_mcm.data import EventSchema, PreparedData
 from modeling_mcm.data.cases import IGNORED
 from modeling_mcm.data.collator import MCMCollator, PreparedRows
-from modeling_mcm.evaluation.cases import cases_at, comparison_cases, find_cases
-from modeling_mcm.evaluation.histories import task_histories
-from modeling_mcm.evaluation.ranking import TargetRanks
+from modeling_mcm.evaluation import customer_metrics, tie_ranks
+from modeling_mcm.evaluation.baselines import Transitions
+from modeling_mcm.evaluation.cases import cases_at, comparison_cases, find_cases, unseen_only
+from modeling_mcm.evaluation.comparison import counting_baselines
+from modeling_mcm.evaluation.histories import read_history
+from modeling_mcm.evaluation.metrics import TargetRanks
 from modeling_mcm.preparation import prepare
 
 
-def prepared_rows(customers):
+def two_tasks(customers):
     return event_rows(customers, "brand", "token_type")
 
 
@@ -36,16 +40,10 @@ CUSTOMERS = {
 }
 
 
-@pytest.fixture(params=["table", "dataset", "shuffled dataset"])
-def rows(request):
-    table = prepared_rows(CUSTOMERS)
-    if request.param == "table":
-        return table
-    dataset = datasets.Dataset(table)
-    if request.param == "dataset":
-        return dataset
-    order = np.random.default_rng(0).permutation(len(dataset))
-    return dataset.select(order).select(np.argsort(order))  # the same rows through an indices mapping
+TABLE = two_tasks(CUSTOMERS)
+ORDER = np.random.default_rng(0).permutation(len(TABLE))
+DATASET = datasets.Dataset(TABLE)
+SHUFFLED = DATASET.select(ORDER).select(np.argsort(ORDER))  # the same rows through an indices mapping
 
 
 EXPECTED = {
@@ -54,10 +52,10 @@ EXPECTED = {
 }
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 1000])
+@pytest.mark.parametrize("rows", [TABLE, DATASET, SHUFFLED], ids=["table", "dataset", "shuffled dataset"])
 @pytest.mark.parametrize("cutoff, history_end", [("validation", [3, 3, 3, 4]), ("test", [7, 3, 6, 3])])
-def test_targets_are_the_first_visit_after_the_cutoff(rows, cutoff, history_end, batch_size):
-    cases = find_cases(rows, cutoff, min_history=3, batch_size=batch_size)
+def test_targets_are_the_first_visit_after_the_cutoff(rows, cutoff, history_end):
+    cases = find_cases(rows, cutoff, min_history=3)
     targets = {name: labels.tolist() for name, labels in zip(cases.customer_ids, cases.targets["brand"], strict=True)}
     assert targets == EXPECTED[cutoff] and cases.history_end.tolist() == history_end
     assert cases.rows.tolist() == [list(CUSTOMERS).index(name) for name in cases.customer_ids]
@@ -66,51 +64,46 @@ def test_targets_are_the_first_visit_after_the_cutoff(rows, cutoff, history_end,
 
 
 def test_min_history_counts_target_events_only():
-    rows = prepared_rows({"a": [(1, 0, 2, 2), (2, 1, 0, 0), (3, 2, 0, 2), (4, 3, 3, 2), (150, 4, 2, 2)]})
+    rows = two_tasks({"a": [(1, 0, 2, 2), (2, 1, 0, 0), (3, 2, 0, 2), (4, 3, 3, 2), (150, 4, 2, 2)]})
     assert len(find_cases(rows, "validation", min_history=2)) == 1
     with pytest.raises(ValueError, match="No evaluation case at the validation cutoff among 1 customers"):
         find_cases(rows, "validation", min_history=3)
 
 
 def test_a_token_type_is_a_target_if_it_is_the_only_task():
-    rows = prepared_rows({"a": [*HISTORY, (150, 4, 0, 3)]}).drop_columns("task_brand")
+    rows = two_tasks({"a": [*HISTORY, (150, 4, 0, 3)]}).drop_columns("task_brand")
     assert find_cases(rows, "validation", min_history=3).targets["token_type"][0].tolist() == [3]
 
 
 def test_a_case_may_have_no_target_in_one_task():
-    rows = prepared_rows({"a": [*HISTORY, (150, 4, 2, 2)], "b": [*HISTORY, (150, 4, 3, 0)]})
+    rows = two_tasks({"a": [*HISTORY, (150, 4, 2, 2)], "b": [*HISTORY, (150, 4, 3, 0)]})
     cases = find_cases(rows, "validation", min_history=3)
     assert [labels.tolist() for labels in cases.targets["token_type"]] == [[2], []]
     assert [labels.tolist() for labels in cases.targets["brand"]] == [[2], [3]]
 
 
-def test_histories_end_at_the_cutoff(rows):
-    (history,) = task_histories(rows, "brand", "validation")
-    find_customer = history.customer == list(CUSTOMERS).index("straddles")
-    assert history.label[find_customer].tolist() == [2, 3, 2, 4]
-    assert history.visits_ago[find_customer].tolist() == [2, 2, 1, 0]
-    assert (history.time[find_customer] // 86400).tolist() == [1, 1, 2, 99]
-
-
 def test_missing_columns_and_unknown_cutoffs_are_named():
-    rows = prepared_rows(CUSTOMERS)
     with pytest.raises(ValueError, match="`cutoff` is 'training'; choose validation or test"):
-        find_cases(rows, "training")
+        find_cases(TABLE, "training")
     with pytest.raises(ValueError, match="no column 'task_type'; they have customer_id"):
-        next(task_histories(rows, "type", "test"))
-    with pytest.raises(ValueError, match="no task column"):
-        find_cases(rows.select(["customer_id", "visits"]), "test")
+        read_history(TABLE, "type", "test")
+
+
+def prepare_films(folder, log, **schema):
+    """A log without tokens of user, item and what else the schema says, as prepared data."""
+    values = {"customer": "user", "tasks": ["item"], "min_history": 1} | schema
+    prepare(log, EventSchema.from_dict(values), folder)
+    return PreparedData(folder)
 
 
 def test_what_nobody_has_twice_is_not_ranked_where_methods_are_compared(tmp_path):
     generator = np.random.default_rng(0)
     films = [[user, film, film % 3] for user in range(60) for film in generator.permutation(12)[:5]]
-    schema = {"customer": "user", "order": "rows", "features": [{"name": "film"}, {"name": "genre"}]}
-    schema |= {"tasks": ["film", "genre"], "cutoffs": "leave_one_out", "min_history": 1}
-    prepare(pd.DataFrame(films, columns=["user", "film", "genre"]), EventSchema.from_dict(schema), tmp_path / "films")
-    cases = comparison_cases(PreparedData(tmp_path / "films"), "validation")
-    assert list(cases.seen) == ["film"] and set(cases.targets) == {"film", "genre"}
-    assert np.diff(cases.seen["film"].offsets).tolist() == [3] * 60
+    schema = {"order": "rows", "features": [{"name": "item"}, {"name": "genre"}], "tasks": ["item", "genre"]}
+    log = pd.DataFrame(films, columns=["user", "item", "genre"])
+    cases = comparison_cases(prepare_films(tmp_path / "films", log, cutoffs="leave_one_out", **schema), "validation")
+    assert list(cases.seen) == ["item"] and set(cases.targets) == {"item", "genre"}
+    assert np.diff(cases.seen["item"].indptr).tolist() == [3] * 60
 
 
 @pytest.mark.parametrize("cutoff", ["validation", "test"])
@@ -122,13 +115,10 @@ def test_the_collator_has_the_targets_of_the_cases(event_log, prepare_log, tiny_
     assert len(rows) > 10
     config = tiny_config()
     batch = MCMCollator(data.extractor, config, "evaluate", cutoff)(rows)
-    place = config.tasks.index("items")
-    for case, labels in enumerate(batch["labels"][..., place]):
-        expected = cases.targets["items"]
-        start, end = expected.offsets[case : case + 2]
-        assert sorted(labels[(labels != 0) & (labels != IGNORED)].tolist()) == sorted(
-            expected.labels[start:end].tolist()
-        )
+    for labels, expected in zip(
+        batch["labels"][..., config.tasks.index("items")], cases.targets["items"], strict=True
+    ):
+        assert sorted(labels[(labels != 0) & (labels != IGNORED)].tolist()) == sorted(expected.tolist())
 
 
 @pytest.mark.parametrize("days", [None, 30])
@@ -138,21 +128,97 @@ def test_each_value_that_training_has_never_seen_is_a_target(tmp_path, days):
         (user, day, [item]) for user in new for day in ("2024-01-01", "2024-02-02") for item in ("milk", "bread")
     ]
     visits += [(user, "2024-03-01", [item]) for user, items in new.items() for item in items]
-    schema = {"customer": "user", "time": "day", "features": [{"name": "item", "max_items": 2}], "tasks": ["item"]}
-    schema |= {"cutoffs": {"validation": "2024-02-01", "test": "2024-03-01"}, "min_history": 1}
-    log = pd.DataFrame(visits, columns=["user", "day", "item"])
-    prepare(log, EventSchema.from_dict(schema), tmp_path / "log")
-    data = PreparedData(tmp_path / "log")
+    log, cutoffs = (
+        pd.DataFrame(visits, columns=["user", "day", "item"]),
+        {"validation": "2024-02-01", "test": "2024-03-01"},
+    )
+    features = [{"name": "item", "max_items": 2}]
+    data = prepare_films(tmp_path / "log", log, time="day", features=features, cutoffs=cutoffs)
     cases = cases_at(data, "test", horizon_days=days)
-    scores = torch.zeros(3, 4)
     ranks = TargetRanks(cases, "item")
-    ranks.add(np.arange(3), scores)
+    ranks.add(np.arange(3), torch.zeros(3, 4))
     recall = ranks.metrics((10,))[f"{'horizon' if days else 'next_visit'}_recall@10"]
     expected = [len({*items} & {"milk", "bread"}) / len({*items}) for items in new.values()]
     assert recall.tolist() == expected == [1 / 4, 1 / 2, 0]
 
-    extractor = data.extractor
-    config = MCMConfig(features=extractor.feature_names, vocabulary_sizes=extractor.vocabulary_sizes, tasks=["item"])
-    rows = PreparedRows(data.rows, cases.rows).__getitems__([0, 1, 2])
-    labels = MCMCollator(extractor, config, "evaluate", "test")(rows)["labels"][..., 0]
-    assert [len({*row} - {IGNORED}) for row in labels.tolist()] == [len({*items}) for items in new.values()]
+
+RANDOM = random_customers(5, 40, most=12)
+RANDOM_ROWS = prepared_rows(RANDOM)
+
+
+def labels_between(name, start, end, least=2):
+    """The distinct labels of a customer in some days."""
+    return {label for day, labels in RANDOM[name] for label in labels if start <= day < end and label >= least}
+
+
+@pytest.mark.parametrize("days", [5, 30, 150])
+@pytest.mark.parametrize("cutoff", ["validation", "test"])
+def test_horizon_targets_equal_a_plain_count(cutoff, days):
+    cases = find_cases(RANDOM_ROWS, cutoff, min_history=1, horizon=horizon(days, cutoff))
+    start, expected = CUTOFFS[cutoff], {}
+    stop = min(start + days, TEST) if cutoff == "validation" else start + days
+    for name in RANDOM:
+        targets = labels_between(name, start, stop, least=1)
+        if targets and labels_between(name, 0, start, least=1):
+            expected[name] = sorted({UNSEEN if label == 1 else label for label in targets})
+    found = {name: cases.targets["brand"][place].tolist() for place, name in enumerate(cases.customer_ids)}
+    assert found == expected and expected
+    visits = [sum(day < start and max(labels) >= 1 for day, labels in RANDOM[name]) for name in expected]
+    assert cases.history_visits.tolist() == visits and cases.horizon_days == days
+
+
+def test_a_horizon_longer_than_the_data_gives_a_warning(caplog):
+    rows = prepared_rows({"a": [(1, [2]), (150, [3]), (290, [4])], "b": [(1, [2]), (205, [3])]})
+    assert len(find_cases(rows, "test", min_history=1, horizon=horizon(91, "test"))) == 2
+    assert not caplog.records  # the last event is on the last day of the horizon
+    cases = find_cases(rows, "test", min_history=1, horizon=horizon(120, "test"))
+    assert [labels.tolist() for labels in cases.targets["brand"]] == [[4], [3]]
+    assert "120 days from the test cutoff is longer than the data" in caplog.text and "90.0 days after" in caplog.text
+    find_cases(rows, "validation", min_history=1, horizon=horizon(120, "validation"))
+    assert "50.0 days after the cutoff, because validation reads nothing after the test cutoff" in caplog.text
+    for days in (2, 0, -3, float("nan")):
+        with pytest.raises(ValueError, match=r"(?s)No evaluation case.*one within .* days.*take a longer horizon"):
+            find_cases(rows, "test", min_history=1, horizon=horizon(days, "test"))
+
+
+@pytest.mark.parametrize("days", [None, 60])
+@pytest.mark.parametrize("cutoff", ["validation", "test"])
+def test_labels_met_before_are_neither_targets_nor_ranked(cutoff, days):
+    every = find_cases(RANDOM_ROWS, cutoff, min_history=1, horizon=horizon(days, cutoff) if days else None)
+    cases = unseen_only(RANDOM_ROWS, every)
+    for place, name in enumerate(cases.customer_ids):
+        seen = labels_between(name, 0, CUTOFFS[cutoff])
+        assert {*cases.seen["brand"][[place]].indices} == seen
+        left = [label for label in every.targets["brand"][place].tolist() if label not in seen]
+        assert cases.targets["brand"][place].tolist() == left
+    assert len(every.targets["brand"].labels) > len(cases.targets["brand"].labels) + 10
+
+
+def test_filtered_metrics_equal_those_of_a_smaller_vocabulary():
+    cases = unseen_only(RANDOM_ROWS, find_cases(RANDOM_ROWS, "test", min_history=1))
+    ((_, scores),) = Transitions().fit(RANDOM_ROWS, "brand", LABELS).score_batches(RANDOM_ROWS, "test")
+    ranks = counting_baselines(RANDOM_ROWS, cases, {"brand": LABELS}, ["transitions"])["transitions"]["brand"]
+    values = ranks.metrics((3,))["next_visit_ndcg@3"]
+    for place, name in enumerate(cases.customer_ids):
+        seen = labels_between(name, 0, TEST)
+        left = [0, 1, *(label for label in range(2, LABELS) if label not in seen)]
+        targets = [left.index(max(label, 1)) for label in np.unique(cases.targets["brand"][place])]
+        if targets:
+            small = customer_metrics(
+                *tie_ranks(scores[cases.rows[[place]]][:, left], [targets]), [[1] * len(targets)], (3,)
+            )
+            assert values[place] == pytest.approx(small["next_visit_ndcg@3"][0])
+        assert np.isnan(values[place]) == (not targets)
+    assert np.isfinite(values).sum() > 5
+
+
+def test_a_task_without_targets_is_left_out(caplog):
+    rows = prepared_rows({"a": [(1, [2, 3]), (210, [2])], "b": [(1, [2]), (220, [2])]})
+    cases = find_cases(rows, "test", min_history=1)
+    with pytest.raises(ValueError, match="None of 2 cases has a target that its customer had not seen"):
+        unseen_only(rows, cases)
+    other = rows.append_column("task_colour", pa.array([[2, 2, 3], [2, 2]], pa.list_(pa.int32())))
+    other = other.append_column("unseen_colour", rows["unseen_brand"])
+    both = unseen_only(other, find_cases(other, "test", min_history=1))
+    assert list(both.targets) == ["colour"] and "Task 'brand' is left out" in caplog.text
+    assert len(both) == 2 and both.targets["colour"][1].tolist() == []

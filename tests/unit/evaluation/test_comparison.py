@@ -1,6 +1,6 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Baselines by name, and a sentence for each baseline that a model is not better than."""
+"""Baselines by name, a sentence for each baseline that a model is not better than, and tables of what was measured."""
 
 import importlib.util
 import re
@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from visits import horizon, prepared_rows
+from visits import prepared_rows
 
 from modeling_mcm.evaluation import paired_difference
-from modeling_mcm.evaluation.cases import find_cases, unseen_only
+from modeling_mcm.evaluation.cases import EvaluationCases, find_cases
 from modeling_mcm.evaluation.comparison import (
     FIRST_BASELINES,
     STRONG_BASELINES,
@@ -19,6 +19,7 @@ from modeling_mcm.evaluation.comparison import (
     counting_baselines,
     default_baselines,
 )
+from modeling_mcm.evaluation.tables import by_history, metric_table
 
 COUNTED = [*FIRST_BASELINES, *STRONG_BASELINES]
 
@@ -30,24 +31,12 @@ def model():
     return values
 
 
-@pytest.mark.parametrize("days", [None, 90])
-@pytest.mark.parametrize("unseen", [False, True])
-def test_customers_of_one_or_two_events_are_evaluated(days, unseen):
-    rows = prepared_rows({"a": [(1, [2]), (210, [3])], "b": [(2, [3]), (150, [2]), (220, [2])], "c": [(250, [3])]})
-    cases = find_cases(rows, "test", min_history=1, horizon=horizon(days, "test") if days else None)
-    results = counting_baselines(rows, unseen_only(rows, cases) if unseen else cases, {"brand": 4}, COUNTED, (1,))
-    assert list(results) == COUNTED
-    assert all(len(values) == 2 for by_task in results.values() for values in by_task["brand"].values())
-
-
 def test_lightgbm_is_left_out_without_two_visits(caplog):
     pytest.importorskip("lightgbm")
     rows = prepared_rows({"a": [(1, [2]), (210, [3])], "b": [(2, [3]), (220, [2])]})
     cases = find_cases(rows, "test", min_history=1)
-    assert list(counting_baselines(rows, cases, {"brand": 4}, ["most_popular", "lightgbm"], (1,))) == ["most_popular"]
+    assert list(counting_baselines(rows, cases, {"brand": 4}, ["most_popular", "lightgbm"])) == ["most_popular"]
     assert "lightgbm is left out of task 'brand': No customer has two visits" in caplog.text
-    with pytest.raises(ValueError, match=r"No baselines \['popular'\]; choose from most_popular"):
-        counting_baselines(rows, cases, {"brand": 4}, ["popular"])
 
 
 def test_default_baselines_are_fast_and_installed(monkeypatch):
@@ -62,9 +51,14 @@ def test_default_baselines_are_fast_and_installed(monkeypatch):
     assert names == COUNTED and "it is not installed: `pip install modeling-mcm[gbdt]`" in said
 
 
+def warn(**brands):
+    """The sentences for methods with values of the task brand."""
+    return baseline_warnings({name: {"brand": {"next_visit_ndcg@10": values}} for name, values in brands.items()})
+
+
 def test_a_significant_loss_is_reported_with_its_interval(model):
     better = model + 0.02 + 0.01 * np.random.default_rng(1).standard_normal(400)
-    (said,) = baseline_warnings({"visit_frequency": {"brand": better}, "MCM": {"brand": model}})
+    (said,) = warn(visit_frequency=better, MCM=model)
     assert said.startswith("MCM is under visit_frequency, beyond noise, on brand by 0.0")
     numbers = [float(number) for number in re.findall(r"0\.\d{4}", said)]
     found = paired_difference(better, model)
@@ -75,23 +69,38 @@ def test_a_significant_loss_is_reported_with_its_interval(model):
 def test_a_loss_within_noise_is_level_and_a_gain_is_silent(model):
     noise = np.random.default_rng(2).standard_normal(400)
     noise -= np.nanmean(np.where(np.isnan(model), np.nan, noise))
-    values = {
-        "transitions": {"brand": model + 0.001 + 0.5 * noise, "item": model + 0.3},
-        "most_popular": {"brand": model - 0.1, "item": model - 0.1},
-        "nearest_customers": {"brand": model - 0.001 + 0.5 * noise},
-        "lightgbm": {"brand": model + 0.001 + 0.5 * noise},
-        "MCM": {"brand": model, "item": model},
-    }
-    under, level = baseline_warnings(values)
+    within = {"transitions": model + 0.001 + 0.5 * noise, "most_popular": model - 0.1, "nearest": model - 0.5 * noise}
+    values = {name: {"brand": {"recall@1": of_brand}} for name, of_brand in (within | {"MCM": model}).items()}
+    values["transitions"]["item"], values["MCM"]["item"] = ({"recall@1": model + more} for more in (0.3, 0))
+    values["lightgbm"] = {"brand": values["transitions"]["brand"]}
+    under, level = baseline_warnings(values, "recall@1")
     assert re.match(r"MCM is under transitions, beyond noise, on item by 0.3000 .*\(level, .* on brand", under)
     assert re.match(r"MCM is level with lightgbm: lower within noise on brand by 0.0010 \[-0\.\d+, 0\.\d+\]", level)
 
 
 def test_methods_without_common_customers_are_skipped_or_refused(model):
-    nobody = np.full(400, np.nan)
-    assert baseline_warnings({"transitions": {"brand": nobody, "item": model}, "MCM": {"brand": model}}) == []
-    assert baseline_warnings({"MCM": {"brand": model}}) == []
+    assert warn(transitions=np.full(400, np.nan), MCM=model) == warn(MCM=model) == []
     with pytest.raises(ValueError, match="Found values of transitions; expected 'MCM' among them"):
-        baseline_warnings({"transitions": {"brand": model}})
+        warn(transitions=model)
     with pytest.raises(ValueError, match="the same customers"):
-        baseline_warnings({"transitions": {"brand": model[1:]}, "MCM": {"brand": model}})
+        warn(transitions=model[1:], MCM=model)
+
+
+def test_each_case_is_in_the_group_of_its_visits():
+    visits = np.array([1, 2, 2, 3, 5, 6, 20, 21, 400, 4])
+    cases = EvaluationCases("test", np.arange(10), [], visits, {}, visits)
+    values = {"one": {"a": {"ndcg": np.arange(10.0)}}}
+    groups = by_history(values, cases, "ndcg")
+    assert {name: group["cases"] for name, group in groups.items()} == {"1-2": 3, "3-5": 3, "6-20": 2, "more": 2}
+    assert groups["3-5"]["results"]["one"]["a"]["ndcg"]["mean"] == np.mean([3, 4, 9])
+    few = replace(cases, history_visits=np.full(10, 2))
+    assert list(by_history(values, few, "ndcg")) == ["1-2"]
+
+
+def test_a_table_shows_what_was_measured():
+    visit = {"next_visit_ndcg@3": np.array([0.5, 1.0]), "next_event_ndcg@3": np.array([0.25, 0.25])}
+    table = metric_table({"one": {"a": visit, "b": visit}, "other": {"b": visit}}, ["a", "b"], "next_visit_ndcg@3")
+    assert [row[0] for row in table] == ["method", "one", "other"] and table[2][1] == "-"
+    assert table[1][1].endswith("(0.250)") and table[1][1].startswith("0.750 ±")
+    days = {"one": {"a": {"horizon_ndcg@3": np.array([0.5, np.nan])}}}
+    assert metric_table(days, ["a"], "horizon_ndcg@3")[1][1] == "0.500 ±0.000"

@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 
 from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForMultiTaskRecommendation
 from modeling_mcm.data import load_prepared
+from modeling_mcm.evaluation.histories import read_history
 from modeling_mcm.hub import write_upload_folder
 from modeling_mcm.hub.privacy import customers_per_value, hide_values, rare_values, shared_pairs
-from modeling_mcm.training.scorer_counts import LabelCounts, LabelEvents
+from modeling_mcm.training.scorer_counts import LabelCounts
 
 LEAST = 5
 
@@ -44,7 +45,7 @@ def checkpoint(rows, extractor, tmp_path, monkeypatch):
     config = MCMConfig(**from_data(extractor) | TINY | PAPER | {"scorer": True})
     model = MCMForMultiTaskRecommendation(config)
     for table, (task, size) in zip(model.scorer.tables, model.config.label_sizes.items(), strict=True):
-        counts = LabelCounts(LabelEvents.read(rows, task, size), np.arange(len(rows)) % 5)
+        counts = LabelCounts(read_history(rows, task, kind="feature"), size, np.arange(len(rows)) % 5)
         table.load_state_dict(counts.make_tables().state_dict())
     model.save_pretrained(tmp_path / "checkpoint")
     extractor.save_pretrained(tmp_path / "checkpoint")

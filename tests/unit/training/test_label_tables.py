@@ -37,6 +37,6 @@ def test_one_value_among_the_customers_that_are_held_out_is_refused_where_they_a
     table = pd.DataFrame({"customer_id": customers, "time": "2017-10-02", "label": ["stays"] * 9 + ["leaves"]})
     labels = make_labels(table)
     with pytest.raises(ValueError, match="Label 'label' is 'stays' in all 2 validation labels: nothing can be"):
-        module._split(labels, 0.2, 0, evaluates=True)
-    trained_on, held_out = module._split(labels, 0.2, 0, evaluates=False)
-    assert (len(trained_on), len(held_out)) == (8, 2)
+        module._split(labels, 0.2, 0)
+    trained_on, held_out = module._split(labels, 0, 0)
+    assert (len(trained_on), len(held_out)) == (10, 0)

@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The trainer: its clock, the average of weights, the shares of batches and the learning rates."""
 
-from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,14 +12,13 @@ from transformers import TrainerState
 from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.data import load_prepared
 from modeling_mcm.data.collator import MCMCollator, PreparedRows
-from modeling_mcm.training.callbacks import TrainingClock, WeightAverage
 from modeling_mcm.training.options import PretrainingArguments
-from modeling_mcm.training.trainer import FAST_FACTOR, FAST_PARAMETERS, MCMTrainer
+from modeling_mcm.training.trainer import FAST_FACTOR, FAST_PARAMETERS, MCMTrainer, TrainingClock, WeightAverage
 
 
 def test_seconds_and_targets_are_counted_without_pauses_and_over_a_resume(monkeypatch):
     now, state, arguments = [100.0], TrainerState(), SimpleNamespace(world_size=3)
-    monkeypatch.setattr("modeling_mcm.training.callbacks.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr("modeling_mcm.training.trainer.time", SimpleNamespace(perf_counter=lambda: now[0]))
 
     def run(clock, *steps):
         clock.on_train_begin(arguments, state, None)
@@ -34,9 +32,10 @@ def test_seconds_and_targets_are_counted_without_pauses_and_over_a_resume(monkey
             clock.on_save(arguments, state, None)
         return clock.seconds, clock.targets
 
-    gather = partial(torch.mul, other=3)  # as over three processes with as many targets each
-    assert run(TrainingClock(gather), (2.0, [5]), (0.5, [1, 2])) == (2.5, 24)  # two batches a step
-    assert run(TrainingClock(gather), (1.0, [1])) == (3.5, 27)
+    # As over three processes with as many targets each
+    monkeypatch.setattr("modeling_mcm.training.trainer.reduce", lambda value, how: 3 * value)
+    assert run(TrainingClock(), (2.0, [5]), (0.5, [1, 2])) == (2.5, 24)  # two batches a step
+    assert run(TrainingClock(), (1.0, [1])) == (3.5, 27)
 
 
 def test_the_average_follows_the_weights_and_swaps_with_them():
@@ -61,52 +60,28 @@ def test_a_decay_that_is_no_share_is_refused():
             WeightAverage(torch.nn.Linear(1, 1), decay)
 
 
-@pytest.fixture
-def train(tiny_model, extractor, prepared, tmp_path):
-    """A function that makes a trainer of a tiny model with the first customers of the prepared log."""
-
-    def make(customers=26, tasks=("items", "aisle", "type"), accumulate=2, **options):
-        model = tiny_model(tasks=list(tasks))
-        arguments = PretrainingArguments(
-            str(tmp_path / "run"),
-            per_device_train_batch_size=8,
-            gradient_accumulation_steps=accumulate,
-            learning_rate=0.25,
-            weight_decay=0.125,
-            report_to="none",
-            use_cpu=True,
-        )
-        return MCMTrainer(
-            model,
-            arguments,
-            train_collator=MCMCollator(extractor, model.config, "train"),
-            train_dataset=PreparedRows(load_prepared(prepared), np.arange(customers), np.arange(customers)),
-            **options,
-        )
-
-    return make
-
-
-def test_scalars_of_the_readout_learn_faster(train):
-    trainer = train()
-    trainer.model.probe = torch.nn.ParameterDict({"readout_scale": torch.zeros(2), "other": torch.zeros(2)})
-    names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
-    found = {
+@pytest.mark.parametrize("tasks", [["items", "aisle", "type"], ["items", "type"]])
+def test_scalars_learn_faster_and_targets_are_those_of_the_tasks(tiny_model, extractor, prepared, tmp_path, tasks):
+    model = tiny_model(tasks=tasks)
+    options = {"per_device_train_batch_size": 8, "learning_rate": 0.25, "report_to": "none", "use_cpu": True}
+    trainer = MCMTrainer(
+        model,
+        PretrainingArguments(str(tmp_path / "run"), **options),
+        train_collator=MCMCollator(extractor, model.config, "train"),
+        train_dataset=PreparedRows(load_prepared(prepared), np.arange(26), np.arange(26)),
+    )
+    model.probe = torch.nn.ParameterDict({"readout_scale": torch.zeros(2), "other": torch.zeros(2)})
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    rates = {
         names[id(parameter)]: (group["lr"], group["weight_decay"])
         for group in trainer.create_optimizer().param_groups
         for parameter in group["params"]
     }
-    assert set(found) == set(names.values()) and found["probe.readout_scale"] == (0.25 * FAST_FACTOR, 0.0)
-    rates = {name: rate for name, (rate, _) in found.items() if name.rsplit(".", 1)[-1] not in FAST_PARAMETERS}
-    assert {*rates.values()} == {0.25} and "probe.other" in rates
-
-
-@pytest.mark.parametrize("tasks", [["items", "aisle", "type"], ["aisle"], ["items", "type"]])
-def test_targets_are_those_of_the_tasks(train, tasks):
-    trainer = train(tasks=tasks)
-    batch = next(iter(trainer.get_train_dataloader()))
-    seen = []
+    assert rates.keys() == {*names.values()} and rates["probe.readout_scale"] == (0.25 * FAST_FACTOR, 0.0)
+    assert {rate for name, (rate, _) in rates.items() if not name.endswith(FAST_PARAMETERS)} == {0.25}
+    del model.probe
+    batch, seen = next(iter(trainer.get_train_dataloader())), []
     trainer.clock.count_targets = seen.append
-    trainer.compute_loss(trainer.model.train(), dict(batch))
+    trainer.compute_loss(model.train(), dict(batch))
     assert [int(count) for count in seen] == [int((batch["labels"] >= FIRST_LABEL).sum())]
     assert set(trainer.task_losses) == {*tasks}

@@ -7,6 +7,7 @@ import evaluate
 import numpy as np
 
 from modeling_mcm.evaluation.metrics import customer_metrics
+from modeling_mcm.events_mcm import pad_groups
 
 _DESCRIPTION = """
 NDCG@k and recall@k of the next visit (the set of its labels) and of the next event (one
@@ -46,15 +47,15 @@ class NextVisitMetrics(evaluate.Metric):
         )
 
     def _compute(self, predictions: list, references: list, k: int = 10) -> dict[str, float]:
-        shape = (len(references), max((len(counts) for counts in references), default=0))
-        greater, ties, counts = np.zeros((3, *shape), dtype=np.int64)
-        for row, (pairs, row_counts) in enumerate(zip(predictions, references, strict=True)):
-            if len(pairs) != len(row_counts):
+        sizes = np.array([len(counts) for counts in references])
+        for row, pairs in enumerate(predictions):
+            if len(pairs) != sizes[row]:
                 raise ValueError(
-                    f"Customer {row} has {len(pairs)} [greater, ties] pairs and {len(row_counts)} counts; expected "
+                    f"Customer {row} has {len(pairs)} [greater, ties] pairs and {sizes[row]} counts; expected "
                     "one pair and one count for each distinct target label."
                 )
-            greater[row, : len(pairs)], ties[row, : len(pairs)] = np.reshape(pairs, (-1, 2)).T
-            counts[row, : len(pairs)] = row_counts
-        values = customer_metrics(greater, ties, counts, ks=(k,))
+        ranks = np.concatenate([np.reshape(pairs, (-1, 2)) for pairs in predictions]).astype(np.int64)
+        counts = np.concatenate(references).astype(np.int64)
+        greater, ties = (pad_groups(values, sizes) for values in ranks.T)
+        values = customer_metrics(greater, ties, pad_groups(counts, sizes), ks=(k,))
         return {name: float(np.nanmean(value)) for name, value in values.items()}
