@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from folders import flipped_bits, update_json
 from handmade_extractor import CUSTOMER, SETTINGS, batches_equal, make
 from safetensors import SafetensorError
@@ -119,9 +120,16 @@ def test_a_scorer_without_its_kinds_of_events_gives_a_warning(tiny_model, extrac
     assert "`kind_feature` of The model is None, and training writes 'type'" in said[0]
 
 
-def test_published_folder_has_its_own_digest(tied, extractor, tmp_path):
-    hidden = {"items": extractor.vocabularies["items"][:2]}
-    write_upload_folder(tied, tmp_path / "published", hidden, {})
+def test_published_folder_has_its_own_digest(tied, extractor, tmp_path, monkeypatch):
+    found = {
+        "check_vocabularies": None,
+        "load_prepared": [],
+        "shared_pairs": dict.fromkeys(extractor.tasks, torch.empty(0)),
+    }
+    found["rare_values"] = dict.fromkeys(extractor.vocabularies, ()) | {"items": extractor.vocabularies["items"][:2]}
+    for name, answer in found.items():
+        monkeypatch.setattr(f"modeling_mcm.hub.folder.{name}", lambda *_, answer=answer: answer)
+    write_upload_folder(tied, tmp_path / "published", "data", 2)
     published = MCMFeatureExtractor.from_pretrained(str(tmp_path / "published"))
     assert published.vocabularies != extractor.vocabularies
     model = MCMForMultiTaskRecommendation.from_pretrained(tmp_path / "published")
