@@ -77,22 +77,31 @@ def fill_label_values(model: MCMForMultiTaskRecommendation, rows: Any) -> dict[s
     label's most frequent value. Other features stay out of the labels' embeddings. Returns `dict[str, list[str]]`: by
     task the features that its labels determine."""
     config = model.config
-    columns = [*(f"task_{task}" for task in config.tasks), *(f"feature_{name}" for name in config.label_features)]
-    table = next(arrow_batches(rows, ["visits", "validation_end", *columns], len(rows)))
-    row, place = locate_events(table)
-    is_trained = place < flat_values(table, "validation_end")[row]
     decided: dict[str, list[str]] = {task: [] for task in config.tasks}
     for (index, task), (column, name) in product(enumerate(config.tasks), enumerate(config.label_features)):
-        labels, values = flat_values(table, f"task_{task}"), flat_values(table, f"feature_{name}")
-        events = pd.DataFrame({"label": labels, "value": values})[is_trained]
-        counts = events[(events >= FIRST_LABEL).all(axis=1)].value_counts().rename("events").reset_index()
+        if name == task:
+            continue
+        counts = _count_values(rows, task, name)
         usual = counts.sort_values(["events", "value"], ascending=[False, True]).drop_duplicates("label")
-        if name != task and len(usual) and usual["events"].sum() >= DECIDED * counts["events"].sum():
+        if len(usual) and usual["events"].sum() >= DECIDED * counts["events"].sum():
             decided[task].append(name)
             stored = model.label_values(index)[:, column]
             stored.zero_()
             stored[torch.tensor(usual["label"].to_numpy())] = torch.tensor(usual["value"].to_numpy()).int()
     return decided
+
+
+def _count_values(rows: Any, task: str, feature: str) -> pd.DataFrame:
+    """Numbers of `events` of the training period by `label` of a task and `value` of a feature, counted in batches of
+    customers: a log need not fit into memory."""
+    parts = []
+    columns = {"label": f"task_{task}", "value": f"feature_{feature}"}
+    for table in arrow_batches(rows, ["visits", "validation_end", *columns.values()]):
+        row, place = locate_events(table)
+        events = pd.DataFrame({name: flat_values(table, column) for name, column in columns.items()})
+        is_trained = place < flat_values(table, "validation_end")[row]
+        parts.append(events[is_trained & (events >= FIRST_LABEL).all(axis=1)].value_counts())
+    return pd.concat(parts).groupby(level=["label", "value"]).sum().rename("events").reset_index()
 
 
 def describe_customers(model: MCMForMultiTaskRecommendation, data: PreparedData, seed: int) -> None:
