@@ -133,7 +133,7 @@ FILES += [
     ("log.csv.gz", damaged(gzip.compress(LONG)), "log.csv.gz.* line "),
     ("log.csv.xz", lzma.compress(LONG)[:-10], "xz is cut off or damaged after line"),
     ("log.csv.zst", pa.compress(LONG, "zstd", asbytes=True)[:-10], "zst is cut off or damaged after"),
-    ("log.csv.gz", gzip.compress(b""), "log.csv.gz is empty; it needs a heading"),
+    ("log.csv.gz", gzip.compress(b"", mtime=0), "log.csv.gz is empty; it needs a heading"),
     ("log.xlsx", b"x", "neither .parquet, .csv"),
 ]
 
