@@ -328,17 +328,21 @@ class CandidateSet:
                     f"`candidates`: {len(texts) - len(ids):,} of {len(texts):,} rows of column {column!r} repeat a "
                     "label, and each label counts once: leave them out."
                 )
-            new = self._new_labels(task, table, texts, ids)
+            names = [name for name in self.extractor._encoding.event_features if name != task]
+            names = [name for name in names if self._column(name, table) in table]
+            new = self._new_labels(task, table, texts, ids, names)
             for value in new.values if new else ():
                 ids[value] = FIRST_LABEL + len(values)
                 values.append(value)
             unknown = [value for value, label in ids.items() if label < FIRST_LABEL]
             if unknown:
                 self.unknown[task] = unknown
+                fix = "add columns of features that they share with known labels, such as their category"
+                if names:
+                    fix = f"no known label has their value of {' or '.join(names)}, so correct it"
                 logger.warning(
                     f"`candidates`: {len(unknown):,} of {len(ids):,} labels of column {column!r} are unknown to the "
-                    f"checkpoint and left out, such as {_name(unknown)}: add columns of features that they share with "
-                    "known labels, such as their category, or train again with them."
+                    f"checkpoint and left out, such as {_name(unknown)}: {fix}, or train again with them."
                 )
             ids = {value: label for value, label in ids.items() if label >= FIRST_LABEL}
         is_candidate = torch.full((FIRST_LABEL + len(values),), texts is None)
@@ -349,12 +353,17 @@ class CandidateSet:
         return _TaskCandidates(values, is_candidate, groups, new, ids, {})
 
     def _new_labels(
-        self, task: str, table: Mapping[str, Any], texts: Sequence[str], ids: Mapping[str, int]
+        self,
+        task: str,
+        table: Mapping[str, Any],
+        texts: Sequence[str],
+        ids: Mapping[str, int],
+        names: Sequence[str],
     ) -> NewLabels | None:
-        """The unknown labels of a table that share features with known labels, of the table or of the checkpoint."""
+        """The unknown labels of a table that share one of some features with known labels, of the table or of the
+        checkpoint."""
         first = {text: row for row, text in reversed(list(enumerate(texts)))}
         encoding = self.extractor._encoding
-        names = [name for name in encoding.event_features if name != task and self._column(name, table) in table]
         new = [value for value, label in ids.items() if label < FIRST_LABEL]
         known = torch.zeros(self.model.config.label_sizes[task], len(names), dtype=torch.long)
         features = torch.zeros(len(new), len(names), dtype=torch.long)
