@@ -51,7 +51,7 @@ def find_head(folder: str) -> type[PreTrainedModel]:
     can't be read, [`MCMForMultiTaskRecommendation`]."""
     try:
         architectures = MCMConfig.from_pretrained(folder).architectures
-    except (OSError, ValueError, TypeError, StrictDataclassError):
+    except (OSError, ValueError, TypeError, RecursionError, StrictDataclassError):
         architectures = None
     heads = {head.__name__: head for head in COMMANDS_OF}
     return heads.get("".join(architectures or []), MCMForMultiTaskRecommendation)

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import pipeline
 
 from modeling_mcm import (
+    CustomerModel,
     MCMForActionRecommendation,
     MCMForMultiTaskRecommendation,
     MCMModel,
@@ -92,11 +93,12 @@ def test_every_entrance_refuses_it(save, extractor, prepared, tmp_path, monkeypa
         assert not place.exists(), name
 
 
-def test_a_config_too_deep_to_read_is_named(save):
+@pytest.mark.parametrize("read", [MCMModel.from_pretrained, partial(CustomerModel.load, events=None)])
+def test_a_config_too_deep_to_read_is_named(save, read):
     folder = save()
     Path(folder, "config.json").write_text("[" * 10**5)
     with pytest.raises(CheckpointError, match=f"config.json {CUT}"):
-        MCMModel.from_pretrained(folder)
+        read(folder)
 
 
 @pytest.mark.parametrize("name", ["./absent", "/absent/checkpoint", "runs/absent/checkpoint-5", "runs/absent"])
