@@ -268,7 +268,7 @@ def run(options: PredictionOptions, engine: EngineOptions) -> str:
             customers = sum(shard["rows"] for shard in prepared.manifest.shards)
             if state.is_main_process:
                 claim(job, {"model": digest, "data": file_digest(Path(job.data) / MANIFEST_FILE)}, customers)
-        missing = [part for part in job.parts(customers) if not is_whole(part[0], len(part[1]))]
+        missing = [part for part in job.parts(customers) if not is_whole(part[0])]
         state.wait_for_everyone()  # no process writes before all have made the same list of missing files
         if session is not None:
             score_on_spark(session, job, digest, missing)

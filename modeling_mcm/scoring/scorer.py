@@ -8,6 +8,7 @@ customers are never in memory together.
 """
 
 import functools
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -115,19 +116,21 @@ class ScoringJob:
         return [(Path(self.output_dir, name), part) for name, part in zip(names, parts, strict=True)]
 
 
-def _stamp(path: Path) -> dict[bytes, bytes]:
-    """Metadata of a file: its name, and of which predictions it is. A file that was copied from elsewhere, or written
-    by another program, has others."""
-    return {b"mcm": f"{path.name} {file_digest(path.with_name(IDENTITY_FILE))}".encode()}
+def _stamp(path: Path, scores: pa.Table) -> dict[bytes, bytes]:
+    """Metadata of a file: its name, of which predictions it is, and the digest of its scores. A file that was copied
+    from elsewhere, edited or written by another program has others."""
+    (batch,) = scores.combine_chunks().to_batches()
+    digest = hashlib.sha256(batch.serialize()).hexdigest()
+    return {b"mcm": f"{path.name} {file_digest(path.with_name(IDENTITY_FILE))} {digest}".encode()}
 
 
-def is_whole(path: Path, rows: int) -> bool:
-    """Says whether a file of an earlier run is there, as it was written, with `rows` rows."""
+def is_whole(path: Path) -> bool:
+    """Says whether a file of an earlier run is there, as it was written."""
     try:
-        facts = pq.read_metadata(path)
-    except (OSError, pa.ArrowInvalid):
+        scores = pq.ParquetFile(path).read()
+        return _stamp(path, scores).items() <= (scores.schema.metadata or {}).items()
+    except (OSError, ValueError):  # it is cut, damaged or empty
         return False
-    return facts.num_rows == rows and _stamp(path).items() <= (facts.metadata or {}).items()
 
 
 def check_folder(folder: Path) -> None:
@@ -182,9 +185,9 @@ class Scorer:
     def write(self, path: Path, indices: range, progress: Callable[[int], Any] = bool) -> None:
         """Scores the customers with these indices in the data set, and writes their file whole or not at all.
         `progress` and the errors are those of [`score`]; an `OSError` is raised if the file can't be written."""
-        scores = self.score(self.read(indices), progress).replace_schema_metadata(_stamp(path))
+        scores = self.score(self.read(indices), progress)
         with atomic_write(path) as partial:
-            pq.write_table(scores, partial, compression="zstd")
+            pq.write_table(scores.replace_schema_metadata(_stamp(path, scores)), partial, compression="zstd")
 
     def read(self, indices: range) -> Rows:
         """Reads the rows of the customers with these indices, as `PreparedRows` gives them; `row` counts from 0."""
