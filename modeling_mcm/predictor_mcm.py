@@ -103,9 +103,13 @@ class Predictor:
             raise ValueError(
                 f"`candidates` was made for the tasks {candidates.tasks}, not for {missing}: make another."
             )
-        if candidates.extractor.values_digest != self.extractor.values_digest:
-            raise ValueError("`candidates` was made for a checkpoint with other values: make another.")
+        self._check_values("candidates", candidates)
         return candidates
+
+    def _check_values(self, name: str, encoded: CandidateSet | EncodedActions) -> None:
+        own = self.extractor
+        if encoded.extractor is not own and encoded.extractor.values_digest != own.values_digest:
+            raise ValueError(f"`{name}` was made for a checkpoint with other values: make another.")
 
     def inputs(self, rows: Rows, as_of: float | None = None) -> Columns:
         """The model inputs of rows."""
@@ -197,6 +201,7 @@ class Predictor:
         after the last event, by an [`MCMForActionRecommendation`]. As in training, events at `as_of` are not
         read."""
         self.check_head(OFFERING)
+        self._check_values("actions", actions)
         times = None if as_of is None else [as_of] * len(rows)
         inputs = actions.batch(_read_before(rows, as_of), np.tile(actions.offered, (len(rows), 1)), times)
         chances = self.run(inputs).logits.float().sigmoid().unbind(-1)
