@@ -250,8 +250,6 @@ class CustomerModel:
             days (`Sequence[float]`, *optional*): Horizons, up to twice the training period. Default: those of the
                 config.
         """
-        if isinstance(days, str | Real):
-            raise ValueError(f"`days` is {days!r}; give a list of numbers of days, as in days=[{days}].")
         ids, columns = self._ask(customers, as_of, forecasts=True, days=days)
         return _make_table(ids, columns)
 

@@ -12,6 +12,7 @@ Shapes: B customers, P places for visits, Q amounts (events and summed features)
 
 import math
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import NamedTuple
 
 import torch
@@ -379,6 +380,8 @@ class CustomerForecasts:
     """
 
     def __init__(self, config: MCMConfig, forecaster: VisitForecaster | None, days: Sequence[float] | None = None):
+        if isinstance(days, str | Real):
+            raise ValueError(f"`days` is {days!r}; give a list of numbers of days, as in days=[{days}].")
         self.forecaster = forecaster
         self.longest = longest = config.forecast_window * LONGEST_RATIO
         self.usual = sorted(float(day) for day in config.forecast_days if day <= longest)

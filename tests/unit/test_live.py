@@ -178,6 +178,7 @@ NO_TIMES = [math.nan, math.inf, -math.inf, 1e300, np.datetime64("NaT"), pd.NaT]
 FAULTS = [
     *((lambda live, time=time: live.scores(as_of=time), "`as_of`: found .*no time") for time in NO_TIMES),
     (lambda live: live.forecast("soon"), "`as_of`: found 'soon', which is no time"),
+    (lambda live: live.forecast(days=30), r"`days` is 30; give a list of numbers of days, as in days=\[30\]"),
     (lambda live: live.add(EVENT, as_of=math.nan), "`as_of`: found nan, which is no time"),
     (lambda live: live.add({"action": "buy", "item": "item 01"}), r"column 'when': found no time"),
     (lambda live: live.add(EVENT | {"when": "2017-04-02"}, as_of="2017-04-01"), r"Customer 'c1' .* is after now"),
