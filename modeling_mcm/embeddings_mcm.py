@@ -75,6 +75,7 @@ def check_inputs(
     attention_mask: Tensor,
     visit_ids: Tensor | None,
     event_times: Tensor | None,
+    event_values: Tensor | None,
 ) -> None:
     """Checks model inputs that callers made: shapes, types, value ranges and order.
 
@@ -86,6 +87,7 @@ def check_inputs(
         attention_mask (`torch.Tensor` of shape `(B, L)`): 1 where an event is real.
         visit_ids (`torch.LongTensor` of shape `(B, L)`, *optional*): Visit of each event.
         event_times (`torch.FloatTensor` of shape `(B, L)`, *optional*): Days from the first event to each event.
+        event_values (`torch.FloatTensor` of shape `(B, L, N)`, *optional*): Numbers of each event.
 
     Raises:
         ValueError: for the first fault; the message names the input, the event and the customer.
@@ -118,13 +120,15 @@ def check_inputs(
     }
     real, sizes = attention_mask.bool(), torch.tensor(config.vocabulary_sizes, device=input_ids.device)
     outside = (input_ids < 0) | (input_ids >= sizes)
-    if not (torch.stack([*faults.values()]) & real).any() | outside.any():  # one transfer from the device
+    infinite = torch.zeros_like(real) if event_values is None else ~event_values.isfinite().all(-1)
+    if not (torch.stack([*faults.values()]) & real).any() | outside.any() | infinite.any():  # one transfer from the device
         return
     found = {
         (name, what): mask & real for what, masks in faults.items() for name, mask in zip(named, masks, strict=True)
     }
     for name, size, mask in zip(config.features, config.vocabulary_sizes, outside.unbind(-1), strict=True):
         found["input_ids", f"is not from 0 to {size - 1} in feature {name!r}"] = mask
+    found["event_values", "is no number or infinite"] = infinite
     for (name, what), mask in found.items():
         if mask.any():
             row, event = mask.nonzero()[0].tolist()

@@ -278,7 +278,7 @@ class MCMModel(MCMPreTrainedModel):
         if attention_mask is None:
             attention_mask = (input_ids != 0).any(-1).long()
         if not self.training:
-            check_inputs(self.config, input_ids, attention_mask, visit_ids, event_times)
+            check_inputs(self.config, input_ids, attention_mask, visit_ids, event_times, event_values)
         outputs = MCMModelOutput()
         if "encoder" in parts or ("embedding" in parts and self.state is None):
             outputs = self.encode(input_ids, attention_mask, visit_ids, **kwargs)

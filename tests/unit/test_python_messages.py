@@ -82,6 +82,7 @@ TENSORS = {
     ),
     "visits' shape": (lambda inputs: inputs.update(visit_ids=inputs["visit_ids"][:, :-1]), "`visit_ids` has shape"),
     "times' shape": (lambda inputs: inputs.update(event_times=inputs["event_times"][:1]), "`event_times` has shape"),
+    "a value that is NaN": (at("event_values", float("nan")), f"`event_values` is no number or infinite {PLACE}"),
     "unknown id": (at("input_ids", 99), f"`input_ids` is not from 0 to 5 in feature 'type' {PLACE}"),
 }
 

@@ -5,6 +5,7 @@
 import os
 import shutil
 
+import pandas as pd
 import pytest
 from folders import flipped_bits
 from in_process import call
@@ -43,9 +44,15 @@ def flip(path):
     next(flipped_bits(path))
 
 
+def put_nan(path):
+    rows = pd.read_parquet(path)
+    rows.assign(**{"value_a.b": rows["value_a.b"] * float("nan")}).to_parquet(path)
+
+
 BAD_DATA = {
     "no shard": (lambda path: path.unlink(), "missing.*prepare the data again"),
     "a cut shard": (lambda path: path.write_bytes(path.read_bytes()[:-50]), "bytes"),
+    "NaN": (put_nan, "does not have the bytes and the digest that the manifest lists"),
     "a bit": (flip, "does not have the bytes and the digest that the manifest lists"),
 }
 
