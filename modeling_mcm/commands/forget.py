@@ -50,10 +50,12 @@ class ForgetOptions:
 def _read_ids(path: str) -> list[str]:
     """Reads customer ids from a text file in UTF-8, one a line: each once, in their order."""
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text in UTF-8 ({error}); save it as UTF-8, one id a line.") from error
-    ids = list(dict.fromkeys(line for line in lines if line.strip()))
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        text = "\0"  # which UTF-16 has between letters
+    if "\0" in text:
+        raise ValueError(f"{path} is no text in UTF-8; save it as UTF-8, one id a line.")
+    ids = list(dict.fromkeys(line for line in text.split("\n") if line.strip()))
     if not ids:
         raise ValueError(f"{path} holds no id; write one a line.")
     return ids

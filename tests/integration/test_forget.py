@@ -168,6 +168,7 @@ def write(name, content):
 OTHER = pd.DataFrame({"other": [1]}).to_parquet()
 SPOILED = {
     "ids in Latin-1": (write("ids.txt", b"Zo\xeb\n"), r"save it as UTF-8, one id a line\."),
+    "ids in UTF-16": (write("ids.txt", "c05\n".encode("utf-16-le")), r"save it as UTF-8, one id a line\."),
     "no ids": (write("ids.txt", b" \n\n"), r"ids\.txt holds no id; write one a line\."),
     "a CSV in the log": (write("log/more.csv.gz", b"who"), "files of several kinds"),
     "everyone": (name_everyone, "Nothing was changed"),
