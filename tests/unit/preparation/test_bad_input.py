@@ -147,6 +147,10 @@ BAD_LOGS = {
     "missing column": (lambda log: log.drop(columns="item").assign(itm=1), "no column 'item'.*'itm'"),
     "no rows": (lambda log: log.head(0), "empty"),
     "time cannot be read": (lambda log: log.assign(at=["gestern", *log["at"].astype(str)[1:]]), "1 values.*gestern"),
+    "labels are durations": (
+        lambda log: log.assign(item=log["at"] - log["at"].min()),
+        "Column 'item' has .* such as: found datetime.timedelta.*expected text, a number or a boolean",
+    ),
     "no target": (lambda log: log.assign(kind="view"), "target_token_types.*buy.*'kind'"),
     "reserved token type": (lambda log: log.assign(kind=["end_of_visit", *log.kind[1:]]), "end_of_visit.*rename"),
     "nothing to train on": (lambda log: log[log["at"] >= VALIDATION], "No target event is before.*the log runs from"),
