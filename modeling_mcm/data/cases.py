@@ -9,16 +9,18 @@ Preparation counts the cases of the shards that it writes, and evaluation reads 
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from modeling_mcm.configuration_mcm import MISSING_ID, UNKNOWN_ID
+from modeling_mcm.configuration_mcm import UNKNOWN_ID
 from modeling_mcm.data.schema import EventSchema
-from modeling_mcm.events_mcm import BoolArray, IntArray, check_columns, number_groups
+from modeling_mcm.events_mcm import BoolArray, IntArray, check_columns, run_starts
+from modeling_mcm.inputs_mcm import PER_EVENT, RowBatch
 from modeling_mcm.schema_mcm import check_choice
 
 CUTOFFS = ("validation", "test")
@@ -38,40 +40,28 @@ def check_cutoff(cutoff: str) -> str:
     return f"{cutoff}_end"
 
 
-def flat_values(table: pa.Table, column: str) -> NDArray:
-    """One flat array of all values of a list column, row after row, or of one value for each row of a scalar
-    column."""
-    array = table[column].combine_chunks()
-    if pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
-        array = array.flatten()
-    return array.to_numpy(zero_copy_only=False)
+def find_targets(rows: RowBatch, tasks: Sequence[str], token_type: str) -> BoolArray:
+    """Says of each event whether it is a target event."""
+    return np.any([rows.column(f"task_{task}") > 0 for task in deciding_tasks(tasks, token_type)], axis=0)
 
 
-def list_lengths(table: pa.Table, column: str) -> IntArray:
-    """Counts the values in each row's list; a null list counts as empty."""
-    return pc.fill_null(pc.list_value_length(table[column]), 0).to_numpy().astype(np.int64)
+def to_batch(table: pa.Table) -> RowBatch:
+    """Prepared rows as arrays, of which an event column has the values of all events, row after row; a null list
+    counts as empty."""
+    columns, lengths = {}, pa.array([], pa.int32())
+    for name in table.column_names:
+        array = table[name].combine_chunks()
+        if name.startswith(PER_EVENT):
+            lengths, array = pc.list_value_length(array).fill_null(0), array.flatten()
+        columns[name] = array.to_numpy(zero_copy_only=False)
+    return RowBatch(columns, lengths.to_numpy().astype(np.int64))
 
 
-def locate_events(table: pa.Table) -> tuple[IntArray, IntArray]:
-    """Row of each event of prepared rows, and its index in its row, both of shape `(events,)`."""
-    return number_groups(list_lengths(table, "visits"))
-
-
-def arrow_batches(rows: Any, columns: Sequence[str], batch_size: int = 1024) -> Iterator[pa.Table]:
-    """Reads some columns of prepared rows (`datasets.Dataset` or `pyarrow.Table`) in batches of customers; a
-    `ValueError` names a missing column."""
+def read_batches(rows: datasets.Dataset, columns: Sequence[str], batch_size: int = 1024) -> Iterator[RowBatch]:
+    """Reads some columns of prepared rows in batches of customers; a `ValueError` names a missing column."""
     fix = "Expected prepared rows; check the name of the task, or prepare the data again with a schema that has it."
     check_columns(rows.column_names, columns, "The rows have", fix)
-    if isinstance(rows, pa.Table):
-        table = rows.select(list(columns))
-        yield from (table.slice(start, batch_size) for start in range(0, len(table), batch_size))
-    else:
-        yield from rows.select_columns(list(columns)).with_format("arrow").iter(batch_size)
-
-
-def select_rows(rows: Any, indices: IntArray) -> Any:
-    """Selects some of the prepared rows; the result has the class of `rows`."""
-    return rows.take(indices) if isinstance(rows, pa.Table) else rows.select(indices)
+    yield from map(to_batch, rows.select_columns([*columns]).with_format("arrow").iter(batch_size))
 
 
 def count_pairs(first: NDArray, second: NDArray) -> tuple[IntArray, IntArray, IntArray]:
@@ -97,8 +87,7 @@ def tell_unseen(labels: NDArray, checksums: NDArray) -> IntArray:
 class CaseEvents(NamedTuple):
     """The events of some customers at a cutoff, as flat arrays: one customer after the other, oldest event first."""
 
-    row: IntArray  # (events,): index of the event's customer among the rows
-    place: IntArray  # (events,): index of the event among the customer's
+    rows: RowBatch
     history_end: IntArray  # (rows,): number of the customer's events before the cutoff
     # (events,): whether the event may be read when the cutoff is evaluated. At the validation cutoff these are the
     # events before the test cutoff, at the test cutoff all events
@@ -107,29 +96,35 @@ class CaseEvents(NamedTuple):
     future: BoolArray  # (events,): whether the event is a visible target event after the cutoff
 
     @classmethod
-    def read(cls, table: pa.Table, cutoff: str, tasks: Sequence[str], token_type: str) -> "CaseEvents":
+    def read(cls, rows: RowBatch, cutoff: str, tasks: Sequence[str], token_type: str) -> "CaseEvents":
         """Reads the events of prepared rows. Raises `ValueError` if the cutoff is unknown."""
-        row, index = locate_events(table)
-        end = flat_values(table, check_cutoff(cutoff)).astype(np.int64)
-        stop = flat_values(table, ENDS[1]) if cutoff == CUTOFFS[0] else list_lengths(table, "visits")
-        labels = [flat_values(table, f"task_{task}") for task in deciding_tasks(tasks, token_type)]
-        is_target = np.any([of_task != MISSING_ID for of_task in labels], axis=0)
-        is_past, visible = index < end[row], index < stop[row]
-        return cls(row, index, end, visible, is_target & is_past, is_target & ~is_past & visible)
+        end = np.asarray(rows.column(check_cutoff(cutoff)), np.int64)
+        stop = np.asarray(rows.column(ENDS[1])) if cutoff == CUTOFFS[0] else rows.lengths
+        is_target, places = find_targets(rows, tasks, token_type), rows.places
+        is_past, visible = places < end[rows.row], places < stop[rows.row]
+        return cls(rows, end, visible, is_target & is_past, is_target & ~is_past & visible)
 
-    def is_case(self, min_history: int, targets: IntArray | None = None) -> BoolArray:
-        """Says for each customer whether the customer is a case. `targets` are indices of the events that count as
-        targets after the cutoff; by default all target events after it."""
-        rows = len(self.history_end)
-        after = self.row[self.future if targets is None else targets]
-        enough = np.bincount(self.row[self.history], minlength=rows) >= min_history
-        return enough & (np.bincount(after, minlength=rows) > 0)
+    def next_visit(self) -> IntArray:
+        """Indices of the target events of each customer's first visit that has one after the cutoff."""
+        row, visits = self.rows.row, self.rows.column("visits")
+        targets = np.flatnonzero(self.future)
+        first = targets[run_starts(row[targets])]
+        next_visit = np.full(len(self.rows), -1)
+        next_visit[row[first]] = visits[first]
+        return targets[visits[targets] == next_visit[row[targets]]]
+
+    def is_case(self, min_history: int, targets: NDArray) -> BoolArray:
+        """Says for each customer whether the customer is a case. `targets` are a mask or indices of the events that
+        count as targets after the cutoff."""
+        row, number = self.rows.row, len(self.rows)
+        before, after = (np.bincount(row[events], minlength=number) for events in (self.history, targets))
+        return (before >= min_history) & (after > 0)
 
 
-def count_cases(table: pa.Table, schema: EventSchema) -> dict[str, int]:
+def count_cases(rows: RowBatch, schema: EventSchema) -> dict[str, int]:
     """Counts the evaluation cases among prepared rows at both cutoffs."""
     counts = {}
     for cutoff in CUTOFFS:
-        events = CaseEvents.read(table, cutoff, schema.tasks, schema.token_feature.name)
-        counts[f"{cutoff}_cases"] = int(events.is_case(schema.min_history).sum())
+        events = CaseEvents.read(rows, cutoff, schema.tasks, schema.token_feature.name)
+        counts[f"{cutoff}_cases"] = int(events.is_case(schema.min_history, events.future).sum())
     return counts

@@ -22,19 +22,16 @@ from torch.utils.data import Dataset, Sampler
 
 from modeling_mcm.configuration_mcm import UNKNOWN_ID, MCMConfig
 from modeling_mcm.data.cases import (
-    CUTOFFS,
-    ENDS,
     IGNORED,
-    arrow_batches,
+    CaseEvents,
     check_cutoff,
-    compute_offsets,
-    deciding_tasks,
-    flat_values,
-    list_lengths,
+    find_targets,
+    read_batches,
     tell_unseen,
+    to_batch,
 )
 from modeling_mcm.events_mcm import SECONDS_PER_DAY, BoolArray, FloatArray, IntArray, pad_groups, run_starts
-from modeling_mcm.inputs_mcm import PER_EVENT, RowBatch
+from modeling_mcm.inputs_mcm import RowBatch
 from modeling_mcm.losses_mcm import Objective
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.schema_mcm import check_choice
@@ -78,14 +75,11 @@ class PreparedRows(Dataset):
 
     def __getitems__(self, indices: list[int]) -> RowBatch:
         rows = self.indices[indices].tolist()
-        table = self.rows[rows].combine_chunks()
-        columns: dict = {"row": rows}
-        for name in table.column_names:
-            values = flat_values(table, name)
-            columns[name] = values if name.startswith(PER_EVENT) else values.tolist()
+        batch = to_batch(self.rows[rows])
+        batch.columns["row"] = rows
         if self.ends is not None:
-            columns["validation_end"] = self.ends[rows].tolist()
-        return RowBatch(columns, list_lengths(table, "times"))
+            batch.columns["validation_end"] = self.ends[rows]
+        return batch
 
 
 def unit_counts(rows: datasets.Dataset, ends: ArrayLike, config: MCMConfig, max_events: int) -> IntArray:
@@ -96,12 +90,11 @@ def unit_counts(rows: datasets.Dataset, ends: ArrayLike, config: MCMConfig, max_
     if config.encoder_unit == "event":
         return np.minimum(ends + 1, max_events)
     counts, first = np.ones(len(ends), np.int64), 0
-    for table in arrow_batches(rows, ["visits"]):
-        visits, starts = flat_values(table, "visits"), compute_offsets(list_lengths(table, "visits"))
-        has_events = np.flatnonzero(ends[first : first + len(table)] > 0)
-        start, end = starts[has_events], ends[first + has_events]
+    for batch in read_batches(rows, ["visits"]):
+        visits, has_events = batch.column("visits"), np.flatnonzero(ends[first : first + len(batch)] > 0)
+        start, end = batch.starts[has_events], ends[first + has_events]
         counts[first + has_events] += visits[start + end - 1] - visits[start + np.maximum(end - max_events + 1, 0)] + 1
-        first += len(table)
+        first += len(batch)
     return counts
 
 
@@ -172,14 +165,11 @@ class MCMCollator:
         self.objective = objective or Objective()
         # Weights compare the prefixes of one pass of the model, so they need several prefixes.
         self.half_life = self.objective.target_half_life_days if self.augmentation == "all_prefixes" else 0.0
-        self.cutoff, self.end_column = cutoff, check_cutoff(cutoff)
+        check_cutoff(cutoff)
+        self.cutoff, self.token_type = cutoff, extractor.token_type_feature
         self.max_events = extractor.max_events
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-        self.token_column = f"feature_{extractor.token_type_feature}"
         self.end_of_visit_id = extractor.layout.closing
-        self.task_columns = [f"task_{task}" for task in config.tasks]
-        deciding = deciding_tasks(config.tasks, extractor.token_type_feature)
-        self.deciding_columns = [f"task_{task}" for task in deciding]
 
     def __call__(self, rows: Sequence[Mapping]) -> dict[str, torch.Tensor]:
         """Makes a batch. Returns `dict[str, torch.Tensor]`: `input_ids`, `attention_mask`, `event_times`, `visit_ids`
@@ -205,18 +195,12 @@ class MCMCollator:
         return inputs
 
     def _evaluate(self, batch: RowBatch) -> "_Questions":
-        row, index, visits = batch.row, batch.places, batch.column("visits")
-        end = np.array(batch.column(self.end_column))
-        stop = np.array(batch.column(ENDS[1])) if self.cutoff == CUTOFFS[0] else batch.lengths
-        targets = np.flatnonzero(self._is_target(batch) & (index >= end[row]) & (index < stop[row]))
-        first = targets[run_starts(row[targets])]
-        next_visit = np.full(len(batch), -1)
-        next_visit[row[first]] = visits[first]
-        targets = targets[visits[targets] == next_visit[row[targets]]]
-        labels, chosen = self._labels(batch, targets), batch.select(targets)
+        events = CaseEvents.read(batch, self.cutoff, self.config.tasks, self.token_type)
+        targets = batch.select(events.next_visit())
+        labels = self._labels(targets)
         for task, name in enumerate(self.config.tasks):
-            labels[:, task] = tell_unseen(labels[:, task], chosen.column(f"unseen_{name}"))
-        return _Questions(batch.select(index < end[row]), labels, row[targets])
+            labels[:, task] = tell_unseen(labels[:, task], targets.column(f"unseen_{name}"))
+        return _Questions(batch.select(batch.places < events.history_end[batch.row]), labels, targets.row)
 
     def _train(self, batch: RowBatch) -> "_Questions":
         history = batch.select(batch.places < np.array(batch.column("validation_end"))[batch.row])
@@ -233,7 +217,7 @@ class MCMCollator:
                 visit_ends = np.flatnonzero(np.append(run_starts(visits[events])[1:], True)) + 1
                 ends[i] = generator.choice(visit_ends[visit_ends >= size])
                 starts[i] = ends[i] - size
-        draw[history.column(self.token_column) == self.end_of_visit_id] = 1.0  # after all others
+        draw[history.column(f"feature_{self.token_type}") == self.end_of_visit_id] = 1.0  # after all others
         order = np.lexsort((draw, np.cumsum(groups)))
         order = order[(history.places >= starts[row]) & (history.places < ends[row])]
         window = history.select(order)
@@ -272,7 +256,7 @@ class MCMCollator:
         rows, ends = window.row[targets], ends[targets]
         opens = run_starts(rows, ends)
         prefixes = np.cumsum(opens) - 1
-        labels = self._distinct(prefixes, self._labels(window, targets))
+        labels = self._distinct(prefixes, self._labels(window.select(targets)))
         if self.augmentation in ONE_PREFIX:
             window = window.select(window.places < chosen[window.row])
         return _Questions(window, labels, rows, prefixes, ends[opens], rows[opens])
@@ -289,7 +273,8 @@ class MCMCollator:
                 columns[name] = np.where(hidden, UNKNOWN_ID if name.startswith("feature_") else 0, columns[name])
         history, targets = RowBatch(columns, window.lengths), np.flatnonzero(hidden)
         rows, prefixes = window.row[targets], np.arange(len(targets))
-        return _Questions(history, self._labels(window, targets), rows, prefixes, window.places[targets] + 1, rows)
+        labels = self._labels(window.select(targets))
+        return _Questions(history, labels, rows, prefixes, window.places[targets] + 1, rows)
 
     def _weights(self, asked: "_Questions") -> NDArray:
         """Weight of each label: it halves for every half-life from the label's prefix to the latest prefix."""
@@ -298,12 +283,11 @@ class MCMCollator:
         days = _days_before_latest(history.column("times")[history.starts[rows] + ends], rows)
         return np.exp2(-days / self.half_life).astype(np.float32)
 
-    def _labels(self, batch: RowBatch, events: IntArray) -> IntArray:
-        chosen = batch.select(events)
-        return np.stack([chosen.column(name) for name in self.task_columns], axis=1).astype(np.int64)
+    def _labels(self, targets: RowBatch) -> IntArray:
+        return np.stack([targets.column(f"task_{task}") for task in self.config.tasks], axis=1).astype(np.int64)
 
     def _is_target(self, batch: RowBatch) -> BoolArray:
-        return np.any([batch.column(name) > 0 for name in self.deciding_columns], axis=0)
+        return find_targets(batch, self.config.tasks, self.token_type)
 
     def _distinct(self, prefixes: NDArray, labels: NDArray) -> NDArray:
         """Ignores a label that its prefix has already, because the next visit is a set of labels."""

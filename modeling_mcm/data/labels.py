@@ -21,7 +21,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from pandas.api import types
 
-from modeling_mcm.data.cases import arrow_batches, flat_values, list_lengths
+from modeling_mcm.data.cases import read_batches
 from modeling_mcm.data.collator import PreparedRows
 from modeling_mcm.data.tables import read_table_file
 from modeling_mcm.events_mcm import (
@@ -31,7 +31,6 @@ from modeling_mcm.events_mcm import (
     check_columns,
     events_before,
     naming,
-    number_groups,
     read_times,
     to_ids,
     to_text,
@@ -271,8 +270,8 @@ def _refuse(labels: CustomerLabels, is_known: BoolArray, has_history: BoolArray)
 def _first_and_last(rows: datasets.Dataset) -> tuple[IntArray, int]:
     """First event of each customer, and the last event of all customers, in seconds since 1970-01-01."""
     first, start, last = np.full(len(rows), np.iinfo(np.int64).max), 0, np.iinfo(np.int64).min
-    for table in arrow_batches(rows, ["times"]):
-        times, row = flat_values(table, "times"), number_groups(list_lengths(table, "times"))[0]
-        np.minimum.at(first[start:], row, times)
-        last, start = times.max(initial=last), start + len(table)
+    for batch in read_batches(rows, ["times"]):
+        times = batch.column("times")
+        np.minimum.at(first[start:], batch.row, times)
+        last, start = times.max(initial=last), start + len(batch)
     return first, int(last)

@@ -16,14 +16,15 @@ Shapes: B customers of a batch, M moments, V labels.
 """
 
 from collections.abc import Iterator
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import scipy.sparse as sp
+from datasets import Dataset
 from numpy.typing import NDArray
 
 from modeling_mcm.configuration_mcm import FIRST_LABEL
-from modeling_mcm.data.cases import compute_offsets, select_rows
+from modeling_mcm.data.cases import compute_offsets
 from modeling_mcm.evaluation.histories import (
     TaskHistory,
     count_transitions,
@@ -44,7 +45,7 @@ class Baseline:
 
     fallback = POPULARITY_SHARE  # weight of the most popular label
 
-    def fit(self, rows: Any, task: str, number_of_labels: int) -> Self:
+    def fit(self, rows: Dataset, task: str, number_of_labels: int) -> Self:
         """Counts the events of a task before the validation cutoff. `number_of_labels` is V. Raises `ValueError` if
         the task is unknown, or there is nothing to count."""
         self.task, self.number_of_labels = task, number_of_labels
@@ -59,7 +60,7 @@ class Baseline:
         self._fit(rows, history)
         return self
 
-    def score_batches(self, rows: Any, cutoff: str, batch_size: int = BATCH) -> Iterator[tuple[slice, NDArray]]:
+    def score_batches(self, rows: Dataset, cutoff: str, batch_size: int = BATCH) -> Iterator[tuple[slice, NDArray]]:
         """Yields batches of rows, and the scores of their customers, of shape `(B, V)`. `cutoff` is where the
         histories end, "validation" or "test"."""
         for index, history in enumerate(task_histories(rows, self.task, cutoff, batch_size)):
@@ -67,7 +68,7 @@ class Baseline:
             scores[:, :FIRST_LABEL] = 0.0
             yield slice(index * batch_size, (index + 1) * batch_size), scores.astype(np.float32)
 
-    def _fit(self, rows: Any, history: TaskHistory) -> None:
+    def _fit(self, rows: Dataset, history: TaskHistory) -> None:
         pass
 
     def _score(self, history: TaskHistory) -> NDArray:  # (B, V)
@@ -100,9 +101,9 @@ class VisitFrequency(Baseline):
     half_lives = [20.0, 5.0, 10.0, 40.0, 80.0]  # in visits; of equally good ones the first is chosen
     customers = 2000  # most, evenly spread, that the choice is made on
 
-    def _fit(self, rows: Any, history: TaskHistory) -> None:
+    def _fit(self, rows: Dataset, history: TaskHistory) -> None:
         indices = np.unique(np.linspace(0, len(rows) - 1, min(self.customers, len(rows))).round().astype(np.int64))
-        chosen = task_histories(select_rows(rows, indices), self.task, "validation", BATCH)
+        chosen = task_histories(rows.select(indices), self.task, "validation", BATCH)
         sums = np.sum([self._last_visit_ndcg(batch) for batch in chosen], axis=0)
         self.half_life = self.half_lives[int(np.argmax(np.round(sums, 9)))]
 
@@ -147,7 +148,7 @@ class NearestCustomers(Baseline):
     decay = 0.955  # from one visit to the one before it
     pool = 50_000  # most customers, evenly spread, that neighbours are searched among
 
-    def _fit(self, rows: Any, history: TaskHistory) -> None:
+    def _fit(self, rows: Dataset, history: TaskHistory) -> None:
         known = np.unique(history.customer)
         known = known[known % max(1, -(-len(history) // self.pool)) == 0]
         self._pool = self._vectors(history)[known]
@@ -206,7 +207,7 @@ class Transitions(Baseline):
     decay = 0.6  # from one moment to the one before it
     rarity = 0.3  # 0 lets frequent labels count fully, 1 gives each label the same weight
 
-    def _fit(self, rows: Any, history: TaskHistory) -> None:
+    def _fit(self, rows: Dataset, history: TaskHistory) -> None:
         sets, customer = read_moments(history, self.number_of_labels)
         self._together = count_transitions(sets, customer, self.lag_weights)
         self._transition = sp.diags_array((sets.sum(axis=0) + 1) ** -self.rarity) @ self._together

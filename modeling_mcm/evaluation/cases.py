@@ -18,23 +18,15 @@ Everything is computed on the flat Arrow columns of prepared rows.
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from datasets import Dataset
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from modeling_mcm.configuration_mcm import FIRST_LABEL, MOST_IDS
-from modeling_mcm.data.cases import (
-    ENDS,
-    CaseEvents,
-    arrow_batches,
-    compute_offsets,
-    count_pairs,
-    flat_values,
-    select_rows,
-    tell_unseen,
-)
+from modeling_mcm.data.cases import ENDS, CaseEvents, compute_offsets, count_pairs, read_batches, tell_unseen
 from modeling_mcm.data.dataset import PreparedData
 from modeling_mcm.evaluation.histories import read_history
 from modeling_mcm.events_mcm import SECONDS_PER_DAY, number_groups, run_starts
@@ -105,7 +97,7 @@ class EvaluationCases:
 
 
 def find_cases(
-    rows: Any,
+    rows: Dataset,
     cutoff: str,
     min_history: int = 5,
     token_type: str = "token_type",
@@ -126,45 +118,40 @@ def find_cases(
     tasks = [name.removeprefix("task_") for name in rows.column_names if name.startswith("task_")]
     columns = ["customer_id", "visits", *ENDS, *(["times"] if horizon else [])]
     columns += [f"{kind}_{task}" for kind in ("task", "unseen") for task in tasks]
-    table = next(arrow_batches(rows, columns, len(rows)))
-    events = CaseEvents.read(table, cutoff, tasks, token_type)
-    row, visit = events.row, flat_values(table, "visits")
-    targeted, latest = np.flatnonzero(events.future), -np.inf
+    batch = next(read_batches(rows, columns, len(rows)))
+    events = CaseEvents.read(batch, cutoff, tasks, token_type)
     if horizon:
-        times = flat_values(table, "times")
+        times = batch.column("times")
         latest = np.max(times[events.visible], initial=np.iinfo(np.int64).min)
-        targeted = targeted[times[targeted] < horizon.end]
+        targeted = np.flatnonzero(events.future & (times < horizon.end))
     else:
-        first = targeted[run_starts(row[targeted])]
-        target_visit = np.full(len(table), -1)
-        target_visit[row[first]] = visit[first]
-        targeted = targeted[visit[targeted] == target_visit[row[targeted]]]
+        targeted = events.next_visit()
     is_case = events.is_case(min_history, targeted)
     chosen, case_of_row = np.flatnonzero(is_case), np.cumsum(is_case) - 1
-    targeted, targets = targeted[is_case[row[targeted]]], {}
+    targeted, targets = targeted[is_case[batch.row[targeted]]], {}
     for task in tasks:
-        label = flat_values(table, f"task_{task}")
+        label = batch.column(f"task_{task}")
         with_label = targeted[label[targeted] > 0]
-        labels = tell_unseen(label[with_label], flat_values(table, f"unseen_{task}")[with_label])
-        case = case_of_row[row[with_label]]
+        labels = tell_unseen(label[with_label], batch.column(f"unseen_{task}")[with_label])
+        case = case_of_row[batch.row[with_label]]
         if horizon:
             case, labels, _ = count_pairs(case, labels)
         targets[task] = TargetEvents.of(case, labels, len(chosen))
-    past = np.flatnonzero(events.history)
-    past = past[run_starts(row[past], visit[past])]
+    past = batch.select(events.history)
+    visited = past.row[run_starts(past.row, past.column("visits"))]
     cases = EvaluationCases(
         cutoff=cutoff,
         rows=chosen,
         history_end=events.history_end[chosen],
-        history_visits=np.bincount(row[past], minlength=len(table))[chosen],
-        customer_ids=table["customer_id"].take(chosen).to_pylist(),
+        history_visits=np.bincount(visited, minlength=len(batch))[chosen],
+        customer_ids=batch.column("customer_id")[chosen].tolist(),
         targets=targets,
         horizon_days=horizon.days if horizon else None,
     )
     if not len(cases):
         target = f"one within {horizon.days:g} days from it" if horizon else "a target visit after it"
         raise ValueError(
-            f"No evaluation case at the {cutoff} cutoff among {len(table)} customers; expected customers with at "
+            f"No evaluation case at the {cutoff} cutoff among {len(batch)} customers; expected customers with at "
             f"least {min_history} target events before it and {target}. Check the cutoff dates and min_history"
             f"{', or take a longer horizon' if horizon else ''}."
         )
@@ -190,14 +177,14 @@ def cases_at(
     return replace(cases, as_of=schema.scoring_time(cutoff))
 
 
-def seen_labels(rows: Any, cutoff: str, task: str) -> csr_array:
+def seen_labels(rows: Dataset, cutoff: str, task: str) -> csr_array:
     """Counts how often the customers of prepared rows had each label in a task before a cutoff, `(rows, labels)`."""
     history = read_history(rows, task, cutoff)
     counted = np.ones(len(history.label)), (history.customer, history.label)
     return csr_array(counted, shape=(len(history), MOST_IDS))
 
 
-def unseen_only(rows: Any, cases: EvaluationCases, tasks: Sequence[str] | None = None) -> EvaluationCases:
+def unseen_only(rows: Dataset, cases: EvaluationCases, tasks: Sequence[str] | None = None) -> EvaluationCases:
     """Removes labels that a customer had before the cutoff from the targets and from the ranking.
 
     All events of the customer before the cutoff count, also those that a model's window leaves out. A label that
@@ -207,7 +194,7 @@ def unseen_only(rows: Any, cases: EvaluationCases, tasks: Sequence[str] | None =
     a target left is removed, with a warning; a `ValueError` is raised if no task is left. `rows` are the prepared rows
     that the cases are of.
     """
-    history_rows = select_rows(rows, cases.rows)
+    history_rows = rows.select(cases.rows)
     targets, seen = dict(cases.targets), {}
     for task in cases.targets if tasks is None else tasks:
         known, events = seen_labels(history_rows, cases.cutoff, task), cases.targets[task]
@@ -227,7 +214,7 @@ def unseen_only(rows: Any, cases: EvaluationCases, tasks: Sequence[str] | None =
     return replace(cases, targets=targets, seen=seen)
 
 
-def tasks_without_repeats(rows: Any, tasks: Sequence[str]) -> list[str]:
+def tasks_without_repeats(rows: Dataset, tasks: Sequence[str]) -> list[str]:
     """Selects the tasks in which customers don't have a label again, such as films that nobody rates twice: in the
     training period less than one in 100 labels of later visits, of at least 100, is one that the customer had in an
     earlier visit."""

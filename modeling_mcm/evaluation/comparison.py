@@ -12,16 +12,15 @@ The baseline `lightgbm` needs the extra `gbdt`.
 import importlib.util
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
+from datasets import Dataset
 from numpy.typing import NDArray
 from transformers.utils.logging import tqdm
 
 from modeling_mcm.configuration_mcm import MCMConfig
 from modeling_mcm.data import PreparedData
-from modeling_mcm.data.cases import select_rows
 from modeling_mcm.data.collator import MCMCollator, PreparedRows, batches_by_length, unit_counts
 from modeling_mcm.evaluation.baselines import Baseline, MostPopular, NearestCustomers, Transitions, VisitFrequency
 from modeling_mcm.evaluation.cases import EvaluationCases, comparison_cases
@@ -78,7 +77,7 @@ def default_baselines(cases: EvaluationCases, label_sizes: Mapping[str, int]) ->
 
 
 def counting_baselines(
-    rows: Any, cases: EvaluationCases, label_sizes: Mapping[str, int], names: Sequence[str], k: int = 10
+    rows: Dataset, cases: EvaluationCases, label_sizes: Mapping[str, int], names: Sequence[str], k: int = 10
 ) -> Ranks:
     """Fits baselines on the training period, and ranks the targets of cases by them: by baseline and task. Only one
     batch of scores is in memory at a time.
@@ -87,7 +86,7 @@ def counting_baselines(
     with a warning. `label_sizes` include the ids for missing and unknown; `k` is the length of the lists. Raises
     `ImportError` if a baseline's package is not installed.
     """
-    histories = select_rows(rows, cases.rows)
+    histories = rows.select(cases.rows)
     results: Ranks = {}
     for name, task in tqdm([(name, task) for name in names for task in label_sizes], unit="task"):
         try:
@@ -102,7 +101,7 @@ def counting_baselines(
 
 
 def read_cases(
-    config: MCMConfig, extractor: MCMFeatureExtractor, rows: Any, cases: EvaluationCases, batch_size: int
+    config: MCMConfig, extractor: MCMFeatureExtractor, rows: Dataset, cases: EvaluationCases, batch_size: int
 ) -> Iterator[tuple[NDArray, dict[str, torch.Tensor]]]:
     """Indices of cases of similar length, and a model's inputs with `labels`."""
     collator = MCMCollator(extractor, config, "evaluate", cutoff=cases.cutoff, as_of=cases.as_of)
@@ -115,7 +114,7 @@ def read_cases(
 def rank_targets(
     model: MCMForMultiTaskRecommendation,
     extractor: MCMFeatureExtractor,
-    rows: Any,
+    rows: Dataset,
     cases: EvaluationCases,
     tasks: Sequence[str],
     k: int = 10,

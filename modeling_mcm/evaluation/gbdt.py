@@ -11,10 +11,11 @@ how often the very next visit has it again, the mean gap in visits and days.
 Shapes: C cases, N candidates of all cases together, F features, V labels.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from datasets import Dataset
 from numpy.typing import NDArray
 from transformers.utils import logging
 
@@ -144,7 +145,7 @@ class LightGBMRanker(Baseline):
     popular = 50  # most popular labels, which are candidates of every case
     trees, leaves, min_rows = 80, 31, 100
 
-    def _fit(self, rows: Any, history: TaskHistory) -> None:
+    def _fit(self, rows: Dataset, history: TaskHistory) -> None:
         with needs("gbdt"):
             import lightgbm
         visits, size = VisitSets.of(history), self.number_of_labels

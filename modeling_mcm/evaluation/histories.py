@@ -10,15 +10,16 @@ Shapes: B customers, M moments, V labels.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import pandas as pd
+from datasets import Dataset
 from numpy.typing import NDArray
 from scipy.sparse import csr_array, diags_array
 
 from modeling_mcm.configuration_mcm import FIRST_LABEL
-from modeling_mcm.data.cases import arrow_batches, check_cutoff, compute_offsets, flat_values, locate_events
+from modeling_mcm.data.cases import check_cutoff, compute_offsets, read_batches
 from modeling_mcm.events_mcm import SECONDS_PER_DAY, number_groups, run_starts
 
 
@@ -55,29 +56,25 @@ class TaskHistory:
         return ~pd.DataFrame({"visit": self.visit, "label": self.label}).duplicated().to_numpy()
 
 
-def read_history(rows: Any, task: str, cutoff: str = "validation", kind: str = "task") -> TaskHistory:
+def read_history(rows: Dataset, task: str, cutoff: str = "validation", kind: str = "task") -> TaskHistory:
     """Reads what [`task_histories`] reads, of all customers together."""
     return next(task_histories(rows, task, cutoff, max(len(rows), 1), kind))
 
 
-def task_histories(rows: Any, task: str, cutoff: str, batch_size: int, kind: str = "task") -> Iterator[TaskHistory]:
+def task_histories(
+    rows: Dataset, task: str, cutoff: str, batch_size: int, kind: str = "task"
+) -> Iterator[TaskHistory]:
     """Reads the labelled events of a task before a cutoff, a batch of customers at a time. With the kind "feature"
     these are all events with a value, also those that are no targets. A `ValueError` is raised if the cutoff is
     neither "validation" nor "test", or if the rows lack the task."""
     end, column = check_cutoff(cutoff), f"{kind}_{task}"
-    for table in arrow_batches(rows, ["customer_id", "times", "visits", end, column], batch_size):
-        row, index = locate_events(table)
-        label = flat_values(table, column)
-        read = np.flatnonzero((index < flat_values(table, end)[row]) & (label >= FIRST_LABEL))
-        row, number = row[read], np.cumsum(run_starts(row[read], flat_values(table, "visits")[read]))
-        last = np.cumsum(np.bincount(row, minlength=len(table))) - 1  # last event of each customer
-        yield TaskHistory(
-            customer_ids=np.array(table["customer_id"].to_pylist(), dtype=object),
-            customer=row,
-            label=label[read].astype(np.int64),
-            time=flat_values(table, "times")[read].astype(np.int64),
-            visits_ago=number[last[row]] - number,
-        )
+    for batch in read_batches(rows, ["customer_id", "times", "visits", end, column], batch_size):
+        is_read = (batch.places < batch.column(end)[batch.row]) & (batch.column(column) >= FIRST_LABEL)
+        events = batch.select(is_read)
+        row, number = events.row, np.cumsum(run_starts(events.row, events.column("visits")))
+        visits_ago = number[(events.starts + events.lengths - 1)[row]] - number
+        label = events.column(column).astype(np.int64)
+        yield TaskHistory(batch.column("customer_id"), row, label, events.column("times"), visits_ago)
 
 
 def read_moments(history: TaskHistory, number_of_labels: int) -> tuple[csr_array, NDArray]:

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from datasets import Dataset
 from numpy.typing import NDArray
 
-from modeling_mcm.data.cases import select_rows
 from modeling_mcm.evaluation.cases import EvaluationCases, seen_labels
 from modeling_mcm.evaluation.histories import read_history
 from modeling_mcm.evaluation.metrics import Ranks, Results, bootstrap_interval, list_properties
@@ -69,13 +69,13 @@ def history_table(groups: Mapping[str, Any], tasks: Sequence[str], metric: str) 
     return table
 
 
-def list_summary(ranks: Ranks, rows: Any, cases: EvaluationCases, label_sizes: dict[str, int]) -> dict[str, Any]:
+def list_summary(ranks: Ranks, rows: Dataset, cases: EvaluationCases, label_sizes: dict[str, int]) -> dict[str, Any]:
     """Computes [`list_properties`] by method and task of the lists of ranks. `rows` are all prepared rows, whose
     training period says how popular a label is."""
     properties: dict[str, Any] = {method: {} for method in ranks}
     for task, size in label_sizes.items():
         popularity = np.bincount(read_history(rows, task).label, minlength=size)
-        seen = seen_labels(select_rows(rows, cases.rows), cases.cutoff, task)
+        seen = seen_labels(rows.select(cases.rows), cases.cutoff, task)
         for method, by_task in ranks.items():
             if task in by_task:
                 properties[method][task] = list_properties(by_task[task].lists, popularity, seen)

@@ -15,8 +15,8 @@ import numpy as np
 from transformers.utils import logging
 
 from modeling_mcm.data import PreparedData
-from modeling_mcm.data.cases import deciding_tasks
-from modeling_mcm.data.collator import PreparedRows, batches_by_length
+from modeling_mcm.data.cases import find_targets, to_batch
+from modeling_mcm.data.collator import batches_by_length
 from modeling_mcm.data.dataset import CUSTOMER
 from modeling_mcm.events_mcm import EPOCH, SECONDS_PER_DAY
 from modeling_mcm.forecaster_mcm import MissingForecastsError
@@ -78,7 +78,7 @@ def forecast_total(
             the quantity or a customer is unknown, or the horizon is too long.
     """
     cutoff = data.schema.cutoff_seconds("validation")
-    rows: Any = PreparedRows(data.rows).__getitems__(list(range(len(data.rows))))
+    rows: Any = to_batch(data.rows.with_format("arrow")[:])
     times = rows.column("times")
     if customers is not None:
         by_name, names = {row[CUSTOMER]: row for row in rows}, list(dict.fromkeys(map(str, customers)))
@@ -115,7 +115,7 @@ def total_of_rows(
     the past are before the customers' last event: nothing that came after it is known."""
     if days < 1:
         raise ValueError(f"`days` is {days:g}: a total is of 1 day or more.")
-    token, forecasts = extractor.token_type_feature, model.base_model.select_forecasts([days])
+    forecasts = model.base_model.select_forecasts([days])
     if not forecasts.are_trained:
         raise MissingForecastsError(model.name_or_path)
     if quantity not in forecasts.quantities:
@@ -133,7 +133,7 @@ def total_of_rows(
             "prepare and train with an earlier cutoff."
         )
     predictor = Predictor(model, extractor)
-    is_target = np.any([batch.column(f"task_{task}") > 0 for task in deciding_tasks(extractor.tasks, token)], axis=0)
+    is_target = find_targets(batch, extractor.tasks, extractor.token_type_feature)
     visit = row * PAIR + batch.column("visits")
 
     def expect(as_of: int) -> float:

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from modeling_mcm.configuration_mcm import FIRST_VALUE_ID, MISSING_ID, UNKNOWN_ID
-from modeling_mcm.data.cases import ENDS, compute_offsets, count_cases, deciding_tasks
+from modeling_mcm.data.cases import ENDS, compute_offsets, count_cases, deciding_tasks, to_batch
 from modeling_mcm.data.dataset import write_table
 from modeling_mcm.data.schema import NO_CUTOFFS, EventSchema
 from modeling_mcm.encoding_mcm import Encoding
@@ -180,7 +180,7 @@ class ShardEncoder:
         table = pa.table(columns)
         is_target = events.is_target[timeline.indices] & ~timeline.closes
         counts = self.count(row, timeline.closes, is_target, periods_of_row == 0, customers_of_row)
-        return table, counts | {"cases": count_cases(table, self.schema)}
+        return table, counts | {"cases": count_cases(to_batch(table), self.schema)}
 
     def count(
         self,

@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,7 +25,8 @@ from numpy.typing import NDArray
 from modeling_mcm.action_mcm import MCMForActionRecommendation
 from modeling_mcm.candidates_mcm import SEEN, CandidateSet
 from modeling_mcm.customer_mcm import MCMForCustomerPrediction
-from modeling_mcm.data.collator import PreparedRows, batches_by_length
+from modeling_mcm.data.cases import to_batch
+from modeling_mcm.data.collator import batches_by_length
 from modeling_mcm.data.dataset import CUSTOMER, PreparedManifest
 from modeling_mcm.data.offers import load_actions
 from modeling_mcm.data.tables import read_table_file
@@ -190,7 +190,7 @@ class Scorer:
             pq.write_table(scores.replace_schema_metadata(_stamp(path, scores)), partial, compression="zstd")
 
     def read(self, indices: range) -> Rows:
-        """Reads the rows of the customers with these indices, as `PreparedRows` gives them; `row` counts from 0."""
+        """Reads the rows of the customers with these indices, as `PreparedRows` gives them."""
         tables, start = [], 0
         for shard in self.shards:
             end = start + shard["rows"]
@@ -199,10 +199,7 @@ class Scorer:
                 first = max(indices.start - start, 0)
                 tables.append(table.slice(first, min(indices.stop, end) - start - first))
             start = end
-        rows = datasets.Dataset(
-            datasets.table.InMemoryTable(pa.concat_tables(tables).combine_chunks()), fingerprint="rows"
-        )
-        return PreparedRows(rows).__getitems__(list(range(len(rows))))
+        return to_batch(pa.concat_tables(tables))
 
     def score(self, rows: Rows, progress: Callable[[int], Any] = bool) -> pa.Table:
         """Scores some customers. Customers of similar length share a batch. Returns `pyarrow.Table`: one row per

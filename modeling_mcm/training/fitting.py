@@ -23,7 +23,7 @@ from transformers.utils import logging
 
 from modeling_mcm.configuration_mcm import FIRST_LABEL, MCMConfig
 from modeling_mcm.data import PreparedData
-from modeling_mcm.data.cases import arrow_batches, deciding_tasks, flat_values, locate_events
+from modeling_mcm.data.cases import deciding_tasks, read_batches
 from modeling_mcm.data.collator import PreparedRows
 from modeling_mcm.data.dataset import POPULARITY_FILE
 from modeling_mcm.events_mcm import SECONDS_PER_DAY, select_events
@@ -96,10 +96,9 @@ def _count_values(rows: Any, task: str, feature: str) -> pd.DataFrame:
     customers: a log need not fit into memory."""
     parts = []
     columns = {"label": f"task_{task}", "value": f"feature_{feature}"}
-    for table in arrow_batches(rows, ["visits", "validation_end", *columns.values()]):
-        row, place = locate_events(table)
-        events = pd.DataFrame({name: flat_values(table, column) for name, column in columns.items()})
-        is_trained = place < flat_values(table, "validation_end")[row]
+    for batch in read_batches(rows, ["validation_end", *columns.values()]):
+        events = pd.DataFrame({name: batch.column(column) for name, column in columns.items()})
+        is_trained = batch.places < batch.column("validation_end")[batch.row]
         parts.append(events[is_trained & (events >= FIRST_LABEL).all(axis=1)].value_counts())
     return pd.concat(parts).groupby(level=["label", "value"]).sum().rename("events").reset_index()
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from modeling_mcm.configuration_mcm import FIRST_LABEL, MCMConfig
 from modeling_mcm.data import PreparedData
-from modeling_mcm.data.cases import ENDS, IGNORED, CaseEvents, arrow_batches, deciding_tasks, flat_values
+from modeling_mcm.data.cases import ENDS, IGNORED, CaseEvents, deciding_tasks, read_batches
 from modeling_mcm.data.collator import MCMCollator, PreparedRows, batches_by_length
 from modeling_mcm.evaluation.cases import cases_at
 from modeling_mcm.evaluation.histories import read_history
@@ -108,10 +108,10 @@ def read_visit_starts(data: PreparedData) -> Examples:
     the days until the visit. The schema says which events are targets, and what an example needs."""
     schema, token = data.schema, data.schema.token_feature.name
     columns = ["times", "visits", *ENDS, *(f"task_{task}" for task in deciding_tasks(schema.tasks, token))]
-    table = next(arrow_batches(data.rows, columns, len(data.rows)))
-    events = CaseEvents.read(table, "validation", schema.tasks, token)
-    row, place, is_target = events.row, events.place, events.history
-    times, visits = flat_values(table, "times"), flat_values(table, "visits")
+    batch = next(read_batches(data.rows, columns, len(data.rows)))
+    events = CaseEvents.read(batch, "validation", schema.tasks, token)
+    row, place, is_target = batch.row, batch.places, events.history
+    times, visits = batch.column("times"), batch.column("visits")
     earlier: NDArray = np.cumsum(is_target) - is_target
     earlier -= earlier[np.arange(len(row)) - place]  # at the row's first event
     opens = np.flatnonzero(is_target)

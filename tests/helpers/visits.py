@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Prepared rows of customers whose visits are written down as days and labels, for the tests of evaluation."""
 
+import datasets
 import numpy as np
 import pyarrow as pa
 
@@ -29,7 +30,7 @@ def event_rows(customers, *tasks):
     }
     for name, end in CUTOFFS.items():
         columns[f"{name}_end"] = pa.array([sum(event[0] < end for event in events) for events in every], pa.int32())
-    return pa.table(columns)
+    return datasets.Dataset(pa.table(columns))
 
 
 def prepared_rows(customers):

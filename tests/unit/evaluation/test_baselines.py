@@ -146,7 +146,7 @@ def test_transitions_equal_a_plain_count():
 
 def test_a_moment_is_one_time_of_a_visit():
     rows = prepared_rows({"a": [(1, [2, 3]), (2, [4])], "b": [(1, [5]), (1, [6])]})
-    one_visit = rows.set_column(rows.column_names.index("visits"), "visits", [[[0, 0, 0], [0, 1]]])
+    one_visit = rows.remove_columns("visits").add_column("visits", [[0, 0, 0], [0, 1]])
     scores = Transitions().fit(one_visit, "brand", 7)._together.toarray()
     assert scores[2, 4] == scores[3, 4] == scores[5, 6] == 1 and scores.sum() == 3
 

@@ -3,10 +3,8 @@
 """Cases and targets follow from the cutoff, and from nothing on the wrong side of it: the next visit, the labels of
 some days, and only labels that were not seen before."""
 
-import datasets
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pytest
 import torch
 from visits import CUTOFFS, LABELS, TEST, UNSEEN, event_rows, horizon, prepared_rows, random_customers
@@ -40,10 +38,9 @@ CUSTOMERS = {
 }
 
 
-TABLE = two_tasks(CUSTOMERS)
-ORDER = np.random.default_rng(0).permutation(len(TABLE))
-DATASET = datasets.Dataset(TABLE)
-SHUFFLED = DATASET.select(ORDER).select(np.argsort(ORDER))  # the same rows through an indices mapping
+ROWS = two_tasks(CUSTOMERS)
+ORDER = np.random.default_rng(0).permutation(len(ROWS))
+SHUFFLED = ROWS.select(ORDER).select(np.argsort(ORDER))  # the same rows through an indices mapping
 
 
 EXPECTED = {
@@ -52,7 +49,7 @@ EXPECTED = {
 }
 
 
-@pytest.mark.parametrize("rows", [TABLE, DATASET, SHUFFLED], ids=["table", "dataset", "shuffled dataset"])
+@pytest.mark.parametrize("rows", [ROWS, SHUFFLED], ids=["rows", "shuffled rows"])
 @pytest.mark.parametrize("cutoff, history_end", [("validation", [3, 3, 3, 4]), ("test", [7, 3, 6, 3])])
 def test_targets_are_the_first_visit_after_the_cutoff(rows, cutoff, history_end):
     cases = find_cases(rows, cutoff, min_history=3)
@@ -71,7 +68,7 @@ def test_min_history_counts_target_events_only():
 
 
 def test_a_token_type_is_a_target_if_it_is_the_only_task():
-    rows = two_tasks({"a": [*HISTORY, (150, 4, 0, 3)]}).drop_columns("task_brand")
+    rows = two_tasks({"a": [*HISTORY, (150, 4, 0, 3)]}).remove_columns("task_brand")
     assert find_cases(rows, "validation", min_history=3).targets["token_type"][0].tolist() == [3]
 
 
@@ -84,9 +81,9 @@ def test_a_case_may_have_no_target_in_one_task():
 
 def test_missing_columns_and_unknown_cutoffs_are_named():
     with pytest.raises(ValueError, match="`cutoff` is 'training'; choose validation or test"):
-        find_cases(TABLE, "training")
+        find_cases(ROWS, "training")
     with pytest.raises(ValueError, match="no column 'task_type'; they have customer_id"):
-        read_history(TABLE, "type", "test")
+        read_history(ROWS, "type", "test")
 
 
 def prepare_films(folder, log, **schema):
@@ -217,8 +214,7 @@ def test_a_task_without_targets_is_left_out(caplog):
     cases = find_cases(rows, "test", min_history=1)
     with pytest.raises(ValueError, match="None of 2 cases has a target that its customer had not seen"):
         unseen_only(rows, cases)
-    other = rows.append_column("task_colour", pa.array([[2, 2, 3], [2, 2]], pa.list_(pa.int32())))
-    other = other.append_column("unseen_colour", rows["unseen_brand"])
+    other = rows.add_column("task_colour", [[2, 2, 3], [2, 2]]).add_column("unseen_colour", rows["unseen_brand"][:])
     both = unseen_only(other, find_cases(other, "test", min_history=1))
     assert list(both.targets) == ["colour"] and "Task 'brand' is left out" in caplog.text
     assert len(both) == 2 and both.targets["colour"][1].tolist() == []
