@@ -361,8 +361,7 @@ class CustomerModel:
 
             data = self._prepare(folder, self.reader.schema)
             results = compare_with_counting(self.model, self.feature_extractor, data, "test")
-            means = mean_values(results, "next_visit_ndcg@10")
-            return pd.DataFrame.from_dict(means, orient="index").rename_axis("method")
+            return mean_values(results, "next_visit_ndcg@10").rename_axis("method")
 
     def _evaluate_labels(self, folder: str, labels: Any, label: str | None) -> pd.DataFrame:
         from modeling_mcm.data.labels import NUMBER, LabelledCustomers, make_labels

@@ -14,6 +14,7 @@ better than MCM. With --offers the cases are groups of offers (docs/fine_tuning.
 """
 
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,9 @@ from modeling_mcm.data.offers import OfferReader, load_offers
 from modeling_mcm.evaluation.cases import EvaluationCases, comparison_cases, unseen_only
 from modeling_mcm.evaluation.comparison import (
     BASELINES,
-    NEEDS,
     baseline_warnings,
     counting_baselines,
     default_baselines,
-    not_installed,
     rank_targets,
     write_title,
 )
@@ -47,6 +46,7 @@ from modeling_mcm.evaluation.tables import (
     summary,
     write_values,
 )
+from modeling_mcm.extras import needs
 from modeling_mcm.files_mcm import check_files, write_json
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.option import option
@@ -207,9 +207,9 @@ def _evaluate_visits(options: EvaluationOptions) -> Report:
 def main(options: EvaluationOptions) -> None:
     """Evaluates, prints the tables, and writes the files that the options name."""
     keep_freed_memory()
-    for name in not_installed(options.baselines):
-        fix = f"`pip install modeling-mcm[{NEEDS[name]}]`"
-        raise ImportError(f"{name} is not installed: {fix}, or name other baselines.")
+    if "lightgbm" in options.baselines:
+        with needs("gbdt"):
+            import_module("lightgbm")
     check_files(options.model)
     table, caption, report, below = (_evaluate_offers if options.offers else _evaluate_visits)(options)
     print(f"\n{caption}", text_table(table), *below, sep="\n\n")

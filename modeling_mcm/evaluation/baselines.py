@@ -19,7 +19,9 @@ from collections.abc import Iterator
 from typing import Self
 
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
+import torch
 from datasets import Dataset
 from numpy.typing import NDArray
 
@@ -35,7 +37,6 @@ from modeling_mcm.evaluation.histories import (
 from modeling_mcm.evaluation.metrics import distinct_targets, ndcg_at_k, tie_ranks
 
 POPULARITY_SHARE = 1e-3  # weight of the most popular label beside one personal event
-MAX_DENSE = 2**25  # elements of a dense block, 256 MiB in double precision
 BATCH = 256  # customers whose scores are in memory at a time
 
 
@@ -151,9 +152,8 @@ class NearestCustomers(Baseline):
     def _fit(self, rows: Dataset, history: TaskHistory) -> None:
         known = np.unique(history.customer)
         known = known[known % max(1, -(-len(history) // self.pool)) == 0]
-        self._pool = self._vectors(history)[known]
+        self._pool, self._pool_ids = self._vectors(history)[known], pd.Index(history.customer_ids[known])
         self._pool_directions = _unit_rows(self._pool)
-        self._row_of_customer = {customer: index for index, customer in enumerate(history.customer_ids[known])}
 
     def _vectors(self, history: TaskHistory) -> sp.csr_array:
         weights = self.decay**history.visits_ago
@@ -163,27 +163,12 @@ class NearestCustomers(Baseline):
 
     def _score(self, history: TaskHistory) -> NDArray:
         own = self._vectors(history)
-        scores, directions = self.alpha * own.toarray(), _unit_rows(own)
-        at_once = max(1, MAX_DENSE // self._pool.shape[0])
-        for start in range(0, len(history), at_once):
-            chunk = slice(start, start + at_once)
-            similar = sp.csr_array(directions[chunk] @ self._pool_directions.T)
-            weights = self._nearest(similar, history.customer_ids[chunk])
-            scores[chunk] += (1 - self.alpha) * (weights @ self._pool).toarray()
-        return scores
-
-    def _nearest(self, similar: sp.csr_array, customer_ids: NDArray) -> sp.csr_array:
-        """Weights that average the nearest members of the pool, of shape `(chunk, pool)`; 0 without a common label."""
-        count, nearest = min(self.neighbours, similar.shape[1]), []
-        for customer, start, end in zip(customer_ids, similar.indptr[:-1], similar.indptr[1:], strict=True):
-            member, value = similar.indices[start:end], similar.data[start:end]
-            other = member != self._row_of_customer.get(customer, -1)
-            member, value = member[other], value[other]
-            if len(member) > count:
-                member = member[np.argpartition(-value, count - 1)[:count]]
-            nearest.append(member)
-        members, offsets = np.concatenate(nearest), compute_offsets(np.array([len(member) for member in nearest]))
-        return sp.csr_array((np.full(len(members), 1 / count), members, offsets), shape=similar.shape)
+        similar = torch.from_numpy((_unit_rows(own) @ self._pool_directions.T).toarray())
+        place = self._pool_ids.get_indexer(history.customer_ids)
+        similar[np.flatnonzero(place >= 0), place[place >= 0]] = 0  # nobody is a neighbour of oneself
+        nearest, members = similar.topk(min(self.neighbours, len(self._pool_ids)))
+        weights = torch.zeros_like(similar).scatter_(1, members, nearest.sign() / members.shape[1])
+        return self.alpha * own.toarray() + (1 - self.alpha) * (sp.csr_array(weights.numpy()) @ self._pool).toarray()
 
 
 def _unit_rows(vectors: sp.csr_array) -> sp.csr_array:

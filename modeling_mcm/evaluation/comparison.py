@@ -13,7 +13,7 @@ import importlib.util
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 
-import numpy as np
+import pandas as pd
 import torch
 from datasets import Dataset
 from numpy.typing import NDArray
@@ -25,7 +25,7 @@ from modeling_mcm.data.collator import MCMCollator, PreparedRows, batches_by_len
 from modeling_mcm.evaluation.baselines import Baseline, MostPopular, NearestCustomers, Transitions, VisitFrequency
 from modeling_mcm.evaluation.cases import EvaluationCases, comparison_cases
 from modeling_mcm.evaluation.gbdt import LightGBMRanker, NothingToLearnError
-from modeling_mcm.evaluation.metrics import Ranks, Results, TargetRanks, measure, paired_difference
+from modeling_mcm.evaluation.metrics import Ranks, TargetRanks, measure, paired_difference
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.predictor_mcm import Predictor
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
@@ -41,18 +41,12 @@ BASELINES: dict[str, type[Baseline]] = {
     "transitions": Transitions,
     "lightgbm": LightGBMRanker,
 }
-NEEDS = {"lightgbm": "gbdt"}  # baselines that need a package of their name, and the extra that installs it
 FIRST_BASELINES = ("most_popular",)  # a model that learns is soon better than these
 STRONG_BASELINES = ("visit_frequency", "nearest_customers", "transitions")  # the best that take some seconds
 OURS = "MCM"
 MOST_SECONDS = 300.0  # that LightGBM may take as a default baseline
 # By measurements on two data sets: of one core of 2024, to fit the most cases; and of a label of a case
 SECONDS_TO_FIT, SECONDS_A_SCORE = 40.0, 4e-8
-
-
-def not_installed(baselines: Sequence[str]) -> list[str]:
-    """Selects the baselines whose package is not installed."""
-    return [name for name in baselines if name in NEEDS and importlib.util.find_spec(name) is None]
 
 
 def default_baselines(cases: EvaluationCases, label_sizes: Mapping[str, int]) -> tuple[list[str], list[str]]:
@@ -63,7 +57,7 @@ def default_baselines(cases: EvaluationCases, label_sizes: Mapping[str, int]) ->
         names.remove("visit_frequency")
         left_out.append("visit_frequency is left out: it counts what the customer has seen, which is not ranked.")
     seconds = sum(SECONDS_TO_FIT + SECONDS_A_SCORE * len(cases) * size for size in label_sizes.values())
-    if not_installed(["lightgbm"]):
+    if importlib.util.find_spec("lightgbm") is None:
         left_out.append("lightgbm is left out, for it is not installed: `pip install modeling-mcm[gbdt]` adds it.")
     elif seconds > MOST_SECONDS:
         left_out.append(
@@ -135,7 +129,7 @@ def rank_targets(
 
 def compare_with_counting(
     model: MCMForMultiTaskRecommendation, extractor: MCMFeatureExtractor, data: PreparedData, cutoff: str
-) -> Results:
+) -> pd.DataFrame:
     """Evaluates a model and the counting baselines on the cases of a cutoff."""
     cases = comparison_cases(data, cutoff)
     sizes = {task: size for task, size in model.config.label_sizes.items() if task in cases.targets}
@@ -143,17 +137,9 @@ def compare_with_counting(
     return measure(ranks | {OURS: rank_targets(model, extractor, data.rows, cases, list(sizes))})
 
 
-def mean_values(results: Results, metric: str) -> dict[str, dict[str, float]]:
-    """Means of one metric over the cases with a target, by method and task; tasks without such a case are left
-    out."""
-    return {
-        method: {
-            task: float(np.nanmean(metrics[metric]))
-            for task, metrics in by_task.items()
-            if not np.isnan(metrics[metric]).all()
-        }
-        for method, by_task in results.items()
-    }
+def mean_values(results: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Means of one metric over the cases with a target: a row for each method, and a column for each task."""
+    return results.xs(metric, axis=1, level=2).mean().unstack(sort=False)
 
 
 def write_title(metric: str) -> str:
@@ -162,7 +148,7 @@ def write_title(metric: str) -> str:
     return f"{target.replace('_', '-')} {name.upper()}".strip()
 
 
-def baseline_warnings(results: Results, metric: str = "next_visit_ndcg@10") -> list[str]:
+def baseline_warnings(results: pd.DataFrame, metric: str = "next_visit_ndcg@10") -> list[str]:
     """Writes a sentence for each baseline that MCM is not better than by a metric: on which tasks, and by how much.
 
     Means and their 95% bootstrap intervals are of paired differences, over the same customers. MCM is *under* a
@@ -170,19 +156,18 @@ def baseline_warnings(results: Results, metric: str = "next_visit_ndcg@10") -> l
     and the interval contains 0. Tasks in which no customer has a value of both are left out.
 
     Raises:
-        ValueError: If MCM is not among the methods, or arrays have different numbers of cases.
+        ValueError: If MCM is not among the methods.
     """
-    if OURS not in results:
-        raise ValueError(f"Found values of {', '.join(results) or 'no method'}; expected {OURS!r} among them.")
-    warnings = []
-    for baseline, by_task in results.items():
+    values, warnings = results.xs(metric, axis=1, level=2), []
+    methods = [*values.columns.unique(0)]
+    if OURS not in methods:
+        raise ValueError(f"Found values of {', '.join(methods)}; expected {OURS!r} among them.")
+    for baseline in methods:
         under: list[str] = []
         level: list[str] = []
-        for task, metrics in by_task.items():
-            ours, theirs = results[OURS].get(task, {}).get(metric), metrics.get(metric)
-            if baseline == OURS or ours is None or theirs is None:
-                continue
-            if ours.shape == theirs.shape and np.isnan(ours + theirs).all():
+        for task, theirs in values[baseline].items():
+            ours = values.get((OURS, task))
+            if baseline == OURS or ours is None or (ours + theirs).isna().all():
                 continue
             difference = paired_difference(theirs, ours)
             if difference.mean > 0:

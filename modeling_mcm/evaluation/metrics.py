@@ -21,6 +21,7 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_array
@@ -235,14 +236,18 @@ class TargetRanks:
 
 
 Ranks = dict[str, dict[str, TargetRanks]]  # by method and task
-Results = dict[str, dict[str, dict[str, NDArray]]]  # by method, task and metric: one value for each case
 
 
-def measure(ranks: Ranks, ks: Sequence[int] = (10,)) -> Results:
-    """The metrics of ranks by method and task."""
-    return {
-        method: {task: of_task.metrics(ks) for task, of_task in by_task.items()} for method, by_task in ranks.items()
-    }
+def measure(ranks: Ranks, ks: Sequence[int] = (10,)) -> pd.DataFrame:
+    """The metrics of ranks: a row for each case, and a column for each method, task and metric."""
+    return pd.DataFrame(
+        {
+            (method, task, metric): values
+            for method, by_task in ranks.items()
+            for task, of_task in by_task.items()
+            for metric, values in of_task.metrics(ks).items()
+        }
+    )
 
 
 class Interval(NamedTuple):

@@ -7,43 +7,44 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
-from numpy.typing import NDArray
 
 from modeling_mcm.evaluation.cases import EvaluationCases, seen_labels
 from modeling_mcm.evaluation.histories import read_history
-from modeling_mcm.evaluation.metrics import Ranks, Results, bootstrap_interval, list_properties
+from modeling_mcm.evaluation.metrics import Ranks, bootstrap_interval, list_properties
 from modeling_mcm.evaluation.reports import with_half_interval
 from modeling_mcm.files_mcm import atomic_write
 
 VALUES_SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("method", "task", "metric", "customer_id")] + [("value", pa.float64())]
 )
+Summary = dict[str, dict[str, dict[str, dict[str, float]]]]  # by method, task, metric and field of `Interval`
 HISTORY_GROUPS = {"1-2": (0, 2), "3-5": (3, 5), "6-20": (6, 20), "more": (21, np.inf)}  # visits before the cutoff
 
 
-def metric_table(results: Results, tasks: Sequence[str], metric: str) -> list[list[str]]:
+def metric_table(results: pd.DataFrame, tasks: Sequence[str], metric: str) -> list[list[str]]:
     """Makes a table of text with a row for each method, and for each task the mean of a metric and half of its
     interval. `metric` is a name with the target, such as `next_visit_ndcg@10`; for it, the metric of the next event
     stands in brackets. A method without values of a task has "-"."""
     table, of_event = [["method", *tasks]], metric.replace("next_visit", "next_event")
-    for method, by_task in results.items():
+    for method in results.columns.unique(0):
         cells = [method]
         for task in tasks:
-            values = by_task.get(task, {})
-            if metric not in values or np.isnan(values[metric]).all():
+            values = results.get((method, task, metric))
+            if values is None or values.isna().all():
                 cells.append("-")
                 continue
-            cells.append(with_half_interval(bootstrap_interval(values[metric])._asdict()))
+            cells.append(with_half_interval(bootstrap_interval(values)._asdict()))
             if of_event != metric:
-                cells[-1] += f" ({np.nanmean(values[of_event]):.3f})"
+                cells[-1] += f" ({results[method, task, of_event].mean():.3f})"
         table.append(cells)
     return table
 
 
-def by_history(results: Results, cases: EvaluationCases, metric: str) -> dict[str, Any]:
+def by_history(results: pd.DataFrame, cases: EvaluationCases, metric: str) -> dict[str, Any]:
     """Computes means and intervals by the number of visits before the cutoff: for each group that has one, the number
     of `cases`, and `results`, as [`summary`] gives them. `metric` is a name with the target, such as
     `next_visit_ndcg@10`."""
@@ -51,7 +52,8 @@ def by_history(results: Results, cases: EvaluationCases, metric: str) -> dict[st
     for group, (low, high) in HISTORY_GROUPS.items():
         mask = (cases.history_visits >= low) & (cases.history_visits <= high)
         if mask.any():
-            groups[group] = {"cases": int(mask.sum()), "results": summary(results, mask, metric)}
+            values = results[mask].xs(metric, axis=1, level=2, drop_level=False)
+            groups[group] = {"cases": len(values), "results": summary(values)}
     return groups
 
 
@@ -61,10 +63,10 @@ def history_table(groups: Mapping[str, Any], tasks: Sequence[str], metric: str) 
     table = [["task", "visits before", "customers", *methods]]
     for task in tasks:
         for group, part in groups.items():
-            measured = {name: part["results"][name].get(task, {}).get(metric) for name in methods}
-            customers = max((interval["customers"] for interval in measured.values() if interval), default=0)
+            intervals = [part["results"][name].get(task, {}).get(metric) for name in methods]
+            customers = max((interval["customers"] for interval in intervals if interval), default=0)
             if customers:
-                cells = [with_half_interval(interval) if interval else "-" for interval in measured.values()]
+                cells = [with_half_interval(interval) if interval else "-" for interval in intervals]
                 table.append([task, group, f"{customers:,}", *cells])
     return table
 
@@ -92,31 +94,22 @@ def list_table(properties: Mapping[str, Mapping[str, Mapping[str, float]]]) -> l
     return table
 
 
-def summary(results: Results, mask: NDArray | None = None, metric: str | None = None) -> dict[str, Any]:
-    """Computes the mean, interval and number of customers by method, task and metric, as values for JSON: of all cases
-    or of some, and of all metrics or of one. Metrics that no case has a value of are left out."""
-    chosen: Any = slice(None) if mask is None else mask
-    return {
-        method: {
-            task: {
-                name: bootstrap_interval(values[chosen])._asdict()
-                for name, values in metrics.items()
-                if metric in (None, name) and not np.isnan(values[chosen]).all()
-            }
-            for task, metrics in by_task.items()
-        }
-        for method, by_task in results.items()
-    }
+def summary(results: pd.DataFrame) -> Summary:
+    """Computes the mean, interval and number of customers by method, task and metric, as values for JSON. Metrics that
+    no case has a value of are left out."""
+    summaries: Summary = {}
+    for (method, task, metric), values in results.items():
+        of_task = summaries.setdefault(method, {}).setdefault(task, {})
+        if values.notna().any():
+            of_task[metric] = bootstrap_interval(values)._asdict()
+    return summaries
 
 
-def write_values(path: Path, customer_ids: Sequence[str], results: Results) -> None:
+def write_values(path: Path, customer_ids: Sequence[str], results: pd.DataFrame) -> None:
     """Writes a Parquet file with one row for each method, task, metric and customer, whole or not at all. `value` is
     NaN for a customer without a target in the task. `customer_ids` are in the order of the cases."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as partial, pq.ParquetWriter(partial, VALUES_SCHEMA) as writer:
-        for method, by_task in results.items():
-            for task, metrics in by_task.items():
-                for metric, values in metrics.items():
-                    repeated = [pa.repeat(name, len(values)) for name in (method, task, metric)]
-                    columns = [*repeated, pa.array(customer_ids, pa.string()), pa.array(values, pa.float64())]
-                    writer.write_table(pa.Table.from_arrays(columns, schema=VALUES_SCHEMA))
+        for names, values in results.items():
+            columns = [*(pa.repeat(name, len(values)) for name in names), pa.array(customer_ids, pa.string())]
+            writer.write_table(pa.Table.from_arrays([*columns, values.to_numpy()], schema=VALUES_SCHEMA))

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Options of commands that do not fit are answered with one sentence, and nothing is written or sent."""
 
-import importlib
+import sys
 
 import pandas as pd
 import pytest
@@ -38,7 +38,7 @@ REFUSED = [
     ("evaluate", "--horizon_days 0.00001", "take a longer horizon"),
     ("evaluate", "--tasks colour", "No tasks ['colour']; the checkpoint has items"),
     ("evaluate", "--data OTHER", "holds no manifest.json"),
-    ("evaluate", "--baselines lightgbm", "lightgbm is not installed: `pip install"),
+    ("evaluate", "--baselines lightgbm", "lightgbm is not installed, which comes with an extra: pip install"),
     ("pretrain", "", "--data is missing"),
     ("pretrain", "--data DATA --steps_max 3", "unknown option '--steps_max'"),
     ("pretrain", "--data DATA --config_overrides hidden=3", "'hidden=3' is not name=value with a field of MCMConfig"),
@@ -87,7 +87,7 @@ def places(save, prepared, raw, tmp_path):
 def test_options_that_do_not_fit_are_refused(name, options, message, places, command, monkeypatch):
     monkeypatch.setenv("MCM_TOKEN", TOKEN)
     if "lightgbm" in options:
-        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+        monkeypatch.setitem(sys.modules, "lightgbm", None)
     words = [places.get(word, word) for word in f"{GIVEN[name]} {options}".split()]
     assert "Traceback" not in command(f"modeling_mcm.commands.{name}", *words, fails=message)
     assert not places["OUT"].exists()

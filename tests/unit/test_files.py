@@ -11,7 +11,7 @@ import resource
 import signal
 from pathlib import Path
 
-import numpy as np
+import pandas as pd
 import pytest
 
 from modeling_mcm.evaluation.reports import write_report
@@ -49,7 +49,7 @@ def on_a_full_disk(room, write, folder):
 WRITERS = {
     "text": lambda folder: write_text(folder / "found", "text" * 100),
     "a report": lambda folder: write_report([["method"], ["MCM"]], "caption" * 30, folder / "found"),
-    "values": lambda folder: write_values(folder / "found", ["a"], {"MCM": {"items": {"ndcg": np.ones(1)}}}),
+    "values": lambda folder: write_values(folder / "found", ["a"], pd.DataFrame({("MCM", "items", "ndcg"): [1.0]})),
 }
 
 
