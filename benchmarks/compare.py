@@ -92,7 +92,7 @@ def run(name: str, options: CompareOptions, sequences: Path, items: int) -> dict
 
 def result_table(runs: dict[str, list[dict[str, float]]]) -> list[list[str]]:
     """Makes a table of medians, and of their ratios to the first method's."""
-    rows = [["method", "training: sequences/s", "training: ratio to the first", "targets/s"]]
+    rows = [["method", "training: sequences/s", "training: ratio to the first"]]
     rows[0] += ["inference: customers/s", "inference: ratio to the first"]
     middle = {name: {key: median(run[key] for run in runs[name]) for key in runs[name][0]} for name in runs}
     first = next(iter(middle.values()))
@@ -101,8 +101,7 @@ def result_table(runs: dict[str, list[dict[str, float]]]) -> list[list[str]]:
             key: ["-", "-"] if isnan(values[key]) else [f"{values[key]:,.0f}", f"{values[key] / first[key]:.2f}x"]
             for key in ("training", "inference")
         }
-        targets = f"{values['targets']:,.0f}" if "targets" in values else "-"
-        rows.append([name, *rates["training"], targets, *rates["inference"]])
+        rows.append([name, *rates["training"], *rates["inference"]])
     return rows
 
 

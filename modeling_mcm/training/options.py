@@ -79,6 +79,9 @@ class PretrainingArguments(TrainingArguments):
         "Tools that metrics are logged to, or none. By default tensorboard where it is installed.",
     )
     remove_unused_columns: bool = option(False, "Must stay false: the collator needs all columns of the rows.")
+    restore_callback_states_from_checkpoint: bool = option(
+        True, "Go on counting evaluations for early_stopping_patience when a run is resumed."
+    )
     use_cpu: bool = option(not torch.cuda.is_available(), "Train on CPUs. By default true without a GPU.")
     early_stopping_patience: int | None = option(
         None,

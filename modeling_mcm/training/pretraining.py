@@ -100,12 +100,11 @@ def read_config(options: ModelOptions, extractor: MCMFeatureExtractor, recipe: R
     if values.get("max_position_embeddings"):
         values["max_position_embeddings"] = extractor.max_events  # as many as events are read
     if values.get("state_size", MCMConfig.state_size):
-        values |= dict.fromkeys(("state_features", "projected_features", "component_features"))
-        values["summed_features"] = extractor.summed_features
+        values |= {"state_features": None, "summed_features": extractor.summed_features}
     config = MCMConfig(**(values | overrides))
     if config.state_features is None:  # what it counts by default, but for the profile, which is no event
-        counted = config.counted_features["state_features"]
-        config.state_features = [name for name in counted if name not in extractor.layout.profile]
+        few = config.counted_features.few
+        config.state_features = [name for name in few if name not in extractor.layout.profile]
     return config
 
 
@@ -171,7 +170,7 @@ def _train(
 ) -> dict[str, Any]:
     """Trains a model, saves it, compares it with baselines on the validation cases, and warns of tasks on which it is
     worse. Returns the facts of the run."""
-    config, evaluates = model.config, training.eval_strategy != "no"
+    config, evaluates, seconds = model.config, training.eval_strategy != "no", 0.0
     fit = None if model.scorer is None else ScorerFit(model, data, training.seed)
     measure = fit.measure_encoder if fit else partial(measure_loss, data, training.per_device_eval_batch_size)
     if evaluates:
@@ -199,7 +198,7 @@ def _train(
         if checkpoint is None and config.label_features:
             for task, decided in fill_label_values(model, data.rows).items():
                 logger.info(f"A label of {task} determines: {', '.join(decided) or 'no other feature'}.")
-        trainer.train(resume_from_checkpoint=checkpoint)
+        seconds = trainer.train(resume_from_checkpoint=checkpoint).metrics["train_runtime"]
         if trainer.is_fsdp_enabled:
             model = trainer.gather_model()
         if fit is not None:
@@ -221,10 +220,9 @@ def _train(
     trained_parameters: Any = trainer.optimizer.state if trainer.optimizer else ()
     return {
         "validation": means,
-        "seconds": trainer.clock.seconds,
+        "seconds": seconds,
         "customers": len(train_rows),
         "steps": trainer.state.global_step,
-        "targets": trainer.clock.targets,
         "parameters": sum(parameter.numel() for parameter in trained_parameters),
         "batch_size": step_size(training),
         "max_events": data.extractor.max_events,

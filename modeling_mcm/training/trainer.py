@@ -7,7 +7,6 @@ and saved; and the logs hold the losses of each task. Import it from `modeling_m
 does not need it.
 """
 
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sized
 from contextlib import contextmanager, nullcontext
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from accelerate.utils import reduce
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -24,56 +22,15 @@ from torch.utils.data import Sampler
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
-from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.data.collator import LengthGroupedSampler, MCMCollator
 from modeling_mcm.files_mcm import file_digest, write_json
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
+from modeling_mcm.training.options import PretrainingArguments
 from modeling_mcm.training.resuming import FILES, ResumedRun, step_size
 
 # Single parameters, and the factor on their learning rate: with that of a matrix they would hardly move.
 FAST_PARAMETERS, FAST_FACTOR = ("readout_scale",), 20.0
 WORTH_AN_EPOCH = 0.002  # a loss that falls by less does not keep a training going
-
-
-class TrainingClock(TrainerCallback):
-    """Counts the seconds and the targets of training, without evaluation and saving, also when a run is resumed.
-
-    Attributes:
-        seconds (`float`): Seconds of training so far, from reading a batch to the optimizer's step, as the mean over
-            the processes.
-        targets (`int`): Number of labels of trained tasks that losses were computed on so far, in all processes.
-    """
-
-    STATE = "training_clock"
-
-    def __init__(self):
-        self.seconds, self.targets, self._new_targets = 0.0, 0, torch.tensor(0)
-
-    def count_targets(self, targets: torch.Tensor) -> None:
-        """Adds the number of targets of a batch, a tensor of shape `()`, to those of the current step."""
-        self._new_targets = self._new_targets.to(targets.device) + targets
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        """Starts the clock, at the values of the checkpoint if a run is resumed."""
-        earlier = state.stateful_callbacks.get(self.STATE, {})
-        self.seconds, self.targets = earlier.get("seconds", 0.0), earlier.get("targets", 0)
-        self._since = time.perf_counter()
-
-    def on_evaluate(self, args, state, control, **kwargs):
-        """Leaves out the time since the last step, which was spent on evaluation or on a checkpoint."""
-        self._since = time.perf_counter()
-
-    on_save = on_evaluate
-
-    def on_optimizer_step(self, args, state, control, **kwargs):
-        """Adds the seconds and targets of the step, and stores both for the checkpoint."""
-        now, targets = time.perf_counter(), self._new_targets
-        added = reduce(torch.tensor([now - self._since, targets.item()], device=targets.device), "sum")
-        self.seconds += added[0].item() / args.world_size
-        self.targets += int(added[1].item())
-        targets.zero_()
-        self._since = now
-        state.stateful_callbacks[self.STATE] = {"seconds": self.seconds, "targets": self.targets}
 
 
 class WeightAverage(TrainerCallback):
@@ -138,16 +95,6 @@ class WeightAverage(TrainerCallback):
         self.average.load_state_dict(load_file(folder / self.FILE))
 
 
-class EarlyStopping(EarlyStoppingCallback):
-    """Early stopping of transformers whose count goes on when a run is resumed."""
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        """Reads from the checkpoint how many evaluations in a row were no better than the best."""
-        super().on_train_begin(args, state, control, **kwargs)
-        stored = state.stateful_callbacks[type(self).__name__]["attributes"]
-        self.early_stopping_patience_counter = stored["early_stopping_patience_counter"]
-
-
 class MCMTrainer(Trainer):
     """`Trainer` for `MCMForMultiTaskRecommendation`, whose runs can be killed and started again. A batch has rows of
     similar length, in an order that depends on the seed and the epoch alone. With `args.early_stopping_patience`
@@ -177,12 +124,11 @@ class MCMTrainer(Trainer):
         self.task_losses: dict[str, list[torch.Tensor]] = defaultdict(list)
         kwargs |= {"data_collator": train_collator, "eval_dataset": measure}  # Trainer asks for one to evaluate
         super().__init__(*args, **kwargs)
-        self.clock = TrainingClock()
-        trained, options = cast(Any, self.model), cast(Any, self.args)
+        trained: Any = self.model
         self.weight_average = None if ema_decay is None else WeightAverage(trained, ema_decay)
-        patience = options.early_stopping_patience
-        early_end = None if patience is None else EarlyStopping(patience, WORTH_AN_EPOCH)
-        for callback in filter(None, (ResumedRun(), early_end, self.clock, self.weight_average)):
+        patience = cast(PretrainingArguments, self.args).early_stopping_patience
+        early_end = None if patience is None else EarlyStoppingCallback(patience, WORTH_AN_EPOCH)
+        for callback in filter(None, (ResumedRun(), early_end, self.weight_average)):
             self.add_callback(callback)
         if self.is_fsdp_enabled:
             if ema_decay is not None:
@@ -276,18 +222,16 @@ class MCMTrainer(Trainer):
         """Computes the loss of a batch times its share, and keeps the losses of the tasks for the log."""
         share = inputs.pop("share", 1.0)
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
-        self.clock.count_targets((inputs["labels"] >= FIRST_LABEL).sum() * (share > 0))
         for task, value in outputs.task_losses.items():
             self.task_losses[task].append(value * share)
         return (loss * share, outputs) if return_outputs else loss * share
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Logs as `Trainer` does, and adds the losses of the tasks, the seconds and the number of targets."""
+        """Logs as `Trainer` does, and adds the losses of the tasks."""
         if "loss" in logs:
             for task, values in self.task_losses.items():
                 logs[f"loss_{task}"] = self._mean_over_processes(torch.stack(values).mean())
             self.task_losses.clear()
-            logs |= {"seconds": self.clock.seconds, "targets": self.clock.targets}
         super().log(logs, *args, **kwargs)
 
     def _mean_over_processes(self, value: torch.Tensor) -> float:

@@ -102,7 +102,6 @@ def test_batches_in_parts_give_the_losses_of_whole_ones(options, tmp_path, way, 
     for alone, together in zip(*logs, strict=True):
         for name in ("loss", *(f"loss_{task}" for task in ("items", "aisle", "type")), "grad_norm"):
             assert together[name] == pytest.approx(alone[name], abs=1e-6, rel=1e-6), name
-        assert together["targets"] == alone["targets"]
     assert_same_weights(tmp_path / "whole", tmp_path / "parts", tolerance=5e-6)
 
 

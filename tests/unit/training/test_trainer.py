@@ -1,41 +1,15 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The trainer: its clock, the average of weights, the shares of batches and the learning rates."""
-
-from types import SimpleNamespace
+"""The trainer: the average of weights, the shares of batches and the learning rates."""
 
 import numpy as np
 import pytest
 import torch
-from transformers import TrainerState
 
-from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.data import load_prepared
 from modeling_mcm.data.collator import MCMCollator, PreparedRows
 from modeling_mcm.training.options import PretrainingArguments
-from modeling_mcm.training.trainer import FAST_FACTOR, FAST_PARAMETERS, MCMTrainer, TrainingClock, WeightAverage
-
-
-def test_seconds_and_targets_are_counted_without_pauses_and_over_a_resume(monkeypatch):
-    now, state, arguments = [100.0], TrainerState(), SimpleNamespace(world_size=3)
-    monkeypatch.setattr("modeling_mcm.training.trainer.time", SimpleNamespace(perf_counter=lambda: now[0]))
-
-    def run(clock, *steps):
-        clock.on_train_begin(arguments, state, None)
-        for seconds, targets in steps:
-            now[0] += seconds
-            for count in targets:
-                clock.count_targets(torch.tensor(count))
-            clock.on_optimizer_step(arguments, state, None)
-            state.global_step += 1
-            now[0] += 1000
-            clock.on_save(arguments, state, None)
-        return clock.seconds, clock.targets
-
-    # As over three processes with as many targets each
-    monkeypatch.setattr("modeling_mcm.training.trainer.reduce", lambda value, how: 3 * value)
-    assert run(TrainingClock(), (2.0, [5]), (0.5, [1, 2])) == (2.5, 24)  # two batches a step
-    assert run(TrainingClock(), (1.0, [1])) == (3.5, 27)
+from modeling_mcm.training.trainer import FAST_FACTOR, FAST_PARAMETERS, MCMTrainer, WeightAverage
 
 
 def test_the_average_follows_the_weights_and_swaps_with_them():
@@ -61,7 +35,7 @@ def test_a_decay_that_is_no_share_is_refused():
 
 
 @pytest.mark.parametrize("tasks", [["items", "aisle", "type"], ["items", "type"]])
-def test_scalars_learn_faster_and_targets_are_those_of_the_tasks(tiny_model, extractor, prepared, tmp_path, tasks):
+def test_scalars_learn_faster_and_losses_are_those_of_the_tasks(tiny_model, extractor, prepared, tmp_path, tasks):
     model = tiny_model(tasks=tasks)
     options = {"per_device_train_batch_size": 8, "learning_rate": 0.25, "report_to": "none", "use_cpu": True}
     trainer = MCMTrainer(
@@ -80,8 +54,5 @@ def test_scalars_learn_faster_and_targets_are_those_of_the_tasks(tiny_model, ext
     assert rates.keys() == {*names.values()} and rates["probe.readout_scale"] == (0.25 * FAST_FACTOR, 0.0)
     assert {rate for name, (rate, _) in rates.items() if not name.endswith(FAST_PARAMETERS)} == {0.25}
     del model.probe
-    batch, seen = next(iter(trainer.get_train_dataloader())), []
-    trainer.clock.count_targets = seen.append
-    trainer.compute_loss(model.train(), dict(batch))
-    assert [int(count) for count in seen] == [int((batch["labels"] >= FIRST_LABEL).sum())]
+    trainer.compute_loss(model.train(), next(iter(trainer.get_train_dataloader())))
     assert set(trainer.task_losses) == {*tasks}
