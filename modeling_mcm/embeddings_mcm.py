@@ -43,25 +43,14 @@ class HeterogeneousEmbedding(nn.Embedding):
     def forward(self, input_ids: Tensor) -> Tensor:
         """Embeds events: the average over the vectors of the features that an event has.
 
-        If the tables have fewer rows than the batch has events, they are copied into one in every pass, and read by
-        one look-up, which takes one pass over memory instead of one for each feature.
-
         Args:
             input_ids (`torch.LongTensor` of shape `(B, L, J)`): Feature ids of each event; 0 is missing.
 
         Returns:
             `torch.FloatTensor` of shape `(B, L, H)`; 0 on padding.
         """
-        ids = input_ids[..., self.read]
-        tables = [cast(ValueEmbedding, self.feature_tables[j]).weight for j in self.read]
-        if sum(map(len, tables)) <= ids[..., 0].numel():
-            starts = torch.tensor([0, *(len(table) for table in tables[:-1])], device=ids.device).cumsum(0)
-            # Missing values of all tables use row 0 of the joined table, which is 0 and gets no gradient.
-            rows = torch.where(ids == 0, 0, ids + starts).flatten(0, -2)
-            total = F.embedding_bag(rows, torch.cat(tables), mode="sum", padding_idx=0).view(*ids.shape[:-1], -1)
-        else:
-            total = cast(Tensor, sum(self.feature_tables[j](input_ids[..., j]) for j in self.read))
-        return total / (ids != 0).sum(-1, keepdim=True).clamp(min=1)
+        total = sum(self.feature_tables[j](input_ids[..., j]) for j in self.read)
+        return total / (input_ids[..., self.read] != 0).sum(-1, keepdim=True).clamp(min=1)
 
 
 def digest_bytes(digest: str | None) -> Tensor:
@@ -79,8 +68,7 @@ def check_inputs(
 ) -> None:
     """Checks model inputs that callers made: shapes, types, value ranges and order.
 
-    Training does not call it, because the collator's batches are correct. Without it an id that is too large would
-    silently read a vector of another feature, as tables are joined.
+    Training does not call it, because the collator's batches are correct.
 
     Args:
         input_ids (`torch.LongTensor` of shape `(B, L, J)`): Feature ids of each event.

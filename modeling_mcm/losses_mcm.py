@@ -10,8 +10,9 @@ Shapes: B customers, R scored prefixes of all customers, T tasks, V labels of a 
 sample, M targets of all customers and tasks, H hidden size.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import compress, repeat
 from typing import NamedTuple
 
 import torch
@@ -114,14 +115,6 @@ def find_indices(scored: Sequence[TaskLabels], ids: Tensor) -> Tensor:
     return torch.stack([labels.indices(task_ids) for labels, task_ids in parts], -1)
 
 
-def join_log_counts(scored: Sequence[TaskLabels]) -> Tensor | None:
-    """Concatenates the `log_counts` of several tasks."""
-    if all(labels.log_counts is None for labels in scored):
-        return None
-    parts = [(labels.vectors.new_zeros(len(labels.vectors)), labels.log_counts) for labels in scored]
-    return torch.cat([zeros if log_counts is None else log_counts for zeros, log_counts in parts])
-
-
 class Targets(NamedTuple):
     """The targets of a batch as flat lists, one element for each target of any customer and task."""
 
@@ -147,21 +140,21 @@ class Targets(NamedTuple):
         return cls(columns, rows[customers, at], tasks, shares / (totals[pairs] * len(labels)), sizes)
 
 
-def task_losses(scores: Tensor, targets: Targets, log_counts: Tensor | None = None) -> Tensor:
+def task_losses(scores: Tensor, targets: Targets, log_counts: Iterable[Tensor | None] = repeat(None)) -> Tensor:
     """Loss of each task by equation 4.
 
     Args:
         scores (`torch.FloatTensor` of shape `(R, V)`): Scores s, the labels of all tasks as columns.
         targets ([`Targets`]): Targets of the batch.
-        log_counts (`torch.FloatTensor` of shape `(V,)`, *optional*): Logarithm of the number of labels that each
-            column represents, where labels are sampled; 0 for targets. Default: all labels are scored.
+        log_counts (iterable of `torch.FloatTensor`, *optional*): By task the logarithm of the number of labels that
+            each column represents, where labels are sampled; 0 for targets. Default: all labels are scored.
 
     Returns:
         `torch.FloatTensor` of shape `(T,)`, in float32 or more; 0 for a task without targets.
     """
-    logits = scores if log_counts is None else scores + log_counts
-    partition = torch.stack([part.logsumexp(-1) for part in logits.split(targets.sizes, 1)], 1)
-    surprise = partition[targets.rows, targets.tasks] - scores[targets.rows, targets.columns]
+    parts = zip(scores.split(targets.sizes, 1), log_counts, strict=False)
+    sums = [(part if counts is None else part + counts).logsumexp(-1) for part, counts in parts]
+    surprise = torch.stack(sums, 1)[targets.rows, targets.tasks] - scores[targets.rows, targets.columns]
     losses = targets.shares * surprise
     return losses.new_zeros(len(targets.sizes)).index_add(0, targets.tasks, losses)
 
@@ -191,32 +184,24 @@ def compute_in_parts(
     """
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-    scale = HALF_SCALE if dtype == torch.half else 1  # a gradient scaler acts too late, in backward
-    sources = [value for value in (hidden, *tables) if value.requires_grad and torch.is_grad_enabled()]
-    gradients: dict[int, Tensor] = {}  # by place among the sources
-    shares = []
+    scale = HALF_SCALE if dtype == torch.half else 1.0  # a gradient scaler acts too late, in backward
+    vectors = hidden.detach().requires_grad_(hidden.requires_grad)  # without what they were computed from
+    is_source = [value.requires_grad and torch.is_grad_enabled() for value in (hidden, *tables)]
+    sources, read = ([*compress((each, *tables), is_source)] for each in (hidden, vectors))
+    gradients = [torch.zeros_like(each, dtype=torch.promote_types(each.dtype, torch.float32)) for each in sources]
+    losses = []
     for part in parts:
-        vectors = hidden[part].detach().requires_grad_(hidden.requires_grad)
-        share = compute(part, vectors)
-        shares.append(share.detach())
-        read = [vectors if value is hidden else value for value in sources]
-        if not share.requires_grad or not read:
-            continue
-        part_gradients = torch.autograd.grad(share.float().sum() * scale, read, allow_unused=True)
-        for place, gradient in enumerate(part_gradients):
-            if gradient is None:  # a task without targets: its parameters keep the gradient None
-                continue
-            gradient = gradient if scale == 1 else gradient.float() / scale
-            if sources[place] is hidden:
-                gradients.setdefault(place, torch.zeros_like(hidden, dtype=gradient.dtype))[part] = gradient
-            else:  # not in place: gradients of two parameters may share their memory
-                gradients[place] = gradients[place] + gradient if place in gradients else gradient
-    losses = torch.stack(shares).sum(0)
-    total = losses.sum()
-    for place, gradient in gradients.items():
-        product = sources[place].to(gradient.dtype).flatten().dot(gradient.flatten())
+        share = compute(part, vectors[part])
+        losses.append(share.detach())
+        if sources:
+            of_part = torch.autograd.grad(share.float().sum() * scale, read, materialize_grads=True)
+            for gradient, added in zip(gradients, of_part, strict=True):
+                gradient.add_(added, alpha=1 / scale)
+    total = torch.stack(losses).sum()
+    for source, gradient in zip(sources, gradients, strict=True):
+        product = source.to(gradient.dtype).flatten().dot(gradient.flatten())
         total = total + (product - product.detach())
-    return total, losses
+    return total, torch.stack(losses).sum(0)
 
 
 def group_customers(costs: Sequence[int], most: int) -> list[list[int]]:

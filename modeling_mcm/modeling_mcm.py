@@ -35,7 +35,6 @@ from .losses_mcm import (
     compute_in_parts,
     find_indices,
     group_customers,
-    join_log_counts,
     task_losses,
 )
 from .readout_mcm import READOUTS, PrefixEnds, find_prefixes
@@ -543,7 +542,7 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
             rows, prefixes = find_prefixes(is_target, None if ends is None else ends[part], longest)
             scores = self._score_labels(hidden[:, :longest], unit_mask[part, :longest], task_labels, prefixes)
             targets = Targets.find(label_ids, rows, None if weights is None else weights[part], sizes)
-            losses = task_losses(scores, targets, join_log_counts(task_labels))
+            losses = task_losses(scores, targets, [of_task.log_counts for of_task in task_labels])
             return losses * (len(part) / len(units))  # a loss is a mean over customers
 
         parts = group_customers(units, PART_ELEMENTS[hidden.device.type == "cpu"] // sum(sizes))
