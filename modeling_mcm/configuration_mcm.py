@@ -3,7 +3,7 @@
 """MCMConfig: all settings of an MCM model, and the checks that they fit together."""
 
 from dataclasses import field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub.dataclasses import strict
@@ -37,12 +37,29 @@ LIMITS = {
 }
 SHARES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "event_dropout_prob")
 OF_FEATURES = (  # fields with names of features
-    *("tasks", "input_features", "label_features", "state_features", "projected_features", "summed_features"),
+    *("tasks", "input_features", "label_features", "state_features", "summed_features"),
     *("target_features", "target_types"),
 )
 MOST_IDS = 10_000_002  # of a feature
 # The paper's features. It does not give sizes; these vocabularies have about 30K values, ids 0 and 1 included.
 PAPER_FEATURES = {"token_type": 8, "product_line": 42, "category": 502, "subcategory": 4002, "brand": 25002}
+
+
+class CountedFeatures(NamedTuple):
+    """What a customer state counts: by feature the number of its ids that are counted, the first ones.
+
+    Attributes:
+        few (`dict[str, int]`): Features of few values, which are counted at every half-life.
+        many (`dict[str, int]`): Features of more values, which are counted at one half-life and undecayed: the
+            smallest tasks of more than 64 labels, while they have at most 4,096 labels in all; at least one, unless it
+            has more than 16,384.
+        frequent (`dict[str, int]`): Features that only the principal components in the state read, undecayed: up to
+            1,024 ids, the most frequent ones, of each other task of more than 64 labels.
+    """
+
+    few: dict[str, int]
+    many: dict[str, int]
+    frequent: dict[str, int]
 
 
 @auto_docstring(
@@ -102,14 +119,7 @@ class MCMConfig(PreTrainedConfig):
         computed from the encoder's hidden vectors. See [`~state_mcm.CustomerState`].
     state_features (`list[str]`, *optional*):
         Features whose values the state counts at every half-life. Default: features of up to 64 ids. Pre-training
-        leaves out those of the profile, which no event has.
-    projected_features (`list[str]`, *optional*):
-        Features of more values, which the state counts at one half-life and undecayed. Default: the smallest tasks of
-        more than 64 labels that are not among `state_features`, while they have at most 4,096 labels in all; at least
-        one, unless it has more than 16,384. `to_dict` names what the default chose.
-    component_features (`dict[str, int]`, *optional*):
-        Features that only the principal components in the state read, undecayed, with the number of ids that are
-        counted, the most frequent ones. Default: up to 1,024 ids of each other task of more than 64 labels.
+        leaves out those of the profile, which no event has. What else it counts follows (`counted_features`).
     summed_features (`list[str]`, *optional*):
         Numeric features that the state and the forecasts sum, such as what was paid, in the order of `event_values`.
     forecast_days (`list[float]`, *optional*):
@@ -157,8 +167,6 @@ class MCMConfig(PreTrainedConfig):
     kind_feature: str | None = None
     state_size: int = 112
     state_features: list[str] | None = None
-    projected_features: list[str] | None = None
-    component_features: dict[str, int] | None = None
     summed_features: list[str] = field(default_factory=list)
     forecast_days: list[float | int] = field(default_factory=lambda: [7.0, 30.0, 90.0])
     forecast_window: float | int = 0.0
@@ -187,14 +195,6 @@ class MCMConfig(PreTrainedConfig):
         kwargs.pop(DIGESTS, None)  # a note on the files beside config.json, not on the model
         super().__post_init__(**kwargs)
 
-    def to_dict(self) -> dict[str, Any]:
-        """The fields by name. The counted features are always named, so that they stay the same with other
-        defaults."""
-        values = super().to_dict()
-        if self.state_size:
-            values |= self.counted_features
-        return values
-
     @property
     def encoder_attention(self) -> str:
         """How units attend: `"causal"` (one pass scores all prefixes) or `"bidirectional"` (the paper)."""
@@ -213,26 +213,23 @@ class MCMConfig(PreTrainedConfig):
         return {task: sizes[task] for task in self.tasks}
 
     @property
-    def counted_features(self) -> dict[str, Any]:
-        """What the customer state counts: `state_features`, `projected_features` and `component_features`, as given
-        or by default."""
+    def counted_features(self) -> CountedFeatures:
+        """What the customer state counts."""
         sizes, few = self._sizes(), self.state_features
-        many, frequent = self.projected_features, self.component_features
         if few is None:
             few = [name for name, size in sizes.items() if size <= FEW_VALUES]
-        large = {task: sizes[task] for task in self.tasks if sizes.get(task, 0) > FEW_VALUES and task not in few}
-        if many is None:
-            # The smallest tasks: the counts of a very large one outnumber all others and teach the state little
-            chosen: set[str] = set()
-            total = 0
-            for task in sorted(large, key=large.__getitem__):
-                total += large[task]
-                if large[task] <= MOST_COUNTED and (total <= MOST_TASTES or not chosen):
-                    chosen.add(task)
-            many = [task for task in large if task in chosen]
-        if frequent is None:
-            frequent = {task: min(size, MOST_FREQUENT) for task, size in large.items() if task not in many}
-        return {"state_features": list(few), "projected_features": list(many), "component_features": dict(frequent)}
+        large = {task: sizes[task] for task in self.tasks if sizes[task] > FEW_VALUES and task not in few}
+        many, total = set[str](), 0
+        # The smallest tasks: the counts of a very large one outnumber all others and teach the state little
+        for task in sorted(large, key=large.__getitem__):
+            total += large[task]
+            if large[task] <= MOST_COUNTED and (total <= MOST_TASTES or not many):
+                many.add(task)
+        return CountedFeatures(
+            {name: sizes[name] for name in few},
+            {task: size for task, size in large.items() if task in many},
+            {task: min(size, MOST_FREQUENT) for task, size in large.items() if task not in many},
+        )
 
     def _sizes(self) -> dict[str, int]:
         """Number of ids by feature."""
@@ -262,13 +259,6 @@ class MCMConfig(PreTrainedConfig):
         for field_name, features in named.items():
             if missing := [feature for feature in features if feature not in self.features]:
                 raise ValueError(f"`{field_name}` names {missing}, which are not among the features {self.features}.")
-        sizes = self._sizes()
-        for name, number in (self.component_features or {}).items():
-            if not FIRST_VALUE_ID <= number <= sizes.get(name, 0):
-                raise ValueError(
-                    f"`component_features` counts {number} ids of {name!r}, which has {sizes.get(name, 0)}: expected "
-                    "2 or more, and no more than it has."
-                )
 
     def validate_choices(self) -> None:
         """Checks that each choice is a known one and that choices do not contradict; raises a `ValueError` if not."""

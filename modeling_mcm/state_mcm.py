@@ -72,13 +72,10 @@ class CustomerState(nn.Module):
         super().__init__()
         self.half_lives = list(STATE_HALF_LIVES)
         self.sums = list(config.summed_features)
-        sizes, counted = dict(enumerate(config.vocabulary_sizes)), config.counted_features
         # By index of a feature the number of its ids that are counted
-        self.few, self.many = (
-            {place: sizes[place] for place in map(config.features.index, counted[name])}
-            for name in ("state_features", "projected_features")
+        self.few, self.many, self.frequent = (
+            {config.features.index(name): size for name, size in part.items()} for part in config.counted_features
         )
-        self.frequent = {config.features.index(name): size for name, size in counted["component_features"].items()}
         self.size, kernels = config.state_size, len(self.half_lives) + 1
         # Sizes of the parts of z: events, visits, sums, features with few values, and gaps; and a block a feature of
         # many values, which `find_directions` reads, too

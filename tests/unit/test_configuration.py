@@ -54,7 +54,6 @@ def test_defaults_are_the_recipe_for_visits():
         ({"action_outcomes": []}, "at least one outcome"),
         ({"hidden_size": 30}, r"hidden_size` \(30\).*num_attention_heads` \(4\)"),
         ({"state_size": -1}, "`state_size` is -1: expected 0 to 65,536"),
-        ({"component_features": {"items": 81}}, "`component_features` counts 81 ids of 'items', which has 9"),
         ({"forecast_days": [0]}, r"`forecast_days` must be positive numbers of days, got \[0\]"),
         ({"summed_features": ["nope"]}, r"`summed_features` names \['nope'\], which are not among the features"),
     ],
@@ -91,9 +90,8 @@ def test_unknown_choice_is_refused(name):
 )
 def test_state_counts_the_smallest_tasks(sizes, chosen, frequent):
     config = MCMConfig(features=list(sizes), vocabulary_sizes=list(sizes.values()))
-    few = [name for name in sizes if sizes[name] <= 64]
-    expected = {"state_features": few, "projected_features": chosen, "component_features": frequent}
-    assert config.counted_features == expected
+    few = {name: size for name, size in sizes.items() if size <= 64}
+    assert config.counted_features == (few, {name: sizes[name] for name in chosen}, frequent)
 
 
 def parameters(folder, features):

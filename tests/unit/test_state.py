@@ -3,6 +3,7 @@
 """The customer state: what it counts, that it knows nothing of the future, and that it grows with the vocabulary."""
 
 import math
+import sys
 
 import pytest
 import torch
@@ -107,10 +108,11 @@ def test_directions_are_scaled_by_variance():
 
 
 @pytest.mark.parametrize("customers", [500, 60])  # more and fewer than values
-@pytest.mark.parametrize("projected", [["item"], []])  # [] leaves the items to the components alone
-def test_the_state_holds_principal_components_of_the_counts_of_many_values(projected, customers):
+@pytest.mark.parametrize("most", [80, 79])  # 79 leaves the items to the components alone
+def test_the_state_holds_principal_components_of_the_counts_of_many_values(most, customers, monkeypatch):
     torch.manual_seed(0)
-    state = MCMModel(make_config(state_size=18, projected_features=projected)).eval().state
+    monkeypatch.setattr(sys.modules[MCMConfig.__module__], "MOST_COUNTED", most)
+    state = MCMModel(make_config(state_size=18)).eval().state
     undecayed = torch.rand(customers, 3) @ torch.rand(3, 80)  # of rank three
     undecayed[:, 7] = 0.0  # of a value that nobody has
     find_components(state, csr_array(undecayed.numpy()))
@@ -125,9 +127,10 @@ def test_the_state_holds_principal_components_of_the_counts_of_many_values(proje
     torch.testing.assert_close(read, z, atol=1e-2, rtol=0)  # the counts can be read from the components
 
 
-def test_components_count_the_first_ids_of_a_large_task():
-    first_ids = {"projected_features": [], "component_features": {"item": 20}}
-    assert MCMModel(make_config(**first_ids)).state.undecayed.numel() == 20
+def test_components_count_the_first_ids_of_a_large_task(monkeypatch):
+    for name in ("MOST_COUNTED", "MOST_FREQUENT"):
+        monkeypatch.setattr(sys.modules[MCMConfig.__module__], name, 20)
+    assert MCMModel(make_config()).state.undecayed.numel() == 20
 
 
 def test_a_state_needs_times_and_values(model):
