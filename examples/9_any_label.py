@@ -30,6 +30,7 @@ def tables(raw, as_of, days=30):
     churn = churn.assign(label=~churn["household_id"].isin(back))
     kids = profile.dropna(subset="kids_count").assign(label=lambda table: table["kids_count"] != "0")
     made = [table.assign(customer_id=table["household_id"], time=as_of) for table in (churn, kids)]
+    made = [table[["customer_id", "time", "label"]] for table in made]  # further columns would be features
     return dict(zip(("churn", "kids"), made, strict=True))
 
 

@@ -139,6 +139,9 @@ class MCMConfig(PreTrainedConfig):
     values_digest (`str`, *optional*):
         Digest of the vocabularies and bins that the weights were trained with (`MCMFeatureExtractor.values_digest`).
         The weights contain it too, so that files of different saves are noticed. `None`: unknown.
+    label_columns (`dict[str, dict[str, float]]`, *optional*):
+        Further columns of the table of labels that [`MCMForCustomerPrediction`] reads: by value the share of labels
+        that had it, and by "" the mean of numbers.
     action_outcomes (`list[str]`, *optional*):
         Possible outcomes of an offer; each is an output of [`MCMForActionRecommendation`]. Default: click and
         conversion.
@@ -174,6 +177,7 @@ class MCMConfig(PreTrainedConfig):
     target_types: dict[str, list[int]] = field(default_factory=dict)
     augmentation: str = "all_prefixes"
     values_digest: str | None = None
+    label_columns: dict[str, dict[str, float | int]] = field(default_factory=dict)
     action_outcomes: list[str] = field(default_factory=lambda: ["click", "conversion"])
 
     # Constants that transformers' BERT layers read. Nobody has to choose them, so they are no fields.

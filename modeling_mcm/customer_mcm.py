@@ -2,11 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The head for a label of a customer at a time, such as whether they will leave, have children, or what they spend.
 
-It is a linear model of the customer state and of which labels of the tasks the customer had, so the encoder does not
-run, and a hundred examples are enough.
+It is a linear model of the customer state, of further columns of the table of labels and of which labels of the tasks
+the customer had, so the encoder does not run, and a hundred examples are enough.
 
-Shapes: B customers, L events, J features, N summed features, C classes (1 for a number), S size of the state, V labels
-of all tasks.
+Shapes: B customers, L events, J features, N summed features, C classes (1 for a number), S size of the state, K
+numbers of further columns, V labels of all tasks.
 """
 
 from dataclasses import dataclass
@@ -37,30 +37,36 @@ class MCMPredictionOutput(ModelOutput):
         For classes the scores before the softmax; for a number the predicted number.
     pooler_output (`torch.FloatTensor` of shape `(batch_size, state_size)`):
         Customer state at `as_of`.
+    numbers (`torch.FloatTensor` of shape `(batch_size, state_size + num_numbers)`):
+        The state and the numbers of further columns, which the head reads.
+    label_counts (`torch.FloatTensor` of shape `(batch_size, num_all_labels)`):
+        Logarithms of 1 plus the number of events with each label of each task until `as_of`, which the head reads.
     """
 
     loss: Tensor | None = None
     logits: Tensor | None = None
     pooler_output: Tensor | None = None
+    numbers: Tensor | None = None
+    label_counts: Tensor | None = None
 
 
 class PredictionHead(nn.Module):
-    """A linear model W s + U x + b of the state s and of x, the label counts times the labels' rarities, as a vector
-    of length 1 (tf-idf).
+    """A linear model W s + U x + b of s, the state and further columns, and of x, the label counts times the labels'
+    rarities, as a vector of length 1 (tf-idf).
 
     Args:
-        state_size, labels, classes (`int`): S, V and C.
+        numbers, labels, classes (`int`): S + K, V and C.
     """
 
-    def __init__(self, state_size: int, labels: int, classes: int):
+    def __init__(self, numbers: int, labels: int, classes: int):
         super().__init__()
-        self.state = nn.Linear(state_size, classes)
+        self.state = nn.Linear(numbers, classes)
         self.labels = nn.Linear(labels, classes, bias=False)
         self.rarity = nn.Buffer(torch.zeros(labels))
 
-    def forward(self, state: Tensor, counts: Tensor) -> Tensor:
-        """Scores `(B, C)` from states `(B, S)` and counts `(B, V)`, those of `label_counts`."""
-        return self.state(state) + self.labels(F.normalize(counts * self.rarity, dim=1))
+    def forward(self, numbers: Tensor, counts: Tensor) -> Tensor:
+        """Scores `(B, C)` from numbers `(B, S + K)` and counts `(B, V)`, as [`MCMPredictionOutput`] has them."""
+        return self.state(numbers) + self.labels(F.normalize(counts * self.rarity, dim=1))
 
 
 @auto_docstring(
@@ -96,7 +102,8 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
                 f"with 1, or {CLASSIFYING!r} with 2 or more. Several labels of a customer are several models."
             )
         self.model = MCMModel(config)
-        self.prediction_head = PredictionHead(config.state_size, sum(config.label_sizes.values()), self.num_labels)
+        size = config.state_size + sum(map(len, config.label_columns.values()))
+        self.prediction_head = PredictionHead(size, sum(config.label_sizes.values()), self.num_labels)
         self.post_init()
 
     @torch.no_grad()
@@ -106,16 +113,6 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
             for value in module.state_dict().values():
                 init.zeros_(value)
 
-    def label_counts(self, input_ids: Tensor, event_times: Tensor, as_of: Tensor | None = None) -> Tensor:
-        """Logarithms of 1 plus the number of a customer's events with each label of each task until `as_of`, of shape
-        `(B, V)`; the arguments are those of `forward`."""
-        is_counted = event_times[:, 1:] <= (torch.inf if as_of is None else as_of[:, None])
-        parts = []
-        for task, size in self.config.label_sizes.items():
-            ids = input_ids[:, 1:, self.config.features.index(task)]
-            parts.append(sum_by_value(ids, (is_counted & (ids >= FIRST_LABEL)).float(), size))
-        return torch.cat(parts, 1).log1p()
-
     def predictions(self, logits: Tensor) -> dict[str, Tensor]:
         """Names the predictions `(B,)` of `logits` `(B, C)`: the probability of each class, or the number."""
         values = logits.float() if self.problem_type == REGRESSION else logits.float().softmax(-1)
@@ -124,11 +121,11 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
 
     @torch.no_grad()
     def terms(self, **inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """The terms `(B, S + V, C)` that the scores are sums of, besides the bias: of each number of the state, then
-        of each label of each task. With them the scores `(B, C)`. The arguments are those of `forward`."""
+        """The terms `(B, S + K + V, C)` that the scores are sums of, besides the bias: of each number of the state, of
+        each one of further columns, then of each label of each task. With them the scores `(B, C)`. The arguments are
+        those of `forward`."""
         outputs, head = self(**inputs), self.prediction_head
-        counts = self.label_counts(inputs["input_ids"], inputs["event_times"], inputs.get("as_of"))
-        read = torch.cat([outputs.pooler_output, F.normalize(counts * head.rarity, dim=1)], 1)
+        read = torch.cat([outputs.numbers, F.normalize(outputs.label_counts * head.rarity, dim=1)], 1)
         return read[..., None] * torch.cat([head.state.weight, head.labels.weight], 1).T, outputs.logits
 
     def compute_loss(self, scores: Tensor, labels: Tensor) -> Tensor:
@@ -147,6 +144,7 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
         event_times: torch.FloatTensor | None = None,
         event_values: torch.FloatTensor | None = None,
         as_of: torch.FloatTensor | None = None,
+        label_columns: torch.FloatTensor | None = None,
         labels: Tensor | None = None,
         **kwargs,
     ) -> MCMPredictionOutput:
@@ -164,6 +162,8 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
             Values of `config.summed_features` of each event, 0 where one is missing.
         as_of (`torch.FloatTensor` of shape `(batch_size,)`, *optional*):
             Time of the label, in days on the clock of `event_times`. Default: the time of the last event.
+        label_columns (`torch.FloatTensor` of shape `(batch_size, num_numbers)`, *optional*):
+            Values of `config.label_columns` less their means. Default: the means.
         labels (`torch.Tensor` of shape `(batch_size,)`, *optional*):
             Class ids, -100 where a class is unknown; or numbers.
         Returns:
@@ -174,6 +174,15 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
         """
         history = (input_ids, attention_mask, visit_ids, event_times, event_values, as_of)
         state = self.model(*history, parts=("embedding",)).pooler_output
-        scores = self.prediction_head(state, self.label_counts(input_ids, cast(Tensor, event_times), as_of))
+        is_counted = cast(Tensor, event_times)[:, 1:] <= (torch.inf if as_of is None else as_of[:, None])
+        counts = []
+        for task, size in self.config.label_sizes.items():
+            ids = input_ids[:, 1:, self.config.features.index(task)]
+            counts.append(sum_by_value(ids, (is_counted & (ids >= FIRST_LABEL)).float(), size))
+        had, head = torch.cat(counts, 1).log1p(), self.prediction_head
+        numbers = F.pad(state, (0, head.state.in_features - state.shape[1]))
+        if label_columns is not None:
+            numbers[:, state.shape[1] :] = label_columns
+        scores = head(numbers, had)
         loss = None if labels is None else self.compute_loss(scores, labels)
-        return MCMPredictionOutput(loss=loss, logits=scores, pooler_output=state)
+        return MCMPredictionOutput(loss, scores, state, numbers, had)

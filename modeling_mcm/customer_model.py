@@ -44,7 +44,7 @@ from modeling_mcm.events_mcm import (
 from modeling_mcm.files_mcm import write_json
 from modeling_mcm.live.explanations import Explanation, explain
 from modeling_mcm.live.related import similar, together
-from modeling_mcm.predictor_mcm import EMBEDDING, PREDICTING, Predictor, describe_labels
+from modeling_mcm.predictor_mcm import EMBEDDING, LABEL_COLUMNS, PREDICTING, Predictor, Rows, describe_labels
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
 logger = logging.get_logger(__name__)
@@ -52,6 +52,7 @@ NUMBER = r"-?(0|[1-9]\d*)(\.\d*)?([eE][+-]?\d+)?"  # 007 is a text
 READER_FILE, EVENTS_FILE = "frame.json", "events.parquet"  # beside a checkpoint, and in the folder of `fit`
 AT_ONCE = 64  # customers
 PREDICTED = "predicted_"
+Values = Mapping[str, Any]  # of further columns of a table of labels, by name
 
 
 class CustomerModel:
@@ -290,6 +291,7 @@ class CustomerModel:
         Args:
             labels (`pd.DataFrame`): Columns of the customer, named as in the log or `customer`; of the time `as_of`,
                 before which events are read (without it: now); and of the label: two classes, several, or a number.
+                Further columns are features: numbers, text or booleans.
             label (`str`, *optional*): Column of the label. Default: the one column that is left.
             folder (`str`, *optional*): Folder for the fine-tuned checkpoint. Default: a temporary one.
             options: options of `mcm finetune --labels`, such as `validation_share=0` or `seed=1`.
@@ -315,33 +317,56 @@ class CustomerModel:
                 write_json(Path(output, READER_FILE), self.reader.to_dict())
             return CustomerModel.load(output, self._events)
 
-    def predict(self, customers: Iterable[Any] | None = None, as_of: Any = None) -> pd.DataFrame:
+    def predict(
+        self, customers: Iterable[Any] | None = None, as_of: Any = None, columns: Mapping[str, Values] | None = None
+    ) -> pd.DataFrame:
         """What the model was fine-tuned to, a row for each customer: a column for the probability of each class, or
-        one of the number."""
-        self._predictor.check_head(PREDICTING)
-        seconds = self._seconds(as_of)
-        now = seconds if as_of is not None or seconds is None else seconds + 1  # right after the last event
-        ids, columns = self._ask(customers, now, self._predictor.predict)
-        return _make_table(ids, columns)
+        one of the number.
 
-    def reasons(self, customer: Any, k: int = 10, label: str | None = None, as_of: Any = None) -> pd.DataFrame:
+        Args:
+            customers (`Iterable`, *optional*): Ids of customers, or a table of customers and times as `finetune` takes
+                it, with further columns; rows are then of `as_of` and customer. Default: all.
+            columns (`Mapping`, *optional*): By customer, by name, what further columns hold. Default: what they hold
+                on average.
+        """
+        self._predictor.check_head(PREDICTING)
+        if isinstance(customers, pd.DataFrame):
+            table, names = self._read_labels(customers, "")
+            known = [name for name in table if name in self.model.config.label_columns]
+            by_time = table.set_axis(to_ids(table[names["customer_column"]])).groupby(names["time_column"])
+            parts = {at: self.predict(rows.index, at, rows[known].to_dict("index")) for at, rows in by_time}
+            return pd.concat(parts, names=["as_of"])
+
+        def ask(rows: Rows, seconds: float) -> dict[str, torch.Tensor]:
+            given = columns or {}
+            return self._predictor.predict(
+                [{**row, LABEL_COLUMNS: given.get(row["customer_id"])} for row in rows], seconds
+            )
+
+        return _make_table(*self._ask(customers, self._right_after(as_of), ask))
+
+    def reasons(
+        self, customer: Any, k: int = 10, label: str | None = None, as_of: Any = None, columns: Values | None = None
+    ) -> pd.DataFrame:
         """Why a customer gets a prediction: the largest terms of the label's linear model, as reason and effect on the
         score (of two classes that of the second, in log odds), beside a customer with average numbers.
 
         Args:
             label (`str`, *optional*): A class. Default: of two the second, of several the likeliest.
+            columns (`Mapping`, *optional*): By name, what further columns hold.
         """
         self._predictor.check_head(PREDICTING)
-        seconds, state = self._seconds(as_of), self.model.base_model.state
-        row = self._row(customer)
-        inputs = self._predictor.inputs([row if seconds is None else events_before(row, seconds)], seconds)
-        terms, logits = self.model.terms(**inputs)
+        seconds = self._right_after(as_of)
+        row = {**events_before(self._row(customer), seconds), LABEL_COLUMNS: columns}
+        terms, logits = self.model.terms(**self._predictor.inputs([row], seconds))
         classes = list(self.model.config.id2label.values())
         if label is not None and label not in classes:
             raise ValueError(f"No class {label!r}: this model predicts {classes}.")
         chosen = classes.index(label) if label is not None else int(logits[0].argmax()) if len(classes) > 2 else -1
         effects = terms[0, :, chosen] - (terms[0, :, 1 - chosen % 2] if len(classes) == 2 else 0)
-        names = list(state.names)
+        names = list(self.model.base_model.state.names)
+        for column, values in self.model.config.label_columns.items():
+            names += [f"{column}: {value}" if value else column for value in values]
         for task, size in self.model.config.label_sizes.items():
             names += [f"{task}: {text}" for text in self.feature_extractor.decode_labels(task, range(size))]
         order = effects.abs().argsort(descending=True, stable=True)[:k].tolist()
@@ -430,6 +455,10 @@ class CustomerModel:
         """A time on the clock of rows."""
         as_of = self.as_of if as_of is None else as_of
         return None if as_of is None else self.feature_extractor.read_as_of(as_of)
+
+    def _right_after(self, as_of: Any) -> float:
+        """The time before which events are read: by default right after the last event."""
+        return self._seconds(as_of) + (as_of is None)
 
     def _describe(self, customers: Iterable[Any] | None, days: Sequence[float] | None, as_of: Any) -> pd.DataFrame:
         """Forecasts and, of a model that was fine-tuned to a label, predictions."""

@@ -144,7 +144,8 @@ class Encoding:
         if is_empty.any():
             raise ValueError(f"event {np.argmax(is_empty)} in order of time has no value in any feature; leave it out")
         ids = self.encode_features(self.profile_features, profile)
-        return {"customer_id": customer_id, **row, **{f"profile_{name}": of_one[0] for name, of_one in ids.items()}}
+        row |= {f"profile_{name}": of_one[0] for name, of_one in ids.items()}
+        return {"customer_id": customer_id, **row, "label_columns": customer.get("label_columns")}
 
     def encode(
         self,

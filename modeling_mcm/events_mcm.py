@@ -441,7 +441,7 @@ class EventReader:
     def read_customer(self, customer: Mapping) -> tuple[str | None, Events, dict]:
         """Reads a customer as a person gives one; see `MCMFeatureExtractor.encode`. Returns the id, the events and
         the values of the profile. Raises `ValueError` if a key is unknown, or a value can't be read."""
-        check_keys(customer, ("events", "profile", "customer_id"), "keys of the customer")
+        check_keys(customer, ("events", "profile", "customer_id", "label_columns"), "keys of the customer")
         if customer.get("events") is None:
             raise ValueError("there is no `events`; give an empty list for a customer without history")
         columns, count = read_columns(customer["events"], self.schema.event_columns)

@@ -17,18 +17,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers.utils import logging
 
 from .action_inputs_mcm import EncodedActions
 from .candidates_mcm import CandidateSet
-from .events_mcm import events_before
+from .events_mcm import check_keys, events_before, naming, to_number, to_text, to_values
 from .forecaster_mcm import MissingForecastsError
 from .inputs_mcm import until
-from .processing_mcm import MCMFeatureExtractor
+from .processing_mcm import MISSING_LABEL, MCMFeatureExtractor
 
 logger = logging.get_logger(__name__)
-EMBEDDING = "embedding"
+EMBEDDING, LABEL_COLUMNS = "embedding", "label_columns"
 SCORES, CHANCES = "_scores", "_chances"  # end the columns TASK_scores and TASK_chances
 # Names of the classes of models with a head; those of remote code are other classes of the same names.
 RANKING, PREDICTING, OFFERING = HEADS = (
@@ -111,13 +112,17 @@ class Predictor:
         if encoded.extractor is not own and encoded.extractor.values_digest != own.values_digest:
             raise ValueError(f"`{name}` was made for a checkpoint with other values: make another.")
 
-    def inputs(self, rows: Rows, as_of: float | None = None) -> Columns:
-        """The model inputs of rows."""
+    def inputs(self, rows: Rows, as_of: float | NDArray | None = None) -> Columns:
+        """The model inputs of rows at one time, or each at its own."""
         config = self.model.config
         if features := config.input_features:
             rows = [self.extractor.readable(row, features) for row in rows]
-        times = None if as_of is None else [as_of] * len(rows)
-        return dict(self.extractor.pad(rows, mask_next=config.augmentation == "masked_lm", as_of=times))
+        times = None if as_of is None else np.broadcast_to(as_of, len(rows))
+        inputs = dict(self.extractor.pad(rows, mask_next=config.augmentation == "masked_lm", as_of=times))
+        if config.label_columns and self.head == PREDICTING:
+            encoded = [_encode(config.label_columns, row.get(LABEL_COLUMNS) or {}) for row in rows]
+            inputs[LABEL_COLUMNS] = torch.from_numpy(np.array(encoded))
+        return inputs
 
     @torch.inference_mode()
     def run(self, inputs: Mapping[str, Tensor], model: Any = None, **options: Any) -> Any:
@@ -239,6 +244,20 @@ def _read_before(rows: Rows, as_of: float | None) -> Rows:
     if as_of is None:
         return rows
     return [events_before(row, as_of) for row in until(rows, [as_of] * len(rows))]
+
+
+def _encode(columns: Mapping[str, Mapping[str, float]], given: Mapping[str, Any]) -> NDArray[np.float32]:
+    """The numbers of a customer's further columns less their means, 0 for what is not given. `columns` are those of
+    the config."""
+    check_keys(given, [*columns], f"`{LABEL_COLUMNS}`")
+    numbers = []
+    for name, means in columns.items():
+        with naming(f"column {name!r}"):
+            text = to_text(given.get(name)) or MISSING_LABEL
+            for value, mean in means.items():
+                number = float(text == value) if value else to_number(given.get(name))
+                numbers.append(number - mean if name in given else 0.0)
+    return to_values(np.array(numbers))
 
 
 def _finish(columns: Columns) -> Columns:

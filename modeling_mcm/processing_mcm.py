@@ -229,15 +229,16 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
 
         Args:
             customer (`dict`): `events`, a list of dicts, a DataFrame or a dict of columns, in any order (the order
-                matters only with `order="rows"`); optionally `profile`, a dict, and `customer_id`. An event's keys are
-                columns of the log; an absent key, None or NaN is a missing value. Unknown columns of a DataFrame are
-                ignored with a warning.
+                matters only with `order="rows"`); optionally `profile`, a dict, `customer_id`, and `label_columns`, a
+                dict of further columns that a label was learned with. An event's keys are columns of the log; an
+                absent key, None or NaN is a missing value. Unknown columns of a DataFrame are ignored with a warning;
+                elsewhere they are an error.
 
         Returns:
             `dict`: a row as in a prepared data set, with n events, oldest first, end-of-visit events included:
-            `customer_id`; `times` int64 `(n,)`, seconds since 1970-01-01; `visits` int32 `(n,)`, counted from 0;
-            `feature_<name>` and `task_<name>` int32 `(n,)`, ids; `value_<name>` float32 `(n,)` by numeric feature,
-            0 where it has no finite value; `profile_<name>` int32 scalars.
+            `customer_id`, `label_columns`; `times` int64 `(n,)`, seconds since 1970-01-01; `visits` int32 `(n,)`,
+            counted from 0; `feature_<name>` and `task_<name>` int32 `(n,)`, ids; `value_<name>` float32 `(n,)` by
+            numeric feature, 0 where it has no finite value; `profile_<name>` int32 scalars.
 
         Raises:
             ValueError: If the customer can't be encoded; the message names the customer and the column.

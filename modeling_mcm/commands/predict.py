@@ -108,6 +108,11 @@ class PredictionOptions:
         None,
         "Table of the actions that a checkpoint for offers scores, .parquet or .csv: action_id, columns of the log.",
     )
+    label_columns: str | None = option(
+        None,
+        "Table of the further columns that a checkpoint was fine-tuned to a label with, .parquet or .csv, beside "
+        "customer_id. By default their means.",
+    )
     batch_size: int = option(64, "Number of customers in one batch of the model.")
     rows_per_file: int = option(2048, "Number of customers in one file.")
     memory_limit: str = option("1GB", MEMORY_LIMIT)
@@ -223,7 +228,7 @@ def _make_job(options: PredictionOptions, head: Any, model: Any, extractor: MCMF
         raise ValueError(
             "--forecast_days asks for forecasts, and none are written: see --forecasts and the checkpoint."
         )
-    names = "top_k embeddings batch_size rows_per_file candidates exclude horizon_days actions".split()
+    names = "top_k embeddings batch_size rows_per_file candidates exclude horizon_days actions label_columns".split()
     return ScoringJob(
         options.model,
         options.data or str(Path(options.output_dir, HISTORIES)),

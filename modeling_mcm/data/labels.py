@@ -5,6 +5,7 @@
     customer_id    as in the event log
     time           the time of the label: events at or after it are not read
     churned        the label, under any name: two classes, several classes, or a number
+    age            further columns are features: numbers, text or booleans
 
 What is wrong in the table is reported here, before anything is trained. `docs/fine_tuning.md` has a worked example.
 """
@@ -35,12 +36,14 @@ from modeling_mcm.events_mcm import (
     to_ids,
     to_text,
 )
+from modeling_mcm.processing_mcm import MISSING_LABEL
 from modeling_mcm.schema_mcm import check_choice, read_zone
 
 AUTO, BINARY, CLASSES, NUMBER = LABEL_KINDS = ("auto", "binary", "classes", "number")
 NUMBER_TYPES = ("integer", "floating", "mixed-integer-float", "decimal")  # as pandas infers them
 ERROR, DROP = ON_UNKNOWN = ("error", "drop")
 MOST_NAMED = 3
+FEWEST = 5  # labels with a value that is a feature
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,8 @@ class CustomerLabels:
     customer_ids: NDArray  # (N,): id of each label's customer
     times: IntArray  # (N,): time of each label, in seconds since 1970-01-01
     values: NDArray  # (N,): ids of classes (int64), from 0, or numbers (float32)
-    classes: tuple[str, ...] = ()  # name of each class, in the order of the ids. Empty for numbers
+    classes: tuple[str, ...]  # name of each class, in the order of the ids. Empty for numbers
+    columns: pd.DataFrame  # further columns, of N rows
 
     def __len__(self) -> int:
         return len(self.values)
@@ -60,17 +64,18 @@ class CustomerLabels:
     def of(self, indices: ArrayLike) -> CustomerLabels:
         """Selects some of the labels."""
         indices = np.asarray(indices, np.int64)
-        return replace(
-            self, customer_ids=self.customer_ids[indices], times=self.times[indices], values=self.values[indices]
-        )
+        chosen = {name: getattr(self, name)[indices] for name in ("customer_ids", "times", "values")}
+        return replace(self, columns=self.columns.iloc[indices], **chosen)
 
     def model_options(self) -> dict:
-        """Gives what the config of a model has to say of this label."""
+        """Gives what the config of a model has to say of this label and of further columns. Raises `ValueError` if a
+        column is no feature."""
         named = dict(enumerate(self.classes or (self.name,)))
         return {
             "problem_type": "regression" if self.kind == NUMBER else "single_label_classification",
             "id2label": named,
             "label2id": {name: number for number, name in named.items()},
+            "label_columns": {name: _fit_column(self.columns[name], name) for name in sorted(self.columns)},
         }
 
     def check_trainable(self, what: str = "training") -> None:
@@ -135,7 +140,7 @@ def make_labels(
     check_choice(kind, "kind", LABEL_KINDS)
     fix = "Name yours with --label, --customer_column and --time_column."
     check_columns(table.columns, (customer, time, label), "The labels have", fix)
-    if twice := [name for name in (customer, time, label) if list(table.columns).count(name) > 1]:
+    if twice := table.columns[table.columns.duplicated()].tolist():
         raise ValueError(f"The labels have several columns {twice[0]!r}; rename the others.")
     if not len(table):
         raise ValueError("The labels have no rows; give at least two, with two values.")
@@ -157,35 +162,37 @@ def make_labels(
             f"Customer {ids[index]!r} has two labels at {_iso(times[index])}, and {int(repeats.sum())} rows repeat "
             "a customer and time; keep one row of each."
         )
-    kind, values, classes = _read_values(table[label], label, kind)
-    labels = CustomerLabels(label, kind, ids, times, values, classes)
+    kind, values, classes = _read_values(table[label], f"Label {label!r}", kind)
+    columns = table.drop(columns=[customer, time, label]).rename(columns=str)
+    labels = CustomerLabels(label, kind, ids, times, values, classes, columns)
     labels.check_trainable("given")
     return labels
 
 
-def _read_values(column: pd.Series, name: str, kind: str) -> tuple[str, NDArray, tuple[str, ...]]:
+def _read_values(column: pd.Series, what: str, kind: str) -> tuple[str, NDArray, tuple[str, ...]]:
     values = column.tolist()
     value_type = types.infer_dtype(values)
     is_number = value_type in NUMBER_TYPES
     if not is_number and value_type not in ("boolean", "string"):
         examples = {type(value).__name__: f"{value!r} ({type(value).__name__})" for value in values}
         raise ValueError(
-            f"Label {name!r} holds {' and '.join(examples.values())}; make them all text, booleans or numbers."
+            f"{what} holds {' and '.join(examples.values()) or 'nothing'}; make them all text, booleans or numbers, "
+            "of a date the days from it."
         )
     if kind == AUTO:
         kind = NUMBER if is_number and not set(values) <= {0, 1} else CLASSES
     if kind == NUMBER:
         if value_type == "string":
             raise ValueError(
-                f"Label {name!r} holds text such as {values[0]!r}, and a number was asked for; make it numbers, or "
+                f"{what} holds text such as {values[0]!r}, and a number was asked for; make it numbers, or "
                 "predict classes."
             )
         numbers = np.array(values, np.float64)
         if not (np.abs(numbers) <= np.finfo(np.float32).max).all():
-            raise ValueError(f"Label {name!r} holds numbers that are not finite; leave these rows out.")
+            raise ValueError(f"{what} holds numbers that are not finite; leave these rows out.")
         if len(np.unique(numbers)) > 1 == len(np.unique(numbers.astype(np.float32))):
             raise ValueError(
-                f"Label {name!r} has numbers from {numbers.min()!r} to {numbers.max()!r}, which are equal in float32: "
+                f"{what} has numbers from {numbers.min()!r} to {numbers.max()!r}, which are equal in float32: "
                 "subtract their mean."
             )
         return NUMBER, numbers.astype(np.float32), ()
@@ -193,16 +200,29 @@ def _read_values(column: pd.Series, name: str, kind: str) -> tuple[str, NDArray,
     classes = sorted(set(texts), key=float if is_number else None)
     if kind == BINARY and len(classes) > 2:
         raise ValueError(
-            f"Label {name!r} has {len(classes)} values, such as {', '.join(classes[:MOST_NAMED])}, and two classes "
+            f"{what} has {len(classes)} values, such as {', '.join(classes[:MOST_NAMED])}, and two classes "
             "were asked for."
         )
     if len(classes) > max(2, len(texts) / 2):
         raise ValueError(
-            f"Label {name!r} has {len(classes)} classes in {len(texts)} labels, such as {classes[0]!r}: too few of "
+            f"{what} has {len(classes)} classes in {len(texts)} labels, such as {classes[0]!r}: too few of "
             "each to learn. Is it a number with some text in it?"
         )
     kind = BINARY if len(classes) <= 2 else CLASSES
     return kind, pd.Categorical(texts, classes).codes.astype(np.int64), tuple(classes)
+
+
+def _fit_column(column: pd.Series, name: str) -> dict[str, float]:
+    """What `MCMConfig.label_columns` says of a column: the shares of frequent values and of missing ones, or the
+    mean of numbers."""
+    kind, values, classes = _read_values(column.dropna(), f"Column {name!r}", AUTO)
+    means = {MISSING_LABEL: float(column.isna().mean())}
+    if kind == NUMBER:
+        means[""] = float(values.mean(dtype=np.float64))
+    else:
+        counts = zip(classes, np.bincount(values).tolist(), strict=True)
+        means |= {name: count / len(column) for name, count in counts if count >= FEWEST}
+    return dict(sorted(means.items()))  # as JSON files have them
 
 
 def _iso(seconds: int) -> str:
@@ -249,8 +269,9 @@ class LabelledCustomers:
 
     def histories(self, indices: Sequence[int]) -> list[dict]:
         """Reads prepared rows without the events from the label's time on."""
-        rows = self.rows.__getitems__([*indices])
-        return [events_before(row, time) for row, time in zip(rows, self.labels.times[indices], strict=True)]
+        rows, labels = self.rows.__getitems__([*indices]), self.labels.of(indices)
+        parts = zip(rows, labels.times, labels.columns.to_dict("records"), strict=True)
+        return [events_before(row, time) | {"label_columns": columns} for row, time, columns in parts]
 
 
 def _refuse(labels: CustomerLabels, is_known: BoolArray, has_history: BoolArray) -> None:

@@ -11,7 +11,7 @@ import functools
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,9 +30,10 @@ from modeling_mcm.data.collator import batches_by_length
 from modeling_mcm.data.dataset import CUSTOMER, PreparedManifest
 from modeling_mcm.data.offers import load_actions
 from modeling_mcm.data.tables import read_table_file
+from modeling_mcm.events_mcm import to_ids
 from modeling_mcm.files_mcm import atomic_write, damage, file_digest, tensors_digest, write_json
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation, MCMModel, MCMPreTrainedModel
-from modeling_mcm.predictor_mcm import CHANCES, EMBEDDING, SCORES, Predictor, Rows
+from modeling_mcm.predictor_mcm import CHANCES, EMBEDDING, LABEL_COLUMNS, SCORES, Predictor, Rows
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
 IDENTITY_FILE, HISTORIES = "_predictions.json", "_histories"  # readers of Parquet folders skip such names
@@ -60,6 +61,8 @@ class ScoringJob:
         predicted (`tuple[str]`): What an [`MCMForCustomerPrediction`] predicts, a column `predicted_NAME` each.
         actions (`str`, *optional*): File of the table of actions that an [`MCMForActionRecommendation`] scores.
         outcomes (`tuple[str]`): Its outcomes; each ranks the actions as a task ranks its labels.
+        label_columns (`str`, *optional*): File of a table of `customer_id` and the further columns that an
+            [`MCMForCustomerPrediction`] was fine-tuned with.
 
     Raises:
         ValueError: If two columns of the files would have the same name.
@@ -83,6 +86,7 @@ class ScoringJob:
     predicted: tuple[str, ...] = ()
     actions: str | None = None
     outcomes: tuple[str, ...] = ()
+    label_columns: str | None = None
 
     def __post_init__(self) -> None:
         columns = [CUSTOMER, EMBEDDING, *self.ranked, *self.forecasts]
@@ -146,7 +150,9 @@ def claim(job: ScoringJob, digests: Mapping[str, str], customers: int) -> None:
     of the `digests` of a model and of data, and of the job's options and tables. Raises `ValueError` if the folder
     holds predictions that are made of something else. The message names what differs."""
     options = {name: value for name, value in asdict(job).items() if name not in ("model", "data", "output_dir")}
-    tables = [name for name in (job.candidates, job.exclude, job.actions) if name not in (None, SEEN)]
+    tables = [
+        name for name in (job.candidates, job.exclude, job.actions, job.label_columns) if name not in (None, SEEN)
+    ]
     options["tables"] = [file_digest(str(name)) for name in tables]
     identity = json.loads(json.dumps({**digests, "options": options, "customers": customers}))
     folder = Path(job.output_dir)
@@ -175,6 +181,10 @@ class Scorer:
         self.candidates = CandidateSet(model, extractor, job.tasks, candidates, exclude, job.per_group)
         self.values = {task: pa.array([None, None, *self.candidates.values(task)], pa.string()) for task in job.tasks}
         self.batch_size = job.batch_size
+        self.columns: dict[Hashable, dict[Hashable, Any]] = {}
+        if job.label_columns is not None:
+            table = read_table_file(job.label_columns, [CUSTOMER]).set_index(CUSTOMER)
+            self.columns = table.set_axis(to_ids(table.index)).to_dict("index")
         if job.actions is not None:
             self.actions = load_actions(job.actions, extractor, model.config, job.as_of)
             names = pa.array(self.actions.action_ids, pa.string())
@@ -235,6 +245,7 @@ class Scorer:
         """What the job asks of some customers, by column."""
         job, ask = self.job, self.predictor
         if job.predicted:
+            rows = [{**row, LABEL_COLUMNS: self.columns.get(row[CUSTOMER])} for row in rows]
             return {PREDICTED + name: values for name, values in ask.predict(rows, job.as_of).items()}
         if job.outcomes:
             columns = {}

@@ -21,6 +21,7 @@ from modeling_mcm.data.dataset import PreparedData
 from modeling_mcm.data.labels import (
     AUTO,
     ERROR,
+    FEWEST,
     LABEL_KINDS,
     NUMBER,
     ON_UNKNOWN,
@@ -33,6 +34,7 @@ from modeling_mcm.evaluation.labels import mean_auc, measure_labels, rank_correl
 from modeling_mcm.events_mcm import SECONDS_PER_DAY
 from modeling_mcm.files_mcm import file_digest
 from modeling_mcm.option import option
+from modeling_mcm.predictor_mcm import Predictor
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.state_mcm import ROTATED, WHITENED, CustomerState
 from modeling_mcm.training.checkpoints import read_checkpoint
@@ -45,7 +47,6 @@ PENALTIES = (400.0, 120.0, 40.0, 10.0, 4.0, 1.5, 0.5)  # of `fit_linear`
 # Factors of the state's standardised numbers by the first part of their names: there are far fewer of them than of
 # labels, and the rotated components say least.
 SCALES = {WHITENED: 0.2, ROTATED: 0.05, "": 0.1}
-FEWEST = 5  # customers who had a label that the model reads
 
 
 @dataclass
@@ -97,6 +98,8 @@ def read_labels(data: PreparedData, options: LabelOptions) -> LabelledCustomers:
             f"{customers.dropped:,} of {len(labels):,} labels are left out: no event of their customer is known "
             "before their time."
         )
+    if names := [*labels.columns]:
+        logger.warning(f"The columns {names} are features: leave out what nobody knew at the time of the label.")
     if not schema.leaves_one_out and schema.cutoffs != NO_CUTOFFS:
         cutoff = schema.cutoff("validation")
         early = int((customers.labels.times < schema.cutoff_seconds("validation")).sum())
@@ -127,29 +130,27 @@ def read_inputs(
     model: MCMForCustomerPrediction, extractor: MCMFeatureExtractor, customers: LabelledCustomers
 ) -> tuple[HeadInputs, NDArray]:
     """Reads what the head reads before the labels, and the days since the last event there, `(N,)`."""
-    times, parts = customers.labels.times, []
+    predictor, times, parts = Predictor(model, extractor), customers.labels.times, []
     for start in logging.tqdm(range(0, len(times), AT_ONCE), desc="Histories", unit="batch"):
         chosen: Any = np.arange(len(times))[start : start + AT_ONCE]
         rows = customers.histories(chosen)
-        histories = [extractor.readable(row, model.config.input_features) for row in rows]
-        batch = extractor.pad(histories, as_of=times[chosen]).to(model.device)
-        read = (batch.get(name) for name in ("input_ids", "event_times", "as_of"))
-        counts = csr_array(model.label_counts(*read).cpu().numpy())  # type: ignore[arg-type]
+        outputs = predictor.run(predictor.inputs(rows, times[chosen]))
         days = (times[chosen] - [row["times"].max() for row in rows]) / SECONDS_PER_DAY
-        parts.append((model.model(**batch, parts=("embedding",)).pooler_output.cpu(), counts, days))
-    states, labels, since = zip(*parts, strict=True)
-    return HeadInputs(torch.cat(states), csr_array(vstack(labels))), np.concatenate(since)
+        parts.append((outputs.numbers.cpu(), csr_array(outputs.label_counts.cpu().numpy()), days))
+    numbers, counts, since = zip(*parts, strict=True)
+    return HeadInputs(torch.cat(numbers), csr_array(vstack(counts))), np.concatenate(since)
 
 
 @torch.no_grad()
 def fit_head(model: MCMForCustomerPrediction, inputs: HeadInputs, labels: torch.Tensor, folds: NDArray) -> float:
     """Fits a model's head to the inputs and labels `(N,)` of training customers: logistic or linear regression of
-    standardised states, and of label counts times the label's rarity, the logarithm of N over the number of examples
-    that had it. The L2 penalty is that of the lowest loss in cross-validation. The `folds` `(N,)` are numbered from 0.
-    Returns that penalty."""
+    standardised states and further columns, and of label counts times the label's rarity, the logarithm of N over the
+    number of examples that had it. The L2 penalty is that of the lowest loss in cross-validation. The `folds` `(N,)`
+    are numbered from 0. Returns that penalty."""
     names = cast(CustomerState, model.model.state).names
     scales = [next(scale for start, scale in SCALES.items() if name.startswith(start)) for name in names]
-    std = inputs.numbers.std(0).clamp(min=1e-3) / torch.tensor(scales)
+    std = inputs.numbers.std(0).clamp(min=1e-9)
+    std[: len(names)] = std[: len(names)].clamp(min=1e-3) / torch.tensor(scales)
     number = np.bincount(inputs.labels.indices, minlength=inputs.labels.shape[1])
     rarity = np.where(number >= FEWEST, np.log(len(labels) / number.clip(min=1)), 0.0)
     weighed = csr_array(inputs.labels.multiply(rarity))
@@ -223,5 +224,5 @@ def train_to_labels(options: FineTuningOptions, label_options: LabelOptions) -> 
             "penalty": penalty,
         }
 
-    read = partial(read_checkpoint, MCMForCustomerPrediction, new=(NEW,), **labels.model_options())
+    read = partial(read_checkpoint, MCMForCustomerPrediction, new=(NEW,), **labels.of(trained_on).model_options())
     return fine_tune(options, data, "labels", digest, own, read, fit)

@@ -208,6 +208,19 @@ def test_a_folder_of_another_run_is_refused_and_a_finished_run_is_left_alone(
     assert {kind: content(folder) for kind, folder in tuned.items()} == before
 
 
+def test_further_columns_of_the_table_are_read_in_prediction(tuned, predict, event_log, labels, tmp_path):
+    table = pd.read_csv(labels).rename(columns={"who": "customer_id"})[["customer_id", "spent", "aisle"]]
+    table[:20].to_csv(tmp_path / "columns.csv", index=False)
+    found, end = predict(tuned["likes"], "--label_columns", tmp_path / "columns.csv"), event_log["when"].max()
+    ask = pipeline("customer-prediction", model=str(tuned["likes"]))
+    for place, columns in ((3, table.iloc[3, 1:].to_dict()), (30, None)):  # of the last no column is known
+        who = table["customer_id"][place]
+        customer = {"events": event_log[event_log["who"] == who], "label_columns": columns}
+        wanted = ask([customer, customer | {"label_columns": {}}], as_of=end + pd.Timedelta(seconds=1), batch_size=2)
+        assert found.loc[who].tolist() == pytest.approx([*wanted[0].values()], abs=1e-5)
+        assert (wanted[0] == wanted[1]) == (columns is None)
+
+
 def test_all_customers_are_predicted_at_the_end_of_the_log(tuned, predict, event_log):
     found = predict(tuned["likes"])
     assert list(found.columns) == ["predicted_false", "predicted_true"]

@@ -482,6 +482,40 @@ def test_reasons_are_the_terms_of_the_score(bank):
     assert any(reason.startswith("merchant: ") for reason in terms["reason"])
 
 
+def test_further_columns_are_features(bank, tmp_path):
+    log, model, tuned = bank
+    random, size = np.random.default_rng(0), len(log.labels)
+    leaves = log.labels["leaves"]
+    age = pd.Series(40 + 10 * leaves + random.normal(0, 12, size)).where(random.random(size) < 0.9)
+    kind = np.where(random.random(size) < 0.9, np.where(leaves == 1, "student", "worker"), None)
+    table = log.labels.assign(kind=kind, age=age, vip=random.random(size) < 0.5)
+    own = model.finetune(table, "leaves", tmp_path, validation_share=0)
+    known = own.model.config.label_columns
+    assert {name: [*values] for name, values in known.items()} == {
+        "age": ["", "[missing]"],
+        "kind": ["[missing]", "student", "worker"],
+        "vip": ["[missing]", "false", "true"],
+    }
+    assert known["age"][""] == pytest.approx(age.mean()) and known["age"]["[missing]"] == age.isna().mean()
+    assert own.evaluate(table, "leaves")["auc"].item() > tuned.evaluate(log.labels)["auc"].item() + 0.03
+    chances = own.predict(table)
+    again = CustomerModel.load(tmp_path, log.payments).predict(table.drop(columns=["leaves", "vip"]))
+    assert again.index.names == ["as_of", "customer"] and not again.equals(chances)
+    pd.testing.assert_frame_equal(CustomerModel.load(tmp_path, log.payments).predict(table), chances)
+
+    name, held = own.customers[0], {"kind": "worker", "age": 20, "vip": False}
+    ask = lambda **columns: own.predict([name], columns={name: columns})["1"].item()  # noqa: E731
+    assert ask(**held) < ask() < ask(kind="student", age="61")
+    assert ask() == own.predict([name])["1"].item() != ask(age=known["age"][""])  # a mean of missing ages, too
+    assert ask(kind="zinc") == pytest.approx(ask(kind="pilot")) != pytest.approx(ask(kind=None))
+    reasons = own.reasons(name, k=10**6, columns=held).set_index("reason")["effect"]
+    assert reasons["kind: worker"] < 0 and reasons["age"] < 0 == reasons["vip: [missing]"]
+    with pytest.raises(ValueError, match="`label_columns`: unknown 'knd'; did you mean 'kind'"):
+        ask(knd="worker")
+    with pytest.raises(ValueError, match="column 'age': found 'old' .*, expected a number"):
+        ask(age="old")
+
+
 def test_features_of_a_pipeline_read_no_later_event(bank):
     log, model, _ = bank
     rows = log.labels[["customer", "as_of"]].iloc[:40]

@@ -43,7 +43,7 @@ def fit(model, inputs, labels):
     """Fits the head to four customers."""
     with torch.no_grad():
         states = model.model(**inputs, parts=("embedding",)).pooler_output
-        counts = model.label_counts(*(inputs[name] for name in ("input_ids", "event_times", "as_of")))
+        counts = model(**inputs).label_counts
     return fit_head(model, HeadInputs(states, csr_array(counts)), torch.tensor(labels), np.arange(4) % 2)
 
 

@@ -58,7 +58,7 @@ def test_history_has_the_expected_ids(extractor):
     assert row["times"].dtype == np.int64
     assert row["times"].tolist() == [seconds(at) for at in [*clock, *["2017-01-04T00:30:00"] * 2]]
     assert (row["customer_id"], row["profile_age"], row["profile_Income"]) == ("c1", 3, 3)
-    assert set(row) == {*expected, "times", "customer_id", "profile_age", "profile_Income"}
+    assert set(row) == {*expected, "times", "customer_id", "label_columns", "profile_age", "profile_Income"}
 
 
 def test_model_input_starts_with_the_profile(extractor):

@@ -86,6 +86,33 @@ def test_columns_and_kinds_that_do_not_fit_are_refused():
             make_labels(given, **options)
 
 
+COLUMNS = r"""
+[2017-01-01, 2017-02-01, 2017-03-01, 2017-01-01] -> 'extra' holds datetime.*make .*, of a date the days from it
+[[a], [b], [c], []] -> 'extra' holds .*\(list\); make them all
+[null, null, null, null] -> 'extra' holds nothing; make them all
+[a, b, c, d] -> 'extra' has 4 classes in 4 labels
+[1, 2, 3, .inf] -> 'extra' holds numbers that are not finite
+""".strip().splitlines()
+
+
+@pytest.mark.parametrize("line", COLUMNS)
+def test_a_further_column_that_is_no_feature_is_refused(line):
+    values, message = line.split(" -> ")
+    labels = make_labels(make_table([1, 0, 0, 1]).assign(extra=pd.Series(yaml.safe_load(values), dtype=object)))
+    with pytest.raises(ValueError, match="Column " + message):
+        labels.model_options()
+
+
+def test_further_columns_are_described_by_the_labels_that_are_trained_on():
+    columns = {"plan": ["a"] * 6 + ["b"] * 4, "age": [*range(9), None], 7: [True] * 10}
+    labels = make_labels(make_table([0, 1] * 5).assign(**{str(name): values for name, values in columns.items()}))
+    assert labels.of(range(8)).model_options()["label_columns"] == {
+        "7": {"[missing]": 0, "true": 1},
+        "age": {"": 3.5, "[missing]": 0},
+        "plan": {"[missing]": 0, "a": 0.75},
+    }
+
+
 def test_a_file_is_read_by_its_ending_and_ids_stay_as_they_are_written(tmp_path):
     table = make_table(["x", "y", "x", "y"], customers=["007", "7", "08", "9"])
     table.to_csv(tmp_path / "labels.csv", index=False)
