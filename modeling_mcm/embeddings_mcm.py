@@ -109,7 +109,8 @@ def check_inputs(
     real, sizes = attention_mask.bool(), torch.tensor(config.vocabulary_sizes, device=input_ids.device)
     outside = (input_ids < 0) | (input_ids >= sizes)
     infinite = torch.zeros_like(real) if event_values is None else ~event_values.isfinite().all(-1)
-    if not (torch.stack([*faults.values()]) & real).any() | outside.any() | infinite.any():  # one transfer from the device
+    is_bad = (torch.stack([*faults.values()]) & real).any() | outside.any() | infinite.any()
+    if not is_bad:  # one transfer from the device
         return
     found = {
         (name, what): mask & real for what, masks in faults.items() for name, mask in zip(named, masks, strict=True)

@@ -31,6 +31,9 @@ from .schema_mcm import NUMERIC, FeatureSpec, LogSchema, read_zone
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
+Row = Mapping[str, Any]  # a customer's encoded events: arrays and ids by name, see `MCMFeatureExtractor.encode`
+RawEvent = dict[str, Any]  # values by column of the log, as a person gives them; a profile too
+Time = str | float | datetime | np.datetime64  # as a person gives it; see `to_seconds`
 
 EXACT_FLOAT = 2**53  # below it floats represent every integer exactly
 LARGEST_VALUE = float(np.finfo(np.float32).max)

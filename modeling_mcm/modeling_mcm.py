@@ -11,7 +11,7 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -112,6 +112,8 @@ class MCMRecommendationOutput(ModelOutput):
 )
 class MCMPreTrainedModel(PreTrainedModel):
     config: MCMConfig
+    if TYPE_CHECKING:  # transformers evaluates the annotations of the class before `MCMModel` is there
+        base_model: "MCMModel"
     base_model_prefix = "model"
     _input_embed_layer = "events"  # of `MCMModel.embeddings`
     main_input_name = "input_ids"

@@ -18,14 +18,15 @@ from transformers.dynamic_module_utils import custom_object_save
 
 from .action_inputs_mcm import encode_actions
 from .forecaster_mcm import MissingForecastsError
-from .predictor_mcm import EMBEDDING, Predictor, describe_labels, describe_offers
+from .modeling_mcm import MCMPreTrainedModel
+from .predictor_mcm import EMBEDDING, Columns, Predictor, RankedLabel, Rows, describe_labels, describe_offers
 
 
 class _Numbered(tuple):
     """A customer and their index in a list of customers, which error messages name."""
 
 
-Parameters = tuple[dict[str, Any], dict[str, Any], dict[str, Any]]  # of preprocess, forward, postprocess
+Parameters = tuple[dict, dict, dict]  # of preprocess, forward, postprocess
 
 
 class _CustomerPipeline(Pipeline):
@@ -36,7 +37,8 @@ class _CustomerPipeline(Pipeline):
     _load_feature_extractor = True  # type: ignore[assignment]
     NAME: str = ""  # of the task, for messages
     OPTIONS: tuple[str, ...] = ("as_of",)
-    QUESTION: dict[str, Any] = {}
+    QUESTION: dict = {}
+    model: MCMPreTrainedModel
     feature_extractor: Any  # an MCMFeatureExtractor; the base class knows those of audio
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -45,13 +47,19 @@ class _CustomerPipeline(Pipeline):
             source = self.model.name_or_path or "The model"
             raise ValueError(f"{source} came without a feature extractor: give `feature_extractor`.")
         self.feature_extractor.check_fits(self.model)
+        self.check_model()
+
+    def check_model(self) -> None:
+        """Raises `ValueError` if the model was not trained to what is asked."""
 
     @functools.cached_property
     def predictor(self) -> Predictor:
         """What the model is asked through."""
         return Predictor(self.model, self.feature_extractor)
 
-    def __call__(self, inputs: Any, *args: Any, num_workers: Any = None, batch_size: Any = None, **kwargs: Any) -> Any:
+    def __call__(
+        self, inputs: Any, *args: Any, num_workers: int | None = None, batch_size: int | None = None, **kwargs: Any
+    ) -> Any:
         """Computes the result of one customer, or a list of results for a list, tuple or generator of customers; see
         [`MCMFeatureExtractor.encode`]. `num_workers` and `batch_size` are as in transformers, `kwargs` are options of
         the pipeline. Raises `ValueError` if a customer can't be encoded, or an option is unknown or invalid."""
@@ -65,18 +73,18 @@ class _CustomerPipeline(Pipeline):
                 return []
         return super().__call__(inputs, *args, num_workers=num_workers, batch_size=batch_size, **kwargs)
 
-    def preprocess(self, input_: Any, **preprocess_parameters: Any) -> dict[str, Any]:
+    def preprocess(self, input_: Any, **preprocess_parameters: object) -> dict[str, Any]:
         """Encodes one customer; the row stands in the result under the key `rows`."""
         if not isinstance(input_, _Numbered):
             return {"rows": self.feature_extractor.encode(input_, "The customer")}
         index, customer = input_
         return {"rows": self.feature_extractor.encode(customer, f"Customer {index} of the list")}
 
-    def _forward(self, input_tensors: dict[str, Any], **forward_parameters: Any) -> Any:
+    def _forward(self, input_tensors: dict, **forward_parameters: object) -> Any:
         rows = input_tensors["rows"]
         return self.ask(rows if isinstance(rows, list) else [rows], **forward_parameters)
 
-    def ask(self, rows: list[dict[str, Any]], **options: Any) -> Any:
+    def ask(self, rows: Rows, **options: Any) -> Columns:
         """What the predictor says of encoded customers."""
         return self.predictor.ask(rows, **self.QUESTION, **options)
 
@@ -108,7 +116,7 @@ class CustomerEmbeddingPipeline(_CustomerPipeline):
 
     NAME, QUESTION = "customer-embedding", {"embedding": True}
 
-    def postprocess(self, model_outputs: Any, **postprocess_parameters: Any) -> NDArray[np.float32]:
+    def postprocess(self, model_outputs: Columns, **postprocess_parameters: object) -> NDArray[np.float32]:
         """Converts the embedding to a float32 array."""
         return model_outputs[EMBEDDING][0].numpy()
 
@@ -131,13 +139,12 @@ class CustomerForecastPipeline(_CustomerPipeline):
 
     NAME, OPTIONS, QUESTION = "customer-forecast", ("as_of", "days"), {"forecasts": True}
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        model: Any = self.model
-        if not model.base_model.customer_forecasts.are_trained:
-            raise MissingForecastsError(model.name_or_path)
+    def check_model(self) -> None:
+        """Raises [`MissingForecastsError`] if the checkpoint has no trained forecasts."""
+        if not self.model.base_model.customer_forecasts.are_trained:
+            raise MissingForecastsError(self.model.name_or_path)
 
-    def postprocess(self, model_outputs: Any, **postprocess_parameters: Any) -> dict[str, float]:
+    def postprocess(self, model_outputs: Columns, **postprocess_parameters: object) -> dict[str, float]:
         """Converts the forecasts to numbers."""
         return {name: value[0].item() for name, value in model_outputs.items()}
 
@@ -165,7 +172,7 @@ class PreferenceScoresPipeline(_CustomerPipeline):
     def _sanitize_parameters(self, **options: Any) -> Parameters:
         _, questions, _ = super()._sanitize_parameters(**options)
         choice = [questions.pop(name, None) for name in ("candidates", "exclude", "per_group")]
-        labels: dict[str, Any] = {}
+        labels: dict = {}
         if "tasks" in questions:
             labels["tasks"] = self.predictor.tasks(questions["tasks"])
         if any(each is not None for each in choice):  # tables do not compare
@@ -174,11 +181,11 @@ class PreferenceScoresPipeline(_CustomerPipeline):
             questions["k"] = questions.pop("top_k")
         return {}, questions | labels, labels
 
-    def ask(self, rows: list[dict[str, Any]], **options: Any) -> Any:
+    def ask(self, rows: Rows, **options: Any) -> Columns:
         """The best labels of customers."""
         return self.predictor.ask(rows, **{"tasks": self.predictor.tasks(), **options})
 
-    def postprocess(self, model_outputs: Any, **postprocess_parameters: Any) -> dict[str, list[dict[str, Any]]]:
+    def postprocess(self, model_outputs: Columns, **postprocess_parameters: Any) -> dict[str, list[RankedLabel]]:
         """Converts label ids to values."""
         tasks = postprocess_parameters.get("tasks") or self.predictor.tasks()
         candidates = postprocess_parameters.get("candidates") or self.predictor.all_labels
@@ -197,8 +204,8 @@ class CustomerPredictionPipeline(_CustomerPipeline):
 
     NAME = "customer-prediction"
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
+    def check_model(self) -> None:
+        """Raises `ValueError` if the model has no trained head for a label."""
         head: Any = getattr(self.model, "prediction_head", None)
         if head is None or not head.state.weight.any():  # untrained weights are 0
             raise ValueError(
@@ -206,11 +213,11 @@ class CustomerPredictionPipeline(_CustomerPipeline):
                 "be made up. Fine-tune it first (mcm finetune --labels, docs/fine_tuning.md)."
             )
 
-    def ask(self, rows: list[dict[str, Any]], **options: Any) -> Any:
+    def ask(self, rows: Rows, **options: Any) -> Columns:
         """What is predicted of customers."""
         return self.predictor.predict(rows, **options)
 
-    def postprocess(self, model_outputs: Any, **postprocess_parameters: Any) -> dict[str, float] | float:
+    def postprocess(self, model_outputs: Columns, **postprocess_parameters: object) -> dict[str, float] | float:
         """Converts the prediction to numbers."""
         values = {name: value[0].item() for name, value in model_outputs.items()}
         return values if len(values) > 1 else next(iter(values.values()))
@@ -230,8 +237,8 @@ class ActionScoresPipeline(_CustomerPipeline):
 
     NAME, OPTIONS = "action-scores", ("actions", "as_of")
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
+    def check_model(self) -> None:
+        """Raises `ValueError` if the model has no trained head for offers."""
         head: Any = self.model.action_head
         if not head.numbers.weight.any():  # untrained weights are 0
             raise ValueError(
@@ -243,16 +250,15 @@ class ActionScoresPipeline(_CustomerPipeline):
         _, given, _ = super()._sanitize_parameters(**options)
         if "actions" not in given:
             return {}, {}, {}
-        config: Any = self.model.config
-        actions = encode_actions(self.feature_extractor, config, given["actions"], given.get("as_of"))
+        actions = encode_actions(self.feature_extractor, self.model.config, given["actions"], given.get("as_of"))
         return {}, given | {"actions": actions}, {"names": actions.action_ids}
 
-    def ask(self, rows: list[dict[str, Any]], **options: Any) -> Any:
+    def ask(self, rows: Rows, **options: Any) -> Columns:
         """The probabilities of the outcomes of offers to customers."""
         if not options:
             raise ValueError("There are no `actions`: give a list of dicts with `action_id` and columns of the log.")
         return self.predictor.score_offers(rows, **options)
 
-    def postprocess(self, model_outputs: Any, **postprocess_parameters: Any) -> list[dict[str, Any]]:
+    def postprocess(self, model_outputs: Columns, **postprocess_parameters: Any) -> list[dict[str, str | float]]:
         """Pairs the probabilities with the names of actions and outcomes."""
         return describe_offers(model_outputs, postprocess_parameters["names"])

@@ -13,19 +13,20 @@ Shapes: B customers, S size of the customer embedding, V labels of a task, K off
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.utils import logging
 
 from .action_inputs_mcm import EncodedActions
 from .candidates_mcm import CandidateSet
-from .events_mcm import check_keys, events_before, naming, to_number, to_text, to_values
+from .events_mcm import Row, check_keys, events_before, naming, to_number, to_text, to_values
 from .forecaster_mcm import MissingForecastsError
 from .inputs_mcm import until
+from .modeling_mcm import MCMPreTrainedModel
 from .processing_mcm import MISSING_LABEL, MCMFeatureExtractor
 
 logger = logging.get_logger(__name__)
@@ -37,8 +38,16 @@ RANKING, PREDICTING, OFFERING = HEADS = (
     "MCMForCustomerPrediction",
     "MCMForActionRecommendation",
 )
-Rows = Sequence[Mapping[str, Any]]  # of customers, as the feature extractor encodes them
+Rows = Sequence[Row]  # of customers
 Columns = dict[str, Tensor]
+
+
+class RankedLabel(TypedDict):
+    """A label with its probability among the candidates, and the chance that it comes, where the model has chances."""
+
+    label: str
+    score: float
+    chance: NotRequired[float]
 
 
 class MissingHeadError(ValueError):
@@ -56,8 +65,9 @@ class Predictor:
         feature_extractor ([`MCMFeatureExtractor`]): Feature extractor of the same checkpoint.
     """
 
-    def __init__(self, model: Any, feature_extractor: MCMFeatureExtractor):
-        self.model, self.extractor = model, feature_extractor
+    def __init__(self, model: MCMPreTrainedModel, feature_extractor: MCMFeatureExtractor):
+        self.model: Any = model  # which head it has is seen by name
+        self.extractor = feature_extractor
 
     @property
     def head(self) -> str | None:
@@ -91,7 +101,9 @@ class Predictor:
         """All labels of all tasks."""
         return CandidateSet(self.model, self.extractor)
 
-    def candidates(self, tasks: Sequence[str], candidates: Any, exclude: Any, per_group: Any) -> CandidateSet:
+    def candidates(
+        self, tasks: Sequence[str], candidates: object, exclude: object, per_group: tuple[str, int] | None
+    ) -> CandidateSet:
         """The labels that may be chosen, see [`CandidateSet`], which `candidates` may be already. Raises `ValueError`
         as the class does, or if the set was made for other tasks or values, or has to be changed."""
         if not isinstance(candidates, CandidateSet):
@@ -125,7 +137,7 @@ class Predictor:
         return inputs
 
     @torch.inference_mode()
-    def run(self, inputs: Mapping[str, Tensor], model: Any = None, **options: Any) -> Any:
+    def run(self, inputs: Mapping[str, Tensor], model: nn.Module | None = None, **options: object) -> Any:
         """The outputs of the model, or of its base, for model inputs; `options` are those of its `forward`."""
         inputs = {name: value.to(self.model.device) for name, value in inputs.items()}
         return (model or self.model)(**inputs, **options)
@@ -167,10 +179,11 @@ class Predictor:
             self.check_head(RANKING)
         if forecasts and not self.model.base_model.select_forecasts(days).are_trained:
             raise MissingForecastsError(self.model.name_or_path)
-        options: dict[str, Any] = {"parts": [EMBEDDING] * embedding + ["forecasts"] * forecasts}
+        options: dict[str, object] = {"horizon_days": horizon_days, "tasks": tasks} if tasks else {}
         options |= {"forecast_days": days} if forecasts else {}
-        options |= {"horizon_days": horizon_days, "tasks": tasks} if tasks else {"model": self.model.base_model}
-        outputs = self.run(self.inputs(rows, as_of), **options)
+        parts = [EMBEDDING] * embedding + ["forecasts"] * forecasts
+        model = self.model if tasks else self.model.base_model
+        outputs = self.run(self.inputs(rows, as_of), model, parts=parts, **options)
         columns: Columns = {EMBEDDING: outputs.pooler_output} if embedding else {}
         columns |= outputs.forecasts if forecasts else {}
         customers = [row.get("customer_id") for row in rows]
@@ -215,21 +228,22 @@ class Predictor:
 
 def describe_labels(
     columns: Columns, tasks: Sequence[str], candidates: CandidateSet, row: int = 0
-) -> dict[str, list[dict[str, Any]]]:
+) -> dict[str, list[RankedLabel]]:
     """A customer's labels of each task, of columns of [`Predictor`]'s `ask`, best first: `{"label": value, "score":
     probability among the candidates, "chance": chance that the label comes}`; without the chance where the model has
     none. A task without a candidate has an empty list."""
-    lists = {}
+    lists: dict[str, list[RankedLabel]] = {}
     for task in tasks:
-        names = {"score": task + SCORES, "chance": task + CHANCES}
-        ids = [label for label in columns[task][row].tolist() if label]
-        values = {"label": candidates.decode(task, ids)}
-        values |= {key: columns[name][row].tolist() for key, name in names.items() if name in columns}
-        lists[task] = [dict(zip(values, entry, strict=True)) for entry in zip(*values.values(), strict=False)]
+        values = candidates.decode(task, [label for label in columns[task][row].tolist() if label])
+        scores = columns[task + SCORES][row].tolist()
+        lists[task] = [{"label": value, "score": score} for value, score in zip(values, scores, strict=False)]
+        if task + CHANCES in columns:
+            for entry, chance in zip(lists[task], columns[task + CHANCES][row].tolist(), strict=False):
+                entry["chance"] = chance
     return lists
 
 
-def describe_offers(columns: Columns, action_ids: Iterable[str], row: int = 0) -> list[dict[str, Any]]:
+def describe_offers(columns: Columns, action_ids: Iterable[str], row: int = 0) -> list[dict[str, str | float]]:
     """A customer's offers, of columns of [`Predictor`]'s `score_offers`: a dict of `action_id` and the probability of
     each outcome, in the order of the actions."""
     chances = zip(*(values[row].tolist() for values in columns.values()), strict=True)

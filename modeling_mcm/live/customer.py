@@ -20,23 +20,26 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from modeling_mcm.action_inputs_mcm import EncodedActions, encode_actions
 from modeling_mcm.action_mcm import MCMForActionRecommendation
 from modeling_mcm.customer_mcm import MCMForCustomerPrediction
+from modeling_mcm.events_mcm import RawEvent, Time
 from modeling_mcm.live.explanations import Explanation, explain
 from modeling_mcm.live.history import Added, LiveHistory
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.predictor_mcm import (
     EMBEDDING,
     OFFERING,
+    Columns,
     Predictor,
+    RankedLabel,
     describe_labels,
     describe_offers,
 )
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
+Heads = MCMForMultiTaskRecommendation | MCMForCustomerPrediction | MCMForActionRecommendation
 FORMAT = "mcm-live-6"  # of stored customers
 
 
@@ -58,10 +61,10 @@ class LiveCustomer:
 
     def __init__(
         self,
-        model: MCMForMultiTaskRecommendation | MCMForCustomerPrediction | MCMForActionRecommendation,
+        model: Heads,
         feature_extractor: MCMFeatureExtractor,
-        profile: Mapping[str, Any] | None = None,
-        customer_id: Any = None,
+        profile: Mapping | None = None,
+        customer_id: object = None,
     ):
         feature_extractor.check_fits(model)
         self.model, self.feature_extractor = model, feature_extractor
@@ -71,7 +74,7 @@ class LiveCustomer:
 
     # ------------------------------------------------------------------------------------------------ events in, out
 
-    def add(self, events: Any, as_of: Any = None) -> Added:
+    def add(self, events: object, as_of: Time | None = None) -> Added:
         """Adds events, in any order; they may be older than present ones.
 
         Args:
@@ -84,13 +87,13 @@ class LiveCustomer:
         """
         return self._history.add(events, as_of)
 
-    def remove(self, event: Mapping[str, Any]) -> None:
+    def remove(self, event: Mapping) -> None:
         """Removes one event as it was added, of several equal ones the last. All later results are those of a customer
         who never had it. Raises `ValueError` if the customer has no such event."""
         self._history.remove(event)
 
     @property
-    def events(self) -> list[dict[str, Any]]:
+    def events(self) -> list[RawEvent]:
         """All events as dicts of plain values, ordered by visit."""
         return self._history.events
 
@@ -98,14 +101,14 @@ class LiveCustomer:
 
     def scores(
         self,
-        as_of: Any = None,
+        as_of: Time | None = None,
         tasks: Sequence[str] | None = None,
         k: int = 10,
-        candidates: Any = None,
-        exclude: Any = None,
+        candidates: object = None,
+        exclude: object = None,
         per_group: tuple[str, int] | None = None,
         horizon_days: float | None = None,
-    ) -> dict[str, list[dict[str, Any]]]:
+    ) -> dict[str, list[RankedLabel]]:
         """By task (default: all tasks) the `k` labels that are likeliest to come in the next visit, or within
         `horizon_days`, see [`~predictor_mcm.describe_labels`]. `candidates`, `exclude` and `per_group` say which of
         them may be chosen, see [`CandidateSet`]; make a set once for a large table. Raises `ValueError` if a task is
@@ -115,28 +118,28 @@ class LiveCustomer:
         columns = self._ask(as_of, tasks=tasks, k=k, candidates=chosen, horizon_days=horizon_days)
         return describe_labels(columns, tasks, chosen)
 
-    def embedding(self, as_of: Any = None) -> NDArray[np.float32]:
+    def embedding(self, as_of: Time | None = None) -> NDArray[np.float32]:
         """The customer embedding, float32 of shape `(S,)`."""
         return self._ask(as_of, embedding=True)[EMBEDDING][0].numpy()
 
-    def forecast(self, as_of: Any = None, days: Sequence[float] | None = None) -> dict[str, float]:
+    def forecast(self, as_of: Time | None = None, days: Sequence[float] | None = None) -> dict[str, float]:
         """Forecasts from `as_of` on by name, as [`CustomerForecastPipeline`] returns them. Raises
         [`MissingForecastsError`], a `ValueError`, if the checkpoint has no trained forecasts."""
         return {name: value.item() for name, value in self._ask(as_of, forecasts=True, days=days).items()}
 
-    def explain(self, task: str, label: Any = None, as_of: Any = None) -> Explanation:
+    def explain(self, task: str, label: object = None, as_of: Time | None = None) -> Explanation:
         """Explains the score of a label (a value of the task's feature; default: the one with the highest score) by
         what it would be without each visit. Raises `ValueError` if the task or the label is unknown."""
         self._history.read_as_of(as_of)
         return explain(self.model, self.feature_extractor, self._history.row, task, label, as_of)
 
-    def predict(self, as_of: Any = None) -> dict[str, float]:
+    def predict(self, as_of: Time | None = None) -> dict[str, float]:
         """What an [`MCMForCustomerPrediction`] was fine-tuned to: the probability of each class, or the number. As in
         training, events at `as_of` are not read. Raises [`MissingHeadError`], a `ValueError`, for another model."""
         columns = self._predictor.predict([self._history.row], self._history.read_as_of(as_of))
         return {name: value.item() for name, value in columns.items()}
 
-    def offers(self, actions: Any, as_of: Any = None) -> list[dict[str, Any]]:
+    def offers(self, actions: object, as_of: Time | None = None) -> list[dict[str, str | float]]:
         """The outcomes of offers that are made at `as_of` (default: right after the last event), for each action a
         dict of `action_id` and each outcome's probability, in the order of the actions. As in training, events at
         `as_of` are not read. Raises [`MissingHeadError`], a `ValueError`, unless the model is an
@@ -153,7 +156,7 @@ class LiveCustomer:
         columns = self._predictor.score_offers([self._history.row], actions, seconds)
         return describe_offers(columns, actions.action_ids)
 
-    def _ask(self, as_of: Any, **questions: Any) -> dict[str, Tensor]:
+    def _ask(self, as_of: Time | None, **questions: Any) -> Columns:
         return self._predictor.ask([self._history.row], self._history.read_as_of(as_of), **questions)
 
     # -------------------------------------------------------------------------------------------------------- stored
@@ -164,7 +167,7 @@ class LiveCustomer:
         return zlib.compress(json.dumps(values, separators=(",", ":"), allow_nan=False).encode())
 
     @classmethod
-    def from_bytes(cls, data: bytes, model: Any, feature_extractor: MCMFeatureExtractor) -> "LiveCustomer":
+    def from_bytes(cls, data: bytes, model: Heads, feature_extractor: MCMFeatureExtractor) -> "LiveCustomer":
         """Restores a customer that `to_bytes` stored, with any checkpoint of the same log. Raises `ValueError` if the
         bytes are damaged, or hold no customer of this log."""
         try:

@@ -8,9 +8,9 @@ Changes do not add up: each of nine visits with a label can be left out without 
 Shapes: B histories, N visits.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 
 from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.encoding_mcm import days_between
-from modeling_mcm.events_mcm import SECONDS_PER_DAY, select_events
+from modeling_mcm.events_mcm import SECONDS_PER_DAY, Row, Time, select_events
 from modeling_mcm.features_mcm import COUNTED, FEATURES
 from modeling_mcm.inputs_mcm import first_kept, until
 from modeling_mcm.live.history import to_iso
+from modeling_mcm.modeling_mcm import MCMPreTrainedModel
 from modeling_mcm.predictor_mcm import Predictor, Rows
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.schema_mcm import DAYS_SINCE_VISIT
@@ -72,18 +73,18 @@ class Explanation:
     words: str
     groups: dict[str, float] = field(repr=False)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict:
         """Converts the explanation to nested dicts and lists, for JSON."""
         return asdict(self)
 
 
 def explain(
-    model: Any,
+    model: MCMPreTrainedModel,
     feature_extractor: MCMFeatureExtractor,
-    customer: Mapping[str, Any],
+    customer: Row,
     task: str,
-    label: Any = None,
-    as_of: Any = None,
+    label: object = None,
+    as_of: Time | None = None,
     most_visits: int | None = LEFT_OUT_VISITS,
 ) -> Explanation:
     """Explains the score of a label.
@@ -147,7 +148,8 @@ def explain(
             events=[values[event] for event in events if values[event]],
         )
         effects.append(effect)
-    is_counted = model.scorer is not None and model.scorer.fitted
+    scorer = predictor.model.scorer
+    is_counted = scorer is not None and scorer.fitted
     groups = list(dict.fromkeys(feature.group for feature in FEATURES[:COUNTED])) if is_counted else []
     return Explanation(
         task=task,
@@ -185,7 +187,7 @@ class _Variants(NamedTuple):
         return result
 
 
-def visit_rhythm(row: Mapping[str, Any], is_counted: NDArray[np.bool_]) -> tuple[int, float, float]:
+def visit_rhythm(row: Row, is_counted: NDArray[np.bool_]) -> tuple[int, float, float]:
     """Of the visits of a row of the feature extractor that have a counted event: their number, mean days from one to
     the next, and time of the last one in seconds. For the mean, visits of one day are one: two baskets at one till are
     no rhythm. NaN where there are too few."""
@@ -196,7 +198,7 @@ def visit_rhythm(row: Mapping[str, Any], is_counted: NDArray[np.bool_]) -> tuple
     return len(times), gap, float(times[-1]) if len(times) else np.nan
 
 
-def _say_when(row: Mapping[str, Any], has_label: NDArray[np.bool_], as_of: float | None) -> str:
+def _say_when(row: Row, has_label: NDArray[np.bool_], as_of: float | None) -> str:
     """How often and when a label occurred, in words."""
     number, gap, last = visit_rhythm(row, has_label)
     words = f"{number} times" if number > 1 else "once" if number else "never yet"
@@ -214,7 +216,7 @@ def _say_days(number: float) -> str:
     return "1 day" if days == 1 else f"{days:g} days"
 
 
-def _leave_out(row: Mapping[str, Any], gone: NDArray[np.bool_], extractor: MCMFeatureExtractor) -> dict[str, Any]:
+def _leave_out(row: Row, gone: NDArray[np.bool_], extractor: MCMFeatureExtractor) -> dict:
     """The row without the visits whose events are marked by `gone` `(events,)`; visits and the days between them are
     computed again."""
     row = select_events(row, ~gone)
@@ -227,7 +229,7 @@ def _leave_out(row: Mapping[str, Any], gone: NDArray[np.bool_], extractor: MCMFe
     return row
 
 
-def _read_values(row: Mapping[str, Any], extractor: MCMFeatureExtractor) -> list[dict[str, str]]:
+def _read_values(row: Row, extractor: MCMFeatureExtractor) -> list[dict[str, str]]:
     """By event its values by feature, without unknown ones; empty for an event that MCM added."""
     values: list[dict[str, str]] = [{} for _ in row["times"]]
     for feature, vocabulary in extractor.vocabularies.items():

@@ -2,15 +2,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The history of a live customer: raw events by visit, in whichever order they arrive, and their encoded row."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Any
 
 import numpy as np
 
 from modeling_mcm.events_mcm import (
     SECONDS_PER_DAY,
+    RawEvent,
+    Time,
     as_list,
     is_missing,
     naming,
@@ -48,7 +49,7 @@ class Visit:
 
     start: int  # start of the visit: seconds since 1970-01-01, or the place of its first event for a log without times
     key: tuple[bool, str]  # whether the visit has a key, and the key as text (empty without one)
-    events: list[dict[str, Any]]  # in the order in which they were added
+    events: list[RawEvent]  # in the order in which they were added
 
 
 class LiveHistory:
@@ -62,15 +63,15 @@ class LiveHistory:
         row (`dict`): All events, encoded as `MCMFeatureExtractor.encode` does. Its arrays never change.
     """
 
-    def __init__(self, feature_extractor: MCMFeatureExtractor, profile: Mapping[str, Any] | None, customer_id: Any):
+    def __init__(self, feature_extractor: MCMFeatureExtractor, profile: Mapping | None, customer_id: object):
         self.extractor, self.profile, self.customer_id = feature_extractor, dict(profile or {}), to_text(customer_id)
         self._start([])  # raises if the profile can't be encoded
 
-    def _start(self, events: Sequence[dict[str, Any]]) -> None:
+    def _start(self, events: Sequence[RawEvent]) -> None:
         """Begins with these events."""
         self.visits: list[Visit] = []
         self.latest = BEFORE_ALL
-        self._by_key: dict[Any, Visit] = {}
+        self._by_key: dict[Hashable, Visit] = {}
         self._arrived = 0
         self._insert(events)
         self.row = self._encode(self.events)
@@ -81,7 +82,7 @@ class LiveHistory:
         return "Customer without id" if self.customer_id is None else f"Customer {self.customer_id!r}"
 
     @property
-    def events(self) -> list[dict[str, Any]]:
+    def events(self) -> list[RawEvent]:
         """All events as dicts of plain values, ordered by visit."""
         return [event for visit in self.visits for event in visit.events]
 
@@ -90,7 +91,7 @@ class LiveHistory:
         """Time of the latest event in ISO 8601; None without one, or in a log without times."""
         return None if self.extractor.time is None or not self.visits else to_iso(self.latest)
 
-    def add(self, events: Any, as_of: Any = None) -> Added:
+    def add(self, events: object, as_of: Time | None = None) -> Added:
         """Adds events; see [`LiveCustomer.add`]."""
         added = self._read(events)
         # From the visit before the last one the days since the last visit are counted
@@ -108,7 +109,7 @@ class LiveHistory:
         self.row = self._encode(self.events) if is_late else self._join(finished, row)
         return Added(len(added), is_late)
 
-    def remove(self, event: Mapping[str, Any]) -> None:
+    def remove(self, event: Mapping) -> None:
         """Removes one event, and leaves the history of a customer who never had it; see [`LiveCustomer.remove`]."""
         (target,) = self._read([event])
         self._encode([target])
@@ -120,7 +121,7 @@ class LiveHistory:
         del events[len(events) - 1 - events[::-1].index(target)]
         self._start(events)
 
-    def read_as_of(self, as_of: Any) -> float | None:
+    def read_as_of(self, as_of: Time | None) -> float | None:
         """Seconds since 1970-01-01 of `as_of`; raises a `ValueError` if it is before the last event."""
         seconds = self.extractor.read_as_of(as_of)
         if seconds is not None and seconds < self.latest:
@@ -130,7 +131,7 @@ class LiveHistory:
             )
         return seconds
 
-    def _join(self, finished: int, row: dict[str, Any]) -> dict[str, Any]:
+    def _join(self, finished: int, row: dict) -> dict:
         """Joins the present row's finished visits and a row that begins with the last one of these."""
         if finished:
             end, start = np.searchsorted(self.row["visits"], finished), np.searchsorted(row["visits"], 1)
@@ -142,12 +143,12 @@ class LiveHistory:
                     row[name] = np.concatenate([self.row[name][:end], row[name][start:]])
         return row
 
-    def _encode(self, events: list[dict[str, Any]]) -> dict[str, Any]:
+    def _encode(self, events: list[RawEvent]) -> dict:
         return self.extractor.encode(
             {"events": events, "profile": self.profile or None, "customer_id": self.customer_id}
         )
 
-    def _read(self, events: Any) -> list[dict[str, Any]]:
+    def _read(self, events: object) -> list[RawEvent]:
         """Converts events to dicts of plain values that JSON can hold. Raises `ValueError` if an event has no time, or
         a value that can't be read."""
         extractor = self.extractor
@@ -170,7 +171,7 @@ class LiveHistory:
             for place in range(count)
         ]
 
-    def _insert(self, events: Sequence[dict[str, Any]]) -> bool:
+    def _insert(self, events: Sequence[RawEvent]) -> bool:
         """Inserts events into their visits; whether one belongs before the visit that was the last one."""
         last = PLACE(self.visits[-1]) if self.visits else (BEFORE_ALL,)
         is_late = False
@@ -187,7 +188,7 @@ class LiveHistory:
         self.visits.sort(key=PLACE)
         return is_late
 
-    def _place(self, event: Mapping[str, Any]) -> tuple[Any, int, str | None]:
+    def _place(self, event: Mapping) -> tuple[Hashable, int, str | None]:
         """Identifier of an event's visit, position of the event (seconds or a place), and key of the visit, if any."""
         extractor = self.extractor
         if extractor.time is not None:
@@ -198,7 +199,7 @@ class LiveHistory:
         return (position if key is None else (key,)), position, key
 
 
-def _to_plain(value: Any) -> Any:
+def _to_plain(value: object) -> object:
     """Converts a raw value for JSON: text, numbers, booleans and lists of them stay, other values become text."""
     if isinstance(value, np.ndarray | list | tuple):
         return [_to_plain(each) for each in as_list(value)]
@@ -211,7 +212,7 @@ def _to_plain(value: Any) -> Any:
     return value if isinstance(value, str | int | float) else to_text(value)
 
 
-def _is_column(value: Any) -> bool:
+def _is_column(value: object) -> bool:
     return hasattr(value, "to_numpy") or isinstance(value, np.ndarray | list | tuple)
 
 

@@ -7,20 +7,28 @@ Shapes: V labels of a task, K stored neighbours of a label.
 
 import difflib
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from modeling_mcm.candidates_mcm import choose_labels
 from modeling_mcm.configuration_mcm import FIRST_LABEL
+from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
+from modeling_mcm.predictor_mcm import Predictor, RankedLabel
+from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.scorer_mcm import LabelTables
 
 TRANSITIONS, EASE = 0, 2  # index of a table of [`LabelTables`]: transitions in both directions, and EASE
 LIFT = 0.3, 0.75  # exponents on a label's popularity, by which the weights of EASE, and of transitions, are divided
 
 
-def similar(model: Any, feature_extractor: Any, task: str, label: Any, k: int = 10) -> list[dict[str, Any]]:
+def similar(
+    model: MCMForMultiTaskRecommendation,
+    feature_extractor: MCMFeatureExtractor,
+    task: str,
+    label: object,
+    k: int = 10,
+) -> list[RankedLabel]:
     """The labels that are most alike, best first: the same labels come before and after them, and they have the same
     values of `config.label_features`.
 
@@ -37,7 +45,7 @@ def similar(model: Any, feature_extractor: Any, task: str, label: Any, k: int = 
     Raises:
         ValueError: If the model has no fitted scorer, or the task or the label is unknown.
     """
-    tables, (index,) = _tables(model, task), _ids(feature_extractor, task, [label])
+    tables, (index,) = _read(model, feature_extractor, task, [label])
     neighbours, weights = tables.neighbours[TRANSITIONS].long(), tables.weights[TRANSITIONS].float()
     profile = torch.bincount(neighbours[index], weights[index], len(weights))
     length = weights.norm(dim=1).clamp(min=1e-9)
@@ -51,13 +59,17 @@ def similar(model: Any, feature_extractor: Any, task: str, label: Any, k: int = 
 
 
 def together(
-    model: Any, feature_extractor: Any, task: str, labels: Sequence[Any], k: int = 10
-) -> list[dict[str, Any]]:
+    model: MCMForMultiTaskRecommendation,
+    feature_extractor: MCMFeatureExtractor,
+    task: str,
+    labels: Sequence[object],
+    k: int = 10,
+) -> list[RankedLabel]:
     """The labels that go with some labels, such as those of a basket, best first: customers who take these take them
     more often than others do. Arguments, result and errors are those of [`similar`]; the scores have no unit."""
     if isinstance(labels, str) or not len(labels):
         raise ValueError(f"Found {labels!r}, expected a list of at least one label of {task!r}.")
-    tables, ids = _tables(model, task), _ids(feature_extractor, task, labels)
+    tables, ids = _read(model, feature_extractor, task, labels)
     has_ease = len(tables.neighbours) > EASE
     kind, lift = (EASE, LIFT[0]) if has_ease else (TRANSITIONS, LIFT[1])
     neighbours, weights = tables.neighbours[kind, ids].long(), tables.weights[kind, ids].float().clamp(min=0)
@@ -67,17 +79,15 @@ def together(
     return _best(feature_extractor, task, scores / (popularity / popularity.sum()) ** lift, ids, k)
 
 
-def _tables(model: Any, task: str) -> LabelTables:
-    if task not in model.config.tasks:
-        raise ValueError(f"No task {task!r}: this checkpoint predicts {model.config.tasks}.")
-    if getattr(model, "scorer", None) is None or not model.scorer.fitted:
+def _read(
+    model: MCMForMultiTaskRecommendation, feature_extractor: MCMFeatureExtractor, task: str, labels: Sequence[object]
+) -> tuple[LabelTables, list[int]]:
+    """The counts of a task, and the ids of labels."""
+    Predictor(model, feature_extractor).tasks([task])
+    if model.scorer is None or not model.scorer.fitted:
         raise ValueError(
             "This checkpoint has no fitted scorer, so nothing is counted of its labels: mcm start fits one."
         )
-    return model.scorer.get_tables(model.config.tasks.index(task))
-
-
-def _ids(feature_extractor: Any, task: str, labels: Sequence[Any]) -> list[int]:
     ids = feature_extractor.label_ids(task, labels).tolist()
     if unknown := [label for label, index in zip(labels, ids, strict=True) if index < FIRST_LABEL]:
         known = {value.lower(): value for value in feature_extractor.vocabularies[task]}
@@ -86,10 +96,12 @@ def _ids(feature_extractor: Any, task: str, labels: Sequence[Any]) -> list[int]:
             f"is {known[close[0]]!r} meant?" if close else f"expected a value such as {next(iter(known.values()))!r}."
         )
         raise ValueError(f"The checkpoint knows no label {unknown[0]!r} of {task!r}: {hint}")
-    return ids
+    return model.scorer.get_tables(model.config.tasks.index(task)), ids
 
 
-def _best(feature_extractor: Any, task: str, scores: torch.Tensor, own: Sequence[int], k: int) -> list[dict[str, Any]]:
+def _best(
+    feature_extractor: MCMFeatureExtractor, task: str, scores: torch.Tensor, own: Sequence[int], k: int
+) -> list[RankedLabel]:
     is_candidate = scores > 0
     is_candidate[own] = False
     chosen = choose_labels(scores[None], k, is_candidate).labels[0]
