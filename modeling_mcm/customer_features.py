@@ -6,8 +6,8 @@ pipeline = make_pipeline(CustomerFeatures(model), StandardScaler(), LogisticRegr
 pipeline.fit(labels[["customer", "as_of"]], labels["churned"])
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from datetime import datetime
 
 import numpy as np
 import pandas as pd
@@ -48,11 +48,11 @@ class CustomerFeatures(TransformerMixin, BaseEstimator):
     def __sklearn_is_fitted__(self) -> bool:
         return True
 
-    def fit(self, X: Any, y: Any = None) -> "CustomerFeatures":
+    def fit(self, X: object, y: object = None) -> "CustomerFeatures":
         """Fits nothing."""
         return self
 
-    def transform(self, X: Any) -> NDArray[np.float32]:
+    def transform(self, X: pd.DataFrame | Sequence) -> NDArray[np.float32]:
         """Features of shape `(rows, columns)`, named by `get_feature_names_out`."""
         table = pd.DataFrame(X).reset_index(drop=True)
         if table.shape[1] == 1:
@@ -63,11 +63,11 @@ class CustomerFeatures(TransformerMixin, BaseEstimator):
             parts.append(self._describe(rows.iloc[:, 0], before.to_pydatetime()).set_axis(rows.index))
         return pd.concat(parts).loc[table.index].to_numpy(np.float32)
 
-    def get_feature_names_out(self, input_features: Any = None) -> NDArray[Any]:
+    def get_feature_names_out(self, input_features: object = None) -> NDArray[np.object_]:
         """Names of the columns."""
         return self._describe(self.model.customers[:1], None).columns.to_numpy(object)
 
-    def _describe(self, customers: Any, as_of: Any) -> pd.DataFrame:
+    def _describe(self, customers: Iterable, as_of: datetime | None) -> pd.DataFrame:
         ids = to_ids([*customers])
         tables = [self.model.embed(customers, as_of)] if self.embedding else []
         if self.forecasts:  # whose names are those of the past numbers in the embedding

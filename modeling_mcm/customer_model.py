@@ -16,7 +16,6 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,8 @@ from modeling_mcm.data.schema import NO_CUTOFFS, EventSchema, read_schema
 from modeling_mcm.data.tables import read_table_file
 from modeling_mcm.events_mcm import (
     SECONDS_PER_DAY,
+    Row,
+    Time,
     check_columns,
     events_before,
     naming,
@@ -44,6 +45,7 @@ from modeling_mcm.events_mcm import (
 from modeling_mcm.files_mcm import write_json
 from modeling_mcm.live.explanations import Explanation, explain
 from modeling_mcm.live.related import similar, together
+from modeling_mcm.modeling_mcm import MCMPreTrainedModel
 from modeling_mcm.predictor_mcm import EMBEDDING, LABEL_COLUMNS, PREDICTING, Predictor, Rows, describe_labels
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
@@ -71,34 +73,38 @@ class CustomerModel:
     """
 
     def __init__(
-        self, model: Any, feature_extractor: MCMFeatureExtractor, events: Any, reader: FrameReader | None = None
+        self,
+        model: MCMPreTrainedModel,
+        feature_extractor: MCMFeatureExtractor,
+        events: object,
+        reader: FrameReader | None = None,
     ):
         self.model, self.feature_extractor, self.reader = model.eval(), feature_extractor, reader
         self._predictor = Predictor(self.model, feature_extractor)
         feature_extractor.check_fits(model)
-        events, schema = _read_frame(events), feature_extractor.schema
-        events = reader.read(events) if reader else events
-        check_columns(list(events), schema.event_columns, "The events have")
+        log, schema = _read_frame(events), feature_extractor.schema
+        log = reader.read(log) if reader else log
+        check_columns(list(log), schema.event_columns, "The events have")
         with naming(f"column {schema.customer!r} of the events"):
-            ids = np.array(to_ids(events[schema.customer]), object)
+            ids = np.array(to_ids(log[schema.customer]), object)
         self.as_of = None
         if schema.time is not None:
             with naming(f"column {schema.time!r} of the events"):
-                times = read_times(events[schema.time], read_zone(feature_extractor.time_zone))
+                times = read_times(log[schema.time], read_zone(feature_extractor.time_zone))
             self.as_of = datetime.fromtimestamp(int(times.max()), UTC)
-        self._events = events[[name for name in events if name in schema.event_columns]]
-        self._histories: dict[Any, pd.DataFrame] = dict(iter(self._events.groupby(ids, sort=False)))
-        self._rows: dict[str, dict[str, Any]] = {}
+        self._events = log[[name for name in log if name in schema.event_columns]]
+        self._histories = dict(iter(self._events.groupby(ids, sort=False)))
+        self._rows: dict[str, Row] = {}
 
     @classmethod
     def fit(
         cls,
-        events: Any,
-        schema: EventSchema | Mapping[str, Any] | None = None,
+        events: object,
+        schema: EventSchema | Mapping | None = None,
         encoder: bool = False,
         folder: str | Path | None = None,
         seed: int = 42,
-        **training: Any,
+        **training: object,
     ) -> "CustomerModel":
         """Prepares a log and trains a model on it.
 
@@ -145,7 +151,7 @@ class CustomerModel:
             return cls.load(place / "run", table)
 
     @classmethod
-    def load(cls, folder: str | Path, events: Any) -> "CustomerModel":
+    def load(cls, folder: str | Path, events: object) -> "CustomerModel":
         """Loads what `save`, `finetune`, `mcm pretrain` or `mcm finetune --labels` wrote, for the events of some
         customers."""
         from modeling_mcm.training.checkpoints import find_head, open_checkpoint
@@ -173,15 +179,15 @@ class CustomerModel:
 
     def recommend(
         self,
-        customers: Iterable[Any] | None = None,
+        customers: Iterable | None = None,
         k: int = 10,
         tasks: Sequence[str] | None = None,
         task: str | None = None,
-        candidates: Any = None,
-        exclude: Any = None,
+        candidates: object = None,
+        exclude: object = None,
         per_group: tuple[str, int] | None = None,
         horizon_days: float | None = None,
-        as_of: Any = None,
+        as_of: Time | None = None,
     ) -> pd.DataFrame:
         """The labels of each task with the highest scores, one row each: customer, task, label, score, chance. A
         customer for whom no candidate is left has no row, and a warning says so.
@@ -193,39 +199,32 @@ class CustomerModel:
             candidates, exclude, per_group, horizon_days, as_of: as in [`PreferenceScoresPipeline`].
         """
         self._check_labels()
-        if isinstance(k, bool) or not isinstance(k, Integral) or k < 1:
-            raise ValueError(f"`k` is {k!r}; give a whole number of labels, at least 1.")
         if task is not None and tasks not in (None, [task]):
             raise ValueError(f"`task` is {task!r} and `tasks` {tasks!r}: give one of them.")
-        if tasks is not None and (isinstance(tasks, str) or not len(tasks)):
-            first = self._predictor.tasks()[:1]
-            raise ValueError(f"`tasks` is {tasks!r}; give a list of names such as {first}, or leave it out for all.")
         names = self._predictor.tasks(tasks if task is None else [task])
-        if horizon_days is not None and (isinstance(horizon_days, bool) or not isinstance(horizon_days, Real)):
-            raise ValueError(f"`horizon_days` is {horizon_days!r}; give a number of days.")
         choice = self._predictor.candidates(names, candidates, exclude, per_group)
-        questions = {"tasks": names, "k": int(k), "candidates": choice, "horizon_days": horizon_days}
-        ids, columns = self._ask(customers, as_of, **questions)
-        rows, without = [], set()
-        for index, customer in enumerate(ids):
-            for name, labels in describe_labels(columns, names, choice, index).items():
-                rows += [{"customer": customer, "task": name, **label} for label in labels]
-                without |= set() if labels else {customer}
-        if without:
-            logger.warning(f"{len(without)} customers, such as {min(without)!r}, have no candidate left in a task.")
+        ids, columns = self._ask(customers, as_of, tasks=names, k=k, candidates=choice, horizon_days=horizon_days)
+        rows = [
+            {"customer": customer, "task": name, **label}
+            for index, customer in enumerate(ids)
+            for name, labels in describe_labels(columns, names, choice, index).items()
+            for label in labels
+        ]
         return pd.DataFrame(rows, columns=None if rows else ["customer", "task", "label", "score"])
 
-    def similar(self, label: Any, task: str | None = None, k: int = 10) -> pd.DataFrame:
+    def similar(self, label: object, task: str | None = None, k: int = 10) -> pd.DataFrame:
         """The labels that are most alike, best first, as [`~live.related.similar`] finds them: label and score. The
         default task is the first one that knows the label."""
         return pd.DataFrame(similar(self.model, self.feature_extractor, self._task_of(label, task), label, k))
 
-    def together(self, labels: Sequence[Any], task: str | None = None, k: int = 10) -> pd.DataFrame:
+    def together(self, labels: Sequence, task: str | None = None, k: int = 10) -> pd.DataFrame:
         """The labels that go with some labels, such as those of a basket: label and score, as `similar`."""
         name = self._task_of(labels[0], task) if isinstance(labels, list | tuple) and labels else task
         return pd.DataFrame(together(self.model, self.feature_extractor, name or "", labels, k))
 
-    def explain(self, customer: Any, label: Any = None, task: str | None = None, as_of: Any = None) -> Explanation:
+    def explain(
+        self, customer: object, label: object = None, task: str | None = None, as_of: Time | None = None
+    ) -> Explanation:
         """Explains the score of a label for a customer; see [`explain`]. The default task is the first
         one that knows the label."""
         as_of, name = self.as_of if as_of is None else as_of, self._task_of(label, task)
@@ -233,7 +232,7 @@ class CustomerModel:
 
     # --------------------------------------------------------------------------------------------------- who they are
 
-    def embed(self, customers: Iterable[Any] | None = None, as_of: Any = None) -> pd.DataFrame:
+    def embed(self, customers: Iterable | None = None, as_of: Time | None = None) -> pd.DataFrame:
         """Customer embeddings, a row each: the index is the customer, the columns are the names of the state's
         numbers."""
         ids, columns = self._ask(customers, as_of, embedding=True)
@@ -241,7 +240,7 @@ class CustomerModel:
         return pd.DataFrame(columns[EMBEDDING].numpy(), pd.Index(ids, name="customer"), names)
 
     def forecast(
-        self, customers: Iterable[Any] | None = None, days: Sequence[float] | None = None, as_of: Any = None
+        self, customers: Iterable | None = None, days: Sequence[float] | None = None, as_of: Time | None = None
     ) -> pd.DataFrame:
         """Forecasts, a row for each customer, whose columns are those of [`CustomerForecastPipeline`]: the index is
         the customer.
@@ -258,9 +257,9 @@ class CustomerModel:
         self,
         where: str | None = None,
         since_days: float | None = None,
-        customers: Iterable[Any] | None = None,
+        customers: Iterable | None = None,
         days: Sequence[float] | None = None,
-        as_of: Any = None,
+        as_of: Time | None = None,
     ) -> pd.DataFrame:
         """All that is known of each customer: forecasts and, of a model that was fine-tuned to a label, predictions.
 
@@ -273,9 +272,9 @@ class CustomerModel:
         """
         table = self._describe(customers, days, as_of)
         if since_days is not None:
-            if self.as_of is None:
+            if (now := self._seconds(as_of)) is None:
                 raise ValueError("The log has no times, so nothing says what changed: leave `since_days` out.")
-            before = self._seconds(as_of) - float(since_days) * SECONDS_PER_DAY
+            before = now - float(since_days) * SECONDS_PER_DAY
             known = [name for name in table.index if (self._row(name)["times"] <= before).any()]
             table = table.join((table - self._describe(known, days, before)).add_suffix("_change"))
         return table if where is None else table.query(where)
@@ -283,7 +282,7 @@ class CustomerModel:
     # ------------------------------------------------------------------------------------------------ labels of others
 
     def finetune(
-        self, labels: Any, label: str | None = None, folder: str | Path | None = None, **options: Any
+        self, labels: object, label: str | None = None, folder: str | Path | None = None, **options: Any
     ) -> "CustomerModel":
         """Fits a head to a label of customers, and returns the model with it, for `predict`, `reasons`, `evaluate` and
         `table`. It takes seconds.
@@ -318,7 +317,7 @@ class CustomerModel:
             return CustomerModel.load(output, self._events)
 
     def predict(
-        self, customers: Iterable[Any] | None = None, as_of: Any = None, columns: Mapping[str, Values] | None = None
+        self, customers: Iterable | None = None, as_of: Time | None = None, columns: Mapping[str, Values] | None = None
     ) -> pd.DataFrame:
         """What the model was fine-tuned to, a row for each customer: a column for the probability of each class, or
         one of the number.
@@ -346,7 +345,12 @@ class CustomerModel:
         return _make_table(*self._ask(customers, self._right_after(as_of), ask))
 
     def reasons(
-        self, customer: Any, k: int = 10, label: str | None = None, as_of: Any = None, columns: Values | None = None
+        self,
+        customer: object,
+        k: int = 10,
+        label: str | None = None,
+        as_of: Time | None = None,
+        columns: Values | None = None,
     ) -> pd.DataFrame:
         """Why a customer gets a prediction: the largest terms of the label's linear model, as reason and effect on the
         score (of two classes that of the second, in log odds), beside a customer with average numbers.
@@ -358,7 +362,7 @@ class CustomerModel:
         self._predictor.check_head(PREDICTING)
         seconds = self._right_after(as_of)
         row = {**events_before(self._row(customer), seconds), LABEL_COLUMNS: columns}
-        terms, logits = self.model.terms(**self._predictor.inputs([row], seconds))
+        terms, logits = self._predictor.model.terms(**self._predictor.inputs([row], seconds))
         classes = list(self.model.config.id2label.values())
         if label is not None and label not in classes:
             raise ValueError(f"No class {label!r}: this model predicts {classes}.")
@@ -372,7 +376,7 @@ class CustomerModel:
         order = effects.abs().argsort(descending=True, stable=True)[:k].tolist()
         return pd.DataFrame({"reason": [names[index] for index in order], "effect": effects[order].tolist()})
 
-    def evaluate(self, labels: Any = None, label: str | None = None) -> pd.DataFrame:
+    def evaluate(self, labels: object = None, label: str | None = None) -> pd.DataFrame:
         """How good the model is, beside counting baselines, on each customer's visits after the test cutoff, which
         training did not read: next-visit NDCG@10 of each task, a row for each method. Of a model that was fine-tuned
         to a label: the metrics of a table of labels, as `finetune` takes it."""
@@ -388,7 +392,7 @@ class CustomerModel:
             results = compare_with_counting(self.model, self.feature_extractor, data, "test")
             return mean_values(results, "next_visit_ndcg@10").rename_axis("method")
 
-    def _evaluate_labels(self, folder: str, labels: Any, label: str | None) -> pd.DataFrame:
+    def _evaluate_labels(self, folder: str, labels: object, label: str | None) -> pd.DataFrame:
         from modeling_mcm.data.labels import NUMBER, LabelledCustomers, make_labels
         from modeling_mcm.evaluation.labels import measure_labels
         from modeling_mcm.training.labels import predict, read_inputs
@@ -396,8 +400,8 @@ class CustomerModel:
         if labels is None:
             raise ValueError("`labels` is missing: give a table of customer, `as_of` and label.")
         table, columns = self._read_labels(labels, label)
-        names = columns["label"], columns["customer_column"], columns["time_column"]
-        given = make_labels(table, *names, time_zone=self.feature_extractor.time_zone)
+        name, customer, time = columns.values()
+        given = make_labels(table, name, customer, time, time_zone=self.feature_extractor.time_zone)
         if given.classes != tuple(self.model.config.id2label.values()) and given.kind != NUMBER:
             raise ValueError(f"The labels are {given.classes}, the model's {self.model.config.id2label}: give both.")
         customers = LabelledCustomers(self._prepare(folder).rows, given)
@@ -411,7 +415,7 @@ class CustomerModel:
         if not self.feature_extractor.schema.has_labels:
             raise ValueError("The log has no labels, such as items or categories, so there is nothing to rank.")
 
-    def _task_of(self, label: Any, task: str | None) -> str:
+    def _task_of(self, label: object, task: str | None) -> str:
         """The task, or the first one that knows a label."""
         self._check_labels()
         vocabularies, tasks = self.feature_extractor.vocabularies, self._predictor.tasks()
@@ -420,7 +424,7 @@ class CustomerModel:
             raise ValueError(f"No task of {tasks} has the label {label!r}: give one that the log has.")
         return task or known[0]
 
-    def _read_labels(self, labels: Any, label: str | None) -> tuple[pd.DataFrame, dict[str, Any]]:
+    def _read_labels(self, labels: object, label: str | None) -> tuple[pd.DataFrame, dict]:
         """A table of labels, and what its columns are."""
         table, schema = _read_frame(labels), self.feature_extractor.schema
         customer = next((name for name in (schema.customer, "customer", "customer_id") if name in table), "customer")
@@ -431,7 +435,7 @@ class CustomerModel:
         left = [name for name in table if name not in (customer, time)]
         if label is None and len(left) != 1:
             raise ValueError(f"The labels have the columns {left} besides customer and time: name one as `label`.")
-        return table, {"customer_column": customer, "time_column": time, "label": label or left[0]}
+        return table, {"label": label or [*left, ""][0], "customer_column": customer, "time_column": time}
 
     def _prepare(self, folder: str | Path, schema: EventSchema | None = None) -> PreparedData:
         """The events as a prepared data set of this checkpoint."""
@@ -441,7 +445,7 @@ class CustomerModel:
         prepare(self._events, schema, folder, feature_extractor=self.feature_extractor)
         return PreparedData(str(folder))
 
-    def _row(self, customer: Any) -> dict[str, Any]:
+    def _row(self, customer: object) -> Row:
         """A customer's encoded events."""
         (name,) = to_ids([customer])
         if name not in self._histories:
@@ -451,16 +455,16 @@ class CustomerModel:
             self._rows[name] = self.feature_extractor.encode(given)
         return self._rows[name]
 
-    def _seconds(self, as_of: Any) -> Any:
+    def _seconds(self, as_of: Time | None) -> float | None:
         """A time on the clock of rows."""
         as_of = self.as_of if as_of is None else as_of
         return None if as_of is None else self.feature_extractor.read_as_of(as_of)
 
-    def _right_after(self, as_of: Any) -> float:
+    def _right_after(self, as_of: Time | None) -> float:
         """The time before which events are read: by default right after the last event."""
-        return self._seconds(as_of) + (as_of is None)
+        return (self._seconds(as_of) or 0) + (as_of is None)
 
-    def _describe(self, customers: Iterable[Any] | None, days: Sequence[float] | None, as_of: Any) -> pd.DataFrame:
+    def _describe(self, customers: Iterable | None, days: Sequence[float] | None, as_of: Time | None) -> pd.DataFrame:
         """Forecasts and, of a model that was fine-tuned to a label, predictions."""
         table = self.forecast(customers, days, as_of)
         if self._predictor.head != PREDICTING:
@@ -468,7 +472,7 @@ class CustomerModel:
         return table.join(self.predict(customers, as_of).add_prefix(PREDICTED))
 
     def _ask(
-        self, customers: Iterable[Any] | None, as_of: Any, ask: Any = None, **questions: Any
+        self, customers: Iterable | None, as_of: Time | None, ask: Any = None, **questions: Any
     ) -> tuple[list[str], dict[str, torch.Tensor]]:
         """The ids of customers, and what the [`Predictor`] says of them."""
         if isinstance(customers, str) or not isinstance(customers, Iterable | None):
@@ -490,7 +494,7 @@ def _make_table(ids: Sequence[str], columns: Mapping[str, torch.Tensor]) -> pd.D
     return pd.DataFrame(values, pd.Index(ids, name="customer"))
 
 
-def _read_frame(events: Any) -> pd.DataFrame:
+def _read_frame(events: object) -> pd.DataFrame:
     """A table, a file, or a list of these as a data frame. Raises `ValueError` if it is none, or has no row."""
     if isinstance(events, str | Path):
         from modeling_mcm.preparation.sources import find_files  # the extra `data`
@@ -525,15 +529,15 @@ def _read_file(path: str) -> pd.DataFrame:
     return table
 
 
-def _pretrain(folder: Path, encoder: bool, values: Mapping[str, Any]) -> None:
+def _pretrain(folder: Path, encoder: bool, values: Mapping[str, object]) -> None:
     """Runs what `mcm pretrain` runs on `folder/data`, into `folder/run`."""
     from modeling_mcm.losses_mcm import Objective
     from modeling_mcm.training.options import AUTO, NONE, ModelOptions, PretrainingArguments
     from modeling_mcm.training.pretraining import chosen_recipe, pretrain
 
-    kinds: Any = (ModelOptions, Objective, PretrainingArguments)
+    kinds: list = [ModelOptions, Objective, PretrainingArguments]
     parser = HfArgumentParser(kinds)
-    given: dict[str, Any] = {"data": str(folder / "data"), "output_dir": str(folder / "run")} | dict(values)
+    given: dict[str, object] = {"data": str(folder / "data"), "output_dir": str(folder / "run")} | dict(values)
     given["encoder"] = AUTO if encoder else NONE
     if unknown := sorted(given.keys() - {action.dest for action in parser._actions}):
         raise ValueError(f"Unknown options {unknown}; see `mcm pretrain --help`.")

@@ -6,8 +6,6 @@ The files `*_mcm.py` travel with a published checkpoint. Six of them are entry p
 modeling, action, customer, pipeline. They read the others.
 """
 
-from typing import Any
-
 from transformers import (
     AutoConfig,
     AutoFeatureExtractor,
@@ -41,10 +39,10 @@ AutoModel.register(MCMConfig, MCMModel, exist_ok=True)
 # Published checkpoints name the heads so (hub/folder.py); without these lines their remote code would be used here.
 AutoModelForPreTraining.register(MCMConfig, MCMForMultiTaskRecommendation, exist_ok=True)
 # Two heads share a name: the config's `architectures` says which of them a checkpoint has, the first if neither.
-SEQUENCE_HEADS: Any = (MCMForActionRecommendation, MCMForCustomerPrediction)
+SEQUENCE_HEADS: tuple = (MCMForActionRecommendation, MCMForCustomerPrediction)
 AutoModelForSequenceClassification.register(MCMConfig, SEQUENCE_HEADS, exist_ok=True)
 AutoFeatureExtractor.register(MCMConfig, MCMFeatureExtractor, exist_ok=True)
-PIPELINES: Any = {
+PIPELINES: dict[str, tuple] = {
     "customer-embedding": (CustomerEmbeddingPipeline, AutoModel),
     "customer-forecast": (CustomerForecastPipeline, AutoModel),
     "preference-scores": (PreferenceScoresPipeline, MCMForMultiTaskRecommendation),
