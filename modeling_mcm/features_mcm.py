@@ -26,6 +26,7 @@ from .configuration_mcm import FIRST_LABEL
 VISIT_HALF_LIVES, MOMENT_HALF_LIVES, GAPS_HALF_LIFE = (2.5, 5.0, 15.0, 40.0), (2.0, 8.0), 8.0
 KINDS = 3  # number of kinds of events, the most frequent ones, that have shares of their own
 TIE = 2.0**-50  # relative distance that `break_ties` puts between equal numbers: below that of single precision
+LEAST = 1e-30  # what `break_ties` makes of 0
 LATEST = 5  # number of latest labelled events whose vectors are compared with a candidate's
 RECENT, RECENT_DECAY = 8, 0.6  # number of latest moments whose transitions are looked up, and their decay by moment
 # What all customers say of a label, given a history, in the order of `LabelTables`
@@ -395,7 +396,7 @@ def break_ties(values: Tensor, largest: bool = True) -> Tensor:
     becomes the largest, or the smallest. They move by less than the distance between numbers in single precision, so
     what `topk` and `sort` find is the same in every batch and on every machine."""
     places = torch.arange(values.shape[-1], dtype=torch.double, device=values.device)
-    return values.to(torch.double, copy=True).add_(1e-30).mul_(1 + places * (-TIE if largest else TIE))
+    return values.to(torch.double, copy=True).add_(LEAST).mul_(1 + places * (-TIE if largest else TIE))
 
 
 def compare(row: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:

@@ -28,6 +28,7 @@ from .features_mcm import (
     COUNTED,
     EVIDENCE,
     FEATURES,
+    LEAST,
     NUM_FEATURES,
     PLACES,
     LabelHistory,
@@ -46,6 +47,7 @@ NEIGHBOURS = 200  # K
 BEST, POPULAR, MOST_READ = (30, 15, 30, 15), (50, 30), 30
 NEXT_VISIT, WITHIN = 0, 1  # questions Q: which labels come in the next visit, and which within `HORIZON_DAYS`
 QUESTIONS, HORIZON_DAYS = 2, 30.0
+ROWS_AT_ONCE = 2_000  # of the tables that are added up: what they hold stays in the processor's cache
 MOST_DENSE = 4_000  # number of labels up to which EASE and the ridge regression are computed
 HIDDEN = (64, 32)
 DROPOUT = 0.1
@@ -93,15 +95,15 @@ class LabelTables(nn.Module):
         self.register_buffer("counts", torch.zeros(5, labels))
         self.register_buffer("totals", torch.ones(3))
 
-    def sum_neighbours(self, kind: Tensor, customer: Tensor, label: Tensor, weight: Tensor, out: Tensor) -> None:
-        """Adds up the tables' rows, each of a kind of evidence and a label, by customer and with a weight, all `(N,)`,
-        into `out` `(4, B, V)`."""
-        (_, size, labels), kinds = out.shape, len(self.neighbours)
-        rows, offsets = kind * labels + label, (kind * size + customer) * labels
-        values = self.weights.flatten(0, 1).index_select(0, rows).float().mul_(weight[:, None])
-        columns = self.neighbours.flatten(0, 1).index_select(0, rows).add_(offsets.int()[:, None])  # moves fewer bytes
-        sums = torch.bincount(columns.flatten(), values.flatten(), kinds * size * labels)
-        out[:kinds] = sums.view(kinds, size, labels).clamp(min=0)
+    def add_neighbours(self, kind: Tensor, label: Tensor, weight: Tensor, start: Tensor, out: Tensor) -> None:
+        """Adds rows of the tables, each of a kind of evidence and a label and with a weight, to the cells of `out`
+        from `start` on, all `(N,)`."""
+        rows = kind * self.neighbours.shape[1] + label
+        start = start.int() if out.numel() < 2**31 else start  # moves fewer bytes
+        for row, factor, first in zip(*(each.split(ROWS_AT_ONCE) for each in (rows, weight, start)), strict=True):
+            values = self.weights.flatten(0, 1).index_select(0, row).float().mul_(factor[:, None])
+            cells = self.neighbours.flatten(0, 1).index_select(0, row).to(start.dtype).add_(first[:, None])
+            out.view(-1).index_add_(0, cells.view(-1), values.view(-1))
 
 
 class Readout(NamedTuple):
@@ -177,7 +179,7 @@ def candidate_features(
             cosines = compare_vectors(cast(Readout, readout[index]).vectors, label[own], latest[row[own]])
             of_readout[:, own] = torch.stack([log_p[own], ranks[own].log2(), *cosines])
     columns |= zip((feature.name for feature in FEATURES[COUNTED:]), of_readout, strict=True)
-    return Candidates(row, label, torch.stack([columns[feature.name] for feature in FEATURES]).T.contiguous())
+    return Candidates(row, label, torch.stack([columns[feature.name] for feature in FEATURES]).T)
 
 
 class _Columns(NamedTuple):
@@ -220,9 +222,9 @@ def _sum_evidence(size: int, seen: SeenLabels, tables: Sequence[LabelTables], co
         of_task = weights[: len(table.neighbours)].index_select(1, own)
         kind, pair = of_task.nonzero(as_tuple=True)
         cell = seen.cell.index_select(0, own).index_select(0, pair)
-        customer, label = cell // columns.number, cell % columns.number - part.start
-        table.sum_neighbours(kind, customer, label, of_task[kind, pair], evidence[..., part])
-    return evidence
+        label = cell % columns.number - part.start
+        table.add_neighbours(kind, label, of_task[kind, pair], kind * evidence[0].numel() + cell - label, evidence)
+    return evidence.clamp_(min=0)
 
 
 def _choose(
@@ -235,26 +237,23 @@ def _choose(
     """Chooses candidates `(B, C)` from evidence `(4, B, C)`, the labels of the histories, counts `(1 or B, 5, V)` by
     task, and log-probabilities by the readout `(B, C)`, minus infinity where it is not read. Of equal labels the first
     are chosen."""
-    result = torch.zeros_like(evidence[0], dtype=torch.bool)
-    result.view(-1)[seen.cell] = True
-    unseen = evidence.masked_fill(result | (evidence <= 0), -torch.inf)
+    ranked = break_ties(evidence)
+    ranked.view(len(EVIDENCE), -1).index_fill_(1, seen.cell, 0)
     # Visits of each label in the whole period, and in its latest part: rows 0 and 3 of `LabelTables.counts`
     visits = torch.cat([of_task[:, ::3].transpose(0, 1) for of_task in counts], 2)
-    rankings = [(unseen, BEST), (visits, POPULAR)]
+    rankings = [(ranked, BEST, 2 * LEAST), (break_ties(visits), POPULAR, 0.0)]
     if shares is not None:
-        rankings.append((torch.where(shares > -torch.inf, shares.exp(), shares)[None], (MOST_READ,)))
-    parts = [slice(part.start + FIRST_LABEL, part.stop) for part in columns.parts]
-    chosen: list[Tensor] = []
-    for values, limits in rankings:
-        ranked = break_ties(values)
-        best = [ranked[..., part].topk(min(max(limits), part.stop - part.start), 2) for part in parts]
-        places = torch.cat([torch.arange(top.values.shape[2], device=values.device) for top in best])
-        is_best = places < torch.tensor(limits, device=values.device)[:, None, None]
-        is_best = is_best & (torch.cat([top.values for top in best], 2) > -torch.inf)
-        labels = torch.cat([top.indices + part.start for top, part in zip(best, parts, strict=True)], 2)
-        chosen += torch.where(is_best, labels, 0).expand(-1, len(result), -1).unbind()
-    result.scatter_(1, torch.cat(chosen, 1), True)
-    result[:, 0] = False
+        rankings.append((break_ties(shares.exp())[None], (MOST_READ,), 2 * LEAST))
+    result = torch.zeros_like(evidence[0], dtype=torch.bool)
+    for part in columns.parts:
+        part = slice(part.start + FIRST_LABEL, part.stop)
+        for values, limits, least in rankings:
+            values = values[..., part]
+            best = values.topk(min(max(limits), values.shape[2]), 2).values
+            for of_kind, best_of_kind, limit in zip(values, best, limits, strict=True):
+                lowest = best_of_kind[:, :limit][:, -1:].clamp(min=least)
+                result[:, part] |= of_kind >= lowest
+    result.view(-1)[seen.cell] = True
     return result
 
 
@@ -281,7 +280,7 @@ class ScoreNetwork(nn.Module):
         numbers = len(self.mean)
         if is_left_out is not None:
             features = torch.where(is_left_out, F.pad(self.mean, (0, NUM_FEATURES - numbers)), features)
-        z = ((features[..., :numbers] - self.mean) / self.std).clamp(-FARTHEST, FARTHEST)
+        z = (features[..., :numbers] - self.mean).div_(self.std).clamp_(-FARTHEST, FARTHEST)
         hidden = F.gelu(self.first(z) + self.task_vectors.weight[task])
         kept = F.dropout(torch.ones_like(self.first.bias), DROPOUT, self.training)  # one draw for all rows: fast
         hidden = F.gelu(self.second(hidden * kept))
