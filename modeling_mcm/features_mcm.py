@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from math import log
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -402,14 +403,19 @@ def break_ties(values: Tensor, largest: bool = True) -> Tensor:
 def compare(row: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     """Compares values from 0 on, `(k, N)`, within their row; `row` `(N,)` is ascending. Returns ranks from 1, the
     largest first, and the largest value, both `(k, N)`."""
-    place = torch.arange(len(row), device=row.device) - torch.searchsorted(row, row)
+    first = torch.searchsorted(row, row)
+    place = torch.arange(len(row), device=row.device) - first
     rows, most = (int(index.max()) + 1 if len(row) else 1 for index in (row, place))
-    padded = values.new_full((len(values), rows, most), -torch.inf)
-    padded[:, row, place] = values
-    order = padded.argsort(dim=2, descending=True, stable=True)  # of equal ones the first is ahead
-    ranks = torch.arange(1, most + 1, device=row.device).to(values.dtype).expand_as(padded)
-    ranks = torch.empty_like(padded).scatter_(2, order, ranks)
-    return ranks[:, row, place], padded.amax(2)[:, row]
+    # Bits of numbers from 0 on are in the order of the numbers, and of equal ones the first is ahead. A sort of whole
+    # numbers takes a fifth of the time of one that gives places.
+    keys = np.full((len(values), rows, most), np.iinfo(np.int64).max)
+    cells = (row * most + place).numpy(force=True)
+    bits = values.float().contiguous().view(torch.int32).numpy(force=True)
+    keys.reshape(len(keys), -1)[:, cells] = (-bits.astype(np.int64) << 32) + place.numpy(force=True)
+    keys.sort(axis=2)
+    ordered = torch.from_numpy(keys.reshape(len(keys), -1)[:, cells] & (2**32 - 1)).to(row.device) + first
+    ranks = torch.empty_like(values).scatter_(1, ordered, (place + 1.0).to(values.dtype).expand_as(values))
+    return ranks, values.gather(1, ordered[:, first])
 
 
 def compare_vectors(vectors: Tensor, label: Tensor, latest: Tensor) -> Tensor:

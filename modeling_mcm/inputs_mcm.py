@@ -7,7 +7,7 @@ numeric features of events.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from numbers import Real
@@ -99,6 +99,17 @@ class RowBatch(Sequence[Mapping]):
             return values
         return values.take(self.events)  # faster than values[self.events]
 
+    def take(self, rows: IntArray) -> "RowBatch":
+        """Selects rows by their indices, in this order."""
+        lengths = self.lengths[rows]
+        shifts = self.starts[rows] - (lengths.cumsum() - lengths)
+        events = np.arange(lengths.sum()) + np.repeat(shifts, lengths)
+        columns = {
+            name: values if name.startswith(PER_EVENT) else [values[row] for row in rows]
+            for name, values in self.columns.items()
+        }
+        return RowBatch(columns, lengths, events if self.events is None else self.events[events])
+
     def select(self, events: NDArray) -> "RowBatch":
         """Selects events by a mask or by indices, in the order of the rows."""
         indices = np.flatnonzero(events) if events.dtype == bool else events
@@ -120,12 +131,15 @@ def pad_rows(
     window: int,
     mask_next: bool = False,
     as_of: Sequence[float] | NDArray | None = None,
+    features: Collection[str] | None = None,
 ) -> dict:
     """Builds model inputs from rows, as numpy arrays; [`MCMFeatureExtractor.pad`] says what they are.
 
     Args:
         as_of (`Sequence[float]` of length B, *optional*): Time of each row at which the customer is scored, in
             seconds on the clock of `times`.
+        features (`Collection[str]`, *optional*): Features that are filled, the token type always; ids of the others
+            are 0, and their columns need not be there. Default: all.
 
     Returns:
         `dict`: `input_ids` int64 `(B, L, J)`, `attention_mask` int64 `(B, L)`, `visit_ids` int64
@@ -139,8 +153,11 @@ def pad_rows(
     extra = 1 + mask_next  # the start row and, with `mask_next`, the masked last event
     if window < extra or not len(rows):
         raise ValueError(f"Found {len(rows)} rows and max_events {window}; give at least 1 row and {extra} events.")
-    columns = {name: f"{'profile' if name in layout.profile else 'feature'}_{name}" for name in layout.sizes}
-    names = ["times", "visits", *columns.values(), *(f"value_{name}" for name in layout.numeric)]
+    token_index, start_id = layout.start
+    filled = [*layout.sizes] if features is None else [*{[*layout.sizes][token_index], *features}]
+    columns = {name: f"{'profile' if name in layout.profile else 'feature'}_{name}" for name in filled}
+    numeric = [f"value_{name}" for name in layout.numeric if features is None or name in features]
+    names = ["times", "visits", *columns.values(), *numeric]
     try:
         batch = RowBatch.of(rows, [*names, "customer_id"])
         batch = close_visits(batch, is_past(batch, as_of), layout)
@@ -167,6 +184,8 @@ def pad_rows(
     attention_mask = (np.arange(shape[1]) < lengths[:, None] + extra).astype(np.int64)
     input_ids = np.zeros((*shape, len(layout.sizes)), np.int64)
     for index, (feature, size) in enumerate(layout.sizes.items()):
+        if feature not in columns:
+            continue
         ids = np.asarray(values[columns[feature]])
         if ids.min(initial=0) < 0 or ids.max(initial=0) >= size:
             mismatch = f"Feature {feature!r} has ids from {ids.min()} to {ids.max()}, this checkpoint has {size}"
@@ -176,7 +195,6 @@ def pad_rows(
         else:
             input_ids[..., index] = fill(ids, np.int64)
     last = (np.arange(len(batch)), lengths + 1)
-    token_index, start_id = layout.start
     input_ids[:, 0, token_index] = start_id
     if mask_next:
         input_ids[last] = [0 if feature in layout.profile else UNKNOWN_ID for feature in layout.sizes]
@@ -186,9 +204,8 @@ def pad_rows(
         event_times = np.maximum.accumulate(event_times, axis=1) * attention_mask.astype(np.float32)
     inputs: dict = {"input_ids": input_ids, "attention_mask": attention_mask}
     inputs |= {"visit_ids": visit_ids, "event_times": event_times}
-    if layout.numeric:
-        of_events = np.stack([values[f"value_{name}"] for name in layout.numeric], axis=1)
-        inputs["event_values"] = fill(of_events, np.float32)
+    if numeric:
+        inputs["event_values"] = fill(np.stack([values[name] for name in numeric], axis=1), np.float32)
     if as_of is not None:
         waited = np.where(lengths > 0, np.asarray(as_of) - first_times, 0)
         inputs["as_of"] = (waited / SECONDS_PER_DAY).astype(np.float32)

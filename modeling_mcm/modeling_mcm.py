@@ -462,7 +462,7 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
             )
         question = NEXT_VISIT if horizon_days is None else WITHIN
         places = [self.config.tasks.index(task) for task in tasks]
-        reading = [task for task, i in zip(tasks, places, strict=True) if scorer is None or scorer.reads[i, question]]
+        reading = tasks if scorer is None else self.tasks_with_encoder(tasks, horizon_days)
         if labels is not None and self.training:
             parts = ()
         if labels is not None or reading:
@@ -579,6 +579,13 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
                 vectors = vectors * self.readout_scale[index]
             result.append(TaskLabels(vectors, self.readout_bias[index] if len(self.readout_bias) else None))
         return result
+
+    def tasks_with_encoder(self, tasks: Sequence[str], horizon_days: float | None = None) -> list[str]:
+        """Those of some tasks whose scores read the encoder."""
+        if self.scorer is None or not self.scorer.fitted:
+            return [*tasks]
+        reads = self.scorer.reads[:, NEXT_VISIT if horizon_days is None else WITHIN].tolist()
+        return [task for task in tasks if reads[self.config.tasks.index(task)]]
 
     @torch.no_grad()
     def readouts(self, batch: Mapping[str, Any]) -> list[Readout]:

@@ -11,7 +11,7 @@ reads is computed.
 Shapes: B customers, S size of the customer embedding, V labels of a task, K offered actions.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NotRequired, TypedDict
 
@@ -124,13 +124,26 @@ class Predictor:
         if encoded.extractor is not own and encoded.extractor.values_digest != own.values_digest:
             raise ValueError(f"`{name}` was made for a checkpoint with other values: make another.")
 
-    def inputs(self, rows: Rows, as_of: float | NDArray | None = None) -> Columns:
-        """The model inputs of rows at one time, or each at its own."""
+    def find_features(
+        self, tasks: Sequence[str], horizon_days: float | None, parts: Collection[str]
+    ) -> set[str] | None:
+        """Features that answers read: those of tasks that are scored from counts alone, and the kind of events. None:
+        all."""
         config = self.model.config
-        if features := config.input_features:
-            rows = [self.extractor.readable(row, features) for row in rows]
+        if parts or config.input_features or self.model.tasks_with_encoder(tasks, horizon_days):
+            return None
+        return {*tasks, config.kind_feature} - {None}
+
+    def inputs(
+        self, rows: Rows, as_of: float | NDArray | None = None, features: Collection[str] | None = None
+    ) -> Columns:
+        """The model inputs of rows at one time, or each at its own; of some features, by default all."""
+        config = self.model.config
+        if config.input_features:
+            rows = [self.extractor.readable(row, config.input_features) for row in rows]
         times = None if as_of is None else np.broadcast_to(as_of, len(rows))
-        inputs = dict(self.extractor.pad(rows, mask_next=config.augmentation == "masked_lm", as_of=times))
+        mask_next = config.augmentation == "masked_lm"
+        inputs = dict(self.extractor.pad(rows, mask_next=mask_next, as_of=times, features=features))
         if config.label_columns and self.head == PREDICTING:
             encoded = [_encode(config.label_columns, row.get(LABEL_COLUMNS) or {}) for row in rows]
             inputs[LABEL_COLUMNS] = torch.from_numpy(np.array(encoded))
@@ -182,8 +195,9 @@ class Predictor:
         options: dict[str, object] = {"horizon_days": horizon_days, "tasks": tasks} if tasks else {}
         options |= {"forecast_days": days} if forecasts else {}
         parts = [EMBEDDING] * embedding + ["forecasts"] * forecasts
+        features = self.find_features(tasks, horizon_days, parts) if tasks else None
         model = self.model if tasks else self.model.base_model
-        outputs = self.run(self.inputs(rows, as_of), model, parts=parts, **options)
+        outputs = self.run(self.inputs(rows, as_of, features), model, parts=parts, **options)
         columns: Columns = {EMBEDDING: outputs.pooler_output} if embedding else {}
         columns |= outputs.forecasts if forecasts else {}
         customers = [row.get("customer_id") for row in rows]

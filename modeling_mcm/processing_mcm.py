@@ -13,7 +13,7 @@ numeric features of events.
 import copy
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from types import MappingProxyType
@@ -279,6 +279,7 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         return_tensors: str | None = "pt",
         mask_next: bool = False,
         as_of: Sequence[float] | NDArray | None = None,
+        features: Collection[str] | None = None,
     ) -> BatchFeature:
         """Builds model inputs from rows of `encode` or of a prepared data set.
 
@@ -290,6 +291,8 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
             mask_next (`bool`): Whether to add a last event of unknown values, the masked next event of BERT4Rec.
             as_of (`Sequence[float]`, *optional*): Time of each row at which the customer is scored, in seconds on
                 the clock of `times`. Later events are left out with a warning.
+            features (`Collection[str]`, *optional*): Features that are filled beside the token type; ids of the others
+                are 0. Default: all.
 
         Returns:
             `BatchFeature`: model inputs with the start row first, padded on the right with 0: `input_ids` int64
@@ -304,7 +307,9 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
                 one finite number for each row.
         """
         window = self.max_events if max_events is None else max_events
-        return BatchFeature(pad_rows(rows, self.layout, window, mask_next, as_of), tensor_type=return_tensors)
+        return BatchFeature(
+            pad_rows(rows, self.layout, window, mask_next, as_of, features), tensor_type=return_tensors
+        )
 
     @property
     def layout(self) -> InputLayout:

@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
 from typing import NamedTuple, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -249,10 +250,10 @@ def _choose(
         part = slice(part.start + FIRST_LABEL, part.stop)
         for values, limits, least in rankings:
             values = values[..., part]
-            best = values.topk(min(max(limits), values.shape[2]), 2).values
-            for of_kind, best_of_kind, limit in zip(values, best, limits, strict=True):
-                lowest = best_of_kind[:, :limit][:, -1:].clamp(min=least)
-                result[:, part] |= of_kind >= lowest
+            for of_kind, limit in zip(values, limits, strict=True):
+                place = -min(limit, of_kind.shape[1])
+                lowest = np.partition(of_kind.numpy(force=True), place)[:, place, None]  # faster than `topk`
+                result[:, part] |= of_kind >= torch.from_numpy(lowest).to(of_kind.device).clamp(min=least)
     result.view(-1)[seen.cell] = True
     return result
 
@@ -398,8 +399,9 @@ class LabelScorer(nn.Module):
             is_left_out = torch.tensor(groups, device=row.device)[row // len(tasks)]
         values, reads = features.new_zeros(len(row)), [of_task is not None for of_task in readout]
         for read in set(reads):
-            is_own = torch.tensor([each is read for each in reads], device=row.device)
-            own = is_own[row % len(tasks)].nonzero()[:, 0]
+            own: Tensor | slice = slice(None)
+            if len(set(reads)) > 1:
+                own = (torch.tensor(reads, device=row.device)[row % len(tasks)] == read).nonzero()[:, 0]
             without = None if is_left_out is None else is_left_out[own]
             network = cast(ScoreNetwork, self.of_readout) if read else self.of_counts
             values[own] = network(of_row[own], features[own], without)[:, question]

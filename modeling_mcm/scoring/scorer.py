@@ -32,6 +32,7 @@ from modeling_mcm.data.offers import load_actions
 from modeling_mcm.data.tables import read_table_file
 from modeling_mcm.events_mcm import to_ids
 from modeling_mcm.files_mcm import atomic_write, damage, file_digest, tensors_digest, write_json
+from modeling_mcm.inputs_mcm import PER_EVENT, RowBatch
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation, MCMModel, MCMPreTrainedModel
 from modeling_mcm.predictor_mcm import CHANCES, EMBEDDING, LABEL_COLUMNS, SCORES, Predictor, Rows
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
@@ -200,12 +201,19 @@ class Scorer:
             pq.write_table(scores.replace_schema_metadata(_stamp(path, scores)), partial, compression="zstd")
 
     def read(self, indices: range) -> Rows:
-        """Reads the rows of the customers with these indices, as `PreparedRows` gives them."""
-        tables, start = [], 0
+        """Reads the rows of the customers with these indices, as `PreparedRows` gives them, with the columns of events
+        that the answers need."""
+        job, tables, start = self.job, [], 0
+        columns = pq.read_schema(Path(job.data, self.shards[0]["file"])).names
+        parts = [EMBEDDING] * job.embeddings + [*job.forecasts]
+        if job.tasks and (features := self.predictor.find_features(job.tasks, job.horizon_days, parts)) is not None:
+            needed = {"times", "visits", *(f"task_{task}" for task in job.tasks)}
+            needed |= {f"feature_{name}" for name in (*features, self.extractor.token_type_feature)}
+            columns = [name for name in columns if name in needed or not name.startswith(PER_EVENT)]
         for shard in self.shards:
             end = start + shard["rows"]
             if start < indices.stop and indices.start < end:
-                table = pq.read_table(Path(self.job.data, shard["file"]))
+                table = pq.read_table(Path(job.data, shard["file"]), columns=columns)
                 first = max(indices.start - start, 0)
                 tables.append(table.slice(first, min(indices.stop, end) - start - first))
             start = end
@@ -219,17 +227,19 @@ class Scorer:
         come in `<task>_chances`, if the checkpoint has them; outcomes rank the actions likewise.
         Raises `ValueError` if the model gives NaN or infinite numbers."""
         found: dict[str, NDArray] = {}  # values of all customers by column
-        by_visit = self.model.config.encoder_unit == "visit"
-        read = [row["visits"][1 - self.extractor.max_events :] for row in rows]
-        lengths = [len(np.unique(visits)) if by_visit else len(visits) for visits in read]
+        rows = RowBatch.of(rows)
+        lengths = np.minimum(rows.lengths, self.extractor.max_events - 1)
+        if self.model.config.encoder_unit == "visit":
+            visits, ends = np.append(rows.column("visits"), 0), rows.starts + rows.lengths
+            lengths = np.where(lengths > 0, visits[ends - 1] - visits[ends - lengths] + 1, 0)
         for batch in batches_by_length(lengths, self.batch_size):
-            chosen = [rows[index] for index in batch]
+            chosen = rows.take(batch)
             of_batch = {name: values.numpy() for name, values in self._ask(chosen).items()}
             for name, values in of_batch.items():
                 found.setdefault(name, np.zeros((len(rows), *values.shape[1:]), values.dtype))[batch] = values
             self._check_finite(chosen, [each for name, each in of_batch.items() if not name.endswith(CHANCES)])
             progress(len(batch))
-        columns = {CUSTOMER: pa.array([row["customer_id"] for row in rows], pa.string())}
+        columns = {CUSTOMER: pa.array(rows.column(CUSTOMER), pa.string())}
         for name, values in found.items():
             columns[name] = pa.array(values if values.ndim == 1 else list(values))
         for task in self.job.ranked:
@@ -258,7 +268,7 @@ class Scorer:
         questions |= {"forecasts": bool(job.forecasts), "days": job.forecast_days}
         return ask.ask(rows, job.as_of, job.tasks, job.top_k, self.candidates, **questions)
 
-    def _check_finite(self, rows: Sequence[dict[str, Any]], outputs: Sequence[NDArray]) -> None:
+    def _check_finite(self, rows: Rows, outputs: Sequence[NDArray]) -> None:
         bad = ~np.all([np.isfinite(values.reshape(len(rows), -1)).all(axis=1) for values in outputs], axis=0)
         if bad.any():
             raise ValueError(
