@@ -31,10 +31,9 @@ class Objective:
         target_half_life_days (`float`): Age of a target, in days before the customer's latest one, at which it weighs
             half as much; 0: all targets weigh the same.
         sampled_labels (`int`): Number of labels of a task that are sampled in a training step; 0: all are scored.
-        mask_probability (`float`): Share of the events that are masked with `augmentation="masked_lm"`.
 
     Raises:
-        ValueError: If a setting is negative or infinite, or `mask_probability` is above 1.
+        ValueError: If a setting is negative or infinite.
     """
 
     target_half_life_days: float = field(
@@ -53,16 +52,11 @@ class Objective:
             "With 0 all labels are scored."
         },
     )
-    mask_probability: float = field(
-        default=0.2, metadata={"help": "Share of the events that augmentation=masked_lm masks (BERT4Rec)."}
-    )
 
     def __post_init__(self):
         for name in ("target_half_life_days", "sampled_labels"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"`{name}` must be 0 or more, got {getattr(self, name)}: 0 is none.")
-        if not 0 <= self.mask_probability <= 1:
-            raise ValueError(f"`mask_probability` must be from 0 to 1, got {self.mask_probability}: it is a share.")
 
 
 @dataclass

@@ -209,8 +209,5 @@ class CustomerState(nn.Module):
 
     def forward(self, counts: Tensor) -> Tensor:
         """Computes the state, of shape `(..., S)`, from counts of shape `(..., numbers)`."""
-        return self.from_standardised(self.standardised(counts))
-
-    def from_standardised(self, z: Tensor) -> Tensor:
-        """Computes the state, of shape `(..., S)`, from z as `standardised` returns it, of shape `(..., numbers)`."""
+        z = self.standardised(counts)
         return torch.cat([z[..., self.plain_counts], F.linear(z, self.directions)], -1)

@@ -28,9 +28,10 @@ from synthetic_shops import Shop, draw_shop
 from torch import nn
 from transformers.utils import logging
 
+from modeling_mcm.events_mcm import pad_groups
 from modeling_mcm.files_mcm import atomic_write
 from modeling_mcm.forecaster_mcm import Distribution, InputRange, Inputs, VisitForecaster, Visits
-from modeling_mcm.training.forecaster import SHIPPED_WEIGHTS, pad_visits, set_shop
+from modeling_mcm.training.forecaster import SHIPPED_WEIGHTS, set_shop
 
 EXAMPLE_CUSTOMERS, HORIZONS = 24, 3  # and horizons of a shop that examples are made of
 STATISTICS_CUSTOMERS = 500  # of a synthetic shop whose visits make its statistics
@@ -97,6 +98,15 @@ def _select_customers(rows: NDArray, shop: Shop, past: NDArray, chosen: NDArray)
     place = np.minimum(np.searchsorted(chosen, rows), len(chosen) - 1)
     keep = chosen[place] == rows
     return pad_visits(place[keep], shop.times[past][keep], shop.amounts[past][keep], len(chosen))
+
+
+def pad_visits(customers: NDArray, times: NDArray, amounts: NDArray, number: int) -> Visits:
+    """Pads flat visits, ordered by customer and time, to one row for each of `number` customers; `amounts` is of shape
+    `(E,)` or `(E, Q)`."""
+    amounts = amounts.reshape(len(times), -1)
+    sizes = np.bincount(customers, minlength=number)
+    columns = times.astype(np.float32), np.ones(len(times), bool), amounts.astype(np.float32)
+    return Visits(*(torch.from_numpy(pad_groups(values, sizes)) for values in columns))
 
 
 def _make_part(task: tuple[int, range]) -> Examples:

@@ -37,6 +37,7 @@ from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.schema_mcm import check_choice
 
 ONE_PREFIX = ("random_prefix", "last_prefix")
+MASKED = 0.2  # share of the events that "masked_lm" masks
 POOLED_GROUPS = 64  # number of groups whose rows are sorted by length together
 FADED = 4  # older targets, in half-lives, are left out: they would weigh less than a sixteenth
 
@@ -137,8 +138,8 @@ class MCMCollator:
             before the validation cutoff.
         as_of (`int`, *optional*): Time at which customers are scored in the mode "evaluate", in seconds since
             1970-01-01. Default: each customer's last event.
-        objective (`Objective`, *optional*): Objective of pre-training. `target_half_life_days` (with the augmentation
-            "all_prefixes") and `mask_probability` (with "masked_lm") are read. Default: `Objective()`.
+        objective (`Objective`, *optional*): Objective of pre-training. `target_half_life_days` is read, with the
+            augmentation "all_prefixes". Default: `Objective()`.
 
     Attributes:
         epoch (`torch.Tensor`, int64 of shape `()`): Number of the epoch. The training loop sets it. It lies in shared
@@ -266,7 +267,7 @@ class MCMCollator:
         draw = np.where(self._is_target(window), draw, 2.0)
         least = np.full(len(window), 2.0)
         np.minimum.at(least, window.row, draw)
-        hidden = draw < np.minimum(np.maximum(self.objective.mask_probability, least + 1e-12), 2.0)[window.row]
+        hidden = draw < np.minimum(np.maximum(MASKED, least + 1e-12), 2.0)[window.row]
         columns = {name: window.column(name) for name in window.columns}
         for name in columns:
             if name.startswith(("feature_", "value_")):

@@ -37,12 +37,10 @@ def score_offers(model: Any, reader: OfferReader, batch_size: int = 32) -> NDArr
     return scores
 
 
-def resampled_metrics(
-    offers: Offers, outcome: str, scores: NDArray, k: int = 10, resamples: int = RESAMPLES
-) -> dict[str, NDArray]:
-    """Computes the metrics of [`offer_metrics`] on the data, which come first, and on every resample, each of shape
-    `(1 + S,)`, so that two methods can be compared in pairs. A value is NaN on a resample in which no group or every
-    group takes an offer."""
+def offer_metrics(offers: Offers, outcome: str, scores: NDArray, k: int = 10) -> dict[str, Interval]:
+    """Computes `average_precision`, `roc_auc`, `ndcg@k` and `recall@k` with their intervals, from the log-odds of an
+    outcome of each offer, `(N,)`. A resample in which no group or every group takes an offer has no say. Raises
+    `ValueError` if no group or every group takes an offer."""
     taken, offsets, owners = offers.table[outcome].to_numpy(), offers.offsets, offers.groups["customer_id"]
     responds = np.add.reduceat(np.nan_to_num(taken), offsets[:-1]) > 0
     if responds.all() or not responds.any():
@@ -52,9 +50,9 @@ def resampled_metrics(
         )
     customers, owner = np.unique(owners.to_numpy(str), return_inverse=True)
     shares = np.full(len(customers), 1 / len(customers))
-    weights = np.random.default_rng(0).multinomial(len(customers), shares, size=resamples)[:, owner]
-    weights = np.concatenate([np.ones((1, len(owner)), np.int64), weights])
-    result = weighted_ranking(responds, np.add.reduceat(expit(scores.astype(np.float64)), offsets[:-1]), weights)
+    weights = np.random.default_rng(0).multinomial(len(customers), shares, size=RESAMPLES)[:, owner]
+    weights = np.concatenate([np.ones((1, len(owner)), np.int64), weights])  # first the data as they are
+    values = weighted_ranking(responds, np.add.reduceat(expit(scores.astype(np.float64)), offsets[:-1]), weights)
     # Offers stand for the labels of a task, whose ids begin with FIRST_LABEL. One that was not observed is not ranked.
     sizes, before = np.diff(offsets), ((0, 0), (FIRST_LABEL, 0))
     ranked = np.pad(pad_groups(np.where(np.isnan(taken), -np.inf, scores), sizes, -np.inf), before)
@@ -62,18 +60,11 @@ def resampled_metrics(
     greater, ties = tie_ranks(ranked, relevant * np.arange(relevant.shape[1]))
     taking = weights[:, responds]
     for name, metric in LIST_METRICS.items():
-        result[f"{name}@{k}"] = ratio(taking @ metric(greater, ties, relevant, k)[responds], taking.sum(1))
-    return result
-
-
-def offer_metrics(offers: Offers, outcome: str, scores: NDArray, k: int = 10) -> dict[str, Interval]:
-    """Computes `average_precision`, `roc_auc`, `ndcg@k` and `recall@k` with their intervals, from the log-odds of an
-    outcome of each offer, `(N,)`. Raises `ValueError` if no group or every group takes an offer."""
-    found, customers = resampled_metrics(offers, outcome, scores, k), offers.groups["customer_id"].nunique()
+        values[f"{name}@{k}"] = ratio(taking @ metric(greater, ties, relevant, k)[responds], taking.sum(1))
     intervals = {}
-    for name, values in found.items():
-        low, high = np.nanquantile(values[1:], TAILS)
-        intervals[name] = Interval(float(values[0]), float(low), float(high), customers)
+    for name, of_metric in values.items():
+        low, high = np.nanquantile(of_metric[1:], TAILS)
+        intervals[name] = Interval(float(of_metric[0]), float(low), float(high), len(customers))
     return intervals
 
 

@@ -28,19 +28,17 @@ COMMANDS_OF: dict[type[PreTrainedModel], str] = {
 }  # the commands that take each
 
 
-def open_checkpoint(
-    model_class: type[PreTrainedModel], folder: str, new: tuple[str, ...] = (), **options: Any
-) -> tuple[Any, MCMFeatureExtractor]:
+def open_checkpoint(model_class: type[PreTrainedModel], folder: str) -> tuple[Any, MCMFeatureExtractor]:
     """Reads a model in evaluation mode, as [`read_checkpoint`] does, and the feature extractor that was saved with it.
     Raises [`CheckpointError`] if one of them can't be read, it is a model of another class, or they do not belong
     together."""
     head = find_head(folder)
-    if model_class in COMMANDS_OF and head is not model_class and not new:
+    if model_class in COMMANDS_OF and head is not model_class:
         raise CheckpointError(
             f"{folder} is an {head.__name__}, for {COMMANDS_OF[head]}; this needs an {model_class.__name__}, such "
             "as the checkpoint that it was fine-tuned from."
         )
-    model = read_checkpoint(model_class, folder, new, **options).eval()
+    model = read_checkpoint(model_class, folder).eval()
     extractor = MCMFeatureExtractor.from_pretrained(folder)
     extractor.check_fits(model)
     return model, extractor

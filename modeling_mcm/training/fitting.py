@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import torch
 from scipy.sparse import csr_array, vstack
 from scipy.sparse.linalg import LinearOperator, svds
+from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature
 from transformers.utils import logging
 
@@ -27,11 +28,11 @@ from modeling_mcm.data.cases import deciding_tasks, read_batches
 from modeling_mcm.data.collator import PreparedRows
 from modeling_mcm.data.dataset import POPULARITY_FILE
 from modeling_mcm.events_mcm import SECONDS_PER_DAY, select_events
-from modeling_mcm.forecaster_mcm import LONGEST_RATIO, VisitForecaster
+from modeling_mcm.forecaster_mcm import LONGEST_RATIO, VisitForecaster, Visits
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation, MCMModel
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.state_mcm import GAPS, LARGEST_Z, MIN_STD, CustomerState
-from modeling_mcm.training.forecaster import load_weights, pad_visits, set_shop
+from modeling_mcm.training.forecaster import load_weights, set_shop
 
 logger = logging.get_logger(__name__)
 SHOP_CUSTOMERS, READ_AT_ONCE = 2**15, 512  # customers whose visits describe the shop, and of whom so many are padded
@@ -39,6 +40,7 @@ EARLIEST = 1e-3  # share of the visits before the window, which begins there: a 
 DECIDED = 0.9  # a label determines a feature if this share of events has the label's most frequent value
 TIMES = 4  # of a customer; the last one is the end of the training period
 MOST_CUSTOMERS, MOST_NUMBERS, AT_ONCE = 2**13, 2**26, 32  # of the sample; of all its counts; counted at a time
+HISTORY = "input_ids", "attention_mask", "visit_ids", "event_times", "event_values"  # model inputs that are counted
 MOST_LAST = 2**15  # customers whose counts at the end of the training period give the components
 
 
@@ -131,20 +133,16 @@ def describe_shop(model: MCMModel, extractor: MCMFeatureExtractor, rows: Any, cu
     model.make_forecaster()
     forecaster = cast(VisitForecaster, model.forecaster)
     chosen = np.sort(np.random.default_rng(0).permutation(len(rows))[:SHOP_CUSTOMERS])
-    customers, times, amounts = [], [], []
+    kept: list[Visits] = []  # of each customer
     for start in range(0, len(chosen), READ_AT_ONCE):
         sample = rows.__getitems__(chosen[start : start + READ_AT_ONCE].tolist())
         histories, batch = pad_latest(extractor, sample, config.input_features)
-        is_event = batch["attention_mask"].bool()
-        is_event[:, 0] = False
-        inputs = (batch.get(name) for name in ("visit_ids", "event_times", "event_values"))
-        visits = forecaster.read(batch["input_ids"], is_event, *inputs)  # type: ignore[arg-type]
+        visits = forecaster.read(*(batch.get(name) for name in HISTORY))  # type: ignore[arg-type]
         starts = torch.from_numpy(np.array([history["times"][0] for history in histories]) / SECONDS_PER_DAY)
-        customers.append(start + visits.is_visit.nonzero()[:, 0])
-        times.append((visits.times.double() + starts[:, None])[visits.is_visit])
-        amounts.append(visits.amounts[visits.is_visit])
-    customer, days = torch.cat(customers), torch.cat(times)
-    window = 0.0
+        visits = visits._replace(times=visits.times + starts[:, None])
+        kept += [Visits(*(column[row, visits.is_visit[row]] for column in visits)) for row in range(len(sample))]
+    visits = Visits(*(pad_sequence([*column], batch_first=True) for column in zip(*kept, strict=True)))
+    days, window = visits.times[visits.is_visit], 0.0
     if len(days) and extractor.order is None:
         end = float(days.max()) if cutoff is None else cutoff / SECONDS_PER_DAY
         window = end - float(days.sort().values[int(EARLIEST * len(days))])
@@ -157,7 +155,7 @@ def describe_shop(model: MCMModel, extractor: MCMFeatureExtractor, rows: Any, cu
         logger.warning(f"There are no forecasts, because {reason}.")
         return
     load_weights(forecaster)
-    visits = pad_visits(customer.numpy(), (days - end).float().numpy(), torch.cat(amounts).numpy(), len(chosen))
+    visits = visits._replace(times=(visits.times - end).float())
     set_shop(forecaster, visits, torch.zeros(len(chosen)), window)
     config.forecast_window, requested = window, sorted(config.forecast_days)
     config.forecast_days = model.customer_forecasts.days
@@ -205,8 +203,7 @@ def count_at_times(
     starts = np.where(np.arange(number - 1) == 0, first, (first + end) / 2)
     times = np.concatenate([generator.uniform(starts, end), end], 1)
     as_of = torch.from_numpy(((times - zero) / SECONDS_PER_DAY).astype(np.float32))
-    names = "input_ids", "attention_mask", "visit_ids", "event_times", "event_values"
-    return state.counts(**{name: batch.get(name) for name in names}, as_of=as_of)  # type: ignore[arg-type]
+    return state.counts(**{name: batch.get(name) for name in HISTORY}, as_of=as_of)  # type: ignore[arg-type]
 
 
 def find_components(state: CustomerState, counts: csr_array) -> None:

@@ -8,12 +8,9 @@ Shapes: B customers, Q amounts, P places for visits.
 import math
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors.torch import load_file
 
-from modeling_mcm.events_mcm import pad_groups
 from modeling_mcm.forecaster_mcm import (
     LEAST_AMOUNT,
     VisitForecaster,
@@ -115,21 +112,6 @@ def _measure_amounts(history: VisitHistory, amounts: torch.Tensor, log_rate: tor
     return torch.stack([mean, within.sqrt(), between.sqrt(), (centred[0] * centred[1]).mean() / (scale + 1e-6)])
 
 
-def pad_visits(customers: NDArray, times: NDArray, amounts: NDArray, number: int) -> Visits:
-    """Pads flat visits, ordered by customer and time, to one row for each of `number` customers; `amounts` is of shape
-    `(E,)` or `(E, Q)`."""
-    amounts = amounts.reshape(len(times), -1)
-    sizes = np.bincount(customers, minlength=number)
-    columns = times.astype(np.float32), np.ones(len(times), bool), amounts.astype(np.float32)
-    return Visits(*(torch.from_numpy(pad_groups(values, sizes)) for values in columns))
-
-
-def load_weights(forecaster: VisitForecaster, path: str | Path = SHIPPED_WEIGHTS) -> None:
-    """Reads the weights of a trained forecaster. Raises `ValueError` if they are of another network."""
-    weights = load_file(path)
-    own = {name: value.shape for name, value in forecaster.state_dict().items() if "_network." in name}
-    if own != {name: value.shape for name, value in weights.items()}:
-        raise ValueError(
-            f"{path} holds weights of another network: train it again (training/run_pretrain_forecaster.py)."
-        )
-    forecaster.load_state_dict(weights, strict=False)
+def load_weights(forecaster: VisitForecaster) -> None:
+    """Reads the weights of the forecaster that ships with the package."""
+    forecaster.load_state_dict(load_file(SHIPPED_WEIGHTS), strict=False)  # all but the shop

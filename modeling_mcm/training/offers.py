@@ -18,7 +18,7 @@ from transformers.utils import logging
 
 from modeling_mcm.action_mcm import ActionHead, MCMForActionRecommendation, offer_loss
 from modeling_mcm.data import PreparedData
-from modeling_mcm.data.offers import SPLITS, TRAIN, VALIDATION, OfferReader, load_offers
+from modeling_mcm.data.offers import TEST, TRAIN, VALIDATION, OfferReader, load_offers
 from modeling_mcm.option import option
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.training.checkpoints import read_checkpoint
@@ -46,11 +46,6 @@ class OfferOptions:
     outcomes: list[str] = option(
         [], "Columns of offers.parquet to predict. By default click and conversion, where they exist."
     )
-    train_splits: list[str] = option([TRAIN, VALIDATION], "Splits of the offers to train on.")
-
-    def __post_init__(self) -> None:
-        if wrong := sorted(set(self.train_splits) - set(SPLITS)):
-            raise ValueError(f"No splits {wrong}; choose from {', '.join(SPLITS)}.")
 
 
 @torch.inference_mode()
@@ -90,10 +85,10 @@ def train_to_offers(options: FineTuningOptions, offer_options: OfferOptions) -> 
     """Fine-tunes a checkpoint to offers, saves it with its feature extractor, and returns the record of the run.
     Raises `ValueError` if the offers, the data and the options do not fit together. Raises `CheckpointError` if the
     checkpoint can't be read. Raises `RunError` if the output folder holds another run."""
-    data, splits = PreparedData(str(options.data)), offer_options.train_splits
+    data = PreparedData(str(options.data))
     offers = load_offers(str(offer_options.offers), offer_options.outcomes or None, data.schema.time_zone)
-    trained, outcomes = offers.of(splits), offers.outcomes
-    trained.check_times(0, offers.of(sorted({*SPLITS} - {*splits})))
+    trained, outcomes = offers.of([TRAIN, VALIDATION]), offers.outcomes
+    trained.check_times(0, offers.of([TEST]))
     trained.check_trainable()
 
     def fit(model: MCMForActionRecommendation, extractor: MCMFeatureExtractor) -> dict[str, Any]:
@@ -113,6 +108,5 @@ def train_to_offers(options: FineTuningOptions, offer_options: OfferOptions) -> 
         return facts | {"penalty": penalty}
 
     digest = compute_digest(str(offer_options.offers), ("*.parquet",))
-    own = {"outcomes": outcomes, "train_splits": splits}
     read = partial(read_checkpoint, MCMForActionRecommendation, new=(HEAD,), action_outcomes=outcomes)
-    return fine_tune(options, data, "offers", digest, own, read, fit)
+    return fine_tune(options, data, "offers", digest, {"outcomes": outcomes}, read, fit)

@@ -134,8 +134,11 @@ def test_offers_that_are_not_read_are_made_up_for_by_weights(options, prepared, 
     assert (1 / (1 + np.exp(-scores))).mean() == pytest.approx(table.table["conversion"].mean(), abs=0.06)
 
 
-def test_offers_that_run_beside_those_to_evaluate_on_are_not_trained_on(options, tmp_path, command):
-    words = [*options["offers"], "--output_dir", tmp_path / "run", "--train_splits", "test"]
+def test_offers_that_run_beside_those_to_evaluate_on_are_not_trained_on(options, offers, tmp_path, command):
+    shutil.copytree(offers, tmp_path / "turned")
+    table = pd.read_parquet(offers / "offers.parquet").replace({"split": {"train": "test", "test": "train"}})
+    table.to_parquet(tmp_path / "turned" / "offers.parquet")
+    words = [*options["offers"], "--output_dir", tmp_path / "run", "--offers", tmp_path / "turned"]
     command("run_finetune", *words, fails="when offers to evaluate on run already")
     assert not (tmp_path / "run").exists()
 

@@ -49,7 +49,6 @@ REFUSED = [
         "early_stopping_patience 2 with eval_strategy",
     ),
     ("finetune", "--offers OTHER --labels labels.csv", "one of --offers and --labels are needed"),
-    ("finetune", "--offers OTHER --train_splits tset", "No splits ['tset']; choose from train, validation, test"),
     ("finetune", "--offers OTHER --label churned", "--label is not read with --offers: leave it out"),
     ("finetune", "--labels LABELS --outcomes click", "--outcomes is not read with --labels: leave it out"),
     ("finetune", "--labels LABELS --validation_share 0.001", "of 34 customers holds none out to evaluate on"),

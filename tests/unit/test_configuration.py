@@ -64,12 +64,10 @@ def test_contradictions_are_refused(changes, message):
         make(**changes)
 
 
-@pytest.mark.parametrize(
-    "changes", [{"target_half_life_days": -1}, {"sampled_labels": -1}, {"mask_probability": 1.5}], ids=str
-)
-def test_bad_objective_is_refused(changes):
-    with pytest.raises(ValueError, match=f"`{next(iter(changes))}` must be"):
-        Objective(**changes)
+@pytest.mark.parametrize("name", ["target_half_life_days", "sampled_labels"])
+def test_bad_objective_is_refused(name):
+    with pytest.raises(ValueError, match=f"`{name}` must be"):
+        Objective(**{name: -1})
 
 
 @pytest.mark.parametrize("name", CHOICES)

@@ -5,7 +5,7 @@
 import numpy as np
 import pytest
 import torch
-from run_pretrain_forecaster import compute_losses, draw_examples
+from run_pretrain_forecaster import compute_losses, draw_examples, pad_visits
 from synthetic_shops import draw_shop
 
 from modeling_mcm import MCMConfig, MCMModel
@@ -18,7 +18,7 @@ from modeling_mcm.forecaster_mcm import (
     Visits,
     median_days,
 )
-from modeling_mcm.training.forecaster import load_weights, pad_visits, set_shop
+from modeling_mcm.training.forecaster import load_weights, set_shop
 
 WINDOW, DAYS = 200.0, [30.0, 200.0, 400.0]
 FEATURES = {"features": ["kind", "item"], "vocabulary_sizes": [4, 30], "tasks": ["item"], "summed_features": ["kind"]}

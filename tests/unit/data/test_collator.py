@@ -49,12 +49,10 @@ def extractor():
 
 
 @pytest.fixture
-def collator(extractor):
+def collator(extractor, monkeypatch):
     def make(mode="train", epoch=0, seed=0, max_events=40, half_life=0, masked=0.4, cutoff="validation", **choices):
-        objective, as_of = (
-            Objective(target_half_life_days=half_life, mask_probability=masked),
-            choices.pop("as_of", None),
-        )
+        monkeypatch.setattr("modeling_mcm.data.collator.MASKED", masked)
+        objective, as_of = Objective(target_half_life_days=half_life), choices.pop("as_of", None)
         config = MCMConfig(**from_data(extractor), **PAPER | choices)
         made = MCMCollator(extractor, config, mode, cutoff, seed, as_of, objective)
         made.max_events = max_events

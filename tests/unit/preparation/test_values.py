@@ -17,7 +17,6 @@ from modeling_mcm import MCMConfig
 from modeling_mcm.data import load_prepared
 from modeling_mcm.data.collator import MCMCollator, PreparedRows
 from modeling_mcm.events_mcm import LARGEST_VALUE
-from modeling_mcm.losses_mcm import Objective
 
 DAY = 86_400
 START = datetime(2024, 1, 1)
@@ -137,7 +136,7 @@ def test_values_stay_with_their_events_in_every_batch(tmp_path, mode, augmentati
     config = MCMConfig(
         **from_data(extractor), input_features=["type"], **choices
     )  # which no event without an item has
-    collator = MCMCollator(extractor, config, mode, objective=Objective(mask_probability=0.4))
+    collator = MCMCollator(extractor, config, mode)
     batch = collator(rows.__getitems__(list(range(len(rows)))))
     ids, values = batch["input_ids"], batch["event_values"][..., 0]
     texts = ["", "", *extractor.vocabularies["type"]]

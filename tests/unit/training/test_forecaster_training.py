@@ -2,14 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The forecaster's training: seeds decide it, it learns, and its weights are one file."""
 
-import pytest
 import torch
 from in_process import call
 from run_pretrain_forecaster import compute_losses, draw_examples, train_forecaster
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from modeling_mcm.forecaster_mcm import VisitForecaster
-from modeling_mcm.training.forecaster import SHIPPED_WEIGHTS, load_weights
+from modeling_mcm.training.forecaster import SHIPPED_WEIGHTS
 
 
 def test_processes_change_no_example():
@@ -39,10 +38,3 @@ def test_the_command_writes_what_loads(tmp_path, capsys):
     made, shipped = load_file(path), load_file(SHIPPED_WEIGHTS)
     assert {name: value.shape for name, value in made.items()} == {name: v.shape for name, v in shipped.items()}
     assert SHIPPED_WEIGHTS.stat().st_size < 160_000
-    load_weights(VisitForecaster(3), path)
-
-
-def test_weights_of_another_network_are_refused(tmp_path):
-    save_file({"visit_network.output.bias": torch.zeros(7)}, tmp_path / "weights.safetensors")
-    with pytest.raises(ValueError, match="weights of another network: train it again"):
-        load_weights(VisitForecaster(), tmp_path / "weights.safetensors")
