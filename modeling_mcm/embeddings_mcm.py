@@ -109,20 +109,18 @@ def check_inputs(
     real, sizes = attention_mask.bool(), torch.tensor(config.vocabulary_sizes, device=input_ids.device)
     outside = (input_ids < 0) | (input_ids >= sizes)
     infinite = torch.zeros_like(real) if event_values is None else ~event_values.isfinite().all(-1)
-    is_bad = (torch.stack([*faults.values()]) & real).any() | outside.any() | infinite.any()
-    if not is_bad:  # one transfer from the device
+    masks = [(torch.stack([*faults.values()]) & real).flatten(0, 1), outside.movedim(-1, 0), infinite[None]]
+    places = torch.cat(masks).nonzero()
+    if not len(places):
         return
-    found = {
-        (name, what): mask & real for what, masks in faults.items() for name, mask in zip(named, masks, strict=True)
-    }
-    for name, size, mask in zip(config.features, config.vocabulary_sizes, outside.unbind(-1), strict=True):
-        found["input_ids", f"is not from 0 to {size - 1} in feature {name!r}"] = mask
-    found["event_values", "is no number or infinite"] = infinite
-    for (name, what), mask in found.items():
-        if mask.any():
-            row, event = mask.nonzero()[0].tolist()
-            way = "give the events in their order" if "before" in what else advice
-            raise ValueError(f"`{name}` {what} at event {event} of customer {row} of the batch: {way}.")
+    found = [(name, what) for what in faults for name in named]
+    sizes_of = zip(config.features, config.vocabulary_sizes, strict=True)
+    found += [("input_ids", f"is not from 0 to {size - 1} in feature {name!r}") for name, size in sizes_of]
+    found.append(("event_values", "is no number or infinite"))
+    place, row, event = places[0].tolist()
+    name, what = found[place]
+    way = "give the events in their order" if "before" in what else advice
+    raise ValueError(f"`{name}` {what} at event {event} of customer {row} of the batch: {way}.")
 
 
 class MCMEmbeddings(nn.Module):

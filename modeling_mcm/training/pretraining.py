@@ -182,7 +182,7 @@ def _train(
         train_dataset=train_rows,
         processing_class=data.extractor,
         train_collator=MCMCollator(data.extractor, config, "train", seed=training.seed, objective=model.objective),
-        measure=measure if evaluates else None,
+        measure=measure,
         ema_decay=options.ema_decay if config.num_hidden_layers else None,
     )
     start = f"going on from {checkpoint}" if checkpoint else "starting anew"
@@ -217,22 +217,19 @@ def _train(
         for warning in baseline_warnings(results, METRIC):
             logger.warning(warning)
     # Only parameters that had a gradient: tasks and features that are not in use have tables, too.
-    trained_parameters: Any = trainer.optimizer.state if trainer.optimizer else ()
+    optimized = trainer.optimizer.state if trainer.optimizer else ()
     return {
         "validation": means,
         "seconds": seconds,
         "customers": len(train_rows),
         "steps": trainer.state.global_step,
-        "parameters": sum(parameter.numel() for parameter in trained_parameters),
+        "parameters": sum(parameter.numel() for parameter in optimized),
         "batch_size": step_size(training),
-        "max_events": data.extractor.max_events,
-        "learning_rate": training.learning_rate,
         "seed": training.seed,
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "data": data.schema.name,
         "versions": data.manifest.versions | {"modeling-mcm": __version__, "torch": torch.__version__},
         "machine": {
-            "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
             "processes": training.world_size,
             "architecture": platform.machine(),

@@ -8,8 +8,7 @@ does not need it.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sized
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sized
 from pathlib import Path
 from typing import Any, cast
 
@@ -72,19 +71,6 @@ class WeightAverage(TrainerCallback):
         for weight, averaged in zip(self.model.parameters(), self.average.module.parameters(), strict=True):
             weight.data.copy_(averaged.data)
 
-    @contextmanager
-    def swapped(self) -> Iterator[None]:
-        """A context in which the model has the weights of the average."""
-        self._swap()
-        try:
-            yield
-        finally:
-            self._swap()
-
-    def _swap(self) -> None:
-        for weight, averaged in zip(self.model.parameters(), self.average.module.parameters(), strict=True):
-            weight.data, averaged.data = averaged.data, weight.data
-
     def save(self, folder: Path) -> None:
         """Writes the average to the file `average.safetensors` of a checkpoint folder."""
         folder.mkdir(parents=True, exist_ok=True)
@@ -102,7 +88,7 @@ class MCMTrainer(Trainer):
 
     Args:
         train_collator (`MCMCollator`): Collator of the training rows; its seed must be `args.seed`.
-        measure (`Callable`, *optional*): Gives the loss of a model on validation. Each process measures all cases.
+        measure (`Callable`): Gives the loss of a model on validation. Each process measures all cases.
         ema_decay (`float`, *optional*): Decay of a moving average of the weights ([`WeightAverage`]), which is
             evaluated and is the final model. `None` for no average.
         args, kwargs: Those of `Trainer`. `train_dataset` must be a `PreparedRows` with lengths.
@@ -115,11 +101,11 @@ class MCMTrainer(Trainer):
         self,
         *args: Any,
         train_collator: MCMCollator,
-        measure: Callable[[MCMForMultiTaskRecommendation], float] | None = None,
+        measure: Callable[[MCMForMultiTaskRecommendation], float],
         ema_decay: float | None = None,
         **kwargs: Any,
     ):
-        self.measure: Any = measure
+        self.measure = measure
         self.epoch = train_collator.epoch
         self.task_losses: dict[str, list[torch.Tensor]] = defaultdict(list)
         kwargs |= {"data_collator": train_collator, "eval_dataset": measure}  # Trainer asks for one to evaluate
@@ -211,8 +197,8 @@ class MCMTrainer(Trainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Measures the loss on validation, with the average of the weights if there is one."""
-        with self.weight_average.swapped() if self.weight_average else nullcontext():
-            loss = self.measure(cast(MCMForMultiTaskRecommendation, self.model).eval())
+        model = self.weight_average.average.module if self.weight_average else self.model
+        loss = self.measure(cast(MCMForMultiTaskRecommendation, model).eval())
         metrics = {"eval_loss": self._mean_over_processes(torch.tensor(loss))}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

@@ -200,9 +200,9 @@ def test_an_option_wins_over_the_recipe(prepared, tmp_path):
     options = RECIPE | {"max_steps": 2, "learning_rate": 0.003}
     words = pretraining_options(prepared, tmp_path / "run", "readout=last", **options)
     forked_runs.pretrain(words, tmp_path / "log")
-    facts = json.loads((tmp_path / "run" / "pretraining.json").read_text())
+    facts, run = (json.loads((tmp_path / "run" / name).read_text()) for name in ("pretraining.json", "run.json"))
     assert json.loads((tmp_path / "run" / "config.json").read_text())["readout"] == "last"
-    assert facts["learning_rate"] == 0.003 and facts["steps"] == 2
+    assert run["options"]["learning_rate"] == 0.003 and facts["steps"] == 2
     assert facts["validation"] == {}  # who says how long says when it is evaluated, too
 
 
