@@ -10,6 +10,7 @@ Shapes: V versions of actions, R rows of all versions, J features; B customers, 
 the most; in a batch: U distinct actions, S rows of these, M matches (events that did what an action asks for).
 """
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -46,20 +47,20 @@ class RawActions(NamedTuple):
     def find(self, names: NDArray, times: NDArray) -> NDArray:
         """Finds the version of each action `(N,)` that holds at a time `(N,)`: the latest that does not begin later.
         Raises `ValueError` if there is none."""
-        numbers = {name: number for number, name in enumerate(dict.fromkeys(self.action_ids), 1)}
-        moments = np.unique(np.append(self.times, times))
-
-        def rank(names: NDArray, times: NDArray) -> NDArray:
-            places = np.array([numbers.get(name, 0) for name in names], np.int64)
-            return places * len(moments) + np.searchsorted(moments, times)
-
-        found = np.searchsorted(rank(self.action_ids, self.times), rank(names, times), "right")
-        if len(wrong := np.flatnonzero(np.array([None, *self.action_ids], object)[found] != names)):
-            raise ValueError(
-                f"Action {names[wrong[0]]!r}, offered on {write_day(times[wrong[0]])}, has no row in the actions that "
-                "holds then; add one with its features."
-            )
-        return found - 1
+        versions: dict[str, list[int]] = {}
+        for version, name in enumerate(self.action_ids):
+            versions.setdefault(name, []).append(version)
+        found = []
+        for name, time in zip(names, times, strict=True):
+            own = versions.get(name, [])
+            place = bisect_right(own, time, key=self.times.__getitem__)
+            if not place:
+                raise ValueError(
+                    f"Action {name!r}, offered on {write_day(time)}, has no row in the actions that holds then; add "
+                    "one with its features."
+                )
+            found.append(own[place - 1])
+        return np.array(found)
 
 
 def write_day(seconds: int) -> str:

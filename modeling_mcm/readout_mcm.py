@@ -10,14 +10,12 @@ sequence in one pass: under a causal encoder h_i depends on events up to i only,
 i <= t, and a running softmax computes it for all t.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-# Elements of z that fit a cache, and the fewest and the most labels that are scored at once without gradients.
-CACHED_ELEMENTS, LABELS_AT_ONCE = 2**15, (128, 1024)
+LABELS_AT_ONCE = 512  # number of labels that are scored at once without gradients
 
 
 class PrefixEnds(NamedTuple):
@@ -70,15 +68,6 @@ class RunningReadout(torch.autograd.Function):
         return torch.addcmul(g, g, z).sub_(r).mul_((z - c).exp_())
 
 
-def _by_labels(readout: Callable[[Tensor], Tensor], vectors: Tensor, elements: int) -> Tensor:
-    """Scores of all labels, without gradients computed for some labels at a time."""
-    if torch.is_grad_enabled():
-        return readout(vectors)
-    least, most = LABELS_AT_ONCE
-    size = min(max(CACHED_ELEMENTS // max(elements, 1), least), most)
-    return torch.cat([readout(part) for part in vectors.split(size)], dim=-1)
-
-
 def attentional_readout(
     hidden: Tensor, label_embeddings: Tensor, mask: Tensor, ends: PrefixEnds | None = None
 ) -> Tensor:
@@ -105,15 +94,16 @@ def attentional_readout(
         dtype = z.dtype
         return RunningReadout.apply(z.float() if dtype.itemsize < 4 else z)[ends.units, ends.customers].to(dtype)
 
-    return _by_labels(score, label_embeddings, mask.numel())
+    if torch.is_grad_enabled():
+        return score(label_embeddings)
+    return torch.cat([score(part) for part in label_embeddings.split(LABELS_AT_ONCE)], -1)
 
 
 def last_readout(hidden: Tensor, label_embeddings: Tensor, mask: Tensor, ends: PrefixEnds | None = None) -> Tensor:
     """Scores by BERT4Rec's readout, e_w . h_t with the last hidden vector h_t; see [`attentional_readout`]."""
     if ends is None:
         ends = PrefixEnds(torch.arange(len(hidden), device=hidden.device), mask.sum(1) - 1)
-    vectors = hidden[ends.customers, ends.units]
-    return _by_labels(lambda part: torch.matmul(vectors, part.T), label_embeddings, len(vectors))
+    return hidden[ends.customers, ends.units] @ label_embeddings.T
 
 
 READOUTS = {"attentional": attentional_readout, "last": last_readout}

@@ -12,7 +12,7 @@ included), V values of a feature, S size of the state.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -181,25 +181,20 @@ class CustomerState(nn.Module):
         channels += [] if event_values is None else list(event_values[..., : len(self.sums)].unbind(-1))
         sums = [torch.einsum("blmk,bl->bmk", weights, channel) for channel in channels]
 
-        def by_value(sizes: Mapping[int, int], event_weights: Tensor) -> list[Tensor]:
-            """Sums of event weights `(B, L, M, k)` by the first ids of features, each of shape `(B, M, ids k)`."""
-            parts = []
+        undecayed, projected = weights[..., [-1]], weights[..., [days.index(PROJECTED_HALF_LIFE), -1]]
+        values = []  # sums of weights by the first ids of features, each of shape (B, M, ids of all half-lives)
+        for sizes, kept in ((self.few, weights), (self.many, projected), (self.frequent, undecayed)):
             for feature, size in sizes.items():
                 ids = input_ids[..., feature]
-                sums = sum_by_value(torch.where(ids < size, ids, MISSING_ID), event_weights, size)
-                sums[:, MISSING_ID] = 0.0
-                parts.append(sums.transpose(1, 2).flatten(2))
-            return parts
-
-        values = [
-            *by_value(self.many, weights[..., [days.index(PROJECTED_HALF_LIFE), -1]]),
-            *by_value(self.frequent, weights[..., [-1]]),
-        ]
+                by_value = sum_by_value(torch.where(ids < size, ids, MISSING_ID), kept, size)
+                by_value[:, MISSING_ID] = 0.0
+                values.append(by_value.transpose(1, 2).flatten(2))
         since_last, since_first = as_of - last, as_of - first
         visits = sums[1][..., -1]  # the undecayed number of visits
         gap = (since_first - since_last) / (visits - 1).clamp(min=1)
         gaps = torch.stack([since_last, since_first, since_last / (gap + 0.5), gap], -1)
-        counts = torch.cat([*sums, *by_value(self.few, weights), gaps, *values], -1).clamp_(min=0).log1p_()
+        few = len(self.few)
+        counts = torch.cat([*sums, *values[:few], gaps, *values[few:]], -1).clamp_(min=0).log1p_()
         return torch.where(past.any(1)[..., None], counts, self.mean)
 
     def standardised(self, counts: Tensor) -> Tensor:

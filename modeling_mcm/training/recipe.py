@@ -12,20 +12,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from modeling_mcm.configuration_mcm import MCMConfig
+
 # Share of customers with a single visit from which the next visit is no target, because most customers have none.
 ONE_VISIT = 0.5
 SEVERAL = 1.5  # mean number of target events of a visit above which a visit may be one unit
 MANY_LABELS, SAMPLED = 1_000, 256  # number of labels from which training samples labels, and size of the sample
 LARGE = 100_000  # number of target events from which the encoder is mcm-tiny, and not mcm-mini
 SHORT = 50  # mean number of target events of a customer below which batches are large
-# Encoders of visits need no positions: a feature gives the days since the visit before.
-BY_VISIT: dict[str, Any] = {"encoder_unit": "visit", "max_position_embeddings": None, "attention_window": 64}
-BY_VISIT |= {"readout": "attentional", "event_dropout_prob": 0.2, "hidden_dropout_prob": 0.1}
-BY_VISIT |= {"attention_probs_dropout_prob": 0.0}
 # Encoders of events. `mcm pretrain` replaces 300 by the longest input of the data.
 BY_EVENT: dict[str, Any] = {"encoder_unit": "event", "max_position_embeddings": 300, "attention_window": None}
 BY_EVENT |= {"readout": "last", "event_dropout_prob": 0.0, "hidden_dropout_prob": 0.3}
 BY_EVENT |= {"attention_probs_dropout_prob": 0.1}
+# Encoders of visits. They need no positions: a feature gives the days since the visit before.
+BY_VISIT = {name: getattr(MCMConfig, name) for name in BY_EVENT}
 # Training ends after so many epochs in a row without a better one, and at least so many steps.
 PATIENCE, PATIENT_STEPS = 3, 500
 TRAINING: dict[str, Any] = {"learning_rate": 0.001, "ema_decay": 0.99, "lr_scheduler_type": "constant_with_warmup"}
@@ -60,10 +60,8 @@ def recipe_for(
     )
     reason += "come again: " if repeats else "do not come again: "
     if repeats and of_visit > SEVERAL and one_visit < ONE_VISIT:
-        config, training = (
-            dict(BY_VISIT),
-            TRAINING | {"per_device_train_batch_size": 16, "target_half_life_days": 30.0},
-        )
+        config = BY_VISIT
+        training = TRAINING | {"per_device_train_batch_size": 16, "target_half_life_days": 30.0}
         reasons = [reason + "visits are read, and the next visit is predicted."]
     else:
         config = BY_EVENT | {"label_features": list(features)}
