@@ -84,7 +84,7 @@ def _read(
 ) -> tuple[LabelTables, list[int]]:
     """The counts of a task, and the ids of labels."""
     Predictor(model, feature_extractor).tasks([task])
-    if model.scorer is None or not model.scorer.fitted:
+    if (scorer := model.scorer) is None or not scorer.fitted:
         raise ValueError(
             "This checkpoint has no fitted scorer, so nothing is counted of its labels: mcm start fits one."
         )
@@ -96,7 +96,7 @@ def _read(
             f"is {known[close[0]]!r} meant?" if close else f"expected a value such as {next(iter(known.values()))!r}."
         )
         raise ValueError(f"The checkpoint knows no label {unknown[0]!r} of {task!r}: {hint}")
-    return model.scorer.get_tables(model.config.tasks.index(task)), ids
+    return scorer.get_tables(model.config.tasks.index(task)), ids
 
 
 def _best(

@@ -3,7 +3,7 @@
 """The answers of the service, as /openapi.json describes them."""
 
 from datetime import datetime
-from typing import Any, NotRequired
+from typing import NotRequired
 
 from typing_extensions import TypedDict  # pydantic reads that of typing from Python 3.12 on
 
@@ -45,7 +45,7 @@ class Embedding(Customer):
 
 
 class Forecast(Customer):
-    forecast: dict[str, float | str]
+    forecast: dict[str, float]
 
 
 class Prediction(Customer):
@@ -115,6 +115,4 @@ REASONS = {
     507: "The disk of the store is full. Nothing of the request is stored.",
 }
 # For `responses=` of the routes
-ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": Problem, "description": words} for status, words in REASONS.items()
-}
+ERRORS: dict[int | str, dict] = {status: {"model": Problem, "description": words} for status, words in REASONS.items()}

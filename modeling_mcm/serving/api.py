@@ -16,12 +16,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated
 from urllib.parse import quote, unquote
 
 from modeling_mcm.action_inputs_mcm import encode_actions
 from modeling_mcm.data.examples import example_values
 from modeling_mcm.evaluation.totals import total_of_rows
+from modeling_mcm.events_mcm import RawEvent
 from modeling_mcm.extras import needs
 from modeling_mcm.forecaster_mcm import MissingForecastsError
 from modeling_mcm.live.explanations import explain as explain_score
@@ -40,15 +41,16 @@ from modeling_mcm.serving.service import Batch, CustomerService, Incoming
 from modeling_mcm.serving.store import ServiceError
 
 with needs("serve"):
-    from fastapi import APIRouter, Body, Depends, HTTPException, Query, Request
+    from fastapi import APIRouter, Body, Depends, FastAPI, HTTPException, Query, Request
     from fastapi.exceptions import RequestValidationError
     from fastapi.responses import JSONResponse
-    from fastapi.security import HTTPBearer
+    from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
     from fastapi_offline import FastAPIOffline
     from prometheus_fastapi_instrumentator import Instrumentator
-    from prometheus_fastapi_instrumentator.metrics import default
+    from prometheus_fastapi_instrumentator.metrics import Info, default
     from pydantic import BaseModel, Field
     from starlette.convertors import StringConvertor, register_url_convertor
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 logger = logging.getLogger(__name__)
 MOST_BYTES, MOST_EVENTS = 1_000_000, 1_000  # of a request
@@ -94,7 +96,7 @@ class Group(BaseModel, extra="forbid"):
 
 
 class Offered(Customers):
-    actions: list[dict[str, Any]] = Field(
+    actions: list[RawEvent] = Field(
         min_length=1, max_length=MOST_LABELS, description="Dicts with `action_id` and columns of the event log."
     )
 
@@ -128,13 +130,13 @@ class Requests:
     """An ASGI application around another one. It leaves paths quoted, so that an id may hold a slash (%2F), and reads
     at most [`MOST_BYTES`] of a request's body. (That of FastAPI, `max_body_size`, is answered in plain text.)"""
 
-    def __init__(self, app: Any):
+    def __init__(self, app: ASGIApp):
         self.app = app
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         raw, size = scope.get("raw_path"), 0
 
-        async def receive_part() -> Any:
+        async def receive_part() -> Message:
             nonlocal size
             message = await receive()
             size += len(message.get("body", b""))
@@ -144,10 +146,10 @@ class Requests:
             return message
 
         path = raw.decode("ascii") if raw else quote(scope.get("path", ""))
-        await self.app(scope | {"path": path}, receive_part, send)
+        await self.app({**scope, "path": path}, receive_part, send)
 
 
-def create_api(service: CustomerService, tokens: str, limit: float = math.inf, log_requests: bool = False) -> Any:
+def create_api(service: CustomerService, tokens: str, limit: float = math.inf, log_requests: bool = False) -> FastAPI:
     """Makes the service's ASGI application, for uvicorn or another server.
 
     Args:
@@ -169,7 +171,9 @@ def create_api(service: CustomerService, tokens: str, limit: float = math.inf, l
             )
     limits = [RateLimit(limit) for _ in known] if limit < math.inf else []
 
-    async def check_token(sent: Annotated[Any, Depends(HTTPBearer(auto_error=False))]) -> None:
+    async def check_token(
+        sent: Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))],
+    ) -> None:
         fits = [sent is not None and hmac.compare_digest(sent.credentials.encode(), one.encode()) for one in known]
         if not any(fits):
             words = "Send `Authorization: Bearer TOKEN` with the token of this service."
@@ -179,12 +183,12 @@ def create_api(service: CustomerService, tokens: str, limit: float = math.inf, l
             raise HTTPException(429, words, {"Retry-After": str(math.ceil(seconds))})
 
     @asynccontextmanager
-    async def closing(api: Any) -> AsyncIterator[None]:
+    async def closing(api: FastAPI) -> AsyncIterator[None]:
         yield
         service.close()
 
     version, words = importlib.metadata.version("modeling-mcm"), __doc__.partition("\n\n")[0]
-    about: dict[str, Any] = {"title": "MCM", "version": version, "description": words}
+    about: dict = {"title": "MCM", "version": version, "description": words}
     api = FastAPIOffline(**about, redoc_url=None, lifespan=closing)
     guarded = APIRouter(dependencies=[Depends(check_token)], responses=ERRORS)
     _answer_errors(api)
@@ -212,33 +216,33 @@ def create_api(service: CustomerService, tokens: str, limit: float = math.inf, l
     return api
 
 
-def _log_request(info: Any) -> None:
-    facts = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "method": info.method}
+def _log_request(info: Info) -> None:
+    facts: dict = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "method": info.method}
     facts |= {"path": info.request.url.path, "status": int(info.modified_status)}
     logger.info(json.dumps(facts | {"milliseconds": round(1000 * info.modified_duration, 1)}))
 
 
-def _answer_errors(api: Any) -> None:
+def _answer_errors(api: FastAPI) -> None:
     @api.exception_handler(ServiceError)
     @api.exception_handler(ValueError)
-    def expected_error(request: Request, error: Any) -> JSONResponse:
+    def expected_error(request: Request, error: Exception) -> JSONResponse:
         missing = isinstance(error, MissingForecastsError | MissingHeadError)
         status = 501 if missing else getattr(error, "status", 422)
         return JSONResponse({"detail": str(error)}, status, {"Retry-After": "1"} if status == 503 else None)
 
     @api.exception_handler(Exception)
-    def unexpected_error(request: Request, error: Any) -> JSONResponse:
+    def unexpected_error(request: Request, error: Exception) -> JSONResponse:
         return JSONResponse({"detail": f"The service failed ({type(error).__name__}): its log says where."}, 500)
 
     @api.exception_handler(RequestValidationError)
-    def validation_error(request: Request, error: Any) -> JSONResponse:
+    def validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
         parts = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
         more = f" ({len(parts) - 3} more)" if len(parts) > 3 else ""
         words = f"The request can't be read: {'; '.join(parts[:3])}{more}. GET /docs says what it expects."
         return JSONResponse({"detail": words}, 422)
 
 
-def _add_changes(api: Any, service: CustomerService) -> None:
+def _add_changes(api: APIRouter, service: CustomerService) -> None:
     event = {service.extractor.time: "2017-03-01T18:30:00"} if service.extractor.time else {}
     event |= example_values(service.extractor)
     example = {"events": [{"event_id": "1", "customer_id": "7", "event": event}]}
@@ -266,7 +270,7 @@ def _add_changes(api: Any, service: CustomerService) -> None:
         return {"customer_id": customer_id, "events": service.store.delete_customer(customer_id)}
 
 
-def _add_questions(api: Any, service: CustomerService) -> None:
+def _add_questions(api: APIRouter, service: CustomerService) -> None:
     extractor, predictor = service.extractor, service.predictor
     of_offers = {"customers": ["7"], "actions": [{"action_id": "1"} | example_values(extractor)]}
 
@@ -281,7 +285,9 @@ def _add_questions(api: Any, service: CustomerService) -> None:
             return []
         columns = predictor.ask(batch.rows, batch.as_of, tasks, asked.k, chosen, asked.horizon_days)
         lists = [describe_labels(columns, tasks, chosen, row) for row in range(len(batch.rows))]
-        return [customer | {"tasks": tasks} for customer, tasks in zip(batch.customers, lists, strict=True)]
+        return [
+            answers.Scores(**customer, tasks=tasks) for customer, tasks in zip(batch.customers, lists, strict=True)
+        ]
 
     @api.get("/customers/{customer_id:id}/scores")
     def scores(customer_id: str, asked: Annotated[Question, Query()]) -> answers.Scores:
@@ -300,10 +306,10 @@ def _add_questions(api: Any, service: CustomerService) -> None:
         """The customer embedding."""
         batch = service.read([customer_id], as_of)
         columns = predictor.ask(batch.rows, batch.as_of, embedding=True)
-        return batch.customers[0] | {"embedding": columns[EMBEDDING][0].tolist()}
+        return answers.Embedding(**batch.customers[0], embedding=columns[EMBEDDING][0].tolist())
 
-    def answer_numbers(batch: Batch, name: str, columns: Columns) -> Any:
-        return batch.customers[0] | {name: {column: values.item() for column, values in columns.items()}}
+    def name_numbers(columns: Columns) -> dict[str, float]:
+        return {column: values.item() for column, values in columns.items()}
 
     @api.get("/customers/{customer_id:id}/forecast")
     def forecast(
@@ -314,13 +320,15 @@ def _add_questions(api: Any, service: CustomerService) -> None:
         """What the customer is expected to do within the next days, with intervals that hold 80% and 95% of such
         customers; 501 if the checkpoint has no forecasts."""
         batch = service.read([customer_id], as_of)
-        return answer_numbers(batch, "forecast", predictor.ask(batch.rows, batch.as_of, forecasts=True, days=days))
+        columns = predictor.ask(batch.rows, batch.as_of, forecasts=True, days=days)
+        return answers.Forecast(**batch.customers[0], forecast=name_numbers(columns))
 
     @api.get("/customers/{customer_id:id}/prediction")
     def prediction(customer_id: str, as_of: AsOf = None) -> answers.Prediction:
         """What the checkpoint was fine-tuned to: the probability of each class, or the number."""
         batch = service.read([customer_id], as_of)
-        return answer_numbers(batch, "prediction", predictor.predict(batch.rows, batch.as_of))
+        prediction = name_numbers(predictor.predict(batch.rows, batch.as_of))
+        return answers.Prediction(**batch.customers[0], prediction=prediction)
 
     @api.post("/offers")
     def offers(body: Annotated[Offered, Body(examples=[of_offers])], as_of: AsOf = None) -> answers.ManyOffers:
@@ -332,7 +340,7 @@ def _add_questions(api: Any, service: CustomerService) -> None:
         batch = service.read(body.customers, as_of, may_be_unknown=True)
         columns = predictor.score_offers(batch.rows, actions, batch.as_of) if batch.rows else {}
         customers = [
-            customer | {"offers": describe_offers(columns, actions.action_ids, row)}
+            answers.Offers(**customer, offers=describe_offers(columns, actions.action_ids, row))
             for row, customer in enumerate(batch.customers)
         ]
         unknown_values = service.unknown_values(body.actions)
@@ -348,8 +356,8 @@ def _add_questions(api: Any, service: CustomerService) -> None:
         end = max(int(row["times"].max()) for row in batch.rows) if batch.as_of is None else int(batch.as_of)
         total = service.worker(total_of_rows, batch.rows, service.trained_until, end, body.quantity, body.days)
         past = [each._asdict() | {"error": each.error if each.actual else None} for each in total.past]
-        facts: Any = {"customers": len(batch.rows), "quantity": body.quantity, "days": body.days, "past": past}
-        return facts | {"as_of": total.as_of, "expected": total.expected, "weeks_without_event": total.missing_weeks}
+        about = {"customers": len(batch.rows), "quantity": body.quantity, "days": body.days, "past": past}
+        return total._asdict() | about | {"weeks_without_event": total.missing_weeks}
 
     @api.get("/customers/{customer_id:id}/explain")
     def explain(
@@ -363,16 +371,15 @@ def _add_questions(api: Any, service: CustomerService) -> None:
         time; for more the answer is 503."""
         batch = service.read([customer_id], as_of)
         explanation = service.worker(explain_score, batch.rows[0], task, label, batch.as_of, MOST_VISITS)
-        return batch.customers[0] | {"explanation": replace(explanation, visits=explanation.visits[:visits])}
+        explanation = replace(explanation, visits=explanation.visits[:visits])
+        return answers.Explained(**batch.customers[0], explanation=explanation)
 
     @api.get("/labels/similar")
     def similar_labels(task: str, label: str, k: Count = 10) -> answers.Labels:
         """The labels that are most like a label, best first."""
-        labels: Any = similar(service.model, extractor, task, label, k)
-        return {"task": task, "labels": labels}
+        return {"task": task, "labels": similar(predictor.model, extractor, task, label, k)}
 
     @api.get("/labels/together")
     def labels_together(task: str, label: Annotated[list[str], Query()], k: Count = 10) -> answers.Labels:
         """The labels that go with some labels, such as those of a basket, best first."""
-        labels: Any = together(service.model, extractor, task, label, k)
-        return {"task": task, "labels": labels}
+        return {"task": task, "labels": together(predictor.model, extractor, task, label, k)}

@@ -14,7 +14,7 @@ import functools
 import json
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -23,10 +23,13 @@ from typing import Annotated, Any
 from modeling_mcm.candidates_mcm import CandidateSet
 from modeling_mcm.configuration_mcm import UNKNOWN_ID
 from modeling_mcm.data.tables import read_table_file
-from modeling_mcm.events_mcm import naming, to_text
+from modeling_mcm.events_mcm import RawEvent, Row, naming, to_text
 from modeling_mcm.extras import needs
+from modeling_mcm.live.customer import Heads
 from modeling_mcm.live.history import LiveHistory
 from modeling_mcm.predictor_mcm import RANKING, Predictor
+from modeling_mcm.processing_mcm import MCMFeatureExtractor
+from modeling_mcm.serving.answers import Added, Customer
 from modeling_mcm.serving.store import MAX_ID, EventStore, ServiceError, Transaction, canonical
 from modeling_mcm.serving.worker import WorkerProcess
 from modeling_mcm.training.checkpoints import checkpoint_digest
@@ -62,8 +65,8 @@ class Batch:
         unknown (`list[str]`): Those without an event.
     """
 
-    customers: list[Any]
-    rows: list[dict[str, Any]]
+    customers: list[Customer]
+    rows: list[Row]
     as_of: float | None
     unknown: list[str]
 
@@ -79,8 +82,8 @@ class Incoming(BaseModel, extra="forbid", frozen=True):
 
     event_id: Identity
     customer_id: Identity
-    event: dict[str, Any] = Field(description="Values by column of the log.")
-    profile: dict[str, Any] | None = None
+    event: RawEvent = Field(description="Values by column of the log.")
+    profile: RawEvent | None = None
 
 
 class CustomerService:
@@ -105,8 +108,8 @@ class CustomerService:
 
     def __init__(
         self,
-        model: Any,
-        extractor: Any,
+        model: Heads,
+        extractor: MCMFeatureExtractor,
         store: EventStore,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         candidates: str | None = None,
@@ -142,7 +145,7 @@ class CustomerService:
 
     # ---------------------------------------------------------------------------------------------------- events in
 
-    def add(self, events: Sequence[Incoming]) -> Any:
+    def add(self, events: Sequence[Incoming]) -> Added:
         """Stores all events, or none of them. Events that were stored before change nothing.
 
         Returns:
@@ -157,8 +160,8 @@ class CustomerService:
         grouped: dict[str, list[Incoming]] = {}
         for event in events:
             grouped.setdefault(event.customer_id, []).append(self._without_customer(event))
-        added: list[dict[str, Any]] = []
-        profiles: list[dict[str, Any]] = []
+        added: list[RawEvent] = []
+        profiles: list[RawEvent] = []
         late, customers = [], {}
         start = time.monotonic()
         with self.store.transaction(writing=True) as store:
@@ -200,9 +203,7 @@ class CustomerService:
                 raise ValueError(f"found customer {owner!r}; give an event one customer, or leave the column out")
         return event.model_copy(update={"event": {k: value for k, value in event.event.items() if k != column}})
 
-    def _new_events(
-        self, store: Transaction, customer_id: str, events: Sequence[Incoming]
-    ) -> dict[str, dict[str, Any]]:
+    def _new_events(self, store: Transaction, customer_id: str, events: Sequence[Incoming]) -> dict[str, RawEvent]:
         """The events that are not stored yet, by id."""
         texts, new = store.known(customer_id, [event.event_id for event in events]), {}
         for event in events:
@@ -219,15 +220,15 @@ class CustomerService:
                 )
         return new
 
-    def unknown_values(
-        self, events: Sequence[Mapping[str, Any]], profiles: Sequence[Mapping[str, Any]] = ()
-    ) -> dict[str, list[str]]:
+    def unknown_values(self, events: Sequence[RawEvent], profiles: Sequence[RawEvent] = ()) -> dict[str, list[str]]:
         """By column the values that training has not seen, as the model reads them: one for all."""
         encoding = self.extractor._encoding
         unknown: dict[str, dict[str, None]] = {}
         for feature in self.extractor.vocabularies:
-            column, rows = encoding.specs[feature].column, events if feature in encoding.event_features else profiles
-            values = [row[column] for row in rows if column and row.get(column) is not None]
+            column, rows = str(encoding.specs[feature].column), profiles
+            if feature in encoding.event_features:
+                rows = events
+            values = [row[column] for row in rows if row.get(column) is not None]
             ids = encoding.feature_ids(feature, values).tolist() if values else []
             for value, index in zip(values, ids, strict=True):
                 if index == UNKNOWN_ID:
@@ -236,7 +237,7 @@ class CustomerService:
 
     # ---------------------------------------------------------------------------------------------------- questions
 
-    def read(self, customer_ids: Sequence[str], as_of: Any = None, may_be_unknown: bool = False) -> Batch:
+    def read(self, customer_ids: Sequence[str], as_of: str | None = None, may_be_unknown: bool = False) -> Batch:
         """Reads customers as the store has them now. Raises `ValueError` if `as_of` is before a customer's last
         event, and `ServiceError` (404) if one has no event."""
         batch = Batch([], [], self.extractor.read_as_of(as_of), [])
@@ -249,8 +250,13 @@ class CustomerService:
                 history = customer.history
                 history.read_as_of(as_of)
                 batch.rows.append(history.row)
-                facts = {"events": len(history.events), "as_of": as_of or history.last_time}
-                batch.customers.append({"customer_id": customer_id} | facts)
+                batch.customers.append(
+                    {
+                        "customer_id": customer_id,
+                        "events": len(history.events),
+                        "as_of": as_of or history.last_time,
+                    }
+                )
                 self._keep(customer_id, customer)
         if batch.unknown and not may_be_unknown:
             words = "send an event with this customer_id to POST /events first"
@@ -275,7 +281,14 @@ class CustomerService:
             stamp = (facts.st_mtime_ns, facts.st_size, facts.st_ino)
         return self._sets(stamp, tasks, candidates, exclude, per_group)
 
-    def _make_set(self, stamp: Any, tasks: tuple[str, ...], candidates: Any, exclude: Any, per_group: Any) -> Any:
+    def _make_set(
+        self,
+        stamp: tuple[int, ...] | None,
+        tasks: tuple[str, ...],
+        candidates: tuple[str, ...],
+        exclude: str | tuple[str, ...] | None,
+        per_group: tuple[str, int] | None,
+    ) -> CandidateSet:
         table = list(candidates) or (None if stamp is None else read_table_file(str(self.candidates)))
         excluded = list(exclude) if isinstance(exclude, tuple) else exclude
         return CandidateSet(self.model, self.extractor, tasks, table, excluded, per_group)

@@ -16,8 +16,8 @@ import secrets
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+from modeling_mcm.events_mcm import RawEvent
 from modeling_mcm.extras import needs
 
 with needs("serve"):
@@ -42,7 +42,7 @@ ON CONFLICT (customer_id) DO UPDATE SET customer_id = excluded.customer_id RETUR
 
 KEPT = "nothing of this request was kept, and what was acknowledged before is still there"
 # What errors mean, by SQLite's codes and PostgreSQL's states; and the status of the answer
-MEANINGS: tuple[tuple[set[Any], str, str, int], ...] = (
+MEANINGS: tuple[tuple[set[int | str], str, str, int], ...] = (
     (
         {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, "55P03"},
         "is locked by another process",
@@ -80,7 +80,7 @@ class ServiceError(RuntimeError):
         self.status = status
 
 
-def canonical(value: Any) -> str:
+def canonical(value: object) -> str:
     """Writes JSON that is the same for equal values; `ValueError` if it has NaN or infinite numbers."""
     try:
         return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -91,17 +91,17 @@ def canonical(value: Any) -> str:
 class Transaction:
     """Reads and changes customers, all in one snapshot of the store; kept as a whole, on the disk, or not at all."""
 
-    def __init__(self, connection: Any):
+    def __init__(self, connection: sql.Connection):
         self.connection = connection
 
-    def run(self, statement: str, *rows: Mapping[str, Any]) -> Any:
+    def run(self, statement: str, *rows: Mapping[str, object]) -> sql.CursorResult:
         """Executes SQL with the values of a row, or once for each of several rows."""
         text = sql.text(statement)
         if "IN :" in statement:
             text = text.bindparams(sql.bindparam("event_ids", expanding=True))
         return self.connection.execute(text, rows[0] if len(rows) == 1 else list(rows) or None)
 
-    def customer(self, customer_id: str, locked: bool = False) -> tuple[str, dict[str, Any]] | None:
+    def customer(self, customer_id: str, locked: bool = False) -> tuple[str, RawEvent] | None:
         """Reads epoch and profile of a customer, None if there is none. A customer that is to be changed must be
         locked, and is made if there is none."""
         statement = LOCK if locked else "SELECT epoch, profile FROM mcm_customers WHERE customer_id = :customer_id"
@@ -109,7 +109,7 @@ class Transaction:
         row = self.run(statement, values).one_or_none()
         return row and (row.epoch, json.loads(row.profile))
 
-    def events(self, customer_id: str, after: int) -> list[Any]:
+    def events(self, customer_id: str, after: int) -> Sequence[sql.Row]:
         """Reads `sequence` and `event` of a customer's events after a sequence, in the order of arrival."""
         statement = (
             "SELECT sequence, event FROM mcm_events WHERE customer_id = :customer_id AND sequence > :after "
@@ -124,7 +124,7 @@ class Transaction:
         )
         return dict(map(tuple, self.run(statement, {"customer_id": customer_id, "event_ids": list(event_ids)})))
 
-    def append(self, customer_id: str, after: int, events: Mapping[str, Any]) -> None:
+    def append(self, customer_id: str, after: int, events: Mapping[str, RawEvent]) -> None:
         """Stores new events by id, after a sequence, of a locked customer."""
         rows = [
             {"customer_id": customer_id, "sequence": number, "event_id": event_id, "event": canonical(event)}
@@ -132,7 +132,7 @@ class Transaction:
         ]
         self.run("INSERT INTO mcm_events VALUES (:customer_id, :sequence, :event_id, :event)", *rows)
 
-    def set_profile(self, customer_id: str, profile: Mapping[str, Any]) -> str:
+    def set_profile(self, customer_id: str, profile: RawEvent) -> str:
         """Replaces the profile of a locked customer, and returns the new epoch."""
         values = {"customer_id": customer_id, "profile": canonical(profile), "epoch": secrets.token_hex(8)}
         self.run(
@@ -190,12 +190,12 @@ class EventStore:
             self.engine.dispose()
             raise
 
-    def _open_sqlite(self, connection: Any, record: Any) -> None:
+    def _open_sqlite(self, connection: sqlite3.Connection, record: object) -> None:
         connection.isolation_level = None  # SQLAlchemy says BEGIN itself, below
         for setting in ("synchronous=FULL", "secure_delete=ON"):
             connection.execute(f"PRAGMA {setting}").fetchall()
 
-    def _begin_sqlite(self, connection: Any) -> None:
+    def _begin_sqlite(self, connection: sql.Connection) -> None:
         # A reader that becomes a writer later is refused at once where another wrote between; so writers say it first.
         writing = connection.get_execution_options().get(WRITING)
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
@@ -204,7 +204,7 @@ class EventStore:
     def transaction(self, writing: bool = False) -> Iterator[Transaction]:
         """A transaction that ends with the context. Raises [`ServiceError`] for every error of the database, after
         which nothing of the transaction is kept."""
-        options: dict[str, Any] = {WRITING: writing}
+        options: dict[str, object] = {WRITING: writing}
         if not self.is_sqlite and not writing:  # SQLite's readers see one snapshot anyway
             options["isolation_level"] = "REPEATABLE READ"
         with self._failure(), self.engine.connect().execution_options(**options) as connection, connection.begin():
@@ -238,7 +238,7 @@ class EventStore:
         """Makes the tables, or checks that those there hold events of this log."""
         with self.transaction(writing=True) as store:
             if self.is_sqlite:
-                if (verdict := store.run("PRAGMA quick_check(1)").scalar()) != "ok":
+                if (verdict := store.run("PRAGMA quick_check(1)").scalar_one()) != "ok":
                     raise _explain({sqlite3.SQLITE_CORRUPT}, self.name, verdict)
             else:
                 store.run("SELECT pg_advisory_xact_lock(7061)")  # one makes the tables
@@ -265,7 +265,7 @@ class EventStore:
             values = [{"name": name, "value": value} for name, value in about.items()]
             store.run("INSERT INTO mcm_store VALUES (:name, :value)", *values)
 
-    def _sqlite(self, pragma: str) -> list[Any]:
+    def _sqlite(self, pragma: str) -> list[tuple]:
         """Makes a setting of a SQLite file outside of transactions, and returns what SQLite says."""
         with self._failure(), contextlib.closing(self.engine.raw_connection()) as connection:
             return connection.execute(f"PRAGMA {pragma}").fetchall()
@@ -277,7 +277,7 @@ class EventStore:
     def count(self) -> int:
         """Counts the customers in the store."""
         with self.transaction() as store:
-            return store.run("SELECT COUNT(*) FROM mcm_customers").scalar()
+            return store.run("SELECT COUNT(*) FROM mcm_customers").scalar_one()
 
     def delete_customer(self, customer_id: str) -> int:
         """Deletes a customer's events and profile, and returns the number of events. From then on all answers are
@@ -315,7 +315,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return None
 
 
-def _explain(codes: set[Any], store: str, words: str) -> ServiceError:
+def _explain(codes: set, store: str, words: str) -> ServiceError:
     """What an error of a database means to a client."""
     for known, what, advice, status in MEANINGS:
         if codes & known:

@@ -42,7 +42,7 @@ class WorkerProcess:
         pool.submit(os.getpid)  # starts the process now, so that the first call need not wait for it
         return pool
 
-    def __call__(self, function: Callable[..., Any], *values: Any) -> Any:
+    def __call__(self, function: Callable[..., Any], *values: object) -> Any:
         """Calls a function with the model, the feature extractor and these values, which the process receives as
         pickles. Raises [`ServiceError`] if too many others wait, or the process is lost."""
         if not self._free.acquire(blocking=False):
@@ -66,7 +66,7 @@ class WorkerProcess:
         self._pool.shutdown(cancel_futures=True)
 
 
-_checkpoint: tuple[Any, Any] = (None, None)  # model and feature extractor of this process
+_checkpoint: tuple = ()  # model and feature extractor of this process
 
 
 def _open(folder: str, digest: str, threads: int) -> None:
@@ -88,5 +88,5 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _call(function: Callable[..., Any], values: tuple[Any, ...]) -> Any:
+def _call(function: Callable[..., Any], values: tuple) -> Any:
     return function(*_checkpoint, *values)
