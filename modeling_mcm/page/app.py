@@ -13,7 +13,7 @@ import os
 import random
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from modeling_mcm.page.views import COLOURS, MONDAY, THIRDS, Page, make_safe, re
 
 with needs("app"):
     import gradio as gr
+    from gradio.events import Dependency
 
 LISTED = 100  # customers that the browser gets: of 500 a table takes twice as long; the file has all
 CSS = """
@@ -59,22 +60,21 @@ def _legend(colours: dict[str, str]) -> None:
     gr.HTML("".join(f"<span style='color: {colour}'>■</span> {name} &emsp;" for name, colour in colours.items()))
 
 
-def _field(name: str, label: str, **options: Any) -> Any:
+def _field(name: str, label: str, **options: Any) -> gr.Textbox:
     return gr.Textbox(label=label, max_lines=1, elem_id=name, **options)
 
 
-def _on(triggers: Iterable[Any], handler: Any, inputs: Any = None, outputs: Any = None, **options: Any) -> Any:
+def _on(triggers: Iterable, handler: Callable, *places: object, **options: Any) -> Dependency:
     """What happens on some events. A `ValueError` of the handler is shown as a warning, and then nothing changes."""
 
-    def run(*values: Any) -> Any:
+    def run(*values: object) -> object:
         try:
             return handler(*values)
         except ValueError as error:
             gr.Warning(escape(str(error)))
             return gr.skip()
 
-    function = handler and functools.wraps(handler)(run)
-    return gr.on([*triggers], function, inputs, outputs, api_visibility="private", **options)
+    return gr.on([*triggers], functools.wraps(handler)(run), *places, api_visibility="private", **options)
 
 
 class Shown(Page):
@@ -99,7 +99,7 @@ class Shown(Page):
 
     # ------------------------------------------------------------------------------------------------- all customers
 
-    def _draw_list(self) -> list[Any]:
+    def _draw_list(self) -> tuple[gr.HTML, gr.Dropdown, gr.Checkbox]:
         number, table, plot, file = self._describe(self.customers, "customer")
         with gr.Row(elem_id="monday"):
             questions = [gr.Button(question, size="sm", min_width=150) for question in MONDAY]
@@ -111,7 +111,7 @@ class Shown(Page):
             # an empty gr.Number is 0
             least, most = (_field(name, f"At {name}", min_width=90) for name in ("least", "most"))
             falling = gr.Checkbox(False, label="Largest first", elem_id="falling", min_width=120)
-        parts: list[Any] = [gr.Markdown(number, elem_id="number")]
+        parts: list[gr.components.Component] = [gr.Markdown(number, elem_id="number")]
         with gr.Tab("Table"):
             listed = gr.HTML(table, elem_id="list", js_on_load=CLICKS)
         with gr.Tab("Map"):  # drawn when it is chosen, since that takes a second
@@ -130,29 +130,29 @@ class Shown(Page):
         for button in questions:
             _on([button.click], self.show_monday, [button, likely, budget], parts)
         _on([self.timer.tick], self.fill, filters, [*parts, self.timer])
-        return [listed, column, falling]
+        return listed, column, falling
 
-    def show_list(self, label: str, column: str, least: str, most: str, is_falling: bool) -> Any:
+    def show_list(self, label: str, column: str, least: str, most: str, is_falling: bool) -> list:
         """Shows the customers that the filters let through."""
         limits = read_number(least, "At least"), read_number(most, "At most")
         return self._list_table(self.find(label, column, *limits, is_falling), column)
 
-    def show_monday(self, question: str, label: str, budget: str) -> Any:
+    def show_monday(self, question: str, label: str, budget: str) -> list:
         """Shows the answer to a question of `MONDAY`."""
         table = self.monday(question, label, int(read_number(budget, "Budget") or 0))
         return self._list_table(table, "customer", f"**{question}** ")
 
-    def fill(self, *filters: Any) -> dict[Any, Any]:
+    def fill(self, *filters: Any) -> dict:
         """Shows the customers who were scored since."""
         before, self.filled = self.filled, len(self.customers)
         shown = zip(self.parts, self.show_list(*filters), strict=True) if self.filled > before else ()
         return dict(shown) | {self.timer: gr.Timer(active=self.filled < len(self.known))}
 
-    def _list_table(self, table: pd.DataFrame, column: str, heading: str = "") -> Any:
+    def _list_table(self, table: pd.DataFrame, column: str, heading: str = "") -> list:
         number, shown, plot, file = self._describe(table, column)
         return [heading + number, shown, gr.ScatterPlot(**plot), file]
 
-    def _describe(self, table: pd.DataFrame, column: str) -> tuple[str, str, dict[str, Any], Path]:
+    def _describe(self, table: pd.DataFrame, column: str) -> tuple[str, str, dict, Path]:
         """How many rows there are, the table and the map of the first, and the file of all."""
         first, scored, customers = table.head(LISTED), len(self.customers), len(self.known)
         number = f"{len(table):,} {'customers' if 'customer' in table else 'groups'}"
@@ -169,7 +169,7 @@ class Shown(Page):
 
     # --------------------------------------------------------------------------------------------------- one customer
 
-    def _draw_customer(self) -> list[Any]:
+    def _draw_customer(self) -> tuple[gr.Textbox, gr.Textbox, gr.Button, gr.Radio]:
         with gr.Row(equal_height=True):
             box = _field("customer", "Customer", placeholder="Id, then Enter", scale=4)
             another = gr.Button("Another customer", scale=1, min_width=150, elem_id="another")
@@ -192,14 +192,14 @@ class Shown(Page):
 
         reasons = [why, visits, timeline]
         _on([who.change], self.show, who, [*about, *radios, *reasons, alike, moves])
-        _on([who.change], None, who, js=ADDRESS)
+        who.change(None, who, js=ADDRESS, api_visibility="private")
         for name, radio in zip(self.tasks, radios, strict=True):
             others = [other for other in radios if other is not radio]
             asked = _on([radio.input], functools.partial(self.ask, name), [who, radio], [*reasons, *others])
             asked.then(None, js=SCROLL, api_visibility="private")
-        return [who, box, another, alike]
+        return who, box, another, alike
 
-    def _draw_what_if(self, who: Any) -> Any:
+    def _draw_what_if(self, who: gr.Textbox) -> gr.HTML:
         with gr.Row(elem_id="what-if"):
             with gr.Column(min_width=300):
                 task = gr.Dropdown(self.tasks, value=self.main, label="What if this happens now?", elem_id="task")
@@ -211,13 +211,13 @@ class Shown(Page):
         _on([add.click, label.submit], self.show_moves, [who, task, label], moves)
         return moves
 
-    def open(self, name: str) -> Any:
+    def open(self, name: str) -> list:
         """Opens a customer by the exact id, and closes the list."""
         if (name := name.strip()) not in self.known:
             raise ValueError(f"There is no customer {name!r}.")
         return [name, "", gr.Accordion(open=False)]
 
-    def start(self, request: gr.Request) -> Any:
+    def start(self, request: gr.Request) -> list:
         """Opens the customer of the page's address, or the first one."""
         asked = request.query_params.get("customer", "").strip()
         if asked in self.known:
@@ -226,14 +226,14 @@ class Shown(Page):
             gr.Warning(escape(f"There is no customer {asked!r}: the first one is shown."))
         return [self.customers["customer"].iloc[0], "", gr.Accordion(open=True)]
 
-    def click(self, event: gr.EventData, column: str, is_falling: bool) -> Any:
+    def click(self, event: gr.EventData, column: str, is_falling: bool) -> list:
         """Opens a customer, or sorts by a column: by the same one again the other way round."""
         clicked: dict[str, str] = event._data or {}
         if (name := clicked.get("sort")) in self.columns:
             return [*[gr.skip()] * 3, name, (not is_falling) if name == column else name != "customer"]
         return [*self.open(clicked.get("open", "")), gr.skip(), gr.skip()]
 
-    def show(self, who: str) -> Any:
+    def show(self, who: str) -> list:
         """Shows a customer, and why the likeliest label of the main task is expected."""
         choices = self.expected(who)
         best = choices[self.main][0][1]
@@ -242,7 +242,7 @@ class Shown(Page):
         reasons = self._explain(who, self.main, best)
         return [self.answer(who), forecast, *radios, *reasons, gr.Radio(self.alike(who), value=None), ""]
 
-    def ask(self, task: str, who: str, label: str) -> Any:
+    def ask(self, task: str, who: str, label: str) -> list:
         """Shows why a label is expected; those of the other tasks are no longer chosen."""
         return [*self._explain(who, task, label), *(gr.Radio(value=None) for _ in self.tasks[1:])]
 
@@ -251,12 +251,12 @@ class Shown(Page):
         headers = [self.main.replace("_", " "), "before", "after", "ratio"]
         return write_table(headers, self.what_if(who, task, label))
 
-    def _explain(self, who: str, task: str, label: str) -> Any:
+    def _explain(self, who: str, task: str, label: str) -> list:
         sentence, timeline, visits = self.why(who, task, label)
         return [sentence, write_table(["visit that speaks for it", "without it", "with"], visits), timeline]
 
 
-def build_page(histories: Histories) -> Any:
+def build_page(histories: Histories) -> gr.Blocks:
     """Makes the page as Gradio Blocks, which [`launch_page`] shows.
 
     Args:
@@ -271,11 +271,11 @@ def build_page(histories: Histories) -> Any:
         )
         page = Shown(histories)
         _on([blocks.load], page.start, None, page.opened)
-        _on([blocks.load], None, js=SUGGEST)
+        blocks.load(None, js=SUGGEST, api_visibility="private")
     return blocks
 
 
-def launch_page(blocks: Any, **options: Any) -> Any:
+def launch_page(blocks: gr.Blocks, **options: Any) -> tuple:
     """Shows the page without files of other machines.
 
     Args:

@@ -11,14 +11,13 @@ import threading
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from transformers.utils import logging
 
 from modeling_mcm.action_mcm import MCMForActionRecommendation
@@ -35,10 +34,20 @@ from modeling_mcm.data.dataset import (
     write_table,
 )
 from modeling_mcm.data.schema import NO_CUTOFFS
-from modeling_mcm.events_mcm import SECONDS_PER_DAY, check_columns, read_times, read_zone, select_events, to_ids
+from modeling_mcm.events_mcm import (
+    SECONDS_PER_DAY,
+    RawEvent,
+    Row,
+    check_columns,
+    read_times,
+    read_zone,
+    select_events,
+    to_ids,
+)
 from modeling_mcm.files_mcm import file_digest, write_json
 from modeling_mcm.live.customer import LiveCustomer
 from modeling_mcm.live.explanations import visit_rhythm
+from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation, MCMPreTrainedModel
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.scoring.scorer import EMBEDDING, PREDICTED, SCORES, Scorer, ScoringJob
 from modeling_mcm.training.checkpoints import checkpoint_digest
@@ -129,12 +138,12 @@ class Histories:
 
     def __init__(
         self,
-        model: Any,
+        model: MCMForMultiTaskRecommendation,
         extractor: MCMFeatureExtractor,
         data: str,
         events: str,
         profile: str | None = None,
-        tuned: Mapping[str, tuple[Any, MCMFeatureExtractor]] | None = None,
+        tuned: Mapping[str, tuple[MCMPreTrainedModel, MCMFeatureExtractor]] | None = None,
         actions: str | None = None,
     ):
         if extractor.time is None:
@@ -195,7 +204,7 @@ class Histories:
         self._who = np.array(to_ids(coded.dictionary.to_pylist()), object)[coded.indices.to_numpy()]
         self._rows = pd.Series(self._who).groupby(self._who).indices
 
-    def _read_profiles(self, path: str | None) -> dict[str, dict[str, Any]]:
+    def _read_profiles(self, path: str | None) -> dict[str, RawEvent]:
         if path is None:
             return {}
         customer = self.extractor.customer
@@ -209,14 +218,15 @@ class Histories:
         values = ({key: value for key, value in row.items() if value is not None} for row in rows)
         return dict(zip(ids, values, strict=True))
 
-    def _tuned_scorer(self, model: Any, extractor: MCMFeatureExtractor, data: str, actions: str | None) -> Scorer:
+    def _tuned_scorer(
+        self, model: MCMPreTrainedModel, extractor: MCMFeatureExtractor, data: str, actions: str | None
+    ) -> Scorer:
         """The scorer of a fine-tuned model, which predicts as of the cutoff."""
         check_vocabularies(data, extractor)
         source = str(model.name_or_path)
         job = ScoringJob(source, data, "", (), ACTION_COLUMNS, False, BATCH, ROWS_AT_ONCE, as_of=self.as_of)
         if isinstance(model, MCMForCustomerPrediction):
-            names: Any = model.config.id2label
-            return Scorer(model, extractor, replace(job, predicted=tuple(names.values())))
+            return Scorer(model, extractor, replace(job, predicted=tuple((model.config.id2label or {}).values())))
         if not isinstance(model, MCMForActionRecommendation):
             raise ValueError(f"{source} is an {type(model).__name__}: the list adds predictions of `mcm finetune`.")
         if actions is None:
@@ -273,12 +283,13 @@ class Histories:
         self._scoring.start()
 
     def _score(
-        self, scorer: Scorer, tuned: Mapping[str, Scorer], part: range, progress: Callable[[int], Any] = bool
+        self, scorer: Scorer, tuned: Mapping[str, Scorer], part: range, progress: Callable[[int], object] = bool
     ) -> pa.Table:
         """Scores some customers."""
         rows = [select_events(row, slice(row["test_end"])) for row in scorer.read(part)]
         table = scorer.score(rows, progress)
-        columns = dict(zip((*RHYTHM, VALUE), zip(*map(self._describe, rows), strict=True), strict=True))
+        described = zip(*map(self._describe, rows), strict=True)
+        columns: dict[str, ArrayLike] = dict(zip((*RHYTHM, VALUE), described, strict=True))
         for name, tuned_scorer in tuned.items():
             for column, values in _predictions(tuned_scorer, tuned_scorer.score(rows)).items():
                 is_named = column.removesuffix(", %").lower() not in YES
@@ -287,7 +298,7 @@ class Histories:
             table = table.append_column(name, pa.array(values, pa.float64(), from_pandas=True))
         return table
 
-    def _describe(self, row: Mapping[str, Any]) -> list[float]:
+    def _describe(self, row: Row) -> list[float]:
         """Days since the last visit of a row, and mean days between its visits, NaN where there are too few; and its
         value so far."""
         visits, gap, last = visit_rhythm(row, self._is_target(row))
@@ -296,7 +307,7 @@ class Histories:
 
     # ------------------------------------------------------------------------------------------------- one customer
 
-    def _take(self, rows: Any) -> list[dict[str, Any]]:
+    def _take(self, rows: NDArray[np.int64]) -> list[RawEvent]:
         """Raw events of the log, without their customer."""
         events = self.log.drop_columns([self.extractor.customer]).take(rows).to_pylist()
         return [{name: value for name, value in event.items() if value is not None} for event in events]
@@ -329,12 +340,12 @@ class Histories:
             bought[task] |= dict.fromkeys(self._texts(row, following, task), "next visit")
         return Household(live, visits, bought)
 
-    def _is_target(self, row: Mapping[str, Any]) -> NDArray[np.bool_]:
+    def _is_target(self, row: Row) -> NDArray[np.bool_]:
         """Which events of a row are targets. Only visits with one count: a letter that the shop sent is no visit."""
         tasks = deciding_tasks(self.extractor.tasks, self.extractor.token_type_feature)
         return np.any([row[f"task_{task}"] > 0 for task in tasks], axis=0)
 
-    def _texts(self, row: Mapping[str, Any], is_chosen: NDArray[np.bool_], task: str) -> list[str]:
+    def _texts(self, row: Row, is_chosen: NDArray[np.bool_], task: str) -> list[str]:
         """The labels of some events of a row, each once."""
         labels, values = row[f"task_{task}"][is_chosen].tolist(), self.extractor.vocabularies[task]
         return list(dict.fromkeys(values[label - FIRST_VALUE_ID] for label in labels if label >= FIRST_VALUE_ID))
@@ -374,7 +385,8 @@ class Histories:
         """Makes the customer as if an event with a label had happened at the cutoff: the latest such event of the log,
         without its customer, time and visit."""
         extractor, (column, rows) = self.extractor, self._find_targets(task, label)
-        event: dict[Any, Any] = (self._take(rows[-1:]) or [{column: label}])[0] | {extractor.time: self.cutoff}
+        (event,) = self._take(rows[-1:]) or [{column: label}]
+        event[str(extractor.time)] = self.cutoff
         event |= {extractor.visit: "what if"} if extractor.visit else {}
         before = self.household(customer_id).live
         after = LiveCustomer(self.model, extractor, before.profile, customer_id)
@@ -382,13 +394,13 @@ class Histories:
         return after
 
 
-def _predictions(scorer: Scorer, table: pa.Table) -> dict[str, Any]:
+def _predictions(scorer: Scorer, table: pa.Table) -> dict[str, ArrayLike]:
     """Columns of what a fine-tuned model predicts, by class or by action and outcome; probabilities in percent."""
     job = scorer.job
     if len(job.predicted) == 1:
         return {job.predicted[0]: table[PREDICTED + job.predicted[0]].to_numpy()}
     named = job.predicted[len(job.predicted) == 2 :]  # of two classes the second says all
-    columns: dict[str, Any] = {f"{name}, %": 100 * table[PREDICTED + name].to_numpy() for name in named}
+    columns: dict[str, ArrayLike] = {f"{name}, %": 100 * table[PREDICTED + name].to_numpy() for name in named}
     for outcome in job.outcomes:
         offers = zip(table[outcome].to_pylist(), table[outcome + SCORES].to_pylist(), strict=True)
         chances = pd.DataFrame([dict(zip(*offer, strict=True)) for offer in offers])

@@ -7,7 +7,6 @@ import functools
 import re
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -47,11 +46,11 @@ def make_safe(table: pd.DataFrame) -> pd.DataFrame:
     return table.replace(FORMULA, "'", regex=True).rename(columns=lambda name: re.sub(FORMULA, "'", name))
 
 
-def write_table(headers: Iterable[str], rows: Iterable[Sequence[Any]], opens: bool = False) -> str:
+def write_table(headers: Iterable[str], rows: Iterable[Sequence], opens: bool = False) -> str:
     """A table as HTML, wide ones with a scroll bar of their own. With `opens` a click on the first column opens the
     customer, and one on a heading sorts (`app.CLICKS`)."""
 
-    def write(value: Any) -> str:
+    def write(value: object) -> str:
         if isinstance(value, float):
             return "" if np.isnan(value) else f"{value:,.2f}".rstrip("0").rstrip(".")
         return escape(str(value))
@@ -289,11 +288,11 @@ class Page:
                 choices[task].append((text + f" · ✓ {came}" * bool(came), entry["label"]))
         return choices
 
-    def why(self, customer_id: str, task: str, label: str) -> tuple[str, pd.DataFrame, list[Any]]:
+    def why(self, customer_id: str, task: str, label: str) -> tuple[str, pd.DataFrame, list[list[str]]]:
         """Explains a label: a sentence as HTML, the timeline, and the visits that speak for it."""
         household = self.histories.household(customer_id)
         result = household.live.explain(task, label, self.histories.cutoff)
-        visits: list[Any] = []
+        visits: list[list[str]] = []
         changes: dict[str, float] = {}
         times = {visit.time for visit in household.visits}
         for visit in result.visits:
@@ -318,7 +317,7 @@ class Page:
             rows.append((pd.Timestamp(seen.time), seen.events, side if seen.is_past else "hidden", points, what))
         return sentence, pd.DataFrame(rows, columns=["time", "events", "visit", "points without it", "what"]), visits
 
-    def _forecast(self, live: LiveCustomer) -> dict[str, Any]:
+    def _forecast(self, live: LiveCustomer) -> dict[str, float]:
         return live.forecast(self.histories.cutoff) if self.forecasts.are_trained else {}
 
     def forecast(self, customer_id: str) -> list[list[str]]:

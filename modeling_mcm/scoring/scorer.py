@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -36,6 +36,9 @@ from modeling_mcm.inputs_mcm import PER_EVENT, RowBatch
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation, MCMModel, MCMPreTrainedModel
 from modeling_mcm.predictor_mcm import CHANCES, EMBEDDING, LABEL_COLUMNS, SCORES, Predictor, Rows
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
 
 IDENTITY_FILE, HISTORIES = "_predictions.json", "_histories"  # readers of Parquet folders skip such names
 OFFERS_AT_ONCE = 4096  # offers in a batch of the model
@@ -174,7 +177,7 @@ def claim(job: ScoringJob, digests: Mapping[str, str], customers: int) -> None:
 class Scorer:
     """Computes the columns of the output from prepared rows, with a model of the class that the job names."""
 
-    def __init__(self, model: Any, extractor: MCMFeatureExtractor, job: ScoringJob):
+    def __init__(self, model: MCMPreTrainedModel, extractor: MCMFeatureExtractor, job: ScoringJob):
         self.model, self.extractor, self.job = model.eval(), extractor, job
         self.predictor = Predictor(model, extractor)
         candidates = job.candidates and read_table_file(job.candidates)
@@ -182,7 +185,7 @@ class Scorer:
         self.candidates = CandidateSet(model, extractor, job.tasks, candidates, exclude, job.per_group)
         self.values = {task: pa.array([None, None, *self.candidates.values(task)], pa.string()) for task in job.tasks}
         self.batch_size = job.batch_size
-        self.columns: dict[Hashable, dict[Hashable, Any]] = {}
+        self.columns: dict[Hashable, dict] = {}
         if job.label_columns is not None:
             table = read_table_file(job.label_columns, [CUSTOMER]).set_index(CUSTOMER)
             self.columns = table.set_axis(to_ids(table.index)).to_dict("index")
@@ -193,7 +196,7 @@ class Scorer:
             self.batch_size = max(1, min(job.batch_size, OFFERS_AT_ONCE // len(names)))
         self.shards = PreparedManifest.load(job.data).shards
 
-    def write(self, path: Path, indices: range, progress: Callable[[int], Any] = bool) -> None:
+    def write(self, path: Path, indices: range, progress: Callable[[int], object] = bool) -> None:
         """Scores the customers with these indices in the data set, and writes their file whole or not at all.
         `progress` and the errors are those of [`score`]; an `OSError` is raised if the file can't be written."""
         scores = self.score(self.read(indices), progress)
@@ -203,7 +206,7 @@ class Scorer:
     def read(self, indices: range) -> Rows:
         """Reads the rows of the customers with these indices, as `PreparedRows` gives them, with the columns of events
         that the answers need."""
-        job, tables, start = self.job, [], 0
+        job, tables, start, first = self.job, [], 0, 0  # index of the first row of the tables
         columns = pq.read_schema(Path(job.data, self.shards[0]["file"])).names
         parts = [EMBEDDING] * job.embeddings + [*job.forecasts]
         if job.tasks and (features := self.predictor.find_features(job.tasks, job.horizon_days, parts)) is not None:
@@ -213,32 +216,30 @@ class Scorer:
         for shard in self.shards:
             end = start + shard["rows"]
             if start < indices.stop and indices.start < end:
-                table = pq.read_table(Path(job.data, shard["file"]), columns=columns)
-                first = max(indices.start - start, 0)
-                tables.append(table.slice(first, min(indices.stop, end) - start - first))
+                tables.append(pq.read_table(Path(job.data, shard["file"]), columns=columns))
+                first = end - sum(map(len, tables))
             start = end
-        return to_batch(pa.concat_tables(tables))
+        return to_batch(pa.concat_tables(tables).slice(indices.start - first, len(indices)))
 
-    def score(self, rows: Rows, progress: Callable[[int], Any] = bool) -> pa.Table:
+    def score(self, rows: Rows, progress: Callable[[int], object] = bool) -> pa.Table:
         """Scores some customers. Customers of similar length share a batch. Returns `pyarrow.Table`: one row per
         customer, in the order of `rows`: `customer_id`; optionally `embedding`, a list of float32; a float32 column
-        per forecast, and a column of text per horizon with its source; and by task its best labels, a list of text in
+        per forecast; and by task its best labels, a list of text in
         the column `<task>`, with their probabilities, a list of float32 in `<task>_scores`, and the chances that they
         come in `<task>_chances`, if the checkpoint has them; outcomes rank the actions likewise.
         Raises `ValueError` if the model gives NaN or infinite numbers."""
-        found: dict[str, NDArray] = {}  # values of all customers by column
         rows = RowBatch.of(rows)
         lengths = np.minimum(rows.lengths, self.extractor.max_events - 1)
         if self.model.config.encoder_unit == "visit":
             visits, ends = np.append(rows.column("visits"), 0), rows.starts + rows.lengths
             lengths = np.where(lengths > 0, visits[ends - 1] - visits[ends - lengths] + 1, 0)
-        for batch in batches_by_length(lengths, self.batch_size):
-            chosen = rows.take(batch)
-            of_batch = {name: values.numpy() for name, values in self._ask(chosen).items()}
-            for name, values in of_batch.items():
-                found.setdefault(name, np.zeros((len(rows), *values.shape[1:]), values.dtype))[batch] = values
-            self._check_finite(chosen, [each for name, each in of_batch.items() if not name.endswith(CHANCES)])
+        batches, parts = batches_by_length(lengths, self.batch_size), []
+        for batch in batches:
+            parts.append(self._ask(rows.take(batch)))
             progress(len(batch))
+        places = np.argsort(np.concatenate(batches))
+        found = {name: torch.cat([part[name] for part in parts]).numpy()[places] for name in parts[0]}
+        self._check_finite(rows, [values for name, values in found.items() if not name.endswith(CHANCES)])
         columns = {CUSTOMER: pa.array(rows.column(CUSTOMER), pa.string())}
         for name, values in found.items():
             columns[name] = pa.array(values if values.ndim == 1 else list(values))
@@ -264,9 +265,8 @@ class Scorer:
                 columns[name] = order.indices[:, : job.top_k] + 1
                 columns[name + SCORES] = order.values[:, : job.top_k]
             return columns
-        questions: dict[str, Any] = {"horizon_days": job.horizon_days, "embedding": job.embeddings}
-        questions |= {"forecasts": bool(job.forecasts), "days": job.forecast_days}
-        return ask.ask(rows, job.as_of, job.tasks, job.top_k, self.candidates, **questions)
+        what = job.horizon_days, job.embeddings, bool(job.forecasts), job.forecast_days
+        return ask.ask(rows, job.as_of, job.tasks, job.top_k, self.candidates, *what)
 
     def _check_finite(self, rows: Rows, outputs: Sequence[NDArray]) -> None:
         bad = ~np.all([np.isfinite(values.reshape(len(rows), -1)).all(axis=1) for values in outputs], axis=0)
@@ -278,7 +278,7 @@ class Scorer:
             )
 
 
-def score_on_spark(session: Any, job: ScoringJob, digest: str, parts: Sequence[tuple[Path, range]]) -> None:
+def score_on_spark(session: "SparkSession", job: ScoringJob, digest: str, parts: Sequence[tuple[Path, range]]) -> None:
     """Scores parts on the workers of a Spark session, each part as one Spark task. The workers must reach the model,
     the data and the output folder by the same names as this process. An `OSError` is raised if a worker failed, reads
     a model of another digest, or writes to another disk than this process reads."""
