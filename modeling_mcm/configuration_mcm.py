@@ -138,7 +138,7 @@ class MCMConfig(PreTrainedConfig):
         needs the `"last"` readout).
     values_digest (`str`, *optional*):
         Digest of the vocabularies and bins that the weights were trained with (`MCMFeatureExtractor.values_digest`).
-        The weights contain it too, so that files of different saves are noticed. `None`: unknown.
+        `None`: unknown.
     label_columns (`dict[str, dict[str, float]]`, *optional*):
         Further columns of the table of labels that [`MCMForCustomerPrediction`] reads: by value the share of labels
         that had it, and by "" the mean of numbers.

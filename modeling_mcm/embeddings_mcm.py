@@ -53,11 +53,6 @@ class HeterogeneousEmbedding(nn.Embedding):
         return total / (input_ids[..., self.read] != 0).sum(-1, keepdim=True).clamp(min=1)
 
 
-def digest_bytes(digest: str | None) -> Tensor:
-    """`MCMConfig.values_digest` as bytes in a tensor of shape `(32,)`, which is saved with the weights."""
-    return torch.tensor(list(bytes.fromhex(digest or "00" * 32)), dtype=torch.uint8)
-
-
 def check_inputs(
     config: MCMConfig,
     input_ids: Tensor,
@@ -131,8 +126,6 @@ class MCMEmbeddings(nn.Module):
         super().__init__()
         self.encoder_unit, self.event_dropout = config.encoder_unit, config.event_dropout_prob
         self.events = HeterogeneousEmbedding(config)
-        # Digest of the vocabularies that the tables were trained with. Loading compares it with config and extractor.
-        self.values_digest = nn.Buffer(digest_bytes(config.values_digest))
         self.position_embeddings: nn.Embedding | None = None
         if config.max_position_embeddings:
             self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)

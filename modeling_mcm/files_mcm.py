@@ -3,9 +3,9 @@
 """Writes files and folders whole or not at all, locks them, and checks that they are whole and belong together.
 
 A file that is written in place is cut if the disk is full or the process is killed, and its earlier content is lost.
-So a temporary file or folder in the same place is written, flushed to the disk and renamed. A digest of the
-vocabularies ties weights, config and vocabularies of a checkpoint together, so that files of different saves are
-noticed. config.json has the digest of each file of weights beside it, so that a bit that flipped since is noticed.
+So a temporary file or folder in the same place is written, flushed to the disk and renamed. config.json has digests
+of the vocabularies and of each file of weights beside it, so that files of different saves, and a bit that flipped
+since, are noticed.
 """
 
 import errno
@@ -310,7 +310,7 @@ def check_loaded(model: Any, source: Any, loading: Mapping, new: tuple[str, ...]
 
 
 def check_weights(model: Any, source: Any, subfolder: str = "") -> None:
-    """Checks that the weights of a loaded model are finite, and of one save with its config and vocabularies. Raises
+    """Checks that the weights of a loaded model are finite, and its config of one save with its vocabularies. Raises
     `CheckpointError` if not."""
     state = {key: value for key, value in model.state_dict().items() if not hasattr(value, "__tensor_flatten__")}
     floats = {key: value for key, value in state.items() if value.is_floating_point() and not value.is_meta}
@@ -319,14 +319,6 @@ def check_weights(model: Any, source: Any, subfolder: str = "") -> None:
             f"{source} has NaN or infinite numbers in {len(bad)} weights: {some(bad)}. Its training diverged: give "
             "an earlier checkpoint."
         )
-    digest_bytes = model.base_model.embeddings.values_digest
-    weights = None if digest_bytes.is_meta or not digest_bytes.any() else bytes(digest_bytes.tolist()).hex()
-    if weights is not None and model.config.values_digest not in (None, weights):
-        raise CheckpointError(
-            f"{source} has weights that were trained with other values (digest {weights[:8]}) than its config.json "
-            f"says ({model.config.values_digest[:8]}): take both from one and the same save."
-        )
-    model.config.values_digest = model.config.values_digest or weights
     path = None if source is None else Path(source, subfolder, VOCABULARIES_NAME)
     if path is not None and path.is_file():
         try:

@@ -25,7 +25,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_mcm import FIRST_LABEL, MCMConfig
-from .embeddings_mcm import HeterogeneousEmbedding, MCMEmbeddings, ValueEmbedding, check_inputs, digest_bytes
+from .embeddings_mcm import HeterogeneousEmbedding, MCMEmbeddings, ValueEmbedding, check_inputs
 from .files_mcm import check_files, check_loaded, check_weights, note_digests
 from .forecaster_mcm import CustomerForecasts, VisitForecaster
 from .losses_mcm import (
@@ -42,6 +42,7 @@ from .scorer_mcm import HORIZON_DAYS, NEXT_VISIT, WITHIN, LabelScorer, Readout, 
 from .state_mcm import CustomerState
 
 HUB_OPTIONS = "repo_id", "commit_message", "private", "token", "create_pr"  # of `save_pretrained(push_to_hub=True)`
+OF_BEFORE = r"embeddings\.values_digest$"  # in checkpoints of earlier versions; config.json has the digest
 PARTS = ("encoder", "embedding", "forecasts")  # of [`MCMModel`]
 
 
@@ -170,8 +171,6 @@ class MCMPreTrainedModel(PreTrainedModel):
             if not getattr(module.weight, "_is_hf_initialized", False):  # the flag of the whole weight
                 init.normal_(module.weight, std=self.config.hidden_size**-0.5)
                 init.zeros_(module.weight[module.padding_idx])
-        elif isinstance(module, MCMEmbeddings):
-            init.copy_(module.values_digest, digest_bytes(self.config.values_digest))
         elif isinstance(module, LabelScorer | CustomerState | VisitForecaster):
             module.reset_parameters()
         elif isinstance(module, nn.ParameterList):
@@ -202,7 +201,7 @@ def create_window_mask(config: MCMConfig, hidden: Tensor, unit_mask: Tensor) -> 
 @auto_docstring(custom_intro="The customer model without a head: hidden states and a customer embedding.")
 class MCMModel(MCMPreTrainedModel):
     # Parameters of the heads: a checkpoint that was saved with a head has them, and this model leaves them out.
-    _keys_to_ignore_on_load_unexpected = [r"^(readout_|scorer\.|label_values_|prediction_head\.)"]
+    _keys_to_ignore_on_load_unexpected = [OF_BEFORE, r"^(readout_|scorer\.|label_values_|prediction_head\.)"]
 
     def __init__(self, config: MCMConfig):
         super().__init__(config)
@@ -352,7 +351,7 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
     def post_init(self):
         """Ends construction as in transformers. Head parameters are no longer ignored: this class has them."""
         super().post_init()
-        self._keys_to_ignore_on_load_unexpected = set()
+        self._keys_to_ignore_on_load_unexpected = {OF_BEFORE}
 
     @torch.no_grad()
     def _init_weights(self, module):

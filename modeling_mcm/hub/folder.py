@@ -23,7 +23,6 @@ from transformers.dynamic_module_utils import get_relative_imports
 
 from modeling_mcm.configuration_mcm import MCMConfig
 from modeling_mcm.data import check_vocabularies, load_prepared
-from modeling_mcm.embeddings_mcm import digest_bytes
 from modeling_mcm.files_mcm import (
     VOCABULARIES_NAME,
     check_values,
@@ -162,8 +161,6 @@ def _hide_pairs(
     for path in weights:
         values = load_file(path)
         values |= {name: changed[name].contiguous() for name in values.keys() & changed}
-        digests = [name for name in values if name.endswith("values_digest")]
-        values |= dict.fromkeys(digests, digest_bytes(config.get("values_digest")))
         save_file(values, target / path.name, metadata={"format": "pt"})
     return number
 
