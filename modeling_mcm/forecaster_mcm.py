@@ -143,7 +143,7 @@ def select_visits(visits: Visits, as_of: Tensor, window: Tensor | float) -> Visi
 
 def smooth_rate(history: VisitHistory, mean_rate: Tensor) -> Tensor:
     """Visits a window of each customer, smoothed by the shop's mean rate."""
-    return (history.number - 1).clamp(min=0).add(1) / (history.first + 1 / mean_rate)
+    return history.number.clamp(min=1) / (history.first + 1 / mean_rate)
 
 
 def _describe_customers(history: VisitHistory, mean_rate: Tensor) -> Tensor:
@@ -155,7 +155,7 @@ def _describe_customers(history: VisitHistory, mean_rate: Tensor) -> Tensor:
     exposure = half_lives / math.log(2) * (1 - torch.exp2(-first[:, None] / half_lives))
     gaps, is_gap = history.ages.diff(dim=1), kept[:, 1:]
     longer = (((gaps > last[:, None]) * is_gap).sum(1) + 0.5) / (repeats + 1)
-    latest = F.pad(gaps, (0, 1))[:, 0]
+    latest = gaps[:, :1].sum(1)
     log_gaps = (gaps + LEAST_TIME).log() * is_gap
     mean_log = log_gaps.sum(1) / repeats.clamp(min=1)
     std_of_logs = (((log_gaps - mean_log[:, None]) * is_gap).square().sum(1) / repeats.clamp(min=1)).sqrt()
@@ -209,8 +209,7 @@ class InputRange(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Of shape `(..., size)`, like the inputs."""
-        inputs = inputs.clamp(self.low, self.high)
-        return (inputs - self.mean) / self.std
+        return (inputs.clamp(self.low, self.high) - self.mean) / self.std
 
 
 class _Network(nn.Module):
@@ -291,8 +290,8 @@ class VisitForecaster(nn.Module):
         if event_values is not None:
             values.append(event_values.float() * is_event[..., None])
         amounts = torch.cat(values, -1)
-        if visit_ids is None:
-            return Visits(event_times.float(), is_target, amounts)
+        if visit_ids is None:  # each event is a visit
+            visit_ids = torch.arange(is_event.shape[1], device=is_event.device).expand_as(is_event)
         times = torch.where(is_target, event_times.float(), math.inf)
         first = torch.full_like(times, math.inf).scatter_reduce(1, visit_ids, times, "amin")
         amounts = torch.zeros_like(amounts).scatter_add(1, visit_ids[..., None].expand_as(amounts), amounts)
