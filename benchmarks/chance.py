@@ -7,7 +7,6 @@ The best 50 labels of each test case by MCM without encoder are counted; the mea
 
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -41,7 +40,7 @@ def count(data: PreparedData, model: Path, tasks: tuple[str, ...]) -> np.ndarray
     return result
 
 
-def measure(log: Log, data: PreparedData, runs: Path) -> dict[str, Any] | None:
+def measure(log: Log, data: PreparedData, runs: Path) -> dict[str, object] | None:
     """A row for each bin and task of a log; None for other logs, and without a model."""
     folders = sorted((runs / log.name).glob(f"{WITHOUT.replace(' ', '_')}.*"))
     if log.name not in LOGS or not folders:

@@ -90,7 +90,7 @@ def judge(schema: EventSchema, raw: RawLog, cutoff: pd.Timestamp, horizons: tupl
     return rows
 
 
-def measure(log: Log, data: PreparedData, runs: Path) -> dict[str, Any] | None:
+def measure(log: Log, data: PreparedData, runs: Path) -> dict[str, object] | None:
     """A row for each cutoff and horizon of a log; None for a log without any."""
     if log.name not in CUTOFFS:
         return None

@@ -36,7 +36,8 @@ DEMO = "complete_journey"  # of `mcm prepare`
 OF_WHEELS = {"ta_feng": make_ta_feng, "cdnow": make_cdnow}
 SHOP_CUSTOMERS = 6000
 TOYS = ["event", "item", *(f"attribute_{index}" for index in range(1, 5))]
-SCHEMAS: dict[str, dict[str, Any]] = {
+Keys = dict[str, Any]  # of a schema
+SCHEMAS: dict[str, Keys] = {
     "toys": {
         "customer": "user",
         "time": "time",
@@ -65,7 +66,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     },
 }
 # Logs with the files of another and a schema with changes: what is left out of a split by time, or added to it.
-VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+VARIANTS: dict[str, tuple[str, Keys]] = {
     "movielens_100k_by_time": (
         "movielens_100k",
         {"order": None, "time": "time", "cutoffs": {"validation": "1998-02-01", "test": "1998-03-01"}},
@@ -112,7 +113,7 @@ LOGS = {
 }
 
 
-def run_mcm(command: str, *words: Any, **options: Any) -> None:
+def run_mcm(command: str, *words: object, **options: object) -> None:
     """Runs a command of `mcm` with flags and options, as a user would."""
     for name, value in options.items():
         words += f"--{name}", *(value if isinstance(value, list | tuple) else [value])
@@ -160,7 +161,7 @@ def read_raw(data: PreparedData) -> RawLog:
     return RawLog(events, visits.rename_axis(["customer", None]).reset_index(0).reset_index(drop=True), schema.amount)
 
 
-def _make(name: str, raw: Path) -> dict[str, Any]:
+def _make(name: str, raw: Path) -> Keys:
     """Makes the events of a log that is no demo. Returns its schema."""
     events = raw / "events.parquet"
     raw.mkdir(parents=True, exist_ok=True)
@@ -188,7 +189,7 @@ def _find(requirement: str, folder: Path) -> None:
         subprocess.run([*pip, "--target", str(folder), requirement], check=True)
 
 
-def _films(folder: Any) -> pd.DataFrame:
+def _films(folder: Path) -> pd.DataFrame:
     """Ratings, each customer's in their order, with the film, its first genre and the time: columns user_id, item_id,
     genre and time."""
     ratings, films = (

@@ -95,7 +95,8 @@ The others read the labels of one task. MCM reads all features, trains all tasks
   on Ta-Feng's baskets are of before ties were broken by id. RecTools was not ranked again on the shop and on products
   of Ta-Feng since each of several unseen labels counts. Speed is of fd8565e, before rows were read twice as fast.
 """
-Runs = dict[tuple[str, str], list[dict[str, Any]]]  # by log and method, a run for each seed
+Answer = dict[str, Any]  # of a file of results
+Runs = dict[tuple[str, str], list[Answer]]  # by log and method, a run for each seed
 Table = list[list[str]]
 
 
@@ -111,10 +112,10 @@ def unpack(text: str) -> NDArray[np.float64]:
     return np.where(steps == MISSING, np.nan, steps / STEPS)
 
 
-def read(folder: Path) -> tuple[Runs, dict[str, dict[str, Any]]]:
+def read(folder: Path) -> tuple[Runs, dict[str, Answer]]:
     """The runs, and the other files by name. Raises `ValueError` if two runs of a log read other data."""
     runs: Runs = {}
-    others: dict[str, dict[str, Any]] = {}
+    others: dict[str, Answer] = {}
     for path in sorted(folder.glob("*.json")):
         content = json.loads(path.read_text(encoding="utf-8"))
         if "answers" not in content:
@@ -207,7 +208,7 @@ def share_rows(runs: Runs, methods: list[str]) -> Table:
     return rows
 
 
-def forecast_table(others: dict[str, dict[str, Any]]) -> Table:
+def forecast_table(others: dict[str, Answer]) -> Table:
     """A row for each setting of the forecasts."""
     table = [["log", "window", "horizon", "RMSE of visits: MCM", "BG/NBD", "total visits: MCM", "BG/NBD"]]
     table[0] += ["total spend: MCM", "in 80%", "in 95%"]
@@ -222,16 +223,16 @@ def forecast_table(others: dict[str, dict[str, Any]]) -> Table:
     return table
 
 
-def chances(others: dict[str, dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+def chances(others: dict[str, Answer]) -> dict[str, list[Answer]]:
     """The bins of each log and task."""
-    found: dict[str, list[dict[str, Any]]] = {}
+    found: dict[str, list[Answer]] = {}
     for log in LOGS:
         for row in others.get(f"{log}.chance", {"rows": []})["rows"]:
             found.setdefault(f"{log} {row['task']}", []).append(row)
     return found
 
 
-def chance_picture(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
+def chance_picture(found: dict[str, list[Answer]], path: Path) -> None:
     """Draws the share that came by the chance, with its 95% interval."""
     axes = plt.subplots(figsize=(5, 4), layout="constrained")[1]
     for name, rows in found.items():
@@ -245,7 +246,7 @@ def chance_picture(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
     plt.close()
 
 
-def farthest(found: dict[str, list[dict[str, Any]]]) -> str:
+def farthest(found: dict[str, list[Answer]]) -> str:
     """Says how far the share that came is from the chance, at most, in the bins that are drawn."""
     errors = {
         name: max(abs(row["came"] - row["chance"]) for row in rows if row["labels"] >= FEWEST)
@@ -255,7 +256,7 @@ def farthest(found: dict[str, list[dict[str, Any]]]) -> str:
     return "; ".join(f"{name} {error:.3f}" for name, error in errors.items()) or "not known"
 
 
-def probe_table(rows: list[tuple[str, dict[str, Any]]]) -> Table:
+def probe_table(rows: list[tuple[str, Answer]]) -> Table:
     """A row for each target of the probe."""
     kinds = [*YARDSTICKS, "state", "counts and state"]
     table = [["log", "target", *kinds, "state less the best of those without MCM"]]
@@ -266,7 +267,7 @@ def probe_table(rows: list[tuple[str, dict[str, Any]]]) -> Table:
     return table
 
 
-def small_table(others: dict[str, dict[str, Any]]) -> Table:
+def small_table(others: dict[str, Answer]) -> Table:
     """A row for each task of the small logs, a column for each number of visits."""
     rows = [(log, row) for log in LOGS for row in others.get(f"{log}.small_logs", {"rows": []})["rows"]]
     numbers = sorted({row["visits"] for _, row in rows})
@@ -281,7 +282,7 @@ def small_table(others: dict[str, dict[str, Any]]) -> Table:
     return table
 
 
-def verdict(rows: list[tuple[str, dict[str, Any]]]) -> str:
+def verdict(rows: list[tuple[str, Answer]]) -> str:
     """Says on how many targets of the probe the state is above or under the best of what needs no MCM."""
     gains = [row["state over the best yardstick"] for _, row in rows]
     above, under = sum(gain["low"] > 0 for gain in gains), sum(gain["high"] < 0 for gain in gains)

@@ -13,7 +13,6 @@ correlation for numbers; a value is the mean over the models that are there, int
 import json
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -185,7 +184,7 @@ def summary(values: NDArray) -> dict[str, float]:
     return {"mean": float(values[0]), "low": float(low), "high": float(high)}
 
 
-def measure(log: Log, data: PreparedData, runs: Path) -> dict[str, Any] | None:
+def measure(log: Log, data: PreparedData, runs: Path) -> dict[str, object] | None:
     """A row for each target of a log, with the value of each input and what the state is over the best yardstick;
     None for a log without profiles, or without a trained model."""
     models = sorted((runs / log.name).glob(f"{WITHOUT.replace(' ', '_')}.*"))

@@ -70,7 +70,7 @@ def versions(packages: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
-def run(log: Log, data: PreparedData, method: Method, seed: int, folder: Path) -> dict[str, Any] | None:
+def run(log: Log, data: PreparedData, method: Method, seed: int, folder: Path) -> dict[str, object] | None:
     """Fits a method and asks it the questions of a log; None if it has no answer."""
     start, known = time.monotonic(), folder.is_dir()
     answer = method.fit(log, data, seed, folder)

@@ -8,7 +8,6 @@ and not of one. Each draw is prepared, trained and evaluated by the commands, as
 """
 
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -61,7 +60,7 @@ def evaluate(log: Log, folder: Path, events: pd.DataFrame, schema: EventSchema, 
     return found[found["metric"] == METRIC].pivot(index=["task", "customer_id"], columns="method", values="value")
 
 
-def measure(log: Log, data: PreparedData, runs: Path) -> dict[str, Any] | None:
+def measure(log: Log, data: PreparedData, runs: Path) -> dict[str, object] | None:
     """A row for each task and number of visits: means over the customers of all draws, and the difference of the start
     from the best of counting with its standard error; None for other logs."""
     if log.name not in LOGS:

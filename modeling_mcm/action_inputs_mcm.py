@@ -11,8 +11,8 @@ the most; in a batch: U distinct actions, S rows of these, M matches (events tha
 """
 
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from .configuration_mcm import MISSING_ID, UNKNOWN_ID, MCMConfig
 from .events_mcm import (
     Distinct,
+    Row,
     check_columns,
     naming,
     number_groups,
@@ -42,7 +43,7 @@ class RawActions(NamedTuple):
     action_ids: NDArray  # (V,): id of each version's action
     times: NDArray  # (V,): from which on the version holds, in seconds since 1970-01-01
     offsets: NDArray  # (V + 1,): version v has the rows `offsets[v]` to `offsets[v + 1] - 1`
-    columns: dict[str, list[Any]]  # length R: by column of the event log the raw values
+    columns: dict[str, list]  # length R: by column of the event log the raw values
 
     def find(self, names: NDArray, times: NDArray) -> NDArray:
         """Finds the version of each action `(N,)` that holds at a time `(N,)`: the latest that does not begin later.
@@ -68,7 +69,7 @@ def write_day(seconds: int) -> str:
     return str(np.datetime64(int(seconds), "s").astype("datetime64[D]"))
 
 
-def read_actions(actions: Any, time_zone: str) -> RawActions:
+def read_actions(actions: object, time_zone: str) -> RawActions:
     """Reads actions, a table or a list of dicts: `action_id`, columns of the event log, and `time` (default: always).
     Rows with the same `action_id` and time are one version. Raises `ValueError` if there are no actions, or a column
     is missing or holds a wrong value."""
@@ -154,7 +155,7 @@ class EncodedActions:
 
     def batch(
         self,
-        rows: Sequence[Mapping[str, Any]],
+        rows: Sequence[Row],
         offered: NDArray,
         as_of: Sequence[float] | None = None,
     ) -> dict[str, torch.Tensor]:
@@ -184,7 +185,7 @@ class EncodedActions:
 
 
 def encode_actions(
-    extractor: MCMFeatureExtractor, config: MCMConfig, actions: Any, as_of: float | None = None
+    extractor: MCMFeatureExtractor, config: MCMConfig, actions: object, as_of: float | None = None
 ) -> EncodedActions:
     """Reads actions, as [`read_actions`] does, and encodes them."""
     return EncodedActions(extractor, config, read_actions(actions, extractor.time_zone), as_of)

@@ -24,6 +24,7 @@ from transformers.utils import logging
 from .configuration_mcm import FIRST_LABEL
 from .events_mcm import as_column, check_columns, check_keys, map_distinct, naming, read_table, to_ids, to_text
 from .features_mcm import break_ties
+from .processing_mcm import MCMFeatureExtractor
 
 logger = logging.get_logger(__name__)
 SEEN = "seen"
@@ -207,10 +208,10 @@ class CandidateSet:
     def __init__(
         self,
         model: Any,
-        feature_extractor: Any,
+        feature_extractor: MCMFeatureExtractor,
         tasks: Sequence[str] | None = None,
-        candidates: Any = None,
-        exclude: Any = None,
+        candidates: object = None,
+        exclude: object = None,
         per_group: tuple[str, int] | None = None,
     ):
         self.model, self.extractor = model, feature_extractor
@@ -255,7 +256,7 @@ class CandidateSet:
         if own.new is not None:
             scores = own.new.extend(scores, seen)
         is_candidate = own.is_candidate.to(scores.device)
-        excluded: Sequence[Any] = []
+        excluded: Sequence[Sequence[int] | NDArray] = []
         if self.excludes_seen:
             excluded = seen or []
         elif self.needs_customers:
@@ -281,7 +282,7 @@ class CandidateSet:
 
     # ------------------------------------------------------------------------------------------------- reading tables
 
-    def _read(self, given: Any, name: str, others: Sequence[str] = ()) -> dict[str, Sequence[Any]]:
+    def _read(self, given: object, name: str, others: Sequence[str] = ()) -> dict[str, Sequence]:
         """Columns of an argument; a list of labels is the column of the single task. Raises `ValueError` if a column
         is no feature and none of `others`: a customer column of another name would be passed over."""
         with naming(f"`{name}`"):
@@ -300,13 +301,13 @@ class CandidateSet:
             check_keys(table, [*known], "columns of the table" if others else "columns of the table for all customers")
             return table
 
-    def _column(self, task: str, table: Mapping[str, Any]) -> str:
+    def _column(self, task: str, table: Mapping[str, Sequence]) -> str:
         """The column of a feature in a table: its name, or the column of the log."""
-        specs: list[dict[str, Any]] = [feature for feature in self.extractor.features if feature["name"] == task]
+        specs: list[dict] = [feature for feature in self.extractor.features if feature["name"] == task]
         spec = specs[0] if specs else {}
         return task if task in table or spec.get("level") or spec.get("item") else spec.get("column") or task
 
-    def _texts(self, task: str, table: Mapping[str, Any], what: str) -> list[str] | None:
+    def _texts(self, task: str, table: Mapping[str, Sequence], what: str) -> list[str] | None:
         """The labels of a task's column, None without one. Raises `ValueError` if there are nulls."""
         column = self._column(task, table)
         with naming(f"{what}: column {column!r}"):
@@ -317,7 +318,7 @@ class CandidateSet:
         distinct = list(dict.fromkeys(texts))
         return dict(zip(distinct, self.extractor.label_ids(task, distinct).tolist(), strict=True))
 
-    def _read_candidates(self, task: str, table: Mapping[str, Any], group: str | None) -> "_TaskCandidates":
+    def _read_candidates(self, task: str, table: Mapping[str, Sequence], group: str | None) -> "_TaskCandidates":
         """Candidates of a task. Warns of repeated and of unknown ones."""
         values, ids, new = list(self.extractor.vocabularies[task]), dict[str, int](), None
         texts, column = self._texts(task, table, "`candidates`"), self._column(task, table)
@@ -355,7 +356,7 @@ class CandidateSet:
     def _new_labels(
         self,
         task: str,
-        table: Mapping[str, Any],
+        table: Mapping[str, Sequence],
         texts: Sequence[str],
         ids: Mapping[str, int],
         names: Sequence[str],
@@ -386,7 +387,7 @@ class CandidateSet:
     def _groups(
         self,
         task: str,
-        table: Mapping[str, Any],
+        table: Mapping[str, Sequence],
         texts: Sequence[str],
         ids: Mapping[str, int],
         columns: int,
@@ -416,7 +417,7 @@ class CandidateSet:
             )
         return groups
 
-    def _read_excluded(self, exclude: Any) -> None:
+    def _read_excluded(self, exclude: object) -> None:
         """Takes excluded labels away: from all customers, or from those that the table names."""
         names = (self.extractor.customer, CUSTOMER)
         table, customers, unknown = self._read(exclude, "exclude", names), None, list[str]()
@@ -443,7 +444,7 @@ def _name(labels: Sequence[str]) -> str:
     return ", ".join(map(repr, labels[:MOST_NAMED]))
 
 
-def _read_per_group(per_group: Any) -> tuple[str | None, int]:
+def _read_per_group(per_group: object) -> tuple[str | None, int]:
     if per_group is None:
         return None, 1
     if isinstance(per_group, Sequence) and not isinstance(per_group, str) and len(per_group) == 2:

@@ -10,7 +10,6 @@ import json
 import sys
 from functools import partial
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -30,7 +29,7 @@ STEPS, BATCH, HIDDEN, WIDTH = 1000, 128, 128, 16
 SLICES = {"split_count": 5, "cnt_min": 5, "cnt_max": 100}
 
 
-def read(events: pd.DataFrame) -> list[dict[str, Any]]:
+def read(events: pd.DataFrame) -> list[dict]:
     """The sequence of each customer."""
     starts = np.flatnonzero(np.diff(events["customer"].to_numpy(), prepend=-1))
     columns = {name: torch.from_numpy(values.to_numpy(copy=True)) for name, values in events.items()}

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def method(task: Task) -> dict[str, float]:
     return {"training": training, **predict(task, model)}
 
 
-def before_validation(row: dict[str, Any]) -> dict[str, Any]:
+def before_validation(row: Mapping) -> dict:
     """The history that the peers are given too."""
     end = row["validation_end"]
     return {name: value[:end] if isinstance(value, np.ndarray) else value for name, value in row.items()}

@@ -75,10 +75,10 @@ class ClockHooks:
     def __init__(self, seconds: float):
         self.clock, self.rate = Clock(seconds), 0.0
 
-    def on_train_start(self, trainer: Any, module: Any) -> None:
+    def on_train_start(self, trainer: object, module: object) -> None:
         self.clock = Clock(self.clock.limit)
 
-    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(self, trainer: Any, module: object, outputs: object, batch: dict, batch_idx: int) -> None:
         if self.clock.step(len(batch[self.counted])):
             self.rate = self.clock.rate()
             trainer.should_stop = True

@@ -71,7 +71,7 @@ def held_out(log: pd.DataFrame) -> np.ndarray:
 
 
 def main() -> None:
-    task: dict[str, Any] = json.loads(sys.argv[1])
+    task: dict = json.loads(sys.argv[1])
     torch.set_num_threads(task["threads"])
     seed_everything(task["seed"])
     log = pd.read_parquet(task["events"])

@@ -19,13 +19,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import datasets
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 from transformers.utils import logging
 
 from modeling_mcm.action_inputs_mcm import (
@@ -124,7 +122,9 @@ def load_offers(folder: str | Path, outcomes: Sequence[str] | None = None, time_
     return make_offers(offers, actions, outcomes, time_zone)
 
 
-def load_actions(path: str | Path, extractor: Any, config: Any, as_of: float | None = None) -> EncodedActions:
+def load_actions(
+    path: str | Path, extractor: MCMFeatureExtractor, config: MCMConfig, as_of: float | None = None
+) -> EncodedActions:
     """Reads a table of actions, Parquet or CSV with the columns of actions.parquet, to offer each of them to anybody
     at a time; see [`encode_actions`]."""
     with naming(str(path)):
@@ -156,9 +156,9 @@ def make_offers(
     if not len(offers) or not len(outcomes):
         raise ValueError(f"Found {len(offers)} offers with outcomes {list(outcomes)}; expected at least one of each.")
 
-    def read_texts(column: Any, name: str) -> NDArray:
+    def read_texts(column: Sequence, name: str) -> list[str]:
         with naming(f"column {name!r}"):
-            return np.array(to_ids(column), object)
+            return to_ids(column)
 
     table = pd.DataFrame({name: read_texts(offers[name], name) for name in ("customer_id", "action_id")})
     with naming("column 'time'"):

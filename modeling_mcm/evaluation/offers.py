@@ -11,13 +11,12 @@ customers, each with all of its groups.
 Shapes: G groups, N offers, S resamples.
 """
 
-from typing import Any
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.special import expit
 
+from modeling_mcm.action_mcm import MCMForActionRecommendation
 from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.data.offers import OfferReader, Offers
 from modeling_mcm.evaluation.metrics import LIST_METRICS, RESAMPLES, TAILS, Interval, ratio, tie_ranks
@@ -25,7 +24,7 @@ from modeling_mcm.events_mcm import pad_groups, run_starts
 
 
 @torch.inference_mode()
-def score_offers(model: Any, reader: OfferReader, batch_size: int = 32) -> NDArray:
+def score_offers(model: MCMForActionRecommendation, reader: OfferReader, batch_size: int = 32) -> NDArray:
     """Scores offers with an `MCMForActionRecommendation`: the log-odds of each outcome, and last the scores without
     the head, which are sums over tasks of the model's `preferences`, of shape `(N, outcomes + 1)`."""
     scores = np.zeros((len(reader.offers.table), len(model.config.action_outcomes) + 1), np.float32)

@@ -25,7 +25,7 @@ from modeling_mcm.files_mcm import file_digest, write_json
 from modeling_mcm.option import option
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.training.fitting import minimize
-from modeling_mcm.training.resuming import FINE_TUNING, is_finished, output_folder_lock
+from modeling_mcm.training.resuming import FINE_TUNING, Facts, is_finished, output_folder_lock
 
 FOLDS, MANY = 5, 5_000  # folds of cross-validation; number of examples from which one of them is held out
 
@@ -156,10 +156,10 @@ def fine_tune(
     data: PreparedData,
     kind: str,
     digest: str,
-    own: dict[str, Any],
+    own: Facts,
     read: Callable[[str], Any],
-    fit: Callable[[Any, MCMFeatureExtractor], dict[str, Any]],
-) -> dict[str, Any]:
+    fit: Callable[[Any, MCMFeatureExtractor], Facts],
+) -> Facts:
     """Fits a head to a checkpoint, and saves both with the feature extractor and the record of the run, which is
     returned; that of a finished run is read.
 

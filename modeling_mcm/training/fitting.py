@@ -8,7 +8,7 @@ Shapes: B customers, M times of a customer, R = B M.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
 from typing import Any, cast
 
@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import torch
+from datasets import Dataset
 from scipy.sparse import csr_array, vstack
 from scipy.sparse.linalg import LinearOperator, svds
 from torch.nn.utils.rnn import pad_sequence
@@ -27,7 +28,7 @@ from modeling_mcm.data import PreparedData
 from modeling_mcm.data.cases import deciding_tasks, read_batches
 from modeling_mcm.data.collator import PreparedRows
 from modeling_mcm.data.dataset import POPULARITY_FILE
-from modeling_mcm.events_mcm import SECONDS_PER_DAY, select_events
+from modeling_mcm.events_mcm import SECONDS_PER_DAY, Row, select_events
 from modeling_mcm.forecaster_mcm import LONGEST_RATIO, VisitForecaster, Visits
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation, MCMModel
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
@@ -73,7 +74,7 @@ def popularity(data: PreparedData, config: MCMConfig) -> dict[str, torch.Tensor]
 
 
 @torch.no_grad()
-def fill_label_values(model: MCMForMultiTaskRecommendation, rows: Any) -> dict[str, list[str]]:
+def fill_label_values(model: MCMForMultiTaskRecommendation, rows: Dataset) -> dict[str, list[str]]:
     """Determines each label's most frequent value of `label_features` in the training period. It does so for the
     features that a task's labels determine: those where at least nine in ten events, over all labels, have their
     label's most frequent value. Other features stay out of the labels' embeddings. Returns `dict[str, list[str]]`: by
@@ -93,7 +94,7 @@ def fill_label_values(model: MCMForMultiTaskRecommendation, rows: Any) -> dict[s
     return decided
 
 
-def _count_values(rows: Any, task: str, feature: str) -> pd.DataFrame:
+def _count_values(rows: Dataset, task: str, feature: str) -> pd.DataFrame:
     """Numbers of `events` of the training period by `label` of a task and `value` of a feature, counted in batches of
     customers: a log need not fit into memory."""
     parts = []
@@ -116,7 +117,7 @@ def describe_customers(model: MCMForMultiTaskRecommendation, data: PreparedData,
 
 
 @torch.no_grad()
-def describe_shop(model: MCMModel, extractor: MCMFeatureExtractor, rows: Any, cutoff: float | None) -> None:
+def describe_shop(model: MCMModel, extractor: MCMFeatureExtractor, rows: PreparedRows, cutoff: float | None) -> None:
     """Makes the forecaster, with the shipped weights and the statistics of the shop in the training period: those of
     all customers, or of `SHOP_CUSTOMERS` of them. A log without times, or with less than a day of visits, has no
     forecaster. Horizons that are too long are left out of the config. The log says what there is not, and why.
@@ -167,8 +168,8 @@ def describe_shop(model: MCMModel, extractor: MCMFeatureExtractor, rows: Any, cu
 
 
 def pad_latest(
-    extractor: MCMFeatureExtractor, rows: Sequence[Mapping[str, Any]], read: Sequence[str] | None
-) -> tuple[list[dict[str, Any]], BatchFeature]:
+    extractor: MCMFeatureExtractor, rows: Sequence[Row], read: Sequence[str] | None
+) -> tuple[list[dict], BatchFeature]:
     """The latest events of prepared rows before the validation cutoff, as many as are read, and model inputs of them.
     `read` are the names of the features that the model reads."""
     longest = extractor.max_events - 1  # the start row takes one position
@@ -180,7 +181,7 @@ def pad_latest(
 def count_at_times(
     state: CustomerState,
     extractor: MCMFeatureExtractor,
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[Row],
     read: Sequence[str] | None,
     cutoff: float | None,
     generator: np.random.Generator,
@@ -238,7 +239,9 @@ def find_components(state: CustomerState, counts: csr_array) -> None:
 
 
 @torch.no_grad()
-def fit_state(model: MCMModel, extractor: MCMFeatureExtractor, rows: Any, cutoff: float | None, seed: int = 0) -> None:
+def fit_state(
+    model: MCMModel, extractor: MCMFeatureExtractor, rows: PreparedRows, cutoff: float | None, seed: int = 0
+) -> None:
     """Sets means, standard deviations, the longest silence and the directions of a model's customer state.
 
     Args:

@@ -39,6 +39,7 @@ from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.state_mcm import ROTATED, WHITENED, CustomerState
 from modeling_mcm.training.checkpoints import read_checkpoint
 from modeling_mcm.training.finetuning import FineTuningOptions, HeadInputs, draw_folds, fine_tune, fit_linear
+from modeling_mcm.training.resuming import Facts
 
 logger = logging.get_logger(__name__)
 NEW = "prediction_head."
@@ -182,7 +183,7 @@ def predict(model: MCMForCustomerPrediction, inputs: HeadInputs) -> torch.Tensor
     return torch.cat(scores)
 
 
-def train_to_labels(options: FineTuningOptions, label_options: LabelOptions) -> dict[str, Any]:
+def train_to_labels(options: FineTuningOptions, label_options: LabelOptions) -> Facts:
     """Fine-tunes a checkpoint to a label of customers, saves it with its feature extractor, and returns the record of
     the run, with its metrics in "validation". Raises `ValueError` if the labels, the data and the options do not fit
     together. Raises `CheckpointError` if the checkpoint can't be read. Raises `RunError` if the output folder holds
@@ -194,7 +195,7 @@ def train_to_labels(options: FineTuningOptions, label_options: LabelOptions) -> 
     own = asdict(label_options)
     digest = file_digest(own.pop("labels"))  # where the file lies does not matter, but what it holds
 
-    def fit(model: MCMForCustomerPrediction, extractor: MCMFeatureExtractor) -> dict[str, Any]:
+    def fit(model: MCMForCustomerPrediction, extractor: MCMFeatureExtractor) -> Facts:
         inputs, days = read_inputs(model, extractor, customers)
         values = torch.from_numpy(labels.values)
         folds = draw_folds(labels.customer_ids[trained_on], options.seed)

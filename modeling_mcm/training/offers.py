@@ -8,7 +8,6 @@ Shapes: N offers, X numbers of an offer with the customer embedding, O outcomes.
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +29,7 @@ from modeling_mcm.training.finetuning import (
     fine_tune,
     fit_linear,
 )
+from modeling_mcm.training.resuming import Facts
 
 logger = logging.get_logger(__name__)
 HEAD = "action_head."
@@ -81,7 +81,7 @@ def fit_head(
     return penalty
 
 
-def train_to_offers(options: FineTuningOptions, offer_options: OfferOptions) -> dict[str, Any]:
+def train_to_offers(options: FineTuningOptions, offer_options: OfferOptions) -> Facts:
     """Fine-tunes a checkpoint to offers, saves it with its feature extractor, and returns the record of the run.
     Raises `ValueError` if the offers, the data and the options do not fit together. Raises `CheckpointError` if the
     checkpoint can't be read. Raises `RunError` if the output folder holds another run."""
@@ -91,7 +91,7 @@ def train_to_offers(options: FineTuningOptions, offer_options: OfferOptions) -> 
     trained.check_times(0, offers.of([TEST]))
     trained.check_trainable()
 
-    def fit(model: MCMForActionRecommendation, extractor: MCMFeatureExtractor) -> dict[str, Any]:
+    def fit(model: MCMForActionRecommendation, extractor: MCMFeatureExtractor) -> Facts:
         known = trained.table.dropna(subset=outcomes, how="all")
         is_taken = (known[outcomes] == 1).any(axis=1).to_numpy()
         refused = np.random.default_rng(options.seed).permutation(np.flatnonzero(~is_taken))

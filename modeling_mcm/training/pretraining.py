@@ -10,7 +10,6 @@ from collections.abc import Collection
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -35,6 +34,7 @@ from modeling_mcm.training.options import AUTO, NONE, ModelOptions, PretrainingA
 from modeling_mcm.training.recipe import Recipe, recipe_for
 from modeling_mcm.training.resuming import (
     PRETRAINING,
+    Facts,
     check_processes,
     deciding_options,
     is_finished,
@@ -43,7 +43,7 @@ from modeling_mcm.training.resuming import (
     step_size,
 )
 from modeling_mcm.training.scorer import ScorerFit
-from modeling_mcm.training.sizes import make_config
+from modeling_mcm.training.sizes import Fields, make_config
 from modeling_mcm.training.trainer import MCMTrainer
 
 logger = logging.get_logger(__name__)
@@ -54,7 +54,7 @@ HOW_MUCH = {"early_stopping_patience", "save_total_limit"}
 METRIC = "next_visit_ndcg@10"  # of the comparison with baselines
 HOW_LONG = {"max_steps", "eval_steps", "save_steps", "eval_delay"}
 # Config of a model without an encoder.
-COUNTS_ALONE: dict[str, Any] = {"scorer": True, "num_hidden_layers": 0, "hidden_size": 16, "num_attention_heads": 1}
+COUNTS_ALONE: Fields = {"scorer": True, "num_hidden_layers": 0, "hidden_size": 16, "num_attention_heads": 1}
 COUNTS_ALONE |= {"readout_bias": False, "label_features": []}
 
 
@@ -167,7 +167,7 @@ def _train(
     data: PreparedData,
     model: MCMForMultiTaskRecommendation,
     checkpoint: str | None,
-) -> dict[str, Any]:
+) -> Facts:
     """Trains a model, saves it, compares it with baselines on the validation cases, and warns of tasks on which it is
     worse. Returns the facts of the run."""
     config, evaluates, seconds = model.config, training.eval_strategy != "no", 0.0

@@ -10,9 +10,9 @@ encoders. Preparation computes the measures (`modeling_mcm.preparation.rows.meas
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from modeling_mcm.configuration_mcm import MCMConfig
+from modeling_mcm.training.sizes import Fields
 
 # Share of customers with a single visit from which the next visit is no target, because most customers have none.
 ONE_VISIT = 0.5
@@ -21,14 +21,14 @@ MANY_LABELS, SAMPLED = 1_000, 256  # number of labels from which training sample
 LARGE = 100_000  # number of target events from which the encoder is mcm-tiny, and not mcm-mini
 SHORT = 50  # mean number of target events of a customer below which batches are large
 # Encoders of events. `mcm pretrain` replaces 300 by the longest input of the data.
-BY_EVENT: dict[str, Any] = {"encoder_unit": "event", "max_position_embeddings": 300, "attention_window": None}
+BY_EVENT: Fields = {"encoder_unit": "event", "max_position_embeddings": 300, "attention_window": None}
 BY_EVENT |= {"readout": "last", "event_dropout_prob": 0.0, "hidden_dropout_prob": 0.3}
 BY_EVENT |= {"attention_probs_dropout_prob": 0.1}
 # Encoders of visits. They need no positions: a feature gives the days since the visit before.
 BY_VISIT = {name: getattr(MCMConfig, name) for name in BY_EVENT}
 # Training ends after so many epochs in a row without a better one, and at least so many steps.
 PATIENCE, PATIENT_STEPS = 3, 500
-TRAINING: dict[str, Any] = {"learning_rate": 0.001, "ema_decay": 0.99, "lr_scheduler_type": "constant_with_warmup"}
+TRAINING: Fields = {"learning_rate": 0.001, "ema_decay": 0.99, "lr_scheduler_type": "constant_with_warmup"}
 TRAINING |= {"eval_strategy": "epoch", "save_strategy": "epoch", "save_total_limit": 2, "load_best_model_at_end": True}
 TRAINING |= {"early_stopping_patience": PATIENCE, "num_train_epochs": 60.0, "target_half_life_days": 0.0}
 TRAINING |= {"per_device_train_batch_size": 64, "warmup_steps": 100}
@@ -39,13 +39,13 @@ class Recipe:
     """Default settings of pre-training for a data set."""
 
     size: str = "mcm-base"  # the model's config, where `--config` names none
-    config: dict[str, Any] = field(default_factory=dict)  # further fields of `MCMConfig`
-    training: dict[str, Any] = field(default_factory=dict)  # options of `mcm pretrain`
+    config: Fields = field(default_factory=dict)  # further fields of `MCMConfig`
+    training: Fields = field(default_factory=dict)  # options of `mcm pretrain`
     reasons: list[str] = field(default_factory=list)  # a sentence on the reason of each group of settings
 
 
 def recipe_for(
-    measures: Mapping[str, Any], label_sizes: Mapping[str, int], features: Sequence[str] = (), repeats: bool = True
+    measures: Mapping[str, int], label_sizes: Mapping[str, int], features: Sequence[str] = (), repeats: bool = True
 ) -> Recipe:
     """Chooses the settings of pre-training by the measures in a data set's manifest; without any, nothing is chosen.
     `features` are candidates for `label_features`: categorical features of events without the token type. `repeats`:

@@ -10,7 +10,7 @@ digests before its last file, the state, is written: one that a kill cut, or tha
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ PRETRAINING, FINE_TUNING = "pretraining.json", "finetuning.json"  # records, whi
 RUN = "run.json"  # what a run is, which it writes as its first file
 FILES = "files.json"  # digests of the files of a checkpoint, by name
 UNUSED = "unused-"  # beginning of the name that a checkpoint gets which no run can go on from
+Facts = dict[str, Any]  # of a run, by name, as JSON stores them
 LONG = 120  # number of characters from which a message does not show two values, such as digests
 FULL_DISK = ("No space left", "inline_container")  # words of errors; the second is torch.save's
 FOREIGN = ("*.json", "*.safetensors", "checkpoint-*")  # files of a folder that a run without run.json leaves alone
@@ -45,7 +46,7 @@ class RunError(ValueError):
     """A training can't start. The message says why, and what to do."""
 
 
-def deciding_options(args: TrainingArguments, config: PreTrainedConfig, own: Mapping[str, Any]) -> dict[str, Any]:
+def deciding_options(args: TrainingArguments, config: PreTrainedConfig, own: Facts) -> Facts:
     """The options that decide the final weights of a training, by name, with values as JSON stores them: those of the
     `Trainer`, of the model's config before it is trained, and a command's `own`."""
     beginnings = (*DECIDING, *(OF_THE_BEST if args.load_best_model_at_end else ()))
@@ -85,7 +86,7 @@ def last_whole_checkpoint(output_dir: Path) -> str | None:
     return newest
 
 
-def check_processes(run: Mapping[str, Any]) -> None:
+def check_processes(run: Facts) -> None:
     """Raises [`RunError`] if the processes of a run have different data or options."""
     for process, other in enumerate(gather_object([run])):
         if changes := _changes(other, run):
@@ -95,12 +96,12 @@ def check_processes(run: Mapping[str, Any]) -> None:
             )
 
 
-def is_finished(folder: Path, record: str, run: Mapping[str, Any], is_writer: bool = True) -> bool:
+def is_finished(folder: Path, record: str, run: Facts, is_writer: bool = True) -> bool:
     """Says whether a folder holds a run that is finished. If it does not, writes there what the run is.
 
     Args:
         record (`str`): Name of the record that a finished run leaves there, `PRETRAINING` or `FINE_TUNING`.
-        run (`dict[str, Any]`): What a run that is started again must have in common: `data` and other digests, and
+        run (`dict`): What a run that is started again must have in common: `data` and other digests, and
             `options`, such as those of [`deciding_options`].
         is_writer (`bool`): Whether this process writes.
 
@@ -129,7 +130,7 @@ def is_finished(folder: Path, record: str, run: Mapping[str, Any], is_writer: bo
     return False
 
 
-def _changes(earlier: Mapping[str, Any], run: Mapping[str, Any]) -> list[str]:
+def _changes(earlier: Facts, run: Facts) -> list[str]:
     """A phrase for each of the data and options of another run that differs from this run's."""
     before, now = ({**facts, **facts.get("options", {}), "options": None} for facts in (earlier, run))
     changes = []

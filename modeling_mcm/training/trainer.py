@@ -123,7 +123,7 @@ class MCMTrainer(Trainer):
             # readout reads their tables later, so they must be sharded with the root module.
             trained.get_input_embeddings = lambda: None
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
+    def _get_train_sampler(self, *args: object) -> Sampler | None:
         rows: Any = self.train_dataset
         return LengthGroupedSampler(rows.lengths, step_size(self.args), self.args.seed, self.epoch)
 
@@ -195,7 +195,7 @@ class MCMTrainer(Trainer):
         self.is_fsdp_enabled = False
         return model
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+    def evaluate(self, *args: object, **kwargs: object) -> dict[str, float]:
         """Measures the loss on validation, with the average of the weights if there is one."""
         model = self.weight_average.average.module if self.weight_average else self.model
         loss = self.measure(cast(MCMForMultiTaskRecommendation, model).eval())
