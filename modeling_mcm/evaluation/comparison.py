@@ -22,6 +22,7 @@ from transformers.utils.logging import tqdm
 from modeling_mcm.configuration_mcm import MCMConfig
 from modeling_mcm.data import PreparedData
 from modeling_mcm.data.collator import MCMCollator, PreparedRows, batches_by_length, unit_counts
+from modeling_mcm.data.cores import map_on_cores
 from modeling_mcm.evaluation.baselines import Baseline, MostPopular, NearestCustomers, Transitions, VisitFrequency
 from modeling_mcm.evaluation.cases import EvaluationCases, comparison_cases
 from modeling_mcm.evaluation.gbdt import LightGBMRanker, NothingToLearnError
@@ -80,17 +81,24 @@ def counting_baselines(
     with a warning. `label_sizes` include the ids for missing and unknown; `k` is the length of the lists. Raises
     `ImportError` if a baseline's package is not installed.
     """
-    histories = rows.select(cases.rows)
-    results: Ranks = {}
-    for name, task in tqdm([(name, task) for name in names for task in label_sizes], unit="task"):
+    histories, jobs = rows.select(cases.rows), [(name, task) for name in names for task in label_sizes]
+
+    def rank(job: tuple[str, str]) -> TargetRanks | None:
+        name, task = job
         try:
             baseline = BASELINES[name]().fit(rows, task, label_sizes[task])
         except NothingToLearnError as error:
             logger.warning("%s is left out of task %r: %s", name, task, error)
-            continue
-        ranks = results.setdefault(name, {})[task] = TargetRanks(cases, task, k)
+            return None
+        ranks = TargetRanks(cases, task, k)
         for batch, scores in baseline.score_batches(histories, cases.cutoff):
             ranks.add(batch, torch.from_numpy(scores))
+        return ranks
+
+    results: Ranks = {}
+    for (name, task), ranks in zip(jobs, tqdm(map_on_cores(rank, jobs), total=len(jobs), unit="task"), strict=True):
+        if ranks is not None:
+            results.setdefault(name, {})[task] = ranks
     return results
 
 
@@ -119,11 +127,16 @@ def rank_targets(
     predictor, fitted = Predictor(model, extractor), model.scorer is not None and bool(model.scorer.fitted)
     horizon = HORIZON_DAYS if cases.horizon_days and fitted else None
     ranks = {task: TargetRanks(cases, task, k) for task in tasks}
-    for batch, inputs in read_cases(model.config, extractor, rows, cases, batch_size):
+
+    def rank(item: tuple[NDArray, dict[str, torch.Tensor]]) -> None:
+        batch, inputs = item
         inputs.pop("labels")
         logits = predictor.run(inputs, horizon_days=horizon, tasks=tasks, parts=()).logits
         for task in tasks:
             ranks[task].add(batch, logits[task])
+
+    for _ in map_on_cores(rank, read_cases(model.config, extractor, rows, cases, batch_size), model.device):
+        pass
     return ranks
 
 

@@ -42,6 +42,7 @@ PARAMETERS = {
     "deterministic": True,
     "force_row_wise": True,
     "verbose": -1,
+    "num_threads": 1,  # tasks share the cores
 }
 
 

@@ -27,6 +27,7 @@ from modeling_mcm.candidates_mcm import SEEN, CandidateSet
 from modeling_mcm.customer_mcm import MCMForCustomerPrediction
 from modeling_mcm.data.cases import to_batch
 from modeling_mcm.data.collator import batches_by_length
+from modeling_mcm.data.cores import map_on_cores
 from modeling_mcm.data.dataset import CUSTOMER, PreparedManifest
 from modeling_mcm.data.offers import load_actions
 from modeling_mcm.data.tables import read_table_file
@@ -234,9 +235,9 @@ class Scorer:
             visits, ends = np.append(rows.column("visits"), 0), rows.starts + rows.lengths
             lengths = np.where(lengths > 0, visits[ends - 1] - visits[ends - lengths] + 1, 0)
         batches, parts = batches_by_length(lengths, self.batch_size), []
-        for batch in batches:
-            parts.append(self._ask(rows.take(batch)))
-            progress(len(batch))
+        for part in map_on_cores(lambda batch: self._ask(rows.take(batch)), batches, self.model.device):
+            progress(len(batches[len(parts)]))
+            parts.append(part)
         places = np.argsort(np.concatenate(batches))
         found = {name: torch.cat([part[name] for part in parts]).numpy()[places] for name in parts[0]}
         self._check_finite(rows, [values for name, values in found.items() if not name.endswith(CHANCES)])

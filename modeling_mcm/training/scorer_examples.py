@@ -94,8 +94,7 @@ class LabelExamples(NamedTuple):
 
     def compute_ndcg(self, scores: torch.Tensor, k: int = 10) -> torch.Tensor:
         """NDCG at k `(Q, examples)` of the candidates' scores `(N, Q)` for each question, NaN without a target."""
-        values = scores.T.double()
-        place = compare(self.example, values - values.min())[0] + 1
+        place = compare(self.example, scores.T)[0] + 1
         gains = self.is_target.T * (place < k + 2) / place.log2()
         ideal = torch.cat([torch.zeros(1), (1 / torch.arange(2.0, k + 2).log2()).cumsum(0)])
         number = (self.num_targets.T + self.num_unseen).clamp(max=k)
