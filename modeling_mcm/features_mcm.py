@@ -406,8 +406,8 @@ def compare(row: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     first = torch.searchsorted(row, row)
     place = torch.arange(len(row), device=row.device) - first
     rows, most = (int(index.max()) + 1 if len(row) else 1 for index in (row, place))
-    # Numbers are sorted as whole numbers, their bits before the place, in a fifth of the time of a sort of numbers that
-    # gives places. Bits of negative ones are turned round.
+    # Numbers are sorted as whole numbers, bits before the place, in a fifth of the time of a sort that gives places.
+    # Bits of negative ones are turned round.
     keys = np.full((len(values), rows, most), np.iinfo(np.int64).max)
     cells = (row * most + place).numpy(force=True)
     bits = values.float().contiguous().view(torch.int32).numpy(force=True)

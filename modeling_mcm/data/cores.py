@@ -9,15 +9,16 @@ from typing import TypeVar
 
 import torch
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def map_on_cores(
     function: Callable[[Item], Result], items: Iterable[Item], device: torch.device | None = None
 ) -> Iterator[Result]:
-    """Calls a function with each item, and yields the results in the order of the items. As many items as torch has
-    threads are worked on at a time, one of them where the work is on another device: operations on a batch of customers
-    are too small to be shared by cores."""
+    """Calls a function with each item, and yields the results in the order of the items. As many items are in work at
+    a time as torch has threads, and one where the work is on another device: operations on a batch of customers are
+    too small to be shared by cores."""
     threads = torch.get_num_threads()
     waiting: deque[Future[Result]] = deque()
     torch.set_num_threads(1)

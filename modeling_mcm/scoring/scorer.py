@@ -234,7 +234,8 @@ class Scorer:
         if self.model.config.encoder_unit == "visit":
             visits, ends = np.append(rows.column("visits"), 0), rows.starts + rows.lengths
             lengths = np.where(lengths > 0, visits[ends - 1] - visits[ends - lengths] + 1, 0)
-        batches, parts = batches_by_length(lengths, self.batch_size), []
+        parts: list[dict[str, torch.Tensor]] = []
+        batches = batches_by_length(lengths, self.batch_size)
         for part in map_on_cores(lambda batch: self._ask(rows.take(batch)), batches, self.model.device):
             progress(len(batches[len(parts)]))
             parts.append(part)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from modeling_mcm.features_mcm import COMPARED, EVIDENCE, FEATURES, LabelHistory
+from modeling_mcm.features_mcm import COMPARED, EVIDENCE, FEATURES, LabelHistory, compare
 from modeling_mcm.scorer_mcm import LabelTables, Readout, candidate_features
 
 SIZES, VISITS, GAP = (9, 7), 300, 2.5  # labels of each task; visits of all customers, and their median gap
@@ -221,3 +221,11 @@ def test_the_page_lists_the_numbers(request):
         PAGE.write_text(head + mark + shown, encoding="utf-8")
     assert shown == "\n".join([*lines, ""])
     assert len({each.name for each in FEATURES}) == len(FEATURES)
+
+
+def test_ranks_begin_with_the_largest_number_and_the_first_of_equal_ones():
+    row, values = torch.tensor([0, 0, 0, 0, 2, 2]), torch.tensor([[-1.0, 3.0, -2.0, 3.0, -5.0, 1e-9]])
+    copy = values.clone()
+    ranks, largest = compare(row, values)
+    assert ranks.tolist() == [[3, 1, 4, 2, 2, 1]] and largest[0, 0] == 3 and largest[0, 5] == values[0, 5]
+    assert torch.equal(values, copy) and compare(row[:0], values[:, :0])[0].shape == (1, 0)
