@@ -192,7 +192,7 @@ class CandidateSet:
         exclude (*optional*): "seen", the labels of the customer's history; a list of labels; or a table with a column
             for each task, and for labels of some customers that of the customer, named as in the log or `customer_id`.
         per_group (`tuple[str, int]`, *optional*): A feature and the largest number of chosen labels of each of its
-            values, such as `("category", 2)`.
+            values, such as `("category", 2)`, or as text `"category=2"`.
 
     Attributes:
         needs_seen (`bool`): Whether `choose` needs the label ids of each history.
@@ -212,7 +212,7 @@ class CandidateSet:
         tasks: Sequence[str] | None = None,
         candidates: object = None,
         exclude: object = None,
-        per_group: tuple[str, int] | None = None,
+        per_group: tuple[str, int] | str | None = None,
     ):
         self.model, self.extractor = model, feature_extractor
         self.tasks = list(model.config.tasks if tasks is None else tasks)
@@ -447,7 +447,10 @@ def _name(labels: Sequence[str]) -> str:
 def _read_per_group(per_group: object) -> tuple[str | None, int]:
     if per_group is None:
         return None, 1
-    if isinstance(per_group, Sequence) and not isinstance(per_group, str) and len(per_group) == 2:
+    if isinstance(per_group, str):
+        name, _, most = per_group.rpartition("=")
+        per_group = name, int(most) if most.isdecimal() else most
+    if isinstance(per_group, Sequence) and len(per_group) == 2:
         name, most = per_group
         if isinstance(name, str) and isinstance(most, Integral) and int(most) >= 1:
             return name, int(most)

@@ -102,7 +102,7 @@ class Predictor:
         return CandidateSet(self.model, self.extractor)
 
     def candidates(
-        self, tasks: Sequence[str], candidates: object, exclude: object, per_group: tuple[str, int] | None
+        self, tasks: Sequence[str], candidates: object, exclude: object, per_group: tuple[str, int] | str | None
     ) -> CandidateSet:
         """The labels that may be chosen, see [`CandidateSet`], which `candidates` may be already. Raises `ValueError`
         as the class does, or if the set was made for other tasks or values, or has to be changed."""

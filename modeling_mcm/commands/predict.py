@@ -133,8 +133,6 @@ class PredictionOptions:
                 "--tasks, --candidates, --exclude, --per_group and --horizon_days choose labels, but --top_k 0 writes "
                 "none: leave one of them out."
             )
-        if self.per_group and not self.per_group.rpartition("=")[2].isdecimal():
-            raise ValueError(f"--per_group is {self.per_group!r}; write FEATURE=NUMBER, such as product_category=2.")
 
     @property
     def chooses(self) -> bool:
@@ -221,14 +219,13 @@ def _make_job(options: PredictionOptions, head: Any, model: Any, extractor: MCMF
     if wrong := [task for task in options.tasks if task not in tasks]:
         raise ValueError(f"No tasks {wrong}; the checkpoint has {', '.join(tasks)}.")
     as_of = extractor.read_as_of(options.as_of)
-    group, _, most = (options.per_group or "").rpartition("=")
     known = model.base_model.select_forecasts(options.forecast_days or None)
     forecasts = known.names() if options.forecasts and known.are_trained else []
     if options.forecast_days and not forecasts:
         raise ValueError(
             "--forecast_days asks for forecasts, and none are written: see --forecasts and the checkpoint."
         )
-    names = "top_k embeddings batch_size rows_per_file candidates exclude horizon_days actions label_columns".split()
+    same = "top_k embeddings batch_size rows_per_file candidates exclude per_group horizon_days actions label_columns"
     return ScoringJob(
         options.model,
         options.data or str(Path(options.output_dir, HISTORIES)),
@@ -237,10 +234,9 @@ def _make_job(options: PredictionOptions, head: Any, model: Any, extractor: MCMF
         forecasts=tuple(forecasts),
         forecast_days=tuple(options.forecast_days) or None,
         as_of=None if as_of is None else int(as_of),
-        per_group=(group, int(most)) if group else None,
         predicted=tuple(model.config.id2label.values()) if head is MCMForCustomerPrediction else (),
         outcomes=tuple(model.config.action_outcomes) if options.actions else (),
-        **{name: getattr(options, name) for name in names},
+        **{name: getattr(options, name) for name in same.split()},
     )
 
 

@@ -60,7 +60,7 @@ class ScoringJob:
         as_of (`int`, *optional*): Time for which customers are scored, in seconds since 1970-01-01. Default: each
             customer's last event.
         candidates, exclude (`str`, *optional*): Files of tables, see [`CandidateSet`]; `exclude` may be "seen".
-        per_group (`tuple[str, int]`, *optional*): Largest number of labels of each value of a feature.
+        per_group (`str`, *optional*): Largest number of labels of each value of a feature, as "category=2".
         horizon_days (`float`, *optional*): 30: labels are ranked that come within 30 days, not in the next visit.
         forecast_days (`tuple[float]`, *optional*): Horizons of the forecasts. Default: those of the checkpoint.
         predicted (`tuple[str]`): What an [`MCMForCustomerPrediction`] predicts, a column `predicted_NAME` each.
@@ -85,7 +85,7 @@ class ScoringJob:
     as_of: int | None = None
     candidates: str | None = None
     exclude: str | None = None
-    per_group: tuple[str, int] | None = None
+    per_group: str | None = None
     horizon_days: float | None = None
     forecast_days: tuple[float, ...] | None = None
     predicted: tuple[str, ...] = ()

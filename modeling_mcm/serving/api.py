@@ -75,9 +75,7 @@ class Question(BaseModel, extra="forbid"):
     exclude: list[str] = Field([], description="Labels that are left out.")
     exclude_seen: bool = Field(False, description="Leave out the labels of the customer's history.")
     per_group: str | None = Field(
-        None,
-        pattern=r"^.+=[1-9][0-9]*$",
-        description="Largest number of labels of each value of a feature, as category=2.",
+        None, description="Largest number of labels of each value of a feature, as category=2."
     )
     horizon_days: float | None = Field(
         None, description="30: what comes within 30 days; by default what comes in the next visit."
@@ -277,10 +275,9 @@ def _add_questions(api: APIRouter, service: CustomerService) -> None:
     def answer_scores(batch: Batch, asked: Question) -> list[answers.Scores]:
         if asked.exclude and asked.exclude_seen:
             raise ValueError("`exclude` and `exclude_seen` are both given: give one of them.")
-        name, _, most = (asked.per_group or "").rpartition("=")
-        tasks, per_group = tuple(predictor.tasks(asked.task)), (name, int(most)) if name else None
+        tasks = tuple(predictor.tasks(asked.task))
         left_out = "seen" if asked.exclude_seen else tuple(asked.exclude) or None
-        chosen = service.candidate_set(tasks, tuple(asked.candidate), left_out, per_group)
+        chosen = service.candidate_set(tasks, tuple(asked.candidate), left_out, asked.per_group)
         if not batch.rows:
             return []
         columns = predictor.ask(batch.rows, batch.as_of, tasks, asked.k, chosen, asked.horizon_days)

@@ -268,7 +268,7 @@ class CustomerService:
         tasks: tuple[str, ...],
         candidates: tuple[str, ...] = (),
         exclude: str | tuple[str, ...] | None = None,
-        per_group: tuple[str, int] | None = None,
+        per_group: str | None = None,
     ) -> CandidateSet:
         """The labels that may be answered: those of a request, or of the table of candidates as it is now. A set is
         kept for further requests until the table changes."""
@@ -287,7 +287,7 @@ class CustomerService:
         tasks: tuple[str, ...],
         candidates: tuple[str, ...],
         exclude: str | tuple[str, ...] | None,
-        per_group: tuple[str, int] | None,
+        per_group: str | None,
     ) -> CandidateSet:
         table = list(candidates) or (None if stamp is None else read_table_file(str(self.candidates)))
         excluded = list(exclude) if isinstance(exclude, tuple) else exclude

@@ -11,7 +11,7 @@ import pytest
 import torch
 from corner_shop import find_customer
 from fitted import fill_scorer
-from serving_client import HOST, as_requests, make_client, make_service
+from serving_client import as_requests, make_client, make_service
 from transformers import pipeline
 
 from modeling_mcm import LiveCustomer
@@ -135,10 +135,6 @@ def test_service_chooses_as_filtering_by_hand(model, extractor, customer, live, 
     assert "no label that the checkpoint knows" in ask(422, candidate="nothing")
     pd.DataFrame(STOCK).head(4).to_csv(stock, index=False)
     assert_same(ask(), by_hand(every, 8, STOCK["item"][:4]))  # the file is read again
-    assert client.get(f"{HOST}/readyz").status_code == 200
-    stock.unlink()
-    assert "The table of candidates can't be read" in ask(503)
-    assert client.get(f"{HOST}/readyz").status_code == 503
     for name, find, labels in (("together", together, few[:2]), ("similar", similar, few[0])):
         answer = client.get(f"/labels/{name}", params={"task": TASK, "label": labels, "k": 3})
         assert answer.json()["labels"] == find(model, extractor, TASK, labels, 3)
@@ -207,7 +203,7 @@ def test_a_new_label_has_the_average_of_labels_that_share_its_features(model, ex
         ({"candidates": []}, "No candidate of 'items' is left"),
         ({"candidates": ["item 01"], "per_group": ("aisle", 1)}, "columns 'items' and 'aisle'"),
         ({"per_group": ("aisle", 1)}, "columns 'items' and 'aisle'"),
-        ({"per_group": ("aisle", 0)}, "at least 1"),
+        *(({"per_group": wrong}, "at least 1") for wrong in (("aisle", 0), "aisle=0", "aisle=x", "aisle", 2)),
         ({"candidates": STOCK | {"aisle": [None] * 20}, "per_group": ("aisle", 1)}, "'aisle'.*has null"),
         (
             {"candidates": {"item": ["item 01"] * 2, "aisle": ["aisle 1", "aisle 2"]}, "per_group": ("aisle", 1)},
