@@ -6,7 +6,6 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
@@ -49,12 +48,12 @@ def _scrub_path(word: str) -> str:
     return word if len(parts) == 1 or public else LEFT_OUT
 
 
-def _cell(text: Any) -> str:
+def _cell(text: object) -> str:
     """Escapes a text of the data for Markdown."""
     return re.sub(r"([\\|`*<\[])", r"\\\1", str(text)).replace("\n", " ")
 
 
-def result_rows(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
+def result_rows(evaluation: Mapping) -> list[dict]:
     """Selects a card's results from the file of `mcm evaluate --output_file`: `results` by method, task and metric, or
     metrics by "outcome: method" of a model that was fine-tuned to offers. Of each metric the longest list counts.
     Raises `ValueError` if it is neither."""
@@ -88,7 +87,7 @@ def _read_metric(key: str) -> tuple[int, str, str]:
     return int(k or 0), name, key
 
 
-def _evaluation_metadata(rows: Sequence[Mapping[str, Any]], data: str, split: str, prefix: str) -> list[EvalResult]:
+def _evaluation_metadata(rows: Sequence[Mapping], data: str, split: str, prefix: str) -> list[EvalResult]:
     """The model's own results in the form that the Hub reads. The interval is among the metric's arguments."""
     return [
         EvalResult(
@@ -110,7 +109,7 @@ def _evaluation_metadata(rows: Sequence[Mapping[str, Any]], data: str, split: st
     ]
 
 
-def _read_first(folder: str | Path | None, *names: str) -> dict[str, Any]:
+def _read_first(folder: str | Path | None, *names: str) -> dict:
     paths = [Path(folder, name) for name in names] if folder else []
     return next((read_json(path, "which the card reads") for path in paths if path.is_file()), {})
 

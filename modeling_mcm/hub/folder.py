@@ -14,7 +14,6 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -79,21 +78,17 @@ def code_files() -> list[Path]:
     return sorted(PACKAGE / f"{module}.py" for module in reached)
 
 
-def read_json(path: Path, what: str) -> dict[str, Any]:
+def read_json(path: Path, what: str) -> dict:
     """Reads a JSON object from a file; `what` says in the message what the file is. Raises `FileNotFoundError` if
     there is no such file, and `ValueError` if it holds no JSON object."""
     if not path.is_file():
         raise FileNotFoundError(f"{path.parent} has no {path.name}, {what}; give the folder that a training wrote.")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON ({error}); write it again.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, expected an object; write it again.")
-    return content
+    if fault := damage(path):
+        raise ValueError(f"{fault}; write it again.")
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _published_config(config: Mapping[str, Any]) -> dict[str, Any]:
+def _published_config(config: Mapping) -> dict:
     """Selects what is published of a config: MCM's own keys, and the entries of the Auto classes and of the pipelines.
     Raises `ValueError` if the checkpoint is of another model, or names no class of MCM."""
     architectures = set(config.get("architectures") or [])
@@ -118,7 +113,7 @@ def _published_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return published | {"auto_map": auto_map, "custom_pipelines": pipelines}
 
 
-def _published_preprocessor(values: Mapping[str, Any]) -> dict[str, Any]:
+def _published_preprocessor(values: Mapping) -> dict:
     """Selects what is published of preprocessor_config.json: the feature extractor's own keys and its Auto class."""
     known = MCMFeatureExtractor().to_dict()
     published = {key: value for key, value in values.items() if key in known}
@@ -149,9 +144,7 @@ def _check_weights(path: Path) -> None:
         raise ValueError(f"{path} has notes {extra} in its header, which would be public; save the model again.")
 
 
-def _hide_pairs(
-    weights: Sequence[Path], target: Path, config: Mapping[str, Any], shared: Mapping[str, torch.Tensor]
-) -> int:
+def _hide_pairs(weights: Sequence[Path], target: Path, config: Mapping, shared: Mapping[str, torch.Tensor]) -> int:
     """Copies files of weights, without pairs of labels that too few customers have."""
     tables: dict[str, torch.Tensor] = {}
     for path in weights:

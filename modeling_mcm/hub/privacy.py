@@ -15,10 +15,10 @@ trained with the rare values too, tell nothing of a customer. That needs differe
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
+from datasets import Dataset
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
@@ -49,7 +49,7 @@ class Exposure:
     pairs: int = 0
 
 
-def customers_per_value(rows: Any, extractor: MCMFeatureExtractor) -> dict[str, NDArray[np.int64]]:
+def customers_per_value(rows: Dataset, extractor: MCMFeatureExtractor) -> dict[str, NDArray[np.int64]]:
     """Counts how many customers have each value in the training period. Features that share the values of a column
     are counted together, because each of them tells that the customer has the value.
 
@@ -83,7 +83,7 @@ def customers_per_value(rows: Any, extractor: MCMFeatureExtractor) -> dict[str, 
     return {name: counts[extractor.schema.shared_vocabularies[name]] for name in sizes}
 
 
-def rare_values(rows: Any, extractor: MCMFeatureExtractor, min_customers: int) -> dict[str, list[str]]:
+def rare_values(rows: Dataset, extractor: MCMFeatureExtractor, min_customers: int) -> dict[str, list[str]]:
     """Selects the values that fewer than `min_customers` customers have, by [`customers_per_value`]. Token types that
     MCM adds itself are left out."""
     own = {extractor.token_type_feature: extractor.schema.reserved_token_types}
@@ -115,7 +115,7 @@ def hide_values(
     return result
 
 
-def shared_pairs(rows: Any, extractor: MCMFeatureExtractor, min_customers: int) -> dict[str, torch.Tensor]:
+def shared_pairs(rows: Dataset, extractor: MCMFeatureExtractor, min_customers: int) -> dict[str, torch.Tensor]:
     """Selects for each task the pairs of labels of which at least `min_customers` customers have both in the training
     period; a label and itself are a pair, too. `rows` are as in [`customers_per_value`]. A pair is one number, label
     times `PAIR` plus label, and both directions are there."""

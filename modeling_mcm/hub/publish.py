@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import HFValidationError, HTTPError, RepositoryNotFoundError
@@ -99,7 +98,7 @@ def publish(folder: str | Path, repo_id: str, token: str | None = None, private:
             api.create_repo(name, private=private or None)
         old = {file.rfilename for file in (before and before.siblings) or []} - {path.name for path in files}
         # Code and weights of an earlier version would be read beside the new ones.
-        operations: list[Any] = [
+        operations: list[CommitOperationAdd | CommitOperationDelete] = [
             CommitOperationDelete(file)
             for file in sorted(old)
             if WEIGHT_FILES.fullmatch(file) or file == WEIGHTS_INDEX or file.endswith(CODE_ENDING)

@@ -117,9 +117,9 @@ def fill_the_target(folder):
 
 REFUSED = {
     "has no config.json": lambda folder: (folder / "config.json").unlink(),
-    "is no JSON": write("vocabularies.json", "[" * 10**5),
+    "vocabularies.json .* is cut or damaged": write("vocabularies.json", "[" * 10**5),
     "has no .'bins', 'vocabularies'": write("vocabularies.json", "{}"),
-    "holds a list": write("config.json", "[]"),
+    "holds no JSON object": write("config.json", "[]"),
     "'bert'": lambda folder: edit(folder / "config.json", lambda values: values.update(model_type="bert")),
     "is cut or damaged": cut_weights,
     r"has notes \['owner'\]": annotate_weights,
