@@ -450,7 +450,9 @@ class EventReader:
         columns, count = read_columns(customer["events"], self.schema.event_columns)
         name, given = self.schema.customer, customer.get("customer_id")
         with naming(f"column {name!r}"):
-            ids = set(map(to_text, [*as_list(columns.get(name, [])), *([] if is_missing(given) else [given])]))
+            ids = set(map(to_text, as_list(columns.get(name, []))))
+            if not is_missing(given):  # which events without one have
+                ids = ids - {None} | {to_text(given)}
             if len(ids) > 1 or None in ids:
                 first_ids = ", ".join(sorted(map(str, ids))[:5])
                 raise ValueError(f"found the customers {first_ids}; give each customer a dict of its own")

@@ -165,12 +165,13 @@ def test_all_forms_of_events_are_read(model, extractor):
     events = random_events(6, 5)
     frame = pd.DataFrame(events).assign(when=lambda table: pd.to_datetime(table["when"]))
     answers = []
-    for form in (events, frame, {name: frame[name].tolist() for name in frame}):
-        live = LiveCustomer(model, extractor)
+    named = [events[0] | {"who": "c1"}, *events[1:]]
+    for form in (events, frame, {name: frame[name].tolist() for name in frame}, named):
+        live = LiveCustomer(model, extractor, customer_id="c1")
         assert live.add(form).events == len(events)
         answers.append(live.scores())
         assert json.loads(json.dumps(live.events)) == live.events
-    assert answers[0] == answers[1] == answers[2]
+    assert all(answer == answers[0] for answer in answers)
 
 
 EVENT = {"when": "2017-03-01T10:00:00", "action": "buy", "item": "item 01"}
