@@ -24,6 +24,7 @@ from modeling_mcm.configuration_mcm import MCMConfig
 from modeling_mcm.data import check_vocabularies, load_prepared
 from modeling_mcm.files_mcm import (
     VOCABULARIES_NAME,
+    check_files,
     check_values,
     damage,
     note_digests,
@@ -130,9 +131,7 @@ def _published_preprocessor(values: Mapping) -> dict:
 
 
 def _check_weights(path: Path) -> None:
-    """Raises `ValueError` if a file is damaged, has NaN, or if its metadata say more than the library."""
-    if fault := damage(path):
-        raise ValueError(f"{fault}; save the model again with save_pretrained.")
+    """Raises `ValueError` if a file has NaN, or if its metadata say more than the library."""
     with safe_open(path, "pt") as file:
         header = file.metadata() or {}
         if bad := [key for key in file.keys() if not torch.isfinite(file.get_tensor(key)).all()]:
@@ -170,18 +169,16 @@ def write_upload_folder(
             weights without pairs of labels that fewer customers have; needs `data`.
 
     Raises:
-        FileNotFoundError: If the checkpoint lacks weights, config or feature extractor.
+        CheckpointError: If the checkpoint lacks weights or config, or one of them is damaged.
+        FileNotFoundError: If it lacks the feature extractor.
         FileExistsError: If the folder is not empty.
         ValueError: If a file is damaged or of another model, or if customer ids would be published.
     """
     source, target = Path(checkpoint), Path(folder)
+    check_files(source)
     weights = sorted(path for path in source.glob("*") if WEIGHT_FILES.fullmatch(path.name))
     if source / WEIGHTS_NAME in weights:  # which is then what loads; parts beside it are an older save's
         weights = [source / WEIGHTS_NAME]
-    if not weights:
-        raise FileNotFoundError(
-            f"{source} has no {WEIGHTS_NAME}; give the folder that a training or save_pretrained wrote."
-        )
     config = _published_config(read_json(source / CONFIG_NAME, "the model's config"))
     preprocessor = _published_preprocessor(read_json(source / PREPROCESSOR_NAME, "the feature extractor's config"))
     stored = read_json(source / VOCABULARIES_NAME, "the values of the features")

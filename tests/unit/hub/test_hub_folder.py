@@ -116,7 +116,7 @@ def fill_the_target(folder):
 
 
 REFUSED = {
-    "has no config.json": lambda folder: (folder / "config.json").unlink(),
+    "config.json is missing": lambda folder: (folder / "config.json").unlink(),
     "vocabularies.json .* is cut or damaged": write("vocabularies.json", "[" * 10**5),
     "has no .'bins', 'vocabularies'": write("vocabularies.json", "{}"),
     "holds no JSON object": write("config.json", "[]"),
