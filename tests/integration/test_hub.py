@@ -117,9 +117,8 @@ def test_the_example_publishes_and_reads_back(hub, checkpoint, capsys, monkeypat
         ({"token": None}, "There is no token for the Hub: run `hf auth login`"),
         ({"token": BAD}, "401 Invalid username or password"),
         ({"token": READER}, "403 You don't have the rights"),
-        ({"repo": "org/mcm base"}, "is no name for the Hub"),
     ],
-    ids=["no token", "wrong token", "no right", "no name"],
+    ids=["no token", "wrong token", "no right"],
 )
 def test_what_goes_wrong_is_said_clearly(push, hub, options, expected):
     push(fails=expected, **options)

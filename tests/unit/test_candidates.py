@@ -133,8 +133,6 @@ def test_service_chooses_as_filtering_by_hand(model, extractor, customer, live, 
     few = STOCK["item"][:5]
     assert_same(ask(candidate=few, exclude=few[:2]), by_hand(every, 8, few[2:]))
     assert "no label that the checkpoint knows" in ask(422, candidate="nothing")
-    pd.DataFrame(STOCK).head(4).to_csv(stock, index=False)
-    assert_same(ask(), by_hand(every, 8, STOCK["item"][:4]))  # the file is read again
     for name, find, labels in (("together", together, few[:2]), ("similar", similar, few[0])):
         answer = client.get(f"/labels/{name}", params={"task": TASK, "label": labels, "k": 3})
         assert answer.json()["labels"] == find(model, extractor, TASK, labels, 3)

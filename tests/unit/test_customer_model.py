@@ -339,10 +339,8 @@ ASKED = {
     "nobody": (lambda model: model.embed([]), "`customers` is empty"),
     "unknown label": (lambda model: model.explain("c07", "item 99"), "No task of .* has the label 'item 99'"),
     "half a label": (lambda model: model.recommend(k=1.5), r"number of labels is 1.5 \(float\): give a whole number"),
-    "no task": (lambda model: model.recommend(tasks=[]), r"`tasks` is \[\]; give a list of names such as \['item'\]"),
     "two words": (lambda model: model.recommend(task="item", tasks=["aisle"]), "give one of them"),
     "unknown task": (lambda model: model.recommend(task="colour"), r"No tasks \['colour'\]"),
-    "horizon as text": (lambda model: model.recommend(horizon_days="30"), "`horizon_days` is '30', but"),
     "days without list": (lambda model: model.forecast(days=30), r"`days` is 30; give a list .* days=\[30\]"),
     "uneven candidates": (
         lambda model: model.recommend(candidates={"item": ["item 03"], "aisle": ["aisle 0", "aisle 1"]}),

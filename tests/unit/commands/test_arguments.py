@@ -82,7 +82,6 @@ MISTAKES = [  # in a recipe, or in flags
     (b"output_dir: \xff", "recipe.yaml can't be read"),
     ("output_dir: a\nrate: 1\noutput_dir: b\n", "line 3, column 1 is not valid YAML: the key 'output_dir' stands in"),
     (["absent.yaml"], "absent.yaml can't be read"),
-    (["--output_dri", "runs"], "unknown option '--output_dri'"),
     (["--output_dir", "runs", "--overwite"], "unknown option '--overwite'; did you mean '--overwrite'?"),
     (["--output_dir", "runs", "--rate", "-1"], "a negative rate"),
 ]
