@@ -152,10 +152,10 @@ def _read_words(words: Sequence[str]) -> list[str]:
 
 
 def parse_options(
-    *option_classes: Any,
+    *option_classes: type,
     description: str | None,
     arguments: Sequence[str] | None = None,
-    defaults: Mapping[str, Any] | None = None,
+    defaults: Mapping[str, object] | None = None,
 ) -> tuple[Any, ...]:
     """Fills one instance of each dataclass, as `HfArgumentParser` does, from the command line.
 
@@ -167,7 +167,7 @@ def parse_options(
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = words[-1:] == [DEBUG]
     logging.getLogger("modeling_mcm").setLevel(logging.DEBUG if debug else logging.INFO)
-    kinds: Any = (*option_classes, ProgressOptions)
+    kinds: list = [*option_classes, ProgressOptions]
     parser = HfArgumentParser(
         kinds,
         description=description,
@@ -197,7 +197,7 @@ def parse_options(
     return tuple(options)
 
 
-def command(description: str | None, *option_classes: Any) -> Callable[[Callable[..., None]], Callable[[], None]]:
+def command(description: str | None, *option_classes: type) -> Callable[[Callable[..., None]], Callable[[], None]]:
     """Makes a command of a function of options: it reads them from the command line, and ends on an error as
     [`report_errors`] says."""
 

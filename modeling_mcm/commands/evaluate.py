@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
 from modeling_mcm.action_mcm import MCMForActionRecommendation
 from modeling_mcm.commands.arguments import command
@@ -50,6 +51,7 @@ from modeling_mcm.extras import needs
 from modeling_mcm.files_mcm import check_files, write_json
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.option import option
+from modeling_mcm.predictor_mcm import Predictor
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.training.checkpoints import open_checkpoint
 from modeling_mcm.training.memory import keep_freed_memory
@@ -128,10 +130,10 @@ def write_protocol(cases: EvaluationCases, tasks: list[str]) -> str:
     return words + (f"; the targets are those of {cases.horizon_days:g} days." if cases.horizon_days else ".")
 
 
-Report = tuple[list[list[str]], str, dict[str, Any], list[str]]  # table, caption, all results, what is printed below
+Report = tuple[list[list[str]], str, dict, list[str]]  # table, caption, all results, what is printed below
 
 
-def _open(options: EvaluationOptions, head: Any) -> tuple[PreparedData, Any, MCMFeatureExtractor]:
+def _open(options: EvaluationOptions, head: type[PreTrainedModel]) -> tuple[PreparedData, Any, MCMFeatureExtractor]:
     data = PreparedData(options.data)
     model, extractor = open_checkpoint(head, options.model)
     check_vocabularies(data.folder, extractor)
@@ -146,7 +148,7 @@ def _evaluate_offers(options: EvaluationOptions) -> Report:
     offers.of([]).check_times(data.schema.cutoff_seconds("validation"), offers)
     reader = OfferReader(data.rows, offers, extractor, model.config)
     scores = score_offers(model, reader, options.batch_size)
-    results: dict[str, dict[str, Any]] = {}
+    results: dict[str, dict[str, dict]] = {}
     for index, outcome in enumerate(offers.outcomes):
         for method, column in {"MCM without fine-tuning": -1, "MCM fine-tuned": index}.items():
             metrics = offer_metrics(offers, outcome, scores[:, column], max(options.k))
@@ -166,9 +168,7 @@ def _evaluate_offers(options: EvaluationOptions) -> Report:
 def _evaluate_visits(options: EvaluationOptions) -> Report:
     """Evaluates on next visits or on a horizon, and writes the metrics of every customer if the options say so."""
     data, model, extractor = _open(options, MCMForMultiTaskRecommendation)
-    if wrong := [task for task in options.tasks if task not in model.config.tasks]:
-        raise ValueError(f"No tasks {wrong}; the checkpoint has {', '.join(model.config.tasks)}.")
-    tasks = options.tasks or list(model.config.tasks)
+    tasks = Predictor(model, extractor).tasks(options.tasks or None)
     cases = comparison_cases(data, options.cutoff, options.min_history, options.horizon_days)
     if options.only_new:
         cases = unseen_only(data.rows, cases, tasks)

@@ -32,6 +32,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from accelerate import PartialState
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from modeling_mcm.action_mcm import MCMForActionRecommendation
@@ -41,8 +42,9 @@ from modeling_mcm.data import NO_CUTOFFS, EventSchema, PreparedData, check_vocab
 from modeling_mcm.data.dataset import MANIFEST_FILE
 from modeling_mcm.extras import needs
 from modeling_mcm.files_mcm import file_digest, tensors_digest
-from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation, MCMModel
+from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation, MCMModel, MCMPreTrainedModel
 from modeling_mcm.option import option
+from modeling_mcm.predictor_mcm import Predictor
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.scoring import Scorer, ScoringJob, forecast_total, score_on_spark
 from modeling_mcm.scoring.scorer import HISTORIES, check_folder, claim, is_whole
@@ -139,7 +141,7 @@ class PredictionOptions:
         """Whether an option chooses labels."""
         return any((self.tasks, self.candidates, self.exclude, self.per_group, self.horizon_days))
 
-    def of_head(self, head: Any) -> "PredictionOptions":
+    def of_head(self, head: type[PreTrainedModel]) -> "PredictionOptions":
         """The options for a checkpoint of a class. Raises `ValueError` if they ask for what it does not have."""
         of_offers = head is MCMForActionRecommendation
         if of_offers != (self.actions is not None):
@@ -184,7 +186,7 @@ def _prepare_log(options: PredictionOptions, extractor: MCMFeatureExtractor, eng
     )
 
 
-def _totals(options: PredictionOptions, model: Any) -> list[str]:
+def _totals(options: PredictionOptions, model: MCMPreTrainedModel) -> list[str]:
     """A line for each quantity and horizon of --total."""
     lines, data = [], PreparedData(str(options.data))
     for quantity in options.total:
@@ -199,7 +201,7 @@ def _totals(options: PredictionOptions, model: Any) -> list[str]:
     return lines
 
 
-def _session(engine: EngineOptions) -> AbstractContextManager[Any]:
+def _session(engine: EngineOptions) -> AbstractContextManager:
     if engine.engine != "spark":
         return nullcontext()
     with needs("spark"):
@@ -213,11 +215,12 @@ def _last_event(data: PreparedData) -> int:
     return max(pc.max(pc.list_flatten(pq.read_table(file, columns=["times"])["times"])).as_py() for file in files)
 
 
-def _make_job(options: PredictionOptions, head: Any, model: Any, extractor: MCMFeatureExtractor) -> ScoringJob:
+def _make_job(
+    options: PredictionOptions, head: type[PreTrainedModel], model: Any, extractor: MCMFeatureExtractor
+) -> ScoringJob:
     """What is scored. Raises `ValueError` if the options and the checkpoint do not fit together."""
-    tasks = model.config.tasks if head is MCMForMultiTaskRecommendation and options.top_k else []
-    if wrong := [task for task in options.tasks if task not in tasks]:
-        raise ValueError(f"No tasks {wrong}; the checkpoint has {', '.join(tasks)}.")
+    is_ranked = head is MCMForMultiTaskRecommendation and options.top_k
+    tasks = Predictor(model, extractor).tasks(options.tasks or None) if is_ranked else []
     as_of = extractor.read_as_of(options.as_of)
     known = model.base_model.select_forecasts(options.forecast_days or None)
     forecasts = known.names() if options.forecasts and known.are_trained else []
@@ -230,7 +233,7 @@ def _make_job(options: PredictionOptions, head: Any, model: Any, extractor: MCMF
         options.model,
         options.data or str(Path(options.output_dir, HISTORIES)),
         options.output_dir,
-        tuple(options.tasks or tasks),
+        tuple(tasks),
         forecasts=tuple(forecasts),
         forecast_days=tuple(options.forecast_days) or None,
         as_of=None if as_of is None else int(as_of),

@@ -171,11 +171,9 @@ class Histories:
         self._scoring: threading.Thread | None = None
         scorers = {name: self._tuned_scorer(*each, data, actions) for name, each in (tuned or {}).items()}
         self._score_all(data, scorers)
-        columns, of_offers = (
-            self.scored.table.column_names,
-            tuple(name for name in scorers if scorers[name].job.outcomes),
-        )
+        columns = self.scored.table.column_names
         self.predictions = columns[columns.index(VALUE) + 1 :]
+        of_offers = tuple(name for name, scorer in scorers.items() if scorer.job.outcomes)
         self.offers = [name for name in self.predictions if name.startswith(of_offers)]
         self.household = functools.lru_cache(KEPT_CUSTOMERS)(self._household)
 
@@ -200,8 +198,7 @@ class Histories:
         log = self._read(path, "event", [extractor.customer, str(extractor.time)], extractor.schema.event_columns)
         columns = [column.dictionary_encode() if pa.types.is_string(column.type) else column for column in log]
         self.log = pa.table(columns, log.column_names)
-        coded = log[extractor.customer].combine_chunks().dictionary_encode()
-        self._who = np.array(to_ids(coded.dictionary.to_pylist()), object)[coded.indices.to_numpy()]
+        self._who = np.array(to_ids(log[extractor.customer]), object)
         self._rows = pd.Series(self._who).groupby(self._who).indices
 
     def _read_profiles(self, path: str | None) -> dict[str, RawEvent]:
@@ -375,9 +372,7 @@ class Histories:
     def days_since(self, task: str, label: str) -> pd.Series:
         """Days from each customer's last event with a label before the cutoff to the cutoff."""
         _, rows = self._find_targets(task, label)
-        times = read_times(
-            self.log[str(self.extractor.time)].take(rows).to_pylist(), read_zone(self.extractor.time_zone)
-        )
+        times = read_times(self.log[str(self.extractor.time)].take(rows), read_zone(self.extractor.time_zone))
         days = pd.Series((self.as_of - times) / SECONDS_PER_DAY, self._who[rows])
         return days[days > 0].groupby(level=0).min()
 
