@@ -26,7 +26,7 @@ FEW_VALUES, MOST_COUNTED = 64, 2**14
 MOST_TASTES = 4096  # largest number of labels, in all, of the tasks that a customer state counts besides these
 MOST_FREQUENT = 1024  # number of labels of each other task that its principal components read
 # Least and largest value of sizes: what is outside is a mistake, which would fill the memory or fail far from here.
-LIMITS = {
+LIMITS: dict[str, tuple[float, float]] = {
     "hidden_size": (1, 2**16),
     "num_hidden_layers": (0, 2**10),
     "num_attention_heads": (1, 2**10),
@@ -34,8 +34,12 @@ LIMITS = {
     "state_size": (0, 2**16),
     "max_position_embeddings": (0, 2**24),
     "attention_window": (1, 2**24),
+    "hidden_dropout_prob": (0, 0.999),
+    "attention_probs_dropout_prob": (0, 0.999),
+    "event_dropout_prob": (0, 0.999),
+    "layer_norm_eps": (1e-20, 1),  # transformers' own tests have 1
+    "forecast_window": (0, 2**24),
 }
-SHARES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "event_dropout_prob")
 OF_FEATURES = (  # fields with names of features
     *("tasks", "input_features", "label_features", "state_features", "summed_features"),
     *("target_features", "target_types"),
@@ -286,11 +290,6 @@ class MCMConfig(PreTrainedConfig):
         for name, (least, most) in LIMITS.items():
             if (size := getattr(self, name)) is not None and not least <= size <= most:
                 raise ValueError(f"`{name}` is {size}: expected {least:,} to {most:,}.")
-        for name in SHARES:
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"`{name}` is {getattr(self, name)}: expected 0 or more and less than 1.")
-        if not 0 < self.layer_norm_eps <= 1:  # transformers' own tests have 1
-            raise ValueError(f"`layer_norm_eps` is {self.layer_norm_eps}: expected a small positive number.")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"`hidden_size` ({self.hidden_size}) must be a multiple of `num_attention_heads` "
@@ -298,8 +297,6 @@ class MCMConfig(PreTrainedConfig):
             )
         if any(not 0 < days < float("inf") for days in self.forecast_days):
             raise ValueError(f"`forecast_days` must be positive numbers of days, got {self.forecast_days}.")
-        if not 0 <= self.forecast_window < float("inf"):
-            raise ValueError(f"`forecast_window` must be 0 or a number of days, got {self.forecast_window}.")
         if self.attention_window is not None and self.encoder_attention != "causal":
             raise ValueError(
                 f"`attention_window` is {self.attention_window}, and must be of a causal encoder "

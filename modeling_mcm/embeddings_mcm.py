@@ -153,10 +153,9 @@ class MCMEmbeddings(nn.Module):
         if self.training and self.event_dropout > 0:
             weight = self._drop_events(weight, visit_ids, count)
         flat = (visit_ids + count * torch.arange(batch, device=events.device)[:, None]).flatten()
-        sizes = events.new_zeros(batch * count).index_add(0, flat, attention_mask.to(events.dtype).flatten())
+        sizes = events.new_zeros(batch, count).scatter_add(1, visit_ids, attention_mask.to(events.dtype))
         sums = events.new_zeros(batch * count, hidden).index_add(0, flat, (events * weight[..., None]).flatten(0, 1))
-        visits = (sums / sizes.clamp(min=1).sqrt()[:, None]).view(batch, count, hidden)
-        return visits, (sizes > 0).view(batch, count)
+        return sums.view(batch, count, hidden) / sizes.clamp(min=1).sqrt()[..., None], sizes > 0
 
     def _drop_events(self, weight: Tensor, visit_ids: Tensor, count: int) -> Tensor:
         """Sets the weights of random events to 0, but never those of all events of a visit, or of the start row."""

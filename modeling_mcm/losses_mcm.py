@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .configuration_mcm import FIRST_LABEL
 
-HALF_SCALE = 2.0**12  # factor on losses in float16, so that their gradients are not rounded to 0
+SCALE = 2.0**12  # factor on losses, so that gradients in float16 are not rounded to 0; a scaler acts too late
 
 
 @dataclass(frozen=True)
@@ -103,12 +103,6 @@ class TaskLabels:
         return TaskLabels(self.vectors.index_select(0, ids), bias, ids, log_counts)
 
 
-def find_indices(scored: Sequence[TaskLabels], ids: Tensor) -> Tensor:
-    """[`TaskLabels.indices`] for several tasks, of shape `(..., T)`."""
-    parts = zip(scored, ids.unbind(-1), strict=True)
-    return torch.stack([labels.indices(task_ids) for labels, task_ids in parts], -1)
-
-
 class Targets(NamedTuple):
     """The targets of a batch as flat lists, one element for each target of any customer and task."""
 
@@ -176,9 +170,6 @@ def compute_in_parts(
     Returns:
         `tuple`: the total loss, and the task losses `(T,)` without gradient.
     """
-    device = hidden.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-    scale = HALF_SCALE if dtype == torch.half else 1.0  # a gradient scaler acts too late, in backward
     vectors = hidden.detach().requires_grad_(hidden.requires_grad)  # without what they were computed from
     is_source = [value.requires_grad and torch.is_grad_enabled() for value in (hidden, *tables)]
     sources, read = ([*compress((each, *tables), is_source)] for each in (hidden, vectors))
@@ -188,9 +179,9 @@ def compute_in_parts(
         share = compute(part, vectors[part])
         losses.append(share.detach())
         if sources:
-            of_part = torch.autograd.grad(share.float().sum() * scale, read, materialize_grads=True)
+            of_part = torch.autograd.grad(share.float().sum() * SCALE, read, materialize_grads=True)
             for gradient, added in zip(gradients, of_part, strict=True):
-                gradient.add_(added, alpha=1 / scale)
+                gradient.add_(added, alpha=1 / SCALE)
     total = torch.stack(losses).sum()
     for source, gradient in zip(sources, gradients, strict=True):
         product = source.to(gradient.dtype).flatten().dot(gradient.flatten())

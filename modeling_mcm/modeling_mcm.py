@@ -33,7 +33,6 @@ from .losses_mcm import (
     Targets,
     TaskLabels,
     compute_in_parts,
-    find_indices,
     group_customers,
     task_losses,
 )
@@ -537,7 +536,8 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         def compute(part: list[int], hidden: Tensor) -> Tensor:
             """Share of some customers in the losses."""
             longest = max(1, *(units[customer] for customer in part))
-            label_ids = find_indices(task_labels, labels[part])
+            indices = [of_task.indices(labels[part, :, task]) for task, of_task in enumerate(task_labels)]
+            label_ids = torch.stack(indices, -1)
             # Only prefixes with a target are scored. One has many targets, so it is scored once: a row of the scores.
             is_target = (label_ids >= FIRST_LABEL).any(-1)
             rows, prefixes = find_prefixes(is_target, None if ends is None else ends[part], longest)

@@ -218,7 +218,8 @@ class OfferReader:
         histories = [events_before(row, time) for row, time in zip(rows, times, strict=True)]
         return table_rows, self.actions.batch(histories, offered, times)
 
-    def batches(self, size: int = 32) -> Iterator[tuple[IntArray, dict[str, torch.Tensor]]]:
-        """Reads all groups, those of customers with a similar number of events together."""
+    def batches(self, device: torch.device, size: int = 32) -> Iterator[tuple[IntArray, dict[str, torch.Tensor]]]:
+        """Reads all groups, those of customers with a similar number of events together, onto a device."""
         for groups in logging.tqdm(batches_by_length(self.lengths, size), desc="Offers", unit="batch"):
-            yield self.read(groups)
+            rows, inputs = self.read(groups)
+            yield rows, {name: value.to(device) for name, value in inputs.items()}

@@ -28,8 +28,7 @@ def score_offers(model: MCMForActionRecommendation, reader: OfferReader, batch_s
     """Scores offers with an `MCMForActionRecommendation`: the log-odds of each outcome, and last the scores without
     the head, which are sums over tasks of the model's `preferences`, of shape `(N, outcomes + 1)`."""
     scores = np.zeros((len(reader.offers.table), len(model.config.action_outcomes) + 1), np.float32)
-    for rows, inputs in reader.batches(batch_size):
-        inputs = {name: value.to(model.device) for name, value in inputs.items()}
+    for rows, inputs in reader.batches(model.device, batch_size):
         outputs = model(**inputs)
         both = torch.cat([outputs.logits, outputs.preferences.sum(-1, keepdim=True)], -1)
         scores[rows] = both[inputs["offered_actions"] >= 0].float().cpu()
@@ -38,7 +37,7 @@ def score_offers(model: MCMForActionRecommendation, reader: OfferReader, batch_s
 
 def offer_metrics(offers: Offers, outcome: str, scores: NDArray, k: int = 10) -> dict[str, Interval]:
     """Computes `average_precision`, `roc_auc`, `ndcg@k` and `recall@k` with their intervals, from the log-odds of an
-    outcome of each offer, `(N,)`. A resample in which no group or every group takes an offer has no say. Raises
+    outcome of each offer, `(N,)`. A resample in which no group takes an offer has no say. Raises
     `ValueError` if no group or every group takes an offer."""
     taken, offsets, owners = offers.table[outcome].to_numpy(), offers.offsets, offers.groups["customer_id"]
     responds = np.add.reduceat(np.nan_to_num(taken), offsets[:-1]) > 0
@@ -79,7 +78,7 @@ def weighted_ranking(positive: NDArray, scores: NDArray, weights: NDArray) -> di
 
     Returns:
         `dict[str, numpy.ndarray]`: `average_precision` and `roc_auc`, each of shape `(S,)`; NaN on a resample in which
-        one class has no weight.
+        no group is positive, and the second also on one in which all are.
     """
     order = np.argsort(-scores, kind="stable")
     starts = np.flatnonzero(run_starts(scores[order]))  # of equal scores
@@ -89,6 +88,4 @@ def weighted_ranking(positive: NDArray, scores: NDArray, weights: NDArray) -> di
         precision = np.where(positives > 0, positives / (positives + negatives), 0.0)
         average_precision = (hits * precision).sum(1) / positives[:, -1]
         roc_auc = (misses * (positives - hits / 2)).sum(1) / (positives[:, -1] * negatives[:, -1])
-    has_both = (positives[:, -1] > 0) & (negatives[:, -1] > 0)
-    metrics = {"average_precision": average_precision, "roc_auc": roc_auc}
-    return {name: np.where(has_both, values, np.nan) for name, values in metrics.items()}
+    return {"average_precision": average_precision, "roc_auc": roc_auc}

@@ -11,11 +11,10 @@ from functools import partial
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy.sparse import csr_array, vstack
 from transformers.utils import logging
 
-from modeling_mcm.action_mcm import ActionHead, MCMForActionRecommendation, offer_loss
+from modeling_mcm.action_mcm import MCMForActionRecommendation, offer_loss
 from modeling_mcm.data import PreparedData
 from modeling_mcm.data.offers import TEST, TRAIN, VALIDATION, OfferReader, load_offers
 from modeling_mcm.option import option
@@ -52,8 +51,7 @@ class OfferOptions:
 def read_inputs(model: MCMForActionRecommendation, reader: OfferReader) -> HeadInputs:
     """Reads what the head reads of offers."""
     parts = []
-    for rows, inputs in reader.batches():
-        inputs = {name: value.to(model.device) for name, value in inputs.items()}
+    for rows, inputs in reader.batches(model.device):
         is_offer = (offered := inputs["offered_actions"]) >= 0
         labels = model.action_labels(inputs["action_input_ids"], inputs["action_rows"], int(offered.max()) + 1)
         labels = torch.nn.functional.normalize(labels, dim=1)[offered[is_offer]]
@@ -62,23 +60,10 @@ def read_inputs(model: MCMForActionRecommendation, reader: OfferReader) -> HeadI
     return HeadInputs(torch.cat(numbers), csr_array(vstack(of_actions))).of(np.argsort(np.concatenate(order)))
 
 
-@torch.no_grad()
-def fit_head(
-    head: ActionHead, inputs: HeadInputs, outcomes: torch.Tensor, weights: torch.Tensor, folds: NDArray
-) -> float:
-    """Fits a head to the outcomes `(N, O)` of offers, negative where they were not observed, with weights `(N,)`.
-    Returns the penalty."""
-    std = inputs.numbers.std(0).clamp(min=LEAST_STD)
-
-    def compute_loss(scores: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return (offer_loss(scores, y[:, :-1]) * y[:, -1:]).sum() / len(y)
-
-    y = torch.cat([outcomes, weights[:, None]], 1)
-    penalty, parameters = fit_linear(inputs, y, outcomes.shape[1], compute_loss, folds, PENALTIES, std)
-    stored = head.numbers.weight, head.numbers.bias, head.labels.weight
-    for parameter, value in zip(stored, parameters, strict=True):
-        parameter.copy_(value)
-    return penalty
+def compute_loss(scores: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Mean loss of log-odds `(N, O)` by `y` `(N, O + 1)`: outcomes, negative where they were not observed, and the
+    weight of each offer."""
+    return (offer_loss(scores, y[:, :-1]) * y[:, -1:]).sum() / len(y)
 
 
 def train_to_offers(options: FineTuningOptions, offer_options: OfferOptions) -> Facts:
@@ -100,9 +85,14 @@ def train_to_offers(options: FineTuningOptions, offer_options: OfferOptions) -> 
         weights = np.where(is_taken[is_read], 1.0, max(len(refused) / MOST_REFUSED, 1.0))
         table = known[is_read].reset_index(drop=True)
         inputs = read_inputs(model, OfferReader(data.rows, replace(trained, table=table), extractor, model.config))
-        values = torch.tensor(table[outcomes].fillna(-1).to_numpy(np.float32))
+        y = torch.from_numpy(np.column_stack([table[outcomes].fillna(-1), weights])).float()
         folds = draw_folds(table["customer_id"].to_numpy(), options.seed)
-        penalty = fit_head(model.action_head, inputs, values, torch.from_numpy(weights).float(), folds)
+        std = inputs.numbers.std(0).clamp(min=LEAST_STD)
+        penalty, parameters = fit_linear(inputs, y, len(outcomes), compute_loss, folds, PENALTIES, std)
+        head = model.action_head.requires_grad_(False)
+        stored = head.numbers.weight, head.numbers.bias, head.labels.weight
+        for parameter, value in zip(stored, parameters, strict=True):
+            parameter.copy_(value)
         logger.info(f"Fitted to {len(table):,} of {len(trained.table):,} offers, with the penalty {penalty:g}.")
         facts = {"groups": table["group_id"].nunique(), "offers": len(table), "outcomes": outcomes}
         return facts | {"penalty": penalty}

@@ -47,7 +47,7 @@ def test_defaults_are_the_recipe_for_visits():
         ({"augmentation": "random_prefix"}, "`attention_window` is 64.*augmentation='all_prefixes'"),
         ({"attention_window": 0}, "`attention_window` is 0: expected 1 to"),
         ({"vocabulary_sizes": [5, 9, 4, 10**12]}, "{'Age': 1000000000000}: expected 3"),
-        ({"event_dropout_prob": float("nan")}, "`event_dropout_prob` is nan: expected 0 or more and less than 1"),
+        ({"event_dropout_prob": float("nan")}, "`event_dropout_prob` is nan: expected 0 to 0.999"),
         (MASKED | {"readout": "attentional"}, "readout='last'"),
         (MASKED | {"encoder_unit": "visit"}, "encoder_unit='event'"),
         ({"max_position_embeddings": -1}, "`max_position_embeddings` is -1: expected 0 to"),
