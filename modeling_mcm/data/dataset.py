@@ -123,13 +123,9 @@ def _content_digest(content: Mapping) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def load_prepared(directory: str | Path, cache_dir: str | Path | None = None) -> datasets.Dataset:
+def load_prepared(directory: str | Path) -> datasets.Dataset:
     """Opens the shards as one memory-mapped data set with one row per customer, in the order of `customer_id`, after
     [`PreparedData.check`].
-
-    Args:
-        cache_dir (`str` or `Path`, *optional*): Folder in which `datasets` keeps its Arrow copy of the rows. Default:
-            the usual cache folder of `datasets`.
 
     Returns:
         `datasets.Dataset`: one row per customer. `customer_id` is text. The lists `times` (seconds since 1970-01-01),
@@ -141,15 +137,7 @@ def load_prepared(directory: str | Path, cache_dir: str | Path | None = None) ->
         FileNotFoundError: If the folder has no manifest.
         ValueError: If a shard is missing, or is not the one that the manifest lists.
     """
-    directory = Path(directory)
-    data = PreparedData(directory)
-    data.check()
-    entries = data.manifest.shards
-    files = [str(directory / shard["file"]) for shard in entries]
-    # `datasets` finds its copy by path and time. Other data with the same path and time must not get this copy.
-    digest = hashlib.sha256("".join(shard["sha256"] for shard in entries).encode()).hexdigest()
-    options: Any = {"config_name": f"prepared-{digest[:32]}", "cache_dir": str(cache_dir) if cache_dir else None}
-    return datasets.Dataset.from_parquet(files, **options)
+    return PreparedData(directory).rows
 
 
 class PreparedData:
@@ -172,7 +160,11 @@ class PreparedData:
     @cached_property
     def rows(self) -> datasets.Dataset:
         """`datasets.Dataset`: all rows, as [`load_prepared`] opens them."""
-        return load_prepared(self.folder)
+        self.check()
+        files = [str(self.folder / shard["file"]) for shard in self.manifest.shards]
+        # `datasets` finds its copy by path and time. Other data with the same path and time must not get this copy.
+        digest = hashlib.sha256("".join(shard["sha256"] for shard in self.manifest.shards).encode()).hexdigest()
+        return datasets.Dataset.from_parquet(files, config_name=f"prepared-{digest[:32]}")
 
     def check(self) -> None:
         """Reads every byte of the shards. Raises `ValueError` if a shard is not the one that the manifest lists."""

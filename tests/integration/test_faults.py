@@ -68,7 +68,7 @@ def test_a_killed_run_leaves_the_old_data_set_and_is_run_again(shop, function, m
         next(path for path in left if path.suffix == ".replaced").rename(shop / "data")
     assert content(shop / "data") == before
     customers = PreparedManifest.load(shop / "data").counts["customers"]
-    assert len(load_prepared(shop / "data", cache_dir=shop / "cache")) == customers
+    assert len(load_prepared(shop / "data")) == customers
     prepare_again(shop)
     assert content(shop / "data") != before
 

@@ -83,7 +83,7 @@ def write_scores(place, *names):
 
 def test_they_are_gone_from_data_predictions_log_and_cache(place, forget, save, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", place / "cache")
-    load_prepared(place / "data", cache_dir=place / "cache")
+    load_prepared(place / "data")
     options = {"model": save(extended=True), "data": str(place / "data"), "output_dir": str(place / "scores")}
     predict.run(predict.PredictionOptions(**options, rows_per_file=5), predict.EngineOptions())
     before = rows(place / "data")
@@ -98,7 +98,7 @@ def test_they_are_gone_from_data_predictions_log_and_cache(place, forget, save, 
     for raw in ("log", "profile.parquet"):
         assert set(pd.read_parquet(place / raw)["who"]) == set(left)
     assert cached and not any(path.exists() for path in [*cached, place / "data" / "page.parquet"])
-    assert load_prepared(place / "data", cache_dir=place / "cache")["customer_id"][:] == left
+    assert load_prepared(place / "data")["customer_id"][:] == left
     assert rows(place / "data") == [row for row in before if row["customer_id"] not in THEY]
     files = bytes_of(place)
     assert "'c21' (deleted before, or misspelt)" in forget(everywhere, fails="found nowhere: 'c05'")

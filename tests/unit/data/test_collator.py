@@ -308,8 +308,8 @@ def test_the_time_of_a_prediction_is_on_the_clock_of_the_events(collator, rows):
 # ------------------------------------------------------------------------------------------------ rows and their order
 
 
-def test_prepared_rows_come_as_they_are_stored(prepared, tmp_path):
-    stored = load_prepared(prepared, cache_dir=tmp_path)
+def test_prepared_rows_come_as_they_are_stored(prepared):
+    stored = load_prepared(prepared)
     kept = PreparedRows(stored, indices=[5, 2, 9])
     assert len(kept) == 3
     expected = stored.to_list()

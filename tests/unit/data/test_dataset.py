@@ -22,9 +22,9 @@ def test_other_data_at_the_same_path_and_time_are_not_answered_from_the_copy(pre
         shutil.copytree(folder, tmp_path / "data")
         for path in (tmp_path / "data").iterdir():
             os.utime(path, (1_000_000_000, 1_000_000_000))
-        found[name] = load_prepared(tmp_path / "data", cache_dir=tmp_path / "cache")["feature_items"][:]
-    assert found["first"] != found["second"]
-    assert len({path.parent for path in (tmp_path / "cache").rglob("*.arrow")}) == 2
+        found[name] = load_prepared(tmp_path / "data")
+    assert found["first"]["feature_items"][:] != found["second"]["feature_items"][:]
+    assert len({rows.cache_files[0]["filename"] for rows in found.values()}) == 2
 
 
 BESIDE_SHARDS = ["manifest.json", "popularity.parquet", "feature_extractor/preprocessor_config.json"]

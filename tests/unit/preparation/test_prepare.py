@@ -64,7 +64,7 @@ def test_shards_are_bounded_and_load_as_one_data_set(tmp_path):
     manifest = run(tmp_path, rows_per_shard=5)
     logging.enable_progress_bar()
     assert [shard["rows"] for shard in manifest.shards] == [5, 5, 2]
-    data = load_prepared(tmp_path / "out", cache_dir=tmp_path / "cache")
+    data = load_prepared(tmp_path / "out")
     assert data["customer_id"][:] == sorted(map(str, range(12)))
     assert PreparedManifest.load(tmp_path / "out") == manifest
     assert manifest.event_schema == schema_with()

@@ -131,7 +131,7 @@ def test_values_stay_with_their_events_in_every_batch(tmp_path, mode, augmentati
     log["price"] = log["item"].fillna(99) + 1  # so that an event's value tells what it is
     run(tmp_path, log, schema_with(profile=[], max_events=20, amount="price"))
     extractor = load_extractor(tmp_path)
-    rows = PreparedRows(load_prepared(tmp_path / "out", cache_dir=tmp_path / "cache"))
+    rows = PreparedRows(load_prepared(tmp_path / "out"))
     choices = PAPER | {"augmentation": augmentation} | ({"readout": "last"} if augmentation == "masked_lm" else {})
     config = MCMConfig(
         **from_data(extractor), input_features=["type"], **choices
