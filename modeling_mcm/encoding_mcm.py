@@ -11,7 +11,7 @@ Shapes: J features.
 
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,16 +24,15 @@ from .events_mcm import (
     SECONDS_PER_DAY,
     SECONDS_PER_HOUR,
     BoolArray,
+    Column,
     Distinct,
     EventReader,
     Events,
     FloatArray,
     IntArray,
     map_distinct,
-    read_columns,
     run_starts,
     to_number,
-    to_text,
     to_values,
     value_reader,
 )
@@ -183,7 +182,7 @@ class Encoding:
                 sums = texts.map(lambda text: zlib.crc32(text.encode()) >> 1).expand(np.int64)
             is_unseen = (ids[task] == UNKNOWN_ID) & events.is_target
             unseen[task] = np.where(is_unseen, sums, 0).astype(np.int32)
-        ranks = events.rank_visits()
+        ranks = np.full(count, NO_RANK) if events.visits is None else events.visits.rank()
         customers, periods = (nothing if each is None else each for each in (customers, periods))
         closing = bool(schema.end_of_visit)
         timeline = arrange(events.positions, ranks, ties, events.is_target, closing, customers, periods)
@@ -221,25 +220,7 @@ class Encoding:
             return (FIRST_VALUE_ID + (times // SECONDS_PER_DAY + EPOCH_WEEKDAY) % 7).astype(np.int32)
         return self._bin(feature, days)
 
-    def encode_actions(self, actions: Any) -> dict:
-        """Encodes actions; see `MCMFeatureExtractor.encode_actions`. Returns by feature of events ids of shape
-        `(actions,)`."""
-        schema = self.schema
-        others = (schema.customer, schema.order_column, schema.visit)
-        columns, count = read_columns(actions, [name for name in schema.event_columns if name not in others])
-        occurring = [spec for spec in schema.features if spec.column in columns]
-        ids = dict.fromkeys(self.event_features, np.full(count, MISSING_ID, np.int32))
-        values = self.reader.read_features(occurring, columns)
-        ids |= self.encode_features([spec.name for spec in occurring], values)
-        if schema.token_type is None:
-            ids[TOKEN_TYPE] = np.full(count, self.ids[TOKEN_TYPE][ONE_TOKEN_TYPE], np.int32)
-        return ids
-
-    def value_ids(self, feature: str, column: Any) -> NDArray:
-        """Ids of values of a categorical feature, without splitting them into parts, of shape `(len(column),)`."""
-        return map_distinct(column, lambda value: self.ids[feature].get(to_text(value), UNKNOWN_ID), np.int32)
-
-    def feature_ids(self, feature: str, column: Any) -> NDArray:
+    def feature_ids(self, feature: str, column: Column) -> NDArray:
         """Ids of the values of a feature's column, of shape `(len(column),)`."""
         if self.specs[feature].kind == NUMERIC:
             return self._bin(feature, map_distinct(column, to_number, np.float64))
@@ -249,7 +230,7 @@ class Encoding:
         """Ids of features of what `read_features` gave, each of shape `(count,)`."""
         return {feature: self.encode_values(feature, values[self.sources[feature]]) for feature in features}
 
-    def encode_values(self, feature: str, values: Any) -> NDArray:
+    def encode_values(self, feature: str, values: Distinct | FloatArray) -> NDArray:
         """Ids of a feature of what was read of its column, of shape `(events,)`."""
         if isinstance(values, np.ndarray):
             return self._bin(feature, values)
@@ -269,5 +250,5 @@ class Encoding:
         return np.where(np.isnan(numbers), MISSING_ID, ids).astype(np.int32)
 
 
-def _one_text(value: Any) -> str:
+def _one_text(value: str | Iterable[str] | None) -> str:
     return value if isinstance(value, str) else "\n".join(sorted(value or ()))

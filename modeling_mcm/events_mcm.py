@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta, tzinfo
 from decimal import Decimal
 from numbers import Integral, Real
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Union
 from uuid import UUID
 
 import numpy as np
@@ -34,6 +34,7 @@ BoolArray = NDArray[np.bool_]
 Row = Mapping[str, Any]  # a customer's encoded events: arrays and ids by name, see `MCMFeatureExtractor.encode`
 RawEvent = dict[str, Any]  # values by column of the log, as a person gives them; a profile too
 Time = str | float | datetime | np.datetime64  # as a person gives it; see `to_seconds`
+Column = Union[Sequence, NDArray, "Distinct"]  # of raw values
 
 EXACT_FLOAT = 2**53  # below it floats represent every integer exactly
 LARGEST_VALUE = float(np.finfo(np.float32).max)
@@ -85,7 +86,7 @@ def check_columns(columns: Sequence, wanted: Iterable[str], where: str, fix: str
         raise ValueError(f"{where} no column {' nor '.join(map(repr, absent))}; {they}{hint} {fix}".rstrip())
 
 
-def is_missing(value: Any) -> bool:
+def is_missing(value: object) -> bool:
     """Whether a raw value is missing: None, NaN, NaT or a data frame's NA."""
     if value is None or type(value).__name__ == "NAType":
         return True
@@ -95,7 +96,7 @@ def is_missing(value: Any) -> bool:
     return isinstance(differs, bool | np.bool_) and bool(differs)
 
 
-def to_text(value: Any) -> str | None:
+def to_text(value: object) -> str | None:
     """Converts a categorical value to text; None if missing. A time with a zone is written in UTC. Raises
     `ValueError` for another type, such as a list."""
     if isinstance(value, str):
@@ -118,7 +119,7 @@ def to_text(value: Any) -> str | None:
     raise ValueError(f"found {value!r} ({type(value).__name__}), expected text, a number or a boolean; convert it")
 
 
-def to_ids(column: Any) -> list[str]:
+def to_ids(column: object) -> list[str]:
     """Converts a column of ids, such as those of customers, to texts: 7, 7.0 and "7" are one customer. Raises
     `ValueError` if one is missing or of another type."""
     texts = map_distinct(as_column(column), to_text, object).tolist()
@@ -127,7 +128,7 @@ def to_ids(column: Any) -> list[str]:
     return texts
 
 
-def split_path(value: Any, separator: str, level: int) -> str | None:
+def split_path(value: object, separator: str, level: int) -> str | None:
     """The first levels of a path such as "appliances.kitchen.kettle"; None if it has fewer. An empty level ends it.
     Raises `ValueError` if `to_text` can't convert the value."""
     text = to_text(value)
@@ -135,7 +136,7 @@ def split_path(value: Any, separator: str, level: int) -> str | None:
     return separator.join(parts) if len(parts) == level and all(parts) else None
 
 
-def split_values(value: Any, separator: str | None) -> frozenset[str]:
+def split_values(value: object, separator: str | None) -> frozenset[str]:
     """The distinct texts of a value that holds several values; empty texts are left out. Raises `ValueError` if a list
     has a separator, no list has none, or `to_text` can't convert a value."""
     if separator is not None:
@@ -148,7 +149,7 @@ def split_values(value: Any, separator: str | None) -> frozenset[str]:
     return frozenset(text for text in map(to_text, as_list(value)) if text)
 
 
-def to_number(value: Any) -> float:
+def to_number(value: object) -> float:
     """Converts a number, also as text, to a float; NaN if missing. Raises `ValueError` if the value is no number."""
     if is_missing(value):
         return math.nan
@@ -166,11 +167,10 @@ def to_values(numbers: FloatArray) -> NDArray:
     return np.where(finite, numbers, 0.0).astype(np.float32) + np.float32(0)
 
 
-def to_place(value: Any) -> int:
+def to_place(value: object) -> int:
     """Converts an event's place in its customer's order to an integer. Raises `ValueError` if it is no whole
     number."""
-    is_integer = isinstance(value, Integral) and not isinstance(value, bool | np.bool_)
-    if is_integer or (isinstance(value, str) and re.fullmatch("[+-]?[0-9]{1,19}", value)):
+    if isinstance(value, Integral | str) and re.fullmatch("[+-]?[0-9]{1,19}", str(value)):
         if abs(place := int(value)) < 2**63:
             return place
     raise ValueError(
@@ -182,11 +182,11 @@ def to_place(value: Any) -> int:
 class Distinct:
     """A column as its distinct values and, for each event, the index of its value, of shape `(events,)`."""
 
-    values: list
+    values: Sequence
     codes: IntArray
 
     @classmethod
-    def of(cls, column: Any) -> "Distinct":
+    def of(cls, column: Column) -> "Distinct":
         """Finds the distinct values of a column, in the order of their first events."""
         if isinstance(column, Distinct):
             return column
@@ -211,16 +211,16 @@ class Distinct:
 
     def rank(self) -> IntArray:
         """Rank of each event's text among the texts, of shape `(events,)`; `NO_RANK` where there is none."""
-        ranks: dict[Any, int] = {text: rank for rank, text in enumerate(sorted({*self.values} - {None}))}
+        ranks: dict[str | None, int] = {text: rank for rank, text in enumerate(sorted({*self.values} - {None}))}
         return self.map(lambda text: ranks.get(text, NO_RANK)).expand(np.int64)
 
 
-def map_distinct(values: Sequence, function: Callable, dtype: type) -> NDArray:
+def map_distinct(values: Column, function: Callable, dtype: type) -> NDArray:
     """Applies a function to every value of a column, `(len(values),)`, only once for each distinct value."""
     return Distinct.of(values).map(function).expand(dtype)
 
 
-def to_seconds(value: Any, zone: tzinfo) -> int:
+def to_seconds(value: object, zone: tzinfo) -> int:
     """Converts a time to whole seconds since 1970-01-01. Raises `ValueError` if it is missing, a number or no time."""
     fix = f"give a datetime or {TIME_ADVICE}"
     if is_missing(value):
@@ -234,14 +234,13 @@ def to_seconds(value: Any, zone: tzinfo) -> int:
         elapsed = value - EPOCH.replace(tzinfo=UTC)
         seconds, has_zone = elapsed.days * SECONDS_PER_DAY + elapsed.seconds, True
     elif isinstance(value, date | np.datetime64):
-        clock: Any = value
-        seconds, has_zone = int(np.datetime64(clock, "s").astype(np.int64)), False
+        seconds, has_zone = int(np.array(value, "datetime64[s]").astype(np.int64)), False
     else:
         raise ValueError(f"found {value!r} ({type(value).__name__}), expected a time; {fix}")
     return seconds + zone_offset(seconds, zone) if has_zone else seconds
 
 
-def read_as_of(value: Any, zone: tzinfo) -> float:
+def read_as_of(value: object, zone: tzinfo) -> float:
     """Converts a time to seconds since 1970-01-01. Raises `ValueError` if the value is no time."""
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         return to_seconds(value, zone)
@@ -250,13 +249,13 @@ def read_as_of(value: Any, zone: tzinfo) -> float:
     return float(value)
 
 
-def read_times(column: Any, zone: tzinfo) -> IntArray:
+def read_times(column: object, zone: tzinfo) -> IntArray:
     """Converts a column of times to whole seconds since 1970-01-01; see [`to_seconds`]. Raises
     `ValueError` if a value is no time."""
-    column = as_column(column)
-    if isinstance(column, np.ndarray) and column.dtype.kind == "M" and not np.isnat(column).any():
-        return column.astype("datetime64[s]").astype(np.int64)
-    return map_distinct(column, lambda value: to_seconds(value, zone), np.int64)
+    times = as_column(column)
+    if isinstance(times, np.ndarray) and times.dtype.kind == "M" and not np.isnat(times).any():
+        return times.astype("datetime64[s]").astype(np.int64)
+    return map_distinct(times, lambda value: to_seconds(value, zone), np.int64)
 
 
 def _read_time_text(text: str) -> tuple[int, bool]:
@@ -283,7 +282,7 @@ def zone_offset(seconds: int, zone: tzinfo) -> int:
     return int((utc.astimezone(zone).utcoffset() or timedelta()).total_seconds())
 
 
-def as_column(values: Any) -> Any:
+def as_column(values: object) -> Any:
     """Converts a column to a flat array of numbers, booleans or times, or to a sequence of Python values. Raises
     `ValueError` if the values are no flat array or list."""
     if hasattr(values, "to_numpy"):  # a data frame's column
@@ -297,7 +296,7 @@ def as_column(values: Any) -> Any:
     return values
 
 
-def as_list(column: Any) -> Any:
+def as_list(column: Sequence | NDArray) -> Sequence:
     """Converts an array to a list of Python values; a list stays as it is."""
     if not isinstance(column, np.ndarray):
         return column
@@ -366,12 +365,12 @@ class BadValues(NamedTuple):
     reason: str  # what is wrong with one of them
 
 
-def read_values(name: str, column: Any, function: Callable, bad: list[BadValues] | None = None) -> Distinct:
+def read_values(name: str, column: Column, function: Callable, bad: list[BadValues] | None = None) -> Distinct:
     """Applies a function to the distinct values of a column, and finds the distinct results. Values for which it
     raises `ValueError` are missing, and noted in `bad`; without `bad` the error is raised with the column's name."""
     distinct = Distinct.of(column)
     reasons: dict[int, str] = {}
-    codes: dict[Any, int] = {}  # by result
+    codes: dict[object, int] = {}  # by result
     code_of = []
     for code, value in enumerate(distinct.values):
         try:
@@ -386,7 +385,7 @@ def read_values(name: str, column: Any, function: Callable, bad: list[BadValues]
     return Distinct([*codes], np.array(code_of, np.int64)[distinct.codes])
 
 
-def read_numbers(name: str, column: Any, bad: list[BadValues] | None = None) -> FloatArray:
+def read_numbers(name: str, column: Column, bad: list[BadValues] | None = None) -> FloatArray:
     """Numbers of a column, NaN where one is missing, of shape `(events,)`; see [`read_values`]."""
     if isinstance(column, np.ndarray) and column.dtype.kind in "iufb":
         return column.astype(np.float64)
@@ -411,10 +410,6 @@ class Events:
     is_target: BoolArray  # (events,): whether the token type is that of a target
     # By feature what was read of its column: `Distinct` texts or sets of texts, or an array of numbers.
     values: dict
-
-    def rank_visits(self) -> IntArray:
-        """Rank of the key of each event's visit, of shape `(events,)`; `NO_RANK` where it has none."""
-        return np.full(len(self.positions), NO_RANK) if self.visits is None else self.visits.rank()
 
     def without_duplicates(self) -> "Events":
         """Leaves out the events that equal an earlier one in all that is read of them."""
@@ -485,12 +480,14 @@ class EventReader:
             if isinstance(column, np.ndarray) and column.dtype.kind == "M":
                 positions = column.astype("datetime64[s]").astype(np.int64)
             else:
-                read_one: Any = lambda value: None if is_missing(value) else self._to_position(value)  # noqa: E731
-                read = read_values(schema.order_column, column, read_one, bad)
+                read = read_values(schema.order_column, column, self._read_position, bad)
                 positions = read.map(lambda position: NO_TIME if position is None else position).expand(np.int64)
         return Events(positions, visits, is_target, self.read_features(schema.features, columns, bad))
 
-    def _is_target(self, value: Any) -> bool:
+    def _read_position(self, value: object) -> int | None:
+        return None if is_missing(value) else self._to_position(value)
+
+    def _is_target(self, value: object) -> bool:
         text, targets = to_text(value), self.schema.target_token_types
         if text in self.schema.reserved_token_types:
             raise ValueError(f"found {text!r}, which MCM adds itself; leave these events out or rename the token type")
@@ -531,14 +528,14 @@ def run_starts(*columns: NDArray) -> BoolArray:
     return starts
 
 
-def number_groups(sizes: NDArray, first: Any = 0) -> tuple[IntArray, IntArray]:
+def number_groups(sizes: NDArray, first: int | NDArray = 0) -> tuple[IntArray, IntArray]:
     """Gives each entry of groups, which have these sizes and follow each other, its group, and its number in the
     group, which counts from `first`, a number or one for each group."""
     group = np.repeat(np.arange(len(sizes)), sizes)
     return group, np.arange(len(group)) - (np.cumsum(sizes) - sizes - first)[group]
 
 
-def pad_groups(values: NDArray, sizes: NDArray, padding: Any = 0) -> NDArray:
+def pad_groups(values: NDArray, sizes: NDArray, padding: float = 0) -> NDArray:
     """Values of groups, which follow each other, as an array with a row for each group, at least one column, and
     `padding` on its right."""
     padded = np.full((len(sizes), max(1, np.max(sizes, initial=0)), *values.shape[1:]), padding, values.dtype)

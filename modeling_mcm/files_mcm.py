@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from transformers.utils import CONFIG_NAME, logging
 
@@ -149,15 +149,10 @@ def locked(*paths: Path, wait: bool = True) -> Iterator[None]:
     lock can't be made. Raises `filelock.Timeout` if another process holds a lock, and `wait` is false."""
     with ExitStack() as locks:
         for path in sorted({_lock_file(path) for path in paths}):  # one order for all, so that none waits forever
-            lock = FileLock(path)
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                if not wait:
-                    raise
-                logger.info(f"Another run changes what {path} locks; waiting for its end.")
-                lock.acquire()
-            locks.callback(_unlock, lock)
+            logger.info(f"Waiting until no other run changes what {path} locks.")
+            locks.enter_context(FileLock(path, timeout=-1 if wait else 0))
+            # Before the lock is released, so that a process that has the removed file open takes a new one
+            locks.callback(path.unlink, missing_ok=True)
         yield
 
 
@@ -165,12 +160,6 @@ def _lock_file(path: Path) -> Path:
     if (path / "manifest.json").is_file() or not path.exists():
         return path.with_name(f".{path.name}{LOCK_SUFFIX}")
     return (path if path.is_dir() else path.parent) / f".changes{LOCK_SUFFIX}"
-
-
-def _unlock(lock: FileLock) -> None:
-    with suppress(OSError):
-        Path(lock.lock_file).unlink()  # first, so that a process that has the removed file open takes a new one
-    lock.release()
 
 
 def damage(path: Path) -> str | None:
@@ -232,7 +221,7 @@ def write_text(path: str | Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
-def write_json(path: str | Path, values: Any, indent: int | None = 2, **options: Any) -> None:
+def write_json(path: str | Path, values: object, indent: int | None = 2, **options: Any) -> None:
     """Writes a JSON file, whole or not at all, with options of `json.dumps`; see [`atomic_write`]."""
     write_text(path, json.dumps(values, indent=indent, **options) + "\n")
 
@@ -245,7 +234,7 @@ def values_digest(stored: Mapping) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def check_values(digest: str | None, values: str, source: Any) -> None:
+def check_values(digest: str | None, values: str, source: str | Path | None) -> None:
     """Checks that a checkpoint's vocabularies are those that its weights were trained with; an unknown digest (`None`)
     gives a warning once. Raises `CheckpointError` if the digests differ."""
     if digest is None:
@@ -266,7 +255,7 @@ def some(names: list[str]) -> str:
     return f"{', '.join(names[:SHOWN])}{' ...' if len(names) > SHOWN else ''}"
 
 
-def check_files(folder: Any) -> None:
+def check_files(folder: str | Path) -> None:
     """Checks the files of a checkpoint folder; a name on the Hub is not checked. Raises `CheckpointError` if the
     folder, its config or its weights are missing, or a file is damaged."""
     path = Path(folder)
@@ -285,7 +274,7 @@ def check_files(folder: Any) -> None:
         raise CheckpointError(f"{folder} has no model.safetensors: give the folder that a training wrote.")
 
 
-def check_loaded(model: Any, source: Any, loading: Mapping, new: tuple[str, ...]) -> None:
+def check_loaded(model: Any, source: str | Path | None, loading: Mapping, new: tuple[str, ...]) -> None:
     """Checks that a model has the weights of its checkpoint, all of them and no others. Weights whose names begin with
     one of `new`, such as those of a new head, may be missing. Raises `CheckpointError` if not."""
     name, fix = type(model).__name__, "Take both from one and the same save."
@@ -309,7 +298,7 @@ def check_loaded(model: Any, source: Any, loading: Mapping, new: tuple[str, ...]
         )
 
 
-def check_weights(model: Any, source: Any, subfolder: str = "") -> None:
+def check_weights(model: Any, source: str | Path | None, subfolder: str = "") -> None:
     """Checks that the weights of a loaded model are finite, and its config of one save with its vocabularies. Raises
     `CheckpointError` if not."""
     state = {key: value for key, value in model.state_dict().items() if not hasattr(value, "__tensor_flatten__")}

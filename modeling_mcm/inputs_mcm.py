@@ -172,7 +172,7 @@ def pad_rows(
     lengths, shape = batch.lengths, (len(batch), int(batch.lengths.max()) + extra)
     cells = batch.row * shape[1] + batch.places + 1  # flat indices of the events
 
-    def fill(of_events: NDArray, dtype: Any) -> NDArray:
+    def fill(of_events: NDArray, dtype: type) -> NDArray:
         """Model inputs with the values of events at their places and 0 elsewhere."""
         filled = np.zeros((*shape, *of_events.shape[1:]), dtype)
         filled.reshape(-1, *of_events.shape[1:])[cells] = of_events

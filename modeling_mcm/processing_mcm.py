@@ -20,14 +20,24 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from transformers import BatchFeature, FeatureExtractionMixin
 from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
 from .configuration_mcm import FIRST_VALUE_ID, MISSING_ID, UNKNOWN_ID
 from .encoding_mcm import Encoding
-from .events_mcm import IntArray, as_column, as_list, is_missing, naming, read_as_of
+from .events_mcm import (
+    IntArray,
+    as_column,
+    as_list,
+    is_missing,
+    map_distinct,
+    naming,
+    read_as_of,
+    read_columns,
+    to_text,
+)
 from .files_mcm import VOCABULARIES_NAME, CheckpointError, check_values, values_digest, write_json
 from .inputs_mcm import PER_EVENT, InputLayout, pad_rows
 from .schema_mcm import (
@@ -37,6 +47,7 @@ from .schema_mcm import (
     DEFAULT_ZONE,
     HISTORY_START,
     HOUR,
+    ONE_TOKEN_TYPE,
     TOKEN_TYPE,
     WEEKDAY,
     FeatureSpec,
@@ -113,7 +124,6 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
 
         schema = self.schema
         self._encoding = Encoding(schema, self.vocabularies, self.bins)
-        self._known_columns, self._known_profile = schema.event_columns, schema.profile_columns
         if self.summed_features:
             self.model_input_names = [*type(self).model_input_names, "event_values"]
         fix = f"take preprocessor_config.json and {VOCABULARIES_NAME} from one and the same save"
@@ -199,10 +209,11 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
     def label_ids(self, task: str, values: Sequence) -> IntArray:
         """Encodes raw values of a task's feature as label ids, int64 of shape `(len(values),)`: 0 for a missing value,
         1 for one not seen in training. Raises `ValueError` if there is no such task, or a value is of another type."""
+        ids = self._encoding.ids[self._check_task(task)]
         with naming(f"Task {task!r}"):
-            return self._encoding.value_ids(self._check_task(task), as_column(values)).astype(np.int64)
+            return map_distinct(as_column(values), lambda value: ids.get(to_text(value), UNKNOWN_ID), np.int64)
 
-    def decode_labels(self, task: str, ids: Any) -> list[str]:
+    def decode_labels(self, task: str, ids: ArrayLike) -> list[str]:
         """Decodes a flat sequence or tensor of label ids to values: "[missing]" for id 0, "[unknown]" for id 1. Raises
         `ValueError` if there is no such task or no such id."""
         labels = [MISSING_LABEL, UNKNOWN_LABEL, *self.vocabularies[self._check_task(task)]]
@@ -250,16 +261,22 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         with naming(where):
             return self._encoding.encode_customer(customer)
 
-    def encode_actions(self, actions: Any) -> IntArray:
+    def encode_actions(self, actions: object) -> IntArray:
         """Encodes actions, such as offers: future events with the same features, of shape `(actions, J)`. Raises
         `ValueError` if a column is unknown or a value can't be encoded; the message names the column."""
-        ids = self._encoding.encode_actions(actions)
-        kinds = ids[self.token_type_feature]
-        if np.isin(kinds, self.own_ids(self.token_type_feature)[FIRST_VALUE_ID:]).any():
-            own = self.schema.reserved_token_types
+        encoding, schema, token = self._encoding, self._encoding.schema, self.token_type_feature
+        left_out = (schema.customer, schema.order_column, schema.visit)
+        columns, count = read_columns(actions, [name for name in schema.event_columns if name not in left_out])
+        given = [spec for spec in schema.features if spec.column in columns]
+        values = encoding.reader.read_features(given, columns)
+        ids = dict.fromkeys(self.feature_names, np.full(count, MISSING_ID))
+        ids |= encoding.encode_features([spec.name for spec in given], values)
+        if schema.token_type is None:
+            ids[token] = np.full(count, encoding.ids[token][ONE_TOKEN_TYPE])
+        if np.isin(ids[token], self.own_ids(token)[FIRST_VALUE_ID:]).any():
+            own = schema.reserved_token_types
             raise ValueError(f"column {self.token_type!r}: found one of {own}, which MCM adds itself; no offer is one")
-        absent = np.zeros_like(kinds)
-        return np.stack([ids.get(name, absent) for name in self.feature_names], axis=1).astype(np.int64)
+        return np.stack([*ids.values()], axis=1).astype(np.int64)
 
     # --------------------------------------------------------------------------------------------- rows -> model input
 
@@ -331,7 +348,7 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         self,
         customers: Mapping | Sequence[Mapping],
         return_tensors: str | None = "pt",
-        as_of: Any = None,
+        as_of: object = None,
     ) -> BatchFeature:
         """Makes the model inputs of one customer or of a list of customers.
 
@@ -360,7 +377,7 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
             rows, return_tensors=return_tensors, as_of=None if as_of is None else self._read_as_of(as_of, len(rows))
         )
 
-    def read_as_of(self, as_of: Any) -> float | None:
+    def read_as_of(self, as_of: object) -> float | None:
         """A time in seconds since 1970-01-01, on the clock of rows; None stays None. Raises `ValueError` if it is no
         time, or the log has no times."""
         return None if as_of is None else self._read_as_of(as_of, 1)[0]

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, tzinfo
 from functools import cached_property
-from typing import Any
 from zoneinfo import ZoneInfo
 
 import numpy as np
@@ -24,6 +23,7 @@ HOUR, WEEKDAY, DAYS_SINCE_VISIT = DERIVED_KINDS = ("hour", "weekday", "days_sinc
 FEATURE_KINDS = (*RAW_KINDS, *DERIVED_KINDS)
 BINNED_KINDS = (NUMERIC, DAYS_SINCE_VISIT)
 PART_KEYS = ("separator", "item", "level")  # keys that say which part of its column a feature reads
+SAVED_KEYS = (*PART_KEYS, "factor")  # keys that a checkpoint stores where a feature has them
 KINDS_WITH: dict[str, tuple[str, ...]] = {  # by key the kinds of features that have it
     "column": RAW_KINDS,
     "bins": BINNED_KINDS,
@@ -34,7 +34,7 @@ DEFAULT_NAME, DEFAULT_ZONE, DEFAULT_MAX_EVENTS, DEFAULT_MIN_HISTORY, DEFAULT_BIN
 MOST_PERIOD_EVENTS = 100_000  # events of a customer in a period; people have fewer, and a row must fit in memory
 
 
-def check_integer(value: Any, key: str, least: int, most: int) -> None:
+def check_integer(value: object, key: str, least: int, most: int) -> None:
     """Checks that a value is a whole number between two limits. Raises `ValueError` if the value is no whole number
     from `least` to `most`. A very long number is shown shortened."""
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
@@ -43,13 +43,13 @@ def check_integer(value: Any, key: str, least: int, most: int) -> None:
         raise ValueError(f"`{key}` is {text}; give a whole number of at least {least}{limit}.")
 
 
-def check_text(value: Any, key: str) -> None:
+def check_text(value: object, key: str) -> None:
     """Checks that a value is a text that is not empty. Raises `ValueError` if the value is no text, or is empty."""
     if not isinstance(value, str) or not value:
         raise ValueError(f"`{key}` is {value!r}; give a name in quotes.")
 
 
-def check_choice(value: Any, key: str, choices: Sequence[str]) -> None:
+def check_choice(value: object, key: str, choices: Sequence[str]) -> None:
     """Raises `ValueError` if a value is none of the choices."""
     if value not in choices:
         raise ValueError(f"`{key}` is {value!r}; choose {' or '.join(choices)}.")
@@ -116,28 +116,23 @@ class FeatureSpec:
         """`bool`: whether the feature is the token type of a log without token types, the same for every event."""
         return self.kind == CATEGORICAL and self.column is None
 
-    @property
-    def part(self) -> dict:
-        """`dict`: `separator`, `item` and `level`, where the feature reads a part of its column; else empty."""
-        return {key: getattr(self, key) for key in PART_KEYS if getattr(self, key) is not None}
-
     @classmethod
     def from_saved(cls, feature: Mapping, token_type: str | None) -> "FeatureSpec":
         """Reads a feature as a checkpoint stores it."""
         name, kind = feature["name"], feature.get("kind", CATEGORICAL)
         is_added = token_type is None and not feature.get("profile") and name == TOKEN_TYPE
         column = None if kind in DERIVED_KINDS or is_added else feature.get("column") or name
-        return cls(name, kind, column, **{key: feature[key] for key in (*PART_KEYS, "factor") if key in feature})
+        return cls(name, kind, column, **{key: feature[key] for key in SAVED_KEYS if key in feature})
 
     def to_saved(self, profile: bool) -> dict:
         """Gives the feature as a checkpoint stores it."""
-        saved = {"name": self.name, "kind": self.kind, "column": self.column, "profile": profile} | self.part
-        return saved | ({"factor": self.factor} if self.factor else {})
+        saved = {"name": self.name, "kind": self.kind, "column": self.column, "profile": profile}
+        return saved | {key: value for key in SAVED_KEYS if (value := getattr(self, key)) is not None}
 
     def to_dict(self) -> dict:
         """The feature as an entry of a schema file, with the keys that apply to its kind; see `read_feature`."""
-        values = {key: getattr(self, key) for key, kinds in KINDS_WITH.items() if self.kind in kinds}
-        return {"name": self.name, "kind": self.kind} | {k: value for k, value in values.items() if value is not None}
+        keys = [key for key, kinds in KINDS_WITH.items() if self.kind in kinds and getattr(self, key) is not None]
+        return {key: getattr(self, key) for key in ("name", "kind", *keys)}
 
 
 @dataclass(frozen=True)

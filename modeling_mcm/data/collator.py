@@ -50,9 +50,9 @@ class PreparedRows(Dataset):
         rows (`datasets.Dataset`): What `load_prepared` returns, or some of its columns.
         indices (`ArrayLike` of shape `(N,)`, *optional*): Indices of the rows that are used, among all rows. Default:
             all rows. Each dict also holds `row`, the row's index among all rows.
-        lengths (`ArrayLike` of shape `(N,)`, *optional*): Length of each used row, for [`LengthGroupedSampler`]; see
+        lengths (`NDArray` of shape `(N,)`, *optional*): Length of each used row, for [`LengthGroupedSampler`]; see
             `unit_counts`.
-        ends (`ArrayLike` of shape `(rows,)`, *optional*): Number of events of each row to train on, in the place of
+        ends (`NDArray` of shape `(rows,)`, *optional*): Number of events of each row to train on, in the place of
             those before the validation cutoff.
     """
 
@@ -60,13 +60,12 @@ class PreparedRows(Dataset):
         self,
         rows: datasets.Dataset,
         indices: ArrayLike | None = None,
-        lengths: ArrayLike | None = None,
-        ends: ArrayLike | None = None,
+        lengths: NDArray | None = None,
+        ends: NDArray | None = None,
     ):
         self.rows = rows.with_format("arrow")
         self.indices = np.arange(len(rows)) if indices is None else np.asarray(indices)
-        self.lengths = None if lengths is None else np.asarray(lengths)
-        self.ends = None if ends is None else np.asarray(ends)
+        self.lengths, self.ends = lengths, ends
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -2,16 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """An example of an event, of values that a checkpoint knows: for a model card, and for the pages of the service."""
 
-from typing import Any
-
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
 
-def example_values(extractor: MCMFeatureExtractor, profile: bool = False) -> dict[str, Any]:
+def example_values(extractor: MCMFeatureExtractor, profile: bool = False) -> dict:
     """A value that the model knows for each column of an event, or of a customer's profile; without customer, time and
     visit."""
     schema = extractor.schema
-    example: dict[str, Any] = {}
+    example: dict = {}
     for spec in schema.profile if profile else schema.features:
         is_kind = spec.column is not None and spec.column == schema.token_type
         values = schema.target_token_types if is_kind else extractor.vocabularies.get(spec.name, ())

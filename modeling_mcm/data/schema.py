@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 from modeling_mcm.data.yaml_files import read_yaml
 from modeling_mcm.events_mcm import check_keys, to_text
@@ -116,7 +115,7 @@ def read_feature(given: Mapping, where: str) -> FeatureSpec:
     return FeatureSpec(**{"column": None if kind in DERIVED_KINDS else given["name"], **given})
 
 
-def _read_cutoff(value: Any, key: str) -> datetime:
+def _read_cutoff(value: object, key: str) -> datetime:
     try:
         time = datetime.fromisoformat(str(value))
     except ValueError:
@@ -126,7 +125,7 @@ def _read_cutoff(value: Any, key: str) -> datetime:
     return time
 
 
-def _read_cutoffs(cutoffs: Any) -> dict[str, datetime] | str:
+def _read_cutoffs(cutoffs: object) -> dict[str, datetime] | str:
     if cutoffs == LEAVE_ONE_OUT:
         return LEAVE_ONE_OUT
     if not isinstance(cutoffs, Mapping):
@@ -141,7 +140,7 @@ def _read_cutoffs(cutoffs: Any) -> dict[str, datetime] | str:
     return {key: _read_cutoff(cutoffs[key], f"cutoffs: {key}") for key in ("validation", "test")}
 
 
-def _read_token_type(value: Any) -> str:
+def _read_token_type(value: object) -> str:
     """The text of a token type; YAML makes booleans of words such as on and no, and null of nothing."""
     if isinstance(value, bool) or not (text := to_text(value)):
         raise ValueError(f"`target_token_types` has {value!r}; write it in quotes if it is a word of the log.")

@@ -13,7 +13,7 @@ class UniqueKeyLoader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         """Builds the mapping of a YAML node as PyYAML does. Raises `YAMLError` if a key stands in it twice."""
-        lines: dict[Any, int] = {}
+        lines: dict[tuple[str, str], int] = {}
         for key_node, _ in node.value:
             if isinstance(key_node, yaml.ScalarNode):
                 key, line = (key_node.tag, key_node.value), key_node.start_mark.line + 1

@@ -4,12 +4,11 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from modeling_mcm.files_mcm import write_text
 
 
-def with_half_interval(value: Mapping[str, Any]) -> str:
+def with_half_interval(value: Mapping[str, float]) -> str:
     """Writes a mean and half of its interval: `0.323 ±0.012`."""
     return f"{value['mean']:.3f} ±{(value['high'] - value['low']) / 2:.3f}"
 

@@ -4,7 +4,6 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -44,7 +43,7 @@ def metric_table(results: pd.DataFrame, tasks: Sequence[str], metric: str) -> li
     return table
 
 
-def by_history(results: pd.DataFrame, cases: EvaluationCases, metric: str) -> dict[str, Any]:
+def by_history(results: pd.DataFrame, cases: EvaluationCases, metric: str) -> dict[str, dict]:
     """Computes means and intervals by the number of visits before the cutoff: for each group that has one, the number
     of `cases`, and `results`, as [`summary`] gives them. `metric` is a name with the target, such as
     `next_visit_ndcg@10`."""
@@ -57,7 +56,7 @@ def by_history(results: pd.DataFrame, cases: EvaluationCases, metric: str) -> di
     return groups
 
 
-def history_table(groups: Mapping[str, Any], tasks: Sequence[str], metric: str) -> list[list[str]]:
+def history_table(groups: Mapping[str, dict], tasks: Sequence[str], metric: str) -> list[list[str]]:
     """Rows of text from `by_history`: a task and group, its customers with a target, and each method's mean."""
     methods = list(next(iter(groups.values()))["results"])
     table = [["task", "visits before", "customers", *methods]]
@@ -71,10 +70,10 @@ def history_table(groups: Mapping[str, Any], tasks: Sequence[str], metric: str) 
     return table
 
 
-def list_summary(ranks: Ranks, rows: Dataset, cases: EvaluationCases, label_sizes: dict[str, int]) -> dict[str, Any]:
+def list_summary(ranks: Ranks, rows: Dataset, cases: EvaluationCases, label_sizes: dict[str, int]) -> dict[str, dict]:
     """Computes [`list_properties`] by method and task of the lists of ranks. `rows` are all prepared rows, whose
     training period says how popular a label is."""
-    properties: dict[str, Any] = {method: {} for method in ranks}
+    properties: dict[str, dict] = {method: {} for method in ranks}
     for task, size in label_sizes.items():
         popularity = np.bincount(read_history(rows, task).label, minlength=size)
         seen = seen_labels(rows.select(cases.rows), cases.cutoff, task)

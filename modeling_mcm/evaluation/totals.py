@@ -78,8 +78,9 @@ def forecast_total(
             the quantity or a customer is unknown, or the horizon is too long.
     """
     cutoff = data.schema.cutoff_seconds("validation")
-    rows: Any = to_batch(data.rows.with_format("arrow")[:])
-    times = rows.column("times")
+    batch = to_batch(data.rows.with_format("arrow")[:])
+    rows: Sequence[Mapping] = batch
+    times = batch.column("times")
     if customers is not None:
         by_name, names = {row[CUSTOMER]: row for row in rows}, list(dict.fromkeys(map(str, customers)))
         if unknown := [name for name in names if name not in by_name]:
@@ -102,7 +103,7 @@ def forecast_total(
 def total_of_rows(
     model: Any,
     extractor: MCMFeatureExtractor,
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[Mapping],
     cutoff: int,
     end: int,
     quantity: str = "visits",

@@ -155,7 +155,7 @@ class LiveHistory:
         with naming(self.name):
             if isinstance(events, Mapping) and not (events and all(map(_is_column, events.values()))):  # one event
                 events = [events]
-            columns, count = read_columns(events, extractor._known_columns)
+            columns, count = read_columns(events, extractor._encoding.schema.event_columns)
         if count and extractor.time is not None and extractor.time not in columns:
             raise ValueError(f"{self.name}: column {extractor.time!r}: found no time (None); {TIME_FIX}")
         plain = {}

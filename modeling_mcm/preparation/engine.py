@@ -12,11 +12,11 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
 from modeling_mcm.extras import needs
+from modeling_mcm.preparation.sources import Source
 
 with needs("data"):
     import duckdb
@@ -91,7 +91,7 @@ def open_engine(
         raise ValueError(f"`engine` is {engine!r}; give 'duckdb', 'spark' or an Ibis connection to Spark.")
 
 
-def choose_engine(events: Any, engine: str | ibis.BaseBackend) -> str | ibis.BaseBackend:
+def choose_engine(events: Source, engine: str | ibis.BaseBackend) -> str | ibis.BaseBackend:
     """The engine that prepares a log: Spark for a table of Spark, and `engine` for anything else."""
     if isinstance(events, ir.Table) and (backend := events.get_backend()).name == SPARK:
         return backend

@@ -7,6 +7,7 @@ set takes its place when it is whole, and the data sets come last. So a run that
 call. A symbolic link stays, and the file that it names is written.
 """
 
+import itertools
 import shutil
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -65,8 +66,7 @@ class Places:
                 check_columns(pq.read_schema(path).names, [column], f"{path} has")
             except (OSError, pa.ArrowInvalid) as error:
                 raise ValueError(f"{path} is not a whole Parquet file ({error}); remove or write it again.") from error
-        self.columns = dict.fromkeys([*data, *predictions], CUSTOMER)  # by place
-        self.columns |= {place: columns[0] for place in (*events, *profile)}
+        self.places, self.columns = [*data, *events, *profile, *predictions], [*{CUSTOMER, *columns}]
         for folder, prepared in self.data.items():
             prepared.check()
             for name, paths in {"events": events, "profile": profile}.items():
@@ -84,8 +84,9 @@ class Places:
         for folder in self.data:
             if self._customers(folder) <= {*names}:
                 raise ValueError(f"Nobody would be left in {folder}: remove it instead. Nothing was changed.")
-        there = [*map(self._customers, self.data), *(read_ids(*file) for file in self.files.items())]
-        return {*names} & set().union(*there)
+        return {*names} & set().union(
+            *map(self._customers, self.data), *itertools.starmap(read_ids, self.files.items())
+        )
 
     def _customers(self, folder: Path) -> set[str]:
         return set().union(*(read_ids(path, CUSTOMER) for path in folder.glob("customers-*.parquet")))
@@ -105,26 +106,25 @@ class Places:
         """Looks for customers in every file of every place, hidden ones too. Returns by path why it may hold them;
         empty if it is proven that they are gone."""
         reasons = {}
-        for place, column in self.columns.items():
-            for path in sorted(each for each in (place, *place.rglob("*")) if each.is_file()):
-                if path.suffix in (".json", ".jinja", LOCK_SUFFIX):
-                    continue
-                if path.suffix.lower() != ".parquet":
-                    reasons[path] = "neither Parquet nor JSON: look into it yourself"
-                    continue
-                try:
-                    if left := read_ids(path, column) & {*names}:
-                        reasons[path] = f"{len(left)} of the customers"
-                except (OSError, pa.ArrowInvalid) as error:
-                    reasons[path] = f"can't be read: {error}"
+        for path in sorted(path for place in self.places for path in (place, *place.rglob("*")) if path.is_file()):
+            if path.suffix in (".json", ".jinja", LOCK_SUFFIX):
+                continue
+            if path.suffix.lower() != ".parquet":
+                reasons[path] = "neither Parquet nor JSON: look into it yourself"
+                continue
+            try:
+                if left := read_ids(path, *self.columns) & {*names}:
+                    reasons[path] = f"{len(left)} of the customers"
+            except (OSError, pa.ArrowInvalid) as error:
+                reasons[path] = f"can't be read: {error}"
         return reasons
 
 
-def read_ids(path: Path, column: str) -> set[str]:
-    """The ids in a Parquet file, none if it has no such column."""
+def read_ids(path: Path, *columns: str) -> set[str]:
+    """The ids in those of some columns that a Parquet file has."""
     with pq.ParquetFile(path) as file:
-        columns = file.read([column]).columns
-    return {str(to_text(value)) for ids in columns for value in ids.unique().to_pylist() if value is not None}
+        read = file.read(columns).columns
+    return {str(to_text(value)) for ids in read for value in ids.unique().to_pylist() if value is not None}
 
 
 def forget_in_file(path: Path, customers: Collection[str], column: str = CUSTOMER) -> int:

@@ -14,7 +14,6 @@ import platform
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 from transformers.utils import logging
@@ -31,7 +30,7 @@ from modeling_mcm.data.schema import NO_CUTOFFS, EventSchema
 from modeling_mcm.extras import needs
 from modeling_mcm.files_mcm import atomic_folder
 from modeling_mcm.preparation.rows import ShardEncoder, add_values, write_shard
-from modeling_mcm.preparation.sources import describe
+from modeling_mcm.preparation.sources import Source, describe
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.schema_mcm import check_integer
 
@@ -155,10 +154,10 @@ def _write_shards(
 
 
 def prepare(
-    events: Any,
+    events: Source,
     schema: EventSchema,
     output_dir: str | Path,
-    profile: Any = None,
+    profile: Source | None = None,
     feature_extractor: MCMFeatureExtractor | None = None,
     engine: str | ibis.BaseBackend = "duckdb",
     rows_per_shard: int = ROWS_PER_SHARD,
@@ -170,12 +169,12 @@ def prepare(
     """Prepares an event log: `manifest.json`, `feature_extractor/`, `popularity.parquet` and shards of customers.
 
     Args:
-        events (`Any`): The log, one row per event: a Parquet or CSV file, a folder of them, an address that fsspec
+        events (`Source`): The log, one row per event: a Parquet or CSV file, a folder of them, an address that fsspec
             knows, a list of these, a data frame, an Arrow table or an Ibis table.
         schema (`EventSchema`): What the columns mean. With the cutoffs `NO_CUTOFFS`, as `read_schema` sets them,
             nothing is split by time and no period needs an event: such a data set is for scoring only.
         output_dir (`str` or `Path`): Folder to make.
-        profile (`Any`, *optional*): The profile table in any of the same forms; needed if the schema has `profile`.
+        profile (`Source`, *optional*): The profile table in any of the same forms; needed if the schema has `profile`.
         feature_extractor ([`MCMFeatureExtractor`], *optional*): Feature extractor of a checkpoint that is to read the
             result. Its vocabularies and bins are used. Default: vocabularies and bins are fitted on the training
             period.

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -27,6 +28,7 @@ from modeling_mcm.events_mcm import (
     NO_TIME,
     BadValues,
     BoolArray,
+    Column,
     Distinct,
     EventReader,
     Events,
@@ -41,6 +43,10 @@ from modeling_mcm.schema_mcm import CATEGORICAL, NUMERIC, ROWS, FeatureSpec
 
 BAD = ("bad_column", "bad_reason")  # of a row with a value that can't be read: the column, and what is wrong
 ROWS_PER_ROW_GROUP = 256
+COUNTS = ["count", "target_count"]
+POPULARITY = pa.schema(
+    {"feature": pa.string(), "id": pa.int32(), "value": pa.string()} | dict.fromkeys(COUNTS, pa.int64())
+)
 
 
 class RowReader:
@@ -97,7 +103,7 @@ class RowReader:
         read |= {name: Distinct([*values], codes) for name, values in zip(BAD, (names, reasons), strict=True)}
         return pa.record_batch([_as_arrow(read[field.name], field.type) for field in self.arrow], self.arrow)
 
-    def _column(self, name: str, array: pa.Array) -> Any:
+    def _column(self, name: str, array: pa.Array) -> Column:
         """A column as the reader of events reads columns: as an array, or by its distinct values."""
         kind = array.type
         if name == self.log.time and pa.types.is_timestamp(kind):
@@ -123,7 +129,7 @@ def _arrow_type(spec: FeatureSpec) -> pa.DataType:
     return pa.float64() if spec.kind == NUMERIC else pa.string() if spec.item is None else pa.list_(pa.string())
 
 
-def _as_arrow(column: Any, kind: pa.DataType) -> pa.Array:
+def _as_arrow(column: Column, kind: pa.DataType) -> pa.Array:
     if isinstance(column, Distinct):
         values = [sorted(value or ()) or None for value in column.values] if pa.types.is_list(kind) else column.values
         return pa.array(values, kind).take(pa.array(column.codes))
@@ -194,24 +200,24 @@ class ShardEncoder:
 
         Returns:
             `missing` and `unknown`, by feature the number of the log's events; `events`: `ends_of_visit`, the number
-            of added events, and `empty`, that of events without any value; `values`, by categorical feature the ids
-            that occur in the training period, their numbers of events, and those of target events; and `measures`, see
-            [`measure`].
+            of added events, and `empty`, that of events without any value; `values`, columns of the ids of categorical
+            features that occur in the training period: `feature`, `id`, and the numbers `count` of events and
+            `target_count` of target events; and `measures`, see [`measure`].
         """
         ids = {feature: row[f"feature_{feature}"] for feature in self.encoding.event_features}
         is_empty = ~np.any([*ids.values()], axis=0) & ~closes
-        values = {}
+        values, of_training = [], pd.Series(is_target.astype(int))[is_training]
         for spec in self.schema.features:
             if spec.kind == CATEGORICAL:
-                known, places = np.unique(ids[spec.name][is_training], return_inverse=True)
-                of_target = np.bincount(places, weights=is_target[is_training], minlength=len(known))
-                counted = np.stack([known, np.bincount(places, minlength=len(known)), of_target.astype(int)])
-                values[spec.name] = counted[:, known >= FIRST_VALUE_ID].tolist()
+                counts = of_training.groupby(ids[spec.name][is_training]).agg(["size", "sum"]).loc[FIRST_VALUE_ID:]
+                values.append(
+                    counts.set_axis(COUNTS, axis=1).rename_axis("id").reset_index().assign(feature=spec.name)
+                )
         return {
             "missing": {name: int(((column == MISSING_ID) & ~closes).sum()) for name, column in ids.items()},
             "unknown": {name: int(((column == UNKNOWN_ID) & ~closes).sum()) for name, column in ids.items()},
             "events": {"ends_of_visit": int(closes.sum()), "empty": int(is_empty.sum())},
-            "values": values,
+            "values": pd.concat(values).to_dict("list"),
             "measures": self.measure(row, is_target & is_training, customers),
         }
 
@@ -248,23 +254,9 @@ def write_shard(table: pa.Table, path: Path) -> dict:
 def add_values(values: Sequence[dict], extractor: MCMFeatureExtractor) -> pa.Table:
     """Adds up the `values` of shards, see [`ShardEncoder.count`]. Returns the columns feature, id, value, count
     (number of events) and target_count (number of target events), in the order of features and ids."""
-    parts = []
-    for feature in values[0]:
-        texts = np.array(["", "", *extractor.vocabularies[feature]], object)
-        counts = np.zeros((2, len(texts)), np.int64)
-        for of_shard in values:
-            ids, *numbers = of_shard[feature]
-            counts[:, ids] += np.array(numbers, np.int64).reshape(2, -1)
-        ids = np.flatnonzero(counts[0])
-        parts.append(
-            pa.table(
-                {
-                    "feature": pa.array([feature] * len(ids), pa.string()),
-                    "id": pa.array(ids, pa.int32()),
-                    "value": pa.array(texts[ids], pa.string()),
-                    "count": counts[0, ids],
-                    "target_count": counts[1, ids],
-                }
-            )
-        )
-    return pa.concat_tables(parts)
+    counts = pd.concat(map(pd.DataFrame, values)).groupby(["feature", "id"], as_index=False).sum()
+    places = counts["feature"].map(extractor.feature_names.index)
+    counts = counts.iloc[places.argsort(kind="stable")]
+    ids = zip(counts["feature"], counts["id"], strict=True)
+    counts["value"] = [extractor.vocabularies[feature][value - FIRST_VALUE_ID] for feature, value in ids]
+    return pa.Table.from_pandas(counts, POPULARITY, preserve_index=False)

@@ -13,12 +13,14 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeAlias
 from urllib.parse import unquote
 
 import fsspec
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from fsspec import AbstractFileSystem
 from fsspec.utils import infer_compression
 from transformers.utils import logging
 
@@ -33,6 +35,7 @@ with needs("data"):
 
 logger = logging.get_logger(__name__)
 
+Source: TypeAlias = str | Path | Sequence[str | Path] | pd.DataFrame | pa.Table | ir.Table
 ROWS_PER_BLOCK = 65_536  # rows that are in memory at once
 SUFFIXES = {".parquet": "parquet", ".csv": "csv", ".tsv": "tsv"}
 NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"  # in a path where the column has no value
@@ -46,7 +49,7 @@ class InputFiles:
     root: str  # the folder or the file that was named
     paths: tuple[str, ...]  # local paths or addresses, in the order of their names
     kind: str  # "parquet", "csv" or "tsv"
-    filesystem: Any  # fsspec's; None where only the engine reaches the address
+    filesystem: AbstractFileSystem
 
     def path_columns(self, path: str) -> dict[str, str | None]:
         """The columns that the path of a file gives, by name, with their values."""
@@ -78,7 +81,7 @@ class InputFiles:
         return [*zip(schema.names, names, strict=True), *path_columns]
 
 
-def describe(source: Any) -> dict | None:
+def describe(source: Source) -> dict | None:
     """Describes the files of a source for the manifest: `name`, and `files`, by name of the file its SHA-256
     digest, or the checksum of its store. None for a table in memory, and for files that only the engine reaches. Warns
     of files with the same bytes."""
@@ -108,7 +111,7 @@ def detect_kind(name: str) -> str | None:
     return None if packed and kind == "parquet" else kind
 
 
-def is_files(source: Any) -> bool:
+def is_files(source: Source) -> bool:
     """Says whether a source names files and is no table."""
     parts = source if isinstance(source, list | tuple) else [source]
     return bool(parts) and all(isinstance(part, str | Path) for part in parts)
@@ -151,7 +154,7 @@ def _find(address: str, what: str) -> InputFiles:
     return InputFiles(root, tuple(paths), next(iter(firsts)), filesystem)
 
 
-def is_local(filesystem: Any) -> bool:
+def is_local(filesystem: AbstractFileSystem) -> bool:
     """Says whether a file system is that of this machine."""
     return "file" in filesystem.protocol
 
@@ -195,7 +198,7 @@ class SourceTable:
     """A table that is read in blocks. Values of text files are text ("007" stays "007").
 
     Args:
-        source (`Any`): Parquet or CSV files, a folder of them, a data frame, an Arrow table or an Ibis table.
+        source (`Source`): Parquet or CSV files, a folder of them, a data frame, an Arrow table or an Ibis table.
         what (`str`): "event" or "profile", for messages.
         columns (`Sequence[str]`): Names of the columns that are read. Empty: all that there are.
         text (`TextFormat`): How text files are written.
@@ -209,7 +212,7 @@ class SourceTable:
         ValueError: If a file has an unknown type or is empty or damaged, or files differ in `columns`.
     """
 
-    def __init__(self, source: Any, what: str, columns: Sequence[str] = (), text: TextFormat | None = None):
+    def __init__(self, source: Source, what: str, columns: Sequence[str] = (), text: TextFormat | None = None):
         self.what, self.text, self.dropped = what, text or TextFormat(), 0
         self._table, self._files = None, []
         if is_files(source):
@@ -220,7 +223,7 @@ class SourceTable:
             is_here = isinstance(source.op(), ibis.expr.operations.InMemoryTable)
             self._table, self.names = source.to_pyarrow() if is_here else source, list(source.columns)
         else:
-            names = source.column_names if isinstance(source, pa.Table) else getattr(source, "columns", source)
+            names: Any = source.column_names if isinstance(source, pa.Table) else getattr(source, "columns", source)
             self.names = [*map(str, names)]
             check_names(self.names, f"The {what} table", columns)
             self._table = source if isinstance(source, pa.Table) else pa.table(source)
@@ -229,7 +232,7 @@ class SourceTable:
         """Reads some columns, in the order of the rows."""
         if isinstance(self._table, ir.Table):
             rows = self._table.select(*columns)
-            backend: Any = rows.get_backend()
+            backend = rows.get_backend()
             if backend.name == "duckdb":  # Ibis 12 can't read blocks from DuckDB 2
                 yield from backend.con.sql(str(ibis.to_sql(rows))).fetch_record_batch(ROWS_PER_BLOCK)
             else:

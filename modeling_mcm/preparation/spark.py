@@ -10,18 +10,19 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
-
-import pyarrow as pa
+from typing import TYPE_CHECKING
 
 from modeling_mcm.events_mcm import check_columns
 from modeling_mcm.extras import needs
 from modeling_mcm.preparation.rows import RowReader
-from modeling_mcm.preparation.sources import NULL, check_files, detect_kind, find_files, is_files
+from modeling_mcm.preparation.sources import NULL, Source, check_files, detect_kind, find_files, is_files
 
 with needs("data"):
     import ibis
     import ibis.expr.types as ir
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
 
 SPARK = "pyspark"  # name of the backend in Ibis, and of the package
 # Times are read in UTC. Names that differ in case are different. Parts of a path are text, as on DuckDB. An overflow
@@ -34,17 +35,9 @@ SPARK_SETTINGS = {
     "spark.sql.execution.arrow.pyspark.enabled": "true",
 }
 
-SPARK_TYPES = {
-    pa.string(): "string",
-    pa.int64(): "long",
-    pa.float64(): "double",
-    pa.bool_(): "boolean",
-    pa.list_(pa.string()): "array<string>",
-}
-
 
 @contextmanager
-def spark_session(config: Mapping[str, str]) -> Iterator[Any]:
+def spark_session(config: Mapping[str, str]) -> "Iterator[SparkSession]":
     """Opens the Spark session that runs in this process, or starts a new one, which is stopped at the end."""
     try:
         from pyspark.sql import SparkSession
@@ -84,16 +77,16 @@ def spark_settings(connection: ibis.BaseBackend) -> Iterator[None]:
     try:
         yield
     finally:
-        for key, value in before.items():
-            settings.unset(key) if value is None else settings.set(key, value)
+        for key, earlier in before.items():
+            settings.unset(key) if earlier is None else settings.set(key, earlier)
 
 
-def open_session(connection: Any) -> Any:
+def open_session(connection: ibis.BaseBackend) -> "SparkSession":
     """The Spark session of a connection."""
     return connection._session  # Ibis has no other way to its session
 
 
-def read_on_spark(source: Any, connection: Any, what: str, reader: RowReader) -> ir.Table | None:
+def read_on_spark(source: Source, connection: ibis.BaseBackend, what: str, reader: RowReader) -> ir.Table | None:
     """Reads Parquet files or a table of Spark on its workers, as `reader` does. Spark reads stores itself (by Hadoop),
     so it gets these addresses as they are, unchecked. None for a source that this process has to read."""
     session = open_session(connection)
@@ -118,8 +111,9 @@ def read_on_spark(source: Any, connection: Any, what: str, reader: RowReader) ->
                 empty = frozenset(name for name, kind in types_by_file[path].items() if kind == NULL)
                 groups.setdefault(empty, []).append(path)
             frames += [_read_parquet(files.root, paths, empty, session, what) for empty, paths in groups.items()]
-    columns = ", ".join(f"`{field.name}` {SPARK_TYPES[field.type]}" for field in reader.arrow)
-    rows = []
+    from pyspark.sql.pandas.types import from_arrow_schema
+
+    rows, columns = [], from_arrow_schema(reader.arrow)
     for frame in frames:
         check_columns(frame.columns, reader.columns, f"The {what} table has", "The schema names it.")
         chosen = frame.select(*(f"`{name}`" for name in reader.columns))
@@ -129,7 +123,9 @@ def read_on_spark(source: Any, connection: Any, what: str, reader: RowReader) ->
     return connection.table(name)
 
 
-def _read_parquet(root: str, paths: Sequence[str], empty: frozenset[str], session: Any, what: str) -> Any:
+def _read_parquet(
+    root: str, paths: Sequence[str], empty: frozenset[str], session: "SparkSession", what: str
+) -> "DataFrame":
     """Reads Parquet files as a frame of Spark, in which the columns that are `empty` are text. Parts of the files'
     paths below the root are columns."""
     reader = session.read.option("basePath", root) if [*paths] != [root] else session.read

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +22,7 @@ from modeling_mcm.data.schema import MOST_VALUES, NO_CUTOFFS, EventSchema
 from modeling_mcm.events_mcm import SECONDS_PER_DAY, FloatArray, IntArray, check_columns
 from modeling_mcm.extras import needs
 from modeling_mcm.preparation.rows import BAD, RowReader
-from modeling_mcm.preparation.sources import SourceTable
+from modeling_mcm.preparation.sources import Source, SourceTable
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.schema_mcm import DAYS_SINCE_VISIT, NUMERIC, ONE_TOKEN_TYPE, ROWS, FeatureSpec
 
@@ -40,7 +39,7 @@ LEAST_TARGET_VISITS = 3  # one for training, one for validation and one for the 
 
 
 def open_rows(
-    source: Any, connection: ibis.BaseBackend, schema: EventSchema, folder: Path, profile: bool = False
+    source: Source, connection: ibis.BaseBackend, schema: EventSchema, folder: Path, profile: bool = False
 ) -> tuple[ir.Table, int]:
     """Reads a log, or a table of profiles, as a table with the columns of [`RowReader`] but `BAD`. Returns it and the
     number of rows that were left out because they can't be read.
@@ -77,7 +76,7 @@ def open_rows(
 
 
 def open_profiles(
-    source: Any, connection: ibis.BaseBackend, schema: EventSchema, folder: Path, events: ir.Table
+    source: Source, connection: ibis.BaseBackend, schema: EventSchema, folder: Path, events: ir.Table
 ) -> ir.Table:
     """Reads a table of profiles, and leaves out those of no customer. Raises `ValueError` if a customer has several.
     Warns if no profile is of a customer with events: the ids may be written in two ways."""

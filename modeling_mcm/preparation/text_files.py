@@ -13,11 +13,12 @@ import itertools
 import lzma
 import zlib
 from collections import deque
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, Self
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple, Self
 
 import fsspec.compression
 import pyarrow as pa
+from fsspec import AbstractFileSystem
 from transformers.utils import logging
 
 from modeling_mcm.data.schema import TextFormat
@@ -42,8 +43,8 @@ class Row(NamedTuple):
     fault: str | None  # why its fields can't be read
 
 
-def read_rows(lines: Iterator[str], line: int, **options: Any) -> Iterator[Row]:
-    """Parses lines, the first of which has the number `line`, with options of `csv.reader`. Of a row that can't be
+def read_rows(lines: Iterator[str], line: int, options: Mapping) -> Iterator[Row]:
+    """Parses lines, the first of which has the number `line`, with `options` of `csv.reader`. Of a row that can't be
     parsed, only the first line is taken; the others are parsed again."""
     again: deque[str] = deque()
     taken: list[str] = []
@@ -76,7 +77,7 @@ class TextReader:
         ValueError: If the file is no text in UTF-8, is cut off, or has no heading.
     """
 
-    def __init__(self, path: str, kind: str, filesystem: Any, text: TextFormat, what: str):
+    def __init__(self, path: str, kind: str, filesystem: AbstractFileSystem, text: TextFormat, what: str):
         self.path, self.text, self.where = path, text, f"The {what} file {path}"
         self.bad, self.first_bad, self.names = 0, "", []
         as_text = {"encoding": "utf-8-sig", "errors": "surrogateescape", "newline": "\n"}
@@ -95,7 +96,7 @@ class TextReader:
                 "escapechar": text.escapes,
                 "doublequote": text.escapes is None,
             }
-            self._rows = read_rows(itertools.chain([first], lines), number, **options)
+            self._rows = read_rows(itertools.chain([first], lines), number, options)
             heading = next(self._rows)
             self.names = heading.fields
             if reason := self._find_fault(heading):
@@ -107,7 +108,7 @@ class TextReader:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         self._file.close()
 
     def _lines(self) -> Iterator[str]:

@@ -8,7 +8,6 @@ import ibis
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from synthetic_log import (
@@ -25,7 +24,7 @@ from synthetic_log import (
     read_rows,
 )
 
-from modeling_mcm.data import NO_CUTOFFS, EventSchema, read_schema
+from modeling_mcm.data import NO_CUTOFFS, EventSchema, load_prepared, read_schema
 from modeling_mcm.evaluation.cases import find_cases
 from modeling_mcm.preparation import prepare
 
@@ -85,9 +84,9 @@ def test_the_last_visits_of_a_log_with_times_are_held_out(tmp_path, seed):
     counts = manifest.counts
     ends = {name: sum(row[name] for row in rows.values()) for name in ("validation_end", "test_end")}
     assert 0 < ends["validation_end"] < ends["test_end"] < counts["events"] + counts["ends_of_visit"]
-    table = pq.ParquetDataset(sorted((tmp_path / "out").glob("customers-*"))).read()
+    stored = load_prepared(tmp_path / "out")
     for cutoff in ("validation", "test"):
-        cases = find_cases(table, cutoff, schema.min_history)
+        cases = find_cases(stored, cutoff, schema.min_history)
         assert len(cases) == counts[f"{cutoff}_cases"] > 0
 
 
