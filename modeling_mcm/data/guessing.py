@@ -93,9 +93,9 @@ class FrameReader:
         schema, frame = self.schema, even_out(frame)
         added, time = {}, str(schema.time)
         if self.time_format and time in frame:
-            added[time] = _read_times(time, frame[time], self.time_format)
+            added[time] = _read_times(frame[time], self.time_format)
         if schema.visit == VISIT_DAY and VISIT_DAY not in frame:
-            added[VISIT_DAY] = _read_times(time, added.get(time, frame[time])).dt.strftime("%Y-%m-%d")
+            added[VISIT_DAY] = _read_times(added.get(time, frame[time])).dt.strftime("%Y-%m-%d")
         if self.amount and self.amount in frame and schema.amount not in frame:
             added[str(schema.amount)] = _compute_outflow(frame, self.amount, self.direction, self.signs)
         return frame.assign(**added)
@@ -139,13 +139,13 @@ class FrameReader:
         schema: dict = {"min_history": 1, "cutoffs": "leave_one_out"}
         time_format, when = None, "in the order of the rows"
         if name := roles.get("time"):
-            time_format = find_time_format(name, events[name])
-            times = _read_times(name, events[name], time_format)
+            time_format = find_time_format(events[name])
+            times = _read_times(events[name], time_format)
             schema |= _cutoffs(times)
             first = events[name].dropna().iloc[0], times.dropna().iloc[0]
             how = "" if time_format is None else " ({} is {:%d %B %Y})".format(*first)
             when = f"{name!r}{how}, {times.min():%Y-%m-%d} to {times.max():%Y-%m-%d}"
-            if "visit" not in given and roles["visit"] is None and _has_busy_days(events[roles["customer"]], times):
+            if "visit" not in {**given, **roles} and _has_busy_days(events[roles["customer"]], times):
                 roles["visit"] = VISIT_DAY
         features, labels = _features(columns, roles)
         reader: dict = {}
@@ -163,7 +163,7 @@ class FrameReader:
                 schema["target_token_types"] = sorted(events[kinds][outflow > 0].dropna().map(to_text).unique())
         tasks = sorted(labels, key=lambda name: -labels[name])[:MOST_TASKS] or [roles.get("token_type") or TOKEN_TYPE]
         schema |= {"name": "events", "amount": paid.get("name"), "features": features, "tasks": tasks}
-        schema |= {name: value for name, value in roles.items() if value is not None}
+        schema |= roles
         if "features" in given:
             del schema["amount"]  # the features that it is one of
         schema |= {key: value for key, value in given.items() if key != "tasks" or value != []}
@@ -218,8 +218,9 @@ def _find_roles(columns: Mapping[str, pd.Series], given: Mapping) -> dict:
             continue
         if role not in given:
             rest = {name: values for name, values in columns.items() if name not in roles.values()}
-            roles[role] = _find_column(role, rest, columns.get(roles.get("customer", "")))
-        if role in NEEDED and roles.get(role) is None:
+            if name := _find_column(role, rest, columns.get(roles.get("customer", ""))):
+                roles[role] = name
+        if role in NEEDED and role not in roles:
             raise ValueError(
                 f"No column of {list(columns)} is named like a {role}: give schema={{{role!r}: 'COLUMN'}}"
                 f"{NEEDED[role]}."
@@ -248,7 +249,7 @@ def _find_direction(columns: Mapping[str, pd.Series], amount: str) -> dict:
     amounts = pd.to_numeric(columns[amount])
     is_negative = (amounts < 0).sum() / max((amounts != 0).sum(), 1)
     if is_negative >= 0.5:
-        return {"amount": amount}
+        return {"amount": amount, "direction": None, "signs": {}}
     for name, values in columns.items():
         if is_negative or types.is_numeric_dtype(values) or not _words(name) & DIRECTIONS:
             continue
@@ -261,23 +262,19 @@ def _find_direction(columns: Mapping[str, pd.Series], amount: str) -> dict:
     return {}
 
 
-def _compute_outflow(
-    frame: pd.DataFrame, amount: str, direction: str | None = None, signs: Mapping[str, int] | None = None
-) -> pd.Series:
+def _compute_outflow(frame: pd.DataFrame, amount: str, direction: str | None, signs: Mapping[str, int]) -> pd.Series:
     """What was paid; the arguments are those of [`FrameReader`]."""
     amounts = pd.to_numeric(frame[amount])
     if direction is None:
         return (-amounts).clip(lower=0)
-    return amounts * frame[direction].astype(str).map(signs or {}).fillna(1)
+    return amounts * frame[direction].astype(str).map(signs).fillna(1)
 
 
-def _describe_direction(amount: str, direction: str | None = None, signs: Mapping[str, int] | None = None) -> str:
+def _describe_direction(amount: str, direction: str | None, signs: Mapping[str, int]) -> str:
     if direction is None:
         return f"what is negative in {amount!r}; what is positive came in and is not counted"
-    kinds = {word: [kind for kind, of in (signs or {}).items() if of == sign] for word, sign in SIGNS.items()}
-    return f"{amount!r} by {direction!r}, " + " and ".join(
-        f"{word} {', '.join(of_word)}" for word, of_word in kinds.items() if of_word
-    )
+    kinds = {word: ", ".join(kind for kind in signs if signs[kind] == sign) for word, sign in SIGNS.items()}
+    return f"{amount!r} by {direction!r}, " + " and ".join(f"{word} {kinds[word]}" for word in kinds if kinds[word])
 
 
 def _check_table(events: pd.DataFrame) -> None:
@@ -308,7 +305,7 @@ def _words(name: str) -> set[str]:
 
 def _find_column(role: str, columns: Mapping[str, pd.Series], customers: pd.Series | None) -> str | None:
     """The column that a role is guessed to have."""
-    fitting = {name: values for name, values in columns.items() if _fits(role, name, values, customers)}
+    fitting = {name: values for name, values in columns.items() if _fits(role, values, customers)}
     dated = [name for name in fitting if role == "time" and is_time(fitting[name])]
     names = dated or [*fitting]
     if role == "customer":  # `card_number` before `card_type`
@@ -324,11 +321,12 @@ def _find_column(role: str, columns: Mapping[str, pd.Series], customers: pd.Seri
     return next(iter(dated), None)
 
 
-def _fits(role: str, name: str, values: pd.Series, customers: pd.Series | None) -> bool:
+def _fits(role: str, values: pd.Series, customers: pd.Series | None) -> bool:
     """Whether the values of a column can have a role."""
+    words = _words(str(values.name))
     if role == "time":  # what can't be read is told by name
-        return not _words(name) & NOT_EVENT_TIMES
-    if is_time(values) or (role == "customer" and _words(name) & NUMBERS):
+        return not words & NOT_EVENT_TIMES
+    if is_time(values) or (role == "customer" and words & NUMBERS):
         return False
     if role == "visit":  # of most events, not the same few for everybody, and not another one in each row
         known = values.dropna()
@@ -337,7 +335,7 @@ def _fits(role: str, name: str, values: pd.Series, customers: pd.Series | None) 
     return role != "token_type" or values.nunique() <= MOST_KINDS
 
 
-def _read_times(name: str, values: pd.Series, time_format: str | None = None) -> pd.Series:
+def _read_times(values: pd.Series, time_format: str | None = None) -> pd.Series:
     """The times of a column: NaT where one is not written as the format says, and without a format as preparation
     reads them."""
     if types.is_datetime64_any_dtype(values):
@@ -350,16 +348,16 @@ def _read_times(name: str, values: pd.Series, time_format: str | None = None) ->
     try:
         return pd.to_datetime(values, format="mixed")
     except (ValueError, TypeError) as error:
-        fix = f"write events[{name!r}] = pd.to_datetime(events[{name!r}], utc=True)."
-        raise ValueError(f"Column {name!r} has no times of one kind ({error}): {fix}") from error
+        fix = f"write events[{values.name!r}] = pd.to_datetime(events[{values.name!r}], utc=True)."
+        raise ValueError(f"Column {values.name!r} has no times of one kind ({error}): {fix}") from error
 
 
-def _read_texts(name: str, texts: pd.Series) -> dict[str, pd.Series]:
+def _read_texts(texts: pd.Series) -> dict[str, pd.Series]:
     """The times of texts by each format that reads all of them."""
     readings = {day + clock: texts for day in DAYS for clock in CLOCKS}
     for rows in (20, len(texts)):
-        readings = {each: _read_times(name, texts.head(rows), each) for each in readings}
-        readings = {each: times for each, times in readings.items() if times.notna().all()}
+        read = {each: _read_times(texts.head(rows), each) for each in readings}
+        readings = {each: times for each, times in read.items() if times.notna().all()}
     return readings
 
 
@@ -372,13 +370,13 @@ def is_time(values: pd.Series) -> bool:
     if kind != "string" or not len(known):
         return False
     texts = known.drop_duplicates()
-    return bool(texts.str.match(TIME_PATTERN).all() or {*_read_texts(str(values.name), texts)} - {COMPACT})
+    return bool(texts.str.match(TIME_PATTERN).all() or {*_read_texts(texts)} - {COMPACT})
 
 
-def find_time_format(name: str, times: pd.Series) -> str | None:
+def find_time_format(times: pd.Series) -> str | None:
     """How the times of a column are written; None if as those of a log are. Raises `ValueError` if they can't be read,
     or in two ways; the message says how to make some."""
-    known = times.dropna().drop_duplicates()
+    known, name = times.dropna().drop_duplicates(), times.name
     if not len(known):
         raise ValueError(f"Column {name!r} has no time: fill it, or give schema={{'time': 'COLUMN'}}.")
     if types.is_timedelta64_dtype(times) or types.infer_dtype(known) == "timedelta":
@@ -388,7 +386,7 @@ def find_time_format(name: str, times: pd.Series) -> str | None:
         )
     fix = f"events[{name!r}] = pd.to_datetime(events[{name!r}]"
     if types.is_numeric_dtype(times):
-        if known.between(1e7, 1e8).all() and _read_times(name, known, COMPACT).notna().all():
+        if known.between(1e7, 1e8).all() and _read_times(known, COMPACT).notna().all():
             return COMPACT
         for unit, least in TIME_UNITS.items():
             if known.between(least, 1000 * least, inclusive="left").all():
@@ -399,7 +397,7 @@ def find_time_format(name: str, times: pd.Series) -> str | None:
     if types.infer_dtype(known) != "string" or known.str.match(TIME_PATTERN).all():
         return None
     formats: dict[tuple, str] = {}  # by what is read
-    for time_format, read in _read_texts(name, known).items():
+    for time_format, read in _read_texts(known).items():
         formats.setdefault(tuple(read), time_format)
     if not formats:
         wrong = next(value for value in known if not re.match(TIME_PATTERN, value))
@@ -424,7 +422,7 @@ def _features(columns: Mapping[str, pd.Series], roles: Mapping) -> tuple[list[di
     """Features of the columns without another role, and the number of labels of those that can be tasks."""
     features: list[dict] = []
     labels = {}
-    if roles.get("token_type") is not None:
+    if "token_type" in roles:
         features.append({"name": roles["token_type"]})
     customers = columns[roles["customer"]]
     for name, values in columns.items():
@@ -444,7 +442,7 @@ def _features(columns: Mapping[str, pd.Series], roles: Mapping) -> tuple[list[di
             features.append(feature | ({"min_count": 5} if number > MANY else {}))
             if is_id and (values.groupby(customers, observed=True).nunique() > 1).any():  # else it is the customer's
                 labels[feature["name"]] = number
-    if roles.get("time") is not None:
+    if "time" in roles:
         features += [{"name": name, "kind": name} for name in ("weekday", "days_since_visit") if name not in columns]
     return features, labels
 
