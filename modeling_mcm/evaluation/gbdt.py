@@ -63,7 +63,7 @@ class LabelStatistics:
         self.visits = compute_offsets(np.bincount(period, minlength=self.periods))
         sums = visits.count_occurrences(period + 1, self.periods + 1, number_of_labels)
         # By period and label everything before the period: see `VisitSets.count_occurrences`
-        self.seen, self.again, self.at_once, self.gap_visits, self.gap_days = (values.cumsum(0) for values in sums)
+        self.sums = np.cumsum(sums, axis=1)
 
     def complete_periods(self, day: NDArray) -> NDArray:
         return np.clip((day - self.start) // self.days, 0, self.periods).astype(np.int64)
@@ -71,22 +71,22 @@ class LabelStatistics:
     def popular(self, day: NDArray, number: int) -> NDArray:
         """Finds the most popular labels before times in days since 1970, as ids of shape `(len(day), number)`."""
         periods, period_index = np.unique(self.complete_periods(day), return_inverse=True)
-        seen = self.seen[periods, FIRST_LABEL:]
+        seen = self.sums[0, periods, FIRST_LABEL:]
         return FIRST_LABEL + np.argsort(-seen, axis=1, kind="stable")[period_index, :number]
 
     def features(self, day: NDArray, label: NDArray) -> dict[str, NDArray]:
         """Computes features of labels `(N,)` at times `(N,)`, in days since 1970."""
         as_of = self.complete_periods(day)
         before = np.maximum(as_of - RECENT_PERIODS, 0)
-        seen, again, visits = self.seen[as_of, label], self.again[as_of, label], self.visits[as_of]
-        recent, recent_visits = seen - self.seen[before, label], visits - self.visits[before]
+        seen, again, at_once, gap_visits, gap_days = self.sums[:, as_of, label]
+        visits, recent = self.visits[as_of], seen - self.sums[0, before, label]
         return {
             "label_share": seen / np.maximum(visits, 1),
-            "label_recent_share": recent / np.maximum(recent_visits, 1),
+            "label_recent_share": recent / np.maximum(visits - self.visits[before], 1),
             "label_visits_a_customer": seen / np.maximum(seen - again, 1),
-            "label_met_at_once": self.at_once[as_of, label] / np.maximum(seen, 1),
-            "label_gap_visits": ratio(self.gap_visits[as_of, label], again),
-            "label_gap_days": ratio(self.gap_days[as_of, label], again),
+            "label_met_at_once": at_once / np.maximum(seen, 1),
+            "label_gap_visits": ratio(gap_visits, again),
+            "label_gap_days": ratio(gap_days, again),
         }
 
 
@@ -110,7 +110,7 @@ def find_candidates(
             visit.
         popular (`int`): Number of the most popular labels that are candidates of every case.
     """
-    as_of, size, first_row = visits.day[end - 1], statistics.seen.shape[1], visits.first_row
+    as_of, size, first_row = visits.day[end - 1], statistics.sums.shape[2], visits.first_row
     start = first_row[visits.first_visit[customer]]
     case, row = number_groups(first_row[end] - start, start)
     # A visit is a moment, and days stand for gaps

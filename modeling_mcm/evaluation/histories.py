@@ -135,7 +135,6 @@ class VisitSets:
         visit, label = self.visit[order], self.label[order]
         again = ~run_starts(self.customer[visit], label)
         gap, days = np.diff(visit, prepend=0) * again, np.diff(self.day[visit], prepend=0) * again
-        cell, shape = group[visit] * number_of_labels + label, (groups, number_of_labels)
-        sums = [np.bincount(cell, weights, groups * number_of_labels) for weights in (again >= 0, again, gap == 1)]
-        sums += [np.bincount(cell, weights, groups * number_of_labels) for weights in (gap, days)]
-        return [values.reshape(shape) for values in sums]
+        cell, size = group[visit] * number_of_labels + label, groups * number_of_labels
+        sums = [np.bincount(cell, weights, size) for weights in (again >= 0, again, gap == 1, gap, days)]
+        return [values.reshape(groups, number_of_labels) for values in sums]

@@ -96,11 +96,10 @@ class RowReader:
             read |= {"visit": events.visits or pa.nulls(len(block), pa.string()), "is_target": events.is_target}
             read["to_predict"] = self._to_predict(events)
         read |= {name: values[spec.name] for name, spec in self.stored.items()}
-        codes = np.full(len(block), len(bad))
-        for index, noted in enumerate(bad):
-            codes[noted.rows] = index
-        names, _, reasons = zip(*bad, (None, None, None), strict=True)
-        read |= {name: Distinct([*values], codes) for name, values in zip(BAD, (names, reasons), strict=True)}
+        read |= {name: np.full(len(block), None) for name in BAD}
+        for noted in bad:
+            for name, value in zip(BAD, (noted.column, noted.reason), strict=True):
+                read[name][noted.rows] = value
         return pa.record_batch([_as_arrow(read[field.name], field.type) for field in self.arrow], self.arrow)
 
     def _column(self, name: str, array: pa.Array) -> Column:

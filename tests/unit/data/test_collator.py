@@ -4,6 +4,7 @@
 
 import pickle
 import re
+from datetime import datetime, timedelta
 
 import numpy as np
 import pytest
@@ -29,32 +30,29 @@ MODES = {
 UNITS = {"next_event": "event", "next_visit": "visit"}
 
 
-@pytest.fixture
-def extractor():
-    return MCMFeatureExtractor(
-        features=[{"name": "items", "column": "item"}, {"name": "type", "column": "action"}],
-        vocabularies={
-            "items": [f"item {number}" for number in range(60)],
-            "type": ["buy", "click", "history_start", "close"],
-        },
-        bins={},
-        customer="who",
-        time="when",
-        token_type="action",
-        tasks=["items", "type"],
-        target_token_types=["buy"],
-        end_of_visit="close",
-        max_events=40,
-    )
+EXTRACTOR = MCMFeatureExtractor(
+    features=[{"name": "items", "column": "item"}, {"name": "type", "column": "action"}],
+    vocabularies={
+        "items": [f"item {number}" for number in range(60)],
+        "type": ["buy", "click", "history_start", "close"],
+    },
+    time="when",
+    token_type="action",
+    visit="basket",
+    tasks=["items", "type"],
+    target_token_types=["buy"],
+    end_of_visit="close",
+    max_events=40,
+)
 
 
 @pytest.fixture
-def collator(extractor, monkeypatch):
+def collator(monkeypatch):
     def make(mode="train", epoch=0, seed=0, max_events=40, half_life=0, masked=0.4, cutoff="validation", **choices):
         monkeypatch.setattr("modeling_mcm.data.collator.MASKED", masked)
         objective, as_of = Objective(target_half_life_days=half_life), choices.pop("as_of", None)
-        config = MCMConfig(**from_data(extractor), **PAPER | choices)
-        made = MCMCollator(extractor, config, mode, cutoff, seed, as_of, objective)
+        config = MCMConfig(**from_data(EXTRACTOR), **PAPER | choices)
+        made = MCMCollator(EXTRACTOR, config, mode, cutoff, seed, as_of, objective)
         made.max_events = max_events
         made.epoch.fill_(epoch)
         return made
@@ -64,28 +62,24 @@ def collator(extractor, monkeypatch):
 
 def row(number, visits, validation=10_000, test=20_000, same_time=True):
     """A prepared row from `[(day, items bought, items clicked)]`; a visit with a purchase is closed. Ids from 2."""
-    events = []
-    for visit, (day, bought, clicked) in enumerate(visits):
-        lines = [(item, BUY) for item in bought] + [(item, CLICK) for item in clicked]
-        lines += [(0, CLOSE)] if bought else []
-        for place, (item, kind) in enumerate(lines):
-            events.append((day * DAY + (0 if same_time else 60 * place), visit, item, kind))
-    times, visits, items, kinds = np.array(events, np.int64).reshape(-1, 4).T
-    target = kinds == BUY
-    return {
-        "row": number,
-        "customer_id": str(number),
-        "times": times,
-        "visits": visits.astype(np.int32),
-        "feature_items": items.astype(np.int32),
-        "feature_type": kinds.astype(np.int32),
-        "task_items": np.where(target, items, 0).astype(np.int32),
-        "task_type": np.where(target, kinds, 0).astype(np.int32),
-        "unseen_items": np.zeros(len(items), np.int32),
-        "unseen_type": np.zeros(len(items), np.int32),
-        "validation_end": int((times < validation * DAY).sum()),
-        "test_end": int((times < test * DAY).sum()),
-    }
+    events = [
+        {"when": datetime(1970, 1, 1) + timedelta(day, 0 if same_time else 60 * place), "basket": str(visit)} | line
+        for visit, (day, *lists) in enumerate(visits)
+        for place, line in enumerate(
+            {"item": f"item {item - 2}", "action": action}
+            for action, of_action in zip(("buy", "click"), lists, strict=True)
+            for item in of_action
+        )
+    ]
+    encoded = EXTRACTOR.encode({"customer_id": str(number), "events": events})
+    unseen = {f"unseen_{task}": encoded[f"task_{task}"] * 0 for task in EXTRACTOR.tasks}
+    ends = {"validation_end": validation, "test_end": test}
+    return (
+        encoded
+        | unseen
+        | {name: int((encoded["times"] < day * DAY).sum()) for name, day in ends.items()}
+        | {"row": number}
+    )
 
 
 def read_visits(text):
