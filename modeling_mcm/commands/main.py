@@ -36,9 +36,9 @@ def main() -> None:
     no such command or a package that it needs is not installed."""
     name, *words = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
-        print(f"{usage()}")
+        print(usage())
     elif name == "--version":
-        print(f"{__version__}")
+        print(__version__)
     elif name not in COMMANDS:
         raise SystemExit(f"mcm: found {name!r}, expected one of {', '.join(COMMANDS)}; see mcm --help.")
     else:

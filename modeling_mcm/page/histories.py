@@ -47,6 +47,7 @@ from modeling_mcm.events_mcm import (
 from modeling_mcm.files_mcm import file_digest, write_json
 from modeling_mcm.live.customer import LiveCustomer
 from modeling_mcm.live.explanations import visit_rhythm
+from modeling_mcm.live.history import to_iso
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation, MCMPreTrainedModel
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.scoring.scorer import EMBEDDING, PREDICTED, SCORES, Scorer, ScoringJob
@@ -155,7 +156,7 @@ class Histories:
             raise ValueError(f"{data} has no test period: prepare it with `cutoffs`, two dates.")
         check_vocabularies(data, extractor)
         self.as_of = manifest.event_schema.cutoff_seconds("test")
-        self.cutoff = str(np.datetime64(self.as_of, "s"))
+        self.cutoff = to_iso(self.as_of)
         # Labels that are numbers to people say little: their tasks come last.
         self.tasks = sorted(extractor.tasks, key=lambda task: self._variety(task) == 1)
         self.main_task = max(self.tasks, key=self._variety)
@@ -191,7 +192,9 @@ class Histories:
         names = [name for name in table.names if name in known]
         blocks = [pa.Table.from_batches([block]) for block in table.blocks(names)]
         rows = pa.concat_tables(blocks, promote_options="default")  # a column may be empty in some of the files
-        return rows.filter(functools.reduce(pc.and_, [pc.is_valid(rows[name]) for name in needed]))
+        for name in needed:
+            rows = rows.filter(pc.is_valid(rows[name]))
+        return rows
 
     def _read_log(self, path: str) -> None:
         extractor = self.extractor
@@ -320,15 +323,9 @@ class Histories:
         is_target = self._is_target(row)
         for number in np.unique(row["visits"][is_target]):
             of_visit = row["visits"] == number
-            first = str(np.datetime64(int(row["times"][of_visit][0]), "s"))
-            visits.append(
-                Visit(
-                    first,
-                    int((of_visit & is_target).sum()),
-                    self._texts(row, of_visit, self.main_task),
-                    first < self.cutoff,
-                )
-            )
+            first, size = to_iso(row["times"][of_visit][0]), int((of_visit & is_target).sum())
+            labels = self._texts(row, of_visit, self.main_task)
+            visits.append(Visit(first, size, labels, first < self.cutoff))
         comes = is_target & (row["times"] >= self.as_of)
         within = comes & (row["times"] < self.as_of + NEXT_DAYS * SECONDS_PER_DAY)
         following = comes & (row["visits"] == row["visits"][comes.argmax()])

@@ -186,8 +186,7 @@ def create_api(service: CustomerService, tokens: str, limit: float = math.inf, l
         service.close()
 
     version, words = importlib.metadata.version("modeling-mcm"), __doc__.partition("\n\n")[0]
-    about: dict = {"title": "MCM", "version": version, "description": words}
-    api = FastAPIOffline(**about, redoc_url=None, lifespan=closing)
+    api = FastAPIOffline(title="MCM", version=version, description=words, redoc_url=None, lifespan=closing)
     guarded = APIRouter(dependencies=[Depends(check_token)], responses=ERRORS)
     _answer_errors(api)
     _add_changes(guarded, service)
