@@ -9,19 +9,17 @@ some megabytes. The system then provides each block page by page again, which ca
 
 import ctypes
 import sys
+from contextlib import suppress
 
 # Names and numbers of options as in glibc's malloc.h
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 NEVER_TRIM, PAD = 2**31 - 1, 2**26
 
 
-def keep_freed_memory() -> bool:
-    """Sets glibc's malloc to keep freed memory in the process; false with another C library."""
-    if not sys.platform.startswith("linux"):
-        return False
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError):  # musl has none
-        return False
-    options = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: NEVER_TRIM, M_TOP_PAD: PAD}
-    return all([mallopt(name, value) for name, value in options.items()])
+def keep_freed_memory() -> None:
+    """Sets glibc's malloc to keep freed memory in the process; does nothing with another C library."""
+    if sys.platform.startswith("linux"):
+        with suppress(AttributeError, OSError):  # musl has none
+            mallopt = ctypes.CDLL(None).mallopt
+            for name, value in {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: NEVER_TRIM, M_TOP_PAD: PAD}.items():
+                mallopt(name, value)

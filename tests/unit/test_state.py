@@ -127,12 +127,6 @@ def test_the_state_holds_principal_components_of_the_counts_of_many_values(most,
     torch.testing.assert_close(read, z, atol=1e-2, rtol=0)  # the counts can be read from the components
 
 
-def test_components_count_the_first_ids_of_a_large_task(monkeypatch):
-    for name in ("MOST_COUNTED", "MOST_FREQUENT"):
-        monkeypatch.setattr(sys.modules[MCMConfig.__module__], name, 20)
-    assert MCMModel(make_config()).state.undecayed.numel() == 20
-
-
 def test_a_state_needs_times_and_values(model):
     inputs = make_inputs()
     with pytest.raises(ValueError, match="event_times"):
