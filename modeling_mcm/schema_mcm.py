@@ -107,11 +107,6 @@ class FeatureSpec:
         return [column for column in (self.column, self.factor) if column]
 
     @property
-    def is_derived(self) -> bool:
-        """`bool`: whether the feature is computed from the time and so has no column of its own."""
-        return self.kind in DERIVED_KINDS
-
-    @property
     def is_constant(self) -> bool:
         """`bool`: whether the feature is the token type of a log without token types, the same for every event."""
         return self.kind == CATEGORICAL and self.column is None
@@ -216,7 +211,7 @@ class LogSchema:
                 f"`on_duplicate: drop` with `order: {ROWS}`: rows at two places are two events; remove one of them."
             )
         for spec in self.features:
-            if spec.is_derived and self.order is not None:
+            if spec.kind in DERIVED_KINDS and self.order is not None:
                 raise ValueError(
                     f"Feature {spec.name!r} has kind {spec.kind!r}, which is computed from the time, and the log has "
                     "`order` instead; remove the feature."
@@ -268,7 +263,7 @@ class LogSchema:
             if (source, spec.item) in items:
                 raise ValueError(f"Two features read `item` {spec.item} of column {spec.column!r}; remove {name!r}.")
             items.add((source, spec.item))
-        tokens = [spec for spec in self.features if not spec.is_derived and spec.column == self.token_type]
+        tokens = [spec for spec in self.features if spec.kind in RAW_KINDS and spec.column == self.token_type]
         if len(tokens) != 1 or tokens[0] != FeatureSpec(tokens[0].name, CATEGORICAL, self.token_type):
             raise ValueError(
                 "`features` needs exactly one categorical feature without other keys for the token type column "
@@ -313,7 +308,7 @@ class LogSchema:
     @cached_property
     def token_feature(self) -> FeatureSpec:
         """`FeatureSpec`: the feature that holds the token type."""
-        return next(spec for spec in self.features if not spec.is_derived and spec.column == self.token_type)
+        return next(spec for spec in self.features if spec.kind in RAW_KINDS and spec.column == self.token_type)
 
     @cached_property
     def event_columns(self) -> list[str]:

@@ -209,8 +209,7 @@ def prepare(
     }
     if feature_extractor is not None:
         facts["options"]["vocabularies"] = feature_extractor.values_digest
-    existing = _reusable(output_dir, facts, overwrite, reuse)
-    if existing is not None:
+    if existing := _reusable(output_dir, facts, overwrite, reuse):
         return existing
     with (
         atomic_folder(output_dir) as (target, scratch),

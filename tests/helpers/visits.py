@@ -4,7 +4,6 @@
 
 import datasets
 import numpy as np
-import pyarrow as pa
 
 from modeling_mcm.data.cases import IGNORED
 from modeling_mcm.evaluation.cases import Horizon
@@ -18,19 +17,13 @@ CUTOFFS = {"validation": VALIDATION, "test": TEST}
 
 def event_rows(customers, *tasks):
     """Prepared rows of customers from events (day, visit, label of each task)."""
-    every = customers.values()
-    columns = {"customer_id": pa.array(customers, pa.string())}
-    columns["times"] = pa.array(
-        [[event[0] * SECONDS_PER_DAY for event in each] for each in every], pa.list_(pa.int64())
-    )
-    for place, name in enumerate(("visits", *(f"task_{task}" for task in tasks)), start=1):
-        columns[name] = pa.array([[event[place] for event in events] for events in every], pa.list_(pa.int32()))
-    columns |= {
-        f"unseen_{task}": pa.array([[0] * len(events) for events in every], pa.list_(pa.int32())) for task in tasks
-    }
+    every, names = customers.values(), ["times", "visits", *(f"task_{task}" for task in tasks)]
+    columns = {name: [[event[place] for event in events] for events in every] for place, name in enumerate(names)}
+    columns["times"] = [[day * SECONDS_PER_DAY for day in days] for days in columns["times"]]
+    columns |= {f"unseen_{task}": [[0] * len(events) for events in every] for task in tasks}
     for name, end in CUTOFFS.items():
-        columns[f"{name}_end"] = pa.array([sum(event[0] < end for event in events) for events in every], pa.int32())
-    return datasets.Dataset(pa.table(columns))
+        columns[f"{name}_end"] = [sum(event[0] < end for event in events) for events in every]
+    return datasets.Dataset.from_dict({"customer_id": [*customers]} | columns)
 
 
 def prepared_rows(customers):
