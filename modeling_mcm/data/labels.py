@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import datasets
 import numpy as np
@@ -24,7 +23,6 @@ from pandas.api import types
 
 from modeling_mcm.data.cases import read_batches
 from modeling_mcm.data.collator import PreparedRows
-from modeling_mcm.data.tables import read_table_file
 from modeling_mcm.events_mcm import (
     SECONDS_PER_DAY,
     BoolArray,
@@ -100,21 +98,6 @@ class CustomerLabels:
         # Customers at equal distances in this order are held out, so that each class gives its share.
         is_held_out[order] = np.diff(np.floor(np.arange(len(order) + 1) * share + 0.5)) > 0
         return np.flatnonzero(~is_held_out[owner]), np.flatnonzero(is_held_out[owner])
-
-
-def load_labels(
-    path: str | Path,
-    label: str = "label",
-    customer: str = "customer_id",
-    time: str = "time",
-    kind: str = AUTO,
-    time_zone: str = "UTC",
-) -> CustomerLabels:
-    """Reads labels from a Parquet or CSV file, with the other arguments and errors of [`make_labels`]. Raises
-    `FileNotFoundError` if there is no such file, and `ValueError` if it has another format or is damaged."""
-    table = read_table_file(path, (customer, time))
-    with naming(str(path)):
-        return make_labels(table, label, customer, time, kind, time_zone)
 
 
 def make_labels(

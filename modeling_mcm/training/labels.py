@@ -27,11 +27,12 @@ from modeling_mcm.data.labels import (
     ON_UNKNOWN,
     CustomerLabels,
     LabelledCustomers,
-    load_labels,
+    make_labels,
 )
 from modeling_mcm.data.schema import NO_CUTOFFS
+from modeling_mcm.data.tables import read_table_file
 from modeling_mcm.evaluation.labels import mean_auc, measure_labels, rank_correlation
-from modeling_mcm.events_mcm import SECONDS_PER_DAY
+from modeling_mcm.events_mcm import SECONDS_PER_DAY, naming
 from modeling_mcm.files_mcm import file_digest
 from modeling_mcm.option import option
 from modeling_mcm.predictor_mcm import Predictor
@@ -92,7 +93,9 @@ def read_labels(data: PreparedData, options: LabelOptions) -> LabelledCustomers:
             "prepare a log with times."
         )
     columns = (options.label, options.customer_column, options.time_column)
-    labels = load_labels(str(options.labels), *columns, options.label_kind, schema.time_zone)
+    table = read_table_file(str(options.labels), columns[1:])
+    with naming(str(options.labels)):
+        labels = make_labels(table, *columns, options.label_kind, schema.time_zone)
     customers = LabelledCustomers(data.rows, labels, options.on_unknown)
     if customers.dropped:
         logger.warning(
@@ -153,11 +156,9 @@ def fit_head(model: MCMForCustomerPrediction, inputs: HeadInputs, labels: torch.
     std = inputs.numbers.std(0).clamp(min=1e-9)
     std[: len(names)] = std[: len(names)].clamp(min=1e-3) / torch.tensor(scales)
     number = np.bincount(inputs.labels.indices, minlength=inputs.labels.shape[1])
-    rarity = np.where(number >= FEWEST, np.log(len(labels) / number.clip(min=1)), 0.0)
-    weighed = csr_array(inputs.labels.multiply(rarity))
+    rarity = np.where(number >= FEWEST, np.log(len(labels) / number.clip(min=1)), 0.0).astype(np.float32)
     used = np.flatnonzero(rarity > 0)
-    lengths = np.sqrt(weighed.multiply(weighed).sum(1)).clip(min=1e-12)
-    inputs = inputs._replace(labels=csr_array(weighed.multiply(1 / lengths[:, None]))[:, used])
+    inputs = inputs._replace(labels=_weigh(inputs.labels, rarity)[:, used])
     y, shift, scale = labels, 0.0, 1.0
     if y.is_floating_point():
         shift, scale = y.double().mean().item(), max(y.double().std().item(), 1e-9)
@@ -173,14 +174,19 @@ def fit_head(model: MCMForCustomerPrediction, inputs: HeadInputs, labels: torch.
     return penalty
 
 
+def _weigh(counts: csr_array, rarity: NDArray) -> csr_array:
+    """Label counts times rarities, as vectors of length 1, as the head reads them."""
+    weighed = csr_array(counts.multiply(rarity))
+    lengths = np.sqrt(weighed.multiply(weighed).sum(1)).clip(min=1e-12)
+    return csr_array(weighed.multiply(1 / lengths[:, None]))
+
+
 @torch.no_grad()
 def predict(model: MCMForCustomerPrediction, inputs: HeadInputs) -> torch.Tensor:
     """The scores `(N, C)` of a model's head."""
-    scores = []
-    for start in range(0, len(inputs.numbers), AT_ONCE):
-        part = inputs.of(slice(start, start + AT_ONCE))
-        scores.append(model.prediction_head(part.numbers, torch.from_numpy(part.labels.toarray())))
-    return torch.cat(scores)
+    head = model.prediction_head
+    of_labels = _weigh(inputs.labels, head.rarity.numpy()) @ head.labels.weight.numpy().T
+    return head.state(inputs.numbers) + torch.from_numpy(of_labels)
 
 
 def train_to_labels(options: FineTuningOptions, label_options: LabelOptions) -> Facts:

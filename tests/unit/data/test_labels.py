@@ -10,7 +10,8 @@ from scipy.stats import spearmanr
 
 from modeling_mcm import MCMForCustomerPrediction
 from modeling_mcm.data import load_prepared
-from modeling_mcm.data.labels import LabelledCustomers, load_labels, make_labels
+from modeling_mcm.data.labels import LabelledCustomers, make_labels
+from modeling_mcm.data.tables import read_table_file
 from modeling_mcm.evaluation.labels import mean_auc, measure_labels, rank_correlation
 from modeling_mcm.events_mcm import SECONDS_PER_DAY, events_before
 from modeling_mcm.predictor_mcm import Predictor
@@ -118,7 +119,7 @@ def test_a_file_is_read_by_its_ending_and_ids_stay_as_they_are_written(tmp_path)
     table.to_csv(tmp_path / "labels.csv", index=False)
     table.to_parquet(tmp_path / "labels.parquet")
     for name in ("labels.csv", "labels.parquet"):
-        labels = load_labels(tmp_path / name)
+        labels = make_labels(read_table_file(tmp_path / name, ("customer_id", "time")))
         assert labels.customer_ids.tolist() == ["007", "7", "08", "9"]
         assert (labels.times == pd.Timestamp("2017-08-01").value // 10**9).all()
     (tmp_path / "labels.txt").write_text("x")
@@ -132,10 +133,10 @@ def test_a_file_is_read_by_its_ending_and_ids_stay_as_they_are_written(tmp_path)
         ("wide.csv", ValueError, "wide.csv can't be read: it is no text in UTF-8; if it is UTF-16"),
         ("absent.csv", FileNotFoundError, "absent.csv is no file"),
         ("long.csv", ValueError, "long.csv can't be read: .*Expected 3 columns, got 4"),
-        ("empty.csv", ValueError, "empty.csv: Column 'customer_id' is missing in 1 of 3 labels.*NA are missing"),
+        ("empty.csv", ValueError, "Column 'customer_id' is missing in 1 of 3 labels.*NA are missing"),
     ]:
         with pytest.raises(error, match=message):
-            load_labels(tmp_path / name)
+            make_labels(read_table_file(tmp_path / name, ("customer_id", "time")))
 
 
 def test_all_labels_of_a_customer_are_on_one_side_and_classes_keep_their_shares():

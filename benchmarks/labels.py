@@ -1,0 +1,121 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Labels of customers that are learned from 100, 1,000 or half of the customers, and predicted of the others.
+
+Labels are of the test cutoff: who the customer is, and who leaves: labels.parquet says it, or it is no visit in 30
+days after one in the 90 days before. `MCM` is `CustomerModel.finetune`, without encoder. Beside it: `counts` by hand
+with a logistic model; the `sparse` counts of all labels (tf-idf) with a logistic model; and LightGBM, which reads
+counts and components of `probe.py`. Penalties are chosen by cross-validation. A value is the AUC (of classes the mean,
+each against the rest), the mean of both halves.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from lightgbm import LGBMClassifier
+from numpy.typing import NDArray
+from scipy.sparse import csr_array, hstack
+from sklearn.feature_extraction.text import TfidfTransformer
+from sklearn.linear_model import LogisticRegressionCV
+from sklearn.model_selection import StratifiedKFold, train_test_split
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
+
+from logs import Log, RawLog, read_raw
+from methods.mcm import WITHOUT, train
+from modeling_mcm import CustomerModel
+from modeling_mcm.data import EventSchema, PreparedData
+from probe import DAYS, FEWEST, SETTINGS, SMALL_TREES, components, make_counts, metric
+
+LOGS, SIZES, THERE = ("ta_feng", "complete_journey", "bank"), (100, 1000), 90  # days
+COUNTS, SPARSE, TREES, MCM = METHODS = ("counts", "sparse", "LightGBM", "MCM")
+
+
+def read_labels(data: PreparedData, raw: RawLog, customers: pd.Index, cutoff: pd.Timestamp) -> pd.DataFrame:
+    """A column for each label, missing where it is not known; the index is the customer."""
+    schema, folder = data.schema, data.folder.with_name("raw")
+    if (folder / "labels.parquet").is_file():
+        return pd.read_parquet(folder / "labels.parquet").set_index(schema.customer).reindex(customers)
+    days, visits = (raw.visits["time"] - cutoff) / pd.Timedelta(days=1), raw.visits["customer"]
+    leaves = pd.Series(~customers.isin(visits[days.between(0, DAYS)]), customers)
+    leaves = leaves.where(customers.isin(visits[days.between(-THERE, 0, inclusive="left")]))
+    profile = pd.read_parquet(folder / "profile.parquet").astype({schema.customer: str}).set_index(schema.customer)
+    known = profile[SETTINGS[schema.name][1] or [spec.column for spec in schema.profile]]
+    return leaves.to_frame("leaves").join(known)
+
+
+def read_inputs(events: pd.DataFrame, schema: EventSchema, counts: pd.DataFrame) -> dict[str, Any]:
+    """What the other methods read of customers, a row each, as `counts` has them."""
+    tasks, blocks = [schema.specs[task].column for task in schema.tasks], []
+    rows = counts.index.get_indexer(events[schema.customer])
+    for column in tasks:
+        ids, values = pd.factorize(events[column])
+        known = (rows >= 0) & (ids >= 0)
+        blocks.append(csr_array((np.ones(known.sum()), (rows[known], ids[known])), (len(counts), len(values))))
+    of_labels = components(events, schema.customer, SETTINGS.get(schema.name, (tasks,))[0]).loc[counts.index]
+    return {
+        COUNTS: counts.to_numpy(),
+        SPARSE: hstack(blocks).tocsr(),
+        TREES: np.concatenate([counts, of_labels], 1),
+    }
+
+
+def make_classifier(method: str, fewest: int) -> Pipeline:
+    """One of the other methods, for labels whose rarest class has `fewest` customers."""
+    logs = FunctionTransformer(lambda values: np.sign(values) * np.log1p(np.abs(values)))  # counts have long tails
+    if method == TREES:
+        return make_pipeline(logs, LGBMClassifier(**SMALL_TREES))
+    folds = StratifiedKFold(max(2, min(5, fewest)), shuffle=True, random_state=0)
+    choices = np.logspace(-2, 2, 5) if method == SPARSE else np.logspace(-4, 0, 5)
+    linear = LogisticRegressionCV(Cs=choices, cv=folds, scoring="neg_log_loss", max_iter=300)
+    steps = [TfidfTransformer(sublinear_tf=True)] if method == SPARSE else [logs, StandardScaler()]
+    return make_pipeline(*steps, linear)
+
+
+def compare(
+    model: CustomerModel, cutoff: pd.Timestamp, ids: pd.Index, classes: NDArray, inputs: dict[str, Any], size: int
+) -> dict[str, float]:
+    """The AUC of each method that learns from `size` customers of a half."""
+    aucs: dict[str, list[float]] = {method: [] for method in METHODS}
+    for half, others in StratifiedKFold(2, shuffle=True, random_state=0).split(ids, classes):
+        few = train_test_split(half, train_size=min(size, len(half) - 1), stratify=classes[half], random_state=0)[0]
+        known, learned = np.unique(classes[few], return_inverse=True)
+        for method in METHODS:
+            if method == MCM:
+                table = pd.DataFrame({"customer": ids[few], "as_of": cutoff, "label": [f"{of:02}" for of in learned]})
+                tuned = model.finetune(table, validation_share=0)
+                found = tuned.predict(ids[others], as_of=cutoff).to_numpy()
+            else:
+                learner = make_classifier(method, np.bincount(learned).min()).fit(inputs[method][few], learned)
+                found = learner.predict_proba(inputs[method][others])
+            chances = np.zeros((len(others), classes.max() + 1))  # 0 for a class that nobody had
+            chances[:, known] = found
+            weights = np.ones((1, len(others)))
+            aucs[method] += metric(classes[others], chances, np.arange(chances.shape[1]), weights).tolist()
+    return {method: float(np.mean(of_halves)) for method, of_halves in aucs.items()}
+
+
+def measure(log: Log, data: PreparedData, runs: Path) -> dict[str, Any] | None:
+    """A row for each label and number of customers, with the AUC of each method; None for a log without labels."""
+    if log.name not in LOGS:
+        return None
+    schema, raw, rows = data.schema, read_raw(data), []
+    cutoff, events = pd.Timestamp(schema.cutoff("test")), raw.events.astype({schema.customer: str})
+    events = events[events[schema.time] < cutoff]
+    counts = make_counts(events, schema, cutoff)
+    counts = counts[counts["events inf"] >= schema.min_history]
+    inputs, labels = read_inputs(events, schema, counts), read_labels(data, raw, counts.index, cutoff)
+    folder = train(WITHOUT, data, 0, runs / log.name / f"{WITHOUT.replace(' ', '_')}.0")
+    for name, column in labels.items():
+        number = column.value_counts()
+        known = column.isin(number.index[number >= FEWEST]).to_numpy()
+        ids, classes = column.index[known], pd.factorize(column[known], sort=True)[0]
+        model = CustomerModel.load(folder, events[events[schema.customer].isin(ids)])
+        of_known = {method: values[known] for method, values in inputs.items()}
+        for size in (*(size for size in SIZES if size < len(ids) / 2), len(ids) // 2):
+            found = compare(model, cutoff, ids, classes, of_known, size)
+            rows.append({"label": name, "customers": len(ids), "learned from": size} | found)
+            print(log.name, rows[-1], flush=True)
+    return {"log": log.name, "rows": rows}
