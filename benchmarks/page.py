@@ -11,8 +11,10 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
+from labels import METHODS, SIZES
 from logs import LOGS
 from methods import find_methods
 from methods.best_possible import BEST
@@ -70,6 +72,13 @@ AUC of linear models and of LightGBM, which reads counts and components, or rank
 `CustomerModel.embed` by MCM without encoder. {verdict}
 
 {probe}
+
+## Labels of customers
+
+AUC of `CustomerModel.finetune` and of others, learned from 100/1,000/half of the customers; of demographics the mean.
+*Sparse* is a linear model of tf-idf of labels.
+
+{labels}
 
 ## Speed beside other libraries
 
@@ -267,6 +276,23 @@ def probe_table(rows: list[tuple[str, Answer]]) -> Table:
     return table
 
 
+def label_table(others: dict[str, Answer]) -> Table:
+    """A row for each method, a column for each label; those of a profile together."""
+    rows = [row | {"log": log} for log in LOGS for row in others.get(f"{log}.labels", {"rows": []})["rows"]]
+    if not rows:
+        return []
+    table = pd.DataFrame(rows)
+    profile = table["log"].eq("complete_journey") & table["label"].ne("leaves")
+    table["label"] = table["log"] + " " + table["label"].mask(profile, "demographics")
+    table["size"] = table["learned from"].where(table["learned from"].isin(SIZES), np.inf)
+    means = table.groupby(["label", "size"])[list(METHODS)].mean()
+    labels = table["label"].unique().tolist()
+    return [["method", *labels]] + [
+        [method, *("/".join(f"{auc:.3f}" for auc in means.loc[label, method]) for label in labels)]
+        for method in METHODS
+    ]
+
+
 def small_table(others: dict[str, Answer]) -> Table:
     """A row for each task of the small logs, a column for each number of visits."""
     rows = [(log, row) for log in LOGS for row in others.get(f"{log}.small_logs", {"rows": []})["rows"]]
@@ -330,6 +356,7 @@ def draw(folder: Path) -> None:
         "small": _table(small_table(others)),
         "verdict": verdict(probe) if probe else "",
         "probe": _table(probe_table(probe)),
+        "labels": _table(label_table(others)),
         "speed": f"{speed['caption']}\n\n{_table(speed['table'])}",
     }
     if found := chances(others):

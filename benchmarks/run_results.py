@@ -10,7 +10,7 @@
 A run leaves `LOG.METHOD.SEED.json` in docs/results, and is made again when that is removed. It holds for each question
 and task the means, the NDCG@10 of every customer (`page.pack`), the digest of the prepared data, versions, seconds of
 fitting, and what was tuned. Methods are in methods/, a file each; logs are in logs.py. Intervals resample customers;
-those of differences resample them in pairs. The studies `chance`, `forecasts`, `probe` and
+those of differences resample them in pairs. The studies `chance`, `forecasts`, `labels`, `probe` and
 `small_logs` have files of their own.
 """
 
@@ -29,6 +29,7 @@ from transformers.hf_argparser import HfArg
 
 import chance
 import forecasts
+import labels
 import page
 import probe
 import small_logs
@@ -37,7 +38,7 @@ from methods import Method, find_methods
 from modeling_mcm.data import PreparedData
 from modeling_mcm.evaluation import bootstrap_interval
 
-STUDIES = {"chance": chance, "forecasts": forecasts, "probe": probe, "small_logs": small_logs}
+STUDIES = {"chance": chance, "forecasts": forecasts, "labels": labels, "probe": probe, "small_logs": small_logs}
 
 
 @dataclass

@@ -62,6 +62,15 @@ class HeadInputs(NamedTuple):
         return HeadInputs(self.numbers[chosen], self.labels[chosen])
 
 
+class LinearFit(NamedTuple):
+    """A linear head: the mean loss in cross-validation, the penalty, and weights `(O, D)` and biases `(O,)` of the
+    numbers, and weights `(O, V)`."""
+
+    loss: float
+    penalty: float
+    parameters: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # of scores `(N, O)` and of `y`
 
 
@@ -73,7 +82,7 @@ def fit_linear(
     folds: NDArray,
     penalties: Sequence[float],
     std: torch.Tensor,
-) -> tuple[float, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+) -> LinearFit:
     """Fits a linear head of `outputs` scores with the penalty of the lowest loss in cross-validation.
 
     Args:
@@ -83,8 +92,6 @@ def fit_linear(
             first: each fit starts from the last.
         std (`torch.FloatTensor` of shape `(D,)`): What the numbers, less their means, are divided by.
 
-    Returns:
-        `tuple`: The penalty, and weights `(O, D)` and biases `(O,)` of the numbers, and weights `(O, V)`.
     """
     mean = inputs.numbers.mean(0)
     inputs = inputs._replace(numbers=(inputs.numbers - mean) / std)
@@ -99,7 +106,7 @@ def fit_linear(
     best = int(losses.argmin())
     weight, of_labels, bias = _fit_path(inputs, y, outputs, compute_loss, penalties[: best + 1])[-1]
     weight = weight.T / std
-    return penalties[best], (weight, bias - weight @ mean, of_labels.T)
+    return LinearFit(losses[best] / len(y), penalties[best], (weight, bias - weight @ mean, of_labels.T))
 
 
 def _fit_path(

@@ -47,8 +47,9 @@ NEW = "prediction_head."
 AT_ONCE = 64  # histories that are read at a time
 PENALTIES = (400.0, 120.0, 40.0, 10.0, 4.0, 1.5, 0.5)  # of `fit_linear`
 # Factors of the state's standardised numbers by the first part of their names: there are far fewer of them than of
-# labels, and the rotated components say least.
-SCALES = {WHITENED: 0.2, ROTATED: 0.05, "": 0.1}
+# labels, and the rotated components say least. Who the customer is stands in labels, who leaves in plain counts, whose
+# factor cross-validation chooses.
+SCALES = [{WHITENED: 0.2, ROTATED: 0.05, "": plain} for plain in (0.1, 1.0)]
 
 
 @dataclass
@@ -149,12 +150,9 @@ def read_inputs(
 def fit_head(model: MCMForCustomerPrediction, inputs: HeadInputs, labels: torch.Tensor, folds: NDArray) -> float:
     """Fits a model's head to the inputs and labels `(N,)` of training customers: logistic or linear regression of
     standardised states and further columns, and of label counts times the label's rarity, the logarithm of N over the
-    number of examples that had it. The L2 penalty is that of the lowest loss in cross-validation. The `folds` `(N,)`
-    are numbered from 0. Returns that penalty."""
+    number of examples that had it. The L2 penalty and `SCALES` are those of the lowest loss in cross-validation. The
+    `folds` `(N,)` are numbered from 0. Returns that penalty."""
     names = cast(CustomerState, model.model.state).names
-    scales = [next(scale for start, scale in SCALES.items() if name.startswith(start)) for name in names]
-    std = inputs.numbers.std(0).clamp(min=1e-9)
-    std[: len(names)] = std[: len(names)].clamp(min=1e-3) / torch.tensor(scales)
     number = np.bincount(inputs.labels.indices, minlength=inputs.labels.shape[1])
     rarity = np.where(number >= FEWEST, np.log(len(labels) / number.clip(min=1)), 0.0).astype(np.float32)
     used = np.flatnonzero(rarity > 0)
@@ -164,14 +162,20 @@ def fit_head(model: MCMForCustomerPrediction, inputs: HeadInputs, labels: torch.
         shift, scale = y.double().mean().item(), max(y.double().std().item(), 1e-9)
         y = ((y - shift) / scale).float()
     head, compute_loss = model.prediction_head, model.compute_loss
-    penalty, parameters = fit_linear(inputs, y, model.num_labels, compute_loss, folds, PENALTIES, std)
-    weight, bias, of_labels = (values * scale for values in parameters)
+    fits = []
+    for scales in SCALES:
+        std = inputs.numbers.std(0).clamp(min=1e-9)
+        factors = [next(factor for start, factor in scales.items() if name.startswith(start)) for name in names]
+        std[: len(names)] = std[: len(names)].clamp(min=1e-3) / torch.tensor(factors)
+        fits.append(fit_linear(inputs, y, model.num_labels, compute_loss, folds, PENALTIES, std))
+    best = min(fits, key=lambda fit: fit.loss)
+    weight, bias, of_labels = (values * scale for values in best.parameters)
     head.state.weight.copy_(weight)
     head.state.bias.copy_(bias + shift)
     head.labels.weight.zero_()
     head.labels.weight[:, torch.from_numpy(used)] = of_labels
     head.rarity.copy_(torch.from_numpy(rarity))
-    return penalty
+    return best.penalty
 
 
 def _weigh(counts: csr_array, rarity: NDArray) -> csr_array:

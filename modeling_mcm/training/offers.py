@@ -88,7 +88,7 @@ def train_to_offers(options: FineTuningOptions, offer_options: OfferOptions) -> 
         y = torch.from_numpy(np.column_stack([table[outcomes].fillna(-1), weights])).float()
         folds = draw_folds(table["customer_id"].to_numpy(), options.seed)
         std = inputs.numbers.std(0).clamp(min=LEAST_STD)
-        penalty, parameters = fit_linear(inputs, y, len(outcomes), compute_loss, folds, PENALTIES, std)
+        _, penalty, parameters = fit_linear(inputs, y, len(outcomes), compute_loss, folds, PENALTIES, std)
         head = model.action_head.requires_grad_(False)
         stored = head.numbers.weight, head.numbers.bias, head.labels.weight
         for parameter, value in zip(stored, parameters, strict=True):

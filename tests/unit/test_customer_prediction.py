@@ -54,7 +54,8 @@ def make_inputs(states, model, counts=None):
 
 
 @pytest.mark.parametrize("number", [1, 2])
-def test_the_head_is_a_penalised_linear_model_of_state_and_rare_labels(make_model, number):
+def test_the_head_is_a_penalised_linear_model_of_state_and_rare_labels(make_model, number, monkeypatch):
+    monkeypatch.setattr("modeling_mcm.training.labels.SCALES", SCALES[:1])
     sklearn = pytest.importorskip("sklearn.linear_model", reason="scikit-learn not installed")
     generator, model = torch.Generator().manual_seed(0), make_model(num_labels=number)
     states = torch.randn(200, 12, generator=generator) * 3 + 1
@@ -70,12 +71,7 @@ def test_the_head_is_a_penalised_linear_model_of_state_and_rare_labels(make_mode
     rare = counts * torch.where(has >= 5, (200 / has).log(), 0.0)
     starts = [name.partition("_")[0] for name in model.model.state.names]
     assert {"direction", "visits"} <= {*starts}
-    scales = torch.tensor(
-        [
-            {"component": SCALES["component_"], "direction": SCALES["direction_"]}.get(start, SCALES[""])
-            for start in starts
-        ]
-    )
+    scales = torch.tensor([SCALES[0].get(f"{start}_", SCALES[0][""]) for start in starts])
     z = torch.cat([scales * (states - states.mean(0)) / states.std(0), F.normalize(rare, dim=1)], 1).numpy()
     found = model.prediction_head(states, counts).detach()
     if number == 1:
@@ -85,6 +81,18 @@ def test_the_head_is_a_penalised_linear_model_of_state_and_rare_labels(make_mode
         expected = sklearn.LogisticRegression(C=1 / penalty).fit(z, labels.numpy()).decision_function(z)
         assert torch.allclose(found[:, 1] - found[:, 0], torch.tensor(expected, dtype=torch.float), atol=3e-2)
     assert torch.allclose(predict(model, make_inputs(states, model, counts)), found, atol=1e-4)
+
+
+def test_plain_counts_that_decide_are_hardly_shrunk(make_model, monkeypatch):
+    generator, model = torch.Generator().manual_seed(0), make_model(num_labels=2)
+    states, losses = torch.randn(400, 12, generator=generator), []
+    assert model.model.state.names[2] == "days_since_last_in_gaps"
+    labels = (states[:, 2] + torch.randn(400, generator=generator) / 3 > 0).long()
+    for scales in (SCALES[:1], SCALES):
+        monkeypatch.setattr("modeling_mcm.training.labels.SCALES", scales)
+        fit_head(model, make_inputs(states[:100], model), labels[:100], np.arange(100) % 5)
+        losses.append(model.compute_loss(predict(model, make_inputs(states[100:], model)), labels[100:]).item())
+    assert losses[1] < 0.9 * losses[0]
 
 
 def test_where_nothing_can_be_learned_the_penalty_is_large(make_model):
