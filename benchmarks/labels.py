@@ -80,7 +80,9 @@ def compare(
     """The AUC of each method that learns from `size` customers of a half."""
     aucs: dict[str, list[float]] = {method: [] for method in METHODS}
     for half, others in StratifiedKFold(2, shuffle=True, random_state=0).split(ids, classes):
-        few = train_test_split(half, train_size=min(size, len(half) - 1), stratify=classes[half], random_state=0)[0]
+        few = half
+        if size < len(half):
+            few = train_test_split(half, train_size=size, stratify=classes[half], random_state=0)[0]
         known, learned = np.unique(classes[few], return_inverse=True)
         for method in METHODS:
             if method == MCM:
@@ -111,11 +113,13 @@ def measure(log: Log, data: PreparedData, runs: Path) -> dict[str, Any] | None:
     for name, column in labels.items():
         number = column.value_counts()
         known = column.isin(number.index[number >= FEWEST]).to_numpy()
-        ids, classes = column.index[known], pd.factorize(column[known], sort=True)[0]
+        ids, (classes, values) = column.index[known], pd.factorize(column[known], sort=True)
+        if len(values) < 2:
+            continue
         model = CustomerModel.load(folder, events[events[schema.customer].isin(ids)])
-        of_known = {method: values[known] for method, values in inputs.items()}
-        for size in (*(size for size in SIZES if size < len(ids) / 2), len(ids) // 2):
+        of_known = {method: table[known] for method, table in inputs.items()}
+        for size in (*(size for size in SIZES if size < len(ids) / 2), len(ids)):  # the last is all of a half
             found = compare(model, cutoff, ids, classes, of_known, size)
-            rows.append({"label": name, "customers": len(ids), "learned from": size} | found)
+            rows.append({"label": name, "customers": len(ids), "learned from": min(size, len(ids) // 2)} | found)
             print(log.name, rows[-1], flush=True)
     return {"log": log.name, "rows": rows}

@@ -442,7 +442,8 @@ class CustomerModel:
         from modeling_mcm.preparation import prepare  # the extra `data`
 
         schema = schema or replace(read_schema(self.feature_extractor), cutoffs=NO_CUTOFFS)
-        prepare(self._events, schema, folder, feature_extractor=self.feature_extractor)
+        nothing = dict.fromkeys(schema.profile_columns) | {schema.customer: self.customers}  # as in `_row`
+        prepare(self._events, schema, folder, profile=pd.DataFrame(nothing), feature_extractor=self.feature_extractor)
         return PreparedData(str(folder))
 
     def _row(self, customer: object) -> Row:

@@ -18,6 +18,7 @@ from sklearn.metrics import roc_auc_score
 
 import chance
 import forecasts
+import labels
 import logs
 import page
 import probe
@@ -116,11 +117,13 @@ def test_the_page_has_means_over_seeds_and_paired_differences(shop, tmp_path):
 
 @pytest.mark.slow
 def test_mcm_and_the_studies_are_run_through_its_entrances(shop, tmp_path, monkeypatch):
-    for module in (small_logs, chance):
+    for module in (small_logs, chance, labels):
         monkeypatch.setattr(module, "LOGS", ("corner_shop",))
     monkeypatch.setattr(small_logs, "VISITS", (20,))
     monkeypatch.setattr(small_logs, "DRAWS", 1)
     monkeypatch.setattr(probe, "FEWEST", 5)
+    monkeypatch.setattr(labels, "FEWEST", 5)
+    monkeypatch.setattr(labels, "SIZES", (12,))
     monkeypatch.setitem(probe.SETTINGS, "corner_shop", (("item", "aisle"), None))
     monkeypatch.setitem(forecasts.CUTOFFS, "corner_shop", {VALIDATION: (14, 30)})
     results = tmp_path / "results"
@@ -136,6 +139,9 @@ def test_mcm_and_the_studies_are_run_through_its_entrances(shop, tmp_path, monke
     assert set(of_target) == {"spend in 30 days", "visits in 30 days", "comes in 30 days", "age"}
     for kind in ("counts", "components", "state", "counts and state"):
         assert 0 <= of_target["age"][kind]["mean"] <= 1
+    learned = {(row["label"], row["learned from"]): row for row in rows["labels"]}
+    assert {("age", 12), ("age", 17)} <= learned.keys()
+    assert all(0 <= row[method] <= 1 for row in learned.values() for method in labels.METHODS)
     assert "| corner_shop | age | " in (tmp_path / "results.md").read_text()
     for name in ("chance", "small_logs"):
         assert {row["task"] for row in rows[name]} == {"items", "aisle"}

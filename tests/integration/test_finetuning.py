@@ -20,7 +20,13 @@ from serving_client import as_requests, make_client, make_service
 from sklearn.metrics import roc_auc_score
 from transformers import pipeline
 
-from modeling_mcm import MCMConfig, MCMForActionRecommendation, MCMForCustomerPrediction, MCMForMultiTaskRecommendation
+from modeling_mcm import (
+    CustomerModel,
+    MCMConfig,
+    MCMForActionRecommendation,
+    MCMForCustomerPrediction,
+    MCMForMultiTaskRecommendation,
+)
 from modeling_mcm.commands import app
 from modeling_mcm.data import PreparedData
 from modeling_mcm.data.collator import PreparedRows
@@ -222,6 +228,12 @@ def test_further_columns_of_the_table_are_read_in_prediction(tuned, predict, eve
         wanted = ask([customer, customer | {"label_columns": {}}], as_of=end + pd.Timedelta(seconds=1), batch_size=2)
         assert found.loc[who].tolist() == pytest.approx([*wanted[0].values()], abs=1e-5)
         assert (wanted[0] == wanted[1]) == (columns is None)
+
+
+def test_a_checkpoint_that_knows_profiles_is_fine_tuned_in_python(pretrained, event_log):
+    model = CustomerModel.load(pretrained, event_log)
+    table = pd.DataFrame({"customer": model.customers, "label": np.arange(len(model.customers)) % 2})
+    assert len(model.finetune(table, validation_share=0).predict()) == len(table)
 
 
 def test_all_customers_are_predicted_at_the_end_of_the_log(tuned, predict, event_log):
