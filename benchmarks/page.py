@@ -33,13 +33,13 @@ NDCG@10 of the next visit, or of the row's question; higher is better. [How it w
 
 ## Differences in NDCG@10
 
-Paired by customer, ± half of the 95% interval. {peers}
+Paired by customer, ± half of the 95% interval; empty where MCM leaves the encoder out. {peers}
 
 {differences}
 
 ## Lists of ten
 
-Recall@10, and in brackets the share of all labels that are in any customer's list.
+Recall@10, and in brackets the share of all labels that are in any list; empty as above.
 
 {lists}
 
@@ -68,15 +68,14 @@ those in an interval of 0 alone, only its level is counted.
 ## Who the customer is
 
 AUC of linear models and of LightGBM, which reads counts and components, or rank correlation (spend, visits).
-*Counts* are made by hand. *Components* are 64 principal ones of log counts of labels. The *state* is
-`CustomerModel.embed` by MCM without encoder. {verdict}
+*Counts* are made by hand, *components* 64 principal ones of log counts of labels. The *state* is `CustomerModel.embed`
+by MCM without encoder. {verdict}
 
 {probe}
 
-## Labels of customers
+## Labels
 
-AUC of `CustomerModel.finetune` and of others, learned from 100/1,000/half of the customers; of demographics the mean.
-*Sparse* is a linear model of tf-idf of labels.
+AUC of `CustomerModel.finetune` and others, learned from 100/1,000/half of the customers. *Sparse*: tf-idf of labels.
 
 {labels}
 
@@ -201,6 +200,8 @@ def differences(runs: Runs, methods: list[str]) -> tuple[Table, str]:
             "" if one is None or other is None else with_interval(paired_difference(one, other)._asdict(), 4)
             for one, other in pairs
         ]
+        if pairs[-1][0] is not None and np.array_equal(*pairs[-1], equal_nan=True):
+            cells[1:] = ["", ""]
         table.append([title(row), best, *cells])
     above = sum(low > 0 for low in lows)
     return table, f"MCM is above the best of RecTools beyond noise in {above} of the {len(lows)} rows where both ran."
@@ -267,7 +268,7 @@ def farthest(found: dict[str, list[Answer]]) -> str:
 
 def probe_table(rows: list[tuple[str, Answer]]) -> Table:
     """A row for each target of the probe."""
-    kinds = [*YARDSTICKS, "state", "counts and state"]
+    kinds = [*YARDSTICKS, "state"]
     table = [["log", "target", *kinds, "state less the best of those without MCM"]]
     for log, row in rows:
         gain = with_interval(row["state over the best yardstick"], 3)
@@ -338,7 +339,8 @@ def draw(folder: Path) -> None:
     def lists(row, method):
         recall = [answer["mean"] for answer in each(runs, row, method, "recall@10")]
         covered = each(runs, row, method, "coverage")
-        return f"{np.mean(recall):.3f} ({np.mean(covered):.0%})" if recall else ""
+        cell = f"{np.mean(recall):.3f} ({np.mean(covered):.0%})" if recall else ""
+        return "" if method == WITH and cell == lists(row, WITHOUT) else cell
 
     seeds = {name: {len(found) for (_, method), found in runs.items() if method == name} for name in (WITHOUT, WITH)}
     probe = [(log, row) for log in LOGS for row in others.get(f"{log}.probe", {"rows": []})["rows"]]
