@@ -8,17 +8,24 @@ import random
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import forked_runs
 import pandas as pd
 import psutil
+import pyarrow.parquet as pq
 import pytest
 import torch
 from choices import NO_DROPOUT, pretraining_options
 from folders import assert_same_weights, logged, losses, weights
+from forked_runs import ROOT
 
+from modeling_mcm.data import EventSchema
+from modeling_mcm.preparation import prepare
 from modeling_mcm.training.resuming import checkpoint_fault
+from synthetic import make_click_log
 
 STEPS = 18  # in epochs of nine, the last of two customers
 
@@ -210,3 +217,13 @@ def test_patience_outlives_a_kill_and_an_early_end_stays_the_end(stopping, tmp_p
         assert words in forked_runs.pretrain(chosen(path.name), tmp_path / path.name)
         assert json.loads((path / "trainer_state.json").read_text())["global_step"] == state["global_step"]
         assert all(torch.equal(value, before[name]) for name, value in weights(path).items())
+
+
+def test_a_start_on_a_thousand_customers_takes_at_most_so_much_memory(tmp_path):
+    pq.write_table(make_click_log(customers=1000).events, tmp_path / "events.parquet")
+    schema = EventSchema.from_yaml(ROOT / "configuration" / "schemas" / "clickstream.yaml")
+    prepare(str(tmp_path / "events.parquet"), schema, tmp_path / "data")
+    options = ["start", "--data", str(tmp_path / "data"), "--output_dir", str(tmp_path / "model")]
+    process = subprocess.Popen([sys.executable, "-m", "modeling_mcm.commands.main", *options])
+    _, status, usage = os.wait4(process.pid, 0)
+    assert status == 0 and usage.ru_maxrss < 1.2e6  # KiB; it took .84e6

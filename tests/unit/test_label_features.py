@@ -229,3 +229,15 @@ def test_ranks_begin_with_the_largest_number_and_the_first_of_equal_ones():
     ranks, largest = compare(row, values)
     assert ranks.tolist() == [[3, 1, 4, 2, 2, 1]] and largest[0, 0] == 3 and largest[0, 5] == values[0, 5]
     assert torch.equal(values, copy) and compare(row[:0], values[:, :0])[0].shape == (1, 0)
+
+
+def test_a_label_of_a_hundred_thousand_is_reached_by_its_evidence():
+    table = LabelTables(100_000)
+    last = len(table.neighbours[0]) - 1
+    table.neighbours[0, 7, 0], table.weights[0, 7, 0] = last, 1.0
+    labels, events = torch.tensor([[[7]], [[9]]]), torch.zeros(2, 1, dtype=torch.long)
+    found = candidate_features(LabelHistory.from_batch(labels, events, events.float(), events), [table])
+    rows = found.row[found.label == last]
+    assert rows.tolist() == [0] and len(found.row) < 200  # of others the popular ones
+    transitions = [feature.name for feature in FEATURES].index("transitions")
+    assert found.features[found.label == last, transitions].item() == pytest.approx(log1p(30))
