@@ -114,8 +114,8 @@ def total_of_rows(
     `cutoff` is the validation cutoff, and `end` the end of the log, in seconds since 1970-01-01. The result, its
     errors and the other arguments are those of [`forecast_total`]; its missing weeks are those of the rows. Times of
     the past are before the customers' last event: nothing that came after it is known."""
-    if days < 1:
-        raise ValueError(f"`days` is {days:g}: a total is of 1 day or more.")
+    if isinstance(days, str) or not days >= 1:  # nor NaN
+        raise ValueError(f"`days` is {days!r}: a total is of 1 day or more, as a number.")
     forecasts = model.base_model.select_forecasts([days])
     if not forecasts.are_trained:
         raise MissingForecastsError(model.name_or_path)

@@ -92,6 +92,7 @@ WRONG = {
     "No forecasts of 'price': this checkpoint has those of": {"quantity": "price"},
     "The log ends .* days after the validation cutoff, so the error of 200 days": {"days": 200},
     "`days` is 1e-09: a total is of 1 day or more": {"days": 1e-9},
+    "`days` is '30': a total is of 1 day or more": {"days": "30"},
     "No forecast for 9999 days": {"days": 9999},
     "No customer 'nobody'": {"customers": ["nobody"]},
     "`customers` is empty": {"customers": []},
