@@ -219,6 +219,7 @@ def test_patience_outlives_a_kill_and_an_early_end_stays_the_end(stopping, tmp_p
         assert all(torch.equal(value, before[name]) for name, value in weights(path).items())
 
 
+@pytest.mark.slow
 def test_a_start_on_a_thousand_customers_takes_at_most_so_much_memory(tmp_path):
     pq.write_table(make_click_log(customers=1000).events, tmp_path / "events.parquet")
     schema = EventSchema.from_yaml(ROOT / "configuration" / "schemas" / "clickstream.yaml")

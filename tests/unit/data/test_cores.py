@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tests of work that is shared out to cores: results in order, errors of the work, threads as they were."""
 
+import time
+
 import pytest
 import torch
 
@@ -19,9 +21,12 @@ def two_threads():
 @pytest.mark.parametrize("device", [None, torch.device("meta")])
 def test_results_come_in_the_order_of_items_that_are_read_as_they_are_needed(two_threads, device):
     read: list[int] = []
-    results = map_on_cores(
-        lambda item: (item, torch.get_num_threads()), (read.append(i) or i for i in range(9)), device
-    )
+
+    def work(item):
+        time.sleep(0.02 * (item % 2 == 0))  # every second one takes longer
+        return item, torch.get_num_threads()
+
+    results = map_on_cores(work, (read.append(item) or item for item in range(9)), device)
     assert next(results) == (0, 1) and len(read) < 9
     assert [item for item, _ in results] == [*range(1, 9)] and torch.get_num_threads() == 2
 
