@@ -75,7 +75,8 @@ by MCM without encoder. {verdict}
 
 ## Labels
 
-AUC of `CustomerModel.finetune` and others, learned from 100/1,000/half of the customers. *Sparse*: tf-idf of labels. Cells come from several runs.
+AUC of `CustomerModel.finetune` and others, learned from 100/1,000/half of the customers. *Sparse*: tf-idf of labels.
+Cells come from several runs.
 
 {labels}
 
