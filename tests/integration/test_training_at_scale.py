@@ -104,7 +104,8 @@ def test_a_killed_worker_ends_the_run_which_goes_on_when_started_again(options, 
     assert len(workers) == 1
     workers[0].kill()
     text = forked_runs.finish(process, 1, tmp_path / "log")
-    assert re.search("RuntimeError: .*DataLoader worker .*(killed|exited unexpectedly)", text)
+    # torch's own error, or ours if the worker was killed while it handed over a batch
+    assert re.search("DataLoader worker .*(killed|exited unexpectedly)", text)
     assert "going on from" in forked_runs.pretrain(options(folder), tmp_path / "again")
     assert_same_end(folder, undisturbed)
 
