@@ -19,9 +19,14 @@ def weights(folder, name="model.safetensors"):
     return load_file(folder / name)
 
 
+def read_json(path):
+    """What a JSON file holds."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def logged(folder):
     """The lines that the Trainer logged."""
-    return json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    return read_json(folder / "trainer_state.json")["log_history"]
 
 
 def losses(folder):
@@ -89,9 +94,16 @@ def flipped_bits(path, number=25):
     path.write_bytes(whole)
 
 
+def edit_json(path, change):
+    """Changes what a JSON file holds in place."""
+    values = read_json(path)
+    change(values)
+    path.write_text(json.dumps(values))
+
+
 def update_json(path, **changes):
     """Changes values of a JSON file."""
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    edit_json(path, lambda values: values.update(changes))
 
 
 def rewritten(name, text):

@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every file of configuration/accelerate/ starts the processes that it says, on CPUs here; they train one model."""
 
-import json
 import os
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from choices import NO_DROPOUT, pretraining_options
-from folders import assert_same_weights, losses, remove_files, weights
+from folders import assert_same_weights, losses, read_json, remove_files, weights
 from forked_runs import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,7 +35,7 @@ def finish(process):
 
 
 def facts(folder):
-    return json.loads((folder / "pretraining.json").read_text())
+    return read_json(folder / "pretraining.json")
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from corner_shop import TEST, VALIDATION, make_profile
+from folders import read_json
 from in_process import call
 from sklearn.metrics import roc_auc_score
 
@@ -55,7 +56,7 @@ def shop(prepared, raw, monkeypatch):
 
 def read_results(folder):
     """The files of results by what they are of."""
-    return {path.name.removesuffix(".json"): json.loads(path.read_text()) for path in folder.glob("*.json")}
+    return {path.name.removesuffix(".json"): read_json(path) for path in folder.glob("*.json")}
 
 
 def test_a_run_leaves_what_evaluation_says_and_is_not_made_again(shop, tmp_path, monkeypatch):
@@ -196,7 +197,7 @@ def test_rectools_reads_each_label_of_a_time_once_until_the_test_cutoff(event_lo
 def test_a_plain_bert_is_beside_mcm(prepared, tmp_path):
     short = ["--methods", "BERT of transformers", "MCM", "--hidden", 16, "--rounds", 1, "--seconds", 1, "--length", 20]
     call("compare", "--data", prepared, "--task", "items", "--results", tmp_path, *short)
-    _, bert, mcm = json.loads((tmp_path / "speed.json").read_text())["table"]
+    _, bert, mcm = read_json(tmp_path / "speed.json")["table"]
     assert (bert[0], mcm[0]) == ("BERT of transformers", "MCM") and bert[2] == bert[4] == "1.00x"
     assert all(float(cell.replace(",", "")) > 0 for cell in (bert[1], bert[3], mcm[1], mcm[3]))
 

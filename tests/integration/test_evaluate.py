@@ -2,12 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """run_evaluate.py evaluates a model and all baselines on the same cases; here it trains nothing."""
 
-import json
 from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from folders import read_json
 
 from modeling_mcm.data import PreparedData
 from modeling_mcm.evaluation.cases import cases_at, find_cases, unseen_only
@@ -25,7 +25,7 @@ def evaluate(save, prepared, tmp_path, command):
         numbers = tmp_path / "numbers.json"
         words = ["--model", model, "--data", data, "--tasks", "items", "aisle", "--output_file", numbers, *options]
         said = command("run_evaluate", *words)
-        return said, json.loads(numbers.read_text())
+        return said, read_json(numbers)
 
     return run
 

@@ -4,7 +4,6 @@
 test_predict, 7 and 9 in test_finetuning, 8 in test_hub."""
 
 import importlib
-import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +13,7 @@ import torch
 import yaml
 from choices import TINY_OVERRIDES
 from corner_shop import SCHEMA
+from folders import read_json
 from in_process import call
 from tutorial import NOTEBOOK, run_notebook
 
@@ -56,7 +56,7 @@ def test_a_preference_is_explained_by_what_its_visits_hold(save, raw, event_log,
 
 
 def test_the_notebook_is_short():
-    cells = [cell for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+    cells = [cell for cell in read_json(NOTEBOOK)["cells"] if cell["cell_type"] == "code"]
     assert sum(bool(line.strip()) for cell in cells for line in cell["source"]) <= 60
 
 
@@ -64,7 +64,7 @@ def test_the_notebook_is_short():
 def test_the_notebook_gives_what_it_shows(tmp_path, monkeypatch):
     pytest.importorskip("nbclient", reason="nbclient not installed")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    stored, found = json.loads(NOTEBOOK.read_text(encoding="utf-8")), run_notebook(tmp_path)
+    stored, found = read_json(NOTEBOOK), run_notebook(tmp_path)
     for expected, cell in zip(stored["cells"], found.cells, strict=True):
         pairs = zip(cell.get("outputs", []), expected.get("outputs", []), strict=True)
         for (kind, numbers), (wanted, others) in ([shown(output) for output in pair] for pair in pairs):

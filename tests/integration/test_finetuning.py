@@ -3,7 +3,6 @@
 """Fine-tuning to offers and to labels as a person runs it: fit, evaluate, predict, and the page and the service."""
 
 import importlib
-import json
 import shutil
 import sys
 from functools import partial
@@ -13,8 +12,8 @@ import pandas as pd
 import pytest
 import torch
 from choices import EXTENDED, TINY, from_data
-from corner_shop import TEST
-from folders import changed_weights, content
+from corner_shop import TEST, find_customer
+from folders import changed_weights, content, read_json
 from in_process import call
 from serving_client import as_requests, make_client, make_service
 from sklearn.metrics import roc_auc_score
@@ -42,7 +41,7 @@ ITEMS = [f"item {number:02}" for number in (0, 3, 7, 20)]
 
 
 def read_facts(folder):
-    return json.loads((folder / "finetuning.json").read_text())
+    return read_json(folder / "finetuning.json")
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +155,7 @@ def test_evaluation_of_offers_prints_and_writes_a_table(
     written = ["--output_file", tmp_path / "numbers.json", "--report_file", tmp_path / "table.md"]
     said = command("run_evaluate", *words, "--offers", offers, *written)
     assert "34 test groups of offers of corner_shop, 34 customers" in said
-    numbers = json.loads((tmp_path / "numbers.json").read_text())
+    numbers = read_json(tmp_path / "numbers.json")
     assert list(numbers) == ["conversion: MCM without fine-tuning", "conversion: MCM fine-tuned"]
     for metrics in numbers.values():
         assert set(metrics) == {"average_precision", "roc_auc", "ndcg@10", "recall@10"}
@@ -176,7 +175,7 @@ def test_a_label_is_learned_and_what_was_found_on_other_customers_is_kept(tuned,
     assert 0 <= facts["yardsticks"]["days since the last event"] <= 1
     assert facts["validation"]["loss"] < 1.1 * np.log(2)  # not far above what holds for everybody, of seven customers
     table, ask = pd.read_csv(labels), pipeline("customer-prediction", model=str(tuned["likes"]))
-    customers = [{"events": event_log[event_log["who"] == who].to_dict("list")} for who in table["who"]]
+    customers = [find_customer(event_log, who) for who in table["who"]]
     chances = np.array([found["true"] for found in ask(customers, as_of="2017-10-05", batch_size=8)])
     assert chances[table["likes"]].mean() > chances[~table["likes"]].mean() + 0.005
 
@@ -221,10 +220,11 @@ def test_further_columns_of_the_table_are_read_in_prediction(tuned, predict, eve
     table = pd.read_csv(labels).rename(columns={"who": "customer_id"})[["customer_id", "spent", "aisle"]]
     table[:20].to_csv(tmp_path / "columns.csv", index=False)
     found, end = predict(tuned["likes"], "--label_columns", tmp_path / "columns.csv"), event_log["when"].max()
+    assert list(found.columns) == ["predicted_false", "predicted_true"]
     ask = pipeline("customer-prediction", model=str(tuned["likes"]))
     for place, columns in ((3, table.iloc[3, 1:].to_dict()), (30, None)):  # of the last no column is known
         who = table["customer_id"][place]
-        customer = {"events": event_log[event_log["who"] == who], "label_columns": columns}
+        customer = find_customer(event_log, who) | {"label_columns": columns}
         wanted = ask([customer, customer | {"label_columns": {}}], as_of=end + pd.Timedelta(seconds=1), batch_size=2)
         assert found.loc[who].tolist() == pytest.approx([*wanted[0].values()], abs=1e-5)
         assert (wanted[0] == wanted[1]) == (columns is None)
@@ -234,14 +234,6 @@ def test_a_checkpoint_that_knows_profiles_is_fine_tuned_in_python(pretrained, ev
     model = CustomerModel.load(pretrained, event_log)
     table = pd.DataFrame({"customer": model.customers, "label": np.arange(len(model.customers)) % 2})
     assert len(model.finetune(table, validation_share=0).predict()) == len(table)
-
-
-def test_all_customers_are_predicted_at_the_end_of_the_log(tuned, predict, event_log):
-    found = predict(tuned["likes"])
-    assert list(found.columns) == ["predicted_false", "predicted_true"]
-    events, end = event_log[event_log["who"] == "c03"], event_log["when"].max() + pd.Timedelta(seconds=1)
-    wanted = pipeline("customer-prediction", model=str(tuned["likes"]))({"events": events}, as_of=end)
-    assert found.loc["c03"].tolist() == pytest.approx([wanted["false"], wanted["true"]], abs=1e-5)
 
 
 def test_a_checkpoint_and_options_that_do_not_fit_are_named(tuned, prepared, offers, tmp_path, command):

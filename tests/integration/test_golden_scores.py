@@ -20,6 +20,7 @@ import torch
 from answers import flatten
 from corner_shop import make_log
 from fitted import fill_scorer
+from folders import read_json
 from in_process import call
 from serving_client import as_requests, make_client, make_service
 from transformers import pipeline
@@ -253,7 +254,7 @@ def test_answers_are_golden(shop, case, ask, request):
     if what == "offers" and ask is ask_customer_model:
         return  # which has no offers
     answers = [flatten(answer) for answer in ask(shop, what, **{"as_of": AS_OF} | options)]
-    stored = json.loads(GOLDEN.read_text())
+    stored = read_json(GOLDEN)
     if request.config.getoption("update_golden") and ask is ask_forward:
         rounded = [{name: round(value, 6) for name, value in answer.items()} for answer in answers]
         stored[case] = dict(zip(shop.histories, rounded, strict=True))

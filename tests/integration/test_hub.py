@@ -11,7 +11,7 @@ import httpx2
 import pytest
 import torch
 from fake_hub import FakeHub, refusal
-from folders import update_json
+from folders import read_json, update_json
 from safetensors import safe_open
 from transformers import TrainingArguments
 
@@ -39,7 +39,7 @@ def checkpoint(save):
     """A folder as a training leaves it, with all that must stay there."""
     folder = Path(save(extended=True))
     update_json(folder / "config.json", _name_or_path="/home/joe/runs/mcm", data_dir="/home/joe/acme-internal")
-    features = json.loads((folder / "preprocessor_config.json").read_text())["features"]
+    features = read_json(folder / "preprocessor_config.json")["features"]
     features[0]["note"] = "joe's column"
     source = "/home/joe/acme-internal/log.parquet"
     update_json(folder / "preprocessor_config.json", features=features, source=source)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from answers import flatten
+from folders import read_json
 from transformers import AutoModelForPreTraining, pipeline
 from tutorial import DUMMY
 
@@ -37,7 +38,7 @@ def answer_elsewhere(source, customers, folder):
     words = [sys.executable, READER, source, folder / "customers.json", folder]
     done = subprocess.run(words, cwd=folder, env=known | {"HF_HOME": str(folder)}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads((folder / "answers.json").read_text())
+    return read_json(folder / "answers.json")
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """A training that is started again: finished, interrupted, damaged, with other options, in the wrong folder."""
 
-import json
 import re
 import shutil
 
 import pytest
 from choices import pretraining_options
-from folders import assert_same_weights, content, cut, flipped, remove_files, rewritten, without
+from folders import assert_same_weights, content, cut, flipped, read_json, remove_files, rewritten, without
 from in_process import call
 from transformers.utils import logging
 
@@ -162,7 +161,7 @@ DAMAGE = {
 def test_each_damaged_file_of_a_checkpoint_is_named(folder):
     checkpoint = folder / "checkpoint-4"
     assert checkpoint_fault(checkpoint) is None
-    listed = json.loads((checkpoint / FILES).read_text())
+    listed = read_json(checkpoint / FILES)
     assert {path.name for path in checkpoint.iterdir()} == {*listed, FILES, "trainer_state.json"}
     shutil.copytree(checkpoint, folder / "whole")
     for name, (change, message) in DAMAGE.items():
@@ -210,7 +209,7 @@ def test_a_run_that_was_killed_after_its_last_step_makes_no_step_more(run, folde
     assert f"going on from {folder / 'checkpoint-5'}" in run(folder)
     assert_same_weights(folder, finished)
     assert before.items() <= content(folder).items()
-    assert json.loads((folder / PRETRAINING).read_text())["steps"] == 5
+    assert read_json(folder / PRETRAINING)["steps"] == 5
 
 
 def test_the_newest_whole_checkpoint_outlives_broken_ones(run, folder, finished):
@@ -229,7 +228,7 @@ BEST += "--metric_for_best_model loss --greater_is_better true --max_steps 6".sp
 
 
 def read_best(folder):
-    state = json.loads((folder / "trainer_state.json").read_text())
+    state = read_json(folder / "trainer_state.json")
     return state["best_global_step"], state["best_model_checkpoint"]
 
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from choices import EXTENDED, NO_DROPOUT, pretraining_options
-from folders import assert_same_weights, logged, losses, weights
+from folders import assert_same_weights, logged, losses, read_json, weights
 
 from modeling_mcm import MCMFeatureExtractor, MCMForMultiTaskRecommendation
 from modeling_mcm.data import PreparedData
@@ -56,7 +56,7 @@ def test_a_run_leaves_a_checkpoint_with_its_feature_extractor_and_facts(trained,
     assert model.config.features == extractor.feature_names and model.config.hidden_size == 16
     assert model.config.augmentation == "all_prefixes"  # of the chosen config, and nothing of a recipe
     assert model.scorer is None
-    facts = json.loads((trained / "pretraining.json").read_text())
+    facts = read_json(trained / "pretraining.json")
     assert (facts["steps"], facts["data"]) == (STEPS, "corner_shop")
     assert facts["command"].startswith("run_pretrain.py") and facts["versions"]["torch"] == torch.__version__
 
@@ -66,7 +66,7 @@ def test_20_steps_give_the_golden_losses(trained, request):
     assert list(found) == list(range(1, STEPS + 1))
     if request.config.getoption("update_golden"):
         GOLDEN.write_text(json.dumps({"losses": list(found.values())}, indent=1) + "\n")
-    assert list(found.values()) == pytest.approx(json.loads(GOLDEN.read_text())["losses"], rel=1e-3)
+    assert list(found.values()) == pytest.approx(read_json(GOLDEN)["losses"], rel=1e-3)
     assert np.mean(list(found.values())[-5:]) < np.mean(list(found.values())[:5])
 
 
@@ -180,10 +180,10 @@ def chosen(prepared, tmp_path_factory):
 
 def test_what_the_data_decide_is_said_and_kept(chosen):
     folder, said = chosen
-    facts = json.loads((folder / "pretraining.json").read_text())
-    assert json.loads((folder / "run.json").read_text())["options"]["eval_strategy"] == "epoch"
+    facts = read_json(folder / "pretraining.json")
+    assert read_json(folder / "run.json")["options"]["eval_strategy"] == "epoch"
     assert len(facts["recipe"]) >= 2 and all(reason in said for reason in facts["recipe"])
-    config = json.loads((folder / "config.json").read_text())
+    config = read_json(folder / "config.json")
     assert config["scorer"] and config["kind_feature"] == "type"
     assert set(facts["validation"]) >= {"MCM", "most_popular", "visit_frequency", "nearest_customers", "transitions"}
     assert weights(folder)["scorer.fitted"]
@@ -200,8 +200,8 @@ def test_an_option_wins_over_the_recipe(prepared, tmp_path):
     options = RECIPE | {"max_steps": 2, "learning_rate": 0.003}
     words = pretraining_options(prepared, tmp_path / "run", "readout=last", **options)
     forked_runs.pretrain(words, tmp_path / "log")
-    facts, run = (json.loads((tmp_path / "run" / name).read_text()) for name in ("pretraining.json", "run.json"))
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["readout"] == "last"
+    facts, run = (read_json(tmp_path / "run" / name) for name in ("pretraining.json", "run.json"))
+    assert read_json(tmp_path / "run" / "config.json")["readout"] == "last"
     assert run["options"]["learning_rate"] == 0.003 and facts["steps"] == 2
     assert facts["validation"] == {}  # who says how long says when it is evaluated, too
 
@@ -210,9 +210,9 @@ def test_without_an_encoder_counts_are_fitted_and_scored(prepared, tmp_path):
     words = ["--data", prepared, "--encoder", "none", "--output_dir", tmp_path / "run", "--report_to", "none"]
     said = forked_runs.pretrain([*words, "--disable_tqdm", "true"], tmp_path / "log")
     assert "scores come from counts alone" in said and "The encoder adds" not in said
-    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    config = read_json(tmp_path / "run" / "config.json")
     assert (config["scorer"], config["kind_feature"], config["num_hidden_layers"]) == (True, "type", 0)
     assert [path.name for path in (tmp_path / "run").glob("*.safetensors")] == ["model.safetensors"]
-    found = json.loads((tmp_path / "run" / "pretraining.json").read_text())["validation"]
+    found = read_json(tmp_path / "run" / "pretraining.json")["validation"]
     assert found["MCM"]["items"] > found["most_popular"]["items"]
     assert "nothing is left to train" in forked_runs.pretrain(words, tmp_path / "log again")

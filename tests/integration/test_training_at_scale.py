@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Long runs on many shards: what kills, full disks, damaged shards and other machines do to them, and early ends."""
 
-import json
 import os
 import random
 import re
@@ -19,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from choices import NO_DROPOUT, pretraining_options
-from folders import assert_same_weights, logged, losses, weights
+from folders import assert_same_weights, logged, losses, read_json, weights
 from forked_runs import ROOT
 
 from modeling_mcm.data import EventSchema
@@ -68,7 +67,7 @@ def whole(folder):
     names = ["model.safetensors", "average.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"]
     weights(folder), weights(folder, "average.safetensors")
     torch.load(folder / "optimizer.pt", weights_only=True)
-    state = json.loads((folder / "trainer_state.json").read_text())
+    state = read_json(folder / "trainer_state.json")
     return all((folder / name).is_file() for name in names) and state["global_step"] == int(folder.name[11:])
 
 
@@ -193,7 +192,7 @@ def stopping(options, tmp_path_factory):
 
 def test_a_run_ends_early_with_the_average_that_was_evaluated_best(stopping):
     _, folder = stopping
-    state = json.loads((folder / "trainer_state.json").read_text())
+    state = read_json(folder / "trainer_state.json")
     found = {entry["step"]: entry["eval_loss"] for entry in logged(folder) if "eval_loss" in entry}
     best = min(found, key=found.get)
     assert best < state["global_step"] == best + 9 < 300  # three evaluations later
@@ -208,7 +207,7 @@ def test_a_run_ends_early_with_the_average_that_was_evaluated_best(stopping):
 
 def test_patience_outlives_a_kill_and_an_early_end_stays_the_end(stopping, tmp_path):
     chosen, folder = stopping
-    state = json.loads((folder / "trainer_state.json").read_text())
+    state = read_json(folder / "trainer_state.json")
     last, killed = f"checkpoint-{state['global_step'] - 3}", folder.with_name("killed")
     for name in {last, f"checkpoint-{state['best_global_step']}"}:
         shutil.copytree(folder / name, killed / name)
@@ -216,7 +215,7 @@ def test_patience_outlives_a_kill_and_an_early_end_stays_the_end(stopping, tmp_p
     before = weights(folder)
     for path, words in ((killed, last), (folder, "which is finished: nothing is left to train")):
         assert words in forked_runs.pretrain(chosen(path.name), tmp_path / path.name)
-        assert json.loads((path / "trainer_state.json").read_text())["global_step"] == state["global_step"]
+        assert read_json(path / "trainer_state.json")["global_step"] == state["global_step"]
         assert all(torch.equal(value, before[name]) for name, value in weights(path).items())
 
 

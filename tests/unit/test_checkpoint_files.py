@@ -2,15 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files of a checkpoint: weights, config and vocabularies must be complete and of one save; the extractor's files."""
 
-import json
 import random
 import shutil
 from pathlib import Path
 
 import pytest
-import torch
 from choices import perturb
-from folders import flipped_bits, update_json
+from folders import edit_json, flipped_bits, read_json, update_json
 from handmade_extractor import CUSTOMER, SETTINGS, batches_equal, make
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -23,7 +21,6 @@ from modeling_mcm import (
     MCMModel,
 )
 from modeling_mcm.files_mcm import DIGESTS, VOCABULARIES_NAME
-from modeling_mcm.hub.folder import write_upload_folder
 from modeling_mcm.training.checkpoints import CheckpointError
 
 CLASSES = [MCMModel, MCMForMultiTaskRecommendation, MCMForActionRecommendation]
@@ -46,13 +43,6 @@ def others(tiny_model, extractor, tmp_path):
     return tmp_path / "others"
 
 
-def edit(folder, change):
-    path = folder / "vocabularies.json"
-    stored = json.loads(path.read_text())
-    change(stored)
-    path.write_text(json.dumps(stored))
-
-
 def swap(values):
     values[-1], values[-2] = values[-2], values[-1]
 
@@ -68,7 +58,7 @@ REORDERED = {
 
 @pytest.mark.parametrize("change", REORDERED.values(), ids=REORDERED)
 def test_changed_vocabularies_are_refused(tied, change):
-    edit(tied, change)
+    edit_json(tied / VOCABULARIES_NAME, change)
     for read in CLASSES:
         with pytest.raises(
             ValueError, match="other values, or in another order, in vocabularies.json .*one and the s"
@@ -109,34 +99,6 @@ def test_unknown_digest_gives_a_warning(save, monkeypatch):
     assert said and "does not say which values its weights were trained with" in said[0]
 
 
-def test_a_scorer_without_its_kinds_of_events_gives_a_warning(tiny_model, extractor, monkeypatch):
-    said = []
-    monkeypatch.setattr("modeling_mcm.processing_mcm.logger.warning_once", said.append)
-    for kind, words in (("type", 0), (None, 1)):
-        extractor.check_fits(tiny_model(extended=True, scorer=True, kind_feature=kind))
-        assert len(said) == words
-    assert "`kind_feature` of The model is None, and training writes 'type'" in said[0]
-
-
-def test_published_folder_has_its_own_digest(tied, extractor, tmp_path, monkeypatch):
-    found = {
-        "check_vocabularies": None,
-        "load_prepared": [],
-        "shared_pairs": dict.fromkeys(extractor.tasks, torch.empty(0)),
-    }
-    found["rare_values"] = dict.fromkeys(extractor.vocabularies, ()) | {"items": extractor.vocabularies["items"][:2]}
-    for name, answer in found.items():
-        monkeypatch.setattr(f"modeling_mcm.hub.folder.{name}", lambda *_, answer=answer: answer)
-    write_upload_folder(tied, tmp_path / "published", "data", 2)
-    published = MCMFeatureExtractor.from_pretrained(str(tmp_path / "published"))
-    assert published.vocabularies != extractor.vocabularies
-    model = MCMForMultiTaskRecommendation.from_pretrained(tmp_path / "published")
-    assert model.config.values_digest == published.values_digest
-    edit(tied, REORDERED["shuffled"])
-    with pytest.raises(ValueError, match="from one and the same save"):
-        write_upload_folder(tied, tmp_path / "other")
-
-
 # ------------------------------------------------------------------------------------------------------ read whole
 
 
@@ -165,7 +127,7 @@ def test_a_flipped_bit_of_the_weights_is_found(tied, tmp_path, place):
 
 
 def test_weights_of_other_origins_have_no_digest_and_are_read(tied, tmp_path):
-    assert json.loads((tied / "config.json").read_text())[DIGESTS]
+    assert read_json(tied / "config.json")[DIGESTS]
     update_json(tied / "config.json", **{DIGESTS: None})
     save_file(load_file(tied / "model.safetensors"), tied / "model.safetensors", {"format": "pt", "by": "another"})
     assert DIGESTS not in MCMModel.from_pretrained(tied).config.to_dict()
@@ -179,7 +141,7 @@ def test_saving_over_a_checkpoint_in_parts_and_pushing_keep_the_digests_right(ti
     (tied / "model.safetensors").unlink()
     assert len(MCMModel.from_pretrained(tied).state_dict()) == len(model.state_dict())
     model.save_pretrained(tied, state_dict=model.state_dict())
-    noted = json.loads((tied / "config.json").read_text())[DIGESTS]
+    noted = read_json(tied / "config.json")[DIGESTS]
     assert list(noted) == ["model.safetensors"] and pushed == [("org/name", {"private": True})]
     MCMModel.from_pretrained(tied)
 
@@ -190,7 +152,7 @@ def test_saved_extractor_is_loaded_equal(tmp_path):
     extractor.vocabularies["items"] += ["crème", "\ud800", 'quote " and \n line']
     saved = extractor.save_pretrained(tmp_path)
     assert sorted(saved) == [str(tmp_path / name) for name in ("preprocessor_config.json", VOCABULARIES_NAME)]
-    assert not {"vocabularies", "bins"} & set(json.loads((tmp_path / "preprocessor_config.json").read_text()))
+    assert not {"vocabularies", "bins"} & set(read_json(tmp_path / "preprocessor_config.json"))
     for source in (tmp_path, str(tmp_path / "preprocessor_config.json")):
         loaded = MCMFeatureExtractor.from_pretrained(source)
         assert loaded.to_dict() == extractor.to_dict() and loaded.values_digest == extractor.values_digest

@@ -3,7 +3,6 @@
 """One call on a data frame: how it is read, and the model that is fitted on the corner shop's log and on frames as
 people have them."""
 
-import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +11,7 @@ import pyarrow as pa
 import pytest
 import yaml
 from corner_shop import make_log
+from folders import update_json
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -371,8 +371,7 @@ def test_a_file_is_no_folder_to_save_in(fitted, tmp_path):
 
 def test_a_config_that_lost_its_kinds_is_said(fitted, log, tmp_path, caplog, monkeypatch):
     fitted[0].save(tmp_path / "shop")
-    config = json.loads((tmp_path / "shop" / "config.json").read_text()) | {"kind_feature": None}
-    (tmp_path / "shop" / "config.json").write_text(json.dumps(config))
+    update_json(tmp_path / "shop" / "config.json", kind_feature=None)
     with caplog.at_level("WARNING"):
         CustomerModel.load(tmp_path / "shop", log)
     assert "the scorer can't tell kinds of events apart" in caplog.text

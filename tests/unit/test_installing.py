@@ -3,7 +3,6 @@
 """`pip install modeling-mcm` alone does everything but what an extra is for, and a message names that extra."""
 
 import ast
-import json
 import os
 import re
 import subprocess
@@ -15,6 +14,7 @@ from pathlib import Path
 import import_without
 import pytest
 from choices import TINY
+from folders import read_json
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -64,7 +64,7 @@ def report(tmp_path_factory):
     command = [sys.executable, str(ROOT / "tests" / "helpers" / "import_without.py"), str(path), *CASES]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(path.read_text())
+    return read_json(path)
 
 
 def speechless(outcomes):

@@ -12,7 +12,7 @@ import pytest
 from corner_shop import without_times
 from fitted import fill_forecaster, fill_scorer
 
-from modeling_mcm import CustomerEmbeddingPipeline, CustomerForecastPipeline, LiveCustomer, PreferenceScoresPipeline
+from modeling_mcm import LiveCustomer
 from modeling_mcm.live.history import Added, LiveHistory
 
 CONFIG = {"extended": True, "attention_window": 4, "max_position_embeddings": None, "scorer": True}
@@ -101,26 +101,6 @@ def test_late_events_are_reported(extractor):
     assert live.add({"when": "2017-03-06", "basket": "a"} | event) == Added(1, late=True)  # into a finished visit
     assert live.add({"when": "2017-02-01"} | event) == Added(1, late=True)
     assert live.add([]) == Added(0, late=False)
-
-
-@pytest.mark.parametrize("max_events", [2048, 20])
-def test_answers_are_those_of_the_pipelines(model, extractor, max_events):
-    extractor.max_events = max_events
-    live, events = LiveCustomer(model, extractor, {"age": "old"}), random_events(4)
-    for event in events:
-        live.add(event)
-    customer = {"events": events, "profile": {"age": "old"}}
-
-    def ask(kind, asked=model, **options):
-        return kind(model=asked, feature_extractor=extractor)(customer, **options)
-
-    for as_of in (None, "2017-06-01T12:00:00"):
-        for options in ({"horizon_days": 30.0}, {"exclude": "seen", "tasks": ["items"]}, {}):
-            there = ask(PreferenceScoresPipeline, as_of=as_of, top_k=5, **options)
-            assert live.scores(as_of, k=5, **options) == there
-        np.testing.assert_array_equal(live.embedding(as_of), ask(CustomerEmbeddingPipeline, model.model, as_of=as_of))
-        assert live.forecast(as_of) == ask(CustomerForecastPipeline, model.model, as_of=as_of)
-    assert live.scores() != live.scores("2017-06-01T12:00:00")
 
 
 def test_a_stored_customer_is_small_and_continues_with_any_checkpoint(model, tiny_model, extractor):

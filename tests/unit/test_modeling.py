@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from corner_shop import find_customer
 from fitted import fill_scorer
 from four_histories import assert_close, four_histories, rows, score, visit_ends
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -140,7 +141,7 @@ def hidden(model, history):
 @pytest.fixture
 def history(extractor, event_log):
     """A customer's history; visits are its units, the start row the first."""
-    return extractor({"events": event_log[event_log["who"] == "c03"], "profile": {"age": "old"}})
+    return extractor(find_customer(event_log, "c03"))
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])

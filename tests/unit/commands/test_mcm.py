@@ -3,12 +3,12 @@
 """The console command `mcm`: what it lists, where it goes, and models by name."""
 
 import importlib
-import json
 import re
 import sys
 from pathlib import Path
 
 import pytest
+from folders import read_json
 
 import modeling_mcm
 from modeling_mcm import MCMConfig
@@ -74,7 +74,7 @@ def test_a_missing_package_is_one_sentence(run, monkeypatch):
 @pytest.mark.parametrize("name", SIZES)
 def test_a_model_by_name_is_that_of_the_configuration(name, tmp_path, monkeypatch):
     folder = ROOT / "configuration" / name
-    assert json.loads((folder / "config.json").read_text(encoding="utf-8")) == make_config(name)
+    assert read_json(folder / "config.json") == make_config(name)
     monkeypatch.chdir(tmp_path)
     MCMConfig(hidden_size=8, num_attention_heads=2).save_pretrained(tmp_path / name)
     assert make_config(name)["hidden_size"] == 8  # a folder of this name goes first

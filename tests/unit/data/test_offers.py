@@ -16,7 +16,6 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from modeling_mcm.data import load_prepared
 from modeling_mcm.data.offers import OfferReader, Offers, load_actions, load_offers, make_offers
 from modeling_mcm.evaluation.offers import offer_metrics, weighted_ranking
-from modeling_mcm.events_mcm import events_before
 
 OFFERS = """customer_id,time,action_id,conversion
 1,2017-03-01,b,1
@@ -51,17 +50,6 @@ def test_an_action_is_what_it_was_when_it_was_offered():
     actions = offers.actions
     items = ["".join(actions.columns["item"][start:end]) for start, end in itertools.pairwise(actions.offsets)]
     assert [items[version] for version in offers.table["version"]] == ["xy", "z", "w", "xy", "z"]
-
-
-def test_the_history_of_an_offer_ends_before_its_second():
-    """An event at exactly the second of the offer is not in it: it may be what came of the offer."""
-    offer = seconds("2017-03-01")
-    times = np.array([offer - 86_400, offer - 1, offer, offer, offer + 1])
-    row = {"customer_id": "1", "times": times, "feature_item": np.arange(5), "profile_age": 3}
-    before = events_before(row, offer)
-    assert before["times"].tolist() == [offer - 86_400, offer - 1] and before["feature_item"].tolist() == [0, 1]
-    assert (before["customer_id"], before["profile_age"]) == ("1", 3)
-    assert len(events_before(row, offer + 1)["times"]) == 4 and len(events_before(row, offer - 86_400)["times"]) == 0
 
 
 def test_a_reader_reads_no_event_from_the_second_of_the_offer_on(prepared, extractor, tiny_config):

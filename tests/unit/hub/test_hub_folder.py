@@ -2,12 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The upload folder: what of a checkpoint is in it, and what is refused before anything is sent."""
 
-import json
 import shutil
 import struct
+from pathlib import Path
 
 import pytest
 import torch
+from folders import content, edit_json, read_json, rewritten, update_json, without
 from safetensors.torch import save_file
 
 from modeling_mcm import MCMForActionRecommendation, MCMForMultiTaskRecommendation
@@ -17,38 +18,25 @@ from modeling_mcm.hub.publish import _redact
 
 
 @pytest.fixture
-def checkpoint(tiny_model, extractor, tmp_path):
-    folder = tmp_path / "checkpoint"
-    tiny_model().save_pretrained(folder)
-    extractor.save_pretrained(folder)
-    return folder
-
-
-def edit(path, change):
-    """Changes a JSON file in place."""
-    values = json.loads(path.read_text())
-    change(values)
-    path.write_text(json.dumps(values))
+def checkpoint(save, extractor):
+    return Path(save(values_digest=extractor.values_digest))
 
 
 def test_only_named_files_and_keys_are_copied_and_the_checkpoint_stays_as_it_was(checkpoint, tmp_path):
     (checkpoint / "notes.txt").write_text("for us")
-    edit(checkpoint / "config.json", lambda values: values.update(_name_or_path="/x", owner="ann", _commit_hash="1"))
-    edit(checkpoint / "preprocessor_config.json", lambda values: values.update(owner="ann"))
-    edit(checkpoint / "preprocessor_config.json", lambda values: values["features"][2].update(factor="units"))
-    before = {path: path.read_bytes() for path in checkpoint.iterdir()}
+    update_json(checkpoint / "config.json", _name_or_path="/x", owner="ann", _commit_hash="1")
+    update_json(checkpoint / "preprocessor_config.json", owner="ann")
+    edit_json(checkpoint / "preprocessor_config.json", lambda values: values["features"][2].update(factor="units"))
+    before = content(checkpoint)
     write_upload_folder(checkpoint, tmp_path / "out")
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert {path: path.read_bytes() for path in checkpoint.iterdir()} == before
+    assert content(checkpoint) == before
     code = {name for name in names if name.endswith("_mcm.py")}
     fixed = {"model.safetensors", "config.json", "preprocessor_config.json", "vocabularies.json"}
     assert names == fixed | code and {"modeling_mcm.py", "pipeline_mcm.py", "action_mcm.py"} <= code
     texts = [(tmp_path / "out" / name).read_text() for name in fixed if name.endswith("json")]
-    features = [
-        json.loads((place / "preprocessor_config.json").read_text())["features"]
-        for place in (checkpoint, tmp_path / "out")
-    ]
-    assert features[0] == features[1] and "ann" not in str(texts)
+    first, second = (read_json(place / "preprocessor_config.json") for place in (checkpoint, tmp_path / "out"))
+    assert first["features"] == second["features"] and "ann" not in str(texts)
 
 
 def test_code_that_an_entry_point_reaches_is_published_and_no_other(checkpoint, tmp_path, monkeypatch):
@@ -76,7 +64,7 @@ def test_only_what_the_checkpoint_can_do_is_announced(place, tasks, checkpoint, 
     model = MCMForMultiTaskRecommendation.from_pretrained(checkpoint)
     (model, MCMForActionRecommendation(model.config), model.model)[place].save_pretrained(checkpoint)
     write_upload_folder(checkpoint, tmp_path / "out")
-    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    config = read_json(tmp_path / "out" / "config.json")
     assert set(config["custom_pipelines"]) == tasks and len(config["auto_map"]) == 2 + len(tasks)
     for entry in config["custom_pipelines"].values():
         assert set(entry["pt"]) <= set(config["auto_map"])
@@ -103,11 +91,11 @@ def cut_weights(folder):
 
 
 def read_customers(folder):
-    edit(folder / "preprocessor_config.json", lambda values: values["features"][1].update(column="who"))
+    edit_json(folder / "preprocessor_config.json", lambda values: values["features"][1].update(column="who"))
 
 
-def write(name, text):
-    return lambda folder: (folder / name).write_text(text)
+def reorder_values(folder):
+    edit_json(folder / "vocabularies.json", lambda values: values["vocabularies"]["items"].reverse())
 
 
 def fill_the_target(folder):
@@ -116,14 +104,15 @@ def fill_the_target(folder):
 
 
 REFUSED = {
-    "config.json is missing": lambda folder: (folder / "config.json").unlink(),
-    "vocabularies.json .* is cut or damaged": write("vocabularies.json", "[" * 10**5),
-    "has no .'bins', 'vocabularies'": write("vocabularies.json", "{}"),
-    "holds no JSON object": write("config.json", "[]"),
-    "'bert'": lambda folder: edit(folder / "config.json", lambda values: values.update(model_type="bert")),
+    "config.json is missing": without("config.json"),
+    "vocabularies.json .* is cut or damaged": rewritten("vocabularies.json", "[" * 10**5),
+    "has no .'bins', 'vocabularies'": rewritten("vocabularies.json", "{}"),
+    "holds no JSON object": rewritten("config.json", "[]"),
+    "'bert'": lambda folder: update_json(folder / "config.json", model_type="bert"),
     "is cut or damaged": cut_weights,
     r"has notes \['owner'\]": annotate_weights,
     "'items' reads the customer column 'who'": read_customers,
+    "from one and the same save": reorder_values,
     "is not empty": fill_the_target,
 }
 

@@ -9,23 +9,29 @@ import numpy as np
 import pytest
 import torch
 from choices import PAPER, TINY, from_data
+from corner_shop import VALIDATION, find_customer
 from safetensors.torch import load_file
 
 from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForMultiTaskRecommendation
 from modeling_mcm.data import load_prepared
 from modeling_mcm.evaluation.histories import read_history
 from modeling_mcm.hub import write_upload_folder
-from modeling_mcm.hub.privacy import customers_per_value, hide_values, rare_values, shared_pairs
+from modeling_mcm.hub.privacy import customers_per_value, hide_values, rare_values
 from modeling_mcm.training.scorer_counts import LabelCounts
 
 LEAST = 5
 
 
 @pytest.fixture(scope="module")
-def data(event_log, prepare_log):
-    """A data set in which two customers alone have one of the items."""
+def log(event_log):
+    """A log in which two customers alone have one of the items."""
     theirs = event_log.loc[event_log["item"] == "item 05", "who"].unique()[:2]
-    return prepare_log(event_log[(event_log["item"] != "item 05") | event_log["who"].isin(theirs)])
+    return event_log[(event_log["item"] != "item 05") | event_log["who"].isin(theirs)]
+
+
+@pytest.fixture(scope="module")
+def data(log, prepare_log):
+    return prepare_log(log)
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +48,8 @@ def extractor(data):
 def checkpoint(rows, extractor, tmp_path, monkeypatch):
     """A checkpoint with the tables of the data set's labels."""
     monkeypatch.setattr("modeling_mcm.hub.privacy.LABELS_AT_ONCE", 7)  # in parts
-    config = MCMConfig(**from_data(extractor) | TINY | PAPER | {"scorer": True})
-    model = MCMForMultiTaskRecommendation(config)
+    choices = TINY | PAPER | {"scorer": True, "values_digest": extractor.values_digest}
+    model = MCMForMultiTaskRecommendation(MCMConfig(**from_data(extractor) | choices))
     for table, (task, size) in zip(model.scorer.tables, model.config.label_sizes.items(), strict=True):
         counts = LabelCounts(read_history(rows, task, kind="feature"), size, np.arange(len(rows)) % 5)
         table.load_state_dict(counts.make_tables().state_dict())
@@ -52,28 +58,12 @@ def checkpoint(rows, extractor, tmp_path, monkeypatch):
     return tmp_path / "checkpoint"
 
 
-def training_log(log):
-    """The part of the log that the data set was prepared from, in the training period."""
-    theirs = log.loc[log["item"] == "item 05", "who"].unique()[:2]
-    return log[(log["when"] < "2017-10-01") & ((log["item"] != "item 05") | log["who"].isin(theirs))]
-
-
-def test_customers_of_a_value_are_counted_once_each_and_in_the_training_period(event_log, rows, extractor):
+def test_customers_of_a_value_are_counted_once_each_and_in_the_training_period(log, rows, extractor):
     counts = customers_per_value(rows, extractor)
-    expected = training_log(event_log).dropna(subset=["item"]).groupby("item")["who"].nunique()
+    expected = log[log["when"] < VALIDATION].groupby("item")["who"].nunique()
     assert dict(zip(extractor.vocabularies["items"], counts["items"].tolist(), strict=True)) == expected.to_dict()
     ages = dict(zip(extractor.vocabularies["age"], counts["age"].tolist(), strict=True))
     assert ages == {"young": 17, "old": 17}
-
-
-def test_pairs_are_counted_by_customers_and_in_the_training_period(rows, extractor, event_log):
-    """By hand from the log: what a single customer does over and over is a pair of one customer."""
-    first, second = extractor.label_ids("aisle", ["aisle 0", "aisle 1"]).tolist()
-    both = sum({"aisle 0", "aisle 1"} <= set(part["aisle"]) for _, part in training_log(event_log).groupby("who"))
-    assert LEAST < both < len(rows)
-    for least, is_shared in ((both, True), (both + 1, False)):
-        pairs = shared_pairs(rows, extractor, least)["aisle"].tolist()
-        assert (first * 2**32 + second in pairs) == (second * 2**32 + first in pairs) == is_shared
 
 
 def test_another_data_set_is_not_counted(rows, extractor):
@@ -100,8 +90,9 @@ def test_rare_values_are_hidden_in_their_place_and_read_as_unknown(
     text = (tmp_path / "out" / "vocabularies.json").read_text()
     assert not [value for value in rare["items"] if f'"{value}"' in text]
     hidden = type(extractor).from_pretrained(str(tmp_path / "out"))
-    events = event_log[event_log["who"] == "c00"].drop(columns="who").to_dict("list")
-    before, after = (each({"events": events})["input_ids"][0] for each in (extractor, hidden))
+    model = MCMForMultiTaskRecommendation.from_pretrained(tmp_path / "out")
+    assert model.config.values_digest == hidden.values_digest != extractor.values_digest
+    before, after = (each(find_customer(event_log, "c00"))["input_ids"][0] for each in (extractor, hidden))
     place = extractor.feature_names.index("items")
     secret = np.isin(before[:, place], extractor.label_ids("items", rare["items"]))
     assert (after[secret, place] == 1).all() and (after[~secret] == before[~secret]).all()

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from synthetic_log import TEST, VALIDATION, check_rows, check_same_training_period, load_extractor, make_log, read_rows
+from synthetic_log import TEST, VALIDATION, check_rows, load_extractor, make_log, read_rows
 
 from modeling_mcm.data import EventSchema, read_schema
 from modeling_mcm.hub.privacy import customers_per_value
@@ -101,15 +101,6 @@ def test_a_level_is_the_whole_path_up_to_it(tmp_path):
     rows = read_rows(tmp_path).values()
     seen = {tuple(np.sign(ids)) for row in rows for ids in zip(*(row[name] for name in columns), strict=True)}
     assert seen == {(1, 1, 1), (1, 1, 0), (1, 0, 0)}
-
-
-def test_nothing_fitted_depends_on_events_after_the_cutoff(tmp_path):
-    log = make_films()
-    changed = log.copy()
-    changed.loc[log["at"] >= VALIDATION, ["genres", "path"]] = ["sci-fi|later", "b.later"]
-    for name, table in (("a", log), ("b", changed)):
-        prepare(table, schema_with(), tmp_path / name, profile=PEOPLE)
-    check_same_training_period(tmp_path)
 
 
 def test_a_log_without_a_token_type_has_one(tmp_path):

@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Values of numeric features and the time `as_of`: from the log to what a model reads, alike on both ways."""
 
-import json
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -10,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from choices import PAPER, from_data
+from folders import update_json
 from handmade_extractor import event, make
 from synthetic_log import check_rows, load_extractor, make_log, run, schema_with
 
@@ -152,12 +152,11 @@ def test_values_stay_with_their_events_in_every_batch(tmp_path, mode, augmentati
 def test_data_of_another_format_are_refused(tmp_path):
     run(tmp_path, schema=schema_with(profile=[]))
     path = tmp_path / "out" / "manifest.json"
-    manifest = json.loads(path.read_text()) | {"digest": None}
     for changes, message in (
         ({"shards": [{"rows": 5}]}, "cannot be read .'file'"),
         ({"format_version": 1}, "format 1 was found and .*prepare the data again"),
     ):
-        path.write_text(json.dumps(manifest | changes))
+        update_json(path, digest=None, **changes)
         with pytest.raises(ValueError, match=message):
             load_prepared(tmp_path / "out")
     with pytest.raises(FileExistsError, match="can't be reused .*--overwrite"):
