@@ -57,7 +57,3 @@ def main(options: AppOptions) -> None:
     """Shows the page."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what was exported is removed at the end
     show(options)
-
-
-if __name__ == "__main__":
-    main()

@@ -39,6 +39,7 @@ from modeling_mcm.evaluation.metrics import measure
 from modeling_mcm.evaluation.offers import offer_metrics, score_offers
 from modeling_mcm.evaluation.reports import text_table, with_half_interval, write_report
 from modeling_mcm.evaluation.tables import (
+    Summary,
     by_history,
     history_table,
     list_summary,
@@ -148,21 +149,22 @@ def _evaluate_offers(options: EvaluationOptions) -> Report:
     offers.of([]).check_times(data.schema.cutoff_seconds("validation"), offers)
     reader = OfferReader(data.rows, offers, extractor, model.config)
     scores = score_offers(model, reader, options.batch_size)
-    results: dict[str, dict[str, dict]] = {}
+    results: Summary = {}
+    table: list[list[str]] = []
     for index, outcome in enumerate(offers.outcomes):
         for method, column in {"MCM without fine-tuning": -1, "MCM fine-tuned": index}.items():
             metrics = offer_metrics(offers, outcome, scores[:, column], max(options.k))
-            results[f"{outcome}: {method}"] = {name: value._asdict() for name, value in metrics.items()}
-    table = [["method", *next(iter(results.values()))]]
-    for method, intervals in results.items():
-        table.append([method, *(with_half_interval(value) for value in intervals.values())])
+            intervals = {name: value._asdict() for name, value in metrics.items()}
+            results.setdefault(method, {})[outcome] = intervals
+            table.append([f"{outcome}: {method}", *map(with_half_interval, intervals.values())])
     caption = (
         f"{len(offers.groups):,} {options.cutoff} groups of offers of {data.schema.name}, "
         f"{offers.groups['customer_id'].nunique():,} customers. Who "
         "responds: average_precision, roc_auc; which offer, of those who take one: ndcg, recall. Mean "
         "over customers, ± half of its 95% bootstrap interval."
     )
-    return table, caption, results, []
+    report = {"data": data.schema.name, "cutoff": options.cutoff, "results": results}
+    return [["method", *intervals], *table], caption, report, []
 
 
 def _evaluate_visits(options: EvaluationOptions) -> Report:
@@ -218,7 +220,3 @@ def main(options: EvaluationOptions) -> None:
     if options.output_file:
         Path(options.output_file).parent.mkdir(parents=True, exist_ok=True)
         write_json(options.output_file, report)
-
-
-if __name__ == "__main__":
-    main()

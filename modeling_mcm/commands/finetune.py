@@ -35,7 +35,3 @@ def main(options: FineTuningOptions, offers: OfferOptions, labels: LabelOptions)
         train_to_offers(options, offers)
     else:
         train_to_labels(options, labels)
-
-
-if __name__ == "__main__":
-    main()

@@ -82,7 +82,3 @@ def main(options: ForgetOptions, engine: EngineOptions) -> None:
     if problems:
         sys.exit("\n  ".join([f"{Path(sys.argv[0]).stem}: not proven that the customers are gone:", *problems]))
     print("All files were read again: none of the customers is there")
-
-
-if __name__ == "__main__":
-    main()

@@ -37,7 +37,6 @@ from transformers.utils import logging
 
 from modeling_mcm.action_mcm import MCMForActionRecommendation
 from modeling_mcm.commands.arguments import MEMORY_LIMIT, EngineOptions, command
-from modeling_mcm.customer_mcm import MCMForCustomerPrediction
 from modeling_mcm.data import NO_CUTOFFS, EventSchema, PreparedData, check_vocabularies, read_schema
 from modeling_mcm.data.dataset import MANIFEST_FILE
 from modeling_mcm.extras import needs
@@ -219,8 +218,9 @@ def _make_job(
     options: PredictionOptions, head: type[PreTrainedModel], model: Any, extractor: MCMFeatureExtractor
 ) -> ScoringJob:
     """What is scored. Raises `ValueError` if the options and the checkpoint do not fit together."""
-    is_ranked = head is MCMForMultiTaskRecommendation and options.top_k
-    tasks = Predictor(model, extractor).tasks(options.tasks or None) if is_ranked else []
+    tasks = model.config.action_outcomes if options.actions else []
+    if head is MCMForMultiTaskRecommendation and options.top_k:
+        tasks = Predictor(model, extractor).tasks(options.tasks or None)
     as_of = extractor.read_as_of(options.as_of)
     known = model.base_model.select_forecasts(options.forecast_days or None)
     forecasts = known.names() if options.forecasts and known.are_trained else []
@@ -237,8 +237,6 @@ def _make_job(
         forecasts=tuple(forecasts),
         forecast_days=tuple(options.forecast_days) or None,
         as_of=None if as_of is None else int(as_of),
-        predicted=tuple(model.config.id2label.values()) if head is MCMForCustomerPrediction else (),
-        outcomes=tuple(model.config.action_outcomes) if options.actions else (),
         **{name: getattr(options, name) for name in same.split()},
     )
 
@@ -297,7 +295,3 @@ def main(options: PredictionOptions, engine: EngineOptions) -> None:
     if PartialState().is_main_process:
         print(summary)
     PartialState().destroy_process_group()  # its threads sometimes abort the process at its end
-
-
-if __name__ == "__main__":
-    main()

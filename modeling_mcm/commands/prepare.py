@@ -135,7 +135,3 @@ def main(options: PrepareOptions, engine: EngineOptions) -> None:
         rows_per_shard=options.rows_per_shard,
     )
     print(_summary(manifest, options.output_dir))
-
-
-if __name__ == "__main__":
-    main()

@@ -76,7 +76,3 @@ def main(options: PublishingOptions) -> None:
         result = publish(folder, options.repo_id, private=options.private)
     change = "new repository" if result.created else "new commit" if result.changed else "nothing had changed"
     print(f"{result.url} ({change}, commit {result.commit})")
-
-
-if __name__ == "__main__":
-    main()

@@ -94,7 +94,3 @@ def main(options: ServeOptions) -> None:
     print(f"{options.model}: {store.count():,} customers in {store.name}", flush=True)
     # The lines of requests are written as progress is.
     uvicorn.run(api, host=options.host, port=options.port, log_level="warning", server_header=False)
-
-
-if __name__ == "__main__":
-    main()

@@ -40,7 +40,3 @@ def main(options: SimilarOptions) -> None:
         labels = similar(*checkpoint, options.task, options.labels[0], options.k)
     for entry in labels:
         print(f"{entry['score']:8.3f}  {entry['label']}")
-
-
-if __name__ == "__main__":
-    main()

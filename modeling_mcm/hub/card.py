@@ -54,25 +54,20 @@ def _cell(text: object) -> str:
 
 
 def result_rows(evaluation: Mapping) -> list[dict]:
-    """Selects a card's results from the file of `mcm evaluate --output_file`: `results` by method, task and metric, or
-    metrics by "outcome: method" of a model that was fine-tuned to offers. Of each metric the longest list counts.
-    Raises `ValueError` if it is neither."""
+    """Selects a card's results from the file of `mcm evaluate --output_file`: `results` by method, task (or outcome of
+    offers) and metric. Of each metric the longest list counts. Raises `ValueError` if it is another file."""
     rows = []
     try:
-        if "results" in evaluation:
-            by_method = evaluation["results"].items()
-            entries = [(method, task, metrics) for method, tasks in by_method for task, metrics in tasks.items()]
-        else:
-            entries = [(*key.split(": ", 1)[::-1], metrics) for key, metrics in evaluation.items()]
-        for method, task, metrics in entries:
-            longest = {name: (k, key) for k, name, key in sorted(map(_read_metric, metrics))}
-            for name in HEADLINES:
-                k, key = longest.get(name, (0, ""))
-                if key and math.isfinite(metrics[key]["mean"]):  # there was a case
-                    row = {"method": method, "task": task, "metric": name, "k": k}
-                    row |= {"words": name.replace("_", " ") + f" @{k}" * bool(k)}
-                    row |= {bound: float(metrics[key][bound]) for bound in ("mean", "low", "high")}
-                    rows.append(row | {"customers": int(metrics[key]["customers"])})
+        for method, by_task in evaluation["results"].items() if evaluation else ():
+            for task, metrics in by_task.items():
+                longest = {name: (k, key) for k, name, key in sorted(map(_read_metric, metrics))}
+                for name in HEADLINES:
+                    k, key = longest.get(name, (0, ""))
+                    if key and math.isfinite(metrics[key]["mean"]):  # there was a case
+                        row = {"method": method, "task": task, "metric": name, "k": k}
+                        row |= {"words": name.replace("_", " ") + f" @{k}" * bool(k)}
+                        row |= {bound: float(metrics[key][bound]) for bound in ("mean", "low", "high")}
+                        rows.append(row | {"customers": int(metrics[key]["customers"])})
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"The evaluation is not what `mcm evaluate` writes with --output_file ({type(error).__name__}: {error}); "
@@ -133,10 +128,9 @@ def model_card(
     config = read_json(Path(folder) / CONFIG_NAME, "the model's config")
     extractor = MCMFeatureExtractor.from_pretrained(str(folder))
     results = result_rows(evaluation)
-    known = evaluation if "results" in evaluation else {}  # that of offers says nothing of its data
-    data = known.get("data") or training.get("data") or extractor.name
+    data = evaluation.get("data") or training.get("data") or extractor.name
     name, shape = repo_id.split("/")[-1], MCMConfig.from_dict(dict(config))
-    prefix = "next " if known else "offers: "
+    actions = ACTION_HEAD in config["architectures"]
     command = training.get("command") or ""
     if not isinstance(command, str):
         raise ValueError(f"`command` of the training is {command!r}, expected a text: take it from the training.")
@@ -153,7 +147,10 @@ def model_card(
             library_name="transformers",
             tags=TAGS,
             model_name=name,
-            eval_results=_evaluation_metadata(results, data, known.get("cutoff", "test"), prefix) or None,
+            eval_results=_evaluation_metadata(
+                results, data, evaluation.get("cutoff", "test"), "offers: " if actions else "next "
+            )
+            or None,
         ),
         template_path=str(TEMPLATE),
         repo_id=repo_id,
@@ -165,11 +162,11 @@ def model_card(
         event=event | example_values(extractor),
         action={"action_id": "a"} | example_values(extractor),
         profile=example_values(extractor, profile=True),
-        actions=ACTION_HEAD in config["architectures"],
+        actions=actions,
         cell=_cell,
         training=training,
         command=scrub_command(command),
-        evaluation=known,
+        evaluation=evaluation,
         results=table,
         columns=list(dict.fromkeys(row["words"] for row in results)),
         exposure=exposure,

@@ -174,7 +174,7 @@ class Histories:
         self._score_all(data, scorers)
         columns = self.scored.table.column_names
         self.predictions = columns[columns.index(VALUE) + 1 :]
-        of_offers = tuple(name for name, scorer in scorers.items() if scorer.job.outcomes)
+        of_offers = tuple(name for name, scorer in scorers.items() if scorer.job.tasks)
         self.offers = [name for name in self.predictions if name.startswith(of_offers)]
         self.household = functools.lru_cache(KEPT_CUSTOMERS)(self._household)
 
@@ -226,13 +226,13 @@ class Histories:
         source = str(model.name_or_path)
         job = ScoringJob(source, data, "", (), ACTION_COLUMNS, False, BATCH, ROWS_AT_ONCE, as_of=self.as_of)
         if isinstance(model, MCMForCustomerPrediction):
-            return Scorer(model, extractor, replace(job, predicted=tuple((model.config.id2label or {}).values())))
+            return Scorer(model, extractor, job)
         if not isinstance(model, MCMForActionRecommendation):
             raise ValueError(f"{source} is an {type(model).__name__}: the list adds predictions of `mcm finetune`.")
         if actions is None:
             raise ValueError(f"{source} is an {type(model).__name__}: name the table of the actions that it scores.")
-        scorer = Scorer(model, extractor, replace(job, actions=actions, outcomes=tuple(model.config.action_outcomes)))
-        number, outcomes = len(scorer.actions.action_ids), len(scorer.job.outcomes)
+        scorer = Scorer(model, extractor, replace(job, actions=actions, tasks=tuple(model.config.action_outcomes)))
+        number, outcomes = len(scorer.actions.action_ids), len(scorer.job.tasks)
         if number * outcomes > ACTION_COLUMNS:
             raise ValueError(
                 f"{actions} has {number} actions with {outcomes} outcomes each, and the list has room "
@@ -388,12 +388,13 @@ class Histories:
 
 def _predictions(scorer: Scorer, table: pa.Table) -> dict[str, ArrayLike]:
     """Columns of what a fine-tuned model predicts, by class or by action and outcome; probabilities in percent."""
-    job = scorer.job
-    if len(job.predicted) == 1:
-        return {job.predicted[0]: table[PREDICTED + job.predicted[0]].to_numpy()}
-    named = job.predicted[len(job.predicted) == 2 :]  # of two classes the second says all
-    columns: dict[str, ArrayLike] = {f"{name}, %": 100 * table[PREDICTED + name].to_numpy() for name in named}
-    for outcome in job.outcomes:
+    names = [name for name in table.column_names if name.startswith(PREDICTED)]
+    if len(names) == 1:
+        return {names[0].removeprefix(PREDICTED): table[names[0]].to_numpy()}
+    columns: dict[str, ArrayLike] = {}
+    for name in names[len(names) == 2 :]:  # of two classes the second says all
+        columns[f"{name.removeprefix(PREDICTED)}, %"] = 100 * table[name].to_numpy()
+    for outcome in scorer.job.tasks:
         offers = zip(table[outcome].to_pylist(), table[outcome + SCORES].to_pylist(), strict=True)
         chances = pd.DataFrame([dict(zip(*offer, strict=True)) for offer in offers])
         columns |= {f"{action} {outcome}, %": 100 * chances[action] for action in scorer.actions.action_ids}

@@ -22,9 +22,8 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from modeling_mcm.action_mcm import MCMForActionRecommendation
 from modeling_mcm.candidates_mcm import SEEN, CandidateSet
-from modeling_mcm.customer_mcm import MCMForCustomerPrediction
+from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.data.cases import to_batch
 from modeling_mcm.data.collator import batches_by_length
 from modeling_mcm.data.cores import map_on_cores
@@ -35,8 +34,18 @@ from modeling_mcm.events_mcm import to_ids
 from modeling_mcm.files_mcm import atomic_write, damage, file_digest, tensors_digest, write_json
 from modeling_mcm.inputs_mcm import PER_EVENT, RowBatch
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation, MCMModel, MCMPreTrainedModel
-from modeling_mcm.predictor_mcm import CHANCES, EMBEDDING, LABEL_COLUMNS, SCORES, Predictor, Rows
+from modeling_mcm.predictor_mcm import (
+    CHANCES,
+    EMBEDDING,
+    LABEL_COLUMNS,
+    PREDICTING,
+    RANKING,
+    SCORES,
+    Predictor,
+    Rows,
+)
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
+from modeling_mcm.training.checkpoints import find_head, open_checkpoint
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -52,7 +61,8 @@ class ScoringJob:
 
     Args:
         data (`str`): Folder of a prepared data set.
-        tasks (`tuple[str]`): Names of the tasks that are ranked; empty where only embeddings or forecasts are written.
+        tasks (`tuple[str]`): Names of the tasks whose labels are ranked, or of the outcomes by which an
+            [`MCMForActionRecommendation`] ranks the actions; empty where nothing is ranked.
         top_k (`int`): Number of labels that are written for each task.
         rows_per_file (`int`): Number of customers in one file.
         forecasts (`tuple[str]`): Names of the forecasts that are written, a column each; see
@@ -63,9 +73,7 @@ class ScoringJob:
         per_group (`str`, *optional*): Largest number of labels of each value of a feature, as "category=2".
         horizon_days (`float`, *optional*): 30: labels are ranked that come within 30 days, not in the next visit.
         forecast_days (`tuple[float]`, *optional*): Horizons of the forecasts. Default: those of the checkpoint.
-        predicted (`tuple[str]`): What an [`MCMForCustomerPrediction`] predicts, a column `predicted_NAME` each.
         actions (`str`, *optional*): File of the table of actions that an [`MCMForActionRecommendation`] scores.
-        outcomes (`tuple[str]`): Its outcomes; each ranks the actions as a task ranks its labels.
         label_columns (`str`, *optional*): File of a table of `customer_id` and the further columns that an
             [`MCMForCustomerPrediction`] was fine-tuned with.
 
@@ -88,34 +96,18 @@ class ScoringJob:
     per_group: str | None = None
     horizon_days: float | None = None
     forecast_days: tuple[float, ...] | None = None
-    predicted: tuple[str, ...] = ()
     actions: str | None = None
-    outcomes: tuple[str, ...] = ()
     label_columns: str | None = None
 
     def __post_init__(self) -> None:
-        columns = [CUSTOMER, EMBEDDING, *self.ranked, *self.forecasts]
-        columns += [name + end for name in self.ranked for end in (SCORES, CHANCES)]
+        columns = [CUSTOMER, EMBEDDING, *self.tasks, *self.forecasts]
+        columns += [name + end for name in self.tasks for end in (SCORES, CHANCES)]
         if twice := sorted({name for name in columns if columns.count(name) > 1}):
             raise ValueError(
                 f"The predictions would have two columns {twice[0]!r}: each task makes TASK, TASK{SCORES} and "
                 f"TASK{CHANCES}, beside {CUSTOMER}, {EMBEDDING} and the forecasts. Give the feature another name in "
                 "the event schema, or leave the task out (--tasks)."
             )
-
-    @property
-    def ranked(self) -> tuple[str, ...]:
-        """What is ranked: tasks, or outcomes of offers."""
-        return (*self.tasks, *self.outcomes)
-
-    @property
-    def model_class(self) -> type[MCMPreTrainedModel]:
-        """The model's class, with its head if a task is ranked, a label predicted or offers scored."""
-        if self.outcomes:
-            return MCMForActionRecommendation
-        if self.predicted:
-            return MCMForCustomerPrediction
-        return MCMForMultiTaskRecommendation if self.tasks else MCMModel
 
     def parts(self, customers: int) -> list[tuple[Path, range]]:
         """Divides a number of customers into files: for each its path, and the indices of its customers."""
@@ -176,25 +168,26 @@ def claim(job: ScoringJob, digests: Mapping[str, str], customers: int) -> None:
 
 
 class Scorer:
-    """Computes the columns of the output from prepared rows, with a model of the class that the job names."""
+    """Computes the columns of the output from prepared rows: what a model with a head was trained to, or embeddings
+    and forecasts. An [`MCMForCustomerPrediction`] gives a column `predicted_NAME` for each class or number."""
 
     def __init__(self, model: MCMPreTrainedModel, extractor: MCMFeatureExtractor, job: ScoringJob):
         self.model, self.extractor, self.job = model.eval(), extractor, job
-        self.predictor = Predictor(model, extractor)
-        candidates = job.candidates and read_table_file(job.candidates)
-        exclude = job.exclude if job.exclude in (None, SEEN) else read_table_file(job.exclude)
-        self.candidates = CandidateSet(model, extractor, job.tasks, candidates, exclude, job.per_group)
-        self.values = {task: pa.array([None, None, *self.candidates.values(task)], pa.string()) for task in job.tasks}
-        self.batch_size = job.batch_size
+        self.predictor, self.batch_size = Predictor(model, extractor), job.batch_size
         self.columns: dict[Hashable, dict] = {}
         if job.label_columns is not None:
             table = read_table_file(job.label_columns, [CUSTOMER]).set_index(CUSTOMER)
             self.columns = table.set_axis(to_ids(table.index)).to_dict("index")
-        if job.actions is not None:
+        if job.actions is None:
+            candidates = job.candidates and read_table_file(job.candidates)
+            exclude = job.exclude if job.exclude in (None, SEEN) else read_table_file(job.exclude)
+            self.candidates = CandidateSet(model, extractor, job.tasks, candidates, exclude, job.per_group)
+            labels = {task: self.candidates.values(task) for task in job.tasks}
+        else:
             self.actions = load_actions(job.actions, extractor, model.config, job.as_of)
-            names = pa.array(self.actions.action_ids, pa.string())
-            self.values |= {name: pa.concat_arrays([pa.nulls(1, pa.string()), names]) for name in job.outcomes}
-            self.batch_size = max(1, min(job.batch_size, OFFERS_AT_ONCE // len(names)))
+            labels = {task: list(self.actions.action_ids) for task in job.tasks}
+            self.batch_size = max(1, min(job.batch_size, OFFERS_AT_ONCE // len(self.actions.action_ids)))
+        self.values = {task: pa.array([*[None] * FIRST_LABEL, *of_task]) for task, of_task in labels.items()}
         self.shards = PreparedManifest.load(job.data).shards
 
     def write(self, path: Path, indices: range, progress: Callable[[int], object] = bool) -> None:
@@ -210,7 +203,8 @@ class Scorer:
         job, tables, start, first = self.job, [], 0, 0  # index of the first row of the tables
         columns = pq.read_schema(Path(job.data, self.shards[0]["file"])).names
         parts = [EMBEDDING] * job.embeddings + [*job.forecasts]
-        if job.tasks and (features := self.predictor.find_features(job.tasks, job.horizon_days, parts)) is not None:
+        is_ranking = self.predictor.head == RANKING
+        if is_ranking and (features := self.predictor.find_features(job.tasks, job.horizon_days, parts)) is not None:
             needed = {"times", "visits", *(f"task_{task}" for task in job.tasks)}
             needed |= {f"feature_{name}" for name in (*features, self.extractor.token_type_feature)}
             columns = [name for name in columns if name in needed or not name.startswith(PER_EVENT)]
@@ -245,7 +239,7 @@ class Scorer:
         columns = {CUSTOMER: pa.array(rows.column(CUSTOMER), pa.string())}
         for name, values in found.items():
             columns[name] = pa.array(values if values.ndim == 1 else list(values))
-        for task in self.job.ranked:
+        for task in self.job.tasks:
             is_label = found[task] > 0
             offsets = pa.array(np.append(0, is_label.sum(1).cumsum()).astype(np.int32))
             for name in {task, task + SCORES, task + CHANCES} & found.keys():
@@ -257,14 +251,14 @@ class Scorer:
     def _ask(self, rows: Rows) -> dict[str, torch.Tensor]:
         """What the job asks of some customers, by column."""
         job, ask = self.job, self.predictor
-        if job.predicted:
+        if ask.head == PREDICTING:
             rows = [{**row, LABEL_COLUMNS: self.columns.get(row[CUSTOMER])} for row in rows]
             return {PREDICTED + name: values for name, values in ask.predict(rows, job.as_of).items()}
-        if job.outcomes:
+        if job.actions is not None:
             columns = {}
             for name, chances in ask.score_offers(rows, self.actions, job.as_of).items():
                 order = chances.sort(dim=1, descending=True, stable=True)
-                columns[name] = order.indices[:, : job.top_k] + 1
+                columns[name] = order.indices[:, : job.top_k] + FIRST_LABEL
                 columns[name + SCORES] = order.values[:, : job.top_k]
             return columns
         what = job.horizon_days, job.embeddings, bool(job.forecasts), job.forecast_days
@@ -301,7 +295,10 @@ def score_on_spark(session: "SparkSession", job: ScoringJob, digest: str, parts:
 @functools.lru_cache(maxsize=1)
 def _scorer(job: ScoringJob, digest: str) -> Scorer:
     """The scorer of a worker, which stays in memory for the worker's other parts."""
-    model, extractor = job.model_class.from_pretrained(job.model), MCMFeatureExtractor.from_pretrained(job.model)
+    head = find_head(job.model)
+    if head is MCMForMultiTaskRecommendation and not job.tasks:
+        head = MCMModel
+    model, extractor = open_checkpoint(head, job.model)
     if tensors_digest(model.state_dict()) != digest:
         raise ValueError(f"A worker finds another model at {job.model}: give a folder that all machines share.")
     return Scorer(model, extractor, job)

@@ -155,9 +155,9 @@ def test_evaluation_of_offers_prints_and_writes_a_table(
     written = ["--output_file", tmp_path / "numbers.json", "--report_file", tmp_path / "table.md"]
     said = command("run_evaluate", *words, "--offers", offers, *written)
     assert "34 test groups of offers of corner_shop, 34 customers" in said
-    numbers = read_json(tmp_path / "numbers.json")
-    assert list(numbers) == ["conversion: MCM without fine-tuning", "conversion: MCM fine-tuned"]
-    for metrics in numbers.values():
+    numbers = read_json(tmp_path / "numbers.json")["results"]
+    assert list(numbers) == ["MCM without fine-tuning", "MCM fine-tuned"]
+    for metrics in (by_outcome["conversion"] for by_outcome in numbers.values()):
         assert set(metrics) == {"average_precision", "roc_auc", "ndcg@10", "recall@10"}
         assert all(0 <= m["low"] <= m["mean"] <= m["high"] <= 1 for m in metrics.values())
     assert "| conversion: MCM fine-tuned | " in (tmp_path / "table.md").read_text()

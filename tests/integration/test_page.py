@@ -390,7 +390,7 @@ def test_the_command_shows_the_page_of_a_csv_log_whose_export_is_private_and_gon
     temporary, data = tmp_path / "temporary", shutil.copytree(prepared, tmp_path / "data")
     temporary.mkdir()
     words = ["--model", save(extended=True), "--data", data, "--events", tmp_path / "log.csv"]
-    command = [sys.executable, "-m", "modeling_mcm.commands.app", *words]
+    command = [sys.executable, "-m", "modeling_mcm.commands.main", "app", *words]
     environment = {**os.environ, "TMPDIR": str(temporary)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert "The page is at http://127.0.0.1:" in process.stdout.readline()

@@ -43,9 +43,10 @@ EVALUATION = {
     },
 }
 OFFERS = {
-    f"{outcome}: {method}": {"average_precision": chances(0.4), "ndcg@5": chances(0.5)}
-    for outcome in ("click", "conversion")
-    for method in ("MCM without fine-tuning", "MCM fine-tuned")
+    "results": {
+        method: {each: {"average_precision": chances(0.4), "ndcg@5": chances(0.5)} for each in ("click", "conversion")}
+        for method in ("MCM without fine-tuning", "MCM fine-tuned")
+    }
 }
 HEADINGS = ["Use", "Intended use", "Schema", "Data and training", "Results", "Limits", "Bias and privacy"]
 HEADINGS += ["Licence and citation"]
