@@ -30,7 +30,6 @@ from .encoding_mcm import Encoding
 from .events_mcm import (
     IntArray,
     as_column,
-    as_list,
     is_missing,
     map_distinct,
     naming,
@@ -355,15 +354,15 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         Args:
             customers (`dict` or `Sequence[dict]`): Customers with `events` and optionally `profile` and `customer_id`;
                 see `encode`.
-            as_of (*optional*): Time at which customers are scored, or one by customer: ISO 8601 text, a datetime
-                or seconds since 1970-01-01, read as the log's times are. Later events are left out with a warning.
+            as_of (*optional*): Time at which customers are scored: ISO 8601 text, a datetime or seconds since
+                1970-01-01, read as the log's times are. Later events are left out with a warning. `pad` takes a time
+                for each customer.
 
         Returns:
             `BatchFeature`: model inputs by name; see `pad`.
 
         Raises:
-            ValueError: If a customer can't be encoded, `as_of` is no time, the number of times differs from that
-                of customers, or the log has no times.
+            ValueError: If a customer can't be encoded, `as_of` is no time, or the log has no times.
         """
         if isinstance(customers, Mapping):
             rows = [self.encode(customers)]
@@ -373,26 +372,19 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
             raise ValueError("The list of customers is empty: give at least one, or make no call.")
         else:
             rows = [self.encode(each, f"Customer {index} of the list") for index, each in enumerate(customers)]
-        return self.pad(
-            rows, return_tensors=return_tensors, as_of=None if as_of is None else self._read_as_of(as_of, len(rows))
-        )
+        seconds = self.read_as_of(as_of)
+        times = None if seconds is None else [seconds] * len(rows)
+        return self.pad(rows, return_tensors=return_tensors, as_of=times)
 
     def read_as_of(self, as_of: object) -> float | None:
         """A time in seconds since 1970-01-01, on the clock of rows; None stays None. Raises `ValueError` if it is no
         time, or the log has no times."""
-        return None if as_of is None else self._read_as_of(as_of, 1)[0]
-
-    def _read_as_of(self, as_of: Any, count: int) -> list[float]:
-        """One time for all of `count` customers or one for each, in seconds."""
+        if as_of is None:
+            return None
         if self.order is not None:
             raise ValueError(f"Found `as_of` {as_of!r}, and the log has no times but `order`; leave it out.")
         with naming("`as_of`"):
-            if isinstance(as_of, str) or not (isinstance(as_of, Sequence) or np.ndim(as_of)):
-                as_of = [as_of] * count
-            times = [read_as_of(time, self._encoding.reader.zone) for time in as_list(as_column(as_of))]
-        if len(times) != count:
-            raise ValueError(f"Found {len(times)} times `as_of` of {count} customers; give one, or one a customer.")
-        return times
+            return read_as_of(as_of, self._encoding.reader.zone)
 
     # ------------------------------------------------------------------------------------------------------ files
 

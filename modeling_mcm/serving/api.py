@@ -46,6 +46,7 @@ with needs("serve"):
     from fastapi.responses import JSONResponse
     from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
     from fastapi_offline import FastAPIOffline
+    from prometheus_client import CollectorRegistry
     from prometheus_fastapi_instrumentator import Instrumentator
     from prometheus_fastapi_instrumentator.metrics import Info, default
     from pydantic import BaseModel, Field
@@ -193,8 +194,8 @@ def create_api(service: CustomerService, tokens: str, limit: float = math.inf, l
     _add_questions(guarded, service)
     api.include_router(guarded, prefix="/v1")
     api.add_middleware(Requests)
-    metrics = Instrumentator(should_group_status_codes=False, registry=service.registry)
-    metrics.add(default(registry=service.registry))
+    registry = CollectorRegistry()
+    metrics = Instrumentator(should_group_status_codes=False, registry=registry).add(default(registry=registry))
     if log_requests:
         metrics.add(_log_request)
     metrics.instrument(api).expose(api, dependencies=[Depends(check_token)])

@@ -13,7 +13,6 @@ request for the same customer meanwhile reads the store.
 import functools
 import json
 import threading
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -35,13 +34,11 @@ from modeling_mcm.serving.worker import WorkerProcess
 from modeling_mcm.training.checkpoints import checkpoint_digest
 
 with needs("serve"):
-    from prometheus_client import CollectorRegistry, Counter, Info
     from pydantic import BaseModel, Field
 
 IN_MEMORY = 1024  # customers that are kept
 MOST_CANDIDATE_SETS = 64  # of candidates that are kept
 AHEAD = timedelta(seconds=60)  # by which the clock of a shop may be before that of the service
-COUNTERS = "events_added", "events_known", "customers_late", "customers_read", "lock_wait_seconds"
 
 
 @dataclass
@@ -99,7 +96,6 @@ class CustomerService:
 
     Attributes:
         digest (`str`): Digest of the checkpoint.
-        registry (`prometheus_client.CollectorRegistry`): The numbers of /metrics.
         worker (`Callable`): Calls a slow function with the model, the feature extractor and its values: in the
             request's own thread, or in a [`WorkerProcess`] that is set here.
         trained_until (`int`, *optional*): Validation cutoff of the training, in seconds since 1970-01-01; totals are
@@ -118,11 +114,6 @@ class CustomerService:
         self.predictor, self.digest = Predictor(model, extractor), checkpoint_digest(model, extractor)
         self.worker: Callable[..., Any] = lambda function, *values: function(model, extractor, *values)
         self.trained_until: int | None = None
-        self.registry = CollectorRegistry()
-        Info("mcm_checkpoint", "the checkpoint", registry=self.registry).info({"digest": self.digest[:12]})
-        self._counters = {
-            name: Counter(f"mcm_{name}", name.replace("_", " "), registry=self.registry) for name in COUNTERS
-        }
         self._customers: dict[str, _Customer] = {}  # the one that was used last is the last
         self._memory_lock = threading.Lock()
         self.candidates = candidates
@@ -163,9 +154,7 @@ class CustomerService:
         added: list[RawEvent] = []
         profiles: list[RawEvent] = []
         late, customers = [], {}
-        start = time.monotonic()
         with self.store.transaction(writing=True) as store:
-            waited = time.monotonic() - start
             for customer_id in sorted(grouped):  # in one order, so that services do not wait for each other
                 customer = customers[customer_id] = self._read_customer(store, customer_id, locked=True)
                 new = self._new_events(store, customer_id, grouped[customer_id])
@@ -183,11 +172,9 @@ class CustomerService:
                     added += new.values()
         for customer_id, customer in customers.items():
             self._keep(customer_id, customer)
-        known = len(events) - len(added)
-        self._count(events_added=len(added), events_known=known, customers_late=len(late), lock_wait_seconds=waited)
         return {
             "added": len(added),
-            "known": known,
+            "known": len(events) - len(added),
             "late": late,
             "customers": {name: len(customer.history.events) for name, customer in customers.items()},
             "unknown_values": self.unknown_values(added, profiles),
@@ -306,7 +293,6 @@ class CustomerService:
             epoch, profile = stored
             if customer is None or customer.epoch != epoch:
                 customer = _Customer(LiveHistory(self.extractor, profile, customer_id), epoch)
-                self._count(customers_read=1)
             if rows := store.events(customer_id, customer.sequence):
                 customer.history.add([json.loads(row.event) for row in rows])
                 customer.sequence = rows[-1].sequence
@@ -322,7 +308,3 @@ class CustomerService:
             self._customers[customer_id] = customer
             while len(self._customers) > IN_MEMORY:
                 del self._customers[next(iter(self._customers))]
-
-    def _count(self, **numbers: float) -> None:
-        for name, number in numbers.items():
-            self._counters[name].inc(number)

@@ -108,17 +108,12 @@ def test_as_of_is_read_as_times_of_the_log_are(extractor):
     customers = [customer([0, 4]), customer([1])]
     for as_of in TIMES:
         assert extractor(customers, as_of=as_of)["as_of"].tolist() == [4.5, 3.5]
-        for each in (
-            [START + timedelta(days=9), as_of],
-            pd.Series([START + timedelta(days=9), as_of], dtype=object),
-        ):
-            assert extractor(customers, as_of=each)["as_of"].tolist() == [9.0, 3.5]
     berlin = make(time_zone="Europe/Berlin")
     assert berlin(customer([0]), as_of="2024-01-01T23:00:00Z")["as_of"].tolist() == [1.0]
     for as_of, words in (
         ("soon", "`as_of`: found 'soon', which is no time"),
         (True, "`as_of`: found True"),
-        ([START] * 3, "Found 3 times `as_of` of 2 customers"),
+        ([START] * 2, "`as_of`: found "),
     ):
         with pytest.raises(ValueError, match=words):
             extractor(customers, as_of=as_of)

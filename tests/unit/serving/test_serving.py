@@ -236,7 +236,7 @@ def test_an_explanation_stops_nobody_else_of_the_same_customer(client, service, 
     assert answers[0]["events"] == len(events) - 1
 
 
-def test_metrics_count_requests_by_route_and_events(client, service, events):
+def test_metrics_count_requests_by_route(client, service, events):
     post(client, events)
     scores(client)
     client.get("/customers/nobody/scores")
@@ -244,8 +244,6 @@ def test_metrics_count_requests_by_route_and_events(client, service, events):
     route = 'handler="/v1/customers/{customer_id:id}/scores",method="GET"'
     assert f'http_requests_total{{{route},status="200"}} 1.0' in text
     assert f'http_requests_total{{{route},status="404"}} 1.0' in text
-    assert f"mcm_events_added_total {float(len(events))}" in text and "mcm_lock_wait_seconds_total " in text
-    assert f'mcm_checkpoint_info{{digest="{service.digest[:12]}"}} 1.0' in text
     assert "nobody" not in text
 
 
