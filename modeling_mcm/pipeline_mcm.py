@@ -38,6 +38,7 @@ class _CustomerPipeline(Pipeline):
     NAME: str = ""  # of the task, for messages
     OPTIONS: tuple[str, ...] = ("as_of",)
     QUESTION: dict = {}
+    HEAD: str = ""  # module of the model that is trained to what is asked
     model: MCMPreTrainedModel
     feature_extractor: Any  # an MCMFeatureExtractor; the base class knows those of audio
 
@@ -51,6 +52,12 @@ class _CustomerPipeline(Pipeline):
 
     def check_model(self) -> None:
         """Raises `ValueError` if the model was not trained to what is asked."""
+        head: Any = dict(self.model.named_modules()).get(self.HEAD)
+        if self.HEAD and (head is None or not head.weight.any()):  # untrained weights are 0
+            raise ValueError(
+                f"{self.model.name_or_path or 'The model'} has no trained head for {self.NAME}: chances would be made "
+                "up. Fine-tune it first (mcm finetune, docs/fine_tuning.md)."
+            )
 
     @functools.cached_property
     def predictor(self) -> Predictor:
@@ -202,16 +209,7 @@ class CustomerPredictionPipeline(_CustomerPipeline):
             after it are not read, as in fine-tuning. Default: right after the last event.
     """
 
-    NAME = "customer-prediction"
-
-    def check_model(self) -> None:
-        """Raises `ValueError` if the model has no trained head for a label."""
-        head: Any = getattr(self.model, "prediction_head", None)
-        if head is None or not head.state.weight.any():  # untrained weights are 0
-            raise ValueError(
-                f"{self.model.name_or_path or 'The model'} was not fine-tuned to a label of customers: chances would "
-                "be made up. Fine-tune it first (mcm finetune --labels, docs/fine_tuning.md)."
-            )
+    NAME, HEAD = "customer-prediction", "prediction_head.state"
 
     def ask(self, rows: Rows, **options: Any) -> Columns:
         """What is predicted of customers."""
@@ -235,16 +233,7 @@ class ActionScoresPipeline(_CustomerPipeline):
             after it are not read, as in fine-tuning. Default: right after each customer's last event.
     """
 
-    NAME, OPTIONS = "action-scores", ("actions", "as_of")
-
-    def check_model(self) -> None:
-        """Raises `ValueError` if the model has no trained head for offers."""
-        head: Any = self.model.action_head
-        if not head.numbers.weight.any():  # untrained weights are 0
-            raise ValueError(
-                f"{self.model.name_or_path or 'The model'} has no trained head for actions: chances would be made up. "
-                "Fine-tune it to offers first (mcm finetune --offers, docs/fine_tuning.md)."
-            )
+    NAME, OPTIONS, HEAD = "action-scores", ("actions", "as_of"), "action_head.numbers"
 
     def _sanitize_parameters(self, **options: Any) -> Parameters:
         _, given, _ = super()._sanitize_parameters(**options)

@@ -109,7 +109,7 @@ def test_a_folder_that_is_not_there_is_named(name):
 
 def test_scores_of_actions_need_a_trained_head(save, extractor, tmp_path):
     folder = save(extended=True)
-    with pytest.raises(ValueError, match="checkpoint has no trained head for actions: .*mcm finetune"):
+    with pytest.raises(ValueError, match="checkpoint has no trained head for action-scores: .*mcm finetune"):
         pipeline("action-scores", model=folder)
     model = read_checkpoint(MCMForActionRecommendation, folder, ("action_head.",))  # which may be left out
     torch.nn.init.normal_(model.action_head.numbers.weight)

@@ -178,5 +178,5 @@ def test_pipeline_gives_probabilities_and_ignores_events_after_now(tuned, event_
 def test_pipeline_refuses_an_untrained_head(make_model, extractor, tmp_path):
     for part in (make_model(), extractor):
         part.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="was not fine-tuned to a label of customers: chances would be made up"):
+    with pytest.raises(ValueError, match="has no trained head for customer-prediction: chances would be made up"):
         pipeline("customer-prediction", model=str(tmp_path))
