@@ -13,7 +13,7 @@ from modeling_mcm.configuration_mcm import MCMConfig
 from modeling_mcm.data.examples import example_values
 from modeling_mcm.evaluation.metrics import CONFIDENCE
 from modeling_mcm.evaluation.reports import with_half_interval
-from modeling_mcm.hub.folder import ACTION_HEAD, CONFIG_NAME, read_json
+from modeling_mcm.hub.folder import ACTION_HEAD, read_json
 from modeling_mcm.hub.privacy import Exposure
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
@@ -125,12 +125,12 @@ def model_card(
     """
     training = _read_first(checkpoint, "finetuning.json", "pretraining.json")
     evaluation = _read_first(checkpoint, "evaluation.json")
-    config = read_json(Path(folder) / CONFIG_NAME, "the model's config")
+    config = MCMConfig.from_pretrained(str(folder))
     extractor = MCMFeatureExtractor.from_pretrained(str(folder))
     results = result_rows(evaluation)
     data = evaluation.get("data") or training.get("data") or extractor.name
-    name, shape = repo_id.split("/")[-1], MCMConfig.from_dict(dict(config))
-    actions = ACTION_HEAD in config["architectures"]
+    name = repo_id.split("/")[-1]
+    actions = ACTION_HEAD in (config.architectures or ())
     command = training.get("command") or ""
     if not isinstance(command, str):
         raise ValueError(f"`command` of the training is {command!r}, expected a text: take it from the training.")
@@ -157,7 +157,6 @@ def model_card(
         name=name,
         data=_cell(data),
         config=config,
-        shape=shape,
         extractor=extractor,
         event=event | example_values(extractor),
         action={"action_id": "a"} | example_values(extractor),

@@ -18,23 +18,20 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers.dynamic_module_utils import get_relative_imports
+from transformers.dynamic_module_utils import get_relative_import_files
 
 from modeling_mcm.configuration_mcm import MCMConfig
 from modeling_mcm.data import check_vocabularies, load_prepared
 from modeling_mcm.files_mcm import (
-    VOCABULARIES_NAME,
     check_files,
     check_values,
     damage,
     note_digests,
     some,
-    values_digest,
     write_json,
 )
 from modeling_mcm.hub.privacy import TABLES, Exposure, hide_pairs, hide_values, rare_values, shared_pairs
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
-from modeling_mcm.schema_mcm import PART_KEYS
 
 CONFIG_NAME, PREPROCESSOR_NAME, CARD_NAME = "config.json", "preprocessor_config.json", "README.md"
 WEIGHT_FILES = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
@@ -62,21 +59,13 @@ PREPROCESSOR_AUTO_MAP = {"AutoFeatureExtractor": "processing_mcm.MCMFeatureExtra
 AUTO_MAP = {"AutoConfig": "configuration_mcm.MCMConfig", **PREPROCESSOR_AUTO_MAP}
 PIPELINE_MODULE = "pipeline_mcm"
 RARE_BELOW = 5  # customers: a value of fewer is rare in the card, if `min_customers` does not say otherwise
-FEATURE_KEYS = ("name", "kind", "column", "profile", "factor", *PART_KEYS)
 
 
 def code_files() -> list[Path]:
     """The package's files that a published checkpoint needs: the entry points and what they import."""
-    new = {
-        PIPELINE_MODULE,
-        *(name.split(".")[0] for name in AUTO_MAP.values()),
-        *(module for module, *_ in HEADS.values()),
-    }
-    reached: set[str] = set()
-    while new:
-        reached |= new
-        new = {name for module in new for name in get_relative_imports(PACKAGE / f"{module}.py")} - reached
-    return sorted(PACKAGE / f"{module}.py" for module in reached)
+    classes = [*AUTO_MAP.values(), *(module for module, *_ in HEADS.values())]
+    entries = [PACKAGE / f"{name.split('.')[0]}.py" for name in (PIPELINE_MODULE, *classes)]
+    return sorted({path for entry in entries for path in (entry, *map(Path, get_relative_import_files(entry)))})
 
 
 def read_json(path: Path, what: str) -> dict:
@@ -114,20 +103,19 @@ def _published_config(config: Mapping) -> dict:
     return published | {"auto_map": auto_map, "custom_pipelines": pipelines}
 
 
-def _published_preprocessor(values: Mapping) -> dict:
-    """Selects what is published of preprocessor_config.json: the feature extractor's own keys and its Auto class."""
-    known = MCMFeatureExtractor().to_dict()
-    published = {key: value for key, value in values.items() if key in known}
-    published["features"] = [
-        {key: feature[key] for key in FEATURE_KEYS if key in feature} for feature in values.get("features", [])
-    ]
-    for feature in published["features"]:
-        if (feature.get("column") or feature.get("name")) == values.get("customer"):
+def _published_extractor(source: Path) -> MCMFeatureExtractor:
+    """The feature extractor with its own settings alone, and its Auto class."""
+    extractor = MCMFeatureExtractor.from_pretrained(str(source))
+    schema = extractor.schema
+    for spec in schema.specs.values():
+        if schema.customer in spec.columns:
             raise ValueError(
-                f"Feature {feature.get('name')!r} reads the customer column {values.get('customer')!r}, so its "
-                "vocabulary is a list of customer ids; leave the feature out of the schema, prepare and train again."
+                f"Feature {spec.name!r} reads the customer column {schema.customer!r}, so its vocabulary is a list of "
+                "customer ids; leave the feature out of the schema, prepare and train again."
             )
-    return published | {"auto_map": dict(PREPROCESSOR_AUTO_MAP)}
+    published = MCMFeatureExtractor.from_schema(schema, extractor.vocabularies, extractor.bins)
+    vars(published)["auto_map"] = PREPROCESSOR_AUTO_MAP
+    return published
 
 
 def _check_weights(path: Path) -> None:
@@ -170,7 +158,7 @@ def write_upload_folder(
 
     Raises:
         CheckpointError: If the checkpoint lacks weights or config, or one of them is damaged.
-        FileNotFoundError: If it lacks the feature extractor.
+        OSError: If it lacks the feature extractor.
         FileExistsError: If the folder is not empty.
         ValueError: If a file is damaged or of another model, or if customer ids would be published.
     """
@@ -180,11 +168,8 @@ def write_upload_folder(
     if source / WEIGHTS_NAME in weights:  # which is then what loads; parts beside it are an older save's
         weights = [source / WEIGHTS_NAME]
     config = _published_config(read_json(source / CONFIG_NAME, "the model's config"))
-    preprocessor = _published_preprocessor(read_json(source / PREPROCESSOR_NAME, "the feature extractor's config"))
-    stored = read_json(source / VOCABULARIES_NAME, "the values of the features")
-    if missing := {"vocabularies", "bins"} - set(stored):
-        raise ValueError(f"{source / VOCABULARIES_NAME} has no {sorted(missing)}; save the feature extractor again.")
-    check_values(config.get("values_digest"), values_digest(stored), source)
+    extractor = _published_extractor(source)
+    check_values(config.get("values_digest"), extractor.values_digest, source)
     if target.exists() and any(target.iterdir()):
         raise FileExistsError(f"{target} is not empty, and everything in it would be published; give a new folder.")
     for path in weights:
@@ -192,16 +177,16 @@ def write_upload_folder(
     target.mkdir(parents=True, exist_ok=True)
     exposure, shared = None, None
     if data is not None:
-        check_vocabularies(data, extractor := MCMFeatureExtractor.from_pretrained(str(source)))
+        check_vocabularies(data, extractor)
         rows, least = load_prepared(data), min_customers or RARE_BELOW
         rare = rare_values(rows, extractor, least)
         counts = {name: len(values) for name, values in rare.items()}
         exposure = Exposure(least, counts, hidden=min_customers is not None)
         if exposure.hidden:
             shared = shared_pairs(rows, extractor, least)
-            stored["vocabularies"] = hide_values(stored["vocabularies"], rare)
+            extractor.vocabularies = hide_values(extractor.vocabularies, rare)
             if config.get("values_digest") is not None:
-                config["values_digest"] = values_digest(stored)  # placeholders are other values
+                config["values_digest"] = extractor.values_digest  # placeholders are other values
             exposure = replace(exposure, pairs=_hide_pairs(weights, target, config, shared))
     for path in weights if shared is None else ():
         shutil.copyfile(path, target / path.name)
@@ -211,8 +196,7 @@ def write_upload_folder(
     # Keys are sorted as transformers does, but not those of vocabularies.
     write_json(target / CONFIG_NAME, config, sort_keys=True)
     note_digests(target)
-    write_json(target / PREPROCESSOR_NAME, preprocessor, sort_keys=True)
-    write_json(target / VOCABULARIES_NAME, {key: stored[key] for key in ("vocabularies", "bins")}, indent=1)
+    extractor.save_pretrained(target)
     for path in code_files():
         shutil.copyfile(path, target / path.name)
     # Once from the written files: what would not load is not published.

@@ -16,12 +16,12 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ge
 from huggingface_hub.errors import HFValidationError, HTTPError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
+from modeling_mcm.files_mcm import VOCABULARIES_NAME
 from modeling_mcm.hub.folder import (
     CARD_NAME,
     CODE_ENDING,
     CONFIG_NAME,
     PREPROCESSOR_NAME,
-    VOCABULARIES_NAME,
     WEIGHT_FILES,
     WEIGHTS_INDEX,
     code_files,

@@ -105,8 +105,8 @@ def fill_the_target(folder):
 
 REFUSED = {
     "config.json is missing": without("config.json"),
-    "vocabularies.json .* is cut or damaged": rewritten("vocabularies.json", "[" * 10**5),
-    "has no .'bins', 'vocabularies'": rewritten("vocabularies.json", "{}"),
+    "vocabularies.json is damaged .RecursionError": rewritten("vocabularies.json", "[" * 10**5),
+    "vocabularies.json is damaged .KeyError: 'vocabularies'": rewritten("vocabularies.json", "{}"),
     "holds no JSON object": rewritten("config.json", "[]"),
     "'bert'": lambda folder: update_json(folder / "config.json", model_type="bert"),
     "is cut or damaged": cut_weights,
