@@ -185,7 +185,8 @@ def _evaluate_visits(options: EvaluationOptions) -> Report:
 
     metric = f"ndcg@{max(options.k)}"
     main_metric = f"{cases.target}_{metric}"
-    table = metric_table(results, tasks, main_metric)
+    means = summary(results)
+    table = metric_table(means, tasks, main_metric)
     caption = f"{len(cases):,} {options.cutoff} cases of {data.schema.name}: {write_title(main_metric)}"
     caption += ", mean over customers, ± half of its 95% bootstrap interval"
     caption += "." if options.horizon_days else f"; in brackets next-event {metric.upper()}."
@@ -202,7 +203,7 @@ def _evaluate_visits(options: EvaluationOptions) -> Report:
         write_values(Path(options.values_file), cases.customer_ids, results)
     report = {"data": data.schema.name, "cutoff": options.cutoff, "cases": len(cases), "protocol": protocol}
     report |= {name: getattr(options, name) for name in ("horizon_days", "only_new")}
-    return table, caption, report | {"results": summary(results), "by_history": histories, "lists": properties}, below
+    return table, caption, report | {"results": means, "by_history": histories, "lists": properties}, below
 
 
 @command(__doc__, EvaluationOptions)

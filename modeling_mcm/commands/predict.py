@@ -49,7 +49,6 @@ from modeling_mcm.scoring import Scorer, ScoringJob, forecast_total, score_on_sp
 from modeling_mcm.scoring.scorer import HISTORIES, check_folder, claim, is_whole
 from modeling_mcm.training.checkpoints import find_head, open_checkpoint
 from modeling_mcm.training.memory import keep_freed_memory
-from modeling_mcm.training.options import check_launch
 
 MONTH = 30  # days: the horizon of totals
 
@@ -246,7 +245,6 @@ def run(options: PredictionOptions, engine: EngineOptions) -> str:
     many customers there are and how many files were written. A `ValueError` is raised if the options, the checkpoint
     and the data do not fit together."""
     state, folder = PartialState(cpu=not torch.cuda.is_available()), Path(options.output_dir)
-    check_launch(state.num_processes)
     if engine.engine == "spark" and state.num_processes > 1:
         raise ValueError("--engine spark divides the work by itself: start one process, without accelerate launch.")
     head = find_head(options.model)

@@ -21,7 +21,7 @@ from accelerate import PartialState
 from modeling_mcm.commands.arguments import named_options, parse_options, report_errors
 from modeling_mcm.losses_mcm import Objective
 from modeling_mcm.training.memory import keep_freed_memory
-from modeling_mcm.training.options import ModelOptions, PretrainingArguments, check_launch
+from modeling_mcm.training.options import ModelOptions, PretrainingArguments
 from modeling_mcm.training.pretraining import chosen_recipe, pretrain
 from modeling_mcm.training.recipe import TRAINING
 
@@ -34,7 +34,6 @@ def main() -> None:
     has_own = {"eval_strategy", "save_strategy"} & named_options()
     options, _, training = parse_options(*option_classes, description=__doc__, defaults={} if has_own else TRAINING)
     with report_errors():
-        check_launch(training.world_size)
         if options.data is None:
             raise ValueError("--data is missing: give the folder that mcm prepare wrote.")
         recipe = chosen_recipe(options, named_options())

@@ -21,24 +21,20 @@ VALUES_SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("method", "task", "metric", "customer_id")] + [("value", pa.float64())]
 )
 Summary = dict[str, dict[str, dict[str, dict[str, float]]]]  # by method, task, metric and field of `Interval`
-HISTORY_GROUPS = {"1-2": (0, 2), "3-5": (3, 5), "6-20": (6, 20), "more": (21, np.inf)}  # visits before the cutoff
+HISTORY_GROUPS = {"1-2": 2, "3-5": 5, "6-20": 20, "more": np.inf}  # most visits before the cutoff
 
 
-def metric_table(results: pd.DataFrame, tasks: Sequence[str], metric: str) -> list[list[str]]:
-    """Makes a table of text with a row for each method, and for each task the mean of a metric and half of its
-    interval. `metric` is a name with the target, such as `next_visit_ndcg@10`; for it, the metric of the next event
-    stands in brackets. A method without values of a task has "-"."""
+def metric_table(results: Summary, tasks: Sequence[str], metric: str) -> list[list[str]]:
+    """Makes a table of text from [`summary`] with a row for each method, and for each task the mean of a metric and
+    half of its interval. `metric` is a name with the target, such as `next_visit_ndcg@10`; for it, the metric of the
+    next event stands in brackets. A method without values of a task has "-"."""
     table, of_event = [["method", *tasks]], metric.replace("next_visit", "next_event")
-    for method in results.columns.unique(0):
+    for method, by_task in results.items():
         cells = [method]
         for task in tasks:
-            values = results.get((method, task, metric))
-            if values is None or values.isna().all():
-                cells.append("-")
-                continue
-            cells.append(with_half_interval(bootstrap_interval(values)._asdict()))
-            if of_event != metric:
-                cells[-1] += f" ({results[method, task, of_event].mean():.3f})"
+            values = by_task.get(task, {})
+            words = f" ({values[of_event]['mean']:.3f})" if values and of_event != metric else ""
+            cells.append(with_half_interval(values[metric]) + words if values else "-")
         table.append(cells)
     return table
 
@@ -47,13 +43,9 @@ def by_history(results: pd.DataFrame, cases: EvaluationCases, metric: str) -> di
     """Computes means and intervals by the number of visits before the cutoff: for each group that has one, the number
     of `cases`, and `results`, as [`summary`] gives them. `metric` is a name with the target, such as
     `next_visit_ndcg@10`."""
-    groups = {}
-    for group, (low, high) in HISTORY_GROUPS.items():
-        mask = (cases.history_visits >= low) & (cases.history_visits <= high)
-        if mask.any():
-            values = results[mask].xs(metric, axis=1, level=2, drop_level=False)
-            groups[group] = {"cases": len(values), "results": summary(values)}
-    return groups
+    group = pd.cut(cases.history_visits, [-1, *HISTORY_GROUPS.values()], labels=[*HISTORY_GROUPS])
+    values = results.xs(metric, axis=1, level=2, drop_level=False).groupby(group, observed=True)
+    return {name: {"cases": len(of_group), "results": summary(of_group)} for name, of_group in values}
 
 
 def history_table(groups: Mapping[str, dict], tasks: Sequence[str], metric: str) -> list[list[str]]:

@@ -18,7 +18,7 @@ from modeling_mcm.data import PreparedData
 from modeling_mcm.data.cases import find_targets, to_batch
 from modeling_mcm.data.collator import batches_by_length
 from modeling_mcm.data.dataset import CUSTOMER
-from modeling_mcm.events_mcm import EPOCH, SECONDS_PER_DAY
+from modeling_mcm.events_mcm import EPOCH, SECONDS_PER_DAY, run_starts
 from modeling_mcm.forecaster_mcm import MissingForecastsError
 from modeling_mcm.inputs_mcm import RowBatch
 from modeling_mcm.predictor_mcm import Predictor
@@ -26,7 +26,6 @@ from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
 logger = logging.get_logger(__name__)
 MOST_PAST = 12  # times of the past that are tried
-PAIR = 2**32  # a customer and a visit as one number: the first times this, plus the second
 
 
 class PastTotal(NamedTuple):
@@ -135,7 +134,12 @@ def total_of_rows(
         )
     predictor = Predictor(model, extractor)
     is_target = find_targets(batch, extractor.tasks, extractor.token_type_feature)
-    visit = row * PAIR + batch.column("visits")
+    if quantity in ("visits", "events"):
+        amounts = is_target.copy()
+        if quantity == "visits":  # a visit begins with its first target event
+            amounts[is_target] = run_starts(row[is_target], batch.column("visits")[is_target])
+    else:
+        amounts = batch.column(f"value_{quantity}")
 
     def expect(as_of: int) -> float:
         """Sum of the forecast at a time over the customers with an event until then."""
@@ -148,11 +152,7 @@ def total_of_rows(
     def count(start: float) -> float:
         """What came after a time, within the horizon, of the customers with an event until then."""
         within = (first[row] <= start) & (times > start) & (times <= start + step)
-        if quantity == "events":
-            return float((is_target & within).sum())
-        if quantity == "visits":  # a visit begins with its first target event
-            return float(len(np.setdiff1d(visit[is_target & within], visit[is_target & (times <= start)])))
-        return float(batch.column(f"value_{quantity}")[within].sum(dtype=np.float64))
+        return float(amounts[within].sum(dtype=np.float64))
 
     past = [PastTotal(_date(start), expect(round(start)), count(start)) for start in starts]
     return GroupTotal(_date(end), expect(end), tuple(past), _missing_weeks(times))

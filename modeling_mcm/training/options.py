@@ -1,12 +1,9 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Options of pre-training, of which fine-tuning shares some, and a check of how `accelerate launch` started it."""
+"""Options of pre-training."""
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 
-import psutil
 import torch
 from transformers import TrainingArguments
 from transformers.integrations import is_tensorboard_available
@@ -106,21 +103,3 @@ class PretrainingArguments(TrainingArguments):
                 )
             self.load_best_model_at_end = True
         super().__post_init__()
-
-
-def check_launch(world_size: int) -> None:
-    """Checks that `accelerate launch` started as many processes as its command line says; on CPUs it may start one.
-    Raises `RuntimeError` if fewer processes run. The message names a command line that works."""
-    words = psutil.Process(os.getppid()).cmdline()
-    if not any(Path(word).name.startswith("accelerate") for word in words[:3]):
-        return
-    processes = 1
-    for index, word in enumerate(words):
-        name, _, value = word.partition("=")
-        if name.replace("-", "_") == "__num_processes" or name == "-n":
-            processes = int(value or words[index + 1])
-    if processes > world_size:
-        raise RuntimeError(
-            f"{processes} processes were asked for and {world_size} runs: `accelerate launch --cpu` starts only one. "
-            f"Use `accelerate launch --multi_gpu --num_processes {processes}` (it works on CPUs too) or `torchrun`."
-        )

@@ -8,7 +8,6 @@ Golden losses: `pytest tests/integration/test_training.py --update-golden` write
 import json
 import re
 from pathlib import Path
-from types import SimpleNamespace
 
 import forked_runs
 import numpy as np
@@ -103,14 +102,6 @@ def test_batches_in_parts_give_the_losses_of_whole_ones(options, tmp_path, way, 
         for name in ("loss", *(f"loss_{task}" for task in ("items", "aisle", "type")), "grad_norm"):
             assert together[name] == pytest.approx(alone[name], abs=1e-6, rel=1e-6), name
     assert_same_weights(tmp_path / "whole", tmp_path / "parts", tolerance=5e-6)
-
-
-def test_one_process_where_two_were_asked_for_is_refused(options, tmp_path, command, monkeypatch):
-    """As `accelerate launch --cpu --num_processes 2` starts it."""
-    words = ["accelerate", "launch", "--cpu", "--num_processes", "2"]
-    monkeypatch.setattr("psutil.Process", lambda *_: SimpleNamespace(cmdline=lambda: words))
-    command("run_pretrain", *options(tmp_path / "run"), fails="2 processes were asked for and 1 runs")
-    assert not (tmp_path / "run").exists()
 
 
 def test_an_evaluation_needs_cases(options, prepare_log, event_log, tmp_path, command):
