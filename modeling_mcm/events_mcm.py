@@ -17,7 +17,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta, tzinfo
+from datetime import UTC, date, datetime, tzinfo
 from decimal import Decimal
 from numbers import Integral, Real
 from typing import Any, NamedTuple, Union
@@ -45,16 +45,13 @@ SECONDS_PER_DAY, SECONDS_PER_HOUR = 86_400, 3600
 EPOCH = datetime(1970, 1, 1)
 EPOCH_WEEKDAY = 3  # 1970-01-01 was a Thursday; Monday is 0
 # A time as text: a day, a time of the day, and a zone as Z, UTC, GMT or an offset. Names of zones are not accepted,
-# because they are ambiguous in the hour that daylight saving time repeats. SQL engines use the same pattern, so it
-# has only syntax that all their regular expressions share.
+# because they are ambiguous in the hour that daylight saving time repeats.
 TIME_PATTERN = (
-    r"(?i)^\s*([0-9]{4,6}[-/][0-9]{1,2}[-/][0-9]{1,2})"
-    r"(?:[T ]\s*((?:[01]?[0-9]|2[0-3]):[0-5][0-9](?::[0-5][0-9])?)(?:[.,][0-9]*)?"
+    r"(?i)^\s*([0-9]{4})[-/]([0-9]{1,2})[-/]([0-9]{1,2})"
+    r"(?:[T ]\s*([01]?[0-9]|2[0-3]):([0-5][0-9])(?::([0-5][0-9]))?(?:[.,][0-9]*)?"
     r"\s*(Z|UTC|GMT|[+-](?:[01][0-9]|2[0-3])(?::?[0-5][0-9](?::?[0-5][0-9])?)?)?)?\s*$"
 )
 TIME_ADVICE = "ISO 8601 text such as 2017-10-01T12:30:00, and a zone as Z, UTC or an offset such as +02:00"
-# Offsets of a zone are looked up between these seconds, which a datetime holds; other times get the nearest offset.
-ZONE_SECONDS = (-62_135_000_000, 253_402_000_000)
 
 
 @contextmanager
@@ -225,19 +222,17 @@ def to_seconds(value: object, zone: tzinfo) -> int:
     fix = f"give a datetime or {TIME_ADVICE}"
     if is_missing(value):
         raise ValueError(f"found no time ({value!r}); {fix}, or leave the event out")
-    if isinstance(value, str):
-        try:
-            seconds, has_zone = _read_time_text(value)
-        except ValueError:
-            raise ValueError(f"found {value!r}, which is no time; {fix}") from None
-    elif isinstance(value, datetime) and value.tzinfo is not None:
-        elapsed = value - EPOCH.replace(tzinfo=UTC)
-        seconds, has_zone = elapsed.days * SECONDS_PER_DAY + elapsed.seconds, True
-    elif isinstance(value, date | np.datetime64):
-        seconds, has_zone = int(np.array(value, "datetime64[s]").astype(np.int64)), False
-    else:
+    time = value
+    try:
+        if isinstance(time, str):
+            time = _read_time_text(time)
+        if isinstance(time, datetime) and time.tzinfo is not None:
+            time = time.astimezone(zone).replace(tzinfo=None)
+    except (ValueError, OverflowError):
+        raise ValueError(f"found {value!r}, which is no time; {fix}") from None
+    if not isinstance(time, date | np.datetime64):
         raise ValueError(f"found {value!r} ({type(value).__name__}), expected a time; {fix}")
-    return seconds + zone_offset(seconds, zone) if has_zone else seconds
+    return int(np.array(time, "datetime64[s]").astype(np.int64))
 
 
 def read_as_of(value: object, zone: tzinfo) -> float:
@@ -258,28 +253,14 @@ def read_times(column: object, zone: tzinfo) -> IntArray:
     return map_distinct(times, lambda value: to_seconds(value, zone), np.int64)
 
 
-def _read_time_text(text: str) -> tuple[int, bool]:
-    """Whole seconds since 1970-01-01 of a text of the form `TIME_PATTERN`, and whether it has a zone."""
+def _read_time_text(text: str) -> datetime:
+    """The time, without a fraction of a second, of a text of the form `TIME_PATTERN`."""
     match = re.match(TIME_PATTERN, text)
     if match is None:
         raise ValueError(f"{text!r} is no time")
-    day, clock, zone = match.groups()
-    year, month, day_of_month = map(int, re.split("[-/]", day))
-    hour, minute, second = map(int, f"{clock or '0:00'}:00".split(":")[:3])
-    # A year may have five digits, which `datetime` does not take.
-    local = np.datetime64(f"{year:04}-{month:02}-{day_of_month:02}T{hour:02}:{minute:02}:{second:02}", "s")
-    seconds = int(local.astype(np.int64))
-    if zone and zone[0] in "+-":
-        parts = zone[1:].replace(":", "").ljust(6, "0")
-        ahead = int(parts[:2]) * 3600 + int(parts[2:4]) * 60 + int(parts[4:])
-        seconds -= ahead if zone[0] == "+" else -ahead
-    return seconds, zone is not None
-
-
-def zone_offset(seconds: int, zone: tzinfo) -> int:
-    """Number of seconds that a time zone is ahead of UTC."""
-    utc = EPOCH.replace(tzinfo=UTC) + timedelta(seconds=min(max(seconds, ZONE_SECONDS[0]), ZONE_SECONDS[1]))
-    return int((utc.astimezone(zone).utcoffset() or timedelta()).total_seconds())
+    *numbers, zone = match.groups()
+    time = datetime(*(int(number or 0) for number in numbers))  # type: ignore[arg-type]
+    return time if zone is None else datetime.fromisoformat(f"{time}{zone if zone[0] in '+-' else 'Z'}")
 
 
 def as_column(values: object) -> Any:

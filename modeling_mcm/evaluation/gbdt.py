@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from datasets import Dataset
 from numpy.typing import NDArray
-from transformers.utils import logging
 
 from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.data.cases import compute_offsets
@@ -28,8 +27,6 @@ from modeling_mcm.events_mcm import number_groups, run_starts
 from modeling_mcm.extras import needs
 from modeling_mcm.features_mcm import describe_histories
 
-logger = logging.get_logger(__name__)
-FEW_CASES = 500  # below which the trees have too little to learn from
 PERIOD_DAYS, MAX_PERIODS, RECENT_PERIODS = 7, 52, 4
 PARAMETERS = {
     "objective": "lambdarank",
@@ -169,11 +166,6 @@ class LightGBMRanker(Baseline):
         )
         owner, row = number_groups(np.bincount(visits.visit)[target], visits.first_row[target])
         relevant = np.isin(case * size + label, owner * size + visits.label[row])
-        if (learned := len(np.unique(case[relevant]))) < FEW_CASES:
-            logger.warning(
-                f"LightGBM learns task {self.task!r} from {learned} visits whose labels are among its candidates, "
-                f"fewer than {FEW_CASES}: it may be no better than popularity, so compare with another baseline."
-            )
         parameters = PARAMETERS | {"num_leaves": self.leaves, "min_data_in_leaf": self.min_rows}
         sizes = np.bincount(case, minlength=len(target))
         data = lightgbm.Dataset(features, relevant.astype(np.int8), group=sizes, feature_name=names, params=parameters)

@@ -8,7 +8,8 @@ Shapes: N labels, C classes.
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
-from scipy.stats import mannwhitneyu
+
+from modeling_mcm.evaluation.metrics import weighted_ranking
 
 
 def mean_auc(labels: ArrayLike, scores: ArrayLike) -> float:
@@ -21,8 +22,7 @@ def mean_auc(labels: ArrayLike, scores: ArrayLike) -> float:
         is_label = labels == label
         if 0 < is_label.sum() < len(labels):
             log_odds = scores[:, label] - np.logaddexp.reduce(np.delete(scores, label, axis=1), axis=1)
-            pairs = mannwhitneyu(log_odds[is_label], log_odds[~is_label], method="asymptotic").statistic
-            areas.append(pairs / (is_label.sum() * (~is_label).sum()))
+            areas.append(weighted_ranking(is_label, log_odds, np.ones((1, len(labels))))["roc_auc"][0])
     return float(np.mean(areas)) if areas else float("nan")
 
 

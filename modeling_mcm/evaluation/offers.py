@@ -19,8 +19,16 @@ from scipy.special import expit
 from modeling_mcm.action_mcm import MCMForActionRecommendation
 from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.data.offers import OfferReader, Offers
-from modeling_mcm.evaluation.metrics import LIST_METRICS, RESAMPLES, TAILS, Interval, ratio, tie_ranks
-from modeling_mcm.events_mcm import pad_groups, run_starts
+from modeling_mcm.evaluation.metrics import (
+    LIST_METRICS,
+    RESAMPLES,
+    TAILS,
+    Interval,
+    ratio,
+    tie_ranks,
+    weighted_ranking,
+)
+from modeling_mcm.events_mcm import pad_groups
 
 
 @torch.inference_mode()
@@ -64,28 +72,3 @@ def offer_metrics(offers: Offers, outcome: str, scores: NDArray, k: int = 10) ->
         low, high = np.nanquantile(of_metric[1:], TAILS)
         intervals[name] = Interval(float(of_metric[0]), float(low), float(high), len(customers))
     return intervals
-
-
-def weighted_ranking(positive: NDArray, scores: NDArray, weights: NDArray) -> dict[str, NDArray]:
-    """Computes average precision and ROC AUC for many sample weights at once.
-
-    The values are those of scikit-learn, which takes one vector of weights at a time and is far slower.
-
-    Args:
-        positive (`numpy.ndarray`, shape `(G,)`): Whether each group is of the positive class.
-        scores (`numpy.ndarray`, shape `(G,)`): Scores of the groups; a larger one is likelier positive.
-        weights (`numpy.ndarray`, shape `(S, G)`): Weight of each group in each resample.
-
-    Returns:
-        `dict[str, numpy.ndarray]`: `average_precision` and `roc_auc`, each of shape `(S,)`; NaN on a resample in which
-        no group is positive, and the second also on one in which all are.
-    """
-    order = np.argsort(-scores, kind="stable")
-    starts = np.flatnonzero(run_starts(scores[order]))  # of equal scores
-    hits, misses = (np.add.reduceat(weights[:, order] * side[order], starts, axis=1) for side in (positive, ~positive))
-    positives, negatives = hits.cumsum(1), misses.cumsum(1)  # weights down to each score
-    with np.errstate(divide="ignore", invalid="ignore"):
-        precision = np.where(positives > 0, positives / (positives + negatives), 0.0)
-        average_precision = (hits * precision).sum(1) / positives[:, -1]
-        roc_auc = (misses * (positives - hits / 2)).sum(1) / (positives[:, -1] * negatives[:, -1])
-    return {"average_precision": average_precision, "roc_auc": roc_auc}

@@ -85,7 +85,7 @@ def describe(source: Source) -> dict | None:
     """Describes the files of a source for the manifest: `name`, and `files`, by name of the file its SHA-256
     digest, or the checksum of its store. None for a table in memory, and for files that only the engine reaches. Warns
     of files with the same bytes."""
-    if not is_files(source):
+    if not list_addresses(source):
         return None
     try:
         parts = find_files(source, "input")
@@ -111,16 +111,15 @@ def detect_kind(name: str) -> str | None:
     return None if packed and kind == "parquet" else kind
 
 
-def is_files(source: Source) -> bool:
-    """Says whether a source names files and is no table."""
+def list_addresses(source: Source) -> list[str]:
+    """Lists the files and folders that a source names, none if it is a table."""
     parts = source if isinstance(source, list | tuple) else [source]
-    return bool(parts) and all(isinstance(part, str | Path) for part in parts)
+    return [*map(str, parts)] if all(isinstance(part, str | Path) for part in parts) else []
 
 
-def find_files(source: str | Path | Sequence[str | Path], what: str) -> list[InputFiles]:
-    """Finds the files of a source."""
-    addresses = source if isinstance(source, list | tuple) else [source]
-    parts = [_find(str(part), what) for part in addresses]
+def find_files(source: Source, what: str) -> list[InputFiles]:
+    """Finds the files that a source names, at least one."""
+    parts = [_find(address, what) for address in list_addresses(source)]
     if kinds := {files.kind for files in parts} - {parts[0].kind}:
         raise ValueError(
             f"The {what} files are {parts[0].kind} and {', '.join(sorted(kinds))}; give files of one kind at a time."
@@ -165,17 +164,18 @@ def check_files(
     """Checks that all files have the same columns with the same types. An empty column fits any type. Returns by file
     the type of each column."""
     opened = [(files, path) for files in parts for path in files.paths]
+    types_by_file = {}
     with ThreadPoolExecutor() as pool:  # a store answers slowly, so many files are read at once
-        read = [*pool.map(lambda file: file[0].columns(file[1], what, text), opened)]
-    for (_, path), columns_of in zip(opened, read, strict=True):
-        check_names([name for name, _ in columns_of], f"The {what} file {path}", columns)
-    types_by_file = {path: dict(columns_of) for (_, path), columns_of in zip(opened, read, strict=True)}
-    for name in sorted({name for types in types_by_file.values() for name in types}):
+        read = pool.map(lambda file: file[0].columns(file[1], what, text), opened)
+        for (_, path), columns_of in zip(opened, read, strict=True):
+            check_names([name for name, _ in columns_of], f"The {what} file {path}", columns)
+            types_by_file[path] = dict(columns_of)
+    for name in columns or sorted({name for types in types_by_file.values() for name in types}):
         first_with: dict[str, str] = {}  # by type
         for path, types in types_by_file.items():
             first_with.setdefault(types.get(name, ABSENT), path)
         first_with.pop(NULL, None)
-        if len(first_with) > 1 and (not columns or name in columns):
+        if len(first_with) > 1:
             ways = " and ".join(f"{kind} in {path}" for kind, path in first_with.items())
             raise ValueError(
                 f"Column {name!r} of the {what} files is {ways}: the files have different columns or types ({name}), "
@@ -215,7 +215,7 @@ class SourceTable:
     def __init__(self, source: Source, what: str, columns: Sequence[str] = (), text: TextFormat | None = None):
         self.what, self.text, self.dropped = what, text or TextFormat(), 0
         self._table, self._files = None, []
-        if is_files(source):
+        if list_addresses(source):
             self._files = find_files(source, what)
             types_by_file = check_files(self._files, what, columns, self.text)
             self.names = [*dict.fromkeys(name for types in types_by_file.values() for name in types)]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from modeling_mcm.events_mcm import check_columns
 from modeling_mcm.extras import needs
 from modeling_mcm.preparation.rows import RowReader
-from modeling_mcm.preparation.sources import NULL, Source, check_files, detect_kind, find_files, is_files
+from modeling_mcm.preparation.sources import NULL, Source, check_files, detect_kind, find_files, list_addresses
 
 with needs("data"):
     import ibis
@@ -89,15 +89,14 @@ def open_session(connection: ibis.BaseBackend) -> "SparkSession":
 def read_on_spark(source: Source, connection: ibis.BaseBackend, what: str, reader: RowReader) -> ir.Table | None:
     """Reads Parquet files or a table of Spark on its workers, as `reader` does. Spark reads stores itself (by Hadoop),
     so it gets these addresses as they are, unchecked. None for a source that this process has to read."""
-    session = open_session(connection)
+    session, addresses = open_session(connection), list_addresses(source)
     if isinstance(source, ir.Table):
         if source.get_backend().name != SPARK:
             return None
         frames = [session.sql(str(ibis.to_sql(source, dialect="pyspark")))]
-    elif not is_files(source):
+    elif not addresses:
         return None
     else:
-        addresses = [str(part) for part in (source if isinstance(source, list | tuple) else [source])]
         stored = [address for address in addresses if "://" in address and not address.startswith("file://")]
         parts = find_files(others, what) if (others := [part for part in addresses if part not in stored]) else []
         kinds = {detect_kind(address) or "parquet" for address in stored} | {files.kind for files in parts}

@@ -15,7 +15,8 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from modeling_mcm.data import load_prepared
 from modeling_mcm.data.offers import OfferReader, Offers, load_actions, load_offers, make_offers
-from modeling_mcm.evaluation.offers import offer_metrics, weighted_ranking
+from modeling_mcm.evaluation.metrics import weighted_ranking
+from modeling_mcm.evaluation.offers import offer_metrics
 
 OFFERS = """customer_id,time,action_id,conversion
 1,2017-03-01,b,1
