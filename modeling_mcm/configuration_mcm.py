@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import torch
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
-from transformers.activations import ACT2FN
 from transformers.utils import auto_docstring
 
 from .files_mcm import DIGESTS
@@ -277,10 +276,6 @@ class MCMConfig(PreTrainedConfig):
             raise ValueError(
                 "augmentation='masked_lm' reads the hidden vector of the masked event: set readout='last' and "
                 "encoder_unit='event'."
-            )
-        if self.hidden_act not in ACT2FN:
-            raise ValueError(
-                f"`hidden_act` is {self.hidden_act!r}, no activation: one of {', '.join(sorted(ACT2FN))}."
             )
         if not self.action_outcomes:
             raise ValueError("`action_outcomes` is empty: expected at least one outcome of an offer.")

@@ -24,7 +24,6 @@ from modeling_mcm.configuration_mcm import UNKNOWN_ID, MCMConfig
 from modeling_mcm.data.cases import (
     IGNORED,
     CaseEvents,
-    check_cutoff,
     find_targets,
     read_batches,
     tell_unseen,
@@ -34,7 +33,6 @@ from modeling_mcm.events_mcm import SECONDS_PER_DAY, BoolArray, FloatArray, IntA
 from modeling_mcm.inputs_mcm import RowBatch
 from modeling_mcm.losses_mcm import Objective
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
-from modeling_mcm.schema_mcm import check_choice
 
 ONE_PREFIX = ("random_prefix", "last_prefix")
 MASKED = 0.2  # share of the events that "masked_lm" masks
@@ -143,9 +141,6 @@ class MCMCollator:
     Attributes:
         epoch (`torch.Tensor`, int64 of shape `()`): Number of the epoch. The training loop sets it. It lies in shared
             memory, so that the workers of the data loader read the new number too.
-
-    Raises:
-        ValueError: If the mode is unknown.
     """
 
     def __init__(
@@ -158,14 +153,12 @@ class MCMCollator:
         as_of: int | None = None,
         objective: Objective | None = None,
     ):
-        check_choice(mode, "mode", ("train", "evaluate"))
         self.extractor, self.config, self.mode, self.seed, self.as_of = extractor, config, mode, seed, as_of
         # Reading an attribute of a config is slow, and these are read for every row.
         self.augmentation, self.target = config.augmentation, config.target
         self.objective = objective or Objective()
         # Weights compare the prefixes of one pass of the model, so they need several prefixes.
         self.half_life = self.objective.target_half_life_days if self.augmentation == "all_prefixes" else 0.0
-        check_cutoff(cutoff)
         self.cutoff, self.token_type = cutoff, extractor.token_type_feature
         self.max_events = extractor.max_events
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()

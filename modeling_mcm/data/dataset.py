@@ -181,13 +181,9 @@ def check_vocabularies(directory: str | Path, extractor: MCMFeatureExtractor) ->
     if features, tasks, vocabularies or bins differ."""
     data = PreparedData(directory).extractor
     for what in ("feature_names", "tasks", "vocabularies", "bins"):
-        ours, theirs = getattr(data, what), getattr(extractor, what)
-        if ours != theirs:
-            differing = (
-                [name for name in ours if ours[name] != theirs.get(name)] if isinstance(ours, dict) else [ours, theirs]
-            )
+        if getattr(data, what) != getattr(extractor, what):
             raise ValueError(
-                f"The {what} of the data set {directory} and of the checkpoint differ ({differing}): ids would mean "
-                "other values. Evaluate on the data set that the checkpoint was trained on, or prepare the data anew "
+                f"The {what} of the data set {directory} and of the checkpoint differ: ids would mean other values. "
+                "Evaluate on the data set that the checkpoint was trained on, or prepare the data anew "
                 "with its feature extractor's vocabularies."
             )

@@ -18,6 +18,7 @@ from pathlib import Path
 import pyarrow as pa
 from transformers.utils import logging
 
+from modeling_mcm import __version__
 from modeling_mcm.data.cases import CUTOFFS
 from modeling_mcm.data.dataset import (
     FEATURE_EXTRACTOR_FOLDER,
@@ -54,18 +55,14 @@ with needs("data"):
 logger = logging.get_logger(__name__)
 
 ROWS_PER_SHARD, MOST_ROWS_PER_SHARD = 1024, 1_000_000  # the rows of a shard are in memory at the same time
-LIBRARIES = ("modeling-mcm", "ibis-framework", "duckdb", "pyarrow", "numpy", "transformers", "datasets")
+LIBRARIES = ("ibis-framework", "duckdb", "pyarrow", "numpy", "transformers", "datasets")
 
 
 def _versions(connection: ibis.BaseBackend) -> dict[str, str]:
-    """The versions of Python and of the libraries that make a data set, by name, or "not installed"."""
-    versions = {"python": platform.python_version()}
-    for name in (*LIBRARIES, *([SPARK] if connection.name == SPARK else [])):
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:  # imported from a checkout
-            versions[name] = "not installed"
-    return versions
+    """The versions of Python and of the libraries that make a data set, by name."""
+    names = (*LIBRARIES, *([SPARK] if connection.name == SPARK else []))
+    versions = {"python": platform.python_version(), "modeling-mcm": __version__}
+    return versions | {name: importlib.metadata.version(name) for name in names}
 
 
 def _reusable(output_dir: Path, facts: dict, overwrite: bool, reuse: bool) -> PreparedManifest | None:

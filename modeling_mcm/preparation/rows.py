@@ -174,7 +174,7 @@ class ShardEncoder:
         offsets = pa.array(compute_offsets(np.bincount(customers_of_row)), pa.int32())
         columns: dict = {"customer_id": pa.array(sorted(ids.values), pa.string())}
         columns |= {name: pa.ListArray.from_arrays(offsets, pa.array(values)) for name, values in row.items()}
-        if self.profiles.stored and {*self.profiles.stored} <= {*rows.column_names}:
+        if self.profiles.stored:
             first = rows.take(np.unique(customers, return_index=True)[1])
             values = {spec.name: from_arrow(first[name]) for name, spec in self.profiles.stored.items()}
             encoded = self.encoding.encode_features(self.encoding.profile_features, values)
@@ -213,8 +213,9 @@ class ShardEncoder:
                     counts.set_axis(COUNTS, axis=1).rename_axis("id").reset_index().assign(feature=spec.name)
                 )
         return {
-            "missing": {name: int(((column == MISSING_ID) & ~closes).sum()) for name, column in ids.items()},
-            "unknown": {name: int(((column == UNKNOWN_ID) & ~closes).sum()) for name, column in ids.items()},
+            kind: {name: int(((column == value) & ~closes).sum()) for name, column in ids.items()}
+            for kind, value in (("missing", MISSING_ID), ("unknown", UNKNOWN_ID))
+        } | {
             "events": {"ends_of_visit": int(closes.sum()), "empty": int(is_empty.sum())},
             "values": pd.concat(values).to_dict("list"),
             "measures": self.measure(row, is_target & is_training, customers),

@@ -67,9 +67,9 @@ def chosen_recipe(options: ModelOptions, named: Collection[str]) -> Recipe:
     sizes = dict(zip(extractor.feature_names, extractor.vocabulary_sizes, strict=True))
     own = {*extractor.layout.profile, extractor.token_type_feature}
     features = [name for name in extractor.feature_names if name in extractor.vocabularies and name not in own]
-    labels = {task: sizes[task] for task in extractor.tasks}
-    repeats = options.encoder == NONE or not tasks_without_repeats(data.rows, [max(labels, key=labels.__getitem__)])
-    recipe = recipe_for(manifest.measures, labels, features, repeats)
+    largest = max(extractor.tasks, key=sizes.__getitem__)
+    repeats = options.encoder == NONE or not tasks_without_repeats(data.rows, [largest])
+    recipe = recipe_for(manifest.measures, sizes[largest], features, repeats)
     left_out = {*named}
     nothing_to_evaluate = manifest.counts.get("validation_cases") == 0
     if nothing_to_evaluate:

@@ -44,12 +44,10 @@ class Recipe:
     reasons: list[str] = field(default_factory=list)  # a sentence on the reason of each group of settings
 
 
-def recipe_for(
-    measures: Mapping[str, int], label_sizes: Mapping[str, int], features: Sequence[str] = (), repeats: bool = True
-) -> Recipe:
+def recipe_for(measures: Mapping[str, int], labels: int, features: Sequence[str] = (), repeats: bool = True) -> Recipe:
     """Chooses the settings of pre-training by the measures in a data set's manifest; without any, nothing is chosen.
-    `features` are candidates for `label_features`: categorical features of events without the token type. `repeats`:
-    whether customers have a label of the largest task again."""
+    `labels` is the number of labels of the largest task. `features` are candidates for `label_features`: categorical
+    features of events without the token type. `repeats`: whether customers have a label of that task again."""
     if not measures or not measures["visits"]:
         return Recipe(reasons=["The data set has no measures, so nothing is chosen by them: prepare it again."])
     targets, customers = measures["targets"], measures["customers"]
@@ -68,12 +66,13 @@ def recipe_for(
         training = TRAINING | ({} if targets < SHORT * customers else {"per_device_train_batch_size": 32})
         reasons = [reason + "events are read and predicted."]
         if features:
-            words = "A label's embedding includes the features that it determines, such as an item's category."
-            reasons.append(words)
-    if max(label_sizes.values(), default=0) > MANY_LABELS:
+            reasons.append("A label's embedding includes the features that it determines, such as an item's category.")
+    if labels > MANY_LABELS:
         training["sampled_labels"] = SAMPLED
-        words = f"Some tasks have more than {MANY_LABELS:,} labels: a training step scores those of its batch and "
-        reasons.append(words + f"{SAMPLED:,} others.")
+        reasons.append(
+            f"Some tasks have more than {MANY_LABELS:,} labels: a training step scores those of its batch and "
+            f"{SAMPLED:,} others."
+        )
     size = "mcm-mini" if targets < LARGE else "mcm-tiny"
     reasons.append(f"{targets:,} events to predict: the encoder is an {size}, unless --config names another.")
     epochs = math.ceil(PATIENT_STEPS * training["per_device_train_batch_size"] / customers)

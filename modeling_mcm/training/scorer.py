@@ -58,10 +58,8 @@ def start_from_counts(network: ScoreNetwork, counts: ScoreNetwork, examples: Seq
     parts = []
     for task, of_task in enumerate(examples):
         few = of_task.select(of_task.example < FEW)
-        with torch.no_grad():
-            values = counts(task, few.features)[:, NEXT_VISIT] - few.log_kept
         x = (few.features[:, numbers:] - network.mean[numbers:]) / network.std[numbers:]
-        parts.append(ScoredCases(few.example, few.label, values, few.is_target[:, NEXT_VISIT], x))
+        parts.append(ScoredCases.by_counts(counts, task, few, x))
     network.linear.weight.data[:, numbers:], _ = fit_weights(parts)
 
 
@@ -74,6 +72,13 @@ class ScoredCases(NamedTuple):
     scores: torch.Tensor
     is_target: torch.Tensor
     numbers: torch.Tensor
+
+    @classmethod
+    @torch.no_grad()
+    def by_counts(cls, counts: ScoreNetwork, task: int, cases: LabelExamples, numbers: torch.Tensor) -> "ScoredCases":
+        """Scores the candidates of examples by a network of counts."""
+        scores = counts(task, cases.features)[:, NEXT_VISIT] - cases.log_kept
+        return cls(cases.example, cases.label, scores, cases.is_target[:, NEXT_VISIT], numbers)
 
 
 def fit_weights(parts: Sequence[ScoredCases]) -> tuple[torch.Tensor, float]:
@@ -180,10 +185,8 @@ class ScorerFit:
                 self._calibrate(task, question, cases)
             if task in self.without_repeats:
                 cases = cases.select(cases.features[:, PLACES["seen"]] == 0)
-            with torch.no_grad():
-                scores = self.scorer.of_counts(task, cases.features)[:, NEXT_VISIT]
-            numbers = scores.new_zeros(len(scores), 2)
-            self.cases.append(ScoredCases(cases.example, cases.label, scores, cases.is_target[:, NEXT_VISIT], numbers))
+            numbers = torch.zeros(len(cases.example), 2)
+            self.cases.append(ScoredCases.by_counts(self.scorer.of_counts, task, cases, numbers))
         self.scorer.fitted.fill_(True)
 
     @property

@@ -50,7 +50,6 @@ DAMAGED = {
     "no encoder": (config(num_hidden_layers=0), "weights that .* has no place for by config.json"),
     "a layer more": (config(num_hidden_layers=2), f"lacks 16 weights {RANDOM}"),
     "other sizes": (config(hidden_size=32), r"have other sizes than config.json says: .* and \[.*, 32\] was expected"),
-    "an unknown activation": (config(hidden_act="nope"), "`hidden_act` is 'nope', no activation"),
     "a field of another type": (config(hidden_size="x"), "'hidden_size' expected int, got str"),
     "an unknown type": (config(dtype="floaty"), "`dtype` is 'floaty', no type of torch"),
     "a weight more": (weights(lambda each: each.update(new=torch.ones(2))), "1 weights .* would leave out: new"),

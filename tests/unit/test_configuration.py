@@ -23,7 +23,7 @@ def make(**changes):
 
 def test_defaults_are_the_recipe_for_visits():
     measures = {"customers": 100, "one_visit": 0, "visits": 1000, "targets": 9000}
-    recipe = recipe_for(measures, {"items": 9})
+    recipe = recipe_for(measures, 9)
     assert {name: getattr(MCMConfig(), name) for name in recipe.config} == recipe.config
     shipped = {field.name: field.default for field in dataclasses.fields(Objective)}
     assert {name: recipe.training.get(name, value) for name, value in shipped.items()} == shipped

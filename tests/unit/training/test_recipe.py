@@ -9,7 +9,6 @@ from modeling_mcm.training.options import ModelOptions
 from modeling_mcm.training.pretraining import WHEN, chosen_recipe, read_config
 from modeling_mcm.training.recipe import MANY_LABELS, PATIENCE, PATIENT_STEPS, recipe_for
 
-SIZES = {"item": 502}
 FEATURES = {"features": ["item"], "vocabulary_sizes": [502], "tasks": ["item"]}
 
 
@@ -33,7 +32,7 @@ SESSIONS = measures(targets=900, visits=220, one_visit=80)
     ids=["baskets", "films", "reviews", "sessions"],
 )
 def test_a_kind_of_log_has_its_choices(log, repeats, unit, half_life, label_features):
-    recipe = recipe_for(log, SIZES, ["item"], repeats)
+    recipe = recipe_for(log, 9, ["item"], repeats)
     config = MCMConfig(**FEATURES | recipe.config)  # the choices fit together
     assert (config.encoder_unit, config.label_features) == (unit, label_features)
     assert recipe.training["target_half_life_days"] == half_life
@@ -41,14 +40,14 @@ def test_a_kind_of_log_has_its_choices(log, repeats, unit, half_life, label_feat
 
 
 def test_very_many_labels_are_sampled():
-    assert recipe_for(REVIEWS, {"item": MANY_LABELS + 1}).training["sampled_labels"]
-    assert "sampled_labels" not in recipe_for(REVIEWS, {"item": MANY_LABELS}).training
+    assert recipe_for(REVIEWS, MANY_LABELS + 1).training["sampled_labels"]
+    assert "sampled_labels" not in recipe_for(REVIEWS, MANY_LABELS).training
 
 
 @pytest.mark.parametrize("number", [90, 900, 20_000])
 def test_few_customers_train_as_many_steps_before_it_ends(number):
     found = measures(900, 900) | {"customers": number}
-    training = recipe_for(found, SIZES).training
+    training = recipe_for(found, 9).training
     steps = training["early_stopping_patience"] * number / training["per_device_train_batch_size"]
     assert training["early_stopping_patience"] >= PATIENCE and steps >= min(PATIENT_STEPS, 3 * 20_000 / 64)
 
@@ -58,7 +57,7 @@ def test_another_metric_of_the_best_epoch_leaves_the_rest_to_the_recipe(prepared
 
 
 def test_data_without_measures_choose_nothing_and_say_so():
-    recipe = recipe_for({}, SIZES)
+    recipe = recipe_for({}, 9)
     assert (recipe.config, recipe.training) == ({}, {}) and "prepare it again" in recipe.reasons[0]
 
 
