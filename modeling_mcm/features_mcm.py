@@ -176,15 +176,14 @@ class LabelHistory(NamedTuple):
         by_row = labels.transpose(1, 2).flatten(0, 1)  # (R, L)
         row, event = (by_row >= FIRST_LABEL).nonzero(as_tuple=True)
         customer = row // tasks
-        # Counts of the changes of row, visit and time, from the last event backwards
-        columns = (row, visit_ids[customer, event], event_times[customer, event])
-        steps = torch.stack([column.double() for column in columns])
-        changes = (steps.diff(dim=1) != 0).cumsum(0)[1:] > 0
-        counts = F.pad(changes, (1, 0)).cumsum(1)
-        last = torch.searchsorted(row, row, right=True) - 1
+        visit, time = visit_ids[customer, event], event_times[customer, event].double()
+        # Counts of the changes of row and visit, and of these and time
+        opens_visit = (row.diff() != 0) | (visit.diff() != 0)
+        counts = F.pad(torch.stack([opens_visit, opens_visit | (time.diff() != 0)]), (1, 0)).cumsum(1)
+        last = torch.bincount(row, minlength=size * tasks).cumsum(0) - 1  # event of each row
         as_of = F.pad(event_times, (0, 1)).amax(1) if as_of is None else as_of
-        days = (as_of.double()[customer] - steps[2]).clamp(min=0)
-        ago = torch.cat([counts[:, last] - counts, days[None]])
+        days = (as_of.double()[customer] - time).clamp(min=0)
+        ago = torch.cat([counts.index_select(1, last[row]) - counts, days[None]])
         return cls(row, by_row[row, event], ago, kinds[customer, event], size)
 
     def find_latest(self, tasks: int) -> Tensor:
@@ -234,8 +233,11 @@ def describe_histories(row: Tensor, cell: Tensor, kind: Tensor, ago: Tensor, siz
     for days. Sums are in double precision and in one order: equal shares are equal to the bit in every batch, and so
     are their ranks."""
     most = max(len(cell), 1)  # more than any number of moments
-    keys, order = (cell * most + ago[MOMENTS].long()).sort()  # label after label, and newest first
-    cell, seen, lengths = (keys // most).unique_consecutive(return_inverse=True, return_counts=True)
+    keys = (cell * most + ago[MOMENTS].long()).mul_(KINDS + 1).add_(kind.clamp(max=KINDS))
+    keys, order = keys.sort()  # label after label, newest first, and equal events side by side
+    keys, equal = keys.unique_consecutive(return_counts=True)
+    order = order.index_select(0, equal.cumsum(0) - equal)  # one event for all that are equal
+    cell, seen, lengths = (keys // (most * (KINDS + 1))).unique_consecutive(return_inverse=True, return_counts=True)
     ago, last = ago.index_select(1, order), lengths.cumsum(0)
     first = last - lengths
     row, newest = row.index_select(0, order.index_select(0, first)), ago.index_select(1, first)
@@ -243,7 +245,7 @@ def describe_histories(row: Tensor, cell: Tensor, kind: Tensor, ago: Tensor, siz
     steps = ago[:GAPS].diff(dim=1, prepend=ago.new_zeros(GAPS, 1)).index_fill_(1, first, 0)
     opens = (steps > 0).double().index_fill_(1, first, 1)  # 1 for a label's newest event of a visit, and of a moment
     # All sums are one: a sum by index costs more for its events than for its rows
-    values = torch.cat([*_fade(ago, opens, kind.index_select(0, order)), opens, steps[:1].square()])
+    values = torch.cat([*_fade(ago, opens, kind.index_select(0, order), equal), opens, steps[:1].square()])
     sums = values.new_zeros(len(values), len(cell)).index_add_(1, seen, values)
     faded, last_kinds, recent, number, squares = sums.split([len(SHARES), KINDS, 1, 2, 1])
     start = ago.new_zeros(3, size).scatter_reduce(1, row.expand(3, -1), oldest, "amax")
@@ -259,17 +261,17 @@ def describe_histories(row: Tensor, cell: Tensor, kind: Tensor, ago: Tensor, siz
     return SeenLabels(cell, row, columns, recent[0].float(), customers)
 
 
-def _fade(ago: Tensor, opens: Tensor, kind: Tensor) -> list[Tensor]:
-    """Weights of events `(E,)` that fade with how long `ago` they were: of all `SHARES`; 1 for those of the last
-    moment, by kind; and of the latest moments."""
+def _fade(ago: Tensor, opens: Tensor, kind: Tensor, number: Tensor) -> list[Tensor]:
+    """Weights of events, of which each stands for a number of equal ones, that fade with how long `ago` they were: of
+    all `SHARES`; 1 for those of the last moment, by kind; and of the latest moments."""
     units = [*(unit for unit, _ in FADING), MOMENTS]
     falls = ago.new_tensor([*FALLS, log(RECENT_DECAY)])[:, None]
     weights = ago.index_select(0, torch.tensor(units, device=ago.device)).mul_(falls).exp_()
     is_kind = kind == torch.arange(KINDS, device=kind.device)[:, None]
     visits, moments, days, latest = weights.split([len(VISIT_HALF_LIVES), len(MOMENT_HALF_LIVES), 1, 1])
-    of_kinds, in_last = moments[-1:] * is_kind, is_kind * (ago[MOMENTS] == 0)
+    of_kinds, in_last = moments[-1:] * is_kind * number, is_kind * (ago[MOMENTS] == 0)
     latest = latest * opens[MOMENTS] * (ago[MOMENTS] < RECENT)
-    return [visits * opens[VISITS], moments * opens[MOMENTS], days, of_kinds, in_last, latest]
+    return [visits * opens[VISITS], moments * opens[MOMENTS], days * number, of_kinds, in_last, latest]
 
 
 def _describe_shares(labels: _Labels) -> tuple[Columns, Columns]:
