@@ -152,7 +152,8 @@ class Predictor:
     @torch.inference_mode()
     def run(self, inputs: Mapping[str, Tensor], model: nn.Module | None = None, **options: object) -> Any:
         """The outputs of the model, or of its base, for model inputs; `options` are those of its `forward`."""
-        inputs = {name: value.to(self.model.device) for name, value in inputs.items()}
+        device = self.model.device
+        inputs = {name: value.to(device) for name, value in inputs.items()}
         return (model or self.model)(**inputs, **options)
 
     @torch.inference_mode()

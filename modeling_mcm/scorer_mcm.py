@@ -281,10 +281,11 @@ class ScoreNetwork(nn.Module):
         numbers = len(self.mean)
         if is_left_out is not None:
             features = torch.where(is_left_out, F.pad(self.mean, (0, NUM_FEATURES - numbers)), features)
-        z = (features[..., :numbers] - self.mean).div_(self.std).clamp_(-FARTHEST, FARTHEST)
-        hidden = F.gelu(self.first(z) + self.task_vectors.weight[task])
-        kept = F.dropout(torch.ones_like(self.first.bias), DROPOUT, self.training)  # one draw for all rows: fast
-        hidden = F.gelu(self.second(hidden * kept))
+        z = torch.addcmul(-self.mean / self.std, features[..., :numbers], 1 / self.std).clamp_(-FARTHEST, FARTHEST)
+        hidden = F.gelu(self.first(z).add_(self.task_vectors.weight[task]))
+        if self.training:  # one draw for all rows: fast
+            hidden = hidden * F.dropout(torch.ones_like(self.first.bias), DROPOUT)
+        hidden = F.gelu(self.second(hidden))
         return self.last(hidden) + self.linear(z) + self.log_mix(features)[..., None]
 
     @staticmethod
