@@ -3,7 +3,7 @@
 """MCMConfig: all settings of an MCM model, and the checks that they fit together."""
 
 from dataclasses import field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from huggingface_hub.dataclasses import strict
@@ -12,11 +12,6 @@ from transformers.utils import auto_docstring
 
 from .files_mcm import DIGESTS
 
-CHOICES = {
-    "encoder_unit": ("event", "visit"),
-    "readout": ("attentional", "last"),
-    "augmentation": ("random_prefix", "last_prefix", "all_prefixes", "masked_lm"),
-}
 # First ids of every feature, and so of the labels of every task: missing, unknown (too rare, or new), first value.
 MISSING_ID, UNKNOWN_ID, FIRST_VALUE_ID = 0, 1, 2
 FIRST_LABEL = FIRST_VALUE_ID  # the name for the same id where values are predicted
@@ -165,8 +160,8 @@ class MCMConfig(PreTrainedConfig):
     event_dropout_prob: float | int = 0.2
     max_position_embeddings: int | None = None
     attention_window: int | None = 64
-    encoder_unit: str = "visit"
-    readout: str = "attentional"
+    encoder_unit: Literal["event", "visit"] = "visit"
+    readout: Literal["attentional", "last"] = "attentional"
     readout_bias: bool = True
     label_features: list[str] = field(default_factory=list)
     scorer: bool = True
@@ -178,7 +173,7 @@ class MCMConfig(PreTrainedConfig):
     forecast_window: float | int = 0.0
     target_features: list[str] = field(default_factory=list)
     target_types: dict[str, list[int]] = field(default_factory=dict)
-    augmentation: str = "all_prefixes"
+    augmentation: Literal["random_prefix", "last_prefix", "all_prefixes", "masked_lm"] = "all_prefixes"
     values_digest: str | None = None
     label_columns: dict[str, dict[str, float | int]] = field(default_factory=dict)
     action_outcomes: list[str] = field(default_factory=lambda: ["click", "conversion"])
@@ -268,10 +263,7 @@ class MCMConfig(PreTrainedConfig):
                 raise ValueError(f"`{field_name}` names {missing}, which are not among the features {self.features}.")
 
     def validate_choices(self) -> None:
-        """Checks that each choice is a known one and that choices do not contradict; raises a `ValueError` if not."""
-        for name, allowed in CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"`{name}` must be one of {allowed}, got {getattr(self, name)!r}.")
+        """Checks that choices do not contradict; raises a `ValueError` if not."""
         if self.augmentation == "masked_lm" and (self.readout != "last" or self.encoder_unit != "event"):
             raise ValueError(
                 "augmentation='masked_lm' reads the hidden vector of the masked event: set readout='last' and "

@@ -36,11 +36,9 @@ MOST_PERIOD_EVENTS = 100_000  # events of a customer in a period; people have fe
 
 def check_integer(value: object, key: str, least: int, most: int) -> None:
     """Checks that a value is a whole number between two limits. Raises `ValueError` if the value is no whole number
-    from `least` to `most`. A very long number is shown shortened."""
+    from `least` to `most`."""
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-        text = repr(value) if not isinstance(value, int) or abs(value) < 10**20 else f"{value:.3e}"
-        limit = f" and at most {most:,}" if isinstance(value, int) and value > most else ""
-        raise ValueError(f"`{key}` is {text}; give a whole number of at least {least}{limit}.")
+        raise ValueError(f"`{key}` is {value!r:.40}; give a whole number of at least {least} and at most {most:,}.")
 
 
 def check_text(value: object, key: str) -> None:

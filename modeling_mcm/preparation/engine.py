@@ -10,7 +10,7 @@ write the shards themselves.
 import errno
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -103,27 +103,14 @@ def _first_line(error: Exception) -> str:
 
 
 @contextmanager
-def caching(connection: ibis.BaseBackend) -> Iterator[Callable[..., ir.Table]]:
+def caching(connection: ibis.BaseBackend) -> Iterator[Callable[[ir.Table], ir.Table]]:
     """Yields a function that keeps a table in the engine: on Spark until the end, on DuckDB until its connection is
-    closed. Its argument `near` is a column whose equal rows should lie together on disk; Spark ignores it, because it
-    brings such rows together when they are read."""
-    names: list[str] = []
-
-    def cache(table: ir.Table, near: str | None = None) -> ir.Table:
-        name = ibis.util.gen_name("mcm")
-        if connection.name != SPARK:
-            return connection.create_table(name, table.order_by(near) if near else table, temp=True)
-        names.append(name)
-        kept = connection.create_view(name, table)
-        open_session(connection).catalog.cacheTable(name)
-        return kept
-
-    try:
-        yield cache
-    finally:
-        for name in reversed(names):
-            open_session(connection).catalog.uncacheTable(name)
-            open_session(connection).catalog.dropTempView(name)
+    closed."""
+    with ExitStack() as stack:
+        if connection.name == SPARK:
+            yield lambda table: stack.enter_context(table.cache())
+        else:  # Ibis 12 can't drop a table of DuckDB 2
+            yield lambda table: connection.create_table(ibis.util.gen_name("mcm"), table, temp=True)
 
 
 def each_group(
@@ -145,13 +132,8 @@ def each_group(
         index = group[key][0].as_py()
         return pa.table({"group": pa.array([index], pa.int64()), "made": [json.dumps(use(index, group))]})
 
-    name = ibis.util.gen_name("mcm")
-    connection.create_view(name, table)
-    try:
-        with worker_errors():
-            frame = open_session(connection).table(name).groupBy(key)
-            made = frame.applyInArrow(used, "`group` long, made string").toArrow().sort_by("group")
-    finally:
-        open_session(connection).catalog.dropTempView(name)
+    with worker_errors():
+        frame = open_session(connection).sql(str(ibis.to_sql(table, dialect="pyspark"))).groupBy(key)
+        made = frame.applyInArrow(used, "`group` long, made string").toArrow().sort_by("group")
     for text in made["made"].to_pylist():
         yield json.loads(text)

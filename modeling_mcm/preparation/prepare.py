@@ -222,7 +222,8 @@ def prepare(
 
         # Every table is an Ibis expression, cached where several steps read it.
         read, bad = open_rows(events, connection, schema, scratch)
-        if connection.name == SPARK:  # where each step would read the log again
+        is_spark = connection.name == SPARK
+        if is_spark:  # where each step would read the log again
             read = cache(read)
         chosen, counts = choose_events(read, schema, cache)
         counts["dropped_bad"] = bad
@@ -234,8 +235,9 @@ def prepare(
             counts["profiles"] = count_rows(profiles)
         done("checked")
         number = math.ceil(counts["customers"] / rows_per_shard)
-        # The rows of a shard lie together, so that reading one shard skips the rest of the table.
-        sharded = cache(add_shard(chosen, rows_per_shard), near="shard")
+        sharded = add_shard(chosen, rows_per_shard)
+        # The rows of a shard lie together, so that reading one shard skips the rest; Spark groups them when it reads
+        sharded = cache(sharded if is_spark else sharded.order_by("shard"))
         extractor = feature_extractor or fit(sharded, profiles, schema, done)
         extractor.save_pretrained(target / FEATURE_EXTRACTOR_FOLDER)
         shards, values, totals = [], [], defaultdict[str, Counter[str]](Counter)

@@ -102,14 +102,11 @@ def read_on_spark(source: Source, connection: ibis.BaseBackend, what: str, reade
         kinds = {detect_kind(address) or "parquet" for address in stored} | {files.kind for files in parts}
         if kinds != {"parquet"}:
             return None
-        frames = [_read_parquet(address, [address], frozenset(), session, what) for address in stored]
         types_by_file = check_files(parts, what, reader.columns)
-        for files in parts:  # in groups with the same empty columns, because Spark takes the types of the first file
-            groups: dict[frozenset[str], list[str]] = {}
-            for path in files.paths:
-                empty = frozenset(name for name, kind in types_by_file[path].items() if kind == NULL)
-                groups.setdefault(empty, []).append(path)
-            frames += [_read_parquet(files.root, paths, empty, session, what) for empty, paths in groups.items()]
+        if any(NULL in types.values() for types in types_by_file.values()):
+            return None  # because Spark takes the types of the first file
+        frames = [_read_parquet(address, [address], session, what) for address in stored]
+        frames += [_read_parquet(files.root, files.paths, session, what) for files in parts]
     from pyspark.sql.pandas.types import from_arrow_schema
 
     rows, columns = [], from_arrow_schema(reader.arrow)
@@ -122,23 +119,17 @@ def read_on_spark(source: Source, connection: ibis.BaseBackend, what: str, reade
     return connection.table(name)
 
 
-def _read_parquet(
-    root: str, paths: Sequence[str], empty: frozenset[str], session: "SparkSession", what: str
-) -> "DataFrame":
-    """Reads Parquet files as a frame of Spark, in which the columns that are `empty` are text. Parts of the files'
-    paths below the root are columns."""
+def _read_parquet(root: str, paths: Sequence[str], session: "SparkSession", what: str) -> "DataFrame":
+    """Reads Parquet files as a frame of Spark. Parts of the files' paths below the root are columns."""
     reader = session.read.option("basePath", root) if [*paths] != [root] else session.read
     try:
-        frame = reader.parquet(*paths)
+        return reader.parquet(*paths)
     except spark_errors() as error:
         raise ValueError(
             f"Spark can't read the {what} file {root} ({find_reason(error)}); check the path, write times in "
             "microseconds where it says NANOS, or give what Hadoop needs for such an address (--spark_config "
             "spark.jars.packages=..., docs/production.md)."
         ) from error
-    from pyspark.sql.functions import lit
-
-    return frame.withColumns({name: lit(None).cast("string") for name in empty}) if empty else frame
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import pytest
 from huggingface_hub.errors import StrictDataclassError
 
 from modeling_mcm import MCMConfig
-from modeling_mcm.configuration_mcm import CHOICES, MOST_FREQUENT, MOST_TASTES
+from modeling_mcm.configuration_mcm import MOST_FREQUENT, MOST_TASTES
 from modeling_mcm.losses_mcm import Objective
 from modeling_mcm.training.recipe import recipe_for
 
@@ -66,9 +66,9 @@ def test_bad_objective_is_refused(name):
         Objective(**{name: -1})
 
 
-@pytest.mark.parametrize("name", CHOICES)
+@pytest.mark.parametrize("name", ["encoder_unit", "readout", "augmentation"])
 def test_unknown_choice_is_refused(name):
-    with pytest.raises(StrictDataclassError, match=f"(?s)`{name}` must be one of.*{CHOICES[name][0]}.*got 'colour'"):
+    with pytest.raises(StrictDataclassError, match=f"(?s)'{name}' expected one of .*, got colour"):
         make(**{name: "colour"})
 
 

@@ -7,7 +7,6 @@ import evaluate
 import numpy as np
 
 from modeling_mcm.evaluation.metrics import customer_metrics
-from modeling_mcm.events_mcm import pad_groups
 
 _DESCRIPTION = """
 NDCG@k and recall@k of the next visit (the set of its labels) and of the next event (one
@@ -47,15 +46,8 @@ class NextVisitMetrics(evaluate.Metric):
         )
 
     def _compute(self, predictions: list, references: list, k: int = 10) -> dict[str, float]:
-        sizes = np.array([len(counts) for counts in references])
-        for row, pairs in enumerate(predictions):
-            if len(pairs) != sizes[row]:
-                raise ValueError(
-                    f"Customer {row} has {len(pairs)} [greater, ties] pairs and {sizes[row]} counts; expected "
-                    "one pair and one count for each distinct target label."
-                )
-        ranks = np.concatenate([np.reshape(pairs, (-1, 2)) for pairs in predictions]).astype(np.int64)
-        counts = np.concatenate(references).astype(np.int64)
-        greater, ties = (pad_groups(values, sizes) for values in ranks.T)
-        values = customer_metrics(greater, ties, pad_groups(counts, sizes), ks=(k,))
-        return {name: float(np.nanmean(value)) for name, value in values.items()}
+        values = []
+        for pairs, counts in zip(predictions, references, strict=True):
+            greater, ties = np.reshape(pairs, (-1, 1, 2)).T.astype(np.int64)
+            values.append(customer_metrics(greater, ties, np.reshape(counts, (1, -1)), ks=(k,)))
+        return {name: float(np.nanmean([each[name] for each in values])) for name in values[0]}
