@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TypeAlias
+from typing import Any, TypeAlias
 from urllib.parse import unquote
 
 import fsspec
@@ -223,9 +223,10 @@ class SourceTable:
             is_here = isinstance(source.op(), ibis.expr.operations.InMemoryTable)
             self._table, self.names = source.to_pyarrow() if is_here else source, list(source.columns)
         else:
-            self._table = pa.table(source)
-            self.names = self._table.column_names
+            names: Any = source.column_names if isinstance(source, pa.Table) else getattr(source, "columns", source)
+            self.names = [*map(str, names)]
             check_names(self.names, f"The {what} table", columns)
+            self._table = source if isinstance(source, pa.Table) else pa.table(source)
 
     def blocks(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """Reads some columns, in the order of the rows."""
