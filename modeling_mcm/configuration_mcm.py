@@ -35,8 +35,13 @@ LIMITS: dict[str, tuple[float, float]] = {
     "forecast_window": (0, 2**24),
 }
 OF_FEATURES = (  # fields with names of features
-    *("tasks", "input_features", "label_features", "state_features", "summed_features"),
-    *("target_features", "target_types"),
+    "tasks",
+    "input_features",
+    "label_features",
+    "state_features",
+    "summed_features",
+    "target_features",
+    "target_types",
 )
 MOST_IDS = 10_000_002  # of a feature
 # The paper's features. It does not give sizes; these vocabularies have about 30K values, ids 0 and 1 included.

@@ -8,7 +8,6 @@ Shapes: B customers, L events, J features, U encoder units (events or visits), H
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .configuration_mcm import MCMConfig
@@ -95,27 +94,21 @@ def check_inputs(
         raise ValueError(f"`visit_ids` is {visit_ids.dtype}, and whole numbers were expected: {advice}.")
     columns = torch.stack([values.float() for values in named.values()])
     limits = columns.new_tensor([shape[1] if name == "visit_ids" else torch.inf for name in named])
-    faults = {
-        "is no number or infinite": ~columns.isfinite(),
-        "is negative": columns < 0,
-        "is less than that of the event before": F.pad(columns.diff(dim=2) < 0, (1, 0)),
-        "is not under the number of events": columns >= limits[:, None, None],
-    }
+    ascends = columns.diff(dim=2, prepend=0 * columns[..., :1]) >= 0  # not so next to NaN
     real, sizes = attention_mask.bool(), torch.tensor(config.vocabulary_sizes, device=input_ids.device)
     outside = (input_ids < 0) | (input_ids >= sizes)
     infinite = torch.zeros_like(real) if event_values is None else ~event_values.isfinite().all(-1)
-    masks = [(torch.stack([*faults.values()]) & real).flatten(0, 1), outside.movedim(-1, 0), infinite[None]]
-    places = torch.cat(masks).nonzero()
+    wrong = ~(ascends & (columns < limits[:, None, None])) & real
+    places = torch.cat([wrong, outside.movedim(-1, 0), infinite[None]]).nonzero()
     if not len(places):
         return
-    found = [(name, what) for what in faults for name in named]
+    faults = [(name, "is no number, out of range, or less than that of the event before") for name in named]
     sizes_of = zip(config.features, config.vocabulary_sizes, strict=True)
-    found += [("input_ids", f"is not from 0 to {size - 1} in feature {name!r}") for name, size in sizes_of]
-    found.append(("event_values", "is no number or infinite"))
+    faults += [("input_ids", f"is not from 0 to {size - 1} in feature {name!r}") for name, size in sizes_of]
+    faults.append(("event_values", "is no number or infinite"))
     place, row, event = places[0].tolist()
-    name, what = found[place]
-    way = "give the events in their order" if "before" in what else advice
-    raise ValueError(f"`{name}` {what} at event {event} of customer {row} of the batch: {way}.")
+    name, what = faults[place]
+    raise ValueError(f"`{name}` {what} at event {event} of customer {row} of the batch: {advice}.")
 
 
 class MCMEmbeddings(nn.Module):

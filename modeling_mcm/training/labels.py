@@ -25,7 +25,6 @@ from modeling_mcm.data.labels import (
     LABEL_KINDS,
     NUMBER,
     ON_UNKNOWN,
-    CustomerLabels,
     LabelledCustomers,
     make_labels,
 )
@@ -116,20 +115,6 @@ def read_labels(data: PreparedData, options: LabelOptions) -> LabelledCustomers:
     return customers
 
 
-def _split(labels: CustomerLabels, share: float, seed: int) -> tuple[NDArray, NDArray]:
-    """Splits labels by their customers, and checks that they can be trained on and, if needed, evaluated on."""
-    trained_on, held_out = labels.split(share, seed)
-    labels.of(trained_on).check_trainable()
-    if share and not len(held_out):
-        raise ValueError(
-            f"--validation_share {share} of {len(set(labels.customer_ids))} customers holds none "
-            "out to evaluate on: give a larger share, or 0."
-        )
-    if share:
-        labels.of(held_out).check_trainable("validation")
-    return trained_on, held_out
-
-
 @torch.no_grad()
 def read_inputs(
     model: MCMForCustomerPrediction, extractor: MCMFeatureExtractor, customers: LabelledCustomers
@@ -201,7 +186,10 @@ def train_to_labels(options: FineTuningOptions, label_options: LabelOptions) -> 
     data = PreparedData(str(options.data))
     customers = read_labels(data, label_options)
     labels = customers.labels
-    trained_on, held_out = _split(labels, label_options.validation_share, options.seed)
+    trained_on, held_out = labels.split(label_options.validation_share, options.seed)
+    labels.of(trained_on).check_trainable()
+    if label_options.validation_share:
+        labels.of(held_out).check_trainable("validation")
     own = asdict(label_options)
     digest = file_digest(own.pop("labels"))  # where the file lies does not matter, but what it holds
 

@@ -88,7 +88,6 @@ class PretrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
-        self.label_names = ["labels"]
         if self.resume_from_checkpoint is not None:
             raise ValueError(
                 "--resume_from_checkpoint is not read: a run goes on by itself from the last whole checkpoint of its "

@@ -50,7 +50,7 @@ REFUSED = [
     ("finetune", "--offers OTHER --labels labels.csv", "one of --offers and --labels are needed"),
     ("finetune", "--offers OTHER --label churned", "--label is not read with --offers: leave it out"),
     ("finetune", "--labels LABELS --outcomes click", "--outcomes is not read with --labels: leave it out"),
-    ("finetune", "--labels LABELS --validation_share 0.001", "of 34 customers holds none out to evaluate on"),
+    ("finetune", "--labels LABELS --validation_share 0.001", "in all 0 validation labels: nothing can be learned"),
     ("serve", "--model /absent/checkpoint", "/absent/checkpoint is no folder"),
     ("serve", "--threads 0", "`--threads` is 0; give a whole number of at least 1"),
     ("serve", "--port 70000", "and at most 65,535"),

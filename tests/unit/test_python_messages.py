@@ -69,13 +69,17 @@ def cast(name, dtype):
     return lambda inputs: inputs.update({name: inputs[name].to(dtype)})
 
 
+RANGE = "is no number, out of range, or less than that of the event before"
 PLACE = "at event 2 of customer 1 of the batch: MCMFeatureExtractor"
 TENSORS = {
-    "NaN": (at("event_times", float("nan")), f"`event_times` is no number or infinite {PLACE}"),
-    "negative time": (at("event_times", -3.0), f"`event_times` is negative {PLACE}"),
-    "times fall": (at("event_times", 1e6), "`event_times` is less than .* at event 3 of customer 1 .*their order"),
-    "negative visit": (at("visit_ids", -1), f"`visit_ids` is negative {PLACE}"),
-    "visits fall": (at("visit_ids", 30), "`visit_ids` .* of customer 1 of the batch: .*order"),
+    "NaN": (at("event_times", float("nan")), f"`event_times` {RANGE} {PLACE}"),
+    "an infinite time": (at("event_times", float("inf")), f"`event_times` {RANGE} {PLACE}"),
+    "negative time": (at("event_times", -3.0), f"`event_times` {RANGE} {PLACE}"),
+    "a negative first time": (at("event_times", -3.0, place=0), f"`event_times` {RANGE} at event 0 of customer 1"),
+    "times fall": (at("event_times", 1e6), f"`event_times` {RANGE} at event 3 of customer 1"),
+    "negative visit": (at("visit_ids", -1), f"`visit_ids` {RANGE} {PLACE}"),
+    "visits fall": (at("visit_ids", 10), f"`visit_ids` {RANGE} at event 3 of customer 1"),
+    "a visit too many": (at("visit_ids", 300), f"`visit_ids` {RANGE} {PLACE}"),
     "float visits": (
         cast("visit_ids", torch.float32),
         "`visit_ids` is torch.float32, and whole numbers",
