@@ -97,6 +97,16 @@ def extractor(stored_extractor):
     return MCMFeatureExtractor.from_pretrained(str(stored_extractor))
 
 
+@pytest.fixture
+def inputs(extractor, event_log):
+    """Histories of 14, 1, 30 and no events as model inputs, the third the longest; `age` is missing for some."""
+    customers = [
+        {"events": event_log[event_log["who"] == who].head(count), "profile": profile}
+        for who, count, profile in [("c00", 14, {"age": "old"}), ("c01", 1, None), ("c02", 30, {"age": "young"})]
+    ]
+    return dict(extractor([*customers, {"events": [], "profile": {"age": "old"}}]))
+
+
 @pytest.fixture(scope="session")
 def tiny_config(stored_extractor):
     """A function that makes a tiny config for the log's features: the paper's choices, with `extended=True` ours."""

@@ -32,8 +32,7 @@ def _run(script, options, log, environment):
     importlib.import_module(script).main()
 
 
-def kill_at(moment, *functions):
-    """From here on this process is killed (-9) when functions of these names are called that time in all."""
+def _run_and_die(moment, functions, action, *arguments):
     calls = itertools.count(1)
 
     def counted(call):
@@ -48,6 +47,14 @@ def kill_at(moment, *functions):
         place, _, name = function.rpartition(".")
         owner = pkgutil.resolve_name(place)
         setattr(owner, name, counted(getattr(owner, name)))
+    action(*arguments)
+
+
+def kill_at(moment, functions, action, *arguments):
+    """Runs an action in a process that is killed (-9) when functions of these names are called that time in all."""
+    process = CONTEXT.Process(target=_run_and_die, args=(moment, functions, action, *arguments))
+    process.start()
+    finish(process, -signal.SIGKILL)
 
 
 def start(options, log, script="run_pretrain", **environment):

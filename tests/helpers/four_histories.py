@@ -1,19 +1,10 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Four histories as model inputs, some of them alone, and the scores that a model gives them."""
+"""Parts of model inputs, and the scores that a model gives them."""
 
 import torch
 
 from modeling_mcm.configuration_mcm import FIRST_LABEL
-
-
-def four_histories(extractor, event_log):
-    """Histories of 14, 1, 30 and no events, the third longer than the rest; `age` is missing for some."""
-    customers = [
-        {"events": event_log[event_log["who"] == who].head(count).to_dict("list"), "profile": profile}
-        for who, count, profile in [("c00", 14, {"age": "old"}), ("c01", 1, None), ("c02", 30, {"age": "young"})]
-    ]
-    return dict(extractor([*customers, {"events": [], "profile": {"age": "old"}}]))
 
 
 def rows(inputs, *indices):

@@ -16,7 +16,6 @@ import json
 import os
 import runpy
 import sys
-from importlib.machinery import PathFinder
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,21 +26,11 @@ MODULES = sorted(
 SCRIPTS = sorted(path.name for path in (ROOT / "training").glob("*.py"))
 
 
-class Hiding(PathFinder):
-    """Finds what is installed, without some packages."""
-
-    hidden: frozenset[str] = frozenset()
-
-    @classmethod
-    def find_spec(cls, fullname, path=None, target=None):
-        return None if fullname.partition(".")[0] in cls.hidden else super().find_spec(fullname, path, target)
-
-
 def hide(packages):
-    """From here on these packages, separated by commas, are as if they were not installed."""
-    if PathFinder in sys.meta_path:
-        sys.meta_path[sys.meta_path.index(PathFinder)] = Hiding
-    Hiding.hidden = frozenset(packages.split(","))
+    """From here on these packages, separated by commas, are as if they were not installed, and no others."""
+    for name in [name for name, module in sys.modules.items() if module is None]:
+        del sys.modules[name]
+    sys.modules.update(dict.fromkeys(packages.split(",")))
 
 
 def outcome(run):

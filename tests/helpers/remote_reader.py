@@ -6,25 +6,14 @@
 
 SOURCE is a folder or a name on the Hub. The answers of its pipelines go to FOLDER/answers.json, beside what they say
 after they were loaded, saved to FOLDER and read from there. The package is installed in the environment of the
-tests (as an editable install, which no option of Python leaves out without leaving out transformers too), so a finder
-that comes before all others refuses its name. The remote code is imported under another name,
-`transformers_modules...`, which passes.
+tests (as an editable install, which no option of Python leaves out without leaving out transformers too), so its name
+is refused. The remote code is imported under another name, `transformers_modules...`, which passes.
 """
 
 import json
 import sys
 
-
-class Refused:
-    """Stands for an environment in which the package is not installed."""
-
-    @staticmethod
-    def find_spec(name, path=None, target=None):
-        if name.split(".")[0] == "modeling_mcm":
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-
-sys.meta_path.insert(0, Refused)
+sys.modules["modeling_mcm"] = None
 
 import torch  # noqa: E402
 import transformers  # noqa: E402

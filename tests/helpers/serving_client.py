@@ -42,9 +42,14 @@ def make_client(service, tokens=TOKEN, **limits):
     return TestClient(create_api(service, tokens, **limits), **options)
 
 
+def assert_same_list(found, wanted):
+    """Two lists have the same labels in the same order, with scores that are alike."""
+    assert [each["label"] for each in found] == [each["label"] for each in wanted]
+    np.testing.assert_allclose([each["score"] for each in found], [each["score"] for each in wanted], atol=1e-5)
+
+
 def assert_same(found, wanted):
-    """Labels and scores of two answers, or of several, are alike."""
+    """The lists of two answers are alike."""
     assert found.keys() == wanted.keys()
     for task, labels in wanted.items():
-        assert [each["label"] for each in found[task]] == [each["label"] for each in labels]
-        np.testing.assert_allclose([e["score"] for e in found[task]], [e["score"] for e in labels], atol=1e-5)
+        assert_same_list(found[task], labels)

@@ -9,7 +9,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from modeling_mcm import MCMFeatureExtractor
-from modeling_mcm.data import EventSchema
+from modeling_mcm.data import EventSchema, PreparedData
 from modeling_mcm.preparation import prepare
 from modeling_mcm.preparation.engine import open_engine
 from modeling_mcm.preparation.tables import open_rows
@@ -78,6 +78,13 @@ def run(tmp_path, log=None, schema=None, name="out", **options):
     log = make_log() if log is None else log
     profile = make_profile() if schema.profile else None
     return prepare(log, schema, tmp_path / name, profile=profile, **options)
+
+
+def prepare_items(folder, rows, columns, **schema):
+    """Prepares events, whose task is the item, in a new folder; gives the data set."""
+    schema = {"customer": "user", "tasks": ["item"], "min_history": 1} | schema
+    prepare(pd.DataFrame(rows, columns=columns), EventSchema.from_dict(schema), folder / "data")
+    return PreparedData(folder / "data")
 
 
 def read_log(source, schema, folder, engine="duckdb"):

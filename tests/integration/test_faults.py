@@ -4,7 +4,6 @@
 
 import json
 import shutil
-import signal
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from corner_shop import SCHEMA, make_profile
 from folders import content
-from forked_runs import CONTEXT, finish, kill_at
+from forked_runs import kill_at
 
 from modeling_mcm.data import EventSchema, PreparedManifest, load_prepared
 from modeling_mcm.preparation import prepare
@@ -21,12 +20,6 @@ from synthetic import ShopSettings, make_click_log
 
 ROOT = Path(__file__).resolve().parents[2]
 CLICKS = ROOT / "configuration" / "schemas" / "clickstream.yaml"
-
-
-def run_and_die(function, moment, folder):
-    """Prepares, and is killed (-9) when the given file or folder would be made or renamed that time."""
-    kill_at(moment, function)
-    prepare_again(folder)
 
 
 def prepare_again(folder):
@@ -57,9 +50,7 @@ RENAME = "pathlib.Path.rename"
 def test_a_killed_run_leaves_the_old_data_set_and_is_run_again(shop, function, moment):
     before = content(shop / "data")
     shutil.move(shop / "tomorrow.parquet", shop / "log")
-    killed = CONTEXT.Process(target=run_and_die, args=(function, moment, shop))
-    killed.start()
-    finish(killed, -signal.SIGKILL)
+    kill_at(moment, [function], prepare_again, shop)
     left = sorted(shop.glob(".data.*"))
     assert left
     if (function, moment) == (RENAME, 2):  # between the two renames: the error says what to do

@@ -4,16 +4,15 @@
 
 import re
 import shutil
-import signal
 import threading
 from pathlib import Path
 
-import forked_runs
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from corner_shop import SCHEMA, make_profile
+from forked_runs import kill_at
 from in_process import call
 
 from modeling_mcm.commands import predict
@@ -199,18 +198,10 @@ def test_what_is_no_parquet_is_refused(place, forget):
     forget("--data data --events log", fails="and --profile has nothing")
 
 
-def forget_and_die(moment, words):
-    """The command, killed (-9) when it would rename or replace a file that time."""
-    forked_runs.kill_at(moment, "os.replace", "os.rename")  # those of pathlib end here too
-    call(FORGET, *words)
-
-
 @pytest.mark.parametrize("moment", range(1, 11))
 def test_a_killed_deletion_is_finished_by_the_same_command(place, forget, moment):
-    words = find_words(place, EVERYWHERE)
-    killed = forked_runs.CONTEXT.Process(target=forget_and_die, args=(moment, words))
-    killed.start()
-    forked_runs.finish(killed, -signal.SIGKILL)
+    renames = ["os.replace", "os.rename"]  # those of pathlib end here too
+    kill_at(moment, renames, call, FORGET, *find_words(place, EVERYWHERE))
     assert GONE in forget(EVERYWHERE)
     assert len(customers(place / "data")) == 32
     assert not {*THEY} & {*customers(place / "data"), *pd.read_parquet(place / "log")["who"]}

@@ -11,7 +11,7 @@ import pytest
 import torch
 from corner_shop import find_customer
 from fitted import fill_scorer
-from serving_client import as_requests, make_client, make_service
+from serving_client import as_requests, assert_same_list, make_client, make_service
 from transformers import pipeline
 
 from modeling_mcm import LiveCustomer
@@ -58,11 +58,6 @@ def by_hand(scores, k, stock=None, exclude=(), group_of=None, most=None):
 GROUPS = dict(zip(STOCK["item"], STOCK["aisle"], strict=True))
 
 
-def assert_same(found, expected):
-    assert [each["label"] for each in found] == [each["label"] for each in expected]
-    assert [each["score"] for each in found] == pytest.approx([each["score"] for each in expected], rel=1e-4)
-
-
 def test_choice_equals_a_loop_over_sorted_labels():
     generator = torch.Generator().manual_seed(0)
     for _ in range(30):
@@ -93,11 +88,11 @@ def test_every_entrance_chooses_as_filtering_by_hand(model, extractor, customer,
 
     pipe = pipeline("preference-scores", model=model, feature_extractor=extractor)
     chosen = {"candidates": STOCK, "exclude": "seen", "per_group": ("aisle", 2)}
-    assert_same(pipe([customer, customer], tasks=[TASK], top_k=8, batch_size=2, **chosen)[1][TASK], expected)
+    assert_same_list(pipe([customer, customer], tasks=[TASK], top_k=8, batch_size=2, **chosen)[1][TASK], expected)
     for table in (pd.DataFrame(STOCK), pa.table(STOCK), pa.table(STOCK).to_pylist()):
-        assert_same(live.scores(tasks=[TASK], k=8, **chosen | {"candidates": table})[TASK], expected)
+        assert_same_list(live.scores(tasks=[TASK], k=8, **chosen | {"candidates": table})[TASK], expected)
     kept = CandidateSet(model, extractor, [TASK], **chosen)
-    assert_same(live.scores(tasks=[TASK], k=8, candidates=kept)[TASK], expected)
+    assert_same_list(live.scores(tasks=[TASK], k=8, candidates=kept)[TASK], expected)
 
     pd.DataFrame(STOCK).to_csv(tmp_path / "stock.csv", index=False)
     model.save_pretrained(tmp_path / "model")
@@ -108,7 +103,7 @@ def test_every_entrance_chooses_as_filtering_by_hand(model, extractor, customer,
     command("run_predict", *words)
     found = pd.read_parquet(tmp_path / "out").set_index("customer_id").loc["c03"]
     pairs = zip(found[TASK], found[f"{TASK}_scores"], strict=True)
-    assert_same([{"label": label, "score": score} for label, score in pairs], expected)
+    assert_same_list([{"label": label, "score": score} for label, score in pairs], expected)
     pd.DataFrame(STOCK).head(3).to_csv(tmp_path / "stock.csv", index=False)
     command("run_predict", *words, fails="holds predictions of another")
 
@@ -129,9 +124,9 @@ def test_service_chooses_as_filtering_by_hand(model, extractor, customer, live, 
         assert answer.status_code == status, answer.text
         return answer.json()["tasks"][TASK] if status == 200 else answer.json()["detail"]
 
-    assert_same(ask(per_group="aisle=2"), by_hand(every, 8, set(STOCK["item"]), (), GROUPS, 2))
+    assert_same_list(ask(per_group="aisle=2"), by_hand(every, 8, set(STOCK["item"]), (), GROUPS, 2))
     few = STOCK["item"][:5]
-    assert_same(ask(candidate=few, exclude=few[:2]), by_hand(every, 8, few[2:]))
+    assert_same_list(ask(candidate=few, exclude=few[:2]), by_hand(every, 8, few[2:]))
     assert "no label that the checkpoint knows" in ask(422, candidate="nothing")
     for name, find, labels in (("together", together, few[:2]), ("similar", similar, few[0])):
         answer = client.get(f"/labels/{name}", params={"task": TASK, "label": labels, "k": 3})
@@ -146,7 +141,7 @@ def test_labels_are_excluded_for_each_customer(model, extractor, customer):
     for name in ("who", "customer_id"):  # as the log and as predictions call it
         exclude = {name: ["c03", "c04"], "item": [best, every[1]["label"]]}
         found = pipe(customer, tasks=[TASK], top_k=5, exclude=exclude)
-        assert_same(found[TASK], by_hand(every, 5, exclude=[best]))
+        assert_same_list(found[TASK], by_hand(every, 5, exclude=[best]))
     with pytest.raises(ValueError, match="customer_id"):
         nameless = {"events": customer["events"].drop(columns="who")}
         pipe(nameless, tasks=[TASK], exclude={"who": ["c03"], "item": [best]})

@@ -4,14 +4,8 @@
 
 import math
 
-import pytest
 import torch
-from four_histories import assert_close, four_histories, rows, score
-
-
-@pytest.fixture
-def inputs(extractor, event_log):
-    return four_histories(extractor, event_log)
+from four_histories import assert_close, rows, score
 
 
 def test_equation_1_to_the_letter(tiny_model, inputs):

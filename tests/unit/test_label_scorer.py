@@ -10,9 +10,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from choices import EXTENDED, TINY, from_data, perturb
+from synthetic_log import prepare_items
 
 from modeling_mcm import MCMConfig, MCMForMultiTaskRecommendation, scorer_mcm
-from modeling_mcm.data import EventSchema, PreparedData
+from modeling_mcm.data import PreparedData
 from modeling_mcm.data.collator import MCMCollator, PreparedRows
 from modeling_mcm.evaluation.cases import cases_at
 from modeling_mcm.evaluation.comparison import STRONG_BASELINES, counting_baselines, mean_values, rank_targets
@@ -21,7 +22,6 @@ from modeling_mcm.evaluation.metrics import measure
 from modeling_mcm.features_mcm import COUNTED, FEATURES, PLACES, LabelHistory
 from modeling_mcm.inputs_mcm import RowBatch
 from modeling_mcm.predictor_mcm import Predictor
-from modeling_mcm.preparation import prepare
 from modeling_mcm.scorer_mcm import (
     NEXT_VISIT,
     QUESTIONS,
@@ -50,13 +50,6 @@ from modeling_mcm.training.scorer_examples import (
 @pytest.fixture(scope="module")
 def data(prepared):
     return PreparedData(str(prepared))
-
-
-def prepare_rows(folder, rows, columns, **schema):
-    """Prepares events, whose task is the item, in a new folder; gives the data set."""
-    schema = {"name": "small", "customer": "user", "tasks": ["item"], "min_history": 1} | schema
-    prepare(pd.DataFrame(rows, columns=columns), EventSchema.from_dict(schema), folder / "data")
-    return PreparedData(str(folder / "data"))
 
 
 KINDS = {"token_type": "kind", "features": [{"name": "kind"}, {"name": "item"}]}
@@ -190,7 +183,7 @@ def test_cutoffs_at_any_moment_fall_into_long_gaps(tmp_path):
     log += [(0, pd.Timestamp(day), "item 7") for day in ("2020-04-02", "2020-05-02")]
     cutoffs = {"validation": "2020-04-01", "test": "2020-05-01"}
     known = {"time": "time", "features": [{"name": "item"}], "cutoffs": cutoffs}
-    data = prepare_rows(tmp_path, log, ["user", "time", "item"], **known)
+    data = prepare_items(tmp_path, log, ["user", "time", "item"], **known)
     examples = draw_examples(data, seed=0, most=100)
     assert len(examples.row) == 100 and len({*examples.row}) > 30
     assert (examples.end == 30).all() and ((examples.elapsed > 0) & (examples.elapsed < 60)).all()
@@ -232,7 +225,7 @@ def test_candidates_depend_on_no_batch_though_most_labels_tie():
 def test_small_logs_are_fitted(tmp_path, customers, items):
     log = [(user, place, "buy", f"item {(user + place) % items}") for user in range(customers) for place in range(6)]
     columns = ["user", "place", "kind", "item"]
-    data = prepare_rows(tmp_path, log, columns, order="place", cutoffs="leave_one_out", **KINDS)
+    data = prepare_items(tmp_path, log, columns, order="place", cutoffs="leave_one_out", **KINDS)
     assert ScorerFit(make_model(data), data).counted[0] > 0
 
 
@@ -240,7 +233,7 @@ def test_the_figure_of_counts_alone_is_that_of_evaluation(tmp_path):
     generator = np.random.default_rng(0)
     log = [(user, int(item)) for user in range(60) for item in generator.integers(0, 40, 6) ** 2 // 40]
     known = {"order": "rows", "features": [{"name": "item", "min_count": 9}], "cutoffs": "leave_one_out"}
-    data = prepare_rows(tmp_path, log, ["user", "item"], **known)
+    data = prepare_items(tmp_path, log, ["user", "item"], **known)
     model = make_model(data, "token_type")
     (counted,), cases = ScorerFit(model, data).counted, cases_at(data, "validation")
     assert min(cases.targets["item"].labels) < 0

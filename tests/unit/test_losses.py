@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from four_histories import assert_close, four_histories
+from four_histories import assert_close
 
 from modeling_mcm import MCMForMultiTaskRecommendation, MCMModel
 from modeling_mcm.configuration_mcm import FIRST_LABEL
@@ -66,11 +66,6 @@ def test_small_gradients_survive_half_precision():
     total, _ = compute_in_parts(losses_of, [[0], [1]], vectors, [])
     (scaled,) = torch.autograd.grad(total * 2.0**12, vectors)
     torch.testing.assert_close(scaled.float(), torch.full((2, 3), 1e-5 * 2.0**12), rtol=0.01, atol=0)
-
-
-@pytest.fixture
-def inputs(extractor, event_log):
-    return four_histories(extractor, event_log)
 
 
 @pytest.mark.parametrize("most", [1, 10**9], ids=["one by one", "all at once"])

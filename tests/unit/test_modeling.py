@@ -8,7 +8,7 @@ import pytest
 import torch
 from corner_shop import find_customer
 from fitted import fill_scorer
-from four_histories import assert_close, four_histories, rows, score, visit_ends
+from four_histories import assert_close, rows, score, visit_ends
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_attention_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -35,12 +35,6 @@ SWITCHES = {
     "extended last": {"extended": True, "readout": "last"},
 }
 COUNTED = {"extended": True, "scorer": True, "kind_feature": "type", "state_size": 12, "summed_features": ["a.b"]}
-every_switch = pytest.mark.parametrize("choices", SWITCHES.values(), ids=SWITCHES.keys())
-
-
-@pytest.fixture
-def inputs(extractor, event_log):
-    return four_histories(extractor, event_log)
 
 
 def events(inputs, chosen):
@@ -66,10 +60,9 @@ def test_padding_and_other_customers_do_not_change_answers(tiny_model, inputs, c
 
 
 CAUSAL = {name: choices for name, choices in SWITCHES.items() if "causal" in name or "extended" in name}
-every_causal = pytest.mark.parametrize("choices", CAUSAL.values(), ids=CAUSAL.keys())
 
 
-@every_causal
+@pytest.mark.parametrize("choices", CAUSAL.values(), ids=CAUSAL)
 def test_all_prefixes_equal_each_prefix_alone(tiny_model, inputs, choices):
     model = tiny_model(**choices)
     ends = visit_ends(inputs, 2)
@@ -89,7 +82,7 @@ def test_order_inside_a_visit_does_not_change_scores(tiny_model, inputs, choices
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@every_switch
+@pytest.mark.parametrize("choices", SWITCHES.values(), ids=SWITCHES)
 def test_half_precision_stays_near(tiny_model, inputs, choices, dtype):
     exact = score(tiny_model(**choices), inputs)
     found = score(tiny_model(**choices).to(dtype), inputs)

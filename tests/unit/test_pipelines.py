@@ -24,10 +24,8 @@ CHOICES = {
 
 
 @pytest.fixture(params=CHOICES.values(), ids=CHOICES.keys())
-def checkpoint(request, tiny_model, extractor, tmp_path):
-    tiny_model(**request.param).save_pretrained(tmp_path)
-    extractor.save_pretrained(tmp_path)
-    return str(tmp_path)
+def checkpoint(request, save):
+    return save(**request.param)
 
 
 @pytest.fixture

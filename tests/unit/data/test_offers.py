@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from handmade_extractor import seconds
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from modeling_mcm.data import load_prepared
@@ -30,10 +31,6 @@ a,2017-01-01,y
 b,2017-01-01,z
 a,2017-04-01,w"""
 OFFERS, ACTIONS = (pd.read_csv(io.StringIO(text)) for text in (OFFERS, ACTIONS))
-
-
-def seconds(day):
-    return int(np.datetime64(day, "s").astype(np.int64))
 
 
 def test_offers_of_one_customer_and_time_are_a_group():

@@ -7,9 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from synthetic_log import prepare_items
 from visits import CUTOFFS, LABELS, TEST, UNSEEN, event_rows, horizon, prepared_rows, random_customers
 
-from modeling_mcm.data import EventSchema, PreparedData
+from modeling_mcm.data import PreparedData
 from modeling_mcm.data.cases import IGNORED
 from modeling_mcm.data.collator import MCMCollator, PreparedRows
 from modeling_mcm.evaluation import customer_metrics, tie_ranks
@@ -18,7 +19,6 @@ from modeling_mcm.evaluation.cases import cases_at, comparison_cases, find_cases
 from modeling_mcm.evaluation.comparison import counting_baselines
 from modeling_mcm.evaluation.histories import read_history
 from modeling_mcm.evaluation.metrics import TargetRanks
-from modeling_mcm.preparation import prepare
 
 
 def two_tasks(customers):
@@ -86,19 +86,12 @@ def test_missing_columns_and_unknown_cutoffs_are_named():
         read_history(ROWS, "type", "test")
 
 
-def prepare_films(folder, log, **schema):
-    """A log without tokens of user, item and what else the schema says, as prepared data."""
-    values = {"customer": "user", "tasks": ["item"], "min_history": 1} | schema
-    prepare(log, EventSchema.from_dict(values), folder)
-    return PreparedData(folder)
-
-
 def test_what_nobody_has_twice_is_not_ranked_where_methods_are_compared(tmp_path):
     generator = np.random.default_rng(0)
     films = [[user, film, film % 3] for user in range(60) for film in generator.permutation(12)[:5]]
     schema = {"order": "rows", "features": [{"name": "item"}, {"name": "genre"}], "tasks": ["item", "genre"]}
-    log = pd.DataFrame(films, columns=["user", "item", "genre"])
-    cases = comparison_cases(prepare_films(tmp_path / "films", log, cutoffs="leave_one_out", **schema), "validation")
+    data = prepare_items(tmp_path, films, ["user", "item", "genre"], cutoffs="leave_one_out", **schema)
+    cases = comparison_cases(data, "validation")
     assert list(cases.seen) == ["item"] and set(cases.targets) == {"item", "genre"}
     assert np.diff(cases.seen["item"].indptr).tolist() == [3] * 60
 
@@ -125,12 +118,9 @@ def test_each_value_that_training_has_never_seen_is_a_target(tmp_path, days):
         (user, day, [item]) for user in new for day in ("2024-01-01", "2024-02-02") for item in ("milk", "bread")
     ]
     visits += [(user, "2024-03-01", [item]) for user, items in new.items() for item in items]
-    log, cutoffs = (
-        pd.DataFrame(visits, columns=["user", "day", "item"]),
-        {"validation": "2024-02-01", "test": "2024-03-01"},
-    )
-    features = [{"name": "item", "max_items": 2}]
-    data = prepare_films(tmp_path / "log", log, time="day", features=features, cutoffs=cutoffs)
+    schema = {"time": "day", "features": [{"name": "item", "max_items": 2}]}
+    schema |= {"cutoffs": {"validation": "2024-02-01", "test": "2024-03-01"}}
+    data = prepare_items(tmp_path, visits, ["user", "day", "item"], **schema)
     cases = cases_at(data, "test", horizon_days=days)
     ranks = TargetRanks(cases, "item")
     ranks.add(np.arange(3), torch.zeros(3, 4))

@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from handmade_extractor import make
+from handmade_extractor import make, seconds
 from synthetic_log import make_log, read_log, run, schema_with
 
 from modeling_mcm.data import EventSchema
@@ -70,14 +70,10 @@ REFUSED = """
 """
 
 
-def express_seconds(text):
-    return int(np.datetime64(text, "s").astype(np.int64))
-
-
 @pytest.mark.parametrize("line", READ.strip("\n").splitlines())
 def test_text_is_converted(line):
     text, local = line.split("  #")[0].split(" -> ")
-    assert to_seconds(text, read_zone(BERLIN)) == express_seconds(local)
+    assert to_seconds(text, read_zone(BERLIN)) == seconds(local)
 
 
 @pytest.mark.parametrize("text", REFUSED.strip().replace("\n", " ; ").split(" ; "))
@@ -99,7 +95,7 @@ def test_times_with_a_zone_are_those_of_the_time_zone_database(zone):
     random = np.random.default_rng(0).integers(-(10**8), 2 * 10**9, 100).tolist()
     times += [datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=second) for second in random]
     clocks = [time.astimezone(ZoneInfo(zone)).replace(tzinfo=None) for time in times]
-    expected = [express_seconds(clock.isoformat()) for clock in clocks]
+    expected = [seconds(clock.isoformat()) for clock in clocks]
     for form in (list, pd.to_datetime, lambda times: [time.isoformat() for time in times]):
         assert [to_seconds(value, ZoneInfo(zone)) for value in form(times)] == expected
     schema = EventSchema.from_dict(SCHEMA | {"time_zone": zone})

@@ -10,7 +10,7 @@ import pytest
 import torch
 from choices import PAPER, from_data
 from folders import update_json
-from handmade_extractor import event, make
+from handmade_extractor import event, make, seconds
 from synthetic_log import check_rows, load_extractor, make_log, run, schema_with
 
 from modeling_mcm import MCMConfig
@@ -20,7 +20,7 @@ from modeling_mcm.events_mcm import LARGEST_VALUE
 
 DAY = 86_400
 START = datetime(2024, 1, 1)
-FIRST = int((START - datetime(1970, 1, 1)).total_seconds())
+FIRST = seconds(START)
 ODD = [-0.0, 1e-60, -1e-60, 1e39, -1e39, LARGEST_VALUE, np.nextafter(LARGEST_VALUE, np.inf), np.inf, -np.inf, 1 / 3]
 
 
