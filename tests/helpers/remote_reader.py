@@ -13,10 +13,10 @@ is refused. The remote code is imported under another name, `transformers_module
 import json
 import sys
 
-sys.modules["modeling_mcm"] = None
+import torch
+import transformers
 
-import torch  # noqa: E402
-import transformers  # noqa: E402
+sys.modules["modeling_mcm"] = None
 
 
 def main(source, customers_file, folder):

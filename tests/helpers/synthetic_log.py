@@ -4,6 +4,7 @@
 
 from datetime import datetime, timedelta
 
+import fsspec
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
@@ -67,6 +68,13 @@ def make_profile(customers=12):
     return pd.DataFrame(
         {"user": range(0, customers, 2), "age": ["old", "young", None] * (customers // 6), "income": 1.5}
     )
+
+
+def write_months(log, folder):
+    """The log in folders by month; the column of the month is in the folders' names alone."""
+    for month, part in log.groupby(log["at"].dt.month):
+        with fsspec.open(f"{folder}/month={month:02}/part.parquet", "wb", auto_mkdir=True) as file:
+            part.to_parquet(file, index=False)
 
 
 def schema_with(**changes):

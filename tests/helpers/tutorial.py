@@ -119,10 +119,8 @@ def remake_frame():
     """Writes what the README's lines about a data frame print."""
     with tempfile.TemporaryDirectory() as folder:
         pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", folder, "lifetimes==0.11.3"]
-        wheels = ROOT / "data" / "wheels"  # of the benchmarks
-        if not wheels.is_dir():
-            subprocess.run(pip, check=True)
-        shutil.copy(next((wheels if wheels.is_dir() else Path(folder)).rglob("CDNOW_master.txt")), folder)
+        subprocess.run(pip, check=True)
+        shutil.copy(next(Path(folder).rglob("CDNOW_master.txt")), folder)
         said = run([sys.executable, "-c", frame_code()], Path(folder)).splitlines()
         write_output(frame_code(), "".join(f"{line.rstrip()}\n" for line in said))
 

@@ -3,6 +3,7 @@
 """The wheel and the sdist of a release: built, installed where no checkout is, and used by the command line."""
 
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -11,8 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import tutorial
-from clean_copy import clean_copy
+from tutorial import ROOT, write_files
 
 from modeling_mcm import __version__
 
@@ -38,7 +38,12 @@ def wheel_of(source, folder):
 def installed(tmp_path_factory):
     """A folder in which the wheel that was built from the sdist is installed; it has what the checkout's wheel has."""
     places = {name: tmp_path_factory.mktemp(name) for name in ("direct", "sdist", "unpacked", "again", "installed")}
-    source = clean_copy(places["sdist"] / "source")
+    source = places["sdist"] / "source"
+    source.mkdir()
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):  # a build leaves nothing in the repository
+        shutil.copy(ROOT / name, source)
+    for name in ("modeling_mcm", "configuration", "training", "tests"):  # of which the first alone is packaged
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     wheel = wheel_of(source, places["direct"])
     run([sys.executable, "setup.py", "--quiet", "sdist", "--dist-dir", places["sdist"]], source)
     with tarfile.open(places["sdist"] / f"modeling_mcm-{__version__}.tar.gz") as archive:
@@ -47,6 +52,9 @@ def installed(tmp_path_factory):
     contents = [{entry.filename: entry.CRC for entry in zipfile.ZipFile(path).infolist()} for path in (wheel, again)]
     records = [name for name in contents[0] if name.endswith("/RECORD")]
     assert len(records) == 1 and contents[0] == contents[1]
+    kinds = ("*.py", "*.jinja", "*.yaml", "*.safetensors", "py.typed")
+    files = {str(path.relative_to(ROOT)) for kind in kinds for path in (ROOT / "modeling_mcm").rglob(kind)}
+    assert {name for name in contents[0] if ".dist-info/" not in name} == files
     run([*PIP, "install", "--no-deps", "--no-index", "--target", places["installed"], again], places["installed"])
     return places["installed"]
 
@@ -59,7 +67,7 @@ def test_the_installed_command_goes_from_a_log_to_scores(installed, tmp_path):
     def mcm(words):
         return run([sys.executable, installed / "bin" / "mcm", *words.split()], tmp_path, **path)
 
-    tutorial.write_files(tmp_path)
+    write_files(tmp_path)
     run([sys.executable, "make_log.py"], tmp_path)
     log = "--events log.csv --profile profile.csv --schema schema.yaml"
     assert "Cases       160 validation, 160 test" in mcm(f"prepare {log} --output_dir data")

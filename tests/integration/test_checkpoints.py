@@ -77,6 +77,7 @@ def test_every_entrance_refuses_it(save, extractor, prepared, tmp_path, monkeypa
         "library": partial(MCMForMultiTaskRecommendation.from_pretrained, folder),
         "base model": partial(MCMModel.from_pretrained, folder),
         "pipeline": partial(pipeline, "preference-scores", model=folder),
+        "customer model": partial(CustomerModel.load, folder, None),
         "training": partial(read_checkpoint, MCMForMultiTaskRecommendation, folder),
     }
     for name, words in (
@@ -98,12 +99,6 @@ def test_a_config_too_deep_to_read_is_named(save, read):
     Path(folder, "config.json").write_text("[" * 10**5)
     with pytest.raises(CheckpointError, match=f"config.json {CUT}"):
         read(folder)
-
-
-@pytest.mark.parametrize("name", ["./absent", "/absent/checkpoint", "runs/absent/checkpoint-5", "runs/absent"])
-def test_a_folder_that_is_not_there_is_named(name):
-    with pytest.raises(CheckpointError, match=f"{name} (is no folder|can't be read as .* It is no folder here)"):
-        read_checkpoint(MCMModel, name)
 
 
 def test_scores_of_actions_need_a_trained_head(save, extractor, tmp_path):

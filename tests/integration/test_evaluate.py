@@ -35,7 +35,8 @@ def test_a_model_that_learned_nothing_is_reported(evaluate, tmp_path):
     said, numbers = evaluate("--baselines", *COUNTED, "--report_file", page)
     cells = next(line for line in page.read_text().splitlines() if "MCM |" in line).split(" | ")[1:]
     for task, cell in zip(("items", "aisle"), cells, strict=True):
-        assert cell.strip("*").startswith(f"{numbers['results']['MCM'][task]['next_visit_ndcg@10']['mean']:.3f} ±")
+        means = (numbers["results"]["MCM"][task][f"next_{unit}_ndcg@10"]["mean"] for unit in ("visit", "event"))
+        assert cell.strip("*").startswith(f"{next(means):.3f} ±") and f" ({next(means):.3f})" in cell
     assert list(numbers["results"]) == [*COUNTED, "MCM"] and numbers["protocol"].startswith("Everything is ranked")
     warnings = [line for line in said.splitlines() if line.startswith("MCM is ")]
     assert any(line.startswith("MCM is under visit_frequency, beyond noise, on items by") for line in warnings)

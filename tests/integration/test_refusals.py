@@ -37,6 +37,8 @@ REFUSED = [
     ("evaluate", "--min_history 100000", "at least 100000 target events"),
     ("evaluate", "--horizon_days 0.00001", "take a longer horizon"),
     ("evaluate", "--data OTHER", "holds no manifest.json"),
+    ("evaluate", "--model runs/absent/checkpoint-5", "checkpoint-5 is no folder"),
+    ("evaluate", "--model runs/absent", "It is no folder here"),
     ("evaluate", "--baselines lightgbm", "lightgbm is not installed, which comes with an extra: pip install"),
     ("pretrain", "", "--data is missing"),
     ("pretrain", "--data DATA --steps_max 3", "unknown option '--steps_max'"),

@@ -20,6 +20,7 @@ import forked_runs
 import pandas as pd
 import psutil
 import pytest
+from choices import STATE
 from serving_client import HEADERS, TOKEN, as_requests, assert_same
 
 from modeling_mcm import MCMFeatureExtractor, MCMForMultiTaskRecommendation
@@ -94,8 +95,7 @@ def test_a_process_answers_as_a_live_customer_and_logs_requests(serve, save, eve
 
 @pytest.mark.slow
 def test_slow_answers_come_from_another_process_that_ends_with_the_service(serve, save, prepared, event_log, tmp_path):
-    state = {"state_size": 8, "summed_features": ["a.b"], "state_features": ["type", "weekday"], "forecast_window": 80}
-    server = serve(save(extended=True, **state), tmp_path / "state.db", "--data", prepared)
+    server = serve(save(extended=True, **STATE), tmp_path / "state.db", "--data", prepared)
     server.ask("/v1/events", {"events": as_requests(event_log, ["c01"])})
     answer = server.ask("/v1/customers/c01/explain?task=aisle&visits=2")
     best = server.ask("/v1/customers/c01/scores?task=aisle&k=1")["tasks"]["aisle"][0]

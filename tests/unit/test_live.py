@@ -9,6 +9,7 @@ import zlib
 import numpy as np
 import pandas as pd
 import pytest
+from choices import STATE
 from corner_shop import without_times
 from fitted import fill_forecaster, fill_scorer
 
@@ -16,13 +17,7 @@ from modeling_mcm import LiveCustomer
 from modeling_mcm.live.history import Added, LiveHistory
 
 CONFIG = {"extended": True, "attention_window": 4, "max_position_embeddings": None, "scorer": True}
-CONFIG |= {"state_size": 8, "summed_features": ["a.b"], "state_features": ["type", "aisle", "weekday"]}
-CONFIG |= {
-    "forecast_days": [7, 30, 90],
-    "forecast_window": 80,
-    "target_types": {"type": [2, 3]},
-    "kind_feature": "type",
-}
+CONFIG |= STATE | {"target_types": {"type": [2, 3]}, "kind_feature": "type"}
 
 
 @pytest.fixture
@@ -158,8 +153,6 @@ EVENT = {"when": "2017-03-01T10:00:00", "action": "buy", "item": "item 01"}
 NO_TIMES = [math.nan, math.inf, -math.inf, 1e300, np.datetime64("NaT"), pd.NaT]
 FAULTS = [
     *((lambda live, time=time: live.scores(as_of=time), "`as_of`: found .*no time") for time in NO_TIMES),
-    (lambda live: live.forecast("soon"), "`as_of`: found 'soon', which is no time"),
-    (lambda live: live.forecast(days=30), r"`days` is 30; give a list of numbers of days, as in days=\[30\]"),
     (lambda live: live.add(EVENT, as_of=math.nan), "`as_of`: found nan, which is no time"),
     (lambda live: live.add({"action": "buy", "item": "item 01"}), r"column 'when': found no time"),
     (lambda live: live.add(EVENT | {"when": "2017-04-02"}, as_of="2017-04-01"), r"Customer 'c1' .* is after now"),
@@ -167,10 +160,7 @@ FAULTS = [
     (lambda live: live.explain("items", as_of="2017-02-28"), "the clock went back"),
     (lambda live: live.add(EVENT | {"itm": "item 02"}), "unknown 'itm'; did you mean 'item'"),
     (lambda live: live.remove(EVENT | {"item": "item 02"}), "Customer 'c1' has no event .* give all columns"),
-    (lambda live: live.scores(tasks=["item"]), r"No tasks \['item'\]: this checkpoint predicts"),
-    (lambda live: live.scores(k=0), "number of labels is 0 .* at least 1"),
     (lambda live: live.add(EVENT | {"item": ["item 01"]}), r"column 'item': found \['item 01'\]"),
-    (lambda live: live.explain("items", "item 99"), "Task 'items' has no label 'item 99'"),
     (lambda live: live.predict(), "this question needs an MCMForCustomerPrediction: give such a checkpoint"),
     (lambda live: LiveCustomer(live.model, live.feature_extractor, {"height": 180}), "profile: unknown 'height'"),
 ]

@@ -108,15 +108,13 @@ def test_customer_embedding_is_pooled_by_attention_type(tiny_model, inputs):
 
 
 def test_bad_inputs_are_refused(tiny_model, inputs):
-    without_times = {name: value for name, value in inputs.items() if name != "event_times"}
     with pytest.raises(ValueError, match="needs `event_times`: MCMFeatureExtractor"):
-        tiny_model(state_size=8)(**without_times)
+        tiny_model(state_size=8)(**inputs | {"event_times": None})
     narrow = {**inputs, "input_ids": inputs["input_ids"][..., :5]}
     with pytest.raises(ValueError, match="5 features, this checkpoint reads 7.*own feature extractor"):
         tiny_model()(**narrow)
-    without_visits = {name: value for name, value in inputs.items() if name != "visit_ids"}
     with pytest.raises(ValueError, match="needs `visit_ids`"):
-        tiny_model(encoder_unit="visit")(**without_visits)
+        tiny_model(encoder_unit="visit")(**inputs | {"visit_ids": None})
     with pytest.raises(ValueError, match=r"events, this checkpoint reads 20 \(max_position_embeddings\): keep"):
         tiny_model(max_position_embeddings=20)(**inputs)
     tiny_model(max_position_embeddings=20, encoder_unit="visit")(**inputs)  # fewer visits than events

@@ -20,7 +20,7 @@ from modeling_mcm.evaluation.comparison import (
     counting_baselines,
     default_baselines,
 )
-from modeling_mcm.evaluation.tables import by_history, metric_table, summary
+from modeling_mcm.evaluation.tables import by_history
 
 COUNTED = [*FIRST_BASELINES, *STRONG_BASELINES]
 
@@ -93,13 +93,3 @@ def test_each_case_is_in_the_group_of_its_visits():
     assert groups["3-5"]["results"]["one"]["a"]["ndcg"]["mean"] == np.mean([3, 4, 9])
     few = replace(cases, history_visits=np.full(10, 2))
     assert list(by_history(values, few, "ndcg")) == ["1-2"]
-
-
-def test_a_table_shows_what_was_measured():
-    visit = {"next_visit_ndcg@3": [0.5, 1.0], "next_event_ndcg@3": [0.25, 0.25]}
-    measured = {(*key.split(), name): of for key in ("one a", "one b", "other b") for name, of in visit.items()}
-    table = metric_table(summary(pd.DataFrame(measured)), ["a", "b"], "next_visit_ndcg@3")
-    assert [row[0] for row in table] == ["method", "one", "other"] and table[2][1] == "-"
-    assert table[1][1].endswith("(0.250)") and table[1][1].startswith("0.750 ±")
-    days = {("one", "a", "horizon_ndcg@3"): [0.5, np.nan]}
-    assert metric_table(summary(pd.DataFrame(days)), ["a"], "horizon_ndcg@3")[1][1] == "0.500 ±0.000"

@@ -138,12 +138,10 @@ def test_the_order_of_the_rows(tmp_path, form):
 
 
 def test_rows_without_an_order_are_refused(tmp_path):
-    log = make_ordered()
-    connection = ibis.duckdb.connect()
-    log.to_parquet(tmp_path / "log.parquet")
-    connection.raw_sql(f"CREATE TABLE log AS SELECT * FROM read_parquet('{tmp_path / 'log.parquet'}')")
+    make_ordered().to_parquet(tmp_path / "log.parquet")
+    table = ibis.duckdb.connect().read_parquet(tmp_path / "log.parquet")
     with pytest.raises(ValueError, match="`order: rows` needs files, a data frame.*name it as `order`"):
-        prepare(connection.table("log"), schema_with(order="rows"), tmp_path / "out")
+        prepare(table, schema_with(order="rows"), tmp_path / "out")
 
 
 @pytest.mark.parametrize("order", ["place", "rows"])

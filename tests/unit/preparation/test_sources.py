@@ -10,7 +10,7 @@ import re
 import fsspec
 import pyarrow as pa
 import pytest
-from synthetic_log import load_extractor, make_log, make_profile, read_rows, run, schema_with
+from synthetic_log import load_extractor, make_log, make_profile, read_rows, run, schema_with, write_months
 
 from modeling_mcm.data import EventSchema
 from modeling_mcm.data.schema import TextFormat
@@ -234,13 +234,6 @@ def store():
     filesystem.store.clear()
     yield filesystem
     filesystem.store.clear()
-
-
-def write_months(log, folder):
-    """The log in folders by month; the column of the month is in the folders' names alone."""
-    for month, part in log.groupby(log["at"].dt.month):
-        with fsspec.open(f"{folder}/month={month:02}/part.parquet", "wb", auto_mkdir=True) as file:
-            part.to_parquet(file, index=False)
 
 
 def test_folders_lists_and_addresses_give_the_same_rows(store, tmp_path):

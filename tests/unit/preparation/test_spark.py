@@ -12,7 +12,7 @@ from pathlib import Path
 import ibis
 import pandas as pd
 import pytest
-from synthetic_log import SCHEMA, TEST, make_log, make_profile, read_log, run, schema_with
+from synthetic_log import SCHEMA, TEST, make_log, make_profile, read_log, run, schema_with, write_months
 
 from modeling_mcm.data import EventSchema
 from modeling_mcm.preparation import prepare
@@ -86,10 +86,7 @@ def test_parts_of_columns_and_order_are_read_alike(spark, tmp_path):
 
 def test_partitions_lists_and_frames_are_read(connection, tmp_path):
     log = make_log()
-    for month, part in log.groupby(log["at"].dt.month):
-        folder = tmp_path / "log" / "year=2024" / f"month={month:02}"
-        folder.mkdir(parents=True)
-        part.to_parquet(folder / "part.parquet", index=False)
+    write_months(log, tmp_path / "log" / "year=2024")
     (tmp_path / "log" / "_SUCCESS").touch()
     more = make_log(seed=1).assign(year="2025", month="01")
     more.to_parquet(tmp_path / "more.parquet")

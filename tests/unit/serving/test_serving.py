@@ -7,8 +7,8 @@ import threading
 from pathlib import Path
 from urllib.parse import quote
 
-import numpy as np
 import pytest
+from choices import STATE
 from fitted import fill_forecaster
 from serving_client import HEADERS, HOST, TOKEN, as_requests, assert_same, make_client, make_service
 
@@ -18,8 +18,6 @@ from modeling_mcm.scoring import forecast_total
 from modeling_mcm.serving import EventStore, create_api
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*httpx")
-
-FORECASTS = {"state_size": 8, "summed_features": ["a.b"], "state_features": ["type", "weekday"], "forecast_window": 80}
 
 
 @pytest.fixture
@@ -76,8 +74,6 @@ def test_answers_are_those_of_the_model(client, events, live):
     assert_same(answer["tasks"], live.scores(k=4))
     one = scores(client, task="aisle", k=1, as_of="2018-01-01")
     assert_same(one["tasks"], live.scores(as_of="2018-01-01", tasks=["aisle"], k=1))
-    found = client.get("/customers/c03/embedding").json()["embedding"]
-    np.testing.assert_allclose(found, live.embedding(), atol=1e-5)
     explained = client.get("/customers/c03/explain", params={"task": "items", "visits": 2}).json()["explanation"]
     wanted = live.explain("items").to_dict()
     assert (explained["label"], len(explained["visits"])) == (wanted["label"], 2)
@@ -85,7 +81,7 @@ def test_answers_are_those_of_the_model(client, events, live):
 
 
 def test_forecasts_are_those_of_the_horizons_that_are_asked_for(tiny_model, extractor, events, tmp_path):
-    model = fill_forecaster(tiny_model(extended=True, **FORECASTS))
+    model = fill_forecaster(tiny_model(extended=True, **STATE))
     client = make_client(make_service(model, extractor, tmp_path / "forecasts.db"))
     post(client, events)
     asked = client.get("/customers/c03/forecast", params={"days": [20, 60]}).json()["forecast"]
@@ -192,7 +188,7 @@ def test_scores_of_many_customers_are_those_of_each_in_one_batch(client, event_l
 
 
 def test_a_total_is_that_of_the_data_set(tiny_model, extractor, event_log, prepared, tmp_path):
-    model = fill_forecaster(tiny_model(extended=True, **FORECASTS))
+    model = fill_forecaster(tiny_model(extended=True, **STATE))
     service, data = make_service(model, extractor, tmp_path / "totals.db"), PreparedData(prepared)
     client, names = make_client(service), sorted(event_log["who"].unique())[3:9]
     post(client, as_requests(event_log, names))
