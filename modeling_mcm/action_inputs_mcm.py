@@ -125,6 +125,7 @@ class EncodedActions:
     """Actions encoded as feature ids; it makes the model inputs for the actions that a batch is offered.
 
     Args:
+        actions ([`RawActions`]): The actions, or what [`read_actions`] reads.
         as_of (`float`, *optional*): Time of offers that name no versions, in seconds since 1970-01-01. Default: the
             latest version of each action is offered.
 
@@ -137,9 +138,9 @@ class EncodedActions:
             feature, because every event would be what it asks for.
     """
 
-    def __init__(
-        self, extractor: MCMFeatureExtractor, config: MCMConfig, actions: RawActions, as_of: float | None = None
-    ):
+    def __init__(self, extractor: MCMFeatureExtractor, config: MCMConfig, actions: object, as_of: float | None = None):
+        if not isinstance(actions, RawActions):
+            actions = read_actions(actions, extractor.time_zone)
         self.extractor, self.config, self.offsets = extractor, config, actions.offsets
         if not actions.columns:
             raise ValueError("The actions have no columns besides their ids; give columns of the event log.")
@@ -182,10 +183,3 @@ class EncodedActions:
         matches = matches[run_starts(*matches[:, :3].T)]
         arrays = {"action_input_ids": ids, "action_rows": owners, "action_matches": matches, "offered_actions": among}
         return batch | {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
-
-
-def encode_actions(
-    extractor: MCMFeatureExtractor, config: MCMConfig, actions: object, as_of: float | None = None
-) -> EncodedActions:
-    """Reads actions, as [`read_actions`] does, and encodes them."""
-    return EncodedActions(extractor, config, read_actions(actions, extractor.time_zone), as_of)

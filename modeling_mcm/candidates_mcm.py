@@ -24,12 +24,12 @@ from transformers.utils import logging
 from .configuration_mcm import FIRST_LABEL
 from .events_mcm import as_column, check_columns, check_keys, map_distinct, naming, read_table, to_ids, to_text
 from .features_mcm import break_ties
+from .files_mcm import some
 from .processing_mcm import MCMFeatureExtractor
 
 logger = logging.get_logger(__name__)
 SEEN = "seen"
 CUSTOMER = "customer_id"  # as predictions name the column of the customer
-MOST_NAMED = 3  # labels in a message
 # Known labels that score a new one, the exponent on how alike they are, and the share of the customer's history.
 MOST_ALIKE, SHARPNESS, OWN = 500, 16, 0.1
 AT_ONCE = 2**24  # largest number of pairs of labels that are compared at once
@@ -194,11 +194,11 @@ class CandidateSet:
         per_group (`tuple[str, int]`, *optional*): A feature and the largest number of chosen labels of each of its
             values, such as `("category", 2)`, or as text `"category=2"`.
 
+    Candidates that the model does not know, and that share no feature with a label that it knows, are never chosen; a
+    warning names them.
+
     Attributes:
         needs_seen (`bool`): Whether `choose` needs the label ids of each history.
-        needs_customers (`bool`): Whether `choose` needs the ids of the customers.
-        unknown (`dict[str, list[str]]`): By task the candidates that the model does not know and that share no feature
-            with a label that it knows. They are never chosen; a warning names them.
 
     Raises:
         ValueError: If a column is missing, unknown or holds nulls, no candidate is left, or nothing says the group of
@@ -216,9 +216,7 @@ class CandidateSet:
     ):
         self.model, self.extractor = model, feature_extractor
         self.tasks = list(model.config.tasks if tasks is None else tasks)
-        self.unknown: dict[str, list[str]] = {}
         self.excludes_seen = isinstance(exclude, str) and exclude == SEEN
-        self.needs_customers = False
         table = {} if candidates is None else self._read(candidates, "candidates")
         group, self._most = _read_per_group(per_group)
         if [group] == self.tasks:
@@ -250,7 +248,7 @@ class CandidateSet:
             task (`str`): Name of a task.
             scores (`torch.FloatTensor` of shape `(B, V)`): Scores of the model.
             seen (`Sequence[NDArray]` of length B, *optional*): Label ids of each history, for `needs_seen`.
-            customers (`Sequence[str]` of length B, *optional*): Their ids, for `needs_customers`.
+            customers (`Sequence[str]` of length B, *optional*): Their ids, if `exclude` names customers.
         """
         own = self._of_tasks[task]
         if own.new is not None:
@@ -259,7 +257,7 @@ class CandidateSet:
         excluded: Sequence[Sequence[int] | NDArray] = []
         if self.excludes_seen:
             excluded = seen or []
-        elif self.needs_customers:
+        elif own.excluded:
             if customers is None or None in customers:
                 raise ValueError("`exclude` is a table of customers: give each customer a `customer_id`.")
             excluded = [own.excluded.get(customer, ()) for customer in to_ids(customers)]
@@ -303,9 +301,8 @@ class CandidateSet:
 
     def _column(self, task: str, table: Mapping[str, Sequence]) -> str:
         """The column of a feature in a table: its name, or the column of the log."""
-        specs: list[dict] = [feature for feature in self.extractor.features if feature["name"] == task]
-        spec = specs[0] if specs else {}
-        return task if task in table or spec.get("level") or spec.get("item") else spec.get("column") or task
+        spec = self.extractor.schema.specs.get(task)
+        return task if spec is None or task in table or spec.level or spec.item else spec.column or task
 
     def _texts(self, task: str, table: Mapping[str, Sequence], what: str) -> list[str] | None:
         """The labels of a task's column, None without one. Raises `ValueError` if there are nulls."""
@@ -319,16 +316,11 @@ class CandidateSet:
         return dict(zip(distinct, self.extractor.label_ids(task, distinct).tolist(), strict=True))
 
     def _read_candidates(self, task: str, table: Mapping[str, Sequence], group: str | None) -> "_TaskCandidates":
-        """Candidates of a task. Warns of repeated and of unknown ones."""
+        """Candidates of a task, each once. Warns of unknown ones."""
         values, ids, new = list(self.extractor.vocabularies[task]), dict[str, int](), None
         texts, column = self._texts(task, table, "`candidates`"), self._column(task, table)
         if texts is not None:
             ids = self._find_ids(task, texts)
-            if len(ids) < len(texts) and len(self.tasks) == 1:
-                logger.warning(
-                    f"`candidates`: {len(texts) - len(ids):,} of {len(texts):,} rows of column {column!r} repeat a "
-                    "label, and each label counts once: leave them out."
-                )
             names = [name for name in self.extractor._encoding.event_features if name != task]
             names = [name for name in names if self._column(name, table) in table]
             new = self._new_labels(task, table, texts, ids, names)
@@ -337,13 +329,12 @@ class CandidateSet:
                 values.append(value)
             unknown = [value for value, label in ids.items() if label < FIRST_LABEL]
             if unknown:
-                self.unknown[task] = unknown
                 fix = "add columns of features that they share with known labels, such as their category"
                 if names:
                     fix = f"no known label has their value of {' or '.join(names)}, so correct it"
                 logger.warning(
                     f"`candidates`: {len(unknown):,} of {len(ids):,} labels of column {column!r} are unknown to the "
-                    f"checkpoint and left out, such as {_name(unknown)}: {fix}, or train again with them."
+                    f"checkpoint and left out, such as {some([*map(repr, unknown)])}: {fix}, or train again with them."
                 )
             ids = {value: label for value, label in ids.items() if label >= FIRST_LABEL}
         is_candidate = torch.full((FIRST_LABEL + len(values),), texts is None)
@@ -424,7 +415,6 @@ class CandidateSet:
         if name := next((name for name in names if name in table), None):
             with naming(f"`exclude`: column {name!r}"):
                 customers = to_ids(table[name])
-            self.needs_customers = True
         for task, own in self._of_tasks.items():
             texts = self._texts(task, table, "`exclude`") or []
             ids = self._find_ids(task, texts) | own.ids
@@ -436,12 +426,9 @@ class CandidateSet:
                     own.excluded.setdefault(customers[row], []).append(ids[text])
         if unknown:
             logger.warning(
-                f"`exclude` names {len(unknown):,} labels that the checkpoint does not know, such as {_name(unknown)}."
+                f"`exclude` names {len(unknown):,} labels that the checkpoint does not know, such as "
+                f"{some([*map(repr, unknown)])}."
             )
-
-
-def _name(labels: Sequence[str]) -> str:
-    return ", ".join(map(repr, labels[:MOST_NAMED]))
 
 
 def _read_per_group(per_group: object) -> tuple[str | None, int]:

@@ -482,8 +482,6 @@ class CustomerModel:
         if not names:
             raise ValueError("`customers` is empty: give ids, or leave it out for all customers.")
         seconds, parts = self._seconds(as_of), []
-        if questions.get("days") is not None:
-            questions["days"] = self.model.base_model.select_forecasts(questions["days"]).days
         for start in range(0, len(names), AT_ONCE):
             rows = [self._row(name) for name in names[start : start + AT_ONCE]]
             parts.append((ask or self._predictor.ask)(rows, seconds, **questions))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from transformers import Pipeline
 from transformers.dynamic_module_utils import custom_object_save
 
-from .action_inputs_mcm import encode_actions
+from .action_inputs_mcm import EncodedActions
 from .forecaster_mcm import MissingForecastsError
 from .modeling_mcm import MCMPreTrainedModel
 from .predictor_mcm import EMBEDDING, Columns, Predictor, RankedLabel, Rows, describe_labels, describe_offers
@@ -239,7 +239,7 @@ class ActionScoresPipeline(_CustomerPipeline):
         _, given, _ = super()._sanitize_parameters(**options)
         if "actions" not in given:
             return {}, {}, {}
-        actions = encode_actions(self.feature_extractor, self.model.config, given["actions"], given.get("as_of"))
+        actions = EncodedActions(self.feature_extractor, self.model.config, given["actions"], given.get("as_of"))
         return {}, given | {"actions": actions}, {"names": actions.action_ids}
 
     def ask(self, rows: Rows, **options: Any) -> Columns:

@@ -42,15 +42,15 @@ AutoModelForPreTraining.register(MCMConfig, MCMForMultiTaskRecommendation, exist
 SEQUENCE_HEADS: tuple = (MCMForActionRecommendation, MCMForCustomerPrediction)
 AutoModelForSequenceClassification.register(MCMConfig, SEQUENCE_HEADS, exist_ok=True)
 AutoFeatureExtractor.register(MCMConfig, MCMFeatureExtractor, exist_ok=True)
-PIPELINES: dict[str, tuple] = {
-    "customer-embedding": (CustomerEmbeddingPipeline, AutoModel),
-    "customer-forecast": (CustomerForecastPipeline, AutoModel),
-    "preference-scores": (PreferenceScoresPipeline, MCMForMultiTaskRecommendation),
-    "action-scores": (ActionScoresPipeline, MCMForActionRecommendation),
-    "customer-prediction": (CustomerPredictionPipeline, MCMForCustomerPrediction),
-}
-for task, (pipeline, model) in PIPELINES.items():
-    PIPELINE_REGISTRY.register_pipeline(task, pipeline_class=pipeline, pt_model=model, type="multimodal")
+PIPELINES: tuple = (
+    (CustomerEmbeddingPipeline, AutoModel),
+    (CustomerForecastPipeline, AutoModel),
+    (PreferenceScoresPipeline, MCMForMultiTaskRecommendation),
+    (ActionScoresPipeline, MCMForActionRecommendation),
+    (CustomerPredictionPipeline, MCMForCustomerPrediction),
+)
+for pipeline, model in PIPELINES:
+    PIPELINE_REGISTRY.register_pipeline(pipeline.NAME, pipeline_class=pipeline, pt_model=model, type="multimodal")
 
 __all__ = [
     "ActionScoresPipeline",

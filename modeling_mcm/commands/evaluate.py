@@ -49,7 +49,7 @@ from modeling_mcm.evaluation.tables import (
     write_values,
 )
 from modeling_mcm.extras import needs
-from modeling_mcm.files_mcm import check_files, write_json
+from modeling_mcm.files_mcm import write_json
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.option import option
 from modeling_mcm.predictor_mcm import Predictor
@@ -213,7 +213,6 @@ def main(options: EvaluationOptions) -> None:
     if "lightgbm" in options.baselines:
         with needs("gbdt"):
             import_module("lightgbm")
-    check_files(options.model)
     table, caption, report, below = (_evaluate_offers if options.offers else _evaluate_visits)(options)
     print(f"\n{caption}", text_table(table), *below, sep="\n\n")
     if options.report_file:

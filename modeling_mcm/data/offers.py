@@ -30,7 +30,6 @@ from modeling_mcm.action_inputs_mcm import (
     NOT_OFFERED,
     EncodedActions,
     RawActions,
-    encode_actions,
     read_actions,
     write_day,
 )
@@ -126,9 +125,9 @@ def load_actions(
     path: str | Path, extractor: MCMFeatureExtractor, config: MCMConfig, as_of: float | None = None
 ) -> EncodedActions:
     """Reads a table of actions, Parquet or CSV with the columns of actions.parquet, to offer each of them to anybody
-    at a time; see [`encode_actions`]."""
+    at a time; see [`EncodedActions`]."""
     with naming(str(path)):
-        return encode_actions(extractor, config, read_table_file(path), as_of)
+        return EncodedActions(extractor, config, read_table_file(path), as_of)
 
 
 def make_offers(
@@ -149,10 +148,9 @@ def make_offers(
             offers an action twice, or an action has no row at the time of an offer. The message names the column, the
             group, the action and what to do.
     """
-    check_columns(offers.columns, ("customer_id", "time", "action_id"), "The offers have")
     if outcomes is None:
         outcomes = [name for name in OUTCOMES if name in offers.columns and offers[name].notna().any()]
-    check_columns(offers.columns, outcomes, "The offers have")
+    check_columns(offers.columns, ("customer_id", "time", "action_id", *outcomes), "The offers have")
     if not len(offers) or not len(outcomes):
         raise ValueError(f"Found {len(offers)} offers with outcomes {list(outcomes)}; expected at least one of each.")
 

@@ -17,7 +17,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from modeling_mcm.data.yaml_files import read_yaml
-from modeling_mcm.events_mcm import check_keys, to_text
+from modeling_mcm.events_mcm import check_keys, naming, to_text
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.schema_mcm import (
     CATEGORICAL,
@@ -215,10 +215,8 @@ class EventSchema(LogSchema, TextFormat):
         """Reads a schema file. Raises `ValueError` if the file or a key is wrong. The message names the file, the key
         and the fix. Raises `OSError` if the file can't be opened."""
         content = read_yaml(path)
-        try:
+        with naming(str(path)):
             return cls.from_dict(content)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
 
     @classmethod
     def from_dict(cls, given: Mapping) -> EventSchema:

@@ -9,14 +9,12 @@ import, so that a reader needs transformers and torch, but not this package.
 """
 
 import json
-import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers.dynamic_module_utils import get_relative_import_files
 
@@ -30,12 +28,11 @@ from modeling_mcm.files_mcm import (
     some,
     write_json,
 )
-from modeling_mcm.hub.privacy import TABLES, Exposure, hide_pairs, hide_values, rare_values, shared_pairs
+from modeling_mcm.hub.privacy import Exposure, hide_pairs, hide_values, rare_values, shared_pairs
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
 CONFIG_NAME, PREPROCESSOR_NAME, CARD_NAME = "config.json", "preprocessor_config.json", "README.md"
-WEIGHT_FILES = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
-WEIGHTS_NAME, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
+WEIGHTS_NAME = "model.safetensors"
 CODE_ENDING = "_mcm.py"
 PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -118,31 +115,19 @@ def _published_extractor(source: Path) -> MCMFeatureExtractor:
     return published
 
 
-def _check_weights(path: Path) -> None:
-    """Raises `ValueError` if a file has NaN, or if its metadata say more than the library."""
-    with safe_open(path, "pt") as file:
-        header = file.metadata() or {}
-        if bad := [key for key in file.keys() if not torch.isfinite(file.get_tensor(key)).all()]:
-            raise ValueError(
-                f"{path} has NaN or infinite numbers in {len(bad)} weights: {some(bad)}. Its training diverged: "
-                "publish an earlier checkpoint."
-            )
-    if extra := sorted(set(header) - {"format"}):
-        raise ValueError(f"{path} has notes {extra} in its header, which would be public; save the model again.")
-
-
-def _hide_pairs(weights: Sequence[Path], target: Path, config: Mapping, shared: Mapping[str, torch.Tensor]) -> int:
-    """Copies files of weights, without pairs of labels that too few customers have."""
-    tables: dict[str, torch.Tensor] = {}
-    for path in weights:
-        with safe_open(path, framework="pt") as file:
-            tables |= {name: file.get_tensor(name) for name in file.keys() if TABLES.fullmatch(name)}
-    changed, number = hide_pairs(tables, config["tasks"], shared)
-    for path in weights:
-        values = load_file(path)
-        values |= {name: changed[name].contiguous() for name in values.keys() & changed}
-        save_file(values, target / path.name, metadata={"format": "pt"})
-    return number
+def _read_weights(source: Path) -> dict[str, torch.Tensor]:
+    """The weights of all files of a checkpoint, without notes of their headers. Raises `ValueError` if one is NaN."""
+    files, weights = sorted(source.glob("model-*.safetensors")), dict[str, torch.Tensor]()
+    if (source / WEIGHTS_NAME).is_file():  # which is then what loads; parts beside it are an older save's
+        files = [source / WEIGHTS_NAME]
+    for path in files:
+        weights |= load_file(path)
+    if bad := [name for name, value in weights.items() if not torch.isfinite(value).all()]:
+        raise ValueError(
+            f"{source} has NaN or infinite numbers in {len(bad)} weights: {some(bad)}. Its training diverged: publish "
+            "an earlier checkpoint."
+        )
+    return weights
 
 
 def write_upload_folder(
@@ -164,18 +149,12 @@ def write_upload_folder(
     """
     source, target = Path(checkpoint), Path(folder)
     check_files(source)
-    weights = sorted(path for path in source.glob("*") if WEIGHT_FILES.fullmatch(path.name))
-    if source / WEIGHTS_NAME in weights:  # which is then what loads; parts beside it are an older save's
-        weights = [source / WEIGHTS_NAME]
     config = _published_config(read_json(source / CONFIG_NAME, "the model's config"))
     extractor = _published_extractor(source)
     check_values(config.get("values_digest"), extractor.values_digest, source)
     if target.exists() and any(target.iterdir()):
         raise FileExistsError(f"{target} is not empty, and everything in it would be published; give a new folder.")
-    for path in weights:
-        _check_weights(path)
-    target.mkdir(parents=True, exist_ok=True)
-    exposure, shared = None, None
+    weights, exposure = _read_weights(source), None
     if data is not None:
         check_vocabularies(data, extractor)
         rows, least = load_prepared(data), min_customers or RARE_BELOW
@@ -183,16 +162,14 @@ def write_upload_folder(
         counts = {name: len(values) for name, values in rare.items()}
         exposure = Exposure(least, counts, hidden=min_customers is not None)
         if exposure.hidden:
-            shared = shared_pairs(rows, extractor, least)
+            changed, pairs = hide_pairs(weights, config["tasks"], shared_pairs(rows, extractor, least))
+            weights |= {name: table.contiguous() for name, table in changed.items()}
+            exposure = replace(exposure, pairs=pairs)
             extractor.vocabularies = hide_values(extractor.vocabularies, rare)
             if config.get("values_digest") is not None:
                 config["values_digest"] = extractor.values_digest  # placeholders are other values
-            exposure = replace(exposure, pairs=_hide_pairs(weights, target, config, shared))
-    for path in weights if shared is None else ():
-        shutil.copyfile(path, target / path.name)
-    if len(weights) > 1:
-        index = read_json(source / WEIGHTS_INDEX, "which names the file of each weight")
-        write_json(target / WEIGHTS_INDEX, {key: index[key] for key in ("metadata", "weight_map")}, sort_keys=True)
+    target.mkdir(parents=True, exist_ok=True)
+    save_file(weights, target / WEIGHTS_NAME, metadata={"format": "pt"})
     # Keys are sorted as transformers does, but not those of vocabularies.
     write_json(target / CONFIG_NAME, config, sort_keys=True)
     note_digests(target)

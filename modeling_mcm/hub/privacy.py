@@ -24,7 +24,6 @@ from scipy.sparse import csr_array
 
 from modeling_mcm.configuration_mcm import FIRST_VALUE_ID
 from modeling_mcm.evaluation.histories import read_history
-from modeling_mcm.events_mcm import check_columns
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
 PAIR = 2**32  # a pair of ids as one number: the first times this, plus the second
@@ -53,28 +52,19 @@ def customers_per_value(rows: Dataset, extractor: MCMFeatureExtractor) -> dict[s
     """Counts how many customers have each value in the training period. Features that share the values of a column
     are counted together, because each of them tells that the customer has the value.
 
-    `rows` are those of the data set that the checkpoint was trained on, from `load_prepared`. Returns for each
-    categorical feature the counts, in the order of its vocabulary. Raises `ValueError` if the data set has no column
-    of a feature, or an id that is not in its vocabulary.
+    `rows` are those of the data set that the checkpoint was trained on (`check_vocabularies`), from `load_prepared`.
+    Returns for each categorical feature the counts, in the order of its vocabulary.
     """
     sizes = {name: FIRST_VALUE_ID + len(values) for name, values in extractor.vocabularies.items()}
     profile = {spec.name for spec in extractor.schema.profile}
-    columns = {name: f"profile_{name}" if name in profile else f"feature_{name}" for name in sizes}
-    fix = "Give the one that the checkpoint was trained on."
-    check_columns(rows.column_names, columns.values(), "The data set has", fix)
     pairs: dict[str, list[NDArray[np.int64]]] = {}
     for name, size in sizes.items():
         if name in profile:
             customers = np.flatnonzero(np.asarray(rows["validation_end"]))
-            ids = np.asarray(rows[columns[name]], np.int64)[customers]
+            ids = np.asarray(rows[f"profile_{name}"], np.int64)[customers]
         else:
             events = read_history(rows, name, kind="feature")
             customers, ids = events.customer, events.label
-        if ids.max(initial=0) >= size:
-            raise ValueError(
-                f"Feature {name!r} has id {ids.max()} in the data set and {size} ids in the checkpoint: give the data "
-                "set that the checkpoint was trained on."
-            )
         pairs.setdefault(extractor.schema.shared_vocabularies[name], []).append(customers * size + ids)
     counts = {
         name: np.bincount(np.unique(np.concatenate(parts)) % sizes[name], minlength=sizes[name])[FIRST_VALUE_ID:]

@@ -22,12 +22,12 @@ from modeling_mcm.hub.folder import (
     CODE_ENDING,
     CONFIG_NAME,
     PREPROCESSOR_NAME,
-    WEIGHT_FILES,
-    WEIGHTS_INDEX,
+    WEIGHTS_NAME,
     code_files,
 )
 
-NAMED_FILES = {CARD_NAME, CONFIG_NAME, PREPROCESSOR_NAME, VOCABULARIES_NAME}
+NAMED_FILES = {CARD_NAME, CONFIG_NAME, PREPROCESSOR_NAME, VOCABULARIES_NAME, WEIGHTS_NAME}
+WEIGHT_FILES = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
 LOG_IN = "run `hf auth login`, or set HF_TOKEN to a token with the right to write"
 TOKENS = re.compile(r"\bhf_\w{8,}")
 LOGIN = re.compile(r"(?<=://)\S*@")  # a name and a password in an address
@@ -51,9 +51,9 @@ class Published:
 def files_to_publish(folder: str | Path) -> list[Path]:
     """Lists the files of an upload folder, sorted by name. Raises `PublishingError` if the folder holds another file,
     or lacks one. No file is left out without a message."""
-    paths, known = sorted(Path(folder).iterdir()), NAMED_FILES | {WEIGHTS_INDEX, *(path.name for path in code_files())}
+    paths, known = sorted(Path(folder).iterdir()), NAMED_FILES | {path.name for path in code_files()}
     names = [path.name for path in paths]
-    if wrong := [name for name in names if name not in known and not WEIGHT_FILES.fullmatch(name)]:
+    if wrong := [name for name in names if name not in known]:
         raise PublishingError(
             f"{folder} holds {', '.join(wrong)}, which a published checkpoint does not: publish a folder that "
             "`write_upload_folder` wrote."
@@ -101,7 +101,7 @@ def publish(folder: str | Path, repo_id: str, token: str | None = None, private:
         operations: list[CommitOperationAdd | CommitOperationDelete] = [
             CommitOperationDelete(file)
             for file in sorted(old)
-            if WEIGHT_FILES.fullmatch(file) or file == WEIGHTS_INDEX or file.endswith(CODE_ENDING)
+            if WEIGHT_FILES.fullmatch(file) or file.endswith(CODE_ENDING)
         ]
         operations += [CommitOperationAdd(path.name, str(path)) for path in files]
         commit = api.create_commit(name, operations, commit_message="Publish MCM")

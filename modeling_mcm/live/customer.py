@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from modeling_mcm.action_inputs_mcm import EncodedActions, encode_actions
+from modeling_mcm.action_inputs_mcm import EncodedActions
 from modeling_mcm.action_mcm import MCMForActionRecommendation
 from modeling_mcm.customer_mcm import MCMForCustomerPrediction
 from modeling_mcm.events_mcm import RawEvent, Time
@@ -147,12 +147,12 @@ class LiveCustomer:
 
         Args:
             actions: dicts with `action_id` and columns of the event log, see [`ActionScoresPipeline`]; or what
-                `encode_actions` makes of them, once for many customers.
+                [`EncodedActions`] makes of them, once for many customers.
         """
         self._predictor.check_head(OFFERING)
         seconds = self._history.read_as_of(as_of)
         if not isinstance(actions, EncodedActions):
-            actions = encode_actions(self.feature_extractor, self.model.config, actions, seconds)
+            actions = EncodedActions(self.feature_extractor, self.model.config, actions, seconds)
         columns = self._predictor.score_offers([self._history.row], actions, seconds)
         return describe_offers(columns, actions.action_ids)
 

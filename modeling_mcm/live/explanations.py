@@ -9,7 +9,7 @@ Shapes: B histories, N visits.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -72,10 +72,6 @@ class Explanation:
     visits: list[VisitEffect] = field(repr=False)
     words: str
     groups: dict[str, float] = field(repr=False)
-
-    def to_dict(self) -> dict:
-        """Converts the explanation to nested dicts and lists, for JSON."""
-        return asdict(self)
 
 
 def explain(
@@ -141,13 +137,9 @@ def explain(
     effects = []
     for visit in sorted(range(number), key=lambda visit: (without.get(visit, 2.0), -visit)):
         events = np.flatnonzero(visits == visit)
-        effect = VisitEffect(
-            time=to_iso(row["times"][events[0]]),
-            without=without.get(visit),
-            has_label=bool(with_label[visit]),
-            events=[values[event] for event in events if values[event]],
-        )
-        effects.append(effect)
+        told = [values[event] for event in events if values[event]]
+        time = to_iso(row["times"][events[0]])
+        effects.append(VisitEffect(time, without.get(visit), bool(with_label[visit]), told))
     scorer = predictor.model.scorer
     is_counted = scorer is not None and scorer.fitted
     groups = list(dict.fromkeys(feature.group for feature in FEATURES[:COUNTED])) if is_counted else []

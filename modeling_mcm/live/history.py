@@ -25,7 +25,6 @@ from modeling_mcm.inputs_mcm import PER_EVENT
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.schema_mcm import ROWS
 
-TIME_FIX = "give a datetime or ISO 8601 text such as 2017-03-01T18:30:00, or leave the event out"
 BEFORE_ALL = -(2**63)  # before every time
 PLACE = attrgetter("start", "key")  # of a visit among the others
 
@@ -156,8 +155,6 @@ class LiveHistory:
             if isinstance(events, Mapping) and not (events and all(map(_is_column, events.values()))):  # one event
                 events = [events]
             columns, count = read_columns(events, extractor._encoding.schema.event_columns)
-        if count and extractor.time is not None and extractor.time not in columns:
-            raise ValueError(f"{self.name}: column {extractor.time!r}: found no time (None); {TIME_FIX}")
         plain = {}
         for name, column in columns.items():
             with naming(f"{self.name}: column {name!r}"):

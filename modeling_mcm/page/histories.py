@@ -313,8 +313,6 @@ class Histories:
         return [{name: value for name, value in event.items() if value is not None} for event in events]
 
     def _household(self, customer_id: str) -> Household:
-        if customer_id not in self._rows:
-            raise ValueError(f"The log has no customer {customer_id!r}: choose one of the list.")
         events, extractor = self._take(self._rows[customer_id]), self.extractor
         times = read_times([event[str(extractor.time)] for event in events], read_zone(extractor.time_zone))
         live = LiveCustomer(self.model, extractor, self.profiles.get(customer_id), customer_id)
@@ -358,8 +356,7 @@ class Histories:
     def _find_targets(self, task: str, label: str) -> tuple[str, NDArray[np.int64]]:
         """The column of a task, and the rows of the log in which it has a label of a target."""
         extractor = self.extractor
-        feature = next(feature for feature in extractor.features if feature["name"] == task)
-        column = feature.get("column") or feature["name"]
+        column = str(extractor.schema.specs[task].column)
         fits = pc.equal(pc.cast(self.log[column], pa.string()), label)
         if extractor.target_token_types and extractor.token_type:
             kinds = pc.cast(self.log[extractor.token_type], pa.string())

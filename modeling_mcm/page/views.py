@@ -217,14 +217,11 @@ class Page:
         values.columns = [self.names[name].removeprefix("mean ") for name in sums]
         groups = pd.DataFrame([histories.profiles.get(name, {}) for name in table["customer"]], index=table.index)
         groups[self._value] = _thirds(table[self._value])
-        parts = []
-        for column in groups:
-            names = groups[column].astype("string").fillna("unknown")
-            part = values.groupby(names).sum().round(1)
-            part.insert(0, "customers", names.value_counts())
-            part.insert(0, "group", [f"{column}: {name}" for name in part.index])
-            parts.append(part)
-        return pd.concat(parts, ignore_index=True)
+        values.insert(0, "customers", 1)
+        names = {column: groups[column].astype("string").fillna("unknown") for column in groups}
+        sums = pd.concat({column: values.groupby(names[column]).sum().round(1) for column in groups})
+        sums.insert(0, "group", [f"{column}: {name}" for column, name in sums.index])
+        return sums.reset_index(drop=True)
 
     def _sent(self, budget: int) -> pd.DataFrame:
         """The customers who most likely take their best offer; without a checkpoint for offers, their best label."""

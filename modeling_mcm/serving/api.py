@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from typing import Annotated
 from urllib.parse import quote, unquote
 
-from modeling_mcm.action_inputs_mcm import encode_actions
+from modeling_mcm.action_inputs_mcm import EncodedActions
 from modeling_mcm.data.examples import example_values
 from modeling_mcm.evaluation.totals import total_of_rows
 from modeling_mcm.events_mcm import RawEvent
@@ -333,7 +333,7 @@ def _add_questions(api: APIRouter, service: CustomerService) -> None:
         each outcome. `unknown` are the customers without an event, and `unknown_values` those of the actions that the
         checkpoint does not know; they count as one value."""
         predictor.check_head(OFFERING)
-        actions = encode_actions(extractor, service.model.config, body.actions)
+        actions = EncodedActions(extractor, service.model.config, body.actions)
         batch = service.read(body.customers, as_of, may_be_unknown=True)
         columns = predictor.score_offers(batch.rows, actions, batch.as_of) if batch.rows else {}
         customers = [

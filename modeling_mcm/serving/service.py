@@ -22,7 +22,7 @@ from typing import Annotated, Any
 from modeling_mcm.candidates_mcm import CandidateSet
 from modeling_mcm.configuration_mcm import UNKNOWN_ID
 from modeling_mcm.data.tables import read_table_file
-from modeling_mcm.events_mcm import RawEvent, Row, naming, to_text
+from modeling_mcm.events_mcm import RawEvent, Row, naming
 from modeling_mcm.extras import needs
 from modeling_mcm.live.customer import Heads
 from modeling_mcm.live.history import LiveHistory
@@ -150,7 +150,7 @@ class CustomerService:
         """
         grouped: dict[str, list[Incoming]] = {}
         for event in events:
-            grouped.setdefault(event.customer_id, []).append(self._without_customer(event))
+            grouped.setdefault(event.customer_id, []).append(event)
         added: list[RawEvent] = []
         profiles: list[RawEvent] = []
         late, customers = [], {}
@@ -179,16 +179,6 @@ class CustomerService:
             "customers": {name: len(customer.history.events) for name, customer in customers.items()},
             "unknown_values": self.unknown_values(added, profiles),
         }
-
-    def _without_customer(self, event: Incoming) -> Incoming:
-        """The event without the column of its customer, which may be there and must then say the same."""
-        column = self.extractor.customer
-        if column not in event.event:
-            return event
-        with naming(f"Event {event.event_id!r} of customer {event.customer_id!r}: column {column!r}"):
-            if (owner := to_text(event.event[column])) not in (None, event.customer_id):
-                raise ValueError(f"found customer {owner!r}; give an event one customer, or leave the column out")
-        return event.model_copy(update={"event": {k: value for k, value in event.event.items() if k != column}})
 
     def _new_events(self, store: Transaction, customer_id: str, events: Sequence[Incoming]) -> dict[str, RawEvent]:
         """The events that are not stored yet, by id."""

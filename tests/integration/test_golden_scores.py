@@ -34,7 +34,7 @@ from modeling_mcm import (
     MCMForCustomerPrediction,
     MCMForMultiTaskRecommendation,
 )
-from modeling_mcm.action_inputs_mcm import encode_actions
+from modeling_mcm.action_inputs_mcm import EncodedActions
 
 GOLDEN = Path(__file__).resolve().parents[1] / "fixtures" / "golden_scores.json"
 STORED = 2  # number of best labels of a task in the file
@@ -136,7 +136,7 @@ def ask_forward(shop, what, as_of, **options):
     rows = [extractor.encode({"events": events}) for events in shop.histories.values()]
     times = [pd.Timestamp(as_of).timestamp()] * len(rows)
     if what == "offers":
-        actions = encode_actions(extractor, model.config, ACTIONS)
+        actions = EncodedActions(extractor, model.config, ACTIONS)
         offered = np.tile(np.arange(len(actions.action_ids)), (len(rows), 1))
         chances = model(**actions.batch(rows, offered, times)).logits.sigmoid()
         tables = (pd.DataFrame(row, actions.action_ids, model.config.action_outcomes) for row in chances.tolist())

@@ -16,7 +16,7 @@ from modeling_mcm import (
     MCMForMultiTaskRecommendation,
     action_mcm,
 )
-from modeling_mcm.action_inputs_mcm import encode_actions, find_matches
+from modeling_mcm.action_inputs_mcm import EncodedActions, find_matches
 from modeling_mcm.action_mcm import LONGEST_DAYS, number_names
 from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.data import load_prepared
@@ -243,7 +243,7 @@ def test_bad_options_are_refused(score, action_model, extractor, tiny_config):
 
 def test_actions_of_another_checkpoint_are_refused(score, extractor):
     extractor.vocabularies["items"].reverse()
-    actions = encode_actions(extractor, score.model.config, [THREE])
+    actions = EncodedActions(extractor, score.model.config, [THREE])
     with pytest.raises(ValueError, match="`actions` was made for a checkpoint with other values: make another"):
         score.predictor.score_offers([score.feature_extractor.encode({"events": []})], actions)
 

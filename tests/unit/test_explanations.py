@@ -3,6 +3,7 @@
 """Explanations: the changes are what the model says of the history without a visit."""
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -83,7 +84,7 @@ def test_changes_are_those_of_the_model_without_a_visit(explained_model, extract
     assert {visit.time for visit in why.visits if visit.has_label} == {
         event["when"] for event in EVENTS if event["item"] == why.label
     }
-    json.dumps(why.to_dict(), allow_nan=False)
+    json.dumps(asdict(why), allow_nan=False)
 
 
 @pytest.mark.parametrize(("max_events", "visits"), [(40, 3), (6, 2)])

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from folders import content, edit_json, read_json, rewritten, update_json, without
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from modeling_mcm import MCMForActionRecommendation, MCMForMultiTaskRecommendation
 from modeling_mcm.files_mcm import note_digests
@@ -27,6 +28,8 @@ def test_only_named_files_and_keys_are_copied_and_the_checkpoint_stays_as_it_was
     update_json(checkpoint / "config.json", _name_or_path="/x", owner="ann", _commit_hash="1")
     update_json(checkpoint / "preprocessor_config.json", owner="ann")
     edit_json(checkpoint / "preprocessor_config.json", lambda values: values["features"][2].update(factor="units"))
+    save_file(load_file(checkpoint / "model.safetensors"), checkpoint / "model.safetensors", {"owner": "ann"})
+    note_digests(checkpoint)
     before = content(checkpoint)
     write_upload_folder(checkpoint, tmp_path / "out")
     names = {path.name for path in (tmp_path / "out").iterdir()}
@@ -37,6 +40,8 @@ def test_only_named_files_and_keys_are_copied_and_the_checkpoint_stays_as_it_was
     texts = [(tmp_path / "out" / name).read_text() for name in fixed if name.endswith("json")]
     first, second = (read_json(place / "preprocessor_config.json") for place in (checkpoint, tmp_path / "out"))
     assert first["features"] == second["features"] and "ann" not in str(texts)
+    with safe_open(tmp_path / "out" / "model.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "pt"}
 
 
 def test_code_that_an_entry_point_reaches_is_published_and_no_other(checkpoint, tmp_path, monkeypatch):
@@ -70,20 +75,15 @@ def test_only_what_the_checkpoint_can_do_is_announced(place, tasks, checkpoint, 
         assert set(entry["pt"]) <= set(config["auto_map"])
 
 
-def test_weights_in_several_files_are_published_with_their_index(checkpoint, tmp_path):
+def test_weights_in_several_files_are_published_as_one(checkpoint, tmp_path):
     model = MCMForMultiTaskRecommendation.from_pretrained(checkpoint)
     (checkpoint / "model.safetensors").unlink()
     model.save_pretrained(checkpoint, max_shard_size="5KB")
     write_upload_folder(checkpoint, tmp_path / "out")
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert "model.safetensors.index.json" in names and len([n for n in names if n.startswith("model-")]) > 1
+    assert "model.safetensors" in names and not [n for n in names if n.startswith("model-") or "index" in n]
     again = MCMForMultiTaskRecommendation.from_pretrained(tmp_path / "out")
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
-
-
-def annotate_weights(folder):
-    save_file({"a": torch.zeros(1)}, folder / "model.safetensors", metadata={"owner": "ann"})
-    note_digests(folder)
 
 
 def cut_weights(folder):
@@ -110,7 +110,6 @@ REFUSED = {
     "holds no JSON object": rewritten("config.json", "[]"),
     "'bert'": lambda folder: update_json(folder / "config.json", model_type="bert"),
     "is cut or damaged": cut_weights,
-    r"has notes \['owner'\]": annotate_weights,
     "'items' reads the customer column 'who'": read_customers,
     "from one and the same save": reorder_values,
     "is not empty": fill_the_target,

@@ -66,14 +66,6 @@ def test_customers_of_a_value_are_counted_once_each_and_in_the_training_period(l
     assert ages == {"young": 17, "old": 17}
 
 
-def test_another_data_set_is_not_counted(rows, extractor):
-    with pytest.raises(ValueError, match="no column 'feature_items'; it has customer_id"):
-        customers_per_value(rows.remove_columns("feature_items"), extractor)
-    extractor.vocabularies["items"] = extractor.vocabularies["items"][:3]
-    with pytest.raises(ValueError, match="'items' has id"):
-        customers_per_value(rows, extractor)
-
-
 def test_a_value_that_is_a_placeholder_already_is_refused():
     with pytest.raises(ValueError, match=r"'town' has a value such as '\[hidden 2\]'"):
         hide_values({"town": ["Rome", "[hidden 2]"]}, {"town": ["Rome"]})

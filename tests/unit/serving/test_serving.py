@@ -4,6 +4,7 @@
 
 import json
 import threading
+from dataclasses import asdict
 from pathlib import Path
 from urllib.parse import quote
 
@@ -75,7 +76,7 @@ def test_answers_are_those_of_the_model(client, events, live):
     one = scores(client, task="aisle", k=1, as_of="2018-01-01")
     assert_same(one["tasks"], live.scores(as_of="2018-01-01", tasks=["aisle"], k=1))
     explained = client.get("/customers/c03/explain", params={"task": "items", "visits": 2}).json()["explanation"]
-    wanted = live.explain("items").to_dict()
+    wanted = asdict(live.explain("items"))
     assert (explained["label"], len(explained["visits"])) == (wanted["label"], 2)
     assert explained["visits"] == wanted["visits"][:2]
 
@@ -329,7 +330,7 @@ EVENTS = {
     "time zone": (put(when="2018-01-01T00:30:00-01:00"), "has an event at 2018-01-01T01:30:00, which is after now"),
     "NaN": (put(price=float("nan")), "of customer 'c03': holds NaN or infinity"),
     "401 digits": (put(price=10**400), "expected a number; convert it"),
-    "another customer": (put(who="c04"), "column 'who': found customer 'c04'; give an event one customer"),
+    "another customer": (put(who="c04"), "column 'who': found the customers c03, c04; give each"),
     "no id": (
         lambda event: event.pop("event_id"),
         "The request can't be read: body.events.1.event_id: Field required",
@@ -389,7 +390,7 @@ def test_bad_requests_are_answered_with_what_is_wrong(client, events, status, pa
 def test_an_event_may_have_the_customer_column(client, events):
     named = [each | {"event": each["event"] | {"who": "c03"}} for each in events]
     post(client, named[:5])
-    assert post(client, events)["known"] == 5
+    assert post(client, named)["known"] == 5
 
 
 def test_openapi_says_what_is_answered_and_its_example_is_an_event(client):
