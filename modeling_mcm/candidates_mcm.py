@@ -22,7 +22,17 @@ from torch import Tensor
 from transformers.utils import logging
 
 from .configuration_mcm import FIRST_LABEL
-from .events_mcm import as_column, check_columns, check_keys, map_distinct, naming, read_table, to_ids, to_text
+from .events_mcm import (
+    IntArray,
+    as_column,
+    check_columns,
+    check_keys,
+    map_distinct,
+    naming,
+    read_table,
+    to_ids,
+    to_text,
+)
 from .features_mcm import break_ties
 from .files_mcm import some
 from .processing_mcm import MCMFeatureExtractor
@@ -33,6 +43,7 @@ CUSTOMER = "customer_id"  # as predictions name the column of the customer
 # Known labels that score a new one, the exponent on how alike they are, and the share of the customer's history.
 MOST_ALIKE, SHARPNESS, OWN = 500, 16, 0.1
 AT_ONCE = 2**24  # largest number of pairs of labels that are compared at once
+Table = Mapping[str, Sequence]  # of columns by name
 
 
 class ChosenLabels(NamedTuple):
@@ -146,7 +157,7 @@ class NewLabels(NamedTuple):
         kept = [value for value, is_kept in zip(values, is_alike.tolist(), strict=True) if is_kept]
         return cls(kept, torch.cat(alike)[is_alike], shares / shares.sum(1, keepdim=True))
 
-    def extend(self, scores: Tensor, seen: Sequence[NDArray[np.int64]] | None = None) -> Tensor:
+    def extend(self, scores: Tensor, seen: Sequence[IntArray] | None = None) -> Tensor:
         """Log probabilities `(B, V + N)` of the known labels and the new ones, from the scores `(B, V)`.
 
         Args:
@@ -239,7 +250,7 @@ class CandidateSet:
         task: str,
         scores: Tensor,
         k: int = 10,
-        seen: Sequence[NDArray[np.int64]] | None = None,
+        seen: Sequence[IntArray] | None = None,
         customers: Sequence[str | None] | None = None,
     ) -> ChosenLabels:
         """Chooses the best candidates of some customers, as [`choose_labels`] does. Ids from V on are new labels.
@@ -280,7 +291,7 @@ class CandidateSet:
 
     # ------------------------------------------------------------------------------------------------- reading tables
 
-    def _read(self, given: object, name: str, others: Sequence[str] = ()) -> dict[str, Sequence]:
+    def _read(self, given: object, name: str, others: Sequence[str] = ()) -> Table:
         """Columns of an argument; a list of labels is the column of the single task. Raises `ValueError` if a column
         is no feature and none of `others`: a customer column of another name would be passed over."""
         with naming(f"`{name}`"):
@@ -299,12 +310,12 @@ class CandidateSet:
             check_keys(table, [*known], "columns of the table" if others else "columns of the table for all customers")
             return table
 
-    def _column(self, task: str, table: Mapping[str, Sequence]) -> str:
+    def _column(self, task: str, table: Table) -> str:
         """The column of a feature in a table: its name, or the column of the log."""
         spec = self.extractor.schema.specs.get(task)
         return task if spec is None or task in table or spec.level or spec.item else spec.column or task
 
-    def _texts(self, task: str, table: Mapping[str, Sequence], what: str) -> list[str] | None:
+    def _texts(self, task: str, table: Table, what: str) -> list[str] | None:
         """The labels of a task's column, None without one. Raises `ValueError` if there are nulls."""
         column = self._column(task, table)
         with naming(f"{what}: column {column!r}"):
@@ -315,7 +326,7 @@ class CandidateSet:
         distinct = list(dict.fromkeys(texts))
         return dict(zip(distinct, self.extractor.label_ids(task, distinct).tolist(), strict=True))
 
-    def _read_candidates(self, task: str, table: Mapping[str, Sequence], group: str | None) -> "_TaskCandidates":
+    def _read_candidates(self, task: str, table: Table, group: str | None) -> "_TaskCandidates":
         """Candidates of a task, each once. Warns of unknown ones."""
         values, ids, new = list(self.extractor.vocabularies[task]), dict[str, int](), None
         texts, column = self._texts(task, table, "`candidates`"), self._column(task, table)
@@ -347,7 +358,7 @@ class CandidateSet:
     def _new_labels(
         self,
         task: str,
-        table: Mapping[str, Sequence],
+        table: Table,
         texts: Sequence[str],
         ids: Mapping[str, int],
         names: Sequence[str],
@@ -378,7 +389,7 @@ class CandidateSet:
     def _groups(
         self,
         task: str,
-        table: Mapping[str, Sequence],
+        table: Table,
         texts: Sequence[str],
         ids: Mapping[str, int],
         columns: int,

@@ -46,7 +46,15 @@ from modeling_mcm.files_mcm import write_json
 from modeling_mcm.live.explanations import Explanation, explain
 from modeling_mcm.live.related import similar, together
 from modeling_mcm.modeling_mcm import MCMPreTrainedModel
-from modeling_mcm.predictor_mcm import EMBEDDING, LABEL_COLUMNS, PREDICTING, Predictor, Rows, describe_labels
+from modeling_mcm.predictor_mcm import (
+    EMBEDDING,
+    LABEL_COLUMNS,
+    PREDICTING,
+    Columns,
+    Predictor,
+    Rows,
+    describe_labels,
+)
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
 logger = logging.get_logger(__name__)
@@ -336,7 +344,7 @@ class CustomerModel:
             parts = {at: self.predict(rows.index, at, rows[known].to_dict("index")) for at, rows in by_time}
             return pd.concat(parts, names=["as_of"])
 
-        def ask(rows: Rows, seconds: float) -> dict[str, torch.Tensor]:
+        def ask(rows: Rows, seconds: float) -> Columns:
             given = columns or {}
             return self._predictor.predict(
                 [{**row, LABEL_COLUMNS: given.get(row["customer_id"])} for row in rows], seconds
@@ -474,7 +482,7 @@ class CustomerModel:
 
     def _ask(
         self, customers: Iterable | None, as_of: Time | None, ask: Any = None, **questions: Any
-    ) -> tuple[list[str], dict[str, torch.Tensor]]:
+    ) -> tuple[list[str], Columns]:
         """The ids of customers, and what the [`Predictor`] says of them."""
         if isinstance(customers, str) or not isinstance(customers, Iterable | None):
             raise ValueError(f"`customers` is {customers!r}, expected a list of ids: write [{customers!r}].")
@@ -488,7 +496,7 @@ class CustomerModel:
         return names, {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def _make_table(ids: Sequence[str], columns: Mapping[str, torch.Tensor]) -> pd.DataFrame:
+def _make_table(ids: Sequence[str], columns: Columns) -> pd.DataFrame:
     values = {name: of_customers.double().numpy() for name, of_customers in columns.items()}
     return pd.DataFrame(values, pd.Index(ids, name="customer"))
 

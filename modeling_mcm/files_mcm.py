@@ -30,6 +30,7 @@ VOCABULARIES_NAME = "vocabularies.json"
 DIGESTS = "weights_sha256"  # key of config.json: by file of weights its size and digest; other origins have none
 ACTION_HEAD = "action_head"  # weights of the head for offers; models without it leave them out
 LOCK_SUFFIX = ".lock"  # of hidden files, which readers of folders skip
+Tensors = dict[str, torch.Tensor]
 SHOWN = 3  # number of names that a message shows
 # Errors that are due to the target's disk or folder. Other errors may come from reading a source.
 OF_THE_PLACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
@@ -206,7 +207,7 @@ def file_digest(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def tensors_digest(tensors: Mapping[str, torch.Tensor]) -> str:
+def tensors_digest(tensors: Tensors) -> str:
     """SHA-256 digest of named tensors, in the order of their names: names, types, shapes and bytes."""
     digest = hashlib.sha256()
     for name, value in sorted(tensors.items()):

@@ -59,6 +59,7 @@ DAYS = [f"%{a}{mark}%{b}{mark}%{year}" for mark in "/-" for a, b in ("dm", "md")
 DAYS += ["%d.%m.%Y", "%d.%m.%y", "%d %b %Y", "%d-%b-%Y", "%b %d, %Y", "%d %B %Y", "%B %d, %Y", COMPACT]
 CLOCKS = ("", " %H:%M", " %H:%M:%S", " %I:%M %p", " %I:%M:%S %p")
 CLOCK = r"\d{1,2}:\d{2}(:\d{2})?"
+Columns = Mapping[str, pd.Series]
 VISIT_DAY, OUTFLOW = "visit_day", "paid"  # columns that are added
 SAME_DAY = 1.1  # events of a customer and day, on average, from which a day is a visit
 
@@ -209,7 +210,7 @@ def _is_mixed(values: pd.Series) -> bool:
     return all(issubclass(kind, str | Real) for kind in {type(value) for value in values.dropna()})
 
 
-def _find_roles(columns: Mapping[str, pd.Series], given: Mapping) -> dict:
+def _find_roles(columns: Columns, given: Mapping) -> dict:
     """The columns that have a role. Raises `ValueError` if there is none of the customer or the time."""
     roles: dict = {role: given[role] for role in WORDS if given.get(role) is not None}
     check_columns(list(columns), roles.values(), "The table has")
@@ -243,7 +244,7 @@ def _find_amount(features: Sequence[Mapping]) -> dict:
     return {}
 
 
-def _find_direction(columns: Mapping[str, pd.Series], amount: str) -> dict:
+def _find_direction(columns: Columns, amount: str) -> dict:
     """Which of the amounts the customer paid, if not all: the negative ones where these are most, or those whose kind
     does not say that money came in."""
     amounts = pd.to_numeric(columns[amount])
@@ -303,7 +304,7 @@ def _words(name: str) -> set[str]:
     return {word for part in parts for word in re.sub("(?<=[a-z]{3})(id|code)$", r" \1", part.lower()).split()}
 
 
-def _find_column(role: str, columns: Mapping[str, pd.Series], customers: pd.Series | None) -> str | None:
+def _find_column(role: str, columns: Columns, customers: pd.Series | None) -> str | None:
     """The column that a role is guessed to have."""
     fitting = {name: values for name, values in columns.items() if _fits(role, values, customers)}
     dated = [name for name in fitting if role == "time" and is_time(fitting[name])]
@@ -418,7 +419,7 @@ def _has_busy_days(customers: pd.Series, times: pd.Series) -> bool:
     return len(keys) >= SAME_DAY * len(keys.assign(time=keys["time"].dt.floor("D")).drop_duplicates())
 
 
-def _features(columns: Mapping[str, pd.Series], roles: Mapping) -> tuple[list[dict], dict[str, int]]:
+def _features(columns: Columns, roles: Mapping) -> tuple[list[dict], dict[str, int]]:
     """Features of the columns without another role, and the number of labels of those that can be tasks."""
     features: list[dict] = []
     labels = {}

@@ -21,6 +21,7 @@ from transformers.dynamic_module_utils import get_relative_import_files
 from modeling_mcm.configuration_mcm import MCMConfig
 from modeling_mcm.data import check_vocabularies, load_prepared
 from modeling_mcm.files_mcm import (
+    Tensors,
     check_files,
     check_values,
     damage,
@@ -115,9 +116,9 @@ def _published_extractor(source: Path) -> MCMFeatureExtractor:
     return published
 
 
-def _read_weights(source: Path) -> dict[str, torch.Tensor]:
+def _read_weights(source: Path) -> Tensors:
     """The weights of all files of a checkpoint, without notes of their headers. Raises `ValueError` if one is NaN."""
-    files, weights = sorted(source.glob("model-*.safetensors")), dict[str, torch.Tensor]()
+    files, weights = sorted(source.glob("model-*.safetensors")), Tensors()
     if (source / WEIGHTS_NAME).is_file():  # which is then what loads; parts beside it are an older save's
         files = [source / WEIGHTS_NAME]
     for path in files:

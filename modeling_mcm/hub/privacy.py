@@ -19,11 +19,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from datasets import Dataset
-from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from modeling_mcm.configuration_mcm import FIRST_VALUE_ID
 from modeling_mcm.evaluation.histories import read_history
+from modeling_mcm.events_mcm import IntArray
+from modeling_mcm.files_mcm import Tensors
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
 PAIR = 2**32  # a pair of ids as one number: the first times this, plus the second
@@ -48,7 +49,7 @@ class Exposure:
     pairs: int = 0
 
 
-def customers_per_value(rows: Dataset, extractor: MCMFeatureExtractor) -> dict[str, NDArray[np.int64]]:
+def customers_per_value(rows: Dataset, extractor: MCMFeatureExtractor) -> dict[str, IntArray]:
     """Counts how many customers have each value in the training period. Features that share the values of a column
     are counted together, because each of them tells that the customer has the value.
 
@@ -57,7 +58,7 @@ def customers_per_value(rows: Dataset, extractor: MCMFeatureExtractor) -> dict[s
     """
     sizes = {name: FIRST_VALUE_ID + len(values) for name, values in extractor.vocabularies.items()}
     profile = {spec.name for spec in extractor.schema.profile}
-    pairs: dict[str, list[NDArray[np.int64]]] = {}
+    pairs: dict[str, list[IntArray]] = {}
     for name, size in sizes.items():
         if name in profile:
             customers = np.flatnonzero(np.asarray(rows["validation_end"]))
@@ -105,7 +106,7 @@ def hide_values(
     return result
 
 
-def shared_pairs(rows: Dataset, extractor: MCMFeatureExtractor, min_customers: int) -> dict[str, torch.Tensor]:
+def shared_pairs(rows: Dataset, extractor: MCMFeatureExtractor, min_customers: int) -> Tensors:
     """Selects for each task the pairs of labels of which at least `min_customers` customers have both in the training
     period; a label and itself are a pair, too. `rows` are as in [`customers_per_value`]. A pair is one number, label
     times `PAIR` plus label, and both directions are there."""
@@ -122,13 +123,11 @@ def shared_pairs(rows: Dataset, extractor: MCMFeatureExtractor, min_customers: i
     return shared
 
 
-def hide_pairs(
-    tables: Mapping[str, torch.Tensor], tasks: Sequence[str], shared: Mapping[str, torch.Tensor]
-) -> tuple[dict[str, torch.Tensor], int]:
+def hide_pairs(tables: Tensors, tasks: Sequence[str], shared: Tensors) -> tuple[Tensors, int]:
     """Removes pairs that are not in `shared`, which [`shared_pairs`] gives, from the scorer's tables without any
     trace, and the counts of labels that too few customers have. Returns the tables that changed, and the number of
     hidden weights."""
-    changed: dict[str, torch.Tensor] = {}
+    changed: Tensors = {}
     number = 0
     for name, table in tables.items():
         match = TABLES.fullmatch(name)

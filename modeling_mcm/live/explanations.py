@@ -14,11 +14,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.encoding_mcm import days_between
-from modeling_mcm.events_mcm import SECONDS_PER_DAY, Row, Time, select_events
+from modeling_mcm.events_mcm import SECONDS_PER_DAY, BoolArray, Row, Time, select_events
 from modeling_mcm.features_mcm import COUNTED, FEATURES
 from modeling_mcm.inputs_mcm import first_kept, until
 from modeling_mcm.live.history import to_iso
@@ -179,7 +178,7 @@ class _Variants(NamedTuple):
         return result
 
 
-def visit_rhythm(row: Row, is_counted: NDArray[np.bool_]) -> tuple[int, float, float]:
+def visit_rhythm(row: Row, is_counted: BoolArray) -> tuple[int, float, float]:
     """Of the visits of a row of the feature extractor that have a counted event: their number, mean days from one to
     the next, and time of the last one in seconds. For the mean, visits of one day are one: two baskets at one till are
     no rhythm. NaN where there are too few."""
@@ -190,7 +189,7 @@ def visit_rhythm(row: Row, is_counted: NDArray[np.bool_]) -> tuple[int, float, f
     return len(times), gap, float(times[-1]) if len(times) else np.nan
 
 
-def _say_when(row: Row, has_label: NDArray[np.bool_], as_of: float | None) -> str:
+def _say_when(row: Row, has_label: BoolArray, as_of: float | None) -> str:
     """How often and when a label occurred, in words."""
     number, gap, last = visit_rhythm(row, has_label)
     words = f"{number} times" if number > 1 else "once" if number else "never yet"
@@ -208,7 +207,7 @@ def _say_days(number: float) -> str:
     return "1 day" if days == 1 else f"{days:g} days"
 
 
-def _leave_out(row: Row, gone: NDArray[np.bool_], extractor: MCMFeatureExtractor) -> dict:
+def _leave_out(row: Row, gone: BoolArray, extractor: MCMFeatureExtractor) -> dict:
     """The row without the visits whose events are marked by `gone` `(events,)`; visits and the days between them are
     computed again."""
     row = select_events(row, ~gone)

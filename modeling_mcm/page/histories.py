@@ -36,6 +36,8 @@ from modeling_mcm.data.dataset import (
 from modeling_mcm.data.schema import NO_CUTOFFS
 from modeling_mcm.events_mcm import (
     SECONDS_PER_DAY,
+    BoolArray,
+    IntArray,
     RawEvent,
     Row,
     check_columns,
@@ -307,7 +309,7 @@ class Histories:
 
     # ------------------------------------------------------------------------------------------------- one customer
 
-    def _take(self, rows: NDArray[np.int64]) -> list[RawEvent]:
+    def _take(self, rows: IntArray) -> list[RawEvent]:
         """Raw events of the log, without their customer."""
         events = self.log.drop_columns([self.extractor.customer]).take(rows).to_pylist()
         return [{name: value for name, value in event.items() if value is not None} for event in events]
@@ -332,12 +334,12 @@ class Histories:
             bought[task] |= dict.fromkeys(self._texts(row, following, task), "next visit")
         return Household(live, visits, bought)
 
-    def _is_target(self, row: Row) -> NDArray[np.bool_]:
+    def _is_target(self, row: Row) -> BoolArray:
         """Which events of a row are targets. Only visits with one count: a letter that the shop sent is no visit."""
         tasks = deciding_tasks(self.extractor.tasks, self.extractor.token_type_feature)
         return np.any([row[f"task_{task}"] > 0 for task in tasks], axis=0)
 
-    def _texts(self, row: Row, is_chosen: NDArray[np.bool_], task: str) -> list[str]:
+    def _texts(self, row: Row, is_chosen: BoolArray, task: str) -> list[str]:
         """The labels of some events of a row, each once."""
         labels, values = row[f"task_{task}"][is_chosen].tolist(), self.extractor.vocabularies[task]
         return list(dict.fromkeys(values[label - FIRST_VALUE_ID] for label in labels if label >= FIRST_VALUE_ID))
@@ -353,7 +355,7 @@ class Histories:
         names = scored.table[CUSTOMER]
         return [(names[int(other)].as_py(), float(likeness[other])) for other in np.argsort(-likeness)[:number]]
 
-    def _find_targets(self, task: str, label: str) -> tuple[str, NDArray[np.int64]]:
+    def _find_targets(self, task: str, label: str) -> tuple[str, IntArray]:
         """The column of a task, and the rows of the log in which it has a label of a target."""
         extractor = self.extractor
         column = str(extractor.schema.specs[task].column)

@@ -41,6 +41,7 @@ from modeling_mcm.predictor_mcm import (
     PREDICTING,
     RANKING,
     SCORES,
+    Columns,
     Predictor,
     Rows,
 )
@@ -228,7 +229,7 @@ class Scorer:
         if self.model.config.encoder_unit == "visit":
             visits, ends = np.append(rows.column("visits"), 0), rows.starts + rows.lengths
             lengths = np.where(lengths > 0, visits[ends - 1] - visits[ends - lengths] + 1, 0)
-        parts: list[dict[str, torch.Tensor]] = []
+        parts: list[Columns] = []
         batches = batches_by_length(lengths, self.batch_size)
         for part in map_on_cores(lambda batch: self._ask(rows.take(batch)), batches, self.model.device):
             progress(len(batches[len(parts)]))
@@ -248,7 +249,7 @@ class Scorer:
                 columns[name] = pa.ListArray.from_arrays(offsets, entries)
         return pa.table(columns)
 
-    def _ask(self, rows: Rows) -> dict[str, torch.Tensor]:
+    def _ask(self, rows: Rows) -> Columns:
         """What the job asks of some customers, by column."""
         job, ask = self.job, self.predictor
         if ask.head == PREDICTING:
