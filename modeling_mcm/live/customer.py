@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from modeling_mcm.action_inputs_mcm import EncodedActions
 from modeling_mcm.action_mcm import MCMForActionRecommendation
 from modeling_mcm.customer_mcm import MCMForCustomerPrediction
-from modeling_mcm.events_mcm import RawEvent, Time
+from modeling_mcm.events_mcm import Time
 from modeling_mcm.live.explanations import Explanation, explain
-from modeling_mcm.live.history import Added, LiveHistory
+from modeling_mcm.live.history import LiveHistory
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.predictor_mcm import (
     EMBEDDING,
@@ -43,7 +43,7 @@ Heads = MCMForMultiTaskRecommendation | MCMForCustomerPrediction | MCMForActionR
 FORMAT = "mcm-live-6"  # of stored customers
 
 
-class LiveCustomer:
+class LiveCustomer(LiveHistory):
     """One customer whose events arrive one by one, with scores, embedding, forecasts and explanations at any time.
 
     The methods' `as_of` is a time: text, a datetime or a number of seconds; by default the time of the last event.
@@ -67,35 +67,8 @@ class LiveCustomer:
         customer_id: object = None,
     ):
         feature_extractor.check_fits(model)
-        self.model, self.feature_extractor = model, feature_extractor
-        self._predictor = Predictor(model, feature_extractor)
-        self._history = LiveHistory(feature_extractor, profile, customer_id)
-        self.profile, self.customer_id = self._history.profile, self._history.customer_id
-
-    # ------------------------------------------------------------------------------------------------ events in, out
-
-    def add(self, events: object, as_of: Time | None = None) -> Added:
-        """Adds events, in any order; they may be older than present ones.
-
-        Args:
-            events: one event (`dict`), a list of events, a data frame or a dict of columns, as for the feature
-                extractor.
-            as_of (*optional*): Time of the call; no event may be later.
-
-        Raises:
-            ValueError: If an event has no time, is later than `as_of`, or can't be encoded. Nothing has changed then.
-        """
-        return self._history.add(events, as_of)
-
-    def remove(self, event: Mapping) -> None:
-        """Removes one event as it was added, of several equal ones the last. All later results are those of a customer
-        who never had it. Raises `ValueError` if the customer has no such event."""
-        self._history.remove(event)
-
-    @property
-    def events(self) -> list[RawEvent]:
-        """All events as dicts of plain values, ordered by visit."""
-        return self._history.events
+        super().__init__(feature_extractor, profile, customer_id)
+        self.model, self._predictor = model, Predictor(model, feature_extractor)
 
     # ---------------------------------------------------------------------------------------------------- questions
 
@@ -130,13 +103,13 @@ class LiveCustomer:
     def explain(self, task: str, label: object = None, as_of: Time | None = None) -> Explanation:
         """Explains the score of a label (a value of the task's feature; default: the one with the highest score) by
         what it would be without each visit. Raises `ValueError` if the task or the label is unknown."""
-        self._history.read_as_of(as_of)
-        return explain(self.model, self.feature_extractor, self._history.row, task, label, as_of)
+        self.read_as_of(as_of)
+        return explain(self.model, self.extractor, self.row, task, label, as_of)
 
     def predict(self, as_of: Time | None = None) -> dict[str, float]:
         """What an [`MCMForCustomerPrediction`] was fine-tuned to: the probability of each class, or the number. As in
         training, events at `as_of` are not read. Raises [`MissingHeadError`], a `ValueError`, for another model."""
-        columns = self._predictor.predict([self._history.row], self._history.read_as_of(as_of))
+        columns = self._predictor.predict([self.row], self.read_as_of(as_of))
         return {name: value.item() for name, value in columns.items()}
 
     def offers(self, actions: object, as_of: Time | None = None) -> list[dict[str, str | float]]:
@@ -150,14 +123,14 @@ class LiveCustomer:
                 [`EncodedActions`] makes of them, once for many customers.
         """
         self._predictor.check_head(OFFERING)
-        seconds = self._history.read_as_of(as_of)
+        seconds = self.read_as_of(as_of)
         if not isinstance(actions, EncodedActions):
-            actions = EncodedActions(self.feature_extractor, self.model.config, actions, seconds)
-        columns = self._predictor.score_offers([self._history.row], actions, seconds)
+            actions = EncodedActions(self.extractor, self.model.config, actions, seconds)
+        columns = self._predictor.score_offers([self.row], actions, seconds)
         return describe_offers(columns, actions.action_ids)
 
     def _ask(self, as_of: Time | None, **questions: Any) -> Columns:
-        return self._predictor.ask([self._history.row], self._history.read_as_of(as_of), **questions)
+        return self._predictor.ask([self.row], self.read_as_of(as_of), **questions)
 
     # -------------------------------------------------------------------------------------------------------- stored
 

@@ -31,7 +31,7 @@ PLACE = attrgetter("start", "key")  # of a visit among the others
 
 @dataclass(frozen=True)
 class Added:
-    """Result of `LiveCustomer.add`.
+    """Result of `LiveHistory.add`.
 
     Attributes:
         events (`int`): Number of events that were added.
@@ -91,7 +91,16 @@ class LiveHistory:
         return None if self.extractor.time is None or not self.visits else to_iso(self.latest)
 
     def add(self, events: object, as_of: Time | None = None) -> Added:
-        """Adds events; see [`LiveCustomer.add`]."""
+        """Adds events, in any order; they may be older than present ones.
+
+        Args:
+            events: one event (`dict`), a list of events, a data frame or a dict of columns, as for the feature
+                extractor.
+            as_of (*optional*): Time of the call; no event may be later.
+
+        Raises:
+            ValueError: If an event has no time, is later than `as_of`, or can't be encoded. Nothing has changed then.
+        """
         added = self._read(events)
         # From the visit before the last one the days since the last visit are counted
         unfinished = [event for visit in self.visits[-2:] for event in visit.events]
@@ -109,7 +118,8 @@ class LiveHistory:
         return Added(len(added), is_late)
 
     def remove(self, event: Mapping) -> None:
-        """Removes one event, and leaves the history of a customer who never had it; see [`LiveCustomer.remove`]."""
+        """Removes one event as it was added, of several equal ones the last. All later results are those of a customer
+        who never had it. Raises `ValueError` if the customer has no such event."""
         (target,) = self._read([event])
         self._encode([target])
         events = self.events
