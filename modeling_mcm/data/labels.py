@@ -25,7 +25,6 @@ from modeling_mcm.data.cases import read_batches
 from modeling_mcm.data.collator import PreparedRows
 from modeling_mcm.events_mcm import (
     SECONDS_PER_DAY,
-    BoolArray,
     IntArray,
     check_columns,
     events_before,
@@ -239,7 +238,13 @@ class LabelledCustomers:
         is_known = row_indices >= 0
         has_history = is_known & (first[np.maximum(row_indices, 0)] < labels.times)
         if on_unknown == ERROR and not has_history.all():
-            _refuse(labels, is_known, has_history)
+            first_bad = has_history.argmin()
+            raise ValueError(
+                f"{int((~has_history).sum())} labels are of times before any event of their customer, such as "
+                f"{_iso(labels.times[first_bad])} of {labels.customer_ids[first_bad]!r}, so that nothing is known of "
+                f"them; {len(set(labels.customer_ids[~is_known]))} customers of the labels are not in the prepared "
+                "data set: prepare the log with their events, or leave them out (--on_unknown drop)."
+            )
         with_history = np.flatnonzero(has_history)
         if len(labels) and not len(with_history):
             raise ValueError(
@@ -255,20 +260,6 @@ class LabelledCustomers:
         rows, labels = self.rows.__getitems__([*indices]), self.labels.of(indices)
         parts = zip(rows, labels.times, labels.columns.to_dict("records"), strict=True)
         return [events_before(row, time) | {"label_columns": columns} for row, time, columns in parts]
-
-
-def _refuse(labels: CustomerLabels, is_known: BoolArray, has_history: BoolArray) -> None:
-    way = "prepare the log with their events, or leave them out (--on_unknown drop)."
-    if unknown := sorted(set(labels.customer_ids[~is_known])):
-        raise ValueError(
-            f"{len(unknown)} customers of the labels are not in the prepared data set, such as "
-            f"{', '.join(map(repr, unknown[:MOST_NAMED]))}: {way}"
-        )
-    index = np.flatnonzero(~has_history)[0]
-    raise ValueError(
-        f"{int((~has_history).sum())} labels are of times before any event of their customer, such as "
-        f"{_iso(labels.times[index])} of {labels.customer_ids[index]!r}, so that nothing is known of them: {way}"
-    )
 
 
 def _first_and_last(rows: datasets.Dataset) -> tuple[IntArray, int]:
