@@ -56,11 +56,6 @@ def test_what_really_came_is_what_the_log_says(page, event_log, prepared, extrac
     assert set(bought) == {*following["item"], *within["item"]} & known
 
 
-def test_a_customer_that_the_log_does_not_have_is_named(page, event_log, prepared):
-    with pytest.raises(ValueError, match="The log has no customer 'nobody': choose one of the list"):
-        page(event_log, prepared).household("nobody")
-
-
 def test_a_log_that_lacks_customers_of_the_data_is_refused(page, event_log, prepared):
     with pytest.raises(ValueError, match="lacks 1 of the .* the first 'c05': give the log that was prepared"):
         page(event_log[event_log["who"] != "c05"], prepared)
