@@ -64,21 +64,17 @@ class _CustomerPipeline(Pipeline):
         """What the model is asked through."""
         return Predictor(self.model, self.feature_extractor)
 
-    def __call__(
-        self, inputs: Any, *args: Any, num_workers: int | None = None, batch_size: int | None = None, **kwargs: Any
-    ) -> Any:
+    def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Computes the result of one customer, or a list of results for a list, tuple or generator of customers; see
-        [`MCMFeatureExtractor.encode`]. `num_workers` and `batch_size` are as in transformers, `kwargs` are options of
+        [`MCMFeatureExtractor.encode`]. `kwargs` are `num_workers` and `batch_size`, as in transformers, and options of
         the pipeline. Raises `ValueError` if a customer can't be encoded, or an option is unknown or invalid."""
         if isinstance(inputs, str) or inputs is None:
             raise ValueError(f"Found {inputs!r}, expected a customer (a dict with `events`) or a list of customers.")
         if isinstance(inputs, list | tuple | Iterator):
             customers = (_Numbered(pair) for pair in enumerate(inputs))
-            inputs = customers if isinstance(inputs, Iterator) else list(customers)
-            if inputs == []:
-                self._sanitize_parameters(**kwargs)  # checks the options
-                return []
-        return super().__call__(inputs, *args, num_workers=num_workers, batch_size=batch_size, **kwargs)
+            is_lazy = isinstance(inputs, Iterator) or not inputs  # transformers takes no empty list
+            inputs = customers if is_lazy else list(customers)
+        return super().__call__(inputs, *args, **kwargs)
 
     def preprocess(self, input_: Any, **preprocess_parameters: object) -> dict[str, Any]:
         """Encodes one customer; the row stands in the result under the key `rows`."""

@@ -104,7 +104,7 @@ class LiveCustomer(LiveHistory):
         """Explains the score of a label (a value of the task's feature; default: the one with the highest score) by
         what it would be without each visit. Raises `ValueError` if the task or the label is unknown."""
         self.read_as_of(as_of)
-        return explain(self.model, self.extractor, self.row, task, label, as_of)
+        return explain(self.model, self.feature_extractor, self.row, task, label, as_of)
 
     def predict(self, as_of: Time | None = None) -> dict[str, float]:
         """What an [`MCMForCustomerPrediction`] was fine-tuned to: the probability of each class, or the number. As in
@@ -125,7 +125,7 @@ class LiveCustomer(LiveHistory):
         self._predictor.check_head(OFFERING)
         seconds = self.read_as_of(as_of)
         if not isinstance(actions, EncodedActions):
-            actions = EncodedActions(self.extractor, self.model.config, actions, seconds)
+            actions = EncodedActions(self.feature_extractor, self.model.config, actions, seconds)
         columns = self._predictor.score_offers([self.row], actions, seconds)
         return describe_offers(columns, actions.action_ids)
 

@@ -63,7 +63,11 @@ class LiveHistory:
     """
 
     def __init__(self, feature_extractor: MCMFeatureExtractor, profile: Mapping | None, customer_id: object):
-        self.extractor, self.profile, self.customer_id = feature_extractor, dict(profile or {}), to_text(customer_id)
+        self.feature_extractor, self.profile, self.customer_id = (
+            feature_extractor,
+            dict(profile or {}),
+            to_text(customer_id),
+        )
         self._start([])  # raises if the profile can't be encoded
 
     def _start(self, events: Sequence[RawEvent]) -> None:
@@ -88,7 +92,7 @@ class LiveHistory:
     @property
     def last_time(self) -> str | None:
         """Time of the latest event in ISO 8601; None without one, or in a log without times."""
-        return None if self.extractor.time is None or not self.visits else to_iso(self.latest)
+        return None if self.feature_extractor.time is None or not self.visits else to_iso(self.latest)
 
     def add(self, events: object, as_of: Time | None = None) -> Added:
         """Adds events, in any order; they may be older than present ones.
@@ -105,7 +109,7 @@ class LiveHistory:
         # From the visit before the last one the days since the last visit are counted
         unfinished = [event for visit in self.visits[-2:] for event in visit.events]
         row = self._encode([*unfinished, *added])  # raises before anything changes
-        now = self.extractor.read_as_of(as_of)
+        now = self.feature_extractor.read_as_of(as_of)
         for event in added:
             if now is not None and (time := self._place(event)[1]) > now:
                 raise ValueError(
@@ -132,7 +136,7 @@ class LiveHistory:
 
     def read_as_of(self, as_of: Time | None) -> float | None:
         """Seconds since 1970-01-01 of `as_of`; raises a `ValueError` if it is before the last event."""
-        seconds = self.extractor.read_as_of(as_of)
+        seconds = self.feature_extractor.read_as_of(as_of)
         if seconds is not None and seconds < self.latest:
             raise ValueError(
                 f"`as_of` is {to_iso(seconds)}, and {self.name} has an event at {to_iso(self.latest)}: the clock went "
@@ -145,7 +149,7 @@ class LiveHistory:
         if finished:
             end, start = np.searchsorted(self.row["visits"], finished), np.searchsorted(row["visits"], 1)
             row["visits"] += np.int32(finished - 1)
-            if self.extractor.order is not None:
+            if self.feature_extractor.order is not None:
                 row["times"] += (finished - 1) * SECONDS_PER_DAY
             for name in row:
                 if name.startswith(PER_EVENT):
@@ -153,14 +157,14 @@ class LiveHistory:
         return row
 
     def _encode(self, events: list[RawEvent]) -> dict:
-        return self.extractor.encode(
+        return self.feature_extractor.encode(
             {"events": events, "profile": self.profile or None, "customer_id": self.customer_id}
         )
 
     def _read(self, events: object) -> list[RawEvent]:
         """Converts events to dicts of plain values that JSON can hold. Raises `ValueError` if an event has no time, or
         a value that can't be read."""
-        extractor = self.extractor
+        extractor = self.feature_extractor
         with naming(self.name):
             if isinstance(events, Mapping) and not (events and all(map(_is_column, events.values()))):  # one event
                 events = [events]
@@ -197,7 +201,7 @@ class LiveHistory:
 
     def _place(self, event: Mapping) -> tuple[Hashable, int, str | None]:
         """Identifier of an event's visit, position of the event (seconds or a place), and key of the visit, if any."""
-        extractor = self.extractor
+        extractor = self.feature_extractor
         if extractor.time is not None:
             position = int(np.datetime64(event[extractor.time], "s").astype(np.int64))
         else:

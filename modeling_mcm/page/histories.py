@@ -33,7 +33,7 @@ from modeling_mcm.data.dataset import (
     check_vocabularies,
     write_table,
 )
-from modeling_mcm.data.schema import NO_CUTOFFS
+from modeling_mcm.data.schema import LEAVE_ONE_OUT, NO_CUTOFFS
 from modeling_mcm.events_mcm import (
     SECONDS_PER_DAY,
     BoolArray,
@@ -70,12 +70,11 @@ YES = ("1", "1.0", "true", "yes")  # names of a class that say no more than the 
 @dataclass(frozen=True)
 class Visit:
     """A visit in the page's timeline: the time of its first event in ISO 8601, the number of its targets, their labels
-    of the task with the most labels, and whether it is before the cutoff, so that the model knows it."""
+    of the task with the most labels."""
 
     time: str
     events: int
     values: list[str]
-    is_past: bool
 
 
 @dataclass(frozen=True)
@@ -153,8 +152,7 @@ class Histories:
             raise ValueError(f"The log {extractor.name} has no times, and the page draws them.")
         self.model, self.extractor = model, extractor
         manifest = PreparedManifest.load(data)
-        cutoffs = manifest.event_schema.cutoffs
-        if not isinstance(cutoffs, Mapping) or cutoffs == NO_CUTOFFS:
+        if manifest.event_schema.cutoffs in (LEAVE_ONE_OUT, NO_CUTOFFS):
             raise ValueError(f"{data} has no test period: prepare it with `cutoffs`, two dates.")
         check_vocabularies(data, extractor)
         self.as_of = manifest.event_schema.cutoff_seconds("test")
@@ -325,7 +323,7 @@ class Histories:
             of_visit = row["visits"] == number
             first, size = to_iso(row["times"][of_visit][0]), int((of_visit & is_target).sum())
             labels = self._texts(row, of_visit, self.main_task)
-            visits.append(Visit(first, size, labels, first < self.cutoff))
+            visits.append(Visit(first, size, labels))
         comes = is_target & (row["times"] >= self.as_of)
         within = comes & (row["times"] < self.as_of + NEXT_DAYS * SECONDS_PER_DAY)
         following = comes & (row["visits"] == row["visits"][comes.argmax()])

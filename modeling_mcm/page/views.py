@@ -310,8 +310,9 @@ class Page:
         for seen in household.visits:
             change = changes.get(seen.time, 0.0)
             side = "other visit" if abs(change) <= LEAST * largest else [*COLOURS][change > 0]
+            side = side if seen.time < self.histories.cutoff else "hidden"
             what, points = ", ".join(seen.values[:VALUES]), f"{100 * change:+.2f}"
-            rows.append((pd.Timestamp(seen.time), seen.events, side if seen.is_past else "hidden", points, what))
+            rows.append((pd.Timestamp(seen.time), seen.events, side, points, what))
         return sentence, pd.DataFrame(rows, columns=["time", "events", "visit", "points without it", "what"]), visits
 
     def _forecast(self, live: LiveCustomer) -> dict[str, float]:

@@ -260,15 +260,14 @@ class CustomerService:
 
     def _make_set(
         self,
-        stamp: tuple[int, ...] | None,
+        stamp: object,
         tasks: tuple[str, ...],
         candidates: tuple[str, ...],
-        exclude: str | tuple[str, ...] | None,
+        exclude: object,
         per_group: str | None,
     ) -> CandidateSet:
-        table = list(candidates) or (None if stamp is None else read_table_file(str(self.candidates)))
-        excluded = list(exclude) if isinstance(exclude, tuple) else exclude
-        return CandidateSet(self.model, self.extractor, tasks, table, excluded, per_group)
+        table = candidates or (None if stamp is None else read_table_file(str(self.candidates)))
+        return CandidateSet(self.model, self.extractor, tasks, table, exclude, per_group)
 
     # ------------------------------------------------------------------------------------------------------- memory
 
