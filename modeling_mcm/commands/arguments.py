@@ -21,19 +21,17 @@ from typing import Any, cast
 
 import datasets
 import pyarrow as pa
-import yaml
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import HfArgumentParser
 from transformers.utils import logging as transformers_logging
 
-from modeling_mcm.data.yaml_files import UniqueKeyLoader, read_yaml
+from modeling_mcm.data.yaml_files import read_yaml
 from modeling_mcm.option import option
 
 ENGINES = ["duckdb", "spark"]
 MEMORY_LIMIT = "Memory that DuckDB may use before it writes temporary data to disk."  # help of --memory_limit
 DEBUG = "--debug"  # as the last word, for `TrainingArguments` have an option of this name that needs a value
-YAML_BOOL = "tag:yaml.org,2002:bool"
 # Errors of libraries that the machine or a file causes, not a fault in the program.
 EXPECTED = (OSError, MemoryError, StrictDataclassError, SafetensorError, pa.ArrowException)
 
@@ -104,15 +102,6 @@ class ProgressOptions:
     no_progress: bool = option(False, "Show no progress bars. By default preparation, training and scoring do.")
 
 
-class RecipeLoader(UniqueKeyLoader):
-    """Reads YAML in which only true and false are booleans, so that `eval_strategy: no` is the word "no"."""
-
-    yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in resolvers if tag != YAML_BOOL or first in "tTfF"]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Formats `--help` with the defaults that the words of an option don't say, and the docstring line by line."""
 
@@ -140,7 +129,7 @@ def _read_words(words: Sequence[str]) -> list[str]:
     choices alike. They come first, because a later flag wins."""
     if not words or not words[0].endswith((".yaml", ".yml")):
         return list(words)
-    values, flags = read_yaml(words[0], RecipeLoader), []
+    values, flags = read_yaml(words[0]), []
     if not isinstance(values, dict):
         raise ValueError("it must hold `option: value` lines, as in configuration/recipes/")
     for name, value in values.items():

@@ -140,13 +140,6 @@ def _read_cutoffs(cutoffs: object) -> dict[str, datetime] | str:
     return {key: _read_cutoff(cutoffs[key], f"cutoffs: {key}") for key in ("validation", "test")}
 
 
-def _read_token_type(value: object) -> str:
-    """The text of a token type; YAML makes booleans of words such as on and no, and null of nothing."""
-    if isinstance(value, bool) or not (text := to_text(value)):
-        raise ValueError(f"`target_token_types` has {value!r}; write it in quotes if it is a word of the log.")
-    return text
-
-
 @dataclass(frozen=True, kw_only=True)
 class TextFormat:
     """How text files are written.
@@ -236,7 +229,9 @@ class EventSchema(LogSchema, TextFormat):
         values |= {key: read_features(values.get(key, ()), key) for key in ("features", "profile")}
         values = {"time": None, "token_type": None} | values
         values["tasks"] = tuple(values["tasks"])
-        values["target_token_types"] = tuple(map(_read_token_type, values.get("target_token_types", ())))
+        values["target_token_types"] = tuple(map(to_text, values.get("target_token_types", ())))
+        for token_type in values["target_token_types"]:
+            check_text(token_type, "target_token_types")
         values["cutoffs"] = _read_cutoffs(values["cutoffs"])
         return cls(**values)
 

@@ -63,11 +63,8 @@ class LiveHistory:
     """
 
     def __init__(self, feature_extractor: MCMFeatureExtractor, profile: Mapping | None, customer_id: object):
-        self.feature_extractor, self.profile, self.customer_id = (
-            feature_extractor,
-            dict(profile or {}),
-            to_text(customer_id),
-        )
+        self.feature_extractor, self.profile = feature_extractor, dict(profile or {})
+        self.customer_id = to_text(customer_id)
         self._start([])  # raises if the profile can't be encoded
 
     def _start(self, events: Sequence[RawEvent]) -> None:

@@ -45,7 +45,7 @@ def random_events(seed, count=30):
 
 def assert_encoded(history, events):
     """The row of a live history is that of the whole history, to the bit."""
-    whole = history.extractor.encode({"events": events, "profile": history.profile})
+    whole = history.feature_extractor.encode({"events": events, "profile": history.profile})
     assert history.row.keys() == whole.keys()
     for name, values in whole.items():
         np.testing.assert_array_equal(history.row[name], values, err_msg=name)

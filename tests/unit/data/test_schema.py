@@ -54,7 +54,7 @@ MISTAKES = r"""
 {min_history: true}                                      -> `min_history` is True; give a whole number of at least
 {max_events_per_customer: 10000000000}                   -> 10000000000; .* at most 100,000,000
 {max_events: 30, max_events_per_customer: 29}            -> is 29; give a whole number of at least 30
-{target_token_types: [on]}                               -> has True; write it in
+{target_token_types: [null]}                             -> `target_token_types` is None; give
 {delimiter: '||'}                                        -> `delimiter` is '\|\|'
 {delimiter: ''}                                          -> `delimiter` is ''
 {delimiter: "\n"}                                        -> `delimiter` is '\\n'
