@@ -80,11 +80,8 @@ class PredictionHead(nn.Module):
     """
 )
 class MCMForCustomerPrediction(MCMPreTrainedModel):
-    # Parameters of the other heads, in a checkpoint that was saved with one.
-    _keys_to_ignore_on_load_unexpected = [
-        *(MCMModel._keys_to_ignore_on_load_unexpected or []),
-        r"^action_head\.",
-    ]
+    # Parameters of another head, in a checkpoint that was saved with it; those that `MCMModel` ignores join.
+    _keys_to_ignore_on_load_unexpected = [r"^action_head\."]
 
     def __init__(self, config: MCMConfig):
         super().__init__(config)

@@ -416,13 +416,11 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         """Reads preprocessor_config.json and vocabularies.json; arguments and result are those of the base class.
         Raises `OSError` if a file is missing, and `ValueError` if vocabularies.json is damaged."""
         source = str(pretrained_model_name_or_path)
-        names = ("cache_dir", "force_download", "proxies", "subfolder", "token", "local_files_only", "revision")
-        options = {key: kwargs[key] for key in names if kwargs.get(key) is not None}
         values, unused = super().get_feature_extractor_dict(source, **kwargs)
         folder = os.path.dirname(source) or "." if os.path.isfile(source) else source
         fix = "save the feature extractor again, or copy the file from the original checkpoint"
         try:
-            path = str(cached_file(folder, VOCABULARIES_NAME, **options))
+            path = str(cached_file(folder, VOCABULARIES_NAME, **kwargs))
         except OSError as error:
             raise OSError(f"{source} has no {VOCABULARIES_NAME}, which holds the feature values; {fix}.") from error
         try:

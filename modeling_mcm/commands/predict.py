@@ -276,8 +276,9 @@ def run(options: PredictionOptions, engine: EngineOptions) -> str:
             own = missing[state.process_index :: state.num_processes]
             scorer, total = Scorer(model.to(state.device), extractor, job), sum(len(rows) for _, rows in own)
             with logging.tqdm(total=total, desc="Scoring", unit="customer", disable=not state.is_main_process) as bar:
+                scorer.progress = bar.update
                 for path, rows in own:
-                    scorer.write(path, rows, bar.update)
+                    scorer.write(path, rows)
     state.wait_for_everyone()
     if state.is_main_process and options.events:
         shutil.rmtree(folder / HISTORIES)

@@ -8,7 +8,7 @@ import contextlib
 import functools
 import json
 import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -270,9 +270,10 @@ class Histories:
         def score_others() -> None:
             start = size = BATCH
             with logging.tqdm(total=number, initial=start, desc="Scoring", unit="customer") as bar:
+                scorer.progress = bar.update
                 while start < number:
                     size = min(2 * size, ROWS_AT_ONCE)
-                    tables.append(self._score(scorer, tuned, range(start, min(start + size, number)), bar.update))
+                    tables.append(self._score(scorer, tuned, range(start, min(start + size, number))))
                     self.scored, start = Scored.of(pa.concat_tables(tables)), start + size
             # A place that can't be written: they are computed at the next start too.
             with contextlib.suppress(OSError):
@@ -282,12 +283,10 @@ class Histories:
         self._scoring = threading.Thread(target=score_others, daemon=True)
         self._scoring.start()
 
-    def _score(
-        self, scorer: Scorer, tuned: Mapping[str, Scorer], part: range, progress: Callable[[int], object] = bool
-    ) -> pa.Table:
+    def _score(self, scorer: Scorer, tuned: Mapping[str, Scorer], part: range) -> pa.Table:
         """Scores some customers."""
         rows = [select_events(row, slice(row["test_end"])) for row in scorer.read(part)]
-        table = scorer.score(rows, progress)
+        table = scorer.score(rows)
         described = zip(*map(self._describe, rows), strict=True)
         columns: dict[str, ArrayLike] = dict(zip((*RHYTHM, VALUE), described, strict=True))
         for name, tuned_scorer in tuned.items():

@@ -175,6 +175,7 @@ class Scorer:
     def __init__(self, model: MCMPreTrainedModel, extractor: MCMFeatureExtractor, job: ScoringJob):
         self.model, self.extractor, self.job = model.eval(), extractor, job
         self.predictor, self.batch_size = Predictor(model, extractor), job.batch_size
+        self.progress: Callable[[int], object] = bool  # is told how many customers were scored
         self.columns: dict[Hashable, dict] = {}
         if job.label_columns is not None:
             table = read_table_file(job.label_columns, [CUSTOMER]).set_index(CUSTOMER)
@@ -191,10 +192,10 @@ class Scorer:
         self.values = {task: pa.array([*[None] * FIRST_LABEL, *of_task]) for task, of_task in labels.items()}
         self.shards = PreparedManifest.load(job.data).shards
 
-    def write(self, path: Path, indices: range, progress: Callable[[int], object] = bool) -> None:
-        """Scores the customers with these indices in the data set, and writes their file whole or not at all.
-        `progress` and the errors are those of [`score`]; an `OSError` is raised if the file can't be written."""
-        scores = self.score(self.read(indices), progress)
+    def write(self, path: Path, indices: range) -> None:
+        """Scores the customers with these indices in the data set, and writes their file whole or not at all. The
+        errors are those of [`score`]; an `OSError` is raised if the file can't be written."""
+        scores = self.score(self.read(indices))
         with atomic_write(path) as partial:
             pq.write_table(scores.replace_schema_metadata(_stamp(path, scores)), partial, compression="zstd")
 
@@ -217,7 +218,7 @@ class Scorer:
             start = end
         return to_batch(pa.concat_tables(tables).slice(indices.start - first, len(indices)))
 
-    def score(self, rows: Rows, progress: Callable[[int], object] = bool) -> pa.Table:
+    def score(self, rows: Rows) -> pa.Table:
         """Scores some customers. Customers of similar length share a batch. Returns `pyarrow.Table`: one row per
         customer, in the order of `rows`: `customer_id`; optionally `embedding`, a list of float32; a float32 column
         per forecast; and by task its best labels, a list of text in
@@ -232,7 +233,7 @@ class Scorer:
         parts: list[Columns] = []
         batches = batches_by_length(lengths, self.batch_size)
         for part in map_on_cores(lambda batch: self._ask(rows.take(batch)), batches, self.model.device):
-            progress(len(batches[len(parts)]))
+            self.progress(len(batches[len(parts)]))
             parts.append(part)
         places = np.argsort(np.concatenate(batches))
         found = {name: torch.cat([part[name] for part in parts]).numpy()[places] for name in parts[0]}
