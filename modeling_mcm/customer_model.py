@@ -173,8 +173,8 @@ class CustomerModel:
         `FileExistsError` if it is a file."""
         if Path(folder).is_file():
             raise FileExistsError(f"{folder} is a file: give the name of a folder.")
-        self.model.save_pretrained(str(folder))
-        self.feature_extractor.save_pretrained(str(folder))
+        self.model.save_pretrained(folder)
+        self.feature_extractor.save_pretrained(folder)
         if self.reader is not None:
             write_json(Path(folder, READER_FILE), self.reader.to_dict())
 
@@ -452,7 +452,7 @@ class CustomerModel:
         schema = schema or replace(read_schema(self.feature_extractor), cutoffs=NO_CUTOFFS)
         nothing = dict.fromkeys(schema.profile_columns) | {schema.customer: self.customers}  # as in `_row`
         prepare(self._events, schema, folder, profile=pd.DataFrame(nothing), feature_extractor=self.feature_extractor)
-        return PreparedData(str(folder))
+        return PreparedData(folder)
 
     def _row(self, customer: object) -> Row:
         """A customer's encoded events."""

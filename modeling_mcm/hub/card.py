@@ -125,8 +125,8 @@ def model_card(
     """
     training = _read_first(checkpoint, "finetuning.json", "pretraining.json")
     evaluation = _read_first(checkpoint, "evaluation.json")
-    config = MCMConfig.from_pretrained(str(folder))
-    extractor = MCMFeatureExtractor.from_pretrained(str(folder))
+    config = MCMConfig.from_pretrained(folder)
+    extractor = MCMFeatureExtractor.from_pretrained(folder)
     results = result_rows(evaluation)
     data = evaluation.get("data") or training.get("data") or extractor.name
     name = repo_id.split("/")[-1]

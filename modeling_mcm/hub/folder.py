@@ -103,7 +103,7 @@ def _published_config(config: Mapping) -> dict:
 
 def _published_extractor(source: Path) -> MCMFeatureExtractor:
     """The feature extractor with its own settings alone, and its Auto class."""
-    extractor = MCMFeatureExtractor.from_pretrained(str(source))
+    extractor = MCMFeatureExtractor.from_pretrained(source)
     schema = extractor.schema
     for spec in schema.specs.values():
         if schema.customer in spec.columns:
@@ -178,5 +178,5 @@ def write_upload_folder(
     for path in code_files():
         shutil.copyfile(path, target / path.name)
     # Once from the written files: what would not load is not published.
-    MCMFeatureExtractor.from_pretrained(str(target))
+    MCMFeatureExtractor.from_pretrained(target)
     return exposure

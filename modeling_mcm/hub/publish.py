@@ -103,7 +103,7 @@ def publish(folder: str | Path, repo_id: str, token: str | None = None, private:
             for file in sorted(old)
             if WEIGHT_FILES.fullmatch(file) or file.endswith(CODE_ENDING)
         ]
-        operations += [CommitOperationAdd(path.name, str(path)) for path in files]
+        operations += [CommitOperationAdd(path.name, path) for path in files]
         commit = api.create_commit(name, operations, commit_message="Publish MCM")
     return Published(
         url=f"{LOGIN.sub('', api.endpoint)}/{name}",
