@@ -104,7 +104,8 @@ class MCMForActionRecommendation(MCMForMultiTaskRecommendation):
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
-        if isinstance(module, ActionHead):  # all offers get the same prediction
+        head = getattr(self, "action_head", None)
+        if head is not None and module in head.children():  # all offers get the same prediction
             for value in module.parameters():
                 init.zeros_(value)
 

@@ -29,7 +29,6 @@ from transformers.utils import logging as transformers_logging
 from modeling_mcm.data.yaml_files import read_yaml
 from modeling_mcm.option import option
 
-ENGINES = ["duckdb", "spark"]
 MEMORY_LIMIT = "Memory that DuckDB may use before it writes temporary data to disk."  # help of --memory_limit
 DEBUG = "--debug"  # as the last word, for `TrainingArguments` have an option of this name that needs a value
 # Errors of libraries that the machine or a file causes, not a fault in the program.
@@ -70,7 +69,7 @@ class EngineOptions:
     engine: str = option(
         "duckdb",
         "What does the work: duckdb works in this process, spark in a Spark session (docs/production.md).",
-        choices=ENGINES,
+        choices=["duckdb", "spark"],
     )
     spark_master: str | None = option(
         None, "Master of the Spark session, such as local[2]. By default the environment's."
@@ -92,7 +91,7 @@ class EngineOptions:
     def spark(self) -> dict[str, str]:
         """The Spark session's options as a dict of strings, the master among them."""
         master = {"spark.master": self.spark_master} if self.spark_master else {}
-        return master | {key: value for key, _, value in (pair.partition("=") for pair in self.spark_config)}
+        return master | dict(pair.split("=", 1) for pair in self.spark_config)
 
 
 @dataclass

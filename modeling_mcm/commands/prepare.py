@@ -104,13 +104,12 @@ def main(options: PrepareOptions, engine: EngineOptions) -> None:
     """Prepares the data set and prints what it holds."""
     from modeling_mcm.preparation import prepare
 
-    events: str | list[str] = options.events[0] if len(options.events) == 1 else options.events
-    profile, schema, extractor = options.profile, options.schema, None
+    events, profile, schema, extractor = options.events, options.profile, options.schema, None
     if options.demo:
         from modeling_mcm.preparation.demos import SCHEMA, build_complete_journey, build_complete_journey_offers
 
         raw = Path(options.output_dir).parent / "raw"
-        events, profile = map(str, build_complete_journey(raw))
+        *events, profile = map(str, build_complete_journey(raw))
         if options.offers:
             build_complete_journey_offers(raw)
         schema = schema or str(SCHEMA)
