@@ -312,7 +312,7 @@ class CandidateSet:
 
     def _column(self, task: str, table: Table) -> str:
         """The column of a feature in a table: its name, or the column of the log."""
-        spec = self.extractor.schema.specs.get(task)
+        spec = self.extractor._encoding.specs.get(task)
         return task if spec is None or task in table or spec.level or spec.item else spec.column or task
 
     def _texts(self, task: str, table: Table, what: str) -> list[str] | None:
