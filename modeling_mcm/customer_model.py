@@ -506,9 +506,8 @@ def _read_frame(events: object) -> pd.DataFrame:
     if isinstance(events, str | Path):
         from modeling_mcm.preparation.sources import find_files  # the extra `data`
 
-        paths = find_files(str(events), "event")[0].paths
-        frame = pd.concat([_read_file(path) for path in paths], ignore_index=True)
-    elif isinstance(events, list | tuple) and events and not any(isinstance(each, Mapping) for each in events):
+        return _read_frame([_read_file(path) for path in find_files(str(events), "event")[0].paths])
+    if isinstance(events, list | tuple) and events and not any(isinstance(each, Mapping) for each in events):
         frame = pd.concat([_read_frame(each) for each in events], ignore_index=True)
     elif isinstance(events, pd.DataFrame):
         frame = events

@@ -208,7 +208,7 @@ class Histories:
         if path is None:
             return {}
         customer = self.extractor.customer
-        rows = self._read(path, "profile", [customer], {*self.extractor.schema.profile_columns, customer}).to_pylist()
+        rows = self._read(path, "profile", [customer], self.extractor.schema.profile_columns).to_pylist()
         ids = to_ids([row.pop(customer) for row in rows])
         if not self._rows.keys() & set(ids):
             logger.warning(

@@ -11,6 +11,7 @@ import importlib.metadata
 import json
 import logging
 import math
+import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -163,10 +164,10 @@ def create_api(service: CustomerService, tokens: str, limit: float = math.inf, l
     """
     known = tokens.split(",")
     for token in known:
-        if len(token) < SHORTEST_TOKEN or not token.isascii() or not token.isprintable() or token != token.strip():
+        if not re.fullmatch(rf"[!-~]{{{SHORTEST_TOKEN},}}", token):
             raise ValueError(
-                f"The token has {len(token)} characters; give at least {SHORTEST_TOKEN}, all ASCII, with no line end "
-                "or space around it."
+                f"The token has {len(token)} characters; give at least {SHORTEST_TOKEN}, all ASCII, without a line "
+                "end or space."
             )
     limits = [RateLimit(limit) for _ in known] if limit < math.inf else []
 
