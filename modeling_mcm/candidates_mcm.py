@@ -12,6 +12,7 @@ Shapes: B customers, V labels of a task with the ids 0 and 1, N new labels, C = 
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from numbers import Integral
 from typing import Any, NamedTuple
 
@@ -442,15 +443,12 @@ class CandidateSet:
             )
 
 
-def _read_per_group(per_group: object) -> tuple[str | None, int]:
+def _read_per_group(per_group: tuple[str, int] | str | None) -> tuple[str | None, int]:
     if per_group is None:
         return None, 1
-    if isinstance(per_group, str):
-        name, _, most = per_group.rpartition("=")
-        per_group = name, int(most) if most.isdecimal() else most
-    if isinstance(per_group, Sequence) and len(per_group) == 2:
-        name, most = per_group
-        if isinstance(name, str) and isinstance(most, Integral) and int(most) >= 1:
+    with suppress(TypeError, ValueError, OverflowError):
+        name, most = per_group.rsplit("=", 1) if isinstance(per_group, str) else per_group
+        if isinstance(name, str) and int(most) == float(most) >= 1:
             return name, int(most)
     raise ValueError(
         f"`per_group` is {per_group!r}; give a feature and a number of at least 1, such as ('category', 2)."

@@ -90,15 +90,14 @@ class Household:
 @dataclass(frozen=True, eq=False)
 class Scored:
     """The customers that are scored so far: a row each, with the columns of [`Scorer`], `RHYTHM`, `VALUE` and those of
-    fine-tuned models; and their embeddings `(customers, S)`."""
+    fine-tuned models."""
 
     table: pa.Table
-    embeddings: NDArray[np.float32]
 
-    @classmethod
-    def of(cls, table: pa.Table) -> Scored:
-        embeddings = np.stack(table[EMBEDDING].to_numpy(zero_copy_only=False))
-        return cls(table.drop_columns([EMBEDDING]), embeddings)
+    @functools.cached_property
+    def embeddings(self) -> NDArray[np.float32]:
+        """Embedding of each customer, `(customers, S)`."""
+        return np.stack(self.table[EMBEDDING].to_numpy(zero_copy_only=False))
 
     @functools.cached_property
     def indices(self) -> dict[str, int]:
@@ -256,7 +255,7 @@ class Histories:
             digest += file_digest(scorer.job.actions) if scorer.job.actions else ""
         with contextlib.suppress(OSError, ValueError):
             if json.loads(note.read_text(encoding="utf-8")) == {"made_of": digest, "sha256": file_digest(path)}:
-                self.scored = Scored.of(pq.read_table(path))
+                self.scored = Scored(pq.read_table(path))
                 return
         forecasts = self.model.model.customer_forecasts
         job = ScoringJob(
@@ -265,7 +264,7 @@ class Histories:
         )  # fmt: skip
         scorer, number = Scorer(self.model, self.extractor, job), len(self.ids)
         tables = [self._score(scorer, tuned, range(min(BATCH, number)))]
-        self.scored = Scored.of(tables[0])
+        self.scored = Scored(tables[0])
 
         def score_others() -> None:
             start = size = BATCH
@@ -274,7 +273,7 @@ class Histories:
                 while start < number:
                     size = min(2 * size, ROWS_AT_ONCE)
                     tables.append(self._score(scorer, tuned, range(start, min(start + size, number))))
-                    self.scored, start = Scored.of(pa.concat_tables(tables)), start + size
+                    self.scored, start = Scored(pa.concat_tables(tables)), start + size
             # A place that can't be written: they are computed at the next start too.
             with contextlib.suppress(OSError):
                 write_table(path, pa.concat_tables(tables))

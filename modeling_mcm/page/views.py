@@ -3,6 +3,7 @@
 """What the page shows, as texts and tables: the list of customers, answers to the questions of a Monday, and what MCM
 expects of a customer, what really came, and which visits decided."""
 
+import contextlib
 import functools
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -68,13 +69,12 @@ def write_table(headers: Iterable[str], rows: Iterable[Sequence], opens: bool = 
 
 def read_number(text: str, name: str) -> float | None:
     """The number in a field, None if it is empty. Raises `ValueError` for another text."""
-    try:
-        number = float(text) if text.strip() else None
-    except ValueError:
-        number = np.nan
-    if number is not None and not np.isfinite(number):
-        raise ValueError(f"{name} is {text!r}: write a number, such as 12.5, or leave the field empty.")
-    return number
+    if not text.strip():
+        return None
+    with contextlib.suppress(ValueError):
+        if np.isfinite(number := float(text)):
+            return number
+    raise ValueError(f"{name} is {text!r}: write a number, such as 12.5, or leave the field empty.")
 
 
 class Page:
