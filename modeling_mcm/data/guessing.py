@@ -274,8 +274,11 @@ def _compute_outflow(frame: pd.DataFrame, amount: str, direction: str | None, si
 def _describe_direction(amount: str, direction: str | None, signs: Mapping[str, int]) -> str:
     if direction is None:
         return f"what is negative in {amount!r}; what is positive came in and is not counted"
-    kinds = {word: ", ".join(kind for kind in signs if signs[kind] == sign) for word, sign in SIGNS.items()}
-    return f"{amount!r} by {direction!r}, " + " and ".join(f"{word} {kinds[word]}" for word in kinds if kinds[word])
+    parts = []
+    for word, sign in SIGNS.items():
+        if kinds := [kind for kind in signs if signs[kind] == sign]:
+            parts.append(f"{word} {', '.join(kinds)}")
+    return f"{amount!r} by {direction!r}, {' and '.join(parts)}"
 
 
 def _check_table(events: pd.DataFrame) -> None:

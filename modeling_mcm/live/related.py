@@ -91,11 +91,8 @@ def _read(
     ids = feature_extractor.label_ids(task, labels).tolist()
     if unknown := [label for label, index in zip(labels, ids, strict=True) if index < FIRST_LABEL]:
         known = {value.lower(): value for value in feature_extractor.vocabularies[task]}
-        close = difflib.get_close_matches(str(unknown[0]).lower(), known, n=1, cutoff=0.5)
-        hint = (
-            f"is {known[close[0]]!r} meant?" if close else f"expected a value such as {next(iter(known.values()))!r}."
-        )
-        raise ValueError(f"The checkpoint knows no label {unknown[0]!r} of {task!r}: {hint}")
+        (close,) = difflib.get_close_matches(str(unknown[0]).lower(), known, 1, 0)
+        raise ValueError(f"The checkpoint knows no label {unknown[0]!r} of {task!r}: is {known[close]!r} meant?")
     return scorer.get_tables(model.config.tasks.index(task)), ids
 
 
