@@ -110,13 +110,13 @@ def shared_pairs(rows: Dataset, extractor: MCMFeatureExtractor, min_customers: i
     """Selects for each task the pairs of labels of which at least `min_customers` customers have both in the training
     period; a label and itself are a pair, too. `rows` are as in [`customers_per_value`]. A pair is one number, label
     times `PAIR` plus label, and both directions are there."""
-    sizes = dict(zip(extractor.feature_names, extractor.vocabulary_sizes, strict=True))
     shared = {}
     for task in extractor.tasks:
+        size = FIRST_VALUE_ID + len(extractor.vocabularies[task])
         events, pairs = read_history(rows, task, kind="feature"), []
         label, customer = np.unique([events.label, events.customer], axis=1)  # a label counts once a customer
-        has = csr_array((np.ones(len(label), np.int64), (label, customer)), (sizes[task], len(rows)))
-        for start in range(0, sizes[task], LABELS_AT_ONCE):
+        has = csr_array((np.ones(len(label), np.int64), (label, customer)), (size, len(rows)))
+        for start in range(0, size, LABELS_AT_ONCE):
             first, second = (has[start : start + LABELS_AT_ONCE] @ has.T >= min_customers).nonzero()
             pairs.append((first.astype(np.int64) + start) * PAIR + second)
         shared[task] = torch.from_numpy(np.concatenate(pairs))

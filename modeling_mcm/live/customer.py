@@ -30,7 +30,6 @@ from modeling_mcm.live.history import LiveHistory
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.predictor_mcm import (
     EMBEDDING,
-    OFFERING,
     Columns,
     Predictor,
     RankedLabel,
@@ -122,7 +121,6 @@ class LiveCustomer(LiveHistory):
             actions: dicts with `action_id` and columns of the event log, see [`ActionScoresPipeline`]; or what
                 [`EncodedActions`] makes of them, once for many customers.
         """
-        self._predictor.check_head(OFFERING)
         seconds = self.read_as_of(as_of)
         if not isinstance(actions, EncodedActions):
             actions = EncodedActions(self.feature_extractor, self.model.config, actions, seconds)

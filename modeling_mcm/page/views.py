@@ -135,8 +135,8 @@ class Page:
         return self._list(self.histories.scored)
 
     def _list_scored(self, scored: Scored) -> pd.DataFrame:
-        columns = dict(zip(["customer", "days since visit", "usual gap"], [CUSTOMER, *RHYTHM], strict=True))
-        columns[self._value] = VALUE
+        since, gap = RHYTHM
+        columns = {"customer": CUSTOMER, "days since visit": since, "usual gap": gap, self._value: VALUE}
         comes, names, shares = f"{CHANCE}_{self._week}d", self.names, []
         if comes in scored.table.column_names:
             shares = [f"{names[comes]}, %", "alive, %"]

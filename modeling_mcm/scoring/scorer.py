@@ -114,8 +114,8 @@ class ScoringJob:
         """Divides a number of customers into files: for each its path, and the indices of its customers."""
         step = self.rows_per_file
         parts = [range(customers)[start : start + step] for start in range(0, customers, step)]
-        names = [f"customers-{index:05d}-of-{len(parts):05d}.parquet" for index in range(len(parts))]
-        return [(Path(self.output_dir, name), part) for name, part in zip(names, parts, strict=True)]
+        name = "customers-{:05d}-of-{:05d}.parquet"
+        return [(Path(self.output_dir, name.format(index, len(parts))), part) for index, part in enumerate(parts)]
 
 
 def _stamp(path: Path, scores: pa.Table) -> dict[bytes, bytes]:
@@ -148,10 +148,8 @@ def claim(job: ScoringJob, digests: Mapping[str, str], customers: int) -> None:
     of the `digests` of a model and of data, and of the job's options and tables. Raises `ValueError` if the folder
     holds predictions that are made of something else. The message names what differs."""
     options = {name: value for name, value in asdict(job).items() if name not in ("model", "data", "output_dir")}
-    tables = [
-        name for name in (job.candidates, job.exclude, job.actions, job.label_columns) if name not in (None, SEEN)
-    ]
-    options["tables"] = [file_digest(str(name)) for name in tables]
+    tables = (job.candidates, job.exclude, job.actions, job.label_columns)
+    options["tables"] = [file_digest(name) for name in tables if name is not None and name != SEEN]
     identity = json.loads(json.dumps({**digests, "options": options, "customers": customers}))
     folder = Path(job.output_dir)
     path = folder / IDENTITY_FILE

@@ -282,9 +282,9 @@ def _add_questions(api: APIRouter, service: CustomerService) -> None:
         if not batch.rows:
             return []
         columns = predictor.ask(batch.rows, batch.as_of, tasks, asked.k, chosen, asked.horizon_days)
-        lists = [describe_labels(columns, tasks, chosen, row) for row in range(len(batch.rows))]
         return [
-            answers.Scores(**customer, tasks=tasks) for customer, tasks in zip(batch.customers, lists, strict=True)
+            answers.Scores(**customer, tasks=describe_labels(columns, tasks, chosen, row))
+            for row, customer in enumerate(batch.customers)
         ]
 
     @api.get("/customers/{customer_id:id}/scores")

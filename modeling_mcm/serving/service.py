@@ -202,12 +202,10 @@ class CustomerService:
         encoding = self.extractor._encoding
         unknown: dict[str, dict[str, None]] = {}
         for feature in self.extractor.vocabularies:
-            column, rows = str(encoding.specs[feature].column), profiles
-            if feature in encoding.event_features:
-                rows = events
+            column = str(encoding.specs[feature].column)
+            rows = events if feature in encoding.event_features else profiles
             values = [row[column] for row in rows if row.get(column) is not None]
-            ids = encoding.feature_ids(feature, values).tolist() if values else []
-            for value, index in zip(values, ids, strict=True):
+            for value, index in zip(values, encoding.feature_ids(feature, values), strict=True):
                 if index == UNKNOWN_ID:
                     unknown.setdefault(column, {})[str(value)] = None
         return {column: [*values] for column, values in unknown.items()}
