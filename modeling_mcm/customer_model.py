@@ -11,7 +11,6 @@
 A thin face over schema, preparation, training and the [`Predictor`]; each of them has more options.
 """
 
-import json
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -42,7 +41,7 @@ from modeling_mcm.events_mcm import (
     to_ids,
     to_text,
 )
-from modeling_mcm.files_mcm import write_json
+from modeling_mcm.files_mcm import read_json, write_json
 from modeling_mcm.live.explanations import Explanation, explain
 from modeling_mcm.live.related import similar, together
 from modeling_mcm.modeling_mcm import MCMPreTrainedModel
@@ -165,7 +164,7 @@ class CustomerModel:
         from modeling_mcm.training.checkpoints import find_head, open_checkpoint
 
         path = Path(folder, READER_FILE)
-        reader = FrameReader.from_dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+        reader = FrameReader.from_dict(read_json(path)) if path.is_file() else None
         return cls(*open_checkpoint(find_head(str(folder)), str(folder)), events, reader)
 
     def save(self, folder: str | Path) -> None:

@@ -168,7 +168,7 @@ def damage(path: Path) -> str | None:
     path; `None` if it is whole."""
     try:
         if path.suffix == ".json":
-            if not isinstance(json.loads(path.read_text(encoding="utf-8")), dict):
+            if not isinstance(read_json(path), dict):
                 return f"{path} holds no JSON object"
         else:
             with safe_open(path, "pt"):
@@ -188,7 +188,7 @@ def damage(path: Path) -> str | None:
 
 def _noted_digests(folder: Path) -> Mapping[str, str]:
     with suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
-        return dict(json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))[DIGESTS])
+        return dict(read_json(folder / CONFIG_NAME)[DIGESTS])
     return {}
 
 
@@ -198,7 +198,7 @@ def note_digests(folder: str | Path) -> None:
     path = Path(folder, CONFIG_NAME)
     files = path.parent.glob("*.safetensors")
     digests = {file.name: f"{file.stat().st_size} {file_digest(file)}" for file in files}
-    write_json(path, json.loads(path.read_text(encoding="utf-8")) | {DIGESTS: digests}, sort_keys=True)
+    write_json(path, read_json(path) | {DIGESTS: digests}, sort_keys=True)
 
 
 def file_digest(path: str | Path) -> str:
@@ -225,6 +225,11 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, values: object, indent: int | None = 2, **options: Any) -> None:
     """Writes a JSON file, whole or not at all, with options of `json.dumps`; see [`atomic_write`]."""
     write_text(path, json.dumps(values, indent=indent, **options) + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """Reads a JSON file in UTF-8."""
+    return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
 def values_digest(stored: Mapping) -> str:
@@ -312,7 +317,7 @@ def check_weights(model: Any, source: str | Path | None, subfolder: str = "") ->
     path = None if source is None else Path(source, subfolder, VOCABULARIES_NAME)
     if path is not None and path.is_file():
         try:
-            values = values_digest(json.loads(path.read_text(encoding="utf-8")))
+            values = values_digest(read_json(path))
         except (ValueError, KeyError, TypeError, AttributeError):  # the feature extractor reports a damaged file
             return
         check_values(model.config.values_digest, values, source)

@@ -11,7 +11,6 @@ numeric features of events.
 """
 
 import copy
-import json
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields
@@ -36,7 +35,7 @@ from .events_mcm import (
     read_columns,
     to_text,
 )
-from .files_mcm import VOCABULARIES_NAME, CheckpointError, check_values, values_digest, write_json
+from .files_mcm import VOCABULARIES_NAME, CheckpointError, check_values, read_json, values_digest, write_json
 from .inputs_mcm import PER_EVENT, InputLayout, pad_rows
 from .schema_mcm import (
     DEFAULT_MAX_EVENTS,
@@ -423,7 +422,7 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         except OSError as error:
             raise OSError(f"{source} has no {VOCABULARIES_NAME}, which holds the feature values; {fix}.") from error
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            content = read_json(path)
             return values | {key: dict(content[key]) for key in ("vocabularies", "bins")}, unused
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}); {fix}.") from error

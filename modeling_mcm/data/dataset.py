@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from modeling_mcm.data.schema import EventSchema
-from modeling_mcm.files_mcm import atomic_write, file_digest, write_json
+from modeling_mcm.files_mcm import atomic_write, file_digest, read_json, write_json
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
 MANIFEST_FILE = "manifest.json"
@@ -91,7 +91,7 @@ class PreparedManifest:
                 f"{hint or 'run mcm prepare, or check the path'}."
             )
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json(path)
             if content["format_version"] != FORMAT_VERSION:
                 raise ValueError(f"format {content['format_version']} was found and {FORMAT_VERSION} is read")
             if content.pop(CONTENT, None) not in (None, _content_digest(content)):

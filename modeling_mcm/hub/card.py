@@ -13,7 +13,7 @@ from modeling_mcm.configuration_mcm import MCMConfig
 from modeling_mcm.data.examples import example_values
 from modeling_mcm.evaluation.metrics import CONFIDENCE
 from modeling_mcm.evaluation.reports import with_half_interval
-from modeling_mcm.hub.folder import ACTION_HEAD, read_json
+from modeling_mcm.hub.folder import ACTION_HEAD, read_object
 from modeling_mcm.hub.privacy import Exposure
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
@@ -106,7 +106,7 @@ def _evaluation_metadata(rows: Sequence[Mapping], data: str, split: str, prefix:
 
 def _read_first(folder: str | Path | None, *names: str) -> dict:
     paths = [Path(folder, name) for name in names] if folder else []
-    return next((read_json(path, "which the card reads") for path in paths if path.is_file()), {})
+    return next((read_object(path, "which the card reads") for path in paths if path.is_file()), {})
 
 
 def model_card(

@@ -8,7 +8,6 @@ Auto classes and `pipeline` read (`trust_remote_code=True`) is added: the module
 import, so that a reader needs transformers and torch, but not this package.
 """
 
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -26,6 +25,7 @@ from modeling_mcm.files_mcm import (
     check_values,
     damage,
     note_digests,
+    read_json,
     some,
     write_json,
 )
@@ -66,14 +66,14 @@ def code_files() -> list[Path]:
     return sorted({path for entry in entries for path in (entry, *map(Path, get_relative_import_files(entry)))})
 
 
-def read_json(path: Path, what: str) -> dict:
+def read_object(path: Path, what: str) -> dict:
     """Reads a JSON object from a file; `what` says in the message what the file is. Raises `FileNotFoundError` if
     there is no such file, and `ValueError` if it holds no JSON object."""
     if not path.is_file():
         raise FileNotFoundError(f"{path.parent} has no {path.name}, {what}; give the folder that a training wrote.")
     if fault := damage(path):
         raise ValueError(f"{fault}; write it again.")
-    return json.loads(path.read_text(encoding="utf-8"))
+    return read_json(path)
 
 
 def _published_config(config: Mapping) -> dict:
@@ -150,7 +150,7 @@ def write_upload_folder(
     """
     source, target = Path(checkpoint), Path(folder)
     check_files(source)
-    config = _published_config(read_json(source / CONFIG_NAME, "the model's config"))
+    config = _published_config(read_object(source / CONFIG_NAME, "the model's config"))
     extractor = _published_extractor(source)
     check_values(config.get("values_digest"), extractor.values_digest, source)
     if target.exists() and any(target.iterdir()):

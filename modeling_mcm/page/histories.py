@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import threading
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
@@ -46,7 +45,7 @@ from modeling_mcm.events_mcm import (
     select_events,
     to_ids,
 )
-from modeling_mcm.files_mcm import file_digest, write_json
+from modeling_mcm.files_mcm import file_digest, read_json, write_json
 from modeling_mcm.live.customer import LiveCustomer
 from modeling_mcm.live.explanations import visit_rhythm
 from modeling_mcm.live.history import to_iso
@@ -254,7 +253,7 @@ class Histories:
             digest += name + checkpoint_digest(scorer.model, scorer.extractor)
             digest += file_digest(scorer.job.actions) if scorer.job.actions else ""
         with contextlib.suppress(OSError, ValueError):
-            if json.loads(note.read_text(encoding="utf-8")) == {"made_of": digest, "sha256": file_digest(path)}:
+            if read_json(note) == {"made_of": digest, "sha256": file_digest(path)}:
                 self.scored = Scored(pq.read_table(path))
                 return
         forecasts = self.model.model.customer_forecasts

@@ -31,7 +31,7 @@ from modeling_mcm.data.dataset import CUSTOMER, PreparedManifest
 from modeling_mcm.data.offers import load_actions
 from modeling_mcm.data.tables import read_table_file
 from modeling_mcm.events_mcm import to_ids
-from modeling_mcm.files_mcm import atomic_write, damage, file_digest, tensors_digest, write_json
+from modeling_mcm.files_mcm import atomic_write, damage, file_digest, read_json, tensors_digest, write_json
 from modeling_mcm.inputs_mcm import PER_EVENT, RowBatch
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation, MCMModel, MCMPreTrainedModel
 from modeling_mcm.predictor_mcm import (
@@ -154,7 +154,7 @@ def claim(job: ScoringJob, digests: Mapping[str, str], customers: int) -> None:
     folder = Path(job.output_dir)
     path = folder / IDENTITY_FILE
     if path.is_file():
-        earlier = {} if damage(path) else json.loads(path.read_text(encoding="utf-8"))
+        earlier = {} if damage(path) else read_json(path)
         if changed := sorted(name for name in identity if earlier.get(name) != identity[name]):
             raise ValueError(
                 f"{folder} holds predictions of another {', '.join(changed)}: choose another --output_dir, or remove "
