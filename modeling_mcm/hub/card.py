@@ -106,7 +106,7 @@ def _evaluation_metadata(rows: Sequence[Mapping], data: str, split: str, prefix:
 
 def _read_first(folder: str | Path | None, *names: str) -> dict:
     paths = [Path(folder, name) for name in names] if folder else []
-    return next((read_object(path, "which the card reads") for path in paths if path.is_file()), {})
+    return next((read_object(path) for path in paths if path.is_file()), {})
 
 
 def model_card(

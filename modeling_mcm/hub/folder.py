@@ -66,11 +66,8 @@ def code_files() -> list[Path]:
     return sorted({path for entry in entries for path in (entry, *map(Path, get_relative_import_files(entry)))})
 
 
-def read_object(path: Path, what: str) -> dict:
-    """Reads a JSON object from a file; `what` says in the message what the file is. Raises `FileNotFoundError` if
-    there is no such file, and `ValueError` if it holds no JSON object."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path.parent} has no {path.name}, {what}; give the folder that a training wrote.")
+def read_object(path: Path) -> dict:
+    """Reads a JSON object from a file. Raises `ValueError` if there is no such file, or it holds no JSON object."""
     if fault := damage(path):
         raise ValueError(f"{fault}; write it again.")
     return read_json(path)
@@ -150,7 +147,7 @@ def write_upload_folder(
     """
     source, target = Path(checkpoint), Path(folder)
     check_files(source)
-    config = _published_config(read_object(source / CONFIG_NAME, "the model's config"))
+    config = _published_config(read_object(source / CONFIG_NAME))
     extractor = _published_extractor(source)
     check_values(config.get("values_digest"), extractor.values_digest, source)
     if target.exists() and any(target.iterdir()):

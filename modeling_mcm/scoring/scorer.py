@@ -27,11 +27,11 @@ from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.data.cases import to_batch
 from modeling_mcm.data.collator import batches_by_length
 from modeling_mcm.data.cores import map_on_cores
-from modeling_mcm.data.dataset import CUSTOMER, PreparedManifest
+from modeling_mcm.data.dataset import CUSTOMER, PreparedManifest, write_table
 from modeling_mcm.data.offers import load_actions
 from modeling_mcm.data.tables import read_table_file
 from modeling_mcm.events_mcm import to_ids
-from modeling_mcm.files_mcm import atomic_write, damage, file_digest, read_json, tensors_digest, write_json
+from modeling_mcm.files_mcm import damage, file_digest, read_json, tensors_digest, write_json
 from modeling_mcm.inputs_mcm import PER_EVENT, RowBatch
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation, MCMModel, MCMPreTrainedModel
 from modeling_mcm.predictor_mcm import (
@@ -194,8 +194,7 @@ class Scorer:
         """Scores the customers with these indices in the data set, and writes their file whole or not at all. The
         errors are those of [`score`]; an `OSError` is raised if the file can't be written."""
         scores = self.score(self.read(indices))
-        with atomic_write(path) as partial:
-            pq.write_table(scores.replace_schema_metadata(_stamp(path, scores)), partial, compression="zstd")
+        write_table(path, scores.replace_schema_metadata(_stamp(path, scores)), compression="zstd")
 
     def read(self, indices: range) -> Rows:
         """Reads the rows of the customers with these indices, as `PreparedRows` gives them, with the columns of events
