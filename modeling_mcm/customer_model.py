@@ -426,10 +426,10 @@ class CustomerModel:
         """The task, or the first one that knows a label."""
         self._check_labels()
         vocabularies, tasks = self.feature_extractor.vocabularies, self._predictor.tasks()
-        known = [name for name in tasks if label is None or to_text(label) in vocabularies[name]]
-        if task is None and not known:
+        known = (name for name in tasks if label is None or to_text(label) in vocabularies[name])
+        if not (found := task or next(known, None)):
             raise ValueError(f"No task of {tasks} has the label {label!r}: give one that the log has.")
-        return task or known[0]
+        return found
 
     def _read_labels(self, labels: object, label: str | None) -> tuple[pd.DataFrame, dict]:
         """A table of labels, and what its columns are."""

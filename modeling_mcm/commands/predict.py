@@ -41,7 +41,7 @@ from modeling_mcm.data import NO_CUTOFFS, EventSchema, PreparedData, check_vocab
 from modeling_mcm.data.dataset import MANIFEST_FILE
 from modeling_mcm.extras import needs
 from modeling_mcm.files_mcm import file_digest, tensors_digest
-from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation, MCMModel, MCMPreTrainedModel
+from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation, MCMPreTrainedModel
 from modeling_mcm.option import option
 from modeling_mcm.predictor_mcm import Predictor
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
@@ -249,7 +249,7 @@ def run(options: PredictionOptions, engine: EngineOptions) -> str:
         raise ValueError("--engine spark divides the work by itself: start one process, without accelerate launch.")
     head = find_head(options.model)
     options, of_tasks = options.of_head(head), head is MCMForMultiTaskRecommendation
-    model, extractor = open_checkpoint(MCMModel if of_tasks and not options.top_k else head, options.model)
+    model, extractor = open_checkpoint(head, options.model)
     job = _make_job(options, head, model, extractor)
     totals = _totals(options, model) if options.total and state.is_main_process else []
     digest = tensors_digest(model.state_dict())

@@ -33,7 +33,7 @@ from modeling_mcm.data.tables import read_table_file
 from modeling_mcm.events_mcm import to_ids
 from modeling_mcm.files_mcm import damage, file_digest, read_json, tensors_digest, write_json
 from modeling_mcm.inputs_mcm import PER_EVENT, RowBatch
-from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation, MCMModel, MCMPreTrainedModel
+from modeling_mcm.modeling_mcm import MCMPreTrainedModel
 from modeling_mcm.predictor_mcm import (
     CHANCES,
     EMBEDDING,
@@ -294,10 +294,7 @@ def score_on_spark(session: "SparkSession", job: ScoringJob, digest: str, parts:
 @functools.lru_cache(maxsize=1)
 def _scorer(job: ScoringJob, digest: str) -> Scorer:
     """The scorer of a worker, which stays in memory for the worker's other parts."""
-    head = find_head(job.model)
-    if head is MCMForMultiTaskRecommendation and not job.tasks:
-        head = MCMModel
-    model, extractor = open_checkpoint(head, job.model)
+    model, extractor = open_checkpoint(find_head(job.model), job.model)
     if tensors_digest(model.state_dict()) != digest:
         raise ValueError(f"A worker finds another model at {job.model}: give a folder that all machines share.")
     return Scorer(model, extractor, job)

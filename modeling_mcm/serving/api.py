@@ -164,10 +164,10 @@ def create_api(service: CustomerService, tokens: str, limit: float = math.inf, l
     """
     known = tokens.split(",")
     for token in known:
-        if not re.fullmatch(rf"[!-~]{{{SHORTEST_TOKEN},}}", token):
+        if not re.fullmatch(rf"[!-~][ -~]{{{SHORTEST_TOKEN - 2},}}[!-~]", token):
             raise ValueError(
-                f"The token has {len(token)} characters; give at least {SHORTEST_TOKEN}, all ASCII, without a line "
-                "end or space."
+                f"The token has {len(token)} characters; give at least {SHORTEST_TOKEN}, all ASCII, with no line end "
+                "or space around it."
             )
     limits = [RateLimit(limit) for _ in known] if limit < math.inf else []
 
