@@ -306,8 +306,7 @@ class Histories:
 
     def _take(self, rows: IntArray) -> list[RawEvent]:
         """Raw events of the log, without their customer."""
-        events = self.log.drop_columns([self.extractor.customer]).take(rows).to_pylist()
-        return [{name: value for name, value in event.items() if value is not None} for event in events]
+        return self.log.drop_columns([self.extractor.customer]).take(rows).to_pylist()
 
     def _household(self, customer_id: str) -> Household:
         events, extractor = self._take(self._rows[customer_id]), self.extractor

@@ -352,8 +352,8 @@ class Page:
             for entries in live.scores(self.histories.cutoff, [self.histories.main_task], COMPARED).values()
         )
         moves = {name: abs(new[name] - old.get(name, 0)) for name in new}
-        most = sorted((name for name in new if moves[name] >= LEAST_MOVE), key=lambda name: -moves[name])[:MOVES]
-        rows = [_move(name, old.get(name, 0), new[name], percent) for name in most]
+        most = pd.Series(moves).nlargest(MOVES)
+        rows = [_move(name, old.get(name, 0), new[name], percent) for name in most.index[most >= LEAST_MOVE]]
         before, after = map(self._forecast, lives)
         if before:
             names = self.names
