@@ -273,6 +273,11 @@ def _add_questions(api: APIRouter, service: CustomerService) -> None:
     extractor, predictor = service.extractor, service.predictor
     of_offers = {"customers": ["7"], "actions": [{"action_id": "1"} | example_values(extractor)]}
 
+    def read_one(customer_id: str, as_of: AsOf = None) -> Batch:
+        return service.read([customer_id], as_of)
+
+    One = Annotated[Batch, Depends(read_one)]
+
     def answer_scores(batch: Batch, asked: Question) -> list[answers.Scores]:
         if asked.exclude and asked.exclude_seen:
             raise ValueError("`exclude` and `exclude_seen` are both given: give one of them.")
@@ -300,9 +305,8 @@ def _add_questions(api: APIRouter, service: CustomerService) -> None:
         return {"customers": answer_scores(batch, asked), "unknown": batch.unknown}
 
     @api.get("/customers/{customer_id:id}/embedding")
-    def embedding(customer_id: str, as_of: AsOf = None) -> answers.Embedding:
+    def embedding(batch: One) -> answers.Embedding:
         """The customer embedding."""
-        batch = service.read([customer_id], as_of)
         columns = predictor.ask(batch.rows, batch.as_of, embedding=True)
         return answers.Embedding(**batch.customers[0], embedding=columns[EMBEDDING][0].tolist())
 
@@ -311,20 +315,17 @@ def _add_questions(api: APIRouter, service: CustomerService) -> None:
 
     @api.get("/customers/{customer_id:id}/forecast")
     def forecast(
-        customer_id: str,
-        as_of: AsOf = None,
+        batch: One,
         days: Annotated[list[float] | None, Query(description="Horizons. Those of the checkpoint by default.")] = None,
     ) -> answers.Forecast:
         """What the customer is expected to do within the next days, with intervals that hold 80% and 95% of such
         customers; 501 if the checkpoint has no forecasts."""
-        batch = service.read([customer_id], as_of)
         columns = predictor.ask(batch.rows, batch.as_of, forecasts=True, days=days)
         return answers.Forecast(**batch.customers[0], forecast=name_numbers(columns))
 
     @api.get("/customers/{customer_id:id}/prediction")
-    def prediction(customer_id: str, as_of: AsOf = None) -> answers.Prediction:
+    def prediction(batch: One) -> answers.Prediction:
         """What the checkpoint was fine-tuned to: the probability of each class, or the number."""
-        batch = service.read([customer_id], as_of)
         prediction = name_numbers(predictor.predict(batch.rows, batch.as_of))
         return answers.Prediction(**batch.customers[0], prediction=prediction)
 
@@ -359,15 +360,13 @@ def _add_questions(api: APIRouter, service: CustomerService) -> None:
 
     @api.get("/customers/{customer_id:id}/explain")
     def explain(
-        customer_id: str,
+        batch: One,
         task: str,
         label: Annotated[str | None, Query(description="The best one by default.")] = None,
         visits: Annotated[int, Query(ge=0, le=MOST_LABELS, description="Visits that matter most.")] = 10,
-        as_of: AsOf = None,
     ) -> answers.Explained:
         """Why a label has its score: what its chance would be without each past visit. A few are computed at a
         time; for more the answer is 503."""
-        batch = service.read([customer_id], as_of)
         explanation = service.worker(explain_score, batch.rows[0], task, label, batch.as_of, MOST_VISITS)
         explanation = replace(explanation, visits=explanation.visits[:visits])
         return answers.Explained(**batch.customers[0], explanation=explanation)

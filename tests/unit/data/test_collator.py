@@ -43,6 +43,7 @@ EXTRACTOR = MCMFeatureExtractor(
     target_token_types=["buy"],
     end_of_visit="close",
     max_events=40,
+    bins={},
 )
 
 
