@@ -90,7 +90,7 @@ class ActionHead(nn.Module):
     def forward(self, numbers: Tensor, labels: Tensor, offered: Tensor) -> Tensor:
         """Log-odds `(B, K, O)` from numbers `(B, K, X)`, the labels of each action `(A, V)`, and which action each
         offer is of, `(B, K)`."""
-        return self.numbers(numbers) + self.labels(F.normalize(labels, dim=1))[offered]
+        return self.numbers(numbers) + self.labels(F.normalize(labels))[offered]
 
 
 @auto_docstring(custom_intro="MCM fine-tuned to offers: it predicts the log-odds of every outcome of every offer.")

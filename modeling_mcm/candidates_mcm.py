@@ -98,7 +98,7 @@ def choose_labels(
         is_exhausted = ~is_chosen[:, -1]
         is_chosen &= _ranks_in_group(groups[labels]) < per_group
         if count == columns or bool((is_exhausted | (is_chosen.sum(1) >= k)).all()):
-            order = (~is_chosen).to(torch.uint8).sort(dim=1, stable=True).indices[:, :k]  # chosen labels first
+            order = (~is_chosen).to(torch.uint8).sort(stable=True).indices[:, :k]  # chosen labels first
             values, labels, is_chosen = (each.gather(1, order) for each in (values, labels, is_chosen))
             break
         count = min(4 * count, columns)
@@ -107,7 +107,7 @@ def choose_labels(
 
 def _ranks_in_group(groups: Tensor) -> Tensor:
     """Number of earlier columns `(B, m)` of the same group."""
-    ordered, order = groups.sort(dim=1, stable=True)
+    ordered, order = groups.sort(stable=True)
     place = torch.arange(groups.shape[1], device=groups.device).expand_as(groups)
     rank = place - torch.searchsorted(ordered, ordered)
     return torch.empty_like(groups).scatter_(1, order, rank)

@@ -66,7 +66,7 @@ class PredictionHead(nn.Module):
 
     def forward(self, numbers: Tensor, counts: Tensor) -> Tensor:
         """Scores `(B, C)` from numbers `(B, S + K)` and counts `(B, V)`, as [`MCMPredictionOutput`] has them."""
-        return self.state(numbers) + self.labels(F.normalize(counts * self.rarity, dim=1))
+        return self.state(numbers) + self.labels(F.normalize(counts * self.rarity))
 
 
 @auto_docstring(
@@ -122,7 +122,7 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
         each one of further columns, then of each label of each task. With them the scores `(B, C)`. The arguments are
         those of `forward`."""
         outputs, head = self(**inputs), self.prediction_head
-        read = torch.cat([outputs.numbers, F.normalize(outputs.label_counts * head.rarity, dim=1)], 1)
+        read = torch.cat([outputs.numbers, F.normalize(outputs.label_counts * head.rarity)], 1)
         return read[..., None] * torch.cat([head.state.weight, head.labels.weight], 1).T, outputs.logits
 
     def compute_loss(self, scores: Tensor, labels: Tensor) -> Tensor:

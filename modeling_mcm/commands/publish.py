@@ -69,7 +69,7 @@ def main(options: PublishingOptions) -> None:
         model_card(folder, options.repo_id, options.model, exposure).save(folder / CARD_NAME)
         files = files_to_publish(folder)
         for path in files:
-            print(f"{path.stat().st_size:>14,} bytes  {path.relative_to(folder)}")
+            print(f"{path.stat().st_size:>14,} bytes  {path.name}")
         if options.dry_run:
             print(f"Nothing was sent. {len(files)} files would go to {options.repo_id}.")
             return

@@ -205,7 +205,7 @@ def even_out(events: pd.DataFrame) -> pd.DataFrame:
 
 def _is_mixed(values: pd.Series) -> bool:
     """Whether a column has numbers and texts."""
-    if types.infer_dtype(values, skipna=True) not in ("mixed-integer", "mixed"):
+    if types.infer_dtype(values) not in ("mixed-integer", "mixed"):
         return False
     return all(issubclass(kind, str | Real) for kind in {type(value) for value in values.dropna()})
 
@@ -292,7 +292,7 @@ def _check_table(events: pd.DataFrame) -> None:
             "guessed: choose some, as in events[['customer', 'time', ...]], or give a whole EventSchema."
         )
     for name in names:
-        kind = types.infer_dtype(events[name], skipna=True)
+        kind = types.infer_dtype(events[name])
         if kind in ("mixed", "mixed-integer", "bytes") and not _is_mixed(events[name]):
             kinds = sorted({type(value).__name__ for value in events[name].dropna().head(ROWS_READ)})
             raise ValueError(
@@ -434,7 +434,7 @@ def _features(columns: Columns, roles: Mapping) -> tuple[list[dict], dict[str, i
         if name in roles.values() or number < 2 or is_time(values):
             continue
         is_number = types.is_numeric_dtype(values) and not types.is_bool_dtype(values)
-        is_number |= types.infer_dtype(values, skipna=True) == "decimal"
+        is_number |= types.infer_dtype(values) == "decimal"
         is_counted = bool(words & NUMBERS) or name.lower().startswith("number")  # `number_of_cds` is no id
         is_id = not is_number or bool(words & (IDS | LABELS))
         if not is_number and values.dropna().astype(str).str.fullmatch(CLOCK).all():

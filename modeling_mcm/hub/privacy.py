@@ -135,7 +135,7 @@ def hide_pairs(tables: Tensors, tasks: Sequence[str], shared: Tensors) -> tuple[
             counts, weights = f"{match[1]}counts", f"{match[1]}weights"
             pairs, labels = shared[tasks[int(match[2])]], torch.arange(table.shape[1])
             gone = ~torch.isin(labels[:, None] * PAIR + table, pairs)
-            order = gone.int().argsort(dim=2, stable=True)  # a gap would tell of a pair
+            order = gone.int().argsort(stable=True)  # a gap would tell of a pair
             changed |= {each: tables[each].masked_fill(gone, 0).gather(2, order) for each in (name, weights)}
             changed[counts] = tables[counts].masked_fill(~torch.isin(labels * PAIR + labels, pairs), 0)
             number += int((gone & (tables[weights] != 0)).sum())

@@ -73,7 +73,7 @@ def together(
     has_ease = len(tables.neighbours) > EASE
     kind, lift = (EASE, LIFT[0]) if has_ease else (TRANSITIONS, LIFT[1])
     neighbours, weights = tables.neighbours[kind, ids].long(), tables.weights[kind, ids].float().clamp(min=0)
-    weights = F.normalize(weights, 1, dim=1) / len(ids)
+    weights = F.normalize(weights, 1) / len(ids)
     popularity = tables.counts[0] + 1
     scores = torch.bincount(neighbours.flatten(), weights.flatten(), len(popularity))
     return _best(feature_extractor, task, scores / (popularity / popularity.sum()) ** lift, ids, k)

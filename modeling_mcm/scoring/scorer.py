@@ -256,7 +256,7 @@ class Scorer:
         if job.actions is not None:
             columns = {}
             for name, chances in ask.score_offers(rows, self.actions, job.as_of).items():
-                order = chances.sort(dim=1, descending=True, stable=True)
+                order = chances.sort(descending=True, stable=True)
                 columns[name] = order.indices[:, : job.top_k] + FIRST_LABEL
                 columns[name + SCORES] = order.values[:, : job.top_k]
             return columns
@@ -291,7 +291,7 @@ def score_on_spark(session: "SparkSession", job: ScoringJob, digest: str, parts:
         )
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(1)
 def _scorer(job: ScoringJob, digest: str) -> Scorer:
     """The scorer of a worker, which stays in memory for the worker's other parts."""
     model, extractor = open_checkpoint(find_head(job.model), job.model)
