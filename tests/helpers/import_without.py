@@ -13,7 +13,7 @@ import contextlib
 import importlib
 import io
 import json
-import os
+import multiprocessing
 import runpy
 import sys
 from pathlib import Path
@@ -45,8 +45,9 @@ def outcome(run):
     return None
 
 
-def outcomes():
-    """Errors of every module and script, by name; `None` where there is none."""
+def outcomes(packages):
+    """Errors of every module and script without some packages, by name; `None` where there is none."""
+    hide(packages)
     found = {name: outcome(lambda name=name: importlib.import_module(name)) for name in MODULES}
     for name in SCRIPTS:
         sys.argv = [name, "--help"]
@@ -62,14 +63,9 @@ def main():
     for name in ("torch", "transformers", "transformers.pipelines", "datasets", "accelerate", "evaluate", "pandas"):
         importlib.import_module(name)
     importlib.import_module("transformers").Trainer  # noqa: B018  lazy, and slow to import
-    for place, case in enumerate(cases):
-        if not os.fork():
-            hide(case)
-            path.with_suffix(f".{place}").write_text(json.dumps(outcomes()))
-            os._exit(0)
-        os.wait()
-    parts = [json.loads(path.with_suffix(f".{place}").read_text()) for place in range(len(cases))]
-    path.write_text(json.dumps(dict(zip(cases, parts, strict=True)), indent=1))
+    with multiprocessing.get_context("fork").Pool(1, maxtasksperchild=1) as processes:
+        found = processes.map(outcomes, cases, chunksize=1)
+    path.write_text(json.dumps(dict(zip(cases, found, strict=True)), indent=1))
 
 
 if __name__ == "__main__":

@@ -143,16 +143,15 @@ def check_rows(tmp_path, log, profiles=None, name="out"):
     return rows
 
 
-def check_same_training_period(tmp_path, first="a", second="b"):
-    """What was fitted and counted, and all rows up to the validation cutoff, are the same in two data sets; gives
-    the rows of the second."""
-    folders = [tmp_path / name for name in (first, second)]
+def check_same_training_period(tmp_path):
+    """What was fitted and counted, and all rows up to the validation cutoff, are the same in the data sets a and b."""
+    folders = [tmp_path / name for name in "ab"]
     for file in ("vocabularies.json", "preprocessor_config.json"):
         one, other = ((folder / "feature_extractor" / file).read_bytes() for folder in folders)
         assert one == other
     one, other = (pq.read_table(folder / "popularity.parquet") for folder in folders)
     assert one.equals(other)
-    rows, others = read_rows(tmp_path, first), read_rows(tmp_path, second)
+    rows, others = (read_rows(tmp_path, name) for name in "ab")
     for customer, row in rows.items():
         end = row["validation_end"]
         assert others[customer]["validation_end"] == end
@@ -161,4 +160,3 @@ def check_same_training_period(tmp_path, first="a", second="b"):
                 assert others[customer][column][:end] == value[:end], column
             elif column.startswith("profile_"):
                 assert others[customer][column] == value
-    return others

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 from choices import PAPER, from_data
+from handmade_extractor import BUY, CLICK, CLOSE, FEATURES, SETTINGS, START, UNKNOWN, make
 
-from modeling_mcm import MCMConfig, MCMFeatureExtractor
+from modeling_mcm import MCMConfig
 from modeling_mcm.data import load_prepared
 from modeling_mcm.data.collator import IGNORED, LengthGroupedSampler, MCMCollator, PreparedRows
 from modeling_mcm.losses_mcm import Objective
 
-BUY, CLICK, START, CLOSE = 2, 3, 4, 5
-UNKNOWN, DAY = 1, 86_400
+DAY = 86_400
 MODES = {
     "random event": {},
     "random visit": {"encoder_unit": "visit"},
@@ -30,18 +30,11 @@ MODES = {
 UNITS = {"next_event": "event", "next_visit": "visit"}
 
 
-EXTRACTOR = MCMFeatureExtractor(
-    features=[{"name": "items", "column": "item"}, {"name": "type", "column": "action"}],
-    vocabularies={
-        "items": [f"item {number}" for number in range(60)],
-        "type": ["buy", "click", "history_start", "close"],
-    },
-    time="when",
-    token_type="action",
-    visit="basket",
-    tasks=["items", "type"],
-    target_token_types=["buy"],
-    end_of_visit="close",
+EXTRACTOR = make(
+    features=[FEATURES[1], FEATURES[0]],
+    vocabularies={"items": [f"item {number}" for number in range(60)], "type": SETTINGS["vocabularies"]["type"]},
+    bins={},
+    amount=None,
     max_events=40,
     bins={},
 )
