@@ -38,8 +38,9 @@ TINY = {
 TINY_OVERRIDES = [f"{name}={value}" for name, value in TINY.items()]
 
 
-# Overrides without dropout, with which a training draws nothing.
-NO_DROPOUT = [f"{name}_prob=0.0" for name in ("hidden_dropout", "attention_probs_dropout", "event_dropout")]
+# Without dropout a training draws nothing; and the same as overrides.
+STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "event_dropout_prob": 0.0}
+NO_DROPOUT = [f"{name}={value}" for name, value in STILL.items()]
 
 
 def pretraining_options(data, folder, *overrides, **options):

@@ -17,6 +17,7 @@ from folders import changed_weights, content, read_json
 from in_process import call
 from serving_client import as_requests, make_client, make_service
 from sklearn.metrics import roc_auc_score
+from synthetic_log import prepare_items
 from transformers import pipeline
 
 from modeling_mcm import (
@@ -325,10 +326,8 @@ def test_the_example_learns_churn_and_kids(event_log, pretrained, prepared, tmp_
     assert "'true': " in said
 
 
-def test_labels_need_a_log_with_times(prepare_log, event_log, tmp_path):
-    ordered = event_log.assign(place=np.arange(len(event_log))).drop(columns="when")
-    changes = {"time": None, "order": "place", "cutoffs": "leave_one_out"}
-    features = [{"name": "type", "column": "action"}, {"name": "items", "column": "item"}]
-    data = prepare_log(ordered, **changes, features=features, amount=None, tasks=["items"])
+def test_labels_need_a_log_with_times(tmp_path):
+    rows, schema = [(who, item) for who in "ab" for item in range(4)], {"order": "rows", "cutoffs": "leave_one_out"}
+    data = prepare_items(tmp_path, rows, ["user", "item"], features=[{"name": "item"}], **schema)
     with pytest.raises(ValueError, match="has no times but `order`"):
-        read_labels(PreparedData(data), LabelOptions(labels=str(tmp_path / "labels.csv")))
+        read_labels(data, LabelOptions(labels=str(tmp_path / "labels.csv")))

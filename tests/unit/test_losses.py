@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from choices import STILL
 from four_histories import assert_close
 
 from modeling_mcm import MCMForMultiTaskRecommendation, MCMModel
@@ -70,7 +71,7 @@ def test_small_gradients_survive_half_precision():
 
 @pytest.mark.parametrize("most", [1, 10**9], ids=["one by one", "all at once"])
 def test_training_loss_equals_evaluation_loss_in_whatever_parts(tiny_model, inputs, most, monkeypatch):
-    model = tiny_model(extended=True, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    model = tiny_model(extended=True, **STILL)
     ends = torch.stack([inputs["attention_mask"].sum(1) - 1, torch.zeros(4, dtype=torch.long)] * 2, dim=1)
     labels = torch.stack([torch.randint(2, size, (4, 3)) for size in model.config.label_sizes.values()], dim=-1)
     prefixes = torch.tensor([[0, 1, 1], [0, 0, 0], [0, 3, 3], [2, 2, 2]])
@@ -87,7 +88,7 @@ def test_training_loss_equals_evaluation_loss_in_whatever_parts(tiny_model, inpu
 
 
 def test_frozen_model_gives_its_losses(tiny_model, inputs):
-    model = tiny_model(extended=True, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).requires_grad_(False)
+    model = tiny_model(extended=True, **STILL).requires_grad_(False)
     labels = torch.full((4, 2, 3), 3)
     found = model.train()(**inputs, labels=labels).loss
     assert not found.requires_grad
@@ -97,7 +98,7 @@ def test_frozen_model_gives_its_losses(tiny_model, inputs):
 @pytest.mark.parametrize("choices", [{}, {"readout": "last"}, {"extended": True}])
 def test_one_batch_is_overfitted(tiny_config, inputs, choices):
     torch.manual_seed(0)
-    config = tiny_config(**choices, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, hidden_size=32)
+    config = tiny_config(**choices, **STILL, hidden_size=32)
     model = MCMForMultiTaskRecommendation(config)
     labels = torch.stack([torch.randint(2, size, (4, 1)) for size in config.label_sizes.values()], dim=-1)
     batch = {**inputs, "labels": labels}

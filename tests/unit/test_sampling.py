@@ -4,7 +4,7 @@
 
 import pytest
 import torch
-from choices import EXTENDED, PAPER, perturb
+from choices import EXTENDED, PAPER, STILL, perturb
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -39,10 +39,9 @@ def test_sample_has_the_certain_labels(labels):
 def make(items=200, extended=True, sampled_labels=0, **changes):
     """A model without dropout whose every parameter has a say."""
     torch.manual_seed(0)
-    no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     data = {"features": ["token_type", "item"], "vocabulary_sizes": [5, items], "tasks": ["item", "token_type"]}
-    config = MCMConfig(**data | shape | (EXTENDED if extended else PAPER) | no_dropout | changes)
+    config = MCMConfig(**data | shape | (EXTENDED if extended else PAPER) | STILL | changes)
     model = MCMForMultiTaskRecommendation(config).train()
     model.objective = Objective(sampled_labels=sampled_labels)
     return perturb(model)

@@ -4,17 +4,13 @@
 
 from datetime import datetime
 
-import numpy as np
 import pandas as pd
 import pytest
-from choices import EXTENDED, TINY, from_data
-from transformers.utils import logging
+from choices import STATE
+from fitted import fill_forecaster
 
-from modeling_mcm import MCMConfig, MCMModel
 from modeling_mcm.data import PreparedData
-from modeling_mcm.data.collator import PreparedRows
 from modeling_mcm.scoring import ScoringJob, forecast_total
-from modeling_mcm.training.fitting import describe_shop
 
 DAYS = 25
 
@@ -25,13 +21,8 @@ def data(prepared):
 
 
 @pytest.fixture(scope="module")
-def model(data):
-    """A tiny model whose forecaster knows the shop of the data set."""
-    sizes = {"state_size": 16, "summed_features": data.extractor.summed_features, "forecast_days": [7.0, DAYS]}
-    model = MCMModel(MCMConfig(**(from_data(data.extractor) | TINY | EXTENDED | sizes)))
-    rows = PreparedRows(data.rows, np.flatnonzero(np.asarray(data.rows["validation_end"]) > 1))
-    describe_shop(model, data.extractor, rows, data.schema.cutoff_seconds("validation"))
-    return model.eval()
+def model(tiny_model):
+    return fill_forecaster(tiny_model(extended=True, **STATE, forecast_days=[7.0, DAYS]).model)
 
 
 def bought(log, start, end, column=None):
@@ -79,12 +70,10 @@ def test_the_command_writes_any_horizon_and_prints_the_totals(model, data, comma
     command("run_predict", *options, "--total", "visits", "--as_of", "2017-11-01", fails="leave out --as_of")
 
 
-def test_missing_weeks_are_told(model, prepare_log, event_log, monkeypatch):
-    said = []
-    monkeypatch.setattr(logging.get_logger("modeling_mcm.evaluation.totals"), "warning", said.append)
+def test_missing_weeks_are_told(model, prepare_log, event_log, caplog):
     gap = event_log["when"].between("2017-05-01", "2017-05-30")
     found = forecast_total(model, PreparedData(prepare_log(event_log[~gap])), "visits", DAYS)
-    assert len(found.missing_weeks) in (3, 4) and "has no event in" in said[0]
+    assert len(found.missing_weeks) in (3, 4) and "has no event in" in caplog.text
     assert all(datetime(2017, 4, 30) < week < datetime(2017, 5, 30) for week in found.missing_weeks)
 
 
