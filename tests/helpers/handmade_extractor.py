@@ -5,7 +5,6 @@
 from typing import Any
 
 import numpy as np
-import torch
 
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
@@ -65,11 +64,3 @@ CUSTOMER = {"customer_id": "c1", "events": HISTORY, "profile": {"age": "old", "I
 
 def seconds(time):
     return int(np.datetime64(time, "s").astype(np.int64))
-
-
-def rows_equal(left, right):
-    return left.keys() == right.keys() and all(np.array_equal(left[key], right[key]) for key in left)
-
-
-def batches_equal(left, right):
-    return left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)

@@ -126,20 +126,18 @@ def load_extractor(tmp_path, name="out"):
     return MCMFeatureExtractor.from_pretrained(tmp_path / name / "feature_extractor")
 
 
-def check_row(row, encoded, customer):
-    """A row of preparation is what the feature extractor gives of the same customer, and what evaluation needs."""
-    del encoded["label_columns"]  # of a person's question, not of a log
-    assert set(encoded) == {name for name in row if not name.startswith("unseen_")} - {"validation_end", "test_end"}
-    for column, value in encoded.items():
-        np.testing.assert_array_equal(row[column], value, err_msg=f"{customer} {column}")
-
-
 def check_rows(tmp_path, log, profiles=None, name="out"):
     """The rows of a data set are those of its feature extractor; gives them."""
     extractor, rows = load_extractor(tmp_path, name), read_rows(tmp_path, name)
     for customer, row in rows.items():
         known = {"events": find_customer(log, int(customer)), "profile": (profiles or {}).get(customer)}
-        check_row(row, extractor.encode({"customer_id": customer, **known}), customer)
+        encoded = extractor.encode({"customer_id": customer, **known})
+        del encoded["label_columns"]  # of a person's question, not of a log
+        assert set(encoded) == {name for name in row if not name.startswith("unseen_")} - {
+            "validation_end",
+            "test_end",
+        }
+        np.testing.assert_equal({name: row[name] for name in encoded}, encoded, err_msg=customer)
     return rows
 
 

@@ -9,21 +9,20 @@ import zlib
 import numpy as np
 import pandas as pd
 import pytest
-from choices import STATE
 from corner_shop import without_times
-from fitted import fill_forecaster, fill_scorer
+from fitted import fill_scorer
 
 from modeling_mcm import LiveCustomer
 from modeling_mcm.live.history import Added, LiveHistory
 
 CONFIG = {"extended": True, "attention_window": 4, "max_position_embeddings": None, "scorer": True}
-CONFIG |= STATE | {"target_types": {"type": [2, 3]}, "kind_feature": "type"}
+CONFIG |= {"kind_feature": "type"}
 
 
 @pytest.fixture
 def model(tiny_model):
-    """A model with a fitted scorer, which reads the encoder, and forecasts."""
-    return fill_forecaster(fill_scorer(tiny_model(**CONFIG)))
+    """A model with a fitted scorer, which reads the encoder."""
+    return fill_scorer(tiny_model(**CONFIG))
 
 
 def random_events(seed, count=30):
