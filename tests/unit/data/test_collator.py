@@ -36,7 +36,6 @@ EXTRACTOR = make(
     bins={},
     amount=None,
     max_events=40,
-    bins={},
 )
 
 
