@@ -31,7 +31,7 @@ from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.training.fitting import describe_customers, fill_label_values, popularity
 from modeling_mcm.training.options import AUTO, NONE, ModelOptions, PretrainingArguments
-from modeling_mcm.training.recipe import Recipe, recipe_for
+from modeling_mcm.training.recipe import Fields, Recipe, make_config, recipe_for
 from modeling_mcm.training.resuming import (
     PRETRAINING,
     Facts,
@@ -43,7 +43,6 @@ from modeling_mcm.training.resuming import (
     step_size,
 )
 from modeling_mcm.training.scorer import ScorerFit
-from modeling_mcm.training.sizes import Fields, make_config
 from modeling_mcm.training.trainer import MCMTrainer
 
 logger = logging.get_logger(__name__)

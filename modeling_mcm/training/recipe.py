@@ -10,10 +10,18 @@ encoders. Preparation computes the measures (`modeling_mcm.preparation.rows.meas
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from modeling_mcm.configuration_mcm import MCMConfig
-from modeling_mcm.training.sizes import Fields
 
+Fields = dict[str, Any]  # of `MCMConfig`, or options, by name
+# Configs with a name, such as `--config mcm-base`: here, so that an installed package has them
+SIZES: dict[str, Fields] = {
+    "mcm-mini": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 256},
+    "mcm-tiny": {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 512},
+    "mcm-base": {"hidden_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 1024},
+}
 # Share of customers with a single visit from which the next visit is no target, because most customers have none.
 ONE_VISIT = 0.5
 SEVERAL = 1.5  # mean number of target events of a visit above which a visit may be one unit
@@ -82,3 +90,11 @@ def recipe_for(measures: Mapping[str, int], labels: int, features: Sequence[str]
         "lower loss of counts and encoder together, on validation, end the training."
     )
     return Recipe(size, {"augmentation": "all_prefixes", **config}, training, reasons)
+
+
+def make_config(name: str) -> Fields:
+    """The fields of a config that do not depend on the data: of one of `SIZES`, of a folder with a
+    config.json, or of a name on the Hub. A folder goes before a built-in config of its name."""
+    if name in SIZES and not Path(name).is_dir():
+        return {"model_type": MCMConfig.model_type, **SIZES[name]}
+    return MCMConfig.get_config_dict(name)[0]
