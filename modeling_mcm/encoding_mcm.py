@@ -182,9 +182,9 @@ class Encoding:
                 sums = texts.map(lambda text: zlib.crc32(text.encode()) >> 1).expand(np.int64)
             is_unseen = (ids[task] == UNKNOWN_ID) & events.is_target
             unseen[task] = np.where(is_unseen, sums, 0).astype(np.int32)
-        ranks = np.full(count, NO_RANK) if events.visits is None else events.visits.rank()
         customers, periods = (nothing if each is None else each for each in (customers, periods))
         closing = bool(schema.end_of_visit)
+        ranks = events.visits.rank()
         timeline = arrange(events.positions, ranks, ties, events.is_target, closing, customers, periods)
 
         def in_order(values: NDArray, closing: int = 0) -> NDArray:

@@ -195,6 +195,11 @@ class Distinct:
             return cls(values, np.arange(len(values)))
         return cls([value for _, value in codes], np.fromiter(map(codes.__getitem__, keys), np.int64, len(keys)))
 
+    @classmethod
+    def missing(cls, count: int) -> "Distinct":
+        """A column without any value."""
+        return cls([None][:count], np.zeros(count, np.int64))
+
     def __getitem__(self, events: NDArray) -> "Distinct":
         return Distinct(self.values, self.codes[events])
 
@@ -335,7 +340,7 @@ def read_columns(events: Any, known: Sequence[str]) -> tuple[dict, int]:
         raise ValueError(f"event {number} is {event!r}, expected a dict of column and value")
     check_keys(columns, known, "columns of the events")
     count = max(map(len, columns.values()), default=0) if isinstance(events, Mapping) else len(events)
-    return defaultdict(lambda: Distinct([None][:count], np.zeros(count, np.int64)), columns), count
+    return defaultdict(lambda: Distinct.missing(count), columns), count
 
 
 class BadValues(NamedTuple):
@@ -387,23 +392,21 @@ class Events:
     """Events as they were read, in any order, before they have ids."""
 
     positions: IntArray  # (events,): seconds since 1970-01-01, or the places of events without times
-    visits: Distinct | None  # keys of the visits as texts; None where the log has none
+    visits: Distinct  # keys of the visits as texts
     is_target: BoolArray  # (events,): whether the token type is that of a target
     # By feature what was read of its column: `Distinct` texts or sets of texts, or an array of numbers.
     values: dict
 
     def without_duplicates(self) -> "Events":
         """Leaves out the events that equal an earlier one in all that is read of them."""
-        columns = [self.positions, *self.values.values(), *([] if self.visits is None else [self.visits])]
+        columns = [self.positions, self.visits, *self.values.values()]
         keys = [
             np.unique(column, return_inverse=True)[1] if isinstance(column, np.ndarray) else column.codes
             for column in columns
         ]
         kept = np.sort(np.unique(np.stack(keys), axis=1, return_index=True)[1])
-
         values = {feature: column[kept] for feature, column in self.values.items()}
-        visits = None if self.visits is None else self.visits[kept]
-        return Events(self.positions[kept], visits, self.is_target[kept], values)
+        return Events(self.positions[kept], self.visits[kept], self.is_target[kept], values)
 
 
 class EventReader:
@@ -450,7 +453,7 @@ class EventReader:
         """Reads the columns of a log of `count` events. An event may have no time (`NO_TIME`). Values that can't be
         read are missing, and noted in `bad`; see [`read_values`]."""
         schema = self.schema
-        visits, is_target, positions = None, np.ones(count, bool), np.arange(count)
+        visits, is_target, positions = Distinct.missing(count), np.ones(count, bool), np.arange(count)
         if schema.visit:
             visits = read_values(schema.visit, columns[schema.visit], to_text, bad)
         if schema.token_type is not None:

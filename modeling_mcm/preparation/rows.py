@@ -93,7 +93,7 @@ class RowReader:
             positions, values = events.positions, events.values
             is_missing = positions == NO_TIME
             read["second"] = pa.array(positions + (start if self.log.order == ROWS else 0), mask=is_missing)
-            read |= {"visit": events.visits or pa.nulls(len(block), pa.string()), "is_target": events.is_target}
+            read |= {"visit": events.visits, "is_target": events.is_target}
             read["to_predict"] = self._to_predict(events)
         read |= {name: values[spec.name] for name, spec in self.stored.items()}
         read |= {name: np.full(len(block), None) for name in BAD}
@@ -167,8 +167,7 @@ class ShardEncoder:
         ids = from_arrow(rows["customer_id"])
         customers, periods = ids.rank(), rows["period"].to_numpy().astype(np.int64)
         values = {spec.name: from_arrow(rows[name]) for name, spec in self.events.stored.items()}
-        visits = from_arrow(rows["visit"]) if self.schema.visit else None
-        events = Events(rows["second"].to_numpy(), visits, rows["is_target"].to_numpy(), values)
+        events = Events(rows["second"].to_numpy(), from_arrow(rows["visit"]), rows["is_target"].to_numpy(), values)
         row, timeline = self.encoding.encode(events, customers, periods)
         customers_of_row, periods_of_row = customers[timeline.indices], periods[timeline.indices]
         offsets = pa.array(compute_offsets(np.bincount(customers_of_row)), pa.int32())
