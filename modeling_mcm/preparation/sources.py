@@ -62,8 +62,6 @@ class InputFiles:
 
     def columns(self, path: str, what: str, text: TextFormat | None = None) -> list[tuple[str, str]]:
         """Names and types of the columns of a file and of its path. In a text file all columns are text."""
-        if self.filesystem.size(path) == 0:
-            raise ValueError(f"The {what} file {path} is empty; it needs at least one row.")
         path_columns = [(name, "string") for name in self.path_columns(path)]
         if self.kind != "parquet":
             with TextReader(path, self.kind, self.filesystem, text or TextFormat(), what) as reader:
@@ -241,14 +239,18 @@ class SourceTable:
             yield from self._table.select(columns).to_batches(ROWS_PER_BLOCK)
         for files in self._files:
             for path in files.paths:
-                read = self._parquet_blocks if files.kind == "parquet" else self._text_blocks
-                for block in read(path, files, columns):
+                for block in self._file_blocks(path, files, columns):
                     for name, value in files.path_columns(path).items():
                         if name in columns:
                             block = block.append_column(name, pa.array([value] * len(block), pa.string()))
                     yield block.select(columns)
 
-    def _parquet_blocks(self, path: str, files: InputFiles, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    def _file_blocks(self, path: str, files: InputFiles, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        if files.kind != "parquet":
+            with TextReader(path, files.kind, files.filesystem, self.text, self.what) as reader:
+                yield from reader.blocks(columns, ROWS_PER_BLOCK)
+                self.dropped += reader.bad
+            return
         try:
             with files.filesystem.open(path) as opened, pq.ParquetFile(opened) as file:
                 names = [name for name in columns if name in file.schema_arrow.names]
@@ -257,8 +259,3 @@ class SourceTable:
             raise ValueError(
                 f"The {self.what} file {path} can't be read ({error}): if it is damaged, write it again."
             ) from error
-
-    def _text_blocks(self, path: str, files: InputFiles, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        with TextReader(path, files.kind, files.filesystem, self.text, self.what) as reader:
-            yield from reader.blocks(columns, ROWS_PER_BLOCK)
-            self.dropped += reader.bad

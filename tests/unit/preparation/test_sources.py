@@ -116,7 +116,7 @@ LONG = encoded(HEADING, *(f"u{place},2024-01-01,i{place * 7919 % 1013},{place}\n
 PARQUET = make_log().to_parquet()
 # What log.csv holds, and what is said of it
 TEXTS = r"""
- -> log.csv is empty; it needs at least one row
+ -> log.csv is empty; it needs a heading and at least one row
 \n\r\n\n -> log.csv is empty; it needs a heading
 user,at,item,price -> event table is empty
 \xff\xfeu\x00s\x00e\x00r\x00 -> line 1: a null byte.* if the file is UTF-16
