@@ -26,7 +26,6 @@ from modeling_mcm.processing_mcm import MCMFeatureExtractor
 MANIFEST_FILE = "manifest.json"
 CUSTOMER = "customer_id"  # the column of rows and of predictions that names the customer
 FEATURE_EXTRACTOR_FOLDER = "feature_extractor"
-POPULARITY_FILE = "popularity.parquet"
 PAGE_FILE = "page.parquet"  # scores of all customers, which `mcm app` stores
 PAGE_NOTE = "page.json"  # what they were made of, and the digest of their file
 CONTENT = "digest"  # key of the manifest's own digest
@@ -111,8 +110,8 @@ class PreparedManifest:
         """Writes `manifest.json` in one step, and returns it with the digests of the other files. Raises `OSError` if
         the file can't be written."""
         folder = Path(directory)
-        paths = [*folder.glob(POPULARITY_FILE), *folder.glob(f"{FEATURE_EXTRACTOR_FOLDER}/*.json")]
-        digests = {path.relative_to(folder).as_posix(): file_digest(path) for path in sorted(paths)}
+        paths = sorted(folder.glob(f"{FEATURE_EXTRACTOR_FOLDER}/*.json"))
+        digests = {path.relative_to(folder).as_posix(): file_digest(path) for path in paths}
         saved = replace(self, files=self.files | digests)
         content = json.loads(json.dumps(asdict(saved)))
         write_json(folder / MANIFEST_FILE, content | {CONTENT: _content_digest(content)}, ensure_ascii=False)

@@ -23,14 +23,12 @@ from modeling_mcm.data.cases import CUTOFFS
 from modeling_mcm.data.dataset import (
     FEATURE_EXTRACTOR_FOLDER,
     MANIFEST_FILE,
-    POPULARITY_FILE,
     PreparedManifest,
-    write_table,
 )
 from modeling_mcm.data.schema import NO_CUTOFFS, EventSchema
 from modeling_mcm.extras import needs
 from modeling_mcm.files_mcm import atomic_folder
-from modeling_mcm.preparation.rows import ShardEncoder, add_values, write_shard
+from modeling_mcm.preparation.rows import ShardEncoder, write_shard
 from modeling_mcm.preparation.sources import Source, describe
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.schema_mcm import check_integer
@@ -163,7 +161,7 @@ def prepare(
     memory_limit: str = "1GB",
     spark_config: Mapping[str, str] | None = None,
 ) -> PreparedManifest:
-    """Prepares an event log: `manifest.json`, `feature_extractor/`, `popularity.parquet` and shards of customers.
+    """Prepares an event log: `manifest.json`, `feature_extractor/` and shards of customers.
 
     Args:
         events (`Source`): The log, one row per event: a Parquet or CSV file, a folder of them, an address that fsspec
@@ -240,10 +238,9 @@ def prepare(
         sharded = cache(sharded if is_spark else sharded.order_by("shard"))
         extractor = feature_extractor or fit(sharded, profiles, schema, done)
         extractor.save_pretrained(target / FEATURE_EXTRACTOR_FOLDER)
-        shards, values, totals = [], [], defaultdict[str, Counter[str]](Counter)
+        shards, totals = [], defaultdict[str, Counter[str]](Counter)
         for entry, counted in _write_shards(sharded, profiles, ShardEncoder(schema, extractor), target, number):
             shards.append(entry)
-            values.append(counted.pop("values"))
             for kind, numbers in counted.items():
                 totals[kind].update(numbers)
             done(f"shard {len(shards)} of {number}")
@@ -252,7 +249,6 @@ def prepare(
                 f"{empty} events have no value in any feature; leave them out of the log, or add a feature that is "
                 "always there, such as {name: hour, kind: hour}."
             )
-        write_table(target / POPULARITY_FILE, add_values(values, extractor))
         counts |= {kind: dict(totals[kind]) for kind in ("missing", "unknown")}
         counts |= dict(totals["events"]) | dict(totals["cases"])
         for cutoff in CUTOFFS if schema.cutoffs != NO_CUTOFFS else ():

@@ -10,12 +10,11 @@ feature names such as "a.b", or "Type" beside "type", are legal in a schema but 
 share the values of a column have one column, that of the first.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -39,14 +38,10 @@ from modeling_mcm.events_mcm import (
 )
 from modeling_mcm.files_mcm import file_digest
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
-from modeling_mcm.schema_mcm import CATEGORICAL, NUMERIC, ROWS, FeatureSpec
+from modeling_mcm.schema_mcm import NUMERIC, ROWS, FeatureSpec
 
 BAD = ("bad_column", "bad_reason")  # of a row with a value that can't be read: the column, and what is wrong
 ROWS_PER_ROW_GROUP = 256
-COUNTS = ["count", "target_count"]
-POPULARITY = pa.schema(
-    {"feature": pa.string(), "id": pa.int32(), "value": pa.string()} | dict.fromkeys(COUNTS, pa.int64())
-)
 
 
 class RowReader:
@@ -182,42 +177,22 @@ class ShardEncoder:
             ends = np.bincount(customers_of_row, weights=periods_of_row < period)
             columns[name] = pa.array(ends.astype(np.int32))
         table = pa.table(columns)
-        is_target = events.is_target[timeline.indices] & ~timeline.closes
-        counts = self.count(row, timeline.closes, is_target, periods_of_row == 0, customers_of_row)
+        is_target = events.is_target[timeline.indices] & ~timeline.closes & (periods_of_row == 0)
+        counts = self.count(row, timeline.closes, is_target, customers_of_row)
         return table, counts | {"cases": count_cases(to_batch(table), self.schema)}
 
-    def count(
-        self,
-        row: dict,
-        closes: BoolArray,
-        is_target: BoolArray,
-        is_training: BoolArray,
-        customers: IntArray,
-    ) -> dict:
-        """Counts in the columns of rows.
-
-        Returns:
-            `missing` and `unknown`, by feature the number of the log's events; `events`: `ends_of_visit`, the number
-            of added events, and `empty`, that of events without any value; `values`, columns of the ids of categorical
-            features that occur in the training period: `feature`, `id`, and the numbers `count` of events and
-            `target_count` of target events; and `measures`, see [`measure`].
-        """
+    def count(self, row: dict, closes: BoolArray, is_target: BoolArray, customers: IntArray) -> dict:
+        """Counts in the columns of rows: `missing` and `unknown`, by feature the number of the log's events; `events`:
+        `ends_of_visit`, the number of added events, and `empty`, that of events without any value; and `measures`, see
+        [`measure`]."""
         ids = {feature: row[f"feature_{feature}"] for feature in self.encoding.event_features}
         is_empty = ~np.any([*ids.values()], axis=0) & ~closes
-        values, of_training = [], pd.Series(is_target.astype(int))[is_training]
-        for spec in self.schema.features:
-            if spec.kind == CATEGORICAL:
-                counts = of_training.groupby(ids[spec.name][is_training]).agg(["size", "sum"]).loc[FIRST_VALUE_ID:]
-                values.append(
-                    counts.set_axis(COUNTS, axis=1).rename_axis("id").reset_index().assign(feature=spec.name)
-                )
         return {
             kind: {name: int(((column == value) & ~closes).sum()) for name, column in ids.items()}
             for kind, value in (("missing", MISSING_ID), ("unknown", UNKNOWN_ID))
         } | {
             "events": {"ends_of_visit": int(closes.sum()), "empty": int(is_empty.sum())},
-            "values": pd.concat(values).to_dict("list"),
-            "measures": self.measure(row, is_target & is_training, customers),
+            "measures": self.measure(row, is_target, customers),
         }
 
     def measure(self, row: dict, is_target: BoolArray, customers: IntArray) -> dict[str, int]:
@@ -248,14 +223,3 @@ def write_shard(table: pa.Table, path: Path) -> dict:
     """Writes a shard whole or not at all, and returns its entry in the manifest: `file`, `rows`, `bytes`, `sha256`."""
     write_table(path, table.combine_chunks(), compression="zstd", row_group_size=ROWS_PER_ROW_GROUP)
     return {"file": path.name, "rows": table.num_rows, "bytes": path.stat().st_size, "sha256": file_digest(path)}
-
-
-def add_values(values: Sequence[dict], extractor: MCMFeatureExtractor) -> pa.Table:
-    """Adds up the `values` of shards, see [`ShardEncoder.count`]. Returns the columns feature, id, value, count
-    (number of events) and target_count (number of target events), in the order of features and ids."""
-    counts = pd.concat(map(pd.DataFrame, values)).groupby(["feature", "id"], as_index=False).sum()
-    places = counts["feature"].map(extractor.feature_names.index)
-    counts = counts.iloc[places.argsort(kind="stable")]
-    ids = zip(counts["feature"], counts["id"], strict=True)
-    counts["value"] = [extractor.vocabularies[feature][value - FIRST_VALUE_ID] for feature, value in ids]
-    return pa.Table.from_pandas(counts, POPULARITY, preserve_index=False)

@@ -14,7 +14,6 @@ from typing import Any, cast
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 import torch
 from datasets import Dataset
 from scipy.sparse import csr_array, vstack
@@ -27,7 +26,6 @@ from modeling_mcm.configuration_mcm import FIRST_LABEL, MCMConfig
 from modeling_mcm.data import PreparedData
 from modeling_mcm.data.cases import deciding_tasks, read_batches
 from modeling_mcm.data.collator import PreparedRows
-from modeling_mcm.data.dataset import POPULARITY_FILE
 from modeling_mcm.events_mcm import SECONDS_PER_DAY, Row, select_events
 from modeling_mcm.forecaster_mcm import LONGEST_RATIO, VisitForecaster, Visits
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation, MCMModel
@@ -64,12 +62,14 @@ def minimize(
 
 
 def popularity(data: PreparedData, config: MCMConfig) -> dict[str, torch.Tensor]:
-    """Reads how often each label was a target in the training period, by task of shape `(labels,)`."""
-    table = pq.read_table(data.folder / POPULARITY_FILE).to_pandas()
-    counts = {}
-    for task, size in config.label_sizes.items():
-        of_task = table[table["feature"] == task]
-        counts[task] = torch.from_numpy(np.bincount(of_task["id"], of_task["target_count"], size)).float()
+    """Counts how often each label was a target in the training period, by task of shape `(labels,)`."""
+    counts = {task: torch.zeros(size, dtype=torch.long) for task, size in config.label_sizes.items()}
+    for batch in read_batches(data.rows, ["validation_end", *(f"task_{task}" for task in counts)]):
+        is_trained = batch.places < batch.column("validation_end")[batch.row]
+        for task, of_task in counts.items():
+            labels = torch.from_numpy(batch.column(f"task_{task}")[is_trained])
+            of_task += torch.bincount(labels, minlength=len(of_task))
+            of_task[:FIRST_LABEL] = 0  # events without a label
     return counts
 
 

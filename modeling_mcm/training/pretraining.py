@@ -144,7 +144,8 @@ def pretrain(options: ModelOptions, objective: Objective, training: PretrainingA
         logger.info(reason)
     model = MCMForMultiTaskRecommendation(config)
     model.objective = objective
-    model.initialize_from_popularity(popularity(data, config))
+    if config.readout_bias:
+        model.initialize_from_popularity(popularity(data, config))
     own = {"encoder": options.encoder, "ema_decay": options.ema_decay, "max_events": extractor.max_events}
     deciding = deciding_options(training, config, own | asdict(objective))
     run = {"data": file_digest(data.folder / MANIFEST_FILE), "options": deciding}

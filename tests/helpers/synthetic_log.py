@@ -147,8 +147,6 @@ def check_same_training_period(tmp_path):
     for file in ("vocabularies.json", "preprocessor_config.json"):
         one, other = ((folder / "feature_extractor" / file).read_bytes() for folder in folders)
         assert one == other
-    one, other = (pq.read_table(folder / "popularity.parquet") for folder in folders)
-    assert one.equals(other)
     rows, others = (read_rows(tmp_path, name) for name in "ab")
     for customer, row in rows.items():
         end = row["validation_end"]

@@ -27,7 +27,7 @@ def test_other_data_at_the_same_path_and_time_are_not_answered_from_the_copy(pre
     assert len({rows.cache_files[0]["filename"] for rows in found.values()}) == 2
 
 
-BESIDE_SHARDS = ["manifest.json", "popularity.parquet", "feature_extractor/preprocessor_config.json"]
+BESIDE_SHARDS = ["manifest.json", "feature_extractor/preprocessor_config.json"]
 BESIDE_SHARDS += ["feature_extractor/vocabularies.json"]
 
 

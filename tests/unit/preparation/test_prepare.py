@@ -8,7 +8,7 @@ from pathlib import Path
 import ibis
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
+from choices import from_data
 from synthetic_log import (
     TEST,
     VALIDATION,
@@ -21,8 +21,10 @@ from synthetic_log import (
 )
 from transformers.utils import logging
 
-from modeling_mcm.data import EventSchema, PreparedManifest, load_prepared
+from modeling_mcm.configuration_mcm import FIRST_LABEL, MCMConfig
+from modeling_mcm.data import EventSchema, PreparedData, PreparedManifest, load_prepared
 from modeling_mcm.preparation import prepare
+from modeling_mcm.training.fitting import popularity
 
 ROOT = Path(__file__).parents[3]
 
@@ -51,12 +53,11 @@ def test_popularity_counts_the_training_period(tmp_path):
     log = make_log()
     log.loc[:9, "at"] = VALIDATION
     run(tmp_path, log)
-    found = pq.read_table(tmp_path / "out" / "popularity.parquet").to_pandas()
-    found = found[found.feature == "a.b"].set_index("value")
-    training = log[log["at"] < VALIDATION]
-    assert found["count"].to_dict() == training.group.value_counts().to_dict()
-    assert found["target_count"].to_dict() == training[training.kind == "buy"].group.value_counts().to_dict()
-    assert found.sort_values("id")["count"].is_monotonic_decreasing
+    data = PreparedData(tmp_path / "out")
+    counts = popularity(data, MCMConfig(**from_data(data.extractor)))["a.b"].tolist()
+    training = log[(log["at"] < VALIDATION) & (log["kind"] == "buy")].group.value_counts()
+    found = dict(zip(data.extractor.vocabularies["a.b"], counts[FIRST_LABEL:], strict=True))
+    assert found == training.reindex([*found], fill_value=0).to_dict() and counts[:FIRST_LABEL] == [0, 0]
 
 
 def test_shards_are_bounded_and_load_as_one_data_set(tmp_path):

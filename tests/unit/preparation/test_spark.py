@@ -18,7 +18,7 @@ from modeling_mcm.data import EventSchema
 from modeling_mcm.preparation import prepare
 from modeling_mcm.preparation.engine import each_group, open_engine
 
-FITTED = ("feature_extractor/vocabularies.json", "feature_extractor/preprocessor_config.json", "popularity.parquet")
+FITTED = ("feature_extractor/vocabularies.json", "feature_extractor/preprocessor_config.json")
 
 
 def awkward_log():
