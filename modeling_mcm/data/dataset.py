@@ -93,11 +93,9 @@ class PreparedManifest:
             content = read_json(path)
             if content["format_version"] != FORMAT_VERSION:
                 raise ValueError(f"format {content['format_version']} was found and {FORMAT_VERSION} is read")
-            if content.pop(CONTENT, None) not in (None, _content_digest(content)):
+            if content.pop(CONTENT) != _content_digest(content):
                 raise ValueError("it does not have the digest that was written with it: it was damaged or edited")
             manifest = cls(**content)
-            for key in ("file", "rows", "sha256"):
-                [shard[key] for shard in manifest.shards]
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"{path} cannot be read ({error}); prepare the data again.") from error
         for name, digest in manifest.files.items():

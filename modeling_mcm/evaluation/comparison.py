@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The baselines by name, their metrics on evaluation cases, and where a model is not better than they are.
 
-    ranks = counting_baselines(rows, cases, {"product_type": number_of_labels}, STRONG_BASELINES)
+    ranks = counting_baselines(rows, cases, {"product_type": number_of_labels}, COUNTING)
     ranks["MCM"] = rank_targets(model, extractor, rows, cases, ["product_type"])
     warnings = baseline_warnings(measure(ranks))
 
@@ -42,8 +42,7 @@ BASELINES: dict[str, type[Baseline]] = {
     "transitions": Transitions,
     "lightgbm": LightGBMRanker,
 }
-FIRST_BASELINES = ("most_popular",)  # a model that learns is soon better than these
-STRONG_BASELINES = ("visit_frequency", "nearest_customers", "transitions")  # the best that take some seconds
+COUNTING = ("most_popular", "visit_frequency", "nearest_customers", "transitions")  # those that take some seconds
 OURS = "MCM"
 MOST_SECONDS = 300.0  # that LightGBM may take as a default baseline
 # By measurements on two data sets: of one core of 2024, to fit the most cases; and of a label of a case
@@ -53,7 +52,7 @@ SECONDS_TO_FIT, SECONDS_A_SCORE = 40.0, 4e-8
 def default_baselines(cases: EvaluationCases, label_sizes: Mapping[str, int]) -> tuple[list[str], list[str]]:
     """Chooses the strong baselines that make sense for some cases and do not take long. Returns their names, and a
     sentence for each that is left out. `label_sizes` is the number of labels of each task."""
-    names, left_out = [*FIRST_BASELINES, *STRONG_BASELINES], []
+    names, left_out = [*COUNTING], []
     if cases.seen.keys() >= label_sizes.keys():
         names.remove("visit_frequency")
         left_out.append("visit_frequency is left out: it counts what the customer has seen, which is not ranked.")
@@ -146,7 +145,7 @@ def compare_with_counting(
     """Evaluates a model and the counting baselines on the cases of a cutoff."""
     cases = comparison_cases(data, cutoff)
     sizes = {task: size for task, size in model.config.label_sizes.items() if task in cases.targets}
-    ranks = counting_baselines(data.rows, cases, sizes, [*FIRST_BASELINES, *STRONG_BASELINES])
+    ranks = counting_baselines(data.rows, cases, sizes, COUNTING)
     return measure(ranks | {OURS: rank_targets(model, extractor, data.rows, cases, list(sizes))})
 
 

@@ -14,15 +14,14 @@ from visits import prepared_rows
 from modeling_mcm.evaluation import paired_difference
 from modeling_mcm.evaluation.cases import EvaluationCases, find_cases
 from modeling_mcm.evaluation.comparison import (
-    FIRST_BASELINES,
-    STRONG_BASELINES,
+    COUNTING,
     baseline_warnings,
     counting_baselines,
     default_baselines,
 )
 from modeling_mcm.evaluation.tables import by_history
 
-COUNTED = [*FIRST_BASELINES, *STRONG_BASELINES]
+COUNTED = [*COUNTING]
 
 
 @pytest.fixture

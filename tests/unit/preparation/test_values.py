@@ -148,7 +148,7 @@ def test_data_of_another_format_are_refused(tmp_path):
     run(tmp_path, schema=schema_with(profile=[]))
     path = tmp_path / "out" / "manifest.json"
     for changes, message in (
-        ({"shards": [{"rows": 5}]}, "cannot be read .'file'"),
+        ({"shards": [{"rows": 5}]}, "cannot be read .it does not have the digest"),
         ({"format_version": 1}, "format 1 was found and .*prepare the data again"),
     ):
         update_json(path, digest=None, **changes)
