@@ -14,6 +14,7 @@ Shapes: C cases, N candidates of all cases together, F features, V labels.
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from datasets import Dataset
 from numpy.typing import NDArray
@@ -92,8 +93,7 @@ class Candidates(NamedTuple):
 
     case: NDArray  # (N,): index of each candidate's case, ascending
     label: NDArray  # (N,): label id of each candidate
-    features: NDArray  # (N, F): features in float32; NaN if a feature has no value
-    names: list[str]  # names of the features
+    features: pd.DataFrame  # (N, F): features in float32; NaN if a feature has no value
 
 
 def find_candidates(
@@ -125,8 +125,7 @@ def find_candidates(
         columns[name] = np.append(values.numpy(), np.zeros(len(keys) - len(own_keys)))[order]
     columns |= {name: values.numpy()[case] for name, values in seen.customers.items()}
     columns |= statistics.features(as_of[case], label)
-    features = np.stack([values.astype(np.float32) for values in columns.values()], axis=1)
-    return Candidates(case, label, features, list(columns))
+    return Candidates(case, label, pd.DataFrame(columns, dtype=np.float32))
 
 
 class LightGBMRanker(Baseline):
@@ -161,14 +160,12 @@ class LightGBMRanker(Baseline):
         rank = np.arange(len(sample)) - np.searchsorted(customer[sample], customer[sample])
         sample = sample[rank < self.visits_a_customer]
         target = np.sort(generator.permutation(sample)[: self.max_cases])
-        case, label, features, names = find_candidates(
-            visits, customer[target], target, self._statistics, self.popular
-        )
+        case, label, features = find_candidates(visits, customer[target], target, self._statistics, self.popular)
         owner, row = number_groups(np.bincount(visits.visit)[target], visits.first_row[target])
         relevant = np.isin(case * size + label, owner * size + visits.label[row])
         parameters = PARAMETERS | {"num_leaves": self.leaves, "min_data_in_leaf": self.min_rows}
         sizes = np.bincount(case, minlength=len(target))
-        data = lightgbm.Dataset(features, relevant.astype(np.int8), group=sizes, feature_name=names, params=parameters)
+        data = lightgbm.Dataset(features, relevant.astype(np.int8), group=sizes, params=parameters)
         self.booster = lightgbm.train(parameters, data, self.trees)
 
     def _score(self, history: TaskHistory) -> NDArray:
