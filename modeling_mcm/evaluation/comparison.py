@@ -21,7 +21,7 @@ from transformers.utils.logging import tqdm
 
 from modeling_mcm.configuration_mcm import MCMConfig
 from modeling_mcm.data import PreparedData
-from modeling_mcm.data.collator import MCMCollator, PreparedRows, batches_by_length, unit_counts
+from modeling_mcm.data.collator import MCMCollator, PreparedRows, batches_by_length
 from modeling_mcm.data.cores import map_on_cores
 from modeling_mcm.evaluation.baselines import Baseline, MostPopular, NearestCustomers, Transitions, VisitFrequency
 from modeling_mcm.evaluation.cases import EvaluationCases, comparison_cases
@@ -106,9 +106,8 @@ def read_cases(
 ) -> Iterator[tuple[NDArray, dict[str, torch.Tensor]]]:
     """Indices of cases of similar length, and a model's inputs with `labels`."""
     collator = MCMCollator(extractor, config, "evaluate", cutoff=cases.cutoff, as_of=cases.as_of)
-    units = unit_counts(rows, rows[f"{cases.cutoff}_end"], config, extractor.max_events)[cases.rows]
     prepared = PreparedRows(rows, cases.rows)
-    for batch in tqdm(batches_by_length(units, batch_size), desc="MCM", unit="batch"):
+    for batch in tqdm(batches_by_length(cases.history_end, batch_size), desc="MCM", unit="batch"):
         yield batch, collator(prepared.__getitems__(batch.tolist()))
 
 

@@ -174,17 +174,13 @@ def list_properties(lists: NDArray, popularity: ArrayLike, seen: csr_array) -> d
         `dict[str, float]`: `coverage`, the share of all labels that are in a list; and of the places of all lists
         `popular`, the share with a label of the most popular 1% (at least one label); `novelty`, the mean of
         -log2(share of the label in the events), in bits; `repeats`, the share with a label that the customer had.
-        NaN without a label to list.
     """
     counts = np.maximum(np.asarray(popularity, np.float64)[FIRST_LABEL:], 1)  # a label without an event counts as one
-    labels = len(counts)
-    if not labels or not (lists >= FIRST_LABEL).any():
-        return dict.fromkeys(("coverage", "popular", "novelty", "repeats"), np.nan)
     customer, place = np.nonzero(lists >= FIRST_LABEL)
     listed = lists[customer, place] - FIRST_LABEL
-    popular = np.argsort(-counts, kind="stable")[: -(-labels // 100)]
+    popular = np.argsort(-counts, kind="stable")[: -(-len(counts) // 100)]
     return {
-        "coverage": len(np.unique(listed)) / labels,
+        "coverage": len(np.unique(listed)) / len(counts),
         "popular": float(np.isin(listed, popular).mean()),
         "novelty": float(-np.log2(counts[listed] / counts.sum()).mean()),
         "repeats": float((seen[customer, listed + FIRST_LABEL] > 0).mean()),

@@ -135,12 +135,11 @@ def _find(address: str, what: str) -> InputFiles:
         is_hidden = any(part.startswith(("_", ".")) for part in PurePosixPath(file[len(root) :]).parts)
         if not is_hidden and (kind := detect_kind(file)):
             kinds[file] = kind
-    if not kinds and not filesystem.isdir(path):
-        raise ValueError(
-            f"The {what} file {address} is neither .parquet, .csv nor .tsv; convert it or pass an Ibis table."
-        )
     if not kinds:
-        raise ValueError(f"The {what} file {address} is empty; it needs at least one row in a .parquet or .csv file.")
+        raise ValueError(
+            f"The {what} file {address} is neither .parquet, .csv nor .tsv, nor a folder with such a file; convert it "
+            "or pass an Ibis table."
+        )
     firsts = {kind: file for file, kind in reversed(kinds.items())}
     if len(firsts) > 1:
         raise ValueError(

@@ -153,4 +153,3 @@ def test_properties_of_lists_worked_out_by_hand():
     seen = csr_array((np.ones(3), ([0, 1, 1], [3, 2, 5])), shape=(3, 6))
     found = list_properties(lists, popularity, seen)
     assert found == {"coverage": 3 / 4, "popular": 3 / 5, "novelty": (3 * 1 + 2 + 3) / 5, "repeats": 3 / 5}
-    assert np.isnan(list(list_properties(lists * 0, popularity, seen).values())).all()

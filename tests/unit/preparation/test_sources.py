@@ -268,7 +268,7 @@ def test_what_is_wrong_with_one_file_of_many_is_named(store, tmp_path):
         ("memory://bucket/cut.parquet", ValueError, "memory:///bucket/cut.parquet is not a whole Parquet file"),
         ("memory://bucket/none", FileNotFoundError, "memory://bucket/none does not exist"),
         (tmp_path / "none.parquet", FileNotFoundError, "does not exist"),
-        (tmp_path / "empty", ValueError, "empty is empty"),
+        (tmp_path / "empty", ValueError, "empty is neither .parquet, .csv nor .tsv, nor a folder"),
         ([tmp_path / "log", tmp_path / "log.csv"], ValueError, "are parquet and csv; give files of one kind"),
         ("carrier://pigeon", ValueError, "carrier"),
     ):
