@@ -198,7 +198,7 @@ def test_what_is_no_parquet_is_refused(place, forget):
     forget("--data data --events log", fails="and --profile has nothing")
 
 
-@pytest.mark.parametrize("moment", range(1, 11))
+@pytest.mark.parametrize("moment", range(1, 10))
 def test_a_killed_deletion_is_finished_by_the_same_command(place, forget, moment):
     renames = ["os.replace", "os.rename"]  # those of pathlib end here too
     kill_at(moment, renames, call, FORGET, *find_words(place, EVERYWHERE))
