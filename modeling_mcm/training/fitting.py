@@ -13,7 +13,6 @@ from itertools import product
 from typing import Any, cast
 
 import numpy as np
-import pandas as pd
 import torch
 from datasets import Dataset
 from scipy.sparse import csr_array, vstack
@@ -24,7 +23,7 @@ from transformers.utils import logging
 
 from modeling_mcm.configuration_mcm import FIRST_LABEL, MCMConfig
 from modeling_mcm.data import PreparedData
-from modeling_mcm.data.cases import deciding_tasks, read_batches
+from modeling_mcm.data.cases import count_pairs, deciding_tasks, read_batches
 from modeling_mcm.data.collator import PreparedRows
 from modeling_mcm.events_mcm import SECONDS_PER_DAY, Row, select_events
 from modeling_mcm.forecaster_mcm import LONGEST_RATIO, VisitForecaster, Visits
@@ -81,29 +80,28 @@ def fill_label_values(model: MCMForMultiTaskRecommendation, rows: Dataset) -> di
     task the features that its labels determine."""
     config = model.config
     decided: dict[str, list[str]] = {task: [] for task in config.tasks}
+    sizes = dict(zip(config.features, config.vocabulary_sizes, strict=True))
     for (index, task), (column, name) in product(enumerate(config.tasks), enumerate(config.label_features)):
         if name == task:
             continue
-        counts = _count_values(rows, task, name)
-        usual = counts.sort_values(["events", "value"], ascending=[False, True]).drop_duplicates("label")
-        if len(usual) and usual["events"].sum() >= DECIDED * counts["events"].sum():
+        counts = _count_values(rows, task, name, (sizes[task], sizes[name]))
+        if counts.nnz and counts.max(axis=1).sum() >= DECIDED * counts.sum():
             decided[task].append(name)
-            stored = model.label_values(index)[:, column]
-            stored.zero_()
-            stored[torch.tensor(usual["label"].to_numpy())] = torch.tensor(usual["value"].to_numpy()).int()
+            # Of equally frequent values the first one; 0, which is missing, for a label without any
+            model.label_values(index)[:, column] = torch.from_numpy(counts.argmax(axis=1)).int()
     return decided
 
 
-def _count_values(rows: Dataset, task: str, feature: str) -> pd.DataFrame:
-    """Numbers of `events` of the training period by `label` of a task and `value` of a feature, counted in batches of
-    customers: a log need not fit into memory."""
-    parts = []
-    columns = {"label": f"task_{task}", "value": f"feature_{feature}"}
-    for batch in read_batches(rows, ["validation_end", *columns.values()]):
-        events = pd.DataFrame({name: batch.column(column) for name, column in columns.items()})
+def _count_values(rows: Dataset, task: str, feature: str, shape: tuple[int, int]) -> csr_array:
+    """Counts the events of the training period by label of a task and value of a feature, in batches of customers: a
+    log need not fit into memory."""
+    parts, columns = [], [f"task_{task}", f"feature_{feature}"]
+    for batch in read_batches(rows, ["validation_end", *columns]):
+        pairs = np.stack([batch.column(name) for name in columns]).astype(np.int64)
         is_trained = batch.places < batch.column("validation_end")[batch.row]
-        parts.append(events[is_trained & (events >= FIRST_LABEL).all(axis=1)].value_counts())
-    return pd.concat(parts).groupby(level=["label", "value"]).sum().rename("events").reset_index()
+        parts.append(count_pairs(*pairs[:, is_trained & (pairs >= FIRST_LABEL).all(axis=0)]))
+    label, value, number = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return csr_array((number, (label, value)), shape=shape)
 
 
 def describe_customers(model: MCMForMultiTaskRecommendation, data: PreparedData, seed: int) -> None:
