@@ -6,9 +6,10 @@ Labels are of the test cutoff: who the customer is, and who leaves: labels.parqu
 days after one in the 90 days before. `MCM` is `CustomerModel.finetune`, without encoder. Beside it: `counts` by hand
 with a logistic model; the `sparse` counts of all labels (tf-idf) with a logistic model; and LightGBM, which reads
 counts and components of `probe.py`. Penalties are chosen by cross-validation. A value is the AUC (of classes the mean,
-each against the rest), the mean of both halves.
+each against the rest), the mean of both halves and, of 100 customers, five draws.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from modeling_mcm.data import EventSchema, PreparedData
 from probe import DAYS, FEWEST, SETTINGS, SMALL_TREES, components, make_counts, metric
 
 LOGS, SIZES, THERE = ("ta_feng", "complete_journey", "bank"), (100, 1000), 90  # days
+DRAWN = 500  # customers of a half that are drawn in all, in draws of a size
 COUNTS, SPARSE, TREES, MCM = METHODS = ("counts", "sparse", "LightGBM", "MCM")
 
 
@@ -74,15 +76,22 @@ def make_classifier(method: str, fewest: int) -> Pipeline:
     return make_pipeline(*steps, linear)
 
 
+def draw_customers(classes: NDArray, size: int) -> Iterator[tuple[NDArray, NDArray]]:
+    """Yields who is learned from, `size` customers of a half, and who is predicted, the other half."""
+    for half, others in StratifiedKFold(2, shuffle=True, random_state=0).split(classes, classes):
+        for draw in range(max(1, DRAWN // size)):
+            few = half
+            if size < len(half):
+                few = train_test_split(half, train_size=size, stratify=classes[half], random_state=draw)[0]
+            yield few, others
+
+
 def compare(
     model: CustomerModel, cutoff: pd.Timestamp, ids: pd.Index, classes: NDArray, inputs: dict[str, Any], size: int
 ) -> dict[str, float]:
     """The AUC of each method that learns from `size` customers of a half."""
     aucs: dict[str, list[float]] = {method: [] for method in METHODS}
-    for half, others in StratifiedKFold(2, shuffle=True, random_state=0).split(ids, classes):
-        few = half
-        if size < len(half):
-            few = train_test_split(half, train_size=size, stratify=classes[half], random_state=0)[0]
+    for few, others in draw_customers(classes, size):
         known, learned = np.unique(classes[few], return_inverse=True)
         for method in METHODS:
             if method == MCM:

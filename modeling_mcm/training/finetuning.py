@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
+from scipy.special import softmax
 
 from modeling_mcm.data import PreparedData, check_vocabularies
 from modeling_mcm.data.dataset import MANIFEST_FILE
@@ -28,6 +29,7 @@ from modeling_mcm.training.fitting import minimize
 from modeling_mcm.training.resuming import FINE_TUNING, Facts, is_finished, output_folder_lock
 
 FOLDS, MANY = 5, 5_000  # folds of cross-validation; number of examples from which one of them is held out
+LEAST_SHARE = 1e-3  # of a fit that is part of an average
 
 
 @dataclass
@@ -63,11 +65,10 @@ class HeadInputs(NamedTuple):
 
 
 class LinearFit(NamedTuple):
-    """A linear head: the mean loss in cross-validation, the penalty, and weights `(O, D)` and biases `(O,)` of the
-    numbers, and weights `(O, V)`."""
+    """A linear head: the share that each of the scales and penalties has in it, `(scales, penalties)`, and weights
+    `(O, D)` and biases `(O,)` of the numbers, and weights `(O, V)`."""
 
-    loss: float
-    penalty: float
+    shares: NDArray
     parameters: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
@@ -81,32 +82,47 @@ def fit_linear(
     compute_loss: Loss,
     folds: NDArray,
     penalties: Sequence[float],
-    std: torch.Tensor,
+    scales: Sequence[tuple[torch.Tensor, float]],
 ) -> LinearFit:
-    """Fits a linear head of `outputs` scores with the penalty of the lowest loss in cross-validation.
+    """Fits a linear head of `outputs` scores for each of some scales and penalties, and averages these by what
+    cross-validation says of them: shares are proportional to the likelihood of what was held out. Few examples tell
+    them hardly apart, and the best of many is then one by luck.
 
     Args:
         y (`torch.Tensor` of shape `(N, ...)`): What `compute_loss`, a mean over the examples, compares scores with.
         folds (`np.ndarray` of shape `(N,)`): Fold of each example, numbered from 0.
         penalties (sequence of `float`): Factors on the squared weights beside the sum of the losses, the largest
             first: each fit starts from the last.
-        std (`torch.FloatTensor` of shape `(D,)`): What the numbers, less their means, are divided by.
+        scales (sequence of tuples): What the numbers, less their means, are multiplied by, `(D,)`, and the labels.
 
     """
-    mean = inputs.numbers.mean(0)
-    inputs = inputs._replace(numbers=(inputs.numbers - mean) / std)
-    losses = np.zeros(len(penalties))
-    for fold in range(FOLDS if len(y) < MANY else 1):
-        held_out = folds == fold
-        if 0 < held_out.sum() < len(y):
-            left = inputs.of(held_out)
-            fits = _fit_path(inputs.of(~held_out), y[~held_out], outputs, compute_loss, penalties)
-            for index, parameters in enumerate(fits):
-                losses[index] += compute_loss(_score(left, parameters), y[held_out]).item() * int(held_out.sum())
-    best = int(losses.argmin())
-    weight, of_labels, bias = _fit_path(inputs, y, outputs, compute_loss, penalties[: best + 1])[-1]
-    weight = weight.T / std
-    return LinearFit(losses[best] / len(y), penalties[best], (weight, bias - weight @ mean, of_labels.T))
+    mean, losses = inputs.numbers.mean(0), np.zeros((len(scales), len(penalties)))
+
+    def scaled(of_numbers: torch.Tensor, of_labels: float) -> HeadInputs:
+        return HeadInputs((inputs.numbers - mean) * of_numbers, inputs.labels * np.float32(of_labels))
+
+    for scale, of_scale in zip(scales, losses, strict=True):
+        z = scaled(*scale)
+        for fold in range(FOLDS if len(y) < MANY else 1):
+            held_out = folds == fold
+            if 0 < held_out.sum() < len(y):
+                left = z.of(held_out)
+                fits = _fit_path(z.of(~held_out), y[~held_out], outputs, compute_loss, penalties)
+                for index, parameters in enumerate(fits):
+                    loss = compute_loss(_score(left, parameters), y[held_out]).item()
+                    of_scale[index] += loss * int(held_out.sum())
+    shares = softmax(-losses)
+    total = [torch.zeros(outputs, inputs.numbers.shape[1]), torch.zeros(outputs, inputs.labels.shape[1])]
+    total.append(torch.zeros(outputs))
+    for scale, of_scale in zip(scales, shares, strict=True):
+        read = 1 + max(np.flatnonzero(of_scale > LEAST_SHARE), default=-1)
+        fits = _fit_path(scaled(*scale), y, outputs, compute_loss, penalties[:read])
+        for share, (weight, of_labels, bias) in zip(of_scale, fits, strict=False):
+            weight = weight.T * scale[0]
+            for sums, value in zip(total, (weight, of_labels.T * scale[1], bias - weight @ mean), strict=True):
+                sums += float(share) * value
+    weight, of_labels, bias = total
+    return LinearFit(shares, (weight, bias, of_labels))
 
 
 def _fit_path(

@@ -1,7 +1,7 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
 """Fine-tuning to a label of customers, as `mcm finetune --labels` does it: a linear model of the customer state and of
-the labels of tasks that customers had, whose penalty is chosen by cross-validation.
+the labels of tasks that customers had, an average over penalties by cross-validation.
 
 Shapes: N examples, S size of the state, V labels of all tasks, C classes (1 for a number).
 """
@@ -45,10 +45,14 @@ logger = logging.get_logger(__name__)
 NEW = "prediction_head."
 AT_ONCE = 64  # histories that are read at a time
 PENALTIES = (400.0, 120.0, 40.0, 10.0, 4.0, 1.5, 0.5)  # of `fit_linear`
-# Factors of the state's standardised numbers by the first part of their names: there are far fewer of them than of
-# labels, and the rotated components say least. Who the customer is stands in labels, who leaves in plain counts, whose
-# factor cross-validation chooses.
-SCALES = [{WHITENED: 0.2, ROTATED: 0.05, "": plain} for plain in (0.1, 1.0)]
+# Factors of the state's standardised numbers by the first part of their names, and of labels: there are far fewer
+# numbers than labels, and the rotated components say least. Who the customer is stands in labels, who leaves in plain
+# counts, so heads with each of these factors are averaged.
+SCALES = [
+    ({WHITENED: 0.2, ROTATED: 0.05, "": 0.1}, 1.0),
+    ({WHITENED: 0.2, ROTATED: 0.05, "": 1.0}, 1.0),
+    ({WHITENED: 0.0, ROTATED: 0.0, "": 1.0}, 0.0),
+]
 
 
 @dataclass
@@ -132,11 +136,11 @@ def read_inputs(
 
 
 @torch.no_grad()
-def fit_head(model: MCMForCustomerPrediction, inputs: HeadInputs, labels: torch.Tensor, folds: NDArray) -> float:
+def fit_head(model: MCMForCustomerPrediction, inputs: HeadInputs, labels: torch.Tensor, folds: NDArray) -> NDArray:
     """Fits a model's head to the inputs and labels `(N,)` of training customers: logistic or linear regression of
     standardised states and further columns, and of label counts times the label's rarity, the logarithm of N over the
-    number of examples that had it. The L2 penalty and `SCALES` are those of the lowest loss in cross-validation. The
-    `folds` `(N,)` are numbered from 0. Returns that penalty."""
+    number of examples that had it, the average over `SCALES` and L2 penalties. The `folds` `(N,)` are numbered from 0.
+    Returns the share of each of these, `(scales, penalties)`."""
     names = cast(CustomerState, model.model.state).names
     number = np.bincount(inputs.labels.indices, minlength=inputs.labels.shape[1])
     rarity = np.where(number >= FEWEST, np.log(len(labels) / number.clip(min=1)), 0.0).astype(np.float32)
@@ -147,20 +151,21 @@ def fit_head(model: MCMForCustomerPrediction, inputs: HeadInputs, labels: torch.
         shift, scale = y.double().mean().item(), max(y.double().std().item(), 1e-9)
         y = ((y - shift) / scale).float()
     head, compute_loss = model.prediction_head, model.compute_loss
-    fits = []
-    for scales in SCALES:
-        std = inputs.numbers.std(0).clamp(min=1e-9)
-        factors = [next(factor for start, factor in scales.items() if name.startswith(start)) for name in names]
-        std[: len(names)] = std[: len(names)].clamp(min=1e-3) / torch.tensor(factors)
-        fits.append(fit_linear(inputs, y, model.num_labels, compute_loss, folds, PENALTIES, std))
-    best = min(fits, key=lambda fit: fit.loss)
-    weight, bias, of_labels = (values * scale for values in best.parameters)
+    std, scales = inputs.numbers.std(0).clamp(min=1e-9), []
+    std[: len(names)] = std[: len(names)].clamp(min=1e-3)
+    for by_name, of_labels in SCALES:
+        factors = torch.ones_like(std)
+        for place, name in enumerate(names):
+            factors[place] = next(factor for start, factor in by_name.items() if name.startswith(start))
+        scales.append((factors / std, of_labels))
+    fit = fit_linear(inputs, y, model.num_labels, compute_loss, folds, PENALTIES, scales)
+    weight, bias, of_labels = (values * scale for values in fit.parameters)
     head.state.weight.copy_(weight)
     head.state.bias.copy_(bias + shift)
     head.labels.weight.zero_()
     head.labels.weight[:, torch.from_numpy(used)] = of_labels
     head.rarity.copy_(torch.from_numpy(rarity))
-    return best.penalty
+    return fit.shares
 
 
 def _weigh(counts: csr_array, rarity: NDArray) -> csr_array:
@@ -197,7 +202,7 @@ def train_to_labels(options: FineTuningOptions, label_options: LabelOptions) -> 
         inputs, days = read_inputs(model, extractor, customers)
         values = torch.from_numpy(labels.values)
         folds = draw_folds(labels.customer_ids[trained_on], options.seed)
-        penalty = fit_head(model, inputs.of(trained_on), values[trained_on], folds)
+        shares = fit_head(model, inputs.of(trained_on), values[trained_on], folds)
         metrics: dict[str, float] = {}
         yardsticks: dict[str, float] = {}
         if len(held_out):
@@ -220,7 +225,7 @@ def train_to_labels(options: FineTuningOptions, label_options: LabelOptions) -> 
             "left_out": customers.dropped,
             "validation": metrics | {"labels": len(held_out)},
             "yardsticks": yardsticks,
-            "penalty": penalty,
+            "penalties": dict(zip(map(str, PENALTIES), shares.sum(0).tolist(), strict=True)),
         }
 
     read = partial(read_checkpoint, MCMForCustomerPrediction, new=(NEW,), **labels.of(trained_on).model_options())

@@ -1,7 +1,7 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
 """Fine-tuning to offers, as `mcm finetune --offers` does it: a linear model of the numbers of customer and action,
-whose penalty is chosen by cross-validation.
+an average over penalties by cross-validation.
 
 Shapes: N offers, X numbers of an offer with the customer embedding, O outcomes.
 """
@@ -88,14 +88,14 @@ def train_to_offers(options: FineTuningOptions, offer_options: OfferOptions) -> 
         y = torch.from_numpy(np.column_stack([table[outcomes].fillna(-1), weights])).float()
         folds = draw_folds(table["customer_id"].to_numpy(), options.seed)
         std = inputs.numbers.std(0).clamp(min=LEAST_STD)
-        _, penalty, parameters = fit_linear(inputs, y, len(outcomes), compute_loss, folds, PENALTIES, std)
+        shares, parameters = fit_linear(inputs, y, len(outcomes), compute_loss, folds, PENALTIES, [(1 / std, 1.0)])
         head = model.action_head.requires_grad_(False)
         stored = head.numbers.weight, head.numbers.bias, head.labels.weight
         for parameter, value in zip(stored, parameters, strict=True):
             parameter.copy_(value)
-        logger.info(f"Fitted to {len(table):,} of {len(trained.table):,} offers, with the penalty {penalty:g}.")
+        logger.info(f"Fitted to {len(table):,} of {len(trained.table):,} offers.")
         facts = {"groups": table["group_id"].nunique(), "offers": len(table), "outcomes": outcomes}
-        return facts | {"penalty": penalty}
+        return facts | {"penalties": dict(zip(map(str, PENALTIES), shares[0].tolist(), strict=True))}
 
     digest = compute_digest(str(offer_options.offers), ("*.parquet",))
     read = partial(read_checkpoint, MCMForActionRecommendation, new=(HEAD,), action_outcomes=outcomes)
