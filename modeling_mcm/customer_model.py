@@ -161,10 +161,12 @@ class CustomerModel:
     def load(cls, folder: str | Path, events: object) -> "CustomerModel":
         """Loads what `save`, `finetune`, `mcm pretrain` or `mcm finetune --labels` wrote, for the events of some
         customers."""
-        from modeling_mcm.training.checkpoints import find_head, open_checkpoint
+        from modeling_mcm.training.checkpoints import find_head, open_checkpoint, reading
 
-        path = Path(folder, READER_FILE)
-        reader = FrameReader.from_dict(read_json(path)) if path.is_file() else None
+        path, reader = Path(folder, READER_FILE), None
+        if path.is_file():
+            with reading(str(folder), READER_FILE):
+                reader = FrameReader.from_dict(read_json(path))
         return cls(*open_checkpoint(find_head(str(folder)), str(folder)), events, reader)
 
     def save(self, folder: str | Path) -> None:

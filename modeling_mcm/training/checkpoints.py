@@ -8,6 +8,8 @@ model with random weights looks like that of a bad model, so commands allow it o
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +41,9 @@ def open_checkpoint(model_class: type[PreTrainedModel], folder: str) -> tuple[An
             "as the checkpoint that it was fine-tuned from."
         )
     model = read_checkpoint(model_class, folder).eval()
-    extractor = MCMFeatureExtractor.from_pretrained(folder)
-    extractor.check_fits(model)
+    with reading(folder, MCMFeatureExtractor.__name__):
+        extractor = MCMFeatureExtractor.from_pretrained(folder)
+        extractor.check_fits(model)
     return model, extractor
 
 
@@ -55,6 +58,20 @@ def find_head(folder: str) -> type[PreTrainedModel]:
     return heads.get("".join(architectures or []), MCMForMultiTaskRecommendation)
 
 
+@contextmanager
+def reading(folder: str, name: str) -> Iterator[None]:
+    """Context manager that makes a [`CheckpointError`] of what is raised where a file holds other values than they
+    expect who read it; `name` says what is read."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())
+        hint = "" if Path(folder).is_dir() else " It is no folder here either: check the path or the name."
+        raise CheckpointError(f"{folder} can't be read as {name} ({type(error).__name__}: {reason}).{hint}") from error
+
+
 def read_checkpoint(model_class: type[PreTrainedModel], folder: str, new: tuple[str, ...] = (), **options: Any) -> Any:
     """Reads a model, and checks that the weights of the checkpoint and of the model are the same.
 
@@ -66,18 +83,10 @@ def read_checkpoint(model_class: type[PreTrainedModel], folder: str, new: tuple[
         CheckpointError: If a file is missing or damaged, or if a weight is missing, of another shape, unknown to the
             model, NaN or infinite.
     """
-    try:
+    with reading(folder, model_class.__name__):
         loaded: Any = model_class.from_pretrained(
             folder, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
-    except CheckpointError:
-        raise
-    # What transformers and torch raise where a file holds other values than they expect.
-    except (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, StrictDataclassError) as error:
-        reason = " ".join(str(error).split())
-        hint = "" if Path(folder).is_dir() else " It is no folder here either: check the path or the name."
-        name = model_class.__name__
-        raise CheckpointError(f"{folder} can't be read as {name} ({type(error).__name__}: {reason}).{hint}") from error
     model, loading = loaded
     check_loaded(model, folder, loading, new)
     return model

@@ -21,7 +21,7 @@ from modeling_mcm import (
     MCMModel,
 )
 from modeling_mcm.files_mcm import note_digests
-from modeling_mcm.training.checkpoints import CheckpointError, read_checkpoint
+from modeling_mcm.training.checkpoints import CheckpointError, open_checkpoint, read_checkpoint
 
 
 def config(**changes):
@@ -99,6 +99,17 @@ def test_a_config_too_deep_to_read_is_named(save, read):
     Path(folder, "config.json").write_text("[" * 10**5)
     with pytest.raises(CheckpointError, match=f"config.json {CUT}"):
         read(folder)
+
+
+def test_other_contents_of_the_other_files_are_named(save):
+    folder = save(extended=True)
+    for text in ("[" * 10**5, "{}"):
+        Path(folder, "frame.json").write_text(text)
+        with pytest.raises(CheckpointError, match="can't be read as frame.json"):
+            CustomerModel.load(folder, events=None)
+    update_json(Path(folder, "preprocessor_config.json"), tasks=None)
+    with pytest.raises(CheckpointError, match="can't be read as MCMFeatureExtractor .TypeError"):
+        open_checkpoint(MCMForMultiTaskRecommendation, folder)
 
 
 def test_scores_of_actions_need_a_trained_head(save, extractor, tmp_path):
