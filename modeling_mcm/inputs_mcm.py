@@ -182,7 +182,8 @@ def pad_rows(
     event_times = fill((values["times"] - first_times[batch.row]) / SECONDS_PER_DAY, np.float32)
     visit_ids = fill(values["visits"] - first_visits[batch.row] + 1, np.int64)
     attention_mask = (np.arange(shape[1]) < lengths[:, None] + extra).astype(np.int64)
-    input_ids = np.zeros((*shape, len(layout.sizes)), np.int64)
+    by_feature = np.zeros((len(layout.sizes), *shape), np.int64)  # who reads a feature reads what lies side by side
+    input_ids = np.moveaxis(by_feature, 0, -1)
     for index, (feature, size) in enumerate(layout.sizes.items()):
         if feature not in columns:
             continue
@@ -191,9 +192,9 @@ def pad_rows(
             mismatch = f"Feature {feature!r} has ids from {ids.min()} to {ids.max()}, this checkpoint has {size}"
             raise ValueError(f"{mismatch}; prepare the data with its feature extractor.")
         if feature in layout.profile:
-            input_ids[:, 0, index] = ids
+            by_feature[index, :, 0] = ids
         else:
-            input_ids[..., index] = fill(ids, np.int64)
+            by_feature[index].reshape(-1)[cells] = ids
     last = (np.arange(len(batch)), lengths + 1)
     input_ids[:, 0, token_index] = start_id
     if mask_next:
