@@ -201,11 +201,9 @@ class Predictor:
         outputs = self.run(self.inputs(rows, as_of, features), model, parts=parts, **options)
         columns: Columns = {EMBEDDING: outputs.pooler_output} if embedding else {}
         columns |= outputs.forecasts if forecasts else {}
-        candidates, customers = candidates or self.all_labels, None
-        if candidates.needs_customers:
-            customers = [row.get("customer_id") for row in rows]
+        customers = [row.get("customer_id") for row in rows]
         for task in tasks:
-            seen = None
+            candidates, seen = candidates or self.all_labels, None
             if candidates.needs_seen:
                 ids = f"feature_{task}" if candidates.excludes_seen else f"task_{task}"  # of all events, or of targets
                 seen = [row[ids] if as_of is None else row[ids][row["times"] <= as_of] for row in rows]
