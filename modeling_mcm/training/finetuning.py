@@ -115,7 +115,7 @@ def fit_linear(
     total = [torch.zeros(outputs, inputs.numbers.shape[1]), torch.zeros(outputs, inputs.labels.shape[1])]
     total.append(torch.zeros(outputs))
     for scale, of_scale in zip(scales, shares, strict=True):
-        read = 1 + max(np.flatnonzero(of_scale > LEAST_SHARE), default=-1)
+        read = 1 + max(np.flatnonzero(of_scale > LEAST_SHARE).tolist(), default=-1)
         fits = _fit_path(scaled(*scale), y, outputs, compute_loss, penalties[:read])
         for share, (weight, of_labels, bias) in zip(of_scale, fits, strict=False):
             weight = weight.T * scale[0]

@@ -153,11 +153,11 @@ def fit_head(model: MCMForCustomerPrediction, inputs: HeadInputs, labels: torch.
     head, compute_loss = model.prediction_head, model.compute_loss
     std, scales = inputs.numbers.std(0).clamp(min=1e-9), []
     std[: len(names)] = std[: len(names)].clamp(min=1e-3)
-    for by_name, of_labels in SCALES:
+    for by_name, factor_of_labels in SCALES:
         factors = torch.ones_like(std)
         for place, name in enumerate(names):
             factors[place] = next(factor for start, factor in by_name.items() if name.startswith(start))
-        scales.append((factors / std, of_labels))
+        scales.append((factors / std, factor_of_labels))
     fit = fit_linear(inputs, y, model.num_labels, compute_loss, folds, PENALTIES, scales)
     weight, bias, of_labels = (values * scale for values in fit.parameters)
     head.state.weight.copy_(weight)
