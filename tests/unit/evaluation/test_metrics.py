@@ -129,6 +129,8 @@ def test_evaluate_loads_the_module_offline_and_agrees(logits, labels, tmp_path, 
         metric.add(prediction=ranks.tolist(), reference=counts.tolist())
     expected = {name: np.nanmean(values) for name, values in metrics_of(logits.numpy(), events).items()}
     assert metric.compute(k=10) == pytest.approx(expected)
+    with pytest.raises(ValueError, match="cannot reshape array of size 3"):
+        metric.compute(predictions=[[[0, 1]]], references=[[1, 1, 1]])
 
 
 def test_an_interval_is_of_the_customers_with_a_value():

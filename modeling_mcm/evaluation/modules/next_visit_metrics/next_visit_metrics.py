@@ -49,5 +49,5 @@ class NextVisitMetrics(evaluate.Metric):
         values = []
         for pairs, counts in zip(predictions, references, strict=True):
             greater, ties = np.reshape(pairs, (-1, 1, 2)).T.astype(np.int64)
-            values.append(customer_metrics(greater, ties, np.reshape(counts, (1, -1)), ks=(k,)))
+            values.append(customer_metrics(greater, ties, np.reshape(counts, greater.shape), ks=(k,)))
         return {name: float(np.nanmean([each[name] for each in values])) for name in values[0]}
