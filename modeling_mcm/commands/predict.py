@@ -41,7 +41,7 @@ from modeling_mcm.data import NO_CUTOFFS, EventSchema, PreparedData, check_vocab
 from modeling_mcm.data.dataset import MANIFEST_FILE
 from modeling_mcm.extras import needs
 from modeling_mcm.files_mcm import file_digest, tensors_digest
-from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation, MCMPreTrainedModel
+from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation, MCMModel, MCMPreTrainedModel
 from modeling_mcm.option import option
 from modeling_mcm.predictor_mcm import Predictor
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
@@ -160,7 +160,7 @@ class PredictionOptions:
                 f"{self.model} is an {head.__name__} and ranks no tasks: leave --tasks, --candidates, --exclude, "
                 "--per_group and --horizon_days out, or give the checkpoint that it was fine-tuned from."
             )
-        return replace(self, embeddings=False, forecasts=False)
+        return self if head is MCMModel else replace(self, embeddings=False, forecasts=False)
 
 
 def _prepare_log(options: PredictionOptions, extractor: MCMFeatureExtractor, engine: EngineOptions) -> None:
@@ -248,7 +248,7 @@ def run(options: PredictionOptions, engine: EngineOptions) -> str:
     if engine.engine == "spark" and state.num_processes > 1:
         raise ValueError("--engine spark divides the work by itself: start one process, without accelerate launch.")
     head = find_head(options.model)
-    options, of_tasks = options.of_head(head), head is MCMForMultiTaskRecommendation
+    options, of_tasks = options.of_head(head), head in (MCMForMultiTaskRecommendation, MCMModel)
     model, extractor = open_checkpoint(head, options.model)
     job = _make_job(options, head, model, extractor)
     totals = _totals(options, model) if options.total and state.is_main_process else []

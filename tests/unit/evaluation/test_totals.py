@@ -22,7 +22,7 @@ def data(prepared):
 
 @pytest.fixture(scope="module")
 def model(tiny_model):
-    return fill_forecaster(tiny_model(extended=True, **STATE, forecast_days=[7.0, DAYS]))
+    return fill_forecaster(tiny_model(extended=True, **STATE, forecast_days=[7.0, DAYS]).model)
 
 
 def bought(log, start, end, column=None):
