@@ -15,6 +15,7 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -71,7 +72,7 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
             `numeric`, `hour`, `weekday` or `days_since_visit`), `column` (default: the name), `profile` (whether it
             describes the customer instead of the event). A feature may read a part of its column: with `item` (from 1)
             one of several values, ordered by their ids, of a text with a `separator` or of a list; with `level` and
-            `separator` the first levels of a path. Other keys are stored.
+            `separator` the first levels of a path. Other keys are stored. Default: `token_type` alone.
         vocabularies (`dict[str, list[str]]`): Values of each categorical feature; the first value has id 2.
         bins (`dict[str, list[float]]`): Strictly increasing inner bin edges of each numeric and days_since_visit
             feature. A value on an edge belongs to the bin above it.
@@ -87,9 +88,9 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
 
     def __init__(
         self,
-        features: Sequence[dict],
-        vocabularies: Mapping[str, Sequence[str]],
-        bins: Mapping[str, Sequence[float]],
+        features: Sequence[dict] = ({"name": TOKEN_TYPE},),  # transformers makes one without arguments
+        vocabularies: Mapping[str, Sequence[str]] = MappingProxyType({TOKEN_TYPE: (HISTORY_START,)}),
+        bins: Mapping[str, Sequence[float]] = MappingProxyType({}),
         customer: str = "customer_id",
         time: str | None = "time",
         token_type: str | None = TOKEN_TYPE,
