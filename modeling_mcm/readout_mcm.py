@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-LABELS_AT_ONCE = 512  # number of labels that are scored at once without gradients
+# Scores of units and labels that are held at once without gradients, for at least 64 labels: the processor's cache
+AT_ONCE, FEWEST = 2**21, 64
 
 
 class PrefixEnds(NamedTuple):
@@ -96,7 +97,8 @@ def attentional_readout(
 
     if torch.is_grad_enabled():
         return score(label_embeddings)
-    return torch.cat([score(part) for part in label_embeddings.split(LABELS_AT_ONCE)], -1)
+    parts = label_embeddings.split(max(FEWEST, AT_ONCE // len(by_unit)))
+    return torch.cat([score(part) for part in parts], -1)
 
 
 def last_readout(hidden: Tensor, label_embeddings: Tensor, mask: Tensor, ends: PrefixEnds | None = None) -> Tensor:
