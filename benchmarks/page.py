@@ -82,7 +82,8 @@ Cells come from several runs.
 
 ## Speed beside other libraries
 
-The others read the labels of one task. MCM reads all features, trains all tasks and ranks that one, made to read its encoder. {speed}
+The others read the labels of one task. MCM reads all features, trains all tasks and ranks that one, made to read its
+encoder. {speed}
 
 ## How it was measured
 
