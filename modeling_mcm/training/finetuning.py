@@ -29,7 +29,7 @@ from modeling_mcm.training.fitting import minimize
 from modeling_mcm.training.resuming import FINE_TUNING, Facts, is_finished, output_folder_lock
 
 FOLDS, MANY = 5, 5_000  # folds of cross-validation; number of examples from which one of them is held out
-LEAST_SHARE = 1e-3  # of a fit that is part of an average
+LEAST_SHARE = 1e-3  # of a fit, below which it is no part of an average
 
 
 @dataclass
@@ -112,10 +112,12 @@ def fit_linear(
                     loss = compute_loss(_score(left, parameters), y[held_out]).item()
                     of_scale[index] += loss * int(held_out.sum())
     shares = softmax(-losses)
+    shares[shares < LEAST_SHARE] = 0.0
+    shares /= shares.sum()
     total = [torch.zeros(outputs, inputs.numbers.shape[1]), torch.zeros(outputs, inputs.labels.shape[1])]
     total.append(torch.zeros(outputs))
     for scale, of_scale in zip(scales, shares, strict=True):
-        read = 1 + max(np.flatnonzero(of_scale > LEAST_SHARE).tolist(), default=-1)
+        read = 1 + max(np.flatnonzero(of_scale).tolist(), default=-1)
         fits = _fit_path(scaled(*scale), y, outputs, compute_loss, penalties[:read])
         for share, (weight, of_labels, bias) in zip(of_scale, fits, strict=False):
             weight = weight.T * scale[0]
