@@ -5,6 +5,7 @@
 Shapes: B customers, L events, J features, U encoder units (events or visits), H hidden size.
 """
 
+from functools import reduce
 from typing import cast
 
 import torch
@@ -48,7 +49,7 @@ class HeterogeneousEmbedding(nn.Embedding):
         Returns:
             `torch.FloatTensor` of shape `(B, L, H)`; 0 on padding.
         """
-        total = sum(self.feature_tables[j](input_ids[..., j]) for j in self.read)
+        total = reduce(Tensor.add_, (self.feature_tables[j](input_ids[..., j]) for j in self.read))
         return total / (input_ids[..., self.read] != 0).sum(-1, keepdim=True).clamp(min=1)
 
 

@@ -421,9 +421,11 @@ def compare(row: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     return ranks, values.gather(1, ordered[:, first])
 
 
-def compare_vectors(vectors: Tensor, label: Tensor, latest: Tensor) -> Tensor:
-    """Cosines `(2, N)` of the vectors `(V, H)` of candidates `(N,)` to those of the latest labels of their histories
-    `(N, LATEST)`: to the first one, and the largest one above 0; 0 without any."""
-    cosines = F.cosine_similarity(vectors[label, None].float(), vectors[latest].float(), dim=2)
-    cosines = cosines.masked_fill(latest == 0, 0.0)
-    return torch.stack([cosines[:, 0], cosines.amax(1).clamp(min=0)])
+def compare_vectors(vectors: Tensor, row: Tensor, label: Tensor, latest: Tensor) -> Tensor:
+    """Cosines `(2, N)` of the vectors `(V, H)` of candidates, pairs of a row and a label `(N,)`, to those of the
+    `latest` labels `(R, LATEST)` of their row: to the first one, and the largest one above 0; 0 without any."""
+    is_read = label.new_zeros(len(vectors)).index_fill_(0, label, 1)
+    units, ends = F.normalize(vectors[is_read > 0].float(), dim=1), F.normalize(vectors[latest].float(), dim=2)
+    cosines = (ends @ units.T).masked_fill(latest[..., None] == 0, 0.0)  # (R, LATEST, labels of candidates)
+    place = is_read.cumsum(0)[label] - 1
+    return torch.stack([cosines[row, 0, place], cosines.amax(1).clamp(min=0)[row, place]])

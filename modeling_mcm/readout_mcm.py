@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-# Scores of units and labels that are held at once without gradients, for at least 64 labels: the processor's cache
-AT_ONCE, FEWEST = 2**21, 64
+AT_ONCE = 2**18  # scores of units that are held at once without gradients: they stay in the processor's cache
+PADDED = -1e4  # z of padding: its weight is 0, in half precision too
 
 
 class PrefixEnds(NamedTuple):
@@ -74,8 +74,6 @@ def attentional_readout(
 ) -> Tensor:
     """Scores by equations 2 and 3 after the whole sequence, or after prefixes of it.
 
-    z, of shape `(U, B, V)`, is held for some labels at a time where no gradient is needed.
-
     Args:
         hidden (`torch.FloatTensor` of shape `(B, U, H)`): Hidden vector h of each unit; padding is on the right.
         label_embeddings (`torch.FloatTensor` of shape `(V, H)`): Embedding e of each label.
@@ -85,20 +83,22 @@ def attentional_readout(
     Returns:
         `torch.FloatTensor`: scores s of shape `(B, V)`; `(R, V)` with `ends`.
     """
-    # Of one product: `matmul` of the transposed tensor would make a product for each unit of a single customer
-    by_unit, is_padding = hidden.transpose(0, 1).flatten(0, 1), ~mask.T[..., None]
+    units, labels = hidden.shape[1], len(label_embeddings)
+    # Of one product: `matmul` of the batch would make a product for each unit of a single customer
+    if ends is not None:
+        z = (hidden.transpose(0, 1).flatten(0, 1) @ label_embeddings.T).unflatten(0, (units, -1))  # (U, B, V)
+        return RunningReadout.apply(z.float() if z.dtype.itemsize < 4 else z)[ends.units, ends.customers].to(z.dtype)
+    hidden = hidden.masked_fill(~mask[..., None], 0.0)
+    away = torch.where(mask[..., None], 0.0, PADDED).to(hidden.dtype)
 
-    def score(vectors: Tensor) -> Tensor:
-        z = (by_unit @ vectors.T).unflatten(0, mask.T.shape)  # (U, B, V)
-        if ends is None:
-            return (z.masked_fill(is_padding, float("-inf")).softmax(0) * z).sum(0)
-        dtype = z.dtype
-        return RunningReadout.apply(z.float() if dtype.itemsize < 4 else z)[ends.units, ends.customers].to(dtype)
+    def score(hidden: Tensor, away: Tensor) -> Tensor:
+        z = (hidden.flatten(0, 1) @ label_embeddings.T).unflatten(0, (-1, units)) + away  # (B, U, V)
+        return (z.softmax(1) * z).sum(1)
 
     if torch.is_grad_enabled():
-        return score(label_embeddings)
-    parts = label_embeddings.split(max(FEWEST, AT_ONCE // len(by_unit)))
-    return torch.cat([score(part) for part in parts], -1)
+        return score(hidden, away)
+    customers = max(1, AT_ONCE // (units * labels))
+    return torch.cat([score(*part) for part in zip(hidden.split(customers), away.split(customers), strict=True)])
 
 
 def last_readout(hidden: Tensor, label_embeddings: Tensor, mask: Tensor, ends: PrefixEnds | None = None) -> Tensor:

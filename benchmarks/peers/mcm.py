@@ -20,6 +20,7 @@ import numpy as np
 from modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.data import PreparedData
 from modeling_mcm.scoring import Scorer, ScoringJob
+from modeling_mcm.training.memory import keep_freed_memory
 
 from protocol import Task, run
 
@@ -94,6 +95,7 @@ def predict(task: Task, model: MCMForMultiTaskRecommendation) -> dict[str, float
         rows_per_file=1,
     )
     scorer = Scorer(model, extractor, job)
+    keep_freed_memory()  # as `mcm predict` does
     start = time.perf_counter()
     rows = [before_validation(row) for row in scorer.read(range(sys.maxsize))]
     scorer.score(rows)

@@ -283,7 +283,7 @@ class Histories:
 
     def _score(self, scorer: Scorer, tuned: Mapping[str, Scorer], part: range) -> pa.Table:
         """Scores some customers."""
-        rows = [select_events(row, slice(row["test_end"])) for row in scorer.read(part)]
+        rows = [select_events(row, slice(row["test_end"])) for row in scorer.read(part, self.extractor.tasks)]
         table = scorer.score(rows)
         described = zip(*map(self._describe, rows), strict=True)
         columns: dict[str, ArrayLike] = dict(zip((*RHYTHM, VALUE), described, strict=True))

@@ -196,17 +196,20 @@ class Scorer:
         scores = self.score(self.read(indices))
         write_table(path, scores.replace_schema_metadata(_stamp(path, scores)), compression="zstd")
 
-    def read(self, indices: range) -> Rows:
+    def read(self, indices: range, tasks: Sequence[str] | None = None) -> Rows:
         """Reads the rows of the customers with these indices, as `PreparedRows` gives them, with the columns of events
-        that the answers need."""
+        that the answers need, and the labels of `tasks`, by default those of the job."""
         job, tables, start, first = self.job, [], 0, 0  # index of the first row of the tables
+        parts, features = [EMBEDDING] * job.embeddings + [*job.forecasts], None
+        if self.predictor.head == RANKING:
+            features = self.predictor.find_features(job.tasks, job.horizon_days, parts)
+        needed = {"times", "visits", *(f"task_{task}" for task in (job.tasks if tasks is None else tasks))}
+        for name in (
+            self.extractor.feature_names if features is None else (*features, self.extractor.token_type_feature)
+        ):
+            needed |= {f"feature_{name}", f"value_{name}"}
         columns = pq.read_schema(Path(job.data, self.shards[0]["file"])).names
-        parts = [EMBEDDING] * job.embeddings + [*job.forecasts]
-        is_ranking = self.predictor.head == RANKING
-        if is_ranking and (features := self.predictor.find_features(job.tasks, job.horizon_days, parts)) is not None:
-            needed = {"times", "visits", *(f"task_{task}" for task in job.tasks)}
-            needed |= {f"feature_{name}" for name in (*features, self.extractor.token_type_feature)}
-            columns = [name for name in columns if name in needed or not name.startswith(PER_EVENT)]
+        columns = [name for name in columns if name in needed or not name.startswith(PER_EVENT)]
         for shard in self.shards:
             end = start + shard["rows"]
             if start < indices.stop and indices.start < end:

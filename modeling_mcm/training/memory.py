@@ -4,12 +4,14 @@
 
 glibc returns a large block of memory as soon as it is freed. A training step frees and allocates dozens of blocks of
 some megabytes. The system then provides each block page by page again, which can take longer than the computation
-(docs/log.md has the figures).
+(docs/log.md has the figures). Arrow's own allocator returns memory, too, and is left out.
 """
 
 import ctypes
 import sys
 from contextlib import suppress
+
+import pyarrow as pa
 
 # Names and numbers of options as in glibc's malloc.h
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
@@ -17,9 +19,11 @@ NEVER_TRIM, PAD = 2**31 - 1, 2**26
 
 
 def keep_freed_memory() -> None:
-    """Sets glibc's malloc to keep freed memory in the process; does nothing with another C library."""
+    """Sets glibc's malloc to keep freed memory in the process, and Arrow to use it; does nothing with another C
+    library."""
     if sys.platform.startswith("linux"):
         with suppress(AttributeError, OSError):  # musl has none
             mallopt = ctypes.CDLL(None).mallopt
             for name, value in {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: NEVER_TRIM, M_TOP_PAD: PAD}.items():
                 mallopt(name, value)
+            pa.set_memory_pool(pa.system_memory_pool())
