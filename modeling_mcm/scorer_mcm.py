@@ -246,17 +246,16 @@ def _choose(
     rankings = [(ranked, BEST, 2 * LEAST), (break_ties(visits), POPULAR, 0.0)]
     if shares is not None:
         rankings.append((break_ties(shares.exp())[None], (MOST_READ,), 2 * LEAST))
-    result = torch.zeros_like(evidence[0], dtype=torch.bool)
-    for part in columns.parts:
-        part = slice(part.start + FIRST_LABEL, part.stop)
-        for values, limits, least in rankings:
-            values = values[..., part]
-            for of_kind, limit in zip(values, limits, strict=True):
-                place = -min(limit, of_kind.shape[1])
-                lowest = np.partition(of_kind.numpy(force=True), place)[:, place, None]  # faster than `topk`
-                result[:, part] |= of_kind >= torch.from_numpy(lowest).to(of_kind.device).clamp(min=least)
-    result.view(-1)[seen.cell] = True
-    return result
+    result = np.zeros(evidence.shape[1:], bool)
+    for values, limits, least in rankings:
+        for of_kind, limit in zip(values.numpy(force=True), limits, strict=True):
+            for part in columns.parts:
+                own = of_kind[:, part.start + FIRST_LABEL : part.stop]
+                place = -min(limit, own.shape[1])
+                lowest = np.partition(own, place)[:, place, None]  # faster than `topk`
+                result[:, part.start + FIRST_LABEL : part.stop] |= own >= np.maximum(lowest, least)
+    result.reshape(-1)[seen.cell.numpy(force=True)] = True
+    return torch.from_numpy(result).to(evidence.device)
 
 
 class ScoreNetwork(nn.Module):
