@@ -32,6 +32,7 @@ from probe import DAYS, FEWEST, SETTINGS, SMALL_TREES, components, make_counts, 
 
 LOGS, SIZES, THERE = ("ta_feng", "complete_journey", "bank"), (100, 1000), 90  # days
 DRAWN = 500  # customers of a half that are drawn in all, in draws of a size
+PREDICTED = 4000  # customers of the other half that are predicted where a half is not learned whole
 COUNTS, SPARSE, TREES, MCM = METHODS = ("counts", "sparse", "LightGBM", "MCM")
 
 
@@ -77,13 +78,14 @@ def make_classifier(method: str, fewest: int) -> Pipeline:
 
 
 def draw_customers(classes: NDArray, size: int) -> Iterator[tuple[NDArray, NDArray]]:
-    """Yields who is learned from, `size` customers of a half, and who is predicted, the other half."""
+    """Yields who is learned from, `size` customers of a half, and who is predicted, of the other half."""
     for half, others in StratifiedKFold(2, shuffle=True, random_state=0).split(classes, classes):
         for draw in range(max(1, DRAWN // size)):
-            few = half
+            few, rest = half, others
             if size < len(half):
                 few = train_test_split(half, train_size=size, stratify=classes[half], random_state=draw)[0]
-            yield few, others
+                rest = np.random.default_rng(draw).permutation(others)[:PREDICTED]
+            yield few, rest
 
 
 def compare(
