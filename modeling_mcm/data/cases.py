@@ -8,7 +8,7 @@ label in any task besides the token type: where nothing else is known of an even
 Preparation counts the cases of the shards that it writes, and evaluation reads the targets of each case.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import datasets
@@ -57,11 +57,11 @@ def to_batch(table: pa.Table) -> RowBatch:
     return RowBatch(columns, lengths.to_numpy().astype(np.int64))
 
 
-def read_batches(rows: datasets.Dataset, columns: Sequence[str], batch_size: int = 1024) -> Iterator[RowBatch]:
-    """Reads some columns of prepared rows in batches of customers; a `ValueError` names a missing column."""
+def load_columns(rows: datasets.Dataset, columns: Sequence[str]) -> RowBatch:
+    """Reads some columns of prepared rows; a `ValueError` names a missing column."""
     fix = "Expected prepared rows; check the name of the task, or prepare the data again with a schema that has it."
     check_columns(rows.column_names, columns, "The rows have", fix)
-    yield from map(to_batch, rows.select_columns([*columns]).with_format("arrow").iter(batch_size))
+    return to_batch(rows.select_columns([*columns]).with_format("arrow")[:])
 
 
 def count_pairs(first: NDArray, second: NDArray) -> tuple[IntArray, IntArray, IntArray]:

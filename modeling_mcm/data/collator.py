@@ -25,7 +25,7 @@ from modeling_mcm.data.cases import (
     IGNORED,
     CaseEvents,
     find_targets,
-    read_batches,
+    load_columns,
     tell_unseen,
     to_batch,
 )
@@ -87,13 +87,9 @@ def unit_counts(rows: datasets.Dataset, ends: ArrayLike, config: MCMConfig, max_
     ends = np.asarray(ends)
     if config.encoder_unit == "event":
         return np.minimum(ends + 1, max_events)
-    counts, first = np.ones(len(ends), np.int64), 0
-    for batch in read_batches(rows, ["visits"]):
-        visits, has_events = batch.column("visits"), np.flatnonzero(ends[first : first + len(batch)] > 0)
-        start, end = batch.starts[has_events], ends[first + has_events]
-        counts[first + has_events] += visits[start + end - 1] - visits[start + np.maximum(end - max_events + 1, 0)] + 1
-        first += len(batch)
-    return counts
+    batch = load_columns(rows, ["visits"])
+    visits, first = batch.column("visits"), batch.starts + np.maximum(ends - max_events + 1, 0)
+    return np.where(ends > 0, visits[batch.starts + ends - 1] - visits[first] + 2, 1)
 
 
 def batches_by_length(lengths: ArrayLike, size: int) -> list[IntArray]:

@@ -21,7 +21,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from pandas.api import types
 
-from modeling_mcm.data.cases import read_batches
+from modeling_mcm.data.cases import load_columns
 from modeling_mcm.data.collator import PreparedRows
 from modeling_mcm.events_mcm import (
     SECONDS_PER_DAY,
@@ -226,17 +226,18 @@ class LabelledCustomers:
 
     def __init__(self, rows: datasets.Dataset, labels: CustomerLabels, on_unknown: str = ERROR):
         check_choice(on_unknown, "on_unknown", ON_UNKNOWN)
-        indices = dict(zip(rows["customer_id"], range(len(rows)), strict=True))
-        first, end = _first_and_last(rows)
+        batch = load_columns(rows, ["customer_id", "times"])
+        times = batch.column("times")
+        first, end = times[batch.starts], int(times.max())
         if len(late := np.flatnonzero(labels.times > end + SECONDS_PER_DAY)):
             raise ValueError(
                 f"{len(late)} labels are of times that the log does not reach: it ends on {_iso(end)}, customer "
                 f"{labels.customer_ids[late[0]]!r} has a label of {_iso(labels.times[late[0]])}. What came between "
                 "would be missing from the history; prepare the log up to the labels, or leave these rows out."
             )
-        row_indices = np.array([indices.get(customer, -1) for customer in labels.customer_ids])
+        row_indices = pd.Index(batch.column("customer_id")).get_indexer(labels.customer_ids)
         is_known = row_indices >= 0
-        has_history = is_known & (first[np.maximum(row_indices, 0)] < labels.times)
+        has_history = is_known & (first[row_indices] < labels.times)
         if on_unknown == ERROR and not has_history.all():
             first_bad = has_history.argmin()
             raise ValueError(
@@ -260,13 +261,3 @@ class LabelledCustomers:
         rows, labels = self.rows.__getitems__([*indices]), self.labels.of(indices)
         parts = zip(rows, labels.times, labels.columns.to_dict("records"), strict=True)
         return [events_before(row, time) | {"label_columns": columns} for row, time, columns in parts]
-
-
-def _first_and_last(rows: datasets.Dataset) -> tuple[IntArray, int]:
-    """First event of each customer, and the last event of all customers, in seconds since 1970-01-01."""
-    first, start, last = np.full(len(rows), np.iinfo(np.int64).max), 0, np.iinfo(np.int64).min
-    for batch in read_batches(rows, ["times"]):
-        times = batch.column("times")
-        np.minimum.at(first[start:], batch.row, times)
-        last, start = times.max(initial=last), start + len(batch)
-    return first, int(last)

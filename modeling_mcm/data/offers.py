@@ -195,13 +195,13 @@ class OfferReader:
 
     def __init__(self, rows: datasets.Dataset, offers: Offers, extractor: MCMFeatureExtractor, config: MCMConfig):
         self.offers, groups = offers, offers.groups
-        indices = groups["customer_id"].map({customer: index for index, customer in enumerate(rows["customer_id"])})
-        if missing := sorted({*groups["customer_id"][indices.isna()]}):
+        places = pd.Index(rows["customer_id"][:]).get_indexer(groups["customer_id"])
+        if missing := sorted({*groups["customer_id"][places < 0]}):
             raise ValueError(
                 f"{len(missing)} customers of the offers are not in the prepared data set, such as {missing[0]!r}; "
                 "prepare the log with their events, or leave their offers out."
             )
-        self.times, places = groups["time"].to_numpy(), indices.to_numpy(np.int64)
+        self.times = groups["time"].to_numpy()
         self.rows, self.lengths = PreparedRows(rows, places), np.asarray(rows["test_end"])[places]
         self.actions = EncodedActions(extractor, config, offers.actions)
 

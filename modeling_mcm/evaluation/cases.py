@@ -8,7 +8,7 @@ cutoff. If a visit lies on both sides of a cutoff, its events before the cutoff 
 targets. A target event is one with a label in any task other than the token type, because an event of which nothing
 else is known is nothing to predict.
 
-There are two variants, for a model and all baselines alike. With a `Horizon` the targets are the labels of all target
+There are two variants, for a model and all baselines alike. With a horizon the targets are the labels of all target
 events within some days. `unseen_only` removes the labels that a customer had before the cutoff from the targets and
 from the ranking; `comparison_cases` does so in tasks in which nobody has a label twice.
 
@@ -18,7 +18,6 @@ Everything is computed on the flat Arrow columns of prepared rows.
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
 
 import numpy as np
 from datasets import Dataset
@@ -26,7 +25,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from modeling_mcm.configuration_mcm import FIRST_LABEL, MOST_IDS
-from modeling_mcm.data.cases import ENDS, CaseEvents, compute_offsets, count_pairs, read_batches, tell_unseen
+from modeling_mcm.data.cases import ENDS, CaseEvents, compute_offsets, count_pairs, load_columns, tell_unseen
 from modeling_mcm.data.dataset import PreparedData
 from modeling_mcm.evaluation.histories import read_history
 from modeling_mcm.events_mcm import SECONDS_PER_DAY, number_groups, run_starts
@@ -54,18 +53,6 @@ class TargetEvents:
 
     def __getitem__(self, case: int) -> NDArray:
         return self.labels[self.offsets[case] : self.offsets[case + 1]]
-
-
-class Horizon(NamedTuple):
-    """The days after a cutoff whose labels are the targets, in the place of those of the next visit."""
-
-    days: float
-    start: int  # the cutoff, in seconds since 1970
-
-    @property
-    def end(self) -> float:
-        """The first time after the horizon, in seconds since 1970."""
-        return self.start + self.days * SECONDS_PER_DAY
 
 
 @dataclass(frozen=True)
@@ -101,16 +88,17 @@ def find_cases(
     cutoff: str,
     min_history: int = 5,
     token_type: str = "token_type",
-    horizon: Horizon | None = None,
+    horizon: tuple[float, int] | None = None,
 ) -> EvaluationCases:
     """Finds the evaluation cases at a cutoff and the target events of all tasks.
 
     Args:
         token_type (`str`): Name of the token type feature. As a task it makes no target event, unless it is the only
             task.
-        horizon (`Horizon`, *optional*): The days whose labels are the targets, each label once; a case then has a
-            target event in them. If the horizon ends more than a day after the last event of the data, a warning
-            says so. By default the targets are those of the next visit.
+        horizon (`tuple[float, int]`, *optional*): Number of days whose labels are the targets, each label once, and
+            the cutoff at which they start, in seconds since 1970; a case then has a target event in them. If the
+            horizon ends more than a day after the last event of the data, a warning says so. By default the targets
+            are those of the next visit.
 
     Raises:
         ValueError: If the cutoff is unknown, the rows lack a column, or no customer is a case.
@@ -118,12 +106,13 @@ def find_cases(
     tasks = [name.removeprefix("task_") for name in rows.column_names if name.startswith("task_")]
     columns = ["customer_id", "visits", *ENDS, *(["times"] if horizon else [])]
     columns += [f"{kind}_{task}" for kind in ("task", "unseen") for task in tasks]
-    batch = next(read_batches(rows, columns, len(rows)))
+    batch = load_columns(rows, columns)
     events = CaseEvents.read(batch, cutoff, tasks, token_type)
     if horizon:
-        times = batch.column("times")
+        days, start = horizon
+        times, stop = batch.column("times"), start + days * SECONDS_PER_DAY
         latest = np.max(times[events.visible], initial=np.iinfo(np.int64).min)
-        targeted = np.flatnonzero(events.future & (times < horizon.end))
+        targeted = np.flatnonzero(events.future & (times < stop))
     else:
         targeted = events.next_visit()
     is_case = events.is_case(min_history, targeted)
@@ -146,19 +135,19 @@ def find_cases(
         history_visits=np.bincount(visited, minlength=len(batch))[chosen],
         customer_ids=batch.column("customer_id")[chosen].tolist(),
         targets=targets,
-        horizon_days=horizon.days if horizon else None,
+        horizon_days=days if horizon else None,
     )
     if not len(cases):
-        target = f"one within {horizon.days:g} days from it" if horizon else "a target visit after it"
+        target = f"one within {days:g} days from it" if horizon else "a target visit after it"
         raise ValueError(
             f"No evaluation case at the {cutoff} cutoff among {len(batch)} customers; expected customers with at "
             f"least {min_history} target events before it and {target}. Check the cutoff dates and min_history"
             f"{', or take a longer horizon' if horizon else ''}."
         )
-    if horizon and horizon.end > latest + SECONDS_PER_DAY:
+    if horizon and stop > latest + SECONDS_PER_DAY:
         logger.warning(
-            f"The horizon of {horizon.days:g} days from the {cutoff} cutoff is longer than the data: the last event "
-            f"that counts is {(latest - horizon.start) / SECONDS_PER_DAY:.1f} days after the cutoff"
+            f"The horizon of {days:g} days from the {cutoff} cutoff is longer than the data: the last event "
+            f"that counts is {(latest - start) / SECONDS_PER_DAY:.1f} days after the cutoff"
             f"{', because validation reads nothing after the test cutoff' if cutoff == 'validation' else ''}. The "
             "targets are the labels until then; choose a horizon that the data cover."
         )
@@ -169,9 +158,9 @@ def cases_at(
     data: PreparedData, cutoff: str, min_history: int | None = None, horizon_days: float | None = None
 ) -> EvaluationCases:
     """Finds the cases of a prepared data set as its schema defines them, with [`find_cases`];
-    `min_history` and a [`Horizon`] of `horizon_days` go before the schema's number and the next visit."""
+    `min_history` and a horizon of `horizon_days` go before the schema's number and the next visit."""
     schema = data.schema
-    horizon = Horizon(horizon_days, schema.cutoff_seconds(cutoff)) if horizon_days else None
+    horizon = (horizon_days, schema.cutoff_seconds(cutoff)) if horizon_days else None
     min_history = schema.min_history if min_history is None else min_history
     cases = find_cases(data.rows, cutoff, min_history, schema.token_feature.name, horizon)
     return replace(cases, as_of=schema.scoring_time(cutoff))

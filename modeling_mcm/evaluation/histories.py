@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array, diags_array
 
 from modeling_mcm.configuration_mcm import FIRST_LABEL
-from modeling_mcm.data.cases import check_cutoff, compute_offsets, read_batches
+from modeling_mcm.data.cases import check_cutoff, compute_offsets, load_columns
 from modeling_mcm.events_mcm import SECONDS_PER_DAY, number_groups, run_starts
 
 
@@ -57,24 +57,22 @@ class TaskHistory:
 
 
 def read_history(rows: Dataset, task: str, cutoff: str = "validation", kind: str = "task") -> TaskHistory:
-    """Reads what [`task_histories`] reads, of all customers together."""
-    return next(task_histories(rows, task, cutoff, max(len(rows), 1), kind))
-
-
-def task_histories(
-    rows: Dataset, task: str, cutoff: str, batch_size: int, kind: str = "task"
-) -> Iterator[TaskHistory]:
-    """Reads the labelled events of a task before a cutoff, a batch of customers at a time. With the kind "feature"
-    these are all events with a value, also those that are no targets. A `ValueError` is raised if the cutoff is
-    neither "validation" nor "test", or if the rows lack the task."""
+    """Reads the labelled events of a task before a cutoff. With the kind "feature" these are all events with a value,
+    also those that are no targets. A `ValueError` is raised if the cutoff is neither "validation" nor "test", or if
+    the rows lack the task."""
     end, column = check_cutoff(cutoff), f"{kind}_{task}"
-    for batch in read_batches(rows, ["customer_id", "times", "visits", end, column], batch_size):
-        is_read = (batch.places < batch.column(end)[batch.row]) & (batch.column(column) >= FIRST_LABEL)
-        events = batch.select(is_read)
-        row, number = events.row, np.cumsum(run_starts(events.row, events.column("visits")))
-        visits_ago = number[(events.starts + events.lengths - 1)[row]] - number
-        label = events.column(column).astype(np.int64)
-        yield TaskHistory(batch.column("customer_id"), row, label, events.column("times"), visits_ago)
+    batch = load_columns(rows, ["customer_id", "times", "visits", end, column])
+    events = batch.select((batch.places < batch.column(end)[batch.row]) & (batch.column(column) >= FIRST_LABEL))
+    row, number = events.row, np.cumsum(run_starts(events.row, events.column("visits")))
+    visits_ago = number[(events.starts + events.lengths - 1)[row]] - number
+    label = events.column(column).astype(np.int64)
+    return TaskHistory(batch.column("customer_id"), row, label, events.column("times"), visits_ago)
+
+
+def task_histories(rows: Dataset, task: str, cutoff: str, batch_size: int) -> Iterator[TaskHistory]:
+    """Reads what [`read_history`] reads, a batch of customers at a time."""
+    for start in range(0, len(rows), batch_size):
+        yield read_history(rows.select(range(start, min(start + batch_size, len(rows)))), task, cutoff)
 
 
 def read_moments(history: TaskHistory, number_of_labels: int) -> tuple[csr_array, NDArray]:

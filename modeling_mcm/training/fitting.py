@@ -23,8 +23,9 @@ from transformers.utils import logging
 
 from modeling_mcm.configuration_mcm import FIRST_LABEL, MCMConfig
 from modeling_mcm.data import PreparedData
-from modeling_mcm.data.cases import count_pairs, deciding_tasks, read_batches
+from modeling_mcm.data.cases import deciding_tasks, load_columns
 from modeling_mcm.data.collator import PreparedRows
+from modeling_mcm.evaluation.histories import read_history
 from modeling_mcm.events_mcm import SECONDS_PER_DAY, Row, select_events
 from modeling_mcm.forecaster_mcm import LONGEST_RATIO, VisitForecaster, Visits
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation, MCMModel
@@ -62,14 +63,11 @@ def minimize(
 
 def popularity(data: PreparedData, config: MCMConfig) -> dict[str, torch.Tensor]:
     """Counts how often each label was a target in the training period, by task of shape `(labels,)`."""
-    counts = {task: torch.zeros(size, dtype=torch.long) for task, size in config.label_sizes.items()}
-    for batch in read_batches(data.rows, ["validation_end", *(f"task_{task}" for task in counts)]):
-        is_trained = batch.places < batch.column("validation_end")[batch.row]
-        for task, of_task in counts.items():
-            labels = torch.from_numpy(batch.column(f"task_{task}")[is_trained])
-            of_task += torch.bincount(labels, minlength=len(of_task))
-            of_task[:FIRST_LABEL] = 0  # events without a label
-    return counts
+    sizes = config.label_sizes.items()
+    return {
+        task: torch.from_numpy(np.bincount(read_history(data.rows, task).label, minlength=size))
+        for task, size in sizes
+    }
 
 
 @torch.no_grad()
@@ -93,15 +91,13 @@ def fill_label_values(model: MCMForMultiTaskRecommendation, rows: Dataset) -> di
 
 
 def _count_values(rows: Dataset, task: str, feature: str, shape: tuple[int, int]) -> csr_array:
-    """Counts the events of the training period by label of a task and value of a feature, in batches of customers: a
-    log need not fit into memory."""
-    parts, columns = [], [f"task_{task}", f"feature_{feature}"]
-    for batch in read_batches(rows, ["validation_end", *columns]):
-        pairs = np.stack([batch.column(name) for name in columns]).astype(np.int64)
-        is_trained = batch.places < batch.column("validation_end")[batch.row]
-        parts.append(count_pairs(*pairs[:, is_trained & (pairs >= FIRST_LABEL).all(axis=0)]))
-    label, value, number = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return csr_array((number, (label, value)), shape=shape)
+    """Counts the events of the training period by label of a task and value of a feature."""
+    columns = [f"task_{task}", f"feature_{feature}"]
+    batch = load_columns(rows, ["validation_end", *columns])
+    pairs = np.stack([batch.column(name) for name in columns])
+    is_trained = batch.places < batch.column("validation_end")[batch.row]
+    pairs = pairs[:, is_trained & (pairs >= FIRST_LABEL).all(axis=0)]
+    return csr_array((np.ones(pairs.shape[1], np.int64), pairs), shape=shape)
 
 
 def describe_customers(model: MCMForMultiTaskRecommendation, data: PreparedData, seed: int) -> None:

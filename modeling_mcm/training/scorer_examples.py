@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from modeling_mcm.configuration_mcm import FIRST_LABEL, MCMConfig
 from modeling_mcm.data import PreparedData
-from modeling_mcm.data.cases import ENDS, IGNORED, CaseEvents, deciding_tasks, read_batches
+from modeling_mcm.data.cases import ENDS, IGNORED, CaseEvents, deciding_tasks, load_columns
 from modeling_mcm.data.collator import MCMCollator, PreparedRows, batches_by_length
 from modeling_mcm.evaluation.cases import cases_at
 from modeling_mcm.evaluation.histories import read_history
@@ -107,7 +107,7 @@ def read_visit_starts(data: PreparedData) -> Examples:
     the days until the visit. The schema says which events are targets, and what an example needs."""
     schema, token = data.schema, data.schema.token_feature.name
     columns = ["times", "visits", *ENDS, *(f"task_{task}" for task in deciding_tasks(schema.tasks, token))]
-    batch = next(read_batches(data.rows, columns, len(data.rows)))
+    batch = load_columns(data.rows, columns)
     events = CaseEvents.read(batch, "validation", schema.tasks, token)
     row, place, is_target = batch.row, batch.places, events.history
     times, visits = batch.column("times"), batch.column("visits")
@@ -115,7 +115,7 @@ def read_visit_starts(data: PreparedData) -> Examples:
     earlier -= earlier[np.arange(len(row)) - place]  # at the row's first event
     opens = np.flatnonzero(is_target)
     opens = opens[run_starts(row[opens], visits[opens])]
-    opens = opens[(earlier[opens] >= max(schema.min_history, 1)) & (place[opens] > 0)]
+    opens = opens[(earlier[opens] >= schema.min_history) & (place[opens] > 0)]
     row, before = row[opens], times[opens - 1] / SECONDS_PER_DAY
     gap = (times[opens] / SECONDS_PER_DAY - before).clip(min=1 / SECONDS_PER_DAY)
     if schema.scoring_time("validation") is None:
@@ -138,7 +138,7 @@ def draw_examples(data: PreparedData, seed: int, most: int = EXAMPLES) -> Exampl
     generator, starts = np.random.default_rng(seed), read_visit_starts(data)
     if not len(starts.row):
         raise ValueError(
-            f"{data.folder} has no visit in its training period that follows {max(data.schema.min_history, 1)} target "
+            f"{data.folder} has no visit in its training period that follows {data.schema.min_history} target "
             "events, so nothing can be fitted: move the cutoffs of the event schema, or lower min_history."
         )
     weights = np.maximum(starts.end / starts.stop, 0.05)
@@ -178,9 +178,9 @@ def draw_validation(data: PreparedData, seed: int) -> Examples | None:
     chosen = np.sort(np.random.default_rng(seed).permutation(len(cases))[:VALIDATION_EXAMPLES])
     row, end, elapsed = cases.rows[chosen], cases.history_end[chosen], np.zeros(len(chosen))
     if cases.as_of is not None:
-        rows = PreparedRows(data.rows, row).__getitems__(list(range(len(row))))
-        latest = [table["times"][:events].max(initial=0) for table, events in zip(rows, end, strict=True)]
-        elapsed = np.where(end > 0, (cases.as_of - np.array(latest)) / SECONDS_PER_DAY, 0.0).clip(min=0)
+        batch = load_columns(data.rows.select(row), ["times"])
+        latest = batch.column("times")[batch.starts + end - 1]
+        elapsed = ((cases.as_of - latest) / SECONDS_PER_DAY).clip(min=0)
     return Examples(row, end, np.asarray(data.rows["test_end"])[row], elapsed, np.full(len(row), np.nan))
 
 

@@ -6,7 +6,6 @@ import datasets
 import numpy as np
 
 from modeling_mcm.data.cases import IGNORED
-from modeling_mcm.evaluation.cases import Horizon
 from modeling_mcm.events_mcm import SECONDS_PER_DAY
 
 VALIDATION, TEST = 100, 200  # days
@@ -51,4 +50,4 @@ def random_customers(seed, number=30, fewest=1, most=30):
 
 def horizon(days, cutoff):
     """From a cutoff of the logs of `prepared_rows`, whose days count from 1970."""
-    return Horizon(days, CUTOFFS[cutoff] * SECONDS_PER_DAY)
+    return days, CUTOFFS[cutoff] * SECONDS_PER_DAY
