@@ -15,7 +15,6 @@ Shapes: R examples (a customer of a shop at the end of the window, and a horizon
 import argparse
 import os
 import time
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -25,12 +24,12 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 from synthetic_shops import Shop, draw_shop
-from torch import nn
 from transformers.utils import logging
 
 from modeling_mcm.events_mcm import pad_groups
 from modeling_mcm.files_mcm import atomic_write
 from modeling_mcm.forecaster_mcm import Distribution, InputRange, Inputs, VisitForecaster, Visits
+from modeling_mcm.training.fitting import make_descent
 from modeling_mcm.training.forecaster import SHIPPED_WEIGHTS, set_shop
 
 EXAMPLE_CUSTOMERS, HORIZONS = 24, 3  # and horizons of a shop that examples are made of
@@ -54,9 +53,9 @@ class Examples(NamedTuple):
     shop: torch.Tensor  # (R,): index of the shop
 
 
-def make_examples(seed: int, index: int, forecaster: VisitForecaster | None = None) -> Examples:
-    """Draws the shop `index`, and makes examples of some of its customers. Raises nothing: a shop with few visits is
-    drawn again."""
+def make_examples(seed: int, index: int) -> list[NDArray]:
+    """Draws the shop `index`, and makes the columns of [`Examples`] of some of its customers. Raises nothing: a shop
+    with few visits is drawn again."""
     rng = np.random.default_rng([seed, index])
     while True:
         shop = draw_shop(rng, HORIZONS)
@@ -64,7 +63,7 @@ def make_examples(seed: int, index: int, forecaster: VisitForecaster | None = No
         known, rows = np.unique(shop.customers[past], return_inverse=True)
         if past.sum() >= LEAST_VISITS and len(known) >= LEAST_CUSTOMERS and past.sum() > len(known):
             break
-    forecaster = VisitForecaster() if forecaster is None else forecaster
+    forecaster = VisitForecaster()
     order = rng.permutation(len(known))
     of_statistics = np.sort(order[:STATISTICS_CUSTOMERS])
     # Half of them frequent ones, who are few. A choice by what the network reads biases nothing.
@@ -72,12 +71,13 @@ def make_examples(seed: int, index: int, forecaster: VisitForecaster | None = No
     chosen = rng.choice(len(known), EXAMPLE_CUSTOMERS // 2, p=shares)
     chosen = np.unique(np.concatenate([order[: EXAMPLE_CUSTOMERS // 2], chosen]))
     visits = _select_customers(rows, shop, past, of_statistics)
-    set_shop(forecaster, visits, _ends(shop, visits), shop.window)
+    set_shop(forecaster, visits, torch.full(visits.times.shape[:1], shop.window), shop.window)
     visits = _select_customers(rows, shop, past, chosen)
     scale = float(forecaster.amount_statistics[0, 0])
     place = np.minimum(np.searchsorted(known, shop.customers), len(known) - 1)
     with torch.no_grad():
-        inputs = forecaster.inputs(visits, _ends(shop, visits), (shop.ratios * shop.window).tolist())
+        as_of = torch.full(visits.times.shape[:1], shop.window)
+        inputs = forecaster.inputs(visits, as_of, (shop.ratios * shop.window).tolist())
     targets = []
     for ratio in shop.ratios:
         follows = ~past & (shop.times < (1 + ratio) * shop.window) & (known[place] == shop.customers)
@@ -85,12 +85,9 @@ def make_examples(seed: int, index: int, forecaster: VisitForecaster | None = No
         total = np.bincount(place[follows], shop.amounts[follows], minlength=len(known)) / scale
         usual = np.broadcast_to([number.mean(), total.mean()], (len(chosen), 2))
         targets.append([number[chosen], total[chosen], usual, np.full(len(chosen), index)])
-    columns = [torch.from_numpy(np.stack(column, 1).astype(np.float32)) for column in zip(*targets, strict=True)]
-    return Examples(*(column.flatten(0, 1) for column in (*inputs, *columns)))
-
-
-def _ends(shop: Shop, visits: Visits) -> torch.Tensor:
-    return torch.full((len(visits.times),), shop.window)
+    columns = [np.stack(column, 1).astype(np.float32) for column in zip(*targets, strict=True)]
+    columns = [*(column.numpy() for column in inputs), *columns]
+    return [column.reshape(-1, *column.shape[2:]) for column in columns]
 
 
 def _select_customers(rows: NDArray, shop: Shop, past: NDArray, chosen: NDArray) -> Visits:
@@ -109,38 +106,18 @@ def pad_visits(customers: NDArray, times: NDArray, amounts: NDArray, number: int
     return Visits(*(torch.from_numpy(pad_groups(values, sizes)) for values in columns))
 
 
-def _make_part(task: tuple[int, range]) -> Examples:
-    torch.set_num_threads(1)
-    forecaster = VisitForecaster()
-    parts = [make_examples(task[0], index, forecaster) for index in task[1]]
-    return Examples(*(torch.cat(column) for column in zip(*parts, strict=True)))
-
-
 def draw_examples(shops: int, seed: int, processes: int = 1) -> Examples:
     """Makes examples of a number of synthetic shops. They do not depend on the number of processes."""
-    tasks = [(seed, range(start, min(start + 25, shops))) for start in range(0, shops, 25)]
-    bar = logging.tqdm(total=shops, desc="Synthetic shops", unit="shop")
-
-    def watched(results: Iterator[Examples]) -> list[Examples]:
-        parts = []
-        for task, part in zip(tasks, results, strict=True):
-            parts.append(part)
-            bar.update(len(task[1]))
-        return parts
-
-    if processes > 1:
-        with ProcessPoolExecutor(processes) as pool:
-            parts = watched(pool.map(_make_part, tasks))
-    else:
-        parts = watched(map(_make_part, tasks))
-    bar.close()
-    return Examples(*(torch.cat(column) for column in zip(*parts, strict=True)))
+    with ProcessPoolExecutor(processes, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        parts = pool.map(make_examples, [seed] * shops, range(shops), chunksize=25)
+        watched = logging.tqdm(parts, total=shops, desc="Synthetic shops", unit="shop")
+        return Examples(*(torch.from_numpy(np.concatenate(column)) for column in zip(*watched, strict=True)))
 
 
 def compute_losses(forecaster: VisitForecaster, examples: Examples) -> dict[str, torch.Tensor]:
     """Mean losses of examples by name: of distributions, their negative log-likelihood; of expected numbers and
     amounts, that of a Poisson distribution, divided by the shop's mean so that large shops do not weigh more."""
-    inputs = Inputs(examples.visits, examples.base, examples.amounts, examples.mean_amounts)
+    inputs = Inputs(*examples[:4])
     visits = forecaster.distribution(inputs)
     expected = visits.expected
     number, usual = examples.number, examples.usual
@@ -178,33 +155,19 @@ def train_forecaster(examples: Examples, epochs: int, seed: int = 0) -> tuple[Vi
         )
         _learn_ranges(forecaster, training)
         steps = max(1, len(training.shop) // STEP_EXAMPLES)
-        optimizer = torch.optim.AdamW(forecaster.parameters(), FORECASTER_LR, weight_decay=FORECASTER_DECAY)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, FORECASTER_LR, total_steps=epochs * steps + 1, pct_start=WARM_UP
-        )
-        bar = logging.tqdm(total=epochs * steps, desc="Forecaster", unit="step")
-        for _ in range(epochs):
-            order = torch.randperm(len(training.shop))
-            for step in range(steps):
-                part = order[step * STEP_EXAMPLES : (step + 1) * STEP_EXAMPLES]
+        descend = make_descent(forecaster, FORECASTER_LR, FORECASTER_DECAY, epochs * steps, WARM_UP)
+        for _ in logging.tqdm(range(epochs), desc="Forecaster", unit="epoch"):
+            for part in torch.randperm(len(training.shop)).split(STEP_EXAMPLES)[:steps]:
                 losses = compute_losses(forecaster, Examples(*(column[part] for column in training)))
-                loss = torch.stack([*losses.values()]).sum()
-                optimizer.zero_grad()
-                loss.backward()
-                nn.utils.clip_grad_norm_(forecaster.parameters(), 1.0)
-                optimizer.step()
-                schedule.step()
-                bar.update()
-        bar.close()
+                descend(torch.stack([*losses.values()]).sum())
     with torch.no_grad():
         return forecaster.eval(), {name: float(value) for name, value in compute_losses(forecaster, held_out).items()}
 
 
 def _learn_ranges(forecaster: VisitForecaster, examples: Examples) -> None:
-    inputs = Inputs(examples.visits, examples.base, examples.amounts, examples.mean_amounts)
     _learn_range(forecaster.visit_network.range, examples.visits)
     with torch.no_grad():
-        start = forecaster.distribution(inputs)
+        start = forecaster.distribution(Inputs(*examples[:4]))
     known = torch.stack([start.expected.log(), start.log_comes], 1)
     _learn_range(forecaster.amount_network.range, torch.cat([examples.visits, known, examples.amounts[:, 0]], 1))
 

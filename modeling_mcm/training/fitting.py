@@ -17,6 +17,7 @@ import torch
 from datasets import Dataset
 from scipy.sparse import csr_array, vstack
 from scipy.sparse.linalg import LinearOperator, svds
+from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature
 from transformers.utils import logging
@@ -61,6 +62,24 @@ def minimize(
     return [value.detach() for value in parameters]
 
 
+def make_descent(
+    network: nn.Module, learning_rate: float, weight_decay: float, steps: int, warm_up: float
+) -> Callable[[torch.Tensor], None]:
+    """Makes a function that lowers a loss by a step of AdamW. In so many steps the learning rate rises, in the share
+    `warm_up` of them, and falls."""
+    optimizer = torch.optim.AdamW(network.parameters(), learning_rate, weight_decay=weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps + 1, pct_start=warm_up)
+
+    def descend(loss: torch.Tensor) -> None:
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+
+    return descend
+
+
 def popularity(data: PreparedData, config: MCMConfig) -> dict[str, torch.Tensor]:
     """Counts how often each label was a target in the training period, by task of shape `(labels,)`."""
     sizes = config.label_sizes.items()
@@ -82,22 +101,17 @@ def fill_label_values(model: MCMForMultiTaskRecommendation, rows: Dataset) -> di
     for (index, task), (column, name) in product(enumerate(config.tasks), enumerate(config.label_features)):
         if name == task:
             continue
-        counts = _count_values(rows, task, name, (sizes[task], sizes[name]))
+        columns = [f"task_{task}", f"feature_{name}"]
+        batch = load_columns(rows, ["validation_end", *columns])
+        pairs = np.stack([batch.column(name) for name in columns])
+        is_trained = batch.places < batch.column("validation_end")[batch.row]
+        pairs = pairs[:, is_trained & (pairs >= FIRST_LABEL).all(axis=0)]
+        counts = csr_array((np.ones(pairs.shape[1]), pairs), shape=(sizes[task], sizes[name]))
         if counts.nnz and counts.max(axis=1).sum() >= DECIDED * counts.sum():
             decided[task].append(name)
             # Of equally frequent values the first one; 0, which is missing, for a label without any
             model.label_values(index)[:, column] = torch.from_numpy(counts.argmax(axis=1)).int()
     return decided
-
-
-def _count_values(rows: Dataset, task: str, feature: str, shape: tuple[int, int]) -> csr_array:
-    """Counts the events of the training period by label of a task and value of a feature."""
-    columns = [f"task_{task}", f"feature_{feature}"]
-    batch = load_columns(rows, ["validation_end", *columns])
-    pairs = np.stack([batch.column(name) for name in columns])
-    is_trained = batch.places < batch.column("validation_end")[batch.row]
-    pairs = pairs[:, is_trained & (pairs >= FIRST_LABEL).all(axis=0)]
-    return csr_array((np.ones(pairs.shape[1], np.int64), pairs), shape=shape)
 
 
 def describe_customers(model: MCMForMultiTaskRecommendation, data: PreparedData, seed: int) -> None:

@@ -27,7 +27,7 @@ from modeling_mcm.events_mcm import SECONDS_PER_DAY
 from modeling_mcm.features_mcm import PLACES, compare
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.scorer_mcm import HORIZON_DAYS, NEXT_VISIT, QUESTIONS, WITHIN, LabelScorer, ScoreNetwork
-from modeling_mcm.training.fitting import minimize
+from modeling_mcm.training.fitting import make_descent, minimize
 from modeling_mcm.training.scorer_examples import (
     EXAMPLES,
     ExampleReader,
@@ -235,22 +235,14 @@ class ScorerFit:
             )
         # Adam's steps are as long by few examples as by many: shorter ones keep few from moving the network far
         learning_rate = LEARNING_RATE * min(len(examples[0].num_unseen) / EXAMPLES, 1) ** 0.5
-        optimizer = torch.optim.AdamW(network.parameters(), learning_rate, weight_decay=WEIGHT_DECAY)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, learning_rate, total_steps=EPOCHS * len(steps) + 1, pct_start=0.15
-        )
+        descend = make_descent(network, learning_rate, WEIGHT_DECAY, EPOCHS * len(steps), 0.15)
         best_mean = -1.0
         for epoch in range(EPOCHS + 1):  # the first one is the start
             network.train()
             for task, mask, index in steps if epoch else []:
                 chosen = examples[task].select(index)
                 columns = network(task, chosen.features), chosen.is_target, chosen.log_kept[:, None]
-                loss = ranking_loss(mask, *(_pad(value, mask) for value in columns))
-                optimizer.zero_grad()
-                loss.backward()
-                nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-                optimizer.step()
-                schedule.step()
+                descend(ranking_loss(mask, *(_pad(value, mask) for value in columns)))
             steps = _draw_steps(examples, draws) if epoch else steps
             if 0 < epoch <= EPOCHS // 2:
                 continue  # the learning rate is still high: these epochs are seldom the best
