@@ -147,11 +147,8 @@ def _paths(rng: np.random.Generator, arrivals: NDArray, start: float, end: float
 
 def _along(paths: NDArray, grid: NDArray, times: NDArray) -> NDArray[np.float64]:
     """Each customer's clock at one time of each, of shape `(N,)`."""
-    position = np.clip((times - grid[0]) / (grid[1] - grid[0]), 0, BLOCKS - 1e-9)
-    block = position.astype(np.int64)
-    rows = np.arange(len(paths))
-    before, after = paths[rows, block], paths[rows, block + 1]
-    return before + (position - block) * (after - before)
+    offsets = np.arange(len(paths)) * 2 * (grid[-1] - grid[0])  # so that the grids of all customers are one
+    return np.interp(times + offsets, (grid + offsets[:, None]).ravel(), paths.ravel())
 
 
 def _invert(paths: NDArray, grid: NDArray, customers: NDArray, clock: NDArray) -> NDArray[np.float64]:

@@ -152,9 +152,9 @@ class MCMCollator:
         self.extractor, self.config, self.mode, self.seed, self.as_of = extractor, config, mode, seed, as_of
         # Reading an attribute of a config is slow, and these are read for every row.
         self.augmentation, self.target = config.augmentation, config.target
-        self.objective = objective or Objective()
         # Weights compare the prefixes of one pass of the model, so they need several prefixes.
-        self.half_life = self.objective.target_half_life_days if self.augmentation == "all_prefixes" else 0.0
+        has_several = self.augmentation == "all_prefixes"
+        self.half_life = (objective or Objective()).target_half_life_days if has_several else 0.0
         self.cutoff, self.token_type = cutoff, extractor.token_type_feature
         self.max_events = extractor.max_events
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()

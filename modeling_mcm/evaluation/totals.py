@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 from transformers.utils import logging
 
 from modeling_mcm.data import PreparedData
@@ -77,18 +78,18 @@ def forecast_total(
             the quantity or a customer is unknown, or the horizon is too long.
     """
     cutoff = data.schema.cutoff_seconds("validation")
-    batch = to_batch(data.rows.with_format("arrow")[:])
-    rows: Sequence[Mapping] = batch
-    times = batch.column("times")
+    rows = to_batch(data.rows.with_format("arrow")[:])
+    times = rows.column("times")
     if customers is not None:
-        by_name, names = {row[CUSTOMER]: row for row in rows}, list(dict.fromkeys(map(str, customers)))
-        if unknown := [name for name in names if name not in by_name]:
+        names = np.array([*dict.fromkeys(map(str, customers))], object)
+        places = pd.Index(rows.column(CUSTOMER)).get_indexer(names)
+        if len(unknown := names[places < 0]):
             raise ValueError(
                 f"No customer {unknown[0]!r} in the data set, nor {len(unknown) - 1} others of the group."
             )
-        if not names:
+        if not len(names):
             raise ValueError("`customers` is empty: give ids, or leave it out for all customers.")
-        rows = [by_name[name] for name in names]
+        rows = rows.take(places)
     total = total_of_rows(model, data.extractor, rows, cutoff, int(times.max()), quantity, days, batch_size)
     missing = _missing_weeks(times)
     if missing:

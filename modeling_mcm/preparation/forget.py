@@ -18,9 +18,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from modeling_mcm.data.dataset import CUSTOMER, PreparedData
+from modeling_mcm.data.dataset import CUSTOMER, PreparedData, write_table
 from modeling_mcm.events_mcm import check_columns, to_text
-from modeling_mcm.files_mcm import LOCK_SUFFIX, atomic_write, remove_abandoned, some
+from modeling_mcm.files_mcm import LOCK_SUFFIX, remove_abandoned, some
 from modeling_mcm.preparation.prepare import prepare
 from modeling_mcm.preparation.rows import read_distinct
 from modeling_mcm.preparation.sources import describe, find_files
@@ -127,15 +127,13 @@ def read_ids(path: Path, *columns: str) -> set[str]:
     return {str(to_text(value)) for ids in read for value in ids.unique().to_pylist() if value is not None}
 
 
-def forget_in_file(path: Path, customers: Collection[str], column: str = CUSTOMER) -> int:
+def forget_in_file(path: Path, customers: Collection[str], column: str) -> int:
     """Writes a Parquet file again without the rows of some customers, if any, and returns their number."""
     table = pq.read_table(path, partitioning=None)
     ids = read_distinct(table[column].combine_chunks())
     left = table.filter(ids.map(lambda value: to_text(value) not in customers).expand(np.bool_))
     if len(left) < len(table):
-        rows = pq.read_metadata(path).row_group(0).num_rows
-        with atomic_write(path) as partial:
-            pq.write_table(left, partial, row_group_size=rows, compression="zstd")
+        write_table(path, left, row_group_size=pq.read_metadata(path).row_group(0).num_rows, compression="zstd")
     return len(table) - len(left)
 
 

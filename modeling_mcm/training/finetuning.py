@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
@@ -64,14 +65,6 @@ class HeadInputs(NamedTuple):
         return HeadInputs(self.numbers[chosen], self.labels[chosen])
 
 
-class LinearFit(NamedTuple):
-    """A linear head: the share that each of the scales and penalties has in it, `(scales, penalties)`, and weights
-    `(O, D)` and biases `(O,)` of the numbers, and weights `(O, V)`."""
-
-    shares: NDArray
-    parameters: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-
-
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # of scores `(N, O)` and of `y`
 
 
@@ -83,7 +76,7 @@ def fit_linear(
     folds: NDArray,
     penalties: Sequence[float],
     scales: Sequence[tuple[torch.Tensor, float]],
-) -> LinearFit:
+) -> tuple[NDArray, list[torch.Tensor]]:
     """Fits a linear head of `outputs` scores for each of some scales and penalties, and averages these by what
     cross-validation says of them: shares are proportional to the likelihood of what was held out. Few examples tell
     them hardly apart, and the best of many is then one by luck.
@@ -95,6 +88,9 @@ def fit_linear(
             first: each fit starts from the last.
         scales (sequence of tuples): What the numbers, less their means, are multiplied by, `(D,)`, and the labels.
 
+    Returns:
+        `tuple`: The share that each of the scales and penalties has in the head, `(scales, penalties)`; and weights
+        `(O, D)` of the numbers, weights `(O, V)` of the labels and biases `(O,)`.
     """
     mean, losses = inputs.numbers.mean(0), np.zeros((len(scales), len(penalties)))
 
@@ -123,8 +119,7 @@ def fit_linear(
             weight = weight.T * scale[0]
             for sums, value in zip(total, (weight, of_labels.T * scale[1], bias - weight @ mean), strict=True):
                 sums += float(share) * value
-    weight, of_labels, bias = total
-    return LinearFit(shares, (weight, bias, of_labels))
+    return shares, total
 
 
 def _fit_path(
@@ -166,7 +161,7 @@ class SparseProduct(torch.autograd.Function):
 
 def draw_folds(customer_ids: NDArray, seed: int) -> NDArray:
     """Draws the fold of each example `(N,)`: all of a customer's are in one."""
-    owner = np.unique(customer_ids.astype(str), return_inverse=True)[1]
+    owner = pd.factorize(customer_ids, sort=True)[0]
     return np.random.default_rng(seed).permutation(np.arange(owner.max() + 1) % FOLDS)[owner]
 
 

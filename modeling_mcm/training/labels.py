@@ -158,14 +158,14 @@ def fit_head(model: MCMForCustomerPrediction, inputs: HeadInputs, labels: torch.
         for place, name in enumerate(names):
             factors[place] = next(factor for start, factor in by_name.items() if name.startswith(start))
         scales.append((factors / std, factor_of_labels))
-    fit = fit_linear(inputs, y, model.num_labels, compute_loss, folds, PENALTIES, scales)
-    weight, bias, of_labels = (values * scale for values in fit.parameters)
+    shares, parameters = fit_linear(inputs, y, model.num_labels, compute_loss, folds, PENALTIES, scales)
+    weight, of_labels, bias = (values * scale for values in parameters)
     head.state.weight.copy_(weight)
     head.state.bias.copy_(bias + shift)
     head.labels.weight.zero_()
     head.labels.weight[:, torch.from_numpy(used)] = of_labels
     head.rarity.copy_(torch.from_numpy(rarity))
-    return fit.shares
+    return shares
 
 
 def _weigh(counts: csr_array, rarity: NDArray) -> csr_array:

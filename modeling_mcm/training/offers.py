@@ -90,7 +90,7 @@ def train_to_offers(options: FineTuningOptions, offer_options: OfferOptions) -> 
         std = inputs.numbers.std(0).clamp(min=LEAST_STD)
         shares, parameters = fit_linear(inputs, y, len(outcomes), compute_loss, folds, PENALTIES, [(1 / std, 1.0)])
         head = model.action_head.requires_grad_(False)
-        stored = head.numbers.weight, head.numbers.bias, head.labels.weight
+        stored = head.numbers.weight, head.labels.weight, head.numbers.bias
         for parameter, value in zip(stored, parameters, strict=True):
             parameter.copy_(value)
         logger.info(f"Fitted to {len(table):,} of {len(trained.table):,} offers.")

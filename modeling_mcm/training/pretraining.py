@@ -82,10 +82,10 @@ def chosen_recipe(options: ModelOptions, named: Collection[str]) -> Recipe:
     return replace(recipe, training=training, reasons=reasons)
 
 
-def read_config(options: ModelOptions, extractor: MCMFeatureExtractor, recipe: Recipe | None = None) -> MCMConfig:
+def read_config(options: ModelOptions, extractor: MCMFeatureExtractor, recipe: Recipe) -> MCMConfig:
     """Makes the model's config. Overrides go before the recipe's choices, and these before the named config. Raises
     `ValueError` if an override is no field of `MCMConfig`."""
-    recipe, overrides, known = recipe or Recipe(), {}, MCMConfig().to_dict()
+    overrides, known = {}, MCMConfig().to_dict()
     for override in options.config_overrides:
         name, separator, value = override.partition("=")
         if not separator or name not in known:

@@ -237,8 +237,6 @@ class ExampleReader:
         """
         is_training = tables is None
         folds = self.folds[examples.row] if is_training else np.full(len(examples.row), -1)
-        order = np.argsort(folds, kind="stable")
-        examples, folds = examples.take(order), folds[order]
         parts: list[list[tuple[torch.Tensor, ...]]] = [[] for _ in self.counts]
         num_targets = torch.zeros(len(parts), len(folds), QUESTIONS, dtype=torch.long)
         num_unseen = torch.zeros(len(parts), len(folds), dtype=torch.long)

@@ -7,7 +7,7 @@ import pytest
 from modeling_mcm import MCMConfig
 from modeling_mcm.training.options import ModelOptions
 from modeling_mcm.training.pretraining import WHEN, chosen_recipe, read_config
-from modeling_mcm.training.recipe import MANY_LABELS, PATIENCE, PATIENT_STEPS, recipe_for
+from modeling_mcm.training.recipe import MANY_LABELS, PATIENCE, PATIENT_STEPS, Recipe, recipe_for
 
 FEATURES = {"features": ["item"], "vocabulary_sizes": [502], "tasks": ["item"]}
 
@@ -64,7 +64,7 @@ def test_data_without_measures_choose_nothing_and_say_so():
 @pytest.mark.parametrize("config", ["mcm-tiny", "mcm-base"])
 def test_a_shipped_model_counts_what_the_config_chooses_but_the_profile(config, extractor):
     """The profile is no event, which only the feature extractor knows."""
-    config = read_config(ModelOptions(data="data", config=config), extractor)
+    config = read_config(ModelOptions(data="data", config=config), extractor, Recipe())
     chosen = MCMConfig(features=config.features, vocabulary_sizes=config.vocabulary_sizes, tasks=config.tasks)
     profile = {feature["name"] for feature in extractor.features if feature.get("profile")}
     few, *others = chosen.counted_features
