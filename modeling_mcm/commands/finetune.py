@@ -26,8 +26,8 @@ from modeling_mcm.training.offers import OfferOptions, train_to_offers
 def main(options: FineTuningOptions, offers: OfferOptions, labels: LabelOptions) -> None:
     """Fits a head, and saves the model with its feature extractor."""
     keep_freed_memory()
-    if options.model is None or options.data is None or (offers.offers is None) == (labels.labels is None):
-        raise ValueError("--model, --data and one of --offers and --labels are needed: see --help.")
+    if (offers.offers is None) == (labels.labels is None):
+        raise ValueError("One of --offers and --labels is needed: see --help.")
     given, other = ("offers", LabelOptions) if labels.labels is None else ("labels", OfferOptions)
     if unused := sorted(named_options() & {entry.name for entry in fields(other)}):
         raise ValueError(f"--{', --'.join(unused)} is not read with --{given}: leave it out.")

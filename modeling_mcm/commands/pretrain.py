@@ -34,8 +34,6 @@ def main() -> None:
     has_own = {"eval_strategy", "save_strategy"} & named_options()
     options, _, training = parse_options(*option_classes, description=__doc__, defaults={} if has_own else TRAINING)
     with report_errors():
-        if options.data is None:
-            raise ValueError("--data is missing: give the folder that mcm prepare wrote.")
         recipe = chosen_recipe(options, named_options())
         options, objective, training = parse_options(*option_classes, description=__doc__, defaults=recipe.training)
         pretrain(options, objective, training, recipe)

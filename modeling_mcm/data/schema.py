@@ -170,16 +170,11 @@ class TextFormat:
             ):
                 raise ValueError(f"`{key}` is {value!r}; give one character, such as ',' or \"\\t\" for a tab.")
         values = [value for value in characters.values() if value is not None]
-        if self.escape != self.quote and len({*values}) < len(values):
+        if len({*values}) < len(values):
             raise ValueError(
                 f"`delimiter`, `quote` and `escape` are {', '.join(map(repr, values))}; give different ones."
             )
         check_choice(self.on_bad_row, "on_bad_row", ("error", "drop"))
-
-    @property
-    def escapes(self) -> str | None:
-        """`str` or None: the character before a quote inside a field; None where quotes are doubled."""
-        return None if self.escape == self.quote else self.escape
 
 
 @dataclass(frozen=True)

@@ -93,8 +93,8 @@ class TextReader:
                 "delimiter": self._delimiter,
                 "quotechar": text.quote or None,
                 "quoting": csv.QUOTE_MINIMAL if text.quote else csv.QUOTE_NONE,
-                "escapechar": text.escapes,
-                "doublequote": text.escapes is None,
+                "escapechar": text.escape,
+                "doublequote": text.escape is None,
             }
             self._rows = read_rows(itertools.chain([first], lines), number, options)
             heading = next(self._rows)

@@ -37,10 +37,8 @@ LEAST_SHARE = 1e-3  # of a fit, below which it is no part of an average
 class FineTuningOptions:
     """Which checkpoint is fine-tuned on which data, and where it is written to."""
 
-    model: str | None = option(None, "Pre-trained checkpoint: a folder, or a name on the Hub. Required.")
-    data: str | None = option(
-        None, "Folder of the prepared data set that the checkpoint was pre-trained on. Required."
-    )
+    model: str = option(help="Pre-trained checkpoint: a folder, or a name on the Hub.")
+    data: str = option(help="Folder of the prepared data set that the checkpoint was pre-trained on.")
     output_dir: str | None = option(None, "Folder of the fine-tuned model. By default runs/labels or runs/offers.")
     max_events: int | None = option(
         None,
@@ -194,14 +192,13 @@ def fine_tune(
         CheckpointError: If the checkpoint can't be read.
         RunError: If the output folder holds something else.
     """
-    source, start = str(options.model), time.monotonic()
-    extractor = MCMFeatureExtractor.from_pretrained(source)
+    start, extractor = time.monotonic(), MCMFeatureExtractor.from_pretrained(options.model)
     check_vocabularies(data.folder, extractor)
     extractor.max_events = options.max_events or extractor.max_events
-    tuned = read(source).eval()
+    tuned = read(options.model).eval()
     run = {
         "data": file_digest(data.folder / MANIFEST_FILE),
-        "pre-trained model": compute_digest(source, ("*.safetensors", "config.json")),
+        "pre-trained model": compute_digest(options.model, ("*.safetensors", "config.json")),
         kind: digest,
         "options": {**own, "max_events": extractor.max_events, "seed": options.seed},
     }

@@ -188,7 +188,7 @@ def train_to_labels(options: FineTuningOptions, label_options: LabelOptions) -> 
     the run, with its metrics in "validation". Raises `ValueError` if the labels, the data and the options do not fit
     together. Raises `CheckpointError` if the checkpoint can't be read. Raises `RunError` if the output folder holds
     another run."""
-    data = PreparedData(str(options.data))
+    data = PreparedData(options.data)
     customers = read_labels(data, label_options)
     labels = customers.labels
     trained_on, held_out = labels.split(label_options.validation_share, options.seed)

@@ -70,7 +70,7 @@ def train_to_offers(options: FineTuningOptions, offer_options: OfferOptions) -> 
     """Fine-tunes a checkpoint to offers, saves it with its feature extractor, and returns the record of the run.
     Raises `ValueError` if the offers, the data and the options do not fit together. Raises `CheckpointError` if the
     checkpoint can't be read. Raises `RunError` if the output folder holds another run."""
-    data = PreparedData(str(options.data))
+    data = PreparedData(options.data)
     offers = load_offers(str(offer_options.offers), offer_options.outcomes or None, data.schema.time_zone)
     trained, outcomes = offers.of([TRAIN, VALIDATION]), offers.outcomes
     trained.check_times(0, offers.of([TEST]))

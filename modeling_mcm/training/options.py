@@ -17,7 +17,7 @@ AUTO, NONE = "auto", "none"
 class ModelOptions:
     """Which model is pre-trained on which data, and how the data are read."""
 
-    data: str | None = option(None, "Folder of a prepared data set, as `mcm prepare` writes it. Required.")
+    data: str = option(help="Folder of a prepared data set, as `mcm prepare` writes it.")
     config: str = option(
         AUTO,
         "Model to train: mcm-mini, mcm-tiny, mcm-base, or a folder with a config.json; with auto, the recipe chooses "

@@ -61,7 +61,7 @@ def chosen_recipe(options: ModelOptions, named: Collection[str]) -> Recipe:
     """Chooses the recipe for a prepared data set; what the command line sets is not in it."""
     if options.recipe == NONE:
         return Recipe()
-    data = PreparedData(str(options.data))
+    data = PreparedData(options.data)
     extractor, manifest = data.extractor, data.manifest
     sizes = dict(zip(extractor.feature_names, extractor.vocabulary_sizes, strict=True))
     own = {*extractor.layout.profile, extractor.token_type_feature}
@@ -135,7 +135,7 @@ def pretrain(options: ModelOptions, objective: Objective, training: PretrainingA
     """Trains a model, or resumes an interrupted run, and saves the model with its feature extractor. Raises `RunError`
     if the output folder holds another run, or the data lack a table that the model needs."""
     set_seed(training.seed)
-    data = PreparedData(str(options.data))
+    data = PreparedData(options.data)
     extractor = data.extractor
     if options.max_events is not None:
         extractor.max_events = options.max_events

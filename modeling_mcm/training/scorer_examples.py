@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from modeling_mcm.configuration_mcm import FIRST_LABEL, MCMConfig
 from modeling_mcm.data import PreparedData
-from modeling_mcm.data.cases import ENDS, IGNORED, CaseEvents, deciding_tasks, load_columns
+from modeling_mcm.data.cases import ENDS, IGNORED, CaseEvents, load_columns
 from modeling_mcm.data.collator import MCMCollator, PreparedRows, batches_by_length
 from modeling_mcm.evaluation.cases import cases_at
 from modeling_mcm.evaluation.histories import read_history
@@ -92,12 +92,12 @@ class LabelExamples(NamedTuple):
         """The same examples with some of the candidates, by a mask or by indices."""
         return LabelExamples(*[*(column[candidates] for column in self[:-2]), *self[-2:]])
 
-    def compute_ndcg(self, scores: torch.Tensor, k: int = 10) -> torch.Tensor:
-        """NDCG at k `(Q, examples)` of the candidates' scores `(N, Q)` for each question, NaN without a target."""
+    def compute_ndcg(self, scores: torch.Tensor) -> torch.Tensor:
+        """NDCG@10 `(Q, examples)` of the candidates' scores `(N, Q)` for each question, NaN without a target."""
         place = compare(self.example, scores.T)[0] + 1
-        gains = self.is_target.T * (place < k + 2) / place.log2()
-        ideal = torch.cat([torch.zeros(1), (1 / torch.arange(2.0, k + 2).log2()).cumsum(0)])
-        number = (self.num_targets.T + self.num_unseen).clamp(max=k)
+        gains = self.is_target.T * (place < 12) / place.log2()
+        ideal = torch.cat([torch.zeros(1), (1 / torch.arange(2.0, 12).log2()).cumsum(0)])
+        number = (self.num_targets.T + self.num_unseen).clamp(max=10)
         return torch.zeros(number.shape).index_add(1, self.example, gains.float()) / ideal[number]
 
 
@@ -106,7 +106,7 @@ def read_visit_starts(data: PreparedData) -> Examples:
     customer: `day` is that of the last event before the visit, NaN in a log that leaves one visit out, and `elapsed`
     the days until the visit. The schema says which events are targets, and what an example needs."""
     schema, token = data.schema, data.schema.token_feature.name
-    columns = ["times", "visits", *ENDS, *(f"task_{task}" for task in deciding_tasks(schema.tasks, token))]
+    columns = ["times", "visits", *ENDS, *(f"task_{task}" for task in schema.tasks)]
     batch = load_columns(data.rows, columns)
     events = CaseEvents.read(batch, "validation", schema.tasks, token)
     row, place, is_target = batch.row, batch.places, events.history
@@ -179,7 +179,8 @@ def draw_validation(data: PreparedData, seed: int) -> Examples | None:
     row, end, elapsed = cases.rows[chosen], cases.history_end[chosen], np.zeros(len(chosen))
     if cases.as_of is not None:
         batch = load_columns(data.rows.select(row), ["times"])
-        latest = batch.column("times")[batch.starts + end - 1]
+        events = batch.select(batch.places < end[batch.row])
+        latest = np.maximum.reduceat(events.column("times"), events.starts)
         elapsed = ((cases.as_of - latest) / SECONDS_PER_DAY).clip(min=0)
     return Examples(row, end, np.asarray(data.rows["test_end"])[row], elapsed, np.full(len(row), np.nan))
 
@@ -237,9 +238,8 @@ class ExampleReader:
         """
         is_training = tables is None
         folds = self.folds[examples.row] if is_training else np.full(len(examples.row), -1)
-        parts: list[list[tuple[torch.Tensor, ...]]] = [[] for _ in self.counts]
-        num_targets = torch.zeros(len(parts), len(folds), QUESTIONS, dtype=torch.long)
-        num_unseen = torch.zeros(len(parts), len(folds), dtype=torch.long)
+        parts: list[list[LabelExamples]] = [[] for _ in self.counts]
+        read: list[torch.Tensor] = []
         for fold in np.unique(folds):
             known = tables or [counts.make_tables(fold) for counts in self.counts]
             states = list(zip(*(counts.read_parts(fold) for counts in self.counts), strict=True))
@@ -254,31 +254,28 @@ class ExampleReader:
                 later = _find_later(rows, of_batch)
                 for index, (task, table) in enumerate(zip(self.config.tasks, known, strict=True)):
                     own = found.row % len(known) == index
-                    customer, label, labels = (
-                        found.row[own] // len(known),
-                        found.label[own],
-                        batch["labels"][..., index],
-                    )
+                    customer, label = found.row[own] // len(known), found.label[own]
+                    labels = batch["labels"][..., index]
                     targets = torch.zeros(QUESTIONS, len(numbers), table.counts.shape[1], dtype=torch.bool)
                     targets[:, torch.arange(len(numbers))[:, None], labels.clamp(min=0)] = True
                     if table.totals[2]:  # times mean something
                         targets[WITHIN, rows.row[later], rows.column(f"task_{task}")[later]] = True
                     targets[..., :FIRST_LABEL] = False
-                    num_targets[index, number] = targets.sum(2).T
                     unseen = [len({label for label in row if label < IGNORED}) for row in labels.tolist()]
-                    num_unseen[index, number] = torch.tensor(unseen)
                     is_target, share = targets[:, customer, label].T, torch.ones(len(label))
                     if is_training:
                         share = (NEGATIVES / torch.bincount(customer)[customer].float()).clamp(max=1)
                         share[is_target.any(1)] = 1.0
                     kept = torch.rand(len(label), generator=generator) < share
-                    columns = number[customer], label, found.features[own], is_target, share.log()
-                    parts[index].append(tuple(column[kept] for column in columns))
-        result = []
-        for part, *of_examples in zip(parts, num_targets, num_unseen, strict=True):
-            joined = [torch.cat(column) for column in zip(*part, strict=True)]
-            by_example = joined[0].argsort(stable=True)
-            result.append(LabelExamples(*[*(column[by_example] for column in joined), *of_examples]))
+                    candidates = number[customer], label, found.features[own], is_target, share.log()
+                    of_task = LabelExamples(*candidates, targets.sum(2).T, torch.tensor(unseen))
+                    parts[index].append(of_task.select(kept))
+                read.append(number)
+        order, result = torch.cat(read).argsort(), []
+        for part in parts:
+            joined = LabelExamples(*(torch.cat(column) for column in zip(*part, strict=True)))
+            joined = joined._replace(num_targets=joined.num_targets[order], num_unseen=joined.num_unseen[order])
+            result.append(joined.select(joined.example.argsort(stable=True)))
         return result
 
 
