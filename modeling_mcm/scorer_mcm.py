@@ -177,8 +177,8 @@ def candidate_features(
         ranks = compare(row, log_p.exp()[None])[0][0]
         for index in read:
             own = (task == index).nonzero()[:, 0]
-            vectors, of_task = cast(Readout, readout[index]).vectors, latest[index :: len(tables)]
-            cosines = compare_vectors(vectors, row[own] // len(tables), label[own], of_task)
+            vectors, rows = cast(Readout, readout[index]).vectors, row[own] // len(tables)
+            cosines = compare_vectors(vectors, rows, label[own], latest[index :: len(tables)])
             of_readout[:, own] = torch.stack([log_p[own], ranks[own].log2(), *cosines])
     columns |= zip((feature.name for feature in FEATURES[COUNTED:]), of_readout, strict=True)
     return Candidates(row, label, torch.stack([columns[feature.name] for feature in FEATURES]).T)
