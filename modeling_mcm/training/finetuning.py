@@ -90,7 +90,7 @@ def fit_linear(
         `tuple`: The share that each of the scales and penalties has in the head, `(scales, penalties)`; and weights
         `(O, D)` of the numbers, weights `(O, V)` of the labels and biases `(O,)`.
     """
-    mean, losses = inputs.numbers.mean(0), np.zeros((len(scales), len(penalties)))
+    mean, losses, number = inputs.numbers.mean(0), np.zeros((len(scales), len(penalties))), 0
 
     def scaled(of_numbers: torch.Tensor, of_labels: float) -> HeadInputs:
         return HeadInputs((inputs.numbers - mean) * of_numbers, inputs.labels * np.float32(of_labels))
@@ -100,11 +100,14 @@ def fit_linear(
         for fold in range(FOLDS if len(y) < MANY else 1):
             held_out = folds == fold
             if 0 < held_out.sum() < len(y):
-                left = z.of(held_out)
+                left, number = z.of(held_out), number + int(held_out.sum())
                 fits = _fit_path(z.of(~held_out), y[~held_out], outputs, compute_loss, penalties)
                 for index, parameters in enumerate(fits):
                     loss = compute_loss(_score(left, parameters), y[held_out]).item()
                     of_scale[index] += loss * int(held_out.sum())
+    if y.is_floating_point() and y.ndim == 1:  # squares of what a number lacks, normal with their mean as variance
+        number = max(number // len(scales), 1)
+        losses = number / 2 * np.log(losses.clip(min=1e-12) / number)
     shares = softmax(-losses)
     shares[shares < LEAST_SHARE] = 0.0
     shares /= shares.sum()

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from corner_shop import find_customer
 from scipy.sparse import csr_array
+from sklearn import linear_model
+from sklearn.model_selection import PredefinedSplit, cross_val_predict
 from transformers import AutoModelForSequenceClassification, pipeline
 
 from modeling_mcm import (
@@ -56,7 +58,6 @@ def make_inputs(states, model, counts=None):
 @pytest.mark.parametrize("number", [1, 2])
 def test_the_head_is_a_penalised_linear_model_of_state_and_rare_labels(make_model, number, monkeypatch):
     monkeypatch.setattr("modeling_mcm.training.labels.SCALES", SCALES[:1])
-    sklearn = pytest.importorskip("sklearn.linear_model", reason="scikit-learn not installed")
     generator, model = torch.Generator().manual_seed(0), make_model(num_labels=number)
     states = torch.randn(200, 12, generator=generator) * 3 + 1
     size = model.prediction_head.labels.in_features
@@ -76,11 +77,16 @@ def test_the_head_is_a_penalised_linear_model_of_state_and_rare_labels(make_mode
     z = torch.cat([scales * (states - states.mean(0)) / states.std(0), F.normalize(rare, dim=1)], 1).numpy()
     found = model.prediction_head(states, counts).detach()
     if number == 1:
-        fits = [sklearn.Ridge(penalty).fit(z, labels.numpy()).predict(z) for penalty in PENALTIES]
+        learners, known = [linear_model.Ridge(penalty) for penalty in PENALTIES], (z, labels.numpy())
+        left = [cross_val_predict(each, *known, cv=PredefinedSplit(np.arange(200) % 5)) for each in learners]
+        errors = np.mean((known[1] - left) ** 2, axis=1)
+        likelihood = (errors / errors.min()) ** -100
+        assert shares == pytest.approx(likelihood / likelihood.sum(), abs=0.01)
+        fits = [each.fit(*known).predict(z) for each in learners]
         expected = torch.tensor(shares @ fits, dtype=torch.float)
         assert torch.allclose(found[:, 0], expected, rtol=1e-3, atol=5.0)
     else:  # two rows of weights share what one would have: half of it each, at half the penalty
-        learners = [sklearn.LogisticRegression(C=1 / penalty).fit(z, labels.numpy()) for penalty in PENALTIES]
+        learners = [linear_model.LogisticRegression(C=1 / penalty).fit(z, labels.numpy()) for penalty in PENALTIES]
         expected = torch.tensor(shares @ [each.decision_function(z) for each in learners], dtype=torch.float)
         assert torch.allclose(found[:, 1] - found[:, 0], expected, atol=3e-2)
     assert torch.allclose(
