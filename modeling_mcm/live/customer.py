@@ -30,6 +30,7 @@ from modeling_mcm.live.history import LiveHistory
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.predictor_mcm import (
     EMBEDDING,
+    LABEL_COLUMNS,
     Columns,
     Predictor,
     RankedLabel,
@@ -105,10 +106,11 @@ class LiveCustomer(LiveHistory):
         self.read_as_of(as_of)
         return explain(self.model, self.feature_extractor, self.row, task, label, as_of)
 
-    def predict(self, as_of: Time | None = None) -> dict[str, float]:
+    def predict(self, as_of: Time | None = None, label_columns: Mapping | None = None) -> dict[str, float]:
         """What an [`MCMForCustomerPrediction`] was fine-tuned to: the probability of each class, or the number. As in
-        training, events at `as_of` are not read. Raises [`MissingHeadError`], a `ValueError`, for another model."""
-        columns = self._predictor.predict([self.row], self.read_as_of(as_of))
+        training, events at `as_of` are not read. `label_columns` are the customer's further columns; of those that
+        are not given the means are read. Raises [`MissingHeadError`], a `ValueError`, for another model."""
+        columns = self._predictor.predict([{**self.row, LABEL_COLUMNS: label_columns}], self.read_as_of(as_of))
         return {name: value.item() for name, value in columns.items()}
 
     def offers(self, actions: object, as_of: Time | None = None) -> list[dict[str, str | float]]:

@@ -22,6 +22,7 @@ from transformers import pipeline
 
 from modeling_mcm import (
     CustomerModel,
+    LiveCustomer,
     MCMConfig,
     MCMForActionRecommendation,
     MCMForCustomerPrediction,
@@ -229,6 +230,9 @@ def test_further_columns_of_the_table_are_read_in_prediction(tuned, predict, eve
         wanted = ask([customer, customer | {"label_columns": {}}], as_of=end + pd.Timedelta(seconds=1), batch_size=2)
         assert found.loc[who].tolist() == pytest.approx([*wanted[0].values()], abs=1e-5)
         assert (wanted[0] == pytest.approx(wanted[1], abs=1e-6)) == (columns is None)
+        live = LiveCustomer(ask.model, ask.feature_extractor, customer.get("profile"))
+        live.add(customer["events"])
+        assert live.predict(end + pd.Timedelta(seconds=1), columns) == pytest.approx(wanted[0], abs=1e-5)
 
 
 def test_a_checkpoint_that_knows_profiles_is_fine_tuned_in_python(pretrained, event_log):
