@@ -318,6 +318,6 @@ def check_weights(model: Any, source: str | Path | None, subfolder: str = "") ->
     if path is not None and path.is_file():
         try:
             values = values_digest(read_json(path))
-        except (ValueError, KeyError, TypeError, AttributeError):  # the feature extractor reports a damaged file
-            return
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return  # the feature extractor reports a damaged file
         check_values(model.config.values_digest, values, source)

@@ -10,27 +10,17 @@ import, so that a reader needs transformers and torch, but not this package.
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
-import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from modeling_mcm.configuration_mcm import MCMConfig
 from modeling_mcm.data import check_vocabularies, load_prepared
-from modeling_mcm.files_mcm import (
-    Tensors,
-    check_files,
-    check_values,
-    damage,
-    note_digests,
-    read_json,
-    some,
-    write_json,
-)
+from modeling_mcm.files_mcm import damage, note_digests, read_json, write_json
 from modeling_mcm.hub.privacy import Exposure, hide_pairs, hide_values, rare_values, shared_pairs
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
+from modeling_mcm.training.checkpoints import find_head, open_checkpoint
 
 CONFIG_NAME, PREPROCESSOR_NAME, CARD_NAME = "config.json", "preprocessor_config.json", "README.md"
 WEIGHTS_NAME = "model.safetensors"
@@ -73,20 +63,13 @@ def read_object(path: Path) -> dict:
     return read_json(path)
 
 
-def _published_config(config: Mapping) -> dict:
+def _published_config(config: Mapping, head: str) -> dict:
     """Selects what is published of a config: MCM's own keys, and the entries of the Auto classes and of the pipelines.
-    Raises `ValueError` if the checkpoint is of another model, or names no class of MCM."""
-    architectures = set(config.get("architectures") or [])
-    if config.get("model_type") != MCMConfig.model_type or not architectures & set(HEADS):
-        raise ValueError(
-            f"The config has model_type {config.get('model_type')!r} and architectures {sorted(architectures)}, "
-            f"expected {MCMConfig.model_type!r} and one of {', '.join(HEADS)}; save the model with save_pretrained."
-        )
-    announced = {BASE} | architectures & {ACTION_HEAD, PREDICTION_HEAD}
-    if not architectures & {BASE, PREDICTION_HEAD}:
-        announced.add(HEAD)
+    Raises `ValueError` if the checkpoint is of another model."""
+    if config.get("model_type") != MCMConfig.model_type:
+        raise ValueError(f"The config has model_type {config.get('model_type')!r}, expected {MCMConfig.model_type!r}.")
     auto_map, pipelines = dict(AUTO_MAP), {}
-    for name in announced:
+    for name in {BASE, head, HEAD if head == ACTION_HEAD else head}:
         module, auto, task, pipeline = HEADS[name]
         auto_map[auto] = f"{module}.{name}"
         pipelines[task] = {"impl": f"{PIPELINE_MODULE}.{pipeline}", "pt": [auto], "type": "multimodal"}
@@ -98,9 +81,8 @@ def _published_config(config: Mapping) -> dict:
     return published | {"auto_map": auto_map, "custom_pipelines": pipelines}
 
 
-def _published_extractor(source: Path) -> MCMFeatureExtractor:
+def _published_extractor(extractor: MCMFeatureExtractor) -> MCMFeatureExtractor:
     """The feature extractor with its own settings alone, and its Auto class."""
-    extractor = MCMFeatureExtractor.from_pretrained(source)
     schema = extractor.schema
     for spec in schema.specs.values():
         if schema.customer in spec.columns:
@@ -111,21 +93,6 @@ def _published_extractor(source: Path) -> MCMFeatureExtractor:
     published = MCMFeatureExtractor.from_schema(schema, extractor.vocabularies, extractor.bins)
     vars(published)["auto_map"] = PREPROCESSOR_AUTO_MAP
     return published
-
-
-def _read_weights(source: Path) -> Tensors:
-    """The weights of all files of a checkpoint, without notes of their headers. Raises `ValueError` if one is NaN."""
-    files, weights = sorted(source.glob("model-*.safetensors")), Tensors()
-    if (source / WEIGHTS_NAME).is_file():  # which is then what loads; parts beside it are an older save's
-        files = [source / WEIGHTS_NAME]
-    for path in files:
-        weights |= load_file(path)
-    if bad := [name for name, value in weights.items() if not torch.isfinite(value).all()]:
-        raise ValueError(
-            f"{source} has NaN or infinite numbers in {len(bad)} weights: {some(bad)}. Its training diverged: publish "
-            "an earlier checkpoint."
-        )
-    return weights
 
 
 def write_upload_folder(
@@ -140,32 +107,30 @@ def write_upload_folder(
             weights without pairs of labels that fewer customers have; needs `data`.
 
     Raises:
-        CheckpointError: If the checkpoint lacks weights or config, or one of them is damaged.
-        OSError: If it lacks the feature extractor.
+        CheckpointError: If the checkpoint can't be read; see [`open_checkpoint`].
         FileExistsError: If the folder is not empty.
-        ValueError: If a file is damaged or of another model, or if customer ids would be published.
+        ValueError: If the config is damaged or of another model, or if customer ids would be published.
     """
-    source, target = Path(checkpoint), Path(folder)
-    check_files(source)
-    config = _published_config(read_object(source / CONFIG_NAME))
-    extractor = _published_extractor(source)
-    check_values(config.get("values_digest"), extractor.values_digest, source)
+    source, target = str(checkpoint), Path(folder)
+    head = find_head(source)
+    config = _published_config(read_object(Path(source, CONFIG_NAME)), head.__name__)
+    model, extractor = open_checkpoint(head, source)
+    extractor = _published_extractor(extractor)
     if target.exists() and any(target.iterdir()):
         raise FileExistsError(f"{target} is not empty, and everything in it would be published; give a new folder.")
-    weights, exposure = _read_weights(source), None
+    weights, exposure = model.state_dict(), None
     if data is not None:
         check_vocabularies(data, extractor)
-        rows, least = load_prepared(data), min_customers or RARE_BELOW
+        rows, least, pairs = load_prepared(data), min_customers or RARE_BELOW, 0
         rare = rare_values(rows, extractor, least)
-        counts = {name: len(values) for name, values in rare.items()}
-        exposure = Exposure(least, counts, hidden=min_customers is not None)
-        if exposure.hidden:
+        if min_customers is not None:
             changed, pairs = hide_pairs(weights, config["tasks"], shared_pairs(rows, extractor, least))
             weights |= {name: table.contiguous() for name, table in changed.items()}
-            exposure = replace(exposure, pairs=pairs)
             extractor.vocabularies = hide_values(extractor.vocabularies, rare)
             if config.get("values_digest") is not None:
                 config["values_digest"] = extractor.values_digest  # placeholders are other values
+        counts = {name: len(values) for name, values in rare.items()}
+        exposure = Exposure(least, counts, min_customers is not None, pairs)
     target.mkdir(parents=True, exist_ok=True)
     save_file(weights, target / WEIGHTS_NAME, metadata={"format": "pt"})
     # Keys are sorted as transformers does, but not those of vocabularies.

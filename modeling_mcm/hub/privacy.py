@@ -49,44 +49,30 @@ class Exposure:
     pairs: int = 0
 
 
-def customers_per_value(rows: Dataset, extractor: MCMFeatureExtractor) -> dict[str, IntArray]:
-    """Counts how many customers have each value in the training period. Features that share the values of a column
-    are counted together, because each of them tells that the customer has the value.
+def rare_values(rows: Dataset, extractor: MCMFeatureExtractor, min_customers: int) -> dict[str, list[str]]:
+    """Selects the values of each categorical feature that fewer than `min_customers` customers have in the training
+    period, without the token types that MCM adds itself. Features that share the values of a column are counted
+    together, because each of them tells that the customer has the value.
 
     `rows` are those of the data set that the checkpoint was trained on (`check_vocabularies`), from `load_prepared`.
-    Returns for each categorical feature the counts, in the order of its vocabulary.
     """
-    sizes = {name: FIRST_VALUE_ID + len(values) for name, values in extractor.vocabularies.items()}
+    shared, rare = extractor.schema.shared_vocabularies, dict[str, list[str]]()
     profile = {spec.name for spec in extractor.schema.profile}
     pairs: dict[str, list[IntArray]] = {}
-    for name, size in sizes.items():
+    for name, values in extractor.vocabularies.items():
         if name in profile:
             customers = np.flatnonzero(np.asarray(rows["validation_end"]))
             ids = np.asarray(rows[f"profile_{name}"], np.int64)[customers]
         else:
             events = read_history(rows, name, kind="feature")
             customers, ids = events.customer, events.label
-        pairs.setdefault(extractor.schema.shared_vocabularies[name], []).append(customers * size + ids)
-    counts = {
-        name: np.bincount(np.unique(np.concatenate(parts)) % sizes[name], minlength=sizes[name])[FIRST_VALUE_ID:]
-        for name, parts in pairs.items()
-    }
-    return {name: counts[extractor.schema.shared_vocabularies[name]] for name in sizes}
-
-
-def rare_values(rows: Dataset, extractor: MCMFeatureExtractor, min_customers: int) -> dict[str, list[str]]:
-    """Selects the values that fewer than `min_customers` customers have, by [`customers_per_value`]. Token types that
-    MCM adds itself are left out."""
-    own = {extractor.token_type_feature: extractor.schema.reserved_token_types}
-    counts = customers_per_value(rows, extractor)
-    return {
-        name: [
-            value
-            for value, count in zip(values, counts[name].tolist(), strict=True)
-            if count < min_customers and value not in own.get(name, ())
-        ]
-        for name, values in extractor.vocabularies.items()
-    }
+        pairs.setdefault(shared[name], []).append(customers * (FIRST_VALUE_ID + len(values)) + ids)
+    for name, values in extractor.vocabularies.items():
+        size = FIRST_VALUE_ID + len(values)
+        counts = np.bincount(np.unique(np.concatenate(pairs[shared[name]])) % size, minlength=size)
+        few = np.setdiff1d(np.flatnonzero(counts < min_customers), extractor.own_ids(name))
+        rare[name] = [values[index - FIRST_VALUE_ID] for index in few]
+    return rare
 
 
 def hide_values(
@@ -108,7 +94,7 @@ def hide_values(
 
 def shared_pairs(rows: Dataset, extractor: MCMFeatureExtractor, min_customers: int) -> Tensors:
     """Selects for each task the pairs of labels of which at least `min_customers` customers have both in the training
-    period; a label and itself are a pair, too. `rows` are as in [`customers_per_value`]. A pair is one number, label
+    period; a label and itself are a pair, too. `rows` are as in [`rare_values`]. A pair is one number, label
     times `PAIR` plus label, and both directions are there."""
     shared = {}
     for task in extractor.tasks:

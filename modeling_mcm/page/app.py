@@ -90,11 +90,10 @@ class Shown(Page):
         self.file = folder / "customers.csv"
         with gr.Accordion("All customers", elem_id="all") as everyone:
             listed, *sorting = self._draw_list()
-        who, box, another, alike = self._draw_customer()
+        who, box, another = self._draw_customer()
         self.opened = [who, box, everyone]
         _on([another.click], lambda: self.open(random.choice(self.histories.ids)), None, self.opened)
         _on([box.submit], self.open, box, self.opened)
-        _on([alike.input], self.open, alike, self.opened)
         _on([listed.click], self.click, sorting, [*self.opened, *sorting])
 
     # ------------------------------------------------------------------------------------------------- all customers
@@ -169,7 +168,7 @@ class Shown(Page):
 
     # --------------------------------------------------------------------------------------------------- one customer
 
-    def _draw_customer(self) -> tuple[gr.Textbox, gr.Textbox, gr.Button, gr.Radio]:
+    def _draw_customer(self) -> tuple[gr.Textbox, gr.Textbox, gr.Button]:
         with gr.Row(equal_height=True):
             box = _field("customer", "Customer", placeholder="Id, then Enter", scale=4)
             another = gr.Button("Another customer", scale=1, min_width=150, elem_id="another")
@@ -188,16 +187,15 @@ class Shown(Page):
         )  # fmt: skip
         _legend(COLOURS)
         moves = self._draw_what_if(who)
-        alike = gr.Radio([], label="Look-alikes, and what is expected of each", elem_id="alike")
 
         reasons = [why, visits, timeline]
-        _on([who.change], self.show, who, [*about, *radios, *reasons, alike, moves])
+        _on([who.change], self.show, who, [*about, *radios, *reasons, moves])
         who.change(None, who, js=ADDRESS, api_visibility="private")
         for name, radio in zip(self.tasks, radios, strict=True):
             others = [other for other in radios if other is not radio]
             asked = _on([radio.input], functools.partial(self.ask, name), [who, radio], [*reasons, *others])
             asked.then(None, js=SCROLL, api_visibility="private")
-        return who, box, another, alike
+        return who, box, another
 
     def _draw_what_if(self, who: gr.Textbox) -> gr.HTML:
         with gr.Row(elem_id="what-if"):
@@ -240,7 +238,7 @@ class Shown(Page):
         radios = [gr.Radio(choices[name], value=best if name == self.main else None) for name in self.tasks]
         forecast = write_table(["forecast", *(f"{day} days" for day in self.days)], self.forecast(who))
         reasons = self._explain(who, self.main, best)
-        return [self.answer(who), forecast, *radios, *reasons, gr.Radio(self.alike(who), value=None), ""]
+        return [self.answer(who), forecast, *radios, *reasons, ""]
 
     def ask(self, task: str, who: str, label: str) -> list:
         """Shows why a label is expected; those of the other tasks are no longer chosen."""

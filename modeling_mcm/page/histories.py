@@ -1,6 +1,6 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The customers of the page: scores of all at a cutoff, visits before it, purchases after it, similar customers."""
+"""The customers of the page: scores of all at a cutoff, visits before it, purchases after it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from transformers.utils import logging
 
 from modeling_mcm.action_mcm import MCMForActionRecommendation
@@ -51,7 +51,7 @@ from modeling_mcm.live.explanations import visit_rhythm
 from modeling_mcm.live.history import to_iso
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation, MCMPreTrainedModel
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
-from modeling_mcm.scoring.scorer import EMBEDDING, PREDICTED, SCORES, Scorer, ScoringJob
+from modeling_mcm.scoring.scorer import PREDICTED, SCORES, Scorer, ScoringJob
 from modeling_mcm.training.checkpoints import checkpoint_digest
 
 logger = logging.get_logger(__name__)
@@ -86,31 +86,6 @@ class Household:
     bought: dict[str, dict[str, str]]
 
 
-@dataclass(frozen=True, eq=False)
-class Scored:
-    """The customers that are scored so far: a row each, with the columns of [`Scorer`], `RHYTHM`, `VALUE` and those of
-    fine-tuned models."""
-
-    table: pa.Table
-
-    @functools.cached_property
-    def embeddings(self) -> NDArray[np.float32]:
-        """Embedding of each customer, `(customers, S)`."""
-        return np.stack(self.table[EMBEDDING].to_numpy(zero_copy_only=False))
-
-    @functools.cached_property
-    def indices(self) -> dict[str, int]:
-        """Row of each customer."""
-        return {customer_id: index for index, customer_id in enumerate(self.table[CUSTOMER].to_pylist())}
-
-    @functools.cached_property
-    def directions(self) -> NDArray[np.float32]:
-        """The embeddings as directions; the cosine of similar customers is large."""
-        spread = self.embeddings - self.embeddings.mean(0)
-        spread /= np.maximum(spread.std(0), 1e-6)
-        return spread / np.maximum(np.linalg.norm(spread, axis=1, keepdims=True), 1e-6)
-
-
 class Histories:
     """The customers of a prepared data set, with the raw log that it was made from.
 
@@ -127,7 +102,8 @@ class Histories:
 
     Attributes:
         ids (`list[str]`): All customers.
-        scored ([`Scored`]): Those that are scored at the cutoff so far.
+        scored (`pa.Table`): Those that are scored at the cutoff so far: a row each, with the columns of [`Scorer`],
+            `RHYTHM`, `VALUE` and those of fine-tuned models.
         predictions, offers (`list[str]`): Names of the columns that the fine-tuned models predict, and of those for
             offers among them.
 
@@ -170,7 +146,7 @@ class Histories:
         self._scoring: threading.Thread | None = None
         scorers = {name: self._tuned_scorer(*each, data, actions) for name, each in (tuned or {}).items()}
         self._score_all(data, scorers)
-        columns = self.scored.table.column_names
+        columns = self.scored.column_names
         self.predictions = columns[columns.index(VALUE) + 1 :]
         of_offers = tuple(name for name, scorer in scorers.items() if scorer.job.tasks)
         self.offers = [name for name in self.predictions if name.startswith(of_offers)]
@@ -254,7 +230,7 @@ class Histories:
             digest += file_digest(scorer.job.actions) if scorer.job.actions else ""
         with contextlib.suppress(OSError, ValueError):
             if read_json(note) == {"made_of": digest, "sha256": file_digest(path)}:
-                self.scored = Scored(pq.read_table(path))
+                self.scored = pq.read_table(path)
                 return
         forecasts = self.model.model.customer_forecasts
         job = ScoringJob(
@@ -263,7 +239,7 @@ class Histories:
         )  # fmt: skip
         scorer, number = Scorer(self.model, self.extractor, job), len(self.ids)
         tables = [self._score(scorer, tuned, range(min(BATCH, number)))]
-        self.scored = Scored(tables[0])
+        self.scored = tables[0]
 
         def score_others() -> None:
             start = size = BATCH
@@ -272,10 +248,10 @@ class Histories:
                 while start < number:
                     size = min(2 * size, ROWS_AT_ONCE)
                     tables.append(self._score(scorer, tuned, range(start, min(start + size, number))))
-                    self.scored, start = Scored(pa.concat_tables(tables)), start + size
+                    self.scored, start = pa.concat_tables(tables), start + size
             # A place that can't be written: they are computed at the next start too.
             with contextlib.suppress(OSError):
-                write_table(path, pa.concat_tables(tables))
+                write_table(path, self.scored)
                 write_json(note, {"made_of": digest, "sha256": file_digest(path)})
 
         self._scoring = threading.Thread(target=score_others, daemon=True)
@@ -337,17 +313,6 @@ class Histories:
         """The labels of some events of a row, each once."""
         labels, values = row[f"task_{task}"][is_chosen].tolist(), self.extractor.vocabularies[task]
         return list(dict.fromkeys(values[label - FIRST_VALUE_ID] for label in labels if label >= FIRST_VALUE_ID))
-
-    def alike(self, customer_id: str, number: int = 6) -> list[tuple[str, float]]:
-        """Finds the ids of the customers with the closest embeddings, of those that are scored, and their cosines,
-        closest first."""
-        scored = self.scored
-        if customer_id not in scored.indices:
-            return []
-        likeness = scored.directions @ scored.directions[scored.indices[customer_id]]
-        likeness[scored.indices[customer_id]] = -2
-        names = scored.table[CUSTOMER]
-        return [(names[int(other)].as_py(), float(likeness[other])) for other in np.argsort(-likeness)[:number]]
 
     def _find_targets(self, task: str, label: str) -> tuple[str, IntArray]:
         """The column of a task, and the rows of the log in which it has a label of a target."""

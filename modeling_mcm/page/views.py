@@ -15,8 +15,8 @@ import pandas as pd
 from modeling_mcm.data.dataset import CUSTOMER
 from modeling_mcm.forecaster_mcm import ALIVE, CHANCE, DAYS_TO_VISIT
 from modeling_mcm.live import LiveCustomer
-from modeling_mcm.page.histories import RHYTHM, VALUE, Histories, Scored
-from modeling_mcm.scoring.scorer import CHANCES, SCORES
+from modeling_mcm.page.histories import RHYTHM, VALUE, Histories
+from modeling_mcm.scoring.scorer import CHANCES, EMBEDDING, SCORES
 
 SHOWN_LABELS = 6  # of a task
 COMPARED, MOVES = 1000, 8  # labels that are compared before and after; shown of those
@@ -131,24 +131,24 @@ class Page:
     @property
     def customers(self) -> pd.DataFrame:
         """A row for each customer that is scored so far, ordered by id: as numbers where all ids are numbers. The
-        index counts the rows of `Scored`."""
-        return self._list(self.histories.scored)
+        index counts the rows of `scored`."""
+        return self._list(self.histories.scored.num_rows)
 
-    def _list_scored(self, scored: Scored) -> pd.DataFrame:
-        since, gap = RHYTHM
+    def _list_scored(self, number: int) -> pd.DataFrame:
+        scored, (since, gap) = self.histories.scored[:number], RHYTHM
         columns = {"customer": CUSTOMER, "days since visit": since, "usual gap": gap, self._value: VALUE}
         comes, names, shares = f"{CHANCE}_{self._week}d", self.names, []
-        if comes in scored.table.column_names:
+        if comes in scored.column_names:
             shares = [f"{names[comes]}, %", "alive, %"]
             sums = [f"{name}_{self._month}d" for name in ("visits", *self._sums)]
             columns |= {shares[0]: comes} | {names[name]: name for name in (DAYS_TO_VISIT, *sums)} | {shares[1]: ALIVE}
         columns |= {name: name for name in self.histories.predictions}
-        table = scored.table.select([*columns.values()]).to_pandas().set_axis([*columns], axis=1)
+        table = scored.select([*columns.values()]).to_pandas().set_axis([*columns], axis=1)
         table = table.astype(dict.fromkeys(table.columns[1:], float))
         table.insert(3, "days late", table["days since visit"] - table["usual gap"])
         table[shares] *= 100
         table = table.round({name: 2 if name in self.histories.predictions else 1 for name in table.columns[1:]})
-        best = scored.table[self.histories.main_task].to_pylist()
+        best = scored[self.histories.main_task].to_pylist()
         table["likely next"] = [", ".join(map(str, labels[:3])) for labels in best]
         ids = table["customer"]
         return table.iloc[
@@ -156,9 +156,9 @@ class Page:
         ]
 
     def _likely(self) -> pd.DataFrame:
-        """The likeliest labels of each row of `Scored`, best first, as `label` and `chance` in percent: a score where
+        """The likeliest labels of each row of `scored`, best first, as `label` and `chance` in percent: a score where
         the checkpoint has no chances."""
-        table, main = self.histories.scored.table, self.histories.main_task
+        table, main = self.histories.scored, self.histories.main_task
         chances = main + (CHANCES if main + CHANCES in table.column_names else SCORES)
         likely = table.select([main, chances]).to_pandas().set_axis(["label", "chance"], axis=1)
         likely = likely.explode(["label", "chance"])
@@ -213,7 +213,7 @@ class Page:
         """What the customers of each value of the profile, and of each third by value so far, will do in a quarter."""
         table, histories = self.customers, self.histories
         sums = [f"{name}_{self._quarter}d" for name in (*self._sums, "visits")]
-        values = histories.scored.table.select(sums).to_pandas()
+        values = histories.scored.select(sums).to_pandas()
         values.columns = [self.names[name].removeprefix("mean ") for name in sums]
         groups = pd.DataFrame([histories.profiles.get(name, {}) for name in table["customer"]], index=table.index)
         groups[self._value] = _thirds(table[self._value])
@@ -241,7 +241,9 @@ class Page:
         orders the list; in the order of ids what they spend, or how late they are."""
         if column == "customer":
             column = next((name for name in table if name.startswith("mean spend")), "days late")
-        table, directions = table.dropna(subset=column), self.histories.scored.directions
+        table, embeddings = table.dropna(subset=column), np.stack(self.histories.scored[EMBEDDING].to_numpy())
+        spread = (embeddings - embeddings.mean(0)) / np.maximum(embeddings.std(0), 1e-6)
+        directions = spread / np.maximum(np.linalg.norm(spread, axis=1, keepdims=True), 1e-6)
         centred = directions - directions.mean(0)
         _, axes = np.linalg.eigh(centred.T @ centred)
         x, y = (centred[table.index] @ axes[:, -2:]).T
@@ -332,12 +334,6 @@ class Page:
             rows.append([f"{word}, median (80% of such customers)", *(write(*values) for values in medians)])
             rows.append([f"{word}, mean", *(f"{result[name]:,.1f}" for name in names)])
         return rows
-
-    def alike(self, customer_id: str) -> list[tuple[str, str]]:
-        """Lists similar customers as (text, id), with what is expected of each."""
-        likely = self.customers.set_index("customer")["likely next"]
-        close = self.histories.alike(customer_id)
-        return [(f"{name} · {likeness:.2f} · {likely.get(name, '')}", name) for name, likeness in close]
 
     def what_if(self, customer_id: str, task: str, label: str) -> list[list[str]]:
         """Lists what changes most if an event with a label happens now: labels with their scores before and after it,
