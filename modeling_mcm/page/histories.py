@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import ArrayLike
 from transformers.utils import logging
@@ -40,10 +39,12 @@ from modeling_mcm.events_mcm import (
     RawEvent,
     Row,
     check_columns,
+    is_missing,
     read_times,
     read_zone,
     select_events,
     to_ids,
+    to_text,
 )
 from modeling_mcm.files_mcm import file_digest, read_json, write_json
 from modeling_mcm.live.customer import LiveCustomer
@@ -134,7 +135,10 @@ class Histories:
         # Labels that are numbers to people say little: their tasks come last.
         self.tasks = sorted(extractor.tasks, key=lambda task: self._variety(task) == 1)
         self.main_task = max(self.tasks, key=self._variety)
-        self._read_log(events)
+        needed = [extractor.customer, extractor.time]
+        self.log = self._read(events, "event", needed, extractor.schema.event_columns)
+        self._who = np.array(to_ids(self.log[extractor.customer]), object)
+        self._rows = pd.Series(self._who).groupby(self._who).indices
         self.profiles = self._read_profiles(profile)
         files = [str(Path(data, shard["file"])) for shard in manifest.shards]
         self.ids: list[str] = pq.ParquetDataset(files).read([CUSTOMER])[CUSTOMER].to_pylist()
@@ -157,7 +161,7 @@ class Histories:
         values = self.extractor.vocabularies[task]
         return len(values) if not all(value.isdigit() for value in values[:20]) else 1
 
-    def _read(self, path: str, what: str, needed: list[str], known: Collection[str]) -> pa.Table:
+    def _read(self, path: str, what: str, needed: list[str], known: Collection[str]) -> pd.DataFrame:
         """The known columns of a Parquet or CSV file, without rows that lack one of the `needed` columns."""
         from modeling_mcm.preparation.sources import SourceTable  # the extra `data`
 
@@ -166,30 +170,21 @@ class Histories:
         names = [name for name in table.names if name in known]
         blocks = [pa.Table.from_batches([block]) for block in table.blocks(names)]
         rows = pa.concat_tables(blocks, promote_options="default")  # a column may be empty in some of the files
-        for name in needed:
-            rows = rows.filter(pc.is_valid(rows[name]))
-        return rows
-
-    def _read_log(self, path: str) -> None:
-        extractor = self.extractor
-        log = self._read(path, "event", [extractor.customer, str(extractor.time)], extractor.schema.event_columns)
-        columns = [column.dictionary_encode() if pa.types.is_string(column.type) else column for column in log]
-        self.log = pa.table(columns, log.column_names)
-        self._who = np.array(to_ids(log[extractor.customer]), object)
-        self._rows = pd.Series(self._who).groupby(self._who).indices
+        return rows.to_pandas(strings_to_categorical=True, integer_object_nulls=True).dropna(subset=needed)
 
     def _read_profiles(self, path: str | None) -> dict[str, RawEvent]:
         if path is None:
             return {}
         customer = self.extractor.customer
-        rows = self._read(path, "profile", [customer], self.extractor.schema.profile_columns).to_pylist()
-        ids = to_ids([row.pop(customer) for row in rows])
+        table = self._read(path, "profile", [customer], self.extractor.schema.profile_columns)
+        ids = to_ids(table.pop(customer))
         if not self._rows.keys() & set(ids):
             logger.warning(
                 f"No profile is of a customer of the log: {path} has ids such as {ids[:1]}, the log such as "
                 f"{[*self._rows][:1]}. Write them alike."
             )
-        values = ({key: value for key, value in row.items() if value is not None} for row in rows)
+        rows = table.to_dict("records")
+        values = ({key: value for key, value in row.items() if not is_missing(value)} for row in rows)
         return dict(zip(ids, values, strict=True))
 
     def _tuned_scorer(
@@ -280,15 +275,15 @@ class Histories:
 
     # ------------------------------------------------------------------------------------------------- one customer
 
-    def _take(self, rows: IntArray) -> list[RawEvent]:
+    def _take(self, rows: IntArray) -> pd.DataFrame:
         """Raw events of the log, without their customer."""
-        return self.log.drop_columns([self.extractor.customer]).take(rows).to_pylist()
+        return self.log.iloc[rows].drop(columns=self.extractor.customer)
 
     def _household(self, customer_id: str) -> Household:
         events, extractor = self._take(self._rows[customer_id]), self.extractor
-        times = read_times([event[str(extractor.time)] for event in events], read_zone(extractor.time_zone))
+        times = read_times(events[extractor.time], read_zone(extractor.time_zone))
         live = LiveCustomer(self.model, extractor, self.profiles.get(customer_id), customer_id)
-        live.add([event for event, time in zip(events, times, strict=True) if time < self.as_of])
+        live.add(events[times < self.as_of])
         row, visits, bought = extractor.encode({"events": events}), [], {}
         is_target = self._is_target(row)
         for number in np.unique(row["visits"][is_target]):
@@ -318,16 +313,15 @@ class Histories:
         """The column of a task, and the rows of the log in which it has a label of a target."""
         extractor = self.extractor
         column = str(extractor.schema.specs[task].column)
-        fits = pc.equal(pc.cast(self.log[column], pa.string()), label)
+        fits = self.log[column].map(to_text) == label
         if extractor.target_token_types and extractor.token_type:
-            kinds = pc.cast(self.log[extractor.token_type], pa.string())
-            fits = pc.and_(fits, pc.is_in(kinds, pa.array(extractor.target_token_types)))
-        return column, np.flatnonzero(pc.fill_null(fits, False).to_numpy())
+            fits &= self.log[extractor.token_type].map(to_text).isin(extractor.target_token_types)
+        return column, np.flatnonzero(fits)
 
     def days_since(self, task: str, label: str) -> pd.Series:
         """Days from each customer's last event with a label before the cutoff to the cutoff."""
         _, rows = self._find_targets(task, label)
-        times = read_times(self.log[str(self.extractor.time)].take(rows), read_zone(self.extractor.time_zone))
+        times = read_times(self.log[self.extractor.time].iloc[rows], read_zone(self.extractor.time_zone))
         days = pd.Series((self.as_of - times) / SECONDS_PER_DAY, self._who[rows])
         return days[days > 0].groupby(level=0).min()
 
@@ -335,7 +329,7 @@ class Histories:
         """Makes the customer as if an event with a label had happened at the cutoff: the latest such event of the log,
         without its customer, time and visit."""
         extractor, (column, rows) = self.extractor, self._find_targets(task, label)
-        (event,) = self._take(rows[-1:]) or [{column: label}]
+        event = [*self._take(rows[-1:]).to_dict("records"), {column: label}][0]
         event[str(extractor.time)] = self.cutoff
         event |= {extractor.visit: "what if"} if extractor.visit else {}
         before = self.household(customer_id).live
