@@ -242,7 +242,7 @@ def to_seconds(value: object, zone: tzinfo) -> int:
 
 def read_as_of(value: object, zone: tzinfo) -> float:
     """Converts a time to seconds since 1970-01-01. Raises `ValueError` if the value is no time."""
-    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+    if isinstance(value, bool) or not isinstance(value, Real):
         return to_seconds(value, zone)
     if not abs(float(value)) < EXACT_FLOAT:  # nor is NaN
         raise ValueError(f"found {value!r}, which is no time; give seconds since 1970-01-01, or a datetime")

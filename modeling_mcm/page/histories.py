@@ -103,7 +103,7 @@ class Histories:
 
     Attributes:
         ids (`list[str]`): All customers.
-        scored (`pa.Table`): Those that are scored at the cutoff so far: a row each, with the columns of [`Scorer`],
+        scored (`pd.DataFrame`): Those that are scored at the cutoff so far: a row each, with columns of [`Scorer`],
             `RHYTHM`, `VALUE` and those of fine-tuned models.
         predictions, offers (`list[str]`): Names of the columns that the fine-tuned models predict, and of those for
             offers among them.
@@ -150,7 +150,7 @@ class Histories:
         self._scoring: threading.Thread | None = None
         scorers = {name: self._tuned_scorer(*each, data, actions) for name, each in (tuned or {}).items()}
         self._score_all(data, scorers)
-        columns = self.scored.column_names
+        columns = [*self.scored]
         self.predictions = columns[columns.index(VALUE) + 1 :]
         of_offers = tuple(name for name, scorer in scorers.items() if scorer.job.tasks)
         self.offers = [name for name in self.predictions if name.startswith(of_offers)]
@@ -225,7 +225,7 @@ class Histories:
             digest += file_digest(scorer.job.actions) if scorer.job.actions else ""
         with contextlib.suppress(OSError, ValueError):
             if read_json(note) == {"made_of": digest, "sha256": file_digest(path)}:
-                self.scored = pq.read_table(path)
+                self.scored = pd.read_parquet(path)
                 return
         forecasts = self.model.model.customer_forecasts
         job = ScoringJob(
@@ -243,28 +243,25 @@ class Histories:
                 while start < number:
                     size = min(2 * size, ROWS_AT_ONCE)
                     tables.append(self._score(scorer, tuned, range(start, min(start + size, number))))
-                    self.scored, start = pa.concat_tables(tables), start + size
+                    self.scored, start = pd.concat(tables, ignore_index=True), start + size
             # A place that can't be written: they are computed at the next start too.
             with contextlib.suppress(OSError):
-                write_table(path, self.scored)
+                write_table(path, pa.Table.from_pandas(self.scored))
                 write_json(note, {"made_of": digest, "sha256": file_digest(path)})
 
         self._scoring = threading.Thread(target=score_others, daemon=True)
         self._scoring.start()
 
-    def _score(self, scorer: Scorer, tuned: Mapping[str, Scorer], part: range) -> pa.Table:
+    def _score(self, scorer: Scorer, tuned: Mapping[str, Scorer], part: range) -> pd.DataFrame:
         """Scores some customers."""
         rows = [select_events(row, slice(row["test_end"])) for row in scorer.read(part, self.extractor.tasks)]
-        table = scorer.score(rows)
         described = zip(*map(self._describe, rows), strict=True)
         columns: dict[str, ArrayLike] = dict(zip((*RHYTHM, VALUE), described, strict=True))
         for name, tuned_scorer in tuned.items():
-            for column, values in _predictions(tuned_scorer, tuned_scorer.score(rows)).items():
+            for column, values in _predictions(tuned_scorer, tuned_scorer.score(rows).to_pandas()).items():
                 is_named = column.removesuffix(", %").lower() not in YES
                 columns[f"{name}: {column}" if is_named else f"{name}, %"] = values
-        for name, values in columns.items():
-            table = table.append_column(name, pa.array(values, pa.float64(), from_pandas=True))
-        return table
+        return scorer.score(rows).to_pandas().assign(**columns)
 
     def _describe(self, row: Row) -> list[float]:
         """Days since the last visit of a row, and mean days between its visits, NaN where there are too few; and its
@@ -338,16 +335,16 @@ class Histories:
         return after
 
 
-def _predictions(scorer: Scorer, table: pa.Table) -> dict[str, ArrayLike]:
+def _predictions(scorer: Scorer, table: pd.DataFrame) -> dict[str, ArrayLike]:
     """Columns of what a fine-tuned model predicts, by class or by action and outcome; probabilities in percent."""
-    names = [name for name in table.column_names if name.startswith(PREDICTED)]
+    names = [name for name in table if name.startswith(PREDICTED)]
     if len(names) == 1:
-        return {names[0].removeprefix(PREDICTED): table[names[0]].to_numpy()}
+        return {names[0].removeprefix(PREDICTED): table[names[0]]}
     columns: dict[str, ArrayLike] = {}
     for name in names[len(names) == 2 :]:  # of two classes the second says all
-        columns[f"{name.removeprefix(PREDICTED)}, %"] = 100 * table[name].to_numpy()
+        columns[f"{name.removeprefix(PREDICTED)}, %"] = 100 * table[name]
     for outcome in scorer.job.tasks:
-        offers = zip(table[outcome].to_pylist(), table[outcome + SCORES].to_pylist(), strict=True)
+        offers = zip(table[outcome], table[outcome + SCORES], strict=True)
         chances = pd.DataFrame([dict(zip(*offer, strict=True)) for offer in offers])
         columns |= {f"{action} {outcome}, %": 100 * chances[action] for action in scorer.actions.action_ids}
     return columns

@@ -132,24 +132,23 @@ class Page:
     def customers(self) -> pd.DataFrame:
         """A row for each customer that is scored so far, ordered by id: as numbers where all ids are numbers. The
         index counts the rows of `scored`."""
-        return self._list(self.histories.scored.num_rows)
+        return self._list(len(self.histories.scored))
 
     def _list_scored(self, number: int) -> pd.DataFrame:
         scored, (since, gap) = self.histories.scored[:number], RHYTHM
         columns = {"customer": CUSTOMER, "days since visit": since, "usual gap": gap, self._value: VALUE}
         comes, names, shares = f"{CHANCE}_{self._week}d", self.names, []
-        if comes in scored.column_names:
+        if comes in scored:
             shares = [f"{names[comes]}, %", "alive, %"]
             sums = [f"{name}_{self._month}d" for name in ("visits", *self._sums)]
             columns |= {shares[0]: comes} | {names[name]: name for name in (DAYS_TO_VISIT, *sums)} | {shares[1]: ALIVE}
         columns |= {name: name for name in self.histories.predictions}
-        table = scored.select([*columns.values()]).to_pandas().set_axis([*columns], axis=1)
+        table = scored[[*columns.values()]].set_axis([*columns], axis=1)
         table = table.astype(dict.fromkeys(table.columns[1:], float))
         table.insert(3, "days late", table["days since visit"] - table["usual gap"])
         table[shares] *= 100
         table = table.round({name: 2 if name in self.histories.predictions else 1 for name in table.columns[1:]})
-        best = scored[self.histories.main_task].to_pylist()
-        table["likely next"] = [", ".join(map(str, labels[:3])) for labels in best]
+        table["likely next"] = [", ".join(map(str, labels[:3])) for labels in scored[self.histories.main_task]]
         ids = table["customer"]
         return table.iloc[
             np.argsort(ids.astype("uint64") if ids.str.fullmatch(r"\d{1,18}").all() else ids, kind="stable")
@@ -159,8 +158,8 @@ class Page:
         """The likeliest labels of each row of `scored`, best first, as `label` and `chance` in percent: a score where
         the checkpoint has no chances."""
         table, main = self.histories.scored, self.histories.main_task
-        chances = main + (CHANCES if main + CHANCES in table.column_names else SCORES)
-        likely = table.select([main, chances]).to_pandas().set_axis(["label", "chance"], axis=1)
+        chances = main + (CHANCES if main + CHANCES in table else SCORES)
+        likely = table[[main, chances]].set_axis(["label", "chance"], axis=1)
         likely = likely.explode(["label", "chance"])
         return likely.assign(chance=(100 * likely["chance"].astype(float)).round(2))
 
@@ -213,7 +212,7 @@ class Page:
         """What the customers of each value of the profile, and of each third by value so far, will do in a quarter."""
         table, histories = self.customers, self.histories
         sums = [f"{name}_{self._quarter}d" for name in (*self._sums, "visits")]
-        values = histories.scored.select(sums).to_pandas()
+        values = histories.scored[sums].copy()
         values.columns = [self.names[name].removeprefix("mean ") for name in sums]
         groups = pd.DataFrame([histories.profiles.get(name, {}) for name in table["customer"]], index=table.index)
         groups[self._value] = _thirds(table[self._value])
@@ -241,7 +240,7 @@ class Page:
         orders the list; in the order of ids what they spend, or how late they are."""
         if column == "customer":
             column = next((name for name in table if name.startswith("mean spend")), "days late")
-        table, embeddings = table.dropna(subset=column), np.stack(self.histories.scored[EMBEDDING].to_numpy())
+        table, embeddings = table.dropna(subset=column), np.stack(self.histories.scored[EMBEDDING])
         spread = (embeddings - embeddings.mean(0)) / np.maximum(embeddings.std(0), 1e-6)
         directions = spread / np.maximum(np.linalg.norm(spread, axis=1, keepdims=True), 1e-6)
         centred = directions - directions.mean(0)

@@ -14,7 +14,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
-import pyarrow.compute as pc
 import pytest
 import torch
 from choices import STATE
@@ -260,7 +259,7 @@ def test_the_list_is_the_predictions_ordered_and_filtered(histories, page, live,
     assert column == "mean spend in 30 days" and most.loc[[*views.THIRDS]].is_monotonic_increasing
     assert len(placed) == len(histories.ids) and page.map(page.customers, "days late")[1] == "days late"
     ids = [str(number) for number in range(len(histories.ids), 0, -1)]
-    monkeypatch.setattr(histories, "scored", histories.scored.set_column(0, "customer_id", [ids]))
+    monkeypatch.setattr(histories, "scored", histories.scored.assign(customer_id=ids))
     assert Page(histories).customers["customer"].tolist() == ids[::-1]  # numbers are ordered as numbers
 
 
@@ -389,11 +388,11 @@ def test_the_command_shows_the_page_of_a_csv_log_whose_export_is_private_and_gon
 
 
 def test_scores_of_an_earlier_start_are_those_of_the_model(histories, live, files, monkeypatch):
-    row = histories.scored.filter(pc.field("customer_id") == WHO)
-    assert row["embedding"][0].as_py() == pytest.approx(live.embedding(histories.cutoff), abs=1e-5)
+    embedding = histories.scored.set_index("customer_id")["embedding"][WHO]
+    assert embedding == pytest.approx(live.embedding(histories.cutoff), abs=1e-5)
     monkeypatch.setattr("modeling_mcm.page.histories.Scorer", None)  # nothing is scored again
     again = Histories(histories.model, histories.extractor, *files)
-    assert again.scored.equals(histories.scored)
+    pd.testing.assert_frame_equal(again.scored, histories.scored)
     for _ in flipped_bits(Path(files[0], "page.parquet"), 8):
         with pytest.raises(TypeError):  # it would be scored again
             Histories(histories.model, histories.extractor, *files)
