@@ -27,7 +27,6 @@ from .events_mcm import (
     number_groups,
     read_table,
     read_times,
-    read_zone,
     run_starts,
     to_ids,
 )
@@ -84,7 +83,7 @@ def read_actions(actions: object, time_zone: str) -> RawActions:
         times = np.full(len(ids), ALWAYS)
         if "time" in table:
             with naming("column 'time'"):
-                times = read_times(table.pop("time"), read_zone(time_zone))
+                times = read_times(table.pop("time"), time_zone)
     order = np.lexsort((times, Distinct.of(ids).codes))
     ids, times = ids[order], times[order]
     starts = np.flatnonzero(run_starts(ids, times))

@@ -37,7 +37,6 @@ from modeling_mcm.events_mcm import (
     events_before,
     naming,
     read_times,
-    read_zone,
     to_ids,
     to_text,
 )
@@ -97,7 +96,7 @@ class CustomerModel:
         self.as_of = None
         if schema.time is not None:
             with naming(f"column {schema.time!r} of the events"):
-                times = read_times(log[schema.time], read_zone(feature_extractor.time_zone))
+                times = read_times(log[schema.time], schema.time_zone)
             self.as_of = datetime.fromtimestamp(int(times.max()), UTC)
         self._events = log[[name for name in log if name in schema.event_columns]]
         self._histories = dict(iter(self._events.groupby(ids, sort=False)))

@@ -177,7 +177,9 @@ class Encoding:
         for task in schema.tasks if customers is not None else ():
             sums = nothing  # the one token type of a log without token types is never unseen
             if task in self.sources:
-                texts = events.values[self.sources[task]].map(_one_text)
+                texts = events.values[self.sources[task]].map(
+                    lambda value: value if isinstance(value, str) else "\n".join(sorted(value or ()))
+                )
                 ties.append(texts.rank())
                 sums = texts.map(lambda text: zlib.crc32(text.encode()) >> 1).expand(np.int64)
             is_unseen = (ids[task] == UNKNOWN_ID) & events.is_target
@@ -248,7 +250,3 @@ class Encoding:
     def _bin(self, feature: str, numbers: FloatArray) -> NDArray:
         ids = FIRST_VALUE_ID + np.searchsorted(self._edges[feature], numbers, side="right")
         return np.where(np.isnan(numbers), MISSING_ID, ids).astype(np.int32)
-
-
-def _one_text(value: str | Iterable[str] | None) -> str:
-    return value if isinstance(value, str) else "\n".join(sorted(value or ()))

@@ -249,10 +249,10 @@ def read_as_of(value: object, zone: tzinfo) -> float:
     return float(value)
 
 
-def read_times(column: object, zone: tzinfo) -> IntArray:
+def read_times(column: object, time_zone: str) -> IntArray:
     """Converts a column of times to whole seconds since 1970-01-01; see [`to_seconds`]. Raises
     `ValueError` if a value is no time."""
-    times = as_column(column)
+    times, zone = as_column(column), read_zone(time_zone)
     if isinstance(times, np.ndarray) and times.dtype.kind == "M" and not np.isnat(times).any():
         return times.astype("datetime64[s]").astype(np.int64)
     return map_distinct(times, lambda value: to_seconds(value, zone), np.int64)

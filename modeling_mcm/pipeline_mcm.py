@@ -21,11 +21,6 @@ from .forecaster_mcm import MissingForecastsError
 from .modeling_mcm import MCMPreTrainedModel
 from .predictor_mcm import EMBEDDING, Columns, Predictor, RankedLabel, Rows, describe_labels, describe_offers
 
-
-class _Numbered(tuple):
-    """A customer and their index in a list of customers, which error messages name."""
-
-
 Parameters = tuple[dict, dict, dict]  # of preprocess, forward, postprocess
 
 
@@ -71,14 +66,14 @@ class _CustomerPipeline(Pipeline):
         if isinstance(inputs, str) or inputs is None:
             raise ValueError(f"Found {inputs!r}, expected a customer (a dict with `events`) or a list of customers.")
         if isinstance(inputs, list | tuple | Iterator):
-            customers = (_Numbered(pair) for pair in enumerate(inputs))
+            customers = (pair for pair in enumerate(inputs))  # error messages name the index
             is_lazy = isinstance(inputs, Iterator) or not inputs  # transformers takes no empty list
             inputs = customers if is_lazy else list(customers)
         return super().__call__(inputs, *args, **kwargs)
 
     def preprocess(self, input_: Any, **preprocess_parameters: object) -> dict[str, Any]:
         """Encodes one customer; the row stands in the result under the key `rows`."""
-        if not isinstance(input_, _Numbered):
+        if not isinstance(input_, tuple):
             return {"rows": self.feature_extractor.encode(input_, "The customer")}
         index, customer = input_
         return {"rows": self.feature_extractor.encode(customer, f"Customer {index} of the list")}

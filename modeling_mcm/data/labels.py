@@ -34,7 +34,7 @@ from modeling_mcm.events_mcm import (
     to_text,
 )
 from modeling_mcm.processing_mcm import MISSING_LABEL
-from modeling_mcm.schema_mcm import check_choice, read_zone
+from modeling_mcm.schema_mcm import check_choice
 
 AUTO, BINARY, CLASSES, NUMBER = LABEL_KINDS = ("auto", "binary", "classes", "number")
 NUMBER_TYPES = ("integer", "floating", "mixed-integer-float", "decimal")  # as pandas infers them
@@ -136,7 +136,7 @@ def make_labels(
     with naming(f"column {customer!r}"):
         ids = np.array(to_ids(table[customer]), object)
     with naming(f"column {time!r}"):
-        times = read_times(table[time], read_zone(time_zone))
+        times = read_times(table[time], time_zone)
     repeats = pd.DataFrame({"customer": ids, "time": times}).duplicated().to_numpy()
     if repeats.any():
         index = int(repeats.argmax())

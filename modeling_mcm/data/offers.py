@@ -44,7 +44,6 @@ from modeling_mcm.events_mcm import (
     number_groups,
     pad_groups,
     read_times,
-    read_zone,
     to_ids,
 )
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
@@ -160,7 +159,7 @@ def make_offers(
 
     table = pd.DataFrame({name: read_texts(offers[name], name) for name in ("customer_id", "action_id")})
     with naming("column 'time'"):
-        table["time"] = read_times(offers["time"], read_zone(time_zone))
+        table["time"] = read_times(offers["time"], time_zone)
     usual = table["customer_id"] + " " + table["time"].map(write_day)
     table["group_id"] = read_texts(offers.get("group_id", usual), "group_id")
     table["split"] = read_texts(offers.get("split", [TRAIN] * len(table)), "split")

@@ -60,10 +60,11 @@ def result_rows(evaluation: Mapping) -> list[dict]:
     try:
         for method, by_task in evaluation["results"].items() if evaluation else ():
             for task, metrics in by_task.items():
-                longest = {name: (k, key) for k, name, key in sorted(map(_read_metric, metrics))}
                 for name in HEADLINES:
-                    k, key = longest.get(name, (0, ""))
-                    if key and math.isfinite(metrics[key]["mean"]):  # there was a case
+                    lengths = [int(key.partition("@")[2] or 0) for key in metrics if key.partition("@")[0] == name]
+                    k = max(lengths, default=0)
+                    key = f"{name}@{k}" if k else name
+                    if lengths and math.isfinite(metrics[key]["mean"]):  # there was a case
                         row = {"method": method, "task": task, "metric": name, "k": k}
                         row |= {"words": name.replace("_", " ") + f" @{k}" * bool(k)}
                         row |= {bound: float(metrics[key][bound]) for bound in ("mean", "low", "high")}
@@ -74,12 +75,6 @@ def result_rows(evaluation: Mapping) -> list[dict]:
             "evaluate again."
         ) from error
     return rows
-
-
-def _read_metric(key: str) -> tuple[int, str, str]:
-    """Length of the list, 0 without a list, and name of a metric such as ndcg@10, and the metric."""
-    name, _, k = key.partition("@")
-    return int(k or 0), name, key
 
 
 def _evaluation_metadata(rows: Sequence[Mapping], data: str, split: str, prefix: str) -> list[EvalResult]:

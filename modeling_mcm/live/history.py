@@ -17,7 +17,6 @@ from modeling_mcm.events_mcm import (
     naming,
     read_columns,
     read_times,
-    read_zone,
     to_place,
     to_text,
 )
@@ -170,7 +169,7 @@ class LiveHistory:
         for name, column in columns.items():
             with naming(f"{self.name}: column {name!r}"):
                 if name == extractor.time:
-                    seconds = read_times(column, read_zone(extractor.time_zone))
+                    seconds = read_times(column, extractor.time_zone)
                     plain[name] = np.datetime_as_string(seconds.astype("datetime64[s]")).tolist()
                 else:
                     plain[name] = list(map(_to_plain, as_list(column)))

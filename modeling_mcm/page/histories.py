@@ -41,7 +41,6 @@ from modeling_mcm.events_mcm import (
     check_columns,
     is_missing,
     read_times,
-    read_zone,
     select_events,
     to_ids,
     to_text,
@@ -278,7 +277,7 @@ class Histories:
 
     def _household(self, customer_id: str) -> Household:
         events, extractor = self._take(self._rows[customer_id]), self.extractor
-        times = read_times(events[extractor.time], read_zone(extractor.time_zone))
+        times = read_times(events[extractor.time], extractor.time_zone)
         live = LiveCustomer(self.model, extractor, self.profiles.get(customer_id), customer_id)
         live.add(events[times < self.as_of])
         row, visits, bought = extractor.encode({"events": events}), [], {}
@@ -318,7 +317,7 @@ class Histories:
     def days_since(self, task: str, label: str) -> pd.Series:
         """Days from each customer's last event with a label before the cutoff to the cutoff."""
         _, rows = self._find_targets(task, label)
-        times = read_times(self.log[self.extractor.time].iloc[rows], read_zone(self.extractor.time_zone))
+        times = read_times(self.log[self.extractor.time].iloc[rows], self.extractor.time_zone)
         days = pd.Series((self.as_of - times) / SECONDS_PER_DAY, self._who[rows])
         return days[days > 0].groupby(level=0).min()
 

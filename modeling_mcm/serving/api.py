@@ -25,6 +25,7 @@ from modeling_mcm.data.examples import example_values
 from modeling_mcm.evaluation.totals import total_of_rows
 from modeling_mcm.events_mcm import RawEvent
 from modeling_mcm.extras import needs
+from modeling_mcm.files_mcm import some
 from modeling_mcm.forecaster_mcm import MissingForecastsError
 from modeling_mcm.live.explanations import explain as explain_score
 from modeling_mcm.live.related import similar, together
@@ -105,16 +106,15 @@ class RateLimit:
     """Lets a client send `rate` requests a second on average, and after a pause as many at once, at least one."""
 
     def __init__(self, rate: float):
-        self.rate, self.most = rate, max(rate, 1.0)
-        self.left, self.time = self.most, time.monotonic()
+        self.rate, self.due = rate, 0.0  # when as many requests as were sent are due
 
     def take(self) -> float:
         """Takes one request; returns 0, or the seconds to wait before the next one is allowed."""
         now = time.monotonic()
-        self.left, self.time = min(self.most, self.left + (now - self.time) * self.rate), now
-        if self.left < 1:
-            return (1 - self.left) / self.rate
-        self.left -= 1
+        due = max(self.due, now) + 1 / self.rate
+        if (early := due - now - max(1, 1 / self.rate)) > 0:
+            return early
+        self.due = due
         return 0.0
 
 
@@ -236,8 +236,7 @@ def _answer_errors(api: FastAPI) -> None:
     @api.exception_handler(RequestValidationError)
     def validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
         parts = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
-        more = f" ({len(parts) - 3} more)" if len(parts) > 3 else ""
-        words = f"The request can't be read: {'; '.join(parts[:3])}{more}. GET /docs says what it expects."
+        words = f"The request can't be read: {some(parts)}. GET /docs says what it expects."
         return JSONResponse({"detail": words}, 422)
 
 

@@ -174,7 +174,8 @@ class EventStore:
         elif not Path(url.database).absolute().parent.is_dir():
             raise ServiceError(f"The folder of {self.name} is not there: make it, or give another --store.")
         else:
-            options = {"connect_args": {"timeout": timeout}}
+            # SQLAlchemy says BEGIN itself, below
+            options = {"connect_args": {"timeout": timeout, "isolation_level": None}}
             with contextlib.suppress(OSError):  # it is its owner's alone, as are the files that SQLite adds
                 os.close(os.open(url.database, os.O_CREAT | os.O_EXCL, 0o600))
         self.engine = sql.create_engine(url, **options)
@@ -191,7 +192,6 @@ class EventStore:
             raise
 
     def _open_sqlite(self, connection: sqlite3.Connection, record: object) -> None:
-        connection.isolation_level = None  # SQLAlchemy says BEGIN itself, below
         for setting in ("synchronous=FULL", "secure_delete=ON"):
             connection.execute(f"PRAGMA {setting}").fetchall()
 
