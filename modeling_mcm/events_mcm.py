@@ -125,27 +125,6 @@ def to_ids(column: object) -> list[str]:
     return texts
 
 
-def split_path(value: object, separator: str, level: int) -> str | None:
-    """The first levels of a path such as "appliances.kitchen.kettle"; None if it has fewer. An empty level ends it.
-    Raises `ValueError` if `to_text` can't convert the value."""
-    text = to_text(value)
-    parts = [] if text is None else text.split(separator)[:level]
-    return separator.join(parts) if len(parts) == level and all(parts) else None
-
-
-def split_values(value: object, separator: str | None) -> frozenset[str]:
-    """The distinct texts of a value that holds several values; empty texts are left out. Raises `ValueError` if a list
-    has a separator, no list has none, or `to_text` can't convert a value."""
-    if separator is not None:
-        text = to_text(value)
-        return frozenset() if text is None else frozenset(text.split(separator)) - {""}
-    if isinstance(value, str) or not isinstance(value, Sequence | np.ndarray):
-        if is_missing(value):
-            return frozenset()
-        raise ValueError(f"found {value!r} ({type(value).__name__}), expected a list of values; make it one")
-    return frozenset(text for text in map(to_text, as_list(value)) if text)
-
-
 def to_number(value: object) -> float:
     """Converts a number, also as text, to a float; NaN if missing. Raises `ValueError` if the value is no number."""
     if is_missing(value):
@@ -379,12 +358,25 @@ def read_numbers(name: str, column: Column, bad: list[BadValues] | None = None) 
 
 
 def value_reader(spec: FeatureSpec) -> Callable:
-    """What a categorical feature reads of a value of its column: a text or a set of texts; None if missing."""
-    if spec.level is not None:
-        return functools.partial(split_path, separator=str(spec.separator), level=spec.level)
-    if spec.item is not None:
-        return functools.partial(split_values, separator=spec.separator)
-    return to_text
+    """What a categorical feature reads of a value of its column: its text; the first levels of a path such as
+    "appliances.kitchen.kettle", where an empty level ends it; or the distinct texts of several values, without empty
+    ones. None if missing, or if a path has fewer levels. It raises `ValueError` if `to_text` can't convert a value,
+    or a value is a list where texts have a separator, or is none where they have none."""
+
+    def read_path(value: object) -> str | None:
+        levels = (to_text(value) or "").split(spec.separator)[: spec.level]
+        return str(spec.separator).join(levels) if len(levels) == spec.level and all(levels) else None
+
+    def read_several(value: object) -> frozenset[str]:
+        if spec.separator is not None:
+            return frozenset((to_text(value) or "").split(spec.separator)) - {""}
+        if isinstance(value, str) or not isinstance(value, Sequence | np.ndarray):
+            if is_missing(value):
+                return frozenset()
+            raise ValueError(f"found {value!r} ({type(value).__name__}), expected a list of values; make it one")
+        return frozenset(text for text in map(to_text, as_list(value)) if text)
+
+    return read_path if spec.level is not None else to_text if spec.item is None else read_several
 
 
 @dataclass

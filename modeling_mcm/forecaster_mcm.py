@@ -33,6 +33,8 @@ POINTS = 128  # points on which the distribution of the number of visits is comp
 VISIT_HIDDEN, AMOUNT_HIDDEN = 104, 60
 LEAST_AMOUNT = 0.02  # added to amounts, in means of a visit, before the logarithm
 LEAST_TIME = 1e-3  # a thousandth of the window
+# Ends of the intervals in which forecasts are made to rise, in days; each is about a third later than the one before
+EDGES = (1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 14.0, 21.0, 30.0, 45.0, 60.0, 90.0, 135.0, 180.0, 270.0, 365.0)
 
 
 class MissingForecastsError(ValueError):
@@ -423,7 +425,8 @@ class CustomerForecasts:
         """
         if self.forecaster is None or not self.days:
             return {}
-        edges = interval_edges([*self.usual, *self.days])
+        days = [*self.usual, *self.days]
+        edges = sorted({*(edge for edge in EDGES if edge < max(days)), *days})  # up to the last day
         times = sorted({*edges, self.longest})
         inputs = self.forecaster.inputs(visits, as_of, times)
         distribution = self.forecaster.distribution(inputs)
@@ -458,10 +461,3 @@ def median_days(absent: Tensor, ends: Sequence[float]) -> Tensor:
     high, low = shares.gather(-1, index - 1), shares.gather(-1, index)
     part = ((high - 0.5) / (high - low).clamp(min=1e-6)).clamp(0, 1)
     return torch.lerp(edges[index - 1], edges[index], part)[..., 0]
-
-
-def interval_edges(days: Sequence[float]) -> list[float]:
-    """Ends of intervals up to the last of some days, these among them. Each end is about a third later than the one
-    before."""
-    grid = [1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 14.0, 21.0, 30.0, 45.0, 60.0, 90.0, 135.0, 180.0, 270.0, 365.0]
-    return sorted({*(edge for edge in grid if edge < max(days)), *map(float, days)})

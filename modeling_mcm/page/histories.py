@@ -54,7 +54,6 @@ from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.scoring.scorer import PREDICTED, SCORES, Scorer, ScoringJob
 from modeling_mcm.training.checkpoints import checkpoint_digest
 
-logger = logging.get_logger(__name__)
 NEXT_DAYS = 30
 # Customers of a batch, and in memory, while all are scored; the first ones are few, so that the page appears at once
 BATCH, ROWS_AT_ONCE = 64, 2048
@@ -177,14 +176,10 @@ class Histories:
         customer = self.extractor.customer
         table = self._read(path, "profile", [customer], self.extractor.schema.profile_columns)
         ids = to_ids(table.pop(customer))
-        if not self._rows.keys() & set(ids):
-            logger.warning(
-                f"No profile is of a customer of the log: {path} has ids such as {ids[:1]}, the log such as "
-                f"{[*self._rows][:1]}. Write them alike."
-            )
-        rows = table.to_dict("records")
-        values = ({key: value for key, value in row.items() if not is_missing(value)} for row in rows)
-        return dict(zip(ids, values, strict=True))
+        rows = table.set_axis(ids).to_dict("index")
+        return {
+            name: {key: value for key, value in row.items() if not is_missing(value)} for name, row in rows.items()
+        }
 
     def _tuned_scorer(
         self, model: MCMPreTrainedModel, extractor: MCMFeatureExtractor, data: str, actions: str | None
