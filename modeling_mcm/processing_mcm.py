@@ -132,7 +132,7 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         """What the columns of the log mean."""
         specs: dict[bool, list[FeatureSpec]] = {False: [], True: []}
         for feature in self.features:
-            specs[bool(feature.get("profile"))].append(FeatureSpec.from_saved(feature, self.token_type))
+            specs[bool(feature.get("profile"))].append(FeatureSpec.from_saved(feature))
         values = {entry.name: getattr(self, entry.name) for entry in fields(LogSchema) if entry.name != "profile"}
         values |= {key: tuple(values[key]) for key in ("tasks", "target_token_types")}
         return LogSchema(**values | {"features": tuple(specs[False]), "profile": tuple(specs[True])})

@@ -110,11 +110,10 @@ class FeatureSpec:
         return self.kind == CATEGORICAL and self.column is None
 
     @classmethod
-    def from_saved(cls, feature: Mapping, token_type: str | None) -> "FeatureSpec":
-        """Reads a feature as a checkpoint stores it."""
+    def from_saved(cls, feature: Mapping) -> "FeatureSpec":
+        """Reads a feature as a checkpoint stores it, or without the `column` that has its name."""
         name, kind = feature["name"], feature.get("kind", CATEGORICAL)
-        is_added = token_type is None and not feature.get("profile") and name == TOKEN_TYPE
-        column = None if kind in DERIVED_KINDS or is_added else feature.get("column") or name
+        column = feature.get("column", name if kind in RAW_KINDS else None)
         return cls(name, kind, column, **{key: feature[key] for key in SAVED_KEYS if key in feature})
 
     def to_saved(self, profile: bool) -> dict:

@@ -120,9 +120,7 @@ class LiveHistory:
     def remove(self, event: Mapping) -> None:
         """Removes one event as it was added, of several equal ones the last. All later results are those of a customer
         who never had it. Raises `ValueError` if the customer has no such event."""
-        (target,) = self._read([event])
-        self._encode([target])
-        events = self.events
+        (target,), events = self._read([event]), self.events
         if target not in events:
             raise ValueError(
                 f"{self.name} has no event {dict(event)!r}: give all columns of the event as they were added."
@@ -154,7 +152,7 @@ class LiveHistory:
 
     def _encode(self, events: list[RawEvent]) -> dict:
         return self.feature_extractor.encode(
-            {"events": events, "profile": self.profile or None, "customer_id": self.customer_id}
+            {"events": events, "profile": self.profile, "customer_id": self.customer_id}
         )
 
     def _read(self, events: object) -> list[RawEvent]:
