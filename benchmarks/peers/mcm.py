@@ -19,8 +19,7 @@ import numpy as np
 
 from modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.data import PreparedData
-from modeling_mcm.scoring import Scorer, ScoringJob
-from modeling_mcm.training.memory import keep_freed_memory
+from modeling_mcm.scoring import Scorer, ScoringJob, keep_freed_memory
 
 from protocol import Task, run
 

@@ -4,6 +4,7 @@
 
 from modeling_mcm.evaluation.totals import GroupTotal, PastTotal, forecast_total
 from modeling_mcm.scoring.scorer import SCORES, Scorer, ScoringJob, score_on_spark
+from modeling_mcm.training.memory import keep_freed_memory
 
 __all__ = [
     "SCORES",
@@ -12,5 +13,6 @@ __all__ = [
     "Scorer",
     "ScoringJob",
     "forecast_total",
+    "keep_freed_memory",
     "score_on_spark",
 ]
