@@ -97,7 +97,7 @@ class CustomerModel:
         if schema.time is not None:
             with naming(f"column {schema.time!r} of the events"):
                 times = read_times(log[schema.time], schema.time_zone)
-            self.as_of = datetime.fromtimestamp(int(times.max()), UTC)
+            self.as_of = datetime.fromtimestamp(int(times.max()), UTC).replace(tzinfo=None)  # on the log's clock
         self._events = log[[name for name in log if name in schema.event_columns]]
         self._histories = dict(iter(self._events.groupby(ids, sort=False)))
         self._rows: dict[str, Row] = {}
@@ -438,7 +438,7 @@ class CustomerModel:
         customer = next((name for name in (schema.customer, "customer", "customer_id") if name in table), "customer")
         time = next((name for name in ("as_of", "time", schema.time) if name in table), None)
         if time is None:
-            time, now = "as_of", pd.Timestamp(self.as_of).tz_localize(None) + pd.Timedelta(seconds=1)
+            time, now = "as_of", pd.Timestamp(self.as_of) + pd.Timedelta(seconds=1)
             table = table.assign(as_of=now)
         left = [name for name in table if name not in (customer, time)]
         if label is None and len(left) != 1:

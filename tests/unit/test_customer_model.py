@@ -284,7 +284,7 @@ def test_7_and_its_text_are_one_customer(fitted, log):
     ids = [(7, "7", 7.0)[index % 3] for index in range(len(own))]
     mixed = CustomerModel(model.model, model.feature_extractor, own.assign(who=pd.Series(ids, own.index, object)))
     assert mixed.customers == ["7"]
-    assert mixed.as_of == own["when"].max().tz_localize("UTC") < model.as_of
+    assert mixed.as_of == own["when"].max() < model.as_of
     np.testing.assert_allclose(mixed.embed([7.0], as_of=model.as_of), model.embed(["c07"]), rtol=1e-5)
     lists = [mixed.recommend([7], tasks=["item"], exclude={"item": ["item 03"]} | who) for who in ({}, {"who": [7.0]})]
     pd.testing.assert_frame_equal(*lists)
@@ -298,6 +298,16 @@ def test_a_saved_model_gives_the_same(fitted, log, tmp_path):
         pd.testing.assert_frame_equal(again.recommend(), model.recommend())
         pd.testing.assert_frame_equal(again.embed(), model.embed())
     assert isinstance(MCMForMultiTaskRecommendation.from_pretrained(tmp_path / "shop"), MCMForMultiTaskRecommendation)
+
+
+def test_answers_of_a_log_in_a_time_zone_count_from_its_last_event(fitted, log, tmp_path):
+    model = fitted[0]
+    model.save(tmp_path)
+    update_json(tmp_path / "preprocessor_config.json", time_zone="Asia/Tokyo")
+    for events in (log, log.assign(when=log["when"].dt.tz_localize("Asia/Tokyo"))):
+        again = CustomerModel.load(tmp_path, events)
+        assert again.as_of == log["when"].max()
+        pd.testing.assert_frame_equal(again.forecast(), model.forecast())
 
 
 def test_who_has_no_candidate_has_no_row(fitted):
@@ -325,7 +335,7 @@ def test_two_conditions_and_what_changed(fitted, log):
     pd.testing.assert_frame_equal(both, expected, rtol=1e-5)
     assert 0 < len(both) < len(table)
     changed, before = model.table(since_days=200, days=[30]), model.as_of - pd.Timedelta(days=200)
-    past = CustomerModel(model.model, model.feature_extractor, log[log["when"].dt.tz_localize("UTC") <= before])
+    past = CustomerModel(model.model, model.feature_extractor, log[log["when"] <= before])
     old = past.forecast(days=[30], as_of=before)["visits_30d"]  # from a log that ended then
     told = (changed["visits_30d"] - changed["visits_30d_change"]).dropna()
     pd.testing.assert_series_equal(told, old.reindex(told.index), check_names=False, rtol=1e-4)
