@@ -12,10 +12,10 @@ The same seed gives the same shops, with any number of processes, and on one mac
 Shapes: R examples (a customer of a shop at the end of the window, and a horizon).
 """
 
-import argparse
 import os
 import time
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,9 +26,11 @@ from safetensors.torch import save_file
 from synthetic_shops import Shop, draw_shop
 from transformers.utils import logging
 
+from modeling_mcm.commands.arguments import command
 from modeling_mcm.events_mcm import pad_groups
 from modeling_mcm.files_mcm import atomic_write
 from modeling_mcm.forecaster_mcm import Distribution, InputRange, Inputs, VisitForecaster, Visits
+from modeling_mcm.option import option
 from modeling_mcm.training.fitting import make_descent
 from modeling_mcm.training.forecaster import SHIPPED_WEIGHTS, set_shop
 
@@ -190,17 +192,20 @@ def save_weights(forecaster: VisitForecaster, path: str | Path) -> None:
         save_file(weights, partial)
 
 
-def main() -> None:
-    """Reads the options, trains, writes the weights and prints the losses on shops that were left out."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", default=str(SHIPPED_WEIGHTS), help="file of the weights (default: %(default)s)")
-    parser.add_argument("--shops", type=int, default=16_000, help="number of synthetic shops (default: %(default)s)")
-    parser.add_argument("--epochs", type=int, default=10, help="passes over their examples (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the shops and of the training (default: %(default)s)")
-    parser.add_argument(
-        "--processes", type=int, default=os.cpu_count() or 1, help="processes that draw shops (default: all cores)"
-    )
-    options = parser.parse_args()
+@dataclass
+class ForecasterOptions:
+    """How many shops are drawn, and where the weights are written to."""
+
+    output: str = option(str(SHIPPED_WEIGHTS), "File of the weights.")
+    shops: int = option(16_000, "Number of synthetic shops.")
+    epochs: int = option(10, "Number of passes over their examples.")
+    seed: int = option(0, "Seed of the shops and of the training.")
+    processes: int = option(os.cpu_count() or 1, "Number of processes that draw shops, by default one for each core.")
+
+
+@command(__doc__, ForecasterOptions)
+def main(options: ForecasterOptions) -> None:
+    """Trains, writes the weights and prints the losses on shops that were left out."""
     begun = time.monotonic()
     torch.set_num_threads(1)  # so that the weights do not depend on the number of cores
     examples = draw_examples(options.shops, options.seed, options.processes)

@@ -116,9 +116,9 @@ class LengthGroupedSampler(Sampler):
         pool = POOLED_GROUPS * self.group_size
         pools = [order[start : start + pool] for start in range(0, len(order), pool)]
         groups = [rows[at] for rows in pools for at in batches_by_length(self.lengths[rows], self.group_size)]
-        whole = [rows for rows in groups if len(rows) == self.group_size]
-        rest = [rows for rows in groups if len(rows) < self.group_size]  # comes last, for it may be a smaller batch
-        yield from np.concatenate([*(whole[at] for at in generator.permutation(len(whole))), *rest, []]).astype(int)
+        whole = len(self.lengths) // self.group_size  # groups; the last one may be smaller, and comes last
+        groups[:whole] = [groups[at] for at in generator.permutation(whole)]
+        yield from np.concatenate([*groups, []]).astype(int)
 
 
 class MCMCollator:
@@ -186,9 +186,8 @@ class MCMCollator:
     def _evaluate(self, batch: RowBatch) -> "_Questions":
         events = CaseEvents.read(batch, self.cutoff, self.config.tasks, self.token_type)
         targets = batch.select(events.next_visit())
-        labels = self._labels(targets)
-        for task, name in enumerate(self.config.tasks):
-            labels[:, task] = tell_unseen(labels[:, task], targets.column(f"unseen_{name}"))
+        columns = ((targets.column(f"task_{task}"), targets.column(f"unseen_{task}")) for task in self.config.tasks)
+        labels = np.stack([tell_unseen(*of_task) for of_task in columns], axis=1)
         return _Questions(batch.select(batch.places < events.history_end[batch.row]), labels, targets.row)
 
     def _train(self, batch: RowBatch) -> "_Questions":

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from transformers.utils import logging
 
 from modeling_mcm.data.schema import MOST_VALUES, NO_CUTOFFS, EventSchema
-from modeling_mcm.events_mcm import SECONDS_PER_DAY, FloatArray, IntArray, check_columns
+from modeling_mcm.events_mcm import SECONDS_PER_DAY, check_columns
 from modeling_mcm.extras import needs
 from modeling_mcm.preparation.rows import BAD, RowReader
 from modeling_mcm.preparation.sources import Source, SourceTable
@@ -233,9 +233,9 @@ def fit(
             if spec.is_constant:
                 vocabularies[spec.name] = [ONE_TOKEN_TYPE]
             elif spec.kind == NUMERIC:
-                bins[spec.name] = fit_bins(*count_numbers(columns[spec.name]), spec.bins)
+                bins[spec.name] = fit_bins(columns[spec.name], spec.bins)
             elif spec.kind == DAYS_SINCE_VISIT:
-                bins[spec.name] = fit_bins(*count_numbers(days_between_visits(training)), spec.bins)
+                bins[spec.name] = fit_bins(days_between_visits(training), spec.bins)
             elif spec.name in columns:
                 column = columns[spec.name]  # each of several values of an event counts
                 vocabularies[spec.name] = fit_values(column if spec.item is None else column.unnest(), spec)
@@ -294,20 +294,16 @@ def days_between_visits(events: ir.Table) -> ir.FloatingValue:
     return ((visits.start - before) / SECONDS_PER_DAY).name("days")
 
 
-def count_numbers(column: ir.FloatingValue) -> tuple[FloatArray, IntArray]:
-    """Finds the distinct finite numbers of a column, in ascending order, and how often each occurs."""
+def fit_bins(column: ir.FloatingValue, bins: int) -> list[float]:
+    """Finds the inner edges of quantile bins of a column's finite numbers, strictly increasing; fewer than `bins - 1`
+    where numbers repeat. A quantile lies between the two neighbours of its rank, as numpy defines it."""
     table = column.name("value").as_table()
     finite = table.filter(table.value.abs() < float("inf"))  # `isinf` is always false in Ibis' PySpark backend
     counts = finite.group_by("value").agg(number=_.count()).to_pyarrow().sort_by("value")
-    return counts["value"].to_numpy(), counts["number"].to_numpy()
-
-
-def fit_bins(values: FloatArray, counts: IntArray, bins: int) -> list[float]:
-    """Finds the inner edges of quantile bins of numbers that occur so often, strictly increasing; fewer than `bins -
-    1` where numbers repeat. A quantile lies between the two neighbours of its rank, as numpy defines it."""
-    if not len(values):
+    if not len(counts):
         return []
-    ranks = (counts.sum() - 1) * (np.arange(1, bins) / bins)
+    values, until = counts["value"].to_numpy(), np.cumsum(counts["number"])
+    ranks = (until[-1] - 1) * (np.arange(1, bins) / bins)
     whole = np.floor(ranks)
-    low, high = (values[np.searchsorted(np.cumsum(counts), rank, "right")] for rank in (whole, np.ceil(ranks)))
+    low, high = (values[np.searchsorted(until, rank, "right")] for rank in (whole, np.ceil(ranks)))
     return np.unique(low + (high - low) * (ranks - whole)).tolist()  # exact where both are equal

@@ -73,7 +73,6 @@ class WeightAverage(TrainerCallback):
 
     def save(self, folder: Path) -> None:
         """Writes the average to the file `average.safetensors` of a checkpoint folder."""
-        folder.mkdir(parents=True, exist_ok=True)
         save_file(self.average.state_dict(), folder / self.FILE)
 
     def load(self, folder: Path) -> None:
@@ -181,9 +180,9 @@ class MCMTrainer(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Saves the model as `Trainer` does, and in a checkpoint the average of the weights beside it."""
+        super().save_model(output_dir, _internal_call)
         if _internal_call and self.weight_average is not None and self.args.should_save:
             self.weight_average.save(Path(str(output_dir)))
-        super().save_model(output_dir, _internal_call)
 
     def gather_model(self) -> MCMForMultiTaskRecommendation:
         """Gathers the trained model of FSDP: whole weights in every process. The trainer goes on with these."""

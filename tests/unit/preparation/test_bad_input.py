@@ -20,7 +20,7 @@ from modeling_mcm.data import FeatureSpec, PreparedManifest, load_prepared
 from modeling_mcm.preparation import prepare, tables
 from modeling_mcm.preparation.demos import build_complete_journey
 from modeling_mcm.preparation.rows import write_shard
-from modeling_mcm.preparation.tables import count_numbers, fit_bins, fit_values
+from modeling_mcm.preparation.tables import fit_bins, fit_values
 
 
 @pytest.mark.parametrize("size", ["lots", "4", "", "180%", "1KB"])
@@ -115,9 +115,9 @@ def test_edges_are_quantiles(bins):
     levels = np.arange(1, bins) / bins
     for values in (generator.normal(size=1001), generator.integers(0, 9, 500), np.round(generator.random(77), 1), [3]):
         column = ibis.memtable(pa.table({"value": pa.array([*map(float, values), None, np.inf, -np.inf])})).value
-        edges = fit_bins(*count_numbers(column), bins)
+        edges = fit_bins(column, bins)
         np.testing.assert_allclose(edges, np.unique(np.quantile(values, levels).round(12)), rtol=1e-9, atol=1e-9)
-    assert fit_bins(*count_numbers(ibis.memtable(pa.table({"value": pa.array([None, np.inf])})).value), bins) == []
+    assert fit_bins(ibis.memtable(pa.table({"value": pa.array([None, np.inf])})).value, bins) == []
 
 
 def test_rows_without_customer_or_time_are_an_error_or_dropped(tmp_path):
