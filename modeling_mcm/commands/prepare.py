@@ -106,12 +106,10 @@ def main(options: PrepareOptions, engine: EngineOptions) -> None:
 
     events, profile, schema, extractor = options.events, options.profile, options.schema, None
     if options.demo:
-        from modeling_mcm.preparation.demos import SCHEMA, build_complete_journey, build_complete_journey_offers
+        from modeling_mcm.preparation.demos import SCHEMA, build_complete_journey
 
         raw = Path(options.output_dir).parent / "raw"
-        *events, profile = map(str, build_complete_journey(raw))
-        if options.offers:
-            build_complete_journey_offers(raw)
+        *events, profile = build_complete_journey(raw, options.offers)
         schema = schema or str(SCHEMA)
     if options.model:
         check_files(options.model)

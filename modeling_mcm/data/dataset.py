@@ -29,7 +29,6 @@ FEATURE_EXTRACTOR_FOLDER = "feature_extractor"
 PAGE_FILE = "page.parquet"  # scores of all customers, which `mcm app` stores
 PAGE_NOTE = "page.json"  # what they were made of, and the digest of their file
 CONTENT = "digest"  # key of the manifest's own digest
-DAMAGED = "the data set is damaged: prepare the data again."
 FORMAT_VERSION = 3  # version 2 could not tell one unseen label from another, and had no amount
 
 
@@ -82,12 +81,9 @@ class PreparedManifest:
         manifest has another format version, or one of these files is damaged."""
         path = Path(directory) / MANIFEST_FILE
         if not path.is_file():
-            place = path.parent.resolve()
-            replaced = sorted(place.parent.glob(f".{place.name}.*.replaced"))
-            hint = f"a run was killed while it put a new one there: rename {replaced[-1]} to it" if replaced else ""
             raise FileNotFoundError(
-                f"{directory} holds no {MANIFEST_FILE}, so it is not a (finished) prepared data set; "
-                f"{hint or 'run mcm prepare, or check the path'}."
+                f"{directory} holds no {MANIFEST_FILE}, so it is not a (finished) prepared data set; run mcm prepare, "
+                "or check the path."
             )
         try:
             content = read_json(path)
@@ -98,10 +94,7 @@ class PreparedManifest:
             manifest = cls(**content)
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"{path} cannot be read ({error}); prepare the data again.") from error
-        for name, digest in manifest.files.items():
-            beside = path.parent / name
-            if not beside.is_file() or file_digest(beside) != digest:
-                raise ValueError(f"{beside} is missing or not the file of the manifest; {DAMAGED}")
+        _check_digests(path.parent, manifest.files)
         return manifest
 
     def save(self, directory: str | Path) -> PreparedManifest:
@@ -114,6 +107,14 @@ class PreparedManifest:
         content = json.loads(json.dumps(asdict(saved)))
         write_json(folder / MANIFEST_FILE, content | {CONTENT: _content_digest(content)}, ensure_ascii=False)
         return saved
+
+
+def _check_digests(folder: Path, digests: Mapping[str, str]) -> None:
+    """Raises `ValueError` if a file is not there, or does not have its digest."""
+    for name, digest in digests.items():
+        path = folder / name
+        if not path.is_file() or file_digest(path) != digest:
+            raise ValueError(f"{path} is missing or not the file of the manifest: prepare the data again.")
 
 
 def _content_digest(content: Mapping) -> str:
@@ -165,12 +166,7 @@ class PreparedData:
 
     def check(self) -> None:
         """Reads every byte of the shards. Raises `ValueError` if a shard is not the one that the manifest lists."""
-        for shard in self.manifest.shards:
-            path = self.folder / shard["file"]
-            if not path.is_file():
-                raise ValueError(f"{path} is missing, but the manifest lists it; {DAMAGED}")
-            if file_digest(path) != shard["sha256"]:
-                raise ValueError(f"{path} does not have the bytes and the digest that the manifest lists; {DAMAGED}")
+        _check_digests(self.folder, {shard["file"]: shard["sha256"] for shard in self.manifest.shards})
 
 
 def check_vocabularies(directory: str | Path, extractor: MCMFeatureExtractor) -> None:

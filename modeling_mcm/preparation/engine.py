@@ -16,7 +16,6 @@ from pathlib import Path
 import pyarrow as pa
 
 from modeling_mcm.extras import needs
-from modeling_mcm.preparation.sources import Source
 
 with needs("data"):
     import duckdb
@@ -25,9 +24,7 @@ with needs("data"):
 
     from modeling_mcm.preparation.spark import (
         SPARK,
-        find_reason,
         open_session,
-        spark_errors,
         spark_session,
         spark_settings,
         worker_errors,
@@ -80,22 +77,12 @@ def open_engine(
         finally:
             connection.disconnect()
     elif engine == "spark":
-        with spark_session(spark_config or {}) as session:
+        with spark_session(spark_config or {}) as session, worker_errors():
             connection = ibis.pyspark.connect(session)
-            try:
-                with spark_settings(connection):
-                    yield connection
-            except spark_errors() as error:
-                raise OSError(f"Spark can't go on: {find_reason(error)}") from error
+            with spark_settings(connection):
+                yield connection
     else:
         raise ValueError(f"`engine` is {engine!r}; give 'duckdb', 'spark' or an Ibis connection to Spark.")
-
-
-def choose_engine(events: Source, engine: str | ibis.BaseBackend) -> str | ibis.BaseBackend:
-    """The engine that prepares a log: Spark for a table of Spark, and `engine` for anything else."""
-    if isinstance(events, ir.Table) and (backend := events.get_backend()).name == SPARK:
-        return backend
-    return engine
 
 
 def _first_line(error: Exception) -> str:

@@ -133,7 +133,7 @@ def forget_in_file(path: Path, customers: Collection[str], column: str) -> int:
     ids = read_distinct(table[column].combine_chunks())
     left = table.filter(ids.map(lambda value: to_text(value) not in customers).expand(np.bool_))
     if len(left) < len(table):
-        write_table(path, left, row_group_size=pq.read_metadata(path).row_group(0).num_rows, compression="zstd")
+        write_table(path, left, compression="zstd")
     return len(table) - len(left)
 
 

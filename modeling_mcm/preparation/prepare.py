@@ -19,7 +19,6 @@ import pyarrow as pa
 from transformers.utils import logging
 
 from modeling_mcm import __version__
-from modeling_mcm.data.cases import CUTOFFS
 from modeling_mcm.data.dataset import (
     FEATURE_EXTRACTOR_FOLDER,
     MANIFEST_FILE,
@@ -37,7 +36,7 @@ with needs("data"):
     import ibis
     import ibis.expr.types as ir
 
-    from modeling_mcm.preparation.engine import caching, choose_engine, each_group, open_engine
+    from modeling_mcm.preparation.engine import caching, each_group, open_engine
     from modeling_mcm.preparation.spark import SPARK
     from modeling_mcm.preparation.tables import (
         LEAST_TARGET_VISITS,
@@ -49,8 +48,6 @@ with needs("data"):
         open_profiles,
         open_rows,
     )
-
-logger = logging.get_logger(__name__)
 
 ROWS_PER_SHARD, MOST_ROWS_PER_SHARD = 1024, 1_000_000  # the rows of a shard are in memory at the same time
 LIBRARIES = ("ibis-framework", "duckdb", "pyarrow", "numpy", "transformers", "datasets")
@@ -196,6 +193,8 @@ def prepare(
         )
     if feature_extractor is not None:
         check_same_features(feature_extractor, schema)
+    if isinstance(events, ir.Table) and (backend := events.get_backend()).name == SPARK:
+        engine = backend
     output_dir = Path(output_dir)
     facts: dict = {
         "schema": schema.to_dict(),
@@ -208,7 +207,7 @@ def prepare(
         return existing
     with (
         atomic_folder(output_dir) as (target, scratch),
-        open_engine(choose_engine(events, engine), scratch, memory_limit, spark_config) as connection,
+        open_engine(engine, scratch, memory_limit, spark_config) as connection,
         caching(connection) as cache,
         # Off (None) where the output is no terminal.
         logging.tqdm(desc="Preparing", unit="step", disable=None) as bar,
@@ -251,12 +250,6 @@ def prepare(
             )
         counts |= {kind: dict(totals[kind]) for kind in ("missing", "unknown")}
         counts |= dict(totals["events"]) | dict(totals["cases"])
-        for cutoff in CUTOFFS if schema.cutoffs != NO_CUTOFFS else ():
-            if not counts[f"{cutoff}_cases"]:
-                logger.warning(
-                    f"No customer has {schema.min_history} target events before the {cutoff} cutoff and one after it: "
-                    "nothing can be evaluated there. Move the cutoffs or lower `min_history`."
-                )
         manifest = PreparedManifest(
             counts=counts, versions=_versions(connection), shards=shards, measures=dict(totals["measures"]), **facts
         )

@@ -134,11 +134,11 @@ def _read_parquet(root: str, paths: Sequence[str], session: "SparkSession", what
 
 @contextmanager
 def worker_errors() -> Iterator[None]:
-    """Turns an error of a Spark worker into an `OSError` with the reason alone, without the traces of Java."""
+    """Turns an error of Spark or a worker into an `OSError` with the reason alone, without the traces of Java."""
     try:
         yield
     except spark_errors() as error:
-        raise OSError(f"A worker of Spark failed: {find_reason(error)}") from error
+        raise OSError(f"Spark failed: {find_reason(error)}") from error
 
 
 def spark_errors() -> tuple[type[Exception], ...]:

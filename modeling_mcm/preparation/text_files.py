@@ -166,8 +166,6 @@ class TextReader:
             self.bad += 1
             if self.first_bad:
                 continue
-            if not row.text.endswith("\n"):
-                reason += " It is the last line and does not end: the file may be cut off."
             shown = row.text.encode(errors="surrogateescape").decode(errors="backslashreplace").rstrip("\r\n")
             self.first_bad = f"line {row.line:,}: {reason} It reads {shown[:60]!r}{' ...' if shown[60:] else ''}."
             if self.text.on_bad_row == "error":

@@ -112,7 +112,7 @@ def read_visit_starts(data: PreparedData) -> Examples:
     row, place, is_target = batch.row, batch.places, events.history
     times, visits = batch.column("times"), batch.column("visits")
     earlier: NDArray = np.cumsum(is_target) - is_target
-    earlier -= earlier[np.arange(len(row)) - place]  # at the row's first event
+    earlier -= earlier[batch.starts[row]]
     opens = np.flatnonzero(is_target)
     opens = opens[run_starts(row[opens], visits[opens])]
     opens = opens[(earlier[opens] >= schema.min_history) & (place[opens] > 0)]

@@ -172,7 +172,7 @@ SPOILED = {
     "a CSV in the log": (write("log/more.csv.gz", b"who"), "files of several kinds"),
     "everyone": (name_everyone, "Nothing was changed"),
     "a cut file of the log": (write("log/late/b.parquet", b"PAR1 cut"), "b.parquet is not a whole Parquet file"),
-    "a damaged shard": (damage_a_shard, "does not have the bytes and the digest that the manifest lists"),
+    "a damaged shard": (damage_a_shard, "is missing or not the file of the manifest"),
     "a file without the customers' column": (write("log/a.parquet", OTHER), "a.parquet has no column 'who'"),
     "another log": (
         lambda place: (place / "log/a.parquet").rename(place / "log/z.parquet"),

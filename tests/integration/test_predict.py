@@ -210,7 +210,7 @@ def test_spark_reads_a_raw_log_and_names_the_error_of_a_worker(spark, predict, s
     predict(*options, tmp_path / "spark", "--engine", "spark")
     pd.testing.assert_frame_equal(*(pd.read_parquet(tmp_path / name) for name in ("spark", "one")))
     job = ScoringJob(model, str(tmp_path / "none"), str(tmp_path / "three"), (), 0, True, 3, 5)
-    with pytest.raises(OSError, match="A worker of Spark failed: ValueError: A worker finds another model at"):
+    with pytest.raises(OSError, match="Spark failed: ValueError: A worker finds another model at"):
         score_on_spark(spark, job, "of another model", job.parts(8))
 
 

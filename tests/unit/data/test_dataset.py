@@ -51,9 +51,9 @@ def put_nan(path):
 
 BAD_DATA = {
     "no shard": (lambda path: path.unlink(), "missing.*prepare the data again"),
-    "a cut shard": (lambda path: path.write_bytes(path.read_bytes()[:-50]), "bytes"),
-    "NaN": (put_nan, "does not have the bytes and the digest that the manifest lists"),
-    "a bit": (flip, "does not have the bytes and the digest that the manifest lists"),
+    "a cut shard": (lambda path: path.write_bytes(path.read_bytes()[:-50]), "is missing or not the file"),
+    "NaN": (put_nan, "is missing or not the file of the manifest"),
+    "a bit": (flip, "is missing or not the file of the manifest"),
 }
 
 

@@ -43,7 +43,6 @@ def test_default_baselines_are_fast_and_installed(monkeypatch):
     cases = find_cases(prepared_rows({"a": [(1, [2]), (210, [3])]}), "test", min_history=1)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     assert default_baselines(cases, {"brand": 100}) == ([*COUNTED, "lightgbm"], [])
-    assert "visit_frequency" not in default_baselines(replace(cases, seen=cases.targets), {"brand": 100})[0]
     names, (said,) = default_baselines(cases, {"brand": 100, "item": 10**11})
     assert names == COUNTED and "with 100,000,000,000 labels" in said and "--baselines most_popular" in said
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)

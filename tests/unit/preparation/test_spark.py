@@ -110,7 +110,7 @@ def test_the_error_of_a_worker_is_raised(connection):
         raise OSError(28, f"No space left on device for group {group}")
 
     table = connection.create_view("few", ibis.memtable({"shard": [0, 1], "value": [1, 2]}))
-    with pytest.raises(OSError, match="A worker of Spark failed: OSError: .Errno 28. No space left on device"):
+    with pytest.raises(OSError, match="Spark failed: OSError: .Errno 28. No space left on device"):
         list(each_group(table, "shard", 2, fail))
 
 
