@@ -247,7 +247,7 @@ class LabelledCustomers:
                 "data set: prepare the log with their events, or leave them out (--on_unknown drop)."
             )
         with_history = np.flatnonzero(has_history)
-        if len(labels) and not len(with_history):
+        if not len(with_history):
             raise ValueError(
                 f"No label is left: none of the {len(labels)} has a customer of the prepared data set with an event "
                 "before its time. Check the customer and time columns."

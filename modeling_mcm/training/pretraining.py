@@ -189,11 +189,6 @@ def _train(
     logger.info(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(train_rows):,} customers, {start}")
     if fit is not None:
         fit.scorer.requires_grad_(False)
-        words = ", ".join(f"{task} {value:.4f}" for task, value in zip(config.tasks, fit.counted, strict=True))
-        logger.info(
-            f"Counts alone rank validation cases with an NDCG@10 of {words}. Targets are the labels that training "
-            "knows; the comparison at the end counts the others, too, as missed."
-        )
     if config.num_hidden_layers:
         if checkpoint is None and config.label_features:
             for task, decided in fill_label_values(model, data.rows).items():

@@ -9,7 +9,6 @@ because it knows the others by heart.
 Shapes: B examples of a step, M candidates of the longest of them, N candidates of all examples.
 """
 
-import math
 from collections.abc import Sequence
 from itertools import product
 from typing import Any, NamedTuple, cast
@@ -188,12 +187,6 @@ class ScorerFit:
             numbers = torch.zeros(len(cases.example), 2)
             self.cases.append(ScoredCases.by_counts(self.scorer.of_counts, task, cases, numbers))
         self.scorer.fitted.fill_(True)
-
-    @property
-    def counted(self) -> list[float]:
-        """NDCG@10 of each task on validation cases by counts alone, NaN without any."""
-        means = [of_task[NEXT_VISIT].nanmean().item() for of_task in self.ndcg]
-        return means or [math.nan] * len(self.reader.counts)
 
     def _read_validation(self, encoder: MCMForMultiTaskRecommendation | None = None) -> list[LabelExamples]:
         """The validation cases of each task, none without any, with the features of an encoder."""

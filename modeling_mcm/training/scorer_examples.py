@@ -115,7 +115,7 @@ def read_visit_starts(data: PreparedData) -> Examples:
     earlier -= earlier[batch.starts[row]]
     opens = np.flatnonzero(is_target)
     opens = opens[run_starts(row[opens], visits[opens])]
-    opens = opens[(earlier[opens] >= schema.min_history) & (place[opens] > 0)]
+    opens = opens[earlier[opens] >= schema.min_history]
     row, before = row[opens], times[opens - 1] / SECONDS_PER_DAY
     gap = (times[opens] / SECONDS_PER_DAY - before).clip(min=1 / SECONDS_PER_DAY)
     if schema.scoring_time("validation") is None:
