@@ -16,7 +16,6 @@ import os
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -155,7 +154,12 @@ def train_forecaster(examples: Examples, epochs: int, seed: int = 0) -> tuple[Vi
             Examples(*(column[part] for column in examples))
             for part in (examples.shop <= first, examples.shop > first)
         )
-        _learn_ranges(forecaster, training)
+        _learn_range(forecaster.visit_network.range, training.visits)
+        with torch.no_grad():
+            start = forecaster.distribution(Inputs(*training[:4]))
+        known = torch.stack([start.expected.log(), start.log_comes], 1)
+        read = torch.cat([training.visits, known, training.amounts[:, 0]], 1)
+        _learn_range(forecaster.amount_network.range, read)
         steps = max(1, len(training.shop) // STEP_EXAMPLES)
         descend = make_descent(forecaster, FORECASTER_LR, FORECASTER_DECAY, epochs * steps, WARM_UP)
         for _ in logging.tqdm(range(epochs), desc="Forecaster", unit="epoch"):
@@ -164,14 +168,6 @@ def train_forecaster(examples: Examples, epochs: int, seed: int = 0) -> tuple[Vi
                 descend(torch.stack([*losses.values()]).sum())
     with torch.no_grad():
         return forecaster.eval(), {name: float(value) for name, value in compute_losses(forecaster, held_out).items()}
-
-
-def _learn_ranges(forecaster: VisitForecaster, examples: Examples) -> None:
-    _learn_range(forecaster.visit_network.range, examples.visits)
-    with torch.no_grad():
-        start = forecaster.distribution(Inputs(*examples[:4]))
-    known = torch.stack([start.expected.log(), start.log_comes], 1)
-    _learn_range(forecaster.amount_network.range, torch.cat([examples.visits, known, examples.amounts[:, 0]], 1))
 
 
 @torch.no_grad()
@@ -183,13 +179,6 @@ def _learn_range(limits: InputRange, inputs: torch.Tensor) -> None:
     clipped = inputs.clamp(limits.low, limits.high)
     limits.mean.copy_(clipped.mean(0))
     limits.std.copy_(clipped.std(0).clamp(min=1e-2))
-
-
-def save_weights(forecaster: VisitForecaster, path: str | Path) -> None:
-    """Writes what does not depend on a shop: the weights of both networks, and the ranges of their inputs."""
-    weights = {name: value.contiguous() for name, value in forecaster.state_dict().items() if "_network." in name}
-    with atomic_write(path) as partial:
-        save_file(weights, partial)
 
 
 @dataclass
@@ -210,7 +199,10 @@ def main(options: ForecasterOptions) -> None:
     torch.set_num_threads(1)  # so that the weights do not depend on the number of cores
     examples = draw_examples(options.shops, options.seed, options.processes)
     forecaster, losses = train_forecaster(examples, options.epochs, options.seed)
-    save_weights(forecaster, options.output)
+    # What does not depend on a shop: the weights of both networks, and the ranges of their inputs
+    weights = {name: value.contiguous() for name, value in forecaster.state_dict().items() if "_network." in name}
+    with atomic_write(options.output) as partial:
+        save_file(weights, partial)
     words = ", ".join(f"{name} {value:.4f}" for name, value in losses.items())
     print(f"{options.output}: {time.monotonic() - begun:.0f} s. Losses on shops that were left out: {words}.")
 

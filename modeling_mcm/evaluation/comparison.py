@@ -10,7 +10,6 @@ The baseline `lightgbm` needs the extra `gbdt`.
 """
 
 import importlib.util
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 
 import pandas as pd
@@ -25,15 +24,12 @@ from modeling_mcm.data.collator import MCMCollator, PreparedRows, batches_by_len
 from modeling_mcm.data.cores import map_on_cores
 from modeling_mcm.evaluation.baselines import Baseline, MostPopular, NearestCustomers, Transitions, VisitFrequency
 from modeling_mcm.evaluation.cases import EvaluationCases, comparison_cases
-from modeling_mcm.evaluation.gbdt import LightGBMRanker, NothingToLearnError
+from modeling_mcm.evaluation.gbdt import LightGBMRanker
 from modeling_mcm.evaluation.metrics import Ranks, TargetRanks, measure, paired_difference
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.predictor_mcm import Predictor
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.scorer_mcm import HORIZON_DAYS
-
-logger = logging.getLogger(__name__)
-
 
 BASELINES: dict[str, type[Baseline]] = {
     "most_popular": MostPopular,
@@ -73,19 +69,14 @@ def counting_baselines(
     """Fits baselines on the training period, and ranks the targets of cases by them: by baseline and task. Only one
     batch of scores is in memory at a time.
 
-    If a baseline has nothing to learn from in a task, as LightGBM if no customer has two visits, the task is left out
-    with a warning. `label_sizes` include the ids for missing and unknown; `k` is the length of the lists. Raises
+    `label_sizes` include the ids for missing and unknown; `k` is the length of the lists. Raises
     `ImportError` if a baseline's package is not installed.
     """
     histories, jobs = rows.select(cases.rows), [(name, task) for name in names for task in label_sizes]
 
-    def rank(job: tuple[str, str]) -> TargetRanks | None:
+    def rank(job: tuple[str, str]) -> TargetRanks:
         name, task = job
-        try:
-            baseline = BASELINES[name]().fit(rows, task, label_sizes[task])
-        except NothingToLearnError as error:
-            logger.warning("%s is left out of task %r: %s", name, task, error)
-            return None
+        baseline = BASELINES[name]().fit(rows, task, label_sizes[task])
         ranks = TargetRanks(cases, task, k)
         for batch, scores in baseline.score_batches(histories, cases.cutoff):
             ranks.add(batch, torch.from_numpy(scores))
@@ -93,8 +84,7 @@ def counting_baselines(
 
     results: Ranks = {}
     for (name, task), ranks in zip(jobs, tqdm(map_on_cores(rank, jobs), total=len(jobs), unit="task"), strict=True):
-        if ranks is not None:
-            results.setdefault(name, {})[task] = ranks
+        results.setdefault(name, {})[task] = ranks
     return results
 
 

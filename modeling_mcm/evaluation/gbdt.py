@@ -11,6 +11,7 @@ how often the very next visit has it again, the mean gap in visits and days.
 Shapes: C cases, N candidates of all cases together, F features, V labels.
 """
 
+import logging
 from typing import NamedTuple
 
 import numpy as np
@@ -28,6 +29,7 @@ from modeling_mcm.events_mcm import number_groups, run_starts
 from modeling_mcm.extras import needs
 from modeling_mcm.features_mcm import describe_histories
 
+logger = logging.getLogger(__name__)
 PERIOD_DAYS, MAX_PERIODS, RECENT_PERIODS = 7, 52, 4
 PARAMETERS = {
     "objective": "lambdarank",
@@ -42,10 +44,6 @@ PARAMETERS = {
     "verbose": -1,
     "num_threads": 1,  # tasks share the cores
 }
-
-
-class NothingToLearnError(ValueError):
-    """No customer has two visits, so there is no next visit to learn from."""
 
 
 class LabelStatistics:
@@ -133,7 +131,8 @@ class LightGBMRanker(Baseline):
 
     It is trained to rank first the candidates that the next visit has. The training cases are randomly drawn visits of
     the training period, each with the history before it. Labels that are no candidates of a customer are ranked last,
-    by popularity. All visits of the training period are in memory while it is fitted.
+    by popularity, and so are all labels where no customer has two visits. All visits of the training period are in
+    memory while it is fitted.
     """
 
     fallback = 1e-6  # orders what is no candidate, far below every candidate
@@ -150,10 +149,11 @@ class LightGBMRanker(Baseline):
         customer = visits.customer
         later = np.flatnonzero(np.arange(len(visits.day)) > visits.first_visit[customer])
         if not len(later):
-            raise NothingToLearnError(
-                f"No customer has two visits with a label of task {self.task!r} in the training period; LightGBM "
-                "learns the next visit from the visits before it. Check the cutoff dates and the visit column."
+            logger.warning(
+                f"No customer has two visits with a label of task {self.task!r} in the training period, so LightGBM "
+                "has nothing to learn, and ranks by popularity. Check the cutoff dates and the visit column."
             )
+            return
         generator = np.random.default_rng(0)
         sample = generator.permutation(later)
         sample = sample[np.argsort(customer[sample], kind="stable")]  # by customer, in random order within one
@@ -171,7 +171,7 @@ class LightGBMRanker(Baseline):
     def _score(self, history: TaskHistory) -> NDArray:
         scores, visits = np.zeros((len(history), self.number_of_labels)), VisitSets.of(history)
         customer = np.flatnonzero(np.diff(visits.first_visit))
-        if len(customer):
+        if len(customer) and hasattr(self, "booster"):
             end = visits.first_visit[customer + 1]
             candidates = find_candidates(visits, customer, end, self._statistics, self.popular)
             raw = np.asarray(self.booster.predict(candidates.features))

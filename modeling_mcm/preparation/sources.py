@@ -48,8 +48,12 @@ class InputFiles:
 
     root: str  # the folder or the file that was named
     paths: tuple[str, ...]  # local paths or addresses, in the order of their names
-    kind: str  # "parquet", "csv" or "tsv"
     filesystem: AbstractFileSystem
+
+    @property
+    def kind(self) -> str:
+        """Kind of the files: "parquet", "csv" or "tsv"."""
+        return str(detect_kind(self.paths[0]))
 
     def path_columns(self, path: str) -> dict[str, str | None]:
         """The columns that the path of a file gives, by name, with their values."""
@@ -118,9 +122,11 @@ def list_addresses(source: Source) -> list[str]:
 def find_files(source: Source, what: str) -> list[InputFiles]:
     """Finds the files that a source names, at least one."""
     parts = [_find(address, what) for address in list_addresses(source)]
-    if kinds := {files.kind for files in parts} - {parts[0].kind}:
+    firsts = {detect_kind(path): path for files in reversed(parts) for path in reversed(files.paths)}
+    if len(firsts) > 1:
         raise ValueError(
-            f"The {what} files are {parts[0].kind} and {', '.join(sorted(kinds))}; give files of one kind at a time."
+            f"The {what} source holds files of several kinds, {' and '.join(sorted(firsts.values()))}; put those that "
+            "are no part of the log elsewhere, or write all of them alike."
         )
     return parts
 
@@ -130,24 +136,18 @@ def _find(address: str, what: str) -> InputFiles:
     root = path.rstrip("/")
     if not filesystem.exists(path):
         raise FileNotFoundError(f"The {what} file {address} does not exist; check the path.")
-    kinds = {}
+    found = []
     for file in sorted(filesystem.find(root)):
         is_hidden = any(part.startswith(("_", ".")) for part in PurePosixPath(file[len(root) :]).parts)
-        if not is_hidden and (kind := detect_kind(file)):
-            kinds[file] = kind
-    if not kinds:
+        if not is_hidden and detect_kind(file):
+            found.append(file)
+    if not found:
         raise ValueError(
             f"The {what} file {address} is neither .parquet, .csv nor .tsv, nor a folder with such a file; convert it "
             "or pass an Ibis table."
         )
-    firsts = {kind: file for file, kind in reversed(kinds.items())}
-    if len(firsts) > 1:
-        raise ValueError(
-            f"The {what} folder {address} holds files of several kinds, {' and '.join(sorted(firsts.values()))}; put "
-            "those that are no part of the log elsewhere, or write all of them alike."
-        )
-    root, *paths = (each if is_local(filesystem) else filesystem.unstrip_protocol(each) for each in (root, *kinds))
-    return InputFiles(root, tuple(paths), next(iter(firsts)), filesystem)
+    root, *paths = (each if is_local(filesystem) else filesystem.unstrip_protocol(each) for each in (root, *found))
+    return InputFiles(root, tuple(paths), filesystem)
 
 
 def is_local(filesystem: AbstractFileSystem) -> bool:

@@ -31,12 +31,13 @@ def model():
     return values
 
 
-def test_lightgbm_is_left_out_without_two_visits(caplog):
+def test_lightgbm_ranks_by_popularity_without_two_visits(caplog):
     pytest.importorskip("lightgbm")
     rows = prepared_rows({"a": [(1, [2]), (210, [3])], "b": [(2, [3]), (220, [2])]})
     cases = find_cases(rows, "test", min_history=1)
-    assert list(counting_baselines(rows, cases, {"brand": 4}, ["most_popular", "lightgbm"])) == ["most_popular"]
-    assert "lightgbm is left out of task 'brand': No customer has two visits" in caplog.text
+    popular, learned = counting_baselines(rows, cases, {"brand": 4}, ["most_popular", "lightgbm"]).values()
+    np.testing.assert_equal(learned["brand"].metrics([1]), popular["brand"].metrics([1]))
+    assert "No customer has two visits with a label of task 'brand'" in caplog.text
 
 
 def test_default_baselines_are_fast_and_installed(monkeypatch):
