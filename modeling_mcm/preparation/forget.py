@@ -97,9 +97,16 @@ class Places:
         rows = {path: forget_in_file(path, customers, column) for path, column in self.files.items()}
         for folder, prepared in self.data.items():
             if self._customers(folder) & {*customers}:
-                options |= {"profile": next(iter(self.profile), None), "feature_extractor": prepared.extractor}
-                options |= {"rows_per_shard": prepared.manifest.options["rows_per_shard"], "overwrite": True}
-                prepare(self.events, prepared.schema, folder, **options)
+                prepare(
+                    self.events,
+                    prepared.schema,
+                    folder,
+                    next(iter(self.profile), None),
+                    prepared.extractor,
+                    rows_per_shard=prepared.manifest.options["rows_per_shard"],
+                    overwrite=True,
+                    **options,
+                )
         return rows
 
     def find(self, names: Collection[str]) -> dict[Path, str]:

@@ -86,10 +86,13 @@ class RowReader:
         else:
             events = self.reader.read(columns, len(block), bad)
             positions, values = events.positions, events.values
-            is_missing = positions == NO_TIME
-            read["second"] = pa.array(positions + (start if self.log.order == ROWS else 0), mask=is_missing)
-            read |= {"visit": events.visits, "is_target": events.is_target}
-            read["to_predict"] = self._to_predict(events)
+            places = positions + (start if self.log.order == ROWS else 0)
+            read |= {
+                "second": pa.array(places, mask=positions == NO_TIME),
+                "visit": events.visits,
+                "is_target": events.is_target,
+                "to_predict": self._to_predict(events),
+            }
         read |= {name: values[spec.name] for name, spec in self.stored.items()}
         read |= {name: np.full(len(block), None) for name in BAD}
         for noted in bad:

@@ -209,9 +209,12 @@ def fine_tune(
     with output_folder_lock(output):
         if is_finished(output, FINE_TUNING, run):
             return json.loads((output / FINE_TUNING).read_text(encoding="utf-8"))
-        facts = fit(tuned, extractor) | {"seed": options.seed}
+        facts = fit(tuned, extractor) | {
+            "seed": options.seed,
+            "seconds": time.monotonic() - start,
+            "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        }
         tuned.save_pretrained(output)
         extractor.save_pretrained(output)
-        facts |= {"seconds": time.monotonic() - start, "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])}
         write_json(output / FINE_TUNING, facts)
         return facts

@@ -53,8 +53,14 @@ HOW_MUCH = {"early_stopping_patience", "save_total_limit"}
 METRIC = "next_visit_ndcg@10"  # of the comparison with baselines
 HOW_LONG = {"max_steps", "eval_steps", "save_steps", "eval_delay"}
 # Config of a model without an encoder.
-COUNTS_ALONE: Fields = {"scorer": True, "num_hidden_layers": 0, "hidden_size": 16, "num_attention_heads": 1}
-COUNTS_ALONE |= {"readout_bias": False, "label_features": []}
+COUNTS_ALONE: Fields = {
+    "scorer": True,
+    "num_hidden_layers": 0,
+    "hidden_size": 16,
+    "num_attention_heads": 1,
+    "readout_bias": False,
+    "label_features": [],
+}
 
 
 def chosen_recipe(options: ModelOptions, named: Collection[str]) -> Recipe:
@@ -93,8 +99,12 @@ def read_config(options: ModelOptions, extractor: MCMFeatureExtractor, recipe: R
         overrides[name] = yaml.safe_load(value)
     values = make_config(recipe.size if options.config == AUTO else options.config) | recipe.config
     values |= COUNTS_ALONE if options.encoder == NONE else {}
-    values |= {"kind_feature": extractor.token_type_feature, "features": extractor.feature_names}
-    values |= {"vocabulary_sizes": extractor.vocabulary_sizes, "values_digest": extractor.values_digest}
+    values |= {
+        "kind_feature": extractor.token_type_feature,
+        "features": extractor.feature_names,
+        "vocabulary_sizes": extractor.vocabulary_sizes,
+        "values_digest": extractor.values_digest,
+    }
     values["tasks"] = values.get("tasks") or extractor.tasks
     if values.get("max_position_embeddings"):
         values["max_position_embeddings"] = extractor.max_events  # as many as events are read

@@ -29,17 +29,33 @@ MANY_LABELS, SAMPLED = 1_000, 256  # number of labels from which training sample
 LARGE = 100_000  # number of target events from which the encoder is mcm-tiny, and not mcm-mini
 SHORT = 50  # mean number of target events of a customer below which batches are large
 # Encoders of events. `mcm pretrain` replaces 300 by the longest input of the data.
-BY_EVENT: Fields = {"encoder_unit": "event", "max_position_embeddings": 300, "attention_window": None}
-BY_EVENT |= {"readout": "last", "event_dropout_prob": 0.0, "hidden_dropout_prob": 0.3}
-BY_EVENT |= {"attention_probs_dropout_prob": 0.1}
+BY_EVENT: Fields = {
+    "encoder_unit": "event",
+    "max_position_embeddings": 300,
+    "attention_window": None,
+    "readout": "last",
+    "event_dropout_prob": 0.0,
+    "hidden_dropout_prob": 0.3,
+    "attention_probs_dropout_prob": 0.1,
+}
 # Encoders of visits. They need no positions: a feature gives the days since the visit before.
 BY_VISIT = {name: getattr(MCMConfig, name) for name in BY_EVENT}
 # Training ends after so many epochs in a row without a better one, and at least so many steps.
 PATIENCE, PATIENT_STEPS = 3, 500
-TRAINING: Fields = {"learning_rate": 0.001, "ema_decay": 0.99, "lr_scheduler_type": "constant_with_warmup"}
-TRAINING |= {"eval_strategy": "epoch", "save_strategy": "epoch", "save_total_limit": 2, "load_best_model_at_end": True}
-TRAINING |= {"early_stopping_patience": PATIENCE, "num_train_epochs": 60.0, "target_half_life_days": 0.0}
-TRAINING |= {"per_device_train_batch_size": 64, "warmup_steps": 100}
+TRAINING: Fields = {
+    "learning_rate": 0.001,
+    "ema_decay": 0.99,
+    "lr_scheduler_type": "constant_with_warmup",
+    "eval_strategy": "epoch",
+    "save_strategy": "epoch",
+    "save_total_limit": 2,
+    "load_best_model_at_end": True,
+    "early_stopping_patience": PATIENCE,
+    "num_train_epochs": 60.0,
+    "target_half_life_days": 0.0,
+    "per_device_train_batch_size": 64,
+    "warmup_steps": 100,
+}
 
 
 @dataclass(frozen=True)
