@@ -31,12 +31,12 @@ from modeling_mcm.events_mcm import (
     Distinct,
     EventReader,
     Events,
-    IntArray,
     read_values,
     run_starts,
     to_text,
 )
 from modeling_mcm.files_mcm import file_digest
+from modeling_mcm.inputs_mcm import RowBatch
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.schema_mcm import NUMERIC, ROWS, FeatureSpec
 
@@ -175,32 +175,27 @@ class ShardEncoder:
             first = rows.take(np.unique(customers, return_index=True)[1])
             values = {spec.name: from_arrow(first[name]) for name, spec in self.profiles.stored.items()}
             encoded = self.encoding.encode_features(self.encoding.profile_features, values)
-            columns |= {f"profile_{feature}": pa.array(of_feature) for feature, of_feature in encoded.items()}
+            columns |= {f"profile_{feature}": of_feature for feature, of_feature in encoded.items()}
         for period, name in enumerate(ENDS, 1):
-            ends = np.bincount(customers_of_row, weights=periods_of_row < period)
-            columns[name] = pa.array(ends.astype(np.int32))
+            columns[name] = np.bincount(customers_of_row, weights=periods_of_row < period).astype(np.int32)
         table = pa.table(columns)
-        is_target = events.is_target[timeline.indices] & ~timeline.closes & (periods_of_row == 0)
-        counts = self.count(row, timeline.closes, is_target, customers_of_row)
-        return table, counts | {"cases": count_cases(to_batch(table), self.schema)}
+        batch = to_batch(table)
+        counts = {"cases": count_cases(batch, self.schema), "measures": self.measure(batch)}
+        return table, self.count(row, timeline.closes) | counts
 
-    def count(self, row: dict, closes: BoolArray, is_target: BoolArray, customers: IntArray) -> dict:
-        """Counts in the columns of rows: `missing` and `unknown`, by feature the number of the log's events; `events`:
-        `ends_of_visit`, the number of added events, and `empty`, that of events without any value; and `measures`, see
-        [`measure`]."""
+    def count(self, row: dict, closes: BoolArray) -> dict:
+        """Counts in the columns of rows: `missing` and `unknown`, by feature the number of the log's events; and
+        `events`: `ends_of_visit`, the number of added events, and `empty`, that of events without any value."""
         ids = {feature: row[f"feature_{feature}"] for feature in self.encoding.event_features}
         is_empty = ~np.any([*ids.values()], axis=0) & ~closes
         return {
             kind: {name: int(((column == value) & ~closes).sum()) for name, column in ids.items()}
             for kind, value in (("missing", MISSING_ID), ("unknown", UNKNOWN_ID))
-        } | {
-            "events": {"ends_of_visit": int(closes.sum()), "empty": int(is_empty.sum())},
-            "measures": self.measure(row, is_target, customers),
-        }
+        } | {"events": {"ends_of_visit": int(closes.sum()), "empty": int(is_empty.sum())}}
 
-    def measure(self, row: dict, is_target: BoolArray, customers: IntArray) -> dict[str, int]:
-        """Measures what kind of log it is by the target events of the training period; the recipe of pre-training
-        reads the measures.
+    def measure(self, batch: RowBatch) -> dict[str, int]:
+        """Measures what kind of log it is by the target events of rows in the training period; the recipe of
+        pre-training reads the measures.
 
         Only targets with a known label count, and the token type is a label only if it is the only task. Returns
         `customers`, `one_visit` (number of customers with a single visit), `visits` and `targets` (number of events);
@@ -209,9 +204,9 @@ class ShardEncoder:
         if self.schema.cutoffs == NO_CUTOFFS:
             return {}
         tasks = deciding_tasks(self.schema.tasks, self.encoding.token_feature)
-        is_labelled = np.any([row[f"feature_{task}"] >= FIRST_VALUE_ID for task in tasks], axis=0)
-        targets = np.flatnonzero(is_target & is_labelled)
-        customers, visits = customers[targets], row["visits"][targets]
+        is_labelled = np.any([batch.column(f"task_{task}") >= FIRST_VALUE_ID for task in tasks], axis=0)
+        targets = np.flatnonzero(is_labelled & (batch.places < batch.column("validation_end")[batch.row]))
+        customers, visits = batch.row[targets], batch.column("visits")[targets]
         opens_visit = run_starts(customers, visits)
         visits_of_customers = np.bincount(customers[opens_visit])
         return {
