@@ -52,7 +52,7 @@ class Places:
         columns = sorted({prepared.schema.customer for prepared in self.data.values()})
         if len(columns) > 1:
             raise ValueError(f"The data sets read the customers from the columns {', '.join(columns)}: one at a time.")
-        sources = find_files([*events, *profile], "input")
+        sources = [files for place in (*events, *profile) for files in find_files(place, "input")]
         if others := [files.paths[0] for files in sources if files.kind != "parquet"]:
             raise ValueError(
                 f"{others[0]} is a text file, and customers are deleted from Parquet files alone: nothing was "
