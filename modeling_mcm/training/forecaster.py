@@ -28,9 +28,12 @@ BINS = 8  # of the profiles of visits and of first visits over the window
 @torch.no_grad()
 def set_shop(forecaster: VisitForecaster, visits: Visits, as_of: torch.Tensor, window: float) -> None:
     """Fills in the window, in days, and the statistics of the shop, computed from its customers' visits in the window
-    before `as_of`, of shape `(B,)`. Customers without a visit in the window do not count; one has a visit there."""
+    before `as_of`, of shape `(B,)`. Customers without a visit in the window do not count. Raises `ValueError` if no
+    customer has one."""
     history = select_visits(visits, as_of, window)
     is_known = history.number > 0
+    if not bool(is_known.any()):
+        raise ValueError("No customer has a visit in the training period, so there is nothing to forecast from.")
     history = VisitHistory(*(value[is_known] for value in history))
     kept, repeats = history.is_visit.float(), history.number - 1
     mean_rate = repeats.sum().clamp(min=0.5) / history.first.sum().clamp(min=1e-3)

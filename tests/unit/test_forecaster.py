@@ -160,6 +160,8 @@ def test_little_is_known_of_some_customers(forecaster):
     long_ago, *others = (expect(visits)[1] for visits in (once, just_now, often, nothing))
     assert 0 < long_ago < min(others)
     assert (expect(once, 10 * WINDOW) <= expect(once, 0.5 * WINDOW)).all()
+    with pytest.raises(ValueError, match="No customer has a visit in the training period"):
+        make_forecaster(nothing)
 
 
 # ------------------------------------------------------------------------------------------------------- in a model
