@@ -265,6 +265,8 @@ class VisitForecaster(nn.Module):
         self.statistics = nn.Buffer(torch.zeros(SHOP_STATISTICS))
         self.mean_rate = nn.Buffer(torch.ones(()))
         self.amount_statistics = nn.Buffer(torch.ones(num_amounts, 4))
+        # What is left of amounts above 0 after those below, which are returns, as a share
+        self.net = nn.Buffer(torch.ones(num_amounts))
         # Visits of a customer in the window, and amounts of a visit
         self.most = nn.Buffer(torch.ones(1 + num_amounts))
 
@@ -432,7 +434,7 @@ class CustomerForecasts:
         distribution = self.forecaster.distribution(inputs)
         absent = (1 - distribution.log_comes.exp()).cummin(1)[0]  # (B, times)
         of_amounts = self.forecaster.amounts(inputs, distribution)
-        scales = torch.cat([absent.new_ones(1), self.forecaster.amount_statistics[:, 0]])
+        scales = torch.cat([absent.new_ones(1), self.forecaster.amount_statistics[:, 0] * self.forecaster.net])
         means = torch.cat([distribution.expected[..., None], of_amounts.log_expected.exp()], -1) * scales
         most, windows = self.forecaster.most, (means.new_tensor(times) / self.forecaster.window).clamp(min=1)
         number = means[..., :1].minimum(windows[:, None] * most[0])

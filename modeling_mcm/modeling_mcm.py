@@ -41,6 +41,7 @@ from .scorer_mcm import HORIZON_DAYS, NEXT_VISIT, WITHIN, LabelScorer, Readout, 
 from .state_mcm import CustomerState
 
 HUB_OPTIONS = "repo_id", "commit_message", "private", "token", "create_pr"  # of `save_pretrained(push_to_hub=True)`
+NEW = r"forecaster\.net$"  # not in checkpoints of earlier versions, whose forecasts knew no returns
 OF_BEFORE = r"embeddings\.values_digest$"  # in checkpoints of earlier versions; config.json has the digest
 PARTS = ("encoder", "embedding", "forecasts")  # of [`MCMModel`]
 
@@ -201,6 +202,7 @@ def create_window_mask(config: MCMConfig, hidden: Tensor, unit_mask: Tensor) -> 
 class MCMModel(MCMPreTrainedModel):
     # Parameters of the heads: a checkpoint that was saved with a head has them, and this model leaves them out.
     _keys_to_ignore_on_load_unexpected = [OF_BEFORE, r"^(readout_|scorer\.|label_values_|prediction_head\.)"]
+    _keys_to_ignore_on_load_missing = [NEW]
 
     def __init__(self, config: MCMConfig):
         super().__init__(config)

@@ -72,6 +72,8 @@ def set_shop(forecaster: VisitForecaster, visits: Visits, as_of: torch.Tensor, w
     forecaster.statistics.copy_(torch.stack([number.float() for number in numbers]))
     forecaster.mean_rate.copy_(mean_rate)
     forecaster.amount_statistics.copy_(amounts)
+    sums = history.amounts.sum((0, 1)), history.amounts.clamp(min=0).sum((0, 1))
+    forecaster.net.copy_(torch.where(sums[1] > 0, sums[0] / sums[1], 1.0).clamp(min=0))
     forecaster.most.copy_(torch.cat([history.number.max()[None], history.amounts.flatten(0, 1).amax(0)]))
 
 

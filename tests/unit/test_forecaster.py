@@ -263,6 +263,17 @@ def tell(visits, day, days, window=WINDOW):
     return CustomerForecasts(config, make_forecaster(visits, window)).compute(visits, read_as_of(visits, day))
 
 
+def test_returns_are_taken_from_the_amounts():
+    visits = make_visits(400)
+    is_return = torch.rand(visits.times.shape, generator=torch.Generator().manual_seed(1)) < 0.3
+    visits = visits._replace(amounts=torch.where(is_return[..., None], -1, 1) * visits.amounts)
+    with torch.no_grad():
+        told, amounts = tell(visits, WINDOW, [30]), visits.amounts[visits.is_visit]
+    mean = (told["kind_30d"].sum() / told["visits_30d"].sum()).item()
+    assert mean == pytest.approx(amounts[:, 1].mean().item(), rel=0.1)
+
+
+
 def test_no_more_is_expected_than_any_customer_did():
     """A customer whose 300 visits are of the last hours will not go on at that rate."""
     often = torch.linspace(0, WINDOW, 20)
