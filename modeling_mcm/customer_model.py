@@ -339,6 +339,8 @@ class CustomerModel:
         self._predictor.check_head(PREDICTING)
         if isinstance(customers, pd.DataFrame):
             table, names = self._read_labels(customers, "")
+            if (unknown := table[names["time_column"]].isna()).any():
+                raise ValueError(f"Column {names['time_column']!r} is null in {unknown.sum()} rows: give their times.")
             known = [name for name in table if name in self.model.config.label_columns]
             by_time = table.set_axis(to_ids(table[names["customer_column"]])).groupby(names["time_column"])
             parts = {at: self.predict(rows.index, at, rows[known].to_dict("index")) for at, rows in by_time}

@@ -509,6 +509,8 @@ def test_further_columns_are_features(bank, tmp_path):
     again = CustomerModel.load(tmp_path, log.payments).predict(table.drop(columns=["leaves", "vip"]))
     assert again.index.names == ["as_of", "customer"] and not again.equals(chances)
     pd.testing.assert_frame_equal(CustomerModel.load(tmp_path, log.payments).predict(table), chances)
+    with pytest.raises(ValueError, match="Column 'as_of' is null in 1 rows"):
+        own.predict(table.assign(as_of=table["as_of"].where(table.index > table.index[0])))
 
     name, held = own.customers[0], {"kind": "worker", "age": 20, "vip": False}
     ask = lambda **columns: own.predict([name], columns={name: columns})["1"].item()  # noqa: E731

@@ -273,7 +273,6 @@ def test_returns_are_taken_from_the_amounts():
     assert mean == pytest.approx(amounts[:, 1].mean().item(), rel=0.1)
 
 
-
 def test_no_more_is_expected_than_any_customer_did():
     """A customer whose 300 visits are of the last hours will not go on at that rate."""
     often = torch.linspace(0, WINDOW, 20)

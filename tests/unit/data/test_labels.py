@@ -204,3 +204,10 @@ def test_metrics_are_those_of_the_books():
     found = measure_labels(scores, labels, is_number=False)
     assert found == {"auc": pytest.approx(expected), "accuracy": np.mean(scores.argmax(1) == labels)}
     assert measure_labels(scores[:, :1], labels, True)["mae"] == pytest.approx(np.abs(scores[:, 0] - labels).mean())
+
+
+def test_numbers_that_begin_with_0_stay_text_in_a_csv_table(tmp_path):
+    (tmp_path / "columns.csv").write_text("customer_id,code,age,vip,gap\n1,00,0.5,true,\n2,10,,false,\n")
+    table = read_table_file(tmp_path / "columns.csv", ["customer_id"])
+    assert table["customer_id"].tolist() == ["1", "2"] and table["code"].tolist() == ["00", "10"]
+    assert table["age"][0] == 0.5 and table["vip"].tolist() == [True, False] and table["gap"].isna().all()
