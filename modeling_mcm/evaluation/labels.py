@@ -28,7 +28,7 @@ def mean_auc(labels: ArrayLike, scores: ArrayLike) -> float:
 
 def rank_correlation(labels: ArrayLike, predicted: ArrayLike) -> float:
     """Computes Spearman's rank correlation of two arrays of shape `(N,)`; NaN if all values of one are equal."""
-    return float(pd.Series(labels).corr(pd.Series(predicted), "spearman"))
+    return float(pd.DataFrame({"label": labels, "predicted": predicted}).corr("spearman").iloc[0, 1])
 
 
 def measure_labels(scores: ArrayLike, labels: ArrayLike, is_number: bool) -> dict[str, float]:
