@@ -595,8 +595,9 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         return [*self.read_out(self.model(**history, parts=("encoder",)), self.config.tasks).values()]
 
     def chances(self, task: str, log_probabilities: Tensor, horizon_days: float | None = None) -> Tensor | None:
-        """Chances that labels of a task are in the next visit, which has several, or come within 30 days, from the
-        logarithms `(...)` of their probabilities; None in a checkpoint that had no validation cases to fit them on."""
+        """Chances that labels of a task are in the next visit, which has several, or come within 30 days if the
+        customer comes, from the logarithms `(...)` of their probabilities; None in a checkpoint that had no validation
+        cases to fit them on."""
         if self.scorer is None:
             return None
         question = NEXT_VISIT if horizon_days is None else WITHIN

@@ -24,10 +24,11 @@ from transformers.utils import logging
 from .action_inputs_mcm import EncodedActions
 from .candidates_mcm import CandidateSet
 from .events_mcm import Row, check_keys, events_before, naming, to_number, to_text, to_values
-from .forecaster_mcm import MissingForecastsError
+from .forecaster_mcm import CHANCE, MissingForecastsError
 from .inputs_mcm import until
 from .modeling_mcm import MCMPreTrainedModel
 from .processing_mcm import MISSING_LABEL, MCMFeatureExtractor
+from .scorer_mcm import HORIZON_DAYS
 
 logger = logging.get_logger(__name__)
 EMBEDDING, LABEL_COLUMNS = "embedding", "label_columns"
@@ -124,6 +125,12 @@ class Predictor:
         if encoded.extractor is not own and encoded.extractor.values_digest != own.values_digest:
             raise ValueError(f"`{name}` was made for a checkpoint with other values: make another.")
 
+    @cached_property
+    def tells_who_comes(self) -> bool:
+        """Whether forecasts say who comes within `HORIZON_DAYS`."""
+        forecasts = self.model.base_model.customer_forecasts
+        return forecasts.forecaster is not None and forecasts.longest >= HORIZON_DAYS
+
     def find_features(
         self, tasks: Sequence[str], horizon_days: float | None, parts: Collection[str]
     ) -> set[str] | None:
@@ -131,6 +138,8 @@ class Predictor:
         all."""
         config = self.model.config
         if parts or config.input_features or self.model.tasks_with_encoder(tasks, horizon_days):
+            return None
+        if horizon_days is not None and self.tells_who_comes:
             return None
         return {*tasks, config.kind_feature} - {None}
 
@@ -182,7 +191,8 @@ class Predictor:
         Returns:
             `dict[str, torch.Tensor]`: by task, best first, `TASK` with ids of labels as [`ChosenLabels`] has them,
             `TASK_scores` and, where the checkpoint has them, `TASK_chances`, each `(B, k)`; `embedding` `(B, S)`; and
-            forecasts by name, each `(B,)`.
+            forecasts by name, each `(B,)`. A chance within 30 days is that of a customer who comes, times the forecast
+            probability of a visit in 30 days, if there are forecasts.
 
         A customer for whom no candidate is left has none, and a warning says so.
 
@@ -191,16 +201,19 @@ class Predictor:
         """
         if tasks:
             self.check_head(RANKING)
-        if forecasts and not self.model.base_model.select_forecasts(days).are_trained:
+        told = self.model.base_model.select_forecasts(days)
+        if forecasts and not told.are_trained:
             raise MissingForecastsError(self.model.name_or_path)
+        may_stay_away = bool(tasks) and horizon_days is not None and self.tells_who_comes
+        told_days = [*told.days] * forecasts + [HORIZON_DAYS] * may_stay_away
         options: dict[str, object] = {"horizon_days": horizon_days, "tasks": tasks} if tasks else {}
-        options |= {"forecast_days": days} if forecasts else {}
-        parts = [EMBEDDING] * embedding + ["forecasts"] * forecasts
+        options |= {"forecast_days": told_days} if told_days else {}
+        parts = [EMBEDDING] * embedding + ["forecasts"] * bool(told_days)
         features = self.find_features(tasks, horizon_days, parts) if tasks else None
         model = self.model if tasks else self.model.base_model
         outputs = self.run(self.inputs(rows, as_of, features), model, parts=parts, **options)
         columns: Columns = {EMBEDDING: outputs.pooler_output} if embedding else {}
-        columns |= outputs.forecasts if forecasts else {}
+        columns |= {name: outputs.forecasts[name] for name in told.names()} if forecasts else {}
         customers = [row.get("customer_id") for row in rows]
         for task in tasks:
             candidates, seen = candidates or self.all_labels, None
@@ -209,6 +222,8 @@ class Predictor:
                 seen = [row[ids] if as_of is None else row[ids][row["times"] <= as_of] for row in rows]
             best = candidates.choose(task, outputs.logits[task], k, seen, customers)
             chances = self.model.chances(task, best.log_p, horizon_days)
+            if chances is not None and may_stay_away:
+                chances = chances * outputs.forecasts[f"{CHANCE}_{HORIZON_DAYS:g}d"][:, None]
             if candidates is not self.all_labels and not bool(best.labels.any(1).all()):
                 logger.warning_once(f"Some customers have no candidate of {task!r} left: their lists are empty.")
             columns |= {task: best.labels, task + SCORES: best.scores}

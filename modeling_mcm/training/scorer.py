@@ -178,6 +178,8 @@ class ScorerFit:
         self.questions = (NEXT_VISIT, WITHIN) if sees_horizon else (NEXT_VISIT,)
         validation = self._read_validation()
         self.ndcg = self._fit(self.scorer.of_counts, examples, validation)
+        # Validation cases `(cases, Q)` that have a target of a question in some task
+        self.comes = sum(cases.num_targets for cases in validation) > 0 if validation else None
         self.cases: list[ScoredCases] = []  # on validation, with the encoder's probability and rank
         for task, cases in enumerate(validation):
             for question in range(QUESTIONS):
@@ -257,7 +259,8 @@ class ScorerFit:
 
     def _calibrate(self, task: int, question: int, cases: LabelExamples) -> None:
         """Fits t of a task and question (see [`LabelScorer`]) by the cross-entropy of the targets of validation cases,
-        and then the chances of labels by that of the candidates, all of which `cases` have. Networks are trained."""
+        and then the chances of labels by that of the candidates, all of which `cases` have, of customers who come.
+        Networks are trained."""
         scorer, (example, label, features, is_target) = self.scorer, cases[:4]
         numbers, comes = cases.num_targets[:, question].float(), is_target[:, question]
         zeros, parts = torch.zeros(len(numbers)), []  # log of the sum of the other labels' shares by case
@@ -288,14 +291,15 @@ class ScorerFit:
 
         (t,) = minimize(loss_of_scores, [torch.zeros(1)], **SEARCH)
         logits, _, total = log_probabilities(t)
-        log_p = (logits - total[example]).double()
+        scorer.calibration[task, question] = t[0]
+        is_known = cast(torch.Tensor, self.comes)[example, question]
+        log_p, came = (logits - total[example]).double()[is_known], comes.double()[is_known]
 
         def loss_of_chances(chance: torch.Tensor) -> torch.Tensor:
-            return F.binary_cross_entropy(scorer.chances(chance, log_p).clamp(1e-7, 1 - 1e-7), comes.double())
+            return F.binary_cross_entropy(scorer.chances(chance, log_p).clamp(1e-7, 1 - 1e-7), came)
 
-        (chance,) = minimize(loss_of_chances, [torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64)], **SEARCH)
-        scorer.calibration[task, question] = t[0]
-        if question in self.questions:
+        if question in self.questions and len(came):
+            (chance,) = minimize(loss_of_chances, [torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64)], **SEARCH)
             scorer.chance[task, question] = chance.float()
 
     @torch.no_grad()

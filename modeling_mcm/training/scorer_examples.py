@@ -72,7 +72,7 @@ class LabelExamples(NamedTuple):
         example, label (`torch.LongTensor` of shape `(N,)`): The candidates; examples are ascending.
         features (`torch.FloatTensor` of shape `(N, F)`): Their features.
         is_target (`torch.BoolTensor` of shape `(N, Q)`): Whether a candidate is a target of each question: it comes in
-            the next visit, or within `HORIZON_DAYS`.
+            the next visit, or within `HORIZON_DAYS`; in training, in either of them.
         log_kept (`torch.FloatTensor` of shape `(N,)`): Log of the share of such candidates that were kept.
         num_targets (`torch.LongTensor` of shape `(examples, Q)`): Number of each example's targets, also of those that
             are no candidates.
@@ -257,7 +257,9 @@ class ExampleReader:
                     customer, label = found.row[own] // len(known), found.label[own]
                     labels = batch["labels"][..., index]
                     targets = torch.zeros(QUESTIONS, len(numbers), table.counts.shape[1], dtype=torch.bool)
-                    targets[:, torch.arange(len(numbers))[:, None], labels.clamp(min=0)] = True
+                    # An example of training has a target of each question: without any it would teach nothing
+                    both = is_training or not table.totals[2]
+                    targets[: 1 + both, torch.arange(len(numbers))[:, None], labels.clamp(min=0)] = True
                     if table.totals[2]:  # times mean something
                         targets[WITHIN, rows.row[later], rows.column(f"task_{task}")[later]] = True
                     targets[..., :FIRST_LABEL] = False

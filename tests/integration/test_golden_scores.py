@@ -151,6 +151,8 @@ def ask_forward(shop, what, as_of, **options):
     answers = [{} for _ in rows]
     for task, scores in output.logits.items():
         chances = model.chances(task, scores.double().log_softmax(1), options.get("horizon_days"))
+        if output.forecasts and "horizon_days" in options:
+            chances *= output.forecasts["visit_probability_30d"][:, None]
         scores[:, extractor.own_ids(task)] = -torch.inf  # they get no share of the scores
         for answer, row, chance in zip(answers, scores.softmax(1), chances, strict=True):
             best = row.topk(STORED).indices

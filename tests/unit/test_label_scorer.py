@@ -370,17 +370,19 @@ def test_the_loss_wants_the_targets_of_each_question_first():
 @torch.no_grad()
 @pytest.mark.parametrize("question", [NEXT_VISIT, WITHIN])
 def test_chances_are_those_of_the_question(model, data, question):
-    """Over the validation cases, candidates come as often as the chances say: all of them, and the likely ones."""
+    """Over the validation cases that come, candidates do as often as the chances say: all, and the likely ones."""
     reader, task = ExampleReader(data, model.config), model.config.tasks.index("items")
     examples, tables = draw_validation(data, seed=0), [*model.scorer.tables]
     log_p = torch.zeros(len(examples.row), model.config.label_sizes["items"])
     for chosen, _, batch in reader.batches(examples, np.arange(len(examples.row))):
         history = read_histories(model.config, batch, ["items"])
         log_p[chosen] = model.scorer.score([task], history, question=question)[0].log_softmax(1)
-    found = reader.read(examples, torch.Generator(), tables)[task]
+    tasks = reader.read(examples, torch.Generator(), tables)
+    found, comes = tasks[task], sum(of_task.num_targets[:, question] for of_task in tasks) > 0
+    assert comes.all() == (question == NEXT_VISIT)
     log_p = log_p[found.example, found.label]
     chances = model.scorer.chances(model.scorer.chance[task, question], log_p)
-    for weights in (torch.ones_like(log_p), log_p.exp()):  # the conditions of the best a and c
+    for weights in (comes[found.example].float(), comes[found.example] * log_p.exp()):  # the conditions of the best a and c
         came = (weights * found.is_target[:, question]).sum().item()
         assert (weights * chances).sum().item() == pytest.approx(came, rel=0.02) and came > 0
 
