@@ -7,6 +7,7 @@ and nothing after the validation cutoff is read.
 Shapes: B customers, M times of a customer, R = B M.
 """
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from itertools import product
@@ -35,7 +36,8 @@ from modeling_mcm.state_mcm import GAPS, LARGEST_Z, MIN_STD, CustomerState
 from modeling_mcm.training.forecaster import load_weights, set_shop
 
 logger = logging.get_logger(__name__)
-SHOP_CUSTOMERS, READ_AT_ONCE = 2**15, 512  # customers whose visits describe the shop, and of whom so many are padded
+SHOP_CUSTOMERS, READ_AT_ONCE = 2**15, 128  # customers whose visits describe the shop, and of whom so many are padded
+SHOP_EVENTS = 2_000  # latest events of each of them: more than are read otherwise, or the period would be too short
 EARLIEST = 1e-3  # share of the visits before the window, which begins there: a wrong date must not stretch it
 DECIDED = 0.9  # a label determines a feature if this share of events has the label's most frequent value
 TIMES = 4  # of a customer; the last one is the end of the training period
@@ -142,10 +144,12 @@ def describe_shop(model: MCMModel, extractor: MCMFeatureExtractor, rows: Prepare
     model.make_forecaster()
     forecaster = cast(VisitForecaster, model.forecaster)
     chosen = np.sort(np.random.default_rng(0).permutation(len(rows))[:SHOP_CUSTOMERS])
+    whole = copy.copy(extractor)
+    whole.max_events = max(SHOP_EVENTS, extractor.max_events)
     kept: list[Visits] = []  # of each customer
     for start in range(0, len(chosen), READ_AT_ONCE):
         sample = rows.__getitems__(chosen[start : start + READ_AT_ONCE].tolist())
-        histories, batch = pad_latest(extractor, sample, config.input_features)
+        histories, batch = pad_latest(whole, sample, config.input_features)
         visits = forecaster.read(*(batch.get(name) for name in HISTORY))  # type: ignore[arg-type]
         starts = torch.from_numpy(np.array([history["times"][0] for history in histories]) / SECONDS_PER_DAY)
         visits = visits._replace(times=visits.times + starts[:, None])
