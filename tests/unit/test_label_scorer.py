@@ -382,7 +382,8 @@ def test_chances_are_those_of_the_question(model, data, question):
     assert comes.all() == (question == NEXT_VISIT)
     log_p = log_p[found.example, found.label]
     chances = model.scorer.chances(model.scorer.chance[task, question], log_p)
-    for weights in (comes[found.example].float(), comes[found.example] * log_p.exp()):  # the conditions of the best a and c
+    known = comes[found.example].float()
+    for weights in (known, known * log_p.exp()):  # the conditions of the best a and c
         came = (weights * found.is_target[:, question]).sum().item()
         assert (weights * chances).sum().item() == pytest.approx(came, rel=0.02) and came > 0
 
