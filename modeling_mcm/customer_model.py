@@ -485,13 +485,17 @@ class CustomerModel:
     def _ask(
         self, customers: Iterable | None, as_of: Time | None, ask: Any = None, **questions: Any
     ) -> tuple[list[str], Columns]:
-        """The ids of customers, and what the [`Predictor`] says of them."""
+        """The ids of customers, by default of all with an event by then, and what the [`Predictor`] says of them."""
         if isinstance(customers, str) or not isinstance(customers, Iterable | None):
             raise ValueError(f"`customers` is {customers!r}, expected a list of ids: write [{customers!r}].")
         names = self.customers if customers is None else list(dict.fromkeys(to_ids([*customers])))
         if not names:
             raise ValueError("`customers` is empty: give ids, or leave it out for all customers.")
         seconds, parts = self._seconds(as_of), []
+        if customers is None and seconds is not None:
+            names = [name for name in names if (self._row(name)["times"] <= seconds).any()]
+            if not names:
+                raise ValueError(f"No customer has an event until {as_of}: give a later `as_of`.")
         for start in range(0, len(names), AT_ONCE):
             rows = [self._row(name) for name in names[start : start + AT_ONCE]]
             parts.append((ask or self._predictor.ask)(rows, seconds, **questions))

@@ -153,6 +153,11 @@ class Predictor:
         times = None if as_of is None else np.broadcast_to(as_of, len(rows))
         mask_next = config.augmentation == "masked_lm"
         inputs = dict(self.extractor.pad(rows, mask_next=mask_next, as_of=times, features=features))
+        if as_of is not None and bool((inputs["attention_mask"].sum(1) == 1 + mask_next).any()):
+            logger.warning_once(
+                "Some customers have no event until `as_of`: they are answered as the average customer. Leave them "
+                "out of totals."
+            )
         if config.label_columns and self.head == PREDICTING:
             encoded = [_encode(config.label_columns, row.get(LABEL_COLUMNS) or {}) for row in rows]
             inputs[LABEL_COLUMNS] = torch.from_numpy(np.array(encoded))

@@ -44,6 +44,7 @@ from modeling_mcm.events_mcm import (
     select_events,
     to_ids,
     to_text,
+    value_reader,
 )
 from modeling_mcm.files_mcm import file_digest, read_json, write_json
 from modeling_mcm.live.customer import LiveCustomer
@@ -303,10 +304,11 @@ class Histories:
     def _find_targets(self, task: str, label: str) -> tuple[str, IntArray]:
         """The column of a task, and the rows of the log in which it has a label of a target."""
         extractor = self.extractor
-        column = str(extractor.schema.specs[task].column)
-        fits = self.log[column].map(to_text) == label
+        spec = extractor.schema.specs[task]
+        column, values = str(spec.column), map(value_reader(spec), self.log[spec.column])
+        fits = np.array([label in value if isinstance(value, frozenset) else label == value for value in values], bool)
         if extractor.target_token_types and extractor.token_type:
-            fits &= self.log[extractor.token_type].map(to_text).isin(extractor.target_token_types)
+            fits &= self.log[extractor.token_type].map(to_text).isin(extractor.target_token_types).to_numpy()
         return column, np.flatnonzero(fits)
 
     def days_since(self, task: str, label: str) -> pd.Series:

@@ -21,6 +21,7 @@ from typing import Annotated
 from urllib.parse import quote, unquote
 
 from modeling_mcm.action_inputs_mcm import EncodedActions
+from modeling_mcm.candidates_mcm import SEEN
 from modeling_mcm.data.examples import example_values
 from modeling_mcm.evaluation.totals import total_of_rows
 from modeling_mcm.events_mcm import RawEvent
@@ -75,8 +76,7 @@ class Question(BaseModel, extra="forbid"):
     k: int = Field(10, ge=1, le=MOST_LABELS, description="Labels of a task.")
     as_of: str | None = Field(None, description=AS_OF)
     candidate: list[str] = Field([], description="Labels to choose from, by default the service's candidates.")
-    exclude: list[str] = Field([], description="Labels that are left out.")
-    exclude_seen: bool = Field(False, description="Leave out the labels of the customer's history.")
+    exclude: list[str] = Field([], description="Labels that are left out; `seen`: those of the customer's history.")
     per_group: str | None = Field(
         None, description="Largest number of labels of each value of a feature, as category=2."
     )
@@ -278,10 +278,8 @@ def _add_questions(api: APIRouter, service: CustomerService) -> None:
     One = Annotated[Batch, Depends(read_one)]
 
     def answer_scores(batch: Batch, asked: Question) -> list[answers.Scores]:
-        if asked.exclude and asked.exclude_seen:
-            raise ValueError("`exclude` and `exclude_seen` are both given: give one of them.")
         tasks = tuple(predictor.tasks(asked.task))
-        left_out = "seen" if asked.exclude_seen else tuple(asked.exclude) or None
+        left_out = SEEN if asked.exclude == [SEEN] else tuple(asked.exclude) or None
         chosen = service.candidate_set(tasks, tuple(asked.candidate), left_out, asked.per_group)
         if not batch.rows:
             return []

@@ -279,6 +279,15 @@ def test_embeddings_and_forecasts_have_a_row_for_each_customer(fitted):
     assert (table["price_365d"] >= table["price_30d"]).all() and "visits_7d" in model.forecast(["c07"])
 
 
+def test_who_has_no_event_yet_is_no_customer_yet(fitted, log):
+    model, first = fitted[0], log.groupby("who")["when"].min()
+    then = first.sort_values().iloc[9]
+    assert {*model.forecast(as_of=then).index} == {*first.index[first <= then]}
+    assert len(model.forecast(first.index, as_of=then)) == 34  # as asked for
+    with pytest.raises(ValueError, match="No customer has an event until 2000-01-01"):
+        model.embed(as_of="2000-01-01")
+
+
 def test_7_and_its_text_are_one_customer(fitted, log):
     model, own = fitted[0], log[log["who"] == "c07"]
     ids = [(7, "7", 7.0)[index % 3] for index in range(len(own))]

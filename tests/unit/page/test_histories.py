@@ -3,13 +3,14 @@
 """The customers of the page: the model knows nothing from the cutoff on, and what really came is what the log says."""
 
 import shutil
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 from corner_shop import TEST, find_customer, make_profile
 from serving_client import assert_same
 
-from modeling_mcm import LiveCustomer
+from modeling_mcm import LiveCustomer, MCMFeatureExtractor
 from modeling_mcm.data import NO_CUTOFFS
 from modeling_mcm.page.histories import NEXT_DAYS, Histories
 
@@ -81,3 +82,15 @@ def test_a_log_without_times_or_without_dates_as_cutoffs_is_refused(page, event_
     extractor.time = None
     with pytest.raises(ValueError, match="has no times, and the page draws them"):
         page(event_log, prepared, "other")
+
+
+def test_labels_of_a_path_or_of_several_values_are_found(page, event_log, prepared, monkeypatch):
+    histories = page(event_log, prepared)
+    days = histories.days_since("items", "item 03")
+    schema = histories.extractor.schema
+    for change, written in (({"item": 0}, "b|{}"), ({"level": 1}, "{}|b")):
+        with monkeypatch.context() as patch:
+            patch.setattr(MCMFeatureExtractor, "schema", schema)  # elsewhere it is made at each reading
+            patch.setitem(schema.specs, "items", replace(schema.specs["items"], separator="|", **change))
+            histories.log["item"] = event_log["item"].map(written.format)
+            pd.testing.assert_series_equal(histories.days_since("items", "item 03"), days)

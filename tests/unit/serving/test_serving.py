@@ -73,6 +73,7 @@ def test_answers_are_those_of_the_model(client, events, live):
     answer = scores(client, k=4)
     assert (answer["customer_id"], answer["events"]) == ("c03", len(events))
     assert_same(answer["tasks"], live.scores(k=4))
+    assert_same(scores(client, k=4, exclude="seen")["tasks"], live.scores(k=4, exclude="seen"))
     one = scores(client, task="aisle", k=1, as_of="2018-01-01")
     assert_same(one["tasks"], live.scores(as_of="2018-01-01", tasks=["aisle"], k=1))
     explained = client.get("/customers/c03/explain", params={"task": "items", "visits": 2}).json()["explanation"]
@@ -365,7 +366,6 @@ def test_bad_events_are_refused_and_nothing_of_the_body_is_kept(client, events, 
         (422, "/customers/c03/scores?as_of=2017-01-01", None, "the clock went back, or the event lies in the future"),
         *((422, f"/customers/c03/scores?horizon_days={days}", None, "`horizon_days` is ") for days in (1e-9, 7, 1e9)),
         (422, "/customers/c03/scores?task=items&candidate=no", None, "No candidate of"),
-        (422, "/customers/c03/scores?exclude=a&exclude_seen=1", None, "are both given: give one of them"),
         (422, "/customers/c03/embedding?as_of=nan", None, "`as_of`: found 'nan', which is no time"),
         (501, "/customers/c03/forecast", None, "has no trained forecasts: they would be made up."),
         (422, "/customers/c03/explain?task=items&visits=-1", None, "query.visits: Input should be greater"),
