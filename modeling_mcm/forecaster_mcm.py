@@ -329,12 +329,14 @@ class VisitForecaster(nn.Module):
         return Distribution(log_mean, size.clamp(-4, 5), (never - 2).clamp(-12, 12))
 
     def amounts(self, inputs: Inputs, visits: Distribution) -> "AmountDistribution":
-        """The distributions of the amounts, each parameter of shape `(B, D, Q)`, in means of a visit."""
+        """The distributions of the amounts, each parameter of shape `(B, D, Q)`, in means of a visit. What is expected
+        are the expected visits times the customer's mean amount, so that it adds up; the network says how it spreads,
+        and its first output is not read."""
         expected, comes = visits.expected.log(), visits.log_comes
         known = torch.cat([inputs.visits, torch.stack([expected, comes], -1)], -1)
         known = known[..., None, :].expand(*inputs.amounts.shape[:-1], -1)
-        factor, shift, raw_std = self.amount_network(torch.cat([known, inputs.amounts], -1)).unbind(-1)
-        log_expected = (expected[..., None] + inputs.mean_amounts + factor).clamp(-14, 14)
+        _, shift, raw_std = self.amount_network(torch.cat([known, inputs.amounts], -1)).unbind(-1)
+        log_expected = (expected[..., None] + inputs.mean_amounts).clamp(-14, 14)
         log_std = F.softplus(raw_std + 0.5) + 0.02
         comes = comes[..., None].expand_as(log_expected)
         log_mean = log_expected - comes - log_std.square() / 2 + shift
