@@ -112,7 +112,7 @@ class RateLimit:
         """Takes one request; returns 0, or the seconds to wait before the next one is allowed."""
         now = time.monotonic()
         due = max(self.due, now) + 1 / self.rate
-        if (early := due - now - max(1, 1 / self.rate)) > 0:
+        if (early := due - now - max(1, 1 / self.rate)) > 1e-6:  # more than these sums are rounded by
             return early
         self.due = due
         return 0.0

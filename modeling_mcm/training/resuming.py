@@ -32,7 +32,7 @@ FILES = "files.json"  # digests of the files of a checkpoint, by name
 UNUSED = "unused-"  # beginning of the name that a checkpoint gets which no run can go on from
 Facts = dict[str, Any]  # of a run, by name, as JSON stores them
 LONG = 120  # number of characters from which a message does not show two values, such as digests
-FULL_DISK = ("No space left", "inline_container")  # words of errors; the second is torch.save's
+FULL_DISK = ("No space left", "inline_container", "iostream error")  # words of errors; the last ones are torch.save's
 FOREIGN = ("*.json", "*.safetensors", "checkpoint-*")  # files of a folder that a run without run.json leaves alone
 # Beginnings of the options of `TrainingArguments` that decide the weights. The size of a step is compared as
 # "batch size", in customers. Those of the best decide which checkpoint that is.
