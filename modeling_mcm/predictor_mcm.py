@@ -153,11 +153,6 @@ class Predictor:
         times = None if as_of is None else np.broadcast_to(as_of, len(rows))
         mask_next = config.augmentation == "masked_lm"
         inputs = dict(self.extractor.pad(rows, mask_next=mask_next, as_of=times, features=features))
-        if as_of is not None and bool((inputs["attention_mask"].sum(1) == 1 + mask_next).any()):
-            logger.warning_once(
-                "Some customers have no event until `as_of`: they are answered as the average customer. Leave them "
-                "out of totals."
-            )
         if config.label_columns and self.head == PREDICTING:
             encoded = [_encode(config.label_columns, row.get(LABEL_COLUMNS) or {}) for row in rows]
             inputs[LABEL_COLUMNS] = torch.from_numpy(np.array(encoded))
@@ -216,7 +211,13 @@ class Predictor:
         parts = [EMBEDDING] * embedding + ["forecasts"] * bool(told_days)
         features = self.find_features(tasks, horizon_days, parts) if tasks else None
         model = self.model if tasks else self.model.base_model
-        outputs = self.run(self.inputs(rows, as_of, features), model, parts=parts, **options)
+        inputs = self.inputs(rows, as_of, features)
+        if as_of is not None and bool((inputs["visit_ids"].amax(1) == 0).any()):
+            logger.warning_once(
+                "Some customers have no event until `as_of`: they are answered as the average customer. Leave them "
+                "out of totals."
+            )
+        outputs = self.run(inputs, model, parts=parts, **options)
         columns: Columns = {EMBEDDING: outputs.pooler_output} if embedding else {}
         columns |= {name: outputs.forecasts[name] for name in told.names()} if forecasts else {}
         customers = [row.get("customer_id") for row in rows]
