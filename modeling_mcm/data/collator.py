@@ -88,7 +88,8 @@ def unit_counts(rows: datasets.Dataset, ends: ArrayLike, config: MCMConfig, max_
     if config.encoder_unit == "event":
         return np.minimum(ends + 1, max_events)
     batch = load_columns(rows, ["visits"])
-    visits, first = batch.column("visits"), batch.starts + np.maximum(ends - max_events + 1, 0)
+    visits = np.append(batch.column("visits"), 0)  # where a last row without events would begin
+    first = batch.starts + np.maximum(ends - max_events + 1, 0)
     return np.where(ends > 0, visits[batch.starts + ends - 1] - visits[first] + 2, 1)
 
 

@@ -204,10 +204,8 @@ class Scorer:
         if self.predictor.head == RANKING:
             features = self.predictor.find_features(job.tasks, job.horizon_days, parts)
         needed = {"times", "visits", *(f"task_{task}" for task in (job.tasks if tasks is None else tasks))}
-        for name in (
-            self.extractor.feature_names if features is None else (*features, self.extractor.token_type_feature)
-        ):
-            needed |= {f"feature_{name}", f"value_{name}"}
+        read = self.extractor.feature_names if features is None else (*features, self.extractor.token_type_feature)
+        needed |= {f"{kind}_{name}" for name in read for kind in ("feature", "value")}
         columns = pq.read_schema(Path(job.data, self.shards[0]["file"])).names
         columns = [name for name in columns if name in needed or not name.startswith(PER_EVENT)]
         for shard in self.shards:
