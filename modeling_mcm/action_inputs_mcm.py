@@ -19,17 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from .configuration_mcm import MISSING_ID, UNKNOWN_ID, MCMConfig
-from .events_mcm import (
-    Distinct,
-    Row,
-    check_columns,
-    naming,
-    number_groups,
-    read_table,
-    read_times,
-    run_starts,
-    to_ids,
-)
+from .events_mcm import Distinct, Row, check_columns, naming, number_groups, read_table, read_times, run_starts, to_ids
 from .processing_mcm import MCMFeatureExtractor
 
 NOT_OFFERED = -1

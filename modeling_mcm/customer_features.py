@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from modeling_mcm.customer_model import CustomerModel
-from modeling_mcm.events_mcm import to_ids
-from modeling_mcm.extras import needs
+from .customer_model import CustomerModel
+from .events_mcm import to_ids
+from .extras import needs
 
 with needs("gbdt"):
     from sklearn.base import BaseEstimator, TransformerMixin

@@ -25,35 +25,17 @@ import torch
 from transformers import HfArgumentParser
 from transformers.utils import logging
 
-from modeling_mcm.data.dataset import PreparedData
-from modeling_mcm.data.guessing import FrameReader
-from modeling_mcm.data.schema import NO_CUTOFFS, EventSchema, read_schema
-from modeling_mcm.data.tables import read_table_file
-from modeling_mcm.events_mcm import (
-    SECONDS_PER_DAY,
-    Row,
-    Time,
-    check_columns,
-    events_before,
-    naming,
-    read_times,
-    to_ids,
-    to_text,
-)
-from modeling_mcm.files_mcm import read_json, write_json
-from modeling_mcm.live.explanations import Explanation, explain
-from modeling_mcm.live.related import similar, together
-from modeling_mcm.modeling_mcm import MCMPreTrainedModel
-from modeling_mcm.predictor_mcm import (
-    EMBEDDING,
-    LABEL_COLUMNS,
-    PREDICTING,
-    Columns,
-    Predictor,
-    Rows,
-    describe_labels,
-)
-from modeling_mcm.processing_mcm import MCMFeatureExtractor
+from .data.dataset import PreparedData
+from .data.guessing import FrameReader
+from .data.schema import NO_CUTOFFS, EventSchema, read_schema
+from .data.tables import read_table_file
+from .events_mcm import SECONDS_PER_DAY, Row, Time, check_columns, events_before, naming, read_times, to_ids, to_text
+from .files_mcm import read_json, write_json
+from .live.explanations import Explanation, explain
+from .live.related import similar, together
+from .modeling_mcm import MCMPreTrainedModel
+from .predictor_mcm import EMBEDDING, LABEL_COLUMNS, PREDICTING, Columns, Predictor, Rows, describe_labels
+from .processing_mcm import MCMFeatureExtractor
 
 logger = logging.get_logger(__name__)
 NUMBER = r"-?(0|[1-9]\d*)(\.\d*)?([eE][+-]?\d+)?"  # 007 is a text
@@ -129,7 +111,7 @@ class CustomerModel:
             ValueError: If the schema can't be guessed, or the log is too small. The message says what to give.
             FileExistsError: If the folder holds something already.
         """
-        from modeling_mcm.preparation import prepare  # the extra `data`
+        from .preparation import prepare  # the extra `data`
 
         table = _read_frame(events)
         if folder is not None and Path(folder).exists() and any(Path(folder).iterdir()):
@@ -160,7 +142,7 @@ class CustomerModel:
     def load(cls, folder: str | Path, events: object) -> "CustomerModel":
         """Loads what `save`, `finetune`, `mcm pretrain` or `mcm finetune --labels` wrote, for the events of some
         customers."""
-        from modeling_mcm.training.checkpoints import find_head, open_checkpoint, reading
+        from .training.checkpoints import find_head, open_checkpoint, reading
 
         path, reader = Path(folder, READER_FILE), None
         if path.is_file():
@@ -306,8 +288,8 @@ class CustomerModel:
         Raises:
             ValueError: If the table does not fit the log. The message names the customer, the column or the value.
         """
-        from modeling_mcm.training.finetuning import FineTuningOptions
-        from modeling_mcm.training.labels import LabelOptions, train_to_labels
+        from .training.finetuning import FineTuningOptions
+        from .training.labels import LabelOptions, train_to_labels
 
         with tempfile.TemporaryDirectory() as temporary:
             model, data, file, tuned = (
@@ -396,16 +378,16 @@ class CustomerModel:
             self._check_labels()
             if self.reader is None or self.reader.schema.cutoffs == NO_CUTOFFS:
                 raise ValueError("Nothing says what training did not read: evaluate what `fit` returned.")
-            from modeling_mcm.evaluation.comparison import compare_with_counting, mean_values
+            from .evaluation.comparison import compare_with_counting, mean_values
 
             data = self._prepare(folder, self.reader.schema)
             results = compare_with_counting(self.model, self.feature_extractor, data, "test")
             return mean_values(results, "next_visit_ndcg@10").rename_axis("method")
 
     def _evaluate_labels(self, folder: str, labels: object, label: str | None) -> pd.DataFrame:
-        from modeling_mcm.data.labels import NUMBER, LabelledCustomers, make_labels
-        from modeling_mcm.evaluation.labels import measure_labels
-        from modeling_mcm.training.labels import predict, read_inputs
+        from .data.labels import NUMBER, LabelledCustomers, make_labels
+        from .evaluation.labels import measure_labels
+        from .training.labels import predict, read_inputs
 
         if labels is None:
             raise ValueError("`labels` is missing: give a table of customer, `as_of` and label.")
@@ -449,7 +431,7 @@ class CustomerModel:
 
     def _prepare(self, folder: str | Path, schema: EventSchema | None = None) -> PreparedData:
         """The events as a prepared data set of this checkpoint."""
-        from modeling_mcm.preparation import prepare  # the extra `data`
+        from .preparation import prepare  # the extra `data`
 
         schema = schema or replace(read_schema(self.feature_extractor), cutoffs=NO_CUTOFFS)
         nothing = dict.fromkeys(schema.profile_columns) | {schema.customer: self.customers}  # as in `_row`
@@ -510,7 +492,7 @@ def _make_table(ids: Sequence[str], columns: Columns) -> pd.DataFrame:
 def _read_frame(events: object) -> pd.DataFrame:
     """A table, a file, or a list of these as a data frame. Raises `ValueError` if it is none, or has no row."""
     if isinstance(events, str | Path):
-        from modeling_mcm.preparation.sources import find_files  # the extra `data`
+        from .preparation.sources import find_files  # the extra `data`
 
         return _read_frame([_read_file(path) for path in find_files(str(events), "event")[0].paths])
     if isinstance(events, list | tuple) and events and not any(isinstance(each, Mapping) for each in events):
@@ -543,9 +525,9 @@ def _read_file(path: str) -> pd.DataFrame:
 
 def _pretrain(folder: Path, encoder: bool, values: Mapping[str, object]) -> None:
     """Runs what `mcm pretrain` runs on `folder/data`, into `folder/run`."""
-    from modeling_mcm.losses_mcm import Objective
-    from modeling_mcm.training.options import AUTO, NONE, ModelOptions, PretrainingArguments
-    from modeling_mcm.training.pretraining import chosen_recipe, pretrain
+    from .losses_mcm import Objective
+    from .training.options import AUTO, NONE, ModelOptions, PretrainingArguments
+    from .training.pretraining import chosen_recipe, pretrain
 
     kinds: list = [ModelOptions, Objective, PretrainingArguments]
     parser = HfArgumentParser(kinds)

@@ -28,14 +28,7 @@ from .configuration_mcm import FIRST_LABEL, MCMConfig
 from .embeddings_mcm import HeterogeneousEmbedding, MCMEmbeddings, ValueEmbedding, check_inputs
 from .files_mcm import check_files, check_loaded, check_weights, note_digests
 from .forecaster_mcm import CustomerForecasts, VisitForecaster
-from .losses_mcm import (
-    Objective,
-    Targets,
-    TaskLabels,
-    compute_in_parts,
-    group_customers,
-    task_losses,
-)
+from .losses_mcm import Objective, Targets, TaskLabels, compute_in_parts, group_customers, task_losses
 from .readout_mcm import READOUTS, PrefixEnds, find_prefixes
 from .scorer_mcm import HORIZON_DAYS, NEXT_VISIT, WITHIN, LabelScorer, Readout, read_histories
 from .state_mcm import CustomerState

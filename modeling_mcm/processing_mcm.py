@@ -26,16 +26,7 @@ from transformers.utils.hub import cached_file
 
 from .configuration_mcm import FIRST_VALUE_ID, MISSING_ID, UNKNOWN_ID
 from .encoding_mcm import Encoding
-from .events_mcm import (
-    IntArray,
-    as_column,
-    is_missing,
-    map_distinct,
-    naming,
-    read_as_of,
-    read_columns,
-    to_text,
-)
+from .events_mcm import IntArray, as_column, is_missing, map_distinct, naming, read_as_of, read_columns, to_text
 from .files_mcm import VOCABULARIES_NAME, CheckpointError, check_values, read_json, values_digest, write_json
 from .inputs_mcm import PER_EVENT, InputLayout, pad_rows
 from .schema_mcm import (

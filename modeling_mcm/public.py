@@ -15,24 +15,24 @@ from transformers import (
 )
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from modeling_mcm.action_mcm import MCMForActionRecommendation
-from modeling_mcm.candidates_mcm import CandidateSet
-from modeling_mcm.configuration_mcm import MCMConfig
-from modeling_mcm.customer_mcm import MCMForCustomerPrediction
-from modeling_mcm.customer_model import CustomerModel
-from modeling_mcm.evaluation.totals import forecast_total
-from modeling_mcm.live import LiveCustomer
-from modeling_mcm.live.explanations import explain
-from modeling_mcm.live.related import similar, together
-from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation, MCMModel, MCMPreTrainedModel
-from modeling_mcm.pipeline_mcm import (
+from .action_mcm import MCMForActionRecommendation
+from .candidates_mcm import CandidateSet
+from .configuration_mcm import MCMConfig
+from .customer_mcm import MCMForCustomerPrediction
+from .customer_model import CustomerModel
+from .evaluation.totals import forecast_total
+from .live import LiveCustomer
+from .live.explanations import explain
+from .live.related import similar, together
+from .modeling_mcm import MCMForMultiTaskRecommendation, MCMModel, MCMPreTrainedModel
+from .pipeline_mcm import (
     ActionScoresPipeline,
     CustomerEmbeddingPipeline,
     CustomerForecastPipeline,
     CustomerPredictionPipeline,
     PreferenceScoresPipeline,
 )
-from modeling_mcm.processing_mcm import MCMFeatureExtractor
+from .processing_mcm import MCMFeatureExtractor
 
 AutoConfig.register("mcm", MCMConfig, exist_ok=True)
 AutoModel.register(MCMConfig, MCMModel, exist_ok=True)

@@ -16,12 +16,13 @@ from pathlib import Path
 
 import torch
 
-from modeling_mcm.commands.arguments import command
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.option import option
 from modeling_mcm.page.app import build_page, launch_page
 from modeling_mcm.page.histories import Histories
 from modeling_mcm.training.checkpoints import find_head, open_checkpoint
+
+from .arguments import command
 
 
 @dataclass

@@ -23,7 +23,6 @@ import torch
 from transformers import PreTrainedModel
 
 from modeling_mcm.action_mcm import MCMForActionRecommendation
-from modeling_mcm.commands.arguments import command
 from modeling_mcm.data import PreparedData, check_vocabularies
 from modeling_mcm.data.offers import OfferReader, load_offers
 from modeling_mcm.evaluation.cases import EvaluationCases, comparison_cases, unseen_only
@@ -56,6 +55,8 @@ from modeling_mcm.predictor_mcm import Predictor
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.training.checkpoints import open_checkpoint
 from modeling_mcm.training.memory import keep_freed_memory
+
+from .arguments import command
 
 
 @dataclass

@@ -20,9 +20,10 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from modeling_mcm.commands.arguments import EngineOptions, command
 from modeling_mcm.files_mcm import locked
 from modeling_mcm.option import option
+
+from .arguments import EngineOptions, command
 
 
 @dataclass

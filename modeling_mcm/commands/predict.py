@@ -36,7 +36,6 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from modeling_mcm.action_mcm import MCMForActionRecommendation
-from modeling_mcm.commands.arguments import MEMORY_LIMIT, EngineOptions, command
 from modeling_mcm.data import NO_CUTOFFS, EventSchema, PreparedData, check_vocabularies, read_schema
 from modeling_mcm.data.dataset import MANIFEST_FILE
 from modeling_mcm.extras import needs
@@ -49,6 +48,8 @@ from modeling_mcm.scoring import Scorer, ScoringJob, forecast_total, score_on_sp
 from modeling_mcm.scoring.scorer import HISTORIES, check_folder, claim, is_whole
 from modeling_mcm.training.checkpoints import find_head, open_checkpoint
 from modeling_mcm.training.memory import keep_freed_memory
+
+from .arguments import MEMORY_LIMIT, EngineOptions, command
 
 MONTH = 30  # days: the horizon of totals
 

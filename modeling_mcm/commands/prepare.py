@@ -20,11 +20,12 @@ files, schema and options made it; otherwise the command ends with an error.
 from dataclasses import dataclass
 from pathlib import Path
 
-from modeling_mcm.commands.arguments import MEMORY_LIMIT, EngineOptions, command
 from modeling_mcm.data import EventSchema, PreparedManifest, read_schema
 from modeling_mcm.files_mcm import check_files
 from modeling_mcm.option import option
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
+
+from .arguments import MEMORY_LIMIT, EngineOptions, command
 
 DEMO = "complete_journey"
 

@@ -18,12 +18,13 @@ YAML file may hold any option, and flags win over it.
 
 from accelerate import PartialState
 
-from modeling_mcm.commands.arguments import named_options, parse_options, report_errors
 from modeling_mcm.losses_mcm import Objective
 from modeling_mcm.training.memory import keep_freed_memory
 from modeling_mcm.training.options import ModelOptions, PretrainingArguments
 from modeling_mcm.training.pretraining import chosen_recipe, pretrain
 from modeling_mcm.training.recipe import TRAINING
+
+from .arguments import named_options, parse_options, report_errors
 
 
 def main() -> None:

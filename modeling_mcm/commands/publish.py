@@ -19,10 +19,11 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from modeling_mcm.commands.arguments import command
 from modeling_mcm.hub import PublishingError, check_name, files_to_publish, model_card, publish, write_upload_folder
 from modeling_mcm.hub.folder import CARD_NAME
 from modeling_mcm.option import option
+
+from .arguments import command
 
 
 @dataclass

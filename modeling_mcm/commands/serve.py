@@ -23,7 +23,6 @@ from dataclasses import dataclass
 
 import torch
 
-from modeling_mcm.commands.arguments import command
 from modeling_mcm.data import PreparedManifest, check_vocabularies
 from modeling_mcm.extras import needs
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
@@ -31,6 +30,8 @@ from modeling_mcm.option import option
 from modeling_mcm.schema_mcm import check_integer
 from modeling_mcm.serving import CustomerService, EventStore, WorkerProcess, create_api
 from modeling_mcm.training.checkpoints import find_head, open_checkpoint
+
+from .arguments import command
 
 with needs("serve"):
     import uvicorn

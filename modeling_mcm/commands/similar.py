@@ -8,11 +8,12 @@ mcm similar --model runs/quickstart --task product_type --labels "PASTA SAUCE" "
 
 from dataclasses import dataclass
 
-from modeling_mcm.commands.arguments import command
 from modeling_mcm.live.related import similar, together
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.option import option
 from modeling_mcm.training.checkpoints import open_checkpoint
+
+from .arguments import command
 
 
 @dataclass

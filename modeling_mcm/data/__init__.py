@@ -5,9 +5,10 @@
 This room needs the base install alone. What makes a data set out of an event log is in `modeling_mcm.preparation`.
 """
 
-from modeling_mcm.data.dataset import PreparedData, PreparedManifest, check_vocabularies, load_prepared
-from modeling_mcm.data.schema import NO_CUTOFFS, EventSchema, read_schema
 from modeling_mcm.schema_mcm import FeatureSpec
+
+from .dataset import PreparedData, PreparedManifest, check_vocabularies, load_prepared
+from .schema import NO_CUTOFFS, EventSchema, read_schema
 
 __all__ = [
     "NO_CUTOFFS",

@@ -18,10 +18,11 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from modeling_mcm.configuration_mcm import UNKNOWN_ID
-from modeling_mcm.data.schema import EventSchema
 from modeling_mcm.events_mcm import BoolArray, IntArray, check_columns, run_starts
 from modeling_mcm.inputs_mcm import PER_EVENT, RowBatch
 from modeling_mcm.schema_mcm import check_choice
+
+from .schema import EventSchema
 
 CUTOFFS = ("validation", "test")
 IGNORED = -100  # label that no loss and no metric reads

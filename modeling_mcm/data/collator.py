@@ -21,18 +21,12 @@ from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import Dataset, Sampler
 
 from modeling_mcm.configuration_mcm import UNKNOWN_ID, MCMConfig
-from modeling_mcm.data.cases import (
-    IGNORED,
-    CaseEvents,
-    find_targets,
-    load_columns,
-    tell_unseen,
-    to_batch,
-)
 from modeling_mcm.events_mcm import SECONDS_PER_DAY, BoolArray, FloatArray, IntArray, pad_groups, run_starts
 from modeling_mcm.inputs_mcm import RowBatch
 from modeling_mcm.losses_mcm import Objective
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
+
+from .cases import IGNORED, CaseEvents, find_targets, load_columns, tell_unseen, to_batch
 
 ONE_PREFIX = ("random_prefix", "last_prefix")
 MASKED = 0.2  # share of the events that "masked_lm" masks

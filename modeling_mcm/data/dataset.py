@@ -19,9 +19,10 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from modeling_mcm.data.schema import EventSchema
 from modeling_mcm.files_mcm import atomic_write, file_digest, read_json, write_json
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
+
+from .schema import EventSchema
 
 MANIFEST_FILE = "manifest.json"
 CUSTOMER = "customer_id"  # the column of rows and of predictions that names the customer

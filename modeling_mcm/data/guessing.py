@@ -18,9 +18,10 @@ from numbers import Real
 import pandas as pd
 from pandas.api import types
 
-from modeling_mcm.data.schema import EventSchema
 from modeling_mcm.events_mcm import TIME_PATTERN, check_columns, read_zone, to_text
 from modeling_mcm.schema_mcm import TOKEN_TYPE
+
+from .schema import EventSchema
 
 # Words of column names by their meaning; the first word that a name has decides, and the first column. A name that
 # has nothing else but words for ids goes before: `user_id` before `user_age`.

@@ -21,8 +21,6 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from pandas.api import types
 
-from modeling_mcm.data.cases import load_columns
-from modeling_mcm.data.collator import PreparedRows
 from modeling_mcm.events_mcm import (
     SECONDS_PER_DAY,
     IntArray,
@@ -35,6 +33,9 @@ from modeling_mcm.events_mcm import (
 )
 from modeling_mcm.processing_mcm import MISSING_LABEL
 from modeling_mcm.schema_mcm import check_choice
+
+from .cases import load_columns
+from .collator import PreparedRows
 
 AUTO, BINARY, CLASSES, NUMBER = LABEL_KINDS = ("auto", "binary", "classes", "number")
 NUMBER_TYPES = ("integer", "floating", "mixed-integer-float", "decimal")  # as pandas infers them

@@ -26,16 +26,8 @@ import pandas as pd
 import torch
 from transformers.utils import logging
 
-from modeling_mcm.action_inputs_mcm import (
-    NOT_OFFERED,
-    EncodedActions,
-    RawActions,
-    read_actions,
-    write_day,
-)
+from modeling_mcm.action_inputs_mcm import NOT_OFFERED, EncodedActions, RawActions, read_actions, write_day
 from modeling_mcm.configuration_mcm import MCMConfig
-from modeling_mcm.data.collator import PreparedRows, batches_by_length
-from modeling_mcm.data.tables import read_table_file
 from modeling_mcm.events_mcm import (
     IntArray,
     check_columns,
@@ -47,6 +39,9 @@ from modeling_mcm.events_mcm import (
     to_ids,
 )
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
+
+from .collator import PreparedRows, batches_by_length
+from .tables import read_table_file
 
 TRAIN, VALIDATION, TEST = SPLITS = ("train", "validation", "test")
 OUTCOMES = ("click", "conversion")

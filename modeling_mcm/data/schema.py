@@ -16,7 +16,6 @@ from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from modeling_mcm.data.yaml_files import read_yaml
 from modeling_mcm.events_mcm import check_keys, naming, to_text
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.schema_mcm import (
@@ -31,6 +30,8 @@ from modeling_mcm.schema_mcm import (
     check_integer,
     check_text,
 )
+
+from .yaml_files import read_yaml
 
 NO_CUTOFFS = {"validation": datetime(9999, 1, 1), "test": datetime(9999, 1, 2)}
 """Cutoffs that no event reaches, for a schema by which nothing is split by time."""

@@ -6,8 +6,8 @@ This file imports the cases and the metrics. Every module here can be imported w
 baseline `lightgbm` needs the extra `gbdt`.
 """
 
-from modeling_mcm.evaluation.cases import comparison_cases, unseen_only
-from modeling_mcm.evaluation.metrics import (
+from .cases import comparison_cases, unseen_only
+from .metrics import (
     Interval,
     bootstrap_interval,
     customer_metrics,

@@ -27,14 +27,9 @@ from numpy.typing import NDArray
 
 from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.data.cases import compute_offsets
-from modeling_mcm.evaluation.histories import (
-    TaskHistory,
-    count_transitions,
-    read_history,
-    read_moments,
-    task_histories,
-)
-from modeling_mcm.evaluation.metrics import distinct_targets, ndcg_at_k, tie_ranks
+
+from .histories import TaskHistory, count_transitions, read_history, read_moments, task_histories
+from .metrics import distinct_targets, ndcg_at_k, tie_ranks
 
 POPULARITY_SHARE = 1e-3  # weight of the most popular label beside one personal event
 BATCH = 256  # customers whose scores are in memory at a time

@@ -27,8 +27,9 @@ from scipy.sparse import csr_array
 from modeling_mcm.configuration_mcm import FIRST_LABEL, MOST_IDS
 from modeling_mcm.data.cases import ENDS, CaseEvents, compute_offsets, count_pairs, load_columns, tell_unseen
 from modeling_mcm.data.dataset import PreparedData
-from modeling_mcm.evaluation.histories import read_history
 from modeling_mcm.events_mcm import SECONDS_PER_DAY, number_groups, run_starts
+
+from .histories import read_history
 
 logger = logging.getLogger(__name__)
 

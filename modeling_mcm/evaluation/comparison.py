@@ -22,14 +22,15 @@ from modeling_mcm.configuration_mcm import MCMConfig
 from modeling_mcm.data import PreparedData
 from modeling_mcm.data.collator import MCMCollator, PreparedRows, batches_by_length
 from modeling_mcm.data.cores import map_on_cores
-from modeling_mcm.evaluation.baselines import Baseline, MostPopular, NearestCustomers, Transitions, VisitFrequency
-from modeling_mcm.evaluation.cases import EvaluationCases, comparison_cases
-from modeling_mcm.evaluation.gbdt import LightGBMRanker
-from modeling_mcm.evaluation.metrics import Ranks, TargetRanks, measure, paired_difference
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.predictor_mcm import Predictor
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.scorer_mcm import HORIZON_DAYS
+
+from .baselines import Baseline, MostPopular, NearestCustomers, Transitions, VisitFrequency
+from .cases import EvaluationCases, comparison_cases
+from .gbdt import LightGBMRanker
+from .metrics import Ranks, TargetRanks, measure, paired_difference
 
 BASELINES: dict[str, type[Baseline]] = {
     "most_popular": MostPopular,

@@ -22,12 +22,13 @@ from numpy.typing import NDArray
 
 from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.data.cases import compute_offsets
-from modeling_mcm.evaluation.baselines import Baseline
-from modeling_mcm.evaluation.histories import TaskHistory, VisitSets
-from modeling_mcm.evaluation.metrics import ratio
 from modeling_mcm.events_mcm import number_groups, run_starts
 from modeling_mcm.extras import needs
 from modeling_mcm.features_mcm import describe_histories
+
+from .baselines import Baseline
+from .histories import TaskHistory, VisitSets
+from .metrics import ratio
 
 logger = logging.getLogger(__name__)
 PERIOD_DAYS, MAX_PERIODS, RECENT_PERIODS = 7, 52, 4

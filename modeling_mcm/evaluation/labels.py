@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from modeling_mcm.evaluation.metrics import weighted_ranking
+from .metrics import weighted_ranking
 
 
 def mean_auc(labels: ArrayLike, scores: ArrayLike) -> float:

@@ -28,8 +28,9 @@ from scipy.sparse import csr_array
 
 from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.data.cases import count_pairs
-from modeling_mcm.evaluation.cases import EvaluationCases
 from modeling_mcm.events_mcm import number_groups, pad_groups, run_starts
+
+from .cases import EvaluationCases
 
 CONFIDENCE, RESAMPLES = 0.95, 2000  # of bootstrap intervals
 TAILS = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]

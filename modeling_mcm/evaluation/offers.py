@@ -19,16 +19,9 @@ from scipy.special import expit
 from modeling_mcm.action_mcm import MCMForActionRecommendation
 from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.data.offers import OfferReader, Offers
-from modeling_mcm.evaluation.metrics import (
-    LIST_METRICS,
-    RESAMPLES,
-    TAILS,
-    Interval,
-    ratio,
-    tie_ranks,
-    weighted_ranking,
-)
 from modeling_mcm.events_mcm import pad_groups
+
+from .metrics import LIST_METRICS, RESAMPLES, TAILS, Interval, ratio, tie_ranks, weighted_ranking
 
 
 @torch.inference_mode()

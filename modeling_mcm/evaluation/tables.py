@@ -11,11 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
 
-from modeling_mcm.evaluation.cases import EvaluationCases, seen_labels
-from modeling_mcm.evaluation.histories import read_history
-from modeling_mcm.evaluation.metrics import Ranks, bootstrap_interval, list_properties
-from modeling_mcm.evaluation.reports import with_half_interval
 from modeling_mcm.files_mcm import atomic_write
+
+from .cases import EvaluationCases, seen_labels
+from .histories import read_history
+from .metrics import Ranks, bootstrap_interval, list_properties
+from .reports import with_half_interval
 
 VALUES_SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("method", "task", "metric", "customer_id")] + [("value", pa.float64())]

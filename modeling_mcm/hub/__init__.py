@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Publishing on the Hugging Face Hub: the folder with the model's code, the card, and the upload."""
 
-from modeling_mcm.hub.card import model_card
-from modeling_mcm.hub.folder import write_upload_folder
-from modeling_mcm.hub.privacy import Exposure
-from modeling_mcm.hub.publish import Published, PublishingError, check_name, files_to_publish, publish
+from .card import model_card
+from .folder import write_upload_folder
+from .privacy import Exposure
+from .publish import Published, PublishingError, check_name, files_to_publish, publish
 
 __all__ = [
     "Exposure",

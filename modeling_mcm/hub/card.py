@@ -13,9 +13,10 @@ from modeling_mcm.configuration_mcm import MCMConfig
 from modeling_mcm.data.examples import example_values
 from modeling_mcm.evaluation.metrics import CONFIDENCE
 from modeling_mcm.evaluation.reports import with_half_interval
-from modeling_mcm.hub.folder import ACTION_HEAD, read_object
-from modeling_mcm.hub.privacy import Exposure
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
+
+from .folder import ACTION_HEAD, read_object
+from .privacy import Exposure
 
 TEMPLATE = Path(__file__).with_name("templates") / "model_card.md.jinja"
 TAGS = ["mcm", "customer-model", "recommendation", "personalization", "sequential-recommendation"]

@@ -18,9 +18,10 @@ from transformers.dynamic_module_utils import get_relative_import_files
 from modeling_mcm.configuration_mcm import MCMConfig
 from modeling_mcm.data import check_vocabularies, load_prepared
 from modeling_mcm.files_mcm import damage, note_digests, read_json, write_json
-from modeling_mcm.hub.privacy import Exposure, hide_pairs, hide_values, rare_values, shared_pairs
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.training.checkpoints import find_head, open_checkpoint
+
+from .privacy import Exposure, hide_pairs, hide_values, rare_values, shared_pairs
 
 CONFIG_NAME, PREPROCESSOR_NAME, CARD_NAME = "config.json", "preprocessor_config.json", "README.md"
 WEIGHTS_NAME = "model.safetensors"

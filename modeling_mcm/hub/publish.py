@@ -17,14 +17,8 @@ from huggingface_hub.errors import HFValidationError, HTTPError, RepositoryNotFo
 from huggingface_hub.utils import validate_repo_id
 
 from modeling_mcm.files_mcm import VOCABULARIES_NAME
-from modeling_mcm.hub.folder import (
-    CARD_NAME,
-    CODE_ENDING,
-    CONFIG_NAME,
-    PREPROCESSOR_NAME,
-    WEIGHTS_NAME,
-    code_files,
-)
+
+from .folder import CARD_NAME, CODE_ENDING, CONFIG_NAME, PREPROCESSOR_NAME, WEIGHTS_NAME, code_files
 
 NAMED_FILES = {CARD_NAME, CONFIG_NAME, PREPROCESSOR_NAME, VOCABULARIES_NAME, WEIGHTS_NAME}
 WEIGHT_FILES = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")

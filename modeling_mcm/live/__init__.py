@@ -2,6 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A customer whose events come one by one, and why a label has its score. Stays at home: it is not published."""
 
-from modeling_mcm.live.customer import LiveCustomer
+from .customer import LiveCustomer
 
 __all__ = ["LiveCustomer"]

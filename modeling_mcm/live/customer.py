@@ -25,8 +25,6 @@ from modeling_mcm.action_inputs_mcm import EncodedActions
 from modeling_mcm.action_mcm import MCMForActionRecommendation
 from modeling_mcm.customer_mcm import MCMForCustomerPrediction
 from modeling_mcm.events_mcm import Time
-from modeling_mcm.live.explanations import Explanation, explain
-from modeling_mcm.live.history import LiveHistory
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.predictor_mcm import (
     EMBEDDING,
@@ -38,6 +36,9 @@ from modeling_mcm.predictor_mcm import (
     describe_offers,
 )
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
+
+from .explanations import Explanation, explain
+from .history import LiveHistory
 
 Heads = MCMForMultiTaskRecommendation | MCMForCustomerPrediction | MCMForActionRecommendation
 FORMAT = "mcm-live-6"  # of stored customers

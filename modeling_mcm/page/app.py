@@ -23,8 +23,9 @@ import pyarrow as pa
 import pyarrow.csv
 
 from modeling_mcm.extras import needs
-from modeling_mcm.page.histories import LIKELIEST, Histories
-from modeling_mcm.page.views import COLOURS, MONDAY, THIRDS, Page, make_safe, read_number, write_table
+
+from .histories import LIKELIEST, Histories
+from .views import COLOURS, MONDAY, THIRDS, Page, make_safe, read_number, write_table
 
 with needs("app"):
     import gradio as gr

@@ -15,8 +15,9 @@ import pandas as pd
 from modeling_mcm.data.dataset import CUSTOMER
 from modeling_mcm.forecaster_mcm import ALIVE, CHANCE, DAYS_TO_VISIT
 from modeling_mcm.live import LiveCustomer
-from modeling_mcm.page.histories import RHYTHM, VALUE, Histories
 from modeling_mcm.scoring.scorer import CHANCES, EMBEDDING, SCORES
+
+from .histories import RHYTHM, VALUE, Histories
 
 SHOWN_LABELS = 6  # of a task
 COMPARED, MOVES = 1000, 8  # labels that are compared before and after; shown of those

@@ -5,6 +5,6 @@
 Everything here needs the extra `data`. Training on prepared data and scoring them do not need this room.
 """
 
-from modeling_mcm.preparation.prepare import prepare
+from .prepare import prepare
 
 __all__ = ["prepare"]

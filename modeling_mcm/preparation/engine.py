@@ -22,13 +22,7 @@ with needs("data"):
     import ibis
     import ibis.expr.types as ir
 
-    from modeling_mcm.preparation.spark import (
-        SPARK,
-        open_session,
-        spark_session,
-        spark_settings,
-        worker_errors,
-    )
+    from .spark import SPARK, open_session, spark_session, spark_settings, worker_errors
 
 
 @contextmanager

@@ -21,9 +21,10 @@ import pyarrow.parquet as pq
 from modeling_mcm.data.dataset import CUSTOMER, PreparedData, write_table
 from modeling_mcm.events_mcm import check_columns, to_text
 from modeling_mcm.files_mcm import LOCK_SUFFIX, remove_abandoned, some
-from modeling_mcm.preparation.prepare import prepare
-from modeling_mcm.preparation.rows import read_distinct
-from modeling_mcm.preparation.sources import describe, find_files
+
+from .prepare import prepare
+from .rows import read_distinct
+from .sources import describe, find_files
 
 
 class Places:

@@ -19,26 +19,23 @@ import pyarrow as pa
 from transformers.utils import logging
 
 from modeling_mcm import __version__
-from modeling_mcm.data.dataset import (
-    FEATURE_EXTRACTOR_FOLDER,
-    MANIFEST_FILE,
-    PreparedManifest,
-)
+from modeling_mcm.data.dataset import FEATURE_EXTRACTOR_FOLDER, MANIFEST_FILE, PreparedManifest
 from modeling_mcm.data.schema import NO_CUTOFFS, EventSchema
 from modeling_mcm.extras import needs
 from modeling_mcm.files_mcm import atomic_folder
-from modeling_mcm.preparation.rows import ShardEncoder, write_shard
-from modeling_mcm.preparation.sources import Source, describe
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.schema_mcm import check_integer
+
+from .rows import ShardEncoder, write_shard
+from .sources import Source, describe
 
 with needs("data"):
     import ibis
     import ibis.expr.types as ir
 
-    from modeling_mcm.preparation.engine import caching, each_group, open_engine
-    from modeling_mcm.preparation.spark import SPARK
-    from modeling_mcm.preparation.tables import (
+    from .engine import caching, each_group, open_engine
+    from .spark import SPARK
+    from .tables import (
         LEAST_TARGET_VISITS,
         add_shard,
         check_same_features,

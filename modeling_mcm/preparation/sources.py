@@ -27,7 +27,8 @@ from transformers.utils import logging
 from modeling_mcm.data.schema import TextFormat
 from modeling_mcm.extras import needs
 from modeling_mcm.files_mcm import file_digest
-from modeling_mcm.preparation.text_files import TextReader
+
+from .text_files import TextReader
 
 with needs("data"):
     import ibis

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 from modeling_mcm.events_mcm import check_columns
 from modeling_mcm.extras import needs
-from modeling_mcm.preparation.rows import RowReader
-from modeling_mcm.preparation.sources import NULL, Source, check_files, detect_kind, find_files, list_addresses
+
+from .rows import RowReader
+from .sources import NULL, Source, check_files, detect_kind, find_files, list_addresses
 
 with needs("data"):
     import ibis

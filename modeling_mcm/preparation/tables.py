@@ -21,17 +21,18 @@ from transformers.utils import logging
 from modeling_mcm.data.schema import MOST_VALUES, NO_CUTOFFS, EventSchema
 from modeling_mcm.events_mcm import SECONDS_PER_DAY, check_columns
 from modeling_mcm.extras import needs
-from modeling_mcm.preparation.rows import BAD, RowReader
-from modeling_mcm.preparation.sources import Source, SourceTable
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.schema_mcm import DAYS_SINCE_VISIT, NUMERIC, ONE_TOKEN_TYPE, ROWS, FeatureSpec
+
+from .rows import BAD, RowReader
+from .sources import Source, SourceTable
 
 with needs("data"):
     import ibis
     import ibis.expr.types as ir
     from ibis import _
 
-    from modeling_mcm.preparation.spark import SPARK, read_on_spark
+    from .spark import SPARK, read_on_spark
 
 logger = logging.get_logger(__name__)
 

@@ -3,8 +3,9 @@
 """Scores all customers of a data set and writes the scores into a folder of predictions."""
 
 from modeling_mcm.evaluation.totals import GroupTotal, PastTotal, forecast_total
-from modeling_mcm.scoring.scorer import SCORES, Scorer, ScoringJob, score_on_spark
 from modeling_mcm.training.memory import keep_freed_memory
+
+from .scorer import SCORES, Scorer, ScoringJob, score_on_spark
 
 __all__ = [
     "SCORES",

@@ -30,18 +30,12 @@ from modeling_mcm.files_mcm import some
 from modeling_mcm.forecaster_mcm import MissingForecastsError
 from modeling_mcm.live.explanations import explain as explain_score
 from modeling_mcm.live.related import similar, together
-from modeling_mcm.predictor_mcm import (
-    EMBEDDING,
-    OFFERING,
-    Columns,
-    MissingHeadError,
-    describe_labels,
-    describe_offers,
-)
+from modeling_mcm.predictor_mcm import EMBEDDING, OFFERING, Columns, MissingHeadError, describe_labels, describe_offers
 from modeling_mcm.serving import answers
-from modeling_mcm.serving.answers import ERRORS, Deleted
-from modeling_mcm.serving.service import Batch, CustomerService, Incoming
-from modeling_mcm.serving.store import ServiceError
+
+from .answers import ERRORS, Deleted
+from .service import Batch, CustomerService, Incoming
+from .store import ServiceError
 
 with needs("serve"):
     from fastapi import APIRouter, Body, Depends, FastAPI, HTTPException, Query, Request

@@ -28,10 +28,11 @@ from modeling_mcm.live.customer import Heads
 from modeling_mcm.live.history import LiveHistory
 from modeling_mcm.predictor_mcm import RANKING, Predictor
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
-from modeling_mcm.serving.answers import Added, Customer
-from modeling_mcm.serving.store import MAX_ID, EventStore, ServiceError, Transaction, canonical
-from modeling_mcm.serving.worker import WorkerProcess
 from modeling_mcm.training.checkpoints import checkpoint_digest
+
+from .answers import Added, Customer
+from .store import MAX_ID, EventStore, ServiceError, Transaction, canonical
+from .worker import WorkerProcess
 
 with needs("serve"):
     from pydantic import BaseModel, Field

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
-from modeling_mcm.serving.store import ServiceError
 from modeling_mcm.training.checkpoints import checkpoint_digest, open_checkpoint
+
+from .store import ServiceError
 
 MOST_WAITING = 4  # calls at a time, with the one that is computed; each holds a thread of the service
 LOWEST_PRIORITY = 19

@@ -26,8 +26,9 @@ from modeling_mcm.data.dataset import MANIFEST_FILE
 from modeling_mcm.files_mcm import file_digest, write_json
 from modeling_mcm.option import option
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
-from modeling_mcm.training.fitting import minimize
-from modeling_mcm.training.resuming import FINE_TUNING, Facts, is_finished, output_folder_lock
+
+from .fitting import minimize
+from .resuming import FINE_TUNING, Facts, is_finished, output_folder_lock
 
 FOLDS, MANY = 5, 5_000  # folds of cross-validation; number of examples from which one of them is held out
 LEAST_SHARE = 1e-3  # of a fit, below which it is no part of an average

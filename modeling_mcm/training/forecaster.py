@@ -11,14 +11,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from modeling_mcm.forecaster_mcm import (
-    LEAST_AMOUNT,
-    VisitForecaster,
-    VisitHistory,
-    Visits,
-    select_visits,
-    smooth_rate,
-)
+from modeling_mcm.forecaster_mcm import LEAST_AMOUNT, VisitForecaster, VisitHistory, Visits, select_visits, smooth_rate
 
 SHIPPED_WEIGHTS = Path(__file__).resolve().parents[1] / "forecaster.safetensors"
 BACK_TESTS = (0.3, 0.5, 0.75)  # shares of the window after which the shop's own past is tested

@@ -37,9 +37,10 @@ from modeling_mcm.option import option
 from modeling_mcm.predictor_mcm import Predictor
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.state_mcm import ROTATED, WHITENED, CustomerState
-from modeling_mcm.training.checkpoints import read_checkpoint
-from modeling_mcm.training.finetuning import FineTuningOptions, HeadInputs, draw_folds, fine_tune, fit_linear
-from modeling_mcm.training.resuming import Facts
+
+from .checkpoints import read_checkpoint
+from .finetuning import FineTuningOptions, HeadInputs, draw_folds, fine_tune, fit_linear
+from .resuming import Facts
 
 logger = logging.get_logger(__name__)
 NEW = "prediction_head."

@@ -19,16 +19,10 @@ from modeling_mcm.data import PreparedData
 from modeling_mcm.data.offers import TEST, TRAIN, VALIDATION, OfferReader, load_offers
 from modeling_mcm.option import option
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
-from modeling_mcm.training.checkpoints import read_checkpoint
-from modeling_mcm.training.finetuning import (
-    FineTuningOptions,
-    HeadInputs,
-    compute_digest,
-    draw_folds,
-    fine_tune,
-    fit_linear,
-)
-from modeling_mcm.training.resuming import Facts
+
+from .checkpoints import read_checkpoint
+from .finetuning import FineTuningOptions, HeadInputs, compute_digest, draw_folds, fine_tune, fit_linear
+from .resuming import Facts
 
 logger = logging.get_logger(__name__)
 HEAD = "action_head."

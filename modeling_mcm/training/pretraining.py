@@ -29,10 +29,11 @@ from modeling_mcm.files_mcm import file_digest, write_json
 from modeling_mcm.losses_mcm import Objective
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
-from modeling_mcm.training.fitting import describe_customers, fill_label_values, popularity
-from modeling_mcm.training.options import AUTO, NONE, ModelOptions, PretrainingArguments
-from modeling_mcm.training.recipe import Fields, Recipe, make_config, recipe_for
-from modeling_mcm.training.resuming import (
+
+from .fitting import describe_customers, fill_label_values, popularity
+from .options import AUTO, NONE, ModelOptions, PretrainingArguments
+from .recipe import Fields, Recipe, make_config, recipe_for
+from .resuming import (
     PRETRAINING,
     Facts,
     check_processes,
@@ -42,8 +43,8 @@ from modeling_mcm.training.resuming import (
     output_folder_lock,
     step_size,
 )
-from modeling_mcm.training.scorer import ScorerFit
-from modeling_mcm.training.trainer import MCMTrainer
+from .scorer import ScorerFit
+from .trainer import MCMTrainer
 
 logger = logging.get_logger(__name__)
 # Options that say when the recipe evaluates, saves and ends. They belong together: if the command line sets one of

@@ -24,8 +24,9 @@ from transformers.trainer import TRAINER_STATE_NAME
 from modeling_mcm.data.collator import LengthGroupedSampler, MCMCollator
 from modeling_mcm.files_mcm import file_digest, write_json
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
-from modeling_mcm.training.options import PretrainingArguments
-from modeling_mcm.training.resuming import FILES, ResumedRun, step_size
+
+from .options import PretrainingArguments
+from .resuming import FILES, ResumedRun, step_size
 
 # Single parameters, and the factor on their learning rate: with that of a matrix they would hardly move.
 FAST_PARAMETERS, FAST_FACTOR = ("readout_scale",), 20.0
