@@ -17,7 +17,7 @@ from transformers import pipeline
 from modeling_mcm import MCMFeatureExtractor, MCMForCustomerPrediction
 from modeling_mcm.data import load_prepared
 from modeling_mcm.data.labels import LabelledCustomers, make_labels
-from modeling_mcm.evaluation.labels import measure_labels
+from modeling_mcm.evaluation.metrics import measure_labels
 from modeling_mcm.training.labels import fit_head, predict, read_inputs
 
 

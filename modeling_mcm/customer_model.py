@@ -386,7 +386,7 @@ class CustomerModel:
 
     def _evaluate_labels(self, folder: str, labels: object, label: str | None) -> pd.DataFrame:
         from .data.labels import NUMBER, LabelledCustomers, make_labels
-        from .evaluation.labels import measure_labels
+        from .evaluation.metrics import measure_labels
         from .training.labels import predict, read_inputs
 
         if labels is None:

@@ -36,7 +36,6 @@ from modeling_mcm.evaluation.comparison import (
 )
 from modeling_mcm.evaluation.metrics import measure
 from modeling_mcm.evaluation.offers import offer_metrics, score_offers
-from modeling_mcm.evaluation.reports import text_table, with_half_interval, write_report
 from modeling_mcm.evaluation.tables import (
     Summary,
     by_history,
@@ -45,6 +44,9 @@ from modeling_mcm.evaluation.tables import (
     list_table,
     metric_table,
     summary,
+    text_table,
+    with_half_interval,
+    write_report,
     write_values,
 )
 from modeling_mcm.extras import needs

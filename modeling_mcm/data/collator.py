@@ -11,8 +11,10 @@ All rows of a batch are computed together, in flat arrays: "events" is the numbe
 Shapes: B customers, L events (start row included), P prefixes, N labels of a customer, T tasks.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple, TypeVar
 
 import datasets
 import numpy as np
@@ -28,6 +30,8 @@ from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
 from .cases import IGNORED, CaseEvents, find_targets, load_columns, tell_unseen, to_batch
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 ONE_PREFIX = ("random_prefix", "last_prefix")
 MASKED = 0.2  # share of the events that "masked_lm" masks
 POOLED_GROUPS = 64  # number of groups whose rows are sorted by length together
@@ -92,6 +96,26 @@ def batches_by_length(lengths: ArrayLike, size: int) -> list[IntArray]:
     Rows of one length stay in their order."""
     order = np.argsort(lengths, kind="stable")
     return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def map_on_cores(
+    function: Callable[[Item], Result], items: Iterable[Item], device: torch.device | None = None
+) -> Iterator[Result]:
+    """Calls a function with each item, and yields the results in the order of the items. As many items are in work at
+    a time as torch has threads, and one where the work is on another device: operations on a batch of customers are
+    too small to be shared by cores."""
+    threads = torch.get_num_threads()
+    waiting: deque[Future[Result]] = deque()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads if device is None or device.type == "cpu" else 1) as pool:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) > threads:
+                    yield waiting.popleft().result()
+            yield from (each.result() for each in waiting)
+    finally:
+        torch.set_num_threads(threads)
 
 
 class LengthGroupedSampler(Sampler):

@@ -296,3 +296,16 @@ def read_schema(feature_extractor: MCMFeatureExtractor) -> EventSchema:
     schema = feature_extractor.schema
     values = {entry.name: getattr(schema, entry.name) for entry in fields(schema)}
     return EventSchema(**values | {"tasks": schema.tasks or (schema.token_feature.name,), "cutoffs": NO_CUTOFFS})
+
+
+def example_values(extractor: MCMFeatureExtractor, profile: bool = False) -> dict:
+    """A value that the model knows for each column of an event, or of a customer's profile; without customer, time and
+    visit."""
+    schema = extractor.schema
+    example: dict = {}
+    for spec in schema.profile if profile else schema.features:
+        is_kind = spec.column is not None and spec.column == schema.token_type
+        values = schema.target_token_types if is_kind else extractor.vocabularies.get(spec.name, ())
+        known = next((value for value in values if not value.startswith("[hidden ")), 1)
+        example |= dict.fromkeys(spec.columns, known)
+    return example

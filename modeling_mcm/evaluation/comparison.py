@@ -20,8 +20,7 @@ from transformers.utils.logging import tqdm
 
 from modeling_mcm.configuration_mcm import MCMConfig
 from modeling_mcm.data import PreparedData
-from modeling_mcm.data.collator import MCMCollator, PreparedRows, batches_by_length
-from modeling_mcm.data.cores import map_on_cores
+from modeling_mcm.data.collator import MCMCollator, PreparedRows, batches_by_length, map_on_cores
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.predictor_mcm import Predictor
 from modeling_mcm.processing_mcm import MCMFeatureExtractor

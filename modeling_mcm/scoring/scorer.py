@@ -25,8 +25,7 @@ from numpy.typing import NDArray
 from modeling_mcm.candidates_mcm import SEEN, CandidateSet
 from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.data.cases import to_batch
-from modeling_mcm.data.collator import batches_by_length
-from modeling_mcm.data.cores import map_on_cores
+from modeling_mcm.data.collator import batches_by_length, map_on_cores
 from modeling_mcm.data.dataset import CUSTOMER, PreparedManifest, write_table
 from modeling_mcm.data.offers import load_actions
 from modeling_mcm.data.tables import read_table_file

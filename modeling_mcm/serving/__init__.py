@@ -3,8 +3,7 @@
 """A checkpoint as an HTTP service with a store of events (extra `serve`)."""
 
 from .api import create_api
-from .service import CustomerService, Incoming
+from .service import CustomerService, Incoming, WorkerProcess
 from .store import EventStore, ServiceError
-from .worker import WorkerProcess
 
 __all__ = ["CustomerService", "EventStore", "Incoming", "ServiceError", "WorkerProcess", "create_api"]

@@ -22,7 +22,7 @@ from urllib.parse import quote, unquote
 
 from modeling_mcm.action_inputs_mcm import EncodedActions
 from modeling_mcm.candidates_mcm import SEEN
-from modeling_mcm.data.examples import example_values
+from modeling_mcm.data.schema import example_values
 from modeling_mcm.evaluation.totals import total_of_rows
 from modeling_mcm.events_mcm import RawEvent
 from modeling_mcm.extras import needs

@@ -12,12 +12,19 @@ request for the same customer meanwhile reads the store.
 
 import functools
 import json
+import multiprocessing
+import os
+import signal
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
+
+import torch
 
 from modeling_mcm.candidates_mcm import CandidateSet
 from modeling_mcm.configuration_mcm import UNKNOWN_ID
@@ -26,29 +33,29 @@ from modeling_mcm.events_mcm import RawEvent, Row, naming
 from modeling_mcm.extras import needs
 from modeling_mcm.live.customer import Heads
 from modeling_mcm.live.history import LiveHistory
+from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.predictor_mcm import RANKING, Predictor
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
-from modeling_mcm.training.checkpoints import checkpoint_digest
+from modeling_mcm.training.checkpoints import checkpoint_digest, open_checkpoint
 
 from .answers import Added, Customer
 from .store import MAX_ID, EventStore, ServiceError, Transaction, canonical
-from .worker import WorkerProcess
 
 with needs("serve"):
     from pydantic import BaseModel, Field
 
 IN_MEMORY = 1024  # customers that are kept
 MOST_CANDIDATE_SETS = 64  # of candidates that are kept
+MOST_WAITING = 4  # calls at a time, with the one that is computed; each holds a thread of the service
+LOWEST_PRIORITY = 19
 AHEAD = timedelta(seconds=60)  # by which the clock of a shop may be before that of the service
 
 
-@dataclass
-class _Customer:
+class _Customer(LiveHistory):
     """A customer in memory, as of which change."""
 
-    history: LiveHistory
-    epoch: str
-    sequence: int = 0
+    epoch = ""
+    sequence = 0
 
 
 @dataclass(frozen=True)
@@ -82,6 +89,76 @@ class Incoming(BaseModel, extra="forbid", frozen=True):
     customer_id: Identity
     event: RawEvent = Field(description="Values by column of the log.")
     profile: RawEvent | None = None
+
+
+class WorkerProcess:
+    """A process that computes slow answers with the lowest priority.
+
+    Args:
+        folder (`str`): Checkpoint, which the process opens itself.
+        digest (`str`): Digest of the checkpoint that the service has opened from this folder.
+    """
+
+    def __init__(self, folder: str, digest: str):
+        self._checkpoint = folder, digest
+        self._free = threading.Semaphore(MOST_WAITING)
+        self._lock = threading.Lock()
+        self._pool = self._start()
+
+    def _start(self) -> ProcessPoolExecutor:
+        context = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(1, context, _open, (*self._checkpoint, torch.get_num_threads()))
+        pool.submit(os.getpid)  # starts the process now, so that the first call need not wait for it
+        return pool
+
+    def __call__(self, function: Callable[..., Any], *values: object) -> Any:
+        """Calls a function with the model, the feature extractor and these values, which the process receives as
+        pickles. Raises [`ServiceError`] if too many others wait, or the process is lost."""
+        if not self._free.acquire(blocking=False):
+            raise ServiceError(
+                f"{MOST_WAITING} explanations or totals are being computed: try again in a moment, one after another."
+            )
+        pool = self._pool
+        try:
+            return pool.submit(_call, function, values).result()
+        except BrokenProcessPool as error:
+            with self._lock:
+                self._pool = self._start() if self._pool is pool else self._pool
+            raise ServiceError(
+                "The process of explanations and totals stopped, and starts again; the service's log says why."
+            ) from error
+        finally:
+            self._free.release()
+
+    def close(self) -> None:
+        """Stops the process after what it computes."""
+        self._pool.shutdown(cancel_futures=True)
+
+
+_checkpoint: tuple = ()  # model and feature extractor of this process
+
+
+def _open(folder: str, digest: str, threads: int) -> None:
+    """What the process does first; it ends when the service does, however that ends."""
+    global _checkpoint
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: the service stops this process itself
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    os.nice(LOWEST_PRIORITY)
+    torch.set_num_threads(threads)
+    _checkpoint = open_checkpoint(MCMForMultiTaskRecommendation, folder)
+    if checkpoint_digest(*_checkpoint) != digest:
+        raise ValueError(f"{folder} holds another checkpoint than when the service started: start it again.")
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+    os._exit(1)
+
+
+def _call(function: Callable[..., Any], values: tuple) -> Any:
+    return function(*_checkpoint, *values)
 
 
 class CustomerService:
@@ -160,14 +237,15 @@ class CustomerService:
                 customer = customers[customer_id] = self._read_customer(store, customer_id, locked=True)
                 new = self._new_events(store, customer_id, grouped[customer_id])
                 given = [event.profile for event in grouped[customer_id] if event.profile is not None][-1:]
-                if given and given[0] != customer.history.profile:
-                    history = LiveHistory(self.extractor, given[0], customer_id)
-                    history.add(customer.history.events)
-                    customer.history, customer.epoch = history, store.set_profile(customer_id, given[0])
+                if given and given[0] != customer.profile:
+                    events_before, sequence = customer.events, customer.sequence
+                    customer = customers[customer_id] = _Customer(self.extractor, given[0], customer_id)
+                    customer.add(events_before)
+                    customer.epoch, customer.sequence = store.set_profile(customer_id, given[0]), sequence
                     profiles += given
                 if new:
                     as_of = self.clock() + AHEAD if self.extractor.order is None else None
-                    late += [customer_id] * customer.history.add([*new.values()], as_of=as_of).late
+                    late += [customer_id] * customer.add([*new.values()], as_of=as_of).late
                     store.append(customer_id, customer.sequence, new)
                     customer.sequence += len(new)
                     added += new.values()
@@ -177,7 +255,7 @@ class CustomerService:
             "added": len(added),
             "known": len(events) - len(added),
             "late": late,
-            "customers": {name: len(customer.history.events) for name, customer in customers.items()},
+            "customers": {name: len(customer.events) for name, customer in customers.items()},
             "unknown_values": self.unknown_values(added, profiles),
         }
 
@@ -220,34 +298,23 @@ class CustomerService:
         with self.store.transaction() as store:
             for customer_id in dict.fromkeys(customer_ids):
                 customer = self._read_customer(store, customer_id)
-                if customer is None or not customer.history.visits:  # all events may have been deleted
+                if customer is None or not customer.visits:  # all events may have been deleted
                     batch.unknown.append(customer_id)
                     continue
-                history = customer.history
-                history.read_as_of(as_of)
-                batch.rows.append(history.row)
-                batch.customers.append(
-                    {
-                        "customer_id": customer_id,
-                        "events": len(history.events),
-                        "as_of": as_of or history.last_time,
-                    }
-                )
+                customer.read_as_of(as_of)
+                batch.rows.append(customer.row)
+                said = as_of or customer.last_time
+                batch.customers.append({"customer_id": customer_id, "events": len(customer.events), "as_of": said})
                 self._keep(customer_id, customer)
         if batch.unknown and not may_be_unknown:
             words = "send an event with this customer_id to POST /events first"
             raise ServiceError(f"No customer {batch.unknown[0]!r} is known: {words}.", 404)
         return batch
 
-    def candidate_set(
-        self,
-        tasks: tuple[str, ...],
-        candidates: tuple[str, ...] = (),
-        exclude: str | tuple[str, ...] | None = None,
-        per_group: str | None = None,
-    ) -> CandidateSet:
+    def candidate_set(self, *asked: Any) -> CandidateSet:
         """The labels that may be answered: those of a request, or of the table of candidates as it is now. A set is
-        kept for further requests until the table changes."""
+        kept for further requests until the table changes. `asked` are tasks, and if a request says so candidates,
+        labels to exclude and a limit, as [`CandidateSet`] takes them."""
         stamp = None
         if self.candidates is not None:
             try:
@@ -255,18 +322,13 @@ class CustomerService:
             except OSError as error:
                 raise ServiceError(f"The table of candidates can't be read ({error}): put it back.") from error
             stamp = (facts.st_mtime_ns, facts.st_size, facts.st_ino)
-        return self._sets(stamp, tasks, candidates, exclude, per_group)
+        return self._sets(stamp, *asked)
 
     def _make_set(
-        self,
-        stamp: object,
-        tasks: tuple[str, ...],
-        candidates: tuple[str, ...],
-        exclude: object,
-        per_group: str | None,
+        self, stamp: object, tasks: tuple[str, ...], candidates: object = None, *others: Any
     ) -> CandidateSet:
         table = candidates or (None if stamp is None else read_table_file(str(self.candidates)))
-        return CandidateSet(self.model, self.extractor, tasks, table, exclude, per_group)
+        return CandidateSet(self.model, self.extractor, tasks, table, *others)
 
     # ------------------------------------------------------------------------------------------------------- memory
 
@@ -280,9 +342,10 @@ class CustomerService:
                 return None
             epoch, profile = stored
             if customer is None or customer.epoch != epoch:
-                customer = _Customer(LiveHistory(self.extractor, profile, customer_id), epoch)
+                customer = _Customer(self.extractor, profile, customer_id)
+                customer.epoch = epoch
             if rows := store.events(customer_id, customer.sequence):
-                customer.history.add([json.loads(row.event) for row in rows])
+                customer.add([json.loads(row.event) for row in rows])
                 customer.sequence = rows[-1].sequence
         except (ValueError, TypeError, LookupError, AttributeError) as error:
             raise ServiceError(

@@ -30,7 +30,7 @@ from modeling_mcm.data.labels import (
 )
 from modeling_mcm.data.schema import NO_CUTOFFS
 from modeling_mcm.data.tables import read_table_file
-from modeling_mcm.evaluation.labels import mean_auc, measure_labels, rank_correlation
+from modeling_mcm.evaluation.metrics import mean_auc, measure_labels, rank_correlation
 from modeling_mcm.events_mcm import SECONDS_PER_DAY, naming
 from modeling_mcm.files_mcm import file_digest
 from modeling_mcm.option import option

@@ -30,6 +30,7 @@ from .resuming import FILES, ResumedRun, step_size
 
 # Single parameters, and the factor on their learning rate: with that of a matrix they would hardly move.
 FAST_PARAMETERS, FAST_FACTOR = ("readout_scale",), 20.0
+AVERAGE = "average.safetensors"  # file of a checkpoint
 WORTH_AN_EPOCH = 0.002  # a loss that falls by less does not keep a training going
 
 
@@ -43,8 +44,6 @@ class WeightAverage(TrainerCallback):
     Raises:
         ValueError: If `decay` is not between 0 and 1.
     """
-
-    FILE = "average.safetensors"
 
     def __init__(self, model: torch.nn.Module, decay: float):
         if not 0 < decay < 1:
@@ -72,13 +71,9 @@ class WeightAverage(TrainerCallback):
         for weight, averaged in zip(self.model.parameters(), self.average.module.parameters(), strict=True):
             weight.data.copy_(averaged.data)
 
-    def save(self, folder: Path) -> None:
-        """Writes the average to the file `average.safetensors` of a checkpoint folder."""
-        save_file(self.average.state_dict(), folder / self.FILE)
-
     def load(self, folder: Path) -> None:
         """Reads the average from a checkpoint folder."""
-        self.average.load_state_dict(load_file(folder / self.FILE))
+        self.average.load_state_dict(load_file(folder / AVERAGE))
 
 
 class MCMTrainer(Trainer):
@@ -182,8 +177,8 @@ class MCMTrainer(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Saves the model as `Trainer` does, and in a checkpoint the average of the weights beside it."""
         super().save_model(output_dir, _internal_call)
-        if _internal_call and self.weight_average is not None and self.args.should_save:
-            self.weight_average.save(Path(str(output_dir)))
+        if _internal_call and self.weight_average and self.args.should_save:
+            save_file(self.weight_average.average.state_dict(), Path(str(output_dir), AVERAGE))
 
     def gather_model(self) -> MCMForMultiTaskRecommendation:
         """Gathers the trained model of FSDP: whole weights in every process. The trainer goes on with these."""

@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from modeling_mcm.data.cores import map_on_cores
+from modeling_mcm.data.collator import map_on_cores
 
 
 @pytest.fixture

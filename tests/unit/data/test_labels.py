@@ -12,7 +12,7 @@ from modeling_mcm import MCMForCustomerPrediction
 from modeling_mcm.data import load_prepared
 from modeling_mcm.data.labels import LabelledCustomers, make_labels
 from modeling_mcm.data.tables import read_table_file
-from modeling_mcm.evaluation.labels import mean_auc, measure_labels, rank_correlation
+from modeling_mcm.evaluation.metrics import mean_auc, measure_labels, rank_correlation
 from modeling_mcm.events_mcm import SECONDS_PER_DAY, events_before
 from modeling_mcm.predictor_mcm import Predictor
 from modeling_mcm.training.labels import read_inputs
