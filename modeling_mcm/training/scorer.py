@@ -295,12 +295,14 @@ class ScorerFit:
         is_known = cast(torch.Tensor, self.comes)[example, question]
         log_p, came = (logits - total[example]).double()[is_known], comes.double()[is_known]
 
-        def loss_of_chances(chance: torch.Tensor) -> torch.Tensor:
-            return F.binary_cross_entropy(scorer.chances(chance, log_p).clamp(1e-7, 1 - 1e-7), came)
+        def loss_of_chances(a: torch.Tensor, log_b: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+            chances = scorer.chances([a, log_b.exp(), c], log_p).clamp(1e-7, 1 - 1e-7)
+            # Few cases say little of how chances rise with scores, which they do in any case
+            return F.binary_cross_entropy(chances, came) + (log_b.square() + (c / 10).square()) / (2 * len(came))
 
         if question in self.questions and len(came):
-            (chance,) = minimize(loss_of_chances, [torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64)], **SEARCH)
-            scorer.chance[task, question] = chance.float()
+            a, log_b, c = minimize(loss_of_chances, [*torch.zeros(3, dtype=torch.float64)], **SEARCH)
+            scorer.chance[task, question] = torch.stack([a, log_b.exp(), c])
 
     @torch.no_grad()
     def measure_encoder(self, model: MCMForMultiTaskRecommendation) -> float:

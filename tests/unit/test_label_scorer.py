@@ -226,7 +226,10 @@ def test_small_logs_are_fitted(tmp_path, customers, items):
     log = [(user, place, "buy", f"item {(user + place) % items}") for user in range(customers) for place in range(6)]
     columns = ["user", "place", "kind", "item"]
     data = prepare_items(tmp_path, log, columns, order="place", cutoffs="leave_one_out", **KINDS)
-    assert ScorerFit(make_model(data), data).ndcg[0][0].nanmean() > 0
+    fit = ScorerFit(make_model(data), data)
+    assert fit.ndcg[0][0].nanmean() > 0
+    level = LabelScorer.chances(fit.scorer.chance[-1, NEXT_VISIT], torch.full((items,), 1 / items).log())
+    assert level.sum() == pytest.approx(1, abs=0.5)  # a visit has one item
 
 
 def test_the_figure_of_counts_alone_is_that_of_evaluation(tmp_path):
