@@ -13,7 +13,6 @@ A thin face over schema, preparation, training and the [`Predictor`]; each of th
 
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -172,7 +171,6 @@ class CustomerModel:
         customers: Iterable | None = None,
         k: int = 10,
         tasks: Sequence[str] | None = None,
-        task: str | None = None,
         candidates: object = None,
         exclude: object = None,
         per_group: tuple[str, int] | None = None,
@@ -185,13 +183,11 @@ class CustomerModel:
         Args:
             customers (`Iterable`, *optional*): Ids of customers. Default: all.
             k (`int`): Number of labels of each task.
-            tasks (`Sequence[str]`), task (`str`, *optional*): Names of the tasks, or of one. Default: all.
+            tasks (`Sequence[str]`, *optional*): Names of the tasks. Default: all.
             candidates, exclude, per_group, horizon_days, as_of: as in [`PreferenceScoresPipeline`].
         """
         self._check_labels()
-        if task is not None and tasks not in (None, [task]):
-            raise ValueError(f"`task` is {task!r} and `tasks` {tasks!r}: give one of them.")
-        names = self._predictor.tasks(tasks if task is None else [task])
+        names = self._predictor.tasks(tasks)
         choice = self._predictor.candidates(names, candidates, exclude, per_group)
         ids, columns = self._ask(customers, as_of, tasks=names, k=k, candidates=choice, horizon_days=horizon_days)
         rows = [
@@ -433,7 +429,7 @@ class CustomerModel:
         """The events as a prepared data set of this checkpoint."""
         from .preparation import prepare  # the extra `data`
 
-        schema = schema or replace(read_schema(self.feature_extractor), cutoffs=NO_CUTOFFS)
+        schema = schema or read_schema(self.feature_extractor)
         nothing = dict.fromkeys(schema.profile_columns) | {schema.customer: self.customers}  # as in `_row`
         prepare(self._events, schema, folder, profile=pd.DataFrame(nothing), feature_extractor=self.feature_extractor)
         return PreparedData(folder)

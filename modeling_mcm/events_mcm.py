@@ -228,6 +228,11 @@ def read_as_of(value: object, zone: tzinfo) -> float:
     return float(value)
 
 
+def to_iso(seconds: float) -> str:
+    """A time as text."""
+    return str(np.datetime64(int(seconds), "s"))
+
+
 def read_times(column: object, time_zone: str) -> IntArray:
     """Converts a column of times to whole seconds since 1970-01-01; see [`to_seconds`]. Raises
     `ValueError` if a value is no time."""

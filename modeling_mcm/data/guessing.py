@@ -370,7 +370,7 @@ def is_time(values: pd.Series) -> bool:
     """Whether a column has times, as such or as text."""
     known = values.dropna()
     kind = types.infer_dtype(known)
-    if types.is_datetime64_any_dtype(values) or kind in ("date", "datetime"):
+    if kind in ("date", "datetime", "datetime64"):
         return True
     if kind != "string" or not len(known):
         return False
@@ -384,7 +384,7 @@ def find_time_format(times: pd.Series) -> str | None:
     known, name = times.dropna().drop_duplicates(), times.name
     if not len(known):
         raise ValueError(f"Column {name!r} has no time: fill it, or give schema={{'time': 'COLUMN'}}.")
-    if types.is_timedelta64_dtype(times) or types.infer_dtype(known) == "timedelta":
+    if types.infer_dtype(known).startswith("timedelta"):
         raise ValueError(
             f"Column {name!r} has durations such as {known.iloc[0]}, expected times: add them to the time at which "
             f"they begin, as in pd.Timestamp('2024-01-01') + events[{name!r}]."

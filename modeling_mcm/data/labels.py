@@ -29,6 +29,7 @@ from modeling_mcm.events_mcm import (
     naming,
     read_times,
     to_ids,
+    to_iso,
     to_text,
 )
 from modeling_mcm.processing_mcm import MISSING_LABEL
@@ -37,10 +38,9 @@ from modeling_mcm.schema_mcm import check_choice
 from .cases import load_columns
 from .collator import PreparedRows
 
-AUTO, BINARY, CLASSES, NUMBER = LABEL_KINDS = ("auto", "binary", "classes", "number")
+AUTO, CLASSES, NUMBER = LABEL_KINDS = ("auto", "classes", "number")
 NUMBER_TYPES = ("integer", "floating", "mixed-integer-float", "decimal")  # as pandas infers them
 ERROR, DROP = ON_UNKNOWN = ("error", "drop")
-MOST_NAMED = 3
 FEWEST = 5  # labels with a value that is a feature
 
 
@@ -49,7 +49,7 @@ class CustomerLabels:
     """Labels of customers, in the order of the table."""
 
     name: str  # name of the label's column
-    kind: str  # "binary", "classes" or "number"
+    kind: str  # "classes" or "number"
     customer_ids: NDArray  # (N,): id of each label's customer
     times: IntArray  # (N,): time of each label, in seconds since 1970-01-01
     values: NDArray  # (N,): ids of classes (int64), from 0, or numbers (float32)
@@ -112,7 +112,7 @@ def make_labels(
 
     Args:
         table (`pandas.DataFrame`): The table, with one row per customer and time.
-        kind (`str`): Kind of the label: "binary", "classes" or "number". With "auto" text and booleans are classes,
+        kind (`str`): Kind of the label: "classes" or "number". With "auto" text and booleans are classes,
             and numbers are numbers, except a column of 0 and 1 alone, which holds two classes.
         time_zone (`str`): Time zone to which times with a zone are converted, as in the event schema.
 
@@ -142,7 +142,7 @@ def make_labels(
     if repeats.any():
         index = int(repeats.argmax())
         raise ValueError(
-            f"Customer {ids[index]!r} has two labels at {_iso(times[index])}, and {int(repeats.sum())} rows repeat "
+            f"Customer {ids[index]!r} has two labels at {to_iso(times[index])}, and {int(repeats.sum())} rows repeat "
             "a customer and time; keep one row of each."
         )
     kind, values, classes = _read_values(table[label], f"Label {label!r}", kind)
@@ -181,18 +181,12 @@ def _read_values(column: pd.Series, what: str, kind: str) -> tuple[str, NDArray,
         return NUMBER, numbers.astype(np.float32), ()
     texts = [str(to_text(value)) for value in values]
     classes = sorted(set(texts), key=float if is_number else None)
-    if kind == BINARY and len(classes) > 2:
-        raise ValueError(
-            f"{what} has {len(classes)} values, such as {', '.join(classes[:MOST_NAMED])}, and two classes "
-            "were asked for."
-        )
     if len(classes) > max(2, len(texts) / 2):
         raise ValueError(
             f"{what} has {len(classes)} classes in {len(texts)} labels, such as {classes[0]!r}: too few of "
             "each to learn. Is it a number with some text in it?"
         )
-    kind = BINARY if len(classes) <= 2 else CLASSES
-    return kind, pd.Categorical(texts, classes).codes.astype(np.int64), tuple(classes)
+    return CLASSES, pd.Categorical(texts, classes).codes.astype(np.int64), tuple(classes)
 
 
 def _fit_column(column: pd.Series, name: str) -> dict[str, float]:
@@ -206,10 +200,6 @@ def _fit_column(column: pd.Series, name: str) -> dict[str, float]:
         counts = zip(classes, np.bincount(values).tolist(), strict=True)
         means |= {name: count / len(column) for name, count in counts if count >= FEWEST}
     return dict(sorted(means.items()))  # as JSON files have them
-
-
-def _iso(seconds: int) -> str:
-    return str(np.datetime64(int(seconds), "s")).replace("T", " ").removesuffix(" 00:00:00")
 
 
 class LabelledCustomers:
@@ -232,8 +222,8 @@ class LabelledCustomers:
         first, end = times[batch.starts], int(times.max())
         if len(late := np.flatnonzero(labels.times > end + SECONDS_PER_DAY)):
             raise ValueError(
-                f"{len(late)} labels are of times that the log does not reach: it ends on {_iso(end)}, customer "
-                f"{labels.customer_ids[late[0]]!r} has a label of {_iso(labels.times[late[0]])}. What came between "
+                f"{len(late)} labels are of times that the log does not reach: it ends on {to_iso(end)}, customer "
+                f"{labels.customer_ids[late[0]]!r} has a label of {to_iso(labels.times[late[0]])}. What came between "
                 "would be missing from the history; prepare the log up to the labels, or leave these rows out."
             )
         row_indices = pd.Index(batch.column("customer_id")).get_indexer(labels.customer_ids)
@@ -243,8 +233,8 @@ class LabelledCustomers:
             first_bad = has_history.argmin()
             raise ValueError(
                 f"{int((~has_history).sum())} labels are of times before any event of their customer, such as "
-                f"{_iso(labels.times[first_bad])} of {labels.customer_ids[first_bad]!r}, so that nothing is known of "
-                f"them; {len(set(labels.customer_ids[~is_known]))} customers of the labels are not in the prepared "
+                f"{to_iso(labels.times[first_bad])} of {labels.customer_ids[first_bad]!r}, so that nothing is known "
+                f"of them; {len(set(labels.customer_ids[~is_known]))} customers of the labels are not in the prepared "
                 "data set: prepare the log with their events, or leave them out (--on_unknown drop)."
             )
         with_history = np.flatnonzero(has_history)

@@ -44,14 +44,6 @@ class TargetEvents:
     # seen are negative
     labels: NDArray
 
-    @classmethod
-    def of(cls, case: NDArray, label: NDArray, cases: int) -> "TargetEvents":
-        """Makes the labels of so many cases from flat ones, case after case."""
-        return cls(compute_offsets(np.bincount(case, minlength=cases)), label)
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
     def __getitem__(self, case: int) -> NDArray:
         return self.labels[self.offsets[case] : self.offsets[case + 1]]
 
@@ -126,7 +118,7 @@ def find_cases(
         case = case_of_row[batch.row[with_label]]
         if horizon:
             case, labels, _ = count_pairs(case, labels)
-        targets[task] = TargetEvents.of(case, labels, len(chosen))
+        targets[task] = TargetEvents(compute_offsets(np.bincount(case, minlength=len(chosen))), labels)
     past = batch.select(events.history)
     visited = past.row[run_starts(past.row, past.column("visits"))]
     cases = EvaluationCases(
@@ -191,7 +183,8 @@ def unseen_only(rows: Dataset, cases: EvaluationCases, tasks: Sequence[str] | No
         case = number_groups(np.diff(events.offsets))[0]
         is_new = (known[case, events.labels.clip(min=0)] == 0) | (events.labels < FIRST_LABEL)
         if is_new.any():
-            targets[task], seen[task] = TargetEvents.of(case[is_new], events.labels[is_new], len(cases)), known
+            offsets = compute_offsets(np.bincount(case[is_new], minlength=len(cases)))
+            targets[task], seen[task] = TargetEvents(offsets, events.labels[is_new]), known
         else:
             del targets[task]
             logger.warning("Task %r is left out: its customers had seen all labels of its targets before.", task)

@@ -17,15 +17,13 @@ import torch
 
 from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.encoding_mcm import days_between
-from modeling_mcm.events_mcm import SECONDS_PER_DAY, BoolArray, Row, Time, select_events
+from modeling_mcm.events_mcm import SECONDS_PER_DAY, BoolArray, Row, Time, select_events, to_iso
 from modeling_mcm.features_mcm import COUNTED, FEATURES
 from modeling_mcm.inputs_mcm import first_kept, until
 from modeling_mcm.modeling_mcm import MCMPreTrainedModel
 from modeling_mcm.predictor_mcm import Predictor, Rows
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.schema_mcm import DAYS_SINCE_VISIT
-
-from .history import to_iso
 
 EVENTS_AT_ONCE = 2**13  # number of events in a batch of histories
 LEFT_OUT_VISITS = 48  # number of visits that are left out, one at a time

@@ -17,6 +17,7 @@ from modeling_mcm.events_mcm import (
     naming,
     read_columns,
     read_times,
+    to_iso,
     to_place,
     to_text,
 )
@@ -25,6 +26,7 @@ from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.schema_mcm import ROWS
 
 BEFORE_ALL = -(2**63)  # before every time
+COLUMNS = np.ndarray, list, tuple
 PLACE = attrgetter("start", "key")  # of a visit among the others
 
 
@@ -160,8 +162,9 @@ class LiveHistory:
         a value that can't be read."""
         extractor = self.feature_extractor
         with naming(self.name):
-            if isinstance(events, Mapping) and not (events and all(map(_is_column, events.values()))):  # one event
-                events = [events]
+            if isinstance(events, Mapping):  # one event, or columns
+                kinds = {hasattr(value, "to_numpy") or isinstance(value, COLUMNS) for value in events.values()}
+                events = events if kinds == {True} else [events]
             columns, count = read_columns(events, extractor._encoding.schema.event_columns)
         plain = {}
         for name, column in columns.items():
@@ -206,7 +209,7 @@ class LiveHistory:
 
 def _to_plain(value: object) -> object:
     """Converts a raw value for JSON: text, numbers, booleans and lists of them stay, other values become text."""
-    if isinstance(value, np.ndarray | list | tuple):
+    if isinstance(value, COLUMNS):
         return [_to_plain(each) for each in as_list(value)]
     if is_missing(value):
         return None
@@ -215,12 +218,3 @@ def _to_plain(value: object) -> object:
     if isinstance(value, float) and not np.isfinite(value):
         return str(value)  # JSON has no infinity; as text it is read as the same number
     return value if isinstance(value, str | int | float) else to_text(value)
-
-
-def _is_column(value: object) -> bool:
-    return hasattr(value, "to_numpy") or isinstance(value, np.ndarray | list | tuple)
-
-
-def to_iso(seconds: float) -> str:
-    """A time as text."""
-    return str(np.datetime64(int(seconds), "s"))

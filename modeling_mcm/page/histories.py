@@ -43,13 +43,13 @@ from modeling_mcm.events_mcm import (
     read_times,
     select_events,
     to_ids,
+    to_iso,
     to_text,
     value_reader,
 )
 from modeling_mcm.files_mcm import file_digest, read_json, write_json
 from modeling_mcm.live.customer import LiveCustomer
 from modeling_mcm.live.explanations import visit_rhythm
-from modeling_mcm.live.history import to_iso
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation, MCMPreTrainedModel
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.scoring.scorer import PREDICTED, SCORES, Scorer, ScoringJob

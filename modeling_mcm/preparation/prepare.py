@@ -21,6 +21,7 @@ from transformers.utils import logging
 from modeling_mcm import __version__
 from modeling_mcm.data.dataset import FEATURE_EXTRACTOR_FOLDER, MANIFEST_FILE, PreparedManifest
 from modeling_mcm.data.schema import NO_CUTOFFS, EventSchema
+from modeling_mcm.events_mcm import to_iso
 from modeling_mcm.extras import needs
 from modeling_mcm.files_mcm import atomic_folder
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
@@ -48,13 +49,6 @@ with needs("data"):
 
 ROWS_PER_SHARD, MOST_ROWS_PER_SHARD = 1024, 1_000_000  # the rows of a shard are in memory at the same time
 LIBRARIES = ("ibis-framework", "duckdb", "pyarrow", "numpy", "transformers", "datasets")
-
-
-def _versions(connection: ibis.BaseBackend) -> dict[str, str]:
-    """The versions of Python and of the libraries that make a data set, by name."""
-    names = (*LIBRARIES, *([SPARK] if connection.name == SPARK else []))
-    versions = {"python": platform.python_version(), "modeling-mcm": __version__}
-    return versions | {name: importlib.metadata.version(name) for name in names}
 
 
 def _reusable(output_dir: Path, facts: dict, overwrite: bool, reuse: bool) -> PreparedManifest | None:
@@ -114,7 +108,8 @@ def _check_periods(counts: dict, schema: EventSchema) -> None:
         if not counts[key]:
             cutoffs = ", ".join(f"{name} {schema.cutoff(name)}" for name in ("validation", "test"))
             raise ValueError(
-                f"{where} ({cutoffs}), and the log runs from {counts['first']} to {counts['last']}; move the cutoffs."
+                f"{where} ({cutoffs}), and the log runs from {to_iso(counts['first'])} to {to_iso(counts['last'])}; "
+                "move the cutoffs."
             )
 
 
@@ -247,7 +242,10 @@ def prepare(
             )
         counts |= {kind: dict(totals[kind]) for kind in ("missing", "unknown")}
         counts |= dict(totals["events"]) | dict(totals["cases"])
+        libraries = [*LIBRARIES, SPARK] if is_spark else LIBRARIES
+        versions = {"python": platform.python_version(), "modeling-mcm": __version__}
+        versions |= {name: importlib.metadata.version(name) for name in libraries}
         manifest = PreparedManifest(
-            counts=counts, versions=_versions(connection), shards=shards, measures=dict(totals["measures"]), **facts
+            counts=counts, versions=versions, shards=shards, measures=dict(totals["measures"]), **facts
         )
         return manifest.save(target)

@@ -38,7 +38,7 @@ from modeling_mcm.events_mcm import (
 from modeling_mcm.files_mcm import file_digest
 from modeling_mcm.inputs_mcm import RowBatch
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
-from modeling_mcm.schema_mcm import NUMERIC, ROWS, FeatureSpec
+from modeling_mcm.schema_mcm import NUMERIC, ROWS
 
 BAD = ("bad_column", "bad_reason")  # of a row with a value that can't be read: the column, and what is wrong
 ROWS_PER_ROW_GROUP = 256
@@ -67,7 +67,10 @@ class RowReader:
         self._numbers = {column for spec in self.specs for column in spec.columns} - others
         text, flag = pa.string(), pa.bool_()
         of_event = {} if profile else {"second": pa.int64(), "visit": text, "is_target": flag, "to_predict": flag}
-        of_features = {name: _arrow_type(spec) for name, spec in self.stored.items()}
+        of_features = {
+            name: pa.float64() if spec.kind == NUMERIC else text if spec.item is None else pa.list_(text)
+            for name, spec in self.stored.items()
+        }
         self.arrow = pa.schema({"customer_id": text} | of_event | of_features | dict.fromkeys(BAD, text))
 
     def read(self, blocks: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -114,16 +117,13 @@ class RowReader:
 
     def _to_predict(self, events: Events) -> BoolArray:
         tasks = [spec for spec in self.specs if spec.name in self.log.tasks and spec != self.log.token_feature]
-        has_label = [_has_value(spec, events.values[self.log.sources[spec.name]]) for spec in tasks]
+        has_label = [
+            events.values[self.log.sources[spec.name]]
+            .map(lambda value, least=spec.item or 0: value is not None and len(value) >= least)
+            .expand(np.bool_)
+            for spec in tasks
+        ]
         return events.is_target & (np.any(has_label, axis=0) if tasks else True)
-
-
-def _has_value(spec: FeatureSpec, values: Distinct) -> BoolArray:
-    return values.map(lambda value: value is not None and len(value) >= (spec.item or 0)).expand(np.bool_)
-
-
-def _arrow_type(spec: FeatureSpec) -> pa.DataType:
-    return pa.float64() if spec.kind == NUMERIC else pa.string() if spec.item is None else pa.list_(pa.string())
 
 
 def _as_arrow(column: Column, kind: pa.DataType) -> pa.Array:

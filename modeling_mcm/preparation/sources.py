@@ -98,7 +98,7 @@ def describe(source: Source) -> dict | None:
     seen: dict[tuple, str] = {}
     for index, files in enumerate(parts):
         for path in files.paths:
-            digest = file_digest(path) if is_local(files.filesystem) else str(files.filesystem.checksum(path))
+            digest = file_digest(path) if "file" in files.filesystem.protocol else str(files.filesystem.checksum(path))
             digests[files.name(path) if len(parts) == 1 else f"{index}/{files.name(path)}"] = digest
             other = seen.setdefault((digest, *files.path_columns(path).items()), path)
             if other is not path:
@@ -147,13 +147,10 @@ def _find(address: str, what: str) -> InputFiles:
             f"The {what} file {address} is neither .parquet, .csv nor .tsv, nor a folder with such a file; convert it "
             "or pass an Ibis table."
         )
-    root, *paths = (each if is_local(filesystem) else filesystem.unstrip_protocol(each) for each in (root, *found))
+    root, *paths = (
+        each if "file" in filesystem.protocol else filesystem.unstrip_protocol(each) for each in (root, *found)
+    )
     return InputFiles(root, tuple(paths), filesystem)
-
-
-def is_local(filesystem: AbstractFileSystem) -> bool:
-    """Says whether a file system is that of this machine."""
-    return "file" in filesystem.protocol
 
 
 def check_files(

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from transformers.utils import logging
 
 from modeling_mcm.data.schema import MOST_VALUES, NO_CUTOFFS, EventSchema
-from modeling_mcm.events_mcm import SECONDS_PER_DAY, check_columns
+from modeling_mcm.events_mcm import SECONDS_PER_DAY, check_columns, to_iso
 from modeling_mcm.extras import needs
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.schema_mcm import DAYS_SINCE_VISIT, NUMERIC, ONE_TOKEN_TYPE, ROWS, FeatureSpec
@@ -110,7 +110,7 @@ def _one_row(table: ir.Table) -> dict:
 
 def choose_events(events: ir.Table, schema: EventSchema, cache: Callable[..., ir.Table]) -> tuple[ir.Table, dict]:
     """Leaves out the events that the schema says, finds the periods, and counts. Returns the events that stay, with
-    `period`; and the counts by name, with `first` and `last`, times as text."""
+    `period`; and the counts by name, with `first` and `last`, times."""
     whole, counts = _drop_and_count(events, schema, cache)
     dated = add_period(whole, schema)
     if schema.leaves_one_out:
@@ -131,15 +131,11 @@ def choose_events(events: ir.Table, schema: EventSchema, cache: Callable[..., ir
             test_events=(_.period == 2).sum(),
         )
     )
-    if schema.order is None:
-        is_future = counts["last"] > datetime.now(UTC).timestamp() + SECONDS_PER_DAY
-        for key in ("first", "last"):
-            counts[key] = str(np.datetime64(counts[key], "s")).replace("T", " ")
-        if is_future:
-            logger.warning(
-                f"The log has events of {counts['last']}, which is not yet: the clock of a source may be wrong. They "
-                "count as their customers' latest; correct them, or leave them out."
-            )
+    if schema.order is None and counts["last"] > datetime.now(UTC).timestamp() + SECONDS_PER_DAY:
+        logger.warning(
+            f"The log has events of {to_iso(counts['last'])}, which is not yet: the clock of a source may be wrong. "
+            "They count as their customers' latest; correct them, or leave them out."
+        )
     return latest, counts
 
 

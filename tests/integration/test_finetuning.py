@@ -171,7 +171,7 @@ def test_evaluation_of_offers_prints_and_writes_a_table(
 
 def test_a_label_is_learned_and_what_was_found_on_other_customers_is_kept(tuned, event_log, labels):
     facts = read_facts(tuned["likes"])
-    assert (facts["label"], facts["kind"], facts["classes"]) == ("likes", "binary", ["false", "true"])
+    assert (facts["label"], facts["kind"], facts["classes"]) == ("likes", "classes", ["false", "true"])
     assert facts["labels"] + facts["validation"]["labels"] == 34 and facts["validation"]["labels"] == 7
     assert facts["left_out"] == 0 and 0 <= facts["validation"]["auc"] <= 1
     assert 0 <= facts["yardsticks"]["days since the last event"] <= 1

@@ -256,7 +256,7 @@ def test_lists_are_of_the_customers_that_are_asked_for(fitted):
     model = fitted[0]
     table = model.recommend(["c07", "c03"], k=3)
     assert list(table["customer"].unique()) == ["c07", "c03"] and len(table) == 2 * 2 * 3
-    assert len(model.recommend(k=1, task="aisle")) == 34
+    assert len(model.recommend(k=1, tasks=["aisle"])) == 34
 
 
 def test_lists_from_what_is_in_stock(fitted, log):
@@ -322,7 +322,7 @@ def test_answers_of_a_log_in_a_time_zone_count_from_its_last_event(fitted, log, 
 def test_who_has_no_candidate_has_no_row(fitted):
     model = fitted[0]
     gone = pd.DataFrame({"who": "c07", "item": model.feature_extractor.vocabularies["item"]})
-    assert set(model.recommend(["c07", "c03"], k=2, task="item", exclude=gone)["customer"]) == {"c03"}
+    assert set(model.recommend(["c07", "c03"], k=2, tasks=["item"], exclude=gone)["customer"]) == {"c03"}
 
 
 def test_labels_are_explained_and_those_found_that_are_alike_or_go_together(fitted):
@@ -358,8 +358,7 @@ ASKED = {
     "nobody": (lambda model: model.embed([]), "`customers` is empty"),
     "unknown label": (lambda model: model.explain("c07", "item 99"), "No task of .* has the label 'item 99'"),
     "half a label": (lambda model: model.recommend(k=1.5), r"number of labels is 1.5 \(float\): give a whole number"),
-    "two words": (lambda model: model.recommend(task="item", tasks=["aisle"]), "give one of them"),
-    "unknown task": (lambda model: model.recommend(task="colour"), r"No tasks \['colour'\]"),
+    "unknown task": (lambda model: model.recommend(tasks=["colour"]), r"No tasks \['colour'\]"),
     "days without list": (lambda model: model.forecast(days=30), r"`days` is 30; give a list .* days=\[30\]"),
     "uneven candidates": (
         lambda model: model.recommend(candidates={"item": ["item 03"], "aisle": ["aisle 0", "aisle 1"]}),

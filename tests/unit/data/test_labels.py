@@ -29,9 +29,9 @@ def read(values, **options):
 
 # Values and options of `make_labels`; then the label's kind, classes and values
 KINDS = """
-[true, false, true, true] ; {} -> binary ; ['false', 'true'] ; [1, 0, 1, 1]
-[0, 1, 1, 0] ; {} -> binary ; ['0', '1'] ; [0, 1, 1, 0]
-[stays, leaves, stays, stays] ; {} -> binary ; [leaves, stays] ; [1, 0, 1, 1]
+[true, false, true, true] ; {} -> classes ; ['false', 'true'] ; [1, 0, 1, 1]
+[0, 1, 1, 0] ; {} -> classes ; ['0', '1'] ; [0, 1, 1, 0]
+[stays, leaves, stays, stays] ; {} -> classes ; [leaves, stays] ; [1, 0, 1, 1]
 ['1', '2', 3+, '1', '2', 3+] ; {} -> classes ; ['1', '2', 3+] ; [0, 1, 2, 0, 1, 2]
 [10, 9, 9, 10, 2, 2] ; {kind: classes} -> classes ; ['2', '9', '10'] ; [2, 1, 1, 2, 0, 0]
 [3, 4.5, 0, 1] ; {} -> number ; [] ; [3, 4.5, 0, 1]
@@ -80,8 +80,7 @@ def test_columns_and_kinds_that_do_not_fit_are_refused():
         (table[:0], {}, "The labels have no rows"),
         (pd.concat([table, table[["time"]]], axis=1), {}, "several columns 'time'; rename"),
         (table, {"kind": "number"}, "holds text such as 'a', and a number was asked"),
-        (table, {"kind": "binary"}, "has 3 values, such as a, b, c, and two classes"),
-        (table, {"kind": "yes"}, "`kind` is 'yes'; choose auto or binary"),
+        (table, {"kind": "yes"}, "`kind` is 'yes'; choose auto or classes"),
     ):
         with pytest.raises(ValueError, match=message):
             make_labels(given, **options)
@@ -165,7 +164,7 @@ def test_customers_and_times_that_the_log_does_not_know_are_refused_or_left_out_
     assert kept.dropped == 1 and kept.labels.customer_ids.tolist() == ["c00", "c02", "c03"]
     assert kept.labels.values.tolist() == [0, 1, 0] and len(kept.histories([0, 2])) == 2
     early = make_labels(make_table([0, 1, 1, 0], "2016-05-01"))
-    with pytest.raises(ValueError, match="4 labels are of times before any event.*2016-05-01 of 'c00'.*nothing is kn"):
+    with pytest.raises(ValueError, match="4 labels are of times before any event.*2016-05-01T00:00:00 of 'c00'"):
         LabelledCustomers(rows, early)
     with pytest.raises(ValueError, match="No label is left: none of the 4"):
         LabelledCustomers(rows, early, "drop")
