@@ -19,7 +19,18 @@ import torch
 from numpy.typing import NDArray
 
 from .configuration_mcm import MISSING_ID, UNKNOWN_ID, MCMConfig
-from .events_mcm import Distinct, Row, check_columns, naming, number_groups, read_table, read_times, run_starts, to_ids
+from .events_mcm import (
+    Distinct,
+    Row,
+    check_columns,
+    naming,
+    number_groups,
+    read_table,
+    read_times,
+    run_starts,
+    to_ids,
+    to_iso,
+)
 from .processing_mcm import MCMFeatureExtractor
 
 NOT_OFFERED = -1
@@ -55,7 +66,7 @@ class RawActions(NamedTuple):
 
 def write_day(seconds: int) -> str:
     """The day of a time, as text."""
-    return str(np.datetime64(int(seconds), "s").astype("datetime64[D]"))
+    return to_iso(seconds)[:10]
 
 
 def read_actions(actions: object, time_zone: str) -> RawActions:

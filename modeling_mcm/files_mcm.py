@@ -44,12 +44,14 @@ class CheckpointError(ValueError):
 def atomic_write(path: str | Path) -> Iterator[Path]:
     """Context manager that writes a file whole or not at all.
 
-    It yields the path of a temporary file in the same folder. When the block ends, the temporary file is flushed to
-    the disk and renamed to `path`. After an error the earlier file is unchanged and the temporary file is removed. If
-    `path` is a symbolic link, the file that it points to is written. An existing file keeps its permissions. Raises
-    `OSError` if the disk is full or the file may not be written; the message names the path.
+    It yields the path of a temporary file in the same folder, which is made if there is none. When the block ends,
+    the temporary file is flushed to the disk and renamed to `path`. After an error the earlier file is unchanged and
+    the temporary file is removed. If `path` is a symbolic link, the file that it points to is written. An existing
+    file keeps its permissions. Raises `OSError` if the disk is full or the file may not be written; the message names
+    the path.
     """
     place = Path(os.path.realpath(path))
+    place.parent.mkdir(parents=True, exist_ok=True)
     remove_abandoned(place)
     partial = _beside(place, "partial")
     try:

@@ -23,7 +23,7 @@ histories of one file and the scores of one batch, for any number of customers.
 """
 
 import shutil
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -200,14 +200,6 @@ def _totals(options: PredictionOptions, model: MCMPreTrainedModel) -> list[str]:
     return lines
 
 
-def _session(engine: EngineOptions) -> AbstractContextManager:
-    if engine.engine != "spark":
-        return nullcontext()
-    with needs("spark"):
-        from modeling_mcm.preparation.spark import spark_session
-    return spark_session(engine.spark)
-
-
 def _last_event(data: PreparedData) -> int:
     """Time of a data set's last event, in seconds since 1970."""
     files = (data.folder / shard["file"] for shard in data.manifest.shards)
@@ -246,8 +238,15 @@ def run(options: PredictionOptions, engine: EngineOptions) -> str:
     many customers there are and how many files were written. A `ValueError` is raised if the options, the checkpoint
     and the data do not fit together."""
     state, folder = PartialState(cpu=not torch.cuda.is_available()), Path(options.output_dir)
-    if engine.engine == "spark" and state.num_processes > 1:
-        raise ValueError("--engine spark divides the work by itself: start one process, without accelerate launch.")
+    opening: Any = nullcontext()
+    if engine.engine == "spark":
+        if state.num_processes > 1:
+            raise ValueError(
+                "--engine spark divides the work by itself: start one process, without accelerate launch."
+            )
+        with needs("spark"):
+            from modeling_mcm.preparation.spark import spark_session
+        opening = spark_session(engine.spark)
     head = find_head(options.model)
     options, of_tasks = options.of_head(head), head in (MCMForMultiTaskRecommendation, MCMModel)
     model, extractor = open_checkpoint(head, options.model)
@@ -255,7 +254,7 @@ def run(options: PredictionOptions, engine: EngineOptions) -> str:
     totals = _totals(options, model) if options.total and state.is_main_process else []
     digest = tensors_digest(model.state_dict())
     check_folder(folder)
-    with _session(engine) as session:
+    with opening as session:
         with state.main_process_first():
             if options.events:
                 _prepare_log(options, extractor, engine)

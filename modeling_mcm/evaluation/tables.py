@@ -100,7 +100,6 @@ def summary(results: pd.DataFrame) -> Summary:
 def write_values(path: Path, customer_ids: Sequence[str], results: pd.DataFrame) -> None:
     """Writes a Parquet file with one row for each method, task, metric and customer, whole or not at all. `value` is
     NaN for a customer without a target in the task. `customer_ids` are in the order of the cases."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as partial, pq.ParquetWriter(partial, VALUES_SCHEMA) as writer:
         for names, values in results.items():
             columns = [*(pa.repeat(name, len(values)) for name in names), pa.array(customer_ids, pa.string())]
@@ -127,5 +126,4 @@ def write_report(table: Sequence[Sequence[str]], caption: str, path: Path) -> No
     page = path.read_text(encoding="utf-8") if path.exists() else ""
     before, start, rest = page.partition("<!-- results -->\n")
     _, end, after = rest.partition("<!-- /results -->")
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, before + start + text + end + after if end else text)

@@ -132,10 +132,9 @@ def write_upload_folder(
                 config["values_digest"] = extractor.values_digest  # placeholders are other values
         counts = {name: len(values) for name, values in rare.items()}
         exposure = Exposure(least, counts, min_customers is not None, pairs)
-    target.mkdir(parents=True, exist_ok=True)
-    save_file(weights, target / WEIGHTS_NAME, metadata={"format": "pt"})
     # Keys are sorted as transformers does, but not those of vocabularies.
     write_json(target / CONFIG_NAME, config, sort_keys=True)
+    save_file(weights, target / WEIGHTS_NAME, metadata={"format": "pt"})
     note_digests(target)
     extractor.save_pretrained(target)
     for path in code_files():

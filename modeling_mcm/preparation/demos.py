@@ -79,7 +79,6 @@ def build_complete_journey(output_dir: str | Path, offers: bool = False) -> list
             "run `pip install modeling-mcm[demo]`."
         )
     target = Path(output_dir)
-    target.mkdir(parents=True, exist_ok=True)
     with duckdb.connect() as connection:
         for path in (Path(spec.origin).parent / "data").glob("*.parquet"):
             connection.read_parquet(str(path)).create_view(path.stem)

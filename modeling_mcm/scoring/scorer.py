@@ -159,7 +159,6 @@ def claim(job: ScoringJob, digests: Mapping[str, str], customers: int) -> None:
                 f"{folder} holds predictions of another {', '.join(changed)}: choose another --output_dir, or remove "
                 "that one."
             )
-    folder.mkdir(parents=True, exist_ok=True)
     for partial in folder.glob(".*.partial"):  # what a run that was killed left
         shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
     write_json(path, identity, indent=1)

@@ -6,7 +6,6 @@ Shapes: N examples, D numbers, V labels of all tasks, O outputs of the head.
 """
 
 import hashlib
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -23,7 +22,7 @@ from scipy.special import softmax
 
 from modeling_mcm.data import PreparedData, check_vocabularies
 from modeling_mcm.data.dataset import MANIFEST_FILE
-from modeling_mcm.files_mcm import file_digest, write_json
+from modeling_mcm.files_mcm import file_digest, read_json, write_json
 from modeling_mcm.option import option
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
@@ -209,7 +208,7 @@ def fine_tune(
     output = Path(options.output_dir or f"runs/{kind}")
     with output_folder_lock(output):
         if is_finished(output, FINE_TUNING, run):
-            return json.loads((output / FINE_TUNING).read_text(encoding="utf-8"))
+            return read_json(output / FINE_TUNING)
         facts = fit(tuned, extractor) | {
             "seed": options.seed,
             "seconds": time.monotonic() - start,

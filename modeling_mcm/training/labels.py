@@ -203,7 +203,7 @@ def train_to_labels(options: FineTuningOptions, label_options: LabelOptions) -> 
         inputs, days = read_inputs(model, extractor, customers)
         values = torch.from_numpy(labels.values)
         folds = draw_folds(labels.customer_ids[trained_on], options.seed)
-        shares = fit_head(model, inputs.of(trained_on), values[trained_on], folds)
+        fit_head(model, inputs.of(trained_on), values[trained_on], folds)
         metrics: dict[str, float] = {}
         yardsticks: dict[str, float] = {}
         if len(held_out):
@@ -226,7 +226,6 @@ def train_to_labels(options: FineTuningOptions, label_options: LabelOptions) -> 
             "left_out": customers.dropped,
             "validation": metrics | {"labels": len(held_out)},
             "yardsticks": yardsticks,
-            "penalties": dict(zip(map(str, PENALTIES), shares.sum(0).tolist(), strict=True)),
         }
 
     read = partial(read_checkpoint, MCMForCustomerPrediction, new=(NEW,), **labels.of(trained_on).model_options())

@@ -82,14 +82,13 @@ def train_to_offers(options: FineTuningOptions, offer_options: OfferOptions) -> 
         y = torch.from_numpy(np.column_stack([table[outcomes].fillna(-1), weights])).float()
         folds = draw_folds(table["customer_id"].to_numpy(), options.seed)
         std = inputs.numbers.std(0).clamp(min=LEAST_STD)
-        shares, parameters = fit_linear(inputs, y, len(outcomes), compute_loss, folds, PENALTIES, [(1 / std, 1.0)])
+        _, parameters = fit_linear(inputs, y, len(outcomes), compute_loss, folds, PENALTIES, [(1 / std, 1.0)])
         head = model.action_head.requires_grad_(False)
         stored = head.numbers.weight, head.labels.weight, head.numbers.bias
         for parameter, value in zip(stored, parameters, strict=True):
             parameter.copy_(value)
         logger.info(f"Fitted to {len(table):,} of {len(trained.table):,} offers.")
-        facts = {"groups": table["group_id"].nunique(), "offers": len(table), "outcomes": outcomes}
-        return facts | {"penalties": dict(zip(map(str, PENALTIES), shares[0].tolist(), strict=True))}
+        return {"groups": table["group_id"].nunique(), "offers": len(table), "outcomes": outcomes}
 
     digest = compute_digest(str(offer_options.offers), ("*.parquet",))
     read = partial(read_checkpoint, MCMForActionRecommendation, new=(HEAD,), action_outcomes=outcomes)

@@ -23,7 +23,16 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
-from modeling_mcm.files_mcm import CheckpointError, check_files, damage, file_digest, locked, some, write_json
+from modeling_mcm.files_mcm import (
+    CheckpointError,
+    check_files,
+    damage,
+    file_digest,
+    locked,
+    read_json,
+    some,
+    write_json,
+)
 
 logger = logging.get_logger(__name__)
 PRETRAINING, FINE_TUNING = "pretraining.json", "finetuning.json"  # records, which a run writes as its last file
@@ -66,7 +75,7 @@ def checkpoint_fault(checkpoint: Path) -> str | None:
     """Says which file is missing or damaged that a run needs to go on from a checkpoint; `None` if all are whole."""
     if fault := damage(checkpoint / FILES) or damage(checkpoint / TRAINER_STATE_NAME):
         return fault
-    for name, digest in json.loads((checkpoint / FILES).read_text(encoding="utf-8")).items():
+    for name, digest in read_json(checkpoint / FILES).items():
         try:
             if file_digest(checkpoint / name) != digest:
                 return f"{checkpoint / name} is damaged"
@@ -115,7 +124,7 @@ def is_finished(folder: Path, record: str, run: Facts, is_writer: bool = True) -
             raise RunError(
                 f"{folder} holds {some(foreign)}, and nothing says what they were made with ({fault}), {advice}"
             )
-    elif changes := _changes(json.loads(path.read_text(encoding="utf-8")), run):
+    elif changes := _changes(read_json(path), run):
         raise RunError(f"{folder} holds a model that was trained otherwise ({some(changes)}), {advice}")
     elif (folder / record).exists():
         try:
