@@ -6,8 +6,6 @@ Training, fine-tuning, scoring of prepared data and the pipelines need the base 
 its packages inside [`needs`].
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

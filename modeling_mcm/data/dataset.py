@@ -5,8 +5,6 @@
 A folder is a data set if and only if it holds a manifest, which preparation writes last.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping
@@ -76,7 +74,7 @@ class PreparedManifest:
         return EventSchema.from_dict(self.schema)
 
     @classmethod
-    def load(cls, directory: str | Path) -> PreparedManifest:
+    def load(cls, directory: str | Path) -> "PreparedManifest":
         """Reads `manifest.json`, and compares the digests of what is beside the shards. Raises `FileNotFoundError` if
         the folder holds no manifest, so that it is no data set or an unfinished one. Raises `ValueError` if the
         manifest has another format version, or one of these files is damaged."""
@@ -98,7 +96,7 @@ class PreparedManifest:
         _check_digests(path.parent, manifest.files)
         return manifest
 
-    def save(self, directory: str | Path) -> PreparedManifest:
+    def save(self, directory: str | Path) -> "PreparedManifest":
         """Writes `manifest.json` in one step, and returns it with the digests of the other files. Raises `OSError` if
         the file can't be written."""
         folder = Path(directory)

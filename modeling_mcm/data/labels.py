@@ -10,8 +10,6 @@
 What is wrong in the table is reported here, before anything is trained. `docs/fine_tuning.md` has a worked example.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -59,7 +57,7 @@ class CustomerLabels:
     def __len__(self) -> int:
         return len(self.values)
 
-    def of(self, indices: ArrayLike) -> CustomerLabels:
+    def of(self, indices: ArrayLike) -> "CustomerLabels":
         """Selects some of the labels."""
         indices = np.asarray(indices, np.int64)
         chosen = {name: getattr(self, name)[indices] for name in ("customer_ids", "times", "values")}

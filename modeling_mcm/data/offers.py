@@ -14,8 +14,6 @@ event. An action that covers several values (any of twenty products) has several
 Shapes: G groups, N offers.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -64,7 +62,7 @@ class Offers:
     outcomes: list[str]
     actions: RawActions
 
-    def of(self, splits: Sequence[str]) -> Offers:
+    def of(self, splits: Sequence[str]) -> "Offers":
         """Selects the offers of some splits."""
         return replace(self, table=self.table[self.table["split"].isin(splits)].reset_index(drop=True))
 
@@ -90,7 +88,7 @@ class Offers:
                     "out."
                 )
 
-    def check_times(self, training_end: int, evaluated: Offers) -> None:
+    def check_times(self, training_end: int, evaluated: "Offers") -> None:
         """Checks that training, which reads these offers, sees nothing of the time in which the model is evaluated.
         Raises `ValueError` if the pre-training data, or offers of the training, reach into it."""
         first = evaluated.table["time"].min()

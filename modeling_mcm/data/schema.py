@@ -9,8 +9,6 @@ An entry of `features` is one feature, or several features that read one column:
 "Action|Comedy" (`max_items`), or the levels of a path such as "appliances.kitchen.kettle" (`levels`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
@@ -200,7 +198,7 @@ class EventSchema(LogSchema, TextFormat):
     max_events_per_customer: int = MOST_PERIOD_EVENTS
 
     @classmethod
-    def from_yaml(cls, path: str | Path) -> EventSchema:
+    def from_yaml(cls, path: str | Path) -> "EventSchema":
         """Reads a schema file. Raises `ValueError` if the file or a key is wrong. The message names the file, the key
         and the fix. Raises `OSError` if the file can't be opened."""
         content = read_yaml(path)
@@ -208,7 +206,7 @@ class EventSchema(LogSchema, TextFormat):
             return cls.from_dict(content)
 
     @classmethod
-    def from_dict(cls, given: Mapping) -> EventSchema:
+    def from_dict(cls, given: Mapping) -> "EventSchema":
         """Builds a schema from plain values. Raises `ValueError` if a key is unknown, missing or has a wrong value.
         The message names the key and the fix."""
         if not isinstance(given, Mapping):

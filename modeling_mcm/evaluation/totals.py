@@ -43,12 +43,11 @@ class PastTotal(NamedTuple):
 
 
 class GroupTotal(NamedTuple):
-    """The expected total of a group from a time on, totals of its past, and the log's weeks without an event."""
+    """The expected total of a group from a time on, and totals of its past."""
 
     as_of: datetime
     expected: float
     past: tuple[PastTotal, ...]
-    missing_weeks: tuple[datetime, ...]
 
 
 def forecast_total(
@@ -90,14 +89,13 @@ def forecast_total(
         if not len(names):
             raise ValueError("`customers` is empty: give ids, or leave it out for all customers.")
         rows = rows.take(places)
-    total = total_of_rows(model, data.extractor, rows, cutoff, int(times.max()), quantity, days, batch_size)
-    missing = _missing_weeks(times)
-    if missing:
+    weeks = np.unique((times.max() - times) // (7 * SECONDS_PER_DAY))
+    if missing := int(weeks[-1]) + 1 - len(weeks):
         logger.warning(
-            f"The log has no event in {len(missing)} weeks, the first from {missing[0]:%Y-%m-%d}: forecasts read them "
-            "as weeks without visits, and the errors of the past may be too small or too large."
+            f"The log has no event in {missing} weeks: forecasts read them as weeks without visits, and the errors of "
+            "the past may be too small or too large."
         )
-    return total._replace(missing_weeks=missing)
+    return total_of_rows(model, data.extractor, rows, cutoff, int(times.max()), quantity, days, batch_size)
 
 
 def total_of_rows(
@@ -112,8 +110,8 @@ def total_of_rows(
 ) -> GroupTotal:
     """Forecasts the total of the customers of some rows, of a prepared data set or of `MCMFeatureExtractor.encode`.
     `cutoff` is the validation cutoff, and `end` the end of the log, in seconds since 1970-01-01. The result, its
-    errors and the other arguments are those of [`forecast_total`]; its missing weeks are those of the rows. Times of
-    the past are before the customers' last event: nothing that came after it is known."""
+    errors and the other arguments are those of [`forecast_total`]. Times of the past are before the customers' last
+    event: nothing that came after it is known."""
     if isinstance(days, str) or not days >= 1:  # nor NaN
         raise ValueError(f"`days` is {days!r}: a total is of 1 day or more, as a number.")
     forecasts = model.base_model.select_forecasts([days])
@@ -156,14 +154,7 @@ def total_of_rows(
         return float(amounts[within].sum(dtype=np.float64))
 
     past = [PastTotal(_date(start), expect(round(start)), count(start)) for start in starts]
-    return GroupTotal(_date(end), expect(end), tuple(past), _missing_weeks(times))
-
-
-def _missing_weeks(times: np.ndarray) -> tuple[datetime, ...]:
-    """Starts of the weeks without an event, counted back from the last event."""
-    weeks = (int(times.max()) - times) // (7 * SECONDS_PER_DAY)
-    empty = np.setdiff1d(np.arange(weeks.max()), weeks)[::-1]
-    return tuple(_date(int(times.max()) - (int(week) + 1) * 7 * SECONDS_PER_DAY) for week in empty)
+    return GroupTotal(_date(end), expect(end), tuple(past))
 
 
 def _date(seconds: float) -> datetime:

@@ -2,14 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The customers of the page: scores of all at a cutoff, visits before it, purchases after it."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import threading
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -66,8 +65,7 @@ VALUE = "value_so_far"  # another one: the sum of the amount, or the number of v
 YES = ("1", "1.0", "true", "yes")  # names of a class that say no more than the checkpoint's name
 
 
-@dataclass(frozen=True)
-class Visit:
+class Visit(NamedTuple):
     """A visit in the page's timeline: the time of its first event in ISO 8601, the number of its targets, their labels
     of the task with the most labels."""
 
@@ -76,8 +74,7 @@ class Visit:
     values: list[str]
 
 
-@dataclass(frozen=True)
-class Household:
+class Household(NamedTuple):
     """A customer of the page, with the events before the cutoff; all visits, oldest first; and by task and
     label when the customer really chose it: "next visit", or within the next 30 days."""
 
@@ -204,7 +201,7 @@ class Histories:
             )
         return scorer
 
-    def wait(self) -> Histories:
+    def wait(self) -> "Histories":
         """Returns when all customers are scored."""
         if self._scoring is not None:
             self._scoring.join()

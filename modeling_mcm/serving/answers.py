@@ -76,7 +76,6 @@ class Total(TypedDict):
     days: float
     expected: float
     past: list[PastOfTotal]
-    weeks_without_event: list[datetime]
 
 
 class Explained(Customer):

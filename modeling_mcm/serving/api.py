@@ -347,7 +347,7 @@ def _add_questions(api: APIRouter, service: CustomerService) -> None:
         total = service.worker(total_of_rows, batch.rows, service.trained_until, end, body.quantity, body.days)
         past = [each._asdict() | {"error": each.error if each.actual else None} for each in total.past]
         about = {"customers": len(batch.rows), "quantity": body.quantity, "days": body.days, "past": past}
-        return total._asdict() | about | {"weeks_without_event": total.missing_weeks}
+        return total._asdict() | about
 
     @api.get("/customers/{customer_id:id}/explain")
     def explain(

@@ -7,8 +7,6 @@ ascending `sequence`s. From both, a service that holds a customer in memory sees
 events it lacks. A writer locks its customers first, so that several services may share a store.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
