@@ -108,7 +108,7 @@ def find_matches(events: NDArray, rows: NDArray, token: int) -> NDArray:
     present = rows != MISSING_ID
     present[:, token] = ~np.delete(present, token, axis=1).any(1)
     known = ~(present & (rows == UNKNOWN_ID)).any(1)
-    matches: list[NDArray] = [np.zeros((2, 0), np.int64)]
+    matches = [np.zeros((2, 0), np.int64)]
     for kind in np.unique(present, axis=0):
         same_kind = np.flatnonzero(known & (present == kind).all(1))
         both = np.concatenate([events, rows[same_kind]])[:, kind]

@@ -218,7 +218,7 @@ class MCMForActionRecommendation(MCMForMultiTaskRecommendation):
             raise ValueError("There are no offers, or no times of the events: EncodedActions.batch gives both.")
         if attention_mask is None:
             attention_mask = (input_ids != 0).any(-1).long()
-        time: Tensor = event_times.amax(1) if as_of is None else as_of  # padding has time 0
+        time = event_times.amax(1) if as_of is None else as_of  # padding has time 0
         known = {"attention_mask": attention_mask, "visit_ids": visit_ids, "event_times": event_times, "as_of": time}
         outputs = super().forward(input_ids, **known, event_values=event_values, parts=("embedding",), **kwargs)
         is_event = F.pad(attention_mask[:, 1:], (1, 0)).bool()  # not the start row

@@ -20,7 +20,7 @@ FEW_VALUES, MOST_COUNTED = 64, 2**14
 MOST_TASTES = 4096  # largest number of labels, in all, of the tasks that a customer state counts besides these
 MOST_FREQUENT = 1024  # number of labels of each other task that its principal components read
 # Least and largest value of sizes: what is outside is a mistake, which would fill the memory or fail far from here.
-LIMITS: dict[str, tuple[float, float]] = {
+LIMITS = {
     "hidden_size": (1, 2**16),
     "num_hidden_layers": (0, 2**10),
     "num_attention_heads": (1, 2**10),

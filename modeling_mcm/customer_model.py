@@ -527,7 +527,7 @@ def _pretrain(folder: Path, encoder: bool, values: Mapping[str, object]) -> None
 
     kinds: list = [ModelOptions, Objective, PretrainingArguments]
     parser = HfArgumentParser(kinds)
-    given: dict[str, object] = {"data": str(folder / "data"), "output_dir": str(folder / "run")} | dict(values)
+    given = {"data": str(folder / "data"), "output_dir": str(folder / "run")} | dict(values)
     given["encoder"] = AUTO if encoder else NONE
     if unknown := sorted(given.keys() - {action.dest for action in parser._actions}):
         raise ValueError(f"Unknown options {unknown}; see `mcm pretrain --help`.")

@@ -120,7 +120,7 @@ class MCMEmbeddings(nn.Module):
         super().__init__()
         self.encoder_unit, self.event_dropout = config.encoder_unit, config.event_dropout_prob
         self.events = HeterogeneousEmbedding(config)
-        self.position_embeddings: nn.Embedding | None = None
+        self.position_embeddings = None
         if config.max_position_embeddings:
             self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)

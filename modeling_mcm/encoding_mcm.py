@@ -198,7 +198,7 @@ class Encoding:
         times = events.positions[timeline.indices]
         if schema.order is not None:
             times = timeline.visits.astype(np.int64) * SECONDS_PER_DAY
-        row: dict = {"times": times, "visits": timeline.visits}
+        row = {"times": times, "visits": timeline.visits}
         closing_id = self.ids[self.token_feature][schema.end_of_visit]
         for feature in self.event_features:
             if feature in ids:

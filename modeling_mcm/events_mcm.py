@@ -192,7 +192,7 @@ class Distinct:
 
     def rank(self) -> IntArray:
         """Rank of each event's text among the texts, of shape `(events,)`; `NO_RANK` where there is none."""
-        ranks: dict[str | None, int] = {text: rank for rank, text in enumerate(sorted({*self.values} - {None}))}
+        ranks = {text: rank for rank, text in enumerate(sorted({*self.values} - {None}))}
         return self.map(lambda text: ranks.get(text, NO_RANK)).expand(np.int64)
 
 
@@ -339,7 +339,7 @@ def read_values(name: str, column: Column, function: Callable, bad: list[BadValu
     """Applies a function to the distinct values of a column, and finds the distinct results. Values for which it
     raises `ValueError` are missing, and noted in `bad`; without `bad` the error is raised with the column's name."""
     distinct = Distinct.of(column)
-    reasons: dict[int, str] = {}
+    reasons = {}
     codes: dict[object, int] = {}  # by result
     code_of = []
     for code, value in enumerate(distinct.values):

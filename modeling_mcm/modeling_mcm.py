@@ -210,7 +210,7 @@ class MCMModel(MCMPreTrainedModel):
     def make_forecaster(self) -> None:
         """Makes the forecaster, untrained, if the config has one."""
         config = self.config
-        self.forecaster: VisitForecaster | None = None
+        self.forecaster = None
         if config.state_size and config.forecast_window:
             deciding = [config.features.index(name) for name in config.target_features or config.tasks]
             types = {config.features.index(name): ids for name, ids in config.target_types.items()}
@@ -280,7 +280,7 @@ class MCMModel(MCMPreTrainedModel):
             return outputs
         if event_times is None:
             raise ValueError("The customer state needs `event_times`: MCMFeatureExtractor gives them.")
-        times: Tensor = event_times.amax(1) if as_of is None else as_of
+        times = event_times.amax(1) if as_of is None else as_of
         history = (input_ids, attention_mask, visit_ids, event_times, event_values)
         if "embedding" in parts:
             outputs.pooler_output = self.state(self.state.counts(*history, times[:, None]))[:, 0]
@@ -463,7 +463,7 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         history: dict[str, Any] = {"input_ids": input_ids, "visit_ids": visit_ids, "event_times": event_times}
         history |= {"attention_mask": attention_mask, "as_of": as_of}
         outputs = self.model(**history, event_values=event_values, parts=parts, **kwargs)
-        ends: Any = prefix_ends
+        ends = prefix_ends
         if ends is not None and self.config.encoder_unit == "visit":
             ends = cast(Any, visit_ids).gather(1, ends)  # units
         loss = by_task = logits = None

@@ -47,7 +47,7 @@ class _CustomerPipeline(Pipeline):
 
     def check_model(self) -> None:
         """Raises `ValueError` if the model was not trained to what is asked."""
-        head: Any = dict(self.model.named_modules()).get(self.HEAD)
+        head = dict(self.model.named_modules()).get(self.HEAD)
         if self.HEAD and (head is None or not head.weight.any()):  # untrained weights are 0
             raise ValueError(
                 f"{self.model.name_or_path or 'The model'} has no trained head for {self.NAME}: chances would be made "

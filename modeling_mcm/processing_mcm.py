@@ -103,8 +103,8 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         self.features, self.name = [dict(feature) for feature in features], name
         self.vocabularies = {feature: list(values) for feature, values in vocabularies.items()}
         self.bins = {feature: [float(edge) for edge in edges] for feature, edges in bins.items()}
-        self.time: str | None = time if order is None else None
-        self.order: str | None = order
+        self.time = time if order is None else None
+        self.order = order
         self.on_duplicate = on_duplicate
         self.amount, self.currency = amount, currency
         self.customer, self.token_type, self.visit = customer, token_type, visit

@@ -39,10 +39,10 @@ AutoModel.register(MCMConfig, MCMModel, exist_ok=True)
 # Published checkpoints name the heads so (hub/folder.py); without these lines their remote code would be used here.
 AutoModelForPreTraining.register(MCMConfig, MCMForMultiTaskRecommendation, exist_ok=True)
 # Two heads share a name: the config's `architectures` says which of them a checkpoint has, the first if neither.
-SEQUENCE_HEADS: tuple = (MCMForActionRecommendation, MCMForCustomerPrediction)
+SEQUENCE_HEADS = (MCMForActionRecommendation, MCMForCustomerPrediction)
 AutoModelForSequenceClassification.register(MCMConfig, SEQUENCE_HEADS, exist_ok=True)
 AutoFeatureExtractor.register(MCMConfig, MCMFeatureExtractor, exist_ok=True)
-PIPELINES: tuple = (
+PIPELINES = (
     (CustomerEmbeddingPipeline, AutoModel),
     (CustomerForecastPipeline, AutoModel),
     (PreferenceScoresPipeline, MCMForMultiTaskRecommendation),

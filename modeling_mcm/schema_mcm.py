@@ -24,7 +24,7 @@ FEATURE_KINDS = (*RAW_KINDS, *DERIVED_KINDS)
 BINNED_KINDS = (NUMERIC, DAYS_SINCE_VISIT)
 PART_KEYS = ("separator", "item", "level")  # keys that say which part of its column a feature reads
 SAVED_KEYS = (*PART_KEYS, "factor")  # keys that a checkpoint stores where a feature has them
-KINDS_WITH: dict[str, tuple[str, ...]] = {  # by key the kinds of features that have it
+KINDS_WITH = {  # by key the kinds of features that have it
     "column": RAW_KINDS,
     "bins": BINNED_KINDS,
     "factor": (NUMERIC,),
@@ -327,7 +327,7 @@ class LogSchema:
     def sources(self) -> dict[str, str]:
         """`dict[str, str]`: by feature with a column the feature under whose name its values are read: itself, or the
         first `item` of its column."""
-        sources: dict[str, str] = {}
+        sources = {}
         for specs in (self.features, self.profile):
             first: dict[str, str] = {}
             for spec in specs:

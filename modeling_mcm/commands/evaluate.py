@@ -152,7 +152,7 @@ def _evaluate_offers(options: EvaluationOptions) -> Report:
     reader = OfferReader(data.rows, offers, extractor, model.config)
     scores = score_offers(model, reader, options.batch_size)
     results: Summary = {}
-    table: list[list[str]] = []
+    table = []
     for index, outcome in enumerate(offers.outcomes):
         for method, column in {"MCM without fine-tuning": -1, "MCM fine-tuned": index}.items():
             metrics = offer_metrics(offers, outcome, scores[:, column], max(options.k))

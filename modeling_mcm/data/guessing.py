@@ -74,17 +74,14 @@ class FrameReader:
             and `OUTFLOW`, what was paid, where an amount has a direction.
         time_format (`str`, *optional*): How the text of the times is written, as for `strptime`, or the unit of their
             numbers. Default: as the log's times are written.
-        amount (`str`, *optional*): Column from which `OUTFLOW` is computed.
-        signs (`dict[str, int]`), direction (`str`, *optional*): By value of the column `direction` the factor of the
-            amount. Without `direction` what is negative was paid, and the rest came in.
+        paid (`dict`): How `OUTFLOW` is computed, if it is: from the column `amount`, and by value of the column
+            `direction` with a factor of `signs`. Without `direction` what is negative was paid, and the rest came in.
         lines (`list[str]`): What was guessed.
     """
 
     schema: EventSchema
     time_format: str | None = None
-    amount: str | None = None
-    direction: str | None = None
-    signs: dict[str, int] = field(default_factory=dict)
+    paid: dict = field(default_factory=dict)
     lines: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
@@ -98,8 +95,8 @@ class FrameReader:
             added[time] = _read_times(frame[time], self.time_format)
         if schema.visit == VISIT_DAY and VISIT_DAY not in frame:
             added[VISIT_DAY] = _read_times(added.get(time, frame[time])).dt.strftime("%Y-%m-%d")
-        if self.amount and self.amount in frame and schema.amount not in frame:
-            added[str(schema.amount)] = _compute_outflow(frame, self.amount, self.direction, self.signs)
+        if self.paid.get("amount") in frame and schema.amount not in frame:
+            added[str(schema.amount)] = _compute_outflow(frame, **self.paid)
         return frame.assign(**added)
 
     def to_dict(self) -> dict:
@@ -138,7 +135,7 @@ class FrameReader:
         customers = events[roles["customer"]].nunique()
         if customers < 2:
             raise ValueError(f"Column {roles['customer']!r} has {customers} customer: give a log of several.")
-        schema: dict = {"min_history": 1, "cutoffs": "leave_one_out"}
+        schema = {"min_history": 1, "cutoffs": "leave_one_out"}
         time_format, when = None, "in the order of the rows"
         if name := roles.get("time"):
             time_format = find_time_format(events[name])
@@ -150,7 +147,7 @@ class FrameReader:
             if "visit" not in {**given, **roles} and _has_busy_days(events[roles["customer"]], times):
                 roles["visit"] = VISIT_DAY
         features, labels = _features(columns, roles)
-        reader: dict = {}
+        reader = {}
         paid = {} if "amount" in given else _find_amount(features)
         words = f"{paid.get('name')!r}" if paid else "none: no column says what was paid"
         if "factor" in paid:
@@ -159,7 +156,12 @@ class FrameReader:
         elif paid and (reader := _find_direction(columns, paid["name"])):
             paid = {"name": OUTFLOW if OUTFLOW not in columns else f"{OUTFLOW}_out", "kind": "numeric"}
             features.append(paid)
-            words = _describe_direction(**reader)
+            amount, direction, signs = reader.values()
+            words = f"what is negative in {amount!r}; what is positive came in and is not counted"
+            if direction is not None:
+                by_sign = [[word, *(kind for kind in signs if signs[kind] == sign)] for word, sign in SIGNS.items()]
+                kinds_shown = [f"{word} {', '.join(kinds)}" for word, *kinds in by_sign if kinds]
+                words = f"{amount!r} by {direction!r}, {' and '.join(kinds_shown)}"
             outflow, kinds = _compute_outflow(events, **reader), roles.get("token_type")
             if kinds and "target_token_types" not in given:  # a salary is no visit
                 schema["target_token_types"] = sorted(events[kinds][outflow > 0].dropna().map(to_text).unique())
@@ -184,7 +186,7 @@ class FrameReader:
             f"Labels:   {labels_shown}",
             f"Also:     {', '.join(others) or 'nothing'}" + (f"; not read: {ignored}" if ignored else ""),
         ]
-        return cls(built, time_format, lines=lines, **reader)
+        return cls(built, time_format, reader, lines)
 
 
 def even_out(events: pd.DataFrame) -> pd.DataFrame:
@@ -213,7 +215,7 @@ def _is_mixed(values: pd.Series) -> bool:
 
 def _find_roles(columns: Columns, given: Mapping) -> dict:
     """The columns that have a role. Raises `ValueError` if there is none of the customer or the time."""
-    roles: dict = {role: given[role] for role in WORDS if given.get(role) is not None}
+    roles = {role: given[role] for role in WORDS if given.get(role) is not None}
     check_columns(list(columns), roles.values(), "The table has")
     for role in WORDS:
         if role == "time" and given.get("order") is not None:
@@ -265,21 +267,11 @@ def _find_direction(columns: Columns, amount: str) -> dict:
 
 
 def _compute_outflow(frame: pd.DataFrame, amount: str, direction: str | None, signs: Mapping[str, int]) -> pd.Series:
-    """What was paid; the arguments are those of [`FrameReader`]."""
+    """What was paid; the arguments are those of `FrameReader.paid`."""
     amounts = pd.to_numeric(frame[amount])
     if direction is None:
         return (-amounts).clip(lower=0)
     return amounts * frame[direction].astype(str).map(signs).fillna(1)
-
-
-def _describe_direction(amount: str, direction: str | None, signs: Mapping[str, int]) -> str:
-    if direction is None:
-        return f"what is negative in {amount!r}; what is positive came in and is not counted"
-    parts = []
-    for word, sign in SIGNS.items():
-        if kinds := [kind for kind in signs if signs[kind] == sign]:
-            parts.append(f"{word} {', '.join(kinds)}")
-    return f"{amount!r} by {direction!r}, {' and '.join(parts)}"
 
 
 def _check_table(events: pd.DataFrame) -> None:
@@ -425,7 +417,7 @@ def _has_busy_days(customers: pd.Series, times: pd.Series) -> bool:
 
 def _features(columns: Columns, roles: Mapping) -> tuple[list[dict], dict[str, int]]:
     """Features of the columns without another role, and the number of labels of those that can be tasks."""
-    features: list[dict] = []
+    features = []
     labels = {}
     if "token_type" in roles:
         features.append({"name": roles["token_type"]})

@@ -278,7 +278,7 @@ class EventSchema(LogSchema, TextFormat):
 
     def to_dict(self) -> dict:
         """Gives the schema as plain values for JSON or YAML."""
-        out: dict = {}
+        out = {}
         for entry in fields(self):
             value = getattr(self, entry.name)
             out[entry.name] = list(value) if isinstance(value, tuple) else value

@@ -26,12 +26,12 @@ from modeling_mcm.predictor_mcm import Predictor
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.scorer_mcm import HORIZON_DAYS
 
-from .baselines import Baseline, MostPopular, NearestCustomers, Transitions, VisitFrequency
+from .baselines import MostPopular, NearestCustomers, Transitions, VisitFrequency
 from .cases import EvaluationCases, comparison_cases
 from .gbdt import LightGBMRanker
 from .metrics import Ranks, TargetRanks, measure, paired_difference
 
-BASELINES: dict[str, type[Baseline]] = {
+BASELINES = {
     "most_popular": MostPopular,
     "visit_frequency": VisitFrequency,
     "nearest_customers": NearestCustomers,

@@ -52,8 +52,7 @@ RARE_BELOW = 5  # customers: a value of fewer is rare in the card, if `min_custo
 
 def code_files() -> list[Path]:
     """The package's files that a published checkpoint needs: the entry points and what they import."""
-    classes = [*AUTO_MAP.values(), *(module for module, *_ in HEADS.values())]
-    entries = [PACKAGE / f"{name.split('.')[0]}.py" for name in (PIPELINE_MODULE, *classes)]
+    entries = [PACKAGE / f"{name}.py" for name in (PIPELINE_MODULE, *(module for module, *_ in HEADS.values()))]
     return sorted({path for entry in entries for path in (entry, *map(Path, get_relative_import_files(entry)))})
 
 

@@ -7,8 +7,7 @@ commit and become visible with it. An interrupted upload changes nothing, and th
 """
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,19 +76,19 @@ def publish(folder: str | Path, repo_id: str, token: str | None = None, private:
         if token.encode() in path.read_bytes():
             raise PublishingError(f"{path.name} holds the token itself: take it out, then publish again.")
     api = HfApi(token=token)
-    with _clear_errors(repo_id, token):
+    try:
         user = api.whoami()["name"]
         name = repo_id if "/" in repo_id else f"{user}/{repo_id}"
         before = None
         with suppress(RepositoryNotFoundError):
             before = api.model_info(name)
-        if before is not None and private and not before.private:
+        if before is None:
+            api.create_repo(name, private=private or None)
+        elif private and not before.private:
             raise PublishingError(
                 f"{name} exists and is public, and nothing was sent: make it private in its settings, or choose "
                 "another name."
             )
-        if before is None:
-            api.create_repo(name, private=private or None)
         old = {file.rfilename for file in (before and before.siblings) or []} - {path.name for path in files}
         # Code and weights of an earlier version would be read beside the new ones.
         operations: list[CommitOperationAdd | CommitOperationDelete] = [
@@ -99,11 +98,18 @@ def publish(folder: str | Path, repo_id: str, token: str | None = None, private:
         ]
         operations += [CommitOperationAdd(path.name, path) for path in files]
         commit = api.create_commit(name, operations, commit_message="Publish MCM")
-    return Published(
-        url=f"{LOGIN.sub('', api.endpoint)}/{name}",
-        commit=commit.oid,
-        changed=before is None or commit.oid != before.sha,
-        created=before is None,
+        return Published(
+            url=f"{LOGIN.sub('', api.endpoint)}/{name}",
+            commit=commit.oid,
+            changed=before is None or commit.oid != before.sha,
+            created=before is None,
+        )
+    except (HTTPError, HFValidationError, OSError, ValueError) as error:  # errors of `HTTPError` say little themselves
+        text = f"{type(error).__name__}: {_redact(str(error), token)}"
+    # Not raised of the client's error, whose text may hold secrets
+    raise PublishingError(
+        f"{repo_id} was not published ({text}). A push is one commit, so the repository is as it was before or whole: "
+        f"check the name, {LOG_IN}, and run the same command again."
     )
 
 
@@ -113,20 +119,6 @@ def check_name(repo_id: str) -> None:
         validate_repo_id(repo_id)
     except HFValidationError as error:
         raise PublishingError(f"{repo_id!r} is no name for the Hub: {error}") from None
-
-
-@contextmanager
-def _clear_errors(repo_id: str, token: str) -> Iterator[None]:
-    """A context that turns the client's errors into `PublishingError`, without secrets that their text may hold."""
-    try:
-        yield
-        return
-    except (HTTPError, HFValidationError, OSError, ValueError) as error:  # errors of `HTTPError` say little themselves
-        text = f"{type(error).__name__}: {_redact(str(error), token)}"
-    raise PublishingError(
-        f"{repo_id} was not published ({text}). A push is one commit, so the repository is as it was before or whole: "
-        f"check the name, {LOG_IN}, and run the same command again."
-    )
 
 
 def _redact(text: str, token: str) -> str:

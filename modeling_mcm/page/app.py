@@ -238,21 +238,17 @@ class Shown(Page):
         best = choices[self.main][0][1]
         radios = [gr.Radio(choices[name], value=best if name == self.main else None) for name in self.tasks]
         forecast = write_table(["forecast", *(f"{day} days" for day in self.days)], self.forecast(who))
-        reasons = self._explain(who, self.main, best)
+        reasons = self.why(who, self.main, best)
         return [self.answer(who), forecast, *radios, *reasons, ""]
 
     def ask(self, task: str, who: str, label: str) -> list:
         """Shows why a label is expected; those of the other tasks are no longer chosen."""
-        return [*self._explain(who, task, label), *(gr.Radio(value=None) for _ in self.tasks[1:])]
+        return [*self.why(who, task, label), *(gr.Radio(value=None) for _ in self.tasks[1:])]
 
     def show_moves(self, who: str, task: str, label: str) -> str:
         """Shows what moves if an event with a label happens now."""
         headers = [self.main.replace("_", " "), "before", "after", "ratio"]
         return write_table(headers, self.what_if(who, task, label))
-
-    def _explain(self, who: str, task: str, label: str) -> list:
-        sentence, timeline, visits = self.why(who, task, label)
-        return [sentence, write_table(["visit that speaks for it", "without it", "with"], visits), timeline]
 
 
 def build_page(histories: Histories) -> gr.Blocks:

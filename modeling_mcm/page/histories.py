@@ -143,7 +143,7 @@ class Histories:
                 f"{events} lacks {len(absent):,} of the {len(self.ids):,} customers of {data}, the first "
                 f"{absent[0]!r}: give the log that was prepared."
             )
-        self._scoring: threading.Thread | None = None
+        self._scoring = None
         scorers = {name: self._tuned_scorer(*each, data, actions) for name, each in (tuned or {}).items()}
         self._score_all(data, scorers)
         columns = [*self.scored]
@@ -333,7 +333,7 @@ def _predictions(scorer: Scorer, table: pd.DataFrame) -> dict[str, ArrayLike]:
     names = [name for name in table if name.startswith(PREDICTED)]
     if len(names) == 1:
         return {names[0].removeprefix(PREDICTED): table[names[0]]}
-    columns: dict[str, ArrayLike] = {}
+    columns = {}
     for name in names[len(names) == 2 :]:  # of two classes the second says all
         columns[f"{name.removeprefix(PREDICTED)}, %"] = 100 * table[name]
     for outcome in scorer.job.tasks:

@@ -287,12 +287,12 @@ class Page:
                 choices[task].append((text + f" · ✓ {came}" * bool(came), entry["label"]))
         return choices
 
-    def why(self, customer_id: str, task: str, label: str) -> tuple[str, pd.DataFrame, list[list[str]]]:
-        """Explains a label: a sentence as HTML, the timeline, and the visits that speak for it."""
+    def why(self, customer_id: str, task: str, label: str) -> list:
+        """Explains a label: a sentence and the visits that speak for it, as HTML, and the timeline."""
         household = self.histories.household(customer_id)
         result = household.live.explain(task, label, self.histories.cutoff)
         visits: list[list[str]] = []
-        changes: dict[str, float] = {}
+        changes = {}
         times = {visit.time for visit in household.visits}
         for visit in result.visits:
             if visit.without is None or visit.time not in times:  # a letter that the shop sent is no visit
@@ -315,7 +315,8 @@ class Page:
             side = side if seen.time < self.histories.cutoff else "hidden"
             what, points = ", ".join(seen.values[:VALUES]), f"{100 * change:+.2f}"
             rows.append((pd.Timestamp(seen.time), seen.events, side, points, what))
-        return sentence, pd.DataFrame(rows, columns=["time", "events", "visit", "points without it", "what"]), visits
+        timeline = pd.DataFrame(rows, columns=["time", "events", "visit", "points without it", "what"])
+        return [sentence, write_table(["visit that speaks for it", "without it", "with"], visits), timeline]
 
     def _forecast(self, live: LiveCustomer) -> dict[str, float]:
         return live.forecast(self.histories.cutoff) if self.forecasts.are_trained else {}

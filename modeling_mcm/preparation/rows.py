@@ -169,7 +169,7 @@ class ShardEncoder:
         row, timeline = self.encoding.encode(events, customers, periods)
         customers_of_row, periods_of_row = customers[timeline.indices], periods[timeline.indices]
         offsets = pa.array(compute_offsets(np.bincount(customers_of_row)), pa.int32())
-        columns: dict = {"customer_id": pa.array(sorted(ids.values), pa.string())}
+        columns = {"customer_id": pa.array(sorted(ids.values), pa.string())}
         columns |= {name: pa.ListArray.from_arrays(offsets, pa.array(values)) for name, values in row.items()}
         if self.profiles.stored:
             first = rows.take(np.unique(customers, return_index=True)[1])

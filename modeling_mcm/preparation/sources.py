@@ -94,7 +94,7 @@ def describe(source: Source) -> dict | None:
         parts = find_files(source, "input")
     except (ValueError, OSError, ImportError):  # opening the files reports what is wrong
         return None
-    digests: dict[str, str] = {}
+    digests = {}
     seen: dict[tuple, str] = {}
     for index, files in enumerate(parts):
         for path in files.paths:

@@ -217,8 +217,8 @@ def fit(
 ) -> MCMFeatureExtractor:
     """Fits the vocabulary or the bins of every feature on the training period (period 0). Ids of every feature: 0 is
     missing, 1 is unknown (never seen in training, or too rarely), and the values or bins have the ids from 2 on."""
-    vocabularies: dict[str, list[str]] = {}
-    bins: dict[str, list[float]] = {}
+    vocabularies = {}
+    bins = {}
     training = events.filter(events.period == 0)
     tables = [(RowReader(schema), training)]
     if profiles is not None:

@@ -47,7 +47,7 @@ def read_rows(lines: Iterator[str], line: int, options: Mapping) -> Iterator[Row
     """Parses lines, the first of which has the number `line`, with `options` of `csv.reader`. Of a row that can't be
     parsed, only the first line is taken; the others are parsed again."""
     again: deque[str] = deque()
-    taken: list[str] = []
+    taken = []
 
     def take() -> Iterator[str]:
         while text := again.popleft() if again else next(lines, ""):

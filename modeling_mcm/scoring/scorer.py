@@ -11,7 +11,7 @@ import functools
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -171,8 +171,8 @@ class Scorer:
     def __init__(self, model: MCMPreTrainedModel, extractor: MCMFeatureExtractor, job: ScoringJob):
         self.model, self.extractor, self.job = model.eval(), extractor, job
         self.predictor, self.batch_size = Predictor(model, extractor), job.batch_size
-        self.progress: Callable[[int], object] = bool  # is told how many customers were scored
-        self.columns: dict[Hashable, dict] = {}
+        self.progress = bool  # is told how many customers were scored
+        self.columns = {}
         if job.label_columns is not None:
             table = read_table_file(job.label_columns, [CUSTOMER]).set_index(CUSTOMER)
             self.columns = table.set_axis(to_ids(table.index)).to_dict("index")

@@ -190,7 +190,7 @@ class CustomerService:
     ):
         self.model, self.extractor, self.store, self.clock = model, extractor, store, clock
         self.predictor, self.digest = Predictor(model, extractor), checkpoint_digest(model, extractor)
-        self.worker: Callable[..., Any] = lambda function, *values: function(model, extractor, *values)
+        self.worker = lambda function, *values: function(model, extractor, *values)
         self.trained_until: int | None = None
         self._customers: dict[str, _Customer] = {}  # the one that was used last is the last
         self._memory_lock = threading.Lock()
@@ -230,7 +230,7 @@ class CustomerService:
         for event in events:
             grouped.setdefault(event.customer_id, []).append(event)
         added: list[RawEvent] = []
-        profiles: list[RawEvent] = []
+        profiles = []
         late, customers = [], {}
         with self.store.transaction(writing=True) as store:
             for customer_id in sorted(grouped):  # in one order, so that services do not wait for each other

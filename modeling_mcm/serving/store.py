@@ -40,7 +40,7 @@ ON CONFLICT (customer_id) DO UPDATE SET customer_id = excluded.customer_id RETUR
 
 KEPT = "nothing of this request was kept, and what was acknowledged before is still there"
 # What errors mean, by SQLite's codes and PostgreSQL's states; and the status of the answer
-MEANINGS: tuple[tuple[set[int | str], str, str, int], ...] = (
+MEANINGS = (
     (
         {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, "55P03"},
         "is locked by another process",
@@ -159,7 +159,7 @@ class EventStore:
             url = sql.make_url(address if "://" in address else f"sqlite:///{address}")
         except (sql.exc.ArgumentError, ValueError) as error:
             raise ServiceError(f"--store is no address of a database ({error}): correct it.") from error
-        self._file: tuple[Path, tuple[int, int] | None, bool] | None = None  # path, identity, whether it has a log
+        self._file = None  # path, identity, whether it has a log
         self.name = address if "://" not in address else url.render_as_string(hide_password=True)
         self.is_sqlite, options = url.drivername == "sqlite", {}
         if url.drivername in ("postgresql", "postgres"):

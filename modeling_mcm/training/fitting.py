@@ -147,7 +147,7 @@ def describe_shop(model: MCMModel, extractor: MCMFeatureExtractor, rows: Prepare
     chosen = np.sort(np.random.default_rng(0).permutation(len(rows))[:SHOP_CUSTOMERS])
     whole = copy.copy(extractor)
     whole.max_events = max(SHOP_EVENTS, extractor.max_events)
-    kept: list[Visits] = []  # of each customer
+    kept = []  # of each customer
     for start in range(0, len(chosen), READ_AT_ONCE):
         sample = rows.__getitems__(chosen[start : start + READ_AT_ONCE].tolist())
         histories, batch = pad_latest(whole, sample, config.input_features)
@@ -268,7 +268,7 @@ def fit_state(
     most = min(MOST_CUSTOMERS, len(rows), max(MOST_NUMBERS // (TIMES * len(state.mean)), 1))
     chosen = generator.permutation(len(rows))[:MOST_LAST]
     counts = torch.empty(most, TIMES, len(state.mean))
-    last: list[csr_array] = []
+    last = []
     for start in logging.tqdm(range(0, len(chosen), AT_ONCE), desc="Customer state", unit="batch"):
         sample, first = rows.__getitems__(chosen[start : start + AT_ONCE].tolist()), start >= most
         read_counts = count_at_times(state, extractor, sample, read, cutoff, generator, 1 if first else TIMES)

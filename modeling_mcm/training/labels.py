@@ -204,8 +204,8 @@ def train_to_labels(options: FineTuningOptions, label_options: LabelOptions) -> 
         values = torch.from_numpy(labels.values)
         folds = draw_folds(labels.customer_ids[trained_on], options.seed)
         fit_head(model, inputs.of(trained_on), values[trained_on], folds)
-        metrics: dict[str, float] = {}
-        yardsticks: dict[str, float] = {}
+        metrics = {}
+        yardsticks = {}
         if len(held_out):
             scores = predict(model, inputs.of(held_out))
             metrics = measure_labels(scores.numpy(), labels.values[held_out], labels.kind == NUMBER)

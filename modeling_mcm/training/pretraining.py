@@ -32,7 +32,7 @@ from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
 from .fitting import describe_customers, fill_label_values, popularity
 from .options import AUTO, NONE, ModelOptions, PretrainingArguments
-from .recipe import Fields, Recipe, make_config, recipe_for
+from .recipe import Recipe, make_config, recipe_for
 from .resuming import (
     PRETRAINING,
     Facts,
@@ -54,7 +54,7 @@ HOW_MUCH = {"early_stopping_patience", "save_total_limit"}
 METRIC = "next_visit_ndcg@10"  # of the comparison with baselines
 HOW_LONG = {"max_steps", "eval_steps", "save_steps", "eval_delay"}
 # Config of a model without an encoder.
-COUNTS_ALONE: Fields = {
+COUNTS_ALONE = {
     "scorer": True,
     "num_hidden_layers": 0,
     "hidden_size": 16,
@@ -213,7 +213,7 @@ def _train(
         describe_customers(model, data, training.seed)
     trainer.save_model()
     trainer.save_state()
-    means: dict[str, dict[str, float]] = {}
+    means = {}
     if evaluates and trainer.is_world_process_zero():
         results = compare_with_counting(model.eval(), data.extractor, data, "validation")
         means = {method: of_method.dropna().to_dict() for method, of_method in mean_values(results, METRIC).iterrows()}

@@ -17,7 +17,7 @@ from modeling_mcm.configuration_mcm import MCMConfig
 
 Fields = dict[str, Any]  # of `MCMConfig`, or options, by name
 # Configs with a name, such as `--config mcm-base`: here, so that an installed package has them
-SIZES: dict[str, Fields] = {
+SIZES = {
     "mcm-mini": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 256},
     "mcm-tiny": {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 512},
     "mcm-base": {"hidden_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 1024},
