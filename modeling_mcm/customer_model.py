@@ -175,7 +175,7 @@ class CustomerModel:
         exclude: object = None,
         per_group: tuple[str, int] | None = None,
         horizon_days: float | None = None,
-        as_of: Time | None = None,
+        as_of: Time = None,
     ) -> pd.DataFrame:
         """The labels of each task with the highest scores, one row each: customer, task, label, score, chance. A
         customer for whom no candidate is left has no row, and a warning says so.
@@ -209,7 +209,7 @@ class CustomerModel:
         return pd.DataFrame(together(self.model, self.feature_extractor, name or "", labels, k))
 
     def explain(
-        self, customer: object, label: object = None, task: str | None = None, as_of: Time | None = None
+        self, customer: object, label: object = None, task: str | None = None, as_of: Time = None
     ) -> Explanation:
         """Explains the score of a label for a customer; see [`explain`]. The default task is the first
         one that knows the label."""
@@ -218,7 +218,7 @@ class CustomerModel:
 
     # --------------------------------------------------------------------------------------------------- who they are
 
-    def embed(self, customers: Iterable | None = None, as_of: Time | None = None) -> pd.DataFrame:
+    def embed(self, customers: Iterable | None = None, as_of: Time = None) -> pd.DataFrame:
         """Customer embeddings, a row each: the index is the customer, the columns are the names of the state's
         numbers."""
         ids, columns = self._ask(customers, as_of, embedding=True)
@@ -226,7 +226,7 @@ class CustomerModel:
         return pd.DataFrame(columns[EMBEDDING].numpy(), pd.Index(ids, name="customer"), names)
 
     def forecast(
-        self, customers: Iterable | None = None, days: Sequence[float] | None = None, as_of: Time | None = None
+        self, customers: Iterable | None = None, days: Sequence[float] | None = None, as_of: Time = None
     ) -> pd.DataFrame:
         """Forecasts, a row for each customer, whose columns are those of [`CustomerForecastPipeline`]: the index is
         the customer.
@@ -245,7 +245,7 @@ class CustomerModel:
         since_days: float | None = None,
         customers: Iterable | None = None,
         days: Sequence[float] | None = None,
-        as_of: Time | None = None,
+        as_of: Time = None,
     ) -> pd.DataFrame:
         """All that is known of each customer: forecasts and, of a model that was fine-tuned to a label, predictions.
 
@@ -303,7 +303,7 @@ class CustomerModel:
             return CustomerModel.load(output, self._events)
 
     def predict(
-        self, customers: Iterable | None = None, as_of: Time | None = None, columns: Mapping[str, Values] | None = None
+        self, customers: Iterable | None = None, as_of: Time = None, columns: Mapping[str, Values] | None = None
     ) -> pd.DataFrame:
         """What the model was fine-tuned to, a row for each customer: a column for the probability of each class, or
         one of the number.
@@ -337,7 +337,7 @@ class CustomerModel:
         customer: object,
         k: int = 10,
         label: str | None = None,
-        as_of: Time | None = None,
+        as_of: Time = None,
         columns: Values | None = None,
     ) -> pd.DataFrame:
         """Why a customer gets a prediction: the largest terms of the label's linear model, as reason and effect on the
@@ -444,16 +444,16 @@ class CustomerModel:
             self._rows[name] = self.feature_extractor.encode(given)
         return self._rows[name]
 
-    def _seconds(self, as_of: Time | None) -> float | None:
+    def _seconds(self, as_of: Time) -> float | None:
         """A time on the clock of rows."""
         as_of = self.as_of if as_of is None else as_of
         return None if as_of is None else self.feature_extractor.read_as_of(as_of)
 
-    def _right_after(self, as_of: Time | None) -> float:
+    def _right_after(self, as_of: Time) -> float:
         """The time before which events are read: by default right after the last event."""
         return (self._seconds(as_of) or 0) + (as_of is None)
 
-    def _describe(self, customers: Iterable | None, days: Sequence[float] | None, as_of: Time | None) -> pd.DataFrame:
+    def _describe(self, customers: Iterable | None, days: Sequence[float] | None, as_of: Time) -> pd.DataFrame:
         """Forecasts and, of a model that was fine-tuned to a label, predictions."""
         table = self.forecast(customers, days, as_of)
         if self._predictor.head != PREDICTING:
@@ -461,7 +461,7 @@ class CustomerModel:
         return table.join(self.predict(customers, as_of).add_prefix(PREDICTED))
 
     def _ask(
-        self, customers: Iterable | None, as_of: Time | None, ask: Any = None, **questions: Any
+        self, customers: Iterable | None, as_of: Time, ask: Any = None, **questions: Any
     ) -> tuple[list[str], Columns]:
         """The ids of customers, by default of all with an event by then, and what the [`Predictor`] says of them."""
         if isinstance(customers, str) or not isinstance(customers, Iterable | None):

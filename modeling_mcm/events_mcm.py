@@ -33,7 +33,7 @@ FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 Row = Mapping[str, Any]  # a customer's encoded events: arrays and ids by name, see `MCMFeatureExtractor.encode`
 RawEvent = dict[str, Any]  # values by column of the log, as a person gives them; a profile too
-Time = str | float | datetime | np.datetime64  # as a person gives it; see `to_seconds`
+Time = str | float | datetime | np.datetime64 | None  # as a person gives it, by default None; see `to_seconds`
 Column = Union[Sequence, NDArray, "Distinct"]  # of raw values
 
 EXACT_FLOAT = 2**53  # below it floats represent every integer exactly

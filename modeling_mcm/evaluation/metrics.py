@@ -25,6 +25,7 @@ import pandas as pd
 import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_array
+from torch import Tensor
 
 from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.data.cases import count_pairs
@@ -38,22 +39,20 @@ UNREACHABLE = int(np.iinfo(np.int32).max)  # `greater` of a target that no ranki
 
 
 @torch.no_grad()
-def ranks_from_logits(
-    logits: torch.Tensor, labels: torch.Tensor, max_elements: int = 2**24
-) -> tuple[torch.Tensor, torch.Tensor]:
+def ranks_from_logits(logits: Tensor, labels: Tensor, max_elements: int = 2**24) -> tuple[Tensor, Tensor]:
     """Counts for each target label how many labels have a larger score and how many have the same.
 
     A chunk of rows is sorted and searched at a time, on the device of the logits, so that no array of shape
     `(B, N, V)` is needed.
 
     Args:
-        logits (`torch.Tensor`, shape `(B, V)`): Scores of the labels. Infinite scores are allowed.
-        labels (`torch.Tensor`, shape `(B, N)`): Label ids; ids up to 1, for unknown and for padding such as 0 or -100,
+        logits (`Tensor`, shape `(B, V)`): Scores of the labels. Infinite scores are allowed.
+        labels (`Tensor`, shape `(B, N)`): Label ids; ids up to 1, for unknown and for padding such as 0 or -100,
             get the result `UNREACHABLE`.
         max_elements (`int`): Number of logits that are sorted at a time.
 
     Returns:
-        `tuple[torch.Tensor, torch.Tensor]`: `greater` and `ties`, int64, with the shape of `labels`.
+        `tuple[Tensor, Tensor]`: `greater` and `ties`, int64, with the shape of `labels`.
 
     Raises:
         ValueError: If the shapes don't fit, a logit is NaN, or a label is no label id.
@@ -215,7 +214,7 @@ class TargetRanks:
         self.labels, self.counts = distinct_targets(events.offsets, events.labels)
         self.greater, self.ties = np.zeros_like(self.labels), np.ones_like(self.labels)
 
-    def add(self, indices: NDArray | slice, scores: torch.Tensor) -> None:
+    def add(self, indices: NDArray | slice, scores: Tensor) -> None:
         """Adds the scores `(B, V)` of the cases with these indices `(B,)`. Labels that are not ranked come last."""
         seen = self.cases.seen.get(self.task)
         if seen is not None:

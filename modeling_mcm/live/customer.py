@@ -75,7 +75,7 @@ class LiveCustomer(LiveHistory):
 
     def scores(
         self,
-        as_of: Time | None = None,
+        as_of: Time = None,
         tasks: Sequence[str] | None = None,
         k: int = 10,
         candidates: object = None,
@@ -92,29 +92,29 @@ class LiveCustomer(LiveHistory):
         columns = self._ask(as_of, tasks=tasks, k=k, candidates=chosen, horizon_days=horizon_days)
         return describe_labels(columns, tasks, chosen)
 
-    def embedding(self, as_of: Time | None = None) -> NDArray[np.float32]:
+    def embedding(self, as_of: Time = None) -> NDArray[np.float32]:
         """The customer embedding, float32 of shape `(S,)`."""
         return self._ask(as_of, embedding=True)[EMBEDDING][0].numpy()
 
-    def forecast(self, as_of: Time | None = None, days: Sequence[float] | None = None) -> dict[str, float]:
+    def forecast(self, as_of: Time = None, days: Sequence[float] | None = None) -> dict[str, float]:
         """Forecasts from `as_of` on by name, as [`CustomerForecastPipeline`] returns them. Raises
         [`MissingForecastsError`], a `ValueError`, if the checkpoint has no trained forecasts."""
         return {name: value.item() for name, value in self._ask(as_of, forecasts=True, days=days).items()}
 
-    def explain(self, task: str, label: object = None, as_of: Time | None = None) -> Explanation:
+    def explain(self, task: str, label: object = None, as_of: Time = None) -> Explanation:
         """Explains the score of a label (a value of the task's feature; default: the one with the highest score) by
         what it would be without each visit. Raises `ValueError` if the task or the label is unknown."""
         self.read_as_of(as_of)
         return explain(self.model, self.feature_extractor, self.row, task, label, as_of)
 
-    def predict(self, as_of: Time | None = None, label_columns: Mapping | None = None) -> dict[str, float]:
+    def predict(self, as_of: Time = None, label_columns: Mapping | None = None) -> dict[str, float]:
         """What an [`MCMForCustomerPrediction`] was fine-tuned to: the probability of each class, or the number. As in
         training, events at `as_of` are not read. `label_columns` are the customer's further columns; of those that
         are not given the means are read. Raises [`MissingHeadError`], a `ValueError`, for another model."""
         columns = self._predictor.predict([{**self.row, LABEL_COLUMNS: label_columns}], self.read_as_of(as_of))
         return {name: value.item() for name, value in columns.items()}
 
-    def offers(self, actions: object, as_of: Time | None = None) -> list[dict[str, str | float]]:
+    def offers(self, actions: object, as_of: Time = None) -> list[dict[str, str | float]]:
         """The outcomes of offers that are made at `as_of` (default: right after the last event), for each action a
         dict of `action_id` and each outcome's probability, in the order of the actions. As in training, events at
         `as_of` are not read. Raises [`MissingHeadError`], a `ValueError`, unless the model is an
@@ -130,7 +130,7 @@ class LiveCustomer(LiveHistory):
         columns = self._predictor.score_offers([self.row], actions, seconds)
         return describe_offers(columns, actions.action_ids)
 
-    def _ask(self, as_of: Time | None, **questions: Any) -> Columns:
+    def _ask(self, as_of: Time, **questions: Any) -> Columns:
         return self._predictor.ask([self.row], self.read_as_of(as_of), **questions)
 
     # -------------------------------------------------------------------------------------------------------- stored

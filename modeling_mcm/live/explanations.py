@@ -10,7 +10,6 @@ Shapes: B histories, N visits.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -78,7 +77,7 @@ def explain(
     customer: Row,
     task: str,
     label: object = None,
-    as_of: Time | None = None,
+    as_of: Time = None,
     most_visits: int | None = LEFT_OUT_VISITS,
 ) -> Explanation:
     """Explains the score of a label.
@@ -116,9 +115,26 @@ def explain(
     row = select_events(row, slice(start, None))
     visits = row["visits"] = row["visits"] - row["visits"][:1] if start else row["visits"]
 
-    variants, own = _Variants(predictor, task, seconds), feature_extractor.own_ids(task)
+    def score(rows: Rows, left_out: Sequence[str] = ()) -> torch.Tensor:
+        """Scores of the task's labels, of shape `(B, labels)`, each history without a group of numbers if `left_out`
+        names them."""
+        inputs = predictor.inputs(rows, seconds)
+        return predictor.run(inputs, tasks=[task], parts=(), left_out=left_out).logits[task]
+
+    def chances(rows: Rows, left_out: Sequence[str] = ()) -> list[float]:
+        """Chance of the label for each history; see [`Explanation`]."""
+        result: list[float] = []
+        size = max(1, EVENTS_AT_ONCE // (1 + len(visits)))
+        for start in range(0, len(rows), size):
+            part = slice(start, start + size)
+            log_p = score(rows[part], left_out[part]).double().log_softmax(-1)[:, label_id]
+            known = predictor.model.chances(task, log_p)
+            result += (log_p.exp() if known is None else known).tolist()
+        return result
+
+    own = feature_extractor.own_ids(task)
     if label is None:
-        scores = variants.score([row])[0].clone()
+        scores = score([row])[0].clone()
         scores[own] = -torch.inf
         label_id = int(scores.argmax())
     else:
@@ -130,7 +146,7 @@ def explain(
     tried = np.lexsort((-np.arange(number), ~with_label))[:most_visits]
     rows = [row, _leave_out(row, visits >= 0, feature_extractor)]
     rows += [_leave_out(row, visits == visit, feature_extractor) for visit in tried]
-    chance, baseline, *of_visits = variants.chances(rows, label_id)
+    chance, baseline, *of_visits = chances(rows)
     without, values = dict(zip(tried.tolist(), of_visits, strict=True)), _read_values(row, feature_extractor)
     effects = []
     for visit in sorted(range(number), key=lambda visit: (without.get(visit, 2.0), -visit)):
@@ -148,33 +164,8 @@ def explain(
         baseline=baseline,
         visits=effects,
         words=_say_when(row, has_label, seconds) + f" (in the latest {len(visits):,} events)" * (start > 0),
-        groups=dict(zip(groups, variants.chances([row] * len(groups), label_id, groups), strict=True)),
+        groups=dict(zip(groups, chances([row] * len(groups), groups), strict=True)),
     )
-
-
-class _Variants(NamedTuple):
-    """Asks a model about variants of a customer's history."""
-
-    predictor: Predictor
-    task: str
-    as_of: float | None
-
-    def score(self, rows: Rows, left_out: Sequence[str] = ()) -> torch.Tensor:
-        """Scores of the task's labels, of shape `(B, labels)`, each history without a group of numbers if `left_out`
-        names them."""
-        inputs = self.predictor.inputs(rows, self.as_of)
-        return self.predictor.run(inputs, tasks=[self.task], parts=(), left_out=left_out).logits[self.task]
-
-    def chances(self, rows: Rows, label: int, left_out: Sequence[str] = ()) -> list[float]:
-        """Chance of a label for each history; see [`Explanation`]. Arguments are those of `score`."""
-        result: list[float] = []
-        size = max(1, EVENTS_AT_ONCE // (1 + max((len(row["times"]) for row in rows), default=0)))
-        for start in range(0, len(rows), size):
-            part = slice(start, start + size)
-            log_p = self.score(rows[part], left_out[part]).double().log_softmax(-1)[:, label]
-            chances = self.predictor.model.chances(self.task, log_p)
-            result += (log_p.exp() if chances is None else chances).tolist()
-        return result
 
 
 def visit_rhythm(row: Row, is_counted: BoolArray) -> tuple[int, float, float]:

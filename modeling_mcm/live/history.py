@@ -92,7 +92,7 @@ class LiveHistory:
         """Time of the latest event in ISO 8601; None without one, or in a log without times."""
         return None if self.feature_extractor.time is None or not self.visits else to_iso(self.latest)
 
-    def add(self, events: object, as_of: Time | None = None) -> Added:
+    def add(self, events: object, as_of: Time = None) -> Added:
         """Adds events, in any order; they may be older than present ones.
 
         Args:
@@ -130,7 +130,7 @@ class LiveHistory:
         del events[len(events) - 1 - events[::-1].index(target)]
         self._start(events)
 
-    def read_as_of(self, as_of: Time | None) -> float | None:
+    def read_as_of(self, as_of: Time) -> float | None:
         """Seconds since 1970-01-01 of `as_of`; raises a `ValueError` if it is before the last event."""
         seconds = self.feature_extractor.read_as_of(as_of)
         if seconds is not None and seconds < self.latest:

@@ -29,8 +29,8 @@ from .sources import Source, SourceTable
 
 with needs("data"):
     import ibis
-    import ibis.expr.types as ir
     from ibis import _
+    from ibis.expr.types import FloatingValue, Table, Value
 
     from .spark import SPARK, read_on_spark
 
@@ -41,7 +41,7 @@ LEAST_TARGET_VISITS = 3  # one for training, one for validation and one for the 
 
 def open_rows(
     source: Source, connection: ibis.BaseBackend, schema: EventSchema, folder: Path, profile: bool = False
-) -> tuple[ir.Table, int]:
+) -> tuple[Table, int]:
     """Reads a log, or a table of profiles, as a table with the columns of [`RowReader`] but `BAD`. Returns it and the
     number of rows that were left out because they can't be read.
 
@@ -50,7 +50,7 @@ def open_rows(
     """
     what, reader, dropped = "profile" if profile else "event", RowReader(schema, profile), 0
     table = read_on_spark(source, connection, what, reader) if connection.name == SPARK else None
-    if schema.order == ROWS and not profile and (table is not None or isinstance(source, ir.Table)):
+    if schema.order == ROWS and not profile and (table is not None or isinstance(source, Table)):
         raise ValueError(
             f"`order: rows` needs files, a data frame or an Arrow table: the rows of a table of {connection.name} "
             "have no order of their own. Number the events of a customer in a column, and name it as `order`."
@@ -77,8 +77,8 @@ def open_rows(
 
 
 def open_profiles(
-    source: Source, connection: ibis.BaseBackend, schema: EventSchema, folder: Path, events: ir.Table
-) -> ir.Table:
+    source: Source, connection: ibis.BaseBackend, schema: EventSchema, folder: Path, events: Table
+) -> Table:
     """Reads a table of profiles, and leaves out those of no customer. Raises `ValueError` if a customer has several.
     Warns if no profile is of a customer with events: the ids may be written in two ways."""
     profiles = open_rows(source, connection, schema, folder, profile=True)[0].drop_null("customer_id")
@@ -98,17 +98,17 @@ def open_profiles(
     return profiles
 
 
-def count_rows(table: ir.Table) -> int:
+def count_rows(table: Table) -> int:
     """Number of rows of a table."""
     return table.count().to_pyarrow().as_py()
 
 
-def _one_row(table: ir.Table) -> dict:
+def _one_row(table: Table) -> dict:
     """The values of an aggregate, where a sum over no row is 0."""
     return {name: 0 if value is None else value for name, value in table.to_pyarrow().to_pylist()[0].items()}
 
 
-def choose_events(events: ir.Table, schema: EventSchema, cache: Callable[..., ir.Table]) -> tuple[ir.Table, dict]:
+def choose_events(events: Table, schema: EventSchema, cache: Callable[..., Table]) -> tuple[Table, dict]:
     """Leaves out the events that the schema says, finds the periods, and counts. Returns the events that stay, with
     `period`; and the counts by name, with `first` and `last`, times."""
     whole, counts = _drop_and_count(events, schema, cache)
@@ -139,7 +139,7 @@ def choose_events(events: ir.Table, schema: EventSchema, cache: Callable[..., ir
     return latest, counts
 
 
-def _drop_and_count(events: ir.Table, schema: EventSchema, cache: Callable[..., ir.Table]) -> tuple[ir.Table, dict]:
+def _drop_and_count(events: Table, schema: EventSchema, cache: Callable[..., Table]) -> tuple[Table, dict]:
     """Counts duplicates and rows without a customer or a time, and leaves out those that the schema says."""
     counts = _one_row(
         events.aggregate(rows=_.count(), null_customer=_.customer_id.isnull().sum(), null_time=_.second.isnull().sum())
@@ -159,7 +159,7 @@ def _drop_and_count(events: ir.Table, schema: EventSchema, cache: Callable[..., 
     return whole, counts | {"dropped_duplicates": duplicates if drops else 0}
 
 
-def add_period(events: ir.Table, schema: EventSchema) -> ir.Table:
+def add_period(events: Table, schema: EventSchema) -> Table:
     """Adds `period`: 0, 1 or 2. With dates a visit may lie in two periods. With "leave_one_out" it lies in one: of a
     customer's visits that have something to predict, the last one begins period 2, and the one before it begins period
     1. Customers with fewer than three such visits are in period 0 alone."""
@@ -178,13 +178,13 @@ def add_period(events: ir.Table, schema: EventSchema) -> ir.Table:
     return keyed.inner_join(visits.select(*keys, period=held_out.cast("int8")), keys).drop("visit_key")
 
 
-def _with_visit_key(events: ir.Table) -> ir.Table:
+def _with_visit_key(events: Table) -> Table:
     """Adds `visit_key`, which is the same for the events of a visit of a customer."""
     of_time = ibis.literal("t") + events.second.cast("string")
     return events.mutate(visit_key=ibis.coalesce(ibis.literal("v") + events.visit, of_time))
 
 
-def keep_latest(events: ir.Table, most: int) -> tuple[ir.Table, dict[str, int]]:
+def keep_latest(events: Table, most: int) -> tuple[Table, dict[str, int]]:
     """Leaves out all but the latest events of each customer in each period; each period by itself, so that the events
     before a cutoff never depend on what comes after it. Returns the events that stay; and `dropped_excess` (number of
     events left out) and `customers_with_excess` (number of customers that had too many)."""
@@ -202,7 +202,7 @@ def keep_latest(events: ir.Table, most: int) -> tuple[ir.Table, dict[str, int]]:
     return events.anti_join(long, keys).union(cut), counts
 
 
-def add_shard(events: ir.Table, rows_per_shard: int) -> ir.Table:
+def add_shard(events: Table, rows_per_shard: int) -> Table:
     """Adds the number of the customer's shard: in the order of the ids, `rows_per_shard` customers to a shard."""
     customers = events.select("customer_id").distinct()
     index = ibis.row_number().over(order_by="customer_id")
@@ -213,7 +213,7 @@ def add_shard(events: ir.Table, rows_per_shard: int) -> ir.Table:
 
 
 def fit(
-    events: ir.Table, profiles: ir.Table | None, schema: EventSchema, on_feature: Callable[[str], None]
+    events: Table, profiles: Table | None, schema: EventSchema, on_feature: Callable[[str], None]
 ) -> MCMFeatureExtractor:
     """Fits the vocabulary or the bins of every feature on the training period (period 0). Ids of every feature: 0 is
     missing, 1 is unknown (never seen in training, or too rarely), and the values or bins have the ids from 2 on."""
@@ -264,7 +264,7 @@ def check_same_features(extractor: MCMFeatureExtractor, schema: EventSchema) -> 
             )
 
 
-def fit_values(column: ir.Value, spec: FeatureSpec) -> list[str]:
+def fit_values(column: Value, spec: FeatureSpec) -> list[str]:
     """Finds the values of a feature that are frequent enough. The engine leaves out values by their counts alone, and
     the order is made in this process, so no engine has to sort all values. Returns values with at least `min_count`
     events, `max_values` at most, the most frequent first and equally frequent ones by their text."""
@@ -284,14 +284,14 @@ def fit_values(column: ir.Value, spec: FeatureSpec) -> list[str]:
     return values["value"].to_pylist()
 
 
-def days_between_visits(events: ir.Table) -> ir.FloatingValue:
+def days_between_visits(events: Table) -> FloatingValue:
     """Days from the start of a customer's visit before to that of each visit."""
     visits = _with_visit_key(events).group_by("customer_id", "visit_key").agg(start=_.second.min())
     before = visits.start.lag().over(group_by="customer_id", order_by=visits.start)
     return ((visits.start - before) / SECONDS_PER_DAY).name("days")
 
 
-def fit_bins(column: ir.FloatingValue, bins: int) -> list[float]:
+def fit_bins(column: FloatingValue, bins: int) -> list[float]:
     """Finds the inner edges of quantile bins of a column's finite numbers, strictly increasing; fewer than `bins - 1`
     where numbers repeat. A quantile lies between the two neighbours of its rank, as numpy defines it."""
     table = column.name("value").as_table()

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from scipy.special import softmax
+from torch import Tensor
 
 from modeling_mcm.data import PreparedData, check_vocabularies
 from modeling_mcm.data.dataset import MANIFEST_FILE
@@ -55,7 +56,7 @@ class HeadInputs(NamedTuple):
         labels (`csr_array` of shape `(N, V)`): Those of `label_counts`; no columns if the head reads none.
     """
 
-    numbers: torch.Tensor
+    numbers: Tensor
     labels: csr_array
 
     def of(self, chosen: NDArray | slice) -> "HeadInputs":
@@ -63,24 +64,24 @@ class HeadInputs(NamedTuple):
         return HeadInputs(self.numbers[chosen], self.labels[chosen])
 
 
-Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # of scores `(N, O)` and of `y`
+Loss = Callable[[Tensor, Tensor], Tensor]  # of scores `(N, O)` and of `y`
 
 
 def fit_linear(
     inputs: HeadInputs,
-    y: torch.Tensor,
+    y: Tensor,
     outputs: int,
     compute_loss: Loss,
     folds: NDArray,
     penalties: Sequence[float],
-    scales: Sequence[tuple[torch.Tensor, float]],
-) -> tuple[NDArray, list[torch.Tensor]]:
+    scales: Sequence[tuple[Tensor, float]],
+) -> tuple[NDArray, list[Tensor]]:
     """Fits a linear head of `outputs` scores for each of some scales and penalties, and averages these by what
     cross-validation says of them: shares are proportional to the likelihood of what was held out. Few examples tell
     them hardly apart, and the best of many is then one by luck.
 
     Args:
-        y (`torch.Tensor` of shape `(N, ...)`): What `compute_loss`, a mean over the examples, compares scores with.
+        y (`Tensor` of shape `(N, ...)`): What `compute_loss`, a mean over the examples, compares scores with.
         folds (`np.ndarray` of shape `(N,)`): Fold of each example, numbered from 0.
         penalties (sequence of `float`): Factors on the squared weights beside the sum of the losses, the largest
             first: each fit starts from the last.
@@ -92,7 +93,7 @@ def fit_linear(
     """
     mean, losses, number = inputs.numbers.mean(0), np.zeros((len(scales), len(penalties))), 0
 
-    def scaled(of_numbers: torch.Tensor, of_labels: float) -> HeadInputs:
+    def scaled(of_numbers: Tensor, of_labels: float) -> HeadInputs:
         return HeadInputs((inputs.numbers - mean) * of_numbers, inputs.labels * np.float32(of_labels))
 
     for scale, of_scale in zip(scales, losses, strict=True):
@@ -124,14 +125,14 @@ def fit_linear(
 
 
 def _fit_path(
-    inputs: HeadInputs, y: torch.Tensor, outputs: int, compute_loss: Loss, penalties: Sequence[float]
-) -> list[list[torch.Tensor]]:
+    inputs: HeadInputs, y: Tensor, outputs: int, compute_loss: Loss, penalties: Sequence[float]
+) -> list[list[Tensor]]:
     """Fits weights and biases for each penalty."""
     sizes = inputs.numbers.shape[1], inputs.labels.shape[1]
     fits = [[torch.zeros(size, outputs) for size in sizes] + [torch.zeros(outputs)]]
     for penalty in penalties:
 
-        def loss(*parameters: torch.Tensor, penalty: float = penalty) -> torch.Tensor:
+        def loss(*parameters: Tensor, penalty: float = penalty) -> Tensor:
             squares = parameters[0].square().sum() + parameters[1].square().sum()
             return compute_loss(_score(inputs, parameters), y) + penalty / len(y) * squares
 
@@ -139,7 +140,7 @@ def _fit_path(
     return fits[1:]
 
 
-def _score(inputs: HeadInputs, parameters: Sequence[torch.Tensor]) -> torch.Tensor:
+def _score(inputs: HeadInputs, parameters: Sequence[Tensor]) -> Tensor:
     """Scores `(N, O)` by weights `(D, O)` and `(V, O)`, and biases `(O,)`."""
     weight, of_labels, bias = parameters
     return inputs.numbers @ weight + SparseProduct.apply(inputs.labels, of_labels) + bias
@@ -149,13 +150,13 @@ class SparseProduct(torch.autograd.Function):
     """A sparse matrix, as scipy has it, times weights. torch's own product has a slow gradient."""
 
     @staticmethod
-    def forward(context: Any, matrix: csr_array, weight: torch.Tensor) -> torch.Tensor:
+    def forward(context: Any, matrix: csr_array, weight: Tensor) -> Tensor:
         """Gives matrix @ weight."""
         context.matrix = matrix
         return torch.from_numpy(matrix @ weight.detach().numpy())
 
     @staticmethod
-    def backward(context: Any, gradient: torch.Tensor) -> tuple[None, torch.Tensor]:  # type: ignore[override]
+    def backward(context: Any, gradient: Tensor) -> tuple[None, Tensor]:  # type: ignore[override]
         """Gives the gradient of the weight."""
         return None, torch.from_numpy(context.matrix.T @ gradient.numpy())
 

@@ -18,7 +18,7 @@ import torch
 from datasets import Dataset
 from scipy.sparse import csr_array, vstack
 from scipy.sparse.linalg import LinearOperator, svds
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature
 from transformers.utils import logging
@@ -48,9 +48,7 @@ MOST_LAST = 2**15  # customers whose counts at the end of the training period gi
 
 
 @torch.enable_grad()
-def minimize(
-    function: Callable[..., torch.Tensor], start: Sequence[torch.Tensor], **options: Any
-) -> list[torch.Tensor]:
+def minimize(function: Callable[..., Tensor], start: Sequence[Tensor], **options: Any) -> list[Tensor]:
     """Parameters of a function that minimise it, by L-BFGS."""
     parameters = [value.clone().requires_grad_() for value in start]
     optimizer = torch.optim.LBFGS(parameters, line_search_fn="strong_wolfe", **options)
@@ -67,13 +65,13 @@ def minimize(
 
 def make_descent(
     network: nn.Module, learning_rate: float, weight_decay: float, steps: int, warm_up: float
-) -> Callable[[torch.Tensor], None]:
+) -> Callable[[Tensor], None]:
     """Makes a function that lowers a loss by a step of AdamW. In so many steps the learning rate rises, in the share
     `warm_up` of them, and falls."""
     optimizer = torch.optim.AdamW(network.parameters(), learning_rate, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps + 1, pct_start=warm_up)
 
-    def descend(loss: torch.Tensor) -> None:
+    def descend(loss: Tensor) -> None:
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -83,7 +81,7 @@ def make_descent(
     return descend
 
 
-def popularity(data: PreparedData, config: MCMConfig) -> dict[str, torch.Tensor]:
+def popularity(data: PreparedData, config: MCMConfig) -> dict[str, Tensor]:
     """Counts how often each label was a target in the training period, by task of shape `(labels,)`."""
     sizes = config.label_sizes.items()
     return {
@@ -199,7 +197,7 @@ def count_at_times(
     cutoff: float | None,
     generator: np.random.Generator,
     number: int = TIMES,
-) -> torch.Tensor:
+) -> Tensor:
     """Counts `(B, M, numbers)` of customers at times between their first event and the end of the training period,
     which comes last; all but one of the others lie in the second half of that time.
 
