@@ -30,10 +30,6 @@ from .events_mcm import IntArray, as_column, is_missing, map_distinct, naming, r
 from .files_mcm import VOCABULARIES_NAME, CheckpointError, check_values, read_json, values_digest, write_json
 from .inputs_mcm import PER_EVENT, InputLayout, pad_rows
 from .schema_mcm import (
-    DEFAULT_MAX_EVENTS,
-    DEFAULT_MIN_HISTORY,
-    DEFAULT_NAME,
-    DEFAULT_ZONE,
     HISTORY_START,
     HOUR,
     ONE_TOKEN_TYPE,
@@ -76,40 +72,40 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
     """
 
     model_input_names = ["input_ids", "attention_mask", "visit_ids", "event_times"]
+    # Settings, which are fields of `LogSchema`
+    name: str
+    customer: str
+    time: str | None
+    order: str | None
+    token_type: str | None
+    visit: str | None
+    tasks: list[str]
+    target_token_types: list[str]
+    end_of_visit: str | None
+    amount: str | None
+    currency: str | None
+    time_zone: str
+    max_events: int
+    min_history: int
+    on_duplicate: str
 
     def __init__(
         self,
         features: Sequence[dict] = ({"name": TOKEN_TYPE},),  # transformers makes one without arguments
         vocabularies: Mapping[str, Sequence[str]] = MappingProxyType({TOKEN_TYPE: (HISTORY_START,)}),
         bins: Mapping[str, Sequence[float]] = MappingProxyType({}),
-        customer: str = "customer_id",
-        time: str | None = "time",
-        token_type: str | None = TOKEN_TYPE,
-        visit: str | None = None,
-        time_zone: str = DEFAULT_ZONE,
-        tasks: Sequence[str] = (),
-        target_token_types: Sequence[str] = (),
-        end_of_visit: str | None = None,
-        max_events: int = DEFAULT_MAX_EVENTS,
-        min_history: int = DEFAULT_MIN_HISTORY,
-        name: str = DEFAULT_NAME,
-        order: str | None = None,
-        on_duplicate: str = "keep",
-        amount: str | None = None,
-        currency: str | None = None,
         **kwargs: Any,
     ) -> None:
+        own: dict = {"customer": "customer_id", "token_type": TOKEN_TYPE, "tasks": ()}
+        own["time"] = None if kwargs.get("order") else "time"
+        for entry in fields(LogSchema):
+            if entry.name not in ("features", "profile"):
+                setattr(self, entry.name, kwargs.pop(entry.name, own.get(entry.name, entry.default)))
         super().__init__(**kwargs)
-        self.features, self.name = [dict(feature) for feature in features], name
+        self.features = [dict(feature) for feature in features]
         self.vocabularies = {feature: list(values) for feature, values in vocabularies.items()}
         self.bins = {feature: [float(edge) for edge in edges] for feature, edges in bins.items()}
-        self.time = time if order is None else None
-        self.order = order
-        self.on_duplicate = on_duplicate
-        self.amount, self.currency = amount, currency
-        self.customer, self.token_type, self.visit = customer, token_type, visit
-        self.time_zone, self.tasks, self.target_token_types = time_zone, list(tasks), list(target_token_types)
-        self.end_of_visit, self.max_events, self.min_history = end_of_visit, max_events, min_history
+        self.tasks, self.target_token_types = list(self.tasks), list(self.target_token_types)
 
         schema = self.schema
         self._encoding = Encoding(schema, self.vocabularies, self.bins)

@@ -30,7 +30,6 @@ KINDS_WITH = {  # by key the kinds of features that have it
     "factor": (NUMERIC,),
     **dict.fromkeys(("min_count", "max_values", *PART_KEYS), (CATEGORICAL,)),
 }
-DEFAULT_NAME, DEFAULT_ZONE, DEFAULT_MAX_EVENTS, DEFAULT_MIN_HISTORY, DEFAULT_BINS = "event_log", "UTC", 300, 5, 16
 MOST_PERIOD_EVENTS = 100_000  # events of a customer in a period; people have fewer, and a row must fit in memory
 
 
@@ -92,7 +91,7 @@ class FeatureSpec:
     kind: str = CATEGORICAL
     column: str | None = None
     min_count: int = 1
-    bins: int = DEFAULT_BINS
+    bins: int = 16
     max_values: int | None = None
     separator: str | None = None
     item: int | None = None
@@ -166,14 +165,14 @@ class LogSchema:
     token_type: str | None
     features: tuple[FeatureSpec, ...]
     tasks: tuple[str, ...]
-    name: str = DEFAULT_NAME
+    name: str = "event_log"
     visit: str | None = None
     profile: tuple[FeatureSpec, ...] = ()
     target_token_types: tuple[str, ...] = ()
     end_of_visit: str | None = None
-    max_events: int = DEFAULT_MAX_EVENTS
-    min_history: int = DEFAULT_MIN_HISTORY
-    time_zone: str = DEFAULT_ZONE
+    max_events: int = 300
+    min_history: int = 5
+    time_zone: str = "UTC"
     order: str | None = None
     on_duplicate: str = "keep"
     amount: str | None = None

@@ -30,19 +30,6 @@ COLUMNS = np.ndarray, list, tuple
 PLACE = attrgetter("start", "key")  # of a visit among the others
 
 
-@dataclass(frozen=True)
-class Added:
-    """Result of `LiveHistory.add`.
-
-    Attributes:
-        events (`int`): Number of events that were added.
-        late (`bool`): Whether some of them belong before the last visit.
-    """
-
-    events: int
-    late: bool
-
-
 @dataclass
 class Visit:
     """The raw events of a visit. Visits are ordered as in the feature extractor: by start, those without key first."""
@@ -92,8 +79,9 @@ class LiveHistory:
         """Time of the latest event in ISO 8601; None without one, or in a log without times."""
         return None if self.feature_extractor.time is None or not self.visits else to_iso(self.latest)
 
-    def add(self, events: object, as_of: Time = None) -> Added:
-        """Adds events, in any order; they may be older than present ones.
+    def add(self, events: object, as_of: Time = None) -> bool:
+        """Adds events, in any order; they may be older than present ones. Returns whether some of them belong before
+        the last visit.
 
         Args:
             events: one event (`dict`), a list of events, a data frame or a dict of columns, as for the feature
@@ -117,7 +105,7 @@ class LiveHistory:
         finished = max(len(self.visits) - 1, 0)
         is_late = self._insert(added)
         self.row = self._encode(self.events) if is_late else self._join(finished, row)
-        return Added(len(added), is_late)
+        return is_late
 
     def remove(self, event: Mapping) -> None:
         """Removes one event as it was added, of several equal ones the last. All later results are those of a customer

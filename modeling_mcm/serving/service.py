@@ -245,7 +245,7 @@ class CustomerService:
                     profiles += given
                 if new:
                     as_of = self.clock() + AHEAD if self.extractor.order is None else None
-                    late += [customer_id] * customer.add([*new.values()], as_of=as_of).late
+                    late += [customer_id] * customer.add([*new.values()], as_of=as_of)
                     store.append(customer_id, customer.sequence, new)
                     customer.sequence += len(new)
                     added += new.values()

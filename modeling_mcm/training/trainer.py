@@ -8,13 +8,12 @@ does not need it.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Sized
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import Sampler
@@ -25,7 +24,6 @@ from modeling_mcm.data.collator import LengthGroupedSampler, MCMCollator
 from modeling_mcm.files_mcm import file_digest, write_json
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 
-from .options import PretrainingArguments
 from .resuming import FILES, ResumedRun, step_size
 
 # Single parameters, and the factor on their learning rate: with that of a matrix they would hardly move.
@@ -92,6 +90,12 @@ class MCMTrainer(Trainer):
         ValueError: If options do not fit together.
     """
 
+    args: Any  # of these classes of Trainer are known, and not ours
+    model: Any
+    model_wrapped: Any
+    train_dataset: Any
+    data_collator: Any
+
     def __init__(
         self,
         *args: Any,
@@ -105,9 +109,8 @@ class MCMTrainer(Trainer):
         self.task_losses: dict[str, list[torch.Tensor]] = defaultdict(list)
         kwargs |= {"data_collator": train_collator, "eval_dataset": measure}  # Trainer asks for one to evaluate
         super().__init__(*args, **kwargs)
-        trained: Any = self.model
-        self.weight_average = None if ema_decay is None else WeightAverage(trained, ema_decay)
-        patience = cast(PretrainingArguments, self.args).early_stopping_patience
+        self.weight_average = None if ema_decay is None else WeightAverage(self.model, ema_decay)
+        patience = self.args.early_stopping_patience
         early_end = None if patience is None else EarlyStoppingCallback(patience, WORTH_AN_EPOCH)
         for callback in filter(None, (ResumedRun(), early_end, self.weight_average)):
             self.add_callback(callback)
@@ -116,11 +119,10 @@ class MCMTrainer(Trainer):
                 raise ValueError("Found ema_decay with FSDP, which keeps no whole weights; leave it out.")
             # accelerate would shard the input embeddings by themselves, and gather them only while they run. The
             # readout reads their tables later, so they must be sharded with the root module.
-            trained.get_input_embeddings = lambda: None
+            self.model.get_input_embeddings = lambda: None
 
     def _get_train_sampler(self, *args: object) -> Sampler | None:
-        rows: Any = self.train_dataset
-        return LengthGroupedSampler(rows.lengths, step_size(self.args), self.args.seed, self.epoch)
+        return LengthGroupedSampler(self.train_dataset.lengths, step_size(self.args), self.args.seed, self.epoch)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         self.epoch.fill_(kwargs["epoch"])  # which sampler and collator read
@@ -153,7 +155,7 @@ class MCMTrainer(Trainer):
         size, processes = self.args.train_batch_size, self.args.world_size
         last = size * processes  # customers of the last batch, of all processes
         if self.accelerator.gradient_state.end_of_dataloader and not self.args.dataloader_drop_last:
-            last = len(cast(Sized, self.train_dataset)) % last or last
+            last = len(self.train_dataset) % last or last
         total, cut = size * processes * (len(samples) - 1) + last, []
         for step, sample in enumerate(samples, start=1):
             count = size if step < len(samples) else min(max(last - size * self.args.process_index, 0), size)
@@ -164,7 +166,7 @@ class MCMTrainer(Trainer):
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Makes the Trainer's optimizer, in which single parameters learn faster and have no weight decay."""
         optimizer = super().create_optimizer(model)
-        trained: Any = self.model if model is None else model
+        trained = self.model if model is None else model
         fast = [value for name, value in trained.named_parameters() if name.endswith(FAST_PARAMETERS)]
         if fast:
             groups = optimizer.param_groups
@@ -183,17 +185,17 @@ class MCMTrainer(Trainer):
     def gather_model(self) -> MCMForMultiTaskRecommendation:
         """Gathers the trained model of FSDP: whole weights in every process. The trainer goes on with these."""
         options = StateDictOptions(full_state_dict=True)
-        model = MCMForMultiTaskRecommendation(cast(MCMCollator, self.data_collator).config)
-        model.load_state_dict(get_model_state_dict(cast(nn.Module, self.model_wrapped), options=options))
-        cast(nn.Module, model).to(self.args.device)
+        model = MCMForMultiTaskRecommendation(self.data_collator.config)
+        model.load_state_dict(get_model_state_dict(self.model_wrapped, options=options))
         self.model = self.model_wrapped = model
+        self.model.to(self.args.device)
         self.is_fsdp_enabled = False
         return model
 
     def evaluate(self, *args: object, **kwargs: object) -> dict[str, float]:
         """Measures the loss on validation, with the average of the weights if there is one."""
-        model = self.weight_average.average.module if self.weight_average else self.model
-        loss = self.measure(cast(MCMForMultiTaskRecommendation, model).eval())
+        model: Any = self.weight_average.average.module if self.weight_average else self.model
+        loss = self.measure(model.eval())
         metrics = {"eval_loss": self._mean_over_processes(torch.tensor(loss))}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
