@@ -28,7 +28,7 @@ from modeling_mcm.inputs_mcm import RowBatch
 from modeling_mcm.losses_mcm import Objective
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
-from .cases import IGNORED, CaseEvents, find_targets, load_columns, tell_unseen, to_batch
+from .cases import IGNORED, CaseEvents, find_targets, tell_unseen, to_batch
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -78,14 +78,13 @@ class PreparedRows(Dataset):
         return batch
 
 
-def unit_counts(rows: datasets.Dataset, ends: ArrayLike, config: MCMConfig, max_events: int) -> IntArray:
+def unit_counts(batch: RowBatch, ends: ArrayLike, config: MCMConfig, max_events: int) -> IntArray:
     """Counts the units (events or visits) that the encoder reads of each row, `(rows,)`, the start row included.
     `ends` `(rows,)` are numbers of events of the histories; of one longer than `max_events` the latest events
     count."""
     ends = np.asarray(ends)
     if config.encoder_unit == "event":
         return np.minimum(ends + 1, max_events)
-    batch = load_columns(rows, ["visits"])
     visits = np.append(batch.column("visits"), 0)  # where a last row without events would begin
     first = batch.starts + np.maximum(ends - max_events + 1, 0)
     return np.where(ends > 0, visits[batch.starts + ends - 1] - visits[first] + 2, 1)

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from modeling_mcm.candidates_mcm import SEEN, CandidateSet
 from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.data.cases import to_batch
-from modeling_mcm.data.collator import batches_by_length, map_on_cores
+from modeling_mcm.data.collator import batches_by_length, map_on_cores, unit_counts
 from modeling_mcm.data.dataset import CUSTOMER, PreparedManifest, write_table
 from modeling_mcm.data.offers import load_actions
 from modeling_mcm.data.tables import read_table_file
@@ -222,10 +222,7 @@ class Scorer:
         come in `<task>_chances`, if the checkpoint has them; outcomes rank the actions likewise.
         Raises `ValueError` if the model gives NaN or infinite numbers."""
         rows = RowBatch.of(rows)
-        lengths = np.minimum(rows.lengths, self.extractor.max_events - 1)
-        if self.model.config.encoder_unit == "visit":
-            visits, ends = np.append(rows.column("visits"), 0), rows.starts + rows.lengths
-            lengths = np.where(lengths > 0, visits[ends - 1] - visits[ends - lengths] + 1, 0)
+        lengths = unit_counts(rows, rows.lengths, self.model.config, self.extractor.max_events)
         parts: list[Columns] = []
         batches = batches_by_length(lengths, self.batch_size)
         for part in map_on_cores(lambda batch: self._ask(rows.take(batch)), batches, self.model.device):

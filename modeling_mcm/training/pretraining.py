@@ -21,6 +21,7 @@ from transformers.utils import logging
 from modeling_mcm import __version__
 from modeling_mcm.configuration_mcm import MCMConfig
 from modeling_mcm.data import PreparedData
+from modeling_mcm.data.cases import load_columns
 from modeling_mcm.data.collator import MCMCollator, PreparedRows, unit_counts
 from modeling_mcm.data.dataset import MANIFEST_FILE
 from modeling_mcm.evaluation.cases import cases_at, tasks_without_repeats
@@ -128,7 +129,7 @@ def read_rows(data: PreparedData, config: MCMConfig, ends: NDArray | None = None
             f"None of the {len(ends)} customers has two events before the validation cutoff, so there is nothing to "
             "train on: move the cutoff dates of the event schema."
         )
-    units = unit_counts(data.rows, ends, config, data.extractor.max_events)
+    units = unit_counts(load_columns(data.rows, ["visits"]), ends, config, data.extractor.max_events)
     return PreparedRows(data.rows, several, units[several], ends)
 
 
