@@ -32,7 +32,7 @@ def count(data: PreparedData, model: Path, tasks: tuple[str, ...]) -> np.ndarray
         found = pd.read_parquet(folder).set_index("customer_id").loc[cases.customer_ids]
     for sums, task in zip(result, tasks, strict=True):
         names = dict(enumerate(data.extractor.vocabularies[task], FIRST_LABEL))
-        came = [{names.get(label) for label in cases.targets[task][case]} for case in range(len(cases))]
+        came = [{names.get(label) for label in cases.targets[task].of(case)} for case in range(len(cases))]
         came = np.concatenate([[label in own for label in best] for own, best in zip(came, found[task], strict=True)])
         chances = np.concatenate(found[f"{task}_chances"].to_numpy())
         index = (chances * BINS).astype(int).clip(max=BINS - 1)

@@ -168,17 +168,17 @@ class MCMForActionRecommendation(MCMForMultiTaskRecommendation):
     @auto_docstring(custom_intro="Computes log-odds of offers from histories and actions, and the loss.\n")
     def forward(
         self,
-        input_ids: torch.LongTensor,
+        input_ids: Tensor,
         attention_mask: Tensor | None = None,
-        visit_ids: torch.LongTensor | None = None,
-        event_times: torch.FloatTensor | None = None,
-        action_input_ids: torch.LongTensor | None = None,
-        action_rows: torch.LongTensor | None = None,
-        action_matches: torch.LongTensor | None = None,
-        offered_actions: torch.LongTensor | None = None,
-        labels: torch.FloatTensor | None = None,
-        event_values: torch.FloatTensor | None = None,
-        as_of: torch.FloatTensor | None = None,
+        visit_ids: Tensor | None = None,
+        event_times: Tensor | None = None,
+        action_input_ids: Tensor | None = None,
+        action_rows: Tensor | None = None,
+        action_matches: Tensor | None = None,
+        offered_actions: Tensor | None = None,
+        labels: Tensor | None = None,
+        event_values: Tensor | None = None,
+        as_of: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MCMActionOutput:
         r"""

@@ -135,13 +135,13 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
     @auto_docstring(custom_intro="Predicts the label of each customer at `as_of`, and computes the loss.\n")
     def forward(
         self,
-        input_ids: torch.LongTensor,
+        input_ids: Tensor,
         attention_mask: Tensor | None = None,
-        visit_ids: torch.LongTensor | None = None,
-        event_times: torch.FloatTensor | None = None,
-        event_values: torch.FloatTensor | None = None,
-        as_of: torch.FloatTensor | None = None,
-        label_columns: torch.FloatTensor | None = None,
+        visit_ids: Tensor | None = None,
+        event_times: Tensor | None = None,
+        event_values: Tensor | None = None,
+        as_of: Tensor | None = None,
+        label_columns: Tensor | None = None,
         labels: Tensor | None = None,
         **kwargs,
     ) -> MCMPredictionOutput:

@@ -102,7 +102,7 @@ def select_cases(data: PreparedData, question: Question, cutoff: str = "test"):
 def judge(data: PreparedData, cases, task: str, lists: NDArray[np.int64]) -> Answer:
     """What the lists of label ids of the cases, best first and 0 where they end, `(cases, 10)`, are worth."""
     targets = cases.targets[task]
-    labels, counts = distinct_targets(targets.offsets, targets.labels)
+    labels, counts = distinct_targets(targets.case, targets.labels, len(cases))
     is_hit = (labels[:, :, None] == lists[:, None]) & (labels >= FIRST_LABEL)[:, :, None]  # (cases, targets, 10)
     ranks = np.where(is_hit.any(2), is_hit.argmax(2), TOP), np.ones_like(labels), counts > 0
     coverage = len(np.unique(lists[lists >= FIRST_LABEL])) / len(data.extractor.vocabularies[task])

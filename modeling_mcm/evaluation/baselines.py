@@ -26,7 +26,6 @@ from datasets import Dataset
 from numpy.typing import NDArray
 
 from modeling_mcm.configuration_mcm import FIRST_LABEL
-from modeling_mcm.data.cases import compute_offsets
 
 from .histories import TaskHistory, count_transitions, read_history, read_moments, task_histories
 from .metrics import distinct_targets, ndcg_at_k, tie_ranks
@@ -106,8 +105,7 @@ class VisitFrequency(Baseline):
     def _last_visit_ndcg(self, history: TaskHistory) -> list[float]:
         """Sums for each half-life the NDCG@10 of the customers' last visits. A customer with one visit adds 0."""
         last, earlier = history.select(history.visits_ago == 0), history.select(history.visits_ago > 0)
-        offsets = compute_offsets(np.bincount(last.customer, minlength=len(history)))
-        labels, counts = distinct_targets(offsets, last.label)
+        labels, counts = distinct_targets(last.customer, last.label, len(history))
         counts[np.bincount(earlier.customer, minlength=len(history)) == 0] = 0
         ndcg_sums = []
         for half_life in self.half_lives:

@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from modeling_mcm.configuration_mcm import FIRST_LABEL, MOST_IDS
-from modeling_mcm.data.cases import ENDS, CaseEvents, compute_offsets, count_pairs, load_columns, tell_unseen
+from modeling_mcm.data.cases import ENDS, CaseEvents, count_pairs, load_columns, tell_unseen
 from modeling_mcm.data.dataset import PreparedData
-from modeling_mcm.events_mcm import SECONDS_PER_DAY, number_groups, run_starts
+from modeling_mcm.events_mcm import SECONDS_PER_DAY, run_starts
 
 from .histories import read_history
 
@@ -36,16 +36,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TargetEvents:
-    """The labels of a task in each case, as one flat array (int64) with offsets."""
+    """The labels of a task in each case, as flat arrays (int64), case after case."""
 
-    # (cases + 1,): Case c has the labels `labels[offsets[c]:offsets[c + 1]]`, none if no event has a label
-    offsets: NDArray
+    case: NDArray  # (labels,): index of each label's case
     # (labels,): Label ids, one for each event with a value, so that labels may repeat; those that training has never
     # seen are negative
     labels: NDArray
 
-    def __getitem__(self, case: int) -> NDArray:
-        return self.labels[self.offsets[case] : self.offsets[case + 1]]
+    def of(self, case: int) -> NDArray:
+        """The labels of a case."""
+        return self.labels[self.case == case]
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def find_cases(
         case = case_of_row[batch.row[with_label]]
         if horizon:
             case, labels, _ = count_pairs(case, labels)
-        targets[task] = TargetEvents(compute_offsets(np.bincount(case, minlength=len(chosen))), labels)
+        targets[task] = TargetEvents(case, labels)
     past = batch.select(events.history)
     visited = past.row[run_starts(past.row, past.column("visits"))]
     cases = EvaluationCases(
@@ -180,11 +180,9 @@ def unseen_only(rows: Dataset, cases: EvaluationCases, tasks: Sequence[str] | No
     targets, seen = dict(cases.targets), {}
     for task in cases.targets if tasks is None else tasks:
         known, events = seen_labels(history_rows, cases.cutoff, task), cases.targets[task]
-        case = number_groups(np.diff(events.offsets))[0]
-        is_new = (known[case, events.labels.clip(min=0)] == 0) | (events.labels < FIRST_LABEL)
+        is_new = (known[events.case, events.labels.clip(min=0)] == 0) | (events.labels < FIRST_LABEL)
         if is_new.any():
-            offsets = compute_offsets(np.bincount(case[is_new], minlength=len(cases)))
-            targets[task], seen[task] = TargetEvents(offsets, events.labels[is_new]), known
+            targets[task], seen[task] = TargetEvents(events.case[is_new], events.labels[is_new]), known
         else:
             del targets[task]
             logger.warning("Task %r is left out: its customers had seen all labels of its targets before.", task)

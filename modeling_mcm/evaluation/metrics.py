@@ -29,7 +29,7 @@ from torch import Tensor
 
 from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.data.cases import count_pairs
-from modeling_mcm.events_mcm import number_groups, pad_groups, run_starts
+from modeling_mcm.events_mcm import pad_groups, run_starts
 
 from .cases import EvaluationCases
 
@@ -88,20 +88,20 @@ def tie_ranks(scores: ArrayLike, targets: ArrayLike) -> tuple[NDArray, NDArray]:
     return greater.numpy(), ties.numpy()
 
 
-def distinct_targets(offsets: ArrayLike, labels: ArrayLike) -> tuple[NDArray, NDArray]:
+def distinct_targets(customer: ArrayLike, labels: ArrayLike, number: int) -> tuple[NDArray, NDArray]:
     """Turns target labels, one for each event, into padded distinct labels and their numbers of events.
 
     Args:
-        offsets (array, shape `(B + 1,)`): Customer b has the events `labels[offsets[b]:offsets[b + 1]]`.
+        customer (array, shape `(events,)`): Index of each event's customer.
         labels (array, shape `(events,)`): Label ids, not 0.
+        number (`int`): B.
 
     Returns:
         `tuple`: Labels and counts, int64 arrays of shape `(B, N)`, in ascending order of the label; 0 is padding in
         both.
     """
-    offsets, labels = np.asarray(offsets), np.asarray(labels, dtype=np.int64)
-    owner, label, counts = count_pairs(number_groups(np.diff(offsets))[0], labels)
-    sizes = np.bincount(owner, minlength=len(offsets) - 1)
+    owner, label, counts = count_pairs(np.asarray(customer), np.asarray(labels, dtype=np.int64))
+    sizes = np.bincount(owner, minlength=number)
     return pad_groups(label, sizes), pad_groups(counts, sizes)
 
 
@@ -211,7 +211,7 @@ class TargetRanks:
         self.cases, self.task = cases, task
         self.lists = np.zeros((len(cases), length), np.int64)
         events = cases.targets[task]
-        self.labels, self.counts = distinct_targets(events.offsets, events.labels)
+        self.labels, self.counts = distinct_targets(events.case, events.labels, len(cases))
         self.greater, self.ties = np.zeros_like(self.labels), np.ones_like(self.labels)
 
     def add(self, indices: NDArray | slice, scores: Tensor) -> None:

@@ -62,7 +62,7 @@ def test_only_new_leaves_out_labels_met_before(evaluate, prepared, tmp_path):
     cases = unseen_only(stored.rows, cases_at(stored, "test"), ["items"])
     values = pq.read_table(written, filters=[("task", "=", "items"), ("metric", "=", "next_visit_ndcg@10")])
     assert values["customer_id"].to_pylist() == 2 * cases.customer_ids  # of transitions and of MCM
-    has_target = [len(cases.targets["items"][case]) > 0 for case in range(len(cases))]
+    has_target = [len(cases.targets["items"].of(case)) > 0 for case in range(len(cases))]
     assert (~np.isnan(values["value"].to_numpy())).tolist() == 2 * has_target and not all(has_target)
     assert "What the customer has seen before the cutoff is neither ranked nor a target." in said
     assert numbers["only_new"] and numbers["lists"]["MCM"]["items"]["repeats"] == 0

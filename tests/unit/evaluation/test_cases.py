@@ -53,11 +53,11 @@ EXPECTED = {
 @pytest.mark.parametrize("cutoff, history_end", [("validation", [3, 3, 3, 4]), ("test", [7, 3, 6, 3])])
 def test_targets_are_the_first_visit_after_the_cutoff(rows, cutoff, history_end):
     cases = find_cases(rows, cutoff, min_history=3)
-    targets = {name: labels.tolist() for name, labels in zip(cases.customer_ids, cases.targets["brand"], strict=True)}
+    targets = {name: cases.targets["brand"].of(case).tolist() for case, name in enumerate(cases.customer_ids)}
     assert targets == EXPECTED[cutoff] and cases.history_end.tolist() == history_end
     assert cases.rows.tolist() == [list(CUSTOMERS).index(name) for name in cases.customer_ids]
     if cutoff == "validation":
-        assert cases.targets["token_type"][0].tolist() == [2, 2, 3]
+        assert cases.targets["token_type"].of(0).tolist() == [2, 2, 3]
 
 
 def test_min_history_counts_target_events_only():
@@ -69,14 +69,14 @@ def test_min_history_counts_target_events_only():
 
 def test_a_token_type_is_a_target_if_it_is_the_only_task():
     rows = two_tasks({"a": [*HISTORY, (150, 4, 0, 3)]}).remove_columns("task_brand")
-    assert find_cases(rows, "validation", min_history=3).targets["token_type"][0].tolist() == [3]
+    assert find_cases(rows, "validation", min_history=3).targets["token_type"].of(0).tolist() == [3]
 
 
 def test_a_case_may_have_no_target_in_one_task():
     rows = two_tasks({"a": [*HISTORY, (150, 4, 2, 2)], "b": [*HISTORY, (150, 4, 3, 0)]})
     cases = find_cases(rows, "validation", min_history=3)
-    assert [labels.tolist() for labels in cases.targets["token_type"]] == [[2], []]
-    assert [labels.tolist() for labels in cases.targets["brand"]] == [[2], [3]]
+    assert [cases.targets["token_type"].of(case).tolist() for case in range(2)] == [[2], []]
+    assert [cases.targets["brand"].of(case).tolist() for case in range(2)] == [[2], [3]]
 
 
 def test_missing_columns_and_unknown_cutoffs_are_named():
@@ -148,7 +148,7 @@ def test_horizon_targets_equal_a_plain_count(cutoff, days):
         targets = labels_between(name, start, stop, least=1)
         if targets and labels_between(name, 0, start, least=1):
             expected[name] = sorted({UNSEEN if label == 1 else label for label in targets})
-    found = {name: cases.targets["brand"][place].tolist() for place, name in enumerate(cases.customer_ids)}
+    found = {name: cases.targets["brand"].of(place).tolist() for place, name in enumerate(cases.customer_ids)}
     assert found == expected and expected
     visits = [sum(day < start and max(labels) >= 1 for day, labels in RANDOM[name]) for name in expected]
     assert cases.history_visits.tolist() == visits and cases.horizon_days == days
@@ -159,7 +159,7 @@ def test_a_horizon_longer_than_the_data_gives_a_warning(caplog):
     assert len(find_cases(rows, "test", min_history=1, horizon=horizon(91, "test"))) == 2
     assert not caplog.records  # the last event is on the last day of the horizon
     cases = find_cases(rows, "test", min_history=1, horizon=horizon(120, "test"))
-    assert [labels.tolist() for labels in cases.targets["brand"]] == [[4], [3]]
+    assert [cases.targets["brand"].of(case).tolist() for case in range(2)] == [[4], [3]]
     assert "120 days from the test cutoff is longer than the data" in caplog.text and "90.0 days after" in caplog.text
     find_cases(rows, "validation", min_history=1, horizon=horizon(120, "validation"))
     assert "50.0 days after the cutoff, because validation reads nothing after the test cutoff" in caplog.text
@@ -176,8 +176,8 @@ def test_labels_met_before_are_neither_targets_nor_ranked(cutoff, days):
     for place, name in enumerate(cases.customer_ids):
         seen = labels_between(name, 0, CUTOFFS[cutoff])
         assert {*cases.seen["brand"][[place]].indices} == seen
-        left = [label for label in every.targets["brand"][place].tolist() if label not in seen]
-        assert cases.targets["brand"][place].tolist() == left
+        left = [label for label in every.targets["brand"].of(place).tolist() if label not in seen]
+        assert cases.targets["brand"].of(place).tolist() == left
     assert len(every.targets["brand"].labels) > len(cases.targets["brand"].labels) + 10
 
 
@@ -189,7 +189,7 @@ def test_filtered_metrics_equal_those_of_a_smaller_vocabulary():
     for place, name in enumerate(cases.customer_ids):
         seen = labels_between(name, 0, TEST)
         left = [0, 1, *(label for label in range(2, LABELS) if label not in seen)]
-        targets = [left.index(max(label, 1)) for label in np.unique(cases.targets["brand"][place])]
+        targets = [left.index(max(label, 1)) for label in np.unique(cases.targets["brand"].of(place))]
         if targets:
             small = customer_metrics(
                 *tie_ranks(scores[cases.rows[[place]]][:, left], [targets]), [[1] * len(targets)], (3,)
@@ -207,4 +207,4 @@ def test_a_task_without_targets_is_left_out(caplog):
     other = rows.add_column("task_colour", [[2, 2, 3], [2, 2]]).add_column("unseen_colour", rows["unseen_brand"][:])
     both = unseen_only(other, find_cases(other, "test", min_history=1))
     assert list(both.targets) == ["colour"] and "Task 'brand' is left out" in caplog.text
-    assert len(both) == 2 and both.targets["colour"][1].tolist() == []
+    assert len(both) == 2 and both.targets["colour"].of(1).tolist() == []

@@ -36,7 +36,8 @@ def events():
 
 
 def metrics_of(scores, events, k=10):
-    labels, counts = distinct_targets(np.cumsum([0, *map(len, events)]), np.concatenate(events))
+    owner = np.repeat(np.arange(len(events)), [*map(len, events)])
+    labels, counts = distinct_targets(owner, np.concatenate(events), len(events))
     return customer_metrics(*tie_ranks(scores, labels), counts, ks=(k,))
 
 
