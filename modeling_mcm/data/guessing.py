@@ -427,10 +427,12 @@ def _features(columns: Columns, roles: Mapping) -> tuple[list[dict], dict[str, i
         if name in roles.values() or number < 2 or is_time(values):
             continue
         is_number = types.is_numeric_dtype(values) and not types.is_bool_dtype(values)
-        is_number |= types.infer_dtype(values) == "decimal"
         is_counted = bool(words & NUMBERS) or name.lower().startswith("number")  # `number_of_cds` is no id
+        kind, known = types.infer_dtype(values), values.dropna()
+        is_number |= kind == "decimal"
+        is_number |= is_counted and kind == "string" and bool(pd.to_numeric(known, errors="coerce").notna().all())
         is_id = not is_number or bool(words & (IDS | LABELS))
-        if not is_number and values.dropna().astype(str).str.fullmatch(CLOCK).all():
+        if not is_number and known.astype(str).str.fullmatch(CLOCK).all():
             continue  # the time of the day, beside the date
         feature = {"name": name} if name != TOKEN_TYPE else {"name": f"{name}_column", "column": name}
         if is_number and (is_counted or not (is_id or number <= FEW)):

@@ -190,6 +190,7 @@ def _read_values(column: pd.Series, what: str, kind: str) -> tuple[str, NDArray,
 def _fit_column(column: pd.Series, name: str) -> dict[str, float]:
     """What `MCMConfig.label_columns` says of a column: the shares of frequent values and of missing ones, or the
     mean of numbers."""
+    column = column.mask(column == "")  # as in CSV files
     kind, values, classes = _read_values(column.dropna(), f"Column {name!r}", AUTO)
     means = {MISSING_LABEL: float(column.isna().mean())}
     if kind == NUMBER:

@@ -74,6 +74,7 @@ def test_groceries_with_baskets_are_guessed():
 PAID = {
     "a price times a quantity": ({}, {}, "amount", ["price", "quantity"]),
     "what was paid": ({"SalesValue": 1.5}, {}, "SalesValue", ["SalesValue"]),
+    "what was paid, as text": ({"SalesValue": "1.5"}, {}, "SalesValue", ["SalesValue"]),
     "no discount": ({"quantity": None, "total_discount": 2.5}, {}, None, []),
     "a price alone": ({"quantity": None}, {}, None, []),
     "none": ({}, {"amount": None}, None, []),
@@ -82,7 +83,7 @@ PAID = {
 
 @pytest.mark.parametrize(("columns", "given", "amount", "read"), PAID.values(), ids=PAID)
 def test_what_was_paid_is_no_unit_price(columns, given, amount, read):
-    more = {name: draw(1000) / 10 if value else None for name, value in columns.items()}
+    more = {name: (draw(1000) / 10).astype(type(value)) if value else None for name, value in columns.items()}
     reader = FrameReader.guess(GROCERIES.assign(**more).dropna(axis="columns"), given)
     assert reader.schema.amount == amount
     assert [column for each in reader.schema.features if each.name == amount for column in each.columns] == read
@@ -502,7 +503,7 @@ def test_further_columns_are_features(bank, tmp_path):
     random, size = np.random.default_rng(0), len(log.labels)
     leaves = log.labels["leaves"]
     age = pd.Series(40 + 10 * leaves + random.normal(0, 12, size)).where(random.random(size) < 0.9)
-    kind = np.where(random.random(size) < 0.9, np.where(leaves == 1, "student", "worker"), None)
+    kind = np.where(random.random(size) < 0.9, np.where(leaves == 1, "student", "worker"), "")
     table = log.labels.assign(kind=kind, age=age, vip=random.random(size) < 0.5)
     own = model.finetune(table, "leaves", tmp_path, validation_share=0)
     known = own.model.config.label_columns
