@@ -360,7 +360,7 @@ class LabelScorer(nn.Module):
         return shares - shares.amax(1, keepdim=True).nan_to_num(neginf=0.0)
 
     @staticmethod
-    def chances(chance: Tensor | Sequence[float], log_probabilities: Tensor) -> Tensor:
+    def chances(chance: Tensor | Sequence[Tensor | float], log_probabilities: Tensor) -> Tensor:
         """Chances that labels come, of which there are several: sigmoid(a + b log p + c p). Beyond its largest value
         the argument rises by `LEAST_RISE` log p, so that no two labels tie.
 
