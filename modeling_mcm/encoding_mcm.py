@@ -18,11 +18,9 @@ from numpy.typing import NDArray
 
 from .configuration_mcm import FIRST_VALUE_ID, MISSING_ID, UNKNOWN_ID
 from .events_mcm import (
-    EPOCH_WEEKDAY,
     NO_RANK,
     PERIODS,
     SECONDS_PER_DAY,
-    SECONDS_PER_HOUR,
     BoolArray,
     Column,
     Distinct,
@@ -37,6 +35,10 @@ from .events_mcm import (
     value_reader,
 )
 from .schema_mcm import HOUR, NUMERIC, ONE_TOKEN_TYPE, TOKEN_TYPE, WEEKDAY, LogSchema
+
+# By kind of a feature that the clock gives: seconds of a value, the value of 1970-01-01 (a Thursday; Monday is 0), and
+# the number of values
+CALENDAR = {HOUR: (3600, 0, 24), WEEKDAY: (SECONDS_PER_DAY, 3, 7)}
 
 
 class Timeline(NamedTuple):
@@ -216,11 +218,10 @@ class Encoding:
     def derived_ids(self, feature: str, times: IntArray, days: FloatArray) -> NDArray:
         """Ids of a feature that is computed from the time of each event and the days since the visit before, of shape
         `(events,)`."""
-        if self.specs[feature].kind == HOUR:
-            return (FIRST_VALUE_ID + times // SECONDS_PER_HOUR % 24).astype(np.int32)
-        if self.specs[feature].kind == WEEKDAY:
-            return (FIRST_VALUE_ID + (times // SECONDS_PER_DAY + EPOCH_WEEKDAY) % 7).astype(np.int32)
-        return self._bin(feature, days)
+        if (kind := self.specs[feature].kind) not in CALENDAR:
+            return self._bin(feature, days)
+        unit, first, size = CALENDAR[kind]
+        return (FIRST_VALUE_ID + (times // unit + first) % size).astype(np.int32)
 
     def feature_ids(self, feature: str, column: Column) -> NDArray:
         """Ids of the values of a feature's column, of shape `(len(column),)`."""

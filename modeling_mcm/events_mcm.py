@@ -41,9 +41,8 @@ LARGEST_VALUE = float(np.finfo(np.float32).max)
 NO_RANK = -1
 NO_TIME = np.iinfo(np.int64).min  # what numpy makes of NaT
 PERIODS = 3  # training, validation, test
-SECONDS_PER_DAY, SECONDS_PER_HOUR = 86_400, 3600
+SECONDS_PER_DAY = 86_400
 EPOCH = datetime(1970, 1, 1)
-EPOCH_WEEKDAY = 3  # 1970-01-01 was a Thursday; Monday is 0
 # A time as text: a day, a time of the day, and a zone as Z, UTC, GMT or an offset. Names of zones are not accepted,
 # because they are ambiguous in the hour that daylight saving time repeats.
 TIME_PATTERN = (

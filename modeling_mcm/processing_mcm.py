@@ -25,25 +25,15 @@ from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
 from .configuration_mcm import FIRST_VALUE_ID, MISSING_ID, UNKNOWN_ID
-from .encoding_mcm import Encoding
+from .encoding_mcm import CALENDAR, Encoding
 from .events_mcm import IntArray, as_column, is_missing, map_distinct, naming, read_as_of, read_columns, to_text
 from .files_mcm import VOCABULARIES_NAME, CheckpointError, check_values, read_json, values_digest, write_json
 from .inputs_mcm import PER_EVENT, InputLayout, pad_rows
-from .schema_mcm import (
-    HISTORY_START,
-    HOUR,
-    ONE_TOKEN_TYPE,
-    TOKEN_TYPE,
-    WEEKDAY,
-    FeatureSpec,
-    LogSchema,
-)
+from .schema_mcm import HISTORY_START, ONE_TOKEN_TYPE, TOKEN_TYPE, FeatureSpec, LogSchema
 
 logger = logging.get_logger(__name__)
 
 MISSING_LABEL, UNKNOWN_LABEL = "[missing]", "[unknown]"
-
-CALENDAR_SIZES = {HOUR: 24, WEEKDAY: 7}
 
 
 # trf-ignore: TRF057, auto_docstring knows processors but no feature extractors: it would drop the arguments.
@@ -153,7 +143,7 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         sizes |= {feature: len(edges) + 1 for feature, edges in self.bins.items()}
         kinds = self._encoding.specs
         return [
-            FIRST_VALUE_ID + (sizes[name] if name in sizes else CALENDAR_SIZES[kinds[name].kind])
+            FIRST_VALUE_ID + (sizes[name] if name in sizes else CALENDAR[kinds[name].kind][-1])
             for name in self.feature_names
         ]
 
