@@ -29,18 +29,11 @@ class CustomerFeatures(TransformerMixin, BaseEstimator):
 
     Args:
         model ([`CustomerModel`]): The model, with the customers' events.
-        embedding, forecasts (`bool`): What the columns are.
         days (`Sequence[float]`, *optional*): Horizons of the forecasts. Default: those of the config.
     """
 
-    def __init__(
-        self,
-        model: CustomerModel,
-        embedding: bool = True,
-        forecasts: bool = True,
-        days: Sequence[float] | None = None,
-    ):
-        self.model, self.embedding, self.forecasts, self.days = model, embedding, forecasts, days
+    def __init__(self, model: CustomerModel, days: Sequence[float] | None = None):
+        self.model, self.days = model, days
 
     def __sklearn_clone__(self) -> "CustomerFeatures":  # the model is no parameter to copy
         return CustomerFeatures(**self.get_params(deep=False))
@@ -68,8 +61,6 @@ class CustomerFeatures(TransformerMixin, BaseEstimator):
         return self._describe(self.model.customers[:1], None).columns.to_numpy(object)
 
     def _describe(self, customers: Iterable, as_of: datetime | None) -> pd.DataFrame:
-        ids = to_ids([*customers])
-        tables = [self.model.embed(customers, as_of)] if self.embedding else []
-        if self.forecasts:  # whose names are those of the past numbers in the embedding
-            tables.append(self.model.forecast(customers, self.days, as_of).add_prefix("forecast_"))
-        return pd.concat(tables, axis=1).loc[ids] if tables else pd.DataFrame(index=ids)
+        # Some names of forecasts are those of past numbers in the embedding
+        forecasts = self.model.forecast(customers, self.days, as_of).add_prefix("forecast_")
+        return self.model.embed(customers, as_of).join(forecasts).loc[to_ids([*customers])]

@@ -92,9 +92,6 @@ class EvaluationOptions:
         "these days, each once, instead of those of the next visit, and the cases are the customers with at "
         "least one. The names of the metrics then begin with horizon_.",
     )
-    min_history: int | None = option(
-        None, "Number of target events that a customer needs before the cutoff to be a case. By default the schema's."
-    )
     batch_size: int = option(64, "Number of customers in one batch of the model.")
     offers: str | None = option(
         None,
@@ -118,8 +115,6 @@ class EvaluationOptions:
             raise ValueError(f"--horizon_days is {self.horizon_days:g}; give a positive number of days, such as 30.")
         if min(self.k) < 1 or self.batch_size < 1:
             raise ValueError("--k and --batch_size must be at least 1.")
-        if self.min_history is not None and self.min_history < 1:
-            raise ValueError(f"--min_history is {self.min_history}; a case needs at least 1 event before the cutoff.")
         if self.offers and (self.only_new or self.horizon_days):
             raise ValueError("--only_new and --horizon_days are not for --offers: leave them out, or --offers.")
 
@@ -173,7 +168,7 @@ def _evaluate_visits(options: EvaluationOptions) -> Report:
     """Evaluates on next visits or on a horizon, and writes the metrics of every customer if the options say so."""
     data, model, extractor = _open(options, MCMForMultiTaskRecommendation)
     tasks = Predictor(model, extractor).tasks(options.tasks or None)
-    cases = comparison_cases(data, options.cutoff, options.min_history, options.horizon_days)
+    cases = comparison_cases(data, options.cutoff, options.horizon_days)
     if options.only_new:
         cases = unseen_only(data.rows, cases, tasks)
     tasks = [task for task in tasks if task in cases.targets]  # those that have a target left

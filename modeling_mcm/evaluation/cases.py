@@ -147,15 +147,12 @@ def find_cases(
     return cases
 
 
-def cases_at(
-    data: PreparedData, cutoff: str, min_history: int | None = None, horizon_days: float | None = None
-) -> EvaluationCases:
-    """Finds the cases of a prepared data set as its schema defines them, with [`find_cases`];
-    `min_history` and a horizon of `horizon_days` go before the schema's number and the next visit."""
+def cases_at(data: PreparedData, cutoff: str, horizon_days: float | None = None) -> EvaluationCases:
+    """Finds the cases of a prepared data set as its schema defines them, with [`find_cases`]; a horizon of
+    `horizon_days` goes before the next visit."""
     schema = data.schema
     horizon = (horizon_days, schema.cutoff_seconds(cutoff)) if horizon_days else None
-    min_history = schema.min_history if min_history is None else min_history
-    cases = find_cases(data.rows, cutoff, min_history, schema.token_feature.name, horizon)
+    cases = find_cases(data.rows, cutoff, schema.min_history, schema.token_feature.name, horizon)
     return replace(cases, as_of=schema.scoring_time(cutoff))
 
 
@@ -212,10 +209,8 @@ def tasks_without_repeats(rows: Dataset, tasks: Sequence[str]) -> list[str]:
     return selected
 
 
-def comparison_cases(
-    data: PreparedData, cutoff: str, min_history: int | None = None, horizon_days: float | None = None
-) -> EvaluationCases:
+def comparison_cases(data: PreparedData, cutoff: str, horizon_days: float | None = None) -> EvaluationCases:
     """Finds the cases on which methods are compared: those of [`cases_at`], and in [`tasks_without_repeats`] as
     [`unseen_only`] makes them, so that all methods rank what can be a target."""
-    cases = cases_at(data, cutoff, min_history, horizon_days)
+    cases = cases_at(data, cutoff, horizon_days)
     return unseen_only(data.rows, cases, tasks_without_repeats(data.rows, list(cases.targets)))

@@ -41,10 +41,6 @@ class FineTuningOptions:
     model: str = option(help="Pre-trained checkpoint: a folder, or a name on the Hub.")
     data: str = option(help="Folder of the prepared data set that the checkpoint was pre-trained on.")
     output_dir: str | None = option(None, "Folder of the fine-tuned model. By default runs/labels or runs/offers.")
-    max_events: int | None = option(
-        None,
-        "Largest number of events that are read of a history, the start row included. By default the checkpoint's.",
-    )
     seed: int = option(42, "Seed of what is drawn: customers that are held out, and offers that were not taken.")
 
 
@@ -198,13 +194,12 @@ def fine_tune(
     """
     start, extractor = time.monotonic(), MCMFeatureExtractor.from_pretrained(options.model)
     check_vocabularies(data.folder, extractor)
-    extractor.max_events = options.max_events or extractor.max_events
     tuned = read(options.model).eval()
     run = {
         "data": file_digest(data.folder / MANIFEST_FILE),
         "pre-trained model": compute_digest(options.model, ("*.safetensors", "config.json")),
         kind: digest,
-        "options": {**own, "max_events": extractor.max_events, "seed": options.seed},
+        "options": {**own, "seed": options.seed},
     }
     output = Path(options.output_dir or f"runs/{kind}")
     with output_folder_lock(output):

@@ -196,7 +196,7 @@ def test_numbers_and_classes_are_learned_too(options, tmp_path):
 
 
 OTHERWISE = [
-    ("offers", ["--max_events", 30], "this run has 30"),
+    ("offers", ["--seed", 30], "this run has 30"),
     ("likes", ["--label", "spent"], "label likes and this run has spent"),
     ("likes", ["--validation_share", 0.5], "validation_share 0.2 and this run has 0.5"),
     ("likes", ["--labels", "OTHER"], "other labels"),
