@@ -521,11 +521,10 @@ def _read_file(path: str) -> pd.DataFrame:
 
 def _pretrain(folder: Path, encoder: bool, values: Mapping[str, object]) -> None:
     """Runs what `mcm pretrain` runs on `folder/data`, into `folder/run`."""
-    from .losses_mcm import Objective
     from .training.options import AUTO, NONE, ModelOptions, PretrainingArguments
     from .training.pretraining import chosen_recipe, pretrain
 
-    kinds: list = [ModelOptions, Objective, PretrainingArguments]
+    kinds: list = [ModelOptions, PretrainingArguments]
     parser = HfArgumentParser(kinds)
     given = {"data": str(folder / "data"), "output_dir": str(folder / "run")} | dict(values)
     given["encoder"] = AUTO if encoder else NONE
@@ -533,5 +532,5 @@ def _pretrain(folder: Path, encoder: bool, values: Mapping[str, object]) -> None
         raise ValueError(f"Unknown options {unknown}; see `mcm pretrain --help`.")
     (chosen,) = HfArgumentParser(kinds[:1]).parse_dict(given, allow_extra_keys=True)
     recipe = chosen_recipe(chosen, set(values))
-    options, objective, training = parser.parse_dict(recipe.training | given)
-    pretrain(options, objective, training, recipe)
+    options, training = parser.parse_dict(recipe.training | given)
+    pretrain(options, training, recipe)

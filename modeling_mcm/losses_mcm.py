@@ -11,7 +11,7 @@ sample, M targets of all customers and tasks, H hidden size.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import compress, repeat
 from typing import NamedTuple
 
@@ -21,42 +21,6 @@ from torch import Tensor
 from .configuration_mcm import FIRST_LABEL
 
 SCALE = 2.0**12  # factor on losses, so that gradients in float16 are not rounded to 0; a scaler acts too late
-
-
-@dataclass(frozen=True)
-class Objective:
-    """Settings of the pre-training loss. The config chooses prefixes and targets; these are not saved with the model.
-
-    Attributes:
-        target_half_life_days (`float`): Age of a target, in days before the customer's latest one, at which it weighs
-            half as much; 0: all targets weigh the same.
-        sampled_labels (`int`): Number of labels of a task that are sampled in a training step; 0: all are scored.
-
-    Raises:
-        ValueError: If a setting is negative or infinite.
-    """
-
-    target_half_life_days: float = field(
-        default=30.0,
-        metadata={
-            "help": "Age of a target, in days before the customer's latest target, at which it weighs half as much in "
-            "the loss; targets of four times this age are left out. Older tastes and seasons then have less effect. "
-            "With 0 all targets have the same weight. Only for augmentation=all_prefixes."
-        },
-    )
-    sampled_labels: int = field(
-        default=0,
-        metadata={
-            "help": "Number of labels of a task that a training step samples and scores, beside the labels in the "
-            "batch's histories and targets; the loss corrects for the sampling. For tasks with very many labels. "
-            "With 0 all labels are scored."
-        },
-    )
-
-    def __post_init__(self):
-        for name in ("target_half_life_days", "sampled_labels"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"`{name}` must be 0 or more, got {getattr(self, name)}: 0 is none.")
 
 
 @dataclass

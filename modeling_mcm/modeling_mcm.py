@@ -28,7 +28,7 @@ from .configuration_mcm import FIRST_LABEL, MCMConfig
 from .embeddings_mcm import HeterogeneousEmbedding, MCMEmbeddings, ValueEmbedding, check_inputs
 from .files_mcm import check_files, check_loaded, check_weights, note_digests
 from .forecaster_mcm import CustomerForecasts, VisitForecaster
-from .losses_mcm import Objective, Targets, TaskLabels, compute_in_parts, group_customers, task_losses
+from .losses_mcm import Targets, TaskLabels, compute_in_parts, group_customers, task_losses
 from .readout_mcm import READOUTS, PrefixEnds, find_prefixes
 from .scorer_mcm import HORIZON_DAYS, NEXT_VISIT, WITHIN, LabelScorer, Readout, read_histories
 from .state_mcm import CustomerState
@@ -328,7 +328,7 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         super().__init__(config)
         self.model = MCMModel(config)
         sizes = config.label_sizes
-        self.objective = Objective()  # training replaces it by its own settings
+        self.sampled_labels = 0  # of a task, that a training step scores; 0: all
         self.task_features = [config.features.index(task) for task in config.tasks]
         self.readout_scale = nn.Parameter(torch.ones(len(sizes))) if config.readout_bias else None
         biases = [nn.Parameter(torch.zeros(n)) for n in sizes.values()] if config.readout_bias else []
@@ -517,7 +517,7 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         to save memory. The arguments are those of `forward`, with units as `prefix_ends`."""
         hidden, unit_mask = outputs.last_hidden_state, outputs.unit_mask.bool()
         task_labels = self.task_labels(self.config.tasks)
-        if sample_size := self.objective.sampled_labels if self.training else 0:
+        if sample_size := self.sampled_labels if self.training else 0:
             certain = torch.cat([input_ids[..., self.task_features], labels], 1).flatten(0, 1)
             task_labels = [labels.sample(certain[:, task], sample_size) for task, labels in enumerate(task_labels)]
         sizes = [len(labels.vectors) for labels in task_labels]

@@ -23,7 +23,6 @@ from in_process import call  # noqa: E402
 from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForMultiTaskRecommendation  # noqa: E402
 from modeling_mcm.data import EventSchema  # noqa: E402
 from modeling_mcm.data.dataset import FEATURE_EXTRACTOR_FOLDER  # noqa: E402
-from modeling_mcm.losses_mcm import Objective  # noqa: E402
 from modeling_mcm.preparation import prepare  # noqa: E402
 from modeling_mcm.preparation.spark import spark_session  # noqa: E402
 
@@ -125,7 +124,6 @@ def tiny_model(tiny_config):
     def make(extended=False, **changes):
         torch.manual_seed(0)
         model = MCMForMultiTaskRecommendation(tiny_config(extended, **changes)).eval()
-        model.objective = Objective(target_half_life_days=0)
         return perturb(model)
 
     return make

@@ -18,7 +18,6 @@ YAML file may hold any option, and flags win over it.
 
 from accelerate import PartialState
 
-from modeling_mcm.losses_mcm import Objective
 from modeling_mcm.training.memory import keep_freed_memory
 from modeling_mcm.training.options import ModelOptions, PretrainingArguments
 from modeling_mcm.training.pretraining import chosen_recipe, pretrain
@@ -30,14 +29,14 @@ from .arguments import named_options, parse_options, report_errors
 def main() -> None:
     """Reads the options, trains or goes on training, and saves the model with its feature extractor."""
     keep_freed_memory()
-    option_classes = (ModelOptions, Objective, PretrainingArguments)
+    option_classes = (ModelOptions, PretrainingArguments)
     # The recipe depends on --data, so the options are read twice, first with what most recipes have, as --help shows.
     has_own = {"eval_strategy", "save_strategy"} & named_options()
-    options, _, training = parse_options(*option_classes, description=__doc__, defaults={} if has_own else TRAINING)
+    options, training = parse_options(*option_classes, description=__doc__, defaults={} if has_own else TRAINING)
     with report_errors():
         recipe = chosen_recipe(options, named_options())
-        options, objective, training = parse_options(*option_classes, description=__doc__, defaults=recipe.training)
-        pretrain(options, objective, training, recipe)
+        options, training = parse_options(*option_classes, description=__doc__, defaults=recipe.training)
+        pretrain(options, training, recipe)
     PartialState().destroy_process_group()  # its threads sometimes abort the process at its end
 
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 import torch
 
-from modeling_mcm.data import PreparedManifest, check_vocabularies
+from modeling_mcm.data import PreparedData, check_vocabularies
 from modeling_mcm.extras import needs
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.option import option
@@ -88,7 +88,7 @@ def main(options: ServeOptions) -> None:
     service = CustomerService(model, extractor, store, candidates=options.candidates)
     if options.data is not None:
         check_vocabularies(options.data, extractor)
-        service.trained_until = PreparedManifest.load(options.data).event_schema.cutoff_seconds("validation")
+        service.trained_until = PreparedData(options.data).schema.cutoff_seconds("validation")
     api = create_api(service, token, options.limit, options.log_requests)
     if head is MCMForMultiTaskRecommendation:
         service.worker = WorkerProcess(options.model, service.digest)

@@ -25,7 +25,6 @@ from torch.utils.data import Dataset, Sampler
 from modeling_mcm.configuration_mcm import UNKNOWN_ID, MCMConfig
 from modeling_mcm.events_mcm import SECONDS_PER_DAY, BoolArray, FloatArray, IntArray, pad_groups, run_starts
 from modeling_mcm.inputs_mcm import RowBatch
-from modeling_mcm.losses_mcm import Objective
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
 from .cases import IGNORED, CaseEvents, find_targets, tell_unseen, to_batch
@@ -149,8 +148,8 @@ class MCMCollator:
             before the validation cutoff.
         as_of (`int`, *optional*): Time at which customers are scored in the mode "evaluate", in seconds since
             1970-01-01. Default: each customer's last event.
-        objective (`Objective`, *optional*): Objective of pre-training. `target_half_life_days` is read, with the
-            augmentation "all_prefixes". Default: `Objective()`.
+        half_life (`float`): Age of a target, in days before the customer's latest one, at which it weighs half as
+            much, with the augmentation "all_prefixes"; 0: all weigh the same.
 
     Attributes:
         epoch (`torch.Tensor`, int64 of shape `()`): Number of the epoch. The training loop sets it. It lies in shared
@@ -165,14 +164,14 @@ class MCMCollator:
         cutoff: str = "validation",
         seed: int = 0,
         as_of: int | None = None,
-        objective: Objective | None = None,
+        half_life: float = 30.0,
     ):
         self.extractor, self.config, self.mode, self.seed, self.as_of = extractor, config, mode, seed, as_of
         # Reading an attribute of a config is slow, and these are read for every row.
         self.augmentation, self.target = config.augmentation, config.target
         # Weights compare the prefixes of one pass of the model, so they need several prefixes.
         has_several = self.augmentation == "all_prefixes"
-        self.half_life = (objective or Objective()).target_half_life_days if has_several else 0.0
+        self.half_life = half_life if has_several else 0.0
         self.cutoff, self.token_type = cutoff, extractor.token_type_feature
         self.max_events = extractor.max_events
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()

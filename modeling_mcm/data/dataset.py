@@ -68,11 +68,6 @@ class PreparedManifest:
     format_version: int = FORMAT_VERSION
     files: dict[str, str] = field(default_factory=dict)
 
-    @property
-    def event_schema(self) -> EventSchema:
-        """`EventSchema`: the event schema that the data set was prepared with."""
-        return EventSchema.from_dict(self.schema)
-
     @classmethod
     def load(cls, directory: str | Path) -> "PreparedManifest":
         """Reads `manifest.json`, and compares the digests of what is beside the shards. Raises `FileNotFoundError` if
@@ -147,7 +142,7 @@ class PreparedData:
     @cached_property
     def schema(self) -> EventSchema:
         """[`EventSchema`]: the event schema that it was prepared with."""
-        return self.manifest.event_schema
+        return EventSchema.from_dict(self.manifest.schema)
 
     @cached_property
     def extractor(self) -> MCMFeatureExtractor:

@@ -26,7 +26,7 @@ from modeling_mcm.data.dataset import (
     MANIFEST_FILE,
     PAGE_FILE,
     PAGE_NOTE,
-    PreparedManifest,
+    PreparedData,
     check_vocabularies,
     write_table,
 )
@@ -122,11 +122,11 @@ class Histories:
         if extractor.time is None:
             raise ValueError(f"The log {extractor.name} has no times, and the page draws them.")
         self.model, self.extractor = model, extractor
-        manifest = PreparedManifest.load(data)
-        if manifest.event_schema.cutoffs in (LEAVE_ONE_OUT, NO_CUTOFFS):
+        prepared = PreparedData(data)
+        if prepared.schema.cutoffs in (LEAVE_ONE_OUT, NO_CUTOFFS):
             raise ValueError(f"{data} has no test period: prepare it with `cutoffs`, two dates.")
         check_vocabularies(data, extractor)
-        self.as_of = manifest.event_schema.cutoff_seconds("test")
+        self.as_of = prepared.schema.cutoff_seconds("test")
         self.cutoff = to_iso(self.as_of)
         # Labels that are numbers to people say little: their tasks come last.
         self.tasks = sorted(extractor.tasks, key=lambda task: self._variety(task) == 1)
@@ -136,7 +136,7 @@ class Histories:
         self._who = np.array(to_ids(self.log[extractor.customer]), object)
         self._rows = pd.Series(self._who).groupby(self._who).indices
         self.profiles = self._read_profiles(profile)
-        files = [str(Path(data, shard["file"])) for shard in manifest.shards]
+        files = [str(Path(data, shard["file"])) for shard in prepared.manifest.shards]
         self.ids: list[str] = pq.ParquetDataset(files).read([CUSTOMER])[CUSTOMER].to_pylist()
         if absent := [name for name in self.ids if name not in self._rows]:
             raise ValueError(

@@ -65,7 +65,11 @@ def _reusable(output_dir: Path, facts: dict, overwrite: bool, reuse: bool) -> Pr
             differs = f"it can't be reused ({str(error).removesuffix('.')})"
         else:
             # The schema is read and written again, because an older one lacks keys that were added since.
-            earlier = {"schema": manifest.event_schema.to_dict(), "input": manifest.input, "options": manifest.options}
+            earlier = {
+                "schema": EventSchema.from_dict(manifest.schema).to_dict(),
+                "input": manifest.input,
+                "options": manifest.options,
+            }
             changed = [key for key, value in facts.items() if earlier[key] != value]
             if facts["input"]["events"] is None:
                 changed.append("input")

@@ -50,6 +50,23 @@ class ModelOptions:
         "Decay of an exponential moving average of the weights. The average is evaluated and saved in the place of "
         "the weights. With --recipe none there is none.",
     )
+    target_half_life_days: float = option(
+        30.0,
+        "Age of a target, in days before the customer's latest target, at which it weighs half as much in the loss; "
+        "targets of four times this age are left out. Older tastes and seasons then have less effect. With 0 all "
+        "targets have the same weight. Only for augmentation=all_prefixes.",
+    )
+    sampled_labels: int = option(
+        0,
+        "Number of labels of a task that a training step samples and scores, beside the labels in the batch's "
+        "histories and targets; the loss corrects for the sampling. For tasks with very many labels. With 0 all "
+        "labels are scored.",
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("target_half_life_days", "sampled_labels"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"`{name}` must be 0 or more, got {getattr(self, name)}: 0 is none.")
 
 
 @dataclass

@@ -7,7 +7,7 @@ import os
 import platform
 import sys
 from collections.abc import Collection
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -27,7 +27,6 @@ from modeling_mcm.data.dataset import MANIFEST_FILE
 from modeling_mcm.evaluation.cases import cases_at, tasks_without_repeats
 from modeling_mcm.evaluation.comparison import baseline_warnings, compare_with_counting, mean_values, read_cases
 from modeling_mcm.files_mcm import file_digest, write_json
-from modeling_mcm.losses_mcm import Objective
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
@@ -143,7 +142,7 @@ def measure_loss(data: PreparedData, size: int, model: MCMForMultiTaskRecommenda
     return total / len(cases)
 
 
-def pretrain(options: ModelOptions, objective: Objective, training: PretrainingArguments, recipe: Recipe) -> None:
+def pretrain(options: ModelOptions, training: PretrainingArguments, recipe: Recipe) -> None:
     """Trains a model, or resumes an interrupted run, and saves the model with its feature extractor. Raises `RunError`
     if the output folder holds another run, or the data lack a table that the model needs."""
     set_seed(training.seed)
@@ -155,11 +154,12 @@ def pretrain(options: ModelOptions, objective: Objective, training: PretrainingA
     for reason in recipe.reasons:
         logger.info(reason)
     model = MCMForMultiTaskRecommendation(config)
-    model.objective = objective
+    model.sampled_labels = options.sampled_labels
     if config.readout_bias:
         model.initialize_from_popularity(popularity(data, config))
-    own = {"encoder": options.encoder, "ema_decay": options.ema_decay, "max_events": extractor.max_events}
-    deciding = deciding_options(training, config, own | asdict(objective))
+    names = "encoder", "ema_decay", "target_half_life_days", "sampled_labels"
+    own = {name: getattr(options, name) for name in names} | {"max_events": extractor.max_events}
+    deciding = deciding_options(training, config, own)
     run = {"data": file_digest(data.folder / MANIFEST_FILE), "options": deciding}
     output = Path(str(training.output_dir))
     with output_folder_lock(output, training.should_save):
@@ -193,7 +193,9 @@ def _train(
         args=training,
         train_dataset=train_rows,
         processing_class=data.extractor,
-        train_collator=MCMCollator(data.extractor, config, "train", seed=training.seed, objective=model.objective),
+        train_collator=MCMCollator(
+            data.extractor, config, "train", seed=training.seed, half_life=options.target_half_life_days
+        ),
         measure=measure,
         ema_decay=options.ema_decay if config.num_hidden_layers else None,
     )

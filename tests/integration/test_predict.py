@@ -23,7 +23,7 @@ from in_process import call
 from transformers import pipeline
 
 from modeling_mcm import MCMForMultiTaskRecommendation
-from modeling_mcm.data import NO_CUTOFFS, PreparedManifest, load_prepared, read_schema
+from modeling_mcm.data import NO_CUTOFFS, PreparedData, read_schema
 from modeling_mcm.preparation import prepare
 from modeling_mcm.scoring import ScoringJob, score_on_spark
 
@@ -64,10 +64,10 @@ def test_data_prepared_for_a_checkpoint_are_encoded_as_it_encodes(command, save,
     words = ["--model", save(), "--events", tmp_path / "today.parquet", "--profile", raw / "profile.parquet"]
     said = command("modeling_mcm.commands.prepare", *words, "--output_dir", tmp_path / "data")
     assert re.search(r"Unknown +items 1\n", said)
-    manifest = PreparedManifest.load(tmp_path / "data")
-    assert manifest.counts["customers"] == 1 and manifest.event_schema.cutoffs == NO_CUTOFFS
-    assert not {"first", "last"} & set(manifest.counts)
-    (row,) = load_prepared(tmp_path / "data")
+    data = PreparedData(tmp_path / "data")
+    assert data.manifest.counts["customers"] == 1 and data.schema.cutoffs == NO_CUTOFFS
+    assert not {"first", "last"} & set(data.manifest.counts)
+    (row,) = data.rows
     encoded = extractor.encode({"events": one, "profile": {"age": "old"}})
     for name, values in encoded.items():
         if name.startswith("feature_"):
@@ -82,7 +82,7 @@ def test_the_cutoffs_of_a_schema_can_be_moved(command, log_options, tmp_path):
     (tmp_path / "schema.yaml").write_text(yaml.safe_dump(SCHEMA))
     words = [*log_options, "--schema", tmp_path / "schema.yaml", "--output_dir", tmp_path / "data"]
     command("modeling_mcm.commands.prepare", *words, "--cutoffs", "2017-09-01", "2017-09-15")
-    cutoffs = PreparedManifest.load(tmp_path / "data").event_schema.cutoffs
+    cutoffs = PreparedData(tmp_path / "data").schema.cutoffs
     assert [f"{day:%m-%d}" for day in cutoffs.values()] == ["09-01", "09-15"]
 
 

@@ -2,14 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """MCMConfig: it refuses choices that contradict each other, and says what a customer state counts."""
 
-import dataclasses
-
 import pytest
 from huggingface_hub.errors import StrictDataclassError
 
 from modeling_mcm import MCMConfig
 from modeling_mcm.configuration_mcm import MOST_FREQUENT, MOST_TASTES
-from modeling_mcm.losses_mcm import Objective
+from modeling_mcm.training.options import ModelOptions
 from modeling_mcm.training.recipe import recipe_for
 
 FEATURES = {"type": 5, "items": 9, "a.b": 4, "Age": 3}  # neither alphabetical nor the reverse
@@ -25,7 +23,7 @@ def test_defaults_are_the_recipe_for_visits():
     measures = {"customers": 100, "one_visit": 0, "visits": 1000, "targets": 9000}
     recipe = recipe_for(measures, 9)
     assert {name: getattr(MCMConfig(), name) for name in recipe.config} == recipe.config
-    shipped = {field.name: field.default for field in dataclasses.fields(Objective)}
+    shipped = {name: getattr(ModelOptions, name) for name in ("target_half_life_days", "sampled_labels")}
     assert {name: recipe.training.get(name, value) for name, value in shipped.items()} == shipped
     assert (MCMConfig().encoder_attention, MCMConfig().target) == ("causal", "next_visit")
     assert MCMConfig().tasks == ["product_line", "category", "subcategory", "brand"]
@@ -63,7 +61,7 @@ def test_contradictions_are_refused(changes, message):
 @pytest.mark.parametrize("name", ["target_half_life_days", "sampled_labels"])
 def test_bad_objective_is_refused(name):
     with pytest.raises(ValueError, match=f"`{name}` must be"):
-        Objective(**{name: -1})
+        ModelOptions(data="", **{name: -1})
 
 
 @pytest.mark.parametrize("name", ["encoder_unit", "readout", "augmentation"])

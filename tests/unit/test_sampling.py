@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from modeling_mcm import MCMConfig, MCMForMultiTaskRecommendation
 from modeling_mcm.configuration_mcm import FIRST_LABEL
-from modeling_mcm.losses_mcm import Objective, TaskLabels
+from modeling_mcm.losses_mcm import TaskLabels
 
 LABELS, CERTAIN = 60, torch.tensor([[9, 1, 0, 41], [-100, 9, 30, 59]])
 
@@ -43,7 +43,7 @@ def make(items=200, extended=True, sampled_labels=0, **changes):
     data = {"features": ["token_type", "item"], "vocabulary_sizes": [5, items], "tasks": ["item", "token_type"]}
     config = MCMConfig(**data | shape | (EXTENDED if extended else PAPER) | STILL | changes)
     model = MCMForMultiTaskRecommendation(config).train()
-    model.objective = Objective(sampled_labels=sampled_labels)
+    model.sampled_labels = sampled_labels
     return perturb(model)
 
 

@@ -15,7 +15,6 @@ from handmade_extractor import BUY, CLICK, CLOSE, FEATURES, SETTINGS, START, UNK
 from modeling_mcm import MCMConfig
 from modeling_mcm.data import load_prepared
 from modeling_mcm.data.collator import IGNORED, LengthGroupedSampler, MCMCollator, PreparedRows
-from modeling_mcm.losses_mcm import Objective
 
 DAY = 86_400
 MODES = {
@@ -43,9 +42,9 @@ EXTRACTOR = make(
 def collator(monkeypatch):
     def make(mode="train", epoch=0, seed=0, max_events=40, half_life=0, masked=0.4, cutoff="validation", **choices):
         monkeypatch.setattr("modeling_mcm.data.collator.MASKED", masked)
-        objective, as_of = Objective(target_half_life_days=half_life), choices.pop("as_of", None)
+        as_of = choices.pop("as_of", None)
         config = MCMConfig(**from_data(EXTRACTOR), **PAPER | choices)
-        made = MCMCollator(EXTRACTOR, config, mode, cutoff, seed, as_of, objective)
+        made = MCMCollator(EXTRACTOR, config, mode, cutoff, seed, as_of, half_life)
         made.max_events = max_events
         made.epoch.fill_(epoch)
         return made

@@ -68,7 +68,7 @@ def test_shards_are_bounded_and_load_as_one_data_set(tmp_path):
     data = load_prepared(tmp_path / "out")
     assert data["customer_id"][:] == sorted(map(str, range(12)))
     assert PreparedManifest.load(tmp_path / "out") == manifest
-    assert manifest.event_schema == schema_with()
+    assert EventSchema.from_dict(manifest.schema) == schema_with()
     assert not list(tmp_path.glob(".*"))
 
 
