@@ -334,7 +334,7 @@ class BadValues(NamedTuple):
     reason: str  # what is wrong with one of them
 
 
-def read_values(name: str, column: Column, function: Callable, bad: list[BadValues] | None = None) -> Distinct:
+def read_values(name: str, column: Column, function: Callable, bad: list[BadValues] | None) -> Distinct:
     """Applies a function to the distinct values of a column, and finds the distinct results. Values for which it
     raises `ValueError` are missing, and noted in `bad`; without `bad` the error is raised with the column's name."""
     distinct = Distinct.of(column)
@@ -354,7 +354,7 @@ def read_values(name: str, column: Column, function: Callable, bad: list[BadValu
     return Distinct([*codes], np.array(code_of, np.int64)[distinct.codes])
 
 
-def read_numbers(name: str, column: Column, bad: list[BadValues] | None = None) -> FloatArray:
+def read_numbers(name: str, column: Column, bad: list[BadValues] | None) -> FloatArray:
     """Numbers of a column, NaN where one is missing, of shape `(events,)`; see [`read_values`]."""
     if isinstance(column, np.ndarray) and column.dtype.kind in "iufb":
         return column.astype(np.float64)

@@ -19,12 +19,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, cast
 
-import datasets
 import pyarrow as pa
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import HfArgumentParser
-from transformers.utils import logging as transformers_logging
 
 from modeling_mcm.data.yaml_files import read_yaml
 from modeling_mcm.option import option
@@ -94,13 +92,6 @@ class EngineOptions:
         return master | dict(pair.split("=", 1) for pair in self.spark_config)
 
 
-@dataclass
-class ProgressOptions:
-    """Whether a command shows progress bars. [`parse_options`] reads and applies this for every command."""
-
-    no_progress: bool = option(False, "Show no progress bars. By default preparation, training and scoring do.")
-
-
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Formats `--help` with the defaults that the words of an option don't say, and the docstring line by line."""
 
@@ -155,7 +146,7 @@ def parse_options(
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = words[-1:] == [DEBUG]
     logging.getLogger("modeling_mcm").setLevel(logging.DEBUG if debug else logging.INFO)
-    kinds: list = [*option_classes, ProgressOptions]
+    kinds: list = [*option_classes]
     parser = HfArgumentParser(
         kinds,
         description=description,
@@ -173,16 +164,9 @@ def parse_options(
             close = difflib.get_close_matches(name, parser._option_string_actions, n=1)
             parser.error(f"unknown option {name!r}; {f'did you mean {close[0]!r}?' if close else 'see --help'}")
     try:
-        *options, progress = parser.parse_args_into_dataclasses(words, look_for_args_file=False)
+        return parser.parse_args_into_dataclasses(words, look_for_args_file=False)
     except ValueError as error:
         parser.error(str(error))
-    if progress.no_progress:
-        transformers_logging.disable_progress_bar()
-        datasets.disable_progress_bars()
-        for each in options:
-            if hasattr(each, "disable_tqdm"):
-                each.disable_tqdm = True
-    return tuple(options)
 
 
 def command(description: str | None, *option_classes: type) -> Callable[[Callable[..., None]], Callable[[], None]]:

@@ -123,8 +123,6 @@ def make_labels(
     check_columns(table.columns, (customer, time, label), "The labels have", fix)
     if twice := table.columns[table.columns.duplicated()].tolist():
         raise ValueError(f"The labels have several columns {twice[0]!r}; rename the others.")
-    if not len(table):
-        raise ValueError("The labels have no rows; give at least two, with two values.")
     for name in (customer, time, label):
         if (missing := table[name].isna()).any():
             at = "" if name == customer else f", such as of customer {table[customer][missing].iloc[0]!r}"

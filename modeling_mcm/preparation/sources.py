@@ -179,7 +179,7 @@ def check_files(
     return types_by_file
 
 
-def check_names(names: Sequence[str], where: str, columns: Sequence[str] = ()) -> None:
+def check_names(names: Sequence[str], where: str, columns: Sequence[str]) -> None:
     """Checks that no two columns, of those that are read, have the same name."""
     for name, number in Counter(names).items():
         if number > 1 and (not columns or name in columns):

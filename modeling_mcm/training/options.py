@@ -92,10 +92,6 @@ class PretrainingArguments(TrainingArguments):
         "tensorboard" if is_tensorboard_available() else "none",
         "Tools that metrics are logged to, or none. By default tensorboard where it is installed.",
     )
-    remove_unused_columns: bool = option(False, "Must stay false: the collator needs all columns of the rows.")
-    restore_callback_states_from_checkpoint: bool = option(
-        True, "Go on counting evaluations for early_stopping_patience when a run is resumed."
-    )
     use_cpu: bool = option(not torch.cuda.is_available(), "Train on CPUs. By default true without a GPU.")
     early_stopping_patience: int | None = option(
         None,
@@ -118,4 +114,6 @@ class PretrainingArguments(TrainingArguments):
                     "save_strategy to epoch or steps."
                 )
             self.load_best_model_at_end = True
+        self.remove_unused_columns = False  # the collator needs all columns of the rows
+        self.restore_callback_states_from_checkpoint = True  # early_stopping_patience goes on counting
         super().__post_init__()

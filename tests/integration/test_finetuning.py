@@ -38,7 +38,7 @@ from modeling_mcm.training.checkpoints import find_head, open_checkpoint
 from modeling_mcm.training.fitting import fit_state
 from modeling_mcm.training.labels import LabelOptions, read_labels
 
-finetune = partial(call, "run_finetune", "--no_progress", "True")
+finetune = partial(call, "run_finetune")
 ITEMS = [f"item {number:02}" for number in (0, 3, 7, 20)]
 
 

@@ -4,11 +4,9 @@
 
 from dataclasses import dataclass, field
 
-import datasets
 import pytest
 import torch
 from transformers import TrainingArguments
-from transformers.utils import logging
 
 from modeling_mcm.commands.arguments import parse_options, report_errors
 from modeling_mcm.events_mcm import read_zone
@@ -117,16 +115,3 @@ def test_a_fault_in_the_program_keeps_its_traceback_and_other_errors_are_sentenc
     parse_options(description=None, arguments=words)
     with pytest.raises(expected), report_errors():
         fail()
-
-
-def test_progress_bars_can_be_switched_off(tmp_path):
-    words = ["--output_dir", str(tmp_path)]
-    (training,) = parse_options(TrainingArguments, description=None, arguments=words)
-    assert logging.is_progress_bar_enabled() and not training.disable_tqdm
-    try:
-        (training,) = parse_options(TrainingArguments, description=None, arguments=[*words, "--no_progress"])
-        assert training.disable_tqdm and not logging.is_progress_bar_enabled()
-        assert datasets.utils.are_progress_bars_disabled()
-    finally:
-        logging.enable_progress_bar()
-        datasets.enable_progress_bars()

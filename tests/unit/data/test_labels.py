@@ -77,7 +77,7 @@ def test_columns_and_kinds_that_do_not_fit_are_refused():
     table = make_table(list("abca"))
     for given, options, message in (
         (table.rename(columns={"label": "churned"}), {}, "no column 'label'; they have customer_id, time, churned"),
-        (table[:0], {}, "The labels have no rows"),
+        (table[:0], {}, "Label 'label' holds nothing"),
         (pd.concat([table, table[["time"]]], axis=1), {}, "several columns 'time'; rename"),
         (table, {"kind": "number"}, "holds text such as 'a', and a number was asked"),
         (table, {"kind": "yes"}, "`kind` is 'yes'; choose auto or classes"),
