@@ -145,7 +145,8 @@ class NewLabels(NamedTuple):
             shared = torch.zeros(len(part), len(known))
             for new, old in zip(part.T, known.T, strict=True):
                 count = torch.bincount(old, minlength=int(new.max()) + 1)[new]
-                said = (number / count.clamp(min=1)).log().clamp(min=0) * (new >= FIRST_LABEL)
+                # A value that all known labels have says little, but they are alike
+                said = (number / count.clamp(min=1)).log().clamp(min=1e-3) * (new >= FIRST_LABEL)
                 shared += (new[:, None] == old) * said[:, None]
             best = shared.topk(min(MOST_ALIKE, len(known)), 1)
             weights.append(best.values)
@@ -343,7 +344,7 @@ class CandidateSet:
             if unknown:
                 fix = "add columns of features that they share with known labels, such as their category"
                 if names:
-                    fix = f"no known label has their value of {' or '.join(names)}, so correct it"
+                    fix = f"no known label has their value of {' or '.join(names)}: correct it, add some that have"
                 logger.warning(
                     f"`candidates`: {len(unknown):,} of {len(ids):,} labels of column {column!r} are unknown to the "
                     f"checkpoint and left out, such as {some([*map(repr, unknown)])}: {fix}, or train again with them."
