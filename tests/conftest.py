@@ -24,7 +24,7 @@ from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForMultiTaskRecommen
 from modeling_mcm.data import EventSchema  # noqa: E402
 from modeling_mcm.data.dataset import FEATURE_EXTRACTOR_FOLDER  # noqa: E402
 from modeling_mcm.preparation import prepare  # noqa: E402
-from modeling_mcm.preparation.spark import spark_session  # noqa: E402
+from modeling_mcm.preparation.engine import spark_session  # noqa: E402
 
 torch.set_num_threads(1)
 

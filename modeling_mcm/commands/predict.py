@@ -245,7 +245,7 @@ def run(options: PredictionOptions, engine: EngineOptions) -> str:
                 "--engine spark divides the work by itself: start one process, without accelerate launch."
             )
         with needs("spark"):
-            from modeling_mcm.preparation.spark import spark_session
+            from modeling_mcm.preparation.engine import spark_session
         opening = spark_session(engine.spark)
     head = find_head(options.model)
     options, of_tasks = options.of_head(head), head in (MCMForMultiTaskRecommendation, MCMModel)

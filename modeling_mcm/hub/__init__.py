@@ -3,8 +3,7 @@
 """Publishing on the Hugging Face Hub: the folder with the model's code, the card, and the upload."""
 
 from .card import model_card
-from .folder import write_upload_folder
-from .privacy import Exposure
+from .folder import Exposure, write_upload_folder
 from .publish import Published, PublishingError, check_name, files_to_publish, publish
 
 __all__ = [

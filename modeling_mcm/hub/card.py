@@ -15,8 +15,7 @@ from modeling_mcm.evaluation.metrics import CONFIDENCE
 from modeling_mcm.evaluation.tables import with_half_interval
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
-from .folder import ACTION_HEAD, read_object
-from .privacy import Exposure
+from .folder import ACTION_HEAD, Exposure, read_object
 
 TEMPLATE = Path(__file__).with_name("templates") / "model_card.md.jinja"
 TAGS = ["mcm", "customer-model", "recommendation", "personalization", "sequential-recommendation"]

@@ -2,27 +2,167 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where preparation runs and writes: DuckDB or Spark, tables that are kept there.
 
-What differs between engines is in this file and in spark.py; all other steps on tables are Ibis expressions. On DuckDB
-one process does the work, and what does not fit in memory is spilled to disk. On Spark its workers do the work, and
-write the shards themselves.
+What differs between engines is in this file; all other steps on tables are Ibis expressions. On DuckDB one process
+does the work, and what does not fit in memory is spilled to disk. On Spark its workers do the work, and write the
+shards themselves. Nothing of Spark is imported before it is used, because it is an extra of its own.
 """
 
 import errno
+import functools
 import json
-from collections.abc import Callable, Iterator, Mapping
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from modeling_mcm.events_mcm import check_columns
 from modeling_mcm.extras import needs
+
+from .rows import RowReader
+from .sources import NULL, Source, check_files, detect_kind, find_files, list_addresses
 
 with needs("data"):
     import duckdb
     import ibis
     import ibis.expr.types as ir
 
-    from .spark import SPARK, open_session, spark_session, spark_settings, worker_errors
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+SPARK = "pyspark"  # name of the backend in Ibis, and of the package
+# Times are read in UTC. Names that differ in case are different. Parts of a path are text, as on DuckDB. An overflow
+# is an error. Data frames travel as Arrow.
+SPARK_SETTINGS = {
+    "spark.sql.session.timeZone": "UTC",
+    "spark.sql.caseSensitive": "true",
+    "spark.sql.sources.partitionColumnTypeInference.enabled": "false",
+    "spark.sql.ansi.enabled": "true",
+    "spark.sql.execution.arrow.pyspark.enabled": "true",
+}
+
+
+@contextmanager
+def spark_session(config: Mapping[str, str]) -> "Iterator[SparkSession]":
+    """Opens the Spark session that runs in this process, or starts a new one, which is stopped at the end."""
+    try:
+        from pyspark.sql import SparkSession
+    except ImportError as error:
+        raise ImportError("Spark is not installed: pip install 'modeling-mcm[spark]' (and Java 17).") from error
+    running = SparkSession.getActiveSession()
+    if running is not None:
+        session = running.newSession()  # a session with its own settings and views
+        for key, value in config.items():
+            if session.conf.get(key, None) != value:
+                if not session.conf.isModifiable(key):
+                    raise ValueError(f"A Spark session runs already, and {key} can't be changed any more.")
+                session.conf.set(key, value)
+        yield session
+        return
+    if config.get("spark.master", "local").startswith("local"):  # workers on this machine use this Python
+        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    try:
+        session = SparkSession.builder.appName("MCM").config(map=dict(config)).getOrCreate()
+    except spark_errors() as error:
+        raise OSError(
+            f"Spark did not start ({find_reason(error)}); check its options, and JAVA_HOME: Java 17."
+        ) from error
+    try:
+        yield session
+    finally:
+        session.stop()
+
+
+@contextmanager
+def spark_settings(connection: ibis.BaseBackend) -> Iterator[None]:
+    """Sets the options of `SPARK_SETTINGS`, and sets them back."""
+    settings = open_session(connection).conf
+    before = {key: settings.get(key, None) for key in SPARK_SETTINGS}
+    for key, value in SPARK_SETTINGS.items():
+        settings.set(key, value)
+    try:
+        yield
+    finally:
+        for key, earlier in before.items():
+            settings.unset(key) if earlier is None else settings.set(key, earlier)
+
+
+def open_session(connection: ibis.BaseBackend) -> "SparkSession":
+    """The Spark session of a connection."""
+    return connection._session  # Ibis has no other way to its session
+
+
+def read_on_spark(source: Source, connection: ibis.BaseBackend, what: str, reader: RowReader) -> ir.Table | None:
+    """Reads Parquet files or a table of Spark on its workers, as `reader` does. Spark reads stores itself (by Hadoop),
+    so it gets these addresses as they are, unchecked. None for a source that this process has to read."""
+    session, addresses = open_session(connection), list_addresses(source)
+    if isinstance(source, ir.Table):
+        if source.get_backend().name != SPARK:
+            return None
+        frames = [session.sql(str(ibis.to_sql(source, dialect="pyspark")))]
+    elif not addresses:
+        return None
+    else:
+        stored = [address for address in addresses if "://" in address and not address.startswith("file://")]
+        parts = find_files(others, what) if (others := [part for part in addresses if part not in stored]) else []
+        kinds = {detect_kind(address) or "parquet" for address in stored} | {files.kind for files in parts}
+        if kinds != {"parquet"}:
+            return None
+        types_by_file = check_files(parts, what, reader.columns)
+        if any(NULL in types.values() for types in types_by_file.values()):
+            return None  # because Spark takes the types of the first file
+        frames = [_read_parquet(address, [address], session, what) for address in stored]
+        frames += [_read_parquet(files.root, files.paths, session, what) for files in parts]
+    from pyspark.sql.pandas.types import from_arrow_schema
+
+    rows, columns = [], from_arrow_schema(reader.arrow)
+    for frame in frames:
+        check_columns(frame.columns, reader.columns, f"The {what} table has", "The schema names it.")
+        chosen = frame.select(*(f"`{name}`" for name in reader.columns))
+        rows.append(chosen.mapInArrow(reader.read, columns))
+    name = ibis.util.gen_name("mcm")
+    functools.reduce(lambda frame, other: frame.unionAll(other), rows).createOrReplaceTempView(name)
+    return connection.table(name)
+
+
+def _read_parquet(root: str, paths: Sequence[str], session: "SparkSession", what: str) -> "DataFrame":
+    """Reads Parquet files as a frame of Spark. Parts of the files' paths below the root are columns."""
+    reader = session.read.option("basePath", root) if [*paths] != [root] else session.read
+    try:
+        return reader.parquet(*paths)
+    except spark_errors() as error:
+        raise ValueError(
+            f"Spark can't read the {what} file {root} ({find_reason(error)}); check the path, write times in "
+            "microseconds where it says NANOS, or give what Hadoop needs for such an address (--spark_config "
+            "spark.jars.packages=..., docs/production.md)."
+        ) from error
+
+
+@contextmanager
+def worker_errors() -> Iterator[None]:
+    """Turns an error of Spark or a worker into an `OSError` with the reason alone, without the traces of Java."""
+    try:
+        yield
+    except spark_errors() as error:
+        raise OSError(f"Spark failed: {find_reason(error)}") from error
+
+
+def spark_errors() -> tuple[type[Exception], ...]:
+    """The errors that Spark raises."""
+    from py4j.protocol import Py4JError
+    from pyspark.errors import PySparkException
+
+    return PySparkException, Py4JError
+
+
+def find_reason(error: Exception) -> str:
+    """The line of an error message that gives the reason; the other lines are traces of a worker and of Java."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for mark in ("Error: ", "Exception: ") for line in lines if mark in line]
+    return (telling or lines)[0]
 
 
 @contextmanager

@@ -34,8 +34,7 @@ with needs("data"):
     import ibis
     import ibis.expr.types as ir
 
-    from .engine import caching, each_group, open_engine
-    from .spark import SPARK
+    from .engine import SPARK, caching, each_group, open_engine
     from .tables import (
         LEAST_TARGET_VISITS,
         add_shard,

@@ -32,7 +32,7 @@ with needs("data"):
     from ibis import _
     from ibis.expr.types import FloatingValue, Table, Value
 
-    from .spark import SPARK, read_on_spark
+    from .engine import SPARK, read_on_spark
 
 logger = logging.get_logger(__name__)
 

@@ -273,7 +273,7 @@ def score_on_spark(session: "SparkSession", job: ScoringJob, digest: str, parts:
     """Scores parts on the workers of a Spark session, each part as one Spark task. The workers must reach the model,
     the data and the output folder by the same names as this process. An `OSError` is raised if a worker failed, reads
     a model of another digest, or writes to another disk than this process reads."""
-    from modeling_mcm.preparation.spark import worker_errors
+    from modeling_mcm.preparation.engine import worker_errors
 
     if not parts:
         return

@@ -16,7 +16,7 @@ from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForMultiTaskRecommen
 from modeling_mcm.data import load_prepared
 from modeling_mcm.evaluation.histories import read_history
 from modeling_mcm.hub import write_upload_folder
-from modeling_mcm.hub.privacy import hide_values, rare_values
+from modeling_mcm.hub.folder import hide_values, rare_values
 from modeling_mcm.training.scorer_counts import LabelCounts
 
 LEAST = 5
@@ -47,7 +47,7 @@ def extractor(data):
 @pytest.fixture
 def checkpoint(rows, extractor, tmp_path, monkeypatch):
     """A checkpoint with the tables of the data set's labels."""
-    monkeypatch.setattr("modeling_mcm.hub.privacy.LABELS_AT_ONCE", 7)  # in parts
+    monkeypatch.setattr("modeling_mcm.hub.folder.LABELS_AT_ONCE", 7)  # in parts
     choices = TINY | PAPER | {"scorer": True, "values_digest": extractor.values_digest}
     model = MCMForMultiTaskRecommendation(MCMConfig(**from_data(extractor) | choices))
     for table, (task, size) in zip(model.scorer.tables, model.config.label_sizes.items(), strict=True):

@@ -12,7 +12,7 @@ import pytest
 from synthetic_log import TEST, VALIDATION, check_rows, load_extractor, make_log, read_rows
 
 from modeling_mcm.data import EventSchema, read_schema
-from modeling_mcm.hub.privacy import rare_values
+from modeling_mcm.hub.folder import rare_values
 from modeling_mcm.preparation import prepare
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 

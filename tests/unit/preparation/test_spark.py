@@ -126,7 +126,7 @@ def test_a_session_that_runs_keeps_its_master(spark, tmp_path):
 
 def test_spark_without_java_says_what_is_missing(tmp_path):
     pytest.importorskip("pyspark", reason="Spark not installed")
-    code = "from modeling_mcm.preparation.spark import spark_session as s; s({}).__enter__()"
+    code = "from modeling_mcm.preparation.engine import spark_session as s; s({}).__enter__()"
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3]), "JAVA_HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
     assert "OSError: Spark did not start" in done.stderr and "JAVA_HOME: Java 17" in done.stderr
