@@ -30,8 +30,7 @@ from .data.schema import NO_CUTOFFS, EventSchema, read_schema
 from .data.tables import read_table_file
 from .events_mcm import SECONDS_PER_DAY, Row, Time, check_columns, events_before, naming, read_times, to_ids, to_text
 from .files_mcm import read_json, write_json
-from .live.explanations import Explanation, explain
-from .live.related import similar, together
+from .live.explanations import Explanation, explain, similar, together
 from .modeling_mcm import MCMPreTrainedModel
 from .predictor_mcm import EMBEDDING, LABEL_COLUMNS, PREDICTING, Columns, Predictor, Rows, describe_labels
 from .processing_mcm import MCMFeatureExtractor
@@ -199,8 +198,8 @@ class CustomerModel:
         return pd.DataFrame(rows, columns=None if rows else ["customer", "task", "label", "score"])
 
     def similar(self, label: object, task: str | None = None, k: int = 10) -> pd.DataFrame:
-        """The labels that are most alike, best first, as [`~live.related.similar`] finds them: label and score. The
-        default task is the first one that knows the label."""
+        """The labels that are most alike, best first, as [`~live.explanations.similar`] finds them: label and score.
+        The default task is the first one that knows the label."""
         return pd.DataFrame(similar(self.model, self.feature_extractor, self._task_of(label, task), label, k))
 
     def together(self, labels: Sequence, task: str | None = None, k: int = 10) -> pd.DataFrame:
@@ -285,7 +284,7 @@ class CustomerModel:
             ValueError: If the table does not fit the log. The message names the customer, the column or the value.
         """
         from .training.finetuning import FineTuningOptions
-        from .training.labels import LabelOptions, train_to_labels
+        from .training.heads import LabelOptions, train_to_labels
 
         with tempfile.TemporaryDirectory() as temporary:
             model, data, file, tuned = (
@@ -383,7 +382,7 @@ class CustomerModel:
     def _evaluate_labels(self, folder: str, labels: object, label: str | None) -> pd.DataFrame:
         from .data.labels import NUMBER, LabelledCustomers, make_labels
         from .evaluation.metrics import measure_labels
-        from .training.labels import predict, read_inputs
+        from .training.heads import predict, read_inputs
 
         if labels is None:
             raise ValueError("`labels` is missing: give a table of customer, `as_of` and label.")

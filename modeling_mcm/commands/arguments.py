@@ -24,7 +24,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import HfArgumentParser
 
-from modeling_mcm.data.yaml_files import read_yaml
+from modeling_mcm.data.tables import read_yaml
 from modeling_mcm.option import option
 
 MEMORY_LIMIT = "Memory that DuckDB may use before it writes temporary data to disk."  # help of --memory_limit

@@ -28,27 +28,25 @@ from modeling_mcm.data.offers import OfferReader, load_offers
 from modeling_mcm.evaluation.cases import EvaluationCases, comparison_cases, unseen_only
 from modeling_mcm.evaluation.comparison import (
     BASELINES,
+    Summary,
     baseline_warnings,
+    by_history,
     counting_baselines,
     default_baselines,
-    rank_targets,
-    write_title,
-)
-from modeling_mcm.evaluation.metrics import measure
-from modeling_mcm.evaluation.offers import offer_metrics, score_offers
-from modeling_mcm.evaluation.tables import (
-    Summary,
-    by_history,
     history_table,
     list_summary,
     list_table,
     metric_table,
+    rank_targets,
     summary,
     text_table,
     with_half_interval,
     write_report,
+    write_title,
     write_values,
 )
+from modeling_mcm.evaluation.metrics import measure
+from modeling_mcm.evaluation.offers import offer_metrics, score_offers
 from modeling_mcm.extras import needs
 from modeling_mcm.files_mcm import write_json
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation

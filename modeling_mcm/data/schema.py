@@ -29,7 +29,7 @@ from modeling_mcm.schema_mcm import (
     check_text,
 )
 
-from .yaml_files import read_yaml
+from .tables import read_yaml
 
 NO_CUTOFFS = {"validation": datetime(9999, 1, 1), "test": datetime(9999, 1, 2)}
 """Cutoffs that no event reaches, for a schema by which nothing is split by time."""

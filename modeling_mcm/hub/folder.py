@@ -21,8 +21,8 @@ trained with the rare values too, tell nothing of a customer. That needs differe
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ from transformers.dynamic_module_utils import get_relative_import_files
 
 from modeling_mcm.configuration_mcm import FIRST_VALUE_ID, MCMConfig
 from modeling_mcm.data import check_vocabularies, load_prepared
-from modeling_mcm.evaluation.histories import read_history
+from modeling_mcm.evaluation.cases import read_history
 from modeling_mcm.events_mcm import IntArray
 from modeling_mcm.files_mcm import Tensors, damage, note_digests, read_json, write_json
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
@@ -69,8 +69,7 @@ LABELS_AT_ONCE = 1024  # whose pairs are counted at a time
 TABLES = re.compile(r"((?:.+\.)?scorer\.tables\.(\d+)\.)(neighbours|weights|counts)")
 
 
-@dataclass(frozen=True)
-class Exposure:
+class Exposure(NamedTuple):
     """How many customers have the values of the vocabularies, as counted on the training data.
 
     Args:

@@ -8,8 +8,8 @@ commit and become visible with it. An interrupted upload changes nothing, and th
 
 import re
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import HFValidationError, HTTPError, RepositoryNotFoundError
@@ -30,8 +30,7 @@ class PublishingError(RuntimeError):
     """A checkpoint was not published. The message says why and what to do, and contains no token."""
 
 
-@dataclass(frozen=True)
-class Published:
+class Published(NamedTuple):
     """The result of publishing: page and commit of the checkpoint, whether anything was new (if not, no commit was
     made), and whether the repository is new."""
 

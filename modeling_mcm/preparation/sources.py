@@ -11,9 +11,8 @@ used: it reads such a column as a number (01 is 1), and takes the columns of the
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 from urllib.parse import unquote
 
 import fsspec
@@ -43,8 +42,7 @@ NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"  # in a path where the column has no
 ABSENT, NULL = "absent", "null"  # in the place of a type: the file lacks the column; the column has no value
 
 
-@dataclass(frozen=True)
-class InputFiles:
+class InputFiles(NamedTuple):
     """Some files of one kind that an engine reads at once."""
 
     root: str  # the folder or the file that was named

@@ -19,10 +19,9 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import torch
 
@@ -31,8 +30,7 @@ from modeling_mcm.configuration_mcm import UNKNOWN_ID
 from modeling_mcm.data.tables import read_table_file
 from modeling_mcm.events_mcm import RawEvent, Row, naming
 from modeling_mcm.extras import needs
-from modeling_mcm.live.customer import Heads
-from modeling_mcm.live.history import LiveHistory
+from modeling_mcm.live.customer import Heads, LiveHistory
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.predictor_mcm import RANKING, Predictor
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
@@ -58,8 +56,7 @@ class _Customer(LiveHistory):
     sequence = 0
 
 
-@dataclass(frozen=True)
-class Batch:
+class Batch(NamedTuple):
     """What a question reads of some customers, as the store has them now.
 
     Attributes:

@@ -27,7 +27,7 @@ from modeling_mcm.configuration_mcm import FIRST_LABEL, MCMConfig
 from modeling_mcm.data import PreparedData
 from modeling_mcm.data.cases import deciding_tasks, load_columns
 from modeling_mcm.data.collator import PreparedRows
-from modeling_mcm.evaluation.histories import read_history
+from modeling_mcm.evaluation.cases import read_history
 from modeling_mcm.events_mcm import SECONDS_PER_DAY, Row, select_events
 from modeling_mcm.forecaster_mcm import LONGEST_RATIO, VisitForecaster, Visits
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation, MCMModel

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from modeling_mcm.configuration_mcm import FIRST_LABEL
-from modeling_mcm.evaluation.histories import TaskHistory, VisitSets, count_transitions, read_moments
+from modeling_mcm.evaluation.cases import TaskHistory, VisitSets, count_transitions, read_moments
 from modeling_mcm.events_mcm import SECONDS_PER_DAY, run_starts
 from modeling_mcm.scorer_mcm import MOST_DENSE, RATE_HALF_LIFE, LabelTables
 

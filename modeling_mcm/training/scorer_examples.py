@@ -19,8 +19,7 @@ from modeling_mcm.configuration_mcm import FIRST_LABEL, MCMConfig
 from modeling_mcm.data import PreparedData
 from modeling_mcm.data.cases import ENDS, IGNORED, CaseEvents, load_columns
 from modeling_mcm.data.collator import MCMCollator, PreparedRows, batches_by_length
-from modeling_mcm.evaluation.cases import cases_at
-from modeling_mcm.evaluation.histories import read_history
+from modeling_mcm.evaluation.cases import cases_at, read_history
 from modeling_mcm.events_mcm import SECONDS_PER_DAY, run_starts
 from modeling_mcm.features_mcm import compare
 from modeling_mcm.inputs_mcm import RowBatch

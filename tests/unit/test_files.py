@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from modeling_mcm.evaluation.tables import write_report, write_values
+from modeling_mcm.evaluation.comparison import write_report, write_values
 from modeling_mcm.files_mcm import atomic_write, write_text
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -15,9 +15,8 @@ from synthetic_log import prepare_items
 from modeling_mcm import MCMConfig, MCMForMultiTaskRecommendation, scorer_mcm
 from modeling_mcm.data import PreparedData
 from modeling_mcm.data.collator import MCMCollator, PreparedRows
-from modeling_mcm.evaluation.cases import cases_at
+from modeling_mcm.evaluation.cases import cases_at, read_history
 from modeling_mcm.evaluation.comparison import COUNTING, counting_baselines, mean_values, rank_targets
-from modeling_mcm.evaluation.histories import read_history
 from modeling_mcm.evaluation.metrics import measure
 from modeling_mcm.features_mcm import COUNTED, FEATURES, PLACES, LabelHistory
 from modeling_mcm.inputs_mcm import RowBatch

@@ -13,7 +13,7 @@ from corner_shop import without_times
 from fitted import fill_scorer
 
 from modeling_mcm import LiveCustomer
-from modeling_mcm.live.history import LiveHistory
+from modeling_mcm.live.customer import LiveHistory
 
 CONFIG = {"extended": True, "attention_window": 4, "max_position_embeddings": None, "scorer": True}
 CONFIG |= {"kind_feature": "type"}

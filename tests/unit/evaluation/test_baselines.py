@@ -11,11 +11,17 @@ import pytest
 import torch
 from visits import LABELS, TEST, VALIDATION, prepared_rows, random_customers
 
-from modeling_mcm.evaluation.baselines import MostPopular, NearestCustomers, Transitions, VisitFrequency
-from modeling_mcm.evaluation.cases import find_cases
+from modeling_mcm.evaluation.baselines import (
+    LabelStatistics,
+    LightGBMRanker,
+    MostPopular,
+    NearestCustomers,
+    Transitions,
+    VisitFrequency,
+    find_candidates,
+)
+from modeling_mcm.evaluation.cases import VisitSets, find_cases, read_history
 from modeling_mcm.evaluation.comparison import counting_baselines
-from modeling_mcm.evaluation.gbdt import LabelStatistics, LightGBMRanker, find_candidates
-from modeling_mcm.evaluation.histories import VisitSets, read_history
 from modeling_mcm.evaluation.metrics import TargetRanks
 
 

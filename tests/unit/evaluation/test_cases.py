@@ -15,9 +15,8 @@ from modeling_mcm.data.cases import IGNORED
 from modeling_mcm.data.collator import MCMCollator, PreparedRows
 from modeling_mcm.evaluation import customer_metrics, tie_ranks
 from modeling_mcm.evaluation.baselines import Transitions
-from modeling_mcm.evaluation.cases import cases_at, comparison_cases, find_cases, unseen_only
+from modeling_mcm.evaluation.cases import cases_at, comparison_cases, find_cases, read_history, unseen_only
 from modeling_mcm.evaluation.comparison import counting_baselines
-from modeling_mcm.evaluation.histories import read_history
 from modeling_mcm.evaluation.metrics import TargetRanks
 
 

@@ -16,10 +16,10 @@ from modeling_mcm.evaluation.cases import EvaluationCases, find_cases
 from modeling_mcm.evaluation.comparison import (
     COUNTING,
     baseline_warnings,
+    by_history,
     counting_baselines,
     default_baselines,
 )
-from modeling_mcm.evaluation.tables import by_history
 
 COUNTED = [*COUNTING]
 

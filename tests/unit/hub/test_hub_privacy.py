@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForMultiTaskRecommendation
 from modeling_mcm.data import load_prepared
-from modeling_mcm.evaluation.histories import read_history
+from modeling_mcm.evaluation.cases import read_history
 from modeling_mcm.hub import write_upload_folder
 from modeling_mcm.hub.folder import hide_values, rare_values
 from modeling_mcm.training.scorer_counts import LabelCounts
