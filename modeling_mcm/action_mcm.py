@@ -159,8 +159,7 @@ class MCMForActionRecommendation(MCMForMultiTaskRecommendation):
             counts = sum_by_value(input_ids[..., self.config.features.index(task)], weights, size)
             counts = torch.cat([counts, scores[task].softmax(-1)[..., None].to(counts.dtype)], -1)
             counts = torch.einsum("av,bvd->bad", has.to(counts.dtype), counts)
-            chance = counts[..., -1].clamp(LEAST_CHANCE, 1).log()
-            preferences.append(torch.where(number > 0, chance, 0.0))
+            preferences.append(torch.where(number > 0, counts[..., -1].clamp(LEAST_CHANCE, 1).log(), 0.0))
             shared += [counts[..., :-1].log1p(), number.log1p()[None, :, None].expand(batch, -1, 1)]
         return torch.cat([torch.stack(preferences, -1), numbers, *shared], -1)
 

@@ -24,9 +24,8 @@ import torch
 from transformers import HfArgumentParser
 from transformers.utils import logging
 
-from .data.dataset import PreparedData
+from .data import NO_CUTOFFS, EventSchema, PreparedData, read_schema
 from .data.guessing import FrameReader
-from .data.schema import NO_CUTOFFS, EventSchema, read_schema
 from .data.tables import read_table_file
 from .events_mcm import SECONDS_PER_DAY, Row, Time, check_columns, events_before, naming, read_times, to_ids, to_text
 from .files_mcm import read_json, write_json
@@ -439,8 +438,7 @@ class CustomerModel:
         if name not in self._histories:
             raise ValueError(f"No customer {name!r} among the events; they have {len(self._histories)} customers.")
         if name not in self._rows:
-            given = {"customer_id": name, "events": self._histories[name]}
-            self._rows[name] = self.feature_extractor.encode(given)
+            self._rows[name] = self.feature_extractor.encode({"customer_id": name, "events": self._histories[name]})
         return self._rows[name]
 
     def _seconds(self, as_of: Time) -> float | None:

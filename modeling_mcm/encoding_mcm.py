@@ -188,8 +188,7 @@ class Encoding:
             unseen[task] = np.where(is_unseen, sums, 0).astype(np.int32)
         customers, periods = (nothing if each is None else each for each in (customers, periods))
         closing = bool(schema.end_of_visit)
-        ranks = events.visits.rank()
-        timeline = arrange(events.positions, ranks, ties, events.is_target, closing, customers, periods)
+        timeline = arrange(events.positions, events.visits.rank(), ties, events.is_target, closing, customers, periods)
 
         def in_order(values: NDArray, closing: int = 0) -> NDArray:
             """A column in the order of the row; `closing` is what events that close a visit have."""

@@ -138,8 +138,7 @@ def to_number(value: object) -> float:
 
 def to_values(numbers: FloatArray) -> NDArray:
     """Converts numbers to model inputs: float32, with 0 in place of NaN, infinity, too large numbers and -0."""
-    finite = np.abs(numbers) <= LARGEST_VALUE
-    return np.where(finite, numbers, 0.0).astype(np.float32) + np.float32(0)
+    return np.where(np.abs(numbers) <= LARGEST_VALUE, numbers, 0.0).astype(np.float32) + np.float32(0)
 
 
 def to_place(value: object) -> int:

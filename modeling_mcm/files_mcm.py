@@ -198,8 +198,7 @@ def note_digests(folder: str | Path) -> None:
     """Writes size and digest of each file of weights of a folder into its config.json, where [`damage`] finds them. A
     file of another size was put in the place of the one that was saved, and is checked by its weights alone."""
     path = Path(folder, CONFIG_NAME)
-    files = path.parent.glob("*.safetensors")
-    digests = {file.name: f"{file.stat().st_size} {file_digest(file)}" for file in files}
+    digests = {file.name: f"{file.stat().st_size} {file_digest(file)}" for file in path.parent.glob("*.safetensors")}
     write_json(path, read_json(path) | {DIGESTS: digests}, sort_keys=True)
 
 

@@ -542,8 +542,7 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
             return losses * (len(part) / len(units))  # a loss is a mean over customers
 
         parts = group_customers(units, PART_ELEMENTS[hidden.device.type == "cpu"] // sum(sizes))
-        tables = [table for labels in task_labels for table in labels.tables]
-        return compute_in_parts(compute, parts, hidden, tables)
+        return compute_in_parts(compute, parts, hidden, [table for labels in task_labels for table in labels.tables])
 
     def _score_labels(
         self,

@@ -105,8 +105,7 @@ class CustomerState(nn.Module):
         """Names of the numbers of the state: what a plain count counts with its half-life in days (`inf`: undecayed),
         the whitened components, the most important first, and the rotated ones, which have no order."""
         days = [f"{day:g}d" for day in (*self.half_lives, math.inf)]
-        counted = ["events", "visits", *self.sums]
-        plain = [f"{name}_{day}" for name in counted for day in days]
+        plain = [f"{name}_{day}" for name in ("events", "visits", *self.sums) for day in days]
         named = [*plain, *[""] * (self.num_few - len(GAPS) - len(plain)), *GAPS]
         learned = [f"{WHITENED}{index}" for index in range(self.components)]
         learned += [f"{ROTATED}{index}" for index in range(len(self.directions) - self.components)]

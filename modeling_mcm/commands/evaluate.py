@@ -142,8 +142,7 @@ def _evaluate_offers(options: EvaluationOptions) -> Report:
     offers = load_offers(str(options.offers), model.config.action_outcomes, data.schema.time_zone)
     offers = offers.of([options.cutoff])
     offers.of([]).check_times(data.schema.cutoff_seconds("validation"), offers)
-    reader = OfferReader(data.rows, offers, extractor, model.config)
-    scores = score_offers(model, reader, options.batch_size)
+    scores = score_offers(model, OfferReader(data.rows, offers, extractor, model.config), options.batch_size)
     results: Summary = {}
     table = []
     for index, outcome in enumerate(offers.outcomes):

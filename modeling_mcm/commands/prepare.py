@@ -109,8 +109,7 @@ def main(options: PrepareOptions, engine: EngineOptions) -> None:
     if options.demo:
         from modeling_mcm.preparation.demos import SCHEMA, build_complete_journey
 
-        raw = Path(options.output_dir).parent / "raw"
-        *events, profile = build_complete_journey(raw, options.offers)
+        *events, profile = build_complete_journey(Path(options.output_dir).parent / "raw", options.offers)
         schema = schema or str(SCHEMA)
     if options.model:
         check_files(options.model)

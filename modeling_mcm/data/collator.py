@@ -170,8 +170,7 @@ class MCMCollator:
         # Reading an attribute of a config is slow, and these are read for every row.
         self.augmentation, self.target = config.augmentation, config.target
         # Weights compare the prefixes of one pass of the model, so they need several prefixes.
-        has_several = self.augmentation == "all_prefixes"
-        self.half_life = half_life if has_several else 0.0
+        self.half_life = half_life if self.augmentation == "all_prefixes" else 0.0
         self.cutoff, self.token_type = cutoff, extractor.token_type_feature
         self.max_events = extractor.max_events
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()

@@ -211,8 +211,7 @@ class EventSchema(LogSchema, TextFormat):
         The message names the key and the fix."""
         if not isinstance(given, Mapping):
             raise ValueError("The event schema is not a mapping; it needs keys such as `customer: household_id`.")
-        keys = [f.name for f in fields(cls)]
-        check_keys(given, keys, "The event schema")
+        check_keys(given, [f.name for f in fields(cls)], "The event schema")
         for key in REQUIRED_KEYS:
             if given.get(key) is None:
                 raise ValueError(f"The event schema has no `{key}`; add it.")

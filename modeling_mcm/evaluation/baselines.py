@@ -83,8 +83,8 @@ class Baseline:
 
     def _sum(self, history: TaskHistory, weights: NDArray) -> sp.csr_array:
         """Sums the weights of events `(events,)` by customer and label, in a sparse array of shape `(B, V)`."""
-        shape = (len(history), self.number_of_labels)
-        return sp.csr_array((weights, (history.customer, history.label)), shape=shape)
+        entries = weights, (history.customer, history.label)
+        return sp.csr_array(entries, shape=(len(history), self.number_of_labels))
 
 
 class MostPopular(Baseline):
@@ -239,9 +239,8 @@ class LabelStatistics:
         self.periods = int(span // self.days) + 1
         period = self.complete_periods(visits.day)
         self.visits = compute_offsets(np.bincount(period, minlength=self.periods))
-        sums = visits.count_occurrences(period + 1, self.periods + 1, number_of_labels)
         # By period and label everything before the period: see `VisitSets.count_occurrences`
-        self.sums = np.cumsum(sums, axis=1)
+        self.sums = np.cumsum(visits.count_occurrences(period + 1, self.periods + 1, number_of_labels), axis=1)
 
     def complete_periods(self, day: NDArray) -> NDArray:
         return np.clip((day - self.start) // self.days, 0, self.periods).astype(np.int64)

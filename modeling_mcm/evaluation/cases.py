@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array, diags_array
 
 from modeling_mcm.configuration_mcm import FIRST_LABEL, MOST_IDS
+from modeling_mcm.data import PreparedData
 from modeling_mcm.data.cases import (
     ENDS,
     CaseEvents,
@@ -39,7 +40,6 @@ from modeling_mcm.data.cases import (
     load_columns,
     tell_unseen,
 )
-from modeling_mcm.data.dataset import PreparedData
 from modeling_mcm.events_mcm import SECONDS_PER_DAY, number_groups, run_starts
 
 
@@ -286,8 +286,7 @@ def cases_at(data: PreparedData, cutoff: str, horizon_days: float | None = None)
 def seen_labels(rows: Dataset, cutoff: str, task: str) -> csr_array:
     """Counts how often the customers of prepared rows had each label in a task before a cutoff, `(rows, labels)`."""
     history = read_history(rows, task, cutoff)
-    counted = np.ones(len(history.label)), (history.customer, history.label)
-    return csr_array(counted, shape=(len(history), MOST_IDS))
+    return csr_array((np.ones(len(history.label)), (history.customer, history.label)), shape=(len(history), MOST_IDS))
 
 
 def unseen_only(rows: Dataset, cases: EvaluationCases, tasks: Sequence[str] | None = None) -> EvaluationCases:

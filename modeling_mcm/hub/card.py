@@ -98,8 +98,7 @@ def model_card(
     event |= {extractor.visit: "1"} if extractor.visit else {}
     table: dict[str, dict[str, dict[str, str]]] = {}
     for row in results:
-        of_method = table.setdefault(row["task"], {}).setdefault(row["method"], {})
-        of_method[row["words"]] = with_half_interval(row)
+        table.setdefault(row["task"], {}).setdefault(row["method"], {})[row["words"]] = with_half_interval(row)
     own = [  # the model's own results in the form that the Hub reads; the interval is among the metric's arguments
         EvalResult(
             task_type="other",

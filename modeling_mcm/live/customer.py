@@ -325,8 +325,7 @@ class LiveCustomer(LiveHistory):
         seconds = self.read_as_of(as_of)
         if not isinstance(actions, EncodedActions):
             actions = EncodedActions(self.feature_extractor, self.model.config, actions, seconds)
-        columns = self._predictor.score_offers([self.row], actions, seconds)
-        return describe_offers(columns, actions.action_ids)
+        return describe_offers(self._predictor.score_offers([self.row], actions, seconds), actions.action_ids)
 
     def _ask(self, as_of: Time, **questions: Any) -> Columns:
         return self._predictor.ask([self.row], self.read_as_of(as_of), **questions)

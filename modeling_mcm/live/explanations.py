@@ -123,8 +123,7 @@ def explain(
     def score(rows: Rows, left_out: Sequence[str] = ()) -> torch.Tensor:
         """Scores of the task's labels, of shape `(B, labels)`, each history without a group of numbers if `left_out`
         names them."""
-        inputs = predictor.inputs(rows, seconds)
-        return predictor.run(inputs, tasks=[task], parts=(), left_out=left_out).logits[task]
+        return predictor.run(predictor.inputs(rows, seconds), tasks=[task], parts=(), left_out=left_out).logits[task]
 
     def chances(rows: Rows, left_out: Sequence[str] = ()) -> list[float]:
         """Chance of the label for each history; see [`Explanation`]."""
@@ -157,8 +156,7 @@ def explain(
     for visit in sorted(range(number), key=lambda visit: (without.get(visit, 2.0), -visit)):
         events = np.flatnonzero(visits == visit)
         told = [values[event] for event in events if values[event]]
-        time = to_iso(row["times"][events[0]])
-        effects.append(VisitEffect(time, without.get(visit), bool(with_label[visit]), told))
+        effects.append(VisitEffect(to_iso(row["times"][events[0]]), without.get(visit), bool(with_label[visit]), told))
     scorer = predictor.model.scorer
     is_counted = scorer is not None and scorer.fitted
     groups = list(dict.fromkeys(feature.group for feature in FEATURES[:COUNTED])) if is_counted else []

@@ -238,8 +238,7 @@ class Shown(Page):
         best = choices[self.main][0][1]
         radios = [gr.Radio(choices[name], value=best if name == self.main else None) for name in self.tasks]
         forecast = write_table(["forecast", *(f"{day} days" for day in self.days)], self.forecast(who))
-        reasons = self.why(who, self.main, best)
-        return [self.answer(who), forecast, *radios, *reasons, ""]
+        return [self.answer(who), forecast, *radios, *self.why(who, self.main, best), ""]
 
     def ask(self, task: str, who: str, label: str) -> list:
         """Shows why a label is expected; those of the other tasks are no longer chosen."""
@@ -247,8 +246,7 @@ class Shown(Page):
 
     def show_moves(self, who: str, task: str, label: str) -> str:
         """Shows what moves if an event with a label happens now."""
-        headers = [self.main.replace("_", " "), "before", "after", "ratio"]
-        return write_table(headers, self.what_if(who, task, label))
+        return write_table([self.main.replace("_", " "), "before", "after", "ratio"], self.what_if(who, task, label))
 
 
 def build_page(histories: Histories) -> gr.Blocks:

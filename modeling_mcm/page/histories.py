@@ -131,8 +131,7 @@ class Histories:
         # Labels that are numbers to people say little: their tasks come last.
         self.tasks = sorted(extractor.tasks, key=lambda task: self._variety(task) == 1)
         self.main_task = max(self.tasks, key=self._variety)
-        needed = [extractor.customer, extractor.time]
-        self.log = self._read(events, "event", needed, extractor.schema.event_columns)
+        self.log = self._read(events, "event", [extractor.customer, extractor.time], extractor.schema.event_columns)
         self._who = np.array(to_ids(self.log[extractor.customer]), object)
         self._rows = pd.Series(self._who).groupby(self._who).indices
         self.profiles = self._read_profiles(profile)
@@ -278,8 +277,7 @@ class Histories:
         for number in np.unique(row["visits"][is_target]):
             of_visit = row["visits"] == number
             first, size = to_iso(row["times"][of_visit][0]), int((of_visit & is_target).sum())
-            labels = self._texts(row, of_visit, self.main_task)
-            visits.append(Visit(first, size, labels))
+            visits.append(Visit(first, size, self._texts(row, of_visit, self.main_task)))
         comes = is_target & (row["times"] >= self.as_of)
         within = comes & (row["times"] < self.as_of + NEXT_DAYS * SECONDS_PER_DAY)
         following = comes & (row["visits"] == row["visits"][comes.argmax()])

@@ -348,8 +348,7 @@ class Page:
             for live in lives
             for entries in live.scores(self.histories.cutoff, [self.histories.main_task], COMPARED).values()
         )
-        moves = {name: abs(new[name] - old.get(name, 0)) for name in new}
-        most = pd.Series(moves).nlargest(MOVES)
+        most = pd.Series({name: abs(new[name] - old.get(name, 0)) for name in new}).nlargest(MOVES)
         rows = [_move(name, old.get(name, 0), new[name], percent) for name in most.index[most >= LEAST_MOVE]]
         before, after = map(self._forecast, lives)
         if before:

@@ -121,8 +121,7 @@ def read_on_spark(source: Source, connection: ibis.BaseBackend, what: str, reade
     rows, columns = [], from_arrow_schema(reader.arrow)
     for frame in frames:
         check_columns(frame.columns, reader.columns, f"The {what} table has", "The schema names it.")
-        chosen = frame.select(*(f"`{name}`" for name in reader.columns))
-        rows.append(chosen.mapInArrow(reader.read, columns))
+        rows.append(frame.select(*(f"`{name}`" for name in reader.columns)).mapInArrow(reader.read, columns))
     name = ibis.util.gen_name("mcm")
     functools.reduce(lambda frame, other: frame.unionAll(other), rows).createOrReplaceTempView(name)
     return connection.table(name)

@@ -19,8 +19,8 @@ import pyarrow as pa
 from transformers.utils import logging
 
 from modeling_mcm import __version__
-from modeling_mcm.data.dataset import FEATURE_EXTRACTOR_FOLDER, MANIFEST_FILE, PreparedManifest
-from modeling_mcm.data.schema import NO_CUTOFFS, EventSchema
+from modeling_mcm.data import NO_CUTOFFS, EventSchema, PreparedManifest
+from modeling_mcm.data.dataset import FEATURE_EXTRACTOR_FOLDER, MANIFEST_FILE
 from modeling_mcm.events_mcm import to_iso
 from modeling_mcm.extras import needs
 from modeling_mcm.files_mcm import atomic_folder

@@ -19,9 +19,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from modeling_mcm.configuration_mcm import FIRST_VALUE_ID, MISSING_ID, UNKNOWN_ID
+from modeling_mcm.data import NO_CUTOFFS, EventSchema
 from modeling_mcm.data.cases import ENDS, compute_offsets, count_cases, deciding_tasks, to_batch
 from modeling_mcm.data.dataset import write_table
-from modeling_mcm.data.schema import NO_CUTOFFS, EventSchema
 from modeling_mcm.encoding_mcm import Encoding
 from modeling_mcm.events_mcm import (
     NO_TIME,

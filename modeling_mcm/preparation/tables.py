@@ -56,8 +56,7 @@ def open_rows(
             "have no order of their own. Number the events of a customer in a column, and name it as `order`."
         )
     if table is None:
-        text = replace(schema, on_bad_row="error") if profile else schema
-        opened = SourceTable(source, what, reader.columns, text)
+        opened = SourceTable(source, what, reader.columns, replace(schema, on_bad_row="error") if profile else schema)
         check_columns(opened.names, reader.columns, f"The {what} table has", "The schema names it.")
         path = folder / f"{what}.parquet"
         with pq.ParquetWriter(path, reader.arrow, compression="zstd", compression_level=1) as writer:

@@ -219,8 +219,7 @@ def _answer_errors(api: FastAPI) -> None:
     @api.exception_handler(ServiceError)
     @api.exception_handler(ValueError)
     def expected_error(request: Request, error: Exception) -> JSONResponse:
-        missing = isinstance(error, MissingForecastsError | MissingHeadError)
-        status = 501 if missing else getattr(error, "status", 422)
+        status = 501 if isinstance(error, MissingForecastsError | MissingHeadError) else getattr(error, "status", 422)
         return JSONResponse({"detail": str(error)}, status, {"Retry-After": "1"} if status == 503 else None)
 
     @api.exception_handler(Exception)

@@ -195,8 +195,7 @@ class EventStore:
 
     def _begin_sqlite(self, connection: sql.Connection) -> None:
         # A reader that becomes a writer later is refused at once where another wrote between; so writers say it first.
-        writing = connection.get_execution_options().get(WRITING)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get(WRITING) else "BEGIN")
 
     @contextlib.contextmanager
     def transaction(self, writing: bool = False) -> Iterator[Transaction]:

@@ -100,8 +100,7 @@ def fit_linear(
                 left, number = z.of(held_out), number + int(held_out.sum())
                 fits = _fit_path(z.of(~held_out), y[~held_out], outputs, compute_loss, penalties)
                 for index, parameters in enumerate(fits):
-                    loss = compute_loss(_score(left, parameters), y[held_out]).item()
-                    of_scale[index] += loss * int(held_out.sum())
+                    of_scale[index] += compute_loss(_score(left, parameters), y[held_out]).item() * int(held_out.sum())
     if y.is_floating_point() and y.ndim == 1:  # squares of what a number lacks, normal with their mean as variance
         number = max(number // len(scales), 1)
         losses = number / 2 * np.log(losses.clip(min=1e-12) / number)

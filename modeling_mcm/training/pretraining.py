@@ -113,8 +113,7 @@ def read_config(options: ModelOptions, extractor: MCMFeatureExtractor, recipe: R
         values |= {"state_features": None, "summed_features": extractor.summed_features}
     config = MCMConfig(**(values | overrides))
     if config.state_features is None:  # what it counts by default, but for the profile, which is no event
-        few = config.counted_features.few
-        config.state_features = [name for name in few if name not in extractor.layout.profile]
+        config.state_features = [name for name in config.counted_features.few if name not in extractor.layout.profile]
     return config
 
 
@@ -159,8 +158,7 @@ def pretrain(options: ModelOptions, training: PretrainingArguments, recipe: Reci
         model.initialize_from_popularity(popularity(data, config))
     names = "encoder", "ema_decay", "target_half_life_days", "sampled_labels"
     own = {name: getattr(options, name) for name in names} | {"max_events": extractor.max_events}
-    deciding = deciding_options(training, config, own)
-    run = {"data": file_digest(data.folder / MANIFEST_FILE), "options": deciding}
+    run = {"data": file_digest(data.folder / MANIFEST_FILE), "options": deciding_options(training, config, own)}
     output = Path(str(training.output_dir))
     with output_folder_lock(output, training.should_save):
         check_processes(run)

@@ -50,8 +50,7 @@ class WeightAverage(TrainerCallback):
         self.average = AveragedModel(model, multi_avg_fn=self._average)
 
     def _average(self, averaged, current, steps):
-        decay = min(self.decay, (1 + int(steps)) / (10 + int(steps)))
-        get_ema_multi_avg_fn(decay)(averaged, current, steps)
+        get_ema_multi_avg_fn(min(self.decay, (1 + int(steps)) / (10 + int(steps))))(averaged, current, steps)
 
     def on_train_begin(self, args, state, control, **kwargs):
         """Reads the average from the checkpoint if a run is resumed."""
@@ -195,8 +194,7 @@ class MCMTrainer(Trainer):
     def evaluate(self, *args: object, **kwargs: object) -> dict[str, float]:
         """Measures the loss on validation, with the average of the weights if there is one."""
         model: Any = self.weight_average.average.module if self.weight_average else self.model
-        loss = self.measure(model.eval())
-        metrics = {"eval_loss": self._mean_over_processes(torch.tensor(loss))}
+        metrics = {"eval_loss": self._mean_over_processes(torch.tensor(self.measure(model.eval())))}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
