@@ -33,6 +33,7 @@ from .schema_mcm import HISTORY_START, ONE_TOKEN_TYPE, TOKEN_TYPE, FeatureSpec, 
 
 logger = logging.get_logger(__name__)
 
+SETTINGS = [entry for entry in fields(LogSchema) if entry.name not in ("features", "profile")]
 MISSING_LABEL, UNKNOWN_LABEL = "[missing]", "[unknown]"
 
 
@@ -88,9 +89,8 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
     ) -> None:
         own: dict = {"customer": "customer_id", "token_type": TOKEN_TYPE, "tasks": ()}
         own["time"] = None if kwargs.get("order") else "time"
-        for entry in fields(LogSchema):
-            if entry.name not in ("features", "profile"):
-                setattr(self, entry.name, kwargs.pop(entry.name, own.get(entry.name, entry.default)))
+        for entry in SETTINGS:
+            setattr(self, entry.name, kwargs.pop(entry.name, own.get(entry.name, entry.default)))
         super().__init__(**kwargs)
         self.features = [dict(feature) for feature in features]
         self.vocabularies = {feature: list(values) for feature, values in vocabularies.items()}
@@ -110,7 +110,7 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         specs: dict[bool, list[FeatureSpec]] = {False: [], True: []}
         for feature in self.features:
             specs[bool(feature.get("profile"))].append(FeatureSpec.from_saved(feature))
-        values = {entry.name: getattr(self, entry.name) for entry in fields(LogSchema) if entry.name != "profile"}
+        values = {entry.name: getattr(self, entry.name) for entry in SETTINGS}
         values |= {key: tuple(values[key]) for key in ("tasks", "target_token_types")}
         return LogSchema(**values | {"features": tuple(specs[False]), "profile": tuple(specs[True])})
 
@@ -119,7 +119,7 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         cls, schema: LogSchema, vocabularies: Mapping[str, Sequence[str]], bins: Mapping[str, Sequence[float]]
     ) -> "MCMFeatureExtractor":
         """Makes the feature extractor that reads a log by a schema."""
-        values = {entry.name: getattr(schema, entry.name) for entry in fields(LogSchema) if entry.name != "profile"}
+        values = {entry.name: getattr(schema, entry.name) for entry in SETTINGS}
         features = [spec.to_saved(spec in schema.profile) for spec in (*schema.features, *schema.profile)]
         return cls(**values | {"features": features, "vocabularies": vocabularies, "bins": bins})
 

@@ -23,12 +23,8 @@ COMMANDS = {
 }
 
 
-def usage() -> str:
-    """Writes the text that `mcm --help` shows."""
-    lines = ["usage: mcm COMMAND [recipe.yaml] [--option value ...]", ""]
-    lines += [f"  {name:<10}{what}" for name, what in COMMANDS.items()]
-    last = "`mcm COMMAND --help` shows a command's options; with --debug as last word an error keeps its traceback."
-    return "\n".join([*lines, "", last])
+HEADING = "usage: mcm COMMAND [recipe.yaml] [--option value ...]\n"
+LAST = "\n`mcm COMMAND --help` shows a command's options; with --debug as last word an error keeps its traceback."
 
 
 def main() -> None:
@@ -36,7 +32,7 @@ def main() -> None:
     no such command or a package that it needs is not installed."""
     name, *words = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
-        print(usage())
+        print(HEADING, *(f"  {name:<10}{what}" for name, what in COMMANDS.items()), LAST, sep="\n")
     elif name == "--version":
         print(__version__)
     elif name not in COMMANDS:

@@ -19,7 +19,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from modeling_mcm.hub import PublishingError, check_name, files_to_publish, model_card, publish, write_upload_folder
+from modeling_mcm.hub import check_name, files_to_publish, model_card, publish, write_upload_folder
 from modeling_mcm.hub.folder import CARD_NAME
 from modeling_mcm.option import option
 
@@ -48,10 +48,7 @@ class PublishingOptions:
         for name, folder in (("model", self.model), ("data", self.data)):
             if folder and not Path(folder).is_dir():  # transformers would look for a repository of this name
                 raise ValueError(f"--{name} is {folder!r}, which is no folder on this machine: check the path.")
-        try:
-            check_name(self.repo_id)
-        except PublishingError as error:
-            raise ValueError(f"--repo_id: {error}") from error
+        check_name(self.repo_id)
         if self.min_customers is not None and self.min_customers < 2:
             raise ValueError(f"--min_customers is {self.min_customers}; every value has 1 customer, give 2 or more.")
 

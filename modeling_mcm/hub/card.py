@@ -54,10 +54,10 @@ def result_rows(evaluation: Mapping) -> list[dict]:
                     k = longest[name]
                     values = metrics[f"{name}@{k}" if k else name]
                     if math.isfinite(values["mean"]):  # there was a case
-                        row: dict = {bound: float(values[bound]) for bound in ("mean", "low", "high")}
-                        row |= {"method": method, "task": task, "metric": name, "k": k}
-                        words = name.replace("_", " ") + f" @{k}" * bool(k)
-                        rows.append(row | {"words": words, "customers": int(values["customers"])})
+                        row: dict = {"method": method, "task": task, "metric": name, "k": k}
+                        row["words"] = name.replace("_", " ") + f" @{k}" * bool(k)
+                        row["customers"] = int(values["customers"])
+                        rows.append(row | {bound: float(values[bound]) for bound in ("mean", "low", "high")})
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"The evaluation is not what `mcm evaluate` writes with --output_file ({type(error).__name__}: {error}); "

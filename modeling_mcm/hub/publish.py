@@ -26,7 +26,7 @@ TOKENS = re.compile(r"\bhf_\w{8,}")
 LOGIN = re.compile(r"(?<=://)\S*@")  # a name and a password in an address
 
 
-class PublishingError(RuntimeError):
+class PublishingError(ValueError):
     """A checkpoint was not published. The message says why and what to do, and contains no token."""
 
 
@@ -103,6 +103,8 @@ def publish(folder: str | Path, repo_id: str, token: str | None = None, private:
             changed=before is None or commit.oid != before.sha,
             created=before is None,
         )
+    except PublishingError:
+        raise
     except (HTTPError, HFValidationError, OSError, ValueError) as error:  # errors of `HTTPError` say little themselves
         text = f"{type(error).__name__}: {_redact(str(error), token)}"
     # Not raised of the client's error, whose text may hold secrets
