@@ -26,7 +26,7 @@ from uuid import UUID
 import numpy as np
 from numpy.typing import NDArray
 
-from .schema_mcm import NUMERIC, FeatureSpec, LogSchema, read_zone
+from .schema_mcm import NUMERIC, VISIT_DAY, FeatureSpec, LogSchema, read_zone
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
@@ -449,8 +449,6 @@ class EventReader:
         read are missing, and noted in `bad`; see [`read_values`]."""
         schema = self.schema
         visits, is_target, positions = Distinct.missing(count), np.ones(count, bool), np.arange(count)
-        if schema.visit:
-            visits = read_values(schema.visit, columns[schema.visit], to_text, bad)
         if schema.token_type is not None:
             column = columns[schema.token_type]
             is_target = read_values(schema.token_type, column, self._is_target, bad).expand(np.bool_)
@@ -461,6 +459,10 @@ class EventReader:
             else:
                 read = read_values(schema.order_column, column, self._read_position, bad)
                 positions = read.map(lambda position: NO_TIME if position is None else position).expand(np.int64)
+        if schema.visit == VISIT_DAY and VISIT_DAY not in columns:  # of raw events, which have none
+            visits = Distinct.of((positions // SECONDS_PER_DAY).astype(str))
+        elif schema.visit:
+            visits = read_values(schema.visit, columns[schema.visit], to_text, bad)
         return Events(positions, visits, is_target, self.read_features(schema.features, columns, bad))
 
     def _read_position(self, value: object) -> int | None:

@@ -16,6 +16,7 @@ import numpy as np
 
 HISTORY_START, TOKEN_TYPE = "history_start", "token_type"
 ONE_TOKEN_TYPE = "event"  # token type of all events in a log without token types
+VISIT_DAY = "visit_day"  # column with the day of the event, where a customer's day is a visit
 ROWS = "rows"  # value of `order` where the rows of a log without times are in order
 
 CATEGORICAL, NUMERIC = RAW_KINDS = ("categorical", "numeric")

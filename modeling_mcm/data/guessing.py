@@ -19,7 +19,7 @@ import pandas as pd
 from pandas.api import types
 
 from modeling_mcm.events_mcm import TIME_PATTERN, check_columns, read_zone, to_text
-from modeling_mcm.schema_mcm import TOKEN_TYPE
+from modeling_mcm.schema_mcm import TOKEN_TYPE, VISIT_DAY
 
 from .schema import EventSchema
 
@@ -61,7 +61,7 @@ DAYS += ["%d.%m.%Y", "%d.%m.%y", "%d %b %Y", "%d-%b-%Y", "%b %d, %Y", "%d %B %Y"
 CLOCKS = ("", " %H:%M", " %H:%M:%S", " %I:%M %p", " %I:%M:%S %p")
 CLOCK = r"\d{1,2}:\d{2}(:\d{2})?"
 Columns = Mapping[str, pd.Series]
-VISIT_DAY, OUTFLOW = "visit_day", "paid"  # columns that are added
+OUTFLOW = "paid"  # a column that is added
 SAME_DAY = 1.1  # events of a customer and day, on average, from which a day is a visit
 
 

@@ -22,6 +22,7 @@ from modeling_mcm import CustomerModel, MCMForMultiTaskRecommendation
 from modeling_mcm.customer_features import CustomerFeatures
 from modeling_mcm.data import EventSchema
 from modeling_mcm.data.guessing import FrameReader
+from modeling_mcm.events_mcm import EventReader
 from modeling_mcm.page.histories import Histories
 
 ROWS = 600
@@ -168,6 +169,9 @@ def test_a_days_events_are_a_visit_where_a_day_has_several():
     reader = FrameReader.guess(events)
     assert reader.schema.visit == "visit_day" and "a customer's day is a visit" in str(reader)
     assert (reader.read(events)["visit_day"] == events["time"].dt.date.astype(str)).all()
+    one = events[events["customer_id"] == 0]
+    given = [EventReader(reader.schema).read_customer({"events": each})[1] for each in (one, reader.read(one))]
+    assert given[0].visits.codes.tolist() == given[1].visits.codes.tolist()  # raw events have no such column
     assert guess_schema(events, {"visit": None}).visit is None
     assert guess_schema(events.assign(time=events["time"].dt.floor("D"))).visit is None
 
