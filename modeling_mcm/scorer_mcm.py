@@ -199,15 +199,19 @@ class _Columns(NamedTuple):
         totals = torch.stack([table.totals for table in tables])
         return cls(ends[-1], parts, torch.tensor([0, *ends[:-1]], device=totals.device), totals)
 
+    def find_cells(self, row: Tensor, label: Tensor) -> Tensor:
+        """Flat indices in `(B, C)` of rows and labels `(N,)`."""
+        tasks = len(self.parts)
+        return (row // tasks).mul_(self.number).add_(self.starts.index_select(0, row % tasks)).add_(label)
+
 
 def _describe_seen(history: LabelHistory, columns: _Columns) -> SeenLabels:
     """Describes the labels of each history. Without times, days are moments."""
     tasks, totals = len(columns.parts), columns.totals
-    customer, task = history.row // tasks, history.row % tasks
-    _, gap, has_times = totals.index_select(0, task).unbind(1)
+    _, gap, has_times = totals.index_select(0, history.row % tasks).unbind(1)
     visits, moments, days = history.ago
     ago = torch.stack([visits, moments, torch.where(has_times > 0, days / gap, moments)])
-    cell = customer * columns.number + columns.starts.index_select(0, task) + history.label
+    cell = columns.find_cells(history.row, history.label)
     return describe_histories(history.row, cell, history.kind, ago, history.size * tasks)
 
 
@@ -219,13 +223,15 @@ def _sum_evidence(size: int, seen: SeenLabels, tables: Sequence[LabelTables], co
     sums = averages.new_zeros(2, rows).index_add_(1, seen.row, averages)
     weights = torch.cat([averages / sums.index_select(1, seen.row), torch.ones_like(rates)[None], rates[None]])
     task, evidence = seen.row % len(tables), rates.new_zeros(len(EVIDENCE), size, columns.number)
-    for index, (table, part) in enumerate(zip(tables, columns.parts, strict=True)):
+    kinds = torch.tensor([len(table.neighbours) for table in tables], device=task.device)
+    is_read = torch.arange(len(EVIDENCE), device=task.device)[:, None] < kinds.index_select(0, task)
+    kind, pair = (weights * is_read).nonzero(as_tuple=True)
+    cell, task, weight = seen.cell.index_select(0, pair), task.index_select(0, pair), weights[kind, pair]
+    label = cell % columns.number - columns.starts.index_select(0, task)
+    start = (kind * evidence[0].numel()).add_(cell).sub_(label)
+    for index, table in enumerate(tables):
         own = (task == index).nonzero()[:, 0]
-        of_task = weights[: len(table.neighbours)].index_select(1, own)
-        kind, pair = of_task.nonzero(as_tuple=True)
-        cell = seen.cell.index_select(0, own).index_select(0, pair)
-        label = cell % columns.number - part.start
-        table.add_neighbours(kind, label, of_task[kind, pair], kind * evidence[0].numel() + cell - label, evidence)
+        table.add_neighbours(*(each.index_select(0, own) for each in (kind, label, weight, start)), evidence)
     return evidence.clamp_(min=0)
 
 
@@ -339,11 +345,6 @@ class LabelScorer(nn.Module):
         for network in filter(None, (self.of_counts, self.of_readout)):
             init.zeros_(network.task_vectors.weight)
 
-    def log_shares(self, task: int) -> Tensor:
-        """Logarithm of each label's share of the training period, of shape `(V,)`."""
-        popularity = self.get_tables(task).counts[0] + 0.5
-        return (popularity / popularity[FIRST_LABEL:].sum()).log()
-
     @staticmethod
     def average_unseen(row: Tensor, values: Tensor, features: Tensor, rows: int) -> Tensor:
         """Mean score `(rows,)` of each row's candidates that are not in its history; where there are none, the lowest
@@ -352,12 +353,16 @@ class LabelScorer(nn.Module):
         lowest = values.new_zeros(rows).scatter_reduce(0, row, values, "amin", include_self=False)
         return lowest.scatter_reduce(0, row[unseen], values[unseen], "mean", include_self=False)
 
-    def other_shares(self, task: int, row: Tensor, label: Tensor, rows: int) -> Tensor:
-        """Log shares `(rows, V)` of the labels that are no candidates of each row, less the largest of them; minus
-        infinity for candidates `(N,)`."""
-        shares = self.log_shares(task).repeat(rows, 1)
-        shares[:, :FIRST_LABEL] = shares[row, label] = -torch.inf
-        return shares - shares.amax(1, keepdim=True).nan_to_num(neginf=0.0)
+    def other_shares(self, tasks: Sequence[int], cell: Tensor, rows: int) -> Tensor:
+        """Log shares `(rows, C)` of the labels that are no candidates, those of all `tasks` side by side, less the
+        largest of each row and task; minus infinity for candidates, which are flat indices `(N,)`."""
+        counts = [self.get_tables(task).counts[0] for task in tasks]
+        shares = (torch.cat(counts) + 0.5).log().repeat(rows, 1)
+        shares.view(-1)[cell] = -torch.inf
+        for part in shares.split([*map(len, counts)], 1):
+            part[:, :FIRST_LABEL] = -torch.inf
+            part -= part.amax(1, keepdim=True).nan_to_num_(neginf=0.0)
+        return shares
 
     @staticmethod
     def chances(chance: Tensor | Sequence[Tensor | float], log_probabilities: Tensor) -> Tensor:
@@ -393,7 +398,8 @@ class LabelScorer(nn.Module):
             left_out (`Sequence[str]`): By customer, a group of numbers in whose place the network reads their means.
         """
         readout = [None] * len(tasks) if readout is None else readout
-        row, label, features = candidate_features(history, [self.get_tables(task) for task in tasks], readout)
+        tables = [self.get_tables(task) for task in tasks]
+        row, label, features = candidate_features(history, tables, readout)
         of_row, is_left_out = torch.tensor(tasks, device=row.device)[row % len(tasks)], None
         if left_out:
             groups = [[feature.group == group for feature in FEATURES] for group in left_out]
@@ -408,15 +414,14 @@ class LabelScorer(nn.Module):
             values[own] = network(of_row[own], features[own], without)[:, question]
         values = values * self.calibration[of_row, question].exp()
         average = self.average_unseen(row, values, features, history.size * len(tasks))
-        scores = []
-        for index, task in enumerate(tasks):
-            own = (row % len(tasks) == index).nonzero()[:, 0]
-            cells = row[own] // len(tasks), label[own]
-            of_task = self.other_shares(task, *cells, history.size) + average[index :: len(tasks), None]
-            of_task[:, :FIRST_LABEL] = torch.finfo(of_task.dtype).min / 2
-            of_task[cells] = values[own]
-            scores.append(of_task)
-        return scores
+        columns = _Columns.read(tables)
+        cell = columns.find_cells(row, label)
+        scores = self.other_shares(tasks, cell, history.size)
+        for part, of_task in zip(columns.parts, average.view(-1, len(tasks)).unbind(1), strict=True):
+            scores[:, part] += of_task[:, None]
+            scores[:, part][:, :FIRST_LABEL] = torch.finfo(scores.dtype).min / 2
+        scores.view(-1)[cell] = values
+        return [scores[:, part] for part in columns.parts]
 
 
 def read_histories(config: MCMConfig, batch: Mapping[str, Tensor], tasks: Sequence[str] | None = None) -> LabelHistory:

@@ -267,8 +267,9 @@ class ScorerFit:
         with torch.no_grad():
             values = scorer.get_network(task, question)(task, features)[:, question]
             for of_part in torch.arange(len(numbers)).split(CASES_AT_ONCE):
-                own, first = torch.isin(example, of_part), of_part[0]
-                shares = scorer.other_shares(task, example[own] - first, label[own], len(of_part))
+                own = torch.isin(example, of_part)
+                cell = (example[own] - of_part[0]) * len(scorer.get_tables(task).counts[0]) + label[own]
+                shares = scorer.other_shares([task], cell, len(of_part))
                 parts.append(shares.logsumexp(1))
         outside = torch.cat(parts)
         weights = torch.where(numbers > 0, 1 / numbers.clamp(min=1), 0.0) / (numbers > 0).sum().clamp(min=1)
