@@ -31,7 +31,7 @@ LEAST = 1e-30  # what `break_ties` makes of 0
 LATEST = 5  # number of latest labelled events whose vectors are compared with a candidate's
 RECENT, RECENT_DECAY = 8, 0.6  # number of latest moments whose transitions are looked up, and their decay by moment
 # What all customers say of a label, given a history, in the order of `LabelTables`
-EVIDENCE = ("transitions", "next_transitions", "ease", "rates")
+EVIDENCE = ("transitions", "next_transitions", "ease", "rates", "attributes")
 # Numbers of the history that are compared with those of the other candidates
 COMPARED = ("share_visits_5", "share_visits_15", "share_moments_8", "share_days")
 VISITS, MOMENTS, GAPS = 0, 1, 2  # units of how long ago an event was
@@ -99,10 +99,12 @@ customer_moments | customer | log(1 + moments) | Number of moments of the histor
 customer_since | customer | log(1 + own gaps) | Time since the customer's last event.
 transitions | evidence | log(1 + 30 x) | Weight of the label beside those of the latest moments.
 next_transitions | evidence | log(1 + 30 x) | Weight of the label after those of the last moment.
+attributes | evidence | log(1 + 30 x) | Rarity of the attributes that the label shares with the latest moments.
 transitions_ratio | comparison | ratio | The number, over the largest among the candidates.
 next_transitions_ratio | comparison | ratio | The number, over the largest among the candidates.
 ease_ratio | comparison | ratio | The number, over the largest among the candidates.
 rates_ratio | comparison | ratio | The number, over the largest among the candidates.
+attributes_ratio | comparison | ratio | The number, over the largest among the candidates.
 share_visits_5_ratio | comparison | ratio | The number, over the largest among the candidates.
 share_visits_15_ratio | comparison | ratio | The number, over the largest among the candidates.
 share_moments_8_ratio | comparison | ratio | The number, over the largest among the candidates.
@@ -111,6 +113,7 @@ transitions_rank | comparison | log2 of the rank | Rank of the number among the 
 next_transitions_rank | comparison | log2 of the rank | Rank of the number among the candidates.
 ease_rank | comparison | log2 of the rank | Rank of the number among the candidates.
 rates_rank | comparison | log2 of the rank | Rank of the number among the candidates.
+attributes_rank | comparison | log2 of the rank | Rank of the number among the candidates.
 popularity_rank | comparison | log2 of the rank | Rank of the number among the candidates.
 recency_rank | comparison | log2 of the rank | Rank of the number among the candidates.
 share_visits_5_rank | comparison | log2 of the rank | Rank of the number among the candidates.
@@ -340,14 +343,15 @@ def describe_candidates(
     visits: Tensor,
 ) -> Columns:
     """Computes the counted numbers of candidates `(N,)` from the labels of the histories, the candidates' evidence
-    `(4, N)`, counts `(1 or B, 5, V)` by task, and the number of visits of all customers `(1 or B, T)`."""
+    `(5, N)`, counts `(1 or B, 5, V)` by task, and the number of visits of all customers `(1 or B, T)`."""
     place = torch.searchsorted(seen.cell, cell)
     is_seen = F.pad(seen.cell, (0, 1), value=-1).index_select(0, place) == cell
     personal = F.pad(torch.stack([*seen.columns.values()]), (0, 1))
     personal = personal.index_select(1, torch.where(is_seen, place, len(seen.cell)))
     of_customers = torch.stack([*seen.customers.values()]).index_select(1, row)
     columns = dict(zip((*seen.columns, *seen.customers), (*personal, *of_customers), strict=True))
-    columns |= zip(EVIDENCE, (30 * evidence[:2]).log1p(), strict=False)
+    logs = (30 * evidence).log1p()
+    columns |= {name: logs[place] for place, name in enumerate(EVIDENCE) if name in PLACES}
     columns |= _describe_popularity(row, cell, counts, visits, columns, evidence[1])
     return columns | _compare_candidates(row, columns, evidence)
 

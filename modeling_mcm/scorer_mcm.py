@@ -44,8 +44,10 @@ from .features_mcm import (
 RATE_HALF_LIFE = 15.0  # in visits, of the personal rates that the ridge regression smooths
 NEIGHBOURS = 200  # K
 # Candidates of a customer: all labels of the history, and the best of the others by transitions, transitions from the
-# latest moment, EASE and ridge regression; by popularity, and by the recent one; and by the encoder's readout.
-BEST, POPULAR, MOST_READ = (30, 15, 30, 15), (50, 30), 30
+# latest moment, EASE, ridge regression and attributes; by popularity, and by the recent one; and by the encoder's
+# readout.
+BEST, POPULAR, MOST_READ = (30, 15, 30, 15, 30), (50, 30), 30
+ATTRIBUTES = 4  # largest number of features that are attributes of a task's labels
 NEXT_VISIT, WITHIN = 0, 1  # questions Q: which labels come in the next visit, and which within `HORIZON_DAYS`
 QUESTIONS, HORIZON_DAYS = 2, 30.0
 ROWS_AT_ONCE = 2_000  # of the tables that are added up: what they hold stays in the processor's cache
@@ -79,13 +81,19 @@ class LabelTables(nn.Module):
         counts (`torch.FloatTensor` of shape `(5, V)`): Visits of the label, those of them that repeat it, that repeat
             it at the very next visit, and those in the latest part of the training period; and the sum of the gaps, in
             visits, of those that repeat it.
-        totals (`torch.FloatTensor` of shape `(3,)`): Number of visits of all customers, median gap of moments in days,
-            and whether times say anything (0: days are replaced by moments).
+        attributes (`torch.IntTensor` of shape `(V, ATTRIBUTES)`): Values of the features that a label determines,
+            such as its category, those of all features numbered from 1 on; 0: none.
+        rarity (`torch.FloatTensor` of shape `(V, ATTRIBUTES)`): Log of the number of labels, over that of the labels
+            with this value; 0: none.
+        totals (`torch.FloatTensor` of shape `(4,)`): Number of visits of all customers, median gap of moments in days,
+            whether times say anything (0: days are replaced by moments), and number of values of attributes.
     """
 
     neighbours: Tensor
     weights: Tensor
     counts: Tensor
+    attributes: Tensor
+    rarity: Tensor
     totals: Tensor
 
     def __init__(self, labels: int):
@@ -94,7 +102,9 @@ class LabelTables(nn.Module):
         self.register_buffer("neighbours", torch.zeros(shape, dtype=torch.int32))
         self.register_buffer("weights", torch.zeros(shape, dtype=torch.float16))
         self.register_buffer("counts", torch.zeros(5, labels))
-        self.register_buffer("totals", torch.ones(3))
+        self.register_buffer("attributes", torch.zeros(labels, ATTRIBUTES, dtype=torch.int32))
+        self.register_buffer("rarity", torch.zeros(labels, ATTRIBUTES))
+        self.register_buffer("totals", torch.ones(4))
 
     def add_neighbours(self, kind: Tensor, label: Tensor, weight: Tensor, start: Tensor, out: Tensor) -> None:
         """Adds rows of the tables, each of a kind of evidence and a label and with a weight, to the cells of `out`
@@ -190,7 +200,7 @@ class _Columns(NamedTuple):
     number: int  # C
     parts: list[slice]  # of each task
     starts: Tensor  # (T,)
-    totals: Tensor  # (T, 3): of the tables
+    totals: Tensor  # (T, 4): of the tables
 
     @classmethod
     def read(cls, tables: Sequence[LabelTables]) -> "_Columns":
@@ -208,7 +218,7 @@ class _Columns(NamedTuple):
 def _describe_seen(history: LabelHistory, columns: _Columns) -> SeenLabels:
     """Describes the labels of each history. Without times, days are moments."""
     tasks, totals = len(columns.parts), columns.totals
-    _, gap, has_times = totals.index_select(0, history.row % tasks).unbind(1)
+    _, gap, has_times, _ = totals.index_select(0, history.row % tasks).unbind(1)
     visits, moments, days = history.ago
     ago = torch.stack([visits, moments, torch.where(has_times > 0, days / gap, moments)])
     cell = columns.find_cells(history.row, history.label)
@@ -216,7 +226,8 @@ def _describe_seen(history: LabelHistory, columns: _Columns) -> SeenLabels:
 
 
 def _sum_evidence(size: int, seen: SeenLabels, tables: Sequence[LabelTables], columns: _Columns) -> Tensor:
-    """What all customers say of each label, given the histories, `(4, B, C)`: weighted sums of the tables' rows."""
+    """What all customers say of each label, given the histories, and how rare the attributes are that it shares with
+    them, `(5, B, C)`: weighted sums of the tables' rows."""
     rates, in_last = seen.columns["share_visits_15"], (seen.columns["since_moments"] == 0).float()
     averages = torch.stack([seen.recent, in_last])  # transitions are averages over the latest labels
     rows = len(seen.customers["customer_moments"])
@@ -224,7 +235,7 @@ def _sum_evidence(size: int, seen: SeenLabels, tables: Sequence[LabelTables], co
     weights = torch.cat([averages / sums.index_select(1, seen.row), torch.ones_like(rates)[None], rates[None]])
     task, evidence = seen.row % len(tables), rates.new_zeros(len(EVIDENCE), size, columns.number)
     kinds = torch.tensor([len(table.neighbours) for table in tables], device=task.device)
-    is_read = torch.arange(len(EVIDENCE), device=task.device)[:, None] < kinds.index_select(0, task)
+    is_read = torch.arange(len(weights), device=task.device)[:, None] < kinds.index_select(0, task)
     kind, pair = (weights * is_read).nonzero(as_tuple=True)
     cell, task, weight = seen.cell.index_select(0, pair), task.index_select(0, pair), weights[kind, pair]
     label = cell % columns.number - columns.starts.index_select(0, task)
@@ -232,6 +243,16 @@ def _sum_evidence(size: int, seen: SeenLabels, tables: Sequence[LabelTables], co
     for index, table in enumerate(tables):
         own = (task == index).nonzero()[:, 0]
         table.add_neighbours(*(each.index_select(0, own) for each in (kind, label, weight, start)), evidence)
+    numbers = [int(number) for number in columns.totals[:, 3].tolist()]
+    if any(numbers):
+        starts = accumulate(numbers, lambda start, number: start + number + 1, initial=0)
+        ids = torch.cat([table.attributes + start for table, start in zip(tables, starts, strict=False)])  # (C, A)
+        label = seen.cell % columns.number
+        rarity = torch.cat([table.rarity for table in tables]).index_select(0, label) * weights[:1].T
+        shared = rates.new_zeros(size, sum(numbers) + len(numbers))
+        cell = (seen.cell // columns.number * shared.shape[1])[:, None] + ids.index_select(0, label)
+        shared.view(-1).index_add_(0, cell.view(-1), rarity.view(-1))
+        torch.sum(shared[:, ids], 2, out=evidence[-1])
     return evidence.clamp_(min=0)
 
 
@@ -242,7 +263,7 @@ def _choose(
     shares: Tensor | None,
     columns: _Columns,
 ) -> Tensor:
-    """Chooses candidates `(B, C)` from evidence `(4, B, C)`, the labels of the histories, counts `(1 or B, 5, V)` by
+    """Chooses candidates `(B, C)` from evidence `(5, B, C)`, the labels of the histories, counts `(1 or B, 5, V)` by
     task, and log-probabilities by the readout `(B, C)`, minus infinity where it is not read. Of equal labels the first
     are chosen."""
     ranked = break_ties(evidence)

@@ -10,12 +10,12 @@ Shapes: B customers, M times of a customer, R = B M.
 import copy
 import math
 from collections.abc import Callable, Sequence
-from itertools import product
 from typing import Any, cast
 
 import numpy as np
 import torch
 from datasets import Dataset
+from numpy.typing import NDArray
 from scipy.sparse import csr_array, vstack
 from scipy.sparse.linalg import LinearOperator, svds
 from torch import Tensor, nn
@@ -90,28 +90,34 @@ def popularity(data: PreparedData, config: MCMConfig) -> dict[str, Tensor]:
     }
 
 
+def find_usual_values(rows: Dataset, config: MCMConfig, task: str, features: Sequence[str]) -> dict[str, NDArray]:
+    """Finds the features that a task's labels determine: those where at least nine in ten events of the training
+    period, over all labels, have their label's most frequent value. Returns by feature these values `(V,)`, 0 for a
+    label without any."""
+    sizes = dict(zip(config.features, config.vocabulary_sizes, strict=True))
+    columns = {name: f"feature_{name}" for name in features if name != task}
+    batch = load_columns(rows, ["validation_end", f"task_{task}", *columns.values()])
+    labels, values = batch.column(f"task_{task}"), dict[str, NDArray]()
+    is_labelled = (batch.places < batch.column("validation_end")[batch.row]) & (labels >= FIRST_LABEL)
+    for name, column in columns.items():
+        own = np.flatnonzero(is_labelled & (batch.column(column) >= FIRST_LABEL))
+        pairs = labels[own], batch.column(column)[own]
+        counts = csr_array((np.ones(len(own)), pairs), shape=(sizes[task], sizes[name]))
+        if counts.nnz and counts.max(axis=1).sum() >= DECIDED * counts.sum():
+            values[name] = counts.argmax(axis=1)  # of equally frequent values the first one
+    return values
+
+
 @torch.no_grad()
 def fill_label_values(model: MCMForMultiTaskRecommendation, rows: Dataset) -> dict[str, list[str]]:
-    """Determines each label's most frequent value of `label_features` in the training period. It does so for the
-    features that a task's labels determine: those where at least nine in ten events, over all labels, have their
-    label's most frequent value. Other features stay out of the labels' embeddings. Returns `dict[str, list[str]]`: by
-    task the features that its labels determine."""
-    config = model.config
-    decided: dict[str, list[str]] = {task: [] for task in config.tasks}
-    sizes = dict(zip(config.features, config.vocabulary_sizes, strict=True))
-    for (index, task), (column, name) in product(enumerate(config.tasks), enumerate(config.label_features)):
-        if name == task:
-            continue
-        columns = [f"task_{task}", f"feature_{name}"]
-        batch = load_columns(rows, ["validation_end", *columns])
-        pairs = np.stack([batch.column(name) for name in columns])
-        is_trained = batch.places < batch.column("validation_end")[batch.row]
-        pairs = pairs[:, is_trained & (pairs >= FIRST_LABEL).all(axis=0)]
-        counts = csr_array((np.ones(pairs.shape[1]), pairs), shape=(sizes[task], sizes[name]))
-        if counts.nnz and counts.max(axis=1).sum() >= DECIDED * counts.sum():
-            decided[task].append(name)
-            # Of equally frequent values the first one; 0, which is missing, for a label without any
-            model.label_values(index)[:, column] = torch.from_numpy(counts.argmax(axis=1)).int()
+    """Sets each label's values of `label_features`, see [`find_usual_values`]. Other features stay out of the labels'
+    embeddings. Returns `dict[str, list[str]]`: by task the features that its labels determine."""
+    config, decided = model.config, dict[str, list[str]]()
+    for index, task in enumerate(config.tasks):
+        usual = find_usual_values(rows, config, task, config.label_features)
+        for name, values in usual.items():
+            model.label_values(index)[:, config.label_features.index(name)] = torch.from_numpy(values).int()
+        decided[task] = [*usual]
     return decided
 
 

@@ -6,6 +6,8 @@ The counts over all customers would contain the targets of the scorer's own exam
 folds, and an example's features are computed from the counts of the other folds.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -14,7 +16,7 @@ from scipy.sparse import csr_array
 from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.evaluation.cases import TaskHistory, VisitSets, count_transitions, read_moments
 from modeling_mcm.events_mcm import SECONDS_PER_DAY, run_starts
-from modeling_mcm.scorer_mcm import MOST_DENSE, RATE_HALF_LIFE, LabelTables
+from modeling_mcm.scorer_mcm import ATTRIBUTES, MOST_DENSE, RATE_HALF_LIFE, LabelTables
 
 FOLDS = 5
 LAG_WEIGHTS = (1.0, 1 / 2, 1 / 3, 1 / 4, 1 / 5, 1 / 6)  # weight of a transition by its lag in moments
@@ -32,9 +34,10 @@ class LabelCounts:
         history ([`TaskHistory`]): Events of the training period with a label.
         size (`int`): V, the number of labels.
         folds (`NDArray[int64]` of shape `(customers,)`): Fold of each customer.
+        values (`Sequence[NDArray[int64]]`): Usual values `(V,)` of the features that labels determine.
     """
 
-    def __init__(self, history: TaskHistory, size: int, folds: NDArray):
+    def __init__(self, history: TaskHistory, size: int, folds: NDArray, values: Sequence[NDArray] = ()):
         day, visits = history.time / SECONDS_PER_DAY, VisitSets.of(history)
         self.size, self.start, self.part = size, day.min(), max(np.ptp(day), 1e-9) / PERIODS
         sets, customer = read_moments(history, size)
@@ -50,7 +53,7 @@ class LabelCounts:
         counts = visits.count_occurrences(group, FOLDS * (PERIODS + 1), size)[:4]
         self.counts = np.stack(counts).astype(np.float32).reshape(4, *shape, size).cumsum(2)
         self.visits = np.bincount(group, minlength=FOLDS * (PERIODS + 1)).reshape(shape).cumsum(1)
-        self.grams = []
+        self.attributes, self.grams = _number(values, size), []
         if size <= MOST_DENSE:
             owner, number = visits.customer[visits.visit], np.diff(visits.first_visit)
             faded = 0.5 ** ((visits.first_visit[1:][owner] - 1 - visits.visit) / RATE_HALF_LIFE)
@@ -94,7 +97,11 @@ class LabelCounts:
         tables = LabelTables(self.size)
         counts, visits = (values[-1] for values in self.read_parts(without))
         tables.counts.copy_(counts)
-        tables.totals.copy_(torch.tensor([visits, self.gap, float(self.has_times)]))
+        number = np.bincount(self.attributes.ravel())
+        tables.attributes.copy_(torch.from_numpy(self.attributes))
+        rarity = np.log(self.size / number.clip(min=1))[self.attributes] * (self.attributes > 0)
+        tables.rarity.copy_(torch.from_numpy(rarity))
+        tables.totals.copy_(torch.tensor([visits, self.gap, float(self.has_times), len(number) - 1]))
         occurrences = counts[0].numpy()
         pairs = csr_array(sum(self.transitions[fold] for fold in folds))
         _keep_largest(tables, 0, csr_array(pairs + BACKWARDS * pairs.T), (occurrences + 1) ** SHRINKAGE)
@@ -113,6 +120,19 @@ class LabelCounts:
                 tables.neighbours[index, : len(sets), :stored] = largest.int()
                 tables.weights[index, : len(sets), :stored] = matrix.gather(1, largest).half()
         return tables
+
+
+def _number(values: Sequence[NDArray], size: int) -> NDArray:
+    """Attributes `(V, ATTRIBUTES)` of labels, from the usual values `(V,)` of features: those of at most half as many
+    values as there are labels, which they tell apart, the most values first."""
+    known = (np.append(0, np.where(of_feature >= FIRST_LABEL, of_feature, 0)) for of_feature in values)
+    numbered = (np.unique(of_feature, return_inverse=True)[1][1:] for of_feature in known)  # 0: none
+    numbered = sorted((each for each in numbered if 1 < each.max() <= size / 2), key=np.max, reverse=True)
+    attributes, start = np.zeros((size, ATTRIBUTES), np.int64), 0
+    for column, numbers in enumerate(numbered[:ATTRIBUTES]):
+        attributes[:, column] = np.where(numbers > 0, numbers + start, 0)
+        start = attributes.max()
+    return attributes
 
 
 def _keep_largest(tables: LabelTables, index: int, pairs: csr_array, divisors: NDArray) -> None:
