@@ -39,7 +39,9 @@ def draw_tables(generator, has_times):
         table.neighbours.copy_(torch.from_numpy(generator.integers(2, size, table.neighbours.shape)))
         table.weights.copy_(torch.from_numpy(generator.normal(0.3, 0.5, table.weights.shape)))
         table.counts.copy_(torch.from_numpy(generator.integers(0, 60, table.counts.shape)))
-        table.totals.copy_(torch.tensor([VISITS, GAP, has_times]))
+        table.attributes.copy_(torch.from_numpy(generator.integers(0, 4, table.attributes.shape)))
+        table.rarity.copy_(torch.rand(table.rarity.shape) * (table.attributes > 0))
+        table.totals.copy_(torch.tensor([VISITS, GAP, has_times, 3]))
     return tables
 
 
@@ -109,8 +111,8 @@ def describe_customer(steps):
 
 
 def sum_evidence(steps, table):
-    """Evidence for all labels, `(4, V)`."""
-    result = np.zeros((4, table.counts.shape[1]))
+    """Evidence for all labels, `(5, V)`."""
+    result = np.zeros((5, table.counts.shape[1]))
     labels = {step[0] for step in steps}
     recent = {label: sum(0.6**ago for ago in {s[3] for s in steps if s[0] == label} if ago < 8) for label in labels}
     last = {label: float(any(step[0] == label and step[3] == 0 for step in steps)) for label in labels}
@@ -120,6 +122,8 @@ def sum_evidence(steps, table):
         for kind, weight in enumerate(weights):
             for other, value in zip(table.neighbours[kind, label], table.weights[kind, label], strict=True):
                 result[kind, other] += weight * float(value)
+        for value, rarity in zip(table.attributes[label], table.rarity[label], strict=True):
+            result[4] += weights[0] * float(rarity) * (table.attributes == value).sum(1).numpy()
     return result.clip(min=0)
 
 
@@ -147,7 +151,8 @@ def describe_row(steps, table, labels, counts, visits, readout, vectors):
     for label in labels:
         personal = describe_label(steps, label)
         values = dict.fromkeys((each.name for each in FEATURES), 0.0) | describe_customer(steps) | personal
-        values |= {name: log1p(30 * evidence[place, label]) for place, name in enumerate(EVIDENCE) if place < 2}
+        logs = {name: log1p(30 * number) for name, number in zip(EVIDENCE, evidence[:, label], strict=True)}
+        values |= {name: number for name, number in logs.items() if name in values}
         values |= describe_popularity(counts, visits, label, personal, evidence[1, label])
         number = dict(zip(EVIDENCE, evidence[:, label], strict=True)) | {name: values[name] for name in COMPARED}
         number |= {"popularity": float(counts[0, label]), "recency": -values["since_moments"] if personal else -1e6}

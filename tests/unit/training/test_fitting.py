@@ -10,6 +10,7 @@ import torch
 
 from modeling_mcm.data import PreparedData, load_prepared
 from modeling_mcm.data.collator import PreparedRows
+from modeling_mcm.evaluation.histories import read_history
 from modeling_mcm.state_mcm import GAPS
 from modeling_mcm.training.fitting import (
     count_at_times,
@@ -18,6 +19,7 @@ from modeling_mcm.training.fitting import (
     fill_label_values,
     fit_state,
 )
+from modeling_mcm.training.scorer_counts import LabelCounts
 
 CUTOFF = pd.Timestamp("2017-10-01").timestamp()
 
@@ -70,6 +72,16 @@ def test_labels_decide_the_features_that_never_change_with_them(prepared, make):
     parts = [tables["items"].weight[label], tables["aisle"].weight[aisle]]
     parts += [tables["type"].weight[kind]] if kind > 0 else []
     torch.testing.assert_close(model.label_embeddings("items")[label], sum(parts) / len(parts))
+    aisles, names = found[:, 0].numpy(), np.arange(len(found))  # each label has a name of its own: no attribute
+    table = LabelCounts(
+        read_history(rows, "items"), len(found), np.zeros(len(rows), int), [names, aisles]
+    ).make_tables()
+    attributes = table.attributes[:, 0].numpy()
+    assert table.totals[3] == attributes.max() == len({*usual.values()}) and not table.attributes[:, 1:].any()
+    for label, aisle in enumerate(aisles):
+        assert ((attributes == attributes[label]) == (aisles == aisle)).all()
+        rarity = np.log(len(aisles) / (aisles == aisle).sum()) if aisle else 0
+        assert table.rarity[label, 0].item() == pytest.approx(rarity, rel=1e-6)
 
 
 def test_a_fitted_state_is_standardised_counts_and_directions(extractor, rows, make, fitted):
