@@ -123,11 +123,11 @@ class LabelCounts:
 
 
 def _number(values: Sequence[NDArray], size: int) -> NDArray:
-    """Attributes `(V, ATTRIBUTES)` of labels, from the usual values `(V,)` of features: those of at most half as many
-    values as there are labels, which they tell apart, the most values first."""
+    """Attributes `(V, ATTRIBUTES)` of labels, from the usual values `(V,)` of features, the most values first. A
+    feature has at least the root of V values, or it says little, and at most V / 2, or labels share none."""
     known = (np.append(0, np.where(of_feature >= FIRST_LABEL, of_feature, 0)) for of_feature in values)
     numbered = (np.unique(of_feature, return_inverse=True)[1][1:] for of_feature in known)  # 0: none
-    numbered = sorted((each for each in numbered if 1 < each.max() <= size / 2), key=np.max, reverse=True)
+    numbered = sorted((each for each in numbered if size**0.5 <= each.max() <= size / 2), key=np.max, reverse=True)
     attributes, start = np.zeros((size, ATTRIBUTES), np.int64), 0
     for column, numbers in enumerate(numbered[:ATTRIBUTES]):
         attributes[:, column] = np.where(numbers > 0, numbers + start, 0)

@@ -72,16 +72,14 @@ def test_labels_decide_the_features_that_never_change_with_them(prepared, make):
     parts = [tables["items"].weight[label], tables["aisle"].weight[aisle]]
     parts += [tables["type"].weight[kind]] if kind > 0 else []
     torch.testing.assert_close(model.label_embeddings("items")[label], sum(parts) / len(parts))
-    aisles, names = found[:, 0].numpy(), np.arange(len(found))  # each label has a name of its own: no attribute
-    table = LabelCounts(
-        read_history(rows, "items"), len(found), np.zeros(len(rows), int), [names, aisles]
-    ).make_tables()
-    attributes = table.attributes[:, 0].numpy()
-    assert table.totals[3] == attributes.max() == len({*usual.values()}) and not table.attributes[:, 1:].any()
-    for label, aisle in enumerate(aisles):
-        assert ((attributes == attributes[label]) == (aisles == aisle)).all()
-        rarity = np.log(len(aisles) / (aisles == aisle).sum()) if aisle else 0
-        assert table.rarity[label, 0].item() == pytest.approx(rarity, rel=1e-6)
+    names = np.arange(len(found))  # too many values for an attribute, and aisles are too few
+    values = [names, found[:, 0].numpy(), names // 2]
+    table = LabelCounts(read_history(rows, "items"), len(found), np.zeros(len(rows), int), values).make_tables()
+    expected = (names // 2).clip(min=1)[:, None] * [[1, 0, 0, 0]] - [
+        [1, 0, 0, 0]
+    ]  # 0 for ids 0 to 3, of values below 2
+    assert table.attributes.tolist() == expected.tolist() and table.totals[3] == expected.max()
+    torch.testing.assert_close(table.rarity, (table.attributes > 0) * float(np.log(len(names) / 2)))
 
 
 def test_a_fitted_state_is_standardised_counts_and_directions(extractor, rows, make, fitted):
