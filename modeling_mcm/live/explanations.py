@@ -237,7 +237,7 @@ def similar(
     k: int = 10,
 ) -> list[RankedLabel]:
     """The labels that are most alike, best first: the same labels come before and after them, and they have the same
-    values of `config.label_features`.
+    attributes, such as a category.
 
     Args:
         model ([`MCMForMultiTaskRecommendation`]): A model with a fitted scorer.
@@ -257,11 +257,10 @@ def similar(
     profile = torch.bincount(neighbours[index], weights[index], len(weights))
     length = weights.norm(dim=1).clamp(min=1e-9)
     scores = (weights * profile[neighbours]).sum(1) / length / length[index]
-    if model.config.label_features:
-        values = model.label_values(model.config.tasks.index(task))
-        has_value = values[index] >= FIRST_LABEL
-        shared = ((values == values[index]) & has_value).float().sum(1) / has_value.sum().clamp(min=1)
-        scores = (scores + shared) / 2 if has_value.any() else scores
+    has_value = tables.attributes[index] > 0
+    if has_value.any():
+        shared = ((tables.attributes == tables.attributes[index]) & has_value).float().sum(1) / has_value.sum()
+        scores = (scores + shared) / 2
     return _best(feature_extractor, task, scores, [index], k)
 
 

@@ -10,7 +10,7 @@ import torch
 
 from modeling_mcm.data import PreparedData, load_prepared
 from modeling_mcm.data.collator import PreparedRows
-from modeling_mcm.evaluation.histories import read_history
+from modeling_mcm.evaluation.cases import read_history
 from modeling_mcm.state_mcm import GAPS
 from modeling_mcm.training.fitting import (
     count_at_times,
