@@ -16,7 +16,8 @@ def fill_scorer(model, reads_readout=True):
         table.neighbours.copy_(torch.randint(2, size, table.neighbours.shape, generator=generator))
         table.weights.copy_(torch.rand(table.weights.shape, generator=generator))
         table.counts.copy_(torch.randint(1, 50, table.counts.shape, generator=generator))
-        table.totals.copy_(torch.tensor([300.0, 2.0, 1.0]))
+        table.attributes[2:, 0], table.rarity[2:, 0] = torch.arange(len(table.rarity) - 2) // 2 + 1, 1.5
+        table.totals.copy_(torch.tensor([300.0, 2.0, 1.0, table.attributes.max()]))
     scorer.calibration.uniform_(0.1, 0.5, generator=generator)
     scorer.reads.fill_(reads_readout)
     scorer.fitted.fill_(True)
