@@ -23,6 +23,7 @@ LAG_WEIGHTS = (1.0, 1 / 2, 1 / 3, 1 / 4, 1 / 5, 1 / 6)  # weight of a transition
 BACKWARDS, SHRINKAGE = 0.25, 0.4  # weight of a transition's opposite, and exponent on a label's number of occurrences
 EASE_RIDGE, RATES_RIDGE = 6.0, 1.0  # strengths in units of the mean diagonal
 MOST_INVERTED = 2_000  # number of labels whose matrices are inverted, the most frequent ones
+LEAST_VALUES = 100  # of a feature that is an attribute of labels
 CUSTOMERS = 4096  # whose dense matrix of labels is multiplied at a time
 PERIODS, LATE = 26, 4  # parts of the training period at whose ends labels are counted; the latest ones are recent
 
@@ -124,10 +125,10 @@ class LabelCounts:
 
 def _number(values: Sequence[NDArray], size: int) -> NDArray:
     """Attributes `(V, ATTRIBUTES)` of labels, from the usual values `(V,)` of features, the most values first. A
-    feature has at least the root of V values, or it says little, and at most V / 2, or labels share none."""
+    feature has at least `LEAST_VALUES` of them, or it says little, and at most V / 2, or labels share none."""
     known = (np.append(0, np.where(of_feature >= FIRST_LABEL, of_feature, 0)) for of_feature in values)
     numbered = (np.unique(of_feature, return_inverse=True)[1][1:] for of_feature in known)  # 0: none
-    numbered = sorted((each for each in numbered if size**0.5 <= each.max() <= size / 2), key=np.max, reverse=True)
+    numbered = sorted((each for each in numbered if LEAST_VALUES <= each.max() <= size / 2), key=np.max, reverse=True)
     attributes, start = np.zeros((size, ATTRIBUTES), np.int64), 0
     for column, numbers in enumerate(numbered[:ATTRIBUTES]):
         attributes[:, column] = np.where(numbers > 0, numbers + start, 0)

@@ -72,14 +72,11 @@ def test_labels_decide_the_features_that_never_change_with_them(prepared, make):
     parts = [tables["items"].weight[label], tables["aisle"].weight[aisle]]
     parts += [tables["type"].weight[kind]] if kind > 0 else []
     torch.testing.assert_close(model.label_embeddings("items")[label], sum(parts) / len(parts))
-    names = np.arange(len(found))  # too many values for an attribute, and aisles are too few
-    values = [names, found[:, 0].numpy(), names // 2]
-    table = LabelCounts(read_history(rows, "items"), len(found), np.zeros(len(rows), int), values).make_tables()
-    expected = (names // 2).clip(min=1)[:, None] * [[1, 0, 0, 0]] - [
-        [1, 0, 0, 0]
-    ]  # 0 for ids 0 to 3, of values below 2
-    assert table.attributes.tolist() == expected.tolist() and table.totals[3] == expected.max()
-    torch.testing.assert_close(table.rarity, (table.attributes > 0) * float(np.log(len(names) / 2)))
+    names = np.arange(400)  # of labels: too many values for an attribute, and too few of others
+    values = [names, names // 20, names // 2]
+    table = LabelCounts(read_history(rows, "items"), 400, np.zeros(len(rows), int), values).make_tables()
+    assert table.attributes[:, 0].tolist() == [0] * 4 + (names // 2 - 1)[4:].tolist() and table.totals[3] == 198
+    torch.testing.assert_close(table.rarity, (table.attributes > 0) * float(np.log(200)))
 
 
 def test_a_fitted_state_is_standardised_counts_and_directions(extractor, rows, make, fitted):
