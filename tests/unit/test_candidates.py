@@ -226,7 +226,11 @@ def test_similar_and_together_read_the_counts(model, extractor):
         tables.weights[0, label, :2] = torch.tensor([1.0, 2.0]).half()
         tables.neighbours[0, label, :2] = torch.tensor([third, third + 1]).int()
     tables.weights[2, first, 0], tables.neighbours[2, first, 0] = 1, int(third)
+    tables.attributes.zero_()
     assert similar(model, extractor, TASK, "item 01", 3) == [{"label": "item 02", "score": pytest.approx(1)}]
+    tables.attributes[[first, third], 0] = 1
+    found = similar(model, extractor, TASK, "item 01", 3)
+    assert {each["label"]: each["score"] for each in found} == pytest.approx({"item 02": 0.5, "item 03": 0.5})
     assert [each["label"] for each in together(model, extractor, TASK, ["item 01"], 3)] == ["item 03"]
     with pytest.raises(ValueError, match="is 'item 01' meant"):
         similar(model, extractor, TASK, "items 01")
