@@ -242,7 +242,7 @@ def _sum_evidence(size: int, seen: SeenLabels, tables: Sequence[LabelTables], co
     start = (kind * evidence[0].numel()).add_(cell).sub_(label)
     for index, table in enumerate(tables):
         own = (task == index).nonzero()[:, 0]
-        table.add_neighbours(*(each.index_select(0, own) for each in (kind, label, weight, start)), evidence)
+        table.add_neighbours(kind[own], label[own], weight[own], start[own], evidence)
     numbers = [int(number) for number in columns.totals[:, 3].tolist()]
     if any(numbers):
         starts = accumulate(numbers, lambda start, number: start + number + 1, initial=0)

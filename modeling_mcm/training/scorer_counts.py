@@ -127,7 +127,7 @@ def _number(values: Sequence[NDArray], size: int) -> NDArray:
     """Attributes `(V, ATTRIBUTES)` of labels, from the usual values `(V,)` of features, the most values first. A
     feature has at least `LEAST_VALUES` of them, or it says little, and at most V / 2, or labels share none."""
     known = (np.append(0, np.where(of_feature >= FIRST_LABEL, of_feature, 0)) for of_feature in values)
-    numbered = (np.unique(of_feature, return_inverse=True)[1][1:] for of_feature in known)  # 0: none
+    numbered = [np.unique(of_feature, return_inverse=True)[1][1:] for of_feature in known]  # 0: none
     numbered = sorted((each for each in numbered if LEAST_VALUES <= each.max() <= size / 2), key=np.max, reverse=True)
     attributes, start = np.zeros((size, ATTRIBUTES), np.int64), 0
     for column, numbers in enumerate(numbered[:ATTRIBUTES]):
