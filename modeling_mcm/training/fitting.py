@@ -90,6 +90,12 @@ def popularity(data: PreparedData, config: MCMConfig) -> dict[str, Tensor]:
     }
 
 
+def categorical_features(extractor: MCMFeatureExtractor) -> list[str]:
+    """The categorical features of events, without the token type: labels may determine them."""
+    own = {*extractor.layout.profile, extractor.token_type_feature}
+    return [name for name in extractor.feature_names if name in extractor.vocabularies and name not in own]
+
+
 def find_usual_values(rows: Dataset, config: MCMConfig, task: str, features: Sequence[str]) -> dict[str, NDArray]:
     """Finds the features that a task's labels determine: those where at least nine in ten events of the training
     period, over all labels, have their label's most frequent value. Returns by feature these values `(V,)`, 0 for a

@@ -30,7 +30,7 @@ from modeling_mcm.files_mcm import file_digest, write_json
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
-from .fitting import describe_customers, fill_label_values, popularity
+from .fitting import categorical_features, describe_customers, fill_label_values, popularity
 from .options import AUTO, NONE, ModelOptions, PretrainingArguments
 from .recipe import Recipe, make_config, recipe_for
 from .resuming import (
@@ -71,11 +71,9 @@ def chosen_recipe(options: ModelOptions, named: Collection[str]) -> Recipe:
     data = PreparedData(options.data)
     extractor, manifest = data.extractor, data.manifest
     sizes = dict(zip(extractor.feature_names, extractor.vocabulary_sizes, strict=True))
-    own = {*extractor.layout.profile, extractor.token_type_feature}
-    features = [name for name in extractor.feature_names if name in extractor.vocabularies and name not in own]
     largest = max(extractor.tasks, key=sizes.__getitem__)
     repeats = options.encoder == NONE or not tasks_without_repeats(data.rows, [largest])
-    recipe = recipe_for(manifest.measures, sizes[largest], features, repeats)
+    recipe = recipe_for(manifest.measures, sizes[largest], categorical_features(extractor), repeats)
     left_out = {*named}
     nothing_to_evaluate = manifest.counts.get("validation_cases") == 0
     if nothing_to_evaluate:

@@ -32,7 +32,7 @@ from modeling_mcm.scorer_mcm import (
     candidate_features,
     read_histories,
 )
-from modeling_mcm.training.fitting import find_usual_values
+from modeling_mcm.training.fitting import categorical_features, find_usual_values
 from modeling_mcm.training.scorer_counts import FOLDS, LabelCounts
 
 EXAMPLES, HELD_OUT, VALIDATION_EXAMPLES, BATCH = 4_000, 5_000, 1_500, 64
@@ -201,10 +201,7 @@ class ExampleReader:
     def __init__(self, data: PreparedData, config: MCMConfig, seed: int = 0):
         self.rows, self.config = PreparedRows(data.rows), config
         self.folds = np.random.default_rng(seed).integers(0, FOLDS, len(data.rows))
-        extractor = data.extractor
-        own = {*extractor.layout.profile, extractor.token_type_feature}
-        features = [name for name in extractor.vocabularies if name not in own]
-        self.counts = []
+        features, self.counts = categorical_features(data.extractor), []
         for task, size in config.label_sizes.items():
             usual = find_usual_values(data.rows, config, task, features)
             history = read_history(data.rows, task, kind="feature")
