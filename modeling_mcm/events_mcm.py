@@ -430,7 +430,14 @@ class EventReader:
             if len(ids) > 1 or None in ids:
                 first_ids = ", ".join(sorted(map(str, ids))[:5])
                 raise ValueError(f"found the customers {first_ids}; give each customer a dict of its own")
+        absent = [column for column in self.schema.needed_columns if column not in columns]
         events = self.read(columns, count)
+        if absent and events.is_target.any():
+            warnings.warn(
+                f"No event has the column {' or '.join(map(repr, absent))}: without the visit, events of one time are "
+                "one, and without the amount, nothing was paid. Give the columns as in the log.",
+                stacklevel=2,
+            )
         if (events.positions == NO_TIME).any():
             with naming(f"column {self.schema.order_column!r}"):
                 self._to_position(None)

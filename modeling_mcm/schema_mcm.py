@@ -313,6 +313,12 @@ class LogSchema:
         columns = [self.customer, self.order_column, self.visit, *(c for spec in self.features for c in spec.columns)]
         return [column for column in dict.fromkeys(columns) if column]
 
+    @property
+    def needed_columns(self) -> list[str]:
+        """`list[str]`: columns without which visits or amounts are others."""
+        paid = self.specs[self.amount].columns if self.amount else []
+        return [column for column in (self.visit, *paid) if column not in (None, VISIT_DAY)]
+
     @cached_property
     def profile_columns(self) -> list[str]:
         """`list[str]`: names of the columns of the profile table that are read."""

@@ -130,6 +130,10 @@ def test_unknown_columns_of_a_data_frame_give_one_warning(extractor):
         row = extractor.encode({**CUSTOMER, "events": frame.assign(shop=1, till=2)})
     np.testing.assert_equal(row, extractor.encode(CUSTOMER))
     assert len(warned) == 1
+    columns = {name: frame[name] for name in ("when", "action", "item")}
+    for events in (columns, pd.DataFrame(columns)):
+        with pytest.warns(UserWarning, match="column 'basket' or 'price': without the visit"):
+            extractor.encode({"events": events})
 
 
 @pytest.mark.parametrize(
