@@ -202,8 +202,9 @@ class CandidateSet:
             columns or list of dicts) with a row for each label, and a column for each task that is restricted. Its
             other columns are features of the checkpoint, such as the category. They say the groups of `per_group`,
             and score labels that training never saw ([`NewLabels`]). Default: all labels.
-        exclude (*optional*): "seen", the labels of the customer's history; a list of labels; or a table with a column
-            for each task, and for labels of some customers that of the customer, named as in the log or `customer_id`.
+        exclude (*optional*): "seen", the labels of all events of the customer, targets or not, but none that training
+            never saw; a list of labels; or a table with a column for each task, and for labels of some customers that
+            of the customer, named as in the log or `customer_id`.
         per_group (`tuple[str, int]`, *optional*): A feature and the largest number of chosen labels of each of its
             values, such as `("category", 2)`, or as text `"category=2"`.
 

@@ -81,7 +81,7 @@ class EvaluationOptions:
     )
     only_new: bool = option(
         False,
-        "Rank, and take as targets, only labels that the customer never had in the task before the cutoff. This is "
+        "Rank, and take as targets, only labels that no target event of the customer had before the cutoff. This is "
         "the usual protocol for catalogues in which nobody takes an item twice.",
     )
     horizon_days: float | None = option(

@@ -96,8 +96,8 @@ class PredictionOptions:
     )
     exclude: str | None = option(
         None,
-        "Labels that are not written: seen, those of the customer's history, or a table of labels, for each customer "
-        "if it has the customer column.",
+        "Labels that are not written: seen, those of all events of the customer, targets or not, or a table of "
+        "labels, for each customer if it has the customer column.",
     )
     per_group: str | None = option(
         None, "Largest number of labels of each value of a feature, as product_category=2; the candidates name it."

@@ -70,7 +70,7 @@ class Question(BaseModel, extra="forbid"):
     k: int = Field(10, ge=1, le=MOST_LABELS, description="Labels of a task.")
     as_of: str | None = Field(None, description=AS_OF)
     candidate: list[str] = Field([], description="Labels to choose from, by default the service's candidates.")
-    exclude: list[str] = Field([], description="Labels that are left out; `seen`: those of the customer's history.")
+    exclude: list[str] = Field([], description="Labels that are left out; `seen`: those of the customer's events.")
     per_group: str | None = Field(
         None, description="Largest number of labels of each value of a feature, as category=2."
     )
