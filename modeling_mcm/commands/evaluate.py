@@ -14,7 +14,6 @@ better than MCM. With --offers the cases are groups of offers (docs/fine_tuning.
 """
 
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +46,6 @@ from modeling_mcm.evaluation.comparison import (
 )
 from modeling_mcm.evaluation.metrics import measure
 from modeling_mcm.evaluation.offers import offer_metrics, score_offers
-from modeling_mcm.extras import needs
 from modeling_mcm.files_mcm import write_json
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.option import option
@@ -204,9 +202,6 @@ def _evaluate_visits(options: EvaluationOptions) -> Report:
 def main(options: EvaluationOptions) -> None:
     """Evaluates, prints the tables, and writes the files that the options name."""
     keep_freed_memory()
-    if "lightgbm" in options.baselines:
-        with needs("gbdt"):
-            import_module("lightgbm")
     table, caption, report, below = (_evaluate_offers if options.offers else _evaluate_visits)(options)
     print(f"\n{caption}", text_table(table), *below, sep="\n\n")
     if options.report_file:

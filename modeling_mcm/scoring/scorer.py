@@ -8,7 +8,6 @@ customers are never in memory together.
 """
 
 import functools
-import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -117,21 +116,13 @@ class ScoringJob:
         return [(Path(self.output_dir, name.format(index, len(parts))), part) for index, part in enumerate(parts)]
 
 
-def _stamp(path: Path, scores: pa.Table) -> dict[bytes, bytes]:
-    """Metadata of a file: its name, of which predictions it is, and the digest of its scores. A file that was copied
-    from elsewhere, edited or written by another program has others."""
-    (batch,) = scores.combine_chunks().to_batches()
-    digest = hashlib.sha256(batch.serialize()).hexdigest()
-    return {b"mcm": f"{path.name} {file_digest(path.with_name(IDENTITY_FILE))} {digest}".encode()}
-
-
 def is_whole(path: Path) -> bool:
-    """Says whether a file of an earlier run is there, as it was written."""
+    """Says whether a file of an earlier run is there, and the checksums of its pages are right."""
     try:
-        scores = pq.ParquetFile(path).read()
-        return _stamp(path, scores).items() <= (scores.schema.metadata or {}).items()
-    except (OSError, ValueError):  # it is cut, damaged or empty
+        pq.ParquetFile(path, page_checksum_verification=True).read()
+    except (OSError, ValueError):  # it is absent, cut or damaged
         return False
+    return True
 
 
 def check_folder(folder: Path) -> None:
@@ -191,8 +182,7 @@ class Scorer:
     def write(self, path: Path, indices: range) -> None:
         """Scores the customers with these indices in the data set, and writes their file whole or not at all. The
         errors are those of [`score`]; an `OSError` is raised if the file can't be written."""
-        scores = self.score(self.read(indices))
-        write_table(path, scores.replace_schema_metadata(_stamp(path, scores)), compression="zstd")
+        write_table(path, self.score(self.read(indices)), compression="zstd", write_page_checksum=True)
 
     def read(self, indices: range, tasks: Sequence[str] | None = None) -> Rows:
         """Reads the rows of the customers with these indices, as `PreparedRows` gives them, with the columns of events
