@@ -7,9 +7,11 @@ from typing import Any
 
 from transformers.hf_argparser import HfArg
 
+REQUIRED = MISSING  # default of an option that has to be given
 
-def option(default: Any = MISSING, help: str = "", **metadata: Any) -> Any:
-    """`HfArg` of transformers, with the default first. `metadata` are more arguments of `argparse`, as `choices`."""
+
+def option(help: str, default: Any = None, **metadata: Any) -> Any:
+    """`HfArg` of transformers, with the help first. `metadata` are more arguments of `argparse`, as `choices`."""
     factory: Any = MISSING
     if isinstance(default, list):
         default, factory = MISSING, default.copy

@@ -185,11 +185,11 @@ def _learn_range(limits: InputRange, inputs: torch.Tensor) -> None:
 class ForecasterOptions:
     """How many shops are drawn, and where the weights are written to."""
 
-    output: str = option(str(SHIPPED_WEIGHTS), "File of the weights.")
-    shops: int = option(16_000, "Number of synthetic shops.")
-    epochs: int = option(10, "Number of passes over their examples.")
-    seed: int = option(0, "Seed of the shops and of the training.")
-    processes: int = option(os.cpu_count() or 1, "Number of processes that draw shops, by default one for each core.")
+    output: str = option("File of the weights.", str(SHIPPED_WEIGHTS))
+    shops: int = option("Number of synthetic shops.", 16_000)
+    epochs: int = option("Number of passes over their examples.", 10)
+    seed: int = option("Seed of the shops and of the training.", 0)
+    processes: int = option("Number of processes that draw shops, by default one for each core.", os.cpu_count() or 1)
 
 
 @command(__doc__, ForecasterOptions)

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
-from modeling_mcm.option import option
+from modeling_mcm.option import REQUIRED, option
 from modeling_mcm.page.app import build_page, launch_page
 from modeling_mcm.page.histories import Histories
 from modeling_mcm.training.checkpoints import find_head, open_checkpoint
@@ -29,14 +29,16 @@ from .arguments import command
 class AppOptions:
     """Which checkpoint and whose customers the page shows."""
 
-    model: str = option(help="Checkpoint folder, or name on the Hub.")
-    data: str = option(help="Folder of a prepared data set, whose customers are shown.")
-    events: str = option(help="Raw log that it was prepared from: a .parquet, .csv or .tsv file, or a folder of them.")
-    profile: str | None = option(None, "Profile table of the raw log, with one row a customer.")
-    tuned: list[str] = option([], "Checkpoints of `mcm finetune`, whose predictions of all customers the list shows.")
-    actions: str | None = option(None, "Table of actions, .parquet or .csv, that a checkpoint for offers scores.")
-    host: str = option("127.0.0.1", "Network address to listen on.")
-    port: int | None = option(None, "Port to listen on. By default a free one from 7860.")
+    model: str = option("Checkpoint folder, or name on the Hub.", REQUIRED)
+    data: str = option("Folder of a prepared data set, whose customers are shown.", REQUIRED)
+    events: str = option(
+        "Raw log that it was prepared from: a .parquet, .csv or .tsv file, or a folder of them.", REQUIRED
+    )
+    profile: str | None = option("Profile table of the raw log, with one row a customer.")
+    tuned: list[str] = option("Checkpoints of `mcm finetune`, whose predictions of all customers the list shows.", [])
+    actions: str | None = option("Table of actions, .parquet or .csv, that a checkpoint for offers scores.")
+    host: str = option("Network address to listen on.", "127.0.0.1")
+    port: int | None = option("Port to listen on. By default a free one from 7860.")
 
 
 def show(options: AppOptions) -> None:

@@ -65,15 +65,13 @@ class EngineOptions:
     """Options that choose between this process and a Spark cluster."""
 
     engine: str = option(
-        "duckdb",
         "What does the work: duckdb works in this process, spark in a Spark session (docs/production.md).",
+        "duckdb",
         choices=["duckdb", "spark"],
     )
-    spark_master: str | None = option(
-        None, "Master of the Spark session, such as local[2]. By default the environment's."
-    )
+    spark_master: str | None = option("Master of the Spark session, such as local[2]. By default the environment's.")
     spark_config: list[str] = option(
-        [], "Options of the Spark session as KEY=VALUE ..., such as spark.executor.memory=8g."
+        "Options of the Spark session as KEY=VALUE ..., such as spark.executor.memory=8g.", []
     )
 
     def __post_init__(self) -> None:

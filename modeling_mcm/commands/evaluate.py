@@ -48,7 +48,7 @@ from modeling_mcm.evaluation.metrics import measure
 from modeling_mcm.evaluation.offers import offer_metrics, score_offers
 from modeling_mcm.files_mcm import write_json
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
-from modeling_mcm.option import option
+from modeling_mcm.option import REQUIRED, option
 from modeling_mcm.predictor_mcm import Predictor
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.training.checkpoints import open_checkpoint
@@ -61,49 +61,45 @@ from .arguments import command
 class EvaluationOptions:
     """What is evaluated, by which metrics and baselines, and which files are written."""
 
-    model: str = option(help="Checkpoint folder, or name on the Hub.")
-    data: str = option(help="Folder of a prepared data set.")
+    model: str = option("Checkpoint folder, or name on the Hub.", REQUIRED)
+    data: str = option("Folder of a prepared data set.", REQUIRED)
     cutoff: str = option(
-        "test",
         "Cutoff at which the history ends and the targets begin. Compare models by validation, and use "
         "test only for the final figures.",
+        "test",
         choices=["validation", "test"],
     )
-    tasks: list[str] = option([], "Tasks to evaluate. By default all tasks of the model.")
-    k: list[int] = option([1, 3, 10], "Lengths of the ranked list at which metrics are computed, as in ndcg@10.")
+    tasks: list[str] = option("Tasks to evaluate. By default all tasks of the model.", [])
+    k: list[int] = option("Lengths of the ranked list at which metrics are computed, as in ndcg@10.", [1, 3, 10])
     baselines: list[str] = option(
-        [],
         "Baselines to compare with (lightgbm needs the extra `gbdt`). By default all, but lightgbm only if it is "
         "installed and takes less than about five minutes.",
+        [],
         choices=[*BASELINES, "none"],
     )
     only_new: bool = option(
-        False,
         "Rank, and take as targets, only labels that no target event of the customer had before the cutoff. This is "
         "the usual protocol for catalogues in which nobody takes an item twice.",
+        False,
     )
     horizon_days: float | None = option(
-        None,
         "Number of days from the cutoff. The targets are then the labels of all target events within "
         "these days, each once, instead of those of the next visit, and the cases are the customers with at "
-        "least one. The names of the metrics then begin with horizon_.",
+        "least one. The names of the metrics then begin with horizon_."
     )
-    batch_size: int = option(64, "Number of customers in one batch of the model.")
+    batch_size: int = option("Number of customers in one batch of the model.", 64)
     offers: str | None = option(
-        None,
         "Folder with offers.parquet and actions.parquet, to evaluate a model of `mcm finetune --offers` on "
-        "the split that --cutoff names.",
+        "the split that --cutoff names."
     )
-    output_file: str | None = option(None, "JSON file to write every metric with its 95%% interval to.")
+    output_file: str | None = option("JSON file to write every metric with its 95%% interval to.")
     values_file: str | None = option(
-        None,
         "Parquet file to write the metrics of every single customer to, so that two evaluations can be "
-        "compared customer by customer.",
+        "compared customer by customer."
     )
     report_file: str | None = option(
-        None,
         "Markdown file to write the table to. In a file that has the lines <!-- results --> and "
-        "<!-- /results -->, only the text between them is replaced.",
+        "<!-- /results -->, only the text between them is replaced."
     )
 
     def __post_init__(self) -> None:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from modeling_mcm.files_mcm import locked
-from modeling_mcm.option import option
+from modeling_mcm.option import REQUIRED, option
 
 from .arguments import EngineOptions, command
 
@@ -30,16 +30,16 @@ from .arguments import EngineOptions, command
 class ForgetOptions:
     """Which customers are deleted, and from which files."""
 
-    customers: str = option(help="Text file with the ids of the customers to delete, one a line.")
-    data: list[str] = option([], "Folders of prepared data sets to delete the customers from. They need --events.")
-    events: list[str] = option([], "Parquet files, or folders of them: the log that the data sets were prepared from.")
-    profile: str | None = option(None, "The profile table that the data sets were prepared from, if they have one.")
+    customers: str = option("Text file with the ids of the customers to delete, one a line.", REQUIRED)
+    data: list[str] = option("Folders of prepared data sets to delete the customers from. They need --events.", [])
+    events: list[str] = option("Parquet files, or folders of them: the log that the data sets were prepared from.", [])
+    profile: str | None = option("The profile table that the data sets were prepared from, if they have one.")
     predictions: list[str] = option(
-        [],
         "Folders that `mcm predict` wrote, or other Parquet files with a column customer_id, to delete "
         "the customers from.",
+        [],
     )
-    check_only: bool = option(False, "Delete nothing, and only check that no file holds the customers.")
+    check_only: bool = option("Delete nothing, and only check that no file holds the customers.", False)
 
     def __post_init__(self) -> None:
         if not self.data and not self.predictions:

@@ -41,7 +41,7 @@ from modeling_mcm.data.dataset import MANIFEST_FILE
 from modeling_mcm.extras import needs
 from modeling_mcm.files_mcm import file_digest, tensors_digest
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation, MCMModel, MCMPreTrainedModel
-from modeling_mcm.option import option
+from modeling_mcm.option import REQUIRED, option
 from modeling_mcm.predictor_mcm import Predictor
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.scoring import Scorer, ScoringJob, forecast_total, score_on_spark
@@ -58,65 +58,59 @@ MONTH = 30  # days: the horizon of totals
 class PredictionOptions:
     """Which customers are scored by which checkpoint, and what the files hold."""
 
-    model: str = option(help="Checkpoint folder, or name on the Hub.")
-    output_dir: str = option(help="Folder to write the Parquet files to.")
-    data: str | None = option(None, "Folder of a prepared data set, whose customers are scored.")
+    model: str = option("Checkpoint folder, or name on the Hub.", REQUIRED)
+    output_dir: str = option("Folder to write the Parquet files to.", REQUIRED)
+    data: str | None = option("Folder of a prepared data set, whose customers are scored.")
     events: str | None = option(
-        None, "Raw log, in the place of --data: a .parquet, .csv or .tsv file, or a folder of Parquet files."
+        "Raw log, in the place of --data: a .parquet, .csv or .tsv file, or a folder of Parquet files."
     )
-    profile: str | None = option(None, "Profile table of the raw log, with one row a customer; needs --events.")
+    profile: str | None = option("Profile table of the raw log, with one row a customer; needs --events.")
     schema: str | None = option(
-        None,
         "Event schema of the raw log, a YAML file, whose on_null and on_bad_row are used. By default that of "
-        "the checkpoint.",
+        "the checkpoint."
     )
-    tasks: list[str] = option([], "Tasks whose best labels are written. By default all tasks.")
-    top_k: int = option(10, "Number of labels to write for each task; 0 to write embeddings alone.")
-    embeddings: bool = option(True, "Write the customer embeddings.")
+    tasks: list[str] = option("Tasks whose best labels are written. By default all tasks.", [])
+    top_k: int = option("Number of labels to write for each task; 0 to write embeddings alone.", 10)
+    embeddings: bool = option("Write the customer embeddings.", True)
     forecasts: bool = option(
-        True, "Write the checkpoint's forecasts, such as visits_30d, each in a column of its own."
+        "Write the checkpoint's forecasts, such as visits_30d, each in a column of its own.", True
     )
     forecast_days: list[float] = option(
-        [], "Horizons of the forecasts, such as 180 365, up to twice the training period. By default the checkpoint's."
+        "Horizons of the forecasts, such as 180 365, up to twice the training period. By default the checkpoint's.", []
     )
     total: list[str] = option(
-        [],
         "Quantities, such as visits amount, whose totals over all customers are printed, with the errors of the same "
         "forecast in the log's past, for --forecast_days, by default 30. All histories are read into memory.",
+        [],
     )
     as_of: str | None = option(
-        None,
         "Time to score at, such as 2017-11-01: events up to it are read, and embeddings, forecasts and "
-        "scores are those of this time. By default the time of the log's last event.",
+        "scores are those of this time. By default the time of the log's last event."
     )
     candidates: str | None = option(
-        None,
         "Table of the labels that may be written, .parquet or .csv, with a column for each task that it restricts. "
-        "Columns of other features score labels that training never saw. By default all labels.",
+        "Columns of other features score labels that training never saw. By default all labels."
     )
     exclude: str | None = option(
-        None,
         "Labels that are not written: seen, those of all events of the customer, targets or not, or a table of "
-        "labels, for each customer if it has the customer column.",
+        "labels, for each customer if it has the customer column."
     )
     per_group: str | None = option(
-        None, "Largest number of labels of each value of a feature, as product_category=2; the candidates name it."
+        "Largest number of labels of each value of a feature, as product_category=2; the candidates name it."
     )
     horizon_days: float | None = option(
-        None, "30 ranks the labels that come within 30 days. By default those of the next visit."
+        "30 ranks the labels that come within 30 days. By default those of the next visit."
     )
     actions: str | None = option(
-        None,
-        "Table of the actions that a checkpoint for offers scores, .parquet or .csv: action_id, columns of the log.",
+        "Table of the actions that a checkpoint for offers scores, .parquet or .csv: action_id, columns of the log."
     )
     label_columns: str | None = option(
-        None,
         "Table of the further columns that a checkpoint was fine-tuned to a label with, .parquet or .csv, beside "
-        "customer_id. By default their means.",
+        "customer_id. By default their means."
     )
-    batch_size: int = option(64, "Number of customers in one batch of the model.")
-    rows_per_file: int = option(2048, "Number of customers in one file.")
-    memory_limit: str = option("1GB", MEMORY_LIMIT)
+    batch_size: int = option("Number of customers in one batch of the model.", 64)
+    rows_per_file: int = option("Number of customers in one file.", 2048)
+    memory_limit: str = option(MEMORY_LIMIT, "1GB")
 
     def __post_init__(self) -> None:
         if bool(self.data) == bool(self.events):

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from modeling_mcm.data import EventSchema, PreparedManifest, read_schema
 from modeling_mcm.files_mcm import check_files
-from modeling_mcm.option import option
+from modeling_mcm.option import REQUIRED, option
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
 from .arguments import MEMORY_LIMIT, EngineOptions, command
@@ -34,29 +34,27 @@ DEMO = "complete_journey"
 class PrepareOptions:
     """Which log is prepared by which schema, and where to."""
 
-    output_dir: str = option(help="Folder to write. It must not exist, except with --overwrite or --reuse.")
+    output_dir: str = option("Folder to write. It must not exist, except with --overwrite or --reuse.", REQUIRED)
     events: list[str] = option(
-        [], "Event log: .parquet, .csv or .tsv files, folders of them, or addresses (gs://...)."
+        "Event log: .parquet, .csv or .tsv files, folders of them, or addresses (gs://...).", []
     )
-    profile: str | None = option(None, "Profile table, with one row a customer. Needed if the schema has `profile`.")
-    schema: str | None = option(None, "Event schema, a YAML file such as configuration/schemas/clickstream.yaml.")
+    profile: str | None = option("Profile table, with one row a customer. Needed if the schema has `profile`.")
+    schema: str | None = option("Event schema, a YAML file such as configuration/schemas/clickstream.yaml.")
     model: str | None = option(
-        None, "Checkpoint that is to read the data: its vocabularies and bins, and by default its schema, are used."
+        "Checkpoint that is to read the data: its vocabularies and bins, and by default its schema, are used."
     )
-    cutoffs: list[str] = option([], "Two dates, of the validation and the test cutoff, in the place of the schema's.")
+    cutoffs: list[str] = option("Two dates, of the validation and the test cutoff, in the place of the schema's.", [])
     demo: str | None = option(
-        None,
-        "Make this demo log first, in the folder raw/ beside --output_dir, and use its schema.",
-        choices=[DEMO],
+        "Make this demo log first, in the folder raw/ beside --output_dir, and use its schema.", choices=[DEMO]
     )
     offers: bool = option(
-        False, "Also write the demo's offers.parquet and actions.parquet into raw/ (docs/fine_tuning.md)."
+        "Also write the demo's offers.parquet and actions.parquet into raw/ (docs/fine_tuning.md).", False
     )
-    rows_per_shard: int = option(1024, "Largest number of customers in one shard, a Parquet file.")
-    memory_limit: str = option("1GB", MEMORY_LIMIT)
-    overwrite: bool = option(False, "Replace a data set that is in --output_dir.")
+    rows_per_shard: int = option("Largest number of customers in one shard, a Parquet file.", 1024)
+    memory_limit: str = option(MEMORY_LIMIT, "1GB")
+    overwrite: bool = option("Replace a data set that is in --output_dir.", False)
     reuse: bool = option(
-        False, "Leave a data set in --output_dir as it is if the same files, schema and options made it."
+        "Leave a data set in --output_dir as it is if the same files, schema and options made it.", False
     )
 
     def __post_init__(self) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from modeling_mcm.hub import check_name, files_to_publish, model_card, publish, write_upload_folder
 from modeling_mcm.hub.folder import CARD_NAME
-from modeling_mcm.option import option
+from modeling_mcm.option import REQUIRED, option
 
 from .arguments import command
 
@@ -30,17 +30,15 @@ from .arguments import command
 class PublishingOptions:
     """Which checkpoint is published under which name, and what its card is written from."""
 
-    model: str = option(help="Folder of the checkpoint to publish.")
-    repo_id: str = option(help="Name of the repository on the Hub, such as org/mcm-base.")
-    data: str | None = option(
-        None, "Folder of the prepared data set of the training, to count the customers of each value."
-    )
+    model: str = option("Folder of the checkpoint to publish.", REQUIRED)
+    repo_id: str = option("Name of the repository on the Hub, such as org/mcm-base.", REQUIRED)
+    data: str | None = option("Folder of the prepared data set of the training, to count the customers of each value.")
     min_customers: int | None = option(
-        None, "Hide values and pairs of labels that fewer customers than this have; needs --data."
+        "Hide values and pairs of labels that fewer customers than this have; needs --data."
     )
-    private: bool = option(False, "Make a private repository; refused if a public one exists.")
-    dry_run: bool = option(False, "Show what would be sent, and send nothing.")
-    output_dir: str | None = option(None, "New folder to write the files to. By default a temporary one.")
+    private: bool = option("Make a private repository; refused if a public one exists.", False)
+    dry_run: bool = option("Show what would be sent, and send nothing.", False)
+    output_dir: str | None = option("New folder to write the files to. By default a temporary one.")
 
     def __post_init__(self) -> None:
         if self.min_customers is not None and not self.data:

@@ -26,7 +26,7 @@ import torch
 from modeling_mcm.data import PreparedData, check_vocabularies
 from modeling_mcm.extras import needs
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
-from modeling_mcm.option import option
+from modeling_mcm.option import REQUIRED, option
 from modeling_mcm.schema_mcm import check_integer
 from modeling_mcm.serving import CustomerService, EventStore, WorkerProcess, create_api
 from modeling_mcm.training.checkpoints import find_head, open_checkpoint
@@ -43,25 +43,22 @@ TOKEN = "MCM_TOKEN"
 class ServeOptions:
     """Which checkpoint is served, with which store, and how."""
 
-    model: str = option(help="Checkpoint folder, or name on the Hub.")
+    model: str = option("Checkpoint folder, or name on the Hub.", REQUIRED)
     store: str = option(
-        "state.db",
-        "Store of events: a SQLite file, new or of an earlier start, or the URL of a PostgreSQL database.",
+        "Store of events: a SQLite file, new or of an earlier start, or the URL of a PostgreSQL database.", "state.db"
     )
-    host: str = option("127.0.0.1", "Network address to listen on.")
-    port: int = option(8000, "Port to listen on; 0 for any free port.")
-    threads: int = option(1, "Number of torch's threads for one request.")
-    limit: float = option(math.inf, "Requests a second that each token may send; more are answered with 429.")
-    log_requests: bool = option(False, "Log each request on stderr, a line of JSON that names the customer.")
+    host: str = option("Network address to listen on.", "127.0.0.1")
+    port: int = option("Port to listen on; 0 for any free port.", 8000)
+    threads: int = option("Number of torch's threads for one request.", 1)
+    limit: float = option("Requests a second that each token may send; more are answered with 429.", math.inf)
+    log_requests: bool = option("Log each request on stderr, a line of JSON that names the customer.", False)
     data: str | None = option(
-        None,
         "Folder of the prepared data set that the checkpoint was trained on. POST /v1/totals checks forecasts on what "
-        "came after its validation cutoff; of the folder only the date is read.",
+        "came after its validation cutoff; of the folder only the date is read."
     )
     candidates: str | None = option(
-        None,
         "Table of the labels that may be answered, .parquet or .csv, with a column for each task that it restricts. "
-        "It is read again when the file changes. By default all labels.",
+        "It is read again when the file changes. By default all labels."
     )
 
     def __post_init__(self) -> None:

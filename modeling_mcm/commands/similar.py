@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from modeling_mcm.live.explanations import similar, together
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
-from modeling_mcm.option import option
+from modeling_mcm.option import REQUIRED, option
 from modeling_mcm.training.checkpoints import open_checkpoint
 
 from .arguments import command
@@ -20,11 +20,11 @@ from .arguments import command
 class SimilarOptions:
     """Which labels are compared, by which checkpoint."""
 
-    model: str = option(help="Checkpoint folder, or name on the Hub.")
-    task: str = option(help="Task whose labels are compared.")
-    labels: list[str] = option([], "The label, or with --together one or more labels.")
-    together: bool = option(False, "Name the labels that go with all of them, in the place of those that are alike.")
-    k: int = option(10, "Number of labels.")
+    model: str = option("Checkpoint folder, or name on the Hub.", REQUIRED)
+    task: str = option("Task whose labels are compared.", REQUIRED)
+    labels: list[str] = option("The label, or with --together one or more labels.", [])
+    together: bool = option("Name the labels that go with all of them, in the place of those that are alike.", False)
+    k: int = option("Number of labels.", 10)
 
     def __post_init__(self) -> None:
         if not self.labels or (len(self.labels) > 1 and not self.together):

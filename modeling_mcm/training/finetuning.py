@@ -24,7 +24,7 @@ from torch import Tensor
 from modeling_mcm.data import PreparedData, check_vocabularies
 from modeling_mcm.data.dataset import MANIFEST_FILE
 from modeling_mcm.files_mcm import file_digest, read_json, write_json
-from modeling_mcm.option import option
+from modeling_mcm.option import REQUIRED, option
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
 from .fitting import minimize
@@ -38,10 +38,10 @@ LEAST_SHARE = 1e-3  # of a fit, below which it is no part of an average
 class FineTuningOptions:
     """Which checkpoint is fine-tuned on which data, and where it is written to."""
 
-    model: str = option(help="Pre-trained checkpoint: a folder, or a name on the Hub.")
-    data: str = option(help="Folder of the prepared data set that the checkpoint was pre-trained on.")
-    output_dir: str | None = option(None, "Folder of the fine-tuned model. By default runs/labels or runs/offers.")
-    seed: int = option(42, "Seed of what is drawn: customers that are held out, and offers that were not taken.")
+    model: str = option("Pre-trained checkpoint: a folder, or a name on the Hub.", REQUIRED)
+    data: str = option("Folder of the prepared data set that the checkpoint was pre-trained on.", REQUIRED)
+    output_dir: str | None = option("Folder of the fine-tuned model. By default runs/labels or runs/offers.")
+    seed: int = option("Seed of what is drawn: customers that are held out, and offers that were not taken.", 42)
 
 
 class HeadInputs(NamedTuple):

@@ -63,24 +63,24 @@ class LabelOptions:
     """Which labels of customers a checkpoint is fine-tuned to, in the place of offers."""
 
     labels: str | None = option(
-        None, "Parquet or CSV file with customer, time and label, in the place of --offers (docs/fine_tuning.md)."
+        "Parquet or CSV file with customer, time and label, in the place of --offers (docs/fine_tuning.md)."
     )
-    label: str = option("label", "Column of --labels with the label.")
-    customer_column: str = option("customer_id", "Column of --labels with the customer.")
+    label: str = option("Column of --labels with the label.", "label")
+    customer_column: str = option("Column of --labels with the customer.", "customer_id")
     time_column: str = option(
-        "time", "Column of --labels with the time of the label. Events at it or later are not read."
+        "Column of --labels with the time of the label. Events at it or later are not read.", "time"
     )
     label_kind: str = option(
-        AUTO,
         "Kind of the label. With auto, a label of 0 and 1, of booleans or of text is a class, and any other a number.",
+        AUTO,
         choices=list(LABEL_KINDS),
     )
     validation_share: float = option(
-        0.2, "Share of the customers whose labels are not trained on but evaluated; 0 for none."
+        "Share of the customers whose labels are not trained on but evaluated; 0 for none.", 0.2
     )
     on_unknown: str = option(
-        ERROR,
         "What is done about a label whose customer has no event before the label's time.",
+        ERROR,
         choices=list(ON_UNKNOWN),
     )
 
@@ -244,9 +244,9 @@ MOST_REFUSED = 40_000  # offers without any outcome that are read, drawn at rand
 class OfferOptions:
     """Which offers a checkpoint is fine-tuned to."""
 
-    offers: str | None = option(None, "Folder with offers.parquet and actions.parquet (docs/fine_tuning.md).")
+    offers: str | None = option("Folder with offers.parquet and actions.parquet (docs/fine_tuning.md).")
     outcomes: list[str] = option(
-        [], "Columns of offers.parquet to predict. By default click and conversion, where they exist."
+        "Columns of offers.parquet to predict. By default click and conversion, where they exist.", []
     )
 
 

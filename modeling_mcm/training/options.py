@@ -8,7 +8,7 @@ import torch
 from transformers import TrainingArguments
 from transformers.integrations import is_tensorboard_available
 
-from modeling_mcm.option import option
+from modeling_mcm.option import REQUIRED, option
 
 AUTO, NONE = "auto", "none"
 
@@ -17,50 +17,48 @@ AUTO, NONE = "auto", "none"
 class ModelOptions:
     """Which model is pre-trained on which data, and how the data are read."""
 
-    data: str = option(help="Folder of a prepared data set, as `mcm prepare` writes it.")
+    data: str = option("Folder of a prepared data set, as `mcm prepare` writes it.", REQUIRED)
     config: str = option(
-        AUTO,
         "Model to train: mcm-mini, mcm-tiny, mcm-base, or a folder with a config.json; with auto, the recipe chooses "
         "by the number of events to predict. Features and vocabulary sizes come from the data; tasks, too, if the "
         "config names none.",
+        AUTO,
     )
     config_overrides: list[str] = option(
-        [], "Fields of MCMConfig to set, as name=value, such as hidden_size=64 readout=last."
+        "Fields of MCMConfig to set, as name=value, such as hidden_size=64 readout=last.", []
     )
     encoder: str = option(
-        AUTO,
         "With none, scores come from counts alone: a small network reads what the history and all customers say of a "
         "label. There are embedding and forecasts, and no encoder.",
+        AUTO,
         choices=[AUTO, NONE],
     )
     recipe: str = option(
-        AUTO,
         "How choices are made that no option and no --config_overrides makes. With auto, measurements of "
         "the data decide about units, target, dropout, sampling and epochs, and the log says why: batches, for "
         "example, are smaller where customers have many events. With none, the config stays as it is, and training is "
         "as PretrainingArguments says.",
+        AUTO,
         choices=[AUTO, NONE],
     )
     max_events: int | None = option(
-        None,
-        "Largest number of events that are read of a history, the start row included. By default the event schema's.",
+        "Largest number of events that are read of a history, the start row included. By default the event schema's."
     )
     ema_decay: float | None = option(
-        None,
         "Decay of an exponential moving average of the weights. The average is evaluated and saved in the place of "
-        "the weights. With --recipe none there is none.",
+        "the weights. With --recipe none there is none."
     )
     target_half_life_days: float = option(
-        30.0,
         "Age of a target, in days before the customer's latest target, at which it weighs half as much in the loss; "
         "targets of four times this age are left out. Older tastes and seasons then have less effect. With 0 all "
         "targets have the same weight. Only for augmentation=all_prefixes.",
+        30.0,
     )
     sampled_labels: int = option(
-        0,
         "Number of labels of a task that a training step samples and scores, beside the labels in the batch's "
         "histories and targets; the loss corrects for the sampling. For tasks with very many labels. With 0 all "
         "labels are scored.",
+        0,
     )
 
     def __post_init__(self) -> None:
@@ -73,31 +71,30 @@ class ModelOptions:
 class PretrainingArguments(TrainingArguments):
     """`TrainingArguments` with defaults that suit MCM."""
 
-    output_dir: str | None = option("runs/mcm", "Folder for checkpoints and the trained model.")
-    per_device_train_batch_size: int = option(16, "Number of customers in one training batch of one device.")
-    per_device_eval_batch_size: int = option(64, "Number of customers in one evaluation batch of one device.")
-    learning_rate: float = option(2e-3, "Highest learning rate of the optimizer AdamW.")
-    weight_decay: float = option(0.01, "Weight decay of the matrices; embeddings and biases have none.")
-    lr_scheduler_type: str = option("cosine", "Schedule of the learning rate, by its name in transformers.")
+    output_dir: str | None = option("Folder for checkpoints and the trained model.", "runs/mcm")
+    per_device_train_batch_size: int = option("Number of customers in one training batch of one device.", 16)
+    per_device_eval_batch_size: int = option("Number of customers in one evaluation batch of one device.", 64)
+    learning_rate: float = option("Highest learning rate of the optimizer AdamW.", 2e-3)
+    weight_decay: float = option("Weight decay of the matrices; embeddings and biases have none.", 0.01)
+    lr_scheduler_type: str = option("Schedule of the learning rate, by its name in transformers.", "cosine")
     warmup_steps: float = option(
-        0.05, "Length of the warm-up: below 1 a share of all steps, otherwise a number of steps."
+        "Length of the warm-up: below 1 a share of all steps, otherwise a number of steps.", 0.05
     )
-    num_train_epochs: float = option(6.0, "Number of passes over the customers.")
-    logging_steps: float = option(50, "Number of steps between two lines of the log.")
-    save_strategy: str = option("epoch", "When checkpoints are written: no, epoch, steps or best.")
+    num_train_epochs: float = option("Number of passes over the customers.", 6.0)
+    logging_steps: float = option("Number of steps between two lines of the log.", 50)
+    save_strategy: str = option("When checkpoints are written: no, epoch, steps or best.", "epoch")
     save_total_limit: int | None = option(
-        2, "Largest number of checkpoints to keep; older ones are deleted, but not the best."
+        "Largest number of checkpoints to keep; older ones are deleted, but not the best.", 2
     )
     report_to: str | None = option(
-        "tensorboard" if is_tensorboard_available() else "none",
         "Tools that metrics are logged to, or none. By default tensorboard where it is installed.",
+        "tensorboard" if is_tensorboard_available() else "none",
     )
-    use_cpu: bool = option(not torch.cuda.is_available(), "Train on CPUs. By default true without a GPU.")
+    use_cpu: bool = option("Train on CPUs. By default true without a GPU.", not torch.cuda.is_available())
     early_stopping_patience: int | None = option(
-        None,
         "Number of evaluations in a row that better metric_for_best_model by less than .002, after which training "
         "ends with the best model. That metric is by default the loss on validation: of counts and encoder where "
-        "there are counts, so that what the encoder adds decides.",
+        "there are counts, so that what the encoder adds decides."
     )
 
     def __post_init__(self) -> None:

@@ -4,7 +4,6 @@
 
 import importlib
 import re
-import shutil
 import time
 from functools import partial
 
