@@ -73,7 +73,7 @@ def test_a_missing_package_is_one_sentence(run, monkeypatch):
 @pytest.mark.parametrize("name", SIZES)
 def test_a_model_by_name_is_that_of_the_configuration(name, tmp_path, monkeypatch):
     folder = ROOT / "configuration" / name
-    assert read_json(folder / "config.json") == make_config(name)
+    assert MCMConfig(**make_config(name)) == MCMConfig(**read_json(folder / "config.json"))
     monkeypatch.chdir(tmp_path)
     MCMConfig(hidden_size=8, num_attention_heads=2).save_pretrained(tmp_path / name)
     assert make_config(name)["hidden_size"] == 8  # a folder of this name goes first
