@@ -212,11 +212,7 @@ class Predictor:
         features = self.find_features(tasks, horizon_days, parts) if tasks else None
         model = self.model if tasks else self.model.base_model
         inputs = self.inputs(rows, as_of, features)
-        if as_of is not None and bool((inputs["visit_ids"].amax(1) == 0).any()):
-            logger.warning_once(
-                "Some customers have no event until `as_of`: they are answered as the average customer. Leave them "
-                "out of totals."
-            )
+        _warn_of_empty(inputs, as_of)
         outputs = self.run(inputs, model, parts=parts, **options)
         columns: Columns = {EMBEDDING: outputs.pooler_output} if embedding else {}
         columns |= {name: outputs.forecasts[name] for name in told.names()} if forecasts else {}
@@ -241,8 +237,9 @@ class Predictor:
         """What an [`MCMForCustomerPrediction`] was fine-tuned to: by class its probabilities, or by name the number,
         each `(B,)`. As in training, events at `as_of` are not read."""
         self.check_head(PREDICTING)
-        outputs = self.run(self.inputs(_read_before(rows, as_of), as_of))
-        return _finish(self.model.predictions(outputs.logits))
+        inputs = self.inputs(_read_before(rows, as_of), as_of)
+        _warn_of_empty(inputs, as_of)
+        return _finish(self.model.predictions(self.run(inputs).logits))
 
     @torch.inference_mode()
     def score_offers(
@@ -287,6 +284,14 @@ def describe_offers(columns: Columns, action_ids: Iterable[str], row: int = 0) -
         {"action_id": name} | dict(zip(columns, of_action, strict=True))
         for name, of_action in zip(action_ids, chances, strict=True)
     ]
+
+
+def _warn_of_empty(inputs: Columns, as_of: float | None) -> None:
+    if as_of is not None and bool((inputs["visit_ids"].amax(1) == 0).any()):
+        logger.warning_once(
+            "Some customers have no event until `as_of`: nothing is known of them, and answers are those of a customer "
+            "without a history. Leave them out of totals."
+        )
 
 
 def _read_before(rows: Rows, as_of: float | None) -> Rows:

@@ -147,19 +147,21 @@ def shared_pairs(rows: Dataset, extractor: MCMFeatureExtractor, min_customers: i
 
 def hide_pairs(tables: Tensors, tasks: Sequence[str], shared: Tensors) -> tuple[Tensors, int]:
     """Removes pairs that are not in `shared`, which [`shared_pairs`] gives, from the scorer's tables without any
-    trace, and the counts of labels that too few customers have. Returns the tables that changed, and the number of
-    hidden weights."""
+    trace, and the counts and attributes of labels that too few customers have. Returns the tables that changed, and
+    the number of hidden weights."""
     changed: Tensors = {}
     number = 0
     for name, table in tables.items():
         match = TABLES.fullmatch(name)
         if match and match[3] == "neighbours":
-            counts, weights = f"{match[1]}counts", f"{match[1]}weights"
+            counts, weights, attributes = (f"{match[1]}{each}" for each in ("counts", "weights", "attributes"))
             pairs, labels = shared[tasks[int(match[2])]], torch.arange(table.shape[1])
             gone = ~torch.isin(labels[:, None] * PAIR + table, pairs)
             order = gone.int().argsort(stable=True)  # a gap would tell of a pair
             changed |= {each: tables[each].masked_fill(gone, 0).gather(2, order) for each in (name, weights)}
-            changed[counts] = tables[counts].masked_fill(~torch.isin(labels * PAIR + labels, pairs), 0)
+            few = ~torch.isin(labels * PAIR + labels, pairs)
+            changed[counts] = tables[counts].masked_fill(few, 0)
+            changed[attributes] = tables[attributes].masked_fill(few[:, None], 0)
             number += int((gone & (tables[weights] != 0)).sum())
     return changed, number
 

@@ -172,7 +172,7 @@ def test_auto_class_chooses_between_two_heads(make_model, tmp_path):
         assert type(found) is MCMForActionRecommendation
 
 
-def test_pipeline_gives_probabilities_and_ignores_events_after_now(tuned, event_log):
+def test_pipeline_gives_probabilities_and_ignores_events_after_now(tuned, event_log, monkeypatch):
     folder, _ = tuned
     predict = pipeline("customer-prediction", model=str(folder))
     events = event_log[event_log["who"] == "c00"]
@@ -184,6 +184,10 @@ def test_pipeline_gives_probabilities_and_ignores_events_after_now(tuned, event_
     assert predict(whole, as_of=at) == pytest.approx(predict(cut, as_of=at)) != pytest.approx(predict(whole))
     with pytest.raises(ValueError, match="customer-prediction has `as_of`"):
         predict(whole, time=at)
+    said: list = []
+    monkeypatch.setattr("modeling_mcm.predictor_mcm.logger.warning_once", said.append)
+    predict(whole, as_of=events["when"].iloc[0])
+    assert len(said) == 1 and "no event until" in said[0]
 
 
 def test_pipeline_refuses_an_untrained_head(make_model, extractor, tmp_path):

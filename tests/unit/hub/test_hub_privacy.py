@@ -53,6 +53,7 @@ def checkpoint(rows, extractor, tmp_path, monkeypatch):
     for table, (task, size) in zip(model.scorer.tables, model.config.label_sizes.items(), strict=True):
         counts = LabelCounts(read_history(rows, task, kind="feature"), size, np.arange(len(rows)) % 5)
         table.load_state_dict(counts.make_tables().state_dict())
+        table.attributes[:] = 3
     model.save_pretrained(tmp_path / "checkpoint")
     extractor.save_pretrained(tmp_path / "checkpoint")
     return tmp_path / "checkpoint"
@@ -112,8 +113,8 @@ def test_only_pairs_of_enough_customers_are_published(checkpoint, rows, data, ex
     exposure = write_upload_folder(checkpoint, tmp_path / "out", data, LEAST)
     after = weights_of(tmp_path / "out")
     for place, task in enumerate(extractor.tasks):
-        (old_ids, old, counts), (ids, new, left) = (
-            [weights[f"scorer.tables.{place}.{name}"] for name in ("neighbours", "weights", "counts")]
+        (old_ids, old, counts, known), (ids, new, left, told) = (
+            [weights[f"scorer.tables.{place}.{name}"] for name in ("neighbours", "weights", "counts", "attributes")]
             for weights in (before, after)
         )
         customers = customers_of_pairs(rows, task, old.shape[1])
@@ -126,6 +127,7 @@ def test_only_pairs_of_enough_customers_are_published(checkpoint, rows, data, ex
         number += gone.sum().item()
         of_rare.append((gone & (is_rare[:, None] | is_rare[old_ids])).sum().item())
         assert torch.equal(left, counts.masked_fill(is_rare, 0))
+        assert torch.equal(told, known.masked_fill(is_rare[:, None], 0))
     assert exposure.pairs == number > sum(of_rare) > 0  # two labels that many have may be a pair of one customer
     others = [name for name in before if "scorer.tables" not in name or "totals" in name]
     assert set(before) == set(after) and all(torch.equal(before[name], after[name]) for name in others)
