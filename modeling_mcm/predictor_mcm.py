@@ -289,8 +289,8 @@ def describe_offers(columns: Columns, action_ids: Iterable[str], row: int = 0) -
 def _warn_of_empty(inputs: Columns, as_of: float | None) -> None:
     if as_of is not None and bool((inputs["visit_ids"].amax(1) == 0).any()):
         logger.warning_once(
-            "Some customers have no event until `as_of`: nothing is known of them, and answers are those of a customer "
-            "without a history. Leave them out of totals."
+            "Some customers have no event until `as_of`: they are answered as one without a history. Leave them out "
+            "of totals."
         )
 
 
