@@ -24,7 +24,7 @@ Shapes: B customers of a batch, M moments, V labels; C cases, N candidates of al
 
 import logging
 from collections.abc import Iterator
-from typing import NamedTuple, Self
+from typing import Self
 
 import numpy as np
 import pandas as pd
@@ -267,17 +267,9 @@ class LabelStatistics:
         }
 
 
-class Candidates(NamedTuple):
-    """The candidate labels of all cases; those of one case stand together. Ids are int64."""
-
-    case: NDArray  # (N,): index of each candidate's case, ascending
-    label: NDArray  # (N,): label id of each candidate
-    features: pd.DataFrame  # (N, F): features in float32; NaN if a feature has no value
-
-
 def find_candidates(
     visits: VisitSets, customer: NDArray, end: NDArray, statistics: LabelStatistics, popular: int
-) -> Candidates:
+) -> tuple[NDArray, NDArray, pd.DataFrame]:
     """Finds the candidate labels of cases and computes their features, from visits before `end` alone.
 
     Args:
@@ -285,6 +277,10 @@ def find_candidates(
         end (`numpy.ndarray`, shape `(C,)`): Index of the visit after each case's history, which has at least one
             visit.
         popular (`int`): Number of the most popular labels that are candidates of every case.
+
+    Returns:
+        `tuple`: Index of each candidate's case `(N,)`, ascending; its label id `(N,)`; and its features `(N, F)`, NaN
+        if one has no value.
     """
     as_of, size, first_row = visits.day[end - 1], statistics.sums.shape[2], visits.first_row
     start = first_row[visits.first_visit[customer]]
@@ -304,7 +300,7 @@ def find_candidates(
         columns[name] = np.append(values.numpy(), np.zeros(len(keys) - len(own_keys)))[order]
     columns |= {name: values.numpy()[case] for name, values in seen.customers.items()}
     columns |= statistics.features(as_of[case], label)
-    return Candidates(case, label, pd.DataFrame(columns, dtype=np.float32))
+    return case, label, pd.DataFrame(columns, dtype=np.float32)
 
 
 class LightGBMRanker(Baseline):
@@ -354,9 +350,9 @@ class LightGBMRanker(Baseline):
         customer = np.flatnonzero(np.diff(visits.first_visit))
         if len(customer) and hasattr(self, "booster"):
             end = visits.first_visit[customer + 1]
-            candidates = find_candidates(visits, customer, end, self._statistics, self.popular)
-            raw = np.asarray(self.booster.predict(candidates.features))
-            worst = np.minimum.reduceat(raw, np.flatnonzero(run_starts(candidates.case)))
+            case, label, features = find_candidates(visits, customer, end, self._statistics, self.popular)
+            raw = np.asarray(self.booster.predict(features))
+            worst = np.minimum.reduceat(raw, np.flatnonzero(run_starts(case)))
             # Above every other label.
-            scores[customer[candidates.case], candidates.label] = 1 + raw - worst[candidates.case]
+            scores[customer[case], label] = 1 + raw - worst[case]
         return scores

@@ -268,9 +268,16 @@ def bootstrap_interval(values: ArrayLike) -> Interval:
     from scipy.stats import bootstrap  # takes half a second
 
     sample, at_once = known.repeat(2) if len(known) == 1 else known, max(1, 2**22 // len(known))  # 32 MiB of indices
-    options = {"n_resamples": RESAMPLES, "batch": at_once, "confidence_level": CONFIDENCE, "method": "percentile"}
-    low, high = bootstrap((sample,), np.mean, rng=0, **options).confidence_interval
-    return Interval(float(known.mean()), float(low), float(high), len(known))
+    resampled = bootstrap(
+        (sample,),
+        np.mean,
+        n_resamples=RESAMPLES,
+        batch=at_once,
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        rng=0,
+    )
+    return Interval(float(known.mean()), *map(float, resampled.confidence_interval), len(known))
 
 
 def paired_difference(first: ArrayLike, second: ArrayLike) -> Interval:

@@ -80,8 +80,9 @@ class TextReader:
     def __init__(self, path: str, kind: str, filesystem: AbstractFileSystem, text: TextFormat, what: str):
         self.path, self.text, self.where = path, text, f"The {what} file {path}"
         self.bad, self.first_bad, self.names = 0, "", []
-        as_text = {"encoding": "utf-8-sig", "errors": "surrogateescape", "newline": "\n"}
-        self._file = filesystem.open(path, "rt", compression="infer", **as_text)
+        self._file = filesystem.open(
+            path, "rt", compression="infer", encoding="utf-8-sig", errors="surrogateescape", newline="\n"
+        )
         try:
             lines = self._lines()
             number, first = next(((i, line) for i, line in enumerate(lines, 1) if line.strip()), (0, ""))

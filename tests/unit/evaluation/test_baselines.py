@@ -210,14 +210,14 @@ def test_later_events_change_no_feature():
     assert len(chosen) > 20
     for first, second in zip(*found, strict=True):
         np.testing.assert_array_equal(first, second)
-    assert np.isfinite(found[0].features).any(axis=0).all()  # every feature is measured somewhere
+    assert np.isfinite(found[0][2]).any(axis=0).all()  # every feature is measured somewhere
 
 
 def test_features_equal_a_hand_count():
     rows = prepared_rows({"a": [(0, [2, 2, 3]), (10, [3]), (16, [4]), (40, [2])], "b": [(0, [5]), (50, [6])]})
     visits = all_visits(rows)
-    found = find_candidates(visits, np.array([0]), np.array([3]), LabelStatistics(visits, 7), popular=2)
-    table = dict(zip(found.label, found.features.to_dict("records"), strict=True))
+    _, labels, features = find_candidates(visits, np.array([0]), np.array([3]), LabelStatistics(visits, 7), popular=2)
+    table = dict(zip(labels, features.to_dict("records"), strict=True))
     assert {*table} >= {2, 3, 4}
     assert [np.expm1(table[2][name]).round(5) for name in ("visits", "since_visits", "customer_moments")] == [1, 2, 3]
     np.testing.assert_allclose(table[3]["share_since_first"], 2 / 3)
