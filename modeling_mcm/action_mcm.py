@@ -29,7 +29,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_mcm import FIRST_LABEL, MCMConfig
 from .modeling_mcm import MCMForMultiTaskRecommendation
-from .state_mcm import decay_weights, sum_by_value
+from .state_mcm import decay_weights, find_events, sum_by_value
 
 # Half-lives of the counts, in days; events are also counted undecayed.
 OFFER_HALF_LIVES = (14.0, 60.0, 365.0)
@@ -218,10 +218,9 @@ class MCMForActionRecommendation(MCMForMultiTaskRecommendation):
         if attention_mask is None:
             attention_mask = (input_ids != 0).any(-1).long()
         time = event_times.amax(1) if as_of is None else as_of  # padding has time 0
-        known = {"attention_mask": attention_mask, "visit_ids": visit_ids, "event_times": event_times, "as_of": time}
-        outputs = super().forward(input_ids, **known, event_values=event_values, parts=("embedding",), **kwargs)
-        is_event = F.pad(attention_mask[:, 1:], (1, 0)).bool()  # not the start row
-        ages = (time[:, None] - event_times).masked_fill(~is_event, torch.inf)
+        history = input_ids, attention_mask, visit_ids, event_times
+        outputs = super().forward(*history, event_values=event_values, as_of=time, parts=("embedding",), **kwargs)
+        ages = (time[:, None] - event_times).masked_fill(~find_events(attention_mask), torch.inf)
         offered, actions = offered_actions.clamp(min=0), cast(Any, (action_input_ids, action_rows, action_matches))
         action_labels = self.action_labels(actions[0], actions[1], int(offered.max()) + 1)
         numbers = self.describe_offers(outputs.logits, input_ids, ages, event_values, action_labels, actions[2])

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from .configuration_mcm import MCMConfig
-from .state_mcm import decay_weights
+from .state_mcm import decay_weights, find_events
 
 CHANCE, DAYS_TO_VISIT, ALIVE = "visit_probability", "days_to_next_visit", "alive_probability"
 LONGEST_RATIO = 2.0  # the longest horizon that is told, as a multiple of the window
@@ -286,7 +286,7 @@ class VisitForecaster(nn.Module):
     ) -> Visits:
         """Collects visits from the inputs of [`MCMModel`]. A visit counts if one of its events is a target, and begins
         with its first one. Returns a place for each event; the first amount is the number of target events."""
-        is_event = F.pad(attention_mask[:, 1:], (1, 0)).bool()  # not the start row
+        is_event = find_events(attention_mask)
         is_target = is_event & (input_ids[..., self.deciding] > 0).any(-1)
         for index, ids in self.types.items():
             is_target = is_target & torch.isin(input_ids[..., index], torch.tensor(ids, device=input_ids.device))

@@ -47,6 +47,11 @@ def sum_by_value(ids: Tensor, weights: Tensor, size: int) -> Tensor:
     return sums.index_add_(0, rows.flatten(), weights.flatten(0, 1)).unflatten(0, (len(ids), size))
 
 
+def find_events(attention_mask: Tensor) -> Tensor:
+    """Says of each place `(B, L)` whether it is an event: neither the start row nor padding."""
+    return F.pad(attention_mask[:, 1:], (1, 0)).bool()
+
+
 class CustomerState(nn.Module):
     """The state of a customer at a time t:
 
@@ -165,8 +170,7 @@ class CustomerState(nn.Module):
         Raises:
             ValueError: If there are summed features and no `event_values`.
         """
-        is_event = F.pad(attention_mask[:, 1:], (1, 0)).bool()  # not the start row
-        opens = is_event
+        opens = is_event = find_events(attention_mask)
         if visit_ids is not None:
             opens = is_event & (visit_ids != F.pad(visit_ids, (1, 0), value=-1)[:, :-1])
         times, days = event_times[..., None], [*self.half_lives, math.inf]

@@ -277,7 +277,8 @@ def bootstrap_interval(values: ArrayLike) -> Interval:
         method="percentile",
         rng=0,
     )
-    return Interval(float(known.mean()), *map(float, resampled.confidence_interval), len(known))
+    low, high = resampled.confidence_interval
+    return Interval(float(known.mean()), float(low), float(high), len(known))
 
 
 def paired_difference(first: ArrayLike, second: ArrayLike) -> Interval:

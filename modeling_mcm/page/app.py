@@ -278,9 +278,14 @@ def launch_page(blocks: gr.Blocks, **options: Any) -> tuple:
     Returns:
         `tuple`: The application, its address on this machine, and its public address, which is `None`.
     """
-    filled = dict.fromkeys(["button_primary_background_fill", "button_primary_background_fill_dark"], "*primary_700")
     theme = gr.themes.Base(
         primary_hue="teal", neutral_hue="slate", font=["system-ui", "sans-serif"], font_mono=["monospace"]
-    ).set(**filled, input_placeholder_color="*neutral_600", input_placeholder_color_dark="*neutral_300")
-    options |= {"quiet": True, "ssr_mode": False, "prevent_thread_lock": True}
-    return blocks.launch(theme=theme, css=CSS, footer_links=[], **options)
+    ).set(
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_dark="*primary_700",
+        input_placeholder_color="*neutral_600",
+        input_placeholder_color_dark="*neutral_300",
+    )
+    return blocks.launch(
+        theme=theme, css=CSS, footer_links=[], quiet=True, ssr_mode=False, prevent_thread_lock=True, **options
+    )
