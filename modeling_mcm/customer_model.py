@@ -322,8 +322,11 @@ class CustomerModel:
             parts = {at: self.predict(rows.index, at, rows[known].to_dict("index")) for at, rows in by_time}
             return pd.concat(parts, names=["as_of"])
 
+        given = dict(zip(to_ids([*columns]), columns.values(), strict=True)) if columns else {}
+        for name in given:
+            self._row(name)  # raises if there is no such customer
+
         def ask(rows: Rows, seconds: float) -> Columns:
-            given = columns or {}
             return self._predictor.predict(
                 [{**row, LABEL_COLUMNS: given.get(row["customer_id"])} for row in rows], seconds
             )

@@ -536,6 +536,8 @@ def test_further_columns_are_features(bank, tmp_path):
         ask(knd="worker")
     with pytest.raises(ValueError, match="column 'age': found 'old' .*, expected a number"):
         ask(age="old")
+    with pytest.raises(ValueError, match="No customer '7' among the events"):
+        own.predict([name], columns={7: held})
 
 
 def test_features_of_a_pipeline_read_no_later_event(bank):
