@@ -25,9 +25,11 @@ from uuid import UUID
 
 import numpy as np
 from numpy.typing import NDArray
+from transformers.utils import logging
 
 from .schema_mcm import NUMERIC, VISIT_DAY, FeatureSpec, LogSchema, read_zone
 
+logger = logging.get_logger(__name__)
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
@@ -433,10 +435,9 @@ class EventReader:
         absent = [column for column in self.schema.needed_columns if column not in columns]
         events = self.read(columns, count)
         if absent and events.is_target.any():
-            warnings.warn(
+            logger.warning_once(
                 f"No event has the column {' or '.join(map(repr, absent))}: without the visit, events of one time are "
-                "one, and without the amount, nothing was paid. Give the columns as in the log.",
-                stacklevel=2,
+                "one, and without the amount, nothing was paid. Give the columns as in the log."
             )
         if (events.positions == NO_TIME).any():
             with naming(f"column {self.schema.order_column!r}"):
