@@ -204,9 +204,8 @@ class OfferReader:
         sizes, times = np.diff(first)[groups], self.times[groups]
         table_rows = number_groups(sizes, first[groups])[1]
         offered = pad_groups(self.offers.table["version"].to_numpy()[table_rows], sizes, NOT_OFFERED)
-        rows = self.rows.__getitems__(groups.tolist())
-        histories = [events_before(row, time) for row, time in zip(rows, times, strict=True)]
-        return table_rows, self.actions.batch(histories, offered, times)
+        histories = map(events_before, self.rows.__getitems__(groups.tolist()), times)
+        return table_rows, self.actions.batch([*histories], offered, times)
 
     def batches(self, device: torch.device, size: int = 32) -> Iterator[tuple[IntArray, dict[str, torch.Tensor]]]:
         """Reads all groups, those of customers with a similar number of events together, onto a device."""

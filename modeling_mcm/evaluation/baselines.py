@@ -112,7 +112,7 @@ class VisitFrequency(Baseline):
         indices = np.unique(np.linspace(0, len(rows) - 1, min(self.customers, len(rows))).round().astype(np.int64))
         chosen = task_histories(rows.select(indices), self.task, "validation", BATCH)
         sums = np.sum([self._last_visit_ndcg(batch) for batch in chosen], axis=0)
-        self.half_life = self.half_lives[int(np.argmax(np.round(sums, 9)))]
+        self.half_life = self.half_lives[int(sums.round(9).argmax())]
 
     def _last_visit_ndcg(self, history: TaskHistory) -> list[float]:
         """Sums for each half-life the NDCG@10 of the customers' last visits. A customer with one visit adds 0."""

@@ -67,7 +67,7 @@ def result_rows(evaluation: Mapping) -> list[dict]:
 
 
 def _read_first(folder: str | Path | None, *names: str) -> dict:
-    paths = [Path(folder, name) for name in names] if folder else []
+    paths = (Path(folder, name) for name in names if folder)
     return next((read_object(path) for path in paths if path.is_file()), {})
 
 

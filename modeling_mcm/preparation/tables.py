@@ -165,8 +165,8 @@ def add_period(events: Table, schema: EventSchema) -> Table:
     if schema.cutoffs == NO_CUTOFFS:
         return events.mutate(period=ibis.literal(0, "int8"))
     if not schema.leaves_one_out:
-        cutoffs = [schema.cutoff_seconds(key) for key in ("validation", "test")]
-        return events.mutate(period=sum((events.second >= cutoff).cast("int8") for cutoff in cutoffs))
+        is_after = [events.second >= schema.cutoff_seconds(key) for key in ("validation", "test")]
+        return events.mutate(period=sum(each.cast("int8") for each in is_after))
     keyed, keys = _with_visit_key(events), ["customer_id", "visit_key"]
     visits = keyed.group_by(keys).agg(start=_.second.min(), target=_.to_predict.cast("int8").max())
     visits = visits.mutate(

@@ -55,8 +55,8 @@ def find_head(folder: str) -> type[PreTrainedModel]:
         architectures = MCMConfig.from_pretrained(folder).architectures
     except (OSError, ValueError, TypeError, RecursionError, StrictDataclassError):
         architectures = None
-    heads = {head.__name__: head for head in COMMANDS_OF}
-    return heads.get("".join(architectures or []), MCMForMultiTaskRecommendation)
+    heads = (head for head in COMMANDS_OF if [head.__name__] == architectures)
+    return next(heads, MCMForMultiTaskRecommendation)
 
 
 @contextmanager

@@ -83,10 +83,9 @@ def make_descent(
 
 def popularity(data: PreparedData, config: MCMConfig) -> dict[str, Tensor]:
     """Counts how often each label was a target in the training period, by task of shape `(labels,)`."""
-    sizes = config.label_sizes.items()
     return {
         task: torch.from_numpy(np.bincount(read_history(data.rows, task).label, minlength=size))
-        for task, size in sizes
+        for task, size in config.label_sizes.items()
     }
 
 
@@ -196,8 +195,7 @@ def pad_latest(
     """The latest events of prepared rows before the validation cutoff, as many as are read, and model inputs of them.
     `read` are the names of the features that the model reads."""
     longest = extractor.max_events - 1  # the start row takes one position
-    ends = [row["validation_end"] for row in rows]
-    latest = [select_events(row, slice(max(0, end - longest), end)) for row, end in zip(rows, ends, strict=True)]
+    latest = [select_events(select_events(row, slice(row["validation_end"])), slice(-longest, None)) for row in rows]
     return latest, extractor.pad([extractor.readable(history, read) for history in latest])
 
 
