@@ -246,13 +246,12 @@ class Histories:
     def _score(self, scorer: Scorer, tuned: Mapping[str, Scorer], part: range) -> pd.DataFrame:
         """Scores some customers."""
         rows = [select_events(row, slice(row["test_end"])) for row in scorer.read(part, self.extractor.tasks)]
-        described = zip(*map(self._describe, rows), strict=True)
-        columns: dict[str, ArrayLike] = dict(zip((*RHYTHM, VALUE), described, strict=True))
+        columns = pd.DataFrame(map(self._describe, rows), columns=[*RHYTHM, VALUE])
         for name, tuned_scorer in tuned.items():
             for column, values in _predictions(tuned_scorer, tuned_scorer.score(rows).to_pandas()).items():
                 is_named = column.removesuffix(", %").lower() not in YES
                 columns[f"{name}: {column}" if is_named else f"{name}, %"] = values
-        return scorer.score(rows).to_pandas().assign(**columns)
+        return scorer.score(rows).to_pandas().join(columns)
 
     def _describe(self, row: Row) -> list[float]:
         """Days since the last visit of a row, and mean days between its visits, NaN where there are too few; and its
@@ -335,7 +334,7 @@ def _predictions(scorer: Scorer, table: pd.DataFrame) -> dict[str, ArrayLike]:
     for name in names[len(names) == 2 :]:  # of two classes the second says all
         columns[f"{name.removeprefix(PREDICTED)}, %"] = 100 * table[name]
     for outcome in scorer.job.tasks:
-        offers = zip(table[outcome], table[outcome + SCORES], strict=True)
-        chances = pd.DataFrame([dict(zip(*offer, strict=True)) for offer in offers])
+        pair = [outcome, outcome + SCORES]
+        chances = table.explode(pair).pivot(columns=outcome, values=pair[1])
         columns |= {f"{action} {outcome}, %": 100 * chances[action] for action in scorer.actions.action_ids}
     return columns

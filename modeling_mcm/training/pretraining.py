@@ -184,6 +184,9 @@ def _train(
     if evaluates:
         cases_at(data, "validation")  # which raises where there is none
     train_rows = read_rows(data, config, fit.ends if fit else None)
+    if checkpoint is None and config.label_features:
+        for task, decided in fill_label_values(model, data.rows).items():
+            logger.info(f"A label of {task} determines: {', '.join(decided) or 'no other feature'}.")
     trainer = MCMTrainer(
         model=model,
         args=training,
@@ -200,9 +203,6 @@ def _train(
     if fit is not None:
         fit.scorer.requires_grad_(False)
     if config.num_hidden_layers:
-        if checkpoint is None and config.label_features:
-            for task, decided in fill_label_values(model, data.rows).items():
-                logger.info(f"A label of {task} determines: {', '.join(decided) or 'no other feature'}.")
         seconds = trainer.train(resume_from_checkpoint=checkpoint).metrics["train_runtime"]
         if trainer.is_fsdp_enabled:
             model = trainer.gather_model()

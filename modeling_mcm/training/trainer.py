@@ -65,8 +65,7 @@ class WeightAverage(TrainerCallback):
         """Gives the model the weights of the average: of the best checkpoint, if that is to be loaded."""
         if args.load_best_model_at_end and state.best_model_checkpoint:
             self.load(Path(state.best_model_checkpoint))
-        for weight, averaged in zip(self.model.parameters(), self.average.module.parameters(), strict=True):
-            weight.data.copy_(averaged.data)
+        self.model.load_state_dict(self.average.module.state_dict())
 
     def load(self, folder: Path) -> None:
         """Reads the average from a checkpoint folder."""
