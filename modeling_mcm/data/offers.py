@@ -166,9 +166,10 @@ def make_offers(
     table = table.sort_values(["group_id", "action_id"], kind="stable", ignore_index=True)
     groups = table.groupby("group_id")
     for name in ("customer_id", "time", "split"):
-        if (differs := groups[name].transform("first") != table[name]).any():
-            group = table["group_id"][differs.idxmax()]
-            raise ValueError(f"Group {group!r} has several values of {name!r}; offers of a group are made together.")
+        if (several := groups[name].nunique() > 1).any():
+            raise ValueError(
+                f"Group {several.idxmax()!r} has several values of {name!r}; offers of a group are made together."
+            )
     if (twice := table.duplicated(["group_id", "action_id"])).any():
         group, action = table.loc[twice.idxmax(), ["group_id", "action_id"]]
         raise ValueError(f"Group {group!r} offers action {action!r} twice; keep one row.")

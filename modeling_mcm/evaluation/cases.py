@@ -326,9 +326,8 @@ def tasks_without_repeats(rows: Dataset, tasks: Sequence[str]) -> list[str]:
     for task in tasks:
         history = read_history(rows, task)
         history = history.select(history.once_a_visit())
-        first = np.zeros(len(history), np.int64)
-        np.maximum.at(first, history.customer, history.visits_ago)
-        later = int((history.visits_ago < first[history.customer]).sum())
+        first = pd.Series(history.visits_ago).groupby(history.customer).transform("max")
+        later = int((history.visits_ago < first).sum())
         repeats = len(history.label) - len(count_pairs(history.customer, history.label)[0])
         if repeats < later // 100:
             selected.append(task)

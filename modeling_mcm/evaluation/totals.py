@@ -121,8 +121,7 @@ def total_of_rows(
         raise ValueError(f"No forecasts of {quantity!r}: this checkpoint has those of {forecasts.quantities}.")
     batch = RowBatch.of(rows)
     row, times, step = batch.row, batch.column("times"), days * SECONDS_PER_DAY
-    first, latest = np.full(len(batch), np.inf), int(times.max())
-    np.minimum.at(first, row, times)
+    first, latest = times[batch.starts], int(times.max())
     starts = [end - step * number for number in range(1, MOST_PAST + 1)]
     starts = [start for start in starts if cutoff <= start < latest]
     if not starts:
