@@ -57,16 +57,14 @@ class Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         """Builds the mapping of a YAML node as PyYAML does. Raises `YAMLError` if a key stands in it twice."""
-        lines: dict[tuple[str, str], int] = {}
-        for key_node, _ in node.value:
-            if isinstance(key_node, yaml.ScalarNode):
-                key, line = (key_node.tag, key_node.value), key_node.start_mark.line + 1
-                if key in lines:
-                    raise yaml.constructor.ConstructorError(
-                        problem=f"the key {key_node.value!r} stands in line {lines[key]} too; remove one of them",
-                        problem_mark=key_node.start_mark,
-                    )
-                lines[key] = line
+        keys: list = []
+        for key, _ in node.value:
+            if key.value in keys:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"the key {key.value!r} stands in the mapping twice; remove one of them",
+                    problem_mark=key.start_mark,
+                )
+            keys.append(key.value)
         return super().construct_mapping(node, deep)
 
 

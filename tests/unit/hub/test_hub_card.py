@@ -138,12 +138,6 @@ def test_the_example_of_a_card_runs(offers, publish, capsys):
     assert f"print(embed(customer).shape)  # {shape}\n" in code and len(answers) == 1 + offers
 
 
-def test_what_a_card_can_not_tell_is_refused(publish):
-    evaluation = {"results": {"MCM": {"items": {"next_visit_ndcg@10": 0.3}}}}
-    with pytest.raises(ValueError, match="not what `mcm evaluate` writes"):
-        render(publish({}, evaluation), "org/mcm")
-
-
 @pytest.mark.parametrize(
     ("command", "expected"),
     [
