@@ -27,8 +27,9 @@ from transformers.utils import logging
 from .data import NO_CUTOFFS, EventSchema, PreparedData, read_schema
 from .data.guessing import FrameReader
 from .data.tables import read_table_file
-from .events_mcm import SECONDS_PER_DAY, Row, Time, check_columns, events_before, naming, read_times, to_ids, to_text
+from .events_mcm import SECONDS_PER_DAY, Row, Time, check_columns, naming, read_times, to_ids, to_text
 from .files_mcm import read_json, write_json
+from .inputs_mcm import before
 from .live.explanations import Explanation, explain, similar, together
 from .modeling_mcm import MCMPreTrainedModel
 from .predictor_mcm import EMBEDDING, LABEL_COLUMNS, PREDICTING, Columns, Predictor, Rows, describe_labels
@@ -69,7 +70,7 @@ class CustomerModel:
         feature_extractor.check_fits(model)
         log, schema = _read_frame(events), feature_extractor.schema
         log = reader.read(log) if reader else log
-        check_columns(list(log), schema.event_columns, "The events have")
+        check_columns(list(log), schema.event_columns, "The events have", "Give the columns that `fit` was given.")
         with naming(f"column {schema.customer!r} of the events"):
             ids = np.array(to_ids(log[schema.customer]), object)
         self.as_of = None
@@ -350,7 +351,7 @@ class CustomerModel:
         """
         self._predictor.check_head(PREDICTING)
         seconds = self._right_after(as_of)
-        row = {**events_before(self._row(customer), seconds), LABEL_COLUMNS: columns}
+        (row,) = before([{**self._row(customer), LABEL_COLUMNS: columns}], [seconds], self.feature_extractor.layout)
         terms, logits = self._predictor.model.terms(**self._predictor.inputs([row], seconds))
         classes = list(self.model.config.id2label.values())
         if label is not None and label not in classes:

@@ -505,11 +505,6 @@ def select_events(row: Mapping, events: NDArray | slice) -> dict:
     return {name: value[events] if isinstance(value, np.ndarray) else value for name, value in row.items()}
 
 
-def events_before(row: Mapping, time: float) -> dict:
-    """Leaves out the events from a time on."""
-    return select_events(row, row["times"] < time)
-
-
 def run_starts(*columns: NDArray) -> BoolArray:
     """Marks where a run of rows with equal values in all columns begins, in a mask of shape `(rows,)`."""
     starts = np.ones(len(columns[0]), dtype=bool)

@@ -257,6 +257,13 @@ def until(rows: Sequence[Mapping], as_of: Sequence[float] | NDArray, layout: Inp
     return batch.select(past) if layout is None else close_visits(batch, past, layout)
 
 
+def before(rows: Sequence[Mapping], times: Sequence[float] | NDArray, layout: InputLayout) -> RowBatch:
+    """Leaves out the events from the time of each row on, and closes visits before it: that a visit went on, nobody
+    knew."""
+    batch = RowBatch.of(rows)
+    return close_visits(batch, batch.column("times") < np.asarray(times)[batch.row], layout)
+
+
 def is_past(batch: RowBatch, as_of: Sequence[float] | NDArray | None) -> BoolArray:
     """Says of each event whether it is not later than the time of its row, `(events,)`, and warns if one is. Raises
     `ValueError` if there is not one time per row, or a time is no finite number."""

@@ -23,9 +23,9 @@ from transformers.utils import logging
 
 from .action_inputs_mcm import EncodedActions
 from .candidates_mcm import CandidateSet
-from .events_mcm import Row, check_keys, events_before, naming, to_number, to_text, to_values
+from .events_mcm import Row, check_keys, naming, to_number, to_text, to_values
 from .forecaster_mcm import CHANCE, MissingForecastsError
-from .inputs_mcm import until
+from .inputs_mcm import RowBatch, before, is_past
 from .modeling_mcm import MCMPreTrainedModel
 from .processing_mcm import MISSING_LABEL, MCMFeatureExtractor
 from .scorer_mcm import HORIZON_DAYS
@@ -237,7 +237,7 @@ class Predictor:
         """What an [`MCMForCustomerPrediction`] was fine-tuned to: by class its probabilities, or by name the number,
         each `(B,)`. As in training, events at `as_of` are not read."""
         self.check_head(PREDICTING)
-        inputs = self.inputs(_read_before(rows, as_of), as_of)
+        inputs = self.inputs(self._read_before(rows, as_of), as_of)
         _warn_of_empty(inputs, as_of)
         return _finish(self.model.predictions(self.run(inputs).logits))
 
@@ -254,9 +254,17 @@ class Predictor:
         self.check_head(OFFERING)
         self._check_values("actions", actions)
         times = None if as_of is None else [as_of] * len(rows)
-        inputs = actions.batch(_read_before(rows, as_of), np.tile(actions.offered, (len(rows), 1)), times)
+        inputs = actions.batch(self._read_before(rows, as_of), np.tile(actions.offered, (len(rows), 1)), times)
         chances = self.run(inputs).logits.float().sigmoid().unbind(-1)
         return _finish(dict(zip(self.model.config.action_outcomes, chances, strict=True)))
+
+    def _read_before(self, rows: Rows, as_of: float | None) -> Rows:
+        """The rows without events at or after a time; `is_past` warns of later ones."""
+        if as_of is None:
+            return rows
+        batch, times = RowBatch.of(rows), [as_of] * len(rows)
+        is_past(batch, times)
+        return before(batch, times, self.extractor.layout)
 
 
 def describe_labels(
@@ -292,13 +300,6 @@ def _warn_of_empty(inputs: Columns, as_of: float | None) -> None:
             "Some customers have no event until `as_of`: they are answered as one without a history. Leave them out "
             "of totals."
         )
-
-
-def _read_before(rows: Rows, as_of: float | None) -> Rows:
-    """The rows without events at or after a time; `until` warns of later ones."""
-    if as_of is None:
-        return rows
-    return [events_before(row, as_of) for row in until(rows, [as_of] * len(rows))]
 
 
 def _encode(columns: Mapping[str, Mapping[str, float]], given: Mapping[str, Any]) -> NDArray[np.float32]:

@@ -23,13 +23,13 @@ from modeling_mcm.events_mcm import (
     SECONDS_PER_DAY,
     IntArray,
     check_columns,
-    events_before,
     naming,
     read_times,
     to_ids,
     to_iso,
     to_text,
 )
+from modeling_mcm.inputs_mcm import InputLayout, RowBatch, before
 from modeling_mcm.processing_mcm import MISSING_LABEL
 from modeling_mcm.schema_mcm import check_choice
 
@@ -244,8 +244,9 @@ class LabelledCustomers:
         self.labels = labels.of(with_history)
         self.rows = PreparedRows(rows, row_indices[with_history])
 
-    def histories(self, indices: Sequence[int]) -> list[dict]:
+    def histories(self, indices: Sequence[int], layout: InputLayout) -> RowBatch:
         """Reads prepared rows without the events from the label's time on."""
-        rows, labels = self.rows.__getitems__([*indices]), self.labels.of(indices)
-        parts = zip(rows, labels.times, labels.columns.to_dict("records"), strict=True)
-        return [events_before(row, time) | {"label_columns": columns} for row, time, columns in parts]
+        labels = self.labels.of(indices)
+        rows = before(self.rows.__getitems__([*indices]), labels.times, layout)
+        rows.columns["label_columns"] = labels.columns.to_dict("records")
+        return rows

@@ -29,13 +29,13 @@ from modeling_mcm.configuration_mcm import MCMConfig
 from modeling_mcm.events_mcm import (
     IntArray,
     check_columns,
-    events_before,
     naming,
     number_groups,
     pad_groups,
     read_times,
     to_ids,
 )
+from modeling_mcm.inputs_mcm import before
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
 from .collator import PreparedRows, batches_by_length
@@ -205,8 +205,8 @@ class OfferReader:
         sizes, times = np.diff(first)[groups], self.times[groups]
         table_rows = number_groups(sizes, first[groups])[1]
         offered = pad_groups(self.offers.table["version"].to_numpy()[table_rows], sizes, NOT_OFFERED)
-        histories = map(events_before, self.rows.__getitems__(groups.tolist()), times)
-        return table_rows, self.actions.batch([*histories], offered, times)
+        histories = before(self.rows.__getitems__(groups.tolist()), times, self.actions.extractor.layout)
+        return table_rows, self.actions.batch(histories, offered, times)
 
     def batches(self, device: torch.device, size: int = 32) -> Iterator[tuple[IntArray, dict[str, torch.Tensor]]]:
         """Reads all groups, those of customers with a similar number of events together, onto a device."""

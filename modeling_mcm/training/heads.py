@@ -130,7 +130,7 @@ def read_inputs(
     predictor, times, parts = Predictor(model, extractor), customers.labels.times, []
     for start in logging.tqdm(range(0, len(times), AT_ONCE), desc="Histories", unit="batch"):
         chosen: Any = np.arange(len(times))[start : start + AT_ONCE]
-        rows = customers.histories(chosen)
+        rows = customers.histories(chosen, extractor.layout)
         outputs = predictor.run(predictor.inputs(rows, times[chosen]))
         days = (times[chosen] - [row["times"].max() for row in rows]) / SECONDS_PER_DAY
         parts.append((outputs.numbers.cpu(), csr_array(outputs.label_counts.cpu().numpy()), days))

@@ -18,6 +18,7 @@ from modeling_mcm import (
     MCMForMultiTaskRecommendation,
     MCMModel,
 )
+from modeling_mcm.inputs_mcm import before
 from modeling_mcm.training.checkpoints import read_checkpoint
 from modeling_mcm.training.heads import PENALTIES, SCALES, HeadInputs, fit_head, predict
 
@@ -172,16 +173,18 @@ def test_auto_class_chooses_between_two_heads(make_model, tmp_path):
         assert type(found) is MCMForActionRecommendation
 
 
-def test_pipeline_gives_probabilities_and_ignores_events_after_now(tuned, event_log, monkeypatch):
+def test_pipeline_gives_probabilities_and_ignores_events_after_now(tuned, event_log, extractor, monkeypatch):
     folder, _ = tuned
     predict = pipeline("customer-prediction", model=str(folder))
-    events = event_log[event_log["who"] == "c00"]
+    events = event_log[event_log["who"] == "c00"].assign(basket="1")  # a visit that goes on after now
     whole = {"events": events}
     found = predict(whole, as_of="2018-01-01")
     assert set(found) == {"stays", "leaves"} and sum(found.values()) == pytest.approx(1)
     at = events["when"].iloc[len(events) // 2]
     cut = {"events": events[events["when"] < at]}
     assert predict(whole, as_of=at) == pytest.approx(predict(cut, as_of=at)) != pytest.approx(predict(whole))
+    read = before([extractor.encode(whole)], [extractor.read_as_of(at)], extractor.layout)
+    np.testing.assert_equal(read[0], extractor.encode(cut))
     with pytest.raises(ValueError, match="customer-prediction has `as_of`"):
         predict(whole, time=at)
     said: list = []

@@ -13,7 +13,7 @@ from modeling_mcm.data import load_prepared
 from modeling_mcm.data.labels import LabelledCustomers, make_labels
 from modeling_mcm.data.tables import read_table_file
 from modeling_mcm.evaluation.metrics import mean_auc, measure_labels, rank_correlation
-from modeling_mcm.events_mcm import SECONDS_PER_DAY, events_before
+from modeling_mcm.events_mcm import SECONDS_PER_DAY
 from modeling_mcm.predictor_mcm import Predictor
 from modeling_mcm.training.heads import read_inputs
 
@@ -162,7 +162,7 @@ def test_customers_and_times_that_the_log_does_not_know_are_refused_or_left_out_
         LabelledCustomers(rows, make_labels(table))
     kept = LabelledCustomers(rows, make_labels(table), "drop")
     assert kept.dropped == 1 and kept.labels.customer_ids.tolist() == ["c00", "c02", "c03"]
-    assert kept.labels.values.tolist() == [0, 1, 0] and len(kept.histories([0, 2])) == 2
+    assert kept.labels.values.tolist() == [0, 1, 0]
     early = make_labels(make_table([0, 1, 1, 0], "2016-05-01"))
     with pytest.raises(ValueError, match="4 labels are of times before any event.*2016-05-01T00:00:00 of 'c00'"):
         LabelledCustomers(rows, early)
@@ -172,15 +172,16 @@ def test_customers_and_times_that_the_log_does_not_know_are_refused_or_left_out_
         LabelledCustomers(rows, make_labels(make_table([0, 1, 1, 0], "2018-02-01")), "drop")
 
 
-def test_what_a_head_reads_are_the_events_before_the_time_at_that_time(rows, extractor, tiny_config):
+def test_what_a_head_reads_are_the_events_before_the_time_at_that_time(rows, extractor, tiny_config, event_log):
     labels = make_labels(make_table([0.5, 1.5, 2.5]))
     known = {"state_size": 12, "summed_features": extractor.summed_features, "forecast_days": [7.0]}
     model = MCMForCustomerPrediction(tiny_config(extended=True, **known)).eval()
     inputs, days = read_inputs(model, extractor, LabelledCustomers(rows, labels))
     counts = np.split(inputs.labels.toarray(), np.cumsum([*model.config.label_sizes.values()])[:-1], axis=1)
     for place, state in enumerate(inputs.numbers):
-        row, time = rows.with_format("numpy")[place], labels.times[place]
-        row = events_before({name: row[name] for name in rows.column_names}, time)
+        name, time = labels.customer_ids[place], labels.times[place]
+        known = event_log[(event_log["who"] == name) & (event_log["when"] < pd.Timestamp(time, unit="s"))]
+        row = extractor.encode({"events": known})
         assert days[place] == pytest.approx((time - row["times"].max()) / SECONDS_PER_DAY)
         found = Predictor(model, extractor).ask([row], float(time), embedding=True)["embedding"][0]
         assert state.numpy() == pytest.approx(found.numpy(), abs=1e-5)
