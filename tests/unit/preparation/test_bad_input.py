@@ -224,7 +224,7 @@ def test_existing_data_set_is_reused_or_replaced_only_when_asked(tmp_path):
 
 
 def test_demo_log_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(sys, "path", [])
     with pytest.raises(ImportError, match=r"modeling-mcm\[demo\]"):
         build_complete_journey(tmp_path)
 
