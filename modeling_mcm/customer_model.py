@@ -515,7 +515,7 @@ def _read_file(path: str) -> pd.DataFrame:
     table = read_table_file(path)
     if not path.lower().endswith(".parquet"):
         for name, values in table.items():
-            if not values.isna().all() and values.dropna().str.fullmatch(NUMBER).all():
+            if values.dropna().str.fullmatch(NUMBER).all():
                 table[name] = pd.to_numeric(values)
     return table
 
