@@ -186,8 +186,8 @@ class MCMForActionRecommendation(MCMForMultiTaskRecommendation):
             is the start row.
         attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*):
             1 where an event is real, 0 on padding. Default: 1 where any feature is present.
-        visit_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
-            Visit of each event, counted from 0 for each customer. Required if `config.encoder_unit` is "visit".
+        visit_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`):
+            Visit of each event, counted from 0 for each customer.
         event_times (`torch.FloatTensor` of shape `(batch_size, sequence_length)`):
             Days from the customer's first event to each event, in ascending order.
         action_input_ids (`torch.LongTensor` of shape `(rows, num_features)`):

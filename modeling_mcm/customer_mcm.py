@@ -151,8 +151,8 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
             is the start row.
         attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*):
             1 where an event is real, 0 on padding. Default: 1 where any feature is present.
-        visit_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
-            Visit of each event, counted from 0 for each customer. Default: each event is a visit.
+        visit_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`):
+            Visit of each event, counted from 0 for each customer.
         event_times (`torch.FloatTensor` of shape `(batch_size, sequence_length)`, *optional*):
             Days from the customer's first event to each event, in ascending order.
         event_values (`torch.FloatTensor` of shape `(batch_size, sequence_length, num_values)`, *optional*):

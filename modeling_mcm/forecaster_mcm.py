@@ -280,7 +280,7 @@ class VisitForecaster(nn.Module):
         self,
         input_ids: Tensor,
         attention_mask: Tensor,
-        visit_ids: Tensor | None,
+        visit_ids: Tensor,
         event_times: Tensor,
         event_values: Tensor | None,
     ) -> Visits:
@@ -294,8 +294,6 @@ class VisitForecaster(nn.Module):
         if event_values is not None:
             values.append(event_values.float() * is_event[..., None])
         amounts = torch.cat(values, -1)
-        if visit_ids is None:  # each event is a visit
-            visit_ids = torch.arange(is_event.shape[1], device=is_event.device).expand_as(is_event)
         times = torch.where(is_target, event_times.float(), math.inf)
         first = torch.full_like(times, math.inf).scatter_reduce(1, visit_ids, times, "amin")
         amounts = torch.zeros_like(amounts).scatter_add(1, visit_ids[..., None].expand_as(amounts), amounts)

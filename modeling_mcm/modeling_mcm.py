@@ -247,7 +247,8 @@ class MCMModel(MCMPreTrainedModel):
         attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*):
             1 where an event is real, 0 on padding. Default: 1 where any feature is present.
         visit_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
-            Visit of each event, counted from 0 for each customer. Required if `config.encoder_unit` is "visit".
+            Visit of each event, counted from 0 for each customer. Required by the customer state, and if
+            `config.encoder_unit` is "visit".
         event_times (`torch.FloatTensor` of shape `(batch_size, sequence_length)`, *optional*):
             Days from the customer's first event to each event, in ascending order. Required by the customer state.
         event_values (`torch.FloatTensor` of shape `(batch_size, sequence_length, num_values)`, *optional*):
@@ -278,8 +279,8 @@ class MCMModel(MCMPreTrainedModel):
             outputs = self.encode(input_ids, attention_mask, visit_ids, **kwargs)
         if self.state is None or {"embedding", "forecasts"}.isdisjoint(parts):
             return outputs
-        if event_times is None:
-            raise ValueError("The customer state needs `event_times`: MCMFeatureExtractor gives them.")
+        if visit_ids is None or event_times is None:
+            raise ValueError("The customer state needs `visit_ids` and `event_times`: MCMFeatureExtractor gives them.")
         times = event_times.amax(1) if as_of is None else as_of
         history = (input_ids, attention_mask, visit_ids, event_times, event_values)
         if "embedding" in parts:
@@ -406,7 +407,8 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*):
             1 where an event is real, 0 on padding. Default: 1 where any feature is present.
         visit_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
-            Visit of each event, counted from 0 for each customer. Required if `config.encoder_unit` is "visit".
+            Visit of each event, counted from 0 for each customer. Required by the scorer and the customer state, and
+            if `config.encoder_unit` is "visit".
         event_times (`torch.FloatTensor` of shape `(batch_size, sequence_length)`, *optional*):
             Days from the customer's first event to each event, in ascending order. Required by the scorer and the
             customer state.

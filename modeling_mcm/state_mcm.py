@@ -145,7 +145,7 @@ class CustomerState(nn.Module):
         self,
         input_ids: Tensor,
         attention_mask: Tensor,
-        visit_ids: Tensor | None,
+        visit_ids: Tensor,
         event_times: Tensor,
         event_values: Tensor | None,
         as_of: Tensor,
@@ -155,8 +155,7 @@ class CustomerState(nn.Module):
         Args:
             input_ids (`torch.LongTensor` of shape `(B, L, J)`): Feature ids of each event, the start row first.
             attention_mask (`torch.Tensor` of shape `(B, L)`): 1 where an event is real.
-            visit_ids (`torch.LongTensor` of shape `(B, L)`, *optional*): Visit of each event; `None`: each event is a
-                visit.
+            visit_ids (`torch.LongTensor` of shape `(B, L)`): Visit of each event.
             event_times (`torch.FloatTensor` of shape `(B, L)`): Days from the customer's first event to each event.
             event_values (`torch.FloatTensor` of shape `(B, L, N)`, *optional*): Values of the summed features; may be
                 `None` if there are no summed features.
@@ -170,9 +169,8 @@ class CustomerState(nn.Module):
         Raises:
             ValueError: If there are summed features and no `event_values`.
         """
-        opens = is_event = find_events(attention_mask)
-        if visit_ids is not None:
-            opens = is_event & (visit_ids != F.pad(visit_ids, (1, 0), value=-1)[:, :-1])
+        is_event = find_events(attention_mask)
+        opens = is_event & (visit_ids != F.pad(visit_ids, (1, 0), value=-1)[:, :-1])
         times, days = event_times[..., None], [*self.half_lives, math.inf]
         past = (times <= as_of[:, None, :]) & is_event[..., None]  # (B, L, M)
         first, last = torch.where(past, times, math.inf).amin(1), torch.where(past, times, -math.inf).amax(1)

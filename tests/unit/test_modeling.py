@@ -108,7 +108,7 @@ def test_customer_embedding_is_pooled_by_attention_type(tiny_model, inputs):
 
 
 def test_bad_inputs_are_refused(tiny_model, inputs):
-    with pytest.raises(ValueError, match="needs `event_times`: MCMFeatureExtractor"):
+    with pytest.raises(ValueError, match="`event_times`: MCMFeatureExtractor"):
         tiny_model(state_size=8)(**inputs | {"event_times": None})
     narrow = {**inputs, "input_ids": inputs["input_ids"][..., :5]}
     with pytest.raises(ValueError, match="5 features, this checkpoint reads 7.*own feature extractor"):
