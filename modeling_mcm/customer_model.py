@@ -30,7 +30,8 @@ from .data.tables import read_table_file
 from .events_mcm import SECONDS_PER_DAY, Row, Time, check_columns, naming, read_times, to_ids, to_text
 from .files_mcm import read_json, write_json
 from .inputs_mcm import before
-from .live.explanations import Explanation, explain, similar, together
+from .live.explanations import Explanation, explain
+from .live.similar import similar, together
 from .modeling_mcm import MCMPreTrainedModel
 from .predictor_mcm import EMBEDDING, LABEL_COLUMNS, PREDICTING, Columns, Predictor, Rows, describe_labels
 from .processing_mcm import MCMFeatureExtractor
@@ -198,7 +199,7 @@ class CustomerModel:
         return pd.DataFrame(rows, columns=None if rows else ["customer", "task", "label", "score"])
 
     def similar(self, label: object, task: str | None = None, k: int = 10) -> pd.DataFrame:
-        """The labels that are most alike, best first, as [`~live.explanations.similar`] finds them: label and score.
+        """The labels that are most alike, best first, as [`~live.similar.similar`] finds them: label and score.
         The default task is the first one that knows the label."""
         return pd.DataFrame(similar(self.model, self.feature_extractor, self._task_of(label, task), label, k))
 

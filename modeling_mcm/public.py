@@ -22,7 +22,8 @@ from .customer_mcm import MCMForCustomerPrediction
 from .customer_model import CustomerModel
 from .evaluation.totals import forecast_total
 from .live import LiveCustomer
-from .live.explanations import explain, similar, together
+from .live.explanations import explain
+from .live.similar import similar, together
 from .modeling_mcm import MCMForMultiTaskRecommendation, MCMModel, MCMPreTrainedModel
 from .pipeline_mcm import (
     ActionScoresPipeline,

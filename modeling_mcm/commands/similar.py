@@ -8,7 +8,7 @@ mcm similar --model runs/quickstart --task product_type --labels "PASTA SAUCE" "
 
 from dataclasses import dataclass
 
-from modeling_mcm.live.explanations import similar, together
+from modeling_mcm.live.similar import similar, together
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.option import REQUIRED, option
 from modeling_mcm.training.checkpoints import open_checkpoint

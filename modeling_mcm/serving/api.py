@@ -29,7 +29,7 @@ from modeling_mcm.extras import needs
 from modeling_mcm.files_mcm import some
 from modeling_mcm.forecaster_mcm import MissingForecastsError
 from modeling_mcm.live.explanations import explain as explain_score
-from modeling_mcm.live.explanations import similar, together
+from modeling_mcm.live.similar import similar, together
 from modeling_mcm.predictor_mcm import EMBEDDING, OFFERING, Columns, MissingHeadError, describe_labels, describe_offers
 from modeling_mcm.serving import answers
 

@@ -16,7 +16,7 @@ from transformers import pipeline
 
 from modeling_mcm import LiveCustomer
 from modeling_mcm.candidates_mcm import CandidateSet, choose_labels
-from modeling_mcm.live.explanations import similar, together
+from modeling_mcm.live.similar import similar, together
 from modeling_mcm.predictor_mcm import Predictor
 from modeling_mcm.scorer_mcm import WITHIN
 
