@@ -77,11 +77,10 @@ class PreparedRows(Dataset):
         return batch
 
 
-def unit_counts(batch: RowBatch, ends: ArrayLike, config: MCMConfig, max_events: int) -> IntArray:
+def unit_counts(batch: RowBatch, ends: IntArray, config: MCMConfig, max_events: int) -> IntArray:
     """Counts the units (events or visits) that the encoder reads of each row, `(rows,)`, the start row included.
     `ends` `(rows,)` are numbers of events of the histories; of one longer than `max_events` the latest events
     count."""
-    ends = np.asarray(ends)
     if config.encoder_unit == "event":
         return np.minimum(ends + 1, max_events)
     visits = np.append(batch.column("visits"), 0)  # where a last row without events would begin
@@ -121,8 +120,8 @@ class LengthGroupedSampler(Sampler):
     depends on the seed and the epoch alone. A group is as large as a global batch: two processes with half of the
     batch each read together the rows that one process would read."""
 
-    def __init__(self, lengths: ArrayLike, group_size: int, seed: int, epoch: torch.Tensor):
-        self.lengths, self.group_size, self.seed, self.epoch = np.asarray(lengths), group_size, seed, epoch
+    def __init__(self, lengths: NDArray, group_size: int, seed: int, epoch: torch.Tensor):
+        self.lengths, self.group_size, self.seed, self.epoch = lengths, group_size, seed, epoch
 
     def __len__(self) -> int:
         return len(self.lengths)

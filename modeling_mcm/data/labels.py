@@ -10,13 +10,12 @@
 What is wrong in the table is reported here, before anything is trained. `docs/fine_tuning.md` has a worked example.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import datasets
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from pandas.api import types
 
 from modeling_mcm.events_mcm import (
@@ -57,9 +56,8 @@ class CustomerLabels:
     def __len__(self) -> int:
         return len(self.values)
 
-    def of(self, indices: ArrayLike) -> "CustomerLabels":
+    def of(self, indices: NDArray) -> "CustomerLabels":
         """Selects some of the labels."""
-        indices = np.asarray(indices, np.int64)
         chosen = {name: getattr(self, name)[indices] for name in ("customer_ids", "times", "values")}
         return replace(self, columns=self.columns.iloc[indices], **chosen)
 
@@ -244,7 +242,7 @@ class LabelledCustomers:
         self.labels = labels.of(with_history)
         self.rows = PreparedRows(rows, row_indices[with_history])
 
-    def histories(self, indices: Sequence[int], layout: InputLayout) -> RowBatch:
+    def histories(self, indices: IntArray, layout: InputLayout) -> RowBatch:
         """Reads prepared rows without the events from the label's time on."""
         labels = self.labels.of(indices)
         rows = before(self.rows.__getitems__([*indices]), labels.times, layout)

@@ -319,11 +319,10 @@ def weighted_ranking(positive: NDArray, scores: NDArray, weights: NDArray) -> di
     return {"average_precision": average_precision, "roc_auc": roc_auc}
 
 
-def mean_auc(labels: ArrayLike, scores: ArrayLike) -> float:
+def mean_auc(labels: NDArray, scores: NDArray) -> float:
     """Computes the ROC AUC of classes; NaN if fewer than two classes occur. With two classes it is that of the second.
     With more it is the mean over the classes that occur, each against all others. `labels` are ids of classes, of
     shape `(N,)`, and `scores` of shape `(N, C)`; a larger one is likelier."""
-    labels, scores = np.asarray(labels), np.asarray(scores, np.float64)
     areas = []
     for label in range(scores.shape[1]) if scores.shape[1] > 2 else [1]:
         is_label = labels == label
