@@ -255,6 +255,7 @@ class CandidateSet:
         k: int = 10,
         seen: Sequence[IntArray] | None = None,
         customers: Sequence[str | None] | None = None,
+        taken: Sequence[IntArray] | None = None,
     ) -> ChosenLabels:
         """Chooses the best candidates of some customers, as [`choose_labels`] does. Ids from V on are new labels.
 
@@ -263,10 +264,11 @@ class CandidateSet:
             scores (`torch.FloatTensor` of shape `(B, V)`): Scores of the model.
             seen (`Sequence[NDArray]` of length B, *optional*): Label ids of each history, for `needs_seen`.
             customers (`Sequence[str]` of length B, *optional*): Their ids, if `exclude` names customers.
+            taken (`Sequence[NDArray]` of length B, *optional*): As `seen`, of targets alone, for new labels.
         """
         own = self._of_tasks[task]
         if own.new is not None:
-            scores = own.new.extend(scores, seen)
+            scores = own.new.extend(scores, taken)
         is_candidate = own.is_candidate.to(scores.device)
         excluded: Sequence[Sequence[int] | NDArray] = []
         if self.excludes_seen:

@@ -218,11 +218,14 @@ class Predictor:
         columns |= {name: outputs.forecasts[name] for name in told.names()} if forecasts else {}
         customers = [row.get("customer_id") for row in rows]
         for task in tasks:
-            candidates, seen = candidates or self.all_labels, None
+            candidates, seen, taken = candidates or self.all_labels, None, None
             if candidates.needs_seen:
-                ids = f"feature_{task}" if candidates.excludes_seen else f"task_{task}"  # of all events, or of targets
-                seen = [row[ids] if as_of is None else row[ids][row["times"] <= as_of] for row in rows]
-            best = candidates.choose(task, outputs.logits[task], k, seen, customers)
+                past = [row["times"] <= (np.inf if as_of is None else as_of) for row in rows]
+                seen, taken = (
+                    [row[f"{kind}_{task}"][is_past] for row, is_past in zip(rows, past, strict=True)]
+                    for kind in ("feature", "task")
+                )
+            best = candidates.choose(task, outputs.logits[task], k, seen, customers, taken)
             chances = self.model.chances(task, best.log_p, horizon_days)
             if chances is not None and may_stay_away:
                 chances = chances * outputs.forecasts[f"{CHANCE}_{HORIZON_DAYS:g}d"][:, None]

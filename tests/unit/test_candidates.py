@@ -166,7 +166,7 @@ def test_a_set_serves_another_model_of_the_same_values_alone(model, extractor, l
 
 
 @pytest.mark.parametrize("aisles", [4, 1])
-def test_a_new_label_has_the_average_of_labels_that_share_its_features(model, extractor, caplog, aisles):
+def test_a_new_label_has_the_average_of_labels_that_share_its_features(model, extractor, live, caplog, aisles):
     known = extractor.vocabularies[TASK]
     table = {
         "item": [*known, "new", "odd"],
@@ -185,6 +185,8 @@ def test_a_new_label_has_the_average_of_labels_that_share_its_features(model, ex
         by_label = dict(zip(found.decode(TASK, chosen.labels[row].tolist()), chosen.scores[row].tolist(), strict=True))
         assert by_label["new"] == pytest.approx((new / (1 + new)).item(), rel=1e-4)
         assert sum(by_label.values()) == pytest.approx(1, rel=1e-4)
+    every, others = (live.scores(tasks=[TASK], k=100, candidates=table, exclude=seen)[TASK] for seen in (None, "seen"))
+    assert_same_list(others, by_hand(every, 100, exclude={event.get("item") for event in live.events}))
 
 
 @pytest.mark.parametrize(
