@@ -162,7 +162,7 @@ def customer_metrics(
     return of_set | of_event
 
 
-def list_properties(lists: NDArray, popularity: ArrayLike, seen: csr_array) -> dict[str, float]:
+def list_properties(lists: NDArray, popularity: NDArray, seen: csr_array) -> dict[str, float]:
     """Computes what lists of labels are like, whatever their customers took.
 
     Args:
@@ -175,7 +175,7 @@ def list_properties(lists: NDArray, popularity: ArrayLike, seen: csr_array) -> d
         `popular`, the share with a label of the most popular 1% (at least one label); `novelty`, the mean of
         -log2(share of the label in the events), in bits; `repeats`, the share with a label that the customer had.
     """
-    counts = np.maximum(np.asarray(popularity, np.float64)[FIRST_LABEL:], 1)  # a label without an event counts as one
+    counts = np.maximum(popularity[FIRST_LABEL:], 1)  # a label without an event counts as one
     customer, place = np.nonzero(lists >= FIRST_LABEL)
     listed = lists[customer, place] - FIRST_LABEL
     popular = np.argsort(-counts, kind="stable")[: -(-len(counts) // 100)]
@@ -337,10 +337,10 @@ def rank_correlation(labels: ArrayLike, predicted: ArrayLike) -> float:
     return float(pd.DataFrame({"label": labels, "predicted": predicted}).corr("spearman").iloc[0, 1])
 
 
-def measure_labels(scores: ArrayLike, labels: ArrayLike, is_number: bool) -> dict[str, float]:
+def measure_labels(scores: ArrayLike, labels: NDArray, is_number: bool) -> dict[str, float]:
     """Metrics of scores `(N, C)` and labels `(N,)`: `auc` and `accuracy` of classes; `rank_correlation` and `mae`, the
     mean absolute error, of numbers."""
-    scores, labels = np.asarray(scores, np.float64), np.asarray(labels)
+    scores = np.asarray(scores, np.float64)
     if is_number:
         error = float(np.abs(scores[:, 0] - labels).mean())
         return {"rank_correlation": rank_correlation(labels, scores[:, 0]), "mae": error}

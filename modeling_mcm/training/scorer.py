@@ -179,7 +179,7 @@ class ScorerFit:
         validation = self._read_validation()
         self.ndcg = self._fit(self.scorer.of_counts, examples, validation)
         # Validation cases `(cases, Q)` that have a target of a question in some task
-        self.comes = sum(cases.num_targets for cases in validation) > 0 if validation else None
+        self.comes: Any = sum(cases.num_targets for cases in validation) > 0 if validation else None
         self.cases: list[ScoredCases] = []  # on validation, with the encoder's probability and rank
         for task, cases in enumerate(validation):
             for question in range(QUESTIONS):
@@ -293,7 +293,7 @@ class ScorerFit:
         (t,) = minimize(loss_of_scores, [torch.zeros(1)], **SEARCH)
         logits, _, total = log_probabilities(t)
         scorer.calibration[task, question] = t[0]
-        is_known = cast(torch.Tensor, self.comes)[example, question]
+        is_known = self.comes[example, question]
         log_p, came = (logits - total[example]).double()[is_known], comes.double()[is_known]
 
         def loss_of_chances(a: torch.Tensor, log_b: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
