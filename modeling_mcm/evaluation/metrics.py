@@ -337,10 +337,10 @@ def rank_correlation(labels: ArrayLike, predicted: ArrayLike) -> float:
     return float(pd.DataFrame({"label": labels, "predicted": predicted}).corr("spearman").iloc[0, 1])
 
 
-def measure_labels(scores: ArrayLike, labels: NDArray, is_number: bool) -> dict[str, float]:
+def measure_labels(scores: ArrayLike, labels: ArrayLike, is_number: bool) -> dict[str, float]:
     """Metrics of scores `(N, C)` and labels `(N,)`: `auc` and `accuracy` of classes; `rank_correlation` and `mae`, the
     mean absolute error, of numbers."""
-    scores = np.asarray(scores, np.float64)
+    scores, labels = np.asarray(scores, np.float64), np.asarray(labels)
     if is_number:
         error = float(np.abs(scores[:, 0] - labels).mean())
         return {"rank_correlation": rank_correlation(labels, scores[:, 0]), "mae": error}
