@@ -199,7 +199,6 @@ def test_a_plain_bert_is_beside_mcm(prepared, tmp_path):
     call("compare", "--data", prepared, "--task", "items", "--results", tmp_path, *short)
     _, bert, mcm = read_json(tmp_path / "speed.json")["table"]
     assert (bert[0], mcm[0]) == ("BERT of transformers", "MCM") and bert[2] == bert[4] == "1.00x"
-    assert all(float(cell.replace(",", "")) > 0 for cell in (bert[1], bert[3], mcm[1], mcm[3]))
 
 
 NAMES = "TRANSACTION_DT CUSTOMER_ID AGE_GROUP PIN_CODE PRODUCT_SUBCLASS PRODUCT_ID AMOUNT ASSET SALES_PRICE".split()
