@@ -29,7 +29,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_mcm import FIRST_LABEL, MCMConfig
 from .modeling_mcm import MCMForMultiTaskRecommendation
-from .state_mcm import decay_weights, find_events, sum_by_value
+from .state_mcm import Exact, decay_weights, find_events, sum_by_value
 
 # Half-lives of the counts, in days; events are also counted undecayed.
 OFFER_HALF_LIVES = (14.0, 60.0, 365.0)
@@ -79,7 +79,7 @@ def number_names(config: MCMConfig) -> list[str]:
     return [*(f"preference {task}" for task in config.tasks), *names]
 
 
-class ActionHead(nn.Module):
+class ActionHead(Exact):
     """A linear model of the numbers of an offer, and of the action's labels as a vector of length 1."""
 
     def __init__(self, numbers: int, labels: int, outcomes: int):
@@ -226,8 +226,8 @@ class MCMForActionRecommendation(MCMForMultiTaskRecommendation):
         numbers = self.describe_offers(outputs.logits, input_ids, ages, event_values, action_labels, actions[2])
         numbers = numbers.take_along_dim(offered[..., None], 1)
         embedding = outputs.pooler_output[:, None].expand(-1, numbers.shape[1], -1)
-        read = torch.cat([numbers.to(embedding.dtype), embedding], -1)
-        logits = self.action_head(read, action_labels.to(read.dtype), offered)
+        read = torch.cat([numbers, embedding.to(numbers.dtype)], -1)
+        logits = self.action_head(read, action_labels, offered)
         return MCMActionOutput(
             loss=None if labels is None else offer_loss(logits, labels).sum() / len(logits),
             logits=logits.masked_fill(offered_actions[..., None] < 0, torch.finfo(logits.dtype).min / 2),

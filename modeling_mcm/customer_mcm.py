@@ -21,7 +21,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_mcm import FIRST_LABEL, MCMConfig
 from .modeling_mcm import MCMModel, MCMPreTrainedModel
-from .state_mcm import sum_by_value
+from .state_mcm import Exact, sum_by_value
 
 # transformers' names of the two kinds of labels
 REGRESSION, CLASSIFYING = "regression", "single_label_classification"
@@ -50,7 +50,7 @@ class MCMPredictionOutput(ModelOutput):
     label_counts: Tensor | None = None
 
 
-class PredictionHead(nn.Module):
+class PredictionHead(Exact):
     """A linear model W s + U x + b of s, the state and further columns, and of x, the label counts times the labels'
     rarities, as a vector of length 1 (tf-idf).
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from .configuration_mcm import MCMConfig
-from .state_mcm import decay_weights, find_events
+from .state_mcm import Exact, decay_weights, find_events
 
 CHANCE, DAYS_TO_VISIT, ALIVE = "visit_probability", "days_to_next_visit", "alive_probability"
 LONGEST_RATIO = 2.0  # the longest horizon that is told, as a multiple of the window
@@ -243,7 +243,7 @@ class Inputs(NamedTuple):
     mean_amounts: Tensor  # (B, D, Q): logarithm of a customer's mean amount of a visit, in means of the shop
 
 
-class VisitForecaster(nn.Module):
+class VisitForecaster(Exact):
     """Distributions of visits and amounts within horizons; see the module.
 
     Args:

@@ -113,6 +113,8 @@ class MCMPreTrainedModel(PreTrainedModel):
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
     _no_split_modules = ["BertLayer"]
+    # Parts of the names of what `Exact` keeps, without whole numbers, which would be loaded as others
+    _keep_in_fp32_modules_strict = "state forecaster counts of_readout calibration chance totals rarity _head".split()
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True

@@ -40,6 +40,7 @@ from .features_mcm import (
     describe_candidates,
     describe_histories,
 )
+from .state_mcm import Exact
 
 RATE_HALF_LIFE = 15.0  # in visits, of the personal rates that the ridge regression smooths
 NEIGHBOURS = 200  # K
@@ -324,7 +325,7 @@ class ScoreNetwork(nn.Module):
         return ((rates * rates.new_tensor([*MIX.values()])).sum(-1) + 1e-9).log()
 
 
-class LabelScorer(nn.Module):
+class LabelScorer(Exact):
     """Scores the labels of every task from counts and the encoder's readout:
 
         s(w) = exp(t) n(w)            for a candidate w

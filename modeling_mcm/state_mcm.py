@@ -12,7 +12,8 @@ included), V values of a feature, S size of the state.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -52,7 +53,18 @@ def find_events(attention_mask: Tensor) -> Tensor:
     return F.pad(attention_mask[:, 1:], (1, 0)).bool()
 
 
-class CustomerState(nn.Module):
+class Exact(nn.Module):
+    """A module that keeps its types when the model is cast: in half precision, counts would be wrong."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        def move(value: Tensor) -> Tensor:
+            moved = fn(value)
+            return moved if moved.dtype == value.dtype else value.to(moved.device)
+
+        return super()._apply(move, recurse)
+
+
+class CustomerState(Exact):
     """The state of a customer at a time t:
 
         n_{x,k} = sum over events i until t of  x_i 2^(-(t - t_i) / T_k)
