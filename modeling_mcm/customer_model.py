@@ -14,6 +14,7 @@ A thin face over schema, preparation, training and the [`Predictor`]; each of th
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -213,8 +214,8 @@ class CustomerModel:
     ) -> Explanation:
         """Explains the score of a label for a customer; see [`explain`]. The default task is the first
         one that knows the label."""
-        as_of, name = self.as_of if as_of is None else as_of, self._task_of(label, task)
-        return explain(self.model, self.feature_extractor, self._row(customer), name, label, as_of)
+        name, seconds = self._task_of(label, task), self._seconds(as_of)
+        return explain(self.model, self.feature_extractor, self._row(customer), name, label, seconds)
 
     # --------------------------------------------------------------------------------------------------- who they are
 
@@ -447,9 +448,12 @@ class CustomerModel:
         return self._rows[name]
 
     def _seconds(self, as_of: Time) -> float | None:
-        """A time on the clock of rows."""
+        """A time on the clock of rows, as a float: whole numbers are times of the log."""
         as_of = self.as_of if as_of is None else as_of
-        return None if as_of is None else self.feature_extractor.read_as_of(as_of)
+        if self.reader and isinstance(as_of, Integral):
+            as_of = self.reader.read_time(as_of)
+        seconds = None if as_of is None else self.feature_extractor.read_as_of(as_of)
+        return None if seconds is None else float(seconds)
 
     def _right_after(self, as_of: Time) -> float:
         """The time before which events are read: by default right after the last event."""

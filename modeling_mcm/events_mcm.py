@@ -39,6 +39,7 @@ Time = str | float | datetime | np.datetime64 | None  # as a person gives it, by
 Column = Union[Sequence, NDArray, "Distinct"]  # of raw values
 
 EXACT_FLOAT = 2**53  # below it floats represent every integer exactly
+LARGEST_TIME = 1e11  # seconds: what is larger are milliseconds
 LARGEST_VALUE = float(np.finfo(np.float32).max)
 NO_RANK = -1
 NO_TIME = np.iinfo(np.int64).min  # what numpy makes of NaT
@@ -223,7 +224,7 @@ def read_as_of(value: object, zone: tzinfo) -> float:
     """Converts a time to seconds since 1970-01-01. Raises `ValueError` if the value is no time."""
     if isinstance(value, bool) or not isinstance(value, Real):
         return to_seconds(value, zone)
-    if not abs(float(value)) < EXACT_FLOAT:  # nor is NaN
+    if not abs(float(value)) < LARGEST_TIME:  # nor is NaN
         raise ValueError(f"found {value!r}, which is no time; give seconds since 1970-01-01, or a datetime")
     return float(value)
 

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC
 from numbers import Real
+from typing import Any
 
 import pandas as pd
 from pandas.api import types
@@ -98,6 +99,10 @@ class FrameReader:
         if self.paid.get("amount") in frame and schema.amount not in frame:
             added[str(schema.amount)] = _compute_outflow(frame, **self.paid)
         return frame.assign(**added)
+
+    def read_time(self, number: Any) -> Any:
+        """A whole number as the log's times are read, if these are numbers too."""
+        return _read_times(pd.Series([number]), self.time_format)[0] if self.time_format else number
 
     def to_dict(self) -> dict:
         """The reader as plain values for JSON."""

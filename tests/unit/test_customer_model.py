@@ -162,6 +162,7 @@ def test_times_are_read_in_the_one_way_that_fits(times, time_format):
     assert reader.schema.cutoffs == guess_schema(GROCERIES).cutoffs
     read = pd.to_datetime(reader.read(GROCERIES.assign(time=times))["time"], format="mixed")
     assert (read.dt.floor("D") == TIMES.dt.floor("D")).all()
+    assert times.dtype != int or reader.read_time(times[0]) == read[0]
 
 
 def test_a_days_events_are_a_visit_where_a_day_has_several():

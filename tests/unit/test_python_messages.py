@@ -33,6 +33,7 @@ def test_pipelines_return_an_empty_list_for_no_customers(save, task):
         ({"tasks": ["colour"]}, r"No tasks \['colour'\]: this checkpoint predicts"),
         ({"topk": 3}, r"Unknown options \['topk'\]: preference-scores has `tasks`, `top_k`, `as_of`, `cand"),
         ({"as_of": "next week"}, "`as_of`.*'next week'"),
+        ({"as_of": 1.7e12}, "give seconds since"),
     ],
     ids=str,
 )
