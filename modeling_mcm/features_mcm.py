@@ -402,8 +402,9 @@ def break_ties(values: Tensor, largest: bool = True) -> Tensor:
     """Values `(..., C)` from 0 on in double precision, of which no two are equal: of equal ones the first column
     becomes the largest, or the smallest. They move by less than the distance between numbers in single precision, so
     what `topk` and `sort` find is the same in every batch and on every machine."""
-    places = torch.arange(values.shape[-1], dtype=torch.double, device=values.device)
-    return values.to(torch.double, copy=True).add_(LEAST).mul_(1 + places * (-TIE if largest else TIE))
+    number, step = values.shape[-1], -TIE if largest else TIE
+    factors = torch.linspace(1, 1 + step * (number - 1), number, dtype=torch.double, device=values.device)
+    return values.to(torch.double, copy=True).add_(LEAST).mul_(factors)
 
 
 def compare(row: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:

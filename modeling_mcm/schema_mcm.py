@@ -313,7 +313,7 @@ class LogSchema:
         columns = [self.customer, self.order_column, self.visit, *(c for spec in self.features for c in spec.columns)]
         return [column for column in dict.fromkeys(columns) if column]
 
-    @property
+    @cached_property
     def needed_columns(self) -> list[str]:
         """`list[str]`: columns without which visits or amounts are others."""
         paid = self.specs[self.amount].columns if self.amount else []

@@ -134,12 +134,13 @@ class Candidates(NamedTuple):
     """Candidate labels of all rows, and what is known of them.
 
     Attributes:
-        row, label (`torch.LongTensor` of shape `(N,)`): Ascending pairs.
+        row, label, cell (`torch.LongTensor` of shape `(N,)`): Ascending pairs, and their flat indices in `(B, C)`.
         features (`torch.FloatTensor` of shape `(N, F)`): Their features.
     """
 
     row: Tensor
     label: Tensor
+    cell: Tensor
     features: Tensor
 
 
@@ -166,7 +167,7 @@ def candidate_features(
         visits (`Sequence[torch.FloatTensor]`, *optional*): Number of visits of all customers until then, by task of
             shape `(B,)`.
     """
-    labels = _Columns.read(tables)
+    labels = LabelColumns.read(tables)
     seen = _describe_seen(history, labels)
     evidence = _sum_evidence(history.size, seen, tables, labels)
     counts = [table.counts[None] for table in tables] if counts is None else counts  # of shape (1 or B, 5, V)
@@ -178,7 +179,7 @@ def candidate_features(
             shares[:, part.start + FIRST_LABEL : part.stop] = scores.log_softmax(1)
     read = [index for index, of_task in enumerate(readout) if of_task is not None]
     cell = _choose(evidence, seen, counts, shares if read else None, labels).view(-1).nonzero()[:, 0]
-    task = torch.bucketize(cell % labels.number, labels.starts[1:], right=True)
+    task = labels.tasks.index_select(0, cell % labels.number)
     row, label = cell // labels.number * len(tables) + task, cell % labels.number - labels.starts[task]
     known = labels.totals[None, :, 0] if visits is None else torch.stack(list(visits), 1)  # (1 or B, T)
     columns = describe_candidates(row, cell, seen, evidence.view(len(EVIDENCE), -1)[:, cell], counts, known)
@@ -192,31 +193,46 @@ def candidate_features(
             cosines = compare_vectors(vectors, rows, label[own], latest[index :: len(tables)])
             of_readout[:, own] = torch.stack([log_p[own], ranks[own].log2(), *cosines])
     columns |= zip((feature.name for feature in FEATURES[COUNTED:]), of_readout, strict=True)
-    return Candidates(row, label, torch.stack([columns[feature.name] for feature in FEATURES]).T)
+    return Candidates(row, label, cell, torch.stack([columns[feature.name] for feature in FEATURES]).T)
 
 
-class _Columns(NamedTuple):
-    """The labels of all tasks side by side."""
+class LabelColumns(NamedTuple):
+    """The labels of some tasks side by side."""
 
     number: int  # C
     parts: list[slice]  # of each task
     starts: Tensor  # (T,)
+    tasks: Tensor  # (C,): of each column
+    no_labels: Tensor  # columns of the ids that are no labels
+    visits: Tensor  # (C,): of each label
     totals: Tensor  # (T, 4): of the tables
 
     @classmethod
-    def read(cls, tables: Sequence[LabelTables]) -> "_Columns":
-        ends = list(accumulate(table.counts.shape[1] for table in tables))
-        parts = [slice(start, end) for start, end in pairwise([0, *ends])]
+    def read(cls, tables: Sequence[LabelTables]) -> "LabelColumns":
+        ends = [0, *accumulate(table.counts.shape[1] for table in tables)]
         totals = torch.stack([table.totals for table in tables])
-        return cls(ends[-1], parts, torch.tensor([0, *ends[:-1]], device=totals.device), totals)
+        starts = torch.tensor(ends[:-1], device=totals.device)
+        columns = torch.arange(ends[-1], device=totals.device)
+        tasks = torch.searchsorted(starts, columns, right=True) - 1
+        no_labels = (starts[:, None] + columns[:FIRST_LABEL]).flatten()
+        visits = torch.cat([table.counts[0] for table in tables])
+        return cls(ends[-1], [slice(*pair) for pair in pairwise(ends)], starts, tasks, no_labels, visits, totals)
 
     def find_cells(self, row: Tensor, label: Tensor) -> Tensor:
         """Flat indices in `(B, C)` of rows and labels `(N,)`."""
         tasks = len(self.parts)
         return (row // tasks).mul_(self.number).add_(self.starts.index_select(0, row % tasks)).add_(label)
 
+    def other_shares(self, cell: Tensor, rows: int) -> Tensor:
+        """Log shares `(rows, C)` of the labels that are no candidates, less the largest of each row and task; minus
+        infinity for candidates, which are flat indices `(N,)`."""
+        shares = (self.visits + 0.5).log().index_fill_(0, self.no_labels, -torch.inf).repeat(rows, 1)
+        shares.view(-1)[cell] = -torch.inf
+        largest = torch.stack([shares[:, part].amax(1) for part in self.parts], 1).nan_to_num_(neginf=0.0)
+        return shares.sub_(largest.index_select(1, self.tasks))
 
-def _describe_seen(history: LabelHistory, columns: _Columns) -> SeenLabels:
+
+def _describe_seen(history: LabelHistory, columns: LabelColumns) -> SeenLabels:
     """Describes the labels of each history. Without times, days are moments."""
     tasks, totals = len(columns.parts), columns.totals
     _, gap, has_times, _ = totals.index_select(0, history.row % tasks).unbind(1)
@@ -226,7 +242,7 @@ def _describe_seen(history: LabelHistory, columns: _Columns) -> SeenLabels:
     return describe_histories(history.row, cell, history.kind, ago, history.size * tasks)
 
 
-def _sum_evidence(size: int, seen: SeenLabels, tables: Sequence[LabelTables], columns: _Columns) -> Tensor:
+def _sum_evidence(size: int, seen: SeenLabels, tables: Sequence[LabelTables], columns: LabelColumns) -> Tensor:
     """What all customers say of each label, given the histories, and how rare the attributes are that it shares with
     them, `(5, B, C)`: weighted sums of the tables' rows."""
     rates, in_last = seen.columns["share_visits_15"], (seen.columns["since_moments"] == 0).float()
@@ -241,9 +257,10 @@ def _sum_evidence(size: int, seen: SeenLabels, tables: Sequence[LabelTables], co
     cell, task, weight = seen.cell.index_select(0, pair), task.index_select(0, pair), weights[kind, pair]
     label = cell % columns.number - columns.starts.index_select(0, task)
     start = (kind * evidence[0].numel()).add_(cell).sub_(label)
-    for index, table in enumerate(tables):
-        own = (task == index).nonzero()[:, 0]
-        table.add_neighbours(kind[own], label[own], weight[own], start[own], evidence)
+    order, lengths = task.argsort(stable=True), task.bincount(minlength=len(tables)).tolist()
+    parts = (each.index_select(0, order).split(lengths) for each in (kind, label, weight, start))
+    for table, *own in zip(tables, *parts, strict=True):
+        table.add_neighbours(*own, evidence)
     numbers = [int(number) for number in columns.totals[:, 3].tolist()]
     if any(numbers):
         starts = accumulate(numbers, lambda start, number: start + number + 1, initial=0)
@@ -262,7 +279,7 @@ def _choose(
     seen: SeenLabels,
     counts: Sequence[Tensor],
     shares: Tensor | None,
-    columns: _Columns,
+    columns: LabelColumns,
 ) -> Tensor:
     """Chooses candidates `(B, C)` from evidence `(5, B, C)`, the labels of the histories, counts `(1 or B, 5, V)` by
     task, and log-probabilities by the readout `(B, C)`, minus infinity where it is not read. Of equal labels the first
@@ -375,17 +392,6 @@ class LabelScorer(Exact):
         lowest = values.new_zeros(rows).scatter_reduce(0, row, values, "amin", include_self=False)
         return lowest.scatter_reduce(0, row[unseen], values[unseen], "mean", include_self=False)
 
-    def other_shares(self, tasks: Sequence[int], cell: Tensor, rows: int) -> Tensor:
-        """Log shares `(rows, C)` of the labels that are no candidates, those of all `tasks` side by side, less the
-        largest of each row and task; minus infinity for candidates, which are flat indices `(N,)`."""
-        counts = [self.get_tables(task).counts[0] for task in tasks]
-        shares = (torch.cat(counts) + 0.5).log().repeat(rows, 1)
-        shares.view(-1)[cell] = -torch.inf
-        for part in shares.split([*map(len, counts)], 1):
-            part[:, :FIRST_LABEL] = -torch.inf
-            part -= part.amax(1, keepdim=True).nan_to_num_(neginf=0.0)
-        return shares
-
     @staticmethod
     def chances(chance: Tensor | Sequence[Tensor | float], log_probabilities: Tensor) -> Tensor:
         """Chances that labels come, of which there are several: sigmoid(a + b log p + c p). Beyond its largest value
@@ -421,7 +427,7 @@ class LabelScorer(Exact):
         """
         readout = [None] * len(tasks) if readout is None else readout
         tables = [self.get_tables(task) for task in tasks]
-        row, label, features = candidate_features(history, tables, readout)
+        row, _, cell, features = candidate_features(history, tables, readout)
         of_row, is_left_out = torch.tensor(tasks, device=row.device)[row % len(tasks)], None
         if left_out:
             groups = [[feature.group == group for feature in FEATURES] for group in left_out]
@@ -436,12 +442,10 @@ class LabelScorer(Exact):
             values[own] = network(of_row[own], features[own], without)[:, question]
         values = values * self.calibration[of_row, question].exp()
         average = self.average_unseen(row, values, features, history.size * len(tasks))
-        columns = _Columns.read(tables)
-        cell = columns.find_cells(row, label)
-        scores = self.other_shares(tasks, cell, history.size)
-        for part, of_task in zip(columns.parts, average.view(-1, len(tasks)).unbind(1), strict=True):
-            scores[:, part] += of_task[:, None]
-            scores[:, part][:, :FIRST_LABEL] = torch.finfo(scores.dtype).min / 2
+        columns = LabelColumns.read(tables)
+        scores = columns.other_shares(cell, history.size)
+        scores += average.view(-1, len(tasks)).index_select(1, columns.tasks)
+        scores.index_fill_(1, columns.no_labels, torch.finfo(scores.dtype).min / 2)
         scores.view(-1)[cell] = values
         return [scores[:, part] for part in columns.parts]
 

@@ -25,7 +25,15 @@ from modeling_mcm.evaluation.cases import tasks_without_repeats
 from modeling_mcm.events_mcm import SECONDS_PER_DAY
 from modeling_mcm.features_mcm import PLACES, compare
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
-from modeling_mcm.scorer_mcm import HORIZON_DAYS, NEXT_VISIT, QUESTIONS, WITHIN, LabelScorer, ScoreNetwork
+from modeling_mcm.scorer_mcm import (
+    HORIZON_DAYS,
+    NEXT_VISIT,
+    QUESTIONS,
+    WITHIN,
+    LabelColumns,
+    LabelScorer,
+    ScoreNetwork,
+)
 from modeling_mcm.training.fitting import make_descent, minimize
 from modeling_mcm.training.scorer_examples import (
     EXAMPLES,
@@ -264,13 +272,13 @@ class ScorerFit:
         scorer, (example, label, features, is_target) = self.scorer, cases[:4]
         numbers, comes = cases.num_targets[:, question].float(), is_target[:, question]
         zeros, parts = torch.zeros(len(numbers)), []  # log of the sum of the other labels' shares by case
+        columns = LabelColumns.read([scorer.get_tables(task)])
         with torch.no_grad():
             values = scorer.get_network(task, question)(task, features)[:, question]
             for of_part in torch.arange(len(numbers)).split(CASES_AT_ONCE):
                 own = torch.isin(example, of_part)
-                cell = (example[own] - of_part[0]) * len(scorer.get_tables(task).counts[0]) + label[own]
-                shares = scorer.other_shares([task], cell, len(of_part))
-                parts.append(shares.logsumexp(1))
+                cell = columns.find_cells(example[own] - of_part[0], label[own])
+                parts.append(columns.other_shares(cell, len(of_part)).logsumexp(1))
         outside = torch.cat(parts)
         weights = torch.where(numbers > 0, 1 / numbers.clamp(min=1), 0.0) / (numbers > 0).sum().clamp(min=1)
         missed = weights * (numbers - zeros.index_add(0, example, comes.float()))  # of targets that are no candidates

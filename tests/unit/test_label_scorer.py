@@ -202,7 +202,7 @@ def test_candidates_depend_on_no_batch_though_most_labels_tie():
         """Labels of the candidates by customer and task."""
         when = days[customers]
         history = LabelHistory.from_batch(ids[customers], when, when.float(), 0 * when)
-        row, label, _ = candidate_features(history, tables, [Readout(readout[customers], torch.ones(400, 4)), None])
+        row, label, *_ = candidate_features(history, tables, [Readout(readout[customers], torch.ones(400, 4)), None])
         return [part.tolist() for part in label.split(torch.bincount(row, minlength=2 * len(customers)).tolist())]
 
     together = choose(torch.arange(12))
@@ -212,7 +212,7 @@ def test_candidates_depend_on_no_batch_though_most_labels_tie():
         assert choose(part) == expected
     nothing = torch.zeros(1, 0, dtype=torch.long)
     history = LabelHistory.from_batch(torch.zeros(1, 0, 2, dtype=torch.long), nothing, nothing.float(), nothing)
-    row, label, _ = candidate_features(history, tables)
+    row, label, *_ = candidate_features(history, tables)
     for task, (table, size) in enumerate(zip(tables, (400, 300), strict=True)):
         wanted = set()
         for counts, most in zip(table.counts[::3].tolist(), scorer_mcm.POPULAR, strict=True):
