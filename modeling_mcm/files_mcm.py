@@ -152,7 +152,8 @@ def locked(*paths: Path, wait: bool = True) -> Iterator[None]:
     lock can't be made. Raises `filelock.Timeout` if another process holds a lock, and `wait` is false."""
     with ExitStack() as locks:
         for path in sorted({_lock_file(path) for path in paths}):  # one order for all, so that none waits forever
-            logger.info(f"Waiting until no other run changes what {path} locks.")
+            if wait and path.exists():
+                logger.info(f"Waiting until no other run changes what {path} locks.")
             locks.enter_context(FileLock(path, timeout=-1 if wait else 0))
             # Before the lock is released, so that a process that has the removed file open takes a new one
             locks.callback(path.unlink, missing_ok=True)

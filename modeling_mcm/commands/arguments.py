@@ -30,7 +30,7 @@ from modeling_mcm.option import option
 MEMORY_LIMIT = "Memory that DuckDB may use before it writes temporary data to disk."  # help of --memory_limit
 DEBUG = "--debug"  # as the last word, for `TrainingArguments` have an option of this name that needs a value
 # Errors of libraries that the machine or a file causes, not a fault in the program.
-EXPECTED = (OSError, MemoryError, StrictDataclassError, SafetensorError, pa.ArrowException)
+EXPECTED = (OSError, MemoryError, OverflowError, StrictDataclassError, SafetensorError, pa.ArrowException)
 
 
 @contextmanager
@@ -45,7 +45,10 @@ def report_errors() -> Iterator[None]:
     except Exception as error:
         if logger.isEnabledFor(logging.DEBUG) or not (_is_raised_here(error) or isinstance(error, EXPECTED)):
             raise
-        raise SystemExit(f"{Path(sys.argv[0]).stem}: {str(error) or type(error).__name__}") from error
+        words = str(error) or type(error).__name__
+        if isinstance(error, FileNotFoundError) and error.filename:
+            words = f"{error.filename} does not exist: check the path."
+        raise SystemExit(f"{Path(sys.argv[0]).stem}: {words}") from error
     finally:
         logger.removeHandler(handler)
 
@@ -124,7 +127,7 @@ def _read_words(words: Sequence[str]) -> list[str]:
         if isinstance(value, list):
             flags += [f"--{name}", *map(str, value)]
         elif value is not None:
-            flags.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
+            flags.append(f"--{name}={json.dumps(value, default=str) if isinstance(value, dict) else value}")
     return [*flags, *words[1:]]
 
 

@@ -28,7 +28,7 @@ from modeling_mcm.data.collator import batches_by_length, map_on_cores, unit_cou
 from modeling_mcm.data.dataset import CUSTOMER, PreparedManifest, write_table
 from modeling_mcm.data.offers import load_actions
 from modeling_mcm.data.tables import read_table_file
-from modeling_mcm.events_mcm import to_ids
+from modeling_mcm.events_mcm import check_columns, to_ids
 from modeling_mcm.files_mcm import damage, file_digest, read_json, tensors_digest, write_json
 from modeling_mcm.inputs_mcm import PER_EVENT, RowBatch
 from modeling_mcm.modeling_mcm import MCMPreTrainedModel
@@ -165,8 +165,9 @@ class Scorer:
         self.progress = bool  # is told how many customers were scored
         self.columns = {}
         if job.label_columns is not None:
-            table = read_table_file(job.label_columns, [CUSTOMER]).set_index(CUSTOMER)
-            self.columns = table.set_axis(to_ids(table.index)).to_dict("index")
+            table = read_table_file(job.label_columns, [CUSTOMER])
+            check_columns([*table], [CUSTOMER], f"{job.label_columns} has")
+            self.columns = table.set_axis(to_ids(table.pop(CUSTOMER))).to_dict("index")
         if job.actions is None:
             candidates = job.candidates and read_table_file(job.candidates)
             exclude = job.exclude if job.exclude in (None, SEEN) else read_table_file(job.exclude)

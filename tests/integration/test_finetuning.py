@@ -246,14 +246,11 @@ def test_a_checkpoint_and_options_that_do_not_fit_are_named(tuned, prepared, off
     later.to_parquet(tmp_path / "later.parquet")
     words, actions = ["--data", prepared, "--output_dir", tmp_path / "out"], ["--actions", tmp_path / "later.parquet"]
     for kind, more, said in (
-        (
-            "offers",
-            [],
-            "name the table of the actions that it scores with --actions",
-        ),
+        ("offers", [], "name the table of the actions that it scores with --actions"),
         ("offers", [*actions, "--tasks", "items"], "ranks no tasks"),
         ("offers", [*actions, "--as_of", "2017-11-05"], "has no row in the actions that holds then"),
         ("likes", ["--tasks", "aisle"], "ranks no tasks"),
+        ("likes", ["--label_columns", actions[1], "--output_dir", tmp_path / "own"], "has no column 'customer_id'"),
     ):
         command("run_predict", "--model", tuned[kind], *words, *more, fails=said)
 

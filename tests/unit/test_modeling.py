@@ -91,15 +91,14 @@ def test_half_precision_stays_near(tiny_model, inputs, choices, dtype):
     torch.testing.assert_close(found.float(), exact, atol=0.25 if dtype == torch.bfloat16 else 0.03, rtol=0.03)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @torch.no_grad()
-def test_counts_stay_exact_in_half_precision(tiny_model, inputs, dtype, tmp_path):
+def test_counts_stay_exact_in_half_precision(tiny_model, inputs, tmp_path):
     model = fill_scorer(tiny_model(**COUNTED), reads_readout=False)
     torch.nn.init.normal_(model.model.state.directions)
     model.save_pretrained(tmp_path)
     exact = model(**inputs)
-    for found in (MCMForMultiTaskRecommendation.from_pretrained(tmp_path, dtype=dtype), model.to(dtype)):
-        assert found.dtype == dtype
+    for found in (MCMForMultiTaskRecommendation.from_pretrained(tmp_path, dtype=torch.float16), model.bfloat16()):
+        assert found.dtype.itemsize == 2
         torch.testing.assert_close(found(**inputs, parts=("embedding",)).to_tuple(), exact.to_tuple(), rtol=0, atol=0)
 
 
