@@ -57,7 +57,6 @@ REFUSED = [
     ("serve", "--store LOG", "is damaged or no SQLite file"),
     ("publish", "--min_customers 5", "needs --data"),
     ("publish", "--data docs --min_customers 1", "every value has 1 customer"),
-    ("publish", "--data docs", "docs"),
     ("publish", "--model runs/nowhere", "--model is 'runs/nowhere', which is no folder"),
     ("publish", "--privat", "did you mean '--private'"),
     ("forget", "--events LOG", "Give --data or --predictions"),

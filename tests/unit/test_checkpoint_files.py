@@ -85,12 +85,6 @@ def test_pipeline_refuses_another_extractor(tied, others, prepare_log, event_log
         pipeline("preference-scores", model=model, feature_extractor=MCMFeatureExtractor.from_pretrained(str(smaller)))
 
 
-def test_saving_again_keeps_the_digest(tied, tmp_path):
-    model = MCMForMultiTaskRecommendation.from_pretrained(tied)
-    model.save_pretrained(tmp_path / "again")
-    assert MCMModel.from_pretrained(tmp_path / "again").config.values_digest == model.config.values_digest
-
-
 def test_unknown_digest_gives_a_warning(save, monkeypatch):
     said = []
     monkeypatch.setattr("modeling_mcm.files_mcm.logger.warning_once", said.append)
@@ -104,9 +98,9 @@ def test_unknown_digest_gives_a_warning(save, monkeypatch):
 def test_every_class_reads_checkpoints_of_the_others(tied, tmp_path):
     MCMForActionRecommendation.from_pretrained(tied).save_pretrained(tmp_path / "offers")
     MCMModel.from_pretrained(tied).save_pretrained(tmp_path / "base")
-    for folder in (tied, tmp_path / "offers", tmp_path / "base"):
-        for model_class in CLASSES:
-            assert model_class.from_pretrained(folder).config.values_digest
+    folders = tied, tmp_path / "offers", tmp_path / "base"
+    found = {each.from_pretrained(folder).config.values_digest for folder in folders for each in CLASSES}
+    assert len(found) == 1 and None not in found
 
 
 @pytest.mark.parametrize("place", ["a folder", "the cache of the Hub"])

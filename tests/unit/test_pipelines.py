@@ -5,14 +5,9 @@
 import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, pipeline
+from transformers import pipeline
 
-from modeling_mcm import (
-    MCMConfig,
-    MCMFeatureExtractor,
-    MCMForMultiTaskRecommendation,
-    MCMModel,
-)
+from modeling_mcm import MCMFeatureExtractor, MCMForMultiTaskRecommendation, MCMModel
 from modeling_mcm.events_mcm import select_events
 from modeling_mcm.inputs_mcm import first_kept
 
@@ -36,16 +31,11 @@ def events(event_log):
     return event_log[event_log["who"] == name]
 
 
-def test_auto_classes_read_a_checkpoint(checkpoint):
-    assert type(AutoConfig.from_pretrained(checkpoint)) is MCMConfig
-    assert type(AutoModel.from_pretrained(checkpoint)) is MCMModel
-    assert type(AutoFeatureExtractor.from_pretrained(checkpoint)) is MCMFeatureExtractor
-
-
 def test_pipelines_give_what_the_model_says_of_the_latest_events(checkpoint, events):
     embed, score = (pipeline(task, model=checkpoint) for task in ("customer-embedding", "preference-scores"))
     model = MCMForMultiTaskRecommendation.from_pretrained(checkpoint).eval()
     extractor = MCMFeatureExtractor.from_pretrained(checkpoint)
+    assert type(embed.model) is MCMModel and type(embed.feature_extractor) is MCMFeatureExtractor
     mask_next = model.config.augmentation == "masked_lm"
     customer = {"events": events, "profile": {"age": "young"}}
     row = extractor.encode(customer)
