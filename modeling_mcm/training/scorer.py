@@ -49,6 +49,7 @@ START_STD, EPOCHS, LEARNING_RATE, WEIGHT_DECAY, EXAMPLES_OF_STEP = 0.02, 8, 3e-3
 RANKING = 1.5  # weight of the smooth NDCG
 MOST_TARGETS, TEMPERATURE = 12, 2.0  # of the smooth NDCG
 FEW = 1_000  # number of examples that a network's start is fitted on
+LEAST_ERRORS = 2  # number of standard errors above which what the encoder adds is no chance
 CASES_AT_ONCE = 64  # whose shares of all labels are in memory
 # Gradients are small, because most candidates are unlikely: the default tolerances would end the search at once.
 SEARCH = {"max_iter": 200, "tolerance_grad": 1e-9, "tolerance_change": 1e-12}
@@ -337,7 +338,7 @@ class ScorerFit:
 
     def finish(self, model: MCMForMultiTaskRecommendation) -> None:
         """Fits the network that reads the encoder of the trained model. A task uses it for a question where it adds
-        more to the NDCG@10 of counts alone on validation than the standard error of that, and the log says so."""
+        more to the NDCG@10 of counts alone on validation than two standard errors of that, and the log says so."""
         self.scorer = cast(LabelScorer, model.eval().scorer)
         if self.validation is None:
             logger.warning("Without validation cases nobody knows what the encoder is worth, so it is not used.")
@@ -349,7 +350,7 @@ class ScorerFit:
             gains = (ndcg[task] - self.ndcg[task])[question]
             gains = gains[~gains.isnan()]
             gain, error = gains.mean().item(), gains.std().item() / max(len(gains), 1) ** 0.5
-            is_used = gain > error
+            is_used = gain > LEAST_ERRORS * error
             words = f" within {HORIZON_DAYS:g} days" if question == WITHIN else ""
             logger.info(
                 f"The encoder adds {gain:+.4f} (standard error {error:.4f}) to the NDCG@10 of {name}{words} on "
