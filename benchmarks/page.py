@@ -98,7 +98,8 @@ encoder. {speed}
 - MCM is one model for all tasks of a log, five on Toys. RecTools has one for each task, trained until the NDCG@10 of
   validation stops to rise. It knows no visits, and reads the latest 100 labels, those of one time in random order.
 - Variants of MCM saw test cases: thirteen those of Complete Journey, ten of Ta-Feng's baskets, eight of Toys, five of
-  films by time, one of Ta-Feng. Variants of the state saw its targets: nine or more on Complete Journey, five on Ta-Feng.
+  films by time, one of Ta-Feng. Variants of the state saw its targets: nine or more on Complete Journey, five on
+  Ta-Feng.
 - One item, twice as frequent in the last baskets, decides what was never bought of Ta-Feng's baskets.
 - Training took, on two cores that were shared: {seconds}.
 - Each file names its commit. MCM on MovieLens is of fd8565e. RecTools, chances, small logs and LightGBM

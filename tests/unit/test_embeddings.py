@@ -49,9 +49,6 @@ def test_only_the_input_features_are_read(tiny_model, inputs):
     changed = {**inputs, "input_ids": ids}
     assert torch.equal(score(model, changed), score(model, inputs))
     assert not torch.allclose(score(tiny_model(), changed), score(tiny_model(), inputs), atol=1e-3)
-    tables = model.model.embeddings.events.feature_tables
-    start = inputs["input_ids"][0, 0]
-    assert_close(model.model.embeddings.events(inputs["input_ids"])[0, 0], tables[6].weight[start[6]])
 
 
 def test_order_is_unknown_without_positions(tiny_model, inputs):
