@@ -36,6 +36,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from modeling_mcm.action_mcm import MCMForActionRecommendation
+from modeling_mcm.customer_mcm import MCMForCustomerPrediction
 from modeling_mcm.data import NO_CUTOFFS, EventSchema, PreparedData, check_vocabularies, read_schema
 from modeling_mcm.data.dataset import MANIFEST_FILE
 from modeling_mcm.extras import needs
@@ -148,6 +149,8 @@ class PredictionOptions:
             )
         if of_offers and not self.top_k:
             raise ValueError("--top_k 0 leaves no action to write: give at least 1, or leave it out.")
+        if self.label_columns and head is not MCMForCustomerPrediction:
+            raise ValueError(f"{self.model} is an {head.__name__} and reads no --label_columns: leave them out.")
         if head is MCMForMultiTaskRecommendation:
             return self
         if self.chooses:

@@ -30,6 +30,7 @@ REFUSED = [
     ("predict", "--tasks brand", "No tasks ['brand']: this checkpoint predicts ['items', 'aisle', 'type']"),
     ("predict", "--exclude sen", "sen does not exist: check the path"),
     ("predict", "--actions LOG", "is an MCMForMultiTaskRecommendation: it scores no offers"),
+    ("predict", "--label_columns LOG", "reads no --label_columns: leave them out"),
     ("evaluate", "--horizon_days 0", "--horizon_days is 0; give a positive number of days"),
     ("evaluate", "--k 0", "--k and --batch_size must be at least 1"),
     ("evaluate", "--offers somewhere --only_new true", "are not for --offers"),
