@@ -192,8 +192,8 @@ def candidate_features(
             vectors, rows = cast(Readout, readout[index]).vectors, row[own] // len(tables)
             cosines = compare_vectors(vectors, rows, label[own], latest[index :: len(tables)])
             of_readout[:, own] = torch.stack([log_p[own], ranks[own].log2(), *cosines])
-    columns |= zip((feature.name for feature in FEATURES[COUNTED:]), of_readout, strict=True)
-    return Candidates(row, label, cell, torch.stack([columns[feature.name] for feature in FEATURES]).T)
+    counted = (columns[feature.name] for feature in FEATURES[:COUNTED])
+    return Candidates(row, label, cell, torch.stack([*counted, *of_readout]).T)
 
 
 class LabelColumns(NamedTuple):
