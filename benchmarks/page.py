@@ -103,8 +103,8 @@ encoder. {speed}
 - One item, twice as frequent in the last baskets, decides what was never bought of Ta-Feng's baskets.
 - Training took, on two cores that were shared: {seconds}.
 - Each file names its commit. RecTools, chances, small logs and LightGBM on Ta-Feng's baskets are of before ties were
-  broken by id. RecTools was not ranked again on the shop and on products of Ta-Feng since each of several unseen labels
-  counts. Speed and forecasts are of 3148bed3, speed of one run.
+  broken by id. RecTools was not ranked again on the shop and on products of Ta-Feng since each of several unseen
+  labels counts. Speed and forecasts are of 3148bed3, speed of one run.
 """
 Answer = dict[str, Any]  # of a file of results
 Runs = dict[tuple[str, str], list[Answer]]  # by log and method, a run for each seed
