@@ -278,11 +278,11 @@ def describe_labels(
     none. A task without a candidate has an empty list."""
     lists: dict[str, list[RankedLabel]] = {}
     for task in tasks:
-        values = candidates.decode(task, [label for label in columns[task].numpy()[row].tolist() if label])
-        scores = columns[task + SCORES].numpy()[row].tolist()
+        values = candidates.decode(task, [label for label in columns[task][row].tolist() if label])
+        scores = columns[task + SCORES][row].tolist()
         lists[task] = [{"label": value, "score": score} for value, score in zip(values, scores, strict=False)]
         if task + CHANCES in columns:
-            for entry, chance in zip(lists[task], columns[task + CHANCES].numpy()[row].tolist(), strict=False):
+            for entry, chance in zip(lists[task], columns[task + CHANCES][row].tolist(), strict=False):
                 entry["chance"] = chance
     return lists
 
