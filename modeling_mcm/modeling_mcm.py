@@ -31,7 +31,7 @@ from .forecaster_mcm import CustomerForecasts, VisitForecaster
 from .losses_mcm import Targets, TaskLabels, compute_in_parts, group_customers, task_losses
 from .readout_mcm import READOUTS, PrefixEnds, find_prefixes
 from .scorer_mcm import HORIZON_DAYS, NEXT_VISIT, WITHIN, LabelScorer, Readout, read_histories
-from .state_mcm import CustomerState
+from .state_mcm import CustomerState, Exact
 
 HUB_OPTIONS = "repo_id", "commit_message", "private", "token", "create_pr"  # of `save_pretrained(push_to_hub=True)`
 NEW = r"forecaster\.net$"  # not in checkpoints of earlier versions, whose forecasts knew no returns
@@ -113,13 +113,22 @@ class MCMPreTrainedModel(PreTrainedModel):
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
     _no_split_modules = ["BertLayer"]
-    # Parts of the names of what `Exact` keeps, without whole numbers, which would be loaded as others
-    _keep_in_fp32_modules_strict = "state forecaster counts of_readout calibration chance totals rarity _head".split()
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_record_outputs = {"hidden_states": BertLayer, "attentions": BertSelfAttention}
+
+    def post_init(self):
+        """Has what [`~state_mcm.Exact`] modules hold made and loaded in float32, but for whole numbers."""
+        super().post_init()
+        for name, module in self.named_modules():
+            if isinstance(module, Exact):
+                for key, value in module.state_dict(keep_vars=True).items():
+                    if value.dtype == torch.get_default_dtype():  # not what is of another type in any model
+                        value.data = value.data.float()
+                    if value.is_floating_point():
+                        self._keep_in_fp32_modules_strict.add(f"{name}.{key}")
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, output_loading_info=False, **kwargs):
