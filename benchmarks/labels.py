@@ -53,7 +53,7 @@ class Recurrent(torch.nn.Module):
         events, targets = torch.from_numpy(x), torch.from_numpy(classes)
         optimizer, best, since = torch.optim.Adam(self.parameters(), 2e-3, weight_decay=1e-4), np.inf, 0
         while since < 3:
-            for batch in torch.from_numpy(np.random.permutation(few)).split(32):
+            for batch in torch.from_numpy(few)[torch.randperm(len(few))].split(32):
                 optimizer.zero_grad()
                 cross_entropy(self(events[batch]), targets[batch]).backward()
                 optimizer.step()

@@ -222,7 +222,7 @@ class Predictor:
             if candidates.needs_seen:
                 past = [row["times"] <= (np.inf if as_of is None else as_of) for row in rows]
                 seen, taken = (
-                    [row[f"{kind}_{task}"][is_past] for row, is_past in zip(rows, past, strict=True)]
+                    [row[f"{kind}_{task}"][known] for row, known in zip(rows, past, strict=True)]
                     for kind in ("feature", "task")
                 )
             best = candidates.choose(task, outputs.logits[task], k, seen, customers, taken)
