@@ -64,6 +64,7 @@ CLOCK = r"\d{1,2}:\d{2}(:\d{2})?"
 Columns = Mapping[str, pd.Series]
 OUTFLOW = "paid"  # a column that is added
 SAME_DAY = 1.1  # events of a customer and day, on average, from which a day is a visit
+VARIES = 0.1  # share of the visits with several events in which a label has several values, at least
 
 
 @dataclass
@@ -123,7 +124,8 @@ class FrameReader:
 
         Returns:
             [`FrameReader`]: The reader. Numbers are numeric features, other columns are categorical ones, and the
-            features of most labels are the tasks. Without labels the token type is the only task. The amount is a
+            features of most labels are the tasks. What all events of a visit share, such as the device, is no label
+            where something else differs in a visit. Without labels the token type is the only task. The amount is a
             column that says what was paid, or a price times a quantity beside it; a price alone may be that of one
             unit, so it is none.
 
@@ -151,7 +153,10 @@ class FrameReader:
             when = f"{name!r}{how}, {times.min():%Y-%m-%d} to {times.max():%Y-%m-%d}"
             if "visit" not in {**given, **roles} and _has_busy_days(events[roles["customer"]], times):
                 roles["visit"] = VISIT_DAY
-        features, labels = _features(columns, roles)
+        visits = columns.get(roles.get("visit", ""))
+        if visits is None and roles.get("visit") == VISIT_DAY:
+            visits = times.dt.floor("D").head(ROWS_READ)
+        features, labels = _features(columns, roles, visits)
         reader = {}
         paid = {} if "amount" in given else _find_amount(features)
         words = f"{paid.get('name')!r}" if paid else "none: no column says what was paid"
@@ -420,10 +425,17 @@ def _has_busy_days(customers: pd.Series, times: pd.Series) -> bool:
     return len(keys) >= SAME_DAY * len(keys.assign(time=keys["time"].dt.floor("D")).drop_duplicates())
 
 
-def _features(columns: Columns, roles: Mapping) -> tuple[list[dict], dict[str, int]]:
-    """Features of the columns without another role, and the number of labels of those that can be tasks."""
+def _varies(values: pd.Series, customers: pd.Series, visits: pd.Series) -> bool:
+    """Whether visits with several events often have several values."""
+    counts = values.groupby([customers, visits], observed=True).agg(["size", "nunique"])
+    return bool((counts.loc[counts["size"] > 1, "nunique"] > 1).mean() >= VARIES)
+
+
+def _features(columns: Columns, roles: Mapping, visits: pd.Series | None) -> tuple[list[dict], dict[str, int]]:
+    """Features of the columns without another role, and the number of labels of those that can be tasks. `visits`:
+    the visit of each event, if it is known."""
     features = []
-    labels = {}
+    labels, varying = {}, {}
     if "token_type" in roles:
         features.append({"name": roles["token_type"]})
     customers = columns[roles["customer"]]
@@ -446,6 +458,11 @@ def _features(columns: Columns, roles: Mapping) -> tuple[list[dict], dict[str, i
             features.append(feature | ({"min_count": 5} if number > MANY else {}))
             if is_id and (values.groupby(customers, observed=True).nunique() > 1).any():  # else it is the customer's
                 labels[feature["name"]] = number
+                if visits is not None and _varies(values, customers, visits):
+                    varying[feature["name"]] = number
+    kinds = columns.get(roles.get("token_type", ""))
+    if varying or (visits is not None and kinds is not None and _varies(kinds, customers, visits)):
+        labels = varying
     if "time" in roles:
         features += [{"name": name, "kind": name} for name in ("weekday", "days_since_visit") if name not in columns]
     return features, labels
