@@ -438,7 +438,7 @@ class EventReader:
         if absent and events.is_target.any():
             logger.warning_once(
                 f"No event has the column {' or '.join(map(repr, absent))}: without the visit, events of one time are "
-                "one, and without the amount, nothing was paid. Give the columns as in the log."
+                "one visit, and without the amount, nothing was paid. Give the columns as in the log."
             )
         if (events.positions == NO_TIME).any():
             with naming(f"column {self.schema.order_column!r}"):

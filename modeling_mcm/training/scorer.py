@@ -185,6 +185,8 @@ class ScorerFit:
         start, end = (schema.scoring_time(cutoff) for cutoff in ("validation", "test"))
         sees_horizon = start is not None and end is not None and end - start >= HORIZON_DAYS * SECONDS_PER_DAY
         self.questions = (NEXT_VISIT, WITHIN) if sees_horizon else (NEXT_VISIT,)
+        if not sees_horizon:
+            logger.info(f"There are no chances within {HORIZON_DAYS:g} days: validation is shorter.")
         validation = self._read_validation()
         self.ndcg = self._fit(self.scorer.of_counts, examples, validation)
         # Validation cases `(cases, Q)` that have a target of a question in some task
