@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from modeling_mcm.configuration_mcm import UNKNOWN_ID
-from modeling_mcm.events_mcm import BoolArray, IntArray, check_columns, run_starts
+from modeling_mcm.events_mcm import SECONDS_PER_DAY, BoolArray, IntArray, check_columns, run_starts, to_iso
 from modeling_mcm.inputs_mcm import PER_EVENT, RowBatch
 from modeling_mcm.schema_mcm import check_choice
 
@@ -65,6 +65,16 @@ def load_columns(rows: datasets.Dataset, columns: Sequence[str]) -> RowBatch:
     return to_batch(rows.select_columns([*columns]).with_format("arrow")[:])
 
 
+def check_reached(events: IntArray, times: IntArray, what: str) -> None:
+    """Raises `ValueError` if some times are more than a day after the last of the times of `events`."""
+    if number := int((times > (end := events.max()) + SECONDS_PER_DAY).sum()):
+        raise ValueError(
+            f"{number} {what} are of times that the log does not reach: it ends on {to_iso(end)}, and they go on to "
+            f"{to_iso(times.max())}. What came between would be missing from the history; prepare the log up to the "
+            f"{what}, or leave these rows out."
+        )
+
+
 def count_pairs(first: NDArray, second: NDArray) -> tuple[IntArray, IntArray, IntArray]:
     """Counts pairs of whole numbers, of which the first is at least 0: both numbers of each distinct pair in ascending
     order, and how often the pair is there."""
@@ -107,12 +117,9 @@ class CaseEvents(NamedTuple):
 
     def next_visit(self) -> IntArray:
         """Indices of the target events of each customer's first visit that has one after the cutoff."""
-        row, visits = self.rows.row, self.rows.column("visits")
         targets = np.flatnonzero(self.future)
-        first = targets[run_starts(row[targets])]
-        next_visit = np.full(len(self.rows), -1)
-        next_visit[row[first]] = visits[first]
-        return targets[visits[targets] == next_visit[row[targets]]]
+        visits, is_first = self.rows.column("visits")[targets], run_starts(self.rows.row[targets])
+        return targets[visits == visits[is_first][is_first.cumsum() - 1]]
 
     def is_case(self, min_history: int, targets: NDArray) -> BoolArray:
         """Says for each customer whether the customer is a case. `targets` are a mask or indices of the events that

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from pandas.api import types
 
 from modeling_mcm.events_mcm import (
-    SECONDS_PER_DAY,
     IntArray,
     check_columns,
     naming,
@@ -32,7 +31,7 @@ from modeling_mcm.inputs_mcm import InputLayout, RowBatch, before
 from modeling_mcm.processing_mcm import MISSING_LABEL
 from modeling_mcm.schema_mcm import check_choice
 
-from .cases import load_columns
+from .cases import check_reached, load_columns
 from .collator import PreparedRows
 
 AUTO, CLASSES, NUMBER = LABEL_KINDS = ("auto", "classes", "number")
@@ -214,13 +213,8 @@ class LabelledCustomers:
         check_choice(on_unknown, "on_unknown", ON_UNKNOWN)
         batch = load_columns(rows, ["customer_id", "times"])
         times = batch.column("times")
-        first, end = times[batch.starts], int(times.max())
-        if len(late := np.flatnonzero(labels.times > end + SECONDS_PER_DAY)):
-            raise ValueError(
-                f"{len(late)} labels are of times that the log does not reach: it ends on {to_iso(end)}, customer "
-                f"{labels.customer_ids[late[0]]!r} has a label of {to_iso(labels.times[late[0]])}. What came between "
-                "would be missing from the history; prepare the log up to the labels, or leave these rows out."
-            )
+        first = times[batch.starts]
+        check_reached(times, labels.times, "labels")
         row_indices = pd.Index(batch.column("customer_id")).get_indexer(labels.customer_ids)
         is_known = row_indices >= 0
         has_history = is_known & (first[row_indices] < labels.times)

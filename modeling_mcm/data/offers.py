@@ -38,6 +38,7 @@ from modeling_mcm.events_mcm import (
 from modeling_mcm.inputs_mcm import before
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
+from .cases import check_reached, load_columns
 from .collator import PreparedRows, batches_by_length
 from .tables import read_table_file
 
@@ -182,8 +183,9 @@ class OfferReader:
     """Reads groups of offers in batches, each with its customer's history **before** the offers were made.
 
     Raises:
-        ValueError: If a customer is not in the prepared data set, or where [`EncodedActions`] raises one. A customer
-            without events before the offers is no error: the model then reads the profile and the start row alone.
+        ValueError: If a customer is not in the prepared data set, a time is more than a day after the last event of
+            the log, or where [`EncodedActions`] raises one. A customer without events before the offers is no error:
+            the model then reads the profile and the start row alone.
     """
 
     def __init__(self, rows: datasets.Dataset, offers: Offers, extractor: MCMFeatureExtractor, config: MCMConfig):
@@ -195,6 +197,7 @@ class OfferReader:
                 "prepare the log with their events, or leave their offers out."
             )
         self.times = groups["time"].to_numpy()
+        check_reached(load_columns(rows, ["times"]).column("times"), self.times, "groups of offers")
         self.rows, self.lengths = PreparedRows(rows, places), np.asarray(rows["test_end"])[places]
         self.actions = EncodedActions(extractor, config, offers.actions)
 

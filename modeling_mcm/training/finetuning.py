@@ -5,8 +5,6 @@
 Shapes: N examples, D numbers, V labels of all tasks, O outputs of the head.
 """
 
-import hashlib
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,8 +25,9 @@ from modeling_mcm.files_mcm import file_digest, read_json, write_json
 from modeling_mcm.option import REQUIRED, option
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
+from .checkpoints import checkpoint_digest
 from .fitting import minimize
-from .resuming import FINE_TUNING, Facts, is_finished, output_folder_lock
+from .resuming import FINE_TUNING, Facts, command_line, is_finished, output_folder_lock
 
 FOLDS, MANY = 5, 5_000  # folds of cross-validation; number of examples from which one of them is held out
 LEAST_SHARE = 1e-3  # of a fit, below which it is no part of an average
@@ -162,12 +161,6 @@ def draw_folds(customer_ids: NDArray, seed: int) -> NDArray:
     return np.random.default_rng(seed).permutation(np.arange(owner.max() + 1) % FOLDS)[owner]
 
 
-def compute_digest(folder: str | Path, patterns: Sequence[str]) -> str:
-    """Computes one SHA-256 digest of a folder's files."""
-    files = [path for pattern in patterns for path in sorted(Path(folder).glob(pattern))]
-    return hashlib.sha256(" ".join(map(file_digest, files)).encode()).hexdigest()
-
-
 def fine_tune(
     options: FineTuningOptions,
     data: PreparedData,
@@ -196,19 +189,20 @@ def fine_tune(
     tuned = read(options.model).eval()
     run = {
         "data": file_digest(data.folder / MANIFEST_FILE),
-        "pre-trained model": compute_digest(options.model, ("*.safetensors", "config.json")),
+        "pre-trained model": checkpoint_digest(tuned, extractor),
         kind: digest,
         "options": {**own, "seed": options.seed},
     }
     output = Path(options.output_dir or f"runs/{kind}")
     with output_folder_lock(output):
-        if is_finished(output, FINE_TUNING, run):
+        if is_finished(output, FINE_TUNING, run, is_writer=False):
             return read_json(output / FINE_TUNING)
         facts = fit(tuned, extractor) | {
             "seed": options.seed,
             "seconds": time.monotonic() - start,
-            "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "command": command_line(),
         }
+        is_finished(output, FINE_TUNING, run)  # not before, so that a refused table leaves nothing
         tuned.save_pretrained(output)
         extractor.save_pretrained(output)
         write_json(output / FINE_TUNING, facts)

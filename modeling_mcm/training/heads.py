@@ -9,6 +9,7 @@ Shapes: N examples or offers, S size of the state, V labels of all tasks, C clas
 
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -41,7 +42,7 @@ from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.state_mcm import ROTATED, WHITENED, CustomerState
 
 from .checkpoints import read_checkpoint
-from .finetuning import FineTuningOptions, HeadInputs, compute_digest, draw_folds, fine_tune, fit_linear
+from .finetuning import FineTuningOptions, HeadInputs, draw_folds, fine_tune, fit_linear
 from .resuming import Facts
 
 logger = logging.get_logger(__name__)
@@ -301,6 +302,6 @@ def train_to_offers(options: FineTuningOptions, offer_options: OfferOptions) -> 
         logger.info(f"Fitted to {len(table):,} of {len(trained.table):,} offers.")
         return {"groups": table["group_id"].nunique(), "offers": len(table), "outcomes": outcomes}
 
-    digest = compute_digest(str(offer_options.offers), ("*.parquet",))
+    digest = " ".join(map(file_digest, sorted(Path(str(offer_options.offers)).glob("*.parquet"))))
     read = partial(read_checkpoint, MCMForActionRecommendation, new=(HEAD,), action_outcomes=outcomes)
     return fine_tune(options, data, "offers", digest, {"outcomes": outcomes}, read, fit)

@@ -5,7 +5,6 @@ counting baselines."""
 
 import os
 import platform
-import sys
 from collections.abc import Collection
 from dataclasses import replace
 from functools import partial
@@ -37,6 +36,7 @@ from .resuming import (
     PRETRAINING,
     Facts,
     check_processes,
+    command_line,
     deciding_options,
     is_finished,
     last_whole_checkpoint,
@@ -83,7 +83,9 @@ def chosen_recipe(options: ModelOptions, named: Collection[str]) -> Recipe:
     if "fsdp" in named or os.environ.get("ACCELERATE_USE_FSDP") == "true":
         left_out.add("ema_decay")
     training = {name: value for name, value in recipe.training.items() if name not in left_out}
-    reasons = ["No encoder is trained: scores come from counts alone."] if options.encoder == NONE else recipe.reasons
+    reasons = recipe.reasons
+    if options.encoder == NONE:
+        reasons = ["No encoder is trained, nor are options of its training read: scores come from counts alone."]
     return replace(recipe, training=training, reasons=reasons)
 
 
@@ -155,7 +157,7 @@ def pretrain(options: ModelOptions, training: PretrainingArguments, recipe: Reci
     if config.readout_bias:
         model.initialize_from_popularity(popularity(data, config))
     names = "encoder", "ema_decay", "target_half_life_days", "sampled_labels"
-    own = {name: getattr(options, name) for name in names} | {"max_events": extractor.max_events}
+    own = {name: getattr(options, name) for name in names} | {"max_events": extractor.schema.max_events}
     run = {"data": file_digest(data.folder / MANIFEST_FILE), "options": deciding_options(training, config, own)}
     output = Path(str(training.output_dir))
     with output_folder_lock(output, training.should_save):
@@ -231,7 +233,7 @@ def _train(
         "parameters": sum(parameter.numel() for parameter in optimized),
         "batch_size": step_size(training),
         "seed": training.seed,
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": command_line(),
         "data": data.schema.name,
         "versions": data.manifest.versions | {"modeling-mcm": __version__, "torch": torch.__version__},
         "machine": {

@@ -10,6 +10,7 @@ digests before its last file, the state, is written: one that a kill cut, or tha
 
 import json
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -93,6 +94,11 @@ def last_whole_checkpoint(output_dir: Path) -> str | None:
         shutil.rmtree(aside, ignore_errors=True)
         shutil.move(newest, aside) if Path(newest, FILES).exists() else shutil.rmtree(newest)
     return newest
+
+
+def command_line() -> str:
+    """The command of this process, as a person writes it."""
+    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def check_processes(run: Facts) -> None:

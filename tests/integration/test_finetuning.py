@@ -3,6 +3,7 @@
 """Fine-tuning to offers and to labels as a person runs it: fit, evaluate, predict, and the page and the service."""
 
 import importlib
+import json
 import shutil
 import sys
 from functools import partial
@@ -141,13 +142,20 @@ def test_offers_that_are_not_read_are_made_up_for_by_weights(options, prepared, 
     assert (1 / (1 + np.exp(-scores))).mean() == pytest.approx(table.table["conversion"].mean(), abs=0.06)
 
 
-def test_offers_that_run_beside_those_to_evaluate_on_are_not_trained_on(options, offers, tmp_path, command):
+def test_offers_beside_those_to_evaluate_on_or_after_the_log_are_not_trained_on(options, offers, tmp_path, command):
     shutil.copytree(offers, tmp_path / "turned")
-    table = pd.read_parquet(offers / "offers.parquet").replace({"split": {"train": "test", "test": "train"}})
-    table.to_parquet(tmp_path / "turned" / "offers.parquet")
+    path, table = tmp_path / "turned" / "offers.parquet", pd.read_parquet(offers / "offers.parquet")
     words = [*options["offers"], "--output_dir", tmp_path / "run", "--offers", tmp_path / "turned"]
-    command("run_finetune", *words, fails="when offers to evaluate on run already")
-    assert not (tmp_path / "run").exists()
+    for changed, message in (
+        (table.replace({"split": {"train": "test", "test": "train"}}), "when offers to evaluate on run already"),
+        (
+            table.assign(split="train", time=table["time"] + pd.Timedelta("400D")),
+            "that the log does not reach: it ends",
+        ),
+    ):
+        changed.to_parquet(path)
+        command("run_finetune", *words, fails=message)
+        assert not [*(tmp_path / "run").glob("*")]
 
 
 def test_evaluation_of_offers_prints_and_writes_a_table(
@@ -200,16 +208,20 @@ OTHERWISE = [
     ("likes", ["--label", "spent"], "label likes and this run has spent"),
     ("likes", ["--validation_share", 0.5], "validation_share 0.2 and this run has 0.5"),
     ("likes", ["--labels", "OTHER"], "other labels"),
+    ("likes", ["--model", "SHORT"], "other pre-trained model"),
 ]
 
 
 def test_a_folder_of_another_run_is_refused_and_a_finished_run_is_left_alone(
-    options, labels, tuned, tmp_path, command, caplog
+    options, labels, tuned, pretrained, tmp_path, command, caplog
 ):
-    pd.read_csv(labels)[::-1].to_csv(tmp_path / "other.csv", index=False)
+    given = {"OTHER": tmp_path / "other.csv", "SHORT": shutil.copytree(pretrained, tmp_path / "short")}
+    pd.read_csv(labels)[::-1].to_csv(given["OTHER"], index=False)
+    settings = given["SHORT"] / "preprocessor_config.json"
+    settings.write_text(json.dumps(read_json(settings) | {"max_events": 9}))
     before = {kind: content(folder) for kind, folder in tuned.items()}
     for kind, words, message in OTHERWISE:
-        words = [tmp_path / "other.csv" if word == "OTHER" else word for word in words]
+        words = [given.get(word, word) for word in words]
         said = command("run_finetune", *options[kind], "--output_dir", tuned[kind], *words, fails="trained otherwise")
         assert message in said and "give another output_dir" in said
     for kind, words in options.items():

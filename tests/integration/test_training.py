@@ -194,7 +194,7 @@ def test_an_option_wins_over_the_recipe(prepared, tmp_path):
 def test_without_an_encoder_counts_are_fitted_and_scored(prepared, tmp_path):
     words = ["--data", prepared, "--encoder", "none", "--output_dir", tmp_path / "run", "--report_to", "none"]
     said = forked_runs.pretrain([*words, "--disable_tqdm", "true"], tmp_path / "log")
-    assert "scores come from counts alone" in said and "The encoder adds" not in said
+    assert "options of its training read: scores come from counts alone" in said and "The encoder adds" not in said
     config = read_json(tmp_path / "run" / "config.json")
     assert (config["scorer"], config["kind_feature"], config["num_hidden_layers"]) == (True, "type", 0)
     assert [path.name for path in (tmp_path / "run").glob("*.safetensors")] == ["model.safetensors"]
