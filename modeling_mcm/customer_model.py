@@ -435,7 +435,8 @@ class CustomerModel:
 
         schema = schema or read_schema(self.feature_extractor)
         nothing = dict.fromkeys(schema.profile_columns) | {schema.customer: self.customers}  # as in `_row`
-        prepare(self._events, schema, folder, profile=pd.DataFrame(nothing), feature_extractor=self.feature_extractor)
+        profile = pd.DataFrame(nothing) if schema.profile else None
+        prepare(self._events, schema, folder, profile, self.feature_extractor)
         return PreparedData(folder)
 
     def _row(self, customer: object) -> Row:

@@ -153,7 +153,7 @@ class Predictor:
         times = None if as_of is None else np.broadcast_to(as_of, len(rows))
         mask_next = config.augmentation == "masked_lm"
         inputs = dict(self.extractor.pad(rows, mask_next=mask_next, as_of=times, features=features))
-        if config.label_columns and self.head == PREDICTING:
+        if self.head == PREDICTING:
             encoded = [_encode(config.label_columns, row.get(LABEL_COLUMNS) or {}) for row in rows]
             inputs[LABEL_COLUMNS] = torch.from_numpy(np.array(encoded))
         return inputs
@@ -201,6 +201,8 @@ class Predictor:
         """
         if tasks:
             self.check_head(RANKING)
+        if horizon_days is not None and self.extractor.order is not None:
+            raise ValueError("`horizon_days` needs times, and the log has `order` instead: leave it out.")
         told = self.model.base_model.select_forecasts(days)
         if forecasts and not told.are_trained:
             raise MissingForecastsError(self.model.name_or_path)

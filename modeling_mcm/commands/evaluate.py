@@ -107,8 +107,9 @@ class EvaluationOptions:
             raise ValueError(f"--horizon_days is {self.horizon_days:g}; give a positive number of days, such as 30.")
         if min(self.k) < 1 or self.batch_size < 1:
             raise ValueError("--k and --batch_size must be at least 1.")
-        if self.offers and (self.only_new or self.horizon_days):
-            raise ValueError("--only_new and --horizon_days are not for --offers: leave them out, or --offers.")
+        of_visits = "tasks", "baselines", "only_new", "horizon_days", "values_file"
+        if self.offers and (unread := [f"--{name}" for name in of_visits if getattr(self, name)]):
+            raise ValueError(f"{', '.join(unread)} is not read with --offers: leave it out, or --offers.")
 
 
 def write_protocol(cases: EvaluationCases, tasks: list[str]) -> str:

@@ -10,7 +10,7 @@
 --predictions. Each data set that holds one of them is prepared again from these files, with its own schema and
 vocabularies. All files are read before any is changed, and again after the deletion. The exit status is 1 if a file
 can't be read or still holds a customer, or no file holds an id; the other customers are deleted. If the command was
-killed, start it again to finish. Model weights, vocabularies (docs/operations.md says what that means), backups and
+killed, start it again to finish. Model weights, vocabularies (docs/production.md says what that means), backups and
 other copies are not touched.
 """
 
@@ -44,8 +44,10 @@ class ForgetOptions:
     def __post_init__(self) -> None:
         if not self.data and not self.predictions:
             raise ValueError("Give --data or --predictions: the folders that customers are to be deleted from.")
-        if bool(self.data) != bool(self.events):
-            raise ValueError("Give --data and --events together: data sets are prepared again from their log.")
+        if bool(self.data) != bool(self.events) or (self.profile and not self.data):
+            raise ValueError(
+                "Give --data and --events together, and --profile with them: data sets are prepared again from these."
+            )
 
 
 def _read_ids(path: str) -> list[str]:

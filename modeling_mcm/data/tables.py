@@ -30,6 +30,8 @@ def read_table_file(path: str | Path, as_text: Sequence[str] | None = None) -> p
                 raise ValueError("it is no text in UTF-8; if it is UTF-16 or a spreadsheet, save it as UTF-8")
         with csv.open_csv(path) as reader:
             names = reader.schema.names
+        if len({*names}) < len(names):
+            raise ValueError(f"two columns have one name among {', '.join(names)}; rename one")
         text = _read_csv(path, names)
         if as_text is None:
             return text

@@ -102,7 +102,7 @@ class Places:
                     self.events,
                     prepared.schema,
                     folder,
-                    next(iter(self.profile), None),
+                    self.profile[0] if prepared.schema.profile else None,
                     prepared.extractor,
                     rows_per_shard=prepared.manifest.options["rows_per_shard"],
                     overwrite=True,

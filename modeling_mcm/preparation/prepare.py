@@ -182,9 +182,9 @@ def prepare(
         OSError: If the disk is full or not writable. Nothing is left behind.
     """
     check_integer(rows_per_shard, "rows_per_shard", 1, MOST_ROWS_PER_SHARD)
-    if schema.profile and profile is None:
+    if bool(schema.profile) != (profile is not None):
         raise ValueError(
-            "The schema has `profile` features, but no profile table is given; pass `profile` (--profile)."
+            "`profile` features of the schema and a profile table (--profile) go together: give both, or none of them."
         )
     if feature_extractor is not None:
         check_same_features(feature_extractor, schema)

@@ -536,6 +536,8 @@ def test_further_columns_are_features(bank, tmp_path):
     assert reasons["kind: worker"] < 0 and reasons["age"] < 0 == reasons["vip: [missing]"]
     with pytest.raises(ValueError, match="`label_columns`: unknown 'knd'; did you mean 'kind'"):
         ask(knd="worker")
+    with pytest.raises(ValueError, match="`label_columns`: unknown 'kind', 'age', 'vip'"):
+        tuned.predict([name], columns={name: held})
     with pytest.raises(ValueError, match="column 'age': found 'old' .*, expected a number"):
         ask(age="old")
     with pytest.raises(ValueError, match="No customer '7' among the events"):

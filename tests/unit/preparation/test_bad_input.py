@@ -177,7 +177,7 @@ def test_an_event_without_any_value_is_refused(tmp_path):
 def test_bad_profile_is_refused(tmp_path):
     profile = make_profile()
     for table, message in (
-        (None, "no profile table"),
+        (None, "go together: give both"),
         (pd.concat([profile, profile.head(1)]), "several rows for the customer '0'"),
         (profile.drop(columns="age"), "profile table has no column 'age'"),
     ):
