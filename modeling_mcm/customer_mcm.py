@@ -40,7 +40,8 @@ class MCMPredictionOutput(ModelOutput):
     numbers (`torch.FloatTensor` of shape `(batch_size, state_size + num_numbers)`):
         The state and the numbers of further columns, which the head reads.
     label_counts (`torch.FloatTensor` of shape `(batch_size, num_all_labels)`):
-        Logarithms of 1 plus the number of events with each label of each task until `as_of`, which the head reads.
+        Logarithms of 1 plus the number of events with each label of each task until `as_of`, as a vector of length 1,
+        which the head reads.
     """
 
     loss: Tensor | None = None
@@ -51,8 +52,8 @@ class MCMPredictionOutput(ModelOutput):
 
 
 class PredictionHead(Exact):
-    """A linear model W s + U x + b of s, the state and further columns, and of x, the label counts times the labels'
-    rarities, as a vector of length 1 (tf-idf).
+    """A linear model W s + U x + b of s, the state and further columns, and of x, the label counts, as
+    [`MCMPredictionOutput`] has them.
 
     Args:
         numbers, labels, classes (`int`): S + K, V and C.
@@ -62,11 +63,10 @@ class PredictionHead(Exact):
         super().__init__()
         self.state = nn.Linear(numbers, classes)
         self.labels = nn.Linear(labels, classes, bias=False)
-        self.rarity = nn.Buffer(torch.zeros(labels))
 
     def forward(self, numbers: Tensor, counts: Tensor) -> Tensor:
         """Scores `(B, C)` from numbers `(B, S + K)` and counts `(B, V)`, as [`MCMPredictionOutput`] has them."""
-        return self.state(numbers) + self.labels(F.normalize(counts * self.rarity))
+        return self.state(numbers) + self.labels(counts)
 
 
 @auto_docstring(
@@ -106,8 +106,9 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
-        if isinstance(module, PredictionHead):  # all customers get the same prediction
-            for value in module.state_dict().values():
+        head = getattr(self, "prediction_head", None)
+        if head is not None and module in head.children():  # all customers get the same prediction
+            for value in module.parameters():
                 init.zeros_(value)
 
     def predictions(self, logits: Tensor) -> dict[str, Tensor]:
@@ -122,7 +123,7 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
         each one of further columns, then of each label of each task. With them the scores `(B, C)`. The arguments are
         those of `forward`."""
         outputs, head = self(**inputs), self.prediction_head
-        read = torch.cat([outputs.numbers, F.normalize(outputs.label_counts * head.rarity)], 1)
+        read = torch.cat([outputs.numbers, outputs.label_counts], 1)
         return read[..., None] * torch.cat([head.state.weight, head.labels.weight], 1).T, outputs.logits
 
     def compute_loss(self, scores: Tensor, labels: Tensor) -> Tensor:
@@ -176,7 +177,7 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
         for task, size in self.config.label_sizes.items():
             ids = input_ids[:, 1:, self.config.features.index(task)]
             counts.append(sum_by_value(ids, (is_counted & (ids >= FIRST_LABEL)).float(), size))
-        had, head = torch.cat(counts, 1).log1p(), self.prediction_head
+        had, head = F.normalize(torch.cat(counts, 1).log1p()), self.prediction_head
         numbers = F.pad(state, (0, head.state.in_features - state.shape[1]))
         if label_columns is not None:
             numbers[:, state.shape[1] :] = label_columns

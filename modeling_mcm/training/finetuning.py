@@ -69,18 +69,19 @@ def fit_linear(
     compute_loss: Loss,
     folds: NDArray,
     penalties: Sequence[float],
-    scales: Sequence[tuple[Tensor, float]],
+    scales: Sequence[tuple[Tensor, float, float]],
 ) -> tuple[NDArray, list[Tensor]]:
     """Fits a linear head of `outputs` scores for each of some scales and penalties, and averages these by what
-    cross-validation says of them: shares are proportional to the likelihood of what was held out. Few examples tell
-    them hardly apart, and the best of many is then one by luck.
+    cross-validation says of them: shares are proportional to the weight of the scale and the likelihood of what was
+    held out. Few examples tell them hardly apart, and the best of many is then one by luck.
 
     Args:
         y (`Tensor` of shape `(N, ...)`): What `compute_loss`, a mean over the examples, compares scores with.
         folds (`np.ndarray` of shape `(N,)`): Fold of each example, numbered from 0.
         penalties (sequence of `float`): Factors on the squared weights beside the sum of the losses, the largest
             first: each fit starts from the last.
-        scales (sequence of tuples): What the numbers, less their means, are multiplied by, `(D,)`, and the labels.
+        scales (sequence of tuples): What the numbers, less their means, are multiplied by, `(D,)`, what the labels,
+            and the weight.
 
     Returns:
         `tuple`: The share that each of the scales and penalties has in the head, `(scales, penalties)`; and weights
@@ -92,7 +93,7 @@ def fit_linear(
         return HeadInputs((inputs.numbers - mean) * of_numbers, inputs.labels * np.float32(of_labels))
 
     for scale, of_scale in zip(scales, losses, strict=True):
-        z = scaled(*scale)
+        z = scaled(*scale[:2])
         for fold in range(FOLDS if len(y) < MANY else 1):
             held_out = folds == fold
             if 0 < held_out.sum() < len(y):
@@ -103,14 +104,14 @@ def fit_linear(
     if y.is_floating_point() and y.ndim == 1:  # squares of what a number lacks, normal with their mean as variance
         number = max(number // len(scales), 1)
         losses = number / 2 * np.log(losses.clip(min=1e-12) / number)
-    shares = softmax(-losses)
+    shares = softmax(np.log([scale[2] for scale in scales])[:, None] - losses)
     shares[shares < LEAST_SHARE] = 0.0
     shares /= shares.sum()
     total = [torch.zeros(outputs, inputs.numbers.shape[1]), torch.zeros(outputs, inputs.labels.shape[1])]
     total.append(torch.zeros(outputs))
     for scale, of_scale in zip(scales, shares, strict=True):
         read = 1 + max(np.flatnonzero(of_scale).tolist(), default=-1)
-        fits = _fit_path(scaled(*scale), y, outputs, compute_loss, penalties[:read])
+        fits = _fit_path(scaled(*scale[:2]), y, outputs, compute_loss, penalties[:read])
         for share, (weight, of_labels, bias) in zip(of_scale, fits, strict=False):
             weight = weight.T * scale[0]
             for sums, value in zip(total, (weight, of_labels.T * scale[1], bias - weight @ mean), strict=True):

@@ -24,7 +24,6 @@ from modeling_mcm.data import NO_CUTOFFS, PreparedData
 from modeling_mcm.data.labels import (
     AUTO,
     ERROR,
-    FEWEST,
     LABEL_KINDS,
     NUMBER,
     ON_UNKNOWN,
@@ -49,13 +48,13 @@ logger = logging.get_logger(__name__)
 NEW = "prediction_head."
 AT_ONCE = 64  # histories that are read at a time
 PENALTIES = (400.0, 120.0, 40.0, 10.0, 4.0, 1.5, 0.5)  # of `fit_linear`
-# Factors of the state's standardised numbers by the first part of their names, and of labels: there are far fewer
-# numbers than labels, and the rotated components say least. Who the customer is stands in labels, who leaves in plain
-# counts, so heads with each of these factors are averaged.
+# Heads that are averaged: factors of the state's standardised numbers by the first part of their names, that of
+# labels, and the head's weight before any example. Who the customer is stands in labels, and who leaves in plain
+# counts. A hundred examples hardly say which, but where counts decide they say it clearly.
 SCALES = [
-    ({WHITENED: 0.2, ROTATED: 0.05, "": 0.1}, 1.0),
-    ({WHITENED: 0.2, ROTATED: 0.05, "": 1.0}, 1.0),
-    ({WHITENED: 0.0, ROTATED: 0.0, "": 1.0}, 0.0),
+    ({WHITENED: 0.06, ROTATED: 0.015, "": 0.03}, 1.0, 20.0),
+    ({WHITENED: 0.2, ROTATED: 0.05, "": 0.1}, 1.0, 1.0),
+    ({WHITENED: 0.0, ROTATED: 0.0, "": 1.0}, 0.0, 1.0),
 ]
 
 
@@ -142,14 +141,9 @@ def read_inputs(
 @torch.no_grad()
 def fit_head(model: MCMForCustomerPrediction, inputs: HeadInputs, labels: torch.Tensor, folds: NDArray) -> NDArray:
     """Fits a model's head to the inputs and labels `(N,)` of training customers: logistic or linear regression of
-    standardised states and further columns, and of label counts times the label's rarity, the logarithm of N over the
-    number of examples that had it, the average over `SCALES` and L2 penalties. The `folds` `(N,)` are numbered from 0.
-    Returns the share of each of these, `(scales, penalties)`."""
+    standardised states and further columns, and of label counts, the average over `SCALES` and L2 penalties. The
+    `folds` `(N,)` are numbered from 0. Returns the share of each of these, `(scales, penalties)`."""
     names = cast(CustomerState, model.model.state).names
-    number = np.bincount(inputs.labels.indices, minlength=inputs.labels.shape[1])
-    rarity = np.where(number >= FEWEST, np.log(len(labels) / number.clip(min=1)), 0.0).astype(np.float32)
-    used = np.flatnonzero(rarity > 0)
-    inputs = inputs._replace(labels=_weigh(inputs.labels, rarity)[:, used])
     y, shift, scale = labels, 0.0, 1.0
     if y.is_floating_point():
         shift, scale = y.double().mean().item(), max(y.double().std().item(), 1e-9)
@@ -157,33 +151,24 @@ def fit_head(model: MCMForCustomerPrediction, inputs: HeadInputs, labels: torch.
     head, compute_loss = model.prediction_head, model.compute_loss
     std, scales = inputs.numbers.std(0).clamp(min=1e-9), []
     std[: len(names)] = std[: len(names)].clamp(min=1e-3)
-    for by_name, factor_of_labels in SCALES:
+    for by_name, factor_of_labels, prior in SCALES:
         factors = torch.ones_like(std)
         for place, name in enumerate(names):
             factors[place] = next(factor for start, factor in by_name.items() if name.startswith(start))
-        scales.append((factors / std, factor_of_labels))
+        scales.append((factors / std, factor_of_labels, prior))
     shares, parameters = fit_linear(inputs, y, model.num_labels, compute_loss, folds, PENALTIES, scales)
     weight, of_labels, bias = (values * scale for values in parameters)
     head.state.weight.copy_(weight)
     head.state.bias.copy_(bias + shift)
-    head.labels.weight.zero_()
-    head.labels.weight[:, torch.from_numpy(used)] = of_labels
-    head.rarity.copy_(torch.from_numpy(rarity))
+    head.labels.weight.copy_(of_labels)
     return shares
-
-
-def _weigh(counts: csr_array, rarity: NDArray) -> csr_array:
-    """Label counts times rarities, as vectors of length 1, as the head reads them."""
-    weighed = csr_array(counts.multiply(rarity))
-    lengths = np.sqrt(weighed.multiply(weighed).sum(1)).clip(min=1e-12)
-    return csr_array(weighed.multiply(1 / lengths[:, None]))
 
 
 @torch.no_grad()
 def predict(model: MCMForCustomerPrediction, inputs: HeadInputs) -> torch.Tensor:
     """The scores `(N, C)` of a model's head."""
     head = model.prediction_head
-    of_labels = _weigh(inputs.labels, head.rarity.numpy()) @ head.labels.weight.numpy().T
+    of_labels = inputs.labels @ head.labels.weight.numpy().T
     return head.state(inputs.numbers) + torch.from_numpy(of_labels)
 
 
@@ -293,7 +278,7 @@ def train_to_offers(options: FineTuningOptions, offer_options: OfferOptions) -> 
         folds = draw_folds(table["customer_id"].to_numpy(), options.seed)
         std = inputs.numbers.std(0).clamp(min=LEAST_STD)
         _, parameters = fit_linear(
-            inputs, y, len(outcomes), compute_offer_loss, folds, OFFER_PENALTIES, [(1 / std, 1.0)]
+            inputs, y, len(outcomes), compute_offer_loss, folds, OFFER_PENALTIES, [(1 / std, 1.0, 1.0)]
         )
         head = model.action_head.requires_grad_(False)
         stored = head.numbers.weight, head.labels.weight, head.numbers.bias

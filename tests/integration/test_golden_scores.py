@@ -115,7 +115,6 @@ def shop(case, request, tmp_path):
     elif name == "label":
         model = MCMForCustomerPrediction.from_pretrained(str(DUMMY), id2label={0: "stays", 1: "leaves"})
         draw_by_name(model.prediction_head, std=0.1)
-        model.prediction_head.rarity.fill_(1.0)
     elif name == "offers":
         model = MCMForActionRecommendation.from_pretrained(str(DUMMY))
         draw_by_name(model.action_head, std=0.1)

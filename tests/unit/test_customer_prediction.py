@@ -57,25 +57,23 @@ def make_inputs(states, model, counts=None):
 
 
 @pytest.mark.parametrize("number", [1, 2])
-def test_the_head_is_a_penalised_linear_model_of_state_and_rare_labels(make_model, number, monkeypatch):
+def test_the_head_is_a_penalised_linear_model_of_state_and_labels(make_model, number, monkeypatch):
     monkeypatch.setattr("modeling_mcm.training.heads.SCALES", SCALES[:1])
     generator, model = torch.Generator().manual_seed(0), make_model(num_labels=number)
     states = torch.randn(200, 12, generator=generator) * 3 + 1
     size = model.prediction_head.labels.in_features
     counts = torch.rand(200, size, generator=generator) * (torch.rand(200, size, generator=generator) < 0.2)
-    counts[:4, 5], counts[4:, 5] = 1.0, 0.0  # too few had it
+    counts = F.normalize(counts)
     signal = states @ torch.randn(12, generator=generator) + 9 * (counts[:, 3] > 0)
     signal = signal + 40 * torch.randn(200, generator=generator)
     labels = 1000 * signal if number == 1 else (signal > signal.mean()).long()
     (shares,) = fit_head(model, make_inputs(states, model, counts), labels, np.arange(200) % 5)
     assert shares.max() < 0.95  # of several penalties
-    has = (counts > 0).sum(0)
-    rare = counts * torch.where(has >= 5, (200 / has).log(), 0.0)
     starts = [name.partition("_")[0] for name in model.model.state.names]
     assert {"direction", "visits"} <= {*starts}
     factors = SCALES[0][0]
     scales = torch.tensor([factors.get(f"{start}_", factors[""]) for start in starts])
-    z = torch.cat([scales * (states - states.mean(0)) / states.std(0), F.normalize(rare, dim=1)], 1).numpy()
+    z = torch.cat([scales * (states - states.mean(0)) / states.std(0), counts], 1).numpy()
     found = model.prediction_head(states, counts).detach()
     if number == 1:
         learners, known = [linear_model.Ridge(penalty) for penalty in PENALTIES], (z, labels.numpy())
@@ -107,12 +105,12 @@ def test_plain_counts_that_decide_are_hardly_shrunk(make_model, monkeypatch):
     assert losses[1] < 0.9 * losses[0]
 
 
-def test_where_nothing_can_be_learned_the_penalty_is_large(make_model):
+def test_where_nothing_can_be_learned_all_predictions_are_alike(make_model):
     torch.manual_seed(0)
     model = make_model(num_labels=2)
     inputs = make_inputs(torch.randn(1000, 12), model)
-    shares = fit_head(model, inputs, torch.randint(2, (1000,)), np.arange(1000) % 5)
-    assert shares.sum(0) @ PENALTIES > 100
+    fit_head(model, inputs, torch.randint(2, (1000,)), np.arange(1000) % 5)
+    assert predict(model, inputs).diff().std() < 0.1
 
 
 def test_the_encoder_does_not_run(make_model, inputs, monkeypatch):
