@@ -371,7 +371,8 @@ class CustomerModel:
     def evaluate(self, labels: object = None, label: str | None = None) -> pd.DataFrame:
         """How good the model is, beside counting baselines, on each customer's visits after the test cutoff, which
         training did not read: next-visit NDCG@10 of each task, a row for each method. Of a model that was fine-tuned
-        to a label: the metrics of a table of labels, as `finetune` takes it."""
+        to a label: the metrics of a table of labels, as `finetune` takes it. They are too good of labels that it was
+        fitted to: give others."""
         with tempfile.TemporaryDirectory() as folder:
             if self._predictor.head == PREDICTING:
                 return self._evaluate_labels(folder, labels, label)
@@ -385,7 +386,7 @@ class CustomerModel:
             return mean_values(results, "next_visit_ndcg@10").rename_axis("method")
 
     def _evaluate_labels(self, folder: str, labels: object, label: str | None) -> pd.DataFrame:
-        from .data.labels import NUMBER, LabelledCustomers, make_labels
+        from .data.labels import CLASSES, NUMBER, LabelledCustomers, make_labels
         from .evaluation.metrics import measure_labels
         from .training.heads import predict, read_inputs
 
@@ -393,12 +394,13 @@ class CustomerModel:
             raise ValueError("`labels` is missing: give a table of customer, `as_of` and label.")
         table, columns = self._read_labels(labels, label)
         name, customer, time = columns.values()
-        given = make_labels(table, name, customer, time, time_zone=self.feature_extractor.time_zone)
-        if given.classes != tuple(self.model.config.id2label.values()) and given.kind != NUMBER:
+        kind = NUMBER if self.model.num_labels == 1 else CLASSES
+        given = make_labels(table, name, customer, time, kind, self.feature_extractor.time_zone)
+        if given.classes and given.classes != tuple(self.model.config.id2label.values()):
             raise ValueError(f"The labels are {given.classes}, the model's {self.model.config.id2label}: give both.")
         customers = LabelledCustomers(self._prepare(folder).rows, given)
         scores = predict(self.model, read_inputs(self.model, self.feature_extractor, customers)[0])
-        return pd.DataFrame([measure_labels(scores.numpy(), given.values, given.kind == NUMBER)])
+        return pd.DataFrame([measure_labels(scores.numpy(), given.values, kind == NUMBER)])
 
     # --------------------------------------------------------------------------------------------------------- helpers
 

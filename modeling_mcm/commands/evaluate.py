@@ -90,7 +90,7 @@ class EvaluationOptions:
     batch_size: int = option("Number of customers in one batch of the model.", 64)
     offers: str | None = option(
         "Folder with offers.parquet and actions.parquet, to evaluate a model of `mcm finetune --offers` on "
-        "the split that --cutoff names."
+        "the split `test`."
     )
     output_file: str | None = option("JSON file to write every metric with its 95%% interval to.")
     values_file: str | None = option(
@@ -110,6 +110,8 @@ class EvaluationOptions:
         of_visits = "tasks", "baselines", "only_new", "horizon_days", "values_file"
         if self.offers and (unread := [f"--{name}" for name in of_visits if getattr(self, name)]):
             raise ValueError(f"{', '.join(unread)} is not read with --offers: leave it out, or --offers.")
+        if self.offers and self.cutoff != "test":
+            raise ValueError("Offers of validation are trained on, too: evaluate on those of test, without --cutoff.")
 
 
 def write_protocol(cases: EvaluationCases, tasks: list[str]) -> str:

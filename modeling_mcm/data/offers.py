@@ -176,7 +176,7 @@ def make_offers(
         raise ValueError(f"Group {group!r} offers action {action!r} twice; keep one row.")
     raw = read_actions(actions, time_zone)
     table["version"] = raw.find(table["action_id"].to_numpy(object), table["time"].to_numpy())
-    return Offers(table, list(outcomes), raw)
+    return Offers(table, [*dict.fromkeys(outcomes)], raw)
 
 
 class OfferReader:

@@ -35,6 +35,7 @@ predict --label_columns LOG | reads no --label_columns: leave them out
 evaluate --horizon_days 0 | --horizon_days is 0; give a positive number of days
 evaluate --k 0 | --k and --batch_size must be at least 1
 evaluate --offers somewhere --only_new true --values_file OUT | --only_new, --values_file is not read with --offers
+evaluate --offers somewhere --cutoff validation | Offers of validation are trained on, too
 evaluate --offers OUT | this needs an MCMForActionRecommendation
 evaluate --horizon_days 0.00001 | take a longer horizon
 evaluate --data OTHER | holds no manifest.json

@@ -476,11 +476,13 @@ def bank():
 
 
 def test_who_leaves_is_learned_from_a_table(bank, tmp_path):
-    log, _, tuned = bank
+    log, model, tuned = bank
     area = tuned.evaluate(log.labels)["auc"].item()
     assert area > 0.8
     wrong = log.labels.assign(leaves=1 - log.labels["leaves"])
     assert tuned.evaluate(wrong)["auc"].item() == pytest.approx(1 - area)
+    thirds = log.labels.assign(leaves=log.labels.index % 3)  # numbers, which are classes if that is asked for
+    assert {*model.finetune(thirds, label_kind="classes").evaluate(thirds)} == {"auc", "accuracy"}
     chances = tuned.predict()
     assert list(chances) == ["0", "1"] and np.allclose(chances.sum(axis=1), 1)
     worth = tuned.table("predicted_1 > .2 and paid_90d > 50", since_days=7)

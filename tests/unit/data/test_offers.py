@@ -41,6 +41,7 @@ def test_offers_of_one_customer_and_time_are_a_group():
     assert groups["time"].tolist() == [seconds(day) for day in ("2017-03-01", "2017-05-01", "2017-03-05")]
     assert offers.offsets.tolist() == [0, 2, 3, 5]
     assert offers.table["conversion"].tolist() == [0, 1, 0, 0, 1] and offers.outcomes == ["conversion"]
+    assert make_offers(OFFERS, ACTIONS, ["conversion"] * 2).outcomes == ["conversion"]
 
 
 def test_an_action_is_what_it_was_when_it_was_offered():
