@@ -12,8 +12,8 @@
 Rows are memory-mapped from the local disk and need not fit into memory. Settings for one CPU, several GPUs and several
 machines are in configuration/accelerate/; docs/production.md says more.
 
-The same command, started again, goes on from the last complete checkpoint. All options of `TrainingArguments` work. A
-YAML file may hold any option, and flags win over it.
+The same command, started again, goes on from the last complete checkpoint. Options of `TrainingArguments` work, but
+for those of sampling: a batch has customers of similar length. A YAML file may hold any option, and flags win over it.
 """
 
 from accelerate import PartialState

@@ -98,11 +98,12 @@ class PretrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
-        if self.resume_from_checkpoint is not None:
-            raise ValueError(
-                "--resume_from_checkpoint is not read: a run goes on by itself from the last whole checkpoint of its "
-                "output_dir. Leave it out."
-            )
+        for name in ("resume_from_checkpoint", "data_seed", "label_smoothing_factor"):
+            if getattr(self, name):
+                raise ValueError(
+                    f"--{name} is not read: a run goes on by itself from the last whole checkpoint of its output_dir, "
+                    "draws customers by --seed, and takes labels as they are. Leave it out."
+                )
         if self.early_stopping_patience is not None:
             if self.early_stopping_patience < 1 or self.eval_strategy == "no":
                 raise ValueError(
