@@ -26,7 +26,8 @@ SIZES: dict[str, Fields] = {
 ONE_VISIT = 0.5
 SEVERAL = 1.5  # mean number of target events of a visit above which a visit may be one unit
 MANY_LABELS, SAMPLED = 1_000, 256  # number of labels from which training samples labels, and size of the sample
-LARGE = 100_000  # number of target events from which the encoder is mcm-tiny, and not mcm-mini
+# Number of target events from which the encoder is mcm-tiny, and not mcm-mini: of visits, and of events
+LARGE, LARGE_BY_EVENT = 100_000, 2_000_000
 SHORT = 50  # mean number of target events of a customer below which batches are large
 # Encoders of events. `mcm pretrain` replaces 300 by the longest input of the data.
 BY_EVENT: Fields = {
@@ -81,8 +82,9 @@ def recipe_for(measures: Mapping[str, int], labels: int, features: Sequence[str]
         f"A visit has {of_visit:.1f} events to predict, {one_visit:.0%} of the customers have one visit, and labels "
     )
     reason += "come again: " if repeats else "do not come again: "
+    large = LARGE_BY_EVENT
     if repeats and of_visit > SEVERAL and one_visit < ONE_VISIT:
-        config = BY_VISIT
+        config, large = BY_VISIT, LARGE
         training = TRAINING | {"per_device_train_batch_size": 16, "target_half_life_days": 30.0}
         reasons = [reason + "visits are read, and the next visit is predicted."]
     else:
@@ -97,7 +99,7 @@ def recipe_for(measures: Mapping[str, int], labels: int, features: Sequence[str]
             f"Some tasks have more than {MANY_LABELS:,} labels: a training step scores those of its batch and "
             f"{SAMPLED:,} others."
         )
-    size = "mcm-mini" if targets < LARGE else "mcm-tiny"
+    size = "mcm-mini" if targets < large else "mcm-tiny"
     reasons.append(f"{targets:,} events to predict: the encoder is an {size}, unless --config names another.")
     epochs = math.ceil(PATIENT_STEPS * training["per_device_train_batch_size"] / customers)
     training["early_stopping_patience"] = max(PATIENCE, epochs)
