@@ -220,6 +220,15 @@ class MCMConfig(PreTrainedConfig):
         return {task: sizes[task] for task in self.tasks}
 
     @property
+    def no_targets(self) -> list[list[int]]:
+        """By task the label ids that are never a target: of the token type, kinds that are not predicted."""
+        kinds = {name: {*ids} for name, ids in self.target_types.items()}
+        return [
+            [label for label in range(FIRST_LABEL, size) if task in kinds and label not in kinds[task]]
+            for task, size in self.label_sizes.items()
+        ]
+
+    @property
     def counted_features(self) -> CountedFeatures:
         """What the customer state counts."""
         sizes, few = self._sizes(), self.state_features

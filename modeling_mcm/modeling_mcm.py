@@ -351,7 +351,9 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
             for index, size in enumerate(sizes.values()):
                 values = torch.zeros(size, len(config.label_features), dtype=torch.int32)
                 setattr(self, f"label_values_{index}", nn.Buffer(values))
-        self.scorer = LabelScorer(list(sizes.values()), config.num_hidden_layers > 0) if config.scorer else None
+        self.scorer = None
+        if config.scorer:
+            self.scorer = LabelScorer([*sizes.values()], config.no_targets, config.num_hidden_layers > 0)
         self.post_init()
 
     def post_init(self):

@@ -73,6 +73,7 @@ class LabelTables(nn.Module):
 
     Args:
         labels (`int`): V, the number of labels.
+        no_targets (`Sequence[int]`): Ids of those that are never a target.
 
     Attributes:
         neighbours (`torch.IntTensor` of shape `(4, V, K)`): Labels that go with each label, by four kinds of evidence:
@@ -97,8 +98,9 @@ class LabelTables(nn.Module):
     rarity: Tensor
     totals: Tensor
 
-    def __init__(self, labels: int):
+    def __init__(self, labels: int, no_targets: Sequence[int] = ()):
         super().__init__()
+        self.no_labels = [*range(FIRST_LABEL), *no_targets]
         shape = (4 if labels <= MOST_DENSE else 2, labels, min(labels, NEIGHBOURS))
         self.register_buffer("neighbours", torch.zeros(shape, dtype=torch.int32))
         self.register_buffer("weights", torch.zeros(shape, dtype=torch.float16))
@@ -214,9 +216,10 @@ class LabelColumns(NamedTuple):
         starts = torch.tensor(ends[:-1], device=totals.device)
         columns = torch.arange(ends[-1], device=totals.device)
         tasks = torch.searchsorted(starts, columns, right=True) - 1
-        no_labels = (starts[:, None] + columns[:FIRST_LABEL]).flatten()
+        no_labels = [start + label for start, table in zip(ends, tables, strict=False) for label in table.no_labels]
         visits = torch.cat([table.counts[0] for table in tables])
-        return cls(ends[-1], [slice(*pair) for pair in pairwise(ends)], starts, tasks, no_labels, visits, totals)
+        parts, out = [slice(*pair) for pair in pairwise(ends)], torch.tensor(no_labels, device=totals.device)
+        return cls(ends[-1], parts, starts, tasks, out, visits, totals)
 
     def find_cells(self, row: Tensor, label: Tensor) -> Tensor:
         """Flat indices in `(B, C)` of rows and labels `(N,)`."""
@@ -300,6 +303,7 @@ def _choose(
                 lowest = np.partition(own, place)[:, place, None]  # faster than `topk`
                 result[:, part.start + FIRST_LABEL : part.stop] |= own >= np.maximum(lowest, least)
     result.reshape(-1)[seen.cell.numpy(force=True)] = True
+    result[:, columns.no_labels.numpy(force=True)] = False
     return torch.from_numpy(result).to(evidence.device)
 
 
@@ -356,12 +360,13 @@ class LabelScorer(Exact):
 
     Args:
         label_sizes (`Sequence[int]`): Number of labels V of each task.
+        no_targets (`Sequence[Sequence[int]]`): By task the ids of labels that are never a target.
         has_encoder (`bool`): Whether there is a readout to read.
     """
 
-    def __init__(self, label_sizes: Sequence[int], has_encoder: bool):
+    def __init__(self, label_sizes: Sequence[int], no_targets: Sequence[Sequence[int]], has_encoder: bool):
         super().__init__()
-        self.tables = nn.ModuleList(LabelTables(size) for size in label_sizes)
+        self.tables = nn.ModuleList(LabelTables(*each) for each in zip(label_sizes, no_targets, strict=True))
         self.of_counts = ScoreNetwork(len(label_sizes), COUNTED)
         self.of_readout = ScoreNetwork(len(label_sizes), NUM_FEATURES) if has_encoder else None
         self.reads = nn.Buffer(torch.zeros(len(label_sizes), QUESTIONS, dtype=torch.bool))  # what uses `of_readout`

@@ -148,8 +148,7 @@ def describe_shop(model: MCMModel, extractor: MCMFeatureExtractor, rows: Prepare
     """
     config, token = model.config, extractor.token_type_feature
     config.target_features = deciding_tasks(config.tasks, token)
-    named = sorted(extractor.layout.targets) if extractor.target_token_types else []
-    config.target_types = {token: named} if named else {}
+    config.target_types = {token: sorted(extractor.layout.targets)}
     config.forecast_window = 1.0  # so that there is a forecaster, which reads visits; its length follows
     model.make_forecaster()
     forecaster = cast(VisitForecaster, model.forecaster)

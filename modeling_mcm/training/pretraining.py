@@ -102,6 +102,7 @@ def read_config(options: ModelOptions, extractor: MCMFeatureExtractor, recipe: R
     values |= COUNTS_ALONE if options.encoder == NONE else {}
     values |= {
         "kind_feature": extractor.token_type_feature,
+        "target_types": {extractor.token_type_feature: sorted(extractor.layout.targets)},
         "features": extractor.feature_names,
         "vocabulary_sizes": extractor.vocabulary_sizes,
         "values_digest": extractor.values_digest,

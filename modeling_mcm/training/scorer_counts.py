@@ -36,10 +36,19 @@ class LabelCounts:
         size (`int`): V, the number of labels.
         folds (`NDArray[int64]` of shape `(customers,)`): Fold of each customer.
         values (`Sequence[NDArray[int64]]`): Usual values `(V,)` of the features that labels determine.
+        no_targets (`Sequence[int]`): Ids of labels that are never a target.
     """
 
-    def __init__(self, history: TaskHistory, size: int, folds: NDArray, values: Sequence[NDArray] = ()):
+    def __init__(
+        self,
+        history: TaskHistory,
+        size: int,
+        folds: NDArray,
+        values: Sequence[NDArray] = (),
+        no_targets: Sequence[int] = (),
+    ):
         day, visits = history.time / SECONDS_PER_DAY, VisitSets.of(history)
+        self.no_targets = no_targets
         self.size, self.start, self.part = size, day.min(), max(np.ptp(day), 1e-9) / PERIODS
         sets, customer = read_moments(history, size)
         gaps = np.diff(day[run_starts(history.moment)])[customer[1:] == customer[:-1]]
@@ -95,7 +104,7 @@ class LabelCounts:
     def make_tables(self, without: int | None = None) -> LabelTables:
         """Makes the tables of all folds, or of all but one."""
         folds = [fold for fold in range(FOLDS) if fold != without]
-        tables = LabelTables(self.size)
+        tables = LabelTables(self.size, self.no_targets)
         counts, visits = (values[-1] for values in self.read_parts(without))
         tables.counts.copy_(counts)
         number = np.bincount(self.attributes.ravel())

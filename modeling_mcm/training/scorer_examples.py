@@ -202,10 +202,10 @@ class ExampleReader:
         self.rows, self.config = PreparedRows(data.rows), config
         self.folds = np.random.default_rng(seed).integers(0, FOLDS, len(data.rows))
         features, self.counts = categorical_features(data.extractor), []
-        for task, size in config.label_sizes.items():
+        for (task, size), no_targets in zip(config.label_sizes.items(), config.no_targets, strict=True):
             usual = find_usual_values(data.rows, config, task, features)
             history = read_history(data.rows, task, kind="feature")
-            self.counts.append(LabelCounts(history, size, self.folds, [*usual.values()]))
+            self.counts.append(LabelCounts(history, size, self.folds, [*usual.values()], no_targets))
         self.collator = MCMCollator(data.extractor, config, "evaluate", cutoff="validation")
 
     def batches(
