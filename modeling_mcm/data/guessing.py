@@ -64,7 +64,7 @@ CLOCK = r"\d{1,2}:\d{2}(:\d{2})?"
 Columns = Mapping[str, pd.Series]
 OUTFLOW = "paid"  # a column that is added
 SAME_DAY = 1.1  # events of a customer and day, on average, from which a day is a visit
-VARIES = 0.1  # share of the visits with several events in which a label has several values, at least
+VARIES = 0.02  # share of the visits with several events in which a label has several values, at least
 
 
 @dataclass
