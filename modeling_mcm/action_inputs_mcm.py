@@ -31,7 +31,7 @@ from .events_mcm import (
     to_ids,
     to_iso,
 )
-from .processing_mcm import MCMFeatureExtractor
+from .feature_extraction_mcm import MCMFeatureExtractor
 
 NOT_OFFERED = -1
 ALWAYS = np.iinfo(np.int64).min  # time from which on an action without a time holds

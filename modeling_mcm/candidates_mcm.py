@@ -36,7 +36,7 @@ from .events_mcm import (
 )
 from .features_mcm import break_ties
 from .files_mcm import some
-from .processing_mcm import MCMFeatureExtractor
+from .feature_extraction_mcm import MCMFeatureExtractor
 
 logger = logging.get_logger(__name__)
 SEEN = "seen"

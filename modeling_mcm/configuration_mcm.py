@@ -68,7 +68,7 @@ class CountedFeatures(NamedTuple):
 @auto_docstring(
     custom_intro="""
     Configuration of [`MCMModel`] and [`MCMForMultiTaskRecommendation`]. The defaults are the shipped model mcm-base:
-    the choices of `modeling_mcm.training.recipe` for a log of visits in which customers repeat themselves. The
+    the choices of `modeling_mcm.training.encoder.recipe` for a log of visits in which customers repeat themselves. The
     paper's models (Luo and Wang, *MCM: A Multi-task Pre-trained Customer Model for Personalization*, RecSys 2023) are
     in `configuration/ablations/`.
 

@@ -76,7 +76,7 @@ class PredictionHead(Exact):
     The kind of label is set in the config by transformers' own fields: `num_labels`, `id2label` and `problem_type`,
     which is `"single_label_classification"` or `"regression"` and follows from `num_labels` by default. The checkpoint
     contains the whole [`MCMModel`], so that it still embeds customers; the head alone is fitted
-    (`modeling_mcm.training.heads`).
+    (`modeling_mcm.training.heads.train`).
     """
 )
 class MCMForCustomerPrediction(MCMPreTrainedModel):

@@ -35,7 +35,7 @@ from .live.explanations import Explanation, explain
 from .live.similar import similar, together
 from .modeling_mcm import MCMPreTrainedModel
 from .predictor_mcm import EMBEDDING, LABEL_COLUMNS, PREDICTING, Columns, Predictor, Rows, describe_labels
-from .processing_mcm import MCMFeatureExtractor
+from .feature_extraction_mcm import MCMFeatureExtractor
 
 logger = logging.get_logger(__name__)
 NUMBER = r"-?(0|[1-9]\d*)(\.\d*)?([eE][+-]?\d+)?"  # 007 is a text
@@ -285,8 +285,8 @@ class CustomerModel:
         Raises:
             ValueError: If the table does not fit the log. The message names the customer, the column or the value.
         """
-        from .training.finetuning import FineTuningOptions
-        from .training.heads import LabelOptions, train_to_labels
+        from .training.heads.finetuning import FineTuningOptions
+        from .training.heads.train import LabelOptions, train_to_labels
 
         with tempfile.TemporaryDirectory() as temporary:
             model, data, file, tuned = (
@@ -388,7 +388,7 @@ class CustomerModel:
     def _evaluate_labels(self, folder: str, labels: object, label: str | None) -> pd.DataFrame:
         from .data.labels import CLASSES, NUMBER, LabelledCustomers, make_labels
         from .evaluation.metrics import measure_labels
-        from .training.heads import predict, read_inputs
+        from .training.heads.train import predict, read_inputs
 
         if labels is None:
             raise ValueError("`labels` is missing: give a table of customer, `as_of` and label.")

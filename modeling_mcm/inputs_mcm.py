@@ -37,7 +37,7 @@ class InputLayout(NamedTuple):
 
 
 @dataclass(eq=False)
-class RowBatch(Sequence[Mapping]):
+class Customers(Sequence[Mapping]):
     """Rows of customers, column by column: a column of events is one array, the events of one row after those of the
     row before. To select events copies none; a column is copied when it is read. As a sequence it gives dicts.
 
@@ -52,7 +52,7 @@ class RowBatch(Sequence[Mapping]):
     events: IntArray | None = None
 
     @classmethod
-    def of(cls, rows: Sequence[Mapping], names: Iterable[str] | None = None) -> "RowBatch":
+    def of(cls, rows: Sequence[Mapping], names: Iterable[str] | None = None) -> "Customers":
         """Joins dicts that have the same columns, of which `names` are kept. Raises `ValueError` if a column of events
         does not have as many values as there are times, `KeyError` if a row lacks a column of the first one."""
         if isinstance(rows, cls):
@@ -99,7 +99,7 @@ class RowBatch(Sequence[Mapping]):
             return values
         return values.take(self.events)  # faster than values[self.events]
 
-    def take(self, rows: IntArray) -> "RowBatch":
+    def take(self, rows: IntArray) -> "Customers":
         """Selects rows by their indices, in this order."""
         lengths = self.lengths[rows]
         shifts = self.starts[rows] - (lengths.cumsum() - lengths)
@@ -108,13 +108,13 @@ class RowBatch(Sequence[Mapping]):
             name: values if name.startswith(PER_EVENT) else [values[row] for row in rows]
             for name, values in self.columns.items()
         }
-        return RowBatch(columns, lengths, events if self.events is None else self.events[events])
+        return Customers(columns, lengths, events if self.events is None else self.events[events])
 
-    def select(self, events: NDArray) -> "RowBatch":
+    def select(self, events: NDArray) -> "Customers":
         """Selects events by a mask or by indices, in the order of the rows."""
         indices = np.flatnonzero(events) if events.dtype == bool else events
         lengths = np.bincount(self.row[indices], minlength=len(self))
-        return RowBatch(self.columns, lengths, indices if self.events is None else self.events[indices])
+        return Customers(self.columns, lengths, indices if self.events is None else self.events[indices])
 
 
 def first_kept(events: int, window: int) -> int:
@@ -159,7 +159,7 @@ def pad_rows(
     numeric = [f"value_{name}" for name in layout.numeric if features is None or name in features]
     names = ["times", "visits", *columns.values(), *numeric]
     try:
-        batch = RowBatch.of(rows, [*names, "customer_id"])
+        batch = Customers.of(rows, [*names, "customer_id"])
         batch = close_visits(batch, is_past(batch, as_of), layout)
         starts = np.array([first_kept(length, window - extra) for length in batch.lengths.tolist()])
         if starts.any():
@@ -213,7 +213,7 @@ def pad_rows(
     return inputs
 
 
-def close_visits(batch: RowBatch, stays: BoolArray, layout: InputLayout) -> RowBatch:
+def close_visits(batch: Customers, stays: BoolArray, layout: InputLayout) -> Customers:
     """Selects events, and gives each visit the end that it would have if there were no others. Preparation closes a
     visit at a cutoff that falls into it, which is no end where what follows is read; and where a visit's last events
     are left out, it ends before them.
@@ -246,25 +246,25 @@ def close_visits(batch: RowBatch, stays: BoolArray, layout: InputLayout) -> RowB
         if name == "times" or (name.startswith("feature_") and name != token):
             columns[name] = columns[name].copy()
             columns[name][moved] = np.where(columns[name][moved] != 0, columns[name][moved - 1], 0)
-    return RowBatch(columns, batch.lengths)
+    return Customers(columns, batch.lengths)
 
 
-def until(rows: Sequence[Mapping], as_of: Sequence[float] | NDArray, layout: InputLayout | None = None) -> RowBatch:
+def until(rows: Sequence[Mapping], as_of: Sequence[float] | NDArray, layout: InputLayout | None = None) -> Customers:
     """Leaves out the events that are later than the time of each row, see [`is_past`], and closes visits before them
     where a layout is given."""
-    batch = RowBatch.of(rows)
+    batch = Customers.of(rows)
     past = is_past(batch, as_of)
     return batch.select(past) if layout is None else close_visits(batch, past, layout)
 
 
-def before(rows: Sequence[Mapping], times: Sequence[float] | NDArray, layout: InputLayout) -> RowBatch:
+def before(rows: Sequence[Mapping], times: Sequence[float] | NDArray, layout: InputLayout) -> Customers:
     """Leaves out the events from the time of each row on, and closes visits before it: that a visit went on, nobody
     knew."""
-    batch = RowBatch.of(rows)
+    batch = Customers.of(rows)
     return close_visits(batch, batch.column("times") < np.asarray(times)[batch.row], layout)
 
 
-def is_past(batch: RowBatch, as_of: Sequence[float] | NDArray | None) -> BoolArray:
+def is_past(batch: Customers, as_of: Sequence[float] | NDArray | None) -> BoolArray:
     """Says of each event whether it is not later than the time of its row, `(events,)`, and warns if one is. Raises
     `ValueError` if there is not one time per row, or a time is no finite number."""
     if as_of is None:

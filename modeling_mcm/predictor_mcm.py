@@ -25,9 +25,9 @@ from .action_inputs_mcm import EncodedActions
 from .candidates_mcm import CandidateSet
 from .events_mcm import Row, check_keys, naming, to_number, to_text, to_values
 from .forecaster_mcm import CHANCE, MissingForecastsError
-from .inputs_mcm import RowBatch, before, is_past
+from .inputs_mcm import Customers, before, is_past
 from .modeling_mcm import MCMPreTrainedModel
-from .processing_mcm import MISSING_LABEL, MCMFeatureExtractor
+from .feature_extraction_mcm import MISSING_LABEL, MCMFeatureExtractor
 from .scorer_mcm import HORIZON_DAYS
 
 logger = logging.get_logger(__name__)
@@ -267,7 +267,7 @@ class Predictor:
         """The rows without events at or after a time; `is_past` warns of later ones."""
         if as_of is None:
             return rows
-        batch, times = RowBatch.of(rows), [as_of] * len(rows)
+        batch, times = Customers.of(rows), [as_of] * len(rows)
         is_past(batch, times)
         return before(batch, times, self.extractor.layout)
 

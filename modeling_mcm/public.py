@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The public names of `modeling_mcm`. Importing them registers the Auto classes and the pipelines.
 
-The files `*_mcm.py` travel with a published checkpoint. Six of them are entry points: configuration, processing,
+The files `*_mcm.py` travel with a published checkpoint. Six of them are entry points: configuration, feature extraction,
 modeling, action, customer, pipeline. They read the others.
 """
 
@@ -32,7 +32,7 @@ from .pipeline_mcm import (
     CustomerPredictionPipeline,
     PreferenceScoresPipeline,
 )
-from .processing_mcm import MCMFeatureExtractor
+from .feature_extraction_mcm import MCMFeatureExtractor
 
 AutoConfig.register("mcm", MCMConfig, exist_ok=True)
 AutoModel.register(MCMConfig, MCMModel, exist_ok=True)

@@ -31,7 +31,7 @@ from modeling_mcm.files_mcm import atomic_write
 from modeling_mcm.forecaster_mcm import Distribution, InputRange, Inputs, VisitForecaster, Visits
 from modeling_mcm.option import option
 from modeling_mcm.training.fitting import make_descent
-from modeling_mcm.training.forecaster import SHIPPED_WEIGHTS, set_shop
+from modeling_mcm.training.forecaster.shop import SHIPPED_WEIGHTS, set_shop
 
 EXAMPLE_CUSTOMERS, HORIZONS = 24, 3  # and horizons of a shop that examples are made of
 STATISTICS_CUSTOMERS = 500  # of a synthetic shop whose visits make its statistics

@@ -44,7 +44,7 @@ from modeling_mcm.files_mcm import file_digest, tensors_digest
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation, MCMModel, MCMPreTrainedModel
 from modeling_mcm.option import REQUIRED, option
 from modeling_mcm.predictor_mcm import Predictor
-from modeling_mcm.processing_mcm import MCMFeatureExtractor
+from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 from modeling_mcm.scoring import Scorer, ScoringJob, forecast_total, score_on_spark
 from modeling_mcm.scoring.scorer import HISTORIES, check_folder, claim, is_whole
 from modeling_mcm.training.checkpoints import find_head, open_checkpoint

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from modeling_mcm.configuration_mcm import UNKNOWN_ID
 from modeling_mcm.events_mcm import SECONDS_PER_DAY, BoolArray, IntArray, check_columns, run_starts, to_iso
-from modeling_mcm.inputs_mcm import PER_EVENT, RowBatch
+from modeling_mcm.inputs_mcm import PER_EVENT, Customers
 from modeling_mcm.schema_mcm import check_choice
 
 from .schema import EventSchema
@@ -41,12 +41,12 @@ def check_cutoff(cutoff: str) -> str:
     return f"{cutoff}_end"
 
 
-def find_targets(rows: RowBatch, tasks: Sequence[str], token_type: str) -> BoolArray:
+def find_targets(rows: Customers, tasks: Sequence[str], token_type: str) -> BoolArray:
     """Says of each event whether it is a target event."""
     return np.any([rows.column(f"task_{task}") > 0 for task in deciding_tasks(tasks, token_type)], axis=0)
 
 
-def to_batch(table: pa.Table) -> RowBatch:
+def to_batch(table: pa.Table) -> Customers:
     """Prepared rows as arrays, of which an event column has the values of all events, row after row; a null list
     counts as empty."""
     columns, lengths = {}, pa.array([], pa.int32())
@@ -55,10 +55,10 @@ def to_batch(table: pa.Table) -> RowBatch:
         if name.startswith(PER_EVENT):
             lengths, array = pc.list_value_length(array).fill_null(0), array.flatten()
         columns[name] = array.to_numpy(zero_copy_only=False)
-    return RowBatch(columns, lengths.to_numpy().astype(np.int64))
+    return Customers(columns, lengths.to_numpy().astype(np.int64))
 
 
-def load_columns(rows: datasets.Dataset, columns: Sequence[str]) -> RowBatch:
+def load_columns(rows: datasets.Dataset, columns: Sequence[str]) -> Customers:
     """Reads some columns of prepared rows; a `ValueError` names a missing column."""
     fix = "Expected prepared rows; check the name of the task, or prepare the data again with a schema that has it."
     check_columns(rows.column_names, columns, "The rows have", fix)
@@ -98,7 +98,7 @@ def tell_unseen(labels: NDArray, checksums: NDArray) -> IntArray:
 class CaseEvents(NamedTuple):
     """The events of some customers at a cutoff, as flat arrays: one customer after the other, oldest event first."""
 
-    rows: RowBatch
+    rows: Customers
     history_end: IntArray  # (rows,): number of the customer's events before the cutoff
     # (events,): whether the event may be read when the cutoff is evaluated. At the validation cutoff these are the
     # events before the test cutoff, at the test cutoff all events
@@ -107,7 +107,7 @@ class CaseEvents(NamedTuple):
     future: BoolArray  # (events,): whether the event is a visible target event after the cutoff
 
     @classmethod
-    def read(cls, rows: RowBatch, cutoff: str, tasks: Sequence[str], token_type: str) -> "CaseEvents":
+    def read(cls, rows: Customers, cutoff: str, tasks: Sequence[str], token_type: str) -> "CaseEvents":
         """Reads the events of prepared rows. Raises `ValueError` if the cutoff is unknown."""
         end = np.asarray(rows.column(check_cutoff(cutoff)), np.int64)
         stop = np.asarray(rows.column(ENDS[1])) if cutoff == CUTOFFS[0] else rows.lengths
@@ -129,7 +129,7 @@ class CaseEvents(NamedTuple):
         return (before >= min_history) & (after > 0)
 
 
-def count_cases(rows: RowBatch, schema: EventSchema) -> dict[str, int]:
+def count_cases(rows: Customers, schema: EventSchema) -> dict[str, int]:
     """Counts the evaluation cases among prepared rows at both cutoffs."""
     counts = {}
     for cutoff in CUTOFFS:

@@ -24,8 +24,8 @@ from torch.utils.data import Dataset, Sampler
 
 from modeling_mcm.configuration_mcm import UNKNOWN_ID, MCMConfig
 from modeling_mcm.events_mcm import SECONDS_PER_DAY, BoolArray, FloatArray, IntArray, pad_groups, run_starts
-from modeling_mcm.inputs_mcm import RowBatch
-from modeling_mcm.processing_mcm import MCMFeatureExtractor
+from modeling_mcm.inputs_mcm import Customers
+from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 
 from .cases import IGNORED, CaseEvents, find_targets, tell_unseen, to_batch
 
@@ -68,7 +68,7 @@ class PreparedRows(Dataset):
     def __getitem__(self, index: int) -> Mapping:
         return self.__getitems__([index])[0]
 
-    def __getitems__(self, indices: list[int]) -> RowBatch:
+    def __getitems__(self, indices: list[int]) -> Customers:
         rows = self.indices[indices].tolist()
         batch = to_batch(self.rows[rows])
         batch.columns["row"] = rows
@@ -77,7 +77,7 @@ class PreparedRows(Dataset):
         return batch
 
 
-def unit_counts(batch: RowBatch, ends: IntArray, config: MCMConfig, max_events: int) -> IntArray:
+def unit_counts(batch: Customers, ends: IntArray, config: MCMConfig, max_events: int) -> IntArray:
     """Counts the units (events or visits) that the encoder reads of each row, `(rows,)`, the start row included.
     `ends` `(rows,)` are numbers of events of the histories; of one longer than `max_events` the latest events
     count."""
@@ -183,7 +183,7 @@ class MCMCollator:
         `label_prefixes` int64 `(B, N)`, the index of each label's prefix. Where targets fade, training also adds
         `label_weights` float32 `(B, N)`."""
         features = self.config.input_features
-        batch = RowBatch.of([self.extractor.readable(row, features) for row in rows] if features else rows)
+        batch = Customers.of([self.extractor.readable(row, features) for row in rows] if features else rows)
         train = self.mode == "train"
         masked = self.augmentation == "masked_lm" and not train
         times = None if self.as_of is None or train else [self.as_of] * len(batch)
@@ -198,14 +198,14 @@ class MCMCollator:
         inputs["labels"] = _stack(asked.labels, asked.rows, len(batch), IGNORED)
         return inputs
 
-    def _evaluate(self, batch: RowBatch) -> "_Questions":
+    def _evaluate(self, batch: Customers) -> "_Questions":
         events = CaseEvents.read(batch, self.cutoff, self.config.tasks, self.token_type)
         targets = batch.select(events.next_visit())
         columns = ((targets.column(f"task_{task}"), targets.column(f"unseen_{task}")) for task in self.config.tasks)
         labels = np.stack([tell_unseen(*of_task) for of_task in columns], axis=1)
         return _Questions(batch.select(batch.places < events.history_end[batch.row]), labels, targets.row)
 
-    def _train(self, batch: RowBatch) -> "_Questions":
+    def _train(self, batch: Customers) -> "_Questions":
         history = batch.select(batch.places < np.array(batch.column("validation_end"))[batch.row])
         row, visits, size = history.row, history.column("visits"), self.max_events - 1
         groups = run_starts(row, visits, history.column("times"))  # whose events have no order
@@ -228,7 +228,7 @@ class MCMCollator:
             return self._masked_events(window, generators)
         return self._prefixes(window, starts == 0, generators)
 
-    def _prefix_before(self, history: RowBatch) -> IntArray:
+    def _prefix_before(self, history: Customers) -> IntArray:
         """End of the prefix from which each event is predicted: the event before, or the end of the visit before."""
         if self.target == "next_event":
             return history.places
@@ -236,7 +236,7 @@ class MCMCollator:
         return history.places[opens][np.cumsum(opens) - 1]
 
     def _prefixes(
-        self, window: RowBatch, is_whole: BoolArray, generators: Mapping[int, np.random.Generator]
+        self, window: Customers, is_whole: BoolArray, generators: Mapping[int, np.random.Generator]
     ) -> "_Questions":
         ends = self._prefix_before(window)
         # Where the history is longer than the window, the start row is not all that came before the first visit.
@@ -264,7 +264,7 @@ class MCMCollator:
             window = window.select(window.places < chosen[window.row])
         return _Questions(window, labels, rows, prefixes, ends[opens], rows[opens])
 
-    def _masked_events(self, window: RowBatch, generators: Mapping[int, np.random.Generator]) -> "_Questions":
+    def _masked_events(self, window: Customers, generators: Mapping[int, np.random.Generator]) -> "_Questions":
         draw = np.concatenate([generators[i].random(length) for i, length in enumerate(window.lengths)])
         draw = np.where(self._is_target(window), draw, 2.0)
         least = np.full(len(window), 2.0)
@@ -274,7 +274,7 @@ class MCMCollator:
         for name in columns:
             if name.startswith(("feature_", "value_")):
                 columns[name] = np.where(hidden, UNKNOWN_ID if name.startswith("feature_") else 0, columns[name])
-        history, targets = RowBatch(columns, window.lengths), np.flatnonzero(hidden)
+        history, targets = Customers(columns, window.lengths), np.flatnonzero(hidden)
         rows, prefixes = window.row[targets], np.arange(len(targets))
         labels = self._labels(window.select(targets))
         return _Questions(history, labels, rows, prefixes, window.places[targets] + 1, rows)
@@ -286,10 +286,10 @@ class MCMCollator:
         days = _days_before_latest(history.column("times")[history.starts[rows] + ends], rows)
         return np.exp2(-days / self.half_life).astype(np.float32)
 
-    def _labels(self, targets: RowBatch) -> IntArray:
+    def _labels(self, targets: Customers) -> IntArray:
         return np.stack([targets.column(f"task_{task}") for task in self.config.tasks], axis=1).astype(np.int64)
 
-    def _is_target(self, batch: RowBatch) -> BoolArray:
+    def _is_target(self, batch: Customers) -> BoolArray:
         return find_targets(batch, self.config.tasks, self.token_type)
 
     def _distinct(self, prefixes: NDArray, labels: NDArray) -> NDArray:
@@ -307,7 +307,7 @@ class _Questions(NamedTuple):
     """What a batch asks. The end of a prefix is an index in the padded input, where the start row has index 0 and
     event i of the history has index i + 1. So the prefix before event i ends at index i."""
 
-    history: RowBatch
+    history: Customers
     labels: IntArray  # (labels, T), those of a row after those of the row before
     rows: IntArray  # (labels,): row of each label
     prefixes: IntArray = np.zeros(0, np.int64)  # (labels,): index of each label's prefix

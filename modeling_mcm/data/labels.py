@@ -27,8 +27,8 @@ from modeling_mcm.events_mcm import (
     to_iso,
     to_text,
 )
-from modeling_mcm.inputs_mcm import InputLayout, RowBatch, before
-from modeling_mcm.processing_mcm import MISSING_LABEL
+from modeling_mcm.inputs_mcm import InputLayout, Customers, before
+from modeling_mcm.feature_extraction_mcm import MISSING_LABEL
 from modeling_mcm.schema_mcm import check_choice
 
 from .cases import check_reached, load_columns
@@ -236,7 +236,7 @@ class LabelledCustomers:
         self.labels = labels.of(with_history)
         self.rows = PreparedRows(rows, row_indices[with_history])
 
-    def histories(self, indices: IntArray, layout: InputLayout) -> RowBatch:
+    def histories(self, indices: IntArray, layout: InputLayout) -> Customers:
         """Reads prepared rows without the events from the label's time on."""
         labels = self.labels.of(indices)
         rows = before(self.rows.__getitems__([*indices]), labels.times, layout)

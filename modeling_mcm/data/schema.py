@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from modeling_mcm.events_mcm import check_keys, naming, to_text
-from modeling_mcm.processing_mcm import MCMFeatureExtractor
+from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 from modeling_mcm.schema_mcm import (
     CATEGORICAL,
     DERIVED_KINDS,

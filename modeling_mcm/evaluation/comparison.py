@@ -29,7 +29,7 @@ from modeling_mcm.data.collator import MCMCollator, PreparedRows, batches_by_len
 from modeling_mcm.files_mcm import atomic_write, write_text
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.predictor_mcm import Predictor
-from modeling_mcm.processing_mcm import MCMFeatureExtractor
+from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 from modeling_mcm.scorer_mcm import HORIZON_DAYS
 
 from .baselines import LightGBMRanker, MostPopular, NearestCustomers, Transitions, VisitFrequency

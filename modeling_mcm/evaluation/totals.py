@@ -21,9 +21,9 @@ from modeling_mcm.data.collator import batches_by_length
 from modeling_mcm.data.dataset import CUSTOMER
 from modeling_mcm.events_mcm import EPOCH, SECONDS_PER_DAY, run_starts
 from modeling_mcm.forecaster_mcm import MissingForecastsError
-from modeling_mcm.inputs_mcm import RowBatch
+from modeling_mcm.inputs_mcm import Customers
 from modeling_mcm.predictor_mcm import Predictor
-from modeling_mcm.processing_mcm import MCMFeatureExtractor
+from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 
 logger = logging.get_logger(__name__)
 MOST_PAST = 12  # times of the past that are tried
@@ -119,7 +119,7 @@ def total_of_rows(
         raise MissingForecastsError(model.name_or_path)
     if quantity not in forecasts.quantities:
         raise ValueError(f"No forecasts of {quantity!r}: this checkpoint has those of {forecasts.quantities}.")
-    batch = RowBatch.of(rows)
+    batch = Customers.of(rows)
     row, times, step = batch.row, batch.column("times"), days * SECONDS_PER_DAY
     first, latest = times[batch.starts], int(times.max())
     starts = [end - step * number for number in range(1, MOST_PAST + 1)]

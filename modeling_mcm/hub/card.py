@@ -12,7 +12,7 @@ from modeling_mcm.configuration_mcm import MCMConfig
 from modeling_mcm.data.schema import example_values
 from modeling_mcm.evaluation.comparison import with_half_interval
 from modeling_mcm.evaluation.metrics import CONFIDENCE
-from modeling_mcm.processing_mcm import MCMFeatureExtractor
+from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 
 from .folder import ACTION_HEAD, Exposure, read_object
 

@@ -36,7 +36,7 @@ from modeling_mcm.data import check_vocabularies, load_prepared
 from modeling_mcm.evaluation.cases import read_history
 from modeling_mcm.events_mcm import IntArray
 from modeling_mcm.files_mcm import Tensors, damage, note_digests, read_json, write_json
-from modeling_mcm.processing_mcm import MCMFeatureExtractor
+from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 from modeling_mcm.training.checkpoints import find_head, open_checkpoint
 
 CONFIG_NAME, PREPROCESSOR_NAME, CARD_NAME = "config.json", "preprocessor_config.json", "README.md"
@@ -60,7 +60,7 @@ HEADS = {
         "CustomerPredictionPipeline",
     ),
 }
-PREPROCESSOR_AUTO_MAP = {"AutoFeatureExtractor": "processing_mcm.MCMFeatureExtractor"}
+PREPROCESSOR_AUTO_MAP = {"AutoFeatureExtractor": "feature_extraction_mcm.MCMFeatureExtractor"}
 AUTO_MAP = {"AutoConfig": "configuration_mcm.MCMConfig", **PREPROCESSOR_AUTO_MAP}
 PIPELINE_MODULE = "pipeline_mcm"
 RARE_BELOW = 5  # customers: a value of fewer is rare in the card, if `min_customers` does not say otherwise

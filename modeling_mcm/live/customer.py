@@ -50,7 +50,7 @@ from modeling_mcm.predictor_mcm import (
     describe_labels,
     describe_offers,
 )
-from modeling_mcm.processing_mcm import MCMFeatureExtractor
+from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 from modeling_mcm.schema_mcm import ROWS
 
 from .explanations import Explanation, explain

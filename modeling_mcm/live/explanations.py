@@ -21,7 +21,7 @@ from modeling_mcm.features_mcm import COUNTED, FEATURES
 from modeling_mcm.inputs_mcm import first_kept, until
 from modeling_mcm.modeling_mcm import MCMPreTrainedModel
 from modeling_mcm.predictor_mcm import Predictor, Rows
-from modeling_mcm.processing_mcm import MCMFeatureExtractor
+from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 from modeling_mcm.schema_mcm import DAYS_SINCE_VISIT
 
 EVENTS_AT_ONCE = 2**13  # number of events in a batch of histories

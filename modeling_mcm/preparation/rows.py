@@ -36,8 +36,8 @@ from modeling_mcm.events_mcm import (
     to_text,
 )
 from modeling_mcm.files_mcm import file_digest
-from modeling_mcm.inputs_mcm import RowBatch
-from modeling_mcm.processing_mcm import MCMFeatureExtractor
+from modeling_mcm.inputs_mcm import Customers
+from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 from modeling_mcm.schema_mcm import NUMERIC, ROWS
 
 BAD = ("bad_column", "bad_reason")  # of a row with a value that can't be read: the column, and what is wrong
@@ -193,7 +193,7 @@ class ShardEncoder:
             for kind, value in (("missing", MISSING_ID), ("unknown", UNKNOWN_ID))
         } | {"events": {"ends_of_visit": int(closes.sum()), "empty": int(is_empty.sum())}}
 
-    def measure(self, batch: RowBatch) -> dict[str, int]:
+    def measure(self, batch: Customers) -> dict[str, int]:
         """Measures what kind of log it is by the target events of rows in the training period; the recipe of
         pre-training reads the measures.
 

@@ -21,7 +21,7 @@ from transformers.utils import logging
 from modeling_mcm.data.schema import MOST_VALUES, NO_CUTOFFS, EventSchema
 from modeling_mcm.events_mcm import SECONDS_PER_DAY, check_columns, to_iso
 from modeling_mcm.extras import needs
-from modeling_mcm.processing_mcm import MCMFeatureExtractor
+from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 from modeling_mcm.schema_mcm import DAYS_SINCE_VISIT, NUMERIC, ONE_TOKEN_TYPE, ROWS, FeatureSpec
 
 from .rows import BAD, RowReader

@@ -30,7 +30,7 @@ from modeling_mcm.data.offers import load_actions
 from modeling_mcm.data.tables import read_table_file
 from modeling_mcm.events_mcm import check_columns, to_ids
 from modeling_mcm.files_mcm import damage, file_digest, read_json, tensors_digest, write_json
-from modeling_mcm.inputs_mcm import PER_EVENT, RowBatch
+from modeling_mcm.inputs_mcm import PER_EVENT, Customers
 from modeling_mcm.modeling_mcm import MCMPreTrainedModel
 from modeling_mcm.predictor_mcm import (
     CHANCES,
@@ -43,7 +43,7 @@ from modeling_mcm.predictor_mcm import (
     Predictor,
     Rows,
 )
-from modeling_mcm.processing_mcm import MCMFeatureExtractor
+from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 from modeling_mcm.training.checkpoints import find_head, open_checkpoint
 
 if TYPE_CHECKING:
@@ -212,7 +212,7 @@ class Scorer:
         the column `<task>`, with their probabilities, a list of float32 in `<task>_scores`, and the chances that they
         come in `<task>_chances`, if the checkpoint has them; outcomes rank the actions likewise.
         Raises `ValueError` if the model gives NaN or infinite numbers."""
-        rows = RowBatch.of(rows)
+        rows = Customers.of(rows)
         lengths = unit_counts(rows, rows.lengths, self.model.config, self.extractor.max_events)
         parts: list[Columns] = []
         batches = batches_by_length(lengths, self.batch_size)

@@ -79,7 +79,7 @@ class Question(BaseModel, extra="forbid"):
     )
 
 
-class Customers(BaseModel, extra="forbid"):
+class CustomerIds(BaseModel, extra="forbid"):
     customers: list[str] = Field(min_length=1, max_length=MOST_CUSTOMERS, examples=[["7"]])
 
 
@@ -90,7 +90,7 @@ class Group(BaseModel, extra="forbid"):
     as_of: str | None = Field(None, description=AS_OF)
 
 
-class Offered(Customers):
+class Offered(CustomerIds):
     actions: list[RawEvent] = Field(
         min_length=1, max_length=MOST_LABELS, description="Dicts with `action_id` and columns of the event log."
     )
@@ -294,7 +294,7 @@ def _add_questions(api: APIRouter, service: CustomerService) -> None:
         return answer_scores(service.read([customer_id], asked.as_of), asked)[0]
 
     @api.post("/scores")
-    def many_scores(body: Customers, asked: Annotated[Question, Query()]) -> answers.ManyScores:
+    def many_scores(body: CustomerIds, asked: Annotated[Question, Query()]) -> answers.ManyScores:
         """The same for many customers; `unknown` are those without an event."""
         batch = service.read(body.customers, asked.as_of, may_be_unknown=True)
         return {"customers": answer_scores(batch, asked), "unknown": batch.unknown}

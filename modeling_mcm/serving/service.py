@@ -33,7 +33,7 @@ from modeling_mcm.extras import needs
 from modeling_mcm.live.customer import Heads, LiveHistory
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.predictor_mcm import RANKING, Predictor
-from modeling_mcm.processing_mcm import MCMFeatureExtractor
+from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 from modeling_mcm.training.checkpoints import checkpoint_digest, open_checkpoint
 
 from .answers import Added, Customer

@@ -21,7 +21,7 @@ from modeling_mcm.configuration_mcm import MCMConfig
 from modeling_mcm.customer_mcm import MCMForCustomerPrediction
 from modeling_mcm.files_mcm import CheckpointError, check_loaded, tensors_digest
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation, MCMModel
-from modeling_mcm.processing_mcm import MCMFeatureExtractor
+from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 
 COMMANDS_OF: dict[type[PreTrainedModel], str] = {
     MCMForMultiTaskRecommendation: "`mcm predict`, `mcm evaluate`, `mcm serve` and `mcm app`",

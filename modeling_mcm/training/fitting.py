@@ -31,10 +31,10 @@ from modeling_mcm.evaluation.cases import read_history
 from modeling_mcm.events_mcm import SECONDS_PER_DAY, Row, select_events
 from modeling_mcm.forecaster_mcm import LONGEST_RATIO, VisitForecaster, Visits
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation, MCMModel
-from modeling_mcm.processing_mcm import MCMFeatureExtractor
+from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 from modeling_mcm.state_mcm import GAPS, LARGEST_Z, MIN_STD, CustomerState
 
-from .forecaster import load_weights, set_shop
+from .forecaster.shop import load_weights, set_shop
 
 logger = logging.get_logger(__name__)
 SHOP_CUSTOMERS, READ_AT_ONCE = 2**15, 128  # customers whose visits describe the shop, and of whom so many are padded

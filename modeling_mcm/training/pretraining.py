@@ -27,11 +27,11 @@ from modeling_mcm.evaluation.cases import cases_at, tasks_without_repeats
 from modeling_mcm.evaluation.comparison import baseline_warnings, compare_with_counting, mean_values, read_cases
 from modeling_mcm.files_mcm import file_digest, write_json
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
-from modeling_mcm.processing_mcm import MCMFeatureExtractor
+from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 
 from .fitting import categorical_features, describe_customers, fill_label_values, popularity
 from .options import AUTO, NONE, ModelOptions, PretrainingArguments
-from .recipe import Recipe, make_config, recipe_for
+from .encoder.recipe import Recipe, make_config, recipe_for
 from .resuming import (
     PRETRAINING,
     Facts,
@@ -43,8 +43,8 @@ from .resuming import (
     output_folder_lock,
     step_size,
 )
-from .scorer import ScorerFit
-from .trainer import MCMTrainer
+from .scorer.fit import ScorerFit
+from .encoder.trainer import MCMTrainer
 
 logger = logging.get_logger(__name__)
 # Options that say when the recipe evaluates, saves and ends. They belong together: if the command line sets one of

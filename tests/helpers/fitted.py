@@ -4,7 +4,7 @@
 
 import torch
 
-from modeling_mcm.training.forecaster import load_weights
+from modeling_mcm.training.forecaster.shop import load_weights
 
 
 @torch.no_grad()

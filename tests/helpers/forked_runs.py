@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["modeling_mcm.training.trainer", "modeling_mcm.evaluation.cases", "pandas"])
+CONTEXT.set_forkserver_preload(["modeling_mcm.training.encoder.trainer", "modeling_mcm.evaluation.cases", "pandas"])
 
 
 def _run(script, options, log, environment):

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from modeling_mcm.processing_mcm import MCMFeatureExtractor
+from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 
 MISSING, UNKNOWN = 0, 1
 BUY, CLICK, START, CLOSE = 2, 3, 4, 5

@@ -20,7 +20,7 @@ from modeling_mcm import (
 )
 from modeling_mcm.inputs_mcm import before
 from modeling_mcm.training.checkpoints import read_checkpoint
-from modeling_mcm.training.heads import PENALTIES, SCALES, HeadInputs, fit_head, predict
+from modeling_mcm.training.heads.train import PENALTIES, SCALES, HeadInputs, fit_head, predict
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def make_inputs(states, model, counts=None):
 
 @pytest.mark.parametrize("number", [1, 2])
 def test_the_head_is_a_penalised_linear_model_of_state_and_labels(make_model, number, monkeypatch):
-    monkeypatch.setattr("modeling_mcm.training.heads.SCALES", SCALES[:1])
+    monkeypatch.setattr("modeling_mcm.training.heads.train.SCALES", SCALES[:1])
     generator, model = torch.Generator().manual_seed(0), make_model(num_labels=number)
     states = torch.randn(200, 12, generator=generator) * 3 + 1
     size = model.prediction_head.labels.in_features
@@ -99,7 +99,7 @@ def test_plain_counts_that_decide_are_hardly_shrunk(make_model, monkeypatch):
     assert model.model.state.names[2] == "days_since_last_in_gaps"
     labels = (states[:, 2] + torch.randn(400, generator=generator) / 3 > 0).long()
     for scales in (SCALES[:1], SCALES):
-        monkeypatch.setattr("modeling_mcm.training.heads.SCALES", scales)
+        monkeypatch.setattr("modeling_mcm.training.heads.train.SCALES", scales)
         fit_head(model, make_inputs(states[:100], model), labels[:100], np.arange(100) % 5)
         losses.append(model.compute_loss(predict(model, make_inputs(states[100:], model)), labels[100:]).item())
     assert losses[1] < 0.9 * losses[0]

@@ -18,7 +18,7 @@ from modeling_mcm.forecaster_mcm import (
     Visits,
     median_days,
 )
-from modeling_mcm.training.forecaster import load_weights, set_shop
+from modeling_mcm.training.forecaster.shop import load_weights, set_shop
 
 WINDOW, DAYS = 200.0, [30.0, 200.0, 400.0]
 FEATURES = {"features": ["kind", "item"], "vocabulary_sizes": [4, 30], "tasks": ["item"], "summed_features": ["kind"]}

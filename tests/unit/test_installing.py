@@ -23,7 +23,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 DEPENDENCIES = {canonicalize_name(Requirement(line).name) for line in PROJECT["dependencies"]}
 SENTENCE = re.compile(r"\w+ is not installed, which comes with an extra: pip install 'modeling-mcm\[(\S+)\]'\.")
 # What needs no extra, whatever is missing: training, fine-tuning, scoring of prepared data, the pipelines.
-ALWAYS = ["modeling_mcm", "modeling_mcm.public", "modeling_mcm.training.trainer"]
+ALWAYS = ["modeling_mcm", "modeling_mcm.public", "modeling_mcm.training.encoder.trainer"]
 ALWAYS += [f"modeling_mcm.{name}" for name in ("scoring", "pipeline_mcm", "data", "evaluation", "hub")]
 ALWAYS += [f"modeling_mcm.data.{name}" for name in ("collator", "dataset", "schema", "offers")]
 
@@ -93,7 +93,7 @@ AutoConfig.for_model("mcm")
 assert {"CustomerModel", "explain"} <= {*dir(modeling_mcm)}
 """
 WITHOUT_EXTRAS = """
-import sys, modeling_mcm.training.trainer, modeling_mcm.scoring, modeling_mcm.data.collator
+import sys, modeling_mcm.training.encoder.trainer, modeling_mcm.scoring, modeling_mcm.data.collator
 assert not {"ibis", "duckdb", "pyspark", "lightgbm"} & {*sys.modules}
 import modeling_mcm.preparation.prepare
 from modeling_mcm.preparation import prepare

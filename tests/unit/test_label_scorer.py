@@ -19,7 +19,7 @@ from modeling_mcm.evaluation.cases import cases_at, read_history
 from modeling_mcm.evaluation.comparison import COUNTING, counting_baselines, mean_values, rank_targets
 from modeling_mcm.evaluation.metrics import measure
 from modeling_mcm.features_mcm import COUNTED, FEATURES, PLACES, LabelHistory
-from modeling_mcm.inputs_mcm import RowBatch
+from modeling_mcm.inputs_mcm import Customers
 from modeling_mcm.predictor_mcm import Predictor
 from modeling_mcm.scorer_mcm import (
     NEXT_VISIT,
@@ -33,9 +33,9 @@ from modeling_mcm.scorer_mcm import (
 )
 from modeling_mcm.training.fitting import minimize
 from modeling_mcm.training.pretraining import COUNTS_ALONE, read_rows
-from modeling_mcm.training.scorer import SEARCH, ScoredCases, ScorerFit, ranking_loss
-from modeling_mcm.training.scorer_counts import LabelCounts
-from modeling_mcm.training.scorer_examples import (
+from modeling_mcm.training.scorer.fit import SEARCH, ScoredCases, ScorerFit, ranking_loss
+from modeling_mcm.training.scorer.counts import LabelCounts
+from modeling_mcm.training.scorer.examples import (
     ExampleReader,
     Examples,
     _find_later,
@@ -349,7 +349,7 @@ def test_until_the_scorer_is_fitted_scores_are_the_readouts(tiny_model, batch):
 
 
 def test_later_labels_come_within_a_month_and_before_the_end_of_the_period():
-    rows = RowBatch({"times": np.array([0, 1, 9, 32, 40, 41]) * 86_400}, np.array([6]))
+    rows = Customers({"times": np.array([0, 1, 9, 32, 40, 41]) * 86_400}, np.array([6]))
 
     def later(stop, elapsed):
         row, end, stop, elapsed = (np.array([value]) for value in (0, 2, stop, elapsed))

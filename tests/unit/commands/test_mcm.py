@@ -13,7 +13,7 @@ from folders import read_json
 import modeling_mcm
 from modeling_mcm import MCMConfig
 from modeling_mcm.commands import main as mcm
-from modeling_mcm.training.recipe import SIZES, TRAINING, make_config
+from modeling_mcm.training.encoder.recipe import SIZES, TRAINING, make_config
 
 ROOT = Path(__file__).resolve().parents[3]
 

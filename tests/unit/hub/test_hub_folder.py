@@ -55,7 +55,7 @@ def test_code_that_an_entry_point_reaches_is_published_and_no_other(checkpoint, 
     (package / "deep_mcm.py").write_text("X = 1\n")
     monkeypatch.setattr(folder, "PACKAGE", package)
     assert {file.name for file in folder.code_files()} == shipped
-    with open(package / "processing_mcm.py", "a") as file:
+    with open(package / "feature_extraction_mcm.py", "a") as file:
         file.write("\nfrom .needed_mcm import X\n")
     write_upload_folder(checkpoint, tmp_path / "out")
     assert {file.name for file in (tmp_path / "out").glob("*_mcm.py")} == shipped | {"needed_mcm.py", "deep_mcm.py"}

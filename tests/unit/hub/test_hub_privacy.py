@@ -17,7 +17,7 @@ from modeling_mcm.data import load_prepared
 from modeling_mcm.evaluation.cases import read_history
 from modeling_mcm.hub import write_upload_folder
 from modeling_mcm.hub.folder import hide_values, rare_values
-from modeling_mcm.training.scorer_counts import LabelCounts
+from modeling_mcm.training.scorer.counts import LabelCounts
 
 LEAST = 5
 

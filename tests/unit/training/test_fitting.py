@@ -19,7 +19,7 @@ from modeling_mcm.training.fitting import (
     fill_label_values,
     fit_state,
 )
-from modeling_mcm.training.scorer_counts import LabelCounts
+from modeling_mcm.training.scorer.counts import LabelCounts
 
 CUTOFF = pd.Timestamp("2017-10-01").timestamp()
 

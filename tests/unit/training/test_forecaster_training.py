@@ -8,7 +8,7 @@ from run_pretrain_forecaster import compute_losses, draw_examples, train_forecas
 from safetensors.torch import load_file
 
 from modeling_mcm.forecaster_mcm import VisitForecaster
-from modeling_mcm.training.forecaster import SHIPPED_WEIGHTS
+from modeling_mcm.training.forecaster.shop import SHIPPED_WEIGHTS
 
 
 def test_processes_change_no_example():

@@ -23,11 +23,11 @@ from modeling_mcm.data import PreparedData, check_vocabularies
 from modeling_mcm.data.dataset import MANIFEST_FILE
 from modeling_mcm.files_mcm import file_digest, read_json, write_json
 from modeling_mcm.option import REQUIRED, option
-from modeling_mcm.processing_mcm import MCMFeatureExtractor
+from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 
-from .checkpoints import checkpoint_digest
-from .fitting import minimize
-from .resuming import FINE_TUNING, Facts, command_line, is_finished, output_folder_lock
+from ..checkpoints import checkpoint_digest
+from ..fitting import minimize
+from ..resuming import FINE_TUNING, Facts, command_line, is_finished, output_folder_lock
 
 FOLDS, MANY = 5, 5_000  # folds of cross-validation; number of examples from which one of them is held out
 LEAST_SHARE = 1e-3  # of a fit, below which it is no part of an average

@@ -3,7 +3,7 @@
 """The Hugging Face Trainer with MCM's additions.
 
 Every customer of a step has the same weight on any number of processes; an average of the weights may be evaluated
-and saved; and the logs hold the losses of each task. Import it from `modeling_mcm.training.trainer`, because inference
+and saved; and the logs hold the losses of each task. Import it from `modeling_mcm.training.encoder.trainer`, because inference
 does not need it.
 """
 
@@ -24,7 +24,7 @@ from modeling_mcm.data.collator import LengthGroupedSampler, MCMCollator
 from modeling_mcm.files_mcm import file_digest, write_json
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 
-from .resuming import FILES, ResumedRun, step_size
+from ..resuming import FILES, ResumedRun, step_size
 
 # Single parameters, and the factor on their learning rate: with that of a matrix they would hardly move.
 FAST_PARAMETERS, FAST_FACTOR = ("readout_scale",), 20.0

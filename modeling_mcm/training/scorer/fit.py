@@ -35,7 +35,7 @@ from modeling_mcm.scorer_mcm import (
     ScoreNetwork,
 )
 from modeling_mcm.training.fitting import make_descent, minimize
-from modeling_mcm.training.scorer_examples import (
+from modeling_mcm.training.scorer.examples import (
     EXAMPLES,
     ExampleReader,
     LabelExamples,

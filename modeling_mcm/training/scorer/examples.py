@@ -22,7 +22,7 @@ from modeling_mcm.data.collator import MCMCollator, PreparedRows, batches_by_len
 from modeling_mcm.evaluation.cases import cases_at, read_history
 from modeling_mcm.events_mcm import SECONDS_PER_DAY, run_starts
 from modeling_mcm.features_mcm import compare
-from modeling_mcm.inputs_mcm import RowBatch
+from modeling_mcm.inputs_mcm import Customers
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.scorer_mcm import (
     HORIZON_DAYS,
@@ -33,7 +33,7 @@ from modeling_mcm.scorer_mcm import (
     read_histories,
 )
 from modeling_mcm.training.fitting import categorical_features, find_usual_values
-from modeling_mcm.training.scorer_counts import FOLDS, LabelCounts
+from modeling_mcm.training.scorer.counts import FOLDS, LabelCounts
 
 EXAMPLES, HELD_OUT, VALIDATION_EXAMPLES, BATCH = 4_000, 5_000, 1_500, 64
 NEGATIVES = 60  # about as many candidates of an example that are no targets are kept, drawn uniformly
@@ -210,12 +210,12 @@ class ExampleReader:
 
     def batches(
         self, examples: Examples, chosen: NDArray
-    ) -> Iterator[tuple[NDArray, RowBatch, dict[str, torch.Tensor]]]:
+    ) -> Iterator[tuple[NDArray, Customers, dict[str, torch.Tensor]]]:
         """Indices of chosen examples of similar length, their rows, and model inputs with `labels` and `as_of`."""
         for batch in batches_by_length(examples.end[chosen], BATCH):
             row, end, stop, elapsed, _ = examples.take(chosen[batch])
             rows = self.rows.__getitems__(row.tolist())
-            rows = RowBatch(rows.columns | {"validation_end": end, "test_end": stop}, rows.lengths)
+            rows = Customers(rows.columns | {"validation_end": end, "test_end": stop}, rows.lengths)
             inputs = self.collator(rows)
             inputs["as_of"] = inputs["event_times"].amax(1) + torch.from_numpy(elapsed).float()
             yield chosen[batch], rows, inputs
@@ -282,7 +282,7 @@ class ExampleReader:
         return result
 
 
-def _find_later(rows: RowBatch, examples: Examples) -> NDArray:
+def _find_later(rows: Customers, examples: Examples) -> NDArray:
     """Events after the examples' cutoffs, within `HORIZON_DAYS` of the predictions."""
     row, times = rows.row, rows.column("times")
     until = times[rows.starts + examples.end - 1] + (examples.elapsed + HORIZON_DAYS) * SECONDS_PER_DAY

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from modeling_mcm.forecaster_mcm import LEAST_AMOUNT, VisitForecaster, VisitHistory, Visits, select_visits, smooth_rate
 
-SHIPPED_WEIGHTS = Path(__file__).resolve().parents[1] / "forecaster.safetensors"
+SHIPPED_WEIGHTS = Path(__file__).resolve().parents[2] / "forecaster.safetensors"
 BACK_TESTS = (0.3, 0.5, 0.75)  # shares of the window after which the shop's own past is tested
 BINS = 8  # of the profiles of visits and of first visits over the window
 

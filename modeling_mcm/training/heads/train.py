@@ -37,12 +37,12 @@ from modeling_mcm.events_mcm import SECONDS_PER_DAY, naming
 from modeling_mcm.files_mcm import file_digest
 from modeling_mcm.option import option
 from modeling_mcm.predictor_mcm import Predictor
-from modeling_mcm.processing_mcm import MCMFeatureExtractor
+from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 from modeling_mcm.state_mcm import ROTATED, WHITENED, CustomerState
 
-from .checkpoints import read_checkpoint
+from ..checkpoints import read_checkpoint
 from .finetuning import FineTuningOptions, HeadInputs, draw_folds, fine_tune, fit_linear
-from .resuming import Facts
+from ..resuming import Facts
 
 logger = logging.get_logger(__name__)
 NEW = "prediction_head."
