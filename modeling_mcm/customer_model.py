@@ -13,10 +13,12 @@ A thin face over schema, preparation, training and the [`Predictor`]; each of th
 
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
+from functools import cached_property
 from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -28,14 +30,23 @@ from transformers.utils import logging
 from .data import NO_CUTOFFS, EventSchema, PreparedData, read_schema
 from .data.guessing import FrameReader
 from .data.tables import read_table_file
-from .events_mcm import SECONDS_PER_DAY, Row, Time, check_columns, naming, read_times, to_ids, to_text
+from .events_mcm import SECONDS_PER_DAY, IntArray, Row, Time, check_columns, naming, to_ids, to_text
+from .feature_extraction_mcm import MCMFeatureExtractor
 from .files_mcm import read_json, write_json
-from .inputs_mcm import before
+from .inputs_mcm import Customers
 from .live.explanations import Explanation, explain
 from .live.similar import similar, together
 from .modeling_mcm import MCMPreTrainedModel
-from .predictor_mcm import EMBEDDING, LABEL_COLUMNS, PREDICTING, Columns, Predictor, Rows, describe_labels
-from .feature_extraction_mcm import MCMFeatureExtractor
+from .predictor_mcm import (
+    EMBEDDING,
+    LABEL_COLUMNS,
+    PREDICTING,
+    CheckedQuestions,
+    Columns,
+    Predictor,
+    Questions,
+    describe_labels,
+)
 
 logger = logging.get_logger(__name__)
 NUMBER = r"-?(0|[1-9]\d*)(\.\d*)?([eE][+-]?\d+)?"  # 007 is a text
@@ -73,16 +84,15 @@ class CustomerModel:
         log, schema = _read_frame(events), feature_extractor.schema
         log = reader.read(log) if reader else log
         check_columns(list(log), schema.event_columns, "The events have", "Give the columns that `fit` was given.")
-        with naming(f"column {schema.customer!r} of the events"):
-            ids = np.array(to_ids(log[schema.customer]), object)
+        self._events = log[[name for name in log if name in schema.event_columns]]
+        with naming("The events"):
+            drops = reader is not None and reader.schema.on_bad_row == "drop"
+            self._customers = Customers.encode(feature_extractor, self._events, drop_bad=drops)
+        self._places = {name: place for place, name in enumerate(self.customers)}
         self.as_of = None
         if schema.time is not None:
-            with naming(f"column {schema.time!r} of the events"):
-                times = read_times(log[schema.time], schema.time_zone)
-            self.as_of = datetime.fromtimestamp(int(times.max()), UTC).replace(tzinfo=None)  # on the log's clock
-        self._events = log[[name for name in log if name in schema.event_columns]]
-        self._histories = dict(iter(self._events.groupby(ids, sort=False)))
-        self._rows: dict[str, Row] = {}
+            latest = int(self._customers.column("times").max())
+            self.as_of = datetime.fromtimestamp(latest, UTC).replace(tzinfo=None)  # on the log's clock
 
     @classmethod
     def fit(
@@ -163,7 +173,7 @@ class CustomerModel:
     @property
     def customers(self) -> list[str]:
         """`list[str]`: ids of the customers, as text."""
-        return list(self._histories)
+        return self._customers.columns["customer_id"]
 
     # ------------------------------------------------------------------------------------------------------- what next
 
@@ -188,13 +198,12 @@ class CustomerModel:
             candidates, exclude, per_group, horizon_days, as_of: as in [`PreferenceScoresPipeline`].
         """
         self._check_labels()
-        names = self._predictor.tasks(tasks)
-        choice = self._predictor.candidates(names, candidates, exclude, per_group)
-        ids, columns = self._ask(customers, as_of, tasks=names, k=k, candidates=choice, horizon_days=horizon_days)
+        questions = Questions(None, tasks, k, candidates, exclude, per_group, horizon_days)
+        ids, columns, asked = self._ask(customers, as_of, questions)
         rows = [
             {"customer": customer, "task": name, **label}
             for index, customer in enumerate(ids)
-            for name, labels in describe_labels(columns, names, choice, index).items()
+            for name, labels in describe_labels(columns, asked, index).items()
             for label in labels
         ]
         return pd.DataFrame(rows, columns=None if rows else ["customer", "task", "label", "score"])
@@ -222,7 +231,7 @@ class CustomerModel:
     def embed(self, customers: Iterable | None = None, as_of: Time = None) -> pd.DataFrame:
         """Customer embeddings, a row each: the index is the customer, the columns are the names of the state's
         numbers."""
-        ids, columns = self._ask(customers, as_of, embedding=True)
+        ids, columns, _ = self._ask(customers, as_of, Questions(embedding=True))
         names = getattr(self.model.base_model.state, "names", None)
         return pd.DataFrame(columns[EMBEDDING].numpy(), pd.Index(ids, name="customer"), names)
 
@@ -237,7 +246,7 @@ class CustomerModel:
             days (`Sequence[float]`, *optional*): Horizons, up to twice the training period. Default: those of the
                 config.
         """
-        ids, columns = self._ask(customers, as_of, forecasts=True, days=days)
+        ids, columns, _ = self._ask(customers, as_of, Questions(forecasts=True, days=days))
         return _make_table(ids, columns)
 
     def table(
@@ -262,8 +271,9 @@ class CustomerModel:
             if (now := self._seconds(as_of)) is None:
                 raise ValueError("The log has no times, so nothing says what changed: leave `since_days` out.")
             before = now - float(since_days) * SECONDS_PER_DAY
-            known = [name for name in table.index if (self._row(name)["times"] <= before).any()]
-            table = table.join((table - self._describe(known, days, before)).add_suffix("_change"))
+            known = [name for name in table.index if self._first_times[self._places[name]] <= before]
+            past = self._describe(known, days, before) if known else table.head(0)
+            table = table.join((table - past).add_suffix("_change"))
         return table if where is None else table.query(where)
 
     # ------------------------------------------------------------------------------------------------ labels of others
@@ -326,15 +336,9 @@ class CustomerModel:
             return pd.concat(parts, names=["as_of"])
 
         given = dict(zip(to_ids([*columns]), columns.values(), strict=True)) if columns else {}
-        for name in given:
-            self._row(name)  # raises if there is no such customer
-
-        def ask(rows: Rows, seconds: float) -> Columns:
-            return self._predictor.predict(
-                [{**row, LABEL_COLUMNS: given.get(row["customer_id"])} for row in rows], seconds
-            )
-
-        return _make_table(*self._ask(customers, self._right_after(as_of), ask))
+        self._find(given)  # raises if there is no such customer
+        ids, found, _ = self._ask(customers, as_of, Questions(label=True), given)
+        return _make_table(ids, found)
 
     def reasons(
         self,
@@ -352,8 +356,10 @@ class CustomerModel:
             columns (`Mapping`, *optional*): By name, what further columns hold.
         """
         self._predictor.check_head(PREDICTING)
-        seconds = self._right_after(as_of)
-        (row,) = before([{**self._row(customer), LABEL_COLUMNS: columns}], [seconds], self.feature_extractor.layout)
+        seconds = cast(float, self._check(Questions(label=True), as_of).as_of)
+        (row,) = Customers.of([{**self._row(customer), LABEL_COLUMNS: columns}]).before(
+            [seconds], self.feature_extractor.layout
+        )
         terms, logits = self._predictor.model.terms(**self._predictor.inputs([row], seconds))
         classes = list(self.model.config.id2label.values())
         if label is not None and label not in classes:
@@ -441,26 +447,37 @@ class CustomerModel:
         prepare(self._events, schema, folder, profile, self.feature_extractor)
         return PreparedData(folder)
 
+    def _find(self, names: Iterable) -> IntArray:
+        """Indices of customers by their ids."""
+        ids = to_ids([*names])
+        if unknown := [name for name in ids if name not in self._places]:
+            raise ValueError(f"No customer {unknown[0]!r} among the events; they have {len(self._places)} customers.")
+        return np.array([self._places[name] for name in ids], np.int64)
+
     def _row(self, customer: object) -> Row:
         """A customer's encoded events."""
-        (name,) = to_ids([customer])
-        if name not in self._histories:
-            raise ValueError(f"No customer {name!r} among the events; they have {len(self._histories)} customers.")
-        if name not in self._rows:
-            self._rows[name] = self.feature_extractor.encode({"customer_id": name, "events": self._histories[name]})
-        return self._rows[name]
+        return self._customers[self._find([customer])[0]]
+
+    @cached_property
+    def _first_times(self) -> IntArray:
+        """Time of the first event of each customer, in seconds since 1970-01-01."""
+        return np.minimum.reduceat(self._customers.column("times"), self._customers.starts)
 
     def _seconds(self, as_of: Time) -> float | None:
-        """A time on the clock of rows, as a float: whole numbers are times of the log."""
-        as_of = self.as_of if as_of is None else as_of
-        if self.reader and isinstance(as_of, Integral):
+        """A time on the clock of rows, as a float: whole numbers are times of the log. By default the last event's."""
+        if as_of is None:
+            as_of = self.as_of
+        elif self.reader and isinstance(as_of, Integral):
             as_of = self.reader.read_time(as_of)
         seconds = None if as_of is None else self.feature_extractor.read_as_of(as_of)
         return None if seconds is None else float(seconds)
 
-    def _right_after(self, as_of: Time) -> float:
-        """The time before which events are read: by default right after the last event."""
-        return (self._seconds(as_of) or 0) + (as_of is None)
+    def _check(self, questions: Questions, as_of: Time) -> CheckedQuestions:
+        """Questions at a time, by default at the end of the log."""
+        seconds = self._seconds(as_of)
+        if as_of is None and seconds is not None:
+            return self._predictor.check(questions.at_end(seconds))
+        return self._predictor.check(replace(questions, as_of=seconds))
 
     def _describe(self, customers: Iterable | None, days: Sequence[float] | None, as_of: Time) -> pd.DataFrame:
         """Forecasts and, of a model that was fine-tuned to a label, predictions."""
@@ -470,23 +487,27 @@ class CustomerModel:
         return table.join(self.predict(customers, as_of).add_prefix(PREDICTED))
 
     def _ask(
-        self, customers: Iterable | None, as_of: Time, ask: Any = None, **questions: Any
-    ) -> tuple[list[str], Columns]:
-        """The ids of customers, by default of all with an event by then, and what the [`Predictor`] says of them."""
+        self, customers: Iterable | None, as_of: Time, questions: Questions, given: Mapping[str, Values] | None = None
+    ) -> tuple[list[str], Columns, CheckedQuestions]:
+        """The ids of customers, by default of all with an event by then, what the [`Predictor`] says of them, and what
+        was asked. `given` are further columns by customer."""
         if isinstance(customers, str) or not isinstance(customers, Iterable | None):
             raise ValueError(f"`customers` is {customers!r}, expected a list of ids: write [{customers!r}].")
-        names = self.customers if customers is None else list(dict.fromkeys(to_ids([*customers])))
-        if not names:
+        asked, parts = self._check(questions, as_of), []
+        places = np.arange(len(self.customers)) if customers is None else self._find(dict.fromkeys(customers))
+        if not len(places):
             raise ValueError("`customers` is empty: give ids, or leave it out for all customers.")
-        seconds, parts = self._seconds(as_of), []
-        if customers is None and seconds is not None:
-            names = [name for name in names if (self._row(name)["times"] <= seconds).any()]
-            if not names:
+        if customers is None and asked.as_of is not None:
+            places = places[self._first_times[places] <= asked.as_of]
+            if not len(places):
                 raise ValueError(f"No customer has an event until {as_of}: give a later `as_of`.")
-        for start in range(0, len(names), AT_ONCE):
-            rows = [self._row(name) for name in names[start : start + AT_ONCE]]
-            parts.append((ask or self._predictor.ask)(rows, seconds, **questions))
-        return names, {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        for part in np.split(places, range(AT_ONCE, len(places), AT_ONCE)):
+            batch = self._customers.take(part)
+            if given:
+                batch.columns[LABEL_COLUMNS] = [given.get(name) for name in batch.columns["customer_id"]]
+            parts.append(self._predictor.ask(batch, asked))
+        columns = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        return [self.customers[place] for place in places], columns, asked
 
 
 def _make_table(ids: Sequence[str], columns: Columns) -> pd.DataFrame:

@@ -11,7 +11,7 @@ Shapes: J features.
 
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,10 @@ from .events_mcm import (
     FloatArray,
     IntArray,
     map_distinct,
+    naming,
+    read_columns,
     run_starts,
+    to_ids,
     to_number,
     to_values,
     value_reader,
@@ -136,34 +139,39 @@ class Encoding:
         }
         self._edges = {feature: np.array(edges, np.float64) for feature, edges in bins.items()}
 
-    def encode_customer(self, customer: Mapping) -> dict:
-        """Encodes a customer as a row; see `MCMFeatureExtractor.encode`. Raises `ValueError` if a value can't be
-        encoded; the message names the column."""
-        customer_id, events, profile = self.reader.read_customer(customer)
-        row, _ = self.encode(events)
-        is_empty = ~np.any([row[f"feature_{feature}"] for feature in self.event_features], axis=0)
-        if is_empty.any():
-            raise ValueError(f"event {np.argmax(is_empty)} in order of time has no value in any feature; leave it out")
-        ids = self.encode_features(self.profile_features, profile)
-        row |= {f"profile_{name}": of_one[0] for name, of_one in ids.items()}
-        return {"customer_id": customer_id, **row, "label_columns": customer.get("label_columns")}
+    def encode_profiles(self, table: Any, customers: Sequence) -> dict[str, NDArray]:
+        """Ids of the profiles `(customers,)` by column, of a table with the customer's column; missing for those that
+        it does not have. Raises `ValueError` if it has a customer twice, or a value can't be read."""
+        name = self.schema.customer
+        columns, count = read_columns([] if table is None else table, [name, *self.schema.profile_columns])
+        with naming("profile"):
+            owners = to_ids(columns[name]) if count else []
+            if twice := sorted({owner for owner in owners if owners.count(owner) > 1}):
+                raise ValueError(f"customer {twice[0]!r} has several rows: leave all but one out")
+            values = self.reader.read_features(self.schema.profile, columns)
+        rows = {owner: row for row, owner in enumerate(owners)}
+        places = np.array([rows.get(customer, count) for customer in customers], np.int64)
+        ids = self.encode_features(self.profile_features, values)
+        return {
+            f"profile_{feature}": np.append(column, np.int32(MISSING_ID))[places] for feature, column in ids.items()
+        }
 
     def encode(
         self,
         events: Events,
-        customers: IntArray | None = None,
+        customers: IntArray,
         periods: IntArray | None = None,
     ) -> tuple[dict, Timeline]:
-        """Encodes the events of one customer or, with `customers` and `periods`, of many, in any order.
+        """Encodes the events of customers, in any order.
 
         Args:
-            customers, periods (`np.ndarray` of shape `(events,)`, *optional*): Number of each event's customer, and
-                its period; see [`arrange`].
+            customers (`np.ndarray` of shape `(events,)`): Number of each event's customer.
+            periods (`np.ndarray` of shape `(events,)`, *optional*): Its period; see [`arrange`].
 
         Returns:
             The columns of rows, see `MCMFeatureExtractor.encode`, one customer's events after the other's, with
-            `unseen_<task>` added for many customers: of a target's label that training has not seen, a checksum of its
-            text; and how the events were arranged.
+            `unseen_<task>` added where there are periods: of a target's label that training has not seen, a checksum
+            of its text; and how the events were arranged.
         """
         schema, count, nothing = self.schema, len(events.positions), np.zeros(len(events.positions), np.int64)
         ids, values, unseen = {}, {}, {}
@@ -176,7 +184,7 @@ class Encoding:
                 if isinstance(column, np.ndarray):
                     values[feature] = to_values(column)
         ties = [*ids.values(), events.is_target, *values.values()]
-        for task in schema.tasks if customers is not None else ():
+        for task in schema.tasks if periods is not None else ():
             sums = nothing  # the one token type of a log without token types is never unseen
             if task in self.sources:
                 texts = events.values[self.sources[task]].map(
@@ -186,8 +194,7 @@ class Encoding:
                 sums = texts.map(lambda text: zlib.crc32(text.encode()) >> 1).expand(np.int64)
             is_unseen = (ids[task] == UNKNOWN_ID) & events.is_target
             unseen[task] = np.where(is_unseen, sums, 0).astype(np.int32)
-        customers, periods = (nothing if each is None else each for each in (customers, periods))
-        closing = bool(schema.end_of_visit)
+        closing, periods = bool(schema.end_of_visit), nothing if periods is None else periods
         timeline = arrange(events.positions, events.visits.rank(), ties, events.is_target, closing, customers, periods)
 
         def in_order(values: NDArray, closing: int = 0) -> NDArray:

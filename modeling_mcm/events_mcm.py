@@ -180,8 +180,15 @@ class Distinct:
         """A column without any value."""
         return cls([None][:count], np.zeros(count, np.int64))
 
-    def __getitem__(self, events: NDArray) -> "Distinct":
+    def __getitem__(self, events: NDArray | slice) -> "Distinct":
         return Distinct(self.values, self.codes[events])
+
+    def join(self, other: "Distinct") -> "Distinct":
+        """The events of this column and then those of another one, with each value once."""
+        values = [*self.values, *other.values]
+        codes = {value: code for code, value in enumerate(dict.fromkeys(values))}
+        code_of = np.fromiter(map(codes.__getitem__, values), np.int64, len(values))
+        return Distinct([*codes], code_of[np.append(self.codes, other.codes + len(self.values))])
 
     def map(self, function: Callable) -> "Distinct":
         """Applies a function to each distinct value. Several values may then be equal."""
@@ -395,16 +402,31 @@ class Events:
     # By feature what was read of its column: `Distinct` texts or sets of texts, or an array of numbers.
     values: dict
 
-    def without_duplicates(self) -> "Events":
-        """Leaves out the events that equal an earlier one in all that is read of them."""
-        columns = [self.positions, self.visits, *self.values.values()]
+    def __getitem__(self, events: NDArray | slice) -> "Events":
+        values = {feature: column[events] for feature, column in self.values.items()}
+        return Events(self.positions[events], self.visits[events], self.is_target[events], values)
+
+    def join(self, other: "Events") -> "Events":
+        """These events and then others, of the same schema."""
+        values = {
+            feature: np.append(column, other.values[feature])
+            if isinstance(column, np.ndarray)
+            else column.join(other.values[feature])
+            for feature, column in self.values.items()
+        }
+        positions, is_target = (
+            np.append(getattr(self, name), getattr(other, name)) for name in ("positions", "is_target")
+        )
+        return Events(positions, self.visits.join(other.visits), is_target, values)
+
+    def find_distinct(self, customers: IntArray) -> IntArray:
+        """Indices of the events of customers `(events,)` that equal no earlier one in all that is read of them."""
+        columns = [customers, self.positions, self.visits, *self.values.values()]
         keys = [
             np.unique(column, return_inverse=True)[1] if isinstance(column, np.ndarray) else column.codes
             for column in columns
         ]
-        kept = np.sort(np.unique(np.stack(keys), axis=1, return_index=True)[1])
-        values = {feature: column[kept] for feature, column in self.values.items()}
-        return Events(self.positions[kept], self.visits[kept], self.is_target[kept], values)
+        return np.sort(np.unique(np.stack(keys), axis=1, return_index=True)[1])
 
 
 class EventReader:
@@ -433,6 +455,39 @@ class EventReader:
             if len(ids) > 1 or None in ids:
                 first_ids = ", ".join(sorted(map(str, ids))[:5])
                 raise ValueError(f"found the customers {first_ids}; give each customer a dict of its own")
+        events = self._read_events(columns, count)
+        profile = customer.get("profile") or {}
+        if not isinstance(profile, Mapping):
+            raise ValueError(f"the profile is {type(profile).__name__}, expected a dict of column and value")
+        check_keys(profile, self.schema.profile_columns, "profile")
+        with naming("profile"):
+            values = self.read_features(self.schema.profile, read_columns([profile], [*profile])[0])
+        return next(iter(ids), None), events, values
+
+    def read_log(self, events: Any, drop_bad: bool = False) -> tuple[Distinct, Events]:
+        """Reads the events of several customers, see [`read_columns`]. Returns the customer of each event, and the
+        events. Raises `ValueError` if a column is unknown, an event has no customer or no time, or a value can't be
+        read, unless `drop_bad` leaves such events out with a warning."""
+        name = self.schema.customer
+        columns, count = read_columns(events, self.schema.event_columns)
+        with naming(f"column {name!r}"):
+            customers = Distinct.of(to_ids(columns[name]))
+        if not drop_bad:
+            return customers, self._read_events(columns, count)
+        bad: list[BadValues] = []
+        read = self.read(columns, count, bad)
+        is_bad = np.any(
+            [(read.positions == NO_TIME) & (self.schema.order is None), *(each.rows for each in bad)], axis=0
+        )
+        if is_bad.any():
+            reason = f"column {bad[0].column!r}: {bad[0].reason}" if bad else "there is no time"
+            logger.warning(f"{is_bad.sum():,} of {count:,} events are left out (on_bad_row: drop), as of {reason}.")
+        kept = np.flatnonzero(~is_bad)
+        customers = Distinct.of([customers.values[code] for code in customers.codes[kept]])
+        return customers, read[kept]
+
+    def _read_events(self, columns: Mapping, count: int) -> Events:
+        """Reads events of which every value has to be readable, and each has a time."""
         absent = [column for column in self.schema.needed_columns if column not in columns]
         events = self.read(columns, count)
         if absent and events.is_target.any():
@@ -443,15 +498,7 @@ class EventReader:
         if (events.positions == NO_TIME).any():
             with naming(f"column {self.schema.order_column!r}"):
                 self._to_position(None)
-        if self.schema.on_duplicate == "drop":
-            events = events.without_duplicates()
-        profile = customer.get("profile") or {}
-        if not isinstance(profile, Mapping):
-            raise ValueError(f"the profile is {type(profile).__name__}, expected a dict of column and value")
-        check_keys(profile, self.schema.profile_columns, "profile")
-        with naming("profile"):
-            values = self.read_features(self.schema.profile, read_columns([profile], [*profile])[0])
-        return next(iter(ids), None), events, values
+        return events
 
     def read(self, columns: Mapping, count: int, bad: list[BadValues] | None = None) -> Events:
         """Reads the columns of a log of `count` events. An event may have no time (`NO_TIME`). Values that can't be

@@ -28,7 +28,7 @@ from .configuration_mcm import FIRST_VALUE_ID, MISSING_ID, UNKNOWN_ID
 from .encoding_mcm import CALENDAR, Encoding
 from .events_mcm import IntArray, as_column, is_missing, map_distinct, naming, read_as_of, read_columns, to_text
 from .files_mcm import VOCABULARIES_NAME, CheckpointError, check_values, read_json, values_digest, write_json
-from .inputs_mcm import PER_EVENT, InputLayout, pad_rows
+from .inputs_mcm import Customers, InputLayout, pad_rows
 from .schema_mcm import HISTORY_START, ONE_TOKEN_TYPE, TOKEN_TYPE, FeatureSpec, LogSchema
 
 logger = logging.get_logger(__name__)
@@ -234,7 +234,7 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         if not is_missing(customer.get("customer_id")):
             where = f"Customer {customer['customer_id']!r}"
         with naming(where):
-            return self._encoding.encode_customer(customer)
+            return Customers.encode_one(self, customer)[0]
 
     def encode_actions(self, actions: object) -> IntArray:
         """Encodes actions, such as offers: future events with the same features, of shape `(actions, J)`. Raises
@@ -258,11 +258,7 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
     def readable(self, row: Mapping, features: Sequence[str] | None) -> dict:
         """Removes the events of a row that have no value in any of `features`, which a model could not read."""
         names = [feature for feature in features or () if feature in self._encoding.event_features]
-        if not names:
-            return dict(row)
-        keep = np.any([row[f"feature_{name}"] != MISSING_ID for name in names], axis=0)
-        ends = {name: int(keep[: row[name]].sum()) for name in ("validation_end", "test_end") if name in row}
-        return {name: value[keep] if name.startswith(PER_EVENT) else value for name, value in row.items()} | ends
+        return Customers.of([row]).readable(names)[0] if names else dict(row)
 
     def pad(
         self,

@@ -1,24 +1,29 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""From rows of ids to model inputs: the window that is read, padding, the start row, the prediction time.
+"""Histories of any number of customers in columns ([`Customers`]), and the model inputs that are made of them.
 
-Shapes: B customers, L events of the longest input (start row included), J features in the order of `features`, N
-numeric features of events.
+A data frame, a prepared data set and a customer whose events arrive one by one are all [`Customers`]. Raw events are
+read and put in order by the same code, whether they come at once or in pieces.
+
+Shapes: B customers, E events of all of them, V visits, L events of the longest input (start row included), J features
+in the order of `features`, N numeric features of events.
 """
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from numbers import Real
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from transformers.utils import logging
 
-from .configuration_mcm import UNKNOWN_ID
-from .events_mcm import SECONDS_PER_DAY, BoolArray, IntArray, run_starts
+from .configuration_mcm import MISSING_ID, UNKNOWN_ID
+from .encoding_mcm import Encoding
+from .events_mcm import SECONDS_PER_DAY, BoolArray, Events, IntArray, read_columns, run_starts, to_iso
+from .schema_mcm import ROWS
 
 logger = logging.get_logger(__name__)
 
@@ -36,20 +41,175 @@ class InputLayout(NamedTuple):
     targets: frozenset[int]  # token types of targets, with one of which a visit is closed
 
 
+class ReadEvents(NamedTuple):
+    """What was read of the raw events of [`Customers`], in the order of their rows: what `add` needs of the past."""
+
+    encoding: Encoding
+    events: Events
+    owners: IntArray  # (E,): index of each event's customer
+    visits: IntArray  # (E,): number of each event's visit among those of its customer
+
+
 @dataclass(eq=False)
 class Customers(Sequence[Mapping]):
-    """Rows of customers, column by column: a column of events is one array, the events of one row after those of the
-    row before. To select events copies none; a column is copied when it is read. As a sequence it gives dicts.
+    """Histories of customers, column by column: a column of events is one array, the events of one customer after
+    those of the customer before. No method changes one in place. To select events copies none; a column is copied when
+    it is read. As a sequence it gives rows: dicts as `MCMFeatureExtractor.encode` returns them.
 
     Args:
-        columns (`dict`): By name an array of shape `(events,)`, or a list with a value for each row.
-        lengths (`np.ndarray` of shape `(rows,)`): Number of events of each row.
-        events (`np.ndarray`, *optional*): Indices of the rows' events in the columns. Default: all events.
+        columns (`dict`): By name an array of shape `(E,)`, or a list with a value for each customer.
+        lengths (`np.ndarray` of shape `(B,)`): Number of events of each customer.
+        events (`np.ndarray`, *optional*): Indices of the customers' events in the columns. Default: all events.
+        read ([`ReadEvents`], *optional*): What `add` adds to. Prepared data, and selections, have none.
+        late (`np.ndarray` of shape `(B,)`, *optional*): Whether the last `add` put an event before the visit that was
+            the customer's latest.
     """
 
     columns: dict
     lengths: IntArray
     events: IntArray | None = None
+    read: ReadEvents | None = None
+    late: BoolArray | None = None
+
+    # -------------------------------------------------------------------------------------------------- raw events in
+
+    @classmethod
+    def encode(cls, extractor: Any, events: object, profile: object = None, drop_bad: bool = False) -> "Customers":
+        """Encodes the raw events of any number of customers at once.
+
+        Args:
+            extractor ([`MCMFeatureExtractor`]): Says what the columns mean, and which ids values have.
+            events: A data frame, a dict of columns or a list of dicts, with the column of the customer.
+            profile (*optional*): A table with a row for each customer. Default: no profiles.
+            drop_bad (`bool`): Whether events with a value that can't be read are left out, with a warning.
+
+        Returns:
+            [`Customers`]: in the order of their first events in the table.
+
+        Raises:
+            ValueError: If a column is unknown, an event has no customer, no time or no value in any feature, or a
+                value can't be read. The message names the column.
+        """
+        encoding = extractor._encoding
+        names, read = encoding.reader.read_log(events, drop_bad)
+        columns = {"customer_id": [*names.values], "label_columns": [None] * len(names.values)}
+        columns |= encoding.encode_profiles(profile, names.values)
+        return cls._without_events(encoding, columns)._add(read, names.codes)
+
+    @classmethod
+    def encode_one(cls, extractor: Any, customer: Mapping) -> "Customers":
+        """Encodes one customer, see `MCMFeatureExtractor.encode`."""
+        encoding = extractor._encoding
+        name, read, profile = encoding.reader.read_customer(customer)
+        ids = encoding.encode_features(encoding.profile_features, profile)  # each (1,)
+        columns = {"customer_id": [name], "label_columns": [customer.get("label_columns")]}
+        columns |= {f"profile_{feature}": [*values] for feature, values in ids.items()}
+        return cls._without_events(encoding, columns)._add(read, np.zeros(len(read.positions), np.int64))
+
+    @classmethod
+    def _without_events(cls, encoding: Encoding, columns: dict) -> "Customers":
+        nothing = np.zeros(0, np.int64)
+        read = ReadEvents(encoding, encoding.reader.read(*read_columns([], [])), nothing, nothing)
+        rows, _ = encoding.encode(read.events, nothing)
+        return cls(columns | rows, np.zeros(len(columns["customer_id"]), np.int64), read=read)
+
+    def add(self, events: object) -> "Customers":
+        """These customers with further events, in any order; they may be older than present ones. The result is that
+        of all events at once; the visits from the first one that changes are encoded again.
+
+        Args:
+            events: As for `encode`, or of a single customer as for `MCMFeatureExtractor.encode`.
+
+        Raises:
+            ValueError: As `encode`; or if an event is of none of these customers, or these are a selection.
+        """
+        if self.read is None:
+            raise ValueError("Events are added to whole histories, as `encode` gives them, and not to a selection.")
+        names, reader = self.columns["customer_id"], self.read.encoding.reader
+        if len(names) == 1:
+            _, read, _ = reader.read_customer({"events": events, "customer_id": names[0]})
+            return self._add(read, np.zeros(len(read.positions), np.int64))
+        found, read = reader.read_log(events)
+        places = {name: place for place, name in enumerate(names)}
+        if strangers := [name for name in found.values if name not in places]:
+            raise ValueError(f"There is no customer {strangers[0]!r} to add events to: encode all customers together.")
+        return self._add(read, found.map(places.__getitem__).expand(np.int64))
+
+    def _add(self, new: Events, owners: IntArray) -> "Customers":
+        """Adds events that were read, of the customers with the indices `owners`."""
+        encoding, old, old_owners, old_visits = cast(ReadEvents, self.read)
+        if encoding.schema.order == ROWS:  # behind those that are there
+            new = replace(new, positions=new.positions + old.positions.max(initial=-1) + 1)
+        first = self._find_first_changed(new, owners)  # (B,)
+        context = np.maximum(first - 1, 0)  # (B,): the visit before, from whose start days are counted
+        again = old_visits >= context[old_owners]  # (E,): what is encoded again
+        events, events_owners = old[again].join(new), np.append(old_owners[again], owners)
+        kept = np.arange(len(events_owners))
+        if encoding.schema.on_duplicate == "drop":
+            kept = events.find_distinct(events_owners)
+        rows, timeline = encoding.encode(events[kept], events_owners[kept])
+
+        is_empty = ~np.any([rows[f"feature_{name}"] for name in encoding.event_features], axis=0)
+        if is_empty.any():
+            number = np.argmax(is_empty)
+            name = self.columns["customer_id"][events_owners[kept][timeline.indices[number]]]
+            when = "" if encoding.schema.order else f" at {to_iso(rows['times'][number])}"
+            raise ValueError(f"customer {name!r}: the event{when} has no value in any feature; leave it out")
+
+        # Encoded events, with inserted ends of visits: the event in `events`, the customer, the visit
+        source = kept[timeline.indices]
+        row_owners = events_owners[source]
+        visits = timeline.visits + context[row_owners]
+        rows["visits"] = visits.astype(np.int32)
+        if encoding.schema.order is not None:
+            rows["times"] = visits * SECONDS_PER_DAY
+        is_new, stays = visits >= first[row_owners], self.column("visits") < first[self.row]
+        order = _by_customer(self.row[stays], row_owners[is_new])
+        columns = {
+            name: np.append(values[stays], rows[name][is_new])[order] if name in rows else values
+            for name, values in self.columns.items()
+        }
+        lengths = np.bincount(np.append(self.row[stays], row_owners[is_new]), minlength=len(self))
+
+        is_new &= ~timeline.closes
+        stays = old_visits < first[old_owners]
+        order = _by_customer(old_owners[stays], row_owners[is_new])
+        read = ReadEvents(
+            encoding,
+            old[stays].join(events[source[is_new]])[order],
+            np.append(old_owners[stays], row_owners[is_new])[order],
+            np.append(old_visits[stays], visits[is_new])[order],
+        )
+        latest = np.full(len(self), -1)  # (B,): new number of the visit that was the latest
+        was_latest = old_visits[again] == self._count_visits()[old_owners[again]] - 1
+        was_latest = np.append(was_latest, np.zeros(len(owners), bool))[source]
+        latest[row_owners[was_latest]] = visits[was_latest]
+        is_late = (source >= again.sum()) & (visits < latest[row_owners])
+        late = np.bincount(row_owners[is_late], minlength=len(self)) > 0
+        return Customers(columns, lengths, None, read, late)
+
+    def _count_visits(self) -> IntArray:
+        """Number of visits of each customer, `(B,)`."""
+        _, _, owners, visits = cast(ReadEvents, self.read)
+        return np.bincount(owners[run_starts(owners, visits)], minlength=len(self))
+
+    def _find_first_changed(self, new: Events, owners: IntArray) -> IntArray:
+        """Number of the first visit of each customer that new events may change, `(B,)`: the first one that does not
+        begin before them and before the visits that they go on; behind all visits where there is no new event."""
+        _, old, old_owners, old_visits = cast(ReadEvents, self.read)
+        opens = np.flatnonzero(run_starts(old_owners, old_visits))  # (V,): first event of each visit
+        visit_owners, starts = old_owners[opens], old.positions[opens]  # (V,)
+        keys = old.visits[opens].join(new.visits)  # (V + E,)
+        pairs = np.append(visit_owners, owners) * len(keys.values) + keys.codes
+        has_key = keys.map(lambda key: key is not None).expand(np.bool_)
+        goes_on = np.isin(pairs, pairs[len(opens) :])[: len(opens)] & has_key[: len(opens)]  # (V,)
+        earliest = np.full(len(self), np.iinfo(np.int64).max)
+        np.minimum.at(earliest, owners, new.positions)
+        np.minimum.at(earliest, visit_owners[goes_on], starts[goes_on])
+        before = np.bincount(visit_owners[starts < earliest[visit_owners]], minlength=len(self))
+        return before + (np.bincount(owners, minlength=len(self)) == 0)
+
+    # --------------------------------------------------------------------------------------------------- selections
 
     @classmethod
     def of(cls, rows: Sequence[Mapping], names: Iterable[str] | None = None) -> "Customers":
@@ -115,6 +275,37 @@ class Customers(Sequence[Mapping]):
         indices = np.flatnonzero(events) if events.dtype == bool else events
         lengths = np.bincount(self.row[indices], minlength=len(self))
         return Customers(self.columns, lengths, indices if self.events is None else self.events[indices])
+
+    def until(self, as_of: Sequence[float] | NDArray, layout: InputLayout) -> "Customers":
+        """Leaves out the events that are later than the time of each customer, see [`is_past`], and closes visits
+        before them."""
+        return close_visits(self, is_past(self, as_of), layout)
+
+    def before(self, times: Sequence[float] | NDArray, layout: InputLayout) -> "Customers":
+        """Leaves out the events from the time of each customer on, and closes visits before it: that a visit went on,
+        nobody knew."""
+        return close_visits(self, self.column("times") < np.asarray(times)[self.row], layout)
+
+    def readable(self, features: Collection[str]) -> "Customers":
+        """Leaves out the events without a value in any of these features of events. A visit of which none is left is
+        no visit, so the others are counted anew."""
+        is_readable = np.any([self.column(f"feature_{name}") != MISSING_ID for name in features], axis=0)  # (E,)
+        found = self.select(is_readable)
+        opens = run_starts(found.row, found.column("visits"))
+        number = np.cumsum(opens) - 1  # (E,) of each event's visit among those of all customers
+        first = np.append(number, 0)[found.starts]  # (B,)
+        columns = {name: found.column(name) for name in self.columns}
+        columns["visits"] = (number - first[found.row]).astype(np.int32)
+        for name in ("validation_end", "test_end"):  # ends of periods, counted in events
+            if name in columns:
+                is_within = is_readable & (self.places < np.asarray(columns[name])[self.row])
+                columns[name] = np.bincount(self.row[is_within], minlength=len(self))
+        return Customers(columns, found.lengths)
+
+
+def _by_customer(kept: IntArray, added: IntArray) -> IntArray:
+    """Order in which kept events and then added ones, of the customers with these indices, are one after the other."""
+    return np.argsort(np.append(kept, added), kind="stable")
 
 
 def first_kept(events: int, window: int) -> int:
@@ -247,21 +438,6 @@ def close_visits(batch: Customers, stays: BoolArray, layout: InputLayout) -> Cus
             columns[name] = columns[name].copy()
             columns[name][moved] = np.where(columns[name][moved] != 0, columns[name][moved - 1], 0)
     return Customers(columns, batch.lengths)
-
-
-def until(rows: Sequence[Mapping], as_of: Sequence[float] | NDArray, layout: InputLayout | None = None) -> Customers:
-    """Leaves out the events that are later than the time of each row, see [`is_past`], and closes visits before them
-    where a layout is given."""
-    batch = Customers.of(rows)
-    past = is_past(batch, as_of)
-    return batch.select(past) if layout is None else close_visits(batch, past, layout)
-
-
-def before(rows: Sequence[Mapping], times: Sequence[float] | NDArray, layout: InputLayout) -> Customers:
-    """Leaves out the events from the time of each row on, and closes visits before it: that a visit went on, nobody
-    knew."""
-    batch = Customers.of(rows)
-    return close_visits(batch, batch.column("times") < np.asarray(times)[batch.row], layout)
 
 
 def is_past(batch: Customers, as_of: Sequence[float] | NDArray | None) -> BoolArray:

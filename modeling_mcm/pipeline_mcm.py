@@ -16,12 +16,21 @@ from numpy.typing import NDArray
 from transformers import Pipeline
 from transformers.dynamic_module_utils import custom_object_save
 
-from .action_inputs_mcm import EncodedActions
 from .forecaster_mcm import MissingForecastsError
 from .modeling_mcm import MCMPreTrainedModel
-from .predictor_mcm import EMBEDDING, Columns, Predictor, RankedLabel, Rows, describe_labels, describe_offers
+from .predictor_mcm import (
+    EMBEDDING,
+    CheckedQuestions,
+    Columns,
+    Predictor,
+    Questions,
+    RankedLabel,
+    describe_labels,
+    describe_offers,
+)
 
 Parameters = tuple[dict, dict, dict]  # of preprocess, forward, postprocess
+ASKED = "asked"  # the parameter that holds the checked questions of a call
 
 
 class _CustomerPipeline(Pipeline):
@@ -31,8 +40,8 @@ class _CustomerPipeline(Pipeline):
     _load_processor = _load_image_processor = _load_video_processor = _load_tokenizer = False  # type: ignore[assignment]
     _load_feature_extractor = True  # type: ignore[assignment]
     NAME: str = ""  # of the task, for messages
-    OPTIONS: tuple[str, ...] = ("as_of",)
-    QUESTION: dict = {}
+    OPTIONS: dict[str, str] = {"as_of": "as_of"}  # by name the field of `Questions`
+    QUESTION: dict[str, Any] = {}  # fields of `Questions` that the pipeline always asks
     HEAD: str = ""  # module of the model that is trained to what is asked
     model: MCMPreTrainedModel
     feature_extractor: Any  # an MCMFeatureExtractor; the base class knows those of audio
@@ -44,6 +53,7 @@ class _CustomerPipeline(Pipeline):
             raise ValueError(f"{source} came without a feature extractor: give `feature_extractor`.")
         self.feature_extractor.check_fits(self.model)
         self.check_model()
+        self.check_options({})
 
     def check_model(self) -> None:
         """Raises `ValueError` if the model was not trained to what is asked."""
@@ -59,17 +69,33 @@ class _CustomerPipeline(Pipeline):
         """What the model is asked through."""
         return Predictor(self.model, self.feature_extractor)
 
-    def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+    def check_options(self, options: dict[str, Any]) -> CheckedQuestions:
+        """What is asked with the options of a call, which go before those of the construction. Raises `ValueError` if
+        one is unknown or wrong."""
+        asked = {self.OPTIONS[name]: value for name, value in (self._options | self._known(options)).items()}
+        return self.predictor.check(Questions(**self.QUESTION | asked))
+
+    def _known(self, options: dict[str, Any]) -> dict[str, Any]:
+        """The options that are given. Raises `ValueError` if one is unknown."""
+        if unknown := sorted(options.keys() - self.OPTIONS.keys()):
+            known = ", ".join(f"`{name}`" for name in self.OPTIONS)
+            raise ValueError(f"Unknown options {unknown}: {self.NAME} has {known}.")
+        return {name: value for name, value in options.items() if value is not None}
+
+    def __call__(
+        self, inputs: Any, *args: Any, num_workers: Any = None, batch_size: Any = None, **options: Any
+    ) -> Any:
         """Computes the result of one customer, or a list of results for a list, tuple or generator of customers; see
-        [`MCMFeatureExtractor.encode`]. `kwargs` are `num_workers` and `batch_size`, as in transformers, and options of
-        the pipeline. Raises `ValueError` if a customer can't be encoded, or an option is unknown or invalid."""
+        [`MCMFeatureExtractor.encode`]. `num_workers` and `batch_size` are as in transformers, `options` those of the
+        pipeline. Raises `ValueError` if a customer can't be encoded, or an option is unknown or invalid."""
         if isinstance(inputs, str) or inputs is None:
             raise ValueError(f"Found {inputs!r}, expected a customer (a dict with `events`) or a list of customers.")
         if isinstance(inputs, list | tuple | Iterator):
             customers = (pair for pair in enumerate(inputs))  # error messages name the index
             is_lazy = isinstance(inputs, Iterator) or not inputs  # transformers takes no empty list
             inputs = customers if is_lazy else list(customers)
-        return super().__call__(inputs, *args, **kwargs)
+        how = {"num_workers": num_workers, "batch_size": batch_size, ASKED: self.check_options(options)}
+        return super().__call__(inputs, **how)
 
     def preprocess(self, input_: Any, **preprocess_parameters: object) -> dict[str, Any]:
         """Encodes one customer; the row stands in the result under the key `rows`."""
@@ -78,22 +104,15 @@ class _CustomerPipeline(Pipeline):
         index, customer = input_
         return {"rows": self.feature_extractor.encode(customer, f"Customer {index} of the list")}
 
-    def _forward(self, input_tensors: dict, **forward_parameters: object) -> Any:
+    def _forward(self, input_tensors: dict, **asked: Any) -> Any:
         rows = input_tensors["rows"]
-        return self.ask(rows if isinstance(rows, list) else [rows], **forward_parameters)
-
-    def ask(self, rows: Rows, **options: Any) -> Columns:
-        """What the predictor says of encoded customers."""
-        return self.predictor.ask(rows, **self.QUESTION, **options)
+        return self.predictor.ask(rows if isinstance(rows, list) else [rows], asked[ASKED])
 
     def _sanitize_parameters(self, **options: Any) -> Parameters:
-        if unknown := sorted(options.keys() - set(self.OPTIONS)):
-            known = ", ".join(f"`{name}`" for name in self.OPTIONS)
-            raise ValueError(f"Unknown options {unknown}: {self.NAME} has {known}.")
-        given = {name: value for name, value in options.items() if value is not None}
-        if "as_of" in given:
-            given["as_of"] = self.feature_extractor.read_as_of(given["as_of"])
-        return {}, given, {}
+        if ASKED in options:  # what `__call__` has checked
+            return {}, options, options
+        self._options = self._known(options)
+        return {}, {}, {}
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Saves model and feature extractor, and the pipeline's code if the checkpoint uses remote code."""
@@ -114,7 +133,7 @@ class CustomerEmbeddingPipeline(_CustomerPipeline):
 
     NAME, QUESTION = "customer-embedding", {"embedding": True}
 
-    def postprocess(self, model_outputs: Columns, **postprocess_parameters: object) -> NDArray[np.float32]:
+    def postprocess(self, model_outputs: Columns, **asked: Any) -> NDArray[np.float32]:
         """Converts the embedding to a float32 array."""
         return model_outputs[EMBEDDING][0].numpy()
 
@@ -135,14 +154,15 @@ class CustomerForecastPipeline(_CustomerPipeline):
             those of the config.
     """
 
-    NAME, OPTIONS, QUESTION = "customer-forecast", ("as_of", "days"), {"forecasts": True}
+    NAME, QUESTION = "customer-forecast", {"forecasts": True}
+    OPTIONS = {"as_of": "as_of", "days": "days"}
 
     def check_model(self) -> None:
         """Raises [`MissingForecastsError`] if the checkpoint has no trained forecasts."""
         if not self.model.base_model.customer_forecasts.are_trained:
             raise MissingForecastsError(self.model.name_or_path)
 
-    def postprocess(self, model_outputs: Columns, **postprocess_parameters: object) -> dict[str, float]:
+    def postprocess(self, model_outputs: Columns, **asked: Any) -> dict[str, float]:
         """Converts the forecasts to numbers."""
         return {name: value[0].item() for name, value in model_outputs.items()}
 
@@ -164,30 +184,13 @@ class PreferenceScoresPipeline(_CustomerPipeline):
             Default: those of the next visit.
     """
 
-    NAME = "preference-scores"
-    OPTIONS = ("tasks", "top_k", "as_of", "candidates", "exclude", "per_group", "horizon_days")
+    NAME, QUESTION = "preference-scores", {"tasks": None}
+    OPTIONS = {name: name for name in ("tasks", "as_of", "candidates", "exclude", "per_group", "horizon_days")}
+    OPTIONS["top_k"] = "k"
 
-    def _sanitize_parameters(self, **options: Any) -> Parameters:
-        _, questions, _ = super()._sanitize_parameters(**options)
-        choice = [questions.pop(name, None) for name in ("candidates", "exclude", "per_group")]
-        labels: dict = {}
-        if "tasks" in questions:
-            labels["tasks"] = self.predictor.tasks(questions["tasks"])
-        if any(each is not None for each in choice):  # tables do not compare
-            labels["candidates"] = self.predictor.candidates(self.predictor.tasks(labels.get("tasks")), *choice)
-        if "top_k" in questions:
-            questions["k"] = questions.pop("top_k")
-        return {}, questions | labels, labels
-
-    def ask(self, rows: Rows, **options: Any) -> Columns:
-        """The best labels of customers."""
-        return self.predictor.ask(rows, **{"tasks": self.predictor.tasks(), **options})
-
-    def postprocess(self, model_outputs: Columns, **postprocess_parameters: Any) -> dict[str, list[RankedLabel]]:
+    def postprocess(self, model_outputs: Columns, **asked: Any) -> dict[str, list[RankedLabel]]:
         """Converts label ids to values."""
-        tasks = postprocess_parameters.get("tasks") or self.predictor.tasks()
-        candidates = postprocess_parameters.get("candidates") or self.predictor.all_labels
-        return describe_labels(model_outputs, tasks, candidates)
+        return describe_labels(model_outputs, asked[ASKED])
 
 
 class CustomerPredictionPipeline(_CustomerPipeline):
@@ -200,13 +203,9 @@ class CustomerPredictionPipeline(_CustomerPipeline):
             after it are not read, as in fine-tuning. Default: right after the last event.
     """
 
-    NAME, HEAD = "customer-prediction", "prediction_head.state"
+    NAME, HEAD, QUESTION = "customer-prediction", "prediction_head.state", {"label": True}
 
-    def ask(self, rows: Rows, **options: Any) -> Columns:
-        """What is predicted of customers."""
-        return self.predictor.predict(rows, **options)
-
-    def postprocess(self, model_outputs: Columns, **postprocess_parameters: object) -> dict[str, float] | float:
+    def postprocess(self, model_outputs: Columns, **asked: Any) -> dict[str, float] | float:
         """Converts the prediction to numbers."""
         values = {name: value[0].item() for name, value in model_outputs.items()}
         return values if len(values) > 1 else next(iter(values.values()))
@@ -224,21 +223,14 @@ class ActionScoresPipeline(_CustomerPipeline):
             after it are not read, as in fine-tuning. Default: right after each customer's last event.
     """
 
-    NAME, OPTIONS, HEAD = "action-scores", ("actions", "as_of"), "action_head.numbers"
+    NAME, HEAD = "action-scores", "action_head.numbers"
+    OPTIONS = {"actions": "offers", "as_of": "as_of"}
 
-    def _sanitize_parameters(self, **options: Any) -> Parameters:
-        _, given, _ = super()._sanitize_parameters(**options)
-        if "actions" not in given:
-            return {}, {}, {}
-        actions = EncodedActions(self.feature_extractor, self.model.config, given["actions"], given.get("as_of"))
-        return {}, given | {"actions": actions}, {"names": actions.action_ids}
-
-    def ask(self, rows: Rows, **options: Any) -> Columns:
-        """The probabilities of the outcomes of offers to customers."""
-        if not options:
+    def _forward(self, input_tensors: dict, **asked: Any) -> Any:
+        if asked[ASKED].actions is None:  # neither at construction nor in the call
             raise ValueError("There are no `actions`: give a list of dicts with `action_id` and columns of the log.")
-        return self.predictor.score_offers(rows, **options)
+        return super()._forward(input_tensors, **asked)
 
-    def postprocess(self, model_outputs: Columns, **postprocess_parameters: Any) -> list[dict[str, str | float]]:
+    def postprocess(self, model_outputs: Columns, **asked: Any) -> list[dict[str, str | float]]:
         """Pairs the probabilities with the names of actions and outcomes."""
-        return describe_offers(model_outputs, postprocess_parameters["names"])
+        return describe_offers(model_outputs, asked[ASKED])

@@ -1,19 +1,21 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The one place where a model is asked about customers: encoded rows in, named columns out.
+"""The one place where a model is asked about customers: histories and questions in, named columns out.
 
     predictor = Predictor(model, feature_extractor)
-    predictor.ask([feature_extractor.encode(customer)], tasks=["item"], k=5, embedding=True)
+    predictor.ask(Customers.encode(feature_extractor, events), Questions(tasks=["item"], k=5, embedding=True))
 
-Pipelines, live customers, the service, batch prediction, evaluation and explanations call it. Only what a question
-reads is computed.
+Pipelines, live customers, data frames, the service, batch prediction, evaluation and explanations call it. Questions
+are checked here, whoever asks them, and only what they read is computed.
 
 Shapes: B customers, S size of the customer embedding, V labels of a task, K offered actions.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NotRequired, TypedDict
+from numbers import Integral
+from typing import Any, NamedTuple, NotRequired, TypedDict, cast
 
 import numpy as np
 import torch
@@ -22,12 +24,12 @@ from torch import Tensor, nn
 from transformers.utils import logging
 
 from .action_inputs_mcm import EncodedActions
-from .candidates_mcm import CandidateSet
-from .events_mcm import Row, check_keys, naming, to_number, to_text, to_values
-from .forecaster_mcm import CHANCE, MissingForecastsError
-from .inputs_mcm import Customers, before, is_past
-from .modeling_mcm import MCMPreTrainedModel
+from .candidates_mcm import CandidateSet, ChosenLabels
+from .events_mcm import Row, Time, check_keys, naming, to_number, to_text, to_values
 from .feature_extraction_mcm import MISSING_LABEL, MCMFeatureExtractor
+from .forecaster_mcm import CHANCE, MissingForecastsError
+from .inputs_mcm import Customers, is_past
+from .modeling_mcm import MCMPreTrainedModel
 from .scorer_mcm import HORIZON_DAYS
 
 logger = logging.get_logger(__name__)
@@ -55,11 +57,62 @@ class MissingHeadError(ValueError):
     """The checkpoint has no head for the question: it ranks tasks, or was fine-tuned to a label or to offers."""
 
 
-class Predictor:
-    """Asks a model about customers, which are rows of `MCMFeatureExtractor.encode` or of a prepared data set.
+@dataclass(frozen=True)
+class Questions:
+    """What is asked about customers. [`Predictor.check`] says of every part whether it can be answered.
 
-    `as_of` is the time of all answers, in seconds on the clock of the rows; later events are left out with a warning.
-    By default it is the time of each customer's last event.
+    Args:
+        as_of: Time of the answers: text or a datetime as the log writes its times, or seconds since 1970-01-01. Later
+            events are left out with a warning; for a label and offers those at this time, too, as in fine-tuning.
+            Default: the time of each customer's last event, or right after it.
+        tasks (`Sequence[str]`, *optional*): Tasks whose labels are ranked; none by default, all with None.
+        k (`int`): Number of labels of each task.
+        candidates, exclude, per_group (*optional*): Which labels may be chosen, see [`CandidateSet`]; `candidates` may
+            be such a set. Default: all labels.
+        horizon_days (`float`, *optional*): 30 ranks what comes within 30 days. Default: in the next visit.
+        embedding, forecasts (`bool`): Whether they are asked for.
+        days (`Sequence[float]`, *optional*): Horizons of the forecasts. Default: those of the config.
+        label (`bool`): Whether the label is asked for that an [`MCMForCustomerPrediction`] was fine-tuned to.
+        offers (*optional*): Actions that an [`MCMForActionRecommendation`] scores: dicts with `action_id` and columns
+            of the log, or [`EncodedActions`].
+    """
+
+    as_of: Time = None
+    tasks: Sequence[str] | None = ()
+    k: int = 10
+    candidates: object = None
+    exclude: object = None
+    per_group: tuple[str, int] | str | None = None
+    horizon_days: float | None = None
+    embedding: bool = False
+    forecasts: bool = False
+    days: Sequence[float] | None = None
+    label: bool = False
+    offers: object = None
+
+    def at_end(self, seconds: float) -> "Questions":
+        """The questions at the end of a log whose last event is at a time, in seconds, and is read."""
+        return replace(self, as_of=seconds + (self.label or self.offers is not None))
+
+
+class CheckedQuestions(NamedTuple):
+    """Questions that the model can answer; what [`Questions`] says otherwise is read: `as_of` in seconds, which labels
+    may be chosen, and the encoded actions."""
+
+    as_of: float | None
+    tasks: list[str]
+    k: int
+    candidates: CandidateSet | None
+    horizon_days: float | None
+    embedding: bool
+    forecasts: bool
+    days: Sequence[float] | None
+    label: bool
+    actions: EncodedActions | None
+
+
+class Predictor:
+    """Asks a model about customers.
 
     Args:
         model: A model of any class of MCM, in evaluation mode.
@@ -102,11 +155,42 @@ class Predictor:
         """All labels of all tasks."""
         return CandidateSet(self.model, self.extractor)
 
-    def candidates(
+    def check(self, asked: Questions) -> CheckedQuestions:
+        """Checks and reads questions, once for any number of customers. Raises [`MissingHeadError`] or
+        [`MissingForecastsError`] if the model can't answer one, and `ValueError` if an option is wrong."""
+        as_of = self.extractor.read_as_of(asked.as_of)
+        tasks = self.tasks(asked.tasks) if asked.tasks is None or len(asked.tasks) else []
+        choice = asked.candidates, asked.exclude, asked.per_group
+        if not tasks and (asked.horizon_days is not None or any(each is not None for each in choice)):
+            raise ValueError(
+                "`candidates`, `exclude`, `per_group` and `horizon_days` say which labels of tasks are ranked: give "
+                "`tasks`, or leave them out."
+            )
+        if isinstance(asked.k, bool) or not isinstance(asked.k, Integral) or asked.k < 1:
+            kind = type(asked.k).__name__
+            raise ValueError(f"The number of labels is {asked.k!r} ({kind}): give a whole number, at least 1.")
+        if asked.horizon_days is not None and self.extractor.order is not None:
+            raise ValueError("`horizon_days` needs times, and the log has `order` instead: leave it out.")
+        if asked.days is not None and not asked.forecasts:
+            raise ValueError("`days` are horizons of forecasts: ask for forecasts, or leave it out.")
+        forecasts = self.model.base_model.select_forecasts(asked.days)  # raises if a horizon is too long
+        if asked.forecasts and not forecasts.are_trained:
+            raise MissingForecastsError(self.model.name_or_path)
+        if asked.label:
+            self.check_head(PREDICTING)
+        actions = None if asked.offers is None else self._check_actions(asked.offers, as_of)
+        others = bool(tasks) or asked.embedding or asked.forecasts
+        if (asked.label or actions is not None) and others:
+            raise ValueError("A label, or offers, are asked for alone: they read the events before `as_of`.")
+        candidates = self._check_candidates(tasks, *choice) if tasks else None
+        return CheckedQuestions(
+            as_of, tasks, asked.k, candidates, asked.horizon_days, asked.embedding, asked.forecasts, asked.days,
+            asked.label, actions,
+        )  # fmt: skip
+
+    def _check_candidates(
         self, tasks: Sequence[str], candidates: object, exclude: object, per_group: tuple[str, int] | str | None
     ) -> CandidateSet:
-        """The labels that may be chosen, see [`CandidateSet`], which `candidates` may be already. Raises `ValueError`
-        as the class does, or if the set was made for other tasks or values, or has to be changed."""
         if not isinstance(candidates, CandidateSet):
             if candidates is None and exclude is None and per_group is None:
                 return self.all_labels
@@ -119,6 +203,13 @@ class Predictor:
             )
         self._check_values("candidates", candidates)
         return candidates
+
+    def _check_actions(self, actions: object, as_of: float | None) -> EncodedActions:
+        self.check_head(OFFERING)
+        if not isinstance(actions, EncodedActions):
+            return EncodedActions(self.extractor, self.model.config, actions, as_of)
+        self._check_values("actions", actions)
+        return actions
 
     def _check_values(self, name: str, encoded: CandidateSet | EncodedActions) -> None:
         own = self.extractor
@@ -146,16 +237,18 @@ class Predictor:
     def inputs(
         self, rows: Rows, as_of: float | NDArray | None = None, features: Collection[str] | None = None
     ) -> Columns:
-        """The model inputs of rows at one time, or each at its own; of some features, by default all."""
-        config = self.model.config
-        if config.input_features:
-            rows = [self.extractor.readable(row, config.input_features) for row in rows]
-        times = None if as_of is None else np.broadcast_to(as_of, len(rows))
+        """The model inputs of customers at one time, or each at its own; of some features, by default all."""
+        config, customers = self.model.config, Customers.of(rows)
+        if read := [name for name in config.input_features or () if f"feature_{name}" in customers.columns]:
+            customers = customers.readable(read)
+        times = None if as_of is None else np.broadcast_to(as_of, len(customers))
         mask_next = config.augmentation == "masked_lm"
-        inputs = dict(self.extractor.pad(rows, mask_next=mask_next, as_of=times, features=features))
+        inputs = dict(self.extractor.pad(customers, mask_next=mask_next, as_of=times, features=features))
         if self.head == PREDICTING:
-            encoded = [_encode(config.label_columns, row.get(LABEL_COLUMNS) or {}) for row in rows]
-            inputs[LABEL_COLUMNS] = torch.from_numpy(np.array(encoded))
+            given = customers.columns.get(LABEL_COLUMNS) or [None] * len(customers)
+            inputs[LABEL_COLUMNS] = torch.from_numpy(
+                np.array([_encode(config.label_columns, each or {}) for each in given])
+            )
         return inputs
 
     @torch.inference_mode()
@@ -166,121 +259,97 @@ class Predictor:
         return (model or self.model)(**inputs, **options)
 
     @torch.inference_mode()
-    def ask(
-        self,
-        rows: Rows,
-        as_of: float | None = None,
-        tasks: Sequence[str] = (),
-        k: int = 10,
-        candidates: CandidateSet | None = None,
-        horizon_days: float | None = None,
-        embedding: bool = False,
-        forecasts: bool = False,
-        days: Sequence[float] | None = None,
-    ) -> Columns:
-        """Ranks the labels of tasks, embeds, and forecasts.
+    def ask(self, rows: Rows, questions: Questions | CheckedQuestions) -> Columns:
+        """Answers questions about customers.
 
         Args:
-            tasks (`Sequence[str]`): Tasks whose labels are ranked.
-            k (`int`): Number of labels of each task.
-            candidates ([`CandidateSet`], *optional*): Which labels may be chosen. Default: all.
-            horizon_days (`float`, *optional*): 30 ranks what comes within 30 days. Default: in the next visit.
-            embedding, forecasts (`bool`): Whether they are asked for.
-            days (`Sequence[float]`, *optional*): Horizons of the forecasts.
+            rows ([`Customers`], or a sequence of rows): Their histories.
+            questions ([`Questions`]): What is asked. `check` makes those that are asked of several batches.
 
         Returns:
             `dict[str, torch.Tensor]`: by task, best first, `TASK` with ids of labels as [`ChosenLabels`] has them,
-            `TASK_scores` and, where the checkpoint has them, `TASK_chances`, each `(B, k)`; `embedding` `(B, S)`; and
-            forecasts by name, each `(B,)`. A chance within 30 days is that of a customer who comes, times the forecast
-            probability of a visit in 30 days, if there are forecasts.
+            `TASK_scores` and, where the checkpoint has them, `TASK_chances`, each `(B, k)`; `embedding` `(B, S)`;
+            forecasts by name, each `(B,)`; of a label by class its probabilities, or by name the number, each `(B,)`;
+            of offers by outcome the probabilities `(B, K)`. A chance within 30 days is that of a customer who comes,
+            times the forecast probability of a visit in 30 days, if there are forecasts.
 
         A customer for whom no candidate is left has none, and a warning says so.
 
         Raises:
-            MissingHeadError, MissingForecastsError: If the model has no head for a question.
+            ValueError: As `check` does.
         """
-        if tasks:
-            self.check_head(RANKING)
-        if horizon_days is not None and self.extractor.order is not None:
-            raise ValueError("`horizon_days` needs times, and the log has `order` instead: leave it out.")
-        told = self.model.base_model.select_forecasts(days)
-        if forecasts and not told.are_trained:
-            raise MissingForecastsError(self.model.name_or_path)
-        may_stay_away = bool(tasks) and horizon_days is not None and self.tells_who_comes
-        told_days = [*told.days] * forecasts + [HORIZON_DAYS] * may_stay_away
-        options: dict[str, object] = {"horizon_days": horizon_days, "tasks": tasks} if tasks else {}
+        asked = questions if isinstance(questions, CheckedQuestions) else self.check(questions)
+        customers = Customers.of(rows)
+        if asked.label:
+            inputs = self.inputs(self._read_before(customers, asked.as_of), asked.as_of)
+            _warn_of_empty(inputs, asked.as_of)
+            return _finish(self.model.predictions(self.run(inputs).logits))
+        if asked.actions is not None:
+            return _finish(self._score_offers(customers, asked.actions, asked.as_of))
+        return _finish(self._rank_and_forecast(customers, asked))
+
+    def _rank_and_forecast(self, customers: Customers, asked: CheckedQuestions) -> Columns:
+        """Ranked labels, embeddings and forecasts."""
+        tasks, told = asked.tasks, self.model.base_model.select_forecasts(asked.days)
+        may_stay_away = bool(tasks) and asked.horizon_days is not None and self.tells_who_comes
+        told_days = [*told.days] * asked.forecasts + [HORIZON_DAYS] * may_stay_away
+        options: dict[str, object] = {"horizon_days": asked.horizon_days, "tasks": tasks} if tasks else {}
         options |= {"forecast_days": told_days} if told_days else {}
-        parts = [EMBEDDING] * embedding + ["forecasts"] * bool(told_days)
-        features = self.find_features(tasks, horizon_days, parts) if tasks else None
-        model = self.model if tasks else self.model.base_model
-        inputs = self.inputs(rows, as_of, features)
-        _warn_of_empty(inputs, as_of)
-        outputs = self.run(inputs, model, parts=parts, **options)
-        columns: Columns = {EMBEDDING: outputs.pooler_output} if embedding else {}
-        columns |= {name: outputs.forecasts[name] for name in told.names()} if forecasts else {}
-        customers = [row.get("customer_id") for row in rows]
+        parts = [EMBEDDING] * asked.embedding + ["forecasts"] * bool(told_days)
+        features = self.find_features(tasks, asked.horizon_days, parts) if tasks else None
+        inputs = self.inputs(customers, asked.as_of, features)
+        _warn_of_empty(inputs, asked.as_of)
+        outputs = self.run(inputs, self.model if tasks else self.model.base_model, parts=parts, **options)
+        columns: Columns = {EMBEDDING: outputs.pooler_output} if asked.embedding else {}
+        columns |= {name: outputs.forecasts[name] for name in told.names()} if asked.forecasts else {}
         for task in tasks:
-            candidates, seen, taken = candidates or self.all_labels, None, None
-            if candidates.needs_seen:
-                past = [row["times"] <= (np.inf if as_of is None else as_of) for row in rows]
-                seen, taken = (
-                    [row[f"{kind}_{task}"][known] for row, known in zip(rows, past, strict=True)]
-                    for kind in ("feature", "task")
-                )
-            best = candidates.choose(task, outputs.logits[task], k, seen, customers, taken)
-            chances = self.model.chances(task, best.log_p, horizon_days)
-            if chances is not None and may_stay_away:
-                chances = chances * outputs.forecasts[f"{CHANCE}_{HORIZON_DAYS:g}d"][:, None]
-            if candidates is not self.all_labels and not bool(best.labels.any(1).all()):
-                logger.warning_once(f"Some customers have no candidate of {task!r} left: their lists are empty.")
+            best = self._choose(customers, asked, task, outputs.logits[task])
             columns |= {task: best.labels, task + SCORES: best.scores}
-            columns |= {} if chances is None else {task + CHANCES: chances}
-        return _finish(columns)
+            chances = self.model.chances(task, best.log_p, asked.horizon_days)
+            if chances is not None:
+                comes = outputs.forecasts[f"{CHANCE}_{HORIZON_DAYS:g}d"][:, None] if may_stay_away else 1
+                columns[task + CHANCES] = chances * comes  # (B, k)
+        return columns
 
-    @torch.inference_mode()
-    def predict(self, rows: Rows, as_of: float | None = None) -> Columns:
-        """What an [`MCMForCustomerPrediction`] was fine-tuned to: by class its probabilities, or by name the number,
-        each `(B,)`. As in training, events at `as_of` are not read."""
-        self.check_head(PREDICTING)
-        inputs = self.inputs(self._read_before(rows, as_of), as_of)
-        _warn_of_empty(inputs, as_of)
-        return _finish(self.model.predictions(self.run(inputs).logits))
+    def _choose(self, customers: Customers, asked: CheckedQuestions, task: str, scores: Tensor) -> ChosenLabels:
+        """The best candidates of a task, of scores `(B, V)`."""
+        candidates, seen, taken = cast(CandidateSet, asked.candidates), None, None
+        if candidates.needs_seen:
+            past = customers.column("times") <= (np.inf if asked.as_of is None else asked.as_of)  # (E,)
+            known = customers.select(past)
+            ends = known.lengths.cumsum()[:-1]
+            seen, taken = (np.split(known.column(f"{kind}_{task}"), ends) for kind in ("feature", "task"))
+        best = candidates.choose(task, scores, asked.k, seen, customers.columns.get("customer_id"), taken)
+        if candidates is not self.all_labels and not bool(best.labels.any(1).all()):
+            logger.warning_once(f"Some customers have no candidate of {task!r} left: their lists are empty.")
+        return best
 
-    @torch.inference_mode()
-    def score_offers(
-        self,
-        rows: Rows,
-        actions: EncodedActions,
-        as_of: float | None = None,
-    ) -> Columns:
-        """Probabilities `(B, K)` of each outcome, by its name, of offers that are made at `as_of`, by default right
-        after the last event, by an [`MCMForActionRecommendation`]. As in training, events at `as_of` are not
-        read."""
-        self.check_head(OFFERING)
-        self._check_values("actions", actions)
-        times = None if as_of is None else [as_of] * len(rows)
-        inputs = actions.batch(self._read_before(rows, as_of), np.tile(actions.offered, (len(rows), 1)), times)
+    def _score_offers(self, customers: Customers, actions: EncodedActions, as_of: float | None) -> Columns:
+        """Probabilities `(B, K)` of each outcome of offers, by its name."""
+        times = None if as_of is None else [as_of] * len(customers)
+        offered = np.tile(actions.offered, (len(customers), 1))
+        inputs = actions.batch(self._read_before(customers, as_of), offered, times)
         chances = self.run(inputs).logits.float().sigmoid().unbind(-1)
-        return _finish(dict(zip(self.model.config.action_outcomes, chances, strict=True)))
+        return dict(zip(self.model.config.action_outcomes, chances, strict=True))
 
-    def _read_before(self, rows: Rows, as_of: float | None) -> Rows:
-        """The rows without events at or after a time; `is_past` warns of later ones."""
+    def _read_before(self, customers: Customers, as_of: float | None) -> Customers:
+        """The customers without events at or after a time; `is_past` warns of later ones."""
         if as_of is None:
-            return rows
-        batch, times = Customers.of(rows), [as_of] * len(rows)
-        is_past(batch, times)
-        return before(batch, times, self.extractor.layout)
+            return customers
+        times = [as_of] * len(customers)
+        is_past(customers, times)
+        return customers.before(times, self.extractor.layout)
 
 
-def describe_labels(
-    columns: Columns, tasks: Sequence[str], candidates: CandidateSet, row: int = 0
-) -> dict[str, list[RankedLabel]]:
-    """A customer's labels of each task, of columns of [`Predictor`]'s `ask`, best first: `{"label": value, "score":
+def describe_labels(columns: Columns, asked: CheckedQuestions, row: int = 0) -> dict[str, list[RankedLabel]]:
+    """A customer's labels of each task, of columns of [`Predictor.ask`], best first: `{"label": value, "score":
     probability among the candidates, "chance": chance that the label comes}`; without the chance where the model has
     none. A task without a candidate has an empty list."""
     lists: dict[str, list[RankedLabel]] = {}
-    for task in tasks:
-        values = candidates.decode(task, [label for label in columns[task][row].tolist() if label])
+    for task in asked.tasks:
+        values = cast(CandidateSet, asked.candidates).decode(
+            task, [label for label in columns[task][row].tolist() if label]
+        )
         scores = columns[task + SCORES][row].tolist()
         lists[task] = [{"label": value, "score": score} for value, score in zip(values, scores, strict=False)]
         if task + CHANCES in columns:
@@ -289,13 +358,13 @@ def describe_labels(
     return lists
 
 
-def describe_offers(columns: Columns, action_ids: Iterable[str], row: int = 0) -> list[dict[str, str | float]]:
-    """A customer's offers, of columns of [`Predictor`]'s `score_offers`: a dict of `action_id` and the probability of
+def describe_offers(columns: Columns, asked: CheckedQuestions, row: int = 0) -> list[dict[str, str | float]]:
+    """A customer's offers, of columns of [`Predictor.ask`]: a dict of `action_id` and the probability of
     each outcome, in the order of the actions."""
     chances = zip(*(values[row].tolist() for values in columns.values()), strict=True)
     return [
-        {"action_id": name} | dict(zip(columns, of_action, strict=True))
-        for name, of_action in zip(action_ids, chances, strict=True)
+        {"action_id": name} | dict(zip(columns, outcomes, strict=True))
+        for name, outcomes in zip(cast(EncodedActions, asked.actions).action_ids, chances, strict=True)
     ]
 
 

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The public names of `modeling_mcm`. Importing them registers the Auto classes and the pipelines.
 
-The files `*_mcm.py` travel with a published checkpoint. Six of them are entry points: configuration, feature extraction,
-modeling, action, customer, pipeline. They read the others.
+The files `*_mcm.py` travel with a published checkpoint. Six of them are entry points: configuration, modeling, action,
+customer, feature extraction, pipeline. They read the others.
 """
 
 from transformers import (
@@ -21,6 +21,7 @@ from .configuration_mcm import MCMConfig
 from .customer_mcm import MCMForCustomerPrediction
 from .customer_model import CustomerModel
 from .evaluation.totals import forecast_total
+from .feature_extraction_mcm import MCMFeatureExtractor
 from .live import LiveCustomer
 from .live.explanations import explain
 from .live.similar import similar, together
@@ -32,7 +33,6 @@ from .pipeline_mcm import (
     CustomerPredictionPipeline,
     PreferenceScoresPipeline,
 )
-from .feature_extraction_mcm import MCMFeatureExtractor
 
 AutoConfig.register("mcm", MCMConfig, exist_ok=True)
 AutoModel.register(MCMConfig, MCMModel, exist_ok=True)

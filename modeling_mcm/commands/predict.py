@@ -26,7 +26,7 @@ import shutil
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -40,11 +40,11 @@ from modeling_mcm.customer_mcm import MCMForCustomerPrediction
 from modeling_mcm.data import NO_CUTOFFS, EventSchema, PreparedData, check_vocabularies, read_schema
 from modeling_mcm.data.dataset import MANIFEST_FILE
 from modeling_mcm.extras import needs
+from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 from modeling_mcm.files_mcm import file_digest, tensors_digest
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation, MCMModel, MCMPreTrainedModel
 from modeling_mcm.option import REQUIRED, option
-from modeling_mcm.predictor_mcm import Predictor
-from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
+from modeling_mcm.predictor_mcm import Predictor, Questions
 from modeling_mcm.scoring import Scorer, ScoringJob, forecast_total, score_on_spark
 from modeling_mcm.scoring.scorer import HISTORIES, check_folder, claim, is_whole
 from modeling_mcm.training.checkpoints import find_head, open_checkpoint
@@ -245,7 +245,7 @@ def run(options: PredictionOptions, engine: EngineOptions) -> str:
             from modeling_mcm.preparation.engine import spark_session
         opening = spark_session(engine.spark)
     head = find_head(options.model)
-    options, of_tasks = options.of_head(head), head in (MCMForMultiTaskRecommendation, MCMModel)
+    options = options.of_head(head)
     model, extractor = open_checkpoint(head, options.model)
     job = _make_job(options, head, model, extractor)
     totals = _totals(options, model) if options.total and state.is_main_process else []
@@ -260,8 +260,8 @@ def run(options: PredictionOptions, engine: EngineOptions) -> str:
             if state.is_main_process:  # before a shard is read
                 prepared.check()
             if options.as_of is None and extractor.order is None:
-                # What was fine-tuned reads the events before a time, and else those until a time.
-                job = replace(job, as_of=_last_event(prepared) + (not of_tasks))
+                asked = Questions(label=head is MCMForCustomerPrediction, offers=options.actions)
+                job = replace(job, as_of=cast(int, asked.at_end(_last_event(prepared)).as_of))
             customers = sum(shard["rows"] for shard in prepared.manifest.shards)
             if state.is_main_process:
                 claim(job, {"model": digest, "data": file_digest(Path(job.data) / MANIFEST_FILE)}, customers)

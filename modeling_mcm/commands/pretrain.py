@@ -18,10 +18,10 @@ for those of sampling: a batch has customers of similar length. A YAML file may 
 
 from accelerate import PartialState
 
+from modeling_mcm.training.encoder.recipe import TRAINING
 from modeling_mcm.training.memory import keep_freed_memory
 from modeling_mcm.training.options import ModelOptions, PretrainingArguments
 from modeling_mcm.training.pretraining import chosen_recipe, pretrain
-from modeling_mcm.training.encoder.recipe import TRAINING
 
 from .arguments import named_options, parse_options, report_errors
 

@@ -27,8 +27,8 @@ from modeling_mcm.events_mcm import (
     to_iso,
     to_text,
 )
-from modeling_mcm.inputs_mcm import InputLayout, Customers, before
 from modeling_mcm.feature_extraction_mcm import MISSING_LABEL
+from modeling_mcm.inputs_mcm import Customers, InputLayout
 from modeling_mcm.schema_mcm import check_choice
 
 from .cases import check_reached, load_columns
@@ -239,6 +239,6 @@ class LabelledCustomers:
     def histories(self, indices: IntArray, layout: InputLayout) -> Customers:
         """Reads prepared rows without the events from the label's time on."""
         labels = self.labels.of(indices)
-        rows = before(self.rows.__getitems__([*indices]), labels.times, layout)
+        rows = self.rows.__getitems__([*indices]).before(labels.times, layout)
         rows.columns["label_columns"] = labels.columns.to_dict("records")
         return rows

@@ -35,7 +35,6 @@ from modeling_mcm.events_mcm import (
     read_times,
     to_ids,
 )
-from modeling_mcm.inputs_mcm import before
 from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 
 from .cases import check_reached, load_columns
@@ -208,7 +207,7 @@ class OfferReader:
         sizes, times = np.diff(first)[groups], self.times[groups]
         table_rows = number_groups(sizes, first[groups])[1]
         offered = pad_groups(self.offers.table["version"].to_numpy()[table_rows], sizes, NOT_OFFERED)
-        histories = before(self.rows.__getitems__(groups.tolist()), times, self.actions.extractor.layout)
+        histories = self.rows.__getitems__(groups.tolist()).before(times, self.actions.extractor.layout)
         return table_rows, self.actions.batch(histories, offered, times)
 
     def batches(self, device: torch.device, size: int = 32) -> Iterator[tuple[IntArray, dict[str, torch.Tensor]]]:

@@ -20,10 +20,10 @@ from modeling_mcm.data.cases import find_targets, to_batch
 from modeling_mcm.data.collator import batches_by_length
 from modeling_mcm.data.dataset import CUSTOMER
 from modeling_mcm.events_mcm import EPOCH, SECONDS_PER_DAY, run_starts
+from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 from modeling_mcm.forecaster_mcm import MissingForecastsError
 from modeling_mcm.inputs_mcm import Customers
-from modeling_mcm.predictor_mcm import Predictor
-from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
+from modeling_mcm.predictor_mcm import Predictor, Questions
 
 logger = logging.get_logger(__name__)
 MOST_PAST = 12  # times of the past that are tried
@@ -143,7 +143,7 @@ def total_of_rows(
         """Sum of the forecast at a time over the customers with an event until then."""
         known, total = np.flatnonzero(first <= as_of), 0.0
         for chosen in batches_by_length(batch.lengths[known], batch_size):
-            columns = predictor.ask([rows[index] for index in known[chosen]], as_of, forecasts=True, days=[days])
+            columns = predictor.ask(batch.take(known[chosen]), Questions(as_of, forecasts=True, days=[days]))
             total += float(columns[f"{quantity}_{days:g}d"].double().sum())
         return total
 

@@ -35,8 +35,8 @@ from modeling_mcm.configuration_mcm import FIRST_VALUE_ID, MCMConfig
 from modeling_mcm.data import check_vocabularies, load_prepared
 from modeling_mcm.evaluation.cases import read_history
 from modeling_mcm.events_mcm import IntArray
-from modeling_mcm.files_mcm import Tensors, damage, note_digests, read_json, write_json
 from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
+from modeling_mcm.files_mcm import Tensors, damage, note_digests, read_json, write_json
 from modeling_mcm.training.checkpoints import find_head, open_checkpoint
 
 CONFIG_NAME, PREPROCESSOR_NAME, CARD_NAME = "config.json", "preprocessor_config.json", "README.md"

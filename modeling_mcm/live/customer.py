@@ -6,28 +6,24 @@
     live.add([{"time": "2017-03-01T18:30:00", "item": "milk"}])
     live.scores(tasks=["item"], k=5)
 
-A customer is their profile and raw events by visit, in whichever order they arrive. A question reads the latest ones,
-as many as the model reads, and asks the [`Predictor`] as pipelines do. So it does not matter how the events are split
-into calls of `add`, and after `remove` the answers are those of a customer who never had the event.
+A customer is [`Customers`] of one, to whom events are added, and the raw events. A question asks the [`Predictor`] as
+pipelines do. So it does not matter how the events are split into calls of `add`, and after `remove` the answers are
+those of a customer who never had the event.
 
 Shapes: S size of the customer embedding, V labels of a task.
 """
 
 import json
 import zlib
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
-from operator import attrgetter
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from modeling_mcm.action_inputs_mcm import EncodedActions
 from modeling_mcm.action_mcm import MCMForActionRecommendation
 from modeling_mcm.customer_mcm import MCMForCustomerPrediction
 from modeling_mcm.events_mcm import (
-    SECONDS_PER_DAY,
     RawEvent,
     Time,
     as_list,
@@ -36,48 +32,35 @@ from modeling_mcm.events_mcm import (
     read_columns,
     read_times,
     to_iso,
-    to_place,
     to_text,
 )
-from modeling_mcm.inputs_mcm import PER_EVENT
+from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
+from modeling_mcm.inputs_mcm import Customers
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.predictor_mcm import (
     EMBEDDING,
     LABEL_COLUMNS,
+    CheckedQuestions,
     Columns,
     Predictor,
+    Questions,
     RankedLabel,
     describe_labels,
     describe_offers,
 )
-from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
-from modeling_mcm.schema_mcm import ROWS
 
 from .explanations import Explanation, explain
 
 BEFORE_ALL = -(2**63)  # before every time
 COLUMNS = np.ndarray, list, tuple
-PLACE = attrgetter("start", "key")  # of a visit among the others
-
-
-@dataclass
-class Visit:
-    """The raw events of a visit. Visits are ordered as in the feature extractor: by start, those without key first."""
-
-    start: int  # start of the visit: seconds since 1970-01-01, or the place of its first event for a log without times
-    key: tuple[bool, str]  # whether the visit has a key, and the key as text (empty without one)
-    events: list[RawEvent]  # in the order in which they were added
 
 
 class LiveHistory:
-    """A customer's profile and raw events by visit. Events may arrive in any order.
-
-    The last visit may still grow. The visits before it are encoded once, and again where an event comes late.
+    """A customer's profile and raw events. Events may arrive in any order.
 
     Attributes:
-        visits (`list[Visit]`): The visits, ordered.
-        latest (`int`): Time of the latest event, in seconds since 1970-01-01; in a log without times its place.
-        row (`dict`): All events, encoded as `MCMFeatureExtractor.encode` does. Its arrays never change.
+        events (`list[dict]`): The events as dicts of plain values, in the order in which they arrived.
+        customers ([`Customers`]): The one customer, encoded.
     """
 
     def __init__(self, feature_extractor: MCMFeatureExtractor, profile: Mapping | None, customer_id: object):
@@ -87,12 +70,15 @@ class LiveHistory:
 
     def _start(self, events: Sequence[RawEvent]) -> None:
         """Begins with these events."""
-        self.visits: list[Visit] = []
-        self.latest = BEFORE_ALL
-        self._by_key: dict[Hashable, Visit] = {}
-        self._arrived = 0
-        self._insert(events)
-        self.row = self._encode(self.events)
+        self.events = [*events]
+        customer = {"events": self.events, "profile": self.profile, "customer_id": self.customer_id}
+        with naming(self.name):
+            self.customers = Customers.encode_one(self.feature_extractor, customer)
+
+    @property
+    def row(self) -> dict:
+        """The events as `MCMFeatureExtractor.encode` returns them. Its arrays never change."""
+        return self.customers[0]
 
     @property
     def name(self) -> str:
@@ -100,14 +86,14 @@ class LiveHistory:
         return "Customer without id" if self.customer_id is None else f"Customer {self.customer_id!r}"
 
     @property
-    def events(self) -> list[RawEvent]:
-        """All events as dicts of plain values, ordered by visit."""
-        return [event for visit in self.visits for event in visit.events]
+    def latest(self) -> int:
+        """Time of the latest event, in seconds since 1970-01-01; `BEFORE_ALL` without one."""
+        return self.customers.column("times").max(initial=BEFORE_ALL)
 
     @property
     def last_time(self) -> str | None:
         """Time of the latest event in ISO 8601; None without one, or in a log without times."""
-        return None if self.feature_extractor.time is None or not self.visits else to_iso(self.latest)
+        return None if self.feature_extractor.time is None or not self.events else to_iso(self.latest)
 
     def add(self, events: object, as_of: Time = None) -> bool:
         """Adds events, in any order; they may be older than present ones. Returns whether some of them belong before
@@ -121,26 +107,24 @@ class LiveHistory:
         Raises:
             ValueError: If an event has no time, is later than `as_of`, or can't be encoded. Nothing has changed then.
         """
-        added = self._read(events)
-        # From the visit before the last one the days since the last visit are counted
-        unfinished = [event for visit in self.visits[-2:] for event in visit.events]
-        row = self._encode([*unfinished, *added])  # raises before anything changes
-        now = self.feature_extractor.read_as_of(as_of)
-        for event in added:
-            if now is not None and (time := self._place(event)[1]) > now:
+        added, now = self._read(events), self.feature_extractor.read_as_of(as_of)
+        with naming(self.name):
+            customers = self.customers.add(added)
+        if now is not None and added:
+            extractor = self.feature_extractor
+            latest = read_times([event[str(extractor.time)] for event in added], extractor.time_zone).max()
+            if latest > now:
                 raise ValueError(
-                    f"{self.name} has an event at {to_iso(time)}, which is after now, {to_iso(now)}: check the "
+                    f"{self.name} has an event at {to_iso(latest)}, which is after now, {to_iso(now)}: check the "
                     "event's time and its time zone, or leave it out."
                 )
-        finished = max(len(self.visits) - 1, 0)
-        is_late = self._insert(added)
-        self.row = self._encode(self.events) if is_late else self._join(finished, row)
-        return is_late
+        self.customers, self.events = customers, [*self.events, *added]
+        return bool(np.any(customers.late))
 
     def remove(self, event: Mapping) -> None:
         """Removes one event as it was added, of several equal ones the last. All later results are those of a customer
         who never had it. Raises `ValueError` if the customer has no such event."""
-        (target,), events = self._read([event]), self.events
+        (target,), events = self._read([event]), [*self.events]
         if target not in events:
             raise ValueError(
                 f"{self.name} has no event {dict(event)!r}: give all columns of the event as they were added."
@@ -158,23 +142,6 @@ class LiveHistory:
             )
         return seconds
 
-    def _join(self, finished: int, row: dict) -> dict:
-        """Joins the present row's finished visits and a row that begins with the last one of these."""
-        if finished:
-            end, start = np.searchsorted(self.row["visits"], finished), np.searchsorted(row["visits"], 1)
-            row["visits"] += np.int32(finished - 1)
-            if self.feature_extractor.order is not None:
-                row["times"] += (finished - 1) * SECONDS_PER_DAY
-            for name in row:
-                if name.startswith(PER_EVENT):
-                    row[name] = np.concatenate([self.row[name][:end], row[name][start:]])
-        return row
-
-    def _encode(self, events: list[RawEvent]) -> dict:
-        return self.feature_extractor.encode(
-            {"events": events, "profile": self.profile, "customer_id": self.customer_id}
-        )
-
     def _read(self, events: object) -> list[RawEvent]:
         """Converts events to dicts of plain values that JSON can hold. Raises `ValueError` if an event has no time, or
         a value that can't be read."""
@@ -183,7 +150,7 @@ class LiveHistory:
             if isinstance(events, Mapping):  # one event, or columns
                 kinds = {hasattr(value, "to_numpy") or isinstance(value, COLUMNS) for value in events.values()}
                 events = events if kinds == {True} else [events]
-            columns, count = read_columns(events, extractor._encoding.schema.event_columns)
+            columns, count = read_columns(events, extractor.schema.event_columns)
         plain = {}
         for name, column in columns.items():
             with naming(f"{self.name}: column {name!r}"):
@@ -196,33 +163,6 @@ class LiveHistory:
             {name: values[place] for name, values in plain.items() if values[place] is not None}
             for place in range(count)
         ]
-
-    def _insert(self, events: Sequence[RawEvent]) -> bool:
-        """Inserts events into their visits; whether one belongs before the visit that was the last one."""
-        last = PLACE(self.visits[-1]) if self.visits else (BEFORE_ALL,)
-        is_late = False
-        for event in events:
-            identifier, position, key = self._place(event)
-            self._arrived, self.latest = self._arrived + 1, max(self.latest, position)
-            visit = self._by_key.get(identifier)
-            if visit is None:
-                visit = self._by_key[identifier] = Visit(position, (key is not None, key or ""), [])
-                self.visits.append(visit)
-            visit.start = min(visit.start, position)
-            visit.events.append(event)
-            is_late |= PLACE(visit) < last
-        self.visits.sort(key=PLACE)
-        return is_late
-
-    def _place(self, event: Mapping) -> tuple[Hashable, int, str | None]:
-        """Identifier of an event's visit, position of the event (seconds or a place), and key of the visit, if any."""
-        extractor = self.feature_extractor
-        if extractor.time is not None:
-            position = int(np.datetime64(event[extractor.time], "s").astype(np.int64))
-        else:
-            position = self._arrived if extractor.order == ROWS else to_place(event[str(extractor.order)])
-        key = to_text(event.get(extractor.visit)) if extractor.visit else None
-        return (position if key is None else (key,)), position, key
 
 
 def _to_plain(value: object) -> object:
@@ -285,31 +225,29 @@ class LiveCustomer(LiveHistory):
         `horizon_days`, see [`~predictor_mcm.describe_labels`]. `candidates`, `exclude` and `per_group` say which of
         them may be chosen, see [`CandidateSet`]; make a set once for a large table. Raises `ValueError` if a task is
         unknown, `k` is below 1, or `as_of` is before the last event."""
-        tasks = self._predictor.tasks(tasks)
-        chosen = self._predictor.candidates(tasks, candidates, exclude, per_group)
-        columns = self._ask(as_of, tasks=tasks, k=k, candidates=chosen, horizon_days=horizon_days)
-        return describe_labels(columns, tasks, chosen)
+        questions = Questions(as_of, tasks, k, candidates, exclude, per_group, horizon_days)
+        return describe_labels(*self._ask(questions))
 
     def embedding(self, as_of: Time = None) -> NDArray[np.float32]:
         """The customer embedding, float32 of shape `(S,)`."""
-        return self._ask(as_of, embedding=True)[EMBEDDING][0].numpy()
+        return self._ask(Questions(as_of, embedding=True))[0][EMBEDDING][0].numpy()
 
     def forecast(self, as_of: Time = None, days: Sequence[float] | None = None) -> dict[str, float]:
         """Forecasts from `as_of` on by name, as [`CustomerForecastPipeline`] returns them. Raises
         [`MissingForecastsError`], a `ValueError`, if the checkpoint has no trained forecasts."""
-        return {name: value.item() for name, value in self._ask(as_of, forecasts=True, days=days).items()}
+        columns, _ = self._ask(Questions(as_of, forecasts=True, days=days))
+        return {name: value.item() for name, value in columns.items()}
 
     def explain(self, task: str, label: object = None, as_of: Time = None) -> Explanation:
         """Explains the score of a label (a value of the task's feature; default: the one with the highest score) by
         what it would be without each visit. Raises `ValueError` if the task or the label is unknown."""
-        self.read_as_of(as_of)
-        return explain(self.model, self.feature_extractor, self.row, task, label, as_of)
+        return explain(self.model, self.feature_extractor, self.row, task, label, self.read_as_of(as_of))
 
     def predict(self, as_of: Time = None, label_columns: Mapping | None = None) -> dict[str, float]:
         """What an [`MCMForCustomerPrediction`] was fine-tuned to: the probability of each class, or the number. As in
         training, events at `as_of` are not read. `label_columns` are the customer's further columns; of those that
         are not given the means are read. Raises [`MissingHeadError`], a `ValueError`, for another model."""
-        columns = self._predictor.predict([{**self.row, LABEL_COLUMNS: label_columns}], self.read_as_of(as_of))
+        columns, _ = self._ask(Questions(as_of, label=True), label_columns)
         return {name: value.item() for name, value in columns.items()}
 
     def offers(self, actions: object, as_of: Time = None) -> list[dict[str, str | float]]:
@@ -322,13 +260,12 @@ class LiveCustomer(LiveHistory):
             actions: dicts with `action_id` and columns of the event log, see [`ActionScoresPipeline`]; or what
                 [`EncodedActions`] makes of them, once for many customers.
         """
-        seconds = self.read_as_of(as_of)
-        if not isinstance(actions, EncodedActions):
-            actions = EncodedActions(self.feature_extractor, self.model.config, actions, seconds)
-        return describe_offers(self._predictor.score_offers([self.row], actions, seconds), actions.action_ids)
+        return describe_offers(*self._ask(Questions(as_of, offers=actions)))
 
-    def _ask(self, as_of: Time, **questions: Any) -> Columns:
-        return self._predictor.ask([self.row], self.read_as_of(as_of), **questions)
+    def _ask(self, asked: Questions, label_columns: Mapping | None = None) -> tuple[Columns, CheckedQuestions]:
+        questions = self._predictor.check(replace(asked, as_of=self.read_as_of(asked.as_of)))
+        customers = replace(self.customers, columns=self.customers.columns | {LABEL_COLUMNS: [label_columns]})
+        return self._predictor.ask(customers, questions), questions
 
     # -------------------------------------------------------------------------------------------------------- stored
 

@@ -17,11 +17,11 @@ import torch
 from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.encoding_mcm import days_between
 from modeling_mcm.events_mcm import SECONDS_PER_DAY, BoolArray, Row, Time, select_events, to_iso
+from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 from modeling_mcm.features_mcm import COUNTED, FEATURES
-from modeling_mcm.inputs_mcm import first_kept, until
+from modeling_mcm.inputs_mcm import Customers, first_kept
 from modeling_mcm.modeling_mcm import MCMPreTrainedModel
 from modeling_mcm.predictor_mcm import Predictor, Rows
-from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 from modeling_mcm.schema_mcm import DAYS_SINCE_VISIT
 
 EVENTS_AT_ONCE = 2**13  # number of events in a batch of histories
@@ -107,7 +107,7 @@ def explain(
     row = customer if "visits" in customer else feature_extractor.encode(customer)
     seconds = feature_extractor.read_as_of(as_of)
     if seconds is not None:
-        (row,) = until([row], [seconds], feature_extractor.layout)
+        (row,) = Customers.of([row]).until([seconds], feature_extractor.layout)
     row = feature_extractor.readable(row, model.config.input_features)
     if seconds is None and len(row["times"]):
         seconds = float(row["times"].max())  # one time for all variants: without the last visit, too

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 
 from modeling_mcm.candidates_mcm import choose_labels
 from modeling_mcm.configuration_mcm import FIRST_LABEL
+from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.predictor_mcm import Predictor, RankedLabel
-from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 from modeling_mcm.scorer_mcm import LabelTables
 
 TRANSITIONS, EASE = 0, 2  # index of a table of [`LabelTables`]: transitions in both directions, and EASE

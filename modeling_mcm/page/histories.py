@@ -46,11 +46,11 @@ from modeling_mcm.events_mcm import (
     to_text,
     value_reader,
 )
+from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 from modeling_mcm.files_mcm import file_digest, read_json, write_json
 from modeling_mcm.live.customer import LiveCustomer
 from modeling_mcm.live.explanations import visit_rhythm
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation, MCMPreTrainedModel
-from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 from modeling_mcm.scoring.scorer import PREDICTED, SCORES, Scorer, ScoringJob
 from modeling_mcm.training.checkpoints import checkpoint_digest
 
@@ -192,7 +192,7 @@ class Histories:
         if actions is None:
             raise ValueError(f"{source} is an {type(model).__name__}: name the table of the actions that it scores.")
         scorer = Scorer(model, extractor, replace(job, actions=actions, tasks=tuple(model.config.action_outcomes)))
-        number, outcomes = len(scorer.actions.action_ids), len(scorer.job.tasks)
+        number, outcomes = len(scorer.actions), len(scorer.job.tasks)
         if number * outcomes > ACTION_COLUMNS:
             raise ValueError(
                 f"{actions} has {number} actions with {outcomes} outcomes each, and the list has room "
@@ -336,5 +336,5 @@ def _predictions(scorer: Scorer, table: pd.DataFrame) -> dict[str, ArrayLike]:
     for outcome in scorer.job.tasks:
         pair = [outcome, outcome + SCORES]
         chances = table.explode(pair).pivot(columns=outcome, values=pair[1])
-        columns |= {f"{action} {outcome}, %": 100 * chances[action] for action in scorer.actions.action_ids}
+        columns |= {f"{action} {outcome}, %": 100 * chances[action] for action in scorer.actions}
     return columns

@@ -11,7 +11,7 @@ import functools
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from modeling_mcm.candidates_mcm import SEEN, CandidateSet
+from modeling_mcm.candidates_mcm import SEEN
 from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.data.cases import to_batch
 from modeling_mcm.data.collator import batches_by_length, map_on_cores, unit_counts
@@ -29,6 +29,7 @@ from modeling_mcm.data.dataset import CUSTOMER, PreparedManifest, write_table
 from modeling_mcm.data.offers import load_actions
 from modeling_mcm.data.tables import read_table_file
 from modeling_mcm.events_mcm import check_columns, to_ids
+from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 from modeling_mcm.files_mcm import damage, file_digest, read_json, tensors_digest, write_json
 from modeling_mcm.inputs_mcm import PER_EVENT, Customers
 from modeling_mcm.modeling_mcm import MCMPreTrainedModel
@@ -41,9 +42,9 @@ from modeling_mcm.predictor_mcm import (
     SCORES,
     Columns,
     Predictor,
+    Questions,
     Rows,
 )
-from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 from modeling_mcm.training.checkpoints import find_head, open_checkpoint
 
 if TYPE_CHECKING:
@@ -168,17 +169,37 @@ class Scorer:
             table = read_table_file(job.label_columns, [CUSTOMER])
             check_columns([*table], [CUSTOMER], f"{job.label_columns} has")
             self.columns = table.set_axis(to_ids(table.pop(CUSTOMER))).to_dict("index")
-        if job.actions is None:
-            candidates = job.candidates and read_table_file(job.candidates)
-            exclude = job.exclude if job.exclude in (None, SEEN) else read_table_file(job.exclude)
-            self.candidates = CandidateSet(model, extractor, job.tasks, candidates, exclude, job.per_group)
-            labels = {task: self.candidates.values(task) for task in job.tasks}
+        self.asked = self.predictor.check(self._read_questions())
+        self.actions: list[str] = []  # ids of the actions that are scored
+        if self.asked.actions is not None:
+            self.actions = [*self.asked.actions.action_ids]
+            labels = {task: self.actions for task in job.tasks}
+            self.batch_size = max(1, min(job.batch_size, OFFERS_AT_ONCE // len(self.actions)))
         else:
-            self.actions = load_actions(job.actions, extractor, model.config, job.as_of)
-            labels = {task: list(self.actions.action_ids) for task in job.tasks}
-            self.batch_size = max(1, min(job.batch_size, OFFERS_AT_ONCE // len(self.actions.action_ids)))
-        self.values = {task: pa.array([*[None] * FIRST_LABEL, *of_task]) for task, of_task in labels.items()}
+            labels = {task: self.asked.candidates.values(task) for task in job.tasks}  # type: ignore[union-attr]
+        self.values = {task: pa.array([*[None] * FIRST_LABEL, *values]) for task, values in labels.items()}
         self.shards = PreparedManifest.load(job.data).shards
+
+    def _read_questions(self) -> Questions:
+        """What the job asks."""
+        job, head = self.job, self.predictor.head
+        if job.actions is not None:
+            actions = load_actions(job.actions, self.extractor, self.model.config, job.as_of)
+            return Questions(job.as_of, offers=actions)
+        if head == PREDICTING:
+            return Questions(job.as_of, label=True)
+        return Questions(
+            job.as_of,
+            job.tasks,
+            max(job.top_k, 1),
+            candidates=job.candidates and read_table_file(job.candidates),
+            exclude=job.exclude if job.exclude in (None, SEEN) else read_table_file(job.exclude),
+            per_group=job.per_group,
+            horizon_days=job.horizon_days,
+            embedding=job.embeddings,
+            forecasts=bool(job.forecasts),
+            days=job.forecast_days,
+        )
 
     def write(self, path: Path, indices: range) -> None:
         """Scores the customers with these indices in the data set, and writes their file whole or not at all. The
@@ -236,19 +257,22 @@ class Scorer:
 
     def _ask(self, rows: Rows) -> Columns:
         """What the job asks of some customers, by column."""
-        job, ask = self.job, self.predictor
-        if ask.head == PREDICTING:
-            rows = [{**row, LABEL_COLUMNS: self.columns.get(row[CUSTOMER])} for row in rows]
-            return {PREDICTED + name: values for name, values in ask.predict(rows, job.as_of).items()}
-        if job.actions is not None:
-            columns = {}
-            for name, chances in ask.score_offers(rows, self.actions, job.as_of).items():
-                order = chances.sort(descending=True, stable=True)
-                columns[name] = order.indices[:, : job.top_k] + FIRST_LABEL
-                columns[name + SCORES] = order.values[:, : job.top_k]
+        job, rows = self.job, Customers.of(rows)
+        if self.asked.label:
+            rows = replace(
+                rows, columns=rows.columns | {LABEL_COLUMNS: [*map(self.columns.get, rows.columns[CUSTOMER])]}
+            )
+        columns = self.predictor.ask(rows, self.asked)
+        if self.asked.label:
+            return {PREDICTED + name: values for name, values in columns.items()}
+        if self.asked.actions is None:
             return columns
-        what = job.horizon_days, job.embeddings, bool(job.forecasts), job.forecast_days
-        return ask.ask(rows, job.as_of, job.tasks, job.top_k, self.candidates, *what)
+        ranked = {}
+        for name, chances in columns.items():
+            order = chances.sort(descending=True, stable=True)  # (B, K)
+            ranked[name] = order.indices[:, : job.top_k] + FIRST_LABEL
+            ranked[name + SCORES] = order.values[:, : job.top_k]
+        return ranked
 
     def _check_finite(self, rows: Rows, outputs: Sequence[NDArray]) -> None:
         bad = ~np.all([np.isfinite(values.reshape(len(rows), -1)).all(axis=1) for values in outputs], axis=0)

@@ -30,7 +30,15 @@ from modeling_mcm.files_mcm import some
 from modeling_mcm.forecaster_mcm import MissingForecastsError
 from modeling_mcm.live.explanations import explain as explain_score
 from modeling_mcm.live.similar import similar, together
-from modeling_mcm.predictor_mcm import EMBEDDING, OFFERING, Columns, MissingHeadError, describe_labels, describe_offers
+from modeling_mcm.predictor_mcm import (
+    EMBEDDING,
+    OFFERING,
+    Columns,
+    MissingHeadError,
+    Questions,
+    describe_labels,
+    describe_offers,
+)
 from modeling_mcm.serving import answers
 
 from .answers import ERRORS, Deleted
@@ -281,9 +289,11 @@ def _add_questions(api: APIRouter, service: CustomerService) -> None:
         chosen = service.candidate_set(tasks, tuple(asked.candidate), left_out, asked.per_group)
         if not batch.rows:
             return []
-        columns = predictor.ask(batch.rows, batch.as_of, tasks, asked.k, chosen, asked.horizon_days)
+        wanted = Questions(batch.as_of, tasks, asked.k, chosen, horizon_days=asked.horizon_days)
+        questions = predictor.check(wanted)
+        columns = predictor.ask(batch.rows, questions)
         return [
-            answers.Scores(**customer, tasks=describe_labels(columns, tasks, chosen, row))
+            answers.Scores(**customer, tasks=describe_labels(columns, questions, row))
             for row, customer in enumerate(batch.customers)
         ]
 
@@ -302,7 +312,7 @@ def _add_questions(api: APIRouter, service: CustomerService) -> None:
     @api.get("/customers/{customer_id:id}/embedding")
     def embedding(batch: One) -> answers.Embedding:
         """The customer embedding."""
-        columns = predictor.ask(batch.rows, batch.as_of, embedding=True)
+        columns = predictor.ask(batch.rows, Questions(batch.as_of, embedding=True))
         return answers.Embedding(**batch.customers[0], embedding=columns[EMBEDDING][0].tolist())
 
     def name_numbers(columns: Columns) -> dict[str, float]:
@@ -315,13 +325,13 @@ def _add_questions(api: APIRouter, service: CustomerService) -> None:
     ) -> answers.Forecast:
         """What the customer is expected to do within the next days, with intervals that hold 80% and 95% of such
         customers; 501 if the checkpoint has no forecasts."""
-        columns = predictor.ask(batch.rows, batch.as_of, forecasts=True, days=days)
+        columns = predictor.ask(batch.rows, Questions(batch.as_of, forecasts=True, days=days))
         return answers.Forecast(**batch.customers[0], forecast=name_numbers(columns))
 
     @api.get("/customers/{customer_id:id}/prediction")
     def prediction(batch: One) -> answers.Prediction:
         """What the checkpoint was fine-tuned to: the probability of each class, or the number."""
-        prediction = name_numbers(predictor.predict(batch.rows, batch.as_of))
+        prediction = name_numbers(predictor.ask(batch.rows, Questions(batch.as_of, label=True)))
         return answers.Prediction(**batch.customers[0], prediction=prediction)
 
     @api.post("/offers")
@@ -332,9 +342,10 @@ def _add_questions(api: APIRouter, service: CustomerService) -> None:
         predictor.check_head(OFFERING)
         actions = EncodedActions(extractor, service.model.config, body.actions)
         batch = service.read(body.customers, as_of, may_be_unknown=True)
-        columns = predictor.score_offers(batch.rows, actions, batch.as_of) if batch.rows else {}
+        questions = predictor.check(Questions(batch.as_of, offers=actions))
+        columns = predictor.ask(batch.rows, questions) if batch.rows else {}
         customers = [
-            answers.Offers(**customer, offers=describe_offers(columns, actions.action_ids, row))
+            answers.Offers(**customer, offers=describe_offers(columns, questions, row))
             for row, customer in enumerate(batch.customers)
         ]
         unknown_values = service.unknown_values(body.actions)

@@ -30,10 +30,10 @@ from modeling_mcm.configuration_mcm import UNKNOWN_ID
 from modeling_mcm.data.tables import read_table_file
 from modeling_mcm.events_mcm import RawEvent, Row, naming
 from modeling_mcm.extras import needs
+from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 from modeling_mcm.live.customer import Heads, LiveHistory
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.predictor_mcm import RANKING, Predictor
-from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 from modeling_mcm.training.checkpoints import checkpoint_digest, open_checkpoint
 
 from .answers import Added, Customer
@@ -295,7 +295,7 @@ class CustomerService:
         with self.store.transaction() as store:
             for customer_id in dict.fromkeys(customer_ids):
                 customer = self._read_customer(store, customer_id)
-                if customer is None or not customer.visits:  # all events may have been deleted
+                if customer is None or not customer.events:  # all events may have been deleted
                     batch.unknown.append(customer_id)
                     continue
                 customer.read_as_of(as_of)

@@ -19,9 +19,9 @@ from transformers import PreTrainedModel
 from modeling_mcm.action_mcm import MCMForActionRecommendation
 from modeling_mcm.configuration_mcm import MCMConfig
 from modeling_mcm.customer_mcm import MCMForCustomerPrediction
+from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 from modeling_mcm.files_mcm import CheckpointError, check_loaded, tensors_digest
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation, MCMModel
-from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 
 COMMANDS_OF: dict[type[PreTrainedModel], str] = {
     MCMForMultiTaskRecommendation: "`mcm predict`, `mcm evaluate`, `mcm serve` and `mcm app`",

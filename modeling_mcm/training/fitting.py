@@ -29,9 +29,9 @@ from modeling_mcm.data.cases import deciding_tasks, load_columns
 from modeling_mcm.data.collator import PreparedRows
 from modeling_mcm.evaluation.cases import read_history
 from modeling_mcm.events_mcm import SECONDS_PER_DAY, Row, select_events
+from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 from modeling_mcm.forecaster_mcm import LONGEST_RATIO, VisitForecaster, Visits
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation, MCMModel
-from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 from modeling_mcm.state_mcm import GAPS, LARGEST_Z, MIN_STD, CustomerState
 
 from .forecaster.shop import load_weights, set_shop

@@ -25,13 +25,14 @@ from modeling_mcm.data.collator import MCMCollator, PreparedRows, unit_counts
 from modeling_mcm.data.dataset import MANIFEST_FILE
 from modeling_mcm.evaluation.cases import cases_at, tasks_without_repeats
 from modeling_mcm.evaluation.comparison import baseline_warnings, compare_with_counting, mean_values, read_cases
+from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 from modeling_mcm.files_mcm import file_digest, write_json
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
-from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 
+from .encoder.recipe import Recipe, make_config, recipe_for
+from .encoder.trainer import MCMTrainer
 from .fitting import categorical_features, describe_customers, fill_label_values, popularity
 from .options import AUTO, NONE, ModelOptions, PretrainingArguments
-from .encoder.recipe import Recipe, make_config, recipe_for
 from .resuming import (
     PRETRAINING,
     Facts,
@@ -44,7 +45,6 @@ from .resuming import (
     step_size,
 )
 from .scorer.fit import ScorerFit
-from .encoder.trainer import MCMTrainer
 
 logger = logging.get_logger(__name__)
 # Options that say when the recipe evaluates, saves and ends. They belong together: if the command line sets one of

@@ -22,6 +22,7 @@ from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.data import load_prepared
 from modeling_mcm.data.offers import OfferReader, make_offers
 from modeling_mcm.evaluation.offers import score_offers
+from modeling_mcm.predictor_mcm import Questions
 
 ACTIONS = pd.DataFrame(
     [
@@ -245,7 +246,7 @@ def test_actions_of_another_checkpoint_are_refused(score, extractor):
     extractor.vocabularies["items"].reverse()
     actions = EncodedActions(extractor, score.model.config, [THREE])
     with pytest.raises(ValueError, match="`actions` was made for a checkpoint with other values: make another"):
-        score.predictor.score_offers([score.feature_extractor.encode({"events": []})], actions)
+        score.predictor.check(Questions(offers=actions))
 
 
 def test_empty_history_is_scored_and_unknown_customer_refused(action_model, prepared, extractor, event_log):

@@ -17,7 +17,7 @@ from transformers import pipeline
 from modeling_mcm import LiveCustomer
 from modeling_mcm.candidates_mcm import CandidateSet, choose_labels
 from modeling_mcm.live.similar import similar, together
-from modeling_mcm.predictor_mcm import Predictor
+from modeling_mcm.predictor_mcm import Predictor, Questions
 from modeling_mcm.scorer_mcm import WITHIN
 
 TASK = "items"  # whose column is "item"
@@ -160,7 +160,7 @@ def test_a_set_serves_another_model_of_the_same_values_alone(model, extractor, l
     renamed = copy.deepcopy(extractor)
     renamed.vocabularies[TASK].reverse()
     with pytest.raises(ValueError, match="other values: make another"):
-        Predictor(other, renamed).candidates([TASK], kept, None, None)
+        Predictor(other, renamed).check(Questions(tasks=[TASK], candidates=kept))
     with pytest.raises(ValueError, match="where it is made"):
         Predictor(other, extractor).candidates([TASK], kept, "seen", None)
 

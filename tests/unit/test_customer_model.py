@@ -405,7 +405,7 @@ def test_a_config_that_lost_its_kinds_is_said(fitted, log, tmp_path, caplog, mon
 def test_events_of_another_log_are_refused(fitted, log):
     with pytest.raises(ValueError, match="The events have no column 'price'"):
         CustomerModel.load(fitted[1] / "run", log.drop(columns="price"))
-    with pytest.raises(ValueError, match="column 'who' of the events: null in 1 of"):
+    with pytest.raises(ValueError, match="The events: column 'who': null in 1 of"):
         CustomerModel.load(fitted[1] / "run", log.assign(who=log["who"].where(log.index > 0)))
 
 

@@ -18,7 +18,7 @@ from modeling_mcm import (
     MCMForMultiTaskRecommendation,
     MCMModel,
 )
-from modeling_mcm.inputs_mcm import before
+from modeling_mcm.inputs_mcm import Customers
 from modeling_mcm.training.checkpoints import read_checkpoint
 from modeling_mcm.training.heads.train import PENALTIES, SCALES, HeadInputs, fit_head, predict
 
@@ -181,7 +181,7 @@ def test_pipeline_gives_probabilities_and_ignores_events_after_now(tuned, event_
     at = events["when"].iloc[len(events) // 2]
     cut = {"events": events[events["when"] < at]}
     assert predict(whole, as_of=at) == pytest.approx(predict(cut, as_of=at)) != pytest.approx(predict(whole))
-    read = before([extractor.encode(whole)], [extractor.read_as_of(at)], extractor.layout)
+    read = Customers.of([extractor.encode(whole)]).before([extractor.read_as_of(at)], extractor.layout)
     np.testing.assert_equal(read[0], extractor.encode(cut))
     with pytest.raises(ValueError, match="customer-prediction has `as_of`"):
         predict(whole, time=at)

@@ -3,8 +3,8 @@
 """The Hugging Face Trainer with MCM's additions.
 
 Every customer of a step has the same weight on any number of processes; an average of the weights may be evaluated
-and saved; and the logs hold the losses of each task. Import it from `modeling_mcm.training.encoder.trainer`, because inference
-does not need it.
+and saved; and the logs hold the losses of each task. Import it from `modeling_mcm.training.encoder.trainer`, because
+inference does not need it.
 """
 
 from collections import defaultdict

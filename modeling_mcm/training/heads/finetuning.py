@@ -21,9 +21,9 @@ from torch import Tensor
 
 from modeling_mcm.data import PreparedData, check_vocabularies
 from modeling_mcm.data.dataset import MANIFEST_FILE
+from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 from modeling_mcm.files_mcm import file_digest, read_json, write_json
 from modeling_mcm.option import REQUIRED, option
-from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 
 from ..checkpoints import checkpoint_digest
 from ..fitting import minimize
