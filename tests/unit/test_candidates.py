@@ -162,7 +162,7 @@ def test_a_set_serves_another_model_of_the_same_values_alone(model, extractor, l
     with pytest.raises(ValueError, match="other values: make another"):
         Predictor(other, renamed).check(Questions(tasks=[TASK], candidates=kept))
     with pytest.raises(ValueError, match="where it is made"):
-        Predictor(other, extractor).candidates([TASK], kept, "seen", None)
+        Predictor(other, extractor).check(Questions(tasks=[TASK], candidates=kept, exclude="seen"))
 
 
 @pytest.mark.parametrize("aisles", [4, 1])
