@@ -23,11 +23,9 @@ from fsspec import AbstractFileSystem
 from fsspec.utils import infer_compression
 from transformers.utils import logging
 
-from modeling_mcm.data.schema import TextFormat
+from modeling_mcm.data.text_files import TextFormat, TextReader
 from modeling_mcm.extras import needs
 from modeling_mcm.files_mcm import file_digest
-
-from .text_files import TextReader
 
 with needs("data"):
     import ibis
@@ -199,6 +197,7 @@ class SourceTable:
     Attributes:
         names (`list[str]`): Names of the table's columns.
         dropped (`int`): Number of lines of text files that were left out so far.
+        is_text (`bool`): Whether its files are text files.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -207,9 +206,10 @@ class SourceTable:
 
     def __init__(self, source: Source, what: str, columns: Sequence[str] = (), text: TextFormat | None = None):
         self.what, self.text, self.dropped = what, text or TextFormat(), 0
-        self._table, self._files = None, []
+        self._table, self._files, self.is_text = None, [], False
         if list_addresses(source):
             self._files = find_files(source, what)
+            self.is_text = self._files[0].kind != "parquet"
             types_by_file = check_files(self._files, what, columns, self.text)
             self.names = [*dict.fromkeys(name for types in types_by_file.values() for name in types)]
         elif isinstance(source, ir.Table):

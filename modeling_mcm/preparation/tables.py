@@ -179,8 +179,8 @@ def add_period(events: Table, schema: EventSchema) -> Table:
 
 def _with_visit_key(events: Table) -> Table:
     """Adds `visit_key`, which is the same for the events of a visit of a customer."""
-    of_time = ibis.literal("t") + events.second.cast("string")
-    return events.mutate(visit_key=ibis.coalesce(ibis.literal("v") + events.visit, of_time))
+    time = ibis.literal("t") + events.second.cast("string")
+    return events.mutate(visit_key=ibis.coalesce(ibis.literal("v") + events.visit, time))
 
 
 def keep_latest(events: Table, most: int) -> tuple[Table, dict[str, int]]:
@@ -196,7 +196,8 @@ def keep_latest(events: Table, most: int) -> tuple[Table, dict[str, int]]:
         return events, counts
     cut = events.semi_join(long, keys)
     # All columns decide, so that the same events are left out whatever the order of the input.
-    latest = [ibis.desc("second"), *(ibis.asc(name) for name in cut.columns if name not in (*keys, "second"))]
+    times = ("second", "nanosecond")
+    latest = [*map(ibis.desc, times), *(ibis.asc(name) for name in cut.columns if name not in (*keys, *times))]
     cut = cut.mutate(rank=ibis.row_number().over(group_by=keys, order_by=latest)).filter(_.rank < most).drop("rank")
     return events.anti_join(long, keys).union(cut), counts
 
