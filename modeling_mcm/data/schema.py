@@ -22,6 +22,7 @@ from modeling_mcm.schema_mcm import (
     FEATURE_KINDS,
     KINDS_WITH,
     MOST_PERIOD_EVENTS,
+    NUMERIC,
     FeatureSpec,
     LogSchema,
     check_choice,
@@ -266,7 +267,12 @@ def example_values(extractor: MCMFeatureExtractor, profile: bool = False) -> dic
     example: dict = {}
     for spec in schema.profile if profile else schema.features:
         is_kind = spec.column is not None and spec.column == schema.token_type
-        values = schema.target_token_types if is_kind else extractor.vocabularies.get(spec.name, ())
-        known = next((value for value in values if not value.startswith("[hidden ")), 1)
-        example |= dict.fromkeys(spec.columns, known)
+        values = is_kind and schema.target_token_types or extractor.vocabularies.get(spec.name, ())
+        own = schema.reserved_token_types if is_kind else []
+        known: object = next(
+            (value for value in values if not value.startswith("[hidden ") and value not in own), None
+        )
+        if known is None:
+            known = 1 if spec.kind == NUMERIC else "1"
+        example |= dict.fromkeys(spec.columns, [known] if spec.item and spec.separator is None else known)
     return example

@@ -27,9 +27,9 @@ ROWS_AT_ONCE = 65_536
 
 def read_table_file(path: str | Path, as_text: Collection[str] | None = None) -> pd.DataFrame:
     """Reads a small table from a Parquet or CSV file. In a CSV file an empty field is missing, and columns that
-    `as_text` names (default: all) stay text as they are written; others that hold nothing but booleans or numbers are
-    read as these, see [`read_numbers`]. Raises `FileNotFoundError` if there is no such file, and `ValueError` if it has
-    another format or is damaged."""
+    `as_text` names (default: all) stay text as they are written; those of booleans or numbers alone become these, see
+    [`read_numbers`]. Raises `FileNotFoundError` if there is no such file, and `ValueError` if it has another format or
+    is damaged."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} is no file; give a Parquet or CSV file.")
@@ -45,8 +45,8 @@ def read_table_file(path: str | Path, as_text: Collection[str] | None = None) ->
             raise ValueError(f"{path} has several columns {twice[0]!r} among {', '.join(reader.names)}; rename them.")
         schema = pa.schema(dict.fromkeys(reader.names, pa.string()))
         table = to_frame(pa.Table.from_batches(reader.blocks(reader.names, ROWS_AT_ONCE), schema))
-    for name in table if as_text is not None else ():
-        if name not in as_text:
+    for name in table:
+        if as_text is not None and name not in as_text:
             is_boolean = table[name].notna().any() and table[name].dropna().isin(BOOLEANS).all()
             table[name] = table[name].map(BOOLEANS) if is_boolean else read_numbers(table[name])
     return table

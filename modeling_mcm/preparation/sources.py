@@ -24,6 +24,7 @@ from fsspec.utils import infer_compression
 from transformers.utils import logging
 
 from modeling_mcm.data.text_files import TextFormat, TextReader
+from modeling_mcm.events_mcm import map_distinct, naming, to_text
 from modeling_mcm.extras import needs
 from modeling_mcm.files_mcm import file_digest
 
@@ -219,7 +220,23 @@ class SourceTable:
             names: Any = source.column_names if isinstance(source, pa.Table) else getattr(source, "columns", source)
             self.names = [*map(str, names)]
             check_names(self.names, f"The {what} table", columns)
+            if isinstance(source, pd.DataFrame):
+                source = pa.table(
+                    {
+                        str(name): self._to_arrow(source[name])
+                        for name in source
+                        if str(name) in (columns or self.names)
+                    }
+                )
             self._table = source if isinstance(source, pa.Table) else pa.table(source)
+
+    def _to_arrow(self, column: pd.Series) -> pa.Array:
+        """A column of a frame; where Arrow has no type for its values, such as 1 and "x", as texts."""
+        try:
+            return pa.array(column, from_pandas=True)
+        except (pa.ArrowException, OverflowError):
+            with naming(f"Column {column.name!r} of the {self.what} table"):
+                return pa.array(map_distinct(column.tolist(), to_text, object), pa.string())
 
     def blocks(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """Reads some columns, in the order of the rows."""

@@ -36,6 +36,7 @@ with needs("data"):
 
 logger = logging.get_logger(__name__)
 
+LARGEST_AMOUNT = 1e15
 LEAST_TARGET_VISITS = 3  # one for training, one for validation and one for the test
 
 
@@ -231,6 +232,8 @@ def fit(
                 vocabularies[spec.name] = [ONE_TOKEN_TYPE]
             elif spec.kind == NUMERIC:
                 bins[spec.name] = fit_bins(columns[spec.name], spec.bins)
+                if spec.name == schema.amount:
+                    _check_amounts(columns[spec.name], spec)
             elif spec.kind == DAYS_SINCE_VISIT:
                 bins[spec.name] = fit_bins(days_between_visits(training), spec.bins)
             elif spec.name in columns:
@@ -241,6 +244,16 @@ def fit(
             on_feature(spec.name)
     vocabularies[schema.token_feature.name] += schema.reserved_token_types
     return MCMFeatureExtractor.from_schema(schema, vocabularies, bins)
+
+
+def _check_amounts(amounts: FloatingValue, spec: FeatureSpec) -> None:
+    """Raises `ValueError` if an amount is so large that sums of squares are no numbers of float32."""
+    largest = amounts.abs().max().to_pyarrow().as_py() or 0
+    if LARGEST_AMOUNT < largest < float("inf"):
+        raise ValueError(
+            f"Column {spec.column!r} has an amount of {largest:g}, and the largest that can be summed is "
+            f"{LARGEST_AMOUNT:g}: correct it, leave the event out, or remove `amount` from the schema."
+        )
 
 
 def check_same_features(extractor: MCMFeatureExtractor, schema: EventSchema) -> None:
@@ -280,7 +293,13 @@ def fit_values(column: Value, spec: FeatureSpec) -> list[str]:
                 f"Feature {spec.name!r} has more than {MOST_VALUES:,} values (min_count: {spec.min_count}); set "
                 "`max_values` to keep the most frequent, or a higher `min_count`."
             )
-        values = values.filter(pc.field("number") > values["number"][most])  # equally frequent ones go together
+        number = values["number"][most]
+        values = values.filter(pc.field("number") > number)  # equally frequent ones go together
+        if not len(values):
+            raise ValueError(
+                f"More than `max_values: {most}` values of feature {spec.name!r} have {number} events each, and those "
+                "that are as frequent go together, so none would be left: set a higher `max_values`, or `min_count`."
+            )
     return values["value"].to_pylist()
 
 
