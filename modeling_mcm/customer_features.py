@@ -6,8 +6,8 @@ pipeline = make_pipeline(CustomerFeatures(model), StandardScaler(), LogisticRegr
 pipeline.fit(labels[["customer", "as_of"]], labels["churned"])
 """
 
+import math
 from collections.abc import Iterable, Sequence
-from datetime import datetime
 
 import numpy as np
 import pandas as pd
@@ -50,17 +50,21 @@ class CustomerFeatures(TransformerMixin, BaseEstimator):
         table = pd.DataFrame(X).reset_index(drop=True)
         if table.shape[1] == 1:
             return self._describe(table.iloc[:, 0], None).to_numpy(np.float32)
+        if (missing := table.iloc[:, 1].isna()).any():
+            raise ValueError(f"Column {table.columns[1]!r} is null in {missing.sum()} rows: give their times.")
         parts = []
         for as_of, rows in table.groupby(table.columns[1], sort=False):
-            before = pd.Timestamp(as_of) - pd.Timedelta(seconds=1)
-            parts.append(self._describe(rows.iloc[:, 0], before.to_pydatetime()).set_axis(rows.index))
+            seconds = self.model._seconds(as_of)
+            if seconds is None:
+                raise ValueError("The log has no times, so a table of times can't be asked: give ids alone.")
+            parts.append(self._describe(rows.iloc[:, 0], math.ceil(seconds) - 1.0).set_axis(rows.index))
         return pd.concat(parts).loc[table.index].to_numpy(np.float32)
 
     def get_feature_names_out(self, input_features: object = None) -> NDArray[np.object_]:
         """Names of the columns."""
         return self._describe(self.model.customers[:1], None).columns.to_numpy(object)
 
-    def _describe(self, customers: Iterable, as_of: datetime | None) -> pd.DataFrame:
+    def _describe(self, customers: Iterable, as_of: float | None) -> pd.DataFrame:
         # Some names of forecasts are those of past numbers in the embedding
         forecasts = self.model.forecast(customers, self.days, as_of).add_prefix("forecast_")
         return self.model.embed(customers, as_of).join(forecasts).loc[to_ids([*customers])]

@@ -13,7 +13,7 @@ A thin face over schema, preparation, training and the [`Predictor`]; each of th
 
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from numbers import Integral
@@ -29,7 +29,8 @@ from transformers.utils import logging
 
 from .data import NO_CUTOFFS, EventSchema, PreparedData, read_schema
 from .data.guessing import FrameReader
-from .data.tables import read_table_file
+from .data.schema import TextFormat
+from .data.tables import read_numbers, to_frame
 from .events_mcm import SECONDS_PER_DAY, IntArray, Row, Time, check_columns, naming, to_ids, to_text
 from .feature_extraction_mcm import MCMFeatureExtractor
 from .files_mcm import read_json, write_json
@@ -49,7 +50,6 @@ from .predictor_mcm import (
 )
 
 logger = logging.get_logger(__name__)
-NUMBER = r"-?(0|[1-9]\d*)(\.\d*)?([eE][+-]?\d+)?"  # 007 is a text
 READER_FILE, EVENTS_FILE = "frame.json", "events.parquet"  # beside a checkpoint, and in the folder of `fit`
 AT_ONCE = 64  # customers
 PREDICTED = "predicted_"
@@ -81,7 +81,7 @@ class CustomerModel:
         self.model, self.feature_extractor, self.reader = model.eval(), feature_extractor, reader
         self._predictor = Predictor(self.model, feature_extractor)
         feature_extractor.check_fits(model)
-        log, schema = _read_frame(events), feature_extractor.schema
+        log, schema = _read_frame(events, reader.schema if reader else None), feature_extractor.schema
         log = reader.read(log) if reader else log
         check_columns(list(log), schema.event_columns, "The events have", "Give the columns that `fit` was given.")
         self._events = log[[name for name in log if name in schema.event_columns]]
@@ -123,7 +123,7 @@ class CustomerModel:
         """
         from .preparation import prepare  # the extra `data`
 
-        table = _read_frame(events)
+        table = _read_frame(events, schema)
         if folder is not None and Path(folder).exists() and any(Path(folder).iterdir()):
             raise FileExistsError(
                 f"{folder} holds files already: give another folder, or read its model, as in "
@@ -515,18 +515,17 @@ def _make_table(ids: Sequence[str], columns: Columns) -> pd.DataFrame:
     return pd.DataFrame(values, pd.Index(ids, name="customer"))
 
 
-def _read_frame(events: object) -> pd.DataFrame:
-    """A table, a file, or a list of these as a data frame. Raises `ValueError` if it is none, or has no row."""
+def _read_frame(events: object, schema: EventSchema | Mapping | None = None) -> pd.DataFrame:
+    """A table, a file, or a list of these as a data frame; what is known of the schema says how text files are
+    written. Raises `ValueError` if it is none, or has no row."""
     if isinstance(events, str | Path):
-        from .preparation.sources import find_files  # the extra `data`
-
-        return _read_frame([_read_file(path) for path in find_files(str(events), "event")[0].paths])
-    if isinstance(events, list | tuple) and events and not any(isinstance(each, Mapping) for each in events):
-        frame = pd.concat([_read_frame(each) for each in events], ignore_index=True)
+        frame = _read_file(events, schema)
+    elif isinstance(events, list | tuple) and events and not any(isinstance(each, Mapping) for each in events):
+        frame = pd.concat([_read_frame(each, schema) for each in events], ignore_index=True)
     elif isinstance(events, pd.DataFrame):
         frame = events
     elif hasattr(events, "__arrow_c_stream__"):  # Arrow, polars and others
-        frame = pa.table(events).to_pandas()
+        frame = to_frame(pa.table(events))
     else:
         raise ValueError(
             f"Found {type(events).__name__}, expected a pandas data frame, an Arrow table of events or another table "
@@ -539,14 +538,17 @@ def _read_frame(events: object) -> pd.DataFrame:
     return frame
 
 
-def _read_file(path: str) -> pd.DataFrame:
-    """A Parquet or CSV file; in CSV a column of numbers is one of numbers, unless one begins with 0."""
-    table = read_table_file(path)
-    if not path.lower().endswith(".parquet"):
-        for name, values in table.items():
-            if values.dropna().str.fullmatch(NUMBER).all():
-                table[name] = pd.to_numeric(values)
-    return table
+def _read_file(path: str | Path, schema: EventSchema | Mapping | None) -> pd.DataFrame:
+    """A Parquet or CSV file, or a folder of them, as preparation reads it; columns of text that are numbers become
+    numbers if this changes no id."""
+    from .preparation.sources import SourceTable  # the extra `data`
+
+    given = schema if isinstance(schema, Mapping) else vars(schema) if schema else {}
+    text = TextFormat(**{entry.name: given[entry.name] for entry in fields(TextFormat) if entry.name in given})
+    source = SourceTable(path, "event", text=text)
+    blocks = [pa.Table.from_batches([block]) for block in source.blocks(source.names)]
+    frame = to_frame(pa.concat_tables(blocks, promote_options="permissive")) if blocks else pd.DataFrame()
+    return frame.apply(read_numbers, exact=True) if source.is_text else frame
 
 
 def _pretrain(folder: Path, encoder: bool, values: Mapping[str, object]) -> None:

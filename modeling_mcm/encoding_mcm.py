@@ -109,11 +109,11 @@ def arrange(
         for _ in range(1, PERIODS):  # a target of an earlier part
             has_target[1:] |= goes_on[1:] & has_target[:-1]
         closed = np.flatnonzero(has_target)
-    of_event = np.repeat(np.arange(len(first)), np.diff(first, append=len(order)))
+    part = np.repeat(np.arange(len(first)), np.diff(first, append=len(order)))  # (n,): of each event
     ends = np.append(first[1:], len(order))[closed]
     indices, closes = np.insert(order, ends, order[ends - 1]), np.insert(np.zeros(len(order), bool), ends, True)
-    of_event = np.insert(of_event, ends, closed)
-    return Timeline(indices, closes, numbers[of_event].astype(np.int32), days[visit[of_event]])
+    part = np.insert(part, ends, closed)  # (m,)
+    return Timeline(indices, closes, numbers[part].astype(np.int32), days[visit[part]])
 
 
 class Encoding:
@@ -183,7 +183,7 @@ class Encoding:
                 ids[feature] = self.encode_values(feature, column)
                 if isinstance(column, np.ndarray):
                     values[feature] = to_values(column)
-        ties = [*ids.values(), events.is_target, *values.values()]
+        ties: list[NDArray] = [events.fractions, *ids.values(), events.is_target, *values.values()]
         for task in schema.tasks if periods is not None else ():
             sums = nothing  # the one token type of a log without token types is never unseen
             if task in self.sources:
@@ -214,11 +214,11 @@ class Encoding:
                 row[f"feature_{feature}"] = in_order(ids[feature], added)
             else:
                 row[f"feature_{feature}"] = self.derived_ids(feature, times, timeline.days)
-        for feature, of_events in values.items():
-            row[f"value_{feature}"] = in_order(of_events)
+        for feature, numbers in values.items():
+            row[f"value_{feature}"] = in_order(numbers)
         for task in schema.tasks:
             row[f"task_{task}"] = in_order(np.where(events.is_target, ids[task], MISSING_ID), MISSING_ID)
-        row |= {f"unseen_{task}": in_order(of_task) for task, of_task in unseen.items()}
+        row |= {f"unseen_{task}": in_order(sums) for task, sums in unseen.items()}
         return row, timeline
 
     def derived_ids(self, feature: str, times: IntArray, days: FloatArray) -> NDArray:
@@ -249,8 +249,8 @@ class Encoding:
 
         def find(texts: Iterable[str] | None) -> int:
             """Id number `item` among those of several values in ascending order, unknown values last."""
-            of_texts = sorted((text not in ids, ids.get(text, UNKNOWN_ID)) for text in texts or ())
-            return of_texts[item - 1][1] if item <= len(of_texts) else MISSING_ID
+            ranked = sorted((text not in ids, ids.get(text, UNKNOWN_ID)) for text in texts or ())
+            return ranked[item - 1][1] if item <= len(ranked) else MISSING_ID
 
         return values.map(find).expand(np.int32)
 

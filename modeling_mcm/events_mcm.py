@@ -4,8 +4,9 @@
 
 [`EventReader`] reads the columns of a log, or a customer, by a schema. The meaning of raw values is defined once:
 `to_text` for categorical values, `to_ids` for those that name something, `to_number` for numeric values, and
-`to_seconds` for times, as whole seconds since 1970-01-01. They raise a `ValueError` for other values, and the caller
-adds customer and column to the message (`naming`). [`arrange`] orders events and finds the visits.
+`to_seconds` for times, as whole seconds since 1970-01-01; the fraction of a second only orders events. They raise a
+`ValueError` for other values, and the caller adds customer and column to the message (`naming`). [`arrange`] orders
+events and finds the visits.
 """
 
 import difflib
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, tzinfo
 from decimal import Decimal
 from numbers import Integral, Real
+from operator import itemgetter
 from typing import Any, NamedTuple, Union
 from uuid import UUID
 
@@ -27,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers.utils import logging
 
-from .schema_mcm import NUMERIC, VISIT_DAY, FeatureSpec, LogSchema, read_zone
+from .schema_mcm import NUMERIC, FeatureSpec, LogSchema, read_zone
 
 logger = logging.get_logger(__name__)
 IntArray = NDArray[np.int64]
@@ -50,7 +52,7 @@ EPOCH = datetime(1970, 1, 1)
 # because they are ambiguous in the hour that daylight saving time repeats.
 TIME_PATTERN = (
     r"(?i)^\s*([0-9]{4})[-/]([0-9]{1,2})[-/]([0-9]{1,2})"
-    r"(?:[T ]\s*([01]?[0-9]|2[0-3]):([0-5][0-9])(?::([0-5][0-9]))?(?:[.,][0-9]*)?"
+    r"(?:[T ]\s*([01]?[0-9]|2[0-3]):([0-5][0-9])(?::([0-5][0-9]))?(?:[.,]([0-9]*))?"
     r"\s*(Z|UTC|GMT|[+-](?:[01][0-9]|2[0-3])(?::?[0-5][0-9](?::?[0-5][0-9])?)?)?)?\s*$"
 )
 TIME_ADVICE = "ISO 8601 text such as 2017-10-01T12:30:00, and a zone as Z, UTC or an offset such as +02:00"
@@ -133,7 +135,8 @@ def to_number(value: object) -> float:
         return math.nan
     if isinstance(value, Real | Decimal | np.bool_ | str) and not isinstance(value, np.timedelta64):
         try:
-            return float(value)
+            if "_" not in str(value):  # which Python reads over
+                return float(value)
         except (ValueError, OverflowError):  # an integer may be larger than every float
             pass
     raise ValueError(f"found {value!r:.80} ({type(value).__name__}), expected a number; convert it")
@@ -210,21 +213,38 @@ def map_distinct(values: Column, function: Callable, dtype: type) -> NDArray:
 
 
 def to_seconds(value: object, zone: tzinfo) -> int:
-    """Converts a time to whole seconds since 1970-01-01. Raises `ValueError` if it is missing, a number or no time."""
+    """Converts a time to whole seconds since 1970-01-01; see [`to_moment`]."""
+    return to_moment(value, zone)[0]
+
+
+def to_moment(value: object, zone: tzinfo) -> tuple[int, int]:
+    """Converts a time to whole seconds since 1970-01-01, and the nanoseconds after them. Raises `ValueError` if it is
+    missing, a number or no time."""
     fix = f"give a datetime or {TIME_ADVICE}"
     if is_missing(value):
         raise ValueError(f"found no time ({value!r}); {fix}, or leave the event out")
-    time = value
+    time, nanoseconds = value, 0
     try:
         if isinstance(time, str):
-            time = _read_time_text(time)
+            time, nanoseconds = _read_time_text(time)
         if isinstance(time, datetime) and time.tzinfo is not None:
             time = time.astimezone(zone).replace(tzinfo=None)
     except (ValueError, OverflowError):
         raise ValueError(f"found {value!r}, which is no time; {fix}") from None
     if not isinstance(time, date | np.datetime64):
         raise ValueError(f"found {value!r} ({type(value).__name__}), expected a time; {fix}")
-    return int(np.array(time, "datetime64[s]").astype(np.int64))
+    if isinstance(time, datetime):
+        nanoseconds += time.microsecond * 1000 + getattr(time, "nanosecond", 0)  # which times of pandas have
+        return int(np.array(time, "datetime64[s]").astype(np.int64)), nanoseconds
+    (seconds,), (nanoseconds,) = split_seconds(np.array([time], getattr(time, "dtype", "datetime64[D]")))
+    return int(seconds), int(nanoseconds)
+
+
+def split_seconds(times: NDArray) -> tuple[IntArray, IntArray]:
+    """Whole seconds since 1970-01-01 of times of numpy, `NO_TIME` of NaT, and the nanoseconds after them."""
+    seconds = times.astype("datetime64[s]")
+    fractions = (times - seconds).astype("timedelta64[ns]").astype(np.int64)
+    return seconds.astype(np.int64), np.where(np.isnat(times), 0, fractions)
 
 
 def read_as_of(value: object, zone: tzinfo) -> float:
@@ -236,9 +256,10 @@ def read_as_of(value: object, zone: tzinfo) -> float:
     return float(value)
 
 
-def to_iso(seconds: float) -> str:
-    """A time as text."""
-    return str(np.datetime64(int(seconds), "s"))
+def to_iso(seconds: float, nanoseconds: int = 0) -> str:
+    """A time as text, which [`to_moment`] reads as the same."""
+    fraction = f".{nanoseconds:09}".rstrip("0") if nanoseconds else ""
+    return f"{np.datetime64(int(seconds), 's')}{fraction}"
 
 
 def read_times(column: object, time_zone: str) -> IntArray:
@@ -246,18 +267,27 @@ def read_times(column: object, time_zone: str) -> IntArray:
     `ValueError` if a value is no time."""
     times, zone = as_column(column), read_zone(time_zone)
     if isinstance(times, np.ndarray) and times.dtype.kind == "M" and not np.isnat(times).any():
-        return times.astype("datetime64[s]").astype(np.int64)
+        return split_seconds(times)[0]
     return map_distinct(times, lambda value: to_seconds(value, zone), np.int64)
 
 
-def _read_time_text(text: str) -> datetime:
-    """The time, without a fraction of a second, of a text of the form `TIME_PATTERN`."""
+def write_times(column: object, time_zone: str) -> list[str]:
+    """The times of a column as texts without a zone, on the clock of the log, with their fractions of a second. Raises
+    `ValueError` if a value is no time."""
+    zone = read_zone(time_zone)
+    return [to_iso(*to_moment(value, zone)) for value in as_list(as_column(column))]
+
+
+def _read_time_text(text: str) -> tuple[datetime, int]:
+    """The time of a text of the form `TIME_PATTERN`, without its fraction of a second, and that in nanoseconds."""
     match = re.match(TIME_PATTERN, text)
     if match is None:
         raise ValueError(f"{text!r} is no time")
-    *numbers, zone = match.groups()
+    *numbers, fraction, zone = match.groups()
     time = datetime(*(int(number or 0) for number in numbers))  # type: ignore[arg-type]
-    return time if zone is None else datetime.fromisoformat(f"{time}{zone if zone[0] in '+-' else 'Z'}")
+    if zone is not None:
+        time = datetime.fromisoformat(f"{time}{zone if zone[0] in '+-' else 'Z'}")
+    return time, int((fraction or "").ljust(9, "0")[:9])
 
 
 def as_column(values: object) -> Any:
@@ -397,6 +427,7 @@ class Events:
     """Events as they were read, in any order, before they have ids."""
 
     positions: IntArray  # (events,): seconds since 1970-01-01, or the places of events without times
+    fractions: IntArray  # (events,): nanoseconds after the second, which order the events of one second
     visits: Distinct  # keys of the visits as texts
     is_target: BoolArray  # (events,): whether the token type is that of a target
     # By feature what was read of its column: `Distinct` texts or sets of texts, or an array of numbers.
@@ -404,7 +435,8 @@ class Events:
 
     def __getitem__(self, events: NDArray | slice) -> "Events":
         values = {feature: column[events] for feature, column in self.values.items()}
-        return Events(self.positions[events], self.visits[events], self.is_target[events], values)
+        positions, fractions, is_target = self.positions[events], self.fractions[events], self.is_target[events]
+        return Events(positions, fractions, self.visits[events], is_target, values)
 
     def join(self, other: "Events") -> "Events":
         """These events and then others, of the same schema."""
@@ -414,14 +446,14 @@ class Events:
             else column.join(other.values[feature])
             for feature, column in self.values.items()
         }
-        positions, is_target = (
-            np.append(getattr(self, name), getattr(other, name)) for name in ("positions", "is_target")
+        positions, fractions, is_target = (
+            np.append(getattr(self, name), getattr(other, name)) for name in ("positions", "fractions", "is_target")
         )
-        return Events(positions, self.visits.join(other.visits), is_target, values)
+        return Events(positions, fractions, self.visits.join(other.visits), is_target, values)
 
     def find_distinct(self, customers: IntArray) -> IntArray:
         """Indices of the events of customers `(events,)` that equal no earlier one in all that is read of them."""
-        columns = [customers, self.positions, self.visits, *self.values.values()]
+        columns = [customers, self.positions, self.fractions, self.visits, *self.values.values()]
         keys = [
             np.unique(column, return_inverse=True)[1] if isinstance(column, np.ndarray) else column.codes
             for column in columns
@@ -438,7 +470,6 @@ class EventReader:
 
     def __init__(self, schema: LogSchema):
         self.schema, self.zone = schema, read_zone(schema.time_zone)
-        self._to_position = to_place if schema.order else functools.partial(to_seconds, zone=self.zone)
 
     def read_customer(self, customer: Mapping) -> tuple[str | None, Events, dict]:
         """Reads a customer as a person gives one; see `MCMFeatureExtractor.encode`. Returns the id, the events and
@@ -504,24 +535,30 @@ class EventReader:
         """Reads the columns of a log of `count` events. An event may have no time (`NO_TIME`). Values that can't be
         read are missing, and noted in `bad`; see [`read_values`]."""
         schema = self.schema
-        visits, is_target, positions = Distinct.missing(count), np.ones(count, bool), np.arange(count)
+        visits, is_target = Distinct.missing(count), np.ones(count, bool)
+        positions, fractions = np.arange(count), np.zeros(count, np.int64)
         if schema.token_type is not None:
             column = columns[schema.token_type]
             is_target = read_values(schema.token_type, column, self._is_target, bad).expand(np.bool_)
         if schema.order_column is not None:
             column = columns[schema.order_column]
             if isinstance(column, np.ndarray) and column.dtype.kind == "M":
-                positions = column.astype("datetime64[s]").astype(np.int64)
+                positions, fractions = split_seconds(column)
             else:
                 read = read_values(schema.order_column, column, self._read_position, bad)
-                positions = read.map(lambda position: NO_TIME if position is None else position).expand(np.int64)
-        if schema.visit == VISIT_DAY and VISIT_DAY not in columns:  # of raw events, which have none
-            visits = Distinct.of((positions // SECONDS_PER_DAY).astype(str))
-        elif schema.visit:
-            visits = read_values(schema.visit, columns[schema.visit], to_text, bad)
-        return Events(positions, visits, is_target, self.read_features(schema.features, columns, bad))
+                read = read.map(lambda position: position or (NO_TIME, 0))
+                positions, fractions = (read.map(itemgetter(part)).expand(np.int64) for part in (0, 1))
+        if schema.visit_column:
+            visits = read_values(schema.visit_column, columns[schema.visit_column], to_text, bad)
+        elif schema.visit:  # a customer's day is a visit
+            visits = Distinct.of(positions // SECONDS_PER_DAY).map(str)
+        return Events(positions, fractions, visits, is_target, self.read_features(schema.features, columns, bad))
 
-    def _read_position(self, value: object) -> int | None:
+    def _to_position(self, value: object) -> tuple[int, int]:
+        """The second and its fraction, or the place, of an event."""
+        return (to_place(value), 0) if self.schema.order else to_moment(value, self.zone)
+
+    def _read_position(self, value: object) -> tuple[int, int] | None:
         return None if is_missing(value) else self._to_position(value)
 
     def _is_target(self, value: object) -> bool:

@@ -240,7 +240,7 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         """Encodes actions, such as offers: future events with the same features, of shape `(actions, J)`. Raises
         `ValueError` if a column is unknown or a value can't be encoded; the message names the column."""
         encoding, schema, token = self._encoding, self._encoding.schema, self.token_type_feature
-        left_out = (schema.customer, schema.order_column, schema.visit)
+        left_out = (schema.customer, schema.order_column, schema.visit_column)
         columns, count = read_columns(actions, [name for name in schema.event_columns if name not in left_out])
         given = [spec for spec in schema.features if spec.column in columns]
         values = encoding.reader.read_features(given, columns)

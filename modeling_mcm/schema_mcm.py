@@ -6,9 +6,10 @@
 (`modeling_mcm.data.EventSchema`) adds what only preparation needs, such as the cutoffs.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, tzinfo
+from datetime import UTC, timedelta, timezone, tzinfo
 from functools import cached_property
 from zoneinfo import ZoneInfo
 
@@ -16,7 +17,7 @@ import numpy as np
 
 HISTORY_START, TOKEN_TYPE = "history_start", "token_type"
 ONE_TOKEN_TYPE = "event"  # token type of all events in a log without token types
-VISIT_DAY = "visit_day"  # column with the day of the event, where a customer's day is a visit
+VISIT_DAY = "visit_day"  # value of `visit` where a customer's day is a visit
 ROWS = "rows"  # value of `order` where the rows of a log without times are in order
 
 CATEGORICAL, NUMERIC = RAW_KINDS = ("categorical", "numeric")
@@ -54,13 +55,18 @@ def check_choice(value: object, key: str, choices: Sequence[str]) -> None:
 
 
 def read_zone(name: str) -> tzinfo:
-    """Finds a time zone. Raises `ValueError` if there is no such time zone."""
+    """Finds a time zone, or a fixed offset. Raises `ValueError` if there is no such time zone."""
     if name == "UTC":  # the one zone that needs no time zone database
         return UTC
+    if re.fullmatch("[+-](0[0-9]|1[0-4]):[0-5][0-9]", name):
+        offset = timedelta(hours=int(name[1:3]), minutes=int(name[4:]))
+        return timezone(-offset if name[0] == "-" else offset)
     try:
         return ZoneInfo(name)
     except (KeyError, ValueError, OSError):
-        raise ValueError(f"`time_zone` is {name!r}; give an IANA name such as Europe/Berlin.") from None
+        raise ValueError(
+            f"`time_zone` is {name!r}; give an IANA name such as Europe/Berlin, or an offset such as +05:30."
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -139,15 +145,16 @@ class LogSchema:
         features (`tuple[FeatureSpec]`): Event features in the model's order, the token type among them.
         tasks (`tuple[str]`): Names of the categorical event features whose next value is predicted.
         name (`str`): Name of the event log.
-        visit (`str`, *optional*): Column whose equal values make one visit. Default: the events of one customer and
-            time are a visit.
+        visit (`str`, *optional*): Column whose equal values make one visit; or, in a log with times, "visit_day": a
+            customer's day is a visit, and no column is read. Default: the events of one customer and time are a visit.
         profile (`tuple[FeatureSpec]`): Features of the profile table, whose customer column is `customer` too.
         target_token_types (`tuple[str]`): Token types of the events that are predicted. Empty: all token types.
         end_of_visit (`str`, *optional*): Token type of the event that preparation adds to close each visit with a
             target event. Default: no such event.
         max_events (`int`): Largest number of events that the model reads, the start row included.
         min_history (`int`): Number of target events that an evaluation case needs before a cutoff.
-        time_zone (`str`): Time zone to which times with a zone are converted. Times without a zone stay as they are.
+        time_zone (`str`): Time zone, or an offset such as "+05:30", to which times with a zone are converted. Times
+            without a zone stay as they are.
         order (`str`, *optional*): Instead of `time` a column of whole numbers that puts a customer's events in order,
             or "rows": the events are in the order of the log's rows. Each visit then comes a day after the visit
             before.
@@ -297,6 +304,11 @@ class LogSchema:
         """`str` or None: the column that puts a customer's events in order; None where the order of the rows does."""
         return self.time if self.order is None else None if self.order == ROWS else self.order
 
+    @property
+    def visit_column(self) -> str | None:
+        """`str` or None: the column that says which visit it is; None where the time does."""
+        return None if self.visit == VISIT_DAY and self.time is not None else self.visit
+
     @cached_property
     def specs(self) -> dict[str, FeatureSpec]:
         """`dict[str, FeatureSpec]`: the event features, then the profile features by name, in the order of J."""
@@ -310,14 +322,19 @@ class LogSchema:
     @cached_property
     def event_columns(self) -> list[str]:
         """`list[str]`: names of the columns of the event table that are read."""
-        columns = [self.customer, self.order_column, self.visit, *(c for spec in self.features for c in spec.columns)]
+        columns = [
+            self.customer,
+            self.order_column,
+            self.visit_column,
+            *(c for spec in self.features for c in spec.columns),
+        ]
         return [column for column in dict.fromkeys(columns) if column]
 
     @cached_property
     def needed_columns(self) -> list[str]:
         """`list[str]`: columns without which visits or amounts are others."""
         paid = self.specs[self.amount].columns if self.amount else []
-        return [column for column in (self.visit, *paid) if column not in (None, VISIT_DAY)]
+        return [column for column in (self.visit_column, *paid) if column]
 
     @cached_property
     def profile_columns(self) -> list[str]:
@@ -350,8 +367,8 @@ class LogSchema:
     def check_values(self, vocabularies: Mapping, bins: Mapping, fix: str) -> None:
         """Checks that each feature has well-formed vocabulary or bins, with the token types of MCM itself. Raises
         `ValueError` if not; the message names the feature."""
-        for what, values, of_kinds in (("vocabularies", vocabularies, (CATEGORICAL,)), ("bins", bins, BINNED_KINDS)):
-            needed = sorted(name for name, spec in self.specs.items() if spec.kind in of_kinds)
+        for what, values, kinds in (("vocabularies", vocabularies, (CATEGORICAL,)), ("bins", bins, BINNED_KINDS)):
+            needed = sorted(name for name, spec in self.specs.items() if spec.kind in kinds)
             if sorted(values) != needed:
                 raise ValueError(f"Found {what} of {sorted(values)}, the features need {needed}; {fix}.")
         for feature, texts in vocabularies.items():

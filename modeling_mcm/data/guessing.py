@@ -11,19 +11,40 @@ The schema is an [`EventSchema`] like any other: `yaml.safe_dump(reader.schema.t
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC
+from datetime import UTC, timedelta, tzinfo
 from numbers import Real
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 from pandas.api import types
+from transformers.utils import logging
 
-from modeling_mcm.events_mcm import TIME_PATTERN, check_columns, read_zone, to_text
+from modeling_mcm.events_mcm import (
+    NO_RANK,
+    NO_TIME,
+    SECONDS_PER_DAY,
+    TIME_PATTERN,
+    BadValues,
+    BoolArray,
+    EventReader,
+    IntArray,
+    as_column,
+    check_columns,
+    read_values,
+    read_zone,
+    split_seconds,
+    to_iso,
+    to_moment,
+    to_text,
+)
 from modeling_mcm.schema_mcm import TOKEN_TYPE, VISIT_DAY
 
 from .schema import EventSchema
 
+logger = logging.get_logger(__name__)
 # Words of column names by their meaning; the first word that a name has decides, and the first column. A name that
 # has nothing else but words for ids goes before: `user_id` before `user_age`.
 WORDS = {
@@ -60,10 +81,12 @@ COMPACT = "%Y%m%d"  # of days without separators
 DAYS = [f"%{a}{mark}%{b}{mark}%{year}" for mark in "/-" for a, b in ("dm", "md") for year in "Yy"]
 DAYS += ["%d.%m.%Y", "%d.%m.%y", "%d %b %Y", "%d-%b-%Y", "%b %d, %Y", "%d %B %Y", "%B %d, %Y", COMPACT]
 CLOCKS = ("", " %H:%M", " %H:%M:%S", " %I:%M %p", " %I:%M:%S %p")
+MONEY = r"[^\d-]{0,5}-?\d[\d.,]*[^\d-]{0,5}"  # "EUR 5", "1.234,56"
 CLOCK = r"\d{1,2}:\d{2}(:\d{2})?"
 Columns = Mapping[str, pd.Series]
 OUTFLOW = "paid"  # a column that is added
 SAME_DAY = 1.1  # events of a customer and day, on average, from which a day is a visit
+USUAL = 0.999  # share of the events whose times are taken for right
 VARIES = 0.02  # share of the visits with several events in which a label has several values, at least
 
 
@@ -72,8 +95,8 @@ class FrameReader:
     """How a data frame is read as a log.
 
     Attributes:
-        schema (`EventSchema`): What the columns mean, also those that are added: `VISIT_DAY`, the day of the event,
-            and `OUTFLOW`, what was paid, where an amount has a direction.
+        schema (`EventSchema`): What the columns mean, also one that is added: `OUTFLOW`, what was paid, where an
+            amount has a direction.
         time_format (`str`, *optional*): How the text of the times is written, as for `strptime`, or the unit of their
             numbers. Default: as the log's times are written.
         paid (`dict`): How `OUTFLOW` is computed, if it is: from the column `amount`, and by value of the column
@@ -90,16 +113,33 @@ class FrameReader:
         return "\n".join(self.lines)
 
     def read(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """The frame with times that are times, and the columns that the schema adds."""
+        """The frame with times that are times, the column that is added, and without the rows that the schema's
+        `on_null` and `on_bad_row` leave out."""
         schema, frame = self.schema, even_out(frame)
         added, time = {}, str(schema.time)
         if self.time_format and time in frame:
             added[time] = _read_times(frame[time], self.time_format)
-        if schema.visit == VISIT_DAY and VISIT_DAY not in frame:
-            added[VISIT_DAY] = _read_times(added.get(time, frame[time])).dt.strftime("%Y-%m-%d")
         if self.paid.get("amount") in frame and schema.amount not in frame:
             added[str(schema.amount)] = _compute_outflow(frame, **self.paid)
-        return frame.assign(**added)
+        frame = frame.assign(**added)
+        if "drop" not in (schema.on_null, schema.on_bad_row) or not {*schema.event_columns} <= {*frame}:
+            return frame
+        return frame[self._find_kept(frame)]
+
+    def _find_kept(self, frame: pd.DataFrame) -> BoolArray:
+        """Marks the rows that preparation keeps, of shape `(rows,)`."""
+        schema, bad = self.schema, list[BadValues]()
+        columns = {name: as_column(frame[name]) for name in schema.event_columns}
+        ids = read_values(schema.customer, columns[schema.customer], to_text, bad)
+        positions = EventReader(schema).read(columns, len(frame), bad).positions
+        is_bad = np.any([np.zeros(len(frame), bool), *(values.rows for values in bad)], axis=0)
+        is_null = ~is_bad & ((ids.rank() == NO_RANK) | (positions == NO_TIME))
+        for is_left, key in ((is_bad, schema.on_bad_row), (is_null, schema.on_null)):
+            is_left &= key == "drop"
+        if left := int((is_bad | is_null).sum()):
+            reasons = [f"; column {name!r} {reason}" for name, _, reason in bad if is_bad.any()]
+            logger.warning(f"{left:,} of {len(frame):,} rows are left out, as the schema says{''.join(reasons)}.")
+        return ~(is_bad | is_null)
 
     def read_time(self, number: Any) -> Any:
         """A whole number as the log's times are read, if these are numbers too."""
@@ -137,66 +177,153 @@ class FrameReader:
         given = dict(given or {})
         _check_table(events)
         events = even_out(events)
-        columns = dict(events.head(ROWS_READ).items())
-        roles = _find_roles(columns, given)
+        roles = _find_roles(dict(events.head(ROWS_READ).items()), given)
         customers = events[roles["customer"]].nunique()
         if customers < 2:
             raise ValueError(f"Column {roles['customer']!r} has {customers} customer: give a log of several.")
-        schema = {"min_history": 1, "cutoffs": "leave_one_out"}
-        time_format, when = None, "in the order of the rows"
-        if name := roles.get("time"):
-            time_format = find_time_format(events[name])
-            times = _read_times(events[name], time_format)
-            schema |= _cutoffs(times)
-            first = events[name].dropna().iloc[0], times.dropna().iloc[0]
-            how = "" if time_format is None else " ({} is {:%d %B %Y})".format(*first)
-            when = f"{name!r}{how}, {times.min():%Y-%m-%d} to {times.max():%Y-%m-%d}"
-            if "visit" not in {**given, **roles} and _has_busy_days(events[roles["customer"]], times):
+        clock = Clock()
+        if "time" in roles:
+            if given.get("on_bad_row") == "drop":
+                events = _leave_out_no_times(events, roles["time"])
+            clock = _read_clock(events, roles["time"], given.get("time_zone"))
+            known = clock.times.dropna()
+            warn_of_late_event(events[roles["customer"]][known.index].tolist(), split_seconds(known.to_numpy())[0])
+            if "visit" not in {**given, **roles} and _has_busy_days(events[roles["customer"]], clock.times):
                 roles["visit"] = VISIT_DAY
+        columns = dict(events.head(ROWS_READ).items())
         visits = columns.get(roles.get("visit", ""))
-        if visits is None and roles.get("visit") == VISIT_DAY:
-            visits = times.dt.floor("D").head(ROWS_READ)
+        if roles.get("visit") == VISIT_DAY:
+            visits = clock.times.dt.floor("D").head(ROWS_READ)
         features, labels = _features(columns, roles, visits)
-        reader = {}
-        paid = {} if "amount" in given else _find_amount(features)
-        words = f"{paid.get('name')!r}" if paid else "none: no column says what was paid"
-        if "factor" in paid:
-            words = f"{paid['column']!r} x {paid['factor']!r}"
-            features.append(paid)
-        elif paid and (reader := _find_direction(columns, paid["name"])):
-            paid = {"name": OUTFLOW if OUTFLOW not in columns else f"{OUTFLOW}_out", "kind": "numeric"}
-            features.append(paid)
-            amount, direction, signs = reader.values()
-            words = f"what is negative in {amount!r}; what is positive came in and is not counted"
-            if direction is not None:
-                by_sign = [[word, *(kind for kind in signs if signs[kind] == sign)] for word, sign in SIGNS.items()]
-                kinds_shown = [f"{word} {', '.join(kinds)}" for word, *kinds in by_sign if kinds]
-                words = f"{amount!r} by {direction!r}, {' and '.join(kinds_shown)}"
-            outflow, kinds = _compute_outflow(events, **reader), roles.get("token_type")
-            if kinds and "target_token_types" not in given:  # a salary is no visit
-                schema["target_token_types"] = sorted(events[kinds][outflow > 0].dropna().map(to_text).unique())
-        tasks = sorted(labels, key=lambda name: -labels[name])[:MOST_TASKS] or [roles.get("token_type") or TOKEN_TYPE]
-        schema |= {"name": "events", "amount": paid.get("name"), "features": features, "tasks": tasks}
-        schema |= roles
-        if "features" in given:
-            del schema["amount"]  # the features that it is one of
+        amount = Amount(words=str(given["amount"])) if "amount" in given else _guess_amount(columns, features)
+        schema = {"name": "events", "min_history": 1, "cutoffs": "leave_one_out"} | clock.keys
+        if amount.paid and "token_type" in roles and "target_token_types" not in given:  # a salary is no visit
+            is_paid = _compute_outflow(events, **amount.paid) > 0
+            kinds = events[roles["token_type"]][is_paid].dropna().map(to_text)
+            schema["target_token_types"] = sorted(kinds.unique())
+        schema["tasks"] = sorted(labels, key=lambda name: -labels[name])[:MOST_TASKS]
+        schema["tasks"] = schema["tasks"] or [roles.get("token_type") or TOKEN_TYPE]
+        schema |= {"features": features + amount.added} | roles
+        if "features" not in given:  # the amount is one of them
+            schema["amount"] = amount.name
         schema |= {key: value for key, value in given.items() if key != "tasks" or value != []}
         built = EventSchema.from_dict(schema)
-        visit = {None: "events of one time are a visit", VISIT_DAY: "a customer's day is a visit"}
-        ignored = ", ".join(name for name in columns if name not in (*built.event_columns, reader.get("amount")))
-        labelled = (*built.tasks, built.amount)
-        others = [spec.name for spec in built.features if spec.column and spec.name not in labelled]
-        labels_shown = ", ".join(built.tasks) if built.has_labels else "none, so there is nothing to recommend"
-        if targets := ", ".join(built.target_token_types):
-            labels_shown += f"; visits are events of {targets}"
-        lines = [
-            f"Customer: {built.customer!r}, {customers:,} of them",
-            f"Time:     {when}; {visit.get(built.visit, f'a visit is one {built.visit!r}')}",
-            f"Amount:   {words if 'amount' not in given else built.amount}",
-            f"Labels:   {labels_shown}",
-            f"Also:     {', '.join(others) or 'nothing'}" + (f"; not read: {ignored}" if ignored else ""),
-        ]
-        return cls(built, time_format, reader, lines)
+        reader = cls(built, clock.time_format, amount.paid)
+        reader.lines = _describe(reader, list(columns), customers, clock.words, amount.words)
+        return reader
+
+
+class Clock(NamedTuple):
+    """What is guessed of the times."""
+
+    times: pd.Series = pd.Series(dtype="datetime64[ns]")  # of each event, on the clock of the log
+    time_format: str | None = None
+    keys: dict = {}  # of the schema
+    words: str = "in the order of the rows"
+
+
+class Amount(NamedTuple):
+    """What is guessed of the amount."""
+
+    words: str
+    name: str | None = None  # of the feature
+    added: list[dict] = []  # features besides those of the columns
+    paid: dict = {}  # see `FrameReader`
+
+
+def _leave_out_no_times(events: pd.DataFrame, name: str) -> pd.DataFrame:
+    """The events but those with a text that is no time, if most texts are times as a log has them."""
+
+    def is_bad(value: object) -> bool:
+        try:
+            return isinstance(value, str) and not to_moment(value, UTC)
+        except ValueError:
+            return True
+
+    bad = events[name].map({value: is_bad(value) for value in events[name].unique()})
+    return events[~bad.astype(bool)] if bad.mean() < 0.5 else events
+
+
+def _read_clock(events: pd.DataFrame, name: str, time_zone: str | None) -> Clock:
+    """Reads the times of a column, and cuts the log by them."""
+    time_format = find_time_format(events[name])
+    times = _read_times(events[name], time_format)
+    first = events[name].dropna().iloc[0], times.dropna().iloc[0]
+    how = "" if time_format is None else " ({} is {:%d %B %Y})".format(*first)
+    keys: dict = {}
+    if times.dt.tz is not None:
+        keys["time_zone"] = time_zone or _name_zone(times.dt.tz)
+        times = times.dt.tz_convert(read_zone(keys["time_zone"])).dt.tz_localize(None)
+    words = f"{name!r}{how}, {times.min():%Y-%m-%d} to {times.max():%Y-%m-%d}"
+    return Clock(times, time_format, keys | {"cutoffs": _find_cutoffs(times)}, words)
+
+
+def _name_zone(zone: tzinfo) -> str:
+    """The name of a time zone, or its fixed offset, as a schema has it; UTC for another one."""
+    offset = zone.utcoffset(None)
+    minutes = 0 if offset is None else offset // timedelta(minutes=1)
+    sign = "-" if minutes < 0 else "+"
+    for name in (str(zone), f"{sign}{abs(minutes) // 60:02}:{abs(minutes) % 60:02}" if minutes else "UTC"):
+        with suppress(ValueError):
+            read_zone(name)
+            return name
+    return "UTC"
+
+
+def _guess_amount(columns: Columns, features: Sequence[Mapping]) -> Amount:
+    """Which feature says what was paid, and how it is computed."""
+    found = _find_amount(features)
+    if not found:
+        return Amount("none: " + (_find_text_amount(columns) or "no column says what was paid"))
+    if "factor" in found:
+        return Amount(f"{found['column']!r} x {found['factor']!r}", found["name"], [found])
+    paid = _find_direction(columns, found["name"])
+    if not paid:
+        return Amount(f"{found['name']!r}", found["name"])
+    name = OUTFLOW if OUTFLOW not in columns else f"{OUTFLOW}_out"
+    amount, direction, signs = paid.values()
+    words = f"what is negative in {amount!r}; what is positive came in and is not counted"
+    if direction is not None:
+        by_sign = [[word, *(kind for kind in signs if signs[kind] == sign)] for word, sign in SIGNS.items()]
+        kinds_shown = [f"{word} {', '.join(kinds)}" for word, *kinds in by_sign if kinds]
+        words = f"{amount!r} by {direction!r}, {' and '.join(kinds_shown)}"
+    return Amount(words, name, [{"name": name, "kind": "numeric"}], paid)
+
+
+def _find_text_amount(columns: Columns) -> str | None:
+    """Says of a column of text that looks like an amount how it becomes one of numbers."""
+    for name, values in columns.items():
+        words, known = _words(name), values.dropna()
+        if not words & {*PAID, *PRICE} or words & NOT_PAID or types.infer_dtype(known) != "string":
+            continue
+        if len(known) and known.str.fullmatch(MONEY).all():
+            is_comma = known.str.contains(r",\d{1,2}\D*$").any()
+            marks = [".", ","] if is_comma else [","]  # those of thousands, and the decimal one where it is no point
+            code = f"events[{name!r}].str.extract(r'(-?\\d[\\d.,]*)')[0]"
+            for mark, other in zip(marks, ["", "."], strict=False):
+                code += f".str.replace({mark!r}, {other!r}, regex=False)"
+            fix = f"events[{name!r}] = {code}.astype(float)"
+            return f"{name!r} is text such as {known.iloc[0]!r}. To count it, write {fix}"
+    return None
+
+
+def _describe(reader: FrameReader, columns: Sequence[str], customers: int, when: str, amount: str) -> list[str]:
+    """What was guessed, in five lines."""
+    schema = reader.schema
+    visit = {None: "events of one time are a visit", VISIT_DAY: "a customer's day is a visit"}
+    ignored = ", ".join(name for name in columns if name not in (*schema.event_columns, reader.paid.get("amount")))
+    labelled = (*schema.tasks, schema.amount)
+    others = [spec.name for spec in schema.features if spec.column and spec.name not in labelled]
+    labels = ", ".join(schema.tasks) if schema.has_labels else "none, so there is nothing to recommend"
+    if targets := ", ".join(schema.target_token_types):
+        labels += f"; visits are events of {targets}"
+    return [
+        f"Customer: {schema.customer!r}, {customers:,} of them",
+        f"Time:     {when}; {visit.get(schema.visit, f'a visit is one {schema.visit!r}')}",
+        f"Amount:   {amount}",
+        f"Labels:   {labels}",
+        f"Also:     {', '.join(others) or 'nothing'}" + (f"; not read: {ignored}" if ignored else ""),
+    ]
 
 
 def even_out(events: pd.DataFrame) -> pd.DataFrame:
@@ -217,8 +344,11 @@ def even_out(events: pd.DataFrame) -> pd.DataFrame:
 
 
 def _is_mixed(values: pd.Series) -> bool:
-    """Whether a column has numbers and texts."""
-    if types.infer_dtype(values) not in ("mixed-integer", "mixed"):
+    """Whether a column has numbers and texts, or numbers of more than 64 bits."""
+    kind = types.infer_dtype(values)
+    if kind == "integer" and values.dtype == object:
+        return bool((values.dropna().map(abs) >= 2**63).any())
+    if kind not in ("mixed-integer", "mixed"):
         return False
     return all(issubclass(kind, str | Real) for kind in {type(value) for value in values.dropna()})
 
@@ -296,7 +426,7 @@ def _check_table(events: pd.DataFrame) -> None:
         )
     for name in names:
         kind = types.infer_dtype(events[name])
-        if kind in ("mixed", "mixed-integer", "bytes") and not _is_mixed(events[name]):
+        if kind in ("mixed", "mixed-integer", "bytes", "complex") and not _is_mixed(events[name]):
             kinds = sorted({type(value).__name__ for value in events[name].dropna().head(ROWS_READ)})
             raise ValueError(
                 f"Column {name!r} has values that are neither text nor numbers ({', '.join(kinds)}): make "
@@ -355,6 +485,12 @@ def _read_times(values: pd.Series, time_format: str | None = None) -> pd.Series:
     try:
         return pd.to_datetime(values, format="mixed")
     except (ValueError, TypeError) as error:
+        wrong = values[pd.to_datetime(values, format="mixed", errors="coerce", utc=True).isna() & values.notna()]
+        if len(wrong):
+            raise ValueError(
+                f"Column {values.name!r} has {wrong.iloc[0]!r}, which is no time: correct it, or leave such rows out "
+                "by schema={'on_bad_row': 'drop'}."
+            ) from error
         fix = f"write events[{values.name!r}] = pd.to_datetime(events[{values.name!r}], utc=True)."
         raise ValueError(f"Column {values.name!r} has no times of one kind ({error}): {fix}") from error
 
@@ -389,7 +525,7 @@ def find_time_format(times: pd.Series) -> str | None:
     if types.infer_dtype(known).startswith("timedelta"):
         raise ValueError(
             f"Column {name!r} has durations such as {known.iloc[0]}, expected times: add them to the time at which "
-            f"they begin, as in pd.Timestamp('2024-01-01') + events[{name!r}]."
+            f"they begin, as in events[{name!r}] = pd.Timestamp('2024-01-01') + events[{name!r}]."
         )
     fix = f"events[{name!r}] = pd.to_datetime(events[{name!r}]"
     if types.is_numeric_dtype(times):
@@ -399,7 +535,8 @@ def find_time_format(times: pd.Series) -> str | None:
             if known.between(least, 1000 * least, inclusive="left").all():
                 return unit
         raise ValueError(
-            f"Column {name!r} has numbers such as {known.iloc[0]}, expected times: write {fix}.astype(str))."
+            f"Column {name!r} has numbers such as {known.iloc[0]}, expected times: add them to the time at which they "
+            f"begin, as in events[{name!r}] = pd.Timestamp('2024-01-01') + pd.to_timedelta(events[{name!r}], 'D')."
         )
     if types.infer_dtype(known) != "string" or known.str.match(TIME_PATTERN).all():
         return None
@@ -447,7 +584,9 @@ def _features(columns: Columns, roles: Mapping, visits: pd.Series | None) -> tup
         is_counted = bool(words & NUMBERS) or name.lower().startswith("number")  # `number_of_cds` is no id
         kind, known = types.infer_dtype(values), values.dropna()
         is_number |= kind == "decimal"
-        is_number |= is_counted and kind == "string" and bool(pd.to_numeric(known, errors="coerce").notna().all())
+        if kind == "string":  # 1.50 is no id
+            is_number |= is_counted and bool(pd.to_numeric(known, errors="coerce").notna().all())
+            is_number |= bool(known.str.fullmatch(r"-?\d+\.\d+").all())
         is_id = not is_number or bool(words & (IDS | LABELS))
         if not is_number and known.astype(str).str.fullmatch(CLOCK).all():
             continue  # the time of the day, beside the date
@@ -468,18 +607,22 @@ def _features(columns: Columns, roles: Mapping, visits: pd.Series | None) -> tup
     return features, labels
 
 
-def _cutoffs(times: pd.Series) -> dict:
-    """Times that leave the last parts of a log's time for validation and test, and the time zone of the log."""
-    zone = times.dt.tz
-    if zone is not None:
-        try:
-            read_zone(str(zone))
-        except ValueError:  # an offset
-            zone, times = UTC, times.dt.tz_convert(UTC)
-        times = times.dt.tz_localize(None)
+def _find_cutoffs(times: pd.Series) -> dict:
+    """Times that leave the last parts of a log's time for validation and test."""
     last, span = times.max(), times.max() - times.min()
     if not span:
         raise ValueError(f"Column {times.name!r} has one time only, {last}: give a log of several days.")
     unit = "D" if span > pd.Timedelta(days=30) else "s"
-    cutoffs = {name: (last - share * span).floor(unit).to_pydatetime() for name, share in HELD_OUT.items()}
-    return {"cutoffs": cutoffs} | ({} if zone is None else {"time_zone": str(zone)})
+    return {name: (last - share * span).floor(unit).to_pydatetime() for name, share in HELD_OUT.items()}
+
+
+def warn_of_late_event(ids: Sequence[str], times: IntArray) -> None:
+    """Warns if the latest time, in seconds, lies far after nearly all others: answers then count from it."""
+    order = np.argsort(times, kind="stable")
+    usual = times[order[min(len(order) - 2, int(USUAL * (len(order) - 1)))]] if len(order) > 1 else times.max()
+    first, last = times[order[[0, -1]]]
+    if last - usual > max(usual - first, 30 * SECONDS_PER_DAY):
+        logger.warning(
+            f"Customer {ids[order[-1]]!r} has an event at {to_iso(last)}, long after those of the others, which end "
+            f"about {to_iso(usual)}: answers count from the latest event. Correct it, leave it out, or give `as_of`."
+        )

@@ -125,7 +125,7 @@ def make_labels(
             at = "" if name == customer else f", such as of customer {table[customer][missing].iloc[0]!r}"
             raise ValueError(
                 f"Column {name!r} is missing in {int(missing.sum())} of {len(table)} labels{at}; fill it, or leave "
-                "these rows out. (In a CSV file an empty field and NA are missing values.)"
+                "these rows out. (In a CSV file an empty field is missing.)"
             )
     with naming(f"column {customer!r}"):
         ids = np.array(to_ids(table[customer]), object)

@@ -22,6 +22,7 @@ from modeling_mcm.schema_mcm import (
     FEATURE_KINDS,
     KINDS_WITH,
     MOST_PERIOD_EVENTS,
+    NUMERIC,
     FeatureSpec,
     LogSchema,
     check_choice,
@@ -30,6 +31,7 @@ from modeling_mcm.schema_mcm import (
 )
 
 from .tables import read_yaml
+from .text_files import TextFormat
 
 NO_CUTOFFS = {"validation": datetime(9999, 1, 1), "test": datetime(9999, 1, 2)}
 """Cutoffs that no event reaches, for a schema by which nothing is split by time."""
@@ -137,43 +139,6 @@ def _read_cutoffs(cutoffs: object) -> dict[str, datetime] | str:
         if key not in cutoffs:
             raise ValueError(f"`cutoffs` has no `{key}`; add its date.")
     return {key: _read_cutoff(cutoffs[key], f"cutoffs: {key}") for key in ("validation", "test")}
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextFormat:
-    """How text files are written.
-
-    Args:
-        delimiter (`str`, *optional*): Character between the fields of a row. Default: the character among `,`, `;`,
-            tab and `|` that divides the heading into most fields.
-        quote (`str`): Character around a field that holds a delimiter, a line end or a quote; empty if there is none.
-        escape (`str`, *optional*): Character before a quote inside such a field. Default: a quote inside a field is
-            doubled.
-        on_bad_row (`str`): What to do with a line that does not fit the heading or the format, and with a row whose
-            times or numbers can't be read: "error" or "drop".
-
-    Raises:
-        ValueError: If a value is not one ASCII character, two of them are the same, or `on_bad_row` is unknown.
-    """
-
-    delimiter: str | None = None
-    quote: str = '"'
-    escape: str | None = None
-    on_bad_row: str = "error"
-
-    def __post_init__(self) -> None:
-        characters = {"delimiter": self.delimiter, "quote": self.quote or None, "escape": self.escape}
-        for key, value in characters.items():
-            if value is not None and not (
-                isinstance(value, str) and len(value) == 1 and value.isascii() and value not in "\r\n\0"
-            ):
-                raise ValueError(f"`{key}` is {value!r}; give one character, such as ',' or \"\\t\" for a tab.")
-        values = [value for value in characters.values() if value is not None]
-        if len({*values}) < len(values):
-            raise ValueError(
-                f"`delimiter`, `quote` and `escape` are {', '.join(map(repr, values))}; give different ones."
-            )
-        check_choice(self.on_bad_row, "on_bad_row", ("error", "drop"))
 
 
 @dataclass(frozen=True)
@@ -302,7 +267,12 @@ def example_values(extractor: MCMFeatureExtractor, profile: bool = False) -> dic
     example: dict = {}
     for spec in schema.profile if profile else schema.features:
         is_kind = spec.column is not None and spec.column == schema.token_type
-        values = schema.target_token_types if is_kind else extractor.vocabularies.get(spec.name, ())
-        known = next((value for value in values if not value.startswith("[hidden ")), 1)
-        example |= dict.fromkeys(spec.columns, known)
+        values = (is_kind and schema.target_token_types) or extractor.vocabularies.get(spec.name, ())
+        own = schema.reserved_token_types if is_kind else []
+        known: object = next(
+            (value for value in values if not value.startswith("[hidden ") and value not in own), None
+        )
+        if known is None:
+            known = 1 if spec.kind == NUMERIC else "1"
+        example |= dict.fromkeys(spec.columns, [known] if spec.item and spec.separator is None else known)
     return example

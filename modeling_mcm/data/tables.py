@@ -3,46 +3,79 @@
 """Reads small files that a user gives: a table of labels of customers, actions or candidates; and YAML, in which a
 key that stands twice is an error, an error names the file and the line, and words such as no and on are words."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import yaml
-from pyarrow import csv
+from fsspec.implementations.local import LocalFileSystem
+
+from modeling_mcm.events_mcm import to_text
+
+from .text_files import TextFormat, TextReader
+
+NUMBER = r"-?(0|[1-9]\d*)(\.\d*)?([eE][+-]?\d+)?"  # 007 is a text
+BOOLEANS = {"true": True, "True": True, "false": False, "False": False}
+INTEGERS = ("Int8", "Int16", "Int32", "Int64", "UInt8", "UInt16", "UInt32", "UInt64")  # of pandas, with missing ones
+NULLABLE = {pa.type_for_alias(name.lower()): pd.api.types.pandas_dtype(name) for name in INTEGERS}
+ROWS_AT_ONCE = 65_536
 
 
-def read_table_file(path: str | Path, as_text: Sequence[str] | None = None) -> pd.DataFrame:
-    """Reads a small table from a Parquet or CSV file. Columns of a CSV file that `as_text` names (default: all) stay
-    text as they are written, and so do those in which a number begins with 0: 007 is not 7. Raises
-    `FileNotFoundError` if there is no such file, and `ValueError` if it has another format or is damaged."""
+def read_table_file(path: str | Path, as_text: Collection[str] | None = None) -> pd.DataFrame:
+    """Reads a small table from a Parquet or CSV file. In a CSV file an empty field is missing, and columns that
+    `as_text` names (default: all) stay text as they are written; those of booleans or numbers alone become these, see
+    [`read_numbers`]. Raises `FileNotFoundError` if there is no such file, and `ValueError` if it has another format or
+    is damaged."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} is no file; give a Parquet or CSV file.")
-    try:
-        if path.suffix.lower() == ".parquet":
-            return pd.read_parquet(path)
-        if path.suffix.lower() != ".csv":
-            raise ValueError(f"the name ends in {path.suffix!r}, expected .parquet or .csv")
-        with path.open("rb") as file:
-            if b"\0" in file.read(1000):
-                raise ValueError("it is no text in UTF-8; if it is UTF-16 or a spreadsheet, save it as UTF-8")
-        with csv.open_csv(path) as reader:
-            names = reader.schema.names
-        if len({*names}) < len(names):
-            raise ValueError(f"two columns have one name among {', '.join(names)}; rename one")
-        text = _read_csv(path, names)
-        if as_text is None:
-            return text
-        return _read_csv(path, [*as_text, *(name for name in names if text[name].str.fullmatch(r"0\d+").any())])
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{path} can't be read: {error}") from error
+    if path.suffix.lower() == ".parquet":
+        try:
+            return to_frame(pq.read_table(path, partitioning=None))
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{path} can't be read: {error}") from error
+    if path.suffix.lower() != ".csv":
+        raise ValueError(f"{path} can't be read: the name ends in {path.suffix!r}, expected .parquet or .csv.")
+    with TextReader(str(path), "csv", LocalFileSystem(), TextFormat(), "table") as reader:
+        if twice := [name for name, number in Counter(reader.names).items() if number > 1]:
+            raise ValueError(f"{path} has several columns {twice[0]!r} among {', '.join(reader.names)}; rename them.")
+        schema = pa.schema(dict.fromkeys(reader.names, pa.string()))
+        table = to_frame(pa.Table.from_batches(reader.blocks(reader.names, ROWS_AT_ONCE), schema))
+    for name in table:
+        if as_text is not None and name not in as_text:
+            is_boolean = table[name].notna().any() and table[name].dropna().isin(BOOLEANS).all()
+            table[name] = table[name].map(BOOLEANS) if is_boolean else read_numbers(table[name])
+    return table
 
 
-def _read_csv(path: Path, as_text: Sequence[str]) -> pd.DataFrame:
-    options = csv.ConvertOptions(strings_can_be_null=True, column_types=dict.fromkeys(as_text, pa.string()))
-    return csv.read_csv(path, convert_options=options).to_pandas()  # rows of another length are errors
+def read_numbers(texts: pd.Series, exact: bool = False) -> pd.Series:
+    """A column of texts as one of numbers if each text is a number, else as it is. Whole numbers stay exact. With
+    `exact` it stays as it is unless each number is written as its text, so that no id changes: 1e5 is not 100000."""
+    known = texts.dropna().drop_duplicates()
+    if not len(known) or not known.str.fullmatch(NUMBER).all():
+        return texts
+    is_whole = known.str.fullmatch(r"-?\d+").all()
+    numbers = known.map(int if is_whole else float)
+    if numbers.dtype.kind not in "if" or ((exact or is_whole) and (numbers.map(to_text) != known).any()):
+        return texts  # also of more than 64 bits
+    read = texts.dropna().map(dict(zip(known, numbers, strict=True)))
+    return (read.astype("Int64") if is_whole and texts.hasnans else read).reindex(texts.index)
+
+
+def to_frame(table: pa.Table) -> pd.DataFrame:
+    """An Arrow table as a data frame, without an index of its own. Whole numbers stay whole where some are missing."""
+    table = table.replace_schema_metadata(None).select(
+        [place for place, name in enumerate(table.column_names) if not name.startswith("__index_level_")]
+    )
+    frame = table.to_pandas()
+    for place, column in enumerate(table.columns):
+        if column.null_count and column.type in NULLABLE:
+            frame.isetitem(place, column.to_pandas(types_mapper=NULLABLE.get))
+    return frame
 
 
 YAML_BOOL = "tag:yaml.org,2002:bool"

@@ -83,9 +83,9 @@ def model_card(
     data = evaluation.get("data") or training.get("data") or extractor.name
     name = repo_id.split("/")[-1]
     actions = ACTION_HEAD in (config.architectures or ())
-    order = extractor.schema.order_column
+    order, visit = extractor.schema.order_column, extractor.schema.visit_column
     event = {order: "2024-02-10 18:00" if extractor.time else 1} if order else {}
-    event |= {extractor.visit: "1"} if extractor.visit else {}
+    event |= {visit: "1"} if visit else {}
     table: dict[str, dict[str, dict[str, str]]] = {}
     for row in results:
         table.setdefault(row["task"], {}).setdefault(row["method"], {})[row["words"]] = with_half_interval(row)

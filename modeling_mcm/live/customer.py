@@ -33,6 +33,7 @@ from modeling_mcm.events_mcm import (
     read_times,
     to_iso,
     to_text,
+    write_times,
 )
 from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 from modeling_mcm.inputs_mcm import Customers
@@ -151,12 +152,11 @@ class LiveHistory:
                 kinds = {hasattr(value, "to_numpy") or isinstance(value, COLUMNS) for value in events.values()}
                 events = events if kinds == {True} else [events]
             columns, count = read_columns(events, extractor.schema.event_columns)
-        plain = {}
+        plain: dict[str, list] = {}
         for name, column in columns.items():
             with naming(f"{self.name}: column {name!r}"):
                 if name == extractor.time:
-                    seconds = read_times(column, extractor.time_zone)
-                    plain[name] = np.datetime_as_string(seconds.astype("datetime64[s]")).tolist()
+                    plain[name] = write_times(column, extractor.time_zone)
                 else:
                     plain[name] = list(map(_to_plain, as_list(column)))
         return [

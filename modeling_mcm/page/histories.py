@@ -318,7 +318,7 @@ class Histories:
         extractor, (column, rows) = self.extractor, self._find_targets(task, label)
         event = [*self._take(rows[-1:]).to_dict("records"), {column: label}][0]
         event[str(extractor.time)] = self.cutoff
-        event |= {extractor.visit: "what if"} if extractor.visit else {}
+        event |= {visit: "what if"} if (visit := extractor.schema.visit_column) else {}
         before = self.household(customer_id).live
         after = LiveCustomer(self.model, extractor, before.profile, customer_id)
         after.add([*before.events, event])

@@ -51,9 +51,9 @@ class RowReader:
         columns (`list[str]`): The columns of the table that are read.
         stored (`dict[str, FeatureSpec]`): The features with a column in the engine, by its name.
         arrow (`pa.Schema`): The columns in the engine: `customer_id` (text); of events `second` (since 1970-01-01, or
-            the place of an event without a time), `visit` (text of the visit column), `is_target` and `to_predict`
-            (whether the target has a label in a task besides the token type; where that is the only task, every target
-            has); the `stored` columns; and `BAD`.
+            the place of an event without a time), `nanosecond` after it, `visit` (text of the visit column),
+            `is_target` and `to_predict` (whether the target has a label in a task besides the token type; where that
+            is the only task, every target has); the `stored` columns; and `BAD`.
     """
 
     def __init__(self, schema: EventSchema, profile: bool = False):
@@ -66,12 +66,15 @@ class RowReader:
         others = {column for spec in self.specs if spec.kind != NUMERIC for column in spec.columns}
         self._numbers = {column for spec in self.specs for column in spec.columns} - others
         text, flag = pa.string(), pa.bool_()
-        of_event = {} if profile else {"second": pa.int64(), "visit": text, "is_target": flag, "to_predict": flag}
-        of_features = {
+        columns = {"customer_id": text}
+        if not profile:
+            columns |= {"second": pa.int64(), "nanosecond": pa.int64(), "visit": text}
+            columns |= {"is_target": flag, "to_predict": flag}
+        columns |= {
             name: pa.float64() if spec.kind == NUMERIC else text if spec.item is None else pa.list_(text)
             for name, spec in self.stored.items()
         }
-        self.arrow = pa.schema({"customer_id": text} | of_event | of_features | dict.fromkeys(BAD, text))
+        self.arrow = pa.schema(columns | dict.fromkeys(BAD, text))
 
     def read(self, blocks: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Reads blocks with the columns of the table."""
@@ -92,6 +95,7 @@ class RowReader:
             places = positions + (start if self.log.order == ROWS else 0)
             read |= {
                 "second": pa.array(places, mask=positions == NO_TIME),
+                "nanosecond": events.fractions,
                 "visit": events.visits,
                 "is_target": events.is_target,
                 "to_predict": self._to_predict(events),
@@ -107,10 +111,9 @@ class RowReader:
         """A column as the reader of events reads columns: as an array, or by its distinct values."""
         kind = array.type
         if name == self.log.time and pa.types.is_timestamp(kind):
-            times = array.to_numpy(zero_copy_only=False).astype("datetime64[s]")
             if kind.tz is not None:  # to what clocks show in the zone of the log
-                times = pc.local_timestamp(pa.array(times, pa.timestamp("s", self.log.time_zone)))
-            return np.asarray(times)
+                array = pc.local_timestamp(array.cast(pa.timestamp(kind.unit, self.log.time_zone)))
+            return array.to_numpy(zero_copy_only=False)
         if name in self._numbers and (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
             return array.to_numpy(zero_copy_only=False)
         return read_distinct(array)
@@ -165,7 +168,8 @@ class ShardEncoder:
         ids = from_arrow(rows["customer_id"])
         customers, periods = ids.rank(), rows["period"].to_numpy().astype(np.int64)
         values = {spec.name: from_arrow(rows[name]) for name, spec in self.events.stored.items()}
-        events = Events(rows["second"].to_numpy(), from_arrow(rows["visit"]), rows["is_target"].to_numpy(), values)
+        seconds, fractions, is_target = (rows[name].to_numpy() for name in ("second", "nanosecond", "is_target"))
+        events = Events(seconds, fractions, from_arrow(rows["visit"]), is_target, values)
         row, timeline = self.encoding.encode(events, customers, periods)
         customers_of_row, periods_of_row = customers[timeline.indices], periods[timeline.indices]
         offsets = pa.array(compute_offsets(np.bincount(customers_of_row)), pa.int32())
@@ -175,7 +179,7 @@ class ShardEncoder:
             first = rows.take(np.unique(customers, return_index=True)[1])
             values = {spec.name: from_arrow(first[name]) for name, spec in self.profiles.stored.items()}
             encoded = self.encoding.encode_features(self.encoding.profile_features, values)
-            columns |= {f"profile_{feature}": of_feature for feature, of_feature in encoded.items()}
+            columns |= {f"profile_{feature}": ids for feature, ids in encoded.items()}
         for period, name in enumerate(ENDS, 1):
             columns[name] = np.bincount(customers_of_row, weights=periods_of_row < period).astype(np.int32)
         table = pa.table(columns)

@@ -23,11 +23,10 @@ from fsspec import AbstractFileSystem
 from fsspec.utils import infer_compression
 from transformers.utils import logging
 
-from modeling_mcm.data.schema import TextFormat
+from modeling_mcm.data.text_files import TextFormat, TextReader
+from modeling_mcm.events_mcm import map_distinct, naming, to_text
 from modeling_mcm.extras import needs
 from modeling_mcm.files_mcm import file_digest
-
-from .text_files import TextReader
 
 with needs("data"):
     import ibis
@@ -199,6 +198,7 @@ class SourceTable:
     Attributes:
         names (`list[str]`): Names of the table's columns.
         dropped (`int`): Number of lines of text files that were left out so far.
+        is_text (`bool`): Whether its files are text files.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -207,9 +207,10 @@ class SourceTable:
 
     def __init__(self, source: Source, what: str, columns: Sequence[str] = (), text: TextFormat | None = None):
         self.what, self.text, self.dropped = what, text or TextFormat(), 0
-        self._table, self._files = None, []
+        self._table, self._files, self.is_text = None, [], False
         if list_addresses(source):
             self._files = find_files(source, what)
+            self.is_text = self._files[0].kind != "parquet"
             types_by_file = check_files(self._files, what, columns, self.text)
             self.names = [*dict.fromkeys(name for types in types_by_file.values() for name in types)]
         elif isinstance(source, ir.Table):
@@ -219,7 +220,23 @@ class SourceTable:
             names: Any = source.column_names if isinstance(source, pa.Table) else getattr(source, "columns", source)
             self.names = [*map(str, names)]
             check_names(self.names, f"The {what} table", columns)
+            if isinstance(source, pd.DataFrame):
+                source = pa.table(
+                    {
+                        str(name): self._to_arrow(source[name])
+                        for name in source
+                        if str(name) in (columns or self.names)
+                    }
+                )
             self._table = source if isinstance(source, pa.Table) else pa.table(source)
+
+    def _to_arrow(self, column: pd.Series) -> pa.Array:
+        """A column of a frame; where Arrow has no type for its values, such as 1 and "x", as texts."""
+        try:
+            return pa.array(column, from_pandas=True)
+        except (pa.ArrowException, OverflowError):
+            with naming(f"Column {column.name!r} of the {self.what} table"):
+                return pa.array(map_distinct(column.tolist(), to_text, object), pa.string())
 
     def blocks(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """Reads some columns, in the order of the rows."""

@@ -36,6 +36,7 @@ with needs("data"):
 
 logger = logging.get_logger(__name__)
 
+LARGEST_AMOUNT = 1e15
 LEAST_TARGET_VISITS = 3  # one for training, one for validation and one for the test
 
 
@@ -179,8 +180,8 @@ def add_period(events: Table, schema: EventSchema) -> Table:
 
 def _with_visit_key(events: Table) -> Table:
     """Adds `visit_key`, which is the same for the events of a visit of a customer."""
-    of_time = ibis.literal("t") + events.second.cast("string")
-    return events.mutate(visit_key=ibis.coalesce(ibis.literal("v") + events.visit, of_time))
+    time = ibis.literal("t") + events.second.cast("string")
+    return events.mutate(visit_key=ibis.coalesce(ibis.literal("v") + events.visit, time))
 
 
 def keep_latest(events: Table, most: int) -> tuple[Table, dict[str, int]]:
@@ -196,7 +197,8 @@ def keep_latest(events: Table, most: int) -> tuple[Table, dict[str, int]]:
         return events, counts
     cut = events.semi_join(long, keys)
     # All columns decide, so that the same events are left out whatever the order of the input.
-    latest = [ibis.desc("second"), *(ibis.asc(name) for name in cut.columns if name not in (*keys, "second"))]
+    times = ("second", "nanosecond")
+    latest = [*map(ibis.desc, times), *(ibis.asc(name) for name in cut.columns if name not in (*keys, *times))]
     cut = cut.mutate(rank=ibis.row_number().over(group_by=keys, order_by=latest)).filter(_.rank < most).drop("rank")
     return events.anti_join(long, keys).union(cut), counts
 
@@ -230,6 +232,8 @@ def fit(
                 vocabularies[spec.name] = [ONE_TOKEN_TYPE]
             elif spec.kind == NUMERIC:
                 bins[spec.name] = fit_bins(columns[spec.name], spec.bins)
+                if spec.name == schema.amount:
+                    _check_amounts(columns[spec.name], spec)
             elif spec.kind == DAYS_SINCE_VISIT:
                 bins[spec.name] = fit_bins(days_between_visits(training), spec.bins)
             elif spec.name in columns:
@@ -240,6 +244,16 @@ def fit(
             on_feature(spec.name)
     vocabularies[schema.token_feature.name] += schema.reserved_token_types
     return MCMFeatureExtractor.from_schema(schema, vocabularies, bins)
+
+
+def _check_amounts(amounts: FloatingValue, spec: FeatureSpec) -> None:
+    """Raises `ValueError` if an amount is so large that sums of squares are no numbers of float32."""
+    largest = amounts.abs().max().to_pyarrow().as_py() or 0
+    if LARGEST_AMOUNT < largest < float("inf"):
+        raise ValueError(
+            f"Column {spec.column!r} has an amount of {largest:g}, and the largest that can be summed is "
+            f"{LARGEST_AMOUNT:g}: correct it, leave the event out, or remove `amount` from the schema."
+        )
 
 
 def check_same_features(extractor: MCMFeatureExtractor, schema: EventSchema) -> None:
@@ -279,7 +293,13 @@ def fit_values(column: Value, spec: FeatureSpec) -> list[str]:
                 f"Feature {spec.name!r} has more than {MOST_VALUES:,} values (min_count: {spec.min_count}); set "
                 "`max_values` to keep the most frequent, or a higher `min_count`."
             )
-        values = values.filter(pc.field("number") > values["number"][most])  # equally frequent ones go together
+        number = values["number"][most]
+        values = values.filter(pc.field("number") > number)  # equally frequent ones go together
+        if not len(values):
+            raise ValueError(
+                f"More than `max_values: {most}` values of feature {spec.name!r} have {number} events each, and those "
+                "that are as frequent go together, so none would be left: set a higher `max_values`, or `min_count`."
+            )
     return values["value"].to_pylist()
 
 

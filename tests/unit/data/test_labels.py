@@ -126,15 +126,15 @@ def test_a_file_is_read_by_its_ending_and_ids_stay_as_they_are_written(tmp_path)
     (tmp_path / "wide.csv").write_bytes((tmp_path / "labels.csv").read_text().encode("utf-16"))
     (tmp_path / "twice.csv").write_text("customer_id,time,label,x,x\na,2017-08-01,1,2,3\n")
     (tmp_path / "long.csv").write_text("customer_id,time,label\na,2017-08-01,1\nb,2017-08-01,0,5\n")
-    (tmp_path / "empty.csv").write_text("customer_id,time,label\na,2017-08-01,x\n,2017-08-01,y\nb,2017-08-01,NA\n")
+    (tmp_path / "empty.csv").write_text("customer_id,time,label\na,2017-08-01,x\n,2017-08-01,y\nNA,2017-08-01,NA\n")
     for name, error, message in [
         ("labels.txt", ValueError, "ends in '.txt', expected .parquet or .csv"),
         ("cut.parquet", ValueError, "cut.parquet can't be read"),
-        ("wide.csv", ValueError, "wide.csv can't be read: it is no text in UTF-8; if it is UTF-16"),
-        ("twice.csv", ValueError, "two columns have one name among customer_id, time, label, x, x"),
+        ("wide.csv", ValueError, "wide.csv, line 1: a null byte.* if the file is UTF-16"),
+        ("twice.csv", ValueError, "has several columns 'x' among customer_id, time, label, x, x"),
         ("absent.csv", FileNotFoundError, "absent.csv is no file"),
-        ("long.csv", ValueError, "long.csv can't be read: .*Expected 3 columns, got 4"),
-        ("empty.csv", ValueError, "Column 'customer_id' is missing in 1 of 3 labels.*NA are missing"),
+        ("long.csv", ValueError, "long.csv, line 3: 4 fields were found, and the heading has 3"),
+        ("empty.csv", ValueError, "Column 'customer_id' is missing in 1 of 3 labels.*an empty field is missing"),
     ]:
         with pytest.raises(error, match=message):
             make_labels(read_table_file(tmp_path / name, ("customer_id", "time")))

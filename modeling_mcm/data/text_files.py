@@ -14,24 +14,69 @@ import lzma
 import zlib
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, Self
 
 import fsspec.compression
 import pyarrow as pa
 from fsspec import AbstractFileSystem
+from fsspec.utils import infer_compression
 from transformers.utils import logging
 
-from modeling_mcm.data.schema import TextFormat
+from modeling_mcm.schema_mcm import check_choice
 
 logger = logging.get_logger(__name__)
 
 DELIMITERS = {"csv": ",;\t|", "tsv": "\t,;|"}  # by kind of file, the usual delimiter first
 LONGEST_LINE = 1_000_000  # characters; a longer line is read in pieces, so that a file without line ends fits
 NO_UTF8 = "if the file is UTF-16, Latin-1 or a spreadsheet, save it as UTF-8."
-if "zstd" not in fsspec.compression.compr:
-    fsspec.compression.register_compression(
-        "zstd", lambda file, **_: io.BufferedReader(pa.CompressedInputStream(file, "zstd")), "zst"
-    )
+DROP_ADVICE = ", or set `on_bad_row: drop` in the schema to leave such lines out."
+LONGEST_FIELD = csv.field_size_limit()  # characters
+# The packages that fsspec takes for zstd end a file that is cut off as if it were whole.
+WHOLE_ZSTD = "whole zstd"
+fsspec.compression.register_compression(
+    WHOLE_ZSTD,
+    lambda file, **_: io.BufferedReader(pa.CompressedInputStream(file, "zstd")),
+    [] if "zstd" in fsspec.compression.compr else "zst",
+    force=True,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextFormat:
+    """How text files are written.
+
+    Args:
+        delimiter (`str`, *optional*): Character between the fields of a row. Default: the character among `,`, `;`,
+            tab and `|` that divides the heading into most fields.
+        quote (`str`): Character around a field that holds a delimiter, a line end or a quote; empty if there is none.
+        escape (`str`, *optional*): Character before a quote inside such a field. Default: a quote inside a field is
+            doubled.
+        on_bad_row (`str`): What to do with a line that does not fit the heading or the format, and with a row whose
+            times or numbers can't be read: "error" or "drop".
+
+    Raises:
+        ValueError: If a value is not one ASCII character, two of them are the same, or `on_bad_row` is unknown.
+    """
+
+    delimiter: str | None = None
+    quote: str = '"'
+    escape: str | None = None
+    on_bad_row: str = "error"
+
+    def __post_init__(self) -> None:
+        characters = {"delimiter": self.delimiter, "quote": self.quote or None, "escape": self.escape}
+        for key, value in characters.items():
+            if value is not None and not (
+                isinstance(value, str) and len(value) == 1 and value.isascii() and value not in "\r\n\0"
+            ):
+                raise ValueError(f"`{key}` is {value!r}; give one character, such as ',' or \"\\t\" for a tab.")
+        values = [value for value in characters.values() if value is not None]
+        if len({*values}) < len(values):
+            raise ValueError(
+                f"`delimiter`, `quote` and `escape` are {', '.join(map(repr, values))}; give different ones."
+            )
+        check_choice(self.on_bad_row, "on_bad_row", ("error", "drop"))
 
 
 class Row(NamedTuple):
@@ -79,9 +124,11 @@ class TextReader:
 
     def __init__(self, path: str, kind: str, filesystem: AbstractFileSystem, text: TextFormat, what: str):
         self.path, self.text, self.where = path, text, f"The {what} file {path}"
+        self.fix = "Correct it" + (DROP_ADVICE if what == "event" else ".")
         self.bad, self.first_bad, self.names = 0, "", []
+        packed = WHOLE_ZSTD if path.lower().endswith(".zst") else infer_compression(path)
         self._file = filesystem.open(
-            path, "rt", compression="infer", encoding="utf-8-sig", errors="surrogateescape", newline="\n"
+            path, "rt", compression=packed, encoding="utf-8-sig", errors="surrogateescape", newline="\n"
         )
         try:
             lines = self._lines()
@@ -135,7 +182,11 @@ class TextReader:
             return f"byte 0x{ord(row.text[error.start]) & 0xFF:02x} is no UTF-8; {NO_UTF8}"
         if row.fault and row.fault.startswith("new-line character"):
             return "a carriage return stands inside a field; put the field in quotes, or end lines with line feeds."
-        if row.fault and row.fault.startswith(("unexpected end", "field larger")):
+        if row.fault and row.fault.startswith("field larger"):
+            if len(row.text) > LONGEST_FIELD:
+                return f"a field has more than {LONGEST_FIELD:,} characters, which no value needs; cut it."
+            return f"a quote opens a field and does not close within {LONGEST_FIELD:,} characters."
+        if row.fault and row.fault.startswith("unexpected end"):
             return "a quote opens a field and does not close."
         if row.fault or len(row.fields) == len(self.names):
             return row.fault and f"{row.fault}."
@@ -170,5 +221,4 @@ class TextReader:
             shown = row.text.encode(errors="surrogateescape").decode(errors="backslashreplace").rstrip("\r\n")
             self.first_bad = f"line {row.line:,}: {reason} It reads {shown[:60]!r}{' ...' if shown[60:] else ''}."
             if self.text.on_bad_row == "error":
-                fix = "Correct it, or set `on_bad_row: drop` in the schema to leave such lines out."
-                raise ValueError(f"{self.where}, {self.first_bad} {fix}")
+                raise ValueError(f"{self.where}, {self.first_bad} {self.fix}")
