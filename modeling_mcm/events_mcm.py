@@ -184,14 +184,17 @@ class Distinct:
         return cls([None][:count], np.zeros(count, np.int64))
 
     def __getitem__(self, events: NDArray | slice) -> "Distinct":
-        return Distinct(self.values, self.codes[events])
+        codes = self.codes[events]
+        if len(codes) >= len(self.values):
+            return Distinct(self.values, codes)
+        used, codes = np.unique(codes, return_inverse=True)  # few events keep few values
+        return Distinct([self.values[code] for code in used.tolist()], codes)
 
     def join(self, other: "Distinct") -> "Distinct":
-        """The events of this column and then those of another one, with each value once."""
-        values = [*self.values, *other.values]
-        codes = {value: code for code, value in enumerate(dict.fromkeys(values))}
-        code_of = np.fromiter(map(codes.__getitem__, values), np.int64, len(values))
-        return Distinct([*codes], code_of[np.append(self.codes, other.codes + len(self.values))])
+        """The events of this column and then those of another one. No value of this column is there twice."""
+        codes = dict(zip(self.values, range(len(self.values)), strict=True))
+        added = [codes.setdefault(value, len(codes)) for value in other.values]
+        return Distinct([*codes], np.concatenate([self.codes, np.array(added, np.int64)[other.codes]]))
 
     def map(self, function: Callable) -> "Distinct":
         """Applies a function to each distinct value. Several values may then be equal."""

@@ -201,8 +201,8 @@ class Customers(Sequence[Mapping]):
         visit_owners, starts = old_owners[opens], old.positions[opens]  # (V,)
         keys = old.visits[opens].join(new.visits)  # (V + E,)
         pairs = np.append(visit_owners, owners) * len(keys.values) + keys.codes
-        has_key = keys.map(lambda key: key is not None).expand(np.bool_)
-        goes_on = np.isin(pairs, pairs[len(opens) :])[: len(opens)] & has_key[: len(opens)]  # (V,)
+        has_key = keys.codes != (keys.values.index(None) if None in keys.values else -1)
+        goes_on = np.isin(pairs[: len(opens)], pairs[len(opens) :]) & has_key[: len(opens)]  # (V,)
         earliest = np.full(len(self), np.iinfo(np.int64).max)
         np.minimum.at(earliest, owners, new.positions)
         np.minimum.at(earliest, visit_owners[goes_on], starts[goes_on])

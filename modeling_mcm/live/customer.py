@@ -151,7 +151,7 @@ class LiveHistory:
             if isinstance(events, Mapping):  # one event, or columns
                 kinds = {hasattr(value, "to_numpy") or isinstance(value, COLUMNS) for value in events.values()}
                 events = events if kinds == {True} else [events]
-            columns, count = read_columns(events, extractor.schema.event_columns)
+            columns, count = read_columns(events, extractor._encoding.schema.event_columns)
         plain: dict[str, list] = {}
         for name, column in columns.items():
             with naming(f"{self.name}: column {name!r}"):
