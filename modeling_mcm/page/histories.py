@@ -46,11 +46,11 @@ from modeling_mcm.events_mcm import (
     to_text,
     value_reader,
 )
+from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 from modeling_mcm.files_mcm import file_digest, read_json, write_json
 from modeling_mcm.live.customer import LiveCustomer
 from modeling_mcm.live.explanations import visit_rhythm
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation, MCMPreTrainedModel
-from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 from modeling_mcm.scoring.scorer import PREDICTED, SCORES, Scorer, ScoringJob
 from modeling_mcm.training.checkpoints import checkpoint_digest
 
