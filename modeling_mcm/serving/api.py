@@ -233,7 +233,6 @@ def _log_request(info: Info) -> None:
 def _answer_errors(api: FastAPI) -> None:
     def answer(status: int, words: str) -> JSONResponse:
         logger.info("%s: %s", status, json.dumps(words))  # in a line, whatever a client has sent
-        words = words.encode(errors="backslashreplace").decode()
         return JSONResponse({"detail": words}, status, {"Retry-After": "1"} if status == 503 else None)
 
     @api.exception_handler(ServiceError)
