@@ -184,9 +184,10 @@ class PageContent:
         return table[table[column].between(-np.inf if least is None else least, np.inf if most is None else most)]
 
     def answer_question(self, question: str, label: str = "", budget: int = 0) -> pd.DataFrame:
-        """Answers one of `QUESTIONS`: who will come, as many as are expected, likeliest first; who is late, by the value
-        that is at risk; who will buy a label and had it, but not within a month; what groups are worth; and what each
-        of at most `budget` customers takes most likely. Raises `ValueError` where what a question needs is not there.
+        """Answers one of `QUESTIONS`: who will come, as many as are expected, likeliest first; who is late, by the
+        value that is at risk; who will buy a label and had it, but not within a month; what groups are worth; and what
+        each of at most `budget` customers takes most likely. Raises `ValueError` where what a question needs is not
+        there.
         """
         table, main = self.customers, self.histories.main_task
         week = f"{self.names.get(f'{CHANCE}_{self._week}d')}, %"
@@ -288,8 +289,8 @@ class PageContent:
         return choices
 
     def explain_label(self, customer_id: str, task: str, label: str) -> list:
-        """Explains a label: a sentence and what speaks for it, as HTML, and the timeline. That may be no visit, such as
-        a letter that the shop sent: then it says of what kind its events are."""
+        """Explains a label: a sentence and what speaks for it, as HTML, and the timeline. That may be no visit, such
+        as a letter that the shop sent: then it says of what kind its events are."""
         case, kind = self.histories.case(customer_id), self.histories.extractor.token_type_feature
         result = case.live.explain(task, label, self.histories.cutoff)
         reasons: list[list[str]] = []
