@@ -267,7 +267,8 @@ class CustomerService:
                     continue
                 with reading_request():
                     profile = self._set_profile(customer, [*new.values()])
-                    late += [customer_id] * self._add_events(customer, [event.event for event in new.values()])
+                    as_of = self.clock() + AHEAD if self.extractor.order is None else None
+                    late += [customer_id] * customer.history.add([event.event for event in new.values()], as_of)
                 if profile is not None:
                     customer.epoch = store.set_profile(customer_id, profile)
                     profiles.append(profile)
@@ -293,10 +294,6 @@ class CustomerService:
         customer.history = LiveHistory(self.extractor, profile, past.customer_id)
         customer.history.add(past.events)
         return profile
-
-    def _add_events(self, customer: StoredCustomer, events: Sequence[RawEvent]) -> bool:
-        """Adds events to a customer. Returns whether one belongs before the last visit."""
-        return customer.history.add(events, self.clock() + AHEAD if self.extractor.order is None else None)
 
     def _new_events(self, store: Transaction, customer_id: str, events: Sequence[Incoming]) -> dict[str, Incoming]:
         """The events that are not stored yet, by id."""

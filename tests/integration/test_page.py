@@ -330,17 +330,28 @@ def test_cells_of_an_export_are_no_formulas():
     assert safe["'=days"].tolist() == table["=days"].tolist()
 
 
-def test_the_list_appears_with_the_first_customers_and_fills(histories, page, files, prepared, tmp_path, monkeypatch):
-    go_on, score = threading.Event(), Histories._score
+@pytest.fixture
+def score_slowly(histories, files, prepared, tmp_path, monkeypatch):
+    """A function that gives the customers anew; the first are scored, and something happens before others are."""
 
-    def wait_after_the_first(self, scorer, tuned, part, *others):
-        assert part.start == 0 or go_on.wait(60)
-        return score(self, scorer, tuned, part, *others)
+    def start(happens):
+        score = Histories._score
 
-    monkeypatch.setattr("modeling_mcm.page.histories.BATCH", 8)
-    monkeypatch.setattr(Histories, "_score", wait_after_the_first)
-    data = shutil.copytree(prepared, tmp_path / "data")
-    again = Histories(histories.model, histories.extractor, str(data), *files[1:])
+        def wait_after_the_first(self, scorer, tuned, part, *others):
+            assert part.start == 0 or happens()
+            return score(self, scorer, tuned, part, *others)
+
+        monkeypatch.setattr("modeling_mcm.page.histories.BATCH", 8)
+        monkeypatch.setattr(Histories, "_score", wait_after_the_first)
+        data = shutil.copytree(prepared, tmp_path / "data")
+        return Histories(histories.model, histories.extractor, str(data), *files[1:])
+
+    return start
+
+
+def test_the_list_appears_with_the_first_customers_and_fills(page, score_slowly):
+    go_on = threading.Event()
+    again = score_slowly(lambda: go_on.wait(60))
     filling = PageContent(again)
     assert len(filling.customers) == 8 and len(again.ids) == 34
     last = again.ids[-1]
@@ -350,25 +361,18 @@ def test_the_list_appears_with_the_first_customers_and_fills(histories, page, fi
     pd.testing.assert_frame_equal(filling.customers, page.customers, atol=0.11)  # batches round otherwise
 
 
-def test_why_the_scoring_stopped_is_said_and_logged(histories, files, prepared, tmp_path, monkeypatch, caplog):
-    score = Histories._score
-
-    def fail_after_the_first(self, scorer, tuned, part, *others):
-        if part.start:
-            raise RuntimeError("no <room> left")
-        return score(self, scorer, tuned, part, *others)
-
-    monkeypatch.setattr("modeling_mcm.page.histories.BATCH", 8)
-    monkeypatch.setattr(Histories, "_score", fail_after_the_first)
+def test_why_the_scoring_stopped_is_said_and_logged(score_slowly, monkeypatch, caplog):
     monkeypatch.setattr(logging.getLogger("modeling_mcm"), "propagate", True)
-    data = shutil.copytree(prepared, tmp_path / "data")
-    stopped = Histories(histories.model, histories.extractor, str(data), *files[1:])
+    stopped = score_slowly(lambda: float("no <room> left"))
     blocks = app.build_page(stopped)
     stopped.wait()
     assert "no <room> left" in caplog.text and "Traceback" in caplog.text
     fill = next(each.fn for each in blocks.fns.values() if "fill" in str(each.fn))
     number, *_, timer = fill("", "customer", "", "", False).values()
-    assert number.endswith("(the scoring stopped after 8 of 34: RuntimeError: no &lt;room&gt; left)")
+    assert number.endswith(
+        "(the scoring stopped after 8 of 34: ValueError: could not convert string to "
+        "float: &#x27;no &lt;room&gt; left&#x27;)"
+    )
     assert not timer.active
 
 
