@@ -231,20 +231,18 @@ class Histories:
         self.scored = tables[0]
 
         def score_others() -> None:
+            start = size = BATCH
             try:
-                score_parts()
-            except Exception as error:  # of a thread, which nobody else hears of
+                with logging.tqdm(total=number, initial=start, desc="Scoring", unit="customer") as bar:
+                    scorer.progress = bar.update
+                    while start < number:
+                        size = min(2 * size, ROWS_AT_ONCE)
+                        tables.append(self._score(scorer, tuned, range(start, min(start + size, number))))
+                        self.scored, start = pd.concat(tables, ignore_index=True), start + size
+            except Exception as error:  # nobody else hears of an error in this thread
                 self.failure = f"{type(error).__name__}: {error}"
                 logger.exception("The scoring of the page's customers stopped.")
-
-        def score_parts() -> None:
-            start = size = BATCH
-            with logging.tqdm(total=number, initial=start, desc="Scoring", unit="customer") as bar:
-                scorer.progress = bar.update
-                while start < number:
-                    size = min(2 * size, ROWS_AT_ONCE)
-                    tables.append(self._score(scorer, tuned, range(start, min(start + size, number))))
-                    self.scored, start = pd.concat(tables, ignore_index=True), start + size
+                return
             # A place that can't be written: they are computed at the next start too.
             with contextlib.suppress(OSError):
                 write_table(path, pa.Table.from_pandas(self.scored))

@@ -232,17 +232,15 @@ def _log_request(info: Info) -> None:
 
 def _answer_errors(api: FastAPI) -> None:
     def answer(status: int, words: str) -> JSONResponse:
-        logger.info("%s: %s", status, json.dumps(words))  # in a line, whatever a client has sent
+        level = logging.WARNING if status in (503, 507) else logging.INFO
+        logger.log(level, "%s: %s", status, json.dumps(words))  # in a line, whatever a client has sent
         return JSONResponse({"detail": words}, status, {"Retry-After": "1"} if status == 503 else None)
 
     @api.exception_handler(ServiceError)
-    def expected_error(request: Request, error: ServiceError) -> JSONResponse:
-        return answer(error.status, str(error))
-
     @api.exception_handler(MissingForecastsError)
     @api.exception_handler(MissingHeadError)
-    def missing_part(request: Request, error: Exception) -> JSONResponse:
-        return answer(501, str(error))
+    def expected_error(request: Request, error: Exception) -> JSONResponse:
+        return answer(getattr(error, "status", 501), str(error))
 
     @api.exception_handler(Exception)
     def unexpected_error(request: Request, error: Exception) -> JSONResponse:
