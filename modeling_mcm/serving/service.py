@@ -275,6 +275,8 @@ class CustomerService:
                 store.append(customer_id, customer.sequence, {name: event.event for name, event in new.items()})
                 customer.sequence, customer.event_id = customer.sequence + len(new), [*new][-1]
                 added += [event.event for event in new.values()]
+            with reading_request():  # before anything is kept
+                unknown_values = self.unknown_values(added, profiles)
         for customer_id, customer in customers.items():
             self._keep(customer_id, customer)
         return {
@@ -282,7 +284,7 @@ class CustomerService:
             "known": len(events) - len(added),
             "late": late,
             "customers": {name: len(customer.history.events) for name, customer in customers.items()},
-            "unknown_values": self.unknown_values(added, profiles),
+            "unknown_values": unknown_values,
         }
 
     def _set_profile(self, customer: StoredCustomer, events: Sequence[Incoming]) -> RawEvent | None:
