@@ -169,8 +169,7 @@ class Predictor:
         if isinstance(asked.k, bool) or not isinstance(asked.k, Integral) or asked.k < 1:
             kind = type(asked.k).__name__
             raise ValueError(f"The number of labels is {asked.k!r} ({kind}): give a whole number, at least 1.")
-        if asked.horizon_days is not None and self.extractor.order is not None:
-            raise ValueError("`horizon_days` needs times, and the log has `order` instead: leave it out.")
+        self._check_horizon(asked.horizon_days)
         if asked.days is not None and not asked.forecasts:
             raise ValueError("`days` are horizons of forecasts: ask for forecasts, or leave it out.")
         forecasts = self.model.base_model.select_forecasts(asked.days)  # raises if a horizon is too long
@@ -187,6 +186,18 @@ class Predictor:
             as_of, tasks, asked.k, candidates, asked.horizon_days, asked.embedding, asked.forecasts, asked.days,
             asked.label, actions,
         )  # fmt: skip
+
+    def _check_horizon(self, days: float | None) -> None:
+        if days is None:
+            return
+        if self.extractor.order is not None:
+            raise ValueError("`horizon_days` needs times, and the log has `order` instead: leave it out.")
+        scorer = self.model.scorer
+        if days != HORIZON_DAYS or scorer is None or not scorer.fitted:
+            raise ValueError(
+                f"`horizon_days` is {days!r}: labels are ranked for {HORIZON_DAYS:g} days by a checkpoint with fitted "
+                "counts, or else for the next visit: leave it out."
+            )
 
     def _check_candidates(
         self, tasks: Sequence[str], candidates: object, exclude: object, per_group: tuple[str, int] | str | None

@@ -37,7 +37,7 @@ def pytest_addoption(parser):
 
 
 # What no installation gives. With CI=true any other skip, such as for want of Java, fails the run.
-MAY_BE_MISSING = ("no GPU", "no disk can be mounted", "mounts a disk", "no chromium", "no PostgreSQL server", "no git")
+MAY_BE_MISSING = ("no GPU", "no disk can be mounted", "mounts a disk", "no git")
 
 
 def pytest_sessionfinish(session):

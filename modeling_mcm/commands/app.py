@@ -14,8 +14,6 @@ import signal
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.option import REQUIRED, option
 from modeling_mcm.page.app import build_page, launch_page
@@ -43,7 +41,6 @@ class AppOptions:
 
 def show(options: AppOptions) -> None:
     """Shows the page until the process gets a signal to stop."""
-    torch.set_num_threads(1)  # of a request
     model, extractor = open_checkpoint(MCMForMultiTaskRecommendation, options.model)
     tuned = {Path(folder).name: open_checkpoint(find_head(folder), folder) for folder in options.tuned}
     if len(tuned) < len(options.tuned):

@@ -112,24 +112,10 @@ def total_of_rows(
     `cutoff` is the validation cutoff, and `end` the end of the log, in seconds since 1970-01-01. The result, its
     errors and the other arguments are those of [`forecast_total`]. Times of the past are before the customers' last
     event: nothing that came after it is known."""
-    if isinstance(days, str) or not days >= 1:  # nor NaN
-        raise ValueError(f"`days` is {days!r}: a total is of 1 day or more, as a number.")
-    forecasts = model.base_model.select_forecasts([days])
-    if not forecasts.are_trained:
-        raise MissingForecastsError(model.name_or_path)
-    if quantity not in forecasts.quantities:
-        raise ValueError(f"No forecasts of {quantity!r}: this checkpoint has those of {forecasts.quantities}.")
     batch = Customers.of(rows)
-    row, times, step = batch.row, batch.column("times"), days * SECONDS_PER_DAY
-    first, latest = times[batch.starts], int(times.max())
-    starts = [end - step * number for number in range(1, MOST_PAST + 1)]
-    starts = [start for start in starts if cutoff <= start < latest]
-    if not starts:
-        raise ValueError(
-            f"The log ends {(latest - cutoff) / SECONDS_PER_DAY:.1f} days after the validation cutoff, so the error "
-            f"of {days:g} days until {_date(end):%Y-%m-%d} can't be known: ask for fewer days or an earlier time, or "
-            "prepare and train with an earlier cutoff."
-        )
+    row, times = batch.row, batch.column("times")
+    starts = past_starts(model, int(times.max()), cutoff, end, quantity, days)
+    first, step = times[batch.starts], days * SECONDS_PER_DAY
     predictor = Predictor(model, extractor)
     is_target = find_targets(batch, extractor.tasks, extractor.token_type_feature)
     if quantity in ("visits", "events"):
@@ -154,6 +140,28 @@ def total_of_rows(
 
     past = [PastTotal(_date(start), expect(round(start)), count(start)) for start in starts]
     return GroupTotal(_date(end), expect(end), tuple(past))
+
+
+def past_starts(model: Any, latest: int, cutoff: int, end: int, quantity: str, days: float) -> list[float]:
+    """Times of the past from which the total of [`total_of_rows`] is forecast, latest first; `latest` is the time of
+    the last event. Raises `ValueError`, as [`forecast_total`] does, and [`MissingForecastsError`]."""
+    if isinstance(days, str) or not days >= 1:  # nor NaN
+        raise ValueError(f"`days` is {days!r}: a total is of 1 day or more, as a number.")
+    forecasts = model.base_model.select_forecasts([days])
+    if not forecasts.are_trained:
+        raise MissingForecastsError(model.name_or_path)
+    if quantity not in forecasts.quantities:
+        raise ValueError(f"No forecasts of {quantity!r}: this checkpoint has those of {forecasts.quantities}.")
+    step = days * SECONDS_PER_DAY
+    starts = [end - step * number for number in range(1, MOST_PAST + 1)]
+    starts = [start for start in starts if cutoff <= start < latest]
+    if not starts:
+        raise ValueError(
+            f"The log ends {(latest - cutoff) / SECONDS_PER_DAY:.1f} days after the validation cutoff, so the error "
+            f"of {days:g} days until {_date(end):%Y-%m-%d} can't be known: ask for fewer days or an earlier time, or "
+            "prepare and train with an earlier cutoff."
+        )
+    return starts
 
 
 def _date(seconds: float) -> datetime:

@@ -131,15 +131,12 @@ def explain(
             result += (log_p.exp() if known is None else known).tolist()
         return result
 
-    own = feature_extractor.own_ids(task)
     if label is None:
         scores = score([row])[0].clone()
-        scores[own] = -torch.inf
+        scores[feature_extractor.own_ids(task)] = -torch.inf
         label_id = int(scores.argmax())
     else:
-        label_id = int(feature_extractor.label_ids(task, [label])[0])
-    if label_id in own:
-        raise ValueError(f"Task {task!r} has no label {label!r}: the training period did not have it.")
+        label_id = find_label(feature_extractor, task, label)
     number, has_label = int(visits.max(initial=-1)) + 1, row[f"feature_{task}"] == label_id
     with_label = np.isin(np.arange(number), visits[has_label])
     tried = np.lexsort((-np.arange(number), ~with_label))[:most_visits]
@@ -164,6 +161,14 @@ def explain(
         words=_say_when(row, has_label, seconds) + f" (in the latest {len(visits):,} events)" * (start > 0),
         groups=dict(zip(groups, chances([row] * len(groups), groups), strict=True)),
     )
+
+
+def find_label(feature_extractor: MCMFeatureExtractor, task: str, label: object) -> int:
+    """Id of a label that can be explained. Raises `ValueError` if the task or the label is unknown."""
+    label_id = int(feature_extractor.label_ids(task, [label])[0])
+    if label_id in feature_extractor.own_ids(task):
+        raise ValueError(f"Task {task!r} has no label {label!r}: the training period did not have it.")
+    return label_id
 
 
 def visit_rhythm(row: Row, is_counted: BoolArray) -> tuple[int, float, float]:

@@ -42,7 +42,7 @@ def similar(
     Raises:
         ValueError: If the model has no fitted scorer, or the task or the label is unknown.
     """
-    tables, (index,) = _read(model, feature_extractor, task, [label])
+    tables, (index,) = read_labels(model, feature_extractor, task, [label])
     neighbours, weights = tables.neighbours[TRANSITIONS].long(), tables.weights[TRANSITIONS].float()
     profile = torch.bincount(neighbours[index], weights[index], len(weights))
     length = weights.norm(dim=1).clamp(min=1e-9)
@@ -65,7 +65,7 @@ def together(
     more often than others do. Arguments, result and errors are those of [`similar`]; the scores have no unit."""
     if isinstance(labels, str) or not len(labels):
         raise ValueError(f"Found {labels!r}, expected a list of at least one label of {task!r}.")
-    tables, ids = _read(model, feature_extractor, task, labels)
+    tables, ids = read_labels(model, feature_extractor, task, labels)
     has_ease = len(tables.neighbours) > EASE
     kind, lift = (EASE, LIFT[0]) if has_ease else (TRANSITIONS, LIFT[1])
     neighbours, weights = tables.neighbours[kind, ids].long(), tables.weights[kind, ids].float().clamp(min=0)
@@ -75,10 +75,10 @@ def together(
     return _best(feature_extractor, task, scores / (popularity / popularity.sum()) ** lift, ids, k)
 
 
-def _read(
+def read_labels(
     model: MCMForMultiTaskRecommendation, feature_extractor: MCMFeatureExtractor, task: str, labels: Sequence[object]
 ) -> tuple[LabelTables, list[int]]:
-    """The counts of a task, and the ids of labels."""
+    """The counts of a task, and the ids of labels. Raises `ValueError` as [`similar`] does."""
     Predictor(model, feature_extractor).tasks([task])
     if (scorer := model.scorer) is None or not scorer.fitted:
         raise ValueError(

@@ -25,7 +25,7 @@ import pyarrow.csv
 from modeling_mcm.extras import needs
 
 from .histories import LIKELIEST, Histories
-from .views import COLOURS, MONDAY, THIRDS, Page, make_safe, read_number, write_table
+from .views import COLOURS, QUESTIONS, THIRDS, PageContent, make_safe, read_number, write_table
 
 with needs("app"):
     import gradio as gr
@@ -78,7 +78,7 @@ def _on(triggers: Iterable, handler: Callable, *places: object, **options: Any) 
     return gr.on([*triggers], functools.wraps(handler)(run), *places, api_visibility="private", **options)
 
 
-class Shown(Page):
+class PageComponents(PageContent):
     """The page as components of the `gr.Blocks` that it is made in, and what happens on it."""
 
     def __init__(self, histories: Histories):
@@ -102,7 +102,7 @@ class Shown(Page):
     def _draw_list(self) -> tuple[gr.HTML, gr.Dropdown, gr.Checkbox]:
         number, table, plot, file = self._describe(self.customers, "customer")
         with gr.Row(elem_id="monday"):
-            questions = [gr.Button(question, size="sm", min_width=150) for question in MONDAY]
+            questions = [gr.Button(question, size="sm", min_width=150) for question in QUESTIONS]
             budget = _field("budget", "Budget: how many can be sent", min_width=90)
         with gr.Row():
             words = f"Likely to buy (among the {LIKELIEST} likeliest)" if self.verb == "Bought" else "Likely next"
@@ -138,15 +138,15 @@ class Shown(Page):
         return self._list_table(self.find(label, column, *limits, is_falling), column)
 
     def show_monday(self, question: str, label: str, budget: str) -> list:
-        """Shows the answer to a question of `MONDAY`."""
-        table = self.monday(question, label, int(read_number(budget, "Budget") or 0))
+        """Shows the answer to one of `QUESTIONS`."""
+        table = self.answer_question(question, label, int(read_number(budget, "Budget") or 0))
         return self._list_table(table, "customer", f"**{question}** ")
 
     def fill(self, *filters: Any) -> dict:
-        """Shows the customers who were scored since."""
-        before, self.filled = self.filled, len(self.customers)
-        shown = zip(self.parts, self.show_list(*filters), strict=True) if self.filled > before else ()
-        return dict(shown) | {self.timer: gr.Timer(active=self.filled < len(self.known))}
+        """Shows the customers who were scored since, or why no more will be."""
+        failed, before, self.filled = self.histories.failure is not None, self.filled, len(self.customers)
+        shown = zip(self.parts, self.show_list(*filters), strict=True) if failed or self.filled > before else ()
+        return dict(shown) | {self.timer: gr.Timer(active=self.filled < len(self.known) and not failed)}
 
     def _list_table(self, table: pd.DataFrame, column: str, heading: str = "") -> list:
         number, shown, plot, file = self._describe(table, column)
@@ -158,11 +158,13 @@ class Shown(Page):
         number = f"{len(table):,} {'customers' if 'customer' in table else 'groups'}"
         if len(table) > LISTED:
             number += f", the first {LISTED} are shown; the CSV has all"
-        if scored < customers:
+        if failure := self.histories.failure:
+            number += f" (the scoring stopped after {scored:,} of {customers:,}: {escape(failure)})"
+        elif scored < customers:
             number += f" ({scored:,} of {customers:,} are scored so far)"
         plot = {}
         if "days late" in table and len(table):
-            placed, title = self.map(first, column)
+            placed, title = self.place_on_map(first, column)
             plot = {"value": placed, "color_title": title}
         pyarrow.csv.write_csv(pa.Table.from_pandas(make_safe(table), preserve_index=False), self.file)
         return number, write_table(first, first.itertuples(index=False), opens=True), plot, self.file
@@ -174,7 +176,7 @@ class Shown(Page):
             box = _field("customer", "Customer", placeholder="Id, then Enter", scale=4)
             another = gr.Button("Another customer", scale=1, min_width=150, elem_id="another")
         who = gr.Textbox(visible="hidden", show_label=False)  # who is shown
-        gr.HTML(_suggestions("likely", self.labels(self.main)), visible="hidden")
+        gr.HTML(_suggestions("likely", self.list_labels(self.main)), visible="hidden")
         about = [gr.HTML(elem_id="answer"), gr.HTML(visible=bool(self.days), elem_id="forecast")]
         with gr.Row(elem_id="expectations"):
             radios = [
@@ -203,10 +205,10 @@ class Shown(Page):
             with gr.Column(min_width=300):
                 task = gr.Dropdown(self.tasks, value=self.main, label="What if this happens now?", elem_id="task")
                 label = _field("label", "Which")
-                suggested = gr.HTML(_suggestions("label", self.labels(self.main)), visible="hidden")
+                suggested = gr.HTML(_suggestions("label", self.list_labels(self.main)), visible="hidden")
                 add = gr.Button("Show what moves", variant="primary", elem_id="add")
             moves = gr.HTML(elem_id="moves")
-        _on([task.change], lambda name: ["", _suggestions("label", self.labels(name))], task, [label, suggested])
+        _on([task.change], lambda name: ["", _suggestions("label", self.list_labels(name))], task, [label, suggested])
         _on([add.click, label.submit], self.show_moves, [who, task, label], moves)
         return moves
 
@@ -234,19 +236,21 @@ class Shown(Page):
 
     def show(self, who: str) -> list:
         """Shows a customer, and why the likeliest label of the main task is expected."""
-        choices = self.expected(who)
+        choices = self.list_expected(who)
         best = choices[self.main][0][1]
         radios = [gr.Radio(choices[name], value=best if name == self.main else None) for name in self.tasks]
-        forecast = write_table(["forecast", *(f"{day} days" for day in self.days)], self.forecast(who))
-        return [self.answer(who), forecast, *radios, *self.why(who, self.main, best), ""]
+        forecast = write_table(["forecast", *(f"{day} days" for day in self.days)], self.list_forecasts(who))
+        return [self.write_answer(who), forecast, *radios, *self.explain_label(who, self.main, best), ""]
 
     def ask(self, task: str, who: str, label: str) -> list:
         """Shows why a label is expected; those of the other tasks are no longer chosen."""
-        return [*self.why(who, task, label), *(gr.Radio(value=None) for _ in self.tasks[1:])]
+        return [*self.explain_label(who, task, label), *(gr.Radio(value=None) for _ in self.tasks[1:])]
 
     def show_moves(self, who: str, task: str, label: str) -> str:
         """Shows what moves if an event with a label happens now."""
-        return write_table([self.main.replace("_", " "), "before", "after", "ratio"], self.what_if(who, task, label))
+        return write_table(
+            [self.main.replace("_", " "), "before", "after", "ratio"], self.list_moves(who, task, label)
+        )
 
 
 def build_page(histories: Histories) -> gr.Blocks:
@@ -262,7 +266,7 @@ def build_page(histories: Histories) -> gr.Blocks:
             f"{histories.cutoff[:10]}; ✓ marks what came true after it. <a href='#answer'>One customer</a>, "
             "<a href='#what-if'>what if</a></p>"
         )
-        page = Shown(histories)
+        page = PageComponents(histories)
         _on([blocks.load], page.start, None, page.opened)
         blocks.load(None, js=SUGGEST, api_visibility="private")
     return blocks

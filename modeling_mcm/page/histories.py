@@ -54,6 +54,7 @@ from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation, MCMPreTrain
 from modeling_mcm.scoring.scorer import PREDICTED, SCORES, Scorer, ScoringJob
 from modeling_mcm.training.checkpoints import checkpoint_digest
 
+logger = logging.get_logger(__name__)
 NEXT_DAYS = 30
 # Customers of a batch, and in memory, while all are scored; the first ones are few, so that the page appears at once
 BATCH, ROWS_AT_ONCE = 64, 2048
@@ -65,7 +66,7 @@ VALUE = "value_so_far"  # another one: the sum of the amount, or the number of v
 YES = ("1", "1.0", "true", "yes")  # names of a class that say no more than the checkpoint's name
 
 
-class Visit(NamedTuple):
+class TimelineVisit(NamedTuple):
     """A visit in the page's timeline: the time of its first event in ISO 8601, the number of its targets, their labels
     of the task with the most labels."""
 
@@ -74,12 +75,12 @@ class Visit(NamedTuple):
     values: list[str]
 
 
-class Household(NamedTuple):
-    """A customer of the page, with the events before the cutoff; all visits, oldest first; and by task and
-    label when the customer really chose it: "next visit", or within the next 30 days."""
+class CustomerCase(NamedTuple):
+    """A customer at the cutoff, with the events before it; all visits, oldest first; and by task and label when the
+    customer really chose it: "next visit", or within the next 30 days."""
 
     live: LiveCustomer
-    visits: list[Visit]
+    visits: list[TimelineVisit]
     bought: dict[str, dict[str, str]]
 
 
@@ -101,6 +102,7 @@ class Histories:
         ids (`list[str]`): All customers.
         scored (`pd.DataFrame`): Those that are scored at the cutoff so far: a row each, with columns of [`Scorer`],
             `RHYTHM`, `VALUE` and those of fine-tuned models.
+        failure (`str`, *optional*): Why the scoring stopped before all were scored.
         predictions, offers (`list[str]`): Names of the columns that the fine-tuned models predict, and of those for
             offers among them.
 
@@ -142,14 +144,15 @@ class Histories:
                 f"{events} lacks {len(absent):,} of the {len(self.ids):,} customers of {data}, the first "
                 f"{absent[0]!r}: give the log that was prepared."
             )
-        self._scoring = None
+        self._scoring: threading.Thread | None = None
+        self.failure: str | None = None
         scorers = {name: self._tuned_scorer(*each, data, actions) for name, each in (tuned or {}).items()}
         self._score_all(data, scorers)
         columns = [*self.scored]
         self.predictions = columns[columns.index(VALUE) + 1 :]
-        of_offers = tuple(name for name, scorer in scorers.items() if scorer.job.tasks)
-        self.offers = [name for name in self.predictions if name.startswith(of_offers)]
-        self.household = functools.lru_cache(KEPT_CUSTOMERS)(self._household)
+        offer_models = tuple(name for name, scorer in scorers.items() if scorer.job.tasks)
+        self.offers = [name for name in self.predictions if name.startswith(offer_models)]
+        self.case = functools.lru_cache(KEPT_CUSTOMERS)(self._read_case)
 
     def _variety(self, task: str) -> int:
         """Labels of a task; those that are numbers to people count little."""
@@ -201,7 +204,7 @@ class Histories:
         return scorer
 
     def wait(self) -> "Histories":
-        """Returns when all customers are scored."""
+        """Returns when all customers are scored, or the scoring stopped."""
         if self._scoring is not None:
             self._scoring.join()
         return self
@@ -229,12 +232,17 @@ class Histories:
 
         def score_others() -> None:
             start = size = BATCH
-            with logging.tqdm(total=number, initial=start, desc="Scoring", unit="customer") as bar:
-                scorer.progress = bar.update
-                while start < number:
-                    size = min(2 * size, ROWS_AT_ONCE)
-                    tables.append(self._score(scorer, tuned, range(start, min(start + size, number))))
-                    self.scored, start = pd.concat(tables, ignore_index=True), start + size
+            try:
+                with logging.tqdm(total=number, initial=start, desc="Scoring", unit="customer") as bar:
+                    scorer.progress = bar.update
+                    while start < number:
+                        size = min(2 * size, ROWS_AT_ONCE)
+                        tables.append(self._score(scorer, tuned, range(start, min(start + size, number))))
+                        self.scored, start = pd.concat(tables, ignore_index=True), start + size
+            except Exception as error:  # nobody else hears of an error in this thread
+                self.failure = f"{type(error).__name__}: {error}"
+                logger.exception("The scoring of the page's customers stopped.")
+                return
             # A place that can't be written: they are computed at the next start too.
             with contextlib.suppress(OSError):
                 write_table(path, pa.Table.from_pandas(self.scored))
@@ -266,7 +274,7 @@ class Histories:
         """Raw events of the log, without their customer."""
         return self.log.iloc[rows].drop(columns=self.extractor.customer)
 
-    def _household(self, customer_id: str) -> Household:
+    def _read_case(self, customer_id: str) -> CustomerCase:
         events, extractor = self._take(self._rows[customer_id]), self.extractor
         times = read_times(events[extractor.time], extractor.time_zone)
         live = LiveCustomer(self.model, extractor, self.profiles.get(customer_id), customer_id)
@@ -274,16 +282,16 @@ class Histories:
         row, visits, bought = extractor.encode({"events": events}), [], {}
         is_target = self._is_target(row)
         for number in np.unique(row["visits"][is_target]):
-            of_visit = row["visits"] == number
-            first, size = to_iso(row["times"][of_visit][0]), int((of_visit & is_target).sum())
-            visits.append(Visit(first, size, self._texts(row, of_visit, self.main_task)))
+            in_visit = row["visits"] == number
+            first, size = to_iso(row["times"][in_visit][0]), int((in_visit & is_target).sum())
+            visits.append(TimelineVisit(first, size, self._texts(row, in_visit, self.main_task)))
         comes = is_target & (row["times"] >= self.as_of)
         within = comes & (row["times"] < self.as_of + NEXT_DAYS * SECONDS_PER_DAY)
         following = comes & (row["visits"] == row["visits"][comes.argmax()])
         for task in self.tasks:
             bought[task] = dict.fromkeys(self._texts(row, within, task), f"within {NEXT_DAYS} days")
             bought[task] |= dict.fromkeys(self._texts(row, following, task), "next visit")
-        return Household(live, visits, bought)
+        return CustomerCase(live, visits, bought)
 
     def _is_target(self, row: Row) -> BoolArray:
         """Which events of a row are targets. Only visits with one count: a letter that the shop sent is no visit."""
@@ -312,14 +320,14 @@ class Histories:
         days = pd.Series((self.as_of - times) / SECONDS_PER_DAY, self._who[rows])
         return days[days > 0].groupby(level=0).min()
 
-    def what_if(self, customer_id: str, task: str, label: str) -> LiveCustomer:
+    def suppose_event(self, customer_id: str, task: str, label: str) -> LiveCustomer:
         """Makes the customer as if an event with a label had happened at the cutoff: the latest such event of the log,
-        without its customer, time and visit."""
+        without its customer, time and visit. Which visit it then belongs to is what the schema says."""
         extractor, (column, rows) = self.extractor, self._find_targets(task, label)
         event = [*self._take(rows[-1:]).to_dict("records"), {column: label}][0]
         event[str(extractor.time)] = self.cutoff
-        event |= {visit: "what if"} if (visit := extractor.schema.visit_column) else {}
-        before = self.household(customer_id).live
+        event.pop(extractor.visit, None)
+        before = self.case(customer_id).live
         after = LiveCustomer(self.model, extractor, before.profile, customer_id)
         after.add([*before.events, event])
         return after

@@ -29,7 +29,7 @@ COLOURS = {"speaks for it": "#0f7f87", "speaks against it": "#c8450f", "other vi
 THIRDS = {"lowest third": "#6b7783", "middle third": "#0f7f87", "highest third": "#c8450f"}  # of the map
 BUYING = ("purchase", "buy", "order", "sale", "transaction")  # in token types that are purchases
 FORMULA = r"^(?=[=+\-@\t\r])"  # begins what a program of spreadsheets would compute
-COMES, LEAVES, MISSES, GROUPS, SENDS = MONDAY = (  # questions about all customers
+COMES, LEAVES, MISSES, GROUPS, SENDS = QUESTIONS = (  # questions about all customers
     "Who will come this week?",
     "Who is slipping away?",
     "Who will buy it, and has not for a month?",
@@ -78,7 +78,7 @@ def read_number(text: str, name: str) -> float | None:
     raise ValueError(f"{name} is {text!r}: write a number, such as 12.5, or leave the field empty.")
 
 
-class Page:
+class PageContent:
     """What the page shows of the customers of some [`Histories`]."""
 
     def __init__(self, histories: Histories):
@@ -113,7 +113,7 @@ class Page:
         names = {f"{name}_{day}d": f"{word} in {day} days" for day in self.days for name, word in words.items()}
         return names | {DAYS_TO_VISIT: "days to next visit"}
 
-    def labels(self, task: str) -> list[str]:
+    def list_labels(self, task: str) -> list[str]:
         """Lists the labels of a task that an event can have."""
         extractor = self.histories.extractor
         own = extractor.schema.reserved_token_types if task == extractor.token_type_feature else []
@@ -121,7 +121,7 @@ class Page:
 
     def find_label(self, task: str, text: str) -> str:
         """The label that a text means, whatever its capitals. Raises `ValueError` if there is none."""
-        labels, text = self.labels(task), text.strip()
+        labels, text = self.list_labels(task), text.strip()
         same = [label for label in labels if label.lower() == text.lower()]
         if not same:
             raise ValueError(f"There is no {task.replace('_', ' ')} {text!r}: choose one of the list.")
@@ -155,7 +155,7 @@ class Page:
             np.argsort(ids.astype("uint64") if ids.str.fullmatch(r"\d{1,18}").all() else ids, kind="stable")
         ]
 
-    def _likely(self) -> pd.DataFrame:
+    def _list_likely(self) -> pd.DataFrame:
         """The likeliest labels of each row of `scored`, best first, as `label` and `chance` in percent: a score where
         the checkpoint has no chances."""
         table, main = self.histories.scored, self.histories.main_task
@@ -169,7 +169,7 @@ class Page:
         (None: no limit), ordered by the column. Raises `ValueError` if there is no such label."""
         table = self.customers
         if label:
-            label, likely = self.find_label(self.histories.main_task, label), self._likely()
+            label, likely = self.find_label(self.histories.main_task, label), self._list_likely()
             name, chances = f"{label}, %", likely["chance"][likely["label"] == label]
             table = table[table.index.isin(chances.index)].copy()
             table.insert(1, name, chances)
@@ -183,10 +183,11 @@ class Page:
             return table
         return table[table[column].between(-np.inf if least is None else least, np.inf if most is None else most)]
 
-    def monday(self, question: str, label: str = "", budget: int = 0) -> pd.DataFrame:
-        """Answers one of `MONDAY`: who will come, as many as are expected, likeliest first; who is late, by the value
-        that is at risk; who will buy a label and had it, but not within a month; what groups are worth; and what each
-        of at most `budget` customers takes most likely. Raises `ValueError` where what a question needs is not there.
+    def answer_question(self, question: str, label: str = "", budget: int = 0) -> pd.DataFrame:
+        """Answers one of `QUESTIONS`: who will come, as many as are expected, likeliest first; who is late, by the
+        value that is at risk; who will buy a label and had it, but not within a month; what groups are worth; and what
+        each of at most `budget` customers takes most likely. Raises `ValueError` where what a question needs is not
+        there.
         """
         table, main = self.customers, self.histories.main_task
         week = f"{self.names.get(f'{CHANCE}_{self._week}d')}, %"
@@ -198,18 +199,18 @@ class Page:
             likely.insert(2, "days since it", likely["customer"].map(days).round(1))
             return likely[likely["days since it"] > MONTH]
         if question == SENDS:
-            return self._sent(budget)
+            return self._choose_sent(budget)
         if week not in table:
             raise ValueError("The checkpoint has no forecasts, and this question needs them.")
         if question == GROUPS:
-            return self._groups()
+            return self._value_groups()
         if question == COMES:
             return table.sort_values(week, ascending=False, kind="stable").head(round(table[week].sum() / 100))
         risk = (table[self._value] * (1 - table["alive, %"] / 100)).round(2)
         late = table.assign(**{"at risk": risk})[table["days late"] > 0]
         return late.sort_values("at risk", ascending=False, kind="stable")
 
-    def _groups(self) -> pd.DataFrame:
+    def _value_groups(self) -> pd.DataFrame:
         """What the customers of each value of the profile, and of each third by value so far, will do in a quarter."""
         table, histories = self.customers, self.histories
         sums = [f"{name}_{self._quarter}d" for name in (*self._sums, "visits")]
@@ -223,7 +224,7 @@ class Page:
         sums.insert(0, "group", [f"{column}: {name}" for column, name in sums.index])
         return sums.reset_index(drop=True)
 
-    def _sent(self, budget: int) -> pd.DataFrame:
+    def _choose_sent(self, budget: int) -> pd.DataFrame:
         """The customers who most likely take their best offer; without a checkpoint for offers, their best label."""
         if budget < 1:
             raise ValueError("Say first how many can be sent, a whole number from 1 on, in the field Budget.")
@@ -231,12 +232,12 @@ class Page:
         if offers:
             labels, chances = table[offers].idxmax(axis=1).str.removesuffix(", %"), table[offers].max(axis=1)
         else:
-            best = self._likely().groupby(level=0).first().loc[table.index]
+            best = self._list_likely().groupby(level=0).first().loc[table.index]
             labels, chances = best["label"], best["chance"]
         sent = pd.DataFrame({"customer": table["customer"], "send": labels, "chance, %": chances})
         return sent.sort_values("chance, %", ascending=False, kind="stable").head(budget)
 
-    def map(self, table: pd.DataFrame, column: str) -> tuple[pd.DataFrame, str]:
+    def place_on_map(self, table: pd.DataFrame, column: str) -> tuple[pd.DataFrame, str]:
         """Places customers of the list on a map, with the values and thirds of a column, and says which: the one that
         orders the list; in the order of ids what they spend, or how late they are."""
         if column == "customer":
@@ -252,9 +253,9 @@ class Page:
 
     # --------------------------------------------------------------------------------------------------- one customer
 
-    def answer(self, customer_id: str) -> str:
+    def write_answer(self, customer_id: str) -> str:
         """Writes what is expected in one sentence, and the profile below it, as HTML."""
-        histories, live = self.histories, self.histories.household(customer_id).live
+        histories, live = self.histories, self.histories.case(customer_id).live
         parts = []
         if forecast := self._forecast(live):
             away, longest, week = forecast[DAYS_TO_VISIT], self.days[-1], self.days[0]
@@ -274,57 +275,60 @@ class Page:
             f"<p>Customer <b>{escape(customer_id)}</b>{values}, {len(live.events):,} events</p>"
         )
 
-    def expected(self, customer_id: str) -> dict[str, list[tuple[str, str]]]:
+    def list_expected(self, customer_id: str) -> dict[str, list[tuple[str, str]]]:
         """Lists the best labels of every task as (text, label): the probability, and whether it came true."""
-        household = self.histories.household(customer_id)
-        scores = household.live.scores(self.histories.cutoff, k=SHOWN_LABELS)
+        case = self.histories.case(customer_id)
+        scores = case.live.scores(self.histories.cutoff, k=SHOWN_LABELS)
         choices: dict[str, list[tuple[str, str]]] = {}
         for task in self.tasks:
             choices[task] = []
             for entry in scores[task]:
-                came = household.bought[task].get(entry["label"])
+                came = case.bought[task].get(entry["label"])
                 text = f"{entry['label']} · {percent(entry.get('chance', entry['score']))}"
                 choices[task].append((text + f" · ✓ {came}" * bool(came), entry["label"]))
         return choices
 
-    def why(self, customer_id: str, task: str, label: str) -> list:
-        """Explains a label: a sentence and the visits that speak for it, as HTML, and the timeline."""
-        household = self.histories.household(customer_id)
-        result = household.live.explain(task, label, self.histories.cutoff)
-        visits: list[list[str]] = []
+    def explain_label(self, customer_id: str, task: str, label: str) -> list:
+        """Explains a label: a sentence and what speaks for it, as HTML, and the timeline. That may be no visit, such
+        as a letter that the shop sent: then it says of what kind its events are."""
+        case, kind = self.histories.case(customer_id), self.histories.extractor.token_type_feature
+        result = case.live.explain(task, label, self.histories.cutoff)
+        reasons: list[list[str]] = []
         changes = {}
-        times = {visit.time for visit in household.visits}
+        times = {visit.time for visit in case.visits}
         for visit in result.visits:
-            if visit.without is None or visit.time not in times:  # a letter that the shop sent is no visit
+            if visit.without is None:
                 continue
             change = changes[visit.time] = visit.without - result.chance
-            if change < 0 and len(visits) < VISITS:
+            if change < 0 and len(reasons) < VISITS:
                 texts = dict.fromkeys(event[task] for event in visit.events if task in event)
                 first = sorted(texts, key=lambda text: text != label)[:VALUES]
-                visits.append([visit.time[:10], f"{result.chance:.1%} → {visit.without:.1%}", ", ".join(first)])
-        decides = f"<b>Without the visit of {visits[0][0]}: {visits[0][1]}.</b> " if visits else ""
+                kinds = {event[kind]: None for event in visit.events if kind in event and visit.time not in times}
+                what = ", ".join(dict.fromkeys([*kinds, *first]))
+                reasons.append([visit.time[:10], f"{result.chance:.1%} → {visit.without:.1%}", what])
+        decides = f"<b>Without the events of {reasons[0][0]}: {reasons[0][1]}.</b> " if reasons else ""
         sentence = (
             f"<h3>Why {escape(label)}?</h3><p>{decides}{self.verb} {escape(result.words)}. "
             f"With no history: {result.baseline:.1%}.</p>"
         )
         largest = max(map(abs, changes.values()), default=0.0)
         rows = []
-        for seen in household.visits:
+        for seen in case.visits:
             change = changes.get(seen.time, 0.0)
             side = "other visit" if abs(change) <= LEAST * largest else [*COLOURS][change > 0]
             side = side if seen.time < self.histories.cutoff else "hidden"
             what, points = ", ".join(seen.values[:VALUES]), f"{100 * change:+.2f}"
             rows.append((pd.Timestamp(seen.time), seen.events, side, points, what))
         timeline = pd.DataFrame(rows, columns=["time", "events", "visit", "points without it", "what"])
-        return [sentence, write_table(["visit that speaks for it", "without it", "with"], visits), timeline]
+        return [sentence, write_table(["what speaks for it", "without it", "with"], reasons), timeline]
 
     def _forecast(self, live: LiveCustomer) -> dict[str, float]:
         return live.forecast(self.histories.cutoff) if self.forecasts.are_trained else {}
 
-    def forecast(self, customer_id: str) -> list[list[str]]:
+    def list_forecasts(self, customer_id: str) -> list[list[str]]:
         """Lists the checkpoint's forecasts by quantity and horizon, the median with its interval of 80% and the mean;
         none if it has none."""
-        result, rows = self._forecast(self.histories.household(customer_id).live), []
+        result, rows = self._forecast(self.histories.case(customer_id).live), []
         for quantity, word in self._words.items() if result else ():
             names = [f"{quantity}_{day}d" for day in self.days]
             if quantity == CHANCE:
@@ -336,12 +340,12 @@ class Page:
             rows.append([f"{word}, mean", *(f"{result[name]:,.1f}" for name in names)])
         return rows
 
-    def what_if(self, customer_id: str, task: str, label: str) -> list[list[str]]:
+    def list_moves(self, customer_id: str, task: str, label: str) -> list[list[str]]:
         """Lists what changes most if an event with a label happens now: labels with their scores before and after it,
         and the forecast that moves most. Raises `ValueError` if there is no such label."""
         lives = (
-            self.histories.household(customer_id).live,
-            self.histories.what_if(customer_id, task, self.find_label(task, label)),
+            self.histories.case(customer_id).live,
+            self.histories.suppose_event(customer_id, task, self.find_label(task, label)),
         )
         old, new = (
             {entry["label"]: entry.get("chance", entry["score"]) for entry in entries}

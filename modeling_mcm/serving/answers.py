@@ -14,7 +14,7 @@ class Problem(TypedDict):
     detail: str
 
 
-class Label(TypedDict):
+class RankedLabel(TypedDict):  # that of predictor_mcm, which pydantic can't read on Python 3.11
     label: str
     score: float
     chance: NotRequired[float]
@@ -22,7 +22,7 @@ class Label(TypedDict):
 
 class Labels(TypedDict):
     task: str
-    labels: list[Label]
+    labels: list[RankedLabel]
 
 
 class Customer(TypedDict):
@@ -32,7 +32,7 @@ class Customer(TypedDict):
 
 
 class Scores(Customer):
-    tasks: dict[str, list[Label]]
+    tasks: dict[str, list[RankedLabel]]
 
 
 class ManyScores(TypedDict):

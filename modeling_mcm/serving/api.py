@@ -20,16 +20,15 @@ from datetime import UTC, datetime
 from typing import Annotated
 from urllib.parse import quote, unquote
 
-from modeling_mcm.action_inputs_mcm import EncodedActions
 from modeling_mcm.candidates_mcm import SEEN
 from modeling_mcm.data.schema import example_values
-from modeling_mcm.evaluation.totals import total_of_rows
-from modeling_mcm.events_mcm import RawEvent
+from modeling_mcm.evaluation.totals import past_starts, total_of_rows
 from modeling_mcm.extras import needs
 from modeling_mcm.files_mcm import some
 from modeling_mcm.forecaster_mcm import MissingForecastsError
 from modeling_mcm.live.explanations import explain as explain_score
-from modeling_mcm.live.similar import similar, together
+from modeling_mcm.live.explanations import find_label
+from modeling_mcm.live.similar import read_labels, similar, together
 from modeling_mcm.predictor_mcm import (
     EMBEDDING,
     OFFERING,
@@ -42,7 +41,7 @@ from modeling_mcm.predictor_mcm import (
 from modeling_mcm.serving import answers
 
 from .answers import ERRORS, Deleted
-from .service import Batch, CustomerService, Incoming
+from .service import Batch, CustomerService, Incoming, Raw, reading_request
 from .store import ServiceError
 
 with needs("serve"):
@@ -99,7 +98,7 @@ class Group(BaseModel, extra="forbid"):
 
 
 class Offered(CustomerIds):
-    actions: list[RawEvent] = Field(
+    actions: list[Raw] = Field(
         min_length=1, max_length=MOST_LABELS, description="Dicts with `action_id` and columns of the event log."
     )
 
@@ -194,7 +193,8 @@ def create_api(service: CustomerService, tokens: str, limit: float = math.inf, l
     guarded = APIRouter(dependencies=[Depends(check_token)], responses=ERRORS)
     _answer_errors(api)
     _add_changes(guarded, service)
-    _add_questions(guarded, service)
+    for add_questions in (_add_scores, _add_customer_questions, _add_offers, _add_totals, _add_label_questions):
+        add_questions(guarded, service)
     api.include_router(guarded, prefix="/v1")
     api.add_middleware(Requests)
     registry = CollectorRegistry()
@@ -229,21 +229,26 @@ def _log_request(info: Info) -> None:
 
 
 def _answer_errors(api: FastAPI) -> None:
+    def answer(status: int, words: str) -> JSONResponse:
+        level = logging.WARNING if status in (503, 507) else logging.INFO
+        logger.log(level, "%s: %s", status, json.dumps(words))  # in a line, whatever a client has sent
+        return JSONResponse({"detail": words}, status, {"Retry-After": "1"} if status == 503 else None)
+
     @api.exception_handler(ServiceError)
-    @api.exception_handler(ValueError)
+    @api.exception_handler(MissingForecastsError)
+    @api.exception_handler(MissingHeadError)
     def expected_error(request: Request, error: Exception) -> JSONResponse:
-        status = 501 if isinstance(error, MissingForecastsError | MissingHeadError) else getattr(error, "status", 422)
-        return JSONResponse({"detail": str(error)}, status, {"Retry-After": "1"} if status == 503 else None)
+        return answer(getattr(error, "status", 501), str(error))
 
     @api.exception_handler(Exception)
     def unexpected_error(request: Request, error: Exception) -> JSONResponse:
-        return JSONResponse({"detail": f"The service failed ({type(error).__name__}): its log says where."}, 500)
+        # The server logs the traceback
+        return answer(500, f"The service failed ({type(error).__name__}): its log says where.")
 
     @api.exception_handler(RequestValidationError)
     def validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
         parts = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
-        words = f"The request can't be read: {some(parts)}. GET /docs says what it expects."
-        return JSONResponse({"detail": words}, 422)
+        return answer(422, f"The request can't be read: {some(parts)}. GET /docs says what it expects.")
 
 
 def _add_changes(api: APIRouter, service: CustomerService) -> None:
@@ -255,10 +260,10 @@ def _add_changes(api: APIRouter, service: CustomerService) -> None:
     def post_events(body: Annotated[Events, Body(examples=[example])]) -> answers.Added:
         """Stores the events of one or more customers, all of them or none.
 
-        An event is identified by its customer and its event_id. If it is sent again it changes nothing; with other
-        contents it is refused (409). After an answer with 200 the events are on the disk. `late` names customers of
-        whom an event belongs before their last visit; the answers are as if it had come in time. `unknown_values` are
-        those that the checkpoint does not know; they count as one value.
+        An event is identified by its customer and its event_id. If it is sent again it changes nothing, nor does a
+        profile beside it; with other contents it is refused (409). After an answer with 200 the events are on the
+        disk. `late` names customers of whom an event belongs before their last visit; the answers are as if it had
+        come in time. `unknown_values` are those that the checkpoint does not know; they count as one value.
         """
         return service.add(body.events)
 
@@ -274,24 +279,14 @@ def _add_changes(api: APIRouter, service: CustomerService) -> None:
         return {"customer_id": customer_id, "events": service.store.delete_customer(customer_id)}
 
 
-def _add_questions(api: APIRouter, service: CustomerService) -> None:
-    extractor, predictor = service.extractor, service.predictor
-    of_offers = {"customers": ["7"], "actions": [{"action_id": "1"} | example_values(extractor)]}
-
-    def read_one(customer_id: str, as_of: AsOf = None) -> Batch:
-        return service.read([customer_id], as_of)
-
-    One = Annotated[Batch, Depends(read_one)]
-
+def _add_scores(api: APIRouter, service: CustomerService) -> None:
     def answer_scores(batch: Batch, asked: Question) -> list[answers.Scores]:
-        tasks = tuple(predictor.tasks(asked.task))
         left_out = SEEN if asked.exclude == [SEEN] else tuple(asked.exclude) or None
-        chosen = service.candidate_set(tasks, tuple(asked.candidate), left_out, asked.per_group)
-        if not batch.rows:
-            return []
-        wanted = Questions(batch.as_of, tasks, asked.k, chosen, horizon_days=asked.horizon_days)
-        questions = predictor.check(wanted)
-        columns = predictor.ask(batch.rows, questions)
+        with reading_request():
+            tasks = tuple(service.predictor.tasks(asked.task))
+            chosen = service.candidate_set(tasks, tuple(asked.candidate), left_out, asked.per_group)
+        wanted = Questions(tasks=tasks, k=asked.k, candidates=chosen, horizon_days=asked.horizon_days)
+        columns, questions = service.ask(batch, wanted)
         return [
             answers.Scores(**customer, tasks=describe_labels(columns, questions, row))
             for row, customer in enumerate(batch.customers)
@@ -309,10 +304,17 @@ def _add_questions(api: APIRouter, service: CustomerService) -> None:
         batch = service.read(body.customers, asked.as_of, may_be_unknown=True)
         return {"customers": answer_scores(batch, asked), "unknown": batch.unknown}
 
+
+def _add_customer_questions(api: APIRouter, service: CustomerService) -> None:
+    def read_one(customer_id: str, as_of: AsOf = None) -> Batch:
+        return service.read([customer_id], as_of)
+
+    One = Annotated[Batch, Depends(read_one)]
+
     @api.get("/customers/{customer_id:id}/embedding")
     def embedding(batch: One) -> answers.Embedding:
         """The customer embedding."""
-        columns = predictor.ask(batch.rows, Questions(batch.as_of, embedding=True))
+        columns, _ = service.ask(batch, Questions(embedding=True))
         return answers.Embedding(**batch.customers[0], embedding=columns[EMBEDDING][0].tolist())
 
     def name_numbers(columns: Columns) -> dict[str, float]:
@@ -325,44 +327,14 @@ def _add_questions(api: APIRouter, service: CustomerService) -> None:
     ) -> answers.Forecast:
         """What the customer is expected to do within the next days, with intervals that hold 80% and 95% of such
         customers; 501 if the checkpoint has no forecasts."""
-        columns = predictor.ask(batch.rows, Questions(batch.as_of, forecasts=True, days=days))
+        columns, _ = service.ask(batch, Questions(forecasts=True, days=days))
         return answers.Forecast(**batch.customers[0], forecast=name_numbers(columns))
 
     @api.get("/customers/{customer_id:id}/prediction")
     def prediction(batch: One) -> answers.Prediction:
         """What the checkpoint was fine-tuned to: the probability of each class, or the number."""
-        prediction = name_numbers(predictor.ask(batch.rows, Questions(batch.as_of, label=True)))
-        return answers.Prediction(**batch.customers[0], prediction=prediction)
-
-    @api.post("/offers")
-    def offers(body: Annotated[Offered, Body(examples=[of_offers])], as_of: AsOf = None) -> answers.ManyOffers:
-        """How likely each customer takes each action, if the checkpoint was fine-tuned to offers: the probability of
-        each outcome. `unknown` are the customers without an event, and `unknown_values` those of the actions that the
-        checkpoint does not know; they count as one value."""
-        predictor.check_head(OFFERING)
-        actions = EncodedActions(extractor, service.model.config, body.actions)
-        batch = service.read(body.customers, as_of, may_be_unknown=True)
-        questions = predictor.check(Questions(batch.as_of, offers=actions))
-        columns = predictor.ask(batch.rows, questions) if batch.rows else {}
-        customers = [
-            answers.Offers(**customer, offers=describe_offers(columns, questions, row))
-            for row, customer in enumerate(batch.customers)
-        ]
-        unknown_values = service.unknown_values(body.actions)
-        return {"customers": customers, "unknown": batch.unknown, "unknown_values": unknown_values}
-
-    @api.post("/totals")
-    def totals(body: Group) -> answers.Total:
-        """What the customers of a group are expected to do in all, and how wrong the same forecast was from earlier
-        times. A few are computed at a time; for more the answer is 503."""
-        if service.trained_until is None:
-            raise HTTPException(501, "The service was started without --data: it can't tell what training has read.")
-        batch = service.read(body.customers, body.as_of)
-        end = max(int(row["times"].max()) for row in batch.rows) if batch.as_of is None else int(batch.as_of)
-        total = service.worker(total_of_rows, batch.rows, service.trained_until, end, body.quantity, body.days)
-        past = [each._asdict() | {"error": each.error if each.actual else None} for each in total.past]
-        about = {"customers": len(batch.rows), "quantity": body.quantity, "days": body.days, "past": past}
-        return total._asdict() | about
+        columns, _ = service.ask(batch, Questions(label=True))
+        return answers.Prediction(**batch.customers[0], prediction=name_numbers(columns))
 
     @api.get("/customers/{customer_id:id}/explain")
     def explain(
@@ -373,16 +345,68 @@ def _add_questions(api: APIRouter, service: CustomerService) -> None:
     ) -> answers.Explained:
         """Why a label has its score: what its chance would be without each past visit. A few are computed at a
         time; for more the answer is 503."""
+        with reading_request():
+            predictor.tasks([task])
+            if label is not None:
+                find_label(service.extractor, task, label)
         explanation = service.worker(explain_score, batch.rows[0], task, label, batch.as_of, MOST_VISITS)
         explanation = replace(explanation, visits=explanation.visits[:visits])
         return answers.Explained(**batch.customers[0], explanation=explanation)
 
+
+def _add_offers(api: APIRouter, service: CustomerService) -> None:
+    extractor, predictor = service.extractor, service.predictor
+    example = {"customers": ["7"], "actions": [{"action_id": "1"} | example_values(extractor)]}
+
+    @api.post("/offers")
+    def offers(body: Annotated[Offered, Body(examples=[example])], as_of: AsOf = None) -> answers.ManyOffers:
+        """How likely each customer takes each action, if the checkpoint was fine-tuned to offers: the probability of
+        each outcome. Of an action with several times the version of `as_of` counts, by default the latest. `unknown`
+        are the customers without an event, and `unknown_values` those of the actions that the checkpoint does not
+        know; they count as one value."""
+        predictor.check_head(OFFERING)
+        batch = service.read(body.customers, as_of, may_be_unknown=True)
+        columns, questions = service.ask(batch, Questions(offers=body.actions))
+        customers = [
+            answers.Offers(**customer, offers=describe_offers(columns, questions, row))
+            for row, customer in enumerate(batch.customers)
+        ]
+        unknown_values = service.unknown_values(body.actions)
+        return {"customers": customers, "unknown": batch.unknown, "unknown_values": unknown_values}
+
+
+def _add_totals(api: APIRouter, service: CustomerService) -> None:
+    @api.post("/totals")
+    def totals(body: Group) -> answers.Total:
+        """What the customers of a group are expected to do in all, and how wrong the same forecast was from earlier
+        times. A few are computed at a time; for more the answer is 503."""
+        if service.trained_until is None:
+            raise HTTPException(501, "The service was started without --data: it can't tell what training has read.")
+        batch = service.read(body.customers, body.as_of)
+        latest = max(int(row["times"].max()) for row in batch.rows)
+        end = latest if batch.as_of is None else int(batch.as_of)
+        asked = service.trained_until, end, body.quantity, body.days
+        with reading_request():
+            past_starts(service.model, latest, *asked)
+        total = service.worker(total_of_rows, batch.rows, *asked)
+        past = [each._asdict() | {"error": each.error if each.actual else None} for each in total.past]
+        about = {"customers": len(batch.rows), "quantity": body.quantity, "days": body.days, "past": past}
+        return total._asdict() | about
+
+
+def _add_label_questions(api: APIRouter, service: CustomerService) -> None:
+    model, extractor = service.predictor.model, service.extractor
+
     @api.get("/labels/similar")
     def similar_labels(task: str, label: str, k: Count = 10) -> answers.Labels:
         """The labels that are most like a label, best first."""
-        return {"task": task, "labels": similar(predictor.model, extractor, task, label, k)}
+        with reading_request():
+            read_labels(model, extractor, task, [label])
+        return {"task": task, "labels": similar(model, extractor, task, label, k)}
 
     @api.get("/labels/together")
     def labels_together(task: str, label: Annotated[list[str], Query()], k: Count = 10) -> answers.Labels:
         """The labels that go with some labels, such as those of a basket, best first."""
-        return {"task": task, "labels": together(predictor.model, extractor, task, label, k)}
+        with reading_request():
+            read_labels(model, extractor, task, label)
+        return {"task": task, "labels": together(model, extractor, task, label, k)}

@@ -2,23 +2,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """The work of the HTTP service, without HTTP: customers of a store that are kept up to date with it.
 
-A customer in memory is a [`LiveHistory`] with the store's epoch and sequence that it was read as of. Before every
+A customer in memory is a [`LiveHistory`] with the store's epoch and last event that it was read as of. Before every
 answer both are read from the store. If another service added events, they are added here, too; if it changed past
-events, the customer is read anew. An answer therefore knows every event that any service has acknowledged.
+events, or the store has lost some, the customer is read anew. An answer therefore knows every event that any service
+has acknowledged, and none that the store does not have.
 
 Whoever works on a customer takes the history out of memory, and puts it back when the store has what it has. A second
 request for the same customer meanwhile reads the store.
 """
 
+import contextlib
 import functools
 import json
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -28,19 +31,27 @@ import torch
 from modeling_mcm.candidates_mcm import CandidateSet
 from modeling_mcm.configuration_mcm import UNKNOWN_ID
 from modeling_mcm.data.tables import read_table_file
-from modeling_mcm.events_mcm import RawEvent, Row, naming
+from modeling_mcm.events_mcm import RawEvent, Row
 from modeling_mcm.extras import needs
 from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
+from modeling_mcm.forecaster_mcm import MissingForecastsError
 from modeling_mcm.live.customer import Heads, LiveHistory
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
-from modeling_mcm.predictor_mcm import RANKING, Predictor
+from modeling_mcm.predictor_mcm import (
+    RANKING,
+    CheckedQuestions,
+    Columns,
+    MissingHeadError,
+    Predictor,
+    Questions,
+)
 from modeling_mcm.training.checkpoints import checkpoint_digest, open_checkpoint
 
 from .answers import Added, Customer
 from .store import MAX_ID, EventStore, ServiceError, Transaction, canonical
 
 with needs("serve"):
-    from pydantic import BaseModel, Field
+    from pydantic import AfterValidator, BaseModel, Field
 
 IN_MEMORY = 1024  # customers that are kept
 MOST_CANDIDATE_SETS = 64  # of candidates that are kept
@@ -49,11 +60,26 @@ LOWEST_PRIORITY = 19
 AHEAD = timedelta(seconds=60)  # by which the clock of a shop may be before that of the service
 
 
-class _Customer(LiveHistory):
-    """A customer in memory, as of which change."""
+@dataclass
+class StoredCustomer:
+    """A customer in memory, and what the store had of it: its epoch, and sequence and id of the last event."""
 
-    epoch = ""
-    sequence = 0
+    history: LiveHistory
+    epoch: str
+    sequence: int = 0
+    event_id: str = ""
+
+
+@contextlib.contextmanager
+def reading_request() -> Iterator[None]:
+    """Reads something of a request: a `ValueError` within is the client's, and becomes a [`ServiceError`] with the
+    status 422. Any other one is a fault of the service (500), but for what the checkpoint does not have (501)."""
+    try:
+        yield
+    except (MissingForecastsError, MissingHeadError):
+        raise
+    except ValueError as error:
+        raise ServiceError(str(error), 422) from error
 
 
 class Batch(NamedTuple):
@@ -73,19 +99,30 @@ class Batch(NamedTuple):
     unknown: list[str]
 
 
+def check_json(values: RawEvent) -> RawEvent:
+    """Raises `ValueError` if values are no JSON: NaN, infinity, or half a character such as "\\ud800"."""
+    try:
+        json.dumps(values, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"is no JSON ({error}): correct the value or leave it out") from None
+    return values
+
+
+Raw = Annotated[RawEvent, AfterValidator(check_json)]
 Identity = Annotated[str, Field(min_length=1, max_length=MAX_ID, pattern=r"^[^\x00-\x1f]+$")]
 
 
 class Incoming(BaseModel, extra="forbid", frozen=True):
     """An event of a request: raw values by column of the log, and a profile that holds from then on.
 
-    Sent again, an event has the same `event_id`, which is unique among the customer's events.
+    Sent again, an event has the same `event_id`, which is unique among the customer's events, and changes nothing; nor
+    does a profile beside it.
     """
 
     event_id: Identity
     customer_id: Identity
-    event: RawEvent = Field(description="Values by column of the log.")
-    profile: RawEvent | None = None
+    event: Raw = Field(description="Values by column of the log.")
+    profile: Raw | None = None
 
 
 class WorkerProcess:
@@ -189,7 +226,7 @@ class CustomerService:
         self.predictor, self.digest = Predictor(model, extractor), checkpoint_digest(model, extractor)
         self.worker = lambda function, *values: function(model, extractor, *values)
         self.trained_until: int | None = None
-        self._customers: dict[str, _Customer] = {}  # the one that was used last is the last
+        self._customers: dict[str, StoredCustomer] = {}  # the one that was used last is the last
         self._memory_lock = threading.Lock()
         self.candidates = candidates
         self._sets = functools.lru_cache(MOST_CANDIDATE_SETS)(self._make_set)
@@ -204,8 +241,9 @@ class CustomerService:
         self.store.close()
 
     def check(self) -> None:
-        """Raises `ServiceError` unless requests can be answered: the store, or the table of candidates, is gone."""
-        self.store.count()
+        """Raises `ServiceError` unless requests can be answered: the store can't be read or written, or the table of
+        candidates is gone."""
+        self.store.check()
         if self.candidates is not None:
             self.candidate_set(tuple(self.model.config.tasks))
 
@@ -220,55 +258,64 @@ class CustomerService:
             `unknown_values`, which training has not seen.
 
         Raises:
-            ValueError: If an event can't be read, has no time, or lies in the future; the message says which.
-            ServiceError: If an event id is stored with other contents (409), or the store can't be written.
+            ServiceError: If an event can't be read, has no time, or lies in the future (422; the message says which);
+                if an event id is stored with other contents (409), or the store can't be written.
         """
         grouped: dict[str, list[Incoming]] = {}
         for event in events:
             grouped.setdefault(event.customer_id, []).append(event)
         added: list[RawEvent] = []
-        profiles = []
+        profiles: list[RawEvent] = []
         late, customers = [], {}
         with self.store.transaction(writing=True) as store:
             for customer_id in sorted(grouped):  # in one order, so that services do not wait for each other
                 customer = customers[customer_id] = self._read_customer(store, customer_id, locked=True)
-                new = self._new_events(store, customer_id, grouped[customer_id])
-                given = [event.profile for event in grouped[customer_id] if event.profile is not None][-1:]
-                if given and given[0] != customer.profile:
-                    events_before, sequence = customer.events, customer.sequence
-                    customer = customers[customer_id] = _Customer(self.extractor, given[0], customer_id)
-                    customer.add(events_before)
-                    customer.epoch, customer.sequence = store.set_profile(customer_id, given[0]), sequence
-                    profiles += given
-                if new:
+                if not (new := self._new_events(store, customer_id, grouped[customer_id])):
+                    continue
+                with reading_request():
+                    profile = self._set_profile(customer, [*new.values()])
                     as_of = self.clock() + AHEAD if self.extractor.order is None else None
-                    late += [customer_id] * customer.add([*new.values()], as_of=as_of)
-                    store.append(customer_id, customer.sequence, new)
-                    customer.sequence += len(new)
-                    added += new.values()
+                    late += [customer_id] * customer.history.add([event.event for event in new.values()], as_of)
+                if profile is not None:
+                    customer.epoch = store.set_profile(customer_id, profile)
+                    profiles.append(profile)
+                store.append(customer_id, customer.sequence, {name: event.event for name, event in new.items()})
+                customer.sequence, customer.event_id = customer.sequence + len(new), [*new][-1]
+                added += [event.event for event in new.values()]
+            with reading_request():  # before anything is kept
+                unknown_values = self.unknown_values(added, profiles)
         for customer_id, customer in customers.items():
             self._keep(customer_id, customer)
         return {
             "added": len(added),
             "known": len(events) - len(added),
             "late": late,
-            "customers": {name: len(customer.events) for name, customer in customers.items()},
-            "unknown_values": self.unknown_values(added, profiles),
+            "customers": {name: len(customer.history.events) for name, customer in customers.items()},
+            "unknown_values": unknown_values,
         }
 
-    def _new_events(self, store: Transaction, customer_id: str, events: Sequence[Incoming]) -> dict[str, RawEvent]:
+    def _set_profile(self, customer: StoredCustomer, events: Sequence[Incoming]) -> RawEvent | None:
+        """Gives a customer the last profile beside some events; returns it if it is another one."""
+        past = customer.history
+        profile = next((event.profile for event in reversed(events) if event.profile is not None), past.profile)
+        if profile == past.profile:
+            return None
+        customer.history = LiveHistory(self.extractor, profile, past.customer_id)
+        customer.history.add(past.events)
+        return profile
+
+    def _new_events(self, store: Transaction, customer_id: str, events: Sequence[Incoming]) -> dict[str, Incoming]:
         """The events that are not stored yet, by id."""
-        texts, new = store.known(customer_id, [event.event_id for event in events]), {}
+        texts = store.known(customer_id, [event.event_id for event in events])
+        new: dict[str, Incoming] = {}
         for event in events:
-            name = f"Event {event.event_id!r} of customer {customer_id!r}"
-            with naming(name):
-                text = canonical(event.event)
+            text = canonical(event.event)
             if event.event_id not in texts:
-                texts[event.event_id], new[event.event_id] = text, event.event
+                texts[event.event_id], new[event.event_id] = text, event
             elif texts[event.event_id] != text:
                 raise ServiceError(
-                    f"{name} is known with other contents, {texts[event.event_id][:120]}: give another event its own "
-                    "id, or delete that one first.",
+                    f"Event {event.event_id!r} of customer {customer_id!r} is known with other contents, "
+                    f"{texts[event.event_id][:120]}: give another event its own id, or delete that one first.",
                     409,
                 )
         return new
@@ -289,24 +336,33 @@ class CustomerService:
     # ---------------------------------------------------------------------------------------------------- questions
 
     def read(self, customer_ids: Sequence[str], as_of: str | None = None, may_be_unknown: bool = False) -> Batch:
-        """Reads customers as the store has them now. Raises `ValueError` if `as_of` is before a customer's last
-        event, and `ServiceError` (404) if one has no event."""
-        batch = Batch([], [], self.extractor.read_as_of(as_of), [])
+        """Reads customers as the store has them now. Raises `ServiceError` if one has no event (404), or an event
+        after `as_of` (422)."""
+        with reading_request():
+            batch = Batch([], [], self.extractor.read_as_of(as_of), [])
         with self.store.transaction() as store:
             for customer_id in dict.fromkeys(customer_ids):
                 customer = self._read_customer(store, customer_id)
-                if customer is None or not customer.events:  # all events may have been deleted
+                if customer is None or not customer.history.events:  # all events may have been deleted
                     batch.unknown.append(customer_id)
                     continue
-                customer.read_as_of(as_of)
-                batch.rows.append(customer.row)
-                said = as_of or customer.last_time
-                batch.customers.append({"customer_id": customer_id, "events": len(customer.events), "as_of": said})
+                history = customer.history
+                with reading_request():
+                    history.read_as_of(as_of)
+                batch.rows.append(history.row)
+                answered = as_of or history.last_time
+                batch.customers.append({"customer_id": customer_id, "events": len(history.events), "as_of": answered})
                 self._keep(customer_id, customer)
         if batch.unknown and not may_be_unknown:
             words = "send an event with this customer_id to POST /events first"
             raise ServiceError(f"No customer {batch.unknown[0]!r} is known: {words}.", 404)
         return batch
+
+    def ask(self, batch: Batch, asked: Questions) -> tuple[Columns, CheckedQuestions]:
+        """Answers questions about customers at the time of the batch. Raises `ServiceError` (422) for wrong ones."""
+        with reading_request():
+            questions = self.predictor.check(replace(asked, as_of=batch.as_of))
+        return self.predictor.ask(batch.rows, questions) if batch.rows else {}, questions
 
     def candidate_set(self, *asked: Any) -> CandidateSet:
         """The labels that may be answered: those of a request, or of the table of candidates as it is now. A set is
@@ -338,12 +394,16 @@ class CustomerService:
             if stored is None:
                 return None
             epoch, profile = stored
-            if customer is None or customer.epoch != epoch:
-                customer = _Customer(self.extractor, profile, customer_id)
-                customer.epoch = epoch
-            if rows := store.events(customer_id, customer.sequence):
-                customer.add([json.loads(row.event) for row in rows])
-                customer.sequence = rows[-1].sequence
+            rows: Sequence[Any] = []
+            if customer is not None and customer.epoch == epoch:
+                rows = store.events(customer_id, customer.sequence)
+            if customer is None or not rows or rows[0].event_id != customer.event_id:
+                # it is new here, or past events were changed, or the store has lost the last one that it had
+                customer = StoredCustomer(LiveHistory(self.extractor, profile, customer_id), epoch)
+                rows = [None, *store.events(customer_id, 0)]
+            if new := rows[1:]:
+                customer.history.add([json.loads(row.event) for row in new])
+                customer.sequence, customer.event_id = new[-1].sequence, new[-1].event_id
         except (ValueError, TypeError, LookupError, AttributeError) as error:
             raise ServiceError(
                 f"{self.store.name} has an event or a profile of customer {customer_id!r} that can't be read "
@@ -351,7 +411,7 @@ class CustomerService:
             ) from error
         return customer
 
-    def _keep(self, customer_id: str, customer: _Customer) -> None:
+    def _keep(self, customer_id: str, customer: StoredCustomer) -> None:
         with self._memory_lock:
             self._customers[customer_id] = customer
             while len(self._customers) > IN_MEMORY:

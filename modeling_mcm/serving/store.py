@@ -23,6 +23,7 @@ with needs("serve"):
 
 FORMAT = "3"  # of the tables
 MAX_ID = 256
+PROBE = "\x1f"  # a customer whom no request can name
 WRITING = "mcm_writing"  # a connection's option: SQLite takes the lock of writers at once
 TABLES = """
 CREATE TABLE IF NOT EXISTS mcm_store (name VARCHAR(256) PRIMARY KEY, value TEXT NOT NULL);
@@ -31,6 +32,12 @@ CREATE TABLE IF NOT EXISTS mcm_customers (
 CREATE TABLE IF NOT EXISTS mcm_events (
     customer_id VARCHAR(256) NOT NULL, sequence BIGINT NOT NULL, event_id VARCHAR(256) NOT NULL, event TEXT NOT NULL,
     PRIMARY KEY (customer_id, sequence), UNIQUE (customer_id, event_id))
+"""
+# The longest time that a transaction of PostgreSQL waits for a lock; and what it acknowledges is on the disk, whatever
+# the server's default is
+SETTINGS = """
+SELECT set_config('lock_timeout', :timeout, true),
+    set_config('synchronous_commit', replace(current_setting('synchronous_commit'), 'off', 'on'), true)
 """
 # Makes or finds a customer, whom nobody else changes until the transaction ends
 LOCK = """
@@ -48,7 +55,7 @@ MEANINGS = (
         503,
     ),
     (
-        {sqlite3.SQLITE_FULL, "53100"},
+        {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE, "53100"},
         "has no room left",
         f"{KEPT}. Free space on its disk, then send it again",
         507,
@@ -61,7 +68,7 @@ MEANINGS = (
         503,
     ),
     (
-        {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN},
+        {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, "25006", "42501"},
         "can't be written",
         f"check the path and the rights. Otherwise {KEPT}",
         503,
@@ -79,11 +86,8 @@ class ServiceError(RuntimeError):
 
 
 def canonical(value: object) -> str:
-    """Writes JSON that is the same for equal values; `ValueError` if it has NaN or infinite numbers."""
-    try:
-        return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    except ValueError:
-        raise ValueError("holds NaN or infinity, which JSON does not have: leave the value out") from None
+    """Writes JSON that is the same for equal values."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 class Transaction:
@@ -107,13 +111,14 @@ class Transaction:
         row = self.run(statement, values).one_or_none()
         return row and (row.epoch, json.loads(row.profile))
 
-    def events(self, customer_id: str, after: int) -> Sequence[sql.Row]:
-        """Reads `sequence` and `event` of a customer's events after a sequence, in the order of arrival."""
+    def events(self, customer_id: str, first: int) -> Sequence[sql.Row]:
+        """Reads `sequence`, `event_id` and `event` of a customer's events from a sequence on, in the order of
+        arrival."""
         statement = (
-            "SELECT sequence, event FROM mcm_events WHERE customer_id = :customer_id AND sequence > :after "
-            "ORDER BY sequence"
+            "SELECT sequence, event_id, event FROM mcm_events WHERE customer_id = :customer_id "
+            "AND sequence >= :first ORDER BY sequence"
         )
-        return self.run(statement, {"customer_id": customer_id, "after": after}).all()
+        return self.run(statement, {"customer_id": customer_id, "first": first}).all()
 
     def known(self, customer_id: str, event_ids: Sequence[str]) -> dict[str, str]:
         """Reads the canonical JSON of those events that are stored, by event id."""
@@ -182,9 +187,13 @@ class EventStore:
             sql.event.listen(self.engine, "begin", self._begin_sqlite)
         try:
             self._claim()
-            if self.is_sqlite:  # a log in which readers and a writer do not stop each other
-                path, has_log = Path(str(url.database)).absolute(), self._sqlite("journal_mode=WAL") == [("wal",)]
-                self._file = path, _identity(path), has_log
+            if self.is_sqlite:
+                # With a log readers and a writer do not stop each other; a full disk has no room for one.
+                with contextlib.suppress(ServiceError):
+                    self._sqlite("journal_mode=WAL")
+                self.count()  # opens the log, which no other service can then remove
+                path = Path(str(url.database)).absolute()
+                self._file = path, _identity(path), _identity(_log_path(path)) is not None
         except BaseException:
             self.engine.dispose()
             raise
@@ -205,10 +214,11 @@ class EventStore:
         if not self.is_sqlite and not writing:  # SQLite's readers see one snapshot anyway
             options["isolation_level"] = "REPEATABLE READ"
         with self._failure(), self.engine.connect().execution_options(**options) as connection, connection.begin():
+            store = Transaction(connection)
             if not self.is_sqlite:
-                connection.exec_driver_sql(f"SET LOCAL lock_timeout = {round(self.timeout * 1000)}")
+                store.run(SETTINGS, {"timeout": f"{round(self.timeout * 1000)}ms"})
             try:
-                yield Transaction(connection)
+                yield store
             finally:
                 self._check_file()
 
@@ -218,14 +228,15 @@ class EventStore:
             yield
         except (sql.exc.DBAPIError, sqlite3.Error) as error:
             cause = getattr(error, "orig", error)
-            codes = {getattr(cause, "sqlite_errorcode", 0) & 0xFF, getattr(cause, "sqlstate", None)}
+            code = getattr(cause, "sqlite_errorcode", 0)
+            codes = {code, code & 0xFF, getattr(cause, "sqlstate", None)}
             raise _explain(codes, self.name, " ".join(str(cause).split())) from error
 
     def _check_file(self) -> None:
         """Raises `ServiceError` if the SQLite file is no longer at its path: its connections go on without it."""
         if self._file is not None:
             path, opened, has_log = self._file
-            if _identity(path) != opened or (has_log and _identity(path.with_name(f"{path.name}-wal")) is None):
+            if _identity(path) != opened or (has_log and _identity(_log_path(path)) is None):
                 raise ServiceError(
                     f"{self.name}, or the -wal file beside it, was removed or replaced while this service ran, and "
                     "nothing of this request was kept: put it back as it was, or start the service again."
@@ -247,7 +258,8 @@ class EventStore:
                 )
             for statement in TABLES.split(";"):
                 store.run(statement)
-            about = dict(map(tuple, store.run("SELECT name, value FROM mcm_store"))) or {"format": FORMAT}
+            stored = dict(map(tuple, store.run("SELECT name, value FROM mcm_store")))
+            about = stored.copy() or {"format": FORMAT}
             if self.log and about.setdefault("log", self.log) != self.log:
                 raise ServiceError(
                     f"{self.name} has events of the log {about['log']}, and this checkpoint reads {self.log}: give a "
@@ -258,18 +270,31 @@ class EventStore:
                     f"{self.name} has format {about.get('format')}, and this version reads {FORMAT}: use the version "
                     "that wrote it. Nothing was changed."
                 )
-            store.run("DELETE FROM mcm_store")
-            values = [{"name": name, "value": value} for name, value in about.items()]
-            store.run("INSERT INTO mcm_store VALUES (:name, :value)", *values)
+            # Nothing is written anew: a store that is known can be opened on a full disk.
+            if values := [{"name": name, "value": about[name]} for name in about.keys() - stored.keys()]:
+                store.run("INSERT INTO mcm_store VALUES (:name, :value)", *values)
 
-    def _sqlite(self, pragma: str) -> list[tuple]:
-        """Makes a setting of a SQLite file outside of transactions, and returns what SQLite says."""
+    def _sqlite(self, *pragmas: str) -> None:
+        """Makes settings of a SQLite file outside of transactions."""
         with self._failure(), contextlib.closing(self.engine.raw_connection()) as connection:
-            return connection.execute(f"PRAGMA {pragma}").fetchall()
+            for pragma in pragmas:
+                connection.execute(f"PRAGMA {pragma}").fetchall()
 
     def close(self) -> None:
-        """Closes the connections; SQLite then moves its write-ahead log into the file."""
+        """Closes the connections. The last service moves SQLite's write-ahead log into the file, which can then be
+        opened on a full disk: a log needs room beside it."""
         self.engine.dispose()
+        if self._file is not None and _identity(self._file[0]) == self._file[1]:
+            with contextlib.suppress(ServiceError):  # another service has it open
+                self._sqlite("busy_timeout=0", "journal_mode=DELETE")
+            self.engine.dispose()
+
+    def check(self) -> None:
+        """Raises [`ServiceError`] unless events can be read and written. Nothing is kept of what this tries."""
+        with self.transaction(writing=True) as store:
+            store.customer(PROBE, locked=True)
+            store.append(PROBE, 0, {PROBE: {}})
+            store.connection.rollback()
 
     def count(self) -> int:
         """Counts the customers in the store."""
@@ -302,6 +327,11 @@ class EventStore:
         with contextlib.suppress(ServiceError):
             if self.is_sqlite:
                 self._sqlite("wal_checkpoint(TRUNCATE)")
+
+
+def _log_path(path: Path) -> Path:
+    """SQLite's write-ahead log of a file."""
+    return path.with_name(f"{path.name}-wal")
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

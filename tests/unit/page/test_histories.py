@@ -12,6 +12,7 @@ from serving_client import assert_same
 
 from modeling_mcm import LiveCustomer, MCMFeatureExtractor
 from modeling_mcm.data import NO_CUTOFFS
+from modeling_mcm.data.dataset import FEATURE_EXTRACTOR_FOLDER
 from modeling_mcm.page.histories import NEXT_DAYS, Histories
 
 WHO = ["c05", "c07", "c21"]
@@ -26,7 +27,7 @@ def model(tiny_model):
 def page(model, extractor, tmp_path):
     """A function that gives the customers of a log and of the data set that was prepared from it."""
 
-    def make(log, data, name="page"):
+    def make(log, data, name="page", extractor=extractor):
         shutil.copytree(data, tmp_path / name)
         log.to_parquet(tmp_path / name / "log.parquet")
         make_profile(log).to_parquet(tmp_path / name / "profile.parquet")
@@ -39,7 +40,7 @@ def page(model, extractor, tmp_path):
 def test_the_model_knows_what_came_before_the_cutoff(page, event_log, prepared, model, extractor):
     histories, before = page(event_log, prepared), event_log[event_log["when"] < TEST]
     for who in WHO:
-        live, customer = histories.household(who).live, find_customer(before, who)
+        live, customer = histories.case(who).live, find_customer(before, who)
         past = LiveCustomer(model, extractor, customer["profile"])
         past.add(customer["events"])
         assert len(live.events) == (before["who"] == who).sum() < (event_log["who"] == who).sum()
@@ -51,10 +52,26 @@ def test_what_really_came_is_what_the_log_says(page, event_log, prepared, extrac
     own = event_log[(event_log["who"] == who) & (event_log["when"] >= TEST) & (event_log["action"] == "buy")]
     following = own[own["basket"] == own.sort_values("when")["basket"].iloc[0]]
     within = own[own["when"] < pd.Timestamp(TEST) + pd.Timedelta(days=NEXT_DAYS)]
-    bought = page(event_log, prepared).household(who).bought["items"]
+    bought = page(event_log, prepared).case(who).bought["items"]
     known = set(extractor.vocabularies["items"])
     assert {label for label, when in bought.items() if when == "next visit"} == set(following["item"]) & known
     assert set(bought) == {*following["item"], *within["item"]} & known
+
+
+def test_a_supposed_event_is_of_the_visit_that_the_schema_says(page, event_log, prepare_log, model):
+    """Of the day of the cutoff, where a day is a visit; the visits before it stay as they were."""
+    hours = pd.to_timedelta(event_log.index % 3, unit="h")
+    raw = event_log.drop(columns="basket").assign(when=event_log["when"] + hours)
+    with_days = raw.assign(visit_day=raw["when"].dt.strftime("%Y-%m-%d"))
+    data = prepare_log(with_days, visit="visit_day")
+    extractor = MCMFeatureExtractor.from_pretrained(data / FEATURE_EXTRACTOR_FOLDER)
+    for name, log in (("raw", raw), ("days", with_days)):
+        histories = page(log, data, name, extractor)
+        for who in WHO:
+            before, after = histories.case(who).live.row, histories.suppose_event(who, "items", "item 05").row
+            visits = before["visits"].tolist()  # each ends with an event of its own
+            assert after["visits"].tolist() == [*visits, visits[-1] + 1, visits[-1] + 1]
+            assert after["times"][-1] == histories.as_of
 
 
 def test_a_log_that_lacks_customers_of_the_data_is_refused(page, event_log, prepared):
@@ -70,7 +87,7 @@ def test_only_visits_with_a_target_count(page, event_log, prepared):
         days = own.groupby("basket")["when"].min().sort_values()
         past = days[days < TEST]
         row = histories.scored.set_index("customer_id").loc[who]
-        assert len(histories.household(who).visits) == len(days)
+        assert len(histories.case(who).visits) == len(days)
         assert row["days_since_visit"] == pytest.approx((pd.Timestamp(TEST) - past.iloc[-1]) / pd.Timedelta(days=1))
         assert row["days_between_visits"] == pytest.approx(past.dt.normalize().drop_duplicates().diff().dt.days.mean())
 

@@ -3,16 +3,20 @@
 """The HTTP service: every endpoint, events sent twice, deletion, limits, the token, and answers to bad requests."""
 
 import json
+import logging
 import threading
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from choices import STATE
-from fitted import fill_forecaster
+import torch
+from choices import STATE, perturb
+from fitted import fill_forecaster, fill_scorer
 from serving_client import HEADERS, HOST, TOKEN, as_requests, assert_same, make_client, make_service
 
+from modeling_mcm import MCMForActionRecommendation
 from modeling_mcm.data import PreparedData
 from modeling_mcm.live.customer import LiveCustomer
 from modeling_mcm.scoring import forecast_total
@@ -95,9 +99,12 @@ def test_forecasts_are_those_of_the_horizons_that_are_asked_for(tiny_model, extr
 
 
 def test_an_event_sent_again_changes_nothing_and_other_contents_are_refused(client, events):
-    post(client, events)
+    """Nor does the profile beside it: a late retry must not undo a newer one. (An event may name its customer.)"""
+    events = [each | {"event": each["event"] | {"who": "c03"}} for each in events]
+    first, *others = events
+    post(client, [first | {"profile": {"age": "young"}}, others[0] | {"profile": {"age": "old"}}, *others[1:]])
     before = scores(client)
-    again = post(client, events[3:9] + events[5:6])
+    again = post(client, [first | {"profile": {"age": "young"}}, *events[3:8], *events[5:6]])
     assert (again["added"], again["known"], again["customers"]) == (0, 7, {"c03": len(events)})
     changed = events[4] | {"event": events[4]["event"] | {"item": "item 00", "aisle": "other"}}
     said = post(client, [changed], 409)["detail"]
@@ -329,7 +336,7 @@ EVENTS = {
     "no time": (without("when"), "Customer 'c03': column 'when': found no time"),
     "the future": (put(when="2018-01-01T00:02:00"), "has an event at 2018-01-01T00:02:00, which is after now"),
     "time zone": (put(when="2018-01-01T00:30:00-01:00"), "has an event at 2018-01-01T01:30:00, which is after now"),
-    "NaN": (put(price=float("nan")), "of customer 'c03': holds NaN or infinity"),
+    "NaN": (put(price=float("nan")), "body.events.1.event: Value error, is no JSON (Out of range float"),
     "401 digits": (put(price=10**400), "expected a number; convert it"),
     "another customer": (put(who="c04"), "column 'who': found the customers c03, c04; give each"),
     "no id": (
@@ -340,20 +347,76 @@ EVENTS = {
     "a long id": (lambda event: event.update(customer_id="c" * 257), "customer_id: String should have at most 256"),
     "a null byte": (lambda event: event.update(customer_id="c\0"), "customer_id: String should match pattern"),
     "half a character": (lambda event: event.update(customer_id="\ud800"), "customer_id: Input should be a valid str"),
+    "half a character in a value": (put(item="\ud800"), "body.events.1.event: Value error, is no JSON ("),
+    "half a character in a column": (put(**{"\ud800": 1}), "body.events.1.event: Value error, is no JSON ("),
+    "half a character in a profile": (
+        lambda event: event.update(profile={"age": "\ud800"}),
+        "body.events.1.profile: Value error, is no JSON (",
+    ),
+    "half a character in a key": (
+        lambda event: event.update({"\ud800": {}}),
+        "body.events.1: Input should be a valid",
+    ),
     "another key": (lambda event: event.update(evnt={}), "body.events.1.evnt: Extra inputs are not permitted"),
     "an unknown profile": (lambda event: event.update(profile={"shoe": 44}), "profile: unknown 'shoe'; Known are"),
 }
 
 
 @pytest.mark.parametrize("change, words", EVENTS.values(), ids=EVENTS.keys())
-def test_bad_events_are_refused_and_nothing_of_the_body_is_kept(client, events, service, change, words):
+def test_bad_events_are_refused_logged_and_not_kept(client, events, service, change, words, caplog):
+    caplog.set_level(logging.INFO)
     bad = json.loads(json.dumps(events[1]))
     change(bad)
     body = json.dumps({"events": [events[0], bad]}).encode()
     answer = client.post("/events", content=body, headers={"Content-Type": "application/json"})
     assert answer.status_code == 422, answer.text
     assert words in answer.json()["detail"]
+    assert f"422: {json.dumps(answer.json()['detail'])}" in caplog.messages  # in one line
     assert service.store.count() == 0
+
+
+def fail(*_, **__):
+    raise ValueError("operands could not be broadcast together")
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/events", "/scores", "/totals", "/labels/similar?task=items&label=item 01"]
+    + [f"/customers/c03/{question}" for question in ("scores", "embedding", "forecast", "explain?task=items")],
+)
+def test_a_fault_of_the_service_is_no_fault_of_the_client(tiny_model, extractor, events, tmp_path, monkeypatch, path):
+    model = fill_forecaster(fill_scorer(tiny_model(extended=True, scorer=True, **STATE)))
+    service = make_service(model, extractor, tmp_path / "state.db")
+    client, service.trained_until = make_client(service), 0
+    post(client, events[1:])
+    for function in ("serving.store.Transaction.append", "predictor_mcm.Predictor.run", "live.similar.choose_labels"):
+        monkeypatch.setattr(f"modeling_mcm.{function}", fail)
+    body = {"events": events[:1]} if path == "/events" else {"customers": ["c03"]}
+    asked = ("POST", path, {"json": body}) if path in ("/events", "/scores", "/totals") else ("GET", path, {})
+    for is_raised, errors in ((False, nullcontext()), (True, pytest.raises(ValueError, match="operands could not"))):
+        client._transport.raise_server_exceptions = is_raised  # the server gets it, and logs the traceback
+        with errors:
+            answer = client.request(*asked[:2], **asked[2])
+            assert answer.status_code == 500 and "The service failed (ValueError)" in answer.json()["detail"]
+    monkeypatch.undo()
+    assert client.request(*asked[:2], **asked[2]).status_code == 200
+
+
+def test_offers_are_those_of_the_versions_at_their_time(tiny_config, extractor, event_log, events, tmp_path):
+    torch.manual_seed(0)
+    model = perturb(MCMForActionRecommendation(tiny_config(extended=True)).eval())
+    client = make_client(make_service(model, extractor, tmp_path / "offers.db"))
+    post(client, events)
+    versions = [("item 01", "2017-01-01"), ("item 02", "2018-06-01")]
+    actions = [{"action_id": "coupon", "item": item, "time": day} for item, day in versions]
+    live = make_live(model, extractor, events)
+    for params in ({}, {"as_of": "2018-02-01"}, {"as_of": "2018-07-01"}):
+        answer = client.post("/offers", params=params, json={"customers": ["c03"], "actions": actions})
+        (found,), (wanted,) = answer.json()["customers"][0]["offers"], live.offers(actions, **params)
+        assert found == pytest.approx(wanted, abs=1e-5), params
+    body = {"customers": ["c03"], "actions": actions[1:]}
+    refused = client.post("/offers", params={"as_of": "2018-02-01"}, json=body)
+    assert refused.status_code == 422 and "has no row in the actions that holds then" in refused.json()["detail"]
 
 
 @pytest.mark.parametrize(
@@ -385,12 +448,6 @@ def test_bad_requests_are_answered_with_what_is_wrong(client, events, status, pa
     else:
         answer = client.post(path, content=body, headers={"Content-Type": "application/json"})
     assert answer.status_code == status and words in answer.json()["detail"]
-
-
-def test_an_event_may_have_the_customer_column(client, events):
-    named = [each | {"event": each["event"] | {"who": "c03"}} for each in events]
-    post(client, named[:5])
-    assert post(client, named)["known"] == 5
 
 
 def test_openapi_says_what_is_answered_and_its_example_is_an_event(client):

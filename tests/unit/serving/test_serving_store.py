@@ -74,7 +74,7 @@ def postgres(folder):
     port = free_port()
     data, quiet = folder / "data", {"stdout": subprocess.DEVNULL, "cwd": folder, **user}
     subprocess.run([initdb, "-D", data, "-U", "mcm", "-A", "trust", "--no-sync"], check=True, **quiet)
-    options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
+    options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off -c synchronous_commit=off"
     control = [initdb.with_name("pg_ctl"), "-D", data, "-w"]
     subprocess.run([*control, "-o", options, "-l", folder / "log", "start"], check=True, **quiet)
     try:
@@ -95,7 +95,10 @@ def database(request, tmp_path_factory):
         def empty():
             engine = sqlalchemy.create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
             with engine.begin() as connection:
-                connection.exec_driver_sql("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+                connection.exec_driver_sql(
+                    "SET TRANSACTION READ WRITE; ALTER DATABASE postgres RESET ALL; DROP SCHEMA public CASCADE; "
+                    "CREATE SCHEMA public"
+                )
             engine.dispose()
             return url
 
@@ -119,6 +122,76 @@ def test_two_services_on_one_store_see_each_other_s_events(start, database, even
     assert_same(scores(services[1]), never_had(model, extractor, events[:4]))
     with pytest.raises(ServiceError, match="is known with other contents"):
         services[1].add([events[1].model_copy(update={"event_id": events[0].event_id})])
+
+
+def test_what_a_store_has_lost_is_answered_by_no_service(start, database, events, model, extractor):
+    """As after a restored backup: what memory had counts no longer, and may be sent again in another order."""
+    place = database()
+    service = start(place)
+    service.add(events)
+    for kept, again in ((9, []), (6, events[8:5:-1])):
+        with service.store.transaction(writing=True) as store:
+            store.run("DELETE FROM mcm_events WHERE sequence > :kept", {"kept": kept})
+        assert_same(scores(service), never_had(model, extractor, events[:kept]))
+        if again:
+            start(place).add(again)
+        assert_same(scores(service), never_had(model, extractor, [*events[:kept], *again]))
+    assert service.add(events)["added"] == len(events) - 9
+
+
+def test_what_is_acknowledged_is_on_the_disk_whatever_the_default_of_the_database(start, database):
+    service = start(database())
+    setting = "PRAGMA synchronous" if service.store.is_sqlite else "SHOW synchronous_commit"
+    with service.store.transaction(writing=True) as store:
+        assert store.run(setting).scalar_one() in (2, "on")
+
+
+BROKEN = {
+    "no events": ("DROP TABLE mcm_events",) * 2,
+    "no customers": ("DROP TABLE mcm_customers",) * 2,
+    "read-only": (
+        "CREATE TRIGGER t BEFORE INSERT ON mcm_events BEGIN SELECT RAISE(ABORT, 'read-only'); END",
+        "ALTER DATABASE postgres SET default_transaction_read_only = on",
+    ),
+}
+
+
+@pytest.mark.parametrize("changes", BROKEN.values(), ids=BROKEN.keys())
+def test_a_service_that_can_t_write_is_not_ready(start, database, events, changes):
+    service = start(database())
+    service.add(events)
+    service.check()
+    assert service.store.count() == 1  # what the check writes is not kept
+    with service.store.transaction(writing=True) as store:
+        store.run(changes[not service.store.is_sqlite])
+    service.store.engine.dispose()
+    with pytest.raises(ServiceError, match="can't be (used|written)"):
+        service.check()
+
+
+@pytest.mark.parametrize("stop", ["closed", "killed"])
+def test_a_service_starts_on_a_full_disk_answers_and_refuses_events(
+    start, events, model, extractor, small_disk, stop, tmp_path
+):
+    folder = small_disk("400k")
+    service = start(folder / "state.db")
+    service.add(events[:3])
+    if stop == "killed":
+        shutil.copytree(folder, tmp_path / "copy")
+    service.store.close()
+    if stop == "killed":
+        shutil.copytree(tmp_path / "copy", folder, dirs_exist_ok=True)
+    with pytest.raises(OSError, match="No space left"), open(folder / "full", "wb", 0) as file:
+        while True:
+            file.write(bytes(512))
+    service = start(folder / "state.db")
+    assert_same(scores(service), never_had(model, extractor, events[:3]))
+    with pytest.raises(ServiceError, match="has no room left .*: nothing of this request was kept") as caught:
+        service.add([event.model_copy(update={"event": event.event | {"item": "x" * 3000}}) for event in events[3:9]])
+    assert caught.value.status == 507
+    assert_same(scores(service), never_had(model, extractor, events[:3]))
+    (folder / "full").unlink()
+    assert service.add(events)["added"] == len(events) - 3
 
 
 def test_services_that_write_at_once_neither_lose_nor_double_an_event(start, database, events, model, extractor):

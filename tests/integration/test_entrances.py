@@ -1,0 +1,421 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""The same answer through every entrance: kinds of logs x questions x entrances, all equal to `encode` and `forward`.
+
+Every entrance gets the same raw events, all at once, or one by one in pieces of any size, and gives for each customer
+a dict of numbers by name. What they should be is computed here by hand from the model's forward pass.
+"""
+
+import functools
+import itertools
+import json
+from datetime import UTC, datetime
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from answers import flatten
+from choices import EXTENDED, STATE, TINY, from_data, perturb
+from corner_shop import SCHEMA, make_profile
+from fitted import fill_forecaster, fill_scorer
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from in_process import call
+from serving_client import make_client, make_service
+
+from modeling_mcm import CustomerModel, LiveCustomer, MCMConfig, MCMForMultiTaskRecommendation
+from modeling_mcm.data import EventSchema, PreparedData
+from modeling_mcm.data.collator import MCMCollator
+from modeling_mcm.inputs_mcm import Customers
+from modeling_mcm.live.customer import LiveHistory
+from modeling_mcm.page.histories import Histories
+from modeling_mcm.pipeline_mcm import CustomerEmbeddingPipeline, CustomerForecastPipeline, PreferenceScoresPipeline
+from modeling_mcm.preparation import prepare
+
+AS_OF, K = "2017-12-31", 4
+TEXT = "%Y-%m-%dT%H:%M:%S.%f"
+
+
+def make_events(kind, seed=0, customers=9, later=False):
+    """Events around midnights: baskets that overlap, clicks without one, several events of a second, empty values."""
+    draw, rows = np.random.default_rng(seed), []
+    for customer in range(customers):
+        for visit in range(1 + customer * 2):
+            start = pd.Timestamp("2017-10-01T22:00") + pd.Timedelta(hours=int(draw.integers(24 * 50)))
+            for _ in range(draw.integers(1, 5)):
+                item, is_click = int(draw.integers(12)), draw.random() < 0.2
+                seconds = float(draw.choice([0, 0, 0.1, 0.4, 1, 3600, 10_000]))
+                rows.append({"who": f"c{customer:02}", "when": start + pd.Timedelta(seconds=seconds)})
+                rows[-1] |= {"action": "click" if is_click else "buy", "item": None if is_click else f"item {item:02}"}
+                rows[-1] |= {"basket": None if is_click else f"{customer}-{visit}", "price": float(1 + item % 7)}
+                rows[-1] |= {"aisle": f"aisle {item // 4}"}
+    log = pd.DataFrame(rows)
+    if later:  # whoever comes at the cutoffs, of whom nobody asks
+        late = [
+            log.iloc[-1:].assign(who="c98", when=pd.Timestamp(time)) for time in ("2017-12-30T12", "2017-12-31T12")
+        ]
+        log = pd.concat([log, *late], ignore_index=True)
+    if kind == "refunds":
+        log["price"] *= np.where(np.arange(len(log)) % 5, 1, -1)
+    if kind == "numbers":
+        log["who"] = log["who"].str[1:].astype(int) + 1
+        log["item"] = pd.to_numeric(log["item"].str[5:]).astype("Int64") * 10**17 + 3
+    if kind == "equal events count once":
+        log = pd.concat([log, log.iloc[::3]], ignore_index=True)
+    if kind == "place":
+        log["place"] = log.groupby("who").cumcount() // 2
+    if kind in ("rows", "place"):
+        return log.drop(columns="when")
+    if kind in ("Europe/Berlin", "+05:30"):  # written in UTC, read on the clocks of the zone
+        return log.assign(when=log["when"].dt.strftime(TEXT) + "Z")
+    return log if kind == "numbers" else log.assign(when=log["when"].dt.strftime(TEXT))
+
+
+NO_TIMES = {"time": None, "cutoffs": "leave_one_out", "features": SCHEMA["features"][:4], "amount": None}
+KINDS = {  # by name what differs from the corner shop's schema
+    "baskets": {},
+    "days": {"visit": "visit_day"},
+    "times": {"visit": None},
+    "place": NO_TIMES | {"order": "place"},
+    "rows": NO_TIMES | {"order": "rows", "visit": None},
+    "Europe/Berlin": {"time_zone": "Europe/Berlin", "visit": "visit_day"},
+    "+05:30": {"time_zone": "+05:30", "visit": "visit_day"},
+    "refunds": {},
+    "numbers": {},
+    "equal events count once": {"on_duplicate": "drop", "visit": "visit_day"},
+    "readable events": {"visit": None},
+    "one kind of event": {"token_type": None, "target_token_types": [], "tasks": ["items", "aisle"]},
+}
+QUESTIONS = {
+    "next visit": {"tasks": None},
+    "within a month": {"tasks": ["aisle"], "horizon_days": 30.0},
+    "what is in stock": {"tasks": ["items"], "candidates": True, "exclude": "seen", "per_group": ("aisle", 1)},
+    "embedding": {"embedding": True},
+    "forecasts": {"forecasts": True, "days": [3.0, 40.0]},
+}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+@torch.no_grad()
+def shop(request, tmp_path_factory):
+    """The log of a kind, its prepared data, and a tiny model whose every weight has a say."""
+    kind, place = request.param, tmp_path_factory.mktemp("shop")
+    log, schema = make_events(kind, later=True), SCHEMA | {"cutoffs": {"validation": "2017-12-30", "test": AS_OF}}
+    schema |= {"min_history": 1} | KINDS[kind]
+    profile = make_profile(log.assign(who=log["who"].map(lambda name: f"c{name}" if kind == "numbers" else name)))
+    profile["who"] = sorted(log["who"].unique())
+    log.to_parquet(place / "events.parquet")
+    profile.to_parquet(place / "profile.parquet")
+    prepare(log, EventSchema.from_dict(schema), place / "data", profile=profile)
+    extractor = PreparedData(place / "data").extractor
+    config = from_data(extractor) | TINY | EXTENDED | {"scorer": True, "kind_feature": extractor.token_type_feature}
+    if kind == "readable events":
+        config["input_features"] = ["items"]
+    if extractor.time:
+        config |= STATE | {"state_features": [name for name in STATE["state_features"] if name in config["features"]]}
+    torch.manual_seed(0)
+    model = fill_scorer(perturb(MCMForMultiTaskRecommendation(MCMConfig(**config)).eval()))
+    model.scorer.chance.copy_(torch.tensor([0.5, 0.9, -0.2]))
+    if extractor.time:
+        fill_forecaster(model)
+    for part in (model, extractor):
+        part.save_pretrained(place / "model")
+    stock = pd.DataFrame({"items": extractor.vocabularies["items"][1::2]})
+    stock["aisle"] = [f"aisle {number % 3}" for number in range(len(stock))]
+    stock.to_parquet(place / "stock.parquet")
+    ages = {str(row["who"]): {"age": row["age"]} for row in profile.to_dict("records")}
+    histories = {str(name): rows for name, rows in log.groupby("who") if str(name) not in ("c98", "99")}
+    parts = {"place": place, "log": log, "extractor": extractor, "model": model, "stock": stock, "kind": kind}
+    return SimpleNamespace(**parts, ages=ages, histories=histories)
+
+
+# ------------------------------------------------------------------------------------------- what answers should be
+
+
+@torch.no_grad()
+def ask_by_hand(shop, question, as_of=AS_OF, with_profile=True, inputs=None):
+    """Of each customer the numbers by name, from `encode` and the forward pass of one customer at a time."""
+    model, extractor, answers = shop.model, shop.extractor, {}
+    for name, events in shop.histories.items():
+        row = extractor.encode({"events": events, "profile": shop.ages[name] if with_profile else None})
+        seen = {task: set(row[f"feature_{task}"].tolist()) for task in extractor.tasks}
+        if model.config.input_features:  # events without an item are not there, and a visit without one is none
+            is_read = row["feature_items"] > 0
+            row = {key: value[is_read] if np.ndim(value) else value for key, value in row.items() if value is not None}
+            row["visits"] = np.unique(row["visits"], return_inverse=True)[1].astype(np.int32)
+        times = None if extractor.order else [pd.Timestamp(as_of).timestamp()]
+        batch = inputs[name] if inputs else dict(extractor.pad([row], as_of=times))
+        days = question.get("days", []) + [30.0] * bool(question.get("horizon_days"))
+        output = model(**batch, horizon_days=question.get("horizon_days"), forecast_days=days or None)
+        if "embedding" in question:
+            answers[name] = {str(place): value for place, value in enumerate(output.pooler_output[0].tolist())}
+        elif "forecasts" in question:
+            answers[name] = {key: value.item() for key, value in output.forecasts.items()}
+        else:
+            tasks = question["tasks"] or extractor.tasks
+            comes = output.forecasts["visit_probability_30d"].item() if days else 1.0
+            ranked = (rank_by_hand(shop, task, output.logits[task][0], seen[task], comes, question) for task in tasks)
+            answers[name] = {key: value for part in ranked for key, value in part.items()}
+    return answers
+
+
+def rank_by_hand(shop, task, logits, seen, comes, question):
+    labels, model = shop.extractor.vocabularies[task], shop.model
+    chances = comes * model.chances(task, logits[None].double().log_softmax(1), question.get("horizon_days"))[0]
+    allowed = [id for id in range(2, len(logits)) if id not in shop.extractor.own_ids(task)]
+    if "candidates" in question:
+        aisles = shop.stock.set_index("items")["aisle"]
+        allowed = [id for id in allowed if labels[id - 2] in aisles and id not in seen]
+    total = logits[allowed].logsumexp(0)
+    best = sorted(allowed, key=lambda id: -logits[id].item())
+    if "per_group" in question:
+        best = list({aisles[labels[id - 2]]: id for id in reversed(best)}.values())
+        best = sorted(best, key=lambda id: -logits[id].item())
+    return {
+        f"{task}/{labels[id - 2]}/{kind}": value
+        for id in best[:K]
+        for kind, value in (("score", (logits[id] - total).exp().item()), ("chance", chances[id].item()))
+    }
+
+
+# ------------------------------------------------------------------- entrances: of each customer the numbers by name
+
+OPTIONS = ("tasks", "candidates", "exclude", "per_group", "horizon_days")
+
+
+def choose(shop, question, **others):
+    """The options of a question as most entrances take them."""
+    options = {name: question[name] for name in OPTIONS if name in question}
+    return options | ({"candidates": shop.stock} if "candidates" in options else {}) | others
+
+
+def as_customers(shop):
+    return [{"events": rows, "profile": shop.ages[name], "customer_id": name} for name, rows in shop.histories.items()]
+
+
+def ask_pipelines(shop, question, at_construction=False):
+    time = {} if shop.extractor.order else {"as_of": AS_OF}
+    kind, options = PreferenceScoresPipeline, choose(shop, question, top_k=K, **time)
+    if "tasks" not in question:
+        kind, options = CustomerEmbeddingPipeline, time
+    if "forecasts" in question:
+        kind, options = CustomerForecastPipeline, time | {"days": question["days"]}
+    first, then = (options, {}) if at_construction else ({}, options)
+    if at_construction and "tasks" in options:  # the call goes before the construction
+        first, then = (
+            options | {"top_k": 1, "tasks": shop.extractor.tasks[:1]},
+            {"top_k": K, "tasks": options["tasks"]},
+        )
+        then["tasks"] = then["tasks"] or shop.extractor.tasks
+    pipe = kind(model=shop.model, feature_extractor=shop.extractor, **first)
+    return dict(zip(shop.histories, map(flatten, pipe(as_customers(shop), batch_size=4, **then)), strict=True))
+
+
+def cut(rows, seed=0):
+    """Pieces of a frame of any size, in any order where times say it."""
+    draw = np.random.default_rng(seed)
+    rows = rows if "when" not in rows else rows.iloc[draw.permutation(len(rows))]
+    ends = np.sort(draw.integers(0, len(rows) + 1, draw.integers(0, 1 + len(rows))))
+    return np.split(np.arange(len(rows)), ends), rows
+
+
+def ask_live(shop, question, in_pieces=True):
+    time = () if shop.extractor.order else (AS_OF,)
+    for name, rows in shop.histories.items():
+        live = LiveCustomer(shop.model, shop.extractor, shop.ages[name], name)
+        pieces, rows = cut(rows) if in_pieces else ([np.arange(len(rows))], rows)
+        for piece in pieces:
+            live.add(rows.iloc[piece])
+        live = LiveCustomer.from_bytes(live.to_bytes(), shop.model, shop.extractor) if in_pieces else live
+        yield name, flatten(ask_one(live, shop, question, *time))
+
+
+def ask_one(live, shop, question, *time):
+    if "embedding" in question:
+        return live.embedding(*time)
+    if "forecasts" in question:
+        return live.forecast(*time, days=question["days"])
+    return live.scores(*time, k=K, **choose(shop, question))
+
+
+def ask_frame(shop, question):
+    model = CustomerModel(shop.model, shop.extractor, shop.log)
+    time = {} if shop.extractor.order else {"as_of": AS_OF}
+    if "embedding" in question:
+        return {name: flatten(row) for name, row in zip(model.customers, model.embed(**time).to_numpy(), strict=True)}
+    if "forecasts" in question:
+        return model.forecast(days=question["days"], **time).to_dict("index")
+    table = model.recommend(k=K, **choose(shop, question, **time))
+    table["label"] = table["task"] + "/" + table["label"]
+    parts = {name: part.set_index("label")[["score", "chance"]] for name, part in table.groupby("customer")}
+    return {name: flatten(parts[name].to_dict("index")) if name in parts else {} for name in model.customers}
+
+
+def ask_predict(shop, question):
+    options = {
+        "model": shop.place / "model",
+        "events": shop.place / "events.parquet",
+        "output_dir": shop.place / "out",
+    }
+    options |= {"profile": shop.place / "profile.parquet", "top_k": K} | (
+        {} if shop.extractor.order else {"as_of": AS_OF}
+    )
+    options |= {name: question[name] for name in ("horizon_days", "exclude") if name in question}
+    options |= {"candidates": shop.place / "stock.parquet", "per_group": "aisle=1"} if "candidates" in question else {}
+    words = [word for name, value in options.items() for word in (f"--{name}", value)]
+    for name in ("tasks", "days"):
+        words += [f"--{name.replace('days', 'forecast_days')}", *question[name]] if question.get(name) else []
+    call("run_predict", *words)
+    table = pd.read_parquet(options["output_dir"]).set_index("customer_id")
+    for path in options["output_dir"].iterdir():
+        path.unlink()
+    for name, row in table.iterrows():
+        if "tasks" in question:
+            tasks = question["tasks"] or shop.extractor.tasks
+            lists = {(task, kind): row[f"{task}_{kind}s"] for task in tasks for kind in ("score", "chance")}
+            yield (
+                name,
+                {
+                    f"{task}/{label}/{kind}": value
+                    for (task, kind), values in lists.items()
+                    for label, value in zip(row[task], values, strict=True)
+                },
+            )
+        else:
+            yield name, flatten(row["embedding"]) if "embedding" in question else row.drop("embedding").to_dict()
+
+
+def ask_service(shop, question):
+    if "candidates" in question:
+        return None  # a request names labels, not their aisles
+    clock = {"clock": lambda: datetime(2018, 2, 2, tzinfo=UTC)}
+    service = make_service(shop.model, shop.extractor, shop.place / "state.db", **clock)
+    client, answers = make_client(service), {}
+    options = {name: value for name, value in question.items() if name in ("horizon_days", "days")}
+    options |= {"task": question.get("tasks") or []} | ({} if shop.extractor.order else {"as_of": AS_OF})
+    what = next(iter(question)).replace("tasks", "scores").replace("forecasts", "forecast")
+    options |= {"k": K} if what == "scores" else {}
+    for name, rows in shop.histories.items():
+        pieces, rows = cut(rows, 1)
+        known = [name for name in rows if name in shop.extractor.schema.event_columns and name != "who"]
+        events = json.loads(rows[known].to_json(orient="records"))
+        for number, piece in enumerate(pieces):
+            body = [
+                {"event_id": f"{number}-{place}", "customer_id": name, "profile": shop.ages[name]}
+                | {"event": {key: value for key, value in events[place].items() if value is not None}}
+                for place in piece
+            ]
+            if body:
+                assert client.post("/events", json={"events": body}).status_code == 200
+        found = client.get(f"/customers/{name}/{what}", params=options).json()
+        answers[name] = flatten(found["tasks" if what == "scores" else what])
+    service.close()
+    (shop.place / "state.db").unlink()
+    return answers
+
+
+def ask_page(shop, question):
+    if shop.extractor.order:
+        return None  # which shows logs with times
+    files = (str(shop.place / name) for name in ("data", "events.parquet", "profile.parquet"))
+    page = Histories(shop.model, shop.extractor, *files)
+    return {name: flatten(ask_one(page.case(name).live, shop, question, AS_OF)) for name in shop.histories}
+
+
+def ask_evaluation(shop, question):
+    """The inputs that evaluation makes of prepared data."""
+    if shop.extractor.order:
+        return None  # each customer's last visit is left out there
+    data = PreparedData(shop.place / "data")
+    collator = MCMCollator(
+        shop.extractor, shop.model.config, "evaluate", cutoff="test", as_of=pd.Timestamp(AS_OF).timestamp()
+    )
+    inputs = {name: collator([row]) for name, row in zip(data.rows["customer_id"], data.rows, strict=True)}
+    for batch in inputs.values():
+        batch.pop("labels", None)
+    return ask_by_hand(shop, question, inputs=inputs)
+
+
+ENTRANCES = {
+    "a pipeline's call": ask_pipelines,
+    "a pipeline's construction": functools.partial(ask_pipelines, at_construction=True),
+    "live, at once": functools.partial(ask_live, in_pieces=False),
+    "live, in pieces": ask_live,
+    "a frame": ask_frame,
+    "mcm predict": ask_predict,
+    "the service": ask_service,
+    "the page": ask_page,
+    "evaluation": ask_evaluation,
+}
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_every_entrance_gives_what_the_model_says(shop, question):
+    question = QUESTIONS[question]
+    if shop.extractor.order and ("forecasts" in question or "horizon_days" in question):
+        return  # which need times
+    wanted = {is_told: ask_by_hand(shop, question, with_profile=is_told) for is_told in (True, False)}
+    assert len({json.dumps(answer) for answer in wanted[True].values()}) > 4
+    for entrance, ask in ENTRANCES.items():
+        if (answers := ask(shop, question)) is None:
+            continue
+        answers = dict(answers)
+        assert answers.keys() >= wanted[True].keys(), entrance
+        for name, answer in wanted[entrance != "a frame"].items():  # a frame has no profiles
+            found = {key: value for key, value in answers[name].items() if not key.endswith("/label")}
+            assert found == pytest.approx(answer, abs=1e-5, rel=1e-4), f"{entrance}: customer {name}"
+
+
+# ------------------------------------------------------------------------------------------------- events in pieces
+
+
+PLACES = st.lists(st.integers(0, 60), max_size=5)
+
+
+def split(rows, ends):
+    """Pieces of a frame, some of them empty."""
+    places = [0, *sorted(ends), len(rows)]
+    return [rows.iloc[start:end] for start, end in itertools.pairwise(places)]
+
+
+def assert_rows(found, wanted):
+    """Two rows are the same to the bit."""
+    assert found.keys() == wanted.keys()
+    for name, values in wanted.items():
+        np.testing.assert_array_equal(found[name], values, err_msg=name)
+        assert np.asarray(found[name]).dtype == np.asarray(values).dtype, name
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    seed=st.integers(0, 999),
+    ends=st.lists(st.integers(0, 60), max_size=6),
+    gone=st.lists(st.integers(0, 60), max_size=3),
+)
+def test_events_in_pieces_are_the_whole_history(shop, seed, ends, gone):
+    """Of several customers at once, and of one who follows the shop live and takes events back."""
+    log, extractor = make_events(shop.kind, seed, customers=4), shop.extractor
+    log = log.sample(frac=1, random_state=seed) if extractor.time else log
+    first = log.drop_duplicates("who")
+    pieces = split(log.drop(first.index), ends)
+    customers = Customers.encode(extractor, first)
+    for piece in pieces:
+        customers = customers.add(piece)
+    whole = Customers.encode(extractor, pd.concat([first, *pieces]))
+    assert len(customers) == len(whole) == 4
+    for found, wanted in zip(customers, whole, strict=True):
+        assert_rows(found, wanted)
+        own = log[log["who"].astype(str) == wanted["customer_id"]]
+        alone = extractor.encode({"events": own, "customer_id": wanted["customer_id"]})
+        assert_rows({name: wanted[name] for name in alone}, alone)
+        live, rows = LiveHistory(extractor, None, wanted["customer_id"]), own
+        for piece in split(own, ends):
+            live.add(piece)
+        for number in (number for number in gone if len(rows) > 1):
+            row = rows.iloc[number % len(rows)]
+            live.remove({name: value for name, value in row.items() if pd.notna(value)})
+            equal = [rows.iloc[k].equals(row) for k in range(len(rows))]
+            rows = rows.drop(rows.index[max(np.flatnonzero(equal))])
+        assert_rows(live.row, extractor.encode({"events": rows, "customer_id": wanted["customer_id"]}))
