@@ -346,7 +346,7 @@ def _add_customer_questions(api: APIRouter, service: CustomerService) -> None:
         """Why a label has its score: what its chance would be without each past visit. A few are computed at a
         time; for more the answer is 503."""
         with reading_request():
-            predictor.tasks([task])
+            service.predictor.tasks([task])
             if label is not None:
                 find_label(service.extractor, task, label)
         explanation = service.worker(explain_score, batch.rows[0], task, label, batch.as_of, MOST_VISITS)
