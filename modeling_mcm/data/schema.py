@@ -267,7 +267,7 @@ def example_values(extractor: MCMFeatureExtractor, profile: bool = False) -> dic
     example: dict = {}
     for spec in schema.profile if profile else schema.features:
         is_kind = spec.column is not None and spec.column == schema.token_type
-        values = is_kind and schema.target_token_types or extractor.vocabularies.get(spec.name, ())
+        values = (is_kind and schema.target_token_types) or extractor.vocabularies.get(spec.name, ())
         own = schema.reserved_token_types if is_kind else []
         known: object = next(
             (value for value in values if not value.startswith("[hidden ") and value not in own), None
