@@ -71,7 +71,7 @@ class CustomerModel:
         self.model, self.feature_extractor, self.reader = model.eval(), feature_extractor, reader
         self._predictor = Predictor(self.model, feature_extractor)
         feature_extractor.check_fits(model)
-        log, schema = _read_frame(events, reader and reader.schema), feature_extractor.schema
+        log, schema = _read_frame(events, reader.schema if reader else None), feature_extractor.schema
         log = reader.read(log) if reader else log
         check_columns(list(log), schema.event_columns, "The events have", "Give the columns that `fit` was given.")
         with naming(f"column {schema.customer!r} of the events"):

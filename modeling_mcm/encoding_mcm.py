@@ -175,7 +175,7 @@ class Encoding:
                 ids[feature] = self.encode_values(feature, column)
                 if isinstance(column, np.ndarray):
                     values[feature] = to_values(column)
-        ties = [events.fractions, *ids.values(), events.is_target, *values.values()]
+        ties: list[NDArray] = [events.fractions, *ids.values(), events.is_target, *values.values()]
         for task in schema.tasks if customers is not None else ():
             sums = nothing  # the one token type of a log without token types is never unseen
             if task in self.sources:

@@ -27,8 +27,8 @@ from modeling_mcm.events_mcm import (
     to_iso,
     to_text,
 )
-from modeling_mcm.inputs_mcm import InputLayout, Customers, before
 from modeling_mcm.feature_extraction_mcm import MISSING_LABEL
+from modeling_mcm.inputs_mcm import Customers, InputLayout, before
 from modeling_mcm.schema_mcm import check_choice
 
 from .cases import check_reached, load_columns

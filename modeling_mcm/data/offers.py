@@ -35,8 +35,8 @@ from modeling_mcm.events_mcm import (
     read_times,
     to_ids,
 )
-from modeling_mcm.inputs_mcm import before
 from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
+from modeling_mcm.inputs_mcm import before
 
 from .cases import check_reached, load_columns
 from .collator import PreparedRows, batches_by_length

@@ -23,8 +23,8 @@ from modeling_mcm.data import NO_CUTOFFS, EventSchema, PreparedManifest
 from modeling_mcm.data.dataset import FEATURE_EXTRACTOR_FOLDER, MANIFEST_FILE
 from modeling_mcm.events_mcm import to_iso
 from modeling_mcm.extras import needs
-from modeling_mcm.files_mcm import atomic_folder
 from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
+from modeling_mcm.files_mcm import atomic_folder
 from modeling_mcm.schema_mcm import check_integer
 
 from .rows import ShardEncoder, write_shard

@@ -35,9 +35,9 @@ from modeling_mcm.events_mcm import (
     run_starts,
     to_text,
 )
+from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 from modeling_mcm.files_mcm import file_digest
 from modeling_mcm.inputs_mcm import Customers
-from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 from modeling_mcm.schema_mcm import NUMERIC, ROWS
 
 BAD = ("bad_column", "bad_reason")  # of a row with a value that can't be read: the column, and what is wrong
@@ -52,8 +52,8 @@ class RowReader:
         stored (`dict[str, FeatureSpec]`): The features with a column in the engine, by its name.
         arrow (`pa.Schema`): The columns in the engine: `customer_id` (text); of events `second` (since 1970-01-01, or
             the place of an event without a time), `nanosecond` after it, `visit` (text of the visit column),
-            `is_target` and `to_predict` (whether the target has a label in a task besides the token type; where that is
-            the only task, every target has); the `stored` columns; and `BAD`.
+            `is_target` and `to_predict` (whether the target has a label in a task besides the token type; where that
+            is the only task, every target has); the `stored` columns; and `BAD`.
     """
 
     def __init__(self, schema: EventSchema, profile: bool = False):

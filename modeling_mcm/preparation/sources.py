@@ -248,8 +248,8 @@ class SourceTable:
                 try:
                     yield from backend.con.sql(str(ibis.to_sql(rows))).fetch_record_batch(ROWS_PER_BLOCK)
                 except duckdb.Error as error:
-                    reason = str(error).splitlines()[0]
-                    raise ValueError(f"DuckDB can't read the {self.what} table ({reason}); check its query.") from error
+                    reason = f"The {self.what} table of DuckDB can't be read ({str(error).splitlines()[0]})"
+                    raise ValueError(f"{reason}; check its query and its files.") from error
             else:
                 yield from rows.to_pyarrow_batches(chunk_size=ROWS_PER_BLOCK)
         elif self._table is not None:

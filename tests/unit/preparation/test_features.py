@@ -12,9 +12,9 @@ import pytest
 from synthetic_log import TEST, VALIDATION, check_rows, load_extractor, make_log, read_rows
 
 from modeling_mcm.data import EventSchema, read_schema
+from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 from modeling_mcm.hub.folder import rare_values
 from modeling_mcm.preparation import prepare
-from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 
 GENRES = {"name": "genres", "separator": "|", "max_items": 3}
 LEVELS = {"name": "path", "separator": ".", "levels": ["department", "aisle", "shelf"]}
