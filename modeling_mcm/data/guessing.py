@@ -141,7 +141,8 @@ class FrameReader:
 
     def read_time(self, number: Any) -> Any:
         """A whole number as the log's times are read, if these are numbers too."""
-        return _read_times(pd.Series([number]), self.time_format)[0] if self.time_format else number
+        is_number = self.time_format in (COMPACT, *TIME_UNITS)
+        return _read_times(pd.Series([number]), self.time_format)[0] if is_number else number
 
     def to_dict(self) -> dict:
         """The reader as plain values for JSON."""
