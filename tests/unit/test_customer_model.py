@@ -121,13 +121,6 @@ def test_reviews_without_a_kind_of_event_are_guessed():
     assert kinds(schema) == expected  # each title is another one
 
 
-@pytest.mark.parametrize("zone", ["Europe/Berlin", "+02:00"])
-def test_times_with_a_zone(zone):
-    schema = guess_schema(GROCERIES.assign(time=GROCERIES["time"].dt.tz_localize(zone, ambiguous="NaT")))
-    assert schema.time_zone == zone
-    assert abs((schema.cutoff("validation") - pd.Timestamp("2024-06-18")).days) <= 1
-
-
 def test_cutoffs_are_those_of_the_whole_log(monkeypatch):
     monkeypatch.setattr("modeling_mcm.data.guessing.ROWS_READ", 100)
     assert guess_schema(GROCERIES).cutoffs == guess_schema(GROCERIES.sample(frac=1, random_state=0)).cutoffs
