@@ -395,6 +395,11 @@ def _encode(columns: Mapping[str, Mapping[str, float]], given: Mapping[str, Any]
     for name, means in columns.items():
         with naming(f"column {name!r}"):
             text = to_text(given.get(name)) or MISSING_LABEL
+            if "" not in means and text not in means and name in given:
+                logger.warning_once(
+                    f"`{LABEL_COLUMNS}`: column {name!r} has {text!r}, which is rare or unseen in training, and is "
+                    f"read as none of {', '.join(map(repr, means))}."
+                )
             for value, mean in means.items():
                 number = float(text == value) if value else to_number(given.get(name))
                 numbers.append(number - mean if name in given else 0.0)

@@ -11,7 +11,6 @@ The schema is an [`EventSchema`] like any other: `yaml.safe_dump(reader.schema.t
 
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, timedelta, tzinfo
 from numbers import Real
@@ -133,17 +132,17 @@ class FrameReader:
         ids = read_values(schema.customer, columns[schema.customer], to_text, bad)
         positions = EventReader(schema).read(columns, len(frame), bad).positions
         is_bad = np.any([np.zeros(len(frame), bool), *(values.rows for values in bad)], axis=0)
-        is_null = ~is_bad & ((ids.rank() == NO_RANK) | (positions == NO_TIME))
-        for is_left, key in ((is_bad, schema.on_bad_row), (is_null, schema.on_null)):
-            is_left &= key == "drop"
-        if left := int((is_bad | is_null).sum()):
-            reasons = [f"; column {name!r} {reason}" for name, _, reason in bad if is_bad.any()]
-            logger.warning(f"{left:,} of {len(frame):,} rows are left out, as the schema says{''.join(reasons)}.")
-        return ~(is_bad | is_null)
+        is_null = (ids.rank() == NO_RANK) | (positions == NO_TIME)
+        is_left = np.where(is_bad, schema.on_bad_row == "drop", is_null & (schema.on_null == "drop"))
+        if is_left.any():
+            reasons = [f"; column {name!r} {reason}" for name, _, reason in bad]
+            logger.warning(f"{is_left.sum():,} rows are left out, as the schema says{''.join(reasons)}.")
+        return ~is_left
 
     def read_time(self, number: Any) -> Any:
         """A whole number as the log's times are read, if these are numbers too."""
-        return _read_times(pd.Series([number]), self.time_format)[0] if self.time_format else number
+        is_number = self.time_format in (COMPACT, *TIME_UNITS)
+        return _read_times(pd.Series([number]), self.time_format)[0] if is_number else number
 
     def to_dict(self) -> dict:
         """The reader as plain values for JSON."""
@@ -233,15 +232,9 @@ class Amount(NamedTuple):
 
 def _leave_out_no_times(events: pd.DataFrame, name: str) -> pd.DataFrame:
     """The events but those with a text that is no time, if most texts are times as a log has them."""
-
-    def is_bad(value: object) -> bool:
-        try:
-            return isinstance(value, str) and not to_moment(value, UTC)
-        except ValueError:
-            return True
-
-    bad = events[name].map({value: is_bad(value) for value in events[name].unique()})
-    return events[~bad.astype(bool)] if bad.mean() < 0.5 else events
+    bad: list[BadValues] = []
+    read_values(name, as_column(events[name]), lambda value: isinstance(value, str) and to_moment(value, UTC), bad)
+    return events[~bad[0].rows] if bad and bad[0].rows.mean() < 0.5 else events
 
 
 def _read_clock(events: pd.DataFrame, name: str, time_zone: str | None) -> Clock:
@@ -259,15 +252,13 @@ def _read_clock(events: pd.DataFrame, name: str, time_zone: str | None) -> Clock
 
 
 def _name_zone(zone: tzinfo) -> str:
-    """The name of a time zone, or its fixed offset, as a schema has it; UTC for another one."""
-    offset = zone.utcoffset(None)
-    minutes = 0 if offset is None else offset // timedelta(minutes=1)
-    sign = "-" if minutes < 0 else "+"
-    for name in (str(zone), f"{sign}{abs(minutes) // 60:02}:{abs(minutes) % 60:02}" if minutes else "UTC"):
-        with suppress(ValueError):
-            read_zone(name)
-            return name
-    return "UTC"
+    """The name of a time zone as a schema has it, or its fixed offset; +00:00 where there is neither."""
+    try:
+        read_zone(str(zone))
+        return str(zone)
+    except ValueError:
+        offset = zone.utcoffset(None) or timedelta()
+        return f"{'-' if offset < timedelta() else '+'}{abs(offset)!s:0>8}"[:6]
 
 
 def _guess_amount(columns: Columns, features: Sequence[Mapping]) -> Amount:
@@ -297,11 +288,9 @@ def _find_text_amount(columns: Columns) -> str | None:
         if not words & {*PAID, *PRICE} or words & NOT_PAID or types.infer_dtype(known) != "string":
             continue
         if len(known) and known.str.fullmatch(MONEY).all():
-            is_comma = known.str.contains(r",\d{1,2}\D*$").any()
-            marks = [".", ","] if is_comma else [","]  # those of thousands, and the decimal one where it is no point
-            code = f"events[{name!r}].str.extract(r'(-?\\d[\\d.,]*)')[0]"
-            for mark, other in zip(marks, ["", "."], strict=False):
-                code += f".str.replace({mark!r}, {other!r}, regex=False)"
+            is_comma = known.str.contains(r",\d{1,2}\D*$").any()  # else a comma divides thousands
+            to_point = ".str.replace('.', '').str.replace(',', '.')" if is_comma else ".str.replace(',', '')"
+            code = f"events[{name!r}].str.extract(r'(-?\\d[\\d.,]*)')[0]{to_point}"
             fix = f"events[{name!r}] = {code}.astype(float)"
             return f"{name!r} is text such as {known.iloc[0]!r}. To count it, write {fix}"
     return None

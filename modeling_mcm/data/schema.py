@@ -266,13 +266,10 @@ def example_values(extractor: MCMFeatureExtractor, profile: bool = False) -> dic
     schema = extractor.schema
     example: dict = {}
     for spec in schema.profile if profile else schema.features:
-        is_kind = spec.column is not None and spec.column == schema.token_type
-        targets = schema.target_token_types if is_kind else ()
-        values = targets or extractor.vocabularies.get(spec.name, ())
-        own = schema.reserved_token_types if is_kind else []
-        known: object = next(
-            (value for value in values if not value.startswith("[hidden ") and value not in own), None
-        )
+        values: Sequence[str] = extractor.vocabularies.get(spec.name, ())
+        if spec is schema.token_feature:
+            values = schema.target_token_types or [text for text in values if text not in schema.reserved_token_types]
+        known: object = next((value for value in values if not value.startswith("[hidden ")), None)
         if known is None:
             known = 1 if spec.kind == NUMERIC else "1"
         example |= dict.fromkeys(spec.columns, [known] if spec.item and spec.separator is None else known)

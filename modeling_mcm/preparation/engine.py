@@ -175,7 +175,7 @@ def open_engine(
 
     DuckDB spills what does not fit into `memory_limit` into the folder `workspace`. A Spark session that runs already
     is used and stays running. Raises `ValueError` if the engine is unknown, the running Spark session can't change an
-    option any more, or DuckDB finds damaged input. Raises `OSError` if there is no more memory or disk, or Spark does
+    option any more. Raises `OSError` if there is no more memory or disk, or Spark does
     not start or fails. Raises `ImportError` if Spark is not installed.
     """
     if spark_config and engine != "spark":
@@ -202,10 +202,6 @@ def open_engine(
                 f"Preparation found no more memory or disk ({_first_line(error)}). DuckDB may use {memory_limit} of "
                 f"memory, and what does not fit lies in {workspace}: make room on its disk, or give another memory "
                 "limit."
-            ) from error
-        except duckdb.Error as error:
-            raise ValueError(
-                f"DuckDB cannot read the input ({_first_line(error)}). If a file is damaged, write it again."
             ) from error
         finally:
             connection.disconnect()

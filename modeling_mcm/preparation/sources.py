@@ -29,6 +29,7 @@ from modeling_mcm.extras import needs
 from modeling_mcm.files_mcm import file_digest
 
 with needs("data"):
+    import duckdb
     import ibis
     import ibis.expr.types as ir
 
@@ -244,7 +245,11 @@ class SourceTable:
             rows = self._table.select(*columns)
             backend = rows.get_backend()
             if backend.name == "duckdb":  # Ibis 12 can't read blocks from DuckDB 2
-                yield from backend.con.sql(str(ibis.to_sql(rows))).fetch_record_batch(ROWS_PER_BLOCK)
+                try:
+                    yield from backend.con.sql(str(ibis.to_sql(rows))).fetch_record_batch(ROWS_PER_BLOCK)
+                except duckdb.Error as error:
+                    reason = f"The {self.what} table of DuckDB can't be read ({str(error).splitlines()[0]})"
+                    raise ValueError(f"{reason}; check its query and its files.") from error
             else:
                 yield from rows.to_pyarrow_batches(chunk_size=ROWS_PER_BLOCK)
         elif self._table is not None:

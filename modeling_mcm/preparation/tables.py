@@ -132,9 +132,10 @@ def choose_events(events: Table, schema: EventSchema, cache: Callable[..., Table
         )
     )
     if schema.order is None and counts["last"] > datetime.now(UTC).timestamp() + SECONDS_PER_DAY:
+        customer = latest.filter(_.second == counts["last"]).customer_id.min().to_pyarrow().as_py()
         logger.warning(
-            f"The log has events of {to_iso(counts['last'])}, which is not yet: the clock of a source may be wrong. "
-            "They count as their customers' latest; correct them, or leave them out."
+            f"Customer {customer!r} has an event of {to_iso(counts['last'])}, which is not yet: the clock of a source "
+            "may be wrong. Such events count as their customers' latest; correct them, or leave them out."
         )
     return latest, counts
 

@@ -211,6 +211,7 @@ MISTAKES = r"""
 {events: [{when: 1483351200}]}             -> 'when'.*\(int\).*ISO 8601
 {events: [{item: [tea]}]}                  -> column 'item'.*\['tea'\] \(list\).*convert it
 {events: [{price: cheap}]}                 -> column 'price'.*'cheap'.*expected a number
+{events: [{price: '1_000'}]}               -> column 'price'.*'1_000'.*expected a number
 {events: [{action: close}]}                -> column 'action'.*'close'.*rename the token type
 {events: [{who: d}, {who: e}]}             -> column 'who'.*d, e.*dict of its own
 {events: [{who: d}], customer_id: c}       -> Customer 'c'.*column 'who'.*c, d

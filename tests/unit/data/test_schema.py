@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from modeling_mcm import MCMFeatureExtractor
 from modeling_mcm.data import EventSchema
+from modeling_mcm.data.schema import example_values
 
 ROOT = Path(__file__).parents[3]
 SCHEMAS = [
@@ -31,6 +33,42 @@ def test_shipped_schemas_read_back_equal(path):
     assert schema.name == path.stem
 
 
+EXAMPLES = [
+    "{}",
+    "{target_token_types: [buy], end_of_visit: end, visit: visit_day}",
+    "{token_type: null, features: [{name: item}], end_of_visit: end, visit: basket}",
+    "{more: [{name: price, kind: numeric, factor: number}], amount: price, time_zone: '+05:30'}",
+    "{more: [{name: tags, max_items: 2}, {name: genres, separator: '|', max_items: 2}], tasks: [tags]}",
+    "{more: [{name: path, separator: ., levels: [top, low]}], profile: [{name: likes, max_items: 2}]}",
+    "{time: null, order: place, cutoffs: leave_one_out, profile: [{name: age, kind: numeric}, {name: town}]}",
+]
+
+
+def change(changes):
+    schema = yaml.safe_load(MINIMAL) | yaml.safe_load(changes)
+    schema["features"] = schema["features"] + schema.pop("more", []) if "more" in schema else schema["features"]
+    return schema
+
+
+@pytest.mark.parametrize("known", [["end", "a.b", "buy"], ["[hidden 1]"], []])
+@pytest.mark.parametrize("changes", EXAMPLES)
+def test_every_example_of_an_event_and_a_profile_can_be_encoded(changes, known):
+    schema = EventSchema.from_dict(change(changes))
+    vocabularies = {name: [*known] for name, spec in schema.specs.items() if spec.kind == "categorical"}
+    token = schema.token_feature.name
+    own = [*schema.reserved_token_types, *([] if schema.token_type else ["event"])]
+    vocabularies[token] = [*own, *(name for name in known if name not in own)]
+    extractor = MCMFeatureExtractor.from_schema(
+        schema, vocabularies, {s: [] for s in ("price", "age") if s in schema.specs}
+    )
+    event = {schema.order_column: "2024-03-01T10:00" if schema.time else 1} | example_values(extractor)
+    row = extractor.encode({"events": [event], "profile": example_values(extractor, profile=True)})
+    assert set(event) <= {*schema.event_columns} and len(row["times"]) >= 1
+    assert (
+        known != ["end", "a.b", "buy"] or "more" not in changes or row[f"feature_{schema.features[-1].name}"][0] != 1
+    )
+
+
 # Keys that are changed; `more` is added to the features. Then what is said.
 MISTAKES = r"""
 {custmer: user}                                          -> did you mean 'customer'
@@ -48,7 +86,9 @@ MISTAKES = r"""
 {cutoffs: {validation: 2024-05-01, test: 2024-04-01}}    -> not before test
 {cutoffs: {validation: 2024-03-01T00:00:00Z, test: 2024-04-01}} -> time zone
 {cutoffs: leave_two_out}                                 -> 'leave_two_out'.*leave_one_out
-{time_zone: Mars/Olympus}                                -> Mars/Olympus
+{time_zone: Mars/Olympus}                                -> Mars/Olympus.*or an offset such as
+{time_zone: '+5:30'}                                     -> `time_zone` is '\+5:30'; give an IANA name
+{time_zone: '+25:00'}                                    -> `time_zone` is '\+25:00'
 {amount: item}                                           -> `amount` is 'item', which is no numeric event feature
 {end_of_visit: history_start}                            -> another meaning
 {min_history: true}                                      -> `min_history` is True; give a whole number of at least
@@ -95,10 +135,8 @@ MISTAKES = r"""
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_named_with_its_fix(mistake):
     changes, message = mistake.rsplit(" -> ", 1)
-    schema = yaml.safe_load(MINIMAL) | yaml.safe_load(changes)
-    schema["features"] = schema["features"] + schema.pop("more", []) if "more" in schema else schema["features"]
     with pytest.raises(ValueError, match=message):
-        EventSchema.from_dict(schema)
+        EventSchema.from_dict(change(changes))
 
 
 FAULTS = """

@@ -101,8 +101,10 @@ def test_a_bot_is_cut_to_its_latest_events_of_each_period(tmp_path):
 def test_only_the_most_frequent_values_are_kept(tmp_path, monkeypatch):
     """Values as frequent as each other stay or go together."""
     column = ibis.memtable(pa.table({"value": [*"aaabbbcdde", None, None, None, None]})).value
-    kept = {most: fit_values(column, FeatureSpec("x", max_values=most)) for most in (1, 2, 3, 4, 9)}
-    assert kept == {1: [], 2: ["a", "b"], 3: [*"abd"], 4: [*"abd"], 9: [*"abdce"]}
+    kept = {most: fit_values(column, FeatureSpec("x", max_values=most)) for most in (2, 3, 4, 9)}
+    with pytest.raises(ValueError, match="More than `max_values: 1` values of feature 'x' have 3 events each"):
+        fit_values(column, FeatureSpec("x", max_values=1))
+    assert kept == {2: ["a", "b"], 3: [*"abd"], 4: [*"abd"], 9: [*"abdce"]}
     assert fit_values(column, FeatureSpec("x", min_count=3, max_values=4)) == [*"ab"]
     monkeypatch.setattr(tables, "MOST_VALUES", 3)
     with pytest.raises(ValueError, match="'type' has more than 3 values .min_count: 2.; set `max_values`"):

@@ -10,6 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import ibis
+import numpy as np
 import pandas as pd
 import pytest
 from synthetic_log import SCHEMA, TEST, make_log, make_profile, read_log, run, schema_with, write_months
@@ -31,6 +32,7 @@ def awkward_log():
     names = {0: "\uff5e", 1: "\U0001f600", 2: "B", 3: "a"}  # another order in UTF-16
     log["user"] = log["user"].map(lambda user: names.get(user, str(user)))
     tied = log.assign(at=log["at"].dt.normalize()).head(60)
+    log["at"] += pd.to_timedelta(np.random.default_rng(0).integers(0, 10**6, len(log)), unit="us")  # which orders
     late = log.head(9).assign(user="late", at=TEST + timedelta(days=1), item=1234.5, group="never seen")
     lost = [log.head(2).assign(user=None), log.head(1).assign(at=pd.NaT)]
     return pd.concat([log, log.head(12), tied, late, *lost], ignore_index=True)

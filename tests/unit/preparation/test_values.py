@@ -48,7 +48,7 @@ def test_values_are_those_of_the_log_whatever_the_order_of_its_rows(tmp_path):
     log["at"] = log["at"].dt.floor("D")  # many events of one time, which values then order
     log["price"] = log["price"].mask(generator.random(len(log)) < 0.3, generator.choice([*ODD, np.nan], len(log)))
     log["item"] = log["item"].mask(generator.random(len(log)) < 0.6)
-    schema = schema_with(profile=[], amount="price")
+    schema = schema_with(profile=[])
     made = run(tmp_path, log, schema, rows_per_shard=5)
     shuffled = run(tmp_path, log.sample(frac=1, random_state=0), schema, name="shuffled", rows_per_shard=5)
     assert made.shards == shuffled.shards and made.counts == shuffled.counts
