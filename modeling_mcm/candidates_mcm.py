@@ -34,9 +34,9 @@ from .events_mcm import (
     to_ids,
     to_text,
 )
+from .feature_extraction_mcm import MCMFeatureExtractor
 from .features_mcm import break_ties
 from .files_mcm import some
-from .feature_extraction_mcm import MCMFeatureExtractor
 
 logger = logging.get_logger(__name__)
 SEEN = "seen"

@@ -34,8 +34,6 @@ from .scorer_mcm import HORIZON_DAYS, NEXT_VISIT, WITHIN, LabelScorer, Readout, 
 from .state_mcm import CustomerState, Exact
 
 HUB_OPTIONS = "repo_id", "commit_message", "private", "token", "create_pr"  # of `save_pretrained(push_to_hub=True)`
-NEW = r"forecaster\.net$"  # not in checkpoints of earlier versions, whose forecasts knew no returns
-OF_BEFORE = r"embeddings\.values_digest$"  # in checkpoints of earlier versions; config.json has the digest
 PARTS = ("encoder", "embedding", "forecasts")  # of [`MCMModel`]
 
 
@@ -114,14 +112,20 @@ class MCMPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["BertLayer"]
     _supports_sdpa = True
-    _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_record_outputs = {"hidden_states": BertLayer, "attentions": BertSelfAttention}
 
+    @property
+    def _supports_flash_attn(self) -> bool:
+        """Whether flash attention runs: it reads no mask, and a window needs one, see [`create_window_mask`]."""
+        return self.config.attention_window is None
+
     def post_init(self):
         """Has what [`~state_mcm.Exact`] modules hold made and loaded in float32, but for whole numbers."""
         super().post_init()
+        # Of this class alone: transformers adds those of `MCMModel`, which has no place for what the heads hold.
+        self._keys_to_ignore_on_load_unexpected = {*(type(self)._keys_to_ignore_on_load_unexpected or ())}
         for name, module in self.named_modules():
             if isinstance(module, Exact):
                 for key, value in module.state_dict(keep_vars=True).items():
@@ -188,25 +192,23 @@ def create_window_mask(config: MCMConfig, hidden: Tensor, unit_mask: Tensor) -> 
     window, units = config.attention_window, unit_mask.shape[1]
     if window is None or units <= window + 1:
         return create_causal_mask(config, hidden, unit_mask.long(), cache=None)
-    kernel = config._attn_implementation
-    if kernel not in ("eager", "sdpa"):
+
+    def is_near(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (query - key < window) | (key == 0)
+
+    mask = create_causal_mask(config, hidden, unit_mask.long(), cache=None, and_mask_function=is_near)
+    if mask is None or len(mask.shape) != 4:  # (B, 1, U, U); kernels that read lengths alone leave the window out
         raise ValueError(
-            f"`attn_implementation` is {kernel!r}, and `attention_window` needs a mask: a unit "
-            "reads the start row beside its window. Load the model with attn_implementation='sdpa' or 'eager'."
+            f"`attn_implementation` is {config._attn_implementation!r}, and `attention_window` needs a mask: a unit "
+            "reads the start row beside its window. Load the model with attn_implementation='sdpa'."
         )
-    place = torch.arange(units, device=hidden.device)
-    age = place[:, None] - place
-    is_read = (age >= 0) & ((age < window) | (place == 0)) & unit_mask[:, None, None]  # (B, 1, U, U)
-    if kernel == "sdpa":
-        return is_read
-    return hidden.new_zeros(is_read.shape).masked_fill(~is_read, torch.finfo(hidden.dtype).min)
+    return mask
 
 
 @auto_docstring(custom_intro="The customer model without a head: hidden states and a customer embedding.")
 class MCMModel(MCMPreTrainedModel):
     # Parameters of the heads: a checkpoint that was saved with a head has them, and this model leaves them out.
-    _keys_to_ignore_on_load_unexpected = [OF_BEFORE, r"^(readout_|scorer\.|label_values_|prediction_head\.)"]
-    _keys_to_ignore_on_load_missing = [NEW]
+    _keys_to_ignore_on_load_unexpected = [r"^(readout_|scorer\.|label_values_|prediction_head\.)"]
 
     def __init__(self, config: MCMConfig):
         super().__init__(config)
@@ -355,11 +357,6 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         if config.scorer:
             self.scorer = LabelScorer([*sizes.values()], config.no_targets, config.num_hidden_layers > 0)
         self.post_init()
-
-    def post_init(self):
-        """Ends construction as in transformers. Head parameters are no longer ignored: this class has them."""
-        super().post_init()
-        self._keys_to_ignore_on_load_unexpected = {OF_BEFORE}
 
     @torch.no_grad()
     def _init_weights(self, module):

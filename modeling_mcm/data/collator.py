@@ -24,8 +24,8 @@ from torch.utils.data import Dataset, Sampler
 
 from modeling_mcm.configuration_mcm import UNKNOWN_ID, MCMConfig
 from modeling_mcm.events_mcm import SECONDS_PER_DAY, BoolArray, FloatArray, IntArray, pad_groups, run_starts
-from modeling_mcm.inputs_mcm import Customers
 from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
+from modeling_mcm.inputs_mcm import Customers
 
 from .cases import IGNORED, CaseEvents, find_targets, tell_unseen, to_batch
 

@@ -17,8 +17,8 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from modeling_mcm.files_mcm import atomic_write, file_digest, read_json, write_json
 from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
+from modeling_mcm.files_mcm import atomic_write, file_digest, read_json, write_json
 
 from .schema import EventSchema
 

@@ -7,8 +7,8 @@ from huggingface_hub.errors import StrictDataclassError
 
 from modeling_mcm import MCMConfig
 from modeling_mcm.configuration_mcm import MOST_FREQUENT, MOST_TASTES
-from modeling_mcm.training.options import ModelOptions
 from modeling_mcm.training.encoder.recipe import recipe_for
+from modeling_mcm.training.options import ModelOptions
 
 FEATURES = {"type": 5, "items": 9, "a.b": 4, "Age": 3}  # neither alphabetical nor the reverse
 DATA = {"features": list(FEATURES), "vocabulary_sizes": list(FEATURES.values()), "tasks": ["items", "a.b", "type"]}

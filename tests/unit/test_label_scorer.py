@@ -33,7 +33,6 @@ from modeling_mcm.scorer_mcm import (
 )
 from modeling_mcm.training.fitting import minimize
 from modeling_mcm.training.pretraining import COUNTS_ALONE, read_rows
-from modeling_mcm.training.scorer.fit import SEARCH, ScoredCases, ScorerFit, ranking_loss
 from modeling_mcm.training.scorer.counts import LabelCounts
 from modeling_mcm.training.scorer.examples import (
     ExampleReader,
@@ -44,6 +43,7 @@ from modeling_mcm.training.scorer.examples import (
     hold_out,
     read_visit_starts,
 )
+from modeling_mcm.training.scorer.fit import SEARCH, ScoredCases, ScorerFit, ranking_loss
 
 
 @pytest.fixture(scope="module")

@@ -160,6 +160,25 @@ def test_window_reads_latest_units_and_start_row(tiny_model, history, window, im
     assert ((hidden(model, changed) - before).abs().amax(-1) > 1e-6).all()
 
 
+@pytest.fixture
+def uncompiled():
+    """The kernel of flex attention as plain operations: to compile it takes a minute."""
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without")
+@pytest.mark.parametrize("choices", [{}, {"attention_window": 3}, {"augmentation": "random_prefix"}])
+def test_attention_that_is_declared_gives_the_same(tiny_model, history, uncompiled, choices):
+    model = tiny_model(**VISITS | choices)
+    flex = tiny_model(attn_implementation="flex_attention", **VISITS | choices)
+    assert_close(hidden(flex, history), hidden(model, history))
+    assert model._supports_flash_attn == ("attention_window" not in choices)
+    if not model._supports_flash_attn:
+        with pytest.raises(ValueError, match="does not support Flash"):
+            tiny_model(attn_implementation="flash_attention_2", **VISITS | choices)
+
+
 def test_kernels_without_masks_are_refused_with_a_window(tiny_model, history, monkeypatch):
     monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "lengths_alone", sdpa_attention_forward)
     monkeypatch.setitem(ALL_MASK_ATTENTION_FUNCTIONS, "lengths_alone", flash_attention_mask)
@@ -170,6 +189,14 @@ def test_kernels_without_masks_are_refused_with_a_window(tiny_model, history, mo
     model = tiny_model(attention_window=units - 2, attn_implementation="lengths_alone", **VISITS)
     with pytest.raises(ValueError, match=r"'lengths_alone'.*needs a mask.*attn_implementation='sdpa'"):
         hidden(model, history)
+
+
+def test_each_class_leaves_out_the_weights_that_it_says_alone(tiny_config):
+    class Own(MCMForMultiTaskRecommendation):
+        _keys_to_ignore_on_load_unexpected = ["^own"]
+
+    assert Own(tiny_config())._keys_to_ignore_on_load_unexpected == {"^own"}
+    assert not MCMForMultiTaskRecommendation(tiny_config())._keys_to_ignore_on_load_unexpected
 
 
 @pytest.mark.parametrize("window", [1, 7, 8, 39, 2047])
