@@ -117,7 +117,7 @@ class MCMPreTrainedModel(PreTrainedModel):
     _can_record_outputs = {"hidden_states": BertLayer, "attentions": BertSelfAttention}
 
     @property
-    def _supports_flash_attn(self) -> bool:
+    def _supports_flash_attn(self) -> bool:  # type: ignore[override]
         """Whether flash attention runs: it reads no mask, and a window needs one, see [`create_window_mask`]."""
         return self.config.attention_window is None
 
