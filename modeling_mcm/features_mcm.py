@@ -165,7 +165,7 @@ class LabelHistory(NamedTuple):
         kinds: Tensor,
         as_of: Tensor | None = None,
     ) -> "LabelHistory":
-        """Reads the histories from model inputs.
+        """Reads the histories from model inputs, up to the time of the prediction.
 
         Args:
             labels (`torch.LongTensor` of shape `(B, L, T)`): Label of each event in each task; below 2: none.
@@ -176,6 +176,9 @@ class LabelHistory(NamedTuple):
                 the time of the customer's last event.
         """
         size, _, tasks = labels.shape
+        if as_of is None:
+            as_of = F.pad(event_times, (0, 1)).amax(1)
+        labels = labels * (event_times <= as_of[:, None])[..., None]
         by_row = labels.transpose(1, 2).flatten(0, 1)  # (R, L)
         row, event = (by_row >= FIRST_LABEL).nonzero(as_tuple=True)
         customer = row // tasks
@@ -184,8 +187,7 @@ class LabelHistory(NamedTuple):
         opens_visit = (row.diff() != 0) | (visit.diff() != 0)
         counts = F.pad(torch.stack([opens_visit, opens_visit | (time.diff() != 0)]), (1, 0)).cumsum(1)
         last = torch.bincount(row, minlength=size * tasks).cumsum(0) - 1  # event of each row
-        as_of = F.pad(event_times, (0, 1)).amax(1) if as_of is None else as_of
-        days = (as_of.double()[customer] - time).clamp(min=0)
+        days = as_of.double()[customer] - time
         ago = torch.cat([counts.index_select(1, last[row]) - counts, days[None]])
         return cls(row, by_row[row, event], ago, kinds[customer, event], size)
 

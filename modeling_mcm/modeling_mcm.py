@@ -25,7 +25,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_mcm import FIRST_LABEL, MCMConfig
-from .embeddings_mcm import HeterogeneousEmbedding, MCMEmbeddings, ValueEmbedding, check_inputs
+from .embeddings_mcm import HeterogeneousEmbedding, MCMEmbeddings, ValueEmbedding, check_inputs, find_later
 from .files_mcm import check_files, check_loaded, check_weights, note_digests
 from .forecaster_mcm import CustomerForecasts, VisitForecaster
 from .losses_mcm import Targets, TaskLabels, compute_in_parts, group_customers, task_losses
@@ -268,8 +268,8 @@ class MCMModel(MCMPreTrainedModel):
             Values of `config.summed_features` of each event, 0 where one is missing. Required by the customer state
             if the config has summed features.
         as_of (`torch.FloatTensor` of shape `(batch_size,)`, *optional*):
-            Time of the customer state and the forecasts, in days on the clock of `event_times`. Neither knows later
-            events; the encoder reads all events. Default: the time of the customer's last event.
+            Time of all outputs, in days on the clock of `event_times`; none of them knows later events. Default: the
+            time of the customer's last event.
         forecast_days (sequence of `float`, *optional*):
             Horizons of the forecasts. Default: those of `config.forecast_days` that this checkpoint can tell.
         parts (collection of `str`):
@@ -286,7 +286,9 @@ class MCMModel(MCMPreTrainedModel):
         if attention_mask is None:
             attention_mask = (input_ids != 0).any(-1).long()
         if not self.training:
-            check_inputs(self.config, input_ids, attention_mask, visit_ids, event_times, event_values)
+            check_inputs(self.config, input_ids, attention_mask, visit_ids, event_times, event_values, as_of)
+        if as_of is not None:
+            attention_mask = attention_mask * ~find_later(event_times, as_of)
         outputs = MCMModelOutput()
         if "encoder" in parts or ("embedding" in parts and self.state is None):
             outputs = self.encode(input_ids, attention_mask, visit_ids, **kwargs)
@@ -436,8 +438,7 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
             Values of `config.summed_features` of each event, 0 where one is missing. Required by the customer state
             if the config has summed features.
         as_of (`torch.FloatTensor` of shape `(batch_size,)`, *optional*):
-            Time of the scores, the customer state and the forecasts, in days on the clock of `event_times`. Default:
-            the time of the last event. Evaluation at a cutoff gives the cutoff.
+            As in [`MCMModel`]. Evaluation at a cutoff gives the cutoff.
         horizon_days (`float`, *optional*):
             30: scores are those of labels that come within 30 days. Default: of labels that come in the next visit.
         tasks (`Sequence[str]`, *optional*):
