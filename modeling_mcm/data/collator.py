@@ -14,6 +14,7 @@ Shapes: B customers, L events (start row included), P prefixes, N labels of a cu
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Barrier, Lock
 from typing import NamedTuple, TypeVar
 
 import datasets
@@ -34,6 +35,7 @@ Result = TypeVar("Result")
 ONE_PREFIX = ("random_prefix", "last_prefix")
 MASKED = 0.2  # share of the events that "masked_lm" masks
 POOLED_GROUPS = 64  # number of groups whose rows are sorted by length together
+STARTING = Lock()  # while threads start, torch's number of threads is not that of the process
 FADED = 4  # older targets, in half-lives, are left out: they would weigh less than a sixteenth
 
 
@@ -103,16 +105,31 @@ def map_on_cores(
     too small to be shared by cores."""
     threads = torch.get_num_threads()
     waiting: deque[Future[Result]] = deque()
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(threads if device is None or device.type == "cpu" else 1) as pool:
-            for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) > threads:
-                    yield waiting.popleft().result()
-            yield from (each.result() for each in waiting)
-    finally:
-        torch.set_num_threads(threads)
+    with start_single_core_threads(threads if device is None or device.type == "cpu" else 1) as pool:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > threads:
+                yield waiting.popleft().result()
+        yield from (future.result() for future in waiting)
+
+
+def start_single_core_threads(number: int) -> ThreadPoolExecutor:
+    """Starts threads in each of which torch computes on one core; in others it computes on as many as before."""
+    started = Barrier(number + 1)
+
+    def start() -> None:
+        torch.get_num_threads()  # else the thread would take the number of the process when it first computes
+        torch.set_num_threads(1)
+        started.wait()
+
+    with STARTING:
+        threads = torch.get_num_threads()
+        pool = ThreadPoolExecutor(number, initializer=start)
+        for _ in range(number):  # a thread for each, because none of them is idle before all have started
+            pool.submit(int)
+        started.wait()
+        torch.set_num_threads(threads)  # what threads take that start later
+    return pool
 
 
 class LengthGroupedSampler(Sampler):
