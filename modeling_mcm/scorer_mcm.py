@@ -278,10 +278,12 @@ def _sum_evidence(size: int, seen: SeenLabels, tables: Sequence[LabelTables], co
     label = column - columns.starts.index_select(0, task)  # (P,)
     start = seen.cell - label  # (P,): where the labels of the customer and task begin in (B, C)
     for index, table in enumerate(tables):
-        own = (task == index).nonzero()[:, 0]  # (p,): which of the P labels are of the task
-        for kind, factor in enumerate(factors[: len(table.neighbours), own]):  # (p,)
-            read = factor.nonzero()[:, 0]
-            table.add_neighbours(kind, label[own[read]], factor[read], start[own[read]], evidence[kind])
+        is_own = task == index
+        for kind in range(len(table.neighbours)):
+            read = (factors[kind] * is_own).nonzero()[:, 0]  # which of the P labels
+            if len(read):
+                parts = (each.index_select(0, read) for each in (label, factors[kind], start))
+                table.add_neighbours(kind, *parts, evidence[kind])
     _add_attributes(seen, factors[0], tables, columns, evidence[-1])
     return evidence.clamp_(min=0)
 
