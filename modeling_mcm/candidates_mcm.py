@@ -406,14 +406,14 @@ class CandidateSet:
         if name in table:
             with naming(f"`candidates`: column {name!r}"):
                 values = map_distinct(table[name], to_text, object).tolist()
-                of_label: dict[str, str] = {}
+                group_names: dict[str, str] = {}
                 for text, value in zip(texts, values, strict=True):
-                    if value is None or of_label.setdefault(text, value) != value:
-                        found = "null" if value is None else f"{of_label[text]!r} and {value!r}"
+                    if value is None or group_names.setdefault(text, value) != value:
+                        found = "null" if value is None else f"{group_names[text]!r} and {value!r}"
                         raise ValueError(f"{task} {text!r} has {found}; `per_group` needs one value for each label")
             numbers = {value: columns + number for number, value in enumerate(dict.fromkeys(values))}
             for text, label in ids.items():
-                groups[label] = numbers[of_label[text]]
+                groups[label] = numbers[group_names[text]]
         elif group in self.model.config.label_features:
             usual = self._usual(task, group)
             groups[: len(usual)] = torch.where(usual >= FIRST_LABEL, columns + usual, groups[: len(usual)])

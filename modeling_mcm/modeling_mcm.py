@@ -263,7 +263,8 @@ class MCMModel(MCMPreTrainedModel):
             Visit of each event, counted from 0 for each customer. Required by the customer state, and if
             `config.encoder_unit` is "visit".
         event_times (`torch.FloatTensor` of shape `(batch_size, sequence_length)`, *optional*):
-            Days from the customer's first event to each event, in ascending order. Required by the customer state.
+            Days from the customer's first event to each event, in ascending order. Required by the customer state. In
+            single precision: 3 seconds apart after a year and 21 after ten, which half-lives of days do not see.
         event_values (`torch.FloatTensor` of shape `(batch_size, sequence_length, num_values)`, *optional*):
             Values of `config.summed_features` of each event, 0 where one is missing. Required by the customer state
             if the config has summed features.
@@ -485,7 +486,7 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
             by_task = dict(zip(self.config.tasks, losses.detach(), strict=True))
         if labels is None or not self.training:
             readout = self.read_out(outputs, reading, ends)
-            logits = {task: of_task.scores for task, of_task in readout.items()}
+            logits = {task: each.scores for task, each in readout.items()}
             if scorer is not None:
                 counted = read_histories(self.config, history, tasks)
                 scores = scorer.score(places, counted, [readout.get(task) for task in tasks], question, left_out)
@@ -544,14 +545,14 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         def compute(part: list[int], hidden: Tensor) -> Tensor:
             """Share of some customers in the losses."""
             longest = max(1, *(units[customer] for customer in part))
-            indices = [of_task.indices(labels[part, :, task]) for task, of_task in enumerate(task_labels)]
+            indices = [each.indices(labels[part, :, task]) for task, each in enumerate(task_labels)]
             label_ids = torch.stack(indices, -1)
             # Only prefixes with a target are scored. One has many targets, so it is scored once: a row of the scores.
             is_target = (label_ids >= FIRST_LABEL).any(-1)
             rows, prefixes = find_prefixes(is_target, None if ends is None else ends[part], longest)
             scores = self._score_labels(hidden[:, :longest], unit_mask[part, :longest], task_labels, prefixes)
             targets = Targets.find(label_ids, rows, None if weights is None else weights[part], sizes)
-            losses = task_losses(scores, targets, [of_task.log_counts for of_task in task_labels])
+            losses = task_losses(scores, targets, [each.log_counts for each in task_labels])
             return losses * (len(part) / len(units))  # a loss is a mean over customers
 
         parts = group_customers(units, PART_ELEMENTS[hidden.device.type == "cpu"] // sum(sizes))

@@ -282,8 +282,8 @@ def _sum_evidence(size: int, seen: SeenLabels, tables: Sequence[LabelTables], co
         for kind in range(len(table.neighbours)):
             read = (factors[kind] * is_own).nonzero()[:, 0]  # which of the P labels
             if len(read):
-                parts = (each.index_select(0, read) for each in (label, factors[kind], start))
-                table.add_neighbours(kind, *parts, evidence[kind])
+                labels, factor, starts = (each.index_select(0, read) for each in (label, factors[kind], start))
+                table.add_neighbours(kind, labels, factor, starts, evidence[kind])
     _add_attributes(seen, factors[0], tables, columns, evidence[-1])
     return evidence.clamp_(min=0)
 

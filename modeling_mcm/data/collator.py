@@ -219,7 +219,7 @@ class MCMCollator:
         events = CaseEvents.read(batch, self.cutoff, self.config.tasks, self.token_type)
         targets = batch.select(events.next_visit())
         columns = ((targets.column(f"task_{task}"), targets.column(f"unseen_{task}")) for task in self.config.tasks)
-        labels = np.stack([tell_unseen(*of_task) for of_task in columns], axis=1)
+        labels = np.stack([tell_unseen(*each) for each in columns], axis=1)
         return _Questions(batch.select(batch.places < events.history_end[batch.row]), labels, targets.row)
 
     def _train(self, batch: Customers) -> "_Questions":
@@ -297,7 +297,8 @@ class MCMCollator:
         return _Questions(history, labels, rows, prefixes, window.places[targets] + 1, rows)
 
     def _weights(self, asked: "_Questions") -> NDArray:
-        """Weight of each label: it halves for every half-life from the label's prefix to the latest prefix."""
+        """Weight of each label `(labels,)`: it halves with every half-life from the time of the event that follows the
+        label's prefix, its target, to the latest such time of the row."""
         history, rows = asked.history, asked.rows
         ends = np.minimum(asked.ends[asked.prefixes], history.lengths[rows] - 1)
         days = _days_before_latest(history.column("times")[history.starts[rows] + ends], rows)

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 
 from modeling_mcm.candidates_mcm import choose_labels
 from modeling_mcm.configuration_mcm import FIRST_LABEL
+from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.predictor_mcm import Predictor, RankedLabel
-from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 from modeling_mcm.scorer_mcm import LabelTables
 
 TRANSITIONS, EASE = 0, 2  # index of a table of [`LabelTables`]: transitions in both directions, and EASE
@@ -96,7 +96,7 @@ def _best(
     feature_extractor: MCMFeatureExtractor, task: str, scores: torch.Tensor, own: Sequence[int], k: int
 ) -> list[RankedLabel]:
     is_candidate = scores > 0
-    is_candidate[own] = False
+    is_candidate[[*own, *feature_extractor.own_ids(task)]] = False  # the labels asked about, and MCM's own
     chosen = choose_labels(scores[None], k, is_candidate).labels[0]
     ids = chosen[chosen > 0]
     pairs = zip(feature_extractor.decode_labels(task, ids), scores[ids].tolist(), strict=True)

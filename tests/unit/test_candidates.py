@@ -233,6 +233,9 @@ def test_similar_and_together_read_the_counts(model, extractor):
     tables.attributes[[first, third], 0] = 1
     found = similar(model, extractor, TASK, "item 01", 3)
     assert {each["label"]: each["score"] for each in found} == pytest.approx({"item 02": 0.5, "item 03": 0.5})
+    kinds = model.scorer.get_tables(model.config.tasks.index("type"))
+    kinds.weights.fill_(1), kinds.neighbours.copy_(torch.arange(kinds.neighbours.shape[-1]))
+    assert [each["label"] for each in similar(model, extractor, "type", "buy")] == ["click"]  # no end_of_visit
     assert [each["label"] for each in together(model, extractor, TASK, ["item 01"], 3)] == ["item 03"]
     with pytest.raises(ValueError, match="is 'item 01' meant"):
         similar(model, extractor, TASK, "items 01")
