@@ -203,8 +203,9 @@ class CandidateSet:
             other columns are features of the checkpoint, such as the category. They say the groups of `per_group`,
             and score labels that training never saw ([`NewLabels`]). Default: all labels.
         exclude (*optional*): "seen", the labels of all events of the customer, targets or not, but none that training
-            never saw; a list of labels; or a table with a column for each task, and for labels of some customers that
-            of the customer, named as in the log or `customer_id`.
+            never saw; a list of labels, in which "seen" means the same beside the others (a label of this name is
+            excluded by a table); or a table with a column for each task, and for labels of some customers that of the
+            customer, named as in the log or `customer_id`.
         per_group (`tuple[str, int]`, *optional*): A feature and the largest number of chosen labels of each of its
             values, such as `("category", 2)`, or as text `"category=2"`.
 
@@ -230,7 +231,7 @@ class CandidateSet:
     ):
         self.model, self.extractor = model, feature_extractor
         self.tasks = list(model.config.tasks if tasks is None else tasks)
-        self.excludes_seen = isinstance(exclude, str) and exclude == SEEN
+        self.excludes_seen, exclude = _read_seen(exclude)
         table = {} if candidates is None else self._read(candidates, "candidates")
         group, self._most = _read_per_group(per_group)
         if [group] == self.tasks:
@@ -239,7 +240,7 @@ class CandidateSet:
             )
         self._of_tasks = {task: self._read_candidates(task, table, group) for task in self.tasks}
         self.needs_seen = self.excludes_seen or any(each.new for each in self._of_tasks.values())
-        if exclude is not None and not self.excludes_seen:
+        if exclude is not None:
             self._read_excluded(exclude)
         for task, each in self._of_tasks.items():
             if not each.is_candidate[FIRST_LABEL:].any():
@@ -445,6 +446,18 @@ class CandidateSet:
                 f"`exclude` names {len(unknown):,} labels that the checkpoint does not know, such as "
                 f"{some([*map(repr, unknown)])}."
             )
+
+
+def _read_seen(exclude: object) -> tuple[bool, object]:
+    """Whether what a customer has seen is excluded, and what else is: None, a list of labels or a table."""
+    if exclude is None or (isinstance(exclude, str) and exclude == SEEN):
+        return exclude is not None, None
+    with naming("`exclude`"):
+        if read_table(exclude) is not None:
+            return False, exclude
+        labels = [label for label in as_column(exclude) if not (isinstance(label, str) and label == SEEN)]
+        excludes_seen = len(labels) < len(as_column(exclude))
+    return excludes_seen, None if excludes_seen and not labels else labels
 
 
 def _read_per_group(per_group: tuple[str, int] | str | None) -> tuple[str | None, int]:

@@ -16,6 +16,7 @@ from transformers import pipeline
 
 from modeling_mcm import LiveCustomer
 from modeling_mcm.candidates_mcm import CandidateSet, choose_labels
+from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.live.similar import similar, together
 from modeling_mcm.predictor_mcm import Predictor
 from modeling_mcm.scorer_mcm import WITHIN
@@ -150,6 +151,19 @@ def test_labels_are_excluded_for_each_customer(model, extractor, customer):
     assert live.scores(tasks=[TASK], **few) == {TASK: []}
     lists = pipe([customer, {"customer_id": "c04", "events": []}], tasks=[TASK], **few)
     assert [len(of_customer[TASK]) for of_customer in lists] == [0, 1]
+
+
+@pytest.mark.parametrize("kind", [list, tuple, pd.Series])
+def test_seen_among_labels_excludes_both_and_a_label_of_its_name_by_a_table(model, extractor, live, kind):
+    every, events = live.scores(tasks=[TASK], k=100)[TASK], {event.get("item") for event in live.events}
+    best = next(each["label"] for each in every if each["label"] not in events)
+    found = live.scores(tasks=[TASK], k=100, exclude=kind(["seen", best]))[TASK]
+    assert_same_list(found, by_hand(every, 100, exclude={best, *events}))
+    both = CandidateSet(model, extractor, exclude=kind(["seen"]))
+    assert both.excludes_seen and both.tasks == extractor.tasks
+    extractor._encoding.ids[TASK]["seen"] = FIRST_LABEL
+    table = CandidateSet(model, extractor, [TASK], exclude={"item": ["seen"]})
+    assert not table.needs_seen and table.choose(TASK, torch.zeros(1, 26), 1).labels.tolist() == [[FIRST_LABEL + 1]]
 
 
 def test_a_set_serves_another_model_of_the_same_values_alone(model, extractor, live, tiny_model):
