@@ -596,8 +596,8 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
 
     @torch.no_grad()
     def readouts(self, batch: Mapping[str, Any]) -> list[Readout]:
-        """What the encoder says after whole histories, by task, from model inputs."""
-        history = {name: batch[name] for name in ("input_ids", "attention_mask", "visit_ids")}
+        """What the encoder says after whole histories, by task, from model inputs on any device."""
+        history = {name: batch[name].to(self.device) for name in ("input_ids", "attention_mask", "visit_ids")}
         return [*self.read_out(self.model(**history, parts=("encoder",)), self.config.tasks).values()]
 
     def chances(self, task: str, log_probabilities: Tensor, horizon_days: float | None = None) -> Tensor | None:
