@@ -278,7 +278,7 @@ def _sum_evidence(size: int, seen: SeenLabels, tables: Sequence[LabelTables], co
     label = column - columns.starts.index_select(0, task)  # (P,)
     start = seen.cell - label  # (P,): where the labels of the customer and task begin in (B, C)
     for index, table in enumerate(tables):
-        is_own = task == index
+        is_own = task == index  # (P,)
         for kind in range(len(table.neighbours)):
             read = (factors[kind] * is_own).nonzero()[:, 0]  # which of the P labels
             if len(read):

@@ -10,8 +10,8 @@ The collator has two modes. `evaluate` gives the history before a cutoff and the
     all_prefixes    the history; after each of its prefixes what followed
     masked_lm       the history with some targets hidden; those
 
-What a prefix is asked for is the next event, or the next visit, by the config's `target`. Every draw depends on the seed,
-the epoch and the row alone, so a run that is resumed or distributed draws the same as a run that is neither.
+What a prefix is asked for is the next event, or the next visit, by the config's `target`. Every draw depends on the
+seed, the epoch and the row alone, so a run that is resumed or distributed draws the same as a run that is neither.
 
 All rows of a batch are computed together, in flat arrays: "events" is the number of all their events.
 
