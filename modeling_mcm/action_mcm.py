@@ -220,7 +220,8 @@ class MCMForActionRecommendation(MCMForMultiTaskRecommendation):
         time = event_times.amax(1) if as_of is None else as_of  # padding has time 0
         history = input_ids, attention_mask, visit_ids, event_times
         outputs = super().forward(*history, event_values=event_values, as_of=time, parts=("embedding",), **kwargs)
-        ages = (time[:, None] - event_times).masked_fill(~find_events(attention_mask), torch.inf)
+        ages = time[:, None] - event_times
+        ages = ages.masked_fill(~find_events(attention_mask) | (ages < 0), torch.inf)
         offered, actions = offered_actions.clamp(min=0), cast(Any, (action_input_ids, action_rows, action_matches))
         action_labels = self.action_labels(actions[0], actions[1], int(offered.max()) + 1)
         numbers = self.describe_offers(outputs.logits, input_ids, ages, event_values, action_labels, actions[2])

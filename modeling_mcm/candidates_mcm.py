@@ -203,8 +203,9 @@ class CandidateSet:
             other columns are features of the checkpoint, such as the category. They say the groups of `per_group`,
             and score labels that training never saw ([`NewLabels`]). Default: all labels.
         exclude (*optional*): "seen", the labels of all events of the customer, targets or not, but none that training
-            never saw; a list of labels; or a table with a column for each task, and for labels of some customers that
-            of the customer, named as in the log or `customer_id`.
+            never saw; a list of labels, in which "seen" means the same beside the others (a label of this name is
+            excluded by a table); or a table with a column for each task, and for labels of some customers that of the
+            customer, named as in the log or `customer_id`.
         per_group (`tuple[str, int]`, *optional*): A feature and the largest number of chosen labels of each of its
             values, such as `("category", 2)`, or as text `"category=2"`.
 
@@ -230,21 +231,22 @@ class CandidateSet:
     ):
         self.model, self.extractor = model, feature_extractor
         self.tasks = list(model.config.tasks if tasks is None else tasks)
-        self.excludes_seen = isinstance(exclude, str) and exclude == SEEN
-        table = {} if candidates is None else self._read(candidates, "candidates")
+        self.excludes_seen, exclude = _read_seen(exclude)
+        reader = _CandidateReader(model, feature_extractor, self.tasks)
+        table = {} if candidates is None else reader.read(candidates, "candidates")
         group, self._most = _read_per_group(per_group)
         if [group] == self.tasks:
             raise ValueError(
                 f"`per_group` names {group!r}, which is the only task: give another feature, or leave it."
             )
-        self._of_tasks = {task: self._read_candidates(task, table, group) for task in self.tasks}
-        self.needs_seen = self.excludes_seen or any(each.new for each in self._of_tasks.values())
-        if exclude is not None and not self.excludes_seen:
-            self._read_excluded(exclude)
-        for task, each in self._of_tasks.items():
+        self._by_task = {task: reader.read_candidates(task, table, group) for task in self.tasks}
+        self.needs_seen = self.excludes_seen or any(each.new for each in self._by_task.values())
+        if exclude is not None:
+            reader.read_excluded(exclude, self._by_task)
+        for task, each in self._by_task.items():
             if not each.is_candidate[FIRST_LABEL:].any():
                 raise ValueError(
-                    f"No candidate of {task!r} is left: column {self._column(task, table)!r} of the candidates "
+                    f"No candidate of {task!r} is left: column {reader.column(task, table)!r} of the candidates "
                     "has no label that the checkpoint knows and that is not excluded. Check it, or exclude less."
                 )
 
@@ -266,37 +268,48 @@ class CandidateSet:
             customers (`Sequence[str]` of length B, *optional*): Their ids, if `exclude` names customers.
             taken (`Sequence[NDArray]` of length B, *optional*): As `seen`, of targets alone, for new labels.
         """
-        own = self._of_tasks[task]
+        own = self._by_task[task]
         if own.new is not None:
-            scores = own.new.extend(scores, taken)
-        is_candidate = own.is_candidate.to(scores.device)
-        excluded: Sequence[Sequence[int] | NDArray] = []
-        if self.excludes_seen:
-            excluded = seen or []
-        elif own.excluded:
-            if customers is None or None in customers:
-                raise ValueError("`exclude` is a table of customers: give each customer a `customer_id`.")
-            excluded = [own.excluded.get(customer, ()) for customer in to_ids(customers)]
+            scores = own.new.extend(scores, taken)  # (B, C)
+        is_candidate = own.is_candidate.to(scores.device)  # (C,)
+        excluded = self._find_excluded(own, seen, customers)
         if any(len(each) for each in excluded):
-            is_candidate = is_candidate.repeat(len(scores), 1)
+            is_candidate = is_candidate.repeat(len(scores), 1)  # (B, C)
             for row, labels in enumerate(excluded):
                 is_candidate[row, torch.as_tensor(np.asarray(labels, np.int64), device=scores.device)] = False
-        groups = None if own.groups is None else own.groups.to(scores.device)
+        groups = None if own.groups is None else own.groups.to(scores.device)  # (C,)
         chosen = choose_labels(scores, k, is_candidate, groups, self._most)
-        log_p = scores.float() if own.new is not None else scores.float().log_softmax(1)
+        log_p = scores.float() if own.new is not None else scores.float().log_softmax(1)  # (B, C)
         return chosen._replace(log_p=log_p.gather(1, chosen.labels))
+
+    def _find_excluded(
+        self, own: _TaskCandidates, seen: Sequence[IntArray] | None, customers: Sequence[str | None] | None
+    ) -> Sequence[Sequence[int] | NDArray]:
+        """The ids of labels that each of B customers may not get; empty if there are none."""
+        if self.excludes_seen:
+            return seen or []
+        if not own.excluded:
+            return []
+        if customers is None or None in customers:
+            raise ValueError("`exclude` is a table of customers: give each customer a `customer_id`.")
+        return [own.excluded.get(customer, ()) for customer in to_ids(customers)]
 
     def values(self, task: str) -> list[str]:
         """Labels of a task in the order of their ids, from 2 on: those of the checkpoint, and new ones."""
-        return self._of_tasks[task].values
+        return self._by_task[task].values
 
     def decode(self, task: str, labels: Sequence[int]) -> list[str]:
         """Values of label ids, new labels included."""
         return [self.values(task)[label - FIRST_LABEL] for label in labels]
 
-    # ------------------------------------------------------------------------------------------------- reading tables
 
-    def _read(self, given: object, name: str, others: Sequence[str] = ()) -> Table:
+class _CandidateReader:
+    """Reads the arguments of a [`CandidateSet`]: columns of labels, which it resolves to ids task by task."""
+
+    def __init__(self, model: Any, feature_extractor: MCMFeatureExtractor, tasks: Sequence[str]):
+        self.model, self.extractor, self.tasks = model, feature_extractor, tasks
+
+    def read(self, given: object, name: str, others: Sequence[str] = ()) -> Table:
         """Columns of an argument; a list of labels is the column of the single task. Raises `ValueError` if a column
         is no feature and none of `others`: a customer column of another name would be passed over."""
         with naming(f"`{name}`"):
@@ -308,21 +321,21 @@ class CandidateSet:
                         "column for each task"
                     )
                 return {self.tasks[0]: as_column(given)}
-            if not any(self._column(task, table) in table for task in self.tasks):
-                check_columns(list(table), [self._column(task, table) for task in self.tasks], "The table has")
+            if not any(self.column(task, table) in table for task in self.tasks):
+                check_columns(list(table), [self.column(task, table) for task in self.tasks], "The table has")
             names = self.extractor._encoding.event_features
-            known = dict.fromkeys([*names, *(self._column(each, {}) for each in names), *others])
+            known = dict.fromkeys([*names, *(self.column(each, {}) for each in names), *others])
             check_keys(table, [*known], "columns of the table" if others else "columns of the table for all customers")
             return table
 
-    def _column(self, task: str, table: Table) -> str:
+    def column(self, task: str, table: Table) -> str:
         """The column of a feature in a table: its name, or the column of the log."""
         spec = self.extractor._encoding.specs.get(task)
         return task if spec is None or task in table or spec.level or spec.item else spec.column or task
 
     def _texts(self, task: str, table: Table, what: str) -> list[str] | None:
         """The labels of a task's column, None without one. Raises `ValueError` if there are nulls."""
-        column = self._column(task, table)
+        column = self.column(task, table)
         with naming(f"{what}: column {column!r}"):
             return to_ids(table[column]) if column in table else None
 
@@ -331,14 +344,14 @@ class CandidateSet:
         distinct = list(dict.fromkeys(texts))
         return dict(zip(distinct, self.extractor.label_ids(task, distinct).tolist(), strict=True))
 
-    def _read_candidates(self, task: str, table: Table, group: str | None) -> "_TaskCandidates":
+    def read_candidates(self, task: str, table: Table, group: str | None) -> "_TaskCandidates":
         """Candidates of a task, each once. Warns of unknown ones."""
         values, ids, new = list(self.extractor.vocabularies[task]), dict[str, int](), None
-        texts, column = self._texts(task, table, "`candidates`"), self._column(task, table)
+        texts, column = self._texts(task, table, "`candidates`"), self.column(task, table)
         if texts is not None:
             ids = self._find_ids(task, texts)
             names = [name for name in self.extractor._encoding.event_features if name != task]
-            names = [name for name in names if self._column(name, table) in table]
+            names = [name for name in names if self.column(name, table) in table]
             new = self._new_labels(task, table, texts, ids, names)
             for value in new.values if new else ():
                 ids[value] = FIRST_LABEL + len(values)
@@ -377,7 +390,7 @@ class CandidateSet:
         features = torch.zeros(len(new), len(names), dtype=torch.long)
         rows = {label: first[value] for value, label in ids.items() if label >= FIRST_LABEL}
         for index, name in enumerate(names):
-            column = self._column(name, table)
+            column = self.column(name, table)
             with naming(f"`candidates`: column {column!r}"):
                 values = torch.from_numpy(encoding.feature_ids(name, table[column]).astype(np.int64))
             if name in self.model.config.label_features:
@@ -402,18 +415,18 @@ class CandidateSet:
     ) -> Tensor:
         """Group of each label `(C,)`. A label of which nothing is said is a group of its own."""
         groups = torch.arange(columns)
-        name = self._column(group, table)
+        name = self.column(group, table)
         if name in table:
             with naming(f"`candidates`: column {name!r}"):
                 values = map_distinct(table[name], to_text, object).tolist()
-                of_label: dict[str, str] = {}
+                group_names: dict[str, str] = {}
                 for text, value in zip(texts, values, strict=True):
-                    if value is None or of_label.setdefault(text, value) != value:
-                        found = "null" if value is None else f"{of_label[text]!r} and {value!r}"
+                    if value is None or group_names.setdefault(text, value) != value:
+                        found = "null" if value is None else f"{group_names[text]!r} and {value!r}"
                         raise ValueError(f"{task} {text!r} has {found}; `per_group` needs one value for each label")
             numbers = {value: columns + number for number, value in enumerate(dict.fromkeys(values))}
             for text, label in ids.items():
-                groups[label] = numbers[of_label[text]]
+                groups[label] = numbers[group_names[text]]
         elif group in self.model.config.label_features:
             usual = self._usual(task, group)
             groups[: len(usual)] = torch.where(usual >= FIRST_LABEL, columns + usual, groups[: len(usual)])
@@ -424,14 +437,14 @@ class CandidateSet:
             )
         return groups
 
-    def _read_excluded(self, exclude: object) -> None:
-        """Takes excluded labels away: from all customers, or from those that the table names."""
+    def read_excluded(self, exclude: object, by_task: Mapping[str, _TaskCandidates]) -> None:
+        """Takes excluded labels away from candidates: for all customers, or for those that the table names."""
         names = (self.extractor.customer, CUSTOMER)
-        table, customers, unknown = self._read(exclude, "exclude", names), None, list[str]()
+        table, customers, unknown = self.read(exclude, "exclude", names), None, list[str]()
         if name := next((name for name in names if name in table), None):
             with naming(f"`exclude`: column {name!r}"):
                 customers = to_ids(table[name])
-        for task, own in self._of_tasks.items():
+        for task, own in by_task.items():
             texts = self._texts(task, table, "`exclude`") or []
             ids = self._find_ids(task, texts) | own.ids
             unknown += [text for text in dict.fromkeys(texts) if ids[text] < FIRST_LABEL]
@@ -445,6 +458,18 @@ class CandidateSet:
                 f"`exclude` names {len(unknown):,} labels that the checkpoint does not know, such as "
                 f"{some([*map(repr, unknown)])}."
             )
+
+
+def _read_seen(exclude: object) -> tuple[bool, object]:
+    """Whether what a customer has seen is excluded, and what else is: None, a list of labels or a table."""
+    if exclude is None or (isinstance(exclude, str) and exclude == SEEN):
+        return exclude is not None, None
+    with naming("`exclude`"):
+        if read_table(exclude) is not None:
+            return False, exclude
+        labels = [label for label in as_column(exclude) if not (isinstance(label, str) and label == SEEN)]
+        excludes_seen = len(labels) < len(as_column(exclude))
+    return excludes_seen, None if excludes_seen and not labels else labels
 
 
 def _read_per_group(per_group: tuple[str, int] | str | None) -> tuple[str | None, int]:

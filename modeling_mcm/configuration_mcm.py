@@ -34,7 +34,7 @@ LIMITS = {
     "layer_norm_eps": (1e-20, 1),  # transformers' own tests have 1
     "forecast_window": (0, 2**24),
 }
-OF_FEATURES = (  # fields with names of features
+FEATURE_FIELDS = (  # fields with names of features
     "tasks",
     "input_features",
     "label_features",
@@ -270,7 +270,7 @@ class MCMConfig(PreTrainedConfig):
                 f"`vocabulary_sizes` has {wrong}: expected 3 (padding, unknown and a value) to {MOST_IDS:,}; leave "
                 "out features that have no value."
             )
-        named = {name: getattr(self, name) or () for name in OF_FEATURES}
+        named = {name: getattr(self, name) or () for name in FEATURE_FIELDS}
         named["kind_feature"] = () if self.kind_feature is None else [self.kind_feature]
         for field_name, features in named.items():
             if missing := [feature for feature in features if feature not in self.features]:

@@ -80,8 +80,8 @@ class PredictionHead(Exact):
     """
 )
 class MCMForCustomerPrediction(MCMPreTrainedModel):
-    # Parameters of another head, in a checkpoint that was saved with it; those that `MCMModel` ignores join.
-    _keys_to_ignore_on_load_unexpected = [r"^action_head\."]
+    # Parameters of the other heads, in a checkpoint that was saved with them.
+    _keys_to_ignore_on_load_unexpected = [r"^(readout_|scorer\.|label_values_|action_head\.)"]
 
     def __init__(self, config: MCMConfig):
         super().__init__(config)

@@ -9,6 +9,7 @@ from functools import reduce
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .configuration_mcm import MCMConfig
@@ -60,6 +61,7 @@ def check_inputs(
     visit_ids: Tensor | None,
     event_times: Tensor | None,
     event_values: Tensor | None,
+    as_of: Tensor | None = None,
 ) -> None:
     """Checks model inputs that callers made: shapes, types, value ranges and order.
 
@@ -71,6 +73,7 @@ def check_inputs(
         visit_ids (`torch.LongTensor` of shape `(B, L)`, *optional*): Visit of each event.
         event_times (`torch.FloatTensor` of shape `(B, L)`, *optional*): Days from the first event to each event.
         event_values (`torch.FloatTensor` of shape `(B, L, N)`, *optional*): Numbers of each event.
+        as_of (`torch.FloatTensor` of shape `(B,)`, *optional*): Time of the outputs.
 
     Raises:
         ValueError: for the first fault; the message names the input, the event and the customer.
@@ -93,6 +96,8 @@ def check_inputs(
             )
     if visit_ids is not None and (visit_ids.is_floating_point() or visit_ids.dtype == torch.bool):
         raise ValueError(f"`visit_ids` is {visit_ids.dtype}, and whole numbers were expected: {advice}.")
+    if config.augmentation == "masked_lm" and as_of is not None and find_later(event_times, as_of).any():
+        raise ValueError("Events are later than `as_of`, and the masked event is the last: give `as_of` to pad alone.")
     columns = torch.stack([values.float() for values in named.values()])
     limits = columns.new_tensor([shape[1] if name == "visit_ids" else torch.inf for name in named])
     ascends = columns.diff(dim=2, prepend=0 * columns[..., :1]) >= 0  # not so next to NaN
@@ -110,6 +115,13 @@ def check_inputs(
     place, row, event = places[0].tolist()
     name, what = faults[place]
     raise ValueError(f"`{name}` {what} at event {event} of customer {row} of the batch: {advice}.")
+
+
+def find_later(event_times: Tensor | None, as_of: Tensor) -> Tensor:
+    """Says of each place `(B, L)` whether it is an event later than the time `(B,)` of its row."""
+    if event_times is None:
+        raise ValueError("`as_of` needs `event_times`: MCMFeatureExtractor gives them.")
+    return F.pad((event_times > as_of[:, None])[:, 1:], (1, 0))  # the start row has no time
 
 
 class MCMEmbeddings(nn.Module):

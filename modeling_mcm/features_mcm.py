@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .configuration_mcm import FIRST_LABEL
@@ -165,7 +166,7 @@ class LabelHistory(NamedTuple):
         kinds: Tensor,
         as_of: Tensor | None = None,
     ) -> "LabelHistory":
-        """Reads the histories from model inputs.
+        """Reads the histories from model inputs, up to the time of the prediction.
 
         Args:
             labels (`torch.LongTensor` of shape `(B, L, T)`): Label of each event in each task; below 2: none.
@@ -176,6 +177,9 @@ class LabelHistory(NamedTuple):
                 the time of the customer's last event.
         """
         size, _, tasks = labels.shape
+        if as_of is None:
+            as_of = F.pad(event_times, (0, 1)).amax(1)
+        labels = labels * (event_times <= as_of[:, None])[..., None]
         by_row = labels.transpose(1, 2).flatten(0, 1)  # (R, L)
         row, event = (by_row >= FIRST_LABEL).nonzero(as_tuple=True)
         customer = row // tasks
@@ -184,8 +188,7 @@ class LabelHistory(NamedTuple):
         opens_visit = (row.diff() != 0) | (visit.diff() != 0)
         counts = F.pad(torch.stack([opens_visit, opens_visit | (time.diff() != 0)]), (1, 0)).cumsum(1)
         last = torch.bincount(row, minlength=size * tasks).cumsum(0) - 1  # event of each row
-        as_of = F.pad(event_times, (0, 1)).amax(1) if as_of is None else as_of
-        days = (as_of.double()[customer] - time).clamp(min=0)
+        days = as_of.double()[customer] - time
         ago = torch.cat([counts.index_select(1, last[row]) - counts, days[None]])
         return cls(row, by_row[row, event], ago, kinds[customer, event], size)
 
@@ -272,9 +275,9 @@ def _fade(ago: Tensor, opens: Tensor, kind: Tensor, number: Tensor) -> list[Tens
     weights = ago.index_select(0, torch.tensor(units, device=ago.device)).mul_(falls).exp_()
     is_kind = kind == torch.arange(KINDS, device=kind.device)[:, None]
     visits, moments, days, latest = weights.split([len(VISIT_HALF_LIVES), len(MOMENT_HALF_LIVES), 1, 1])
-    of_kinds, in_last = moments[-1:] * is_kind * number, is_kind * (ago[MOMENTS] == 0)
+    by_kind, in_last = moments[-1:] * is_kind * number, is_kind * (ago[MOMENTS] == 0)
     latest = latest * opens[MOMENTS] * (ago[MOMENTS] < RECENT)
-    return [visits * opens[VISITS], moments * opens[MOMENTS], days * number, of_kinds, in_last, latest]
+    return [visits * opens[VISITS], moments * opens[MOMENTS], days * number, by_kind, in_last, latest]
 
 
 def _describe_shares(labels: _Labels) -> tuple[Columns, Columns]:
@@ -348,8 +351,8 @@ def describe_candidates(
     is_seen = F.pad(seen.cell, (0, 1), value=-1).index_select(0, place) == cell
     personal = F.pad(torch.stack([*seen.columns.values()]), (0, 1))
     personal = personal.index_select(1, torch.where(is_seen, place, len(seen.cell)))
-    of_customers = torch.stack([*seen.customers.values()]).index_select(1, row)
-    columns = dict(zip((*seen.columns, *seen.customers), (*personal, *of_customers), strict=True))
+    histories = torch.stack([*seen.customers.values()]).index_select(1, row)
+    columns = dict(zip((*seen.columns, *seen.customers), (*personal, *histories), strict=True))
     logs = (30 * evidence).log1p()
     columns |= {name: logs[place] for place, name in enumerate(EVIDENCE) if name in PLACES}
     columns |= _describe_popularity(row, cell, counts, visits, columns, evidence[1])
@@ -365,11 +368,12 @@ def _describe_popularity(
     next_transitions: Tensor,
 ) -> Columns:
     """How popular the labels are, and whether one is late by what all customers do."""
-    tasks, of_labels = len(counts), torch.cat(list(counts), 2)  # (1 or B, 5, C)
-    of_tasks = torch.stack([of_task[:, ::3].sum(2) for of_task in counts], 2).clamp(min=1)  # (1 or B, 2, T)
-    task, then = row % tasks, row // tasks if len(of_labels) > 1 else torch.zeros_like(row)
-    count, repeats, next_repeats, recent, gaps = of_labels[then, :, cell % of_labels.shape[2]].unbind(1)
-    share, recent_share = (torch.stack([count, recent], 1) / of_tasks[then, :, task]).unbind(1)
+    tasks, label_counts = len(counts), torch.cat(list(counts), 2)  # (1 or B, 5, C)
+    totals = torch.stack([task_counts[:, ::3].sum(2) for task_counts in counts], 2).clamp(min=1)  # (1 or B, 2, T)
+    task, then = row % tasks, row // tasks if len(label_counts) > 1 else torch.zeros_like(row)  # (N,)
+    candidates = label_counts[then, :, cell % label_counts.shape[2]]  # (N, 5)
+    count, repeats, next_repeats, recent, gaps = candidates.unbind(1)
+    share, recent_share = (torch.stack([count, recent], 1) / totals[then, :, task]).unbind(1)  # (N,)
     gap = (gaps + 1) / (repeats + 0.5)
     ratios = (next_transitions + 1e-4) / (share + 1e-4), (recent_share + 1e-4) / (share + 1e-4)
     overdue = personal["since_visits"].exp() / gap
@@ -410,20 +414,25 @@ def break_ties(values: Tensor, largest: bool = True) -> Tensor:
 def compare(row: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     """Compares values `(k, N)` in single precision within their row; `row` `(N,)` is ascending. Returns ranks from 1,
     the largest first, and the largest value, both `(k, N)`. Of equal ones the first is ahead."""
-    first = torch.searchsorted(row, row)
-    place = torch.arange(len(row), device=row.device) - first
+    first = torch.searchsorted(row, row)  # (N,): where the row begins
+    place = torch.arange(len(row), device=row.device) - first  # (N,): of the candidate in its row
     rows, most = (int(index.max()) + 1 if len(row) else 1 for index in (row, place))
-    # Numbers are sorted as whole numbers, bits before the place, in a fifth of the time of a sort that gives places.
-    # Bits of negative ones are turned round.
-    keys = np.full((len(values), rows, most), np.iinfo(np.int64).max)
-    cells = (row * most + place).numpy(force=True)
-    bits = values.float().contiguous().view(torch.int32).numpy(force=True)
-    bits = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).astype(np.int64)
-    keys.reshape(len(keys), -1)[:, cells] = (-bits << 32) + place.numpy(force=True)
+    cells = (row * most + place).numpy(force=True)  # (N,): in a table with a line for each row
+    # A sort that gives places takes five times as long as one of whole numbers: these hold the place in the lower half
+    keys = np.full((len(values), rows, most), np.iinfo(np.int64).max)  # behind the last candidate the largest number
+    keys.reshape(len(keys), -1)[:, cells] = (-_to_whole_numbers(values) << 32) + place.numpy(force=True)
     keys.sort(axis=2)
-    ordered = torch.from_numpy(keys.reshape(len(keys), -1)[:, cells] & (2**32 - 1)).to(row.device) + first
+    places = keys.reshape(len(keys), -1)[:, cells] & (2**32 - 1)  # (k, N): of the candidate with each rank
+    ordered = torch.from_numpy(places).to(row.device) + first
     ranks = torch.empty_like(values).scatter_(1, ordered, (place + 1.0).to(values.dtype).expand_as(values))
     return ranks, values.gather(1, ordered[:, first])
+
+
+def _to_whole_numbers(values: Tensor) -> NDArray[np.int64]:
+    """Whole numbers in the same order as numbers in single precision: their bits, which are in order from 0 on, and in
+    the reverse one below 0, where all but the sign are turned round."""
+    bits = values.float().contiguous().view(torch.int32).numpy(force=True)
+    return np.where(bits < 0, bits ^ 0x7FFFFFFF, bits).astype(np.int64)
 
 
 def compare_vectors(vectors: Tensor, row: Tensor, label: Tensor, latest: Tensor) -> Tensor:

@@ -143,9 +143,9 @@ def compute_in_parts(
         share = compute(part, vectors[part])
         losses.append(share.detach())
         if sources:
-            of_part = torch.autograd.grad(share.float().sum() * SCALE, read, materialize_grads=True)
-            for gradient, added in zip(gradients, of_part, strict=True):
-                gradient.add_(added, alpha=1 / SCALE)
+            added = torch.autograd.grad(share.float().sum() * SCALE, read, materialize_grads=True)
+            for gradient, part_gradient in zip(gradients, added, strict=True):
+                gradient.add_(part_gradient, alpha=1 / SCALE)
     total = torch.stack(losses).sum()
     for source, gradient in zip(sources, gradients, strict=True):
         product = source.to(gradient.dtype).flatten().dot(gradient.flatten())

@@ -25,7 +25,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_mcm import FIRST_LABEL, MCMConfig
-from .embeddings_mcm import HeterogeneousEmbedding, MCMEmbeddings, ValueEmbedding, check_inputs
+from .embeddings_mcm import HeterogeneousEmbedding, MCMEmbeddings, ValueEmbedding, check_inputs, find_later
 from .files_mcm import check_files, check_loaded, check_weights, note_digests
 from .forecaster_mcm import CustomerForecasts, VisitForecaster
 from .losses_mcm import Targets, TaskLabels, compute_in_parts, group_customers, task_losses
@@ -34,8 +34,6 @@ from .scorer_mcm import HORIZON_DAYS, NEXT_VISIT, WITHIN, LabelScorer, Readout, 
 from .state_mcm import CustomerState, Exact
 
 HUB_OPTIONS = "repo_id", "commit_message", "private", "token", "create_pr"  # of `save_pretrained(push_to_hub=True)`
-NEW = r"forecaster\.net$"  # not in checkpoints of earlier versions, whose forecasts knew no returns
-OF_BEFORE = r"embeddings\.values_digest$"  # in checkpoints of earlier versions; config.json has the digest
 PARTS = ("encoder", "embedding", "forecasts")  # of [`MCMModel`]
 
 
@@ -114,14 +112,20 @@ class MCMPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["BertLayer"]
     _supports_sdpa = True
-    _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_record_outputs = {"hidden_states": BertLayer, "attentions": BertSelfAttention}
 
+    @property
+    def _supports_flash_attn(self) -> bool:  # type: ignore[override]
+        """Whether flash attention runs: it reads no mask, and a window needs one, see [`create_window_mask`]."""
+        return self.config.attention_window is None
+
     def post_init(self):
         """Has what [`~state_mcm.Exact`] modules hold made and loaded in float32, but for whole numbers."""
         super().post_init()
+        # Of this class alone: transformers adds those of `MCMModel`, which has no place for what the heads hold.
+        self._keys_to_ignore_on_load_unexpected = {*(type(self)._keys_to_ignore_on_load_unexpected or ())}
         for name, module in self.named_modules():
             if isinstance(module, Exact):
                 for key, value in module.state_dict(keep_vars=True).items():
@@ -188,25 +192,23 @@ def create_window_mask(config: MCMConfig, hidden: Tensor, unit_mask: Tensor) -> 
     window, units = config.attention_window, unit_mask.shape[1]
     if window is None or units <= window + 1:
         return create_causal_mask(config, hidden, unit_mask.long(), cache=None)
-    kernel = config._attn_implementation
-    if kernel not in ("eager", "sdpa"):
+
+    def is_near(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (query - key < window) | (key == 0)
+
+    mask = create_causal_mask(config, hidden, unit_mask.long(), cache=None, and_mask_function=is_near)
+    if mask is None or len(mask.shape) != 4:  # (B, 1, U, U); kernels that read lengths alone leave the window out
         raise ValueError(
-            f"`attn_implementation` is {kernel!r}, and `attention_window` needs a mask: a unit "
-            "reads the start row beside its window. Load the model with attn_implementation='sdpa' or 'eager'."
+            f"`attn_implementation` is {config._attn_implementation!r}, and `attention_window` needs a mask: a unit "
+            "reads the start row beside its window. Load the model with attn_implementation='sdpa'."
         )
-    place = torch.arange(units, device=hidden.device)
-    age = place[:, None] - place
-    is_read = (age >= 0) & ((age < window) | (place == 0)) & unit_mask[:, None, None]  # (B, 1, U, U)
-    if kernel == "sdpa":
-        return is_read
-    return hidden.new_zeros(is_read.shape).masked_fill(~is_read, torch.finfo(hidden.dtype).min)
+    return mask
 
 
 @auto_docstring(custom_intro="The customer model without a head: hidden states and a customer embedding.")
 class MCMModel(MCMPreTrainedModel):
     # Parameters of the heads: a checkpoint that was saved with a head has them, and this model leaves them out.
-    _keys_to_ignore_on_load_unexpected = [OF_BEFORE, r"^(readout_|scorer\.|label_values_|prediction_head\.)"]
-    _keys_to_ignore_on_load_missing = [NEW]
+    _keys_to_ignore_on_load_unexpected = [r"^(readout_|scorer\.|label_values_|prediction_head\.)"]
 
     def __init__(self, config: MCMConfig):
         super().__init__(config)
@@ -261,13 +263,14 @@ class MCMModel(MCMPreTrainedModel):
             Visit of each event, counted from 0 for each customer. Required by the customer state, and if
             `config.encoder_unit` is "visit".
         event_times (`torch.FloatTensor` of shape `(batch_size, sequence_length)`, *optional*):
-            Days from the customer's first event to each event, in ascending order. Required by the customer state.
+            Days from the customer's first event to each event, in ascending order. Required by the customer state. In
+            single precision: 3 seconds apart after a year and 21 after ten, which half-lives of days do not see.
         event_values (`torch.FloatTensor` of shape `(batch_size, sequence_length, num_values)`, *optional*):
             Values of `config.summed_features` of each event, 0 where one is missing. Required by the customer state
             if the config has summed features.
         as_of (`torch.FloatTensor` of shape `(batch_size,)`, *optional*):
-            Time of the customer state and the forecasts, in days on the clock of `event_times`. Neither knows later
-            events; the encoder reads all events. Default: the time of the customer's last event.
+            Time of all outputs, in days on the clock of `event_times`; none of them knows later events. Default: the
+            time of the customer's last event.
         forecast_days (sequence of `float`, *optional*):
             Horizons of the forecasts. Default: those of `config.forecast_days` that this checkpoint can tell.
         parts (collection of `str`):
@@ -284,7 +287,9 @@ class MCMModel(MCMPreTrainedModel):
         if attention_mask is None:
             attention_mask = (input_ids != 0).any(-1).long()
         if not self.training:
-            check_inputs(self.config, input_ids, attention_mask, visit_ids, event_times, event_values)
+            check_inputs(self.config, input_ids, attention_mask, visit_ids, event_times, event_values, as_of)
+        if as_of is not None:
+            attention_mask = attention_mask * ~find_later(event_times, as_of)
         outputs = MCMModelOutput()
         if "encoder" in parts or ("embedding" in parts and self.state is None):
             outputs = self.encode(input_ids, attention_mask, visit_ids, **kwargs)
@@ -355,11 +360,6 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         if config.scorer:
             self.scorer = LabelScorer([*sizes.values()], config.no_targets, config.num_hidden_layers > 0)
         self.post_init()
-
-    def post_init(self):
-        """Ends construction as in transformers. Head parameters are no longer ignored: this class has them."""
-        super().post_init()
-        self._keys_to_ignore_on_load_unexpected = {OF_BEFORE}
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -439,8 +439,7 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
             Values of `config.summed_features` of each event, 0 where one is missing. Required by the customer state
             if the config has summed features.
         as_of (`torch.FloatTensor` of shape `(batch_size,)`, *optional*):
-            Time of the scores, the customer state and the forecasts, in days on the clock of `event_times`. Default:
-            the time of the last event. Evaluation at a cutoff gives the cutoff.
+            As in [`MCMModel`]. Evaluation at a cutoff gives the cutoff.
         horizon_days (`float`, *optional*):
             30: scores are those of labels that come within 30 days. Default: of labels that come in the next visit.
         tasks (`Sequence[str]`, *optional*):
@@ -487,7 +486,7 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
             by_task = dict(zip(self.config.tasks, losses.detach(), strict=True))
         if labels is None or not self.training:
             readout = self.read_out(outputs, reading, ends)
-            logits = {task: of_task.scores for task, of_task in readout.items()}
+            logits = {task: each.scores for task, each in readout.items()}
             if scorer is not None:
                 counted = read_histories(self.config, history, tasks)
                 scores = scorer.score(places, counted, [readout.get(task) for task in tasks], question, left_out)
@@ -546,14 +545,14 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         def compute(part: list[int], hidden: Tensor) -> Tensor:
             """Share of some customers in the losses."""
             longest = max(1, *(units[customer] for customer in part))
-            indices = [of_task.indices(labels[part, :, task]) for task, of_task in enumerate(task_labels)]
+            indices = [each.indices(labels[part, :, task]) for task, each in enumerate(task_labels)]
             label_ids = torch.stack(indices, -1)
             # Only prefixes with a target are scored. One has many targets, so it is scored once: a row of the scores.
             is_target = (label_ids >= FIRST_LABEL).any(-1)
             rows, prefixes = find_prefixes(is_target, None if ends is None else ends[part], longest)
             scores = self._score_labels(hidden[:, :longest], unit_mask[part, :longest], task_labels, prefixes)
             targets = Targets.find(label_ids, rows, None if weights is None else weights[part], sizes)
-            losses = task_losses(scores, targets, [of_task.log_counts for of_task in task_labels])
+            losses = task_losses(scores, targets, [each.log_counts for each in task_labels])
             return losses * (len(part) / len(units))  # a loss is a mean over customers
 
         parts = group_customers(units, PART_ELEMENTS[hidden.device.type == "cpu"] // sum(sizes))
@@ -597,8 +596,8 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
 
     @torch.no_grad()
     def readouts(self, batch: Mapping[str, Any]) -> list[Readout]:
-        """What the encoder says after whole histories, by task, from model inputs."""
-        history = {name: batch[name] for name in ("input_ids", "attention_mask", "visit_ids")}
+        """What the encoder says after whole histories, by task, from model inputs on any device."""
+        history = {name: batch[name].to(self.device) for name in ("input_ids", "attention_mask", "visit_ids")}
         return [*self.read_out(self.model(**history, parts=("encoder",)), self.config.tasks).values()]
 
     def chances(self, task: str, log_probabilities: Tensor, horizon_days: float | None = None) -> Tensor | None:

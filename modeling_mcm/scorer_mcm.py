@@ -21,6 +21,7 @@ from typing import NamedTuple, cast
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import initialization as init
 
@@ -109,15 +110,17 @@ class LabelTables(nn.Module):
         self.register_buffer("rarity", torch.zeros(labels, ATTRIBUTES))
         self.register_buffer("totals", torch.ones(4))
 
-    def add_neighbours(self, kind: Tensor, label: Tensor, weight: Tensor, start: Tensor, out: Tensor) -> None:
-        """Adds rows of the tables, each of a kind of evidence and a label and with a weight, to the cells of `out`
-        from `start` on, all `(N,)`."""
-        rows = kind * self.neighbours.shape[1] + label
-        start = start.int() if out.numel() < 2**31 else start  # moves fewer bytes
-        for row, factor, first in zip(*(each.split(ROWS_AT_ONCE) for each in (rows, weight, start)), strict=True):
-            values = self.weights.flatten(0, 1).index_select(0, row).float().mul_(factor[:, None])
-            cells = self.neighbours.flatten(0, 1).index_select(0, row).to(start.dtype).add_(first[:, None])
-            out.view(-1).index_add_(0, cells.view(-1), values.view(-1))
+    def add_neighbours(self, kind: int, label: Tensor, factor: Tensor, start: Tensor, sums: Tensor) -> None:
+        """Adds to `sums` `(B, C)` what goes with M labels by one kind of evidence: to each neighbour of a label the
+        weight of the pair, times the `factor` of the label. `label`, `factor` and `start` are `(M,)`; a start is where
+        the labels of the customer and task begin among all numbers of `sums`."""
+        start = start.int() if sums.numel() < 2**31 else start  # moves fewer bytes
+        parts = (each.split(ROWS_AT_ONCE) for each in (label, factor, start))
+        for labels, factors, starts in zip(*parts, strict=True):  # (m,)
+            added = self.weights[kind].index_select(0, labels).float().mul_(factors[:, None])  # (m, K)
+            neighbours = self.neighbours[kind].index_select(0, labels)  # (m, K)
+            cells = neighbours.to(starts.dtype).add_(starts[:, None])  # (m, K), into B C numbers
+            sums.view(-1).index_add_(0, cells.view(-1), added.view(-1))
 
 
 class Readout(NamedTuple):
@@ -169,33 +172,54 @@ def candidate_features(
         visits (`Sequence[torch.FloatTensor]`, *optional*): Number of visits of all customers until then, by task of
             shape `(B,)`.
     """
-    labels = LabelColumns.read(tables)
-    seen = _describe_seen(history, labels)
-    evidence = _sum_evidence(history.size, seen, tables, labels)
-    counts = [table.counts[None] for table in tables] if counts is None else counts  # of shape (1 or B, 5, V)
-    readout = [None] * len(tables) if readout is None else readout
-    shares = evidence.new_full((history.size, labels.number), -torch.inf)
-    for part, of_task in zip(labels.parts, readout, strict=True):
-        if of_task is not None:
-            scores = of_task.scores[:, FIRST_LABEL:].float()
-            shares[:, part.start + FIRST_LABEL : part.stop] = scores.log_softmax(1)
-    read = [index for index, of_task in enumerate(readout) if of_task is not None]
-    cell = _choose(evidence, seen, counts, shares if read else None, labels).view(-1).nonzero()[:, 0]
-    task = labels.tasks.index_select(0, cell % labels.number)
-    row, label = cell // labels.number * len(tables) + task, cell % labels.number - labels.starts[task]
-    known = labels.totals[None, :, 0] if visits is None else torch.stack(list(visits), 1)  # (1 or B, T)
-    columns = describe_candidates(row, cell, seen, evidence.view(len(EVIDENCE), -1)[:, cell], counts, known)
-    of_readout = evidence.new_zeros(NUM_FEATURES - COUNTED, len(cell))
-    if read:
-        log_p, latest = shares.view(-1)[cell], history.find_latest(len(tables))
-        ranks = compare(row, log_p.exp()[None])[0][0]
-        for index in read:
-            own = (task == index).nonzero()[:, 0]
-            vectors, rows = cast(Readout, readout[index]).vectors, row[own] // len(tables)
-            cosines = compare_vectors(vectors, rows, label[own], latest[index :: len(tables)])
-            of_readout[:, own] = torch.stack([log_p[own], ranks[own].log2(), *cosines])
-    counted = (columns[feature.name] for feature in FEATURES[:COUNTED])
-    return Candidates(row, label, cell, torch.stack([*counted, *of_readout]).T)
+    columns = LabelColumns.read(tables)
+    seen = _describe_seen(history, columns)
+    evidence = _sum_evidence(history.size, seen, tables, columns)  # (5, B, C)
+    log_p = None if readout is None else _read_out(readout, evidence[0], columns)  # (B, C)
+    counts = [table.counts[None] for table in tables] if counts is None else counts  # each (1 or B, 5, V)
+    is_candidate = _choose(evidence, seen, counts, log_p, columns)  # (B, C)
+    cell = is_candidate.view(-1).nonzero()[:, 0]  # (N,), ascending
+    customer, column = cell // columns.number, cell % columns.number  # (N,)
+    task = columns.tasks.index_select(0, column)  # (N,)
+    row, label = customer * len(tables) + task, column - columns.starts[task]  # (N,)
+    known = columns.totals[None, :, 0] if visits is None else torch.stack(list(visits), 1)  # (1 or B, T)
+    counted = describe_candidates(row, cell, seen, evidence.flatten(1)[:, cell], counts, known)
+    numbers = torch.stack([counted[feature.name] for feature in FEATURES[:COUNTED]])  # (COUNTED, N)
+    read = numbers.new_zeros(NUM_FEATURES - COUNTED, len(cell))
+    if readout is not None and log_p is not None:
+        latest = history.find_latest(len(tables))  # (R, LATEST)
+        read = _describe_readout(readout, log_p.view(-1)[cell], latest, row, label)
+    return Candidates(row, label, cell, torch.cat([numbers, read]).T)
+
+
+def _read_out(readout: Sequence[Readout | None], like: Tensor, columns: "LabelColumns") -> Tensor | None:
+    """Log probabilities of the labels by the readout, `(B, C)` like another tensor, minus infinity in tasks where it
+    is not read; None where it is read in none."""
+    if all(task_readout is None for task_readout in readout):
+        return None
+    log_p = torch.full_like(like, -torch.inf)
+    for part, task_readout in zip(columns.parts, readout, strict=True):
+        if task_readout is not None:
+            scores = task_readout.scores[:, FIRST_LABEL:].float()
+            log_p[:, part.start + FIRST_LABEL : part.stop] = scores.log_softmax(1)
+    return log_p
+
+
+def _describe_readout(
+    readout: Sequence[Readout | None], log_p: Tensor, latest: Tensor, row: Tensor, label: Tensor
+) -> Tensor:
+    """The numbers of the readout `(4, N)` of candidates `(N,)`, from their log probabilities `(N,)` and the latest
+    labels of each row `(R, LATEST)`; 0 in tasks where it is not read."""
+    ranks = compare(row, log_p.exp()[None])[0][0]  # (N,)
+    numbers = log_p.new_zeros(NUM_FEATURES - COUNTED, len(row))
+    customer, task = row // len(readout), row % len(readout)
+    for index, task_readout in enumerate(readout):
+        if task_readout is not None:
+            own = (task == index).nonzero()[:, 0]  # candidates of the task
+            latest_of_task = latest[index :: len(readout)]  # (B, LATEST)
+            cosines = compare_vectors(task_readout.vectors, customer[own], label[own], latest_of_task)  # (2, own)
+            numbers[:, own] = torch.stack([log_p[own], ranks[own].log2(), *cosines])
+    return numbers
 
 
 class LabelColumns(NamedTuple):
@@ -246,65 +270,89 @@ def _describe_seen(history: LabelHistory, columns: LabelColumns) -> SeenLabels:
 
 
 def _sum_evidence(size: int, seen: SeenLabels, tables: Sequence[LabelTables], columns: LabelColumns) -> Tensor:
-    """What all customers say of each label, given the histories, and how rare the attributes are that it shares with
-    them, `(5, B, C)`: weighted sums of the tables' rows."""
-    rates, in_last = seen.columns["share_visits_15"], (seen.columns["since_moments"] == 0).float()
-    averages = torch.stack([seen.recent, in_last])  # transitions are averages over the latest labels
-    rows = len(seen.customers["customer_moments"])
-    sums = averages.new_zeros(2, rows).index_add_(1, seen.row, averages)
-    weights = torch.cat([averages / sums.index_select(1, seen.row), torch.ones_like(rates)[None], rates[None]])
-    task, evidence = seen.row % len(tables), rates.new_zeros(len(EVIDENCE), size, columns.number)
-    kinds = torch.tensor([len(table.neighbours) for table in tables], device=task.device)
-    is_read = torch.arange(len(weights), device=task.device)[:, None] < kinds.index_select(0, task)
-    kind, pair = (weights * is_read).nonzero(as_tuple=True)
-    cell, task, weight = seen.cell.index_select(0, pair), task.index_select(0, pair), weights[kind, pair]
-    label = cell % columns.number - columns.starts.index_select(0, task)
-    start = (kind * evidence[0].numel()).add_(cell).sub_(label)
-    order, lengths = task.argsort(stable=True), task.bincount(minlength=len(tables)).tolist()
-    parts = (each.index_select(0, order).split(lengths) for each in (kind, label, weight, start))
-    for table, *own in zip(tables, *parts, strict=True):
-        table.add_neighbours(*own, evidence)
-    numbers = [int(number) for number in columns.totals[:, 3].tolist()]
-    if any(numbers):
-        starts = accumulate(numbers, lambda start, number: start + number + 1, initial=0)
-        ids = torch.cat([table.attributes + start for table, start in zip(tables, starts, strict=False)])  # (C, A)
-        label = seen.cell % columns.number
-        rarity = torch.cat([table.rarity for table in tables]).index_select(0, label) * weights[:1].T
-        shared = rates.new_zeros(size, sum(numbers) + len(numbers))
-        cell = (seen.cell // columns.number * shared.shape[1])[:, None] + ids.index_select(0, label)
-        shared.view(-1).index_add_(0, cell.view(-1), rarity.view(-1))
-        torch.sum(shared[:, ids], 2, out=evidence[-1])
+    """What all customers say of each label, given the histories, `(5, B, C)`: by kind of evidence the sum of the
+    tables' rows of the labels of the history, and how rare the attributes are that it shares with them."""
+    evidence = seen.recent.new_zeros(len(EVIDENCE), size, columns.number)
+    factors = _weigh_seen(seen)  # (4, P)
+    column, task = seen.cell % columns.number, seen.row % len(tables)  # (P,)
+    label = column - columns.starts.index_select(0, task)  # (P,)
+    start = seen.cell - label  # (P,): where the labels of the customer and task begin in (B, C)
+    for index, table in enumerate(tables):
+        is_own = task == index  # (P,)
+        for kind in range(len(table.neighbours)):
+            read = (factors[kind] * is_own).nonzero()[:, 0]  # which of the P labels
+            if len(read):
+                labels, factor, starts = (each.index_select(0, read) for each in (label, factors[kind], start))
+                table.add_neighbours(kind, labels, factor, starts, evidence[kind])
+    _add_attributes(seen, factors[0], tables, columns, evidence[-1])
     return evidence.clamp_(min=0)
+
+
+def _weigh_seen(seen: SeenLabels) -> Tensor:
+    """How much each label of a history counts in the sums of evidence, `(4, P)`: transitions are averages over the
+    latest moments, or over the labels of the last one; EASE is a sum over all, and ridge regression is of rates."""
+    rates, is_last = seen.columns["share_visits_15"], (seen.columns["since_moments"] == 0).float()
+    latest = torch.stack([seen.recent, is_last])  # (2, P)
+    sums = latest.new_zeros(2, len(seen.customers["customer_moments"])).index_add_(1, seen.row, latest)  # (2, R)
+    averages = latest / sums.index_select(1, seen.row)
+    return torch.cat([averages, torch.ones_like(rates)[None], rates[None]])
+
+
+def _add_attributes(
+    seen: SeenLabels, recency: Tensor, tables: Sequence[LabelTables], columns: LabelColumns, sums: Tensor
+) -> None:
+    """Adds to `sums` `(B, C)` how rare the attributes are that each label shares with the latest ones of the history,
+    whose weights are `recency` `(P,)`. Values of the tasks are numbered side by side; 0 is none in each task."""
+    numbers = [int(number) + 1 for number in columns.totals[:, 3].tolist()]  # of values by task
+    if sum(numbers) == len(numbers):
+        return
+    starts = accumulate(numbers, initial=0)
+    values = torch.cat([table.attributes + start for table, start in zip(tables, starts, strict=False)])  # (C, A)
+    customer, column = seen.cell // columns.number, seen.cell % columns.number  # (P,)
+    rarity = torch.cat([table.rarity for table in tables]).index_select(0, column) * recency[:, None]  # (P, A)
+    shared = sums.new_zeros(len(sums), sum(numbers))  # by customer and value
+    cells = customer[:, None] * sum(numbers) + values.index_select(0, column)  # (P, A)
+    shared.view(-1).index_add_(0, cells.view(-1), rarity.view(-1))
+    for attribute in values.T:  # (C,), one after the other: (B, C, A) would be the largest tensor
+        sums += shared.index_select(1, attribute)
 
 
 def _choose(
     evidence: Tensor,
     seen: SeenLabels,
     counts: Sequence[Tensor],
-    shares: Tensor | None,
+    log_p: Tensor | None,
     columns: LabelColumns,
 ) -> Tensor:
     """Chooses candidates `(B, C)` from evidence `(5, B, C)`, the labels of the histories, counts `(1 or B, 5, V)` by
-    task, and log-probabilities by the readout `(B, C)`, minus infinity where it is not read. Of equal labels the first
+    task, and log probabilities by the readout `(B, C)`, minus infinity where it is not read. Of equal labels the first
     are chosen."""
-    ranked = break_ties(evidence)
-    ranked.view(len(EVIDENCE), -1).index_fill_(1, seen.cell, 0)
     # Visits of each label in the whole period, and in its latest part: rows 0 and 3 of `LabelTables.counts`
-    visits = torch.cat([of_task[:, ::3].transpose(0, 1) for of_task in counts], 2)
-    rankings = [(ranked, BEST, 2 * LEAST), (break_ties(visits), POPULAR, 0.0)]
-    if shares is not None:
-        rankings.append((break_ties(shares.exp())[None], (MOST_READ,), 2 * LEAST))
-    result = np.zeros(evidence.shape[1:], bool)
-    for values, limits, least in rankings:
-        for of_kind, limit in zip(values.numpy(force=True), limits, strict=True):
-            for part in columns.parts:
-                own = of_kind[:, part.start + FIRST_LABEL : part.stop]
-                place = -min(limit, own.shape[1])
-                lowest = np.partition(own, place)[:, place, None]  # faster than `topk`
-                result[:, part.start + FIRST_LABEL : part.stop] |= own >= np.maximum(lowest, least)
-    result.reshape(-1)[seen.cell.numpy(force=True)] = True
-    result[:, columns.no_labels.numpy(force=True)] = False
-    return torch.from_numpy(result).to(evidence.device)
+    visits = torch.cat([task_counts[:, ::3].transpose(0, 1) for task_counts in counts], 2)  # (2, 1 or B, C)
+    chosen = np.zeros(evidence.shape[1:], bool)  # (B, C)
+    for values, most in zip(evidence, BEST, strict=True):  # one kind after the other: a copy of all is large
+        ranked = break_ties(values)
+        ranked.view(-1).index_fill_(0, seen.cell, 0)  # they are candidates anyway
+        _add_best(chosen, ranked, most, 2 * LEAST, columns.parts)
+    for values, most in zip(visits, POPULAR, strict=True):
+        _add_best(chosen, break_ties(values), most, 0.0, columns.parts)
+    if log_p is not None:
+        _add_best(chosen, break_ties(log_p.exp()), MOST_READ, 2 * LEAST, columns.parts)
+    chosen.reshape(-1)[seen.cell.numpy(force=True)] = True
+    chosen[:, columns.no_labels.numpy(force=True)] = False
+    return torch.from_numpy(chosen).to(evidence.device)
+
+
+def _add_best(chosen: NDArray, values: Tensor, most: int, least: float, parts: Sequence[slice]) -> None:
+    """Adds to `chosen` `(B, C)`, by customer and task, the labels with the largest `most` of values `(1 or B, C)`, of
+    which no two are equal; none of less than `least`."""
+    numbers = values.numpy(force=True)  # of the processor, whose `partition` is faster than `topk`
+    for part in parts:
+        labels = slice(part.start + FIRST_LABEL, part.stop)
+        own = numbers[:, labels]
+        place = -min(most, own.shape[1])
+        lowest = np.partition(own, place)[:, place, None]  # (1 or B, 1)
+        chosen[:, labels] |= own >= np.maximum(lowest, least)
 
 
 class ScoreNetwork(nn.Module):
@@ -430,29 +478,35 @@ class LabelScorer(Exact):
             question (`int`): `NEXT_VISIT` or `WITHIN`.
             left_out (`Sequence[str]`): By customer, a group of numbers in whose place the network reads their means.
         """
-        readout = [None] * len(tasks) if readout is None else readout
         tables = [self.get_tables(task) for task in tasks]
         row, _, cell, features = candidate_features(history, tables, readout)
-        of_row, is_left_out = torch.tensor(tasks, device=row.device)[row % len(tasks)], None
+        task = torch.tensor(tasks, device=row.device)[row % len(tasks)]  # (N,)
+        is_left_out = None
         if left_out:
             groups = [[feature.group == group for feature in FEATURES] for group in left_out]
-            is_left_out = torch.tensor(groups, device=row.device)[row // len(tasks)]
-        values, reads = features.new_zeros(len(row)), [of_task is not None for of_task in readout]
-        for read in set(reads):
-            own: Tensor | slice = slice(None)
-            if len(set(reads)) > 1:
-                own = (torch.tensor(reads, device=row.device)[row % len(tasks)] == read).nonzero()[:, 0]
-            without = None if is_left_out is None else is_left_out[own]
-            network = cast(ScoreNetwork, self.of_readout) if read else self.of_counts
-            values[own] = network(of_row[own], features[own], without)[:, question]
-        values = values * self.calibration[of_row, question].exp()
-        average = self.average_unseen(row, values, features, history.size * len(tasks))
+            is_left_out = torch.tensor(groups, device=row.device)[row // len(tasks)]  # (N, F)
+        reads = [False] * len(tasks) if readout is None else [each is not None for each in readout]
+        is_read = torch.tensor(reads, device=row.device)[row % len(tasks)]  # (N,)
+        values = self.score_candidates(task, features, is_read, is_left_out)[:, question]  # (N,)
+        values = values * self.calibration[task, question].exp()
         columns = LabelColumns.read(tables)
-        scores = columns.other_shares(cell, history.size)
+        scores = columns.other_shares(cell, history.size)  # (B, C)
+        average = self.average_unseen(row, values, features, history.size * len(tasks))  # (R,)
         scores += average.view(-1, len(tasks)).index_select(1, columns.tasks)
         scores.index_fill_(1, columns.no_labels, torch.finfo(scores.dtype).min / 2)
         scores.view(-1)[cell] = values
         return [scores[:, part] for part in columns.parts]
+
+    def score_candidates(self, task: Tensor, features: Tensor, is_read: Tensor, is_left_out: Tensor | None) -> Tensor:
+        """Scores `(N, Q)` of candidates of tasks `(N,)` by the network that reads the readout, where `is_read` `(N,)`,
+        and elsewhere by the one that reads counts alone; `features` and `is_left_out` are `(N, F)`."""
+        scores = features.new_zeros(len(task), QUESTIONS)
+        for network, chosen in ((self.of_counts, ~is_read), (cast(ScoreNetwork, self.of_readout), is_read)):
+            if bool(chosen.all()):  # mostly: to select candidates copies their numbers
+                return network(task, features, is_left_out)
+            if len(own := chosen.nonzero()[:, 0]):
+                scores[own] = network(task[own], features[own], None if is_left_out is None else is_left_out[own])
+        return scores
 
 
 def read_histories(config: MCMConfig, batch: Mapping[str, Tensor], tasks: Sequence[str] | None = None) -> LabelHistory:

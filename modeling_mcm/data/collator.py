@@ -2,9 +2,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """From prepared rows to a batch. What a customer's row is trained or evaluated on is decided here, batch by batch.
 
-The collator has two modes. `train` draws prefixes of the training period and gives the labels that followed them.
-`evaluate` gives the history before a cutoff and the labels of the next visit after it. Every draw depends on the seed,
-the epoch and the row alone, so a run that is resumed or distributed draws the same as a run that is neither.
+The collator has two modes. `evaluate` gives the history before a cutoff and the labels of the next visit after it.
+`train` reads the training period, and gives what the config's augmentation asks of it:
+
+    random_prefix   the history before a random target; the target, or the set of labels of its visit
+    last_prefix     the history before the last target; that
+    all_prefixes    the history; after each of its prefixes what followed
+    masked_lm       the history with some targets hidden; those
+
+What a prefix is asked for is the next event, or the next visit, by the config's `target`. Every draw depends on the
+seed, the epoch and the row alone, so a run that is resumed or distributed draws the same as a run that is neither.
 
 All rows of a batch are computed together, in flat arrays: "events" is the number of all their events.
 
@@ -14,6 +21,7 @@ Shapes: B customers, L events (start row included), P prefixes, N labels of a cu
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Barrier, Lock
 from typing import NamedTuple, TypeVar
 
 import datasets
@@ -34,6 +42,7 @@ Result = TypeVar("Result")
 ONE_PREFIX = ("random_prefix", "last_prefix")
 MASKED = 0.2  # share of the events that "masked_lm" masks
 POOLED_GROUPS = 64  # number of groups whose rows are sorted by length together
+STARTING = Lock()  # while threads start, torch's number of threads is not that of the process
 FADED = 4  # older targets, in half-lives, are left out: they would weigh less than a sixteenth
 
 
@@ -103,16 +112,31 @@ def map_on_cores(
     too small to be shared by cores."""
     threads = torch.get_num_threads()
     waiting: deque[Future[Result]] = deque()
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(threads if device is None or device.type == "cpu" else 1) as pool:
-            for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) > threads:
-                    yield waiting.popleft().result()
-            yield from (each.result() for each in waiting)
-    finally:
-        torch.set_num_threads(threads)
+    with start_single_core_threads(threads if device is None or device.type == "cpu" else 1) as pool:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > threads:
+                yield waiting.popleft().result()
+        yield from (future.result() for future in waiting)
+
+
+def start_single_core_threads(number: int) -> ThreadPoolExecutor:
+    """Starts threads in each of which torch computes on one core; in others it computes on as many as before."""
+    started = Barrier(number + 1)
+
+    def start() -> None:
+        torch.get_num_threads()  # else the thread would take the number of the process when it first computes
+        torch.set_num_threads(1)
+        started.wait()
+
+    with STARTING:
+        threads = torch.get_num_threads()
+        pool = ThreadPoolExecutor(number, initializer=start)
+        for _ in range(number):  # a thread for each, because none of them is idle before all have started
+            pool.submit(int)
+        started.wait()
+        torch.set_num_threads(threads)  # what threads take that start later
+    return pool
 
 
 class LengthGroupedSampler(Sampler):
@@ -199,88 +223,121 @@ class MCMCollator:
         return inputs
 
     def _evaluate(self, batch: Customers) -> "_Questions":
+        """The history before the cutoff, and the labels of the next visit after it."""
         events = CaseEvents.read(batch, self.cutoff, self.config.tasks, self.token_type)
         targets = batch.select(events.next_visit())
         columns = ((targets.column(f"task_{task}"), targets.column(f"unseen_{task}")) for task in self.config.tasks)
-        labels = np.stack([tell_unseen(*of_task) for of_task in columns], axis=1)
+        labels = np.stack([tell_unseen(*each) for each in columns], axis=1)  # (labels, T)
         return _Questions(batch.select(batch.places < events.history_end[batch.row]), labels, targets.row)
 
     def _train(self, batch: Customers) -> "_Questions":
+        """What the augmentation asks of the training period; each cuts a window of it in its own way."""
         history = batch.select(batch.places < np.array(batch.column("validation_end"))[batch.row])
-        row, visits, size = history.row, history.column("visits"), self.max_events - 1
-        groups = run_starts(row, visits, history.column("times"))  # whose events have no order
-        draw, generators = np.zeros(len(row)), {}
-        starts, ends = np.zeros(len(batch), int), history.lengths.copy()
-        for i, length in enumerate(history.lengths):
-            words = [self.seed, int(self.epoch), batch.column("row")[i]]
-            generator = generators[i] = np.random.default_rng(np.array(words, np.uint32))  # faster than of a list
+        generators = [self._make_generator(row) for row in batch.column("row")]
+        window, is_whole = self._draw_window(history, generators)
+        if self.augmentation == "masked_lm":
+            return self._mask_events(window, generators)
+        ends = self._find_prefix_ends(window)  # (events,)
+        # Where the history is longer than the window, the start row is not all that came before the first visit.
+        is_asked = self._is_target(window) & (is_whole[window.row] | (ends > 0))  # (events,)
+        if self.augmentation in ONE_PREFIX:
+            return self._ask_one_prefix(window, ends, is_asked, generators)
+        return self._ask_all_prefixes(window, ends, is_asked)
+
+    def _make_generator(self, row: int) -> np.random.Generator:
+        words = [self.seed, int(self.epoch), row]
+        return np.random.default_rng(np.array(words, np.uint32))  # faster than of a list
+
+    def _draw_window(
+        self, history: Customers, generators: Sequence[np.random.Generator]
+    ) -> tuple[Customers, BoolArray]:
+        """The events that are read, in the order in which they are read, and whether they are the whole history of
+        each row, `(rows,)`. Events of one moment have no order, so it is drawn. Of a history longer than the window
+        augmentations of several prefixes read the events before the end of a random visit; the others cut later."""
+        visits, size = history.column("visits"), self.max_events - 1
+        draw = np.zeros(len(history.row))  # (events,): their order in a moment
+        starts, ends = np.zeros(len(history), int), history.lengths.copy()  # (rows,): of the window
+        for i, (generator, length) in enumerate(zip(generators, history.lengths, strict=True)):
             events = slice(history.starts[i], history.starts[i] + length)
             draw[events] = generator.random(length)
-            if length > size and self.augmentation not in ONE_PREFIX:  # the events before the end of a random visit
+            if length > size and self.augmentation not in ONE_PREFIX:
                 visit_ends = np.flatnonzero(np.append(run_starts(visits[events])[1:], True)) + 1
                 ends[i] = generator.choice(visit_ends[visit_ends >= size])
                 starts[i] = ends[i] - size
         draw[history.column(f"feature_{self.token_type}") == self.end_of_visit_id] = 1.0  # after all others
-        order = np.lexsort((draw, np.cumsum(groups)))
-        order = order[(history.places >= starts[row]) & (history.places < ends[row])]
-        window = history.select(order)
-        if self.augmentation == "masked_lm":
-            return self._masked_events(window, generators)
-        return self._prefixes(window, starts == 0, generators)
+        moments = np.cumsum(run_starts(history.row, visits, history.column("times")))  # (events,)
+        order = np.lexsort((draw, moments))  # (events,)
+        # A row keeps its places when its events are put in order: the window is of places, not of events
+        is_read = (history.places >= starts[history.row]) & (history.places < ends[history.row])  # (events,)
+        return history.select(order[is_read]), starts == 0
 
-    def _prefix_before(self, history: Customers) -> IntArray:
-        """End of the prefix from which each event is predicted: the event before, or the end of the visit before."""
+    def _find_prefix_ends(self, window: Customers) -> IntArray:
+        """End of the prefix from which each event is predicted, `(events,)`: the event before, or the end of the visit
+        before."""
         if self.target == "next_event":
-            return history.places
-        opens = run_starts(history.row, history.column("visits"))
-        return history.places[opens][np.cumsum(opens) - 1]
+            return window.places
+        opens = run_starts(window.row, window.column("visits"))
+        return window.places[opens][np.cumsum(opens) - 1]
 
-    def _prefixes(
-        self, window: Customers, is_whole: BoolArray, generators: Mapping[int, np.random.Generator]
+    def _ask_one_prefix(
+        self,
+        window: Customers,
+        ends: IntArray,
+        is_asked: BoolArray,
+        generators: Sequence[np.random.Generator],
     ) -> "_Questions":
-        ends = self._prefix_before(window)
-        # Where the history is longer than the window, the start row is not all that came before the first visit.
-        is_asked = self._is_target(window) & (is_whole[window.row] | (ends > 0))
-        if self.augmentation in ONE_PREFIX:
-            chosen = np.zeros(len(window), int)
-            for i, generator in generators.items():
-                events = slice(window.starts[i], window.starts[i] + window.lengths[i])
-                choices = ends[events][is_asked[events]]
-                choices = choices if self.target == "next_event" else np.unique(choices)
-                choices = choices[choices > 0] if (choices > 0).any() else choices  # else only the start row is read
-                if self.augmentation == "last_prefix":
-                    choices = choices[-1:]
-                chosen[i] = generator.choice(choices) if len(choices) else 0
-            is_asked &= ends == chosen[window.row]
+        """The augmentation "random_prefix" cuts each history before a random target, and "last_prefix" before the
+        last; what followed is asked."""
+        chosen = np.zeros(len(window), int)  # (rows,): end of the prefix
+        for i, generator in enumerate(generators):
+            events = slice(window.starts[i], window.starts[i] + window.lengths[i])
+            choices = ends[events][is_asked[events]]
+            choices = choices if self.target == "next_event" else np.unique(choices)
+            choices = choices[choices > 0] if (choices > 0).any() else choices  # else only the start row is read
+            if self.augmentation == "last_prefix":
+                choices = choices[-1:]
+            chosen[i] = generator.choice(choices) if len(choices) else 0
+        targets = np.flatnonzero(is_asked & (ends == chosen[window.row]))
+        return self._ask(window, targets, ends)._replace(history=window.select(window.places < chosen[window.row]))
+
+    def _ask_all_prefixes(self, window: Customers, ends: IntArray, is_asked: BoolArray) -> "_Questions":
+        """The augmentation "all_prefixes" cuts nothing: each prefix is asked for what followed it, unless that is long
+        ago."""
         targets = np.flatnonzero(is_asked)
         if self.half_life:
             days = _days_before_latest(window.column("times")[targets], window.row[targets])
             targets = targets[days <= FADED * self.half_life]
-        rows, ends = window.row[targets], ends[targets]
+        return self._ask(window, targets, ends)
+
+    def _ask(self, window: Customers, targets: IntArray, ends: IntArray) -> "_Questions":
+        """Asks for the events with indices `targets` `(labels,)`, after the prefixes that end at `ends` `(events,)`; a
+        prefix of several targets is one."""
+        rows, ends = window.row[targets], ends[targets]  # (labels,)
         opens = run_starts(rows, ends)
-        prefixes = np.cumsum(opens) - 1
-        labels = self._distinct(prefixes, self._labels(window.select(targets)))
-        if self.augmentation in ONE_PREFIX:
-            window = window.select(window.places < chosen[window.row])
+        prefixes = np.cumsum(opens) - 1  # (labels,)
+        labels = self._distinct(prefixes, self._labels(window.select(targets)))  # (labels, T)
         return _Questions(window, labels, rows, prefixes, ends[opens], rows[opens])
 
-    def _masked_events(self, window: Customers, generators: Mapping[int, np.random.Generator]) -> "_Questions":
-        draw = np.concatenate([generators[i].random(length) for i, length in enumerate(window.lengths)])
-        draw = np.where(self._is_target(window), draw, 2.0)
-        least = np.full(len(window), 2.0)
+    def _mask_events(self, window: Customers, generators: Sequence[np.random.Generator]) -> "_Questions":
+        """The augmentation "masked_lm" cuts nothing: it hides some targets, at least one of each row, and asks what
+        they were."""
+        draw = np.concatenate([each.random(length) for each, length in zip(generators, window.lengths, strict=True)])
+        draw = np.where(self._is_target(window), draw, 2.0)  # (events,)
+        least = np.full(len(window), 2.0)  # (rows,)
         np.minimum.at(least, window.row, draw)
-        hidden = draw < np.minimum(np.maximum(MASKED, least + 1e-12), 2.0)[window.row]
+        hidden = draw < np.minimum(np.maximum(MASKED, least + 1e-12), 2.0)[window.row]  # (events,)
         columns = {name: window.column(name) for name in window.columns}
         for name in columns:
             if name.startswith(("feature_", "value_")):
                 columns[name] = np.where(hidden, UNKNOWN_ID if name.startswith("feature_") else 0, columns[name])
         history, targets = Customers(columns, window.lengths), np.flatnonzero(hidden)
-        rows, prefixes = window.row[targets], np.arange(len(targets))
-        labels = self._labels(window.select(targets))
+        rows, prefixes = window.row[targets], np.arange(len(targets))  # each hidden event ends a prefix of its own
+        labels = self._labels(window.select(targets))  # (labels, T)
         return _Questions(history, labels, rows, prefixes, window.places[targets] + 1, rows)
 
     def _weights(self, asked: "_Questions") -> NDArray:
-        """Weight of each label: it halves for every half-life from the label's prefix to the latest prefix."""
+        """Weight of each label `(labels,)`: it halves with every half-life from the time of the event that follows the
+        label's prefix, its target, to the latest such time of the row."""
         history, rows = asked.history, asked.rows
         ends = np.minimum(asked.ends[asked.prefixes], history.lengths[rows] - 1)
         days = _days_before_latest(history.column("times")[history.starts[rows] + ends], rows)

@@ -36,7 +36,6 @@ from modeling_mcm.events_mcm import (
     to_ids,
 )
 from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
-from modeling_mcm.inputs_mcm import before
 
 from .cases import check_reached, load_columns
 from .collator import PreparedRows, batches_by_length

@@ -96,7 +96,7 @@ def _best(
     feature_extractor: MCMFeatureExtractor, task: str, scores: torch.Tensor, own: Sequence[int], k: int
 ) -> list[RankedLabel]:
     is_candidate = scores > 0
-    is_candidate[own] = False
+    is_candidate[[*own, *feature_extractor.own_ids(task)]] = False  # the labels asked about, and MCM's own
     chosen = choose_labels(scores[None], k, is_candidate).labels[0]
     ids = chosen[chosen > 0]
     pairs = zip(feature_extractor.decode_labels(task, ids), scores[ids].tolist(), strict=True)

@@ -125,6 +125,17 @@ def test_preferences_are_the_chance_of_the_actions_values(action_model, batch_of
     assert found["aisle"] == 0  # it asks for no item
 
 
+def test_later_events_change_no_offer(action_model, batch_of):
+    model = action_model(extended=True)
+    inputs = batch_of(model, [0])
+    matches, inputs["as_of"] = inputs["action_matches"], inputs["event_times"][:, 20]
+    until = int((inputs["event_times"] <= inputs["as_of"]).sum())
+    cut = {name: value[:, :until] for name, value in inputs.items() if name.startswith(("in", "att", "vis", "event"))}
+    cut["action_matches"] = matches[matches[:, 1] < until]
+    assert 0 < len(cut["action_matches"]) < len(matches)
+    torch.testing.assert_close(model(**inputs).logits, model(**inputs | cut).logits)
+
+
 def test_unknown_values_match_nothing():
     events, rows = find_matches(np.array([[2, 1], [4, 3]]), np.array([[2, 1], [2, 3]]), token=0)
     assert (events.tolist(), rows.tolist()) == ([1], [1])

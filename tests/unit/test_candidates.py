@@ -16,6 +16,7 @@ from transformers import pipeline
 
 from modeling_mcm import LiveCustomer
 from modeling_mcm.candidates_mcm import CandidateSet, choose_labels
+from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.live.similar import similar, together
 from modeling_mcm.predictor_mcm import Predictor, Questions
 from modeling_mcm.scorer_mcm import WITHIN
@@ -152,6 +153,19 @@ def test_labels_are_excluded_for_each_customer(model, extractor, customer):
     assert [len(of_customer[TASK]) for of_customer in lists] == [0, 1]
 
 
+@pytest.mark.parametrize("kind", [list, tuple, pd.Series])
+def test_seen_among_labels_excludes_both_and_a_label_of_its_name_by_a_table(model, extractor, live, kind):
+    every, events = live.scores(tasks=[TASK], k=100)[TASK], {event.get("item") for event in live.events}
+    best = next(each["label"] for each in every if each["label"] not in events)
+    found = live.scores(tasks=[TASK], k=100, exclude=kind(["seen", best]))[TASK]
+    assert_same_list(found, by_hand(every, 100, exclude={best, *events}))
+    both = CandidateSet(model, extractor, exclude=kind(["seen"]))
+    assert both.excludes_seen and both.tasks == extractor.tasks
+    extractor._encoding.ids[TASK]["seen"] = FIRST_LABEL
+    table = CandidateSet(model, extractor, [TASK], exclude={"item": ["seen"]})
+    assert not table.needs_seen and table.choose(TASK, torch.zeros(1, 26), 1).labels.tolist() == [[FIRST_LABEL + 1]]
+
+
 def test_a_set_serves_another_model_of_the_same_values_alone(model, extractor, live, tiny_model):
     kept, other = CandidateSet(model, extractor, [TASK]), tiny_model(extended=True, scorer=True, kind_feature="type")
     fill_scorer(other).scorer.chance[:] = 0.5
@@ -233,6 +247,9 @@ def test_similar_and_together_read_the_counts(model, extractor):
     tables.attributes[[first, third], 0] = 1
     found = similar(model, extractor, TASK, "item 01", 3)
     assert {each["label"]: each["score"] for each in found} == pytest.approx({"item 02": 0.5, "item 03": 0.5})
+    kinds = model.scorer.get_tables(model.config.tasks.index("type"))
+    kinds.weights.fill_(1), kinds.neighbours.copy_(torch.arange(kinds.neighbours.shape[-1]))
+    assert [each["label"] for each in similar(model, extractor, "type", "buy")] == ["click"]  # no end_of_visit
     assert [each["label"] for each in together(model, extractor, TASK, ["item 01"], 3)] == ["item 03"]
     with pytest.raises(ValueError, match="is 'item 01' meant"):
         similar(model, extractor, TASK, "items 01")

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from corner_shop import find_customer
-from fitted import fill_scorer
+from fitted import fill_forecaster, fill_scorer
 from four_histories import assert_close, rows, score, visit_ends
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_attention_mask
@@ -102,6 +102,32 @@ def test_counts_stay_exact_in_half_precision(tiny_model, inputs, tmp_path):
         torch.testing.assert_close(found(**inputs, parts=("embedding",)).to_tuple(), exact.to_tuple(), rtol=0, atol=0)
 
 
+ASKED = {
+    **LAYOUTS,
+    "last": SWITCHES["last"],
+    "window": SWITCHES["window"],
+    "counted": COUNTED | {"forecast_window": 300},
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("choices", ASKED.values(), ids=ASKED)
+def test_answers_at_a_time_are_those_of_the_history_until_then(tiny_model, inputs, choices):
+    model = tiny_model(**choices)
+    if model.scorer is not None:
+        fill_forecaster(fill_scorer(model))
+        torch.nn.init.normal_(model.model.state.directions)
+    for place, length in enumerate(inputs["attention_mask"].sum(1).tolist()):
+        history = events(rows(inputs, place), slice(length))
+        for end in range(1, length, 4):
+            as_of = history["event_times"][:, end - 1]
+            until = events(history, history["event_times"][0] <= as_of)
+            found, expected = (model(**given, as_of=as_of) for given in (history, until))
+            assert_close(found.logits, expected.logits)
+            assert_close(found.pooler_output, expected.pooler_output)
+            assert_close(found.forecasts or {}, expected.forecasts or {})
+
+
 def test_unknown_and_missing_labels_are_masked(tiny_model, inputs):
     for logits in tiny_model()(**inputs).logits.values():
         assert (logits[:, :FIRST_LABEL] == torch.finfo(logits.dtype).min / 2).all()
@@ -119,6 +145,10 @@ def test_customer_embedding_is_pooled_by_attention_type(tiny_model, inputs):
 
 
 def test_bad_inputs_are_refused(tiny_model, inputs):
+    with pytest.raises(ValueError, match="later than `as_of`, and the masked event is the last"):
+        tiny_model(**SWITCHES["masked events"])(**inputs, as_of=torch.zeros(4))
+    with pytest.raises(ValueError, match="`as_of` needs `event_times`"):
+        tiny_model()(**inputs | {"event_times": None}, as_of=torch.zeros(4))
     with pytest.raises(ValueError, match="`event_times`: MCMFeatureExtractor"):
         tiny_model(state_size=8)(**inputs | {"event_times": None})
     narrow = {**inputs, "input_ids": inputs["input_ids"][..., :5]}
@@ -160,6 +190,25 @@ def test_window_reads_latest_units_and_start_row(tiny_model, history, window, im
     assert ((hidden(model, changed) - before).abs().amax(-1) > 1e-6).all()
 
 
+@pytest.fixture
+def uncompiled():
+    """The kernel of flex attention as plain operations: to compile it takes a minute."""
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without")
+@pytest.mark.parametrize("choices", [{}, {"attention_window": 3}, {"augmentation": "random_prefix"}])
+def test_attention_that_is_declared_gives_the_same(tiny_model, history, uncompiled, choices):
+    model = tiny_model(**VISITS | choices)
+    flex = tiny_model(attn_implementation="flex_attention", **VISITS | choices)
+    assert_close(hidden(flex, history), hidden(model, history))
+    assert model._supports_flash_attn == ("attention_window" not in choices)
+    if not model._supports_flash_attn:
+        with pytest.raises(ValueError, match="does not support Flash"):
+            tiny_model(attn_implementation="flash_attention_2", **VISITS | choices)
+
+
 def test_kernels_without_masks_are_refused_with_a_window(tiny_model, history, monkeypatch):
     monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "lengths_alone", sdpa_attention_forward)
     monkeypatch.setitem(ALL_MASK_ATTENTION_FUNCTIONS, "lengths_alone", flash_attention_mask)
@@ -170,6 +219,14 @@ def test_kernels_without_masks_are_refused_with_a_window(tiny_model, history, mo
     model = tiny_model(attention_window=units - 2, attn_implementation="lengths_alone", **VISITS)
     with pytest.raises(ValueError, match=r"'lengths_alone'.*needs a mask.*attn_implementation='sdpa'"):
         hidden(model, history)
+
+
+def test_each_class_leaves_out_the_weights_that_it_says_alone(tiny_config):
+    class Own(MCMForMultiTaskRecommendation):
+        _keys_to_ignore_on_load_unexpected = ["^own"]
+
+    assert Own(tiny_config())._keys_to_ignore_on_load_unexpected == {"^own"}
+    assert not MCMForMultiTaskRecommendation(tiny_config())._keys_to_ignore_on_load_unexpected
 
 
 @pytest.mark.parametrize("window", [1, 7, 8, 39, 2047])

@@ -3,6 +3,7 @@
 """Tests of work that is shared out to cores: results in order, errors of the work, threads as they were."""
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -28,7 +29,12 @@ def test_results_come_in_the_order_of_items_that_are_read_as_they_are_needed(two
 
     results = map_on_cores(work, (read.append(item) or item for item in range(9)), device)
     assert next(results) == (0, 1) and len(read) < 9
-    assert [item for item, _ in results] == [*range(1, 9)] and torch.get_num_threads() == 2
+    stopped = map_on_cores(work, range(9), device)  # while the other goes on, and never read to its end
+    assert next(stopped) == (0, 1) and torch.get_num_threads() == 2
+    assert [*results] == [(item, 1) for item in range(1, 9)]
+    stopped.close()
+    with ThreadPoolExecutor() as pool:
+        assert torch.get_num_threads() == pool.submit(torch.get_num_threads).result() == 2
 
 
 def test_an_error_of_the_work_is_raised_and_threads_are_as_before(two_threads):
