@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -30,6 +31,7 @@ aten = torch.ops.aten
 COPIES = {aten._to_copy, aten.copy_, aten.copy}
 INDEXED = {aten.index, aten._unsafe_index, aten.index_put, aten.index_put_, aten._index_put_impl_}
 NUMBERS = {aten.masked_fill, aten.masked_fill_, aten.fill_, aten.fill, aten.index_fill, aten.index_fill_}  # as values
+INDEXING = {torch.Tensor.__getitem__, torch.Tensor.__setitem__}
 MAKERS = {torch.tensor, torch.as_tensor, torch.asarray}  # would make a tensor of "meta" without values
 
 
@@ -114,6 +116,13 @@ class _Dispatch(TorchDispatchMode):
         return _run(func, args, kwargs or {})
 
 
+def _to_indices(index: Any) -> Any:
+    """Makes tensors of lists and arrays among indices: torch would make them of "meta"."""
+    if isinstance(index, tuple):
+        return tuple(map(_to_indices, index))
+    return torch.as_tensor(index) if isinstance(index, list | np.ndarray) else index
+
+
 class _Makers(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -121,6 +130,8 @@ class _Makers(TorchFunctionMode):
             return func(*args, **kwargs | {"device": None}).to(kwargs["device"])
         if func is torch.Tensor.new_tensor and isinstance(args[0], OtherTensor):
             return torch.tensor(*args[1:], **{"dtype": args[0].dtype} | kwargs).to(kwargs.get("device", DEVICE))
+        if func in INDEXING and isinstance(args[0], OtherTensor):
+            args = (args[0], _to_indices(args[1]), *args[2:])
         return func(*args, **kwargs)
 
 

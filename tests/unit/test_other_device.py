@@ -23,6 +23,7 @@ REFUSED = {
 ALLOWED = {
     "a number here": lambda here, there: there + here[0, 2],
     "indices here": lambda here, there: there[torch.tensor([1])],
+    "a list of indices": lambda here, there: there[[1, 0], [0, 2]],
     "copied": lambda here, there: torch.zeros_like(there).copy_(here),
     "made": lambda here, there: torch.tensor([[1.0, 2.0]], device=there.device) @ there,
     "thread": lambda here, there: ThreadPoolExecutor().submit(lambda: here.to(there.device)).result(),
