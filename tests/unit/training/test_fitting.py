@@ -12,14 +12,11 @@ from modeling_mcm.data import PreparedData, load_prepared
 from modeling_mcm.data.collator import PreparedRows
 from modeling_mcm.evaluation.cases import read_history
 from modeling_mcm.state_mcm import GAPS
-from modeling_mcm.training.fitting import (
-    count_at_times,
-    describe_customers,
-    describe_shop,
-    fill_label_values,
-    fit_state,
-)
+from modeling_mcm.training.forecaster.describe import describe_shop
+from modeling_mcm.training.labels import fill_label_values
+from modeling_mcm.training.pretraining import describe_customers
 from modeling_mcm.training.scorer.counts import LabelCounts
+from modeling_mcm.training.state import count_at_times, fit_state
 
 CUTOFF = pd.Timestamp("2017-10-01").timestamp()
 

@@ -5,9 +5,9 @@
 import pytest
 
 from modeling_mcm import MCMConfig
+from modeling_mcm.training.encoder.recipe import MANY_LABELS, PATIENCE, PATIENT_STEPS, Recipe, recipe_for
 from modeling_mcm.training.options import ModelOptions
 from modeling_mcm.training.pretraining import WHEN, chosen_recipe, read_config
-from modeling_mcm.training.encoder.recipe import MANY_LABELS, PATIENCE, PATIENT_STEPS, Recipe, recipe_for
 
 FEATURES = {"features": ["item"], "vocabulary_sizes": [502], "tasks": ["item"]}
 

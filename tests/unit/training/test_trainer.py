@@ -8,8 +8,8 @@ import torch
 
 from modeling_mcm.data import load_prepared
 from modeling_mcm.data.collator import MCMCollator, PreparedRows
-from modeling_mcm.training.options import PretrainingArguments
 from modeling_mcm.training.encoder.trainer import FAST_FACTOR, FAST_PARAMETERS, MCMTrainer, WeightAverage
+from modeling_mcm.training.options import PretrainingArguments
 
 
 def test_the_average_follows_the_weights():
