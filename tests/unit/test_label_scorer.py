@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from choices import EXTENDED, TINY, from_data, perturb
+from other_device import other_device
 from synthetic_log import prepare_items
 
 from modeling_mcm import MCMConfig, MCMForMultiTaskRecommendation, scorer_mcm
@@ -33,6 +34,7 @@ from modeling_mcm.scorer_mcm import (
 )
 from modeling_mcm.training.descent import minimize
 from modeling_mcm.training.pretraining import COUNTS_ALONE, fit_counts, fit_encoder, measure_encoder, read_rows
+from modeling_mcm.training.scorer import judge
 from modeling_mcm.training.scorer.counts import LabelCounts, count_log
 from modeling_mcm.training.scorer.examples import (
     ExampleTable,
@@ -339,6 +341,23 @@ def test_an_encoder_is_used_where_it_adds_to_the_counts(encoded, monkeypatch, ca
     assert used[NEXT_VISIT] == [knows, knows, False]  # of the types nothing is left to know
     assert used[WITHIN] == used[NEXT_VISIT] and WITHIN in fit.examples.questions
     assert caplog.text.count("so it is used") == 4 * knows
+
+
+def test_a_model_on_a_gpu_is_fitted_as_on_the_cpu(data, monkeypatch):
+    """From the counts to the judgement of the encoder, and the measure between, which decides the epoch."""
+    monkeypatch.setattr(judge, "LEAST_ERRORS", -np.inf)  # all tasks read the encoder
+
+    def fit(device):
+        model = perturb(make_model(data, "type", **EXTENDED | TINY | {"scorer": True})).to(device)
+        counted = fit_counts(model, data)
+        measured = measure_encoder(model, counted.log, counted.examples.validation, counted.scored)
+        fit_encoder(model, counted)
+        assert {value.device for value in model.state_dict().values()} == {device} and model.scorer.reads.any()
+        return measured, {name: value.cpu() for name, value in model.scorer.state_dict().items()}
+
+    with other_device() as device:
+        expected, found = fit(CPU), fit(device)
+    torch.testing.assert_close(found, expected, rtol=0.01, atol=0.01)
 
 
 def test_until_the_scorer_is_fitted_scores_are_the_readouts(tiny_model, batch):
