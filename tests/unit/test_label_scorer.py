@@ -346,6 +346,8 @@ def test_an_encoder_is_used_where_it_adds_to_the_counts(encoded, monkeypatch, ca
 def test_a_model_on_a_gpu_is_fitted_as_on_the_cpu(data, monkeypatch):
     """From the counts to the judgement of the encoder, and the measure between, which decides the epoch."""
     monkeypatch.setattr(judge, "LEAST_ERRORS", -np.inf)  # all tasks read the encoder
+    monkeypatch.setattr("modeling_mcm.training.scorer.fit.EPOCHS", 1)
+    monkeypatch.setitem(SEARCH, "max_iter", 3)
 
     def fit(device):
         model = perturb(make_model(data, "type", **EXTENDED | TINY | {"scorer": True})).to(device)

@@ -69,6 +69,7 @@ def describe_shop(model: MCMModel, extractor: MCMFeatureExtractor, rows: Prepare
     load_weights(forecaster)
     visits = visits._replace(times=(visits.times - end).float())
     set_shop(forecaster, visits, torch.zeros(len(chosen)), window)
+    forecaster.to(model.device)  # it was made, and reads visits, on the CPU
     config.forecast_window, requested = window, sorted(config.forecast_days)
     config.forecast_days = model.customer_forecasts.days
     if missed := [f"{day:g}" for day in requested if day not in config.forecast_days]:

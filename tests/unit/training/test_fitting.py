@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from other_device import other_device
 
 from modeling_mcm.data import PreparedData, load_prepared
 from modeling_mcm.data.collator import PreparedRows
@@ -121,6 +122,17 @@ def test_a_log_without_prices_and_with_one_token_type(event_log, prepare_log, ma
     model = make(tasks=["items"], summed_features=[], **sizes)
     describe_customers(model, data, seed=0)
     assert model.model.customer_forecasts.names()[0] == "visits_7d"
+
+
+def test_a_model_on_a_gpu_is_described_as_on_the_cpu(prepared, make, inputs):
+    data, answers = PreparedData(prepared), []
+    with other_device() as device:
+        for place in (torch.device("cpu"), device):
+            model = make().to(place)
+            describe_customers(model, data, seed=0)
+            answers.append(model.model(**{name: value.to(place) for name, value in inputs.items()}))
+        torch.testing.assert_close(answers[1].forecasts["visits_30d"].cpu(), answers[0].forecasts["visits_30d"])
+        torch.testing.assert_close(answers[1].pooler_output.cpu(), answers[0].pooler_output)
 
 
 def test_the_shop_is_described_by_its_target_visits(rows, make, extractor):
