@@ -30,7 +30,7 @@ from modeling_mcm.evaluation.comparison import baseline_warnings, compare_with_c
 from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 from modeling_mcm.files_mcm import file_digest, write_json
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
-from modeling_mcm.scorer_mcm import QUESTIONS, LabelScorer, LabelTables, ScoreNetwork
+from modeling_mcm.scorer_mcm import NEXT_VISIT, QUESTIONS, LabelScorer, LabelTables, ScoreNetwork
 
 from .encoder.recipe import Recipe, make_config, recipe_for
 from .encoder.trainer import MCMTrainer
@@ -209,11 +209,11 @@ def fit_counts(model: MCMForMultiTaskRecommendation, data: PreparedData, seed: i
     for table, counts in zip(scorer.tables, log.counts, strict=True):
         table.load_state_dict(counts.make_tables().state_dict())
     validation = read_validation(scorer, log, examples, generator, device)
-    ndcg = fit_network(scorer.of_counts, training, validation, seed, device, log.without_repeats)
+    ndcg = fit_network(scorer.of_counts, training, validation, seed, device, log.without_repeats, examples.chooses)
     pairs = product(range(len(config.tasks)), range(QUESTIONS))
     calibrate(scorer, validation, pairs, examples.questions, device)
     scorer.fitted.fill_(True)
-    scored = score_by_counts(scorer.of_counts, validation, log.without_repeats)
+    scored = score_by_counts(scorer.of_counts, validation, log.without_repeats, examples.chooses)
     return CountsFit(log, examples, generator, ndcg, scored)
 
 
@@ -240,11 +240,18 @@ def fit_encoder(model: MCMForMultiTaskRecommendation, counted: CountsFit, seed: 
     if examples.validation is None or examples.held_out is None:
         logger.warning("Without validation cases nobody knows what the encoder is worth, so it is not used.")
         return
-    network = cast(ScoreNetwork, scorer.of_readout)
-    training = compute_features(log, examples.held_out, generator, device, encoder=model)
+    network, held_out = cast(ScoreNetwork, scorer.of_readout), examples.held_out
+    training = compute_features(log, held_out, generator, device, encoder=model) if len(held_out.row) else []
+    if not any(bool(table.is_target[:, NEXT_VISIT].any()) for table in training):
+        logger.warning(
+            f"{len(held_out.row)} visits were held out to fit scores that read the encoder, too few to say what it is "
+            "worth, so it is not used: move the cutoffs of the event schema, or lower min_history."
+        )
+        return
     validation = read_validation(scorer, log, examples, generator, device, model)
-    ndcg = fit_network(network, training, validation, seed, device, log.without_repeats, scorer.of_counts)
-    pairs = judge_encoder(config.tasks, by_counts, ndcg, examples.questions, device)
+    choices = log.without_repeats, examples.chooses, scorer.of_counts
+    ndcg = fit_network(network, training, validation, seed, device, *choices)
+    pairs = judge_encoder(config.tasks, by_counts, ndcg, examples.questions, examples.judges, device)
     for pair in pairs:
         scorer.reads[pair] = True
     calibrate(scorer, validation, pairs, examples.questions, device)

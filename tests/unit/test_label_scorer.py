@@ -150,7 +150,7 @@ def test_leaving_one_out_counts_the_whole_period_as_in_use(event_log, prepare_lo
 
 
 def test_examples_come_from_the_training_period(data):
-    row, end, stop, elapsed, _ = draw_training(data, seed=0)
+    row, end, stop, elapsed, *_ = draw_training(data, seed=0)
     ends = np.asarray(data.rows["validation_end"])
     assert len(row) and ((end > 0) & (end < stop) & (stop <= ends[row])).all() and (elapsed >= 0).all()
 
@@ -375,7 +375,7 @@ def test_later_labels_come_within_a_month_and_before_the_end_of_the_period():
 
     def later(stop, elapsed):
         row, end, stop, elapsed = (np.array([value]) for value in (0, 2, stop, elapsed))
-        return find_later(rows, ExampleTable(row, end, stop, elapsed, elapsed)).tolist()
+        return find_later(rows, ExampleTable(row, end, stop, elapsed, elapsed, elapsed)).tolist()
 
     assert later(6, 2.0) == [2, 3]  # until day 33
     assert later(6, 9.0) == [2, 3, 4]
@@ -386,7 +386,7 @@ def test_the_loss_wants_the_targets_of_each_question_first():
     mask, is_target = torch.ones(1, 4, dtype=torch.bool), torch.zeros(QUESTIONS, 1, 4, dtype=torch.bool)
     is_target[:, 0, 0] = is_target[WITHIN, 0, 1] = True
     scores = torch.zeros(QUESTIONS, 1, 4, requires_grad=True)
-    ranking_loss(mask, scores, is_target, torch.zeros(1, 1, 4)).backward()
+    ranking_loss(mask, scores, is_target, torch.zeros(1, 1, 4), torch.ones(QUESTIONS, 1)).backward()
     next_visit, within = -scores.grad[:, 0]
     assert next_visit[0] > 0 > next_visit[1:].max()
     assert within[:2].min() > 0 > within[2:].max()

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from transformers.utils import logging
 
 from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.data import PreparedData
@@ -22,7 +23,10 @@ from modeling_mcm.events_mcm import SECONDS_PER_DAY, run_starts
 from modeling_mcm.inputs_mcm import Customers
 from modeling_mcm.scorer_mcm import HORIZON_DAYS, NEXT_VISIT, QUESTIONS, WITHIN
 
+logger = logging.get_logger(__name__)
 EXAMPLES, HELD_OUT, VALIDATION_EXAMPLES = 4_000, 5_000, 1_500
+LEAST_SEEING = 0.1  # share of the examples that see the whole horizon; with fewer, all teach what comes within it
+ENOUGH = 400  # number of validation cases of which one half chooses, and the other judges
 
 
 class ExampleTable(NamedTuple):
@@ -37,6 +41,8 @@ class ExampleTable(NamedTuple):
         day (`NDArray[float64]` of shape `(N,)`): That time in days, if it is in the training period and other
             customers' later events are not counted; else NaN. Those of a log that leaves one out are counted, as they
             are when the model is used.
+        left (`NDArray[float64]` of shape `(N,)`): Days from that time to the end of the training period. With less
+            than `HORIZON_DAYS` nobody knows all that came within them. Infinite where that end cuts no targets.
     """
 
     row: NDArray
@@ -44,6 +50,7 @@ class ExampleTable(NamedTuple):
     stop: NDArray
     elapsed: NDArray
     day: NDArray
+    left: NDArray
 
     def take(self, chosen: NDArray) -> "ExampleTable":
         """Selects some examples."""
@@ -59,6 +66,8 @@ class Examples(NamedTuple):
             encoder.
         ends (`NDArray[int64]` of shape `(C,)`, *optional*): Number of each customer's events that it may learn from.
         validation ([`ExampleTable`], *optional*): Validation cases, where the data set has any.
+        chooses (`NDArray[bool]` of shape `(validation cases,)`): Those that choose epochs. With an encoder, the others
+            judge it, or all if there are few.
         questions (`tuple[int]`): Those that validation answers.
     """
 
@@ -66,7 +75,13 @@ class Examples(NamedTuple):
     held_out: ExampleTable | None
     ends: NDArray | None
     validation: ExampleTable | None
+    chooses: NDArray
     questions: tuple[int, ...]
+
+    @property
+    def judges(self) -> NDArray:
+        """The validation cases `(validation cases,)` that judge the encoder."""
+        return self.chooses if self.chooses.all() else ~self.chooses
 
 
 def draw_examples(data: PreparedData, seed: int, has_encoder: bool) -> Examples:
@@ -76,15 +91,15 @@ def draw_examples(data: PreparedData, seed: int, has_encoder: bool) -> Examples:
 
         customer | times in days     | visits        | items         | validation_end | test_end
         0        | 1.0 1.0 8.0 9.5   | 0 0 1 2       | 5 7 5 9       | 3              | 4
-        1        | 2.0 4.0 4.0 30.0  | 0 1 1 2       | 6 6 8 6       | 4              | 4
+        1        | 2.0 4.0 4.0 7.0   | 0 1 1 2       | 6 6 8 6       | 4              | 4
         2        | 3.0               | 0             | 5             | 1              | 1
 
     Out, one row a customer and a cutoff; the last one is of validation:
 
-        row | end | stop | elapsed | day
-        0   | 2   | 3    | 3.5     | 4.5
-        1   | 1   | 4    | 1.2     | 3.2
-        0   | 3   | 4    | 1.0     | NaN
+        row | end | stop | elapsed | day | left
+        0   | 2   | 3    | 3.5     | 4.5 | 3.5
+        1   | 1   | 4    | 1.2     | 3.2 | 4.8
+        0   | 3   | 4    | 1.0     | NaN | infinite
 
     Raises `ValueError` if the training period has no example.
     """
@@ -92,13 +107,20 @@ def draw_examples(data: PreparedData, seed: int, has_encoder: bool) -> Examples:
     start, end = (data.schema.scoring_time(cutoff) for cutoff in ("validation", "test"))
     sees_horizon = start is not None and end is not None and end - start >= HORIZON_DAYS * SECONDS_PER_DAY
     questions = (NEXT_VISIT, WITHIN) if sees_horizon else (NEXT_VISIT,)
-    return Examples(draw_training(data, seed), held_out, ends, draw_validation(data, seed), questions)
+    validation = draw_validation(data, seed)
+    chooses = np.ones(0 if validation is None else len(validation.row), bool)
+    if has_encoder and len(chooses) >= ENOUGH:
+        chooses = np.random.default_rng(seed).permutation(len(chooses)) % 2 == 0
+    elif has_encoder:
+        logger.info(f"{len(chooses)} validation cases are few: those that choose the epoch judge the encoder, too.")
+    return Examples(draw_training(data, seed), held_out, ends, validation, chooses, questions)
 
 
 def read_visit_starts(data: PreparedData) -> ExampleTable:
     """The starts of visits with a target in the training period that follow enough earlier ones, customer after
-    customer: `day` is that of the last event before the visit, NaN in a log that leaves one visit out, and `elapsed`
-    the days until the visit. The schema says which events are targets, and what an example needs."""
+    customer. Here `day` is that of the last event before the visit, NaN in a log that leaves one visit out; `elapsed`
+    are the days until the visit, and `left` those until the last event of the period. The schema says which events
+    are targets, and what an example needs."""
     schema, token = data.schema, data.schema.token_feature.name
     columns = ["times", "visits", *ENDS, *(f"task_{task}" for task in schema.tasks)]
     batch = load_columns(data.rows, columns)
@@ -107,21 +129,30 @@ def read_visit_starts(data: PreparedData) -> ExampleTable:
     times, visits = batch.column("times"), batch.column("visits")
     earlier: NDArray = np.cumsum(is_target) - is_target  # (events,): targets before each event
     earlier -= earlier[batch.starts[row]]
-    opens = np.flatnonzero(is_target)
-    opens = opens[run_starts(row[opens], visits[opens])]
-    opens = opens[earlier[opens] >= schema.min_history]  # (N,): events
+    is_first = run_starts(row, visits)
+    visit = np.cumsum(is_first) - 1  # (events,): index among the visits of all customers
+    targets = np.flatnonzero(is_target)
+    targets = targets[run_starts(visit[targets])]  # the first one of each visit
+    targets = targets[earlier[targets] >= schema.min_history]  # (N,)
+    opens = np.flatnonzero(is_first)[visit[targets]]  # (N,): the visit's first event, also if it is no target
     row, before = row[opens], times[opens - 1] / SECONDS_PER_DAY
     gap = (times[opens] / SECONDS_PER_DAY - before).clip(min=1 / SECONDS_PER_DAY)
+    left = times[place < events.history_end[batch.row]].max(initial=0) / SECONDS_PER_DAY - before
     if schema.scoring_time("validation") is None:
-        before = np.full(len(row), np.nan)
-    return ExampleTable(row, place[opens], events.history_end[row], gap, before)
+        before, left = np.full((2, len(row)), [[np.nan], [np.inf]])
+    return ExampleTable(row, place[opens], events.history_end[row], gap, before, left)
 
 
 def draw_cutoffs(starts: ExampleTable, generator: np.random.Generator) -> ExampleTable:
     """Examples whose cutoffs are anywhere between the start of a visit and the event before, or at that event in a log
-    that leaves one visit out."""
+    that leaves one visit out. Those of the last `HORIZON_DAYS` of the period do not teach what comes within them,
+    unless hardly any others are left: then all do, and the log says so."""
     days = generator.random(len(starts.row)) * np.where(np.isnan(starts.day), 0.0, starts.elapsed)
-    return starts._replace(elapsed=days, day=starts.day + days)
+    left = starts.left - days
+    if len(left) and (left >= HORIZON_DAYS).mean() < LEAST_SEEING:
+        left = np.full(len(left), np.inf)
+        logger.info(f"The training period is short: what comes within {HORIZON_DAYS:g} days is cut at its end.")
+    return starts._replace(elapsed=days, day=starts.day + days, left=left)
 
 
 def draw_training(data: PreparedData, seed: int, most: int = EXAMPLES) -> ExampleTable:
@@ -176,7 +207,8 @@ def draw_validation(data: PreparedData, seed: int) -> ExampleTable | None:
         events = batch.select(batch.places < end[batch.row])
         latest = np.maximum.reduceat(events.column("times"), events.starts)
         elapsed = ((cases.as_of - latest) / SECONDS_PER_DAY).clip(min=0)
-    return ExampleTable(row, end, np.asarray(data.rows["test_end"])[row], elapsed, np.full(len(row), np.nan))
+    stop, (day, left) = np.asarray(data.rows["test_end"])[row], np.full((2, len(row)), [[np.nan], [np.inf]])
+    return ExampleTable(row, end, stop, elapsed, day, left)
 
 
 def find_later(rows: Customers, examples: ExampleTable) -> NDArray:

@@ -19,7 +19,7 @@ from modeling_mcm.data.collator import batches_by_length
 from modeling_mcm.features_mcm import compare
 from modeling_mcm.inputs_mcm import Customers
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
-from modeling_mcm.scorer_mcm import Candidates, LabelTables, candidate_features, read_histories
+from modeling_mcm.scorer_mcm import HORIZON_DAYS, Candidates, LabelTables, candidate_features, read_histories
 
 from .counts import CountedLog
 from .examples import ExampleTable, find_later, mark_targets
@@ -42,6 +42,7 @@ class CandidateTable(NamedTuple):
             are no candidates.
         num_unseen (`torch.LongTensor` of shape `(E,)`): Number of values in the next visit that training has
             never seen. They are further targets, which no score reaches.
+        sees_horizon (`torch.BoolTensor` of shape `(E,)`): Whether all that came within `HORIZON_DAYS` is known.
     """
 
     example: torch.Tensor
@@ -51,6 +52,7 @@ class CandidateTable(NamedTuple):
     log_kept: torch.Tensor
     num_targets: torch.Tensor
     num_unseen: torch.Tensor
+    sees_horizon: torch.Tensor
 
     def select(self, candidates: torch.Tensor) -> "CandidateTable":
         """The same examples with some of the candidates, by a mask or by indices."""
@@ -71,7 +73,7 @@ def read_batches(
 ) -> Iterator[tuple[NDArray, Customers, dict[str, torch.Tensor]]]:
     """Indices of chosen examples of similar length, their rows, and model inputs with `labels` and `as_of`."""
     for batch in batches_by_length(examples.end[chosen], BATCH):
-        row, end, stop, elapsed, _ = examples.take(chosen[batch])
+        row, end, stop, elapsed, *_ = examples.take(chosen[batch])
         rows = log.rows.__getitems__(row.tolist())
         rows = Customers(rows.columns | {"validation_end": end, "test_end": stop}, rows.lengths)
         inputs = log.collator(rows)
@@ -91,10 +93,10 @@ def compute_features(
 
     In, one row a customer and a cutoff:
 
-        row | end | stop | elapsed | day
-        0   | 2   | 3    | 3.5     | 4.5
-        1   | 1   | 4    | 1.2     | 3.2
-        2   | 7   | 9    | 0.0     | 8.0
+        row | end | stop | elapsed | day | left
+        0   | 2   | 3    | 3.5     | 4.5 | 3.5
+        1   | 1   | 4    | 1.2     | 3.2 | 4.8
+        0   | 3   | 4    | 1.0     | NaN | infinite
 
     Out, by task one row a candidate; and of each example the number of targets, by question:
 
@@ -134,14 +136,21 @@ def compute_features(
                 within = (rows.row[later], rows.column(f"task_{name}")[later]) if has_times else None
                 # An example of training has a target of each question: without any it would teach nothing
                 targets = mark_targets(labels, within, table.counts.shape[1], is_training or not has_times)
-                candidates = label_candidates(found, task, len(known), number, targets, labels)
+                sees_horizon = torch.from_numpy(asked.left >= HORIZON_DAYS).to(device)
+                candidates = label_candidates(found, task, len(known), number, targets, labels, sees_horizon)
                 parts[task].append(draw_negatives(candidates, generator) if is_training else candidates)
             order.append(number)
     return [join_parts(part, torch.cat(order).argsort()) for part in parts]
 
 
 def label_candidates(
-    found: Candidates, task: int, tasks: int, number: torch.Tensor, targets: torch.Tensor, labels: torch.Tensor
+    found: Candidates,
+    task: int,
+    tasks: int,
+    number: torch.Tensor,
+    targets: torch.Tensor,
+    labels: torch.Tensor,
+    sees_horizon: torch.Tensor,
 ) -> CandidateTable:
     """Says which candidates of a task in a batch are targets.
 
@@ -150,6 +159,7 @@ def label_candidates(
         number (`torch.LongTensor` of shape `(B,)`): Indices of the batch's examples.
         targets (`torch.BoolTensor` of shape `(Q, B, V)`): The labels that are targets.
         labels (`torch.LongTensor` of shape `(B, L)`): Labels of the next visit; below `IGNORED`: never seen ones.
+        sees_horizon (`torch.BoolTensor` of shape `(B,)`): Whether all that came within `HORIZON_DAYS` is known.
     """
     chosen = found.row % tasks == task  # (candidates of all tasks,)
     customer, label = found.row[chosen] // tasks, found.label[chosen]  # (N,)
@@ -162,6 +172,7 @@ def label_candidates(
         log_kept=torch.zeros(len(label), device=label.device),
         num_targets=targets.sum(2).T,
         num_unseen=torch.tensor(unseen, device=label.device),
+        sees_horizon=sees_horizon,
     )
 
 
@@ -176,5 +187,5 @@ def draw_negatives(table: CandidateTable, generator: torch.Generator) -> Candida
 def join_parts(parts: list[CandidateTable], order: torch.Tensor) -> CandidateTable:
     """Joins the batches of a task, of whose examples `order` `(E,)` says where each one is."""
     table = CandidateTable(*(torch.cat(column) for column in zip(*parts, strict=True)))
-    table = table._replace(num_targets=table.num_targets[order], num_unseen=table.num_unseen[order])
+    table = CandidateTable(*table[:5], *(column[order] for column in table[5:]))
     return table.select(table.example.argsort(stable=True))

@@ -14,10 +14,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from modeling_mcm.features_mcm import PLACES
-from modeling_mcm.scorer_mcm import NEXT_VISIT, ScoreNetwork
+from modeling_mcm.scorer_mcm import NEXT_VISIT, QUESTIONS, WITHIN, ScoreNetwork
 from modeling_mcm.training.descent import make_descent, minimize
 
 from .examples import EXAMPLES
@@ -38,6 +39,7 @@ def fit_network(
     seed: int,
     device: torch.device,
     seen_last: Collection[int] = (),
+    chooses: NDArray | None = None,
     start: ScoreNetwork | None = None,
 ) -> list[torch.Tensor]:
     """Fits a network to examples of all tasks, and keeps the epoch that ranks the validation cases best. It starts at
@@ -63,6 +65,7 @@ def fit_network(
         device (`torch.device`): Where the network is fitted.
         seen_last (`Collection[int]`): Tasks in which seen labels are ranked last, because customers don't have a
             label again.
+        chooses (`NDArray[bool]` of shape `(E,)`, *optional*): Validation cases that choose the epoch; default: all.
         start ([`ScoreNetwork`], *optional*): A fitted network of counts, to start a network from that reads more.
 
     Returns:
@@ -83,19 +86,21 @@ def fit_network(
     # Adam's steps are as long by few examples as by many: shorter ones keep few from moving the network far
     learning_rate = LEARNING_RATE * min(len(examples[0].num_unseen) / EXAMPLES, 1) ** 0.5
     descend = make_descent(network, learning_rate, WEIGHT_DECAY, EPOCHS * len(steps), 0.15)
-    best_mean = -1.0
+    best_mean, which = -1.0, slice(None) if chooses is None else torch.from_numpy(chooses).to(device)
     for epoch in range(EPOCHS + 1):  # the first one is the start
         network.train()
         for step in steps if epoch else []:
             chosen = examples[step.task].select(step.candidates.to(device))
-            columns = network(step.task, chosen.features), chosen.is_target, chosen.log_kept[:, None]
-            mask = step.mask.to(device)
-            descend(ranking_loss(mask, *(pad(value, mask) for value in columns)))
+            scores, mask = network(step.task, chosen.features), step.mask.to(device)  # (N, Q), (B, M)
+            is_known = torch.ones(QUESTIONS, len(mask), device=device)  # (Q, B)
+            is_known[WITHIN] = chosen.sees_horizon[step.examples.to(device)].float()
+            padded = [pad(values, mask) for values in (scores, chosen.is_target, chosen.log_kept[:, None])]
+            descend(ranking_loss(mask, padded[0], padded[1], padded[2], is_known))
         steps = draw_steps(examples, draws) if epoch else steps
         if 0 < epoch <= EPOCHS // 2:
             continue  # the learning rate is still high: these epochs are seldom the best
         values = rank_cases(network.eval(), validation, seen_last)
-        means = [of_task[NEXT_VISIT].nanmean().item() for of_task in values]
+        means = [ndcg[NEXT_VISIT][which].nanmean().item() for ndcg in values]
         mean = float(np.nanmean(means)) if np.isfinite(means).any() else 0.0
         if mean > best_mean or not validation:
             best_mean, best_values = mean, values
@@ -162,8 +167,8 @@ def fit_weights(parts: Sequence[ScoredCases]) -> tuple[torch.Tensor, float]:
         total = parameters.square().sum() * 1e-3
         for case, _, scores, is_target, numbers in parts:
             logits = parameters[0].exp() * (scores + numbers @ parameters[1:])  # (N,)
-            sums = logits.new_zeros(int(case[-1]) + 1 if len(case) else 0).index_add(0, case, logits.exp())
-            total = total + (is_target * (sums[case].log() - logits)).sum() / is_target.sum().clamp(min=1)
+            sums = sum_by_group(logits, case, int(case[-1]) + 1 if len(case) else 0)  # (cases,)
+            total = total + (is_target * (sums[case] - logits)).sum() / is_target.sum().clamp(min=1)
         return total
 
     (parameters,) = minimize(loss, [parts[0].numbers.new_zeros(1 + parts[0].numbers.shape[1])], **SEARCH)
@@ -179,10 +184,11 @@ def sum_by_group(logits: torch.Tensor, group: torch.Tensor, groups: int) -> torc
 
 
 class Step(NamedTuple):
-    """Examples of a task whose loss is a step: a mask `(B, M)` of places with a candidate, and their indices
-    `(mask.sum(),)` among all candidates of the task, both on the CPU."""
+    """Examples `(B,)` of a task whose loss is a step: a mask `(B, M)` of places with a candidate, and their indices
+    `(mask.sum(),)` among all candidates of the task, all on the CPU."""
 
     task: int
+    examples: torch.Tensor
     mask: torch.Tensor
     candidates: torch.Tensor
 
@@ -197,7 +203,7 @@ def draw_steps(examples: Sequence[CandidateTable], generator: np.random.Generato
             begin, end = (torch.searchsorted(example, chosen, right=right) for right in (False, True))  # (B,)
             offset = torch.arange(int((end - begin).max()))  # (M,)
             mask = offset < (end - begin)[:, None]
-            steps.append(Step(task, mask, (begin[:, None] + offset)[mask]))
+            steps.append(Step(task, chosen, mask, (begin[:, None] + offset)[mask]))
     return [steps[index] for index in generator.permutation(len(steps))]
 
 
@@ -209,16 +215,21 @@ def pad(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 def ranking_loss(
-    mask: torch.Tensor, scores: torch.Tensor, is_target: torch.Tensor, log_kept: torch.Tensor
+    mask: torch.Tensor,
+    scores: torch.Tensor,
+    is_target: torch.Tensor,
+    log_kept: torch.Tensor,
+    is_known: torch.Tensor,
 ) -> torch.Tensor:
-    """Mean over examples of the sum over questions of the cross-entropy of the targets among the candidates, less a
-    smooth NDCG of the targets with the highest scores.
+    """Sum over questions of the mean, over the examples that know the answer, of the cross-entropy of the targets
+    among the candidates, less a smooth NDCG of the targets with the highest scores.
 
     Args:
         mask (`torch.BoolTensor` of shape `(B, M)`): Whether there is a candidate.
         scores (`torch.FloatTensor` of shape `(Q, B, M)`): Scores of the candidates.
         is_target (`torch.BoolTensor` of shape `(Q, B, M)`): Whether it is a target of each question.
         log_kept (`torch.FloatTensor` of shape `(1, B, M)`): Log of the share of such candidates that were kept.
+        is_known (`torch.FloatTensor` of shape `(Q, B)`): 1 where an example knows what came, else 0.
     """
     number = is_target.sum(2)  # (Q, B)
     weighted = (scores - log_kept).masked_fill(~mask, -1e4)  # a kept negative stands for those left out
@@ -230,7 +241,7 @@ def ranking_loss(
     ideal = (1 / torch.arange(2.0, MOST_TARGETS + 2, device=mask.device).log2()).cumsum(0)
     ideal = ideal[number.clamp(max=most) - 1]  # (Q, B)
     ndcg = (is_target.gather(2, best) / (1 + rank).log2()).sum(2) / ideal  # (Q, B)
-    return (entropy - RANKING * ndcg).sum(0).mean()
+    return ((entropy - RANKING * ndcg) * is_known / is_known.sum(1, keepdim=True).clamp(min=1)).sum()
 
 
 @torch.no_grad()

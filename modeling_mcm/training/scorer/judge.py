@@ -7,8 +7,8 @@ Shapes: E cases, N candidates of all cases, Q questions.
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers.utils import logging
 
 from modeling_mcm.configuration_mcm import FIRST_LABEL
@@ -30,6 +30,7 @@ def judge_encoder(
     by_counts: Sequence[torch.Tensor],
     with_encoder: Sequence[torch.Tensor],
     questions: Sequence[int],
+    judges: NDArray,
     device: torch.device,
 ) -> list[tuple[int, int]]:
     """Finds the tasks and questions for which the encoder adds more to the NDCG@10 of counts alone on validation than
@@ -40,7 +41,6 @@ def judge_encoder(
         question   | case 0 | case 1 | case 2
         next visit | 1.0    | NaN    | 0.63
         within     | 0.8    | 0.0    | 0.63
-        (beyond)   | ...
 
     Out, the pairs that read the encoder:
 
@@ -53,12 +53,14 @@ def judge_encoder(
         tasks (`Sequence[str]`): Their names.
         by_counts, with_encoder (`Sequence[torch.FloatTensor]`): By task `(Q, E)`, NaN without a target.
         questions (`Sequence[int]`): Those that validation answers.
+        judges (`NDArray[bool]` of shape `(E,)`): The cases that are read: not those that chose the epochs, among which
+            the best epoch was also a lucky one.
         device (`torch.device`): Where they are compared.
     """
     chosen = []
     for task, (name, before, after) in enumerate(zip(tasks, by_counts, with_encoder, strict=True)):
         for question in questions:
-            gains = (after.to(device) - before.to(device))[question]  # (E,)
+            gains = (after.to(device) - before.to(device))[question][torch.from_numpy(judges).to(device)]
             gains = gains[~gains.isnan()]
             gain, error = gains.mean().item(), gains.std().item() / max(len(gains), 1) ** 0.5
             is_used = gain > LEAST_ERRORS * error
@@ -73,11 +75,13 @@ def judge_encoder(
 
 
 def score_by_counts(
-    network: ScoreNetwork, validation: Sequence[CandidateTable], without_repeats: Sequence[int]
+    network: ScoreNetwork, validation: Sequence[CandidateTable], without_repeats: Sequence[int], chooses: NDArray
 ) -> list[ScoredCases]:
-    """Scores the candidates of validation cases by counts alone; in tasks without repeats the unseen ones."""
+    """Scores the candidates of the validation cases that choose, a mask `(E,)`, by counts alone; in tasks without
+    repeats the unseen ones."""
     result = []
     for task, table in enumerate(validation):
+        table = table.select(torch.from_numpy(chooses).to(table.example.device)[table.example])
         if task in without_repeats:
             table = table.select(table.features[:, PLACES["seen"]] == 0)
         numbers = table.features.new_zeros(len(table.example), 2)  # the encoder's probability and rank
@@ -104,7 +108,8 @@ def measure_encoder(
         device (`torch.device`, *optional*): That of the model, the default.
     """
     places = torch.full((len(examples.row),), -1)  # (E,): of each case in the batch
-    for chosen, _, batch in read_batches(log, examples, np.arange(len(places)), device or model.device):
+    every = torch.cat([cases.case for cases in scored]).unique().numpy(force=True)
+    for chosen, _, batch in read_batches(log, examples, every, device or model.device):
         places.fill_(-1)[torch.from_numpy(chosen)] = torch.arange(len(chosen))
         logits = model(**batch, parts=()).logits.values()  # of the readout, as there are labels
         for cases, scores in zip(scored, logits, strict=True):
