@@ -38,6 +38,8 @@ from modeling_mcm.training.scorer import judge
 from modeling_mcm.training.scorer.counts import LabelCounts, count_log
 from modeling_mcm.training.scorer.examples import (
     ExampleTable,
+    draw_cutoffs,
+    draw_examples,
     draw_training,
     draw_validation,
     find_later,
@@ -45,7 +47,7 @@ from modeling_mcm.training.scorer.examples import (
     read_visit_starts,
 )
 from modeling_mcm.training.scorer.features import compute_features, read_batches
-from modeling_mcm.training.scorer.fit import SEARCH, ScoredCases, ranking_loss
+from modeling_mcm.training.scorer.fit import SEARCH, ScoredCases, fit_weights, ranking_loss
 
 
 @pytest.fixture(scope="module")
@@ -149,10 +151,32 @@ def test_leaving_one_out_counts_the_whole_period_as_in_use(event_log, prepare_lo
         torch.testing.assert_close(found.features[:, PLACES["label_share"]], share[found.label].clamp(min=1e-7).log())
 
 
-def test_examples_come_from_the_training_period(data):
-    row, end, stop, elapsed, *_ = draw_training(data, seed=0)
-    ends = np.asarray(data.rows["validation_end"])
+@pytest.mark.parametrize("cutoffs", ["by time", "leave_one_out"])
+def test_examples_start_with_a_visit_of_the_training_period(event_log, prepare_log, cutoffs):
+    """With its first event, which is often a view: what is seen on the way to a target is no history of it."""
+    data = PreparedData(prepare_log(event_log, **({} if cutoffs == "by time" else {"cutoffs": cutoffs})))
+    row, end, stop, elapsed, day, left = draw_training(data, seed=0)
+    ends, visits = np.asarray(data.rows["validation_end"]), data.rows["visits"]
     assert len(row) and ((end > 0) & (end < stop) & (stop <= ends[row])).all() and (elapsed >= 0).all()
+    assert all(
+        visits[customer][place] != visits[customer][place - 1] for customer, place in zip(row, end, strict=True)
+    )
+    times = [times[: ends[customer]] for customer, times in enumerate(data.rows["times"])]
+    if cutoffs == "by time":
+        np.testing.assert_allclose(day + left, np.max([max(events, default=0) for events in times]) / 86_400)
+    else:
+        assert np.isinf(left).all()
+
+
+def test_what_comes_within_a_month_is_learned_where_the_period_has_that_month(data, model, caplog):
+    log, examples = count_log(data, model.config), draw_training(data, seed=0)
+    table = compute_features(log, examples, torch.Generator(), CPU)[0]
+    assert (
+        table.sees_horizon.tolist() == (examples.left >= 30).tolist() and 0.1 < table.sees_horizon.float().mean() < 1
+    )
+    caplog.set_level("INFO")
+    short = draw_cutoffs(examples._replace(left=examples.left % 30), np.random.default_rng(0))
+    assert np.isinf(short.left).all() and "what comes within 30 days is cut at its end" in caplog.text
 
 
 @pytest.mark.parametrize("cutoffs", ["by time", "leave_one_out"])
@@ -326,6 +350,37 @@ def test_an_encoder_is_measured_by_what_it_adds_to_counts(encoded, monkeypatch):
     assert np.isfinite(measure(lambda batch: know(model, batch, False)))  # with one candidate in all
 
 
+def test_cases_that_chose_an_epoch_do_not_judge_the_encoder(data, monkeypatch):
+    few = draw_examples(data, 0, True)
+    assert few.chooses.all() and few.judges.all()
+    monkeypatch.setattr("modeling_mcm.training.scorer.examples.ENOUGH", 10)
+    assert draw_examples(data, 0, False).chooses.all()
+    examples = draw_examples(data, 0, True)
+    assert (examples.chooses ^ examples.judges).all() and abs(examples.judges.mean() - 0.5) < 0.1
+    before = torch.rand(2, len(examples.judges), generator=torch.Generator().manual_seed(0))
+    for gains, pairs in ((examples.chooses, []), (examples.judges, [(0, NEXT_VISIT)])):
+        after = before + torch.from_numpy(gains)
+        assert judge.judge_encoder(["items"], [before], [after], [NEXT_VISIT], examples.judges, CPU) == pairs
+
+
+def test_large_scores_have_a_finite_entropy():
+    case, is_target = torch.tensor([0, 0, 1]), torch.tensor([True, False, True])
+    scores = torch.tensor([500.0, 499.0, -500.0])
+    weights, loss = fit_weights([ScoredCases(case, case, scores, is_target, torch.zeros(3, 1))])
+    assert weights.isfinite().all() and 0 <= loss < 0.5
+
+
+def test_a_log_with_few_visits_ends_without_the_encoder(tmp_path, caplog):
+    log = [(user, place, "buy", f"item {place % 2}") for user in range(3) for place in range(4)]
+    columns = ["user", "place", "kind", "item"]
+    data = prepare_items(tmp_path, log, columns, order="place", cutoffs="leave_one_out", **KINDS)
+    model = perturb(make_model(data, **EXTENDED | TINY | {"scorer": True, "state_size": 0}))
+    counted = fit_counts(model, data)
+    assert not len(counted.examples.held_out.row)
+    fit_encoder(model, counted)
+    assert not model.scorer.reads.any() and "0 visits were held out" in caplog.text
+
+
 @pytest.mark.parametrize("knows", [True, False], ids=["knows the answers", "knows nothing"])
 def test_an_encoder_is_used_where_it_adds_to_the_counts(encoded, monkeypatch, caplog, knows):
     model, fit = encoded
@@ -390,6 +445,9 @@ def test_the_loss_wants_the_targets_of_each_question_first():
     next_visit, within = -scores.grad[:, 0]
     assert next_visit[0] > 0 > next_visit[1:].max()
     assert within[:2].min() > 0 > within[2:].max()
+    scores.grad = None  # and what an example does not know teaches nothing
+    ranking_loss(mask, scores, is_target, torch.zeros(1, 1, 4), torch.tensor([[1.0], [0.0]])).backward()
+    torch.testing.assert_close(-scores.grad[:, 0], torch.stack([next_visit, 0 * within]))
 
 
 @torch.no_grad()
