@@ -153,8 +153,10 @@ def test_leaving_one_out_counts_the_whole_period_as_in_use(event_log, prepare_lo
 
 @pytest.mark.parametrize("cutoffs", ["by time", "leave_one_out"])
 def test_examples_start_with_a_visit_of_the_training_period(event_log, prepare_log, cutoffs):
-    """With its first event, which is often a view: what is seen on the way to a target is no history of it."""
-    data = PreparedData(prepare_log(event_log, **({} if cutoffs == "by time" else {"cutoffs": cutoffs})))
+    """With its first event, here a click: what is seen on the way to a target is no history of it."""
+    clicks = event_log.dropna(subset="basket").drop_duplicates("basket").assign(action="click", price=None, aisle=None)
+    log = pd.concat([event_log, clicks.assign(when=clicks["when"] - pd.Timedelta(minutes=9))])
+    data = PreparedData(prepare_log(log, **({} if cutoffs == "by time" else {"cutoffs": cutoffs})))
     row, end, stop, elapsed, day, left = draw_training(data, seed=0)
     ends, visits = np.asarray(data.rows["validation_end"]), data.rows["visits"]
     assert len(row) and ((end > 0) & (end < stop) & (stop <= ends[row])).all() and (elapsed >= 0).all()
