@@ -5,7 +5,7 @@ counting baselines."""
 
 import os
 import platform
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import replace
 from functools import partial
 from itertools import product
@@ -30,7 +30,7 @@ from modeling_mcm.evaluation.comparison import baseline_warnings, compare_with_c
 from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 from modeling_mcm.files_mcm import file_digest, write_json
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
-from modeling_mcm.scorer_mcm import NEXT_VISIT, QUESTIONS, LabelScorer, LabelTables, ScoreNetwork
+from modeling_mcm.scorer_mcm import NEXT_VISIT, QUESTIONS, LabelScorer, ScoreNetwork
 
 from .encoder.recipe import Recipe, make_config, recipe_for
 from .encoder.trainer import MCMTrainer
@@ -51,7 +51,7 @@ from .resuming import (
 from .scorer.calibrate import calibrate
 from .scorer.counts import CountedLog, count_log
 from .scorer.examples import Examples, draw_examples
-from .scorer.features import CandidateTable, compute_features
+from .scorer.features import compute_features
 from .scorer.fit import ScoredCases, fit_network
 from .scorer.judge import judge_encoder, measure_encoder, score_by_counts
 from .state import fit_state
@@ -208,28 +208,13 @@ def fit_counts(model: MCMForMultiTaskRecommendation, data: PreparedData, seed: i
     training = compute_features(log, examples.training, generator, device)
     for table, counts in zip(scorer.tables, log.counts, strict=True):
         table.load_state_dict(counts.make_tables().state_dict())
-    validation = read_validation(scorer, log, examples, generator, device)
+    validation = compute_features(log, examples.validation, generator, device, scorer)
     ndcg = fit_network(scorer.of_counts, training, validation, seed, device, log.without_repeats, examples.chooses)
     pairs = product(range(len(config.tasks)), range(QUESTIONS))
     calibrate(scorer, validation, pairs, examples.questions, device)
     scorer.fitted.fill_(True)
     scored = score_by_counts(scorer.of_counts, validation, log.without_repeats, examples.chooses)
     return CountsFit(log, examples, generator, ndcg, scored)
-
-
-def read_validation(
-    scorer: LabelScorer,
-    log: CountedLog,
-    examples: Examples,
-    generator: torch.Generator,
-    device: torch.device,
-    encoder: MCMForMultiTaskRecommendation | None = None,
-) -> list[CandidateTable]:
-    """The candidates of the validation cases of each task, none without any, with the features of an encoder."""
-    if examples.validation is None:
-        return []
-    tables = cast(Sequence[LabelTables], [*scorer.tables])
-    return compute_features(log, examples.validation, generator, device, tables, encoder)
 
 
 def fit_encoder(model: MCMForMultiTaskRecommendation, counted: CountsFit, seed: int = 0) -> None:
@@ -248,7 +233,7 @@ def fit_encoder(model: MCMForMultiTaskRecommendation, counted: CountsFit, seed: 
             "worth, so it is not used: move the cutoffs of the event schema, or lower min_history."
         )
         return
-    validation = read_validation(scorer, log, examples, generator, device, model)
+    validation = compute_features(log, examples.validation, generator, device, scorer, model)
     choices = log.without_repeats, examples.chooses, scorer.of_counts
     ndcg = fit_network(network, training, validation, seed, device, *choices)
     pairs = judge_encoder(config.tasks, by_counts, ndcg, examples.questions, examples.judges, device)

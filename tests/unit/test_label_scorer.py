@@ -128,9 +128,9 @@ def test_an_example_knows_how_popular_labels_were_until_then(data, model):
             if change:
                 events.label[(events.time >= example.day * 86_400) & (events.customer != example.row)] = 2
             counts.append(LabelCounts(events, size, log.folds))
-        tables = None if in_training else [each.make_tables() for each in counts]
+        scorer = None if in_training else SimpleNamespace(get_tables=lambda task: counts[task].make_tables())
         asked = example if in_training else example._replace(day=np.full(1, np.nan))
-        found = compute_features(log._replace(counts=counts), asked, torch.Generator(), CPU, tables)[0]
+        found = compute_features(log._replace(counts=counts), asked, torch.Generator(), CPU, scorer)[0]
         names = [each.name for each in FEATURES if each.group == "popularity" and each.name != "lift"]
         rows = found.features[:, [PLACES[name] for name in names]].tolist()
         return {label: row for label, row in zip(found.label.tolist(), rows, strict=True)}
@@ -457,12 +457,12 @@ def test_the_loss_wants_the_targets_of_each_question_first():
 def test_chances_are_those_of_the_question(model, data, question):
     """Over the validation cases that come, candidates do as often as the chances say: all, and the likely ones."""
     log, task = count_log(data, model.config), model.config.tasks.index("items")
-    examples, tables = draw_validation(data, seed=0), [*model.scorer.tables]
+    examples = draw_validation(data, seed=0)
     log_p = torch.zeros(len(examples.row), model.config.label_sizes["items"])
     for chosen, _, batch in read_batches(log, examples, np.arange(len(examples.row)), CPU):
         history = read_histories(model.config, batch, ["items"])
         log_p[chosen] = model.scorer.score([task], history, question=question)[0].log_softmax(1)
-    tasks = compute_features(log, examples, torch.Generator(), CPU, tables)
+    tasks = compute_features(log, examples, torch.Generator(), CPU, model.scorer)
     found, comes = tasks[task], sum(of_task.num_targets[:, question] for of_task in tasks) > 0
     assert comes.all() == (question == NEXT_VISIT)
     log_p = log_p[found.example, found.label]

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from modeling_mcm.scorer_mcm import LabelColumns, LabelScorer
 from modeling_mcm.training.descent import minimize
@@ -64,7 +65,7 @@ def calibrate(
 @torch.no_grad()
 def score_candidates(
     scorer: LabelScorer, task: int, question: int, table: CandidateTable, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Scores of the candidates `(N,)`, and by case the log of the sum of the shares of the labels that are none,
     `(E,)`."""
     columns, parts = LabelColumns.read([scorer.get_tables(task)]), []
@@ -81,9 +82,9 @@ def fit_temperature(
     task: int,
     question: int,
     table: CandidateTable,
-    values: torch.Tensor,
-    outside: torch.Tensor,
-) -> torch.Tensor:
+    values: Tensor,
+    outside: Tensor,
+) -> Tensor:
     """Fits t of a task and question by the cross-entropy of the targets, each case weighing the same, and gives the
     log-probabilities of the candidates `(N,)`, from what [`score_candidates`] gives."""
     example, numbers = table.example, table.num_targets[:, question].float()  # (N,), (E,)
@@ -93,7 +94,7 @@ def fit_temperature(
     missed = weights * (numbers - zeros.index_add(0, example, comes))  # (E,): of targets that are no candidates
     target_weights = weights[example] * comes  # (N,)
 
-    def log_probabilities(t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def log_probabilities(t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits of the candidates `(N,)`; and for each case `(E,)` that of the most popular other label, and the
         logarithm of the sum over all labels."""
         logits = t.exp() * values
@@ -101,7 +102,7 @@ def fit_temperature(
         inside = sum_by_group(logits, example, len(numbers))
         return logits, average, torch.logaddexp(inside, average + outside)
 
-    def loss(t: torch.Tensor) -> torch.Tensor:
+    def loss(t: Tensor) -> Tensor:
         logits, average, total = log_probabilities(t)
         entropy = (weights * numbers * total - missed * average).sum() - (target_weights * logits).sum()
         return entropy + 1e-3 * t.square().sum()
@@ -112,14 +113,14 @@ def fit_temperature(
     return logits - total[example]
 
 
-def fit_chances(scorer: LabelScorer, task: int, question: int, log_p: torch.Tensor, came: torch.Tensor) -> None:
+def fit_chances(scorer: LabelScorer, task: int, question: int, log_p: Tensor, came: Tensor) -> None:
     """Fits the chances of labels by the cross-entropy of the candidates, from their log-probabilities, and whether
     they came, both `(N,)`, of customers who come."""
     if not len(came):
         return
     log_p, came = log_p.double(), came.double()
 
-    def loss(a: torch.Tensor, log_b: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+    def loss(a: Tensor, log_b: Tensor, c: Tensor) -> Tensor:
         chances = scorer.chances([a, log_b.exp(), c], log_p).clamp(1e-7, 1 - 1e-7)
         # Few cases say little of how chances rise with scores, which they do in any case
         return F.binary_cross_entropy(chances, came) + (log_b.square() + (c / 10).square()) / (2 * len(came))

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
+from torch import Tensor
 
 from modeling_mcm.configuration_mcm import FIRST_LABEL, MCMConfig
 from modeling_mcm.data import PreparedData
@@ -70,7 +71,7 @@ class LabelCounts:
         self.transitions = [count_transitions(sets[chosen], customer[chosen], LAG_WEIGHTS) for chosen in moments]
         period = self.count_parts(visits.day).clip(max=PERIODS - 1) + 1  # (visits,), from 1
         self.counts, self.visits = count_periods(visits, folds[visits.customer], period, size)
-        self.attributes, self.grams = number_attributes(values, size), list[torch.Tensor]()
+        self.attributes, self.grams = number_attributes(values, size), list[Tensor]()
         if size <= MOST_DENSE:
             rates = compute_rates(visits, size)  # (C, V)
             self.grams = [multiply_labels(rates[folds == fold]) for fold in range(FOLDS)]
@@ -85,7 +86,7 @@ class LabelCounts:
             return np.full(len(age), PERIODS)
         return (self.count_parts(day) - age).clip(min=0)
 
-    def read_parts(self, without: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    def read_parts(self, without: int | None = None) -> tuple[Tensor, Tensor]:
         """Reads `LabelTables.counts` `(P, 5, V)` and the number of visits `(P,)` at the end of each part of the
         training period, from its start on, of all folds but one."""
         folds = [fold for fold in range(FOLDS) if fold != without]
@@ -142,7 +143,7 @@ def compute_rates(visits: VisitSets, size: int) -> csr_array:
     return csr_array((rates, (owner, visits.label)), shape=(len(number), size))
 
 
-def multiply_labels(rates: csr_array) -> torch.Tensor:
+def multiply_labels(rates: csr_array) -> Tensor:
     """Gram matrices `(2, W, W)` of the sets of labels of some customers, and of their rates, `(customers, V)`."""
     size = min(rates.shape[1], FIRST_LABEL + MOST_INVERTED)  # W: ids are in the order of frequency
     result = torch.zeros(2, size, size)
@@ -153,19 +154,19 @@ def multiply_labels(rates: csr_array) -> torch.Tensor:
     return result
 
 
-def invert(gram: torch.Tensor, ridge: float) -> tuple[torch.Tensor, torch.Tensor]:
+def invert(gram: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
     """Inverse of a Gram matrix `(W, W)` with a ridge, in units of its mean diagonal, and the strength of that `()`."""
     strength = ridge * gram.diagonal()[FIRST_LABEL:].mean().clamp(min=1e-8)
     return torch.cholesky_inverse(torch.linalg.cholesky(gram + strength * torch.eye(len(gram)))), strength
 
 
-def regress_labels(sets: torch.Tensor) -> torch.Tensor:
+def regress_labels(sets: Tensor) -> Tensor:
     """EASE (Steck, WWW 2019): weights `(W, W)` of a regression of each label on the others, from the labels' sets."""
     inverse, _ = invert(sets, EASE_RIDGE)
     return (-inverse / inverse.diagonal()).fill_diagonal_(0)
 
 
-def smooth_rates(rates: torch.Tensor) -> torch.Tensor:
+def smooth_rates(rates: Tensor) -> Tensor:
     """Weights `(W, W)` of a ridge regression of personal rates on themselves."""
     inverse, strength = invert(rates, RATES_RIDGE)
     return torch.eye(len(rates)) - strength * inverse
@@ -199,7 +200,7 @@ def store_pairs(tables: LabelTables, kind: int, pairs: csr_array, divisors: NDAr
     tables.weights[cells] = torch.from_numpy(pairs.data[kept] / divisors[first]).half()
 
 
-def store_matrix(tables: LabelTables, kind: int, matrix: torch.Tensor) -> None:
+def store_matrix(tables: LabelTables, kind: int, matrix: Tensor) -> None:
     """Stores the K weights of each label that are the largest by their absolute value, of a matrix `(W, W)`."""
     matrix[:, :FIRST_LABEL] = 0
     rows, most = len(matrix), min(tables.weights.shape[2], len(matrix))

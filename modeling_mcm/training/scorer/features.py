@@ -7,19 +7,20 @@ Shapes: E examples, B examples of a batch, T tasks, V labels of a task, N candid
 candidate, P ends of parts of the training period, Q questions.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from modeling_mcm.data.cases import IGNORED
 from modeling_mcm.data.collator import batches_by_length
 from modeling_mcm.features_mcm import compare
 from modeling_mcm.inputs_mcm import Customers
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
-from modeling_mcm.scorer_mcm import HORIZON_DAYS, Candidates, LabelTables, candidate_features, read_histories
+from modeling_mcm.scorer_mcm import HORIZON_DAYS, Candidates, LabelScorer, candidate_features, read_histories
 
 from .counts import CountedLog
 from .examples import ExampleTable, find_later, mark_targets
@@ -45,20 +46,20 @@ class CandidateTable(NamedTuple):
         sees_horizon (`torch.BoolTensor` of shape `(E,)`): Whether all that came within `HORIZON_DAYS` is known.
     """
 
-    example: torch.Tensor
-    label: torch.Tensor
-    features: torch.Tensor
-    is_target: torch.Tensor
-    log_kept: torch.Tensor
-    num_targets: torch.Tensor
-    num_unseen: torch.Tensor
-    sees_horizon: torch.Tensor
+    example: Tensor
+    label: Tensor
+    features: Tensor
+    is_target: Tensor
+    log_kept: Tensor
+    num_targets: Tensor
+    num_unseen: Tensor
+    sees_horizon: Tensor
 
-    def select(self, candidates: torch.Tensor) -> "CandidateTable":
+    def select(self, candidates: Tensor) -> "CandidateTable":
         """The same examples with some of the candidates, by a mask or by indices."""
         return CandidateTable(*[*(column[candidates] for column in self[:5]), *self[5:]])
 
-    def compute_ndcg(self, scores: torch.Tensor) -> torch.Tensor:
+    def compute_ndcg(self, scores: Tensor) -> Tensor:
         """NDCG@10 `(Q, E)` of the candidates' scores `(N, Q)` for each question, NaN without a target."""
         place = compare(self.example, scores.T)[0] + 1  # (Q, N), from 2
         gains = self.is_target.T * (place < 12) / place.log2()  # (Q, N)
@@ -70,7 +71,7 @@ class CandidateTable(NamedTuple):
 
 def read_batches(
     log: CountedLog, examples: ExampleTable, chosen: NDArray, device: torch.device
-) -> Iterator[tuple[NDArray, Customers, dict[str, torch.Tensor]]]:
+) -> Iterator[tuple[NDArray, Customers, dict[str, Tensor]]]:
     """Indices of chosen examples of similar length, their rows, and model inputs with `labels` and `as_of`."""
     for batch in batches_by_length(examples.end[chosen], BATCH):
         row, end, stop, elapsed, *_ = examples.take(chosen[batch])
@@ -83,10 +84,10 @@ def read_batches(
 
 def compute_features(
     log: CountedLog,
-    examples: ExampleTable,
+    examples: ExampleTable | None,
     generator: torch.Generator,
     device: torch.device,
-    tables: Sequence[LabelTables] | None = None,
+    scorer: LabelScorer | None = None,
     encoder: MCMForMultiTaskRecommendation | None = None,
 ) -> list[CandidateTable]:
     """Computes the candidates of each task.
@@ -107,20 +108,26 @@ def compute_features(
 
     Args:
         log ([`CountedLog`]): The log.
-        examples ([`ExampleTable`]): The examples. Those of training come fold by fold.
+        examples ([`ExampleTable`], *optional*): The examples. Those of training come fold by fold. Without any the
+            result is empty.
         generator (`torch.Generator`): Of the draw of candidates, on the CPU.
-        device (`torch.device`): Where features are computed and stay: that of `tables` and `encoder`.
-        tables (`Sequence[LabelTables]`, *optional*): Tables of each task, for examples of validation, all of whose
+        device (`torch.device`): Where features are computed and stay: that of `scorer` and `encoder`.
+        scorer ([`LabelScorer`], *optional*): Scorer whose tables are read, for examples of validation, all of whose
             candidates are kept. Default: the examples are of training. Their counts are those of the other folds,
             as they were on an example's day. Of the candidates that are no targets some `NEGATIVES` are kept.
         encoder ([`MCMForMultiTaskRecommendation`], *optional*): Model whose readout gives features, too.
     """
-    config, is_training = log.collator.config, tables is None
+    if examples is None:
+        return []
+    config, is_training = log.collator.config, scorer is None
     folds = log.folds[examples.row] if is_training else np.full(len(examples.row), -1)  # (E,)
     parts: list[list[CandidateTable]] = [[] for _ in log.counts]
-    order: list[torch.Tensor] = []
+    order: list[Tensor] = []
     for fold in np.unique(folds):
-        known = tables or [counts.make_tables(fold).to(device) for counts in log.counts]
+        known = [
+            counts.make_tables(fold).to(device) if scorer is None else scorer.get_tables(task)
+            for task, counts in enumerate(log.counts)
+        ]
         states = list(zip(*(counts.read_parts(fold) for counts in log.counts), strict=True))  # (P, 5, V), (P,)
         for chosen, rows, batch in read_batches(log, examples, np.flatnonzero(folds == fold), device):
             asked, number = examples.take(chosen), torch.from_numpy(chosen).to(device)  # (B,)
@@ -130,13 +137,12 @@ def compute_features(
             # By task the counts (B, 5, V) at that time, and the numbers of visits (B,)
             then = ([values[at].to(device) for values, at in zip(state, ended, strict=True)] for state in states)
             found = candidate_features(read_histories(config, batch), known, readout, *then)
-            later = find_later(rows, asked)
+            later, sees_horizon = find_later(rows, asked), torch.from_numpy(asked.left >= HORIZON_DAYS).to(device)
             for task, (name, table) in enumerate(zip(config.tasks, known, strict=True)):
                 has_times, labels = bool(table.totals[2]), batch["labels"][..., task]
                 within = (rows.row[later], rows.column(f"task_{name}")[later]) if has_times else None
                 # An example of training has a target of each question: without any it would teach nothing
                 targets = mark_targets(labels, within, table.counts.shape[1], is_training or not has_times)
-                sees_horizon = torch.from_numpy(asked.left >= HORIZON_DAYS).to(device)
                 candidates = label_candidates(found, task, len(known), number, targets, labels, sees_horizon)
                 parts[task].append(draw_negatives(candidates, generator) if is_training else candidates)
             order.append(number)
@@ -147,10 +153,10 @@ def label_candidates(
     found: Candidates,
     task: int,
     tasks: int,
-    number: torch.Tensor,
-    targets: torch.Tensor,
-    labels: torch.Tensor,
-    sees_horizon: torch.Tensor,
+    number: Tensor,
+    targets: Tensor,
+    labels: Tensor,
+    sees_horizon: Tensor,
 ) -> CandidateTable:
     """Says which candidates of a task in a batch are targets.
 
@@ -184,7 +190,7 @@ def draw_negatives(table: CandidateTable, generator: torch.Generator) -> Candida
     return table._replace(log_kept=share.log()).select(kept)
 
 
-def join_parts(parts: list[CandidateTable], order: torch.Tensor) -> CandidateTable:
+def join_parts(parts: list[CandidateTable], order: Tensor) -> CandidateTable:
     """Joins the batches of a task, of whose examples `order` `(E,)` says where each one is."""
     table = CandidateTable(*(torch.cat(column) for column in zip(*parts, strict=True)))
     table = CandidateTable(*table[:5], *(column[order] for column in table[5:]))

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from modeling_mcm.features_mcm import PLACES
 from modeling_mcm.scorer_mcm import NEXT_VISIT, QUESTIONS, WITHIN, ScoreNetwork
@@ -41,7 +41,7 @@ def fit_network(
     seen_last: Collection[int] = (),
     chooses: NDArray | None = None,
     start: ScoreNetwork | None = None,
-) -> list[torch.Tensor]:
+) -> list[Tensor]:
     """Fits a network to examples of all tasks, and keeps the epoch that ranks the validation cases best. It starts at
     its mix of rates, or at a network of counts, with small random weights in its hidden layers.
 
@@ -110,7 +110,7 @@ def fit_network(
 
 
 @torch.no_grad()
-def initialize(network: ScoreNetwork, features: torch.Tensor, seed: int) -> None:
+def initialize(network: ScoreNetwork, features: Tensor, seed: int) -> None:
     """Sets a network to its mix of rates with small random weights in its hidden layers, and its standardisation to
     features `(N, F)`, of which it reads the first ones."""
     generator = torch.Generator().manual_seed(seed)
@@ -144,26 +144,26 @@ class ScoredCases(NamedTuple):
     """Candidates `(N,)` of a task in some cases, ascending, and their labels: their scores by counts alone, whether
     they are targets of the next visit, and numbers of the encoder `(N, K)`."""
 
-    case: torch.Tensor
-    label: torch.Tensor
-    scores: torch.Tensor
-    is_target: torch.Tensor
-    numbers: torch.Tensor
+    case: Tensor
+    label: Tensor
+    scores: Tensor
+    is_target: Tensor
+    numbers: Tensor
 
     @classmethod
     @torch.no_grad()
-    def by_counts(cls, counts: ScoreNetwork, task: int, table: CandidateTable, numbers: torch.Tensor) -> "ScoredCases":
+    def by_counts(cls, counts: ScoreNetwork, task: int, table: CandidateTable, numbers: Tensor) -> "ScoredCases":
         """Scores the candidates of examples by a network of counts."""
         scores = counts(task, table.features)[:, NEXT_VISIT] - table.log_kept
         return cls(table.example, table.label, scores, table.is_target[:, NEXT_VISIT], numbers)
 
 
-def fit_weights(parts: Sequence[ScoredCases]) -> tuple[torch.Tensor, float]:
+def fit_weights(parts: Sequence[ScoredCases]) -> tuple[Tensor, float]:
     """Fits the weights `(K,)`, the same in all tasks, with which the encoder's numbers are added to the scores by
     counts. Both are scaled, because scores that rank well may be too sure. Returns the weights, and the mean
     cross-entropy of a target, summed over the tasks."""
 
-    def loss(parameters: torch.Tensor) -> torch.Tensor:
+    def loss(parameters: Tensor) -> Tensor:
         total = parameters.square().sum() * 1e-3
         for case, _, scores, is_target, numbers in parts:
             logits = parameters[0].exp() * (scores + numbers @ parameters[1:])  # (N,)
@@ -175,7 +175,7 @@ def fit_weights(parts: Sequence[ScoredCases]) -> tuple[torch.Tensor, float]:
     return parameters[1:], loss(parameters).item()
 
 
-def sum_by_group(logits: torch.Tensor, group: torch.Tensor, groups: int) -> torch.Tensor:
+def sum_by_group(logits: Tensor, group: Tensor, groups: int) -> Tensor:
     """Logarithm of the sum of exponentials `(groups,)` of the logits of each group, both `(N,)`; minus infinity
     without any."""
     zeros = logits.new_zeros(groups)
@@ -188,9 +188,9 @@ class Step(NamedTuple):
     `(mask.sum(),)` among all candidates of the task, all on the CPU."""
 
     task: int
-    examples: torch.Tensor
-    mask: torch.Tensor
-    candidates: torch.Tensor
+    examples: Tensor
+    mask: Tensor
+    candidates: Tensor
 
 
 def draw_steps(examples: Sequence[CandidateTable], generator: np.random.Generator) -> list[Step]:
@@ -207,7 +207,7 @@ def draw_steps(examples: Sequence[CandidateTable], generator: np.random.Generato
     return [steps[index] for index in generator.permutation(len(steps))]
 
 
-def pad(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def pad(values: Tensor, mask: Tensor) -> Tensor:
     """Columns `(N, Q)` of the places of a mask `(B, M)`, as `(Q, B, M)`."""
     padded = values.new_zeros(values.shape[1], *mask.shape)
     padded[:, mask] = values.T
@@ -215,12 +215,12 @@ def pad(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 def ranking_loss(
-    mask: torch.Tensor,
-    scores: torch.Tensor,
-    is_target: torch.Tensor,
-    log_kept: torch.Tensor,
-    is_known: torch.Tensor,
-) -> torch.Tensor:
+    mask: Tensor,
+    scores: Tensor,
+    is_target: Tensor,
+    log_kept: Tensor,
+    is_known: Tensor,
+) -> Tensor:
     """Sum over questions of the mean, over the examples that know the answer, of the cross-entropy of the targets
     among the candidates, less a smooth NDCG of the targets with the highest scores.
 
@@ -247,7 +247,7 @@ def ranking_loss(
 @torch.no_grad()
 def rank_cases(
     network: ScoreNetwork, validation: Sequence[CandidateTable], seen_last: Collection[int] = ()
-) -> list[torch.Tensor]:
+) -> list[Tensor]:
     """NDCG@10 `(Q, E)` of validation cases by task; in the tasks `seen_last` labels of the history come last."""
     values = []
     for task, table in enumerate(validation):
