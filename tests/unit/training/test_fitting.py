@@ -17,7 +17,7 @@ from modeling_mcm.training.forecaster.describe import describe_shop
 from modeling_mcm.training.labels import fill_label_values
 from modeling_mcm.training.pretraining import describe_customers
 from modeling_mcm.training.scorer.counts import LabelCounts
-from modeling_mcm.training.state import count_at_times, fit_state
+from modeling_mcm.training.state import count_at_times, fit_state, pad_latest
 
 CUTOFF = pd.Timestamp("2017-10-01").timestamp()
 
@@ -104,6 +104,15 @@ def test_nothing_after_the_cutoff_is_read(event_log, prepare_log, rows, make, fi
         values.append((of_labels, fitted(known).state_dict()))
     torch.testing.assert_close(*values)
     assert decided[0] == decided[1] and late.any()
+
+
+def test_days_count_from_the_first_event_that_is_read(extractor, rows):
+    row = dict(rows[0])
+    row["feature_items"] = np.where(np.arange(len(row["times"])) < 3, 0, row["feature_items"])  # the first is unread
+    (times, unread), batch = pad_latest(extractor, [row, row | {"feature_items": 0 * row["feature_items"]}], ["items"])
+    days = batch["event_times"][0][batch["attention_mask"][0].bool()][1:]
+    np.testing.assert_allclose(days, (times - times[0]) / 86_400, rtol=1e-5)
+    assert times[0] > row["times"][0] == unread[0]
 
 
 def test_the_same_seed_gives_the_same_state(rows, fitted):
